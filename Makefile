@@ -1,0 +1,73 @@
+# The commands of the README. Each installs what it lacks, or says what to install, then builds and runs.
+
+.PHONY: demo test check checks deny bench bench-selection bench-instructions fuzz test-compose tools-demo tools-test python
+
+# Command to look for, and the Debian package that brings it.
+DEMO_TOOLS := cc:build-essential cmake:cmake
+TEST_TOOLS := $(DEMO_TOOLS) curl:curl nginx:nginx-light haproxy:haproxy redis-server:redis-server promtool:prometheus \
+	chromium:chromium chromedriver:chromium-driver python3:python3-venv \
+	/usr/lib/postgresql/15/bin/initdb:postgresql
+
+PYTHON := target/python/bin/python3
+
+## One balancer and three app instances on this machine, until Ctrl-C
+demo: tools-demo
+	cargo build --workspace --bins
+	exec target/debug/app demo $(DEMO)
+
+## Everything that CI runs
+test: tools-test python check deny checks
+	cargo build --workspace --bins
+	sh .ci/nextest
+
+## Format and lints
+check: tools-demo
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- --deny warnings
+
+## SQL against CrateDB's grammar, compose files against both specifications, dashboards and alerts by promtool
+checks: tools-test python
+	$(PYTHON) sql/check.py
+	$(PYTHON) compose/check.py
+	$(PYTHON) grafana/check.py
+
+## Licences, sources and bans of all dependencies
+deny:
+	@if cargo deny --version >/dev/null 2>&1; then \
+		cargo deny --offline --all-features check bans licenses sources; \
+	else \
+		echo "NOT RUN: cargo deny (install it with: cargo install --locked cargo-deny)"; \
+	fi
+
+## Beside nginx, HAProxy and Envoy; writes docs/performance.md
+bench: tools-demo
+	sh tests/bench/run
+
+## What one choice of a backend costs
+bench-selection: tools-demo
+	cargo bench --package evenkeel --bench pick
+
+## Instructions for each request, compared with those on record
+bench-instructions: tools-demo
+	sh tests/bench/instructions --check
+
+## The HTTP/1.1 codec against arbitrary bytes, a minute for each parser (needs cargo-fuzz)
+fuzz: tools-demo
+	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install --locked cargo-fuzz"; exit 1; }
+	for target in request_head response_head chunked; do \
+		(cd lb && RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target -- \
+			-dict=fuzz/http1.dict -max_total_time=60) || exit 1; \
+	done
+
+## The compose stack on a Docker engine; says so when there is none
+test-compose: python
+	PATH="$(CURDIR)/target/python/bin:$$PATH" compose/test.sh
+
+tools-demo:
+	@sh .ci/tools $(DEMO_TOOLS)
+
+tools-test:
+	@sh .ci/tools $(TEST_TOOLS)
+
+python: tools-test
+	@sh .ci/python

@@ -1,0 +1,264 @@
+//! Accounts, login history and posts, and the store that keeps them.
+//!
+//! The contract is cut so that a distributed store without transactions can keep it: uniqueness by primary key
+//! alone, ids made here, times in milliseconds, and every write repeatable.
+
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
+pub mod cratedb;
+pub mod postgres;
+pub mod sqlite;
+pub mod wire;
+
+use std::{
+    fmt,
+    net::IpAddr,
+    str::FromStr,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use unicode_normalization::UnicodeNormalization;
+use uuid::Uuid;
+
+use crate::{error::StoreError, media::MediaName};
+
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// Keeps accounts, logins and posts for every instance.
+///
+/// - **Repeatable:** each write may be sent again with the same ids, by a retry here or by the balancer, and has
+///   the effect of one.
+/// - **Uniqueness** is that of the primary key, decided by the store in one step.
+/// - **Visibility:** reads by key ([`user`](Self::user)) see every finished write. Lists may lag behind the writes
+///   of others, but a finished write of one's own is in one's next list, through whichever instance.
+/// - **Order** of lists: newest first, by `(time, id)`, continued after a [`Cursor`].
+/// - A dropped future leaves its write either done or not done, never half done.
+#[async_trait]
+pub trait DataStore: fmt::Debug + Send + Sync + 'static {
+    /// Adds an account unless its key is taken. The same account again (same id) is [`Signup::Created`] again.
+    async fn create_user(&self, user: &User) -> Result<Signup>;
+
+    async fn user(&self, key: &UserKey) -> Result<Option<User>>;
+
+    async fn record_login(&self, login: &Login) -> Result<()>;
+
+    /// The logins of one account, at most `limit`, those after `after` in the order of lists.
+    async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize) -> Result<Vec<Login>>;
+
+    /// Adds a post. Repeating it (same id) changes nothing, even if its content differs.
+    async fn add_post(&self, post: &Post) -> Result<()>;
+
+    /// Posts of everyone, at most `limit`, those after `after` in the order of lists.
+    async fn posts(&self, after: Option<Cursor>, limit: usize) -> Result<Vec<Post>>;
+
+    /// Whether the store answers.
+    async fn ready(&self) -> Result<()>;
+}
+
+/// What became of a sign-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signup {
+    Created,
+    /// Someone else has the name.
+    Taken,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    pub id: Uuid,
+    pub name: UserName,
+    /// In PHC string format, salt and parameters included.
+    pub password_hash: String,
+    pub created: Millis,
+}
+
+/// One attempt to log in to an account that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    pub id: Uuid,
+    pub user: UserKey,
+    pub at: Millis,
+    pub address: IpAddr,
+    /// Name of the instance that decided.
+    pub instance: String,
+    pub succeeded: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Post {
+    pub id: Uuid,
+    pub created: Millis,
+    pub author: UserName,
+    pub text: String,
+    pub picture: Option<Picture>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    pub name: MediaName,
+    pub alt: String,
+    pub width: u32,
+    pub height: u32,
+}
+
+/// A time in milliseconds since 1970: the precision that every store keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Millis(pub i64);
+
+impl Millis {
+    pub fn now() -> Self {
+        Self::from(SystemTime::now())
+    }
+}
+
+impl From<SystemTime> for Millis {
+    fn from(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+/// The place after which a list goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cursor {
+    pub at: Millis,
+    pub id: Uuid,
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.at.0, self.id.simple())
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = ();
+
+    fn from_str(text: &str) -> std::result::Result<Self, ()> {
+        let (at, id) = text.split_once('.').ok_or(())?;
+        Ok(Self { at: Millis(at.parse().map_err(|_| ())?), id: id.parse().map_err(|_| ())? })
+    }
+}
+
+/// A name as its owner writes it: 3 to 32 letters, digits, dots, dashes and underscores of any script.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct UserName(String);
+
+impl UserName {
+    pub const SHORTEST: usize = 3;
+    pub const LONGEST: usize = 32;
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What makes the name unique: case, width and composition of its letters do not count.
+    pub fn key(&self) -> UserKey {
+        UserKey(self.0.to_lowercase().nfkc().collect())
+    }
+}
+
+impl FromStr for UserName {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> std::result::Result<Self, BadName> {
+        // A long text is refused before it is normalised, which may lengthen it many times over.
+        if text.len() > 16 * Self::LONGEST {
+            return Err(BadName::Length);
+        }
+        let name: String = text.trim().nfkc().collect();
+        if !(Self::SHORTEST..=Self::LONGEST).contains(&name.chars().count()) {
+            return Err(BadName::Length);
+        }
+        if !name.starts_with(char::is_alphanumeric) {
+            return Err(BadName::Start);
+        }
+        if !name.chars().all(|c| c.is_alphanumeric() || "._-".contains(c)) {
+            return Err(BadName::Character);
+        }
+        Ok(Self(name))
+    }
+}
+
+impl TryFrom<String> for UserName {
+    type Error = BadName;
+
+    fn try_from(text: String) -> std::result::Result<Self, BadName> {
+        text.parse()
+    }
+}
+
+impl From<UserName> for String {
+    fn from(name: UserName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for UserName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a name was refused, in words for the person who chose it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadName {
+    #[error("A name has 3 to 32 characters.")]
+    Length,
+    #[error("A name starts with a letter or a digit.")]
+    Start,
+    #[error("A name is made of letters, digits, dots, dashes and underscores, without spaces.")]
+    Character,
+}
+
+/// The primary key of an account; only [`UserName::key`] makes one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UserKey(String);
+
+impl UserKey {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// For stores that read back what they were given.
+    pub fn from_stored(key: String) -> Self {
+        Self(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_look_alike_share_a_key() {
+        let key = |name: &str| name.parse::<UserName>().unwrap().key();
+        assert_eq!(key("Zoe"), key("zoe"));
+        assert_eq!(key("Zo\u{eb}"), key("zoe\u{308}"));
+        assert_eq!(key("ann１"), key("ANN1"));
+        assert_ne!(key("zoe"), key("zoé"));
+    }
+
+    #[test]
+    fn unfit_names_say_why() {
+        let refuse = |name: &str| name.parse::<UserName>().unwrap_err();
+        assert_eq!(refuse("ab"), BadName::Length);
+        assert_eq!(refuse(&"a".repeat(33)), BadName::Length);
+        assert_eq!(refuse(&"a".repeat(100_000)), BadName::Length);
+        assert_eq!(refuse("-abc"), BadName::Start);
+        assert_eq!(refuse("a b c"), BadName::Character);
+        assert_eq!(refuse("abc\u{202e}def"), BadName::Character);
+        assert_eq!(refuse("<script>").to_string(), BadName::Start.to_string());
+    }
+
+    #[test]
+    fn cursors_survive_the_query_string() {
+        let cursor = Cursor { at: Millis(1_763_697_600_123), id: Uuid::now_v7() };
+        assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        assert_eq!("12".parse::<Cursor>(), Err(()));
+        assert_eq!("x.y".parse::<Cursor>(), Err(()));
+    }
+}

@@ -1,0 +1,154 @@
+//! What every [`DataStore`] must do. Each implementation calls [`run`] from its own test.
+#![allow(clippy::unwrap_used, reason = "a suite of assertions")]
+
+use uuid::Uuid;
+
+use super::{Cursor, DataStore, Login, Millis, Picture, Post, Signup, User, UserName};
+
+/// Runs the suite. `one` and `other` are two handles, as of two instances, on the same data. What is there
+/// already is left alone, so the suite may run again on a store that cannot be emptied.
+pub async fn run(one: &dyn DataStore, other: &dyn DataStore) {
+    one.ready().await.unwrap();
+    a_name_belongs_to_the_first_who_takes_it(one, other).await;
+    repeating_a_signup_succeeds(one, other).await;
+    of_many_signups_at_once_one_wins(one, other).await;
+    an_unknown_name_is_nobody(one).await;
+    logins_are_listed_newest_first_and_per_account(one, other).await;
+    posts_page_through_without_gaps_or_repeats(one, other).await;
+    repeating_a_post_changes_nothing(one, other).await;
+    text_comes_back_as_it_went_in(one, other).await;
+}
+
+async fn a_name_belongs_to_the_first_who_takes_it(one: &dyn DataStore, other: &dyn DataStore) {
+    let name = fresh_name();
+    let ann = user(&name);
+    let rival = user(&name.to_uppercase());
+    assert_eq!(one.create_user(&ann).await.unwrap(), Signup::Created);
+    assert_eq!(other.create_user(&rival).await.unwrap(), Signup::Taken);
+    assert_eq!(other.user(&rival.name.key()).await.unwrap(), Some(ann));
+}
+
+async fn repeating_a_signup_succeeds(one: &dyn DataStore, other: &dyn DataStore) {
+    let ann = user(&fresh_name());
+    assert_eq!(one.create_user(&ann).await.unwrap(), Signup::Created);
+    assert_eq!(other.create_user(&ann).await.unwrap(), Signup::Created);
+}
+
+async fn of_many_signups_at_once_one_wins(one: &dyn DataStore, other: &dyn DataStore) {
+    let name = fresh_name();
+    let rivals: Vec<User> = (0..8).map(|_| user(&name)).collect();
+    let outcomes = futures_util::future::join_all(
+        rivals.iter().enumerate().map(|(n, rival)| if n % 2 == 0 { one } else { other }.create_user(rival)),
+    )
+    .await;
+    let winners: Vec<_> =
+        rivals.iter().zip(outcomes).filter(|(_, outcome)| *outcome.as_ref().unwrap() == Signup::Created).collect();
+    assert_eq!(winners.len(), 1);
+    let kept = one.user(&rivals[0].name.key()).await.unwrap().unwrap();
+    assert_eq!(&kept, winners[0].0);
+}
+
+async fn an_unknown_name_is_nobody(one: &dyn DataStore) {
+    let name: UserName = fresh_name().parse().unwrap();
+    assert_eq!(one.user(&name.key()).await.unwrap(), None);
+    assert_eq!(one.logins(&name.key(), None, 10).await.unwrap(), []);
+}
+
+async fn logins_are_listed_newest_first_and_per_account(one: &dyn DataStore, other: &dyn DataStore) {
+    let ann: UserName = fresh_name().parse().unwrap();
+    let ben: UserName = fresh_name().parse().unwrap();
+    let mut logins: Vec<Login> = (0..5).map(|n| login(&ann, 1_000 + n / 2, n % 2 == 0)).collect();
+    for login in &logins {
+        one.record_login(login).await.unwrap();
+        other.record_login(login).await.unwrap();
+    }
+    one.record_login(&login(&ben, 1_001, true)).await.unwrap();
+    logins.sort_by_key(|login| std::cmp::Reverse((login.at, login.id)));
+
+    assert_eq!(other.logins(&ann.key(), None, 10).await.unwrap(), logins);
+    let first = other.logins(&ann.key(), None, 2).await.unwrap();
+    assert_eq!(first, logins[..2]);
+    let cursor = Cursor { at: first[1].at, id: first[1].id };
+    assert_eq!(one.logins(&ann.key(), Some(cursor), 10).await.unwrap(), logins[2..]);
+}
+
+async fn posts_page_through_without_gaps_or_repeats(one: &dyn DataStore, other: &dyn DataStore) {
+    let author: UserName = fresh_name().parse().unwrap();
+    // Far in the future, so that whatever the store held before comes after these.
+    let base = Millis::now().0 + 10_000_000_000;
+    let mut posts: Vec<Post> = (0..7).map(|n| post(&author, base + n / 3)).collect();
+    for post in &posts {
+        one.add_post(post).await.unwrap();
+        assert!(other.posts(None, 50).await.unwrap().contains(post), "the author finds a finished post anywhere");
+    }
+    posts.sort_by_key(|post| std::cmp::Reverse((post.created, post.id)));
+
+    let mut seen = Vec::new();
+    let mut after = None;
+    while seen.len() < posts.len() {
+        let page = other.posts(after, 3).await.unwrap();
+        after = page.last().map(|post| Cursor { at: post.created, id: post.id });
+        assert!(after.is_some(), "the list ended before all posts were seen");
+        seen.extend(page.into_iter().filter(|post| post.author == author));
+    }
+    assert_eq!(seen, posts);
+}
+
+async fn repeating_a_post_changes_nothing(one: &dyn DataStore, other: &dyn DataStore) {
+    let author: UserName = fresh_name().parse().unwrap();
+    let first = post(&author, Millis::now().0 + 20_000_000_000);
+    let again = Post { text: "changed".into(), ..first.clone() };
+    one.add_post(&first).await.unwrap();
+    other.add_post(&again).await.unwrap();
+    let posts = one.posts(None, 50).await.unwrap();
+    let kept: Vec<_> = posts.iter().filter(|post| post.id == first.id).collect();
+    assert_eq!(kept, [&first]);
+}
+
+async fn text_comes_back_as_it_went_in(one: &dyn DataStore, other: &dyn DataStore) {
+    let author: UserName = fresh_name().parse().unwrap();
+    let mut odd = post(&author, Millis::now().0 + 30_000_000_000);
+    odd.text = "'; DROP TABLE posts; -- \u{1f6f6}\r\n<b>\"$1\"</b> ?".repeat(40);
+    odd.picture = Some(Picture {
+        name: format!("{}.png", "ab".repeat(32)).parse().unwrap(),
+        alt: "quote \" and 'apostrophe'".into(),
+        width: 1,
+        height: u32::from(u16::MAX),
+    });
+    one.add_post(&odd).await.unwrap();
+    assert!(other.posts(None, 50).await.unwrap().contains(&odd));
+}
+
+fn fresh_name() -> String {
+    format!("n{}", &Uuid::new_v4().simple().to_string()[..24])
+}
+
+fn user(name: &str) -> User {
+    User {
+        id: Uuid::now_v7(),
+        name: name.parse().unwrap(),
+        password_hash: "$argon2id$v=19$m=8,t=1,p=1$c2FsdA$aGFzaA".into(),
+        created: Millis::now(),
+    }
+}
+
+fn login(name: &UserName, at_ms: i64, succeeded: bool) -> Login {
+    Login {
+        id: Uuid::now_v7(),
+        user: name.key(),
+        at: Millis(at_ms),
+        address: if succeeded { [192, 0, 2, 7].into() } else { "2001:db8::7".parse().unwrap() },
+        instance: "web1".into(),
+        succeeded,
+    }
+}
+
+fn post(author: &UserName, created_ms: i64) -> Post {
+    Post {
+        id: Uuid::now_v7(),
+        created: Millis(created_ms),
+        author: author.clone(),
+        text: "Hello".into(),
+        picture: None,
+    }
+}

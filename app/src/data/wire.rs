@@ -1,0 +1,413 @@
+//! What CrateDB and PostgreSQL have in common: the wire, a pool of connections, and the statements.
+//!
+//! Neither is spoken to in transactions, because CrateDB has none: each statement stands alone and may be sent again.
+//! Statements carry the types of their parameters, so each costs one round trip and leaves nothing on the server.
+//! The pool is `deadpool`'s with connections of our own making, because each node needs a time limit of its own: one
+//! that is frozen takes connections and never answers, and would use up the limit meant for all.
+
+mod connect;
+pub mod statements;
+
+use std::{
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use deadpool::managed::{Object, Pool, PoolError, Timeouts};
+use futures_util::TryStreamExt;
+use tokio::time::timeout;
+use tokio_postgres::{
+    Row,
+    error::SqlState,
+    types::{ToSql, Type},
+};
+
+use self::connect::Connections;
+pub use self::connect::Nodes;
+use super::{Cursor, Login, Millis, Picture, Post, Result, Signup, User, UserKey};
+use crate::{
+    error::StoreError,
+    patience::{Failure, Patience},
+};
+
+/// Where the database is and how long it may take.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub nodes: Nodes,
+    pub connections: usize,
+    /// To connect and log in to one node.
+    pub connect_timeout: Duration,
+    /// For one statement; then its connection is given up.
+    pub statement_timeout: Duration,
+    /// For one operation with all attempts.
+    pub overall_timeout: Duration,
+    /// For the database and its tables to appear at the start.
+    pub start_deadline: Duration,
+}
+
+/// A database of either kind. Clones share their connections.
+#[derive(Clone, Debug)]
+pub struct Wire {
+    pool: Pool<Connections>,
+    patience: Arc<Patience>,
+    settings: Arc<Settings>,
+}
+
+/// A parameter and its type.
+type Parameter<'p> = (&'p (dyn ToSql + Sync), Type);
+
+struct Answer {
+    rows: Vec<Row>,
+    /// Rows written.
+    affected: u64,
+}
+
+/// How many connections there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSize {
+    pub most: usize,
+    pub open: usize,
+    pub idle: usize,
+    /// Operations that wait for a connection.
+    pub waiting: usize,
+}
+
+impl Wire {
+    /// Connects when it is first used.
+    pub fn new(settings: Settings) -> anyhow::Result<Self> {
+        let manager = Connections::new(settings.nodes.clone(), settings.connect_timeout)?;
+        let pool = Pool::builder(manager)
+            .max_size(settings.connections)
+            .timeouts(Timeouts {
+                wait: Some(settings.overall_timeout),
+                // Every node may have to be tried.
+                create: Some(settings.connect_timeout * settings.nodes.count()),
+                recycle: Some(settings.connect_timeout),
+            })
+            .runtime(deadpool::Runtime::Tokio1)
+            .build()?;
+        let patience = Arc::new(Patience::new(settings.overall_timeout));
+        Ok(Self { pool, patience, settings: Arc::new(settings) })
+    }
+
+    pub fn pool_size(&self) -> PoolSize {
+        let status = self.pool.status();
+        PoolSize { most: status.max_size, open: status.size, idle: status.available, waiting: status.waiting }
+    }
+
+    /// Waits until the database answers and has every table of ours, making those that are missing from `ddl`: one
+    /// statement each, which may run again. Says every few seconds what it waits for.
+    pub async fn start(&self, database: &str, ddl: &str) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let mut told = begun - TELL_EVERY;
+        loop {
+            let error = match self.prepare(ddl).await {
+                Ok(()) => {
+                    tracing::info!(took_ms = begun.elapsed().as_millis(), "{database} is ready");
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            let (waited, limit) = (begun.elapsed(), self.settings.start_deadline);
+            let seconds = |time: Duration| time.as_secs_f64().round();
+            if !error.again || waited >= limit {
+                anyhow::bail!("{database} is not ready after {} s: {}", seconds(waited), error.error);
+            }
+            if told.elapsed() >= TELL_EVERY {
+                told = Instant::now();
+                let cause = error.error.to_string();
+                tracing::info!(cause, "waiting for {database}, {} of {} s: {cause}", seconds(waited), seconds(limit));
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+
+    async fn prepare(&self, ddl: &str) -> std::result::Result<(), Failure> {
+        let missing = self.missing().await?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        tracing::info!("making the missing tables: {}", missing.join(", "));
+        for statement in statements::of_file(ddl) {
+            if let Err(failure) = self.attempt_plain(statement).await {
+                // Another instance may have made it at the same time, which PostgreSQL reports as a duplicate.
+                tracing::debug!(error = %failure.error, "a table could not be made");
+                let missing = self.missing().await?;
+                if missing.is_empty() {
+                    return Ok(());
+                }
+                let told =
+                    format!("the tables {} are missing and cannot be made: {}", missing.join(", "), failure.error);
+                return Err(Failure { error: StoreError::unavailable(told), again: true });
+            }
+        }
+        Ok(())
+    }
+
+    async fn missing(&self) -> std::result::Result<Vec<&'static str>, Failure> {
+        let answer = self.attempt(statements::TABLES, &[]).await?;
+        let present: Vec<String> = answer
+            .rows
+            .iter()
+            .map(|row| row.try_get(0))
+            .collect::<std::result::Result<_, _>>()
+            .map_err(|error| Failure::lasting(StoreError::corrupt(error)))?;
+        Ok(statements::OUR_TABLES.into_iter().filter(|ours| !present.iter().any(|name| name == ours)).collect())
+    }
+
+    /// Sends a statement until it is answered, for as long as an operation may take.
+    async fn run(&self, statement: &str, parameters: &[Parameter<'_>]) -> Result<Answer> {
+        self.patience.run(|| self.attempt(statement, parameters)).await
+    }
+
+    /// A statement without parameters and rows, of the kinds that cannot be parsed ahead.
+    pub(super) async fn run_plain(&self, statement: &str) -> Result<()> {
+        self.patience.run(|| self.attempt_plain(statement)).await
+    }
+
+    /// One number.
+    pub(super) async fn count(&self, statement: &str) -> Result<i64> {
+        let answer = self.attempt(statement, &[]).await.map_err(|failure| failure.error)?;
+        let row = answer.rows.first().ok_or_else(|| StoreError::corrupt("no row where there is always one"))?;
+        row.try_get(0).map_err(StoreError::corrupt)
+    }
+
+    async fn attempt(&self, statement: &str, parameters: &[Parameter<'_>]) -> std::result::Result<Answer, Failure> {
+        let link = self.link().await?;
+        let work = async {
+            let parameters = parameters.iter().map(|(value, of_type)| (*value, of_type.clone()));
+            let mut answer = pin!(link.client().query_typed_raw(statement, parameters).await?);
+            let mut rows = Vec::new();
+            while let Some(row) = answer.try_next().await? {
+                rows.push(row);
+            }
+            Ok(Answer { rows, affected: answer.rows_affected().unwrap_or(0) })
+        };
+        let result = timeout(self.settings.statement_timeout, work).await;
+        self.judge(link, result)
+    }
+
+    async fn attempt_plain(&self, statement: &str) -> std::result::Result<(), Failure> {
+        let link = self.link().await?;
+        let result = timeout(self.settings.statement_timeout, link.client().batch_execute(statement)).await;
+        self.judge(link, result)
+    }
+
+    async fn link(&self) -> std::result::Result<Object<Connections>, Failure> {
+        self.pool.get().await.map_err(|error| match error {
+            PoolError::Backend(failure) => failure,
+            PoolError::Timeout(_) => Failure::passing(StoreError::unavailable("no connection to be had in time")),
+            PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
+                Failure::lasting(StoreError::unavailable("the pool of connections does not work"))
+            }
+        })
+    }
+
+    /// What became of a statement, and whether its connection may serve again.
+    fn judge<T>(
+        &self,
+        link: Object<Connections>,
+        result: std::result::Result<std::result::Result<T, tokio_postgres::Error>, tokio::time::error::Elapsed>,
+    ) -> std::result::Result<T, Failure> {
+        match result {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(failure(error)),
+            Err(_) => {
+                // Other connections may lead to the same node. The idle ones are cheap to make anew, elsewhere.
+                link.blame_node();
+                drop(Object::take(link));
+                self.pool.retain(|_, _| false);
+                Err(Failure::passing(StoreError::unavailable("a statement was not answered in time")))
+            }
+        }
+    }
+}
+
+/// The store's operations, in statements that both kinds understand.
+impl Wire {
+    pub(super) async fn create_user(&self, user: &User) -> Result<Signup> {
+        let (key, id) = (user.name.key(), user.id.to_string());
+        let inserted = self
+            .run(
+                statements::CREATE_USER,
+                &[
+                    text(&key.as_str()),
+                    text(&id),
+                    text(&user.name.as_str()),
+                    text(&user.password_hash),
+                    (&user.created.0, Type::INT8),
+                ],
+            )
+            .await?;
+        if inserted.affected == 1 {
+            return Ok(Signup::Created);
+        }
+        // Somebody has it: perhaps this very sign-up, whose first answer was lost.
+        let holder = self.user(&key).await?.ok_or_else(|| StoreError::corrupt("a name is taken by nobody"))?;
+        Ok(if holder.id == user.id { Signup::Created } else { Signup::Taken })
+    }
+
+    pub(super) async fn user(&self, key: &UserKey) -> Result<Option<User>> {
+        let answer = self.run(statements::USER, &[text(&key.as_str())]).await?;
+        answer.rows.first().map(user).transpose()
+    }
+
+    pub(super) async fn record_login(&self, login: &Login) -> Result<()> {
+        let (id, address) = (login.id.to_string(), login.address.to_string());
+        self.run(
+            statements::RECORD_LOGIN,
+            &[
+                text(&login.user.as_str()),
+                (&login.at.0, Type::INT8),
+                text(&id),
+                text(&address),
+                text(&login.instance),
+                (&login.succeeded, Type::BOOL),
+            ],
+        )
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize) -> Result<Vec<Login>> {
+        let (at_ms, id, limit) = bounds(after, limit);
+        let key = key.as_str();
+        let parameters = [text(&key), (&at_ms, Type::INT8), text(&id), (&limit, Type::INT8)];
+        self.run(statements::LOGINS, &parameters).await?.rows.iter().map(login).collect()
+    }
+
+    pub(super) async fn add_post(&self, post: &Post) -> Result<()> {
+        let id = post.id.to_string();
+        let picture = post.picture.as_ref();
+        let name = picture.map(|picture| picture.name.to_string());
+        let alt = picture.map(|picture| picture.alt.as_str());
+        let side = |side: u32| i32::try_from(side).unwrap_or(i32::MAX);
+        let (width, height) = (picture.map(|p| side(p.width)), picture.map(|p| side(p.height)));
+        self.run(
+            statements::ADD_POST,
+            &[
+                text(&id),
+                (&post.created.0, Type::INT8),
+                text(&post.author.as_str()),
+                text(&post.text),
+                (&name, Type::TEXT),
+                (&alt, Type::TEXT),
+                (&width, Type::INT4),
+                (&height, Type::INT4),
+            ],
+        )
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn posts(&self, after: Option<Cursor>, limit: usize) -> Result<Vec<Post>> {
+        let (at_ms, id, limit) = bounds(after, limit);
+        let parameters = [(&at_ms as &(dyn ToSql + Sync), Type::INT8), text(&id), (&limit, Type::INT8)];
+        self.run(statements::POSTS, &parameters).await?.rows.iter().map(post).collect()
+    }
+
+    pub(super) async fn ready(&self) -> Result<()> {
+        self.attempt(statements::READY, &[]).await.map(|_| ()).map_err(|failure| failure.error)
+    }
+}
+
+fn text<T: ToSql + Sync>(value: &T) -> Parameter<'_> {
+    (value, Type::TEXT)
+}
+
+/// Where a list begins, after the cursor or before everything, and how long it is.
+fn bounds(after: Option<Cursor>, limit: usize) -> (i64, String, i64) {
+    let (at_ms, id) = after.map_or((i64::MAX, String::new()), |cursor| (cursor.at.0, cursor.id.to_string()));
+    (at_ms, id, i64::try_from(limit).unwrap_or(i64::MAX))
+}
+
+fn user(row: &Row) -> Result<User> {
+    Ok(User {
+        id: parsed(row, "id")?,
+        name: parsed(row, "name")?,
+        password_hash: column(row, "password_hash")?,
+        created: Millis(column(row, "created_ms")?),
+    })
+}
+
+fn login(row: &Row) -> Result<Login> {
+    Ok(Login {
+        id: parsed(row, "id")?,
+        user: UserKey::from_stored(column(row, "user_key")?),
+        at: Millis(column(row, "at_ms")?),
+        address: parsed(row, "address")?,
+        instance: column(row, "instance")?,
+        succeeded: column(row, "succeeded")?,
+    })
+}
+
+fn post(row: &Row) -> Result<Post> {
+    let picture = match column::<Option<String>>(row, "picture")? {
+        None => None,
+        Some(_) => Some(Picture {
+            name: parsed(row, "picture")?,
+            alt: column(row, "picture_alt")?,
+            width: side(row, "picture_width")?,
+            height: side(row, "picture_height")?,
+        }),
+    };
+    Ok(Post {
+        id: parsed(row, "id")?,
+        created: Millis(column(row, "created_ms")?),
+        author: parsed(row, "author")?,
+        text: column(row, "text")?,
+        picture,
+    })
+}
+
+fn side(row: &Row, name: &str) -> Result<u32> {
+    column::<i32>(row, name)?.try_into().map_err(StoreError::corrupt)
+}
+
+fn column<'r, T: tokio_postgres::types::FromSql<'r>>(row: &'r Row, name: &str) -> Result<T> {
+    row.try_get(name).map_err(StoreError::corrupt)
+}
+
+fn parsed<T>(row: &Row, name: &str) -> Result<T>
+where
+    T: std::str::FromStr,
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    column::<&str>(row, name)?.parse().map_err(StoreError::corrupt)
+}
+
+/// Statements are repeatable, so whatever is not wrong with them themselves may pass.
+fn failure(error: tokio_postgres::Error) -> Failure {
+    let again = error.code().is_none_or(|code| !is_lasting(code));
+    Failure { error: StoreError::unavailable(Told(error)), again }
+}
+
+fn is_lasting(code: &SqlState) -> bool {
+    // Classes of SQLSTATE: not supported, data, constraints, authorisation, no such database or schema, syntax, names
+    // and rights.
+    const LASTING: [&str; 7] = ["0A", "22", "23", "28", "3D", "3F", "42"];
+    LASTING.iter().any(|class| code.code().starts_with(class))
+}
+
+/// The library's own words are "db error"; those of the database come second.
+#[derive(Debug)]
+struct Told(tokio_postgres::Error);
+
+impl std::fmt::Display for Told {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(error) = self.0.as_db_error() {
+            return write!(f, "{} ({})", error.message(), error.code().code());
+        }
+        write!(f, "{}", self.0)?;
+        match std::error::Error::source(&self.0) {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Told {}
+
+const TELL_EVERY: Duration = Duration::from_secs(5);
+const ASK_EVERY: Duration = Duration::from_millis(500);

@@ -1,0 +1,84 @@
+//! Every statement that is sent to CrateDB or PostgreSQL, in one place, so that a test can prove all of them against
+//! CrateDB's grammar. Both kinds are sent the same ones; those at the end are for CrateDB alone.
+
+pub const CREATE_USER: &str = "\
+    INSERT INTO users (user_key, id, name, password_hash, created_ms) \
+    VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING";
+
+pub const USER: &str = "SELECT id, name, password_hash, created_ms FROM users WHERE user_key = $1";
+
+pub const RECORD_LOGIN: &str = "\
+    INSERT INTO logins (user_key, at_ms, id, address, instance, succeeded) \
+    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
+
+pub const LOGINS: &str = "\
+    SELECT user_key, at_ms, id, address, instance, succeeded FROM logins \
+    WHERE user_key = $1 AND (at_ms < $2 OR (at_ms = $2 AND id < $3)) \
+    ORDER BY at_ms DESC, id DESC LIMIT $4";
+
+pub const ADD_POST: &str = "\
+    INSERT INTO posts (id, created_ms, author, text, picture, picture_alt, picture_width, picture_height) \
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING";
+
+pub const POSTS: &str = "\
+    SELECT id, created_ms, author, text, picture, picture_alt, picture_width, picture_height FROM posts \
+    WHERE created_ms < $1 OR (created_ms = $1 AND id < $2) \
+    ORDER BY created_ms DESC, id DESC LIMIT $3";
+
+/// By primary key, as a login does it: cheap, and it fails where the table is missing or has lost its data.
+pub const READY: &str = "SELECT id FROM users WHERE user_key = ''";
+
+pub const TABLES: &str = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema";
+
+/// Makes what was written visible in lists.
+pub const REFRESH_LOGINS: &str = "REFRESH TABLE logins";
+pub const REFRESH_POSTS: &str = "REFRESH TABLE posts";
+
+pub const NODES: &str = "SELECT count(*) FROM sys.nodes";
+pub const SHARDS: &str = "SELECT count(*) FROM sys.shards";
+pub const UNASSIGNED_SHARDS: &str = "SELECT count(*) FROM sys.shards WHERE state = 'UNASSIGNED'";
+
+/// All that CrateDB is sent, besides the statements of its DDL file.
+pub const ALL: [&str; 13] = [
+    CREATE_USER,
+    USER,
+    RECORD_LOGIN,
+    LOGINS,
+    ADD_POST,
+    POSTS,
+    READY,
+    TABLES,
+    REFRESH_LOGINS,
+    REFRESH_POSTS,
+    NODES,
+    SHARDS,
+    UNASSIGNED_SHARDS,
+];
+
+pub const OUR_TABLES: [&str; 3] = ["users", "logins", "posts"];
+
+/// The statements of a file of DDL, in which each ends with a semicolon at the end of a line.
+pub fn of_file(text: &str) -> impl Iterator<Item = &str> {
+    text.split(";\n").map(|statement| statement.trim().trim_end_matches(';')).filter(|statement| {
+        statement.lines().any(|line| !line.trim().is_empty() && !line.trim_start().starts_with("--"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_split_into_its_statements() {
+        let text = "-- About; this\nCREATE TABLE a (\n  b TEXT -- why\n);\n\nCREATE TABLE c (d TEXT);\n-- the end\n";
+        let statements: Vec<_> = of_file(text).collect();
+        assert_eq!(statements.len(), 2, "{statements:?}");
+        assert!(statements[0].ends_with(')') && statements[1].starts_with("CREATE TABLE c"), "{statements:?}");
+    }
+
+    #[test]
+    fn the_list_holds_every_statement_of_this_file() {
+        let constants = include_str!("statements.rs").lines().filter(|line| line.starts_with("pub const "));
+        assert_eq!(constants.filter(|line| line.contains(": &str")).count(), ALL.len());
+    }
+}

@@ -1,0 +1,130 @@
+//! A process that the demonstration started, and that does not outlive it.
+
+use std::{ffi::OsString, fs::File, os::unix::process::ExitStatusExt, path::Path, path::PathBuf, process::Stdio};
+
+use anyhow::Context;
+use nix::{
+    sys::{prctl, signal},
+    unistd::{Pid, getppid},
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    process::{ChildStdout, Command},
+};
+
+use super::{Duration, Instant, timeout, timeout_at};
+
+pub struct Child {
+    process: tokio::process::Child,
+    stdout: Option<BufReader<ChildStdout>>,
+    pid: u32,
+    log: PathBuf,
+}
+
+/// Where standard output goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speech {
+    /// Its first line is waited for.
+    Awaited,
+    /// To the log, with the rest.
+    Logged,
+}
+
+impl Child {
+    /// Starts `program`. What it logs goes to the file `log`, which begins anew.
+    pub fn spawn(program: &Path, arguments: &[OsString], log: &Path, speech: Speech) -> anyhow::Result<Self> {
+        let told = || format!("cannot start {}", program.display());
+        let errors = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let output = match speech {
+            Speech::Awaited => Stdio::piped(),
+            Speech::Logged => errors.try_clone().with_context(told)?.into(),
+        };
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(output).stderr(errors).kill_on_drop(true);
+        // A group of its own: Ctrl-C reaches this process alone, which then stops the others in order.
+        command.process_group(0);
+        let parent = Pid::this();
+        // SAFETY: runs in the child between fork and exec, where only calls that are safe in signal handlers are
+        // allowed; both calls are bare system calls, and neither allocates nor locks.
+        unsafe {
+            command.pre_exec(move || {
+                prctl::set_pdeathsig(signal::Signal::SIGTERM)?;
+                // Killed before the line above, this process would never be told.
+                if getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
+            });
+        }
+        let mut process = command.spawn().with_context(told)?;
+        let pid = process.id().with_context(told)?;
+        let stdout = process.stdout.take().map(BufReader::new);
+        Ok(Self { process, stdout, pid, log: log.to_owned() })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The first line it writes to standard output. What follows is read and forgotten.
+    pub async fn first_line(&mut self, deadline: Instant) -> anyhow::Result<String> {
+        let mut stdout = self.stdout.take().context("its first line was read already")?;
+        let mut line = String::new();
+        let read = timeout_at(deadline, stdout.read_line(&mut line)).await;
+        tokio::spawn(forget(stdout));
+        match read {
+            Err(_) => anyhow::bail!("it said nothing in time{}", self.last_words()),
+            Ok(Ok(count)) if count > 0 => Ok(line.trim_end().to_owned()),
+            Ok(_) => anyhow::bail!("it {}{}", self.ended().await, self.last_words()),
+        }
+    }
+
+    /// Waits for its end, and says in a verb what that was.
+    pub async fn ended(&mut self) -> String {
+        match self.process.wait().await {
+            Ok(status) => match (status.code(), status.signal()) {
+                (Some(0), _) => "ended".to_owned(),
+                (Some(code), _) => format!("failed with exit code {code}"),
+                (None, number) => {
+                    let name = number.and_then(|number| signal::Signal::try_from(number).ok());
+                    format!("was ended by {}", name.map_or("a signal", signal::Signal::as_str))
+                }
+            },
+            Err(error) => format!("was lost sight of: {error}"),
+        }
+    }
+
+    /// The end of its log, to go after a sentence about its end.
+    pub fn last_words(&self) -> String {
+        let log = std::fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<_> = log.lines().rev().take(5).collect();
+        let lines: String = lines.into_iter().rev().map(|line| format!("\n  {line}")).collect();
+        if lines.is_empty() { String::new() } else { format!(". The end of {}:{lines}", self.log.display()) }
+    }
+
+    /// Asks it to end, and makes it once `patience` is over.
+    pub async fn stop(&mut self, patience: Duration) {
+        self.send(signal::Signal::SIGTERM);
+        if timeout(patience, self.process.wait()).await.is_err() {
+            eprintln!("{} did not stop in time and is ended", self.log.display());
+            self.kill();
+            let _ = self.process.wait().await;
+        }
+    }
+
+    pub fn kill(&mut self) {
+        self.send(signal::Signal::SIGKILL);
+    }
+
+    fn send(&self, what: signal::Signal) {
+        // Until it has been waited for, its id cannot have passed to another process.
+        let pid = self.process.id().and_then(|pid| i32::try_from(pid).ok());
+        if let Some(pid) = pid {
+            let _ = signal::kill(Pid::from_raw(pid), what);
+        }
+    }
+}
+
+/// Keeps the pipe from filling up.
+async fn forget(mut stdout: BufReader<ChildStdout>) {
+    let mut buffer = [0; 1024];
+    while matches!(stdout.read(&mut buffer).await, Ok(1..)) {}
+}

@@ -1,0 +1,92 @@
+//! `app health`: asks an instance how it is. Images without a shell have no other program that could.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use http::Uri;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+/// The question, as written.
+#[derive(Debug, Args)]
+pub struct HealthArgs {
+    /// What to ask: /healthz whether it is alive, /readyz whether its stores can be reached as well
+    #[arg(long, env = "APP_HEALTH_URL", default_value = "http://127.0.0.1:9001/healthz", value_name = "URL")]
+    pub url: Uri,
+    /// Time to answer
+    #[arg(long, env = "APP_HEALTH_TIMEOUT", default_value = "3500ms", value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub timeout: Duration,
+}
+
+/// Succeeds if the answer is 200.
+pub async fn ask(args: HealthArgs) -> anyhow::Result<()> {
+    let url = &args.url;
+    ensure!(url.scheme_str() == Some("http"), "--url {url} cannot be asked: take http://HOST:PORT/healthz");
+    let authority = url.authority().with_context(|| format!("--url {url} names no host"))?;
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let port = authority.port_u16().unwrap_or(80);
+    let path = url.path_and_query().map_or("/", |path| path.as_str());
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+    let answer = timeout(args.timeout, async {
+        let mut stream = TcpStream::connect((host, port)).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.take(LONGEST_ANSWER).read_to_end(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    });
+    let Ok(answer) = answer.await else {
+        bail!("{url}: no answer within {}", humantime::format_duration(args.timeout));
+    };
+    let answer = answer.with_context(|| format!("{url} cannot be reached"))?;
+    let answer = String::from_utf8_lossy(&answer);
+    let mut words = answer.lines().next().unwrap_or_default().split(' ');
+    let (version, status) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    ensure!(version.starts_with("HTTP/1."), "{url}: what answers does not speak HTTP");
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body.trim());
+    ensure!(status == "200", "{url}: status {status}: {body}");
+    println!("{body}");
+    Ok(())
+}
+
+const LONGEST_ANSWER: u64 = 16 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What is made of an answer.
+    async fn asked(answer: &'static str) -> anyhow::Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/healthz", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let _ = stream.read(&mut request).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+        });
+        ask(HealthArgs { url, timeout: Duration::from_secs(10) }).await
+    }
+
+    #[tokio::test]
+    async fn only_200_is_well() {
+        asked("HTTP/1.1 200 OK\r\n\r\nok\n").await.unwrap();
+        let error = asked("HTTP/1.1 503 Service Unavailable\r\n\r\nout of reach: data\n").await.unwrap_err();
+        assert!(error.to_string().contains("503: out of reach: data"), "{error}");
+        assert!(asked("SSH-2.0\r\n").await.is_err());
+        assert!(asked("").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn silence_is_not_waited_for_for_long() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let error = ask(HealthArgs { url, timeout: Duration::from_millis(50) }).await.unwrap_err();
+        assert!(error.to_string().contains("no answer within 50ms"), "{error}");
+    }
+}

@@ -1,0 +1,314 @@
+//! What every request passes on its way in and every answer on its way out: who asks, where it was sent from,
+//! how long it may take, and how it is logged, counted and shown when it fails.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
+use serde_json::json;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use crate::{
+    App,
+    config::{SecureCookies, Settings},
+    error::{Error, Problem},
+    metrics::Held,
+    page,
+};
+
+/// Who asks, as far as the connection and the balancers we trust can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    pub address: IpAddr,
+    /// Whether the browser's own connection is TLS.
+    pub tls: bool,
+    /// Whether a balancer passed the request on.
+    pub forwarded: bool,
+}
+
+impl Client {
+    /// Forwarding headers count only when `peer` is a trusted proxy: anyone can write them.
+    pub fn new(peer: IpAddr, headers: &HeaderMap, settings: &Settings) -> Self {
+        let peer = peer.to_canonical();
+        let trusted = settings.trusted_proxies.iter().any(|network| network.contains(&peer));
+        let said = |name| trusted.then(|| first_value(headers, name)).flatten();
+        let address = said(X_FORWARDED_FOR).and_then(|value| value.parse().ok()).unwrap_or(peer);
+        let tls = match settings.secure_cookies {
+            SecureCookies::Always => true,
+            SecureCookies::Never => false,
+            SecureCookies::Auto => said(X_FORWARDED_PROTO).is_some_and(|value| value.eq_ignore_ascii_case("https")),
+        };
+        Self { address, tls, forwarded: headers.contains_key(X_FORWARDED_FOR) }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Client {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        parts.extensions.get().copied().ok_or_else(|| Error::internal("no layer has said who asks"))
+    }
+}
+
+/// The number under which a request is found again in the logs of balancer and application.
+#[derive(Clone, Debug)]
+struct RequestId(String);
+
+impl RequestId {
+    /// The one the proxy gave, if it looks like one, else a new one.
+    fn new(headers: &HeaderMap) -> Self {
+        let fit = |id: &&str| {
+            (8..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        };
+        let given = headers.get(X_REQUEST_ID).and_then(|value| value.to_str().ok()).filter(fit);
+        Self(given.map_or_else(|| Uuid::now_v7().simple().to_string(), str::to_owned))
+    }
+}
+
+/// Outermost: names the request, counts and times it, renders refusals, writes the access line.
+pub async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let _held = Held::new(&app.metrics.requests_in_flight);
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+    let peer = peer.unwrap_or(IpAddr::from([0, 0, 0, 0]));
+    let client = Client::new(peer, request.headers(), &app.settings);
+    let id = RequestId::new(request.headers());
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let route = route.as_deref().unwrap_or("unmatched");
+    request.extensions_mut().insert(client);
+
+    let span = tracing::info_span!("request", id = %id.0);
+    let mut response = next.run(request).instrument(span).await;
+
+    let took = started.elapsed();
+    let problem = response.extensions_mut().remove::<Problem>();
+    let cause = problem.as_ref().and_then(|problem| problem.cause.clone());
+    if let Some(problem) = problem {
+        response = render(&app, &problem, &id, &path, response);
+    }
+    guard(response.headers_mut());
+    response.headers_mut().insert("x-served-by", app.name_header.clone());
+    if let Ok(id) = HeaderValue::from_str(&id.0) {
+        response.headers_mut().insert(X_REQUEST_ID, id);
+    }
+    let status = response.status();
+    app.metrics.answered(route, &method, status, took);
+    log(&id, &method, &path, route, status, took, client, cause.as_deref());
+    response
+}
+
+#[expect(clippy::too_many_arguments, reason = "one line of the access log")]
+fn log(
+    id: &RequestId,
+    method: &Method,
+    path: &str,
+    route: &str,
+    status: StatusCode,
+    took: Duration,
+    client: Client,
+    cause: Option<&str>,
+) {
+    let (id, status, client) = (&id.0, status.as_u16(), client.address);
+    let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    match cause {
+        Some(cause) if status == 500 => {
+            tracing::error!(id, %method, path, status, took_ms, %client, cause, "{method} {path} {status}: {cause}");
+        }
+        Some(cause) => {
+            tracing::warn!(id, %method, path, status, took_ms, %client, cause, "{method} {path} {status}: {cause}");
+        }
+        // Asked every second by every balancer and scraper, and of no interest while they succeed.
+        None if matches!(route, "/healthz" | "/readyz" | "/metrics") => {
+            tracing::debug!(id, %method, path, status, took_ms, %client, "{method} {path} {status}");
+        }
+        None => tracing::info!(id, %method, path, status, took_ms, %client, "{method} {path} {status}"),
+    }
+}
+
+/// A refusal as a page, or as JSON for programs. Headers that came with it stay.
+fn render(app: &App, problem: &Problem, id: &RequestId, path: &str, refused: Response) -> Response {
+    let mut response = if path.starts_with("/api/") {
+        let body = json!({
+            "type": "about:blank", "title": problem.heading, "detail": problem.sentence,
+            "status": problem.status.as_u16(), "request_id": id.0,
+        });
+        let mut response = (problem.status, Json(body)).into_response();
+        let media_type = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, media_type);
+        response
+    } else {
+        let number = problem.status.is_server_error().then_some(id.0.as_str());
+        let page = page::refusal(&app.instance, problem.heading, problem.sentence, number);
+        (problem.status, page).into_response()
+    };
+    for name in [header::ALLOW, header::RETRY_AFTER, header::SET_COOKIE, header::WWW_AUTHENTICATE] {
+        for value in refused.headers().get_all(&name) {
+            response.headers_mut().append(name.clone(), value.clone());
+        }
+    }
+    response
+}
+
+/// What a panic becomes: a refusal like any other, its cause for the log.
+pub fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let cause = panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()))
+        .unwrap_or_default();
+    Error::internal(format!("panicked: {cause}")).into_response()
+}
+
+/// Headers that keep a page from being framed, sniffed or scripted, unless the answer has chosen its own.
+fn guard(headers: &mut HeaderMap) {
+    const POLICY: HeaderValue = HeaderValue::from_static(
+        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    );
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(POLICY);
+    headers.entry(header::X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
+    headers.entry(header::X_FRAME_OPTIONS).or_insert(HeaderValue::from_static("DENY"));
+    headers.entry(header::REFERRER_POLICY).or_insert(HeaderValue::from_static("same-origin"));
+    headers
+        .entry(HeaderName::from_static("cross-origin-opener-policy"))
+        .or_insert(HeaderValue::from_static("same-origin"));
+    headers
+        .entry(HeaderName::from_static("cross-origin-resource-policy"))
+        .or_insert(HeaderValue::from_static("same-origin"));
+    headers
+        .entry(HeaderName::from_static("permissions-policy"))
+        .or_insert(HeaderValue::from_static("camera=(), geolocation=(), microphone=()"));
+    // Pages differ from visitor to visitor and from instance to instance.
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+}
+
+/// Gives up on a request that takes longer than it may.
+pub async fn deadline(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let posts_picture = request.method() == Method::POST && request.uri().path() == "/posts/";
+    let limit = if posts_picture { app.settings.upload_timeout } else { app.settings.request_timeout };
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Error::TimedOut.into_response(),
+    }
+}
+
+/// Refuses what changes something and was not sent by a page of this site.
+///
+/// Browsers say where a request comes from: `Sec-Fetch-Site` over TLS and on localhost, `Origin` with every form
+/// that is posted. A page elsewhere can forge neither, so no token has to travel in the forms, none can go stale,
+/// and whoever says neither is refused.
+pub async fn same_site(request: Request, next: Next) -> Response {
+    let safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
+    if safe || is_from_here(request.headers(), request.uri().authority().map(|a| a.as_str())) {
+        next.run(request).await
+    } else {
+        Error::CrossSite.into_response()
+    }
+}
+
+fn is_from_here(headers: &HeaderMap, authority: Option<&str>) -> bool {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(site) = headers.get("sec-fetch-site") {
+        return site == "same-origin" || site == "none";
+    }
+    let (Some(origin), Some(host)) = (text(header::ORIGIN), text(header::HOST).or(authority)) else {
+        return false;
+    };
+    origin.split_once("://").is_some_and(|(_, origin)| origin.eq_ignore_ascii_case(host))
+}
+
+/// The first element of a header that may be a list.
+fn first_value<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    let value = headers.get(name)?.to_str().ok()?;
+    Some(value.split(',').next()?.trim())
+}
+
+/// Answers a request for an address that nothing is at.
+pub async fn nothing_here() -> Error {
+    Error::NotFound
+}
+
+/// Turns the router's own refusals into ours.
+pub async fn own_refusals(request: Request<Body>, next: Next) -> Response {
+    let response = next.run(request).await;
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED && response.extensions().get::<Problem>().is_none() {
+        let mut refusal = Error::MethodNotAllowed.into_response();
+        if let Some(allow) = response.headers().get(header::ALLOW) {
+            refusal.headers_mut().insert(header::ALLOW, allow.clone());
+        }
+        return refusal;
+    }
+    response
+}
+
+const X_FORWARDED_FOR: &str = "x-forwarded-for";
+const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
+const X_REQUEST_ID: &str = "x-request-id";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn only_requests_from_this_site_may_change_anything() {
+        for (expected, sent) in [
+            (true, &[("sec-fetch-site", "same-origin")][..]),
+            (true, &[("sec-fetch-site", "none")]),
+            (false, &[("sec-fetch-site", "cross-site")]),
+            (false, &[("sec-fetch-site", "same-site")]),
+            (false, &[("sec-fetch-site", "cross-site"), ("origin", "http://a:1"), ("host", "a:1")]),
+            (true, &[("origin", "http://a:1"), ("host", "a:1")]),
+            (true, &[("origin", "https://Example.org"), ("host", "example.org")]),
+            (false, &[("origin", "http://a:1"), ("host", "a:2")]),
+            (false, &[("origin", "http://evil"), ("host", "a")]),
+            (false, &[("origin", "null"), ("host", "a")]),
+            (false, &[("host", "a")]),
+            (false, &[]),
+        ] {
+            assert_eq!(is_from_here(&headers(sent), None), expected, "{sent:?}");
+        }
+    }
+
+    #[test]
+    fn forwarding_headers_are_believed_from_trusted_proxies_only() {
+        let settings = Settings { trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()], ..Settings::default() };
+        let sent = headers(&[("x-forwarded-for", "192.0.2.1, 10.0.0.9"), ("x-forwarded-proto", "https")]);
+        let trusted = Client::new([10, 0, 0, 9].into(), &sent, &settings);
+        assert_eq!(trusted, Client { address: [192, 0, 2, 1].into(), tls: true, forwarded: true });
+        let stranger = Client::new([11, 0, 0, 9].into(), &sent, &settings);
+        assert_eq!(stranger, Client { address: [11, 0, 0, 9].into(), tls: false, forwarded: true });
+        let mapped: IpAddr = "::ffff:10.0.0.9".parse().unwrap();
+        assert!(Client::new(mapped, &sent, &settings).tls);
+    }
+
+    #[test]
+    fn nonsense_in_forwarding_headers_falls_back_to_the_peer() {
+        let settings = Settings::default();
+        let client = Client::new([127, 0, 0, 1].into(), &headers(&[("x-forwarded-for", "<script>")]), &settings);
+        assert_eq!(client.address, IpAddr::from([127, 0, 0, 1]));
+    }
+
+    #[test]
+    fn a_request_id_from_the_proxy_is_kept_if_it_looks_like_one() {
+        assert_eq!(RequestId::new(&headers(&[("x-request-id", "0af7651916cd43dd")])).0, "0af7651916cd43dd");
+        for odd in ["short", "with space in it", &"x".repeat(65)] {
+            assert_ne!(RequestId::new(&headers(&[("x-request-id", odd)])).0, odd);
+        }
+    }
+}

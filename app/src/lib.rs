@@ -1,0 +1,200 @@
+//! The web application that Evenkeel balances: accounts, posts and pictures on server-rendered pages.
+//!
+//! Any instance may serve any request, because nothing that matters lives in the process. A request's way, and the
+//! order to read in:
+//!
+//! 1. [`config`] turns flags into settings; [`App`] opens the stores.
+//! 2. [`server`] accepts connections, bounds slow clients and stops gracefully.
+//! 3. [`layers`] names, times, guards and logs each request; [`sessions`] gives it its session.
+//! 4. [`routes`] answers it, in the frame of [`page`].
+//! 5. [`data`], [`sessions`] and [`media`] are the stores, each a small trait with its contract; [`observed`]
+//!    times them, and [`patience`] says how long those on the network may keep a request waiting.
+//!
+//! [`demo`] runs a balancer and three instances on one machine.
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test says what went wrong by failing"))]
+
+// The way of a request.
+pub mod config;
+pub mod server;
+
+pub mod layers;
+pub mod routes;
+
+pub mod error;
+pub mod page;
+
+// What it may need.
+pub mod data;
+pub mod media;
+pub mod passwords;
+pub mod sessions;
+
+pub mod metrics;
+pub mod observed;
+pub mod patience;
+pub mod sqlite;
+pub mod tls;
+
+pub mod demo;
+pub mod health;
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use http::HeaderValue;
+use tokio::sync::Semaphore;
+
+use crate::{
+    config::{
+        Instance, Settings,
+        stores::{DataPlace, MediaPlace, SessionsPlace, StoreSettings},
+    },
+    data::{DataStore, cratedb::CrateDbData, postgres::PostgresData, sqlite::SqliteData},
+    media::{MediaStore, ObjectMedia},
+    metrics::Metrics,
+    observed::Observed,
+    passwords::Passwords,
+    sessions::{SessionStore, SharedStore, redis_cluster::RedisSessions, sqlite::SqliteSessions},
+};
+
+/// One instance: its settings, its stores and what it counts.
+#[derive(Debug)]
+pub struct App {
+    pub instance: Instance,
+    pub name_header: HeaderValue,
+    pub settings: Settings,
+    pub sessions: SharedStore,
+    pub data: Arc<dyn DataStore>,
+    pub media: Arc<dyn MediaStore>,
+    pub passwords: Passwords,
+    /// Pictures are decoded one at a time, for that is what takes memory.
+    pub picture_checks: Semaphore,
+    pub metrics: Arc<Metrics>,
+    pub started: Instant,
+    leaving: AtomicBool,
+}
+
+/// The three stores of an instance.
+#[derive(Clone, Debug)]
+pub struct Stores {
+    pub sessions: Arc<dyn SessionStore>,
+    pub data: Arc<dyn DataStore>,
+    pub media: Arc<dyn MediaStore>,
+}
+
+impl Stores {
+    /// The embedded stores in `folder`, which the instances of one machine share. Needs a running runtime, on
+    /// which expired sessions are swept for as long as it lives.
+    pub fn embedded(folder: &Path) -> anyhow::Result<Self> {
+        create(folder)?;
+        Ok(Self {
+            sessions: sqlite_sessions(folder)?,
+            data: sqlite_data(folder)?,
+            media: media_folder(&folder.join("media"))?,
+        })
+    }
+
+    /// The stores that the settings name; waits for a database that is not there yet. Needs a running runtime, on
+    /// which stores are swept and watched for as long as it lives.
+    pub async fn open(settings: &StoreSettings, metrics: &Metrics) -> anyhow::Result<Self> {
+        let folder = &settings.folder;
+        tracing::info!("sessions in {}, data in {}, media in {}", settings.sessions, settings.data, settings.media);
+        Ok(Self {
+            sessions: match &settings.sessions {
+                SessionsPlace::Sqlite => sqlite_sessions(folder)?,
+                SessionsPlace::RedisCluster(redis) => {
+                    Arc::new(RedisSessions::new(redis.clone(), metrics.redis_connections_replaced.clone())?)
+                }
+            },
+            data: match &settings.data {
+                DataPlace::Sqlite => sqlite_data(folder)?,
+                DataPlace::Postgres(database) => {
+                    let data = PostgresData::start(database.clone()).await?;
+                    let wire = data.wire().clone();
+                    metrics.ask_pool_size(move || wire.pool_size());
+                    Arc::new(data)
+                }
+                DataPlace::CrateDb(database) => {
+                    let data = CrateDbData::start(database.clone()).await?;
+                    let wire = data.wire().clone();
+                    metrics.ask_pool_size(move || wire.pool_size());
+                    tokio::spawn(data.clone().watch(metrics.cratedb.clone(), WATCH_EVERY));
+                    Arc::new(data)
+                }
+            },
+            media: match &settings.media {
+                MediaPlace::Folder(folder) => media_folder(folder)?,
+                MediaPlace::Bucket(bucket) => Arc::new(ObjectMedia::in_bucket(bucket, std::env::vars())?),
+            },
+        })
+    }
+}
+
+fn sqlite_sessions(folder: &Path) -> anyhow::Result<Arc<dyn SessionStore>> {
+    create(folder)?;
+    let sessions =
+        SqliteSessions::open(&folder.join("sessions.sqlite3")).with_context(|| told(folder, "its sessions"))?;
+    tokio::spawn(sessions.clone().sweep(SWEEP_EVERY));
+    Ok(Arc::new(sessions))
+}
+
+fn sqlite_data(folder: &Path) -> anyhow::Result<Arc<dyn DataStore>> {
+    create(folder)?;
+    let data = SqliteData::open(&folder.join("data.sqlite3")).with_context(|| told(folder, "its data"))?;
+    Ok(Arc::new(data))
+}
+
+fn media_folder(folder: &Path) -> anyhow::Result<Arc<dyn MediaStore>> {
+    let media = ObjectMedia::in_folder(folder);
+    Ok(Arc::new(media.with_context(|| format!("cannot keep pictures in the folder {}", folder.display()))?))
+}
+
+fn create(folder: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| told(folder, "it; choose one that may be written"))
+}
+
+fn told(folder: &Path, what: &str) -> String {
+    format!("the folder of --data-dir, {}: cannot open {what}", folder.display())
+}
+
+impl App {
+    pub fn new(
+        instance: Instance,
+        settings: Settings,
+        stores: Stores,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            name_header: HeaderValue::try_from(&instance.name)?,
+            sessions: SharedStore(Observed::new(stores.sessions, &metrics)),
+            data: Observed::new(stores.data, &metrics),
+            media: Observed::new(stores.media, &metrics),
+            passwords: Passwords::new(settings.password_cost, settings.password_jobs)?,
+            picture_checks: Semaphore::new(1),
+            metrics,
+            started: Instant::now(),
+            leaving: AtomicBool::new(false),
+            instance,
+            settings,
+        }))
+    }
+
+    /// Says, from now on, that no further requests should be sent here.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+}
+
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+const WATCH_EVERY: Duration = Duration::from_secs(15);

@@ -1,0 +1,95 @@
+//! `app serve` runs one instance, `app demo` a balancer and three of them.
+
+use std::{io::Write, process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+use app::{
+    App, Stores,
+    config::{Cli, Command, LogFormat, ServeArgs},
+    demo, health,
+    metrics::Metrics,
+    server, tls,
+};
+use clap::Parser;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("app: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    start_log(&cli)?;
+    tls::choose_provider();
+    match cli.command {
+        Command::Serve(args) => {
+            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(*args))
+        }
+        // One thread: the kernel ties the life of a child to the thread that started it.
+        Command::Demo(args) => {
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(demo::run(args))
+        }
+        Command::Health(args) => {
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(health::ask(args))
+        }
+    }
+}
+
+async fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    let settings = args.settings()?;
+    let instance = args.instance()?;
+    let stores = args.stores.settings()?;
+    let mut stop = std::pin::pin!(stop_signal()?);
+    let metrics = Arc::new(Metrics::new()?);
+    let stores = tokio::select! {
+        stores = Stores::open(&stores, &metrics) => stores?,
+        // While it waits for a database, too.
+        () = &mut stop => return Ok(()),
+    };
+    let app = App::new(instance, settings, stores, metrics)?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("cannot listen on --listen {}: choose another port, or 0 for any", args.listen))?;
+    let address = listener.local_addr()?;
+    tracing::info!(instance = app.instance.name, %address, "listening on {address}");
+    // Whoever started this waits for the line. That nobody reads it is no reason to stop.
+    let _ = writeln!(std::io::stdout(), "app {} listening on {address}", app.instance.name);
+    server::run(app, listener, stop).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Resolves when the process is asked to stop.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn start_log(cli: &Cli) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&cli.log)
+        .with_context(|| format!("--log {:?} is not a log filter: take a level such as info, or app=debug", cli.log))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match cli.log_format {
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,430 @@
+//! Pictures: checked before they are kept, named by their content, stored where every instance finds them.
+//!
+//! An upload is spooled to an unnamed file while it is hashed and counted, so no picture is ever whole in memory
+//! on its way in or out (decoding to check it is the exception, one at a time).
+
+mod bucket;
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
+
+use std::{fmt, fs::File, io, ops::Range, path::Path, str::FromStr, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{TryStreamExt, stream::BoxStream};
+use image::{ImageFormat, ImageReader};
+use object_store::{
+    Attribute, Attributes, GetOptions, GetRange, ObjectStore, ObjectStoreExt, buffered::BufWriter,
+    local::LocalFileSystem,
+};
+use sha2::{Digest, Sha256};
+use tokio::{
+    io::{AsyncSeekExt, AsyncWriteExt},
+    sync::Semaphore,
+};
+
+pub use self::bucket::Bucket;
+use crate::error::{Error, StoreError};
+
+/// Keeps pictures for every instance.
+///
+/// A name stands for one content for ever, so putting it twice is harmless and nothing is ever overwritten with
+/// something else. A picture is seen whole or not at all, by every instance, once `put` has returned.
+#[async_trait]
+pub trait MediaStore: fmt::Debug + Send + Sync + 'static {
+    /// Keeps the whole of `content`, read from its start.
+    async fn put(&self, name: &MediaName, content: tokio::fs::File) -> Result<(), StoreError>;
+
+    /// The picture, or the part of it in `range`, which begins before its end; `None` if there is no such picture.
+    async fn open(&self, name: &MediaName, range: Option<Range<u64>>) -> Result<Option<Media>, StoreError>;
+
+    /// The size in bytes, `None` if there is no such picture.
+    async fn size(&self, name: &MediaName) -> Result<Option<u64>, StoreError>;
+
+    /// Whether the store answers.
+    async fn ready(&self) -> Result<(), StoreError>;
+}
+
+/// A picture on its way out.
+pub struct Media {
+    /// Of the whole picture, in bytes.
+    pub size: u64,
+    pub content: BoxStream<'static, io::Result<Bytes>>,
+}
+
+/// The kinds of picture that are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Png,
+    Jpeg,
+    Gif,
+    WebP,
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [Self::Png, Self::Jpeg, Self::Gif, Self::WebP];
+
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Png => "image/png",
+            Self::Jpeg => "image/jpeg",
+            Self::Gif => "image/gif",
+            Self::WebP => "image/webp",
+        }
+    }
+
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Png => "png",
+            Self::Jpeg => "jpg",
+            Self::Gif => "gif",
+            Self::WebP => "webp",
+        }
+    }
+
+    fn from_format(format: ImageFormat) -> Option<Self> {
+        match format {
+            ImageFormat::Png => Some(Self::Png),
+            ImageFormat::Jpeg => Some(Self::Jpeg),
+            ImageFormat::Gif => Some(Self::Gif),
+            ImageFormat::WebP => Some(Self::WebP),
+            _ => None,
+        }
+    }
+}
+
+/// The name of a picture: the SHA-256 of its content, and its kind.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MediaName {
+    digest: [u8; 32],
+    kind: Kind,
+}
+
+impl MediaName {
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where a store keeps it: spread over folders, so that none grows huge.
+    fn location(&self) -> object_store::path::Path {
+        let name = self.to_string();
+        object_store::path::Path::from_iter([&name[..2], &name])
+    }
+}
+
+impl fmt::Display for MediaName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.digest.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        write!(f, ".{}", self.kind.extension())
+    }
+}
+
+impl fmt::Debug for MediaName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for MediaName {
+    type Err = NotAMediaName;
+
+    fn from_str(text: &str) -> Result<Self, NotAMediaName> {
+        let (hex, extension) = text.split_once('.').ok_or(NotAMediaName)?;
+        let kind = Kind::ALL.into_iter().find(|kind| kind.extension() == extension).ok_or(NotAMediaName)?;
+        let lower = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if hex.len() != 64 || !hex.bytes().all(lower) {
+            return Err(NotAMediaName);
+        }
+        let mut digest = [0; 32];
+        for (place, byte) in digest.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&hex[2 * place..2 * place + 2], 16).map_err(|_| NotAMediaName)?;
+        }
+        Ok(Self { digest, kind })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not the name of a picture")]
+pub struct NotAMediaName;
+
+/// What is asked of a picture.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub bytes: u64,
+    pub pixels: u64,
+}
+
+/// Why a picture was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    TooManyBytes,
+    TooManyPixels,
+    /// Not one of the kinds that are taken.
+    OtherKind,
+    /// One of the kinds by its first bytes, but it cannot be decoded.
+    Broken,
+}
+
+impl Refusal {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TooManyBytes => "too_many_bytes",
+            Self::TooManyPixels => "too_many_pixels",
+            Self::OtherKind => "other_kind",
+            Self::Broken => "broken",
+        }
+    }
+}
+
+/// A picture being received.
+#[derive(Debug)]
+pub struct Spool {
+    file: tokio::fs::File,
+    hasher: Sha256,
+    size: u64,
+    limit: u64,
+}
+
+impl Spool {
+    pub async fn new(limits: Limits) -> Result<Self, Error> {
+        let file = tokio::task::spawn_blocking(tempfile::tempfile).await.map_err(Error::internal)?;
+        let file = file.map_err(StoreError::unavailable)?;
+        Ok(Self { file: tokio::fs::File::from_std(file), hasher: Sha256::new(), size: 0, limit: limits.bytes })
+    }
+
+    /// Adds what came next. Beyond the limit it counts, but keeps nothing more.
+    pub async fn push(&mut self, chunk: &[u8]) -> Result<(), Error> {
+        self.size += chunk.len() as u64;
+        if self.size <= self.limit {
+            self.hasher.update(chunk);
+            self.file.write_all(chunk).await.map_err(StoreError::unavailable)?;
+        }
+        Ok(())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.size == 0
+    }
+
+    /// Checks the whole and stores it. The outer error is ours, the inner the picture's.
+    pub async fn keep(
+        mut self,
+        store: &dyn MediaStore,
+        checks: &Semaphore,
+        limits: Limits,
+    ) -> Result<Result<Kept, Refusal>, Error> {
+        if self.size > self.limit {
+            return Ok(Err(Refusal::TooManyBytes));
+        }
+        self.file.flush().await.map_err(StoreError::unavailable)?;
+        let file = self.file.into_std().await;
+        let _turn = checks.acquire().await.map_err(Error::internal)?;
+        let (file, checked) = tokio::task::spawn_blocking(move || -> io::Result<_> {
+            let checked = check(&file, limits)?;
+            Ok((file, checked))
+        })
+        .await
+        .map_err(Error::internal)?
+        .map_err(StoreError::unavailable)?;
+        let (kind, width, height) = match checked {
+            Ok(checked) => checked,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let name = MediaName { digest: self.hasher.finalize().into(), kind };
+        let mut file = tokio::fs::File::from_std(file);
+        file.rewind().await.map_err(StoreError::unavailable)?;
+        store.put(&name, file).await?;
+        Ok(Ok(Kept { name, width, height }))
+    }
+}
+
+/// A picture that was checked and stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub name: MediaName,
+    pub width: u32,
+    pub height: u32,
+}
+
+/// Kind and size, by decoding: what a name or a header claims is not believed.
+fn check(mut file: &File, limits: Limits) -> io::Result<Result<(Kind, u32, u32), Refusal>> {
+    use io::Seek;
+
+    file.rewind()?;
+    let reader = ImageReader::new(io::BufReader::new(file)).with_guessed_format()?;
+    let Some(kind) = reader.format().and_then(Kind::from_format) else {
+        return Ok(Err(Refusal::OtherKind));
+    };
+    let Ok((width, height)) = reader.into_dimensions() else {
+        return Ok(Err(Refusal::Broken));
+    };
+    if u64::from(width) * u64::from(height) > limits.pixels {
+        return Ok(Err(Refusal::TooManyPixels));
+    }
+    file.rewind()?;
+    let mut reader = ImageReader::new(io::BufReader::new(file)).with_guessed_format()?;
+    let mut bounds = image::Limits::default();
+    // Four samples of at most two bytes each per pixel, and as much again for the decoder's own work.
+    bounds.max_alloc = Some(limits.pixels.saturating_mul(16).max(1 << 20));
+    reader.limits(bounds);
+    Ok(match reader.decode() {
+        Ok(_) => Ok((kind, width, height)),
+        Err(_) => Err(Refusal::Broken),
+    })
+}
+
+/// Pictures in an object store: a folder that the instances share, or a bucket.
+#[derive(Clone, Debug)]
+pub struct ObjectMedia {
+    store: Arc<dyn ObjectStore>,
+    /// Bytes that are kept in memory while a picture is on its way in.
+    part: usize,
+    /// Whether it keeps a content type. A folder does not and refuses one; the name carries it in any case.
+    keeps_type: bool,
+}
+
+impl ObjectMedia {
+    /// Keeps pictures below `folder`, creating it if need be.
+    pub fn in_folder(folder: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let store = Arc::new(LocalFileSystem::new_with_prefix(folder)?);
+        Ok(Self { store, part: FOLDER_PART, keeps_type: false })
+    }
+
+    /// Keeps pictures in `bucket`, reached as `environment` says.
+    pub fn in_bucket(bucket: &Bucket, environment: impl IntoIterator<Item = (String, String)>) -> anyhow::Result<Self> {
+        Ok(Self { store: bucket.open(environment)?, part: BUCKET_PART, keeps_type: true })
+    }
+}
+
+#[async_trait]
+impl MediaStore for ObjectMedia {
+    async fn put(&self, name: &MediaName, mut content: tokio::fs::File) -> Result<(), StoreError> {
+        if self.size(name).await?.is_some() {
+            return Ok(());
+        }
+        let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), name.location(), self.part);
+        writer = writer.with_max_concurrency(1);
+        if self.keeps_type {
+            let content_type = (Attribute::ContentType, name.kind().content_type());
+            writer = writer.with_attributes(Attributes::from_iter([content_type]));
+        }
+        let mut content = tokio::io::BufReader::with_capacity(COPY, &mut content);
+        if let Err(error) = tokio::io::copy_buf(&mut content, &mut writer).await {
+            // Best effort: what is left behind has no name yet.
+            let _ = writer.abort().await;
+            return Err(StoreError::unavailable(error));
+        }
+        // Should this fail, it has cleaned up, and must not be asked to again.
+        writer.shutdown().await.map_err(StoreError::unavailable)
+    }
+
+    async fn open(&self, name: &MediaName, range: Option<Range<u64>>) -> Result<Option<Media>, StoreError> {
+        let options = GetOptions { range: range.map(GetRange::Bounded), ..GetOptions::default() };
+        match self.store.get_opts(&name.location(), options).await {
+            Ok(found) => Ok(Some(Media {
+                size: found.meta.size,
+                content: Box::pin(found.into_stream().map_err(io::Error::other)),
+            })),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(StoreError::unavailable(error)),
+        }
+    }
+
+    async fn size(&self, name: &MediaName) -> Result<Option<u64>, StoreError> {
+        match self.store.head(&name.location()).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(StoreError::unavailable(error)),
+        }
+    }
+
+    async fn ready(&self) -> Result<(), StoreError> {
+        match self.store.head(&object_store::path::Path::from("ready")).await {
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(StoreError::unavailable(error)),
+        }
+    }
+}
+
+const FOLDER_PART: usize = 256 * 1024;
+/// S3 takes no smaller parts, but for the last. What is smaller as a whole goes in one request.
+const BUCKET_PART: usize = 5 * 1024 * 1024;
+const COPY: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { bytes: 100_000, pixels: 10_000 };
+
+    #[tokio::test]
+    async fn keeps_the_contract() {
+        let folder = tempfile::tempdir().unwrap();
+        let one = ObjectMedia::in_folder(folder.path()).unwrap();
+        let other = ObjectMedia::in_folder(folder.path()).unwrap();
+        contract::run(&one, &other).await;
+    }
+
+    async fn receive(content: &[u8]) -> Result<Kept, Refusal> {
+        let folder = tempfile::tempdir().unwrap();
+        let store = ObjectMedia::in_folder(folder.path()).unwrap();
+        let mut spool = Spool::new(LIMITS).await.unwrap();
+        for chunk in content.chunks(1_000) {
+            spool.push(chunk).await.unwrap();
+        }
+        spool.keep(&store, &Semaphore::new(1), LIMITS).await.unwrap()
+    }
+
+    fn picture(width: u32, height: u32, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = io::Cursor::new(Vec::new());
+        image::RgbImage::new(width, height).write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    #[tokio::test]
+    async fn pictures_of_all_four_kinds_are_kept_with_their_size() {
+        for (format, kind) in [
+            (ImageFormat::Png, Kind::Png),
+            (ImageFormat::Jpeg, Kind::Jpeg),
+            (ImageFormat::Gif, Kind::Gif),
+            (ImageFormat::WebP, Kind::WebP),
+        ] {
+            let kept = receive(&picture(40, 30, format)).await.unwrap();
+            assert_eq!((kept.name.kind(), kept.width, kept.height), (kind, 40, 30));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_picture_is_refused_whatever_it_claims() {
+        assert_eq!(receive(b"<html><script>alert(1)</script>").await, Err(Refusal::OtherKind));
+        assert_eq!(receive(b"<svg xmlns='http://www.w3.org/2000/svg'/>").await, Err(Refusal::OtherKind));
+        assert_eq!(receive(b"\x89PNG\r\n\x1a\n<script>").await, Err(Refusal::Broken));
+        assert_eq!(receive(b"GIF89a").await, Err(Refusal::Broken));
+        assert_eq!(receive(b"").await, Err(Refusal::OtherKind));
+    }
+
+    #[tokio::test]
+    async fn a_picture_cut_short_is_refused() {
+        let whole = picture(40, 30, ImageFormat::Png);
+        assert_eq!(receive(&whole[..whole.len() / 2]).await, Err(Refusal::Broken));
+    }
+
+    #[tokio::test]
+    async fn too_many_bytes_or_pixels_are_refused() {
+        assert_eq!(receive(&vec![0; 100_001]).await, Err(Refusal::TooManyBytes));
+        assert_eq!(receive(&picture(101, 100, ImageFormat::Png)).await, Err(Refusal::TooManyPixels));
+        assert!(receive(&picture(100, 100, ImageFormat::Png)).await.is_ok());
+    }
+
+    #[test]
+    fn names_lead_nowhere_else() {
+        let name = format!("{}.png", "0a".repeat(32));
+        assert_eq!(name.parse::<MediaName>().unwrap().to_string(), name);
+        for bad in ["", "..", "a.png", "../../etc/passwd", &"0A".repeat(32), &format!("{}.svg", "0a".repeat(32))] {
+            assert!(bad.parse::<MediaName>().is_err(), "{bad}");
+        }
+        assert!(format!("{}.png", "é".repeat(32)).parse::<MediaName>().is_err());
+        assert!(format!("+{}.png", "a".repeat(63)).parse::<MediaName>().is_err());
+    }
+}

@@ -1,0 +1,108 @@
+//! The stores as the application uses them: any implementation, its operations timed and its failures counted.
+
+use std::{fmt, ops::Range, sync::Arc};
+
+use async_trait::async_trait;
+use tower_sessions_core::{
+    SessionStore,
+    session::{Id, Record},
+    session_store,
+};
+
+use crate::{
+    data::{Cursor, DataStore, Login, Post, Result, Signup, User, UserKey},
+    error::StoreError,
+    media::{Media, MediaName, MediaStore},
+    metrics::Metrics,
+};
+
+/// `inner`, watched.
+pub struct Observed<S: ?Sized> {
+    inner: Arc<S>,
+    metrics: Arc<Metrics>,
+}
+
+impl<S: ?Sized> Observed<S> {
+    pub fn new(inner: Arc<S>, metrics: &Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { inner, metrics: Arc::clone(metrics) })
+    }
+}
+
+impl<S: fmt::Debug + ?Sized> fmt::Debug for Observed<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+#[async_trait]
+impl DataStore for Observed<dyn DataStore> {
+    async fn create_user(&self, user: &User) -> Result<Signup> {
+        self.metrics.watch("data", "create_user", self.inner.create_user(user)).await
+    }
+
+    async fn user(&self, key: &UserKey) -> Result<Option<User>> {
+        self.metrics.watch("data", "user", self.inner.user(key)).await
+    }
+
+    async fn record_login(&self, login: &Login) -> Result<()> {
+        self.metrics.watch("data", "record_login", self.inner.record_login(login)).await
+    }
+
+    async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize) -> Result<Vec<Login>> {
+        self.metrics.watch("data", "logins", self.inner.logins(key, after, limit)).await
+    }
+
+    async fn add_post(&self, post: &Post) -> Result<()> {
+        self.metrics.watch("data", "add_post", self.inner.add_post(post)).await
+    }
+
+    async fn posts(&self, after: Option<Cursor>, limit: usize) -> Result<Vec<Post>> {
+        self.metrics.watch("data", "posts", self.inner.posts(after, limit)).await
+    }
+
+    async fn ready(&self) -> Result<()> {
+        self.metrics.watch("data", "ready", self.inner.ready()).await
+    }
+}
+
+#[async_trait]
+impl MediaStore for Observed<dyn MediaStore> {
+    async fn put(&self, name: &MediaName, content: tokio::fs::File) -> Result<()> {
+        self.metrics.watch("media", "put", self.inner.put(name, content)).await
+    }
+
+    async fn open(
+        &self,
+        name: &MediaName,
+        range: Option<Range<u64>>,
+    ) -> std::result::Result<Option<Media>, StoreError> {
+        self.metrics.watch("media", "open", self.inner.open(name, range)).await
+    }
+
+    async fn size(&self, name: &MediaName) -> Result<Option<u64>> {
+        self.metrics.watch("media", "size", self.inner.size(name)).await
+    }
+
+    async fn ready(&self) -> Result<()> {
+        self.metrics.watch("media", "ready", self.inner.ready()).await
+    }
+}
+
+#[async_trait]
+impl SessionStore for Observed<dyn SessionStore> {
+    async fn create(&self, record: &mut Record) -> session_store::Result<()> {
+        self.metrics.watch("sessions", "create", self.inner.create(record)).await
+    }
+
+    async fn save(&self, record: &Record) -> session_store::Result<()> {
+        self.metrics.watch("sessions", "save", self.inner.save(record)).await
+    }
+
+    async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
+        self.metrics.watch("sessions", "load", self.inner.load(id)).await
+    }
+
+    async fn delete(&self, id: &Id) -> session_store::Result<()> {
+        self.metrics.watch("sessions", "delete", self.inner.delete(id)).await
+    }
+}

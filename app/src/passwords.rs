@@ -1,0 +1,184 @@
+//! Password hashing: argon2id, off the async threads and a few at a time, because each takes tens of
+//! milliseconds and megabytes.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use argon2::{
+    Algorithm, Argon2, Params, Version,
+    password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash},
+};
+use tokio::sync::Semaphore;
+use unicode_normalization::UnicodeNormalization;
+
+use crate::error::Error;
+
+/// What one hash costs. More memory or more passes make guessing dearer, and logging in as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    pub memory_kib: u32,
+    pub passes: u32,
+}
+
+impl Cost {
+    /// The least that is accepted outside tests: memory times passes in KiB, from the five equivalent settings
+    /// that OWASP recommends (7 MiB with 5 passes to 46 MiB with 1).
+    pub const FLOOR_KIB_PASSES: u64 = 7168 * 5;
+    pub const FLOOR_MEMORY_KIB: u32 = 7168;
+    /// For tests alone: hardly any work.
+    pub const TRIVIAL: Self = Self { memory_kib: 8, passes: 1 };
+
+    pub fn is_enough(self) -> bool {
+        self.memory_kib >= Self::FLOOR_MEMORY_KIB
+            && u64::from(self.memory_kib) * u64::from(self.passes) >= Self::FLOOR_KIB_PASSES
+    }
+}
+
+/// A password as typed. Does not print.
+#[derive(Clone, serde::Deserialize, Default)]
+#[serde(from = "String")]
+pub struct Password(String);
+
+impl Password {
+    pub const SHORTEST: usize = 8;
+    pub const LONGEST: usize = 256;
+
+    pub fn length(&self) -> usize {
+        self.0.chars().count()
+    }
+}
+
+impl From<String> for Password {
+    /// Composes letters, so that the same password is the same from every keyboard.
+    fn from(typed: String) -> Self {
+        // Nothing longer can be right, and normalising it would be work for nothing.
+        if typed.len() > 4 * Self::LONGEST { Self(typed) } else { Self(typed.nfc().collect()) }
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(..)")
+    }
+}
+
+#[derive(Clone)]
+pub struct Passwords {
+    hasher: Argon2<'static>,
+    permits: Arc<Semaphore>,
+    /// Compared with when there is no account, so that the time taken does not tell which names exist.
+    decoy: Arc<str>,
+}
+
+impl Passwords {
+    /// `jobs` bounds how many hashes are computed at once.
+    pub fn new(cost: Cost, jobs: usize) -> anyhow::Result<Self> {
+        let params = Params::new(cost.memory_kib, cost.passes, 1, None)
+            .map_err(|error| anyhow::anyhow!("argon2 does not take {cost:?}: {error}"))?;
+        let hasher = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        let decoy = hasher
+            .hash_password(b"nobody's password")
+            .map_err(|error| anyhow::anyhow!("argon2 cannot hash: {error}"))?;
+        Ok(Self { hasher, permits: Arc::new(Semaphore::new(jobs)), decoy: decoy.to_string().into() })
+    }
+
+    /// The hash to keep, in PHC string format.
+    pub async fn hash(&self, password: Password) -> Result<String, Error> {
+        let hasher = self.hasher.clone();
+        self.compute(move || Ok(hasher.hash_password(password.0.as_bytes()).map_err(Error::internal)?.to_string()))
+            .await
+    }
+
+    /// Whether `password` is the one behind `hash`. Without a hash it takes as long and says no.
+    pub async fn verify(&self, password: Password, hash: Option<String>) -> Result<bool, Error> {
+        let (hasher, decoy) = (self.hasher.clone(), Arc::clone(&self.decoy));
+        self.compute(move || {
+            let expected = PasswordHash::new(hash.as_deref().unwrap_or(&decoy)).map_err(Error::internal)?;
+            match hasher.verify_password(password.0.as_bytes(), &expected) {
+                Ok(()) => Ok(hash.is_some()),
+                Err(argon2::password_hash::Error::PasswordInvalid) => Ok(false),
+                Err(error) => Err(Error::internal(error)),
+            }
+        })
+        .await
+    }
+
+    /// Runs `work` when its turn comes. Who would wait too long is told to come back.
+    async fn compute<T, F>(&self, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T, Error> + Send + 'static,
+    {
+        let turn = tokio::time::timeout(LONGEST_WAIT, Arc::clone(&self.permits).acquire_owned()).await;
+        let permit = turn.map_err(|_| Error::Busy)?.map_err(Error::internal)?;
+        tokio::task::spawn_blocking(move || {
+            // Held by the work itself: a client that gives up does not make room before the work is done.
+            let _permit = permit;
+            work()
+        })
+        .await
+        .map_err(Error::internal)?
+    }
+}
+
+impl fmt::Debug for Passwords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Passwords").field("free", &self.permits.available_permits()).finish()
+    }
+}
+
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passwords() -> Passwords {
+        Passwords::new(Cost::TRIVIAL, 2).unwrap()
+    }
+
+    fn typed(text: &str) -> Password {
+        Password::from(text.to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_password_opens_its_own_hash_only() {
+        let passwords = passwords();
+        let hash = passwords.hash(typed("correct horse")).await.unwrap();
+        assert!(hash.starts_with("$argon2id$"));
+        assert!(passwords.verify(typed("correct horse"), Some(hash.clone())).await.unwrap());
+        assert!(!passwords.verify(typed("wrong horse"), Some(hash)).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn nobody_is_let_in_even_with_the_decoys_password() {
+        assert!(!passwords().verify(typed("nobody's password"), None).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn composed_and_decomposed_letters_are_the_same_password() {
+        let passwords = passwords();
+        let hash = passwords.hash(typed("pässword")).await.unwrap();
+        assert!(passwords.verify(typed("pa\u{308}ssword"), Some(hash)).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn hashes_made_at_another_cost_still_verify() {
+        let dear = Passwords::new(Cost { memory_kib: 64, passes: 2 }, 1).unwrap();
+        let hash = dear.hash(typed("correct horse")).await.unwrap();
+        assert!(passwords().verify(typed("correct horse"), Some(hash)).await.unwrap());
+    }
+
+    #[test]
+    fn the_recommended_costs_are_enough_and_less_is_not() {
+        for (memory_kib, passes) in [(47_104, 1), (19_456, 2), (12_288, 3), (9_216, 4), (7_168, 5)] {
+            assert!(Cost { memory_kib, passes }.is_enough());
+        }
+        assert!(!Cost { memory_kib: 19_456, passes: 1 }.is_enough());
+        assert!(!Cost { memory_kib: 1_024, passes: 100 }.is_enough());
+    }
+
+    #[test]
+    fn a_password_does_not_print() {
+        assert_eq!(format!("{:?}", typed("secret")), "Password(..)");
+    }
+}

@@ -1,0 +1,382 @@
+//! Posts: what everyone wrote, and the form to write one.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{
+        FromRequest, Multipart, Request, State,
+        multipart::{Field as Part, MultipartError},
+    },
+    response::{Html, IntoResponse, Redirect, Response},
+};
+use http::StatusCode;
+use maud::{Markup, html};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::{Params, accounts::session_ended};
+use crate::{
+    App,
+    config::Settings,
+    data::{Cursor, Millis, Picture, Post},
+    error::Error,
+    media::{Kept, MediaName, Refusal, Spool},
+    page::{Field, Input, Page, alert, moment},
+    sessions::{Draft, Session, Visitor},
+};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct After {
+    after: String,
+}
+
+pub async fn list(
+    State(app): State<Arc<App>>,
+    session: Session,
+    visitor: Visitor,
+    Params(After { after }): Params<After>,
+) -> Result<Html<String>, Error> {
+    let after: Option<Cursor> = after.parse().ok();
+    let mut filled = Filled::new();
+    if visitor.member.is_some()
+        && let Some(draft) = Draft::kept(&session).await?
+    {
+        (filled.text, filled.alt) = (draft.text, draft.alt);
+    }
+    page(&app, &visitor, &filled, after).await
+}
+
+/// The form as it was sent, and what was wrong with it.
+#[derive(Debug)]
+struct Filled {
+    /// The post's id, chosen when the form was made: sent twice, the form makes one post.
+    id: Uuid,
+    text: String,
+    alt: String,
+    /// The picture, if it is stored already.
+    kept: Option<Kept>,
+    wrong: Option<StatusCode>,
+    text_error: Option<String>,
+    picture_error: Option<String>,
+}
+
+impl Filled {
+    fn new() -> Self {
+        Self {
+            id: Uuid::now_v7(),
+            text: String::new(),
+            alt: String::new(),
+            kept: None,
+            wrong: None,
+            text_error: None,
+            picture_error: None,
+        }
+    }
+
+    /// Notes what is wrong; the first status stands.
+    fn refuse(&mut self, status: StatusCode) {
+        self.wrong.get_or_insert(status);
+    }
+
+    fn check_text(&mut self) {
+        let length = self.text.chars().count();
+        if self.text.trim().is_empty() {
+            self.text_error = Some("Write something first.".into());
+        } else if length > LONGEST_TEXT {
+            self.text_error = Some(format!("That is {length} characters; a post has at most {LONGEST_TEXT}."));
+        } else {
+            return;
+        }
+        self.refuse(StatusCode::UNPROCESSABLE_ENTITY);
+    }
+
+    fn refuse_picture(&mut self, app: &App, refusal: Refusal) {
+        app.metrics.picture(refusal.as_str());
+        let (status, sentence) = match refusal {
+            Refusal::TooManyBytes => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!(
+                    "That picture is too large. Choose one of at most {}.",
+                    told_bytes(app.settings.pictures.bytes)
+                ),
+            ),
+            Refusal::TooManyPixels => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                format!(
+                    "That picture has too many pixels. Choose one of at most {} megapixels.",
+                    app.settings.pictures.pixels / 1_000_000,
+                ),
+            ),
+            Refusal::OtherKind => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "That file is not a picture of a kind taken here. Choose a PNG, JPEG, GIF or WebP file.".into(),
+            ),
+            Refusal::Broken => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "That picture is damaged and cannot be shown. Choose another file, or save it anew.".into(),
+            ),
+        };
+        self.picture_error = Some(sentence);
+        self.refuse(status);
+    }
+}
+
+pub async fn create(
+    State(app): State<Arc<App>>,
+    session: Session,
+    visitor: Visitor,
+    request: Request,
+) -> Result<Response, Error> {
+    if visitor.sessions_out_of_reach {
+        return Err(Error::Store(crate::error::StoreError::unavailable("the session could not be read")));
+    }
+    let form = Multipart::from_request(request, &app).await.map_err(|_| Error::UnsupportedBody)?;
+    let mut filled = receive(&app, form, visitor.member.is_some()).await?;
+    let Some(member) = &visitor.member else {
+        return Ok(session_ended(&app, &Draft { text: filled.text, alt: filled.alt }));
+    };
+    filled.check_text();
+    if let Some(status) = filled.wrong {
+        let page = page(&app, &visitor, &filled, None).await?;
+        return Ok((status, page).into_response());
+    }
+    let picture = filled.kept.map(|kept| Picture {
+        name: kept.name,
+        alt: filled.alt.trim().to_owned(),
+        width: kept.width,
+        height: kept.height,
+    });
+    let post = Post {
+        id: filled.id,
+        created: Millis::now(),
+        author: member.name.clone(),
+        // Browsers send line ends as two characters.
+        text: filled.text.trim().replace("\r\n", "\n"),
+        picture,
+    };
+    app.data.add_post(&post).await?;
+    Draft::discard(&session).await?;
+    Ok(Redirect::to("/posts/").into_response())
+}
+
+/// Reads the form, field by field as it arrives. Pictures of strangers are read and forgotten.
+async fn receive(app: &App, mut form: Multipart, member: bool) -> Result<Filled, Error> {
+    let mut filled = Filled::new();
+    loop {
+        let mut part = match form.next_field().await {
+            Ok(Some(part)) => part,
+            Ok(None) => return Ok(filled),
+            Err(error) => return cut_off(app, filled, &error),
+        };
+        let result = match part.name().unwrap_or_default() {
+            "picture" => picture(app, &mut part, &mut filled, member).await,
+            name => {
+                let name = name.to_owned();
+                text(&mut part).await.map(|value| value.map(|value| assign(&mut filled, &name, value)))
+            }
+        };
+        if let Err(error) = result? {
+            return cut_off(app, filled, &error);
+        }
+    }
+}
+
+/// What to make of a form that ended early: too large is told in the form, anything else is no form.
+fn cut_off(app: &App, mut filled: Filled, error: &MultipartError) -> Result<Filled, Error> {
+    if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        filled.refuse_picture(app, Refusal::TooManyBytes);
+        Ok(filled)
+    } else {
+        Err(Error::BadRequest)
+    }
+}
+
+fn assign(filled: &mut Filled, name: &str, value: String) {
+    match name {
+        "id" => filled.id = value.parse().unwrap_or(filled.id),
+        "text" => filled.text = value,
+        "alt" => filled.alt = value.chars().take(LONGEST_ALT).collect(),
+        "kept" => filled.kept = parse_kept(&value),
+        _ => {}
+    }
+}
+
+async fn text(part: &mut Part<'_>) -> Result<Result<String, MultipartError>, Error> {
+    let mut bytes = Vec::new();
+    loop {
+        match part.chunk().await {
+            Ok(Some(chunk)) if bytes.len() + chunk.len() <= super::LARGEST_FORM => bytes.extend_from_slice(&chunk),
+            Ok(Some(_)) => return Err(Error::TooLarge),
+            Ok(None) => return String::from_utf8(bytes).map(Ok).map_err(|_| Error::BadRequest),
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+}
+
+async fn picture(
+    app: &App,
+    part: &mut Part<'_>,
+    filled: &mut Filled,
+    member: bool,
+) -> Result<Result<(), MultipartError>, Error> {
+    let limits = app.settings.pictures;
+    let mut spool = Spool::new(limits).await?;
+    loop {
+        match part.chunk().await {
+            // Read on beyond the limit: a browser shows the answer only once it has sent everything.
+            Ok(Some(chunk)) if member => spool.push(&chunk).await?,
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+    if spool.is_empty() {
+        return Ok(Ok(()));
+    }
+    match spool.keep(&*app.media, &app.picture_checks, limits).await? {
+        Ok(kept) => {
+            app.metrics.picture("kept");
+            filled.kept = Some(kept);
+        }
+        Err(refusal) => filled.refuse_picture(app, refusal),
+    }
+    Ok(Ok(()))
+}
+
+/// A picture that an earlier attempt has stored, as the form carries it.
+fn parse_kept(text: &str) -> Option<Kept> {
+    let mut parts = text.split(' ');
+    let name: MediaName = parts.next()?.parse().ok()?;
+    let mut side = || parts.next()?.parse().ok().filter(|side| (1..=100_000).contains(side));
+    Some(Kept { name, width: side()?, height: side()? })
+}
+
+async fn page(app: &App, visitor: &Visitor, filled: &Filled, after: Option<Cursor>) -> Result<Html<String>, Error> {
+    let mut posts = app.data.posts(after, PAGE + 1).await?;
+    let more = posts.len() > PAGE;
+    posts.truncate(PAGE);
+    let content = html! {
+        div.column {
+            h1 { "Posts" }
+            @if after.is_none() {
+                @if visitor.member.is_some() { (form(app, filled)) } @else { (invitation()) }
+            }
+            @if posts.is_empty() {
+                p.empty { @if after.is_none() { "Nothing here yet. Be the first to write." } @else { "No earlier posts." } }
+            }
+            ol.posts { @for post in &posts { (entry(post)) } }
+            @if more {
+                @if let Some(last) = posts.last() {
+                    p.more { a.button href={ "/posts/?after=" (Cursor { at: last.created, id: last.id }) } { "Earlier posts" } }
+                }
+            } @else if after.is_some() {
+                p.more { a href="/posts/" { "Back to the latest" } }
+            }
+        }
+    };
+    let title = if filled.wrong.is_some() { "Error: posts" } else { "Posts" };
+    Ok(Page { instance: &app.instance, visitor, title, here: "/posts/", content }.render())
+}
+
+fn invitation() -> Markup {
+    html! {
+        section.card {
+            p { a href="/accounts/login/?next=/posts/" { "Log in" } " or " a href="/accounts/signup/?next=/posts/" { "sign up" } " to write a post." }
+        }
+    }
+}
+
+fn form(app: &App, filled: &Filled) -> Markup {
+    let hint = format!("PNG, JPEG, GIF or WebP, up to {}.", told_bytes(app.settings.pictures.bytes));
+    html! {
+        section.card aria-labelledby="write" {
+            h2 #write { "Write a post" }
+            @if filled.wrong.is_some() { (alert("Not posted yet: see what is marked below.")) }
+            form method="post" action="/posts/" enctype="multipart/form-data" {
+                // The picture comes last, so that the text is here whatever happens to it.
+                input type="hidden" name="id" value=(filled.id);
+                (Field {
+                    name: "text", label: "Text", hint: None, error: filled.text_error.as_deref(),
+                    input: Input::Area { value: &filled.text, longest: LONGEST_TEXT },
+                }.render())
+                (Field {
+                    name: "alt", label: "What the picture shows", error: None,
+                    hint: Some("For those who cannot see it. Leave it empty without a picture."),
+                    input: Input::Text { value: &filled.alt, longest: LONGEST_ALT },
+                }.render())
+                @if let Some(kept) = filled.kept {
+                    input type="hidden" name="kept" value={ (kept.name) " " (kept.width) " " (kept.height) };
+                    div.kept {
+                        img src={ "/media/" (kept.name) } alt="The picture you chose" width="80" height="80";
+                        p.hint { "Your picture is kept. Choose another below to replace it." }
+                    }
+                }
+                (Field {
+                    name: "picture", label: "Picture", hint: Some(&hint), error: filled.picture_error.as_deref(),
+                    input: Input::Picture { accept: "image/png,image/jpeg,image/gif,image/webp" },
+                }.render())
+                button.main type="submit" { "Post" }
+            }
+        }
+    }
+}
+
+fn entry(post: &Post) -> Markup {
+    html! {
+        li {
+            article.card.post aria-labelledby={ "p" (post.id.simple()) } {
+                header {
+                    h2 id={ "p" (post.id.simple()) } { (post.author) }
+                    (moment(post.created))
+                }
+                p.text { (post.text) }
+                @if let Some(picture) = &post.picture {
+                    img src={ "/media/" (picture.name) } alt=(picture.alt) width=(picture.width) height=(picture.height)
+                        loading="lazy" decoding="async";
+                }
+            }
+        }
+    }
+}
+
+/// Bytes read of a form with a picture. Above the picture's own limit, so that one somewhat too large is read to
+/// its end and refused in the form, with everything else still filled in.
+pub fn body_limit(settings: &Settings) -> usize {
+    let picture = usize::try_from(settings.pictures.bytes).unwrap_or(usize::MAX);
+    picture.saturating_mul(4).saturating_add(super::LARGEST_FORM)
+}
+
+fn told_bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_048_576 => format!("{} KiB", bytes / 1024),
+        _ if bytes.is_multiple_of(1_048_576) => format!("{} MiB", bytes / 1_048_576),
+        _ => format!("{}.{} MiB", bytes / 1_048_576, bytes % 1_048_576 * 10 / 1_048_576),
+    }
+}
+
+const LONGEST_TEXT: usize = 2_000;
+const LONGEST_ALT: usize = 300;
+/// Posts on one page.
+const PAGE: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kept_picture_is_believed_only_if_it_could_be_one() {
+        let name = format!("{}.png", "0a".repeat(32));
+        assert!(parse_kept(&format!("{name} 10 20")).is_some());
+        for bad in ["", &name, &format!("{name} 0 20"), &format!("{name} 10"), &format!("x{name} 10 20")] {
+            assert!(parse_kept(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_told_in_round_units() {
+        for (bytes, told) in [(1_024, "1 KiB"), (5_242_880, "5 MiB"), (5_767_168, "5.5 MiB")] {
+            assert_eq!(told_bytes(bytes), told);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Connections: accepts them, gives each request its peer's address, bounds slow clients and stops gracefully.
+//!
+//! This stands in place of `axum::serve`, which knows neither a header timeout nor a limit of connections.
+
+mod stalled;
+
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Router, extract::ConnectInfo};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tower::ServiceExt;
+
+use self::stalled::Unstalled;
+use crate::{App, metrics::Held, routes};
+
+/// Answers what arrives at `listener` until `stop` resolves: then says so at `/readyz`, accepts nothing more,
+/// finishes what is in flight, and returns at the deadline at the latest.
+pub async fn run(app: Arc<App>, listener: TcpListener, stop: impl Future<Output = ()>) {
+    let router = routes::router(Arc::clone(&app));
+    let connections = GracefulShutdown::new();
+    let permits = Arc::new(Semaphore::new(app.settings.max_connections));
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let accepted = async {
+            // The permit comes first: who cannot be served yet waits in the listener's own queue.
+            let permit = Arc::clone(&permits).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            biased;
+            () = &mut stop => break,
+            accepted = accepted => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let connection = connections.watch(connection(&app, &router, stream, peer));
+                let held = Held::new(&app.metrics.connections);
+                tokio::spawn(async move {
+                    let _held = (permit, held);
+                    if let Err(error) = connection.await {
+                        tracing::debug!(%peer, %error, "connection ended early");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection, trying again");
+                tokio::time::sleep(AFTER_FAILED_ACCEPT).await;
+            }
+        }
+    }
+    app.leave();
+    drop(listener);
+    tracing::info!("stopping: finishing what is in flight");
+    if tokio::time::timeout(app.settings.shutdown_deadline, connections.shutdown()).await.is_err() {
+        tracing::warn!("stopping: the deadline has passed, requests are cut off");
+    }
+}
+
+fn connection(
+    app: &App,
+    router: &Router,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> http1::Connection<
+    TokioIo<Unstalled<TcpStream>>,
+    impl hyper::service::HttpService<Incoming, ResBody = axum::body::Body, Error = std::convert::Infallible, Future: Send>
+    + use<>,
+> {
+    // Answers are written whole; waiting to fill a packet would only delay them.
+    let _ = stream.set_nodelay(true);
+    let router = router.clone();
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        router.clone().oneshot(request)
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(app.settings.header_timeout)
+        .max_buf_size(LARGEST_HEADERS)
+        .serve_connection(TokioIo::new(Unstalled::new(stream, app.settings.write_timeout)), service)
+}
+
+const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(200);
+/// Bytes of a request's line and headers; also of each read.
+const LARGEST_HEADERS: usize = 64 * 1024;

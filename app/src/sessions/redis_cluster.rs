@@ -1,0 +1,298 @@
+//! Sessions in a Redis Cluster: one key for each, which Redis lets expire.
+//!
+//! The client follows slots that move and masters that change, but it does not get over a node that has stopped
+//! answering without closing its connections (frozen, or cut off): it asks that node for ever. So whatever times out
+//! has the whole connection replaced, by one request while the others wait for it, and is then tried again. That also
+//! keeps promises: a frozen master that thaws carries out what waits in its sockets and acknowledges it, before it
+//! learns that it has a successor. Nobody must still listen, for it then forgets all that.
+//!
+//! Reads go to masters. A replica may lag behind, and a session that was just written and is not found is somebody
+//! logged out: nothing that is kept here tolerates that, so there is no setting to read from replicas.
+
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwapOption;
+use async_trait::async_trait;
+use prometheus::IntCounter;
+use redis::{
+    Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, TlsCertificates, TlsMode,
+    cluster::{ClusterClient, ClusterClientBuilder},
+    cluster_async::ClusterConnection,
+};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
+use tower_sessions_core::{
+    SessionStore,
+    session::{Id, Record},
+    session_store::{Error, Result},
+};
+
+use crate::{
+    config::{Address, Secret},
+    error::StoreError,
+    patience::{Failure, Patience},
+};
+
+/// Where the cluster is and how long it may take. The defaults of the flags come from measured failovers.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Any nodes of the cluster; the others are found through them.
+    pub nodes: Vec<Address>,
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+    pub tls: Option<Tls>,
+    /// What every key begins with.
+    pub prefix: String,
+    /// To connect to one node.
+    pub connect_timeout: Duration,
+    /// For one answer of one node.
+    pub response_timeout: Duration,
+    /// For one attempt, redirections and answers that did not come included. Then the connection is replaced.
+    pub attempt_timeout: Duration,
+    /// For one operation, all attempts together. Then the request fails.
+    pub overall_timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// Certificates in PEM format to trust, in place of the system's.
+    pub ca: Option<Vec<u8>>,
+}
+
+#[derive(Clone)]
+pub struct RedisSessions(Arc<Cluster>);
+
+struct Cluster {
+    client: ClusterClient,
+    settings: Settings,
+    patience: Patience,
+    link: ArcSwapOption<Link>,
+    /// Held while a connection is made. When that failed last.
+    making: Mutex<Option<Instant>>,
+    replaced: IntCounter,
+}
+
+/// A connection to all nodes, told apart from its successors by its address.
+struct Link(ClusterConnection);
+
+impl RedisSessions {
+    /// Connects when it is first used. `replaced` counts the connections given up for new ones.
+    pub fn new(settings: Settings, replaced: IntCounter) -> anyhow::Result<Self> {
+        let client = client(&settings)?;
+        let patience = Patience::new(settings.overall_timeout);
+        let (link, making) = (ArcSwapOption::empty(), Mutex::new(None));
+        Ok(Self(Arc::new(Cluster { client, settings, patience, link, making, replaced })))
+    }
+
+    fn key(&self, id: &Id) -> String {
+        format!("{}{id}", self.0.settings.prefix)
+    }
+
+    /// Sends a command that may be sent again.
+    async fn ask<T: FromRedisValue + Send>(&self, command: &Cmd) -> Result<T> {
+        let cluster = &self.0;
+        cluster
+            .patience
+            .run(|| Arc::clone(cluster).attempt(command))
+            .await
+            .map_err(|error| Error::Backend(error.to_string()))
+    }
+}
+
+impl Cluster {
+    async fn attempt<T: FromRedisValue>(self: Arc<Self>, command: &Cmd) -> std::result::Result<T, Failure> {
+        let link = match self.link.load_full() {
+            Some(link) => link,
+            None => self.make(None).await.map_err(Failure::passing)?,
+        };
+        let mut connection = link.0.clone();
+        let away = self.patience.is_away();
+        // The client has the same limit; this is for the day on which it does not keep it.
+        let limit = if away { self.settings.response_timeout } else { self.settings.attempt_timeout + GRACE };
+        let error = match timeout(limit, command.query_async(&mut connection)).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => match remedy(&error) {
+                Remedy::None => return Err(Failure::lasting(unavailable(error))),
+                Remedy::Time => return Err(Failure::passing(unavailable(error))),
+                Remedy::NewConnection => unavailable(error),
+            },
+            Err(_) => StoreError::unavailable("no answer in time"),
+        };
+        // Should this fail, the next attempt goes over the old one, which may have recovered.
+        let replacing = async move { self.make(Some(&link)).await };
+        if away {
+            // Nobody waits any more for what has been away for long.
+            tokio::spawn(replacing);
+        } else {
+            let _ = replacing.await;
+        }
+        Err(Failure::passing(error))
+    }
+
+    /// A connection other than `old`, made here unless somebody else just has.
+    async fn make(&self, old: Option<&Arc<Link>>) -> std::result::Result<Arc<Link>, StoreError> {
+        let asked = Instant::now();
+        let mut failed = self.making.lock().await;
+        let current = self.link.load_full();
+        if let Some(current) = current.filter(|current| old.is_none_or(|old| !Arc::ptr_eq(old, current))) {
+            return Ok(current);
+        }
+        if failed.is_some_and(|failed| failed > asked) {
+            return Err(StoreError::unavailable("no node of the cluster could be reached a moment ago"));
+        }
+        if old.is_some() {
+            self.replaced.inc();
+        }
+        // Making one can hang; the client has no limit for the whole of it. It waits for a frozen node more than once:
+        // as one that was named, as one that the others name, and for what it should say of the others.
+        let made = timeout(4 * self.settings.connect_timeout, self.client.get_async_connection()).await;
+        let error = match made {
+            Ok(Ok(connection)) => {
+                let link = Arc::new(Link(connection));
+                self.link.store(Some(Arc::clone(&link)));
+                return Ok(link);
+            }
+            Ok(Err(error)) => unavailable(error),
+            Err(_) => StoreError::unavailable("the cluster could not be connected to in time"),
+        };
+        *failed = Some(Instant::now());
+        Err(error)
+    }
+}
+
+#[async_trait]
+impl SessionStore for RedisSessions {
+    async fn create(&self, record: &mut Record) -> Result<()> {
+        loop {
+            let mut command = set(&self.key(&record.id), record)?;
+            let created: Option<String> = self.ask(command.arg("NX")).await?;
+            if created.is_some() {
+                return Ok(());
+            }
+            // Taken, or written by an attempt whose answer was lost. Nobody was told that id, so it is left to expire.
+            record.id = Id::default();
+        }
+    }
+
+    async fn save(&self, record: &Record) -> Result<()> {
+        let mut command = set(&self.key(&record.id), record)?;
+        // Only what exists: a session that was ended meanwhile stays ended.
+        let _: Option<String> = self.ask(command.arg("XX")).await?;
+        Ok(())
+    }
+
+    async fn load(&self, id: &Id) -> Result<Option<Record>> {
+        let found: Option<Vec<u8>> = self.ask(Cmd::new().arg("GET").arg(self.key(id))).await?;
+        found.map_or(Ok(None), |value| read(*id, &value))
+    }
+
+    async fn delete(&self, id: &Id) -> Result<()> {
+        self.ask(Cmd::new().arg("DEL").arg(self.key(id))).await
+    }
+}
+
+impl fmt::Debug for RedisSessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RedisSessions").field(&self.0.settings.nodes).finish()
+    }
+}
+
+/// What a key holds.
+#[derive(Serialize, Deserialize)]
+struct Kept<D> {
+    /// Beside Redis's own, so that it is known to the millisecond and costs no second command.
+    expires_ms: i64,
+    data: D,
+}
+
+fn set(key: &str, record: &Record) -> Result<Cmd> {
+    let expires_ms = millis(record.expiry_date);
+    let kept = serde_json::to_vec(&Kept { expires_ms, data: &record.data });
+    let kept = kept.map_err(|error| Error::Encode(error.to_string()))?;
+    // Counted from now, not to a point in time: the clocks of this machine and of Redis may differ.
+    let remaining = expires_ms.saturating_sub(millis(OffsetDateTime::now_utc())).max(1);
+    let mut command = Cmd::new();
+    command.arg("SET").arg(key).arg(kept).arg("PX").arg(remaining);
+    Ok(command)
+}
+
+fn read(id: Id, value: &[u8]) -> Result<Option<Record>> {
+    let kept: Kept<HashMap<String, serde_json::Value>> =
+        serde_json::from_slice(value).map_err(|error| Error::Decode(error.to_string()))?;
+    if kept.expires_ms <= millis(OffsetDateTime::now_utc()) {
+        return Ok(None);
+    }
+    let expiry_date = OffsetDateTime::from_unix_timestamp_nanos(i128::from(kept.expires_ms) * 1_000_000)
+        .map_err(|error| Error::Decode(error.to_string()))?;
+    Ok(Some(Record { id, data: kept.data, expiry_date }))
+}
+
+fn millis(time: OffsetDateTime) -> i64 {
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}
+
+fn client(settings: &Settings) -> anyhow::Result<ClusterClient> {
+    let address = |node: &Address| match &settings.tls {
+        None => ConnectionAddr::Tcp(node.host.clone(), node.port),
+        Some(_) => {
+            ConnectionAddr::TcpTls { host: node.host.clone(), port: node.port, insecure: false, tls_params: None }
+        }
+    };
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let mut builder = ClusterClientBuilder::new(settings.nodes.iter().map(address))
+        .connection_timeout(settings.connect_timeout)
+        .response_timeout(settings.response_timeout)
+        .overall_response_timeout(Some(settings.attempt_timeout))
+        // The attempt's limit ends it before these do.
+        .retries(RETRIES)
+        .min_retry_wait(millis(FIRST_WAIT))
+        .max_retry_wait(millis(LONGEST_WAIT));
+    if let Some(username) = &settings.username {
+        builder = builder.username(username);
+    }
+    if let Some(password) = &settings.password {
+        builder = builder.password(password.reveal());
+    }
+    if let Some(tls) = &settings.tls {
+        builder = builder.tls(TlsMode::Secure);
+        builder = builder.certs(TlsCertificates { client_tls: None, root_cert: tls.ca.clone() });
+    }
+    Ok(builder.build()?)
+}
+
+/// What may help against an error.
+enum Remedy {
+    None,
+    /// The cluster is on its way: electing, loading, moving slots.
+    Time,
+    NewConnection,
+}
+
+fn remedy(error: &RedisError) -> Remedy {
+    match error.kind() {
+        ErrorKind::Server(
+            ServerErrorKind::ClusterDown
+            | ServerErrorKind::MasterDown
+            | ServerErrorKind::TryAgain
+            | ServerErrorKind::BusyLoading,
+        ) => Remedy::Time,
+        ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::ReadOnly)
+        | ErrorKind::Io
+        | ErrorKind::ClusterConnectionNotFound
+        | ErrorKind::Parse => Remedy::NewConnection,
+        _ => Remedy::None,
+    }
+}
+
+fn unavailable(error: RedisError) -> StoreError {
+    StoreError::unavailable(error)
+}
+
+const GRACE: Duration = Duration::from_millis(250);
+const RETRIES: u32 = 16;
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_millis(400);

@@ -1,0 +1,33 @@
+//! Connections that we open under TLS: one provider of cryptography, and whose certificates are believed.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::{CryptoProvider, ring},
+    pki_types::CertificateDer,
+};
+
+/// Chooses the provider for the whole process; libraries that are not told use the one chosen here.
+pub fn choose_provider() {
+    // That it was chosen before is as good.
+    let _ = ring::default_provider().install_default();
+}
+
+/// Believes whom the system believes.
+pub fn trusting_system() -> anyhow::Result<ClientConfig> {
+    let found = rustls_native_certs::load_native_certs();
+    anyhow::ensure!(!found.certs.is_empty(), "the system has no certificates to trust: name a file of them");
+    trusting(found.certs)
+}
+
+/// Believes whoever one of `certificates` vouches for.
+pub fn trusting(certificates: Vec<CertificateDer<'static>>) -> anyhow::Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(certificates);
+    anyhow::ensure!(added > 0, "there is no certificate to trust");
+    let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    Ok(builder.context("no version of TLS is left")?.with_root_certificates(roots).with_no_client_auth())
+}

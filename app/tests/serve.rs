@@ -1,0 +1,65 @@
+//! `app serve` as a process: what it says when it starts and how it ends.
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+fn serve(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_app"));
+    command.args(["serve", "--name", "web1", "--trivial-passwords", "--data-dir"]).arg(folder);
+    command
+}
+
+#[test]
+fn says_where_it_listens_and_ends_well_on_either_signal() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut process = serve(folder.path())
+            .args(["--listen", "127.0.0.1:0"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(process.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let address = line.trim_end().strip_prefix("app web1 listening on ").unwrap();
+        TcpStream::connect(address.parse::<SocketAddr>().unwrap()).unwrap();
+        kill(Pid::from_raw(process.id().try_into().unwrap()), signal).unwrap();
+        let mut rest = String::new();
+        stdout.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "", "one line and no more");
+        assert_eq!(process.wait().unwrap().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_taken_port_is_told_with_the_fix() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = serve(folder.path()).args(["--listen", &address]).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.contains("--listen") && error.contains(&address) && error.contains("choose another port"), "{error}");
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_told_with_its_flag() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let output = serve(&file.join("below")).args(["--listen", "127.0.0.1:0"]).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.contains("--data-dir") && error.contains("may be written"), "{error}");
+}

@@ -1,0 +1,298 @@
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use app::{
+    Stores,
+    data::{self, Cursor, DataStore, Login, Post, Signup, User, UserKey},
+    error::StoreError,
+    media::{Media, MediaName, MediaStore},
+    sessions::SessionStore,
+};
+use async_trait::async_trait;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tower_sessions_core::{
+    session::{Id, Record},
+    session_store,
+};
+
+use crate::fixture::{Browser, Site};
+
+#[tokio::test]
+async fn hello_tells_message_and_hostname() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    let answer = Browser::new().get(&web1, "/api/hello/").await;
+    assert_eq!(answer.header("content-type"), "application/json");
+    let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(body["hostname"], "web1");
+    assert!(body["message"].is_string());
+    assert!(answer.header("set-cookie").is_empty(), "programs get no session");
+}
+
+#[tokio::test]
+async fn an_unknown_address_is_a_page_for_people_and_json_for_programs() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    Browser::new().get(&web1, "/nowhere").await.says(404, &["Nothing here", "<nav"]);
+    let answer = Browser::new().get(&web1, "/api/nowhere").await;
+    answer.says(404, &["\"status\":404"]);
+    assert_eq!(answer.header("content-type"), "application/problem+json");
+}
+
+#[tokio::test]
+async fn a_wrong_method_names_the_right_ones() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    let answer = Browser::new().post(&web1, "/", &[]).await;
+    answer.says(405, &["Not that way"]);
+    assert!(answer.header("allow").contains("GET"));
+}
+
+#[tokio::test]
+async fn every_page_is_guarded_and_carries_its_number() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    for path in ["/", "/posts/", "/accounts/login/", "/nowhere"] {
+        let sent =
+            Browser::new().request(&web1, path).header("x-request-id", "from-the-balancer").send().await.unwrap();
+        let header = |name: &str| sent.headers()[name].to_str().unwrap();
+        assert!(header("content-security-policy").starts_with("default-src 'none'"));
+        assert_eq!(header("x-content-type-options"), "nosniff");
+        assert_eq!(header("cache-control"), "no-store");
+        assert_eq!(header("x-request-id"), "from-the-balancer");
+    }
+}
+
+#[tokio::test]
+async fn the_style_sheet_of_each_page_is_there() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    let browser = Browser::new();
+    let page = browser.get(&web1, "/").await;
+    let from = page.body.find("/static/style-").unwrap();
+    let sheet = browser.get(&web1, page.body[from..].split('"').next().unwrap()).await;
+    sheet.says(200, &["--tint"]);
+    assert!(sheet.header("cache-control").contains("immutable"));
+    let other = browser.get(&web1, "/static/style-of-another-version.css").await;
+    other.says(200, &["--tint"]);
+    assert_eq!(other.header("cache-control"), "no-store");
+    browser.get(&web1, "/static/icon-1.svg").await.says(200, &["<svg"]);
+    for path in ["/static/icon-0.svg", "/static/icon-7.svg", "/static/x"] {
+        browser.get(&web1, path).await.says(404, &[]);
+    }
+}
+
+#[tokio::test]
+async fn an_address_without_its_last_slash_leads_to_the_one_with_it() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    let answer = Browser::new().get(&web1, "/accounts/login").await;
+    assert_eq!((answer.status.as_u16(), answer.header("location")), (308, "/accounts/login/"));
+}
+
+#[tokio::test]
+async fn metrics_count_by_route_and_stay_inside() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    let browser = Browser::new();
+    browser.sign_up(&web1, "ann").await;
+    browser.log_in(&web1, "ann", "wrong password").await;
+    browser.get(&web1, "/nowhere/at/all").await;
+    browser.get(&web1, "/metrics").await.says(
+        200,
+        &[
+            r#"app_requests_total{code="3xx",method="POST",route="/accounts/signup/"} 1"#,
+            r#"app_requests_total{code="4xx",method="GET",route="unmatched"} 1"#,
+            r#"app_logins_total{result="wrong_password"} 1"#,
+            r#"app_store_operation_duration_seconds_count{operation="create_user",store="data"} 1"#,
+            "app_sessions_created_total 1",
+            "app_request_duration_seconds_bucket",
+        ],
+    );
+    let forwarded = browser.request(&web1, "/metrics").header("x-forwarded-for", "203.0.113.9").send().await.unwrap();
+    assert_eq!(forwarded.status(), 404);
+}
+
+#[tokio::test]
+async fn stopping_finishes_what_is_in_flight_and_says_so_before() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    let (address, app) = (web1.address, Arc::clone(&web1.app));
+    // A request whose body is still on its way when the stop comes, and an idle connection beside it.
+    let mut busy = TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST /accounts/login/ HTTP/1.1\r\nHost: {address}\r\nOrigin: http://{address}\r\n\
+         Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 8\r\n\r\nname"
+    );
+    busy.write_all(head.as_bytes()).await.unwrap();
+    while app.metrics.requests_in_flight.get() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    idle.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert!(read_until(&mut idle, "ready\n").await.starts_with("HTTP/1.1 200"));
+
+    let stopped = web1.stop();
+    while !app.is_leaving() {
+        tokio::task::yield_now().await;
+    }
+    assert!(TcpStream::connect(address).await.is_err(), "nothing more is accepted");
+    busy.write_all(b"=ann").await.unwrap();
+    let mut answer = String::new();
+    busy.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    stopped.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_never_finishes_its_headers_is_let_go() {
+    let mut site = Site::new();
+    site.settings.header_timeout = Duration::from_millis(50);
+    let web1 = site.start("web1").await;
+    let mut slow = TcpStream::connect(web1.address).await.unwrap();
+    slow.write_all(b"GET / HTTP/1.1\r\nHost: ").await.unwrap();
+    let mut rest = Vec::new();
+    // Ends when the server closes the connection.
+    slow.read_to_end(&mut rest).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_body_that_never_ends_is_given_up() {
+    let mut site = Site::new();
+    site.settings.request_timeout = Duration::from_millis(50);
+    let web1 = site.start("web1").await;
+    let mut slow = TcpStream::connect(web1.address).await.unwrap();
+    let head = "POST /accounts/login/ HTTP/1.1\r\nHost: x\r\nSec-Fetch-Site: same-origin\r\n\
+                Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 8\r\n\r\nname";
+    slow.write_all(head.as_bytes()).await.unwrap();
+    assert!(read_until(&mut slow, "That took too long").await.starts_with("HTTP/1.1 503"));
+}
+
+#[tokio::test]
+async fn without_its_sessions_the_home_page_still_tells_who_answered() {
+    let site = Site::new();
+    let stores = Stores { sessions: Arc::new(OutOfReach), ..site.stores() };
+    let web1 = site.start_on("web1", stores).await;
+    let browser = Browser::new();
+    let cookie = format!("id={}", Id::default());
+    let ask = |path| browser.request(&web1, path).header("cookie", &cookie).send();
+    let home = ask("/").await.unwrap();
+    assert_eq!(home.status(), 200);
+    let home = home.text().await.unwrap();
+    assert!(home.contains("web1") && home.contains("Sessions cannot be reached"), "{home}");
+    // Not sent to log in: nobody is logged out because of us.
+    assert_eq!(ask("/accounts/logs/").await.unwrap().status(), 503);
+    browser.get(&web1, "/readyz").await.says(503, &["sessions"]);
+    browser.get(&web1, "/healthz").await.says(200, &["ok"]);
+}
+
+#[tokio::test]
+async fn without_its_data_the_site_says_so_and_tells_no_cause() {
+    let site = Site::new();
+    let stores = Stores { data: Arc::new(OutOfReach), media: Arc::new(OutOfReach), ..site.stores() };
+    let web1 = site.start_on("web1", stores).await;
+    let browser = Browser::new();
+    let answer = browser.log_in(&web1, "ann", "some password").await;
+    answer.says(503, &["Storage is out of reach", "Request"]);
+    assert!(!answer.body.contains(CAUSE));
+    assert_eq!(answer.header("retry-after"), "3");
+    browser.get(&web1, "/posts/").await.says(503, &["Storage is out of reach"]);
+    let picture = format!("/media/{}.png", "0a".repeat(32));
+    browser.get(&web1, &picture).await.says(503, &["Storage is out of reach"]);
+    browser.get(&web1, "/readyz").await.says(503, &["data, media"]);
+    browser.get(&web1, "/").await.says(200, &["web1"]);
+}
+
+async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut seen = String::new();
+    let mut buffer = [0; 4096];
+    while !seen.contains(end) {
+        let count = stream.read(&mut buffer).await.unwrap();
+        assert!(count > 0, "the connection ended after {seen:?}");
+        seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    seen
+}
+
+/// Every store at once, none of which answers.
+#[derive(Debug)]
+struct OutOfReach;
+
+const CAUSE: &str = "connection refused by 10.1.2.3";
+
+impl OutOfReach {
+    fn fail<T>() -> Result<T, StoreError> {
+        Err(StoreError::unavailable(CAUSE))
+    }
+}
+
+#[async_trait]
+impl DataStore for OutOfReach {
+    async fn create_user(&self, _: &User) -> data::Result<Signup> {
+        Self::fail()
+    }
+
+    async fn user(&self, _: &UserKey) -> data::Result<Option<User>> {
+        Self::fail()
+    }
+
+    async fn record_login(&self, _: &Login) -> data::Result<()> {
+        Self::fail()
+    }
+
+    async fn logins(&self, _: &UserKey, _: Option<Cursor>, _: usize) -> data::Result<Vec<Login>> {
+        Self::fail()
+    }
+
+    async fn add_post(&self, _: &Post) -> data::Result<()> {
+        Self::fail()
+    }
+
+    async fn posts(&self, _: Option<Cursor>, _: usize) -> data::Result<Vec<Post>> {
+        Self::fail()
+    }
+
+    async fn ready(&self) -> data::Result<()> {
+        Self::fail()
+    }
+}
+
+#[async_trait]
+impl MediaStore for OutOfReach {
+    async fn put(&self, _: &MediaName, _: tokio::fs::File) -> Result<(), StoreError> {
+        Self::fail()
+    }
+
+    async fn open(&self, _: &MediaName, _: Option<Range<u64>>) -> Result<Option<Media>, StoreError> {
+        Self::fail()
+    }
+
+    async fn size(&self, _: &MediaName) -> Result<Option<u64>, StoreError> {
+        Self::fail()
+    }
+
+    async fn ready(&self) -> Result<(), StoreError> {
+        Self::fail()
+    }
+}
+
+#[async_trait]
+impl SessionStore for OutOfReach {
+    async fn create(&self, _: &mut Record) -> session_store::Result<()> {
+        Err(session_store::Error::Backend(CAUSE.into()))
+    }
+
+    async fn save(&self, _: &Record) -> session_store::Result<()> {
+        Err(session_store::Error::Backend(CAUSE.into()))
+    }
+
+    async fn load(&self, _: &Id) -> session_store::Result<Option<Record>> {
+        Err(session_store::Error::Backend(CAUSE.into()))
+    }
+
+    async fn delete(&self, _: &Id) -> session_store::Result<()> {
+        Err(session_store::Error::Backend(CAUSE.into()))
+    }
+}

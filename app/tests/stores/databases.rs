@@ -1,0 +1,191 @@
+//! Data in databases on the network: the contract on a real PostgreSQL, which shares the wire code with CrateDB; and
+//! the contract on a real CrateDB where there is one.
+
+use std::time::{Duration, Instant};
+
+use app::{
+    config::Secret,
+    data::{
+        DataStore, Millis, User, UserName, contract,
+        cratedb::CrateDbData,
+        postgres::PostgresData,
+        wire::{Nodes, Settings},
+    },
+};
+use uuid::Uuid;
+
+use crate::{link::Link, postgres::Postgres};
+
+fn settings(url: &str, password: Option<&str>) -> Settings {
+    Settings {
+        nodes: Nodes::parse(url, password.map(Secret::new).as_ref(), None).unwrap(),
+        connections: 4,
+        connect_timeout: Duration::from_millis(1500),
+        statement_timeout: Duration::from_secs(2),
+        overall_timeout: Duration::from_secs(8),
+        start_deadline: Duration::from_secs(30),
+    }
+}
+
+fn user() -> User {
+    let name: UserName = format!("n{}", &Uuid::new_v4().simple().to_string()[..24]).parse().unwrap();
+    User { id: Uuid::now_v7(), name, password_hash: "$argon2id$".into(), created: Millis::now() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_keeps_the_contract() {
+    let server = Postgres::start();
+    let url = server.url(&[server.port]);
+    // Both at once: three instances make the missing tables together, too.
+    let start = || PostgresData::start(settings(&url, Some(Postgres::PASSWORD)));
+    let (one, other) = tokio::try_join!(start(), start()).unwrap();
+    contract::run(&one, &other).await;
+    contract::run(&other, &one).await;
+    let size = one.wire().pool_size();
+    assert!(size.most == 4 && (1..=4).contains(&size.open) && size.idle == size.open, "{size:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_comes_later_is_waited_for() {
+    let mut server = Postgres::start();
+    server.stop();
+    let url = server.url(&[server.port]);
+    let starting = tokio::spawn(PostgresData::start(settings(&url, Some(Postgres::PASSWORD))));
+    server.start_again();
+    starting.await.unwrap().unwrap().ready().await.unwrap();
+
+    server.stop();
+    let soon = Settings { start_deadline: Duration::from_secs(1), ..settings(&url, None) };
+    let error = PostgresData::start(soon).await.unwrap_err().to_string();
+    assert!(error.contains("PostgreSQL is not ready after") && error.contains("refused"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_and_forbidden_tables_are_told_at_once() {
+    let server = Postgres::start();
+    let url = server.url(&[server.port]);
+    let error = PostgresData::start(settings(&url, Some("wrong"))).await.unwrap_err().to_string();
+    assert!(error.contains("password authentication failed"), "{error}");
+
+    server.sql("CREATE ROLE stranger LOGIN PASSWORD 'stranger'");
+    server.sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC");
+    let url = url.replace("app@", "stranger@");
+    let soon = Settings { start_deadline: Duration::from_secs(1), ..settings(&url, Some("stranger")) };
+    let error = PostgresData::start(soon).await.unwrap_err().to_string();
+    assert!(error.contains("the tables users, logins, posts are missing and cannot be made"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_tls_the_certificate_is_checked() {
+    let certificate = || rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (made, other) = (certificate(), certificate());
+    let mut server = Postgres::start();
+    server.require_tls(&made.cert.pem(), &made.signing_key.serialize_pem());
+    let url = server.url(&[server.port]);
+    let trusting = |ca: Option<String>| {
+        let ca = ca.map(String::into_bytes);
+        let nodes = Nodes::parse(&url, Some(&Secret::new(Postgres::PASSWORD)), ca.as_deref()).unwrap();
+        PostgresData::start(Settings { nodes, start_deadline: Duration::from_secs(1), ..settings(&url, None) })
+    };
+    trusting(Some(made.cert.pem())).await.unwrap().ready().await.unwrap();
+    let error = trusting(Some(other.cert.pem())).await.unwrap_err().to_string();
+    assert!(error.contains("certificate"), "{error}");
+    let error = trusting(None).await.unwrap_err().to_string();
+    assert!(error.contains("no encryption"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_ends_or_hangs_is_left_for_another() {
+    let server = Postgres::start();
+    // Two ways to one database stand for two nodes of a cluster.
+    let (one, other) = (Link::to(server.port).await, Link::to(server.port).await);
+    let url = server.url(&[one.port(), other.port()]);
+    let data = PostgresData::start(settings(&url, Some(Postgres::PASSWORD))).await.unwrap();
+
+    for (how, node) in [("hangs", &one), ("is gone", &other)] {
+        for _ in 0..8 {
+            // Connections in the pool lead to both.
+            let users: Vec<_> = (0..4).map(|_| user()).collect();
+            futures_util::future::try_join_all(users.iter().map(|user| data.create_user(user))).await.unwrap();
+        }
+        if how == "hangs" {
+            node.stall()
+        } else {
+            node.cut()
+        }
+        let begun = Instant::now();
+        let (mut failed, mut slowest) = (0, Duration::ZERO);
+        let mut kept = Vec::new();
+        for _ in 0..100 {
+            let user = user();
+            let asked = Instant::now();
+            match data.create_user(&user).await {
+                Ok(_) => kept.push(user),
+                Err(_) => failed += 1,
+            }
+            slowest = slowest.max(asked.elapsed());
+        }
+        println!(
+            "| a node of the database {how} | {failed} of 100 sign-ups failed | slowest {:.1} s | all {:.1} s |",
+            slowest.as_secs_f64(),
+            begun.elapsed().as_secs_f64()
+        );
+        assert_eq!(failed, 0);
+        for user in kept {
+            assert_eq!(data.user(&user.name.key()).await.unwrap(), Some(user));
+        }
+        node.restore();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_away_fails_within_the_limit_and_recovers_by_itself() {
+    let mut server = Postgres::start();
+    let url = server.url(&[server.port]);
+    let limit = Duration::from_secs(2);
+    let settings = settings(&url, Some(Postgres::PASSWORD));
+    let settings = Settings { overall_timeout: limit, statement_timeout: Duration::from_secs(1), ..settings };
+    let data = PostgresData::start(settings).await.unwrap();
+    let ann = user();
+    data.create_user(&ann).await.unwrap();
+
+    server.stop();
+    let begun = Instant::now();
+    data.user(&ann.name.key()).await.unwrap_err();
+    let first = begun.elapsed();
+    let begun = Instant::now();
+    data.user(&ann.name.key()).await.unwrap_err();
+    let next = begun.elapsed();
+    server.start_again();
+    let begun = Instant::now();
+    let found = loop {
+        match data.user(&ann.name.key()).await {
+            Ok(found) => break found,
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "it did not recover");
+    };
+    assert_eq!(found, Some(ann));
+    println!(
+        "| the database away | first error after {:.1} s, next {:.2} s | back {:.2} s after it |",
+        first.as_secs_f64(),
+        next.as_secs_f64(),
+        begun.elapsed().as_secs_f64()
+    );
+    assert!(first < limit + Duration::from_millis(500) && next < Duration::from_millis(500), "{first:?}, {next:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cratedb_keeps_the_contract_where_there_is_one() {
+    let Ok(url) = std::env::var("CRATEDB_URL") else {
+        println!(
+            "NOT RUN: the contract on a real CrateDB. Set CRATEDB_URL, such as postgresql://crate@127.0.0.1:5432/doc, \
+             to run it. Its statements were parsed by CrateDB's grammar, never executed."
+        );
+        return;
+    };
+    let start = || CrateDbData::start(settings(&url, None));
+    let (one, other) = tokio::try_join!(start(), start()).unwrap();
+    contract::run(&one, &other).await;
+    contract::run(&other, &one).await;
+}

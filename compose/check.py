@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""Checks the compose files without an engine: that the current Compose specification accepts them, docker-compose 1.29
+too where it is installed, and that each keeps what we promise of it.
+
+    check.py
+
+Needs PyYAML and `compose-spec` (requirements.txt).
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+try:
+    from compose_spec import PyCompose, PyOptions
+except ImportError:
+    PyCompose = None
+
+HERE = Path(__file__).resolve().parent
+VARIANTS = {
+    "large": ["docker-compose.yml"],
+    "small": ["compose.small.yml"],
+    "hardened": ["docker-compose.yml", "compose.hardened.yml"],
+}
+PUBLISHED = {"evenkeel": 8888, "prometheus": 9090, "grafana": 3000}
+# The image of CrateDB starts as root, changes to its own user and writes its logs beside its programs.
+WRITES_ITS_ROOT = {"cratedb-1", "cratedb-2", "cratedb-3"}
+MEMORY = {"m": 1, "g": 1024}
+LAPTOP_MB = 6 * 1024
+
+
+def interpolated(text):
+    """As compose does it with nothing set but what .env sets."""
+    settings = dict(line.split("=", 1) for line in (HERE / ".env").read_text().splitlines() if re.match(r"\w+=", line))
+    return re.sub(r"\$\{(\w+)(?::?-([^}]*))?\}", lambda m: settings.get(m[1], m[2] or ""), text)
+
+
+def specification(name, document):
+    """What the current specification says against a document."""
+    if PyCompose is None:
+        return ["compose-spec is missing: pip install -r compose/requirements.txt"]
+    try:
+        PyCompose.from_yaml(yaml.safe_dump(document)).validate()
+    except Exception as error:
+        return [f"{name}: {error}"]
+    return []
+
+
+def docker_compose(files):
+    """One document out of several files, as docker-compose merges them."""
+    tool = shutil.which("docker-compose")
+    flags = [part for name in files for part in ("-f", str(HERE / name))]
+    with tempfile.TemporaryDirectory() as secrets:
+        run = subprocess.run([tool, *flags, "--profile", "grow", "config"], capture_output=True, text=True, cwd=HERE,
+                             env={**os.environ, "EVENKEEL_SECRETS": secrets})
+    if run.returncode:
+        raise SystemExit(f"compose: {' '.join(files)}: {run.stderr}")
+    return yaml.safe_load(run.stdout)
+
+
+def own_rules(variant, services):
+    for name, service in services.items():
+        say = lambda text: f"{variant}: {name} {text}"
+        once = name.endswith("-init")
+        if once != (service.get("restart") == "no"):
+            yield say("restarts though it runs once, or does not though it should")
+        if not once and "healthcheck" not in service:
+            yield say("has no health check")
+        if "mem_limit" not in service:
+            yield say("has no memory limit")
+        if not re.search(r":v?\d+\.\d+\.\d+(-[a-z0-9]+)?$", service.get("image", "")):
+            yield say(f"has an image that is not pinned: {service.get('image')}")
+        if not service.get("read_only") and name not in WRITES_ITS_ROOT:
+            yield say("can write to its root file system")
+        if service.get("cap_drop") != ["ALL"] and name not in WRITES_ITS_ROOT:
+            yield say("keeps privileges")
+        if service.get("privileged") or "network_mode" in service:
+            yield say("is privileged, or shares the host's network")
+        ports = [str(port) for port in service.get("ports", [])]
+        if ports and name not in PUBLISHED:
+            yield say(f"publishes {ports}")
+        if any(not port.startswith("127.0.0.1:") for port in ports):
+            yield say(f"publishes beyond loopback: {ports}")
+        for key, value in (service.get("environment") or {}).items():
+            if re.search(r"PASSWORD|TOKEN|SECRET", key) and not key.endswith("FILE"):
+                yield say(f"has a secret in its environment: {key}")
+            if isinstance(value, str) and re.search(r"://[^/@:]+:[^/@]+@", value):
+                yield say(f"has a password in an address: {key}")
+
+
+def memory_mb(services):
+    total = 0
+    for name, service in services.items():
+        if "grow" in service.get("profiles", []):
+            continue
+        limit = str(service.get("mem_limit", "0m")).lower().rstrip("b")
+        total += int(limit[:-1]) * MEMORY[limit[-1]] if limit[-1] in MEMORY else int(limit) // 2**20
+    return total
+
+
+def main():
+    failures = []
+    merging = shutil.which("docker-compose") is not None
+    for variant, files in VARIANTS.items():
+        if len(files) == 1:
+            # Merge keys are YAML's, not the specification's: what they stand for is written out first.
+            document = yaml.safe_load(interpolated((HERE / files[0]).read_text()))
+            failures += specification(files[0], document)
+        elif not merging:
+            print(f"compose: {variant}: NOT CHECKED, since docker-compose is not installed to merge {' and '.join(files)}")
+            continue
+        if merging:
+            document = docker_compose(files)
+            failures += specification(" and ".join(files) + ", merged", document)
+        services = document["services"]
+        failures += own_rules(variant, services)
+        total = memory_mb(services)
+        if total > LAPTOP_MB:
+            failures.append(f"{variant}: memory limits add up to {total} MB, more than {LAPTOP_MB}")
+        print(f"compose: {variant}: {len(services)} services, memory limits add up to {total} MB")
+    for failure in failures:
+        print(f"compose: FAILED {failure}")
+    by = "the current specification" + (" and docker-compose 1.29" if merging else "")
+    print(f"compose: {len(failures)} failures; checked against {by}")
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+#!/bin/sh
+# Brings the compose demonstration up and puts it to the test: see test.py for what it proves.
+#
+#   test.sh [large] [small] [hardened]      variants to test [default: large small]
+#
+#   EVENKEEL_BIN        folder with the programs `evenkeel` and `app` for quickly made images, such as target/debug;
+#                       unset: the images are built by compose/Dockerfile
+#   EVENKEEL_PULL=yes   use the official images where a registry can be reached [default: stand-ins from Debian]
+#   EVENKEEL_PICTURES   folder to draw the dashboards to, with the large variant; needs matplotlib [default: none]
+#   COMPOSE_REQUIRED    yes: that there is no engine is a failure, not a reason to skip
+#
+# Starts an engine of its own where none runs and it may; ends that one afterwards.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+scratch=$(mktemp -d)
+engine=
+. "$here/.env"
+export VERSION
+
+not_run() {
+    echo
+    echo "############################################################################"
+    echo "# COMPOSE TEST NOT RUN: $1"
+    echo "############################################################################"
+    [ "${COMPOSE_REQUIRED:-no}" != yes ] || exit 1
+    exit 0
+}
+
+clean() {
+    if [ -n "$engine" ]; then
+        kill "$engine" 2> /dev/null || true
+        wait "$engine" 2> /dev/null || true
+    fi
+    rm -rf "$scratch" 2> /dev/null || true
+}
+trap clean EXIT
+trap 'exit 130' INT TERM
+
+command -v docker > /dev/null || not_run "no docker command (on Debian: apt-get install docker.io docker-compose debootstrap iptables)"
+if ! docker info > /dev/null 2>&1; then
+    [ "$(id -u)" -eq 0 ] && PATH=$PATH:/usr/sbin command -v dockerd > /dev/null || not_run "no Docker engine runs, and none may be started here"
+    echo "compose: starting a Docker engine"
+    PATH=$PATH:/usr/sbin:/sbin dockerd > "$scratch/dockerd.log" 2>&1 &
+    engine=$!
+    tries=0
+    until docker info > /dev/null 2>&1; do
+        tries=$((tries + 1))
+        if [ "$tries" -gt 30 ] || ! kill -0 "$engine" 2> /dev/null; then
+            tail -3 "$scratch/dockerd.log"
+            not_run "the Docker engine does not start here"
+        fi
+        sleep 1
+    done
+fi
+
+if docker compose version > /dev/null 2>&1; then
+    COMPOSE="docker compose"
+elif command -v docker-compose > /dev/null; then
+    COMPOSE=docker-compose
+else
+    not_run "neither docker compose nor docker-compose is there"
+fi
+echo "compose: $($COMPOSE version | head -1), engine $(docker info -f '{{.ServerVersion}}')"
+export COMPOSE
+
+# A project, ports, addresses and secrets of its own: a demonstration that runs meanwhile is left alone.
+export COMPOSE_PROJECT_NAME="evenkeel-test-$$" NETWORK="10.$((100 + $$ % 100))"
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+EVENKEEL_PORT=$(free_port) PROMETHEUS_PORT=$(free_port) GRAFANA_PORT=$(free_port)
+export EVENKEEL_PORT PROMETHEUS_PORT GRAFANA_PORT
+export EVENKEEL_SECRETS="$scratch/secrets"
+"$here/secrets.sh" --tls > /dev/null
+
+[ $# -gt 0 ] || set -- large small
+images=--programs
+for variant in "$@"; do [ "$variant" = small ] || images=; done
+"$here/standin/build.sh" $images > "$scratch/images"
+cat "$scratch/images"
+if [ -z "${EVENKEEL_BIN:-}" ]; then
+    for target in evenkeel app; do
+        name=$target
+        [ "$target" = evenkeel ] || name=evenkeel-$target
+        DOCKER_BUILDKIT=1 docker build --network host -q -f "$here/Dockerfile" --target "$target" \
+            --build-arg VERSION="$VERSION" -t "$name:$VERSION" "$here/.."
+    done
+fi
+
+layers=
+if grep -q '^standin crate:' "$scratch/images"; then
+    echo "compose: CrateDB IS A STAND-IN: PostgreSQL keeps the data, its sys tables are made up"
+    layers="$layers standin/compose.yml"
+fi
+
+cd "$here"
+status=0
+for variant in "$@"; do
+    case $variant in
+        large) files="docker-compose.yml $layers" ;;
+        small) files="compose.small.yml" ;;
+        hardened) files="docker-compose.yml compose.hardened.yml $layers" ;;
+        *) echo "test.sh: no such variant: $variant" >&2; exit 2 ;;
+    esac
+    python3 test.py "$variant" $files || status=1
+done
+exit $status

@@ -1,0 +1,62 @@
+//! What one choice of a backend costs: every algorithm with 3, 100 and 10 000 backends, and what it takes to make
+//! the algorithm ready when the candidates change.
+
+use std::hint::black_box;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use evenkeel::backend::{Backend, Weight};
+use evenkeel::balance::{Algorithm, Candidates, Key, Member, Ring, Turn, Usable};
+use evenkeel::metrics::BackendMetrics;
+
+const POOLS: [u32; 3] = [3, 100, 10_000];
+
+fn members(count: u32) -> Vec<Member> {
+    let member = |i: u32| {
+        let address = format!("10.{}.{}.{}:8080", i >> 16 & 255, i >> 8 & 255, i & 255).parse().expect("valid");
+        Member {
+            backend: Arc::new(Backend::new(address, false, BackendMetrics::unregistered())),
+            weight: Weight::new(1 + i % 5).expect("valid"),
+        }
+    };
+    (0..count).map(member).collect()
+}
+
+fn pick(c: &mut Criterion) {
+    for count in POOLS {
+        let members = members(count);
+        let usable = Usable::new(members.len(), (0..count).collect());
+        // Everybody is busy: the search for the least loaded finds no idle backend to stop at.
+        let _leases: Vec<_> = members.iter().map(|member| member.backend.lease()).collect();
+        for algorithm in Algorithm::ALL {
+            let balance = algorithm.balance(&members, &usable, &Turn::default(), || Arc::new(Ring::new(&members)));
+            let candidates = Candidates { members: &members, usable: &usable, tried: &[] };
+            let mut client = 0u32;
+            c.bench_with_input(BenchmarkId::new(format!("pick/{algorithm}"), count), &count, |b, _| {
+                b.iter(|| {
+                    client = client.wrapping_add(1);
+                    let key = Key { client: Ipv4Addr::from_bits(client).into() };
+                    black_box(balance.pick(black_box(&candidates), &key))
+                });
+            });
+        }
+    }
+}
+
+fn make_ready(c: &mut Criterion) {
+    let mut group = c.benchmark_group("make-ready");
+    group.sample_size(10);
+    for count in POOLS {
+        let members = members(count);
+        let usable = Usable::new(members.len(), (0..count).collect());
+        for algorithm in [Algorithm::Weighted, Algorithm::IpHash] {
+            group.bench_with_input(BenchmarkId::new(algorithm.as_str(), count), &count, |b, _| {
+                b.iter(|| algorithm.balance(&members, &usable, &Turn::default(), || Arc::new(Ring::new(&members))));
+            });
+        }
+    }
+}
+
+criterion_group!(benches, pick, make_ready);
+criterion_main!(benches);

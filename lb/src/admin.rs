@@ -1,0 +1,87 @@
+//! The admin listener: the API of `docs/admin-api.md`, the metrics, and whether the process is alive and ready.
+
+mod api;
+mod auth;
+mod view;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, patch, post};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::access_log::AccessLog;
+use crate::config::Secret;
+use crate::control::Control;
+
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// What the handlers work on.
+#[derive(Debug)]
+pub struct Admin {
+    pub control: Arc<Control>,
+    pub access_log: Option<Arc<AccessLog>>,
+    pub token: Option<Secret>,
+    pub phase: watch::Receiver<Phase>,
+}
+
+/// Where the process stands in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Running,
+    Stopping,
+}
+
+/// Serves until the future is dropped.
+pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+    let service = TowerToHyperService::new(router(admin));
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                pause_after(&e).await;
+                continue;
+            }
+        };
+        let service = service.clone();
+        tokio::spawn(async move {
+            let mut http = http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+            if let Err(e) = http.serve_connection(TokioIo::new(stream), service).await {
+                tracing::debug!("an admin connection ended badly: {e}");
+            }
+        });
+    }
+}
+
+async fn pause_after(error: &io::Error) {
+    tracing::warn!("an admin connection could not be accepted: {error}");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+fn router(admin: Arc<Admin>) -> Router {
+    Router::new()
+        .route("/admin/algorithm", get(api::algorithms).post(api::switch_algorithm))
+        .route("/admin/pools", get(api::pools))
+        .route("/admin/pools/{pool}", get(api::pool))
+        .route("/admin/pools/{pool}/backends", post(api::add_backend))
+        .route("/admin/pools/{pool}/backends/{address}", patch(api::change_backend).delete(api::remove_backend))
+        .route("/admin/reload", post(api::reload))
+        .route("/admin/config", get(api::config))
+        .route("/metrics", get(api::metrics))
+        .method_not_allowed_fallback(api::method_not_allowed)
+        .fallback(api::not_found)
+        .layer(from_fn_with_state(Arc::clone(&admin), auth::demand_token))
+        .route("/healthz", get(api::healthz))
+        .route("/readyz", get(api::readyz))
+        .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(admin)
+}

@@ -1,0 +1,94 @@
+//! The bearer token, compared in constant time.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use subtle::ConstantTimeEq;
+
+use super::Admin;
+use super::api::Problem;
+use crate::proxy::admission::without_port;
+
+/// Lets a request through that bears the token, or any when none is configured.
+pub async fn demand_token(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+    let Some(token) = &admin.token else { return without_token(request, next).await };
+    match bearer(request.headers().get(header::AUTHORIZATION)) {
+        None => {
+            let problem =
+                Problem::new(StatusCode::UNAUTHORIZED, "send the admin token as \"Authorization: Bearer TOKEN\"");
+            ([(header::WWW_AUTHENTICATE, "Bearer")], problem).into_response()
+        }
+        Some(presented) if bool::from(presented.ct_eq(token.expose())) => next.run(request).await,
+        Some(_) => Problem::new(StatusCode::FORBIDDEN, "this is not the admin token").into_response(),
+    }
+}
+
+async fn without_token(request: Request, next: Next) -> Response {
+    if is_from_here(request.headers()) {
+        return next.run(request).await;
+    }
+    let detail =
+        "without a token only requests to a loopback address or localhost, and from no foreign page, are served";
+    Problem::new(StatusCode::FORBIDDEN, detail).into_response()
+}
+
+/// Without a token this machine is trusted, but not the pages that its browsers show: a page can send requests to a
+/// loopback address, under its own name or under one that it makes resolve there.
+fn is_from_here(headers: &HeaderMap) -> bool {
+    let field = |name| headers.get(name).map(HeaderValue::as_bytes);
+    let host = field(header::HOST);
+    let is_own_page = match (field(header::ORIGIN), host) {
+        (Some(origin), Some(host)) => origin.strip_prefix(b"http://") == Some(host),
+        (Some(_), None) => false,
+        (None, _) => true,
+    };
+    is_own_page && host.is_none_or(is_this_machine)
+}
+
+/// Whether a `Host` is an address or `localhost`, which no page can make resolve elsewhere.
+fn is_this_machine(host: &[u8]) -> bool {
+    let Ok(host) = std::str::from_utf8(host) else { return false };
+    let name = without_port(host);
+    let address = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
+}
+
+/// The token of an `Authorization` field (RFC 6750, 2.1).
+fn bearer(field: Option<&HeaderValue>) -> Option<&[u8]> {
+    let (scheme, token) = field?.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_is_an_address_or_localhost() {
+        for host in ["127.0.0.1:8889", "localhost", "LOCALHOST:1", "[::1]:8889", "10.0.0.1"] {
+            assert!(is_this_machine(host.as_bytes()), "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example:8889", "", "127.0.0.1.evil.example"] {
+            assert!(!is_this_machine(host.as_bytes()), "{host}");
+        }
+    }
+
+    #[test]
+    fn only_a_bearer_scheme_bears_a_token() {
+        for (field, expected) in [
+            ("Bearer abc", Some(&b"abc"[..])),
+            ("bearer  abc ", Some(b"abc")),
+            ("Basic abc", None),
+            ("Bearer", None),
+            ("Bearer ", Some(b"")),
+            ("", None),
+        ] {
+            let field = HeaderValue::from_static(field);
+            assert_eq!(bearer(Some(&field)), expected, "{field:?}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What the API shows of pools and backends.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::backend::{AdminState, BackendAddress, ProbeReport, Status};
+use crate::balance::{Algorithm, Member};
+use crate::config::PoolName;
+use crate::health::tracker::Health;
+use crate::metrics::Gauges;
+use crate::pool::Pool;
+use crate::snapshot::Snapshot;
+
+#[derive(Debug, Serialize)]
+pub struct PoolsView {
+    pub version: u64,
+    pub pools: Vec<PoolView>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct PoolView {
+    name: PoolName,
+    algorithm: Algorithm,
+    panic: bool,
+    backends: Vec<BackendView>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct BackendView {
+    address: BackendAddress,
+    weight: u32,
+    state: AdminState,
+    health: Health,
+    status: Status,
+    ejected_for_seconds: f64,
+    in_flight: u32,
+    requests: u64,
+    failures: u64,
+    ejections: u64,
+    latency_seconds: Option<f64>,
+    last_probe: Option<ProbeView>,
+}
+
+#[derive(Debug, Serialize)]
+struct ProbeView {
+    ok: bool,
+    seconds_ago: f64,
+    duration_seconds: f64,
+    error: Option<String>,
+}
+
+impl PoolView {
+    pub fn new(pool: &Pool, now: Instant) -> Self {
+        Self {
+            name: pool.name.clone(),
+            algorithm: pool.algorithm,
+            panic: pool.is_panicking(),
+            backends: pool.backends().map(|(member, state)| BackendView::new(member, state, now)).collect(),
+        }
+    }
+}
+
+impl BackendView {
+    pub fn find(pool: &Pool, address: &str, now: Instant) -> Option<Self> {
+        let (member, state) = pool.backends().find(|(member, _)| member.backend.address.as_str() == address)?;
+        Some(Self::new(member, state, now))
+    }
+
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    fn new(member: &Member, state: AdminState, now: Instant) -> Self {
+        let backend = &member.backend;
+        Self {
+            address: backend.address.clone(),
+            weight: member.weight.as_u32(),
+            state,
+            health: backend.health(),
+            status: backend.status(state, now),
+            ejected_for_seconds: backend.ejected_for(now).map_or(0.0, seconds),
+            in_flight: backend.in_flight(),
+            requests: backend.metrics.attempts.get(),
+            failures: backend.metrics.failures(),
+            ejections: backend.metrics.ejections.get(),
+            latency_seconds: backend.latency().map(seconds),
+            last_probe: backend.last_probe().map(|report| ProbeView::new(report, now)),
+        }
+    }
+}
+
+impl ProbeView {
+    fn new(report: ProbeReport, now: Instant) -> Self {
+        Self {
+            ok: report.error.is_none(),
+            seconds_ago: seconds(now.saturating_duration_since(report.at)),
+            duration_seconds: seconds(report.duration),
+            error: report.error,
+        }
+    }
+}
+
+fn seconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e6
+}
+
+/// Sets the gauges to what is true now.
+pub fn set_gauges(gauges: &Gauges, snapshot: &Snapshot, now: Instant) {
+    gauges.reset();
+    gauges.snapshot_version.set(i64::try_from(snapshot.version).unwrap_or(i64::MAX));
+    for pool in &snapshot.pools {
+        let name = pool.name.as_str();
+        gauges.pool_panic.with_label_values(&[name]).set(pool.is_panicking().into());
+        for algorithm in Algorithm::ALL {
+            let is_used = pool.algorithm == algorithm;
+            gauges.pool_algorithm.with_label_values(&[name, algorithm.as_str()]).set(is_used.into());
+        }
+        for (member, state) in pool.backends() {
+            let labels = [name, member.backend.address.as_str()];
+            gauges.backend_in_flight.with_label_values(&labels).set(member.backend.in_flight().into());
+            gauges.backend_weight.with_label_values(&labels).set(member.weight.as_u32().into());
+            let current = member.backend.status(state, now);
+            for status in Status::ALL {
+                let labels = [labels[0], labels[1], status.as_str()];
+                gauges.backend_status.with_label_values(&labels).set((status == current).into());
+            }
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! One server that answers requests, and everything that is true of it right now: exchanges in flight, health,
+//! ejection, latency. A backend is shared by every snapshot that names it and outlives them, so that no change of
+//! configuration forgets what is known.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use serde::{Deserialize, Serialize};
+
+use crate::config::EjectionConfig;
+use crate::health::ejection::Ejection;
+use crate::health::tracker::{Health, Tracker};
+use crate::metrics::BackendMetrics;
+
+/// Where a backend listens: an IP address or a host name, and a port. Written back exactly as it was configured,
+/// because consistent hashing works on this text.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BackendAddress(String);
+
+/// Share of traffic relative to the other backends of the pool: 1 to 1000. Zero is not a weight: use *down*.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Weight(u16);
+
+/// What the operator wants of a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdminState {
+    Active,
+    /// Finishes what is in flight, takes nothing new.
+    Draining,
+    /// Takes nothing and is not probed.
+    Down,
+    /// Draining, and leaves the pool with its last exchange. Not to be set in a configuration.
+    #[serde(skip_deserializing)]
+    Removing,
+}
+
+/// The operator's wish, the probes' finding and the traffic's in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Unknown,
+    Healthy,
+    Unhealthy,
+    Ejected,
+    Draining,
+    Down,
+    Removing,
+}
+
+#[derive(Debug)]
+pub struct Backend {
+    pub address: BackendAddress,
+    pub metrics: BackendMetrics,
+    /// Where to connect; `None` while a host name does not resolve.
+    socket_address: ArcSwapOption<SocketAddr>,
+    in_flight: AtomicU32,
+    failures_in_a_row: AtomicU32,
+    /// Counts changes of health and ejections, by which a pool sees that its list of candidates is out of date.
+    changes: AtomicU64,
+    /// Bits of an `f64` in seconds; 0 before the first response.
+    latency: AtomicU64,
+    vitals: Mutex<Vitals>,
+}
+
+/// What changes seldom: read to list candidates, not for each request.
+#[derive(Debug)]
+struct Vitals {
+    tracker: Tracker,
+    ejection: Ejection,
+    last_probe: Option<ProbeReport>,
+}
+
+/// How one probe ended.
+#[derive(Debug, Clone)]
+pub struct ProbeReport {
+    pub at: Instant,
+    pub duration: Duration,
+    /// `None`: it succeeded.
+    pub error: Option<String>,
+}
+
+/// Counts one exchange in flight on a backend until dropped, however the exchange ends.
+#[derive(Debug)]
+pub struct Lease {
+    backend: Arc<Backend>,
+}
+
+impl Backend {
+    /// A backend nothing is known about. Without probes (`probed` false) it counts as healthy.
+    pub fn new(address: BackendAddress, probed: bool, metrics: BackendMetrics) -> Self {
+        let socket_address = address.socket_address().map(Arc::new);
+        Self {
+            address,
+            metrics,
+            socket_address: ArcSwapOption::new(socket_address),
+            in_flight: AtomicU32::new(0),
+            failures_in_a_row: AtomicU32::new(0),
+            changes: AtomicU64::new(0),
+            latency: AtomicU64::new(0),
+            vitals: Mutex::new(Vitals {
+                tracker: Tracker::new(if probed { Health::Unknown } else { Health::Healthy }),
+                ejection: Ejection::default(),
+                last_probe: None,
+            }),
+        }
+    }
+
+    pub fn lease(self: &Arc<Self>) -> Lease {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Lease { backend: Arc::clone(self) }
+    }
+
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    pub fn socket_address(&self) -> Option<SocketAddr> {
+        self.socket_address.load().as_deref().copied()
+    }
+
+    /// Keeps what a host name resolved to.
+    pub fn set_socket_address(&self, address: SocketAddr) {
+        if self.socket_address() != Some(address) {
+            self.socket_address.store(Some(Arc::new(address)));
+        }
+    }
+
+    /// A response's head came after `latency`. Peaks count at once, improvement slowly, so that a backend which
+    /// begins to stall is seen with its first slow answer.
+    pub fn observe_latency(&self, latency: Duration) {
+        const SHARE_OF_NEW: f64 = 0.1;
+        let new = latency.as_secs_f64();
+        let old = f64::from_bits(self.latency.load(Ordering::Relaxed));
+        let average = if old == 0.0 || new > old { new } else { old + (new - old) * SHARE_OF_NEW };
+        self.latency.store(average.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Moving average of the time to a response's head; `None` before the first.
+    pub fn latency(&self) -> Option<Duration> {
+        let seconds = f64::from_bits(self.latency.load(Ordering::Relaxed));
+        (seconds > 0.0).then(|| Duration::from_secs_f64(seconds))
+    }
+
+    pub fn succeeded(&self) {
+        if self.failures_in_a_row.load(Ordering::Relaxed) != 0 {
+            self.failures_in_a_row.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a failure of real traffic; true when it is the one that should eject the backend.
+    pub fn failed(&self, rules: &EjectionConfig) -> bool {
+        let failures = self.failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
+        rules.consecutive_failures != 0 && failures >= rules.consecutive_failures
+    }
+
+    /// Puts the backend aside, for longer each time. `None` when it is aside already.
+    pub fn eject(&self, rules: &EjectionConfig, now: Instant) -> Option<Duration> {
+        let duration = self.vitals().ejection.start(rules, now)?;
+        self.failures_in_a_row.store(0, Ordering::Relaxed);
+        self.changes.fetch_add(1, Ordering::Release);
+        self.metrics.ejections.inc();
+        Some(duration)
+    }
+
+    pub fn ejected_for(&self, now: Instant) -> Option<Duration> {
+        self.vitals().ejection.remaining(now)
+    }
+
+    pub fn health(&self) -> Health {
+        self.vitals().tracker.health()
+    }
+
+    /// Whether no probe has come back yet.
+    pub fn is_unknown(&self) -> bool {
+        self.health() == Health::Unknown
+    }
+
+    pub fn last_probe(&self) -> Option<ProbeReport> {
+        self.vitals().last_probe.clone()
+    }
+
+    /// Takes in a probe's result; the new health when that changed it.
+    pub fn probed(&self, report: ProbeReport, rise: u32, fall: u32) -> Option<Health> {
+        let mut vitals = self.vitals();
+        let change = vitals.tracker.observe(report.error.is_none(), rise, fall);
+        vitals.last_probe = Some(report);
+        if change.is_some() {
+            self.changes.fetch_add(1, Ordering::Release);
+        }
+        change
+    }
+
+    /// How often health or ejection has changed.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// The configuration began or ceased to probe: what was known stays, but unprobed means healthy.
+    pub fn set_probed(&self, probed: bool) {
+        let mut vitals = self.vitals();
+        if !probed && vitals.tracker.health() != Health::Healthy {
+            vitals.tracker = Tracker::new(Health::Healthy);
+            vitals.last_probe = None;
+        }
+    }
+
+    pub fn status(&self, state: AdminState, now: Instant) -> Status {
+        let vitals = self.vitals();
+        match state {
+            AdminState::Draining => Status::Draining,
+            AdminState::Down => Status::Down,
+            AdminState::Removing => Status::Removing,
+            AdminState::Active if vitals.ejection.remaining(now).is_some() => Status::Ejected,
+            AdminState::Active => match vitals.tracker.health() {
+                Health::Unknown => Status::Unknown,
+                Health::Healthy => Status::Healthy,
+                Health::Unhealthy => Status::Unhealthy,
+            },
+        }
+    }
+
+    fn vitals(&self) -> MutexGuard<'_, Vitals> {
+        self.vitals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lease {
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.backend.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl BackendAddress {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The socket address when no name has to be resolved.
+    pub fn socket_address(&self) -> Option<SocketAddr> {
+        self.0.parse().ok()
+    }
+
+    /// Host (without brackets) and port.
+    pub fn host_and_port(&self) -> (&str, u16) {
+        let (host, port) = self.0.rsplit_once(':').expect("the constructor demands a port");
+        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        (host, port.parse().expect("the constructor demands a number"))
+    }
+}
+
+impl FromStr for BackendAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("\"{text}\" is not HOST:PORT, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\"");
+        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+        if !digits || port.parse::<u16>().map_or(true, |p| p == 0) {
+            return Err(format!("\"{text}\": the port must be a number from 1 to 65535"));
+        }
+        let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        let is_address = match bracketed {
+            Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => host.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv4()),
+        };
+        let label = |l: &str| {
+            (1..=63).contains(&l.len())
+                && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                && !l.starts_with('-')
+        };
+        let is_name = host.len() <= 253
+            && host.strip_suffix('.').unwrap_or(host).split('.').all(label)
+            && !host.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        if is_address || is_name { Ok(Self(text.to_owned())) } else { Err(wrong()) }
+    }
+}
+
+impl TryFrom<String> for BackendAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<BackendAddress> for String {
+    fn from(address: BackendAddress) -> Self {
+        address.0
+    }
+}
+
+impl fmt::Display for BackendAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Weight {
+    pub const ONE: Self = Self(1);
+    pub const MAX: u32 = 1000;
+
+    pub fn new(weight: u32) -> Option<Self> {
+        (1..=Self::MAX).contains(&weight).then_some(Self(weight as u16))
+    }
+
+    pub fn as_u32(self) -> u32 {
+        self.0.into()
+    }
+}
+
+impl TryFrom<u32> for Weight {
+    type Error = String;
+
+    fn try_from(weight: u32) -> Result<Self, String> {
+        Self::new(weight).ok_or_else(|| {
+            format!("weight {weight} is not from 1 to {}; to send nothing to a backend use state \"down\"", Self::MAX)
+        })
+    }
+}
+
+impl From<Weight> for u32 {
+    fn from(weight: Weight) -> Self {
+        weight.as_u32()
+    }
+}
+
+impl FromStr for AdminState {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "active" => Ok(Self::Active),
+            "draining" => Ok(Self::Draining),
+            "down" => Ok(Self::Down),
+            _ => Err(format!("state \"{text}\" is not one of active, draining, down")),
+        }
+    }
+}
+
+impl Status {
+    pub const ALL: [Self; 7] =
+        [Self::Unknown, Self::Healthy, Self::Unhealthy, Self::Ejected, Self::Draining, Self::Down, Self::Removing];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+            Self::Ejected => "ejected",
+            Self::Draining => "draining",
+            Self::Down => "down",
+            Self::Removing => "removing",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backend() -> Arc<Backend> {
+        Arc::new(Backend::new("127.0.0.1:1".parse().expect("valid"), true, BackendMetrics::unregistered()))
+    }
+
+    #[test]
+    fn a_lease_counts_until_dropped() {
+        let backend = backend();
+        let first = backend.lease();
+        let second = backend.lease();
+        assert_eq!(backend.in_flight(), 2);
+        drop(first);
+        assert_eq!(backend.in_flight(), 1);
+        drop(second);
+        assert_eq!(backend.in_flight(), 0);
+    }
+
+    #[test]
+    fn addresses_are_checked_and_kept_as_written() {
+        for text in ["127.0.0.1:80", "[::1]:8080", "web1:8888", "a_b.example.com:1", "localhost:65535", "x.:80"] {
+            assert_eq!(text.parse::<BackendAddress>().map(String::from).as_deref(), Ok(text));
+        }
+        for text in [
+            "",
+            ":80",
+            "web1",
+            "web1:",
+            "web1:0",
+            "web1:65536",
+            "web1:+80",
+            "::1:80",
+            "http://a:80",
+            "a b:80",
+            "a..b:80",
+            "1.2.3:80",
+            "999.1.1.1:80",
+            "-a:80",
+            "[::1]",
+            "[x]:80",
+            "user@host:80",
+        ] {
+            assert!(text.parse::<BackendAddress>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn host_and_port_lose_the_brackets() {
+        let address: BackendAddress = "[::1]:8080".parse().expect("valid");
+        assert_eq!(address.host_and_port(), ("::1", 8080));
+    }
+
+    #[test]
+    fn weights_are_1_to_1000() {
+        assert_eq!(Weight::new(0), None);
+        assert_eq!(Weight::new(1001), None);
+        assert_eq!(Weight::new(1000).map(Weight::as_u32), Some(1000));
+    }
+
+    #[test]
+    fn a_success_ends_the_row_of_failures() {
+        let rules = EjectionConfig {
+            consecutive_failures: 2,
+            base_time: Duration::from_secs(1),
+            max_time: Duration::from_secs(9),
+            max_percent: 50,
+        };
+        let backend = backend();
+        assert!(!backend.failed(&rules));
+        backend.succeeded();
+        assert!(!backend.failed(&rules));
+        assert!(backend.failed(&rules));
+    }
+
+    #[test]
+    fn latency_rises_at_once_and_falls_slowly() {
+        let backend = backend();
+        assert_eq!(backend.latency(), None);
+        backend.observe_latency(Duration::from_millis(10));
+        backend.observe_latency(Duration::from_millis(100));
+        assert_eq!(backend.latency(), Some(Duration::from_millis(100)));
+        backend.observe_latency(Duration::from_millis(10));
+        assert_eq!(backend.latency(), Some(Duration::from_millis(91)));
+    }
+
+    #[test]
+    fn the_operators_word_comes_before_probes_and_traffic() {
+        let backend = backend();
+        let now = Instant::now();
+        assert_eq!(backend.status(AdminState::Active, now), Status::Unknown);
+        backend.probed(ProbeReport { at: now, duration: Duration::ZERO, error: None }, 1, 1);
+        assert_eq!(backend.status(AdminState::Active, now), Status::Healthy);
+        assert_eq!(backend.status(AdminState::Draining, now), Status::Draining);
+        assert_eq!(backend.status(AdminState::Down, now), Status::Down);
+    }
+}

@@ -1,0 +1,106 @@
+//! Consistent hashing on the client's address, point for point nginx's `hash $remote_addr consistent`: crc32,
+//! 160 points for each unit of weight. The ring holds every backend of the pool, and a search walks past those
+//! which take no traffic, so losing one moves only its own clients.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::{BackendIndex, Balance, Candidates, Key, Member};
+use crate::backend::BackendAddress;
+
+const POINTS_PER_WEIGHT: u64 = 160;
+
+/// Most points of a ring: 128 MiB. Beyond it the weights are scaled down to fit.
+const MOST_POINTS: u64 = 1 << 24;
+
+/// Points around a circle, each leading to a backend. Depends on addresses and weights only, not on their order.
+#[derive(Debug)]
+pub struct Ring {
+    /// Sorted by hash, no hash twice.
+    points: Box<[(u32, BackendIndex)]>,
+}
+
+#[derive(Debug)]
+pub struct IpHash {
+    ring: Arc<Ring>,
+}
+
+impl Ring {
+    pub fn new(members: &[Member]) -> Self {
+        let total: u64 = members.iter().map(|m| u64::from(m.weight.as_u32())).sum::<u64>() * POINTS_PER_WEIGHT;
+        let count = |member: &Member| {
+            let points = u64::from(member.weight.as_u32()) * POINTS_PER_WEIGHT;
+            if total > MOST_POINTS { (points * MOST_POINTS / total).max(1) } else { points }
+        };
+        // Equal hashes must not depend on the order of configuration, so the address decides.
+        let mut by_address: Vec<BackendIndex> = (0..members.len() as BackendIndex).collect();
+        by_address.sort_by_key(|&index| members[index as usize].backend.address.as_str());
+        let mut points = Vec::with_capacity(total.min(MOST_POINTS) as usize);
+        for index in by_address {
+            let member = &members[index as usize];
+            points.extend(hashes(&member.backend.address).take(count(member) as usize).map(|hash| (hash, index)));
+        }
+        points.sort_by_key(|&(hash, _)| hash);
+        points.dedup_by_key(|&mut (hash, _)| hash);
+        Self { points: points.into_boxed_slice() }
+    }
+
+    /// The first backend at or behind `hash` that `accepts` it.
+    fn find(&self, hash: u32, accepts: impl Fn(BackendIndex) -> bool) -> Option<BackendIndex> {
+        let start = self.points.partition_point(|&(point, _)| point < hash);
+        let (before, from) = self.points.split_at(start);
+        from.iter().chain(before).map(|&(_, index)| index).find(|&index| accepts(index))
+    }
+}
+
+impl IpHash {
+    pub fn new(ring: Arc<Ring>) -> Self {
+        Self { ring }
+    }
+}
+
+impl Balance for IpHash {
+    fn pick(&self, candidates: &Candidates<'_>, key: &Key) -> Option<BackendIndex> {
+        // Without this a search that nobody accepts would walk the whole ring.
+        let usable = candidates.usable.as_slice();
+        if usable.len() <= candidates.tried.len() && usable.iter().all(|&index| candidates.is_tried(index)) {
+            return None;
+        }
+        let accepts = |index| candidates.usable.contains(index) && !candidates.is_tried(index);
+        self.ring.find(hash_of(key.client), accepts)
+    }
+}
+
+/// crc32 of the address as text, as `$remote_addr` has it.
+fn hash_of(client: IpAddr) -> u32 {
+    struct Crc(crc32fast::Hasher);
+    impl Write for Crc {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            self.0.update(text.as_bytes());
+            Ok(())
+        }
+    }
+    let mut crc = Crc(crc32fast::Hasher::new());
+    // Neither the formatting of an address nor this writer can fail.
+    let _ = write!(crc, "{client}");
+    crc.0.finalize()
+}
+
+/// A backend's points: crc32 of host, NUL, port and the point before (four zero bytes for the first).
+fn hashes(address: &BackendAddress) -> impl Iterator<Item = u32> {
+    let (host, port) = address.as_str().rsplit_once(':').unwrap_or((address.as_str(), ""));
+    let mut base = crc32fast::Hasher::new();
+    base.update(host.as_bytes());
+    base.update(&[0]);
+    base.update(port.as_bytes());
+    let next = move |previous: u32| {
+        let mut hasher = base.clone();
+        hasher.update(&previous.to_le_bytes());
+        hasher.finalize()
+    };
+    std::iter::successors(Some(next(0)), {
+        let next = next.clone();
+        move |&previous| Some(next(previous))
+    })
+}

@@ -1,0 +1,306 @@
+//! Talks to the admin API of a running balancer, as `docs/admin-api.md` describes it.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use http::Uri;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use ureq::http::{Method, Request, Response};
+use ureq::{Agent, Body};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where an admin API listens, without a slash at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminUrl(String);
+
+#[derive(Debug)]
+pub struct Client {
+    agent: Agent,
+    url: AdminUrl,
+    token: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// It may be there again later.
+    #[error(
+        "cannot reach the admin API at {url}: {reason}. Is Evenkeel running, and is this its [admin] address? Name another with --admin or EVENKEEL_ADMIN"
+    )]
+    Unreachable { url: AdminUrl, reason: String },
+    #[error("{0}")]
+    Refused(String),
+    #[error("the admin API wants its token: name the file with --token-file or EVENKEEL_TOKEN_FILE")]
+    NoToken,
+    #[error(
+        "the admin API does not take this token: name the file with the right one with --token-file or EVENKEEL_TOKEN_FILE"
+    )]
+    WrongToken,
+    #[error(
+        "what answers at {url} is no admin API ({reason}): name the [admin] address with --admin or EVENKEEL_ADMIN"
+    )]
+    NotAdmin { url: AdminUrl, reason: String },
+}
+
+pub type Result<T> = std::result::Result<T, AdminError>;
+
+#[derive(Debug, Deserialize)]
+pub struct Pools {
+    pub version: u64,
+    pub pools: Vec<Pool>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Pool {
+    pub name: String,
+    pub algorithm: String,
+    pub panic: bool,
+    pub backends: Vec<Backend>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Backend {
+    pub address: String,
+    pub weight: u32,
+    pub status: String,
+    pub ejected_for_seconds: f64,
+    pub in_flight: u32,
+    pub requests: u64,
+    pub failures: u64,
+    pub latency_seconds: Option<f64>,
+    pub last_probe: Option<Probe>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Probe {
+    pub ok: bool,
+    pub seconds_ago: f64,
+    pub duration_seconds: f64,
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Algorithms {
+    pub choices: Vec<String>,
+    pub pools: Vec<PoolAlgorithm>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct PoolAlgorithm {
+    pub pool: String,
+    pub algorithm: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Switches {
+    pub pools: Vec<Switch>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Switch {
+    pub pool: String,
+    pub previous: String,
+    pub current: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Removal {
+    #[serde(default)]
+    pub in_flight: usize,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Reloaded {
+    pub version: u64,
+    pub warnings: Vec<String>,
+}
+
+impl Client {
+    pub fn new(url: AdminUrl, token_file: Option<&Path>) -> anyhow::Result<Self> {
+        let token = token_file.map(super::read_token).transpose()?;
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(TIMEOUT))
+            // A proxy for the outside world has no business between an operator and this API.
+            .proxy(None)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            // A balancer that was restarted since the last call would not know the connection.
+            .max_idle_connections(0)
+            .build()
+            .new_agent();
+        Ok(Self { agent, url, token })
+    }
+
+    pub fn get(&self, path: &str) -> Result<Value> {
+        self.call(Method::GET, path, None)
+    }
+
+    pub fn pools(&self) -> Result<Pools> {
+        self.call(Method::GET, "/admin/pools", None)
+    }
+
+    pub fn algorithms(&self) -> Result<Algorithms> {
+        self.call(Method::GET, "/admin/algorithm", None)
+    }
+
+    pub fn switch_algorithm(&self, algorithm: &str, pool: Option<&str>) -> Result<Switches> {
+        let mut wanted = json!({ "algorithm": algorithm });
+        if let Some(pool) = pool {
+            wanted["pool"] = pool.into();
+        }
+        self.call(Method::POST, "/admin/algorithm", Some(&wanted))
+    }
+
+    pub fn add_backend(&self, pool: &str, address: &str, weight: u32) -> Result<Backend> {
+        let wanted = json!({ "address": address, "weight": weight });
+        self.call(Method::POST, &format!("/admin/pools/{}/backends", encoded(pool)), Some(&wanted))
+    }
+
+    pub fn change_backend(&self, pool: &str, address: &str, change: &Value) -> Result<Backend> {
+        self.call(Method::PATCH, &backend_path(pool, address), Some(change))
+    }
+
+    pub fn remove_backend(&self, pool: &str, address: &str) -> Result<Removal> {
+        self.call(Method::DELETE, &backend_path(pool, address), None)
+    }
+
+    pub fn reload(&self) -> Result<Reloaded> {
+        self.call(Method::POST, "/admin/reload", None)
+    }
+
+    /// The word that a balancer ready for traffic says.
+    pub fn ready(&self) -> Result<String> {
+        let (status, body) = self.exchange(Method::GET, "/readyz", None)?;
+        let word = printable(body.trim());
+        match status {
+            200 => Ok(word),
+            503 => Err(AdminError::Refused(format!("the balancer is not ready: {word}"))),
+            _ => Err(self.refusal(status, &body)),
+        }
+    }
+
+    fn call<T: DeserializeOwned>(&self, method: Method, path: &str, wanted: Option<&Value>) -> Result<T> {
+        let (status, body) = self.exchange(method, path, wanted)?;
+        if !(200..300).contains(&status) {
+            return Err(self.refusal(status, &body));
+        }
+        serde_json::from_str(&body).map_err(|e| self.not_admin(e.to_string()))
+    }
+
+    fn exchange(&self, method: Method, path: &str, wanted: Option<&Value>) -> Result<(u16, String)> {
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let response = match wanted {
+            Some(wanted) => {
+                let request = request.header("Content-Type", "application/json").body(wanted.to_string());
+                request.map_err(ureq::Error::from).and_then(|request| self.agent.run(request))
+            }
+            None => request.body(()).map_err(ureq::Error::from).and_then(|request| self.agent.run(request)),
+        };
+        let mut response: Response<Body> = response.map_err(|e| self.unreachable(&e))?;
+        let body = response.body_mut().read_to_string().map_err(|e| self.unreachable(&e))?;
+        Ok((response.status().as_u16(), body))
+    }
+
+    fn unreachable(&self, error: &ureq::Error) -> AdminError {
+        let reason = match error {
+            ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+            ureq::Error::Timeout(_) => format!("no answer within {} seconds", TIMEOUT.as_secs()),
+            ureq::Error::HostNotFound => "there is no such host".to_owned(),
+            ureq::Error::Protocol(e) => return self.not_admin(e.to_string()),
+            e => e.to_string(),
+        };
+        AdminError::Unreachable { url: self.url.clone(), reason }
+    }
+
+    fn refusal(&self, status: u16, body: &str) -> AdminError {
+        #[derive(Deserialize)]
+        struct Problem {
+            detail: String,
+        }
+        match (status, serde_json::from_str::<Problem>(body)) {
+            (401, Ok(_)) if self.token.is_none() => AdminError::NoToken,
+            (401 | 403, Ok(_)) => AdminError::WrongToken,
+            (_, Ok(problem)) => AdminError::Refused(printable(&problem.detail)),
+            (status, Err(_)) => self.not_admin(format!("status {status}")),
+        }
+    }
+
+    fn not_admin(&self, reason: String) -> AdminError {
+        AdminError::NotAdmin { url: self.url.clone(), reason }
+    }
+}
+
+/// The one pool that has the backend.
+pub fn pool_with(pools: &[Pool], address: &str) -> Result<String> {
+    let has = |pool: &&Pool| pool.backends.iter().any(|backend| backend.address == address);
+    let having: Vec<_> = pools.iter().filter(has).map(|pool| pool.name.as_str()).collect();
+    match having.as_slice() {
+        [pool] => Ok((*pool).to_owned()),
+        [] => {
+            let known: Vec<_> = pools.iter().flat_map(|pool| &pool.backends).map(|b| b.address.as_str()).collect();
+            Err(AdminError::Refused(format!("no pool has a backend {address}; the backends are {}", known.join(", "))))
+        }
+        several => Err(AdminError::Refused(format!(
+            "the pools {} have a backend {address}: name one with --pool",
+            several.join(", ")
+        ))),
+    }
+}
+
+/// The pool that is meant when none is named.
+pub fn only_pool(pools: &[Pool]) -> Result<String> {
+    match pools {
+        [pool] => Ok(pool.name.clone()),
+        _ => {
+            let names: Vec<_> = pools.iter().map(|pool| pool.name.as_str()).collect();
+            Err(AdminError::Refused(format!("there are the pools {}: name one with --pool", names.join(", "))))
+        }
+    }
+}
+
+/// Text from elsewhere, without what would steer a terminal.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn backend_path(pool: &str, address: &str) -> String {
+    format!("/admin/pools/{}/backends/{}", encoded(pool), encoded(address))
+}
+
+/// One segment of a path (RFC 3986, 3.3).
+fn encoded(segment: &str) -> String {
+    let encode = |b: u8| match b {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' => char::from(b).to_string(),
+        _ => format!("%{b:02X}"),
+    };
+    segment.bytes().map(encode).collect()
+}
+
+impl FromStr for AdminUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        if text.starts_with("https://") {
+            return Err("the admin API speaks plain HTTP: write http://".to_owned());
+        }
+        let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        let is_url = |uri: &Uri| uri.scheme_str() == Some("http") && uri.host().is_some() && uri.query().is_none();
+        let uri = url.parse::<Uri>().ok().filter(is_url);
+        uri.ok_or("write it as http://HOST:PORT, such as http://127.0.0.1:8889")?;
+        Ok(Self(url.trim_end_matches('/').to_owned()))
+    }
+}
+
+impl fmt::Display for AdminUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

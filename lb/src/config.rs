@@ -1,0 +1,350 @@
+//! What the operator wants, checked and ready to use. Whatever reads a file (`toml` here, nginx's language later)
+//! produces this model or a list of problems, never something in between.
+
+pub mod toml;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
+
+use crate::backend::{AdminState, BackendAddress, Weight};
+use crate::balance::Algorithm;
+use crate::route::{HostPattern, PathPrefix};
+
+/// A whole configuration. Every reference in it resolves: each route names a pool that exists.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Config {
+    pub server: ServerConfig,
+    pub listeners: Vec<ListenerConfig>,
+    pub admin: AdminConfig,
+    pub state: StateConfig,
+    pub log: LogConfig,
+    pub access_log: AccessLogConfig,
+    pub pools: Vec<PoolConfig>,
+    pub routes: Vec<RouteConfig>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ServerConfig {
+    /// Threads that carry traffic, at least 1.
+    pub threads: usize,
+    #[serde(serialize_with = "seconds")]
+    pub shutdown_delay: Duration,
+    #[serde(serialize_with = "seconds")]
+    pub shutdown_timeout: Duration,
+    pub trusted_proxies: Vec<IpNet>,
+    pub idle_connections: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ListenerConfig {
+    pub address: SocketAddr,
+    pub tls: Option<TlsConfig>,
+    #[serde(serialize_with = "seconds")]
+    pub keepalive_timeout: Duration,
+    #[serde(serialize_with = "seconds")]
+    pub header_timeout: Duration,
+    #[serde(serialize_with = "seconds")]
+    pub body_timeout: Duration,
+    #[serde(serialize_with = "seconds")]
+    pub send_timeout: Duration,
+    /// Largest request body in bytes; `None`: no limit.
+    pub max_body_bytes: Option<u64>,
+}
+
+/// Paths of PEM files that were readable and fitted together when the configuration was checked.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TlsConfig {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AdminConfig {
+    pub address: SocketAddr,
+    /// Set unless the address is loopback.
+    #[serde(skip)]
+    pub token: Option<Secret>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StateConfig {
+    /// `None`: runtime changes end with the process.
+    pub file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LogConfig {
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AccessLogConfig {
+    /// `None`: off.
+    pub file: Option<AccessLogFile>,
+    pub format: AccessLogFormat,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLogFile {
+    Stdout,
+    Path(PathBuf),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLogFormat {
+    Json,
+    Combined,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PoolConfig {
+    pub name: PoolName,
+    pub algorithm: Algorithm,
+    pub backends: Vec<BackendConfig>,
+    #[serde(flatten)]
+    pub settings: PoolSettings,
+}
+
+/// What a pool is told besides its backends and its algorithm; only a reload changes it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PoolSettings {
+    #[serde(serialize_with = "seconds")]
+    pub connect_timeout: Duration,
+    #[serde(serialize_with = "seconds")]
+    pub response_timeout: Duration,
+    #[serde(serialize_with = "seconds")]
+    pub read_timeout: Duration,
+    #[serde(serialize_with = "seconds")]
+    pub write_timeout: Duration,
+    #[serde(serialize_with = "seconds")]
+    pub tunnel_timeout: Duration,
+    #[serde(serialize_with = "seconds")]
+    pub idle_timeout: Duration,
+    /// Further backends tried after the first, 0 to 16.
+    pub retries: usize,
+    pub retry_body_bytes: usize,
+    /// Percentage, 0 to 100.
+    pub panic_threshold: u8,
+    pub probe: Option<ProbeConfig>,
+    pub ejection: EjectionConfig,
+    pub sticky: Option<StickyConfig>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BackendConfig {
+    pub address: BackendAddress,
+    pub weight: Weight,
+    pub state: AdminState,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ProbeConfig {
+    pub kind: ProbeKind,
+    #[serde(serialize_with = "seconds")]
+    pub interval: Duration,
+    #[serde(serialize_with = "seconds")]
+    pub timeout: Duration,
+    /// 1 to 100.
+    pub rise: u32,
+    /// 1 to 100.
+    pub fall: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeKind {
+    Tcp,
+    Http {
+        path: String,
+        /// `None`: the backend's address.
+        host: Option<String>,
+        status: StatusRanges,
+    },
+}
+
+/// Response codes that a probe accepts, such as `200-299,304`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StatusRanges(Vec<(u16, u16)>);
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EjectionConfig {
+    /// 0: never eject.
+    pub consecutive_failures: u32,
+    #[serde(serialize_with = "seconds")]
+    pub base_time: Duration,
+    #[serde(serialize_with = "seconds")]
+    pub max_time: Duration,
+    /// Percentage, 0 to 100.
+    pub max_percent: u8,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StickyConfig {
+    pub cookie: String,
+    /// `None`: until the browser closes.
+    pub max_age: Option<Duration>,
+    pub same_site: SameSite,
+    pub secure: SecureCookie,
+    /// `None`: the random one of the state file.
+    #[serde(skip)]
+    pub secret: Option<Secret>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SameSite {
+    Lax,
+    Strict,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SecureCookie {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RouteConfig {
+    pub host: HostPattern,
+    pub path: PathPrefix,
+    pub pool: PoolName,
+}
+
+/// Name of a pool: 1 to 64 letters, digits, `-`, `_` and `.`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct PoolName(String);
+
+/// Bytes that must not be printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Vec<u8>);
+
+/// One thing that is wrong in a configuration file, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Counted from 1; `None` when the whole file is meant.
+    pub position: Option<Position>,
+    /// Names the key, the value and the fix.
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    pub line: usize,
+    pub column: usize,
+}
+
+impl PoolName {
+    pub fn new(name: &str) -> Option<Self> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        ((1..=64).contains(&name.len()) && name.bytes().all(allowed)).then(|| Self(name.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PoolName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl StatusRanges {
+    /// Reads `200`, `200-299` and comma-separated lists of these; codes are 100 to 599.
+    pub fn parse(text: &str) -> Option<Self> {
+        let code = |s: &str| s.trim().parse::<u16>().ok().filter(|c| (100..=599).contains(c));
+        let range = |part: &str| match part.split_once('-') {
+            Some((low, high)) => Some((code(low)?, code(high)?)).filter(|(low, high)| low <= high),
+            None => code(part).map(|c| (c, c)),
+        };
+        text.split(',').map(range).collect::<Option<Vec<_>>>().map(Self)
+    }
+
+    pub fn contains(&self, code: u16) -> bool {
+        self.0.iter().any(|&(low, high)| (low..=high).contains(&code))
+    }
+}
+
+impl Secret {
+    /// `None` when there are no bytes: an empty secret protects nothing.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Option<Self> {
+        let bytes = bytes.into();
+        (!bytes.is_empty()).then_some(Self(bytes))
+    }
+
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Problem {
+    /// `FILE:LINE:COLUMN: message`, as editors and compilers have it.
+    pub fn in_file(&self, file: &Path) -> String {
+        let separator = if self.position.is_some() { ":" } else { ": " };
+        format!("{}{separator}{self}", file.display())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.position {
+            Some(Position { line, column }) => write!(f, "{line}:{column}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_ranges_accept_codes_and_ranges() {
+        let ranges = StatusRanges::parse("200-299, 304").expect("valid");
+        assert!(ranges.contains(200) && ranges.contains(299) && ranges.contains(304));
+        assert!(!ranges.contains(199) && !ranges.contains(300) && !ranges.contains(404));
+    }
+
+    #[test]
+    fn status_ranges_refuse_nonsense() {
+        for text in ["", "abc", "20", "600", "300-200", "200-", "200,,204"] {
+            assert_eq!(StatusRanges::parse(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn secrets_do_not_print() {
+        let secret = Secret::new("hunter2").expect("not empty");
+        assert_eq!(format!("{secret:?}"), "Secret(…)");
+    }
+}

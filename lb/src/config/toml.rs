@@ -1,0 +1,466 @@
+//! Reads `evenkeel.toml`. Every problem is found in one pass, so this walks the parsed file by hand where a derived
+//! deserializer would stop at the first. Defaults, and which keys there are, come from `default.toml` itself.
+
+mod files;
+mod reader;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use ::toml::de::{DeTable, DeValue};
+
+use super::{
+    AccessLogConfig, AccessLogFile, AccessLogFormat, AdminConfig, BackendConfig, Config, EjectionConfig,
+    ListenerConfig, LogConfig, LogFormat, PoolConfig, PoolName, PoolSettings, Position, ProbeConfig, ProbeKind,
+    Problem, RouteConfig, SameSite, SecureCookie, ServerConfig, StateConfig, StatusRanges, StickyConfig, TlsConfig,
+};
+use crate::backend::{AdminState, Weight};
+use crate::balance::Algorithm;
+use crate::route::{HostPattern, PathPrefix};
+use crate::tls::server_config;
+use reader::{Reader, Section};
+use values::{DAY, MILLISECOND};
+
+/// Every setting with its default and a line of explanation.
+pub const DEFAULT: &str = include_str!("default.toml");
+
+const TLS_KEYS: &[&str] = &["certificate", "key"];
+
+/// Reads the configuration file at `path`.
+pub fn load(path: &Path) -> Result<Config, Vec<Problem>> {
+    let problem = |position, message| vec![Problem { position, message }];
+    let bytes = std::fs::read(path).map_err(|e| problem(None, format!("the file cannot be read: {e}")))?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => read(text, path),
+        Err(e) => {
+            let valid = String::from_utf8_lossy(&bytes[..e.valid_up_to()]);
+            let position = reader::position(&valid, valid.len());
+            Err(problem(Some(position), "this is not UTF-8: save the file as UTF-8 text".to_owned()))
+        }
+    }
+}
+
+/// Reads `text` as if it stood in `file`: relative paths start in that file's folder.
+pub fn read(text: &str, file: &Path) -> Result<Config, Vec<Problem>> {
+    let defaults = DeTable::parse(DEFAULT).expect("a test reads default.toml").into_inner();
+    let (written, syntax_errors) = DeTable::parse_recoverable(text);
+    let mut reader = Reader::new(text, file.parent().unwrap_or(Path::new("")), &syntax_errors);
+    let root = reader.root(written.get_ref(), &defaults);
+    let config = reader.config(&root, file);
+    let problems = reader.into_problems();
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(problems),
+    }
+}
+
+/// Each method reads all of its section before it gives up with `None`, so that nothing wrong goes unseen.
+impl<'t> Reader<'t> {
+    fn config(&mut self, root: &Section<'t>, file: &Path) -> Option<Config> {
+        let server = self.section(root, "server");
+        let server = self.server(&server);
+        let listeners = self.listeners(root);
+        let admin = self.section(root, "admin");
+        let admin = self.admin(&admin, &listeners);
+        let state = self.section(root, "state");
+        let state = self.state(&state, file);
+        let log = self.section(root, "log");
+        let log = self.log(&log);
+        let access_log = self.section(root, "access_log");
+        let access_log = self.access_log(&access_log);
+        let (pools, names) = self.pools(root);
+        let routes = self.routes(root, &names);
+        Some(Config {
+            server: server?,
+            listeners: listeners?.into_iter().map(|(listener, _)| listener).collect(),
+            admin: admin?,
+            state: state?,
+            log: log?,
+            access_log: access_log?,
+            pools: pools?,
+            routes: routes?,
+        })
+    }
+
+    fn server(&mut self, section: &Section<'t>) -> Option<ServerConfig> {
+        let threads = self.value(section, "threads", values::whole(0, 1024));
+        let shutdown_delay = self.value(section, "shutdown_delay", values::duration(Duration::ZERO, DAY));
+        let shutdown_timeout = self.value(section, "shutdown_timeout", values::duration(Duration::ZERO, DAY));
+        let trusted_proxies = self.each(section, "trusted_proxies", values::network);
+        let idle_connections = self.value(section, "idle_connections", values::whole(0, 1_000_000));
+        Some(ServerConfig {
+            threads: match threads? {
+                0 => std::thread::available_parallelism().map_or(1, usize::from),
+                threads => threads,
+            },
+            shutdown_delay: shutdown_delay?,
+            shutdown_timeout: shutdown_timeout?,
+            trusted_proxies: trusted_proxies?,
+            idle_connections: idle_connections?,
+        })
+    }
+
+    /// The listeners, each with the place of its address.
+    fn listeners(&mut self, root: &Section<'t>) -> Option<Vec<(ListenerConfig, usize)>> {
+        let sections = self.list(root, "listener", "add one with its address, such as \"0.0.0.0:8888\"");
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        let mut listeners = Some(Vec::new());
+        for section in &sections {
+            let listener = self.listener(section);
+            if let Some(address) = listener.as_ref().map(|listener| listener.address) {
+                if let Some(taken) = addresses.iter().find(|taken| overlap(**taken, address)) {
+                    self.problem(
+                        section.place("address"),
+                        format!("listener.address is \"{address}\", which another [[listener]] has taken with \"{taken}\": write another port"),
+                    );
+                }
+                addresses.push(address);
+            }
+            collect(&mut listeners, listener.map(|listener| (listener, section.place("address"))));
+        }
+        listeners
+    }
+
+    fn listener(&mut self, section: &Section<'t>) -> Option<ListenerConfig> {
+        let address = self.required(section, "address", values::socket_address);
+        let tls = self.section(section, "tls");
+        let tls = if tls.is_written() { self.tls(&tls).map(Some) } else { Some(None) };
+        let keepalive_timeout = self.value(section, "keepalive_timeout", values::duration(MILLISECOND, DAY));
+        let header_timeout = self.value(section, "header_timeout", values::duration(MILLISECOND, DAY));
+        let body_timeout = self.value(section, "body_timeout", values::duration(MILLISECOND, DAY));
+        let send_timeout = self.value(section, "send_timeout", values::duration(MILLISECOND, DAY));
+        let max_body_bytes = self.value(section, "max_body_bytes", values::whole::<u64>(0, i64::MAX as u64));
+        Some(ListenerConfig {
+            address: address?,
+            tls: tls?,
+            keepalive_timeout: keepalive_timeout?,
+            header_timeout: header_timeout?,
+            body_timeout: body_timeout?,
+            send_timeout: send_timeout?,
+            max_body_bytes: max_body_bytes.map(|bytes| (bytes != 0).then_some(bytes))?,
+        })
+    }
+
+    fn tls(&mut self, section: &Section<'t>) -> Option<TlsConfig> {
+        let base = self.base();
+        let certificate = self.required(section, "certificate", |v| files::certificate(base, v));
+        let key = self.required(section, "key", |v| files::private_key(base, v));
+        let tls = TlsConfig { certificate: certificate?, key: key? };
+        if let Err(e) = server_config(&tls) {
+            let message = format!(
+                "listener.tls.key does not belong to listener.tls.certificate ({e}): name the key that the certificate was made for"
+            );
+            self.problem(section.place("key"), message);
+            return None;
+        }
+        Some(tls)
+    }
+
+    fn admin(
+        &mut self,
+        section: &Section<'t>,
+        listeners: &Option<Vec<(ListenerConfig, usize)>>,
+    ) -> Option<AdminConfig> {
+        let base = self.base();
+        let address = self.value(section, "address", values::socket_address);
+        let token = self.value(section, "token_file", |v| files::token(base, v));
+        if let Some(address) = address {
+            if !address.ip().to_canonical().is_loopback() && matches!(token, Some(None)) {
+                let message = format!(
+                    "admin.address is \"{address}\", which others can reach, and there is no token: write token_file, or a loopback address such as \"127.0.0.1:8889\""
+                );
+                self.problem(section.place("address"), message);
+            }
+            let taken = listeners.iter().flatten().find(|(listener, _)| overlap(listener.address, address));
+            if let Some((listener, place)) = taken {
+                let message = format!(
+                    "admin.address is \"{address}\", which a [[listener]] has taken with \"{}\": write another port",
+                    listener.address
+                );
+                let place = if section.has("address") { section.place("address") } else { *place };
+                self.problem(place, message);
+            }
+        }
+        Some(AdminConfig { address: address?, token: token? })
+    }
+
+    fn state(&mut self, section: &Section<'t>, file: &Path) -> Option<StateConfig> {
+        let base = self.base();
+        let persist = self.value(section, "persist", values::flag);
+        let chosen = self.value(section, "file", |v| values::path(base, v));
+        let beside = || file.with_extension("state.json");
+        let file = chosen?.unwrap_or_else(beside);
+        Some(StateConfig { file: persist?.then_some(file) })
+    }
+
+    fn log(&mut self, section: &Section<'t>) -> Option<LogConfig> {
+        const LEVELS: &[(&str, &str)] =
+            &[("error", "error"), ("warn", "warn"), ("info", "info"), ("debug", "debug"), ("trace", "trace")];
+        let level = self.value(section, "level", values::choice(LEVELS));
+        let format =
+            self.value(section, "format", values::choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)]));
+        Some(LogConfig { level: level?.to_owned(), format: format? })
+    }
+
+    fn access_log(&mut self, section: &Section<'t>) -> Option<AccessLogConfig> {
+        const FORMATS: &[(&str, AccessLogFormat)] =
+            &[("json", AccessLogFormat::Json), ("combined", AccessLogFormat::Combined)];
+        let base = self.base();
+        let file = self.value(section, "file", |v| match v.as_str() {
+            Some("stdout") => Ok(Some(AccessLogFile::Stdout)),
+            _ => Ok(values::path(base, v)?.map(AccessLogFile::Path)),
+        });
+        let format = self.value(section, "format", values::choice(FORMATS));
+        Some(AccessLogConfig { file: file?, format: format? })
+    }
+
+    /// The pools, and every name that was given, even to a pool with problems.
+    fn pools(&mut self, root: &Section<'t>) -> (Option<Vec<PoolConfig>>, Vec<PoolName>) {
+        let sections = self.list(root, "pool", "add one with a name and its backends");
+        let mut names = Vec::new();
+        let mut pools = Some(Vec::new());
+        for section in &sections {
+            let name = self.required(section, "name", values::pool_name);
+            if let Some(name) = &name {
+                if names.contains(name) {
+                    let message = format!("pool.name is \"{name}\", which another [[pool]] has: write another name");
+                    self.problem(section.place("name"), message);
+                } else {
+                    names.push(name.clone());
+                }
+            }
+            let algorithms = Algorithm::ALL.map(|algorithm| (algorithm.as_str(), algorithm));
+            let algorithm = self.value(section, "algorithm", values::choice(&algorithms));
+            let backends = self.backends(section);
+            let settings = self.pool_settings(section);
+            let pool =
+                || Some(PoolConfig { name: name?, algorithm: algorithm?, backends: backends?, settings: settings? });
+            collect(&mut pools, pool());
+        }
+        (pools, names)
+    }
+
+    fn pool_settings(&mut self, section: &Section<'t>) -> Option<PoolSettings> {
+        let connect_timeout = self.value(section, "connect_timeout", values::duration(MILLISECOND, DAY));
+        let response_timeout = self.value(section, "response_timeout", values::duration(MILLISECOND, DAY));
+        let read_timeout = self.value(section, "read_timeout", values::duration(MILLISECOND, DAY));
+        let write_timeout = self.value(section, "write_timeout", values::duration(MILLISECOND, DAY));
+        let tunnel_timeout = self.value(section, "tunnel_timeout", values::duration(MILLISECOND, DAY));
+        let idle_timeout = self.value(section, "idle_timeout", values::duration(MILLISECOND, DAY));
+        let retries = self.value(section, "retries", values::whole(0, 16));
+        let retry_body_bytes = self.value(section, "retry_body_bytes", values::whole(0, 65536));
+        let panic_threshold = self.value(section, "panic_threshold", values::whole(0, 100));
+        let probe = self.section(section, "probe");
+        let probe = if probe.is_written() { self.probe(&probe).map(Some) } else { Some(None) };
+        let ejection = self.section(section, "ejection");
+        let ejection = self.ejection(&ejection);
+        let sticky = self.section(section, "sticky");
+        let sticky = if sticky.is_written() { self.sticky(&sticky).map(Some) } else { Some(None) };
+        Some(PoolSettings {
+            connect_timeout: connect_timeout?,
+            response_timeout: response_timeout?,
+            read_timeout: read_timeout?,
+            write_timeout: write_timeout?,
+            tunnel_timeout: tunnel_timeout?,
+            idle_timeout: idle_timeout?,
+            retries: retries?,
+            retry_body_bytes: retry_body_bytes?,
+            panic_threshold: panic_threshold?,
+            probe: probe?,
+            ejection: ejection?,
+            sticky: sticky?,
+        })
+    }
+
+    fn backends(&mut self, pool: &Section<'t>) -> Option<Vec<BackendConfig>> {
+        if !pool.has("backends") {
+            self.missing(pool, "backends");
+            return None;
+        }
+        let elements = self.elements(pool, "backends")?;
+        let mut addresses = HashSet::new();
+        let mut backends = Some(Vec::new());
+        for element in elements {
+            let (backend, place) = match element.get_ref() {
+                DeValue::Table(_) => {
+                    let section = self.element(pool, "backends", element);
+                    (self.backend(&section), section.place("address"))
+                }
+                _ => {
+                    let address = self.read_at(pool, "backends", element, values::backend_address);
+                    let backend = |address| BackendConfig { address, weight: Weight::ONE, state: AdminState::Active };
+                    (address.map(backend), element.span().start)
+                }
+            };
+            // Names of hosts mean the same in any case.
+            if let Some(address) = backend.as_ref().map(|backend| &backend.address)
+                && !addresses.insert(address.as_str().to_ascii_lowercase())
+            {
+                let message = format!(
+                    "pool.backends has \"{address}\" twice: remove one, and write weight = 2 to send it twice as much"
+                );
+                self.problem(place, message);
+            }
+            collect(&mut backends, backend);
+        }
+        backends
+    }
+
+    fn backend(&mut self, section: &Section<'t>) -> Option<BackendConfig> {
+        const STATES: &[(&str, AdminState)] =
+            &[("active", AdminState::Active), ("draining", AdminState::Draining), ("down", AdminState::Down)];
+        let address = self.required(section, "address", values::backend_address);
+        let weight = self.value(section, "weight", values::weight);
+        let state = self.value(section, "state", values::choice(STATES));
+        Some(BackendConfig { address: address?, weight: weight?, state: state? })
+    }
+
+    fn probe(&mut self, section: &Section<'t>) -> Option<ProbeConfig> {
+        let is_http = self.value(section, "type", values::choice(&[("http", true), ("tcp", false)]));
+        let path = self.value(section, "path", values::request_target);
+        let host = self.value(section, "host", values::host_field);
+        let status = self.value(section, "status", values::status_ranges);
+        let interval = self.value(section, "interval", values::duration(MILLISECOND, DAY));
+        let timeout = self.value(section, "timeout", values::duration(MILLISECOND, DAY));
+        let rise = self.value(section, "rise", values::whole(1, 100));
+        let fall = self.value(section, "fall", values::whole(1, 100));
+        if is_http == Some(false) {
+            for key in ["path", "host", "status"].into_iter().filter(|key| section.has(key)) {
+                let message =
+                    format!("pool.probe.{key} means nothing to a tcp probe: remove it, or write type = \"http\"");
+                self.problem(section.key_place(key), message);
+            }
+        }
+        if let (Some(timeout), Some(interval)) = (timeout, interval)
+            && timeout > interval
+        {
+            let message = format!(
+                "pool.probe.timeout is {timeout:?}, longer than the interval of {interval:?}: write a shorter timeout or a longer interval"
+            );
+            self.problem(section.first_place(&["timeout", "interval"]), message);
+        }
+        let http = || Some(ProbeKind::Http { path: path?, host: host?, status: status? });
+        Some(ProbeConfig {
+            kind: if is_http? { http()? } else { ProbeKind::Tcp },
+            interval: interval?,
+            timeout: timeout?,
+            rise: rise?,
+            fall: fall?,
+        })
+    }
+
+    fn ejection(&mut self, section: &Section<'t>) -> Option<EjectionConfig> {
+        let consecutive_failures = self.value(section, "consecutive_failures", values::whole(0, 1000));
+        let base_time = self.value(section, "base_time", values::duration(MILLISECOND, DAY));
+        let max_time = self.value(section, "max_time", values::duration(MILLISECOND, DAY));
+        let max_percent = self.value(section, "max_percent", values::whole(0, 100));
+        if let (Some(base_time), Some(max_time)) = (base_time, max_time)
+            && max_time < base_time
+        {
+            let message = format!(
+                "pool.ejection.max_time is {max_time:?}, shorter than the base_time of {base_time:?}: write a longer max_time or a shorter base_time"
+            );
+            self.problem(section.first_place(&["max_time", "base_time"]), message);
+        }
+        Some(EjectionConfig {
+            consecutive_failures: consecutive_failures?,
+            base_time: base_time?,
+            max_time: max_time?,
+            max_percent: max_percent?,
+        })
+    }
+
+    fn sticky(&mut self, section: &Section<'t>) -> Option<StickyConfig> {
+        const SAME_SITE: &[(&str, SameSite)] =
+            &[("lax", SameSite::Lax), ("strict", SameSite::Strict), ("none", SameSite::None)];
+        const SECURE: &[(&str, SecureCookie)] =
+            &[("auto", SecureCookie::Auto), ("always", SecureCookie::Always), ("never", SecureCookie::Never)];
+        let base = self.base();
+        let cookie = self.value(section, "cookie", values::cookie_name);
+        // Browsers keep no cookie for longer than 400 days.
+        let max_age = self.value(section, "max_age", values::duration(Duration::ZERO, DAY * 400));
+        let same_site = self.value(section, "same_site", values::choice(SAME_SITE));
+        let secure = self.value(section, "secure", values::choice(SECURE));
+        let secret = self.value(section, "secret_file", |v| files::secret(base, v));
+        if (same_site, secure) == (Some(SameSite::None), Some(SecureCookie::Never)) {
+            let message = "pool.sticky.secure is \"never\", but browsers refuse a cookie with same_site \"none\" that is not secure: write secure = \"auto\" or \"always\"";
+            self.problem(section.place("secure"), message);
+        }
+        Some(StickyConfig {
+            cookie: cookie?,
+            max_age: Some(max_age?).filter(|age| !age.is_zero()),
+            same_site: same_site?,
+            secure: secure?,
+            secret: secret?,
+        })
+    }
+
+    fn routes(&mut self, root: &Section<'t>, pools: &[PoolName]) -> Option<Vec<RouteConfig>> {
+        let sections = self.list(root, "route", "without one every request is refused; add one that names a pool");
+        let mut seen: HashMap<(HostPattern, PathPrefix), Position> = HashMap::new();
+        let mut routes = Some(Vec::new());
+        for section in &sections {
+            let route = self.route(section, pools);
+            if let Some(route) = &route {
+                let place = section.first_place(&["path", "host"]);
+                let key = (route.host.clone(), route.path.clone());
+                match seen.get(&key) {
+                    Some(Position { line, .. }) => {
+                        let message = format!(
+                            "the route for host \"{}\" and path \"{}\" stands in line {line} already: remove one of the two, or change its host or path",
+                            route.host,
+                            route.path.as_str(),
+                        );
+                        self.problem(place, message);
+                    }
+                    None => {
+                        let position = self.position(place);
+                        seen.insert(key, position);
+                    }
+                }
+            }
+            collect(&mut routes, route);
+        }
+        routes
+    }
+
+    fn route(&mut self, section: &Section<'t>, pools: &[PoolName]) -> Option<RouteConfig> {
+        let host = self.value(section, "host", values::host_pattern);
+        let path = self.value(section, "path", values::path_prefix);
+        let pool = self.required(section, "pool", values::pool_name);
+        if let Some(pool) = &pool
+            && !pools.contains(pool)
+        {
+            let names: Vec<_> = pools.iter().map(PoolName::as_str).collect();
+            let fix = match names.is_empty() {
+                true => "add a [[pool]] of this name".to_owned(),
+                false => format!("{}the pools are {}", reader::did_you_mean(pool.as_str(), &names), names.join(", ")),
+            };
+            self.absent(
+                Some(section.place("pool")),
+                format!("route.pool is \"{pool}\", but there is no such pool: {fix}"),
+            );
+        }
+        Some(RouteConfig { host: host?, path: path?, pool: pool? })
+    }
+}
+
+/// Whether two listeners would be in each other's way. Port 0 is a free port, another one each time.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_family = matches!((a.ip(), b.ip()), (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)));
+    let same_ip = a.ip() == b.ip() || (same_family && (a.ip().is_unspecified() || b.ip().is_unspecified()));
+    a.port() == b.port() && a.port() != 0 && same_ip
+}
+
+/// Adds to a list that is whole only if nothing was wrong.
+fn collect<T>(list: &mut Option<Vec<T>>, item: Option<T>) {
+    match (list.as_mut(), item) {
+        (Some(items), Some(item)) => items.push(item),
+        _ => *list = None,
+    }
+}

@@ -1,0 +1,80 @@
+//! The files that a configuration names, read once to be sure that they serve.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use pingora::tls;
+use toml::de::DeValue;
+
+use super::values::{self, Read};
+use crate::config::Secret;
+
+/// Shorter secrets can be guessed.
+const MIN_SECRET_BYTES: usize = 16;
+const MAX_SECRET_BYTES: usize = 4096;
+
+/// A bearer token, which must fit into a header; none when no file is named.
+pub fn token(base: &Path, value: &DeValue<'_>) -> Read<Option<Secret>> {
+    let secret = secret(base, value)?;
+    match &secret {
+        Some(token) if !token.expose().iter().all(u8::is_ascii_graphic) => {
+            Err("the path of a file with one line of letters, digits and punctuation, without spaces".to_owned())
+        }
+        _ => Ok(secret),
+    }
+}
+
+/// The bytes of a file but for the line ending that editors leave; none when no file is named.
+pub fn secret(base: &Path, value: &DeValue<'_>) -> Read<Option<Secret>> {
+    let Some(path) = values::path(base, value)? else { return Ok(None) };
+    let bytes = readable(&path)?;
+    let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+    let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+    let shown = path.display();
+    match bytes.len() {
+        0..MIN_SECRET_BYTES => Err(format!(
+            "the path of a file with at least {MIN_SECRET_BYTES} random characters, made for example with \"openssl rand -hex 32\"; {shown} has {}",
+            bytes.len()
+        )),
+        MIN_SECRET_BYTES..=MAX_SECRET_BYTES => Ok(Secret::new(bytes)),
+        _ => Err(format!("the path of a file of at most {MAX_SECRET_BYTES} bytes; {shown} has more")),
+    }
+}
+
+pub fn certificate(base: &Path, value: &DeValue<'_>) -> Read<PathBuf> {
+    let (path, name) = pem(base, value)?;
+    match tls::load_pem_file_ca(&name) {
+        Ok(first) if !first.is_empty() => Ok(path),
+        _ => Err(format!("the path of a PEM file with certificates, the leaf first; {name} has none that can be read")),
+    }
+}
+
+pub fn private_key(base: &Path, value: &DeValue<'_>) -> Read<PathBuf> {
+    let (path, name) = pem(base, value)?;
+    match tls::load_pem_file_private_key(&name) {
+        Ok(key) if !key.is_empty() => Ok(path),
+        _ => Err(format!("the path of a PEM file with an unencrypted private key; {name} has none that can be read")),
+    }
+}
+
+/// A readable file, and its path as the text that Pingora wants.
+fn pem(base: &Path, value: &DeValue<'_>) -> Read<(PathBuf, String)> {
+    let path = values::path(base, value)?.ok_or("the path of a PEM file")?;
+    let name = path.to_str().ok_or("a path that is UTF-8 together with its folder's")?.to_owned();
+    File::open(&path).and_then(|file| file.metadata()).map_err(|e| unreadable(&path, &e))?;
+    Ok((path, name))
+}
+
+fn readable(path: &Path) -> Read<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // A device may never end.
+    let limit = MAX_SECRET_BYTES as u64 + 3;
+    let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes));
+    read.map_err(|e| unreadable(path, &e))?;
+    Ok(bytes)
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    format!("the path of a file that can be read; {}: {error}", path.display())
+}

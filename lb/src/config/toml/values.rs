@@ -1,0 +1,170 @@
+//! How single values are read. What cannot be read answers with what to write instead, to follow the word "write".
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use toml::de::DeValue;
+
+use super::reader::did_you_mean;
+use super::{HostPattern, PathPrefix, PoolName, StatusRanges, Weight};
+use crate::backend::BackendAddress;
+
+pub type Read<T> = Result<T, String>;
+
+pub const MILLISECOND: Duration = Duration::from_millis(1);
+pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+const UNITS: &[(&str, u64)] = &[("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
+
+pub fn whole<T: TryFrom<u64>>(min: u64, max: u64) -> impl Fn(&DeValue<'_>) -> Read<T> {
+    move |value| {
+        let number = value.as_integer().and_then(|i| u64::from_str_radix(i.as_str(), i.radix()).ok());
+        let in_range = number.filter(|number| (min..=max).contains(number));
+        in_range.and_then(|number| T::try_from(number).ok()).ok_or_else(|| match max {
+            _ if max == i64::MAX as u64 => format!("a whole number, {min} or more"),
+            _ => format!("a whole number from {min} to {max}"),
+        })
+    }
+}
+
+pub fn duration(min: Duration, max: Duration) -> impl Fn(&DeValue<'_>) -> Read<Duration> {
+    move |value| {
+        let text = match value {
+            DeValue::String(text) => text.trim(),
+            DeValue::Integer(number) => return Err(with_unit(number.as_str())),
+            _ => return Err("a duration, such as \"500ms\", \"2s\", \"5m\" or \"1h\"".to_owned()),
+        };
+        let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (digits, unit) = text.split_at(unit_at);
+        if unit.starts_with(['.', ',']) {
+            return Err("a whole number and a smaller unit, such as \"1500ms\" for one and a half seconds".to_owned());
+        }
+        if unit.is_empty() && !digits.is_empty() {
+            return Err(with_unit(digits));
+        }
+        let Some((_, milliseconds)) = UNITS.iter().find(|(name, _)| *name == unit) else {
+            return Err("one whole number with the unit ms, s, m or h, such as \"500ms\" or \"90s\"".to_owned());
+        };
+        if digits.is_empty() {
+            return Err(format!("a number before the unit, such as \"2{unit}\""));
+        }
+        let duration = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(*milliseconds)).map(Duration::from_millis);
+        let in_range = duration.filter(|duration| (min..=max).contains(duration));
+        in_range.ok_or_else(|| format!("a duration from {} to {}", written(min), written(max)))
+    }
+}
+
+fn with_unit(number: &str) -> String {
+    let likely = if number.len() <= 5 { number } else { "2" };
+    format!("a duration with its unit, such as \"{likely}s\"")
+}
+
+/// A duration as a file would have it.
+fn written(duration: Duration) -> String {
+    let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let fitting = UNITS.iter().rev().find(|(_, unit)| milliseconds >= *unit && milliseconds % unit == 0);
+    fitting.map_or("0s".to_owned(), |(name, unit)| format!("{}{name}", milliseconds / unit))
+}
+
+pub fn choice<T: Copy>(choices: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Read<T> {
+    move |value| {
+        let written = value.as_str().unwrap_or_default();
+        let chosen = choices.iter().find(|(name, _)| *name == written).map(|(_, choice)| *choice);
+        chosen.ok_or_else(|| {
+            let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+            let quoted: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
+            match did_you_mean(written, &names).as_str() {
+                "" => format!("one of {}", quoted.join(", ")),
+                hint => format!("one of {} ({})", quoted.join(", "), hint.trim_end()),
+            }
+        })
+    }
+}
+
+pub fn flag(value: &DeValue<'_>) -> Read<bool> {
+    value.as_bool().ok_or_else(|| "true or false, without quotes".to_owned())
+}
+
+/// A path from the configuration's folder; none when empty.
+pub fn path(base: &Path, value: &DeValue<'_>) -> Read<Option<PathBuf>> {
+    let text = value.as_str().filter(|text| !text.contains('\0')).ok_or("the path of a file in quotes")?;
+    Ok((!text.is_empty()).then(|| base.join(text)))
+}
+
+pub fn socket_address(value: &DeValue<'_>) -> Read<SocketAddr> {
+    let address = value.as_str().and_then(|text| text.parse().ok());
+    address.ok_or_else(|| "IP:PORT, such as \"0.0.0.0:8888\", \"127.0.0.1:8888\" or \"[::]:8888\"".to_owned())
+}
+
+/// A network, or one address as a network of its own.
+pub fn network(value: &DeValue<'_>) -> Read<IpNet> {
+    let text = value.as_str().unwrap_or_default();
+    let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    let network = network.ok_or("a network or an address, such as \"10.0.0.0/8\", \"fd00::/8\" or \"192.0.2.7\"")?;
+    Ok(network.trunc())
+}
+
+pub fn backend_address(value: &DeValue<'_>) -> Read<BackendAddress> {
+    let address = value.as_str().and_then(|text| text.parse().ok());
+    address.ok_or_else(|| {
+        "HOST:PORT with a port from 1 to 65535, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\"".to_owned()
+    })
+}
+
+pub fn weight(value: &DeValue<'_>) -> Read<Weight> {
+    let number: u32 = whole(0, u32::MAX.into())(value).unwrap_or(u32::MAX);
+    Weight::new(number).ok_or_else(|| match number {
+        0 => format!("a whole number from 1 to {}; to send a backend nothing write state = \"down\"", Weight::MAX),
+        _ => format!("a whole number from 1 to {}", Weight::MAX),
+    })
+}
+
+pub fn pool_name(value: &DeValue<'_>) -> Read<PoolName> {
+    let name = value.as_str().and_then(PoolName::new);
+    name.ok_or_else(|| "a name of 1 to 64 letters, digits, \"-\", \"_\" and \".\"".to_owned())
+}
+
+pub fn host_pattern(value: &DeValue<'_>) -> Read<HostPattern> {
+    let host = value.as_str().and_then(HostPattern::parse);
+    host.ok_or_else(|| {
+        "a name without scheme and port, such as \"example.com\" or \"*.example.com\", or \"\" for any".to_owned()
+    })
+}
+
+pub fn path_prefix(value: &DeValue<'_>) -> Read<PathPrefix> {
+    let path = value.as_str().and_then(PathPrefix::parse);
+    path.ok_or_else(|| "a path that starts with \"/\", without query or spaces, such as \"/api\"".to_owned())
+}
+
+pub fn request_target(value: &DeValue<'_>) -> Read<String> {
+    let is_target = |text: &&str| text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+    let target = value.as_str().filter(is_target);
+    target.map(str::to_owned).ok_or_else(|| "a request target that starts with \"/\", such as \"/healthz\"".to_owned())
+}
+
+/// A `Host` field; none when empty.
+pub fn host_field(value: &DeValue<'_>) -> Read<Option<String>> {
+    let text = value.as_str().ok_or("a host in quotes, such as \"example.com\"")?;
+    let is_host =
+        |host: &str| !matches!(HostPattern::parse(host), None | Some(HostPattern::Any | HostPattern::Below(_)));
+    match text {
+        "" => Ok(None),
+        _ if is_host(text) || text.parse::<BackendAddress>().is_ok() => Ok(Some(text.to_owned())),
+        _ => Err("a host with or without port, such as \"example.com\" or \"example.com:8080\", or \"\"".to_owned()),
+    }
+}
+
+pub fn status_ranges(value: &DeValue<'_>) -> Read<StatusRanges> {
+    let ranges = value.as_str().and_then(StatusRanges::parse);
+    ranges.ok_or_else(|| "codes from 100 to 599 in quotes, such as \"200\", \"200-399\" or \"200-299,304\"".to_owned())
+}
+
+/// A token of RFC 6265.
+pub fn cookie_name(value: &DeValue<'_>) -> Read<String> {
+    let is_token_byte = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    let is_name = |text: &&str| (1..=128).contains(&text.len()) && text.bytes().all(is_token_byte);
+    let name = value.as_str().filter(is_name);
+    name.map(str::to_owned).ok_or_else(|| "a cookie's name of 1 to 128 letters, digits, \"-\" and \"_\"".to_owned())
+}

@@ -1,0 +1,262 @@
+//! The one place where the snapshot changes: runtime changes, reloads, and what they leave in the state file.
+//! Changes come one after the other; readers never wait.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use arc_swap::{ArcSwap, Guard};
+use tokio::sync::watch;
+
+use crate::backend::{AdminState, BackendAddress, Weight};
+use crate::balance::Algorithm;
+use crate::config::{BackendConfig, Config, PoolConfig, PoolName, Problem};
+use crate::metrics::Metrics;
+use crate::snapshot::Snapshot;
+use crate::state::{Changes, StateFile};
+
+#[derive(Debug)]
+pub struct Control {
+    pub metrics: Arc<Metrics>,
+    path: PathBuf,
+    state: StateFile,
+    snapshot: ArcSwap<Snapshot>,
+    versions: watch::Sender<u64>,
+    /// The configuration file as last read. Held while a change is made.
+    file: Mutex<Config>,
+}
+
+/// A pool's algorithm before and after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Switch {
+    pub pool: PoolName,
+    pub previous: Algorithm,
+    pub current: Algorithm,
+}
+
+/// Why a change was refused. Nothing has changed then.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    #[error("there is no pool \"{name}\"; the pools are {existing}")]
+    NoPool { name: String, existing: String },
+    #[error("pool \"{pool}\" has no backend {address}; its backends are {existing}")]
+    NoBackend { pool: PoolName, address: String, existing: String },
+    #[error("pool \"{pool}\" has backend {address} already; change it with PATCH")]
+    Exists { pool: PoolName, address: BackendAddress },
+}
+
+/// What became of a configuration that was read again.
+#[derive(Debug)]
+pub struct Reload {
+    pub version: u64,
+    pub warnings: Vec<String>,
+}
+
+impl Control {
+    /// Takes up `config` as read from the file at `path`, with the runtime changes that the state file kept.
+    pub fn new(path: &Path, config: Config, metrics: Arc<Metrics>) -> Self {
+        let (state, changes) = StateFile::open(config.state.file.clone());
+        let (in_force, overtaken) = changes.apply(&config);
+        for reason in overtaken {
+            tracing::warn!("a change made at run time is dropped: {reason}");
+        }
+        let snapshot = Snapshot::new(in_force, None, &metrics, &state.secret);
+        let control = Self {
+            metrics,
+            path: path.to_owned(),
+            versions: watch::Sender::new(snapshot.version),
+            snapshot: ArcSwap::from_pointee(snapshot),
+            state,
+            file: Mutex::new(config),
+        };
+        // Writes the secret that signs sticky cookies at the first start, and finds out early that it cannot.
+        control.keep(&control.locked_file());
+        control
+    }
+
+    pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {
+        self.snapshot.load()
+    }
+
+    /// Tells of each new snapshot.
+    pub fn versions(&self) -> watch::Receiver<u64> {
+        self.versions.subscribe()
+    }
+
+    /// Switches one pool or all to an algorithm.
+    pub fn switch_algorithm(&self, pool: Option<&str>, to: Algorithm) -> Result<(u64, Vec<Switch>), ChangeError> {
+        self.change(|config| {
+            if let Some(name) = pool {
+                find_pool(config, name)?;
+            }
+            let wanted = config.pools.iter_mut().filter(|p| pool.is_none_or(|name| p.name.as_str() == name));
+            let switch = |p: &mut PoolConfig| Switch {
+                pool: p.name.clone(),
+                previous: std::mem::replace(&mut p.algorithm, to),
+                current: to,
+            };
+            Ok(wanted.map(switch).collect())
+        })
+    }
+
+    /// Adds a backend; one that is being removed comes back instead.
+    pub fn add_backend(&self, pool: &str, backend: BackendConfig) -> Result<u64, ChangeError> {
+        let added = self.change(|config| {
+            let pool = find_pool(config, pool)?;
+            match pool.backends.iter_mut().find(|b| b.address == backend.address) {
+                None => pool.backends.push(backend),
+                Some(leaving) if leaving.state == AdminState::Removing => *leaving = backend,
+                Some(_) => return Err(ChangeError::Exists { pool: pool.name.clone(), address: backend.address }),
+            }
+            Ok(())
+        });
+        added.map(|(version, ())| version)
+    }
+
+    /// Changes a backend's weight, its state or both.
+    pub fn change_backend(
+        &self,
+        pool: &str,
+        address: &str,
+        weight: Option<Weight>,
+        state: Option<AdminState>,
+    ) -> Result<u64, ChangeError> {
+        let changed = self.change(|config| {
+            let backend = find_backend(find_pool(config, pool)?, address)?;
+            backend.weight = weight.unwrap_or(backend.weight);
+            backend.state = state.unwrap_or(backend.state);
+            Ok(())
+        });
+        changed.map(|(version, ())| version)
+    }
+
+    /// Lets a backend finish what it has in flight, after which [`Self::drop_drained`] takes it out.
+    pub fn remove_backend(&self, pool: &str, address: &str) -> Result<u64, ChangeError> {
+        self.change_backend(pool, address, None, Some(AdminState::Removing))
+    }
+
+    /// Takes out the backends that are to be removed and have nothing in flight. True when some are left.
+    pub fn drop_drained(&self) -> bool {
+        let (mut drained, mut left) = (Vec::new(), false);
+        for pool in &self.snapshot().pools {
+            for (member, _) in pool.backends().filter(|(_, state)| *state == AdminState::Removing) {
+                match member.backend.in_flight() {
+                    0 => drained.push((pool.name.clone(), member.backend.address.clone())),
+                    _ => left = true,
+                }
+            }
+        }
+        if !drained.is_empty() {
+            let dropped = self.change(|config| {
+                for (pool, address) in &drained {
+                    let pool = find_pool(config, pool.as_str())?;
+                    // Whoever was added again meanwhile stays.
+                    pool.backends.retain(|b| b.address != *address || b.state != AdminState::Removing);
+                }
+                Ok(())
+            });
+            if let Err(e) = dropped {
+                tracing::debug!("a drained backend had left already: {e}");
+            }
+        }
+        left
+    }
+
+    /// Reads the configuration file again and takes it up, keeping runtime changes that it does not overtake.
+    pub fn reload(&self) -> Result<Reload, Vec<Problem>> {
+        let read = crate::config::toml::load(&self.path);
+        let result = if read.is_ok() { "success" } else { "failure" };
+        self.metrics.reloads.with_label_values(&[result]).inc();
+        let new = read?;
+        let mut file = self.locked_file();
+        let before = self.snapshot.load_full();
+        let (in_force, mut warnings) = Changes::between(&file, &before.config).apply(&new);
+        warnings.extend(only_at_start(&file, &new));
+        *file = new;
+        let version = self.take_up(in_force, &file);
+        Ok(Reload { version, warnings })
+    }
+
+    fn change<T>(&self, edit: impl FnOnce(&mut Config) -> Result<T, ChangeError>) -> Result<(u64, T), ChangeError> {
+        let file = self.locked_file();
+        let mut config = self.snapshot.load().config.clone();
+        let result = edit(&mut config)?;
+        Ok((self.take_up(config, &file), result))
+    }
+
+    fn take_up(&self, config: Config, file: &Config) -> u64 {
+        let before = self.snapshot.load_full();
+        let after = Arc::new(Snapshot::new(config, Some(&before), &self.metrics, &self.state.secret));
+        let version = after.version;
+        self.snapshot.store(Arc::clone(&after));
+        for pool in &after.pools {
+            // Whatever was learned while the snapshot was being made.
+            pool.catch_up(Instant::now());
+        }
+        self.versions.send_replace(version);
+        for pool in &before.pools {
+            let stay: HashSet<_> = after
+                .pool(&pool.name)
+                .into_iter()
+                .flat_map(|p| p.backends())
+                .map(|(m, _)| &m.backend.address)
+                .collect();
+            for (member, _) in pool.backends().filter(|(m, _)| !stay.contains(&m.backend.address)) {
+                self.metrics.forget_backend(pool.name.as_str(), member.backend.address.as_str());
+            }
+        }
+        self.keep(file);
+        version
+    }
+
+    fn keep(&self, file: &Config) {
+        let changes = Changes::between(file, &self.snapshot.load().config);
+        if let Err(e) = self.state.save(&changes) {
+            tracing::warn!(
+                "the state file {} cannot be written: {e}; changes made at run time end with this process: \
+                 set [state] file to a path that can be, or persist = false",
+                self.state.path().display(),
+            );
+        }
+    }
+
+    fn locked_file(&self) -> std::sync::MutexGuard<'_, Config> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn find_pool<'a>(config: &'a mut Config, name: &str) -> Result<&'a mut PoolConfig, ChangeError> {
+    let existing = join(config.pools.iter().map(|pool| pool.name.as_str()));
+    let found = config.pools.iter_mut().find(|pool| pool.name.as_str() == name);
+    found.ok_or_else(|| ChangeError::NoPool { name: name.to_owned(), existing })
+}
+
+fn find_backend<'a>(pool: &'a mut PoolConfig, address: &str) -> Result<&'a mut BackendConfig, ChangeError> {
+    let missing = ChangeError::NoBackend {
+        pool: pool.name.clone(),
+        address: address.to_owned(),
+        existing: join(pool.backends.iter().map(|b| b.address.as_str())),
+    };
+    pool.backends.iter_mut().find(|b| b.address.as_str() == address).ok_or(missing)
+}
+
+fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<_> = names.collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+/// What a reload cannot change, and did not.
+fn only_at_start(old: &Config, new: &Config) -> Vec<String> {
+    let sections = [
+        ("[[listener]]", old.listeners != new.listeners),
+        ("[admin]", old.admin != new.admin),
+        ("[state]", old.state != new.state),
+        ("[log]", old.log != new.log),
+        ("[access_log]", old.access_log != new.access_log),
+        ("[server] threads", old.server.threads != new.server.threads),
+        ("[server] idle_connections", old.server.idle_connections != new.server.idle_connections),
+    ];
+    let warning = |(section, _)| format!("{section} has changed, which takes effect at the next start");
+    sections.into_iter().filter(|(_, changed)| *changed).map(warning).collect()
+}

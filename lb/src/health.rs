@@ -1,0 +1,5 @@
+//! Whether a backend can be trusted with a request: what probes find, and what real traffic finds.
+
+pub mod ejection;
+pub mod probe;
+pub mod tracker;

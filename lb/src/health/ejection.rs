@@ -1,0 +1,95 @@
+//! How long a backend stays aside after real traffic failed on it. The time grows with each ejection and shrinks
+//! back once the backend has behaved for as long as it was last away (after Envoy's outlier detection).
+
+use std::time::{Duration, Instant};
+
+use crate::config::EjectionConfig;
+
+#[derive(Debug, Default)]
+pub struct Ejection {
+    /// Ejections of late: what the time grows with.
+    times: u32,
+    last: Option<Span>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    until: Instant,
+    duration: Duration,
+}
+
+impl Ejection {
+    /// Begins an ejection; how long it lasts. `None` when one is under way.
+    pub fn start(&mut self, rules: &EjectionConfig, now: Instant) -> Option<Duration> {
+        if self.remaining(now).is_some() {
+            return None;
+        }
+        if self.last.is_some_and(|last| now >= last.until + last.duration) {
+            self.times = 0;
+        }
+        self.times = self.times.saturating_add(1);
+        let duration = rules.base_time.saturating_mul(self.times).min(rules.max_time);
+        self.last = Some(Span { until: now + duration, duration });
+        Some(duration)
+    }
+
+    pub fn remaining(&self, now: Instant) -> Option<Duration> {
+        let until = self.last?.until;
+        until.checked_duration_since(now).filter(|left| !left.is_zero())
+    }
+}
+
+/// How many of `members` backends may be aside at once: the percentage, but one in a pool of two or more, and none
+/// of a single one, since that would only turn its errors into ours.
+pub fn most_ejected(members: usize, max_percent: u8) -> usize {
+    let share = members * usize::from(max_percent) / 100;
+    match (members, max_percent) {
+        (0 | 1, _) | (_, 0) => 0,
+        _ => share.max(1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: EjectionConfig = EjectionConfig {
+        consecutive_failures: 5,
+        base_time: Duration::from_secs(10),
+        max_time: Duration::from_secs(25),
+        max_percent: 50,
+    };
+
+    #[test]
+    fn time_grows_to_its_limit_and_recovers() {
+        let mut ejection = Ejection::default();
+        let mut now = Instant::now();
+        for expected in [10, 20, 25, 25] {
+            let duration = ejection.start(&RULES, now).expect("not ejected");
+            assert_eq!(duration, Duration::from_secs(expected));
+            now += duration;
+            assert_eq!(ejection.remaining(now), None);
+        }
+        now += Duration::from_secs(25);
+        assert_eq!(ejection.start(&RULES, now), Some(Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn does_not_start_twice() {
+        let mut ejection = Ejection::default();
+        let now = Instant::now();
+        assert!(ejection.start(&RULES, now).is_some());
+        assert_eq!(ejection.start(&RULES, now + Duration::from_secs(9)), None);
+        assert_eq!(ejection.remaining(now + Duration::from_secs(9)), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn half_of_a_pool_but_one_of_two_and_none_of_one() {
+        for (members, expected) in [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (10, 5)] {
+            assert_eq!(most_ejected(members, 50), expected, "{members}");
+        }
+        assert_eq!(most_ejected(2, 10), 1);
+        assert_eq!(most_ejected(9, 0), 0);
+        assert_eq!(most_ejected(3, 100), 3);
+    }
+}

@@ -1,0 +1,84 @@
+//! Turns a row of probe results into a state that does not flap.
+
+use serde::Serialize;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// Never probed: usable only when no healthy backend is there.
+    Unknown,
+    Healthy,
+    Unhealthy,
+}
+
+#[derive(Debug)]
+pub struct Tracker {
+    health: Health,
+    /// Results in a row that speak against the present state.
+    against: u32,
+}
+
+impl Tracker {
+    pub fn new(health: Health) -> Self {
+        Self { health, against: 0 }
+    }
+
+    pub fn health(&self) -> Health {
+        self.health
+    }
+
+    /// Takes in a result; the new health when that changed it. An unknown backend believes its first probe; after
+    /// that `rise` successes or `fall` failures in a row are needed.
+    pub fn observe(&mut self, succeeded: bool, rise: u32, fall: u32) -> Option<Health> {
+        let found = if succeeded { Health::Healthy } else { Health::Unhealthy };
+        if found == self.health {
+            self.against = 0;
+            return None;
+        }
+        self.against += 1;
+        let needed = match self.health {
+            Health::Unknown => 1,
+            Health::Healthy => fall,
+            Health::Unhealthy => rise,
+        };
+        if self.against < needed {
+            return None;
+        }
+        *self = Self::new(found);
+        Some(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(start: Health, results: &str, rise: u32, fall: u32) -> Health {
+        let mut tracker = Tracker::new(start);
+        for result in results.chars() {
+            tracker.observe(result == '+', rise, fall);
+        }
+        tracker.health()
+    }
+
+    #[test]
+    fn the_first_probe_decides_what_was_unknown() {
+        assert_eq!(run(Health::Unknown, "+", 5, 5), Health::Healthy);
+        assert_eq!(run(Health::Unknown, "-", 5, 5), Health::Unhealthy);
+    }
+
+    #[test]
+    fn falls_and_rises_only_after_results_in_a_row() {
+        assert_eq!(run(Health::Healthy, "--+--", 2, 3), Health::Healthy);
+        assert_eq!(run(Health::Healthy, "--+---", 2, 3), Health::Unhealthy);
+        assert_eq!(run(Health::Unhealthy, "+-+-", 2, 3), Health::Unhealthy);
+        assert_eq!(run(Health::Unhealthy, "-++", 2, 3), Health::Healthy);
+    }
+
+    #[test]
+    fn reports_a_change_once() {
+        let mut tracker = Tracker::new(Health::Healthy);
+        assert_eq!(tracker.observe(false, 1, 1), Some(Health::Unhealthy));
+        assert_eq!(tracker.observe(false, 1, 1), None);
+    }
+}

@@ -1,0 +1,30 @@
+//! Evenkeel, a load balancer that changes while it runs.
+//!
+//! A balancer is two things: what the operator wants (a [`snapshot`] of routes and pools, never altered, swapped
+//! whole) and what is true right now (kept by each [`backend`], across every swap). The modules in the order in
+//! which a reader meets them:
+//!
+//! - [`config`]: what the operator wrote, checked.
+//! - [`snapshot`], [`route`], [`pool`], [`backend`]: the balancer's idea of the world.
+//! - [`balance`]: which candidate takes a request.
+//! - [`health`]: which backends are candidates.
+//! - [`metrics`]: what is counted.
+
+pub mod access_log;
+pub mod admin;
+pub mod backend;
+pub mod balance;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod health;
+pub mod metrics;
+pub mod pool;
+pub mod proxy;
+pub mod route;
+pub mod server;
+pub mod snapshot;
+pub mod state;
+pub mod sticky;
+pub mod tls;
+pub mod transport;

@@ -1,0 +1,374 @@
+//! Everything that Evenkeel counts, in one registry of its own. Labels come from the configuration alone, so no
+//! client can make a series. What a request counts are plain atomics held by the pool and the backend; gauges are
+//! read off the snapshot when somebody scrapes.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+/// Seconds; from a quarter of a millisecond to a minute.
+const DURATION_BUCKETS: [f64; 17] =
+    [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_duration: HistogramVec,
+    retries: IntCounterVec,
+    refusals: IntCounterVec,
+    backend_attempts: IntCounterVec,
+    backend_requests: IntCounterVec,
+    backend_failures: IntCounterVec,
+    backend_response: HistogramVec,
+    backend_ejections: IntCounterVec,
+    backend_probes: IntCounterVec,
+    pub reloads: IntCounterVec,
+    pub access_log_lost: IntCounter,
+    pub gauges: Gauges,
+}
+
+/// Set from the snapshot at each scrape.
+#[derive(Debug)]
+pub struct Gauges {
+    pub snapshot_version: IntGauge,
+    pub pool_algorithm: IntGaugeVec,
+    pub pool_panic: IntGaugeVec,
+    pub backend_in_flight: IntGaugeVec,
+    pub backend_weight: IntGaugeVec,
+    pub backend_status: IntGaugeVec,
+}
+
+/// Counts by class of status code.
+#[derive(Debug)]
+pub struct CodeCounters([IntCounter; 5]);
+
+/// What requests to one route count.
+#[derive(Debug)]
+pub struct RouteMetrics {
+    pub requests: CodeCounters,
+}
+
+/// What a pool counts.
+#[derive(Debug)]
+pub struct PoolMetrics {
+    pub request_duration: Histogram,
+    pub retries: IntCounter,
+}
+
+/// What a backend counts, kept by the backend.
+#[derive(Debug)]
+pub struct BackendMetrics {
+    pub requests: CodeCounters,
+    pub attempts: IntCounter,
+    pub response: Histogram,
+    pub ejections: IntCounter,
+    pub probes_succeeded: IntCounter,
+    pub probes_failed: IntCounter,
+    failures: FailureCounters,
+}
+
+#[derive(Debug)]
+struct FailureCounters {
+    connect: IntCounter,
+    timeout: IntCounter,
+    broken: IntCounter,
+    status: IntCounter,
+}
+
+/// The ways in which a backend fails real traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// No connection was made.
+    Connect,
+    /// It was too slow.
+    Timeout,
+    /// The connection ended early, or what came was no HTTP.
+    Broken,
+    /// It answered 502, 503 or 504.
+    Status,
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntGaugeVec::new(Opts::new(name, help), labels))
+        };
+        let histograms = |name: &str, help: &str, labels: &[&str]| {
+            let opts = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec());
+            register(&registry, HistogramVec::new(opts, labels))
+        };
+        let metrics = Self {
+            requests: counters(
+                "evenkeel_requests_total",
+                "Requests answered, by route and class of the status code sent to the client.",
+                &["route", "pool", "code"],
+            ),
+            request_duration: histograms(
+                "evenkeel_request_duration_seconds",
+                "Time from a request's head to the end of its response, tunnels left out.",
+                &["pool"],
+            ),
+            retries: counters("evenkeel_retries_total", "Attempts beyond the first, on another backend.", &["pool"]),
+            refusals: counters(
+                "evenkeel_refusals_total",
+                "Requests that Evenkeel answered itself, by reason.",
+                &["reason"],
+            ),
+            backend_attempts: counters(
+                "evenkeel_backend_attempts_total",
+                "Times a backend was chosen, retries included.",
+                &["pool", "backend"],
+            ),
+            backend_requests: counters(
+                "evenkeel_backend_requests_total",
+                "Responses that a backend gave, by class of the status code.",
+                &["pool", "backend", "code"],
+            ),
+            backend_failures: counters(
+                "evenkeel_backend_failures_total",
+                "Attempts on a backend that failed: connect, timeout, broken or status (502, 503, 504).",
+                &["pool", "backend", "kind"],
+            ),
+            backend_response: histograms(
+                "evenkeel_backend_response_seconds",
+                "Time from choosing a backend to the head of its response.",
+                &["pool", "backend"],
+            ),
+            backend_ejections: counters(
+                "evenkeel_backend_ejections_total",
+                "Times a backend was put aside because real traffic failed on it.",
+                &["pool", "backend"],
+            ),
+            backend_probes: counters(
+                "evenkeel_backend_probes_total",
+                "Active health checks, by result: success or failure.",
+                &["pool", "backend", "result"],
+            ),
+            reloads: counters(
+                "evenkeel_reloads_total",
+                "Readings of the configuration: success or failure.",
+                &["result"],
+            ),
+            access_log_lost: register(
+                &registry,
+                IntCounter::new(
+                    "evenkeel_access_log_lost_total",
+                    "Access log lines dropped because the writer was behind.",
+                ),
+            ),
+            gauges: Gauges {
+                snapshot_version: register(
+                    &registry,
+                    IntGauge::new("evenkeel_snapshot_version", "Snapshots since the start; each change makes one."),
+                ),
+                pool_algorithm: gauges(
+                    "evenkeel_pool_algorithm",
+                    "1 for the algorithm that a pool uses, 0 for the others.",
+                    &["pool", "algorithm"],
+                ),
+                pool_panic: gauges(
+                    "evenkeel_pool_panic",
+                    "1 while so few backends are usable that the pool ignores health.",
+                    &["pool"],
+                ),
+                backend_in_flight: gauges(
+                    "evenkeel_backend_in_flight",
+                    "Exchanges on a backend now, WebSocket tunnels included.",
+                    &["pool", "backend"],
+                ),
+                backend_weight: gauges("evenkeel_backend_weight", "Weight of a backend.", &["pool", "backend"]),
+                backend_status: gauges(
+                    "evenkeel_backend_status",
+                    "1 for the status that a backend has, 0 for the others.",
+                    &["pool", "backend", "status"],
+                ),
+            },
+            registry: registry.clone(),
+        };
+        let version = Opts::new("evenkeel_build_info", "Always 1; the version is the label.")
+            .const_label("version", env!("CARGO_PKG_VERSION"));
+        register(&registry, IntGauge::with_opts(version)).set(1);
+        for result in ["success", "failure"] {
+            metrics.reloads.with_label_values(&[result]);
+        }
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        registry.register(Box::new(process)).expect("the names of the process collector are its own");
+        metrics
+    }
+
+    pub fn route(&self, route: &str, pool: &str) -> RouteMetrics {
+        RouteMetrics { requests: CodeCounters::new(|code| self.requests.with_label_values(&[route, pool, code])) }
+    }
+
+    pub fn pool(&self, pool: &str) -> PoolMetrics {
+        PoolMetrics {
+            request_duration: self.request_duration.with_label_values(&[pool]),
+            retries: self.retries.with_label_values(&[pool]),
+        }
+    }
+
+    pub fn backend(&self, pool: &str, backend: &str) -> BackendMetrics {
+        let failures = |kind| self.backend_failures.with_label_values(&[pool, backend, kind]);
+        let probes = |result| self.backend_probes.with_label_values(&[pool, backend, result]);
+        BackendMetrics {
+            requests: CodeCounters::new(|code| self.backend_requests.with_label_values(&[pool, backend, code])),
+            attempts: self.backend_attempts.with_label_values(&[pool, backend]),
+            response: self.backend_response.with_label_values(&[pool, backend]),
+            ejections: self.backend_ejections.with_label_values(&[pool, backend]),
+            probes_succeeded: probes("success"),
+            probes_failed: probes("failure"),
+            failures: FailureCounters {
+                connect: failures("connect"),
+                timeout: failures("timeout"),
+                broken: failures("broken"),
+                status: failures("status"),
+            },
+        }
+    }
+
+    /// Ends the series of a backend that left its pool.
+    pub fn forget_backend(&self, pool: &str, backend: &str) {
+        // An error says that the series was never made, which is as good.
+        for code in CODE_CLASSES {
+            let _ = self.backend_requests.remove_label_values(&[pool, backend, code]);
+        }
+        for kind in ["connect", "timeout", "broken", "status"] {
+            let _ = self.backend_failures.remove_label_values(&[pool, backend, kind]);
+        }
+        for result in ["success", "failure"] {
+            let _ = self.backend_probes.remove_label_values(&[pool, backend, result]);
+        }
+        let _ = self.backend_attempts.remove_label_values(&[pool, backend]);
+        let _ = self.backend_response.remove_label_values(&[pool, backend]);
+        let _ = self.backend_ejections.remove_label_values(&[pool, backend]);
+    }
+
+    /// Shows a count of zero for each reason, so that a first refusal is seen to be one.
+    pub fn expect_refusals<'a>(&self, reasons: impl Iterator<Item = &'a str>) {
+        reasons.for_each(|reason| drop(self.refusals.with_label_values(&[reason])));
+    }
+
+    pub fn refused(&self, reason: &str) {
+        self.refusals.with_label_values(&[reason]).inc();
+    }
+
+    /// Everything in Prometheus's text format.
+    pub fn text(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory does not fail");
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Gauges {
+    /// Empties what depends on the configuration, before it is set anew.
+    pub fn reset(&self) {
+        for gauge in [
+            &self.pool_algorithm,
+            &self.pool_panic,
+            &self.backend_in_flight,
+            &self.backend_weight,
+            &self.backend_status,
+        ] {
+            gauge.reset();
+        }
+    }
+}
+
+impl CodeCounters {
+    fn new(counter: impl Fn(&str) -> IntCounter) -> Self {
+        Self(CODE_CLASSES.map(counter))
+    }
+
+    pub fn count(&self, code: u16) {
+        let class = usize::from(code / 100).clamp(1, CODE_CLASSES.len()) - 1;
+        self.0[class].inc();
+    }
+}
+
+impl BackendMetrics {
+    /// For a backend that no registry knows, as in tests of the selection.
+    pub fn unregistered() -> Self {
+        let histogram = HistogramOpts::new("unregistered", "No registry shows this.");
+        Self {
+            requests: CodeCounters::new(|_| unregistered()),
+            attempts: unregistered(),
+            response: Histogram::with_opts(histogram).expect("the options are valid"),
+            ejections: unregistered(),
+            probes_succeeded: unregistered(),
+            probes_failed: unregistered(),
+            failures: FailureCounters {
+                connect: unregistered(),
+                timeout: unregistered(),
+                broken: unregistered(),
+                status: unregistered(),
+            },
+        }
+    }
+
+    pub fn failed(&self, kind: FailureKind) {
+        match kind {
+            FailureKind::Connect => self.failures.connect.inc(),
+            FailureKind::Timeout => self.failures.timeout.inc(),
+            FailureKind::Broken => self.failures.broken.inc(),
+            FailureKind::Status => self.failures.status.inc(),
+        }
+    }
+
+    pub fn failures(&self) -> u64 {
+        let f = &self.failures;
+        f.connect.get() + f.timeout.get() + f.broken.get() + f.status.get()
+    }
+}
+
+fn unregistered() -> IntCounter {
+    IntCounter::new("unregistered", "No registry shows this.").expect("the name is valid")
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: prometheus::Result<C>) -> C {
+    let collector = collector.expect("names and labels are constants, written correctly");
+    registry.register(Box::new(collector.clone())).expect("each name is registered once");
+    collector
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_that_left_shows_no_series() {
+        let metrics = Metrics::new();
+        let backend = metrics.backend("app", "web1:80");
+        backend.requests.count(200);
+        assert!(String::from_utf8_lossy(&metrics.text()).contains("backend=\"web1:80\""));
+        metrics.forget_backend("app", "web1:80");
+        assert!(!String::from_utf8_lossy(&metrics.text()).contains("backend=\"web1:80\""));
+    }
+
+    #[test]
+    fn odd_codes_count_in_the_nearest_class() {
+        let metrics = Metrics::new();
+        let route = metrics.route("/", "app");
+        for code in [0, 99, 100, 200, 599, 999] {
+            route.requests.count(code);
+        }
+        let text = String::from_utf8_lossy(&metrics.text()).into_owned();
+        assert!(text.contains(r#"evenkeel_requests_total{code="1xx",pool="app",route="/"} 3"#), "{text}");
+        assert!(text.contains(r#"evenkeel_requests_total{code="5xx",pool="app",route="/"} 2"#), "{text}");
+    }
+}

@@ -1,0 +1,228 @@
+//! Backends that serve the same thing, and the choice among them. A pool is part of a snapshot and never altered;
+//! what it derives from the health of its backends is kept as a *view*, made anew whenever that health changes.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+
+use crate::backend::{AdminState, Backend, Lease, Status};
+use crate::balance::{Algorithm, BackendIndex, Balance, Candidates, Key, Member, Ring, Turn, Usable};
+use crate::config::{PoolConfig, PoolName, PoolSettings, Secret};
+use crate::health::ejection::most_ejected;
+use crate::metrics::{FailureKind, Metrics, PoolMetrics};
+use crate::sticky::Sticky;
+
+#[derive(Debug)]
+pub struct Pool {
+    pub name: PoolName,
+    pub algorithm: Algorithm,
+    pub settings: PoolSettings,
+    pub sticky: Option<Sticky>,
+    pub metrics: PoolMetrics,
+    members: Box<[Member]>,
+    states: Box<[AdminState]>,
+    turn: Turn,
+    ring: OnceLock<Arc<Ring>>,
+    view: ArcSwap<View>,
+    /// Held while a view is made, so that the last one made knows of every change.
+    refreshing: Mutex<()>,
+    has_ejected: AtomicBool,
+    /// The changes of all backends together that the view knows of.
+    known_changes: AtomicU64,
+}
+
+/// Who takes traffic now.
+#[derive(Debug)]
+struct View {
+    usable: Usable,
+    balance: Box<dyn Balance>,
+    is_panicking: bool,
+}
+
+/// A backend that was chosen for an exchange.
+#[derive(Debug)]
+pub struct Choice {
+    pub index: BackendIndex,
+    pub lease: Lease,
+}
+
+impl Pool {
+    /// The pool as configured, around the backends that `previous` has already.
+    pub fn new(config: &PoolConfig, previous: Option<&Self>, metrics: &Metrics, secret: &Secret) -> Self {
+        let is_probed = config.settings.probe.is_some();
+        let known: std::collections::HashMap<_, _> =
+            previous.iter().flat_map(|pool| &pool.members).map(|m| (&m.backend.address, &m.backend)).collect();
+        let member = |backend: &crate::config::BackendConfig| {
+            let backend_here = match known.get(&backend.address) {
+                Some(known) => {
+                    known.set_probed(is_probed);
+                    Arc::clone(known)
+                }
+                None => {
+                    let metrics = metrics.backend(config.name.as_str(), backend.address.as_str());
+                    Arc::new(Backend::new(backend.address.clone(), is_probed, metrics))
+                }
+            };
+            Member { backend: backend_here, weight: backend.weight }
+        };
+        let members: Box<[Member]> = config.backends.iter().map(member).collect();
+        let sticky = config.settings.sticky.as_ref();
+        let pool = Self {
+            name: config.name.clone(),
+            algorithm: config.algorithm,
+            settings: config.settings.clone(),
+            sticky: sticky.map(|sticky| Sticky::new(sticky, &config.name, &members, secret)),
+            metrics: metrics.pool(config.name.as_str()),
+            states: config.backends.iter().map(|backend| backend.state).collect(),
+            turn: previous.map(|pool| Arc::clone(&pool.turn)).unwrap_or_default(),
+            ring: OnceLock::new(),
+            view: ArcSwap::from_pointee(View::empty()),
+            refreshing: Mutex::new(()),
+            has_ejected: AtomicBool::new(true),
+            known_changes: AtomicU64::new(0),
+            members,
+        };
+        pool.refresh(Instant::now());
+        pool
+    }
+
+    /// Chooses a backend and counts the exchange on it. `sticky` is where the client wants back to; `tried` are
+    /// those which failed this exchange. `None`: nobody is left.
+    pub fn choose(&self, key: &Key, sticky: Option<BackendIndex>, tried: &[BackendIndex]) -> Option<Choice> {
+        let view = self.view.load();
+        let wanted = sticky.filter(|&index| view.usable.contains(index) && !tried.contains(&index));
+        let candidates = Candidates { members: &self.members, usable: &view.usable, tried };
+        let index = wanted.or_else(|| view.balance.pick(&candidates, key))?;
+        let lease = self.members.get(index as usize)?.backend.lease();
+        lease.backend().metrics.attempts.inc();
+        if !tried.is_empty() {
+            self.metrics.retries.inc();
+        }
+        Some(Choice { index, lease })
+    }
+
+    /// Takes in that real traffic failed on a backend, and puts the backend aside when that was too often. Returns
+    /// for how long it was put aside.
+    pub fn failed(&self, backend: &Backend, kind: FailureKind, now: Instant) -> Option<Duration> {
+        backend.metrics.failed(kind);
+        if !backend.failed(&self.settings.ejection) {
+            return None;
+        }
+        let ejected = self.eject(backend, now);
+        if ejected.is_some() {
+            self.refresh(now);
+        }
+        ejected
+    }
+
+    fn eject(&self, backend: &Backend, now: Instant) -> Option<Duration> {
+        let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = |m: &&Member| m.backend.ejected_for(now).is_some();
+        let aside = self.members.iter().filter(others).count();
+        let rules = &self.settings.ejection;
+        let may = aside < most_ejected(self.members.len(), rules.max_percent);
+        let ejected = may.then(|| backend.eject(rules, now)).flatten();
+        self.has_ejected.fetch_or(ejected.is_some(), Ordering::Relaxed);
+        ejected
+    }
+
+    /// Lists the candidates anew if an ejection has ended, or if a backend has changed without this pool being told:
+    /// exchanges that began before a swap report to the pool that they began with.
+    pub fn catch_up(&self, now: Instant) {
+        let is_behind = self.known_changes.load(Ordering::Acquire) != self.changes();
+        if self.has_ejected.swap(false, Ordering::Relaxed) || is_behind {
+            let some_left = self.members.iter().any(|m| m.backend.ejected_for(now).is_some());
+            self.has_ejected.fetch_or(some_left, Ordering::Relaxed);
+            self.refresh(now);
+        }
+    }
+
+    /// Lists the candidates anew. To be called after any change of a backend's health.
+    pub fn refresh(&self, now: Instant) {
+        let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.known_changes.store(self.changes(), Ordering::Release);
+        let statuses: Vec<Status> = self.backends().map(|(m, state)| m.backend.status(state, now)).collect();
+        let (usable, is_panicking) = usable(&statuses, self.settings.panic_threshold);
+        let view = self.view.load();
+        let same = view.usable.as_slice() == usable && view.is_panicking == is_panicking;
+        if same && !usable.is_empty() {
+            return;
+        }
+        let usable = Usable::new(self.members.len(), usable);
+        let ring = || Arc::clone(self.ring.get_or_init(|| Arc::new(Ring::new(&self.members))));
+        let balance = self.algorithm.balance(&self.members, &usable, &self.turn, ring);
+        self.view.store(Arc::new(View { usable, balance, is_panicking }));
+    }
+
+    fn changes(&self) -> u64 {
+        self.members.iter().map(|member| member.backend.changes()).sum()
+    }
+
+    /// Whether health is ignored because too few backends are usable.
+    pub fn is_panicking(&self) -> bool {
+        self.view.load().is_panicking
+    }
+
+    /// Every backend with what the operator wants of it, in the order of the configuration.
+    pub fn backends(&self) -> impl Iterator<Item = (&Member, AdminState)> {
+        self.members.iter().zip(self.states.iter().copied())
+    }
+
+    pub fn backend(&self, index: BackendIndex) -> Option<&Arc<Backend>> {
+        self.members.get(index as usize).map(|member| &member.backend)
+    }
+
+    /// Whether every backend that is to be probed has been.
+    pub fn is_probed(&self) -> bool {
+        self.backends().all(|(m, state)| state == AdminState::Down || !m.backend.is_unknown())
+    }
+}
+
+impl View {
+    fn empty() -> Self {
+        let usable = Usable::new(0, Vec::new());
+        let balance = Algorithm::RoundRobin.balance(&[], &usable, &Turn::default(), || Arc::new(Ring::new(&[])));
+        Self { usable, balance, is_panicking: false }
+    }
+}
+
+/// Which backends take traffic: the healthy ones; without any, those never probed; and when fewer than
+/// `panic_threshold` percent of the active ones are either, all active ones, whatever their health ("panic").
+fn usable(statuses: &[Status], panic_threshold: u8) -> (Vec<BackendIndex>, bool) {
+    let having = |wanted: &[Status]| -> Vec<BackendIndex> {
+        let has = |&(_, status): &(BackendIndex, &Status)| wanted.contains(status);
+        (0..).zip(statuses).filter(has).map(|(index, _)| index).collect()
+    };
+    let healthy = having(&[Status::Healthy]);
+    let unknown = having(&[Status::Unknown]);
+    let active = having(&[Status::Healthy, Status::Unknown, Status::Unhealthy, Status::Ejected]);
+    let fit = healthy.len() + unknown.len();
+    if fit * 100 < active.len() * usize::from(panic_threshold) {
+        return (active, true);
+    }
+    (if healthy.is_empty() { unknown } else { healthy }, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Status::*;
+    use super::*;
+
+    #[test]
+    fn candidates_are_the_healthy_then_the_unknown_then_all_in_panic() {
+        for (statuses, threshold, expected) in [
+            (&[Healthy, Unhealthy, Unknown, Ejected][..], 1, (vec![0], false)),
+            (&[Unknown, Unhealthy, Unknown], 1, (vec![0, 2], false)),
+            (&[Unhealthy, Ejected, Down, Draining], 1, (vec![0, 1], true)),
+            (&[Unhealthy, Ejected, Down, Draining], 0, (vec![], false)),
+            (&[Draining, Down, Removing], 100, (vec![], false)),
+            (&[Healthy, Unhealthy, Unhealthy], 50, (vec![0, 1, 2], true)),
+            (&[Healthy, Healthy, Unhealthy, Unhealthy], 50, (vec![0, 1], false)),
+            (&[], 100, (vec![], false)),
+        ] {
+            assert_eq!(usable(statuses, threshold), expected, "{statuses:?} {threshold}");
+        }
+    }
+}

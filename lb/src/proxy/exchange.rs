@@ -1,0 +1,183 @@
+//! One request and what it has learned: its route, the backends it tried, the lease on the one it is with. The
+//! transport tells it what happens; it tells the transport what to do.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::admission::without_port;
+use super::headers::{Forwarding, Origin};
+use super::refusal::Refusal;
+use super::retry::{Failure, Replay};
+use crate::backend::{Backend, Lease};
+use crate::balance::{BackendIndex, Key};
+use crate::metrics::FailureKind;
+use crate::pool::Pool;
+use crate::snapshot::{Route, Snapshot};
+
+/// Bounds attempts on connections that turn out to be stale, which do not count as retries.
+const MOST_ATTEMPTS: usize = 32;
+
+#[derive(Debug)]
+pub struct Exchange {
+    route: Arc<Route>,
+    key: Key,
+    /// Where the client's cookie points.
+    sticky: Option<BackendIndex>,
+    tried: Vec<BackendIndex>,
+    /// What the client is told if nobody else can be tried.
+    last_failure: Option<Refusal>,
+    current: Option<Attempt>,
+    started: Instant,
+    outcome: Outcome,
+}
+
+/// What has to be known of a request to begin an exchange.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    pub origin: Origin<'a>,
+    /// Decoded and normalised, for choosing the route.
+    pub path: &'a [u8],
+    pub now: Instant,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    index: BackendIndex,
+    lease: Lease,
+    started: Instant,
+}
+
+/// What the access log tells of an exchange.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    pub refusal: Option<Refusal>,
+    /// The backend that answered, or was tried last.
+    pub backend: Option<Arc<Backend>>,
+    pub attempts: usize,
+    pub backend_status: Option<u16>,
+    /// From choosing the backend to the head of its response.
+    pub response_time: Option<Duration>,
+    pub is_tunnel: bool,
+    pub is_sticky: bool,
+}
+
+impl Exchange {
+    /// Finds where a request goes. `cookies` are the values of its `Cookie` fields.
+    pub fn begin<'a, 'c>(
+        snapshot: &Snapshot,
+        asked: &Asked<'a>,
+        cookies: impl Iterator<Item = &'c [u8]>,
+    ) -> Result<(Self, Forwarding<'a>), Refusal> {
+        let host = without_port(asked.origin.host);
+        let route = snapshot.routes.find(host, asked.path).ok_or(Refusal::NoRoute)?;
+        let forwarding = Forwarding::new(asked.origin, &snapshot.config.server.trusted_proxies);
+        let exchange = Self {
+            route: Arc::clone(route),
+            key: Key { client: forwarding.client },
+            sticky: route.pool.sticky.as_ref().and_then(|sticky| sticky.backend(cookies)),
+            tried: Vec::new(),
+            last_failure: None,
+            current: None,
+            started: asked.now,
+            outcome: Outcome::default(),
+        };
+        Ok((exchange, forwarding))
+    }
+
+    pub fn route(&self) -> &Route {
+        &self.route
+    }
+
+    /// The route, to be used while the exchange moves on.
+    pub fn shared_route(&self) -> Arc<Route> {
+        Arc::clone(&self.route)
+    }
+
+    /// Chooses a backend for the next attempt; the lease on the one before ends.
+    pub fn next_backend(&mut self, now: Instant) -> Result<Arc<Backend>, Refusal> {
+        self.current = None;
+        let choice = self.route.pool.choose(&self.key, self.sticky, &self.tried);
+        let choice = choice.ok_or(self.last_failure.unwrap_or(Refusal::NoBackend))?;
+        let backend = Arc::clone(choice.lease.backend());
+        self.outcome.backend = Some(Arc::clone(&backend));
+        self.outcome.attempts += 1;
+        self.outcome.is_sticky = self.sticky == Some(choice.index);
+        self.current = Some(Attempt { index: choice.index, lease: choice.lease, started: now });
+        Ok(backend)
+    }
+
+    /// The present attempt failed and its lease has ended. Ok: go on with [`Self::next_backend`]; else what to
+    /// answer.
+    pub fn failed(&mut self, failure: Failure, replay: Replay, now: Instant) -> Result<(), Refusal> {
+        let refusal = if failure.is_timeout() { Refusal::BackendTimeout } else { Refusal::BackendFailed };
+        self.last_failure = Some(refusal);
+        if let (Some(attempt), Some(kind)) = (self.current.take(), failure.kind()) {
+            self.tried.push(attempt.index);
+            count_failure(&self.route.pool, attempt.lease.backend(), kind, now);
+        }
+        let may_try = self.tried.len() <= self.route.pool.settings.retries && self.outcome.attempts < MOST_ATTEMPTS;
+        if may_try && failure.allows_retry(replay) { Ok(()) } else { Err(refusal) }
+    }
+
+    /// The head of the backend's response came.
+    pub fn answered(&mut self, status: u16, now: Instant) {
+        let Some(attempt) = &self.current else { return };
+        let (pool, backend) = (&self.route.pool, attempt.lease.backend());
+        let time = now.saturating_duration_since(attempt.started);
+        self.outcome.backend_status = Some(status);
+        self.outcome.response_time = Some(time);
+        self.outcome.is_tunnel = status == 101;
+        backend.observe_latency(time);
+        backend.metrics.response.observe(time.as_secs_f64());
+        backend.metrics.requests.count(status);
+        if is_failure(status) {
+            count_failure(pool, backend, FailureKind::Status, now);
+        }
+    }
+
+    /// The `Set-Cookie` field to send, when the client is to come back to another backend than it asked for.
+    pub fn set_cookie(&self, is_tls: bool) -> Option<String> {
+        let sticky = self.route.pool.sticky.as_ref()?;
+        let index = self.current.as_ref()?.index;
+        (self.sticky != Some(index)).then(|| sticky.set_cookie(index, is_tls))
+    }
+
+    pub fn has_answered(&self) -> bool {
+        self.outcome.backend_status.is_some()
+    }
+
+    /// Whether the connection now carries another protocol than HTTP.
+    pub fn is_tunnel(&self) -> bool {
+        self.outcome.is_tunnel
+    }
+
+    /// The exchange is over, with this status sent to the client (0: none). Its lease ends.
+    pub fn finish(&mut self, status: u16, refusal: Option<Refusal>, now: Instant) -> Outcome {
+        if let (Some(attempt), Some(status)) = (self.current.take(), self.outcome.backend_status)
+            && !is_failure(status)
+        {
+            attempt.lease.backend().succeeded();
+        }
+        self.route.metrics.requests.count(status);
+        if !self.outcome.is_tunnel {
+            let duration = now.saturating_duration_since(self.started);
+            self.route.pool.metrics.request_duration.observe(duration.as_secs_f64());
+        }
+        self.outcome.refusal = refusal;
+        std::mem::take(&mut self.outcome)
+    }
+}
+
+/// Whether a response says that its backend cannot do its work.
+fn is_failure(status: u16) -> bool {
+    matches!(status, 502..=504)
+}
+
+fn count_failure(pool: &Pool, backend: &Backend, kind: FailureKind, now: Instant) {
+    if let Some(duration) = pool.failed(backend, kind, now) {
+        tracing::warn!(
+            pool = %pool.name, backend = %backend.address, seconds = duration.as_secs_f64(),
+            "backend ejected: traffic keeps failing on it",
+        );
+    }
+}

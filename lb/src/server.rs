@@ -1,0 +1,210 @@
+//! A balancer from start to stop: read the configuration, bind, probe, serve; on a signal reload, or say "not
+//! ready", stop accepting, finish what is in flight, and leave.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tokio::net::TcpListener;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::access_log::AccessLog;
+use crate::admin::{self, Admin, Phase};
+use crate::config::{Config, LogConfig, LogFormat, ServerConfig};
+use crate::control::Control;
+use crate::health::probe;
+use crate::metrics::Metrics;
+use crate::proxy::refusal::Refusal;
+use crate::transport::{Shared, Sockets, Threads};
+
+/// How long traffic waits for the first probes before it is served all the same.
+const FIRST_PROBES_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Runs a balancer with the configuration at `path` until it is told to stop.
+pub fn run(path: &Path) -> anyhow::Result<()> {
+    let config = match crate::config::toml::load(path) {
+        Ok(config) => config,
+        Err(problems) => {
+            let lines: Vec<_> = problems.iter().map(|problem| problem.in_file(path)).collect();
+            bail!("{}", lines.join("\n"));
+        }
+    };
+    start_log(&config.log);
+    raise_open_files_limit();
+    // Probes and the admin API have a thread of their own: they stay responsive however busy the traffic is.
+    let management = Builder::new_multi_thread().worker_threads(1).thread_name("management").enable_all().build();
+    let management = management.context("the management thread cannot be started")?;
+    let stopped = management.block_on(serve(path, config));
+    management.shutdown_background();
+    stopped
+}
+
+async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let access_log = AccessLog::open(&config.access_log).context("the access log cannot be opened")?.map(Arc::new);
+    let (phase, phase_seen) = watch::channel(Phase::Running);
+    let admin_listener = bind_admin(config.admin.address).await?;
+    let admin_address = admin_listener.local_addr()?;
+    let token = config.admin.token.clone();
+    let metrics = Metrics::new();
+    metrics.expect_refusals(Refusal::ALL.into_iter().map(Refusal::reason));
+    let control = Arc::new(Control::new(path, config.clone(), Arc::new(metrics)));
+    let is_closing = Arc::new(AtomicBool::new(false));
+    let shared = Shared {
+        control: Arc::clone(&control),
+        access_log: access_log.clone(),
+        idle_connections: config.server.idle_connections,
+        is_closing: Arc::clone(&is_closing),
+    };
+    let sockets = bind(&config)?;
+
+    let admin = Admin { control: Arc::clone(&control), access_log: access_log.clone(), token, phase: phase_seen };
+    tokio::spawn(admin::serve(admin_listener, Arc::new(admin)));
+    tracing::info!(address = %admin_address, "admin API ready");
+    tokio::spawn(probe::run(Arc::clone(&control)));
+    first_probes(&control).await;
+
+    for address in sockets.addresses() {
+        tracing::info!(%address, "listening");
+    }
+    let threads = sockets.serve(&config.listeners, &shared).context("traffic cannot be served")?;
+
+    signals.until_stop(&control, access_log.as_deref()).await;
+    phase.send_replace(Phase::Stopping);
+    is_closing.store(true, Ordering::Relaxed);
+    let server = control.snapshot().config.server.clone();
+    tokio::select! {
+        () = stop_gracefully(&server, threads) => {}
+        () = signals.again() => tracing::warn!("stopping at once: exchanges in flight are cut off"),
+    }
+    Ok(())
+}
+
+async fn stop_gracefully(server: &ServerConfig, threads: Threads) {
+    tracing::info!(delay_seconds = server.shutdown_delay.as_secs_f64(), "stopping: not ready from now on");
+    tokio::time::sleep(server.shutdown_delay).await;
+    let deadline = Instant::now() + server.shutdown_timeout;
+    let stopping = tokio::task::spawn_blocking(move || threads.stop(deadline));
+    match stopping.await {
+        Ok(true) => tracing::info!("stopped: every exchange has finished"),
+        _ => tracing::warn!("stopped at the deadline: the exchanges still in flight are cut off"),
+    }
+}
+
+/// Waits until every pool was probed once, so that the first requests meet known backends.
+async fn first_probes(control: &Control) {
+    let probed = async {
+        while !control.snapshot().is_probed() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if tokio::time::timeout(FIRST_PROBES_TIMEOUT, probed).await.is_err() {
+        tracing::warn!("not every backend has been probed yet; serving all the same");
+    }
+}
+
+async fn bind_admin(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| cannot_listen(address, "[admin] address"))
+}
+
+fn bind(config: &Config) -> anyhow::Result<Sockets> {
+    let addresses: Vec<_> = config.listeners.iter().map(|listener| listener.address).collect();
+    let bound = Sockets::bind(&addresses, config.server.threads);
+    bound.map_err(|(address, e)| anyhow::Error::new(e).context(cannot_listen(address, "[[listener]] address")))
+}
+
+fn cannot_listen(address: SocketAddr, key: &str) -> String {
+    format!("cannot listen on {address}: change {key}, or stop what uses port {}", address.port())
+}
+
+/// The signals that an operator's hands know from nginx.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    hangup: Signal,
+    user1: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let on = |kind| signal(kind).context("signals cannot be received");
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            quit: on(SignalKind::quit())?,
+            hangup: on(SignalKind::hangup())?,
+            user1: on(SignalKind::user_defined1())?,
+        })
+    }
+
+    /// Reloads on SIGHUP and reopens the access log on SIGUSR1 until SIGTERM, SIGINT or SIGQUIT.
+    async fn until_stop(&mut self, control: &Arc<Control>, access_log: Option<&AccessLog>) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.quit.recv() => return,
+                _ = self.hangup.recv() => reload(control).await,
+                _ = self.user1.recv() => access_log.into_iter().for_each(AccessLog::reopen),
+            }
+        }
+    }
+
+    /// A second signal to stop.
+    async fn again(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.quit.recv() => {}
+        }
+    }
+}
+
+async fn reload(control: &Arc<Control>) {
+    let control = Arc::clone(control);
+    match tokio::task::spawn_blocking(move || control.reload()).await {
+        Ok(Ok(reload)) => {
+            tracing::info!(version = reload.version, "configuration reloaded");
+            for warning in reload.warnings {
+                tracing::warn!("{warning}");
+            }
+        }
+        Ok(Err(problems)) => {
+            tracing::error!("the configuration is not reloaded: the old one stays in force");
+            for problem in problems {
+                tracing::error!("{problem}");
+            }
+        }
+        Err(e) => tracing::error!("reloading failed: {e}"),
+    }
+}
+
+fn start_log(config: &LogConfig) {
+    use tracing_subscriber::EnvFilter;
+    let configured = || format!("evenkeel={0},{0}", config.level).replace(",info", ",warn");
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(configured()));
+    let is_terminal = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_terminal).with_writer(std::io::stderr);
+    // Fails only when a log was started before, which then serves as well.
+    let _ = match config.format {
+        LogFormat::Text => log.with_target(false).try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+}
+
+/// Every connection is an open file, so use as many as the system allows.
+fn raise_open_files_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!("the limit on open files cannot be raised: {e}");
+    }
+}

@@ -1,0 +1,143 @@
+//! Sticky sessions: a cookie that brings a client back to the backend it was sent to. The cookie's value is a keyed
+//! hash of the backend's name, so it tells nothing and cannot be made up; every value is known beforehand, so a
+//! request costs one look-up.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use crate::backend::BackendAddress;
+use crate::balance::{BackendIndex, Member};
+use crate::config::{PoolName, SameSite, Secret, SecureCookie, StickyConfig};
+
+/// Bytes of the hash that go into the cookie: 24 characters, more than anybody can guess.
+const TOKEN_BYTES: usize = 18;
+
+#[derive(Debug)]
+pub struct Sticky {
+    config: StickyConfig,
+    tokens: Box<[String]>,
+    by_token: HashMap<String, BackendIndex>,
+}
+
+impl Sticky {
+    /// `fallback` signs when the configuration names no secret of its own.
+    pub fn new(config: &StickyConfig, pool: &PoolName, members: &[Member], fallback: &Secret) -> Self {
+        let secret = config.secret.as_ref().unwrap_or(fallback);
+        let tokens: Box<[String]> = members.iter().map(|m| token(secret, pool, &m.backend.address)).collect();
+        let by_token = (0..).zip(tokens.iter()).map(|(index, token)| (token.clone(), index)).collect();
+        Self { config: config.clone(), tokens, by_token }
+    }
+
+    /// The backend that one of these `Cookie` fields names, if it is one of ours.
+    pub fn backend<'a>(&self, cookie_fields: impl Iterator<Item = &'a [u8]>) -> Option<BackendIndex> {
+        let named = |field: &'a [u8]| cookie_value(field, self.config.cookie.as_bytes());
+        cookie_fields.filter_map(named).find_map(|value| self.by_token.get(std::str::from_utf8(value).ok()?).copied())
+    }
+
+    /// The `Set-Cookie` field that brings the client back to this backend.
+    pub fn set_cookie(&self, index: BackendIndex, is_tls: bool) -> String {
+        let Self { config, tokens, .. } = self;
+        let token = tokens.get(index as usize).map_or("", String::as_str);
+        let mut field =
+            format!("{}={token}; Path=/; HttpOnly; SameSite={}", config.cookie, same_site(config.same_site));
+        if let Some(max_age) = config.max_age {
+            // Writing to a string does not fail.
+            let _ = write!(field, "; Max-Age={}", max_age.as_secs());
+        }
+        let is_secure = match config.secure {
+            SecureCookie::Always => true,
+            SecureCookie::Never => false,
+            SecureCookie::Auto => is_tls,
+        };
+        if is_secure {
+            field.push_str("; Secure");
+        }
+        field
+    }
+}
+
+fn token(secret: &Secret, pool: &PoolName, address: &BackendAddress) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose()).expect("HMAC takes a key of any length");
+    mac.update(pool.as_str().as_bytes());
+    mac.update(&[0]);
+    mac.update(address.as_str().as_bytes());
+    URL_SAFE_NO_PAD.encode(&mac.finalize().into_bytes()[..TOKEN_BYTES])
+}
+
+/// The value of the first cookie of this name in a `Cookie` field (RFC 6265, 4.2.1).
+fn cookie_value<'a>(field: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let pairs = field.split(|&b| b == b';').map(|pair| pair.trim_ascii());
+    pairs.filter_map(|pair| pair.strip_prefix(name)?.strip_prefix(b"=")).next()
+}
+
+fn same_site(same_site: SameSite) -> &'static str {
+    match same_site {
+        SameSite::Lax => "Lax",
+        SameSite::Strict => "Strict",
+        SameSite::None => "None",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::backend::{Backend, Weight};
+    use crate::metrics::BackendMetrics;
+
+    fn sticky(secret: &str, addresses: &[&str]) -> Sticky {
+        let config = StickyConfig {
+            cookie: "ROUTEID".into(),
+            max_age: Some(Duration::from_secs(3600)),
+            same_site: SameSite::Lax,
+            secure: SecureCookie::Auto,
+            secret: None,
+        };
+        let member = |address: &&str| Member {
+            backend: Arc::new(Backend::new(address.parse().expect("valid"), false, BackendMetrics::unregistered())),
+            weight: Weight::ONE,
+        };
+        let members: Vec<_> = addresses.iter().map(member).collect();
+        let pool = PoolName::new("app").expect("valid");
+        Sticky::new(&config, &pool, &members, &Secret::new(secret).expect("not empty"))
+    }
+
+    fn cookie_of(set_cookie: &str) -> &str {
+        set_cookie.split(';').next().expect("a pair")
+    }
+
+    #[test]
+    fn a_cookie_leads_back_whatever_the_order_of_backends() {
+        let here = sticky("secret", &["a:1", "b:1", "c:1"]);
+        let there = sticky("secret", &["c:1", "a:1", "b:1"]);
+        let field = here.set_cookie(1, false);
+        let cookie = format!("theme=dark; {}; x=y", cookie_of(&field));
+        assert_eq!(here.backend(std::iter::once(cookie.as_bytes())), Some(1));
+        assert_eq!(there.backend(std::iter::once(cookie.as_bytes())), Some(2));
+    }
+
+    #[test]
+    fn a_forged_or_foreign_cookie_leads_nowhere() {
+        let here = sticky("secret", &["a:1", "b:1"]);
+        let other = sticky("another", &["a:1", "b:1"]).set_cookie(0, false);
+        for cookie in ["ROUTEID=a:1", "ROUTEID=", "ROUTEID", "", "XROUTEID=1", cookie_of(&other), "ROUTEID=\u{ff}"] {
+            assert_eq!(here.backend(std::iter::once(cookie.as_bytes())), None, "{cookie}");
+        }
+    }
+
+    #[test]
+    fn the_cookie_hides_the_backend_and_is_locked_down() {
+        let sticky = sticky("secret", &["web1.internal:8080"]);
+        let field = sticky.set_cookie(0, true);
+        assert!(!field.contains("web1"), "{field}");
+        assert!(field.ends_with("; Path=/; HttpOnly; SameSite=Lax; Max-Age=3600; Secure"), "{field}");
+        assert!(!sticky.set_cookie(0, false).contains("Secure"));
+    }
+}

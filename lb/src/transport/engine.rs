@@ -1,0 +1,87 @@
+//! HTTP/1.1 by a data path of our own, on both sides. A request's head is parsed where it was read and written anew
+//! for the backend in one pass; buffers and idle connections to backends belong to the thread, so an exchange
+//! allocates next to nothing and waits for no lock. An idle client costs its socket and a small task.
+//!
+//! - [`stream`]: a client's connection, plain or TLS.
+//! - [`work`]: buffers, lent for as long as a connection is busy.
+//! - [`idle`]: connections to backends that wait for their next request.
+//! - [`client`]: one client's requests, one after the other.
+//! - [`request`]: where a request goes and what its backend is told.
+//! - [`attempt`]: one try on one backend.
+//! - [`body`]: content on its way, framed anew.
+//! - [`splice`]: large content that need not be looked at.
+//! - [`timer`]: time limits that cost nothing until they pass.
+//! - [`tunnel`]: a connection that ceased to be HTTP.
+
+mod attempt;
+mod body;
+mod client;
+pub mod idle;
+mod request;
+mod splice;
+pub mod stream;
+mod timer;
+mod tunnel;
+mod work;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::Notify;
+
+use super::Shared;
+use super::http1::limits::Limits;
+use crate::access_log::AccessLog;
+use crate::config::ListenerConfig;
+use crate::control::Control;
+pub use client::serve;
+
+/// What all connections of one listener on one thread have in common.
+pub struct Engine {
+    control: Arc<Control>,
+    access_log: Option<Arc<AccessLog>>,
+    listener: ListenerConfig,
+    limits: Limits,
+    /// Idle connections to backends that this thread may keep.
+    most_idle: usize,
+    is_closing: Arc<AtomicBool>,
+    stop: Arc<Stop>,
+}
+
+/// Tells the connections of one thread to end when they can.
+#[derive(Debug, Default)]
+pub struct Stop {
+    is_stopping: AtomicBool,
+    idle: Notify,
+}
+
+impl Engine {
+    pub fn new(listener: &ListenerConfig, shared: &Shared, most_idle: usize, stop: Arc<Stop>) -> Self {
+        Self {
+            control: Arc::clone(&shared.control),
+            access_log: shared.access_log.clone(),
+            listener: listener.clone(),
+            limits: Limits::default(),
+            most_idle,
+            is_closing: Arc::clone(&shared.is_closing),
+            stop,
+        }
+    }
+
+    /// Whether connections may outlive their present exchange.
+    fn keeps_clients(&self) -> bool {
+        !self.is_closing.load(Ordering::Relaxed)
+    }
+}
+
+impl Stop {
+    /// From now on connections end with the exchange they carry, idle ones at once.
+    pub fn begin(&self) {
+        self.is_stopping.store(true, Ordering::Release);
+        self.idle.notify_waiters();
+    }
+
+    pub fn has_begun(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,365 @@
+//! One try on one backend: the request goes out, its response comes back. Both directions move at once, so a backend
+//! may answer before it has heard everything, and a client that leaves is noticed while its answer is being made.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+use tokio_util::io::poll_read_buf;
+
+use super::body::{RequestBody, ResponseBody};
+use super::splice::{self, Pipe};
+use super::stream::ClientStream;
+use super::timer::Timer;
+use super::work::Work;
+use crate::config::{ListenerConfig, PoolSettings};
+use crate::proxy::refusal::Refusal;
+use crate::proxy::retry::Failure;
+use crate::transport::http1::limits::Limits;
+use crate::transport::http1::message::{Parsed, Version};
+use crate::transport::http1::response::ResponseHead;
+use crate::transport::http1::rewrite::{self, Persistence, ResponsePlan};
+
+const READ_BYTES: usize = 16 * 1024;
+const LARGE_READ_BYTES: usize = 64 * 1024;
+/// How much of the next requests is taken in while this one is being answered.
+const MOST_PIPELINED_BYTES: usize = 16 * 1024;
+const MOST_INTERIM_RESPONSES: usize = 16;
+
+const BROKEN_OFF: Broken = Broken::Backend(Failure::Truncated);
+
+pub struct Attempt<'a> {
+    pub client: &'a mut ClientStream,
+    pub backend: &'a mut TcpStream,
+    pub work: &'a mut Work,
+    pub body: &'a mut RequestBody,
+    pub listener: &'a ListenerConfig,
+    pub settings: &'a PoolSettings,
+    pub limits: &'a Limits,
+    /// The connection has carried a request before.
+    pub is_reused: bool,
+    /// How much of what is to be sent to the backend has been.
+    sent: usize,
+    /// The backend takes no more of the request; its response may come all the same.
+    has_stopped_sending: bool,
+    has_heard: bool,
+}
+
+/// Why an attempt ended early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broken {
+    Backend(Failure),
+    /// The client left.
+    ClientGone,
+    /// The client is refused in the middle of its request.
+    Client(Refusal),
+}
+
+impl<'a> Attempt<'a> {
+    #[expect(clippy::too_many_arguments, reason = "each is one of the things that meet here")]
+    pub fn new(
+        client: &'a mut ClientStream,
+        backend: &'a mut TcpStream,
+        work: &'a mut Work,
+        body: &'a mut RequestBody,
+        listener: &'a ListenerConfig,
+        settings: &'a PoolSettings,
+        limits: &'a Limits,
+        is_reused: bool,
+    ) -> Self {
+        let (sent, has_stopped_sending, has_heard) = (0, false, false);
+        Self {
+            client,
+            backend,
+            work,
+            body,
+            listener,
+            settings,
+            limits,
+            is_reused,
+            sent,
+            has_stopped_sending,
+            has_heard,
+        }
+    }
+
+    /// Sends what is in `to_backend` and the content behind it; returns where the final response's head ends in
+    /// `from_backend`. Interim responses have been passed on.
+    pub async fn ask(&mut self, timer: &mut Timer) -> Result<usize, Broken> {
+        self.body.take(&mut self.work.from_client, &mut self.work.to_backend).map_err(Broken::Client)?;
+        for _ in 0..=MOST_INTERIM_RESPONSES {
+            let head = self.hear_head(timer).await?;
+            if !self.work.response.is_interim() {
+                return Ok(head);
+            }
+            self.pass_interim(head, timer).await?;
+        }
+        Err(Broken::Backend(Failure::Broken))
+    }
+
+    async fn hear_head(&mut self, timer: &mut Timer) -> Result<usize, Broken> {
+        let method = self.work.request.method();
+        self.work.response.clear();
+        // Once some of the head is there, the rest has to come in time too, however it drips.
+        let mut deadline: Option<Instant> = None;
+        loop {
+            if !self.work.from_backend.is_empty() {
+                match self.work.response.parse(&self.work.from_backend, method, self.limits) {
+                    Parsed::Complete(head) => return Ok(head),
+                    Parsed::Partial if deadline.is_none() => {
+                        deadline = Instant::now().checked_add(self.settings.response_timeout);
+                    }
+                    Parsed::Partial => {}
+                    Parsed::Rejected(bad) => {
+                        tracing::debug!(reason = bad.reason(), "a backend's response is refused");
+                        return Err(Broken::Backend(Failure::Broken));
+                    }
+                }
+            }
+            let (patience, late) = match deadline {
+                Some(deadline) => {
+                    (deadline.saturating_duration_since(Instant::now()), Broken::Backend(Failure::Timeout))
+                }
+                None => self.patience(),
+            };
+            timer.limit(patience, |cx| self.poll_hear(cx)).await.map_err(|_| late)??;
+        }
+    }
+
+    /// How long the present wait may last, and what it means when it lasts longer.
+    fn patience(&self) -> (Duration, Broken) {
+        let is_sending = self.sent < self.work.to_backend.len() && !self.has_stopped_sending;
+        if is_sending {
+            (self.settings.write_timeout, Broken::Backend(Failure::Timeout))
+        } else if !self.body.is_done() && !self.has_stopped_sending && !self.awaits_continue() {
+            (self.listener.body_timeout, Broken::Client(Refusal::ClientTimeout))
+        } else {
+            (self.settings.response_timeout, Broken::Backend(Failure::Timeout))
+        }
+    }
+
+    /// Whether the client holds its content back until the backend asks for it.
+    fn awaits_continue(&self) -> bool {
+        self.work.request.expects_continue() && self.body.is_untouched() && !self.has_heard
+    }
+
+    /// Ready when a direction has moved on.
+    fn poll_hear(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        let sending = self.poll_send(cx)?;
+        self.work.from_backend.reserve(READ_BYTES);
+        match poll_read_buf(Pin::new(&mut *self.backend), cx, &mut self.work.from_backend) {
+            Poll::Ready(Ok(count)) if count > 0 => {
+                self.has_heard = true;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(_) => Poll::Ready(Err(Broken::Backend(self.lost_backend()))),
+            Poll::Pending => sending.map(Ok),
+        }
+    }
+
+    /// Sends the request on as far as it goes, then watches the client. Ready when something was sent and the wait
+    /// is another one now.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Broken> {
+        let mut has_moved = false;
+        loop {
+            match self.poll_flush_to_backend(cx) {
+                Poll::Pending => return Ok(if has_moved { Poll::Ready(()) } else { Poll::Pending }),
+                Poll::Ready(has_written) => has_moved |= has_written,
+            }
+            if self.body.is_done() || self.has_stopped_sending {
+                self.watch_client(cx)?;
+                return Ok(if has_moved { Poll::Ready(()) } else { Poll::Pending });
+            }
+            self.work.from_client.reserve(READ_BYTES);
+            match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.work.from_client) {
+                Poll::Ready(Ok(count)) if count > 0 => {
+                    self.body.take(&mut self.work.from_client, &mut self.work.to_backend).map_err(Broken::Client)?;
+                    has_moved = true;
+                }
+                Poll::Ready(_) => return Err(Broken::ClientGone),
+                Poll::Pending => return Ok(if has_moved { Poll::Ready(()) } else { Poll::Pending }),
+            }
+        }
+    }
+
+    /// Ready when all is sent; true if that took anything.
+    fn poll_flush_to_backend(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let has_written = self.sent < self.work.to_backend.len();
+        while self.sent < self.work.to_backend.len() && !self.has_stopped_sending {
+            match ready!(Pin::new(&mut *self.backend).poll_write(cx, &self.work.to_backend[self.sent..])) {
+                Ok(count) if count > 0 => self.sent += count,
+                _ => self.has_stopped_sending = true,
+            }
+        }
+        self.work.to_backend.clear();
+        self.sent = 0;
+        Poll::Ready(has_written)
+    }
+
+    /// Notices a client that leaves, and takes in what it sends ahead. A client that closes only its sending side
+    /// counts as gone too, as with nginx: the two cannot be told apart.
+    fn watch_client(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        while self.work.from_client.len() < self.body.end() + MOST_PIPELINED_BYTES {
+            self.work.from_client.reserve(1024);
+            match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.work.from_client) {
+                Poll::Ready(Ok(count)) if count > 0 => {}
+                Poll::Ready(_) => return Err(Broken::ClientGone),
+                Poll::Pending => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    fn lost_backend(&self) -> Failure {
+        if self.is_reused && !self.has_heard { Failure::Stale } else { Failure::Broken }
+    }
+
+    async fn pass_interim(&mut self, head: usize, timer: &mut Timer) -> Result<(), Broken> {
+        if self.work.request.version() == Version::Http11 {
+            let plan = ResponsePlan::new(&self.work.response, Version::Http11, Persistence::KeepAlive, &[]);
+            rewrite::response(&self.work.response, &self.work.from_backend, &plan, &mut self.work.to_client);
+            self.flush_to_client(timer).await?;
+        }
+        self.work.from_backend.drain(..head);
+        Ok(())
+    }
+
+    /// Sends the client what is in `to_client`, then the content behind the head in `from_backend`. Returns whether
+    /// the backend's connection is in order for another request.
+    pub async fn answer(
+        &mut self,
+        head: usize,
+        response: &mut ResponseBody,
+        timer: &mut Timer,
+    ) -> Result<bool, Broken> {
+        let work = &mut *self.work;
+        let bad = |_| Broken::Backend(Failure::Truncated);
+        let used = response.take(&work.from_backend[head..], &mut work.to_client).map_err(bad)?;
+        let mut is_clean = head + used == work.from_backend.len();
+        work.from_backend.clear();
+        loop {
+            self.flush_to_client(timer).await?;
+            if response.is_done() {
+                break;
+            }
+            if self.can_splice(response) && self.splice(response, timer).await? {
+                continue;
+            }
+            is_clean &= self.hear_content(response, timer).await?;
+        }
+        Ok(is_clean && self.body.is_done() && !self.has_stopped_sending)
+    }
+
+    /// Whether what is left of the response can go from socket to socket: much of it, both sides plain, and nothing
+    /// else under way.
+    fn can_splice(&self, response: &ResponseBody) -> bool {
+        let is_large = response.plain_bytes_left().is_some_and(|left| left >= splice::LEAST_BYTES);
+        is_large && !self.client.is_tls() && self.body.is_done() && self.work.to_backend.is_empty()
+    }
+
+    /// Moves the rest of the response without looking at it. False: that cannot be done here.
+    async fn splice(&mut self, response: &mut ResponseBody, timer: &mut Timer) -> Result<bool, Broken> {
+        let Ok(mut pipe) = Pipe::take() else { return Ok(false) };
+        while let Some(left) = response.plain_bytes_left().filter(|left| *left > 0) {
+            let most = usize::try_from(left).unwrap_or(usize::MAX);
+            let filling = timer.limit(self.settings.read_timeout, |cx| {
+                let filled = pipe.poll_fill(cx, self.backend, most);
+                if filled.is_pending() {
+                    self.watch_client(cx)?;
+                }
+                filled.map(Ok)
+            });
+            let filling = filling.await.map(|filled| filled.map_or_else(Err, |read| read.map_err(|_| BROKEN_OFF)));
+            match filling {
+                Err(_) => return Err(Broken::Backend(Failure::Stalled)),
+                Ok(Ok(count)) if count > 0 => {}
+                Ok(Ok(_)) => return Err(BROKEN_OFF),
+                Ok(Err(broken)) => return Err(broken),
+            }
+            while !pipe.is_empty() {
+                let emptying = timer.limit(self.listener.send_timeout, |cx| match &*self.client {
+                    ClientStream::Tcp(client) => pipe.poll_empty(cx, client),
+                    ClientStream::Tls(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+                });
+                match emptying.await {
+                    Ok(Ok(count)) if count > 0 => response.skip(count as u64),
+                    _ => return Err(Broken::ClientGone),
+                }
+            }
+        }
+        pipe.give_back();
+        Ok(true)
+    }
+
+    /// Reads the next content into `to_client`. False: something came that does not belong to the response.
+    async fn hear_content(&mut self, response: &mut ResponseBody, timer: &mut Timer) -> Result<bool, Broken> {
+        let is_plain = response.is_plain();
+        let reading = timer.limit(self.settings.read_timeout, |cx| self.poll_content(cx, is_plain)).await;
+        // While the client still owes content, a silence may be its own.
+        let late = if self.body.is_done() { Broken::Backend(Failure::Stalled) } else { Broken::ClientGone };
+        let count = reading.map_err(|_| late)??;
+        let bad = |_| Broken::Backend(Failure::Truncated);
+        let Work { to_client, from_backend, .. } = &mut *self.work;
+        if count == 0 {
+            response.end_of_input(to_client).map_err(bad)?;
+            return Ok(true);
+        }
+        if is_plain {
+            let used = response.pass(to_client).map_err(bad)?;
+            to_client.truncate(used);
+            return Ok(used == count);
+        }
+        let used = response.take(from_backend, to_client).map_err(bad)?;
+        from_backend.clear();
+        Ok(used == count)
+    }
+
+    fn poll_content(&mut self, cx: &mut Context<'_>, is_plain: bool) -> Poll<Result<usize, Broken>> {
+        self.poll_rest_of_request(cx)?;
+        let Work { to_client, from_backend, .. } = &mut *self.work;
+        let buffer = if is_plain { to_client } else { from_backend };
+        buffer.reserve(LARGE_READ_BYTES);
+        let read: io::Result<usize> = ready!(poll_read_buf(Pin::new(&mut *self.backend), cx, buffer));
+        Poll::Ready(read.map_err(|_| Broken::Backend(Failure::Truncated)))
+    }
+
+    /// The client's content may still be on its way when the answer comes; a client that has sent everything may
+    /// leave.
+    fn poll_rest_of_request(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        let is_sent = self.body.is_done() && self.work.to_backend.is_empty();
+        if is_sent || self.has_stopped_sending {
+            return self.watch_client(cx);
+        }
+        self.poll_send(cx).map(drop)
+    }
+
+    async fn flush_to_client(&mut self, timer: &mut Timer) -> Result<(), Broken> {
+        let mut written = 0;
+        while written < self.work.to_client.len() {
+            let writing = timer.limit(self.listener.send_timeout, |cx| self.poll_write_to_client(cx, written)).await;
+            written += writing.map_err(|_| Broken::ClientGone)??;
+        }
+        self.work.to_client.clear();
+        if self.client.is_tls() {
+            let flushed =
+                timer.limit(self.listener.send_timeout, |cx| Pin::new(&mut *self.client).poll_flush(cx)).await;
+            flushed.map_err(|_| Broken::ClientGone)?.map_err(|_| Broken::ClientGone)?;
+        }
+        Ok(())
+    }
+
+    fn poll_write_to_client(&mut self, cx: &mut Context<'_>, written: usize) -> Poll<Result<usize, Broken>> {
+        self.poll_rest_of_request(cx)?;
+        match ready!(Pin::new(&mut *self.client).poll_write(cx, &self.work.to_client[written..])) {
+            Ok(count) if count > 0 => Poll::Ready(Ok(count)),
+            _ => Poll::Ready(Err(Broken::ClientGone)),
+        }
+    }
+
+    pub fn response(&self) -> &ResponseHead {
+        &self.work.response
+    }
+}

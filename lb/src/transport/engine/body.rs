@@ -1,0 +1,178 @@
+//! Content on its way from one side to the other: understood as it came, framed anew.
+
+use crate::proxy::refusal::Refusal;
+use crate::transport::http1::body::{BodyReader, Framing};
+use crate::transport::http1::chunked::{self, write_chunk, write_end};
+use crate::transport::http1::reject::Reject;
+use crate::transport::http1::response::BadResponse;
+
+const CHUNK_LIMITS: chunked::Limits = chunked::Limits::new(4096, 8192);
+
+/// A request's content, read from the buffer behind the head. The bytes stay there while the whole may have to be
+/// sent again to another backend.
+pub struct RequestBody {
+    reader: BodyReader,
+    framing: Framing,
+    /// Where in the buffer the content begins, and how far it was read.
+    start: usize,
+    at: usize,
+    received: u64,
+    most: Option<u64>,
+    /// How many bytes may stay in the buffer to be sent again.
+    keep: usize,
+    is_at_hand: bool,
+}
+
+impl RequestBody {
+    pub fn new(framing: Framing, start: usize, most: Option<u64>, keep: usize) -> Self {
+        let reader = BodyReader::new(framing, CHUNK_LIMITS);
+        Self { reader, framing, start, at: start, received: 0, most, keep, is_at_hand: true }
+    }
+
+    /// Whether the last byte was read.
+    pub fn is_done(&self) -> bool {
+        self.reader.is_done()
+    }
+
+    /// Whether every byte that was read is still in the buffer.
+    pub fn is_at_hand(&self) -> bool {
+        self.is_at_hand
+    }
+
+    /// Whether nothing of it has come yet.
+    pub fn is_untouched(&self) -> bool {
+        self.is_at_hand && self.at == self.start
+    }
+
+    /// Where the next request begins in the buffer, once this one is done.
+    pub fn end(&self) -> usize {
+        self.at
+    }
+
+    /// Begins again at the first byte, for another backend.
+    pub fn rewind(&mut self) {
+        self.reader = BodyReader::new(self.framing, CHUNK_LIMITS);
+        self.at = self.start;
+        self.received = 0;
+    }
+
+    /// Reads what is in `buffer` and appends it to `out` as the backend is sent it.
+    pub fn take(&mut self, buffer: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<(), Refusal> {
+        while self.at < buffer.len() && !self.is_done() {
+            let input = &buffer[self.at..];
+            let progress = self.reader.advance(input).map_err(|bad| refusal(Reject::from(bad)))?;
+            let data = progress.data(input);
+            self.received += data.len() as u64;
+            if self.most.is_some_and(|most| self.received > most) {
+                return Err(Refusal::BodyTooLarge);
+            }
+            append(self.framing, data, out);
+            self.at += progress.consumed;
+            if progress.done && self.framing == Framing::Chunked {
+                write_end(self.reader.trailers(), out);
+            }
+        }
+        if self.at - self.start > self.keep {
+            self.is_at_hand = false;
+            buffer.drain(self.start..self.at);
+            self.at = self.start;
+        }
+        Ok(())
+    }
+}
+
+/// A response's content.
+pub struct ResponseBody {
+    reader: BodyReader,
+    framing: Framing,
+    /// Bytes of content passed on.
+    pub sent: u64,
+}
+
+impl ResponseBody {
+    /// Content that comes in one framing and leaves in another.
+    pub fn new(from: Framing, to: Framing) -> Self {
+        Self { reader: BodyReader::new(from, CHUNK_LIMITS), framing: to, sent: 0 }
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.reader.is_done()
+    }
+
+    /// Whether the bytes leave as they come, so that they need not be copied.
+    pub fn is_plain(&self) -> bool {
+        !matches!(self.framing, Framing::Chunked) && !matches!(self.reader, BodyReader::Chunked(_))
+    }
+
+    /// Appends the content in `input` to `out`; how much of the input belonged to this response.
+    pub fn take(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<usize, BadResponse> {
+        let mut at = 0;
+        while at < input.len() && !self.is_done() {
+            let progress = self.reader.advance(&input[at..])?;
+            let data = progress.data(&input[at..]);
+            self.sent += data.len() as u64;
+            append(self.framing, data, out);
+            at += progress.consumed;
+            if progress.done && self.framing == Framing::Chunked {
+                write_end(self.reader.trailers(), out);
+            }
+        }
+        Ok(at)
+    }
+
+    /// How much is still to come, where that is known and the bytes leave as they come.
+    pub fn plain_bytes_left(&self) -> Option<u64> {
+        match self.reader {
+            BodyReader::Length(left) if self.is_plain() => Some(left),
+            _ => None,
+        }
+    }
+
+    /// So many bytes of plain content have been passed on without being looked at.
+    pub fn skip(&mut self, count: u64) {
+        self.sent += count;
+        match self.reader {
+            BodyReader::Length(left) if left > count => self.reader = BodyReader::Length(left - count),
+            _ => self.reader = BodyReader::Done,
+        }
+    }
+
+    /// Like [`Self::take`] for plain content that is in its place already.
+    pub fn pass(&mut self, content: &[u8]) -> Result<usize, BadResponse> {
+        let progress = self.reader.advance(content)?;
+        self.sent += progress.consumed as u64;
+        Ok(progress.consumed)
+    }
+
+    /// The backend closed its side: the regular end of some content, too early for other.
+    pub fn end_of_input(&mut self, out: &mut Vec<u8>) -> Result<(), BadResponse> {
+        self.reader.end_of_input().map_err(|_| BadResponse::Truncated)?;
+        if self.framing == Framing::Chunked {
+            write_end(&[], out);
+        }
+        Ok(())
+    }
+}
+
+fn append(framing: Framing, data: &[u8], out: &mut Vec<u8>) {
+    match framing {
+        // An empty chunk would be the last one.
+        Framing::Chunked if data.is_empty() => {}
+        Framing::Chunked => write_chunk(data, out),
+        _ => out.extend_from_slice(data),
+    }
+}
+
+/// What the client is answered for what the parser refused.
+pub fn refusal(reject: Reject) -> Refusal {
+    match reject.status() {
+        405 => Refusal::Method,
+        413 => Refusal::BodyTooLarge,
+        414 => Refusal::TargetTooLong,
+        417 => Refusal::Expectation,
+        431 => Refusal::FieldsTooLarge,
+        501 => Refusal::NotImplemented,
+        505 => Refusal::Version,
+        _ => Refusal::Malformed,
+    }
+}

@@ -1,0 +1,431 @@
+//! One client's requests, one after the other: read, begun, tried on backends until one answers, and told of.
+
+use std::future::{Future, poll_fn};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Poll, ready};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_util::io::poll_read_buf;
+
+use super::attempt::{Attempt, Broken};
+use super::body::{RequestBody, ResponseBody, refusal};
+use super::request::{self, Told};
+use super::stream::ClientStream;
+use super::timer::Timer;
+use super::work::Work;
+use super::{Engine, idle, tunnel};
+use crate::access_log::{AccessLog, Record};
+use crate::proxy::exchange::{Exchange, Outcome};
+use crate::proxy::headers::Peer;
+use crate::proxy::refusal::Refusal;
+use crate::proxy::retry::{Failure, Replay};
+use crate::transport::http1::message::{Method, Parsed, Version};
+use crate::transport::http1::name::Name;
+use crate::transport::http1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, ResponsePlan};
+use crate::transport::http1::websocket;
+
+const HEAD_READ_BYTES: usize = 4096;
+/// How long, and for how many bytes, a refused client is heard out so that it can read its answer.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1024 * 1024;
+
+/// What becomes of the client's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Waits for the next request.
+    Idle,
+    Close,
+    /// Closed once the client has had the time to read its answer; it may still be sending.
+    Linger,
+    /// Cut off, because what was sent is incomplete.
+    Abort,
+}
+
+/// Serves a connection to its end.
+pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: IpAddr) {
+    let peer = Peer::new(peer);
+    let mut patience = engine.listener.header_timeout;
+    let mut timer = Timer::default();
+    // Polled once, so that the signal to stop wakes this task; whether it was given is a flag.
+    let mut woken_by_stop = pin!(engine.stop.idle.notified());
+    let _ = poll_fn(|cx| Poll::Ready(woken_by_stop.as_mut().poll(cx))).await;
+    loop {
+        let Some(mut work) = first_bytes(&engine, &mut client, &mut timer, patience).await else { break };
+        // In a box of its own, so that an idle connection is small.
+        let fate = Box::pin(requests(&engine, &mut client, &mut timer, &peer, &mut work)).await;
+        work.give_back();
+        match fate {
+            Fate::Idle => patience = engine.listener.keepalive_timeout,
+            Fate::Close if client.has_unread_bytes() => return linger(&mut client).await,
+            // Closing the socket says as much as shutting it down before.
+            Fate::Close if !client.is_tls() => return,
+            Fate::Close => break,
+            Fate::Linger => return linger(&mut client).await,
+            Fate::Abort => return client.abort(),
+        }
+    }
+    let _ = timeout(LINGER_TIMEOUT, client.shutdown()).await;
+}
+
+/// Waits for a request to begin, without holding a buffer. `None`: there will be none.
+async fn first_bytes(
+    engine: &Engine,
+    client: &mut ClientStream,
+    timer: &mut Timer,
+    patience: Duration,
+) -> Option<Box<Work>> {
+    let reading = timer.limit(patience, |cx| {
+        let mut work = Work::take();
+        work.from_client.reserve(HEAD_READ_BYTES);
+        let read = poll_read_buf(Pin::new(&mut *client), cx, &mut work.from_client);
+        if matches!(read, Poll::Ready(Ok(count)) if count > 0) {
+            return Poll::Ready(Some(work));
+        }
+        work.give_back();
+        if read.is_ready() || engine.stop.has_begun() { Poll::Ready(None) } else { Poll::Pending }
+    });
+    reading.await.ok().flatten()
+}
+
+async fn requests(engine: &Engine, client: &mut ClientStream, timer: &mut Timer, peer: &Peer, work: &mut Work) -> Fate {
+    loop {
+        // A blank line after a request is no beginning of another (RFC 9112, 2.2).
+        if work.from_client.iter().all(|byte| matches!(byte, b'\r' | b'\n')) {
+            work.from_client.clear();
+            return Fate::Idle;
+        }
+        let started = Instant::now();
+        let mut carrier = Carrier {
+            engine,
+            client,
+            timer,
+            peer,
+            started,
+            ended: None,
+            time: engine.access_log.as_ref().map(|_| Timestamp::now()),
+            told: Told::default(),
+            status: 0,
+            sent: 0,
+            refusal: None,
+        };
+        let fate = match carrier.read_head(work).await {
+            Ok(Some(head)) => carrier.carry(work, head).await,
+            Ok(None) => return Fate::Close,
+            Err(refusal) => carrier.refuse_head(work, refusal).await,
+        };
+        if fate != Fate::Idle {
+            return fate;
+        }
+    }
+}
+
+/// One request with what is told of it afterwards.
+struct Carrier<'a> {
+    engine: &'a Engine,
+    client: &'a mut ClientStream,
+    timer: &'a mut Timer,
+    peer: &'a Peer,
+    started: Instant,
+    /// When the answer had been sent, if it was a backend's.
+    ended: Option<Instant>,
+    /// Only the access log needs it.
+    time: Option<Timestamp>,
+    told: Told,
+    /// As sent to the client; 0: nothing was.
+    status: u16,
+    sent: u64,
+    refusal: Option<Refusal>,
+}
+
+impl Carrier<'_> {
+    /// Reads the rest of the head; where it ends. `None`: the client left.
+    async fn read_head(&mut self, work: &mut Work) -> Result<Option<usize>, Refusal> {
+        work.request.clear();
+        let limits = &self.engine.limits;
+        let reading = self.timer.limit(self.engine.listener.header_timeout, |cx| {
+            loop {
+                match work.request.parse(&work.from_client, limits) {
+                    Parsed::Complete(head) => return Poll::Ready(Ok(Some(head))),
+                    Parsed::Rejected(reject) => {
+                        tracing::debug!(client = self.peer.as_str(), reason = reject.reason(), "a request is refused");
+                        return Poll::Ready(Err(refusal(reject)));
+                    }
+                    Parsed::Partial => {}
+                }
+                work.from_client.reserve(HEAD_READ_BYTES);
+                match ready!(poll_read_buf(Pin::new(&mut *self.client), cx, &mut work.from_client)) {
+                    Ok(count) if count > 0 => {}
+                    _ => return Poll::Ready(Ok(None)),
+                }
+            }
+        });
+        reading.await.unwrap_or(Err(Refusal::ClientTimeout))
+    }
+
+    /// Answers a request that was not understood.
+    async fn refuse_head(&mut self, work: &mut Work, refusal: Refusal) -> Fate {
+        let fate = self.respond(work, refusal, false).await;
+        self.conclude(work, None);
+        fate
+    }
+
+    async fn carry(&mut self, work: &mut Work, head: usize) -> Fate {
+        let is_tls = self.client.is_tls();
+        let now = Instant::now();
+        let begun = request::begin(self.engine, work, head, self.peer, is_tls, now, &mut self.told);
+        match begun {
+            Ok((mut exchange, mut body)) => {
+                let fate = self.exchange(work, &mut exchange, &mut body, now).await;
+                self.conclude(work, Some(&mut exchange));
+                if fate == Fate::Idle {
+                    work.from_client.drain(..body.end());
+                }
+                fate
+            }
+            Err(refusal) => {
+                let body = RequestBody::new(work.request.framing(), head, None, 0);
+                let fate = self.respond(work, refusal, body.is_done()).await;
+                self.conclude(work, None);
+                if fate == Fate::Idle {
+                    work.from_client.drain(..head);
+                }
+                fate
+            }
+        }
+    }
+
+    /// Tries backends until one answers or none is left.
+    async fn exchange(
+        &mut self,
+        work: &mut Work,
+        exchange: &mut Exchange,
+        body: &mut RequestBody,
+        mut now: Instant,
+    ) -> Fate {
+        let is_idempotent = work.request.method().is_idempotent();
+        loop {
+            let (broken, has_begun) = match self.attempt(work, exchange, body, now).await {
+                Ok(fate) => return fate,
+                Err(broken) => (broken, self.status != 0),
+            };
+            let failure = match broken {
+                Broken::ClientGone => return Fate::Abort,
+                Broken::Client(_) if has_begun => return Fate::Abort,
+                Broken::Client(refusal) => return self.respond(work, refusal, body.is_done()).await,
+                Broken::Backend(failure) => failure,
+            };
+            let replay = Replay { is_idempotent, has_body: body.is_at_hand() };
+            now = Instant::now();
+            match exchange.failed(failure, replay, now) {
+                _ if has_begun => return Fate::Abort,
+                Ok(()) => body.rewind(),
+                Err(refusal) => return self.respond(work, refusal, body.is_done()).await,
+            }
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        work: &mut Work,
+        exchange: &mut Exchange,
+        body: &mut RequestBody,
+        now: Instant,
+    ) -> Result<Fate, Broken> {
+        let backend = exchange.next_backend(now).map_err(Broken::Client)?;
+        let address = backend.socket_address().ok_or(Broken::Backend(Failure::Connect))?;
+        let route = exchange.shared_route();
+        let settings = &route.pool.settings;
+        let (mut connection, is_reused) = match idle::take(address, now) {
+            Some(connection) => (connection, true),
+            None => (connect(address, settings.connect_timeout).await.map_err(Broken::Backend)?, false),
+        };
+        work.to_backend.clear();
+        work.from_backend.clear();
+        let wants_websocket = request::asks_for_websocket(work);
+        request::write_head(work, &self.told, wants_websocket);
+        let Engine { listener, limits, .. } = self.engine;
+        let mut attempt = Attempt::new(self.client, &mut connection, work, body, listener, settings, limits, is_reused);
+        let head = attempt.ask(self.timer).await?;
+        let switches = websocket::answers(attempt.response(), wants_websocket);
+        let switches = switches.map_err(|_| Broken::Backend(Failure::Broken))?;
+        let keeps_backend = attempt.response().keeps_alive();
+        exchange.answered(attempt.response().status(), Instant::now());
+        let (mut response, keeps_client) =
+            write_head(self.engine, attempt.work, attempt.body, exchange, attempt.client.is_tls(), switches);
+        self.status = attempt.response().status();
+        if switches {
+            let work = &mut *attempt.work;
+            let end = attempt.body.end();
+            let early = work.from_client.split_off(end);
+            let mut down = std::mem::take(&mut work.to_client);
+            down.extend_from_slice(&work.from_backend[head..]);
+            let head_bytes = (down.len() - (work.from_backend.len() - head)) as u64;
+            let moved =
+                tunnel::carry(self.client, &mut connection, early, down, settings.tunnel_timeout, self.timer).await;
+            self.sent = moved.saturating_sub(head_bytes);
+            return Ok(Fate::Close);
+        }
+        let answered = attempt.answer(head, &mut response, self.timer).await;
+        self.sent = response.sent;
+        let is_backend_clean = answered?;
+        let now = Instant::now();
+        self.ended = Some(now);
+        if is_backend_clean && keeps_backend {
+            idle::keep(address, connection, now + settings.idle_timeout, self.engine.most_idle);
+        }
+        Ok(match (keeps_client, body.is_done()) {
+            (true, true) => Fate::Idle,
+            (_, false) => Fate::Linger,
+            (false, true) if work.from_client.len() > body.end() => Fate::Linger,
+            (false, true) => Fate::Close,
+        })
+    }
+
+    /// Answers the request ourselves. `has_read_all`: nothing of it is left to read.
+    async fn respond(&mut self, work: &mut Work, refusal: Refusal, has_read_all: bool) -> Fate {
+        self.refusal = Some(refusal);
+        self.status = refusal.status();
+        let keeps =
+            has_read_all && refusal.keeps_connection() && work.request.keeps_alive() && !self.engine.stop.has_begun();
+        let request_id = work.text.get(self.told.request_id.clone()).unwrap_or_default();
+        work.to_client.clear();
+        let is_head = work.request.method() == Method::Head;
+        refusal.write(request_id, keeps, work.request.version() == Version::Http10, is_head, &mut work.to_client);
+        self.sent = if is_head { 0 } else { refusal.body().len() as u64 };
+        let writing = async {
+            self.client.write_all(&work.to_client).await?;
+            self.client.flush().await
+        };
+        let written = timeout(self.engine.listener.send_timeout, writing).await;
+        work.to_client.clear();
+        match written {
+            Ok(Ok(())) if keeps => Fate::Idle,
+            Ok(Ok(())) => Fate::Linger,
+            _ => Fate::Abort,
+        }
+    }
+
+    /// Counts and logs the request.
+    fn conclude(&mut self, work: &Work, exchange: Option<&mut Exchange>) {
+        let now = self.ended.unwrap_or_else(Instant::now);
+        if let Some(refusal) = self.refusal {
+            self.engine.control.metrics.refused(refusal.reason());
+        }
+        match exchange {
+            Some(exchange) => {
+                let outcome = exchange.finish(self.status, self.refusal, now);
+                self.log(work, Some(exchange), &outcome, now);
+            }
+            None => self.log(work, None, &Outcome { refusal: self.refusal, ..Outcome::default() }, now),
+        }
+    }
+
+    fn log(&self, work: &Work, exchange: Option<&Exchange>, outcome: &Outcome, now: Instant) {
+        let (Some(log), Some(time)) = (&self.engine.access_log, self.time) else { return };
+        write_record(self, log, time, work, exchange, outcome, now);
+    }
+}
+
+/// Writes the head for the client; how the content goes to it, and whether its connection stays.
+fn write_head(
+    engine: &Engine,
+    work: &mut Work,
+    body: &RequestBody,
+    exchange: &Exchange,
+    is_tls: bool,
+    switches: bool,
+) -> (ResponseBody, bool) {
+    let Work { request, response, from_backend, to_client, .. } = work;
+    let keeps = request.keeps_alive() && body.is_done() && engine.keeps_clients();
+    let persistence = match (switches, keeps) {
+        (true, _) => Persistence::WebSocket,
+        (false, true) => Persistence::KeepAlive,
+        (false, false) => Persistence::Close,
+    };
+    let cookie = exchange.set_cookie(is_tls);
+    let cookie = cookie.as_ref().and_then(|cookie| FieldValue::new(cookie.as_bytes()));
+    let changes = cookie.map(|cookie| [Change { name: FieldName::known(Name::SetCookie), edit: Edit::Add(cookie) }]);
+    let changes = changes.as_ref().map_or(&[][..], |changes| &changes[..]);
+    let plan = ResponsePlan::new(response, request.version(), persistence, changes);
+    to_client.clear();
+    rewrite::response(response, from_backend, &plan, to_client);
+    (ResponseBody::new(response.framing(), plan.framing), plan.persistence == Persistence::KeepAlive)
+}
+
+async fn connect(address: SocketAddr, limit: Duration) -> Result<TcpStream, Failure> {
+    let stream = match timeout(limit, TcpStream::connect(address)).await {
+        Ok(connected) => connected.map_err(|_| Failure::Connect)?,
+        Err(_) => return Err(Failure::ConnectTimeout),
+    };
+    // Fails only on a socket that is gone already.
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
+/// Closes our side and reads on for a while: closing at once would reset the connection and could take the answer
+/// from a client that is still sending (RFC 9112, 9.6).
+async fn linger(client: &mut ClientStream) {
+    let lingering = async {
+        client.shutdown().await?;
+        let mut scrap = Vec::with_capacity(HEAD_READ_BYTES);
+        let mut total = 0;
+        while total < LINGER_BYTES {
+            scrap.clear();
+            match client.read_buf(&mut scrap).await? {
+                0 => break,
+                count => total += count,
+            }
+        }
+        std::io::Result::Ok(())
+    };
+    let _ = timeout(LINGER_TIMEOUT, lingering).await;
+}
+
+#[cold]
+fn write_record(
+    carrier: &Carrier<'_>,
+    log: &AccessLog,
+    time: Timestamp,
+    work: &Work,
+    exchange: Option<&Exchange>,
+    outcome: &Outcome,
+    now: Instant,
+) {
+    let Work { request, from_client, text, .. } = work;
+    let readable = |bytes| String::from_utf8_lossy(bytes);
+    let field = |name| request.fields().value(from_client, name).map(readable);
+    let mut target = readable(request.path(from_client)).into_owned();
+    if let Some(query) = request.query(from_client) {
+        target.push('?');
+        target.push_str(&readable(query));
+    }
+    let route = exchange.map(Exchange::route);
+    log.write(&Record {
+        time,
+        client: carrier.told.client.unwrap_or(carrier.peer.address),
+        method: &readable(request.method_token(from_client)),
+        host: &readable(request.authority(from_client).unwrap_or_default()),
+        target: &target,
+        protocol: if request.version() == Version::Http10 { "HTTP/1.0" } else { "HTTP/1.1" },
+        status: carrier.status,
+        bytes: carrier.sent,
+        duration: now.saturating_duration_since(carrier.started),
+        request_id: text.get(carrier.told.request_id.clone()).unwrap_or_default(),
+        referer: field(Name::Referer).as_deref(),
+        user_agent: field(Name::UserAgent).as_deref(),
+        route: route.map(|route| route.name.as_str()),
+        pool: route.map(|route| route.pool.name.as_str()),
+        backend: outcome.backend.as_ref().map(|backend| backend.address.as_str()),
+        backend_status: outcome.backend_status,
+        response_time: outcome.response_time,
+        attempts: outcome.attempts,
+        sticky: outcome.is_sticky,
+        refusal: outcome.refusal.map(Refusal::reason),
+    });
+}

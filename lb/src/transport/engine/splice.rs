@@ -1,0 +1,91 @@
+//! Large content from one socket to the other without passing through this process: `splice(2)` by way of a pipe.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::task::{Context, Poll, ready};
+
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+/// Less than this is read and written, which costs fewer system calls.
+pub const LEAST_BYTES: u64 = 128 * 1024;
+const PIPE_BYTES: usize = 256 * 1024;
+const LEAST_PIPE_BYTES: usize = 64 * 1024;
+/// Pipes that a thread keeps for the next content.
+const MOST_SPARE: usize = 16;
+
+/// A pipe, with what is in it.
+pub struct Pipe {
+    reader: OwnedFd,
+    writer: OwnedFd,
+    filled: usize,
+}
+
+thread_local! {
+    static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Pipe {
+    /// An empty pipe. `Err`: there is none of use to be had; read and write instead.
+    pub fn take() -> io::Result<Self> {
+        if let Some(spare) = SPARE.with_borrow_mut(Vec::pop) {
+            return Ok(spare);
+        }
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        // Where the user's share of pipes is used up they are tiny.
+        let _ = fcntl_setpipe_size(&writer, PIPE_BYTES);
+        if fcntl_getpipe_size(&writer)? < LEAST_PIPE_BYTES {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        Ok(Self { reader, writer, filled: 0 })
+    }
+
+    /// Keeps an empty pipe for the next content. One that is not empty is closed with what is in it.
+    pub fn give_back(self) {
+        SPARE.with_borrow_mut(|spare| {
+            if self.filled == 0 && spare.len() < MOST_SPARE {
+                spare.push(self);
+            }
+        });
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.filled == 0
+    }
+
+    /// Takes in at most `most` bytes from `from`; 0: it has ended.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, from: &TcpStream, most: usize) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(from.poll_read_ready(cx))?;
+            match from.try_io(Interest::READABLE, || moved(from, &self.writer, most.min(PIPE_BYTES))) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(count) => {
+                    self.filled += count;
+                    return Poll::Ready(Ok(count));
+                }
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+
+    /// Lets out what is in it to `to`; how much went.
+    pub fn poll_empty(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(to.poll_write_ready(cx))?;
+            match to.try_io(Interest::WRITABLE, || moved(&self.reader, to, self.filled)) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(count) => {
+                    self.filled = self.filled.saturating_sub(count);
+                    return Poll::Ready(Ok(count));
+                }
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+}
+
+fn moved(from: impl std::os::fd::AsFd, to: impl std::os::fd::AsFd, most: usize) -> io::Result<usize> {
+    Ok(splice(from, None, to, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?)
+}

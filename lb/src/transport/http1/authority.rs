@@ -1,0 +1,120 @@
+//! Host and authority: `uri-host [ ":" port ]` and nothing else (RFC 9110 §7.2, RFC 3986 §3.2).
+//!
+//! Narrower than the grammar in two places, since a name has to mean one thing to us and to every backend: no
+//! percent-encoding and no comma in names, and no address literals but IPv6 without zone.
+
+use std::net::Ipv6Addr;
+use std::str;
+
+use super::ascii::{self, HOST};
+
+/// The longest host: what DNS can name, with a final dot.
+const MAX_HOST_BYTES: usize = 254;
+
+/// The parts of an authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Authority<'a> {
+    /// The host as received: a name, an IPv4 address, or an IPv6 address in brackets. Never empty.
+    pub host: &'a [u8],
+    /// The port, if one is given; a colon without digits gives none.
+    pub port: Option<u16>,
+}
+
+/// Takes an authority apart, or `None` if it is not one: empty host, user information, path, blank, port out of range.
+#[inline]
+pub fn parse(authority: &[u8]) -> Option<Authority<'_>> {
+    let host_len = match authority.first()? {
+        b'[' => ipv6_literal(authority)?,
+        _ => ascii::run_holding(authority, HOST).0,
+    };
+    let (host, rest) = authority.split_at_checked(host_len)?;
+    if host.is_empty() || host.len() > MAX_HOST_BYTES {
+        return None;
+    }
+    let port = match rest {
+        [] | [b':'] => None,
+        [b':', digits @ ..] => Some(u16::try_from(ascii::decimal(digits)?).ok()?),
+        _ => return None,
+    };
+    Some(Authority { host, port })
+}
+
+/// The length of the literal with its brackets.
+fn ipv6_literal(authority: &[u8]) -> Option<usize> {
+    let close = authority.iter().position(|&byte| byte == b']')?;
+    let address = str::from_utf8(authority.get(1..close)?).ok()?;
+    address.parse::<Ipv6Addr>().ok()?;
+    Some(close + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_names_and_addresses_apart() {
+        for (text, host, port) in [
+            ("example.com", "example.com", None),
+            ("example.com:", "example.com", None),
+            ("example.com:0", "example.com", Some(0)),
+            ("example.com:65535", "example.com", Some(65_535)),
+            ("EXAMPLE.com.:080", "EXAMPLE.com.", Some(80)),
+            ("127.0.0.1:8888", "127.0.0.1", Some(8888)),
+            ("[::1]", "[::1]", None),
+            ("[2001:db8::1.2.3.4]:443", "[2001:db8::1.2.3.4]", Some(443)),
+            ("my_app-1~x", "my_app-1~x", None),
+        ] {
+            assert_eq!(parse(text.as_bytes()), Some(Authority { host: host.as_bytes(), port }), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_whatever_else() {
+        let long = "a".repeat(255);
+        for text in [
+            "",
+            ":80",
+            "a b",
+            "a:b",
+            "a:-1",
+            "a:+1",
+            "a:65536",
+            "a:99999999999999999999",
+            "a:80:80",
+            "a,b",
+            "a, b",
+            "a/b",
+            "/a",
+            "a?b",
+            "a#b",
+            "a\\b",
+            "u@a",
+            "u:p@a",
+            "http://a",
+            "//a",
+            "a%41",
+            "%00",
+            "a\"",
+            "a<",
+            "a|b",
+            "é",
+            "[::1",
+            "::1",
+            "[::1]x",
+            "[::1]80",
+            "[]",
+            "[::g]",
+            "[fe80::1%eth0]",
+            "[v1.a]",
+            "[1.2.3.4]",
+            "a]",
+            "a\t",
+            "a\0",
+            "a:8 0",
+            "a: 80",
+            long.as_str(),
+        ] {
+            assert_eq!(parse(text.as_bytes()), None, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Runs SQL files against a CrateDB cluster over HTTP, once all of its nodes are there.
+
+    apply.py --nodes cratedb-1:4200,cratedb-2:4200,cratedb-3:4200 cratedb.sql [cratedb-users.sql]
+
+Needs nothing but Python, which the image of CrateDB has. Running it again changes nothing. Ends with 1 as soon as
+a statement fails or the nodes are not there in time, and says which and why.
+"""
+
+import argparse
+import base64
+import json
+import re
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+
+def statements(text):
+    """The statements of a file, without comments. A semicolon ends one; ours contain none within strings."""
+    lines = (line.split("--", 1)[0].rstrip() for line in text.splitlines())
+    return [part.strip() for part in "\n".join(line for line in lines if line).split(";") if part.strip()]
+
+
+def table_name(statement):
+    found = re.match(r"CREATE TABLE IF NOT EXISTS (\w+)", statement)
+    return found and found.group(1)
+
+
+class Cluster:
+    """Whichever node answers; statements here may be sent twice, so the next node may repeat what one broke off."""
+
+    def __init__(self, nodes, user="crate", password=None):
+        self.nodes = nodes
+        secret = base64.b64encode(f"{user}:{password}".encode()).decode() if password else None
+        self.headers = {"Content-Type": "application/json", "X-User": user}
+        if secret:
+            self.headers["Authorization"] = f"Basic {secret}"
+
+    def rows(self, statement, *args, timeout=30):
+        body = json.dumps({"stmt": statement, "args": list(args)}).encode()
+        failures = []
+        for node in self.nodes:
+            request = urllib.request.Request(f"http://{node}/_sql", data=body, headers=self.headers)
+            try:
+                with urllib.request.urlopen(request, timeout=timeout) as answer:
+                    return json.load(answer).get("rows", [])
+            except urllib.error.HTTPError as error:
+                raise StatementFailed(reason(error)) from error
+            except OSError as error:
+                failures.append(f"{node}: {error}")
+        raise Unreachable("; ".join(failures))
+
+
+class StatementFailed(Exception):
+    """The cluster answered, and said no."""
+
+
+class Unreachable(Exception):
+    """No node answered."""
+
+
+def reason(error):
+    text = error.read().decode(errors="replace")
+    try:
+        return json.loads(text)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {error.code}: {text[:200]}"
+
+
+def wait_for_nodes(cluster, count, seconds):
+    deadline = time.monotonic() + seconds
+    told = 0.0
+    while True:
+        try:
+            found = cluster.rows("SELECT count(*) FROM sys.nodes", timeout=5)[0][0]
+            if found >= count:
+                return
+            state = f"{found} of {count} nodes"
+        except (StatementFailed, Unreachable) as error:
+            state = str(error)
+        if time.monotonic() > deadline:
+            raise Unreachable(f"gave up after {seconds} s: {state}")
+        if time.monotonic() - told > 5:
+            told = time.monotonic()
+            print(f"cratedb-init: waiting: {state}", flush=True)
+        time.sleep(1)
+
+
+def apply(cluster, statement, password):
+    user = re.match(r"CREATE USER (\w+)", statement)
+    # There is no IF NOT EXISTS for users.
+    if user and cluster.rows("SELECT name FROM sys.users WHERE name = ?", user.group(1)):
+        return f"user {user.group(1)} is there"
+    if ":password" in statement:
+        if not password:
+            raise StatementFailed("give the password with --user-password-file")
+        statement = statement.replace(":password", "'" + password.replace("'", "''") + "'")
+    cluster.rows(statement)
+    return " ".join(statement.split("(")[0].split()[:8]) + ": done"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nodes", required=True, help="HTTP addresses, separated by commas")
+    parser.add_argument("--count", type=int, help="nodes to wait for [default: as many as --nodes names]")
+    parser.add_argument("--wait-seconds", type=int, default=180)
+    parser.add_argument("--user-password-file", type=Path, help="password for :password in the files")
+    parser.add_argument("files", nargs="+", type=Path)
+    args = parser.parse_args()
+    nodes = args.nodes.split(",")
+    cluster = Cluster(nodes)
+    # As the first process of a container it would otherwise ignore the signal to stop.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    password = args.user_password_file and args.user_password_file.read_text().strip()
+    try:
+        wait_for_nodes(cluster, args.count or len(nodes), args.wait_seconds)
+        for path in args.files:
+            for statement in statements(path.read_text()):
+                try:
+                    print(f"cratedb-init: {path.name}: {apply(cluster, statement, password)}", flush=True)
+                except StatementFailed as error:
+                    sys.exit(f"cratedb-init: {path.name}: {error}\n  in: {statement}")
+    except Unreachable as error:
+        sys.exit(f"cratedb-init: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,410 @@
+//! What a client is told when something fails, and that it can always tell a whole response from half a one.
+
+use std::net::SocketAddr;
+
+use serde_json::json;
+use tests::wire::chunked;
+use tests::{Balancer, Config, End, Health, Link, Origin, Pool, Port, Request, Step, eventually, response, within};
+use tokio::net::{TcpSocket, TcpStream};
+
+#[tokio::test]
+async fn refused_everywhere_is_502() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.without_ejection())).await;
+    a.stop().await;
+    b.stop().await;
+    for request in [Request::get("/"), Request::post("/", "body")] {
+        assert_eq!(balancer.send(&request).await.status, 502);
+    }
+    balancer.is_idle().await;
+}
+
+#[tokio::test]
+async fn a_backend_that_breaks_off_before_its_response_is_502() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    for steps in [
+        vec![Step::Reset],
+        vec![Step::Close],
+        vec![Step::Send(b"HTTP/1.1 200".to_vec()), Step::Close],
+        vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()), Step::Reset],
+    ] {
+        a.answer({
+            let steps = steps.clone();
+            move |_| steps.clone()
+        });
+        let reply = balancer.send(&Request::post("/", "body")).await;
+        assert_eq!(reply.status, 502, "{steps:?}: {}", reply.text());
+    }
+    balancer.is_idle().await;
+}
+
+#[tokio::test]
+async fn a_head_that_is_no_http_is_502() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.without_ejection())).await;
+    for head in [
+        "SSH-2.0-OpenSSH_9.2\r\n\r\n",
+        "HTTP/1.1 OK\r\n\r\n",
+        "HTTP/1.1 99999 OK\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nno colon\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nBad Name: x\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1x\r\n\r\nab",
+        "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    ] {
+        a.answer(move |_| vec![Step::Send(head.as_bytes().to_vec()), Step::Close]);
+        let reply = balancer.get("/").await;
+        assert_eq!(reply.status, 502, "{head:?}: {}", reply.text());
+        a.forget_script();
+        let reply = balancer.get("/").await;
+        assert_eq!(reply.status, 200, "the connection of {head:?} is not used again");
+    }
+}
+
+#[tokio::test]
+async fn what_follows_a_response_unasked_reaches_nobody() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut bytes = response(200, &[], "first");
+    bytes.extend(response(200, &[], "smuggled"));
+    a.answer_with(bytes);
+    let mut wire = balancer.connect().await;
+    for _ in 0..5 {
+        assert_eq!(wire.exchange(&Request::get("/")).await.text(), "first");
+    }
+}
+
+#[tokio::test]
+async fn with_nobody_to_serve_it_is_503_and_when_to_come_back() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let config = Config::of([&a, &b]).app(|pool| pool.quick_probe().set("panic_threshold = 0"));
+    let balancer = Balancer::start(config).await;
+    a.set_health(Health::Status(500));
+    b.set_health(Health::Status(500));
+    balancer.sees(&a, "unhealthy").await;
+    balancer.sees(&b, "unhealthy").await;
+    assert_unavailable(&balancer).await;
+    a.set_health(Health::Status(200));
+    balancer.sees(&a, "healthy").await;
+    assert_eq!(balancer.get("/").await.status, 200);
+
+    balancer.patch(&a, json!({ "state": "draining" })).await;
+    balancer.patch(&b, json!({ "state": "down" })).await;
+    assert_unavailable(&balancer).await;
+    eventually("both are counted", async || {
+        balancer.metrics().await.sum("evenkeel_requests_total", &[("code", "5xx")]) == 2.0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_empty_pool_is_503() {
+    let balancer = Balancer::start(Config::default().pool(Pool::empty("app"))).await;
+    assert_unavailable(&balancer).await;
+}
+
+#[tokio::test]
+async fn a_response_that_does_not_come_in_time_is_504() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let config = Config::of([&a, &b]).app(|pool| pool.set("response_timeout = \"150ms\""));
+    let balancer = Balancer::start(config).await;
+    for request in [Request::get("/hold"), Request::post("/hold", "body")] {
+        assert_eq!(balancer.send(&request).await.status, 504, "{}", request.method);
+    }
+    balancer.is_idle().await;
+    eventually("the origins were told", async || a.abandoned() + b.abandoned() == a.heads() + b.heads()).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_not_made_in_time_moves_on_and_at_last_is_504() {
+    let deaf = Deaf::new().await;
+    let a = Origin::start("a").await;
+    let pool = Pool::empty("app").backend(&deaf.address().to_string(), "").backend(&a.address().to_string(), "");
+    let config = Config::default().pool(pool.set("connect_timeout = \"150ms\"").without_ejection());
+    let balancer = Balancer::start(config).await;
+    for _ in 0..2 {
+        assert_eq!(balancer.send(&Request::post("/", "body")).await.origin(), "a");
+    }
+    balancer.patch(&a, json!({ "state": "down" })).await;
+    assert_eq!(balancer.get("/").await.status, 504);
+    balancer.is_idle().await;
+}
+
+#[tokio::test]
+async fn a_truncated_body_never_looks_whole() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let half = chunked(b"half a body");
+    let begun = half[..half.len() - 5].to_vec();
+    let chunked_head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    let length_head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n".to_vec();
+    for (name, beginning) in [
+        ("a length, some of it", [length_head.clone(), b"half a body".to_vec()].concat()),
+        ("a length, none of it", length_head),
+        ("whole chunks without the last", [chunked_head.clone(), begun.clone()].concat()),
+        ("half a chunk", [chunked_head.clone(), begun[..8].to_vec()].concat()),
+        ("no chunk at all", chunked_head),
+    ] {
+        for last in [Step::Close, Step::Reset] {
+            let steps = vec![Step::Send(beginning.clone()), last.clone()];
+            for origin in [&a, &b] {
+                let steps = steps.clone();
+                origin.answer(move |_| steps.clone());
+            }
+            let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.without_ejection())).await;
+            let mut wire = balancer.connect().await;
+            let reply = within("an end", wire.try_exchange(&Request::get("/"))).await;
+            match reply {
+                Ok(reply) if reply.status == 200 => assert_eq!(reply.end, End::CutOff, "{name}, {last:?}: {reply:?}"),
+                // Nothing had been passed on yet, so the failure could still be told.
+                Ok(reply) => assert_eq!(reply.status, 502, "{name}, {last:?}"),
+                // Closed before anything was passed on: no mistaking that either.
+                Err(_) => {}
+            }
+            balancer.is_idle().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_is_cut_off() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]).app(|pool| pool.set("read_timeout = \"150ms\""));
+    let balancer = Balancer::start(config).await;
+    a.answer(|_| vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf".to_vec()), Step::Hang]);
+    let reply = balancer.get("/").await;
+    assert_eq!((reply.status, reply.end), (200, End::CutOff));
+    balancer.is_idle().await;
+}
+
+#[tokio::test]
+async fn a_link_that_is_cut_within_a_body_cuts_off_the_response() {
+    let a = Origin::start("a").await;
+    let link = Link::to(a.address());
+    let config = Config::default().pool(Pool::empty("app").backend(&link.address().to_string(), ""));
+    let balancer = Balancer::start(config).await;
+    a.answer(|_| vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf".to_vec()), Step::Hang]);
+    let mut wire = balancer.connect().await;
+    wire.send(Request::get("/").to_bytes()).await;
+    assert_eq!(wire.reply_head().await.status, 200);
+    link.cut();
+    let (rest, _) = wire.rest().await;
+    assert!(rest.len() < 1000);
+    balancer.is_idle().await;
+
+    a.forget_script();
+    link.restore();
+    assert_eq!(balancer.get("/").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_link_that_stalls_costs_a_timeout_and_recovers() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let link = Link::to(a.address());
+    let pool = Pool::empty("app").backend(&link.address().to_string(), "").backend(&b.address().to_string(), "");
+    let rules = "consecutive_failures = 1\nbase_time = \"200ms\"";
+    let config = Config::default().pool(pool.set("response_timeout = \"150ms\"").ejection(rules));
+    let balancer = Balancer::start(config).await;
+    link.stall();
+    let mut statuses = Vec::new();
+    for _ in 0..6 {
+        // A POST, since a GET would be repeated on the other at once.
+        statuses.push(balancer.send(&Request::post("/", "body")).await.status);
+    }
+    assert!(statuses.iter().filter(|status| **status == 504).count() >= 1, "{statuses:?}");
+    assert!(statuses.iter().filter(|status| **status == 200).count() >= 3, "the other takes over: {statuses:?}");
+    link.restore();
+    eventually("the stalled one is back", async || {
+        let reply = balancer.get("/").await;
+        reply.status == 200 && reply.origin() == "a"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_413_and_the_connection_ends() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).listener("max_body_bytes = 10000")).await;
+    for request in [
+        Request::post("/", vec![b'x'; 10_001]),
+        Request::post("/", vec![b'x'; 5_000_000]),
+        Request::post("/", vec![b'x'; 10_001]).with("Transfer-Encoding", "chunked"),
+        Request::post("/", vec![b'x'; 5_000_000]).with("Transfer-Encoding", "chunked"),
+    ] {
+        let reply = balancer.send(&request).await;
+        assert_eq!(reply.status, 413, "{} bytes, {:?}", request.body.len(), request.field("transfer-encoding"));
+    }
+    for request in [
+        Request::post("/", vec![b'x'; 10_000]),
+        Request::post("/", vec![b'x'; 10_000]).with("Transfer-Encoding", "chunked"),
+    ] {
+        assert_eq!(balancer.send(&request).await.status, 200);
+    }
+    assert!(a.requests().iter().all(|request| request.body.len() <= 10_000));
+    balancer.is_idle().await;
+    assert_eq!(balancer.backend(&a).await["failures"], 0, "the client's fault, not the backend's");
+}
+
+#[tokio::test]
+async fn without_a_limit_any_body_passes() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).listener("max_body_bytes = 0")).await;
+    let reply = balancer.send(&Request::post("/", vec![b'x'; 70_000_000])).await;
+    assert_eq!((reply.status, &reply.json()["body_length"]), (200, &json!(70_000_000)));
+}
+
+#[tokio::test]
+async fn no_route_is_404() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).route("shop.example", "/only", "app")).await;
+    for (host, target, status) in [
+        ("shop.example", "/only", 200),
+        ("shop.example", "/else", 404),
+        ("other.example", "/only", 404),
+        ("shop.example", "/ONLY", 404),
+    ] {
+        let reply = balancer.send(&Request::get(target).with("Host", host)).await;
+        assert_eq!(reply.status, status, "{host}{target}");
+    }
+    assert_eq!(a.heads(), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_is_slow_with_its_head_is_408() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).listener("header_timeout = \"200ms\"")).await;
+    let mut wire = balancer.connect().await;
+    wire.send("GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ").await;
+    assert_eq!(wire.reply().await.status, 408);
+    assert!(wire.is_closed().await);
+}
+
+#[tokio::test]
+async fn a_client_that_is_slow_with_its_body_is_408() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).listener("body_timeout = \"200ms\"")).await;
+    let mut wire = balancer.connect().await;
+    wire.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf").await;
+    assert_eq!(wire.reply().await.status, 408);
+    assert!(wire.is_closed().await);
+    balancer.is_idle().await;
+    assert_eq!(balancer.backend(&a).await["failures"], 0, "the client's fault, not the backend's");
+}
+
+#[tokio::test]
+async fn an_idle_client_connection_is_closed() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).listener("keepalive_timeout = \"200ms\"")).await;
+    let mut wire = balancer.connect().await;
+    assert_eq!(wire.exchange(&Request::get("/")).await.status, 200);
+    assert!(wire.is_closed().await, "nothing but the end follows");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_let_go() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).listener("send_timeout = \"200ms\"")).await;
+    a.answer_with(response(200, &[], vec![b'x'; 40_000_000]));
+    let mut wire = balancer.connect().await;
+    wire.send(Request::get("/").to_bytes()).await;
+    assert_eq!(wire.reply_head().await.status, 200);
+    balancer.is_idle().await;
+}
+
+async fn assert_unavailable(balancer: &Balancer) {
+    let reply = balancer.get("/").await;
+    assert_eq!(reply.status, 503, "{}", reply.text());
+    let seconds = reply.field("retry-after").and_then(|seconds| seconds.parse::<u32>().ok());
+    assert!(seconds.is_some_and(|seconds| seconds >= 1), "{:?}", reply.fields);
+}
+
+/// Listens, but its queue is full: connections to it are neither made nor refused.
+struct Deaf {
+    _listener: tokio::net::TcpListener,
+    _port: Port,
+    address: SocketAddr,
+    _queue: Vec<TcpStream>,
+}
+
+impl Deaf {
+    async fn new() -> Self {
+        let port = Port::reserve();
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_reuseaddr(true).expect("an option of every socket");
+        socket.bind(port.address()).expect("a reserved port");
+        let listener = socket.listen(1).expect("a bound socket");
+        let mut queue = Vec::new();
+        let is_full = async |queue: &mut Vec<TcpStream>| {
+            let attempt = TcpStream::connect(port.address());
+            match tokio::time::timeout(std::time::Duration::from_millis(300), attempt).await {
+                Ok(stream) => {
+                    queue.push(stream.expect("a listener"));
+                    false
+                }
+                Err(_) => true,
+            }
+        };
+        while !is_full(&mut queue).await {}
+        Self { _listener: listener, address: port.address(), _port: port, _queue: queue }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+// Success used to be counted with the response's head, so such a backend was never put aside.
+#[tokio::test]
+async fn a_backend_that_always_breaks_off_is_ejected() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    a.answer(|_| vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf".to_vec()), Step::Close]);
+    let rules = "consecutive_failures = 3\nbase_time = \"60s\"";
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;
+    for _ in 0..6 {
+        let mut wire = balancer.connect().await;
+        let _ = wire.try_exchange(&Request::get("/")).await;
+    }
+    eventually("it is put aside", async || balancer.pool().await["backends"][0]["status"] == "ejected").await;
+    for _ in 0..6 {
+        assert_eq!(balancer.get("/").await.origin(), "b");
+    }
+}
+
+// An exchange tells the pool that it began with, which a swap has replaced.
+#[tokio::test]
+async fn an_ejection_learned_before_a_swap_holds_after_it() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    a.answer(|_| vec![Step::Hang]);
+    let rules = "consecutive_failures = 1\nbase_time = \"60s\"";
+    let pool = |pool: Pool| pool.set("response_timeout = \"500ms\"\nretries = 0").ejection(rules);
+    let balancer = Balancer::start(Config::of([&a, &b]).app(pool)).await;
+    let mut wire = balancer.connect().await;
+    wire.send(Request::get("/").to_bytes()).await;
+    eventually("it is with the one that hangs", async || balancer.pool().await["backends"][0]["in_flight"] == 1).await;
+    balancer.switch_algorithm("least-connections").await;
+    eventually("it is put aside", async || balancer.pool().await["backends"][0]["status"] == "ejected").await;
+    a.answer_with(response(200, &[("X-Origin", "a")], "back"));
+    eventually("nobody asks it", async || {
+        let mut origins = Vec::new();
+        for _ in 0..6 {
+            origins.push(balancer.get("/").await.origin().to_owned());
+        }
+        origins.iter().all(|origin| origin == "b")
+    })
+    .await;
+}
+
+// Closing a socket with something unread resets it, and with it what the client has not taken yet.
+#[tokio::test]
+async fn a_stray_line_behind_the_last_request_costs_no_byte_of_its_answer() {
+    let a = Origin::start("a").await;
+    a.answer_with(response(200, &[], "x".repeat(3_000_000)));
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut wire = balancer.connect().await;
+    let mut bytes = Request::get("/").with("Connection", "close").to_bytes();
+    bytes.extend_from_slice(b"\r\n");
+    wire.send(bytes).await;
+    let reply = within("an answer", wire.try_reply("GET")).await.expect("a whole answer");
+    assert_eq!((reply.status, reply.body.len()), (200, 3_000_000));
+}

@@ -1,0 +1,446 @@
+//! What reaches the backend and what comes back: everything that is the client's and the backend's business,
+//! unchanged, and nothing that is the connection's.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+use tests::origin::sha256;
+use tests::wire::{Fields, chunked};
+use tests::{Balancer, Config, End, Origin, Pool, Request, Step, WebSocket, Wire, eventually, response, within};
+use tokio::io::AsyncReadExt;
+
+const TRUSTING: &str = "trusted_proxies = [\"127.0.0.1/32\"]";
+
+#[tokio::test]
+async fn method_target_host_fields_and_body_arrive_as_sent() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let request = Request::post("/path/%E2%82%AC/a%2Fb;c=d?q=1&q=2+%26?x", "a body")
+        .with("Host", "Shop.Example:8443")
+        .with("Cookie", "a=b; c=d")
+        .with("Authorization", "Basic eDp5")
+        .with("X-Repeated", "one")
+        .with("X-Repeated", "two")
+        .with("X-Empty", "");
+    assert_eq!(balancer.send(&request).await.status, 200);
+    let seen = a.last_request();
+    assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", request.target.as_str()));
+    assert_eq!(seen.version, "HTTP/1.1");
+    assert_eq!(seen.body, b"a body");
+    for (name, value) in [
+        ("host", "Shop.Example:8443"),
+        ("cookie", "a=b; c=d"),
+        ("authorization", "Basic eDp5"),
+        ("x-empty", ""),
+        ("content-length", "6"),
+    ] {
+        assert_eq!(seen.field(name), Some(value), "{name}");
+    }
+    assert_eq!(seen.fields.all("x-repeated"), ["one", "two"]);
+}
+
+#[tokio::test]
+async fn methods_pass_whatever_they_are() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "PURGE"] {
+        let reply = balancer.send(&Request::new(method, "/thing")).await;
+        assert_eq!(reply.status, 200, "{method}");
+        assert_eq!(a.last_request().method, method);
+    }
+}
+
+#[tokio::test]
+async fn the_client_is_named_in_rebuilt_fields() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut wire = Wire::connect_from([127, 0, 0, 9].into(), balancer.address()).await;
+    wire.exchange(&Request::get("/").with("Host", "shop.example:81")).await;
+    assert_client_is(&a.last_request(), "127.0.0.9", "shop.example:81");
+}
+
+#[tokio::test]
+async fn a_strangers_word_about_the_client_is_not_believed() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).server("trusted_proxies = [\"10.0.0.0/8\"]")).await;
+    let lies = Request::get("/")
+        .with("Host", "shop.example")
+        .with("X-Forwarded-For", "1.2.3.4")
+        .with("X-Forwarded-Proto", "https")
+        .with("X-Forwarded-Host", "bank.example")
+        .with("X-Forwarded-Port", "1")
+        .with("X-Real-IP", "1.2.3.4")
+        .with("Forwarded", "for=1.2.3.4;proto=https;host=bank.example");
+    balancer.send(&lies).await;
+    let seen = a.last_request();
+    assert_client_is(&seen, "127.0.0.1", "shop.example");
+    let text = seen.fields.to_string();
+    assert!(!text.contains("1.2.3.4") && !text.contains("bank.example"), "{text}");
+}
+
+#[tokio::test]
+async fn a_trusted_proxys_word_is_believed_and_continued() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).server(TRUSTING)).await;
+    let request = Request::get("/")
+        .with("Host", "inner.example")
+        .with("X-Forwarded-For", "203.0.113.7, 198.51.100.2")
+        .with("X-Forwarded-Proto", "https")
+        .with("X-Forwarded-Host", "shop.example");
+    balancer.send(&request).await;
+    let seen = a.last_request();
+    assert_eq!(seen.field("x-forwarded-for"), Some("203.0.113.7, 198.51.100.2, 127.0.0.1"));
+    assert_eq!(seen.field("x-forwarded-proto"), Some("https"));
+    assert_eq!(seen.field("x-forwarded-host"), Some("shop.example"));
+
+    // The same peer from an address outside the trusted networks.
+    let mut stranger = Wire::connect_from([127, 0, 0, 2].into(), balancer.address()).await;
+    stranger.exchange(&request).await;
+    assert_eq!(a.last_request().field("x-forwarded-for"), Some("127.0.0.2"));
+}
+
+#[tokio::test]
+async fn fields_of_the_connection_stay_on_the_connection() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let request = Request::get("/")
+        .with("Connection", "keep-alive, X-Private, close")
+        .with("Keep-Alive", "timeout=5")
+        .with("X-Private", "hop")
+        .with("X-Public", "end")
+        .with("Proxy-Connection", "keep-alive")
+        .with("Proxy-Authorization", "Basic eDp5")
+        .with("TE", "trailers")
+        .with("Upgrade", "something");
+    balancer.send(&request).await;
+    let seen = a.last_request();
+    assert_eq!(seen.field("x-public"), Some("end"));
+    for name in ["keep-alive", "x-private", "proxy-connection", "upgrade"] {
+        assert_eq!(seen.fields.all(name), [""; 0], "{name}");
+    }
+
+    a.answer_with(response(
+        200,
+        &[("Connection", "X-Private"), ("X-Private", "hop"), ("Keep-Alive", "timeout=5"), ("X-Public", "end")],
+        "body",
+    ));
+    let reply = balancer.get("/").await;
+    assert_eq!((reply.field("x-public"), reply.text().as_str()), (Some("end"), "body"));
+    assert_eq!((reply.field("x-private"), reply.field("keep-alive")), (None, None));
+}
+
+#[tokio::test]
+async fn every_request_has_an_id_the_clients_own_if_it_is_sound() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut made = std::collections::BTreeSet::new();
+    for _ in 0..10 {
+        balancer.get("/").await;
+        let id = a.last_request().field("x-request-id").expect("an id").to_owned();
+        assert!(id.len() >= 16 && id.bytes().all(|b| b.is_ascii_graphic()), "{id}");
+        made.insert(id);
+    }
+    assert_eq!(made.len(), 10, "each its own");
+    balancer.send(&Request::get("/").with("X-Request-Id", "7f3a-client")).await;
+    assert_eq!(a.last_request().field("x-request-id"), Some("7f3a-client"));
+}
+
+#[tokio::test]
+async fn routes_go_by_host_and_by_the_longest_path() {
+    let [a, b, c, d] = Origin::several(["a", "b", "c", "d"]).await;
+    let config = Config::default()
+        .pool(Pool::of("a", [&a]))
+        .pool(Pool::of("b", [&b]))
+        .pool(Pool::of("c", [&c]))
+        .pool(Pool::of("d", [&d]))
+        .route("", "/", "a")
+        .route("", "/api", "b")
+        .route("shop.example", "/", "c")
+        .route("*.shop.example", "/", "d");
+    let balancer = Balancer::start(config).await;
+    for (host, target, origin) in [
+        ("any.example", "/", "a"),
+        ("any.example", "/apix", "a"),
+        ("any.example", "/api", "b"),
+        ("any.example", "/api?x=/", "b"),
+        ("any.example", "/api/v1/things", "b"),
+        ("shop.example", "/", "c"),
+        ("SHOP.example:8888", "/api", "c"),
+        ("www.shop.example", "/api", "d"),
+        ("a.b.shop.example", "/", "d"),
+        ("workshop.example", "/", "a"),
+        ("127.0.0.1:80", "/", "a"),
+        ("[::1]:80", "/api", "b"),
+    ] {
+        let reply = balancer.send(&Request::get(target).with("Host", host)).await;
+        assert_eq!(reply.origin(), origin, "{host} {target}");
+    }
+}
+
+#[tokio::test]
+async fn responses_without_a_body_have_none() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut wire = balancer.connect().await;
+    let head = wire.exchange(&Request::new("HEAD", "/")).await;
+    assert!(head.field("content-length").is_some_and(|length| length != "0"), "{head:?}");
+    assert_eq!((head.status, head.body.len()), (200, 0));
+
+    a.answer_with("HTTP/1.1 204 No Content\r\nX-Kept: yes\r\n\r\n");
+    let reply = wire.exchange(&Request::get("/")).await;
+    assert_eq!((reply.status, reply.field("x-kept")), (204, Some("yes")));
+    assert_eq!((reply.field("content-length"), reply.field("transfer-encoding")), (None, None));
+
+    a.answer_with("HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\nContent-Length: 1234\r\n\r\n");
+    let reply = wire.exchange(&Request::get("/")).await;
+    assert_eq!((reply.status, reply.field("etag")), (304, Some("\"x\"")));
+
+    a.answer_with(response(200, &[], ""));
+    let reply = wire.exchange(&Request::get("/")).await;
+    assert_eq!((reply.status, reply.field("content-length")), (200, Some("0")), "the connection was in step all along");
+}
+
+#[tokio::test]
+async fn chunked_bodies_pass_both_ways() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let body = pattern(12_345);
+    let request = Request::put("/", body.clone()).with("Transfer-Encoding", "chunked");
+    let mut wire = balancer.connect().await;
+    let reply = wire.exchange(&request).await;
+    assert_eq!(reply.json()["body_sha256"], sha256(&body));
+
+    let mut bytes = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    bytes.extend(chunked(&body));
+    a.answer_with(bytes);
+    let reply = wire.exchange(&Request::get("/")).await;
+    assert_eq!((reply.end, sha256(&reply.body)), (End::Complete, sha256(&body)));
+}
+
+#[tokio::test]
+async fn a_body_that_ends_with_the_connection_is_framed_anew() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    a.answer(|_| vec![Step::Send(b"HTTP/1.1 200 OK\r\n\r\nuntil the end".to_vec()), Step::Close]);
+    let reply = balancer.get("/").await;
+    assert_eq!((reply.end, reply.text().as_str()), (End::Complete, "until the end"));
+}
+
+#[tokio::test]
+async fn a_response_streams_as_it_comes() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    a.answer(|_| {
+        vec![
+            Step::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n".to_vec()),
+            Step::Hold,
+            Step::Send(b"6\r\nsecond\r\n0\r\n\r\n".to_vec()),
+        ]
+    });
+    let mut wire = balancer.connect().await;
+    wire.send(Request::get("/").with("Connection", "close").to_bytes()).await;
+    assert_eq!(wire.reply_head().await.status, 200);
+    // The first chunk is here although the origin will not send the second before it is told to.
+    within("the first chunk", async {
+        while !String::from_utf8_lossy(&wire.buffer).contains("first") {
+            assert_ne!(wire.stream.read_buf(&mut wire.buffer).await.expect("an open connection"), 0);
+        }
+    })
+    .await;
+    a.release();
+    let (rest, _) = wire.rest().await;
+    assert!(String::from_utf8_lossy(&rest).contains("second"));
+}
+
+#[tokio::test]
+async fn large_bodies_arrive_intact_both_ways() {
+    const LENGTH: usize = 50_000_000;
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let body = pattern(LENGTH);
+    let hash = sha256(&body);
+    let mut wire = balancer.connect().await;
+
+    let upload = Request::post("/", body.clone());
+    assert_eq!(wire.exchange(&upload).await.json()["body_sha256"], hash.as_str(), "with a length");
+    let upload = upload.with("Transfer-Encoding", "chunked");
+    assert_eq!(wire.exchange(&upload).await.json()["body_sha256"], hash.as_str(), "in chunks");
+
+    a.answer_with(response(200, &[], &body));
+    let download = wire.exchange(&Request::get("/")).await;
+    assert_eq!((download.end, sha256(&download.body)), (End::Complete, hash));
+    balancer.is_idle().await;
+}
+
+#[tokio::test]
+async fn an_expectation_is_answered_before_the_body() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut wire = balancer.connect().await;
+    wire.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n").await;
+    assert_eq!(wire.reply_head().await.status, 100);
+    wire.send("hello").await;
+    assert_eq!(wire.reply().await.json()["body"], "hello");
+}
+
+#[tokio::test]
+async fn connections_to_the_backend_are_reused() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    for _ in 0..20 {
+        assert_eq!(balancer.get("/").await.status, 200);
+    }
+    assert!(a.connections() <= 2, "{} connections for 20 requests", a.connections());
+}
+
+#[tokio::test]
+async fn one_client_connection_takes_many_requests() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b])).await;
+    assert_eq!(balancer.origins_of(100).await.len(), 100);
+}
+
+#[tokio::test]
+async fn a_tunnel_counts_as_in_flight_until_its_end() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut first = WebSocket::open(balancer.address(), "/socket").await;
+    let mut second = WebSocket::open(balancer.address(), "/socket").await;
+    assert_eq!(first.origin, "a");
+    for number in 0..100 {
+        first.echo(&format!("message {number}")).await;
+    }
+    second.echo(&"x".repeat(100_000)).await;
+    assert_eq!(balancer.in_flight().await, 2);
+    first.close().await;
+    eventually("the closed tunnel is no longer counted", async || balancer.in_flight().await == 1).await;
+    second.echo("still here").await;
+    second.vanish();
+    balancer.is_idle().await;
+    eventually("the origin's side is closed too", async || a.open_connections() == 0).await;
+}
+
+#[tokio::test]
+async fn a_tunnel_ends_when_the_backend_goes() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut socket = WebSocket::open(balancer.address(), "/socket").await;
+    socket.echo("hello").await;
+    a.stop().await;
+    socket.ended().await;
+    balancer.is_idle().await;
+}
+
+#[tokio::test]
+async fn a_tunnel_that_stays_silent_ends() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.set("tunnel_timeout = \"200ms\""))).await;
+    let mut socket = WebSocket::open(balancer.address(), "/socket").await;
+    socket.echo("hello").await;
+    socket.ended().await;
+    balancer.is_idle().await;
+    eventually("the origin's side is closed too", async || a.open_connections() == 0).await;
+}
+
+#[tokio::test]
+async fn an_upgrade_that_the_backend_declines_is_an_ordinary_response() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    a.answer_with(response(426, &[("X-Why", "no")], "not here"));
+    let request = Request::get("/socket")
+        .with("Connection", "Upgrade")
+        .with("Upgrade", "websocket")
+        .with("Sec-WebSocket-Version", "13")
+        .with("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+    let mut wire = balancer.connect().await;
+    let reply = wire.exchange(&request).await;
+    assert_eq!((reply.status, reply.field("x-why"), reply.text().as_str()), (426, Some("no"), "not here"));
+    balancer.is_idle().await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_frees_its_backend() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    for leave_by_reset in [true, false] {
+        let before = a.abandoned();
+        let mut wires = Vec::new();
+        for _ in 0..5 {
+            wires.push(held(balancer.address()).await);
+        }
+        eventually("all requests arrived", async || balancer.in_flight().await == 5).await;
+        for wire in wires {
+            if leave_by_reset {
+                wire.reset();
+            }
+        }
+        balancer.is_idle().await;
+        eventually("the origin was told", async || a.abandoned() == before + 5).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_within_its_body_frees_its_backend() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut wire = balancer.connect().await;
+    wire.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf").await;
+    eventually("the head arrived", async || a.heads() == 1).await;
+    wire.reset();
+    balancer.is_idle().await;
+    assert!(a.requests().is_empty(), "half a request is none");
+    let backend = balancer.backend(&a).await;
+    assert_eq!(backend["failures"], 0, "the client's fault, not the backend's");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_within_the_response_frees_its_backend() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let body = pattern(30_000_000);
+    a.answer_with(response(200, &[], &body));
+    let mut wire = balancer.connect().await;
+    wire.send(Request::get("/").to_bytes()).await;
+    assert_eq!(wire.reply_head().await.status, 200);
+    wire.reset();
+    balancer.is_idle().await;
+    assert_eq!(balancer.backend(&a).await["failures"], 0, "the client's fault, not the backend's");
+}
+
+async fn held(address: SocketAddr) -> Wire {
+    let mut wire = Wire::connect(address).await;
+    wire.send(Request::get("/hold").to_bytes()).await;
+    wire
+}
+
+/// Bytes that repeat nowhere near a power of two, so that a lost or doubled block shows.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i % 251) as u8 ^ (i / 65_521) as u8).collect()
+}
+
+fn assert_client_is(seen: &Request, client: &str, host: &str) {
+    assert_eq!(seen.field("x-forwarded-for"), Some(client));
+    assert_eq!(seen.field("x-forwarded-proto"), Some("http"));
+    assert_eq!(seen.field("x-forwarded-host"), Some(host));
+    let forwarded = forwarded(&seen.fields);
+    let parameters: Vec<_> = forwarded.split(';').map(|pair| pair.trim().replace('"', "")).collect();
+    for expected in [format!("for={client}"), "proto=http".to_owned(), format!("host={host}")] {
+        assert!(parameters.contains(&expected), "{expected} in {forwarded}");
+    }
+}
+
+/// The one element of the Forwarded field (RFC 7239).
+fn forwarded(fields: &Fields) -> String {
+    let value = fields.get("forwarded").unwrap_or_else(|| panic!("no Forwarded in {fields}"));
+    assert!(!value.contains(','), "one hop: {value}");
+    value.to_owned()
+}
+
+#[tokio::test]
+async fn what_the_origin_tells_back_can_be_trusted() {
+    // The harness itself, without a balancer in between.
+    let a = Origin::start("a").await;
+    let reply = Wire::connect(a.address()).await.exchange(&Request::post("/x?y", "body")).await;
+    let Value::Object(seen) = reply.json() else { panic!("{}", reply.text()) };
+    assert_eq!((&seen["method"], &seen["target"], &seen["body"]), (&"POST".into(), &"/x?y".into(), &"body".into()));
+}

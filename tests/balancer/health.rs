@@ -1,0 +1,309 @@
+//! Backends are probed before they get traffic, real traffic has a say as well, and what is known of a backend
+//! outlives every change of configuration.
+
+use serde_json::{Value, json};
+use tests::{Balancer, Config, Health, Origin, Pool, Request, Step, eventually, found_eventually, response};
+
+const ALGORITHMS: [&str; 4] = ["weighted", "least-connections", "ip-hash", "round-robin"];
+
+/// A probe that takes as long as the origin likes.
+const PATIENT_PROBE: &str = "path = \"/probe\"\ninterval = \"60s\"\ntimeout = \"60s\"";
+
+#[tokio::test]
+async fn it_is_ready_once_every_backend_was_probed() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    b.set_health(Health::Hold);
+    let mut balancer = Balancer::prepare(&Config::of([&a, &b]).app(|pool| pool.probe(PATIENT_PROBE)));
+    balancer.launch();
+    let reply = found_eventually("an answer", async || balancer.try_admin("GET", "/readyz", None).await).await;
+    assert_eq!((reply.status, reply.text().trim()), (503, "starting"));
+    balancer.sees(&a, "healthy").await;
+    assert_eq!(balancer.admin("GET", "/readyz", None).await.status, 503);
+    assert_eq!(balancer.admin("GET", "/healthz", None).await.status, 200);
+    b.release();
+    balancer.ready().await;
+}
+
+#[tokio::test]
+async fn an_unknown_backend_is_used_only_while_no_healthy_one_exists() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    a.set_health(Health::Hold);
+    b.set_health(Health::Hold);
+    let mut balancer = Balancer::prepare(&Config::of([&a, &b]).app(|pool| pool.probe(PATIENT_PROBE)));
+    balancer.launch();
+    balancer_answers(&balancer).await;
+    assert_eq!(balancer.backend(&a).await["status"], "unknown");
+    assert_eq!(balancer.origins_of(4).await.concat(), "abab");
+    a.release();
+    balancer.sees(&a, "healthy").await;
+    assert_eq!(balancer.origins_of(4).await.concat(), "aaaa");
+    b.release();
+    balancer.sees(&b, "healthy").await;
+    assert!(balancer.origins_of(4).await.contains(&"b".to_owned()));
+}
+
+#[tokio::test]
+async fn an_unhealthy_backend_gets_nothing_until_it_is_back() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.quick_probe())).await;
+    for _ in 0..3 {
+        a.set_health(Health::Status(503));
+        balancer.sees(&a, "unhealthy").await;
+        let backend = balancer.backend(&a).await;
+        assert_eq!(backend["last_probe"]["ok"], false, "{backend}");
+        assert!(backend["last_probe"]["error"].as_str().is_some_and(|error| error.contains("503")), "{backend}");
+        assert_eq!(balancer.origins_of(6).await.concat(), "bbbbbb");
+        a.set_health(Health::Status(200));
+        balancer.sees(&a, "healthy").await;
+        assert!(balancer.origins_of(4).await.contains(&"a".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn health_turns_only_after_results_in_a_row() {
+    let a = Origin::start("a").await;
+    let probe = "path = \"/probe\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 4\nfall = 3";
+    let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.probe(probe))).await;
+
+    a.set_health(Health::Alternating(500, 200));
+    let start = a.probes();
+    eventually("some probes", async || {
+        assert_eq!(balancer.backend(&a).await["health"], "healthy");
+        a.probes() >= start + 10
+    })
+    .await;
+
+    a.set_health(Health::Status(200));
+    let start = a.probes();
+    eventually("successes only", async || a.probes() >= start + 3).await;
+
+    let start = a.probes();
+    a.set_health(Health::Status(500));
+    balancer.sees(&a, "unhealthy").await;
+    assert!(a.probes() >= start + 3, "it takes three failures");
+
+    let start = a.probes();
+    a.set_health(Health::Status(200));
+    balancer.sees(&a, "healthy").await;
+    assert!(a.probes() >= start + 4, "it takes four successes");
+}
+
+#[tokio::test]
+async fn a_probe_asks_as_told_and_expects_the_codes_it_was_told() {
+    let a = Origin::start("a").await;
+    let probe = "path = \"/probe\"\nhost = \"health.example\"\nstatus = \"200-299,418\"\n\
+                 interval = \"100ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 1";
+    let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.probe(probe))).await;
+    let asked = a.last_probe();
+    assert_eq!((asked.method.as_str(), asked.target.as_str()), ("GET", "/probe"));
+    assert_eq!(asked.field("host"), Some("health.example"));
+    for (status, health) in
+        [(302, "unhealthy"), (418, "healthy"), (404, "unhealthy"), (204, "healthy"), (500, "unhealthy")]
+    {
+        a.set_health(Health::Status(status));
+        eventually("the probe's finding", async || balancer.backend(&a).await["health"] == health).await;
+    }
+}
+
+#[tokio::test]
+async fn a_probe_without_a_host_names_the_backend() {
+    let a = Origin::start("a").await;
+    let _balancer = Balancer::start(Config::of([&a]).app(|pool| pool.quick_probe())).await;
+    assert_eq!(a.last_probe().field("host"), Some(a.address().to_string().as_str()));
+}
+
+#[tokio::test]
+async fn a_probe_that_hangs_fails_at_its_timeout() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.quick_probe())).await;
+    a.set_health(Health::Hold);
+    balancer.sees(&a, "unhealthy").await;
+    a.set_health(Health::Status(200));
+    balancer.sees(&a, "healthy").await;
+}
+
+#[tokio::test]
+async fn a_tcp_probe_wants_no_more_than_a_connection() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    a.set_health(Health::Status(500));
+    let probe = "type = \"tcp\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 2";
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.probe(probe))).await;
+    assert_eq!(balancer.backend(&a).await["health"], "healthy");
+    a.stop().await;
+    balancer.sees(&a, "unhealthy").await;
+    assert_eq!(balancer.origins_of(4).await.concat(), "bbbb");
+    a.restart();
+    balancer.sees(&a, "healthy").await;
+}
+
+#[tokio::test]
+async fn failures_in_a_row_eject_for_longer_each_time() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let rules = "consecutive_failures = 3\nbase_time = \"1s\"\nmax_time = \"2500ms\"";
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;
+    b.answer_with(response(503, &[], ""));
+    for (ejection, more_than, at_most) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 2.0, 2.5)] {
+        let backend = fail_until_ejected(&balancer, &b).await;
+        let seconds = backend["ejected_for_seconds"].as_f64().expect("a number");
+        assert!(seconds > more_than && seconds <= at_most, "ejection {ejection} lasts {seconds} s");
+        assert_eq!(backend["ejections"], ejection);
+        assert_eq!(backend["health"], "healthy", "probes have nothing against it");
+        assert_eq!(balancer.origins_of(4).await.concat(), "aaaa");
+        balancer.sees(&b, "healthy").await;
+    }
+    assert_eq!(balancer.metrics().await.sum("evenkeel_backend_ejections_total", &[]), 3.0);
+    b.forget_script();
+    eventually("it takes part again", async || balancer.get("/").await.origin() == "b").await;
+}
+
+#[tokio::test]
+async fn a_success_in_between_prevents_the_ejection() {
+    let a = Origin::start("a").await;
+    let b = Origin::start("b").await;
+    let rules = "consecutive_failures = 3\nbase_time = \"60s\"";
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;
+    for request in 0..24 {
+        let status = if request % 6 < 4 { 503 } else { 200 };
+        balancer.get(&format!("/status/{status}")).await;
+    }
+    for origin in [&a, &b] {
+        assert_eq!(balancer.backend(origin).await["ejections"], 0);
+    }
+}
+
+#[tokio::test]
+async fn what_the_application_answers_deliberately_does_not_eject() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection("consecutive_failures = 1"))).await;
+    for status in [400, 401, 403, 404, 409, 429, 500, 501] {
+        assert_eq!(balancer.get(&format!("/status/{status}")).await.status, status);
+    }
+    assert_eq!(balancer.pool().await["backends"][0]["status"], "healthy");
+    assert_eq!(balancer.pool().await["backends"][1]["status"], "healthy");
+}
+
+#[tokio::test]
+async fn a_backend_that_refuses_connections_is_ejected_and_no_client_notices() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let rules = "consecutive_failures = 3\nbase_time = \"60s\"";
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;
+    a.stop().await;
+    assert_eq!(balancer.origins_of(12).await, vec!["b"; 12]);
+    balancer.sees(&a, "ejected").await;
+    let failures = balancer.metrics().await.sum("evenkeel_backend_failures_total", &[("kind", "connect")]);
+    assert_eq!(failures, 3.0, "an ejected backend is not tried any more");
+}
+
+#[tokio::test]
+async fn no_more_than_the_share_of_a_pool_is_ejected() {
+    let origins = Origin::several(["a", "b", "c", "d"]).await;
+    for (count, max_percent, ejected) in [(4, 50, 2), (4, 25, 1), (2, 50, 1), (2, 10, 1), (1, 100, 0), (3, 0, 0)] {
+        let rules = format!("consecutive_failures = 2\nbase_time = \"60s\"\nmax_percent = {max_percent}");
+        let config = Config::of(&origins[..count]).app(|pool| pool.ejection(&rules));
+        let balancer = Balancer::start(config).await;
+        for _ in 0..30 {
+            assert_eq!(balancer.get("/status/503").await.status, 503);
+        }
+        let pool = balancer.pool().await;
+        let aside = pool["backends"].as_array().into_iter().flatten().filter(|b| b["status"] == "ejected").count();
+        assert_eq!(aside, ejected, "{count} backends, {max_percent} %: {pool}");
+    }
+}
+
+#[tokio::test]
+async fn with_too_few_usable_backends_the_pool_panics_and_says_so() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.quick_probe())).await;
+    a.set_health(Health::Status(503));
+    b.set_health(Health::Status(503));
+    eventually("panic", async || balancer.pool().await["panic"] == true).await;
+    assert_eq!(panic_metric(&balancer).await, 1.0);
+    let origins = balancer.origins_of(4).await.concat();
+    assert!(origins == "abab" || origins == "baba", "health is ignored: {origins}");
+    assert_eq!(balancer.backend(&a).await["status"], "unhealthy", "yet shown");
+
+    b.set_health(Health::Status(200));
+    eventually("the panic ends", async || balancer.pool().await["panic"] == false).await;
+    assert_eq!(panic_metric(&balancer).await, 0.0);
+    assert_eq!(balancer.origins_of(4).await.concat(), "bbbb");
+}
+
+#[tokio::test]
+async fn the_panic_threshold_is_a_share_of_the_active_backends() {
+    let [a, b, c] = Origin::several(["a", "b", "c"]).await;
+    let config = Config::of([&a, &b, &c]).app(|pool| pool.quick_probe().set("panic_threshold = 50"));
+    let balancer = Balancer::start(config).await;
+    a.set_health(Health::Status(503));
+    balancer.sees(&a, "unhealthy").await;
+    assert_eq!(balancer.pool().await["panic"], false, "two of three are enough");
+    b.set_health(Health::Status(503));
+    eventually("panic", async || balancer.pool().await["panic"] == true).await;
+    balancer.patch(&b, json!({ "state": "down" })).await;
+    assert_eq!(balancer.pool().await["panic"], false, "one of two active ones is enough");
+    assert_eq!(balancer.origins_of(4).await.concat(), "cccc");
+}
+
+#[tokio::test]
+async fn findings_outlive_every_switch_and_reload() {
+    let [a, b, c] = Origin::several(["a", "b", "c"]).await;
+    let pool = |pool: Pool| pool.quick_probe().ejection("consecutive_failures = 1\nbase_time = \"300s\"");
+    let config = Config::of([&a, &b, &c]).app(pool);
+    let balancer = Balancer::start(config.clone()).await;
+    a.set_health(Health::Status(503));
+    balancer.sees(&a, "unhealthy").await;
+    b.answer_with(response(503, &[], ""));
+    fail_until_ejected(&balancer, &b).await;
+
+    let requests = balancer.backend(&c).await["requests"].as_u64().expect("a count");
+    for algorithm in ALGORITHMS {
+        balancer.switch_algorithm(algorithm).await;
+        assert_findings(&balancer, &a, &b, &c).await;
+    }
+    balancer.patch(&a, json!({ "weight": 9 })).await;
+    balancer.patch(&b, json!({ "weight": 8 })).await;
+    assert_findings(&balancer, &a, &b, &c).await;
+    balancer.configure(&config.app(|pool| pool.set("response_timeout = \"30s\"")));
+    balancer.change("POST", "/admin/reload", None).await;
+    assert_findings(&balancer, &a, &b, &c).await;
+    let after = balancer.backend(&c).await["requests"].as_u64().expect("a count");
+    assert_eq!(after, requests + 6 * 3, "counts go on: three requests at each of six looks");
+}
+
+#[tokio::test]
+async fn a_backend_in_a_reset_storm_recovers_without_help() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let rules = "consecutive_failures = 2\nbase_time = \"100ms\"\nmax_time = \"100ms\"";
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;
+    a.at_head(|_| vec![Step::Reset]);
+    assert_eq!(balancer.origins_of(20).await, vec!["b"; 20], "GET is repeated elsewhere");
+    a.forget_script();
+    eventually("a takes part again", async || balancer.get("/").await.origin() == "a").await;
+}
+
+async fn balancer_answers(balancer: &Balancer) {
+    eventually("the admin API answers", async || balancer.try_admin("GET", "/healthz", None).await.is_some()).await;
+}
+
+/// Sends requests until the failing backend is aside; what is shown of it right then.
+async fn fail_until_ejected(balancer: &Balancer, origin: &Origin) -> Value {
+    let mut wire = balancer.connect().await;
+    found_eventually("the failing backend is ejected", async || {
+        wire.exchange(&Request::get("/")).await;
+        let backend = balancer.backend(origin).await;
+        (backend["status"] == "ejected").then_some(backend)
+    })
+    .await
+}
+
+async fn assert_findings(balancer: &Balancer, unhealthy: &Origin, ejected: &Origin, healthy: &Origin) {
+    let statuses =
+        [balancer.backend(unhealthy).await, balancer.backend(ejected).await, balancer.backend(healthy).await];
+    let statuses = statuses.map(|backend| backend["status"].clone());
+    assert_eq!(statuses, [json!("unhealthy"), json!("ejected"), json!("healthy")]);
+    assert_eq!(balancer.backend(ejected).await["ejections"], 1);
+    assert_eq!(balancer.origins_of(3).await, vec![healthy.name(); 3]);
+}
+
+async fn panic_metric(balancer: &Balancer) -> f64 {
+    balancer.metrics().await.sum("evenkeel_pool_panic", &[("pool", "app")])
+}

@@ -1,0 +1,16 @@
+//! What Evenkeel promises, seen from outside: the real program between real sockets, one module for each promise.
+
+mod admin;
+mod algorithms;
+mod config;
+mod differential;
+mod failures;
+mod forwarding;
+mod health;
+mod hot_swap;
+mod malformed;
+mod observability;
+mod retry;
+mod state;
+mod sticky;
+mod stopping;

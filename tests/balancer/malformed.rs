@@ -1,0 +1,345 @@
+//! Malformed and malicious input, by the byte, with the right answer to each. Numbers are sections of RFC 9110 and
+//! RFC 9112. A refused request must not reach a backend, nor may anything that was hidden behind it.
+
+use tests::{Balancer, Config, Origin, Request, Step, Wire, within};
+
+/// What may come back, and what was sent.
+struct Row {
+    name: &'static str,
+    answers: &'static [u16],
+    request: &'static [u8],
+}
+
+const fn row(name: &'static str, answers: &'static [u16], request: &'static [u8]) -> Row {
+    Row { name, answers, request }
+}
+
+/// Follows every refused request, in the same segment; whoever answers it was talked into a second request.
+const SMUGGLED: &[u8] = b"GET /smuggled HTTP/1.1\r\nHost: a.example\r\n\r\n";
+
+const REFUSED: &[Row] = &[
+    // Framing: 9112, 6.
+    row("two lengths that differ", &[400], b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
+    row("two lengths that agree", &[400], b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab"),
+    row("a list of lengths", &[400], b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2, 2\r\n\r\nab"),
+    row("a length with a plus", &[400], b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: +2\r\n\r\nab"),
+    row("a length below zero", &[400], b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: -2\r\n\r\nab"),
+    row("a hexadecimal length", &[400], b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 0x2\r\n\r\nab"),
+    row("an empty length", &[400], b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: \r\n\r\n"),
+    row("a length that overflows", &[400, 413], b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 18446744073709551618\r\n\r\nab"),
+    row("a length with words", &[400], b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2 bytes\r\n\r\nab"),
+    row("an unknown coding", &[400, 501], b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: gzip\r\n\r\nab"),
+    row("chunked not last", &[400, 501], b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n"),
+    row("chunked after another", &[400, 501], b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+    row("chunked twice", &[400, 501], b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"),
+    row("two codings", &[400, 501], b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n"),
+    row("identity", &[400, 501], b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: identity\r\n\r\n"),
+    row("almost chunked", &[400, 501], b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
+    row("a coding in HTTP/1.0", &[400], b"POST / HTTP/1.0\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    // Host: 9112, 3.2.
+    row("no host", &[400], b"GET / HTTP/1.1\r\n\r\n"),
+    row("two hosts", &[400], b"GET / HTTP/1.1\r\nHost: a.example\r\nHost: b.example\r\n\r\n"),
+    row("the same host twice", &[400], b"GET / HTTP/1.1\r\nHost: a.example\r\nHost: a.example\r\n\r\n"),
+    row("a host with a path", &[400], b"GET / HTTP/1.1\r\nHost: a.example/x\r\n\r\n"),
+    row("a host with a query", &[400], b"GET / HTTP/1.1\r\nHost: a.example?x\r\n\r\n"),
+    row("a host with a fragment", &[400], b"GET / HTTP/1.1\r\nHost: a.example#x\r\n\r\n"),
+    row("a host with a backslash", &[400], b"GET / HTTP/1.1\r\nHost: a.example\\x\r\n\r\n"),
+    row("a host with a user", &[400], b"GET / HTTP/1.1\r\nHost: user@a.example\r\n\r\n"),
+    row("a host with a space", &[400], b"GET / HTTP/1.1\r\nHost: a.example b.example\r\n\r\n"),
+    row("a host with a comma", &[400], b"GET / HTTP/1.1\r\nHost: a.example,b.example\r\n\r\n"),
+    row("a host with a scheme", &[400], b"GET / HTTP/1.1\r\nHost: http://a.example\r\n\r\n"),
+    row("a host with a bad port", &[400], b"GET / HTTP/1.1\r\nHost: a.example:http\r\n\r\n"),
+    row("a host with a huge port", &[400], b"GET / HTTP/1.1\r\nHost: a.example:65536\r\n\r\n"),
+    row("a host that is half an address", &[400], b"GET / HTTP/1.1\r\nHost: [::1\r\n\r\n"),
+    row("a host that is no address", &[400], b"GET / HTTP/1.1\r\nHost: [a.example]\r\n\r\n"),
+    row("a target against its host", &[400], b"GET http://b.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+    // Fields: 9112, 5, and 9110, 5.5.
+    row("a space before the colon", &[400], b"GET / HTTP/1.1\r\nHost: a.example\r\nX-A : b\r\n\r\n"),
+    row("a coding with a space before the colon", &[400], b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n"),
+    row("a folded line", &[400], b"GET / HTTP/1.1\r\nHost: a.example\r\nX-A: b\r\n c\r\n\r\n"),
+    row("a fold first", &[400], b"GET / HTTP/1.1\r\n Host: a.example\r\n\r\n"),
+    row("a line without a colon", &[400], b"GET / HTTP/1.1\r\nHost: a.example\r\nnonsense\r\n\r\n"),
+    row("an empty name", &[400], b"GET / HTTP/1.1\r\nHost: a.example\r\n: b\r\n\r\n"),
+    row("a name with a quote", &[400], b"GET / HTTP/1.1\r\nHost: a.example\r\nX\"A: b\r\n\r\n"),
+    row("a NUL in a value", &[400], b"GET / HTTP/1.1\r\nHost: a.example\r\nX-A: b\0c\r\n\r\n"),
+    row("a bare CR in a value", &[400], b"GET / HTTP/1.1\r\nHost: a.example\r\nX-A: b\rc\r\n\r\n"),
+    row("a control character in a value", &[400], b"GET / HTTP/1.1\r\nHost: a.example\r\nX-A: b\x01c\r\n\r\n"),
+    // The request line: 9112, 3.
+    row("no version", &[400, 505], b"GET /\r\nHost: a.example\r\n\r\n"),
+    row("a future version", &[400, 505], b"GET / HTTP/3.0\r\nHost: a.example\r\n\r\n"),
+    row("a version of the wrong case", &[400, 505], b"GET / http/1.1\r\nHost: a.example\r\n\r\n"),
+    row("a version of two digits", &[400, 505], b"GET / HTTP/1.11\r\nHost: a.example\r\n\r\n"),
+    row("a method that is no token", &[400], b"GE(T / HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+    row("a star with GET", &[400], b"GET * HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+    row("an escaped NUL in the path", &[400], b"GET /a%00b HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+    // Methods and expectations.
+    row("CONNECT", &[405, 501], b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n"),
+    row("TRACE", &[405, 501], b"TRACE / HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+    row("an unknown expectation", &[417], b"GET / HTTP/1.1\r\nHost: a.example\r\nExpect: 200-maybe\r\n\r\n"),
+    row(
+        "length and coding",
+        &[400],
+        b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
+    row(
+        "coding and length",
+        &[400],
+        b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+    ),
+    row("a target without its slash", &[400], b"GET path HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+    row("an authority with GET", &[400], b"GET a.example:80 HTTP/1.1\r\nHost: a.example:80\r\n\r\n"),
+    row("a fragment in the target", &[400], b"GET /a#b HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+    row("a control character in the target", &[400], b"GET /a\x01b HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+    row("spaces within the target", &[400], b"GET /a b HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+];
+
+/// Malformed chunks. The head is sound, so a backend may have begun to take the request; it must not take all of it.
+const BROKEN_CHUNKS: &[Row] = &[
+    row(
+        "no number",
+        &[400],
+        b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\nx\r\nab\r\n0\r\n\r\n",
+    ),
+    row(
+        "a negative size",
+        &[400],
+        b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n-2\r\nab\r\n0\r\n\r\n",
+    ),
+    row(
+        "a size with a prefix",
+        &[400],
+        b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n0x2\r\nab\r\n0\r\n\r\n",
+    ),
+    row(
+        "a size that overflows",
+        &[400, 413],
+        b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n10000000000000002\r\nab\r\n0\r\n\r\n",
+    ),
+    row(
+        "a chunk longer than it says",
+        &[400],
+        b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n0\r\n\r\n",
+    ),
+    row(
+        "a bare LF in chunks",
+        &[400],
+        b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n2\nab\n0\n\n",
+    ),
+    row(
+        "an empty chunk size",
+        &[400],
+        b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n\r\nab\r\n0\r\n\r\n",
+    ),
+];
+
+#[tokio::test]
+async fn malformed_requests_are_refused_and_hide_nothing() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let wrong = wrong_answers(&balancer, &a, REFUSED, true).await;
+    assert!(wrong.is_empty(), "{} of {} rows:\n{}", wrong.len(), REFUSED.len(), wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn malformed_chunks_are_refused_and_hide_nothing() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let wrong = wrong_answers(&balancer, &a, BROKEN_CHUNKS, false).await;
+    assert!(wrong.is_empty(), "{} of {} rows:\n{}", wrong.len(), BROKEN_CHUNKS.len(), wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn what_is_too_long_is_told_so() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let long_target = format!("GET /{} HTTP/1.1\r\nHost: a.example\r\n\r\n", "x".repeat(2 << 20));
+    let long_field = format!("GET / HTTP/1.1\r\nHost: a.example\r\nX-Long: {}\r\n\r\n", "x".repeat(2 << 20));
+    let fields: String = (0..1000).map(|i| format!("X-{i}: y\r\n")).collect();
+    let many_fields = format!("GET / HTTP/1.1\r\nHost: a.example\r\n{fields}\r\n");
+    for (request, status) in [(long_target, 414), (long_field, 431), (many_fields, 431)] {
+        assert_eq!(answer(&balancer, request.as_bytes()).await, Some(status));
+    }
+    assert_eq!(a.heads(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_drips_its_head_is_408_at_the_deadline() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).listener("header_timeout = \"500ms\"")).await;
+    let mut wire = balancer.connect().await;
+    wire.send("GET / HTTP/1.1\r\nHost: a.example\r\nX-Slow: ").await;
+    let reply = within("408", async {
+        loop {
+            wire.send("x").await;
+            let pause = std::time::Duration::from_millis(50);
+            if let Ok(reply) = tokio::time::timeout(pause, wire.reply()).await {
+                return reply;
+            }
+        }
+    })
+    .await;
+    assert_eq!(reply.status, 408);
+}
+
+#[tokio::test]
+async fn sound_but_rare_requests_are_served() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    for (name, request) in [
+        ("an absolute target", &b"GET http://a.example/x?y HTTP/1.1\r\nHost: a.example\r\n\r\n"[..]),
+        ("an absolute target without a path", b"GET http://a.example HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+        ("a star with OPTIONS", b"OPTIONS * HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+        ("HTTP/1.0 without a host", b"GET / HTTP/1.0\r\n\r\n"),
+        ("an empty line first", b"\r\nGET / HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+        ("fields of odd spelling", b"GET / HTTP/1.1\r\nhOsT:a.example\r\nx-a:\t b \t\r\n\r\n"),
+        ("bytes beyond ASCII in a value", b"GET / HTTP/1.1\r\nHost: a.example\r\nX-A: \xc3\xa9\r\n\r\n"),
+        ("chunked in capitals", b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: CHUNKED\r\n\r\n0\r\n\r\n"),
+        (
+            "a chunk extension",
+            b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n2;a=b\r\nab\r\n0\r\n\r\n",
+        ),
+        (
+            "trailers",
+            b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\nX-T: c\r\n\r\n",
+        ),
+        ("a query with an escaped NUL", b"GET /?a=%00 HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+    ] {
+        let before = a.requests().len();
+        assert_eq!(answer(&balancer, request).await, Some(200), "{name}");
+        assert_eq!(a.requests().len(), before + 1, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn an_http_1_0_client_gets_nothing_it_cannot_read() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    a.answer_with("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n");
+    let mut wire = balancer.connect().await;
+    wire.send("GET / HTTP/1.0\r\nHost: a.example\r\n\r\n").await;
+    let reply = wire.reply().await;
+    assert_eq!((reply.status, reply.field("transfer-encoding"), reply.text().as_str()), (200, None, "ab"));
+    assert!(wire.is_closed().await);
+}
+
+#[tokio::test]
+async fn requests_in_a_row_without_waiting_are_answered_in_order() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let requests = ["/1", "/2", "/3"].map(|target| Request::get(target).to_bytes()).concat();
+    let mut wire = balancer.connect().await;
+    wire.send(requests).await;
+    for target in ["/1", "/2", "/3"] {
+        assert_eq!(wire.reply().await.json()["target"], target);
+    }
+}
+
+#[tokio::test]
+async fn max_forwards_is_obeyed() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let options = |hops: &str| Request::new("OPTIONS", "/").with("Max-Forwards", hops);
+    assert_eq!(balancer.send(&options("0")).await.status / 100, 2);
+    assert_eq!(a.heads(), 0, "zero hops are none");
+    assert_eq!(balancer.send(&options("5")).await.status, 200);
+    assert_eq!(a.last_request().field("max-forwards"), Some("4"));
+    balancer.send(&Request::get("/").with("Max-Forwards", "5")).await;
+    assert_eq!(a.last_request().field("max-forwards"), Some("5"), "it means nothing with GET");
+}
+
+#[tokio::test]
+async fn an_upgrade_without_its_connection_option_is_no_upgrade() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let request = Request::get("/").with("Upgrade", "websocket").with("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+    let reply = balancer.send(&request).await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(a.last_request().field("upgrade"), None);
+}
+
+#[tokio::test]
+async fn bytes_behind_a_declined_upgrade_are_the_next_request_or_nothing() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    a.answer(|request| match request.target.as_str() {
+        "/socket" => vec![Step::Send(tests::response(403, &[], "no"))],
+        _ => vec![Step::Send(tests::response(200, &[], "yes"))],
+    });
+    let mut wire = balancer.connect().await;
+    let upgrade = b"GET /socket HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    wire.send([&upgrade[..], b"\x81\x05hello"].concat()).await;
+    assert_eq!(wire.reply().await.status, 403);
+    let (rest, _) = wire.rest().await;
+    let rest = String::from_utf8_lossy(&rest);
+    assert!(rest.is_empty() || rest.starts_with("HTTP/1.1 400"), "{rest:?}");
+    assert_eq!(a.heads(), 1);
+}
+
+#[tokio::test]
+async fn malformed_responses_are_502_or_mended() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.without_ejection())).await;
+    for (name, response, status) in [
+        ("two lengths that agree", &b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab"[..], 502),
+        ("a list of lengths", b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nab", 502),
+        (
+            "length and coding",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            502,
+        ),
+        ("an unknown coding", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 502),
+        ("a 101 that nobody asked for", b"HTTP/1.1 101 Switching Protocols\r\n\r\n", 502),
+        ("a length with 204", b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\nab", 204),
+        ("a coding with 204", b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 204),
+        ("HTTP/1.0", b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nab", 200),
+        (
+            "an interim response first",
+            b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab",
+            200,
+        ),
+    ] {
+        a.answer(move |_| vec![Step::Send(response.to_vec()), Step::Close]);
+        let mut wire = balancer.connect().await;
+        let reply = wire.exchange(&Request::get("/")).await;
+        assert_eq!(reply.status, status, "{name}: {reply:?}");
+        assert_eq!(reply.version, "HTTP/1.1", "{name}");
+        if status == 204 {
+            assert_eq!((reply.field("content-length"), reply.field("transfer-encoding")), (None, None), "{name}");
+        }
+        // Whatever it was, the client's connection is in step or ends.
+        a.forget_script();
+        if let Ok(next) = within("the next answer", wire.try_exchange(&Request::get("/next"))).await {
+            assert_eq!(next.json()["target"], "/next", "{name}");
+        }
+    }
+}
+
+/// The rows that were answered otherwise than they should be, each with what happened.
+async fn wrong_answers(balancer: &Balancer, origin: &Origin, rows: &[Row], at_head: bool) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for Row { name, answers, request } in rows {
+        let (heads, whole) = (origin.heads(), origin.requests().len());
+        let status = answer(balancer, &[request, SMUGGLED].concat()).await;
+        let is_refused = status.is_some_and(|status| answers.contains(&status));
+        let reached = if at_head { origin.heads() > heads } else { origin.requests().len() > whole };
+        let is_smuggled = origin.requests().iter().any(|request| request.target == "/smuggled");
+        if !is_refused || reached || is_smuggled {
+            wrong.push(format!("{name}: {status:?}, not {answers:?}; reached: {reached}; smuggled: {is_smuggled}"));
+        }
+    }
+    balancer.is_idle().await;
+    wrong
+}
+
+/// The status of the first response to these bytes, read to the end of the connection; `None`: closed without one.
+async fn answer(balancer: &Balancer, request: &[u8]) -> Option<u16> {
+    use tokio::io::AsyncWriteExt;
+    let mut wire: Wire = balancer.connect().await;
+    // A peer that refuses may close before it has everything.
+    let _ = wire.stream.write_all(request).await;
+    let status = within("an answer", wire.try_reply("GET")).await.ok().map(|reply| reply.status);
+    let _ = wire.stream.shutdown().await;
+    wire.rest().await;
+    status
+}

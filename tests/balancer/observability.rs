@@ -1,0 +1,305 @@
+//! What is counted and logged is exactly what happened.
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tests::{Balancer, Config, Origin, Pool, Request, Step, WebSocket, eventually, found_eventually};
+
+const NAMES: [&str; 22] = [
+    "evenkeel_build_info",
+    "evenkeel_requests_total",
+    "evenkeel_request_duration_seconds_bucket",
+    "evenkeel_request_duration_seconds_sum",
+    "evenkeel_request_duration_seconds_count",
+    "evenkeel_retries_total",
+    "evenkeel_backend_attempts_total",
+    "evenkeel_backend_requests_total",
+    "evenkeel_backend_failures_total",
+    "evenkeel_backend_response_seconds_bucket",
+    "evenkeel_backend_response_seconds_count",
+    "evenkeel_backend_ejections_total",
+    "evenkeel_backend_probes_total",
+    "evenkeel_backend_in_flight",
+    "evenkeel_backend_weight",
+    "evenkeel_backend_status",
+    "evenkeel_pool_algorithm",
+    "evenkeel_pool_panic",
+    "evenkeel_snapshot_version",
+    "evenkeel_reloads_total",
+    "evenkeel_access_log_lost_total",
+    "process_resident_memory_bytes",
+];
+
+#[tokio::test]
+async fn every_metric_is_there_from_the_start() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.quick_probe())).await;
+    let reply = balancer.admin("GET", "/metrics", None).await;
+    assert!(reply.field("content-type").is_some_and(|kind| kind.starts_with("text/plain")));
+    let metrics = balancer.metrics().await;
+    for name in NAMES {
+        assert!(metrics.has(name), "{name} in\n{}", reply.text());
+    }
+    for name in metrics.names() {
+        assert!(name.starts_with("evenkeel_") || name.starts_with("process_"), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn counts_are_exactly_what_was_sent() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let config =
+        Config::of([&a, &b]).app(|pool| pool.without_ejection()).route("", "/", "app").route("", "/status", "app");
+    let balancer = Balancer::start(config).await;
+    let mut wire = balancer.connect().await;
+    for (target, times) in [("/", 7), ("/status/204", 4), ("/status/301", 2), ("/status/404", 5), ("/status/503", 6)] {
+        for _ in 0..times {
+            wire.exchange(&Request::get(target)).await;
+        }
+    }
+    counted(&balancer, "evenkeel_requests_total", 24.0).await;
+    let metrics = balancer.metrics().await;
+    let requests = |route, code| metrics.sum("evenkeel_requests_total", &[("route", route), ("code", code)]);
+    for (route, code, times) in [
+        ("/", "2xx", 7.0),
+        ("/", "5xx", 0.0),
+        ("/status", "2xx", 4.0),
+        ("/status", "3xx", 2.0),
+        ("/status", "4xx", 5.0),
+        ("/status", "5xx", 6.0),
+    ] {
+        assert_eq!(requests(route, code), times, "{route} {code}");
+    }
+    assert_eq!(metrics.sum("evenkeel_requests_total", &[]), 24.0);
+    for origin in [&a, &b] {
+        let address = origin.address().to_string();
+        let backend = [("pool", "app"), ("backend", address.as_str())];
+        assert_eq!(metrics.sum("evenkeel_backend_requests_total", &backend), 12.0);
+        assert_eq!(metrics.sum("evenkeel_backend_attempts_total", &backend), 12.0);
+        assert_eq!(metrics.sum("evenkeel_backend_response_seconds_count", &backend), 12.0);
+        assert_eq!(balancer.backend(origin).await["requests"], 12);
+    }
+    let failures = |kind| metrics.sum("evenkeel_backend_failures_total", &[("kind", kind)]);
+    assert_eq!((failures("status"), failures("connect"), failures("broken")), (6.0, 0.0, 0.0));
+    assert_eq!(metrics.sum("evenkeel_request_duration_seconds_count", &[("pool", "app")]), 24.0);
+}
+
+#[tokio::test]
+async fn refusals_and_retries_are_counted_by_reason() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let config = Config::of([&a, &b]).app(|pool| pool.without_ejection()).listener("max_body_bytes = 10");
+    let balancer = Balancer::start(config.route("shop.example", "/", "app")).await;
+    let request = |method| Request::new(method, "/").with("Host", "shop.example");
+    balancer.get("/").await;
+    balancer.send(&request("POST").body("more than ten bytes")).await;
+    balancer.send(&request("TRACE")).await;
+    a.at_head(|_| vec![Step::Reset]);
+    b.at_head(|_| vec![Step::Reset]);
+    balancer.send(&request("GET")).await;
+    counted(&balancer, "evenkeel_refusals_total", 4.0).await;
+    let metrics = balancer.metrics().await;
+    for (reason, times) in [("no-route", 1.0), ("body-too-large", 1.0), ("method", 1.0), ("backend-failed", 1.0)] {
+        assert_eq!(metrics.sum("evenkeel_refusals_total", &[("reason", reason)]), times, "{reason}");
+    }
+    assert_eq!(metrics.sum("evenkeel_retries_total", &[("pool", "app")]), 1.0);
+    assert_eq!(metrics.sum("evenkeel_backend_failures_total", &[("kind", "broken")]), 2.0);
+}
+
+#[tokio::test]
+async fn gauges_follow_what_is_true() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b])).await;
+    let socket = WebSocket::open(balancer.address(), "/socket").await;
+    balancer.switch_algorithm("ip-hash").await;
+    balancer.patch(&a, json!({ "weight": 5, "state": "draining" })).await;
+    let metrics = balancer.metrics().await;
+    let address = a.address().to_string();
+    assert_eq!(metrics.sum("evenkeel_backend_in_flight", &[]), 1.0);
+    assert_eq!(metrics.sum("evenkeel_backend_weight", &[("backend", &address)]), 5.0);
+    for (status, value) in [("draining", 1.0), ("healthy", 0.0)] {
+        let labels = [("backend", address.as_str()), ("status", status)];
+        assert_eq!(metrics.sum("evenkeel_backend_status", &labels), value, "{status}");
+    }
+    for (algorithm, value) in [("ip-hash", 1.0), ("round-robin", 0.0)] {
+        assert_eq!(metrics.sum("evenkeel_pool_algorithm", &[("algorithm", algorithm)]), value, "{algorithm}");
+    }
+    socket.close().await;
+    balancer.is_idle().await;
+}
+
+#[tokio::test]
+async fn no_request_makes_a_series() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    balancer.get("/").await;
+    counted(&balancer, "evenkeel_requests_total", 1.0).await;
+    let before = balancer.metrics().await.names().count();
+    for number in 0..50 {
+        let request =
+            Request::new(&format!("M{number}"), &format!("/path{number}")).with("Host", &format!("h{number}"));
+        balancer.send(&request).await;
+    }
+    assert_eq!(balancer.metrics().await.names().count(), before);
+}
+
+#[tokio::test]
+async fn the_access_log_has_one_json_line_for_each_request() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let log = "[access_log]\nfile = \"access.log\"\nformat = \"json\"";
+    let config = Config::default()
+        .pool(Pool::of("app", [&a, &b]).without_ejection())
+        .section(log)
+        .server("trusted_proxies = [\"127.0.0.1/32\"]")
+        .route("shop.example", "/", "app");
+    let balancer = Balancer::start(config).await;
+    let request = Request::post("/buy?id=7", "ten bytes!")
+        .with("Host", "shop.example")
+        .with("X-Request-Id", "abc-123")
+        .with("X-Forwarded-For", "203.0.113.7")
+        .with("User-Agent", "agent \"quoted\"")
+        .with("Referer", "http://shop.example/")
+        .with("Cookie", "secret=1");
+    let reply = balancer.send(&request).await;
+    lines(&balancer, "access.log", 1).await;
+    balancer.get("/nowhere").await;
+    let lines = lines(&balancer, "access.log", 2).await;
+
+    let line: Value = serde_json::from_str(&lines[0]).expect("JSON");
+    for (field, value) in [
+        ("client", json!("203.0.113.7")),
+        ("method", json!("POST")),
+        ("host", json!("shop.example")),
+        ("target", json!("/buy?id=7")),
+        ("protocol", json!("HTTP/1.1")),
+        ("status", json!(200)),
+        ("bytes", json!(reply.body.len())),
+        ("request_id", json!("abc-123")),
+        ("user_agent", json!("agent \"quoted\"")),
+        ("referer", json!("http://shop.example/")),
+        ("pool", json!("app")),
+        ("backend", json!(a.address().to_string())),
+        ("backend_status", json!(200)),
+        ("attempts", json!(1)),
+        ("refusal", Value::Null),
+    ] {
+        assert_eq!(line[field], value, "{field} in {line}");
+    }
+    assert!(line["duration_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{line}");
+    assert!(line["time"].as_str().is_some_and(|time| time.contains('T')), "{line}");
+    assert!(!lines[0].contains("secret"), "no cookies: {line}");
+
+    let line: Value = serde_json::from_str(&lines[1]).expect("JSON");
+    assert_eq!((&line["status"], &line["refusal"], &line["backend"]), (&json!(404), &json!("no-route"), &Value::Null));
+}
+
+#[tokio::test]
+async fn the_access_log_tells_attempts_and_tunnels() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let log = "[access_log]\nfile = \"access.log\"";
+    let balancer = Balancer::start(Config::of([&a, &b]).section(log)).await;
+    a.stop().await;
+    assert_eq!(balancer.get("/").await.origin(), "b");
+    lines(&balancer, "access.log", 1).await;
+    let mut socket = WebSocket::open(balancer.address(), "/socket").await;
+    socket.echo("hello").await;
+    socket.close().await;
+    let lines = lines(&balancer, "access.log", 2).await;
+    let line: Value = serde_json::from_str(&lines[0]).expect("JSON");
+    assert_eq!((&line["attempts"], &line["backend"]), (&json!(2), &json!(b.address().to_string())), "{line}");
+    let line: Value = serde_json::from_str(&lines[1]).expect("JSON");
+    assert_eq!((&line["status"], &line["target"]), (&json!(101), &json!("/socket")), "{line}");
+}
+
+#[tokio::test]
+async fn the_combined_format_is_what_log_readers_know() {
+    let a = Origin::start("a").await;
+    let log = "[access_log]\nfile = \"access.log\"\nformat = \"combined\"";
+    let balancer = Balancer::start(Config::of([&a]).section(log)).await;
+    let request = Request::get("/x?y=1").with("User-Agent", "a \"b\"").with("Referer", "http://r.example/");
+    let reply = balancer.send(&request).await;
+    let line = lines(&balancer, "access.log", 1).await.remove(0);
+    let (before, after) = line.split_once(" [").expect("a time");
+    assert_eq!(before, "127.0.0.1 - -");
+    let (time, rest) = after.split_once("] ").expect("the time's end");
+    assert_eq!((time.len(), time.as_bytes()[2], time.as_bytes()[11]), (26, b'/', b':'), "{time}");
+    let length = reply.body.len();
+    assert_eq!(rest, format!("\"GET /x?y=1 HTTP/1.1\" 200 {length} \"http://r.example/\" \"a \\x22b\\x22\""));
+}
+
+#[tokio::test]
+async fn the_access_log_is_opened_again_on_sigusr1() {
+    let a = Origin::start("a").await;
+    let log = "[access_log]\nfile = \"access.log\"";
+    let mut balancer = Balancer::start(Config::of([&a]).section(log)).await;
+    balancer.get("/first").await;
+    lines(&balancer, "access.log", 1).await;
+    std::fs::rename(balancer.file("access.log"), balancer.file("access.log.1")).expect("a log");
+    balancer.signal(Signal::SIGUSR1);
+    found_eventually("a line in the new file", async || {
+        balancer.get("/second").await;
+        std::fs::read_to_string(balancer.file("access.log")).ok().filter(|text| text.contains("/second"))
+    })
+    .await;
+    assert!(std::fs::read_to_string(balancer.file("access.log.1")).expect("a file").contains("/first"));
+}
+
+#[tokio::test]
+async fn every_line_is_written_before_the_process_ends() {
+    let a = Origin::start("a").await;
+    let log = "[access_log]\nfile = \"access.log\"";
+    let mut balancer = Balancer::start(Config::of([&a]).section(log)).await;
+    balancer.origins_of(200).await;
+    balancer.stop().await;
+    let text = std::fs::read_to_string(balancer.file("access.log")).expect("a file");
+    assert_eq!(text.lines().count(), 200);
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named() {
+    let a = Origin::start("a").await;
+    let first = Balancer::start(Config::of([&a])).await;
+    for taken in [first.address(), first.admin_address()] {
+        let mut second = Balancer::prepare(&Config::of([&a]));
+        let own = if taken == first.address() { second.address() } else { second.admin_address() };
+        let text = std::fs::read_to_string(second.config_file()).expect("a configuration");
+        second.write(&text.replace(&own.to_string(), &taken.to_string()));
+        second.launch();
+        let status = second.process().end().await;
+        assert!(!status.success());
+        let log = second.log();
+        let message = log.lines().find(|line| line.contains(&taken.to_string()) && line.contains("in use"));
+        assert!(message.is_some() && !log.contains("panicked"), "{log}");
+    }
+    assert_eq!(first.get("/").await.status, 200, "the first is not disturbed");
+}
+
+#[tokio::test]
+async fn the_log_speaks_json_when_asked() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(Config::of([&a]).section("[log]\nformat = \"json\"")).await;
+    balancer.switch_algorithm("weighted").await;
+    balancer.stop().await;
+    let log = balancer.log();
+    assert!(log.lines().count() > 0);
+    for line in log.lines() {
+        assert!(serde_json::from_str::<Value>(line).is_ok(), "{line}");
+    }
+    assert!(log.contains("weighted"), "the switch is logged: {log}");
+}
+
+/// Waits until a counter has this sum: a request is counted just after its client has the answer.
+async fn counted(balancer: &Balancer, name: &str, sum: f64) {
+    eventually("everything is counted", async || balancer.metrics().await.sum(name, &[]) == sum).await;
+}
+
+/// The lines of a log, as soon as there are so many.
+async fn lines(balancer: &Balancer, file: &str, count: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    eventually("the access log's lines", async || {
+        let text = std::fs::read_to_string(balancer.file(file)).unwrap_or_default();
+        lines = text.lines().map(str::to_owned).collect();
+        lines.len() >= count && text.ends_with('\n')
+    })
+    .await;
+    assert_eq!(lines.len(), count, "{lines:?}");
+    lines
+}

@@ -1,0 +1,146 @@
+//! A failure is repeated on another backend where that is safe, and only there.
+
+use tests::origin::sha256;
+use tests::{Balancer, Config, Origin, Request, Step};
+
+#[tokio::test]
+async fn a_refused_connection_moves_on_whatever_the_method() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.without_ejection())).await;
+    a.stop().await;
+    let large = vec![b'x'; 300_000];
+    let mut wire = balancer.connect().await;
+    for request in [
+        Request::get("/"),
+        Request::get("/"),
+        Request::new("DELETE", "/thing"),
+        Request::new("OPTIONS", "/thing"),
+        Request::post("/", "small"),
+        Request::post("/", "small"),
+        Request::post("/", large.clone()),
+        Request::put("/", large.clone()),
+        Request::post("/", large.clone()).with("Transfer-Encoding", "chunked"),
+        Request::post("/", large.clone()).with("Transfer-Encoding", "chunked"),
+        Request::new("PATCH", "/").body("patch"),
+        Request::new("PATCH", "/").body("patch"),
+    ] {
+        let reply = wire.exchange(&request).await;
+        assert_eq!(reply.status, 200, "{} {:?}: {}", request.method, request.fields, reply.text());
+        let seen = reply.json();
+        assert_eq!(seen["body_sha256"], sha256(&request.body), "{} arrives whole", request.method);
+        assert_eq!(seen["method"], request.method.as_str());
+    }
+    let metrics = balancer.metrics().await;
+    let refused = metrics.sum("evenkeel_backend_failures_total", &[("kind", "connect")]);
+    assert!(refused >= 6.0, "at least every second one met the refusal: {refused}");
+    assert_eq!(metrics.sum("evenkeel_retries_total", &[("pool", "app")]), refused, "and each of these moved on");
+    assert_eq!(metrics.sum("evenkeel_requests_total", &[("code", "5xx")]), 0.0);
+    balancer.is_idle().await;
+}
+
+#[tokio::test]
+async fn what_may_have_reached_a_backend_is_repeated_only_if_idempotent() {
+    for (request, is_repeated) in [
+        (Request::get("/"), true),
+        (Request::new("HEAD", "/"), true),
+        (Request::new("OPTIONS", "/"), true),
+        (Request::new("DELETE", "/"), true),
+        (Request::put("/", "small"), true),
+        (Request::put("/", "small").with("Transfer-Encoding", "chunked"), true),
+        (Request::put("/", vec![b'x'; 60_000]), true),
+        (Request::put("/", vec![b'x'; 200_000]), false),
+        (Request::post("/", "small"), false),
+        (Request::post("/", ""), false),
+        (Request::new("PATCH", "/").body("small"), false),
+        (Request::new("PROPFIND", "/"), false),
+    ] {
+        let [a, b] = Origin::several(["a", "b"]).await;
+        a.answer(|_| vec![Step::Reset]);
+        let balancer = Balancer::start(Config::of([&a, &b])).await;
+        let reply = balancer.send(&request).await;
+        let case = format!("{} with {} bytes", request.method, request.body.len());
+        assert_eq!(a.heads(), 1, "{case} met the broken backend first");
+        if is_repeated {
+            assert_eq!((reply.status, b.heads()), (200, 1), "{case}: {}", reply.text());
+            assert_eq!(b.last_request().body, request.body, "{case} arrives whole the second time");
+        } else {
+            assert_eq!((reply.status, b.heads()), (502, 0), "{case}: {}", reply.text());
+        }
+        balancer.is_idle().await;
+    }
+}
+
+#[tokio::test]
+async fn the_body_that_is_kept_at_hand_is_as_large_as_configured() {
+    for (limit, length, status) in [(0, 0, 200), (0, 1, 502), (1000, 1000, 200), (1000, 1001, 502)] {
+        let [a, b] = Origin::several(["a", "b"]).await;
+        a.answer(|_| vec![Step::Reset]);
+        let config = Config::of([&a, &b]).app(|pool| pool.set(&format!("retry_body_bytes = {limit}")));
+        let balancer = Balancer::start(config).await;
+        let reply = balancer.send(&Request::put("/", vec![b'x'; length])).await;
+        assert_eq!(reply.status, status, "{length} bytes, {limit} kept: {}", reply.text());
+    }
+}
+
+#[tokio::test]
+async fn tries_are_bounded_and_no_backend_is_tried_twice() {
+    for (retries, tries) in [(0, 1), (1, 2), (2, 3), (16, 4)] {
+        let origins = Origin::several(["a", "b", "c", "d"]).await;
+        for origin in &origins {
+            origin.at_head(|_| vec![Step::Reset]);
+        }
+        let config = Config::of(&origins).app(|pool| pool.without_ejection().set(&format!("retries = {retries}")));
+        let balancer = Balancer::start(config).await;
+        assert_eq!(balancer.get("/").await.status, 502);
+        let heads = origins.each_ref().map(Origin::heads);
+        assert_eq!(heads.iter().sum::<u64>(), tries, "{retries} retries: {heads:?}");
+        assert!(heads.iter().all(|&tries| tries <= 1), "{retries} retries: {heads:?}");
+        balancer.is_idle().await;
+    }
+}
+
+#[tokio::test]
+async fn every_algorithm_moves_on() {
+    for algorithm in ["round-robin", "weighted", "least-connections", "ip-hash"] {
+        let [a, b, c] = Origin::several(["a", "b", "c"]).await;
+        let config = Config::of([&a, &b, &c]).app(|pool| pool.without_ejection().algorithm(algorithm));
+        let balancer = Balancer::start(config).await;
+        a.stop().await;
+        b.stop().await;
+        assert_eq!(balancer.origins_of(8).await, vec!["c"; 8], "{algorithm}");
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_has_begun_is_not_repeated() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    a.answer(|_| vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf".to_vec()), Step::Reset]);
+    let balancer = Balancer::start(Config::of([&a, &b])).await;
+    let reply = balancer.get("/").await;
+    assert_eq!((reply.status, reply.end), (200, tests::End::CutOff));
+    assert_eq!(b.heads(), 0);
+}
+
+#[tokio::test]
+async fn an_answer_of_the_backend_is_an_answer() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b])).await;
+    for status in [500, 502, 503, 504] {
+        let reply = balancer.get(&format!("/status/{status}")).await;
+        assert_eq!(reply.status, status);
+        reply.origin();
+    }
+    assert_eq!(a.heads() + b.heads(), 4);
+}
+
+#[tokio::test]
+async fn a_connection_that_the_backend_closed_meanwhile_costs_no_request() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut wire = balancer.connect().await;
+    for _ in 0..10 {
+        assert_eq!(wire.exchange(&Request::get("/")).await.status, 200);
+        a.stop().await;
+        a.restart();
+    }
+}

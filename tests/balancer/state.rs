@@ -1,0 +1,154 @@
+//! What was changed at run time survives a restart, and the configuration file wins for what it changed since.
+
+use serde_json::{Value, json};
+use tests::balancer::backend_path;
+use tests::{Balancer, Config, Origin, Pool};
+
+#[tokio::test]
+async fn runtime_changes_survive_a_restart_and_a_kill() {
+    let [a, b, c, d] = Origin::several(["a", "b", "c", "d"]).await;
+    let mut balancer = Balancer::start(Config::of([&a, &b, &c])).await;
+    balancer.switch_algorithm("least-connections").await;
+    balancer.patch(&a, json!({ "weight": 7 })).await;
+    balancer.patch(&b, json!({ "state": "down" })).await;
+    balancer.change("DELETE", &backend_path(&c), None).await;
+    let added = json!({ "address": d.address().to_string(), "weight": 3 });
+    balancer.change("POST", "/admin/pools/app/backends", Some(added)).await;
+    let wanted = wishes(&balancer).await;
+    assert_eq!(
+        wanted,
+        json!([
+            "least-connections",
+            [a.address().to_string(), 7, "active"],
+            [b.address().to_string(), 1, "down"],
+            [d.address().to_string(), 3, "active"],
+        ])
+    );
+
+    balancer.stop().await;
+    balancer.start_again().await;
+    assert_eq!(wishes(&balancer).await, wanted, "after SIGTERM");
+
+    balancer.kill().await;
+    balancer.start_again().await;
+    assert_eq!(wishes(&balancer).await, wanted, "after SIGKILL");
+    let origins = balancer.origins_of(8).await;
+    assert!(origins.iter().all(|origin| origin == "a" || origin == "d"), "{origins:?}");
+}
+
+#[tokio::test]
+async fn a_change_that_was_answered_survives_an_immediate_kill() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(Config::of([&a])).await;
+    for algorithm in ["weighted", "ip-hash", "least-connections"] {
+        balancer.switch_algorithm(algorithm).await;
+        balancer.kill().await;
+        balancer.start_again().await;
+        assert_eq!(balancer.algorithm().await, algorithm);
+    }
+}
+
+#[tokio::test]
+async fn the_file_wins_for_what_it_changed_since() {
+    let [a, b, c] = Origin::several(["a", "b", "c"]).await;
+    let pool = |algorithm, weight_of_a, weight_of_b| {
+        Pool::empty("app").weighted(&a, weight_of_a).weighted(&b, weight_of_b).algorithm(algorithm)
+    };
+    let mut balancer = Balancer::start(Config::default().pool(pool("round-robin", 1, 1))).await;
+    balancer.switch_algorithm("ip-hash").await;
+    balancer.patch(&a, json!({ "weight": 5 })).await;
+    balancer.patch(&b, json!({ "weight": 6 })).await;
+    let added = json!({ "address": c.address().to_string() });
+    balancer.change("POST", "/admin/pools/app/backends", Some(added)).await;
+    balancer.stop().await;
+
+    // The operator now writes another algorithm and another weight for a; nothing about b.
+    balancer.configure(&Config::default().pool(pool("weighted", 9, 1)));
+    balancer.start_again().await;
+    let expected = json!([
+        "weighted",
+        [a.address().to_string(), 9, "active"],
+        [b.address().to_string(), 6, "active"],
+        [c.address().to_string(), 1, "active"],
+    ]);
+    assert_eq!(wishes(&balancer).await, expected);
+}
+
+#[tokio::test]
+async fn a_backend_that_the_file_no_longer_names_is_gone() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let mut balancer = Balancer::start(Config::of([&a, &b])).await;
+    balancer.patch(&b, json!({ "weight": 9 })).await;
+    balancer.stop().await;
+    balancer.configure(&Config::of([&a]));
+    balancer.start_again().await;
+    assert_eq!(wishes(&balancer).await, json!(["round-robin", [a.address().to_string(), 1, "active"]]));
+}
+
+#[tokio::test]
+async fn reload_keeps_runtime_changes_that_the_file_does_not_touch() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let config = Config::of([&a, &b]);
+    let balancer = Balancer::start(config.clone()).await;
+    balancer.switch_algorithm("weighted").await;
+    balancer.patch(&a, json!({ "weight": 5 })).await;
+    balancer.configure(&config.listener("keepalive_timeout = \"59s\""));
+    balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!(
+        wishes(&balancer).await,
+        json!(["weighted", [a.address().to_string(), 5, "active"], [b.address().to_string(), 1, "active"]])
+    );
+}
+
+#[tokio::test]
+async fn a_corrupt_state_file_is_set_aside_and_the_start_succeeds() {
+    let a = Origin::start("a").await;
+    for content in ["{\"half\":", "", "\u{0}\u{0}\u{0}", "[]", "{\"pools\": 7}"] {
+        let mut balancer = Balancer::start(Config::of([&a])).await;
+        balancer.switch_algorithm("ip-hash").await;
+        balancer.kill().await;
+        std::fs::write(balancer.state_file(), content).expect("a writable directory");
+        balancer.start_again().await;
+        assert_eq!(balancer.algorithm().await, "round-robin", "{content:?}");
+        let log = balancer.log();
+        assert!(log.contains("WARN") && log.contains("evenkeel.state.json"), "{content:?}: {log}");
+        let aside = std::fs::read_dir(balancer.file(".")).expect("a directory");
+        let kept = aside.flatten().filter(|entry| std::fs::read(entry.path()).is_ok_and(|c| c == content.as_bytes()));
+        assert!(kept.count() >= 1, "the corrupt file is kept for whoever wants to look at it");
+        balancer.switch_algorithm("weighted").await;
+        balancer.stop().await;
+        balancer.start_again().await;
+        assert_eq!(balancer.algorithm().await, "weighted", "state is kept again");
+    }
+}
+
+#[tokio::test]
+async fn a_state_file_that_cannot_be_written_is_not_fatal() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]).section("[state]\nfile = \"/proc/evenkeel/state.json\"");
+    let balancer = Balancer::start(config).await;
+    let reply = balancer.admin("POST", "/admin/algorithm", Some(json!({ "algorithm": "weighted" }))).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(balancer.algorithm().await, "weighted");
+    let log = balancer.log();
+    assert!(log.contains("WARN") && log.contains("/proc/evenkeel/state.json"), "{log}");
+}
+
+#[tokio::test]
+async fn without_persistence_a_restart_is_a_fresh_start() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(Config::of([&a]).section("[state]\npersist = false")).await;
+    balancer.switch_algorithm("weighted").await;
+    balancer.stop().await;
+    assert!(!balancer.state_file().exists());
+    balancer.start_again().await;
+    assert_eq!(balancer.algorithm().await, "round-robin");
+}
+
+/// The pool's algorithm, and each backend's address, weight and state, in the order shown.
+async fn wishes(balancer: &Balancer) -> Value {
+    let pool = balancer.pool().await;
+    let backends = pool["backends"].as_array().into_iter().flatten();
+    let backends = backends.map(|b| json!([b["address"], b["weight"], b["state"]]));
+    Value::Array(std::iter::once(pool["algorithm"].clone()).chain(backends).collect())
+}

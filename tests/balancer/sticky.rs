@@ -1,0 +1,203 @@
+//! A cookie brings a client back to its backend, over every algorithm, for as long as that backend takes traffic.
+
+use serde_json::json;
+use tests::{Balancer, Config, Health, Origin, Pool, Request, Step, response};
+
+const ALGORITHMS: [&str; 4] = ["round-robin", "weighted", "least-connections", "ip-hash"];
+
+fn config(origins: &[Origin]) -> Config {
+    Config::of(origins).app(|pool| pool.quick_probe().sticky("cookie = \"ROUTEID\""))
+}
+
+#[tokio::test]
+async fn a_client_comes_back_whatever_the_algorithm() {
+    let origins = Origin::several(["a", "b", "c"]).await;
+    let balancer = Balancer::start(config(&origins)).await;
+    let (cookie, origin) = first_visit(&balancer).await;
+    for algorithm in ALGORITHMS {
+        balancer.switch_algorithm(algorithm).await;
+        for _ in 0..10 {
+            let (answered, renewed) = visit(&balancer, &cookie).await;
+            assert_eq!((answered.as_str(), renewed), (origin.as_str(), None), "{algorithm}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn clients_without_the_cookie_are_still_spread() {
+    let origins = Origin::several(["a", "b", "c"]).await;
+    let balancer = Balancer::start(config(&origins)).await;
+    assert_eq!(balancer.origins_of(6).await.concat(), "abcabc");
+}
+
+#[tokio::test]
+async fn the_cookie_is_opaque_and_out_of_reach_of_scripts() {
+    let origins = Origin::several(["a"]).await;
+    let balancer = Balancer::start(config(&origins)).await;
+    let cookie = balancer.get("/").await.set_cookie("ROUTEID").expect("a cookie");
+    let mut attributes: Vec<_> = cookie.split("; ").map(str::to_ascii_lowercase).collect();
+    let value = attributes.remove(0);
+    attributes.sort();
+    assert_eq!(attributes, ["httponly", "path=/", "samesite=lax"], "{cookie}");
+    let port = origins[0].address().port().to_string();
+    assert!(value.len() >= 16 && !value.contains(&port) && !value.contains("127"), "{cookie}");
+}
+
+#[tokio::test]
+async fn the_cookie_is_as_configured() {
+    let origins = Origin::several(["a"]).await;
+    let keys = "cookie = \"lb\"\nmax_age = \"1h\"\nsame_site = \"strict\"\nsecure = \"always\"";
+    let balancer = Balancer::start(Config::of(&origins).app(|pool| pool.sticky(keys))).await;
+    let cookie = balancer.get("/").await.set_cookie("lb").expect("a cookie").to_ascii_lowercase();
+    for attribute in ["; max-age=3600", "; samesite=strict", "; secure", "; httponly"] {
+        assert!(cookie.contains(attribute), "{attribute} in {cookie}");
+    }
+}
+
+#[tokio::test]
+async fn a_tampered_cookie_is_ignored_and_renewed() {
+    let origins = Origin::several(["a", "b", "c"]).await;
+    let balancer = Balancer::start(config(&origins)).await;
+    let (cookie, _) = first_visit(&balancer).await;
+    let mut flipped = cookie.clone().into_bytes();
+    flipped[3] ^= 1;
+    let flipped = String::from_utf8(flipped).expect("text");
+    let address = origins[1].address().to_string();
+    for forged in [flipped.as_str(), "", "b", "1", &address, &cookie[..cookie.len() - 1], &format!("{cookie}x"), "%00"]
+    {
+        let mut answered = Vec::new();
+        for _ in 0..3 {
+            let (origin, renewed) = visit(&balancer, forged).await;
+            assert!(renewed.is_some_and(|renewed| renewed != forged), "{forged:?} is renewed");
+            answered.push(origin);
+        }
+        answered.sort();
+        assert_eq!(answered.concat(), "abc", "{forged:?} means nothing");
+    }
+}
+
+#[tokio::test]
+async fn a_client_moves_when_its_backend_takes_no_traffic() {
+    let origins = Origin::several(["a", "b", "c"]).await;
+    let balancer = Balancer::start(config(&origins)).await;
+    let (cookie, name) = first_visit(&balancer).await;
+    let home = origins.iter().find(|origin| origin.name() == name).expect("an origin");
+
+    home.set_health(Health::Status(503));
+    balancer.sees(home, "unhealthy").await;
+    assert_moves(&balancer, &cookie, &name).await;
+    home.set_health(Health::Status(200));
+    balancer.sees(home, "healthy").await;
+
+    balancer.patch(home, json!({ "state": "draining" })).await;
+    assert_moves(&balancer, &cookie, &name).await;
+    balancer.patch(home, json!({ "state": "down" })).await;
+    assert_moves(&balancer, &cookie, &name).await;
+
+    balancer.patch(home, json!({ "state": "active" })).await;
+    balancer.sees(home, "healthy").await;
+    assert_eq!(visit(&balancer, &cookie).await, (name, None), "a client that kept the old cookie is home again");
+}
+
+#[tokio::test]
+async fn a_client_moves_when_its_backend_is_ejected() {
+    let origins = Origin::several(["a", "b", "c"]).await;
+    let rules = "consecutive_failures = 2\nbase_time = \"300s\"";
+    let config = Config::of(&origins).app(|pool| pool.sticky("cookie = \"ROUTEID\"").ejection(rules));
+    let balancer = Balancer::start(config).await;
+    let (cookie, name) = first_visit(&balancer).await;
+    let home = origins.iter().find(|origin| origin.name() == name).expect("an origin");
+    home.answer_with(response(503, &[], ""));
+    for _ in 0..2 {
+        let request = Request::get("/").with("Cookie", &format!("ROUTEID={cookie}"));
+        assert_eq!(balancer.send(&request).await.status, 503);
+    }
+    balancer.sees(home, "ejected").await;
+    assert_moves(&balancer, &cookie, &name).await;
+}
+
+#[tokio::test]
+async fn a_client_moves_within_one_request_when_its_backend_just_died() {
+    let origins = Origin::several(["a", "b", "c"]).await;
+    let config = Config::of(&origins).app(|pool| pool.sticky("cookie = \"ROUTEID\"").without_ejection());
+    let balancer = Balancer::start(config).await;
+    let (cookie, name) = first_visit(&balancer).await;
+    let home = origins.iter().find(|origin| origin.name() == name).expect("an origin");
+    home.stop().await;
+    assert_moves(&balancer, &cookie, &name).await;
+    home.restart();
+    home.at_head(|_| vec![Step::Reset]);
+    assert_moves(&balancer, &cookie, &name).await;
+}
+
+#[tokio::test]
+async fn the_cookie_means_the_same_after_a_restart_and_a_reload() {
+    let origins = Origin::several(["a", "b", "c"]).await;
+    let mut balancer = Balancer::start(config(&origins)).await;
+    let (cookie, name) = first_visit(&balancer).await;
+    balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!(visit(&balancer, &cookie).await, (name.clone(), None), "after a reload");
+    balancer.stop().await;
+    balancer.start_again().await;
+    assert_eq!(visit(&balancer, &cookie).await, (name.clone(), None), "after a restart");
+    balancer.kill().await;
+    balancer.start_again().await;
+    assert_eq!(visit(&balancer, &cookie).await, (name, None), "after a kill");
+}
+
+#[tokio::test]
+async fn balancers_that_share_a_secret_share_the_cookie() {
+    let origins = Origin::several(["a", "b", "c"]).await;
+    let mut balancers = Vec::new();
+    for secret in ["a secret to share", "a secret to share", "another secret altogether"] {
+        let keys = "cookie = \"ROUTEID\"\nsecret_file = \"secret\"";
+        let mut balancer = Balancer::prepare(&Config::of(&origins).app(|pool| pool.sticky(keys)));
+        std::fs::write(balancer.file("secret"), secret).expect("a writable directory");
+        balancer.launch();
+        balancer.ready().await;
+        balancers.push(balancer);
+    }
+    let (cookie, name) = first_visit(&balancers[0]).await;
+    for _ in 0..3 {
+        assert_eq!(visit(&balancers[1], &cookie).await, (name.clone(), None));
+    }
+    assert!(visit(&balancers[2], &cookie).await.1.is_some(), "another secret, another cookie");
+}
+
+#[tokio::test]
+async fn pools_do_not_mistake_each_others_cookies() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let pool = |name| Pool::of(name, [&a, &b]).sticky("cookie = \"ROUTEID\"");
+    let config = Config::default().pool(pool("one")).pool(pool("two")).route("", "/", "one").route("", "/two", "two");
+    let balancer = Balancer::start(config).await;
+    let (cookie, _) = first_visit(&balancer).await;
+    let request = Request::get("/two").with("Cookie", &format!("ROUTEID={cookie}"));
+    assert!(balancer.send(&request).await.set_cookie("ROUTEID").is_some());
+}
+
+/// The cookie that a new client is given, and by whom.
+async fn first_visit(balancer: &Balancer) -> (String, String) {
+    let reply = balancer.get("/").await;
+    let cookie = reply.set_cookie("ROUTEID").unwrap_or_else(|| panic!("no cookie: {:?}", reply.fields));
+    (value(&cookie), reply.origin().to_owned())
+}
+
+/// Who answers a client with this cookie, and the new cookie if it gets one.
+async fn visit(balancer: &Balancer, cookie: &str) -> (String, Option<String>) {
+    let field = format!("theme=dark; ROUTEID={cookie}; ROUTEIDX=no");
+    let reply = balancer.send(&Request::get("/").with("Cookie", &field)).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    (reply.origin().to_owned(), reply.set_cookie("ROUTEID").map(|cookie| value(&cookie)))
+}
+
+async fn assert_moves(balancer: &Balancer, cookie: &str, from: &str) {
+    let (to, renewed) = visit(balancer, cookie).await;
+    assert_ne!(to, from);
+    let renewed = renewed.expect("a new cookie");
+    assert_ne!(renewed, cookie);
+    assert_eq!(visit(balancer, &renewed).await, (to, None), "the new cookie holds");
+}
+
+fn value(cookie: &str) -> String {
+    cookie.split(';').next().expect("a value").to_owned()
+}

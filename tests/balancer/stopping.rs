@@ -1,0 +1,175 @@
+//! Neither a stop nor a reload costs a request that is in flight, and a bad configuration file costs nothing at all.
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tests::{Balancer, Config, Origin, Pool, Request, WebSocket, Wire, eventually};
+
+#[tokio::test]
+async fn sigterm_lets_what_is_in_flight_finish() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(Config::of([&a])).await;
+    let mut held = held(&balancer).await;
+    let mut idle = balancer.connect().await;
+    assert_eq!(idle.exchange(&Request::get("/")).await.status, 200);
+    eventually("the request arrived", async || a.heads() == 2).await;
+
+    balancer.signal(Signal::SIGTERM);
+    eventually("new connections are refused", async || Wire::try_connect(balancer.address()).await.is_err()).await;
+    let ready = balancer.admin("GET", "/readyz", None).await;
+    assert_eq!((ready.status, ready.text().trim()), (503, "stopping"));
+    assert_eq!(balancer.admin("GET", "/healthz", None).await.status, 200, "the admin API stays to the end");
+    assert_eq!(balancer.in_flight().await, 1);
+
+    a.release();
+    let reply = held.reply().await;
+    assert_eq!((reply.status, reply.origin()), (200, "a"));
+    let status = balancer.process().end().await;
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
+async fn before_it_stops_accepting_it_says_so_for_as_long_as_told() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(Config::of([&a]).server("shutdown_delay = \"1s\"")).await;
+    balancer.signal(Signal::SIGTERM);
+    eventually("it is not ready", async || balancer.admin("GET", "/readyz", None).await.status == 503).await;
+    assert_eq!(balancer.get("/").await.status, 200, "whoever has not heard yet is served");
+    let status = balancer.process().end().await;
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
+async fn the_deadline_ends_what_does_not_end() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(Config::of([&a]).server("shutdown_timeout = \"300ms\"")).await;
+    let mut held = held(&balancer).await;
+    let mut socket = WebSocket::open(balancer.address(), "/socket").await;
+    socket.echo("hello").await;
+    eventually("the request arrived", async || balancer.in_flight().await == 2).await;
+    balancer.stop().await;
+    assert!(held.is_closed().await);
+    socket.ended().await;
+}
+
+#[tokio::test]
+async fn sigint_stops_it_as_well() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(Config::of([&a])).await;
+    balancer.signal(Signal::SIGINT);
+    let status = balancer.process().end().await;
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
+async fn it_starts_again_on_the_same_ports_at_once() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(Config::of([&a])).await;
+    for _ in 0..3 {
+        let mut wire = balancer.connect().await;
+        assert_eq!(wire.exchange(&Request::get("/")).await.status, 200);
+        balancer.stop().await;
+        balancer.start_again().await;
+    }
+}
+
+#[tokio::test]
+async fn reload_moves_new_requests_and_keeps_those_in_flight() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let mut balancer = Balancer::start(Config::of([&a])).await;
+    let mut kept_alive = balancer.connect().await;
+    assert_eq!(kept_alive.exchange(&Request::get("/")).await.origin(), "a");
+    let mut held = held(&balancer).await;
+    let mut socket = WebSocket::open(balancer.address(), "/socket").await;
+    socket.echo("before").await;
+    eventually("both are in flight", async || balancer.in_flight().await == 2).await;
+
+    balancer.configure(&Config::of([&b]));
+    balancer.signal(Signal::SIGHUP);
+    eventually("the new backend is there", async || !balancer.backend(&b).await.is_null()).await;
+    assert_eq!(kept_alive.exchange(&Request::get("/")).await.origin(), "b");
+    assert_eq!(balancer.origins_of(4).await.concat(), "bbbb");
+    socket.echo("after").await;
+    a.release();
+    assert_eq!(held.reply().await.origin(), "a");
+    socket.echo("still").await;
+    socket.close().await;
+    eventually("the old backend is gone", async || balancer.backend(&a).await.is_null()).await;
+    balancer.is_idle().await;
+}
+
+#[tokio::test]
+async fn reload_through_the_admin_api_answers_with_the_new_version() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let version = balancer.version().await;
+    balancer.configure(&Config::of([&a, &b]).app(|pool| pool.algorithm("weighted")));
+    let answer = balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!(answer, json!({ "version": version + 1, "warnings": [] }));
+    assert_eq!(balancer.algorithm().await, "weighted");
+    assert_eq!(balancer.metrics().await.sum("evenkeel_reloads_total", &[("result", "success")]), 1.0);
+}
+
+#[tokio::test]
+async fn reload_keeps_counts_and_turns() {
+    let [a, b, c] = Origin::several(["a", "b", "c"]).await;
+    let config = Config::of([&a, &b, &c]);
+    let balancer = Balancer::start(config.clone()).await;
+    let mut held = held(&balancer).await;
+    eventually("the request arrived", async || a.heads() == 1).await;
+    assert_eq!(balancer.origins_of(3).await.concat(), "bca");
+    balancer.configure(&config.app(|pool| pool.set("response_timeout = \"30s\"")));
+    balancer.change("POST", "/admin/reload", None).await;
+    let backend = balancer.backend(&a).await;
+    assert_eq!((&backend["in_flight"], &backend["requests"]), (&json!(1), &json!(2)), "{backend}");
+    assert_eq!(balancer.origins_of(3).await.concat(), "bca", "the turn goes on");
+    a.release();
+    held.reply().await;
+}
+
+#[tokio::test]
+async fn a_bad_file_changes_nothing_and_every_problem_is_told() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let mut balancer = Balancer::start(Config::of([&a])).await;
+    let before = (balancer.version().await, balancer.admin("GET", "/admin/config", None).await.text());
+    let bad = Config::of([&b]).app(|pool| pool.algorithm("fastest").set("retries = 99").set("colour = \"red\""));
+    balancer.configure(&bad.route("", "/", "nowhere"));
+    let reply = balancer.admin("POST", "/admin/reload", None).await;
+    assert_eq!((reply.status, reply.field("content-type")), (400, Some("application/problem+json")));
+    for problem in ["fastest", "retries", "colour", "nowhere"] {
+        assert!(reply.text().contains(problem), "{problem} in {}", reply.text());
+    }
+    balancer.signal(Signal::SIGHUP);
+    eventually("both failures are counted", async || {
+        balancer.metrics().await.sum("evenkeel_reloads_total", &[("result", "failure")]) == 2.0
+    })
+    .await;
+    balancer.write("this is no TOML [");
+    assert_eq!(balancer.admin("POST", "/admin/reload", None).await.status, 400);
+    std::fs::remove_file(balancer.config_file()).expect("a file");
+    assert_eq!(balancer.admin("POST", "/admin/reload", None).await.status, 400);
+
+    let after = (balancer.version().await, balancer.admin("GET", "/admin/config", None).await.text());
+    assert_eq!(after, before);
+    assert_eq!(balancer.origins_of(2).await.concat(), "aa");
+}
+
+#[tokio::test]
+async fn a_pool_that_leaves_the_file_serves_its_last_requests() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let two = Config::default().pool(Pool::of("app", [&a])).pool(Pool::of("old", [&b]));
+    let balancer = Balancer::start(two.route("", "/", "app").route("", "/hold", "old")).await;
+    let mut held = held(&balancer).await;
+    eventually("the request arrived", async || b.heads() == 1).await;
+    balancer.configure(&Config::of([&a]));
+    balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!(balancer.admin("GET", "/admin/pools/old", None).await.status, 404);
+    b.release();
+    assert_eq!(held.reply().await.origin(), "b");
+    assert_eq!(balancer.get("/hello").await.origin(), "a");
+}
+
+async fn held(balancer: &Balancer) -> Wire {
+    let mut wire = balancer.connect().await;
+    wire.send(Request::get("/hold").to_bytes()).await;
+    wire
+}

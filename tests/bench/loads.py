@@ -1,0 +1,140 @@
+"""What is measured: each scenario is a load of one second or so on one balancer, and how to read what came of it."""
+
+import re
+import socket
+import subprocess
+import time
+
+from balancers import BOTH_CORES, CORE_OF_LOAD, HERE, WORK, pinned
+
+FIELDS = [
+    "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
+    "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
+    "Accept-Language: en-GB,en;q=0.7,de;q=0.3",
+    "Accept-Encoding: gzip, deflate",
+]
+
+
+class Failed(Exception):
+    """A load did not do what it was to do; its numbers mean nothing."""
+
+
+def output_of(words, seconds, cores):
+    try:
+        done = subprocess.run(pinned(cores, words), capture_output=True, text=True, timeout=seconds + 10)
+    except subprocess.TimeoutExpired:
+        raise Failed("no end") from None
+    if done.returncode:
+        raise Failed((done.stderr or done.stdout).strip()[-300:])
+    return done.stdout
+
+
+def wrk(path, connections=64, fields=(), tls=False, script=None):
+    def load(balancer, seconds, cores):
+        port, scheme = (balancer.tls_port, "https") if tls else (balancer.port, "http")
+        words = ["wrk", "-t", len(cores), "-c", connections, "-d", seconds]
+        for field in [*FIELDS, *fields]:
+            words += ["-H", field]
+        if script:
+            words += ["-s", HERE / script]
+        text = output_of([*words, f"{scheme}://127.0.0.1:{port}{path}"], seconds, cores)
+        errors = re.search(r"connect (\d+), read (\d+), write (\d+)", text)
+        if "Non-2xx" in text or errors and any(map(int, errors.groups())):
+            raise Failed(" ".join(text.split())[-200:])
+        total = re.search(r"(\d+) requests in", text)
+        return int(total.group(1))
+    return load
+
+
+def h2load(balancer, seconds, cores):
+    words = ["h2load", "-t", 1, "-c", 16, "-m", 8, "-D", seconds]
+    for field in FIELDS:
+        words += ["-H", field]
+    text = output_of([*words, f"https://127.0.0.1:{balancer.tls_port}/small"], seconds, cores)
+    done = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", text)
+    # What is still under way when the time is up counts as neither.
+    if "h2" not in text or not int(done.group(1)) or int(done.group(2)) > 16 * 8:
+        raise Failed(" ".join(text.split())[-200:])
+    return int(done.group(1))
+
+
+def handshakes(balancer, seconds, cores):
+    words = ["openssl", "s_time", "-new", "-time", seconds, "-connect", f"127.0.0.1:{balancer.tls_port}"]
+    text = output_of(words, seconds, cores)
+    return int(re.search(r"(\d+) connections in \d+ real seconds", text).group(1))
+
+
+def echo(balancer, seconds, cores):
+    return int(output_of([WORK / "echo", balancer.port, 64, seconds, 64], seconds, cores))
+
+
+class Scenario:
+    def __init__(self, key, title, load, target=None, instance="plain", cores=CORE_OF_LOAD, unit="request"):
+        self.key, self.title, self.load, self.target = key, title, load, target
+        self.instance, self.cores, self.unit = instance, cores, unit
+
+    def measure(self, balancer, seconds):
+        """CPU seconds per unit, units per second, and how busy the balancer kept one core."""
+        if self.instance == "moved":
+            balancer.move(BOTH_CORES)
+        try:
+            started, before = time.monotonic(), balancer.cpu_seconds()
+            count = self.load(balancer, seconds, self.cores)
+            used, elapsed = balancer.cpu_seconds() - before, time.monotonic() - started
+        finally:
+            if self.instance == "moved":
+                balancer.move({0})
+        if not count:
+            raise Failed("nothing came through")
+        return {"cpu": used / count, "rate": count / seconds, "busy": used / elapsed}
+
+
+# `target`: the largest share of nginx's and of HAProxy's CPU per request that Evenkeel is to take.
+SCENARIOS = [
+    Scenario("small", "small, keep-alive", wrk("/small"), (0.8, 0.8)),
+    Scenario("log", "the same, access log on", wrk("/small"), instance="log"),
+    Scenario("close", "Connection: close", wrk("/small", fields=["Connection: close"]), (1.0, 1.0)),
+    Scenario("10k", "10 KB", wrk("/10k"), (0.8, 0.8)),
+    Scenario("1m", "1 MB", wrk("/1m", connections=16), (0.6, 0.6)),
+    Scenario("post10k", "POST 10 KB", wrk("/post", script="post10k.lua"), (0.8, 0.8)),
+    Scenario("post1m", "POST 1 MB, chunked", wrk("/stream", connections=16, script="post1m.lua")),
+    Scenario("tls", "TLS, keep-alive", wrk("/small", tls=True), (0.8, 0.8)),
+    Scenario("handshake", "TLS handshake", handshakes, (0.6, 0.6), unit="handshake"),
+    Scenario("h2", "HTTP/2", h2load, (1.2, 1.2)),
+    Scenario("ws", "WebSocket echo, 64 bytes", echo, unit="message"),
+    Scenario("one", "small, 1 thread on both cores", wrk("/small"), instance="moved", cores=BOTH_CORES),
+    Scenario("two", "small, 2 threads on both cores", wrk("/small"), instance="two", cores=BOTH_CORES),
+]
+IDLE = "idle"
+IDLE_CLIENTS = 10_000
+
+
+def idle_bytes(balancer, clients=IDLE_CLIENTS):
+    """What a client costs that has made one request and keeps its connection."""
+    request = ("GET /small HTTP/1.1\r\nHost: bench.test\r\n" + "\r\n".join(FIELDS) + "\r\n\r\n").encode()
+
+    def one():
+        s = socket.create_connection(("127.0.0.1", balancer.port), 5)
+        connections.append(s)
+        s.sendall(request)
+        answer = b""
+        while answer.count(b"x") < 200:
+            part = s.recv(4096)
+            if not part:
+                raise Failed(f"connection {len(connections)} was closed")
+            answer += part
+
+    connections = []
+    try:
+        for _ in range(50):
+            one()
+        before = balancer.resident_bytes()
+        for _ in range(clients):
+            one()
+        time.sleep(0.5)
+        return (balancer.resident_bytes() - before) / clients
+    except OSError as e:
+        raise Failed(f"after {len(connections)} connections: {e}") from e
+    finally:
+        for s in connections:
+            s.close()

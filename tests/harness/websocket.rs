@@ -1,0 +1,63 @@
+//! A WebSocket client: enough to keep a tunnel open and see that it carries what was sent.
+
+use std::net::SocketAddr;
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use crate::deadline::within;
+
+pub struct WebSocket {
+    stream: WebSocketStream<TcpStream>,
+    /// Name of the origin at the other end.
+    pub origin: String,
+}
+
+impl WebSocket {
+    pub async fn open(address: SocketAddr, target: &str) -> Self {
+        Self::try_open(address, target).await.expect("a WebSocket")
+    }
+
+    pub async fn try_open(address: SocketAddr, target: &str) -> Result<Self, Error> {
+        let request = format!("ws://{address}{target}").into_client_request()?;
+        let stream = TcpStream::connect(address).await?;
+        let (stream, response) = within("a handshake", tokio_tungstenite::client_async(request, stream)).await?;
+        let origin = response.headers().get("x-origin").and_then(|name| name.to_str().ok());
+        Ok(Self { stream, origin: origin.unwrap_or_default().to_owned() })
+    }
+
+    /// Sends `text` and waits for it to come back.
+    pub async fn echo(&mut self, text: &str) {
+        self.try_echo(text).await.expect("an echo");
+    }
+
+    pub async fn try_echo(&mut self, text: &str) -> Result<(), Error> {
+        self.stream.send(Message::text(text)).await?;
+        match within("an echo", self.stream.next()).await {
+            Some(Ok(Message::Text(back))) if back.as_str() == text => Ok(()),
+            Some(Err(error)) => Err(error),
+            other => panic!("{text:?} came back as {other:?}"),
+        }
+    }
+
+    /// Closes as the protocol asks, both sides saying so.
+    pub async fn close(mut self) {
+        self.stream.close(None).await.expect("a peer");
+        let rest = async { while let Some(Ok(_)) = self.stream.next().await {} };
+        within("the peer's close", rest).await;
+    }
+
+    /// The end of the tunnel, whoever brings it about.
+    pub async fn ended(&mut self) {
+        let rest = async { while let Some(Ok(_)) = self.stream.next().await {} };
+        within("the end of the tunnel", rest).await;
+    }
+
+    /// Goes away without a word, with a reset.
+    pub fn vanish(self) {
+        let _ = self.stream.get_ref().set_zero_linger();
+    }
+}

@@ -1,0 +1,140 @@
+//! Instances of the application behind a real balancer: sessions and data are everybody's, and nobody notices when
+//! one instance goes.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tempfile::TempDir;
+use tests::app::{self, Instance};
+use tests::{Balancer, Config, Pool, Reply, Request, eventually};
+
+const ALGORITHMS: [&str; 4] = ["round-robin", "weighted", "least-connections", "ip-hash"];
+
+/// Three instances on one folder, behind a balancer.
+struct Cluster {
+    balancer: Balancer,
+    instances: Vec<Instance>,
+    directory: TempDir,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let mut instances = Vec::new();
+        for name in ["web1", "web2", "web3"] {
+            instances.push(Instance::start(name, &directory.path().join("data"), "127.0.0.1:0").await);
+        }
+        let probe = "path = \"/healthz\"\ninterval = \"200ms\"\ntimeout = \"200ms\"\nrise = 1\nfall = 2";
+        let pool = instances.iter().fold(Pool::empty("app"), |pool, i| pool.backend(&i.address.to_string(), ""));
+        let balancer =
+            Balancer::start(Config::default().pool(pool.probe(probe).ejection("base_time = \"300ms\""))).await;
+        Self { balancer, instances, directory }
+    }
+
+    async fn status(&self, instance: usize) -> String {
+        let pool = self.balancer.pool().await;
+        pool["backends"][instance]["status"].as_str().expect("a status").to_owned()
+    }
+}
+
+#[tokio::test]
+async fn a_session_holds_on_every_instance_and_over_every_algorithm() {
+    let cluster = Cluster::start().await;
+    let cookie = sign_up(&cluster.balancer).await;
+    for algorithm in ALGORITHMS {
+        cluster.balancer.switch_algorithm(algorithm).await;
+        for _ in 0..6 {
+            let page = visit(&cluster.balancer, &cookie).await;
+            assert_eq!(page.status, 200);
+            assert!(page.text().contains("grace"), "{algorithm}: logged in");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_killed_instance_costs_no_visitor_anything_and_comes_back() {
+    let mut cluster = Cluster::start().await;
+    let cookie = sign_up(&cluster.balancer).await;
+    let (is_over, visits) = (AtomicBool::new(false), AtomicU64::new(0));
+    let visitors = futures_util::future::join_all((0..8).map(|_| async {
+        while !is_over.load(Relaxed) {
+            let page = visit(&cluster.balancer, &cookie).await;
+            assert_eq!(page.status, 200, "{}", page.text());
+            assert!(page.text().contains("grace"), "still logged in");
+            visits.fetch_add(1, Relaxed);
+        }
+    }));
+    let victim = &mut cluster.instances[1];
+    let balancer = &cluster.balancer;
+    let status = async || balancer.pool().await["backends"][1]["status"].as_str().expect("a status").to_owned();
+    let data = cluster.directory.path().join("data");
+    let trouble = async {
+        eventually("visitors are there", async || visits.load(Relaxed) > 20).await;
+        victim.kill().await;
+        eventually("the dead one is out", async || status().await != "healthy").await;
+        let before = visits.load(Relaxed);
+        eventually("visits go on", async || visits.load(Relaxed) > before + 20).await;
+        let address = victim.address.to_string();
+        *victim = Instance::start("web2", &data, &address).await;
+        eventually("it is back", async || status().await == "healthy").await;
+        is_over.store(true, Relaxed);
+    };
+    tokio::join!(visitors, trouble);
+}
+
+#[tokio::test]
+async fn an_instance_that_freezes_is_put_aside_and_returns() {
+    let cluster = Cluster::start().await;
+    let cookie = sign_up(&cluster.balancer).await;
+    cluster.instances[0].signal(Signal::SIGSTOP);
+    eventually("the frozen one is out", async || cluster.status(0).await == "unhealthy").await;
+    for _ in 0..6 {
+        assert_eq!(visit(&cluster.balancer, &cookie).await.status, 200);
+    }
+    cluster.instances[0].signal(Signal::SIGCONT);
+    eventually("it is back", async || cluster.status(0).await == "healthy").await;
+}
+
+#[tokio::test]
+async fn a_rolling_restart_costs_nothing() {
+    let mut cluster = Cluster::start().await;
+    let cookie = sign_up(&cluster.balancer).await;
+    let data = cluster.directory.path().join("data");
+    for place in 0..3 {
+        let address = cluster.instances[place].address.to_string();
+        let path = format!("/admin/pools/app/backends/{address}");
+        cluster.balancer.change("PATCH", &path, Some(json!({ "state": "draining" }))).await;
+        let idle = async || cluster.balancer.pool().await["backends"][place]["in_flight"] == 0;
+        eventually("it has nothing to do", idle).await;
+        cluster.instances[place].stop().await;
+        let name = cluster.instances[place].name.clone();
+        assert!(visit(&cluster.balancer, &cookie).await.text().contains("grace"));
+        cluster.instances[place] = Instance::start(&name, &data, &address).await;
+        cluster.balancer.change("PATCH", &path, Some(json!({ "state": "active" }))).await;
+        eventually("it takes part again", async || cluster.status(place).await == "healthy").await;
+        assert!(visit(&cluster.balancer, &cookie).await.text().contains("grace"), "sessions outlive their instance");
+    }
+    assert_eq!(cluster.balancer.metrics().await.sum("evenkeel_requests_total", &[("code", "5xx")]), 0.0);
+}
+
+#[tokio::test]
+async fn the_application_knows_the_client_and_not_the_balancer() {
+    let cluster = Cluster::start().await;
+    let cookie = sign_up(&cluster.balancer).await;
+    let request = Request::get("/accounts/logs/").with("Host", "site.example").with("Cookie", &cookie);
+    let page = cluster.balancer.send(&request).await;
+    assert_eq!(page.status, 200, "{}", page.text());
+    assert!(page.text().contains("127.0.0.1"), "{}", page.text());
+}
+
+/// Signs up a member; the session's cookie.
+async fn sign_up(balancer: &Balancer) -> String {
+    let reply = balancer.send(&app::sign_up("grace")).await;
+    assert_eq!(reply.status, 303, "{}", reply.text());
+    app::cookies(&reply)
+}
+
+async fn visit(balancer: &Balancer, cookie: &str) -> Reply {
+    balancer.send(&Request::get("/").with("Cookie", cookie)).await
+}

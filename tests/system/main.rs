@@ -1,0 +1,5 @@
+//! The balancer and the application together, as a person meets them.
+
+mod demo;
+mod instances;
+mod redis_cluster;

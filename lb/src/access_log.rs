@@ -1,20 +1,21 @@
 //! One line for each exchange, written by a thread of its own so that no request waits for a disk. When the writer
-//! falls behind, lines are dropped and counted.
+//! falls too far behind, lines are lost and counted.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+mod writer;
+
+use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 
 use crate::config::{AccessLogConfig, AccessLogFile, AccessLogFormat};
+use crate::proxy::exchange::{Exchange, Outcome};
+use crate::proxy::refusal::Refusal;
+use writer::Queue;
+pub use writer::Writer;
 
 /// What a line tells.
 #[derive(Debug, Clone, Serialize)]
@@ -36,6 +37,13 @@ pub struct Record<'a> {
     pub request_id: &'a str,
     pub referer: Option<&'a str>,
     pub user_agent: Option<&'a str>,
+    #[serde(flatten)]
+    pub served: Served<'a>,
+}
+
+/// Who served a request, and how.
+#[derive(Debug, Clone, Serialize)]
+pub struct Served<'a> {
     pub route: Option<&'a str>,
     pub pool: Option<&'a str>,
     pub backend: Option<&'a str>,
@@ -48,27 +56,39 @@ pub struct Record<'a> {
     pub refusal: Option<&'static str>,
 }
 
+impl<'a> Served<'a> {
+    /// `exchange` is `None` when the request found no route.
+    pub fn new(exchange: Option<&'a Exchange>, outcome: &'a Outcome) -> Self {
+        let route = exchange.map(Exchange::route);
+        Self {
+            route: route.map(|route| route.name.as_str()),
+            pool: route.map(|route| route.pool.name.as_str()),
+            backend: outcome.backend.as_ref().map(|backend| backend.address.as_str()),
+            backend_status: outcome.backend_status,
+            response_time: outcome.response_time,
+            attempts: outcome.attempts,
+            sticky: outcome.is_sticky,
+            refusal: outcome.refusal.map(Refusal::reason),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct AccessLog {
-    writer: NonBlocking,
+    queue: Queue,
     format: AccessLogFormat,
     zone: TimeZone,
-    reopen: Arc<AtomicBool>,
-    /// Writes what is left when dropped.
-    _guard: WorkerGuard,
 }
 
 impl AccessLog {
-    /// The log as configured; `None` when it is off.
-    pub fn open(config: &AccessLogConfig) -> io::Result<Option<Self>> {
-        let reopen = Arc::new(AtomicBool::new(false));
-        let builder = NonBlockingBuilder::default().lossy(true).thread_name("access-log");
-        let (writer, guard) = match &config.file {
+    /// The log as configured, and the thread that writes it; `None` when it is off.
+    pub fn open(config: &AccessLogConfig) -> io::Result<Option<(Self, Writer)>> {
+        let (queue, writer) = match &config.file {
             None => return Ok(None),
-            Some(AccessLogFile::Stdout) => builder.finish(io::stdout()),
-            Some(AccessLogFile::Path(path)) => builder.finish(Reopening::open(path, Arc::clone(&reopen))?),
+            Some(AccessLogFile::Stdout) => Queue::to_stdout()?,
+            Some(AccessLogFile::Path(path)) => Queue::to_file(path)?,
         };
-        Ok(Some(Self { writer, format: config.format, zone: TimeZone::system(), reopen, _guard: guard }))
+        Ok(Some((Self { queue, format: config.format, zone: TimeZone::system() }, writer)))
     }
 
     pub fn write(&self, record: &Record<'_>) {
@@ -78,18 +98,17 @@ impl AccessLog {
             AccessLogFormat::Combined => combined(record, &self.zone).into_bytes(),
         };
         line.push(b'\n');
-        // Without loss there is nothing to fail: a full queue counts the line as lost.
-        let _ = self.writer.clone().write_all(&line);
+        self.queue.push(line);
     }
 
-    /// Lines dropped since the start.
+    /// Lines lost since the start.
     pub fn lost(&self) -> u64 {
-        self.writer.error_counter().dropped_lines() as u64
+        self.queue.lost()
     }
 
     /// Opens the file again before the next line, for rotation.
     pub fn reopen(&self) {
-        self.reopen.store(true, Ordering::Relaxed);
+        self.queue.reopen();
     }
 }
 
@@ -116,40 +135,6 @@ impl std::fmt::Display for Escaped<'_> {
         }
         Ok(())
     }
-}
-
-/// A file that is opened anew when asked to, as after `logrotate` moved it away.
-#[derive(Debug)]
-struct Reopening {
-    path: PathBuf,
-    file: File,
-    reopen: Arc<AtomicBool>,
-}
-
-impl Reopening {
-    fn open(path: &Path, reopen: Arc<AtomicBool>) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), file: append_to(path)?, reopen })
-    }
-}
-
-impl Write for Reopening {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.reopen.swap(false, Ordering::Relaxed) {
-            match append_to(&self.path) {
-                Ok(file) => self.file = file,
-                Err(e) => tracing::error!("the access log {} cannot be opened again: {e}", self.path.display()),
-            }
-        }
-        self.file.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
 }
 
 fn milliseconds<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
@@ -183,14 +168,16 @@ mod tests {
             request_id: "id",
             referer: None,
             user_agent: Some("a \"browser\"\n"),
-            route: Some("/"),
-            pool: Some("app"),
-            backend: Some("web1:80"),
-            backend_status: Some(200),
-            response_time: Some(Duration::from_millis(1)),
-            attempts: 1,
-            sticky: false,
-            refusal: None,
+            served: Served {
+                route: Some("/"),
+                pool: Some("app"),
+                backend: Some("web1:80"),
+                backend_status: Some(200),
+                response_time: Some(Duration::from_millis(1)),
+                attempts: 1,
+                sticky: false,
+                refusal: None,
+            },
         }
     }
 
@@ -209,21 +196,5 @@ mod tests {
         assert_eq!(line["duration_seconds"], 0.0015);
         assert_eq!(line["backend"], "web1:80");
         assert_eq!(line["refusal"], serde_json::Value::Null);
-    }
-
-    #[test]
-    fn a_moved_file_is_opened_anew() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("access.log");
-        let file = Some(AccessLogFile::Path(path.clone()));
-        let log = AccessLog::open(&AccessLogConfig { file, format: AccessLogFormat::Json });
-        let log = log.expect("writable").expect("on");
-        let moved = folder.path().join("access.log.1");
-        std::fs::rename(&path, &moved).expect("movable");
-        log.reopen();
-        log.write(&record());
-        drop(log);
-        assert_eq!(std::fs::read_to_string(&moved).expect("readable"), "");
-        assert_eq!(std::fs::read_to_string(&path).expect("readable").lines().count(), 1);
     }
 }

@@ -2,6 +2,8 @@
 //! client can make a series. What a request counts are plain atomics held by the pool and the backend; gauges are
 //! read off the snapshot when somebody scrapes.
 
+use std::sync::{Mutex, PoisonError};
+
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -29,10 +31,10 @@ pub struct Metrics {
     backend_probes: IntCounterVec,
     pub reloads: IntCounterVec,
     pub access_log_lost: IntCounter,
-    pub gauges: Gauges,
+    gauges: Mutex<Gauges>,
 }
 
-/// Set from the snapshot at each scrape.
+/// Emptied and set anew at each scrape.
 #[derive(Debug)]
 pub struct Gauges {
     pub snapshot_version: IntGauge,
@@ -162,10 +164,10 @@ impl Metrics {
                 &registry,
                 IntCounter::new(
                     "evenkeel_access_log_lost_total",
-                    "Access log lines dropped because the writer was behind.",
+                    "Access log lines lost: the disk was too slow, or refused them.",
                 ),
             ),
-            gauges: Gauges {
+            gauges: Mutex::new(Gauges {
                 snapshot_version: register(
                     &registry,
                     IntGauge::new("evenkeel_snapshot_version", "Snapshots since the start; each change makes one."),
@@ -191,7 +193,7 @@ impl Metrics {
                     "1 for the status that a backend has, 0 for the others.",
                     &["pool", "backend", "status"],
                 ),
-            },
+            }),
             registry: registry.clone(),
         };
         let version = Opts::new("evenkeel_build_info", "Always 1; the version is the label.")
@@ -261,8 +263,15 @@ impl Metrics {
         self.refusals.with_label_values(&[reason]).inc();
     }
 
-    /// Everything in Prometheus's text format.
-    pub fn text(&self) -> Vec<u8> {
+    /// Everything in Prometheus's text format, after `set` has set the gauges: two scrapes at once do not mix them.
+    pub fn scrape(&self, set: impl FnOnce(&Gauges)) -> Vec<u8> {
+        let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
+        gauges.reset();
+        set(&gauges);
+        self.text()
+    }
+
+    fn text(&self) -> Vec<u8> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory does not fail");
         text
@@ -277,7 +286,7 @@ impl Default for Metrics {
 
 impl Gauges {
     /// Empties what depends on the configuration, before it is set anew.
-    pub fn reset(&self) {
+    fn reset(&self) {
         for gauge in [
             &self.pool_algorithm,
             &self.pool_panic,

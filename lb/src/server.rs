@@ -25,6 +25,8 @@ use crate::transport::{Shared, Sockets, Threads};
 
 /// How long traffic waits for the first probes before it is served all the same.
 const FIRST_PROBES_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the end waits for a disk to take the access log's last lines.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs a balancer with the configuration at `path` until it is told to stop.
 pub fn run(path: &Path) -> anyhow::Result<()> {
@@ -47,7 +49,8 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
 
 async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let access_log = AccessLog::open(&config.access_log).context("the access log cannot be opened")?.map(Arc::new);
+    let access_log = AccessLog::open(&config.access_log).context("the access log cannot be opened")?;
+    let (access_log, log_writer) = access_log.map(|(log, writer)| (Arc::new(log), writer)).unzip();
     let (phase, phase_seen) = watch::channel(Phase::Running);
     let admin_listener = bind_admin(config.admin.address).await?;
     let admin_address = admin_listener.local_addr()?;
@@ -82,6 +85,12 @@ async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
     tokio::select! {
         () = stop_gracefully(&server, threads) => {}
         () = signals.again() => tracing::warn!("stopping at once: exchanges in flight are cut off"),
+    }
+    if let Some(writer) = log_writer {
+        let finished = tokio::task::spawn_blocking(|| writer.finish());
+        if tokio::time::timeout(LAST_LINES_TIMEOUT, finished).await.is_err() {
+            tracing::error!("the disk does not take the access log's last lines: they are lost");
+        }
     }
     Ok(())
 }

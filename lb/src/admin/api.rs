@@ -1,6 +1,6 @@
 //! The handlers. What changes something is written to disk too, so it runs where blocking is allowed.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Json;
@@ -166,17 +166,13 @@ pub async fn config(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 pub async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    // Gauges are emptied and set anew, which two scrapes at once must not mix.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let metrics = &admin.control.metrics;
-    let text = {
-        let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        set_gauges(&metrics.gauges, &admin.control.snapshot(), Instant::now());
+    let text = metrics.scrape(|gauges| {
+        set_gauges(gauges, &admin.control.snapshot(), Instant::now());
         if let Some(log) = &admin.access_log {
             metrics.access_log_lost.inc_by(log.lost().saturating_sub(metrics.access_log_lost.get()));
         }
-        metrics.text()
-    };
+    });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

@@ -107,7 +107,6 @@ fn seconds(duration: Duration) -> f64 {
 
 /// Sets the gauges to what is true now.
 pub fn set_gauges(gauges: &Gauges, snapshot: &Snapshot, now: Instant) {
-    gauges.reset();
     gauges.snapshot_version.set(i64::try_from(snapshot.version).unwrap_or(i64::MAX));
     for pool in &snapshot.pools {
         let name = pool.name.as_str();

@@ -16,7 +16,7 @@ use pingora::server::configuration::ServerConf;
 
 use super::Shared;
 use super::http1::path::normalise;
-use crate::access_log::{AccessLog, Record};
+use crate::access_log::{AccessLog, Record, Served};
 use crate::config::ListenerConfig;
 use crate::control::Control;
 use crate::proxy::admission::Claims;
@@ -446,7 +446,6 @@ async fn respond(session: &mut Session, refusal: Refusal, request_id: &str) -> p
 fn write_record(log: &AccessLog, session: &Session, context: &Context, outcome: &Outcome, status: u16, now: Instant) {
     let request = session.req_header();
     let text = |name: HeaderName| request.headers.get(name).and_then(|value| value.to_str().ok());
-    let route = context.exchange.as_ref().map(Exchange::route);
     let peer = session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
     let client = context.client.or(peer);
     log.write(&Record {
@@ -462,14 +461,7 @@ fn write_record(log: &AccessLog, session: &Session, context: &Context, outcome: 
         request_id: &context.request_id,
         referer: text(header::REFERER),
         user_agent: text(header::USER_AGENT),
-        route: route.map(|route| route.name.as_str()),
-        pool: route.map(|route| route.pool.name.as_str()),
-        backend: outcome.backend.as_ref().map(|backend| backend.address.as_str()),
-        backend_status: outcome.backend_status,
-        response_time: outcome.response_time,
-        attempts: outcome.attempts,
-        sticky: outcome.is_sticky,
-        refusal: outcome.refusal.map(Refusal::reason),
+        served: Served::new(context.exchange.as_ref(), outcome),
     });
 }
 

@@ -167,7 +167,6 @@ fn append(framing: Framing, data: &[u8], out: &mut Vec<u8>) {
 pub fn refusal(reject: Reject) -> Refusal {
     match reject.status() {
         405 => Refusal::Method,
-        413 => Refusal::BodyTooLarge,
         414 => Refusal::TargetTooLong,
         417 => Refusal::Expectation,
         431 => Refusal::FieldsTooLarge,

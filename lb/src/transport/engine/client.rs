@@ -20,7 +20,7 @@ use super::stream::ClientStream;
 use super::timer::Timer;
 use super::work::Work;
 use super::{Engine, idle, tunnel};
-use crate::access_log::{AccessLog, Record};
+use crate::access_log::{AccessLog, Record, Served};
 use crate::proxy::exchange::{Exchange, Outcome};
 use crate::proxy::headers::Peer;
 use crate::proxy::refusal::Refusal;
@@ -405,7 +405,6 @@ fn write_record(
         target.push('?');
         target.push_str(&readable(query));
     }
-    let route = exchange.map(Exchange::route);
     log.write(&Record {
         time,
         client: carrier.told.client.unwrap_or(carrier.peer.address),
@@ -419,13 +418,6 @@ fn write_record(
         request_id: text.get(carrier.told.request_id.clone()).unwrap_or_default(),
         referer: field(Name::Referer).as_deref(),
         user_agent: field(Name::UserAgent).as_deref(),
-        route: route.map(|route| route.name.as_str()),
-        pool: route.map(|route| route.pool.name.as_str()),
-        backend: outcome.backend.as_ref().map(|backend| backend.address.as_str()),
-        backend_status: outcome.backend_status,
-        response_time: outcome.response_time,
-        attempts: outcome.attempts,
-        sticky: outcome.is_sticky,
-        refusal: outcome.refusal.map(Refusal::reason),
+        served: Served::new(exchange, outcome),
     });
 }

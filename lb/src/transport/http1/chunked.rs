@@ -12,9 +12,6 @@ use super::name::Name;
 /// The line end after a chunk's data.
 pub const CHUNK_END: &[u8] = b"\r\n";
 
-/// The last chunk, without trailers.
-pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
-
 /// Hexadecimal digits a size may have, leading zeros included: those of 64 bits, so that no size overflows.
 const SIZE_DIGITS: u8 = 16;
 

@@ -40,7 +40,6 @@ pub enum Reject {
     Chunk(BadChunk),
     ConnectMethod,
     TraceMethod,
-    ContentTooLarge,
     RequestLineTooLong,
     Expectation,
     HeadTooLarge,
@@ -55,7 +54,6 @@ impl Reject {
     pub const fn status(self) -> u16 {
         match self {
             Reject::ConnectMethod | Reject::TraceMethod => 405,
-            Reject::ContentTooLarge => 413,
             Reject::RequestLineTooLong => 414,
             Reject::Expectation => 417,
             Reject::HeadTooLarge | Reject::TooManyFields => 431,
@@ -96,7 +94,6 @@ impl Reject {
             Reject::Chunk(bad) => bad.reason(),
             Reject::ConnectMethod => "CONNECT is not served",
             Reject::TraceMethod => "TRACE is not served",
-            Reject::ContentTooLarge => "content larger than allowed",
             Reject::RequestLineTooLong => "request line longer than allowed",
             Reject::Expectation => "unknown expectation",
             Reject::HeadTooLarge => "head larger than allowed",
@@ -104,14 +101,6 @@ impl Reject {
             Reject::MethodTooLong => "method longer than any known",
             Reject::TransferCoding => "transfer coding other than chunked",
             Reject::UnsupportedVersion => "HTTP version other than 1.x",
-        }
-    }
-
-    /// The value of the Allow field that a 405 must have (RFC 9110 §15.5.6).
-    pub const fn allow(self) -> Option<&'static str> {
-        match self.status() {
-            405 => Some("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH"),
-            _ => None,
         }
     }
 }

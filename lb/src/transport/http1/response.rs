@@ -57,7 +57,6 @@ pub enum BadResponse {
     UnaskedUpgrade,
     Upgrade,
     Truncated,
-    TrailingBytes,
 }
 
 impl BadResponse {
@@ -81,7 +80,6 @@ impl BadResponse {
             BadResponse::UnaskedUpgrade => "101 to a request without Upgrade",
             BadResponse::Upgrade => "101 to another protocol than asked for",
             BadResponse::Truncated => "connection closed before the response was complete",
-            BadResponse::TrailingBytes => "bytes after the response",
         }
     }
 }

@@ -54,6 +54,15 @@ if ! docker info > /dev/null 2>&1; then
     done
 fi
 
+# An engine may run and yet be denied what containers need: one with nothing but `true` tells.
+trial=evenkeel-trial-$$
+tar -C / -chf - bin/true $(ldd /bin/true | grep -o '/[^ ]*' | sed 's,^/,,') | docker import - "$trial" > /dev/null
+if ! docker run --rm "$trial" /bin/true > "$scratch/trial.log" 2>&1; then
+    cat "$scratch/trial.log"
+    not_run "the engine cannot run containers here"
+fi
+docker rmi -f "$trial" > /dev/null
+
 if docker compose version > /dev/null 2>&1; then
     COMPOSE="docker compose"
 elif command -v docker-compose > /dev/null; then

@@ -24,7 +24,7 @@ use crate::{
     config::{SecureCookies, Settings},
     error::{Error, Problem},
     metrics::Held,
-    page,
+    page, patience,
 };
 
 /// Who asks, as far as the connection and the balancers we trust can tell.
@@ -194,11 +194,11 @@ fn guard(headers: &mut HeaderMap) {
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
 }
 
-/// Gives up on a request that takes longer than it may.
+/// Gives up on a request that takes longer than it may, or whose stores do.
 pub async fn deadline(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let posts_picture = request.method() == Method::POST && request.uri().path() == "/posts/";
     let limit = if posts_picture { app.settings.upload_timeout } else { app.settings.request_timeout };
-    match tokio::time::timeout(limit, next.run(request)).await {
+    match tokio::time::timeout(limit, patience::of_one_request(next.run(request))).await {
         Ok(response) => response,
         Err(_) => Error::TimedOut.into_response(),
     }

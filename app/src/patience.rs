@@ -2,9 +2,11 @@
 //!
 //! A failover takes seconds, and whoever waits for it meanwhile gets an answer instead of an error: one slow page.
 //! But once a store has stayed away for that long, every further request would be as slow only to fail as well, so
-//! then each gets one attempt until one succeeds.
+//! then each gets one attempt until one succeeds. And a page that asks its stores several times waits once: what one
+//! operation has taken is not there for the next.
 
 use std::{
+    cell::Cell,
     fmt,
     future::Future,
     sync::atomic::{AtomicBool, Ordering},
@@ -15,9 +17,19 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::error::StoreError;
 
+tokio::task_local! {
+    /// How long the operations of the present request have taken so far.
+    static WAITED: Cell<Duration>;
+}
+
+/// Answers a request whose operations on stores share one limit.
+pub async fn of_one_request<F: Future>(answer: F) -> F::Output {
+    WAITED.scope(Cell::new(Duration::ZERO), answer).await
+}
+
 #[derive(Debug)]
 pub struct Patience {
-    /// From the first attempt to the error.
+    /// From the first attempt to the error, for one operation and for those of one request together.
     overall: Duration,
     /// Whether an operation has spent all that time in vain, and none has succeeded since.
     away: AtomicBool,
@@ -49,11 +61,23 @@ impl Patience {
 
     /// Repeats `attempt`, which must be repeatable and bound its own time, until it succeeds, fails for good or has
     /// taken too long.
-    pub async fn run<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, StoreError>
+    pub async fn run<T, F>(&self, attempt: impl FnMut() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let deadline = Instant::now() + self.overall;
+        let begun = Instant::now();
+        let waited = WAITED.try_with(Cell::get).unwrap_or_default();
+        let left = self.overall.saturating_sub(waited).max(LAST_CHANCE.min(self.overall));
+        let outcome = self.run_until(begun + left, attempt).await;
+        // An error says that this belongs to no request.
+        let _ = WAITED.try_with(|waited| waited.set(waited.get() + begun.elapsed()));
+        outcome
+    }
+
+    async fn run_until<T, F>(&self, deadline: Instant, mut attempt: impl FnMut() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
         let mut pause = FIRST_PAUSE;
         let mut cause = None;
         loop {
@@ -94,6 +118,8 @@ impl std::error::Error for TooLong {}
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+/// What an operation gets when those before it have used up all patience: enough where the store is well again.
+const LAST_CHANCE: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests {
@@ -135,6 +161,24 @@ mod tests {
         assert_eq!(begun.elapsed(), Duration::ZERO);
         patience.run(|| async { Ok(()) }).await.unwrap();
         assert!(!patience.is_away());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_operations_of_one_request_share_the_limit() {
+        let patience = Patience::new(Duration::from_secs(8));
+        let begun = Instant::now();
+        let slow = || async {
+            sleep(Duration::from_secs(6)).await;
+            Ok(())
+        };
+        let outcomes = of_one_request(async {
+            let outcomes = (patience.run(slow).await, patience.run(slow).await, patience.run(slow).await);
+            // The store is well again: nothing is refused that it can answer.
+            (outcomes, patience.run(|| async { Ok(()) }).await)
+        });
+        assert!(matches!(outcomes.await, ((Ok(()), Err(_), Err(_)), Ok(()))));
+        assert_eq!(begun.elapsed(), Duration::from_secs(8) + LAST_CHANCE);
+        of_one_request(patience.run(slow)).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

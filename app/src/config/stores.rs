@@ -72,8 +72,8 @@ pub struct RedisArgs {
     /// Time for one attempt, redirections included; then all connections are made anew
     #[arg(long, env = "APP_REDIS_ATTEMPT_TIMEOUT", default_value = "1500ms", value_parser = duration, value_name = "TIME")]
     pub redis_attempt_timeout: Duration,
-    /// Time for one operation with all attempts; longer than a failover takes, which is about twice Redis's own
-    /// cluster-node-timeout
+    /// Time for one operation with all attempts, and for all operations of one request together; longer than a
+    /// failover takes, which is about twice Redis's own cluster-node-timeout
     #[arg(long, env = "APP_REDIS_TIMEOUT", default_value = "8s", value_parser = duration, value_name = "TIME")]
     pub redis_timeout: Duration,
 }
@@ -109,7 +109,7 @@ pub struct DatabaseArgs {
     /// Time for one statement; then its connection is given up and the statement sent again over another
     #[arg(long, env = "APP_DATABASE_STATEMENT_TIMEOUT", default_value = "2s", value_parser = duration, value_name = "TIME")]
     pub database_statement_timeout: Duration,
-    /// Time for one operation with all attempts
+    /// Time for one operation with all attempts, and for all operations of one request together
     #[arg(long, env = "APP_DATABASE_TIMEOUT", default_value = "8s", value_parser = duration, value_name = "TIME")]
     pub database_timeout: Duration,
     /// Time that the database and its tables get to appear when an instance starts

@@ -279,7 +279,7 @@ impl RedisCluster {
              cluster-enabled yes\ncluster-config-file nodes.conf\ncluster-node-timeout {timeout}\n\
              cluster-require-full-coverage no\ncluster-replica-validity-factor 0\n\
              cluster-allow-replica-migration no\nappendonly yes\nappendfsync everysec\nsave \"\"\n\
-             repl-diskless-sync-delay 0\n",
+             repl-diskless-sync no\n",
             folder = folder.display(),
             password = self.options.password,
             timeout = self.options.node_timeout.as_millis(),

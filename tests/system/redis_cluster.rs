@@ -108,10 +108,11 @@ async fn with_redis_away_pages_without_session_work_and_everything_recovers() {
     site.stop_redis();
     let address = site.balancer.address();
     let request = Request::get("/accounts/logs/").with("Cookie", &load.cookie);
+    let asked = Instant::now();
     let refused = ask(address, &request).await.expect("an answer");
-    let first = begun.elapsed();
+    let first = asked.elapsed();
     assert_eq!(refused.status, 503, "{}", refused.text());
-    assert!(refused.text().contains("<html") && first < LIMIT + SLOW * 3, "after {first:?}: {}", refused.text());
+    assert!(refused.text().contains("<html") && first < LIMIT * 3 / 2, "after {first:?}: {}", refused.text());
     for target in ["/api/hello/", "/accounts/login/", "/robots.txt"] {
         for _ in 0..5 {
             let begun = Instant::now();

@@ -5,6 +5,7 @@ pub mod toml;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -52,8 +53,20 @@ pub struct ListenerConfig {
     pub body_timeout: Duration,
     #[serde(serialize_with = "seconds")]
     pub send_timeout: Duration,
+    /// Bytes per second that a client must move on average; `None`: any.
+    pub min_rate: Option<NonZero<u32>>,
+    pub half_close: HalfClose,
     /// Largest request body in bytes; `None`: no limit.
     pub max_body_bytes: Option<u64>,
+}
+
+/// What becomes of a client that closes its sending side before it has its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HalfClose {
+    /// Its exchange ends: mostly it has left, and cannot be told apart.
+    Cancel,
+    Answer,
 }
 
 /// Paths of PEM files that were readable and fitted together when the configuration was checked.

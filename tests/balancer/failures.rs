@@ -27,6 +27,7 @@ async fn a_backend_that_breaks_off_before_its_response_is_502() {
         vec![Step::Reset],
         vec![Step::Close],
         vec![Step::Send(b"HTTP/1.1 200".to_vec()), Step::Close],
+        vec![Step::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n".to_vec()), Step::Hang],
         vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()), Step::Reset],
     ] {
         a.answer({

@@ -384,7 +384,7 @@ async fn a_client_that_leaves_within_its_body_frees_its_backend() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut wire = balancer.connect().await;
-    wire.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf").await;
+    wire.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nhalf").await;
     eventually("the head arrived", async || a.heads() == 1).await;
     wire.reset();
     balancer.is_idle().await;

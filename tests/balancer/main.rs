@@ -11,6 +11,7 @@ mod hot_swap;
 mod malformed;
 mod observability;
 mod retry;
+mod slow_clients;
 mod state;
 mod sticky;
 mod stopping;

@@ -264,6 +264,17 @@ impl Wire {
         self.rest().await.0.is_empty()
     }
 
+    /// Reads up to so many bytes and throws them away.
+    pub async fn sip(&mut self, most: usize) {
+        // A peer that has closed has nothing to sip.
+        let _ = within("a sip", self.stream.read(&mut vec![0; most])).await;
+    }
+
+    /// Says that nothing more will be sent.
+    pub async fn close_sending(&mut self) {
+        self.stream.shutdown().await.expect("an open connection");
+    }
+
     /// Ends the connection with a reset.
     pub fn reset(self) {
         let _ = self.stream.set_zero_linger();

@@ -9,13 +9,14 @@ mod values;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZero;
 use std::path::Path;
 use std::time::Duration;
 
 use ::toml::de::{DeTable, DeValue};
 
 use super::{
-    AccessLogConfig, AccessLogFile, AccessLogFormat, AdminConfig, BackendConfig, Config, EjectionConfig,
+    AccessLogConfig, AccessLogFile, AccessLogFormat, AdminConfig, BackendConfig, Config, EjectionConfig, HalfClose,
     ListenerConfig, LogConfig, LogFormat, PoolConfig, PoolName, PoolSettings, Position, ProbeConfig, ProbeKind,
     Problem, RouteConfig, SameSite, SecureCookie, ServerConfig, StateConfig, StatusRanges, StickyConfig, TlsConfig,
 };
@@ -134,6 +135,9 @@ impl<'t> Reader<'t> {
         let header_timeout = self.value(section, "header_timeout", values::duration(MILLISECOND, DAY));
         let body_timeout = self.value(section, "body_timeout", values::duration(MILLISECOND, DAY));
         let send_timeout = self.value(section, "send_timeout", values::duration(MILLISECOND, DAY));
+        let min_rate = self.value(section, "min_rate", values::whole::<u32>(0, u32::MAX.into()));
+        let half_close = [("cancel", HalfClose::Cancel), ("answer", HalfClose::Answer)];
+        let half_close = self.value(section, "half_close", values::choice(&half_close));
         let max_body_bytes = self.value(section, "max_body_bytes", values::whole::<u64>(0, i64::MAX as u64));
         Some(ListenerConfig {
             address: address?,
@@ -142,6 +146,8 @@ impl<'t> Reader<'t> {
             header_timeout: header_timeout?,
             body_timeout: body_timeout?,
             send_timeout: send_timeout?,
+            min_rate: min_rate.map(NonZero::new)?,
+            half_close: half_close?,
             max_body_bytes: max_body_bytes.map(|bytes| (bytes != 0).then_some(bytes))?,
         })
     }

@@ -10,6 +10,7 @@
 //! - [`attempt`]: one try on one backend.
 //! - [`body`]: content on its way, framed anew.
 //! - [`splice`]: large content that need not be looked at.
+//! - [`pace`]: clients that are too slow over all.
 //! - [`timer`]: time limits that cost nothing until they pass.
 //! - [`tunnel`]: a connection that ceased to be HTTP.
 
@@ -17,6 +18,7 @@ mod attempt;
 mod body;
 mod client;
 pub mod idle;
+mod pace;
 mod request;
 mod splice;
 pub mod stream;

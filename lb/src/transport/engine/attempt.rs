@@ -11,11 +11,12 @@ use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
 use super::body::{RequestBody, ResponseBody};
+use super::pace::Pace;
 use super::splice::{self, Pipe};
 use super::stream::ClientStream;
 use super::timer::Timer;
 use super::work::Work;
-use crate::config::{ListenerConfig, PoolSettings};
+use crate::config::{HalfClose, ListenerConfig, PoolSettings};
 use crate::proxy::refusal::Refusal;
 use crate::proxy::retry::Failure;
 use crate::transport::http1::limits::Limits;
@@ -46,6 +47,10 @@ pub struct Attempt<'a> {
     /// The backend takes no more of the request; its response may come all the same.
     has_stopped_sending: bool,
     has_heard: bool,
+    /// The client has closed its sending side and is answered all the same.
+    has_half_closed: bool,
+    /// How the client keeps up with its answer.
+    pace: Pace,
 }
 
 /// Why an attempt ended early.
@@ -70,7 +75,6 @@ impl<'a> Attempt<'a> {
         limits: &'a Limits,
         is_reused: bool,
     ) -> Self {
-        let (sent, has_stopped_sending, has_heard) = (0, false, false);
         Self {
             client,
             backend,
@@ -80,9 +84,11 @@ impl<'a> Attempt<'a> {
             settings,
             limits,
             is_reused,
-            sent,
-            has_stopped_sending,
-            has_heard,
+            sent: 0,
+            has_stopped_sending: false,
+            has_heard: false,
+            has_half_closed: false,
+            pace: Pace::new(listener.min_rate),
         }
     }
 
@@ -125,7 +131,12 @@ impl<'a> Attempt<'a> {
                 }
                 None => self.patience(),
             };
-            timer.limit(patience, |cx| self.poll_hear(cx)).await.map_err(|_| late)??;
+            let received = self.body.received();
+            let heard = timer.limit(patience, |cx| self.poll_hear(cx)).await;
+            if matches!(late, Broken::Client(_)) {
+                self.body.pace.moved(self.body.received().saturating_sub(received), timer.waited());
+            }
+            heard.map_err(|_| late)??;
         }
     }
 
@@ -135,7 +146,7 @@ impl<'a> Attempt<'a> {
         if is_sending {
             (self.settings.write_timeout, Broken::Backend(Failure::Timeout))
         } else if !self.body.is_done() && !self.has_stopped_sending && !self.awaits_continue() {
-            (self.listener.body_timeout, Broken::Client(Refusal::ClientTimeout))
+            (self.body.pace.patience(self.listener.body_timeout), Broken::Client(Refusal::ClientTimeout))
         } else {
             (self.settings.response_timeout, Broken::Backend(Failure::Timeout))
         }
@@ -199,13 +210,13 @@ impl<'a> Attempt<'a> {
         Poll::Ready(has_written)
     }
 
-    /// Notices a client that leaves, and takes in what it sends ahead. A client that closes only its sending side
-    /// counts as gone too, as with nginx: the two cannot be told apart.
+    /// Notices a client that leaves, and takes in what it sends ahead.
     fn watch_client(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
-        while self.work.from_client.len() < self.body.end() + MOST_PIPELINED_BYTES {
+        while !self.has_half_closed && self.work.from_client.len() < self.body.end() + MOST_PIPELINED_BYTES {
             self.work.from_client.reserve(1024);
             match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.work.from_client) {
                 Poll::Ready(Ok(count)) if count > 0 => {}
+                Poll::Ready(Ok(_)) if self.listener.half_close == HalfClose::Answer => self.has_half_closed = true,
                 Poll::Ready(_) => return Err(Broken::ClientGone),
                 Poll::Pending => return Ok(()),
             }
@@ -227,19 +238,21 @@ impl<'a> Attempt<'a> {
         Ok(())
     }
 
-    /// Sends the client what is in `to_client`, then the content behind the head in `from_backend`. Returns whether
-    /// the backend's connection is in order for another request.
-    pub async fn answer(
-        &mut self,
-        head: usize,
-        response: &mut ResponseBody,
-        timer: &mut Timer,
-    ) -> Result<bool, Broken> {
+    /// Takes the content that came with the head into `to_client`, before the client is sent anything. False:
+    /// something came that does not belong to the response.
+    pub fn begin_answer(&mut self, head: usize, response: &mut ResponseBody) -> Result<bool, Broken> {
         let work = &mut *self.work;
-        let bad = |_| Broken::Backend(Failure::Truncated);
+        let bad = |_| Broken::Backend(Failure::Broken);
         let used = response.take(&work.from_backend[head..], &mut work.to_client).map_err(bad)?;
-        let mut is_clean = head + used == work.from_backend.len();
+        let is_in_order = head + used == work.from_backend.len();
         work.from_backend.clear();
+        Ok(is_in_order)
+    }
+
+    /// Sends the client what is in `to_client`, then the rest of the content. Returns whether the backend's
+    /// connection is in order for another request.
+    pub async fn answer(&mut self, response: &mut ResponseBody, timer: &mut Timer) -> Result<bool, Broken> {
+        let mut is_clean = true;
         loop {
             self.flush_to_client(timer).await?;
             if response.is_done() {
@@ -280,12 +293,16 @@ impl<'a> Attempt<'a> {
                 Ok(Err(broken)) => return Err(broken),
             }
             while !pipe.is_empty() {
-                let emptying = timer.limit(self.listener.send_timeout, |cx| match &*self.client {
+                let patience = self.pace.patience(self.listener.send_timeout);
+                let emptying = timer.limit(patience, |cx| match &*self.client {
                     ClientStream::Tcp(client) => pipe.poll_empty(cx, client),
                     ClientStream::Tls(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
                 });
                 match emptying.await {
-                    Ok(Ok(count)) if count > 0 => response.skip(count as u64),
+                    Ok(Ok(count)) if count > 0 => {
+                        self.pace.moved(count as u64, timer.waited());
+                        response.skip(count as u64);
+                    }
                     _ => return Err(Broken::ClientGone),
                 }
             }
@@ -339,8 +356,11 @@ impl<'a> Attempt<'a> {
     async fn flush_to_client(&mut self, timer: &mut Timer) -> Result<(), Broken> {
         let mut written = 0;
         while written < self.work.to_client.len() {
-            let writing = timer.limit(self.listener.send_timeout, |cx| self.poll_write_to_client(cx, written)).await;
-            written += writing.map_err(|_| Broken::ClientGone)??;
+            let patience = self.pace.patience(self.listener.send_timeout);
+            let writing = timer.limit(patience, |cx| self.poll_write_to_client(cx, written)).await;
+            let count = writing.map_err(|_| Broken::ClientGone)??;
+            self.pace.moved(count as u64, timer.waited());
+            written += count;
         }
         self.work.to_client.clear();
         if self.client.is_tls() {

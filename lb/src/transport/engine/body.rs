@@ -1,5 +1,6 @@
 //! Content on its way from one side to the other: understood as it came, framed anew.
 
+use super::pace::Pace;
 use crate::proxy::refusal::Refusal;
 use crate::transport::http1::body::{BodyReader, Framing};
 use crate::transport::http1::chunked::{self, write_chunk, write_end};
@@ -21,12 +22,14 @@ pub struct RequestBody {
     /// How many bytes may stay in the buffer to be sent again.
     keep: usize,
     is_at_hand: bool,
+    /// How the client keeps up with sending it.
+    pub pace: Pace,
 }
 
 impl RequestBody {
-    pub fn new(framing: Framing, start: usize, most: Option<u64>, keep: usize) -> Self {
+    pub fn new(framing: Framing, start: usize, most: Option<u64>, keep: usize, pace: Pace) -> Self {
         let reader = BodyReader::new(framing, CHUNK_LIMITS);
-        Self { reader, framing, start, at: start, received: 0, most, keep, is_at_hand: true }
+        Self { reader, framing, start, at: start, received: 0, most, keep, is_at_hand: true, pace }
     }
 
     /// Whether the last byte was read.
@@ -47,6 +50,21 @@ impl RequestBody {
     /// Where the next request begins in the buffer, once this one is done.
     pub fn end(&self) -> usize {
         self.at
+    }
+
+    /// How much is still to come of content that fits among what may be sent again, if its length is known.
+    pub fn missing(&self, buffer: &[u8]) -> usize {
+        match self.framing {
+            Framing::Length(length) if self.keep as u64 >= length => {
+                // It fits, as it is no longer than `keep`.
+                (self.start + length as usize).saturating_sub(buffer.len())
+            }
+            _ => 0,
+        }
+    }
+
+    pub fn received(&self) -> u64 {
+        self.received
     }
 
     /// Begins again at the first byte, for another backend.

@@ -25,6 +25,7 @@ use crate::proxy::exchange::{Exchange, Outcome};
 use crate::proxy::headers::Peer;
 use crate::proxy::refusal::Refusal;
 use crate::proxy::retry::{Failure, Replay};
+use crate::transport::http1::body::Framing;
 use crate::transport::http1::message::{Method, Parsed, Version};
 use crate::transport::http1::name::Name;
 use crate::transport::http1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, ResponsePlan};
@@ -189,8 +190,8 @@ impl Carrier<'_> {
                 fate
             }
             Err(refusal) => {
-                let body = RequestBody::new(work.request.framing(), head, None, 0);
-                let fate = self.respond(work, refusal, body.is_done()).await;
+                let is_whole = work.request.framing() == Framing::None;
+                let fate = self.respond(work, refusal, is_whole).await;
                 self.conclude(work, None);
                 if fate == Fate::Idle {
                     work.from_client.drain(..head);
@@ -208,6 +209,11 @@ impl Carrier<'_> {
         body: &mut RequestBody,
         mut now: Instant,
     ) -> Fate {
+        match self.read_small_body(work, body).await {
+            Ok(()) => {}
+            Err(Broken::Client(refusal)) => return self.respond(work, refusal, false).await,
+            Err(_) => return Fate::Abort,
+        }
         let is_idempotent = work.request.method().is_idempotent();
         loop {
             let (broken, has_begun) = match self.attempt(work, exchange, body, now).await {
@@ -226,6 +232,29 @@ impl Carrier<'_> {
                 _ if has_begun => return Fate::Abort,
                 Ok(()) => body.rewind(),
                 Err(refusal) => return self.respond(work, refusal, body.is_done()).await,
+            }
+        }
+    }
+
+    /// Reads a small body whole, so that no backend waits for a slow client. One that is held back until the backend
+    /// asks for it is not waited for.
+    async fn read_small_body(&mut self, work: &mut Work, body: &mut RequestBody) -> Result<(), Broken> {
+        if work.request.expects_continue() {
+            return Ok(());
+        }
+        loop {
+            let missing = body.missing(&work.from_client);
+            if missing == 0 {
+                return Ok(());
+            }
+            work.from_client.reserve(missing);
+            let reading = self.timer.limit(body.pace.patience(self.engine.listener.body_timeout), |cx| {
+                poll_read_buf(Pin::new(&mut *self.client), cx, &mut work.from_client)
+            });
+            match reading.await {
+                Ok(Ok(count)) if count > 0 => body.pace.moved(count as u64, self.timer.waited()),
+                Ok(_) => return Err(Broken::ClientGone),
+                Err(_) => return Err(Broken::Client(Refusal::ClientTimeout)),
             }
         }
     }
@@ -255,10 +284,12 @@ impl Carrier<'_> {
         let switches = websocket::answers(attempt.response(), wants_websocket);
         let switches = switches.map_err(|_| Broken::Backend(Failure::Broken))?;
         let keeps_backend = attempt.response().keeps_alive();
-        exchange.answered(attempt.response().status(), Instant::now());
+        let status = attempt.response().status();
         let (mut response, keeps_client) =
             write_head(self.engine, attempt.work, attempt.body, exchange, attempt.client.is_tls(), switches);
-        self.status = attempt.response().status();
+        let is_in_order = switches || attempt.begin_answer(head, &mut response)?;
+        exchange.answered(status, Instant::now());
+        self.status = status;
         if switches {
             let work = &mut *attempt.work;
             let end = attempt.body.end();
@@ -271,9 +302,9 @@ impl Carrier<'_> {
             self.sent = moved.saturating_sub(head_bytes);
             return Ok(Fate::Close);
         }
-        let answered = attempt.answer(head, &mut response, self.timer).await;
+        let answered = attempt.answer(&mut response, self.timer).await;
         self.sent = response.sent;
-        let is_backend_clean = answered?;
+        let is_backend_clean = answered? && is_in_order;
         let now = Instant::now();
         self.ended = Some(now);
         if is_backend_clean && keeps_backend {

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::Engine;
 use super::body::{RequestBody, refusal};
+use super::pace::Pace;
 use super::work::Work;
 use crate::proxy::exchange::{Asked, Exchange};
 use crate::proxy::headers::{Forwarding, Origin, Peer, write_request_id};
@@ -76,7 +77,7 @@ pub fn begin(
     let (exchange, forwarding) = Exchange::begin(&snapshot, &Asked { origin, path, now }, cookies)?;
     told.read(&forwarding, text);
     let keep = exchange.route().pool.settings.retry_body_bytes;
-    Ok((exchange, RequestBody::new(request.framing(), head, most, keep)))
+    Ok((exchange, RequestBody::new(request.framing(), head, most, keep, Pace::new(engine.listener.min_rate))))
 }
 
 /// Writes the head for the backend. `websocket`: ask it to switch protocols.

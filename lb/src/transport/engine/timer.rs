@@ -12,6 +12,8 @@ use tokio::time::Sleep;
 #[derive(Default)]
 pub struct Timer {
     deadline: Option<Instant>,
+    /// When the present wait, or the last one, had to wait; `None`: it had not.
+    waits_since: Option<Instant>,
     /// Fires at or before the deadline, once the first wait had to wait.
     alarm: Option<Pin<Box<Sleep>>>,
 }
@@ -27,13 +29,12 @@ impl Timer {
         limit: Duration,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Result<T, Elapsed> {
-        let mut is_set = false;
+        self.waits_since = None;
         poll_fn(|cx| {
             if let Poll::Ready(value) = poll(cx) {
                 return Poll::Ready(Ok(value));
             }
-            if !is_set {
-                is_set = true;
+            if self.waits_since.is_none() {
                 self.set(limit);
             }
             self.poll_elapsed(cx).map(|()| Err(Elapsed))
@@ -41,9 +42,16 @@ impl Timer {
         .await
     }
 
+    /// How long the last wait took.
+    pub fn waited(&self) -> Duration {
+        self.waits_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     fn set(&mut self, limit: Duration) {
+        let now = Instant::now();
+        self.waits_since = Some(now);
         // So far away that it never comes.
-        let deadline = Instant::now().checked_add(limit);
+        let deadline = now.checked_add(limit);
         if let (Some(deadline), Some(alarm)) = (deadline, &mut self.alarm)
             && tokio::time::Instant::from_std(deadline) < alarm.deadline()
         {

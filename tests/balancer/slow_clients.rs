@@ -1,0 +1,147 @@
+//! Clients that are slow on purpose or by nature: what they cost, and when they are let go.
+
+use std::time::{Duration, Instant};
+
+use tests::{Balancer, Config, End, Origin, Request, Step, eventually, response, within};
+
+/// More than what is read whole before a backend is chosen.
+const LARGE: usize = 100_000;
+/// Bytes per second that nobody here keeps up with, to be asked for once the grace is over.
+const BRISK: &str = "min_rate = 100000000";
+
+fn post(length: usize) -> String {
+    format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n")
+}
+
+#[tokio::test]
+async fn a_small_body_costs_no_backend_anything_until_it_is_whole() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut wire = balancer.connect().await;
+    wire.send(post(10)).await;
+    for _ in 0..9 {
+        wire.send("x").await;
+        // Whoever asks meanwhile is served, and is the only one.
+        assert_eq!(balancer.get("/").await.status, 200);
+        assert_eq!(balancer.in_flight().await, 0);
+    }
+    let before = a.heads();
+    wire.send("xGET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let reply = wire.reply().await;
+    assert_eq!((reply.status, &reply.json()["body_length"]), (200, &10.into()));
+    assert_eq!(wire.reply().await.status, 200, "what follows the body is the next request");
+    assert_eq!(a.heads(), before + 2);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_within_a_small_body_is_nobodys_failure() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    for leave_by_reset in [true, false] {
+        let mut wire = balancer.connect().await;
+        wire.send(post(10) + "half").await;
+        if leave_by_reset {
+            wire.reset();
+        }
+    }
+    assert_eq!(balancer.get("/").await.status, 200);
+    balancer.is_idle().await;
+    assert_eq!(a.heads(), 1);
+    assert_eq!(balancer.backend(&a).await["failures"], 0);
+}
+
+#[tokio::test]
+async fn a_body_that_drips_is_408_though_no_single_wait_is_long() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).listener(BRISK)).await;
+    for length in [1000, LARGE] {
+        let mut wire = balancer.connect().await;
+        wire.send(post(length)).await;
+        let begun = Instant::now();
+        let dripping = async {
+            loop {
+                wire.send("x").await;
+                if let Ok(reply) = tokio::time::timeout(Duration::from_millis(100), wire.reply()).await {
+                    return reply;
+                }
+            }
+        };
+        let reply = within("an answer", dripping).await;
+        assert_eq!(reply.status, 408);
+        assert!(begun.elapsed() > Duration::from_secs(4), "not before the grace is over: {:?}", begun.elapsed());
+        assert!(wire.is_closed().await);
+    }
+    balancer.is_idle().await;
+    assert_eq!(balancer.backend(&a).await["failures"], 0, "the client's fault, not the backend's");
+}
+
+#[tokio::test]
+async fn a_client_that_drinks_in_sips_is_let_go() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).listener(BRISK)).await;
+    // By splice, and by copying.
+    for length in ["Content-Length: 40000000\r\n", ""] {
+        let head = format!("HTTP/1.1 200 OK\r\n{length}\r\n").into_bytes();
+        a.answer(move |_| vec![Step::Send(head.clone()), Step::Send(vec![b'x'; 40_000_000]), Step::Close]);
+        let mut wire = balancer.connect().await;
+        wire.send(Request::get("/").to_bytes()).await;
+        assert_eq!(wire.reply_head().await.status, 200);
+        within("its end", async {
+            while balancer.in_flight().await > 0 {
+                wire.sip(10_000).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await;
+        assert!(wire.rest().await.0.len() < 40_000_000, "it was cut off");
+    }
+}
+
+#[tokio::test]
+async fn a_client_in_no_hurry_is_served_as_long_as_it_keeps_moving() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut wire = balancer.connect().await;
+    wire.send(post(6000)).await;
+    // A second of silence between pieces is more than the usual rate asks to make up for.
+    for _ in 0..6 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        wire.send(vec![b'x'; 1000]).await;
+    }
+    assert_eq!(wire.reply().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_sending_side_is_answered_where_that_is_wanted() {
+    let a = Origin::start("a").await;
+    for (setting, is_answered) in [("half_close = \"cancel\"", false), ("half_close = \"answer\"", true)] {
+        let balancer = Balancer::start(Config::of([&a]).listener(setting)).await;
+        let mut wire = balancer.connect().await;
+        wire.send(Request::get("/hold").to_bytes()).await;
+        eventually("the request arrived", async || balancer.in_flight().await == 1).await;
+        wire.close_sending().await;
+        if is_answered {
+            // It would have been noticed by the time another is served.
+            assert_eq!(balancer.get("/").await.status, 200);
+            assert_eq!(balancer.in_flight().await, 1);
+            a.release();
+            let reply = wire.reply().await;
+            assert_eq!((reply.status, reply.end), (200, End::Complete));
+        } else {
+            balancer.is_idle().await;
+        }
+        assert!(wire.is_closed().await);
+        balancer.is_idle().await;
+    }
+    // What is whole before the end is served in either case: several requests in one go, and then nothing.
+    a.forget_script();
+    let balancer = Balancer::start(Config::of([&a]).listener("half_close = \"answer\"")).await;
+    a.answer_with(response(200, &[], "here"));
+    let mut wire = balancer.connect().await;
+    wire.send(Request::get("/").to_bytes().repeat(3)).await;
+    wire.close_sending().await;
+    for _ in 0..3 {
+        assert_eq!(wire.reply().await.text(), "here");
+    }
+    assert!(wire.is_closed().await);
+}

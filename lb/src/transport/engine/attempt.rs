@@ -1,7 +1,8 @@
 //! One try on one backend: the request goes out, its response comes back. Both directions move at once, so a backend
 //! may answer before it has heard everything, and a client that leaves is noticed while its answer is being made.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -42,6 +43,8 @@ pub struct Attempt<'a> {
     pub limits: &'a Limits,
     /// The connection has carried a request before.
     pub is_reused: bool,
+    /// Content in `from_client` that is to be sent behind what is in `to_backend`.
+    content: Range<usize>,
     /// How much of what is to be sent to the backend has been.
     sent: usize,
     /// The backend takes no more of the request; its response may come all the same.
@@ -51,6 +54,8 @@ pub struct Attempt<'a> {
     has_half_closed: bool,
     /// How the client keeps up with its answer.
     pace: Pace,
+    /// How much of `to_client` has been sent, or is not to be.
+    written: usize,
 }
 
 /// Why an attempt ended early.
@@ -84,18 +89,24 @@ impl<'a> Attempt<'a> {
             settings,
             limits,
             is_reused,
+            content: 0..0,
             sent: 0,
             has_stopped_sending: false,
             has_heard: false,
             has_half_closed: false,
             pace: Pace::new(listener.min_rate),
+            written: 0,
         }
     }
 
     /// Sends what is in `to_backend` and the content behind it; returns where the final response's head ends in
     /// `from_backend`. Interim responses have been passed on.
     pub async fn ask(&mut self, timer: &mut Timer) -> Result<usize, Broken> {
-        self.body.take(&mut self.work.from_client, &mut self.work.to_backend).map_err(Broken::Client)?;
+        let Work { from_client, to_backend, .. } = &mut *self.work;
+        match self.body.take_in_place(from_client) {
+            Some(content) => self.content = content,
+            None => self.body.take(from_client, to_backend).map_err(Broken::Client)?,
+        }
         for _ in 0..=MOST_INTERIM_RESPONSES {
             let head = self.hear_head(timer).await?;
             if !self.work.response.is_interim() {
@@ -142,7 +153,7 @@ impl<'a> Attempt<'a> {
 
     /// How long the present wait may last, and what it means when it lasts longer.
     fn patience(&self) -> (Duration, Broken) {
-        let is_sending = self.sent < self.work.to_backend.len() && !self.has_stopped_sending;
+        let is_sending = self.sent < self.to_send() && !self.has_stopped_sending;
         if is_sending {
             (self.settings.write_timeout, Broken::Backend(Failure::Timeout))
         } else if !self.body.is_done() && !self.has_stopped_sending && !self.awaits_continue() {
@@ -198,16 +209,33 @@ impl<'a> Attempt<'a> {
 
     /// Ready when all is sent; true if that took anything.
     fn poll_flush_to_backend(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        let has_written = self.sent < self.work.to_backend.len();
-        while self.sent < self.work.to_backend.len() && !self.has_stopped_sending {
-            match ready!(Pin::new(&mut *self.backend).poll_write(cx, &self.work.to_backend[self.sent..])) {
+        let has_written = self.sent < self.to_send();
+        while self.sent < self.to_send() && !self.has_stopped_sending {
+            match ready!(self.poll_write_to_backend(cx)) {
                 Ok(count) if count > 0 => self.sent += count,
                 _ => self.has_stopped_sending = true,
             }
         }
         self.work.to_backend.clear();
+        self.content = 0..0;
         self.sent = 0;
         Poll::Ready(has_written)
+    }
+
+    fn to_send(&self) -> usize {
+        self.work.to_backend.len() + self.content.len()
+    }
+
+    fn poll_write_to_backend(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Work { to_backend, from_client, .. } = &*self.work;
+        let backend = Pin::new(&mut *self.backend);
+        if self.content.is_empty() {
+            return backend.poll_write(cx, &to_backend[self.sent..]);
+        }
+        let head = to_backend.get(self.sent..).unwrap_or_default();
+        let content = &from_client[self.content.clone()];
+        let content = &content[self.sent.saturating_sub(to_backend.len())..];
+        backend.poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(content)])
     }
 
     /// Notices a client that leaves, and takes in what it sends ahead.
@@ -241,11 +269,23 @@ impl<'a> Attempt<'a> {
     /// Takes the content that came with the head into `to_client`, before the client is sent anything. False:
     /// something came that does not belong to the response.
     pub fn begin_answer(&mut self, head: usize, response: &mut ResponseBody) -> Result<bool, Broken> {
-        let work = &mut *self.work;
+        let Work { to_client, from_backend, .. } = &mut *self.work;
         let bad = |_| Broken::Backend(Failure::Broken);
-        let used = response.take(&work.from_backend[head..], &mut work.to_client).map_err(bad)?;
-        let is_in_order = head + used == work.from_backend.len();
-        work.from_backend.clear();
+        let content = &from_backend[head..];
+        let is_in_order = match head.checked_sub(to_client.len()) {
+            // The head that goes out is put in the place of the one that came, and the content stays where it is.
+            Some(start) if response.is_plain() => {
+                let used = response.pass(content).map_err(bad)?;
+                let is_in_order = used == content.len();
+                from_backend.truncate(head + used);
+                from_backend[start..head].copy_from_slice(to_client);
+                std::mem::swap(to_client, from_backend);
+                self.written = start;
+                is_in_order
+            }
+            _ => response.take(content, to_client).map_err(bad)? == content.len(),
+        };
+        from_backend.clear();
         Ok(is_in_order)
     }
 
@@ -354,15 +394,15 @@ impl<'a> Attempt<'a> {
     }
 
     async fn flush_to_client(&mut self, timer: &mut Timer) -> Result<(), Broken> {
-        let mut written = 0;
-        while written < self.work.to_client.len() {
+        while self.written < self.work.to_client.len() {
             let patience = self.pace.patience(self.listener.send_timeout);
-            let writing = timer.limit(patience, |cx| self.poll_write_to_client(cx, written)).await;
+            let writing = timer.limit(patience, |cx| self.poll_write_to_client(cx)).await;
             let count = writing.map_err(|_| Broken::ClientGone)??;
             self.pace.moved(count as u64, timer.waited());
-            written += count;
+            self.written += count;
         }
         self.work.to_client.clear();
+        self.written = 0;
         if self.client.is_tls() {
             let flushed =
                 timer.limit(self.listener.send_timeout, |cx| Pin::new(&mut *self.client).poll_flush(cx)).await;
@@ -371,9 +411,9 @@ impl<'a> Attempt<'a> {
         Ok(())
     }
 
-    fn poll_write_to_client(&mut self, cx: &mut Context<'_>, written: usize) -> Poll<Result<usize, Broken>> {
+    fn poll_write_to_client(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Broken>> {
         self.poll_rest_of_request(cx)?;
-        match ready!(Pin::new(&mut *self.client).poll_write(cx, &self.work.to_client[written..])) {
+        match ready!(Pin::new(&mut *self.client).poll_write(cx, &self.work.to_client[self.written..])) {
             Ok(count) if count > 0 => Poll::Ready(Ok(count)),
             _ => Poll::Ready(Err(Broken::ClientGone)),
         }

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 /// Lines that may wait for the disk; at some 500 bytes each, 32 MB.
 const MOST_WAITING: usize = 65_536;
 /// Lines that have come meanwhile are written together, up to so many bytes.
 const BATCH_BYTES: usize = 64 * 1024;
+/// How long lines gather before they are written.
+const GATHERING_TIME: Duration = Duration::from_millis(10);
 
 /// Where lines go in.
 #[derive(Debug)]
@@ -113,6 +116,8 @@ fn write_lines(queue: &Receiver<Message>, mut output: BufWriter<impl Write>, cou
             Ok(message) => Ok(message),
             Err(_) => {
                 report(output.flush());
+                // Woken for every single line, this thread would cost more than the line.
+                thread::sleep(GATHERING_TIME);
                 queue.recv()
             }
         };

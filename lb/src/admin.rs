@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::access_log::AccessLog;
 use crate::config::Secret;
 use crate::control::Control;
+use crate::room::Room;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -29,6 +30,7 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 pub struct Admin {
     pub control: Arc<Control>,
     pub access_log: Option<Arc<AccessLog>>,
+    pub room: Arc<Room>,
     pub token: Option<Secret>,
     pub phase: watch::Receiver<Phase>,
 }

@@ -38,6 +38,8 @@ pub struct ServerConfig {
     #[serde(serialize_with = "seconds")]
     pub shutdown_timeout: Duration,
     pub trusted_proxies: Vec<IpNet>,
+    /// Clients connected at once; `None`: as many as the limit on open files allows.
+    pub max_connections: Option<NonZero<usize>>,
     pub idle_connections: usize,
 }
 

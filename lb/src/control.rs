@@ -255,6 +255,7 @@ fn only_at_start(old: &Config, new: &Config) -> Vec<String> {
         ("[log]", old.log != new.log),
         ("[access_log]", old.access_log != new.access_log),
         ("[server] threads", old.server.threads != new.server.threads),
+        ("[server] max_connections", old.server.max_connections != new.server.max_connections),
         ("[server] idle_connections", old.server.idle_connections != new.server.idle_connections),
     ];
     let warning = |(section, _)| format!("{section} has changed, which takes effect at the next start");

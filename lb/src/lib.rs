@@ -8,6 +8,8 @@
 //! - [`snapshot`], [`route`], [`pool`], [`backend`]: the balancer's idea of the world.
 //! - [`balance`]: which candidate takes a request.
 //! - [`health`]: which backends are candidates.
+//! - [`proxy`]: what is decided about a request.
+//! - [`transport`]: how bytes move; [`room`]: for how many clients.
 //! - [`metrics`]: what is counted.
 
 pub mod access_log;
@@ -21,6 +23,7 @@ pub mod health;
 pub mod metrics;
 pub mod pool;
 pub mod proxy;
+pub mod room;
 pub mod route;
 pub mod server;
 pub mod snapshot;

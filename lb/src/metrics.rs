@@ -31,6 +31,7 @@ pub struct Metrics {
     backend_probes: IntCounterVec,
     pub reloads: IntCounterVec,
     pub access_log_lost: IntCounter,
+    pub client_connections_shed: IntCounter,
     gauges: Mutex<Gauges>,
 }
 
@@ -38,6 +39,8 @@ pub struct Metrics {
 #[derive(Debug)]
 pub struct Gauges {
     pub snapshot_version: IntGauge,
+    pub client_connections: IntGauge,
+    pub client_connections_limit: IntGauge,
     pub pool_algorithm: IntGaugeVec,
     pub pool_panic: IntGaugeVec,
     pub backend_in_flight: IntGaugeVec,
@@ -167,7 +170,22 @@ impl Metrics {
                     "Access log lines lost: the disk was too slow, or refused them.",
                 ),
             ),
+            client_connections_shed: register(
+                &registry,
+                IntCounter::new(
+                    "evenkeel_client_connections_shed_total",
+                    "Idle clients that had to leave to make room for others.",
+                ),
+            ),
             gauges: Mutex::new(Gauges {
+                client_connections: register(
+                    &registry,
+                    IntGauge::new("evenkeel_client_connections", "Clients connected now."),
+                ),
+                client_connections_limit: register(
+                    &registry,
+                    IntGauge::new("evenkeel_client_connections_limit", "Clients that may be connected at once."),
+                ),
                 snapshot_version: register(
                     &registry,
                     IntGauge::new("evenkeel_snapshot_version", "Snapshots since the start; each change makes one."),

@@ -3,6 +3,7 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,12 +22,18 @@ use crate::control::Control;
 use crate::health::probe;
 use crate::metrics::Metrics;
 use crate::proxy::refusal::Refusal;
+use crate::room::Room;
 use crate::transport::{Shared, Sockets, Threads};
 
 /// How long traffic waits for the first probes before it is served all the same.
 const FIRST_PROBES_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the end waits for a disk to take the access log's last lines.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Its own, that to its backend, and a share of those that are kept idle.
+const FILES_PER_CLIENT: usize = 3;
+/// For the admin API, probes, listeners and logs.
+const RESERVED_FILES: usize = 256;
 
 /// Runs a balancer with the configuration at `path` until it is told to stop.
 pub fn run(path: &Path) -> anyhow::Result<()> {
@@ -38,16 +45,16 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         }
     };
     start_log(&config.log);
-    raise_open_files_limit();
+    let open_files = raise_open_files_limit();
     // Probes and the admin API have a thread of their own: they stay responsive however busy the traffic is.
     let management = Builder::new_multi_thread().worker_threads(1).thread_name("management").enable_all().build();
     let management = management.context("the management thread cannot be started")?;
-    let stopped = management.block_on(serve(path, config));
+    let stopped = management.block_on(serve(path, config, open_files));
     management.shutdown_background();
     stopped
 }
 
-async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
+async fn serve(path: &Path, config: Config, open_files: usize) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let access_log = AccessLog::open(&config.access_log).context("the access log cannot be opened")?;
     let (access_log, log_writer) = access_log.map(|(log, writer)| (Arc::new(log), writer)).unzip();
@@ -59,15 +66,17 @@ async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
     metrics.expect_refusals(Refusal::ALL.into_iter().map(Refusal::reason));
     let control = Arc::new(Control::new(path, config.clone(), Arc::new(metrics)));
     let is_closing = Arc::new(AtomicBool::new(false));
+    let room = Room::new(most_clients(&config.server, open_files));
     let shared = Shared {
         control: Arc::clone(&control),
         access_log: access_log.clone(),
-        idle_connections: config.server.idle_connections,
+        idle_connections: config.server.idle_connections.min(room.most()),
         is_closing: Arc::clone(&is_closing),
+        room: Arc::clone(&room),
     };
     let sockets = bind(&config)?;
 
-    let admin = Admin { control: Arc::clone(&control), access_log: access_log.clone(), token, phase: phase_seen };
+    let admin = Admin { control: Arc::clone(&control), access_log: access_log.clone(), room, token, phase: phase_seen };
     tokio::spawn(admin::serve(admin_listener, Arc::new(admin)));
     tracing::info!(address = %admin_address, "admin API ready");
     tokio::spawn(probe::run(Arc::clone(&control)));
@@ -208,12 +217,27 @@ fn start_log(config: &LogConfig) {
     };
 }
 
+/// How many clients may be connected at once: no more than there are files for.
+fn most_clients(server: &ServerConfig, open_files: usize) -> usize {
+    let affordable = (open_files.saturating_sub(RESERVED_FILES) / FILES_PER_CLIENT).max(1);
+    let Some(wanted) = server.max_connections.map(NonZero::get) else { return affordable };
+    if wanted > affordable {
+        tracing::warn!(
+            "[server] max_connections is {wanted}, but {open_files} open files are enough for {affordable} only: raise \
+             that limit (ulimit -n, LimitNOFILE in systemd)"
+        );
+    }
+    wanted.min(affordable)
+}
+
 /// Every connection is an open file, so use as many as the system allows.
-fn raise_open_files_limit() {
+fn raise_open_files_limit() -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(e) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!("the limit on open files cannot be raised: {e}");
     }
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }

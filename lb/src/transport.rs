@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use crate::access_log::AccessLog;
 use crate::config::ListenerConfig;
 use crate::control::Control;
+use crate::room::{Place, Room};
 use crate::tls;
 use engine::stream::ClientStream;
 use engine::{Engine, Stop};
@@ -49,6 +50,7 @@ pub struct Shared {
     pub idle_connections: usize,
     /// Set while the process is about to stop: clients are told that each answer is the last on its connection.
     pub is_closing: Arc<AtomicBool>,
+    pub room: Arc<Room>,
 }
 
 /// Listening sockets, one for each thread and address.
@@ -99,7 +101,8 @@ impl Sockets {
             let stopping = Arc::new(Stop::default());
             let listeners = sockets.into_iter().zip(&applications).map(|(socket, (listener, tls, http2))| {
                 let engine = Arc::new(Engine::new(listener, shared, most_idle, Arc::clone(&stopping)));
-                (socket, Listener { tls: tls.clone(), http2: Arc::clone(http2), engine })
+                let room = Arc::clone(&shared.room);
+                (socket, Listener { tls: tls.clone(), http2: Arc::clone(http2), engine, room })
             });
             let listeners: Vec<_> = listeners.collect();
             let stop = stop_seen.clone();
@@ -156,6 +159,7 @@ struct Listener {
     tls: Option<Arc<Acceptor>>,
     http2: Arc<Proxy>,
     engine: Arc<Engine>,
+    room: Arc<Room>,
 }
 
 /// One thread's life. False: exchanges were cut off at the deadline.
@@ -236,7 +240,19 @@ async fn accept(
             accepted = socket.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => spawn(&listener, stream, peer, &http2_stop, &alive),
+            Ok((stream, peer)) => {
+                let place = tokio::select! {
+                    biased;
+                    _ = &mut stopped => None,
+                    place = listener.room.place(|count| listener.engine.shed(count)) => Some(place),
+                };
+                let is_last = place.is_none();
+                let place = place.unwrap_or_else(|| listener.room.place_anyway());
+                spawn(&listener, stream, peer, place, &http2_stop, &alive);
+                if is_last {
+                    break;
+                }
+            }
             Err(e) => {
                 tracing::warn!("a connection could not be accepted: {e}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -249,7 +265,7 @@ async fn accept(
         Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
     };
     while let Some((stream, peer)) = poll_fn(waiting).await {
-        spawn(&listener, stream, peer, &http2_stop, &alive);
+        spawn(&listener, stream, peer, listener.room.place_anyway(), &http2_stop, &alive);
     }
     listener.http2.http_cleanup().await;
 }
@@ -258,13 +274,14 @@ fn spawn(
     listener: &Arc<Listener>,
     stream: TcpStream,
     peer: SocketAddr,
+    place: Place,
     http2_stop: &watch::Receiver<bool>,
     alive: &Arc<AtomicUsize>,
 ) {
     let (listener, http2_stop, alive) = (Arc::clone(listener), http2_stop.clone(), Alive::new(alive));
     tokio::spawn(async move {
         listener.connected(stream, peer, http2_stop).await;
-        drop(alive);
+        drop((alive, place));
     });
 }
 

@@ -145,3 +145,46 @@ async fn a_client_that_closes_its_sending_side_is_answered_where_that_is_wanted(
     }
     assert!(wire.is_closed().await);
 }
+
+#[tokio::test]
+async fn where_there_is_no_room_idle_clients_leave_and_others_wait() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).server("max_connections = 8\nthreads = 2")).await;
+    let clients = async || balancer.metrics().await.sum("evenkeel_client_connections", &[]);
+    assert_eq!(balancer.metrics().await.sum("evenkeel_client_connections_limit", &[]), 8.0);
+
+    // Silent ones first, some of which have been served before: they make room for those who ask.
+    let mut silent = Vec::new();
+    for served in [true, false].repeat(4) {
+        let mut wire = balancer.connect().await;
+        if served {
+            assert_eq!(wire.exchange(&Request::get("/")).await.status, 200);
+        }
+        silent.push(wire);
+    }
+    for _ in 0..20 {
+        assert_eq!(balancer.get("/").await.status, 200);
+    }
+    let shed = balancer.metrics().await.sum("evenkeel_client_connections_shed_total", &[]);
+    assert!((1.0..=8.0).contains(&shed), "{shed}");
+    drop(silent);
+    eventually("all have left", async || clients().await == 0.0).await;
+
+    // Busy ones stay: who comes then waits until one of them is done, and nobody is refused.
+    let mut busy = Vec::new();
+    for _ in 0..8 {
+        let mut wire = balancer.connect().await;
+        wire.send(Request::get("/hold").to_bytes()).await;
+        busy.push(wire);
+    }
+    eventually("all are busy", async || balancer.in_flight().await == 8).await;
+    let mut late = balancer.connect().await;
+    late.send(Request::get("/").to_bytes()).await;
+    assert!(tokio::time::timeout(Duration::from_millis(300), late.reply()).await.is_err(), "there is no room");
+    assert_eq!(balancer.in_flight().await, 8, "the admin API answers all the same");
+    a.release();
+    for wire in &mut busy {
+        assert_eq!(wire.reply().await.status, 200);
+    }
+    assert_eq!(late.reply().await.status, 200);
+}

@@ -93,6 +93,7 @@ impl<'t> Reader<'t> {
         let shutdown_delay = self.value(section, "shutdown_delay", values::duration(Duration::ZERO, DAY));
         let shutdown_timeout = self.value(section, "shutdown_timeout", values::duration(Duration::ZERO, DAY));
         let trusted_proxies = self.each(section, "trusted_proxies", values::network);
+        let max_connections = self.value(section, "max_connections", values::whole(0, 10_000_000));
         let idle_connections = self.value(section, "idle_connections", values::whole(0, 1_000_000));
         Some(ServerConfig {
             threads: match threads? {
@@ -102,6 +103,7 @@ impl<'t> Reader<'t> {
             shutdown_delay: shutdown_delay?,
             shutdown_timeout: shutdown_timeout?,
             trusted_proxies: trusted_proxies?,
+            max_connections: max_connections.map(NonZero::new)?,
             idle_connections: idle_connections?,
         })
     }

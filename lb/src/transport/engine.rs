@@ -27,7 +27,7 @@ mod tunnel;
 mod work;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
@@ -36,6 +36,7 @@ use super::http1::limits::Limits;
 use crate::access_log::AccessLog;
 use crate::config::ListenerConfig;
 use crate::control::Control;
+use crate::room::Room;
 pub use client::serve;
 
 /// What all connections of one listener on one thread have in common.
@@ -48,6 +49,7 @@ pub struct Engine {
     most_idle: usize,
     is_closing: Arc<AtomicBool>,
     stop: Arc<Stop>,
+    room: Arc<Room>,
 }
 
 /// Tells the connections of one thread to end when they can.
@@ -55,6 +57,10 @@ pub struct Engine {
 pub struct Stop {
     is_stopping: AtomicBool,
     idle: Notify,
+    /// How many idle connections have to leave to make room.
+    to_shed: AtomicUsize,
+    /// How often some had to.
+    sheddings: AtomicUsize,
 }
 
 impl Engine {
@@ -67,7 +73,13 @@ impl Engine {
             most_idle,
             is_closing: Arc::clone(&shared.is_closing),
             stop,
+            room: Arc::clone(&shared.room),
         }
+    }
+
+    /// Has so many idle clients of this thread leave.
+    pub fn shed(&self, count: usize) {
+        self.stop.shed(count);
     }
 
     /// Whether connections may outlive their present exchange.
@@ -81,6 +93,18 @@ impl Stop {
     pub fn begin(&self) {
         self.is_stopping.store(true, Ordering::Release);
         self.idle.notify_waiters();
+    }
+
+    /// So many idle connections have to leave, those first that have waited longest for such a call.
+    fn shed(&self, count: usize) {
+        self.to_shed.store(count, Ordering::Release);
+        self.sheddings.fetch_add(1, Ordering::AcqRel);
+        self.idle.notify_waiters();
+    }
+
+    /// Whether the idle connection that asks is one of those which have to leave.
+    fn sheds_one(&self) -> bool {
+        self.to_shed.try_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1)).is_ok()
     }
 
     pub fn has_begun(&self) -> bool {

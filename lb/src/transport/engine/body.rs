@@ -81,7 +81,8 @@ impl RequestBody {
     /// a few kilobytes are copied more cheaply.
     pub fn take_in_place(&mut self, buffer: &[u8]) -> Option<Range<usize>> {
         let Framing::Length(length) = self.framing else { return None };
-        let length = usize::try_from(length).ok().filter(|length| (LEAST_IN_PLACE_BYTES..=self.keep).contains(length))?;
+        let length =
+            usize::try_from(length).ok().filter(|length| (LEAST_IN_PLACE_BYTES..=self.keep).contains(length))?;
         let end = self.start + length;
         if self.at != self.start || end > buffer.len() {
             return None;

@@ -4,12 +4,14 @@ use std::future::{Future, poll_fn};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Poll, ready};
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::futures::Notified;
 use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
@@ -32,6 +34,8 @@ use crate::transport::http1::rewrite::{self, Change, Edit, FieldName, FieldValue
 use crate::transport::http1::websocket;
 
 const HEAD_READ_BYTES: usize = 4096;
+/// How long a client has to be idle before it has to leave to make room for others.
+const LEAST_IDLE: Duration = Duration::from_secs(1);
 /// How long, and for how many bytes, a refused client is heard out so that it can read its answer.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1024 * 1024;
@@ -53,11 +57,15 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: IpAddr) 
     let peer = Peer::new(peer);
     let mut patience = engine.listener.header_timeout;
     let mut timer = Timer::default();
-    // Polled once, so that the signal to stop wakes this task; whether it was given is a flag.
-    let mut woken_by_stop = pin!(engine.stop.idle.notified());
-    let _ = poll_fn(|cx| Poll::Ready(woken_by_stop.as_mut().poll(cx))).await;
+    let notified = pin!(engine.stop.idle.notified());
+    let mut calls = Calls { notified, sheddings: 0 };
+    poll_fn(|cx| {
+        calls.listen(&engine, cx);
+        Poll::Ready(())
+    })
+    .await;
     loop {
-        let Some(mut work) = first_bytes(&engine, &mut client, &mut timer, patience).await else { break };
+        let Some(mut work) = first_bytes(&engine, &mut client, &mut timer, &mut calls, patience).await else { break };
         // In a box of its own, so that an idle connection is small.
         let fate = Box::pin(requests(&engine, &mut client, &mut timer, &peer, &mut work)).await;
         work.give_back();
@@ -74,24 +82,76 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: IpAddr) 
     let _ = timeout(LINGER_TIMEOUT, client.shutdown()).await;
 }
 
+/// What calls an idle connection from outside: the signal to stop, and the lack of room.
+struct Calls<'p, 'e> {
+    /// Polled so that a call wakes this task; what was called stands in [`super::Stop`].
+    notified: Pin<&'p mut Notified<'e>>,
+    /// Of those the connection knows.
+    sheddings: usize,
+}
+
+impl<'e> Calls<'_, 'e> {
+    fn listen(&mut self, engine: &'e Engine, cx: &mut Context<'_>) {
+        self.sheddings = engine.stop.sheddings.load(Ordering::Acquire);
+        while self.notified.as_mut().poll(cx).is_ready() {
+            self.notified.set(engine.stop.idle.notified());
+        }
+    }
+
+    /// Whether idle connections have been asked to leave since the last call.
+    fn ask_to_leave(&mut self, engine: &'e Engine, cx: &mut Context<'_>) -> bool {
+        let asks = engine.stop.sheddings.load(Ordering::Acquire) != self.sheddings;
+        if asks {
+            self.listen(engine, cx);
+        }
+        asks
+    }
+}
+
+/// What an idle connection waits for.
+enum Next {
+    Request(Box<Work>),
+    End,
+    /// Those that have been idle for long have to leave.
+    Shedding,
+}
+
 /// Waits for a request to begin, without holding a buffer. `None`: there will be none.
-async fn first_bytes(
-    engine: &Engine,
+async fn first_bytes<'e>(
+    engine: &'e Engine,
     client: &mut ClientStream,
     timer: &mut Timer,
+    calls: &mut Calls<'_, 'e>,
     patience: Duration,
 ) -> Option<Box<Work>> {
-    let reading = timer.limit(patience, |cx| {
-        let mut work = Work::take();
-        work.from_client.reserve(HEAD_READ_BYTES);
-        let read = poll_read_buf(Pin::new(&mut *client), cx, &mut work.from_client);
-        if matches!(read, Poll::Ready(Ok(count)) if count > 0) {
-            return Poll::Ready(Some(work));
+    let mut idle = Duration::ZERO;
+    loop {
+        let waiting = timer.limit(patience.saturating_sub(idle), |cx| {
+            let mut work = Work::take();
+            work.from_client.reserve(HEAD_READ_BYTES);
+            let read = poll_read_buf(Pin::new(&mut *client), cx, &mut work.from_client);
+            if matches!(read, Poll::Ready(Ok(count)) if count > 0) {
+                return Poll::Ready(Next::Request(work));
+            }
+            work.give_back();
+            match read {
+                Poll::Ready(_) => Poll::Ready(Next::End),
+                Poll::Pending if engine.stop.has_begun() => Poll::Ready(Next::End),
+                Poll::Pending if calls.ask_to_leave(engine, cx) => Poll::Ready(Next::Shedding),
+                Poll::Pending => Poll::Pending,
+            }
+        });
+        match waiting.await {
+            Ok(Next::Request(work)) => return Some(work),
+            Ok(Next::Shedding) => idle += timer.waited(),
+            Ok(Next::End) | Err(_) => return None,
         }
-        work.give_back();
-        if read.is_ready() || engine.stop.has_begun() { Poll::Ready(None) } else { Poll::Pending }
-    });
-    reading.await.ok().flatten()
+        // A client that is about to send its next request is not idle.
+        if idle >= LEAST_IDLE && engine.room.is_full() && engine.stop.sheds_one() {
+            engine.room.count_shed();
+            return None;
+        }
+    }
 }
 
 async fn requests(engine: &Engine, client: &mut ClientStream, timer: &mut Timer, peer: &Peer, work: &mut Work) -> Fate {

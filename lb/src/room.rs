@@ -1,0 +1,128 @@
+//! How many clients are connected at once. When all places are taken, clients that only keep a connection open are
+//! asked to leave, and whoever comes waits in the kernel's queue until there is room: those who are served are served
+//! well, and files are left for backends and for the admin API.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+/// A few more than one have to leave, so that not everyone who comes has to wait.
+const MOST_SHED_AT_ONCE: usize = 32;
+/// How long to wait for a place before more of them have to.
+const SHED_INTERVAL: Duration = Duration::from_millis(100);
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub struct Room {
+    most: usize,
+    taken: AtomicUsize,
+    shed: AtomicU64,
+    freed: Notify,
+    warned: Mutex<Option<Instant>>,
+}
+
+/// One client's place, until dropped.
+#[derive(Debug)]
+pub struct Place(Arc<Room>);
+
+impl Room {
+    pub fn new(most: usize) -> Arc<Self> {
+        let (taken, shed, freed, warned) = (AtomicUsize::new(0), AtomicU64::new(0), Notify::new(), Mutex::new(None));
+        Arc::new(Self { most, taken, shed, freed, warned })
+    }
+
+    /// A place, as soon as there is one. `shed` has so many idle clients leave.
+    pub async fn place(self: &Arc<Self>, shed: impl Fn(usize)) -> Place {
+        loop {
+            let freed = self.freed.notified();
+            let place = self
+                .taken
+                .try_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < self.most).then_some(taken + 1));
+            if place.is_ok() {
+                return Place(Arc::clone(self));
+            }
+            self.warn();
+            shed((self.most / 8).clamp(1, MOST_SHED_AT_ONCE));
+            let _ = timeout(SHED_INTERVAL, freed).await;
+        }
+    }
+
+    /// A place even if there is none, for a client that was accepted and cannot be kept waiting.
+    pub fn place_anyway(self: &Arc<Self>) -> Place {
+        self.taken.fetch_add(1, Ordering::AcqRel);
+        Place(Arc::clone(self))
+    }
+
+    /// Notes that an idle client has left to make room.
+    pub fn count_shed(&self) {
+        self.shed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.taken() >= self.most
+    }
+
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Idle clients that had to leave since the start.
+    pub fn shed(&self) -> u64 {
+        self.shed.load(Ordering::Relaxed)
+    }
+
+    fn warn(&self) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|warned| warned.elapsed() > WARNING_INTERVAL) {
+            *warned = Some(Instant::now());
+            tracing::warn!(
+                clients = self.most,
+                "no more clients can be served at once: idle ones have to leave, new ones wait ([server] max_connections, \
+                 and the limit on open files, say how many)"
+            );
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.0.taken.fetch_sub(1, Ordering::AcqRel) >= self.0.most {
+            self.0.freed.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_comes_too_many_waits_for_a_place() {
+        let room = Room::new(2);
+        let nobody = |_| panic!("there is room");
+        let first = room.place(nobody).await;
+        let _second = room.place(nobody).await;
+        let asked = AtomicUsize::new(0);
+        let ask = |_| {
+            asked.fetch_add(1, Ordering::Relaxed);
+        };
+        let mut third = std::pin::pin!(room.place(ask));
+        assert!(timeout(SHED_INTERVAL * 3, &mut third).await.is_err());
+        assert_eq!(room.taken(), 2);
+        assert!(asked.load(Ordering::Relaxed) > 1, "asks again until there is room");
+        drop(first);
+        let _third = third.await;
+        assert_eq!(room.taken(), 2);
+        let beyond = room.place_anyway();
+        assert_eq!(room.taken(), 3);
+        drop(beyond);
+        assert_eq!(room.taken(), 2);
+    }
+}

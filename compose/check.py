@@ -94,6 +94,14 @@ def own_rules(variant, services):
                 yield say(f"has a password in an address: {key}")
 
 
+def crate_paths():
+    """The file over the image's own settings must name the volume again: otherwise data goes beside it."""
+    settings = yaml.safe_load((HERE / "hardened/crate.yml").read_text())
+    for key, folder in {"path.data": "/data/data", "path.logs": "/data/log", "blobs.path": "/data/blobs"}.items():
+        if settings.get(key) != folder:
+            yield f"hardened/crate.yml: {key} is {settings.get(key)}, not {folder} in the volume"
+
+
 def memory_mb(services):
     total = 0
     for name, service in services.items():
@@ -105,7 +113,7 @@ def memory_mb(services):
 
 
 def main():
-    failures = []
+    failures = [*crate_paths()]
     merging = shutil.which("docker-compose") is not None
     for variant, files in VARIANTS.items():
         if len(files) == 1:

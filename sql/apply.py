@@ -31,7 +31,8 @@ def table_name(statement):
 
 
 class Cluster:
-    """Whichever node answers; statements here may be sent twice, so the next node may repeat what one broke off."""
+    """Whichever node answers, first the one that did last time; statements here may be sent twice, so the next node may
+    repeat what one broke off."""
 
     def __init__(self, nodes, user="crate", password=None):
         self.nodes = nodes
@@ -43,11 +44,14 @@ class Cluster:
     def rows(self, statement, *args, timeout=30):
         body = json.dumps({"stmt": statement, "args": list(args)}).encode()
         failures = []
-        for node in self.nodes:
+        for node in list(self.nodes):
             request = urllib.request.Request(f"http://{node}/_sql", data=body, headers=self.headers)
             try:
                 with urllib.request.urlopen(request, timeout=timeout) as answer:
-                    return json.load(answer).get("rows", [])
+                    found = json.load(answer).get("rows", [])
+                # A new list, since others may be walking along the one before.
+                self.nodes = [node, *(other for other in self.nodes if other != node)]
+                return found
             except urllib.error.HTTPError as error:
                 raise StatementFailed(reason(error)) from error
             except OSError as error:

@@ -51,13 +51,13 @@ def metrics_in(expr):
 
 
 def queries(dashboard):
-    """(place, expression) of every panel and annotation."""
+    """(place, expression, whether it is asked of one moment) of every panel and annotation."""
     variables = [variable["name"] for variable in dashboard["templating"]["list"]]
     for panel in dashboard["panels"]:
         for target in panel.get("targets", []):
-            yield panel["title"], plain(target["expr"], variables)
+            yield panel["title"], plain(target["expr"], variables), target["instant"]
     for annotation in dashboard["annotations"]["list"]:
-        yield f"annotation {annotation['name']}", plain(annotation["expr"], variables)
+        yield f"annotation {annotation['name']}", plain(annotation["expr"], variables), False
 
 
 def shape(name, dashboard):
@@ -87,6 +87,8 @@ def shape(name, dashboard):
             yield f"{where}: has no unit"
         if not panel["targets"]:
             yield f"{where}: asks for nothing"
+        if any(target["instant"] != (panel["type"] == "stat") for target in panel["targets"]):
+            yield f"{where}: single figures are of this moment, charts of a stretch of time"
         for part in [panel, *panel["targets"]]:
             if part["datasource"] != {"type": "prometheus", "uid": "prometheus"}:
                 yield f"{where}: has another data source"
@@ -109,7 +111,7 @@ def promtool(*args, cwd=HERE):
 def by_promtool(found):
     """Every expression as a recording rule, the alert rules, their tests, and Prometheus's own configuration."""
     rules = {"groups": [{"name": "panels", "rules": [
-        {"record": f"panel:query{n}", "expr": expr} for n, (_, _, expr) in enumerate(found)]}]}
+        {"record": f"panel:query{n}", "expr": expr} for n, (_, _, expr, _) in enumerate(found)]}]}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(rules, file)
         file.flush()
@@ -152,10 +154,14 @@ def asked(url, path, **parameters):
         raise SystemExit(f"grafana: {url} refuses {parameters}: {error.read().decode()[:300]}")
 
 
-def has_numbers(url, expr, seconds=900):
+def has_numbers(url, expr, instant, seconds=900):
     now = time.time()
-    result = asked(url, "query_range", query=expr, start=now - seconds, end=now, step=5)["result"]
-    return any(value not in ("NaN", "+Inf", "-Inf") for series in result for _, value in series["values"])
+    if instant:
+        values = [series["value"] for series in asked(url, "query", query=expr, time=now)["result"]]
+    else:
+        result = asked(url, "query_range", query=expr, start=now - seconds, end=now, step=5)["result"]
+        values = [pair for series in result for pair in series["values"]]
+    return any(value not in ("NaN", "+Inf", "-Inf") for _, value in values)
 
 
 def main():
@@ -177,11 +183,11 @@ def main():
     for name, one in files.items():
         failures += shape(name, one)
     failures += provisioning()
-    found = [(name, place, expr) for name, one in files.items() for place, expr in queries(one)]
+    found = [(name, *query) for name, one in files.items() for query in queries(one)]
     failures += by_promtool(found)
     failures += untested_alerts()
     rules = list(alert_queries())
-    named = {metric for _, _, expr in found for metric in metrics_in(expr)} | {metric for _, expr in rules for metric in metrics_in(expr)}
+    named = {metric for _, _, expr, _ in found for metric in metrics_in(expr)} | {metric for _, expr in rules for metric in metrics_in(expr)}
     named -= OWN_OF_PROMETHEUS | {name for name, _ in rules}
     panels = sum(panel["type"] != "row" for one in files.values() for panel in one["panels"])
     print(f"grafana: {len(files)} dashboards, {panels} panels, {len(found)} queries, {len(rules)} rules, {len(named)} metrics named")
@@ -197,10 +203,10 @@ def main():
         missing = sorted(metric for metric in named - SELDOM if metric not in there and not metric.startswith(absent or ("\0",)))
         failures += [f"Prometheus has no metric {metric}" for metric in missing]
         answered, quiet, left_out = 0, [], 0
-        for name, place, expr in found:
+        for name, place, expr, instant in found:
             if absent and any(metric.startswith(absent) for metric in metrics_in(expr)):
                 left_out += 1
-            elif has_numbers(args.live, expr):
+            elif has_numbers(args.live, expr, instant):
                 answered += 1
             elif place.startswith("annotation") or any(word in expr for word in QUIET.get(place, [])):
                 quiet.append(f"{name}: {place}")

@@ -48,16 +48,17 @@ def lines(title, unit, *queries, width=8, height=8, help_text="", stack=None, mo
 
 
 def number(title, unit, query, width=3, height=4, help_text="", steps=((None, GREEN),), name=False, decimals=None):
-    """One figure, coloured by the thresholds in `steps`; with `name`, the name of the series instead of its value."""
+    """One figure, coloured by the thresholds in `steps`; with `name`, the name of the series instead of its value. It is
+    asked of this moment: out of a stretch of time, what is gone would stay on show."""
     defaults = {"thresholds": {"mode": "absolute", "steps": [{"value": value, "color": colour} for value, colour in steps]},
                 "color": {"mode": "thresholds"}}
     if decimals is not None:
         defaults["decimals"] = decimals
-    options = {"colorMode": "value", "graphMode": "none" if name else "area", "justifyMode": "auto",
+    options = {"colorMode": "value", "graphMode": "none", "justifyMode": "auto",
                "textMode": "name" if name else "auto",
                "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False}}
     expr, legend = query if isinstance(query, tuple) else (query, "")
-    return panel("stat", title, [(expr, legend)], unit, width, height, help_text, defaults, options)
+    return panel("stat", title, [(expr, legend)], unit, width, height, help_text, defaults, options, instant=True)
 
 
 def states(title, query, legend, meaning, width=12, height=8, help_text=""):

@@ -76,6 +76,12 @@ class Data:
             if points:
                 yield legend(target.get("legendFormat", ""), one["metric"]), points
 
+    def now(self, target):
+        """The values at the end alone, as Grafana asks for the single figures."""
+        for one in asked(self.url, "query", query=plain(target["expr"], self.variables), time=self.end)["result"]:
+            if one["value"][1] not in ("NaN", "+Inf", "-Inf"):
+                yield legend(target.get("legendFormat", ""), one["metric"]), float(one["value"][1])
+
     def marks(self, annotation):
         for _, points in self.series({"expr": annotation["expr"]}):
             # One line where a stretch of values begins.
@@ -149,10 +155,8 @@ def draw_states(axes, panel, data, _marks):
 
 def draw_number(axes, panel, data):
     defaults = panel["fieldConfig"]["defaults"]
-    found = [one for target in panel["targets"] for one in data.series(target)]
+    now = [one for target in panel["targets"] for one in data.now(target)]
     axes.axis("off")
-    # What is there now, not what was there some time ago.
-    now = [(name, points[-1][1]) for name, points in found if points[-1][0] > data.end - 2 * data.step]
     if panel["options"]["textMode"] == "name":
         text, tint = "\n".join(name for name, _ in now) or "–", colour(defaults["thresholds"]["steps"][0]["color"])
         axes.text(0.5, 0.5, text.replace(": ", ":\n"), ha="center", va="center", fontsize=11, color=tint, fontweight="bold", transform=axes.transAxes)

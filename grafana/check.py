@@ -26,8 +26,6 @@ import dashboards
 HERE = Path(__file__).resolve().parent
 # What a query may lack data for on a day when nothing is wrong.
 QUIET = {"Failures and retries": ["> 0"], "Errors and refusals": ["refusals"], "Slots, as each node sees them": ["> 0"], "Time of a command": ["cmd"]}
-# Metrics that are not there before something has gone wrong for the first time.
-SELDOM = {"app_store_errors_total"}
 OWN_OF_PROMETHEUS = {"up", "ALERTS"}
 WORDS = set("by without on ignoring group_left group_right and or unless offset bool le inf nan".split())
 
@@ -194,13 +192,13 @@ def main():
 
     if args.metrics:
         there = {match for path in args.metrics for match in re.findall(r"^([a-zA-Z_:][\w:]*)", path.read_text(), re.M)}
-        unknown = sorted(metric for metric in named - SELDOM if metric not in there and not metric.startswith(absent or ("\0",)))
+        unknown = sorted(metric for metric in named if metric not in there and not metric.startswith(absent or ("\0",)))
         failures += [f"no dump has the metric {metric}" for metric in unknown]
         print(f"grafana: {len(named) - len(unknown)} of the metrics named are in the dumps" + (f", leaving out {', '.join(absent)}" if absent else ""))
 
     if args.live:
         there = set(asked(args.live, "label/__name__/values"))
-        missing = sorted(metric for metric in named - SELDOM if metric not in there and not metric.startswith(absent or ("\0",)))
+        missing = sorted(metric for metric in named if metric not in there and not metric.startswith(absent or ("\0",)))
         failures += [f"Prometheus has no metric {metric}" for metric in missing]
         answered, quiet, left_out = 0, [], 0
         for name, place, expr, instant in found:

@@ -217,7 +217,7 @@ REDIS = dashboard(
             lines("Keys", "short", ('sum by (instance) (redis_db_keys{db="db0"})', "{{instance}}"), help_text="On masters and replicas alike."),
             lines("Keys that ended", "ops", (f"sum(rate(redis_expired_keys_total[{RATE}]))", "expired"), (f"sum(rate(redis_evicted_keys_total[{RATE}]))", "evicted for lack of memory"),
                   help_text="Evictions mean that sessions are lost before their time: give the nodes more memory."),
-            lines("Errors of the sessions' store", "ops", (f'sum by (operation) (rate(app_store_errors_total{{store="sessions"}}[{RATE}])) or on () label_replace(vector(0), "operation", "none yet", "", "")', "{{operation}}"), help_text="Operations that the application gave up."),
+            lines("Errors of the sessions' store", "ops", (f'sum by (operation) (rate(app_store_errors_total{{store="sessions"}}[{RATE}]))', "{{operation}}"), help_text="Operations that the application gave up."),
         ]),
         ("Replication and memory", [
             lines("Behind the master", "bytes", ("redis_master_repl_offset - on (instance) group_right () redis_connected_slave_offset_bytes", "{{slave_ip}} of {{instance}}"),
@@ -244,7 +244,7 @@ CRATEDB = dashboard(
         ("As the application sees it", [
             lines("Operations", "ops", (f'sum by (operation) (rate(app_store_operation_duration_seconds_count{{store="data"}}[{RATE}]))', "{{operation}}"), stack="normal", help_text="What the instances ask of the database."),
             lines("Time of an operation, 99th percentile", "s", (percentile(0.99, "app_store_operation_duration_seconds", ["operation"], 'store="data"'), "{{operation}}"), help_text="Network and waiting for a connection included."),
-            lines("Errors", "ops", (f'sum by (operation) (rate(app_store_errors_total{{store="data"}}[{RATE}])) or on () label_replace(vector(0), "operation", "none yet", "", "")', "{{operation}}"), help_text="Operations that the application gave up."),
+            lines("Errors", "ops", (f'sum by (operation) (rate(app_store_errors_total{{store="data"}}[{RATE}]))', "{{operation}}"), help_text="Operations that the application gave up."),
         ]),
         ("Tables and shards", [
             states("Health of each table", "max by (table) (cratedb_table_severity)", "{{table}}", {1: ("green", GREEN), 2: ("yellow", YELLOW), 3: ("red", RED)},
@@ -277,7 +277,7 @@ APP = dashboard(
             number("99th percentile", "s", percentile(0.99, "app_request_duration_seconds", [], I), width=4, steps=((None, GREEN), (0.5, YELLOW), (1, RED)), help_text="Time to the answer's headers."),
             number("Instances", "none", 'sum(up{job="app"})', width=4, steps=((None, RED), (2, YELLOW), (3, GREEN)), help_text="That answer Prometheus."),
             number("Logins", "short", "sum(increase(app_logins_total{result=\"succeeded\"}[15m])) or vector(0)", width=4, steps=((None, BLUE),), decimals=0, help_text="In the last 15 minutes."),
-            number("Store errors", "ops", f"sum(rate(app_store_errors_total{{{I}}}[{RATE}])) or vector(0)", width=4, steps=((None, GREEN), (0.01, RED)), help_text="A second, all stores."),
+            number("Store errors", "ops", f"sum(rate(app_store_errors_total{{{I}}}[{RATE}]))", width=4, steps=((None, GREEN), (0.01, RED)), help_text="A second, all stores."),
         ]),
         ("Requests", [
             lines("By route", "reqps", (f"sum by (route) (rate(app_requests_total{{{I}}}[{RATE}]))", "{{route}}"), stack="normal", help_text="Routes, not addresses."),
@@ -296,7 +296,7 @@ APP = dashboard(
         ("Stores", [
             lines("Operations", "ops", (f"sum by (store, operation) (rate(app_store_operation_duration_seconds_count{{{I}}}[{RATE}]))", "{{store}} {{operation}}"), stack="normal", help_text="What the instances ask of sessions, data and media."),
             lines("Time of an operation, 99th percentile", "s", (percentile(0.99, "app_store_operation_duration_seconds", ["store", "operation"], I), "{{store}} {{operation}}"), help_text="As the application waits for it."),
-            lines("Errors", "ops", (f'sum by (store, operation) (rate(app_store_errors_total{{{I}}}[{RATE}])) or on () label_replace(vector(0), "operation", "none yet", "", "")', "{{store}} {{operation}}"), help_text="Operations given up."),
+            lines("Errors", "ops", (f'sum by (store, operation) (rate(app_store_errors_total{{{I}}}[{RATE}]))', "{{store}} {{operation}}"), help_text="Operations given up."),
         ]),
     ],
     [SWITCHES, FIRING], [variable("instance", "Instance", "app_connections")],

@@ -74,7 +74,7 @@ pub struct ServeArgs {
     /// Largest picture, in bytes
     #[arg(long, env = "APP_MAX_PICTURE_BYTES", default_value_t = 5 * 1024 * 1024, value_name = "BYTES")]
     pub max_picture_bytes: u64,
-    /// Largest picture, in pixels (width times height); checking one takes about 4 bytes of memory per pixel
+    /// Largest picture, in pixels (width times height); checking one takes 3 to 16 bytes of memory per pixel, one at a time
     #[arg(long, env = "APP_MAX_PICTURE_PIXELS", default_value_t = 24_000_000, value_name = "PIXELS")]
     pub max_picture_pixels: u64,
     /// Memory for one password hash (argon2id), in KiB; at least 7168, and 35840 when multiplied by the passes

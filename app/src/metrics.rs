@@ -64,6 +64,15 @@ impl Metrics {
         registry.register(Box::new(redis_connections_replaced.clone()))?;
         let sessions_created = IntCounter::new("app_sessions_created_total", "Sessions begun, renewed ids included.")?;
         registry.register(Box::new(sessions_created.clone()))?;
+        let store_errors = counters(
+            "app_store_errors_total",
+            "Operations of a store that failed, by store and operation.",
+            &["store", "operation"],
+        )?;
+        // There from the start, so that a first error is seen to be one.
+        for (store, operation) in OPERATIONS {
+            store_errors.with_label_values(&[store, operation]);
+        }
         Ok(Self {
             requests: counters(
                 "app_requests_total",
@@ -87,11 +96,7 @@ impl Metrics {
                 &["store", "operation"],
                 &STORE_BUCKETS,
             )?,
-            store_errors: counters(
-                "app_store_errors_total",
-                "Operations of a store that failed, by store and operation.",
-                &["store", "operation"],
-            )?,
+            store_errors,
             redis_connections_replaced,
             data_connections: gauges(
                 "app_data_connections",
@@ -131,6 +136,7 @@ impl Metrics {
     ) -> Result<T, E> {
         let started = Instant::now();
         let result = work.await;
+        debug_assert!(OPERATIONS.contains(&(store, operation)), "{operation} of {store} has no counter yet");
         self.store_seconds.with_label_values(&[store, operation]).observe(started.elapsed().as_secs_f64());
         if result.is_err() {
             self.store_errors.with_label_values(&[store, operation]).inc();
@@ -171,6 +177,25 @@ impl Metrics {
         Ok(text)
     }
 }
+
+/// What is asked of the stores.
+const OPERATIONS: [(&str, &str); 15] = [
+    ("data", "add_post"),
+    ("data", "create_user"),
+    ("data", "logins"),
+    ("data", "posts"),
+    ("data", "ready"),
+    ("data", "record_login"),
+    ("data", "user"),
+    ("media", "open"),
+    ("media", "put"),
+    ("media", "ready"),
+    ("media", "size"),
+    ("sessions", "create"),
+    ("sessions", "delete"),
+    ("sessions", "load"),
+    ("sessions", "save"),
+];
 
 struct AskPoolSize(Box<dyn Fn() -> PoolSize + Send + Sync>);
 

@@ -68,13 +68,20 @@ impl Patience {
         let begun = Instant::now();
         let waited = WAITED.try_with(Cell::get).unwrap_or_default();
         let left = self.overall.saturating_sub(waited).max(LAST_CHANCE.min(self.overall));
-        let outcome = self.run_until(begun + left, attempt).await;
+        // What other operations have left of the time can be too little to prove anything about this store.
+        let is_proof = left >= self.overall / 2;
+        let outcome = self.run_until(begun + left, is_proof, attempt).await;
         // An error says that this belongs to no request.
         let _ = WAITED.try_with(|waited| waited.set(waited.get() + begun.elapsed()));
         outcome
     }
 
-    async fn run_until<T, F>(&self, deadline: Instant, mut attempt: impl FnMut() -> F) -> Result<T, StoreError>
+    async fn run_until<T, F>(
+        &self,
+        deadline: Instant,
+        is_proof: bool,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, Failure>>,
     {
@@ -91,7 +98,7 @@ impl Patience {
                 Err(_) => {}
             }
             if Instant::now() + pause >= deadline {
-                self.away.store(true, Ordering::Relaxed);
+                self.away.fetch_or(is_proof, Ordering::Relaxed);
                 return Err(cause.unwrap_or_else(|| StoreError::unavailable(TooLong(self.overall))));
             }
             sleep(pause).await;
@@ -178,6 +185,7 @@ mod tests {
         });
         assert!(matches!(outcomes.await, ((Ok(()), Err(_), Err(_)), Ok(()))));
         assert_eq!(begun.elapsed(), Duration::from_secs(8) + LAST_CHANCE);
+        assert!(!patience.is_away());
         of_one_request(patience.run(slow)).await.unwrap();
     }
 

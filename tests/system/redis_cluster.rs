@@ -20,10 +20,18 @@ const STEP: Duration = Duration::from_millis(40);
 const SLOW: Duration = Duration::from_millis(500);
 /// Without trouble for this long: it is over.
 const CALM: Duration = Duration::from_millis(2500);
-/// The application's own limit for an operation on sessions, of which a page needs one or more.
+/// The application's own limit for all of a page's operations on sessions.
 const LIMIT: Duration = Duration::from_secs(8);
 /// How close to a fault an acknowledged login may have been for Redis to have lost it.
 const REPLICATION_WINDOW: Duration = Duration::from_millis(500);
+/// As the compose files have it: an instance without its sessions is not ready, and with all of them in that state the
+/// pool goes by traffic alone.
+const PROBE: &str = r#"path = "/readyz"
+status = "200"
+interval = "2s"
+timeout = "1s"
+rise = 1
+fall = 2"#;
 const STRANGER: &str = "the page takes the member for a stranger";
 /// A page that says so itself.
 const OUT_OF_REACH: &str = "a page without its session";
@@ -164,7 +172,7 @@ impl Site {
             instances.push(Instance::start_with(name, &data, "127.0.0.1:0", &flags).await);
         }
         let pool = instances.iter().fold(Pool::empty("app"), |pool, i| pool.backend(&i.address.to_string(), ""));
-        let balancer = Balancer::start(Config::default().pool(pool.probe("path = \"/healthz\""))).await;
+        let balancer = Balancer::start(Config::default().pool(pool.probe(PROBE))).await;
         Self { balancer, instances, redis, _directory: directory }
     }
 

@@ -162,8 +162,9 @@ impl Wire {
     }
 
     /// A statement without parameters and rows, of the kinds that cannot be parsed ahead.
+    /// Once: for what may fail without harm.
     pub(super) async fn run_plain(&self, statement: &str) -> Result<()> {
-        self.patience.run(|| self.attempt_plain(statement)).await
+        self.attempt_plain(statement).await.map_err(|failure| failure.error)
     }
 
     /// One number.

@@ -107,7 +107,7 @@ impl Cluster {
     async fn attempt<T: FromRedisValue>(self: Arc<Self>, command: &Cmd) -> std::result::Result<T, Failure> {
         let link = match self.link.load_full() {
             Some(link) => link,
-            None => self.make(None).await.map_err(Failure::passing)?,
+            None => self.make(None).await?,
         };
         let mut connection = link.0.clone();
         let away = self.patience.is_away();
@@ -134,7 +134,7 @@ impl Cluster {
     }
 
     /// A connection other than `old`, made here unless somebody else just has.
-    async fn make(&self, old: Option<&Arc<Link>>) -> std::result::Result<Arc<Link>, StoreError> {
+    async fn make(&self, old: Option<&Arc<Link>>) -> std::result::Result<Arc<Link>, Failure> {
         let asked = Instant::now();
         let mut failed = self.making.lock().await;
         let current = self.link.load_full();
@@ -142,7 +142,8 @@ impl Cluster {
             return Ok(current);
         }
         if failed.is_some_and(|failed| failed > asked) {
-            return Err(StoreError::unavailable("no node of the cluster could be reached a moment ago"));
+            let error = StoreError::unavailable("no node of the cluster could be reached a moment ago");
+            return Err(Failure::passing(error));
         }
         if old.is_some() {
             self.replaced.inc();
@@ -156,8 +157,9 @@ impl Cluster {
                 self.link.store(Some(Arc::clone(&link)));
                 return Ok(link);
             }
-            Ok(Err(error)) => unavailable(error),
-            Err(_) => StoreError::unavailable("the cluster could not be connected to in time"),
+            Ok(Err(error)) if is_refused(&error) => Failure::lasting(unavailable(error)),
+            Ok(Err(error)) => Failure::passing(unavailable(error)),
+            Err(_) => Failure::passing(StoreError::unavailable("the cluster could not be connected to in time")),
         };
         *failed = Some(Instant::now());
         Err(error)
@@ -286,6 +288,13 @@ fn remedy(error: &RedisError) -> Remedy {
         | ErrorKind::Parse => Remedy::NewConnection,
         _ => Remedy::None,
     }
+}
+
+/// Whether the nodes want another password, or we another certificate. The client has only words left of what went
+/// wrong on a first connection.
+fn is_refused(error: &RedisError) -> bool {
+    let words = error.to_string();
+    ["Password authentication failed", "invalid peer certificate"].iter().any(|refusal| words.contains(refusal))
 }
 
 fn unavailable(error: RedisError) -> StoreError {

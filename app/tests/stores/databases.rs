@@ -184,8 +184,17 @@ async fn cratedb_keeps_the_contract_where_there_is_one() {
         );
         return;
     };
+    let url = in_own_schema(&url);
     let start = || CrateDbData::start(settings(&url, None));
     let (one, other) = tokio::try_join!(start(), start()).unwrap();
     contract::run(&one, &other).await;
     contract::run(&other, &one).await;
+}
+
+/// The same server with a schema that nobody else uses: what the tests write there is in nobody's way, theirs included.
+pub fn in_own_schema(url: &str) -> String {
+    let (server, _) = url.rsplit_once('/').expect("a URL that ends with the name of a schema");
+    let schema = format!("test_{}", uuid::Uuid::new_v4().simple());
+    println!("using tables of the schema {schema} in the CrateDB at hand; they can be dropped afterwards");
+    format!("{server}/{schema}")
 }

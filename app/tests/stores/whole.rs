@@ -16,7 +16,7 @@ use reqwest::{
 };
 use tests::redis_cluster::{Options, RedisCluster};
 
-use crate::{emulator::Emulator, postgres::Postgres};
+use crate::{databases::in_own_schema, emulator::Emulator, postgres::Postgres};
 
 /// A process of `app serve`.
 struct Instance {
@@ -129,7 +129,8 @@ async fn tour(shared: &Shared) {
     let stranger = Browser::new();
     let (_, posts) = stranger.get(&web1, "/posts/").await;
     assert!(posts.contains(&format!("From {name}")), "{posts}");
-    let from = posts.find("src=\"/media/").unwrap() + 5;
+    let ours = posts.find(&format!("From {name}")).unwrap();
+    let from = ours + posts[ours..].find("src=\"/media/").unwrap() + 5;
     let picture = posts[from..].split('"').next().unwrap();
     let found = stranger.0.get(format!("{}{picture}", web1.url)).send().await.unwrap();
     assert_eq!((found.status().as_u16(), &found.headers()["content-type"]), (200, &"image/png".parse().unwrap()));
@@ -187,7 +188,7 @@ async fn the_whole_site_runs_on_stores_of_the_network() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_whole_site_runs_on_cratedb_where_there_is_one() {
     match std::env::var("CRATEDB_URL") {
-        Ok(url) => tour(&Shared::start(Data::CrateDb(url))).await,
+        Ok(url) => tour(&Shared::start(Data::CrateDb(in_own_schema(&url)))).await,
         Err(_) => println!("NOT RUN: the whole site on a real CrateDB. Set CRATEDB_URL to run it."),
     }
 }

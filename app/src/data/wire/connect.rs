@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    hash::{BuildHasher, Hasher, RandomState},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -194,7 +195,7 @@ impl Connections {
             tls: tls.transpose()?.map(MakeRustlsConnect::new),
             connect_timeout,
             // Instances that start together begin with different nodes.
-            made: AtomicU64::new(u64::from(std::process::id())),
+            made: AtomicU64::new(RandomState::new().build_hasher().finish()),
             begun: Instant::now(),
         })
     }

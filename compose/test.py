@@ -315,7 +315,7 @@ def lose_master(stack, lose, bring_back):
         def three_masters():
             now = redis_roles(stack, asked)
             return victim not in now and list(now.values()).count("master") == 3 and \
-                "cluster_state:ok" in redis_cli(stack, asked, "cluster", "info")
+                "cluster_slots_ok:16384" in redis_cli(stack, asked, "cluster", "info")
 
         took = wait_for("a replica taking over", three_masters)
         bring_back(stack.container(victim))

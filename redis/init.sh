@@ -32,19 +32,23 @@ each_is_alone() {
 
 each_is_sound() {
     for n in $nodes; do
-        state=$(fact "$n" cluster_state) slots=$(fact "$n" cluster_slots_assigned)
+        # The state alone says little: without cluster-require-full-coverage it stays `ok` when slots are lost.
+        state=$(fact "$n" cluster_state) slots=$(fact "$n" cluster_slots_ok)
         known=$(fact "$n" cluster_known_nodes)
-        why="$n sees state ${state:-none}, ${slots:-0} of 16384 slots, ${known:-0} of $count nodes"
+        why="$n sees state ${state:-none}, ${slots:-0} of 16384 slots served, ${known:-0} of $count nodes"
         # More than we were given is sound too: nodes may have been added since.
         [ "$state" = ok ] && [ "$slots" = 16384 ] && [ "${known:-0}" -ge "$count" ] || return 1
     done
 }
 
 each_replica_is_linked() {
+    masters=0
     for n in $nodes; do
         replication=$(node "$n" info replication)
         case $replication in
-            *role:slave*master_link_status:up*|*role:master*) ;;
+            *role:slave*master_link_status:up*) ;;
+            # Asked of itself: others may not have heard yet what it is.
+            *role:master*) masters=$((masters + 1)) ;;
             *) why="$n is not linked to its master"; return 1 ;;
         esac
     done
@@ -75,7 +79,9 @@ if each_is_alone; then
 else
     echo "redis-init: there is a cluster already; it is left as it is"
 fi
-wait_until each_is_sound || give_up
+wait_until each_is_sound || {
+    echo "redis-init: if forming the cluster broke off halfway, nothing is lost yet: \"begin anew\" in compose/README.md" >&2
+    give_up
+}
 wait_until each_replica_is_linked || give_up
-masters=$(node "$first" cluster nodes | grep -c 'master')
-echo "redis-init: sound: $(fact "$first" cluster_known_nodes) nodes, $masters of them masters, 16384 slots, replicas linked"
+echo "redis-init: sound: $(fact "$first" cluster_known_nodes) nodes known, $masters of our $count are masters, 16384 slots, replicas linked"

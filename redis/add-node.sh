@@ -47,7 +47,7 @@ agreed() {
 # and answers CLUSTERDOWN for every slot that reaches it.
 sound() { # HOST:PORT
     tries=0
-    until node "$1" cluster info | grep -q -x cluster_state:ok; do
+    until [ "$(node "$1" cluster info | grep -c -x -e cluster_state:ok -e cluster_slots_ok:16384)" -eq 2 ]; do
         tries=$((tries + 1))
         [ "$tries" -lt 60 ] || { echo "add-node: $1 does not see a sound cluster" >&2; exit 1; }
         sleep 1
@@ -56,9 +56,16 @@ sound() { # HOST:PORT
 
 id=$(node "$new" cluster myid)
 if [ "$how" = --remove ]; then
-    echo "add-node: moving the slots of $new away, then forgetting it"
-    balance --cluster-weight "$id=0"
-    agreed
+    case $(node "$new" role | head -n 1) in
+        master)
+            echo "add-node: moving the slots of $new away, then forgetting it"
+            balance --cluster-weight "$id=0"
+            agreed
+            ;;
+        # It has no slots, and redis-cli refuses a weight for it.
+        slave) echo "add-node: forgetting the replica $new" ;;
+        *) echo "add-node: $new does not say what it is" >&2; exit 1 ;;
+    esac
     cli --cluster del-node "$member" "$id"
     agreed
     exit

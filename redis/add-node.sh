@@ -54,6 +54,20 @@ sound() { # HOST:PORT
     done
 }
 
+# Until gossip has told the last node of a new one, that node refuses to forget it, and a removal would end halfway:
+# those that have forgotten take no notice of it for a minute, then hear of it again.
+everybody_knows() { # ID
+    tries=0
+    while
+        told=$(cli --cluster call "$member" cluster nodes | tr -d '\r')
+        [ "$(echo "$told" | grep -c "\(^\|: \)$1 ")" -ne "$(echo "$told" | grep -c myself)" ]
+    do
+        tries=$((tries + 1))
+        [ "$tries" -lt 90 ] || { echo "add-node: not every node knows $1" >&2; exit 1; }
+        sleep 1
+    done
+}
+
 id=$(node "$new" cluster myid)
 if [ "$how" = --remove ]; then
     case $(node "$new" role | head -n 1) in
@@ -66,6 +80,7 @@ if [ "$how" = --remove ]; then
         slave) echo "add-node: forgetting the replica $new" ;;
         *) echo "add-node: $new does not say what it is" >&2; exit 1 ;;
     esac
+    everybody_knows "$id"
     cli --cluster del-node "$member" "$id"
     agreed
     exit
@@ -81,6 +96,7 @@ if [ "$known" -eq 0 ]; then
 fi
 # Every node must have heard of the new one, and the new one of them, before slots go there.
 agreed
+everybody_knows "$id"
 sound "$new"
 if [ "$how" = --master ]; then
     balance --cluster-use-empty-masters

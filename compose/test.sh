@@ -8,8 +8,12 @@
 #   EVENKEEL_PULL=yes   use the official images where a registry can be reached [default: stand-ins from Debian]
 #   EVENKEEL_PICTURES   folder to draw the dashboards to, with the large variant; needs matplotlib [default: none]
 #   COMPOSE_REQUIRED    yes: that there is no engine is a failure, not a reason to skip
+#   EVENKEEL_KEEP_IMAGES=yes
+#                       leave the stand-ins under the official names, and the images of EVENKEEL_BIN: a later
+#                       `docker compose up` would take them for the real ones [default: they are removed]
 #
-# Starts an engine of its own where none runs and it may; ends that one afterwards.
+# Starts an engine of its own where none runs and it may; ends that one afterwards. What stand-ins are
+# made from, evenkeel-standin/…, stays, so that they are soon built again.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -27,7 +31,15 @@ not_run() {
     exit 0
 }
 
+remove_standins() {
+    images=$(docker images --filter label=standin --format '{{.Repository}}:{{.Tag}}' 2> /dev/null \
+        | grep -v -e '<none>' -e '^evenkeel-standin/') || return 0
+    # shellcheck disable=SC2086
+    docker rmi $images > /dev/null 2>&1 || echo "compose: stand-ins that are in use stay, among $(echo $images)" >&2
+}
+
 clean() {
+    [ "${EVENKEEL_KEEP_IMAGES:-no}" = yes ] || remove_standins
     if [ -n "$engine" ]; then
         kill "$engine" 2> /dev/null || true
         wait "$engine" 2> /dev/null || true

@@ -5,7 +5,7 @@
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
-base=evenkeel-standin/base
+base=evenkeel-standin/base packages=evenkeel-standin/packages
 export DOCKER_BUILDKIT=0
 
 has() { docker image inspect "$1" > /dev/null 2>&1; }
@@ -29,6 +29,9 @@ official() {
 image() { # TARGET NAME
     if ! official "$2" && ! { [ "${EVENKEEL_PULL:-no}" = yes ] && docker pull -q "$2" > /dev/null 2>&1; }; then
         make_base
+        # With a name of its own it outlives the stand-ins, which test.sh removes.
+        docker build --network host -q -f "$here/Dockerfile" --target debian -t "$packages" "$here" > /tmp/standin.log 2>&1 \
+            || { tail -5 /tmp/standin.log >&2; exit 1; }
         docker build --network host -q -f "$here/Dockerfile" --target "$1" -t "$2" "$here" > /tmp/standin.log 2>&1 \
             || { tail -5 /tmp/standin.log >&2; exit 1; }
     fi

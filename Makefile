@@ -15,7 +15,7 @@ demo: tools-demo
 	cargo build --workspace --bins
 	exec target/debug/app demo $(DEMO)
 
-## Everything that CI runs
+## All tests and checks but those of the compose stack; CI runs this, then test-compose
 test: tools-test python check deny checks
 	cargo build --workspace --bins
 	sh .ci/nextest
@@ -59,9 +59,9 @@ fuzz: tools-demo
 			-dict=fuzz/http1.dict -max_total_time=60) || exit 1; \
 	done
 
-## The compose stack on a Docker engine; says so when there is none
+## The compose stack on a Docker engine; says so when there is none. VARIANTS="large small hardened" tests those
 test-compose: python
-	PATH="$(CURDIR)/target/python/bin:$$PATH" compose/test.sh
+	PATH="$(CURDIR)/target/python/bin:$$PATH" compose/test.sh $(VARIANTS)
 
 tools-demo:
 	@sh .ci/tools $(DEMO_TOOLS)

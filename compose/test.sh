@@ -113,6 +113,8 @@ if grep -q '^standin crate:' "$scratch/images"; then
     layers="$layers standin/compose.yml"
 fi
 
+# What comes next runs in another folder.
+[ -z "${EVENKEEL_PICTURES:-}" ] || EVENKEEL_PICTURES=$(realpath -m "$EVENKEEL_PICTURES")
 cd "$here"
 status=0
 for variant in "$@"; do

@@ -30,8 +30,6 @@ const FIRST_PROBES_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the end waits for a disk to take the access log's last lines.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Its own, that to its backend, and a share of those that are kept idle.
-const FILES_PER_CLIENT: usize = 3;
 /// For the admin API, probes, listeners and logs.
 const RESERVED_FILES: usize = 256;
 
@@ -217,10 +215,11 @@ fn start_log(config: &LogConfig) {
     };
 }
 
-/// How many clients may be connected at once: no more than there are files for.
+/// How many clients may be connected at once: as told, but no more than there are files for. Where nothing is told, each
+/// of them may have a backend at work for it.
 fn most_clients(server: &ServerConfig, open_files: usize) -> usize {
-    let affordable = (open_files.saturating_sub(RESERVED_FILES) / FILES_PER_CLIENT).max(1);
-    let Some(wanted) = server.max_connections.map(NonZero::get) else { return affordable };
+    let affordable = (open_files - RESERVED_FILES.min(open_files / 4)).max(2);
+    let Some(wanted) = server.max_connections.map(NonZero::get) else { return affordable / 2 };
     if wanted > affordable {
         tracing::warn!(
             "[server] max_connections is {wanted}, but {open_files} open files are enough for {affordable} only: raise \

@@ -147,6 +147,7 @@ def evenkeel(setup, directory, port, tls_port, admin_port, threads, log):
 [server]
 threads = {threads}
 shutdown_timeout = "1s"
+max_connections = 15000
 
 [[listener]]
 address = "127.0.0.1:{port}"

@@ -132,6 +132,13 @@ def idle_bytes(balancer, clients=IDLE_CLIENTS):
         for _ in range(clients):
             one()
         time.sleep(0.5)
+        for s in connections:
+            s.setblocking(False)
+            try:
+                if not s.recv(1, socket.MSG_PEEK):
+                    raise Failed("a connection was closed while it idled")
+            except BlockingIOError:
+                pass
         return (balancer.resident_bytes() - before) / clients
     except OSError as e:
         raise Failed(f"after {len(connections)} connections: {e}") from e

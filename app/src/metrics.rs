@@ -69,7 +69,11 @@ impl Metrics {
             "Operations of a store that failed, by store and operation.",
             &["store", "operation"],
         )?;
-        // There from the start, so that a first error is seen to be one.
+        let logins = counters("app_logins_total", "Attempts to log in, by result.", &["result"])?;
+        // There from the start, so that a first one is seen to be one.
+        for result in [LoginResult::Succeeded, LoginResult::WrongPassword, LoginResult::UnknownName] {
+            logins.with_label_values(&[result.as_str()]);
+        }
         for (store, operation) in OPERATIONS {
             store_errors.with_label_values(&[store, operation]);
         }
@@ -88,7 +92,7 @@ impl Metrics {
             requests_in_flight: gauge("app_requests_in_flight", "Requests being answered now.")?,
             connections: gauge("app_connections", "Connections open now.")?,
             sessions_created,
-            logins: counters("app_logins_total", "Attempts to log in, by result.", &["result"])?,
+            logins,
             pictures: counters("app_pictures_total", "Pictures received, by what became of them.", &["result"])?,
             store_seconds: histograms(
                 "app_store_operation_duration_seconds",

@@ -109,7 +109,7 @@ impl Exchange {
     /// The present attempt failed and its lease has ended. Ok: go on with [`Self::next_backend`]; else what to
     /// answer.
     pub fn failed(&mut self, failure: Failure, replay: Replay, now: Instant) -> Result<(), Refusal> {
-        let refusal = if failure.is_timeout() { Refusal::BackendTimeout } else { Refusal::BackendFailed };
+        let refusal = failure.refusal();
         self.last_failure = Some(refusal);
         if let (Some(attempt), Some(kind)) = (self.current.take(), failure.kind()) {
             self.tried.push(attempt.index);

@@ -2,6 +2,7 @@
 //! whatever the method: nothing was sent. What may have reached a backend is repeated only if doing it twice is
 //! doing it once, and only while its body is still at hand.
 
+use super::refusal::Refusal;
 use crate::metrics::FailureKind;
 
 /// How an attempt on a backend failed.
@@ -11,6 +12,8 @@ pub enum Failure {
     Connect,
     /// No connection was made in time.
     ConnectTimeout,
+    /// No connection could be made for want of files, ports or memory here: no fault of the backend.
+    OutOfResources,
     /// A kept connection turned out to be closed before anything came back: no fault of the backend.
     Stale,
     /// The connection broke, or what came was no HTTP, before the response's head.
@@ -39,12 +42,17 @@ impl Failure {
             Self::Connect | Self::ConnectTimeout => Some(FailureKind::Connect),
             Self::Broken | Self::Truncated => Some(FailureKind::Broken),
             Self::Timeout | Self::Stalled => Some(FailureKind::Timeout),
-            Self::Stale => None,
+            Self::Stale | Self::OutOfResources => None,
         }
     }
 
-    pub fn is_timeout(self) -> bool {
-        matches!(self, Self::ConnectTimeout | Self::Timeout | Self::Stalled)
+    /// What the client is told if nothing more can be tried.
+    pub fn refusal(self) -> Refusal {
+        match self {
+            Self::ConnectTimeout | Self::Timeout | Self::Stalled => Refusal::BackendTimeout,
+            Self::OutOfResources => Refusal::NoBackend,
+            Self::Connect | Self::Stale | Self::Broken | Self::Truncated => Refusal::BackendFailed,
+        }
     }
 
     /// Whether the request may be sent again.
@@ -52,7 +60,7 @@ impl Failure {
         match self {
             Self::Connect | Self::ConnectTimeout => replay.has_body,
             Self::Stale | Self::Broken | Self::Timeout => replay.is_idempotent && replay.has_body,
-            Self::Truncated | Self::Stalled => false,
+            Self::Truncated | Self::Stalled | Self::OutOfResources => false,
         }
     }
 }
@@ -78,6 +86,7 @@ mod tests {
             (Timeout, false, true, false),
             (Truncated, true, true, false),
             (Stalled, true, true, false),
+            (OutOfResources, true, true, false),
         ] {
             let replay = Replay { is_idempotent, has_body };
             assert_eq!(failure.allows_retry(replay), expected, "{failure:?} {replay:?}");
@@ -85,7 +94,8 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_connection_is_not_the_backends_fault() {
-        assert_eq!(Stale.kind(), None);
+    fn what_is_not_the_backends_fault_does_not_count_against_it() {
+        assert_eq!((Stale.kind(), OutOfResources.kind()), (None, None));
+        assert_eq!(OutOfResources.refusal(), Refusal::NoBackend);
     }
 }

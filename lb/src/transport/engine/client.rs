@@ -1,6 +1,7 @@
 //! One client's requests, one after the other: read, begun, tried on backends until one answers, and told of.
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::futures::Notified;
@@ -451,12 +453,22 @@ fn write_head(
 
 async fn connect(address: SocketAddr, limit: Duration) -> Result<TcpStream, Failure> {
     let stream = match timeout(limit, TcpStream::connect(address)).await {
-        Ok(connected) => connected.map_err(|_| Failure::Connect)?,
+        Ok(connected) => connected.map_err(|e| connect_failure(&e))?,
         Err(_) => return Err(Failure::ConnectTimeout),
     };
     // Fails only on a socket that is gone already.
     let _ = stream.set_nodelay(true);
     Ok(stream)
+}
+
+fn connect_failure(error: &io::Error) -> Failure {
+    match Errno::from_io_error(error) {
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL) => {
+            tracing::debug!("a connection to a backend could not be made for want of files, ports or memory: {error}");
+            Failure::OutOfResources
+        }
+        _ => Failure::Connect,
+    }
 }
 
 /// Closes our side and reads on for a while: closing at once would reset the connection and could take the answer

@@ -110,7 +110,7 @@ impl Stores {
             sessions: match &settings.sessions {
                 SessionsPlace::Sqlite => sqlite_sessions(folder)?,
                 SessionsPlace::RedisCluster(redis) => {
-                    Arc::new(RedisSessions::new(redis.clone(), metrics.redis_connections_replaced.clone())?)
+                    Arc::new(RedisSessions::new((**redis).clone(), metrics.redis_connections_replaced.clone())?)
                 }
             },
             data: match &settings.data {

@@ -69,6 +69,12 @@ pub struct RedisArgs {
     /// Time for one answer of one node
     #[arg(long, env = "APP_REDIS_RESPONSE_TIMEOUT", default_value = "500ms", value_parser = duration, value_name = "TIME")]
     pub redis_response_timeout: Duration,
+    /// Pause before a command is sent again within an attempt; doubles each time, up to eight times as long
+    #[arg(long, env = "APP_REDIS_RETRY_WAIT", default_value = "50ms", value_parser = duration, value_name = "TIME")]
+    pub redis_retry_wait: Duration,
+    /// Time to learn the cluster's nodes and slots anew, and to connect to them
+    #[arg(long, env = "APP_REDIS_REBUILD_TIMEOUT", default_value = "2s", value_parser = duration, value_name = "TIME")]
+    pub redis_rebuild_timeout: Duration,
     /// Time for one attempt, redirections included; then all connections are made anew
     #[arg(long, env = "APP_REDIS_ATTEMPT_TIMEOUT", default_value = "1500ms", value_parser = duration, value_name = "TIME")]
     pub redis_attempt_timeout: Duration,
@@ -129,7 +135,7 @@ pub struct StoreSettings {
 #[derive(Clone, Debug)]
 pub enum SessionsPlace {
     Sqlite,
-    RedisCluster(redis_cluster::Settings),
+    RedisCluster(Box<redis_cluster::Settings>),
 }
 
 #[derive(Clone, Debug)]
@@ -184,7 +190,7 @@ impl StoreArgs {
             folder: self.data_dir.clone(),
             sessions: match self.sessions {
                 SessionsKind::Sqlite => SessionsPlace::Sqlite,
-                SessionsKind::RedisCluster => SessionsPlace::RedisCluster(self.redis.settings()?),
+                SessionsKind::RedisCluster => SessionsPlace::RedisCluster(Box::new(self.redis.settings()?)),
             },
             data: self.database.place()?,
             media: media_place(&self.media, &self.data_dir)?,
@@ -208,6 +214,8 @@ impl RedisArgs {
         for (flag, time) in [
             ("--redis-connect-timeout", self.redis_connect_timeout),
             ("--redis-response-timeout", self.redis_response_timeout),
+            ("--redis-retry-wait", self.redis_retry_wait),
+            ("--redis-rebuild-timeout", self.redis_rebuild_timeout),
             ("--redis-attempt-timeout", self.redis_attempt_timeout),
             ("--redis-timeout", self.redis_timeout),
         ] {
@@ -228,6 +236,8 @@ impl RedisArgs {
             prefix: self.redis_prefix.clone(),
             connect_timeout: self.redis_connect_timeout,
             response_timeout: self.redis_response_timeout,
+            retry_wait: self.redis_retry_wait,
+            rebuild_timeout: self.redis_rebuild_timeout,
             attempt_timeout: self.redis_attempt_timeout,
             overall_timeout: self.redis_timeout,
         })

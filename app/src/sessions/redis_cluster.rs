@@ -51,6 +51,10 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// For one answer of one node.
     pub response_timeout: Duration,
+    /// Before a command is sent again within an attempt, at first.
+    pub retry_wait: Duration,
+    /// For a connection to all nodes, when it has to be made anew.
+    pub rebuild_timeout: Duration,
     /// For one attempt, redirections and answers that did not come included. Then the connection is replaced.
     pub attempt_timeout: Duration,
     /// For one operation, all attempts together. Then the request fails.
@@ -150,7 +154,7 @@ impl Cluster {
         }
         // Making one can hang; the client has no limit for the whole of it. It waits for a frozen node more than once:
         // as one that was named, as one that the others name, and for what it should say of the others.
-        let made = timeout(4 * self.settings.connect_timeout, self.client.get_async_connection()).await;
+        let made = timeout(self.settings.rebuild_timeout, self.client.get_async_connection()).await;
         let error = match made {
             Ok(Ok(connection)) => {
                 let link = Arc::new(Link(connection));
@@ -251,8 +255,8 @@ fn client(settings: &Settings) -> anyhow::Result<ClusterClient> {
         .overall_response_timeout(Some(settings.attempt_timeout))
         // The attempt's limit ends it before these do.
         .retries(RETRIES)
-        .min_retry_wait(millis(FIRST_WAIT))
-        .max_retry_wait(millis(LONGEST_WAIT));
+        .min_retry_wait(millis(settings.retry_wait))
+        .max_retry_wait(millis(settings.retry_wait * 8));
     if let Some(username) = &settings.username {
         builder = builder.username(username);
     }
@@ -303,5 +307,3 @@ fn unavailable(error: RedisError) -> StoreError {
 
 const GRACE: Duration = Duration::from_millis(250);
 const RETRIES: u32 = 16;
-const FIRST_WAIT: Duration = Duration::from_millis(50);
-const LONGEST_WAIT: Duration = Duration::from_millis(400);

@@ -33,6 +33,8 @@ fn settings(cluster: &RedisCluster) -> Settings {
         prefix: "session:".into(),
         connect_timeout: Duration::from_millis(500),
         response_timeout: Duration::from_millis(500),
+        retry_wait: Duration::from_millis(50),
+        rebuild_timeout: Duration::from_secs(2),
         attempt_timeout: Duration::from_millis(1500),
         overall_timeout: Duration::from_secs(8),
     }

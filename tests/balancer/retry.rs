@@ -144,3 +144,22 @@ async fn a_connection_that_the_backend_closed_meanwhile_costs_no_request() {
         a.restart();
     }
 }
+
+#[tokio::test]
+async fn nothing_of_a_response_that_was_given_up_reaches_the_client() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let malformed = b"HTTP/1.1 200 OK\r\nX-From: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nwrong\r\nno size\r\n";
+    a.answer(|_| vec![Step::Send(malformed.to_vec()), Step::Hang]);
+    // The interim response goes out before the final one is known.
+    let early = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nright";
+    b.answer(|_| vec![Step::Send(early.to_vec())]);
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.without_ejection())).await;
+    for _ in 0..2 {
+        let mut wire = balancer.connect().await;
+        wire.send(Request::get("/").with("Connection", "close").to_bytes()).await;
+        let (all, _) = wire.rest().await;
+        let all = String::from_utf8_lossy(&all).into_owned();
+        assert!(all.starts_with("HTTP/1.1 103") && all.ends_with("right"), "{all}");
+        assert!(!all.contains("X-From") && !all.contains("wrong"), "{all}");
+    }
+}

@@ -133,8 +133,7 @@ async fn a_client_that_closes_its_sending_side_is_answered_where_that_is_wanted(
         assert!(wire.is_closed().await);
         balancer.is_idle().await;
     }
-    // What is whole before the end is served in either case: several requests in one go, and then nothing.
-    a.forget_script();
+    // Several requests in one go, and then nothing: all are served.
     let balancer = Balancer::start(Config::of([&a]).listener("half_close = \"answer\"")).await;
     a.answer_with(response(200, &[], "here"));
     let mut wire = balancer.connect().await;

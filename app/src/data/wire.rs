@@ -161,8 +161,8 @@ impl Wire {
         self.patience.run(|| self.attempt(statement, parameters)).await
     }
 
-    /// A statement without parameters and rows, of the kinds that cannot be parsed ahead.
-    /// Once: for what may fail without harm.
+    /// A statement without parameters and rows, of the kinds that cannot be parsed ahead. Sent once: it may fail without
+    /// harm.
     pub(super) async fn run_plain(&self, statement: &str) -> Result<()> {
         self.attempt_plain(statement).await.map_err(|failure| failure.error)
     }

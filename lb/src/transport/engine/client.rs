@@ -336,6 +336,8 @@ impl Carrier<'_> {
             Some(connection) => (connection, true),
             None => (connect(address, settings.connect_timeout).await.map_err(Broken::Backend)?, false),
         };
+        // A failed attempt may have left the beginning of an answer in it, which this one's interim responses precede.
+        work.to_client.clear();
         work.to_backend.clear();
         work.from_backend.clear();
         let wants_websocket = request::asks_for_websocket(work);
@@ -446,7 +448,6 @@ fn write_head(
     let changes = cookie.map(|cookie| [Change { name: FieldName::known(Name::SetCookie), edit: Edit::Add(cookie) }]);
     let changes = changes.as_ref().map_or(&[][..], |changes| &changes[..]);
     let plan = ResponsePlan::new(response, request.version(), persistence, changes);
-    to_client.clear();
     rewrite::response(response, from_backend, &plan, to_client);
     (ResponseBody::new(response.framing(), plan.framing), plan.persistence == Persistence::KeepAlive)
 }

@@ -2,7 +2,7 @@
 //! asked to leave, and whoever comes waits in the kernel's queue until there is room: those who are served are served
 //! well, and files are left for backends and for the admin API.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,6 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Room {
     most: usize,
     taken: AtomicUsize,
-    shed: AtomicU64,
     freed: Notify,
     warned: Mutex<Option<Instant>>,
 }
@@ -30,8 +29,7 @@ pub struct Place(Arc<Room>);
 
 impl Room {
     pub fn new(most: usize) -> Arc<Self> {
-        let (taken, shed, freed, warned) = (AtomicUsize::new(0), AtomicU64::new(0), Notify::new(), Mutex::new(None));
-        Arc::new(Self { most, taken, shed, freed, warned })
+        Arc::new(Self { most, taken: AtomicUsize::new(0), freed: Notify::new(), warned: Mutex::new(None) })
     }
 
     /// A place, as soon as there is one. `shed` has so many idle clients leave.
@@ -56,11 +54,6 @@ impl Room {
         Place(Arc::clone(self))
     }
 
-    /// Notes that an idle client has left to make room.
-    pub fn count_shed(&self) {
-        self.shed.fetch_add(1, Ordering::Relaxed);
-    }
-
     pub fn is_full(&self) -> bool {
         self.taken() >= self.most
     }
@@ -71,11 +64,6 @@ impl Room {
 
     pub fn taken(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
-    }
-
-    /// Idle clients that had to leave since the start.
-    pub fn shed(&self) -> u64 {
-        self.shed.load(Ordering::Relaxed)
     }
 
     fn warn(&self) {

@@ -101,8 +101,7 @@ impl Sockets {
             let stopping = Arc::new(Stop::default());
             let listeners = sockets.into_iter().zip(&applications).map(|(socket, (listener, tls, http2))| {
                 let engine = Arc::new(Engine::new(listener, shared, most_idle, Arc::clone(&stopping)));
-                let room = Arc::clone(&shared.room);
-                (socket, Listener { tls: tls.clone(), http2: Arc::clone(http2), engine, room })
+                (socket, Listener { tls: tls.clone(), http2: Arc::clone(http2), engine })
             });
             let listeners: Vec<_> = listeners.collect();
             let stop = stop_seen.clone();
@@ -159,7 +158,6 @@ struct Listener {
     tls: Option<Arc<Acceptor>>,
     http2: Arc<Proxy>,
     engine: Arc<Engine>,
-    room: Arc<Room>,
 }
 
 /// One thread's life. False: exchanges were cut off at the deadline.
@@ -243,15 +241,13 @@ async fn accept(
             Ok((stream, peer)) => {
                 let place = tokio::select! {
                     biased;
-                    _ = &mut stopped => None,
-                    place = listener.room.place(|count| listener.engine.shed(count)) => Some(place),
+                    _ = &mut stopped => {
+                        spawn(&listener, stream, peer, listener.engine.place_anyway(), &http2_stop, &alive);
+                        break;
+                    }
+                    place = listener.engine.place() => place,
                 };
-                let is_last = place.is_none();
-                let place = place.unwrap_or_else(|| listener.room.place_anyway());
                 spawn(&listener, stream, peer, place, &http2_stop, &alive);
-                if is_last {
-                    break;
-                }
             }
             Err(e) => {
                 tracing::warn!("a connection could not be accepted: {e}");
@@ -265,7 +261,7 @@ async fn accept(
         Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
     };
     while let Some((stream, peer)) = poll_fn(waiting).await {
-        spawn(&listener, stream, peer, listener.room.place_anyway(), &http2_stop, &alive);
+        spawn(&listener, stream, peer, listener.engine.place_anyway(), &http2_stop, &alive);
     }
     listener.http2.http_cleanup().await;
 }

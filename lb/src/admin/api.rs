@@ -172,7 +172,6 @@ pub async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
         let room = &admin.room;
         gauges.client_connections.set(i64::try_from(room.taken()).unwrap_or(i64::MAX));
         gauges.client_connections_limit.set(i64::try_from(room.most()).unwrap_or(i64::MAX));
-        metrics.client_connections_shed.inc_by(room.shed().saturating_sub(metrics.client_connections_shed.get()));
         if let Some(log) = &admin.access_log {
             metrics.access_log_lost.inc_by(log.lost().saturating_sub(metrics.access_log_lost.get()));
         }

@@ -36,7 +36,7 @@ use super::http1::limits::Limits;
 use crate::access_log::AccessLog;
 use crate::config::ListenerConfig;
 use crate::control::Control;
-use crate::room::Room;
+use crate::room::{Place, Room};
 pub use client::serve;
 
 /// What all connections of one listener on one thread have in common.
@@ -77,9 +77,14 @@ impl Engine {
         }
     }
 
-    /// Has so many idle clients of this thread leave.
-    pub fn shed(&self, count: usize) {
-        self.stop.shed(count);
+    /// A client's place, as soon as there is one; idle clients of this thread leave to make room.
+    pub async fn place(&self) -> Place {
+        self.room.place(|count| self.stop.shed(count)).await
+    }
+
+    /// A place for a client that cannot be kept waiting.
+    pub fn place_anyway(&self) -> Place {
+        self.room.place_anyway()
     }
 
     /// Whether connections may outlive their present exchange.

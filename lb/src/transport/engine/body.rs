@@ -57,13 +57,13 @@ impl RequestBody {
 
     /// How much is still to come of content that fits among what may be sent again, if its length is known.
     pub fn missing(&self, buffer: &[u8]) -> usize {
-        match self.framing {
-            Framing::Length(length) if self.keep as u64 >= length => {
-                // It fits, as it is no longer than `keep`.
-                (self.start + length as usize).saturating_sub(buffer.len())
-            }
-            _ => 0,
-        }
+        self.kept_length().map_or(0, |length| (self.start + length).saturating_sub(buffer.len()))
+    }
+
+    /// The length of the content, if it is told and all of it may be sent again.
+    fn kept_length(&self) -> Option<usize> {
+        let Framing::Length(length) = self.framing else { return None };
+        usize::try_from(length).ok().filter(|length| *length <= self.keep)
     }
 
     pub fn received(&self) -> u64 {
@@ -80,9 +80,7 @@ impl RequestBody {
     /// Takes content that is whole in `buffer` and leaves as it came: where it lies, to be sent from there. Less than
     /// a few kilobytes are copied more cheaply.
     pub fn take_in_place(&mut self, buffer: &[u8]) -> Option<Range<usize>> {
-        let Framing::Length(length) = self.framing else { return None };
-        let length =
-            usize::try_from(length).ok().filter(|length| (LEAST_IN_PLACE_BYTES..=self.keep).contains(length))?;
+        let length = self.kept_length().filter(|length| *length >= LEAST_IN_PLACE_BYTES)?;
         let end = self.start + length;
         if self.at != self.start || end > buffer.len() {
             return None;

@@ -150,7 +150,7 @@ async fn first_bytes<'e>(
         }
         // A client that is about to send its next request is not idle.
         if idle >= LEAST_IDLE && engine.room.is_full() && engine.stop.sheds_one() {
-            engine.room.count_shed();
+            engine.control.metrics.client_connections_shed.inc();
             return None;
         }
     }

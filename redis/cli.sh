@@ -8,10 +8,18 @@ export REDISCLI_AUTH
 
 cli() {
     if [ "${REDIS_TLS:-no}" = yes ]; then
-        redis-cli --tls --cacert /run/secrets/tls_ca --no-auth-warning "$@"
-    else
-        redis-cli --no-auth-warning "$@"
+        set -- --tls --cacert /run/secrets/tls_ca "$@"
     fi
+    ${limit:-} redis-cli --no-auth-warning "$@"
+}
+
+# What one node, HOST:PORT, answers to a command: nothing if it does not within three seconds.
+node() {
+    (
+        limit="timeout 3" address=$1
+        shift
+        cli -h "${address%:*}" -p "${address##*:}" "$@" 2> /dev/null
+    ) | tr -d '\r'
 }
 
 case $0 in

@@ -1,10 +1,12 @@
-//! A real Redis Cluster on loopback, from the system's `redis-server`: nodes that can be killed, frozen, started again
-//! and told to change roles. Nothing of it outlives the test, even if that is killed.
+//! A real Redis Cluster on loopback, from the system's `redis-server` or a newer one: nodes that can be killed, frozen,
+//! started again and told to change roles. Nothing of it outlives the test, even if that is killed.
 //!
 //! Its calls wait by blocking: in an asynchronous test, what shall go on meanwhile needs threads of its own.
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
 use std::{
+    env,
+    ffi::OsString,
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
@@ -28,6 +30,33 @@ pub struct Options {
     pub node_timeout: Duration,
     pub password: String,
     pub tls: Option<Certificates>,
+    pub server: Server,
+}
+
+/// Which `redis-server` and `redis-cli`.
+#[derive(Clone, Copy, Debug)]
+pub enum Server {
+    /// Those that are installed, unless `REDIS_BIN` names another folder. Debian 12 has 7.0.
+    Installed,
+    /// Debian 13's, 8.0, which `make tools-test` unpacks into `target/trixie`. Since 7.2 nodes tell each other of a
+    /// `CLUSTER FORGET`.
+    Debian13,
+}
+
+impl Server {
+    /// The search path for programs, with those of this server first.
+    pub fn path(self) -> OsString {
+        let folder = match self {
+            Self::Installed => env::var_os("REDIS_BIN").map(PathBuf::from),
+            Self::Debian13 => {
+                let test = env::current_exe().unwrap();
+                let found = test.ancestors().map(|folder| folder.join("trixie/bin")).find(|path| path.is_dir());
+                Some(found.expect("target/trixie/bin: `make tools-test` fetches Redis 8 from Debian 13"))
+            }
+        };
+        let inherited = env::var_os("PATH").unwrap_or_default();
+        env::join_paths(folder.into_iter().chain(env::split_paths(&inherited))).unwrap()
+    }
 }
 
 /// Files in PEM format.
@@ -47,6 +76,7 @@ impl Default for Options {
             node_timeout: Duration::from_secs(1),
             password: "not a secret".into(),
             tls: None,
+            server: Server::Installed,
         }
     }
 }
@@ -67,14 +97,7 @@ struct Node {
 impl RedisCluster {
     /// Returns once every slot is served and every replica has its master's data.
     pub fn start(options: Options) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let count = options.masters * (1 + options.replicas_of_each);
-        let nodes = ports(count).into_iter().map(|port| Node { port, process: None }).collect();
-        let mut cluster = Self { folder, options, nodes };
-        for place in 0..count {
-            cluster.configure(place);
-            cluster.start_node(place);
-        }
+        let cluster = Self::start_unformed(options);
         let mut create = vec!["--cluster".to_owned(), "create".to_owned()];
         create.extend(cluster.addresses());
         create.extend(["--cluster-replicas".to_owned(), cluster.options.replicas_of_each.to_string()]);
@@ -82,6 +105,18 @@ impl RedisCluster {
         let created = cluster.cli(0, &create.iter().map(String::as_str).collect::<Vec<_>>());
         assert!(created.contains("All 16384 slots covered"), "{created}");
         cluster.wait_until_healthy();
+        cluster
+    }
+
+    /// As many nodes as the cluster shall have, none of which knows another.
+    pub fn start_unformed(options: Options) -> Self {
+        let count = options.masters * (1 + options.replicas_of_each);
+        let nodes = ports(count).into_iter().map(|port| Node { port, process: None }).collect();
+        let mut cluster = Self { folder: folder(), options, nodes };
+        for place in 0..count {
+            cluster.configure(place);
+            cluster.start_node(place);
+        }
         cluster
     }
 
@@ -193,6 +228,7 @@ impl RedisCluster {
         let process = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "redis-server"])
             .arg(folder.join("redis.conf"))
+            .env("PATH", self.options.server.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -214,12 +250,18 @@ impl RedisCluster {
         eventually("a new master", || self.cli(replica, &["role"]).starts_with("master"));
     }
 
-    /// One more master, without slots yet.
-    pub fn add_master(&mut self) -> usize {
+    /// One more node, which is no member of the cluster.
+    pub fn start_stranger(&mut self) -> usize {
         let place = self.nodes.len();
         self.nodes.push(Node { port: ports(1)[0], process: None });
         self.configure(place);
         self.start_node(place);
+        place
+    }
+
+    /// One more master, without slots yet.
+    pub fn add_master(&mut self) -> usize {
+        let place = self.start_stranger();
         let addresses = self.addresses();
         let added = self.cli(0, &["--cluster", "add-node", &addresses[place], &addresses[0]]);
         assert!(added.contains("New node added correctly"), "{added}");
@@ -247,6 +289,29 @@ impl RedisCluster {
         assert!(end[0].contains("Moving slot") && !moved.contains("ERR"), "{end:?}");
     }
 
+    /// One of the scripts in `redis/`, ready to run against this cluster.
+    pub fn script(&self, name: &str) -> Command {
+        let password = self.folder.path().join("password");
+        fs::write(&password, &self.options.password).unwrap();
+        let mut command = Command::new("sh");
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../redis").join(name)).stdin(Stdio::null());
+        command.env("PATH", self.options.server.path()).env("REDIS_PASSWORD_FILE", password);
+        command.env("TMPDIR", self.folder.path());
+        command
+    }
+
+    /// The search path for programs, with those of the cluster's server first.
+    pub fn path(&self) -> OsString {
+        self.options.server.path()
+    }
+
+    /// Throws away what a node that does not run has kept, as a new volume would.
+    pub fn empty_node(&self, place: usize) {
+        assert!(self.nodes[place].process.is_none(), "a node that runs");
+        fs::remove_dir_all(self.node_folder(place)).unwrap();
+        self.configure(place);
+    }
+
     /// What `redis-cli` says, asking node `place`.
     pub fn cli(&self, place: usize, arguments: &[&str]) -> String {
         let mut command = Command::new("redis-cli");
@@ -254,7 +319,8 @@ impl RedisCluster {
         if let Some(tls) = &self.options.tls {
             command.arg("--tls").arg("--cacert").arg(&tls.ca);
         }
-        let output = command.args(arguments).env("REDISCLI_AUTH", &self.options.password).output();
+        command.args(arguments).env("REDISCLI_AUTH", &self.options.password).env("PATH", self.options.server.path());
+        let output = command.output();
         let output = output.expect("redis-cli: on Debian, apt-get install redis-server");
         // An error of the connection goes to the other stream; both are what it says.
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
@@ -308,6 +374,11 @@ impl Drop for RedisCluster {
             }
         }
     }
+}
+
+/// In memory where that can be: each change of slots is written to disk at once, which takes most of the time there.
+fn folder() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 /// Free ports for nodes: the bus of each, 10,000 above, is free as well, and both lie below those that the kernel

@@ -3,3 +3,4 @@
 mod demo;
 mod instances;
 mod redis_cluster;
+mod redis_scripts;

@@ -1,0 +1,226 @@
+//! The scripts in `redis/` as operators run them, on real nodes: of Redis 7.0, and of 8.0, whose nodes tell each other
+//! of a `CLUSTER FORGET`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+
+use tempfile::TempDir;
+use tests::redis_cluster::{Options, RedisCluster, Server, eventually};
+
+const KEYS: usize = 40;
+
+#[test]
+fn a_node_is_added_and_taken_out_by_scripts_that_are_killed_and_started_again() {
+    nodes_come_and_go(Server::Installed);
+}
+
+#[test]
+fn a_node_of_redis_8_is_added_and_taken_out_by_scripts_that_are_killed_and_started_again() {
+    nodes_come_and_go(Server::Debian13);
+}
+
+fn nodes_come_and_go(server: Server) {
+    let mut cluster = RedisCluster::start(Options { replicas_of_each: 0, server, ..Options::default() });
+    for key in 0..KEYS {
+        cluster.cli(0, &["-c", "set", &format!("key{key}"), "value"]);
+    }
+    let (master, replica) = (cluster.start_stranger(), cluster.start_stranger());
+
+    let killer = Killer::new();
+    let mut slots_left_open = 0;
+    let killed = killer.run_until_done(&cluster, || {
+        if killer.is_amid_slots() && slots_left_open == 0 {
+            slots_left_open += 1;
+            leave_a_slot_open(&cluster, 0, master);
+        }
+        add_node(&cluster, master, "--master")
+    });
+    assert!(killed >= 4 && slots_left_open == 1, "killed {killed} times, {slots_left_open} slots left open");
+    assert_eq!(cluster.masters(0), [0, 1, 2, master]);
+    assert!((4090..=4100).contains(&slots(&cluster, master)), "{} slots", slots(&cluster, master));
+    let killed = Killer::new().run_until_done(&cluster, || add_node(&cluster, replica, "--replica"));
+    assert!(killed >= 2, "killed {killed} times");
+    assert_eq!(keys(&cluster, &[0, 1, 2, master]), KEYS);
+
+    // Its replica finds another master.
+    assert_eq!(cluster.cli(replica, &["cluster", "replicate", &id(&cluster, master)]).trim(), "OK");
+    eventually("a replica known to all", || (0..3).all(|asked| has_replica(&cluster, asked, master)));
+    let before = id(&cluster, master);
+    let killed = Killer::new().run_until_done(&cluster, || add_node(&cluster, master, "--remove"));
+    assert!(killed >= 4, "killed {killed} times");
+    assert!(is_alone(&cluster, master));
+    assert_ne!(id(&cluster, master), before, "an id that is banned for a minute");
+    for asked in [0, 1, 2, replica] {
+        assert!(!cluster.cli(asked, &["cluster", "nodes"]).contains(&before));
+    }
+    eventually("a new master's data", || cluster.cli(replica, &["info", "replication"]).contains("link_status:up"));
+    assert_eq!(cluster.masters(0), [0, 1, 2]);
+    assert_eq!(keys(&cluster, &[0, 1, 2]), KEYS);
+
+    // At once, within the minute for which those who were told to forget it take no notice of its old id.
+    succeeds(add_node(&cluster, master, "--master"));
+    assert_eq!(cluster.masters(0), [0, 1, 2, master]);
+    assert_eq!(keys(&cluster, &[0, 1, 2, master]), KEYS);
+
+    // Forgotten and not reset, as `redis-cli --cluster del-node` broken off leaves it.
+    let forgotten = id(&cluster, replica);
+    for asked in [0, 1, 2, master] {
+        assert_eq!(cluster.cli(asked, &["cluster", "forget", &forgotten]).trim(), "OK");
+    }
+    succeeds(add_node(&cluster, replica, "--replica"));
+    assert!((0..3).all(|asked| cluster.cli(asked, &["cluster", "nodes"]).contains(&id(&cluster, replica))));
+}
+
+#[test]
+fn a_node_that_is_dead_or_was_never_a_member_can_be_taken_out() {
+    let mut cluster = RedisCluster::start(Options::default());
+    let dead = cluster.replica_of(cluster.masters(0)[0]);
+    let asked = usize::from(dead == 0);
+    let its_id = id(&cluster, dead);
+    cluster.kill(dead);
+    eventually("a dead node", || !cluster.cli(asked, &["cluster", "nodes"]).contains("slave,fail "));
+    succeeds(add_node_by(&cluster, dead, asked, "--remove"));
+    assert!(!cluster.cli(asked, &["cluster", "nodes"]).contains(&its_id));
+
+    // It comes back and knows nothing of it.
+    cluster.start_node(dead);
+    assert!(!is_alone(&cluster, dead));
+    succeeds(add_node_by(&cluster, dead, asked, "--remove"));
+    assert!(is_alone(&cluster, dead));
+    succeeds(add_node_by(&cluster, dead, asked, "--remove"));
+
+    let other = RedisCluster::start(Options { replicas_of_each: 0, ..Options::default() });
+    let mut script = other.script("add-node.sh");
+    let said = script.args([&other.addresses()[0], &cluster.addresses()[asked]]).output().expect("a shell");
+    assert!(!said.status.success());
+    assert!(String::from_utf8_lossy(&said.stderr).contains("belongs to another cluster"), "{said:?}");
+}
+
+fn add_node(cluster: &RedisCluster, node: usize, how: &str) -> Command {
+    add_node_by(cluster, node, 0, how)
+}
+
+fn add_node_by(cluster: &RedisCluster, node: usize, member: usize, how: &str) -> Command {
+    let addresses = cluster.addresses();
+    let mut script = cluster.script("add-node.sh");
+    script.args([&addresses[node], &addresses[member], how]);
+    script
+}
+
+fn succeeds(mut script: Command) {
+    let output = script.output().expect("a shell");
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+}
+
+/// Kills scripts right after each command by which they change something, when they first send it; and once while they
+/// move slots.
+struct Killer {
+    folder: TempDir,
+}
+
+impl Killer {
+    const REDIS_CLI: &str = r#"#!/bin/sh
+here=${0%/*}
+PATH=${PATH#*:}
+first() { mkdir "$here/$1" 2> /dev/null; }
+case "$*" in
+    *" cluster meet "* | *" cluster forget "* | *" cluster reset "* | *" cluster replicate "*)
+        first "$(echo "$*" | tr -dc '[:alnum:]')" || exec redis-cli "$@"
+        redis-cli "$@"
+        ;;
+    *"--cluster rebalance "*)
+        # A character for each slot, after some lines that say what moves.
+        if first amid-slots; then redis-cli "$@" | head -c 1500 > /dev/null
+        elif first slots-moved; then redis-cli "$@"
+        else exec redis-cli "$@"
+        fi
+        ;;
+    *) exec redis-cli "$@" ;;
+esac
+# The leader of the session is the script.
+kill -KILL "$(cut -d ' ' -f 6 /proc/self/stat)"
+"#;
+
+    fn new() -> Self {
+        let folder = TempDir::new().expect("a temporary directory");
+        let program = folder.path().join("redis-cli");
+        fs::write(&program, Self::REDIS_CLI).expect("a writable directory");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a file of ours");
+        Self { folder }
+    }
+
+    /// Whether the script came to its end.
+    fn run(&self, cluster: &RedisCluster, script: Command) -> bool {
+        let mut path = self.folder.path().as_os_str().to_owned();
+        path.push(":");
+        path.push(cluster.path());
+        let mut session = Command::new("setsid");
+        session.arg(script.get_program()).args(script.get_args());
+        session.envs(script.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("PATH", path);
+        let output = session.output().expect("setsid");
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        println!("{said}-- {}", output.status);
+        assert!(output.status.success() || was_killed(output.status), "{}", output.status);
+        output.status.success()
+    }
+
+    /// Whether a script was killed while it moved slots.
+    fn is_amid_slots(&self) -> bool {
+        self.folder.path().join("amid-slots").exists() && !self.folder.path().join("slots-moved").exists()
+    }
+
+    /// How often the script was killed before.
+    fn run_until_done(&self, cluster: &RedisCluster, mut script: impl FnMut() -> Command) -> usize {
+        let killed = (0..20).take_while(|_| !self.run(cluster, script())).count();
+        assert!(killed < 20, "the script does not get on");
+        killed
+    }
+}
+
+fn was_killed(status: ExitStatus) -> bool {
+    status.signal() == Some(9)
+}
+
+fn id(cluster: &RedisCluster, node: usize) -> String {
+    cluster.cli(node, &["cluster", "myid"]).trim().to_owned()
+}
+
+fn is_alone(cluster: &RedisCluster, node: usize) -> bool {
+    cluster.cli(node, &["cluster", "nodes"]).lines().count() == 1 && slots(cluster, node) == 0
+}
+
+fn has_replica(cluster: &RedisCluster, asked: usize, master: usize) -> bool {
+    cluster.cli(asked, &["cluster", "nodes"]).contains(&format!("slave {}", id(cluster, master)))
+}
+
+/// The slots that `node` itself says it has, without those on their way.
+fn slots_of(cluster: &RedisCluster, node: usize) -> BTreeSet<u16> {
+    let nodes = cluster.cli(node, &["cluster", "nodes"]);
+    let line = nodes.lines().find(|line| line.contains("myself")).unwrap_or_else(|| panic!("{nodes}"));
+    let ranges = line.split_whitespace().skip(8).filter(|range| !range.starts_with('['));
+    let bounds = ranges.map(|range| range.split_once('-').unwrap_or((range, range)));
+    bounds
+        .flat_map(|(first, last)| first.parse::<u16>().expect("a slot")..=last.parse::<u16>().expect("a slot"))
+        .collect()
+}
+
+fn slots(cluster: &RedisCluster, node: usize) -> usize {
+    slots_of(cluster, node).len()
+}
+
+/// As a move that was broken off within a slot leaves it.
+fn leave_a_slot_open(cluster: &RedisCluster, from: usize, to: usize) {
+    let slot = slots_of(cluster, from).last().expect("a master with slots").to_string();
+    let importing = cluster.cli(to, &["cluster", "setslot", &slot, "importing", &id(cluster, from)]);
+    let migrating = cluster.cli(from, &["cluster", "setslot", &slot, "migrating", &id(cluster, to)]);
+    assert_eq!([importing.trim(), migrating.trim()], ["OK", "OK"]);
+}
+
+fn keys(cluster: &RedisCluster, masters: &[usize]) -> usize {
+    let size = |&node| cluster.cli(node, &["dbsize"]).trim().parse::<usize>().expect("a number");
+    masters.iter().map(size).sum()
+}

@@ -94,6 +94,24 @@ def own_rules(variant, services):
                 yield say(f"has a password in an address: {key}")
 
 
+def images(variant, services, merged):
+    """One service builds an image of ours, the others wait for it, and nobody asks a registry for its name."""
+    ours = {}
+    for name, service in services.items():
+        if re.match(r"evenkeel(-app)?:", service.get("image", "")):
+            ours.setdefault(service["image"], []).append(name)
+    for image, users in ours.items():
+        builders = [name for name in users if "build" in services[name]]
+        if len(builders) != 1:
+            yield f"{variant}: {image} is built by {len(builders)} services, {' and '.join(builders) or 'none'}: let one build it"
+        for name in users:
+            # docker-compose 1.29 drops the setting when it merges files, and never acts on it.
+            if services[name].get("pull_policy") != "never" and not merged:
+                yield f"{variant}: {name} may ask a registry for {image}: say pull_policy: never"
+            if name not in builders and not set(builders) <= set(services[name].get("depends_on", {})):
+                yield f"{variant}: {name} uses {image} and does not depend on {' and '.join(builders)}, which builds it"
+
+
 def crate_paths():
     """The file over the image's own settings must name the volume again: otherwise data goes beside it."""
     settings = yaml.safe_load((HERE / "hardened/crate.yml").read_text())
@@ -127,7 +145,7 @@ def main():
             document = docker_compose(files)
             failures += specification(" and ".join(files) + ", merged", document)
         services = document["services"]
-        failures += own_rules(variant, services)
+        failures += [*own_rules(variant, services), *images(variant, services, len(files) > 1)]
         total = memory_mb(services)
         if total > LAPTOP_MB:
             failures.append(f"{variant}: memory limits add up to {total} MB, more than {LAPTOP_MB}")

@@ -71,9 +71,9 @@ class Stack:
                 left = docker("volume", "ls", "-q", "--filter", f"label=com.docker.compose.project={PROJECT}").split()
                 docker("volume", "rm", *left) if left else None
 
-    def up(self):
+    def up(self, *args):
         started = time.monotonic()
-        self.compose("up", "-d", "--no-build")
+        self.compose("up", "-d", *args)
         self.wait_until_healthy()
         return time.monotonic() - started
 
@@ -330,7 +330,7 @@ def grow_and_shrink(stack):
     masters = lambda: [name for name, role in redis_roles(stack, "redis-1").items() if role == "master"]
 
     def work():
-        stack.compose("--profile", "grow", "up", "-d", "--no-build", "redis-7")
+        stack.compose("--profile", "grow", "up", "-d", "redis-7")
         wait_for("redis-7 getting healthy", lambda: stack.containers()["redis-7"][1] == "healthy")
         add[1] = stack.container("redis-7")
         started = time.monotonic()
@@ -468,6 +468,13 @@ def run_jobs_again(stack):
         print(f"compose: {job} ran twice again, harmlessly", flush=True)
 
 
+def one_image(stack):
+    """The three instances run one and the same image."""
+    used = {docker("inspect", "-f", "{{.Image}}", stack.container(service)) for service in ("web1", "web2", "web3")}
+    if len(used) != 1:
+        raise Failed(f"the instances run {len(used)} images: {used}")
+
+
 def isolation(stack):
     """Nothing but what is meant for people can be reached from this machine's addresses."""
     published = docker("ps", "--filter", f"label=com.docker.compose.project={PROJECT}", "--format", "{{.Ports}}")
@@ -507,7 +514,10 @@ def test(variant, stack):
     large = variant != "small"
     global ADMIN_LARGE
     ADMIN_LARGE = large
-    print(f"compose: {variant}: up and healthy after {stack.up():.0f} s", flush=True)
+    # As a newcomer does it, with none of our images there.
+    docker("rmi", f"evenkeel:{VERSION}", f"evenkeel-app:{VERSION}", check=False)
+    print(f"compose: {variant}: images built, up and healthy after {stack.up('--build'):.0f} s", flush=True)
+    one_image(stack)
     isolation(stack)
 
     name = f"ann{int(time.time())}"

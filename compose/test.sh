@@ -9,8 +9,8 @@
 #   EVENKEEL_PICTURES   folder to draw the dashboards to, with the large variant; needs matplotlib [default: none]
 #   COMPOSE_REQUIRED    yes: that there is no engine is a failure, not a reason to skip
 #   EVENKEEL_KEEP_IMAGES=yes
-#                       leave the stand-ins under the official names, and the images of EVENKEEL_BIN: a later
-#                       `docker compose up` would take them for the real ones [default: they are removed]
+#                       leave the stand-ins under the official names: a later `docker compose up` would take them
+#                       for the real ones [default: they are removed]
 #
 # Starts an engine of its own where none runs and it may; ends that one afterwards. What stand-ins are
 # made from, evenkeel-standin/…, stays, so that they are soon built again.
@@ -20,7 +20,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 scratch=$(mktemp -d)
 engine=
 . "$here/.env"
-export VERSION
+# Images of a name of their own: those of a demonstration on this machine stay as they are.
+export VERSION="$VERSION-test"
 
 not_run() {
     echo
@@ -39,6 +40,7 @@ remove_standins() {
 }
 
 clean() {
+    docker rmi "evenkeel:$VERSION" "evenkeel-app:$VERSION" > /dev/null 2>&1 || true
     [ "${EVENKEEL_KEEP_IMAGES:-no}" = yes ] || remove_standins
     if [ -n "$engine" ]; then
         kill "$engine" 2> /dev/null || true
@@ -94,24 +96,27 @@ export EVENKEEL_SECRETS="$scratch/secrets"
 "$here/secrets.sh" --tls > /dev/null
 
 [ $# -gt 0 ] || set -- large small
-images=--programs
+# The small variant uses none but our own images.
+images=--base
 for variant in "$@"; do [ "$variant" = small ] || images=; done
 "$here/standin/build.sh" $images > "$scratch/images"
 cat "$scratch/images"
-if [ -z "${EVENKEEL_BIN:-}" ]; then
-    for target in evenkeel app; do
-        name=$target
-        [ "$target" = evenkeel ] || name=evenkeel-$target
-        DOCKER_BUILDKIT=1 docker build --network host -q -f "$here/Dockerfile" --target "$target" \
-            --build-arg VERSION="$VERSION" -t "$name:$VERSION" "$here/.."
-    done
-fi
-
 layers=
 if grep -q '^standin crate:' "$scratch/images"; then
     echo "compose: CrateDB IS A STAND-IN: PostgreSQL keeps the data, its sys tables are made up"
     layers="$layers standin/compose.yml"
 fi
+
+build=
+if [ -n "${EVENKEEL_BIN:-}" ]; then
+    export EVENKEEL_PROGRAMS="$scratch/programs"
+    mkdir "$EVENKEEL_PROGRAMS"
+    cp "$here/standin/programs.Dockerfile" "$EVENKEEL_PROGRAMS/Dockerfile"
+    cp "$here/rootfs.sh" "$EVENKEEL_BIN/evenkeel" "$EVENKEEL_BIN/app" "$EVENKEEL_PROGRAMS/"
+    build=standin/build.yml
+fi
+# What docker-compose 1.29 needs to build by BuildKit, as the README says; newer ones do that by themselves.
+export DOCKER_BUILDKIT=1 COMPOSE_DOCKER_CLI_BUILD=1
 
 # What comes next runs in another folder.
 [ -z "${EVENKEEL_PICTURES:-}" ] || EVENKEEL_PICTURES=$(realpath -m "$EVENKEEL_PICTURES")
@@ -119,9 +124,9 @@ cd "$here"
 status=0
 for variant in "$@"; do
     case $variant in
-        large) files="docker-compose.yml $layers" ;;
-        small) files="compose.small.yml" ;;
-        hardened) files="docker-compose.yml compose.hardened.yml $layers" ;;
+        large) files="docker-compose.yml $layers $build" ;;
+        small) files="compose.small.yml $build" ;;
+        hardened) files="docker-compose.yml compose.hardened.yml $layers $build" ;;
         *) echo "test.sh: no such variant: $variant" >&2; exit 2 ;;
     esac
     python3 test.py "$variant" $files || status=1

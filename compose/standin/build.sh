@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the stand-ins for whichever of the official images the engine does not have: Debian packages under the
 # official names, on a base by debootstrap. Prints `standin NAME` for each image that is one, `official NAME` else.
-# With EVENKEEL_BIN, also our two images, of the programs in that folder; with --programs, only these.
+# With EVENKEEL_BIN, the base also for our two images of the programs in that folder; with --base, nothing else.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -38,24 +38,12 @@ image() { # TARGET NAME
     if official "$2"; then echo "official $2"; else echo "standin $2"; fi
 }
 
-program() { # PROGRAM IMAGE WRITABLE-FOLDER
-    make_base
-    context=$(mktemp -d)
-    cp "$here/../rootfs.sh" "$EVENKEEL_BIN/$1" "$context/"
-    docker build --network host -q -f "$here/programs.Dockerfile" --build-arg PROGRAM="$1" --build-arg WRITABLE="$3" \
-        --build-arg VERSION="$VERSION" -t "$2:$VERSION" "$context" > /tmp/standin.log 2>&1 \
-        || { tail -5 /tmp/standin.log >&2; exit 1; }
-    rm -rf "$context"
-}
-
-if [ "${1:-}" != --programs ]; then
+if [ "${1:-}" != --base ]; then
     image redis redis:7.2.11
     image prometheus prom/prometheus:v3.5.0
     image redis-exporter oliver006/redis_exporter:v1.89.0-alpine
     image cratedb crate:6.4.1
     image grafana grafana/grafana:12.2.1
 fi
-if [ -n "${EVENKEEL_BIN:-}" ]; then
-    program evenkeel evenkeel /var/lib/evenkeel
-    program app evenkeel-app /data
-fi
+# What build.yml builds on.
+[ -z "${EVENKEEL_BIN:-}" ] || make_base

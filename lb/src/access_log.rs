@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::config::{AccessLogConfig, AccessLogFile, AccessLogFormat};
 use crate::proxy::exchange::{Exchange, Outcome};
+use crate::proxy::failure::Failure;
 use crate::proxy::refusal::Refusal;
 use writer::Queue;
 pub use writer::Writer;
@@ -54,6 +55,8 @@ pub struct Served<'a> {
     pub sticky: bool,
     /// Why Evenkeel answered itself.
     pub refusal: Option<&'static str>,
+    /// What went wrong last with a backend or the client, even if another attempt then succeeded.
+    pub failure: Option<&'static str>,
 }
 
 impl<'a> Served<'a> {
@@ -69,6 +72,7 @@ impl<'a> Served<'a> {
             attempts: outcome.attempts,
             sticky: outcome.is_sticky,
             refusal: outcome.refusal.map(Refusal::reason),
+            failure: outcome.failure.map(Failure::word),
         }
     }
 }
@@ -177,6 +181,7 @@ mod tests {
                 attempts: 1,
                 sticky: false,
                 refusal: None,
+                failure: None,
             },
         }
     }

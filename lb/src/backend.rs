@@ -67,6 +67,9 @@ pub struct Backend {
     changes: AtomicU64,
     /// Bits of an `f64` in seconds; 0 before the first response.
     latency: AtomicU64,
+    born: Instant,
+    /// When the last response's head came, in nanoseconds after `born`; 0 before the first.
+    last_head: AtomicU64,
     vitals: Mutex<Vitals>,
 }
 
@@ -105,6 +108,8 @@ impl Backend {
             failures_in_a_row: AtomicU32::new(0),
             changes: AtomicU64::new(0),
             latency: AtomicU64::new(0),
+            born: Instant::now(),
+            last_head: AtomicU64::new(0),
             vitals: Mutex::new(Vitals {
                 tracker: Tracker::new(if probed { Health::Unknown } else { Health::Healthy }),
                 ejection: Ejection::default(),
@@ -147,6 +152,21 @@ impl Backend {
     pub fn latency(&self) -> Option<Duration> {
         let seconds = f64::from_bits(self.latency.load(Ordering::Relaxed));
         (seconds > 0.0).then(|| Duration::from_secs_f64(seconds))
+    }
+
+    /// A response's head came.
+    pub fn answered(&self, now: Instant) {
+        self.last_head.store(self.age(now), Ordering::Relaxed);
+    }
+
+    /// Whether any response's head has come after `since`.
+    pub fn has_answered_since(&self, since: Instant) -> bool {
+        self.last_head.load(Ordering::Relaxed) > self.age(since)
+    }
+
+    /// Nanoseconds, enough for 584 years.
+    fn age(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.born).as_nanos() as u64
     }
 
     pub fn succeeded(&self) {
@@ -437,12 +457,23 @@ mod tests {
             base_time: Duration::from_secs(1),
             max_time: Duration::from_secs(9),
             max_percent: 50,
+            statuses: Vec::new(),
         };
         let backend = backend();
         assert!(!backend.failed(&rules));
         backend.succeeded();
         assert!(!backend.failed(&rules));
         assert!(backend.failed(&rules));
+    }
+
+    #[test]
+    fn a_backend_is_silent_until_a_head_comes() {
+        let backend = backend();
+        let sent = Instant::now();
+        assert!(!backend.has_answered_since(sent));
+        backend.answered(sent + Duration::from_millis(1));
+        assert!(backend.has_answered_since(sent));
+        assert!(!backend.has_answered_since(sent + Duration::from_millis(1)));
     }
 
     #[test]

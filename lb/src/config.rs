@@ -142,6 +142,9 @@ pub struct PoolSettings {
     pub connect_timeout: Duration,
     #[serde(serialize_with = "seconds")]
     pub response_timeout: Duration,
+    /// How long a backend may leave an expectation of 100 unanswered before the client is told to go on.
+    #[serde(serialize_with = "seconds")]
+    pub continue_timeout: Duration,
     #[serde(serialize_with = "seconds")]
     pub read_timeout: Duration,
     #[serde(serialize_with = "seconds")]
@@ -152,6 +155,9 @@ pub struct PoolSettings {
     pub idle_timeout: Duration,
     /// Further backends tried after the first, 0 to 16.
     pub retries: usize,
+    /// How long after the first attempt another may begin.
+    #[serde(serialize_with = "seconds")]
+    pub retry_timeout: Duration,
     pub retry_body_bytes: usize,
     /// Percentage, 0 to 100.
     pub panic_threshold: u8,
@@ -206,6 +212,8 @@ pub struct EjectionConfig {
     pub max_time: Duration,
     /// Percentage, 0 to 100.
     pub max_percent: u8,
+    /// Status codes of responses that count as failures, 500 to 599.
+    pub statuses: Vec<u16>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -21,6 +21,7 @@ pub mod config;
 pub mod control;
 pub mod health;
 pub mod metrics;
+mod pingora_error;
 pub mod pool;
 pub mod proxy;
 pub mod room;

@@ -10,6 +10,8 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::proxy::failure::Failure;
+
 /// Seconds; from a quarter of a millisecond to a minute.
 const DURATION_BUCKETS: [f64; 17] =
     [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
@@ -77,24 +79,15 @@ pub struct BackendMetrics {
     failures: FailureCounters,
 }
 
+/// One counter for each [`FailureKind`] that is a backend's fault.
 #[derive(Debug)]
-struct FailureCounters {
-    connect: IntCounter,
-    timeout: IntCounter,
-    broken: IntCounter,
-    status: IntCounter,
-}
+struct FailureCounters(Box<[(FailureKind, IntCounter)]>);
 
 /// The ways in which a backend fails real traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// No connection was made.
-    Connect,
-    /// It was too slow.
-    Timeout,
-    /// The connection ended early, or what came was no HTTP.
-    Broken,
-    /// It answered 502, 503 or 504.
+    Attempt(Failure),
+    /// It answered with one of the pool's `[pool.ejection] statuses`.
     Status,
 }
 
@@ -140,7 +133,7 @@ impl Metrics {
             ),
             backend_failures: counters(
                 "evenkeel_backend_failures_total",
-                "Attempts on a backend that failed: connect, timeout, broken or status (502, 503, 504).",
+                "Attempts on a backend that failed by its fault, by the word that the access log has for it; status: it answered with one of [pool.ejection] statuses.",
                 &["pool", "backend", "kind"],
             ),
             backend_response: histograms(
@@ -237,7 +230,7 @@ impl Metrics {
     }
 
     pub fn backend(&self, pool: &str, backend: &str) -> BackendMetrics {
-        let failures = |kind| self.backend_failures.with_label_values(&[pool, backend, kind]);
+        let failures = |kind: &str| self.backend_failures.with_label_values(&[pool, backend, kind]);
         let probes = |result| self.backend_probes.with_label_values(&[pool, backend, result]);
         BackendMetrics {
             requests: CodeCounters::new(|code| self.backend_requests.with_label_values(&[pool, backend, code])),
@@ -246,12 +239,7 @@ impl Metrics {
             ejections: self.backend_ejections.with_label_values(&[pool, backend]),
             probes_succeeded: probes("success"),
             probes_failed: probes("failure"),
-            failures: FailureCounters {
-                connect: failures("connect"),
-                timeout: failures("timeout"),
-                broken: failures("broken"),
-                status: failures("status"),
-            },
+            failures: FailureCounters::new(failures),
         }
     }
 
@@ -261,8 +249,8 @@ impl Metrics {
         for code in CODE_CLASSES {
             let _ = self.backend_requests.remove_label_values(&[pool, backend, code]);
         }
-        for kind in ["connect", "timeout", "broken", "status"] {
-            let _ = self.backend_failures.remove_label_values(&[pool, backend, kind]);
+        for kind in FailureKind::all() {
+            let _ = self.backend_failures.remove_label_values(&[pool, backend, kind.word()]);
         }
         for result in ["success", "failure"] {
             let _ = self.backend_probes.remove_label_values(&[pool, backend, result]);
@@ -339,27 +327,39 @@ impl BackendMetrics {
             ejections: unregistered(),
             probes_succeeded: unregistered(),
             probes_failed: unregistered(),
-            failures: FailureCounters {
-                connect: unregistered(),
-                timeout: unregistered(),
-                broken: unregistered(),
-                status: unregistered(),
-            },
+            failures: FailureCounters::new(|_| unregistered()),
         }
     }
 
+    /// Counts a failure that is the backend's fault.
     pub fn failed(&self, kind: FailureKind) {
-        match kind {
-            FailureKind::Connect => self.failures.connect.inc(),
-            FailureKind::Timeout => self.failures.timeout.inc(),
-            FailureKind::Broken => self.failures.broken.inc(),
-            FailureKind::Status => self.failures.status.inc(),
+        if let Some((_, counter)) = self.failures.0.iter().find(|(counted, _)| *counted == kind) {
+            counter.inc();
         }
     }
 
     pub fn failures(&self) -> u64 {
-        let f = &self.failures;
-        f.connect.get() + f.timeout.get() + f.broken.get() + f.status.get()
+        self.failures.0.iter().map(|(_, counter)| counter.get()).sum()
+    }
+}
+
+impl FailureKind {
+    fn all() -> impl Iterator<Item = Self> {
+        let of_backends = Failure::ALL.into_iter().filter(|failure| failure.is_backends());
+        of_backends.map(Self::Attempt).chain([Self::Status])
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Attempt(failure) => failure.word(),
+            Self::Status => "status",
+        }
+    }
+}
+
+impl FailureCounters {
+    fn new(counter: impl Fn(&str) -> IntCounter) -> Self {
+        Self(FailureKind::all().map(|kind| (kind, counter(kind.word()))).collect())
     }
 }
 

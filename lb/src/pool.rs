@@ -11,7 +11,7 @@ use crate::backend::{AdminState, Backend, Lease, Status};
 use crate::balance::{Algorithm, BackendIndex, Balance, Candidates, Key, Member, Ring, Turn, Usable};
 use crate::config::{PoolConfig, PoolName, PoolSettings, Secret};
 use crate::health::ejection::most_ejected;
-use crate::metrics::{FailureKind, Metrics, PoolMetrics};
+use crate::metrics::{Metrics, PoolMetrics};
 use crate::sticky::Sticky;
 
 #[derive(Debug)]
@@ -105,8 +105,7 @@ impl Pool {
 
     /// Takes in that real traffic failed on a backend, and puts the backend aside when that was too often. Returns
     /// for how long it was put aside.
-    pub fn failed(&self, backend: &Backend, kind: FailureKind, now: Instant) -> Option<Duration> {
-        backend.metrics.failed(kind);
+    pub fn failed(&self, backend: &Backend, now: Instant) -> Option<Duration> {
         if !backend.failed(&self.settings.ejection) {
             return None;
         }

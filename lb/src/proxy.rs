@@ -4,6 +4,6 @@
 
 pub mod admission;
 pub mod exchange;
+pub mod failure;
 pub mod headers;
 pub mod refusal;
-pub mod retry;

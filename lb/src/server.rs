@@ -61,7 +61,7 @@ async fn serve(path: &Path, config: Config, open_files: usize) -> anyhow::Result
     let admin_address = admin_listener.local_addr()?;
     let token = config.admin.token.clone();
     let metrics = Metrics::new();
-    metrics.expect_refusals(Refusal::ALL.into_iter().map(Refusal::reason));
+    metrics.expect_refusals(Refusal::all().map(Refusal::reason));
     let control = Arc::new(Control::new(path, config.clone(), Arc::new(metrics)));
     let is_closing = Arc::new(AtomicBool::new(false));
     let room = Room::new(most_clients(&config.server, open_files));

@@ -1,6 +1,7 @@
 //! What a client is told when something fails, and that it can always tell a whole response from half a one.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::json;
 use tests::wire::chunked;
@@ -61,6 +62,107 @@ async fn a_head_that_is_no_http_is_502() {
         a.forget_script();
         let reply = balancer.get("/").await;
         assert_eq!(reply.status, 200, "the connection of {head:?} is not used again");
+    }
+}
+
+// What a request causes was tried on every backend, counted against each and put them aside.
+#[tokio::test]
+async fn what_a_request_causes_is_neither_tried_elsewhere_nor_counted() {
+    let lines = |count: usize| (0..count).map(|n| format!("X-{n}: x\r\n")).collect::<String>();
+    let head = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n");
+    for (head, word, logged) in [
+        (head(&format!("X-Large: {}\r\n", "x".repeat(33_000))), "response-head-too-large", "limit=32768"),
+        (head(&lines(100)), "response-too-many-fields", "limit=100 fields=101"),
+        (head("Bad Name: x\r\n"), "response-head-malformed", "field line without a colon"),
+        (head("Content-Length: 7\r\n"), "response-head-malformed", "Content-Length repeated"),
+        (head("X-Split: a\r\rb\r\n"), "response-head-malformed", "a response's head is refused"),
+        ("HTTP/1.1 101 Switching Protocols\r\n\r\n".to_owned(), "unasked-upgrade", ""),
+    ] {
+        let [a, b] = Origin::several(["a", "b"]).await;
+        for origin in [&a, &b] {
+            origin.answer_with(head.clone());
+        }
+        let rules = "consecutive_failures = 1\nbase_time = \"60s\"";
+        let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;
+        for request in 1..=4 {
+            let reply = balancer.get("/").await;
+            assert_eq!(reply.status, 502, "{word}: {}", reply.text());
+            assert_eq!(a.heads() + b.heads(), request, "{word}: tried once each");
+        }
+        balancer.is_idle().await;
+        for origin in [&a, &b] {
+            let backend = balancer.backend(origin).await;
+            assert_eq!((&backend["status"], &backend["failures"]), (&json!("healthy"), &json!(0)), "{word}");
+        }
+        let counted = balancer.metrics().await.sum("evenkeel_refusals_total", &[("reason", word)]);
+        assert_eq!(counted, 4.0, "{word}");
+        let log = balancer.log();
+        assert!(log.contains("WARN") && log.contains(logged) || logged.is_empty(), "{word}: {log}");
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_speaks_no_http_is_tried_elsewhere_and_put_aside() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    a.answer_with("SSH-2.0-OpenSSH_9.2\r\n\r\n");
+    let rules = "consecutive_failures = 2\nbase_time = \"60s\"";
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;
+    assert_eq!(balancer.origins_of(6).await.concat(), "bbbbbb");
+    balancer.sees(&a, "ejected").await;
+    assert_eq!(balancer.metrics().await.sum("evenkeel_backend_failures_total", &[("kind", "not-http")]), 2.0);
+}
+
+const EXPECTING: &str = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n";
+
+// A backend that ignored the expectation was taken for one that does not answer.
+#[tokio::test]
+async fn a_client_that_waits_for_100_is_asked_once_by_whoever_is_first() {
+    let a = Origin::start("a").await;
+    // An origin without a script at the head sends a 100 by itself.
+    for (script, late) in [
+        (vec![], false),
+        (vec![Step::Wait(Duration::from_millis(300))], true),
+        (vec![Step::Send(b"HTTP/1.1 103 Early Hints\r\n\r\n".to_vec()), Step::Wait(Duration::from_millis(300))], true),
+    ] {
+        a.at_head(move |_| script.clone());
+        let pool = |pool: Pool| pool.set(&format!("continue_timeout = \"{}\"", if late { "20ms" } else { "60s" }));
+        let balancer = Balancer::start(Config::of([&a]).app(pool)).await;
+        let mut wire = balancer.connect().await;
+        wire.send(EXPECTING).await;
+        let mut interim = wire.reply_head().await.status;
+        if interim == 103 {
+            interim = wire.reply_head().await.status;
+        }
+        assert_eq!(interim, 100);
+        wire.send("body").await;
+        let reply = wire.reply_head().await;
+        assert_eq!(reply.status, 200, "a second 100 reaches nobody");
+        assert_eq!(a.last_request().body, b"body");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_is_asked_for_its_body_and_sends_none_is_408_and_no_failure() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    for origin in [&a, &b] {
+        origin.at_head(|_| vec![Step::Hang]);
+    }
+    let pool = |pool: Pool| {
+        pool.set("continue_timeout = \"20ms\"\nresponse_timeout = \"50ms\"").ejection("consecutive_failures = 1")
+    };
+    let config = Config::of([&a, &b]).app(pool).listener("body_timeout = \"200ms\"");
+    let balancer = Balancer::start(config).await;
+    for _ in 0..4 {
+        let mut wire = balancer.connect().await;
+        wire.send(EXPECTING).await;
+        assert_eq!(wire.reply_head().await.status, 100);
+        assert_eq!(wire.reply().await.status, 408);
+    }
+    balancer.is_idle().await;
+    assert_eq!(a.heads() + b.heads(), 4, "tried once each");
+    for origin in [&a, &b] {
+        let backend = balancer.backend(origin).await;
+        assert_eq!((&backend["status"], &backend["failures"]), (&json!("healthy"), &json!(0)));
     }
 }
 

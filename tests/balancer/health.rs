@@ -139,7 +139,7 @@ async fn a_tcp_probe_wants_no_more_than_a_connection() {
 #[tokio::test]
 async fn failures_in_a_row_eject_for_longer_each_time() {
     let [a, b] = Origin::several(["a", "b"]).await;
-    let rules = "consecutive_failures = 3\nbase_time = \"1s\"\nmax_time = \"2500ms\"";
+    let rules = "consecutive_failures = 3\nbase_time = \"1s\"\nmax_time = \"2500ms\"\nstatuses = [503]";
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;
     b.answer_with(response(503, &[], ""));
     for (ejection, more_than, at_most) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 2.0, 2.5)] {
@@ -160,7 +160,7 @@ async fn failures_in_a_row_eject_for_longer_each_time() {
 async fn a_success_in_between_prevents_the_ejection() {
     let a = Origin::start("a").await;
     let b = Origin::start("b").await;
-    let rules = "consecutive_failures = 3\nbase_time = \"60s\"";
+    let rules = "consecutive_failures = 3\nbase_time = \"60s\"\nstatuses = [503]";
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;
     // Over one connection: a success counts once its answer is sent, so another might overtake it.
     let mut wire = balancer.connect().await;
@@ -177,11 +177,50 @@ async fn a_success_in_between_prevents_the_ejection() {
 async fn what_the_application_answers_deliberately_does_not_eject() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection("consecutive_failures = 1"))).await;
-    for status in [400, 401, 403, 404, 409, 429, 500, 501] {
-        assert_eq!(balancer.get(&format!("/status/{status}")).await.status, status);
+    for status in [400, 401, 403, 404, 409, 429, 500, 501, 502, 503, 504] {
+        for _ in 0..4 {
+            assert_eq!(balancer.get(&format!("/status/{status}")).await.status, status);
+        }
     }
     assert_eq!(balancer.pool().await["backends"][0]["status"], "healthy");
     assert_eq!(balancer.pool().await["backends"][1]["status"], "healthy");
+}
+
+// One slow address used to eject every backend, one after the other.
+#[tokio::test]
+async fn a_slow_address_ejects_nobody_while_others_are_answered_and_a_frozen_backend_goes() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let rules = "consecutive_failures = 1\nbase_time = \"60s\"";
+    let pool = |pool: Pool| pool.set("response_timeout = \"1s\"\nretries = 0").ejection(rules);
+    let balancer = Balancer::start(Config::of([&a, &b]).app(pool)).await;
+    // Both are asked for what never comes, and answer something else meanwhile.
+    let [mut first, mut second] = [balancer.connect().await, balancer.connect().await];
+    first.send(Request::get("/hold").to_bytes()).await;
+    second.send(Request::get("/hold").to_bytes()).await;
+    eventually("both hold", async || a.heads() == 1 && b.heads() == 1).await;
+    let answered = async {
+        loop {
+            assert_eq!(balancer.get("/").await.status, 200);
+        }
+    };
+    let refused = async { (first.reply().await.status, second.reply().await.status) };
+    let statuses = tokio::select! {
+        statuses = refused => statuses,
+        () = answered => unreachable!("it goes on for ever"),
+    };
+    assert_eq!(statuses, (504, 504));
+    balancer.is_idle().await;
+    for origin in [&a, &b] {
+        assert_eq!(balancer.backend(origin).await["status"], "healthy");
+    }
+    // One that answers nothing at all is another matter.
+    a.answer(|_| vec![Step::Hang]);
+    eventually("the frozen one is put aside", async || {
+        balancer.get("/").await;
+        balancer.backend(&a).await["status"] == "ejected"
+    })
+    .await;
+    assert_eq!(balancer.metrics().await.sum("evenkeel_backend_ejections_total", &[]), 1.0);
 }
 
 #[tokio::test]
@@ -192,7 +231,7 @@ async fn a_backend_that_refuses_connections_is_ejected_and_no_client_notices() {
     a.stop().await;
     assert_eq!(balancer.origins_of(12).await, vec!["b"; 12]);
     balancer.sees(&a, "ejected").await;
-    let failures = balancer.metrics().await.sum("evenkeel_backend_failures_total", &[("kind", "connect")]);
+    let failures = balancer.metrics().await.sum("evenkeel_backend_failures_total", &[("kind", "connect-refused")]);
     assert_eq!(failures, 3.0, "an ejected backend is not tried any more");
 }
 
@@ -200,7 +239,8 @@ async fn a_backend_that_refuses_connections_is_ejected_and_no_client_notices() {
 async fn no_more_than_the_share_of_a_pool_is_ejected() {
     let origins = Origin::several(["a", "b", "c", "d"]).await;
     for (count, max_percent, ejected) in [(4, 50, 2), (4, 25, 1), (2, 50, 1), (2, 10, 1), (1, 100, 0), (3, 0, 0)] {
-        let rules = format!("consecutive_failures = 2\nbase_time = \"60s\"\nmax_percent = {max_percent}");
+        let rules =
+            format!("consecutive_failures = 2\nbase_time = \"60s\"\nmax_percent = {max_percent}\nstatuses = [503]");
         let config = Config::of(&origins[..count]).app(|pool| pool.ejection(&rules));
         let balancer = Balancer::start(config).await;
         for _ in 0..30 {
@@ -248,7 +288,8 @@ async fn the_panic_threshold_is_a_share_of_the_active_backends() {
 #[tokio::test]
 async fn findings_outlive_every_switch_and_reload() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
-    let pool = |pool: Pool| pool.quick_probe().ejection("consecutive_failures = 1\nbase_time = \"300s\"");
+    let pool =
+        |pool: Pool| pool.quick_probe().ejection("consecutive_failures = 1\nbase_time = \"300s\"\nstatuses = [503]");
     let config = Config::of([&a, &b, &c]).app(pool);
     let balancer = Balancer::start(config.clone()).await;
     a.set_health(Health::Status(503));

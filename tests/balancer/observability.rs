@@ -47,8 +47,8 @@ async fn every_metric_is_there_from_the_start() {
 #[tokio::test]
 async fn counts_are_exactly_what_was_sent() {
     let [a, b] = Origin::several(["a", "b"]).await;
-    let config =
-        Config::of([&a, &b]).app(|pool| pool.without_ejection()).route("", "/", "app").route("", "/status", "app");
+    let config = Config::of([&a, &b]).app(|pool| pool.ejection("consecutive_failures = 0\nstatuses = [503]"));
+    let config = config.route("", "/", "app").route("", "/status", "app");
     let balancer = Balancer::start(config).await;
     let mut wire = balancer.connect().await;
     for (target, times) in [("/", 7), ("/status/204", 4), ("/status/301", 2), ("/status/404", 5), ("/status/503", 6)] {
@@ -79,7 +79,7 @@ async fn counts_are_exactly_what_was_sent() {
         assert_eq!(balancer.backend(origin).await["requests"], 12);
     }
     let failures = |kind| metrics.sum("evenkeel_backend_failures_total", &[("kind", kind)]);
-    assert_eq!((failures("status"), failures("connect"), failures("broken")), (6.0, 0.0, 0.0));
+    assert_eq!((failures("status"), failures("connect-refused"), failures("reset")), (6.0, 0.0, 0.0));
     assert_eq!(metrics.sum("evenkeel_request_duration_seconds_count", &[("pool", "app")]), 24.0);
 }
 
@@ -97,11 +97,11 @@ async fn refusals_and_retries_are_counted_by_reason() {
     balancer.send(&request("GET")).await;
     counted(&balancer, "evenkeel_refusals_total", 4.0).await;
     let metrics = balancer.metrics().await;
-    for (reason, times) in [("no-route", 1.0), ("body-too-large", 1.0), ("method", 1.0), ("backend-failed", 1.0)] {
+    for (reason, times) in [("no-route", 1.0), ("body-too-large", 1.0), ("method", 1.0), ("reset", 1.0)] {
         assert_eq!(metrics.sum("evenkeel_refusals_total", &[("reason", reason)]), times, "{reason}");
     }
     assert_eq!(metrics.sum("evenkeel_retries_total", &[("pool", "app")]), 1.0);
-    assert_eq!(metrics.sum("evenkeel_backend_failures_total", &[("kind", "broken")]), 2.0);
+    assert_eq!(metrics.sum("evenkeel_backend_failures_total", &[("kind", "reset")]), 2.0);
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! A failure is repeated on another backend where that is safe, and only there.
 
 use tests::origin::sha256;
-use tests::{Balancer, Config, Origin, Request, Step};
+use tests::{Balancer, Config, Origin, Request, Step, eventually};
 
 #[tokio::test]
 async fn a_refused_connection_moves_on_whatever_the_method() {
@@ -31,7 +31,7 @@ async fn a_refused_connection_moves_on_whatever_the_method() {
         assert_eq!(seen["method"], request.method.as_str());
     }
     let metrics = balancer.metrics().await;
-    let refused = metrics.sum("evenkeel_backend_failures_total", &[("kind", "connect")]);
+    let refused = metrics.sum("evenkeel_backend_failures_total", &[("kind", "connect-refused")]);
     assert!(refused >= 6.0, "at least every second one met the refusal: {refused}");
     assert_eq!(metrics.sum("evenkeel_retries_total", &[("pool", "app")]), refused, "and each of these moved on");
     assert_eq!(metrics.sum("evenkeel_requests_total", &[("code", "5xx")]), 0.0);
@@ -97,6 +97,36 @@ async fn tries_are_bounded_and_no_backend_is_tried_twice() {
         assert!(heads.iter().all(|&tries| tries <= 1), "{retries} retries: {heads:?}");
         balancer.is_idle().await;
     }
+}
+
+// A request that had used its whole time was run again on every other backend, and its client waited for each.
+#[tokio::test]
+async fn no_try_begins_later_than_retry_timeout_after_the_first() {
+    for (retry_timeout, tries) in [("0s", 1), ("60s", 3)] {
+        let origins = Origin::several(["a", "b", "c"]).await;
+        let settings = format!("response_timeout = \"150ms\"\nretry_timeout = \"{retry_timeout}\"");
+        let config = Config::of(&origins).app(|pool| pool.without_ejection().set(&settings));
+        let balancer = Balancer::start(config).await;
+        assert_eq!(balancer.get("/hold").await.status, 504);
+        let heads: u64 = origins.iter().map(Origin::heads).sum();
+        assert_eq!(heads, tries, "retry_timeout = {retry_timeout}");
+    }
+}
+
+#[tokio::test]
+async fn time_that_the_client_takes_to_upload_is_not_counted() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    a.answer(|_| vec![Step::Reset]);
+    let config = Config::of([&a, &b]).app(|pool| pool.set("retry_timeout = \"300ms\""));
+    let balancer = Balancer::start(config).await;
+    let mut wire = balancer.connect().await;
+    // In chunks, so that it is not read before a backend is chosen.
+    wire.send("PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    eventually("the first one has the head", async || a.heads() == 1).await;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    wire.send("4\r\nbody\r\n0\r\n\r\n").await;
+    assert_eq!(wire.reply().await.origin(), "b");
+    assert_eq!(b.last_request().body, b"body");
 }
 
 #[tokio::test]

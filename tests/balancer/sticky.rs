@@ -102,7 +102,7 @@ async fn a_client_moves_when_its_backend_takes_no_traffic() {
 #[tokio::test]
 async fn a_client_moves_when_its_backend_is_ejected() {
     let origins = Origin::several(["a", "b", "c"]).await;
-    let rules = "consecutive_failures = 2\nbase_time = \"300s\"";
+    let rules = "consecutive_failures = 2\nbase_time = \"300s\"\nstatuses = [503]";
     let config = Config::of(&origins).app(|pool| pool.sticky("cookie = \"ROUTEID\"").ejection(rules));
     let balancer = Balancer::start(config).await;
     let (cookie, name) = first_visit(&balancer).await;

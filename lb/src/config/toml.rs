@@ -261,6 +261,8 @@ impl<'t> Reader<'t> {
         let tunnel_timeout = self.value(section, "tunnel_timeout", values::duration(MILLISECOND, DAY));
         let idle_timeout = self.value(section, "idle_timeout", values::duration(MILLISECOND, DAY));
         let retries = self.value(section, "retries", values::whole(0, 16));
+        let continue_timeout = self.value(section, "continue_timeout", values::duration(MILLISECOND, DAY));
+        let retry_timeout = self.value(section, "retry_timeout", values::duration(Duration::ZERO, DAY));
         let retry_body_bytes = self.value(section, "retry_body_bytes", values::whole(0, 65536));
         let panic_threshold = self.value(section, "panic_threshold", values::whole(0, 100));
         let probe = self.section(section, "probe");
@@ -276,7 +278,10 @@ impl<'t> Reader<'t> {
             write_timeout: write_timeout?,
             tunnel_timeout: tunnel_timeout?,
             idle_timeout: idle_timeout?,
+            continue_timeout: continue_timeout?,
             retries: retries?,
+            retry_timeout: retry_timeout
+                .map(|timeout| if timeout.is_zero() { response_timeout } else { Some(timeout) })??,
             retry_body_bytes: retry_body_bytes?,
             panic_threshold: panic_threshold?,
             probe: probe?,
@@ -367,6 +372,7 @@ impl<'t> Reader<'t> {
         let base_time = self.value(section, "base_time", values::duration(MILLISECOND, DAY));
         let max_time = self.value(section, "max_time", values::duration(MILLISECOND, DAY));
         let max_percent = self.value(section, "max_percent", values::whole(0, 100));
+        let statuses = self.each(section, "statuses", values::whole(500, 599));
         if let (Some(base_time), Some(max_time)) = (base_time, max_time)
             && max_time < base_time
         {
@@ -380,6 +386,7 @@ impl<'t> Reader<'t> {
             base_time: base_time?,
             max_time: max_time?,
             max_percent: max_percent?,
+            statuses: statuses?,
         })
     }
 

@@ -58,6 +58,7 @@ mod tests {
         base_time: Duration::from_secs(10),
         max_time: Duration::from_secs(25),
         max_percent: 50,
+        statuses: Vec::new(),
     };
 
     #[test]

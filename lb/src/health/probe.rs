@@ -2,6 +2,7 @@
 //! checks. The tasks follow the snapshot; what they find goes to the backend, and the pool lists its candidates anew.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ use tokio::task::AbortHandle;
 use crate::backend::{AdminState, Backend, BackendAddress, ProbeReport};
 use crate::config::{PoolName, ProbeConfig, ProbeKind};
 use crate::control::Control;
+use crate::pingora_error;
+use crate::proxy::failure::{Failure, Fault};
 
 /// How often host names are resolved, and pools look whether their candidates have changed.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -86,29 +89,53 @@ async fn probe_forever(control: Arc<Control>, pool: PoolName, backend: Arc<Backe
         let error = probe(&backend, check.as_ref(), config.timeout).await.err();
         let counter = if error.is_none() { &backend.metrics.probes_succeeded } else { &backend.metrics.probes_failed };
         counter.inc();
-        let reason = error.clone().unwrap_or_default();
-        let report = ProbeReport { at, duration: at.elapsed(), error };
+        if let Some(error) = error.filter(|error| error.is_ours()) {
+            tracing::warn!(%pool, backend = %backend.address, %error, "a backend could not be probed");
+            pause(&config, at).await;
+            continue;
+        }
+        let reason = error.map(|error| error.to_string()).unwrap_or_default();
+        let report = ProbeReport { at, duration: at.elapsed(), error: error.map(|error| error.to_string()) };
         if let Some(health) = backend.probed(report, config.rise, config.fall) {
             tracing::info!(%pool, backend = %backend.address, ?health, reason, "backend health changed");
             if let Some(pool) = control.snapshot().pool(&pool) {
                 pool.refresh(Instant::now());
             }
         }
-        let jitter = rand::rng().random_range(0.9..1.1);
-        tokio::time::sleep(config.interval.mul_f64(jitter).saturating_sub(at.elapsed())).await;
+        pause(&config, at).await;
     }
 }
 
-async fn probe(backend: &Backend, check: &(dyn HealthCheck + Send + Sync), timeout: Duration) -> Result<(), String> {
+/// Until the next probe, where the last one began `at`.
+async fn pause(config: &ProbeConfig, at: Instant) {
+    let jitter = rand::rng().random_range(0.9..1.1);
+    tokio::time::sleep(config.interval.mul_f64(jitter).saturating_sub(at.elapsed())).await;
+}
+
+/// Why a probe failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ProbeError {
+    Failed(Failure),
+    /// The backend answered with a status code that is not expected.
+    Status(u16),
+}
+
+async fn probe(
+    backend: &Backend,
+    check: &(dyn HealthCheck + Send + Sync),
+    timeout: Duration,
+) -> Result<(), ProbeError> {
+    let unresolved = ProbeError::Failed(Failure::Unresolved);
     let probing = async {
         if backend.socket_address().is_none() {
-            resolve(backend).await?;
+            resolve(backend).await.map_err(|_| unresolved)?;
         }
-        let address = backend.socket_address().ok_or("its name does not resolve")?;
-        let target = pingora::lb::Backend::new(&address.to_string()).map_err(|e| e.to_string())?;
-        check.check(&target).await.map_err(|e| describe(&e))
+        let address = backend.socket_address().ok_or(unresolved)?;
+        let target = pingora::lb::Backend::new(&address.to_string()).map_err(|_| unresolved)?;
+        check.check(&target).await.map_err(|e| probe_error(&e))
     };
-    tokio::time::timeout(timeout, probing).await.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")))
+    let late = |_| Err(ProbeError::Failed(Failure::ResponseTimeout));
+    tokio::time::timeout(timeout, probing).await.unwrap_or_else(late)
 }
 
 fn health_check(address: &BackendAddress, config: &ProbeConfig) -> Box<dyn HealthCheck + Send + Sync> {
@@ -144,13 +171,27 @@ fn request(path: &str, host: &str) -> pingora::Result<RequestHeader> {
     Ok(request)
 }
 
-/// The cause of a failed check in a few words.
-fn describe(error: &Error) -> String {
+/// Why a check failed, by the words of the table of failures.
+fn probe_error(error: &Error) -> ProbeError {
     match error.etype() {
-        ErrorType::CustomCode(what, code) => format!("{what} {code}"),
-        ErrorType::ConnectRefused => "connection refused".to_owned(),
-        ErrorType::ConnectTimedout => "connecting timed out".to_owned(),
-        other => format!("{}: {}", other.as_str(), error.root_cause()),
+        ErrorType::CustomCode(_, code) => ProbeError::Status(*code),
+        _ => ProbeError::Failed(pingora_error::failure(error)),
+    }
+}
+
+impl ProbeError {
+    /// Whether the balancer itself is the cause, so that nothing was learned of the backend.
+    fn is_ours(self) -> bool {
+        matches!(self, Self::Failed(failure) if failure.verdict().fault == Fault::Balancer)
+    }
+}
+
+impl fmt::Display for ProbeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(code) => write!(f, "status {code}"),
+            Self::Failed(failure) => f.write_str(failure.word()),
+        }
     }
 }
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::admission::without_port;
+use super::failure::{Ejection, Failure, Replay};
 use super::headers::{Forwarding, Origin};
 use super::refusal::Refusal;
-use super::retry::{Failure, Replay};
 use crate::backend::{Backend, Lease};
 use crate::balance::{BackendIndex, Key};
+use crate::config::PoolSettings;
 use crate::metrics::FailureKind;
 use crate::pool::Pool;
 use crate::snapshot::{Route, Snapshot};
@@ -28,6 +29,8 @@ pub struct Exchange {
     last_failure: Option<Refusal>,
     current: Option<Attempt>,
     started: Instant,
+    /// When the first attempt began.
+    first_attempt: Option<Instant>,
     outcome: Outcome,
 }
 
@@ -59,6 +62,8 @@ pub struct Outcome {
     pub response_time: Option<Duration>,
     pub is_tunnel: bool,
     pub is_sticky: bool,
+    /// What went wrong last, even if another attempt then succeeded.
+    pub failure: Option<Failure>,
 }
 
 impl Exchange {
@@ -79,6 +84,7 @@ impl Exchange {
             last_failure: None,
             current: None,
             started: asked.now,
+            first_attempt: None,
             outcome: Outcome::default(),
         };
         Ok((exchange, forwarding))
@@ -102,21 +108,43 @@ impl Exchange {
         self.outcome.backend = Some(Arc::clone(&backend));
         self.outcome.attempts += 1;
         self.outcome.is_sticky = self.sticky == Some(choice.index);
+        self.first_attempt.get_or_insert(now);
         self.current = Some(Attempt { index: choice.index, lease: choice.lease, started: now });
         Ok(backend)
     }
 
-    /// The present attempt failed and its lease has ended. Ok: go on with [`Self::next_backend`]; else what to
-    /// answer.
-    pub fn failed(&mut self, failure: Failure, replay: Replay, now: Instant) -> Result<(), Refusal> {
-        let refusal = failure.refusal();
-        self.last_failure = Some(refusal);
-        if let (Some(attempt), Some(kind)) = (self.current.take(), failure.kind()) {
+    /// The present attempt failed and its lease has ended. True: go on with [`Self::next_backend`]; else the client
+    /// is answered [`Failure::refusal`]. `waited_for_client`: how long the attempts so far waited for the client's
+    /// upload, which is no time of theirs.
+    pub fn failed(&mut self, failure: Failure, replay: Replay, waited_for_client: Duration, now: Instant) -> bool {
+        self.outcome.failure = Some(failure);
+        self.last_failure = failure.refusal();
+        let settings = &self.route.pool.settings;
+        if let Some(attempt) = self.current.take()
+            && failure != Failure::StaleConnection
+        {
             self.tried.push(attempt.index);
-            count_failure(&self.route.pool, attempt.lease.backend(), kind, now);
+            let (backend, waiting_since) = (attempt.lease.backend(), attempt.waiting_since(failure, settings, now));
+            if failure.is_backends() {
+                backend.metrics.failed(FailureKind::Attempt(failure));
+            }
+            match failure.verdict().ejection {
+                Ejection::Counts => count_failure(&self.route.pool, backend, now),
+                Ejection::IfSilent if !backend.has_answered_since(waiting_since) => {
+                    count_failure(&self.route.pool, backend, now);
+                }
+                Ejection::IfSilent | Ejection::Never => {}
+            }
         }
-        let may_try = self.tried.len() <= self.route.pool.settings.retries && self.outcome.attempts < MOST_ATTEMPTS;
-        if may_try && failure.allows_retry(replay) { Ok(()) } else { Err(refusal) }
+        let taken = self.first_attempt.map_or(Duration::ZERO, |first| now.saturating_duration_since(first));
+        let is_in_time = taken.saturating_sub(waited_for_client) < settings.retry_timeout;
+        let may_try = self.tried.len() <= settings.retries && self.outcome.attempts < MOST_ATTEMPTS;
+        is_in_time && may_try && failure.allows_retry(replay)
+    }
+
+    /// The client left, or is refused in the middle of its request.
+    pub fn ended_by_client(&mut self, failure: Failure) {
+        self.outcome.failure = Some(failure);
     }
 
     /// The head of the backend's response came.
@@ -130,8 +158,10 @@ impl Exchange {
         backend.observe_latency(time);
         backend.metrics.response.observe(time.as_secs_f64());
         backend.metrics.requests.count(status);
-        if is_failure(status) {
-            count_failure(pool, backend, FailureKind::Status, now);
+        backend.answered(now);
+        if is_failure(pool, status) {
+            backend.metrics.failed(FailureKind::Status);
+            count_failure(pool, backend, now);
         }
     }
 
@@ -140,6 +170,11 @@ impl Exchange {
         let sticky = self.route.pool.sticky.as_ref()?;
         let index = self.current.as_ref()?.index;
         (self.sticky != Some(index)).then(|| sticky.set_cookie(index, is_tls))
+    }
+
+    /// From the beginning of the first attempt to `end`, or to `now` before that is known.
+    pub fn until(&self, end: Option<Instant>, now: Instant) -> Duration {
+        self.first_attempt.map_or(Duration::ZERO, |first| end.unwrap_or(now).saturating_duration_since(first))
     }
 
     pub fn has_answered(&self) -> bool {
@@ -154,7 +189,7 @@ impl Exchange {
     /// The exchange is over, with this status sent to the client (0: none). Its lease ends.
     pub fn finish(&mut self, status: u16, refusal: Option<Refusal>, now: Instant) -> Outcome {
         if let (Some(attempt), Some(status)) = (self.current.take(), self.outcome.backend_status)
-            && !is_failure(status)
+            && !is_failure(&self.route.pool, status)
         {
             attempt.lease.backend().succeeded();
         }
@@ -168,13 +203,24 @@ impl Exchange {
     }
 }
 
-/// Whether a response says that its backend cannot do its work.
-fn is_failure(status: u16) -> bool {
-    matches!(status, 502..=504)
+impl Attempt {
+    /// Since when nothing has come of what a timeout waited for, but not before the attempt began.
+    fn waiting_since(&self, failure: Failure, settings: &PoolSettings, now: Instant) -> Instant {
+        let limit = match failure {
+            Failure::WriteTimeout => settings.write_timeout,
+            _ => settings.response_timeout,
+        };
+        now.checked_sub(limit).map_or(self.started, |since| since.max(self.started))
+    }
 }
 
-fn count_failure(pool: &Pool, backend: &Backend, kind: FailureKind, now: Instant) {
-    if let Some(duration) = pool.failed(backend, kind, now) {
+/// Whether the operator takes a response of this status for a failure of its backend.
+fn is_failure(pool: &Pool, status: u16) -> bool {
+    pool.settings.ejection.statuses.contains(&status)
+}
+
+fn count_failure(pool: &Pool, backend: &Backend, now: Instant) {
+    if let Some(duration) = pool.failed(backend, now) {
         tracing::warn!(
             pool = %pool.name, backend = %backend.address, seconds = duration.as_secs_f64(),
             "backend ejected: traffic keeps failing on it",

@@ -5,6 +5,8 @@ use std::fmt::{self, Write};
 
 use jiff::Timestamp;
 
+use super::failure::Failure;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("the request is malformed")]
@@ -27,12 +29,11 @@ pub enum Refusal {
     NotImplemented,
     #[error("this version of HTTP is not spoken here")]
     Version,
-    #[error("the backend could not be reached, or broke off")]
-    BackendFailed,
     #[error("no backend can serve this request now")]
     NoBackend,
-    #[error("the backend took too long")]
-    BackendTimeout,
+    /// An attempt failed, and nothing more could be tried.
+    #[error("{0}")]
+    Failed(Failure),
     #[error("this is as far as the request was to go")]
     LastHop,
     #[error("the balancer failed")]
@@ -40,7 +41,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    pub const ALL: [Self; 15] = [
+    const OWN: [Self; 13] = [
         Self::LastHop,
         Self::Malformed,
         Self::NoRoute,
@@ -52,11 +53,14 @@ impl Refusal {
         Self::FieldsTooLarge,
         Self::Internal,
         Self::NotImplemented,
-        Self::BackendFailed,
         Self::NoBackend,
-        Self::BackendTimeout,
         Self::Version,
     ];
+
+    pub fn all() -> impl Iterator<Item = Self> {
+        let failed = |refusal: &Self| matches!(refusal, Self::Failed(_));
+        Self::OWN.into_iter().chain(Failure::ALL.into_iter().filter_map(Failure::refusal).filter(failed))
+    }
 
     pub fn status(self) -> u16 {
         match self {
@@ -71,9 +75,8 @@ impl Refusal {
             Self::FieldsTooLarge => 431,
             Self::Internal => 500,
             Self::NotImplemented => 501,
-            Self::BackendFailed => 502,
             Self::NoBackend => 503,
-            Self::BackendTimeout => 504,
+            Self::Failed(failure) => failure.verdict().status,
             Self::Version => 505,
         }
     }
@@ -93,20 +96,19 @@ impl Refusal {
             Self::NotImplemented => "not-implemented",
             Self::Version => "version",
             Self::Internal => "internal",
-            Self::BackendFailed => "backend-failed",
             Self::NoBackend => "no-backend",
-            Self::BackendTimeout => "backend-timeout",
+            Self::Failed(failure) => failure.word(),
         }
     }
 
     /// Seconds after which a new try makes sense.
     pub fn retry_after(self) -> Option<u32> {
-        (self == Self::NoBackend).then_some(5)
+        (self.status() == 503).then_some(5)
     }
 
     /// Whether the connection can carry another request: not when what follows on it is in doubt.
     pub fn keeps_connection(self) -> bool {
-        matches!(self, Self::LastHop | Self::NoRoute | Self::NoBackend | Self::BackendFailed | Self::BackendTimeout)
+        matches!(self, Self::LastHop | Self::NoRoute | Self::NoBackend | Self::Failed(_))
     }
 
     /// The methods that are served, for the answers that must or may name them.
@@ -176,8 +178,9 @@ mod tests {
     }
 
     #[test]
-    fn only_a_lack_of_backends_invites_back() {
+    fn only_what_may_pass_soon_invites_back() {
         assert_eq!(Refusal::NoBackend.retry_after(), Some(5));
-        assert_eq!(Refusal::BackendFailed.retry_after(), None);
+        assert_eq!(Refusal::Failed(Failure::OutOfResources).retry_after(), Some(5));
+        assert_eq!(Refusal::Failed(Failure::Reset).retry_after(), None);
     }
 }

@@ -15,15 +15,17 @@ use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext};
 use pingora::server::configuration::ServerConf;
 
 use super::Shared;
+use super::http1::limits::Limits;
 use super::http1::path::normalise;
 use crate::access_log::{AccessLog, Record, Served};
 use crate::config::ListenerConfig;
 use crate::control::Control;
+use crate::pingora_error;
 use crate::proxy::admission::Claims;
 use crate::proxy::exchange::{Asked, Exchange, Outcome};
+use crate::proxy::failure::{Failure, Replay};
 use crate::proxy::headers::{FORWARDING, Forwarding, HOP_BY_HOP, Origin, Peer, connection_options, write_request_id};
 use crate::proxy::refusal::Refusal;
-use crate::proxy::retry::{Failure, Replay};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -46,7 +48,11 @@ pub struct Context {
     fields: Vec<(&'static str, String)>,
     request_id: String,
     refusal: Option<Refusal>,
+    /// What a filter found wrong with a response.
+    bad_response: Option<Failure>,
     body_bytes: u64,
+    /// When the last of the request's body had come from the client.
+    body_ended: Option<Instant>,
 }
 
 pub fn proxy(listener: &ListenerConfig, shared: &Shared) -> Arc<Proxy> {
@@ -79,7 +85,9 @@ impl ProxyHttp for Evenkeel {
             fields: Vec::new(),
             request_id: String::new(),
             refusal: None,
+            bad_response: None,
             body_bytes: 0,
+            body_ended: None,
         }
     }
 
@@ -97,9 +105,12 @@ impl ProxyHttp for Evenkeel {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         context: &mut Context,
     ) -> pingora::Result<()> {
+        if end_of_stream {
+            context.body_ended.get_or_insert_with(Instant::now);
+        }
         context.body_bytes += body.as_ref().map_or(0, |b| b.len() as u64);
         match self.listener.max_body_bytes {
             Some(max) if context.body_bytes > max && !context.is_tunnel() => {
@@ -120,8 +131,8 @@ impl ProxyHttp for Evenkeel {
             match backend.socket_address() {
                 Some(address) => break address,
                 None => {
-                    if let Err(refusal) = exchange.failed(Failure::Connect, replay, Instant::now()) {
-                        return Err(refuse(context, refusal));
+                    if !exchange.failed(Failure::Unresolved, replay, Duration::ZERO, Instant::now()) {
+                        return Err(refuse(context, Refusal::Failed(Failure::Unresolved)));
                     }
                 }
             }
@@ -160,8 +171,10 @@ impl ProxyHttp for Evenkeel {
     ) -> pingora::Result<()> {
         let status = response.status.as_u16();
         let is_upgrade = status == 101 && session.is_upgrade_req();
-        if status == 101 && !is_upgrade {
-            return Error::e_explain(ErrorType::InvalidHTTPHeader, "the backend switched protocols unasked");
+        let bad = if status == 101 && !is_upgrade { Some(Failure::UnaskedUpgrade) } else { over_limits(response) };
+        if let Some(failure) = bad {
+            context.bad_response = Some(failure);
+            return Error::e_explain(ErrorType::InvalidHTTPHeader, failure.word());
         }
         let is_final = !response.status.is_informational() || is_upgrade;
         if let Some(exchange) = context.exchange.as_mut().filter(|_| is_final) {
@@ -198,9 +211,7 @@ impl ProxyHttp for Evenkeel {
         context: &mut Context,
         error: Box<Error>,
     ) -> Box<Error> {
-        let is_timeout = matches!(error.etype(), ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout);
-        let failure = if is_timeout { Failure::ConnectTimeout } else { Failure::Connect };
-        attempt_failed(session, context, failure, error)
+        attempt_failed(session, context, pingora_error::failure(&error), error)
     }
 
     fn error_while_proxy(
@@ -214,16 +225,15 @@ impl ProxyHttp for Evenkeel {
         if context.refusal.is_some() || *error.esource() == ErrorSource::Downstream {
             return no_retry(error);
         }
-        let is_timeout = matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
         let has_answered = context.exchange.as_ref().is_some_and(Exchange::has_answered);
-        let is_closed =
-            matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError);
-        let failure = match (has_answered, is_timeout) {
-            (true, true) => Failure::Stalled,
-            (true, false) => Failure::Truncated,
-            (false, true) => Failure::Timeout,
-            (false, false) if client_reused && is_closed => Failure::Stale,
-            (false, false) => Failure::Broken,
+        let failure = match (context.bad_response.take(), error.etype()) {
+            (Some(failure), _) => failure,
+            (None, ErrorType::ReadTimedout | ErrorType::WriteTimedout) if has_answered => Failure::ResponseStalled,
+            (None, _) if has_answered => Failure::ResponseTruncated,
+            (None, ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError) if client_reused => {
+                Failure::StaleConnection
+            }
+            (None, _) => pingora_error::failure(&error),
         };
         attempt_failed(session, context, failure, error)
     }
@@ -404,11 +414,34 @@ fn no_retry(mut error: Box<Error>) -> Box<Error> {
 
 fn attempt_failed(session: &Session, context: &mut Context, failure: Failure, mut error: Box<Error>) -> Box<Error> {
     let replay = context.replay(session);
-    let verdict = context.exchange.as_mut().map(|exchange| exchange.failed(failure, replay, Instant::now()));
-    tracing::debug!(request_id = context.request_id, ?failure, "an attempt failed: {error}");
-    error.set_retry(verdict == Some(Ok(())));
-    context.refusal = verdict.and_then(Result::err);
+    let now = Instant::now();
+    let waited = context.exchange.as_ref().map_or(Duration::ZERO, |exchange| exchange.until(context.body_ended, now));
+    let goes_on = context.exchange.as_mut().is_some_and(|exchange| exchange.failed(failure, replay, waited, now));
+    tracing::debug!(request_id = context.request_id, failure = failure.word(), "an attempt failed: {error}");
+    error.set_retry(goes_on);
+    context.refusal = if goes_on { None } else { failure.refusal() };
     error
+}
+
+/// Whether a response's head is larger than HTTP/1.1 clients are passed.
+fn over_limits(response: &ResponseHeader) -> Option<Failure> {
+    let limits = Limits::default();
+    let fields = response.headers.len();
+    if fields > limits.fields() {
+        tracing::warn!(
+            limit = limits.fields(),
+            fields,
+            "a response's head is refused: it has more fields than the limit"
+        );
+        return Some(Failure::ResponseTooManyFields);
+    }
+    let line = |(name, value): (&HeaderName, &http::HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
+    let bytes: usize = "HTTP/1.1 200 \r\n\r\n".len() + response.headers.iter().map(line).sum::<usize>();
+    if bytes > limits.head_bytes() {
+        tracing::warn!(limit = limits.head_bytes(), bytes, "a response's head is refused: it is larger than the limit");
+        return Some(Failure::ResponseHeadTooLarge);
+    }
+    None
 }
 
 /// What a client is told of an error that no decision of ours made; `None` when it is gone.
@@ -418,7 +451,7 @@ fn refusal_for(error: &Error) -> Option<Refusal> {
         (ErrorSource::Downstream, ErrorType::ReadError | ErrorType::WriteError | ErrorType::WriteTimedout) => None,
         (ErrorSource::Downstream, ErrorType::ConnectionClosed) => None,
         (ErrorSource::Downstream, _) => Some(Refusal::Malformed),
-        (ErrorSource::Upstream, _) => Some(Refusal::BackendFailed),
+        (ErrorSource::Upstream, _) => Some(Refusal::Failed(Failure::Closed)),
         _ => Some(Refusal::Internal),
     }
 }

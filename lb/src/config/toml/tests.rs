@@ -121,6 +121,13 @@ fn values_become_what_the_program_needs() {
     assert_eq!(networks, ["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"]);
     let listener = config(&minimal_with("listener", "max_body_bytes = 0")).listeners.remove(0);
     assert_eq!(listener.max_body_bytes, None);
+    let pool = |lines: &str| config(&minimal_with("pool", lines)).pools.remove(0).settings;
+    let [one, two] = [1, 2].map(Duration::from_secs);
+    assert_eq!(pool("response_timeout = \"2s\"").retry_timeout, two, "as long as response_timeout");
+    assert_eq!(pool("response_timeout = \"2s\"\nretry_timeout = \"1s\"").retry_timeout, one);
+    let ejection = |lines: &str| config(&minimal_with("pool.ejection", lines)).pools.remove(0).settings.ejection;
+    assert_eq!(ejection("statuses = [502, 503]").statuses, [502, 503]);
+    assert!(ejection("").statuses.is_empty());
     let sticky = config(&minimal_with("pool.sticky", "max_age = \"24h\"")).pools.remove(0).settings.sticky;
     assert_eq!(sticky.expect("written").max_age, Some(DAY));
     let probe = config(&minimal_with("pool.probe", "type = \"tcp\"")).pools.remove(0).settings.probe;
@@ -157,6 +164,13 @@ fn wrong_values_are_named_with_place_and_fix() {
             "threads = §99999999999999999999",
             "server.threads is 99999999999999999999: write a whole number from 0 to 1024",
         ),
+        (
+            "pool.ejection",
+            "statuses = [502, §499]",
+            "pool.ejection.statuses is 499: write a whole number from 500 to 599",
+        ),
+        ("pool.ejection", "statuses = §503", "pool.ejection.statuses is 503: write an array, such as [503]"),
+        ("pool", "continue_timeout = §\"0s\"", "pool.continue_timeout is \"0s\": write a duration from 1ms to 24h"),
         ("server", "threads = §{}", "server.threads is a table: write a whole number from 0 to 1024"),
         (
             "server",

@@ -18,11 +18,10 @@ use super::stream::ClientStream;
 use super::timer::Timer;
 use super::work::Work;
 use crate::config::{HalfClose, ListenerConfig, PoolSettings};
-use crate::proxy::refusal::Refusal;
-use crate::proxy::retry::Failure;
+use crate::proxy::failure::Failure;
 use crate::transport::http1::limits::Limits;
 use crate::transport::http1::message::{Parsed, Version};
-use crate::transport::http1::response::ResponseHead;
+use crate::transport::http1::response::{BadResponse, ResponseHead};
 use crate::transport::http1::rewrite::{self, Persistence, ResponsePlan};
 
 const READ_BYTES: usize = 16 * 1024;
@@ -31,7 +30,7 @@ const LARGE_READ_BYTES: usize = 64 * 1024;
 const MOST_PIPELINED_BYTES: usize = 16 * 1024;
 const MOST_INTERIM_RESPONSES: usize = 16;
 
-const BROKEN_OFF: Broken = Broken::Backend(Failure::Truncated);
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 pub struct Attempt<'a> {
     pub client: &'a mut ClientStream,
@@ -58,14 +57,15 @@ pub struct Attempt<'a> {
     written: usize,
 }
 
-/// Why an attempt ended early.
+/// What the present wait is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Broken {
+enum Wait {
+    /// For the backend, to take the request or to answer it.
     Backend(Failure),
-    /// The client left.
-    ClientGone,
-    /// The client is refused in the middle of its request.
-    Client(Refusal),
+    /// For the client to send more of its body.
+    Client,
+    /// For the backend to ask for the body that the client holds back.
+    Continue,
 }
 
 impl<'a> Attempt<'a> {
@@ -101,11 +101,11 @@ impl<'a> Attempt<'a> {
 
     /// Sends what is in `to_backend` and the content behind it; returns where the final response's head ends in
     /// `from_backend`. Interim responses have been passed on.
-    pub async fn ask(&mut self, timer: &mut Timer) -> Result<usize, Broken> {
+    pub async fn ask(&mut self, timer: &mut Timer) -> Result<usize, Failure> {
         let Work { from_client, to_backend, .. } = &mut *self.work;
         match self.body.take_in_place(from_client) {
             Some(content) => self.content = content,
-            None => self.body.take(from_client, to_backend).map_err(Broken::Client)?,
+            None => self.body.take(from_client, to_backend)?,
         }
         for _ in 0..=MOST_INTERIM_RESPONSES {
             let head = self.hear_head(timer).await?;
@@ -114,10 +114,10 @@ impl<'a> Attempt<'a> {
             }
             self.pass_interim(head, timer).await?;
         }
-        Err(Broken::Backend(Failure::Broken))
+        Err(Failure::TooManyInterimResponses)
     }
 
-    async fn hear_head(&mut self, timer: &mut Timer) -> Result<usize, Broken> {
+    async fn hear_head(&mut self, timer: &mut Timer) -> Result<usize, Failure> {
         let method = self.work.request.method();
         self.work.response.clear();
         // Once some of the head is there, the rest has to come in time too, however it drips.
@@ -130,46 +130,79 @@ impl<'a> Attempt<'a> {
                         deadline = Instant::now().checked_add(self.settings.response_timeout);
                     }
                     Parsed::Partial => {}
-                    Parsed::Rejected(bad) => {
-                        tracing::debug!(reason = bad.reason(), "a backend's response is refused");
-                        return Err(Broken::Backend(Failure::Broken));
-                    }
+                    Parsed::Rejected(bad) => return Err(self.refused_head(bad)),
                 }
             }
-            let (patience, late) = match deadline {
+            let (patience, wait) = match deadline {
                 Some(deadline) => {
-                    (deadline.saturating_duration_since(Instant::now()), Broken::Backend(Failure::Timeout))
+                    (deadline.saturating_duration_since(Instant::now()), Wait::Backend(Failure::ResponseTimeout))
                 }
                 None => self.patience(),
             };
             let received = self.body.received();
             let heard = timer.limit(patience, |cx| self.poll_hear(cx)).await;
-            if matches!(late, Broken::Client(_)) {
+            if wait == Wait::Client {
                 self.body.pace.moved(self.body.received().saturating_sub(received), timer.waited());
             }
-            heard.map_err(|_| late)??;
+            match (heard, wait) {
+                (Ok(heard), _) => heard?,
+                (Err(_), Wait::Backend(failure)) => return Err(failure),
+                (Err(_), Wait::Client) => return Err(Failure::ClientTimeout),
+                (Err(_), Wait::Continue) => self.ask_for_body(timer).await?,
+            }
         }
+    }
+
+    /// The backend ignores the expectation, as it may (RFC 9110 §10.1.1): the client is asked in its place.
+    async fn ask_for_body(&mut self, timer: &mut Timer) -> Result<(), Failure> {
+        self.body.has_continued = true;
+        self.work.to_client.extend_from_slice(CONTINUE);
+        self.flush_to_client(timer).await
+    }
+
+    fn refused_head(&self, bad: BadResponse) -> Failure {
+        let failure = failure_of(bad);
+        let (received, reason) = (self.work.from_backend.as_slice(), bad.reason());
+        let backend = self.backend.peer_addr().map_or(String::new(), |address| address.to_string());
+        match failure {
+            Failure::ResponseHeadTooLarge => tracing::warn!(
+                backend,
+                limit = self.limits.head_bytes(),
+                bytes = received.len(),
+                "a response's head is refused: it is larger than the limit (bytes received so far)",
+            ),
+            Failure::ResponseTooManyFields => tracing::warn!(
+                backend,
+                limit = self.limits.fields(),
+                fields = fields_in(received),
+                "a response's head is refused: it has more fields than the limit (fields received so far)",
+            ),
+            _ => tracing::warn!(backend, reason, "a response's head is refused"),
+        }
+        failure
     }
 
     /// How long the present wait may last, and what it means when it lasts longer.
-    fn patience(&self) -> (Duration, Broken) {
+    fn patience(&self) -> (Duration, Wait) {
         let is_sending = self.sent < self.to_send() && !self.has_stopped_sending;
         if is_sending {
-            (self.settings.write_timeout, Broken::Backend(Failure::Timeout))
-        } else if !self.body.is_done() && !self.has_stopped_sending && !self.awaits_continue() {
-            (self.body.pace.patience(self.listener.body_timeout), Broken::Client(Refusal::ClientTimeout))
+            (self.settings.write_timeout, Wait::Backend(Failure::WriteTimeout))
+        } else if self.body.is_done() || self.has_stopped_sending {
+            (self.settings.response_timeout, Wait::Backend(Failure::ResponseTimeout))
+        } else if self.awaits_continue() {
+            (self.settings.continue_timeout, Wait::Continue)
         } else {
-            (self.settings.response_timeout, Broken::Backend(Failure::Timeout))
+            (self.body.pace.patience(self.listener.body_timeout), Wait::Client)
         }
     }
 
-    /// Whether the client holds its content back until the backend asks for it.
+    /// Whether the client holds its content back until it is asked for it.
     fn awaits_continue(&self) -> bool {
-        self.work.request.expects_continue() && self.body.is_untouched() && !self.has_heard
+        self.work.request.expects_continue() && self.body.is_untouched() && !self.body.has_continued
     }
 
     /// Ready when a direction has moved on.
-    fn poll_hear(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    fn poll_hear(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         let sending = self.poll_send(cx)?;
         self.work.from_backend.reserve(READ_BYTES);
         match poll_read_buf(Pin::new(&mut *self.backend), cx, &mut self.work.from_backend) {
@@ -177,14 +210,15 @@ impl<'a> Attempt<'a> {
                 self.has_heard = true;
                 Poll::Ready(Ok(()))
             }
-            Poll::Ready(_) => Poll::Ready(Err(Broken::Backend(self.lost_backend()))),
+            Poll::Ready(Ok(_)) => Poll::Ready(Err(self.lost_backend(Failure::Closed))),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(self.lost_backend(Failure::Reset))),
             Poll::Pending => sending.map(Ok),
         }
     }
 
     /// Sends the request on as far as it goes, then watches the client. Ready when something was sent and the wait
     /// is another one now.
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Broken> {
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Failure> {
         let mut has_moved = false;
         loop {
             match self.poll_flush_to_backend(cx) {
@@ -198,10 +232,10 @@ impl<'a> Attempt<'a> {
             self.work.from_client.reserve(READ_BYTES);
             match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.work.from_client) {
                 Poll::Ready(Ok(count)) if count > 0 => {
-                    self.body.take(&mut self.work.from_client, &mut self.work.to_backend).map_err(Broken::Client)?;
+                    self.body.take(&mut self.work.from_client, &mut self.work.to_backend)?;
                     has_moved = true;
                 }
-                Poll::Ready(_) => return Err(Broken::ClientGone),
+                Poll::Ready(_) => return Err(Failure::ClientGone),
                 Poll::Pending => return Ok(if has_moved { Poll::Ready(()) } else { Poll::Pending }),
             }
         }
@@ -239,25 +273,28 @@ impl<'a> Attempt<'a> {
     }
 
     /// Notices a client that leaves, and takes in what it sends ahead.
-    fn watch_client(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+    fn watch_client(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         while !self.has_half_closed && self.work.from_client.len() < self.body.end() + MOST_PIPELINED_BYTES {
             self.work.from_client.reserve(1024);
             match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.work.from_client) {
                 Poll::Ready(Ok(count)) if count > 0 => {}
                 Poll::Ready(Ok(_)) if self.listener.half_close == HalfClose::Answer => self.has_half_closed = true,
-                Poll::Ready(_) => return Err(Broken::ClientGone),
+                Poll::Ready(_) => return Err(Failure::ClientGone),
                 Poll::Pending => return Ok(()),
             }
         }
         Ok(())
     }
 
-    fn lost_backend(&self) -> Failure {
-        if self.is_reused && !self.has_heard { Failure::Stale } else { Failure::Broken }
+    fn lost_backend(&self, how: Failure) -> Failure {
+        if self.is_reused && !self.has_heard { Failure::StaleConnection } else { how }
     }
 
-    async fn pass_interim(&mut self, head: usize, timer: &mut Timer) -> Result<(), Broken> {
-        if self.work.request.version() == Version::Http11 {
+    /// Passes an interim response on. A client is asked for its body once: an earlier attempt or Evenkeel itself may
+    /// have done so.
+    async fn pass_interim(&mut self, head: usize, timer: &mut Timer) -> Result<(), Failure> {
+        let is_said = self.work.response.status() == 100 && std::mem::replace(&mut self.body.has_continued, true);
+        if self.work.request.version() == Version::Http11 && !is_said {
             let plan = ResponsePlan::new(&self.work.response, Version::Http11, Persistence::KeepAlive, &[]);
             rewrite::response(&self.work.response, &self.work.from_backend, &plan, &mut self.work.to_client);
             self.flush_to_client(timer).await?;
@@ -268,9 +305,9 @@ impl<'a> Attempt<'a> {
 
     /// Takes the content that came with the head into `to_client`, before the client is sent anything. False:
     /// something came that does not belong to the response.
-    pub fn begin_answer(&mut self, head: usize, response: &mut ResponseBody) -> Result<bool, Broken> {
+    pub fn begin_answer(&mut self, head: usize, response: &mut ResponseBody) -> Result<bool, Failure> {
         let Work { to_client, from_backend, .. } = &mut *self.work;
-        let bad = |_| Broken::Backend(Failure::Broken);
+        let bad = |_| Failure::ResponseBodyMalformed;
         let content = &from_backend[head..];
         let is_in_order = match head.checked_sub(to_client.len()) {
             // The head that goes out is put in the place of the one that came, and the content stays where it is.
@@ -291,7 +328,7 @@ impl<'a> Attempt<'a> {
 
     /// Sends the client what is in `to_client`, then the rest of the content. Returns whether the backend's
     /// connection is in order for another request.
-    pub async fn answer(&mut self, response: &mut ResponseBody, timer: &mut Timer) -> Result<bool, Broken> {
+    pub async fn answer(&mut self, response: &mut ResponseBody, timer: &mut Timer) -> Result<bool, Failure> {
         let mut is_clean = true;
         loop {
             self.flush_to_client(timer).await?;
@@ -314,7 +351,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// Moves the rest of the response without looking at it. False: that cannot be done here.
-    async fn splice(&mut self, response: &mut ResponseBody, timer: &mut Timer) -> Result<bool, Broken> {
+    async fn splice(&mut self, response: &mut ResponseBody, timer: &mut Timer) -> Result<bool, Failure> {
         let Ok(mut pipe) = Pipe::take() else { return Ok(false) };
         while let Some(left) = response.plain_bytes_left().filter(|left| *left > 0) {
             let most = usize::try_from(left).unwrap_or(usize::MAX);
@@ -325,11 +362,13 @@ impl<'a> Attempt<'a> {
                 }
                 filled.map(Ok)
             });
-            let filling = filling.await.map(|filled| filled.map_or_else(Err, |read| read.map_err(|_| BROKEN_OFF)));
+            let filling = filling
+                .await
+                .map(|filled| filled.map_or_else(Err, |read| read.map_err(|_| Failure::ResponseTruncated)));
             match filling {
-                Err(_) => return Err(Broken::Backend(Failure::Stalled)),
+                Err(_) => return Err(Failure::ResponseStalled),
                 Ok(Ok(count)) if count > 0 => {}
-                Ok(Ok(_)) => return Err(BROKEN_OFF),
+                Ok(Ok(_)) => return Err(Failure::ResponseTruncated),
                 Ok(Err(broken)) => return Err(broken),
             }
             while !pipe.is_empty() {
@@ -343,7 +382,7 @@ impl<'a> Attempt<'a> {
                         self.pace.moved(count as u64, timer.waited());
                         response.skip(count as u64);
                     }
-                    _ => return Err(Broken::ClientGone),
+                    _ => return Err(Failure::ClientGone),
                 }
             }
         }
@@ -352,16 +391,16 @@ impl<'a> Attempt<'a> {
     }
 
     /// Reads the next content into `to_client`. False: something came that does not belong to the response.
-    async fn hear_content(&mut self, response: &mut ResponseBody, timer: &mut Timer) -> Result<bool, Broken> {
+    async fn hear_content(&mut self, response: &mut ResponseBody, timer: &mut Timer) -> Result<bool, Failure> {
         let is_plain = response.is_plain();
         let reading = timer.limit(self.settings.read_timeout, |cx| self.poll_content(cx, is_plain)).await;
         // While the client still owes content, a silence may be its own.
-        let late = if self.body.is_done() { Broken::Backend(Failure::Stalled) } else { Broken::ClientGone };
+        let late = if self.body.is_done() { Failure::ResponseStalled } else { Failure::ClientTimeout };
         let count = reading.map_err(|_| late)??;
-        let bad = |_| Broken::Backend(Failure::Truncated);
+        let bad = |_| Failure::ResponseBodyMalformed;
         let Work { to_client, from_backend, .. } = &mut *self.work;
         if count == 0 {
-            response.end_of_input(to_client).map_err(bad)?;
+            response.end_of_input(to_client).map_err(|_| Failure::ResponseTruncated)?;
             return Ok(true);
         }
         if is_plain {
@@ -374,18 +413,18 @@ impl<'a> Attempt<'a> {
         Ok(used == count)
     }
 
-    fn poll_content(&mut self, cx: &mut Context<'_>, is_plain: bool) -> Poll<Result<usize, Broken>> {
+    fn poll_content(&mut self, cx: &mut Context<'_>, is_plain: bool) -> Poll<Result<usize, Failure>> {
         self.poll_rest_of_request(cx)?;
         let Work { to_client, from_backend, .. } = &mut *self.work;
         let buffer = if is_plain { to_client } else { from_backend };
         buffer.reserve(LARGE_READ_BYTES);
         let read: io::Result<usize> = ready!(poll_read_buf(Pin::new(&mut *self.backend), cx, buffer));
-        Poll::Ready(read.map_err(|_| Broken::Backend(Failure::Truncated)))
+        Poll::Ready(read.map_err(|_| Failure::ResponseTruncated))
     }
 
     /// The client's content may still be on its way when the answer comes; a client that has sent everything may
     /// leave.
-    fn poll_rest_of_request(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+    fn poll_rest_of_request(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         let is_sent = self.body.is_done() && self.work.to_backend.is_empty();
         if is_sent || self.has_stopped_sending {
             return self.watch_client(cx);
@@ -393,11 +432,11 @@ impl<'a> Attempt<'a> {
         self.poll_send(cx).map(drop)
     }
 
-    async fn flush_to_client(&mut self, timer: &mut Timer) -> Result<(), Broken> {
+    async fn flush_to_client(&mut self, timer: &mut Timer) -> Result<(), Failure> {
         while self.written < self.work.to_client.len() {
             let patience = self.pace.patience(self.listener.send_timeout);
             let writing = timer.limit(patience, |cx| self.poll_write_to_client(cx)).await;
-            let count = writing.map_err(|_| Broken::ClientGone)??;
+            let count = writing.map_err(|_| Failure::ClientGone)??;
             self.pace.moved(count as u64, timer.waited());
             self.written += count;
         }
@@ -406,20 +445,42 @@ impl<'a> Attempt<'a> {
         if self.client.is_tls() {
             let flushed =
                 timer.limit(self.listener.send_timeout, |cx| Pin::new(&mut *self.client).poll_flush(cx)).await;
-            flushed.map_err(|_| Broken::ClientGone)?.map_err(|_| Broken::ClientGone)?;
+            flushed.map_err(|_| Failure::ClientGone)?.map_err(|_| Failure::ClientGone)?;
         }
         Ok(())
     }
 
-    fn poll_write_to_client(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Broken>> {
+    fn poll_write_to_client(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Failure>> {
         self.poll_rest_of_request(cx)?;
         match ready!(Pin::new(&mut *self.client).poll_write(cx, &self.work.to_client[self.written..])) {
             Ok(count) if count > 0 => Poll::Ready(Ok(count)),
-            _ => Poll::Ready(Err(Broken::ClientGone)),
+            _ => Poll::Ready(Err(Failure::ClientGone)),
         }
     }
 
     pub fn response(&self) -> &ResponseHead {
         &self.work.response
     }
+}
+
+/// Whose fault a head is that cannot be passed on. The server writes the status line; the application writes the fields,
+/// and some of them may be the client's words.
+fn failure_of(bad: BadResponse) -> Failure {
+    match bad {
+        BadResponse::HeadTooLarge => Failure::ResponseHeadTooLarge,
+        BadResponse::TooManyFields => Failure::ResponseTooManyFields,
+        BadResponse::Version | BadResponse::Status | BadResponse::ReasonPhrase | BadResponse::StatusLineTooLong => {
+            Failure::NotHttp
+        }
+        BadResponse::UnaskedUpgrade | BadResponse::Upgrade => Failure::UnaskedUpgrade,
+        BadResponse::Truncated => Failure::ResponseTruncated,
+        BadResponse::Chunk(_) => Failure::ResponseBodyMalformed,
+        _ => Failure::ResponseHeadMalformed,
+    }
+}
+
+/// How many field lines of a head are there.
+fn fields_in(received: &[u8]) -> usize {
+    let head = received.windows(4).position(|four| four == b"\r\n\r\n").map_or(received, |end| &received[..end + 2]);
+    head.windows(2).filter(|two| *two == b"\r\n").count().saturating_sub(1)
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::pace::Pace;
+use crate::proxy::failure::Failure;
 use crate::proxy::refusal::Refusal;
 use crate::transport::http1::body::{BodyReader, Framing};
 use crate::transport::http1::chunked::{self, write_chunk, write_end};
@@ -25,6 +26,8 @@ pub struct RequestBody {
     /// How many bytes may stay in the buffer to be sent again.
     keep: usize,
     is_at_hand: bool,
+    /// The client was sent a 100, which it gets once.
+    pub has_continued: bool,
     /// How the client keeps up with sending it.
     pub pace: Pace,
 }
@@ -32,7 +35,18 @@ pub struct RequestBody {
 impl RequestBody {
     pub fn new(framing: Framing, start: usize, most: Option<u64>, keep: usize, pace: Pace) -> Self {
         let reader = BodyReader::new(framing, CHUNK_LIMITS);
-        Self { reader, framing, start, at: start, received: 0, most, keep, is_at_hand: true, pace }
+        Self {
+            reader,
+            framing,
+            start,
+            at: start,
+            received: 0,
+            most,
+            keep,
+            is_at_hand: true,
+            has_continued: false,
+            pace,
+        }
     }
 
     /// Whether the last byte was read.
@@ -92,14 +106,14 @@ impl RequestBody {
     }
 
     /// Reads what is in `buffer` and appends it to `out` as the backend is sent it.
-    pub fn take(&mut self, buffer: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<(), Refusal> {
+    pub fn take(&mut self, buffer: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<(), Failure> {
         while self.at < buffer.len() && !self.is_done() {
             let input = &buffer[self.at..];
-            let progress = self.reader.advance(input).map_err(|bad| refusal(Reject::from(bad)))?;
+            let progress = self.reader.advance(input).map_err(|_| Failure::RequestMalformed)?;
             let data = progress.data(input);
             self.received += data.len() as u64;
             if self.most.is_some_and(|most| self.received > most) {
-                return Err(Refusal::BodyTooLarge);
+                return Err(Failure::BodyTooLarge);
             }
             append(self.framing, data, out);
             self.at += progress.consumed;

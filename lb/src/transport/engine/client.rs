@@ -1,7 +1,6 @@
 //! One client's requests, one after the other: read, begun, tried on backends until one answers, and told of.
 
 use std::future::{Future, poll_fn};
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -10,14 +9,13 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::futures::Notified;
 use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
-use super::attempt::{Attempt, Broken};
+use super::attempt::Attempt;
 use super::body::{RequestBody, ResponseBody, refusal};
 use super::request::{self, Told};
 use super::stream::ClientStream;
@@ -25,10 +23,11 @@ use super::timer::Timer;
 use super::work::Work;
 use super::{Engine, idle, tunnel};
 use crate::access_log::{AccessLog, Record, Served};
+use crate::backend::Backend;
 use crate::proxy::exchange::{Exchange, Outcome};
+use crate::proxy::failure::{Failure, Fault, Replay};
 use crate::proxy::headers::Peer;
 use crate::proxy::refusal::Refusal;
-use crate::proxy::retry::{Failure, Replay};
 use crate::transport::http1::body::Framing;
 use crate::transport::http1::message::{Method, Parsed, Version};
 use crate::transport::http1::name::Name;
@@ -271,36 +270,46 @@ impl Carrier<'_> {
         body: &mut RequestBody,
         mut now: Instant,
     ) -> Fate {
-        match self.read_small_body(work, body).await {
-            Ok(()) => {}
-            Err(Broken::Client(refusal)) => return self.respond(work, refusal, false).await,
-            Err(_) => return Fate::Abort,
+        if let Err(failure) = self.read_small_body(work, body).await {
+            exchange.ended_by_client(failure);
+            return self.answer_failure(work, failure, false).await;
         }
         let is_idempotent = work.request.method().is_idempotent();
+        let waited_before = body.pace.waited();
         loop {
-            let (broken, has_begun) = match self.attempt(work, exchange, body, now).await {
+            let backend = match exchange.next_backend(now) {
+                Ok(backend) => backend,
+                Err(refusal) => return self.respond(work, refusal, body.is_done()).await,
+            };
+            let failure = match self.attempt(work, exchange, &backend, body, now).await {
                 Ok(fate) => return fate,
-                Err(broken) => (broken, self.status != 0),
+                Err(failure) => failure,
             };
-            let failure = match broken {
-                Broken::ClientGone => return Fate::Abort,
-                Broken::Client(_) if has_begun => return Fate::Abort,
-                Broken::Client(refusal) => return self.respond(work, refusal, body.is_done()).await,
-                Broken::Backend(failure) => failure,
-            };
+            if failure.verdict().fault == Fault::Client {
+                exchange.ended_by_client(failure);
+                return self.answer_failure(work, failure, body.is_done()).await;
+            }
             let replay = Replay { is_idempotent, has_body: body.is_at_hand() };
             now = Instant::now();
-            match exchange.failed(failure, replay, now) {
-                _ if has_begun => return Fate::Abort,
-                Ok(()) => body.rewind(),
-                Err(refusal) => return self.respond(work, refusal, body.is_done()).await,
+            let waited = body.pace.waited().saturating_sub(waited_before);
+            if !exchange.failed(failure, replay, waited, now) || self.status != 0 {
+                return self.answer_failure(work, failure, body.is_done()).await;
             }
+            body.rewind();
+        }
+    }
+
+    /// Answers a request that failed, unless an answer has begun or the client is gone.
+    async fn answer_failure(&mut self, work: &mut Work, failure: Failure, has_read_all: bool) -> Fate {
+        match failure.refusal() {
+            Some(refusal) if self.status == 0 => self.respond(work, refusal, has_read_all).await,
+            _ => Fate::Abort,
         }
     }
 
     /// Reads a small body whole, so that no backend waits for a slow client. One that is held back until the backend
     /// asks for it is not waited for.
-    async fn read_small_body(&mut self, work: &mut Work, body: &mut RequestBody) -> Result<(), Broken> {
+    async fn read_small_body(&mut self, work: &mut Work, body: &mut RequestBody) -> Result<(), Failure> {
         if work.request.expects_continue() {
             return Ok(());
         }
@@ -315,8 +324,8 @@ impl Carrier<'_> {
             });
             match reading.await {
                 Ok(Ok(count)) if count > 0 => body.pace.moved(count as u64, self.timer.waited()),
-                Ok(_) => return Err(Broken::ClientGone),
-                Err(_) => return Err(Broken::Client(Refusal::ClientTimeout)),
+                Ok(_) => return Err(Failure::ClientGone),
+                Err(_) => return Err(Failure::ClientTimeout),
             }
         }
     }
@@ -325,16 +334,16 @@ impl Carrier<'_> {
         &mut self,
         work: &mut Work,
         exchange: &mut Exchange,
+        backend: &Backend,
         body: &mut RequestBody,
         now: Instant,
-    ) -> Result<Fate, Broken> {
-        let backend = exchange.next_backend(now).map_err(Broken::Client)?;
-        let address = backend.socket_address().ok_or(Broken::Backend(Failure::Connect))?;
+    ) -> Result<Fate, Failure> {
+        let address = backend.socket_address().ok_or(Failure::Unresolved)?;
         let route = exchange.shared_route();
         let settings = &route.pool.settings;
         let (mut connection, is_reused) = match idle::take(address, now) {
             Some(connection) => (connection, true),
-            None => (connect(address, settings.connect_timeout).await.map_err(Broken::Backend)?, false),
+            None => (connect(address, settings.connect_timeout).await?, false),
         };
         // A failed attempt may have left the beginning of an answer in it, which this one's interim responses precede.
         work.to_client.clear();
@@ -346,7 +355,7 @@ impl Carrier<'_> {
         let mut attempt = Attempt::new(self.client, &mut connection, work, body, listener, settings, limits, is_reused);
         let head = attempt.ask(self.timer).await?;
         let switches = websocket::answers(attempt.response(), wants_websocket);
-        let switches = switches.map_err(|_| Broken::Backend(Failure::Broken))?;
+        let switches = switches.map_err(|_| Failure::UnaskedUpgrade)?;
         let keeps_backend = attempt.response().keeps_alive();
         let status = attempt.response().status();
         let (mut response, keeps_client) =
@@ -454,22 +463,12 @@ fn write_head(
 
 async fn connect(address: SocketAddr, limit: Duration) -> Result<TcpStream, Failure> {
     let stream = match timeout(limit, TcpStream::connect(address)).await {
-        Ok(connected) => connected.map_err(|e| connect_failure(&e))?,
+        Ok(connected) => connected.map_err(|e| Failure::of_connecting(&e))?,
         Err(_) => return Err(Failure::ConnectTimeout),
     };
     // Fails only on a socket that is gone already.
     let _ = stream.set_nodelay(true);
     Ok(stream)
-}
-
-fn connect_failure(error: &io::Error) -> Failure {
-    match Errno::from_io_error(error) {
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL) => {
-            tracing::debug!("a connection to a backend could not be made for want of files, ports or memory: {error}");
-            Failure::OutOfResources
-        }
-        _ => Failure::Connect,
-    }
 }
 
 /// Closes our side and reads on for a while: closing at once would reset the connection and could take the answer

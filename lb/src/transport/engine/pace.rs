@@ -28,6 +28,11 @@ impl Pace {
         limit.min((GRACE + earned).saturating_sub(self.waited))
     }
 
+    /// How long the client has kept us waiting in all.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
     /// The client kept us waiting for `waited` and then moved so many bytes.
     pub fn moved(&mut self, bytes: u64, waited: Duration) {
         self.moved = self.moved.saturating_add(bytes);

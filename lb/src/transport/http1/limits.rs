@@ -55,6 +55,16 @@ impl Limits {
         BLANK_BYTES + self.head_bytes
     }
 
+    /// The most bytes of a head.
+    pub fn head_bytes(&self) -> usize {
+        self.head_bytes
+    }
+
+    /// The most fields of a head.
+    pub fn fields(&self) -> usize {
+        self.fields
+    }
+
     /// The same limits with another rule for ambiguous names.
     #[must_use]
     pub fn with_ambiguous_names(self, ambiguous: AmbiguousNames) -> Limits {

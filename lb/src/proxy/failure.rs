@@ -1,0 +1,288 @@
+//! The one table of failures. For each way in which an exchange can fail it says whose fault that is, whether another
+//! backend may be tried, whether it counts towards an ejection, what the client is answered, and the one word by which
+//! log, metrics and answer name it.
+//!
+//! What a client or its request causes never counts against a backend and is not tried on the others: one address that
+//! always fails must not take a whole pool out of service. A malformed field or a head above our limits is such a case,
+//! because the application writes the fields of a response, sometimes with what the client sent. The status line and the
+//! framing of the body are written by the server itself: what is wrong there is the backend's fault.
+
+use std::fmt;
+use std::io;
+
+use rustix::io::Errno;
+
+use super::refusal::Refusal;
+
+/// How an attempt on a backend failed, or why its client ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    ConnectRefused,
+    ConnectUnreachable,
+    ConnectReset,
+    ConnectTimeout,
+    Unresolved,
+    OutOfResources,
+    StaleConnection,
+    Closed,
+    Reset,
+    WriteTimeout,
+    ResponseTimeout,
+    NotHttp,
+    ResponseHeadTooLarge,
+    ResponseTooManyFields,
+    ResponseHeadMalformed,
+    UnaskedUpgrade,
+    TooManyInterimResponses,
+    ResponseBodyMalformed,
+    ResponseTruncated,
+    ResponseStalled,
+    ClientGone,
+    ClientTimeout,
+    BodyTooLarge,
+    RequestMalformed,
+}
+
+/// What follows from a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    pub fault: Fault,
+    pub retry: Retry,
+    pub ejection: Ejection,
+    /// The status code that the client is sent, or that stands for it in log and metrics if it is gone.
+    pub status: u16,
+    /// The value of labels and log fields.
+    pub word: &'static str,
+    /// For the client, which sees it behind the status.
+    sentence: &'static str,
+}
+
+/// Who caused a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    Client,
+    /// What was asked for: every backend would fail in the same way.
+    Request,
+    Backend,
+    Balancer,
+    /// Both sides did as they may: a connection was closed and used at the same moment.
+    Nobody,
+}
+
+/// Whether another backend may be tried (RFC 9110 §9.2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    Never,
+    /// The backend may have begun with the request.
+    IfIdempotent,
+    /// Nothing of the request was sent.
+    Always,
+}
+
+/// Whether a failure counts towards the ejection of its backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ejection {
+    Never,
+    /// If no other response's head has come from the backend during the wait: one slow address among others that are
+    /// answered is no sign of a frozen backend.
+    IfSilent,
+    Counts,
+}
+
+/// What is known of the request when it has to be decided whether it is sent again.
+#[derive(Debug, Clone, Copy)]
+pub struct Replay {
+    /// RFC 9110 §9.2.2.
+    pub is_idempotent: bool,
+    /// Nothing of the body was taken from the client yet, or all that was is kept.
+    pub has_body: bool,
+}
+
+impl Failure {
+    pub const ALL: [Self; 24] = [
+        Self::ConnectRefused,
+        Self::ConnectUnreachable,
+        Self::ConnectReset,
+        Self::ConnectTimeout,
+        Self::Unresolved,
+        Self::OutOfResources,
+        Self::StaleConnection,
+        Self::Closed,
+        Self::Reset,
+        Self::WriteTimeout,
+        Self::ResponseTimeout,
+        Self::NotHttp,
+        Self::ResponseHeadTooLarge,
+        Self::ResponseTooManyFields,
+        Self::ResponseHeadMalformed,
+        Self::UnaskedUpgrade,
+        Self::TooManyInterimResponses,
+        Self::ResponseBodyMalformed,
+        Self::ResponseTruncated,
+        Self::ResponseStalled,
+        Self::ClientGone,
+        Self::ClientTimeout,
+        Self::BodyTooLarge,
+        Self::RequestMalformed,
+    ];
+
+    pub const fn verdict(self) -> Verdict {
+        use Ejection::{Counts, IfSilent};
+        use Fault::{Backend, Balancer, Client, Nobody, Request};
+        use Retry::{Always, IfIdempotent, Never};
+        const NO: Ejection = Ejection::Never;
+        #[rustfmt::skip]
+        let (fault, retry, ejection, status, word, sentence) = match self {
+            Self::ConnectRefused => (Backend, Always, Counts, 502, "connect-refused", "the backend refused the connection"),
+            Self::ConnectUnreachable => (Backend, Always, Counts, 502, "connect-unreachable", "the backend cannot be reached"),
+            Self::ConnectReset => (Backend, Always, Counts, 502, "connect-reset", "the backend reset the connection"),
+            Self::ConnectTimeout => (Backend, Always, Counts, 504, "connect-timeout", "the backend did not accept a connection in time"),
+            Self::Unresolved => (Backend, Always, Counts, 502, "unresolved", "the backend's name does not resolve"),
+            Self::OutOfResources => (Balancer, Never, NO, 503, "out-of-resources", "the balancer cannot open another connection now"),
+            Self::StaleConnection => (Nobody, IfIdempotent, NO, 502, "stale-connection", "the backend closed the connection when the request was sent"),
+            Self::Closed => (Backend, IfIdempotent, Counts, 502, "closed", "the backend closed the connection before its response"),
+            Self::Reset => (Backend, IfIdempotent, Counts, 502, "reset", "the backend reset the connection before its response"),
+            Self::WriteTimeout => (Backend, IfIdempotent, IfSilent, 504, "write-timeout", "the backend did not take the request in time"),
+            Self::ResponseTimeout => (Backend, IfIdempotent, IfSilent, 504, "response-timeout", "the backend did not respond in time"),
+            Self::NotHttp => (Backend, IfIdempotent, Counts, 502, "not-http", "the backend does not speak HTTP/1.1"),
+            Self::ResponseHeadTooLarge => (Request, Never, NO, 502, "response-head-too-large", "the response's fields are larger than is accepted here"),
+            Self::ResponseTooManyFields => (Request, Never, NO, 502, "response-too-many-fields", "the response has more fields than are accepted here"),
+            Self::ResponseHeadMalformed => (Request, Never, NO, 502, "response-head-malformed", "the response's head is malformed"),
+            Self::UnaskedUpgrade => (Request, Never, NO, 502, "unasked-upgrade", "the backend switched protocols unasked"),
+            Self::TooManyInterimResponses => (Request, Never, NO, 502, "too-many-interim-responses", "the backend sent too many interim responses"),
+            Self::ResponseBodyMalformed => (Backend, IfIdempotent, Counts, 502, "response-body-malformed", "the framing of the response's body is malformed"),
+            Self::ResponseTruncated => (Backend, Never, Counts, 502, "response-truncated", "the backend broke its response off"),
+            // Its own head has come: a frozen backend is found by the requests that wait for one.
+            Self::ResponseStalled => (Backend, Never, NO, 504, "response-stalled", "the backend paused too long within its response"),
+            Self::ClientGone => (Client, Never, NO, 499, "client-gone", "the client left"),
+            Self::ClientTimeout => (Client, Never, NO, 408, "client-timeout", "the client took too long to send its request"),
+            Self::BodyTooLarge => (Client, Never, NO, 413, "body-too-large", "the request's body is larger than is accepted here"),
+            Self::RequestMalformed => (Client, Never, NO, 400, "malformed", "the request is malformed"),
+        };
+        Verdict { fault, retry, ejection, status, word, sentence }
+    }
+
+    /// What the client is answered if nothing more can be tried; `None` when it is gone.
+    pub fn refusal(self) -> Option<Refusal> {
+        match self {
+            Self::ClientGone => None,
+            Self::ClientTimeout => Some(Refusal::ClientTimeout),
+            Self::BodyTooLarge => Some(Refusal::BodyTooLarge),
+            Self::RequestMalformed => Some(Refusal::Malformed),
+            _ => Some(Refusal::Failed(self)),
+        }
+    }
+
+    /// The word by which log and metrics name it.
+    pub const fn word(self) -> &'static str {
+        self.verdict().word
+    }
+
+    /// Whether the failure is counted among those of its backend.
+    pub fn is_backends(self) -> bool {
+        self.verdict().fault == Fault::Backend
+    }
+
+    /// Whether the request may be sent again.
+    pub fn allows_retry(self, replay: Replay) -> bool {
+        match self.verdict().retry {
+            Retry::Never => false,
+            Retry::IfIdempotent => replay.is_idempotent && replay.has_body,
+            Retry::Always => replay.has_body,
+        }
+    }
+
+    /// Why a connection was not made.
+    pub fn of_connecting(error: &io::Error) -> Self {
+        match Errno::from_io_error(error) {
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL) => {
+                Self::OutOfResources
+            }
+            Some(Errno::CONNREFUSED) => Self::ConnectRefused,
+            Some(Errno::CONNRESET | Errno::CONNABORTED) => Self::ConnectReset,
+            Some(Errno::TIMEDOUT) => Self::ConnectTimeout,
+            // No route, a host that is down, a firewall's rule, an address that nobody can connect to.
+            _ => Self::ConnectUnreachable,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.verdict().sentence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_safe_is_sent_again() {
+        for (failure, is_idempotent, has_body, expected) in [
+            (Failure::ConnectRefused, false, true, true),
+            (Failure::ConnectRefused, true, true, true),
+            (Failure::ConnectTimeout, false, true, true),
+            (Failure::ConnectRefused, true, false, false),
+            (Failure::StaleConnection, true, true, true),
+            (Failure::StaleConnection, false, true, false),
+            (Failure::Reset, true, true, true),
+            (Failure::Reset, true, false, false),
+            (Failure::Reset, false, true, false),
+            (Failure::ResponseTimeout, true, true, true),
+            (Failure::ResponseTimeout, false, true, false),
+            (Failure::ResponseTruncated, true, true, false),
+            (Failure::ResponseStalled, true, true, false),
+            (Failure::ResponseHeadTooLarge, true, true, false),
+            (Failure::OutOfResources, true, true, false),
+        ] {
+            let replay = Replay { is_idempotent, has_body };
+            assert_eq!(failure.allows_retry(replay), expected, "{failure:?} {replay:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_the_backends_fault_neither_counts_against_it_nor_is_tried_on_others() {
+        for failure in Failure::ALL {
+            let Verdict { fault, retry, ejection, .. } = failure.verdict();
+            if fault != Fault::Backend {
+                assert_eq!(ejection, Ejection::Never, "{failure:?}");
+            }
+            if matches!(fault, Fault::Client | Fault::Request) {
+                assert_eq!(retry, Retry::Never, "{failure:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_has_a_word_of_its_own_and_the_answer_says_the_same() {
+        let words: HashSet<_> = Failure::ALL.map(Failure::word).into();
+        assert_eq!(words.len(), Failure::ALL.len());
+        for failure in Failure::ALL {
+            let Some(refusal) = failure.refusal() else {
+                assert_eq!(failure, Failure::ClientGone);
+                continue;
+            };
+            assert_eq!((refusal.reason(), refusal.status()), (failure.word(), failure.verdict().status), "{failure:?}");
+            assert_eq!(refusal.to_string(), failure.to_string());
+        }
+    }
+
+    #[test]
+    fn a_lack_of_files_ports_or_memory_is_told_from_a_backend_that_cannot_be_reached() {
+        for (errno, failure) in [
+            (Errno::MFILE, Failure::OutOfResources),
+            (Errno::ADDRNOTAVAIL, Failure::OutOfResources),
+            (Errno::NOMEM, Failure::OutOfResources),
+            (Errno::CONNREFUSED, Failure::ConnectRefused),
+            (Errno::CONNRESET, Failure::ConnectReset),
+            (Errno::TIMEDOUT, Failure::ConnectTimeout),
+            (Errno::HOSTUNREACH, Failure::ConnectUnreachable),
+            (Errno::NETUNREACH, Failure::ConnectUnreachable),
+        ] {
+            assert_eq!(Failure::of_connecting(&io::Error::from_raw_os_error(errno.raw_os_error())), failure);
+        }
+    }
+}

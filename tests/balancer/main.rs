@@ -4,6 +4,7 @@ mod admin;
 mod algorithms;
 mod config;
 mod differential;
+mod early_answers;
 mod failures;
 mod forwarding;
 mod health;

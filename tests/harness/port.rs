@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpMaxSeg;
 use tokio::net::{TcpListener, TcpSocket};
 
 #[derive(Debug)]
@@ -28,9 +30,22 @@ impl Port {
     }
 
     pub fn listen(&self) -> TcpListener {
+        self.bound().listen(1024).expect("a bound socket")
+    }
+
+    /// Listens for connections whose buffers, on both sides, take a few hundred kilobytes instead of megabytes.
+    pub fn listen_with_small_buffers(&self) -> TcpListener {
+        let socket = self.bound();
+        socket.set_recv_buffer_size(16 << 10).expect("an option of every socket");
+        // The peer's kernel keeps room for so many segments, of whatever size.
+        setsockopt(&socket, TcpMaxSeg, &1000).expect("an option of every TCP socket");
+        socket.listen(1024).expect("a bound socket")
+    }
+
+    fn bound(&self) -> TcpSocket {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_reuseaddr(true).expect("an option of every socket");
         socket.bind(self.address).unwrap_or_else(|error| panic!("{} is reserved, yet {error}", self.address));
-        socket.listen(1024).expect("a bound socket")
+        socket
     }
 }

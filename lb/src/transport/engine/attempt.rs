@@ -326,6 +326,12 @@ impl<'a> Attempt<'a> {
         Ok(is_in_order)
     }
 
+    /// Whether the backend was sent every byte of the request. Only then may its connection carry another one: bytes
+    /// that are still owed would be read as part of it, or it as part of them.
+    pub fn has_sent_all(&self) -> bool {
+        self.body.is_done() && self.work.to_backend.is_empty() && !self.has_stopped_sending
+    }
+
     /// Sends the client what is in `to_client`, then the rest of the content. Returns whether the backend's
     /// connection is in order for another request.
     pub async fn answer(&mut self, response: &mut ResponseBody, timer: &mut Timer) -> Result<bool, Failure> {
@@ -340,7 +346,7 @@ impl<'a> Attempt<'a> {
             }
             is_clean &= self.hear_content(response, timer).await?;
         }
-        Ok(is_clean && self.body.is_done() && !self.has_stopped_sending)
+        Ok(is_clean && self.has_sent_all())
     }
 
     /// Whether what is left of the response can go from socket to socket: much of it, both sides plain, and nothing

@@ -356,6 +356,10 @@ impl Carrier<'_> {
         let head = attempt.ask(self.timer).await?;
         let switches = websocket::answers(attempt.response(), wants_websocket);
         let switches = switches.map_err(|_| Failure::UnaskedUpgrade)?;
+        // Bytes that are still owed would have no place in the tunnel.
+        if switches && !attempt.has_sent_all() {
+            return Err(Failure::UnaskedUpgrade);
+        }
         let keeps_backend = attempt.response().keeps_alive();
         let status = attempt.response().status();
         let (mut response, keeps_client) =

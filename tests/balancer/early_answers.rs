@@ -1,0 +1,95 @@
+//! Answers that come before the request was sent whole.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Wire, eventually, response};
+use tokio::io::AsyncWriteExt;
+
+/// How long the backend reads nothing, before its answer and after it.
+const PAUSE: Duration = Duration::from_millis(100);
+const KILOBYTE: usize = 1024;
+
+/// The bodies as they came, with the way they ended.
+type Uploads = Arc<Mutex<Vec<(Vec<u8>, End)>>>;
+
+/// A backend that refuses each upload while it reads nothing, and reads on a while later. Other requests are answered
+/// with their target.
+struct Hasty {
+    port: Port,
+    uploads: Uploads,
+}
+
+impl Hasty {
+    fn start() -> Self {
+        let hasty = Self { port: Port::reserve(), uploads: Arc::default() };
+        let (listener, uploads) = (hasty.port.listen_with_small_buffers(), Arc::clone(&hasty.uploads));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(Self::serve(Wire::new(stream), Arc::clone(&uploads)));
+            }
+        });
+        hasty
+    }
+
+    async fn serve(mut wire: Wire, uploads: Uploads) -> std::io::Result<()> {
+        while let Some(request) = wire.request_head().await? {
+            if request.method != "POST" {
+                wire.stream.write_all(&response(200, &[], request.target)).await?;
+                continue;
+            }
+            tokio::time::sleep(PAUSE).await;
+            wire.stream.write_all(&response(401, &[], "")).await?;
+            tokio::time::sleep(PAUSE).await;
+            let upload = wire.request_body(&request).await?;
+            uploads.lock().unwrap_or_else(PoisonError::into_inner).push(upload);
+        }
+        Ok(())
+    }
+
+    fn uploads(&self) -> Vec<(Vec<u8>, End)> {
+        self.uploads.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn upload(length: usize, is_chunked: bool) -> Request {
+    let request = Request::post("/upload", vec![b'x'; length]);
+    if is_chunked { request.with("Transfer-Encoding", "chunked") } else { request }
+}
+
+// A connection used to be kept when the body had been read from the client, though the backend was still owed some of
+// it. The next request, another client's, was then read as the rest of that body.
+#[tokio::test]
+async fn a_request_that_was_not_sent_whole_never_swallows_the_next() {
+    let refusing = Origin::start("refusing").await;
+    let hasty = Hasty::start();
+    // Every second request is tried elsewhere first.
+    let pool = Pool::of("app", [&refusing]).backend(&hasty.port.address().to_string(), "").without_ejection();
+    let balancer = Balancer::start(Config::default().server("threads = 1").pool(pool)).await;
+    refusing.stop().await;
+    let mut sent = 0;
+    for is_chunked in [false, true] {
+        // How much the kernel's buffers take. A little more waits in the balancer, which has read it from the client.
+        let mut taken = 0;
+        for _ in 0..2 {
+            let mut wire = balancer.connect().await;
+            assert_eq!(wire.exchange(&upload(2000 * KILOBYTE, is_chunked)).await.status, 401);
+            sent += 1;
+            eventually("the backend has read what it was sent", async || hasty.uploads().len() == sent).await;
+            taken = taken.max(hasty.uploads().last().map_or(0, |(body, _)| body.len()));
+        }
+        for number in 0..24 {
+            let length = taken + number * 2 * KILOBYTE - 24 * KILOBYTE;
+            let mut wire = balancer.connect().await;
+            assert_eq!(wire.exchange(&upload(length, is_chunked)).await.status, 401, "{length} bytes");
+            sent += 1;
+            let target = format!("/next/{number}");
+            let reply = balancer.get(&target).await;
+            assert_eq!((reply.status, reply.text()), (200, target), "after {length} bytes");
+            eventually("the backend has read what it was sent", async || hasty.uploads().len() == sent).await;
+        }
+    }
+    for (body, _) in hasty.uploads() {
+        assert!(body.iter().all(|byte| *byte == b'x'), "a body of {} bytes contains the next request", body.len());
+    }
+}

@@ -182,7 +182,7 @@ OVERVIEW = dashboard(
             lines("Open files", "none", ('process_open_fds{job="evenkeel"}', "open"), ('process_max_fds{job="evenkeel"}', "limit"), width=6,
                   help_text="Each connection takes one, towards clients and towards backends."),
             lines("Changes", "short", ("evenkeel_snapshot_version", "snapshot"), ("sum by (result) (evenkeel_reloads_total)", "reloads: {{result}}"),
-                  ("evenkeel_access_log_lost_total", "access log lines lost"), width=6, help_text="Snapshots since the start, reloads by result, log lines that could not be written in time."),
+                  ("evenkeel_access_log_lost_total", "access log lines lost"), ("evenkeel_log_lost_total", "log lines lost"), width=6, help_text="Snapshots since the start, reloads by result, log lines that could not be written in time."),
         ]),
     ],
     [SWITCHES, FIRING], [variable("pool", "Pool", "evenkeel_pool_algorithm")],

@@ -1,22 +1,23 @@
 //! One line for each exchange, written by a thread of its own so that no request waits for a disk. When the writer
 //! falls too far behind, lines are lost and counted.
 
-mod writer;
-
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use prometheus::IntCounter;
 use serde::Serialize;
 
 use crate::config::{AccessLogConfig, AccessLogFile, AccessLogFormat};
+use crate::lines::{Queue, Settings, Writer};
 use crate::proxy::exchange::{Exchange, Outcome};
 use crate::proxy::failure::Failure;
 use crate::proxy::refusal::Refusal;
-use writer::Queue;
-pub use writer::Writer;
+
+/// Bytes of lines that may wait for the disk.
+const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
 
 /// What a line tells.
 #[derive(Debug, Clone, Serialize)]
@@ -85,12 +86,13 @@ pub struct AccessLog {
 }
 
 impl AccessLog {
-    /// The log as configured, and the thread that writes it; `None` when it is off.
-    pub fn open(config: &AccessLogConfig) -> io::Result<Option<(Self, Writer)>> {
+    /// The log as configured, and the thread that writes it; `None` when it is off. `lost` counts lines that were lost.
+    pub fn open(config: &AccessLogConfig, lost: IntCounter) -> io::Result<Option<(Self, Writer)>> {
+        let settings = Settings { name: "access log", max_bytes: MAX_WAITING_BYTES, lost };
         let (queue, writer) = match &config.file {
             None => return Ok(None),
-            Some(AccessLogFile::Stdout) => Queue::to_stdout()?,
-            Some(AccessLogFile::Path(path)) => Queue::to_file(path)?,
+            Some(AccessLogFile::Stdout) => Queue::to_stdout(settings)?,
+            Some(AccessLogFile::Path(path)) => Queue::to_file(path, settings)?,
         };
         Ok(Some((Self { queue, format: config.format, zone: TimeZone::system() }, writer)))
     }
@@ -103,11 +105,6 @@ impl AccessLog {
         };
         line.push(b'\n');
         self.queue.push(line);
-    }
-
-    /// Lines lost since the start.
-    pub fn lost(&self) -> u64 {
-        self.queue.lost()
     }
 
     /// Opens the file again before the next line, for rotation.

@@ -17,7 +17,6 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::access_log::AccessLog;
 use crate::config::Secret;
 use crate::control::Control;
 use crate::room::Room;
@@ -29,7 +28,6 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct Admin {
     pub control: Arc<Control>,
-    pub access_log: Option<Arc<AccessLog>>,
     pub room: Arc<Room>,
     pub token: Option<Secret>,
     pub phase: watch::Receiver<Phase>,

@@ -172,7 +172,7 @@ pub fn main(run: impl FnOnce(&Path) -> anyhow::Result<()>) -> ExitCode {
         // Whoever reads our output has seen enough.
         Err(e) if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            crate::log::say(&format!("error: {e:#}"));
             ExitCode::FAILURE
         }
     }

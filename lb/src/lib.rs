@@ -10,7 +10,7 @@
 //! - [`health`]: which backends are candidates.
 //! - [`proxy`]: what is decided about a request.
 //! - [`transport`]: how bytes move; [`room`]: for how many clients.
-//! - [`metrics`]: what is counted.
+//! - [`metrics`]: what is counted; [`log`], [`access_log`]: what is written down, by way of [`lines`].
 
 pub mod access_log;
 pub mod admin;
@@ -20,6 +20,8 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod health;
+pub mod lines;
+pub mod log;
 pub mod metrics;
 mod pingora_error;
 pub mod pool;

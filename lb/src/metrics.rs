@@ -33,6 +33,7 @@ pub struct Metrics {
     backend_probes: IntCounterVec,
     pub reloads: IntCounterVec,
     pub access_log_lost: IntCounter,
+    pub log_lost: IntCounter,
     pub client_connections_shed: IntCounter,
     gauges: Mutex<Gauges>,
 }
@@ -161,6 +162,13 @@ impl Metrics {
                 IntCounter::new(
                     "evenkeel_access_log_lost_total",
                     "Access log lines lost: the disk was too slow, or refused them.",
+                ),
+            ),
+            log_lost: register(
+                &registry,
+                IntCounter::new(
+                    "evenkeel_log_lost_total",
+                    "Lines of the log lost: whoever reads standard error was too slow, or has gone.",
                 ),
             ),
             client_connections_shed: register(

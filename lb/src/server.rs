@@ -1,7 +1,6 @@
 //! A balancer from start to stop: read the configuration, bind, probe, serve; on a signal reload, or say "not
 //! ready", stop accepting, finish what is in flight, and leave.
 
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::Path;
@@ -17,9 +16,10 @@ use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin, Phase};
-use crate::config::{Config, LogConfig, LogFormat, ServerConfig};
+use crate::config::{Config, ServerConfig};
 use crate::control::Control;
 use crate::health::probe;
+use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::proxy::refusal::Refusal;
 use crate::room::Room;
@@ -42,27 +42,29 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
             bail!("{}", lines.join("\n"));
         }
     };
-    start_log(&config.log);
+    let metrics = Arc::new(Metrics::new());
+    // To the end, so that the last lines are written.
+    let _log = Log::start(&config.log, metrics.log_lost.clone()).context("the log cannot be started")?;
     let open_files = raise_open_files_limit();
     // Probes and the admin API have a thread of their own: they stay responsive however busy the traffic is.
     let management = Builder::new_multi_thread().worker_threads(1).thread_name("management").enable_all().build();
     let management = management.context("the management thread cannot be started")?;
-    let stopped = management.block_on(serve(path, config, open_files));
+    let stopped = management.block_on(serve(path, config, metrics, open_files));
     management.shutdown_background();
     stopped
 }
 
-async fn serve(path: &Path, config: Config, open_files: usize) -> anyhow::Result<()> {
+async fn serve(path: &Path, config: Config, metrics: Arc<Metrics>, open_files: usize) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let access_log = AccessLog::open(&config.access_log).context("the access log cannot be opened")?;
+    let access_log = AccessLog::open(&config.access_log, metrics.access_log_lost.clone());
+    let access_log = access_log.context("the access log cannot be opened")?;
     let (access_log, log_writer) = access_log.map(|(log, writer)| (Arc::new(log), writer)).unzip();
     let (phase, phase_seen) = watch::channel(Phase::Running);
     let admin_listener = bind_admin(config.admin.address).await?;
     let admin_address = admin_listener.local_addr()?;
     let token = config.admin.token.clone();
-    let metrics = Metrics::new();
     metrics.expect_refusals(Refusal::all().map(Refusal::reason));
-    let control = Arc::new(Control::new(path, config.clone(), Arc::new(metrics)));
+    let control = Arc::new(Control::new(path, config.clone(), metrics));
     let is_closing = Arc::new(AtomicBool::new(false));
     let room = Room::new(most_clients(&config.server, open_files));
     let shared = Shared {
@@ -74,7 +76,7 @@ async fn serve(path: &Path, config: Config, open_files: usize) -> anyhow::Result
     };
     let sockets = bind(&config)?;
 
-    let admin = Admin { control: Arc::clone(&control), access_log: access_log.clone(), room, token, phase: phase_seen };
+    let admin = Admin { control: Arc::clone(&control), room, token, phase: phase_seen };
     tokio::spawn(admin::serve(admin_listener, Arc::new(admin)));
     tracing::info!(address = %admin_address, "admin API ready");
     tokio::spawn(probe::run(Arc::clone(&control)));
@@ -94,8 +96,8 @@ async fn serve(path: &Path, config: Config, open_files: usize) -> anyhow::Result
         () = signals.again() => tracing::warn!("stopping at once: exchanges in flight are cut off"),
     }
     if let Some(writer) = log_writer {
-        let finished = tokio::task::spawn_blocking(|| writer.finish());
-        if tokio::time::timeout(LAST_LINES_TIMEOUT, finished).await.is_err() {
+        let finished = tokio::task::spawn_blocking(|| writer.finish(LAST_LINES_TIMEOUT));
+        if !finished.await.is_ok_and(|has_written_all| has_written_all) {
             tracing::error!("the disk does not take the access log's last lines: they are lost");
         }
     }
@@ -200,19 +202,6 @@ async fn reload(control: &Arc<Control>) {
         }
         Err(e) => tracing::error!("reloading failed: {e}"),
     }
-}
-
-fn start_log(config: &LogConfig) {
-    use tracing_subscriber::EnvFilter;
-    let configured = || format!("evenkeel={0},{0}", config.level).replace(",info", ",warn");
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(configured()));
-    let is_terminal = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_terminal).with_writer(std::io::stderr);
-    // Fails only when a log was started before, which then serves as well.
-    let _ = match config.format {
-        LogFormat::Text => log.with_target(false).try_init(),
-        LogFormat::Json => log.json().try_init(),
-    };
 }
 
 /// How many clients may be connected at once: as told, but no more than there are files for. Where nothing is told, each

@@ -1,10 +1,13 @@
 //! What is counted and logged is exactly what happened.
 
+use std::io::Read;
+use std::sync::{Arc, Mutex};
+
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::{Balancer, Config, Origin, Pool, Request, Step, WebSocket, eventually, found_eventually};
 
-const NAMES: [&str; 22] = [
+const NAMES: [&str; 23] = [
     "evenkeel_build_info",
     "evenkeel_requests_total",
     "evenkeel_request_duration_seconds_bucket",
@@ -26,6 +29,7 @@ const NAMES: [&str; 22] = [
     "evenkeel_snapshot_version",
     "evenkeel_reloads_total",
     "evenkeel_access_log_lost_total",
+    "evenkeel_log_lost_total",
     "process_resident_memory_bytes",
 ];
 
@@ -284,6 +288,66 @@ async fn the_log_speaks_json_when_asked() {
         assert!(serde_json::from_str::<Value>(line).is_ok(), "{line}");
     }
     assert!(log.contains("weighted"), "the switch is logged: {log}");
+}
+
+#[tokio::test]
+async fn a_standard_error_that_nobody_reads_stops_nothing() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::prepare(&Config::of([&a]).section("[log]\nlevel = \"debug\""));
+    let (mut unread, error) = std::io::pipe().expect("a pipe");
+    balancer.launch_with_error(error);
+    balancer.ready().await;
+    loses_lines(&mut balancer).await;
+    for _ in 0..8 {
+        // Whoever refuses it says so, on whichever thread that is.
+        let mut wire = balancer.connect().await;
+        wire.send("GET / HTTP/1.1\r\nHost: a\r\nno field\r\n\r\n").await;
+        assert_eq!(wire.reply().await.status, 400);
+    }
+    assert_eq!(balancer.get("/").await.origin(), "a");
+    assert_eq!(balancer.admin("GET", "/healthz", None).await.status, 200);
+    balancer.switch_algorithm("weighted").await;
+
+    // Whoever reads again is told what was lost, and then everything.
+    let text = Arc::new(Mutex::new(String::new()));
+    let read = Arc::clone(&text);
+    let reading = std::thread::spawn(move || {
+        let mut chunk = vec![0; 64 * 1024];
+        while let count @ 1.. = unread.read(&mut chunk).expect("a pipe") {
+            read.lock().expect("no panic").push_str(&String::from_utf8_lossy(&chunk[..count]));
+        }
+    });
+    let says = |line| text.lock().expect("no panic").contains(line);
+    eventually("it is told what was lost", async || says("lines of the log were lost")).await;
+    eventually("new lines come", async || {
+        balancer.switch_algorithm("round-robin").await;
+        says("algorithm switched")
+    })
+    .await;
+    balancer.stop().await;
+    reading.join().expect("no panic");
+    assert!(says("every exchange has finished"), "the last lines are written before the end");
+}
+
+#[tokio::test]
+async fn a_standard_error_that_nobody_reads_does_not_hold_up_the_end() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::prepare(&Config::of([&a]));
+    let (_unread, error) = std::io::pipe().expect("a pipe");
+    balancer.launch_with_error(error);
+    balancer.ready().await;
+    loses_lines(&mut balancer).await;
+    balancer.stop().await;
+}
+
+/// Has more logged than fits into a pipe and the queue before it: SIGHUP logs a line for each problem of the file.
+async fn loses_lines(balancer: &mut Balancer) {
+    balancer.write(&"[[pool]]\nname = \"?\"\n".repeat(1000));
+    eventually("lines are lost", async || {
+        balancer.signal(Signal::SIGHUP);
+        balancer.metrics().await.sum("evenkeel_log_lost_total", &[]) > 0.0
+    })
+    .await;
 }
 
 /// Waits until a counter has this sum: a request is counted just after its client has the answer.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -65,9 +65,18 @@ impl Balancer {
 
     /// Starts the process without waiting for anything.
     pub fn launch(&mut self) {
+        self.process = Some(Process::start(self.command(), &self.file("stderr.log")));
+    }
+
+    /// As [`Self::launch`], with standard error somewhere else than in [`Self::log`].
+    pub fn launch_with_error(&mut self, error: impl Into<Stdio>) {
+        self.process = Some(Process::start_with_error(self.command(), &self.file("stderr.log"), error));
+    }
+
+    fn command(&self) -> Command {
         let mut command = Command::new(program());
         command.arg("run").arg("--config").arg(self.config_file()).current_dir(self.directory.path());
-        self.process = Some(Process::start(command, &self.file("stderr.log")));
+        command
     }
 
     pub async fn ready(&mut self) {

@@ -20,10 +20,14 @@ pub struct Process {
 
 impl Process {
     /// Starts `command` with both its outputs in `log`.
-    pub fn start(mut command: Command, log: &Path) -> Self {
-        let open = || File::options().create(true).append(true).open(log).expect("a writable directory");
+    pub fn start(command: Command, log: &Path) -> Self {
+        Self::start_with_error(command, log, open(log))
+    }
+
+    /// As [`Self::start`], with standard error somewhere else.
+    pub fn start_with_error(mut command: Command, log: &Path, error: impl Into<Stdio>) -> Self {
         let name = command.get_program().to_string_lossy().into_owned();
-        command.env_remove("RUST_LOG").stdin(Stdio::null()).stdout(open()).stderr(open());
+        command.env_remove("RUST_LOG").stdin(Stdio::null()).stdout(open(log)).stderr(error);
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
         Self { child, name, log: log.to_owned() }
     }
@@ -63,6 +67,10 @@ impl Process {
         let what = format!("the end of {}", self.name);
         found_eventually(&what, async || self.ended()).await
     }
+}
+
+fn open(log: &Path) -> File {
+    File::options().create(true).append(true).open(log).expect("a writable directory")
 }
 
 impl Drop for Process {

@@ -172,9 +172,6 @@ pub async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
         let room = &admin.room;
         gauges.client_connections.set(i64::try_from(room.taken()).unwrap_or(i64::MAX));
         gauges.client_connections_limit.set(i64::try_from(room.most()).unwrap_or(i64::MAX));
-        if let Some(log) = &admin.access_log {
-            metrics.access_log_lost.inc_by(log.lost().saturating_sub(metrics.access_log_lost.get()));
-        }
     });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }

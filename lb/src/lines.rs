@@ -1,0 +1,368 @@
+//! Lines on their way to a file, a pipe or a terminal, written by a thread of their own: nobody who writes a line waits
+//! for a disk, or for a reader that has stopped to read. What waits is bounded in bytes; beyond it lines are lost and
+//! counted.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use prometheus::IntCounter;
+use rustix::event::{PollFd, PollFlags, poll};
+
+/// Lines that have come meanwhile are written together, up to so many bytes.
+const BATCH_BYTES: usize = 64 * 1024;
+/// How long lines gather before they are written.
+const GATHERING_TIME: Duration = Duration::from_millis(10);
+/// What a line in the queue costs beside its text.
+const LINE_BYTES: usize = 64;
+
+/// What a queue is for, and how much it may hold.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// In messages, and the name of the thread.
+    pub name: &'static str,
+    /// How many bytes of lines may wait to be written.
+    pub max_bytes: usize,
+    /// Counts lines that were lost: too many were waiting, or the output did not take them.
+    pub lost: IntCounter,
+}
+
+/// Where lines go in.
+#[derive(Debug)]
+pub struct Queue {
+    sender: Sender<Message>,
+    shared: Arc<Shared>,
+}
+
+/// The thread that writes; it lives until [`finished`](Self::finish).
+#[derive(Debug)]
+#[must_use = "lines that still wait are lost unless the writer is finished"]
+pub struct Writer {
+    sender: Sender<Message>,
+    /// Disconnected when the thread has ended.
+    ended: Receiver<()>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Line(Vec<u8>),
+    End,
+}
+
+#[derive(Debug)]
+struct Shared {
+    settings: Settings,
+    /// Bytes that are in the queue now.
+    waiting: AtomicUsize,
+    reopen: AtomicBool,
+}
+
+impl Queue {
+    /// Writes to standard output.
+    pub fn to_stdout(settings: Settings) -> io::Result<(Self, Writer)> {
+        let output = Descriptor::of(io::stdout())?;
+        Self::start(settings, |_| Ok(output))
+    }
+
+    /// Writes to standard error.
+    pub fn to_stderr(settings: Settings) -> io::Result<(Self, Writer)> {
+        let output = Descriptor::of(io::stderr())?;
+        Self::start(settings, |_| Ok(output))
+    }
+
+    /// Appends to a file.
+    pub fn to_file(path: &Path, settings: Settings) -> io::Result<(Self, Writer)> {
+        Self::start(settings, |shared| Reopening::open(path, shared))
+    }
+
+    fn start<W: Write + Send + 'static>(
+        settings: Settings,
+        output: impl FnOnce(Arc<Shared>) -> io::Result<W>,
+    ) -> io::Result<(Self, Writer)> {
+        let (sender, receiver) = channel();
+        let (ending, ended) = channel();
+        let name = settings.name.replace(' ', "-");
+        let shared = Arc::new(Shared { settings, waiting: AtomicUsize::new(0), reopen: AtomicBool::new(false) });
+        let output = output(Arc::clone(&shared))?;
+        let shared_with_thread = Arc::clone(&shared);
+        let write = move || {
+            let _ending = ending;
+            write_lines(&receiver, BufWriter::with_capacity(BATCH_BYTES, output), &shared_with_thread);
+        };
+        let thread = thread::Builder::new().name(name).spawn(write)?;
+        Ok((Self { sender: sender.clone(), shared }, Writer { sender, ended, thread }))
+    }
+
+    /// Puts a line in the queue; a full one loses it. Never waits.
+    pub fn push(&self, line: Vec<u8>) {
+        let Shared { settings, waiting, .. } = &*self.shared;
+        let bytes = size(&line);
+        let has_room = waiting.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= settings.max_bytes;
+        if !has_room || self.sender.send(Message::Line(line)).is_err() {
+            waiting.fetch_sub(bytes, Ordering::Relaxed);
+            settings.lost.inc();
+        }
+    }
+
+    /// Opens the file again before the next line, for rotation.
+    pub fn reopen(&self) {
+        self.shared.reopen.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One call is one line, or several.
+impl Write for &Queue {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.push(bytes.to_vec());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Writer {
+    /// Waits until every line that is in the queue is written, but not longer than `limit`. Those that come later are
+    /// lost. False: the last lines may not have been written.
+    pub fn finish(self, limit: Duration) -> bool {
+        // It cannot be sent when the thread has ended early, which is found out below.
+        let _ = self.sender.send(Message::End);
+        let has_ended = self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Disconnected);
+        has_ended && self.thread.join().is_ok()
+    }
+}
+
+fn write_lines(queue: &Receiver<Message>, mut output: BufWriter<impl Write>, shared: &Shared) {
+    let Settings { name, lost, .. } = &shared.settings;
+    let mut report = Report { name, lost, is_failing: false, told: lost.get() };
+    let mut message = queue.recv();
+    while let Ok(Message::Line(line)) = message {
+        let written = output.write_all(&line);
+        shared.waiting.fetch_sub(size(&line), Ordering::Relaxed);
+        if written.is_err() {
+            lost.inc();
+            report.written(written);
+        }
+        message = match queue.try_recv() {
+            Ok(message) => Ok(message),
+            Err(_) => {
+                report.written(output.flush());
+                // Woken for every single line, this thread would cost more than the line.
+                thread::sleep(GATHERING_TIME);
+                queue.recv()
+            }
+        };
+    }
+    report.written(output.flush());
+}
+
+/// Bytes that a line costs while it waits.
+fn size(line: &Vec<u8>) -> usize {
+    line.capacity() + LINE_BYTES
+}
+
+/// Says in the log when an output begins to fail, and how many lines were lost once it works again.
+struct Report<'a> {
+    name: &'static str,
+    lost: &'a IntCounter,
+    is_failing: bool,
+    /// Lines lost that were told of.
+    told: u64,
+}
+
+impl Report<'_> {
+    fn written(&mut self, result: io::Result<()>) {
+        let name = self.name;
+        match result {
+            Ok(()) => {
+                self.is_failing = false;
+                let lost = self.lost.get();
+                if lost > self.told {
+                    let lines = lost - self.told;
+                    tracing::warn!(lines, "lines of the {name} were lost: its output was too slow, or refused them");
+                    self.told = lost;
+                }
+            }
+            Err(e) if !self.is_failing => {
+                self.is_failing = true;
+                tracing::error!("the {name} cannot be written: {e}");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Standard output or error, past the buffer and the lock that the standard library puts before them: the end of the
+/// process would wait for those.
+#[derive(Debug)]
+struct Descriptor(File);
+
+impl Descriptor {
+    fn of(stream: impl AsFd) -> io::Result<Self> {
+        let descriptor: OwnedFd = stream.as_fd().try_clone_to_owned()?;
+        Ok(Self(descriptor.into()))
+    }
+}
+
+impl Write for Descriptor {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.0.write(bytes) {
+                // Whoever shares the pipe or terminal with us may have set it so.
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    match poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], None) {
+                        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                        Err(e) => return Err(e.into()),
+                    }
+                }
+                written => return written,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A file that is opened anew when asked to, as after `logrotate` moved it away.
+#[derive(Debug)]
+struct Reopening {
+    path: PathBuf,
+    file: File,
+    shared: Arc<Shared>,
+}
+
+impl Reopening {
+    fn open(path: &Path, shared: Arc<Shared>) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), file: append_to(path)?, shared })
+    }
+}
+
+impl Write for Reopening {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.shared.reopen.swap(false, Ordering::Relaxed) {
+            match append_to(&self.path) {
+                Ok(file) => self.file = file,
+                Err(e) => tracing::error!(
+                    "the {} {} cannot be opened again: {e}",
+                    self.shared.settings.name,
+                    self.path.display()
+                ),
+            }
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn settings(max_bytes: usize) -> Settings {
+        Settings { name: "test log", max_bytes, lost: IntCounter::new("lost", "Lost.").expect("a name") }
+    }
+
+    fn unbounded() -> Settings {
+        settings(usize::MAX)
+    }
+
+    #[test]
+    fn a_moved_file_is_opened_anew() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("access.log");
+        let (queue, writer) = Queue::to_file(&path, unbounded()).expect("writable");
+        let moved = folder.path().join("access.log.1");
+        std::fs::rename(&path, &moved).expect("movable");
+        queue.reopen();
+        queue.push(b"line\n".to_vec());
+        assert!(writer.finish(LIMIT));
+        assert_eq!(std::fs::read_to_string(&moved).expect("readable"), "");
+        assert_eq!(std::fs::read_to_string(&path).expect("readable"), "line\n");
+    }
+
+    #[test]
+    fn what_is_queued_is_written_while_others_still_hold_the_queue() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("access.log");
+        let settings = unbounded();
+        let (queue, writer) = Queue::to_file(&path, settings.clone()).expect("writable");
+        for number in 0..10_000 {
+            queue.push(format!("{number}\n").into_bytes());
+        }
+        assert!(writer.finish(LIMIT));
+        let text = std::fs::read_to_string(&path).expect("readable");
+        assert!(text.lines().map(str::parse).eq((0..10_000).map(Ok)), "in order and complete");
+        queue.push(b"too late\n".to_vec());
+        assert_eq!(settings.lost.get(), 1);
+    }
+
+    #[test]
+    fn lines_that_the_disk_refuses_are_counted() {
+        let settings = unbounded();
+        let (queue, writer) = Queue::to_file(Path::new("/dev/full"), settings.clone()).expect("a device");
+        // Two fill the batch's buffer; the next find that it cannot be emptied.
+        for _ in 0..4 {
+            queue.push(vec![b'x'; BATCH_BYTES / 2]);
+        }
+        assert!(writer.finish(LIMIT));
+        assert_eq!(settings.lost.get(), 2);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_reader_that_does_not_read() {
+        const MAX_BYTES: usize = 1024 * 1024;
+        let (mut reader, output) = io::pipe().expect("a pipe");
+        let settings = settings(MAX_BYTES);
+        let (queue, writer) = Queue::start(settings.clone(), |_| Descriptor::of(output)).expect("a thread");
+        let line = || format!("{:>1023}\n", "x").into_bytes();
+        let pushed = 2 * MAX_BYTES / line().len();
+        for _ in 0..pushed {
+            queue.push(line());
+        }
+        let lost = settings.lost.get() as usize;
+        assert!(lost > 0 && lost < pushed, "{lost} of {pushed}");
+        assert!(!writer.finish(Duration::from_millis(50)), "the end does not wait either");
+
+        let mut text = Vec::new();
+        reader.read_to_end(&mut text).expect("a pipe");
+        assert_eq!(text.len(), (pushed - lost) * line().len(), "whatever is not lost comes when somebody reads");
+    }
+
+    #[test]
+    fn an_output_that_does_not_block_is_waited_for() {
+        let (mut reader, output) = io::pipe().expect("a pipe");
+        rustix::io::ioctl_fionbio(&output, true).expect("an option of every pipe");
+        let settings = unbounded();
+        let (queue, writer) = Queue::start(settings.clone(), |_| Descriptor::of(output)).expect("a thread");
+        let line = vec![b'x'; 1024 * 1024];
+        queue.push(line.clone());
+        let reading = thread::spawn(move || {
+            let mut text = Vec::new();
+            reader.read_to_end(&mut text).map(|_| text)
+        });
+        assert!(writer.finish(LIMIT));
+        assert!(reading.join().expect("no panic").expect("a pipe") == line);
+        assert_eq!(settings.lost.get(), 0);
+    }
+}

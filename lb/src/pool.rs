@@ -41,6 +41,14 @@ struct View {
     is_panicking: bool,
 }
 
+/// A backend that an exchange keeps in mind from one choice to the next. The position is that in the pool it was found
+/// in, so in another it is only where to look first.
+#[derive(Debug, Clone)]
+pub struct Remembered {
+    pub backend: Arc<Backend>,
+    pub index: BackendIndex,
+}
+
 /// A backend that was chosen for an exchange.
 #[derive(Debug)]
 pub struct Choice {
@@ -90,17 +98,26 @@ impl Pool {
 
     /// Chooses a backend and counts the exchange on it. `sticky` is where the client wants back to; `tried` are
     /// those which failed this exchange. `None`: nobody is left.
-    pub fn choose(&self, key: &Key, sticky: Option<BackendIndex>, tried: &[BackendIndex]) -> Option<Choice> {
+    pub fn choose(&self, key: &Key, sticky: Option<&Remembered>, tried: &[Remembered]) -> Option<Choice> {
         let view = self.view.load();
+        // Costs nothing for a first attempt.
+        let tried: Vec<BackendIndex> = tried.iter().filter_map(|backend| self.index_of(backend)).collect();
+        let sticky = sticky.and_then(|backend| self.index_of(backend));
         let wanted = sticky.filter(|&index| view.usable.contains(index) && !tried.contains(&index));
-        let candidates = Candidates { members: &self.members, usable: &view.usable, tried };
+        let candidates = Candidates { members: &self.members, usable: &view.usable, tried: &tried };
         let index = wanted.or_else(|| view.balance.pick(&candidates, key))?;
         let lease = self.members.get(index as usize)?.backend.lease();
         lease.backend().metrics.attempts.inc();
-        if !tried.is_empty() {
-            self.metrics.retries.inc();
-        }
         Some(Choice { index, lease })
+    }
+
+    /// Where a backend stands in this pool; `None` when it does not.
+    fn index_of(&self, wanted: &Remembered) -> Option<BackendIndex> {
+        let is_it = |index: BackendIndex| self.backend(index).is_some_and(|here| Arc::ptr_eq(here, &wanted.backend));
+        if is_it(wanted.index) {
+            return Some(wanted.index);
+        }
+        (0..).zip(&self.members).map(|(index, _)| index).find(|&index| is_it(index))
     }
 
     /// Takes in that real traffic failed on a backend, and puts the backend aside when that was too often. Returns
@@ -128,7 +145,7 @@ impl Pool {
     }
 
     /// Lists the candidates anew if an ejection has ended, or if a backend has changed without this pool being told:
-    /// exchanges that began before a swap report to the pool that they began with.
+    /// an exchange may report to a pool while another takes its place.
     pub fn catch_up(&self, now: Instant) {
         let is_behind = self.known_changes.load(Ordering::Acquire) != self.changes();
         if self.has_ejected.swap(false, Ordering::Relaxed) || is_behind {

@@ -1,7 +1,9 @@
 //! A failure is repeated on another backend where that is safe, and only there.
 
+use serde_json::json;
+use tests::balancer::backend_path;
 use tests::origin::sha256;
-use tests::{Balancer, Config, Origin, Request, Step, eventually};
+use tests::{Balancer, Config, Origin, Pool, Request, Step, eventually};
 
 #[tokio::test]
 async fn a_refused_connection_moves_on_whatever_the_method() {
@@ -127,6 +129,51 @@ async fn time_that_the_client_takes_to_upload_is_not_counted() {
     wire.send("4\r\nbody\r\n0\r\n\r\n").await;
     assert_eq!(wire.reply().await.origin(), "b");
     assert_eq!(b.last_request().body, b"body");
+}
+
+// A retry went by the pool that the exchange had begun with: drained and removed backends were still chosen, and what
+// had been tried was known by its position, which is another backend's after a change.
+#[tokio::test]
+async fn a_retry_asks_the_pool_in_force_and_remembers_whom_it_tried() {
+    for (state, status) in [("active", 200), ("down", 502)] {
+        let [a, b, c] = Origin::several(["a", "b", "c"]).await;
+        a.at_head(|_| vec![Step::Hold, Step::Reset]);
+        let pool = |pool: Pool| pool.without_ejection();
+        let balancer = Balancer::start(Config::of([&a, &b]).app(pool)).await;
+        let mut wire = balancer.connect().await;
+        wire.send(Request::get("/").to_bytes()).await;
+        eventually("the first one has it", async || a.heads() == 1).await;
+        let [first, second, third] = [&c, &a, &b].map(|origin| origin.address().to_string());
+        let changed = Pool::empty("app")
+            .backend(&first, &format!("state = \"{state}\""))
+            .backend(&second, "")
+            .backend(&third, "state = \"draining\"");
+        balancer.configure(&Config::default().pool(pool(changed)));
+        balancer.change("POST", "/admin/reload", None).await;
+        a.release();
+        let reply = wire.reply().await;
+        assert_eq!((reply.status, a.heads(), b.heads()), (status, 1, 0), "c is {state}: {}", reply.text());
+    }
+}
+
+#[tokio::test]
+async fn a_choice_made_after_a_slow_body_knows_of_drains_and_removals() {
+    for is_removed in [false, true] {
+        let [a, b] = Origin::several(["a", "b"]).await;
+        let balancer = Balancer::start(Config::of([&a, &b])).await;
+        let mut wire = balancer.connect().await;
+        wire.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbo").await;
+        // The exchange begins with its head; nothing outside tells when.
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        if is_removed {
+            balancer.change("DELETE", &backend_path(&a), None).await;
+        } else {
+            balancer.patch(&a, json!({ "state": "draining" })).await;
+        }
+        wire.send("dy").await;
+        assert_eq!(wire.reply().await.origin(), "b", "removed: {is_removed}");
+        assert_eq!(a.heads(), 0);
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use tests::{Balancer, Config, Health, Origin, Pool, Request, Step, response};
 
 const ALGORITHMS: [&str; 4] = ["round-robin", "weighted", "least-connections", "ip-hash"];
 
-fn config(origins: &[Origin]) -> Config {
+fn config<'a>(origins: impl IntoIterator<Item = &'a Origin>) -> Config {
     Config::of(origins).app(|pool| pool.quick_probe().sticky("cookie = \"ROUTEID\""))
 }
 
@@ -128,6 +128,26 @@ async fn a_client_moves_within_one_request_when_its_backend_just_died() {
     home.restart();
     home.at_head(|_| vec![Step::Reset]);
     assert_moves(&balancer, &cookie, &name).await;
+}
+
+// The way home was a position, which is another backend's after a change.
+#[tokio::test]
+async fn a_backend_inserted_before_the_choice_leads_nobody_astray() {
+    let origins = Origin::several(["a", "b", "c"]).await;
+    let balancer = Balancer::start(config(&origins)).await;
+    let (cookie, name) = first_visit(&balancer).await;
+    let new = Origin::start("new").await;
+    let mut wire = balancer.connect().await;
+    let head = format!("POST / HTTP/1.1\r\nHost: x\r\nCookie: ROUTEID={cookie}\r\nContent-Length: 4\r\n\r\nbo");
+    wire.send(head).await;
+    // The exchange begins with its head; nothing outside tells when.
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    balancer.configure(&config(std::iter::once(&new).chain(&origins)));
+    balancer.change("POST", "/admin/reload", None).await;
+    balancer.sees(&new, "healthy").await;
+    wire.send("dy").await;
+    let reply = wire.reply().await;
+    assert_eq!((reply.origin(), reply.set_cookie("ROUTEID")), (name.as_str(), None));
 }
 
 #[tokio::test]

@@ -11,8 +11,9 @@ use super::refusal::Refusal;
 use crate::backend::{Backend, Lease};
 use crate::balance::{BackendIndex, Key};
 use crate::config::PoolSettings;
+use crate::control::Control;
 use crate::metrics::FailureKind;
-use crate::pool::Pool;
+use crate::pool::{Pool, Remembered};
 use crate::snapshot::{Route, Snapshot};
 
 /// Bounds attempts on connections that turn out to be stale, which do not count as retries.
@@ -22,9 +23,13 @@ const MOST_ATTEMPTS: usize = 32;
 pub struct Exchange {
     route: Arc<Route>,
     key: Key,
+    /// The version of the snapshot that was last asked for the pool.
+    version: u64,
+    /// The pool that made the last choice, where it is not the route's: a change has come between.
+    newer: Option<Arc<Pool>>,
     /// Where the client's cookie points.
-    sticky: Option<BackendIndex>,
-    tried: Vec<BackendIndex>,
+    sticky: Option<Remembered>,
+    tried: Vec<Remembered>,
     /// What the client is told if nobody else can be tried.
     last_failure: Option<Refusal>,
     current: Option<Attempt>,
@@ -75,11 +80,15 @@ impl Exchange {
     ) -> Result<(Self, Forwarding<'a>), Refusal> {
         let host = without_port(asked.origin.host);
         let route = snapshot.routes.find(host, asked.path).ok_or(Refusal::NoRoute)?;
+        let sticky = route.pool.sticky.as_ref().and_then(|sticky| sticky.backend(cookies));
         let forwarding = Forwarding::new(asked.origin, &snapshot.config.server.trusted_proxies);
         let exchange = Self {
             route: Arc::clone(route),
             key: Key { client: forwarding.client },
-            sticky: route.pool.sticky.as_ref().and_then(|sticky| sticky.backend(cookies)),
+            version: snapshot.version,
+            newer: None,
+            sticky: sticky
+                .and_then(|index| Some(Remembered { backend: Arc::clone(route.pool.backend(index)?), index })),
             tried: Vec::new(),
             last_failure: None,
             current: None,
@@ -94,20 +103,29 @@ impl Exchange {
         &self.route
     }
 
-    /// The route, to be used while the exchange moves on.
-    pub fn shared_route(&self) -> Arc<Route> {
-        Arc::clone(&self.route)
+    /// The pool that made the last choice, or will make the first.
+    pub fn pool(&self) -> &Arc<Pool> {
+        self.newer.as_ref().unwrap_or(&self.route.pool)
     }
 
-    /// Chooses a backend for the next attempt; the lease on the one before ends.
-    pub fn next_backend(&mut self, now: Instant) -> Result<Arc<Backend>, Refusal> {
+    /// Chooses a backend for the next attempt, from the pool as it is wanted now; the lease on the one before ends.
+    pub fn next_backend(&mut self, control: &Control, now: Instant) -> Result<Arc<Backend>, Refusal> {
         self.current = None;
-        let choice = self.route.pool.choose(&self.key, self.sticky, &self.tried);
+        let snapshot = control.snapshot();
+        if snapshot.version != self.version {
+            self.version = snapshot.version;
+            self.newer = Some(self.pool_in_force(&snapshot));
+        }
+        drop(snapshot);
+        let choice = self.pool().choose(&self.key, self.sticky.as_ref(), &self.tried);
         let choice = choice.ok_or(self.last_failure.unwrap_or(Refusal::NoBackend))?;
+        if !self.tried.is_empty() {
+            self.pool().metrics.retries.inc();
+        }
         let backend = Arc::clone(choice.lease.backend());
         self.outcome.backend = Some(Arc::clone(&backend));
         self.outcome.attempts += 1;
-        self.outcome.is_sticky = self.sticky == Some(choice.index);
+        self.outcome.is_sticky = self.wants(&backend);
         self.first_attempt.get_or_insert(now);
         self.current = Some(Attempt { index: choice.index, lease: choice.lease, started: now });
         Ok(backend)
@@ -116,23 +134,29 @@ impl Exchange {
     /// The present attempt failed and its lease has ended. True: go on with [`Self::next_backend`]; else the client
     /// is answered [`Failure::refusal`]. `waited_for_client`: how long the attempts so far waited for the client's
     /// upload, which is no time of theirs.
-    pub fn failed(&mut self, failure: Failure, replay: Replay, waited_for_client: Duration, now: Instant) -> bool {
+    pub fn failed(
+        &mut self,
+        control: &Control,
+        failure: Failure,
+        replay: Replay,
+        waited_for_client: Duration,
+        now: Instant,
+    ) -> bool {
         self.outcome.failure = Some(failure);
         self.last_failure = failure.refusal();
-        let settings = &self.route.pool.settings;
+        let pool = self.pool_in_force(&control.snapshot());
+        let settings = &pool.settings;
         if let Some(attempt) = self.current.take()
             && failure != Failure::StaleConnection
         {
-            self.tried.push(attempt.index);
+            self.tried.push(Remembered { backend: Arc::clone(attempt.lease.backend()), index: attempt.index });
             let (backend, waiting_since) = (attempt.lease.backend(), attempt.waiting_since(failure, settings, now));
             if failure.is_backends() {
                 backend.metrics.failed(FailureKind::Attempt(failure));
             }
             match failure.verdict().ejection {
-                Ejection::Counts => count_failure(&self.route.pool, backend, now),
-                Ejection::IfSilent if !backend.has_answered_since(waiting_since) => {
-                    count_failure(&self.route.pool, backend, now);
-                }
+                Ejection::Counts => count_failure(&pool, backend, now),
+                Ejection::IfSilent if !backend.has_answered_since(waiting_since) => count_failure(&pool, backend, now),
                 Ejection::IfSilent | Ejection::Never => {}
             }
         }
@@ -148,9 +172,9 @@ impl Exchange {
     }
 
     /// The head of the backend's response came.
-    pub fn answered(&mut self, status: u16, now: Instant) {
+    pub fn answered(&mut self, control: &Control, status: u16, now: Instant) {
         let Some(attempt) = &self.current else { return };
-        let (pool, backend) = (&self.route.pool, attempt.lease.backend());
+        let backend = attempt.lease.backend();
         let time = now.saturating_duration_since(attempt.started);
         self.outcome.backend_status = Some(status);
         self.outcome.response_time = Some(time);
@@ -159,17 +183,27 @@ impl Exchange {
         backend.metrics.response.observe(time.as_secs_f64());
         backend.metrics.requests.count(status);
         backend.answered(now);
-        if is_failure(pool, status) {
+        if is_failure(self.pool(), status) {
             backend.metrics.failed(FailureKind::Status);
-            count_failure(pool, backend, now);
+            count_failure(&self.pool_in_force(&control.snapshot()), backend, now);
         }
     }
 
     /// The `Set-Cookie` field to send, when the client is to come back to another backend than it asked for.
     pub fn set_cookie(&self, is_tls: bool) -> Option<String> {
-        let sticky = self.route.pool.sticky.as_ref()?;
-        let index = self.current.as_ref()?.index;
-        (self.sticky != Some(index)).then(|| sticky.set_cookie(index, is_tls))
+        let sticky = self.pool().sticky.as_ref()?;
+        let attempt = self.current.as_ref()?;
+        (!self.wants(attempt.lease.backend())).then(|| sticky.set_cookie(attempt.index, is_tls))
+    }
+
+    /// Whether the client's cookie points to this backend.
+    fn wants(&self, backend: &Arc<Backend>) -> bool {
+        self.sticky.as_ref().is_some_and(|sticky| Arc::ptr_eq(&sticky.backend, backend))
+    }
+
+    /// The pool of this name in `snapshot`; the last one known if the name is gone.
+    fn pool_in_force(&self, snapshot: &Snapshot) -> Arc<Pool> {
+        Arc::clone(snapshot.pool(&self.route.pool.name).unwrap_or(self.pool()))
     }
 
     /// From the beginning of the first attempt to `end`, or to `now` before that is known.
@@ -189,7 +223,7 @@ impl Exchange {
     /// The exchange is over, with this status sent to the client (0: none). Its lease ends.
     pub fn finish(&mut self, status: u16, refusal: Option<Refusal>, now: Instant) -> Outcome {
         if let (Some(attempt), Some(status)) = (self.current.take(), self.outcome.backend_status)
-            && !is_failure(&self.route.pool, status)
+            && !is_failure(self.pool(), status)
         {
             attempt.lease.backend().succeeded();
         }

@@ -124,20 +124,20 @@ impl ProxyHttp for Evenkeel {
         let replay = context.replay(session);
         let Some(exchange) = &mut context.exchange else { return Err(refuse(context, Refusal::Internal)) };
         let backend = loop {
-            let backend = match exchange.next_backend(Instant::now()) {
+            let backend = match exchange.next_backend(&self.control, Instant::now()) {
                 Ok(backend) => backend,
                 Err(refusal) => return Err(refuse(context, refusal)),
             };
             match backend.socket_address() {
                 Some(address) => break address,
                 None => {
-                    if !exchange.failed(Failure::Unresolved, replay, Duration::ZERO, Instant::now()) {
+                    if !exchange.failed(&self.control, Failure::Unresolved, replay, Duration::ZERO, Instant::now()) {
                         return Err(refuse(context, Refusal::Failed(Failure::Unresolved)));
                     }
                 }
             }
         };
-        let settings = &exchange.route().pool.settings;
+        let settings = &exchange.pool().settings;
         let mut peer = Box::new(HttpPeer::new(backend, false, String::new()));
         peer.options.connection_timeout = Some(settings.connect_timeout);
         peer.options.total_connection_timeout = Some(settings.connect_timeout);
@@ -178,7 +178,7 @@ impl ProxyHttp for Evenkeel {
         }
         let is_final = !response.status.is_informational() || is_upgrade;
         if let Some(exchange) = context.exchange.as_mut().filter(|_| is_final) {
-            exchange.answered(status, Instant::now());
+            exchange.answered(&self.control, status, Instant::now());
         }
         if !is_upgrade {
             strip_hop_by_hop(response);
@@ -211,7 +211,7 @@ impl ProxyHttp for Evenkeel {
         context: &mut Context,
         error: Box<Error>,
     ) -> Box<Error> {
-        attempt_failed(session, context, pingora_error::failure(&error), error)
+        attempt_failed(&self.control, session, context, pingora_error::failure(&error), error)
     }
 
     fn error_while_proxy(
@@ -235,7 +235,7 @@ impl ProxyHttp for Evenkeel {
             }
             (None, _) => pingora_error::failure(&error),
         };
-        attempt_failed(session, context, failure, error)
+        attempt_failed(&self.control, session, context, failure, error)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
@@ -412,11 +412,18 @@ fn no_retry(mut error: Box<Error>) -> Box<Error> {
     error
 }
 
-fn attempt_failed(session: &Session, context: &mut Context, failure: Failure, mut error: Box<Error>) -> Box<Error> {
+fn attempt_failed(
+    control: &Control,
+    session: &Session,
+    context: &mut Context,
+    failure: Failure,
+    mut error: Box<Error>,
+) -> Box<Error> {
     let replay = context.replay(session);
     let now = Instant::now();
     let waited = context.exchange.as_ref().map_or(Duration::ZERO, |exchange| exchange.until(context.body_ended, now));
-    let goes_on = context.exchange.as_mut().is_some_and(|exchange| exchange.failed(failure, replay, waited, now));
+    let goes_on =
+        context.exchange.as_mut().is_some_and(|exchange| exchange.failed(control, failure, replay, waited, now));
     tracing::debug!(request_id = context.request_id, failure = failure.word(), "an attempt failed: {error}");
     error.set_retry(goes_on);
     context.refusal = if goes_on { None } else { failure.refusal() };

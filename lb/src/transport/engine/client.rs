@@ -277,7 +277,7 @@ impl Carrier<'_> {
         let is_idempotent = work.request.method().is_idempotent();
         let waited_before = body.pace.waited();
         loop {
-            let backend = match exchange.next_backend(now) {
+            let backend = match exchange.next_backend(&self.engine.control, now) {
                 Ok(backend) => backend,
                 Err(refusal) => return self.respond(work, refusal, body.is_done()).await,
             };
@@ -292,7 +292,7 @@ impl Carrier<'_> {
             let replay = Replay { is_idempotent, has_body: body.is_at_hand() };
             now = Instant::now();
             let waited = body.pace.waited().saturating_sub(waited_before);
-            if !exchange.failed(failure, replay, waited, now) || self.status != 0 {
+            if !exchange.failed(&self.engine.control, failure, replay, waited, now) || self.status != 0 {
                 return self.answer_failure(work, failure, body.is_done()).await;
             }
             body.rewind();
@@ -339,8 +339,8 @@ impl Carrier<'_> {
         now: Instant,
     ) -> Result<Fate, Failure> {
         let address = backend.socket_address().ok_or(Failure::Unresolved)?;
-        let route = exchange.shared_route();
-        let settings = &route.pool.settings;
+        let pool = Arc::clone(exchange.pool());
+        let settings = &pool.settings;
         let (mut connection, is_reused) = match idle::take(address, now) {
             Some(connection) => (connection, true),
             None => (connect(address, settings.connect_timeout).await?, false),
@@ -365,7 +365,7 @@ impl Carrier<'_> {
         let (mut response, keeps_client) =
             write_head(self.engine, attempt.work, attempt.body, exchange, attempt.client.is_tls(), switches);
         let is_in_order = switches || attempt.begin_answer(head, &mut response)?;
-        exchange.answered(status, Instant::now());
+        exchange.answered(&self.engine.control, status, Instant::now());
         self.status = status;
         if switches {
             let work = &mut *attempt.work;

@@ -30,7 +30,7 @@ pub struct Record<'a> {
     pub host: &'a str,
     pub target: &'a str,
     pub protocol: &'static str,
-    /// As sent to the client; 0: nothing was.
+    /// As sent to the client; 499: it left before anything was.
     pub status: u16,
     /// Of the body, as sent to the client.
     pub bytes: u64,

@@ -16,12 +16,17 @@ use crate::proxy::failure::Failure;
 const DURATION_BUCKETS: [f64; 17] =
     [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
+/// Status codes that are also counted one by one: what clients get when a backend, the balancer or the client itself
+/// gives up.
+const WATCHED_STATUSES: [u16; 5] = [429, 499, 502, 503, 504];
+
 const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
+    responses: IntCounterVec,
     request_duration: HistogramVec,
     retries: IntCounterVec,
     refusals: IntCounterVec,
@@ -55,6 +60,10 @@ pub struct Gauges {
 #[derive(Debug)]
 pub struct CodeCounters([IntCounter; 5]);
 
+/// Counts of [`WATCHED_STATUSES`].
+#[derive(Debug)]
+pub struct StatusCounters([IntCounter; WATCHED_STATUSES.len()]);
+
 /// What requests to one route count.
 #[derive(Debug)]
 pub struct RouteMetrics {
@@ -64,6 +73,7 @@ pub struct RouteMetrics {
 /// What a pool counts.
 #[derive(Debug)]
 pub struct PoolMetrics {
+    pub responses: StatusCounters,
     pub request_duration: Histogram,
     pub retries: IntCounter,
 }
@@ -108,8 +118,13 @@ impl Metrics {
         let metrics = Self {
             requests: counters(
                 "evenkeel_requests_total",
-                "Requests answered, by route and class of the status code sent to the client.",
+                "Requests, by route and class of the status code sent to the client; 4xx counts clients that left before their answer, 1xx WebSockets.",
                 &["route", "pool", "code"],
+            ),
+            responses: counters(
+                "evenkeel_responses_total",
+                "Requests that ended with one of these status codes, a backend's or Evenkeel's own: 429, 499 (the client left before its answer), 502, 503, 504.",
+                &["pool", "status"],
             ),
             request_duration: histograms(
                 "evenkeel_request_duration_seconds",
@@ -231,7 +246,9 @@ impl Metrics {
     }
 
     pub fn pool(&self, pool: &str) -> PoolMetrics {
+        let responses = |status: u16| self.responses.with_label_values(&[pool, &status.to_string()]);
         PoolMetrics {
+            responses: StatusCounters(WATCHED_STATUSES.map(responses)),
             request_duration: self.request_duration.with_label_values(&[pool]),
             retries: self.retries.with_label_values(&[pool]),
         }
@@ -324,6 +341,14 @@ impl CodeCounters {
     }
 }
 
+impl StatusCounters {
+    pub fn count(&self, status: u16) {
+        if let Some(index) = WATCHED_STATUSES.iter().position(|watched| *watched == status) {
+            self.0[index].inc();
+        }
+    }
+}
+
 impl BackendMetrics {
     /// For a backend that no registry knows, as in tests of the selection.
     pub fn unregistered() -> Self {
@@ -393,6 +418,24 @@ mod tests {
         assert!(String::from_utf8_lossy(&metrics.text()).contains("backend=\"web1:80\""));
         metrics.forget_backend("app", "web1:80");
         assert!(!String::from_utf8_lossy(&metrics.text()).contains("backend=\"web1:80\""));
+    }
+
+    #[test]
+    fn exactly_the_watched_statuses_are_counted_one_by_one() {
+        let metrics = Metrics::new();
+        let pool = metrics.pool("app");
+        for status in [200, 404, 429, 499, 499, 500, 503] {
+            pool.responses.count(status);
+        }
+        let text = String::from_utf8_lossy(&metrics.text()).into_owned();
+        let series: Vec<_> = text.lines().filter(|line| line.starts_with("evenkeel_responses_total")).collect();
+        let expected = [(429, 1), (499, 2), (502, 0), (503, 1), (504, 0)];
+        assert_eq!(
+            series,
+            expected.map(|(status, count)| {
+                format!("evenkeel_responses_total{{pool=\"app\",status=\"{status}\"}} {count}")
+            })
+        );
     }
 
     #[test]

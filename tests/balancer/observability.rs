@@ -10,6 +10,7 @@ use tests::{Balancer, Config, Origin, Pool, Request, Step, WebSocket, eventually
 const NAMES: [&str; 23] = [
     "evenkeel_build_info",
     "evenkeel_requests_total",
+    "evenkeel_responses_total",
     "evenkeel_request_duration_seconds_bucket",
     "evenkeel_request_duration_seconds_sum",
     "evenkeel_request_duration_seconds_count",
@@ -106,6 +107,45 @@ async fn refusals_and_retries_are_counted_by_reason() {
     }
     assert_eq!(metrics.sum("evenkeel_retries_total", &[("pool", "app")]), 1.0);
     assert_eq!(metrics.sum("evenkeel_backend_failures_total", &[("kind", "reset")]), 2.0);
+}
+
+// They were counted among the WebSockets, and logged with status 0.
+#[tokio::test]
+async fn a_client_that_gives_up_is_499() {
+    for format in ["json", "combined"] {
+        let a = Origin::start("a").await;
+        let log = format!("[access_log]\nfile = \"access.log\"\nformat = \"{format}\"");
+        let balancer = Balancer::start(Config::of([&a]).section(&log)).await;
+        let mut wire = balancer.connect().await;
+        wire.send(Request::get("/hold").to_bytes()).await;
+        eventually("the backend has it", async || a.heads() == 1).await;
+        drop(wire);
+        lines(&balancer, "access.log", 1).await;
+        // One that leaves before it has sent its body never reaches a backend.
+        let mut wire = balancer.connect().await;
+        wire.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf").await;
+        drop(wire);
+        let lines = lines(&balancer, "access.log", 2).await;
+        for line in &lines {
+            if format == "combined" {
+                assert!(line.contains("HTTP/1.1\" 499 0 "), "{line}");
+                continue;
+            }
+            let line: Value = serde_json::from_str(line).expect("JSON");
+            assert_eq!((&line["status"], &line["failure"]), (&json!(499), &json!("client-gone")), "{line}");
+            assert_eq!(line["refusal"], Value::Null, "{line}");
+        }
+        let socket = WebSocket::open(balancer.address(), "/socket").await;
+        socket.close().await;
+        counted(&balancer, "evenkeel_requests_total", 3.0).await;
+        let metrics = balancer.metrics().await;
+        for (code, times) in [("1xx", 1.0), ("2xx", 0.0), ("4xx", 2.0), ("5xx", 0.0)] {
+            assert_eq!(metrics.sum("evenkeel_requests_total", &[("code", code)]), times, "{code}");
+        }
+        assert_eq!(metrics.sum("evenkeel_responses_total", &[("pool", "app"), ("status", "499")]), 2.0);
+        assert_eq!(metrics.sum("evenkeel_responses_total", &[]), 2.0);
+        assert_eq!(balancer.backend(&a).await["failures"], 0);
+    }
 }
 
 #[tokio::test]

@@ -220,7 +220,8 @@ impl Exchange {
         self.outcome.is_tunnel
     }
 
-    /// The exchange is over, with this status sent to the client (0: none). Its lease ends.
+    /// The exchange is over, with this status sent to the client, or [`Failure::ClientGone`]'s if none was. Its lease
+    /// ends.
     pub fn finish(&mut self, status: u16, refusal: Option<Refusal>, now: Instant) -> Outcome {
         if let (Some(attempt), Some(status)) = (self.current.take(), self.outcome.backend_status)
             && !is_failure(self.pool(), status)
@@ -228,6 +229,7 @@ impl Exchange {
             attempt.lease.backend().succeeded();
         }
         self.route.metrics.requests.count(status);
+        self.route.pool.metrics.responses.count(status);
         if !self.outcome.is_tunnel {
             let duration = now.saturating_duration_since(self.started);
             self.route.pool.metrics.request_duration.observe(duration.as_secs_f64());

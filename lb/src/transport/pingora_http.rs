@@ -95,10 +95,14 @@ impl ProxyHttp for Evenkeel {
 
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
         self.set_timeouts(session);
-        match self.begin(session, context) {
-            Ok(()) => Ok(false),
-            Err(refusal) => Err(refuse(context, refusal)),
+        if let Err(refusal) = self.begin(session, context) {
+            return Err(refuse(context, refusal));
         }
+        if session.req_header().headers.contains_key(header::EXPECT) {
+            // At once, because nothing here can tell that the backend does not do it.
+            session.write_continue_response().await?;
+        }
+        Ok(false)
     }
 
     async fn request_body_filter(
@@ -154,6 +158,7 @@ impl ProxyHttp for Evenkeel {
         request: &mut RequestHeader,
         context: &mut Context,
     ) -> pingora::Result<()> {
+        request.remove_header(&header::EXPECT);
         for name in FORWARDING {
             request.remove_header(name);
         }
@@ -257,12 +262,20 @@ impl ProxyHttp for Evenkeel {
 
     async fn logging(&self, session: &mut Session, _error: Option<&Error>, context: &mut Context) {
         let now = Instant::now();
-        let status = session.response_written().map_or(0, |response| response.status.as_u16());
+        let final_response = session.response_written().filter(|response| !response.status.is_informational());
+        let is_gone = final_response.is_none();
+        let client_gone = Failure::ClientGone;
+        let status = final_response.map_or(client_gone.verdict().status, |response| response.status.as_u16());
         if let Some(refusal) = context.refusal {
             self.control.metrics.refused(refusal.reason());
         }
         let outcome = match &mut context.exchange {
-            Some(exchange) => exchange.finish(status, context.refusal, now),
+            Some(exchange) => {
+                if is_gone {
+                    exchange.ended_by_client(client_gone);
+                }
+                exchange.finish(status, context.refusal, now)
+            }
             None => Outcome { refusal: context.refusal, ..Outcome::default() },
         };
         if let Some(log) = &self.access_log {

@@ -425,6 +425,9 @@ impl Carrier<'_> {
         if let Some(refusal) = self.refusal {
             self.engine.control.metrics.refused(refusal.reason());
         }
+        if self.status == 0 {
+            self.status = Failure::ClientGone.verdict().status;
+        }
         match exchange {
             Some(exchange) => {
                 let outcome = exchange.finish(self.status, self.refusal, now);

@@ -72,6 +72,9 @@ def own_rules(variant, services):
             yield say("restarts though it runs once, or does not though it should")
         if not once and "healthcheck" not in service:
             yield say("has no health check")
+        waits_for = service.get("depends_on") or {}
+        if once and not all(how == {"condition": "service_started"} for how in waits_for.values()):
+            yield say(f"lets `up` fail when one node is broken: it waits for {waits_for}")
         if "mem_limit" not in service:
             yield say("has no memory limit")
         if not re.search(r":v?\d+\.\d+\.\d+(-[a-z0-9]+)?$", service.get("image", "")):

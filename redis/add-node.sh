@@ -132,7 +132,7 @@ is_linked() {
 # No other node knows ours afterwards, and it knows none. Not for a node with slots.
 leave() {
     wait_until 60 "all others to forget it" forget || fail "these do not forget $new ($id): $(others_that yes silent)"
-    absent=$(node "$member" cluster nodes | awk -v ours="$id" '$1 != ours && $3 ~ /(^|,)(fail\??|noaddr)(,|$)/ { print $2 }')
+    absent=$(node "$member" cluster nodes | awk -v ours="$id" '$1 != ours && $3 ~ /(^|,)fail\??(,|$)/ && $3 !~ /noaddr/ { print $2 }')
     [ -z "$absent" ] || echo "add-node: not told, since they are away: $absent. When they are back and it is in \`cluster nodes\` again:" \
         "cli.sh --cluster call $member cluster forget $id"
     [ -n "$(ourselves)" ] || { echo "add-node: $new does not answer, so it is not reset: repeat this when it does"; return; }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Output};
 
 use tempfile::TempDir;
 use tests::redis_cluster::{Options, RedisCluster, Server, eventually};
@@ -99,6 +99,90 @@ fn a_node_that_is_dead_or_was_never_a_member_can_be_taken_out() {
     assert!(String::from_utf8_lossy(&said.stderr).contains("belongs to another cluster"), "{said:?}");
 }
 
+#[test]
+fn a_cluster_is_formed_though_a_node_is_dead_and_completed_when_it_comes() {
+    let mut cluster = RedisCluster::start_unformed(Options { server: Server::Debian13, ..Options::default() });
+    cluster.kill(1);
+    let said = succeeds(init(&cluster));
+    assert!(said.contains("MISSING"), "{said}");
+    let masters = cluster.masters(0);
+    assert_eq!(masters.len(), 3, "{masters:?}");
+    assert!(!masters.contains(&1));
+
+    cluster.start_node(1);
+    let said = succeeds(init(&cluster));
+    assert!(!said.contains("MISSING"), "{said}");
+    cluster.wait_until_healthy();
+    assert_eq!(cluster.masters(0), masters);
+
+    // One that has lost its volume takes a new id; nobody keeps the old one.
+    let lost = masters[1];
+    let asked = masters[0];
+    cluster.kill(lost);
+    eventually("a new master", || cluster.masters(asked).len() == 3 && !cluster.masters(asked).contains(&lost));
+    cluster.empty_node(lost);
+    cluster.start_node(lost);
+    succeeds(init(&cluster));
+    cluster.wait_until_healthy();
+}
+
+#[test]
+fn a_cluster_is_formed_though_a_node_hangs() {
+    let cluster = RedisCluster::start_unformed(Options::default());
+    cluster.freeze(0);
+    succeeds(init(&cluster));
+    cluster.thaw(0);
+    succeeds(init(&cluster));
+    cluster.wait_until_healthy();
+}
+
+#[test]
+fn forming_a_cluster_goes_on_where_it_broke_off() {
+    let cluster = RedisCluster::start_unformed(Options::default());
+    let answers = [
+        cluster.cli(0, &["cluster", "addslotsrange", "0", "5460"]),
+        cluster.cli(1, &["cluster", "addslotsrange", "5461", "10922"]),
+        cluster.cli(0, &["cluster", "meet", "127.0.0.1", cluster.addresses()[1].rsplit(':').next().expect("a port")]),
+    ];
+    assert!(answers.iter().all(|answer| answer.trim() == "OK"), "{answers:?}");
+    succeeds(init(&cluster));
+    cluster.wait_until_healthy();
+}
+
+#[test]
+fn a_cluster_that_is_there_starts_without_one_of_its_masters_but_not_without_most_nodes() {
+    let mut cluster = RedisCluster::start(Options::default());
+    let lost = cluster.masters(0)[0];
+    for place in 0..6 {
+        cluster.stop_node(place);
+    }
+    let others = (0..6).filter(|&place| place != lost);
+    for place in others.clone().take(3) {
+        cluster.start_node(place);
+    }
+    let output = init(&cluster).env("REDIS_INIT_SECONDS", "2").output().expect("a shell");
+    assert!(!output.status.success(), "{output:?}");
+
+    for place in others.clone().skip(3) {
+        cluster.start_node(place);
+    }
+    let said = succeeds(init(&cluster));
+    // It is known, so there is nothing to wait for.
+    assert!(said.contains("MISSING") && !said.contains("going on without"), "{said}");
+    let asked = usize::from(lost == 0);
+    assert!(cluster.masters(asked).len() == 3 && !cluster.masters(asked).contains(&lost));
+    cluster.start_node(lost);
+    let said = succeeds(init(&cluster));
+    assert!(!said.contains("adding"), "{said}");
+    cluster.wait_until_healthy();
+}
+
+fn init(cluster: &RedisCluster) -> Command {
+    let mut script = cluster.script("init.sh");
+    script.args(cluster.addresses());
+    script
+}
+
 fn add_node(cluster: &RedisCluster, node: usize, how: &str) -> Command {
     add_node_by(cluster, node, 0, how)
 }
@@ -110,10 +194,18 @@ fn add_node_by(cluster: &RedisCluster, node: usize, member: usize, how: &str) ->
     script
 }
 
-fn succeeds(mut script: Command) {
+/// What it said.
+fn succeeds(mut script: Command) -> String {
     let output = script.output().expect("a shell");
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    let said = said(&output);
     assert!(output.status.success(), "{said}");
+    said
+}
+
+fn said(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    println!("{said}-- {}", output.status);
+    said.into_owned()
 }
 
 /// Kills scripts right after each command by which they change something, when they first send it; and once while they
@@ -162,8 +254,7 @@ kill -KILL "$(cut -d ' ' -f 6 /proc/self/stat)"
         session.arg(script.get_program()).args(script.get_args());
         session.envs(script.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("PATH", path);
         let output = session.output().expect("setsid");
-        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        println!("{said}-- {}", output.status);
+        said(&output);
         assert!(output.status.success() || was_killed(output.status), "{}", output.status);
         output.status.success()
     }

@@ -5,7 +5,7 @@
 -- Times are milliseconds since 1970, as CrateDB keeps them. Ids are made by the application.
 
 -- Accounts. The key is the normalised name, which is what must be unique: a sign-up is one INSERT … ON CONFLICT
--- DO NOTHING. Reads by key see every finished write at once.
+-- DO UPDATE that changes nothing. Reads by key see every finished write at once.
 CREATE TABLE IF NOT EXISTS users (
     user_key TEXT NOT NULL PRIMARY KEY,
     id TEXT NOT NULL,

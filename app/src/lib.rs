@@ -36,6 +36,8 @@ pub mod sqlite;
 pub mod tls;
 
 pub mod demo;
+#[cfg(any(test, feature = "contract"))]
+mod given_up;
 pub mod health;
 
 use std::{

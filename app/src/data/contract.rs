@@ -1,9 +1,11 @@
 //! What every [`DataStore`] must do. Each implementation calls [`run`] from its own test.
 #![allow(clippy::unwrap_used, reason = "a suite of assertions")]
 
+use futures_util::future::join_all;
 use uuid::Uuid;
 
 use super::{Cursor, DataStore, Login, Millis, Picture, Post, Signup, User, UserName};
+use crate::given_up;
 
 /// Runs the suite. `one` and `other` are two handles, as of two instances, on the same data. What is there
 /// already is left alone, so the suite may run again on a store that cannot be emptied.
@@ -12,6 +14,9 @@ pub async fn run(one: &dyn DataStore, other: &dyn DataStore) {
     a_name_belongs_to_the_first_who_takes_it(one, other).await;
     repeating_a_signup_succeeds(one, other).await;
     of_many_signups_at_once_one_wins(one, other).await;
+    a_signup_given_up_can_be_repeated(one, other).await;
+    a_post_given_up_can_be_repeated(one, other).await;
+    an_operation_given_up_leaves_the_answers_of_others_alone(one).await;
     an_unknown_name_is_nobody(one).await;
     logins_are_listed_newest_first_and_per_account(one, other).await;
     posts_page_through_without_gaps_or_repeats(one, other).await;
@@ -37,15 +42,88 @@ async fn repeating_a_signup_succeeds(one: &dyn DataStore, other: &dyn DataStore)
 async fn of_many_signups_at_once_one_wins(one: &dyn DataStore, other: &dyn DataStore) {
     let name = fresh_name();
     let rivals: Vec<User> = (0..8).map(|_| user(&name)).collect();
-    let outcomes = futures_util::future::join_all(
-        rivals.iter().enumerate().map(|(n, rival)| if n % 2 == 0 { one } else { other }.create_user(rival)),
-    )
-    .await;
+    let outcomes =
+        join_all(rivals.iter().enumerate().map(|(n, rival)| if n % 2 == 0 { one } else { other }.create_user(rival)))
+            .await;
     let winners: Vec<_> =
         rivals.iter().zip(outcomes).filter(|(_, outcome)| *outcome.as_ref().unwrap() == Signup::Created).collect();
     assert_eq!(winners.len(), 1);
     let kept = one.user(&rivals[0].name.key()).await.unwrap().unwrap();
     assert_eq!(&kept, winners[0].0);
+}
+
+async fn a_signup_given_up_can_be_repeated(one: &dyn DataStore, other: &dyn DataStore) {
+    for waits in 0.. {
+        let ann = user(&fresh_name());
+        let finished = given_up::after(waits, one.create_user(&ann)).await.is_some();
+        assert_eq!(other.create_user(&ann).await.unwrap(), Signup::Created);
+        for store in [one, other] {
+            assert_eq!(store.user(&ann.name.key()).await.unwrap().as_ref(), Some(&ann));
+            assert_eq!(store.create_user(&user(ann.name.as_str())).await.unwrap(), Signup::Taken);
+        }
+        if finished {
+            return;
+        }
+    }
+}
+
+async fn a_post_given_up_can_be_repeated(one: &dyn DataStore, other: &dyn DataStore) {
+    let author: UserName = fresh_name().parse().unwrap();
+    for waits in 0.. {
+        let post = post(&author, Millis::now().0 + 40_000_000_000);
+        let login = login(&author, post.created.0, true);
+        let posted = given_up::after(waits, one.add_post(&post)).await.is_some();
+        let recorded = given_up::after(waits, one.record_login(&login)).await.is_some();
+        other.add_post(&post).await.unwrap();
+        other.record_login(&login).await.unwrap();
+        for store in [one, other] {
+            assert!(store.posts(None, 50).await.unwrap().contains(&post));
+            assert!(store.logins(&author.key(), None, 50).await.unwrap().contains(&login));
+        }
+        if posted && recorded {
+            return;
+        }
+    }
+}
+
+/// A dropped future must not leave its connection, with the answer still to come, to whoever asks next.
+async fn an_operation_given_up_leaves_the_answers_of_others_alone(store: &dyn DataStore) {
+    let (ann, ben, nobody) = (user(&fresh_name()), user(&fresh_name()), user(&fresh_name()));
+    for member in [&ann, &ben] {
+        assert_eq!(store.create_user(member).await.unwrap(), Signup::Created);
+    }
+    let of_ann = login(&ann.name, 1_000, true);
+    store.record_login(&of_ann).await.unwrap();
+    let (key, late) = (ann.name.key(), Millis::now().0 + 50_000_000_000);
+    // Each makes what it writes, so that it can run again and again.
+    let operations: [given_up::Operation<'_>; 7] = [
+        &|| Box::pin(async { store.ready().await.unwrap() }),
+        &|| Box::pin(async { assert!(store.user(&key).await.unwrap().is_some()) }),
+        &|| Box::pin(async { assert_eq!(store.logins(&key, None, 10).await.unwrap().len(), 1) }),
+        &|| Box::pin(async { assert!(store.posts(None, 10).await.unwrap().len() <= 10) }),
+        &|| Box::pin(async { assert_eq!(store.create_user(&user(&fresh_name())).await.unwrap(), Signup::Created) }),
+        &|| Box::pin(async { store.record_login(&login(&nobody.name, 1_000, false)).await.unwrap() }),
+        &|| Box::pin(async { store.add_post(&post(&nobody.name, late)).await.unwrap() }),
+    ];
+    for operation in operations {
+        for waits in 0.. {
+            let finished = given_up::after(waits, operation()).await.is_some();
+            // More at once than a store has connections.
+            let lookups = join_all(
+                (0..12)
+                    .map(|place| [&ann, &ben, &nobody][place % 3])
+                    .map(|asked| async move { (asked, store.user(&asked.name.key()).await.unwrap()) }),
+            );
+            for (asked, found) in lookups.await {
+                assert_eq!(found.as_ref(), Some(asked).filter(|asked| asked.id != nobody.id), "after {waits} waits");
+            }
+            assert_eq!(store.logins(&key, None, 10).await.unwrap(), [of_ann.clone()]);
+            assert_eq!(store.create_user(&user(ann.name.as_str())).await.unwrap(), Signup::Taken);
+            if finished {
+                break;
+            }
+        }
+    }
 }
 
 async fn an_unknown_name_is_nobody(one: &dyn DataStore) {

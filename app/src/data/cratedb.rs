@@ -1,4 +1,4 @@
-//! Data in CrateDB. What is written is found by primary key at once, but in lists only after a refresh, which comes
+//! Data in CrateDB. What has been written is found by primary key at once, but in lists only after a refresh, which comes
 //! by itself once a second: so that the author finds a post in the very next list, each write that a list shows is
 //! followed by a refresh of its table.
 
@@ -57,7 +57,7 @@ impl CrateDbData {
 #[async_trait]
 impl DataStore for CrateDbData {
     async fn create_user(&self, user: &User) -> Result<Signup> {
-        self.0.create_user(user).await
+        self.0.create_user(statements::CREATE_USER, user).await
     }
 
     async fn user(&self, key: &UserKey) -> Result<Option<User>> {
@@ -65,7 +65,7 @@ impl DataStore for CrateDbData {
     }
 
     async fn record_login(&self, login: &Login) -> Result<()> {
-        self.0.record_login(login).await?;
+        self.0.record_login(statements::RECORD_LOGIN, login).await?;
         self.refresh(statements::REFRESH_LOGINS).await;
         Ok(())
     }
@@ -75,7 +75,7 @@ impl DataStore for CrateDbData {
     }
 
     async fn add_post(&self, post: &Post) -> Result<()> {
-        self.0.add_post(post).await?;
+        self.0.add_post(statements::ADD_POST, post).await?;
         self.refresh(statements::REFRESH_POSTS).await;
         Ok(())
     }

@@ -26,7 +26,7 @@ impl PostgresData {
 #[async_trait]
 impl DataStore for PostgresData {
     async fn create_user(&self, user: &User) -> Result<Signup> {
-        self.0.create_user(user).await
+        self.0.create_user(CREATE_USER, user).await
     }
 
     async fn user(&self, key: &UserKey) -> Result<Option<User>> {
@@ -34,7 +34,7 @@ impl DataStore for PostgresData {
     }
 
     async fn record_login(&self, login: &Login) -> Result<()> {
-        self.0.record_login(login).await
+        self.0.record_login(RECORD_LOGIN, login).await
     }
 
     async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize) -> Result<Vec<Login>> {
@@ -42,7 +42,7 @@ impl DataStore for PostgresData {
     }
 
     async fn add_post(&self, post: &Post) -> Result<()> {
-        self.0.add_post(post).await
+        self.0.add_post(ADD_POST, post).await
     }
 
     async fn posts(&self, after: Option<Cursor>, limit: usize) -> Result<Vec<Post>> {
@@ -53,5 +53,16 @@ impl DataStore for PostgresData {
         self.0.ready().await
     }
 }
+
+// The same as CrateDB's. `DO NOTHING` waits here for the transaction that it meets.
+const CREATE_USER: &str = "\
+    INSERT INTO users (user_key, id, name, password_hash, created_ms) VALUES ($1, $2, $3, $4, $5) \
+    ON CONFLICT (user_key) DO UPDATE SET created_ms = users.created_ms RETURNING id";
+const RECORD_LOGIN: &str = "\
+    INSERT INTO logins (user_key, at_ms, id, address, instance, succeeded) \
+    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
+const ADD_POST: &str = "\
+    INSERT INTO posts (id, created_ms, author, text, picture, picture_alt, picture_width, picture_height) \
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING";
 
 const DDL: &str = include_str!("../../../sql/postgres.sql");

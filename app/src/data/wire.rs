@@ -2,6 +2,8 @@
 //!
 //! Neither is spoken to in transactions, because CrateDB has none: each statement stands alone and may be sent again.
 //! Statements carry the types of their parameters, so each costs one round trip and leaves nothing on the server.
+//! CrateDB answers statements that are pipelined on one connection in any order, so a connection never carries a second
+//! one before the first has been answered: see [`Loan`].
 //! The pool is `deadpool`'s with connections of our own making, because each node needs a time limit of its own: one
 //! that is frozen takes connections and never answers, and would use up the limit meant for all.
 
@@ -22,9 +24,10 @@ use tokio_postgres::{
     error::SqlState,
     types::{ToSql, Type},
 };
+use uuid::Uuid;
 
-use self::connect::Connections;
 pub use self::connect::Nodes;
+use self::connect::{Connections, Link};
 use super::{Cursor, Login, Millis, Picture, Post, Result, Signup, User, UserKey};
 use crate::{
     error::StoreError,
@@ -57,10 +60,29 @@ pub struct Wire {
 /// A parameter and its type.
 type Parameter<'p> = (&'p (dyn ToSql + Sync), Type);
 
-struct Answer {
-    rows: Vec<Row>,
-    /// Rows written.
-    affected: u64,
+/// A connection, lent for one statement.
+///
+/// It returns to the pool only by [`give_back`](Self::give_back), once the answer has been read to its end. Dropped in
+/// any other way it is closed: after an error or a time limit, or with the future that waited for the answer. The
+/// answer may still be on its way then, and the next statement would be taken to be answered by it.
+struct Loan(Option<Object<Connections>>);
+
+impl Loan {
+    fn link(&self) -> &Link {
+        self.0.as_ref().expect("it is there until it is given back, which takes self")
+    }
+
+    fn give_back(mut self) {
+        self.0.take();
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        if let Some(unanswered) = self.0.take() {
+            drop(Object::take(unanswered));
+        }
+    }
 }
 
 /// How many connections there are.
@@ -148,7 +170,6 @@ impl Wire {
     async fn missing(&self) -> std::result::Result<Vec<&'static str>, Failure> {
         let answer = self.attempt(statements::TABLES, &[]).await?;
         let present: Vec<String> = answer
-            .rows
             .iter()
             .map(|row| row.try_get(0))
             .collect::<std::result::Result<_, _>>()
@@ -157,7 +178,7 @@ impl Wire {
     }
 
     /// Sends a statement until it is answered, for as long as an operation may take.
-    async fn run(&self, statement: &str, parameters: &[Parameter<'_>]) -> Result<Answer> {
+    async fn run(&self, statement: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>> {
         self.patience.run(|| self.attempt(statement, parameters)).await
     }
 
@@ -170,33 +191,37 @@ impl Wire {
     /// One number.
     pub(super) async fn count(&self, statement: &str) -> Result<i64> {
         let answer = self.attempt(statement, &[]).await.map_err(|failure| failure.error)?;
-        let row = answer.rows.first().ok_or_else(|| StoreError::corrupt("no row where there is always one"))?;
+        let row = answer.first().ok_or_else(|| StoreError::corrupt("no row where there is always one"))?;
         row.try_get(0).map_err(StoreError::corrupt)
     }
 
-    async fn attempt(&self, statement: &str, parameters: &[Parameter<'_>]) -> std::result::Result<Answer, Failure> {
-        let link = self.link().await?;
+    async fn attempt(&self, statement: &str, parameters: &[Parameter<'_>]) -> std::result::Result<Vec<Row>, Failure> {
+        let loan = self.lend().await?;
         let work = async {
             let parameters = parameters.iter().map(|(value, of_type)| (*value, of_type.clone()));
-            let mut answer = pin!(link.client().query_typed_raw(statement, parameters).await?);
+            // The library would look up a type that it does not know by a statement of its own, before this one is
+            // answered. Columns have types that it knows.
+            let mut answer = pin!(loan.link().client().query_typed_raw(statement, parameters).await?);
             let mut rows = Vec::new();
             while let Some(row) = answer.try_next().await? {
                 rows.push(row);
             }
-            Ok(Answer { rows, affected: answer.rows_affected().unwrap_or(0) })
+            Ok(rows)
         };
         let result = timeout(self.settings.statement_timeout, work).await;
-        self.judge(link, result)
+        self.judge(loan, result)
     }
 
     async fn attempt_plain(&self, statement: &str) -> std::result::Result<(), Failure> {
-        let link = self.link().await?;
-        let result = timeout(self.settings.statement_timeout, link.client().batch_execute(statement)).await;
-        self.judge(link, result)
+        let loan = self.lend().await?;
+        let work = loan.link().client().batch_execute(statement);
+        let result = timeout(self.settings.statement_timeout, work).await;
+        self.judge(loan, result)
     }
 
-    async fn link(&self) -> std::result::Result<Object<Connections>, Failure> {
-        self.pool.get().await.map_err(|error| match error {
+    async fn lend(&self) -> std::result::Result<Loan, Failure> {
+        let lent = self.pool.get().await;
+        lent.map(|link| Loan(Some(link))).map_err(|error| match error {
             PoolError::Backend(failure) => failure,
             PoolError::Timeout(_) => Failure::passing(StoreError::unavailable("no connection to be had in time")),
             PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
@@ -208,16 +233,20 @@ impl Wire {
     /// What became of a statement, and whether its connection may serve again.
     fn judge<T>(
         &self,
-        link: Object<Connections>,
+        loan: Loan,
         result: std::result::Result<std::result::Result<T, tokio_postgres::Error>, tokio::time::error::Elapsed>,
     ) -> std::result::Result<T, Failure> {
         match result {
-            Ok(Ok(answer)) => Ok(answer),
+            Ok(Ok(answer)) => {
+                loan.give_back();
+                Ok(answer)
+            }
+            // Even an error of the database precedes the end of its answer. A new connection is made to another node,
+            // which may know better.
             Ok(Err(error)) => Err(failure(error)),
             Err(_) => {
                 // Other connections may lead to the same node. The idle ones are cheap to make anew, elsewhere.
-                link.blame_node();
-                drop(Object::take(link));
+                loan.link().blame_node();
                 self.pool.retain(|_, _| false);
                 Err(Failure::passing(StoreError::unavailable("a statement was not answered in time")))
             }
@@ -225,13 +254,13 @@ impl Wire {
     }
 }
 
-/// The store's operations, in statements that both kinds understand.
+/// The store's operations. The kinds have different statements for their writes, with the same parameters.
 impl Wire {
-    pub(super) async fn create_user(&self, user: &User) -> Result<Signup> {
+    pub(super) async fn create_user(&self, statement: &str, user: &User) -> Result<Signup> {
         let (key, id) = (user.name.key(), user.id.to_string());
-        let inserted = self
+        let answer = self
             .run(
-                statements::CREATE_USER,
+                statement,
                 &[
                     text(&key.as_str()),
                     text(&id),
@@ -241,23 +270,20 @@ impl Wire {
                 ],
             )
             .await?;
-        if inserted.affected == 1 {
-            return Ok(Signup::Created);
-        }
-        // Somebody has it: perhaps this very sign-up, whose first answer was lost.
-        let holder = self.user(&key).await?.ok_or_else(|| StoreError::corrupt("a name is taken by nobody"))?;
-        Ok(if holder.id == user.id { Signup::Created } else { Signup::Taken })
+        let row = answer.first().ok_or_else(|| StoreError::corrupt("no row where there is always one"))?;
+        // Ours, too, if an attempt whose answer was lost has made it.
+        Ok(if parsed::<Uuid>(row, "id")? == user.id { Signup::Created } else { Signup::Taken })
     }
 
     pub(super) async fn user(&self, key: &UserKey) -> Result<Option<User>> {
         let answer = self.run(statements::USER, &[text(&key.as_str())]).await?;
-        answer.rows.first().map(user).transpose()
+        answer.first().map(user).transpose()
     }
 
-    pub(super) async fn record_login(&self, login: &Login) -> Result<()> {
+    pub(super) async fn record_login(&self, statement: &str, login: &Login) -> Result<()> {
         let (id, address) = (login.id.to_string(), login.address.to_string());
         self.run(
-            statements::RECORD_LOGIN,
+            statement,
             &[
                 text(&login.user.as_str()),
                 (&login.at.0, Type::INT8),
@@ -275,10 +301,10 @@ impl Wire {
         let (at_ms, id, limit) = bounds(after, limit);
         let key = key.as_str();
         let parameters = [text(&key), (&at_ms, Type::INT8), text(&id), (&limit, Type::INT8)];
-        self.run(statements::LOGINS, &parameters).await?.rows.iter().map(login).collect()
+        self.run(statements::LOGINS, &parameters).await?.iter().map(login).collect()
     }
 
-    pub(super) async fn add_post(&self, post: &Post) -> Result<()> {
+    pub(super) async fn add_post(&self, statement: &str, post: &Post) -> Result<()> {
         let id = post.id.to_string();
         let picture = post.picture.as_ref();
         let name = picture.map(|picture| picture.name.to_string());
@@ -286,7 +312,7 @@ impl Wire {
         let side = |side: u32| i32::try_from(side).unwrap_or(i32::MAX);
         let (width, height) = (picture.map(|p| side(p.width)), picture.map(|p| side(p.height)));
         self.run(
-            statements::ADD_POST,
+            statement,
             &[
                 text(&id),
                 (&post.created.0, Type::INT8),
@@ -305,7 +331,7 @@ impl Wire {
     pub(super) async fn posts(&self, after: Option<Cursor>, limit: usize) -> Result<Vec<Post>> {
         let (at_ms, id, limit) = bounds(after, limit);
         let parameters = [(&at_ms as &(dyn ToSql + Sync), Type::INT8), text(&id), (&limit, Type::INT8)];
-        self.run(statements::POSTS, &parameters).await?.rows.iter().map(post).collect()
+        self.run(statements::POSTS, &parameters).await?.iter().map(post).collect()
     }
 
     pub(super) async fn ready(&self) -> Result<()> {

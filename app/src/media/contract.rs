@@ -8,6 +8,7 @@ use futures_util::TryStreamExt;
 use sha2::{Digest, Sha256};
 
 use super::{Kind, MediaName, MediaStore};
+use crate::given_up;
 
 /// Runs the suite. `one` and `other` are two handles, as of two instances, on the same pictures.
 pub async fn run(one: &dyn MediaStore, other: &dyn MediaStore) {
@@ -16,6 +17,7 @@ pub async fn run(one: &dyn MediaStore, other: &dyn MediaStore) {
     putting_twice_is_harmless(one, other).await;
     a_range_gives_that_part(one, other).await;
     an_unknown_name_is_nothing(one).await;
+    a_picture_given_up_leaves_the_others_alone(one, other).await;
 }
 
 async fn what_one_puts_the_other_opens(one: &dyn MediaStore, other: &dyn MediaStore) {
@@ -50,6 +52,32 @@ async fn an_unknown_name_is_nothing(one: &dyn MediaStore) {
     let (name, _) = fresh(10);
     assert!(one.open(&name, None).await.unwrap().is_none());
     assert_eq!(one.size(&name).await.unwrap(), None);
+}
+
+/// A dropped future, or a picture of which only the beginning was read, must not leave its connection, with the rest
+/// still to come, to whoever asks next.
+async fn a_picture_given_up_leaves_the_others_alone(one: &dyn MediaStore, other: &dyn MediaStore) {
+    let (large, content) = fresh(1_234_567);
+    let (small, few) = fresh(10);
+    one.put(&large, file(&content)).await.unwrap();
+    one.put(&small, file(&few)).await.unwrap();
+    for waits in 0.. {
+        let (name, content) = fresh(300_000);
+        let kept = given_up::after(waits, one.put(&name, file(&content))).await.is_some();
+        let found = other.size(&name).await.unwrap();
+        assert!(found.is_none_or(|size| size == content.len() as u64), "half a picture after {waits} waits");
+
+        let begun = given_up::after(waits, async {
+            let mut media = one.open(&large, None).await.unwrap().unwrap();
+            media.content.try_next().await.unwrap();
+        });
+        let begun = begun.await.is_some();
+        assert_eq!(one.size(&small).await.unwrap(), Some(few.len() as u64), "after {waits} waits");
+        assert_eq!(read(one, &small, None).await, few, "after {waits} waits");
+        if kept && begun {
+            return;
+        }
+    }
 }
 
 async fn read(store: &dyn MediaStore, name: &MediaName, range: Option<Range<u64>>) -> Vec<u8> {

@@ -1,12 +1,15 @@
 //! What every [`SessionStore`] must do. Each implementation calls [`run`] from its own test.
 #![allow(clippy::unwrap_used, reason = "a suite of assertions")]
 
+use futures_util::future::join_all;
 use serde_json::json;
 use time::{Duration, OffsetDateTime};
 use tower_sessions_core::{
     SessionStore,
     session::{Id, Record},
 };
+
+use crate::given_up;
 
 /// Runs the suite. `one` and `other` are two handles, as of two instances, on the same sessions.
 pub async fn run(one: &dyn SessionStore, other: &dyn SessionStore) {
@@ -17,6 +20,7 @@ pub async fn run(one: &dyn SessionStore, other: &dyn SessionStore) {
     saving_extends_the_life(one, other).await;
     deleting_is_repeatable(one, other).await;
     what_has_expired_is_not_loaded(one, other).await;
+    an_operation_given_up_leaves_the_answers_of_others_alone(one).await;
 }
 
 async fn a_created_session_is_seen_through_every_handle(one: &dyn SessionStore, other: &dyn SessionStore) {
@@ -81,6 +85,37 @@ async fn what_has_expired_is_not_loaded(one: &dyn SessionStore, other: &dyn Sess
     record.expiry_date = OffsetDateTime::now_utc() - Duration::seconds(5);
     one.save(&record).await.unwrap();
     assert_eq!(other.load(&record.id).await.unwrap(), None);
+}
+
+/// A dropped future must not leave its connection, with the answer still to come, to whoever asks next.
+async fn an_operation_given_up_leaves_the_answers_of_others_alone(store: &dyn SessionStore) {
+    let mut records = Vec::new();
+    for number in 0..3 {
+        let mut record = record(in_an_hour());
+        record.data.insert("number".into(), json!(number));
+        store.create(&mut record).await.unwrap();
+        records.push(record);
+    }
+    let unknown = Id::default();
+    let operations: [given_up::Operation<'_>; 4] = [
+        &|| Box::pin(async { assert!(store.load(&records[0].id).await.unwrap().is_some()) }),
+        &|| Box::pin(async { store.save(&records[0]).await.unwrap() }),
+        &|| Box::pin(async { store.create(&mut record(in_an_hour())).await.unwrap() }),
+        &|| Box::pin(async { store.delete(&unknown).await.unwrap() }),
+    ];
+    for operation in operations {
+        for waits in 0.. {
+            let finished = given_up::after(waits, operation()).await.is_some();
+            let loads = records.iter().map(|record| store.load(&record.id));
+            for (loaded, record) in join_all(loads).await.into_iter().zip(&records) {
+                assert_eq!(loaded.unwrap().unwrap().data, record.data, "after {waits} waits");
+            }
+            assert_eq!(store.load(&unknown).await.unwrap(), None);
+            if finished {
+                break;
+            }
+        }
+    }
 }
 
 fn in_an_hour() -> OffsetDateTime {

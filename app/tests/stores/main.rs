@@ -11,3 +11,4 @@ mod emulator;
 mod link;
 mod postgres;
 mod python;
+mod standin;

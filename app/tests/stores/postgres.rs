@@ -38,6 +38,15 @@ impl Postgres {
 
     /// Returns once it takes connections.
     pub fn start() -> Self {
+        Self::start_with("scram-sha-256")
+    }
+
+    /// One that asks for no password.
+    pub fn start_trusting() -> Self {
+        Self::start_with("trust")
+    }
+
+    fn start_with(authentication: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = port();
         let mut server = Self { folder, programs: programs(), port, process: None };
@@ -45,7 +54,7 @@ impl Postgres {
         fs::write(&password, Self::PASSWORD).unwrap();
         server.give_away();
         let mut initdb = server.command("initdb");
-        initdb.args(["--username", "app", "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C.UTF-8"]);
+        initdb.args(["--username", "app", "--auth", authentication, "--encoding", "UTF8", "--locale", "C.UTF-8"]);
         initdb.args(["--no-sync", "--pwfile"]).arg(&password).arg("-D").arg(server.data());
         let output = initdb.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

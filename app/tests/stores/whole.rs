@@ -16,7 +16,7 @@ use reqwest::{
 };
 use tests::redis_cluster::{Options, RedisCluster};
 
-use crate::{databases::in_own_schema, emulator::Emulator, postgres::Postgres};
+use crate::{databases::in_own_schema, emulator::Emulator, postgres::Postgres, standin::CrateStandIn};
 
 /// A process of `app serve`.
 struct Instance {
@@ -186,9 +186,52 @@ async fn the_whole_site_runs_on_stores_of_the_network() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_whole_site_runs_on_the_stand_in_for_cratedb() {
+    let crate_db = CrateStandIn::start().await;
+    crate_db.set_lag(Duration::from_millis(50));
+    let shared = Shared::start(Data::CrateDb(crate_db.url()));
+    tour(&shared).await;
+    races(&shared).await;
+    assert_eq!(crate_db.pipelined(), 0, "statements shared a connection");
+}
+
+/// Of two who want one name at once, one gets it. And no answer meant for a client that has left is another's.
+async fn races(shared: &Shared) {
+    let (web1, web2) = (shared.instance("web1"), shared.instance("web2"));
+    let (browser, other) = (Browser::new(), Browser::new());
+    let mut name = String::new();
+    for _ in 0..10 {
+        name = format!("n{}", &uuid::Uuid::new_v4().simple().to_string()[..20]);
+        let credentials = [("name", name.as_str()), ("password", "correct horse battery")];
+        let (one, two) = tokio::join!(
+            browser.post(&web1, "/accounts/signup/", &credentials),
+            other.post(&web2, "/accounts/signup/", &credentials)
+        );
+        let statuses = [one.0.min(two.0), one.0.max(two.0)];
+        assert_eq!(statuses, [303, 409], "{}{}", one.1, two.1);
+    }
+
+    let right = [("name", name.as_str()), ("password", "correct horse battery")];
+    let leaving = Browser::new();
+    for after in (0..60).map(|step| Duration::from_micros(500) * step) {
+        let wrong = [("name", "nobody"), ("password", "correct horse battery")];
+        let left = tokio::time::timeout(after, leaving.post(&web1, "/accounts/login/", &wrong)).await;
+        assert!(left.is_err() || left.unwrap().0 == 401);
+        let (status, page) = browser.post(&web1, "/accounts/login/", &right).await;
+        assert_eq!(status, 303, "{page}");
+        let (status, page) = browser.get(&web1, "/accounts/logs/").await;
+        assert!(status == 200 && page.contains("Logged in"), "{page}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_whole_site_runs_on_cratedb_where_there_is_one() {
     match std::env::var("CRATEDB_URL") {
-        Ok(url) => tour(&Shared::start(Data::CrateDb(in_own_schema(&url)))).await,
+        Ok(url) => {
+            let shared = Shared::start(Data::CrateDb(in_own_schema(&url)));
+            tour(&shared).await;
+            races(&shared).await;
+        }
         Err(_) => println!("NOT RUN: the whole site on a real CrateDB. Set CRATEDB_URL to run it."),
     }
 }

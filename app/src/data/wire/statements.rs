@@ -1,15 +1,21 @@
 //! Every statement that is sent to CrateDB or PostgreSQL, in one place, so that a test can prove all of them against
-//! CrateDB's grammar. Both kinds are sent the same ones; those at the end are for CrateDB alone.
+//! CrateDB's grammar. PostgreSQL has writes of its own, and is not sent those at the end.
 
+// A write whose row is there already writes that row once more, as it is. CrateDB answers `DO NOTHING` at once, while the
+// row may still be on its way from the primary to a replica, which whoever looks for it next may ask. A write it answers
+// when all copies have it, and what came before it.
+
+/// Gives the id of whoever has the name.
 pub const CREATE_USER: &str = "\
     INSERT INTO users (user_key, id, name, password_hash, created_ms) \
-    VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING";
+    VALUES ($1, $2, $3, $4, $5) ON CONFLICT (user_key) DO UPDATE SET created_ms = created_ms RETURNING id";
 
 pub const USER: &str = "SELECT id, name, password_hash, created_ms FROM users WHERE user_key = $1";
 
 pub const RECORD_LOGIN: &str = "\
     INSERT INTO logins (user_key, at_ms, id, address, instance, succeeded) \
-    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
+    VALUES ($1, $2, $3, $4, $5, $6) \
+    ON CONFLICT (user_key, at_ms, id, month) DO UPDATE SET instance = instance";
 
 pub const LOGINS: &str = "\
     SELECT user_key, at_ms, id, address, instance, succeeded FROM logins \
@@ -18,7 +24,7 @@ pub const LOGINS: &str = "\
 
 pub const ADD_POST: &str = "\
     INSERT INTO posts (id, created_ms, author, text, picture, picture_alt, picture_width, picture_height) \
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING";
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO UPDATE SET author = author";
 
 pub const POSTS: &str = "\
     SELECT id, created_ms, author, text, picture, picture_alt, picture_width, picture_height FROM posts \

@@ -1,4 +1,4 @@
-//! What an error of Pingora's means in the table of failures: for HTTP/2 clients' requests and for probes.
+//! What an error of Pingora's means in the table of failures, for probes.
 
 use std::io;
 

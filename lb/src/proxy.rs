@@ -2,7 +2,6 @@
 //! what is tried when a backend fails, what is told to the backend and to the client, and what is counted. Plain
 //! Rust without sockets; a *transport* carries it out.
 
-pub mod admission;
 pub mod exchange;
 pub mod failure;
 pub mod headers;

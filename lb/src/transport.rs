@@ -1,26 +1,23 @@
 //! How bytes move. Each thread accepts for itself (`SO_REUSEPORT`), has a runtime of its own and keeps its own
-//! connections to backends, so threads share nothing but the backends' counters. HTTP/1.1 is carried by our
-//! [`engine`], HTTP/2 by Pingora; both ask [`crate::proxy`] what to do.
+//! connections to backends, so threads share nothing but the backends' counters. Our [`engine`] carries HTTP/1.1 and
+//! HTTP/2, and asks [`crate::proxy`] what to do.
 
 mod engine;
 pub mod http1;
-mod pingora_http;
 
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::listeners::tls::Acceptor;
+use pingora::protocols::Ssl;
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::tls::{ALPN, TlsStream};
-use pingora::protocols::{GetSocketDigest, SocketDigest, Ssl};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Builder;
 use tokio::sync::watch;
@@ -31,8 +28,7 @@ use crate::control::Control;
 use crate::room::{Place, Room};
 use crate::tls;
 use engine::stream::ClientStream;
-use engine::{Engine, Stop};
-use pingora_http::Proxy;
+use engine::{Engine, Stop, http2};
 
 const BACKLOG: u32 = 4096;
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -94,14 +90,17 @@ impl Sockets {
             .map(|listener| {
                 let tls = listener.tls.as_ref().map(tls::server_config).transpose().map_err(io::Error::other)?;
                 let tls = tls.map(|config| Arc::new(Acceptor::from_server_config(Arc::new(config))));
-                Ok((listener, tls, pingora_http::proxy(listener, shared)))
+                Ok((listener, tls))
             })
             .collect::<io::Result<Vec<_>>>()?;
         let thread = |(number, sockets): (usize, Vec<std::net::TcpListener>)| {
             let stopping = Arc::new(Stop::default());
-            let listeners = sockets.into_iter().zip(&applications).map(|(socket, (listener, tls, http2))| {
+            let listeners = sockets.into_iter().zip(&applications).map(|(socket, (listener, tls))| {
                 let engine = Arc::new(Engine::new(listener, shared, most_idle, Arc::clone(&stopping)));
-                (socket, Listener { tls: tls.clone(), http2: Arc::clone(http2), engine })
+                // What keeps a stream waiting may be what its client sends and takes on the others.
+                let http2 = ListenerConfig { min_rate: None, ..(*listener).clone() };
+                let http2 = Arc::new(Engine::new(&http2, shared, most_idle, Arc::clone(&stopping)));
+                (socket, Listener { tls: tls.clone(), http2, engine })
             });
             let listeners: Vec<_> = listeners.collect();
             let stop = stop_seen.clone();
@@ -156,7 +155,8 @@ fn socket_for(address: SocketAddr) -> io::Result<TcpSocket> {
 /// What serves the connections of one address on one thread.
 struct Listener {
     tls: Option<Arc<Acceptor>>,
-    http2: Arc<Proxy>,
+    /// For connections that speak HTTP/2.
+    http2: Arc<Engine>,
     engine: Arc<Engine>,
 }
 
@@ -175,13 +175,10 @@ fn run(
     };
     runtime.block_on(async {
         let alive = Arc::new(AtomicUsize::new(0));
-        let (http2_stop, http2_stop_seen) = watch::channel(false);
         let accepting: Vec<_> = listeners
             .into_iter()
             .map(|(socket, listener)| {
-                let accepting =
-                    accept(socket, Arc::new(listener), stop.clone(), http2_stop_seen.clone(), Arc::clone(&alive));
-                tokio::spawn(accepting)
+                tokio::spawn(accept(socket, Arc::new(listener), stop.clone(), Arc::clone(&alive)))
             })
             .collect();
         let sweeping = tokio::spawn(sweep_idle());
@@ -191,7 +188,6 @@ fn run(
             let _ = tokio::time::timeout_at(deadline.into(), accepting).await;
         }
         stopping.begin();
-        http2_stop.send_replace(true);
         while alive.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
             tokio::time::sleep(STOP_CHECK_INTERVAL).await;
         }
@@ -223,7 +219,6 @@ async fn accept(
     socket: std::net::TcpListener,
     listener: Arc<Listener>,
     stop: watch::Receiver<Option<Instant>>,
-    http2_stop: watch::Receiver<bool>,
     alive: Arc<AtomicUsize>,
 ) {
     let socket = match TcpListener::from_std(socket) {
@@ -242,12 +237,12 @@ async fn accept(
                 let place = tokio::select! {
                     biased;
                     _ = &mut stopped => {
-                        spawn(&listener, stream, peer, listener.engine.place_anyway(), &http2_stop, &alive);
+                        spawn(&listener, stream, peer, listener.engine.place_anyway(), &alive);
                         break;
                     }
                     place = listener.engine.place() => place,
                 };
-                spawn(&listener, stream, peer, place, &http2_stop, &alive);
+                spawn(&listener, stream, peer, place, &alive);
             }
             Err(e) => {
                 tracing::warn!("a connection could not be accepted: {e}");
@@ -261,22 +256,14 @@ async fn accept(
         Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
     };
     while let Some((stream, peer)) = poll_fn(waiting).await {
-        spawn(&listener, stream, peer, listener.engine.place_anyway(), &http2_stop, &alive);
+        spawn(&listener, stream, peer, listener.engine.place_anyway(), &alive);
     }
-    listener.http2.http_cleanup().await;
 }
 
-fn spawn(
-    listener: &Arc<Listener>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    place: Place,
-    http2_stop: &watch::Receiver<bool>,
-    alive: &Arc<AtomicUsize>,
-) {
-    let (listener, http2_stop, alive) = (Arc::clone(listener), http2_stop.clone(), Alive::new(alive));
+fn spawn(listener: &Arc<Listener>, stream: TcpStream, peer: SocketAddr, place: Place, alive: &Arc<AtomicUsize>) {
+    let (listener, alive) = (Arc::clone(listener), Alive::new(alive));
     tokio::spawn(async move {
-        listener.connected(stream, peer, http2_stop).await;
+        listener.connected(stream, peer).await;
         drop((alive, place));
     });
 }
@@ -298,13 +285,14 @@ impl Drop for Alive {
 }
 
 impl Listener {
-    async fn connected(&self, tcp: TcpStream, peer: SocketAddr, http2_stop: watch::Receiver<bool>) {
+    async fn connected(&self, tcp: TcpStream, peer: SocketAddr) {
         let engine = Arc::clone(&self.engine);
         let Some(tls) = &self.tls else { return engine::serve(engine, ClientStream::Tcp(tcp), peer.ip()).await };
         // The handshake is large and short: in a box of its own it leaves nothing behind.
         let Some(stream) = Box::pin(handshake(tls, tcp, peer)).await else { return };
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
-            self.http2.process_new(stream, &http2_stop).await;
+            // Large, and rare beside idle connections of HTTP/1.1.
+            Box::pin(http2::serve(Arc::clone(&self.http2), stream, peer.ip())).await;
         } else {
             engine::serve(engine, ClientStream::Tls(stream), peer.ip()).await;
         }
@@ -312,10 +300,7 @@ impl Listener {
 }
 
 async fn handshake(tls: &Acceptor, tcp: TcpStream, peer: SocketAddr) -> Option<Box<TlsStream<L4Stream>>> {
-    let digest = SocketDigest::from_raw_fd(tcp.as_raw_fd());
-    let _ = digest.peer_addr.set(Some(peer.into()));
-    let mut stream = L4Stream::from(tcp);
-    stream.set_socket_digest(digest);
+    let stream = L4Stream::from(tcp);
     match tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.tls_handshake(stream)).await {
         Ok(Ok(stream)) => Some(Box::new(stream)),
         Ok(Err(e)) => {

@@ -9,6 +9,7 @@ mod failures;
 mod forwarding;
 mod health;
 mod hot_swap;
+mod http2;
 mod malformed;
 mod observability;
 mod retry;

@@ -3,7 +3,7 @@
 //! deadline. The modules in the order in which a reader meets them:
 //!
 //! - [`deadline`]: waiting for conditions.
-//! - [`wire`]: HTTP/1.1 by the byte, for clients and origins alike.
+//! - [`wire`]: HTTP/1.1 by the byte, for clients and origins alike. [`http2`]: clients of HTTP/2.
 //! - [`port`], [`process`]: addresses and child processes that do not outlive a test.
 //! - [`config`], [`balancer`]: a configuration, and the real program running with it.
 //! - [`origin`]: a backend that does as told. [`link`]: a connection that can be cut. [`websocket`]: a client.
@@ -17,6 +17,7 @@ pub mod browser;
 pub mod config;
 pub mod deadline;
 pub mod haproxy;
+pub mod http2;
 pub mod link;
 pub mod nginx;
 pub mod origin;

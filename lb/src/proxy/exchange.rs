@@ -4,9 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::admission::without_port;
 use super::failure::{Ejection, Failure, Replay};
-use super::headers::{Forwarding, Origin};
+use super::headers::{Forwarding, Origin, without_port};
 use super::refusal::Refusal;
 use crate::backend::{Backend, Lease};
 use crate::balance::{BackendIndex, Key};

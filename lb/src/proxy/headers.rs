@@ -1,35 +1,10 @@
-//! What a backend is told about the client, and what must not pass from one side to the other. Fields by which a
-//! proxy speaks of the client (X-Forwarded-*, Forwarded) are made anew; what came in counts only when it came from a
-//! network that the operator trusts.
+//! What a backend is told about the client. Fields by which a proxy speaks of the client (X-Forwarded-*, Forwarded) are
+//! made anew; what came in counts only when it came from a network that the operator trusts.
 
 use std::fmt::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-
-/// Fields of one connection, not of the message (RFC 9110, 7.6.1), in lower case. `Connection` may name more.
-pub const HOP_BY_HOP: [&str; 8] = [
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "transfer-encoding",
-    "upgrade",
-];
-
-/// Fields that speak of the client and come from us alone.
-pub const FORWARDING: [&str; 8] = [
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-proto",
-    "x-forwarded-server",
-    "x-real-ip",
-];
 
 /// The other end of a connection: its address, and the same as text, since every request needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,9 +150,12 @@ fn write_quoted(text: &str, out: &mut impl Write) -> fmt::Result {
     out.write_char('"')
 }
 
-/// The names that a `Connection` field lists.
-pub fn connection_options(field: &str) -> impl Iterator<Item = &str> {
-    field.split(',').map(str::trim).filter(|option| !option.is_empty())
+/// A host without its port and its letters as they came.
+pub fn without_port(host: &str) -> &str {
+    match host.rfind(']') {
+        Some(end) => &host[..=end],
+        None => host.split(':').next().unwrap_or(host),
+    }
 }
 
 /// Writes the client's request id when it is one that a log can bear, else a new one of 128 random bits.
@@ -270,6 +248,13 @@ mod tests {
     fn ipv6_is_written_as_rfc_7239_wants_it() {
         let forwarding = Forwarding::new(origin("2001:db8::1"), &[]);
         assert!(forwarded(&forwarding).starts_with("for=\"[2001:db8::1]\";"));
+    }
+
+    #[test]
+    fn ports_are_cut_off() {
+        for (host, expected) in [("a:80", "a"), ("a", "a"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("", "")] {
+            assert_eq!(without_port(host), expected);
+        }
     }
 
     fn request_id(incoming: Option<&[u8]>) -> String {

@@ -1,4 +1,4 @@
-//! HTTP/1.1 by a data path of our own, on both sides. A request's head is parsed where it was read and written anew
+//! HTTP by a data path of our own, on both sides. A request's head is parsed where it was read and written anew
 //! for the backend in one pass; buffers and idle connections to backends belong to the thread, so an exchange
 //! allocates next to nothing and waits for no lock. An idle client costs its socket and a small task.
 //!
@@ -6,6 +6,7 @@
 //! - [`work`]: buffers, lent for as long as a connection is busy.
 //! - [`idle`]: connections to backends that wait for their next request.
 //! - [`client`]: one client's requests, one after the other.
+//! - [`http2`]: connections of HTTP/2, whose streams are carried as HTTP/1.1.
 //! - [`request`]: where a request goes and what its backend is told.
 //! - [`attempt`]: one try on one backend.
 //! - [`body`]: content on its way, framed anew.
@@ -17,6 +18,7 @@
 mod attempt;
 mod body;
 mod client;
+pub mod http2;
 pub mod idle;
 mod pace;
 mod request;

@@ -16,7 +16,7 @@
 //!
 //! One rule holds everywhere: the verdict on some bytes does not depend on how they were cut on their way here.
 
-mod ascii;
+pub(super) mod ascii;
 pub mod authority;
 pub mod body;
 pub mod chunked;

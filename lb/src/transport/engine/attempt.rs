@@ -381,7 +381,7 @@ impl<'a> Attempt<'a> {
                 let patience = self.pace.patience(self.listener.send_timeout);
                 let emptying = timer.limit(patience, |cx| match &*self.client {
                     ClientStream::Tcp(client) => pipe.poll_empty(cx, client),
-                    ClientStream::Tls(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+                    _ => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
                 });
                 match emptying.await {
                     Ok(Ok(count)) if count > 0 => {

@@ -36,7 +36,7 @@ use crate::transport::http1::websocket;
 
 const HEAD_READ_BYTES: usize = 4096;
 /// How long a client has to be idle before it has to leave to make room for others.
-const LEAST_IDLE: Duration = Duration::from_secs(1);
+pub(super) const LEAST_IDLE: Duration = Duration::from_secs(1);
 /// How long, and for how many bytes, a refused client is heard out so that it can read its answer.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1024 * 1024;
@@ -81,6 +81,28 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: IpAddr) 
         }
     }
     let _ = timeout(LINGER_TIMEOUT, client.shutdown()).await;
+}
+
+/// Serves the one request of an HTTP/2 stream. True: the client reset the stream before it had its answer.
+pub(super) async fn serve_stream(engine: &Engine, mut client: ClientStream, peer: &Peer) -> bool {
+    let mut timer = Timer::default();
+    let mut work = Work::take();
+    work.from_client.reserve(HEAD_READ_BYTES);
+    // The head is there: `requests` begins when a request has begun.
+    let _ = client.read_buf(&mut work.from_client).await;
+    let fate = requests(engine, &mut client, &mut timer, peer, &mut work).await;
+    work.give_back();
+    let is_reset = matches!(&client, ClientStream::Http2(stream) if stream.is_reset());
+    match fate {
+        Fate::Idle | Fate::Close => {}
+        Fate::Linger => linger(&mut client).await,
+        Fate::Abort => {
+            // A reset takes back what the connection has not sent: let it send first.
+            tokio::task::yield_now().await;
+            client.abort();
+        }
+    }
+    is_reset
 }
 
 /// What calls an idle connection from outside: the signal to stop, and the lack of room.
@@ -521,7 +543,7 @@ fn write_record(
         method: &readable(request.method_token(from_client)),
         host: &readable(request.authority(from_client).unwrap_or_default()),
         target: &target,
-        protocol: if request.version() == Version::Http10 { "HTTP/1.0" } else { "HTTP/1.1" },
+        protocol: carrier.client.protocol(request.version()),
         status: carrier.status,
         bytes: carrier.sent,
         duration: now.saturating_duration_since(carrier.started),

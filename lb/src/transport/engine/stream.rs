@@ -1,4 +1,4 @@
-//! A client's connection, plain or TLS. Connections to backends are plain [`TcpStream`]s.
+//! A client's connection, plain or TLS, or one stream of an HTTP/2 connection. Connections to backends are plain [`TcpStream`]s.
 
 use std::io;
 use std::pin::Pin;
@@ -9,14 +9,28 @@ use pingora::protocols::tls::TlsStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::http2::stream::Http2Stream;
+use crate::transport::http1::message::Version;
+
 pub enum ClientStream {
     Tcp(TcpStream),
     Tls(Box<TlsStream<L4Stream>>),
+    /// Over TLS too: browsers speak HTTP/2 no other way.
+    Http2(Box<Http2Stream>),
 }
 
 impl ClientStream {
     pub fn is_tls(&self) -> bool {
-        matches!(self, Self::Tls(_))
+        matches!(self, Self::Tls(_) | Self::Http2(_))
+    }
+
+    /// The protocol for the access log, where a request is in this version of HTTP/1.
+    pub fn protocol(&self, version: Version) -> &'static str {
+        match (self, version) {
+            (Self::Http2(_), _) => "HTTP/2.0",
+            (_, Version::Http10) => "HTTP/1.0",
+            (_, Version::Http11) => "HTTP/1.1",
+        }
     }
 
     /// Whether the client has sent what nobody read: closing now would reset the connection. Costs no system call
@@ -24,16 +38,18 @@ impl ClientStream {
     pub fn has_unread_bytes(&self) -> bool {
         match self {
             Self::Tcp(tcp) => matches!(tcp.try_read(&mut [0]), Ok(count) if count > 0),
-            Self::Tls(_) => false,
+            Self::Tls(_) | Self::Http2(_) => false,
         }
     }
 
     /// Ends the connection so that the client cannot take what it has for a whole message: by a reset, or under TLS by
     /// leaving out the closing alert.
     pub fn abort(self) {
-        if let Self::Tcp(tcp) = self {
+        match self {
             // Without it the client still sees that chunks or a length are incomplete.
-            let _ = tcp.set_zero_linger();
+            Self::Tcp(tcp) => drop(tcp.set_zero_linger()),
+            Self::Tls(_) => {}
+            Self::Http2(stream) => stream.abort(),
         }
     }
 }
@@ -43,6 +59,7 @@ impl AsyncRead for ClientStream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Self::Http2(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -52,6 +69,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            Self::Http2(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -59,6 +77,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
             Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Self::Http2(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -66,6 +85,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Self::Http2(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

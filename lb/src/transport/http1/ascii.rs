@@ -68,7 +68,7 @@ pub(super) fn is(byte: u8, class: u8) -> bool {
 }
 
 /// Whether `bytes` is a `token`: at least one `tchar` and nothing else.
-pub(super) fn is_token(bytes: &[u8]) -> bool {
+pub(in crate::transport) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().all(|&byte| is(byte, TOKEN))
 }
 

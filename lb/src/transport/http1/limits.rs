@@ -35,6 +35,14 @@ pub enum AmbiguousNames {
 }
 
 impl Limits {
+    /// As large as a head can be: for those that we have written ourselves.
+    pub const LARGEST: Limits = Limits {
+        line_bytes: MAX_HEAD_BYTES - 4,
+        head_bytes: MAX_HEAD_BYTES,
+        fields: MAX_FIELDS,
+        ambiguous: AmbiguousNames::Pass,
+    };
+
     /// `line_bytes` bounds the first line without its line end (414), `head_bytes` the whole head from its first line
     /// to the empty one (431), `fields` their number (431).
     pub fn new(line_bytes: usize, head_bytes: usize, fields: usize) -> Result<Limits, BadLimits> {

@@ -1,0 +1,428 @@
+//! HTTP/2 from clients: the same promises as over HTTP/1.1, and what only HTTP/2 makes possible.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::Reason;
+use http::HeaderMap;
+use tests::http2::{self, Http2, PREFACE, frame, kind, literals, reply, request, rest, tls, write};
+use tests::{Balancer, Config, End, Origin, Pool, Step, eventually, response, within};
+use tokio::process::Command;
+
+const SHORT_TIMEOUTS: &str = "header_timeout = \"300ms\"\nkeepalive_timeout = \"300ms\"\nbody_timeout = \"300ms\"";
+
+fn config<'a>(origins: impl IntoIterator<Item = &'a Origin>) -> Config {
+    Config::of(origins).listener(&tls())
+}
+
+/// HEADERS of a GET, with END_STREAM, whose END_HEADERS is still to come.
+fn half_a_head(stream: u32) -> Vec<u8> {
+    let fields = [(":method", "GET"), (":scheme", "https"), (":path", "/"), (":authority", "x")];
+    frame(kind::HEADERS, 1, stream, &literals(&fields))
+}
+
+#[tokio::test]
+async fn requests_and_responses_pass_as_over_http_1() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a])).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    let wanted = request("POST", "/a%20b?q=%2F", &[("x-repeated", "one"), ("x-repeated", "two"), ("te", "trailers")]);
+    let (answer, mut body) = client.begin(wanted, false).await;
+    body.send_data(Bytes::from_static(b"a body"), true).expect("an open stream");
+    let answer = reply(answer).await.expect("a response");
+    assert_eq!((answer.status, answer.end), (200, End::Complete));
+    let seen = a.last_request();
+    assert_eq!(
+        (seen.method.as_str(), seen.target.as_str(), seen.version.as_str()),
+        ("POST", "/a%20b?q=%2F", "HTTP/1.1")
+    );
+    assert_eq!((seen.field("host"), seen.field("te")), (Some("site.example"), None));
+    assert_eq!(seen.fields.all("x-repeated"), ["one", "two"]);
+    assert_eq!(seen.field("x-forwarded-proto"), Some("https"));
+    assert_eq!(seen.field("x-forwarded-for"), Some("127.0.0.1"));
+    assert_eq!(seen.body, b"a body");
+
+    a.answer_with("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-A: b\r\nConnection: x-c\r\nX-C: d\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
+    let answer = client.get("/").await;
+    assert_eq!((answer.text().as_str(), answer.end), ("abc", End::Complete));
+    assert_eq!((answer.field("x-a"), answer.field("x-c"), answer.field("transfer-encoding")), (Some("b"), None, None));
+    a.answer_with(response(204, &[], ""));
+    assert_eq!(client.get("/").await.status, 204);
+    // A large one in both directions.
+    let large = vec![b'x'; 3 << 20];
+    let copy = large.clone();
+    a.answer(|request| vec![Step::Send(response(200, &[], request.body.len().to_string()))]);
+    let (answer, mut body) = client.begin(request("PUT", "/", &[]), false).await;
+    body.send_data(Bytes::from(large), true).expect("an open stream");
+    assert_eq!(reply(answer).await.expect("a response").text(), copy.len().to_string());
+    a.answer_with(response(200, &[], &copy));
+    let answer = client.get("/").await;
+    assert!(answer.body == copy, "{} bytes came", answer.body.len());
+}
+
+#[tokio::test]
+async fn who_keeps_a_connection_silent_is_let_go() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a]).listener(SHORT_TIMEOUTS)).await;
+    let half_a_head = [PREFACE, &half_a_head(1)].concat();
+    for sent in [&b""[..], b"PRI * HT", PREFACE, &half_a_head] {
+        let mut client = http2::connect(balancer.address()).await;
+        write(&mut client, sent).await;
+        rest(&mut client).await;
+    }
+    let mut client = Http2::connect(balancer.address()).await;
+    assert_eq!(client.get("/").await.status, 200);
+    client.closed().await.expect("a friendly end");
+}
+
+#[tokio::test]
+async fn pings_keep_no_connection_open() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a]).listener(SHORT_TIMEOUTS)).await;
+    let mut client = http2::connect(balancer.address()).await;
+    write(&mut client, PREFACE).await;
+    let pinging = async {
+        use tokio::io::AsyncWriteExt;
+        while client.write_all(&frame(kind::PING, 0, 0, b"8 bytes.")).await.is_ok() && client.flush().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("the end of a connection that only pings", pinging).await;
+}
+
+#[tokio::test]
+async fn idle_clients_make_room() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a]).server("max_connections = 8\nthreads = 1")).await;
+    let mut silent = Vec::new();
+    for count in 0..8 {
+        if count % 2 == 0 {
+            silent.push(http2::connect(balancer.address()).await);
+        } else {
+            let mut client = Http2::connect(balancer.address()).await;
+            assert_eq!(client.get("/").await.status, 200);
+            tokio::spawn(async move { client.closed().await });
+        }
+    }
+    let mut client = within("room for another client", Http2::connect(balancer.address())).await;
+    assert_eq!(client.get("/").await.status, 200);
+    assert!(balancer.metrics().await.sum("evenkeel_client_connections_shed_total", &[]) >= 1.0);
+}
+
+#[tokio::test]
+async fn uploads_that_never_end_are_nobodys_failure_but_the_clients() {
+    let origins = Origin::several(["a", "b"]).await;
+    let pool = Pool::of("app", &origins).ejection("consecutive_failures = 1");
+    let settings = format!("{}\n{SHORT_TIMEOUTS}", tls());
+    let balancer = Balancer::start(Config::default().pool(pool).listener(&settings)).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    let mut uploads = Vec::new();
+    for count in 0..100 {
+        // Small ones are read before a backend is chosen; the others are under way to one.
+        let length = if count % 2 == 0 { "10" } else { "1000000" };
+        let (answer, mut body) = client.begin(request("POST", "/", &[("content-length", length)]), false).await;
+        body.send_data(Bytes::from_static(b"begun"), false).expect("an open stream");
+        uploads.push((answer, body));
+    }
+    for (answer, _body) in uploads {
+        if let Ok(answer) = reply(answer).await {
+            assert_eq!(answer.status, 408);
+        }
+    }
+    balancer.is_idle().await;
+    for origin in &origins {
+        assert_eq!(balancer.backend(origin).await["failures"], 0);
+        balancer.sees(origin, "healthy").await;
+    }
+}
+
+#[tokio::test]
+async fn names_that_applications_confuse_are_dropped() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a])).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    let forged = [("x_forwarded_for", "6.6.6.6"), ("x.forwarded.for", "6.6.6.6"), ("remote_user", "root")];
+    let (answer, mut body) = client.begin(request("POST", "/", &forged), false).await;
+    body.send_data(Bytes::from_static(b"content"), false).expect("an open stream");
+    let mut trailers = HeaderMap::new();
+    for name in ["x_forwarded_for", "x-forwarded-for", "remote_user", "content-length"] {
+        trailers.insert(name, "6".parse().expect("a value"));
+    }
+    body.send_trailers(trailers).expect("an open stream");
+    assert_eq!(reply(answer).await.expect("a response").status, 200);
+    let seen = a.last_request();
+    assert_eq!(seen.body, b"content");
+    for (name, _) in forged {
+        assert_eq!(seen.field(name), None, "{name}");
+    }
+    assert_eq!(seen.field("x-forwarded-for"), Some("127.0.0.1"));
+    // The harness drops trailers; what follows them on the connection is the next request.
+    assert_eq!(client.get("/").await.status, 200);
+    assert_eq!(a.connections(), 1);
+}
+
+#[tokio::test]
+async fn cookies_arrive_as_one_field() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a])).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    let cookies = [("cookie", "session=1"), ("cookie", "theme=dark; x=y"), ("cookie", "last=z")];
+    let (answer, _) = client.begin(request("GET", "/", &cookies), true).await;
+    assert_eq!(reply(answer).await.expect("a response").status, 200);
+    assert_eq!(a.last_request().fields.all("cookie"), ["session=1; theme=dark; x=y; last=z"]);
+}
+
+/// Pingora sent the last chunk once for the content's last byte and once more for the empty frame behind it.
+#[tokio::test]
+async fn content_that_ends_in_an_empty_frame_has_one_last_chunk() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a]).server("threads = 1")).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    for content in [&b"some content"[..], b""] {
+        let (answer, mut body) = client.begin(request("POST", "/", &[]), false).await;
+        if !content.is_empty() {
+            body.send_data(Bytes::from_static(content), false).expect("an open stream");
+        }
+        // The empty frame comes alone.
+        eventually("the head arrived", async || a.heads() > 0).await;
+        body.send_data(Bytes::new(), true).expect("an open stream");
+        assert_eq!(reply(answer).await.expect("a response").status, 200);
+        assert_eq!(a.last_request().body, content);
+    }
+    assert_eq!(client.get("/").await.status, 200);
+    assert_eq!((a.requests().len(), a.connections()), (3, 1), "nothing came between two requests");
+}
+
+#[tokio::test]
+async fn limits_on_the_head_hold() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a])).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    let cookie = "c".repeat(4000);
+    let many: Vec<String> = (0..150).map(|number| format!("x-{number}")).collect();
+    let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "y")).collect();
+    let (too_large, far_too_large) = (vec![("cookie", cookie.as_str()); 10], vec![("cookie", cookie.as_str()); 30]);
+    let long = format!("/{}", "p".repeat(9000));
+    for (path, fields, status) in
+        [("/", too_large, 431), ("/", far_too_large, 431), ("/", many, 431), (long.as_str(), Vec::new(), 414)]
+    {
+        let (answer, _) = client.begin(request("GET", path, &fields), true).await;
+        assert_eq!(reply(answer).await.expect("a response").status, status, "{} fields", fields.len());
+    }
+    assert_eq!(client.get("/").await.status, 200, "the connection goes on");
+    assert_eq!(a.heads(), 1);
+}
+
+#[tokio::test]
+async fn what_would_be_another_request_in_http_1_goes_no_further() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a])).await;
+    let sound = [(":method", "GET"), (":scheme", "https"), (":path", "/"), (":authority", "x")];
+    let with = |name: &'static str, value: &'static str| {
+        let mut fields: Vec<_> = sound.into_iter().filter(|(other, _)| *other != name).collect();
+        let at = if name.starts_with(':') { 0 } else { fields.len() };
+        fields.insert(at, (name, value));
+        fields
+    };
+    let smuggled = "/ HTTP/1.1\r\nhost: x\r\n\r\nGET /smuggled";
+    for fields in [
+        with("x", "y\r\nx-smuggled: z"),
+        with("x", "y\nx-smuggled: z"),
+        with("x", "y\0"),
+        with("x\r\nx-smuggled", "z"),
+        with("x:y", "z"),
+        with("X-Upper", "z"),
+        with("transfer-encoding", "chunked"),
+        with("connection", "x-forwarded-for"),
+        with("upgrade", "websocket"),
+        with("te", "gzip"),
+        with("host", "other"),
+        with("content-length", "5"),
+        with(":path", smuggled),
+        with(":path", "/a b"),
+        with(":path", "http://other/"),
+        with(":path", "x"),
+        with(":path", "*"),
+        with(":path", ""),
+        with(":path", "/%00"),
+        with(":method", "GET / HTTP/1.1\r\n"),
+        with(":method", "CONNECT"),
+        with(":method", "TRACE"),
+        with(":authority", "u@x"),
+        with(":authority", "x/y"),
+        with(":authority", "x\r\ny: z"),
+    ] {
+        let mut client = http2::connect(balancer.address()).await;
+        write(&mut client, PREFACE).await;
+        write(&mut client, &frame(kind::HEADERS, 5, 1, &literals(&fields))).await;
+        // A sound request behind it has its answer unless the connection was ended.
+        let reading = async {
+            use tokio::io::AsyncReadExt;
+            let mut received = Vec::new();
+            while received.len() < 1 << 20 && client.read_buf(&mut received).await.is_ok_and(|count| count > 0) {
+                if has_ended(&received, 1) {
+                    break;
+                }
+            }
+        };
+        within(&format!("an end of the stream with {fields:?}"), reading).await;
+        assert_eq!(a.heads(), 0, "{fields:?} reached the backend: {:?}", a.requests());
+    }
+}
+
+/// Whether these frames hold the end of a stream: a reset or END_STREAM.
+fn has_ended(mut frames: &[u8], stream: u8) -> bool {
+    while let [a, b, c, kind, flags, _, _, _, id, rest @ ..] = frames {
+        let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
+        if *id == stream && (*kind == 3 || (*kind < 2 && flags & 1 == 1)) {
+            return true;
+        }
+        frames = rest.get(length..).unwrap_or_default();
+    }
+    false
+}
+
+/// Debian 12's curl takes no answer whose upload was reset before it was sent.
+#[tokio::test]
+async fn curl_reads_the_refusal_of_its_upload() {
+    let a = Origin::start("a").await;
+    let refusing = config([&a]).listener("max_body_bytes = 1000000").pool(Pool::empty("nobody"));
+    let balancer = Balancer::start(refusing.route("", "/app", "app").route("", "/nobody", "nobody")).await;
+    let file = balancer.file("upload");
+    std::fs::write(&file, vec![b'x'; 8 << 20]).expect("a writable directory");
+    for (path, fields, status) in [
+        ("/app", "Content-Type: a/b", "413"),
+        ("/app", "Content-Length:", "413"),
+        ("/elsewhere", "Content-Length:", "404"),
+        ("/nobody", "Content-Length:", "503"),
+    ] {
+        for _ in 0..5 {
+            let mut curl = Command::new("curl");
+            curl.args([
+                "-sSk",
+                "--http2",
+                "-o",
+                "-",
+                "-w",
+                "\n%{http_version} %{http_code}",
+                "-X",
+                "POST",
+                "-H",
+                fields,
+            ]);
+            curl.arg("-T").arg(&file).arg(format!("https://{}{path}", balancer.address())).kill_on_drop(true);
+            let output = within("curl", curl.output()).await.expect("curl");
+            let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            assert!(output.status.success(), "{path} {fields}: {errors}{text}");
+            assert!(text.ends_with(&format!("\n2 {status}")) && text.starts_with(status), "{path} {fields}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_breaks_off_is_no_whole_one() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a]).app(Pool::without_ejection)).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    for head in ["Content-Length: 10\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"] {
+        let text = format!("HTTP/1.1 200 OK\r\n{head}");
+        a.answer(move |_| vec![Step::Send(text.clone().into_bytes()), Step::Close]);
+        let answer = client.get("/").await;
+        assert_eq!((answer.status, answer.end), (200, End::CutOff), "{head:?}");
+    }
+    a.answer(|_| vec![Step::Send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nall".to_vec()), Step::Close]);
+    let answer = client.get("/").await;
+    assert_eq!((answer.text().as_str(), answer.end), ("all", End::Complete));
+}
+
+#[tokio::test]
+async fn interim_responses_and_expectations_pass() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a])).await;
+    a.at_head(|request| match request.field("expect") {
+        Some(_) => vec![Step::Send(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec())],
+        None => Vec::new(),
+    });
+    let mut client = Http2::connect(balancer.address()).await;
+    let fields = [("expect", "100-continue"), ("content-length", "4")];
+    let (mut answer, mut body) = client.begin(request("POST", "/", &fields), false).await;
+    let interim = within("100", std::future::poll_fn(|cx| answer.poll_informational(cx))).await;
+    assert_eq!(interim.expect("an interim response").expect("100").status(), 100);
+    body.send_data(Bytes::from_static(b"body"), true).expect("an open stream");
+    assert_eq!(reply(answer).await.expect("a response").status, 200);
+    assert_eq!(a.last_request().body, b"body");
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_streams_and_not_for_silence() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(config([&a])).await;
+    let mut silent = Http2::connect(balancer.address()).await;
+    assert_eq!(silent.get("/").await.status, 200);
+    // These would not even answer a GOAWAY.
+    let mut deaf = http2::connect(balancer.address()).await;
+    write(&mut deaf, &[PREFACE, &half_a_head(1)].concat()).await;
+    let mut mute = http2::connect(balancer.address()).await;
+    let mut busy = Http2::connect(balancer.address()).await;
+    let (answer, _) = busy.begin(request("GET", "/hold", &[]), true).await;
+    eventually("the request arrived", async || a.heads() == 2).await;
+    balancer.signal(nix::sys::signal::Signal::SIGTERM);
+    silent.closed().await.expect("a friendly end");
+    rest(&mut deaf).await;
+    rest(&mut mute).await;
+    assert!(!busy.is_closed());
+    a.release();
+    let answer = reply(answer).await.expect("a response");
+    assert_eq!((answer.status, answer.end), (200, End::Complete));
+    busy.closed().await.expect("a friendly end");
+    assert!(balancer.process().end().await.success());
+    assert!(!balancer.log().contains("cut off"), "{}", balancer.log());
+}
+
+#[tokio::test]
+async fn a_client_that_cancels_lets_its_backend_go_and_must_not_do_only_that() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a]).app(Pool::without_ejection)).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    let (answer, mut stream) = client.begin(request("GET", "/hold", &[]), true).await;
+    eventually("the request arrived", async || a.heads() == 1).await;
+    stream.send_reset(Reason::CANCEL);
+    drop(answer);
+    eventually("the backend is left", async || a.abandoned() == 1).await;
+    balancer.is_idle().await;
+    assert_eq!(client.get("/").await.status, 200);
+
+    let cancelling = async {
+        loop {
+            let Ok(mut sender) = client.sender.clone().ready().await else { break };
+            let Ok((_, mut stream)) = sender.send_request(request("GET", "/hold", &[]), true) else { break };
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            stream.send_reset(Reason::CANCEL);
+        }
+    };
+    within("the end of a connection that cancels everything", cancelling).await;
+    let error = client.closed().await.expect_err("an end with a reason");
+    assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM), "{error}");
+}
+
+/// A connection is not idle while a response is on its way, however long that takes.
+#[tokio::test]
+async fn what_a_slow_reader_has_still_to_get_is_not_cut_off() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a]).listener("keepalive_timeout = \"100ms\"")).await;
+    let content = vec![b'x'; 40_000];
+    a.answer_with(response(200, &[], &content));
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(1000).initial_connection_window_size(1000);
+    let mut client = Http2::over(http2::connect(balancer.address()).await, builder).await;
+    let (answer, _) = client.begin(request("GET", "/", &[]), true).await;
+    let (_, mut body) = within("a response", answer).await.expect("a response").into_parts();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let mut received = 0;
+    while let Some(data) = within("content", body.data()).await {
+        let data = data.expect("all of the content");
+        received += data.len();
+        body.flow_control().release_capacity(data.len()).expect("an open stream");
+    }
+    assert_eq!(received, content.len());
+}

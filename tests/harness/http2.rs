@@ -1,0 +1,212 @@
+//! Clients that speak HTTP/2 over TLS: a sound one, and frames by the byte for everything else.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::SendStream;
+use h2::client::{ResponseFuture, SendRequest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+
+use crate::deadline::within;
+use crate::wire::{End, Fields, Reply};
+
+/// What a client sends first: the preface and an empty SETTINGS frame.
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+pub mod kind {
+    pub const HEADERS: u8 = 1;
+    pub const PING: u8 = 6;
+    pub const CONTINUATION: u8 = 9;
+}
+
+/// Lines for `[[listener]]` by which it speaks TLS.
+pub fn tls() -> String {
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/../lb/src/config/toml/test-data");
+    format!("tls = {{ certificate = \"{data}/cert.pem\", key = \"{data}/key.pem\" }}")
+}
+
+/// A TLS connection that has agreed on HTTP/2, and not sent a byte of it.
+pub async fn connect(address: SocketAddr) -> TlsStream<TcpStream> {
+    try_connect(address).await.expect("a TLS handshake")
+}
+
+/// As [`connect`]; waits as long as it takes.
+pub async fn try_connect(address: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+    let provider = Arc::new(ring::default_provider());
+    let config = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
+    let verifier = Arc::new(AnyCertificate(provider));
+    let config = config.expect("versions").dangerous().with_custom_certificate_verifier(verifier);
+    let mut config = config.with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let tcp = TcpStream::connect(address).await?;
+    tcp.set_nodelay(true)?;
+    let name = ServerName::try_from("localhost").expect("a name");
+    TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+}
+
+/// A frame by the byte.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a short payload").to_be_bytes();
+    let mut frame = vec![length[1], length[2], length[3], kind, flags];
+    frame.extend(stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// Fields as HPACK literals without indexing; each text shorter than 127 bytes.
+pub fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0);
+        for text in [name, value] {
+            assert!(text.len() < 127, "too long for one byte: {text}");
+            block.push(text.len() as u8);
+            block.extend_from_slice(text.as_bytes());
+        }
+    }
+    block
+}
+
+/// Whatever comes until the peer closes, in whatever way.
+pub async fn rest(connection: &mut TlsStream<TcpStream>) -> Vec<u8> {
+    let mut rest = Vec::new();
+    let _ = within("the end of the connection", connection.read_to_end(&mut rest)).await;
+    rest
+}
+
+pub async fn write(connection: &mut TlsStream<TcpStream>, bytes: &[u8]) {
+    within("send", async {
+        connection.write_all(bytes).await?;
+        connection.flush().await
+    })
+    .await
+    .expect("a peer that reads");
+}
+
+/// A sound client, of the `h2` crate.
+#[derive(Debug)]
+pub struct Http2 {
+    pub sender: SendRequest<Bytes>,
+    driver: JoinHandle<Result<(), h2::Error>>,
+}
+
+impl Http2 {
+    pub async fn connect(address: SocketAddr) -> Self {
+        within("an HTTP/2 connection", Self::try_connect(address)).await
+    }
+
+    async fn try_connect(address: SocketAddr) -> Self {
+        Self::over(connect(address).await, h2::client::Builder::new()).await
+    }
+
+    /// Speaks HTTP/2 on a connection, with these settings.
+    pub async fn over(connection: TlsStream<TcpStream>, builder: h2::client::Builder) -> Self {
+        let (sender, driver) = builder.handshake::<_, Bytes>(connection).await.expect("a handshake");
+        Self { sender, driver: tokio::spawn(driver) }
+    }
+
+    /// Begins a request; `is_end`: it has no content.
+    pub async fn begin(&mut self, request: http::Request<()>, is_end: bool) -> (ResponseFuture, SendStream<Bytes>) {
+        let sender = self.sender.clone();
+        self.sender = within("room for a stream", sender.ready()).await.expect("an open connection");
+        self.sender.send_request(request, is_end).expect("a request that can be sent")
+    }
+
+    pub async fn get(&mut self, path: &str) -> Reply {
+        let (response, _) = self.begin(request("GET", path, &[]), true).await;
+        reply(response).await.expect("a response")
+    }
+
+    /// Waits until the peer has closed the connection; how.
+    pub async fn closed(self) -> Result<(), h2::Error> {
+        // It stays open as long as somebody may send.
+        let Self { sender, driver } = self;
+        let ended = within("the end of the connection", driver).await;
+        drop(sender);
+        ended.expect("no panic")
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.driver.is_finished()
+    }
+}
+
+/// A request for `https://site.example`.
+pub fn request(method: &str, path: &str, fields: &[(&str, &str)]) -> http::Request<()> {
+    let mut request = http::Request::builder().method(method).uri(format!("https://site.example{path}"));
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    request.body(()).expect("a request")
+}
+
+/// The whole response, or how the stream ended before its head.
+pub async fn reply(response: ResponseFuture) -> Result<Reply, h2::Error> {
+    let (parts, mut content) = within("a response", response).await?.into_parts();
+    let mut body = Vec::new();
+    let mut end = End::Complete;
+    while let Some(data) = within("content", content.data()).await {
+        match data {
+            Ok(data) => {
+                let _ = content.flow_control().release_capacity(data.len());
+                body.extend_from_slice(&data);
+            }
+            Err(_) => {
+                end = End::CutOff;
+                break;
+            }
+        }
+    }
+    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let fields = parts.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+    let (version, status) = (format!("{:?}", parts.version), parts.status.as_u16());
+    Ok(Reply { version, status, fields: Fields(fields), body, end })
+}
+
+/// Takes whatever certificate there is: tests make sure of everything but the peer's name.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

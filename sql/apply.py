@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Runs SQL files against a CrateDB cluster over HTTP, once all of its nodes are there.
+"""Runs SQL files against a CrateDB cluster over HTTP, once more than half of its nodes are there.
 
     apply.py --nodes cratedb-1:4200,cratedb-2:4200,cratedb-3:4200 cratedb.sql [cratedb-users.sql]
 
-Needs nothing but Python, which the image of CrateDB has. Running it again changes nothing. Ends with 1 as soon as
-a statement fails or the nodes are not there in time, and says which and why.
+Needs nothing but Python, which the image of CrateDB has. Running it again changes nothing. Tables need no more than
+that: the copies that belong on a node that is away are made when it comes. Ends with 1 as soon as a statement is
+refused, or when the cluster is not ready in time, and says which and why.
 """
 
 import argparse
@@ -41,10 +42,10 @@ class Cluster:
         if secret:
             self.headers["Authorization"] = f"Basic {secret}"
 
-    def rows(self, statement, *args, timeout=30):
+    def rows(self, statement, *args, timeout=30, nodes=None):
         body = json.dumps({"stmt": statement, "args": list(args)}).encode()
         failures = []
-        for node in list(self.nodes):
+        for node in nodes or list(self.nodes):
             request = urllib.request.Request(f"http://{node}/_sql", data=body, headers=self.headers)
             try:
                 with urllib.request.urlopen(request, timeout=timeout) as answer:
@@ -53,7 +54,11 @@ class Cluster:
                 self.nodes = [node, *(other for other in self.nodes if other != node)]
                 return found
             except urllib.error.HTTPError as error:
-                raise StatementFailed(reason(error)) from error
+                why = reason(error)
+                # It has no master, or has not recovered its tables; another node may belong to a cluster that has.
+                if error.code != 503 and "blocked by: [" not in why:
+                    raise StatementFailed(why) from error
+                failures.append(f"{node}: {why}")
             except OSError as error:
                 failures.append(f"{node}: {error}")
         raise Unreachable("; ".join(failures))
@@ -64,7 +69,7 @@ class StatementFailed(Exception):
 
 
 class Unreachable(Exception):
-    """No node answered."""
+    """No node answered, or none is ready: it passes."""
 
 
 def reason(error):
@@ -75,23 +80,33 @@ def reason(error):
         return f"HTTP {error.code}: {text[:200]}"
 
 
-def wait_for_nodes(cluster, count, seconds):
-    deadline = time.monotonic() + seconds
-    told = 0.0
+def patiently(attempt, deadline):
+    """What `attempt` returns, which is tried until the cluster is ready for it."""
+    told = time.monotonic()
     while True:
         try:
-            found = cluster.rows("SELECT count(*) FROM sys.nodes", timeout=5)[0][0]
+            return attempt()
+        except Unreachable as error:
+            if time.monotonic() > deadline:
+                raise Unreachable(f"gave up: {error}") from error
+            if time.monotonic() - told > 5:
+                told = time.monotonic()
+                print(f"cratedb-init: waiting: {error}", flush=True)
+            time.sleep(1)
+
+
+def find_cluster(cluster, count):
+    """Each node is asked: one that is cut off from the others sees too few."""
+    states = []
+    for node in list(cluster.nodes):
+        try:
+            found = cluster.rows("SELECT count(*) FROM sys.nodes", timeout=5, nodes=[node])[0][0]
             if found >= count:
                 return
-            state = f"{found} of {count} nodes"
+            states.append(f"{node} sees {found} of {count} nodes")
         except (StatementFailed, Unreachable) as error:
-            state = str(error)
-        if time.monotonic() > deadline:
-            raise Unreachable(f"gave up after {seconds} s: {state}")
-        if time.monotonic() - told > 5:
-            told = time.monotonic()
-            print(f"cratedb-init: waiting: {state}", flush=True)
-        time.sleep(1)
+            states.append(str(error))
+    raise Unreachable("; ".join(states))
 
 
 def apply(cluster, statement, password):
@@ -110,7 +125,7 @@ def apply(cluster, statement, password):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", required=True, help="HTTP addresses, separated by commas")
-    parser.add_argument("--count", type=int, help="nodes to wait for [default: as many as --nodes names]")
+    parser.add_argument("--count", type=int, help="nodes to wait for [default: more than half of those that --nodes names]")
     parser.add_argument("--wait-seconds", type=int, default=180)
     parser.add_argument("--user-password-file", type=Path, help="password for :password in the files")
     parser.add_argument("files", nargs="+", type=Path)
@@ -120,12 +135,14 @@ def main():
     # As the first process of a container it would otherwise ignore the signal to stop.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     password = args.user_password_file and args.user_password_file.read_text().strip()
+    deadline = time.monotonic() + args.wait_seconds
     try:
-        wait_for_nodes(cluster, args.count or len(nodes), args.wait_seconds)
+        patiently(lambda: find_cluster(cluster, args.count or len(nodes) // 2 + 1), deadline)
         for path in args.files:
             for statement in statements(path.read_text()):
                 try:
-                    print(f"cratedb-init: {path.name}: {apply(cluster, statement, password)}", flush=True)
+                    done = patiently(lambda: apply(cluster, statement, password), deadline)
+                    print(f"cratedb-init: {path.name}: {done}", flush=True)
                 except StatementFailed as error:
                     sys.exit(f"cratedb-init: {path.name}: {error}\n  in: {statement}")
     except Unreachable as error:

@@ -1,18 +1,58 @@
 #!/usr/bin/env python3
 """STAND-IN: answers CrateDB's `_sql` endpoint with made-up rows for the statements of sql/apply.py and
 sql/exporter.py, and refuses any other. It proves that those two work as programs, not that CrateDB would agree.
+
+    cratedb_sql.py LISTEN [NODES]      this node's address, and those of all, itself included [default: the services]
+
+Which nodes are there is no fiction: those that accept connections. As the real server does, it refuses what changes
+tables without a majority, and, with one node missing, until gateway.recover_after_time is over.
 """
 
 import json
 import re
 import signal
+import socket
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 NODES = [f"cratedb-{n}" for n in (1, 2, 3)]
+ADDRESSES = sys.argv[2].split(",") if len(sys.argv) > 2 else [f"{node}:4200" for node in NODES]
 TABLES = ["users", "logins", "posts"]
 STARTED = time.monotonic()
+RECOVER_AFTER_SECONDS = 3
+
+
+def is_there(address):
+    host, port = address.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+        return True
+    except OSError:
+        return False
+
+
+def nodes_there():
+    return sum(map(is_there, ADDRESSES))
+
+
+class State:
+    """Of the cluster, as this node knows it."""
+
+    recovered = False
+    majority_since = None
+
+    @classmethod
+    def block(cls):
+        """Why tables cannot be changed now."""
+        there = nodes_there()
+        if there * 2 <= len(ADDRESSES):
+            cls.majority_since = None
+            return "blocked by: [MASTER_NOT_DISCOVERED/2/no master]"
+        cls.majority_since = cls.majority_since or time.monotonic()
+        waited = time.monotonic() - cls.majority_since
+        cls.recovered = cls.recovered or there == len(ADDRESSES) or waited > RECOVER_AFTER_SECONDS
+        return None if cls.recovered else "blocked by: [SERVICE_UNAVAILABLE/1/state not recovered / initialized]"
 
 
 def rows(statement):
@@ -25,7 +65,7 @@ def rows(statement):
         (r"(CREATE|ALTER) USER ", lambda: []),
         (r"GRANT ", lambda: []),
         (r"SELECT name FROM sys.users", lambda: []),
-        (r"SELECT count\(\*\) FROM sys.nodes", lambda: [[3]]),
+        (r"SELECT count\(\*\) FROM sys.nodes", lambda: [[nodes_there()]]),
         (r"SELECT count\(\*\) FROM sys.jobs", lambda: [[1 + int(age) % 3]]),
         (r"SELECT name, heap\['used'\]", lambda: per_node(lambda n: 150e6 + 20e6 * n + 1e6 * (age % 60))),
         (r"SELECT name, heap\['max'\]", lambda: per_node(lambda n: 402653184)),
@@ -52,7 +92,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         statement = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["stmt"]
         found = rows(statement)
-        if found is None:
+        block = None if statement.startswith("SELECT") else State.block()
+        if block:
+            self.answer(503, {"error": {"message": block, "code": 5030}})
+        elif found is None:
             self.answer(400, {"error": {"message": f"the stand-in does not know: {statement}", "code": 4000}})
         else:
             self.answer(200, {"rows": found, "rowcount": len(found)})

@@ -1,5 +1,6 @@
 //! The balancer and the application together, as a person meets them.
 
+mod cratedb_init;
 mod demo;
 mod instances;
 mod redis_cluster;

@@ -1,0 +1,80 @@
+//! The job that makes CrateDB's tables, against stand-ins for the nodes: with one of them missing, as `docker compose up`
+//! has it when a node is broken.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+use tests::process::Process;
+use tests::{Port, eventually};
+
+struct Nodes {
+    directory: TempDir,
+    addresses: Vec<String>,
+    _ports: Vec<Port>,
+    running: Vec<Process>,
+}
+
+impl Nodes {
+    fn new() -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let ports: Vec<_> = (0..3).map(|_| Port::reserve()).collect();
+        let addresses = ports.iter().map(|port| port.address().to_string()).collect();
+        Self { directory, addresses, _ports: ports, running: Vec::new() }
+    }
+
+    /// A node that knows of those in `members`.
+    async fn start(&mut self, place: usize, members: &str) {
+        let address = &self.addresses[place];
+        let mut command = Command::new("python3");
+        command.arg(repository("compose/standin/cratedb_sql.py")).args([address, members]);
+        self.running.push(Process::start(command, &self.directory.path().join(format!("{place}.log"))));
+        eventually("a node that listens", async || tokio::net::TcpStream::connect(address).await.is_ok()).await;
+    }
+
+    /// Whether the job ended well, and what it said.
+    async fn init(&self, wait_seconds: &str) -> (bool, String) {
+        let mut command = tokio::process::Command::new("python3");
+        command.arg(repository("sql/apply.py")).args(["--nodes", &self.addresses.join(",")]);
+        command.args(["--wait-seconds", wait_seconds]).arg(repository("sql/cratedb.sql"));
+        let output = command.output().await.expect("python3");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    }
+}
+
+#[tokio::test]
+async fn tables_are_made_with_two_of_three_nodes() {
+    let mut nodes = Nodes::new();
+    let all = nodes.addresses.join(",");
+    nodes.start(1, &all).await;
+    nodes.start(2, &all).await;
+    let (is_done, said) = nodes.init("60").await;
+    assert!(is_done && said.matches(": done").count() == 3, "{said}");
+}
+
+#[tokio::test]
+async fn tables_are_made_though_the_first_node_is_cut_off_from_the_others() {
+    let mut nodes = Nodes::new();
+    let all = nodes.addresses.join(",");
+    let (alone, silent) = (nodes.addresses[0].clone(), Port::reserve());
+    let nobody = silent.address();
+    nodes.start(0, &format!("{alone},{nobody},{nobody}")).await;
+    nodes.start(1, &all).await;
+    nodes.start(2, &all).await;
+    let (is_done, said) = nodes.init("60").await;
+    assert!(is_done && said.matches(": done").count() == 3, "{said}");
+}
+
+#[tokio::test]
+async fn with_one_of_three_nodes_it_says_what_is_missing() {
+    let mut nodes = Nodes::new();
+    let all = nodes.addresses.join(",");
+    nodes.start(1, &all).await;
+    let (is_done, said) = nodes.init("1").await;
+    assert!(!is_done && said.contains(&format!("{} sees 1 of 2 nodes", nodes.addresses[1])), "{said}");
+}
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Checks the compose files without an engine: that the current Compose specification accepts them, docker-compose 1.29
-too where it is installed, and that each keeps what we promise of it.
+"""Checks the compose files without an engine: that the current Compose specification accepts them, and each version of
+compose that is installed, Compose 2 or later and docker-compose 1.29; and that each keeps what we promise of it.
 
     check.py
 
@@ -52,16 +52,31 @@ def specification(name, document):
     return []
 
 
-def docker_compose(files):
-    """One document out of several files, as docker-compose merges them."""
-    tool = shutil.which("docker-compose")
+def tools():
+    """Each version of compose that is here: its command, and what it calls itself."""
+    found = {}
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]):
+            run = subprocess.run([*command, "version", "--short"], capture_output=True, text=True)
+            if run.returncode == 0:
+                found[run.stdout.strip()] = command
+    return found
+
+
+def merged(command, files):
+    """One document out of several files, as compose merges them."""
     flags = [part for name in files for part in ("-f", str(HERE / name))]
     with tempfile.TemporaryDirectory() as secrets:
-        run = subprocess.run([tool, *flags, "--profile", "grow", "config"], capture_output=True, text=True, cwd=HERE,
+        run = subprocess.run([*command, *flags, "--profile", "grow", "config"], capture_output=True, text=True, cwd=HERE,
                              env={**os.environ, "EVENKEEL_SECRETS": secrets})
     if run.returncode:
-        raise SystemExit(f"compose: {' '.join(files)}: {run.stderr}")
+        raise SystemExit(f"compose: {' '.join(command)}: {' '.join(files)}: {run.stderr}")
     return yaml.safe_load(run.stdout)
+
+
+def port_text(port):
+    """A published port as ADDRESS:PORT:PORT; Compose 2 writes it out as a mapping."""
+    return f"{port.get('host_ip', '')}:{port['published']}:{port['target']}" if isinstance(port, dict) else str(port)
 
 
 def own_rules(variant, services):
@@ -73,7 +88,7 @@ def own_rules(variant, services):
         if not once and "healthcheck" not in service:
             yield say("has no health check")
         waits_for = service.get("depends_on") or {}
-        if once and not all(how == {"condition": "service_started"} for how in waits_for.values()):
+        if once and not all(how["condition"] == "service_started" for how in waits_for.values()):
             yield say(f"lets `up` fail when one node is broken: it waits for {waits_for}")
         if "mem_limit" not in service:
             yield say("has no memory limit")
@@ -85,7 +100,7 @@ def own_rules(variant, services):
             yield say("keeps privileges")
         if service.get("privileged") or "network_mode" in service:
             yield say("is privileged, or shares the host's network")
-        ports = [str(port) for port in service.get("ports", [])]
+        ports = [port_text(port) for port in service.get("ports", [])]
         if ports and name not in PUBLISHED:
             yield say(f"publishes {ports}")
         if any(not port.startswith("127.0.0.1:") for port in ports):
@@ -97,7 +112,7 @@ def own_rules(variant, services):
                 yield say(f"has a password in an address: {key}")
 
 
-def images(variant, services, merged):
+def images(variant, services, keeps_policy):
     """One service builds an image of ours, the others wait for it, and nobody asks a registry for its name."""
     ours = {}
     for name, service in services.items():
@@ -109,7 +124,7 @@ def images(variant, services, merged):
             yield f"{variant}: {image} is built by {len(builders)} services, {' and '.join(builders) or 'none'}: let one build it"
         for name in users:
             # docker-compose 1.29 drops the setting when it merges files, and never acts on it.
-            if services[name].get("pull_policy") != "never" and not merged:
+            if keeps_policy and services[name].get("pull_policy") != "never":
                 yield f"{variant}: {name} may ask a registry for {image}: say pull_policy: never"
             if name not in builders and not set(builders) <= set(services[name].get("depends_on", {})):
                 yield f"{variant}: {name} uses {image} and does not depend on {' and '.join(builders)}, which builds it"
@@ -135,28 +150,30 @@ def memory_mb(services):
 
 def main():
     failures = [*crate_paths()]
-    merging = shutil.which("docker-compose") is not None
+    versions = tools()
     for variant, files in VARIANTS.items():
+        documents = {}
         if len(files) == 1:
             # Merge keys are YAML's, not the specification's: what they stand for is written out first.
-            document = yaml.safe_load(interpolated((HERE / files[0]).read_text()))
-            failures += specification(files[0], document)
-        elif not merging:
-            print(f"compose: {variant}: NOT CHECKED, since docker-compose is not installed to merge {' and '.join(files)}")
-            continue
-        if merging:
-            document = docker_compose(files)
-            failures += specification(" and ".join(files) + ", merged", document)
-        services = document["services"]
-        failures += [*own_rules(variant, services), *images(variant, services, len(files) > 1)]
-        total = memory_mb(services)
-        if total > LAPTOP_MB:
-            failures.append(f"{variant}: memory limits add up to {total} MB, more than {LAPTOP_MB}")
-        print(f"compose: {variant}: {len(services)} services, memory limits add up to {total} MB")
+            documents[files[0]] = yaml.safe_load(interpolated((HERE / files[0]).read_text()))
+        elif not versions:
+            print(f"compose: {variant}: NOT CHECKED, since no compose is installed to merge {' and '.join(files)}")
+        for version, command in versions.items():
+            document = documents[f"{variant}, merged by {version}"] = merged(command, files)
+            # Compose writes out names that the published specification does not list for secrets.
+            for secret in document["secrets"].values():
+                secret.pop("name", None)
+        for name, document in documents.items():
+            services = document["services"]
+            failures += specification(name, document)
+            failures += [*own_rules(name, services), *images(name, services, keeps_policy="merged by 1." not in name)]
+            total = memory_mb(services)
+            if total > LAPTOP_MB:
+                failures.append(f"{name}: memory limits add up to {total} MB, more than {LAPTOP_MB}")
+            print(f"compose: {name}: {len(services)} services, memory limits add up to {total} MB")
     for failure in failures:
         print(f"compose: FAILED {failure}")
-    by = "the current specification" + (" and docker-compose 1.29" if merging else "")
-    print(f"compose: {len(failures)} failures; checked against {by}")
+    print(f"compose: {len(failures)} failures; checked against {' and '.join(['the current specification', *versions])}")
     sys.exit(1 if failures else 0)
 
 

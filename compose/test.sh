@@ -7,7 +7,10 @@
 #                       unset: the images are built by compose/Dockerfile
 #   EVENKEEL_PULL=yes   use the official images where a registry can be reached [default: stand-ins from Debian]
 #   EVENKEEL_PICTURES   folder to draw the dashboards to, with the large variant; needs matplotlib [default: none]
-#   COMPOSE_REQUIRED    yes: that there is no engine is a failure, not a reason to skip
+#   COMPOSE             command of the version to test with: "docker compose" or docker-compose [default: the first
+#                       that is there]
+#   COMPOSE_REQUIRED    yes: that there is no engine is a failure, not a reason to skip; .ci/run says so
+#   EVENKEEL_BRIEF=yes  up, down and up again, without disturbances: what differs between versions of compose
 #   EVENKEEL_KEEP_IMAGES=yes
 #                       leave the stand-ins under the official names: a later `docker compose up` would take them
 #                       for the real ones [default: they are removed]
@@ -77,7 +80,9 @@ if ! docker run --rm "$trial" /bin/true > "$scratch/trial.log" 2>&1; then
 fi
 docker rmi -f "$trial" > /dev/null
 
-if docker compose version > /dev/null 2>&1; then
+if [ -n "${COMPOSE:-}" ]; then
+    $COMPOSE version > /dev/null || not_run "$COMPOSE does not work here"
+elif docker compose version > /dev/null 2>&1; then
     COMPOSE="docker compose"
 elif command -v docker-compose > /dev/null; then
     COMPOSE=docker-compose

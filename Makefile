@@ -13,6 +13,9 @@ REDIS_8 := redis-server redis-tools libatomic1 libc6 libcap2 libgcc-s1 libjemall
 
 PYTHON := target/python/bin/python3
 
+# End-to-end tests mostly wait, so that four at a time suit even two cores.
+TEST_THREADS := 4
+
 ## One balancer and three app instances on this machine, until Ctrl-C
 demo: tools-demo
 	cargo build --workspace --bins
@@ -21,7 +24,7 @@ demo: tools-demo
 ## All tests and checks but those of the compose stack; CI runs this, then test-compose
 test: tools-test python check deny checks
 	cargo build --workspace --bins
-	sh .ci/nextest
+	cargo test --workspace --no-fail-fast -- --test-threads $(TEST_THREADS) --show-output
 
 ## Format and lints
 check: tools-demo

@@ -36,9 +36,8 @@ LAPTOP_MB = 6 * 1024
 
 
 def interpolated(text):
-    """As compose does it with nothing set but what .env sets."""
-    settings = dict(line.split("=", 1) for line in (HERE / ".env").read_text().splitlines() if re.match(r"\w+=", line))
-    return re.sub(r"\$\{(\w+)(?::?-([^}]*))?\}", lambda m: settings.get(m[1], m[2] or ""), text)
+    """As compose does it with nothing set."""
+    return re.sub(r"\$\{\w+(?::?[-?]([^}]*))?\}", lambda m: m[1] or "", text)
 
 
 def specification(name, document):
@@ -63,15 +62,34 @@ def tools():
     return found
 
 
+def run(command, files, *args, **settings):
+    """Compose with these settings and no others, whatever .env says on this machine."""
+    flags = [part for name in files for part in ("-f", str(HERE / name))]
+    ours = re.compile("EVENKEEL_|COMPOSE_PROFILES|COMPOSE_FILE|COMPOSE_PROJECT_NAME|NETWORK$|VERSION$|PROMETHEUS_PORT|GRAFANA_PORT")
+    environment = {name: value for name, value in os.environ.items() if not ours.match(name)}
+    with tempfile.NamedTemporaryFile() as empty:
+        return subprocess.run([*command, "--env-file", empty.name, *flags, *args], capture_output=True, text=True, cwd=HERE,
+                              env={**environment, **settings})
+
+
 def merged(command, files):
     """One document out of several files, as compose merges them."""
-    flags = [part for name in files for part in ("-f", str(HERE / name))]
     with tempfile.TemporaryDirectory() as secrets:
-        run = subprocess.run([*command, *flags, "--profile", "grow", "config"], capture_output=True, text=True, cwd=HERE,
-                             env={**os.environ, "EVENKEEL_SECRETS": secrets})
-    if run.returncode:
-        raise SystemExit(f"compose: {' '.join(command)}: {' '.join(files)}: {run.stderr}")
-    return yaml.safe_load(run.stdout)
+        done = run(command, files, "--profile", "grow", "config", EVENKEEL_SECRETS=secrets, EVENKEEL_TLS_SECRETS=secrets)
+    if done.returncode:
+        raise SystemExit(f"compose: {' '.join(command)}: {' '.join(files)}: {done.stderr}")
+    return yaml.safe_load(done.stdout)
+
+
+def without_secrets(command, variant, files):
+    """Whoever has not made the secrets yet is told how, before anything is built."""
+    wanted = {"run ./secrets.sh first": {}}
+    if variant == "hardened":
+        wanted["run ./secrets.sh --tls first"] = {"EVENKEEL_SECRETS": "/"}
+    for hint, settings in wanted.items():
+        done = run(command, files, "config", **settings)
+        if done.returncode == 0 or hint not in done.stderr:
+            yield f"{variant}: {' '.join(command)} without secrets does not say: {hint}"
 
 
 def port_text(port):
@@ -100,6 +118,11 @@ def own_rules(variant, services):
             yield say("keeps privileges")
         if service.get("privileged") or "network_mode" in service:
             yield say("is privileged, or shares the host's network")
+        open_files = service.get("ulimits", {}).get("nofile", {})
+        if name in WRITES_ITS_ROOT and not open_files.get("soft", 0) == open_files.get("hard", 0) >= 65536:
+            yield say("may open fewer than 65536 files, and CrateDB does not start then")
+        if name in PUBLISHED and service.get("depends_on"):
+            yield say("publishes a port and waits for others: that the port is taken would be said late")
         ports = [port_text(port) for port in service.get("ports", [])]
         if ports and name not in PUBLISHED:
             yield say(f"publishes {ports}")
@@ -130,6 +153,17 @@ def images(variant, services, keeps_policy):
                 yield f"{variant}: {name} uses {image} and does not depend on {' and '.join(builders)}, which builds it"
 
 
+def small_commands():
+    """The small variant's commands name its project on every page, since it would take over the large one's containers."""
+    files = subprocess.run(["git", "ls-files", "*.md", "*.yml", "*.sh", "*.toml", "Makefile"], cwd=HERE.parent,
+                           capture_output=True, text=True, check=True).stdout.split()
+    for name in files:
+        for number, line in enumerate((HERE.parent / name).read_text().splitlines(), 1):
+            for command in re.findall(r"docker[ -]compose [^`#;|]*", line):
+                if ("compose.small.yml" in command) != ("-p evenkeel-small" in command):
+                    yield f"{name}:{number}: the small variant is `docker compose -p evenkeel-small -f compose.small.yml …`"
+
+
 def crate_paths():
     """The file over the image's own settings must name the volume again: otherwise data goes beside it."""
     settings = yaml.safe_load((HERE / "hardened/crate.yml").read_text())
@@ -149,7 +183,7 @@ def memory_mb(services):
 
 
 def main():
-    failures = [*crate_paths()]
+    failures = [*crate_paths(), *small_commands()]
     versions = tools()
     for variant, files in VARIANTS.items():
         documents = {}
@@ -159,6 +193,7 @@ def main():
         elif not versions:
             print(f"compose: {variant}: NOT CHECKED, since no compose is installed to merge {' and '.join(files)}")
         for version, command in versions.items():
+            failures += without_secrets(command, variant, files)
             document = documents[f"{variant}, merged by {version}"] = merged(command, files)
             # Compose writes out names that the published specification does not list for secrets.
             for secret in document["secrets"].values():

@@ -4,7 +4,8 @@
 #
 #   secrets.sh          passwords and tokens
 #   secrets.sh --tls    and the certificates of the hardened variant, by a certificate authority of their own
-#   EVENKEEL_SECRETS    folder to write to [default: secrets, beside this script]
+#   EVENKEEL_SECRETS    folder to write to [default: secrets, beside this script; then compose/.env, which compose reads,
+#                       is told of it]
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -15,6 +16,17 @@ mkdir -p "$folder"
 chmod 700 "$folder"
 cd "$folder"
 umask 022
+
+setting() { # NAME: says in .env where the secrets are, which the compose files ask for
+    [ -z "${EVENKEEL_SECRETS:-}" ] || return 0
+    if [ ! -e "$here/.env" ]; then
+        echo "# Settings of compose on this machine, made by secrets.sh; README.md says what else may stand here." > "$here/.env"
+    fi
+    grep -q "^$1=" "$here/.env" && return
+    # Whoever edited it may have left the last line open.
+    [ -z "$(tail -c 1 "$here/.env")" ] || echo >> "$here/.env"
+    echo "$1=./secrets" >> "$here/.env"
+}
 
 random() { # 32 bytes as hexadecimal digits: safe in every file that they end up in
     od -An -N32 -tx1 /dev/urandom | tr -d ' \n'
@@ -40,6 +52,8 @@ if [ ! -s redis_exporter_passwords ] || [ redis_password -nt redis_exporter_pass
     } > redis_exporter_passwords
     echo "made redis_exporter_passwords"
 fi
+
+setting EVENKEEL_SECRETS
 
 [ "${1:-}" = --tls ] || exit 0
 command -v openssl > /dev/null || { echo "secrets.sh: --tls needs openssl" >&2; exit 1; }
@@ -68,3 +82,4 @@ names=DNS:localhost,IP:127.0.0.1
 for n in 1 2 3 4 5 6 7; do names=$names,DNS:redis-$n,IP:10.88.0.1$n; done
 certificate redis_tls "$names"
 certificate evenkeel_tls "DNS:localhost,DNS:evenkeel,IP:127.0.0.1"
+setting EVENKEEL_TLS_SECRETS

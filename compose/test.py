@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import ssl
 import struct
 import subprocess
@@ -51,11 +52,13 @@ def docker(*args, check=True):
 
 
 class Stack:
-    def __init__(self, files):
-        self.command = [*os.environ["COMPOSE"].split(), *(part for name in files for part in ("-f", name))]
+    def __init__(self, files, project=PROJECT, port=PORT, network=NETWORK):
+        self.project, self.port = project, port
+        self.environment = {**os.environ, "EVENKEEL_PORT": str(port), "NETWORK": network}
+        self.command = [*os.environ["COMPOSE"].split(), "-p", project, *(part for name in files for part in ("-f", name))]
 
     def compose(self, *args):
-        run = subprocess.run([*self.command, *args], capture_output=True, text=True, cwd=HERE)
+        run = subprocess.run([*self.command, *args], capture_output=True, text=True, cwd=HERE, env=self.environment)
         if run.returncode:
             raise Failed(f"compose {' '.join(args)}: {(run.stdout + run.stderr).strip()[-1500:]}")
         return run.stdout
@@ -70,7 +73,7 @@ class Stack:
                 raise
             print("compose: the engine kept a network that no container uses any more; going on with it", flush=True)
             if "--volumes" in args:
-                left = docker("volume", "ls", "-q", "--filter", f"label=com.docker.compose.project={PROJECT}").split()
+                left = docker("volume", "ls", "-q", "--filter", f"label=com.docker.compose.project={self.project}").split()
                 docker("volume", "rm", *left) if left else None
 
     def up(self, *args):
@@ -81,7 +84,7 @@ class Stack:
 
     def containers(self):
         """State of each service: running or exited, health, exit code."""
-        ids = docker("ps", "-aq", "--filter", f"label=com.docker.compose.project={PROJECT}").split()
+        ids = docker("ps", "-aq", "--filter", f"label=com.docker.compose.project={self.project}").split()
         states = {}
         for one in json.loads(docker("inspect", *ids)) if ids else []:
             service = one["Config"]["Labels"]["com.docker.compose.service"]
@@ -101,24 +104,25 @@ class Stack:
                 if not (state[:3] == ("exited", state[1], 0) if name.endswith("-init") else
                         state[0] == "running" and state[1] in ("healthy", "unchecked"))
             }
-            if not unwell and Site().answers():
+            if not unwell and Site(self.port).answers():
                 return
             if time.monotonic() > deadline:
                 raise Failed(f"not healthy after {seconds} s: {unwell or 'the site does not answer'}")
             time.sleep(0.5)
 
 
-def connect(timeout):
-    if TLS:
+def connect(timeout, port=PORT):
+    if TLS and port == PORT:
         trusted = ssl.create_default_context(cafile=str(Path(os.environ["EVENKEEL_SECRETS"], "tls_ca")))
-        return http.client.HTTPSConnection("127.0.0.1", PORT, timeout=timeout, context=trusted)
-    return http.client.HTTPConnection("127.0.0.1", PORT, timeout=timeout)
+        return http.client.HTTPSConnection("127.0.0.1", port, timeout=timeout, context=trusted)
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
 
 
 class Site:
     """The application as a browser sees it, with its cookies."""
 
-    def __init__(self):
+    def __init__(self, port=PORT):
+        self.port = port
         self.cookies = {}
         self.connection = None
         # Whether a connection that was closed while it idled is opened anew instead of failing the request.
@@ -135,7 +139,7 @@ class Site:
 
     def send(self, method, path, fields, timeout):
         if self.connection is None:
-            self.connection = connect(timeout)
+            self.connection = connect(timeout, self.port)
         headers = {"Host": f"127.0.0.1:{PORT}", "Origin": ORIGIN, "Sec-Fetch-Site": "same-origin"}
         if self.cookies:
             headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
@@ -479,6 +483,15 @@ def one_image(stack):
         raise Failed(f"the instances run {len(used)} images: {used}")
 
 
+def open_files(stack):
+    if "standin/compose.yml" in sys.argv:
+        print("compose: NOT CHECKED on this engine: that CrateDB may open 65536 files; the stand-in may open fewer", flush=True)
+        return
+    limit = docker("exec", stack.container("cratedb-1"), "sh", "-c", "ulimit -Hn")
+    if limit != "65536":
+        raise Failed(f"CrateDB may open {limit} files, not 65536")
+
+
 def isolation(stack):
     """Nothing but what is meant for people can be reached from this machine's addresses."""
     published = docker("ps", "--filter", f"label=com.docker.compose.project={PROJECT}", "--format", "{{.Ports}}")
@@ -494,6 +507,50 @@ def isolation(stack):
     if any(secret in shown for secret in secrets):
         raise Failed("a secret stands in a container's environment or command")
     print("compose: published on loopback only, programs unprivileged on read-only roots, no secret in any environment or command", flush=True)
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def small_beside_large(stack, build, members):
+    """The small variant is a project of its own: it comes and goes, and the large one does not notice."""
+    before = {service: state[3] for service, state in stack.containers().items()}
+    small = Stack(["compose.small.yml", *build], f"{PROJECT}-small", free_port())
+    small.down("--volumes")
+    try:
+        small.up()
+        if members[0].is_logged_in() is not True or Site(small.port).request("GET", "/posts/")[0] != 200:
+            raise Failed("small and large do not both serve")
+    finally:
+        small.down("--volumes")
+    if {service: state[3] for service, state in stack.containers().items()} != before:
+        raise Failed("the small variant changed containers of the large one")
+    stack.wait_until_healthy()
+    if not all(member.is_logged_in() for member in members):
+        raise Failed("the small variant logged members of the large one out")
+    print("compose: the small variant came up beside it and went away again; nothing changed here", flush=True)
+
+
+def taken_port(files):
+    """Where another program has the site's port, `up` says so, naming the port, before anything else has come up."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        stack = Stack(files, f"{PROJECT}-taken", other.getsockname()[1], "10.99")
+        try:
+            started = time.monotonic()
+            stack.compose("up", "-d")
+        except Failed as error:
+            if str(stack.port) not in str(error):
+                raise Failed(f"a taken port is not named: {error}") from error
+            print(f"compose: that the site's port is taken was said after {time.monotonic() - started:.0f} s", flush=True)
+        else:
+            raise Failed("up ends well though the site's port is taken")
+        finally:
+            stack.down("--volumes")
 
 
 def megabytes(text):
@@ -514,7 +571,7 @@ def figures(stack, variant):
         print(f"    image {image}: {size / 1e6:.1f} MB")
 
 
-def test(variant, stack):
+def test(variant, files, stack):
     large = variant != "small"
     global ADMIN_LARGE
     ADMIN_LARGE = large
@@ -523,6 +580,8 @@ def test(variant, stack):
     print(f"compose: {variant}: images built, up and healthy after {stack.up('--build'):.0f} s", flush=True)
     one_image(stack)
     isolation(stack)
+    if large:
+        open_files(stack)
 
     name = f"ann{int(time.time())}"
     members = [Site() for _ in range(MEMBERS)]
@@ -542,6 +601,8 @@ def test(variant, stack):
     previous = admin("POST", "/admin/algorithm", {"algorithm": "least-connections"})["pools"][0]["previous"]
     print(f"compose: algorithm switched from {previous} to {algorithm()}", flush=True)
 
+    if variant == "large":
+        small_beside_large(stack, [name for name in files if name == "standin/build.yml"], members)
     if large:
         check_monitoring(stack)
         run_jobs_again(stack)
@@ -564,6 +625,8 @@ def test(variant, stack):
         check_dashboards()
 
     stack.down()
+    if not TLS:
+        taken_port(files)
     left = docker("ps", "-aq", "--filter", f"label=com.docker.compose.project={PROJECT}")
     if left:
         raise Failed(f"down left containers: {left}")
@@ -587,7 +650,7 @@ def main():
     stack = Stack(files)
     stack.down("--volumes", "--remove-orphans")
     try:
-        test(variant, stack)
+        test(variant, files, stack)
         print(f"compose: {variant}: PASSED{', without disturbances' if BRIEF else ''}")
     except (Failed, OSError, http.client.HTTPException, KeyError) as error:
         print(f"compose: {variant}: FAILED: {type(error).__name__}: {error}")

@@ -22,9 +22,8 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 scratch=$(mktemp -d)
 engine=
-. "$here/.env"
 # Images of a name of their own: those of a demonstration on this machine stay as they are.
-export VERSION="$VERSION-test"
+export VERSION=0.1.0-test
 
 not_run() {
     echo
@@ -97,7 +96,7 @@ export COMPOSE_PROJECT_NAME="evenkeel-test-$$" NETWORK="10.$((100 + $$ % 100))"
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 EVENKEEL_PORT=$(free_port) PROMETHEUS_PORT=$(free_port) GRAFANA_PORT=$(free_port)
 export EVENKEEL_PORT PROMETHEUS_PORT GRAFANA_PORT
-export EVENKEEL_SECRETS="$scratch/secrets"
+export EVENKEEL_SECRETS="$scratch/secrets" EVENKEEL_TLS_SECRETS="$scratch/secrets"
 "$here/secrets.sh" --tls > /dev/null
 
 [ $# -gt 0 ] || set -- large small
@@ -119,9 +118,10 @@ if [ -n "${EVENKEEL_BIN:-}" ]; then
     cp "$here/standin/programs.Dockerfile" "$EVENKEEL_PROGRAMS/Dockerfile"
     cp "$here/rootfs.sh" "$EVENKEEL_BIN/evenkeel" "$EVENKEEL_BIN/app" "$EVENKEEL_PROGRAMS/"
     build=standin/build.yml
+else
+    # The Dockerfile needs BuildKit, and docker-compose 1.29 has to be told: README.md says how.
+    export DOCKER_BUILDKIT=1 COMPOSE_DOCKER_CLI_BUILD=1
 fi
-# What docker-compose 1.29 needs to build by BuildKit, as the README says; newer ones do that by themselves.
-export DOCKER_BUILDKIT=1 COMPOSE_DOCKER_CLI_BUILD=1
 
 # What comes next runs in another folder.
 [ -z "${EVENKEEL_PICTURES:-}" ] || EVENKEEL_PICTURES=$(realpath -m "$EVENKEEL_PICTURES")

@@ -1,6 +1,6 @@
 # The commands of the README. Each installs what it lacks, or says what to install, then builds and runs.
 
-.PHONY: demo test check checks deny bench bench-selection bench-instructions fuzz test-compose tools-demo tools-test python
+.PHONY: demo up test check checks deny bench bench-selection bench-instructions fuzz test-compose tools-demo tools-test python
 
 # Command to look for, and the Debian package that brings it.
 DEMO_TOOLS := cc:build-essential cmake:cmake
@@ -20,6 +20,18 @@ TEST_THREADS := 4
 demo: tools-demo
 	cargo build --workspace --bins
 	exec target/debug/app demo $(DEMO)
+
+## The whole stack in containers (compose/README.md), and where it is. COMPOSE=docker-compose for version 1.29
+COMPOSE ?= docker compose
+up:
+	compose/secrets.sh
+	cd compose && DOCKER_BUILDKIT=1 COMPOSE_DOCKER_CLI_BUILD=1 $(COMPOSE) up --build -d
+	@cd compose && printf '\nThe site      http://%s\nGrafana       http://%s\nPrometheus    http://%s\n\n' \
+		"$$($(COMPOSE) port evenkeel 8888)" "$$($(COMPOSE) port grafana 3000)" "$$($(COMPOSE) port prometheus 9090)"
+	@printf '%s\n' "All is up once '$(COMPOSE) ps', in compose/, calls everything healthy." \
+		"To look inside, CrateDB's Admin UI on 4200 and Redis on 7001 to 7006, in compose/:" \
+		"  $(COMPOSE) -f docker-compose.yml -f compose.inspect.yml up -d inspect" \
+		"Not there by default: on 4200 everybody is CrateDB's superuser, without a password."
 
 ## All tests and checks but those of the compose stack; CI runs this, then test-compose
 test: tools-test python check deny checks

@@ -27,8 +27,9 @@ VARIANTS = {
     "large": ["docker-compose.yml"],
     "small": ["compose.small.yml"],
     "hardened": ["docker-compose.yml", "compose.hardened.yml"],
+    "inspect": ["docker-compose.yml", "compose.inspect.yml"],
 }
-PUBLISHED = {"evenkeel": 8888, "prometheus": 9090, "grafana": 3000}
+PUBLISHED = {"evenkeel", "prometheus", "grafana", "inspect"}
 # The image of CrateDB starts as root, changes to its own user and writes its logs beside its programs.
 WRITES_ITS_ROOT = {"cratedb-1", "cratedb-2", "cratedb-3"}
 MEMORY = {"m": 1, "g": 1024}

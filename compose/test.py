@@ -553,6 +553,39 @@ def taken_port(files):
             stack.down("--volumes")
 
 
+def look_inside(files):
+    """compose.inspect.yml lets this machine ask CrateDB and each Redis node, and changes nothing that runs."""
+    ports = {name: str(free_port()) for name in ["CRATEDB_PORT", *(f"REDIS_{n}_PORT" for n in range(1, 7))]}
+    stack = Stack([*files, "compose.inspect.yml"])
+    stack.environment.update(ports)
+    before = stack.containers()
+    stack.compose("up", "-d", "--no-deps", "inspect")
+    wait_for("the inspection getting healthy", lambda: stack.containers()["inspect"][1] == "healthy")
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{ports['CRATEDB_PORT']}/", timeout=5) as answer:
+            status = answer.status
+    except urllib.error.HTTPError as error:
+        # The hardened variant's CrateDB wants to know who asks.
+        status = error.code
+    if status not in ((200, 401) if TLS else (200,)):
+        raise Failed(f"CrateDB's port answers {status}")
+    password = Path(os.environ["EVENKEEL_SECRETS"], "redis_password").read_text().strip()
+    for n in range(1, 7):
+        with socket.create_connection(("127.0.0.1", int(ports[f"REDIS_{n}_PORT"])), 5) as plain:
+            trusted = TLS and ssl.create_default_context(cafile=str(Path(os.environ["EVENKEEL_SECRETS"], "tls_ca")))
+            node = trusted.wrap_socket(plain, server_hostname=f"redis-{n}") if TLS else plain
+            node.sendall(f"AUTH {password}\r\nCLUSTER MYID\r\n".encode())
+            said = b""
+            while said.count(b"\r\n") < 3:
+                said += node.recv(4096) or b"\r\n" * 3
+            if redis_cli(stack, f"redis-{n}", "cluster", "myid").encode() not in said:
+                raise Failed(f"the port of redis-{n} answers {said}")
+    stack.compose("rm", "--stop", "--force", "inspect")
+    if {service: state[3] for service, state in stack.containers().items()} != {service: state[3] for service, state in before.items()}:
+        raise Failed("looking inside changed other containers")
+    print("compose: CrateDB and the six Redis nodes can be asked from this machine while compose.inspect.yml is there", flush=True)
+
+
 def megabytes(text):
     number, unit = re.match(r"([\d.]+)(\w+)", text).groups()
     return float(number) * {"B": 1e-6, "KiB": 1 / 1024, "MiB": 1, "GiB": 1024}[unit]
@@ -604,6 +637,7 @@ def test(variant, files, stack):
     if variant == "large":
         small_beside_large(stack, [name for name in files if name == "standin/build.yml"], members)
     if large:
+        look_inside(files)
         check_monitoring(stack)
         run_jobs_again(stack)
     disturb("stop web2, start it again", members, stop_and_start(stack, "web2"))

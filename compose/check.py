@@ -156,13 +156,15 @@ def images(variant, services, keeps_policy):
 
 def small_commands():
     """The small variant's commands name its project on every page, since it would take over the large one's containers."""
-    files = subprocess.run(["git", "ls-files", "*.md", "*.yml", "*.sh", "*.toml", "Makefile"], cwd=HERE.parent,
-                           capture_output=True, text=True, check=True).stdout.split()
-    for name in files:
-        for number, line in enumerate((HERE.parent / name).read_text().splitlines(), 1):
+    top = HERE.parent
+    folders = ("compose", "docs", "grafana", "redis", "sql")
+    pages = [*top.glob("*.md"), top / "Makefile",
+             *(page for folder in folders for kind in ("md", "yml", "sh") for page in (top / folder).rglob(f"*.{kind}"))]
+    for page in pages:
+        for number, line in enumerate(page.read_text().splitlines(), 1):
             for command in re.findall(r"docker[ -]compose [^`#;|]*", line):
                 if ("compose.small.yml" in command) != ("-p evenkeel-small" in command):
-                    yield f"{name}:{number}: the small variant is `docker compose -p evenkeel-small -f compose.small.yml …`"
+                    yield f"{page.relative_to(top)}:{number}: the small variant is `docker compose -p evenkeel-small -f compose.small.yml …`"
 
 
 def crate_paths():

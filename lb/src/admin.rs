@@ -15,11 +15,11 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 
 use crate::config::Secret;
 use crate::control::Control;
 use crate::room::Room;
+use crate::shutdown::Shutdown;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -30,14 +30,7 @@ pub struct Admin {
     pub control: Arc<Control>,
     pub room: Arc<Room>,
     pub token: Option<Secret>,
-    pub phase: watch::Receiver<Phase>,
-}
-
-/// Where the process stands in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    Running,
-    Stopping,
+    pub shutdown: Shutdown,
 }
 
 /// Serves until the future is dropped.

@@ -9,7 +9,7 @@
 //! - [`balance`]: which candidate takes a request.
 //! - [`health`]: which backends are candidates.
 //! - [`proxy`]: what is decided about a request.
-//! - [`transport`]: how bytes move; [`room`]: for how many clients.
+//! - [`transport`]: how bytes move; [`room`]: for how many clients; [`shutdown`]: until when.
 //! - [`metrics`]: what is counted; [`log`], [`access_log`]: what is written down, by way of [`lines`].
 
 pub mod access_log;
@@ -29,6 +29,7 @@ pub mod proxy;
 pub mod room;
 pub mod route;
 pub mod server;
+pub mod shutdown;
 pub mod snapshot;
 pub mod state;
 pub mod sticky;

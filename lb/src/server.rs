@@ -5,17 +5,15 @@ use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
-use crate::admin::{self, Admin, Phase};
+use crate::admin::{self, Admin};
 use crate::config::{Config, ServerConfig};
 use crate::control::Control;
 use crate::health::probe;
@@ -23,12 +21,16 @@ use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::proxy::refusal::Refusal;
 use crate::room::Room;
+use crate::shutdown::Shutdown;
 use crate::transport::{Shared, Sockets, Threads};
 
 /// How long traffic waits for the first probes before it is served all the same.
 const FIRST_PROBES_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the end waits for a disk to take the access log's last lines.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// SIGRTMIN to SIGRTMAX: the C library keeps those before for itself.
+const REAL_TIME_SIGNALS: std::ops::RangeInclusive<i32> = 34..=64;
 
 /// For the admin API, probes, listeners and logs.
 const RESERVED_FILES: usize = 256;
@@ -59,24 +61,23 @@ async fn serve(path: &Path, config: Config, metrics: Arc<Metrics>, open_files: u
     let access_log = AccessLog::open(&config.access_log, metrics.access_log_lost.clone());
     let access_log = access_log.context("the access log cannot be opened")?;
     let (access_log, log_writer) = access_log.map(|(log, writer)| (Arc::new(log), writer)).unzip();
-    let (phase, phase_seen) = watch::channel(Phase::Running);
+    let shutdown = Shutdown::new();
     let admin_listener = bind_admin(config.admin.address).await?;
     let admin_address = admin_listener.local_addr()?;
     let token = config.admin.token.clone();
     metrics.expect_refusals(Refusal::all().map(Refusal::reason));
     let control = Arc::new(Control::new(path, config.clone(), metrics));
-    let is_closing = Arc::new(AtomicBool::new(false));
     let room = Room::new(most_clients(&config.server, open_files));
     let shared = Shared {
         control: Arc::clone(&control),
         access_log: access_log.clone(),
         idle_connections: config.server.idle_connections.min(room.most()),
-        is_closing: Arc::clone(&is_closing),
+        shutdown: shutdown.clone(),
         room: Arc::clone(&room),
     };
     let sockets = bind(&config)?;
 
-    let admin = Admin { control: Arc::clone(&control), room, token, phase: phase_seen };
+    let admin = Admin { control: Arc::clone(&control), room, token, shutdown: shutdown.clone() };
     tokio::spawn(admin::serve(admin_listener, Arc::new(admin)));
     tracing::info!(address = %admin_address, "admin API ready");
     tokio::spawn(probe::run(Arc::clone(&control)));
@@ -88,12 +89,11 @@ async fn serve(path: &Path, config: Config, metrics: Arc<Metrics>, open_files: u
     let threads = sockets.serve(&config.listeners, &shared).context("traffic cannot be served")?;
 
     signals.until_stop(&control, access_log.as_deref()).await;
-    phase.send_replace(Phase::Stopping);
-    is_closing.store(true, Ordering::Relaxed);
+    shutdown.close();
     let server = control.snapshot().config.server.clone();
     tokio::select! {
         () = stop_gracefully(&server, threads) => {}
-        () = signals.again() => tracing::warn!("stopping at once: exchanges in flight are cut off"),
+        () = signals.until_second_stop(access_log.as_deref()) => tracing::warn!("stopping at once: exchanges in flight are cut off"),
     }
     if let Some(writer) = log_writer {
         let finished = tokio::task::spawn_blocking(|| writer.finish(LAST_LINES_TIMEOUT));
@@ -143,45 +143,109 @@ fn cannot_listen(address: SocketAddr, key: &str) -> String {
 
 /// The signals that an operator's hands know from nginx.
 struct Signals {
+    stop: StopSignals,
+    hangup: Signal,
+    user1: Signal,
+    user2: Signal,
+}
+
+struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
     quit: Signal,
-    hangup: Signal,
-    user1: Signal,
 }
 
 impl Signals {
     fn new() -> anyhow::Result<Self> {
         let on = |kind| signal(kind).context("signals cannot be received");
-        Ok(Self {
-            terminate: on(SignalKind::terminate())?,
-            interrupt: on(SignalKind::interrupt())?,
-            quit: on(SignalKind::quit())?,
+        let signals = Self {
+            stop: StopSignals {
+                terminate: on(SignalKind::terminate())?,
+                interrupt: on(SignalKind::interrupt())?,
+                quit: on(SignalKind::quit())?,
+            },
             hangup: on(SignalKind::hangup())?,
             user1: on(SignalKind::user_defined1())?,
-        })
+            user2: on(SignalKind::user_defined2())?,
+        };
+        ignore_other_signals();
+        Ok(signals)
     }
 
     /// Reloads on SIGHUP and reopens the access log on SIGUSR1 until SIGTERM, SIGINT or SIGQUIT.
     async fn until_stop(&mut self, control: &Arc<Control>, access_log: Option<&AccessLog>) {
         loop {
             tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.quit.recv() => return,
+                () = self.stop.recv() => return,
                 _ = self.hangup.recv() => reload(control).await,
                 _ = self.user1.recv() => access_log.into_iter().for_each(AccessLog::reopen),
+                _ = self.user2.recv() => refuse_upgrade(),
             }
         }
     }
 
     /// A second signal to stop.
-    async fn again(&mut self) {
+    async fn until_second_stop(&mut self, access_log: Option<&AccessLog>) {
+        loop {
+            tokio::select! {
+                () = self.stop.recv() => return,
+                _ = self.hangup.recv() => tracing::warn!("SIGHUP is ignored: the process is stopping"),
+                _ = self.user1.recv() => access_log.into_iter().for_each(AccessLog::reopen),
+                _ = self.user2.recv() => refuse_upgrade(),
+            }
+        }
+    }
+}
+
+impl StopSignals {
+    async fn recv(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
             _ = self.quit.recv() => {}
         }
+    }
+}
+
+/// nginx starts its new program on this signal.
+fn refuse_upgrade() {
+    tracing::warn!("SIGUSR2 is ignored: upgrading a running process is not there yet; stop it and start the new one");
+}
+
+/// Signals that end a process by default are ignored with a log line when they mean nothing here. Those that tell of a
+/// crash, and SIGXCPU, keep their effect.
+fn ignore_other_signals() {
+    use rustix::process::Signal;
+    // A file that grew to the limit (RLIMIT_FSIZE): the write fails, and whoever writes says so.
+    if let Err(e) = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())) {
+        tracing::debug!("SIGXFSZ cannot be ignored: {e}");
+    }
+    let named = [
+        ("SIGALRM", Signal::ALARM),
+        ("SIGVTALRM", Signal::VTALARM),
+        ("SIGPROF", Signal::PROF),
+        ("SIGIO", Signal::IO),
+        ("SIGSTKFLT", Signal::STKFLT),
+        ("SIGPWR", Signal::POWER),
+    ];
+    let named = named.into_iter().map(|(name, signal)| (name.to_owned(), signal.as_raw()));
+    let real_time = REAL_TIME_SIGNALS.map(|number| (format!("real-time signal {number}"), number));
+    for (name, number) in named.chain(real_time) {
+        let mut signal = match signal(SignalKind::from_raw(number)) {
+            Ok(signal) => signal,
+            Err(e) => {
+                tracing::debug!("{name} cannot be ignored: {e}");
+                continue;
+            }
+        };
+        tokio::spawn(async move {
+            while signal.recv().await.is_some() {
+                tracing::warn!(
+                    "{name} is ignored: it means nothing here (SIGTERM stops, SIGHUP reloads, SIGUSR1 opens the access \
+                     log again)"
+                );
+            }
+        });
     }
 }
 

@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -20,12 +20,12 @@ use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::tls::{ALPN, TlsStream};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Builder;
-use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
 use crate::config::ListenerConfig;
 use crate::control::Control;
 use crate::room::{Place, Room};
+use crate::shutdown::Shutdown;
 use crate::tls;
 use engine::stream::ClientStream;
 use engine::{Engine, Stop, http2};
@@ -38,14 +38,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a thread that stops looks whether its last exchange has ended.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(5);
+/// How long a stop waits, beyond the last exchange, for connections that carry none: a TLS handshake, half a head, what a
+/// refused client still sends. Nobody can say whether they would ever end.
+const SILENT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What every listener of the process shares.
 pub struct Shared {
     pub control: Arc<Control>,
     pub access_log: Option<Arc<AccessLog>>,
     pub idle_connections: usize,
-    /// Set while the process is about to stop: clients are told that each answer is the last on its connection.
-    pub is_closing: Arc<AtomicBool>,
+    pub shutdown: Shutdown,
     pub room: Arc<Room>,
 }
 
@@ -57,7 +59,7 @@ pub struct Sockets {
 /// Threads that carry traffic.
 pub struct Threads {
     threads: Vec<JoinHandle<bool>>,
-    stop: watch::Sender<Option<Instant>>,
+    shutdown: Shutdown,
 }
 
 impl Sockets {
@@ -83,7 +85,6 @@ impl Sockets {
 
     /// Starts a thread for each set of sockets.
     pub fn serve(self, listeners: &[ListenerConfig], shared: &Shared) -> io::Result<Threads> {
-        let (stop, stop_seen) = watch::channel(None);
         let most_idle = shared.idle_connections.div_ceil(self.by_thread.len());
         let applications = listeners
             .iter()
@@ -94,7 +95,7 @@ impl Sockets {
             })
             .collect::<io::Result<Vec<_>>>()?;
         let thread = |(number, sockets): (usize, Vec<std::net::TcpListener>)| {
-            let stopping = Arc::new(Stop::default());
+            let stopping = Arc::new(Stop::new(shared.shutdown.clone()));
             let listeners = sockets.into_iter().zip(&applications).map(|(socket, (listener, tls))| {
                 let engine = Arc::new(Engine::new(listener, shared, most_idle, Arc::clone(&stopping)));
                 // What keeps a stream waiting may be what its client sends and takes on the others.
@@ -103,18 +104,18 @@ impl Sockets {
                 (socket, Listener { tls: tls.clone(), http2, engine })
             });
             let listeners: Vec<_> = listeners.collect();
-            let stop = stop_seen.clone();
-            thread::Builder::new().name(format!("traffic-{number}")).spawn(move || run(listeners, stopping, stop))
+            let shutdown = shared.shutdown.clone();
+            thread::Builder::new().name(format!("traffic-{number}")).spawn(move || run(listeners, &stopping, &shutdown))
         };
         let threads = self.by_thread.into_iter().enumerate().map(thread).collect::<io::Result<_>>()?;
-        Ok(Threads { threads, stop })
+        Ok(Threads { threads, shutdown: shared.shutdown.clone() })
     }
 }
 
 impl Threads {
     /// Stops accepting and waits for what is in flight, until `deadline`. False: something was cut off.
     pub fn stop(self, deadline: Instant) -> bool {
-        self.stop.send_replace(Some(deadline));
+        self.shutdown.stop(deadline);
         // A thread that panicked has cut off what it carried.
         let finished: Vec<bool> = self.threads.into_iter().map(|thread| thread.join().unwrap_or(false)).collect();
         finished.into_iter().all(|finished| finished)
@@ -161,11 +162,7 @@ struct Listener {
 }
 
 /// One thread's life. False: exchanges were cut off at the deadline.
-fn run(
-    listeners: Vec<(std::net::TcpListener, Listener)>,
-    stopping: Arc<Stop>,
-    stop: watch::Receiver<Option<Instant>>,
-) -> bool {
+fn run(listeners: Vec<(std::net::TcpListener, Listener)>, stop: &Stop, shutdown: &Shutdown) -> bool {
     let runtime = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -178,32 +175,39 @@ fn run(
         let accepting: Vec<_> = listeners
             .into_iter()
             .map(|(socket, listener)| {
-                tokio::spawn(accept(socket, Arc::new(listener), stop.clone(), Arc::clone(&alive)))
+                tokio::spawn(accept(socket, Arc::new(listener), shutdown.clone(), Arc::clone(&alive)))
             })
             .collect();
         let sweeping = tokio::spawn(sweep_idle());
-        let deadline = deadline(stop).await;
+        let deadline = shutdown.stopping().await;
         for accepting in accepting {
             // It ends by itself: it has seen the same signal.
             let _ = tokio::time::timeout_at(deadline.into(), accepting).await;
         }
-        stopping.begin();
-        while alive.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
-            tokio::time::sleep(STOP_CHECK_INTERVAL).await;
-        }
+        stop.begin();
+        let has_finished = finish(stop, &alive, deadline).await;
         sweeping.abort();
         engine::idle::clear();
-        alive.load(Ordering::Acquire) == 0
+        has_finished
     })
 }
 
-/// Waits for the signal to stop.
-async fn deadline(mut stop: watch::Receiver<Option<Instant>>) -> Instant {
-    match stop.wait_for(Option::is_some).await {
-        Ok(deadline) => deadline.unwrap_or_else(Instant::now),
-        // Nobody is left who could give a signal.
-        Err(_) => Instant::now(),
+/// Waits until every connection has ended, or none carries an exchange any more and those that are left were given
+/// [`SILENT_TIMEOUT`]. False: exchanges were in flight at the deadline.
+async fn finish(stop: &Stop, alive: &AtomicUsize, deadline: Instant) -> bool {
+    let mut silent_since = None;
+    while alive.load(Ordering::Acquire) > 0 {
+        let now = Instant::now();
+        silent_since = match stop.exchanges() {
+            0 => silent_since.or(Some(now)),
+            _ => None,
+        };
+        if now >= deadline || silent_since.is_some_and(|since| now.duration_since(since) >= SILENT_TIMEOUT) {
+            return silent_since.is_some();
+        }
+        tokio::time::sleep(STOP_CHECK_INTERVAL).await;
     }
+    true
 }
 
 async fn sweep_idle() {
@@ -215,17 +219,12 @@ async fn sweep_idle() {
 }
 
 /// Accepts until the signal to stop, and then what had been connected by then.
-async fn accept(
-    socket: std::net::TcpListener,
-    listener: Arc<Listener>,
-    stop: watch::Receiver<Option<Instant>>,
-    alive: Arc<AtomicUsize>,
-) {
+async fn accept(socket: std::net::TcpListener, listener: Arc<Listener>, shutdown: Shutdown, alive: Arc<AtomicUsize>) {
     let socket = match TcpListener::from_std(socket) {
         Ok(socket) => socket,
         Err(e) => return tracing::error!("a listening socket cannot be used: {e}"),
     };
-    let mut stopped = std::pin::pin!(deadline(stop));
+    let mut stopped = std::pin::pin!(shutdown.stopping());
     loop {
         let accepted = tokio::select! {
             biased;

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::{Balancer, Config, Origin, Pool, Request, Step, WebSocket, eventually, found_eventually};
 
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 24] = [
     "evenkeel_build_info",
     "evenkeel_requests_total",
     "evenkeel_responses_total",

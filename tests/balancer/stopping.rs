@@ -1,7 +1,10 @@
 //! Neither a stop nor a reload costs a request that is in flight, and a bad configuration file costs nothing at all.
 
+use std::process::Command;
+
 use nix::sys::signal::Signal;
 use serde_json::json;
+use tests::http2::tls;
 use tests::{Balancer, Config, Origin, Pool, Request, WebSocket, Wire, eventually};
 
 #[tokio::test]
@@ -49,6 +52,100 @@ async fn the_deadline_ends_what_does_not_end() {
     balancer.stop().await;
     assert!(held.is_closed().await);
     socket.ended().await;
+}
+
+#[tokio::test]
+async fn before_it_stops_accepting_every_answer_is_the_last_on_its_connection() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]).server("shutdown_delay = \"1h\"").route("shop.example", "/", "app");
+    let mut balancer = Balancer::start(config).await;
+    balancer.signal(Signal::SIGTERM);
+    eventually("it is not ready", async || balancer.admin("GET", "/readyz", None).await.text() == "stopping\n").await;
+    for (host, status) in [("shop.example", 200), ("nowhere.example", 404)] {
+        let mut wire = balancer.connect().await;
+        let reply = wire.exchange(&Request::new("GET", "/").with("Host", host)).await;
+        assert_eq!((reply.status, reply.field("connection")), (status, Some("close")), "{host}");
+        assert!(wire.is_closed().await, "{host}");
+    }
+    balancer.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_nobody_who_is_merely_connected() {
+    let a = Origin::start("a").await;
+    // Longer than the test waits for the end, and shorter than anything else takes.
+    for timeout in ["1h", "50ms"] {
+        let settings = format!("shutdown_timeout = \"{timeout}\"");
+        let mut plain = Balancer::start(Config::of([&a]).server(&settings).listener("max_body_bytes = 10")).await;
+        let mut with_tls = Balancer::start(Config::of([&a]).server(&settings).listener(&tls())).await;
+        let mut idle = plain.connect().await;
+        assert_eq!(idle.exchange(&Request::get("/")).await.status, 200);
+        let mut half_a_head = plain.connect().await;
+        half_a_head.send("GET / HTTP/1.1\r\nHost: ").await;
+        let mut refused = plain.connect().await;
+        refused.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n").await;
+        assert_eq!(refused.reply().await.status, 413);
+        let _no_handshake = with_tls.connect().await;
+        for balancer in [&mut plain, &mut with_tls] {
+            balancer.stop().await;
+            assert!(balancer.log().contains("stopped: every exchange has finished"), "{timeout}: {}", balancer.log());
+        }
+    }
+}
+
+#[tokio::test]
+async fn signals_that_mean_nothing_are_ignored_with_a_line() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(Config::of([&a])).await;
+    for (signal, line) in [
+        (Signal::SIGUSR2, "SIGUSR2 is ignored: upgrading"),
+        (Signal::SIGALRM, "SIGALRM is ignored"),
+        (Signal::SIGVTALRM, "SIGVTALRM is ignored"),
+        (Signal::SIGPROF, "SIGPROF is ignored"),
+        (Signal::SIGIO, "SIGIO is ignored"),
+        (Signal::SIGSTKFLT, "SIGSTKFLT is ignored"),
+        (Signal::SIGPWR, "SIGPWR is ignored"),
+    ] {
+        balancer.signal(signal);
+        eventually(line, async || balancer.log().contains(line)).await;
+    }
+    for number in [34, 64] {
+        let kill = format!("kill -{number} {}", balancer.process().id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().expect("a shell").success());
+        let line = format!("real-time signal {number} is ignored");
+        eventually(&line, async || balancer.log().contains(&line)).await;
+    }
+    for signal in [Signal::SIGPIPE, Signal::SIGWINCH, Signal::SIGXFSZ] {
+        balancer.signal(signal);
+    }
+    assert_eq!(balancer.get("/").await.origin(), "a");
+    balancer.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_that_may_not_grow_loses_lines_and_not_the_process() {
+    let a = Origin::start("a").await;
+    let log = "[access_log]\nfile = \"access.log\"";
+    let mut balancer = Balancer::start(Config::of([&a]).section(log)).await;
+    let id = balancer.process().id();
+    let limit = |bytes: &str| {
+        let limit = Command::new("prlimit").args(["--pid", &id.to_string(), &format!("--fsize={bytes}")]).status();
+        assert!(limit.expect("prlimit, of util-linux").success());
+    };
+    limit("0:unlimited");
+    eventually("lines are lost", async || {
+        // As many as fill the writer's buffer, in which nothing is lost yet.
+        assert_eq!(balancer.origins_of(200).await.concat(), "a".repeat(200));
+        balancer.metrics().await.sum("evenkeel_access_log_lost_total", &[]) > 0.0
+    })
+    .await;
+    limit("unlimited:unlimited");
+    eventually("it is told how many", async || {
+        balancer.get("/").await;
+        balancer.log().contains("lines of the access log were lost")
+    })
+    .await;
+    balancer.stop().await;
 }
 
 #[tokio::test]

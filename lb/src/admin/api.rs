@@ -13,12 +13,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::Admin;
 use super::view::{BackendView, PoolView, PoolsView, set_gauges};
-use super::{Admin, Phase};
 use crate::backend::{AdminState, BackendAddress, Weight};
 use crate::balance::Algorithm;
 use crate::config::BackendConfig;
 use crate::control::{ChangeError, Control};
+use crate::shutdown::Phase;
 
 type Answer = Result<Response, Problem>;
 
@@ -181,8 +182,8 @@ pub async fn healthz() -> &'static str {
 }
 
 pub async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, &'static str) {
-    match *admin.phase.borrow() {
-        Phase::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+    match admin.shutdown.phase() {
+        Phase::Closing | Phase::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
         Phase::Running if admin.control.snapshot().is_probed() => (StatusCode::OK, "ready\n"),
         Phase::Running => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
     }

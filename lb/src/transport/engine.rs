@@ -29,7 +29,7 @@ mod tunnel;
 mod work;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
@@ -39,6 +39,7 @@ use crate::access_log::AccessLog;
 use crate::config::ListenerConfig;
 use crate::control::Control;
 use crate::room::{Place, Room};
+use crate::shutdown::{Phase, Shutdown};
 pub use client::serve;
 
 /// What all connections of one listener on one thread have in common.
@@ -49,21 +50,26 @@ pub struct Engine {
     limits: Limits,
     /// Idle connections to backends that this thread may keep.
     most_idle: usize,
-    is_closing: Arc<AtomicBool>,
     stop: Arc<Stop>,
     room: Arc<Room>,
 }
 
 /// Tells the connections of one thread to end when they can.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Stop {
-    is_stopping: AtomicBool,
+    shutdown: Shutdown,
     idle: Notify,
+    /// Exchanges that the thread carries now. Only its own tasks count here.
+    exchanges: AtomicUsize,
     /// How many idle connections have to leave to make room.
     to_shed: AtomicUsize,
     /// How often some had to.
     sheddings: AtomicUsize,
 }
+
+/// Counts an exchange of a thread until dropped.
+#[derive(Debug)]
+pub struct InExchange<'a>(&'a AtomicUsize);
 
 impl Engine {
     pub fn new(listener: &ListenerConfig, shared: &Shared, most_idle: usize, stop: Arc<Stop>) -> Self {
@@ -73,7 +79,6 @@ impl Engine {
             listener: listener.clone(),
             limits: Limits::default(),
             most_idle,
-            is_closing: Arc::clone(&shared.is_closing),
             stop,
             room: Arc::clone(&shared.room),
         }
@@ -91,15 +96,29 @@ impl Engine {
 
     /// Whether connections may outlive their present exchange.
     fn keeps_clients(&self) -> bool {
-        !self.is_closing.load(Ordering::Relaxed)
+        self.stop.shutdown.phase() == Phase::Running
     }
 }
 
 impl Stop {
-    /// From now on connections end with the exchange they carry, idle ones at once.
+    pub fn new(shutdown: Shutdown) -> Self {
+        let [exchanges, to_shed, sheddings] = [const { AtomicUsize::new(0) }; 3];
+        Self { shutdown, idle: Notify::new(), exchanges, to_shed, sheddings }
+    }
+
+    /// Has idle connections see that the stop has begun.
     pub fn begin(&self) {
-        self.is_stopping.store(true, Ordering::Release);
         self.idle.notify_waiters();
+    }
+
+    /// To be held from a request's head to the end of its answer, by which a stop knows what it has to wait for.
+    pub fn in_exchange(&self) -> InExchange<'_> {
+        self.exchanges.fetch_add(1, Ordering::Relaxed);
+        InExchange(&self.exchanges)
+    }
+
+    pub fn exchanges(&self) -> usize {
+        self.exchanges.load(Ordering::Relaxed)
     }
 
     /// So many idle connections have to leave, those first that have waited longest for such a call.
@@ -114,7 +133,14 @@ impl Stop {
         self.to_shed.try_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1)).is_ok()
     }
 
+    /// From then on connections end with the exchange they carry, idle ones at once.
     pub fn has_begun(&self) -> bool {
-        self.is_stopping.load(Ordering::Acquire)
+        self.shutdown.phase() == Phase::Stopping
+    }
+}
+
+impl Drop for InExchange<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

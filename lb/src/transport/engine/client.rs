@@ -260,6 +260,7 @@ impl Carrier<'_> {
     }
 
     async fn carry(&mut self, work: &mut Work, head: usize) -> Fate {
+        let _exchange = self.engine.stop.in_exchange();
         let is_tls = self.client.is_tls();
         let now = Instant::now();
         let begun = request::begin(self.engine, work, head, self.peer, is_tls, now, &mut self.told);
@@ -422,7 +423,7 @@ impl Carrier<'_> {
         self.refusal = Some(refusal);
         self.status = refusal.status();
         let keeps =
-            has_read_all && refusal.keeps_connection() && work.request.keeps_alive() && !self.engine.stop.has_begun();
+            has_read_all && refusal.keeps_connection() && work.request.keeps_alive() && self.engine.keeps_clients();
         let request_id = work.text.get(self.told.request_id.clone()).unwrap_or_default();
         work.to_client.clear();
         let is_head = work.request.method() == Method::Head;

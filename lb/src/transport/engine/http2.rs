@@ -93,9 +93,12 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
     // Since when no request is being served; its response may still be on its way.
     let mut quiet_since = Some(Instant::now());
     let mut is_leaving = false;
+    // A stop waits for what is still to be sent, too.
+    let mut exchange = None;
     loop {
         let is_quiet = !streams.are_open();
         let is_idle = is_quiet && !connection.has_streams();
+        exchange = (!is_idle).then(|| exchange.take().unwrap_or_else(|| engine.stop.in_exchange()));
         if is_idle && is_leaving {
             return Some(Reason::NO_ERROR);
         }

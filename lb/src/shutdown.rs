@@ -1,0 +1,90 @@
+//! How the process ends: one state, asked by everyone who behaves differently while it stops.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+/// Where the process stands. It never goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Running,
+    /// `shutdown_delay`: the process says that it is not ready, but accepts and serves as before. Clients are told with
+    /// each answer, whoever gives it, that it is the last on its connection (`Connection: close`, GOAWAY).
+    Closing,
+    /// Nobody is accepted any more, idle connections end, and exchanges in flight may finish until the deadline.
+    Stopping,
+}
+
+/// The one state of the shutdown. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Shutdown(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    /// A [`Phase`] as a number. Read for each response, so that it is no lock.
+    phase: AtomicU8,
+    /// When exchanges are cut off; `None` before the process stops.
+    deadline: watch::Sender<Option<Instant>>,
+}
+
+impl Shutdown {
+    pub fn new() -> Self {
+        let phase = AtomicU8::new(Phase::Running as u8);
+        Self(Arc::new(State { phase, deadline: watch::Sender::new(None) }))
+    }
+
+    pub fn phase(&self) -> Phase {
+        match self.0.phase.load(Ordering::Acquire) {
+            0 => Phase::Running,
+            1 => Phase::Closing,
+            _ => Phase::Stopping,
+        }
+    }
+
+    /// Begins the delay before the stop.
+    pub fn close(&self) {
+        self.advance(Phase::Closing);
+    }
+
+    /// Begins the stop; exchanges that have not finished by the deadline are cut off.
+    pub fn stop(&self, deadline: Instant) {
+        self.advance(Phase::Stopping);
+        self.0.deadline.send_replace(Some(deadline));
+    }
+
+    /// Waits for the stop; the deadline.
+    pub async fn stopping(&self) -> Instant {
+        let mut deadline = self.0.deadline.subscribe();
+        // The sender lives as long as this.
+        deadline.wait_for(Option::is_some).await.ok().and_then(|deadline| *deadline).unwrap_or_else(Instant::now)
+    }
+
+    fn advance(&self, phase: Phase) {
+        self.0.phase.fetch_max(phase as u8, Ordering::AcqRel);
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_only_moves_towards_the_end() {
+        let shutdown = Shutdown::new();
+        assert_eq!(shutdown.phase(), Phase::Running);
+        shutdown.close();
+        assert_eq!(shutdown.phase(), Phase::Closing);
+        let deadline = Instant::now();
+        shutdown.clone().stop(deadline);
+        shutdown.close();
+        assert_eq!((shutdown.phase(), shutdown.stopping().await), (Phase::Stopping, deadline));
+    }
+}

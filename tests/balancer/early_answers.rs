@@ -1,10 +1,12 @@
-//! Answers that come before the request was sent whole.
+//! Answers that come before the request was sent whole, and clients that read only when they have sent everything.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Wire, eventually, response};
-use tokio::io::AsyncWriteExt;
+use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Wire, eventually, http2, response, within};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// How long the backend reads nothing, before its answer and after it.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -32,7 +34,7 @@ impl Hasty {
         hasty
     }
 
-    async fn serve(mut wire: Wire, uploads: Uploads) -> std::io::Result<()> {
+    async fn serve(mut wire: Wire, uploads: Uploads) -> io::Result<()> {
         while let Some(request) = wire.request_head().await? {
             if request.method != "POST" {
                 wire.stream.write_all(&response(200, &[], request.target)).await?;
@@ -91,5 +93,71 @@ async fn a_request_that_was_not_sent_whole_never_swallows_the_next() {
     }
     for (body, _) in hasty.uploads() {
         assert!(body.iter().all(|byte| *byte == b'x'), "a body of {} bytes contains the next request", body.len());
+    }
+}
+
+const MEGABYTE: usize = 1 << 20;
+
+/// Either way in which a client connects.
+trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
+
+async fn connect(balancer: &Balancer, is_tls: bool) -> Box<dyn Connection> {
+    if is_tls {
+        Box::new(http2::connect_for(b"http/1.1", balancer.address()).await.expect("a TLS handshake"))
+    } else {
+        Box::new(TcpStream::connect(balancer.address()).await.expect("a listener"))
+    }
+}
+
+/// Writes everything, reads then, and returns what came until the end.
+async fn send_then_read(mut client: Box<dyn Connection>, request: &Request) -> io::Result<Vec<u8>> {
+    client.write_all(&request.to_bytes()).await?;
+    client.flush().await?;
+    let mut reply = Vec::new();
+    match client.read_to_end(&mut reply).await {
+        // Whether the end was in order is for TLS to know; the message has its own end.
+        Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(e),
+        _ => Ok(reply),
+    }
+}
+
+// Waiting for TLS to flush used to move nothing else: the client waited for us to read, and we for it.
+#[tokio::test]
+async fn both_directions_move_though_the_client_reads_only_at_the_end() {
+    const LENGTH: usize = 24 * MEGABYTE;
+    let port = Port::reserve();
+    let listener = port.listen();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                // It streams its response while it reads the request.
+                let (mut reader, mut writer) = stream.split();
+                let sending = async {
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
+                    writer.write_all(head.as_bytes()).await?;
+                    writer.write_all(&vec![b'r'; LENGTH]).await
+                };
+                let receiving = async {
+                    let mut scrap = vec![0; 64 * KILOBYTE];
+                    while reader.read(&mut scrap).await? > 0 {}
+                    io::Result::Ok(())
+                };
+                let _ = tokio::join!(sending, receiving);
+            });
+        }
+    });
+    for is_tls in [false, true] {
+        let mut config = Config::default().pool(Pool::empty("app").backend(&port.address().to_string(), ""));
+        if is_tls {
+            config = config.listener(&http2::tls());
+        }
+        let balancer = Balancer::start(config).await;
+        let request = Request::post("/", vec![b'x'; LENGTH]);
+        let reply = within("both whole", send_then_read(connect(&balancer, is_tls).await, &request)).await;
+        let reply = reply.expect("a response");
+        let head = reply.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
+        assert!(reply.starts_with(b"HTTP/1.1 200"));
+        assert_eq!(reply.len() - head, LENGTH, "TLS: {is_tls}");
     }
 }

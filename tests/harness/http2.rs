@@ -41,12 +41,17 @@ pub async fn connect(address: SocketAddr) -> TlsStream<TcpStream> {
 
 /// As [`connect`]; waits as long as it takes.
 pub async fn try_connect(address: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+    connect_for(b"h2", address).await
+}
+
+/// A TLS connection that has agreed on this protocol (RFC 7301).
+pub async fn connect_for(protocol: &[u8], address: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
     let verifier = Arc::new(AnyCertificate(provider));
     let config = config.expect("versions").dangerous().with_custom_certificate_verifier(verifier);
     let mut config = config.with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     let tcp = TcpStream::connect(address).await?;
     tcp.set_nodelay(true)?;
     let name = ServerName::try_from("localhost").expect("a name");

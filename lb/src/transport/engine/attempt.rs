@@ -51,10 +51,24 @@ pub struct Attempt<'a> {
     has_heard: bool,
     /// The client has closed its sending side and is answered all the same.
     has_half_closed: bool,
+    /// The response is passed on, so this attempt is the last.
+    is_answering: bool,
+    /// Bytes of the request that were dropped because the backend takes no more.
+    dropped: u64,
     /// How the client keeps up with its answer.
     pace: Pace,
     /// How much of `to_client` has been sent, or is not to be.
     written: usize,
+}
+
+/// What came of one step towards the client.
+enum Step {
+    /// It took so many bytes.
+    Written(usize),
+    /// All that was written is on its way.
+    Flushed,
+    /// It took nothing, but more of its request has moved.
+    RequestMoved,
 }
 
 /// What the present wait is for.
@@ -94,6 +108,8 @@ impl<'a> Attempt<'a> {
             has_stopped_sending: false,
             has_heard: false,
             has_half_closed: false,
+            is_answering: false,
+            dropped: 0,
             pace: Pace::new(listener.min_rate),
             written: 0,
         }
@@ -157,7 +173,7 @@ impl<'a> Attempt<'a> {
     async fn ask_for_body(&mut self, timer: &mut Timer) -> Result<(), Failure> {
         self.body.has_continued = true;
         self.work.to_client.extend_from_slice(CONTINUE);
-        self.flush_to_client(timer).await
+        self.flush_interim(timer).await
     }
 
     fn refused_head(&self, bad: BadResponse) -> Failure {
@@ -297,10 +313,16 @@ impl<'a> Attempt<'a> {
         if self.work.request.version() == Version::Http11 && !is_said {
             let plan = ResponsePlan::new(&self.work.response, Version::Http11, Persistence::KeepAlive, &[]);
             rewrite::response(&self.work.response, &self.work.from_backend, &plan, &mut self.work.to_client);
-            self.flush_to_client(timer).await?;
+            self.flush_interim(timer).await?;
         }
         self.work.from_backend.drain(..head);
         Ok(())
+    }
+
+    /// Sends the client an interim response. One that broke off has no final response behind it.
+    async fn flush_interim(&mut self, timer: &mut Timer) -> Result<(), Failure> {
+        let flushed = self.flush_to_client(timer).await;
+        flushed.map_err(|failure| if self.written > 0 { Failure::ClientGone } else { failure })
     }
 
     /// Takes the content that came with the head into `to_client`, before the client is sent anything. False:
@@ -336,6 +358,7 @@ impl<'a> Attempt<'a> {
     /// connection is in order for another request.
     pub async fn answer(&mut self, response: &mut ResponseBody, timer: &mut Timer) -> Result<bool, Failure> {
         let mut is_clean = true;
+        self.is_answering = true;
         loop {
             self.flush_to_client(timer).await?;
             if response.is_done() {
@@ -399,10 +422,24 @@ impl<'a> Attempt<'a> {
     /// Reads the next content into `to_client`. False: something came that does not belong to the response.
     async fn hear_content(&mut self, response: &mut ResponseBody, timer: &mut Timer) -> Result<bool, Failure> {
         let is_plain = response.is_plain();
-        let reading = timer.limit(self.settings.read_timeout, |cx| self.poll_content(cx, is_plain)).await;
-        // While the client still owes content, a silence may be its own.
-        let late = if self.body.is_done() { Failure::ResponseStalled } else { Failure::ClientTimeout };
-        let count = reading.map_err(|_| late)??;
+        let count = loop {
+            // While the client owes content and nothing else is to be done, the silence is its own.
+            let owes = !self.body.is_done() && !self.has_stopped_sending && self.work.to_backend.is_empty();
+            let (patience, late) = if owes {
+                (self.body.pace.patience(self.listener.body_timeout), Failure::ClientTimeout)
+            } else {
+                (self.settings.read_timeout, Failure::ResponseStalled)
+            };
+            let received = self.body.received();
+            let reading = timer.limit(patience, |cx| self.poll_content(cx, is_plain)).await;
+            if owes {
+                self.body.pace.moved(self.body.received().saturating_sub(received), timer.waited());
+            }
+            // `None`: the request moved on, and the wait is another one now.
+            if let Some(count) = reading.map_err(|_| late)?? {
+                break count;
+            }
+        };
         let bad = |_| Failure::ResponseBodyMalformed;
         let Work { to_client, from_backend, .. } = &mut *self.work;
         if count == 0 {
@@ -419,48 +456,81 @@ impl<'a> Attempt<'a> {
         Ok(used == count)
     }
 
-    fn poll_content(&mut self, cx: &mut Context<'_>, is_plain: bool) -> Poll<Result<usize, Failure>> {
-        self.poll_rest_of_request(cx)?;
+    /// Ready with how much of the response came, or `None` when the request has moved on.
+    fn poll_content(&mut self, cx: &mut Context<'_>, is_plain: bool) -> Poll<Result<Option<usize>, Failure>> {
+        let request = self.poll_rest_of_request(cx)?;
         let Work { to_client, from_backend, .. } = &mut *self.work;
         let buffer = if is_plain { to_client } else { from_backend };
         buffer.reserve(LARGE_READ_BYTES);
-        let read: io::Result<usize> = ready!(poll_read_buf(Pin::new(&mut *self.backend), cx, buffer));
-        Poll::Ready(read.map_err(|_| Failure::ResponseTruncated))
+        match poll_read_buf(Pin::new(&mut *self.backend), cx, buffer) {
+            Poll::Ready(Ok(count)) => Poll::Ready(Ok(Some(count))),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(Failure::ResponseTruncated)),
+            Poll::Pending => request.map(|()| Ok(None)),
+        }
     }
 
     /// The client's content may still be on its way when the answer comes; a client that has sent everything may
-    /// leave.
-    fn poll_rest_of_request(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+    /// leave. Ready when some of the request has moved.
+    fn poll_rest_of_request(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Failure> {
+        if self.is_answering && self.has_stopped_sending && !self.body.is_done() {
+            return self.drop_rest_of_request(cx);
+        }
         let is_sent = self.body.is_done() && self.work.to_backend.is_empty();
         if is_sent || self.has_stopped_sending {
-            return self.watch_client(cx);
+            return self.watch_client(cx).map(|()| Poll::Pending);
         }
-        self.poll_send(cx).map(drop)
+        self.poll_send(cx)
     }
 
+    /// Nobody takes the rest of the request, yet a client may read its answer only when it has sent everything.
+    fn drop_rest_of_request(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Failure> {
+        let before = self.dropped;
+        while let Poll::Ready(read) = self.client.poll_discard(cx) {
+            match read {
+                Ok(count) if count > 0 => self.dropped += count as u64,
+                _ => return Err(Failure::ClientGone),
+            }
+        }
+        Ok(if self.dropped > before { Poll::Ready(()) } else { Poll::Pending })
+    }
+
+    /// Sends the client what is in `to_client`, to the last byte that TLS holds back. The request moves meanwhile: a
+    /// client may read only when it has sent everything.
     async fn flush_to_client(&mut self, timer: &mut Timer) -> Result<(), Failure> {
-        while self.written < self.work.to_client.len() {
+        let mut is_flushed = !self.client.is_tls();
+        while self.written < self.work.to_client.len() || !is_flushed {
             let patience = self.pace.patience(self.listener.send_timeout);
-            let writing = timer.limit(patience, |cx| self.poll_write_to_client(cx)).await;
-            let count = writing.map_err(|_| Failure::ClientGone)??;
-            self.pace.moved(count as u64, timer.waited());
-            self.written += count;
+            let from_client = self.body.received() + self.dropped;
+            let step = timer.limit(patience, |cx| self.poll_to_client(cx)).await;
+            // Sending is progress of the client too.
+            let mut moved = (self.body.received() + self.dropped).saturating_sub(from_client);
+            match step.map_err(|_| Failure::ClientGone)?? {
+                Step::Written(count) => {
+                    self.written += count;
+                    moved += count as u64;
+                }
+                Step::Flushed => is_flushed = true,
+                Step::RequestMoved => {}
+            }
+            self.pace.moved(moved, timer.waited());
         }
         self.work.to_client.clear();
         self.written = 0;
-        if self.client.is_tls() {
-            let flushed =
-                timer.limit(self.listener.send_timeout, |cx| Pin::new(&mut *self.client).poll_flush(cx)).await;
-            flushed.map_err(|_| Failure::ClientGone)?.map_err(|_| Failure::ClientGone)?;
-        }
         Ok(())
     }
 
-    fn poll_write_to_client(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Failure>> {
-        self.poll_rest_of_request(cx)?;
-        match ready!(Pin::new(&mut *self.client).poll_write(cx, &self.work.to_client[self.written..])) {
-            Ok(count) if count > 0 => Poll::Ready(Ok(count)),
-            _ => Poll::Ready(Err(Failure::ClientGone)),
+    fn poll_to_client(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, Failure>> {
+        let request = self.poll_rest_of_request(cx)?;
+        let (client, rest) = (Pin::new(&mut *self.client), &self.work.to_client[self.written..]);
+        let step = if rest.is_empty() {
+            client.poll_flush(cx).map_ok(|()| Step::Flushed)
+        } else {
+            client.poll_write(cx, rest).map_ok(Step::Written)
+        };
+        match step {
+            Poll::Ready(Ok(Step::Written(0)) | Err(_)) => Poll::Ready(Err(Failure::ClientGone)),
+            Poll::Ready(Ok(step)) => Poll::Ready(Ok(step)),
+            Poll::Pending => request.map(|()| Ok(Step::RequestMoved)),
         }
     }
 

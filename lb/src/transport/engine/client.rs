@@ -1,6 +1,7 @@
 //! One client's requests, one after the other: read, begun, tried on backends until one answers, and told of.
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::futures::Notified;
 use tokio::time::timeout;
@@ -429,13 +430,21 @@ impl Carrier<'_> {
         let is_head = work.request.method() == Method::Head;
         refusal.write(request_id, keeps, work.request.version() == Version::Http10, is_head, &mut work.to_client);
         self.sent = if is_head { 0 } else { refusal.body().len() as u64 };
-        let writing = async {
-            self.client.write_all(&work.to_client).await?;
-            self.client.flush().await
-        };
-        let written = timeout(self.engine.listener.send_timeout, writing).await;
+        let mut written = 0;
+        let sending = self.timer.limit(self.engine.listener.send_timeout, |cx| {
+            // A client may read only when it has sent everything, which nobody wants any more.
+            while !keeps && matches!(self.client.poll_discard(cx), Poll::Ready(Ok(1..))) {}
+            while written < work.to_client.len() {
+                match ready!(Pin::new(&mut *self.client).poll_write(cx, &work.to_client[written..]))? {
+                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    count => written += count,
+                }
+            }
+            Pin::new(&mut *self.client).poll_flush(cx)
+        });
+        let sent = sending.await;
         work.to_client.clear();
-        match written {
+        match sent {
             Ok(Ok(())) if keeps => Fate::Idle,
             Ok(Ok(())) => Fate::Linger,
             _ => Fate::Abort,

@@ -1,6 +1,7 @@
 //! A client's connection, plain or TLS, or one stream of an HTTP/2 connection. Connections to backends are plain [`TcpStream`]s.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -11,6 +12,8 @@ use tokio::net::TcpStream;
 
 use super::http2::stream::Http2Stream;
 use crate::transport::http1::message::Version;
+
+const DISCARD_BYTES: usize = 16 * 1024;
 
 pub enum ClientStream {
     Tcp(TcpStream),
@@ -40,6 +43,13 @@ impl ClientStream {
             Self::Tcp(tcp) => matches!(tcp.try_read(&mut [0]), Ok(count) if count > 0),
             Self::Tls(_) | Self::Http2(_) => false,
         }
+    }
+
+    /// Reads once and drops what came; how many bytes. 0: the client has closed its sending side.
+    pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut scrap = [MaybeUninit::uninit(); DISCARD_BYTES];
+        let mut scrap = ReadBuf::uninit(&mut scrap);
+        Pin::new(self).poll_read(cx, &mut scrap).map_ok(|()| scrap.filled().len())
     }
 
     /// Ends the connection so that the client cannot take what it has for a whole message: by a reset, or under TLS by

@@ -94,6 +94,9 @@ impl Direction {
         }
         while self.written < self.buffer.len() {
             let count = ready!(Pin::new(&mut *writer).poll_write(cx, &self.buffer[self.written..]))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
             self.written += count;
             self.moved += count as u64;
         }

@@ -38,9 +38,20 @@ pub struct ServerConfig {
     #[serde(serialize_with = "seconds")]
     pub shutdown_timeout: Duration,
     pub trusted_proxies: Vec<IpNet>,
+    pub forwarded_by: ForwardedBy,
     /// Clients connected at once; `None`: as many as the limit on open files allows.
     pub max_connections: Option<NonZero<usize>>,
     pub idle_connections: usize,
+}
+
+/// The fields by which trusted proxies tell of their clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardedBy {
+    /// X-Forwarded-For and its like.
+    XForwarded,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

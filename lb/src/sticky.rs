@@ -40,7 +40,7 @@ impl Sticky {
     }
 
     /// The `Set-Cookie` field that brings the client back to this backend.
-    pub fn set_cookie(&self, index: BackendIndex, is_tls: bool) -> String {
+    pub fn set_cookie(&self, index: BackendIndex, is_https: bool) -> String {
         let Self { config, tokens, .. } = self;
         let token = tokens.get(index as usize).map_or("", String::as_str);
         let mut field =
@@ -52,7 +52,7 @@ impl Sticky {
         let is_secure = match config.secure {
             SecureCookie::Always => true,
             SecureCookie::Never => false,
-            SecureCookie::Auto => is_tls,
+            SecureCookie::Auto => is_https,
         };
         if is_secure {
             field.push_str("; Secure");

@@ -99,6 +99,60 @@ async fn a_trusted_proxys_word_is_believed_and_continued() {
     assert_eq!(a.last_request().field("x-forwarded-for"), Some("127.0.0.2"));
 }
 
+/// Most proxies pass on a `Forwarded` that their client made up.
+#[tokio::test]
+async fn one_family_is_believed_and_the_other_made_anew() {
+    let a = Origin::start("a").await;
+    let believing = |family: &str| format!("{TRUSTING}\nforwarded_by = \"{family}\"");
+    let request = Request::get("/")
+        .with("Host", "inner.example")
+        .with("X-Forwarded-For", "\u{e9}, 203.0.113.7")
+        .with("X-Forwarded-Proto", "https")
+        .with("X-Forwarded-Host", "shop.example:8443")
+        .with("X-Forwarded-Prefix", "/shop")
+        .with("X-Forwarded-Server", "proxy")
+        .with("Forwarded", "for=198.51.100.9;host=other.example;proto=http");
+    let sticky = |pool: Pool| pool.sticky("secure = \"auto\"");
+    let balancer = Balancer::start(Config::of([&a]).server(&believing("x-forwarded")).app(sticky)).await;
+    let reply = balancer.send(&request).await;
+    let seen = a.last_request();
+    assert!(reply.set_cookie("ROUTEID").expect("a cookie").ends_with("; Secure"));
+    for (name, value) in [
+        ("x-forwarded-for", "unknown, 203.0.113.7, 127.0.0.1"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "shop.example:8443"),
+        ("x-forwarded-port", "8443"),
+        ("x-forwarded-prefix", "/shop"),
+        ("x-forwarded-server", "proxy"),
+        ("x-real-ip", "203.0.113.7"),
+        ("forwarded", "for=203.0.113.7;host=\"shop.example:8443\";proto=https, for=127.0.0.1"),
+        ("host", "inner.example"),
+    ] {
+        assert_eq!(seen.field(name), Some(value), "{name}");
+    }
+
+    let balancer = Balancer::start(Config::of([&a]).server(&believing("forwarded")).app(sticky)).await;
+    let reply = balancer.send(&request).await;
+    let seen = a.last_request();
+    assert!(!reply.set_cookie("ROUTEID").expect("a cookie").contains("Secure"));
+    for (name, value) in [
+        ("x-forwarded-for", Some("198.51.100.9, 127.0.0.1")),
+        ("x-forwarded-proto", Some("http")),
+        ("x-forwarded-host", Some("other.example")),
+        ("x-forwarded-port", Some("80")),
+        ("x-forwarded-prefix", None),
+        ("x-forwarded-server", None),
+        ("x-real-ip", Some("198.51.100.9")),
+        (
+            "forwarded",
+            Some("for=198.51.100.9;host=other.example;proto=http, for=127.0.0.1;host=inner.example;proto=http"),
+        ),
+        ("host", Some("inner.example")),
+    ] {
+        assert_eq!(seen.field(name), value, "{name}");
+    }
+}
+
 #[tokio::test]
 async fn fields_of_the_connection_stay_on_the_connection() {
     let a = Origin::start("a").await;

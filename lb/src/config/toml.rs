@@ -16,9 +16,10 @@ use std::time::Duration;
 use ::toml::de::{DeTable, DeValue};
 
 use super::{
-    AccessLogConfig, AccessLogFile, AccessLogFormat, AdminConfig, BackendConfig, Config, EjectionConfig, HalfClose,
-    ListenerConfig, LogConfig, LogFormat, PoolConfig, PoolName, PoolSettings, Position, ProbeConfig, ProbeKind,
-    Problem, RouteConfig, SameSite, SecureCookie, ServerConfig, StateConfig, StatusRanges, StickyConfig, TlsConfig,
+    AccessLogConfig, AccessLogFile, AccessLogFormat, AdminConfig, BackendConfig, Config, EjectionConfig, ForwardedBy,
+    HalfClose, ListenerConfig, LogConfig, LogFormat, PoolConfig, PoolName, PoolSettings, Position, ProbeConfig,
+    ProbeKind, Problem, RouteConfig, SameSite, SecureCookie, ServerConfig, StateConfig, StatusRanges, StickyConfig,
+    TlsConfig,
 };
 use crate::backend::{AdminState, Weight};
 use crate::balance::Algorithm;
@@ -93,6 +94,8 @@ impl<'t> Reader<'t> {
         let shutdown_delay = self.value(section, "shutdown_delay", values::duration(Duration::ZERO, DAY));
         let shutdown_timeout = self.value(section, "shutdown_timeout", values::duration(Duration::ZERO, DAY));
         let trusted_proxies = self.each(section, "trusted_proxies", values::network);
+        let families = [("x-forwarded", ForwardedBy::XForwarded), ("forwarded", ForwardedBy::Forwarded)];
+        let forwarded_by = self.value(section, "forwarded_by", values::choice(&families));
         let max_connections = self.value(section, "max_connections", values::whole(0, 10_000_000));
         let idle_connections = self.value(section, "idle_connections", values::whole(0, 1_000_000));
         Some(ServerConfig {
@@ -103,6 +106,7 @@ impl<'t> Reader<'t> {
             shutdown_delay: shutdown_delay?,
             shutdown_timeout: shutdown_timeout?,
             trusted_proxies: trusted_proxies?,
+            forwarded_by: forwarded_by?,
             max_connections: max_connections.map(NonZero::new)?,
             idle_connections: idle_connections?,
         })

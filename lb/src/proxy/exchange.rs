@@ -22,6 +22,8 @@ const MOST_ATTEMPTS: usize = 32;
 pub struct Exchange {
     route: Arc<Route>,
     key: Key,
+    /// Whether the client came by HTTPS, here or to a trusted proxy.
+    is_https: bool,
     /// The version of the snapshot that was last asked for the pool.
     version: u64,
     /// The pool that made the last choice, where it is not the route's: a change has come between.
@@ -84,6 +86,7 @@ impl Exchange {
         let exchange = Self {
             route: Arc::clone(route),
             key: Key { client: forwarding.client },
+            is_https: forwarding.proto == "https",
             version: snapshot.version,
             newer: None,
             sticky: sticky
@@ -189,10 +192,10 @@ impl Exchange {
     }
 
     /// The `Set-Cookie` field to send, when the client is to come back to another backend than it asked for.
-    pub fn set_cookie(&self, is_tls: bool) -> Option<String> {
+    pub fn set_cookie(&self) -> Option<String> {
         let sticky = self.pool().sticky.as_ref()?;
         let attempt = self.current.as_ref()?;
-        (!self.wants(attempt.lease.backend())).then(|| sticky.set_cookie(attempt.index, is_tls))
+        (!self.wants(attempt.lease.backend())).then(|| sticky.set_cookie(attempt.index, self.is_https))
     }
 
     /// Whether the client's cookie points to this backend.
@@ -203,11 +206,6 @@ impl Exchange {
     /// The pool of this name in `snapshot`; the last one known if the name is gone.
     fn pool_in_force(&self, snapshot: &Snapshot) -> Arc<Pool> {
         Arc::clone(snapshot.pool(&self.route.pool.name).unwrap_or(self.pool()))
-    }
-
-    /// From the beginning of the first attempt to `end`, or to `now` before that is known.
-    pub fn until(&self, end: Option<Instant>, now: Instant) -> Duration {
-        self.first_attempt.map_or(Duration::ZERO, |first| end.unwrap_or(now).saturating_duration_since(first))
     }
 
     pub fn has_answered(&self) -> bool {

@@ -1,8 +1,9 @@
 //! What a backend is told about the client. Fields by which a proxy speaks of the client (X-Forwarded-*, Forwarded) are
 //! made anew; what came in counts only when it came from a network that the operator trusts.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -13,48 +14,102 @@ pub struct Peer {
     text: String,
 }
 
-/// What a request says, and what is known, of where it comes from.
+/// A request's connection, and what a trusted proxy says of the client before it.
 #[derive(Debug, Clone, Copy)]
 pub struct Origin<'a> {
     pub peer: &'a Peer,
     pub is_tls: bool,
     /// As the client named it, port and all.
     pub host: &'a str,
-    /// The values that came in, several fields joined with commas.
-    pub forwarded_for: Option<&'a str>,
-    pub forwarded_proto: Option<&'a str>,
-    pub forwarded_host: Option<&'a str>,
-    pub forwarded: Option<&'a str>,
+    /// [`Claims::None`] unless the peer is trusted.
+    pub claims: &'a Claims<'a>,
 }
 
-/// What a backend is told about the client. Each field is written by its method.
-#[derive(Debug, Clone, Copy)]
+/// What a proxy said of its client, out of one family of fields. The other family is never believed: a proxy that does
+/// not know it passes on what its client made up.
+#[derive(Debug, Clone, Default)]
+pub enum Claims<'a> {
+    #[default]
+    None,
+    XForwarded(XForwarded<'a>),
+    /// `Forwarded` (RFC 7239).
+    Forwarded(Cow<'a, [u8]>),
+}
+
+/// The fields X-Forwarded-*, several of a name joined with commas; empty where there is none.
+#[derive(Debug, Clone, Default)]
+pub struct XForwarded<'a> {
+    pub addresses: Cow<'a, [u8]>,
+    pub proto: Cow<'a, [u8]>,
+    pub host: Cow<'a, [u8]>,
+    pub port: Cow<'a, [u8]>,
+    pub prefix: Cow<'a, [u8]>,
+}
+
+/// What is true of the client: from the connection, or from a trusted proxy. Whoever speaks of the client asks here:
+/// the fields for the backend, ip-hash, the logs and the sticky cookie. Routes are chosen by what was received.
+///
+/// Claims are lists to which every proxy appends, so they are read from the right: the client is the last address that
+/// no trusted proxy has. Its scheme, host, port and prefix are those told by the proxy that told its address. What
+/// cannot be read is as good as not told.
+#[derive(Debug, Clone)]
 pub struct Forwarding<'a> {
-    /// The client: the last address that nobody trusted vouches for.
     pub client: IpAddr,
+    /// `http` or `https`.
     pub proto: &'static str,
+    /// With the port, where one was named.
     pub host: &'a str,
+    /// Decimal digits.
+    pub port: &'a str,
+    pub prefix: Option<&'a str>,
+    /// What was told and believed: the client, then the proxies after it, without the peer.
+    chain: Vec<IpAddr>,
     origin: Origin<'a>,
+}
+
+/// One client among those that the claims name.
+#[derive(Debug, Clone, Copy, Default)]
+struct Claim<'a> {
+    proto: Option<&'static str>,
+    host: Option<&'a str>,
+    port: Option<&'a str>,
+    prefix: Option<&'a str>,
 }
 
 impl<'a> Forwarding<'a> {
     pub fn new(origin: Origin<'a>, trusted: &[IpNet]) -> Self {
-        let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
+        let mut chain = Vec::new();
         let peer = origin.peer.address;
-        // A stranger's claims are as good as none.
-        let origin = if is_trusted(peer) { origin } else { origin.without_claims() };
-        let proto = match origin.forwarded_proto {
-            Some(proto) if proto.eq_ignore_ascii_case("https") => "https",
-            Some(proto) if proto.eq_ignore_ascii_case("http") => "http",
-            _ => origin.scheme(),
+        let is_believed = trusts(trusted, peer);
+        let claim = match origin.claims {
+            Claims::XForwarded(claims) if is_believed => claims.read(trusted, peer, &mut chain),
+            Claims::Forwarded(list) if is_believed => read_forwarded(list, trusted, peer, &mut chain),
+            _ => Claim::default(),
         };
-        let client = client(origin.forwarded_for.unwrap_or_default(), peer, is_trusted);
-        Self { client, proto, host: origin.forwarded_host.unwrap_or(origin.host), origin }
+        chain.reverse();
+        let proto = claim.proto.unwrap_or(origin.scheme());
+        let host = claim.host.unwrap_or(origin.host);
+        let default_port = if proto == "https" { "443" } else { "80" };
+        let port = claim.port.or(port_of(host)).unwrap_or(default_port);
+        let client = chain.first().copied().unwrap_or(peer);
+        Self { client, proto, host, port, prefix: claim.prefix, chain, origin }
     }
 
     /// Writes the value of `X-Forwarded-For`: the chain so far and the peer.
     pub fn write_forwarded_for(&self, out: &mut impl Write) -> fmt::Result {
-        self.write_chain(self.origin.forwarded_for, out)?;
+        match self.origin.claims {
+            Claims::XForwarded(claims) if self.is_told() => {
+                for element in claims.addresses.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+                    match std::str::from_utf8(element) {
+                        Ok("") => continue,
+                        Ok(element) if element.bytes().all(|byte| byte.is_ascii_graphic()) => out.write_str(element)?,
+                        _ => out.write_str("unknown")?,
+                    }
+                    out.write_str(", ")?;
+                }
+            }
+            _ => self.chain.iter().try_for_each(|address| write!(out, "{address}, "))?,
+        }
         out.write_str(&self.origin.peer.text)
     }
 
@@ -68,27 +123,98 @@ impl<'a> Forwarding<'a> {
 
     /// Writes the value of `Forwarded` (RFC 7239): the elements so far and one for this hop.
     pub fn write_forwarded(&self, out: &mut impl Write) -> fmt::Result {
-        self.write_chain(self.origin.forwarded, out)?;
-        match self.origin.peer.address {
-            IpAddr::V4(_) => write!(out, "for={}", self.origin.peer.text)?,
-            // RFC 7239, 6: an IPv6 address stands in brackets and quotes.
-            IpAddr::V6(_) => write!(out, "for=\"[{}]\"", self.origin.peer.text)?,
+        let peer = self.origin.peer.address;
+        if let Claims::Forwarded(list) = self.origin.claims
+            && let Some(list) = whole_list(list).filter(|_| self.is_told())
+        {
+            write!(out, "{list}, ")?;
+            write_node(peer, out)?;
+            return write_host_and_proto(self.origin.host, self.origin.scheme(), out);
         }
-        out.write_str(";host=")?;
-        write_quoted(self.origin.host, out)?;
-        out.write_str(";proto=")?;
-        out.write_str(self.origin.scheme())
+        match self.chain.split_first() {
+            None => {
+                // Every request comes here: the peer's address is text already.
+                match peer {
+                    IpAddr::V4(_) => write_all(&["for=", &self.origin.peer.text], out)?,
+                    IpAddr::V6(_) => write_all(&["for=\"[", &self.origin.peer.text, "]\""], out)?,
+                }
+                write_host_and_proto(self.host, self.proto, out)
+            }
+            Some((client, proxies)) => {
+                write_node(*client, out)?;
+                write_host_and_proto(self.host, self.proto, out)?;
+                for proxy in proxies.iter().chain([&peer]) {
+                    out.write_str(", ")?;
+                    write_node(*proxy, out)?;
+                }
+                Ok(())
+            }
+        }
     }
 
-    fn write_chain(&self, chain: Option<&str>, out: &mut impl Write) -> fmt::Result {
-        match chain {
-            Some(chain) if !chain.is_empty() => {
-                out.write_str(chain)?;
-                out.write_str(", ")
+    /// Whether the peer is a trusted proxy that names somebody.
+    fn is_told(&self) -> bool {
+        !self.chain.is_empty()
+    }
+}
+
+impl<'a> XForwarded<'a> {
+    /// Adds whom the claims name to `chain`, nearest first; what they say of the client.
+    fn read(&'a self, trusted: &[IpNet], peer: IpAddr, chain: &mut Vec<IpAddr>) -> Claim<'a> {
+        let mut client = peer;
+        let mut at = None;
+        for (place, element) in elements_from_right(&self.addresses, b',').enumerate() {
+            if !trusts(trusted, client) {
+                break;
             }
-            _ => Ok(()),
+            at = Some(place);
+            let Some(address) = address(element) else { break };
+            client = address;
+            chain.push(address);
+        }
+        // A proxy that sets a field anew leaves one value for everybody before it.
+        let told = |list: &'a [u8]| elements_from_right(list, b',').take(at.unwrap_or(0) + 1).last();
+        Claim {
+            proto: told(&self.proto).and_then(scheme),
+            host: told(&self.host).and_then(host),
+            port: told(&self.port).and_then(port),
+            prefix: told(&self.prefix).and_then(prefix),
         }
     }
+}
+
+/// As [`XForwarded::read`], from a list of RFC 7239.
+fn read_forwarded<'a>(list: &'a [u8], trusted: &[IpNet], peer: IpAddr, chain: &mut Vec<IpAddr>) -> Claim<'a> {
+    let mut client = peer;
+    let mut told = Claim::default();
+    for element in elements_from_right(list, b',') {
+        if !trusts(trusted, client) {
+            break;
+        }
+        told = Claim::default();
+        let mut node = None;
+        for pair in elements_from_right(element, b';') {
+            let Some(equals) = pair.iter().position(|&byte| byte == b'=') else { continue };
+            let (name, value) = (pair[..equals].trim_ascii(), unquoted(pair[equals + 1..].trim_ascii()));
+            if name.eq_ignore_ascii_case(b"for") {
+                node = address(value);
+            } else if name.eq_ignore_ascii_case(b"proto") {
+                told.proto = scheme(value);
+            } else if name.eq_ignore_ascii_case(b"host") {
+                told.host = host(value);
+            }
+        }
+        // `unknown`, or an identifier that hides the address (RFC 7239 §6.2, §6.3).
+        let Some(address) = node else { break };
+        client = address;
+        chain.push(address);
+    }
+    told
+}
+
+/// Whether `address` is a proxy that is believed.
+pub fn trusts(trusted: &[IpNet], address: IpAddr) -> bool {
+    trusted.iter().any(|network| network.contains(&address))
 }
 
 impl Peer {
@@ -103,35 +229,105 @@ impl Peer {
 }
 
 impl Origin<'_> {
-    fn without_claims(self) -> Self {
-        Self { forwarded_for: None, forwarded_proto: None, forwarded_host: None, forwarded: None, ..self }
-    }
-
     fn scheme(&self) -> &'static str {
         if self.is_tls { "https" } else { "http" }
     }
 }
 
-/// The last address of the chain, read from our end, that is not a trusted proxy's.
-fn client(chain: &str, peer: IpAddr, is_trusted: impl Fn(IpAddr) -> bool) -> IpAddr {
-    let mut client = peer;
-    for element in chain.rsplit(',') {
-        if !is_trusted(client) {
-            break;
-        }
-        match address(element.trim()) {
-            Some(address) => client = address,
-            None => break,
-        }
-    }
-    client
+/// The elements of a list from its right end, empty ones left out. Separators within quotes separate nothing. Reading
+/// from the right, a quote that a client has not closed cannot swallow what a proxy appended.
+fn elements_from_right(list: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(list);
+    let elements = std::iter::from_fn(move || {
+        let list = rest?;
+        let mut is_quoted = false;
+        let found = list.iter().rposition(|&byte| {
+            is_quoted ^= byte == b'"';
+            byte == separator && !is_quoted
+        });
+        let (before, element) = found.map_or((None, list), |at| (Some(&list[..at]), &list[at + 1..]));
+        rest = before;
+        Some(element.trim_ascii())
+    });
+    elements.filter(|element| !element.is_empty())
 }
 
-/// An address as proxies write it: plain, with a port, or in brackets.
-fn address(text: &str) -> Option<IpAddr> {
+fn unquoted(value: &[u8]) -> &[u8] {
+    value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value)
+}
+
+/// A list that another element may follow: ASCII, its quotes closed.
+fn whole_list(list: &[u8]) -> Option<&str> {
+    let list = std::str::from_utf8(list).ok().filter(|list| list.bytes().all(|b| matches!(b, b' '..=b'~')))?;
+    let quotes = list.bytes().filter(|&byte| byte == b'"').count();
+    (quotes % 2 == 0 && !list.contains('\\')).then_some(list)
+}
+
+/// An address as proxies write it: plain, with a port, or in brackets, and sometimes in quotes.
+fn address(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(unquoted(text)).ok()?;
     let plain = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
     let address = plain.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|a| a.ip()));
     address.map(|a: IpAddr| a.to_canonical())
+}
+
+/// `http` or `https`; a WebSocket's scheme tells which of them carries it.
+fn scheme(text: &[u8]) -> Option<&'static str> {
+    let is = |scheme: &[u8]| text.eq_ignore_ascii_case(scheme);
+    if is(b"https") || is(b"wss") {
+        Some("https")
+    } else if is(b"http") || is(b"ws") {
+        Some("http")
+    } else {
+        None
+    }
+}
+
+/// A name or address with an optional port (RFC 3986 §3.2.2).
+fn host(text: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(text).ok()?;
+    let name = without_port(text);
+    let is_name = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b)),
+    };
+    let rest = &text[name.len()..];
+    (is_name && (rest.is_empty() || rest == ":" || port_of(text).is_some())).then_some(text)
+}
+
+/// The port that a host names.
+fn port_of(host: &str) -> Option<&str> {
+    port(host[without_port(host).len()..].strip_prefix(':')?.as_bytes())
+}
+
+fn port(text: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+    text.parse::<u16>().ok().filter(|port| *port > 0).map(|_| text)
+}
+
+/// A path that an application can put before its own.
+fn prefix(text: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(text).ok().filter(|text| text.starts_with('/') && !text.starts_with("//"))?;
+    text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+;=:@".contains(&b)).then_some(text)
+}
+
+/// Writes `for=` with an address. One of IPv6 stands in brackets and quotes (RFC 7239 §6).
+fn write_node(address: IpAddr, out: &mut impl Write) -> fmt::Result {
+    match address {
+        IpAddr::V4(address) => write!(out, "for={address}"),
+        IpAddr::V6(address) => write!(out, "for=\"[{address}]\""),
+    }
+}
+
+fn write_all(pieces: &[&str], out: &mut impl Write) -> fmt::Result {
+    pieces.iter().try_for_each(|piece| out.write_str(piece))
+}
+
+fn write_host_and_proto(host: &str, proto: &str, out: &mut impl Write) -> fmt::Result {
+    out.write_str(";host=")?;
+    write_quoted(host, out)?;
+    out.write_str(";proto=")?;
+    out.write_str(proto)
 }
 
 /// Writes a token or quoted string (RFC 9110, 5.6.4).
@@ -177,16 +373,24 @@ mod tests {
         text.parse().expect("an address")
     }
 
-    fn origin(peer: &str) -> Origin<'static> {
-        Origin {
-            peer: Box::leak(Box::new(Peer::new(ip(peer)))),
-            is_tls: false,
-            host: "a.example:8888",
-            forwarded_for: Some("203.0.113.7, 10.0.0.9"),
-            forwarded_proto: Some("https"),
-            forwarded_host: Some("public.example"),
-            forwarded: Some("for=203.0.113.7"),
-        }
+    const HOST: &str = "a.example:8888";
+
+    fn peer(address: &str) -> Peer {
+        Peer::new(ip(address))
+    }
+
+    fn origin<'a>(peer: &'a Peer, claims: &'a Claims<'a>) -> Origin<'a> {
+        Origin { peer, is_tls: false, host: HOST, claims }
+    }
+
+    fn x_forwarded<'a>(addresses: &'a [u8], proto: &'a str, host: &'a str) -> Claims<'a> {
+        let of = |text: &'a str| Cow::Borrowed(text.as_bytes());
+        Claims::XForwarded(XForwarded {
+            addresses: addresses.into(),
+            proto: of(proto),
+            host: of(host),
+            ..Default::default()
+        })
     }
 
     fn forwarded_for(forwarding: &Forwarding<'_>) -> String {
@@ -207,46 +411,134 @@ mod tests {
 
     #[test]
     fn a_strangers_claims_are_forgotten() {
-        let forwarding = Forwarding::new(origin("192.0.2.1"), &trusted());
-        assert_eq!(forwarding.client, ip("192.0.2.1"));
-        assert_eq!(forwarded_for(&forwarding), "192.0.2.1");
-        assert_eq!(forwarding.proto, "http");
-        assert_eq!(forwarding.host, "a.example:8888");
-        assert_eq!(forwarded(&forwarding), "for=192.0.2.1;host=\"a.example:8888\";proto=http");
+        for claims in [
+            x_forwarded(b"203.0.113.7", "https", "public.example"),
+            Claims::Forwarded(b"for=203.0.113.7;proto=https;host=public.example"[..].into()),
+        ] {
+            let peer = peer("192.0.2.1");
+            let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
+            assert_eq!(forwarding.client, ip("192.0.2.1"));
+            assert_eq!(forwarded_for(&forwarding), "192.0.2.1");
+            assert_eq!((forwarding.proto, forwarding.host, forwarding.port), ("http", HOST, "8888"));
+            assert_eq!(forwarded(&forwarding), "for=192.0.2.1;host=\"a.example:8888\";proto=http");
+        }
     }
 
     #[test]
-    fn a_trusted_proxys_claims_are_kept_and_continued() {
-        let forwarding = Forwarding::new(origin("10.0.0.1"), &trusted());
+    fn a_trusted_proxys_claims_are_kept_and_told_in_both_families() {
+        let peer = peer("10.0.0.1");
+        let claims = x_forwarded(b"203.0.113.7, 10.0.0.9", "https", "public.example");
+        let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
         assert_eq!(forwarding.client, ip("203.0.113.7"));
         assert_eq!(forwarded_for(&forwarding), "203.0.113.7, 10.0.0.9, 10.0.0.1");
-        assert_eq!(forwarding.proto, "https");
-        assert_eq!(forwarding.host, "public.example");
-        assert_eq!(forwarded(&forwarding), "for=203.0.113.7, for=10.0.0.1;host=\"a.example:8888\";proto=http");
+        assert_eq!((forwarding.proto, forwarding.host, forwarding.port), ("https", "public.example", "443"));
+        assert_eq!(
+            forwarded(&forwarding),
+            "for=203.0.113.7;host=public.example;proto=https, for=10.0.0.9, for=10.0.0.1"
+        );
+        let list = b"for=203.0.113.7;proto=https;host=\"public.example\", for=10.0.0.9";
+        let claims = Claims::Forwarded(list[..].into());
+        let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
+        assert_eq!(forwarding.client, ip("203.0.113.7"));
+        assert_eq!(forwarded_for(&forwarding), "203.0.113.7, 10.0.0.9, 10.0.0.1");
+        assert_eq!((forwarding.proto, forwarding.host, forwarding.port), ("https", "public.example", "443"));
+        let own = "for=10.0.0.1;host=\"a.example:8888\";proto=http";
+        assert_eq!(forwarded(&forwarding), format!("{}, {own}", String::from_utf8_lossy(list)));
     }
 
     #[test]
     fn the_client_is_the_last_address_nobody_trusted_vouches_for() {
-        for (chain, expected) in [
-            ("", "10.0.0.1"),
-            ("198.51.100.1", "198.51.100.1"),
-            ("1.1.1.1, 198.51.100.1", "198.51.100.1"),
-            ("198.51.100.1, 10.9.9.9", "198.51.100.1"),
-            ("10.1.1.1", "10.1.1.1"),
-            ("198.51.100.1, nonsense", "10.0.0.1"),
-            ("198.51.100.1:4711", "198.51.100.1"),
-            ("[2001:db8::1]:80", "2001:db8::1"),
-            ("2001:db8::1", "2001:db8::1"),
-            ("::ffff:198.51.100.1", "198.51.100.1"),
+        let peer = peer("10.0.0.1");
+        for (chain, expected, passed) in [
+            (&b""[..], "10.0.0.1", "10.0.0.1"),
+            (b"198.51.100.1", "198.51.100.1", "198.51.100.1, 10.0.0.1"),
+            (b"1.1.1.1, 198.51.100.1", "198.51.100.1", "1.1.1.1, 198.51.100.1, 10.0.0.1"),
+            (b"198.51.100.1, 10.9.9.9", "198.51.100.1", "198.51.100.1, 10.9.9.9, 10.0.0.1"),
+            (b"\xff, 198.51.100.1", "198.51.100.1", "unknown, 198.51.100.1, 10.0.0.1"),
+            (b",198.51.100.1,, ", "198.51.100.1", "198.51.100.1, 10.0.0.1"),
+            (b"10.1.1.1", "10.1.1.1", "10.1.1.1, 10.0.0.1"),
+            (b"198.51.100.1, nonsense", "10.0.0.1", "10.0.0.1"),
+            (b"198.51.100.1, \xff", "10.0.0.1", "10.0.0.1"),
+            (b"198.51.100.1, unknown, 10.9.9.9", "10.9.9.9", "198.51.100.1, unknown, 10.9.9.9, 10.0.0.1"),
+            (b"198.51.100.1:4711", "198.51.100.1", "198.51.100.1:4711, 10.0.0.1"),
+            (b"[2001:db8::1]:80", "2001:db8::1", "[2001:db8::1]:80, 10.0.0.1"),
+            (b"\"[2001:db8::1]\"", "2001:db8::1", "\"[2001:db8::1]\", 10.0.0.1"),
+            (b"2001:db8::1", "2001:db8::1", "2001:db8::1, 10.0.0.1"),
+            (b"::ffff:198.51.100.1", "198.51.100.1", "::ffff:198.51.100.1, 10.0.0.1"),
         ] {
-            let origin = Origin { forwarded_for: Some(chain), ..origin("10.0.0.1") };
-            assert_eq!(Forwarding::new(origin, &trusted()).client, ip(expected), "{chain}");
+            let claims = x_forwarded(chain, "", "");
+            let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
+            let name = String::from_utf8_lossy(chain);
+            assert_eq!(forwarding.client, ip(expected), "{name}");
+            assert_eq!(forwarded_for(&forwarding), passed, "{name}");
+        }
+        for (list, expected) in [
+            (&b"for=1.1.1.1, for=198.51.100.1"[..], "198.51.100.1"),
+            (b"For=198.51.100.1, FOR=10.9.9.9", "198.51.100.1"),
+            (b"for=\"[2001:db8::1]:4711\";by=10.0.0.1", "2001:db8::1"),
+            (b"for=\"198.51.100.1:4711\"", "198.51.100.1"),
+            (b"for=\"x, for=198.51.100.1", "198.51.100.1"),
+            (b"for=\"a,b\";by=_x, for=198.51.100.1;host=\"c,d\"", "198.51.100.1"),
+            (b"for=1.1.1.1, for=_hidden", "10.0.0.1"),
+            (b"for=1.1.1.1, for=unknown;proto=https", "10.0.0.1"),
+            (b"for=\xff, for=198.51.100.1", "198.51.100.1"),
+            (b"proto=https", "10.0.0.1"),
+            (b"", "10.0.0.1"),
+        ] {
+            let claims = Claims::Forwarded(list.into());
+            let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
+            assert_eq!(forwarding.client, ip(expected), "{}", String::from_utf8_lossy(list));
+            let written = forwarded(&forwarding);
+            assert!(written.bytes().filter(|&byte| byte == b'"').count() % 2 == 0, "{written}");
+        }
+    }
+
+    #[test]
+    fn scheme_host_port_and_prefix_are_those_of_the_proxy_that_names_the_client() {
+        let peer = peer("10.0.0.1");
+        for (addresses, proto, host, port, prefix, expected) in [
+            ("198.51.100.1", "HTTPS", "", "", "", ("https", HOST, "8888", None)),
+            ("198.51.100.1", "wss", "B.example", "", "/app", ("https", "B.example", "443", Some("/app"))),
+            ("198.51.100.1", "ws", "[2001:db8::1]:81", "", "app", ("http", "[2001:db8::1]:81", "81", None)),
+            ("198.51.100.1", "gopher", "a/b", "x", "//evil", ("http", HOST, "8888", None)),
+            ("198.51.100.1", "https", "b.example", "8443", "/\u{e9}", ("https", "b.example", "8443", None)),
+            // The client made up the first of each.
+            ("1.1.1.1, 198.51.100.1", "http, https", "evil, b", "1, 2", "/e, /p", ("https", "b", "2", Some("/p"))),
+            // Each of two proxies has appended its own.
+            ("198.51.100.1, 10.0.0.9", "https, http", "b, c", "1, 2", "", ("https", "b", "1", None)),
+            // The first has, the second has not.
+            ("198.51.100.1, 10.0.0.9", "https", "b", "", "", ("https", "b", "443", None)),
+            ("", "https", "b.example:70000", "0", "", ("https", HOST, "8888", None)),
+        ] {
+            let of = |text: &'static str| Cow::Borrowed(text.as_bytes());
+            let claims = Claims::XForwarded(XForwarded {
+                addresses: of(addresses),
+                proto: of(proto),
+                host: of(host),
+                port: of(port),
+                prefix: of(prefix),
+            });
+            let told = Forwarding::new(origin(&peer, &claims), &trusted());
+            assert_eq!((told.proto, told.host, told.port, told.prefix), expected, "{claims:?}");
+        }
+        for (list, expected) in [
+            ("for=1.1.1.1;proto=https;host=evil, for=198.51.100.1;Proto=HTTPS", ("https", HOST, "8888")),
+            (
+                "for=198.51.100.1;host=\"b.example:81\";proto=http, for=10.0.0.9;proto=https",
+                ("http", "b.example:81", "81"),
+            ),
+            ("for=unknown;proto=https;host=b", ("https", "b", "443")),
+        ] {
+            let claims = Claims::Forwarded(list.as_bytes().into());
+            let told = Forwarding::new(origin(&peer, &claims), &trusted());
+            assert_eq!((told.proto, told.host, told.port), expected, "{list}");
         }
     }
 
     #[test]
     fn ipv6_is_written_as_rfc_7239_wants_it() {
-        let forwarding = Forwarding::new(origin("2001:db8::1"), &[]);
+        let peer = peer("2001:db8::1");
+        let forwarding = Forwarding::new(origin(&peer, &Claims::None), &[]);
         assert!(forwarded(&forwarding).starts_with("for=\"[2001:db8::1]\";"));
     }
 

@@ -179,6 +179,11 @@ fn wrong_values_are_named_with_place_and_fix() {
         ),
         (
             "server",
+            "forwarded_by = §\"x_forwarded\"",
+            "server.forwarded_by is \"x_forwarded\": write one of \"x-forwarded\", \"forwarded\" (did you mean \"x-forwarded\"?)",
+        ),
+        (
+            "server",
             "trusted_proxies = §\"10.0.0.0/8\"",
             "server.trusted_proxies is \"10.0.0.0/8\": write an array, such as [\"10.0.0.0/8\"]",
         ),

@@ -386,8 +386,7 @@ impl Carrier<'_> {
         }
         let keeps_backend = attempt.response().keeps_alive();
         let status = attempt.response().status();
-        let (mut response, keeps_client) =
-            write_head(self.engine, attempt.work, attempt.body, exchange, attempt.client.is_tls(), switches);
+        let (mut response, keeps_client) = write_head(self.engine, attempt.work, attempt.body, exchange, switches);
         let is_in_order = switches || attempt.begin_answer(head, &mut response)?;
         exchange.answered(&self.engine.control, status, Instant::now());
         self.status = status;
@@ -481,7 +480,6 @@ fn write_head(
     work: &mut Work,
     body: &RequestBody,
     exchange: &Exchange,
-    is_tls: bool,
     switches: bool,
 ) -> (ResponseBody, bool) {
     let Work { request, response, from_backend, to_client, .. } = work;
@@ -491,7 +489,7 @@ fn write_head(
         (false, true) => Persistence::KeepAlive,
         (false, false) => Persistence::Close,
     };
-    let cookie = exchange.set_cookie(is_tls);
+    let cookie = exchange.set_cookie();
     let cookie = cookie.as_ref().and_then(|cookie| FieldValue::new(cookie.as_bytes()));
     let changes = cookie.map(|cookie| [Change { name: FieldName::known(Name::SetCookie), edit: Edit::Add(cookie) }]);
     let changes = changes.as_ref().map_or(&[][..], |changes| &changes[..]);

@@ -10,8 +10,9 @@ use super::Engine;
 use super::body::{RequestBody, refusal};
 use super::pace::Pace;
 use super::work::Work;
+use crate::config::{ForwardedBy, ServerConfig};
 use crate::proxy::exchange::{Asked, Exchange};
-use crate::proxy::headers::{Forwarding, Origin, Peer, write_request_id};
+use crate::proxy::headers::{Claims, Forwarding, Origin, Peer, XForwarded, trusts, write_request_id};
 use crate::proxy::refusal::Refusal;
 use crate::transport::http1::field::Fields;
 use crate::transport::http1::head::Form;
@@ -28,6 +29,11 @@ pub struct Told {
     pub request_id: Range<usize>,
     proto: &'static str,
     host: Range<usize>,
+    port: Range<usize>,
+    /// Empty: there is none.
+    prefix: Range<usize>,
+    /// Whether a trusted proxy has told what is told now, X-Forwarded-Server included.
+    continues_x_forwarded: bool,
     client_text: Range<usize>,
     forwarded_for: Range<usize>,
     forwarded: Range<usize>,
@@ -59,19 +65,14 @@ pub fn begin(
         Form::Asterisk => b"/",
         _ => normalise(request.path(from_client), path).map_err(|bad| refusal(Reject::from(bad)))?,
     };
-    let trusts_nobody = snapshot.config.server.trusted_proxies.is_empty();
-    let claim = |name| if trusts_nobody { None } else { joined(request.fields(), from_client, name) };
-    let (forwarded_for, proto) = (claim(Name::XForwardedFor), claim(Name::XForwardedProto));
-    let (forwarded_host, forwarded) = (claim(Name::XForwardedHost), claim(Name::Forwarded));
+    let claims = claims(&snapshot.config.server, peer, request.fields(), from_client);
+    told.continues_x_forwarded = matches!(claims, Claims::XForwarded(_));
     let origin = Origin {
         peer,
         is_tls,
         // The parser takes no host but in ASCII.
         host: request.authority(from_client).and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default(),
-        forwarded_for: forwarded_for.as_deref(),
-        forwarded_proto: proto.as_deref(),
-        forwarded_host: forwarded_host.as_deref(),
-        forwarded: forwarded.as_deref(),
+        claims: &claims,
     };
     let cookies = request.fields().values(from_client, Name::Cookie);
     let (exchange, forwarding) = Exchange::begin(&snapshot, &Asked { origin, path, now }, cookies)?;
@@ -91,11 +92,15 @@ pub fn write_head(work: &mut Work, told: &Told, websocket: bool) {
         set(FieldName::known(Name::XRealIp), value(&told.client_text)),
         set(FieldName::known(Name::Forwarded), value(&told.forwarded)),
         set(FieldName::known(Name::XRequestId), value(&told.request_id)),
-        Change { name: FieldName::known(Name::XForwardedPort), edit: Edit::Remove },
-        Change { name: FieldName::known(Name::XForwardedPrefix), edit: Edit::Remove },
+        set(FieldName::known(Name::XForwardedPort), value(&told.port)),
+        match value(&told.prefix) {
+            b"" => Change { name: FieldName::known(Name::XForwardedPrefix), edit: Edit::Remove },
+            prefix => set(FieldName::known(Name::XForwardedPrefix), prefix),
+        },
         Change { name: FieldName::known(Name::XForwardedServer), edit: Edit::Remove },
     ];
-    let mut plan = RequestPlan::new(request, &changes);
+    let changes = if told.continues_x_forwarded { &changes[..changes.len() - 1] } else { &changes[..] };
+    let mut plan = RequestPlan::new(request, changes);
     plan.expect_continue = request.expects_continue();
     plan.persistence = if websocket { Persistence::WebSocket } else { Persistence::KeepAlive };
     rewrite::request(request, from_client, &plan, to_backend);
@@ -111,6 +116,8 @@ impl Told {
         self.client = Some(forwarding.client);
         self.proto = forwarding.proto;
         self.host = written(text, |text| text.write_str(forwarding.host));
+        self.port = written(text, |text| text.write_str(forwarding.port));
+        self.prefix = written(text, |text| text.write_str(forwarding.prefix.unwrap_or_default()));
         self.client_text = written(text, |text| forwarding.write_client(text));
         self.forwarded_for = written(text, |text| forwarding.write_forwarded_for(text));
         self.forwarded = written(text, |text| forwarding.write_forwarded(text));
@@ -129,9 +136,27 @@ fn set<'a>(name: FieldName<'a>, value: &'a [u8]) -> Change<'a> {
     Change { name, edit: FieldValue::new(value).map_or(Edit::Remove, Edit::Set) }
 }
 
-/// All fields of a name as one list.
-fn joined<'a>(fields: &'a Fields, buffer: &'a [u8], name: Name) -> Option<Cow<'a, str>> {
-    let mut values = fields.values(buffer, name).filter_map(|value| std::str::from_utf8(value).ok());
-    let first = values.next()?;
-    Some(values.fold(Cow::Borrowed(first), |list, value| Cow::Owned(format!("{list}, {value}"))))
+/// What the peer says of the client, if it is a proxy that is believed.
+fn claims<'a>(server: &ServerConfig, peer: &Peer, fields: &'a Fields, buffer: &'a [u8]) -> Claims<'a> {
+    if !trusts(&server.trusted_proxies, peer.address) {
+        return Claims::None;
+    }
+    let list = |name| joined(fields, buffer, name);
+    match server.forwarded_by {
+        ForwardedBy::XForwarded => Claims::XForwarded(XForwarded {
+            addresses: list(Name::XForwardedFor),
+            proto: list(Name::XForwardedProto),
+            host: list(Name::XForwardedHost),
+            port: list(Name::XForwardedPort),
+            prefix: list(Name::XForwardedPrefix),
+        }),
+        ForwardedBy::Forwarded => Claims::Forwarded(list(Name::Forwarded)),
+    }
+}
+
+/// All fields of a name as one list, empty if there are none.
+fn joined<'a>(fields: &'a Fields, buffer: &'a [u8], name: Name) -> Cow<'a, [u8]> {
+    let mut values = fields.values(buffer, name);
+    let first = values.next().unwrap_or_default();
+    values.fold(Cow::Borrowed(first), |list, value| Cow::Owned([&list, &b", "[..], value].concat()))
 }

@@ -110,14 +110,14 @@ async fn an_operation_given_up_leaves_the_answers_of_others_alone(store: &dyn Da
             let finished = given_up::after(waits, operation()).await.is_some();
             // More at once than a store has connections.
             let lookups = join_all(
-                (0..12)
+                (0..6)
                     .map(|place| [&ann, &ben, &nobody][place % 3])
                     .map(|asked| async move { (asked, store.user(&asked.name.key()).await.unwrap()) }),
             );
             for (asked, found) in lookups.await {
                 assert_eq!(found.as_ref(), Some(asked).filter(|asked| asked.id != nobody.id), "after {waits} waits");
             }
-            assert_eq!(store.logins(&key, None, 10).await.unwrap(), [of_ann.clone()]);
+            assert_eq!(store.logins(&key, None, 10).await.unwrap(), std::slice::from_ref(&of_ann));
             assert_eq!(store.create_user(&user(ann.name.as_str())).await.unwrap(), Signup::Taken);
             if finished {
                 break;

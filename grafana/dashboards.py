@@ -153,8 +153,9 @@ OVERVIEW = dashboard(
                                     for q, name in ((0.5, "p50"), (0.9, "p90"), (0.99, "p99"))),
                   help_text="From a request's head to the end of its response."),
             lines("Errors and refusals", "reqps", (f'sum(rate(evenkeel_requests_total{{{P}, code="5xx"}}[{RATE}]))', "5xx"),
-                  (f"sum by (reason) (rate(evenkeel_refusals_total[{RATE}]))", "refused: {{reason}}"),
-                  help_text="Requests that failed, and those that Evenkeel answered itself, by reason."),
+                  (f"sum by (status) (rate(evenkeel_responses_total{{{P}}}[{RATE}])) > 0", "{{status}}"),
+                  (f"sum by (reason) (rate(evenkeel_refusals_total[{RATE}])) > 0", "refused: {{reason}}"),
+                  help_text="Requests that failed, by status (499: the client left), and those that Evenkeel answered itself, by reason."),
         ]),
         ("Backends", [
             lines("Share of each backend", "percentunit",

@@ -23,7 +23,6 @@ pub mod health;
 pub mod lines;
 pub mod log;
 pub mod metrics;
-mod pingora_error;
 pub mod pool;
 pub mod proxy;
 pub mod room;

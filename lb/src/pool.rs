@@ -134,6 +134,8 @@ impl Pool {
     }
 
     fn eject(&self, backend: &Backend, now: Instant) -> Option<Duration> {
+        // It may have been removed since the exchange chose it.
+        self.members.iter().find(|member| std::ptr::eq(&*member.backend, backend))?;
         let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         let others = |m: &&Member| m.backend.ejected_for(now).is_some();
         let aside = self.members.iter().filter(others).count();

@@ -426,3 +426,47 @@ async fn what_a_slow_reader_has_still_to_get_is_not_cut_off() {
     }
     assert_eq!(received, content.len());
 }
+
+// What a client cancelled was counted as a malformed request, and among the WebSockets.
+#[tokio::test]
+async fn whose_fault_a_failure_is_is_told_as_over_http_1() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let rules = "consecutive_failures = 1\nbase_time = \"60s\"";
+    let config = config([&a, &b]).section("[access_log]\nfile = \"access.log\"").app(|pool| pool.ejection(rules));
+    let balancer = Balancer::start(config).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    let (answer, _) = client.begin(request("GET", "/hold", &[]), true).await;
+    eventually("a backend has it", async || a.heads() + b.heads() == 1).await;
+    drop(answer);
+    let counted = async |status: u16, count: f64| {
+        eventually("it is counted", async || {
+            let labels = [("pool", "app"), ("status", &*status.to_string())];
+            balancer.metrics().await.sum("evenkeel_responses_total", &labels) == count
+        })
+        .await;
+    };
+    counted(499, 1.0).await;
+    for origin in [&a, &b] {
+        let fields: String = (0..100).map(|n| format!("X-{n}: x\r\n")).collect();
+        origin.answer_with(format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n"));
+    }
+    assert_eq!(client.get("/").await.status, 502);
+    assert_eq!(a.heads() + b.heads(), 2, "tried once");
+    counted(502, 1.0).await;
+    for words in [
+        "\"status\":499",
+        "\"refusal\":null,\"failure\":\"client-gone\"",
+        "\"refusal\":\"response-too-many-fields\",\"failure\":\"response-too-many-fields\"",
+    ] {
+        eventually("it is logged", async || {
+            let log = std::fs::read_to_string(balancer.file("access.log")).unwrap_or_default();
+            log.contains(words)
+        })
+        .await;
+    }
+    assert_eq!(balancer.metrics().await.sum("evenkeel_refusals_total", &[("reason", "malformed")]), 0.0);
+    for origin in [&a, &b] {
+        let backend = balancer.backend(origin).await;
+        assert_eq!((&backend["status"], &backend["failures"]), (&"healthy".into(), &0.into()), "{backend}");
+    }
+}

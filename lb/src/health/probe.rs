@@ -13,10 +13,10 @@ use pingora::prelude::{Error, ErrorType};
 use rand::RngExt;
 use tokio::task::AbortHandle;
 
+use super::pingora_error;
 use crate::backend::{AdminState, Backend, BackendAddress, ProbeReport};
 use crate::config::{PoolName, ProbeConfig, ProbeKind};
 use crate::control::Control;
-use crate::pingora_error;
 use crate::proxy::failure::{Failure, Fault};
 
 /// How often host names are resolved, and pools look whether their candidates have changed.

@@ -208,15 +208,6 @@ impl Exchange {
         Arc::clone(snapshot.pool(&self.route.pool.name).unwrap_or(self.pool()))
     }
 
-    pub fn has_answered(&self) -> bool {
-        self.outcome.backend_status.is_some()
-    }
-
-    /// Whether the connection now carries another protocol than HTTP.
-    pub fn is_tunnel(&self) -> bool {
-        self.outcome.is_tunnel
-    }
-
     /// The exchange is over, with this status sent to the client, or [`Failure::ClientGone`]'s if none was. Its lease
     /// ends.
     pub fn finish(&mut self, status: u16, refusal: Option<Refusal>, now: Instant) -> Outcome {

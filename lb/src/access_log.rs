@@ -19,6 +19,9 @@ use crate::proxy::refusal::Refusal;
 /// Bytes of lines that may wait for the disk.
 const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
 
+/// How much of a value that a client chose is written. The limit on a line; a head as a whole has limits of its own.
+const MAX_VALUE_BYTES: usize = 4096;
+
 /// What a line tells.
 #[derive(Debug, Clone, Serialize)]
 pub struct Record<'a> {
@@ -98,10 +101,11 @@ impl AccessLog {
     }
 
     pub fn write(&self, record: &Record<'_>) {
+        let record = record.cut();
         let mut line = match self.format {
             // Every field is text or a number: there is nothing that JSON cannot say.
-            AccessLogFormat::Json => serde_json::to_vec(record).unwrap_or_default(),
-            AccessLogFormat::Combined => combined(record, &self.zone).into_bytes(),
+            AccessLogFormat::Json => serde_json::to_vec(&record).unwrap_or_default(),
+            AccessLogFormat::Combined => combined(&record, &self.zone).into_bytes(),
         };
         line.push(b'\n');
         self.queue.push(line);
@@ -111,6 +115,25 @@ impl AccessLog {
     pub fn reopen(&self) {
         self.queue.reopen();
     }
+}
+
+impl Record<'_> {
+    /// The record with at most [`MAX_VALUE_BYTES`] of each value.
+    fn cut(&self) -> Record<'_> {
+        Record {
+            method: cut(self.method),
+            host: cut(self.host),
+            target: cut(self.target),
+            request_id: cut(self.request_id),
+            referer: self.referer.map(cut),
+            user_agent: self.user_agent.map(cut),
+            ..self.clone()
+        }
+    }
+}
+
+fn cut(value: &str) -> &str {
+    &value[..value.floor_char_boundary(MAX_VALUE_BYTES)]
 }
 
 /// nginx's and Apache's combined format.
@@ -189,6 +212,16 @@ mod tests {
             combined(&record(), &TimeZone::UTC),
             "192.0.2.1 - - [21/Nov/2026:10:30:00 +0000] \"GET /x?y=1 HTTP/1.1\" 200 12 \"-\" \"a \\x22browser\\x22\\x0A\""
         );
+    }
+
+    #[test]
+    fn long_values_are_cut_between_two_characters() {
+        let long = "a".repeat(MAX_VALUE_BYTES - 1) + "\u{e4}\u{e4}";
+        let mut record = record();
+        (record.target, record.user_agent) = (long.as_str(), Some(long.as_str()));
+        let record = record.cut();
+        assert_eq!((record.target, record.user_agent), (&long[..MAX_VALUE_BYTES - 1], Some(record.target)));
+        assert_eq!(record.host, "a.example");
     }
 
     #[test]

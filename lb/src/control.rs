@@ -206,6 +206,13 @@ impl Control {
                 self.metrics.forget_backend(pool.name.as_str(), member.backend.address.as_str());
             }
         }
+        for pool in before.pools.iter().filter(|pool| after.pool(&pool.name).is_none()) {
+            self.metrics.forget_pool(pool.name.as_str());
+        }
+        let stay: HashSet<_> = after.routes.iter().map(|route| (&route.name, &route.pool.name)).collect();
+        for route in before.routes.iter().filter(|route| !stay.contains(&(&route.name, &route.pool.name))) {
+            self.metrics.forget_route(&route.name, route.pool.name.as_str());
+        }
         self.keep(file);
         version
     }

@@ -268,6 +268,24 @@ impl Metrics {
         }
     }
 
+    /// Ends the series of a route that is gone, or leads to another pool. Exchanges in flight count on, for nobody to
+    /// see; the same holds below.
+    pub fn forget_route(&self, route: &str, pool: &str) {
+        // An error says that the series was never made, which is as good.
+        for code in CODE_CLASSES {
+            let _ = self.requests.remove_label_values(&[route, pool, code]);
+        }
+    }
+
+    /// Ends the series of a pool that is gone, but for those of its backends.
+    pub fn forget_pool(&self, pool: &str) {
+        for status in WATCHED_STATUSES {
+            let _ = self.responses.remove_label_values(&[pool, &status.to_string()]);
+        }
+        let _ = self.request_duration.remove_label_values(&[pool]);
+        let _ = self.retries.remove_label_values(&[pool]);
+    }
+
     /// Ends the series of a backend that left its pool.
     pub fn forget_backend(&self, pool: &str, backend: &str) {
         // An error says that the series was never made, which is as good.
@@ -436,6 +454,19 @@ mod tests {
                 format!("evenkeel_responses_total{{pool=\"app\",status=\"{status}\"}} {count}")
             })
         );
+    }
+
+    #[test]
+    fn a_pool_and_a_route_that_are_gone_show_no_series() {
+        let metrics = Metrics::new();
+        let before = metrics.text();
+        metrics.pool("old").responses.count(502);
+        metrics.route("/old", "old").requests.count(200);
+        assert!(String::from_utf8_lossy(&metrics.text()).contains("old"));
+        metrics.forget_route("/old", "old");
+        metrics.forget_pool("old");
+        let names = |text: &[u8]| String::from_utf8_lossy(text).matches("=\"").count();
+        assert_eq!(names(&metrics.text()), names(&before));
     }
 
     #[test]

@@ -34,6 +34,9 @@ const REAL_TIME_SIGNALS: std::ops::RangeInclusive<i32> = 34..=64;
 
 /// For the admin API, probes, listeners and logs.
 const RESERVED_FILES: usize = 256;
+/// Open files that a pipe for large content takes.
+const PIPE_FILES: usize = 2;
+const MAX_PIPES: usize = 4096;
 
 /// Runs a balancer with the configuration at `path` until it is told to stop.
 pub fn run(path: &Path) -> anyhow::Result<()> {
@@ -72,6 +75,7 @@ async fn serve(path: &Path, config: Config, metrics: Arc<Metrics>, open_files: u
         control: Arc::clone(&control),
         access_log: access_log.clone(),
         idle_connections: config.server.idle_connections.min(room.most()),
+        max_pipes: max_pipes(open_files),
         shutdown: shutdown.clone(),
         room: Arc::clone(&room),
     };
@@ -268,10 +272,17 @@ async fn reload(control: &Arc<Control>) {
     }
 }
 
+/// How many pipes there may be for large content: a sixteenth of the open files at most, and no more than are of use.
+/// Where there is none left, content is read and written.
+fn max_pipes(open_files: usize) -> usize {
+    (open_files / 16 / PIPE_FILES).min(MAX_PIPES)
+}
+
 /// How many clients may be connected at once: as told, but no more than there are files for. Where nothing is told, each
 /// of them may have a backend at work for it.
 fn most_clients(server: &ServerConfig, open_files: usize) -> usize {
-    let affordable = (open_files - RESERVED_FILES.min(open_files / 4)).max(2);
+    let reserved = RESERVED_FILES.min(open_files / 4) + PIPE_FILES * max_pipes(open_files);
+    let affordable = (open_files - reserved).max(2);
     let Some(wanted) = server.max_connections.map(NonZero::get) else { return affordable / 2 };
     if wanted > affordable {
         tracing::warn!(

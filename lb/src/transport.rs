@@ -47,6 +47,8 @@ pub struct Shared {
     pub control: Arc<Control>,
     pub access_log: Option<Arc<AccessLog>>,
     pub idle_connections: usize,
+    /// Pipes for large content, two open files each.
+    pub max_pipes: usize,
     pub shutdown: Shutdown,
     pub room: Arc<Room>,
 }
@@ -86,6 +88,7 @@ impl Sockets {
     /// Starts a thread for each set of sockets.
     pub fn serve(self, listeners: &[ListenerConfig], shared: &Shared) -> io::Result<Threads> {
         let most_idle = shared.idle_connections.div_ceil(self.by_thread.len());
+        let max_pipes = shared.max_pipes / self.by_thread.len();
         let applications = listeners
             .iter()
             .map(|listener| {
@@ -105,7 +108,10 @@ impl Sockets {
             });
             let listeners: Vec<_> = listeners.collect();
             let shutdown = shared.shutdown.clone();
-            thread::Builder::new().name(format!("traffic-{number}")).spawn(move || run(listeners, &stopping, &shutdown))
+            thread::Builder::new().name(format!("traffic-{number}")).spawn(move || {
+                engine::splice::allow(max_pipes);
+                run(listeners, &stopping, &shutdown)
+            })
         };
         let threads = self.by_thread.into_iter().enumerate().map(thread).collect::<io::Result<_>>()?;
         Ok(Threads { threads, shutdown: shared.shutdown.clone() })

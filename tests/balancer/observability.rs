@@ -186,6 +186,46 @@ async fn no_request_makes_a_series() {
 }
 
 #[tokio::test]
+async fn what_is_gone_has_no_series() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let config = |name: &str, pools: &[Pool]| {
+        let config = pools.iter().cloned().fold(Config::default(), Config::pool);
+        config.route(&format!("{name}.example"), "/", name).route("", "/", "app")
+    };
+    let app = || Pool::of("app", [&a]);
+    let balancer = Balancer::start(config("app", &[app()])).await;
+    let before = series(&balancer).await;
+    let mut held = balancer.connect().await;
+    for number in 0..5 {
+        let name = format!("gone{number}");
+        balancer.configure(&config(&name, &[app(), Pool::of(&name, [&a, &b])]));
+        balancer.change("POST", "/admin/reload", None).await;
+        let request = Request::new("GET", "/status/503").with("Host", &format!("{name}.example"));
+        assert_eq!(balancer.send(&request).await.status, 503);
+        assert!(series(&balancer).await.len() > before.len());
+    }
+    // What is in flight counts on without bringing the series back.
+    let heads = a.heads() + b.heads();
+    held.send(Request::new("GET", "/hold").with("Host", "gone4.example").to_bytes()).await;
+    eventually("it is in flight", async || a.heads() + b.heads() > heads).await;
+    balancer.configure(&config("app", &[app()]));
+    balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!(series(&balancer).await, before);
+    a.release();
+    b.release();
+    assert_eq!(held.reply().await.status, 200);
+    assert_eq!(balancer.get("/").await.status, 200);
+    assert_eq!(series(&balancer).await, before);
+}
+
+/// Names and labels of all series.
+async fn series(balancer: &Balancer) -> std::collections::BTreeSet<String> {
+    let text = balancer.admin("GET", "/metrics", None).await.text();
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
+}
+
+#[tokio::test]
 async fn the_access_log_has_one_json_line_for_each_request() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let log = "[access_log]\nfile = \"access.log\"\nformat = \"json\"";

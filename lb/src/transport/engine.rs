@@ -22,7 +22,7 @@ pub mod http2;
 pub mod idle;
 mod pace;
 mod request;
-mod splice;
+pub mod splice;
 pub mod stream;
 mod timer;
 mod tunnel;

@@ -1,6 +1,6 @@
 //! Large content from one socket to the other without passing through this process: `splice(2)` by way of a pipe.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll, ready};
@@ -25,6 +25,14 @@ pub struct Pipe {
 
 thread_local! {
     static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+    /// Pipes that the thread has open, spare ones included.
+    static OPEN: Cell<usize> = const { Cell::new(0) };
+    static MAX_OPEN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Lets this thread have so many pipes open; none before this is called.
+pub fn allow(pipes: usize) {
+    MAX_OPEN.set(pipes);
 }
 
 impl Pipe {
@@ -33,12 +41,16 @@ impl Pipe {
         if let Some(spare) = SPARE.with_borrow_mut(Vec::pop) {
             return Ok(spare);
         }
+        if OPEN.get() >= MAX_OPEN.get() {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // Where the user's share of pipes is used up they are tiny.
         let _ = fcntl_setpipe_size(&writer, PIPE_BYTES);
         if fcntl_getpipe_size(&writer)? < LEAST_PIPE_BYTES {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
+        OPEN.set(OPEN.get() + 1);
         Ok(Self { reader, writer, filled: 0 })
     }
 
@@ -86,6 +98,31 @@ impl Pipe {
     }
 }
 
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        // The count is gone before the spare pipes when the thread ends.
+        let _ = OPEN.try_with(|open| open.set(open.get().saturating_sub(1)));
+    }
+}
+
 fn moved(from: impl std::os::fd::AsFd, to: impl std::os::fd::AsFd, most: usize) -> io::Result<usize> {
     Ok(splice(from, None, to, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_has_no_more_pipes_open_than_it_may() {
+        assert!(Pipe::take().is_err(), "none unless allowed");
+        allow(2);
+        let (first, second) = (Pipe::take().expect("a pipe"), Pipe::take().expect("a pipe"));
+        assert!(Pipe::take().is_err());
+        first.give_back();
+        let third = Pipe::take().expect("the spare one");
+        assert!(Pipe::take().is_err());
+        drop((second, third));
+        assert!(Pipe::take().is_ok());
+    }
 }

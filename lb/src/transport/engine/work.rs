@@ -10,6 +10,8 @@ use crate::transport::http1::response::ResponseHead;
 const MOST_SPARE: usize = 128;
 /// A buffer that grew beyond this is not kept.
 const MOST_KEPT_BYTES: usize = 128 * 1024;
+/// What those that a thread keeps may hold together.
+const MAX_SPARE_BYTES: usize = 8 * 1024 * 1024;
 
 #[derive(Default)]
 pub struct Work {
@@ -25,14 +27,26 @@ pub struct Work {
     pub path: Vec<u8>,
 }
 
-thread_local! {
+#[derive(Default)]
+struct Spare {
     #[expect(clippy::vec_box, reason = "a work moves between here and its borrower, and is large")]
-    static SPARE: RefCell<Vec<Box<Work>>> = const { RefCell::new(Vec::new()) };
+    works: Vec<Box<Work>>,
+    /// What all of them hold.
+    bytes: usize,
+}
+
+thread_local! {
+    static SPARE: RefCell<Spare> = RefCell::default();
 }
 
 impl Work {
     pub fn take() -> Box<Self> {
-        SPARE.with_borrow_mut(Vec::pop).unwrap_or_default()
+        let spare = SPARE.with_borrow_mut(|spare| {
+            let work = spare.works.pop()?;
+            spare.bytes -= work.bytes();
+            Some(work)
+        });
+        spare.unwrap_or_default()
     }
 
     pub fn give_back(mut self: Box<Self>) {
@@ -43,9 +57,42 @@ impl Work {
             buffer.shrink_to(MOST_KEPT_BYTES);
         }
         SPARE.with_borrow_mut(|spare| {
-            if spare.len() < MOST_SPARE {
-                spare.push(self);
+            let bytes = spare.bytes + self.bytes();
+            if spare.works.len() < MOST_SPARE && bytes <= MAX_SPARE_BYTES {
+                spare.bytes = bytes;
+                spare.works.push(self);
             }
         });
+    }
+
+    /// What its buffers hold in memory.
+    fn bytes(&self) -> usize {
+        let Self { from_client, from_backend, to_backend, to_client, text, path, .. } = self;
+        let buffers = [from_client, from_backend, to_backend, to_client, path];
+        buffers.into_iter().map(Vec::capacity).sum::<usize>() + text.capacity()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_spare_is_bounded_in_bytes() {
+        let works: Vec<_> = (0..MOST_SPARE)
+            .map(|_| {
+                let mut work = Work::take();
+                work.from_client.reserve(MOST_KEPT_BYTES);
+                work.to_client.reserve(2 * MOST_KEPT_BYTES);
+                work
+            })
+            .collect();
+        works.into_iter().for_each(Work::give_back);
+        let (count, bytes) = SPARE.with_borrow(|spare| (spare.works.len(), spare.bytes));
+        assert!(count > 1 && count < MOST_SPARE && bytes <= MAX_SPARE_BYTES, "{count} of {bytes} bytes");
+        for _ in 0..count {
+            drop(Work::take());
+        }
+        assert_eq!(SPARE.with_borrow(|spare| (spare.works.len(), spare.bytes)), (0, 0));
     }
 }

@@ -11,6 +11,7 @@
 //! - [`proxy`]: what is decided about a request.
 //! - [`transport`]: how bytes move; [`room`]: for how many clients; [`shutdown`]: until when.
 //! - [`metrics`]: what is counted; [`log`], [`access_log`]: what is written down, by way of [`lines`].
+//! - [`date`]: the present as responses tell it.
 
 pub mod access_log;
 pub mod admin;
@@ -19,6 +20,7 @@ pub mod balance;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod date;
 pub mod health;
 pub mod lines;
 pub mod log;

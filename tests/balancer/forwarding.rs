@@ -231,6 +231,19 @@ async fn routes_go_by_host_and_by_the_longest_path() {
     }
 }
 
+/// RFC 9110 §6.6.1.
+#[tokio::test]
+async fn a_response_without_a_date_gets_one() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    a.answer_with(response(200, &[("Date", "the origin's")], ""));
+    assert_eq!(balancer.get("/").await.field("date"), Some("the origin's"));
+    a.answer_with(response(200, &[], ""));
+    let reply = balancer.get("/").await;
+    let date = reply.field("date").expect("a date");
+    assert!(date.len() == 29 && date.ends_with(" GMT"), "{date}");
+}
+
 #[tokio::test]
 async fn responses_without_a_body_have_none() {
     let a = Origin::start("a").await;

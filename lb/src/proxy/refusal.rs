@@ -3,7 +3,7 @@
 
 use std::fmt::{self, Write};
 
-use jiff::Timestamp;
+use crate::date;
 
 use super::failure::Failure;
 
@@ -125,7 +125,7 @@ impl Refusal {
              Date: {}\r\n",
             Title(self.status()),
             body.len(),
-            Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT"),
+            String::from_utf8_lossy(&date::now()),
         );
         let mut field = |name: &str, value: &dyn fmt::Display| {
             // Writing to a string does not fail.

@@ -25,6 +25,7 @@ use super::work::Work;
 use super::{Engine, idle, tunnel};
 use crate::access_log::{AccessLog, Record, Served};
 use crate::backend::Backend;
+use crate::date;
 use crate::proxy::exchange::{Exchange, Outcome};
 use crate::proxy::failure::{Failure, Fault, Replay};
 use crate::proxy::headers::Peer;
@@ -493,7 +494,9 @@ fn write_head(
     let cookie = cookie.as_ref().and_then(|cookie| FieldValue::new(cookie.as_bytes()));
     let changes = cookie.map(|cookie| [Change { name: FieldName::known(Name::SetCookie), edit: Edit::Add(cookie) }]);
     let changes = changes.as_ref().map_or(&[][..], |changes| &changes[..]);
-    let plan = ResponsePlan::new(response, request.version(), persistence, changes);
+    let date = response.fields().value(from_backend, Name::Date).is_none().then(date::now);
+    let mut plan = ResponsePlan::new(response, request.version(), persistence, changes);
+    plan.date = date.as_ref().and_then(|date| FieldValue::new(date));
     rewrite::response(response, from_backend, &plan, to_client);
     (ResponseBody::new(response.framing(), plan.framing), plan.persistence == Persistence::KeepAlive)
 }

@@ -1,0 +1,53 @@
+//! The present as the `Date` field has it (RFC 9110 §5.6.7), written once a second on each thread.
+
+use std::cell::Cell;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use jiff::Timestamp;
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT`
+pub type Date = [u8; 29];
+
+thread_local! {
+    /// The second since 1970, and its text.
+    static LAST: Cell<(u64, Date)> = const { Cell::new((0, *b"Thu, 01 Jan 1970 00:00:00 GMT")) };
+}
+
+/// The present second.
+pub fn now() -> Date {
+    // A clock that stands before 1970 is told as that.
+    let second = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let (last, date) = LAST.get();
+    if last == second {
+        return date;
+    }
+    let date = written(second).unwrap_or(date);
+    LAST.set((second, date));
+    date
+}
+
+fn written(second: u64) -> Option<Date> {
+    let time = Timestamp::from_second(i64::try_from(second).ok()?).ok()?;
+    time.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string().as_bytes().try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_written_as_rfc_9110_has_them() {
+        assert_eq!(written(784_111_777).as_ref(), Some(b"Sun, 06 Nov 1994 08:49:37 GMT"));
+        assert_eq!(written(0), Some(LAST.get().1));
+        assert_eq!(written(u64::MAX), None);
+    }
+
+    #[test]
+    fn the_present_is_told() {
+        let before = SystemTime::now();
+        let date = now();
+        let second = |time: SystemTime| time.duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+        let possible = second(before)..=second(SystemTime::now());
+        assert!(possible.clone().any(|second| written(second) == Some(date)), "{date:?}, not in {possible:?}");
+    }
+}

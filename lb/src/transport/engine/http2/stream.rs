@@ -1,6 +1,7 @@
 //! One HTTP/2 stream, read and written as an HTTP/1.1 connection with one request. Reading gives the request; content
-//! without a length comes in chunks. After its end nothing comes until the client has reset the stream, or until the
-//! response is complete. Writing takes the response, interim ones included.
+//! without a length comes in chunks. After its end nothing comes, since a client that has sent everything is still
+//! there: an error when it resets the stream, the end once the stream was shut down. Writing takes the response, interim
+//! ones included.
 
 use std::io;
 use std::pin::Pin;
@@ -30,6 +31,8 @@ pub struct Http2Stream {
     method: Method,
     respond: SendResponse<Bytes>,
     output: Output,
+    /// Nothing more will be written.
+    is_shut_down: bool,
     /// The client has reset the stream, or left.
     is_reset: bool,
 }
@@ -73,6 +76,7 @@ impl Http2Stream {
             method: Method::of(parts.method.as_str().as_bytes()),
             respond,
             output: Output::Head(Vec::new()),
+            is_shut_down: false,
             is_reset: false,
         }
     }
@@ -129,12 +133,13 @@ impl Http2Stream {
         }
     }
 
-    /// Waits until the client gives the stream up; the end, once its response is complete.
+    /// Waits until the client gives the stream up. It cannot once it has the whole response.
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let reset = match &mut self.output {
             Output::Head(_) => self.respond.poll_reset(cx),
             Output::Content(send, _) => send.poll_reset(cx),
-            Output::Ended => return Poll::Ready(Ok(())),
+            Output::Ended if self.is_shut_down => return Poll::Ready(Ok(())),
+            Output::Ended => return Poll::Pending,
         };
         reset.map(|_| Err(self.reset()))
     }
@@ -258,7 +263,8 @@ impl AsyncWrite for Http2Stream {
     }
 
     /// The response has its end by its framing.
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.is_shut_down = true;
         Poll::Ready(Ok(()))
     }
 }

@@ -69,8 +69,18 @@ pub struct ListenerConfig {
     /// Bytes per second that a client must move on average; `None`: any.
     pub min_rate: Option<NonZero<u32>>,
     pub half_close: HalfClose,
+    pub ambiguous_names: AmbiguousNames,
     /// Largest request body in bytes; `None`: no limit.
     pub max_body_bytes: Option<u64>,
+}
+
+/// What becomes of request fields whose names applications may take for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AmbiguousNames {
+    Drop,
+    Pass,
+    Reject,
 }
 
 /// What becomes of a client that closes its sending side before it has its answer.

@@ -231,6 +231,27 @@ async fn routes_go_by_host_and_by_the_longest_path() {
     }
 }
 
+#[tokio::test]
+async fn names_that_applications_confuse_follow_the_setting() {
+    let a = Origin::start("a").await;
+    let request = Request::get("/").with("X_Forwarded.For", "6.6.6.6").with("My_Field", "1").with("!~|", "2");
+    for (rule, status, mine) in [("drop", 200, None), ("pass", 200, Some("1")), ("reject", 400, None)] {
+        let listener = format!("ambiguous_names = \"{rule}\"\n{}", tests::http2::tls());
+        let plain = Balancer::start(Config::of([&a]).listener(&format!("ambiguous_names = \"{rule}\""))).await;
+        assert_eq!(plain.send(&request).await.status, status, "{rule}");
+        let tls = Balancer::start(Config::of([&a]).listener(&listener)).await;
+        let fields = [("x_forwarded.for", "6.6.6.6"), ("my_field", "1"), ("!~|", "2")];
+        let mut client = tests::http2::Http2::connect(tls.address()).await;
+        let (answer, _) = client.begin(tests::http2::request("GET", "/", &fields), true).await;
+        assert_eq!(tests::http2::reply(answer).await.expect("a response").status, status, "{rule} by HTTP/2");
+        for seen in a.requests().iter().rev().take(2).filter(|_| status == 200) {
+            assert_eq!(seen.field("x_forwarded.for"), None, "{rule}");
+            assert_eq!((seen.field("my_field"), seen.field("!~|")), (mine, Some("2")), "{rule}");
+        }
+    }
+    assert_eq!(a.requests().len(), 4);
+}
+
 /// RFC 9110 §6.6.1.
 #[tokio::test]
 async fn a_response_without_a_date_gets_one() {

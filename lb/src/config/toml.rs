@@ -16,10 +16,10 @@ use std::time::Duration;
 use ::toml::de::{DeTable, DeValue};
 
 use super::{
-    AccessLogConfig, AccessLogFile, AccessLogFormat, AdminConfig, BackendConfig, Config, EjectionConfig, ForwardedBy,
-    HalfClose, ListenerConfig, LogConfig, LogFormat, PoolConfig, PoolName, PoolSettings, Position, ProbeConfig,
-    ProbeKind, Problem, RouteConfig, SameSite, SecureCookie, ServerConfig, StateConfig, StatusRanges, StickyConfig,
-    TlsConfig,
+    AccessLogConfig, AccessLogFile, AccessLogFormat, AdminConfig, AmbiguousNames, BackendConfig, Config,
+    EjectionConfig, ForwardedBy, HalfClose, ListenerConfig, LogConfig, LogFormat, PoolConfig, PoolName, PoolSettings,
+    Position, ProbeConfig, ProbeKind, Problem, RouteConfig, SameSite, SecureCookie, ServerConfig, StateConfig,
+    StatusRanges, StickyConfig, TlsConfig,
 };
 use crate::backend::{AdminState, Weight};
 use crate::balance::Algorithm;
@@ -144,6 +144,9 @@ impl<'t> Reader<'t> {
         let min_rate = self.value(section, "min_rate", values::whole::<u32>(0, u32::MAX.into()));
         let half_close = [("cancel", HalfClose::Cancel), ("answer", HalfClose::Answer)];
         let half_close = self.value(section, "half_close", values::choice(&half_close));
+        let rules =
+            [("drop", AmbiguousNames::Drop), ("pass", AmbiguousNames::Pass), ("reject", AmbiguousNames::Reject)];
+        let ambiguous_names = self.value(section, "ambiguous_names", values::choice(&rules));
         let max_body_bytes = self.value(section, "max_body_bytes", values::whole::<u64>(0, i64::MAX as u64));
         Some(ListenerConfig {
             address: address?,
@@ -154,6 +157,7 @@ impl<'t> Reader<'t> {
             send_timeout: send_timeout?,
             min_rate: min_rate.map(NonZero::new)?,
             half_close: half_close?,
+            ambiguous_names: ambiguous_names?,
             max_body_bytes: max_body_bytes.map(|bytes| (bytes != 0).then_some(bytes))?,
         })
     }

@@ -34,9 +34,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
 use super::Shared;
-use super::http1::limits::Limits;
+use super::http1::limits::{AmbiguousNames, Limits};
 use crate::access_log::AccessLog;
-use crate::config::ListenerConfig;
+use crate::config::{self, ListenerConfig};
 use crate::control::Control;
 use crate::room::{Place, Room};
 use crate::shutdown::{Phase, Shutdown};
@@ -77,7 +77,11 @@ impl Engine {
             control: Arc::clone(&shared.control),
             access_log: shared.access_log.clone(),
             listener: listener.clone(),
-            limits: Limits::default(),
+            limits: Limits::default().with_ambiguous_names(match listener.ambiguous_names {
+                config::AmbiguousNames::Drop => AmbiguousNames::Drop,
+                config::AmbiguousNames::Pass => AmbiguousNames::Pass,
+                config::AmbiguousNames::Reject => AmbiguousNames::Reject,
+            }),
             most_idle,
             stop,
             room: Arc::clone(&shared.room),

@@ -189,6 +189,11 @@ fn wrong_values_are_named_with_place_and_fix() {
         ),
         (
             "listener",
+            "ambiguous_names = §\"keep\"",
+            "listener.ambiguous_names is \"keep\": write one of \"drop\", \"pass\", \"reject\"",
+        ),
+        (
+            "listener",
             "max_body_bytes = §\"1 MB\"",
             "listener.max_body_bytes is \"1 MB\": write a whole number, 0 or more",
         ),

@@ -5,7 +5,7 @@
 
 /// `tchar` of RFC 9110 §5.6.2: methods, field names, connection options.
 pub(super) const TOKEN: u8 = 1;
-/// The part of `tchar` that every application reads alike: letters, digits, hyphen.
+/// The part of `tchar` that no application takes for a hyphen: all but `_` and `.`.
 pub(super) const PLAIN: u8 = 1 << 1;
 /// What a field value or reason phrase may hold: visible characters, space, tab, obs-text (RFC 9110 §5.5).
 pub(super) const TEXT: u8 = 1 << 2;
@@ -40,6 +40,9 @@ const fn classes_of(byte: u8) -> u8 {
     }
     if matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~') {
         class |= TOKEN;
+    }
+    if matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'^' | b'`' | b'|' | b'~') {
+        class |= PLAIN;
     }
     // unreserved and sub-delims of RFC 3986 §2, without the comma: it would join two hosts into one list.
     if matches!(byte, b'.' | b'_' | b'~' | b'!' | b'$' | b'&'..=b'+' | b';' | b'=') {

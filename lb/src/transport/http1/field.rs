@@ -66,7 +66,7 @@ pub struct Field {
 const CANONICAL: u8 = 1;
 /// The line ends here: Connection named it, or its name is ambiguous.
 const DROPPED: u8 = 1 << 1;
-/// The name holds something else than letters, digits and hyphens.
+/// The name holds `_` or `.`, which applications may take for a hyphen.
 const AMBIGUOUS: u8 = 1 << 2;
 
 impl Field {

@@ -10,7 +10,7 @@ use super::connection::ConnectionOptions;
 use super::field::{self, Field, Fields, Line, Span};
 use super::limits::{AmbiguousNames, BLANK_BYTES, Limits};
 use super::message::{self, BadVersion, Method, Parsed, VERSION_BYTES, Version};
-use super::name::Name;
+use super::name::{Name, NameSet};
 use super::path;
 use super::reject::Reject;
 
@@ -361,6 +361,7 @@ impl RequestHead {
         if field.is_ambiguous() {
             match limits.ambiguous {
                 AmbiguousNames::Drop => field.mark_dropped(),
+                AmbiguousNames::Pass if reads_as_ours(field.name(buf)) => field.mark_dropped(),
                 AmbiguousNames::Pass => {}
                 AmbiguousNames::Reject => return Err(Reject::AmbiguousName),
             }
@@ -485,6 +486,37 @@ impl RequestHead {
         }
         Ok(())
     }
+}
+
+/// Fields that the balancer sets, or from which it has understood the request.
+const OURS: NameSet = NameSet::of(&[
+    Name::Connection,
+    Name::ContentLength,
+    Name::Expect,
+    Name::Forwarded,
+    Name::Host,
+    Name::KeepAlive,
+    Name::MaxForwards,
+    Name::ProxyConnection,
+    Name::Te,
+    Name::Trailer,
+    Name::TransferEncoding,
+    Name::Upgrade,
+    Name::XForwardedFor,
+    Name::XForwardedHost,
+    Name::XForwardedPort,
+    Name::XForwardedPrefix,
+    Name::XForwardedProto,
+    Name::XForwardedServer,
+    Name::XRealIp,
+    Name::XRequestId,
+]);
+
+/// Whether an application that takes `_` and `.` for hyphens reads `name` as one of [`OURS`].
+#[cold]
+fn reads_as_ours(name: &[u8]) -> bool {
+    let folded: Vec<u8> = name.iter().map(|byte| if matches!(byte, b'_' | b'.') { b'-' } else { *byte }).collect();
+    OURS.has(Name::of(&folded))
 }
 
 /// Where the request line begins, `None` while only blank lines have come.

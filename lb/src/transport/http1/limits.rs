@@ -19,16 +19,16 @@ pub struct Limits {
     pub(super) ambiguous: AmbiguousNames,
 }
 
-/// What to do with a request field whose name holds something else than letters, digits and hyphens.
+/// What to do with a request field whose name holds `_` or `.`.
 ///
 /// CGI and its heirs read `X_Forwarded_For` and `X.Forwarded.For` as `X-Forwarded-For`: such a name passes our checks
-/// as one field and reaches the application as another.
+/// as one field and reaches the application as another. Trailers with such names are left out in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AmbiguousNames {
     /// Leave the field out and serve the request, as nginx does.
     #[default]
     Drop,
-    /// Pass the field on.
+    /// Pass the field on, unless it would be read as one that the balancer sets.
     Pass,
     /// Refuse the request with 400.
     Reject,

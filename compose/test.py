@@ -4,7 +4,7 @@
 Brings a variant up, waits until everything is healthy, signs members up through the balancer; then under their
 continuous load stops an instance, kills and freezes a Redis master, adds a Redis node and takes it out again, restarts
 the balancer; runs the jobs again; takes everything down and up; and looks whether sessions, posts, pictures and the
-balancer's state are still there. Prints how
+balancer's state are still there. Then it comes up with nodes that are broken from the start. Prints how
 long each disturbance lasted and how many requests failed.
 """
 
@@ -19,6 +19,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -95,13 +96,13 @@ class Stack:
     def container(self, service):
         return self.containers()[service][3]
 
-    def wait_until_healthy(self, seconds=240):
+    def wait_until_healthy(self, seconds=240, without=()):
         deadline = time.monotonic() + seconds
         while True:
             unwell = {
                 name: state[:3]
                 for name, state in self.containers().items()
-                if not (state[:3] == ("exited", state[1], 0) if name.endswith("-init") else
+                if name not in without and not (state[:3] == ("exited", state[1], 0) if name.endswith("-init") else
                         state[0] == "running" and state[1] in ("healthy", "unchecked"))
             }
             if not unwell and Site(self.port).answers():
@@ -365,6 +366,45 @@ def stop_and_start(stack, service):
         stack.wait_until_healthy()
         time.sleep(3)
     return work
+
+
+class Broken(Stack):
+    """The stack with services whose program ends at once, and is started again and again."""
+
+    def __init__(self, stack, *services):
+        self.services, self.file = services, tempfile.NamedTemporaryFile("w", suffix=".yml")
+        self.file.write("services:\n" + "".join(f'  {service}: {{entrypoint: ["false"]}}\n' for service in services))
+        self.file.flush()
+        self.project, self.port, self.environment = stack.project, stack.port, stack.environment
+        self.command = [*stack.command, "-f", self.file.name]
+
+    def wait_until_healthy(self, seconds=240):
+        super().wait_until_healthy(seconds, without=self.services)
+
+
+def come_up_broken(stack):
+    """The first `up` and a later one with a Redis node and a CrateDB node that are broken; then `up` with them mended."""
+    stack.down("--volumes")
+    whole = lambda: all(line in redis_cli(stack, "redis-1", "cluster", "info").splitlines()
+                        for line in ("cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:6"))
+    six = lambda: sorted(redis_roles(stack, "redis-1").values()) == ["master"] * 3 + ["replica"] * 3
+    took = Broken(stack, "redis-2", "cratedb-3").up()
+    member = Site()
+    member.sign_up("broken")
+    print(f"compose: up and answering after {took:.0f} s, the first time, with redis-2 and cratedb-3 broken", flush=True)
+    took = stack.up()
+    wait_for("redis-2 being added", lambda: whole() and six())
+    print(f"compose: up and healthy after {took:.0f} s with both mended; redis-2 is in the cluster", flush=True)
+
+    victim = next(name for name, role in sorted(redis_roles(stack, "redis-1").items()) if role == "master" and name != "redis-1")
+    stack.down()
+    took = Broken(stack, victim, "cratedb-2").up()
+    if not member.is_logged_in():
+        raise Failed(f"a session is lost because {victim} is broken")
+    print(f"compose: up and answering after {took:.0f} s, another time, with {victim}, a master, and cratedb-2 broken; logged in", flush=True)
+    took = stack.up()
+    wait_for(f"{victim} coming back", lambda: whole() and six())
+    print(f"compose: up and healthy after {took:.0f} s with both mended", flush=True)
 
 
 def admin(method, path, body=None):
@@ -681,6 +721,8 @@ def test(variant, files, stack):
     again.log_in(name)
     print(f"compose: after down and up: {MEMBERS} members still logged in, post and picture there, algorithm kept, logging in works", flush=True)
     figures(stack, variant)
+    if variant == "large":
+        come_up_broken(stack)
 
 
 def main():

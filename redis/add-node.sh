@@ -35,12 +35,13 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
 wait_until() { # SECONDS WHAT CONDITION…
-    patience=$1 waiting_for=$2 waited=0
+    waiting_for=$2 begun=$(date +%s)
+    told=$begun end=$((begun + $1))
     shift 2
     until "$@"; do
-        [ "$waited" -lt "$patience" ] || return 1
-        waited=$((waited + 1))
-        [ $((waited % 5)) -ne 0 ] || echo "add-node: waiting for $waiting_for: $waited s"
+        now=$(date +%s)
+        [ "$now" -lt "$end" ] || return 1
+        [ $((now - told)) -lt 5 ] || { echo "add-node: waiting for $waiting_for: $((now - begun)) s"; told=$now; }
         sleep 1
     done
 }

@@ -66,6 +66,12 @@ pub struct ListenerConfig {
     pub body_timeout: Duration,
     #[serde(serialize_with = "seconds")]
     pub send_timeout: Duration,
+    /// How long in all a client that still sends is read after its last answer (nginx's `lingering_time`).
+    #[serde(serialize_with = "seconds")]
+    pub lingering_time: Duration,
+    /// How long it may pause meanwhile (nginx's `lingering_timeout`).
+    #[serde(serialize_with = "seconds")]
+    pub lingering_timeout: Duration,
     /// Bytes per second that a client must move on average; `None`: any.
     pub min_rate: Option<NonZero<u32>>,
     pub half_close: HalfClose,

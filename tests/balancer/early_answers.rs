@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Wire, eventually, http2, response, within};
+use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Step, Wire, eventually, http2, response, within};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -160,4 +160,100 @@ async fn both_directions_move_though_the_client_reads_only_at_the_end() {
         assert!(reply.starts_with(b"HTTP/1.1 200"));
         assert_eq!(reply.len() - head, LENGTH, "TLS: {is_tls}");
     }
+}
+
+/// A backend that answers 401 after the head and closes with the rest unread, so that its kernel resets the connection.
+async fn closes_early(mut stream: TcpStream) -> io::Result<()> {
+    let mut head = vec![0; 64 * KILOBYTE];
+    if stream.read(&mut head).await? > 0 {
+        stream.write_all(&response(401, &[("Connection", "close")], "no")).await?;
+    }
+    Ok(())
+}
+
+// Lingering used to end after 2 seconds and 1 MiB, and the reset that followed took the answer away.
+#[tokio::test]
+async fn a_refused_upload_has_its_answer_read_when_everything_is_sent() {
+    let port = Port::reserve();
+    let listener = port.listen();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(closes_early(stream));
+        }
+    });
+    for is_tls in [false, true] {
+        let config = Config::default()
+            .listener("max_body_bytes = 100_000_000")
+            .listener(if is_tls { http2::tls() } else { String::new() }.as_str())
+            .pool(Pool::empty("app").backend(&port.address().to_string(), "").without_ejection())
+            .pool(Pool::empty("nobody"))
+            .route("site.example", "/early", "app")
+            .route("site.example", "/nobody", "nobody");
+        let balancer = Balancer::start(config).await;
+        let upload = async |number: usize| {
+            let length = match number {
+                0 => 64 * MEGABYTE,
+                1..=4 => 10 * MEGABYTE,
+                _ => MEGABYTE,
+            };
+            let (target, status) = [("/early", 401), ("/none", 404), ("/nobody", 503), ("/large", 413)][number % 4];
+            let mut request = Request::post(target, vec![b'x'; length]);
+            if status == 413 {
+                // Said by its head; the client sends it all the same.
+                request = Request::post("/early", vec![b'x'; length]).with("Content-Length", "100000001");
+            }
+            let request = request.with("Connection", "close");
+            let reply = send_then_read(connect(&balancer, is_tls).await, &request).await;
+            let reply = reply.unwrap_or_else(|e| panic!("{length} bytes to {target}, TLS: {is_tls}: {e}"));
+            let reply = String::from_utf8_lossy(&reply).into_owned();
+            assert!(reply.starts_with(&format!("HTTP/1.1 {status}")), "{length} bytes to {target}: {reply:?}");
+        };
+        for numbers in (0..50).collect::<Vec<_>>().chunks(5) {
+            within("answers", futures_util::future::join_all(numbers.iter().map(|number| upload(*number)))).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn clients_that_linger_leave_first_when_room_is_wanted() {
+    let a = Origin::start("a").await;
+    let listener = "max_body_bytes = 10\nlingering_time = \"1h\"\nlingering_timeout = \"1h\"";
+    let config = Config::of([&a]).listener(listener).server("max_connections = 2\nthreads = 1");
+    let balancer = Balancer::start(config).await;
+    let mut idle = balancer.connect().await;
+    assert_eq!(idle.exchange(&Request::get("/")).await.status, 200);
+    // Long enough to be shed itself, were nobody else there.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let mut refused = balancer.connect().await;
+    refused.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n").await;
+    assert_eq!(refused.reply().await.status, 413);
+    assert_eq!(balancer.get("/").await.status, 200, "there is room again");
+    assert_eq!(idle.exchange(&Request::get("/")).await.status, 200, "the idle one has stayed");
+    assert_eq!(balancer.metrics().await.sum("evenkeel_client_connections_shed_total", &[]), 1.0);
+}
+
+// There used to be 16 at most.
+#[tokio::test]
+async fn any_number_of_interim_responses_passes_below_a_rate() {
+    const INTERIM: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.set("response_timeout = \"2s\""))).await;
+    let finally = Step::Send(response(200, &[], "done"));
+    let burst = vec![Step::Send(INTERIM.repeat(60)), finally.clone()];
+    // In all it takes longer than a response may.
+    let pause = [Step::Wait(Duration::from_millis(600)), Step::Send(INTERIM.to_vec())];
+    let slow = [vec![pause.to_vec(); 5].concat(), vec![finally.clone()]].concat();
+    for (steps, count) in [(burst, 60), (slow, 5)] {
+        a.answer(move |_| steps.clone());
+        let mut wire = balancer.connect().await;
+        wire.send(Request::get("/").to_bytes()).await;
+        for _ in 0..count {
+            assert_eq!(wire.reply_head().await.status, 102);
+        }
+        assert_eq!(wire.reply().await.text(), "done");
+    }
+    a.answer(move |_| vec![Step::Send(INTERIM.repeat(5000)), finally.clone()]);
+    assert_eq!(balancer.get("/").await.status, 502);
+    let reason = [("reason", "too-many-interim-responses")];
+    eventually("it is counted", async || balancer.metrics().await.sum("evenkeel_refusals_total", &reason) == 1.0).await;
 }

@@ -141,6 +141,8 @@ impl<'t> Reader<'t> {
         let header_timeout = self.value(section, "header_timeout", values::duration(MILLISECOND, DAY));
         let body_timeout = self.value(section, "body_timeout", values::duration(MILLISECOND, DAY));
         let send_timeout = self.value(section, "send_timeout", values::duration(MILLISECOND, DAY));
+        let lingering_time = self.value(section, "lingering_time", values::duration(MILLISECOND, DAY));
+        let lingering_timeout = self.value(section, "lingering_timeout", values::duration(MILLISECOND, DAY));
         let min_rate = self.value(section, "min_rate", values::whole::<u32>(0, u32::MAX.into()));
         let half_close = [("cancel", HalfClose::Cancel), ("answer", HalfClose::Answer)];
         let half_close = self.value(section, "half_close", values::choice(&half_close));
@@ -155,6 +157,8 @@ impl<'t> Reader<'t> {
             header_timeout: header_timeout?,
             body_timeout: body_timeout?,
             send_timeout: send_timeout?,
+            lingering_time: lingering_time?,
+            lingering_timeout: lingering_timeout?,
             min_rate: min_rate.map(NonZero::new)?,
             half_close: half_close?,
             ambiguous_names: ambiguous_names?,

@@ -11,6 +11,7 @@
 //! - [`attempt`]: one try on one backend.
 //! - [`body`]: content on its way, framed anew.
 //! - [`splice`]: large content that need not be looked at.
+//! - [`interim`]: how many interim responses pass.
 //! - [`pace`]: clients that are too slow over all.
 //! - [`timer`]: time limits that cost nothing until they pass.
 //! - [`tunnel`]: a connection that ceased to be HTTP.
@@ -20,6 +21,7 @@ mod body;
 mod client;
 pub mod http2;
 pub mod idle;
+mod interim;
 mod pace;
 mod request;
 pub mod splice;
@@ -28,6 +30,7 @@ mod timer;
 mod tunnel;
 mod work;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -59,6 +62,11 @@ pub struct Engine {
 pub struct Stop {
     shutdown: Shutdown,
     idle: Notify,
+    /// Clients that linger: they have had their answer and still send.
+    lingering: AtomicUsize,
+    /// How many of them have to leave to make room, and what tells them.
+    lingering_to_shed: AtomicUsize,
+    shed_lingering: Notify,
     /// Exchanges that the thread carries now. Only its own tasks count here.
     exchanges: AtomicUsize,
     /// How many idle connections have to leave to make room.
@@ -98,6 +106,21 @@ impl Engine {
         self.room.place_anyway()
     }
 
+    /// To be awaited while a client lingers: returns when it has to leave to make room.
+    async fn sheds_lingering(&self) {
+        let Stop { lingering, lingering_to_shed, shed_lingering, .. } = &*self.stop;
+        let _lingering = Lingering::new(lingering);
+        loop {
+            let mut notified = pin!(shed_lingering.notified());
+            notified.as_mut().enable();
+            if self.room.is_full() && take_one(lingering_to_shed) {
+                self.control.metrics.client_connections_shed.inc();
+                return;
+            }
+            notified.await;
+        }
+    }
+
     /// Whether connections may outlive their present exchange.
     fn keeps_clients(&self) -> bool {
         self.stop.shutdown.phase() == Phase::Running
@@ -106,8 +129,9 @@ impl Engine {
 
 impl Stop {
     pub fn new(shutdown: Shutdown) -> Self {
-        let [exchanges, to_shed, sheddings] = [const { AtomicUsize::new(0) }; 3];
-        Self { shutdown, idle: Notify::new(), exchanges, to_shed, sheddings }
+        let [exchanges, to_shed, sheddings, lingering, lingering_to_shed] = [const { AtomicUsize::new(0) }; 5];
+        let [idle, shed_lingering] = [const { Notify::const_new() }; 2];
+        Self { shutdown, idle, exchanges, to_shed, sheddings, lingering, lingering_to_shed, shed_lingering }
     }
 
     /// Has idle connections see that the stop has begun.
@@ -125,21 +149,44 @@ impl Stop {
         self.exchanges.load(Ordering::Relaxed)
     }
 
-    /// So many idle connections have to leave, those first that have waited longest for such a call.
+    /// Sheds `count` connections: those that linger, then idle ones, longest-waiting first.
     fn shed(&self, count: usize) {
-        self.to_shed.store(count, Ordering::Release);
+        let lingering = count.min(self.lingering.load(Ordering::Relaxed));
+        self.lingering_to_shed.store(lingering, Ordering::Release);
+        self.shed_lingering.notify_waiters();
+        self.to_shed.store(count - lingering, Ordering::Release);
         self.sheddings.fetch_add(1, Ordering::AcqRel);
         self.idle.notify_waiters();
     }
 
     /// Whether the idle connection that asks is one of those which have to leave.
     fn sheds_one(&self) -> bool {
-        self.to_shed.try_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1)).is_ok()
+        take_one(&self.to_shed)
     }
 
     /// From then on connections end with the exchange they carry, idle ones at once.
     pub fn has_begun(&self) -> bool {
         self.shutdown.phase() == Phase::Stopping
+    }
+}
+
+fn take_one(count: &AtomicUsize) -> bool {
+    count.try_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1)).is_ok()
+}
+
+/// Counts a client that lingers until dropped.
+struct Lingering<'a>(&'a AtomicUsize);
+
+impl<'a> Lingering<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Lingering<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
 use super::body::{RequestBody, ResponseBody};
+use super::interim::InterimRate;
 use super::pace::Pace;
 use super::splice::{self, Pipe};
 use super::stream::ClientStream;
@@ -28,7 +29,6 @@ const READ_BYTES: usize = 16 * 1024;
 const LARGE_READ_BYTES: usize = 64 * 1024;
 /// How much of the next requests is taken in while this one is being answered.
 const MOST_PIPELINED_BYTES: usize = 16 * 1024;
-const MOST_INTERIM_RESPONSES: usize = 16;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -123,14 +123,19 @@ impl<'a> Attempt<'a> {
             Some(content) => self.content = content,
             None => self.body.take(from_client, to_backend)?,
         }
-        for _ in 0..=MOST_INTERIM_RESPONSES {
+        let mut interim = InterimRate::default();
+        loop {
+            // The time limit on the response begins anew with each interim one, as nginx's `proxy_read_timeout` does: a
+            // backend sends them to say that it is still at work.
             let head = self.hear_head(timer).await?;
             if !self.work.response.is_interim() {
                 return Ok(head);
             }
+            if !interim.allows(Instant::now()) {
+                return Err(Failure::TooManyInterimResponses);
+            }
             self.pass_interim(head, timer).await?;
         }
-        Err(Failure::TooManyInterimResponses)
     }
 
     async fn hear_head(&mut self, timer: &mut Timer) -> Result<usize, Failure> {
@@ -520,7 +525,6 @@ impl<'a> Attempt<'a> {
     }
 
     fn poll_to_client(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, Failure>> {
-        let request = self.poll_rest_of_request(cx)?;
         let (client, rest) = (Pin::new(&mut *self.client), &self.work.to_client[self.written..]);
         let step = if rest.is_empty() {
             client.poll_flush(cx).map_ok(|()| Step::Flushed)
@@ -530,7 +534,8 @@ impl<'a> Attempt<'a> {
         match step {
             Poll::Ready(Ok(Step::Written(0)) | Err(_)) => Poll::Ready(Err(Failure::ClientGone)),
             Poll::Ready(Ok(step)) => Poll::Ready(Ok(step)),
-            Poll::Pending => request.map(|()| Ok(Step::RequestMoved)),
+            // Only while the client takes nothing: a stream of HTTP/2 whose response is complete reads as closed.
+            Poll::Pending => Poll::Ready(Ok(ready!(self.poll_rest_of_request(cx)?.map(|()| Step::RequestMoved)))),
         }
     }
 

@@ -39,9 +39,8 @@ use crate::transport::http1::websocket;
 const HEAD_READ_BYTES: usize = 4096;
 /// How long a client has to be idle before it has to leave to make room for others.
 pub(super) const LEAST_IDLE: Duration = Duration::from_secs(1);
-/// How long, and for how many bytes, a refused client is heard out so that it can read its answer.
-const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 1024 * 1024;
+/// How long closing an idle connection may take under TLS.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What becomes of the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,15 +73,15 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: IpAddr) 
         work.give_back();
         match fate {
             Fate::Idle => patience = engine.listener.keepalive_timeout,
-            Fate::Close if client.has_unread_bytes() => return linger(&mut client).await,
+            Fate::Close if client.has_unread_bytes() => return Box::pin(linger(&engine, &mut client)).await,
             // Closing the socket says as much as shutting it down before.
             Fate::Close if !client.is_tls() => return,
             Fate::Close => break,
-            Fate::Linger => return linger(&mut client).await,
+            Fate::Linger => return Box::pin(linger(&engine, &mut client)).await,
             Fate::Abort => return client.abort(),
         }
     }
-    let _ = timeout(LINGER_TIMEOUT, client.shutdown()).await;
+    let _ = timeout(SHUTDOWN_TIMEOUT, client.shutdown()).await;
 }
 
 /// Serves the one request of an HTTP/2 stream. True: the client reset the stream before it had its answer.
@@ -97,7 +96,7 @@ pub(super) async fn serve_stream(engine: &Engine, mut client: ClientStream, peer
     let is_reset = matches!(&client, ClientStream::Http2(stream) if stream.is_reset());
     match fate {
         Fate::Idle | Fate::Close => {}
-        Fate::Linger => linger(&mut client).await,
+        Fate::Linger => linger(engine, &mut client).await,
         Fate::Abort => {
             // A reset takes back what the connection has not sent: let it send first.
             tokio::task::yield_now().await;
@@ -432,15 +431,12 @@ impl Carrier<'_> {
         self.sent = if is_head { 0 } else { refusal.body().len() as u64 };
         let mut written = 0;
         let sending = self.timer.limit(self.engine.listener.send_timeout, |cx| {
-            // A client may read only when it has sent everything, which nobody wants any more.
-            while !keeps && matches!(self.client.poll_discard(cx), Poll::Ready(Ok(1..))) {}
-            while written < work.to_client.len() {
-                match ready!(Pin::new(&mut *self.client).poll_write(cx, &work.to_client[written..]))? {
-                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    count => written += count,
-                }
+            let sent = poll_send_all(self.client, cx, &work.to_client, &mut written);
+            if sent.is_pending() && !keeps {
+                // A client may read only when it has sent everything, which nobody wants any more.
+                while let Poll::Ready(Ok(1..)) = self.client.poll_discard(cx) {}
             }
-            Pin::new(&mut *self.client).poll_flush(cx)
+            sent
         });
         let sent = sending.await;
         work.to_client.clear();
@@ -511,23 +507,43 @@ async fn connect(address: SocketAddr, limit: Duration) -> Result<TcpStream, Fail
     Ok(stream)
 }
 
-/// Closes our side and reads on for a while: closing at once would reset the connection and could take the answer
-/// from a client that is still sending (RFC 9112, 9.6).
-async fn linger(client: &mut ClientStream) {
-    let lingering = async {
-        client.shutdown().await?;
-        let mut scrap = Vec::with_capacity(HEAD_READ_BYTES);
-        let mut total = 0;
-        while total < LINGER_BYTES {
-            scrap.clear();
-            match client.read_buf(&mut scrap).await? {
-                0 => break,
-                count => total += count,
-            }
+/// Sends what is in `bytes` from `written` on, to the last byte that TLS holds back.
+fn poll_send_all(
+    client: &mut ClientStream,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+    written: &mut usize,
+) -> Poll<io::Result<()>> {
+    while *written < bytes.len() {
+        match ready!(Pin::new(&mut *client).poll_write(cx, &bytes[*written..]))? {
+            0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            count => *written += count,
         }
-        std::io::Result::Ok(())
+    }
+    Pin::new(client).poll_flush(cx)
+}
+
+/// Closes our side, then reads and drops what the client still sends (RFC 9112 §9.6; nginx's `lingering_close`). Closing
+/// at once would reset the connection, and a client that sends everything before it reads would never see its answer.
+async fn linger(engine: &Engine, client: &mut ClientStream) {
+    let Engine { listener, .. } = engine;
+    // A stream holds no place of its own.
+    let is_stream = matches!(client, ClientStream::Http2(_));
+    let lingering = async {
+        let mut is_shut_down = false;
+        let mut discard = |cx: &mut Context<'_>| {
+            if !is_shut_down {
+                is_shut_down = Pin::new(&mut *client).poll_shutdown(cx).is_ready();
+            }
+            client.poll_discard(cx)
+        };
+        while let Ok(Ok(1..)) = timeout(listener.lingering_timeout, poll_fn(&mut discard)).await {}
     };
-    let _ = timeout(LINGER_TIMEOUT, lingering).await;
+    tokio::select! {
+        biased;
+        _ = timeout(listener.lingering_time, lingering) => {}
+        () = engine.sheds_lingering(), if !is_stream => {}
+    }
 }
 
 #[cold]

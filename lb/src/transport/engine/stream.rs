@@ -3,7 +3,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::tls::TlsStream;
@@ -36,12 +36,14 @@ impl ClientStream {
         }
     }
 
-    /// Whether the client has sent what nobody read: closing now would reset the connection. Costs no system call
+    /// Whether the client has sent what nobody read: closing now would reset the connection. What is
+    /// found under TLS is dropped. Costs no system call
     /// while the runtime has heard nothing of the socket.
-    pub fn has_unread_bytes(&self) -> bool {
+    pub fn has_unread_bytes(&mut self) -> bool {
         match self {
             Self::Tcp(tcp) => matches!(tcp.try_read(&mut [0]), Ok(count) if count > 0),
-            Self::Tls(_) | Self::Http2(_) => false,
+            Self::Tls(_) => matches!(self.poll_discard(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(1..))),
+            Self::Http2(_) => false,
         }
     }
 

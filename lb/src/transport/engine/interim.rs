@@ -1,0 +1,46 @@
+//! How many interim responses a backend may send. There may be any number before the final one (RFC 9110 §15.2): a long
+//! job sends a 102 every 20 seconds for hours. Only their rate is limited, by a token bucket.
+
+use std::time::{Duration, Instant};
+
+/// How many may come at once.
+const MAX_BURST: u32 = 64;
+/// In how long one more is allowed.
+const INTERVAL: Duration = Duration::from_millis(250);
+
+/// The interim responses to one request. The bucket is kept as the time at which it will be full again.
+#[derive(Debug, Default)]
+pub struct InterimRate {
+    full_at: Option<Instant>,
+}
+
+impl InterimRate {
+    /// Takes one that came `now`. False: there are too many.
+    pub fn allows(&mut self, now: Instant) -> bool {
+        let full_at = self.full_at.map_or(now, |full_at| full_at.max(now)) + INTERVAL;
+        self.full_at = Some(full_at);
+        full_at - now <= INTERVAL * MAX_BURST
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_passes_and_what_exceeds_the_rate_does_not() {
+        let mut rate = InterimRate::default();
+        let start = Instant::now();
+        assert!((0..MAX_BURST).all(|_| rate.allows(start)));
+        assert!(!rate.allows(start));
+    }
+
+    #[test]
+    fn any_number_passes_in_time() {
+        let mut rate = InterimRate::default();
+        let start = Instant::now();
+        assert!((0..100_000).all(|number| rate.allows(start + number * INTERVAL)));
+        let later = start + 100_000 * INTERVAL;
+        assert!((0..MAX_BURST - 1).all(|_| rate.allows(later)), "the burst is at hand again");
+    }
+}

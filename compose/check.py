@@ -66,7 +66,7 @@ def tools():
 def run(command, files, *args, **settings):
     """Compose with these settings and no others, whatever .env says on this machine."""
     flags = [part for name in files for part in ("-f", str(HERE / name))]
-    ours = re.compile("EVENKEEL_|COMPOSE_PROFILES|COMPOSE_FILE|COMPOSE_PROJECT_NAME|NETWORK$|VERSION$|PROMETHEUS_PORT|GRAFANA_PORT")
+    ours = re.compile(r"EVENKEEL_|COMPOSE_PROFILES|COMPOSE_FILE|COMPOSE_PROJECT_NAME|NETWORK$|VERSION$|\w+_PORT$")
     environment = {name: value for name, value in os.environ.items() if not ours.match(name)}
     with tempfile.NamedTemporaryFile() as empty:
         return subprocess.run([*command, "--env-file", empty.name, *flags, *args], capture_output=True, text=True, cwd=HERE,

@@ -23,7 +23,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 scratch=$(mktemp -d)
 engine=
 # Images of a name of their own: those of a demonstration on this machine stay as they are.
-export VERSION=0.1.0-test
+export VERSION="0.1.0-test$$"
 
 not_run() {
     echo

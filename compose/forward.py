@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import contextlib
 import signal
 import sys
 
@@ -20,14 +21,15 @@ async def copy(reader, writer):
 async def pass_on(client, to_client, host, port):
     try:
         server, to_server = await asyncio.open_connection(host, port)
-        try:
-            await asyncio.gather(copy(client, to_server), copy(server, to_client))
-        finally:
-            to_server.close()
     except OSError as error:
         print(f"inspect: {host}:{port}: {error}", flush=True)
-    finally:
         to_client.close()
+        return
+    # Whichever side breaks off, the other is closed.
+    with contextlib.suppress(OSError):
+        await asyncio.gather(copy(client, to_server), copy(server, to_client))
+    to_server.close()
+    to_client.close()
 
 
 async def main():

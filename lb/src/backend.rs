@@ -1,6 +1,7 @@
 //! One server that answers requests, and everything that is true of it right now: exchanges in flight, health,
 //! ejection, latency. A backend is shared by every snapshot that names it and outlives them, so that no change of
-//! configuration forgets what is known.
+//! configuration forgets what is known. What was learned of one server is forgotten where another may have taken its
+//! place: its *incarnation* then is another one.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use crate::config::EjectionConfig;
 use crate::health::ejection::Ejection;
@@ -63,6 +65,9 @@ pub struct Backend {
     socket_address: ArcSwapOption<SocketAddr>,
     in_flight: AtomicU32,
     failures_in_a_row: AtomicU32,
+    incarnation: AtomicU64,
+    /// Calls for a probe before its time, since nothing is known any more.
+    forgotten: Notify,
     /// Counts changes of health and ejections, by which a pool sees that its list of candidates is out of date.
     changes: AtomicU64,
     /// Bits of an `f64` in seconds; 0 before the first response.
@@ -76,6 +81,9 @@ pub struct Backend {
 /// What changes seldom: read to list candidates, not for each request.
 #[derive(Debug)]
 struct Vitals {
+    is_probed: bool,
+    /// What began before is not believed.
+    since: Instant,
     tracker: Tracker,
     ejection: Ejection,
     last_probe: Option<ProbeReport>,
@@ -90,10 +98,33 @@ pub struct ProbeReport {
     pub error: Option<String>,
 }
 
+/// Which server is behind a backend's address, as far as can be told: no two backends of this process, and no two
+/// servers that one backend has had, share the number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Incarnation(u64);
+
+/// What a probe's result changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Finding {
+    /// The new health, when it is another one.
+    pub health: Option<Health>,
+    /// The ejection is over before its time.
+    pub ends_ejection: bool,
+}
+
 /// Counts one exchange in flight on a backend until dropped, however the exchange ends.
 #[derive(Debug)]
 pub struct Lease {
     backend: Arc<Backend>,
+    incarnation: Incarnation,
+}
+
+impl Incarnation {
+    /// Unique among all backends, and idle connections are kept by it: hence a counter that all share.
+    fn next() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self(LAST.fetch_add(1, Ordering::Relaxed) + 1)
+    }
 }
 
 impl Backend {
@@ -106,12 +137,16 @@ impl Backend {
             socket_address: ArcSwapOption::new(socket_address),
             in_flight: AtomicU32::new(0),
             failures_in_a_row: AtomicU32::new(0),
+            incarnation: AtomicU64::new(Incarnation::next().0),
+            forgotten: Notify::new(),
             changes: AtomicU64::new(0),
             latency: AtomicU64::new(0),
             born: Instant::now(),
             last_head: AtomicU64::new(0),
             vitals: Mutex::new(Vitals {
-                tracker: Tracker::new(if probed { Health::Unknown } else { Health::Healthy }),
+                is_probed: probed,
+                since: Instant::now(),
+                tracker: Tracker::new(unprobed(probed)),
                 ejection: Ejection::default(),
                 last_probe: None,
             }),
@@ -120,7 +155,38 @@ impl Backend {
 
     pub fn lease(self: &Arc<Self>) -> Lease {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Lease { backend: Arc::clone(self) }
+        Lease { backend: Arc::clone(self), incarnation: self.incarnation() }
+    }
+
+    /// To be asked before [`Self::socket_address`]: a connection is kept for the incarnation that was known when it
+    /// was opened.
+    pub fn incarnation(&self) -> Incarnation {
+        Incarnation(self.incarnation.load(Ordering::Acquire))
+    }
+
+    /// From `now` on another server may be behind the address. What was learned is not believed any more: health is
+    /// unknown until the next probe, latency and failures in a row begin anew, kept connections are closed, and what
+    /// exchanges and probes that began before still report is not taken in. An ejection ends here only where no
+    /// probes could end it.
+    pub fn forget(&self, now: Instant) {
+        let mut vitals = self.vitals();
+        vitals.tracker = Tracker::new(unprobed(vitals.is_probed));
+        vitals.last_probe = None;
+        vitals.since = now;
+        if !vitals.is_probed {
+            vitals.ejection.end();
+        }
+        self.failures_in_a_row.store(0, Ordering::Relaxed);
+        self.latency.store(0, Ordering::Relaxed);
+        self.incarnation.store(Incarnation::next().0, Ordering::Release);
+        self.changes.fetch_add(1, Ordering::Release);
+        drop(vitals);
+        self.forgotten.notify_one();
+    }
+
+    /// Resolves when [`Self::forget`] was called since this last resolved.
+    pub async fn forgotten(&self) {
+        self.forgotten.notified().await;
     }
 
     pub fn in_flight(&self) -> u32 {
@@ -131,11 +197,17 @@ impl Backend {
         self.socket_address.load().as_deref().copied()
     }
 
-    /// Keeps what a host name resolved to.
-    pub fn set_socket_address(&self, address: SocketAddr) {
-        if self.socket_address() != Some(address) {
-            self.socket_address.store(Some(Arc::new(address)));
+    /// Keeps what a host name resolved to. Another address is another server. True when it is.
+    pub fn set_socket_address(&self, address: SocketAddr, now: Instant) -> bool {
+        let before = self.socket_address.load_full();
+        if before.as_deref() == Some(&address) {
+            return false;
         }
+        self.socket_address.store(Some(Arc::new(address)));
+        if before.is_some() {
+            self.forget(now);
+        }
+        before.is_some()
     }
 
     /// A response's head came after `latency`. Peaks count at once, improvement slowly, so that a backend which
@@ -190,6 +262,15 @@ impl Backend {
         Some(duration)
     }
 
+    /// Ends an ejection whose time is over; true once for each.
+    pub fn expire_ejection(&self, now: Instant) -> bool {
+        let is_over = self.vitals().ejection.expire(now);
+        if is_over {
+            self.changes.fetch_add(1, Ordering::Release);
+        }
+        is_over
+    }
+
     pub fn ejected_for(&self, now: Instant) -> Option<Duration> {
         self.vitals().ejection.remaining(now)
     }
@@ -207,15 +288,22 @@ impl Backend {
         self.vitals().last_probe.clone()
     }
 
-    /// Takes in a probe's result; the new health when that changed it.
-    pub fn probed(&self, report: ProbeReport, rise: u32, fall: u32) -> Option<Health> {
+    /// Takes in a probe's result, unless the probe began before all was forgotten.
+    pub fn probed(&self, report: ProbeReport, rise: u32, fall: u32) -> Finding {
         let mut vitals = self.vitals();
-        let change = vitals.tracker.observe(report.error.is_none(), rise, fall);
+        if report.at < vitals.since {
+            return Finding::default();
+        }
+        let succeeded = report.error.is_none();
+        let finding = Finding {
+            health: vitals.tracker.observe(succeeded, rise, fall),
+            ends_ejection: vitals.ejection.probed(report.at, succeeded, rise),
+        };
         vitals.last_probe = Some(report);
-        if change.is_some() {
+        if finding != Finding::default() {
             self.changes.fetch_add(1, Ordering::Release);
         }
-        change
+        finding
     }
 
     /// How often health or ejection has changed.
@@ -223,12 +311,14 @@ impl Backend {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// The configuration began or ceased to probe: what was known stays, but unprobed means healthy.
+    /// The configuration began or ceased to probe, so health is unknown or taken for good; else nothing changes.
     pub fn set_probed(&self, probed: bool) {
         let mut vitals = self.vitals();
-        if !probed && vitals.tracker.health() != Health::Healthy {
-            vitals.tracker = Tracker::new(Health::Healthy);
+        if vitals.is_probed != probed {
+            vitals.is_probed = probed;
+            vitals.tracker = Tracker::new(unprobed(probed));
             vitals.last_probe = None;
+            self.changes.fetch_add(1, Ordering::Release);
         }
     }
 
@@ -252,9 +342,19 @@ impl Backend {
     }
 }
 
+/// What is taken for true of a backend before its first probe, if there will be one.
+fn unprobed(is_probed: bool) -> Health {
+    if is_probed { Health::Unknown } else { Health::Healthy }
+}
+
 impl Lease {
     pub fn backend(&self) -> &Arc<Backend> {
         &self.backend
+    }
+
+    /// Whether what this exchange learns is true of the server that is behind the backend now.
+    pub fn is_current(&self) -> bool {
+        self.incarnation == self.backend.incarnation()
     }
 }
 
@@ -496,5 +596,40 @@ mod tests {
         assert_eq!(backend.status(AdminState::Active, now), Status::Healthy);
         assert_eq!(backend.status(AdminState::Draining, now), Status::Draining);
         assert_eq!(backend.status(AdminState::Down, now), Status::Down);
+    }
+
+    fn report(at: Instant) -> ProbeReport {
+        ProbeReport { at, duration: Duration::ZERO, error: None }
+    }
+
+    #[test]
+    fn nothing_that_began_before_is_believed_once_another_server_may_be_there() {
+        let backend = backend();
+        let start = Instant::now();
+        backend.probed(report(start), 1, 1);
+        backend.observe_latency(Duration::from_millis(10));
+        let lease = backend.lease();
+        assert!(lease.is_current());
+        let incarnation = backend.incarnation();
+        backend.forget(start + Duration::from_secs(2));
+        assert_eq!((backend.health(), backend.latency()), (Health::Unknown, None));
+        assert!(backend.last_probe().is_none());
+        assert_ne!(backend.incarnation(), incarnation);
+        assert!(!lease.is_current() && backend.lease().is_current());
+        assert_eq!(backend.probed(report(start + Duration::from_secs(1)), 1, 1), Finding::default());
+        assert!(backend.is_unknown());
+        backend.probed(report(start + Duration::from_secs(3)), 1, 1);
+        assert_eq!(backend.health(), Health::Healthy);
+    }
+
+    #[test]
+    fn a_name_that_leads_to_another_address_leads_to_another_server() {
+        let backend = backend();
+        let now = Instant::now();
+        backend.probed(report(now), 1, 1);
+        assert!(!backend.set_socket_address("127.0.0.1:1".parse().expect("an address"), now));
+        assert_eq!(backend.health(), Health::Healthy);
+        assert!(backend.set_socket_address("127.0.0.2:1".parse().expect("an address"), now));
+        assert_eq!(backend.health(), Health::Unknown);
     }
 }

@@ -60,12 +60,19 @@ impl Pool {
     /// The pool as configured, around the backends that `previous` has already.
     pub fn new(config: &PoolConfig, previous: Option<&Self>, metrics: &Metrics, secret: &Secret) -> Self {
         let is_probed = config.settings.probe.is_some();
-        let known: std::collections::HashMap<_, _> =
-            previous.iter().flat_map(|pool| &pool.members).map(|m| (&m.backend.address, &m.backend)).collect();
+        let now = Instant::now();
+        let known: std::collections::HashMap<_, _> = previous
+            .iter()
+            .flat_map(|pool| pool.backends())
+            .map(|(m, state)| (&m.backend.address, (&m.backend, state)))
+            .collect();
         let member = |backend: &crate::config::BackendConfig| {
             let backend_here = match known.get(&backend.address) {
-                Some(known) => {
+                Some(&(known, before)) => {
                     known.set_probed(is_probed);
+                    if may_be_another(before, backend.state) {
+                        known.forget(now);
+                    }
                     Arc::clone(known)
                 }
                 None => {
@@ -92,7 +99,7 @@ impl Pool {
             known_changes: AtomicU64::new(0),
             members,
         };
-        pool.refresh(Instant::now());
+        pool.refresh(now);
         pool
     }
 
@@ -122,8 +129,9 @@ impl Pool {
 
     /// Takes in that real traffic failed on a backend, and puts the backend aside when that was too often. Returns
     /// for how long it was put aside.
-    pub fn failed(&self, backend: &Backend, now: Instant) -> Option<Duration> {
-        if !backend.failed(&self.settings.ejection) {
+    pub fn failed(&self, lease: &Lease, now: Instant) -> Option<Duration> {
+        let backend = lease.backend();
+        if !lease.is_current() || !backend.failed(&self.settings.ejection) {
             return None;
         }
         let ejected = self.eject(backend, now);
@@ -151,7 +159,16 @@ impl Pool {
     pub fn catch_up(&self, now: Instant) {
         let is_behind = self.known_changes.load(Ordering::Acquire) != self.changes();
         if self.has_ejected.swap(false, Ordering::Relaxed) || is_behind {
-            let some_left = self.members.iter().any(|m| m.backend.ejected_for(now).is_some());
+            let mut some_left = false;
+            for member in &self.members {
+                if member.backend.expire_ejection(now) {
+                    tracing::info!(
+                        pool = %self.name, backend = %member.backend.address,
+                        "backend is back: the time of its ejection is over",
+                    );
+                }
+                some_left |= member.backend.ejected_for(now).is_some();
+            }
             self.has_ejected.fetch_or(some_left, Ordering::Relaxed);
             self.refresh(now);
         }
@@ -204,6 +221,13 @@ impl View {
         let balance = Algorithm::RoundRobin.balance(&[], &usable, &Turn::default(), || Arc::new(Ring::new(&[])));
         Self { usable, balance, is_panicking: false }
     }
+}
+
+/// Whether such a change of what the operator wants says that another server may be behind the address. While a
+/// backend drains, probes go on and see it.
+fn may_be_another(before: AdminState, after: AdminState) -> bool {
+    use AdminState::{Down, Removing};
+    before != after && (after == Down || matches!(before, Down | Removing))
 }
 
 /// Which backends take traffic: the healthy ones; without any, those never probed; and when fewer than

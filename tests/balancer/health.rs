@@ -2,6 +2,7 @@
 //! outlives every change of configuration.
 
 use serde_json::{Value, json};
+use tests::balancer::backend_path;
 use tests::{Balancer, Config, Health, Origin, Pool, Request, Step, eventually, found_eventually, response};
 
 const ALGORITHMS: [&str; 4] = ["weighted", "least-connections", "ip-hash", "round-robin"];
@@ -157,6 +158,128 @@ async fn failures_in_a_row_eject_for_longer_each_time() {
 }
 
 #[tokio::test]
+async fn an_ejection_ends_early_when_probes_find_the_backend_well() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let probe = "path = \"/probe\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 2\nfall = 100";
+    let rules = "consecutive_failures = 1\nbase_time = \"300s\"\nmax_time = \"900s\"\nstatuses = [503]";
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.probe(probe).ejection(rules))).await;
+    for ejection in 1..=2 {
+        b.set_health(Health::Status(503));
+        eventually("its probes fail", async || balancer.backend(&b).await["last_probe"]["ok"] == false).await;
+        b.answer_with(response(503, &[], ""));
+        let backend = fail_until_ejected(&balancer, &b).await;
+        let seconds = backend["ejected_for_seconds"].as_f64().expect("a number");
+        let longest = 300.0 * f64::from(ejection);
+        assert!(seconds > longest - 300.0 && seconds <= longest, "ejection {ejection} lasts {seconds} s");
+        assert_eq!(backend["ejections"], ejection);
+        b.forget_script();
+        b.set_health(Health::Status(200));
+        balancer.sees(&b, "healthy").await;
+        eventually("it takes part again", async || balancer.get("/").await.origin() == "b").await;
+    }
+    assert_eq!(balancer.log().matches("backend is back").count(), 2, "{}", balancer.log());
+}
+
+#[tokio::test]
+async fn the_end_of_an_ejection_is_logged() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let rules = "consecutive_failures = 1\nbase_time = \"100ms\"";
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;
+    b.at_head(|_| vec![Step::Reset]);
+    fail_until_ejected(&balancer, &b).await;
+    eventually("its return is logged", async || balancer.log().contains("backend is back")).await;
+}
+
+#[tokio::test]
+async fn a_backend_that_was_down_is_unknown_until_it_is_probed() {
+    // Five of ten requests got the 503 of an application that was still starting.
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.probe(PATIENT_PROBE))).await;
+    balancer.origins_of(4).await;
+    balancer.patch(&b, json!({ "state": "down" })).await;
+    b.set_health(Health::Hold);
+    let backend = balancer.patch(&b, json!({ "state": "active" })).await;
+    assert_eq!(backend["status"], "unknown", "{backend}");
+    assert_eq!((&backend["last_probe"], &backend["latency_seconds"]), (&Value::Null, &Value::Null), "{backend}");
+    assert_eq!(balancer.origins_of(4).await.concat(), "aaaa");
+    b.release();
+    balancer.sees(&b, "healthy").await;
+}
+
+#[tokio::test]
+async fn a_backend_that_is_added_again_while_it_leaves_is_unknown_until_it_is_probed() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.probe(PATIENT_PROBE))).await;
+    let mut held = Vec::new();
+    while b.heads() == 0 {
+        let (before, mut wire) = (a.heads(), balancer.connect().await);
+        wire.send(Request::get("/hold").to_bytes()).await;
+        eventually("the request arrived", async || a.heads() > before || b.heads() == 1).await;
+        held.push(wire);
+    }
+    balancer.change("DELETE", &backend_path(&b), None).await;
+    assert_eq!(balancer.backend(&b).await["status"], "removing");
+    b.set_health(Health::Hold);
+    let added = json!({ "address": b.address().to_string() });
+    let backend = balancer.change("POST", "/admin/pools/app/backends", Some(added)).await;
+    assert_eq!((&backend["status"], &backend["in_flight"]), (&json!("unknown"), &json!(1)), "{backend}");
+    // The next regular probe is a minute away: nobody waits for it.
+    b.release();
+    balancer.sees(&b, "healthy").await;
+}
+
+#[tokio::test]
+async fn an_ejection_ends_when_the_operator_brings_back_what_is_not_probed() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let rules = "consecutive_failures = 1\nbase_time = \"300s\"\nstatuses = [503]";
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;
+    b.answer_with(response(503, &[], ""));
+    fail_until_ejected(&balancer, &b).await;
+    b.forget_script();
+    balancer.patch(&b, json!({ "state": "down" })).await;
+    let backend = balancer.patch(&b, json!({ "state": "active" })).await;
+    assert_eq!(backend["status"], "healthy", "{backend}");
+}
+
+#[tokio::test]
+async fn idle_connections_end_when_another_server_may_be_there() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).server("threads = 1")).await;
+    balancer.origins_of(3).await;
+    assert_eq!(a.connections(), 1, "one connection is used again and again");
+    balancer.patch(&a, json!({ "state": "down" })).await;
+    balancer.patch(&a, json!({ "state": "active" })).await;
+    balancer.origins_of(3).await;
+    assert_eq!(a.connections(), 2, "the one of before is not used again");
+    eventually("the one of before is closed", async || a.open_connections() == 1).await;
+
+    balancer.change("DELETE", &backend_path(&a), None).await;
+    eventually("a removed backend keeps no connection", async || a.open_connections() == 0).await;
+}
+
+#[tokio::test]
+async fn what_an_exchange_learns_of_the_server_before_is_not_believed() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let rules = "consecutive_failures = 1\nbase_time = \"300s\"";
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.set("retries = 0").ejection(rules))).await;
+    b.at_head(|_| vec![Step::Hold, Step::Reset]);
+    let mut held = Vec::new();
+    while b.heads() == 0 {
+        let (before, mut wire) = (a.heads(), balancer.connect().await);
+        wire.send(Request::get("/").to_bytes()).await;
+        eventually("the request arrived", async || a.heads() > before || b.heads() == 1).await;
+        held.push(wire);
+    }
+    balancer.patch(&b, json!({ "state": "down" })).await;
+    balancer.patch(&b, json!({ "state": "active" })).await;
+    b.release();
+    assert_eq!(held.last_mut().expect("the held one").reply().await.status, 502);
+    balancer.is_idle().await;
+    let backend = balancer.backend(&b).await;
+    assert_eq!((&backend["failures"], &backend["ejections"]), (&json!(1), &json!(0)), "{backend}");
+}
+
+#[tokio::test]
 async fn a_success_in_between_prevents_the_ejection() {
     let a = Origin::start("a").await;
     let b = Origin::start("b").await;
@@ -288,12 +411,16 @@ async fn the_panic_threshold_is_a_share_of_the_active_backends() {
 #[tokio::test]
 async fn findings_outlive_every_switch_and_reload() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
+    // Unhealthy by its first probe, while the next ones of the other change nothing: good ones would end its ejection.
+    let probe = "path = \"/probe\"\ninterval = \"1s\"\ntimeout = \"1s\"\nfall = 100";
     let pool =
-        |pool: Pool| pool.quick_probe().ejection("consecutive_failures = 1\nbase_time = \"300s\"\nstatuses = [503]");
+        |pool: Pool| pool.probe(probe).ejection("consecutive_failures = 1\nbase_time = \"300s\"\nstatuses = [503]");
     let config = Config::of([&a, &b, &c]).app(pool);
-    let balancer = Balancer::start(config.clone()).await;
     a.set_health(Health::Status(503));
+    let balancer = Balancer::start(config.clone()).await;
     balancer.sees(&a, "unhealthy").await;
+    b.set_health(Health::Status(503));
+    eventually("its probes fail", async || balancer.backend(&b).await["last_probe"]["ok"] == false).await;
     b.answer_with(response(503, &[], ""));
     fail_until_ejected(&balancer, &b).await;
 

@@ -1,5 +1,6 @@
 //! How long a backend stays aside after real traffic failed on it. The time grows with each ejection and shrinks
-//! back once the backend has behaved for as long as it was last away (after Envoy's outlier detection).
+//! back once the backend has behaved for as long as it was last away (after Envoy's outlier detection). Probes that
+//! find it well end an ejection early.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +10,16 @@ use crate::config::EjectionConfig;
 pub struct Ejection {
     /// Ejections of late: what the time grows with.
     times: u32,
+    /// The ejection under way, or the last one.
     last: Option<Span>,
+    is_under_way: bool,
+    /// Probes in a row that succeeded and began after the ejection.
+    good_probes: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Span {
+    from: Instant,
     until: Instant,
     duration: Duration,
 }
@@ -29,13 +35,35 @@ impl Ejection {
         }
         self.times = self.times.saturating_add(1);
         let duration = rules.base_time.saturating_mul(self.times).min(rules.max_time);
-        self.last = Some(Span { until: now + duration, duration });
+        self.last = Some(Span { from: now, until: now + duration, duration });
+        self.is_under_way = true;
+        self.good_probes = 0;
         Some(duration)
     }
 
     pub fn remaining(&self, now: Instant) -> Option<Duration> {
-        let until = self.last?.until;
+        let until = self.last.filter(|_| self.is_under_way)?.until;
         until.checked_duration_since(now).filter(|left| !left.is_zero())
+    }
+
+    /// Takes in a probe that began at `at`; true when it ends the ejection, since `rise` in a row have succeeded that
+    /// began after it. The next ejection is as long as if this one had lasted its time.
+    pub fn probed(&mut self, at: Instant, succeeded: bool, rise: u32) -> bool {
+        if !self.is_under_way || self.last.is_some_and(|last| at < last.from) {
+            return false;
+        }
+        self.good_probes = if succeeded { self.good_probes + 1 } else { 0 };
+        self.good_probes >= rise && self.end()
+    }
+
+    /// Ends an ejection whose time is over; true once for each.
+    pub fn expire(&mut self, now: Instant) -> bool {
+        self.remaining(now).is_none() && self.end()
+    }
+
+    /// Ends an ejection early; true if one was under way.
+    pub fn end(&mut self) -> bool {
+        std::mem::replace(&mut self.is_under_way, false)
     }
 }
 
@@ -82,6 +110,35 @@ mod tests {
         assert!(ejection.start(&RULES, now).is_some());
         assert_eq!(ejection.start(&RULES, now + Duration::from_secs(9)), None);
         assert_eq!(ejection.remaining(now + Duration::from_secs(9)), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn good_probes_in_a_row_end_it_early_and_the_next_is_longer_all_the_same() {
+        let mut ejection = Ejection::default();
+        let start = Instant::now();
+        let after = |milliseconds| start + Duration::from_millis(milliseconds);
+        ejection.start(&RULES, after(10));
+        assert!(!ejection.probed(after(5), true, 1), "it began before the ejection");
+        assert!(!ejection.probed(after(20), true, 2));
+        assert!(!ejection.probed(after(30), false, 2));
+        assert!(!ejection.probed(after(40), true, 2));
+        assert!(ejection.remaining(after(50)).is_some());
+        assert!(ejection.probed(after(50), true, 2));
+        assert_eq!(ejection.remaining(after(50)), None);
+        assert!(!ejection.expire(after(60_000)), "it is over already");
+        // Behaving for less than the ten seconds that follow the ten it was to last does not count as recovery.
+        assert_eq!(ejection.start(&RULES, after(19_000)), Some(Duration::from_secs(20)));
+    }
+
+    #[test]
+    fn it_expires_once() {
+        let mut ejection = Ejection::default();
+        let now = Instant::now();
+        assert!(!ejection.expire(now));
+        ejection.start(&RULES, now);
+        assert!(!ejection.expire(now + Duration::from_secs(9)));
+        assert!(ejection.expire(now + Duration::from_secs(10)));
+        assert!(!ejection.expire(now + Duration::from_secs(10)));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use rand::RngExt;
 use tokio::task::AbortHandle;
 
 use super::pingora_error;
-use crate::backend::{AdminState, Backend, BackendAddress, ProbeReport};
+use crate::backend::{AdminState, Backend, BackendAddress, Finding, ProbeReport};
 use crate::config::{PoolName, ProbeConfig, ProbeKind};
 use crate::control::Control;
 use crate::proxy::failure::{Failure, Fault};
@@ -84,6 +84,8 @@ impl Drop for Task {
 
 async fn probe_forever(control: Arc<Control>, pool: PoolName, backend: Arc<Backend>, config: ProbeConfig) {
     let check = health_check(&backend.address, &config);
+    // The first probe is at hand; a call for one that came before would only repeat it.
+    let _ = tokio::time::timeout(Duration::ZERO, backend.forgotten()).await;
     loop {
         let at = Instant::now();
         let error = probe(&backend, check.as_ref(), config.timeout).await.err();
@@ -91,25 +93,36 @@ async fn probe_forever(control: Arc<Control>, pool: PoolName, backend: Arc<Backe
         counter.inc();
         if let Some(error) = error.filter(|error| error.is_ours()) {
             tracing::warn!(%pool, backend = %backend.address, %error, "a backend could not be probed");
-            pause(&config, at).await;
+            pause(&backend, &config, at).await;
             continue;
         }
         let reason = error.map(|error| error.to_string()).unwrap_or_default();
         let report = ProbeReport { at, duration: at.elapsed(), error: error.map(|error| error.to_string()) };
-        if let Some(health) = backend.probed(report, config.rise, config.fall) {
+        let finding = backend.probed(report, config.rise, config.fall);
+        if let Some(health) = finding.health {
             tracing::info!(%pool, backend = %backend.address, ?health, reason, "backend health changed");
-            if let Some(pool) = control.snapshot().pool(&pool) {
-                pool.refresh(Instant::now());
-            }
         }
-        pause(&config, at).await;
+        if finding.ends_ejection {
+            tracing::info!(
+                %pool, backend = %backend.address,
+                "backend is back: probes since its ejection have found it well",
+            );
+        }
+        if finding != Finding::default()
+            && let Some(pool) = control.snapshot().pool(&pool)
+        {
+            pool.refresh(Instant::now());
+        }
+        pause(&backend, &config, at).await;
     }
 }
 
 /// Until the next probe, where the last one began `at`.
-async fn pause(config: &ProbeConfig, at: Instant) {
+async fn pause(backend: &Backend, config: &ProbeConfig, at: Instant) {
     let jitter = rand::rng().random_range(0.9..1.1);
-    tokio::time::sleep(config.interval.mul_f64(jitter).saturating_sub(at.elapsed())).await;
+    let pause = config.interval.mul_f64(jitter).saturating_sub(at.elapsed());
+    // What has been forgotten is asked for at once.
+    let _ = tokio::time::timeout(pause, backend.forgotten()).await;
 }
 
 /// Why a probe failed.
@@ -217,7 +230,11 @@ async fn resolve(backend: &Backend) -> Result<(), String> {
     let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.map_err(|e| e.to_string())?.collect();
     let still_there = backend.socket_address().filter(|address| found.contains(address));
     match still_there.or(found.first().copied()) {
-        Some(address) => backend.set_socket_address(address),
+        Some(address) => {
+            if backend.set_socket_address(address, Instant::now()) {
+                tracing::info!(backend = %backend.address, %address, "host name leads to another address");
+            }
+        }
         None => return Err(format!("{host} has no address")),
     }
     Ok(())

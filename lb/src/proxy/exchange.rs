@@ -157,8 +157,8 @@ impl Exchange {
                 backend.metrics.failed(FailureKind::Attempt(failure));
             }
             match failure.verdict().ejection {
-                Ejection::Counts => count_failure(&pool, backend, now),
-                Ejection::IfSilent if !backend.has_answered_since(waiting_since) => count_failure(&pool, backend, now),
+                Ejection::Counts => count_failure(&pool, &attempt.lease, now),
+                Ejection::IfSilent if !backend.has_answered_since(waiting_since) => count_failure(&pool, &attempt.lease, now),
                 Ejection::IfSilent | Ejection::Never => {}
             }
         }
@@ -181,13 +181,15 @@ impl Exchange {
         self.outcome.backend_status = Some(status);
         self.outcome.response_time = Some(time);
         self.outcome.is_tunnel = status == 101;
-        backend.observe_latency(time);
+        if attempt.lease.is_current() {
+            backend.observe_latency(time);
+            backend.answered(now);
+        }
         backend.metrics.response.observe(time.as_secs_f64());
         backend.metrics.requests.count(status);
-        backend.answered(now);
         if is_failure(self.pool(), status) {
             backend.metrics.failed(FailureKind::Status);
-            count_failure(&self.pool_in_force(&control.snapshot()), backend, now);
+            count_failure(&self.pool_in_force(&control.snapshot()), &attempt.lease, now);
         }
     }
 
@@ -213,6 +215,7 @@ impl Exchange {
     pub fn finish(&mut self, status: u16, refusal: Option<Refusal>, now: Instant) -> Outcome {
         if let (Some(attempt), Some(status)) = (self.current.take(), self.outcome.backend_status)
             && !is_failure(self.pool(), status)
+            && attempt.lease.is_current()
         {
             attempt.lease.backend().succeeded();
         }
@@ -243,10 +246,10 @@ fn is_failure(pool: &Pool, status: u16) -> bool {
     pool.settings.ejection.statuses.contains(&status)
 }
 
-fn count_failure(pool: &Pool, backend: &Backend, now: Instant) {
-    if let Some(duration) = pool.failed(backend, now) {
+fn count_failure(pool: &Pool, lease: &Lease, now: Instant) {
+    if let Some(duration) = pool.failed(lease, now) {
         tracing::warn!(
-            pool = %pool.name, backend = %backend.address, seconds = duration.as_secs_f64(),
+            pool = %pool.name, backend = %lease.backend().address, seconds = duration.as_secs_f64(),
             "backend ejected: traffic keeps failing on it",
         );
     }

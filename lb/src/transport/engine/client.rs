@@ -358,14 +358,15 @@ impl Carrier<'_> {
         &mut self,
         work: &mut Work,
         exchange: &mut Exchange,
-        backend: &Backend,
+        backend: &Arc<Backend>,
         body: &mut RequestBody,
         now: Instant,
     ) -> Result<Fate, Failure> {
+        let server = backend.incarnation();
         let address = backend.socket_address().ok_or(Failure::Unresolved)?;
         let pool = Arc::clone(exchange.pool());
         let settings = &pool.settings;
-        let (mut connection, is_reused) = match idle::take(address, now) {
+        let (mut connection, is_reused) = match idle::take(server, now) {
             Some(connection) => (connection, true),
             None => (connect(address, settings.connect_timeout).await?, false),
         };
@@ -408,7 +409,7 @@ impl Carrier<'_> {
         let now = Instant::now();
         self.ended = Some(now);
         if is_backend_clean && keeps_backend {
-            idle::keep(address, connection, now + settings.idle_timeout, self.engine.most_idle);
+            idle::keep(backend, server, connection, now + settings.idle_timeout, self.engine.most_idle);
         }
         Ok(match (keeps_client, body.is_done()) {
             (true, true) => Fate::Idle,

@@ -1,21 +1,31 @@
-//! Connections to backends that wait for their next request, kept by each thread for itself.
+//! Connections to backends that wait for their next request, kept by each thread for itself. They are kept by the
+//! server they lead to, not by address: where another server may have taken its place, none of them is used again.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
 use tokio::net::TcpStream;
+
+use crate::backend::{Backend, Incarnation};
 
 struct Idle {
     stream: TcpStream,
     until: Instant,
 }
 
+/// The idle connections to one server.
+struct Server {
+    backend: Arc<Backend>,
+    idle: Vec<Idle>,
+}
+
 #[derive(Default)]
 struct Connections {
-    by_address: HashMap<SocketAddr, Vec<Idle>, RandomState>,
+    by_server: HashMap<Incarnation, Server, RandomState>,
+    /// Of all servers together.
     count: usize,
 }
 
@@ -24,10 +34,10 @@ thread_local! {
 }
 
 /// The connection used last, if one is left that is still open as far as can be seen.
-pub fn take(address: SocketAddr, now: Instant) -> Option<TcpStream> {
+pub fn take(server: Incarnation, now: Instant) -> Option<TcpStream> {
     CONNECTIONS.with_borrow_mut(|connections| {
-        let idle = connections.by_address.get_mut(&address)?;
-        while let Some(Idle { stream, until }) = idle.pop() {
+        let server = connections.by_server.get_mut(&server)?;
+        while let Some(Idle { stream, until }) = server.idle.pop() {
             connections.count -= 1;
             if now < until && is_quiet(&stream) {
                 return Some(stream);
@@ -37,24 +47,29 @@ pub fn take(address: SocketAddr, now: Instant) -> Option<TcpStream> {
     })
 }
 
-/// Keeps a connection, unless the thread keeps `most` already.
-pub fn keep(address: SocketAddr, stream: TcpStream, until: Instant, most: usize) {
+/// Keeps a connection to `server`, which was the backend's when the connection was opened, unless another has taken
+/// its place since or the thread keeps `most` already.
+pub fn keep(backend: &Arc<Backend>, server: Incarnation, stream: TcpStream, until: Instant, most: usize) {
+    if backend.incarnation() != server {
+        return;
+    }
     CONNECTIONS.with_borrow_mut(|connections| {
         if connections.count < most {
             connections.count += 1;
-            connections.by_address.entry(address).or_default().push(Idle { stream, until });
+            let new = || Server { backend: Arc::clone(backend), idle: Vec::new() };
+            connections.by_server.entry(server).or_insert_with(new).idle.push(Idle { stream, until });
         }
     });
 }
 
-/// Closes those which idled too long or which the backend closed.
+/// Closes those which idled too long, which the backend closed, or whose server another may have replaced.
 pub fn sweep(now: Instant) {
     CONNECTIONS.with_borrow_mut(|connections| {
-        for idle in connections.by_address.values_mut() {
-            idle.retain(|Idle { stream, until }| now < *until && is_quiet(stream));
-        }
-        connections.by_address.retain(|_, idle| !idle.is_empty());
-        connections.count = connections.by_address.values().map(Vec::len).sum();
+        connections.by_server.retain(|&incarnation, server| {
+            server.idle.retain(|Idle { stream, until }| now < *until && is_quiet(stream));
+            !server.idle.is_empty() && server.backend.incarnation() == incarnation
+        });
+        connections.count = connections.by_server.values().map(|server| server.idle.len()).sum();
     });
 }
 

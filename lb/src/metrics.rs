@@ -51,6 +51,7 @@ pub struct Gauges {
     pub client_connections_limit: IntGauge,
     pub pool_algorithm: IntGaugeVec,
     pub pool_panic: IntGaugeVec,
+    pub pool_available: IntGaugeVec,
     pub backend_in_flight: IntGaugeVec,
     pub backend_weight: IntGaugeVec,
     pub backend_status: IntGaugeVec,
@@ -216,6 +217,11 @@ impl Metrics {
                     "1 while so few backends are usable that the pool ignores health.",
                     &["pool"],
                 ),
+                pool_available: gauges(
+                    "evenkeel_pool_available",
+                    "1 while a pool has a backend that may take traffic, 0 while its requests are answered 503.",
+                    &["pool"],
+                ),
                 backend_in_flight: gauges(
                     "evenkeel_backend_in_flight",
                     "Exchanges on a backend now, WebSocket tunnels included.",
@@ -339,6 +345,7 @@ impl Gauges {
         for gauge in [
             &self.pool_algorithm,
             &self.pool_panic,
+            &self.pool_available,
             &self.backend_in_flight,
             &self.backend_weight,
             &self.backend_status,

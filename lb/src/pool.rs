@@ -29,6 +29,8 @@ pub struct Pool {
     /// Held while a view is made, so that the last one made knows of every change.
     refreshing: Mutex<()>,
     has_ejected: AtomicBool,
+    /// What was last logged of [`Self::is_available`].
+    was_available: AtomicBool,
     /// The changes of all backends together that the view knows of.
     known_changes: AtomicU64,
 }
@@ -96,6 +98,7 @@ impl Pool {
             view: ArcSwap::from_pointee(View::empty()),
             refreshing: Mutex::new(()),
             has_ejected: AtomicBool::new(true),
+            was_available: AtomicBool::new(previous.is_none_or(Self::is_available)),
             known_changes: AtomicU64::new(0),
             members,
         };
@@ -188,7 +191,13 @@ impl Pool {
         let usable = Usable::new(self.members.len(), usable);
         let ring = || Arc::clone(self.ring.get_or_init(|| Arc::new(Ring::new(&self.members))));
         let balance = self.algorithm.balance(&self.members, &usable, &self.turn, ring);
+        let is_available = !usable.as_slice().is_empty();
         self.view.store(Arc::new(View { usable, balance, is_panicking }));
+        match (self.was_available.swap(is_available, Ordering::Relaxed), is_available) {
+            (true, false) => tracing::error!(pool = %self.name, "no backend may take traffic: requests get 503"),
+            (false, true) => tracing::info!(pool = %self.name, "a backend may take traffic again"),
+            _ => {}
+        }
     }
 
     fn changes(&self) -> u64 {
@@ -198,6 +207,11 @@ impl Pool {
     /// Whether health is ignored because too few backends are usable.
     pub fn is_panicking(&self) -> bool {
         self.view.load().is_panicking
+    }
+
+    /// Whether a backend may take traffic, if only because the pool panics.
+    pub fn is_available(&self) -> bool {
+        !self.view.load().usable.as_slice().is_empty()
     }
 
     /// Every backend with what the operator wants of it, in the order of the configuration.

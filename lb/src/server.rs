@@ -90,6 +90,8 @@ async fn serve(path: &Path, config: Config, metrics: Arc<Metrics>, open_files: u
     for address in sockets.addresses() {
         tracing::info!(%address, "listening");
     }
+    // The sockets listen already: whoever comes now is served.
+    shutdown.run();
     let threads = sockets.serve(&config.listeners, &shared).context("traffic cannot be served")?;
 
     signals.until_stop(&control, access_log.as_deref()).await;

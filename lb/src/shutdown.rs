@@ -1,4 +1,4 @@
-//! How the process ends: one state, asked by everyone who behaves differently while it stops.
+//! How the process begins and ends: one state, asked by everyone who behaves differently before and after.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -9,6 +9,8 @@ use tokio::sync::watch;
 /// Where the process stands. It never goes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
+    /// The first probes are awaited: the process is not ready.
+    Starting,
     Running,
     /// `shutdown_delay`: the process says that it is not ready, but accepts and serves as before. Clients are told with
     /// each answer, whoever gives it, that it is the last on its connection (`Connection: close`, GOAWAY).
@@ -31,16 +33,22 @@ struct State {
 
 impl Shutdown {
     pub fn new() -> Self {
-        let phase = AtomicU8::new(Phase::Running as u8);
+        let phase = AtomicU8::new(Phase::Starting as u8);
         Self(Arc::new(State { phase, deadline: watch::Sender::new(None) }))
     }
 
     pub fn phase(&self) -> Phase {
         match self.0.phase.load(Ordering::Acquire) {
-            0 => Phase::Running,
-            1 => Phase::Closing,
+            0 => Phase::Starting,
+            1 => Phase::Running,
+            2 => Phase::Closing,
             _ => Phase::Stopping,
         }
+    }
+
+    /// Says that the process is ready from now on, whatever becomes of its backends.
+    pub fn run(&self) {
+        self.advance(Phase::Running);
     }
 
     /// Begins the delay before the stop.
@@ -79,8 +87,11 @@ mod tests {
     #[tokio::test]
     async fn it_only_moves_towards_the_end() {
         let shutdown = Shutdown::new();
+        assert_eq!(shutdown.phase(), Phase::Starting);
+        shutdown.run();
         assert_eq!(shutdown.phase(), Phase::Running);
         shutdown.close();
+        shutdown.run();
         assert_eq!(shutdown.phase(), Phase::Closing);
         let deadline = Instant::now();
         shutdown.clone().stop(deadline);

@@ -18,11 +18,70 @@ async fn it_is_ready_once_every_backend_was_probed() {
     balancer.launch();
     let reply = found_eventually("an answer", async || balancer.try_admin("GET", "/readyz", None).await).await;
     assert_eq!((reply.status, reply.text().trim()), (503, "starting"));
-    balancer.sees(&a, "healthy").await;
-    assert_eq!(balancer.admin("GET", "/readyz", None).await.status, 503);
     assert_eq!(balancer.admin("GET", "/healthz", None).await.status, 200);
     b.release();
     balancer.ready().await;
+}
+
+#[tokio::test]
+async fn it_is_ready_when_the_first_probes_have_timed_out() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    b.set_health(Health::Hold);
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.probe(PATIENT_PROBE))).await;
+    assert_eq!(balancer.backend(&b).await["status"], "unknown");
+}
+
+#[tokio::test]
+async fn it_stays_ready_whatever_is_added_and_however_its_backends_are() {
+    // Every balancer of a fleet left service at once when a backend was added.
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let config = Config::of([&a]).app(|pool| pool.probe(PATIENT_PROBE));
+    let balancer = Balancer::start(config.clone()).await;
+    let ready = async || {
+        let reply = balancer.admin("GET", "/readyz", None).await;
+        (reply.status, reply.text().trim().to_owned())
+    };
+    b.set_health(Health::Hold);
+    let added = json!({ "address": b.address().to_string() });
+    balancer.change("POST", "/admin/pools/app/backends", Some(added)).await;
+    assert_eq!(balancer.backend(&b).await["status"], "unknown");
+    assert_eq!(ready().await, (200, "ready".to_owned()), "with a backend that was never probed");
+
+    let other = Pool::of("other", [&b]).probe(PATIENT_PROBE);
+    balancer.configure(&config.pool(other).route("", "/", "app").route("", "/other", "other"));
+    balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!(ready().await, (200, "ready".to_owned()), "with a pool that was never probed");
+
+    for origin in [&a, &b] {
+        balancer.patch(origin, json!({ "state": "down" })).await;
+    }
+    assert_eq!(balancer.get("/").await.status, 503);
+    assert_eq!(ready().await, (200, "ready".to_owned()), "with a pool that has nobody to serve");
+}
+
+#[tokio::test]
+async fn a_pool_with_nobody_to_serve_says_so() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let answers = async |path: &str| {
+        let reply = balancer.admin("GET", path, None).await;
+        (reply.status, reply.text().trim().to_owned())
+    };
+    let available = async || balancer.metrics().await.sum("evenkeel_pool_available", &[("pool", "app")]);
+    for change in 1..=2 {
+        assert_eq!(answers("/readyz?pool=app").await, (200, "ready".to_owned()));
+        assert_eq!(available().await, 1.0);
+        balancer.patch(&a, json!({ "state": "down" })).await;
+        assert_eq!(answers("/readyz?pool=app").await, (503, "no backend".to_owned()));
+        assert_eq!(available().await, 0.0);
+        balancer.patch(&a, json!({ "weight": 2 })).await;
+        assert_eq!(balancer.log().matches("no backend may take traffic").count(), change, "once per change");
+        balancer.patch(&a, json!({ "state": "active" })).await;
+        assert_eq!(balancer.log().matches("a backend may take traffic again").count(), change, "once per change");
+    }
+    assert_eq!(answers("/readyz?pool=nowhere").await.0, 404);
+    assert_eq!(answers("/readyz?pool=").await.0, 404);
+    assert_eq!(answers("/readyz?since=5").await.0, 200, "other parameters mean nothing");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::{Balancer, Config, Origin, Pool, Request, Step, WebSocket, eventually, found_eventually};
 
-const NAMES: [&str; 24] = [
+const NAMES: [&str; 25] = [
     "evenkeel_build_info",
     "evenkeel_requests_total",
     "evenkeel_responses_total",
@@ -27,6 +27,7 @@ const NAMES: [&str; 24] = [
     "evenkeel_backend_status",
     "evenkeel_pool_algorithm",
     "evenkeel_pool_panic",
+    "evenkeel_pool_available",
     "evenkeel_snapshot_version",
     "evenkeel_reloads_total",
     "evenkeel_access_log_lost_total",

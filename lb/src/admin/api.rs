@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
@@ -181,11 +181,25 @@ pub async fn healthz() -> &'static str {
     "ok\n"
 }
 
-pub async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, &'static str) {
+/// What `/readyz` may be asked for.
+#[derive(Deserialize)]
+pub struct Readiness {
+    pool: Option<String>,
+}
+
+/// Whether the process serves; with `?pool=NAME`, whether that pool has a backend to serve with as well. Without a
+/// token, so no answer lists the pools.
+pub async fn readyz(State(admin): State<Arc<Admin>>, Query(asked): Query<Readiness>) -> (StatusCode, &'static str) {
     match admin.shutdown.phase() {
-        Phase::Closing | Phase::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
-        Phase::Running if admin.control.snapshot().is_probed() => (StatusCode::OK, "ready\n"),
-        Phase::Running => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+        Phase::Starting => return (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+        Phase::Closing | Phase::Stopping => return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+        Phase::Running => {}
+    }
+    let Some(name) = asked.pool else { return (StatusCode::OK, "ready\n") };
+    match admin.control.snapshot().pools.iter().find(|pool| pool.name.as_str() == name) {
+        Some(pool) if pool.is_available() => (StatusCode::OK, "ready\n"),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "no backend\n"),
+        None => (StatusCode::NOT_FOUND, "no such pool\n"),
     }
 }
 

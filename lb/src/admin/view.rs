@@ -111,6 +111,7 @@ pub fn set_gauges(gauges: &Gauges, snapshot: &Snapshot, now: Instant) {
     for pool in &snapshot.pools {
         let name = pool.name.as_str();
         gauges.pool_panic.with_label_values(&[name]).set(pool.is_panicking().into());
+        gauges.pool_available.with_label_values(&[name]).set(pool.is_available().into());
         for algorithm in Algorithm::ALL {
             let is_used = pool.algorithm == algorithm;
             gauges.pool_algorithm.with_label_values(&[name, algorithm.as_str()]).set(is_used.into());

@@ -1,10 +1,11 @@
 //! The one place where the snapshot changes: runtime changes, reloads, and what they leave in the state file.
-//! Changes come one after the other; readers never wait.
+//! Changes come one after the other; readers never wait, and no change waits for a disk.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
@@ -14,7 +15,7 @@ use crate::balance::Algorithm;
 use crate::config::{BackendConfig, Config, PoolConfig, PoolName, Problem};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
-use crate::state::{Changes, StateFile};
+use crate::state::{Changes, Persistence, StateFile};
 
 #[derive(Debug)]
 pub struct Control {
@@ -25,6 +26,10 @@ pub struct Control {
     versions: watch::Sender<u64>,
     /// The configuration file as last read. Held while a change is made.
     file: Mutex<Config>,
+    /// Held from reading the file to taking it up, so that the newest one read is in force in the end.
+    reloading: Mutex<()>,
+    /// Whether a reload waits for another to end.
+    reload_waits: AtomicBool,
 }
 
 /// A pool's algorithm before and after.
@@ -53,6 +58,14 @@ pub struct Reload {
     pub warnings: Vec<String>,
 }
 
+/// Why nothing was reloaded.
+#[derive(Debug)]
+pub enum ReloadError {
+    Invalid(Vec<Problem>),
+    /// One reload is reading and another waits for it, which will read the file as it is now.
+    Waiting,
+}
+
 impl Control {
     /// Takes up `config` as read from the file at `path`, with the runtime changes that the state file kept.
     pub fn new(path: &Path, config: Config, metrics: Arc<Metrics>) -> Self {
@@ -69,6 +82,8 @@ impl Control {
             snapshot: ArcSwap::from_pointee(snapshot),
             state,
             file: Mutex::new(config),
+            reloading: Mutex::new(()),
+            reload_waits: AtomicBool::new(false),
         };
         // Writes the secret that signs sticky cookies at the first start, and finds out early that it cannot.
         control.keep(&control.locked_file());
@@ -163,12 +178,25 @@ impl Control {
         left
     }
 
-    /// Reads the configuration file again and takes it up, keeping runtime changes that it does not overtake.
-    pub fn reload(&self) -> Result<Reload, Vec<Problem>> {
+    /// Reads the configuration file again and takes it up, keeping runtime changes that it does not overtake. Waits
+    /// for the disk; while one reload does, one more may wait for it.
+    pub fn reload(&self) -> Result<Reload, ReloadError> {
+        let _one_at_a_time = match self.reloading.try_lock() {
+            Ok(first) => first,
+            Err(TryLockError::Poisoned(first)) => first.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                if self.reload_waits.swap(true, Ordering::AcqRel) {
+                    return Err(ReloadError::Waiting);
+                }
+                let second = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+                self.reload_waits.store(false, Ordering::Release);
+                second
+            }
+        };
         let read = crate::config::toml::load(&self.path);
         let result = if read.is_ok() { "success" } else { "failure" };
         self.metrics.reloads.with_label_values(&[result]).inc();
-        let new = read?;
+        let new = read.map_err(ReloadError::Invalid)?;
         let mut file = self.locked_file();
         let before = self.snapshot.load_full();
         let (in_force, mut warnings) = Changes::between(&file, &before.config).apply(&new);
@@ -176,6 +204,11 @@ impl Control {
         *file = new;
         let version = self.take_up(in_force, &file);
         Ok(Reload { version, warnings })
+    }
+
+    /// Whether all changes so far would survive a restart, after waiting for the disk no longer than `patience`.
+    pub async fn persistence(&self, patience: Duration) -> Persistence {
+        self.state.persistence(patience).await
     }
 
     fn change<T>(&self, edit: impl FnOnce(&mut Config) -> Result<T, ChangeError>) -> Result<(u64, T), ChangeError> {
@@ -219,14 +252,7 @@ impl Control {
     }
 
     fn keep(&self, file: &Config) {
-        let changes = Changes::between(file, &self.snapshot.load().config);
-        if let Err(e) = self.state.save(&changes) {
-            tracing::warn!(
-                "the state file {} cannot be written: {e}; changes made at run time end with this process: \
-                 set [state] file to a path that can be, or persist = false",
-                self.state.path().display(),
-            );
-        }
+        self.state.keep(Changes::between(file, &self.snapshot.load().config));
     }
 
     fn locked_file(&self) -> std::sync::MutexGuard<'_, Config> {

@@ -15,13 +15,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
 use crate::config::{Config, ServerConfig};
-use crate::control::Control;
+use crate::control::{Control, ReloadError};
 use crate::health::probe;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::proxy::refusal::Refusal;
 use crate::room::Room;
 use crate::shutdown::Shutdown;
+use crate::state::Persistence;
 use crate::transport::{Shared, Sockets, Threads};
 
 /// How long traffic waits for the first probes before it is served all the same.
@@ -31,6 +32,8 @@ const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// SIGRTMIN to SIGRTMAX: the C library keeps those before for itself.
 const REAL_TIME_SIGNALS: std::ops::RangeInclusive<i32> = 34..=64;
+/// How long the end waits for a disk to take the last runtime changes.
+const LAST_CHANGES_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// For the admin API, probes, listeners and logs.
 const RESERVED_FILES: usize = 256;
@@ -100,6 +103,9 @@ async fn serve(path: &Path, config: Config, metrics: Arc<Metrics>, open_files: u
     tokio::select! {
         () = stop_gracefully(&server, threads) => {}
         () = signals.until_second_stop(access_log.as_deref()) => tracing::warn!("stopping at once: exchanges in flight are cut off"),
+    }
+    if control.persistence(LAST_CHANGES_TIMEOUT).await == Persistence::Pending {
+        tracing::error!("the disk does not take the state file: the last changes made at run time are lost");
     }
     if let Some(writer) = log_writer {
         let finished = tokio::task::spawn_blocking(|| writer.finish(LAST_LINES_TIMEOUT));
@@ -183,7 +189,8 @@ impl Signals {
         loop {
             tokio::select! {
                 () = self.stop.recv() => return,
-                _ = self.hangup.recv() => reload(control).await,
+                // A disk that hangs must not keep the signal to stop from being heard.
+                _ = self.hangup.recv() => drop(tokio::spawn(reload(Arc::clone(control)))),
                 _ = self.user1.recv() => access_log.into_iter().for_each(AccessLog::reopen),
                 _ = self.user2.recv() => refuse_upgrade(),
             }
@@ -255,8 +262,7 @@ fn ignore_other_signals() {
     }
 }
 
-async fn reload(control: &Arc<Control>) {
-    let control = Arc::clone(control);
+async fn reload(control: Arc<Control>) {
     match tokio::task::spawn_blocking(move || control.reload()).await {
         Ok(Ok(reload)) => {
             tracing::info!(version = reload.version, "configuration reloaded");
@@ -264,7 +270,8 @@ async fn reload(control: &Arc<Control>) {
                 tracing::warn!("{warning}");
             }
         }
-        Ok(Err(problems)) => {
+        Ok(Err(ReloadError::Waiting)) => tracing::warn!("a reload waits already, which will read the file as it is now"),
+        Ok(Err(ReloadError::Invalid(problems))) => {
             tracing::error!("the configuration is not reloaded: the old one stays in force");
             for problem in problems {
                 tracing::error!("{problem}");

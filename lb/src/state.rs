@@ -1,15 +1,20 @@
 //! Runtime changes that survive a restart. What is kept is the difference between the configuration file and what
-//! is in force, each with the file's value at that time: where the file has changed since, the file wins.
+//! is in force, each with the file's value at that time: where the file has changed since, the file wins. A thread of
+//! its own writes it, so that a disk which hangs stops nobody else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::backend::{AdminState, BackendAddress, Weight};
 use crate::balance::Algorithm;
@@ -75,8 +80,9 @@ impl PoolChanges {
     fn between(configured: &PoolConfig, current: &PoolConfig) -> Self {
         let algorithm = Change { configured: configured.algorithm, current: current.algorithm };
         let addresses = configured.backends.iter().chain(&current.backends).map(|b| &b.address);
+        let (before, after) = (all_settings(configured), all_settings(current));
         let backend = |address: &BackendAddress| {
-            let change = Change { configured: settings(configured, address), current: settings(current, address) };
+            let change = Change { configured: before.get(address).copied(), current: after.get(address).copied() };
             (address.clone(), change)
         };
         Self {
@@ -111,7 +117,15 @@ impl<T: PartialEq> Change<T> {
 }
 
 fn settings(pool: &PoolConfig, address: &BackendAddress) -> Option<BackendChange> {
-    let backend = pool.backends.iter().find(|b| b.address == *address)?;
+    settings_of(pool.backends.iter().find(|b| b.address == *address)?)
+}
+
+/// By address, since a search for each of many backends takes long.
+fn all_settings(pool: &PoolConfig) -> HashMap<&BackendAddress, BackendChange> {
+    pool.backends.iter().filter_map(|backend| Some((&backend.address, settings_of(backend)?))).collect()
+}
+
+fn settings_of(backend: &BackendConfig) -> Option<BackendChange> {
     let stays = backend.state != AdminState::Removing;
     stays.then_some(BackendChange { weight: backend.weight, state: backend.state })
 }
@@ -133,8 +147,50 @@ fn set(pool: &mut PoolConfig, address: &BackendAddress, wanted: Option<BackendCh
 /// The file that keeps the changes, and the secret that signs sticky cookies.
 #[derive(Debug)]
 pub struct StateFile {
-    path: Option<PathBuf>,
     pub secret: Secret,
+    /// `None`: nothing is kept.
+    writing: Option<Writing>,
+}
+
+/// Whether the changes that are in force would survive a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Persistence {
+    /// The configuration keeps no changes.
+    Off,
+    Saved,
+    /// The disk has not taken them yet.
+    Pending,
+    /// They could not be written.
+    Failed,
+}
+
+#[derive(Debug)]
+struct Writing {
+    wanted: Arc<Wanted>,
+    written: watch::Receiver<Written>,
+}
+
+/// What is to be written next. Newer changes take the place of those that still wait.
+#[derive(Debug, Default)]
+struct Wanted {
+    newest: Mutex<Newest>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Newest {
+    /// Counts what was given to be written.
+    number: u64,
+    changes: Option<Changes>,
+    is_closed: bool,
+}
+
+/// The number of what was written last, or could not be.
+#[derive(Debug, Clone, Copy)]
+struct Written {
+    number: u64,
+    is_saved: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -146,52 +202,129 @@ struct Document {
 
 impl StateFile {
     /// Opens the file and reads what it keeps. A file that cannot be understood is set aside under another name and
-    /// never stops the start; nothing is kept without a path.
+    /// never stops the start; one that cannot be read is not written over; nothing is kept without a path.
     pub fn open(path: Option<PathBuf>) -> (Self, Changes) {
-        let document = path.as_deref().and_then(read_or_set_aside);
-        let (secret, changes) = match document {
-            Some((secret, changes)) => (secret, changes),
-            None => (random_secret(), Changes::default()),
-        };
-        (Self { path, secret }, changes)
+        let Some(path) = path else { return (Self { secret: random_secret(), writing: None }, Changes::default()) };
+        let found = read_or_set_aside(&path);
+        let may_write = found.is_ok();
+        let (secret, changes) = found.ok().flatten().unwrap_or_else(|| (random_secret(), Changes::default()));
+        let writing = Writing::start(path, secret.clone(), may_write);
+        (Self { secret, writing: Some(writing) }, changes)
     }
 
-    /// Where it is; empty when nothing is kept.
-    pub fn path(&self) -> &Path {
-        self.path.as_deref().unwrap_or(Path::new(""))
+    /// Has the changes written, without waiting for it.
+    pub fn keep(&self, changes: Changes) {
+        if let Some(writing) = &self.writing {
+            writing.wanted.put(changes);
+        }
     }
 
-    /// Writes the changes beside the file and moves them over it, so that a crash leaves the old or the new.
-    pub fn save(&self, changes: &Changes) -> io::Result<()> {
-        let Some(path) = &self.path else { return Ok(()) };
-        let document =
-            Document { format: FORMAT, sticky_secret: STANDARD.encode(self.secret.expose()), pools: changes.clone() };
-        let mut text = serde_json::to_vec_pretty(&document)?;
-        text.push(b'\n');
-        let beside = path.with_extension("json.new");
-        // A leftover of a crash would keep its old permissions.
-        let _ = fs::remove_file(&beside);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        match path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            Some(folder) => File::open(folder)?.sync_all(),
-            None => File::open(".")?.sync_all(),
+    /// What became of all that was to be kept so far, after waiting for the disk no longer than `patience`.
+    pub async fn persistence(&self, patience: Duration) -> Persistence {
+        let Some(writing) = &self.writing else { return Persistence::Off };
+        let number = writing.wanted.newest().number;
+        let mut written = writing.written.clone();
+        match tokio::time::timeout(patience, written.wait_for(|written| written.number >= number)).await {
+            Ok(Ok(written)) if written.is_saved => Persistence::Saved,
+            // An error says that nobody writes.
+            Ok(_) => Persistence::Failed,
+            Err(_) => Persistence::Pending,
         }
     }
 }
 
-fn read_or_set_aside(path: &Path) -> Option<(Secret, Changes)> {
+impl Drop for StateFile {
+    fn drop(&mut self) {
+        if let Some(writing) = &self.writing {
+            writing.wanted.newest().is_closed = true;
+            writing.wanted.changed.notify_one();
+        }
+    }
+}
+
+impl Writing {
+    /// Starts the thread that writes, which ends when the file is closed.
+    fn start(path: PathBuf, secret: Secret, may_write: bool) -> Self {
+        let (sender, written) = watch::channel(Written { number: 0, is_saved: true });
+        let wanted = Arc::new(Wanted::default());
+        let mine = Arc::clone(&wanted);
+        let write = move || {
+            while let Some((number, changes)) = mine.next() {
+                let saved = save(&path, &secret, &changes);
+                if let Err(e) = &saved {
+                    tracing::warn!(
+                        "the state file {} cannot be written: {e}; changes made at run time end with this process: \
+                         set [state] file to a path that can be, or persist = false",
+                        path.display(),
+                    );
+                }
+                sender.send_replace(Written { number, is_saved: saved.is_ok() });
+            }
+        };
+        if may_write && let Err(e) = thread::Builder::new().name("state".to_owned()).spawn(write) {
+            tracing::warn!("no thread can be started to write the state file: {e}; changes end with this process");
+        }
+        Self { wanted, written }
+    }
+}
+
+impl Wanted {
+    fn put(&self, changes: Changes) {
+        let mut newest = self.newest();
+        newest.number += 1;
+        newest.changes = Some(changes);
+        self.changed.notify_one();
+    }
+
+    /// Waits for something to write; `None` once all is written and the file closed.
+    fn next(&self) -> Option<(u64, Changes)> {
+        let nothing = |newest: &mut Newest| newest.changes.is_none() && !newest.is_closed;
+        let waiting = self.changed.wait_while(self.newest(), nothing);
+        let mut newest = waiting.unwrap_or_else(PoisonError::into_inner);
+        newest.changes.take().map(|changes| (newest.number, changes))
+    }
+
+    fn newest(&self) -> MutexGuard<'_, Newest> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes the changes beside the file and moves them over it, so that a crash leaves the old or the new.
+fn save(path: &Path, secret: &Secret, changes: &Changes) -> io::Result<()> {
+    let document =
+        Document { format: FORMAT, sticky_secret: STANDARD.encode(secret.expose()), pools: changes.clone() };
+    let mut text = serde_json::to_vec_pretty(&document)?;
+    text.push(b'\n');
+    let beside = path.with_extension("json.new");
+    // A leftover of a crash would keep its old permissions.
+    let _ = fs::remove_file(&beside);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+    file.write_all(&text)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    match path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => File::open(".")?.sync_all(),
+    }
+}
+
+/// The file is there and cannot be read: what it keeps is not to be lost.
+struct Unreadable;
+
+fn read_or_set_aside(path: &Path) -> Result<Option<(Secret, Changes)>, Unreadable> {
     let problem = match fs::read(path) {
         Ok(bytes) => match parse(&bytes) {
-            Ok(state) => return Some(state),
+            Ok(state) => return Ok(Some(state)),
             Err(problem) => problem,
         },
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => {
-            tracing::warn!("the state file {} cannot be read: {e}; starting without it", path.display());
-            return None;
+            tracing::warn!(
+                "the state file {} cannot be read: {e}; starting without it, and changes made at run time end with \
+                 this process, so that nothing in it is lost: make it readable, or move it away, and start again",
+                path.display(),
+            );
+            return Err(Unreadable);
         }
     };
     let aside = path.with_extension("json.corrupt");
@@ -200,7 +333,7 @@ fn read_or_set_aside(path: &Path) -> Option<(Secret, Changes)> {
         Err(e) => format!("and cannot be set aside: {e}"),
     };
     tracing::warn!("the state file {} is corrupt ({problem}), {outcome}; starting without it", path.display());
-    None
+    Ok(None)
 }
 
 fn parse(bytes: &[u8]) -> Result<(Secret, Changes), String> {
@@ -268,17 +401,32 @@ mod tests {
         assert_eq!(overtaken.len(), 2, "{overtaken:?}");
     }
 
-    #[test]
-    fn a_saved_state_reads_back_with_its_secret() {
+    #[tokio::test]
+    async fn a_saved_state_reads_back_with_its_secret() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("evenkeel.state.json");
         let (state, none) = StateFile::open(Some(path.clone()));
         assert_eq!(none, Changes::default());
         let changes = Changes::between(&file(), &changed());
-        state.save(&changes).expect("writable");
+        state.keep(Changes::default());
+        state.keep(changes.clone());
+        assert_eq!(state.persistence(Duration::from_secs(20)).await, Persistence::Saved);
         let (again, read) = StateFile::open(Some(path));
         assert_eq!(read, changes);
         assert_eq!(again.secret, state.secret);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_read_is_not_written_over() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("evenkeel.state.json");
+        // A link to itself cannot be read, not even by root, yet another file could be moved over it.
+        std::os::unix::fs::symlink(&path, &path).expect("a file system with links");
+        let (state, none) = StateFile::open(Some(path.clone()));
+        assert_eq!(none, Changes::default());
+        state.keep(Changes::between(&file(), &changed()));
+        assert_eq!(state.persistence(Duration::from_secs(20)).await, Persistence::Failed);
+        assert!(fs::symlink_metadata(&path).expect("still there").is_symlink());
     }
 
     #[test]

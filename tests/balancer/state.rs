@@ -1,8 +1,12 @@
 //! What was changed at run time survives a restart, and the configuration file wins for what it changed since.
 
+use std::path::PathBuf;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::balancer::backend_path;
-use tests::{Balancer, Config, Origin, Pool};
+use tests::{Balancer, Config, Origin, Pool, Request, eventually, within};
 
 #[tokio::test]
 async fn runtime_changes_survive_a_restart_and_a_kill() {
@@ -132,6 +136,101 @@ async fn a_state_file_that_cannot_be_written_is_not_fatal() {
     assert_eq!(balancer.algorithm().await, "weighted");
     let log = balancer.log();
     assert!(log.contains("WARN") && log.contains("/proc/evenkeel/state.json"), "{log}");
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_stops_neither_probes_nor_the_api() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let mut balancer = Balancer::prepare(&Config::of([&a, &b]).app(|pool| pool.quick_probe()));
+    let hanging = hanging_disk(&mut balancer);
+    balancer.launch();
+    balancer.ready().await;
+    assert_eq!(balancer.switch_algorithm("weighted").await.get("persistence"), None, "the disk takes it");
+
+    std::fs::write(&hanging, "").expect("a writable directory");
+    let answer = balancer.switch_algorithm("least-connections").await;
+    assert_eq!(answer["persistence"], "pending", "{answer}");
+    assert_eq!(balancer.algorithm().await, "least-connections", "it is in force all the same");
+    // Taking out what has drained happened on the thread that probes and answers, disk and all.
+    let mut held = balancer.connect().await;
+    held.send(Request::get("/hold").to_bytes()).await;
+    eventually("the request arrived", async || a.heads() + b.heads() == 1).await;
+    let busy = if a.heads() == 1 { &a } else { &b };
+    balancer.change("DELETE", &backend_path(busy), None).await;
+    busy.release();
+    assert_eq!(held.reply().await.status, 200);
+    eventually("the drained backend is gone", async || balancer.backend(busy).await == Value::Null).await;
+    let left = if a.heads() == 1 { &b } else { &a };
+    let probes = left.probes();
+    eventually("probes go on", async || left.probes() >= probes + 3).await;
+    assert!(balancer.metrics().await.has("evenkeel_snapshot_version"));
+
+    std::fs::remove_file(&hanging).expect("the file is there");
+    let answer = balancer.patch(left, json!({ "weight": 3 })).await;
+    assert_eq!(answer.get("persistence"), None, "{answer}");
+    balancer.kill().await;
+    balancer.start_again().await;
+    assert_eq!(wishes(&balancer).await, json!(["least-connections", [left.address().to_string(), 3, "active"]]));
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_does_not_keep_it_from_stopping() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::prepare(&Config::of([&a]));
+    let hanging = hanging_disk(&mut balancer);
+    balancer.launch();
+    balancer.ready().await;
+    std::fs::write(&hanging, "").expect("a writable directory");
+    balancer.switch_algorithm("weighted").await;
+    balancer.stop().await;
+    assert!(balancer.log().contains("the disk does not take the state file"), "{}", balancer.log());
+}
+
+#[tokio::test]
+async fn a_configuration_file_that_hangs_stops_neither_the_api_nor_the_stop() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]).app(|pool| pool.algorithm("weighted"));
+    let mut balancer = Balancer::start(Config::of([&a])).await;
+    // Opening a pipe to read waits until somebody opens it to write.
+    let file = balancer.config_file();
+    std::fs::remove_file(&file).expect("the file is there");
+    assert!(Command::new("mkfifo").arg(&file).status().expect("a program of every system").success());
+    balancer.signal(Signal::SIGHUP);
+    let reply = balancer.admin("POST", "/admin/reload", None).await;
+    assert_eq!(reply.status, 503, "{}", reply.text());
+    balancer.patch(&a, json!({ "weight": 2 })).await;
+    assert_eq!(balancer.algorithm().await, "round-robin");
+
+    // Each of the two reloads that wait reads what is written once.
+    let text = config.text(balancer.address(), balancer.admin_address());
+    let version = balancer.version().await;
+    for reload in 1..=2 {
+        let (file, text) = (file.clone(), text.clone());
+        let writing = tokio::task::spawn_blocking(move || std::fs::write(file, text));
+        within("the file is read", writing).await.expect("no panic").expect("somebody reads");
+        eventually("it is taken up", async || balancer.version().await == version + reload).await;
+        assert_eq!(balancer.algorithm().await, "weighted");
+    }
+    balancer.signal(Signal::SIGHUP);
+    balancer.stop().await;
+}
+
+/// Makes the disk of the balancer's next start hang in `fsync` for as long as the file exists that this names.
+fn hanging_disk(balancer: &mut Balancer) -> PathBuf {
+    let (source, library) = (balancer.file("disk.c"), balancer.file("disk.so"));
+    let text = "#include <stdlib.h>\n#include <sys/syscall.h>\n#include <unistd.h>\n\
+        int fsync(int fd) { while (access(getenv(\"HANGING_DISK\"), F_OK) == 0) usleep(10000);\n\
+        return syscall(SYS_fsync, fd); }\n";
+    std::fs::write(&source, text).expect("a writable directory");
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).output();
+    let compiled = compiled.expect("the compiler that Rust links with");
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    let hanging = balancer.file("hanging");
+    balancer.environment = vec![
+        ("LD_PRELOAD".to_owned(), library.display().to_string()),
+        ("HANGING_DISK".to_owned(), hanging.display().to_string()),
+    ];
+    hanging
 }
 
 #[tokio::test]

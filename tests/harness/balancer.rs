@@ -24,6 +24,8 @@ pub struct Balancer {
     admin: Port,
     /// Sent with every admin request.
     pub token: Option<String>,
+    /// Set for the process, from its next start on.
+    pub environment: Vec<(String, String)>,
 }
 
 /// What `/metrics` said.
@@ -57,8 +59,14 @@ impl Balancer {
     /// Everything but the process, for tests of the start itself.
     pub fn prepare(config: &Config) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
-        let balancer =
-            Self { process: None, directory, listener: Port::reserve(), admin: Port::reserve(), token: None };
+        let balancer = Self {
+            process: None,
+            directory,
+            listener: Port::reserve(),
+            admin: Port::reserve(),
+            token: None,
+            environment: Vec::new(),
+        };
         balancer.configure(config);
         balancer
     }
@@ -76,6 +84,7 @@ impl Balancer {
     fn command(&self) -> Command {
         let mut command = Command::new(program());
         command.arg("run").arg("--config").arg(self.config_file()).current_dir(self.directory.path());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -1,7 +1,8 @@
-//! The handlers. What changes something is written to disk too, so it runs where blocking is allowed.
+//! The handlers. A change is made where blocking is allowed, since a snapshot of large pools takes its time; its
+//! answer waits for the disk, but not for ever.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Bytes;
@@ -18,8 +19,14 @@ use super::view::{BackendView, PoolView, PoolsView, set_gauges};
 use crate::backend::{AdminState, BackendAddress, Weight};
 use crate::balance::Algorithm;
 use crate::config::BackendConfig;
-use crate::control::{ChangeError, Control};
+use crate::control::{ChangeError, Control, ReloadError};
 use crate::shutdown::Phase;
+use crate::state::Persistence;
+
+/// How long the answer to a change waits for the disk to take it.
+const SAVING_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the answer to a reload waits for the disk to give the file.
+const RELOADING_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Answer = Result<Response, Problem>;
 
@@ -73,7 +80,7 @@ pub async fn switch_algorithm(
     }
     let pools: Vec<_> =
         switches.iter().map(|s| json!({ "pool": s.pool, "previous": s.previous, "current": s.current })).collect();
-    Ok(Json(json!({ "version": version, "pools": pools })).into_response())
+    Ok(changed(&admin, StatusCode::OK, json!({ "version": version, "pools": pools })).await)
 }
 
 pub async fn pools(State(admin): State<Arc<Admin>>) -> Response {
@@ -108,7 +115,8 @@ pub async fn add_backend(
     let name = pool.clone();
     change(&admin, move |control| control.add_backend(&name, backend)).await?;
     tracing::info!(pool, backend = %address, "backend added");
-    Ok((StatusCode::CREATED, Json(backend_view(&admin, &pool, address.as_str())?)).into_response())
+    let view = backend_view(&admin, &pool, address.as_str())?;
+    Ok(changed(&admin, StatusCode::CREATED, view).await)
 }
 
 pub async fn change_backend(
@@ -125,7 +133,8 @@ pub async fn change_backend(
     let (in_pool, of) = (pool.clone(), address.clone());
     change(&admin, move |control| control.change_backend(&in_pool, &of, weight, state)).await?;
     tracing::info!(pool, backend = address, ?weight, ?state, "backend changed");
-    Ok(Json(backend_view(&admin, &pool, &address)?).into_response())
+    let view = backend_view(&admin, &pool, &address)?;
+    Ok(changed(&admin, StatusCode::OK, view).await)
 }
 
 pub async fn remove_backend(State(admin): State<Arc<Admin>>, Path((pool, address)): Path<(String, String)>) -> Answer {
@@ -137,29 +146,41 @@ pub async fn remove_backend(State(admin): State<Arc<Admin>>, Path((pool, address
     })
     .await?;
     tracing::info!(pool, backend = address, "backend removed");
-    Ok(match backend_view(&admin, &pool, &address) {
-        Ok(left) => {
-            let in_flight = left.in_flight();
-            (StatusCode::ACCEPTED, Json(json!({ "removed": false, "in_flight": in_flight }))).into_response()
-        }
-        Err(_) => Json(json!({ "removed": true })).into_response(),
-    })
+    let (status, answer) = match backend_view(&admin, &pool, &address) {
+        Ok(left) => (StatusCode::ACCEPTED, json!({ "removed": false, "in_flight": left.in_flight() })),
+        Err(_) => (StatusCode::OK, json!({ "removed": true })),
+    };
+    Ok(changed(&admin, status, answer).await)
 }
 
 pub async fn reload(State(admin): State<Arc<Admin>>) -> Answer {
     let control = Arc::clone(&admin.control);
-    let reloading = tokio::task::spawn_blocking(move || control.reload());
-    match reloading.await.map_err(|_| Problem::internal())? {
-        Ok(reload) => {
-            tracing::info!(version = reload.version, warnings = ?reload.warnings, "configuration reloaded");
-            Ok(Json(json!({ "version": reload.version, "warnings": reload.warnings })).into_response())
+    // A task of its own, which goes on and tells in the log how it ended when nobody waits any more.
+    let reloading = tokio::spawn(async move {
+        let reloaded = tokio::task::spawn_blocking(move || control.reload()).await;
+        match reloaded.map_err(|_| Problem::internal())? {
+            Ok(reload) => {
+                tracing::info!(version = reload.version, warnings = ?reload.warnings, "configuration reloaded");
+                Ok(reload)
+            }
+            Err(ReloadError::Invalid(problems)) => {
+                let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+                tracing::warn!(?problems, "the configuration is not reloaded: the old one stays in force");
+                Err(Problem::bad_request(format!("the old configuration stays in force: {}", problems.join("; "))))
+            }
+            Err(ReloadError::Waiting) => {
+                let detail = "a reload waits for the disk already, and will read the configuration file as it is now";
+                Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
+            }
         }
-        Err(problems) => {
-            let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
-            tracing::warn!(?problems, "the configuration is not reloaded: the old one stays in force");
-            Err(Problem::bad_request(format!("the old configuration stays in force: {}", problems.join("; "))))
-        }
-    }
+    });
+    let Ok(reloaded) = tokio::time::timeout(RELOADING_TIMEOUT, reloading).await else {
+        let detail = "the disk does not give the configuration file: the old one stays in force until it does";
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
+    };
+    let reload = reloaded.map_err(|_| Problem::internal())??;
+    let answer = json!({ "version": reload.version, "warnings": reload.warnings });
+    Ok(changed(&admin, StatusCode::OK, answer).await)
 }
 
 pub async fn config(State(admin): State<Arc<Admin>>) -> Response {
@@ -211,7 +232,22 @@ pub async fn method_not_allowed(uri: Uri) -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take this method", uri.path()))
 }
 
-/// Runs a change where it may wait for the disk.
+/// The answer to a change that is in force. It waits a while for the disk, and says so where a restart would lose
+/// the change.
+async fn changed(admin: &Admin, status: StatusCode, answer: impl Serialize) -> Response {
+    #[derive(Serialize)]
+    struct Changed<T> {
+        #[serde(flatten)]
+        answer: T,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        persistence: Option<Persistence>,
+    }
+    let persistence = admin.control.persistence(SAVING_TIMEOUT).await;
+    let persistence = Some(persistence).filter(|p| matches!(p, Persistence::Pending | Persistence::Failed));
+    (status, Json(Changed { answer, persistence })).into_response()
+}
+
+/// Runs a change where it may take its time.
 async fn change<T: Send + 'static>(
     admin: &Admin,
     change: impl FnOnce(&Control) -> Result<T, ChangeError> + Send + 'static,

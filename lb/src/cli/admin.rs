@@ -189,7 +189,13 @@ impl Client {
         if !(200..300).contains(&status) {
             return Err(self.refusal(status, &body));
         }
-        serde_json::from_str(&body).map_err(|e| self.not_admin(e.to_string()))
+        let answer: Value = serde_json::from_str(&body).map_err(|e| self.not_admin(e.to_string()))?;
+        match answer["persistence"].as_str() {
+            Some("pending") => eprintln!("warning: in force, but the disk has not taken it yet: a restart may lose it"),
+            Some("failed") => eprintln!("warning: in force, but the state file cannot be written: a restart loses it"),
+            _ => {}
+        }
+        serde_json::from_value(answer).map_err(|e| self.not_admin(e.to_string()))
     }
 
     fn exchange(&self, method: Method, path: &str, wanted: Option<&Value>) -> Result<(u16, String)> {

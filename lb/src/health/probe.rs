@@ -254,7 +254,9 @@ async fn catch_up(control: &Arc<Control>) {
 async fn drop_drained(control: &Arc<Control>) {
     let mut versions = control.versions();
     loop {
-        let left = control.drop_drained();
+        // Making a snapshot of a large pool takes its time, which probes and the API do not wait for.
+        let dropping = Arc::clone(control);
+        let left = tokio::task::spawn_blocking(move || dropping.drop_drained()).await.unwrap_or(true);
         let pause = if left { Duration::from_millis(50) } else { Duration::MAX };
         let _ = tokio::time::timeout(pause, versions.changed()).await;
     }

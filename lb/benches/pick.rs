@@ -1,5 +1,5 @@
-//! What one choice of a backend costs: every algorithm with 3, 100 and 10 000 backends, and what it takes to make
-//! the algorithm ready when the candidates change.
+//! What one choice of a backend costs: every algorithm with 3, 16, 100 and 10 000 backends of up to 500 weights, and
+//! what it takes to make the algorithm ready when the candidates change.
 
 use std::hint::black_box;
 use std::net::Ipv4Addr;
@@ -10,14 +10,15 @@ use evenkeel::backend::{Backend, Weight};
 use evenkeel::balance::{Algorithm, Candidates, Key, Member, Ring, Turn, Usable};
 use evenkeel::metrics::BackendMetrics;
 
-const POOLS: [u32; 3] = [3, 100, 10_000];
+const POOLS: [u32; 4] = [3, 16, 100, 10_000];
+const WEIGHTS: u32 = 500;
 
 fn members(count: u32) -> Vec<Member> {
     let member = |i: u32| {
         let address = format!("10.{}.{}.{}:8080", i >> 16 & 255, i >> 8 & 255, i & 255).parse().expect("valid");
         Member {
             backend: Arc::new(Backend::new(address, false, BackendMetrics::unregistered())),
-            weight: Weight::new(1 + i % 5).expect("valid"),
+            weight: Weight::new(1 + i * 7 % WEIGHTS).expect("valid"),
         }
     };
     (0..count).map(member).collect()
@@ -31,7 +32,7 @@ fn pick(c: &mut Criterion) {
         let _leases: Vec<_> = members.iter().map(|member| member.backend.lease()).collect();
         for algorithm in Algorithm::ALL {
             let balance = algorithm.balance(&members, &usable, &Turn::default(), || Arc::new(Ring::new(&members)));
-            let candidates = Candidates { members: &members, usable: &usable, tried: &[] };
+            let candidates = Candidates { members: &members, usable: &usable, tried: &[], skips_ejected: false };
             let mut client = 0u32;
             c.bench_with_input(BenchmarkId::new(format!("pick/{algorithm}"), count), &count, |b, _| {
                 b.iter(|| {

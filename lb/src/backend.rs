@@ -6,7 +6,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::config::EjectionConfig;
-use crate::health::ejection::Ejection;
+use crate::health::ejection::{Ejection, Place};
 use crate::health::tracker::{Health, Tracker};
 use crate::metrics::BackendMetrics;
 
@@ -64,6 +64,8 @@ pub struct Backend {
     /// Where to connect; `None` while a host name does not resolve.
     socket_address: ArcSwapOption<SocketAddr>,
     in_flight: AtomicU32,
+    /// As the ejection in `vitals`, for picks, which take no lock.
+    is_ejected: AtomicBool,
     failures_in_a_row: AtomicU32,
     incarnation: AtomicU64,
     /// Calls for a probe before its time, since nothing is known any more.
@@ -136,6 +138,7 @@ impl Backend {
             metrics,
             socket_address: ArcSwapOption::new(socket_address),
             in_flight: AtomicU32::new(0),
+            is_ejected: AtomicBool::new(false),
             failures_in_a_row: AtomicU32::new(0),
             incarnation: AtomicU64::new(Incarnation::next().0),
             forgotten: Notify::new(),
@@ -173,8 +176,8 @@ impl Backend {
         vitals.tracker = Tracker::new(unprobed(vitals.is_probed));
         vitals.last_probe = None;
         vitals.since = now;
-        if !vitals.is_probed {
-            vitals.ejection.end();
+        if !vitals.is_probed && vitals.ejection.end() {
+            self.is_ejected.store(false, Ordering::Release);
         }
         self.failures_in_a_row.store(0, Ordering::Relaxed);
         self.latency.store(0, Ordering::Relaxed);
@@ -254,8 +257,11 @@ impl Backend {
     }
 
     /// Puts the backend aside, for longer each time. `None` when it is aside already.
-    pub fn eject(&self, rules: &EjectionConfig, now: Instant) -> Option<Duration> {
-        let duration = self.vitals().ejection.start(rules, now)?;
+    pub fn eject(&self, place: Place, rules: &EjectionConfig, now: Instant) -> Option<Duration> {
+        let mut vitals = self.vitals();
+        let duration = vitals.ejection.start(place, rules, now)?;
+        self.is_ejected.store(true, Ordering::Release);
+        drop(vitals);
         self.failures_in_a_row.store(0, Ordering::Relaxed);
         self.changes.fetch_add(1, Ordering::Release);
         self.metrics.ejections.inc();
@@ -264,11 +270,18 @@ impl Backend {
 
     /// Ends an ejection whose time is over; true once for each.
     pub fn expire_ejection(&self, now: Instant) -> bool {
-        let is_over = self.vitals().ejection.expire(now);
+        let mut vitals = self.vitals();
+        let is_over = vitals.ejection.expire(now);
         if is_over {
+            self.is_ejected.store(false, Ordering::Release);
             self.changes.fetch_add(1, Ordering::Release);
         }
         is_over
+    }
+
+    /// Whether an ejection has begun and its end has not been noticed.
+    pub fn is_ejected(&self) -> bool {
+        self.is_ejected.load(Ordering::Acquire)
     }
 
     pub fn ejected_for(&self, now: Instant) -> Option<Duration> {
@@ -300,6 +313,9 @@ impl Backend {
             ends_ejection: vitals.ejection.probed(report.at, succeeded, rise),
         };
         vitals.last_probe = Some(report);
+        if finding.ends_ejection {
+            self.is_ejected.store(false, Ordering::Release);
+        }
         if finding != Finding::default() {
             self.changes.fetch_add(1, Ordering::Release);
         }

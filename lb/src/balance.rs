@@ -1,21 +1,23 @@
-//! Which candidate takes a request. Every algorithm is exact under any number of threads without a lock, and none
-//! allocates in a pick: what takes time is done when the list of candidates changes, away from requests.
+//! Which candidate takes a request. Every algorithm is exact under any number of threads, and none allocates in a
+//! pick: what takes time is done when the list of candidates changes, away from requests. Only turns by weight are
+//! taken under a lock, for one pass over the candidates, as nginx locks an upstream's zone.
 
 mod ip_hash;
 mod least_connections;
 mod round_robin;
+mod turns;
 mod weighted;
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, Weight};
 pub use ip_hash::Ring;
+pub use turns::Turns;
 
 /// Position of a backend in its pool.
 pub type BackendIndex = u32;
@@ -54,6 +56,8 @@ pub struct Candidates<'a> {
     pub usable: &'a Usable,
     /// Those which this request has tried.
     pub tried: &'a [BackendIndex],
+    /// Backends have been ejected since `usable` was listed, and are left out.
+    pub skips_ejected: bool,
 }
 
 /// The backends of a pool that take traffic now.
@@ -71,7 +75,7 @@ pub struct Key {
 
 /// Where taking turns stands. It belongs to the pool and goes from snapshot to snapshot, so that a change does not
 /// start every turn at the first backend again.
-pub type Turn = Arc<AtomicUsize>;
+pub type Turn = Arc<Turns>;
 
 impl Algorithm {
     pub const ALL: [Self; 4] = [Self::RoundRobin, Self::Weighted, Self::LeastConnections, Self::IpHash];
@@ -101,7 +105,9 @@ impl Algorithm {
         match self {
             Self::RoundRobin => Box::new(round_robin::RoundRobin::new(Arc::clone(turn))),
             Self::Weighted => Box::new(weighted::Weighted::new(members, usable, Arc::clone(turn))),
-            Self::LeastConnections => Box::new(least_connections::LeastConnections::new(Arc::clone(turn))),
+            Self::LeastConnections => {
+                Box::new(least_connections::LeastConnections::new(members, usable, Arc::clone(turn)))
+            }
             Self::IpHash => Box::new(ip_hash::IpHash::new(ring())),
         }
     }
@@ -142,8 +148,18 @@ impl Usable {
 }
 
 impl Candidates<'_> {
-    fn is_tried(&self, index: BackendIndex) -> bool {
-        self.tried.contains(&index)
+    /// Whether a usable backend is not to be picked.
+    pub fn is_excluded(&self, index: BackendIndex) -> bool {
+        self.tried.contains(&index) || (self.skips_ejected && self.is_ejected(index))
+    }
+
+    fn is_ejected(&self, index: BackendIndex) -> bool {
+        self.members.get(index as usize).is_some_and(|member| member.backend.is_ejected())
+    }
+
+    /// The usable backends that may be picked.
+    fn iter(&self) -> impl Iterator<Item = BackendIndex> {
+        self.usable.as_slice().iter().copied().filter(|&index| !self.is_excluded(index))
     }
 }
 

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use crate::backend::{AdminState, Backend, Lease, Status};
 use crate::balance::{Algorithm, BackendIndex, Balance, Candidates, Key, Member, Ring, Turn, Usable};
 use crate::config::{PoolConfig, PoolName, PoolSettings, Secret};
-use crate::health::ejection::most_ejected;
+use crate::health::ejection::{Ejections, most_ejected};
 use crate::metrics::{Metrics, PoolMetrics};
 use crate::sticky::Sticky;
 
@@ -24,20 +24,24 @@ pub struct Pool {
     members: Box<[Member]>,
     states: Box<[AdminState]>,
     turn: Turn,
+    /// Shared with the pools of this name before and after.
+    ejections: Arc<Ejections>,
     ring: OnceLock<Arc<Ring>>,
     view: ArcSwap<View>,
-    /// Held while a view is made, so that the last one made knows of every change.
-    refreshing: Mutex<()>,
-    has_ejected: AtomicBool,
+    /// Held while a view is made, so that the last one made knows of every change. When the next one may be made
+    /// without taking too much of its thread's time.
+    refreshing: Mutex<Instant>,
     /// What was last logged of [`Self::is_available`].
     was_available: AtomicBool,
     /// The changes of all backends together that the view knows of.
     known_changes: AtomicU64,
 }
 
-/// Who takes traffic now.
+/// Who takes traffic now. Made away from the threads that carry traffic.
 #[derive(Debug)]
 struct View {
+    /// [`Ejections::begun`] when it was made: later ones are not left out of it.
+    known_ejections: u64,
     usable: Usable,
     balance: Box<dyn Balance>,
     is_panicking: bool,
@@ -93,11 +97,11 @@ impl Pool {
             sticky: sticky.map(|sticky| Sticky::new(sticky, &config.name, &members, secret)),
             metrics: metrics.pool(config.name.as_str()),
             states: config.backends.iter().map(|backend| backend.state).collect(),
-            turn: previous.map(|pool| Arc::clone(&pool.turn)).unwrap_or_default(),
+            turn: previous.map(|pool| pool.turn.of_members(&pool.members, &members)).unwrap_or_default(),
+            ejections: previous.map(|pool| Arc::clone(&pool.ejections)).unwrap_or_default(),
             ring: OnceLock::new(),
             view: ArcSwap::from_pointee(View::empty()),
-            refreshing: Mutex::new(()),
-            has_ejected: AtomicBool::new(true),
+            refreshing: Mutex::new(now),
             was_available: AtomicBool::new(previous.is_none_or(Self::is_available)),
             known_changes: AtomicU64::new(0),
             members,
@@ -113,9 +117,13 @@ impl Pool {
         // Costs nothing for a first attempt.
         let tried: Vec<BackendIndex> = tried.iter().filter_map(|backend| self.index_of(backend)).collect();
         let sticky = sticky.and_then(|backend| self.index_of(backend));
-        let wanted = sticky.filter(|&index| view.usable.contains(index) && !tried.contains(&index));
-        let candidates = Candidates { members: &self.members, usable: &view.usable, tried: &tried };
-        let index = wanted.or_else(|| view.balance.pick(&candidates, key))?;
+        let skips_ejected = !view.is_panicking && view.known_ejections != self.ejections.begun();
+        let candidates = Candidates { members: &self.members, usable: &view.usable, tried: &tried, skips_ejected };
+        let wanted = sticky.filter(|&index| view.usable.contains(index) && !candidates.is_excluded(index));
+        let picked = wanted.or_else(|| view.balance.pick(&candidates, key));
+        // When all that are left have been ejected since the view was made, it is for the next view to say what then.
+        let anybody = || view.balance.pick(&Candidates { skips_ejected: false, ..candidates }, key);
+        let index = if skips_ejected { picked.or_else(anybody) } else { picked }?;
         let lease = self.members.get(index as usize)?.backend.lease();
         lease.backend().metrics.attempts.inc();
         Some(Choice { index, lease })
@@ -137,54 +145,61 @@ impl Pool {
         if !lease.is_current() || !backend.failed(&self.settings.ejection) {
             return None;
         }
-        let ejected = self.eject(backend, now);
+        let rules = &self.settings.ejection;
+        let place = self.ejections.place(most_ejected(self.members.len(), rules.max_percent))?;
+        let ejected = backend.eject(place, rules, now);
         if ejected.is_some() {
-            self.refresh(now);
+            self.ejections.has_begun();
         }
         ejected
     }
 
-    fn eject(&self, backend: &Backend, now: Instant) -> Option<Duration> {
-        // It may have been removed since the exchange chose it.
-        self.members.iter().find(|member| std::ptr::eq(&*member.backend, backend))?;
-        let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
-        let others = |m: &&Member| m.backend.ejected_for(now).is_some();
-        let aside = self.members.iter().filter(others).count();
-        let rules = &self.settings.ejection;
-        let may = aside < most_ejected(self.members.len(), rules.max_percent);
-        let ejected = may.then(|| backend.eject(rules, now)).flatten();
-        self.has_ejected.fetch_or(ejected.is_some(), Ordering::Relaxed);
-        ejected
-    }
-
-    /// Lists the candidates anew if an ejection has ended, or if a backend has changed without this pool being told:
-    /// an exchange may report to a pool while another takes its place.
+    /// Ends ejections whose time is over, and lists the candidates anew if a backend has changed, which an exchange
+    /// may have reported to a pool that another has replaced.
     pub fn catch_up(&self, now: Instant) {
-        let is_behind = self.known_changes.load(Ordering::Acquire) != self.changes();
-        if self.has_ejected.swap(false, Ordering::Relaxed) || is_behind {
-            let mut some_left = false;
-            for member in &self.members {
+        if self.ejections.under_way() > 0 {
+            for member in self.members.iter().filter(|member| member.backend.is_ejected()) {
                 if member.backend.expire_ejection(now) {
                     tracing::info!(
                         pool = %self.name, backend = %member.backend.address,
                         "backend is back: the time of its ejection is over",
                     );
                 }
-                some_left |= member.backend.ejected_for(now).is_some();
             }
-            self.has_ejected.fetch_or(some_left, Ordering::Relaxed);
+        }
+        if self.known_changes.load(Ordering::Acquire) != self.changes() {
             self.refresh(now);
         }
     }
 
-    /// Lists the candidates anew. To be called after any change of a backend's health.
-    pub fn refresh(&self, now: Instant) {
-        let _one_at_a_time = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Lists the candidates anew after a backend has changed, or leaves it to [`Self::catch_up`] when many change in
+    /// a short time and each list takes long.
+    pub fn refresh_soon(&self, now: Instant) {
+        let not_before = *self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        if now >= not_before {
+            self.refresh(now);
+        }
+    }
+
+    /// Lists the candidates anew. It asks every backend under its lock: no thread that carries traffic does.
+    fn refresh(&self, now: Instant) {
+        /// Making views takes one part in so many of a thread's time, however often backends change.
+        const SHARE: u32 = 5;
+        let mut not_before = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        self.list_candidates(now);
+        *not_before = Instant::now() + begun.elapsed() * (SHARE - 1);
+    }
+
+    fn list_candidates(&self, now: Instant) {
+        let known_ejections = self.ejections.begun();
         self.known_changes.store(self.changes(), Ordering::Release);
         let statuses: Vec<Status> = self.backends().map(|(m, state)| m.backend.status(state, now)).collect();
         let (usable, is_panicking) = usable(&statuses, self.settings.panic_threshold);
         let view = self.view.load();
-        let same = view.usable.as_slice() == usable && view.is_panicking == is_panicking;
+        let same = view.usable.as_slice() == usable
+            && view.is_panicking == is_panicking
+            && view.known_ejections == known_ejections;
         if same && !usable.is_empty() {
             return;
         }
@@ -192,7 +207,7 @@ impl Pool {
         let ring = || Arc::clone(self.ring.get_or_init(|| Arc::new(Ring::new(&self.members))));
         let balance = self.algorithm.balance(&self.members, &usable, &self.turn, ring);
         let is_available = !usable.as_slice().is_empty();
-        self.view.store(Arc::new(View { usable, balance, is_panicking }));
+        self.view.store(Arc::new(View { known_ejections, usable, balance, is_panicking }));
         match (self.was_available.swap(is_available, Ordering::Relaxed), is_available) {
             (true, false) => tracing::error!(pool = %self.name, "no backend may take traffic: requests get 503"),
             (false, true) => tracing::info!(pool = %self.name, "a backend may take traffic again"),
@@ -233,7 +248,7 @@ impl View {
     fn empty() -> Self {
         let usable = Usable::new(0, Vec::new());
         let balance = Algorithm::RoundRobin.balance(&[], &usable, &Turn::default(), || Arc::new(Ring::new(&[])));
-        Self { usable, balance, is_panicking: false }
+        Self { known_ejections: 0, usable, balance, is_panicking: false }
     }
 }
 

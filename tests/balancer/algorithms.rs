@@ -56,6 +56,19 @@ async fn least_connections_fills_by_weight_while_exchanges_are_slow() {
 }
 
 #[tokio::test]
+async fn least_connections_gives_idle_backends_turns_by_weight() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let pool = Pool::empty("app").weighted(&a, 10).weighted(&b, 1).algorithm("least-connections");
+    let balancer = Balancer::start(Config::default().pool(pool)).await;
+    let mut wire = balancer.connect().await;
+    for _ in 0..44 {
+        wire.exchange(&Request::get("/")).await;
+        balancer.is_idle().await;
+    }
+    assert_eq!([a.heads(), b.heads()], [40, 4]);
+}
+
+#[tokio::test]
 async fn least_connections_avoids_a_backend_that_is_busy() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.algorithm("least-connections"))).await;

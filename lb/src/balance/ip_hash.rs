@@ -63,11 +63,8 @@ impl IpHash {
 impl Balance for IpHash {
     fn pick(&self, candidates: &Candidates<'_>, key: &Key) -> Option<BackendIndex> {
         // Without this a search that nobody accepts would walk the whole ring.
-        let usable = candidates.usable.as_slice();
-        if usable.len() <= candidates.tried.len() && usable.iter().all(|&index| candidates.is_tried(index)) {
-            return None;
-        }
-        let accepts = |index| candidates.usable.contains(index) && !candidates.is_tried(index);
+        candidates.iter().next()?;
+        let accepts = |index| candidates.usable.contains(index) && !candidates.is_excluded(index);
         self.ring.find(hash_of(key.client), accepts)
     }
 }

@@ -4,6 +4,9 @@ use std::sync::atomic::Ordering;
 
 use super::{BackendIndex, Balance, Candidates, Key, Turn};
 
+/// Turns of ejected backends that are passed over in a pick before the first of the others is taken.
+const MAX_SKIPPED: usize = 64;
+
 #[derive(Debug)]
 pub struct RoundRobin {
     turn: Turn,
@@ -18,14 +21,15 @@ impl RoundRobin {
 impl Balance for RoundRobin {
     fn pick(&self, candidates: &Candidates<'_>, _key: &Key) -> Option<BackendIndex> {
         let usable = candidates.usable.as_slice();
-        // Each turn taken moves on by one, and a request that has tried some takes at most that many extra turns.
-        for _ in 0..=candidates.tried.len() {
-            let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        // Each turn taken moves on by one, and a request to which some are closed takes a few turns more.
+        let extra = if candidates.skips_ejected { MAX_SKIPPED } else { candidates.tried.len() };
+        for _ in 0..=extra {
+            let turn = self.turn.next.fetch_add(1, Ordering::Relaxed);
             let index = *usable.get(turn.checked_rem(usable.len())?)?;
-            if !candidates.is_tried(index) {
+            if !candidates.is_excluded(index) {
                 return Some(index);
             }
         }
-        usable.iter().copied().find(|&index| !candidates.is_tried(index))
+        candidates.iter().next()
     }
 }

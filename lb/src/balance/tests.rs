@@ -2,8 +2,12 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
 
 use super::*;
+use crate::config::EjectionConfig;
+use crate::health::ejection::Ejections;
 use crate::metrics::BackendMetrics;
 
 fn member(address: &str, weight: u32) -> Member {
@@ -36,7 +40,7 @@ impl Bench {
     }
 
     fn pick(&self, client: [u8; 4], tried: &[BackendIndex]) -> Option<BackendIndex> {
-        let candidates = Candidates { members: &self.members, usable: &self.usable, tried };
+        let candidates = Candidates { members: &self.members, usable: &self.usable, tried, skips_ejected: true };
         self.balance.pick(&candidates, &Key { client: Ipv4Addr::from(client).into() })
     }
 
@@ -84,6 +88,130 @@ fn weighted_is_smooth() {
     assert_eq!(picks, [0, 0, 1, 0, 2, 0, 0, 0, 0, 1, 0, 2, 0, 0]);
 }
 
+/// The rule as nginx writes it, on weights alone.
+struct ByTheBook {
+    sums: Vec<i64>,
+}
+
+impl ByTheBook {
+    fn new(count: usize) -> Self {
+        Self { sums: vec![0; count] }
+    }
+
+    fn pick(&mut self, weights: &[u32]) -> BackendIndex {
+        let mut best = 0;
+        for (i, &weight) in weights.iter().enumerate() {
+            self.sums[i] += i64::from(weight);
+            if self.sums[i] > self.sums[best] {
+                best = i;
+            }
+        }
+        self.sums[best] -= weights.iter().copied().map(i64::from).sum::<i64>();
+        best as BackendIndex
+    }
+}
+
+#[test]
+fn weighted_agrees_with_the_rule_by_the_book() {
+    let many: Vec<u32> = (0..1000).map(|i| 1 + i * 7 % 500).collect();
+    for weights in [
+        &[5, 1, 1][..],
+        &[500, 100, 100],
+        &[3, 3, 3],
+        &[1, 2, 3, 4, 3, 2, 1],
+        &[7, 7, 2, 2, 2, 1],
+        &[10, 9, 8, 7, 1, 1],
+        &[1],
+        &[3, 2],
+        &many,
+    ] {
+        let members = members(weights);
+        let usable = all(&members);
+        let picks = Bench::new(Algorithm::Weighted, members, usable).picks(3000);
+        let mut book = ByTheBook::new(weights.len());
+        let expected: Vec<_> = (0..3000).map(|_| book.pick(weights)).collect();
+        assert_eq!(picks, expected, "{weights:?}");
+    }
+}
+
+#[test]
+fn weights_may_change_between_two_picks() {
+    let mut bench = Bench::new(Algorithm::Weighted, members(&[1, 1, 1]), vec![0, 1, 2]);
+    let mut book = ByTheBook::new(3);
+    // As a backend that starts slowly has it.
+    for pick in 0..500 {
+        let weights = [100, 1 + pick / 5, 100];
+        for (member, weight) in bench.members.iter_mut().zip(weights) {
+            member.weight = Weight::new(weight).expect("valid weight");
+        }
+        assert_eq!(bench.picks(1), [book.pick(&weights)], "pick {pick}");
+    }
+}
+
+#[test]
+fn turns_go_on_when_backends_come_go_and_weigh_less() {
+    let turn = Turn::default();
+    let pick = |turn: &Turn, members: &[Member], usable: &Usable, count: usize| -> Vec<BackendIndex> {
+        let balance = Algorithm::Weighted.balance(members, usable, turn, || Arc::new(Ring::new(members)));
+        let candidates = Candidates { members, usable, tried: &[], skips_ejected: false };
+        let key = Key { client: Ipv4Addr::LOCALHOST.into() };
+        (0..count).filter_map(|_| balance.pick(&candidates, &key)).collect()
+    };
+    let before = members(&[5, 1, 1]);
+    let usable = Usable::new(3, all(&before));
+    let mut picks = Vec::new();
+    // A change after each pick does not start every turn at the first backend again.
+    for _ in 0..7 {
+        picks.extend(pick(&turn, &before, &usable, 1));
+    }
+    assert_eq!(picks, [0, 0, 1, 0, 2, 0, 0]);
+
+    // The order of the configuration and the backends in it are others now.
+    let after = vec![before[2].clone(), before[0].clone(), member("10.0.0.9:80", 1)];
+    pick(&turn, &before, &usable, 3);
+    let carried = turn.of_members(&before, &after);
+    let share = pick(&carried, &after, &Usable::new(3, all(&after)), 700);
+    assert_eq!(share.iter().filter(|&&index| index == 1).count(), 500);
+
+    // A thousand times the weight leaves no debt of a thousand turns behind.
+    let heavy = members(&[1000, 1000, 3]);
+    let turn = Turn::default();
+    pick(&turn, &heavy, &Usable::new(3, all(&heavy)), 1);
+    let mut light = heavy.clone();
+    light.iter_mut().for_each(|member| member.weight = Weight::ONE);
+    let share = pick(&turn, &light, &Usable::new(3, all(&light)), 30);
+    for index in 0..3 {
+        let count = share.iter().filter(|&&picked| picked == index).count();
+        assert!((9..=11).contains(&count), "{index}: {share:?}");
+    }
+}
+
+#[test]
+fn no_algorithm_picks_what_was_ejected_meanwhile() {
+    let rules = EjectionConfig {
+        consecutive_failures: 1,
+        base_time: Duration::from_secs(60),
+        max_time: Duration::from_secs(60),
+        max_percent: 100,
+        statuses: Vec::new(),
+    };
+    for algorithm in Algorithm::ALL {
+        for weights in [[1, 1, 1], [3, 2, 1]] {
+            let members = members(&weights);
+            let usable = all(&members);
+            let bench = Bench::new(algorithm, members, usable);
+            let ejections = Arc::new(Ejections::default());
+            for left in (0..3).rev() {
+                let place = ejections.place(3).expect("room");
+                assert!(bench.members[left].backend.eject(place, &rules, Instant::now()).is_some());
+                let picks: Vec<_> = (0..60).filter_map(|client| bench.pick([10, 0, 0, client], &[])).collect();
+                assert_eq!(picks.len(), if left == 0 { 0 } else { 60 }, "{algorithm}");
+                assert!(picks.iter().all(|&index| (index as usize) < left), "{algorithm}: {picks:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn weighted_keeps_proportions_among_those_that_are_left() {
     let members = members(&[5, 2, 1]);
@@ -104,6 +232,15 @@ fn least_connections_takes_turns_among_some_equals() {
     let _busy = members[1].backend.lease();
     let usable = all(&members);
     assert_eq!(Bench::new(Algorithm::LeastConnections, members, usable).picks(6), [0, 2, 0, 2, 0, 2]);
+}
+
+#[test]
+fn least_connections_gives_idle_backends_turns_by_weight() {
+    let members = members(&[10, 1]);
+    let usable = all(&members);
+    let picks = Bench::new(Algorithm::LeastConnections, members, usable).picks(110);
+    assert_eq!(picks.iter().filter(|&&index| index == 0).count(), 100);
+    assert_eq!(picks[..11].iter().filter(|&&index| index == 1).count(), 1, "without a burst: {picks:?}");
 }
 
 #[test]
@@ -176,8 +313,13 @@ fn ip_hash_spreads_in_proportion_to_weight() {
 
 #[test]
 fn turns_are_exact_under_threads() {
-    for algorithm in [Algorithm::RoundRobin, Algorithm::Weighted] {
-        let members = members(&[1, 1, 1, 1]);
+    for (algorithm, weights) in [
+        (Algorithm::RoundRobin, [1, 1, 1, 1]),
+        (Algorithm::Weighted, [1, 1, 1, 1]),
+        (Algorithm::Weighted, [5, 1, 1, 1]),
+        (Algorithm::LeastConnections, [2, 4, 1, 1]),
+    ] {
+        let members = members(&weights);
         let usable = all(&members);
         let bench = Bench::new(algorithm, members, usable);
         let counts: Vec<AtomicUsize> = (0..4).map(|_| AtomicUsize::new(0)).collect();
@@ -190,8 +332,8 @@ fn turns_are_exact_under_threads() {
                 });
             }
         });
-        for count in counts {
-            assert_eq!(count.into_inner(), 10_000, "{algorithm}");
+        for (count, weight) in counts.into_iter().zip(weights) {
+            assert_eq!(count.into_inner() as u32, 40_000 * weight / weights.iter().sum::<u32>(), "{algorithm}");
         }
     }
 }

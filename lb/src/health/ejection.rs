@@ -2,9 +2,22 @@
 //! back once the backend has behaved for as long as it was last away (after Envoy's outlier detection). Probes that
 //! find it well end an ejection early.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::config::EjectionConfig;
+
+/// The ejections of a pool, counted so that no thread has to ask every backend.
+#[derive(Debug, Default)]
+pub struct Ejections {
+    begun: AtomicU64,
+    under_way: AtomicUsize,
+}
+
+/// One ejection under way, counted until dropped.
+#[derive(Debug)]
+pub struct Place(Arc<Ejections>);
 
 #[derive(Debug, Default)]
 pub struct Ejection {
@@ -12,7 +25,7 @@ pub struct Ejection {
     times: u32,
     /// The ejection under way, or the last one.
     last: Option<Span>,
-    is_under_way: bool,
+    under_way: Option<Place>,
     /// Probes in a row that succeeded and began after the ejection.
     good_probes: u32,
 }
@@ -24,9 +37,38 @@ struct Span {
     duration: Duration,
 }
 
+impl Ejections {
+    /// Makes room for one more ejection, unless `max` are under way.
+    pub fn place(self: &Arc<Self>, max: usize) -> Option<Place> {
+        let more = |count| (count < max).then_some(count + 1);
+        self.under_way.try_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(Place(Arc::clone(self)))
+    }
+
+    pub fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Acquire)
+    }
+
+    /// To be told once a backend can be seen to be ejected.
+    pub fn has_begun(&self) {
+        self.begun.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Ejections since the start. A list of candidates that was made at another number may name ejected ones.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Ejection {
     /// Begins an ejection; how long it lasts. `None` when one is under way.
-    pub fn start(&mut self, rules: &EjectionConfig, now: Instant) -> Option<Duration> {
+    pub fn start(&mut self, place: Place, rules: &EjectionConfig, now: Instant) -> Option<Duration> {
         if self.remaining(now).is_some() {
             return None;
         }
@@ -36,20 +78,20 @@ impl Ejection {
         self.times = self.times.saturating_add(1);
         let duration = rules.base_time.saturating_mul(self.times).min(rules.max_time);
         self.last = Some(Span { from: now, until: now + duration, duration });
-        self.is_under_way = true;
+        self.under_way = Some(place);
         self.good_probes = 0;
         Some(duration)
     }
 
     pub fn remaining(&self, now: Instant) -> Option<Duration> {
-        let until = self.last.filter(|_| self.is_under_way)?.until;
+        let until = self.last.filter(|_| self.under_way.is_some())?.until;
         until.checked_duration_since(now).filter(|left| !left.is_zero())
     }
 
     /// Takes in a probe that began at `at`; true when it ends the ejection, since `rise` in a row have succeeded that
     /// began after it. The next ejection is as long as if this one had lasted its time.
     pub fn probed(&mut self, at: Instant, succeeded: bool, rise: u32) -> bool {
-        if !self.is_under_way || self.last.is_some_and(|last| at < last.from) {
+        if self.under_way.is_none() || self.last.is_some_and(|last| at < last.from) {
             return false;
         }
         self.good_probes = if succeeded { self.good_probes + 1 } else { 0 };
@@ -63,7 +105,7 @@ impl Ejection {
 
     /// Ends an ejection early; true if one was under way.
     pub fn end(&mut self) -> bool {
-        std::mem::replace(&mut self.is_under_way, false)
+        self.under_way.take().is_some()
     }
 }
 
@@ -89,26 +131,47 @@ mod tests {
         statuses: Vec::new(),
     };
 
+    fn place() -> Place {
+        Arc::new(Ejections::default()).place(1).expect("nobody is ejected")
+    }
+
+    #[test]
+    fn no_more_than_the_limit_are_under_way_at_once() {
+        let ejections = Arc::new(Ejections::default());
+        assert!(ejections.place(0).is_none());
+        let first = ejections.place(2).expect("room");
+        let _second = ejections.place(2).expect("room");
+        assert!(ejections.place(2).is_none());
+        drop(first);
+        assert_eq!(ejections.under_way(), 1);
+        let mut ejection = Ejection::default();
+        let now = Instant::now();
+        ejection.start(ejections.place(2).expect("room"), &RULES, now);
+        assert_eq!(ejections.under_way(), 2);
+        assert!(ejection.expire(now + RULES.base_time));
+        assert_eq!(ejections.under_way(), 1);
+    }
+
     #[test]
     fn time_grows_to_its_limit_and_recovers() {
         let mut ejection = Ejection::default();
         let mut now = Instant::now();
         for expected in [10, 20, 25, 25] {
-            let duration = ejection.start(&RULES, now).expect("not ejected");
+            let duration = ejection.start(place(), &RULES, now).expect("not ejected");
             assert_eq!(duration, Duration::from_secs(expected));
             now += duration;
             assert_eq!(ejection.remaining(now), None);
         }
         now += Duration::from_secs(25);
-        assert_eq!(ejection.start(&RULES, now), Some(Duration::from_secs(10)));
+        assert_eq!(ejection.start(place(), &RULES, now), Some(Duration::from_secs(10)));
     }
 
     #[test]
     fn does_not_start_twice() {
         let mut ejection = Ejection::default();
         let now = Instant::now();
-        assert!(ejection.start(&RULES, now).is_some());
-        assert_eq!(ejection.start(&RULES, now + Duration::from_secs(9)), None);
+        assert!(ejection.start(place(), &RULES, now).is_some());
+        assert_eq!(ejection.start(place(), &RULES, now + Duration::from_secs(9)), None);
         assert_eq!(ejection.remaining(now + Duration::from_secs(9)), Some(Duration::from_secs(1)));
     }
 
@@ -117,7 +180,7 @@ mod tests {
         let mut ejection = Ejection::default();
         let start = Instant::now();
         let after = |milliseconds| start + Duration::from_millis(milliseconds);
-        ejection.start(&RULES, after(10));
+        ejection.start(place(), &RULES, after(10));
         assert!(!ejection.probed(after(5), true, 1), "it began before the ejection");
         assert!(!ejection.probed(after(20), true, 2));
         assert!(!ejection.probed(after(30), false, 2));
@@ -127,7 +190,7 @@ mod tests {
         assert_eq!(ejection.remaining(after(50)), None);
         assert!(!ejection.expire(after(60_000)), "it is over already");
         // Behaving for less than the ten seconds that follow the ten it was to last does not count as recovery.
-        assert_eq!(ejection.start(&RULES, after(19_000)), Some(Duration::from_secs(20)));
+        assert_eq!(ejection.start(place(), &RULES, after(19_000)), Some(Duration::from_secs(20)));
     }
 
     #[test]
@@ -135,7 +198,7 @@ mod tests {
         let mut ejection = Ejection::default();
         let now = Instant::now();
         assert!(!ejection.expire(now));
-        ejection.start(&RULES, now);
+        ejection.start(place(), &RULES, now);
         assert!(!ejection.expire(now + Duration::from_secs(9)));
         assert!(ejection.expire(now + Duration::from_secs(10)));
         assert!(!ejection.expire(now + Duration::from_secs(10)));

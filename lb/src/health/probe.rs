@@ -111,7 +111,7 @@ async fn probe_forever(control: Arc<Control>, pool: PoolName, backend: Arc<Backe
         if finding != Finding::default()
             && let Some(pool) = control.snapshot().pool(&pool)
         {
-            pool.refresh(Instant::now());
+            pool.refresh_soon(Instant::now());
         }
         pause(&backend, &config, at).await;
     }

@@ -1,0 +1,86 @@
+//! Whose turn it is. By weight the rule is nginx's smooth one: at each turn every backend gains its weight in credit,
+//! the one with most credit is chosen, the first of equals, and pays the sum of the weights. Weights are read at each
+//! turn, so they may change between two.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{BackendIndex, Member, Usable};
+use crate::backend::Backend;
+
+#[derive(Debug, Default)]
+pub struct Turns {
+    /// Turns taken where all backends are equal.
+    pub(super) next: AtomicUsize,
+    credits: Mutex<Credits>,
+}
+
+#[derive(Debug, Default)]
+struct Credits {
+    of_backends: Vec<i64>,
+    /// The sum of the weights that the credits were earned with. They are about as large as it.
+    total: i64,
+}
+
+impl Turns {
+    /// The turns of `former` members, to be gone on with by `members`.
+    pub fn of_members(self: &Arc<Self>, former: &[Member], members: &[Member]) -> Arc<Self> {
+        let is_same = |(former, member): (&Member, &Member)| Arc::ptr_eq(&former.backend, &member.backend);
+        if former.len() == members.len() && former.iter().zip(members).all(is_same) {
+            return Arc::clone(self);
+        }
+        let before = self.credits();
+        let id = |member: &Member| Arc::as_ptr(&member.backend);
+        let known: HashMap<*const Backend, i64> =
+            former.iter().map(id).zip(before.of_backends.iter().copied()).collect();
+        let of_backends = members.iter().map(|member| known.get(&id(member)).copied().unwrap_or(0)).collect();
+        let credits = Credits { of_backends, total: before.total };
+        let next = AtomicUsize::new(self.next.load(Ordering::Relaxed));
+        Arc::new(Self { next, credits: Mutex::new(credits) })
+    }
+
+    /// Prepares for turns among these backends. What was earned with larger weights would otherwise be spent in
+    /// bursts.
+    pub fn prepare(&self, members: &[Member], usable: &Usable) {
+        let weight = |&index: &BackendIndex| members.get(index as usize).map_or(0, weight_of);
+        let total: i64 = usable.as_slice().iter().map(weight).sum();
+        let mut credits = self.credits();
+        credits.of_backends.resize(members.len(), 0);
+        let before = std::mem::replace(&mut credits.total, total);
+        if before != total && before > 0 {
+            for credit in &mut credits.of_backends {
+                *credit = (credit.saturating_mul(total) / before).clamp(-total, total);
+            }
+        }
+    }
+
+    /// Takes the next turn by weight; whose it is.
+    pub fn take(&self, members: &[Member], among: impl Iterator<Item = BackendIndex>) -> Option<BackendIndex> {
+        let mut credits = self.credits();
+        let of_backends = &mut credits.of_backends;
+        let mut richest: Option<(usize, i64)> = None;
+        let mut total = 0;
+        for index in among {
+            let place = index as usize;
+            let (Some(member), Some(credit)) = (members.get(place), of_backends.get_mut(place)) else { continue };
+            let weight = weight_of(member);
+            total += weight;
+            *credit += weight;
+            if richest.is_none_or(|(_, most)| *credit > most) {
+                richest = Some((place, *credit));
+            }
+        }
+        let (place, _) = richest?;
+        *of_backends.get_mut(place)? -= total;
+        BackendIndex::try_from(place).ok()
+    }
+
+    fn credits(&self) -> MutexGuard<'_, Credits> {
+        self.credits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn weight_of(member: &Member) -> i64 {
+    member.weight.as_u32().into()
+}

@@ -155,7 +155,7 @@ impl Metrics {
             ),
             backend_response: histograms(
                 "evenkeel_backend_response_seconds",
-                "Time from choosing a backend to the head of its response.",
+                "Time from choosing a backend to the head of its response, without what it waited for the client's upload.",
                 &["pool", "backend"],
             ),
             backend_ejections: counters(

@@ -270,7 +270,9 @@ async fn reload(control: Arc<Control>) {
                 tracing::warn!("{warning}");
             }
         }
-        Ok(Err(ReloadError::Waiting)) => tracing::warn!("a reload waits already, which will read the file as it is now"),
+        Ok(Err(ReloadError::Waiting)) => {
+            tracing::warn!("a reload waits already, which will read the file as it is now")
+        }
         Ok(Err(ReloadError::Invalid(problems))) => {
             tracing::error!("the configuration is not reloaded: the old one stays in force");
             for problem in problems {

@@ -291,8 +291,7 @@ impl Wanted {
 
 /// Writes the changes beside the file and moves them over it, so that a crash leaves the old or the new.
 fn save(path: &Path, secret: &Secret, changes: &Changes) -> io::Result<()> {
-    let document =
-        Document { format: FORMAT, sticky_secret: STANDARD.encode(secret.expose()), pools: changes.clone() };
+    let document = Document { format: FORMAT, sticky_secret: STANDARD.encode(secret.expose()), pools: changes.clone() };
     let mut text = serde_json::to_vec_pretty(&document)?;
     text.push(b'\n');
     let beside = path.with_extension("json.new");

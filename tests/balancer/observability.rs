@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -447,4 +448,22 @@ async fn lines(balancer: &Balancer, file: &str, count: usize) -> Vec<String> {
     .await;
     assert_eq!(lines.len(), count, "{lines:?}");
     lines
+}
+
+#[tokio::test]
+async fn the_latency_of_a_backend_is_without_the_upload_of_its_client() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut wire = balancer.connect().await;
+    // Too large to be read whole before a backend is chosen.
+    let body = vec![b'x'; 200_000];
+    wire.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes()).await;
+    wire.send(body[..100_000].to_vec()).await;
+    eventually("the head arrived", async || a.heads() == 1).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    wire.send(body[100_000..].to_vec()).await;
+    assert_eq!(wire.reply().await.status, 200);
+    let backend = balancer.backend(&a).await;
+    let latency = backend["latency_seconds"].as_f64().expect("a latency");
+    assert!(latency > 0.0 && latency < 3.0, "{backend}");
 }

@@ -64,7 +64,7 @@ pub struct Outcome {
     pub backend: Option<Arc<Backend>>,
     pub attempts: usize,
     pub backend_status: Option<u16>,
-    /// From choosing the backend to the head of its response.
+    /// From choosing the backend to the head of its response, without the time that it waited for the client.
     pub response_time: Option<Duration>,
     pub is_tunnel: bool,
     pub is_sticky: bool,
@@ -158,7 +158,9 @@ impl Exchange {
             }
             match failure.verdict().ejection {
                 Ejection::Counts => count_failure(&pool, &attempt.lease, now),
-                Ejection::IfSilent if !backend.has_answered_since(waiting_since) => count_failure(&pool, &attempt.lease, now),
+                Ejection::IfSilent if !backend.has_answered_since(waiting_since) => {
+                    count_failure(&pool, &attempt.lease, now)
+                }
                 Ejection::IfSilent | Ejection::Never => {}
             }
         }
@@ -173,11 +175,12 @@ impl Exchange {
         self.outcome.failure = Some(failure);
     }
 
-    /// The head of the backend's response came.
-    pub fn answered(&mut self, control: &Control, status: u16, now: Instant) {
+    /// The head of the backend's response came. `waited_for_client`: how long this attempt waited for the client's
+    /// upload, which is no latency of the backend.
+    pub fn answered(&mut self, control: &Control, status: u16, waited_for_client: Duration, now: Instant) {
         let Some(attempt) = &self.current else { return };
         let backend = attempt.lease.backend();
-        let time = now.saturating_duration_since(attempt.started);
+        let time = now.saturating_duration_since(attempt.started).saturating_sub(waited_for_client);
         self.outcome.backend_status = Some(status);
         self.outcome.response_time = Some(time);
         self.outcome.is_tunnel = status == 101;

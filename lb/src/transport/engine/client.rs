@@ -377,6 +377,7 @@ impl Carrier<'_> {
         let wants_websocket = request::asks_for_websocket(work);
         request::write_head(work, &self.told, wants_websocket);
         let Engine { listener, limits, .. } = self.engine;
+        let waited_before = body.pace.waited();
         let mut attempt = Attempt::new(self.client, &mut connection, work, body, listener, settings, limits, is_reused);
         let head = attempt.ask(self.timer).await?;
         let switches = websocket::answers(attempt.response(), wants_websocket);
@@ -389,7 +390,8 @@ impl Carrier<'_> {
         let status = attempt.response().status();
         let (mut response, keeps_client) = write_head(self.engine, attempt.work, attempt.body, exchange, switches);
         let is_in_order = switches || attempt.begin_answer(head, &mut response)?;
-        exchange.answered(&self.engine.control, status, Instant::now());
+        let waited = attempt.body.pace.waited().saturating_sub(waited_before);
+        exchange.answered(&self.engine.control, status, waited, Instant::now());
         self.status = status;
         if switches {
             let work = &mut *attempt.work;

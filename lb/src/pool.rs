@@ -185,10 +185,14 @@ impl Pool {
     fn refresh(&self, now: Instant) {
         /// Making views takes one part in so many of a thread's time, however often backends change.
         const SHARE: u32 = 5;
+        /// With so many members a view is made so fast that no finding of a probe has to wait for it.
+        const FEW: usize = 256;
         let mut not_before = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = Instant::now();
         self.list_candidates(now);
-        *not_before = Instant::now() + begun.elapsed() * (SHARE - 1);
+        if self.members.len() > FEW {
+            *not_before = Instant::now() + begun.elapsed() * (SHARE - 1);
+        }
     }
 
     fn list_candidates(&self, now: Instant) {

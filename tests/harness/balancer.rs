@@ -127,6 +127,15 @@ impl Balancer {
         std::fs::read_to_string(self.file("stderr.log")).unwrap_or_default()
     }
 
+    /// Waits until the log has all of `words`: a thread of its own writes lines a moment after they are said.
+    pub async fn logs(&self, words: &[&str]) {
+        let has_all = async || {
+            let log = self.log();
+            words.iter().all(|word| log.contains(word))
+        };
+        eventually(&format!("the log has {words:?}"), has_all).await;
+    }
+
     pub fn address(&self) -> SocketAddr {
         self.listener.address()
     }

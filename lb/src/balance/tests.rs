@@ -19,7 +19,11 @@ fn member(address: &str, weight: u32) -> Member {
 }
 
 fn members(weights: &[u32]) -> Vec<Member> {
-    weights.iter().enumerate().map(|(i, &weight)| member(&format!("10.0.0.{}:80", i + 1), weight)).collect()
+    weights
+        .iter()
+        .enumerate()
+        .map(|(i, &weight)| member(&format!("10.0.{}.{}:80", i / 250, i % 250 + 1), weight))
+        .collect()
 }
 
 fn all(members: &[Member]) -> Vec<BackendIndex> {

@@ -119,13 +119,13 @@ async fn no_try_begins_later_than_retry_timeout_after_the_first() {
 async fn time_that_the_client_takes_to_upload_is_not_counted() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.answer(|_| vec![Step::Reset]);
-    let config = Config::of([&a, &b]).app(|pool| pool.set("retry_timeout = \"300ms\""));
+    let config = Config::of([&a, &b]).app(|pool| pool.set("retry_timeout = \"2s\""));
     let balancer = Balancer::start(config).await;
     let mut wire = balancer.connect().await;
     // In chunks, so that it is not read before a backend is chosen.
     wire.send("PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").await;
     eventually("the first one has the head", async || a.heads() == 1).await;
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
     wire.send("4\r\nbody\r\n0\r\n\r\n").await;
     assert_eq!(wire.reply().await.origin(), "b");
     assert_eq!(b.last_request().body, b"body");

@@ -10,6 +10,7 @@ refused, or when the cluster is not ready in time, and says which and why.
 
 import argparse
 import base64
+import http.client
 import json
 import re
 import signal
@@ -55,11 +56,13 @@ class Cluster:
                 return found
             except urllib.error.HTTPError as error:
                 why = reason(error)
-                # It has no master, or has not recovered its tables; another node may belong to a cluster that has.
-                if error.code != 503 and "blocked by: [" not in why:
+                # It has no master, or has not recovered its tables; another node may belong to a cluster that has. Or it
+                # ends, amid its answer.
+                if error.code != 503 and "blocked by: [" not in why and not why.startswith("HTTP 5"):
                     raise StatementFailed(why) from error
                 failures.append(f"{node}: {why}")
-            except OSError as error:
+            # Silence, or half an answer of a node that ends, or what is none.
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 failures.append(f"{node}: {error}")
         raise Unreachable("; ".join(failures))
 
@@ -73,10 +76,11 @@ class Unreachable(Exception):
 
 
 def reason(error):
-    text = error.read().decode(errors="replace")
+    text = ""
     try:
+        text = error.read().decode(errors="replace")
         return json.loads(text)["error"]["message"]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return f"HTTP {error.code}: {text[:200]}"
 
 

@@ -7,6 +7,7 @@ use std::process::Command;
 use tempfile::TempDir;
 use tests::process::Process;
 use tests::{Port, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 struct Nodes {
     directory: TempDir,
@@ -64,6 +65,33 @@ async fn tables_are_made_though_the_first_node_is_cut_off_from_the_others() {
     nodes.start(2, &all).await;
     let (is_done, said) = nodes.init("60").await;
     assert!(is_done && said.matches(": done").count() == 3, "{said}");
+}
+
+// Half an answer ended the job with a stack trace.
+#[tokio::test]
+async fn tables_are_made_though_the_first_node_ends_amid_its_answers() {
+    let mut nodes = Nodes::new();
+    let all = nodes.addresses.join(",");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    nodes.addresses[0] = listener.local_addr().expect("bound").to_string();
+    tokio::spawn(async move {
+        let answers = [
+            "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{",
+            "HTTP/1.1 500 Oh\r\nContent-Length: 99\r\n\r\n{",
+            "{\r\n",
+        ];
+        for answer in answers.into_iter().cycle() {
+            let Ok((mut stream, _)) = listener.accept().await else { return };
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    nodes.start(1, &all).await;
+    nodes.start(2, &all).await;
+    for _ in 0..3 {
+        let (is_done, said) = nodes.init("60").await;
+        assert!(is_done && said.matches(": done").count() == 3, "{said}");
+    }
 }
 
 #[tokio::test]

@@ -29,6 +29,7 @@ pub mod media;
 pub mod passwords;
 pub mod sessions;
 
+pub mod log;
 pub mod metrics;
 pub mod observed;
 pub mod patience;

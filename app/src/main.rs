@@ -5,8 +5,9 @@ use std::{io::Write, process::ExitCode, sync::Arc};
 use anyhow::Context;
 use app::{
     App, Stores,
-    config::{Cli, Command, LogFormat, ServeArgs},
+    config::{Cli, Command, ServeArgs},
     demo, health,
+    log::Log,
     metrics::Metrics,
     server, tls,
 };
@@ -15,24 +16,29 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
-use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let log = match Log::start(&cli.log, cli.log_format) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("app: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("app: {error:#}");
+            log.say(&format!("app: {error:#}"));
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    start_log(&cli)?;
     tls::choose_provider();
     match cli.command {
         Command::Serve(args) => {
@@ -81,15 +87,4 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
     })
-}
-
-fn start_log(cli: &Cli) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&cli.log)
-        .with_context(|| format!("--log {:?} is not a log filter: take a level such as info, or app=debug", cli.log))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    match cli.log_format {
-        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
-    Ok(())
 }

@@ -1,0 +1,160 @@
+//! What the process says on standard error. Lines go through a bounded queue to a thread of their own: a pipe that
+//! nobody reads, or a terminal that is held, stops no request, and not the end either.
+
+use std::{
+    fs::File,
+    io::{self, ErrorKind, IsTerminal, Write},
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::LogFormat;
+
+/// The log of the process. What still waits when this is dropped is written, but not waited for longer than 2 s.
+#[derive(Debug)]
+#[must_use = "the last lines are lost unless this lives to the end"]
+pub struct Log {
+    queue: Arc<Queue>,
+    /// Disconnected when the writer has ended.
+    ended: Receiver<()>,
+}
+
+/// Where lines go in. Never waits: beyond its bound lines are lost, and counted.
+#[derive(Debug)]
+struct Queue {
+    sender: Sender<Message>,
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Line(Vec<u8>),
+    End,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Bytes of the lines that wait.
+    waiting: AtomicUsize,
+    /// Lines lost and not yet told of.
+    lost: AtomicU64,
+}
+
+impl Log {
+    /// Starts to log what `filter` lets pass; panics are logged, too.
+    pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<Self> {
+        let filter = EnvFilter::try_new(filter).with_context(|| {
+            format!("--log {filter:?} is not a log filter: take a level such as info, or app=debug")
+        })?;
+        // Past the standard library's lock, for which others would wait.
+        let output = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+        let (sender, receiver) = channel();
+        let (ending, ended) = channel();
+        let state = Arc::new(State::default());
+        let queue = Arc::new(Queue { sender, state: Arc::clone(&state) });
+        thread::Builder::new().name("log".into()).spawn(move || {
+            let _ending = ending;
+            write_lines(&receiver, &output, &state);
+        })?;
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(Arc::clone(&queue))
+            .with_target(false)
+            // Errors of the log itself would go straight to standard error.
+            .log_internal_errors(false);
+        match format {
+            LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
+            LogFormat::Json => log.json().flatten_event(true).init(),
+        }
+        std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+        Ok(Self { queue, ended })
+    }
+
+    /// A line as it is.
+    pub fn say(&self, line: &str) {
+        self.queue.push(format!("{line}\n").into_bytes());
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let _ = self.queue.sender.send(Message::End);
+        // Nobody is left to be told that standard error does not take the last lines.
+        let _: Result<(), RecvTimeoutError> = self.ended.recv_timeout(LAST_LINES_WITHIN);
+    }
+}
+
+impl Queue {
+    fn push(&self, line: Vec<u8>) {
+        let State { waiting, lost } = &*self.state;
+        let size = size(&line);
+        let has_room = waiting.fetch_add(size, Ordering::Relaxed).saturating_add(size) <= MOST_WAITING;
+        if !has_room || self.sender.send(Message::Line(line)).is_err() {
+            waiting.fetch_sub(size, Ordering::Relaxed);
+            lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// One call is one line.
+impl Write for &Queue {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.push(bytes.to_vec());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write_lines(queue: &Receiver<Message>, mut output: &File, state: &State) {
+    while let Ok(Message::Line(line)) = queue.recv() {
+        let written = write_all(&mut output, &line);
+        state.waiting.fetch_sub(size(&line), Ordering::Relaxed);
+        if written.is_err() {
+            state.lost.fetch_add(1, Ordering::Relaxed);
+        } else if state.waiting.load(Ordering::Relaxed) == 0 {
+            // Before, there might be no room to tell.
+            let lost = state.lost.swap(0, Ordering::Relaxed);
+            if lost > 0 {
+                tracing::warn!(lost, "{lost} lines of this log were lost: standard error did not take them in time");
+            }
+        }
+    }
+}
+
+fn write_all(output: &mut &File, mut line: &[u8]) -> io::Result<()> {
+    while !line.is_empty() {
+        match output.write(line) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(count) => line = &line[count..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // Whoever shares the pipe or terminal with us may have set it so.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(TRY_AGAIN_AFTER),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// What a line costs while it waits.
+fn size(line: &Vec<u8>) -> usize {
+    line.capacity() + LINE_BYTES
+}
+
+/// Bytes of lines that may wait for standard error.
+const MOST_WAITING: usize = 1024 * 1024;
+/// Beside the text of a line.
+const LINE_BYTES: usize = 64;
+const LAST_LINES_WITHIN: Duration = Duration::from_secs(2);
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(10);

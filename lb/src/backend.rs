@@ -84,6 +84,8 @@ pub struct Backend {
 #[derive(Debug)]
 struct Vitals {
     is_probed: bool,
+    /// It is no part of its pool any more.
+    has_left: bool,
     /// What began before is not believed.
     since: Instant,
     tracker: Tracker,
@@ -148,6 +150,7 @@ impl Backend {
             last_head: AtomicU64::new(0),
             vitals: Mutex::new(Vitals {
                 is_probed: probed,
+                has_left: false,
                 since: Instant::now(),
                 tracker: Tracker::new(unprobed(probed)),
                 ejection: Ejection::default(),
@@ -185,6 +188,18 @@ impl Backend {
         self.changes.fetch_add(1, Ordering::Release);
         drop(vitals);
         self.forgotten.notify_one();
+    }
+
+    /// The backend has left its pool for good: an address that is added again is another backend. An ejection ends here,
+    /// since nobody would see its end, and none begins any more, so that others may be put aside.
+    pub fn leave(&self, now: Instant) {
+        let mut vitals = self.vitals();
+        vitals.has_left = true;
+        if vitals.ejection.end() {
+            self.is_ejected.store(false, Ordering::Release);
+        }
+        drop(vitals);
+        self.forget(now);
     }
 
     /// Resolves when [`Self::forget`] was called since this last resolved.
@@ -256,9 +271,12 @@ impl Backend {
         rules.consecutive_failures != 0 && failures >= rules.consecutive_failures
     }
 
-    /// Puts the backend aside, for longer each time. `None` when it is aside already.
+    /// Puts the backend aside, for longer each time. `None` when it is aside already, or has left.
     pub fn eject(&self, place: Place, rules: &EjectionConfig, now: Instant) -> Option<Duration> {
         let mut vitals = self.vitals();
+        if vitals.has_left {
+            return None;
+        }
         let duration = vitals.ejection.start(place, rules, now)?;
         self.is_ejected.store(true, Ordering::Release);
         drop(vitals);
@@ -273,10 +291,16 @@ impl Backend {
         let mut vitals = self.vitals();
         let is_over = vitals.ejection.expire(now);
         if is_over {
-            self.is_ejected.store(false, Ordering::Release);
+            self.return_from_ejection();
             self.changes.fetch_add(1, Ordering::Release);
         }
         is_over
+    }
+
+    /// What was sent before the ejection may still have failed during it, which is no row that goes on now.
+    fn return_from_ejection(&self) {
+        self.failures_in_a_row.store(0, Ordering::Relaxed);
+        self.is_ejected.store(false, Ordering::Release);
     }
 
     /// Whether an ejection has begun and its end has not been noticed.
@@ -314,7 +338,7 @@ impl Backend {
         };
         vitals.last_probe = Some(report);
         if finding.ends_ejection {
-            self.is_ejected.store(false, Ordering::Release);
+            self.return_from_ejection();
         }
         if finding != Finding::default() {
             self.changes.fetch_add(1, Ordering::Release);

@@ -236,7 +236,7 @@ impl Control {
                 .map(|(m, _)| &m.backend.address)
                 .collect();
             for (member, _) in pool.backends().filter(|(m, _)| !stay.contains(&m.backend.address)) {
-                member.backend.forget(Instant::now());
+                member.backend.leave(Instant::now());
                 self.metrics.forget_backend(pool.name.as_str(), member.backend.address.as_str());
             }
         }

@@ -167,7 +167,8 @@ impl Pool {
                 }
             }
         }
-        if self.known_changes.load(Ordering::Acquire) != self.changes() {
+        let knows_ejections = self.view.load().known_ejections == self.ejections.begun();
+        if !knows_ejections || self.known_changes.load(Ordering::Acquire) != self.changes() {
             self.refresh(now);
         }
     }
@@ -299,5 +300,69 @@ mod tests {
         ] {
             assert_eq!(usable(statuses, threshold), expected, "{statuses:?} {threshold}");
         }
+    }
+
+    fn config(backends: &[(&str, u32)], settings: &str) -> PoolConfig {
+        let backends: Vec<_> = backends
+            .iter()
+            .map(|(address, weight)| format!("{{ address = \"{address}\", weight = {weight} }}"))
+            .collect();
+        let text = format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\npool = \"app\"\n\
+             [[pool]]\nname = \"app\"\nbackends = [{}]\n{settings}",
+            backends.join(", "),
+        );
+        let read = crate::config::toml::read(&text, std::path::Path::new("/evenkeel.toml"));
+        read.expect("valid").pools.remove(0)
+    }
+
+    fn pool(config: &PoolConfig, previous: Option<&Pool>) -> Pool {
+        Pool::new(config, previous, &Metrics::new(), &Secret::new("secret").expect("not empty"))
+    }
+
+    /// Fails a backend until it is ejected, or has failed ten times.
+    fn eject(pool: &Pool, backend: &Arc<Backend>, now: Instant) -> Option<Duration> {
+        (0..10).find_map(|_| pool.failed(&backend.lease(), now))
+    }
+
+    const SETTINGS: &str = "[pool.ejection]\nconsecutive_failures = 5\nbase_time = \"10s\"\nmax_percent = 34\n";
+
+    #[test]
+    fn a_backend_that_leaves_while_ejected_gives_its_place_to_another() {
+        let settings = format!("{SETTINGS}[pool.probe]\npath = \"/\"\n");
+        let before = pool(&config(&[("a:1", 1), ("b:1", 1), ("c:1", 1)], &settings), None);
+        let now = Instant::now();
+        let a = Arc::clone(before.backend(0).expect("three"));
+        assert!(eject(&before, &a, now).is_some());
+        let after = pool(&config(&[("b:1", 1), ("c:1", 1)], &settings), Some(&before));
+        a.leave(now);
+        assert_eq!(after.ejections.under_way(), 0, "whoever still holds the old pool does not hold its ejections");
+        assert!(eject(&after, after.backend(0).expect("two"), now).is_some());
+        assert_eq!(eject(&after, &a, now), None, "it is not in the pool");
+        assert_eq!(after.ejections.under_way(), 1);
+    }
+
+    #[test]
+    fn an_ejection_that_a_list_overlooked_is_taken_in_by_the_next() {
+        let pool = pool(&config(&[("a:1", 1), ("b:1", 1)], SETTINGS), None);
+        // As when a list is made after the backend was ejected and before that was counted.
+        pool.ejections.has_begun();
+        pool.catch_up(Instant::now());
+        assert_eq!(pool.view.load().known_ejections, pool.ejections.begun());
+    }
+
+    #[test]
+    fn failures_during_an_ejection_do_not_count_after_it() {
+        let pool = pool(&config(&[("a:1", 1), ("b:1", 1)], SETTINGS), None);
+        let now = Instant::now();
+        let a = Arc::clone(pool.backend(0).expect("two"));
+        let duration = eject(&pool, &a, now).expect("room for one");
+        for _ in 0..10 {
+            assert_eq!(pool.failed(&a.lease(), now), None, "it is ejected already");
+        }
+        let later = now + duration;
+        pool.catch_up(later);
+        assert!(!a.is_ejected());
+        assert_eq!(pool.failed(&a.lease(), later), None, "a single failure does not eject");
     }
 }

@@ -414,7 +414,8 @@ fn is_lasting(code: &SqlState) -> bool {
     // Classes of SQLSTATE: not supported, data, constraints, authorisation, no such database or schema, syntax, names
     // and rights.
     const LASTING: [&str; 7] = ["0A", "22", "23", "28", "3D", "3F", "42"];
-    LASTING.iter().any(|class| code.code().starts_with(class))
+    // CrateDB knows no table while it recovers its state after a restart of all nodes.
+    *code != SqlState::UNDEFINED_TABLE && LASTING.iter().any(|class| code.code().starts_with(class))
 }
 
 /// The library's own words are "db error"; those of the database come second.

@@ -175,6 +175,22 @@ async fn a_database_away_fails_within_the_limit_and_recovers_by_itself() {
     assert!(first < limit + Duration::from_millis(500) && next < Duration::from_millis(500), "{first:?}, {next:?}");
 }
 
+// CrateDB says so after all its nodes were restarted, until they have recovered its state.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_not_there_yet_is_waited_for() {
+    let server = Postgres::start();
+    let data = PostgresData::start(settings(&server.url(&[server.port]), Some(Postgres::PASSWORD))).await.unwrap();
+    let ann = user();
+    data.create_user(&ann).await.unwrap();
+    server.sql("ALTER TABLE users RENAME TO away");
+    data.ready().await.unwrap_err();
+    let (key, again) = (ann.name.key(), data.clone());
+    let asking = tokio::spawn(async move { again.user(&key).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    server.sql("ALTER TABLE away RENAME TO users");
+    assert_eq!(asking.await.unwrap().unwrap(), Some(ann));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stand_in_for_cratedb_answers_out_of_order() {
     // Else what it is used for would prove nothing.

@@ -4,8 +4,9 @@
 Brings a variant up, waits until everything is healthy, signs members up through the balancer; then under their
 continuous load stops an instance, kills and freezes a Redis master, adds a Redis node and takes it out again, restarts
 the balancer; runs the jobs again; takes everything down and up; and looks whether sessions, posts, pictures and the
-balancer's state are still there. Then it comes up with nodes that are broken from the start. Prints how
-long each disturbance lasted and how many requests failed.
+balancer's state are still there. Then the large variant comes up with nodes that are broken from the start. The hardened
+one is disturbed only where TLS matters: a master is killed, a node added. Prints how long each disturbance lasted and how
+many requests failed.
 """
 
 import http.client
@@ -36,7 +37,7 @@ VERSION = os.environ["VERSION"]
 PASSWORD = "correct horse battery staple"
 # The hardened variant speaks HTTPS, with a certificate of its own authority.
 TLS = sys.argv[1:2] == ["hardened"]
-# Without the disturbances under load.
+# Without what does not depend on the version of compose.
 BRIEF = os.environ.get("EVENKEEL_BRIEF") == "yes"
 ORIGIN = f"{'https' if TLS else 'http'}://127.0.0.1:{PORT}"
 
@@ -678,33 +679,39 @@ def test(variant, files, stack):
     previous = admin("POST", "/admin/algorithm", {"algorithm": "least-connections"})["pools"][0]["previous"]
     print(f"compose: algorithm switched from {previous} to {algorithm()}", flush=True)
 
+    build = [name for name in files if name == "standin/build.yml"]
     if variant == "large":
-        small_beside_large(stack, [name for name in files if name == "standin/build.yml"], members)
+        small_beside_large(stack, build, members)
     if large:
         look_inside(files)
+    if large and not BRIEF:
         check_monitoring(stack)
         run_jobs_again(stack)
-    disturb("stop web2, start it again", members, stop_and_start(stack, "web2"))
+    if not TLS:
+        disturb("stop web2, start it again", members, stop_and_start(stack, "web2"))
     if large:
         # While a third of the slots has no master, requests for sessions there wait.
         disturb("kill a Redis master", members,
                 lose_master(stack, lambda c: docker("kill", "-s", "KILL", c), lambda c: docker("start", c)))
-        disturb("freeze a Redis master", members,
-                lose_master(stack, lambda c: docker("pause", c), lambda c: docker("unpause", c)))
+        if not TLS:
+            disturb("freeze a Redis master", members,
+                    lose_master(stack, lambda c: docker("pause", c), lambda c: docker("unpause", c)))
         disturb("add a Redis node, take it out", members, grow_and_shrink(stack))
-    # Nobody listens meanwhile: those requests are refused, which is allowed; not one may be wrong afterwards.
-    disturb("stop the balancer, start it again", members, stop_and_start(stack, "evenkeel"), 100_000)
+    if not TLS:
+        # Nobody listens meanwhile: those requests are refused, which is allowed; not one may be wrong afterwards.
+        disturb("stop the balancer, start it again", members, stop_and_start(stack, "evenkeel"), 100_000)
     if algorithm() != "least-connections":
         raise Failed("the balancer forgot the algorithm when it was restarted")
-    if large:
+    if variant == "large":
         disturb("members come and go, the algorithm changes", members, lambda: members_come_and_go(name))
-    if large and not BRIEF:
+    if variant == "large" and not BRIEF:
         # Panels show what happened.
         check_dashboards()
 
     stack.down()
     if not TLS:
-        taken_port(files)
+        # The small one says it as well, and 1.29 brings up the rest before it ends.
+        taken_port(["compose.small.yml", *build] if BRIEF else files)
     left = docker("ps", "-aq", "--filter", f"label=com.docker.compose.project={PROJECT}")
     if left:
         raise Failed(f"down left containers: {left}")
@@ -721,7 +728,8 @@ def test(variant, files, stack):
     again.log_in(name)
     print(f"compose: after down and up: {MEMBERS} members still logged in, post and picture there, algorithm kept, logging in works", flush=True)
     figures(stack, variant)
-    if variant == "large":
+    # What lets `up` go on without a node is in check.py for every version of compose: the jobs' conditions.
+    if variant == "large" and not BRIEF:
         come_up_broken(stack)
 
 

@@ -10,7 +10,7 @@
 #   COMPOSE             command of the version to test with: "docker compose" or docker-compose [default: the first
 #                       that is there]
 #   COMPOSE_REQUIRED    yes: that there is no engine is a failure, not a reason to skip; .ci/run says so
-#   EVENKEEL_BRIEF=yes  up, down and up again, without disturbances: what differs between versions of compose
+#   EVENKEEL_BRIEF=yes  up, down and up again, no disturbances, no broken nodes: what differs between versions of compose
 #   EVENKEEL_KEEP_IMAGES=yes
 #                       leave the stand-ins under the official names: a later `docker compose up` would take them
 #                       for the real ones [default: they are removed]

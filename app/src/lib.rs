@@ -78,7 +78,7 @@ pub struct App {
     pub media: Arc<dyn MediaStore>,
     pub passwords: Passwords,
     /// Pictures are decoded one at a time, for that is what takes memory.
-    pub picture_checks: Semaphore,
+    pub picture_checks: Arc<Semaphore>,
     pub metrics: Arc<Metrics>,
     pub started: Instant,
     leaving: AtomicBool,
@@ -180,7 +180,7 @@ impl App {
             data: Observed::new(stores.data, &metrics),
             media: Observed::new(stores.media, &metrics),
             passwords: Passwords::new(settings.password_cost, settings.password_jobs)?,
-            picture_checks: Semaphore::new(1),
+            picture_checks: Arc::new(Semaphore::new(1)),
             metrics,
             started: Instant::now(),
             leaving: AtomicBool::new(false),

@@ -211,7 +211,7 @@ impl Spool {
     pub async fn keep(
         mut self,
         store: &dyn MediaStore,
-        checks: &Semaphore,
+        checks: &Arc<Semaphore>,
         limits: Limits,
     ) -> Result<Result<Kept, Refusal>, Error> {
         if self.size > self.limit {
@@ -219,8 +219,10 @@ impl Spool {
         }
         self.file.flush().await.map_err(StoreError::unavailable)?;
         let file = self.file.into_std().await;
-        let _turn = checks.acquire().await.map_err(Error::internal)?;
+        let turn = Arc::clone(checks).acquire_owned().await.map_err(Error::internal)?;
         let (file, checked) = tokio::task::spawn_blocking(move || -> io::Result<_> {
+            // Held by the check itself, which goes on when the client has left, and not while the picture is stored.
+            let _turn = turn;
             let checked = check(&file, limits)?;
             Ok((file, checked))
         })
@@ -374,7 +376,7 @@ mod tests {
         for chunk in content.chunks(1_000) {
             spool.push(chunk).await.unwrap();
         }
-        spool.keep(&store, &Semaphore::new(1), LIMITS).await.unwrap()
+        spool.keep(&store, &Arc::new(Semaphore::new(1)), LIMITS).await.unwrap()
     }
 
     fn picture(width: u32, height: u32, format: ImageFormat) -> Vec<u8> {
@@ -416,6 +418,67 @@ mod tests {
         assert_eq!(receive(&vec![0; 100_001]).await, Err(Refusal::TooManyBytes));
         assert_eq!(receive(&picture(101, 100, ImageFormat::Png)).await, Err(Refusal::TooManyPixels));
         assert!(receive(&picture(100, 100, ImageFormat::Png)).await.is_ok());
+    }
+
+    /// Keeps nothing, and never says so.
+    #[derive(Debug)]
+    struct Stuck;
+
+    #[async_trait]
+    impl MediaStore for Stuck {
+        async fn put(&self, _: &MediaName, _: tokio::fs::File) -> Result<(), StoreError> {
+            std::future::pending().await
+        }
+
+        async fn open(&self, _: &MediaName, _: Option<Range<u64>>) -> Result<Option<Media>, StoreError> {
+            Ok(None)
+        }
+
+        async fn size(&self, _: &MediaName) -> Result<Option<u64>, StoreError> {
+            Ok(None)
+        }
+
+        async fn ready(&self) -> Result<(), StoreError> {
+            Ok(())
+        }
+    }
+
+    // The turn was the future's: whoever left in the middle made room for one more picture to be decoded, and who waited
+    // for a slow bucket made none.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_check_holds_its_turn_to_its_own_end_and_no_longer() {
+        let limits = Limits { bytes: 1_000_000, pixels: 9_000_000 };
+        let content = picture(3_000, 3_000, ImageFormat::Png);
+        let checks = Arc::new(Semaphore::new(1));
+        let begin = async || {
+            let mut spool = Spool::new(limits).await.unwrap();
+            spool.push(&content).await.unwrap();
+            let checks = Arc::clone(&checks);
+            tokio::spawn(async move { spool.keep(&Stuck, &checks, limits).await.map(|_| ()) })
+        };
+        let free = async |count: usize| {
+            let turned = async {
+                while checks.available_permits() != count {
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(std::time::Duration::from_secs(30), turned)
+                .await
+                .expect("a turn is taken and given back");
+        };
+
+        let leaving = begin().await;
+        free(0).await;
+        leaving.abort();
+        assert!(leaving.await.unwrap_err().is_cancelled());
+        assert_eq!(checks.available_permits(), 0, "the picture is still being decoded");
+        free(1).await;
+
+        let storing = begin().await;
+        free(0).await;
+        free(1).await;
+        assert!(!storing.is_finished());
+        storing.abort();
     }
 
     #[test]

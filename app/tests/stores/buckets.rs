@@ -2,6 +2,7 @@
 
 use std::{
     io::{Seek, Write},
+    sync::Arc,
     time::Instant,
 };
 
@@ -79,5 +80,5 @@ async fn name() -> MediaName {
     image::RgbImage::new(4, 4).write_to(&mut png, image::ImageFormat::Png).unwrap();
     spool.push(&png.into_inner()).await.unwrap();
     let store = ObjectMedia::in_folder(folder.path()).unwrap();
-    spool.keep(&store, &Semaphore::new(1), limits).await.unwrap().unwrap().name
+    spool.keep(&store, &Arc::new(Semaphore::new(1)), limits).await.unwrap().unwrap().name
 }

@@ -199,8 +199,8 @@ impl Control {
         let new = read.map_err(ReloadError::Invalid)?;
         let mut file = self.locked_file();
         let before = self.snapshot.load_full();
-        let (in_force, mut warnings) = Changes::between(&file, &before.config).apply(&new);
-        warnings.extend(only_at_start(&file, &new));
+        let (mut in_force, mut warnings) = Changes::between(&file, &before.config).apply(&new);
+        warnings.extend(keep_until_next_start(&mut in_force, &before.config));
         *file = new;
         let version = self.take_up(in_force, &file);
         Ok(Reload { version, warnings })
@@ -280,18 +280,30 @@ fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
-/// What a reload cannot change, and did not.
-fn only_at_start(old: &Config, new: &Config) -> Vec<String> {
-    let sections = [
-        ("[[listener]]", old.listeners != new.listeners),
-        ("[admin]", old.admin != new.admin),
-        ("[state]", old.state != new.state),
-        ("[log]", old.log != new.log),
-        ("[access_log]", old.access_log != new.access_log),
-        ("[server] threads", old.server.threads != new.server.threads),
-        ("[server] max_connections", old.server.max_connections != new.server.max_connections),
-        ("[server] idle_connections", old.server.idle_connections != new.server.idle_connections),
-    ];
-    let warning = |(section, _)| format!("{section} has changed, which takes effect at the next start");
-    sections.into_iter().filter(|(_, changed)| *changed).map(warning).collect()
+/// Takes back what a reload cannot change, so that what is said to be in force is, and tells of it: at each reload, as
+/// long as the file says something else than what runs.
+fn keep_until_next_start(wanted: &mut Config, running: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut keep = |section: &str, differs: bool| {
+        if differs {
+            warnings.push(format!("{section} has changed, which takes effect at the next start"));
+        }
+    };
+    keep("[[listener]]", restore(&mut wanted.listeners, &running.listeners));
+    keep("[admin]", restore(&mut wanted.admin, &running.admin));
+    keep("[state]", restore(&mut wanted.state, &running.state));
+    keep("[log]", restore(&mut wanted.log, &running.log));
+    keep("[access_log]", restore(&mut wanted.access_log, &running.access_log));
+    let (server, runs) = (&mut wanted.server, &running.server);
+    keep("[server] threads", restore(&mut server.threads, &runs.threads));
+    keep("[server] max_connections", restore(&mut server.max_connections, &runs.max_connections));
+    keep("[server] idle_connections", restore(&mut server.idle_connections, &runs.idle_connections));
+    warnings
+}
+
+/// Whether anything was different.
+fn restore<T: Clone + PartialEq>(wanted: &mut T, running: &T) -> bool {
+    let differs = wanted != running;
+    wanted.clone_from(running);
+    differs
 }

@@ -250,6 +250,25 @@ async fn the_configuration_in_force_includes_changes_and_no_secrets() {
     assert_eq!(pool["backends"][0]["weight"], 4, "{pool}");
 }
 
+/// What takes effect at the next start only was shown as if it were in force, and the second reload was silent.
+#[tokio::test]
+async fn the_configuration_in_force_leaves_out_what_waits_for_the_next_start() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]);
+    let balancer = Balancer::start(config.clone()).await;
+    let warned = "[[listener]] has changed, which takes effect at the next start";
+    balancer.configure(&config.clone().listener("lingering_time = \"7s\""));
+    for _ in 0..2 {
+        let answer = balancer.change("POST", "/admin/reload", None).await;
+        assert_eq!(answer["warnings"], json!([warned]));
+        let in_force = balancer.change("GET", "/admin/config", None).await;
+        assert_eq!(in_force["listeners"][0]["lingering_time"], 30, "{in_force}");
+    }
+    balancer.configure(&config);
+    let answer = balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!(answer["warnings"], json!([]), "the file says again what runs");
+}
+
 #[tokio::test]
 async fn a_token_guards_everything_but_health() {
     let a = Origin::start("a").await;

@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
-use crate::config::{Config, ServerConfig};
+use crate::config::{AccessLogConfig, AccessLogFile, Config, ServerConfig};
 use crate::control::{Control, ReloadError};
 use crate::health::probe;
 use crate::log::Log;
@@ -65,7 +65,7 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
 async fn serve(path: &Path, config: Config, metrics: Arc<Metrics>, open_files: usize) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let access_log = AccessLog::open(&config.access_log, metrics.access_log_lost.clone());
-    let access_log = access_log.context("the access log cannot be opened")?;
+    let access_log = access_log.with_context(|| cannot_log_to(&config.access_log))?;
     let (access_log, log_writer) = access_log.map(|(log, writer)| (Arc::new(log), writer)).unzip();
     let shutdown = Shutdown::new();
     let admin_listener = bind_admin(config.admin.address).await?;
@@ -151,6 +151,14 @@ fn bind(config: &Config) -> anyhow::Result<Sockets> {
 
 fn cannot_listen(address: SocketAddr, key: &str) -> String {
     format!("cannot listen on {address}: change {key}, or stop what uses port {}", address.port())
+}
+
+fn cannot_log_to(config: &AccessLogConfig) -> String {
+    let file = match &config.file {
+        Some(AccessLogFile::Path(path)) => path.display().to_string(),
+        _ => "stdout".to_owned(),
+    };
+    format!("cannot write to {file}: change [access_log] file, or make its folder one that can be written to")
 }
 
 /// The signals that an operator's hands know from nginx.

@@ -126,13 +126,13 @@ pub async fn change_backend(
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
     let wanted: ChangeBackend = parse(&headers, body)?;
-    let (weight, state) = (weight(wanted.weight)?, state(wanted.state)?);
+    let (weight, state) = (weight(wanted.weight)?, state(wanted.state.clone())?);
     if weight.is_none() && state.is_none() {
         return Err(Problem::bad_request("give a weight, a state or both"));
     }
     let (in_pool, of) = (pool.clone(), address.clone());
     change(&admin, move |control| control.change_backend(&in_pool, &of, weight, state)).await?;
-    tracing::info!(pool, backend = address, ?weight, ?state, "backend changed");
+    tracing::info!(pool, backend = address, weight = wanted.weight, state = wanted.state, "backend changed");
     let view = backend_view(&admin, &pool, &address)?;
     Ok(changed(&admin, StatusCode::OK, view).await)
 }

@@ -100,7 +100,7 @@ async fn probe_forever(control: Arc<Control>, pool: PoolName, backend: Arc<Backe
         let report = ProbeReport { at, duration: at.elapsed(), error: error.map(|error| error.to_string()) };
         let finding = backend.probed(report, config.rise, config.fall);
         if let Some(health) = finding.health {
-            tracing::info!(%pool, backend = %backend.address, ?health, reason, "backend health changed");
+            tracing::info!(%pool, backend = %backend.address, health = health.as_str(), reason, "backend health changed");
         }
         if finding.ends_ejection {
             tracing::info!(

@@ -11,6 +11,17 @@ pub enum Health {
     Unhealthy,
 }
 
+impl Health {
+    /// As the admin API names it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Tracker {
     health: Health,

@@ -336,7 +336,8 @@ fn skip_blanks<const FROM_SERVER: bool>(rest: &[u8], at: usize) -> Result<Option
     match rest.get(at + blanks) {
         None => Ok(None),
         Some(b':') => Ok(Some(at + blanks)),
-        Some(_) => Err(BadField::NoColon),
+        Some(b'\r' | b'\n') => Err(BadField::NoColon),
+        Some(_) => Err(BadField::NameByte),
     }
 }
 
@@ -403,6 +404,7 @@ mod tests {
         assert_eq!((field.known(), field.value(text)), (Name::ContentLength, &b"5"[..]));
         assert_eq!(field.canonical_line(), None);
         assert!(matches!(line::<true>(b"A \r\n", 0), Err(BadField::NoColon)));
+        assert!(matches!(line::<true>(b"X A: b\r\n", 0), Err(BadField::NameByte)));
         assert!(matches!(line::<true>(b" A: b\r\n", 0), Err(BadField::Folded)));
     }
 

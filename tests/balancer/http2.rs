@@ -380,6 +380,36 @@ async fn a_stop_waits_for_streams_and_not_for_silence() {
 }
 
 #[tokio::test]
+async fn a_stop_waits_for_no_refused_upload() {
+    let a = Origin::start("a").await;
+    let listener = "max_body_bytes = 10\nlingering_time = \"1h\"\nlingering_timeout = \"1h\"";
+    let mut balancer = Balancer::start(config([&a]).listener(listener)).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    let (answer, _upload) = client.begin(request("POST", "/", &[("content-length", "1000")]), false).await;
+    assert_eq!(reply(answer).await.expect("a response").status, 413);
+    balancer.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(balancer.process().end().await.success());
+    assert!(!balancer.log().contains("cut off"), "{}", balancer.log());
+}
+
+// It used to be noticed when the backend read on, or after `write_timeout`.
+#[tokio::test]
+async fn a_client_that_cancels_an_upload_which_nobody_takes_is_noticed() {
+    let a = Origin::start("a").await;
+    a.at_head(|_| vec![Step::Hold]);
+    let balancer = Balancer::start(config([&a]).listener("max_body_bytes = 100000000")).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    let (answer, mut upload) = client.begin(request("POST", "/", &[]), false).await;
+    // More than the buffers on the way hold.
+    upload.send_data(vec![b'x'; 50_000_000].into(), false).expect("an open stream");
+    eventually("the head arrived", async || a.heads() == 1).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    upload.send_reset(Reason::CANCEL);
+    drop(answer);
+    balancer.is_idle().await;
+}
+
+#[tokio::test]
 async fn a_client_that_cancels_lets_its_backend_go_and_must_not_do_only_that() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(config([&a]).app(Pool::without_ejection)).await;

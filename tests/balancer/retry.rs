@@ -131,6 +131,23 @@ async fn time_that_the_client_takes_to_upload_is_not_counted() {
     assert_eq!(b.last_request().body, b"body");
 }
 
+// A body that is read before a backend is chosen used to count, and its time was taken for the backend's.
+#[tokio::test]
+async fn nor_is_the_time_for_a_body_that_is_read_before() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    a.answer(|_| vec![Step::Reset]);
+    let config = Config::of([&a, &b]).app(|pool| pool.set("retry_timeout = \"300ms\""));
+    let balancer = Balancer::start(config).await;
+    let mut wire = balancer.connect().await;
+    wire.send("PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbo").await;
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    wire.send("dy").await;
+    assert_eq!(wire.reply().await.origin(), "b");
+    assert_eq!(a.heads(), 1);
+    let backend = balancer.backend(&b).await;
+    assert!(backend["latency_seconds"].as_f64().is_some_and(|latency| latency < 1.0), "{backend}");
+}
+
 // A retry went by the pool that the exchange had begun with: drained and removed backends were still chosen, and what
 // had been tried was known by its position, which is another backend's after a change.
 #[tokio::test]

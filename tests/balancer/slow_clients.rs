@@ -75,6 +75,20 @@ async fn a_body_that_drips_is_408_though_no_single_wait_is_long() {
     assert_eq!(balancer.backend(&a).await["failures"], 0, "the client's fault, not the backend's");
 }
 
+// What came while the backend was waited for, such as the first part, used not to count.
+#[tokio::test]
+async fn a_client_that_has_sent_much_may_pause() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut wire = balancer.connect().await;
+    wire.send(post(2 * LARGE)).await;
+    wire.send(vec![b'x'; LARGE]).await;
+    // Longer than the grace.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    wire.send(vec![b'x'; LARGE]).await;
+    assert_eq!(wire.reply().await.status, 200);
+}
+
 #[tokio::test]
 async fn a_client_that_drinks_in_sips_is_let_go() {
     let a = Origin::start("a").await;

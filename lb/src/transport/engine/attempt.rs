@@ -30,6 +30,10 @@ const LARGE_READ_BYTES: usize = 64 * 1024;
 /// How much of the next requests is taken in while this one is being answered.
 const MOST_PIPELINED_BYTES: usize = 16 * 1024;
 
+/// How often the client is read before the other direction has its turn. Without it a client that sends as fast as it is
+/// read uses up what tokio lets a task do at once, and the backend is not heard.
+const MOST_READS_AT_ONCE: usize = 16;
+
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 pub struct Attempt<'a> {
@@ -160,10 +164,9 @@ impl<'a> Attempt<'a> {
                 }
                 None => self.patience(),
             };
-            let received = self.body.received();
             let heard = timer.limit(patience, |cx| self.poll_hear(cx)).await;
             if wait == Wait::Client {
-                self.body.pace.moved(self.body.received().saturating_sub(received), timer.waited());
+                self.body.pace.moved(0, timer.waited());
             }
             match (heard, wait) {
                 (Ok(heard), _) => heard?,
@@ -241,8 +244,10 @@ impl<'a> Attempt<'a> {
     /// is another one now.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Failure> {
         let mut has_moved = false;
-        loop {
+        for _ in 0..MOST_READS_AT_ONCE {
             match self.poll_flush_to_backend(cx) {
+                // Nothing of the client is read meanwhile; a stream tells all the same that it was given up.
+                Poll::Pending if self.client.is_given_up(cx) => return Err(Failure::ClientGone),
                 Poll::Pending => return Ok(if has_moved { Poll::Ready(()) } else { Poll::Pending }),
                 Poll::Ready(has_written) => has_moved |= has_written,
             }
@@ -260,6 +265,7 @@ impl<'a> Attempt<'a> {
                 Poll::Pending => return Ok(if has_moved { Poll::Ready(()) } else { Poll::Pending }),
             }
         }
+        Ok(Poll::Ready(()))
     }
 
     /// Ready when all is sent; true if that took anything.
@@ -435,10 +441,9 @@ impl<'a> Attempt<'a> {
             } else {
                 (self.settings.read_timeout, Failure::ResponseStalled)
             };
-            let received = self.body.received();
             let reading = timer.limit(patience, |cx| self.poll_content(cx, is_plain)).await;
             if owes {
-                self.body.pace.moved(self.body.received().saturating_sub(received), timer.waited());
+                self.body.pace.moved(0, timer.waited());
             }
             // `None`: the request moved on, and the wait is another one now.
             if let Some(count) = reading.map_err(|_| late)?? {
@@ -490,10 +495,11 @@ impl<'a> Attempt<'a> {
     /// Nobody takes the rest of the request, yet a client may read its answer only when it has sent everything.
     fn drop_rest_of_request(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Failure> {
         let before = self.dropped;
-        while let Poll::Ready(read) = self.client.poll_discard(cx) {
-            match read {
-                Ok(count) if count > 0 => self.dropped += count as u64,
-                _ => return Err(Failure::ClientGone),
+        for _ in 0..MOST_READS_AT_ONCE {
+            match self.client.poll_discard(cx) {
+                Poll::Ready(Ok(count)) if count > 0 => self.dropped += count as u64,
+                Poll::Ready(_) => return Err(Failure::ClientGone),
+                Poll::Pending => break,
             }
         }
         Ok(if self.dropped > before { Poll::Ready(()) } else { Poll::Pending })

@@ -1,6 +1,7 @@
 //! Content on its way from one side to the other: understood as it came, framed anew.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use super::pace::Pace;
 use crate::proxy::failure::Failure;
@@ -28,7 +29,7 @@ pub struct RequestBody {
     is_at_hand: bool,
     /// The client was sent a 100, which it gets once.
     pub has_continued: bool,
-    /// How the client keeps up with sending it.
+    /// How the client keeps up with sending it. What is taken counts by itself, whoever is waited for meanwhile.
     pub pace: Pace,
 }
 
@@ -112,6 +113,7 @@ impl RequestBody {
             let progress = self.reader.advance(input).map_err(|_| Failure::RequestMalformed)?;
             let data = progress.data(input);
             self.received += data.len() as u64;
+            self.pace.moved(data.len() as u64, Duration::ZERO);
             if self.most.is_some_and(|most| self.received > most) {
                 return Err(Failure::BodyTooLarge);
             }

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::futures::Notified;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::io::poll_read_buf;
 
 use super::attempt::Attempt;
@@ -22,7 +22,7 @@ use super::request::{self, Told};
 use super::stream::ClientStream;
 use super::timer::Timer;
 use super::work::Work;
-use super::{Engine, idle, tunnel};
+use super::{Engine, http2, idle, tunnel};
 use crate::access_log::{AccessLog, Record, Served};
 use crate::backend::Backend;
 use crate::date;
@@ -39,6 +39,8 @@ use crate::transport::http1::websocket;
 const HEAD_READ_BYTES: usize = 4096;
 /// How long a client has to be idle before it has to leave to make room for others.
 pub(super) const LEAST_IDLE: Duration = Duration::from_secs(1);
+/// How long a stream may linger once the process stops, as connections that carry nothing may.
+const LINGERING_AT_STOP: Duration = Duration::from_secs(1);
 /// How long closing an idle connection may take under TLS.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -298,6 +300,10 @@ impl Carrier<'_> {
             exchange.ended_by_client(failure);
             return self.answer_failure(work, failure, false).await;
         }
+        if !body.pace.waited().is_zero() {
+            // What the client took for its body is no time of a backend.
+            now = Instant::now();
+        }
         let is_idempotent = work.request.method().is_idempotent();
         let waited_before = body.pace.waited();
         loop {
@@ -542,10 +548,16 @@ async fn linger(engine: &Engine, client: &mut ClientStream) {
         };
         while let Ok(Ok(1..)) = timeout(listener.lingering_timeout, poll_fn(&mut discard)).await {}
     };
+    let stop = async {
+        http2::stopping(engine).await;
+        sleep(LINGERING_AT_STOP).await;
+    };
     tokio::select! {
         biased;
         _ = timeout(listener.lingering_time, lingering) => {}
         () = engine.sheds_lingering(), if !is_stream => {}
+        // Connections are not waited for while they linger, but one of HTTP/2 is for its streams.
+        () = stop, if is_stream => {}
     }
 }
 

@@ -173,7 +173,7 @@ async fn must_leave(engine: &Engine, idle_since: Instant) {
     }
 }
 
-async fn stopping(engine: &Engine) {
+pub(super) async fn stopping(engine: &Engine) {
     loop {
         let mut notified = pin!(engine.stop.idle.notified());
         notified.as_mut().enable();

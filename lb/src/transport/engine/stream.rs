@@ -54,6 +54,12 @@ impl ClientStream {
         Pin::new(self).poll_read(cx, &mut scrap).map_ok(|()| scrap.filled().len())
     }
 
+    /// Whether the client has reset its stream, which can be told without reading; else has `cx` woken by it.
+    pub fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
+        let Self::Http2(stream) = self else { return false };
+        stream.poll_reset(cx).is_ready()
+    }
+
     /// Ends the connection so that the client cannot take what it has for a whole message: by a reset, or under TLS by
     /// leaving out the closing alert.
     pub fn abort(self) {

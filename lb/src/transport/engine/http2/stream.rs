@@ -134,7 +134,7 @@ impl Http2Stream {
     }
 
     /// Waits until the client gives the stream up. It cannot once it has the whole response.
-    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let reset = match &mut self.output {
             Output::Head(_) => self.respond.poll_reset(cx),
             Output::Content(send, _) => send.poll_reset(cx),

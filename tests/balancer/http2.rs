@@ -6,7 +6,7 @@ use bytes::Bytes;
 use h2::Reason;
 use http::HeaderMap;
 use tests::http2::{self, Http2, PREFACE, frame, kind, literals, reply, request, rest, tls, write};
-use tests::{Balancer, Config, End, Origin, Pool, Step, eventually, response, within};
+use tests::{Balancer, Config, End, Origin, Pool, Port, Step, eventually, response, within};
 use tokio::process::Command;
 
 const SHORT_TIMEOUTS: &str = "header_timeout = \"300ms\"\nkeepalive_timeout = \"300ms\"\nbody_timeout = \"300ms\"";
@@ -58,6 +58,26 @@ async fn requests_and_responses_pass_as_over_http_1() {
     a.answer_with(response(200, &[], &copy));
     let answer = client.get("/").await;
     assert!(answer.body == copy, "{} bytes came", answer.body.len());
+}
+
+#[tokio::test]
+async fn the_end_of_a_response_needs_no_window() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a])).await;
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (window, chunks) in [(3, "3\r\nabc\r\n0\r\n\r\n"), (3, "3\r\nabc\r\n0\r\nX-Sum: 6\r\n\r\n"), (0, "0\r\n\r\n")] {
+        a.answer_with(format!("{chunked}{chunks}"));
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(window);
+        let mut client = Http2::over(http2::connect(balancer.address()).await, builder).await;
+        let (answer, _) = client.begin(request("GET", "/", &[]), true).await;
+        let mut content = within("a response", answer).await.expect("a response").into_body();
+        let mut came = 0;
+        while let Some(data) = within("content", content.data()).await {
+            came += data.expect("content").len();
+        }
+        assert_eq!(came, window as usize);
+    }
 }
 
 #[tokio::test]
@@ -134,6 +154,35 @@ async fn uploads_that_never_end_are_nobodys_failure_but_the_clients() {
         assert_eq!(balancer.backend(origin).await["failures"], 0);
         balancer.sees(origin, "healthy").await;
     }
+}
+
+// Forty of them used to leave no window to the rest of their connection, for as long as `write_timeout` after the client
+// had reset them.
+#[tokio::test]
+async fn uploads_that_nobody_reads_hold_up_no_others() {
+    let a = Origin::start("a").await;
+    let port = Port::reserve();
+    let _never_read = port.listen_with_small_buffers();
+    let stuck = Pool::empty("stuck").backend(&port.address().to_string(), "").without_ejection();
+    let config = config([&a]).pool(stuck).route("", "/", "app").route("", "/stuck", "stuck");
+    let balancer = Balancer::start(config).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    let mut uploads = Vec::new();
+    for _ in 0..40 {
+        let (answer, mut body) = client.begin(request("POST", "/stuck", &[]), false).await;
+        body.send_data(Bytes::from(vec![b'x'; 1 << 20]), false).expect("an open stream");
+        uploads.push((answer, body));
+    }
+    // Until the buffers are full: too short a pause would hide the fault, never make one.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (answer, mut body) = client.begin(request("POST", "/", &[]), false).await;
+    body.send_data(Bytes::from(vec![b'y'; 256 << 10]), true).expect("an open stream");
+    assert_eq!(reply(answer).await.expect("a response").status, 200);
+    for (_, body) in &mut uploads {
+        body.send_reset(Reason::CANCEL);
+    }
+    balancer.is_idle().await;
+    assert_eq!(client.get("/").await.status, 200);
 }
 
 #[tokio::test]

@@ -246,7 +246,8 @@ impl<'a> Attempt<'a> {
         let mut has_moved = false;
         for _ in 0..MOST_READS_AT_ONCE {
             match self.poll_flush_to_backend(cx) {
-                // Nothing of the client is read meanwhile; a stream tells all the same that it was given up.
+                // Nothing of the client is read meanwhile; a stream tells all the same that it was given up. Until it is
+                // dropped it keeps its part of the connection's window.
                 Poll::Pending if self.client.is_given_up(cx) => return Err(Failure::ClientGone),
                 Poll::Pending => return Ok(if has_moved { Poll::Ready(()) } else { Poll::Pending }),
                 Poll::Ready(has_written) => has_moved |= has_written,

@@ -32,9 +32,9 @@ const MAX_STREAMS: u32 = 100;
 /// Largest list of fields that is decoded, in bytes as RFC 9113 §6.5.2 counts them. The limits on a head are lower and
 /// have an answer of their own.
 const MAX_FIELDS_BYTES: u32 = 64 * 1024;
-/// How much content a client may send ahead on all streams together. More than one stream's window (64 KiB), so that
-/// a stream whose backend does not read holds up no other.
-const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// How much content a client may send ahead on all streams together: the windows of all (64 KiB each) and of one more,
+/// so that those whose backend does not read hold up no other.
+const CONNECTION_WINDOW_BYTES: u32 = (MAX_STREAMS + 1) * 64 * 1024;
 /// How much of a response is buffered for one stream.
 const MAX_SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// Malformed streams after which the connection ends.

@@ -54,10 +54,10 @@ impl ClientStream {
         Pin::new(self).poll_read(cx, &mut scrap).map_ok(|()| scrap.filled().len())
     }
 
-    /// Whether the client has reset its stream, which can be told without reading; else has `cx` woken by it.
+    /// Whether the client has given its request up, as HTTP/2 tells before what it sent has been read. Otherwise `cx`
+    /// is woken when it does.
     pub fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
-        let Self::Http2(stream) = self else { return false };
-        stream.poll_reset(cx).is_ready()
+        matches!(self, Self::Http2(stream) if stream.is_given_up(cx))
     }
 
     /// Ends the connection so that the client cannot take what it has for a whole message: by a reset, or under TLS by

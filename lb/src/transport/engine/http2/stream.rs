@@ -133,8 +133,13 @@ impl Http2Stream {
         }
     }
 
+    /// Whether the client has given the stream up; to be asked where nothing is read.
+    pub fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
+        matches!(self.poll_reset(cx), Poll::Ready(Err(_)))
+    }
+
     /// Waits until the client gives the stream up. It cannot once it has the whole response.
-    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let reset = match &mut self.output {
             Output::Head(_) => self.respond.poll_reset(cx),
             Output::Content(send, _) => send.poll_reset(cx),
@@ -185,13 +190,21 @@ impl Http2Stream {
     fn poll_write_content(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let Output::Content(send, reader) = &mut self.output else { return Poll::Ready(Ok(0)) };
         send.reserve_capacity(buf.len());
-        while send.capacity() == 0 {
+        let mut most = send.capacity();
+        if most == 0 {
+            // What delimits content, and its end, need no window: a client may have opened it for the content alone.
+            let next = reader.clone().advance(buf).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+            if next.data(buf).is_empty() {
+                most = next.consumed;
+            }
+        }
+        while most == 0 {
             match ready!(send.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
+                Some(Ok(_)) => most = send.capacity(),
                 Some(Err(_)) | None => return Poll::Ready(Err(self.reset())),
             }
         }
-        let buf = &buf[..buf.len().min(send.capacity())];
+        let buf = &buf[..buf.len().min(most)];
         let mut at = 0;
         let mut sent = Ok(());
         while at < buf.len() && sent.is_ok() {

@@ -202,7 +202,7 @@ struct Document {
 
 impl StateFile {
     /// Opens the file and reads what it keeps. A file that cannot be understood is set aside under another name and
-    /// never stops the start; one that cannot be read is not written over; nothing is kept without a path.
+    /// never stops the start; one that cannot be read, or set aside, is not written over; nothing is kept without a path.
     pub fn open(path: Option<PathBuf>) -> (Self, Changes) {
         let Some(path) = path else { return (Self { secret: random_secret(), writing: None }, Changes::default()) };
         let found = read_or_set_aside(&path);
@@ -294,7 +294,7 @@ fn save(path: &Path, secret: &Secret, changes: &Changes) -> io::Result<()> {
     let document = Document { format: FORMAT, sticky_secret: STANDARD.encode(secret.expose()), pools: changes.clone() };
     let mut text = serde_json::to_vec_pretty(&document)?;
     text.push(b'\n');
-    let beside = path.with_extension("json.new");
+    let beside = with_suffix(path, ".new");
     // A leftover of a crash would keep its old permissions.
     let _ = fs::remove_file(&beside);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
@@ -307,7 +307,14 @@ fn save(path: &Path, secret: &Secret, changes: &Changes) -> io::Result<()> {
     }
 }
 
-/// The file is there and cannot be read: what it keeps is not to be lost.
+/// The file's name and more: files beside each other share no other one, whatever they are called.
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// The file is there and cannot be read, or not set aside: what it keeps is not to be lost.
 struct Unreadable;
 
 fn read_or_set_aside(path: &Path) -> Result<Option<(Secret, Changes)>, Unreadable> {
@@ -326,12 +333,20 @@ fn read_or_set_aside(path: &Path) -> Result<Option<(Secret, Changes)>, Unreadabl
             return Err(Unreadable);
         }
     };
-    let aside = path.with_extension("json.corrupt");
-    let outcome = match fs::rename(path, &aside) {
-        Ok(()) => format!("set aside as {}", aside.display()),
-        Err(e) => format!("and cannot be set aside: {e}"),
-    };
-    tracing::warn!("the state file {} is corrupt ({problem}), {outcome}; starting without it", path.display());
+    let aside = with_suffix(path, ".corrupt");
+    let set_aside = fs::rename(path, &aside);
+    let path = path.display();
+    if let Err(e) = set_aside {
+        tracing::warn!(
+            "the state file {path} is corrupt ({problem}) and cannot be set aside: {e}; starting without it, and changes \
+             made at run time end with this process, so that nothing in it is lost: move it away, and start again"
+        );
+        return Err(Unreadable);
+    }
+    tracing::warn!(
+        "the state file {path} is corrupt ({problem}), set aside as {}; starting without it",
+        aside.display()
+    );
     Ok(None)
 }
 
@@ -436,6 +451,31 @@ mod tests {
             fs::write(&path, bytes).expect("writable");
             assert_eq!(StateFile::open(Some(path.clone())).1, Changes::default());
             assert!(!path.exists() && folder.path().join("evenkeel.state.json.corrupt").exists());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_corrupt_file_that_cannot_be_set_aside_is_not_written_over() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("evenkeel.state.json");
+        fs::write(&path, "{").expect("writable");
+        fs::create_dir(folder.path().join("evenkeel.state.json.corrupt")).expect("writable");
+        let (state, _) = StateFile::open(Some(path.clone()));
+        state.keep(Changes::between(&file(), &changed()));
+        assert_eq!(state.persistence(Duration::from_secs(20)).await, Persistence::Failed);
+        assert_eq!(fs::read(&path).expect("still there"), b"{");
+    }
+
+    #[test]
+    fn files_whose_names_differ_in_the_end_share_no_other_file() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for name in ["state.one", "state.two"] {
+            fs::write(folder.path().join(name), name).expect("writable");
+            StateFile::open(Some(folder.path().join(name)));
+        }
+        for name in ["state.one", "state.two"] {
+            let aside = folder.path().join(format!("{name}.corrupt"));
+            assert_eq!(fs::read_to_string(aside).expect("set aside"), name);
         }
     }
 }

@@ -57,7 +57,8 @@ impl ClientStream {
     /// Whether the client has given its request up, as HTTP/2 tells before what it sent has been read. Otherwise `cx`
     /// is woken when it does.
     pub fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
-        matches!(self, Self::Http2(stream) if stream.is_given_up(cx))
+        let Self::Http2(stream) = self else { return false };
+        stream.is_given_up(cx)
     }
 
     /// Ends the connection so that the client cannot take what it has for a whole message: by a reset, or under TLS by

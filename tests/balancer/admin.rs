@@ -262,7 +262,7 @@ async fn the_configuration_in_force_leaves_out_what_waits_for_the_next_start() {
         let answer = balancer.change("POST", "/admin/reload", None).await;
         assert_eq!(answer["warnings"], json!([warned]));
         let in_force = balancer.change("GET", "/admin/config", None).await;
-        assert_eq!(in_force["listeners"][0]["lingering_time"], 30, "{in_force}");
+        assert_eq!(in_force["listeners"][0]["lingering_time"], 30.0, "{in_force}");
     }
     balancer.configure(&config);
     let answer = balancer.change("POST", "/admin/reload", None).await;

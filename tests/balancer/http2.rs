@@ -90,6 +90,7 @@ async fn who_keeps_a_connection_silent_is_let_go() {
         write(&mut client, sent).await;
         rest(&mut client).await;
     }
+    let balancer = Balancer::start(config([&a]).listener("keepalive_timeout = \"300ms\"")).await;
     let mut client = Http2::connect(balancer.address()).await;
     assert_eq!(client.get("/").await.status, 200);
     client.closed().await.expect("a friendly end");

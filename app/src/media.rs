@@ -447,14 +447,16 @@ mod tests {
     // for a slow bucket made none.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_check_holds_its_turn_to_its_own_end_and_no_longer() {
-        let limits = Limits { bytes: 1_000_000, pixels: 9_000_000 };
-        let content = picture(3_000, 3_000, ImageFormat::Png);
+        let limits = Limits { bytes: 4_000_000, pixels: 25_000_000 };
+        let content = picture(5_000, 5_000, ImageFormat::Png);
         let checks = Arc::new(Semaphore::new(1));
-        let begin = async || {
-            let mut spool = Spool::new(limits).await.unwrap();
-            spool.push(&content).await.unwrap();
-            let checks = Arc::clone(&checks);
-            tokio::spawn(async move { spool.keep(&Stuck, &checks, limits).await.map(|_| ()) })
+        let begin = || {
+            let (content, checks) = (content.clone(), Arc::clone(&checks));
+            tokio::spawn(async move {
+                let mut spool = Spool::new(limits).await.unwrap();
+                spool.push(&content).await.unwrap();
+                spool.keep(&Stuck, &checks, limits).await.map(|_| ())
+            })
         };
         let free = async |count: usize| {
             let turned = async {
@@ -467,14 +469,14 @@ mod tests {
                 .expect("a turn is taken and given back");
         };
 
-        let leaving = begin().await;
+        let leaving = begin();
         free(0).await;
         leaving.abort();
         assert!(leaving.await.unwrap_err().is_cancelled());
         assert_eq!(checks.available_permits(), 0, "the picture is still being decoded");
         free(1).await;
 
-        let storing = begin().await;
+        let storing = begin();
         free(0).await;
         free(1).await;
         assert!(!storing.is_finished());

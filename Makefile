@@ -35,7 +35,7 @@ up:
 
 ## All tests and checks but those of the compose stack; CI runs this, then test-compose
 test: tools-test python check deny checks
-	cargo build --workspace --bins
+	cargo build --workspace --bins --tests
 	cargo test --workspace --no-fail-fast -- --test-threads $(TEST_THREADS) --show-output
 
 ## Format and lints

@@ -225,6 +225,7 @@ async fn a_removed_backend_that_is_added_again_starts_anew() {
     let balancer = Balancer::start(Config::of([&a, &b])).await;
     balancer.origins_of(4).await;
     balancer.change("DELETE", &backend_path(&b), None).await;
+    eventually("the removed backend is gone", async || balancer.backend(&b).await.is_null()).await;
     let added = json!({ "address": b.address().to_string() });
     let backend = balancer.change("POST", "/admin/pools/app/backends", Some(added)).await;
     assert_eq!(backend["requests"], 0);

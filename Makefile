@@ -42,6 +42,8 @@ test: tools-test python check deny checks
 check: tools-demo
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- --deny warnings
+	# As README builds it: alone, without the features that other packages ask of its dependencies.
+	cargo check --package evenkeel
 
 ## SQL against CrateDB's grammar, compose files against both specifications, dashboards and alerts by promtool
 checks: tools-test python

@@ -75,9 +75,9 @@ pub struct Stop {
     sheddings: AtomicUsize,
 }
 
-/// Counts an exchange of a thread until dropped.
+/// Counts one more until dropped.
 #[derive(Debug)]
-pub struct InExchange<'a>(&'a AtomicUsize);
+pub struct Counted<'a>(&'a AtomicUsize);
 
 impl Engine {
     pub fn new(listener: &ListenerConfig, shared: &Shared, most_idle: usize, stop: Arc<Stop>) -> Self {
@@ -109,7 +109,7 @@ impl Engine {
     /// To be awaited while a client lingers: returns when it has to leave to make room.
     async fn sheds_lingering(&self) {
         let Stop { lingering, lingering_to_shed, shed_lingering, .. } = &*self.stop;
-        let _lingering = Lingering::new(lingering);
+        let _lingering = Counted::new(lingering);
         loop {
             let mut notified = pin!(shed_lingering.notified());
             notified.as_mut().enable();
@@ -140,9 +140,8 @@ impl Stop {
     }
 
     /// To be held from a request's head to the end of its answer, by which a stop knows what it has to wait for.
-    pub fn in_exchange(&self) -> InExchange<'_> {
-        self.exchanges.fetch_add(1, Ordering::Relaxed);
-        InExchange(&self.exchanges)
+    pub fn in_exchange(&self) -> Counted<'_> {
+        Counted::new(&self.exchanges)
     }
 
     pub fn exchanges(&self) -> usize {
@@ -174,23 +173,14 @@ fn take_one(count: &AtomicUsize) -> bool {
     count.try_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1)).is_ok()
 }
 
-/// Counts a client that lingers until dropped.
-struct Lingering<'a>(&'a AtomicUsize);
-
-impl<'a> Lingering<'a> {
+impl<'a> Counted<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self(count)
     }
 }
 
-impl Drop for Lingering<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for InExchange<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

@@ -159,25 +159,27 @@ async fn carry(engine: Arc<Engine>, stream: Http2Stream, peer: Arc<Peer>, open: 
 
 /// Waits until a connection that is idle since then has to leave: the process stops, or the place is wanted.
 async fn must_leave(engine: &Engine, idle_since: Instant) {
-    loop {
-        let mut notified = pin!(engine.stop.idle.notified());
-        notified.as_mut().enable();
-        if engine.stop.has_begun() {
-            return;
-        }
-        if idle_since.elapsed() >= LEAST_IDLE && engine.room.is_full() && engine.stop.sheds_one() {
+    let is_shed = || {
+        let is_shed = idle_since.elapsed() >= LEAST_IDLE && engine.room.is_full() && engine.stop.sheds_one();
+        if is_shed {
             engine.control.metrics.client_connections_shed.inc();
-            return;
         }
-        notified.await;
-    }
+        is_shed
+    };
+    called(engine, || engine.stop.has_begun() || is_shed()).await;
 }
 
+/// Waits until the process stops.
 pub(super) async fn stopping(engine: &Engine) {
+    called(engine, || engine.stop.has_begun()).await;
+}
+
+/// Asks at once, and again whenever idle connections are called.
+async fn called(engine: &Engine, mut is_meant: impl FnMut() -> bool) {
     loop {
         let mut notified = pin!(engine.stop.idle.notified());
         notified.as_mut().enable();
-        if engine.stop.has_begun() {
+        if is_meant() {
             return;
         }
         notified.await;

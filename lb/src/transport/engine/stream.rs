@@ -36,9 +36,8 @@ impl ClientStream {
         }
     }
 
-    /// Whether the client has sent what nobody read: closing now would reset the connection. What is
-    /// found under TLS is dropped. Costs no system call
-    /// while the runtime has heard nothing of the socket.
+    /// Whether the client has sent what nobody read: closing now would reset the connection. What is found under TLS is
+    /// dropped. Costs no system call while the runtime has heard nothing of the socket.
     pub fn has_unread_bytes(&mut self) -> bool {
         match self {
             Self::Tcp(tcp) => matches!(tcp.try_read(&mut [0]), Ok(count) if count > 0),

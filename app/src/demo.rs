@@ -7,16 +7,16 @@ mod child;
 mod guide;
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     signal::unix::{Signal, SignalKind, signal},
     time::{Instant, timeout, timeout_at},
 };
@@ -48,8 +48,8 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
     // Before anything is started, so that a stop meanwhile is not missed.
     let mut stops = Stops::new()?;
     let evenkeel = find_evenkeel(args.evenkeel.as_deref())?;
-    let listen = choose_port("--port", args.port)?;
-    let admin = choose_port("--admin-port", args.admin_port)?;
+    let (listen, listen_held) = hold_port("--port", args.port)?;
+    let (admin, admin_held) = hold_port("--admin-port", args.admin_port)?;
     ensure!(listen != admin, "--port and --admin-port are both {}: choose two", listen.port());
     let apps = choose_app_ports(&args.app_ports)?;
     let folder = prepare(&args.data_dir)?;
@@ -58,6 +58,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
     let result = tokio::select! {
         result = demo.start(&evenkeel, listen, admin, &apps) => match result {
             Ok(()) => {
+                drop((listen_held, admin_held));
                 guide::print(&demo, &evenkeel, listen, admin);
                 demo.watch(&mut stops).await
             }
@@ -205,25 +206,34 @@ fn find_evenkeel(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// The port that was asked for, if it is free.
-fn choose_port(flag: &str, port: u16) -> anyhow::Result<SocketAddr> {
-    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-        Ok(listener) => Ok(listener.local_addr()?),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            bail!("port {port} is taken by another program: stop that, or choose another port with {flag}")
+/// The port that was asked for, if it is free, and a socket that keeps it: bound and never listening, it lets a child
+/// bind the same port with `SO_REUSEADDR`, as Rust's listeners do, but the kernel gives the port to nobody who asks for
+/// any.
+fn hold_port(flag: &str, port: u16) -> anyhow::Result<(SocketAddr, TcpSocket)> {
+    let held = || {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind((Ipv4Addr::LOCALHOST, port).into())?;
+        Ok((socket.local_addr()?, socket))
+    };
+    held().map_err(|error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            anyhow!("port {port} is taken by another program: stop that, or choose another port with {flag}")
         }
-        Err(error) => bail!("port {port} cannot be used ({error}): choose another with {flag}"),
-    }
+        _ => anyhow!("port {port} cannot be used ({error}): choose another with {flag}"),
+    })
 }
 
-/// The ports that were asked for, or the usual ones, or any (0) where those are taken.
+/// The ports that were asked for, or the usual ones, or any (0) where those are taken. An instance that takes any port
+/// says which.
 fn choose_app_ports(asked: &[u16]) -> anyhow::Result<Vec<SocketAddr>> {
-    if !asked.is_empty() {
-        ensure!(asked.len() == 3, "--app-ports has {} ports: give three, such as 9001,9002,9003", asked.len());
-        return asked.iter().map(|&port| choose_port("--app-ports", port)).collect();
+    let address = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let is_free = |port| hold_port("--app-ports", port).map(drop);
+    if asked.is_empty() {
+        return Ok(USUAL_APP_PORTS.into_iter().map(|port| address(is_free(port).map_or(0, |()| port))).collect());
     }
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    Ok(USUAL_APP_PORTS.into_iter().map(|port| choose_port("--app-ports", port).unwrap_or(any)).collect())
+    ensure!(asked.len() == 3, "--app-ports has {} ports: give three, such as 9001,9002,9003", asked.len());
+    asked.iter().map(|&port| is_free(port).map(|()| address(port))).collect()
 }
 
 /// The data folder by its full name, with all that goes into it.
@@ -315,16 +325,26 @@ const ASK_EVERY: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
-    #[test]
-    fn a_taken_port_is_named_with_its_flag() {
+    #[tokio::test]
+    async fn a_taken_port_is_named_with_its_flag() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let error = choose_port("--admin-port", port).unwrap_err().to_string();
+        let error = hold_port("--admin-port", port).unwrap_err().to_string();
         assert!(error.contains(&port.to_string()) && error.contains("--admin-port"), "{error}");
         assert!(choose_app_ports(&[port, 0, 0]).is_err(), "ports that were asked for are not replaced");
         assert!(choose_app_ports(&[0, 0]).unwrap_err().to_string().contains("three"));
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_held_can_be_listened_on_by_a_child() {
+        let (address, held) = hold_port("--port", 0).unwrap();
+        let listening = TcpListener::bind(address).unwrap();
+        drop(held);
+        assert!(std::net::TcpStream::connect(listening.local_addr().unwrap()).is_ok());
     }
 
     #[test]

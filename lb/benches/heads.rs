@@ -5,11 +5,11 @@ mod samples;
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use evenkeel::transport::http1::head::RequestHead;
-use evenkeel::transport::http1::limits::Limits;
-use evenkeel::transport::http1::message::{Method, Parsed, Version};
-use evenkeel::transport::http1::response::ResponseHead;
-use evenkeel::transport::http1::rewrite::{self, Persistence, RequestPlan, ResponsePlan};
+use evenkeel::http::h1::head::RequestHead;
+use evenkeel::http::h1::response::ResponseHead;
+use evenkeel::http::h1::rewrite::{self, Persistence, RequestPlan, ResponsePlan};
+use evenkeel::message::limits::Limits;
+use evenkeel::message::{Method, Parsed, Version};
 use samples::{REQUEST, RESPONSE};
 
 fn request(c: &mut Criterion) {

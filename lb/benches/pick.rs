@@ -6,8 +6,10 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use evenkeel::backend::{Backend, Weight};
-use evenkeel::balance::{Algorithm, Candidates, Key, Member, Ring, Turn, Usable};
+use evenkeel::backend::Backend;
+use evenkeel::balance::{Candidates, Key, Member, Ring, Turn, Usable, balance};
+use evenkeel::config::algorithm::Algorithm;
+use evenkeel::config::backend::Weight;
 use evenkeel::metrics::BackendMetrics;
 
 const POOLS: [u32; 4] = [3, 16, 100, 10_000];
@@ -31,7 +33,7 @@ fn pick(c: &mut Criterion) {
         // Everybody is busy: the search for the least loaded finds no idle backend to stop at.
         let _leases: Vec<_> = members.iter().map(|member| member.backend.lease()).collect();
         for algorithm in Algorithm::ALL {
-            let balance = algorithm.balance(&members, &usable, &Turn::default(), || Arc::new(Ring::new(&members)));
+            let balance = balance(algorithm, &members, &usable, &Turn::default(), || Arc::new(Ring::new(&members)));
             let candidates = Candidates { members: &members, usable: &usable, tried: &[], skips_ejected: false };
             let mut client = 0u32;
             c.bench_with_input(BenchmarkId::new(format!("pick/{algorithm}"), count), &count, |b, _| {
@@ -53,7 +55,7 @@ fn make_ready(c: &mut Criterion) {
         let usable = Usable::new(members.len(), (0..count).collect());
         for algorithm in [Algorithm::Weighted, Algorithm::IpHash] {
             group.bench_with_input(BenchmarkId::new(algorithm.as_str(), count), &count, |b, _| {
-                b.iter(|| algorithm.balance(&members, &usable, &Turn::default(), || Arc::new(Ring::new(&members))));
+                b.iter(|| balance(algorithm, &members, &usable, &Turn::default(), || Arc::new(Ring::new(&members))));
             });
         }
     }

@@ -11,10 +11,10 @@ use prometheus::IntCounter;
 use serde::Serialize;
 
 use crate::config::{AccessLogConfig, AccessLogFile, AccessLogFormat};
+use crate::exchange::failure::Failure;
+use crate::exchange::refusal::Refusal;
+use crate::exchange::{Exchange, Outcome};
 use crate::lines::{Queue, Settings, Writer};
-use crate::proxy::exchange::{Exchange, Outcome};
-use crate::proxy::failure::Failure;
-use crate::proxy::refusal::Refusal;
 
 /// Bytes of lines that may wait for the disk.
 const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;

@@ -10,30 +10,16 @@ mod weighted;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
-use crate::backend::{Backend, Weight};
+use crate::backend::Backend;
+use crate::config::algorithm::Algorithm;
+use crate::config::backend::Weight;
 pub use ip_hash::Ring;
 pub use turns::Turns;
 
 /// Position of a backend in its pool.
 pub type BackendIndex = u32;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Algorithm {
-    /// Each candidate in turn, weights ignored.
-    RoundRobin,
-    /// Smooth weighted round robin: 5:1:1 goes a a b a c a a (nginx's `weight=`).
-    Weighted,
-    /// Fewest exchanges in flight per unit of weight, ties in turn (nginx's `least_conn`).
-    LeastConnections,
-    /// Ketama on the client's address (nginx's `hash $remote_addr consistent`).
-    IpHash,
-}
 
 /// A way to choose among candidates.
 pub trait Balance: fmt::Debug + Send + Sync {
@@ -77,54 +63,21 @@ pub struct Key {
 /// start every turn at the first backend again.
 pub type Turn = Arc<Turns>;
 
-impl Algorithm {
-    pub const ALL: [Self; 4] = [Self::RoundRobin, Self::Weighted, Self::LeastConnections, Self::IpHash];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::RoundRobin => "round-robin",
-            Self::Weighted => "weighted",
-            Self::LeastConnections => "least-connections",
-            Self::IpHash => "ip-hash",
+/// `algorithm`, ready for these backends. `ring` is the pool's, made when first needed.
+pub fn balance(
+    algorithm: Algorithm,
+    members: &[Member],
+    usable: &Usable,
+    turn: &Turn,
+    ring: impl FnOnce() -> Arc<Ring>,
+) -> Box<dyn Balance> {
+    match algorithm {
+        Algorithm::RoundRobin => Box::new(round_robin::RoundRobin::new(Arc::clone(turn))),
+        Algorithm::Weighted => Box::new(weighted::Weighted::new(members, usable, Arc::clone(turn))),
+        Algorithm::LeastConnections => {
+            Box::new(least_connections::LeastConnections::new(members, usable, Arc::clone(turn)))
         }
-    }
-
-    /// The names that can be written, for messages.
-    pub fn choices() -> String {
-        Self::ALL.map(Self::as_str).join(", ")
-    }
-
-    /// The algorithm, ready for these backends. `ring` is the pool's, made when first needed.
-    pub fn balance(
-        self,
-        members: &[Member],
-        usable: &Usable,
-        turn: &Turn,
-        ring: impl FnOnce() -> Arc<Ring>,
-    ) -> Box<dyn Balance> {
-        match self {
-            Self::RoundRobin => Box::new(round_robin::RoundRobin::new(Arc::clone(turn))),
-            Self::Weighted => Box::new(weighted::Weighted::new(members, usable, Arc::clone(turn))),
-            Self::LeastConnections => {
-                Box::new(least_connections::LeastConnections::new(members, usable, Arc::clone(turn)))
-            }
-            Self::IpHash => Box::new(ip_hash::IpHash::new(ring())),
-        }
-    }
-}
-
-impl fmt::Display for Algorithm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Algorithm {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let named = Self::ALL.into_iter().find(|a| a.as_str() == text);
-        named.ok_or_else(|| format!("algorithm \"{text}\" is not one of {}", Self::choices()))
+        Algorithm::IpHash => Box::new(ip_hash::IpHash::new(ring())),
     }
 }
 

@@ -16,7 +16,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use serde_json::json;
 
-use crate::balance::Algorithm;
+use crate::config::algorithm::Algorithm;
 use crate::config::toml;
 use admin::{AdminUrl, Client};
 

@@ -1,6 +1,10 @@
 //! What the operator wants, checked and ready to use. Whatever reads a file (`toml` here, nginx's language later)
 //! produces this model or a list of problems, never something in between.
 
+pub mod algorithm;
+pub mod backend;
+pub mod route;
+pub mod tls;
 pub mod toml;
 
 use std::fmt;
@@ -12,9 +16,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use crate::backend::{AdminState, BackendAddress, Weight};
-use crate::balance::Algorithm;
-use crate::route::{HostPattern, PathPrefix};
+use self::algorithm::Algorithm;
+use self::backend::{AdminState, BackendAddress, Weight};
+use self::route::{HostPattern, PathPrefix};
 
 /// A whole configuration. Every reference in it resolves: each route names a pool that exists.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
-use crate::backend::{AdminState, BackendAddress, Weight};
-use crate::balance::Algorithm;
+use crate::config::algorithm::Algorithm;
+use crate::config::backend::{AdminState, BackendAddress, Weight};
 use crate::config::{BackendConfig, Config, PoolConfig, PoolName, Problem};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;

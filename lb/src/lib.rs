@@ -8,8 +8,10 @@
 //! - [`snapshot`], [`route`], [`pool`], [`backend`]: the balancer's idea of the world.
 //! - [`balance`]: which candidate takes a request.
 //! - [`health`]: which backends are candidates.
-//! - [`proxy`]: what is decided about a request.
-//! - [`transport`]: how bytes move; [`room`]: for how many clients; [`shutdown`]: until when.
+//! - [`probe`]: asks backends whether they are well.
+//! - [`exchange`]: what is decided about a request.
+//! - [`message`]: heads and what they are made of.
+//! - [`http`]: how bytes move; [`listen`]: where from; [`room`]: for how many clients; [`shutdown`]: until when.
 //! - [`metrics`]: what is counted; [`log`], [`access_log`]: what is written down, by way of [`lines`].
 //! - [`date`]: the present as responses tell it.
 
@@ -21,12 +23,16 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod date;
+pub mod exchange;
 pub mod health;
+pub mod http;
 pub mod lines;
+pub mod listen;
 pub mod log;
+pub mod message;
 pub mod metrics;
 pub mod pool;
-pub mod proxy;
+pub mod probe;
 pub mod room;
 pub mod route;
 pub mod server;
@@ -34,5 +40,3 @@ pub mod shutdown;
 pub mod snapshot;
 pub mod state;
 pub mod sticky;
-pub mod tls;
-pub mod transport;

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use crate::backend::{AdminState, Backend, Lease, Status};
-use crate::balance::{Algorithm, BackendIndex, Balance, Candidates, Key, Member, Ring, Turn, Usable};
+use crate::backend::{Backend, Lease, Status};
+use crate::balance::{self, BackendIndex, Balance, Candidates, Key, Member, Ring, Turn, Usable};
+use crate::config::algorithm::Algorithm;
+use crate::config::backend::AdminState;
 use crate::config::{PoolConfig, PoolName, PoolSettings, Secret};
 use crate::health::ejection::{Ejections, most_ejected};
 use crate::metrics::{Metrics, PoolMetrics};
@@ -210,7 +212,7 @@ impl Pool {
         }
         let usable = Usable::new(self.members.len(), usable);
         let ring = || Arc::clone(self.ring.get_or_init(|| Arc::new(Ring::new(&self.members))));
-        let balance = self.algorithm.balance(&self.members, &usable, &self.turn, ring);
+        let balance = balance::balance(self.algorithm, &self.members, &usable, &self.turn, ring);
         let is_available = !usable.as_slice().is_empty();
         self.view.store(Arc::new(View { known_ejections, usable, balance, is_panicking }));
         match (self.was_available.swap(is_available, Ordering::Relaxed), is_available) {
@@ -252,7 +254,8 @@ impl Pool {
 impl View {
     fn empty() -> Self {
         let usable = Usable::new(0, Vec::new());
-        let balance = Algorithm::RoundRobin.balance(&[], &usable, &Turn::default(), || Arc::new(Ring::new(&[])));
+        let balance =
+            balance::balance(Algorithm::RoundRobin, &[], &usable, &Turn::default(), || Arc::new(Ring::new(&[])));
         Self { known_ejections: 0, usable, balance, is_panicking: false }
     }
 }

@@ -16,14 +16,14 @@ use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
 use crate::config::{AccessLogConfig, AccessLogFile, Config, ServerConfig};
 use crate::control::{Control, ReloadError};
-use crate::health::probe;
+use crate::exchange::refusal::Refusal;
+use crate::listen::{Shared, Sockets, Threads};
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::proxy::refusal::Refusal;
+use crate::probe;
 use crate::room::Room;
 use crate::shutdown::Shutdown;
 use crate::state::Persistence;
-use crate::transport::{Shared, Sockets, Threads};
 
 /// How long traffic waits for the first probes before it is served all the same.
 const FIRST_PROBES_TIMEOUT: Duration = Duration::from_secs(5);

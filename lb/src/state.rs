@@ -16,8 +16,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::backend::{AdminState, BackendAddress, Weight};
-use crate::balance::Algorithm;
+use crate::config::algorithm::Algorithm;
+use crate::config::backend::{AdminState, BackendAddress, Weight};
 use crate::config::{BackendConfig, Config, PoolConfig, Secret};
 
 const FORMAT: u32 = 1;

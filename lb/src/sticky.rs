@@ -10,8 +10,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use crate::backend::BackendAddress;
 use crate::balance::{BackendIndex, Member};
+use crate::config::backend::BackendAddress;
 use crate::config::{PoolName, SameSite, Secret, SecureCookie, StickyConfig};
 
 /// Bytes of the hash that go into the cookie: 24 characters, more than anybody can guess.
@@ -89,7 +89,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::backend::{Backend, Weight};
+    use crate::backend::Backend;
+    use crate::config::backend::Weight;
     use crate::metrics::BackendMetrics;
 
     fn sticky(secret: &str, addresses: &[&str]) -> Sticky {

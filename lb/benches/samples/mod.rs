@@ -1,7 +1,7 @@
 //! The messages that are measured.
 
-use evenkeel::transport::http1::name::Name;
-use evenkeel::transport::http1::rewrite::{Change, Edit, FieldName, FieldValue};
+use evenkeel::http::h1::rewrite::{Change, Edit, FieldName, FieldValue};
+use evenkeel::message::name::Name;
 
 /// A browser's request, 8 fields.
 pub const REQUEST: &[u8] = b"GET /api/hello/?page=2&sort=name HTTP/1.1\r\n\

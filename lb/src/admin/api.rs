@@ -16,9 +16,9 @@ use serde_json::json;
 
 use super::Admin;
 use super::view::{BackendView, PoolView, PoolsView, set_gauges};
-use crate::backend::{AdminState, BackendAddress, Weight};
-use crate::balance::Algorithm;
 use crate::config::BackendConfig;
+use crate::config::algorithm::Algorithm;
+use crate::config::backend::{AdminState, BackendAddress, Weight};
 use crate::control::{ChangeError, Control, ReloadError};
 use crate::shutdown::Phase;
 use crate::state::Persistence;

@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::backend::{AdminState, BackendAddress, ProbeReport, Status};
-use crate::balance::{Algorithm, Member};
+use crate::backend::{ProbeReport, Status};
+use crate::balance::Member;
 use crate::config::PoolName;
+use crate::config::algorithm::Algorithm;
+use crate::config::backend::{AdminState, BackendAddress};
 use crate::health::tracker::Health;
 use crate::metrics::Gauges;
 use crate::pool::Pool;

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{BackendIndex, Balance, Candidates, Key, Member};
-use crate::backend::BackendAddress;
+use crate::config::backend::BackendAddress;
 
 const POINTS_PER_WEIGHT: u64 = 160;
 

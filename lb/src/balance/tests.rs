@@ -39,7 +39,7 @@ struct Bench {
 impl Bench {
     fn new(algorithm: Algorithm, members: Vec<Member>, usable: Vec<BackendIndex>) -> Self {
         let usable = Usable::new(members.len(), usable);
-        let balance = algorithm.balance(&members, &usable, &Turn::default(), || Arc::new(Ring::new(&members)));
+        let balance = balance(algorithm, &members, &usable, &Turn::default(), || Arc::new(Ring::new(&members)));
         Self { members, usable, balance }
     }
 
@@ -156,7 +156,7 @@ fn weights_may_change_between_two_picks() {
 fn turns_go_on_when_backends_come_go_and_weigh_less() {
     let turn = Turn::default();
     let pick = |turn: &Turn, members: &[Member], usable: &Usable, count: usize| -> Vec<BackendIndex> {
-        let balance = Algorithm::Weighted.balance(members, usable, turn, || Arc::new(Ring::new(members)));
+        let balance = balance(Algorithm::Weighted, members, usable, turn, || Arc::new(Ring::new(members)));
         let candidates = Candidates { members, usable, tried: &[], skips_ejected: false };
         let key = Key { client: Ipv4Addr::LOCALHOST.into() };
         (0..count).filter_map(|_| balance.pick(&candidates, &key)).collect()

@@ -21,10 +21,10 @@ use super::{
     Position, ProbeConfig, ProbeKind, Problem, RouteConfig, SameSite, SecureCookie, ServerConfig, StateConfig,
     StatusRanges, StickyConfig, TlsConfig,
 };
-use crate::backend::{AdminState, Weight};
-use crate::balance::Algorithm;
-use crate::route::{HostPattern, PathPrefix};
-use crate::tls::server_config;
+use crate::config::algorithm::Algorithm;
+use crate::config::backend::{AdminState, Weight};
+use crate::config::route::{HostPattern, PathPrefix};
+use crate::config::tls::server_config;
 use reader::{Reader, Section};
 use values::{DAY, MILLISECOND};
 

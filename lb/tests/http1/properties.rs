@@ -3,18 +3,17 @@
 
 #![allow(dead_code, reason = "each includer uses some")]
 
-use evenkeel::transport::http1::body::Framing;
-use evenkeel::transport::http1::chunked::{self, BadChunk, Decoder};
-use evenkeel::transport::http1::head::RequestHead;
-use evenkeel::transport::http1::limits::{AmbiguousNames, Limits, MAX_HEAD_BYTES};
-use evenkeel::transport::http1::message::{Method, Parsed, Version};
-use evenkeel::transport::http1::name::Name;
-use evenkeel::transport::http1::reject::Reject;
-use evenkeel::transport::http1::response::{BadResponse, ResponseHead};
-use evenkeel::transport::http1::rewrite::{
-    self, Change, Edit, FieldName, FieldValue, Persistence, RequestPlan, ResponsePlan,
-};
-use evenkeel::transport::http1::{path, websocket};
+use evenkeel::http::h1::chunked::{self, BadChunk, Decoder};
+use evenkeel::http::h1::head::RequestHead;
+use evenkeel::http::h1::reject::Reject;
+use evenkeel::http::h1::response::{BadResponse, ResponseHead};
+use evenkeel::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, RequestPlan, ResponsePlan};
+use evenkeel::http::h1::websocket;
+use evenkeel::message::framing::Framing;
+use evenkeel::message::limits::{AmbiguousNames, Limits, MAX_HEAD_BYTES};
+use evenkeel::message::name::Name;
+use evenkeel::message::path;
+use evenkeel::message::{Method, Parsed, Version};
 
 const STEPS: [usize; 5] = [1, 2, 3, 7, 64];
 

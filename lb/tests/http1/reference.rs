@@ -1,9 +1,9 @@
 //! Truth from elsewhere: whatever we accept, `httparse` reads the same way. It is laxer, so the reverse does not hold.
 
-use evenkeel::transport::http1::head::RequestHead;
-use evenkeel::transport::http1::limits::{AmbiguousNames, Limits};
-use evenkeel::transport::http1::message::{Method, Parsed};
-use evenkeel::transport::http1::response::ResponseHead;
+use evenkeel::http::h1::head::RequestHead;
+use evenkeel::http::h1::response::ResponseHead;
+use evenkeel::message::limits::{AmbiguousNames, Limits};
+use evenkeel::message::{Method, Parsed};
 use proptest::collection::vec;
 use proptest::prelude::*;
 

@@ -9,7 +9,7 @@ use toml::de::DeValue;
 
 use super::reader::did_you_mean;
 use super::{HostPattern, PathPrefix, PoolName, StatusRanges, Weight};
-use crate::backend::BackendAddress;
+use crate::config::backend::BackendAddress;
 
 pub type Read<T> = Result<T, String>;
 

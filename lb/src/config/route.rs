@@ -1,0 +1,120 @@
+//! Which requests a route is for, as the operator writes it: hosts and paths.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+/// The hosts that a route serves.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum HostPattern {
+    Any,
+    /// Lower-case name or address, without port.
+    Exact(String),
+    /// Lower-case domain; matches the names below it, not the domain itself.
+    Below(String),
+}
+
+/// A path on whole segments: `/api` covers `/api` and `/api/x`, not `/apix`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PathPrefix(String);
+
+impl HostPattern {
+    /// Reads `""` (any), `example.com` or `*.example.com`. `None` for what can be no host.
+    pub fn parse(text: &str) -> Option<Self> {
+        if text.is_empty() {
+            return Some(Self::Any);
+        }
+        let lower = text.to_ascii_lowercase();
+        let (name, below) = match lower.strip_prefix("*.") {
+            Some(domain) => (domain, true),
+            None => (lower.as_str(), false),
+        };
+        let is_name = |n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        let is_ipv6 =
+            |n: &str| n.starts_with('[') && n.ends_with(']') && n[1..n.len() - 1].parse::<std::net::Ipv6Addr>().is_ok();
+        match below {
+            true if is_name(name) => Some(Self::Below(name.to_owned())),
+            false if is_name(name) || is_ipv6(name) => Some(Self::Exact(name.to_owned())),
+            _ => None,
+        }
+    }
+
+    pub fn matches(&self, host: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Exact(name) => host.eq_ignore_ascii_case(name),
+            Self::Below(domain) => {
+                let Some(dot) = host.len().checked_sub(domain.len() + 1) else { return false };
+                dot > 0
+                    && host.as_bytes()[dot] == b'.'
+                    && host.as_bytes()[dot + 1..].eq_ignore_ascii_case(domain.as_bytes())
+            }
+        }
+    }
+
+    /// Exact names before domains, longer domains before shorter, any host last.
+    pub fn rank(&self) -> (u8, usize) {
+        match self {
+            Self::Exact(_) => (2, 0),
+            Self::Below(domain) => (1, domain.len()),
+            Self::Any => (0, 0),
+        }
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => Ok(()),
+            Self::Exact(name) => f.write_str(name),
+            Self::Below(domain) => write!(f, "*.{domain}"),
+        }
+    }
+}
+
+impl Serialize for HostPattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl PathPrefix {
+    /// A path that starts with `/` and holds no query, fragment, space or control character.
+    pub fn parse(text: &str) -> Option<Self> {
+        let clean = text.starts_with('/') && !text.bytes().any(|b| b <= b' ' || b == 0x7f || b == b'?' || b == b'#');
+        clean.then(|| Self(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub fn matches(&self, path: &[u8]) -> bool {
+        let prefix = self.0.strip_suffix('/').unwrap_or(&self.0);
+        match path.strip_prefix(prefix.as_bytes()) {
+            Some(rest) => rest.starts_with(b"/") || (rest.is_empty() && !self.0.ends_with('/')),
+            None => false,
+        }
+    }
+}
+
+impl Serialize for PathPrefix {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_what_can_be_no_host_or_path() {
+        for host in ["a b", "http://x", "x/y", "*.", "*", "x:80", "[::1", "[nonsense]"] {
+            assert_eq!(HostPattern::parse(host), None, "{host:?}");
+        }
+        for path in ["", "api", "/a?b", "/a#b", "/a b", "/a\n"] {
+            assert_eq!(PathPrefix::parse(path), None, "{path:?}");
+        }
+    }
+}

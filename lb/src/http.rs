@@ -1,0 +1,188 @@
+//! HTTP by a data path of our own, on both sides. A request's head is parsed where it was read and written anew
+//! for the backend in one pass; buffers and idle connections to backends belong to the thread, so an exchange
+//! allocates next to nothing and waits for no lock. An idle client costs its socket and a small task.
+//!
+//! - [`stream`]: a client's connection, plain or TLS.
+//! - [`work`]: buffers, lent for as long as a connection is busy.
+//! - [`idle`]: connections to backends that wait for their next request.
+//! - [`client`]: one client's requests, one after the other.
+//! - [`h2`]: connections of HTTP/2, whose streams are carried as HTTP/1.1.
+//! - [`request`]: where a request goes and what its backend is told.
+//! - [`attempt`]: one try on one backend.
+//! - [`body`]: content on its way, framed anew.
+//! - [`splice`]: large content that need not be looked at.
+//! - [`interim`]: how many interim responses pass.
+//! - [`pace`]: clients that are too slow over all.
+//! - [`timer`]: time limits that cost nothing until they pass.
+//! - [`tunnel`]: a connection that ceased to be HTTP.
+
+mod attempt;
+mod body;
+mod client;
+pub mod h1;
+pub mod h2;
+pub mod idle;
+mod interim;
+mod pace;
+mod request;
+pub mod splice;
+pub mod stream;
+mod timer;
+mod tunnel;
+mod work;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
+
+use crate::access_log::AccessLog;
+use crate::config::{self, ListenerConfig};
+use crate::control::Control;
+use crate::listen::Shared;
+use crate::message::limits::{AmbiguousNames, Limits};
+use crate::room::{Place, Room};
+use crate::shutdown::{Phase, Shutdown};
+pub use client::serve;
+
+/// What all connections of one listener on one thread have in common.
+pub struct Engine {
+    control: Arc<Control>,
+    access_log: Option<Arc<AccessLog>>,
+    listener: ListenerConfig,
+    limits: Limits,
+    /// Idle connections to backends that this thread may keep.
+    most_idle: usize,
+    stop: Arc<Stop>,
+    room: Arc<Room>,
+}
+
+/// Tells the connections of one thread to end when they can.
+#[derive(Debug)]
+pub struct Stop {
+    shutdown: Shutdown,
+    idle: Notify,
+    /// Clients that linger: they have had their answer and still send.
+    lingering: AtomicUsize,
+    /// How many of them have to leave to make room, and what tells them.
+    lingering_to_shed: AtomicUsize,
+    shed_lingering: Notify,
+    /// Exchanges that the thread carries now. Only its own tasks count here.
+    exchanges: AtomicUsize,
+    /// How many idle connections have to leave to make room.
+    to_shed: AtomicUsize,
+    /// How often some had to.
+    sheddings: AtomicUsize,
+}
+
+/// Counts one more until dropped.
+#[derive(Debug)]
+pub struct Counted<'a>(&'a AtomicUsize);
+
+impl Engine {
+    pub fn new(listener: &ListenerConfig, shared: &Shared, most_idle: usize, stop: Arc<Stop>) -> Self {
+        Self {
+            control: Arc::clone(&shared.control),
+            access_log: shared.access_log.clone(),
+            listener: listener.clone(),
+            limits: Limits::default().with_ambiguous_names(match listener.ambiguous_names {
+                config::AmbiguousNames::Drop => AmbiguousNames::Drop,
+                config::AmbiguousNames::Pass => AmbiguousNames::Pass,
+                config::AmbiguousNames::Reject => AmbiguousNames::Reject,
+            }),
+            most_idle,
+            stop,
+            room: Arc::clone(&shared.room),
+        }
+    }
+
+    /// A client's place, as soon as there is one; idle clients of this thread leave to make room.
+    pub async fn place(&self) -> Place {
+        self.room.place(|count| self.stop.shed(count)).await
+    }
+
+    /// A place for a client that cannot be kept waiting.
+    pub fn place_anyway(&self) -> Place {
+        self.room.place_anyway()
+    }
+
+    /// To be awaited while a client lingers: returns when it has to leave to make room.
+    async fn sheds_lingering(&self) {
+        let Stop { lingering, lingering_to_shed, shed_lingering, .. } = &*self.stop;
+        let _lingering = Counted::new(lingering);
+        loop {
+            let mut notified = pin!(shed_lingering.notified());
+            notified.as_mut().enable();
+            if self.room.is_full() && take_one(lingering_to_shed) {
+                self.control.metrics.client_connections_shed.inc();
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Whether connections may outlive their present exchange.
+    fn keeps_clients(&self) -> bool {
+        self.stop.shutdown.phase() == Phase::Running
+    }
+}
+
+impl Stop {
+    pub fn new(shutdown: Shutdown) -> Self {
+        let [exchanges, to_shed, sheddings, lingering, lingering_to_shed] = [const { AtomicUsize::new(0) }; 5];
+        let [idle, shed_lingering] = [const { Notify::const_new() }; 2];
+        Self { shutdown, idle, exchanges, to_shed, sheddings, lingering, lingering_to_shed, shed_lingering }
+    }
+
+    /// Has idle connections see that the stop has begun.
+    pub fn begin(&self) {
+        self.idle.notify_waiters();
+    }
+
+    /// To be held from a request's head to the end of its answer, by which a stop knows what it has to wait for.
+    pub fn in_exchange(&self) -> Counted<'_> {
+        Counted::new(&self.exchanges)
+    }
+
+    pub fn exchanges(&self) -> usize {
+        self.exchanges.load(Ordering::Relaxed)
+    }
+
+    /// Sheds `count` connections: those that linger, then idle ones, longest-waiting first.
+    fn shed(&self, count: usize) {
+        let lingering = count.min(self.lingering.load(Ordering::Relaxed));
+        self.lingering_to_shed.store(lingering, Ordering::Release);
+        self.shed_lingering.notify_waiters();
+        self.to_shed.store(count - lingering, Ordering::Release);
+        self.sheddings.fetch_add(1, Ordering::AcqRel);
+        self.idle.notify_waiters();
+    }
+
+    /// Whether the idle connection that asks is one of those which have to leave.
+    fn sheds_one(&self) -> bool {
+        take_one(&self.to_shed)
+    }
+
+    /// From then on connections end with the exchange they carry, idle ones at once.
+    pub fn has_begun(&self) -> bool {
+        self.shutdown.phase() == Phase::Stopping
+    }
+}
+
+fn take_one(count: &AtomicUsize) -> bool {
+    count.try_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1)).is_ok()
+}
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

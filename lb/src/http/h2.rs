@@ -1,0 +1,226 @@
+//! HTTP/2 from clients (RFC 9113). The `h2` crate keeps the connection; each stream is carried like an HTTP/1.1
+//! connection with one request ([`stream::Http2Stream`]). So limits, rules for fields, framing, retries, time limits
+//! and logs are those of HTTP/1.1. This file says how long a connection may stay.
+
+mod head;
+pub mod stream;
+
+use std::future::{pending, poll_fn};
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::server::{Builder, Connection};
+use h2::{Reason, RecvStream};
+use http::Request;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
+use tokio::time::{sleep, sleep_until, timeout};
+
+use super::Engine;
+use super::client::{LEAST_IDLE, serve_stream};
+use super::stream::ClientStream;
+use crate::exchange::headers::Peer;
+use stream::Http2Stream;
+
+/// Streams that a client may have open at once. RFC 9113 §6.5.2 recommends no less.
+const MAX_STREAMS: u32 = 100;
+/// Largest list of fields that is decoded, in bytes as RFC 9113 §6.5.2 counts them. The limits on a head are lower and
+/// have an answer of their own.
+const MAX_FIELDS_BYTES: u32 = 64 * 1024;
+/// How much content a client may send ahead on all streams together: the windows of all (64 KiB each) and of one more,
+/// so that those whose backend does not read hold up no other.
+const CONNECTION_WINDOW_BYTES: u32 = (MAX_STREAMS + 1) * 64 * 1024;
+/// How much of a response is buffered for one stream.
+const MAX_SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// Malformed streams after which the connection ends.
+const MAX_MALFORMED_STREAMS: usize = 100;
+/// How many more requests a client may cancel than it has had answered ("rapid reset", CVE-2023-44487).
+const MAX_CANCELLED: u64 = 100;
+
+/// How long a closing connection may take to send what it has still to say.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Serves a connection to its end.
+pub async fn serve(engine: Arc<Engine>, io: impl AsyncRead + AsyncWrite + Unpin, peer: IpAddr) {
+    let streams = Arc::new(Streams::default());
+    let Some(mut connection) = handshake(&engine, io).await else { return };
+    let farewell = accept(&engine, &mut connection, &streams, peer).await;
+    if let Some(reason) = farewell {
+        connection.abrupt_shutdown(reason);
+        let _ = timeout(CLOSE_TIMEOUT, poll_fn(|cx| connection.poll_closed(cx))).await;
+    }
+    // What streams are left learn now that the client has gone.
+    drop(connection);
+    while streams.are_open() {
+        streams.closed.notified().await;
+    }
+}
+
+/// Reads the client's preface. `None`: it did not come in time, or was none, or the connection has to leave.
+async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(engine: &Engine, io: T) -> Option<Connection<T, Bytes>> {
+    let mut builder = Builder::new();
+    builder
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_FIELDS_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buffer_size(MAX_SEND_BUFFER_BYTES)
+        .max_local_error_reset_streams(Some(MAX_MALFORMED_STREAMS));
+    tokio::select! {
+        biased;
+        connection = builder.handshake(io) => connection.ok(),
+        () = must_leave(engine, Instant::now()) => None,
+        () = sleep(engine.listener.header_timeout) => None,
+    }
+}
+
+/// Accepts streams until the connection is over. `Some`: what to tell the client in closing; `None`: it has gone.
+///
+/// A connection without streams is idle, whatever frames it sends. It may be so for `header_timeout` until its first
+/// request, then for `keepalive_timeout`, and less when its place is wanted.
+async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
+    engine: &Arc<Engine>,
+    connection: &mut Connection<T, Bytes>,
+    streams: &Arc<Streams>,
+    peer: IpAddr,
+) -> Option<Reason> {
+    let peer = Arc::new(Peer::new(peer));
+    let mut patience = engine.listener.header_timeout;
+    // Since when no request is being served; its response may still be on its way.
+    let mut quiet_since = Some(Instant::now());
+    let mut is_leaving = false;
+    // A stop waits for what is still to be sent, too.
+    let mut exchange = None;
+    loop {
+        let is_quiet = !streams.are_open();
+        let is_idle = is_quiet && !connection.has_streams();
+        exchange = (!is_idle).then(|| exchange.take().unwrap_or_else(|| engine.stop.in_exchange()));
+        if is_idle && is_leaving {
+            return Some(Reason::NO_ERROR);
+        }
+        if streams.are_cancelled_too_often() {
+            tracing::debug!(client = peer.as_str(), "an HTTP/2 client cancels too many requests");
+            return Some(Reason::ENHANCE_YOUR_CALM);
+        }
+        if !is_idle && !is_leaving && (engine.stop.has_begun() || !engine.keeps_clients()) {
+            connection.graceful_shutdown();
+            is_leaving = true;
+        }
+        quiet_since = is_quiet.then(|| quiet_since.unwrap_or_else(Instant::now));
+        let limit = if is_idle { patience } else { patience + engine.listener.send_timeout };
+        let late = async {
+            match quiet_since {
+                Some(since) => sleep_until((since + limit).into()).await,
+                None => pending().await,
+            }
+        };
+        let next = poll_fn(|cx| match connection.poll_accept(cx) {
+            Poll::Ready(accepted) => Poll::Ready(Next::Accepted(accepted)),
+            Poll::Pending if !is_idle && !streams.are_open() && !connection.has_streams() => Poll::Ready(Next::Idle),
+            Poll::Pending => Poll::Pending,
+        });
+        tokio::select! {
+            biased;
+            next = next => match next {
+                Next::Accepted(Some(Ok((request, respond)))) => {
+                    patience = engine.listener.keepalive_timeout;
+                    let stream = Http2Stream::new(request, respond);
+                    tokio::spawn(carry(Arc::clone(engine), stream, Arc::clone(&peer), OpenStream::new(streams)));
+                }
+                Next::Accepted(Some(Err(_)) | None) => return None,
+                Next::Idle => {}
+            },
+            () = streams.closed.notified() => {}
+            () = late => return Some(Reason::NO_ERROR),
+            () = must_leave(engine, quiet_since.unwrap_or_else(Instant::now)), if is_idle => return Some(Reason::NO_ERROR),
+            () = stopping(engine), if !is_idle && !is_leaving => {}
+        }
+    }
+}
+
+type Accepted = Result<(Request<RecvStream>, h2::server::SendResponse<Bytes>), h2::Error>;
+
+#[expect(clippy::large_enum_variant, reason = "one at a time, on its way to where it is used")]
+enum Next {
+    Accepted(Option<Accepted>),
+    /// The last response is on its way as a whole.
+    Idle,
+}
+
+async fn carry(engine: Arc<Engine>, stream: Http2Stream, peer: Arc<Peer>, open: OpenStream) {
+    let is_cancelled = serve_stream(&engine, ClientStream::Http2(Box::new(stream)), &peer).await;
+    let count = if is_cancelled { &open.0.cancelled } else { &open.0.answered };
+    count.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Waits until a connection that is idle since then has to leave: the process stops, or the place is wanted.
+async fn must_leave(engine: &Engine, idle_since: Instant) {
+    let is_shed = || {
+        let is_shed = idle_since.elapsed() >= LEAST_IDLE && engine.room.is_full() && engine.stop.sheds_one();
+        if is_shed {
+            engine.control.metrics.client_connections_shed.inc();
+        }
+        is_shed
+    };
+    called(engine, || engine.stop.has_begun() || is_shed()).await;
+}
+
+/// Waits until the process stops.
+pub(super) async fn stopping(engine: &Engine) {
+    called(engine, || engine.stop.has_begun()).await;
+}
+
+/// Asks at once, and again whenever idle connections are called.
+async fn called(engine: &Engine, mut is_meant: impl FnMut() -> bool) {
+    loop {
+        let mut notified = pin!(engine.stop.idle.notified());
+        notified.as_mut().enable();
+        if is_meant() {
+            return;
+        }
+        notified.await;
+    }
+}
+
+/// The streams of one connection that are being served, and how those that were have ended.
+#[derive(Default)]
+struct Streams {
+    open: AtomicUsize,
+    answered: AtomicU64,
+    cancelled: AtomicU64,
+    /// Called when the last one has ended.
+    closed: Notify,
+}
+
+/// Counts a stream as open until dropped.
+struct OpenStream(Arc<Streams>);
+
+impl Streams {
+    fn are_open(&self) -> bool {
+        self.open.load(Ordering::Acquire) > 0
+    }
+
+    fn are_cancelled_too_often(&self) -> bool {
+        let cancelled = self.cancelled.load(Ordering::Relaxed);
+        cancelled > self.answered.load(Ordering::Relaxed) + MAX_CANCELLED
+    }
+}
+
+impl OpenStream {
+    fn new(streams: &Arc<Streams>) -> Self {
+        streams.open.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(streams))
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.closed.notify_one();
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Where a request goes, and the head that its backend is sent.
+
+use std::borrow::Cow;
+use std::fmt::{self, Write};
+use std::net::IpAddr;
+use std::ops::Range;
+use std::time::Instant;
+
+use super::Engine;
+use super::body::{RequestBody, refusal};
+use super::pace::Pace;
+use super::work::Work;
+use crate::config::{ForwardedBy, ServerConfig};
+use crate::exchange::headers::{Claims, Forwarding, Origin, Peer, XForwarded, trusts, write_request_id};
+use crate::exchange::refusal::Refusal;
+use crate::exchange::{Asked, Exchange};
+use crate::http::h1::head::Form;
+use crate::http::h1::reject::Reject;
+use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, RequestPlan};
+use crate::http::h1::websocket;
+use crate::message::field::Fields;
+use crate::message::name::Name;
+use crate::message::path::normalise;
+
+/// What the backend is told besides what the client said, as places in the text of the work.
+#[derive(Default)]
+pub struct Told {
+    pub client: Option<IpAddr>,
+    pub request_id: Range<usize>,
+    proto: &'static str,
+    host: Range<usize>,
+    port: Range<usize>,
+    /// Empty: there is none.
+    prefix: Range<usize>,
+    /// Whether a trusted proxy has told what is told now, X-Forwarded-Server included.
+    continues_x_forwarded: bool,
+    client_text: Range<usize>,
+    forwarded_for: Range<usize>,
+    forwarded: Range<usize>,
+}
+
+/// Lets the request in whose head ends at `head`, or says why not. `told` is filled as far as it gets.
+pub fn begin(
+    engine: &Engine,
+    work: &mut Work,
+    head: usize,
+    peer: &Peer,
+    is_tls: bool,
+    now: Instant,
+    told: &mut Told,
+) -> Result<(Exchange, RequestBody), Refusal> {
+    let Work { request, from_client, text, path, .. } = work;
+    text.clear();
+    let incoming_id = request.fields().value(from_client, Name::XRequestId);
+    told.request_id = written(text, |text| write_request_id(incoming_id, text));
+    if request.max_forwards() == Some(0) {
+        return Err(Refusal::LastHop);
+    }
+    let most = engine.listener.max_body_bytes;
+    if most.is_some_and(|most| request.framing().exceeds(most)) {
+        return Err(Refusal::BodyTooLarge);
+    }
+    let snapshot = engine.control.snapshot();
+    let path: &[u8] = match request.form() {
+        Form::Asterisk => b"/",
+        _ => normalise(request.path(from_client), path).map_err(|bad| refusal(Reject::from(bad)))?,
+    };
+    let claims = claims(&snapshot.config.server, peer, request.fields(), from_client);
+    told.continues_x_forwarded = matches!(claims, Claims::XForwarded(_));
+    let origin = Origin {
+        peer,
+        is_tls,
+        // The parser takes no host but in ASCII.
+        host: request.authority(from_client).and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default(),
+        claims: &claims,
+    };
+    let cookies = request.fields().values(from_client, Name::Cookie);
+    let (exchange, forwarding) = Exchange::begin(&snapshot, &Asked { origin, path, now }, cookies)?;
+    told.read(&forwarding, text);
+    let keep = exchange.route().pool.settings.retry_body_bytes;
+    Ok((exchange, RequestBody::new(request.framing(), head, most, keep, Pace::new(engine.listener.min_rate))))
+}
+
+/// Writes the head for the backend. `websocket`: ask it to switch protocols.
+pub fn write_head(work: &mut Work, told: &Told, websocket: bool) {
+    let Work { request, from_client, text, to_backend, .. } = work;
+    let value = |range: &Range<usize>| text.as_bytes().get(range.clone()).unwrap_or_default();
+    let changes = [
+        set(FieldName::known(Name::XForwardedFor), value(&told.forwarded_for)),
+        set(FieldName::known(Name::XForwardedProto), told.proto.as_bytes()),
+        set(FieldName::known(Name::XForwardedHost), value(&told.host)),
+        set(FieldName::known(Name::XRealIp), value(&told.client_text)),
+        set(FieldName::known(Name::Forwarded), value(&told.forwarded)),
+        set(FieldName::known(Name::XRequestId), value(&told.request_id)),
+        set(FieldName::known(Name::XForwardedPort), value(&told.port)),
+        match value(&told.prefix) {
+            b"" => Change { name: FieldName::known(Name::XForwardedPrefix), edit: Edit::Remove },
+            prefix => set(FieldName::known(Name::XForwardedPrefix), prefix),
+        },
+        Change { name: FieldName::known(Name::XForwardedServer), edit: Edit::Remove },
+    ];
+    let changes = if told.continues_x_forwarded { &changes[..changes.len() - 1] } else { &changes[..] };
+    let mut plan = RequestPlan::new(request, changes);
+    plan.expect_continue = request.expects_continue();
+    plan.persistence = if websocket { Persistence::WebSocket } else { Persistence::KeepAlive };
+    rewrite::request(request, from_client, &plan, to_backend);
+}
+
+/// Whether the request asks to become a WebSocket.
+pub fn asks_for_websocket(work: &Work) -> bool {
+    websocket::asks(&work.request)
+}
+
+impl Told {
+    fn read(&mut self, forwarding: &Forwarding<'_>, text: &mut String) {
+        self.client = Some(forwarding.client);
+        self.proto = forwarding.proto;
+        self.host = written(text, |text| text.write_str(forwarding.host));
+        self.port = written(text, |text| text.write_str(forwarding.port));
+        self.prefix = written(text, |text| text.write_str(forwarding.prefix.unwrap_or_default()));
+        self.client_text = written(text, |text| forwarding.write_client(text));
+        self.forwarded_for = written(text, |text| forwarding.write_forwarded_for(text));
+        self.forwarded = written(text, |text| forwarding.write_forwarded(text));
+    }
+}
+
+fn written(text: &mut String, write: impl FnOnce(&mut String) -> fmt::Result) -> Range<usize> {
+    let start = text.len();
+    // Writing to a string does not fail.
+    let _ = write(text);
+    start..text.len()
+}
+
+/// A value that could break out of its line is none; a field without a value is left out.
+fn set<'a>(name: FieldName<'a>, value: &'a [u8]) -> Change<'a> {
+    Change { name, edit: FieldValue::new(value).map_or(Edit::Remove, Edit::Set) }
+}
+
+/// What the peer says of the client, if it is a proxy that is believed.
+fn claims<'a>(server: &ServerConfig, peer: &Peer, fields: &'a Fields, buffer: &'a [u8]) -> Claims<'a> {
+    if !trusts(&server.trusted_proxies, peer.address) {
+        return Claims::None;
+    }
+    let list = |name| joined(fields, buffer, name);
+    match server.forwarded_by {
+        ForwardedBy::XForwarded => Claims::XForwarded(XForwarded {
+            addresses: list(Name::XForwardedFor),
+            proto: list(Name::XForwardedProto),
+            host: list(Name::XForwardedHost),
+            port: list(Name::XForwardedPort),
+            prefix: list(Name::XForwardedPrefix),
+        }),
+        ForwardedBy::Forwarded => Claims::Forwarded(list(Name::Forwarded)),
+    }
+}
+
+/// All fields of a name as one list, empty if there are none.
+fn joined<'a>(fields: &'a Fields, buffer: &'a [u8], name: Name) -> Cow<'a, [u8]> {
+    let mut values = fields.values(buffer, name);
+    let first = values.next().unwrap_or_default();
+    values.fold(Cow::Borrowed(first), |list, value| Cow::Owned([&list, &b", "[..], value].concat()))
+}

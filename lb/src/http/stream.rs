@@ -1,0 +1,109 @@
+//! A client's connection, plain or TLS, or one stream of an HTTP/2 connection. Connections to backends are plain [`TcpStream`]s.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use pingora::protocols::l4::stream::Stream as L4Stream;
+use pingora::protocols::tls::TlsStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::h2::stream::Http2Stream;
+use crate::message::Version;
+
+const DISCARD_BYTES: usize = 16 * 1024;
+
+pub enum ClientStream {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<L4Stream>>),
+    /// Over TLS too: browsers speak HTTP/2 no other way.
+    Http2(Box<Http2Stream>),
+}
+
+impl ClientStream {
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_) | Self::Http2(_))
+    }
+
+    /// The protocol for the access log, where a request is in this version of HTTP/1.
+    pub fn protocol(&self, version: Version) -> &'static str {
+        match (self, version) {
+            (Self::Http2(_), _) => "HTTP/2.0",
+            (_, Version::Http10) => "HTTP/1.0",
+            (_, Version::Http11) => "HTTP/1.1",
+        }
+    }
+
+    /// Whether the client has sent what nobody read: closing now would reset the connection. What is found under TLS is
+    /// dropped. Costs no system call while the runtime has heard nothing of the socket.
+    pub fn has_unread_bytes(&mut self) -> bool {
+        match self {
+            Self::Tcp(tcp) => matches!(tcp.try_read(&mut [0]), Ok(count) if count > 0),
+            Self::Tls(_) => matches!(self.poll_discard(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(1..))),
+            Self::Http2(_) => false,
+        }
+    }
+
+    /// Reads once and drops what came; how many bytes. 0: the client has closed its sending side.
+    pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut scrap = [MaybeUninit::uninit(); DISCARD_BYTES];
+        let mut scrap = ReadBuf::uninit(&mut scrap);
+        Pin::new(self).poll_read(cx, &mut scrap).map_ok(|()| scrap.filled().len())
+    }
+
+    /// Whether the client has given its request up, as HTTP/2 tells before what it sent has been read. Otherwise `cx`
+    /// is woken when it does.
+    pub fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
+        let Self::Http2(stream) = self else { return false };
+        stream.is_given_up(cx)
+    }
+
+    /// Ends the connection so that the client cannot take what it has for a whole message: by a reset, or under TLS by
+    /// leaving out the closing alert.
+    pub fn abort(self) {
+        match self {
+            // Without it the client still sees that chunks or a length are incomplete.
+            Self::Tcp(tcp) => drop(tcp.set_zero_linger()),
+            Self::Tls(_) => {}
+            Self::Http2(stream) => stream.abort(),
+        }
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Self::Http2(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            Self::Http2(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Self::Http2(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Self::Http2(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Messages of HTTP (RFC 9110), however they are carried: methods, versions, fields, names, paths, framing. Pure, and
+//! the lowest module.
+
+pub mod ascii;
+pub mod authority;
+pub mod connection;
+pub mod field;
+pub mod framing;
+pub mod limits;
+pub mod name;
+pub mod path;
+
+/// How far the bytes so far have taken a parser. `R` names the ways to refuse them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed<R> {
+    /// More bytes are needed.
+    Partial,
+    /// The head is complete; the content begins at this offset.
+    Complete(usize),
+    /// The message is refused. Nothing on this connection can be trusted from here on: answer and close.
+    Rejected(R),
+}
+
+/// Request methods (RFC 9110 §9). They are case-sensitive; extension methods are [`Method::Other`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it all")]
+pub enum Method {
+    #[default]
+    Get,
+    Head,
+    Post,
+    Put,
+    Delete,
+    Options,
+    Patch,
+    Trace,
+    Connect,
+    Other,
+}
+
+impl Method {
+    /// The method that `token` names.
+    #[inline]
+    pub fn of(token: &[u8]) -> Method {
+        match token {
+            b"GET" => Method::Get,
+            b"HEAD" => Method::Head,
+            b"POST" => Method::Post,
+            b"PUT" => Method::Put,
+            b"DELETE" => Method::Delete,
+            b"OPTIONS" => Method::Options,
+            b"PATCH" => Method::Patch,
+            b"TRACE" => Method::Trace,
+            b"CONNECT" => Method::Connect,
+            _ => Method::Other,
+        }
+    }
+
+    /// Whether sending the request twice is as good as once (RFC 9110 §9.2.2), so that a proxy may try again.
+    pub fn is_idempotent(self) -> bool {
+        !matches!(self, Method::Post | Method::Patch | Method::Connect | Method::Other)
+    }
+}
+
+/// The protocol version of a message. A minor version above 1 is served as 1.1 (RFC 9110 §2.5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0.
+    Http10,
+    /// HTTP/1.1 and later 1.x.
+    #[default]
+    Http11,
+}
+
+/// What is wrong with a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BadVersion {
+    /// Not `HTTP/` digit `.` digit.
+    Syntax,
+    /// A major version other than 1.
+    Unsupported,
+}
+
+/// Bytes of `HTTP/x.y`.
+pub(crate) const VERSION_BYTES: usize = 8;
+
+impl Version {
+    /// Reads `HTTP/x.y` at the start of `bytes` (RFC 9112 §2.3), `None` while there is too little of it.
+    #[inline]
+    pub(crate) fn read(bytes: &[u8]) -> Result<Option<Version>, BadVersion> {
+        match bytes {
+            [b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor, ..] if minor.is_ascii_digit() => {
+                Ok(Some(if *minor == b'0' { Version::Http10 } else { Version::Http11 }))
+            }
+            _ => Version::read_odd(bytes),
+        }
+    }
+
+    #[cold]
+    fn read_odd(bytes: &[u8]) -> Result<Option<Version>, BadVersion> {
+        const PATTERN: &[u8; VERSION_BYTES] = b"HTTP/0.0";
+        for (byte, pattern) in bytes.iter().zip(PATTERN) {
+            let fits = if *pattern == b'0' { byte.is_ascii_digit() } else { byte == pattern };
+            if !fits {
+                return Err(BadVersion::Syntax);
+            }
+        }
+        if bytes.len() < VERSION_BYTES { Ok(None) } else { Err(BadVersion::Unsupported) }
+    }
+}
+
+/// Whether the elements of `list` include the token `wanted`.
+pub(crate) fn lists(list: &[u8], wanted: &[u8]) -> bool {
+    ascii::elements(list).any(|element| ascii::same_token(element, wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_exact() {
+        assert_eq!(Version::read(b"HTTP/1.1\r\n"), Ok(Some(Version::Http11)));
+        assert_eq!(Version::read(b"HTTP/1.0"), Ok(Some(Version::Http10)));
+        assert_eq!(Version::read(b"HTTP/1.9"), Ok(Some(Version::Http11)));
+        for len in 0..8 {
+            assert_eq!(Version::read(&b"HTTP/1.1"[..len]), Ok(None));
+        }
+        for text in ["HTTP/2.0", "HTTP/0.9", "HTTP/3.1"] {
+            assert_eq!(Version::read(text.as_bytes()), Err(BadVersion::Unsupported), "{text}");
+        }
+        for text in ["http/1.1", "HTTP/1,1", "HTTP/11", "HTTP /1.1", "HTTP/1.a", "HTTPS", "X", "HTTP/-1.1"] {
+            assert_eq!(Version::read(text.as_bytes()), Err(BadVersion::Syntax), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_some_methods_may_be_sent_twice() {
+        for method in [Method::Get, Method::Head, Method::Put, Method::Delete, Method::Options] {
+            assert!(method.is_idempotent());
+        }
+        for method in [Method::Post, Method::Patch, Method::of(b"get")] {
+            assert!(!method.is_idempotent());
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Character classes and the scans built on them.
+//!
+//! Every byte of a head is looked at once, by one of these scans. They are plain table walks and eight-byte words
+//! rather than vector instructions: the runs in a head are short, and safe code is enough to keep up.
+
+/// `tchar` of RFC 9110 §5.6.2: methods, field names, connection options.
+pub(crate) const TOKEN: u8 = 1;
+/// The part of `tchar` that no application takes for a hyphen: all but `_` and `.`.
+pub(crate) const PLAIN: u8 = 1 << 1;
+/// What a field value or reason phrase may hold: visible characters, space, tab, obs-text (RFC 9110 §5.5).
+pub(crate) const TEXT: u8 = 1 << 2;
+/// What a request target may hold: visible ASCII but `#`, since a fragment is never sent (RFC 9112 §3.2).
+pub(crate) const TARGET: u8 = 1 << 3;
+/// What a registered name in an authority may hold here; see [`super::authority`].
+pub(crate) const HOST: u8 = 1 << 4;
+/// Hexadecimal digits.
+pub(crate) const HEX: u8 = 1 << 5;
+/// The question mark.
+pub(crate) const QUESTION: u8 = 1 << 6;
+/// The percent sign.
+pub(crate) const PERCENT: u8 = 1 << 7;
+
+static CLASS: [u8; 256] = classes();
+
+const fn classes() -> [u8; 256] {
+    let mut table = [0; 256];
+    let mut at = 0;
+    while at < 256 {
+        table[at] = classes_of(at as u8);
+        at += 1;
+    }
+    table
+}
+
+const fn classes_of(byte: u8) -> u8 {
+    let mut class = 0;
+    let plain = byte.is_ascii_alphanumeric() || byte == b'-';
+    if plain {
+        class |= PLAIN | TOKEN | HOST;
+    }
+    if matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~') {
+        class |= TOKEN;
+    }
+    if matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'^' | b'`' | b'|' | b'~') {
+        class |= PLAIN;
+    }
+    // unreserved and sub-delims of RFC 3986 §2, without the comma: it would join two hosts into one list.
+    if matches!(byte, b'.' | b'_' | b'~' | b'!' | b'$' | b'&'..=b'+' | b';' | b'=') {
+        class |= HOST;
+    }
+    if byte == b'\t' || (byte >= b' ' && byte != 0x7f) {
+        class |= TEXT;
+    }
+    if byte.is_ascii_graphic() && byte != b'#' {
+        class |= TARGET;
+    }
+    if byte.is_ascii_hexdigit() {
+        class |= HEX;
+    }
+    match byte {
+        b'?' => class | QUESTION,
+        b'%' => class | PERCENT,
+        _ => class,
+    }
+}
+
+/// Whether `byte` is in any of the classes of `class`.
+#[inline]
+pub(crate) fn is(byte: u8, class: u8) -> bool {
+    CLASS[usize::from(byte)] & class != 0
+}
+
+/// Whether `bytes` is a `token`: at least one `tchar` and nothing else.
+pub(crate) fn is_token(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && bytes.iter().all(|&byte| is(byte, TOKEN))
+}
+
+/// The length of the leading run of `class`, and the classes that all of the run share.
+#[inline]
+pub(crate) fn run_sharing(bytes: &[u8], class: u8) -> (usize, u8) {
+    let mut shared = u8::MAX;
+    for (at, &byte) in bytes.iter().enumerate() {
+        let found = CLASS[usize::from(byte)];
+        if found & class == 0 {
+            return (at, shared);
+        }
+        shared &= found;
+    }
+    (bytes.len(), shared)
+}
+
+/// The length of the leading run of `class`, and the classes that any of the run has.
+#[inline]
+pub(crate) fn run_holding(bytes: &[u8], class: u8) -> (usize, u8) {
+    let mut held = 0;
+    for (at, &byte) in bytes.iter().enumerate() {
+        let found = CLASS[usize::from(byte)];
+        if found & class == 0 {
+            return (at, held);
+        }
+        held |= found;
+    }
+    (bytes.len(), held)
+}
+
+/// The length of the leading run of [`TEXT`], eight bytes at a time.
+#[inline]
+pub(crate) fn text_run(bytes: &[u8]) -> usize {
+    let (words, tail) = bytes.as_chunks::<8>();
+    for (at, word) in words.iter().enumerate() {
+        let controls = controls(u64::from_le_bytes(*word));
+        if controls != 0 {
+            let first = controls.trailing_zeros() as usize / 8;
+            if word[first] != b'\t' {
+                return at * 8 + first;
+            }
+            if let Some(stop) = word.iter().position(|&byte| !is(byte, TEXT)) {
+                return at * 8 + stop;
+            }
+        }
+    }
+    let rest = tail.iter().position(|&byte| !is(byte, TEXT));
+    words.len() * 8 + rest.unwrap_or(tail.len())
+}
+
+/// Bytes of `word` below 0x20 or equal to 0x7f, tabs included, as set high bits. Only the lowest set bit is certain: the
+/// subtractions borrow from the bytes above a hit.
+#[inline]
+fn controls(word: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = ONES << 7;
+    let below_space = word.wrapping_sub(ONES * 0x20) & !word;
+    let delete = word ^ (ONES * 0x7f);
+    let is_delete = delete.wrapping_sub(ONES) & !delete;
+    (below_space | is_delete) & HIGH
+}
+
+/// Whether two tokens are equal without regard to case. Only for tokens: elsewhere bit 5 tells more than case.
+#[inline]
+pub(crate) fn same_token(one: &[u8], other: &[u8]) -> bool {
+    const CASE: u64 = 0x2020_2020_2020_2020;
+    if one.len() != other.len() {
+        return false;
+    }
+    let (one_words, one_tail) = one.as_chunks::<8>();
+    let (other_words, other_tail) = other.as_chunks::<8>();
+    let word = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes) | CASE;
+    one_words.iter().zip(other_words).all(|(a, b)| word(a) == word(b))
+        && one_tail.iter().zip(other_tail).all(|(a, b)| a | 0x20 == b | 0x20)
+}
+
+/// `bytes` without the spaces and tabs around it (OWS, RFC 9110 §5.6.3).
+#[inline]
+pub(crate) fn trim(bytes: &[u8]) -> &[u8] {
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let Some(start) = bytes.iter().position(|byte| !blank(byte)) else {
+        return &[];
+    };
+    let end = bytes.iter().rposition(|byte| !blank(byte)).map_or(start, |last| last + 1);
+    bytes.get(start..end).unwrap_or_default()
+}
+
+/// The elements of a comma-separated list, trimmed. Empty ones are left in: whether they may be is the field's affair.
+pub(crate) fn elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    list.split(|&byte| byte == b',').map(trim)
+}
+
+/// The value of `1*DIGIT`; nothing else, and nothing above `u64::MAX`, has one.
+#[inline]
+pub(crate) fn decimal(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0u64, |value, byte| {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        value.checked_mul(10)?.checked_add(u64::from(digit))
+    })
+}
+
+/// The value of one hexadecimal digit.
+#[inline]
+pub(crate) fn hex_value(byte: u8) -> Option<u8> {
+    match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        b'A'..=b'F' => Some(byte - b'A' + 10),
+        _ => None,
+    }
+}
+
+/// Appends `value` in decimal.
+pub(crate) fn write_decimal(mut value: u64, out: &mut Vec<u8>) {
+    let mut digits = [0u8; 20];
+    let mut start = digits.len();
+    for slot in digits.iter_mut().rev() {
+        *slot = b'0' + (value % 10) as u8;
+        start -= 1;
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(start..).unwrap_or_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_run_stops_where_the_table_says() {
+        for length in 0..40 {
+            for stop in 0..length {
+                for byte in 0..=255u8 {
+                    let mut bytes = vec![b'a'; length];
+                    bytes[stop] = byte;
+                    let expected = if is(byte, TEXT) { length } else { stop };
+                    assert_eq!(text_run(&bytes), expected, "{byte:#x} at {stop} of {length}");
+                    bytes[stop / 2] = b'\t';
+                    let expected = if stop == 0 { length } else { expected };
+                    assert_eq!(text_run(&bytes), expected, "{byte:#x} at {stop} of {length} after a tab");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tokens_are_the_fifteen_marks_letters_and_digits() {
+        let marks = b"!#$%&'*+-.^_`|~";
+        for byte in 0..=255u8 {
+            let expected = byte.is_ascii_alphanumeric() || marks.contains(&byte);
+            assert_eq!(is(byte, TOKEN), expected, "{byte:#x}");
+        }
+    }
+
+    #[test]
+    fn same_token_knows_case_only() {
+        assert!(same_token(b"Transfer-Encoding", b"tRANSFER-eNCODING"));
+        assert!(!same_token(b"Transfer-Encoding", b"Transfer-Encodinh"));
+        assert!(!same_token(b"host", b"hos"));
+        assert!(same_token(b"", b""));
+    }
+
+    #[test]
+    fn decimals_are_digits_that_fit() {
+        assert_eq!(decimal(b"18446744073709551615"), Some(u64::MAX));
+        assert_eq!(decimal(b"007"), Some(7));
+        for bad in ["", "18446744073709551616", "+1", "-1", "1 ", "0x1", "1,1", "١"] {
+            assert_eq!(decimal(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn decimals_are_written_as_they_read() {
+        for value in [0, 7, 10, 99, 12_345, u64::MAX] {
+            let mut out = Vec::new();
+            write_decimal(value, &mut out);
+            assert_eq!(out, value.to_string().into_bytes());
+        }
+    }
+
+    #[test]
+    fn trims_tabs_and_spaces_only() {
+        assert_eq!(trim(b" \t a b\t"), b"a b");
+        assert_eq!(trim(b" \t"), b"");
+        assert_eq!(elements(b"a, b,,c ").collect::<Vec<_>>(), [&b"a"[..], b"b", b"", b"c"]);
+    }
+}

@@ -1,0 +1,420 @@
+//! Header and trailer fields: one line at a time from the buffer into offsets (RFC 9112 §5).
+//!
+//! Requests, responses and trailers share this scanner, so a line that one of them refuses none of them takes.
+
+use std::fmt;
+
+use super::ascii::{self, PLAIN, TOKEN};
+use super::name::{Name, NameSet};
+
+/// The most fields a head can hold, whatever the settings say.
+pub const MAX_FIELDS: usize = 128;
+
+/// A piece of the buffer a head was parsed from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    start: u16,
+    end: u16,
+}
+
+impl Span {
+    /// The piece from `start` up to `end`. Heads are limited to what 16 bits can point at.
+    #[inline]
+    pub(crate) fn new(start: usize, end: usize) -> Span {
+        debug_assert!(start <= end && end <= usize::from(u16::MAX));
+        Span { start: start as u16, end: end as u16 }
+    }
+
+    /// The bytes of this piece in `buf`. Empty when `buf` is not the buffer that was parsed.
+    #[inline]
+    pub fn of(self, buf: &[u8]) -> &[u8] {
+        buf.get(usize::from(self.start)..usize::from(self.end)).unwrap_or_default()
+    }
+
+    /// This piece and all up to the end of `last`.
+    #[inline]
+    pub(crate) fn through(self, last: Span) -> Span {
+        Span { end: last.end, ..self }
+    }
+
+    /// Offset of the first byte.
+    pub fn start(self) -> usize {
+        usize::from(self.start)
+    }
+
+    /// Offset after the last byte.
+    pub fn end(self) -> usize {
+        usize::from(self.end)
+    }
+
+    /// Whether the piece holds nothing.
+    pub fn is_empty(self) -> bool {
+        self.start == self.end
+    }
+}
+
+/// One field line, as offsets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Field {
+    name: Span,
+    value: Span,
+    known: Name,
+    flags: u8,
+}
+
+/// The line reads `Name: value` with one space and nothing after the value, as we would write it.
+const CANONICAL: u8 = 1;
+/// The line ends here: Connection named it, or its name is ambiguous.
+const DROPPED: u8 = 1 << 1;
+/// The name holds `_` or `.`, which applications may take for a hyphen.
+const AMBIGUOUS: u8 = 1 << 2;
+
+impl Field {
+    /// The name as received.
+    #[inline]
+    pub fn name<'b>(&self, buf: &'b [u8]) -> &'b [u8] {
+        self.name.of(buf)
+    }
+
+    /// The value, without the blanks around it.
+    #[inline]
+    pub fn value<'b>(&self, buf: &'b [u8]) -> &'b [u8] {
+        self.value.of(buf)
+    }
+
+    /// Where the value is.
+    #[inline]
+    pub(crate) fn value_span(&self) -> Span {
+        self.value
+    }
+
+    /// Which known name this is.
+    #[inline]
+    pub fn known(&self) -> Name {
+        self.known
+    }
+
+    /// Whether the field goes no further, and is not to be believed either.
+    #[inline]
+    pub fn is_dropped(&self) -> bool {
+        self.flags & DROPPED != 0
+    }
+
+    /// The received line with its line end, if it is just what we would write ourselves.
+    #[inline]
+    pub(crate) fn canonical_line(&self) -> Option<Span> {
+        (self.flags & CANONICAL != 0).then_some(Span { start: self.name.start, end: self.value.end + 2 })
+    }
+
+    pub(crate) fn is_ambiguous(&self) -> bool {
+        self.flags & AMBIGUOUS != 0
+    }
+
+    pub(crate) fn mark_dropped(&mut self) {
+        self.flags |= DROPPED;
+    }
+}
+
+/// The fields of one head, in the order received.
+#[derive(Clone, Debug)]
+pub struct Fields {
+    list: [Field; MAX_FIELDS],
+    len: usize,
+    present: NameSet,
+}
+
+impl Default for Fields {
+    fn default() -> Fields {
+        Fields { list: [Field::default(); MAX_FIELDS], len: 0, present: NameSet::EMPTY }
+    }
+}
+
+impl Fields {
+    /// Every field, those that go no further included.
+    #[inline]
+    pub fn all(&self) -> &[Field] {
+        self.list.get(..self.len).unwrap_or_default()
+    }
+
+    /// Names and values of the fields that count, in the order received.
+    pub fn iter<'b>(&'b self, buf: &'b [u8]) -> impl Iterator<Item = (&'b [u8], &'b [u8])> {
+        self.all().iter().filter(|field| !field.is_dropped()).map(|field| (field.name(buf), field.value(buf)))
+    }
+
+    /// The values of every field named `name`.
+    #[inline]
+    pub fn values<'b>(&'b self, buf: &'b [u8], name: Name) -> impl Iterator<Item = &'b [u8]> {
+        let fields = if self.present.has(name) { self.all() } else { &[] };
+        fields.iter().filter(move |field| field.known == name && !field.is_dropped()).map(|field| field.value(buf))
+    }
+
+    /// The value of the first field named `name`.
+    #[inline]
+    pub fn value<'b>(&'b self, buf: &'b [u8], name: Name) -> Option<&'b [u8]> {
+        self.values(buf, name).next()
+    }
+
+    /// The values of every field whose name is `name` in whatever case: for names that only the settings know.
+    pub fn named<'b>(&'b self, buf: &'b [u8], name: &'b [u8]) -> impl Iterator<Item = &'b [u8]> {
+        let live = self.all().iter().filter(|field| !field.is_dropped());
+        live.filter(move |field| ascii::same_token(field.name(buf), name)).map(|field| field.value(buf))
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+        self.present = NameSet::EMPTY;
+    }
+
+    /// Adds `field` unless there are already `limit`.
+    #[inline]
+    pub(crate) fn push(&mut self, field: Field, limit: usize) -> bool {
+        if self.len >= limit {
+            return false;
+        }
+        let Some(slot) = self.list.get_mut(self.len) else {
+            return false;
+        };
+        *slot = field;
+        self.len += 1;
+        self.present = self.present.with(field.known);
+        true
+    }
+
+    /// Drops the fields that Connection names (RFC 9110 §7.6.1). Quadratic, and bounded by
+    /// [`super::connection::MAX_OPTIONS`].
+    #[cold]
+    pub(crate) fn drop_named_by_connection(&mut self, buf: &[u8]) {
+        for at in 0..self.len {
+            if self.list[at].known == Name::Connection {
+                for option in ascii::elements(self.list[at].value(buf)) {
+                    self.drop_named(buf, option);
+                }
+            }
+        }
+    }
+
+    fn drop_named(&mut self, buf: &[u8], name: &[u8]) {
+        for field in self.list.iter_mut().take(self.len) {
+            if ascii::same_token(field.name(buf), name) {
+                field.mark_dropped();
+            }
+        }
+    }
+}
+
+/// What is wrong with a field line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadField {
+    /// A line without a name before its colon.
+    EmptyName,
+    /// A byte that names cannot hold.
+    NameByte,
+    /// A line without a colon.
+    NoColon,
+    /// White space between name and colon (RFC 9112 §5.1).
+    SpaceBeforeColon,
+    /// A line that begins with white space (RFC 9112 §5.2).
+    Folded,
+    /// A NUL in a value (RFC 9110 §5.5).
+    Nul,
+    /// Another control byte in a value.
+    Control,
+    /// A CR without its LF (RFC 9112 §2.2).
+    BareCr,
+    /// A LF without its CR.
+    BareLf,
+}
+
+impl fmt::Display for BadField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.reason())
+    }
+}
+
+impl BadField {
+    /// A fixed sentence without anything of the peer's in it.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            BadField::EmptyName => "field without a name",
+            BadField::NameByte => "byte not allowed in a field name",
+            BadField::NoColon => "field line without a colon",
+            BadField::SpaceBeforeColon => "white space before a colon",
+            BadField::Folded => "folded field line",
+            BadField::Nul => "NUL in a field value",
+            BadField::Control => "control byte in a field value",
+            BadField::BareCr => "CR without LF",
+            BadField::BareLf => "LF without CR",
+        }
+    }
+}
+
+/// What stands at the beginning of a line.
+pub(crate) enum Line {
+    /// The bytes end before the line does.
+    Unfinished,
+    /// The empty line after the last field; the content begins at this offset.
+    Empty(usize),
+    /// A field; the next line begins at this offset.
+    Field(Field, usize),
+}
+
+/// Reads the line that begins at `at`.
+///
+/// The verdict depends on the first offending byte only, never on how much has arrived after it. With `FROM_SERVER`,
+/// white space before the colon is taken away rather than refused: RFC 9112 §5.1 wants just that of a proxy for
+/// responses and forbids it for requests.
+#[inline(always)]
+pub(crate) fn line<const FROM_SERVER: bool>(buf: &[u8], at: usize) -> Result<Line, BadField> {
+    let Some(rest) = buf.get(at..).filter(|rest| !rest.is_empty()) else {
+        return Ok(Line::Unfinished);
+    };
+    let (name_len, shared) = ascii::run_sharing(rest, TOKEN);
+    let Some(&stop) = rest.get(name_len) else {
+        return Ok(Line::Unfinished);
+    };
+    let mut colon = name_len;
+    if stop != b':' {
+        if name_len == 0 && stop == b'\r' {
+            return empty_line(rest, at);
+        }
+        match skip_blanks::<FROM_SERVER>(rest, name_len)? {
+            Some(found) => colon = found,
+            None => return Ok(Line::Unfinished),
+        }
+    } else if name_len == 0 {
+        return Err(BadField::EmptyName);
+    }
+    let mut value = colon + 1;
+    while let Some(b' ' | b'\t') = rest.get(value) {
+        value += 1;
+    }
+    let end = value + ascii::text_run(rest.get(value..).unwrap_or_default());
+    match (rest.get(end), rest.get(end + 1)) {
+        (Some(b'\r'), Some(b'\n')) => {}
+        (None, _) | (Some(b'\r'), None) => return Ok(Line::Unfinished),
+        (Some(b'\r'), Some(_)) => return Err(BadField::BareCr),
+        (Some(b'\n'), _) => return Err(BadField::BareLf),
+        (Some(0), _) => return Err(BadField::Nul),
+        (Some(_), _) => return Err(BadField::Control),
+    }
+    let mut value_end = end;
+    while value_end > value && matches!(rest.get(value_end - 1), Some(b' ' | b'\t')) {
+        value_end -= 1;
+    }
+    let canonical = value == name_len + 2 && rest.get(name_len + 1) == Some(&b' ') && value_end == end;
+    let ambiguous = shared & PLAIN == 0;
+    let field = Field {
+        name: Span::new(at, at + name_len),
+        value: Span::new(at + value, at + value_end),
+        known: Name::of(rest.get(..name_len).unwrap_or_default()),
+        flags: if canonical { CANONICAL } else { 0 } | if ambiguous { AMBIGUOUS } else { 0 },
+    };
+    Ok(Line::Field(field, at + end + 2))
+}
+
+fn empty_line(rest: &[u8], at: usize) -> Result<Line, BadField> {
+    match rest.get(1) {
+        None => Ok(Line::Unfinished),
+        Some(b'\n') => Ok(Line::Empty(at + 2)),
+        Some(_) => Err(BadField::BareCr),
+    }
+}
+
+/// The name ended at `at` with something else than a colon: the offset of the colon if only white space is in between
+/// and may be, `None` if that is not known yet.
+#[cold]
+fn skip_blanks<const FROM_SERVER: bool>(rest: &[u8], at: usize) -> Result<Option<usize>, BadField> {
+    match rest.get(at) {
+        Some(b' ' | b'\t') if at == 0 => return Err(BadField::Folded),
+        Some(b' ' | b'\t') if FROM_SERVER => {}
+        Some(b' ' | b'\t') => return Err(BadField::SpaceBeforeColon),
+        Some(b'\n') => return Err(BadField::BareLf),
+        Some(b'\r') => return Err(BadField::NoColon),
+        _ => return Err(BadField::NameByte),
+    }
+    let blanks = rest.iter().skip(at).take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+    match rest.get(at + blanks) {
+        None => Ok(None),
+        Some(b':') => Ok(Some(at + blanks)),
+        Some(b'\r' | b'\n') => Err(BadField::NoColon),
+        Some(_) => Err(BadField::NameByte),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Name and value of the one line in `bytes`.
+    fn read(bytes: &[u8]) -> Result<(&[u8], &[u8]), BadField> {
+        match line::<false>(bytes, 0)? {
+            Line::Field(field, next) => {
+                assert_eq!(next, bytes.len());
+                Ok((field.name(bytes), field.value(bytes)))
+            }
+            Line::Unfinished | Line::Empty(_) => panic!("not a field"),
+        }
+    }
+
+    #[test]
+    fn trims_values_and_keeps_what_is_inside() {
+        for (text, name, value) in [
+            ("A: b\r\n", "A", "b"),
+            ("A:b\r\n", "A", "b"),
+            ("A:\r\n", "A", ""),
+            ("A: \t \r\n", "A", ""),
+            ("A: \tb\tc d \t\r\n", "A", "b\tc d"),
+            ("A: caf\u{e9}\r\n", "A", "caf\u{e9}"),
+            ("!#$%&'*+-.^_`|~9: x:y\r\n", "!#$%&'*+-.^_`|~9", "x:y"),
+        ] {
+            assert_eq!(read(text.as_bytes()), Ok((name.as_bytes(), value.as_bytes())), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_with_the_right_cause() {
+        for (text, cause) in [
+            (": b\r\n", BadField::EmptyName),
+            ("A : b\r\n", BadField::SpaceBeforeColon),
+            ("A\t: b\r\n", BadField::SpaceBeforeColon),
+            (" A: b\r\n", BadField::Folded),
+            ("\tb\r\n", BadField::Folded),
+            ("A\r\n", BadField::NoColon),
+            ("A\n", BadField::BareLf),
+            ("A(: b\r\n", BadField::NameByte),
+            ("\u{e9}: b\r\n", BadField::NameByte),
+            ("A\0: b\r\n", BadField::NameByte),
+            ("A: b\0\r\n", BadField::Nul),
+            ("A: b\x01\r\n", BadField::Control),
+            ("A: b\x7f\r\n", BadField::Control),
+            ("A: b\rc\r\n", BadField::BareCr),
+            ("A: b\r\r\n", BadField::BareCr),
+            ("A: b\n", BadField::BareLf),
+            ("\n", BadField::BareLf),
+            ("\rA", BadField::BareCr),
+        ] {
+            assert_eq!(read(text.as_bytes()), Err(cause), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn servers_may_put_space_before_the_colon() {
+        let text = b"Content-Length \t: 5\r\n";
+        let Ok(Line::Field(field, _)) = line::<true>(text, 0) else { panic!("not a field") };
+        assert_eq!((field.known(), field.value(text)), (Name::ContentLength, &b"5"[..]));
+        assert_eq!(field.canonical_line(), None);
+        assert!(matches!(line::<true>(b"A \r\n", 0), Err(BadField::NoColon)));
+        assert!(matches!(line::<true>(b"X A: b\r\n", 0), Err(BadField::NameByte)));
+        assert!(matches!(line::<true>(b" A: b\r\n", 0), Err(BadField::Folded)));
+    }
+
+    #[test]
+    fn only_lines_as_we_write_them_are_canonical() {
+        for (text, canonical) in
+            [("A: b\r\n", true), ("A:b\r\n", false), ("A:\tb\r\n", false), ("A: b \r\n", false), ("A:  b\r\n", false)]
+        {
+            let Ok(Line::Field(field, _)) = line::<false>(text.as_bytes(), 0) else { panic!("not a field") };
+            assert_eq!(field.canonical_line().is_some(), canonical, "{text:?}");
+        }
+    }
+}

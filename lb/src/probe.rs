@@ -1,0 +1,265 @@
+//! Probes: one task for each backend asks it at intervals how it is, by `pingora-load-balancing`'s HTTP and TCP
+//! checks. The tasks follow the snapshot; what they find goes to the backend, and the pool lists its candidates anew.
+
+mod pingora_error;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pingora::http::RequestHeader;
+use pingora::lb::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
+use pingora::prelude::{Error, ErrorType};
+use rand::RngExt;
+use tokio::task::AbortHandle;
+
+use crate::backend::{Backend, Finding, ProbeReport};
+use crate::config::backend::{AdminState, BackendAddress};
+use crate::config::{PoolName, ProbeConfig, ProbeKind};
+use crate::control::Control;
+use crate::exchange::failure::{Failure, Fault};
+
+/// How often host names are resolved, and pools look whether their candidates have changed.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
+const CATCH_UP_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Probes what the snapshots name, resolves host names and brings ejected backends back, until dropped.
+pub async fn run(control: Arc<Control>) {
+    tokio::join!(follow_snapshots(&control), resolve_names(&control), catch_up(&control), drop_drained(&control));
+}
+
+async fn follow_snapshots(control: &Arc<Control>) {
+    let mut versions = control.versions();
+    let mut tasks = HashMap::<(PoolName, BackendAddress), Task>::new();
+    loop {
+        let wanted = wanted(control);
+        tasks.retain(|key, task| wanted.get(key).is_some_and(|(backend, config)| task.is_for(backend, config)));
+        for (key, (backend, config)) in wanted {
+            tasks.entry(key).or_insert_with_key(|(pool, _)| Task::start(control, pool, backend, config));
+        }
+        if versions.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+type Wanted = HashMap<(PoolName, BackendAddress), (Arc<Backend>, ProbeConfig)>;
+
+fn wanted(control: &Control) -> Wanted {
+    let snapshot = control.snapshot();
+    let mut wanted = Wanted::new();
+    for pool in &snapshot.pools {
+        let Some(config) = &pool.settings.probe else { continue };
+        for (member, _) in pool.backends().filter(|(_, state)| *state != AdminState::Down) {
+            let key = (pool.name.clone(), member.backend.address.clone());
+            wanted.insert(key, (Arc::clone(&member.backend), config.clone()));
+        }
+    }
+    wanted
+}
+
+/// The probing of one backend; ends when dropped.
+struct Task {
+    backend: Arc<Backend>,
+    config: ProbeConfig,
+    handle: AbortHandle,
+}
+
+impl Task {
+    fn start(control: &Arc<Control>, pool: &PoolName, backend: Arc<Backend>, config: ProbeConfig) -> Self {
+        let probing = probe_forever(Arc::clone(control), pool.clone(), Arc::clone(&backend), config.clone());
+        Self { backend, config, handle: tokio::spawn(probing).abort_handle() }
+    }
+
+    fn is_for(&self, backend: &Arc<Backend>, config: &ProbeConfig) -> bool {
+        Arc::ptr_eq(&self.backend, backend) && self.config == *config
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.handle.abort();
+    }
+}
+
+async fn probe_forever(control: Arc<Control>, pool: PoolName, backend: Arc<Backend>, config: ProbeConfig) {
+    let check = health_check(&backend.address, &config);
+    // The first probe is at hand; a call for one that came before would only repeat it.
+    let _ = tokio::time::timeout(Duration::ZERO, backend.forgotten()).await;
+    loop {
+        let at = Instant::now();
+        let error = probe(&backend, check.as_ref(), config.timeout).await.err();
+        let counter = if error.is_none() { &backend.metrics.probes_succeeded } else { &backend.metrics.probes_failed };
+        counter.inc();
+        if let Some(error) = error.filter(|error| error.is_ours()) {
+            tracing::warn!(%pool, backend = %backend.address, %error, "a backend could not be probed");
+            pause(&backend, &config, at).await;
+            continue;
+        }
+        let reason = error.map(|error| error.to_string()).unwrap_or_default();
+        let report = ProbeReport { at, duration: at.elapsed(), error: error.map(|error| error.to_string()) };
+        let finding = backend.probed(report, config.rise, config.fall);
+        if let Some(health) = finding.health {
+            tracing::info!(%pool, backend = %backend.address, health = health.as_str(), reason, "backend health changed");
+        }
+        if finding.ends_ejection {
+            tracing::info!(
+                %pool, backend = %backend.address,
+                "backend is back: probes since its ejection have found it well",
+            );
+        }
+        if finding != Finding::default()
+            && let Some(pool) = control.snapshot().pool(&pool)
+        {
+            pool.refresh_soon(Instant::now());
+        }
+        pause(&backend, &config, at).await;
+    }
+}
+
+/// Until the next probe, where the last one began `at`.
+async fn pause(backend: &Backend, config: &ProbeConfig, at: Instant) {
+    let jitter = rand::rng().random_range(0.9..1.1);
+    let pause = config.interval.mul_f64(jitter).saturating_sub(at.elapsed());
+    // What has been forgotten is asked for at once.
+    let _ = tokio::time::timeout(pause, backend.forgotten()).await;
+}
+
+/// Why a probe failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ProbeError {
+    Failed(Failure),
+    /// The backend answered with a status code that is not expected.
+    Status(u16),
+}
+
+async fn probe(
+    backend: &Backend,
+    check: &(dyn HealthCheck + Send + Sync),
+    timeout: Duration,
+) -> Result<(), ProbeError> {
+    let unresolved = ProbeError::Failed(Failure::Unresolved);
+    let probing = async {
+        if backend.socket_address().is_none() {
+            resolve(backend).await.map_err(|_| unresolved)?;
+        }
+        let address = backend.socket_address().ok_or(unresolved)?;
+        let target = pingora::lb::Backend::new(&address.to_string()).map_err(|_| unresolved)?;
+        check.check(&target).await.map_err(|e| probe_error(&e))
+    };
+    let late = |_| Err(ProbeError::Failed(Failure::ResponseTimeout));
+    tokio::time::timeout(timeout, probing).await.unwrap_or_else(late)
+}
+
+fn health_check(address: &BackendAddress, config: &ProbeConfig) -> Box<dyn HealthCheck + Send + Sync> {
+    match &config.kind {
+        ProbeKind::Tcp => {
+            let mut check = TcpHealthCheck::new();
+            check.peer_template.options.connection_timeout = Some(config.timeout);
+            check
+        }
+        ProbeKind::Http { path, host, status } => {
+            let host = host.as_deref().unwrap_or(address.as_str());
+            let mut check = HttpHealthCheck::new(host, false);
+            if let Ok(request) = request(path, host) {
+                check.req = request;
+            }
+            check.peer_template.options.connection_timeout = Some(config.timeout);
+            check.peer_template.options.read_timeout = Some(config.timeout);
+            let status = status.clone();
+            check.validator = Some(Box::new(move |response| match response.status.as_u16() {
+                code if status.contains(code) => Ok(()),
+                code => Err(Error::new(ErrorType::CustomCode("unexpected status", code))),
+            }));
+            Box::new(check)
+        }
+    }
+}
+
+fn request(path: &str, host: &str) -> pingora::Result<RequestHeader> {
+    let mut request = RequestHeader::build("GET", path.as_bytes(), None)?;
+    request.insert_header("Host", host)?;
+    request.insert_header("User-Agent", concat!("evenkeel/", env!("CARGO_PKG_VERSION"), " (probe)"))?;
+    request.insert_header("Connection", "close")?;
+    Ok(request)
+}
+
+/// Why a check failed, by the words of the table of failures.
+fn probe_error(error: &Error) -> ProbeError {
+    match error.etype() {
+        ErrorType::CustomCode(_, code) => ProbeError::Status(*code),
+        _ => ProbeError::Failed(pingora_error::failure(error)),
+    }
+}
+
+impl ProbeError {
+    /// Whether the balancer itself is the cause, so that nothing was learned of the backend.
+    fn is_ours(self) -> bool {
+        matches!(self, Self::Failed(failure) if failure.verdict().fault == Fault::Balancer)
+    }
+}
+
+impl fmt::Display for ProbeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(code) => write!(f, "status {code}"),
+            Self::Failed(failure) => f.write_str(failure.word()),
+        }
+    }
+}
+
+async fn resolve_names(control: &Arc<Control>) {
+    let mut versions = control.versions();
+    loop {
+        let snapshot = Arc::clone(&control.snapshot());
+        for (member, _) in snapshot.pools.iter().flat_map(|pool| pool.backends()) {
+            if member.backend.address.socket_address().is_none()
+                && let Err(problem) = resolve(&member.backend).await
+            {
+                tracing::debug!(backend = %member.backend.address, problem, "host name does not resolve");
+            }
+        }
+        // A new snapshot may bring new names; otherwise look again after a while.
+        let _ = tokio::time::timeout(RESOLVE_INTERVAL, versions.changed()).await;
+    }
+}
+
+/// Resolves a backend's host name; what it resolved to before stays while it does not.
+async fn resolve(backend: &Backend) -> Result<(), String> {
+    let (host, port) = backend.address.host_and_port();
+    let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.map_err(|e| e.to_string())?.collect();
+    let still_there = backend.socket_address().filter(|address| found.contains(address));
+    match still_there.or(found.first().copied()) {
+        Some(address) => {
+            if backend.set_socket_address(address, Instant::now()) {
+                tracing::info!(backend = %backend.address, %address, "host name leads to another address");
+            }
+        }
+        None => return Err(format!("{host} has no address")),
+    }
+    Ok(())
+}
+
+async fn catch_up(control: &Arc<Control>) {
+    let mut tick = tokio::time::interval(CATCH_UP_INTERVAL);
+    loop {
+        tick.tick().await;
+        let snapshot = Arc::clone(&control.snapshot());
+        for pool in &snapshot.pools {
+            pool.catch_up(Instant::now());
+        }
+    }
+}
+
+async fn drop_drained(control: &Arc<Control>) {
+    let mut versions = control.versions();
+    loop {
+        // Making a snapshot of a large pool takes its time, which probes and the API do not wait for.
+        let dropping = Arc::clone(control);
+        let left = tokio::task::spawn_blocking(move || dropping.drop_drained()).await.unwrap_or(true);
+        let pause = if left { Duration::from_millis(50) } else { Duration::MAX };
+        let _ = tokio::time::timeout(pause, versions.changed()).await;
+    }
+}

@@ -53,7 +53,8 @@ pub struct ServeArgs {
     /// Name of this instance, shown on its pages [default: the host's name]
     #[arg(long, env = "APP_NAME")]
     pub name: Option<InstanceName>,
-    /// Networks whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by commas
+    /// Networks of the proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by commas; a client is
+    /// the rightmost address in X-Forwarded-For that is in none of them
     #[arg(
         long,
         env = "APP_TRUSTED_PROXIES",

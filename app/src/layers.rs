@@ -38,18 +38,33 @@ pub struct Client {
 }
 
 impl Client {
-    /// Forwarding headers count only when `peer` is a trusted proxy: anyone can write them.
+    /// Who asks is the rightmost address in X-Forwarded-For that is no trusted proxy's, as with nginx's
+    /// `real_ip_recursive`: what stands left of it is the client's own word. Forwarding headers count only when `peer`
+    /// is a trusted proxy: anyone can write them.
     pub fn new(peer: IpAddr, headers: &HeaderMap, settings: &Settings) -> Self {
-        let peer = peer.to_canonical();
-        let trusted = settings.trusted_proxies.iter().any(|network| network.contains(&peer));
-        let said = |name| trusted.then(|| first_value(headers, name)).flatten();
-        let address = said(X_FORWARDED_FOR).and_then(|value| value.parse().ok()).unwrap_or(peer);
+        let is_trusted = |address: IpAddr| settings.trusted_proxies.iter().any(|network| network.contains(&address));
+        let mut address = peer.to_canonical();
+        // From the nearest proxy to the client; what cannot be read ends it, since nobody can say who wrote the rest.
+        let mut named = elements(headers, X_FORWARDED_FOR).into_iter().rev().map_while(address_in);
+        let mut proxies = 0;
+        while is_trusted(address)
+            && let Some(next) = named.next()
+        {
+            (address, proxies) = (next, proxies + 1);
+        }
         let tls = match settings.secure_cookies {
             SecureCookies::Always => true,
             SecureCookies::Never => false,
-            SecureCookies::Auto => said(X_FORWARDED_PROTO).is_some_and(|value| value.eq_ignore_ascii_case("https")),
+            SecureCookies::Auto if is_trusted(peer.to_canonical()) => {
+                // One for each proxy, or one that all of them pass on.
+                let protocols = elements(headers, X_FORWARDED_PROTO);
+                let clients = protocols.iter().rev().take(proxies.max(1)).next_back();
+                clients.is_some_and(|protocol| protocol.eq_ignore_ascii_case("https"))
+            }
+            SecureCookies::Auto => false,
         };
-        Self { address, tls, forwarded: headers.contains_key(X_FORWARDED_FOR) }
+        let forwarded = FORWARDING.iter().any(|name| headers.contains_key(*name));
+        Self { address, tls, forwarded }
     }
 }
 
@@ -229,10 +244,17 @@ fn is_from_here(headers: &HeaderMap, authority: Option<&str>) -> bool {
     origin.split_once("://").is_some_and(|(_, origin)| origin.eq_ignore_ascii_case(host))
 }
 
-/// The first element of a header that may be a list.
-fn first_value<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
-    let value = headers.get(name)?.to_str().ok()?;
-    Some(value.split(',').next()?.trim())
+/// The elements of a header that is a list, of all its lines. A line that is not text is one element that says nothing.
+fn elements<'h>(headers: &'h HeaderMap, name: &str) -> Vec<&'h str> {
+    headers.get_all(name).iter().flat_map(|line| line.to_str().unwrap_or_default().split(',')).map(str::trim).collect()
+}
+
+/// The address in an element of X-Forwarded-For, which some proxies write with a port.
+fn address_in(element: &str) -> Option<IpAddr> {
+    let bracketed = || element.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    let with_port = || element.parse::<SocketAddr>().map(|address| address.ip()).ok();
+    let address: Option<IpAddr> = element.parse().ok().or_else(with_port).or_else(bracketed);
+    address.map(|address| address.to_canonical())
 }
 
 /// Answers a request for an address that nothing is at.
@@ -255,6 +277,8 @@ pub async fn own_refusals(request: Request<Body>, next: Next) -> Response {
 
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
 const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
+/// By any of these a proxy says that it has passed a request on.
+const FORWARDING: [&str; 4] = [X_FORWARDED_FOR, "forwarded", "via", "x-real-ip"];
 const X_REQUEST_ID: &str = "x-request-id";
 
 #[cfg(test)]
@@ -288,7 +312,7 @@ mod tests {
     #[test]
     fn forwarding_headers_are_believed_from_trusted_proxies_only() {
         let settings = Settings { trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()], ..Settings::default() };
-        let sent = headers(&[("x-forwarded-for", "192.0.2.1, 10.0.0.9"), ("x-forwarded-proto", "https")]);
+        let sent = headers(&[("x-forwarded-for", "192.0.2.1, 10.0.0.8"), ("x-forwarded-proto", "https")]);
         let trusted = Client::new([10, 0, 0, 9].into(), &sent, &settings);
         assert_eq!(trusted, Client { address: [192, 0, 2, 1].into(), tls: true, forwarded: true });
         let stranger = Client::new([11, 0, 0, 9].into(), &sent, &settings);
@@ -298,10 +322,63 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_in_forwarding_headers_falls_back_to_the_peer() {
+    fn the_client_is_the_rightmost_address_that_is_no_trusted_proxys() {
+        let networks = ["10.0.0.0/8", "2001:db8::/32"];
+        let settings = Settings {
+            trusted_proxies: networks.map(|network| network.parse().unwrap()).into(),
+            ..Settings::default()
+        };
+        for (peer, lists, client) in [
+            // The left is what the client sent itself.
+            ("10.0.0.9", &["198.51.100.9, 192.0.2.1"][..], "192.0.2.1"),
+            ("10.0.0.9", &["198.51.100.9, 192.0.2.1, 10.0.0.8"], "192.0.2.1"),
+            ("10.0.0.9", &["198.51.100.9", "192.0.2.1", "10.0.0.8, 10.0.0.7"], "192.0.2.1"),
+            ("::ffff:10.0.0.9", &["198.51.100.9, ::ffff:192.0.2.1"], "192.0.2.1"),
+            ("2001:db8::1", &["198.51.100.9, [2620::7]:4711, 2001:db8::2"], "2620::7"),
+            ("10.0.0.9", &["198.51.100.9, 192.0.2.1:4711"], "192.0.2.1"),
+            // All are proxies: the farthest one asks.
+            ("10.0.0.9", &["10.0.0.7, 10.0.0.8"], "10.0.0.7"),
+            ("10.0.0.9", &[], "10.0.0.9"),
+            // The nearest that can be read, never one beyond what cannot.
+            ("10.0.0.9", &["198.51.100.9, unknown"], "10.0.0.9"),
+            ("10.0.0.9", &["198.51.100.9, , 10.0.0.8"], "10.0.0.8"),
+            ("10.0.0.9", &["<script>"], "10.0.0.9"),
+            ("192.0.2.2", &["198.51.100.9"], "192.0.2.2"),
+        ] {
+            let mut sent = HeaderMap::new();
+            for list in lists {
+                sent.append(X_FORWARDED_FOR, list.parse().unwrap());
+            }
+            let found = Client::new(peer.parse().unwrap(), &sent, &settings).address;
+            assert_eq!(found, client.parse::<IpAddr>().unwrap(), "{peer} {lists:?}");
+        }
+    }
+
+    #[test]
+    fn the_clients_protocol_is_what_its_own_proxy_said() {
+        let settings = Settings { trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()], ..Settings::default() };
+        for (forwarded_for, protocols, tls) in [
+            ("192.0.2.1", "https", true),
+            ("192.0.2.1", "http", false),
+            ("192.0.2.1", "https, http", false),
+            ("192.0.2.1, 10.0.0.8", "https", true),
+            ("192.0.2.1, 10.0.0.8", "https, http", true),
+            ("192.0.2.1, 10.0.0.8", "https, http, http", false),
+            ("192.0.2.1", "", false),
+        ] {
+            let sent = headers(&[("x-forwarded-for", forwarded_for), ("x-forwarded-proto", protocols)]);
+            let found = Client::new([10, 0, 0, 9].into(), &sent, &settings).tls;
+            assert_eq!(found, tls, "{forwarded_for} by {protocols:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_comes_by_a_proxy_of_any_kind_counts_as_passed_on() {
         let settings = Settings::default();
-        let client = Client::new([127, 0, 0, 1].into(), &headers(&[("x-forwarded-for", "<script>")]), &settings);
-        assert_eq!(client.address, IpAddr::from([127, 0, 0, 1]));
+        for name in ["x-forwarded-for", "forwarded", "via", "x-real-ip"] {
+            assert!(Client::new([127, 0, 0, 1].into(), &headers(&[(name, "x")]), &settings).forwarded, "{name}");
+        }
+        assert!(!Client::new([127, 0, 0, 1].into(), &HeaderMap::new(), &settings).forwarded);
     }
 
     #[test]

@@ -98,7 +98,8 @@ async fn the_history_shows_successes_failures_addresses_and_instances() {
     let attempt = browser
         .post_raw(&web1, "/accounts/login/")
         .header("origin", web1.url(""))
-        .header("x-forwarded-for", "203.0.113.9, 10.0.0.1")
+        // The left is the client's own word.
+        .header("x-forwarded-for", "10.0.0.1, 203.0.113.9")
         .form(&[("name", "ann"), ("password", "wrong password")]);
     assert_eq!(attempt.send().await.unwrap().status(), 401);
     let history = browser.get(&web1, "/accounts/logs/").await;

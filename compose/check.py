@@ -34,6 +34,8 @@ PUBLISHED = {"evenkeel", "prometheus", "grafana", "inspect"}
 WRITES_ITS_ROOT = {"cratedb-1", "cratedb-2", "cratedb-3"}
 MEMORY = {"m": 1, "g": 1024}
 LAPTOP_MB = 6 * 1024
+# The application's own default, in seconds.
+APP_SHUTDOWN_DEADLINE = 10
 
 
 def interpolated(text):
@@ -98,6 +100,11 @@ def port_text(port):
     return f"{port.get('host_ip', '')}:{port['published']}:{port['target']}" if isinstance(port, dict) else str(port)
 
 
+def seconds(text):
+    """Of a time such as 1m30s; without one, the ten seconds that engines give."""
+    return sum(int(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in re.findall(r"(\d+)([hms])", text or "10s"))
+
+
 def own_rules(variant, services):
     for name, service in services.items():
         say = lambda text: f"{variant}: {name} {text}"
@@ -119,6 +126,10 @@ def own_rules(variant, services):
             yield say("keeps privileges")
         if service.get("privileged") or "network_mode" in service:
             yield say("is privileged, or shares the host's network")
+        delay = (service.get("environment") or {}).get("APP_SHUTDOWN_DELAY")
+        if delay and seconds(service.get("stop_grace_period")) < seconds(delay) + APP_SHUTDOWN_DEADLINE:
+            yield say(f"is killed after {service.get('stop_grace_period')}, before APP_SHUTDOWN_DELAY ({delay}) and the "
+                      f"{APP_SHUTDOWN_DEADLINE} s to finish what is in flight are over")
         open_files = service.get("ulimits", {}).get("nofile", {})
         if name in WRITES_ITS_ROOT and not open_files.get("soft", 0) == open_files.get("hard", 0) >= 65536:
             yield say("may open fewer than 65536 files, and CrateDB does not start then")

@@ -105,7 +105,12 @@ pub struct ServeArgs {
     /// Connections open at once; more wait to be accepted
     #[arg(long, env = "APP_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "COUNT")]
     pub max_connections: usize,
-    /// Time that requests in flight get to finish when the instance is told to stop
+    /// Time between the announcement of a stop by /readyz and /healthz (503) and the last connection accepted, on
+    /// SIGTERM: longer than the balancer takes to notice, that is its interval between probes times the failures it waits
+    /// for; SIGINT skips it; 0s: none
+    #[arg(long, env = "APP_SHUTDOWN_DELAY", default_value = "5s", value_parser = duration, value_name = "TIME")]
+    pub shutdown_delay: Duration,
+    /// Time that requests in flight get to finish after that
     #[arg(long, env = "APP_SHUTDOWN_DEADLINE", default_value = "10s", value_parser = duration, value_name = "TIME")]
     pub shutdown_deadline: Duration,
     #[command(flatten)]
@@ -133,6 +138,7 @@ pub struct Settings {
     pub upload_timeout: Duration,
     pub write_timeout: Duration,
     pub max_connections: usize,
+    pub shutdown_delay: Duration,
     pub shutdown_deadline: Duration,
 }
 
@@ -188,6 +194,15 @@ impl ServeArgs {
         ] {
             check_range(flag, time, Duration::from_secs(366 * 24 * 3600))?;
         }
+        for (flag, time) in [("--shutdown-delay", self.shutdown_delay), ("--shutdown-deadline", self.shutdown_deadline)]
+        {
+            anyhow::ensure!(
+                time <= LONGEST_STOP,
+                "{flag} {} is out of range: take 0s to {}",
+                humantime::format_duration(time),
+                humantime::format_duration(LONGEST_STOP),
+            );
+        }
         Ok(Settings {
             trusted_proxies: self.trusted_proxies.iter().map(|network| network.0).collect(),
             secure_cookies: self.secure_cookies,
@@ -200,6 +215,7 @@ impl ServeArgs {
             upload_timeout: self.upload_timeout,
             write_timeout: self.write_timeout,
             max_connections: self.max_connections,
+            shutdown_delay: self.shutdown_delay,
             shutdown_deadline: self.shutdown_deadline,
         })
     }
@@ -308,6 +324,9 @@ fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}; take a number with a unit, such as 30s, 2h or 14d"))
 }
 
+/// Whoever stops an instance waits for it.
+const LONGEST_STOP: Duration = Duration::from_secs(3600);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,6 +357,7 @@ mod tests {
             (&["--name", "web 1"], &["--name", "web 1", "such as web1"]),
             (&["--max-connections", "0"], &["--max-connections", "0", "1 to"]),
             (&["--request-timeout", "0s"], &["--request-timeout", "0s", "1ms"]),
+            (&["--shutdown-delay", "2h"], &["--shutdown-delay", "2h", "0s to 1h"]),
         ] {
             let error = parse(flags).unwrap_err().to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{flags:?}: {error}");

@@ -152,10 +152,11 @@ impl Demo {
     /// Asks everyone to stop: first the balancer, so that it can finish what it has sent on, then the instances.
     async fn stop(&mut self) {
         if let Some(balancer) = &mut self.balancer {
-            balancer.stop(STOP_WITHIN).await;
+            balancer.stop(nix::sys::signal::SIGTERM, STOP_WITHIN).await;
         }
         let children = self.instances.iter_mut().filter_map(|instance| instance.child.as_mut());
-        futures_util::future::join_all(children.map(|child| child.stop(STOP_WITHIN))).await;
+        // No balancer is left that they would have to tell.
+        futures_util::future::join_all(children.map(|child| child.stop(nix::sys::signal::SIGINT, STOP_WITHIN))).await;
     }
 
     /// Ends whoever is left.

@@ -119,6 +119,10 @@ pub async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Ne
     if let Ok(id) = HeaderValue::from_str(&id.0) {
         response.headers_mut().insert(X_REQUEST_ID, id);
     }
+    if app.is_leaving() {
+        // Whoever keeps this connection asks elsewhere next, instead of losing a request when it ends.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let status = response.status();
     app.metrics.answered(route, &method, status, took);
     log(&id, &method, &path, route, status, took, client, cause.as_deref());

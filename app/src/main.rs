@@ -9,12 +9,14 @@ use app::{
     demo, health,
     log::Log,
     metrics::Metrics,
-    server, tls,
+    server::{self, Stop},
+    tls,
 };
 use clap::Parser;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    sync::watch,
 };
 
 #[global_allocator]
@@ -58,12 +60,12 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let settings = args.settings()?;
     let instance = args.instance()?;
     let stores = args.stores.settings()?;
-    let mut stop = std::pin::pin!(stop_signal()?);
+    let mut stop = stop_signals()?;
     let metrics = Arc::new(Metrics::new()?);
     let stores = tokio::select! {
         stores = Stores::open(&stores, &metrics) => stores?,
         // While it waits for a database, too.
-        () = &mut stop => return Ok(()),
+        _ = stop.changed() => return Ok(()),
     };
     let app = App::new(instance, settings, stores, metrics)?;
     let listener = TcpListener::bind(args.listen)
@@ -78,13 +80,20 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Resolves when the process is asked to stop.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+/// How the process is asked to stop, from now on.
+fn stop_signals() -> anyhow::Result<watch::Receiver<Stop>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+    let (sender, stop) = watch::channel(Stop::No);
+    tokio::spawn(async move {
+        loop {
+            let asked = tokio::select! {
+                Some(()) = terminate.recv() => Stop::Announced,
+                // Of whoever sits before it, or has no balancer to tell.
+                Some(()) = interrupt.recv() => Stop::Now,
+            };
+            // A second wish of any kind means at once.
+            sender.send_modify(|stop| *stop = if *stop == Stop::No { asked } else { Stop::Now });
         }
-    })
+    });
+    Ok(stop)
 }

@@ -4,7 +4,7 @@
 
 mod stalled;
 
-use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, extract::ConnectInfo};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -14,20 +14,31 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
 };
 use tower::ServiceExt;
 
 use self::stalled::Unstalled;
 use crate::{App, metrics::Held, routes};
 
-/// Answers what arrives at `listener` until `stop` resolves: then says so at `/readyz`, accepts nothing more,
-/// finishes what is in flight, and returns at the deadline at the latest.
-pub async fn run(app: Arc<App>, listener: TcpListener, stop: impl Future<Output = ()>) {
+/// Whether an instance should go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    No,
+    /// After the balancers have been told and have had `shutdown_delay` to hear it.
+    Announced,
+    /// Without that delay.
+    Now,
+}
+
+/// Answers what arrives at `listener` until it should stop, or `stop` is dropped. Then in this order: `/readyz` and
+/// `/healthz` say that it is stopping, for `shutdown_delay`, while all goes on being answered, each answer the last of its
+/// connection; nothing more is accepted; what is in flight is finished. Returns at the deadline at the latest.
+pub async fn run(app: Arc<App>, listener: TcpListener, mut stop: watch::Receiver<Stop>) {
     let router = routes::router(Arc::clone(&app));
     let connections = GracefulShutdown::new();
     let permits = Arc::new(Semaphore::new(app.settings.max_connections));
-    let mut stop = std::pin::pin!(stop);
+    let mut stopping = std::pin::pin!(announce(&app, &mut stop));
     loop {
         let accepted = async {
             // The permit comes first: who cannot be served yet waits in the listener's own queue.
@@ -36,7 +47,7 @@ pub async fn run(app: Arc<App>, listener: TcpListener, stop: impl Future<Output 
         };
         let (permit, accepted) = tokio::select! {
             biased;
-            () = &mut stop => break,
+            () = &mut stopping => break,
             accepted = accepted => accepted,
         };
         match accepted {
@@ -56,11 +67,24 @@ pub async fn run(app: Arc<App>, listener: TcpListener, stop: impl Future<Output 
             }
         }
     }
-    app.leave();
     drop(listener);
     tracing::info!("stopping: finishing what is in flight");
     if tokio::time::timeout(app.settings.shutdown_deadline, connections.shutdown()).await.is_err() {
         tracing::warn!("stopping: the deadline has passed, requests are cut off");
+    }
+}
+
+/// Waits for the wish to stop, says so to whoever asks, and gives the balancers time to ask.
+async fn announce(app: &App, stop: &mut watch::Receiver<Stop>) {
+    let asked = stop.wait_for(|stop| *stop != Stop::No).await.map_or(Stop::Now, |stop| *stop);
+    app.leave();
+    let delay = app.settings.shutdown_delay;
+    if asked == Stop::Announced && !delay.is_zero() {
+        tracing::info!(
+            "stopping: /readyz says so for {} before connections are refused",
+            humantime::format_duration(delay)
+        );
+        let _ = tokio::time::timeout(delay, stop.wait_for(|stop| *stop == Stop::Now)).await;
     }
 }
 

@@ -63,7 +63,7 @@ fn command(folder: &Path, port: &str) -> Command {
     let balancer = folder.join("evenkeel");
     let script = format!(
         "#!/bin/sh\naddress=$(sed -n '/admin/,$ s/^address = \"\\(.*\\)\"/\\1/p' \"$3\")\n\
-         exec '{APP}' serve --name balancer --listen \"$address\" --data-dir '{}'\n",
+         exec '{APP}' serve --name balancer --shutdown-delay 0s --listen \"$address\" --data-dir '{}'\n",
         folder.join("balancer").display()
     );
     std::fs::write(&balancer, script).unwrap();

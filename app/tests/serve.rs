@@ -17,7 +17,9 @@ use nix::{
 
 fn serve(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_app"));
-    command.args(["serve", "--name", "web1", "--trivial-passwords", "--data-dir"]).arg(folder);
+    command
+        .args(["serve", "--name", "web1", "--trivial-passwords", "--shutdown-delay", "0s", "--data-dir"])
+        .arg(folder);
     command
 }
 

@@ -47,6 +47,8 @@ impl Instance {
     /// As [`Self::start`], with more flags.
     pub async fn start_with(name: &str, data: &Path, address: &str, flags: &[&str]) -> Self {
         let mut command = Command::new(built("app", "app", "APP_BIN"));
+        // Unless a flag says otherwise: most tests stop an instance that nobody asks any more.
+        command.env("APP_SHUTDOWN_DELAY", "0s");
         command
             .args(["serve", "--listen", address, "--name", name, "--trivial-passwords", "--data-dir"])
             .arg(data)
@@ -110,6 +112,14 @@ impl Demo {
 pub fn sign_up(name: &str) -> Request {
     Request::post("/accounts/signup/", format!("name={name}&password=a+compiler+is+a+poem"))
         .with("Content-Type", "application/x-www-form-urlencoded")
+        .with("Origin", "http://site.example")
+}
+
+/// What a browser sends to post a text.
+pub fn post(text: &str) -> Request {
+    let body = format!("--boundary\r\nContent-Disposition: form-data; name=\"text\"\r\n\r\n{text}\r\n--boundary--\r\n");
+    Request::post("/posts/", body)
+        .with("Content-Type", "multipart/form-data; boundary=boundary")
         .with("Origin", "http://site.example")
 }
 

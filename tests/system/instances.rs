@@ -20,15 +20,23 @@ struct Cluster {
 
 impl Cluster {
     async fn start() -> Self {
+        Self::start_with(&[], "/healthz").await
+    }
+
+    /// With more flags for the instances, which are asked at `probed` how they are.
+    async fn start_with(flags: &[&str], probed: &str) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let mut instances = Vec::new();
         for name in ["web1", "web2", "web3"] {
-            instances.push(Instance::start(name, &directory.path().join("data"), "127.0.0.1:0").await);
+            let data = directory.path().join("data");
+            instances.push(Instance::start_with(name, &data, "127.0.0.1:0", flags).await);
         }
-        let probe = "path = \"/healthz\"\ninterval = \"200ms\"\ntimeout = \"200ms\"\nrise = 1\nfall = 2";
+        let probe = format!(
+            "path = \"{probed}\"\nstatus = \"200\"\ninterval = \"200ms\"\ntimeout = \"200ms\"\nrise = 1\nfall = 2"
+        );
         let pool = instances.iter().fold(Pool::empty("app"), |pool, i| pool.backend(&i.address.to_string(), ""));
         let balancer =
-            Balancer::start(Config::default().pool(pool.probe(probe).ejection("base_time = \"300ms\""))).await;
+            Balancer::start(Config::default().pool(pool.probe(&probe).ejection("base_time = \"300ms\""))).await;
         Self { balancer, instances, directory }
     }
 
@@ -116,6 +124,65 @@ async fn a_rolling_restart_costs_nothing() {
         assert!(visit(&cluster.balancer, &cookie).await.text().contains("grace"), "sessions outlive their instance");
     }
     assert_eq!(cluster.balancer.metrics().await.sum("evenkeel_requests_total", &[("code", "5xx")]), 0.0);
+}
+
+/// A listener that closed with the announcement, and idle connections that closed with it, cost posts that were under
+/// way to them: the balancer must not send a POST a second time.
+#[tokio::test]
+async fn a_rolling_restart_by_signal_loses_no_post() {
+    let mut cluster = Cluster::start_with(&["--shutdown-delay", "2s"], "/readyz").await;
+    let cookie = sign_up(&cluster.balancer).await;
+    let (is_over, posted) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (balancer, instances, data) =
+        (&cluster.balancer, &mut cluster.instances, cluster.directory.path().join("data"));
+    let authors = futures_util::future::join_all((0..8).map(|author| {
+        let (cookie, is_over, posted) = (&cookie, &is_over, &posted);
+        async move {
+            let mut texts = Vec::new();
+            while !is_over.load(Relaxed) {
+                let text = format!("post {} of author {author}.", texts.len());
+                let reply = balancer.send(&app::post(&text).with("Cookie", cookie)).await;
+                assert_eq!(reply.status, 303, "{text} {}", reply.text());
+                texts.push(text);
+                posted.fetch_add(1, Relaxed);
+            }
+            texts
+        }
+    }));
+    let more = async || {
+        let before = posted.load(Relaxed);
+        eventually("posts go on", async || posted.load(Relaxed) > before + 20).await;
+    };
+    let restarts = async {
+        more().await;
+        for instance in instances {
+            let (name, address) = (instance.name.clone(), instance.address.to_string());
+            instance.stop().await;
+            more().await;
+            *instance = Instance::start_with(&name, &data, &address, &["--shutdown-delay", "2s"]).await;
+            let backends = async || balancer.pool().await["backends"].as_array().expect("a list").clone();
+            eventually("all take part", async || backends().await.iter().all(|one| one["status"] == "healthy")).await;
+            more().await;
+        }
+        is_over.store(true, Relaxed);
+    };
+    let (texts, ()) = tokio::join!(authors, restarts);
+    let mut pages = String::new();
+    let mut next = Some("/posts/".to_owned());
+    while let Some(path) = next {
+        let page = balancer.send(&Request::get(&path)).await.text();
+        next = page
+            .split_once("/posts/?after=")
+            .map(|(_, rest)| format!("/posts/?after={}", rest.split('"').next().expect("the end of the address")));
+        pages.push_str(&page);
+    }
+    for text in texts.iter().flatten() {
+        assert_eq!(pages.matches(text.as_str()).count(), 1, "{text}");
+    }
+    let metrics = balancer.metrics().await;
+    assert_eq!(metrics.sum("evenkeel_requests_total", &[("code", "5xx")]), 0.0);
+    // Nor did any attempt fail: the balancer knew before the first connection would have been refused.
+    assert_eq!(metrics.sum("evenkeel_backend_failures_total", &[]), 0.0);
 }
 
 #[tokio::test]

@@ -48,7 +48,8 @@ impl Child {
         // allowed; both calls are bare system calls, and neither allocates nor locks.
         unsafe {
             command.pre_exec(move || {
-                prctl::set_pdeathsig(signal::Signal::SIGTERM)?;
+                // As on Ctrl-C: who would be told of a stop is gone as well.
+                prctl::set_pdeathsig(signal::Signal::SIGINT)?;
                 // Killed before the line above, this process would never be told.
                 if getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
             });
@@ -100,9 +101,9 @@ impl Child {
         if lines.is_empty() { String::new() } else { format!(". The end of {}:{lines}", self.log.display()) }
     }
 
-    /// Asks it to end, and makes it once `patience` is over.
-    pub async fn stop(&mut self, patience: Duration) {
-        self.send(signal::Signal::SIGTERM);
+    /// Asks it to end by `signal`, and makes it once `patience` is over.
+    pub async fn stop(&mut self, signal: signal::Signal, patience: Duration) {
+        self.send(signal);
         if timeout(patience, self.process.wait()).await.is_err() {
             eprintln!("{} did not stop in time and is ended", self.log.display());
             self.kill();

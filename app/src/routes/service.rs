@@ -18,15 +18,20 @@ use crate::{
     sessions::SessionStore,
 };
 
-/// The process is alive. Says nothing about the stores: restarting this would not mend them.
-pub async fn alive() -> &'static str {
-    "ok\n"
+/// The process is alive, and not about to end: for balancers that ask nothing else. Says nothing about the stores:
+/// restarting this would not mend them.
+pub async fn alive(State(app): State<Arc<App>>) -> Response {
+    if app.is_leaving() { stopping() } else { "ok\n".into_response() }
+}
+
+fn stopping() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response()
 }
 
 /// Whether requests should come here: not while stopping, nor while a store is out of reach.
 pub async fn ready(State(app): State<Arc<App>>) -> Response {
     if app.is_leaving() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
+        return stopping();
     }
     let id = Id::default();
     let stores = tokio::time::timeout(READY_WITHIN, async {

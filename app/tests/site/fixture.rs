@@ -3,7 +3,14 @@
 use std::{io::Cursor, net::SocketAddr, sync::Arc};
 
 use app::{
-    App, Stores, config::Instance, config::Settings, media::Limits, metrics::Metrics, passwords::Cost, server, tls,
+    App, Stores,
+    config::Instance,
+    config::Settings,
+    media::Limits,
+    metrics::Metrics,
+    passwords::Cost,
+    server::{self, Stop},
+    tls,
 };
 use image::{ImageFormat, RgbImage};
 use reqwest::{
@@ -12,7 +19,7 @@ use reqwest::{
     redirect::Policy,
 };
 use tempfile::TempDir;
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 pub struct Site {
     folder: TempDir,
@@ -43,10 +50,8 @@ impl Site {
         let app = App::new(Instance::new(name.parse().unwrap()), self.settings.clone(), stores, metrics).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(server::run(Arc::clone(&app), listener, async {
-            let _ = stopped.await;
-        }));
+        let (stop, stopped) = watch::channel(Stop::No);
+        let task = tokio::spawn(server::run(Arc::clone(&app), listener, stopped));
         Running { address, app, stop, task }
     }
 }
@@ -54,7 +59,7 @@ impl Site {
 pub struct Running {
     pub address: SocketAddr,
     pub app: Arc<App>,
-    stop: oneshot::Sender<()>,
+    stop: watch::Sender<Stop>,
     task: JoinHandle<()>,
 }
 
@@ -63,10 +68,16 @@ impl Running {
         format!("http://{}{path}", self.address)
     }
 
-    /// Asks it to stop; what comes back ends when it has.
+    /// Asks it to stop at once; what comes back ends when it has.
     pub fn stop(self) -> JoinHandle<()> {
-        self.stop.send(()).unwrap();
+        self.stop.send(Stop::Now).unwrap();
         self.task
+    }
+
+    /// Asks it to announce that it stops. It does so at once when what comes back is told to.
+    pub fn announce(self) -> (watch::Sender<Stop>, JoinHandle<()>) {
+        self.stop.send(Stop::Announced).unwrap();
+        (self.stop, self.task)
     }
 }
 

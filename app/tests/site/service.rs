@@ -5,6 +5,7 @@ use app::{
     data::{self, Cursor, DataStore, Login, Post, Signup, User, UserKey},
     error::StoreError,
     media::{Media, MediaName, MediaStore},
+    server::Stop,
     sessions::SessionStore,
 };
 use async_trait::async_trait;
@@ -117,7 +118,9 @@ async fn metrics_count_by_route_and_stay_inside() {
 
 #[tokio::test]
 async fn stopping_finishes_what_is_in_flight_and_says_so_before() {
-    let site = Site::new();
+    let mut site = Site::new();
+    // Until the test says so.
+    site.settings.shutdown_delay = Duration::from_secs(3600);
     let web1 = site.start("web1").await;
     let (address, app) = (web1.address, Arc::clone(&web1.app));
     // A request whose body is still on its way when the stop comes, and an idle connection beside it.
@@ -134,14 +137,30 @@ async fn stopping_finishes_what_is_in_flight_and_says_so_before() {
     idle.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     assert!(read_until(&mut idle, "ready\n").await.starts_with("HTTP/1.1 200"));
 
-    let stopped = web1.stop();
+    let (stop, stopped) = web1.announce();
     while !app.is_leaving() {
         tokio::task::yield_now().await;
     }
-    assert!(TcpStream::connect(address).await.is_err(), "nothing more is accepted");
+    // It says so to whoever asks, over old connections and new ones, and goes on answering.
+    for path in ["/readyz", "/healthz"] {
+        let mut new = TcpStream::connect(address).await.unwrap();
+        new.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+        let answer = read_to_end(&mut new).await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("stopping\n"), "{answer}");
+    }
+    idle.write_all(b"GET /api/hello/ HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let answer = read_to_end(&mut idle).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.to_lowercase().contains("\r\nconnection: close\r\n"),
+        "{answer}"
+    );
+
+    stop.send(Stop::Now).unwrap();
+    while TcpStream::connect(address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
     busy.write_all(b"=ann").await.unwrap();
-    let mut answer = String::new();
-    busy.read_to_string(&mut answer).await.unwrap();
+    let answer = read_to_end(&mut busy).await;
     assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
     stopped.await.unwrap();
 }
@@ -203,6 +222,13 @@ async fn without_its_data_the_site_says_so_and_tells_no_cause() {
     browser.get(&web1, &picture).await.says(503, &["Storage is out of reach"]);
     browser.get(&web1, "/readyz").await.says(503, &["data, media"]);
     browser.get(&web1, "/").await.says(200, &["web1"]);
+}
+
+/// What comes until the server closes the connection.
+async fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
 
 async fn read_until(stream: &mut TcpStream, end: &str) -> String {

@@ -63,6 +63,11 @@ pub struct Key {
 /// start every turn at the first backend again.
 pub type Turn = Arc<Turns>;
 
+/// Whether these are the same backends in the same order, whatever their weights.
+pub fn are_same_backends(these: &[Member], those: &[Member]) -> bool {
+    these.len() == those.len() && these.iter().zip(those).all(|(this, that)| Arc::ptr_eq(&this.backend, &that.backend))
+}
+
 /// `algorithm`, ready for these backends. `ring` is the pool's, made when first needed.
 pub fn balance(
     algorithm: Algorithm,

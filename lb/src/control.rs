@@ -14,7 +14,8 @@ use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress, Weight};
 use crate::config::{BackendConfig, Config, PoolConfig, PoolName, Problem};
 use crate::metrics::Metrics;
-use crate::snapshot::Snapshot;
+use crate::pool::Plan;
+use crate::snapshot::{Rings, Snapshot};
 use crate::state::{Changes, Persistence, StateFile};
 
 #[derive(Debug)]
@@ -74,7 +75,7 @@ impl Control {
         for reason in overtaken {
             tracing::warn!("a change made at run time is dropped: {reason}");
         }
-        let snapshot = Snapshot::new(in_force, None, &metrics, &state.secret);
+        let snapshot = Snapshot::new(in_force, None, &Rings::default(), &metrics, &state.secret);
         let control = Self {
             metrics,
             path: path.to_owned(),
@@ -120,9 +121,11 @@ impl Control {
         let added = self.change(|config| {
             let pool = find_pool(config, pool)?;
             match pool.backends.iter_mut().find(|b| b.address == backend.address) {
-                None => pool.backends.push(backend),
-                Some(leaving) if leaving.state == AdminState::Removing => *leaving = backend,
-                Some(_) => return Err(ChangeError::Exists { pool: pool.name.clone(), address: backend.address }),
+                None => pool.backends.push(backend.clone()),
+                Some(leaving) if leaving.state == AdminState::Removing => leaving.clone_from(&backend),
+                Some(there) => {
+                    return Err(ChangeError::Exists { pool: pool.name.clone(), address: there.address.clone() });
+                }
             }
             Ok(())
         });
@@ -155,7 +158,7 @@ impl Control {
     pub fn drop_drained(&self) -> bool {
         let (mut drained, mut left) = (Vec::new(), false);
         for pool in &self.snapshot().pools {
-            for (member, _) in pool.backends().filter(|(_, state)| *state == AdminState::Removing) {
+            for (member, _) in pool.plan().backends().filter(|(_, state)| *state == AdminState::Removing) {
                 match member.backend.in_flight() {
                     0 => drained.push((pool.name.clone(), member.backend.address.clone())),
                     _ => left = true,
@@ -197,12 +200,11 @@ impl Control {
         let result = if read.is_ok() { "success" } else { "failure" };
         self.metrics.reloads.with_label_values(&[result]).inc();
         let new = read.map_err(ReloadError::Invalid)?;
-        let mut file = self.locked_file();
-        let before = self.snapshot.load_full();
-        let (mut in_force, mut warnings) = Changes::between(&file, &before.config).apply(&new);
-        warnings.extend(keep_until_next_start(&mut in_force, &before.config));
-        *file = new;
-        let version = self.take_up(in_force, &file);
+        let (version, warnings) = self.take_up(Some(&new), |file, running| {
+            let (mut wanted, mut warnings) = Changes::between(file, running).apply(&new);
+            warnings.extend(keep_until_next_start(&mut wanted, running));
+            Ok::<_, ReloadError>((wanted, warnings))
+        })?;
         Ok(Reload { version, warnings })
     }
 
@@ -211,43 +213,71 @@ impl Control {
         self.state.persistence(patience).await
     }
 
-    fn change<T>(&self, edit: impl FnOnce(&mut Config) -> Result<T, ChangeError>) -> Result<(u64, T), ChangeError> {
-        let file = self.locked_file();
-        let mut config = self.snapshot.load().config.clone();
-        let result = edit(&mut config)?;
-        Ok((self.take_up(config, &file), result))
+    fn change<T>(&self, edit: impl Fn(&mut Config) -> Result<T, ChangeError>) -> Result<(u64, T), ChangeError> {
+        self.take_up(None, |_, running| {
+            let mut wanted = running.clone();
+            let result = edit(&mut wanted)?;
+            Ok((wanted, result))
+        })
     }
 
-    fn take_up(&self, config: Config, file: &Config) -> u64 {
-        let before = self.snapshot.load_full();
-        let after = Arc::new(Snapshot::new(config, Some(&before), &self.metrics, &self.state.secret));
+    /// Puts in force what `wanted` makes of the configuration file as last read and of the configuration that runs. It
+    /// may be asked several times: what takes long is made before the change is, while other changes may be made.
+    /// `file` takes the place of the file as last read.
+    fn take_up<T, E>(
+        &self,
+        file: Option<&Config>,
+        wanted: impl Fn(&Config, &Config) -> Result<(Config, T), E>,
+    ) -> Result<(u64, T), E> {
+        /// So many changes may come between before this one makes them wait.
+        const MAX_ROUNDS: usize = 4;
+        let (mut rings, mut rounds) = (Rings::default(), 1);
+        loop {
+            let mut last_read = self.locked_file();
+            let before = self.snapshot.load_full();
+            let (config, result) = wanted(&last_read, &before.config)?;
+            if rounds < MAX_ROUNDS && !rings.are_complete(&config, &before) {
+                drop(last_read);
+                rounds += 1;
+                rings.make_missing(&config, &before);
+                continue;
+            }
+            if let Some(file) = file {
+                last_read.clone_from(file);
+            }
+            let version = self.put_in_force(&before, config, &rings);
+            self.keep(&last_read);
+            return Ok((version, result));
+        }
+    }
+
+    fn put_in_force(&self, before: &Snapshot, config: Config, rings: &Rings) -> u64 {
+        let former_plans: Vec<Arc<Plan>> = before.pools.iter().map(|pool| pool.plan()).collect();
+        let after = Arc::new(Snapshot::new(config, Some(before), rings, &self.metrics, &self.state.secret));
         let version = after.version;
         self.snapshot.store(Arc::clone(&after));
-        for pool in &after.pools {
-            // Whatever was learned while the snapshot was being made.
-            pool.catch_up(Instant::now());
-        }
         self.versions.send_replace(version);
-        for pool in &before.pools {
-            let stay: HashSet<_> = after
-                .pool(&pool.name)
-                .into_iter()
-                .flat_map(|p| p.backends())
-                .map(|(m, _)| &m.backend.address)
-                .collect();
-            for (member, _) in pool.backends().filter(|(m, _)| !stay.contains(&m.backend.address)) {
+        for (pool, former) in before.pools.iter().zip(&former_plans) {
+            let plan = after.pool(&pool.name).map(|pool| pool.plan());
+            if plan.as_ref().is_some_and(|plan| Arc::ptr_eq(plan, former)) {
+                continue;
+            }
+            let stay: HashSet<_> =
+                plan.iter().flat_map(|plan| plan.backends()).map(|(m, _)| Arc::as_ptr(&m.backend)).collect();
+            for (member, _) in former.backends().filter(|(m, _)| !stay.contains(&Arc::as_ptr(&m.backend))) {
                 member.backend.leave(Instant::now());
                 self.metrics.forget_backend(pool.name.as_str(), member.backend.address.as_str());
             }
+            if plan.is_none() {
+                self.metrics.forget_pool(pool.name.as_str());
+            }
         }
-        for pool in before.pools.iter().filter(|pool| after.pool(&pool.name).is_none()) {
-            self.metrics.forget_pool(pool.name.as_str());
+        if !Arc::ptr_eq(&before.routes, &after.routes) {
+            let stay: HashSet<_> = after.routes.iter().map(|route| (&route.name, &route.pool.name)).collect();
+            for route in before.routes.iter().filter(|route| !stay.contains(&(&route.name, &route.pool.name))) {
+                self.metrics.forget_route(&route.name, route.pool.name.as_str());
+            }
         }
-        let stay: HashSet<_> = after.routes.iter().map(|route| (&route.name, &route.pool.name)).collect();
-        for route in before.routes.iter().filter(|route| !stay.contains(&(&route.name, &route.pool.name))) {
-            self.metrics.forget_route(&route.name, route.pool.name.as_str());
-        }
-        self.keep(file);
         version
     }
 
@@ -267,12 +297,11 @@ fn find_pool<'a>(config: &'a mut Config, name: &str) -> Result<&'a mut PoolConfi
 }
 
 fn find_backend<'a>(pool: &'a mut PoolConfig, address: &str) -> Result<&'a mut BackendConfig, ChangeError> {
-    let missing = ChangeError::NoBackend {
-        pool: pool.name.clone(),
-        address: address.to_owned(),
-        existing: join(pool.backends.iter().map(|b| b.address.as_str())),
+    let Some(place) = pool.backends.iter().position(|b| b.address.as_str() == address) else {
+        let existing = join(pool.backends.iter().map(|b| b.address.as_str()));
+        return Err(ChangeError::NoBackend { pool: pool.name.clone(), address: address.to_owned(), existing });
     };
-    pool.backends.iter_mut().find(|b| b.address.as_str() == address).ok_or(missing)
+    Ok(&mut pool.backends[place])
 }
 
 fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {
@@ -306,4 +335,101 @@ fn restore<T: Clone + PartialEq>(wanted: &mut T, running: &T) -> bool {
     let differs = wanted != running;
     wanted.clone_from(running);
     differs
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::convert::Infallible;
+
+    use super::*;
+    use crate::pool::Pool;
+
+    fn control() -> Control {
+        let text = "[state]\npersist = false\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\npool = \"app\"\n\
+                    [[pool]]\nname = \"app\"\nbackends = [{ address = \"a:1\" }, { address = \"b:1\" }]\n";
+        let path = Path::new("/evenkeel.toml");
+        let config = crate::config::toml::read(text, path).expect("valid");
+        Control::new(path, config, Arc::new(Metrics::new()))
+    }
+
+    fn pool(control: &Control) -> Arc<Pool> {
+        Arc::clone(&control.snapshot().pools[0])
+    }
+
+    /// Has every pool use `algorithm`; how often the change was looked at.
+    fn rounds(control: &Control, algorithm: Algorithm) -> usize {
+        let rounds = Cell::new(0);
+        let switch = |_: &Config, running: &Config| {
+            rounds.set(rounds.get() + 1);
+            assert!(control.file.try_lock().is_err(), "nothing changes while a change is looked at");
+            let mut wanted = running.clone();
+            wanted.pools.iter_mut().for_each(|pool| pool.algorithm = algorithm);
+            Ok::<_, Infallible>((wanted, ()))
+        };
+        let switched = control.take_up(None, switch);
+        assert!(switched.is_ok());
+        rounds.get()
+    }
+
+    // Other changes had to wait until a ring of millions of points was there.
+    #[test]
+    fn a_ring_is_made_between_two_looks_at_a_change_and_no_more_often_than_needed() {
+        let control = control();
+        assert_eq!(rounds(&control, Algorithm::Weighted), 1);
+        assert_eq!(rounds(&control, Algorithm::IpHash), 2, "without the lock in between");
+        control.change_backend("app", "a:1", None, Some(AdminState::Draining)).expect("it is there");
+        assert_eq!(rounds(&control, Algorithm::Weighted), 1);
+        assert_eq!(rounds(&control, Algorithm::IpHash), 1, "the ring still fits");
+        control.change_backend("app", "a:1", Weight::new(2), None).expect("it is there");
+        assert_eq!(rounds(&control, Algorithm::Weighted), 1);
+        control.add_backend("app", BackendConfig { address: "c:1".parse().expect("valid"), ..backend() }).expect("new");
+        assert_eq!(rounds(&control, Algorithm::IpHash), 2, "of other backends");
+    }
+
+    fn backend() -> BackendConfig {
+        BackendConfig { address: "x:1".parse().expect("valid"), weight: Weight::ONE, state: AdminState::Active }
+    }
+
+    #[test]
+    fn pools_and_routes_are_the_same_after_a_change_of_what_is_in_a_pool() {
+        let control = control();
+        let (routes, pool_before) = (Arc::clone(&control.snapshot().routes), pool(&control));
+        control.switch_algorithm(None, Algorithm::IpHash).expect("there is a pool");
+        control.change_backend("app", "a:1", Weight::new(9), None).expect("it is there");
+        control.add_backend("app", backend()).expect("it is new");
+        control.remove_backend("app", "x:1").expect("it is there");
+        assert!(!control.drop_drained());
+        assert!(Arc::ptr_eq(&routes, &control.snapshot().routes));
+        assert!(Arc::ptr_eq(&pool_before, &pool(&control)));
+        assert_eq!(pool_before.plan().algorithm, Algorithm::IpHash);
+        assert_eq!(pool_before.plan().backends().count(), 2);
+    }
+
+    #[test]
+    fn counts_end_with_the_last_snapshot_that_names_them() {
+        let control = control();
+        let series = || String::from_utf8(control.metrics.scrape(|_| {})).expect("text");
+        let rename = |from: &'static str, to: &'static str| {
+            let change = move |_: &Config, running: &Config| {
+                let mut wanted = running.clone();
+                let name = PoolName::new(to).expect("valid");
+                wanted.pools.iter_mut().filter(|p| p.name.as_str() == from).for_each(|p| p.name = name.clone());
+                wanted.routes.iter_mut().for_each(|route| route.pool = name.clone());
+                Ok::<_, Infallible>((wanted, ()))
+            };
+            assert!(control.take_up(None, change).is_ok());
+        };
+        let app = pool(&control);
+        app.metrics.retries.inc();
+        assert!(series().contains("evenkeel_retries_total{pool=\"app\"} 1"));
+        control.switch_algorithm(None, Algorithm::IpHash).expect("there is a pool");
+        assert!(series().contains("evenkeel_retries_total{pool=\"app\"} 1"), "taken over");
+        rename("app", "other");
+        app.metrics.retries.inc();
+        assert!(!series().contains("\"app\""), "{}", series());
+        rename("other", "app");
+        assert!(series().contains("evenkeel_retries_total{pool=\"app\"} 0"), "another pool of that name");
+        assert!(!Arc::ptr_eq(&app, &pool(&control)));
+    }
 }

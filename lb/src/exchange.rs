@@ -17,9 +17,8 @@ use self::refusal::Refusal;
 use crate::backend::{Backend, Lease};
 use crate::balance::{BackendIndex, Key};
 use crate::config::PoolSettings;
-use crate::control::Control;
 use crate::metrics::FailureKind;
-use crate::pool::{Pool, Remembered};
+use crate::pool::{Plan, Pool, Remembered};
 use crate::snapshot::{Route, Snapshot};
 
 /// Bounds attempts on connections that turn out to be stale, which do not count as retries.
@@ -31,10 +30,8 @@ pub struct Exchange {
     key: Key,
     /// Whether the client came by HTTPS, here or to a trusted proxy.
     is_https: bool,
-    /// The version of the snapshot that was last asked for the pool.
-    version: u64,
-    /// The pool that made the last choice, where it is not the route's: a change has come between.
-    newer: Option<Arc<Pool>>,
+    /// The pool's plan by which the last choice was made, or which was in force when the exchange began.
+    plan: Arc<Plan>,
     /// Where the client's cookie points.
     sticky: Option<Remembered>,
     tried: Vec<Remembered>,
@@ -88,16 +85,15 @@ impl Exchange {
     ) -> Result<(Self, Forwarding<'a>), Refusal> {
         let host = without_port(asked.origin.host);
         let route = snapshot.routes.find(host, asked.path).ok_or(Refusal::NoRoute)?;
-        let sticky = route.pool.sticky.as_ref().and_then(|sticky| sticky.backend(cookies));
+        let plan = route.pool.plan();
+        let sticky = plan.sticky.as_ref().and_then(|sticky| sticky.backend(cookies));
         let forwarding = Forwarding::new(asked.origin, &snapshot.config.server.trusted_proxies);
         let exchange = Self {
             route: Arc::clone(route),
             key: Key { client: forwarding.client },
             is_https: forwarding.proto == "https",
-            version: snapshot.version,
-            newer: None,
-            sticky: sticky
-                .and_then(|index| Some(Remembered { backend: Arc::clone(route.pool.backend(index)?), index })),
+            sticky: sticky.and_then(|index| Some(Remembered { backend: Arc::clone(plan.backend(index)?), index })),
+            plan,
             tried: Vec::new(),
             last_failure: None,
             current: None,
@@ -112,25 +108,20 @@ impl Exchange {
         &self.route
     }
 
-    /// The pool that made the last choice, or will make the first.
-    pub fn pool(&self) -> &Arc<Pool> {
-        self.newer.as_ref().unwrap_or(&self.route.pool)
+    /// The plan that says how the present attempt is to be made.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
     }
 
-    /// Chooses a backend for the next attempt, from the pool as it is wanted now; the lease on the one before ends.
-    pub fn next_backend(&mut self, control: &Control, now: Instant) -> Result<Arc<Backend>, Refusal> {
+    /// Chooses a backend for the next attempt; the lease on the one before ends.
+    pub fn next_backend(&mut self, now: Instant) -> Result<Arc<Backend>, Refusal> {
         self.current = None;
-        let snapshot = control.snapshot();
-        if snapshot.version != self.version {
-            self.version = snapshot.version;
-            self.newer = Some(self.pool_in_force(&snapshot));
-        }
-        drop(snapshot);
-        let choice = self.pool().choose(&self.key, self.sticky.as_ref(), &self.tried);
+        let choice = self.route.pool.choose(&self.key, self.sticky.as_ref(), &self.tried);
         let choice = choice.ok_or(self.last_failure.unwrap_or(Refusal::NoBackend))?;
         if !self.tried.is_empty() {
-            self.pool().metrics.retries.inc();
+            self.route.pool.metrics.retries.inc();
         }
+        self.plan = choice.plan;
         let backend = Arc::clone(choice.lease.backend());
         self.outcome.backend = Some(Arc::clone(&backend));
         self.outcome.attempts += 1;
@@ -143,18 +134,12 @@ impl Exchange {
     /// The present attempt failed and its lease has ended. True: go on with [`Self::next_backend`]; else the client
     /// is answered [`Failure::refusal`]. `waited_for_client`: how long the attempts so far waited for the client's
     /// upload, which is no time of theirs.
-    pub fn failed(
-        &mut self,
-        control: &Control,
-        failure: Failure,
-        replay: Replay,
-        waited_for_client: Duration,
-        now: Instant,
-    ) -> bool {
+    pub fn failed(&mut self, failure: Failure, replay: Replay, waited_for_client: Duration, now: Instant) -> bool {
         self.outcome.failure = Some(failure);
         self.last_failure = failure.refusal();
-        let pool = self.pool_in_force(&control.snapshot());
-        let settings = &pool.settings;
+        let pool = &self.route.pool;
+        let in_force = pool.plan();
+        let settings = &in_force.settings;
         if let Some(attempt) = self.current.take()
             && failure != Failure::StaleConnection
         {
@@ -164,9 +149,9 @@ impl Exchange {
                 backend.metrics.failed(FailureKind::Attempt(failure));
             }
             match failure.verdict().ejection {
-                Ejection::Counts => count_failure(&pool, &attempt.lease, now),
+                Ejection::Counts => count_failure(pool, &attempt.lease, now),
                 Ejection::IfSilent if !backend.has_answered_since(waiting_since) => {
-                    count_failure(&pool, &attempt.lease, now)
+                    count_failure(pool, &attempt.lease, now)
                 }
                 Ejection::IfSilent | Ejection::Never => {}
             }
@@ -184,7 +169,7 @@ impl Exchange {
 
     /// The head of the backend's response came. `waited_for_client`: how long this attempt waited for the client's
     /// upload, which is no latency of the backend.
-    pub fn answered(&mut self, control: &Control, status: u16, waited_for_client: Duration, now: Instant) {
+    pub fn answered(&mut self, status: u16, waited_for_client: Duration, now: Instant) {
         let Some(attempt) = &self.current else { return };
         let backend = attempt.lease.backend();
         let time = now.saturating_duration_since(attempt.started).saturating_sub(waited_for_client);
@@ -197,15 +182,15 @@ impl Exchange {
         }
         backend.metrics.response.observe(time.as_secs_f64());
         backend.metrics.requests.count(status);
-        if is_failure(self.pool(), status) {
+        if self.is_failure(status) {
             backend.metrics.failed(FailureKind::Status);
-            count_failure(&self.pool_in_force(&control.snapshot()), &attempt.lease, now);
+            count_failure(&self.route.pool, &attempt.lease, now);
         }
     }
 
     /// The `Set-Cookie` field to send, when the client is to come back to another backend than it asked for.
     pub fn set_cookie(&self) -> Option<String> {
-        let sticky = self.pool().sticky.as_ref()?;
+        let sticky = self.plan.sticky.as_ref()?;
         let attempt = self.current.as_ref()?;
         (!self.wants(attempt.lease.backend())).then(|| sticky.set_cookie(attempt.index, self.is_https))
     }
@@ -215,16 +200,16 @@ impl Exchange {
         self.sticky.as_ref().is_some_and(|sticky| Arc::ptr_eq(&sticky.backend, backend))
     }
 
-    /// The pool of this name in `snapshot`; the last one known if the name is gone.
-    fn pool_in_force(&self, snapshot: &Snapshot) -> Arc<Pool> {
-        Arc::clone(snapshot.pool(&self.route.pool.name).unwrap_or(self.pool()))
+    /// Whether the operator takes a response of this status for a failure of its backend.
+    fn is_failure(&self, status: u16) -> bool {
+        self.plan.settings.ejection.statuses.contains(&status)
     }
 
     /// The exchange is over, with this status sent to the client, or [`Failure::ClientGone`]'s if none was. Its lease
     /// ends.
     pub fn finish(&mut self, status: u16, refusal: Option<Refusal>, now: Instant) -> Outcome {
         if let (Some(attempt), Some(status)) = (self.current.take(), self.outcome.backend_status)
-            && !is_failure(self.pool(), status)
+            && !self.is_failure(status)
             && attempt.lease.is_current()
         {
             attempt.lease.backend().succeeded();
@@ -249,11 +234,6 @@ impl Attempt {
         };
         now.checked_sub(limit).map_or(self.started, |since| since.max(self.started))
     }
-}
-
-/// Whether the operator takes a response of this status for a failure of its backend.
-fn is_failure(pool: &Pool, status: u16) -> bool {
-    pool.settings.ejection.statuses.contains(&status)
 }
 
 fn count_failure(pool: &Pool, lease: &Lease, now: Instant) {

@@ -1,34 +1,29 @@
-//! Backends that serve the same thing, and the choice among them. A pool is part of a snapshot and never altered;
-//! what it derives from the health of its backends is kept as a *view*, made anew whenever that health changes.
+//! Backends that serve the same thing, and the choice among them. What the operator wants of a pool is its *plan*,
+//! never altered and swapped whole; what is true of it stays beside, so that routes hold the pool itself and every
+//! choice is made from what is wanted and true at that moment. Both together make the *view*: who takes traffic now.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
 use crate::backend::{Backend, Lease, Status};
-use crate::balance::{self, BackendIndex, Balance, Candidates, Key, Member, Ring, Turn, Usable};
+use crate::balance::{self, BackendIndex, Balance, Candidates, Key, Member, Ring, Turn, Usable, are_same_backends};
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
-use crate::config::{PoolConfig, PoolName, PoolSettings, Secret};
+use crate::config::{BackendConfig, PoolConfig, PoolName, PoolSettings, Secret};
 use crate::health::ejection::{Ejections, most_ejected};
 use crate::metrics::{Metrics, PoolMetrics};
 use crate::sticky::Sticky;
 
+/// A pool from the first snapshot that names it to the last.
 #[derive(Debug)]
 pub struct Pool {
     pub name: PoolName,
-    pub algorithm: Algorithm,
-    pub settings: PoolSettings,
-    pub sticky: Option<Sticky>,
     pub metrics: PoolMetrics,
-    members: Box<[Member]>,
-    states: Box<[AdminState]>,
-    turn: Turn,
-    /// Shared with the pools of this name before and after.
     ejections: Arc<Ejections>,
-    ring: OnceLock<Arc<Ring>>,
     view: ArcSwap<View>,
     /// Held while a view is made, so that the last one made knows of every change. When the next one may be made
     /// without taking too much of its thread's time.
@@ -39,9 +34,23 @@ pub struct Pool {
     known_changes: AtomicU64,
 }
 
-/// Who takes traffic now. Made away from the threads that carry traffic.
+/// What the operator wants of a pool at one moment, around backends that outlive it.
+#[derive(Debug)]
+pub struct Plan {
+    pub algorithm: Algorithm,
+    pub settings: PoolSettings,
+    pub sticky: Option<Arc<Sticky>>,
+    members: Box<[Member]>,
+    states: Box<[AdminState]>,
+    turn: Turn,
+    /// Made where the algorithm needs one, and kept from plan to plan while it fits.
+    ring: Option<Arc<Ring>>,
+}
+
+/// Who takes traffic now, by which plan. Made away from the threads that carry traffic.
 #[derive(Debug)]
 struct View {
+    plan: Arc<Plan>,
     /// [`Ejections::begun`] when it was made: later ones are not left out of it.
     known_ejections: u64,
     usable: Usable,
@@ -49,7 +58,7 @@ struct View {
     is_panicking: bool,
 }
 
-/// A backend that an exchange keeps in mind from one choice to the next. The position is that in the pool it was found
+/// A backend that an exchange keeps in mind from one choice to the next. The position is that in the plan it was found
 /// in, so in another it is only where to look first.
 #[derive(Debug, Clone)]
 pub struct Remembered {
@@ -57,98 +66,72 @@ pub struct Remembered {
     pub index: BackendIndex,
 }
 
-/// A backend that was chosen for an exchange.
+/// A backend that was chosen for an exchange, and the plan that says how it is to be treated.
 #[derive(Debug)]
 pub struct Choice {
+    pub plan: Arc<Plan>,
     pub index: BackendIndex,
     pub lease: Lease,
 }
 
 impl Pool {
-    /// The pool as configured, around the backends that `previous` has already.
-    pub fn new(config: &PoolConfig, previous: Option<&Self>, metrics: &Metrics, secret: &Secret) -> Self {
-        let is_probed = config.settings.probe.is_some();
+    /// A pool that no snapshot has named before.
+    pub fn new(name: &PoolName, plan: Plan, metrics: &Metrics) -> Self {
         let now = Instant::now();
-        let known: std::collections::HashMap<_, _> = previous
-            .iter()
-            .flat_map(|pool| pool.backends())
-            .map(|(m, state)| (&m.backend.address, (&m.backend, state)))
-            .collect();
-        let member = |backend: &crate::config::BackendConfig| {
-            let backend_here = match known.get(&backend.address) {
-                Some(&(known, before)) => {
-                    known.set_probed(is_probed);
-                    if may_be_another(before, backend.state) {
-                        known.forget(now);
-                    }
-                    Arc::clone(known)
-                }
-                None => {
-                    let metrics = metrics.backend(config.name.as_str(), backend.address.as_str());
-                    Arc::new(Backend::new(backend.address.clone(), is_probed, metrics))
-                }
-            };
-            Member { backend: backend_here, weight: backend.weight }
-        };
-        let members: Box<[Member]> = config.backends.iter().map(member).collect();
-        let sticky = config.settings.sticky.as_ref();
+        let known_changes = AtomicU64::new(plan.changes());
+        let view = View::new(Arc::new(plan), 0, now);
         let pool = Self {
-            name: config.name.clone(),
-            algorithm: config.algorithm,
-            settings: config.settings.clone(),
-            sticky: sticky.map(|sticky| Sticky::new(sticky, &config.name, &members, secret)),
-            metrics: metrics.pool(config.name.as_str()),
-            states: config.backends.iter().map(|backend| backend.state).collect(),
-            turn: previous.map(|pool| pool.turn.of_members(&pool.members, &members)).unwrap_or_default(),
-            ejections: previous.map(|pool| Arc::clone(&pool.ejections)).unwrap_or_default(),
-            ring: OnceLock::new(),
-            view: ArcSwap::from_pointee(View::empty()),
+            name: name.clone(),
+            metrics: metrics.pool(name.as_str()),
+            ejections: Arc::default(),
             refreshing: Mutex::new(now),
-            was_available: AtomicBool::new(previous.is_none_or(Self::is_available)),
-            known_changes: AtomicU64::new(0),
-            members,
+            was_available: AtomicBool::new(true),
+            known_changes,
+            view: ArcSwap::from_pointee(view),
         };
-        pool.refresh(now);
+        pool.log_availability();
         pool
+    }
+
+    /// What is wanted now.
+    pub fn plan(&self) -> Arc<Plan> {
+        Arc::clone(&self.view.load().plan)
+    }
+
+    /// Goes by another plan from now on.
+    pub fn adopt(&self, plan: Arc<Plan>, now: Instant) {
+        self.list_candidates(Some(plan), now);
     }
 
     /// Chooses a backend and counts the exchange on it. `sticky` is where the client wants back to; `tried` are
     /// those which failed this exchange. `None`: nobody is left.
     pub fn choose(&self, key: &Key, sticky: Option<&Remembered>, tried: &[Remembered]) -> Option<Choice> {
         let view = self.view.load();
+        let plan = &view.plan;
         // Costs nothing for a first attempt.
-        let tried: Vec<BackendIndex> = tried.iter().filter_map(|backend| self.index_of(backend)).collect();
-        let sticky = sticky.and_then(|backend| self.index_of(backend));
+        let tried: Vec<BackendIndex> = tried.iter().filter_map(|backend| plan.index_of(backend)).collect();
+        let sticky = sticky.and_then(|backend| plan.index_of(backend));
         let skips_ejected = !view.is_panicking && view.known_ejections != self.ejections.begun();
-        let candidates = Candidates { members: &self.members, usable: &view.usable, tried: &tried, skips_ejected };
+        let candidates = Candidates { members: &plan.members, usable: &view.usable, tried: &tried, skips_ejected };
         let wanted = sticky.filter(|&index| view.usable.contains(index) && !candidates.is_excluded(index));
         let picked = wanted.or_else(|| view.balance.pick(&candidates, key));
         // When all that are left have been ejected since the view was made, it is for the next view to say what then.
         let anybody = || view.balance.pick(&Candidates { skips_ejected: false, ..candidates }, key);
         let index = if skips_ejected { picked.or_else(anybody) } else { picked }?;
-        let lease = self.members.get(index as usize)?.backend.lease();
+        let lease = plan.backend(index)?.lease();
         lease.backend().metrics.attempts.inc();
-        Some(Choice { index, lease })
-    }
-
-    /// Where a backend stands in this pool; `None` when it does not.
-    fn index_of(&self, wanted: &Remembered) -> Option<BackendIndex> {
-        let is_it = |index: BackendIndex| self.backend(index).is_some_and(|here| Arc::ptr_eq(here, &wanted.backend));
-        if is_it(wanted.index) {
-            return Some(wanted.index);
-        }
-        (0..).zip(&self.members).map(|(index, _)| index).find(|&index| is_it(index))
+        Some(Choice { plan: Arc::clone(plan), index, lease })
     }
 
     /// Takes in that real traffic failed on a backend, and puts the backend aside when that was too often. Returns
     /// for how long it was put aside.
     pub fn failed(&self, lease: &Lease, now: Instant) -> Option<Duration> {
-        let backend = lease.backend();
-        if !lease.is_current() || !backend.failed(&self.settings.ejection) {
+        let plan = self.plan();
+        let (backend, rules) = (lease.backend(), &plan.settings.ejection);
+        if !lease.is_current() || !backend.failed(rules) {
             return None;
         }
-        let rules = &self.settings.ejection;
-        let place = self.ejections.place(most_ejected(self.members.len(), rules.max_percent))?;
+        let place = self.ejections.place(most_ejected(plan.members.len(), rules.max_percent))?;
         let ejected = backend.eject(place, rules, now);
         if ejected.is_some() {
             self.ejections.has_begun();
@@ -156,11 +139,11 @@ impl Pool {
         ejected
     }
 
-    /// Ends ejections whose time is over, and lists the candidates anew if a backend has changed, which an exchange
-    /// may have reported to a pool that another has replaced.
+    /// Ends ejections whose time is over, and lists the candidates anew if a backend has changed.
     pub fn catch_up(&self, now: Instant) {
+        let plan = self.plan();
         if self.ejections.under_way() > 0 {
-            for member in self.members.iter().filter(|member| member.backend.is_ejected()) {
+            for member in plan.members.iter().filter(|member| member.backend.is_ejected()) {
                 if member.backend.expire_ejection(now) {
                     tracing::info!(
                         pool = %self.name, backend = %member.backend.address,
@@ -170,7 +153,7 @@ impl Pool {
             }
         }
         let knows_ejections = self.view.load().known_ejections == self.ejections.begun();
-        if !knows_ejections || self.known_changes.load(Ordering::Acquire) != self.changes() {
+        if !knows_ejections || self.known_changes.load(Ordering::Acquire) != plan.changes() {
             self.refresh(now);
         }
     }
@@ -184,46 +167,40 @@ impl Pool {
         }
     }
 
-    /// Lists the candidates anew. It asks every backend under its lock: no thread that carries traffic does.
     fn refresh(&self, now: Instant) {
+        self.list_candidates(None, now);
+    }
+
+    /// Lists the candidates anew, by another plan if there is one. It asks every backend under its lock: no thread
+    /// that carries traffic does.
+    fn list_candidates(&self, plan: Option<Arc<Plan>>, now: Instant) {
         /// Making views takes one part in so many of a thread's time, however often backends change.
         const SHARE: u32 = 5;
         /// With so many members a view is made so fast that no finding of a probe has to wait for it.
         const FEW: usize = 256;
         let mut not_before = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = Instant::now();
-        self.list_candidates(now);
-        if self.members.len() > FEW {
+        let before = self.view.load();
+        let plan = plan.unwrap_or_else(|| Arc::clone(&before.plan));
+        let known_ejections = self.ejections.begun();
+        self.known_changes.store(plan.changes(), Ordering::Release);
+        let members = plan.members.len();
+        if let Some(view) = View::after(&before, plan, known_ejections, now) {
+            self.view.store(Arc::new(view));
+            self.log_availability();
+        }
+        if members > FEW {
             *not_before = Instant::now() + begun.elapsed() * (SHARE - 1);
         }
     }
 
-    fn list_candidates(&self, now: Instant) {
-        let known_ejections = self.ejections.begun();
-        self.known_changes.store(self.changes(), Ordering::Release);
-        let statuses: Vec<Status> = self.backends().map(|(m, state)| m.backend.status(state, now)).collect();
-        let (usable, is_panicking) = usable(&statuses, self.settings.panic_threshold);
-        let view = self.view.load();
-        let same = view.usable.as_slice() == usable
-            && view.is_panicking == is_panicking
-            && view.known_ejections == known_ejections;
-        if same && !usable.is_empty() {
-            return;
-        }
-        let usable = Usable::new(self.members.len(), usable);
-        let ring = || Arc::clone(self.ring.get_or_init(|| Arc::new(Ring::new(&self.members))));
-        let balance = balance::balance(self.algorithm, &self.members, &usable, &self.turn, ring);
-        let is_available = !usable.as_slice().is_empty();
-        self.view.store(Arc::new(View { known_ejections, usable, balance, is_panicking }));
+    fn log_availability(&self) {
+        let is_available = self.is_available();
         match (self.was_available.swap(is_available, Ordering::Relaxed), is_available) {
             (true, false) => tracing::error!(pool = %self.name, "no backend may take traffic: requests get 503"),
             (false, true) => tracing::info!(pool = %self.name, "a backend may take traffic again"),
             _ => {}
         }
-    }
-
-    fn changes(&self) -> u64 {
-        self.members.iter().map(|member| member.backend.changes()).sum()
     }
 
     /// Whether health is ignored because too few backends are usable.
@@ -234,6 +211,66 @@ impl Pool {
     /// Whether a backend may take traffic, if only because the pool panics.
     pub fn is_available(&self) -> bool {
         !self.view.load().usable.as_slice().is_empty()
+    }
+}
+
+impl Plan {
+    /// The plan for `config`, around the backends that `previous` has already: these are told what is new about them.
+    /// `ring`: one that was made for it beforehand, since that takes long.
+    pub fn new(
+        config: &PoolConfig,
+        previous: Option<&Self>,
+        ring: Option<Arc<Ring>>,
+        metrics: &Metrics,
+        secret: &Secret,
+    ) -> Self {
+        let is_probed = config.settings.probe.is_some();
+        let now = Instant::now();
+        let known: HashMap<_, _> = previous
+            .iter()
+            .flat_map(|plan| plan.backends())
+            .map(|(m, state)| (&m.backend.address, (m, state)))
+            .collect();
+        let member = |backend: &BackendConfig| {
+            let backend_here = match known.get(&backend.address) {
+                Some(&(known, before)) => {
+                    known.backend.set_probed(is_probed);
+                    if may_be_another(before, backend.state) {
+                        known.backend.forget(now);
+                    }
+                    Arc::clone(&known.backend)
+                }
+                None => {
+                    let metrics = metrics.backend(config.name.as_str(), backend.address.as_str());
+                    Arc::new(Backend::new(backend.address.clone(), is_probed, metrics))
+                }
+            };
+            Member { backend: backend_here, weight: backend.weight }
+        };
+        let members: Box<[Member]> = config.backends.iter().map(member).collect();
+        let has_same_backends = |plan: &&Self| are_same_backends(&plan.members, &members);
+        let sticky = config.settings.sticky.as_ref().map(|wanted| {
+            let before = previous.filter(has_same_backends).and_then(|plan| plan.sticky.as_ref());
+            let same = before.filter(|sticky| sticky.config() == wanted).map(Arc::clone);
+            same.unwrap_or_else(|| Arc::new(Sticky::new(wanted, &config.name, &members, secret)))
+        });
+        let ring = ring.or_else(|| previous?.ring_for(config));
+        let needs_ring = ring.is_none() && config.algorithm == Algorithm::IpHash;
+        Self {
+            algorithm: config.algorithm,
+            settings: config.settings.clone(),
+            sticky,
+            states: config.backends.iter().map(|backend| backend.state).collect(),
+            turn: previous.map(|plan| plan.turn.of_members(&plan.members, &members)).unwrap_or_default(),
+            ring: if needs_ring { Some(Arc::new(Ring::new(&members))) } else { ring },
+            members,
+        }
+    }
+
+    /// The ring, if there is one and it is what `config` needs.
+    pub fn ring_for(&self, config: &PoolConfig) -> Option<Arc<Ring>> {
+        let parts = config.backends.iter().map(|backend| (&backend.address, backend.weight));
+        self.ring.as_ref().filter(|ring| ring.is_of(parts)).map(Arc::clone)
     }
 
     /// Every backend with what the operator wants of it, in the order of the configuration.
@@ -249,14 +286,48 @@ impl Pool {
     pub fn is_probed(&self) -> bool {
         self.backends().all(|(m, state)| state == AdminState::Down || !m.backend.is_unknown())
     }
+
+    /// Where a backend stands in this plan; `None` when it does not.
+    fn index_of(&self, wanted: &Remembered) -> Option<BackendIndex> {
+        let is_it = |index: BackendIndex| self.backend(index).is_some_and(|here| Arc::ptr_eq(here, &wanted.backend));
+        if is_it(wanted.index) {
+            return Some(wanted.index);
+        }
+        (0..).zip(&self.members).map(|(index, _)| index).find(|&index| is_it(index))
+    }
+
+    fn changes(&self) -> u64 {
+        self.members.iter().map(|member| member.backend.changes()).sum()
+    }
+
+    /// Who may take traffic, and whether that is so because the pool panics.
+    fn usable(&self, now: Instant) -> (Vec<BackendIndex>, bool) {
+        let statuses: Vec<Status> = self.backends().map(|(m, state)| m.backend.status(state, now)).collect();
+        usable(&statuses, self.settings.panic_threshold)
+    }
 }
 
 impl View {
-    fn empty() -> Self {
-        let usable = Usable::new(0, Vec::new());
-        let balance =
-            balance::balance(Algorithm::RoundRobin, &[], &usable, &Turn::default(), || Arc::new(Ring::new(&[])));
-        Self { known_ejections: 0, usable, balance, is_panicking: false }
+    fn new(plan: Arc<Plan>, known_ejections: u64, now: Instant) -> Self {
+        let (usable, is_panicking) = plan.usable(now);
+        Self::of(plan, usable, is_panicking, known_ejections)
+    }
+
+    /// The view that follows `before`; `None` when nothing is different.
+    fn after(before: &Self, plan: Arc<Plan>, known_ejections: u64, now: Instant) -> Option<Self> {
+        let (usable, is_panicking) = plan.usable(now);
+        let is_same = Arc::ptr_eq(&before.plan, &plan)
+            && before.usable.as_slice() == usable
+            && before.is_panicking == is_panicking
+            && before.known_ejections == known_ejections;
+        (!is_same).then(|| Self::of(plan, usable, is_panicking, known_ejections))
+    }
+
+    fn of(plan: Arc<Plan>, usable: Vec<BackendIndex>, is_panicking: bool, known_ejections: u64) -> Self {
+        let usable = Usable::new(plan.members.len(), usable);
+        let ring = || plan.ring.clone().unwrap_or_else(|| Arc::new(Ring::new(&plan.members)));
+        let balance = balance::balance(plan.algorithm, &plan.members, &usable, &plan.turn, ring);
+        Self { known_ejections, usable, balance, is_panicking, plan }
     }
 }
 
@@ -319,8 +390,20 @@ mod tests {
         read.expect("valid").pools.remove(0)
     }
 
-    fn pool(config: &PoolConfig, previous: Option<&Pool>) -> Pool {
-        Pool::new(config, previous, &Metrics::new(), &Secret::new("secret").expect("not empty"))
+    fn plan(config: &PoolConfig, previous: Option<&Plan>) -> Plan {
+        Plan::new(config, previous, None, &Metrics::new(), &Secret::new("secret").expect("not empty"))
+    }
+
+    fn pool(config: &PoolConfig) -> Pool {
+        Pool::new(&config.name, plan(config, None), &Metrics::new())
+    }
+
+    fn change(pool: &Pool, config: &PoolConfig) {
+        pool.adopt(Arc::new(plan(config, Some(&pool.plan()))), Instant::now());
+    }
+
+    fn backend(pool: &Pool, index: BackendIndex) -> Arc<Backend> {
+        Arc::clone(pool.plan().backend(index).expect("a backend"))
     }
 
     /// Fails a backend until it is ejected, or has failed ten times.
@@ -333,21 +416,40 @@ mod tests {
     #[test]
     fn a_backend_that_leaves_while_ejected_gives_its_place_to_another() {
         let settings = format!("{SETTINGS}[pool.probe]\npath = \"/\"\n");
-        let before = pool(&config(&[("a:1", 1), ("b:1", 1), ("c:1", 1)], &settings), None);
+        let pool = pool(&config(&[("a:1", 1), ("b:1", 1), ("c:1", 1)], &settings));
         let now = Instant::now();
-        let a = Arc::clone(before.backend(0).expect("three"));
-        assert!(eject(&before, &a, now).is_some());
-        let after = pool(&config(&[("b:1", 1), ("c:1", 1)], &settings), Some(&before));
+        let a = backend(&pool, 0);
+        assert!(eject(&pool, &a, now).is_some());
+        let _held_by_an_exchange = pool.plan();
+        change(&pool, &config(&[("b:1", 1), ("c:1", 1)], &settings));
         a.leave(now);
-        assert_eq!(after.ejections.under_way(), 0, "whoever still holds the old pool does not hold its ejections");
-        assert!(eject(&after, after.backend(0).expect("two"), now).is_some());
-        assert_eq!(eject(&after, &a, now), None, "it is not in the pool");
-        assert_eq!(after.ejections.under_way(), 1);
+        assert_eq!(pool.ejections.under_way(), 0, "whoever still holds the old plan does not hold its ejections");
+        assert!(eject(&pool, &backend(&pool, 0), now).is_some());
+        assert_eq!(eject(&pool, &a, now), None, "it is not in the pool");
+        assert_eq!(pool.ejections.under_way(), 1);
+    }
+
+    #[test]
+    fn a_choice_is_made_by_the_plan_in_force() {
+        let pool = pool(&config(&[("a:1", 1), ("b:1", 1)], SETTINGS));
+        let key = Key { client: std::net::Ipv4Addr::LOCALHOST.into() };
+        let first = pool.choose(&key, None, &[]).expect("two are there");
+        let a = Remembered { backend: Arc::clone(first.lease.backend()), index: first.index };
+        assert_eq!((a.backend.address.as_str(), first.plan.settings.retries), ("a:1", 2));
+        change(&pool, &config(&[("c:1", 1), ("a:1", 1)], &format!("retries = 3\n{SETTINGS}")));
+        let again = pool.choose(&key, Some(&a), &[]).expect("it is still there");
+        assert!(Arc::ptr_eq(again.lease.backend(), &a.backend), "the same one, elsewhere in the list");
+        assert_eq!((again.index, again.plan.settings.retries), (1, 3));
+        let other = pool.choose(&key, Some(&a), std::slice::from_ref(&a)).expect("one is left");
+        assert_eq!(other.lease.backend().address.as_str(), "c:1");
+        change(&pool, &config(&[("c:1", 1)], SETTINGS));
+        let gone = pool.choose(&key, Some(&a), &[]).expect("one is left");
+        assert_eq!(gone.lease.backend().address.as_str(), "c:1");
     }
 
     #[test]
     fn an_ejection_that_a_list_overlooked_is_taken_in_by_the_next() {
-        let pool = pool(&config(&[("a:1", 1), ("b:1", 1)], SETTINGS), None);
+        let pool = pool(&config(&[("a:1", 1), ("b:1", 1)], SETTINGS));
         // As when a list is made after the backend was ejected and before that was counted.
         pool.ejections.has_begun();
         pool.catch_up(Instant::now());
@@ -356,9 +458,9 @@ mod tests {
 
     #[test]
     fn failures_during_an_ejection_do_not_count_after_it() {
-        let pool = pool(&config(&[("a:1", 1), ("b:1", 1)], SETTINGS), None);
+        let pool = pool(&config(&[("a:1", 1), ("b:1", 1)], SETTINGS));
         let now = Instant::now();
-        let a = Arc::clone(pool.backend(0).expect("two"));
+        let a = backend(&pool, 0);
         let duration = eject(&pool, &a, now).expect("room for one");
         for _ in 0..10 {
             assert_eq!(pool.failed(&a.lease(), now), None, "it is ejected already");

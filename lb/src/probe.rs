@@ -51,8 +51,9 @@ fn wanted(control: &Control) -> Wanted {
     let snapshot = control.snapshot();
     let mut wanted = Wanted::new();
     for pool in &snapshot.pools {
-        let Some(config) = &pool.settings.probe else { continue };
-        for (member, _) in pool.backends().filter(|(_, state)| *state != AdminState::Down) {
+        let plan = pool.plan();
+        let Some(config) = &plan.settings.probe else { continue };
+        for (member, _) in plan.backends().filter(|(_, state)| *state != AdminState::Down) {
             let key = (pool.name.clone(), member.backend.address.clone());
             wanted.insert(key, (Arc::clone(&member.backend), config.clone()));
         }
@@ -214,11 +215,13 @@ async fn resolve_names(control: &Arc<Control>) {
     let mut versions = control.versions();
     loop {
         let snapshot = Arc::clone(&control.snapshot());
-        for (member, _) in snapshot.pools.iter().flat_map(|pool| pool.backends()) {
-            if member.backend.address.socket_address().is_none()
-                && let Err(problem) = resolve(&member.backend).await
-            {
-                tracing::debug!(backend = %member.backend.address, problem, "host name does not resolve");
+        for plan in snapshot.pools.iter().map(|pool| pool.plan()) {
+            for (member, _) in plan.backends() {
+                if member.backend.address.socket_address().is_none()
+                    && let Err(problem) = resolve(&member.backend).await
+                {
+                    tracing::debug!(backend = %member.backend.address, problem, "host name does not resolve");
+                }
             }
         }
         // A new snapshot may bring new names; otherwise look again after a while.

@@ -33,6 +33,10 @@ impl Sticky {
         Self { config: config.clone(), tokens, by_token }
     }
 
+    pub fn config(&self) -> &StickyConfig {
+        &self.config
+    }
+
     /// The backend that one of these `Cookie` fields names, if it is one of ours.
     pub fn backend<'a>(&self, cookie_fields: impl Iterator<Item = &'a [u8]>) -> Option<BackendIndex> {
         let named = |field: &'a [u8]| cookie_value(field, self.config.cookie.as_bytes());

@@ -62,7 +62,7 @@ struct ChangeBackend {
 pub async fn algorithms(State(admin): State<Arc<Admin>>) -> Response {
     let snapshot = admin.control.snapshot();
     let pools: Vec<_> =
-        snapshot.pools.iter().map(|pool| json!({ "pool": pool.name, "algorithm": pool.algorithm })).collect();
+        snapshot.pools.iter().map(|pool| json!({ "pool": pool.name, "algorithm": pool.plan().algorithm })).collect();
     Json(json!({ "version": snapshot.version, "choices": Algorithm::ALL, "pools": pools })).into_response()
 }
 

@@ -54,18 +54,20 @@ struct ProbeView {
 
 impl PoolView {
     pub fn new(pool: &Pool, now: Instant) -> Self {
+        let plan = pool.plan();
         Self {
             name: pool.name.clone(),
-            algorithm: pool.algorithm,
+            algorithm: plan.algorithm,
             panic: pool.is_panicking(),
-            backends: pool.backends().map(|(member, state)| BackendView::new(member, state, now)).collect(),
+            backends: plan.backends().map(|(member, state)| BackendView::new(member, state, now)).collect(),
         }
     }
 }
 
 impl BackendView {
     pub fn find(pool: &Pool, address: &str, now: Instant) -> Option<Self> {
-        let (member, state) = pool.backends().find(|(member, _)| member.backend.address.as_str() == address)?;
+        let plan = pool.plan();
+        let (member, state) = plan.backends().find(|(member, _)| member.backend.address.as_str() == address)?;
         Some(Self::new(member, state, now))
     }
 
@@ -111,14 +113,14 @@ fn seconds(duration: Duration) -> f64 {
 pub fn set_gauges(gauges: &Gauges, snapshot: &Snapshot, now: Instant) {
     gauges.snapshot_version.set(i64::try_from(snapshot.version).unwrap_or(i64::MAX));
     for pool in &snapshot.pools {
-        let name = pool.name.as_str();
+        let (name, plan) = (pool.name.as_str(), pool.plan());
         gauges.pool_panic.with_label_values(&[name]).set(pool.is_panicking().into());
         gauges.pool_available.with_label_values(&[name]).set(pool.is_available().into());
         for algorithm in Algorithm::ALL {
-            let is_used = pool.algorithm == algorithm;
+            let is_used = plan.algorithm == algorithm;
             gauges.pool_algorithm.with_label_values(&[name, algorithm.as_str()]).set(is_used.into());
         }
-        for (member, state) in pool.backends() {
+        for (member, state) in plan.backends() {
             let labels = [name, member.backend.address.as_str()];
             gauges.backend_in_flight.with_label_values(&labels).set(member.backend.in_flight().into());
             gauges.backend_weight.with_label_values(&labels).set(member.weight.as_u32().into());

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{BackendIndex, Balance, Candidates, Key, Member};
-use crate::config::backend::BackendAddress;
+use crate::config::backend::{BackendAddress, Weight};
 
 const POINTS_PER_WEIGHT: u64 = 160;
 
@@ -19,6 +19,8 @@ const MOST_POINTS: u64 = 1 << 24;
 pub struct Ring {
     /// Sorted by hash, no hash twice.
     points: Box<[(u32, BackendIndex)]>,
+    /// What it was made of.
+    parts: Box<[(BackendAddress, Weight)]>,
 }
 
 #[derive(Debug)]
@@ -28,22 +30,34 @@ pub struct IpHash {
 
 impl Ring {
     pub fn new(members: &[Member]) -> Self {
-        let total: u64 = members.iter().map(|m| u64::from(m.weight.as_u32())).sum::<u64>() * POINTS_PER_WEIGHT;
-        let count = |member: &Member| {
-            let points = u64::from(member.weight.as_u32()) * POINTS_PER_WEIGHT;
+        Self::of(members.iter().map(|member| (&member.backend.address, member.weight)))
+    }
+
+    /// The ring of backends with these addresses and weights.
+    pub fn of<'a>(parts: impl Iterator<Item = (&'a BackendAddress, Weight)>) -> Self {
+        let parts: Box<[_]> = parts.map(|(address, weight)| (address.clone(), weight)).collect();
+        let total: u64 = parts.iter().map(|(_, weight)| u64::from(weight.as_u32())).sum::<u64>() * POINTS_PER_WEIGHT;
+        let count = |weight: Weight| {
+            let points = u64::from(weight.as_u32()) * POINTS_PER_WEIGHT;
             if total > MOST_POINTS { (points * MOST_POINTS / total).max(1) } else { points }
         };
         // Equal hashes must not depend on the order of configuration, so the address decides.
-        let mut by_address: Vec<BackendIndex> = (0..members.len() as BackendIndex).collect();
-        by_address.sort_by_key(|&index| members[index as usize].backend.address.as_str());
+        let mut by_address: Vec<(BackendIndex, &(BackendAddress, Weight))> = (0..).zip(&parts).collect();
+        by_address.sort_by_key(|(_, (address, _))| address.as_str());
         let mut points = Vec::with_capacity(total.min(MOST_POINTS) as usize);
-        for index in by_address {
-            let member = &members[index as usize];
-            points.extend(hashes(&member.backend.address).take(count(member) as usize).map(|hash| (hash, index)));
+        for (index, (address, weight)) in by_address {
+            points.extend(hashes(address).take(count(*weight) as usize).map(|hash| (hash, index)));
         }
         points.sort_by_key(|&(hash, _)| hash);
         points.dedup_by_key(|&mut (hash, _)| hash);
-        Self { points: points.into_boxed_slice() }
+        Self { points: points.into_boxed_slice(), parts }
+    }
+
+    /// Whether it is the ring of these backends in this order.
+    pub fn is_of<'a>(&self, mut parts: impl Iterator<Item = (&'a BackendAddress, Weight)>) -> bool {
+        let mut mine = self.parts.iter();
+        let is_next = |part| mine.next().is_some_and(|(address, weight)| (address, *weight) == part);
+        parts.all(is_next) && mine.next().is_none()
     }
 
     /// The first backend at or behind `hash` that `accepts` it.

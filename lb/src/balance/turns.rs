@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{BackendIndex, Member, Usable};
+use super::{BackendIndex, Member, Usable, are_same_backends};
 use crate::backend::Backend;
 
 #[derive(Debug, Default)]
@@ -26,8 +26,7 @@ struct Credits {
 impl Turns {
     /// The turns of `former` members, to be gone on with by `members`.
     pub fn of_members(self: &Arc<Self>, former: &[Member], members: &[Member]) -> Arc<Self> {
-        let is_same = |(former, member): (&Member, &Member)| Arc::ptr_eq(&former.backend, &member.backend);
-        if former.len() == members.len() && former.iter().zip(members).all(is_same) {
+        if are_same_backends(former, members) {
             return Arc::clone(self);
         }
         let before = self.credits();

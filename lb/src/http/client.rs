@@ -307,7 +307,7 @@ impl Carrier<'_> {
         let is_idempotent = work.request.method().is_idempotent();
         let waited_before = body.pace.waited();
         loop {
-            let backend = match exchange.next_backend(&self.engine.control, now) {
+            let backend = match exchange.next_backend(now) {
                 Ok(backend) => backend,
                 Err(refusal) => return self.respond(work, refusal, body.is_done()).await,
             };
@@ -322,7 +322,7 @@ impl Carrier<'_> {
             let replay = Replay { is_idempotent, has_body: body.is_at_hand() };
             now = Instant::now();
             let waited = body.pace.waited().saturating_sub(waited_before);
-            if !exchange.failed(&self.engine.control, failure, replay, waited, now) || self.status != 0 {
+            if !exchange.failed(failure, replay, waited, now) || self.status != 0 {
                 return self.answer_failure(work, failure, body.is_done()).await;
             }
             body.rewind();
@@ -370,8 +370,8 @@ impl Carrier<'_> {
     ) -> Result<Fate, Failure> {
         let server = backend.incarnation();
         let address = backend.socket_address().ok_or(Failure::Unresolved)?;
-        let pool = Arc::clone(exchange.pool());
-        let settings = &pool.settings;
+        let plan = Arc::clone(exchange.plan());
+        let settings = &plan.settings;
         let (mut connection, is_reused) = match idle::take(server, now) {
             Some(connection) => (connection, true),
             None => (connect(address, settings.connect_timeout).await?, false),
@@ -397,7 +397,7 @@ impl Carrier<'_> {
         let (mut response, keeps_client) = write_head(self.engine, attempt.work, attempt.body, exchange, switches);
         let is_in_order = switches || attempt.begin_answer(head, &mut response)?;
         let waited = attempt.body.pace.waited().saturating_sub(waited_before);
-        exchange.answered(&self.engine.control, status, waited, Instant::now());
+        exchange.answered(status, waited, Instant::now());
         self.status = status;
         if switches {
             let work = &mut *attempt.work;

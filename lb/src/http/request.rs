@@ -77,7 +77,7 @@ pub fn begin(
     let cookies = request.fields().values(from_client, Name::Cookie);
     let (exchange, forwarding) = Exchange::begin(&snapshot, &Asked { origin, path, now }, cookies)?;
     told.read(&forwarding, text);
-    let keep = exchange.route().pool.settings.retry_body_bytes;
+    let keep = exchange.plan().settings.retry_body_bytes;
     Ok((exchange, RequestBody::new(request.framing(), head, most, keep, Pace::new(engine.listener.min_rate))))
 }
 

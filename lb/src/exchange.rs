@@ -2,18 +2,23 @@
 //! what is told to the backend and to the client, what is counted. Plain Rust without sockets.
 //!
 //! An [`Exchange`] is one request and what it has learned: its route, the backends it tried, the lease on the one it is
-//! with. `http` tells it what happens; it tells `http` what to do.
+//! with. It is a step machine that never waits: `http` tells it each [`Event`], it returns the [`Step`] to be done next.
+//! A plain request is `Begun` → `Open`, `Head` → `Pass`, `Sent` → `End`.
 
 pub mod failure;
 pub mod headers;
 pub mod refusal;
+pub mod trace;
+pub mod walk;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::failure::{Ejection, Failure, Replay};
+use self::failure::{Ejection, Failure, Fault, Replay};
 use self::headers::{Forwarding, Origin, without_port};
 use self::refusal::Refusal;
+use self::trace::{Happened, Trace};
+use self::walk::{Direct, HeadVerdict, Learned, Walk, WalkStep};
 use crate::backend::{Backend, Lease};
 use crate::balance::{BackendIndex, Key};
 use crate::config::PoolSettings;
@@ -23,13 +28,21 @@ use crate::snapshot::{Route, Snapshot};
 
 /// Bounds attempts on connections that turn out to be stale, which do not count as retries.
 const MOST_ATTEMPTS: usize = 32;
+/// How often an answer may be replaced by another one; nginx allows as many internal redirects.
+const MAX_REPLACED: u8 = 10;
 
 #[derive(Debug)]
-pub struct Exchange {
+pub struct Exchange<W: Walk = Direct> {
     route: Arc<Route>,
+    walk: W,
+    stage: Stage,
+    /// How many answers were replaced.
+    replaced: u8,
     key: Key,
     /// Whether the client came by HTTPS, here or to a trusted proxy.
     is_https: bool,
+    /// RFC 9110 §9.2.2.
+    is_idempotent: bool,
     /// The pool's plan by which the last choice was made, or which was in force when the exchange began.
     plan: Arc<Plan>,
     /// Where the client's cookie points.
@@ -40,8 +53,80 @@ pub struct Exchange {
     current: Option<Attempt>,
     started: Instant,
     /// When the first attempt began.
-    first_attempt: Option<Instant>,
+    first_attempt: Option<Moment>,
     outcome: Outcome,
+    trace: Trace,
+}
+
+/// Where an exchange stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// On the way to its action.
+    Walking,
+    /// With a backend, whose head has not come.
+    Trying,
+    /// A backend's answer is being sent.
+    Passing,
+    /// Our own answer is being sent.
+    Refusing,
+    Over,
+}
+
+/// What is to be done next, and by which event it is answered.
+#[derive(Debug)]
+pub enum Step<W: Walk = Direct> {
+    /// [`Event::Waited`].
+    Wait(W::Wait),
+    /// Read the body before anybody is asked: [`Event::Held`].
+    Hold,
+    /// Make a request of our own: [`Event::Sub`].
+    Sub(W::SubRequest),
+    /// Make one whose answer nobody waits for: [`Event::Spawned`].
+    Spawn(W::SubRequest),
+    /// Send the request to this backend: [`Event::Head`].
+    Open(Arc<Backend>),
+    /// Send the client the answer whose head has come: [`Event::Sent`].
+    Pass,
+    /// Throw that answer away and go on with this: [`Event::Begun`].
+    Replace(W::Internal),
+    /// Send the client this answer: [`Event::Sent`].
+    Refuse(Refusal),
+    /// Nothing is left to be done.
+    End,
+}
+
+/// What happened.
+pub enum Event<W: Walk = Direct> {
+    Begun,
+    Waited(W::Waited),
+    /// The body is there as a whole.
+    Held,
+    Sub(Answer),
+    Spawned,
+    /// The head of the backend's answer came. Nothing of it has been sent.
+    Head(Answer),
+    /// What the last step asked for did not come about. The client's leaving is such a failure too. `has_body`: all
+    /// that was taken of the body is kept, so that it can be sent again.
+    Failed {
+        failure: Failure,
+        has_body: bool,
+    },
+    /// The whole answer was sent.
+    Sent,
+}
+
+/// What decisions need of an answer's head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+}
+
+/// A point in an exchange's time. What the client takes for its upload is no time of a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    pub now: Instant,
+    /// How long the client has kept the exchange waiting so far.
+    pub client_waited: Duration,
 }
 
 /// What has to be known of a request to begin an exchange.
@@ -50,6 +135,10 @@ pub struct Asked<'a> {
     pub origin: Origin<'a>,
     /// Decoded and normalised, for choosing the route.
     pub path: &'a [u8],
+    /// RFC 9110 §9.2.2.
+    pub is_idempotent: bool,
+    /// How long the body is that can be read ahead: its length is known, and the client does not hold it back.
+    pub body_length: Option<u64>,
     pub now: Instant,
 }
 
@@ -57,12 +146,14 @@ pub struct Asked<'a> {
 struct Attempt {
     index: BackendIndex,
     lease: Lease,
-    started: Instant,
+    started: Moment,
 }
 
 /// What the access log tells of an exchange.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
+    /// As sent to the client, or what stands for it when nothing was.
+    pub status: u16,
     pub refusal: Option<Refusal>,
     /// The backend that answered, or was tried last.
     pub backend: Option<Arc<Backend>>,
@@ -83,6 +174,22 @@ impl Exchange {
         asked: &Asked<'a>,
         cookies: impl Iterator<Item = &'c [u8]>,
     ) -> Result<(Self, Forwarding<'a>), Refusal> {
+        let walk = |settings: &PoolSettings| Direct {
+            holds_body: asked
+                .body_length
+                .is_some_and(|length| (1..=settings.retry_body_bytes as u64).contains(&length)),
+        };
+        Self::begin_walk(snapshot, asked, cookies, walk)
+    }
+}
+
+impl<W: Walk> Exchange<W> {
+    fn begin_walk<'a, 'c>(
+        snapshot: &Snapshot,
+        asked: &Asked<'a>,
+        cookies: impl Iterator<Item = &'c [u8]>,
+        walk: impl FnOnce(&PoolSettings) -> W,
+    ) -> Result<(Self, Forwarding<'a>), Refusal> {
         let host = without_port(asked.origin.host);
         let route = snapshot.routes.find(host, asked.path).ok_or(Refusal::NoRoute)?;
         let plan = route.pool.plan();
@@ -90,8 +197,12 @@ impl Exchange {
         let forwarding = Forwarding::new(asked.origin, &snapshot.config.server.trusted_proxies);
         let exchange = Self {
             route: Arc::clone(route),
+            walk: walk(&plan.settings),
+            stage: Stage::Walking,
+            replaced: 0,
             key: Key { client: forwarding.client },
             is_https: forwarding.proto == "https",
+            is_idempotent: asked.is_idempotent,
             sticky: sticky.and_then(|index| Some(Remembered { backend: Arc::clone(plan.backend(index)?), index })),
             plan,
             tried: Vec::new(),
@@ -100,6 +211,7 @@ impl Exchange {
             started: asked.now,
             first_attempt: None,
             outcome: Outcome::default(),
+            trace: Trace::new(asked.now),
         };
         Ok((exchange, forwarding))
     }
@@ -113,11 +225,57 @@ impl Exchange {
         &self.plan
     }
 
+    /// What has happened so far.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    /// Takes in what happened; what is to be done next.
+    pub fn step(&mut self, event: Event<W>, at: Moment) -> Step<W> {
+        match event {
+            Event::Begun => self.walk_on(Learned::Begun, at),
+            Event::Waited(waited) => {
+                self.trace.push(Happened::Waited, at.now);
+                self.walk_on(Learned::Waited(waited), at)
+            }
+            Event::Held => {
+                self.trace.push(Happened::Held, at.now);
+                self.walk_on(Learned::Held, at)
+            }
+            Event::Sub(answer) => {
+                self.trace.push(Happened::Waited, at.now);
+                self.walk_on(Learned::Sub(answer), at)
+            }
+            Event::Spawned => self.walk_on(Learned::Spawned, at),
+            Event::Head(answer) => self.answered(answer, at),
+            Event::Failed { failure, has_body } => self.failed(failure, has_body, at),
+            Event::Sent => {
+                self.trace.push(Happened::Sent, at.now);
+                self.leave_backend();
+                self.stage = Stage::Over;
+                Step::End
+            }
+        }
+    }
+
+    fn walk_on(&mut self, learned: Learned<W>, at: Moment) -> Step<W> {
+        self.stage = Stage::Walking;
+        match self.walk.step(learned) {
+            WalkStep::Act => self.open(at),
+            WalkStep::Wait(wait) => Step::Wait(wait),
+            WalkStep::Hold => Step::Hold,
+            WalkStep::Sub(request) => Step::Sub(request),
+            WalkStep::Spawn(request) => Step::Spawn(request),
+            WalkStep::Answer(refusal) => self.refuse(refusal, at),
+        }
+    }
+
     /// Chooses a backend for the next attempt; the lease on the one before ends.
-    pub fn next_backend(&mut self, now: Instant) -> Result<Arc<Backend>, Refusal> {
+    fn open(&mut self, at: Moment) -> Step<W> {
         self.current = None;
-        let choice = self.route.pool.choose(&self.key, self.sticky.as_ref(), &self.tried);
-        let choice = choice.ok_or(self.last_failure.unwrap_or(Refusal::NoBackend))?;
+        let Some(choice) = self.route.pool.choose(&self.key, self.sticky.as_ref(), &self.tried) else {
+            return self.refuse(self.last_failure.unwrap_or(Refusal::NoBackend), at);
+        };
         if !self.tried.is_empty() {
             self.route.pool.metrics.retries.inc();
         }
@@ -126,16 +284,35 @@ impl Exchange {
         self.outcome.backend = Some(Arc::clone(&backend));
         self.outcome.attempts += 1;
         self.outcome.is_sticky = self.wants(&backend);
-        self.first_attempt.get_or_insert(now);
-        self.current = Some(Attempt { index: choice.index, lease: choice.lease, started: now });
-        Ok(backend)
+        self.first_attempt.get_or_insert(at);
+        self.trace.push(Happened::Opened(choice.index), at.now);
+        self.current = Some(Attempt { index: choice.index, lease: choice.lease, started: at });
+        self.stage = Stage::Trying;
+        Step::Open(backend)
     }
 
-    /// The present attempt failed and its lease has ended. True: go on with [`Self::next_backend`]; else the client
-    /// is answered [`Failure::refusal`]. `waited_for_client`: how long the attempts so far waited for the client's
-    /// upload, which is no time of theirs.
-    pub fn failed(&mut self, failure: Failure, replay: Replay, waited_for_client: Duration, now: Instant) -> bool {
+    /// An attempt failed, or the client did.
+    fn failed(&mut self, failure: Failure, has_body: bool, at: Moment) -> Step<W> {
+        self.trace.push(Happened::Failed(failure), at.now);
+        if matches!(self.stage, Stage::Refusing | Stage::Over) {
+            // The reason is told by the refusal.
+            return self.end();
+        }
         self.outcome.failure = Some(failure);
+        let may_try = match failure.verdict().fault {
+            Fault::Client => false,
+            _ => self.attempt_failed(failure, has_body, at),
+        };
+        match (self.stage, failure.refusal()) {
+            // Half an answer cannot be taken back.
+            (Stage::Passing, _) | (_, None) => self.end(),
+            (_, Some(_)) if may_try => self.open(at),
+            (_, Some(refusal)) => self.refuse(refusal, at),
+        }
+    }
+
+    /// Counts the failure of the present attempt, and ends its lease. Whether another one may be made.
+    fn attempt_failed(&mut self, failure: Failure, has_body: bool, at: Moment) -> bool {
         self.last_failure = failure.refusal();
         let pool = &self.route.pool;
         let in_force = pool.plan();
@@ -144,47 +321,84 @@ impl Exchange {
             && failure != Failure::StaleConnection
         {
             self.tried.push(Remembered { backend: Arc::clone(attempt.lease.backend()), index: attempt.index });
-            let (backend, waiting_since) = (attempt.lease.backend(), attempt.waiting_since(failure, settings, now));
+            let (backend, waiting_since) = (attempt.lease.backend(), attempt.waiting_since(failure, settings, at.now));
             if failure.is_backends() {
                 backend.metrics.failed(FailureKind::Attempt(failure));
             }
             match failure.verdict().ejection {
-                Ejection::Counts => count_failure(pool, &attempt.lease, now),
+                Ejection::Counts => count_failure(pool, &attempt.lease, at.now),
                 Ejection::IfSilent if !backend.has_answered_since(waiting_since) => {
-                    count_failure(pool, &attempt.lease, now)
+                    count_failure(pool, &attempt.lease, at.now)
                 }
                 Ejection::IfSilent | Ejection::Never => {}
             }
         }
-        let taken = self.first_attempt.map_or(Duration::ZERO, |first| now.saturating_duration_since(first));
-        let is_in_time = taken.saturating_sub(waited_for_client) < settings.retry_timeout;
+        let taken = self.first_attempt.map_or(Duration::ZERO, |first| at.since(first));
         let may_try = self.tried.len() <= settings.retries && self.outcome.attempts < MOST_ATTEMPTS;
-        is_in_time && may_try && failure.allows_retry(replay)
+        let replay = Replay { is_idempotent: self.is_idempotent, has_body };
+        taken < settings.retry_timeout && may_try && failure.allows_retry(replay)
     }
 
-    /// The client left, or is refused in the middle of its request.
-    pub fn ended_by_client(&mut self, failure: Failure) {
-        self.outcome.failure = Some(failure);
-    }
-
-    /// The head of the backend's response came. `waited_for_client`: how long this attempt waited for the client's
-    /// upload, which is no latency of the backend.
-    pub fn answered(&mut self, status: u16, waited_for_client: Duration, now: Instant) {
-        let Some(attempt) = &self.current else { return };
-        let backend = attempt.lease.backend();
-        let time = now.saturating_duration_since(attempt.started).saturating_sub(waited_for_client);
-        self.outcome.backend_status = Some(status);
-        self.outcome.response_time = Some(time);
-        self.outcome.is_tunnel = status == 101;
-        if attempt.lease.is_current() {
-            backend.observe_latency(time);
-            backend.answered(now);
+    /// The head of the backend's response came.
+    fn answered(&mut self, answer: Answer, at: Moment) -> Step<W> {
+        let status = answer.status;
+        self.trace.push(Happened::Answered(status), at.now);
+        if let Some(attempt) = &self.current {
+            let backend = attempt.lease.backend();
+            let time = at.since(attempt.started);
+            self.outcome.backend_status = Some(status);
+            self.outcome.response_time = Some(time);
+            self.outcome.is_tunnel = status == 101;
+            if attempt.lease.is_current() {
+                backend.observe_latency(time);
+                backend.answered(at.now);
+            }
+            backend.metrics.response.observe(time.as_secs_f64());
+            backend.metrics.requests.count(status);
+            if self.is_failure(status) {
+                backend.metrics.failed(FailureKind::Status);
+                count_failure(&self.route.pool, &attempt.lease, at.now);
+            }
         }
-        backend.metrics.response.observe(time.as_secs_f64());
-        backend.metrics.requests.count(status);
-        if self.is_failure(status) {
-            backend.metrics.failed(FailureKind::Status);
-            count_failure(&self.route.pool, &attempt.lease, now);
+        match self.walk.head(&answer) {
+            HeadVerdict::Pass => {
+                self.outcome.status = status;
+                self.stage = Stage::Passing;
+                Step::Pass
+            }
+            HeadVerdict::Replace(_) if self.replaced == MAX_REPLACED => self.refuse(Refusal::Internal, at),
+            HeadVerdict::Replace(internal) => {
+                self.replaced += 1;
+                self.trace.push(Happened::Replaced, at.now);
+                self.leave_backend();
+                Step::Replace(internal)
+            }
+        }
+    }
+
+    /// The lease ends before the refusal is sent: a slow client holds no backend by it.
+    fn refuse(&mut self, refusal: Refusal, at: Moment) -> Step<W> {
+        self.trace.push(Happened::Refused(refusal), at.now);
+        self.leave_backend();
+        self.outcome.refusal = Some(refusal);
+        self.outcome.status = refusal.status();
+        self.stage = Stage::Refusing;
+        Step::Refuse(refusal)
+    }
+
+    fn end(&mut self) -> Step<W> {
+        self.leave_backend();
+        self.stage = Stage::Over;
+        Step::End
+    }
+
+    /// Ends the lease on a backend that has not failed.
+    fn leave_backend(&mut self) {
+        if let (Some(attempt), Some(status)) = (self.current.take(), self.outcome.backend_status)
+            && !self.is_failure(status)
+            && attempt.lease.is_current()
+        {
+            attempt.lease.backend().succeeded();
         }
     }
 
@@ -205,23 +419,28 @@ impl Exchange {
         self.plan.settings.ejection.statuses.contains(&status)
     }
 
-    /// The exchange is over, with this status sent to the client, or [`Failure::ClientGone`]'s if none was. Its lease
-    /// ends.
-    pub fn finish(&mut self, status: u16, refusal: Option<Refusal>, now: Instant) -> Outcome {
-        if let (Some(attempt), Some(status)) = (self.current.take(), self.outcome.backend_status)
-            && !self.is_failure(status)
-            && attempt.lease.is_current()
-        {
-            attempt.lease.backend().succeeded();
+    /// The exchange is over, wherever it stands, and its lease has ended. What is told of it.
+    pub fn finish(&mut self, now: Instant) -> Outcome {
+        self.end();
+        if self.outcome.status == 0 {
+            self.outcome.status = self.outcome.failure.unwrap_or(Failure::ClientGone).verdict().status;
         }
+        let status = self.outcome.status;
         self.route.metrics.requests.count(status);
         self.route.pool.metrics.responses.count(status);
         if !self.outcome.is_tunnel {
             let duration = now.saturating_duration_since(self.started);
             self.route.pool.metrics.request_duration.observe(duration.as_secs_f64());
         }
-        self.outcome.refusal = refusal;
         std::mem::take(&mut self.outcome)
+    }
+}
+
+impl Moment {
+    /// How long it has been since `earlier`, without the time for which the client was waited for.
+    fn since(self, earlier: Self) -> Duration {
+        let waited = self.client_waited.saturating_sub(earlier.client_waited);
+        self.now.saturating_duration_since(earlier.now).saturating_sub(waited)
     }
 }
 
@@ -232,7 +451,7 @@ impl Attempt {
             Failure::WriteTimeout => settings.write_timeout,
             _ => settings.response_timeout,
         };
-        now.checked_sub(limit).map_or(self.started, |since| since.max(self.started))
+        now.checked_sub(limit).map_or(self.started.now, |since| since.max(self.started.now))
     }
 }
 
@@ -244,3 +463,6 @@ fn count_failure(pool: &Pool, lease: &Lease, now: Instant) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,10 +26,10 @@ use super::{Engine, h2, idle, tunnel};
 use crate::access_log::{AccessLog, Record, Served};
 use crate::backend::Backend;
 use crate::date;
-use crate::exchange::failure::{Failure, Fault, Replay};
+use crate::exchange::failure::Failure;
 use crate::exchange::headers::Peer;
 use crate::exchange::refusal::Refusal;
-use crate::exchange::{Exchange, Outcome};
+use crate::exchange::{Answer, Event, Exchange, Moment, Outcome, Step};
 use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, ResponsePlan};
 use crate::http::h1::websocket;
 use crate::message::framing::Framing;
@@ -197,14 +197,12 @@ async fn requests(engine: &Engine, client: &mut ClientStream, timer: &mut Timer,
             ended: None,
             time: engine.access_log.as_ref().map(|_| Timestamp::now()),
             told: Told::default(),
-            status: 0,
             sent: 0,
-            refusal: None,
         };
         let fate = match carrier.read_head(work).await {
             Ok(Some(head)) => carrier.carry(work, head).await,
             Ok(None) => return Fate::Close,
-            Err(refusal) => carrier.refuse_head(work, refusal).await,
+            Err(refusal) => carrier.refuse(work, refusal, false).await,
         };
         if fate != Fate::Idle {
             return fate;
@@ -224,10 +222,7 @@ struct Carrier<'a> {
     /// Only the access log needs it.
     time: Option<Timestamp>,
     told: Told,
-    /// As sent to the client; 0: nothing was.
-    status: u16,
     sent: u64,
-    refusal: Option<Refusal>,
 }
 
 impl Carrier<'_> {
@@ -255,10 +250,11 @@ impl Carrier<'_> {
         reading.await.unwrap_or(Err(Refusal::ClientTimeout))
     }
 
-    /// Answers a request that was not understood.
-    async fn refuse_head(&mut self, work: &mut Work, refusal: Refusal) -> Fate {
-        let fate = self.respond(work, refusal, false).await;
-        self.conclude(work, None);
+    /// Answers a request that is no exchange. `has_read_all`: nothing of it is left to read.
+    async fn refuse(&mut self, work: &mut Work, refusal: Refusal, has_read_all: bool) -> Fate {
+        let fate = self.respond(work, refusal, has_read_all).await;
+        let outcome = Outcome { refusal: Some(refusal), status: refusal.status(), ..Outcome::default() };
+        self.conclude(work, None, &outcome, Instant::now());
         fate
     }
 
@@ -270,7 +266,9 @@ impl Carrier<'_> {
         match begun {
             Ok((mut exchange, mut body)) => {
                 let fate = self.exchange(work, &mut exchange, &mut body, now).await;
-                self.conclude(work, Some(&mut exchange));
+                let now = self.ended.unwrap_or_else(Instant::now);
+                let outcome = exchange.finish(now);
+                self.conclude(work, Some(&exchange), &outcome, now);
                 if fate == Fate::Idle {
                     work.from_client.drain(..body.end());
                 }
@@ -278,8 +276,7 @@ impl Carrier<'_> {
             }
             Err(refusal) => {
                 let is_whole = work.request.framing() == Framing::None;
-                let fate = self.respond(work, refusal, is_whole).await;
-                self.conclude(work, None);
+                let fate = self.refuse(work, refusal, is_whole).await;
                 if fate == Fate::Idle {
                     work.from_client.drain(..head);
                 }
@@ -288,7 +285,7 @@ impl Carrier<'_> {
         }
     }
 
-    /// Tries backends until one answers or none is left.
+    /// Does what the exchange says, step by step, to its end.
     async fn exchange(
         &mut self,
         work: &mut Work,
@@ -296,44 +293,41 @@ impl Carrier<'_> {
         body: &mut RequestBody,
         mut now: Instant,
     ) -> Fate {
-        if let Err(failure) = self.read_small_body(work, body).await {
-            exchange.ended_by_client(failure);
-            return self.answer_failure(work, failure, false).await;
-        }
-        if !body.pace.waited().is_zero() {
-            // What the client took for its body is no time of a backend.
-            now = Instant::now();
-        }
-        let is_idempotent = work.request.method().is_idempotent();
-        let waited_before = body.pace.waited();
+        let mut event = Event::Begun;
+        let mut fate = Fate::Abort;
         loop {
-            let backend = match exchange.next_backend(now) {
-                Ok(backend) => backend,
-                Err(refusal) => return self.respond(work, refusal, body.is_done()).await,
+            event = match exchange.step(event, Moment { now, client_waited: body.pace.waited() }) {
+                Step::Hold => match self.read_small_body(work, body).await {
+                    Ok(()) => Event::Held,
+                    Err(failure) => failed(failure, body),
+                },
+                Step::Open(backend) => {
+                    body.rewind();
+                    match self.attempt(work, exchange, &backend, body, now).await {
+                        Ok(answered) => {
+                            fate = answered;
+                            Event::Sent
+                        }
+                        Err(failure) => failed(failure, body),
+                    }
+                }
+                Step::Refuse(refusal) => {
+                    fate = self.respond(work, refusal, body.is_done()).await;
+                    match fate {
+                        Fate::Abort => failed(Failure::ClientGone, body),
+                        _ => Event::Sent,
+                    }
+                }
+                // An attempt passes its answer on itself.
+                Step::Pass | Step::End => return fate,
+                Step::Wait(never) | Step::Sub(never) | Step::Spawn(never) | Step::Replace(never) => match never {},
             };
-            let failure = match self.attempt(work, exchange, &backend, body, now).await {
-                Ok(fate) => return fate,
-                Err(failure) => failure,
+            now = match event {
+                // Nobody had to be waited for.
+                Event::Held if body.pace.waited().is_zero() => now,
+                Event::Sent => self.ended.unwrap_or_else(Instant::now),
+                _ => Instant::now(),
             };
-            if failure.verdict().fault == Fault::Client {
-                exchange.ended_by_client(failure);
-                return self.answer_failure(work, failure, body.is_done()).await;
-            }
-            let replay = Replay { is_idempotent, has_body: body.is_at_hand() };
-            now = Instant::now();
-            let waited = body.pace.waited().saturating_sub(waited_before);
-            if !exchange.failed(failure, replay, waited, now) || self.status != 0 {
-                return self.answer_failure(work, failure, body.is_done()).await;
-            }
-            body.rewind();
-        }
-    }
-
-    /// Answers a request that failed, unless an answer has begun or the client is gone.
-    async fn answer_failure(&mut self, work: &mut Work, failure: Failure, has_read_all: bool) -> Fate {
-        match failure.refusal() {
-            Some(refusal) if self.status == 0 => self.respond(work, refusal, has_read_all).await,
-            _ => Fate::Abort,
         }
     }
 
@@ -383,7 +377,6 @@ impl Carrier<'_> {
         let wants_websocket = request::asks_for_websocket(work);
         request::write_head(work, &self.told, wants_websocket);
         let Engine { listener, limits, .. } = self.engine;
-        let waited_before = body.pace.waited();
         let mut attempt = Attempt::new(self.client, &mut connection, work, body, listener, settings, limits, is_reused);
         let head = attempt.ask(self.timer).await?;
         let switches = websocket::answers(attempt.response(), wants_websocket);
@@ -396,9 +389,9 @@ impl Carrier<'_> {
         let status = attempt.response().status();
         let (mut response, keeps_client) = write_head(self.engine, attempt.work, attempt.body, exchange, switches);
         let is_in_order = switches || attempt.begin_answer(head, &mut response)?;
-        let waited = attempt.body.pace.waited().saturating_sub(waited_before);
-        exchange.answered(status, waited, Instant::now());
-        self.status = status;
+        let at = Moment { now: Instant::now(), client_waited: attempt.body.pace.waited() };
+        // A route that only proxies passes whatever comes.
+        exchange.step(Event::Head(Answer { status }), at);
         if switches {
             let work = &mut *attempt.work;
             let end = attempt.body.end();
@@ -429,8 +422,6 @@ impl Carrier<'_> {
 
     /// Answers the request ourselves. `has_read_all`: nothing of it is left to read.
     async fn respond(&mut self, work: &mut Work, refusal: Refusal, has_read_all: bool) -> Fate {
-        self.refusal = Some(refusal);
-        self.status = refusal.status();
         let keeps =
             has_read_all && refusal.keeps_connection() && work.request.keeps_alive() && self.engine.keeps_clients();
         let request_id = work.text.get(self.told.request_id.clone()).unwrap_or_default();
@@ -457,27 +448,18 @@ impl Carrier<'_> {
     }
 
     /// Counts and logs the request.
-    fn conclude(&mut self, work: &Work, exchange: Option<&mut Exchange>) {
-        let now = self.ended.unwrap_or_else(Instant::now);
-        if let Some(refusal) = self.refusal {
+    fn conclude(&self, work: &Work, exchange: Option<&Exchange>, outcome: &Outcome, now: Instant) {
+        if let Some(refusal) = outcome.refusal {
             self.engine.control.metrics.refused(refusal.reason());
         }
-        if self.status == 0 {
-            self.status = Failure::ClientGone.verdict().status;
-        }
-        match exchange {
-            Some(exchange) => {
-                let outcome = exchange.finish(self.status, self.refusal, now);
-                self.log(work, Some(exchange), &outcome, now);
-            }
-            None => self.log(work, None, &Outcome { refusal: self.refusal, ..Outcome::default() }, now),
-        }
-    }
-
-    fn log(&self, work: &Work, exchange: Option<&Exchange>, outcome: &Outcome, now: Instant) {
         let (Some(log), Some(time)) = (&self.engine.access_log, self.time) else { return };
         write_record(self, log, time, work, exchange, outcome, now);
     }
+}
+
+/// What an exchange is told of a failure.
+fn failed(failure: Failure, body: &RequestBody) -> Event {
+    Event::Failed { failure, has_body: body.is_at_hand() }
 }
 
 /// Writes the head for the client; how the content goes to it, and whether its connection stays.
@@ -586,7 +568,7 @@ fn write_record(
         host: &readable(request.authority(from_client).unwrap_or_default()),
         target: &target,
         protocol: carrier.client.protocol(request.version()),
-        status: carrier.status,
+        status: outcome.status,
         bytes: carrier.sent,
         duration: now.saturating_duration_since(carrier.started),
         request_id: text.get(carrier.told.request_id.clone()).unwrap_or_default(),

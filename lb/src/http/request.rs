@@ -19,6 +19,7 @@ use crate::http::h1::reject::Reject;
 use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, RequestPlan};
 use crate::http::h1::websocket;
 use crate::message::field::Fields;
+use crate::message::framing::Framing;
 use crate::message::name::Name;
 use crate::message::path::normalise;
 
@@ -75,7 +76,12 @@ pub fn begin(
         claims: &claims,
     };
     let cookies = request.fields().values(from_client, Name::Cookie);
-    let (exchange, forwarding) = Exchange::begin(&snapshot, &Asked { origin, path, now }, cookies)?;
+    let body_length = match request.framing() {
+        Framing::Length(length) if !request.expects_continue() => Some(length),
+        _ => None,
+    };
+    let asked = Asked { origin, path, is_idempotent: request.method().is_idempotent(), body_length, now };
+    let (exchange, forwarding) = Exchange::begin(&snapshot, &asked, cookies)?;
     told.read(&forwarding, text);
     let keep = exchange.plan().settings.retry_body_bytes;
     Ok((exchange, RequestBody::new(request.framing(), head, most, keep, Pace::new(engine.listener.min_rate))))

@@ -1,0 +1,258 @@
+//! The machine without a socket: what it says to each event, for a plain route and for a walk that asks for everything.
+
+use super::headers::{Claims, Peer};
+use super::*;
+use crate::config::Secret;
+use crate::metrics::Metrics;
+use crate::snapshot::Rings;
+
+fn snapshot(backends: &str, settings: &str) -> Snapshot {
+    let text = format!(
+        "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\npool = \"app\"\n\
+         [[pool]]\nname = \"app\"\nbackends = [{backends}]\n{settings}",
+    );
+    let config = crate::config::toml::read(&text, std::path::Path::new("/evenkeel.toml")).expect("valid");
+    Snapshot::new(config, None, &Rings::default(), &Metrics::new(), &Secret::new("secret").expect("not empty"))
+}
+
+/// An exchange over three backends.
+fn exchange<W: Walk>(request: &Request, walk: impl FnOnce(&PoolSettings) -> W) -> Exchange<W> {
+    let snapshot = snapshot("\"127.0.0.1:1\", \"127.0.0.1:2\", \"127.0.0.1:3\"", "retries = 1\n");
+    let peer = Peer::new("192.0.2.1".parse().expect("an address"));
+    let origin = Origin { peer: &peer, is_tls: false, host: "a.example", claims: &Claims::None };
+    let asked = Asked {
+        origin,
+        path: b"/",
+        is_idempotent: request.is_idempotent,
+        body_length: request.body_length,
+        now: Instant::now(),
+    };
+    Exchange::begin_walk(&snapshot, &asked, std::iter::empty(), walk).expect("a route").0
+}
+
+struct Request {
+    is_idempotent: bool,
+    body_length: Option<u64>,
+}
+
+const GET: Request = Request { is_idempotent: true, body_length: None };
+
+fn direct(_: &PoolSettings) -> Direct {
+    Direct { holds_body: false }
+}
+
+impl<W: Walk> Exchange<W> {
+    fn tell(&mut self, event: Event<W>) -> Step<W> {
+        self.step(event, Moment { now: Instant::now(), client_waited: Duration::ZERO })
+    }
+
+    fn fails(&mut self, failure: Failure) -> Step<W> {
+        self.tell(Event::Failed { failure, has_body: true })
+    }
+
+    /// How many exchanges are counted on the backends.
+    fn in_flight(&self) -> u32 {
+        self.plan.backends().map(|(member, _)| member.backend.in_flight()).sum()
+    }
+}
+
+fn answer<W: Walk>(status: u16) -> Event<W> {
+    Event::Head(Answer { status })
+}
+
+#[test]
+fn a_plain_request_is_opened_passed_and_ended() {
+    let mut exchange = exchange(&GET, direct);
+    assert!(matches!(exchange.tell(Event::Begun), Step::Open(_)));
+    assert_eq!(exchange.in_flight(), 1);
+    assert!(matches!(exchange.tell(answer(204)), Step::Pass));
+    assert!(matches!(exchange.tell(Event::Sent), Step::End));
+    assert_eq!(exchange.in_flight(), 0);
+    let happened: Vec<_> = exchange.trace().events().iter().map(|event| event.what).collect();
+    assert_eq!(happened, [Happened::Begun, Happened::Opened(0), Happened::Answered(204), Happened::Sent]);
+    let outcome = exchange.finish(Instant::now());
+    assert_eq!((outcome.status, outcome.attempts, outcome.failure), (204, 1, None));
+}
+
+#[test]
+fn a_small_body_is_held_before_anybody_is_asked() {
+    let snapshot = snapshot("\"127.0.0.1:1\"", "");
+    let peer = Peer::new("192.0.2.1".parse().expect("an address"));
+    let origin = Origin { peer: &peer, is_tls: false, host: "a.example", claims: &Claims::None };
+    let keep = snapshot.pools[0].plan().settings.retry_body_bytes as u64;
+    for (body_length, holds) in
+        [(None, false), (Some(0), false), (Some(1), true), (Some(keep), true), (Some(keep + 1), false)]
+    {
+        let asked = Asked { origin, path: b"/", is_idempotent: false, body_length, now: Instant::now() };
+        let (mut exchange, _) = Exchange::begin(&snapshot, &asked, std::iter::empty()).expect("a route");
+        let step = exchange.tell(Event::Begun);
+        assert_eq!(matches!(step, Step::Hold), holds, "{body_length:?}: {step:?}");
+        if holds {
+            assert_eq!(exchange.in_flight(), 0);
+            assert!(matches!(exchange.tell(Event::Held), Step::Open(_)));
+        }
+    }
+}
+
+#[test]
+fn another_backend_is_tried_and_then_the_failure_is_told() {
+    let mut exchange = exchange(&GET, direct);
+    let Step::Open(first) = exchange.tell(Event::Begun) else { panic!("no attempt") };
+    let Step::Open(second) = exchange.fails(Failure::Reset) else { panic!("no retry") };
+    assert!(!Arc::ptr_eq(&first, &second));
+    assert_eq!(exchange.in_flight(), 1);
+    let step = exchange.fails(Failure::ResponseTimeout);
+    assert!(matches!(step, Step::Refuse(Refusal::Failed(Failure::ResponseTimeout))), "{step:?}");
+    assert_eq!(exchange.in_flight(), 0, "a refusal holds no backend");
+    assert!(matches!(exchange.tell(Event::Sent), Step::End));
+    let outcome = exchange.finish(Instant::now());
+    assert_eq!((outcome.status, outcome.attempts), (504, 2));
+}
+
+#[test]
+fn what_the_client_does_is_tried_nowhere_else_and_ends_the_lease() {
+    for (failure, refusal, status) in [
+        (Failure::ClientTimeout, Some(Refusal::ClientTimeout), 408),
+        (Failure::BodyTooLarge, Some(Refusal::BodyTooLarge), 413),
+        (Failure::ClientGone, None, 499),
+    ] {
+        let mut exchange = exchange(&GET, direct);
+        exchange.tell(Event::Begun);
+        match (exchange.fails(failure), refusal) {
+            (Step::Refuse(told), Some(refusal)) => assert_eq!(told, refusal),
+            (Step::End, None) => {}
+            (step, _) => panic!("{failure:?}: {step:?}"),
+        }
+        assert_eq!(exchange.in_flight(), 0, "{failure:?}");
+        let outcome = exchange.finish(Instant::now());
+        assert_eq!((outcome.status, outcome.failure, outcome.attempts), (status, Some(failure), 1));
+    }
+}
+
+#[test]
+fn half_an_answer_is_not_followed_by_another() {
+    let mut exchange = exchange(&GET, direct);
+    exchange.tell(Event::Begun);
+    exchange.tell(answer(200));
+    assert!(matches!(exchange.fails(Failure::ResponseTruncated), Step::End));
+    let outcome = exchange.finish(Instant::now());
+    assert_eq!((outcome.status, outcome.failure), (200, Some(Failure::ResponseTruncated)));
+}
+
+#[test]
+fn a_client_that_leaves_while_it_is_refused_changes_no_reason() {
+    let mut exchange = exchange(&GET, direct);
+    exchange.tell(Event::Begun);
+    exchange.fails(Failure::BodyTooLarge);
+    assert!(matches!(exchange.fails(Failure::ClientGone), Step::End));
+    let outcome = exchange.finish(Instant::now());
+    assert_eq!((outcome.status, outcome.failure), (413, Some(Failure::BodyTooLarge)));
+}
+
+#[test]
+fn the_time_that_the_client_takes_is_none_of_the_retries() {
+    let wait = Duration::from_secs(3600);
+    for (client_waited, is_tried) in [(wait, true), (Duration::ZERO, false)] {
+        let mut exchange = exchange(&GET, direct);
+        let now = Instant::now();
+        exchange.step(Event::Begun, Moment { now, client_waited: Duration::ZERO });
+        let failed = Event::Failed { failure: Failure::Reset, has_body: true };
+        let step = exchange.step(failed, Moment { now: now + wait, client_waited });
+        assert_eq!(matches!(step, Step::Open(_)), is_tried, "{step:?}");
+    }
+}
+
+/// A walk that does what it is told to, and asks for all there is.
+#[derive(Debug)]
+struct Script {
+    steps: std::vec::IntoIter<WalkStep<Script>>,
+    /// How many answers are still replaced.
+    replaces: u32,
+    learned: Vec<&'static str>,
+}
+
+impl Script {
+    fn new(steps: Vec<WalkStep<Self>>, replaces: u32) -> Self {
+        Self { steps: steps.into_iter(), replaces, learned: Vec::new() }
+    }
+}
+
+impl Walk for Script {
+    type Wait = Duration;
+    type Waited = bool;
+    type SubRequest = &'static str;
+    type Internal = &'static str;
+
+    fn step(&mut self, learned: Learned<Self>) -> WalkStep<Self> {
+        self.learned.push(match learned {
+            Learned::Begun => "begun",
+            Learned::Waited(true) => "waited",
+            Learned::Waited(false) => "waited in vain",
+            Learned::Held => "held",
+            Learned::Sub(Answer { status: 200 }) => "allowed",
+            Learned::Sub(_) => "forbidden",
+            Learned::Spawned => "spawned",
+        });
+        self.steps.next().unwrap_or(WalkStep::Act)
+    }
+
+    fn head(&mut self, answer: &Answer) -> HeadVerdict<Self> {
+        if answer.status != 404 || self.replaces == 0 {
+            return HeadVerdict::Pass;
+        }
+        self.replaces -= 1;
+        HeadVerdict::Replace("/not-found")
+    }
+}
+
+#[test]
+fn a_walk_waits_holds_and_asks_before_it_acts() {
+    let wait = Duration::from_millis(1);
+    let steps =
+        vec![WalkStep::Wait(wait), WalkStep::Hold, WalkStep::Sub("/auth"), WalkStep::Spawn("/mirror"), WalkStep::Act];
+    let mut exchange = exchange(&GET, |_| Script::new(steps, 0));
+    assert!(matches!(exchange.tell(Event::Begun), Step::Wait(asked) if asked == wait));
+    assert!(matches!(exchange.tell(Event::Waited(true)), Step::Hold));
+    assert!(matches!(exchange.tell(Event::Held), Step::Sub("/auth")));
+    assert!(matches!(exchange.tell(Event::Sub(Answer { status: 200 })), Step::Spawn("/mirror")));
+    assert_eq!(exchange.in_flight(), 0);
+    assert!(matches!(exchange.tell(Event::Spawned), Step::Open(_)));
+    assert_eq!(exchange.walk.learned, ["begun", "waited", "held", "allowed", "spawned"]);
+    assert!(matches!(exchange.tell(answer(200)), Step::Pass));
+}
+
+#[test]
+fn a_walk_may_answer_itself_and_a_client_may_leave_it() {
+    let mut forbidden =
+        exchange(&GET, |_| Script::new(vec![WalkStep::Sub("/auth"), WalkStep::Answer(Refusal::Method)], 0));
+    forbidden.tell(Event::Begun);
+    assert!(matches!(forbidden.tell(Event::Sub(Answer { status: 403 })), Step::Refuse(Refusal::Method)));
+    let outcome = forbidden.finish(Instant::now());
+    assert_eq!((outcome.status, outcome.refusal, outcome.attempts), (405, Some(Refusal::Method), 0));
+
+    let mut left = exchange(&GET, |_| Script::new(vec![WalkStep::Wait(Duration::MAX)], 0));
+    left.tell(Event::Begun);
+    assert!(matches!(left.fails(Failure::ClientGone), Step::End));
+    assert_eq!(left.finish(Instant::now()).status, 499);
+}
+
+#[test]
+fn an_answer_is_replaced_ten_times_at_most() {
+    let mut replaced = exchange(&GET, |_| Script::new(Vec::new(), 1));
+    replaced.tell(Event::Begun);
+    assert!(matches!(replaced.tell(answer(404)), Step::Replace("/not-found")));
+    assert_eq!(replaced.in_flight(), 0, "the answer that was thrown away holds no backend");
+    assert!(matches!(replaced.tell(Event::Begun), Step::Open(_)));
+    assert!(matches!(replaced.tell(answer(404)), Step::Pass));
+
+    let mut endless = exchange(&GET, |_| Script::new(Vec::new(), u32::MAX));
+    endless.tell(Event::Begun);
+    for _ in 0..MAX_REPLACED {
+        assert!(matches!(endless.tell(answer(404)), Step::Replace(_)));
+        assert!(matches!(endless.tell(Event::Begun), Step::Open(_)));
+    }
+    assert!(matches!(endless.tell(answer(404)), Step::Refuse(Refusal::Internal)));
+    assert_eq!(endless.in_flight(), 0);
+    assert_eq!(endless.finish(Instant::now()).status, 500);
+    assert_eq!(endless.trace().lost(), 33 + 1 - 16, "three events each time, and how it began and ended");
+}

@@ -419,9 +419,17 @@ impl<W: Walk> Exchange<W> {
         self.plan.settings.ejection.statuses.contains(&status)
     }
 
-    /// The exchange is over, wherever it stands, and its lease has ended. What is told of it.
+    /// Whether the last step was [`Step::End`].
+    pub fn is_over(&self) -> bool {
+        self.stage == Stage::Over
+    }
+
+    /// Ends the lease; what is told of the exchange. One that is not over has been cut off by the shutdown.
     pub fn finish(&mut self, now: Instant) -> Outcome {
-        self.end();
+        if !self.is_over() {
+            self.outcome.failure.get_or_insert(Failure::Shutdown);
+            self.end();
+        }
         if self.outcome.status == 0 {
             self.outcome.status = self.outcome.failure.unwrap_or(Failure::ClientGone).verdict().status;
         }

@@ -8,7 +8,8 @@
 //! - [`client`]: one client's requests, one after the other.
 //! - [`h2`]: connections of HTTP/2, whose streams are carried as HTTP/1.1.
 //! - [`request`]: where a request goes and what its backend is told.
-//! - [`attempt`]: one try on one backend.
+//! - [`transfer`]: upload and download of an exchange, driven by one poll; [`upstream`]: the backend's side of them.
+//! - [`presence`]: clients that have gone while nothing of theirs is read.
 //! - [`body`]: content on its way, framed anew.
 //! - [`splice`]: large content that need not be looked at.
 //! - [`interim`]: how many interim responses pass.
@@ -16,7 +17,6 @@
 //! - [`timer`]: time limits that cost nothing until they pass.
 //! - [`tunnel`]: a connection that ceased to be HTTP.
 
-mod attempt;
 mod body;
 mod client;
 pub mod h1;
@@ -24,11 +24,14 @@ pub mod h2;
 pub mod idle;
 mod interim;
 mod pace;
+mod presence;
 mod request;
 pub mod splice;
 pub mod stream;
 mod timer;
+mod transfer;
 mod tunnel;
+mod upstream;
 mod work;
 
 use std::pin::pin;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use tests::wire::{Wire, chunked};
 use tests::{Balancer, Config, End, Health, Link, Origin, Pool, Port, Request, Step, eventually, response, within};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 
 #[tokio::test]
@@ -415,6 +416,61 @@ async fn a_client_that_does_not_read_is_let_go() {
     let mut wire = balancer.connect().await;
     wire.send(Request::get("/").to_bytes()).await;
     assert_eq!(wire.reply_head().await.status, 200);
+    balancer.is_idle().await;
+}
+
+// It used to be noticed at `write_timeout`, and logged as 504. Where the client has closed instead, its kernel says so only
+// once we have taken everything.
+#[tokio::test]
+async fn a_client_that_leaves_an_upload_which_nobody_takes_is_noticed() {
+    let port = Port::reserve();
+    let _never_reads = port.listen_with_small_buffers();
+    let pool = Pool::empty("app").backend(&port.address().to_string(), "").set("write_timeout = \"1h\"");
+    let log = "[access_log]\nfile = \"access.log\"";
+    let balancer = Balancer::start(Config::default().pool(pool).section(log)).await;
+    let mut wire = balancer.connect().await;
+    wire.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n").await;
+    // More than all buffers on the way hold.
+    let all = wire.stream.write_all(&[b'x'; 40_000_000]);
+    assert!(tokio::time::timeout(Duration::from_secs(2), all).await.is_err(), "nobody reads");
+    assert_eq!(balancer.in_flight().await, 1);
+    wire.reset();
+    balancer.is_idle().await;
+    eventually("it is logged", async || {
+        let lines = std::fs::read_to_string(balancer.file("access.log")).unwrap_or_default();
+        lines.contains("\"status\":499") && lines.contains("client-gone")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_with_many_requests_unread_is_noticed() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    for by_reset in [true, false] {
+        let mut wire = balancer.connect().await;
+        wire.send(Request::get("/hold").to_bytes()).await;
+        eventually("it is with the backend", async || balancer.in_flight().await == 1).await;
+        wire.send(Request::get("/next").to_bytes().repeat(1000)).await;
+        // Served in between, so that they have come as far as they do.
+        assert_eq!(balancer.get("/").await.status, 200);
+        match by_reset {
+            true => wire.reset(),
+            false => drop(wire),
+        }
+        balancer.is_idle().await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_a_connection_is_made_is_noticed() {
+    let deaf = Deaf::new().await;
+    let pool = Pool::empty("app").backend(&deaf.address().to_string(), "").set("connect_timeout = \"1h\"");
+    let balancer = Balancer::start(Config::default().pool(pool)).await;
+    let mut wire = balancer.connect().await;
+    wire.send(Request::get("/").to_bytes()).await;
+    eventually("it is tried", async || balancer.in_flight().await == 1).await;
+    drop(wire);
     balancer.is_idle().await;
 }
 

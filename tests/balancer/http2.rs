@@ -459,6 +459,23 @@ async fn a_client_that_cancels_an_upload_which_nobody_takes_is_noticed() {
     balancer.is_idle().await;
 }
 
+// The lease used to be kept until the refusal was written.
+#[tokio::test]
+async fn a_refusal_that_a_client_does_not_read_holds_no_backend() {
+    let a = Origin::start("a").await;
+    a.at_head(|_| vec![Step::Hold]);
+    let balancer = Balancer::start(config([&a]).listener("max_body_bytes = 100000\nsend_timeout = \"1h\"")).await;
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(0);
+    let mut client = Http2::over(tests::http2::connect(balancer.address()).await, builder).await;
+    let (answer, mut upload) = client.begin(request("POST", "/", &[]), false).await;
+    eventually("the head arrived", async || a.heads() == 1).await;
+    upload.send_data(vec![b'x'; 200_000].into(), false).expect("an open stream");
+    let answer = within("a head", answer).await.expect("a response");
+    assert_eq!(answer.status(), 413);
+    balancer.is_idle().await;
+}
+
 #[tokio::test]
 async fn a_client_that_cancels_lets_its_backend_go_and_must_not_do_only_that() {
     let a = Origin::start("a").await;

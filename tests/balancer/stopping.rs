@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::http2::tls;
 use tests::{Balancer, Config, Origin, Pool, Request, WebSocket, Wire, eventually};
 
@@ -44,7 +44,9 @@ async fn before_it_stops_accepting_it_says_so_for_as_long_as_told() {
 #[tokio::test]
 async fn the_deadline_ends_what_does_not_end() {
     let a = Origin::start("a").await;
-    let mut balancer = Balancer::start(Config::of([&a]).server("shutdown_timeout = \"300ms\"")).await;
+    let log = "[access_log]\nfile = \"access.log\"";
+    let config = Config::of([&a]).server("shutdown_timeout = \"300ms\"").section(log);
+    let mut balancer = Balancer::start(config).await;
     let mut held = held(&balancer).await;
     let mut socket = WebSocket::open(balancer.address(), "/socket").await;
     socket.echo("hello").await;
@@ -52,6 +54,13 @@ async fn the_deadline_ends_what_does_not_end() {
     balancer.stop().await;
     assert!(held.is_closed().await);
     socket.ended().await;
+    // They used to leave no trace.
+    let lines = std::fs::read_to_string(balancer.file("access.log")).expect("a log");
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let mut ends: Vec<_> = lines.iter().map(|line| (line["target"].as_str(), line["status"].as_u64())).collect();
+    ends.sort();
+    assert_eq!(ends, [(Some("/hold"), Some(503)), (Some("/socket"), Some(101))]);
+    assert!(lines.iter().all(|line| line["failure"] == "shutdown"), "{lines:?}");
 }
 
 #[tokio::test]

@@ -41,6 +41,7 @@ pub enum Failure {
     ClientTimeout,
     BodyTooLarge,
     RequestMalformed,
+    Shutdown,
 }
 
 /// What follows from a failure.
@@ -99,7 +100,7 @@ pub struct Replay {
 }
 
 impl Failure {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::ConnectRefused,
         Self::ConnectUnreachable,
         Self::ConnectReset,
@@ -124,6 +125,7 @@ impl Failure {
         Self::ClientTimeout,
         Self::BodyTooLarge,
         Self::RequestMalformed,
+        Self::Shutdown,
     ];
 
     pub const fn verdict(self) -> Verdict {
@@ -158,6 +160,7 @@ impl Failure {
             Self::ClientTimeout => (Client, Never, NO, 408, "client-timeout", "the client took too long to send its request"),
             Self::BodyTooLarge => (Client, Never, NO, 413, "body-too-large", "the request's body is larger than is accepted here"),
             Self::RequestMalformed => (Client, Never, NO, 400, "malformed", "the request is malformed"),
+            Self::Shutdown => (Balancer, Never, NO, 503, "shutdown", "the balancer stopped before the exchange was over"),
         };
         Verdict { fault, retry, ejection, status, word, sentence }
     }

@@ -51,6 +51,21 @@ impl RequestBody {
         }
     }
 
+    /// Of a request whose body nobody reads.
+    pub fn none() -> Self {
+        Self::new(Framing::None, 0, None, 0, Pace::new(None))
+    }
+
+    /// How many bytes of it the client has still to send beyond what is in `buffer`; `None`: its length is not told.
+    pub fn bytes_left(&self, buffer: &[u8]) -> Option<u64> {
+        match self.reader {
+            BodyReader::Done => Some(0),
+            BodyReader::Length(left) => Some(left.saturating_sub(buffer.len().saturating_sub(self.at) as u64)),
+            _ if self.is_done() => Some(0),
+            _ => None,
+        }
+    }
+
     /// Whether the last byte was read.
     pub fn is_done(&self) -> bool {
         self.reader.is_done()
@@ -80,10 +95,6 @@ impl RequestBody {
     fn kept_length(&self) -> Option<usize> {
         let Framing::Length(length) = self.framing else { return None };
         usize::try_from(length).ok().filter(|length| *length <= self.keep)
-    }
-
-    pub fn received(&self) -> u64 {
-        self.received
     }
 
     /// Begins again at the first byte, for another backend.
@@ -149,6 +160,20 @@ impl ResponseBody {
 
     pub fn is_done(&self) -> bool {
         self.reader.is_done()
+    }
+
+    /// Whether content that is framed so may begin with these bytes.
+    pub fn begins_well(framing: Framing, bytes: &[u8]) -> bool {
+        let mut reader = match framing {
+            Framing::Chunked => BodyReader::new(framing, CHUNK_LIMITS),
+            _ => return true,
+        };
+        let mut at = 0;
+        while at < bytes.len() && !reader.is_done() {
+            let Ok(progress) = reader.advance(&bytes[at..]) else { return false };
+            at += progress.consumed;
+        }
+        true
     }
 
     /// Whether the bytes leave as they come, so that they need not be copied.

@@ -1,8 +1,7 @@
 //! One client's requests, one after the other: read, begun, tried on backends until one answers, and told of.
 
 use std::future::{Future, poll_fn};
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,18 +10,18 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::futures::Notified;
 use tokio::time::{sleep, timeout};
 use tokio_util::io::poll_read_buf;
 
-use super::attempt::Attempt;
 use super::body::{RequestBody, ResponseBody, refusal};
 use super::request::{self, Told};
 use super::stream::ClientStream;
 use super::timer::Timer;
+use super::transfer::{Ending, Happened, Transfer};
+use super::upstream::{Disposition, Upstream};
 use super::work::Work;
-use super::{Engine, h2, idle, tunnel};
+use super::{Engine, h2};
 use crate::access_log::{AccessLog, Record, Served};
 use crate::backend::Backend;
 use crate::date;
@@ -187,22 +186,12 @@ async fn requests(engine: &Engine, client: &mut ClientStream, timer: &mut Timer,
             work.from_client.clear();
             return Fate::Idle;
         }
-        let started = Instant::now();
-        let mut carrier = Carrier {
-            engine,
-            client,
-            timer,
-            peer,
-            started,
-            ended: None,
-            time: engine.access_log.as_ref().map(|_| Timestamp::now()),
-            told: Told::default(),
-            sent: 0,
-        };
-        let fate = match carrier.read_head(work).await {
-            Ok(Some(head)) => carrier.carry(work, head).await,
+        let time = engine.access_log.as_ref().map(|_| Timestamp::now());
+        let request = Request { engine, peer, started: Instant::now(), time, told: Told::default() };
+        let fate = match read_head(engine, client, timer, peer, work).await {
+            Ok(Some(head)) => request.carry(client, timer, work, head).await,
             Ok(None) => return Fate::Close,
-            Err(refusal) => carrier.refuse(work, refusal, false).await,
+            Err(refusal) => request.refuse(client, timer, work, refusal, false).await,
         };
         if fate != Fate::Idle {
             return fate;
@@ -210,73 +199,71 @@ async fn requests(engine: &Engine, client: &mut ClientStream, timer: &mut Timer,
     }
 }
 
-/// One request with what is told of it afterwards.
-struct Carrier<'a> {
+/// Reads the rest of a head; where it ends. `None`: the client left.
+async fn read_head(
+    engine: &Engine,
+    client: &mut ClientStream,
+    timer: &mut Timer,
+    peer: &Peer,
+    work: &mut Work,
+) -> Result<Option<usize>, Refusal> {
+    work.request.clear();
+    let reading = timer.limit(engine.listener.header_timeout, |cx| {
+        loop {
+            match work.request.parse(&work.from_client, &engine.limits) {
+                Parsed::Complete(head) => return Poll::Ready(Ok(Some(head))),
+                Parsed::Rejected(reject) => {
+                    tracing::debug!(client = peer.as_str(), reason = reject.reason(), "a request is refused");
+                    return Poll::Ready(Err(refusal(reject)));
+                }
+                Parsed::Partial => {}
+            }
+            work.from_client.reserve(HEAD_READ_BYTES);
+            match ready!(poll_read_buf(Pin::new(&mut *client), cx, &mut work.from_client)) {
+                Ok(count) if count > 0 => {}
+                _ => return Poll::Ready(Ok(None)),
+            }
+        }
+    });
+    reading.await.unwrap_or(Err(Refusal::ClientTimeout))
+}
+
+/// One request, with what is told of it.
+struct Request<'a> {
     engine: &'a Engine,
-    client: &'a mut ClientStream,
-    timer: &'a mut Timer,
     peer: &'a Peer,
     started: Instant,
-    /// When the answer had been sent, if it was a backend's.
-    ended: Option<Instant>,
     /// Only the access log needs it.
     time: Option<Timestamp>,
     told: Told,
-    sent: u64,
 }
 
-impl Carrier<'_> {
-    /// Reads the rest of the head; where it ends. `None`: the client left.
-    async fn read_head(&mut self, work: &mut Work) -> Result<Option<usize>, Refusal> {
-        work.request.clear();
-        let limits = &self.engine.limits;
-        let reading = self.timer.limit(self.engine.listener.header_timeout, |cx| {
-            loop {
-                match work.request.parse(&work.from_client, limits) {
-                    Parsed::Complete(head) => return Poll::Ready(Ok(Some(head))),
-                    Parsed::Rejected(reject) => {
-                        tracing::debug!(client = self.peer.as_str(), reason = reject.reason(), "a request is refused");
-                        return Poll::Ready(Err(refusal(reject)));
-                    }
-                    Parsed::Partial => {}
-                }
-                work.from_client.reserve(HEAD_READ_BYTES);
-                match ready!(poll_read_buf(Pin::new(&mut *self.client), cx, &mut work.from_client)) {
-                    Ok(count) if count > 0 => {}
-                    _ => return Poll::Ready(Ok(None)),
-                }
-            }
-        });
-        reading.await.unwrap_or(Err(Refusal::ClientTimeout))
-    }
+/// A request that has become an exchange. However it ends, it is counted and logged when it is dropped.
+struct Driver<'a> {
+    request: Request<'a>,
+    exchange: Exchange,
+    transfer: Transfer<'a>,
+    /// When the last event came.
+    now: Instant,
+}
 
-    /// Answers a request that is no exchange. `has_read_all`: nothing of it is left to read.
-    async fn refuse(&mut self, work: &mut Work, refusal: Refusal, has_read_all: bool) -> Fate {
-        let fate = self.respond(work, refusal, has_read_all).await;
-        let outcome = Outcome { refusal: Some(refusal), status: refusal.status(), ..Outcome::default() };
-        self.conclude(work, None, &outcome, Instant::now());
-        fate
-    }
-
-    async fn carry(&mut self, work: &mut Work, head: usize) -> Fate {
+impl Request<'_> {
+    async fn carry(mut self, client: &mut ClientStream, timer: &mut Timer, work: &mut Work, head: usize) -> Fate {
         let _exchange = self.engine.stop.in_exchange();
-        let is_tls = self.client.is_tls();
         let now = Instant::now();
-        let begun = request::begin(self.engine, work, head, self.peer, is_tls, now, &mut self.told);
+        let begun = request::begin(self.engine, work, head, self.peer, client.is_tls(), now, &mut self.told);
         match begun {
-            Ok((mut exchange, mut body)) => {
-                let fate = self.exchange(work, &mut exchange, &mut body, now).await;
-                let now = self.ended.unwrap_or_else(Instant::now);
-                let outcome = exchange.finish(now);
-                self.conclude(work, Some(&exchange), &outcome, now);
+            Ok((exchange, body)) => {
+                let transfer = Transfer::new(self.engine, client, work, body);
+                let (fate, end) = Driver { request: self, exchange, transfer, now }.drive(timer).await;
                 if fate == Fate::Idle {
-                    work.from_client.drain(..body.end());
+                    work.from_client.drain(..end);
                 }
                 fate
             }
             Err(refusal) => {
                 let is_whole = work.request.framing() == Framing::None;
-                let fate = self.refuse(work, refusal, is_whole).await;
+                let fate = self.refuse(client, timer, work, refusal, is_whole).await;
                 if fate == Fate::Idle {
                     work.from_client.drain(..head);
                 }
@@ -285,181 +272,162 @@ impl Carrier<'_> {
         }
     }
 
-    /// Does what the exchange says, step by step, to its end.
-    async fn exchange(
-        &mut self,
+    /// Answers a request that is no exchange. `has_read_all`: nothing of it is left to read.
+    async fn refuse(
+        self,
+        client: &mut ClientStream,
+        timer: &mut Timer,
         work: &mut Work,
-        exchange: &mut Exchange,
-        body: &mut RequestBody,
-        mut now: Instant,
+        refusal: Refusal,
+        has_read_all: bool,
     ) -> Fate {
-        let mut event = Event::Begun;
-        let mut fate = Fate::Abort;
-        loop {
-            event = match exchange.step(event, Moment { now, client_waited: body.pace.waited() }) {
-                Step::Hold => match self.read_small_body(work, body).await {
-                    Ok(()) => Event::Held,
-                    Err(failure) => failed(failure, body),
-                },
-                Step::Open(backend) => {
-                    body.rewind();
-                    match self.attempt(work, exchange, &backend, body, now).await {
-                        Ok(answered) => {
-                            fate = answered;
-                            Event::Sent
-                        }
-                        Err(failure) => failed(failure, body),
-                    }
-                }
-                Step::Refuse(refusal) => {
-                    fate = self.respond(work, refusal, body.is_done()).await;
-                    match fate {
-                        Fate::Abort => failed(Failure::ClientGone, body),
-                        _ => Event::Sent,
-                    }
-                }
-                // An attempt passes its answer on itself.
-                Step::Pass | Step::End => return fate,
-                Step::Wait(never) | Step::Sub(never) | Step::Spawn(never) | Step::Replace(never) => match never {},
-            };
-            now = match event {
-                // Nobody had to be waited for.
-                Event::Held if body.pace.waited().is_zero() => now,
-                Event::Sent => self.ended.unwrap_or_else(Instant::now),
-                _ => Instant::now(),
-            };
-        }
-    }
-
-    /// Reads a small body whole, so that no backend waits for a slow client. One that is held back until the backend
-    /// asks for it is not waited for.
-    async fn read_small_body(&mut self, work: &mut Work, body: &mut RequestBody) -> Result<(), Failure> {
-        if work.request.expects_continue() {
-            return Ok(());
-        }
-        loop {
-            let missing = body.missing(&work.from_client);
-            if missing == 0 {
-                return Ok(());
-            }
-            work.from_client.reserve(missing);
-            let reading = self.timer.limit(body.pace.patience(self.engine.listener.body_timeout), |cx| {
-                poll_read_buf(Pin::new(&mut *self.client), cx, &mut work.from_client)
-            });
-            match reading.await {
-                Ok(Ok(count)) if count > 0 => body.pace.moved(count as u64, self.timer.waited()),
-                Ok(_) => return Err(Failure::ClientGone),
-                Err(_) => return Err(Failure::ClientTimeout),
-            }
-        }
-    }
-
-    async fn attempt(
-        &mut self,
-        work: &mut Work,
-        exchange: &mut Exchange,
-        backend: &Arc<Backend>,
-        body: &mut RequestBody,
-        now: Instant,
-    ) -> Result<Fate, Failure> {
-        let server = backend.incarnation();
-        let address = backend.socket_address().ok_or(Failure::Unresolved)?;
-        let plan = Arc::clone(exchange.plan());
-        let settings = &plan.settings;
-        let (mut connection, is_reused) = match idle::take(server, now) {
-            Some(connection) => (connection, true),
-            None => (connect(address, settings.connect_timeout).await?, false),
-        };
-        // A failed attempt may have left the beginning of an answer in it, which this one's interim responses precede.
         work.to_client.clear();
-        work.to_backend.clear();
-        work.from_backend.clear();
-        let wants_websocket = request::asks_for_websocket(work);
-        request::write_head(work, &self.told, wants_websocket);
-        let Engine { listener, limits, .. } = self.engine;
-        let mut attempt = Attempt::new(self.client, &mut connection, work, body, listener, settings, limits, is_reused);
-        let head = attempt.ask(self.timer).await?;
-        let switches = websocket::answers(attempt.response(), wants_websocket);
-        let switches = switches.map_err(|_| Failure::UnaskedUpgrade)?;
-        // Bytes that are still owed would have no place in the tunnel.
-        if switches && !attempt.has_sent_all() {
-            return Err(Failure::UnaskedUpgrade);
-        }
-        let keeps_backend = attempt.response().keeps_alive();
-        let status = attempt.response().status();
-        let (mut response, keeps_client) = write_head(self.engine, attempt.work, attempt.body, exchange, switches);
-        let is_in_order = switches || attempt.begin_answer(head, &mut response)?;
-        let at = Moment { now: Instant::now(), client_waited: attempt.body.pace.waited() };
-        // A route that only proxies passes whatever comes.
-        exchange.step(Event::Head(Answer { status }), at);
-        if switches {
-            let work = &mut *attempt.work;
-            let end = attempt.body.end();
-            let early = work.from_client.split_off(end);
-            let mut down = std::mem::take(&mut work.to_client);
-            down.extend_from_slice(&work.from_backend[head..]);
-            let head_bytes = (down.len() - (work.from_backend.len() - head)) as u64;
-            let moved =
-                tunnel::carry(self.client, &mut connection, early, down, settings.tunnel_timeout, self.timer).await;
-            self.sent = moved.saturating_sub(head_bytes);
-            return Ok(Fate::Close);
-        }
-        let answered = attempt.answer(&mut response, self.timer).await;
-        self.sent = response.sent;
-        let is_backend_clean = answered? && is_in_order;
-        let now = Instant::now();
-        self.ended = Some(now);
-        if is_backend_clean && keeps_backend {
-            idle::keep(backend, server, connection, now + settings.idle_timeout, self.engine.most_idle);
-        }
-        Ok(match (keeps_client, body.is_done()) {
-            (true, true) => Fate::Idle,
-            (_, false) => Fate::Linger,
-            (false, true) if work.from_client.len() > body.end() => Fate::Linger,
-            (false, true) => Fate::Close,
-        })
+        let mut transfer = Transfer::new(self.engine, client, work, RequestBody::none());
+        self.write_refusal(&mut transfer, refusal, has_read_all);
+        transfer.run(timer).await;
+        let outcome = Outcome { refusal: Some(refusal), status: refusal.status(), ..Outcome::default() };
+        self.conclude(&transfer, None, &outcome, Instant::now());
+        fate(transfer.ending())
     }
 
-    /// Answers the request ourselves. `has_read_all`: nothing of it is left to read.
-    async fn respond(&mut self, work: &mut Work, refusal: Refusal, has_read_all: bool) -> Fate {
-        let keeps =
-            has_read_all && refusal.keeps_connection() && work.request.keeps_alive() && self.engine.keeps_clients();
-        let request_id = work.text.get(self.told.request_id.clone()).unwrap_or_default();
-        work.to_client.clear();
-        let is_head = work.request.method() == Method::Head;
-        refusal.write(request_id, keeps, work.request.version() == Version::Http10, is_head, &mut work.to_client);
-        self.sent = if is_head { 0 } else { refusal.body().len() as u64 };
-        let mut written = 0;
-        let sending = self.timer.limit(self.engine.listener.send_timeout, |cx| {
-            let sent = poll_send_all(self.client, cx, &work.to_client, &mut written);
-            if sent.is_pending() && !keeps {
-                // A client may read only when it has sent everything, which nobody wants any more.
-                while let Poll::Ready(Ok(1..)) = self.client.poll_discard(cx) {}
-            }
-            sent
+    fn write_refusal(&self, transfer: &mut Transfer<'_>, refusal: Refusal, may_keep: bool) {
+        transfer.refuse(may_keep && refusal.keeps_connection(), |work, keeps| {
+            let request_id = work.text.get(self.told.request_id.clone()).unwrap_or_default();
+            let is_head = work.request.method() == Method::Head;
+            refusal.write(request_id, keeps, work.request.version() == Version::Http10, is_head, &mut work.to_client);
+            if is_head { 0 } else { refusal.body().len() as u64 }
         });
-        let sent = sending.await;
-        work.to_client.clear();
-        match sent {
-            Ok(Ok(())) if keeps => Fate::Idle,
-            Ok(Ok(())) => Fate::Linger,
-            _ => Fate::Abort,
-        }
     }
 
     /// Counts and logs the request.
-    fn conclude(&self, work: &Work, exchange: Option<&Exchange>, outcome: &Outcome, now: Instant) {
+    fn conclude(&self, transfer: &Transfer<'_>, exchange: Option<&Exchange>, outcome: &Outcome, now: Instant) {
         if let Some(refusal) = outcome.refusal {
             self.engine.control.metrics.refused(refusal.reason());
         }
         let (Some(log), Some(time)) = (&self.engine.access_log, self.time) else { return };
-        write_record(self, log, time, work, exchange, outcome, now);
+        write_record(self, log, time, transfer, exchange, outcome, now);
     }
 }
 
-/// What an exchange is told of a failure.
-fn failed(failure: Failure, body: &RequestBody) -> Event {
-    Event::Failed { failure, has_body: body.is_at_hand() }
+impl Driver<'_> {
+    /// Does what the exchange says, step by step, to its end. What becomes of the client's connection, and where the next
+    /// request begins in what came on it.
+    async fn drive(mut self, timer: &mut Timer) -> (Fate, usize) {
+        let mut event = Event::Begun;
+        loop {
+            let at = Moment { now: self.now, client_waited: self.transfer.body.pace.waited() };
+            event = match self.exchange.step(event, at) {
+                Step::Hold => self.run(timer).await,
+                Step::Open(backend) => match self.open(backend, timer).await {
+                    Ok(()) => self.run(timer).await,
+                    Err(failure) => self.failed(failure),
+                },
+                Step::Pass => match self.pass() {
+                    Ok(()) => self.run(timer).await,
+                    Err(failure) => self.failed(failure),
+                },
+                Step::Refuse(refusal) => {
+                    self.request.write_refusal(&mut self.transfer, refusal, true);
+                    self.run(timer).await
+                }
+                Step::End => return (fate(self.transfer.ending()), self.transfer.body.end()),
+                Step::Wait(never) | Step::Sub(never) | Step::Spawn(never) | Step::Replace(never) => match never {},
+            };
+        }
+    }
+
+    async fn run(&mut self, timer: &mut Timer) -> Event {
+        match self.transfer.run(timer).await {
+            Happened::Held => {
+                if !self.transfer.body.pace.waited().is_zero() {
+                    self.now = Instant::now();
+                }
+                Event::Held
+            }
+            Happened::Head => {
+                self.now = Instant::now();
+                let response = self.transfer.response();
+                let answer = Answer { status: response.status() };
+                match websocket::answers(response, request::asks_for_websocket(self.transfer.work)) {
+                    Ok(false) => Event::Head(answer),
+                    // Bytes that are still owed would have no place in the tunnel.
+                    Ok(true) if self.transfer.has_sent_request() => Event::Head(answer),
+                    _ => self.failed(Failure::UnaskedUpgrade),
+                }
+            }
+            Happened::Sent => {
+                self.now = Instant::now();
+                self.release();
+                Event::Sent
+            }
+            Happened::Failed(failure) => self.failed(failure),
+        }
+    }
+
+    /// Sends the request to `backend`.
+    async fn open(&mut self, backend: Arc<Backend>, timer: &mut Timer) -> Result<(), Failure> {
+        let server = backend.incarnation();
+        let address = backend.socket_address().ok_or(Failure::Unresolved)?;
+        let plan = Arc::clone(self.exchange.plan());
+        let upstream = match Upstream::reuse(&backend, server, self.now) {
+            Some(upstream) => upstream,
+            None => {
+                let connecting = Upstream::connect(backend, server, address);
+                self.transfer.connect(connecting, plan.settings.connect_timeout, timer).await?
+            }
+        };
+        let work = &mut *self.transfer.work;
+        let wants_websocket = request::asks_for_websocket(work);
+        work.to_backend.clear();
+        request::write_head(work, &self.request.told, wants_websocket);
+        self.transfer.open(upstream, plan)
+    }
+
+    /// Sends the answer whose head has come.
+    fn pass(&mut self) -> Result<(), Failure> {
+        let (engine, exchange) = (self.request.engine, &self.exchange);
+        if self.transfer.response().status() == 101 {
+            self.transfer.switch(|work, body| {
+                write_head(engine, work, body, exchange, true);
+            });
+            return Ok(());
+        }
+        self.transfer.pass(|work, body| write_head(engine, work, body, exchange, false))
+    }
+
+    fn failed(&mut self, failure: Failure) -> Event {
+        self.now = Instant::now();
+        let has_body = self.transfer.body.is_at_hand();
+        self.transfer.give_up();
+        Event::Failed { failure, has_body }
+    }
+
+    /// Lets the backend's connection go.
+    fn release(&mut self) {
+        if let Disposition::Idle(connection) = self.transfer.release() {
+            let until = self.now + self.exchange.plan().settings.idle_timeout;
+            connection.keep(until, self.request.engine.most_idle);
+        }
+    }
+}
+
+impl Drop for Driver<'_> {
+    fn drop(&mut self) {
+        if !self.exchange.is_over() {
+            self.now = Instant::now();
+        }
+        let outcome = self.exchange.finish(self.now);
+        self.request.conclude(&self.transfer, Some(&self.exchange), &outcome, self.now);
+    }
+}
+
+fn fate(ending: Ending) -> Fate {
+    match ending {
+        Ending::Reusable => Fate::Idle,
+        Ending::Complete => Fate::Close,
+        Ending::Unread => Fate::Linger,
+        Ending::CutOff => Fate::Abort,
+    }
 }
 
 /// Writes the head for the client; how the content goes to it, and whether its connection stays.
@@ -486,32 +454,6 @@ fn write_head(
     plan.date = date.as_ref().and_then(|date| FieldValue::new(date));
     rewrite::response(response, from_backend, &plan, to_client);
     (ResponseBody::new(response.framing(), plan.framing), plan.persistence == Persistence::KeepAlive)
-}
-
-async fn connect(address: SocketAddr, limit: Duration) -> Result<TcpStream, Failure> {
-    let stream = match timeout(limit, TcpStream::connect(address)).await {
-        Ok(connected) => connected.map_err(|e| Failure::of_connecting(&e))?,
-        Err(_) => return Err(Failure::ConnectTimeout),
-    };
-    // Fails only on a socket that is gone already.
-    let _ = stream.set_nodelay(true);
-    Ok(stream)
-}
-
-/// Sends what is in `bytes` from `written` on, to the last byte that TLS holds back.
-fn poll_send_all(
-    client: &mut ClientStream,
-    cx: &mut Context<'_>,
-    bytes: &[u8],
-    written: &mut usize,
-) -> Poll<io::Result<()>> {
-    while *written < bytes.len() {
-        match ready!(Pin::new(&mut *client).poll_write(cx, &bytes[*written..]))? {
-            0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            count => *written += count,
-        }
-    }
-    Pin::new(client).poll_flush(cx)
 }
 
 /// Closes our side, then reads and drops what the client still sends (RFC 9112 §9.6; nginx's `lingering_close`). Closing
@@ -545,15 +487,15 @@ async fn linger(engine: &Engine, client: &mut ClientStream) {
 
 #[cold]
 fn write_record(
-    carrier: &Carrier<'_>,
+    of: &Request<'_>,
     log: &AccessLog,
     time: Timestamp,
-    work: &Work,
+    transfer: &Transfer<'_>,
     exchange: Option<&Exchange>,
     outcome: &Outcome,
     now: Instant,
 ) {
-    let Work { request, from_client, text, .. } = work;
+    let Work { request, from_client, text, .. } = &*transfer.work;
     let readable = |bytes| String::from_utf8_lossy(bytes);
     let field = |name| request.fields().value(from_client, name).map(readable);
     let mut target = readable(request.path(from_client)).into_owned();
@@ -563,15 +505,15 @@ fn write_record(
     }
     log.write(&Record {
         time,
-        client: carrier.told.client.unwrap_or(carrier.peer.address),
+        client: of.told.client.unwrap_or(of.peer.address),
         method: &readable(request.method_token(from_client)),
         host: &readable(request.authority(from_client).unwrap_or_default()),
         target: &target,
-        protocol: carrier.client.protocol(request.version()),
+        protocol: transfer.client.protocol(request.version()),
         status: outcome.status,
-        bytes: carrier.sent,
-        duration: now.saturating_duration_since(carrier.started),
-        request_id: text.get(carrier.told.request_id.clone()).unwrap_or_default(),
+        bytes: transfer.sent,
+        duration: now.saturating_duration_since(of.started),
+        request_id: text.get(of.told.request_id.clone()).unwrap_or_default(),
         referer: field(Name::Referer).as_deref(),
         user_agent: field(Name::UserAgent).as_deref(),
         served: Served::new(exchange, outcome),

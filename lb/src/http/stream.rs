@@ -27,6 +27,14 @@ impl ClientStream {
         matches!(self, Self::Tls(_) | Self::Http2(_))
     }
 
+    /// The socket, where bytes can pass to it without being looked at.
+    pub fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(tcp) => Some(tcp),
+            _ => None,
+        }
+    }
+
     /// The protocol for the access log, where a request is in this version of HTTP/1.
     pub fn protocol(&self, version: Version) -> &'static str {
         match (self, version) {

@@ -6,55 +6,62 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
-
-use super::stream::ClientStream;
-use super::timer::Timer;
 
 const BUFFER_BYTES: usize = 16 * 1024;
 
 /// How long a backend may go on talking to a client that has closed its side.
 const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Carries bytes until the backend has closed, one side breaks, or both are silent for `timeout`. What was read
-/// already goes first. Returns how many bytes the client was sent.
-pub async fn carry(
-    client: &mut ClientStream,
-    backend: &mut TcpStream,
-    from_client: Vec<u8>,
-    from_backend: Vec<u8>,
+/// Both directions. It is over when the backend has closed, one side breaks, or both are silent for too long.
+pub struct Tunnel {
+    up: Direction,
+    down: Direction,
+    /// How many bytes that the client is sent are the head.
+    head_bytes: u64,
     timeout: Duration,
-    timer: &mut Timer,
-) -> u64 {
-    let mut up = Direction::new(from_client);
-    let mut down = Direction::new(from_backend);
-    loop {
-        let patience = if up.is_ended { HALF_CLOSED_TIMEOUT.min(timeout) } else { timeout };
-        let step = timer.limit(patience, |cx| {
-            let up = up.poll(cx, client, backend);
-            let down = down.poll(cx, backend, client);
-            match (up, down) {
-                // A backend that has closed is done with its client, and would not notice what comes from it.
-                (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_) | Ok(Flow::Ended))) => Poll::Ready(Step::Over),
-                (Poll::Ready(Ok(Flow::Moved)), _) | (_, Poll::Ready(Ok(Flow::Moved))) => Poll::Ready(Step::Moved),
-                _ => Poll::Pending,
-            }
-        });
-        match step.await {
-            Ok(Step::Moved) => {}
-            Ok(Step::Over) | Err(_) => return down.moved,
-        }
-    }
 }
 
-enum Step {
+/// What came of one look at a tunnel.
+pub enum Flow {
     Moved,
     Over,
 }
 
-enum Flow {
-    Moved,
+impl Tunnel {
+    /// What was read already goes first, and to the client a head of so many bytes.
+    pub fn new(from_client: Vec<u8>, to_client: Vec<u8>, head_bytes: u64, timeout: Duration) -> Self {
+        Self { up: Direction::new(from_client), down: Direction::new(to_client), head_bytes, timeout }
+    }
+
+    /// How many bytes the client was sent behind the head.
+    pub fn sent(&self) -> u64 {
+        self.down.moved.saturating_sub(self.head_bytes)
+    }
+
+    /// How long both sides may be silent.
+    pub fn patience(&self) -> Duration {
+        if self.up.is_ended { HALF_CLOSED_TIMEOUT.min(self.timeout) } else { self.timeout }
+    }
+
+    pub fn poll<C, B>(&mut self, cx: &mut Context<'_>, client: &mut C, backend: &mut B) -> Poll<Flow>
+    where
+        C: AsyncRead + AsyncWrite + Unpin,
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        let up = self.up.poll(cx, client, backend);
+        let down = self.down.poll(cx, backend, client);
+        match (up, down) {
+            // A backend that has closed is done with its client, and would not notice what comes from it.
+            (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_) | Ok(State::Ended))) => Poll::Ready(Flow::Over),
+            (Poll::Ready(Ok(State::Open)), _) | (_, Poll::Ready(Ok(State::Open))) => Poll::Ready(Flow::Moved),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+enum State {
+    Open,
     Ended,
 }
 
@@ -75,9 +82,9 @@ impl Direction {
         cx: &mut Context<'_>,
         reader: &mut R,
         writer: &mut W,
-    ) -> Poll<io::Result<Flow>> {
+    ) -> Poll<io::Result<State>> {
         if self.is_ended {
-            return Poll::Ready(Ok(Flow::Ended));
+            return Poll::Ready(Ok(State::Ended));
         }
         if self.buffer.is_empty() {
             self.buffer.reserve(BUFFER_BYTES);
@@ -89,7 +96,7 @@ impl Direction {
             if read? == 0 {
                 ready!(Pin::new(writer).poll_shutdown(cx))?;
                 self.is_ended = true;
-                return Poll::Ready(Ok(Flow::Moved));
+                return Poll::Ready(Ok(State::Open));
             }
         }
         while self.written < self.buffer.len() {
@@ -103,6 +110,6 @@ impl Direction {
         ready!(Pin::new(writer).poll_flush(cx))?;
         self.buffer.clear();
         self.written = 0;
-        Poll::Ready(Ok(Flow::Moved))
+        Poll::Ready(Ok(State::Open))
     }
 }

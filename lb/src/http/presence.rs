@@ -1,0 +1,99 @@
+//! Notices that a client has gone while nothing of what it sent is read: the bytes that wait hide the end behind them.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::task::{Context, Poll};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::ioctl_fionread;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+/// The client's socket, registered a second time: what it tells here is not told to those who read it.
+pub struct Presence(TcpStream);
+
+impl Presence {
+    pub fn of(client: &TcpStream) -> io::Result<Self> {
+        let socket = std::net::TcpStream::from(client.as_fd().try_clone_to_owned()?);
+        TcpStream::from_std(socket).map(Self)
+    }
+
+    /// Whether the client has gone: it has reset the connection, or closed its side though at least `missing` bytes are
+    /// still to come. Otherwise `cx` is woken when that may have changed.
+    pub fn is_gone(&self, cx: &mut Context<'_>, missing: u64) -> bool {
+        while let Poll::Ready(Ok(())) = self.0.poll_read_ready(cx) {
+            let mut sockets = [PollFd::new(&self.0, PollFlags::RDHUP)];
+            if poll(&mut sockets, Some(&Timespec::default())).is_err() {
+                return false;
+            }
+            let seen = sockets[0].revents();
+            if seen.intersects(PollFlags::ERR | PollFlags::HUP) {
+                return true;
+            }
+            if seen.contains(PollFlags::RDHUP) {
+                // Nothing more is told of a socket that is half closed.
+                return ioctl_fionread(&self.0).is_ok_and(|unread| unread < missing);
+            }
+            // More came, of which nothing is read here: wait for the next change.
+            let _ = self.0.try_io(Interest::READABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A client that has sent ten bytes, of which nothing is read.
+    async fn client() -> (TcpStream, Presence) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("a listener");
+        let (accepted, _) = listener.accept().await.expect("a client");
+        client.write_all(&[b'x'; 10]).await.expect("a peer");
+        (client, Presence::of(&accepted).expect("a file"))
+    }
+
+    async fn leaves(presence: &Presence, missing: u64) -> bool {
+        let gone = poll_fn(|cx| if presence.is_gone(cx, missing) { Poll::Ready(()) } else { Poll::Pending });
+        tokio::time::timeout(Duration::from_secs(5), gone).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_noticed_behind_unread_bytes() {
+        let (client, presence) = client().await;
+        let resetting = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            client.set_zero_linger().expect("an open socket");
+            drop(client);
+        };
+        let (has_left, ()) = tokio::join!(leaves(&presence, 0), resetting);
+        assert!(has_left);
+    }
+
+    #[tokio::test]
+    async fn a_close_says_that_the_client_has_gone_if_bytes_are_missing() {
+        for (missing, expected) in [(11, true), (10, false)] {
+            let (mut client, presence) = client().await;
+            client.shutdown().await.expect("an open socket");
+            let gone = poll_fn(|cx| {
+                // The close has come.
+                std::task::ready!(presence.0.poll_read_ready(cx)).expect("an open socket");
+                let mut sockets = [PollFd::new(&presence.0, PollFlags::RDHUP)];
+                poll(&mut sockets, Some(&Timespec::default())).expect("a socket");
+                if !sockets[0].revents().contains(PollFlags::RDHUP) {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Poll::Ready(presence.is_gone(cx, missing))
+            });
+            assert_eq!(gone.await, expected, "{missing} bytes are missing");
+        }
+    }
+}

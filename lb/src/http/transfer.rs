@@ -1,0 +1,885 @@
+//! Both directions of one exchange: the upload from the client to a backend, the download back. They are independent,
+//! and both always make progress: one poll drives both at every wake-up, flushes, splice and tunnel included. So a
+//! backend may answer before it has heard everything, a client may send everything before it reads, and one that
+//! leaves is noticed whatever is being waited for.
+//!
+//! What moves where is written in the states of [`Upload`] and [`Download`]. Each direction has a wait of its own, and
+//! each wait a limit that says whose fault it is when it passes.
+
+use std::future::Future;
+use std::ops::Range;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWrite;
+use tokio_util::io::poll_read_buf;
+
+use super::Engine;
+use super::body::{RequestBody, ResponseBody};
+use super::h1::response::{BadResponse, ResponseHead};
+use super::h1::rewrite::{self, Persistence, ResponsePlan};
+use super::interim::InterimRate;
+use super::pace::Pace;
+use super::presence::Presence;
+use super::splice::{self, Pipe};
+use super::stream::ClientStream;
+use super::timer::{Elapsed, Timer};
+use super::tunnel::{Flow, Tunnel};
+use super::upstream::{Disposition, H1, Upstream};
+use super::work::Work;
+use crate::config::HalfClose;
+use crate::exchange::failure::Failure;
+use crate::message::{Parsed, Version};
+use crate::pool::Plan;
+
+const READ_BYTES: usize = 16 * 1024;
+const LARGE_READ_BYTES: usize = 64 * 1024;
+/// How much of the next requests is taken in while this one is being answered.
+const MOST_PIPELINED_BYTES: usize = 16 * 1024;
+
+/// How often the client is read before the other direction has its turn. Without it a client that sends as fast as it is
+/// read uses up what tokio lets a task do at once, and the backend is not heard.
+const MOST_READS_AT_ONCE: usize = 16;
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// Where the request's way to a backend stands.
+#[derive(Debug)]
+pub enum Upload {
+    /// There is no backend. What has come of the body waits.
+    Holding,
+    /// Head and content are on their way. More content may have to be read from the client.
+    Sending(Cursor),
+    /// The client has sent everything, the backend has not taken it yet.
+    Flushing(Cursor),
+    /// Every byte of the request was written to the backend.
+    Sent,
+    /// Nobody takes the rest.
+    Abandoned(Why),
+}
+
+/// What is to be written to the backend: `to_backend`, then content where it lies in `from_client`.
+#[derive(Debug, Default)]
+pub struct Cursor {
+    content: Range<usize>,
+    /// How much of both has been written.
+    written: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// The backend takes no more of it. Its response may come all the same.
+    Stopped,
+    /// The request is refused.
+    Refused,
+}
+
+/// Where the answer's way to the client stands. Interim responses pass while it waits.
+pub enum Download {
+    /// For the head of the final response.
+    Waiting,
+    /// The head is there and ends so far into `from_backend`. Nothing of it has been sent, so another answer may still
+    /// take its place.
+    Held(usize),
+    /// Content is still to come from the backend.
+    Sending(Content),
+    /// The rest of the answer is on its way to the client.
+    Flushing,
+    /// Every byte was written to the client.
+    Sent,
+    Tunnel(Box<Tunnel>),
+}
+
+/// Content that comes from the backend.
+pub struct Content {
+    body: ResponseBody,
+    /// In use while it passes without being looked at.
+    pipe: Option<Pipe>,
+    /// There is no pipe to be had.
+    is_copied: bool,
+}
+
+/// What the exchange has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Happened {
+    /// The body is there as a whole.
+    Held,
+    /// The head of the final response came.
+    Head,
+    /// The answer was sent as a whole.
+    Sent,
+    Failed(Failure),
+}
+
+/// What a direction waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// The client, to send more of its body.
+    Content,
+    /// The backend, to ask for the body that the client holds back.
+    Continue,
+    /// The client, to take what it is sent.
+    Client,
+    /// The backend; what it means when that takes too long.
+    Backend(Failure),
+    /// Either side of a tunnel.
+    Tunnel,
+}
+
+pub struct Transfer<'a> {
+    engine: &'a Engine,
+    pub client: &'a mut ClientStream,
+    pub work: &'a mut Work,
+    pub body: RequestBody,
+    upload: Upload,
+    download: Download,
+    upstream: Option<Upstream>,
+    /// The limits of the present attempt.
+    plan: Option<Arc<Plan>>,
+    /// How much of `to_client` was written.
+    written: usize,
+    /// How much of `to_client`, at its beginning, are whole interim responses. They are promised once they are there.
+    interim_bytes: usize,
+    interim: InterimRate,
+    /// By when a head that has begun to come has to be there, however it drips.
+    head_by: Option<Instant>,
+    /// The client has closed its sending side and is answered all the same.
+    has_half_closed: bool,
+    presence: Option<Presence>,
+    /// How the client keeps up with its answer.
+    pace: Pace,
+    /// What the upload waited for in the last turn, and how long it has by now.
+    upload_wait: Option<Wait>,
+    upload_waited: Duration,
+    moved: Moved,
+    /// Whether the client's connection may carry another request, as the answer says.
+    keeps_client: bool,
+    /// Content that the client was sent.
+    pub sent: u64,
+}
+
+/// Bytes that moved in the present turn.
+#[derive(Debug, Default, Clone, Copy)]
+struct Moved {
+    from_client: u64,
+    to_backend: u64,
+    from_backend: u64,
+    to_client: u64,
+    /// A direction has changed its state without a byte.
+    has_turned: bool,
+}
+
+/// How an exchange left the client's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It may carry the next request.
+    Reusable,
+    /// Nothing more is to come on it.
+    Complete,
+    /// The client may still be sending.
+    Unread,
+    /// What was sent is incomplete.
+    CutOff,
+}
+
+impl<'a> Transfer<'a> {
+    pub fn new(engine: &'a Engine, client: &'a mut ClientStream, work: &'a mut Work, body: RequestBody) -> Self {
+        Self {
+            engine,
+            client,
+            work,
+            body,
+            upload: Upload::Holding,
+            download: Download::Waiting,
+            upstream: None,
+            plan: None,
+            written: 0,
+            interim_bytes: 0,
+            interim: InterimRate::default(),
+            head_by: None,
+            has_half_closed: false,
+            presence: None,
+            pace: Pace::new(engine.listener.min_rate),
+            upload_wait: None,
+            upload_waited: Duration::ZERO,
+            moved: Moved::default(),
+            keeps_client: false,
+            sent: 0,
+        }
+    }
+
+    /// Waits for `connecting`, unless the client leaves.
+    pub async fn connect(
+        &mut self,
+        connecting: impl Future<Output = Result<Upstream, Failure>>,
+        limit: Duration,
+        timer: &mut Timer,
+    ) -> Result<Upstream, Failure> {
+        let mut connecting = pin!(connecting);
+        let connected = timer.limit(limit, |cx| match connecting.as_mut().poll(cx) {
+            Poll::Ready(connected) => Poll::Ready(connected),
+            Poll::Pending => match self.watch_client(cx) {
+                Err(failure) => Poll::Ready(Err(failure)),
+                Ok(()) => Poll::Pending,
+            },
+        });
+        connected.await.unwrap_or(Err(Failure::ConnectTimeout))
+    }
+
+    /// Begins an attempt: what is in `to_backend` is sent, and the content behind it. Whatever came of another attempt is
+    /// forgotten.
+    pub fn open(&mut self, upstream: Upstream, plan: Arc<Plan>) -> Result<(), Failure> {
+        self.body.rewind();
+        let mut cursor = Cursor::default();
+        match self.body.take_in_place(&self.work.from_client) {
+            Some(content) => cursor.content = content,
+            None => self.body.take(&mut self.work.from_client, &mut self.work.to_backend)?,
+        }
+        self.work.from_backend.clear();
+        self.work.response.clear();
+        self.upload = Upload::Sending(cursor);
+        self.upload_wait = None;
+        self.download = Download::Waiting;
+        self.interim = InterimRate::default();
+        self.head_by = None;
+        self.upstream = Some(upstream);
+        self.plan = Some(plan);
+        Ok(())
+    }
+
+    /// Gives the present attempt up, with its connection.
+    pub fn give_up(&mut self) {
+        self.upstream = None;
+        self.upload = Upload::Holding;
+        self.download = Download::Waiting;
+        self.work.to_backend.clear();
+    }
+
+    /// Sends the answer whose head is held. `write` writes the head for the client; how its content is framed, and
+    /// whether the connection stays.
+    pub fn pass(&mut self, write: impl FnOnce(&mut Work, &RequestBody) -> (ResponseBody, bool)) -> Result<(), Failure> {
+        let (Download::Held(head), Some(Upstream::H1(h1))) = (&self.download, &mut self.upstream) else {
+            return Ok(());
+        };
+        let head = *head;
+        h1.keeps_alive = self.work.response.keeps_alive();
+        let before = self.work.to_client.len();
+        let (mut body, keeps_client) = write(self.work, &self.body);
+        self.keeps_client = keeps_client;
+        let bad = |_| Failure::ResponseBodyMalformed;
+        let Work { to_client, from_backend, .. } = &mut *self.work;
+        let content = &from_backend[head..];
+        h1.has_surplus = match head.checked_sub(to_client.len()) {
+            // The head that goes out is put in the place of the one that came, and the content stays where it is.
+            Some(start) if before == 0 && body.is_plain() => {
+                let used = body.pass(content).map_err(bad)?;
+                let has_surplus = used < content.len();
+                from_backend.truncate(head + used);
+                from_backend[start..head].copy_from_slice(to_client);
+                std::mem::swap(to_client, from_backend);
+                self.written = start;
+                has_surplus
+            }
+            _ => body.take(content, to_client).map_err(bad)? < content.len(),
+        };
+        from_backend.clear();
+        self.sent = body.sent;
+        self.download = match body.is_done() {
+            true => Download::Flushing,
+            false => Download::Sending(Content { body, pipe: None, is_copied: false }),
+        };
+        Ok(())
+    }
+
+    /// Goes on as a tunnel, whose head for the client is in `to_client`.
+    pub fn switch(&mut self, write: impl FnOnce(&mut Work, &RequestBody)) {
+        let (Download::Held(head), Some(plan)) = (&self.download, &self.plan) else { return };
+        let head = *head;
+        write(self.work, &self.body);
+        let mut down = std::mem::take(&mut self.work.to_client);
+        down.drain(..self.written);
+        self.written = 0;
+        let head_bytes = down.len();
+        down.extend_from_slice(&self.work.from_backend[head..]);
+        let early = self.work.from_client.split_off(self.body.end());
+        self.download =
+            Download::Tunnel(Box::new(Tunnel::new(early, down, head_bytes as u64, plan.settings.tunnel_timeout)));
+    }
+
+    /// Sends an answer of our own; `write` appends it to what the client is sent, and is told whether the connection may
+    /// stay. `may_keep`: as far as the answer goes. What is left of the request is dropped.
+    pub fn refuse(&mut self, may_keep: bool, write: impl FnOnce(&mut Work, bool) -> u64) {
+        self.upstream = None;
+        self.work.to_client.truncate(self.interim_bytes);
+        self.keeps_client =
+            may_keep && self.body.is_done() && self.work.request.keeps_alive() && self.engine.keeps_clients();
+        self.sent = write(self.work, self.keeps_client);
+        self.upload = Upload::Abandoned(Why::Refused);
+        self.download = Download::Flushing;
+    }
+
+    /// Moves both directions until something happens that the exchange has to know. This is the only wait of an
+    /// exchange, but for [`Self::connect`].
+    pub async fn run(&mut self, timer: &mut Timer) -> Happened {
+        loop {
+            let upload = self.upload_wait();
+            let download = self.download_wait(upload);
+            let limit = [upload, download].into_iter().flatten().map(|(_, limit)| limit).min();
+            let limit = limit.unwrap_or(Duration::MAX);
+            self.moved = Moved::default();
+            let happened = timer.limit(limit, |cx| self.poll(cx)).await;
+            self.count_waits(upload.map(|(wait, _)| wait), download.map(|(wait, _)| wait), timer);
+            let happened = match (happened, upload, download) {
+                (Ok(happened), ..) => happened,
+                (Err(Elapsed), Some((wait, of_upload)), _) if of_upload == limit => self.late(wait),
+                (Err(Elapsed), _, Some((wait, _))) => self.late(wait),
+                (Err(Elapsed), ..) => None,
+            };
+            if let Some(happened) = happened {
+                return happened;
+            }
+        }
+    }
+
+    /// The head that is held, and that no part of it was sent.
+    pub fn response(&self) -> &ResponseHead {
+        &self.work.response
+    }
+
+    /// Whether every byte of the request was written to the backend.
+    pub fn has_sent_request(&self) -> bool {
+        matches!(self.upload, Upload::Sent)
+    }
+
+    /// Decides what becomes of the backend's connection, once the answer has been sent.
+    pub fn release(&mut self) -> Disposition {
+        match self.upstream.take() {
+            Some(upstream) => upstream.release(&self.upload, &self.download),
+            None => Disposition::Close,
+        }
+    }
+
+    /// How the client's connection is left, once nothing more is to be done.
+    pub fn ending(&self) -> Ending {
+        match (&self.download, &self.upload) {
+            (Download::Tunnel(_), _) => Ending::Complete,
+            (Download::Sent, Upload::Abandoned(Why::Refused)) if self.keeps_client => Ending::Reusable,
+            (Download::Sent, Upload::Abandoned(Why::Refused)) => Ending::Unread,
+            (Download::Sent, _) if !self.body.is_done() => Ending::Unread,
+            (Download::Sent, _) if self.keeps_client => Ending::Reusable,
+            (Download::Sent, _) if self.work.from_client.len() > self.body.end() => Ending::Unread,
+            (Download::Sent, _) => Ending::Complete,
+            _ => Ending::CutOff,
+        }
+    }
+
+    /// Drives both directions. Ready when the exchange has to know something, or with `None` when something has moved
+    /// and the waits are others now. The download goes first: a stream of HTTP/2 whose response is complete reads as
+    /// closed.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Happened>> {
+        let happened = match self.poll_download(cx) {
+            Ok(None) => self.poll_upload(cx),
+            happened => happened,
+        };
+        match happened {
+            Err(failure) => Poll::Ready(Some(Happened::Failed(failure))),
+            Ok(Some(happened)) => Poll::Ready(Some(happened)),
+            Ok(None) if self.moved.is_anything() => Poll::Ready(None),
+            Ok(None) => Poll::Pending,
+        }
+    }
+
+    // --- The upload.
+
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<Option<Happened>, Failure> {
+        if matches!(self.download, Download::Tunnel(_)) {
+            return Ok(None);
+        }
+        match self.upload {
+            Upload::Holding => return self.poll_hold(cx),
+            Upload::Sending(_) | Upload::Flushing(_) => self.poll_send(cx)?,
+            Upload::Sent => self.watch_client(cx)?,
+            // Another attempt may still need the body.
+            Upload::Abandoned(Why::Stopped) if matches!(self.download, Download::Waiting) => self.watch_client(cx)?,
+            Upload::Abandoned(Why::Stopped) if self.body.is_done() => self.watch_client(cx)?,
+            // A client may read only when it has sent everything, which nobody wants any more.
+            Upload::Abandoned(Why::Stopped) => {
+                if !self.drop_input(cx) {
+                    return Err(Failure::ClientGone);
+                }
+            }
+            Upload::Abandoned(Why::Refused) if self.keeps_client => {}
+            Upload::Abandoned(Why::Refused) => {
+                self.drop_input(cx);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads a small body whole, so that no backend waits for a slow client.
+    fn poll_hold(&mut self, cx: &mut Context<'_>) -> Result<Option<Happened>, Failure> {
+        loop {
+            let missing = self.body.missing(&self.work.from_client);
+            if missing == 0 {
+                return Ok(Some(Happened::Held));
+            }
+            self.work.from_client.reserve(missing);
+            match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.work.from_client) {
+                Poll::Ready(Ok(count)) if count > 0 => {
+                    self.body.pace.moved(count as u64, Duration::ZERO);
+                    self.moved.from_client += count as u64;
+                }
+                Poll::Ready(_) => return Err(Failure::ClientGone),
+                Poll::Pending => return Ok(None),
+            }
+        }
+    }
+
+    /// Sends the request on as far as it goes.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        for _ in 0..MOST_READS_AT_ONCE {
+            if !self.poll_write_backend(cx) {
+                // Nothing of the client is read meanwhile.
+                return self.poll_presence(cx);
+            }
+            let Upload::Sending(cursor) = &mut self.upload else { return self.watch_client(cx) };
+            *cursor = Cursor::default();
+            self.work.from_client.reserve(READ_BYTES);
+            match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.work.from_client) {
+                Poll::Ready(Ok(count)) if count > 0 => {
+                    self.moved.from_client += count as u64;
+                    self.body.take(&mut self.work.from_client, &mut self.work.to_backend)?;
+                }
+                Poll::Ready(_) => return Err(Failure::ClientGone),
+                Poll::Pending => return Ok(()),
+            }
+        }
+        // The other direction has its turn.
+        self.moved.has_turned = true;
+        Ok(())
+    }
+
+    /// Writes to the backend what is there for it. False: it takes no more for now.
+    fn poll_write_backend(&mut self, cx: &mut Context<'_>) -> bool {
+        let (Upload::Sending(cursor) | Upload::Flushing(cursor)) = &mut self.upload else { return true };
+        let Some(Upstream::H1(h1)) = &mut self.upstream else { return true };
+        let Work { to_backend, from_client, .. } = &mut *self.work;
+        let total = to_backend.len() + cursor.content.len();
+        while cursor.written < total {
+            let head = to_backend.get(cursor.written..).unwrap_or_default();
+            let content = &from_client[cursor.content.clone()];
+            let content = &content[cursor.written.saturating_sub(to_backend.len()).min(content.len())..];
+            match h1.poll_write(cx, head, content) {
+                Poll::Ready(Ok(count)) if count > 0 => {
+                    cursor.written += count;
+                    self.moved.to_backend += count as u64;
+                }
+                Poll::Ready(_) => {
+                    self.upload = Upload::Abandoned(Why::Stopped);
+                    self.moved.has_turned = true;
+                    return true;
+                }
+                Poll::Pending => {
+                    let cursor = std::mem::take(cursor);
+                    self.upload = if self.body.is_done() { Upload::Flushing(cursor) } else { Upload::Sending(cursor) };
+                    return false;
+                }
+            }
+        }
+        to_backend.clear();
+        if self.body.is_done() {
+            self.upload = Upload::Sent;
+        }
+        true
+    }
+
+    /// Notices a client that leaves, and takes in what it sends ahead.
+    fn watch_client(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        while !self.has_half_closed {
+            if self.work.from_client.len() >= self.body.end() + MOST_PIPELINED_BYTES {
+                return self.poll_presence(cx);
+            }
+            self.work.from_client.reserve(1024);
+            match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.work.from_client) {
+                Poll::Ready(Ok(count)) if count > 0 => {}
+                Poll::Ready(Ok(_)) if self.engine.listener.half_close == HalfClose::Answer => {
+                    self.has_half_closed = true
+                }
+                Poll::Ready(_) => return Err(Failure::ClientGone),
+                Poll::Pending => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Notices a client that has gone while nothing of it is read.
+    fn poll_presence(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        let missing = match (self.body.bytes_left(&self.work.from_client), self.engine.listener.half_close) {
+            (Some(0), HalfClose::Cancel) => u64::MAX,
+            (Some(missing), _) => missing,
+            (None, _) => 1,
+        };
+        let is_gone = match (self.client.tcp(), &self.presence) {
+            // A stream tells of it all the same. Until it is dropped it keeps its part of the connection's window.
+            (None, _) => self.client.is_given_up(cx),
+            (Some(_), Some(presence)) => presence.is_gone(cx, missing),
+            (Some(tcp), None) => match Presence::of(tcp) {
+                Ok(presence) => self.presence.insert(presence).is_gone(cx, missing),
+                // Where there is no file left for it, the limits on the waits have to do.
+                Err(_) => false,
+            },
+        };
+        if is_gone { Err(Failure::ClientGone) } else { Ok(()) }
+    }
+
+    /// Reads what the client sends and drops it. False: it has closed its side, or is gone.
+    fn drop_input(&mut self, cx: &mut Context<'_>) -> bool {
+        for _ in 0..MOST_READS_AT_ONCE {
+            match self.client.poll_discard(cx) {
+                Poll::Ready(Ok(count)) if count > 0 => self.moved.from_client += count as u64,
+                Poll::Ready(_) => return false,
+                Poll::Pending => return true,
+            }
+        }
+        true
+    }
+
+    // --- The download.
+
+    fn poll_download(&mut self, cx: &mut Context<'_>) -> Result<Option<Happened>, Failure> {
+        if let Download::Tunnel(tunnel) = &mut self.download {
+            let Some(Upstream::H1(h1)) = &mut self.upstream else { return Ok(Some(Happened::Sent)) };
+            let flow = tunnel.poll(cx, self.client, &mut h1.socket);
+            self.sent = tunnel.sent();
+            self.moved.has_turned |= matches!(flow, Poll::Ready(Flow::Moved));
+            return Ok(matches!(flow, Poll::Ready(Flow::Over)).then_some(Happened::Sent));
+        }
+        // Twice: what has come is written at once.
+        for _ in 0..2 {
+            if !self.poll_write_client(cx)? {
+                return Ok(None);
+            }
+            match self.download {
+                Download::Waiting => return self.poll_head(cx),
+                Download::Sending(_) => {
+                    if !self.poll_content(cx)? {
+                        return Ok(None);
+                    }
+                }
+                Download::Flushing => {
+                    self.download = Download::Sent;
+                    return Ok(Some(Happened::Sent));
+                }
+                Download::Held(_) | Download::Sent | Download::Tunnel(_) => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes to the client what is there for it, to the last byte that TLS holds back. False: it takes no more for now.
+    fn poll_write_client(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
+        let to_client = &mut self.work.to_client;
+        if to_client.is_empty() {
+            return Ok(true);
+        }
+        while self.written < to_client.len() {
+            match Pin::new(&mut *self.client).poll_write(cx, &to_client[self.written..]) {
+                Poll::Ready(Ok(count)) if count > 0 => {
+                    self.written += count;
+                    self.moved.to_client += count as u64;
+                }
+                Poll::Ready(_) => return Err(Failure::ClientGone),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        match Pin::new(&mut *self.client).poll_flush(cx) {
+            Poll::Ready(Ok(())) => {
+                to_client.clear();
+                self.written = 0;
+                self.interim_bytes = 0;
+                Ok(true)
+            }
+            Poll::Ready(Err(_)) => Err(Failure::ClientGone),
+            Poll::Pending => Ok(false),
+        }
+    }
+
+    /// Reads the head of the final response. Interim ones are passed on.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Result<Option<Happened>, Failure> {
+        let Some(Upstream::H1(h1)) = &mut self.upstream else { return Ok(None) };
+        loop {
+            let Work { from_backend, request, response, .. } = &mut *self.work;
+            if !from_backend.is_empty() {
+                match response.parse(from_backend, request.method(), &self.engine.limits) {
+                    Parsed::Complete(head) if !response.is_interim() => return self.hold(head).map(Some),
+                    Parsed::Complete(head) => {
+                        self.pass_interim(head)?;
+                        return Ok(None);
+                    }
+                    Parsed::Partial => {
+                        if let (None, Some(plan)) = (self.head_by, &self.plan) {
+                            self.head_by = Instant::now().checked_add(plan.settings.response_timeout);
+                        }
+                    }
+                    Parsed::Rejected(bad) => return Err(refused_head(bad, from_backend, h1, self.engine)),
+                }
+            }
+            self.work.from_backend.reserve(READ_BYTES);
+            match h1.poll_read(cx, &mut self.work.from_backend) {
+                Poll::Ready(Ok(count)) => self.moved.from_backend += count as u64,
+                Poll::Ready(Err(failure)) => return Err(failure),
+                Poll::Pending => return Ok(None),
+            }
+        }
+    }
+
+    fn hold(&mut self, head: usize) -> Result<Happened, Failure> {
+        let Work { response, from_backend, .. } = &*self.work;
+        // What came with the head is looked at while another backend may still be asked.
+        if !ResponseBody::begins_well(response.framing(), &from_backend[head..]) {
+            return Err(Failure::ResponseBodyMalformed);
+        }
+        self.download = Download::Held(head);
+        Ok(Happened::Head)
+    }
+
+    /// Passes an interim response on. A client is asked for its body once: an earlier attempt or Evenkeel itself may
+    /// have done so.
+    fn pass_interim(&mut self, head: usize) -> Result<(), Failure> {
+        if !self.interim.allows(Instant::now()) {
+            return Err(Failure::TooManyInterimResponses);
+        }
+        let Work { response, from_backend, to_client, request, .. } = &mut *self.work;
+        let is_said = response.status() == 100 && std::mem::replace(&mut self.body.has_continued, true);
+        if request.version() == Version::Http11 && !is_said {
+            let plan = ResponsePlan::new(response, Version::Http11, Persistence::KeepAlive, &[]);
+            rewrite::response(response, from_backend, &plan, to_client);
+            self.interim_bytes = to_client.len();
+        }
+        from_backend.drain(..head);
+        response.clear();
+        // The limit on the response begins anew with each interim one, as nginx's `proxy_read_timeout` does: a backend
+        // sends them to say that it is still at work.
+        self.head_by = None;
+        self.moved.has_turned = true;
+        Ok(())
+    }
+
+    /// Moves on with the content, once the client has taken everything before. False: there is nothing for now.
+    fn poll_content(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
+        let Download::Sending(content) = &mut self.download else { return Ok(false) };
+        let Some(Upstream::H1(h1)) = &mut self.upstream else { return Err(Failure::ResponseTruncated) };
+        let body = &mut content.body;
+        if content.pipe.is_none() && !content.is_copied && body.plain_bytes_left() >= Some(splice::LEAST_BYTES) {
+            content.pipe = self.client.tcp().and_then(|_| Pipe::take().ok());
+            content.is_copied = content.pipe.is_none();
+        }
+        if let (Some(pipe), Some(client)) = (&mut content.pipe, self.client.tcp()) {
+            if !pipe.is_empty() {
+                return match pipe.poll_empty(cx, client) {
+                    Poll::Ready(Ok(count)) if count > 0 => {
+                        self.moved.to_client += count as u64;
+                        body.skip(count as u64);
+                        self.sent = body.sent;
+                        if body.is_done() {
+                            if let Some(pipe) = content.pipe.take() {
+                                pipe.give_back();
+                            }
+                            self.download = Download::Flushing;
+                        }
+                        Ok(true)
+                    }
+                    Poll::Ready(_) => Err(Failure::ClientGone),
+                    Poll::Pending => Ok(false),
+                };
+            }
+            let most = body.plain_bytes_left().map_or(0, |left| usize::try_from(left).unwrap_or(usize::MAX));
+            return match pipe.poll_fill(cx, &h1.socket, most) {
+                Poll::Ready(Ok(count)) if count > 0 => {
+                    self.moved.from_backend += count as u64;
+                    Ok(true)
+                }
+                Poll::Ready(_) => Err(Failure::ResponseTruncated),
+                Poll::Pending => Ok(false),
+            };
+        }
+        let Work { to_client, from_backend, .. } = &mut *self.work;
+        let is_plain = body.is_plain();
+        let buffer = if is_plain { &mut *to_client } else { &mut *from_backend };
+        buffer.reserve(LARGE_READ_BYTES);
+        let bad = |_| Failure::ResponseBodyMalformed;
+        match h1.poll_read(cx, buffer) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(count)) => {
+                self.moved.from_backend += count as u64;
+                let used = if is_plain {
+                    let used = body.pass(to_client).map_err(bad)?;
+                    to_client.truncate(used);
+                    used
+                } else {
+                    let used = body.take(from_backend, to_client).map_err(bad)?;
+                    from_backend.clear();
+                    used
+                };
+                h1.has_surplus |= used < count;
+            }
+            Poll::Ready(Err(Failure::Reset)) => return Err(Failure::ResponseTruncated),
+            Poll::Ready(Err(_)) => {
+                body.end_of_input(to_client).map_err(|_| Failure::ResponseTruncated)?;
+                self.moved.has_turned = true;
+            }
+        }
+        self.sent = body.sent;
+        if body.is_done() {
+            self.download = Download::Flushing;
+        }
+        Ok(true)
+    }
+
+    // --- Waits and their limits.
+
+    /// What the upload waits for, and how much longer it may.
+    fn upload_wait(&mut self) -> Option<(Wait, Duration)> {
+        let wait = match &self.upload {
+            Upload::Holding => Wait::Content,
+            Upload::Flushing(_) => Wait::Backend(Failure::WriteTimeout),
+            Upload::Sending(cursor) if cursor.written < self.work.to_backend.len() + cursor.content.len() => {
+                Wait::Backend(Failure::WriteTimeout)
+            }
+            Upload::Sending(_) if self.awaits_continue() => Wait::Continue,
+            Upload::Sending(_) => Wait::Content,
+            Upload::Sent | Upload::Abandoned(_) => return None,
+        };
+        if self.upload_wait.replace(wait) != Some(wait) {
+            self.upload_waited = Duration::ZERO;
+        }
+        let rest = |limit: Duration| limit.saturating_sub(self.upload_waited);
+        let limit = match (wait, &self.plan) {
+            (Wait::Backend(_), Some(plan)) => rest(plan.settings.write_timeout),
+            (Wait::Continue, Some(plan)) => rest(plan.settings.continue_timeout),
+            _ => self.body.pace.patience(rest(self.engine.listener.body_timeout)),
+        };
+        Some((wait, limit))
+    }
+
+    /// What the download waits for besides, and how long it may. While the client owes content, a backend's silence is
+    /// the client's.
+    fn download_wait(&self, upload: Option<(Wait, Duration)>) -> Option<(Wait, Duration)> {
+        let listener = &self.engine.listener;
+        let client = || Some((Wait::Client, self.pace.patience(listener.send_timeout)));
+        if let Download::Tunnel(tunnel) = &self.download {
+            return Some((Wait::Tunnel, tunnel.patience()));
+        }
+        if !self.work.to_client.is_empty() {
+            return client();
+        }
+        let settings = &self.plan.as_ref()?.settings;
+        match &self.download {
+            Download::Waiting => {
+                let wait = Wait::Backend(Failure::ResponseTimeout);
+                match self.head_by {
+                    Some(by) => Some((wait, by.saturating_duration_since(Instant::now()))),
+                    None => upload.is_none().then_some((wait, settings.response_timeout)),
+                }
+            }
+            Download::Sending(Content { pipe: Some(pipe), .. }) if !pipe.is_empty() => client(),
+            Download::Sending(_) if matches!(upload, Some((Wait::Content | Wait::Continue, _))) => None,
+            Download::Sending(_) => Some((Wait::Backend(Failure::ResponseStalled), settings.read_timeout)),
+            _ => None,
+        }
+    }
+
+    /// Whether the client holds its content back until it is asked for it.
+    fn awaits_continue(&self) -> bool {
+        matches!(self.download, Download::Waiting)
+            && self.work.request.expects_continue()
+            && self.body.is_untouched()
+            && !self.body.has_continued
+    }
+
+    /// Holds the wait that is over against whoever was waited for.
+    fn count_waits(&mut self, upload: Option<Wait>, download: Option<Wait>, timer: &Timer) {
+        let Moved { from_client, to_backend, to_client, .. } = self.moved;
+        let has_uploaded = from_client + to_backend > 0;
+        if upload.is_some() || download == Some(Wait::Client) {
+            let waited = timer.waited();
+            if upload == Some(Wait::Content) {
+                self.body.pace.moved(0, waited);
+            }
+            if download == Some(Wait::Client) {
+                // Sending is progress of the client too.
+                self.pace.moved(to_client + from_client, waited);
+            }
+            self.upload_waited = if has_uploaded { Duration::ZERO } else { self.upload_waited + waited };
+        }
+    }
+
+    /// A wait has lasted too long.
+    fn late(&mut self, wait: Wait) -> Option<Happened> {
+        match wait {
+            Wait::Content => Some(Happened::Failed(Failure::ClientTimeout)),
+            Wait::Client => Some(Happened::Failed(Failure::ClientGone)),
+            Wait::Backend(failure) => Some(Happened::Failed(failure)),
+            Wait::Tunnel => Some(Happened::Sent),
+            // The backend ignores the expectation, as it may (RFC 9110 §10.1.1): the client is asked in its place.
+            Wait::Continue => {
+                self.body.has_continued = true;
+                self.work.to_client.extend_from_slice(CONTINUE);
+                self.interim_bytes = self.work.to_client.len();
+                None
+            }
+        }
+    }
+}
+
+impl Moved {
+    fn is_anything(&self) -> bool {
+        self.has_turned || self.from_client + self.to_backend + self.from_backend + self.to_client > 0
+    }
+}
+
+/// Logs a head that is not passed on; what kind of failure it is.
+fn refused_head(bad: BadResponse, received: &[u8], h1: &H1, engine: &Engine) -> Failure {
+    let failure = failure_of(bad);
+    let (backend, limits) = (h1.peer_name(), &engine.limits);
+    match failure {
+        Failure::ResponseHeadTooLarge => tracing::warn!(
+            backend,
+            limit = limits.head_bytes(),
+            bytes = received.len(),
+            "a response's head is refused: it is larger than the limit (bytes received so far)",
+        ),
+        Failure::ResponseTooManyFields => tracing::warn!(
+            backend,
+            limit = limits.fields(),
+            fields = fields_in(received),
+            "a response's head is refused: it has more fields than the limit (fields received so far)",
+        ),
+        _ => tracing::warn!(backend, reason = bad.reason(), "a response's head is refused"),
+    }
+    failure
+}
+
+/// Whose fault a head is that cannot be passed on. The server writes the status line; the application writes the fields,
+/// and some of them may be the client's words.
+fn failure_of(bad: BadResponse) -> Failure {
+    match bad {
+        BadResponse::HeadTooLarge => Failure::ResponseHeadTooLarge,
+        BadResponse::TooManyFields => Failure::ResponseTooManyFields,
+        BadResponse::Version | BadResponse::Status | BadResponse::ReasonPhrase | BadResponse::StatusLineTooLong => {
+            Failure::NotHttp
+        }
+        BadResponse::UnaskedUpgrade | BadResponse::Upgrade => Failure::UnaskedUpgrade,
+        BadResponse::Truncated => Failure::ResponseTruncated,
+        BadResponse::Chunk(_) => Failure::ResponseBodyMalformed,
+        _ => Failure::ResponseHeadMalformed,
+    }
+}
+
+/// How many field lines of a head are there.
+fn fields_in(received: &[u8]) -> usize {
+    let head = received.windows(4).position(|four| four == b"\r\n\r\n").map_or(received, |end| &received[..end + 2]);
+    head.windows(2).filter(|two| *two == b"\r\n").count().saturating_sub(1)
+}

@@ -1,0 +1,111 @@
+//! The backend's side of an exchange: a connection that carries one request, and what becomes of it afterwards.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+use tokio_util::io::poll_read_buf;
+
+use super::idle;
+use super::transfer::{Download, Upload};
+use crate::backend::{Backend, Incarnation};
+use crate::exchange::failure::Failure;
+
+/// A backend, by the protocol that it speaks.
+pub enum Upstream {
+    H1(H1),
+}
+
+/// A connection that speaks HTTP/1.1.
+pub struct H1 {
+    pub socket: TcpStream,
+    backend: Arc<Backend>,
+    /// The server that the connection leads to.
+    server: Incarnation,
+    /// It has carried a request before.
+    is_reused: bool,
+    /// Something has come since this request was begun.
+    has_heard: bool,
+    /// The response allows another request behind it.
+    pub keeps_alive: bool,
+    /// Something came that belongs to no response.
+    pub has_surplus: bool,
+}
+
+/// What becomes of a connection at the end of an exchange.
+pub enum Disposition {
+    /// It waits for the next request.
+    Idle(H1),
+    Close,
+}
+
+impl Upstream {
+    /// An idle connection to `backend`, if there is one that is open as far as can be seen.
+    pub fn reuse(backend: &Arc<Backend>, server: Incarnation, now: Instant) -> Option<Self> {
+        idle::take(server, now).map(|socket| Self::new(socket, backend, server, true))
+    }
+
+    /// Connects to `backend`, where `server` listens at `address`.
+    pub async fn connect(backend: Arc<Backend>, server: Incarnation, address: SocketAddr) -> Result<Self, Failure> {
+        let socket = TcpStream::connect(address).await.map_err(|e| Failure::of_connecting(&e))?;
+        // Fails only on a socket that is gone already.
+        let _ = socket.set_nodelay(true);
+        Ok(Self::new(socket, &backend, server, false))
+    }
+
+    fn new(socket: TcpStream, backend: &Arc<Backend>, server: Incarnation, is_reused: bool) -> Self {
+        let backend = Arc::clone(backend);
+        Self::H1(H1 { socket, backend, server, is_reused, has_heard: false, keeps_alive: false, has_surplus: false })
+    }
+
+    /// Decides whether the connection may carry another request. Over HTTP/1.1 both messages have to be over: the
+    /// response was read to its end, and every byte of the request was written. Bytes that are still owed would be read
+    /// as part of the next request, or it as part of them.
+    pub fn release(self, upload: &Upload, download: &Download) -> Disposition {
+        let Self::H1(h1) = self;
+        let is_over = matches!((upload, download), (Upload::Sent, Download::Sent));
+        if is_over && h1.keeps_alive && !h1.has_surplus { Disposition::Idle(h1) } else { Disposition::Close }
+    }
+}
+
+impl H1 {
+    /// Keeps the connection for the next request, among at most `most` of this thread.
+    pub fn keep(self, until: Instant, most: usize) {
+        idle::keep(&self.backend, self.server, self.socket, until, most);
+    }
+
+    /// Appends what comes to `buffer`; how many bytes. An error tells how the connection was lost.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<Result<usize, Failure>> {
+        poll_read_buf(Pin::new(&mut self.socket), cx, buffer).map(|read| match read {
+            Ok(0) => Err(self.lost(Failure::Closed)),
+            Ok(count) => {
+                self.has_heard = true;
+                Ok(count)
+            }
+            Err(_) => Err(self.lost(Failure::Reset)),
+        })
+    }
+
+    /// Writes from one or the other, or both.
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
+        let socket = Pin::new(&mut self.socket);
+        if second.is_empty() {
+            return socket.poll_write(cx, first);
+        }
+        socket.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(second)])
+    }
+
+    /// The address, for messages.
+    pub fn peer_name(&self) -> String {
+        self.socket.peer_addr().map_or(String::new(), |address| address.to_string())
+    }
+
+    fn lost(&self, how: Failure) -> Failure {
+        if self.is_reused && !self.has_heard { Failure::StaleConnection } else { how }
+    }
+}

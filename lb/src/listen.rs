@@ -98,10 +98,7 @@ impl Sockets {
             let stopping = Arc::new(Stop::new(shared.shutdown.clone()));
             let listeners = sockets.into_iter().zip(&applications).map(|(socket, (listener, tls))| {
                 let engine = Arc::new(Engine::new(listener, shared, most_idle, Arc::clone(&stopping)));
-                // What keeps a stream waiting may be what its client sends and takes on the others.
-                let http2 = ListenerConfig { min_rate: None, ..(*listener).clone() };
-                let http2 = Arc::new(Engine::new(&http2, shared, most_idle, Arc::clone(&stopping)));
-                (socket, Listener { tls: tls.clone(), http2, engine })
+                (socket, Listener { tls: tls.clone(), engine })
             });
             let listeners: Vec<_> = listeners.collect();
             let shutdown = shared.shutdown.clone();
@@ -159,8 +156,6 @@ fn socket_for(address: SocketAddr) -> io::Result<TcpSocket> {
 /// What serves the connections of one address on one thread.
 struct Listener {
     tls: Option<Arc<Acceptor>>,
-    /// For connections that speak HTTP/2.
-    http2: Arc<Engine>,
     engine: Arc<Engine>,
 }
 
@@ -294,7 +289,7 @@ impl Listener {
         let Some(stream) = Box::pin(handshake(tls, tcp, peer)).await else { return };
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
             // Large, and rare beside idle connections of HTTP/1.1.
-            Box::pin(h2::serve(Arc::clone(&self.http2), stream, peer.ip())).await;
+            Box::pin(h2::serve(engine, stream, peer.ip())).await;
         } else {
             http::serve(engine, ClientStream::Tls(stream), peer.ip()).await;
         }

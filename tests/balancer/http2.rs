@@ -1,6 +1,6 @@
 //! HTTP/2 from clients: the same promises as over HTTP/1.1, and what only HTTP/2 makes possible.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::Reason;
@@ -457,6 +457,33 @@ async fn a_client_that_cancels_an_upload_which_nobody_takes_is_noticed() {
     upload.send_reset(Reason::CANCEL);
     drop(answer);
     balancer.is_idle().await;
+}
+
+// `min_rate` used to hold for HTTP/1.1 alone.
+#[tokio::test]
+async fn a_stream_is_as_slow_as_its_whole_connection() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a]).listener("min_rate = 1000")).await;
+    let drip = async |is_busy: bool| {
+        let mut client = Http2::connect(balancer.address()).await;
+        let (answer, mut upload) = client.begin(request("POST", "/", &[]), false).await;
+        let answering = tokio::spawn(reply(answer));
+        let begun = Instant::now();
+        // Longer than the grace.
+        while !answering.is_finished() && begun.elapsed() < Duration::from_secs(8) {
+            let _ = upload.send_data(Bytes::from_static(b"x"), false);
+            if is_busy {
+                assert_eq!(client.get("/").await.status, 200);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let _ = upload.send_data(Bytes::new(), true);
+        answering.await.expect("no panic").expect("a response").status
+    };
+    let (alone, busy) = tokio::join!(drip(false), drip(true));
+    assert_eq!((alone, busy), (408, 200));
+    balancer.is_idle().await;
+    assert_eq!(balancer.backend(&a).await["failures"], 0, "the client's fault, not the backend's");
 }
 
 // The lease used to be kept until the refusal was written.

@@ -53,7 +53,7 @@ impl RequestBody {
 
     /// Of a request whose body nobody reads.
     pub fn none() -> Self {
-        Self::new(Framing::None, 0, None, 0, Pace::new(None))
+        Self::new(Framing::None, 0, None, 0, Pace::new(None, None))
     }
 
     /// How many bytes of it the client has still to send beyond what is in `buffer`; `None`: its length is not told.

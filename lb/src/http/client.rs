@@ -251,7 +251,7 @@ impl Request<'_> {
     async fn carry(mut self, client: &mut ClientStream, timer: &mut Timer, work: &mut Work, head: usize) -> Fate {
         let _exchange = self.engine.stop.in_exchange();
         let now = Instant::now();
-        let begun = request::begin(self.engine, work, head, self.peer, client.is_tls(), now, &mut self.told);
+        let begun = request::begin(self.engine, work, head, self.peer, client, now, &mut self.told);
         match begun {
             Ok((exchange, body)) => {
                 let transfer = Transfer::new(self.engine, client, work, body);

@@ -23,6 +23,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 use super::Engine;
 use super::client::{LEAST_IDLE, serve_stream};
+use super::pace::Total;
 use super::stream::ClientStream;
 use crate::exchange::headers::Peer;
 use stream::Http2Stream;
@@ -93,6 +94,7 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
     // Since when no request is being served; its response may still be on its way.
     let mut quiet_since = Some(Instant::now());
     let mut is_leaving = false;
+    let total = Total::default();
     // A stop waits for what is still to be sent, too.
     let mut exchange = None;
     loop {
@@ -128,7 +130,7 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
             next = next => match next {
                 Next::Accepted(Some(Ok((request, respond)))) => {
                     patience = engine.listener.keepalive_timeout;
-                    let stream = Http2Stream::new(request, respond);
+                    let stream = Http2Stream::new(request, respond, total.clone());
                     tokio::spawn(carry(Arc::clone(engine), stream, Arc::clone(&peer), OpenStream::new(streams)));
                 }
                 Next::Accepted(Some(Err(_)) | None) => return None,

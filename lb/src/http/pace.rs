@@ -2,29 +2,44 @@
 //! against all the time that it kept us waiting (CWE-400; as IIS's `minBytesPerSecond` and Apache's `MinRate`).
 
 use std::num::NonZero;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Before it nothing is asked: connections may start slowly.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// One direction of one exchange.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Pace {
     /// Bytes per second.
     least: Option<NonZero<u32>>,
     moved: u64,
     waited: Duration,
+    /// Where a connection carries several exchanges at once, and how much it had moved when this one began.
+    connection: Option<(Total, u64)>,
 }
 
+/// How much all exchanges of a connection have moved, both ways. What keeps one waiting may be what its client sends and
+/// takes on the others.
+#[derive(Debug, Clone, Default)]
+pub struct Total(Arc<AtomicU64>);
+
 impl Pace {
-    pub fn new(least: Option<NonZero<u32>>) -> Self {
-        Self { least, moved: 0, waited: Duration::ZERO }
+    pub fn new(least: Option<NonZero<u32>>, connection: Option<&Total>) -> Self {
+        let connection = connection.filter(|_| least.is_some());
+        let connection = connection.map(|total| (total.clone(), total.0.load(Ordering::Relaxed)));
+        Self { least, moved: 0, waited: Duration::ZERO, connection }
     }
 
     /// How long the client may keep us waiting now, where a single wait may last `limit`.
     pub fn patience(&self, limit: Duration) -> Duration {
         let Some(least) = self.least else { return limit };
-        let earned = Duration::from_secs(self.moved / u64::from(least.get()));
+        let moved = match &self.connection {
+            Some((total, before)) => total.0.load(Ordering::Relaxed).saturating_sub(*before),
+            None => self.moved,
+        };
+        let earned = Duration::from_secs(moved / u64::from(least.get()));
         limit.min((GRACE + earned).saturating_sub(self.waited))
     }
 
@@ -36,6 +51,9 @@ impl Pace {
     /// The client kept us waiting for `waited` and then moved so many bytes.
     pub fn moved(&mut self, bytes: u64, waited: Duration) {
         self.moved = self.moved.saturating_add(bytes);
+        if let Some((total, _)) = &self.connection {
+            total.0.fetch_add(bytes, Ordering::Relaxed);
+        }
         self.waited = self.waited.saturating_add(waited);
     }
 }
@@ -48,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_drip_in_time_for_every_single_wait_is_too_slow_for_all_of_them() {
-        let mut pace = Pace::new(NonZero::new(240));
+        let mut pace = Pace::new(NonZero::new(240), None);
         let mut waits = 0;
         while pace.patience(LIMIT) > Duration::from_secs(1) {
             pace.moved(1, Duration::from_secs(1));
@@ -59,7 +77,7 @@ mod tests {
 
     #[test]
     fn who_keeps_the_pace_may_take_any_time() {
-        let mut pace = Pace::new(NonZero::new(240));
+        let mut pace = Pace::new(NonZero::new(240), None);
         for _ in 0..10_000 {
             pace.moved(240, Duration::from_secs(1));
         }
@@ -70,8 +88,20 @@ mod tests {
 
     #[test]
     fn nothing_is_asked_where_nothing_is_configured() {
-        let mut pace = Pace::new(None);
+        let mut pace = Pace::new(None, None);
         pace.moved(0, Duration::from_secs(3600));
         assert_eq!(pace.patience(LIMIT), LIMIT);
+    }
+
+    #[test]
+    fn what_other_streams_of_the_connection_move_counts() {
+        let total = Total::default();
+        let mut slow = Pace::new(NonZero::new(240), Some(&total));
+        slow.moved(0, GRACE);
+        assert_eq!(slow.patience(LIMIT), Duration::ZERO);
+        let mut busy = Pace::new(NonZero::new(240), Some(&total));
+        busy.moved(2400, Duration::ZERO);
+        assert_eq!(slow.patience(LIMIT), Duration::from_secs(10));
+        assert_eq!(Pace::new(NonZero::new(240), Some(&total)).patience(LIMIT), GRACE, "not what was moved before");
     }
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::Engine;
 use super::body::{RequestBody, refusal};
 use super::pace::Pace;
+use super::stream::ClientStream;
 use super::work::Work;
 use crate::config::{ForwardedBy, ServerConfig};
 use crate::exchange::headers::{Claims, Forwarding, Origin, Peer, XForwarded, trusts, write_request_id};
@@ -46,7 +47,7 @@ pub fn begin(
     work: &mut Work,
     head: usize,
     peer: &Peer,
-    is_tls: bool,
+    client: &ClientStream,
     now: Instant,
     told: &mut Told,
 ) -> Result<(Exchange, RequestBody), Refusal> {
@@ -70,7 +71,7 @@ pub fn begin(
     told.continues_x_forwarded = matches!(claims, Claims::XForwarded(_));
     let origin = Origin {
         peer,
-        is_tls,
+        is_tls: client.is_tls(),
         // The parser takes no host but in ASCII.
         host: request.authority(from_client).and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default(),
         claims: &claims,
@@ -84,7 +85,8 @@ pub fn begin(
     let (exchange, forwarding) = Exchange::begin(&snapshot, &asked, cookies)?;
     told.read(&forwarding, text);
     let keep = exchange.plan().settings.retry_body_bytes;
-    Ok((exchange, RequestBody::new(request.framing(), head, most, keep, Pace::new(engine.listener.min_rate))))
+    let pace = Pace::new(engine.listener.min_rate, client.total());
+    Ok((exchange, RequestBody::new(request.framing(), head, most, keep, pace)))
 }
 
 /// Writes the head for the backend. `websocket`: ask it to switch protocols.

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::h2::stream::Http2Stream;
+use super::pace::Total;
 use crate::message::Version;
 
 const DISCARD_BYTES: usize = 16 * 1024;
@@ -25,6 +26,14 @@ pub enum ClientStream {
 impl ClientStream {
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_) | Self::Http2(_))
+    }
+
+    /// What the connection has moved, where it carries several exchanges at once.
+    pub fn total(&self) -> Option<&Total> {
+        match self {
+            Self::Http2(stream) => Some(stream.total()),
+            _ => None,
+        }
     }
 
     /// The socket, where bytes can pass to it without being looked at.

@@ -153,6 +153,8 @@ pub struct Transfer<'a> {
     /// What the upload waited for in the last turn, and how long it has by now.
     upload_wait: Option<Wait>,
     upload_waited: Duration,
+    /// How long the download's present wait has lasted.
+    download_waited: Duration,
     moved: Moved,
     /// Whether the client's connection may carry another request, as the answer says.
     keeps_client: bool,
@@ -186,6 +188,7 @@ pub enum Ending {
 
 impl<'a> Transfer<'a> {
     pub fn new(engine: &'a Engine, client: &'a mut ClientStream, work: &'a mut Work, body: RequestBody) -> Self {
+        let pace = Pace::new(engine.listener.min_rate, client.total());
         Self {
             engine,
             client,
@@ -201,9 +204,10 @@ impl<'a> Transfer<'a> {
             head_by: None,
             has_half_closed: false,
             presence: None,
-            pace: Pace::new(engine.listener.min_rate),
+            pace,
             upload_wait: None,
             upload_waited: Duration::ZERO,
+            download_waited: Duration::ZERO,
             moved: Moved::default(),
             keeps_client: false,
             sent: 0,
@@ -331,11 +335,15 @@ impl<'a> Transfer<'a> {
             self.moved = Moved::default();
             let happened = timer.limit(limit, |cx| self.poll(cx)).await;
             self.count_waits(upload.map(|(wait, _)| wait), download.map(|(wait, _)| wait), timer);
-            let happened = match (happened, upload, download) {
-                (Ok(happened), ..) => happened,
-                (Err(Elapsed), Some((wait, of_upload)), _) if of_upload == limit => self.late(wait),
-                (Err(Elapsed), _, Some((wait, _))) => self.late(wait),
-                (Err(Elapsed), ..) => None,
+            let happened = match happened {
+                Ok(happened) => {
+                    self.download_waited = Duration::ZERO;
+                    happened
+                }
+                Err(Elapsed) => {
+                    self.download_waited += timer.waited();
+                    self.late()
+                }
             };
             if let Some(happened) = happened {
                 return happened;
@@ -767,10 +775,10 @@ impl<'a> Transfer<'a> {
     /// What the download waits for besides, and how long it may. While the client owes content, a backend's silence is
     /// the client's.
     fn download_wait(&self, upload: Option<(Wait, Duration)>) -> Option<(Wait, Duration)> {
-        let listener = &self.engine.listener;
-        let client = || Some((Wait::Client, self.pace.patience(listener.send_timeout)));
+        let rest = |limit: Duration| limit.saturating_sub(self.download_waited);
+        let client = || Some((Wait::Client, self.pace.patience(rest(self.engine.listener.send_timeout))));
         if let Download::Tunnel(tunnel) = &self.download {
-            return Some((Wait::Tunnel, tunnel.patience()));
+            return Some((Wait::Tunnel, rest(tunnel.patience())));
         }
         if !self.work.to_client.is_empty() {
             return client();
@@ -781,12 +789,12 @@ impl<'a> Transfer<'a> {
                 let wait = Wait::Backend(Failure::ResponseTimeout);
                 match self.head_by {
                     Some(by) => Some((wait, by.saturating_duration_since(Instant::now()))),
-                    None => upload.is_none().then_some((wait, settings.response_timeout)),
+                    None => upload.is_none().then(|| (wait, rest(settings.response_timeout))),
                 }
             }
             Download::Sending(Content { pipe: Some(pipe), .. }) if !pipe.is_empty() => client(),
             Download::Sending(_) if matches!(upload, Some((Wait::Content | Wait::Continue, _))) => None,
-            Download::Sending(_) => Some((Wait::Backend(Failure::ResponseStalled), settings.read_timeout)),
+            Download::Sending(_) => Some((Wait::Backend(Failure::ResponseStalled), rest(settings.read_timeout))),
             _ => None,
         }
     }
@@ -816,8 +824,11 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// A wait has lasted too long.
-    fn late(&mut self, wait: Wait) -> Option<Happened> {
+    /// A wait has lasted as long as it might. What the client moved meanwhile in other exchanges may allow it more.
+    fn late(&mut self) -> Option<Happened> {
+        let upload = self.upload_wait();
+        let download = self.download_wait(upload);
+        let (wait, _) = [upload, download].into_iter().flatten().find(|(_, limit)| limit.is_zero())?;
         match wait {
             Wait::Content => Some(Happened::Failed(Failure::ClientTimeout)),
             Wait::Client => Some(Happened::Failed(Failure::ClientGone)),

@@ -13,6 +13,7 @@ use h2::{Reason, RecvStream, SendStream};
 use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::super::pace::Total;
 use super::head;
 use crate::http::h1::body::BodyReader;
 use crate::http::h1::chunked::{self, CHUNK_END, ChunkHeader};
@@ -36,6 +37,8 @@ pub struct Http2Stream {
     is_shut_down: bool,
     /// The client has reset the stream, or left.
     is_reset: bool,
+    /// Of the whole connection.
+    total: Total,
 }
 
 /// How the content of the request is read.
@@ -58,7 +61,7 @@ enum Output {
 }
 
 impl Http2Stream {
-    pub fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Self {
+    pub fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>, total: Total) -> Self {
         let (parts, request) = request.into_parts();
         let has_content = !request.is_end_stream();
         let mut text = Vec::with_capacity(512);
@@ -79,7 +82,12 @@ impl Http2Stream {
             output: Output::Head(Vec::new()),
             is_shut_down: false,
             is_reset: false,
+            total,
         }
+    }
+
+    pub fn total(&self) -> &Total {
+        &self.total
     }
 
     /// Whether the client has reset the stream before it had the whole response.

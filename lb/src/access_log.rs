@@ -11,9 +11,9 @@ use prometheus::IntCounter;
 use serde::Serialize;
 
 use crate::config::{AccessLogConfig, AccessLogFile, AccessLogFormat};
-use crate::exchange::failure::Failure;
 use crate::exchange::refusal::Refusal;
 use crate::exchange::{Exchange, Outcome};
+use crate::failure::Failure;
 use crate::lines::{Queue, Settings, Writer};
 
 /// Bytes of lines that may wait for the disk.

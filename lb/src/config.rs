@@ -19,6 +19,7 @@ use serde::{Serialize, Serializer};
 use self::algorithm::Algorithm;
 use self::backend::{AdminState, BackendAddress, Weight};
 use self::route::{HostPattern, PathPrefix};
+use crate::message::limits::AmbiguousNames;
 
 /// A whole configuration. Every reference in it resolves: each route names a pool that exists.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -82,15 +83,6 @@ pub struct ListenerConfig {
     pub ambiguous_names: AmbiguousNames,
     /// Largest request body in bytes; `None`: no limit.
     pub max_body_bytes: Option<u64>,
-}
-
-/// What becomes of request fields whose names applications may take for others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AmbiguousNames {
-    Drop,
-    Pass,
-    Reject,
 }
 
 /// What becomes of a client that closes its sending side before it has its answer.

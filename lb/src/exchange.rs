@@ -5,7 +5,6 @@
 //! with. It is a step machine that never waits: `http` tells it each [`Event`], it returns the [`Step`] to be done next.
 //! A plain request is `Begun` → `Open`, `Head` → `Pass`, `Sent` → `End`.
 
-pub mod failure;
 pub mod headers;
 pub mod refusal;
 pub mod trace;
@@ -14,14 +13,15 @@ pub mod walk;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::failure::{Ejection, Failure, Fault, Replay};
-use self::headers::{Forwarding, Origin, without_port};
+use self::headers::{Forwarding, Origin};
 use self::refusal::Refusal;
 use self::trace::{Happened, Trace};
 use self::walk::{Direct, HeadVerdict, Learned, Walk, WalkStep};
 use crate::backend::{Backend, Lease};
 use crate::balance::{BackendIndex, Key};
 use crate::config::PoolSettings;
+use crate::failure::{Ejection, Failure, Fault, Replay};
+use crate::message::authority::without_port;
 use crate::metrics::FailureKind;
 use crate::pool::{Plan, Pool, Remembered};
 use crate::snapshot::{Route, Snapshot};

@@ -41,13 +41,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
-use crate::config::{self, ListenerConfig};
+use crate::config::ListenerConfig;
 use crate::control::Control;
-use crate::listen::Shared;
-use crate::message::limits::{AmbiguousNames, Limits};
+use crate::message::limits::Limits;
 use crate::room::{Place, Room};
 use crate::shutdown::{Phase, Shutdown};
 pub use client::serve;
+
+/// What every listener of the process shares.
+pub struct Shared {
+    pub control: Arc<Control>,
+    pub access_log: Option<Arc<AccessLog>>,
+    pub idle_connections: usize,
+    /// Pipes for large content, two open files each.
+    pub max_pipes: usize,
+    pub shutdown: Shutdown,
+    pub room: Arc<Room>,
+}
 
 /// What all connections of one listener on one thread have in common.
 pub struct Engine {
@@ -89,11 +99,7 @@ impl Engine {
             control: Arc::clone(&shared.control),
             access_log: shared.access_log.clone(),
             listener: listener.clone(),
-            limits: Limits::default().with_ambiguous_names(match listener.ambiguous_names {
-                config::AmbiguousNames::Drop => AmbiguousNames::Drop,
-                config::AmbiguousNames::Pass => AmbiguousNames::Pass,
-                config::AmbiguousNames::Reject => AmbiguousNames::Reject,
-            }),
+            limits: Limits::default().with_ambiguous_names(listener.ambiguous_names),
             most_idle,
             stop,
             room: Arc::clone(&shared.room),

@@ -9,7 +9,7 @@
 //! - [`balance`]: which candidate takes a request.
 //! - [`health`]: which backends are candidates.
 //! - [`probe`]: asks backends whether they are well.
-//! - [`exchange`]: what is decided about a request.
+//! - [`exchange`]: what is decided about a request; [`failure`]: what follows from each way to fail.
 //! - [`message`]: heads and what they are made of.
 //! - [`http`]: how bytes move; [`listen`]: where from; [`room`]: for how many clients; [`shutdown`]: until when.
 //! - [`metrics`]: what is counted; [`log`], [`access_log`]: what is written down, by way of [`lines`].
@@ -24,6 +24,7 @@ pub mod config;
 pub mod control;
 pub mod date;
 pub mod exchange;
+pub mod failure;
 pub mod health;
 pub mod http;
 pub mod lines;

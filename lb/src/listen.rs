@@ -18,13 +18,11 @@ use pingora::protocols::tls::{ALPN, TlsStream};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Builder;
 
-use crate::access_log::AccessLog;
 use crate::config::ListenerConfig;
 use crate::config::tls;
-use crate::control::Control;
 use crate::http::stream::ClientStream;
-use crate::http::{self, Engine, Stop, h2, idle, splice};
-use crate::room::{Place, Room};
+use crate::http::{self, Engine, Shared, Stop, h2, idle, splice};
+use crate::room::Place;
 use crate::shutdown::Shutdown;
 
 const BACKLOG: u32 = 4096;
@@ -38,17 +36,6 @@ const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// How long a stop waits, beyond the last exchange, for connections that carry none: a TLS handshake, half a head, what a
 /// refused client still sends. Nobody can say whether they would ever end.
 const SILENT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// What every listener of the process shares.
-pub struct Shared {
-    pub control: Arc<Control>,
-    pub access_log: Option<Arc<AccessLog>>,
-    pub idle_connections: usize,
-    /// Pipes for large content, two open files each.
-    pub max_pipes: usize,
-    pub shutdown: Shutdown,
-    pub room: Arc<Room>,
-}
 
 /// Listening sockets, one for each thread and address.
 pub struct Sockets {

@@ -10,7 +10,7 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::exchange::failure::Failure;
+use crate::failure::Failure;
 
 /// Seconds; from a quarter of a millisecond to a minute.
 const DURATION_BUCKETS: [f64; 17] =

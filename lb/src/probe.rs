@@ -19,7 +19,7 @@ use crate::backend::{Backend, Finding, ProbeReport};
 use crate::config::backend::{AdminState, BackendAddress};
 use crate::config::{PoolName, ProbeConfig, ProbeKind};
 use crate::control::Control;
-use crate::exchange::failure::{Failure, Fault};
+use crate::failure::{Failure, Fault};
 
 /// How often host names are resolved, and pools look whether their candidates have changed.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);

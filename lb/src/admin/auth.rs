@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq;
 
 use super::Admin;
 use super::api::Problem;
-use crate::exchange::headers::without_port;
+use crate::message::authority::without_port;
 
 /// Lets a request through that bears the token, or any when none is configured.
 pub async fn demand_token(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {

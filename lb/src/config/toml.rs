@@ -16,15 +16,16 @@ use std::time::Duration;
 use ::toml::de::{DeTable, DeValue};
 
 use super::{
-    AccessLogConfig, AccessLogFile, AccessLogFormat, AdminConfig, AmbiguousNames, BackendConfig, Config,
-    EjectionConfig, ForwardedBy, HalfClose, ListenerConfig, LogConfig, LogFormat, PoolConfig, PoolName, PoolSettings,
-    Position, ProbeConfig, ProbeKind, Problem, RouteConfig, SameSite, SecureCookie, ServerConfig, StateConfig,
-    StatusRanges, StickyConfig, TlsConfig,
+    AccessLogConfig, AccessLogFile, AccessLogFormat, AdminConfig, BackendConfig, Config, EjectionConfig, ForwardedBy,
+    HalfClose, ListenerConfig, LogConfig, LogFormat, PoolConfig, PoolName, PoolSettings, Position, ProbeConfig,
+    ProbeKind, Problem, RouteConfig, SameSite, SecureCookie, ServerConfig, StateConfig, StatusRanges, StickyConfig,
+    TlsConfig,
 };
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, Weight};
 use crate::config::route::{HostPattern, PathPrefix};
 use crate::config::tls::server_config;
+use crate::message::limits::AmbiguousNames;
 use reader::{Reader, Section};
 use values::{DAY, MILLISECOND};
 

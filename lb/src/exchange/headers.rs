@@ -7,6 +7,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
+use crate::message::authority::without_port;
+
 /// The other end of a connection: its address, and the same as text, since every request needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
@@ -346,14 +348,6 @@ fn write_quoted(text: &str, out: &mut impl Write) -> fmt::Result {
     out.write_char('"')
 }
 
-/// A host without its port and its letters as they came.
-pub fn without_port(host: &str) -> &str {
-    match host.rfind(']') {
-        Some(end) => &host[..=end],
-        None => host.split(':').next().unwrap_or(host),
-    }
-}
-
 /// Writes the client's request id when it is one that a log can bear, else a new one of 128 random bits.
 pub fn write_request_id(incoming: Option<&[u8]>, out: &mut impl Write) -> fmt::Result {
     let is_bearable = |id: &&[u8]| {
@@ -540,13 +534,6 @@ mod tests {
         let peer = peer("2001:db8::1");
         let forwarding = Forwarding::new(origin(&peer, &Claims::None), &[]);
         assert!(forwarded(&forwarding).starts_with("for=\"[2001:db8::1]\";"));
-    }
-
-    #[test]
-    fn ports_are_cut_off() {
-        for (host, expected) in [("a:80", "a"), ("a", "a"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("", "")] {
-            assert_eq!(without_port(host), expected);
-        }
     }
 
     fn request_id(incoming: Option<&[u8]>) -> String {

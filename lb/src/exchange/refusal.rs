@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 
 use crate::date;
 
-use super::failure::Failure;
+use crate::failure::Failure;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -158,6 +158,19 @@ impl Refusal {
     }
 }
 
+impl Failure {
+    /// What the client is answered if nothing more can be tried; `None` when it is gone.
+    pub fn refusal(self) -> Option<Refusal> {
+        match self {
+            Self::ClientGone => None,
+            Self::ClientTimeout => Some(Refusal::ClientTimeout),
+            Self::BodyTooLarge => Some(Refusal::BodyTooLarge),
+            Self::RequestMalformed => Some(Refusal::Malformed),
+            _ => Some(Refusal::Failed(self)),
+        }
+    }
+}
+
 /// A status code with its name.
 struct Title(u16);
 
@@ -182,5 +195,17 @@ mod tests {
         assert_eq!(Refusal::NoBackend.retry_after(), Some(5));
         assert_eq!(Refusal::Failed(Failure::OutOfResources).retry_after(), Some(5));
         assert_eq!(Refusal::Failed(Failure::Reset).retry_after(), None);
+    }
+
+    #[test]
+    fn a_failure_and_its_answer_say_the_same() {
+        for failure in Failure::ALL {
+            let Some(refusal) = failure.refusal() else {
+                assert_eq!(failure, Failure::ClientGone);
+                continue;
+            };
+            assert_eq!((refusal.reason(), refusal.status()), (failure.word(), failure.verdict().status), "{failure:?}");
+            assert_eq!(refusal.to_string(), failure.to_string());
+        }
     }
 }

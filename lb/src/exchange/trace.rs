@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::failure::Failure;
 use super::refusal::Refusal;
 use crate::balance::BackendIndex;
+use crate::failure::Failure;
 
 /// How many events are kept.
 const MAX_EVENTS: usize = 16;

@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::pace::Pace;
-use crate::exchange::failure::Failure;
 use crate::exchange::refusal::Refusal;
+use crate::failure::Failure;
 use crate::http::h1::body::BodyReader;
 use crate::http::h1::chunked::{self, write_chunk, write_end};
 use crate::http::h1::reject::Reject;

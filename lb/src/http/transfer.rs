@@ -30,7 +30,7 @@ use super::tunnel::{Flow, Tunnel};
 use super::upstream::{Disposition, H1, Upstream};
 use super::work::Work;
 use crate::config::HalfClose;
-use crate::exchange::failure::Failure;
+use crate::failure::Failure;
 use crate::message::{Parsed, Version};
 use crate::pool::Plan;
 

@@ -14,7 +14,7 @@ use tokio_util::io::poll_read_buf;
 use super::idle;
 use super::transfer::{Download, Upload};
 use crate::backend::{Backend, Incarnation};
-use crate::exchange::failure::Failure;
+use crate::failure::Failure;
 
 /// A backend, by the protocol that it speaks.
 pub enum Upstream {

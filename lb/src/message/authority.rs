@@ -20,6 +20,14 @@ pub struct Authority<'a> {
     pub port: Option<u16>,
 }
 
+/// A host without its port and its letters as they came.
+pub fn without_port(host: &str) -> &str {
+    match host.rfind(']') {
+        Some(end) => &host[..=end],
+        None => host.split(':').next().unwrap_or(host),
+    }
+}
+
 /// Takes an authority apart, or `None` if it is not one: empty host, user information, path, blank, port out of range.
 #[inline]
 pub fn parse(authority: &[u8]) -> Option<Authority<'_>> {
@@ -115,6 +123,13 @@ mod tests {
             long.as_str(),
         ] {
             assert_eq!(parse(text.as_bytes()), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn ports_are_cut_off() {
+        for (host, expected) in [("a:80", "a"), ("a", "a"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("", "")] {
+            assert_eq!(without_port(host), expected);
         }
     }
 }

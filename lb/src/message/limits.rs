@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 use super::field::MAX_FIELDS;
 
 /// The most bytes a head may be allowed to have: offsets are 16 bits, with room for blank lines before it.
@@ -23,7 +25,8 @@ pub struct Limits {
 ///
 /// CGI and its heirs read `X_Forwarded_For` and `X.Forwarded.For` as `X-Forwarded-For`: such a name passes our checks
 /// as one field and reaches the application as another. Trailers with such names are left out in any case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum AmbiguousNames {
     /// Leave the field out and serve the request, as nginx does.
     #[default]

@@ -4,7 +4,7 @@ use std::io;
 
 use pingora::prelude::{Error, ErrorType};
 
-use crate::exchange::failure::Failure;
+use crate::failure::Failure;
 
 /// How an exchange with a backend failed before the head of its response had come.
 pub fn failure(error: &Error) -> Failure {

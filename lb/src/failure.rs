@@ -12,8 +12,6 @@ use std::io;
 
 use rustix::io::Errno;
 
-use super::refusal::Refusal;
-
 /// How an attempt on a backend failed, or why its client ended it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
@@ -165,17 +163,6 @@ impl Failure {
         Verdict { fault, retry, ejection, status, word, sentence }
     }
 
-    /// What the client is answered if nothing more can be tried; `None` when it is gone.
-    pub fn refusal(self) -> Option<Refusal> {
-        match self {
-            Self::ClientGone => None,
-            Self::ClientTimeout => Some(Refusal::ClientTimeout),
-            Self::BodyTooLarge => Some(Refusal::BodyTooLarge),
-            Self::RequestMalformed => Some(Refusal::Malformed),
-            _ => Some(Refusal::Failed(self)),
-        }
-    }
-
     /// The word by which log and metrics name it.
     pub const fn word(self) -> &'static str {
         self.verdict().word
@@ -260,17 +247,9 @@ mod tests {
     }
 
     #[test]
-    fn each_has_a_word_of_its_own_and_the_answer_says_the_same() {
+    fn each_has_a_word_of_its_own() {
         let words: HashSet<_> = Failure::ALL.map(Failure::word).into();
         assert_eq!(words.len(), Failure::ALL.len());
-        for failure in Failure::ALL {
-            let Some(refusal) = failure.refusal() else {
-                assert_eq!(failure, Failure::ClientGone);
-                continue;
-            };
-            assert_eq!((refusal.reason(), refusal.status()), (failure.word(), failure.verdict().status), "{failure:?}");
-            assert_eq!(refusal.to_string(), failure.to_string());
-        }
     }
 
     #[test]

@@ -33,6 +33,10 @@ PUBLISHED = {"evenkeel", "prometheus", "grafana", "inspect"}
 # The image of CrateDB starts as root, changes to its own user and writes its logs beside its programs.
 WRITES_ITS_ROOT = {"cratedb-1", "cratedb-2", "cratedb-3"}
 MEMORY = {"m": 1, "g": 1024}
+# CrateDB's own.
+DETECTION = {"timeout": "10s", "interval": "1s", "retry_count": "3"}
+# The default of `app serve --database-timeout`.
+PATIENCE_SECONDS = 8
 LAPTOP_MB = 6 * 1024
 # The application's own default, in seconds.
 APP_SHUTDOWN_DEADLINE = 10
@@ -186,6 +190,28 @@ def crate_paths():
             yield f"hardened/crate.yml: {key} is {settings.get(key)}, not {folder} in the volume"
 
 
+def hanging_nodes(variant, services):
+    """A CrateDB node that hangs is given up, and a master replaced, before the application gives up waiting."""
+    commands = {name: service.get("command") or [] for name, service in services.items() if re.fullmatch(r"cratedb-\d", name)}
+    told = {name: dict(word[2:].split("=", 1) for word in command if word.startswith("-C")) for name, command in commands.items()}
+    for name, settings in told.items():
+        others = {key: value for key, value in settings.items() if key != "node.name"}
+        first = {key: value for key, value in next(iter(told.values())).items() if key != "node.name"}
+        if others != first:
+            yield f"{variant}: {name} has other settings than the first node: {sorted(set(others.items()) ^ set(first.items()))}"
+        for check in ("follower_check", "leader_check"):
+            of = lambda key: settings.get(f"cluster.fault_detection.{check}.{key}", DETECTION[key])
+            tries = int(of("retry_count"))
+            took = tries * (seconds(of("timeout")) + seconds(of("interval"))) + seconds(settings.get("cluster.publish.timeout", "30s"))
+            if took >= PATIENCE_SECONDS:
+                yield f"{variant}: {name} takes {took:g} s to notice by {check} that a node hangs; requests wait for {PATIENCE_SECONDS}"
+
+
+def seconds(text):
+    number, unit = re.fullmatch(r"(\d+)(ms|s)", text).groups()
+    return int(number) / {"ms": 1000, "s": 1}[unit]
+
+
 def memory_mb(services):
     total = 0
     for name, service in services.items():
@@ -215,6 +241,7 @@ def main():
         for name, document in documents.items():
             services = document["services"]
             failures += specification(name, document)
+            failures += hanging_nodes(name, services)
             failures += [*own_rules(name, services), *images(name, services, keeps_policy="merged by 1." not in name)]
             total = memory_mb(services)
             if total > LAPTOP_MB:

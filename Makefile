@@ -45,9 +45,10 @@ check: tools-demo
 	# As README builds it: alone, without the features that other packages ask of its dependencies.
 	cargo check --package evenkeel
 
-## SQL against CrateDB's grammar, compose files against both specifications, dashboards and alerts by promtool
+## SQL against CrateDB's grammar, its scripts on a stand-in, compose files against both specifications, dashboards and alerts by promtool
 checks: tools-test python
 	$(PYTHON) sql/check.py
+	$(PYTHON) sql/test.py
 	$(PYTHON) compose/check.py
 	$(PYTHON) grafana/check.py
 

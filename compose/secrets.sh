@@ -32,7 +32,7 @@ random() { # 32 bytes as hexadecimal digits: safe in every file that they end up
     od -An -N32 -tx1 /dev/urandom | tr -d ' \n'
 }
 
-for name in redis_password admin_token cratedb_password grafana_password; do
+for name in redis_password admin_token cratedb_password cratedb_exporter_password grafana_password; do
     [ -s "$name" ] && continue
     random > "$name.new"
     mv "$name.new" "$name"

@@ -235,9 +235,9 @@ CRATEDB = dashboard(
     "evenkeel-cratedb", "Evenkeel: CrateDB", "The cluster that keeps accounts, logins and posts: its own sys tables, and what the application sees of it.",
     [
         ("Now", [
-            number("Nodes", "none", "max(cratedb_nodes)", width=4, steps=((None, RED), (2, YELLOW), (3, GREEN)), help_text="Of three."),
+            number("Nodes", "none", "sum(cratedb_node_answers)", width=4, steps=((None, RED), (2, YELLOW), (3, GREEN)), help_text="That answer, of three."),
             number("Worst table", "none", "max(cratedb_table_severity)", width=4, steps=((None, GREEN), (2, YELLOW), (3, RED)), help_text="1 green, 2 yellow: a copy is missing, 3 red: data is missing."),
-            number("Rows", "short", "sum(cratedb_table_rows)", width=4, steps=((None, BLUE),), help_text="In all tables, copies left out."),
+            number("Masters", "none", "max(cratedb_has_master)", width=4, steps=((None, RED), (1, GREEN)), help_text="Without one every write fails."),
             number("Size", "bytes", "sum(cratedb_table_size_bytes)", width=4, steps=((None, BLUE),), help_text="On disk, copies included."),
             number("Statements", "ops", f"sum(rate(cratedb_queries_total[{RATE}]))", width=4, steps=((None, BLUE),), help_text="Carried out a second, on all nodes."),
             number("Failed statements", "ops", f"sum(rate(cratedb_query_failures_total[{RATE}]))", width=4, steps=((None, GREEN), (0.01, RED)), help_text="A second, on all nodes."),

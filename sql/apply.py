@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Runs SQL files against a CrateDB cluster over HTTP, once more than half of its nodes are there.
 
-    apply.py --nodes cratedb-1:4200,cratedb-2:4200,cratedb-3:4200 cratedb.sql [cratedb-users.sql]
+    apply.py --nodes cratedb-1:4200,cratedb-2:4200,cratedb-3:4200 cratedb.sql
+    apply.py --nodes … --secret evenkeel_password=FILE --secret exporter_password=FILE cratedb.sql cratedb-users.sql
 
 Needs nothing but Python, which the image of CrateDB has. Running it again changes nothing. Tables need no more than
 that: the copies that belong on a node that is away are made when it comes. Ends with 1 as soon as a statement is
@@ -113,16 +114,28 @@ def find_cluster(cluster, count):
     raise Unreachable("; ".join(states))
 
 
-def apply(cluster, statement, password):
+def with_secrets(statement, secrets):
+    def quoted(found):
+        if found[1] not in secrets:
+            raise StatementFailed(f"give the secret with --secret {found[1]}=FILE")
+        return "'" + secrets[found[1]].replace("'", "''") + "'"
+
+    return re.sub(r"(?<!:):(\w+)", quoted, statement)
+
+
+def apply(cluster, statement, secrets):
     user = re.match(r"CREATE USER (\w+)", statement)
+    is_there = lambda: user and cluster.rows("SELECT name FROM sys.users WHERE name = ?", user.group(1))
     # There is no IF NOT EXISTS for users.
-    if user and cluster.rows("SELECT name FROM sys.users WHERE name = ?", user.group(1)):
+    if is_there():
         return f"user {user.group(1)} is there"
-    if ":password" in statement:
-        if not password:
-            raise StatementFailed("give the password with --user-password-file")
-        statement = statement.replace(":password", "'" + password.replace("'", "''") + "'")
-    cluster.rows(statement)
+    try:
+        cluster.rows(with_secrets(statement, secrets))
+    except StatementFailed:
+        # A node may have made the user and failed to say so, and the next one was asked the same.
+        if is_there():
+            return f"user {user.group(1)} is there"
+        raise
     return " ".join(statement.split("(")[0].split()[:8]) + ": done"
 
 
@@ -131,21 +144,24 @@ def main():
     parser.add_argument("--nodes", required=True, help="HTTP addresses, separated by commas")
     parser.add_argument("--count", type=int, help="nodes to wait for [default: more than half of those that --nodes names]")
     parser.add_argument("--wait-seconds", type=int, default=180)
-    parser.add_argument("--user-password-file", type=Path, help="password for :password in the files")
+    parser.add_argument("--secret", action="append", default=[], metavar="NAME=FILE", help="what :NAME stands for in the files")
     parser.add_argument("files", nargs="+", type=Path)
     args = parser.parse_args()
     nodes = args.nodes.split(",")
     cluster = Cluster(nodes)
     # As the first process of a container it would otherwise ignore the signal to stop.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    password = args.user_password_file and args.user_password_file.read_text().strip()
+    for secret in args.secret:
+        if "=" not in secret:
+            parser.error(f"--secret {secret}: write NAME=FILE, such as evenkeel_password=/run/secrets/cratedb_password")
+    secrets = {name: Path(file).read_text().strip() for name, file in (secret.split("=", 1) for secret in args.secret)}
     deadline = time.monotonic() + args.wait_seconds
     try:
         patiently(lambda: find_cluster(cluster, args.count or len(nodes) // 2 + 1), deadline)
         for path in args.files:
             for statement in statements(path.read_text()):
                 try:
-                    done = patiently(lambda: apply(cluster, statement, password), deadline)
+                    done = patiently(lambda: apply(cluster, statement, secrets), deadline)
                     print(f"cratedb-init: {path.name}: {done}", flush=True)
                 except StatementFailed as error:
                     sys.exit(f"cratedb-init: {path.name}: {error}\n  in: {statement}")

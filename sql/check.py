@@ -22,6 +22,7 @@ import apply
 import exporter
 
 HERE = Path(__file__).resolve().parent
+SECRETS = ["evenkeel_password", "exporter_password"]
 # What CrateDB's grammar is known to refuse. If it ever accepts one, its parser has stopped telling us anything.
 REFUSED = [
     "ROLLBACK",
@@ -71,10 +72,10 @@ def main():
     args = parser.parse_args()
 
     groups = {
-        name: apply.statements((HERE / name).read_text().replace(":password", "'x'"))
+        name: [apply.with_secrets(statement, {name: "x" for name in SECRETS}) for statement in apply.statements((HERE / name).read_text())]
         for name in ("cratedb.sql", "cratedb-users.sql")
     }
-    groups["exporter.py"] = [metric[4] for metric in exporter.METRICS]
+    groups["exporter.py"] = list(exporter.STATEMENTS.values())
     groups["apply.py"] = ["SELECT count(*) FROM sys.nodes", "SELECT name FROM sys.users WHERE name = ?"]
     notes = (HERE / "../compose/README.md").read_text()
     groups["operating notes"] = re.findall(r'`sql "([^`]*)"`', notes)

@@ -1,13 +1,18 @@
 #!/usr/bin/env python3
-"""STAND-IN: answers CrateDB's `_sql` endpoint with made-up rows for the statements of sql/apply.py and
-sql/exporter.py, and refuses any other. It proves that those two work as programs, not that CrateDB would agree.
+"""STAND-IN: answers CrateDB's HTTP endpoint with made-up rows for the statements of sql/apply.py and sql/exporter.py, and
+refuses any other. It proves that those two work as programs, not that CrateDB would agree.
 
     cratedb_sql.py LISTEN [NODES]      this node's address, and those of all, itself included [default: the services]
 
-Which nodes are there is no fiction: those that accept connections. As the real server does, it refuses what changes
-tables without a majority, and, with one node missing, until gateway.recover_after_time is over.
+Which nodes are there is no fiction: those that accept connections. As the real server does,
+- without a majority it refuses what changes tables, answers 503 at `/`, and still counts all nodes in `sys.nodes`;
+- with one node missing it changes no tables until gateway.recover_after_time is over;
+- it tells a user who was not granted a table of `sys` that there is no such schema. A user that this node was not told of
+  may do everything: each node knows only what it was told itself;
+- it refuses to make a user twice.
 """
 
+import base64
 import json
 import re
 import signal
@@ -17,9 +22,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 NODES = [f"cratedb-{n}" for n in (1, 2, 3)]
-ADDRESSES = sys.argv[2].split(",") if len(sys.argv) > 2 else [f"{node}:4200" for node in NODES]
 TABLES = ["users", "logins", "posts"]
-STARTED = time.monotonic()
 RECOVER_AFTER_SECONDS = 3
 
 
@@ -32,89 +35,123 @@ def is_there(address):
         return False
 
 
-def nodes_there():
-    return sum(map(is_there, ADDRESSES))
+class Refused(Exception):
+    """With the status and the words of the real server."""
 
 
-class State:
-    """Of the cluster, as this node knows it."""
+class Cluster:
+    """What a node knows of the cluster. Tests share one among their nodes."""
 
-    recovered = False
-    majority_since = None
+    def __init__(self, addresses):
+        self.addresses = addresses
+        self.started = time.monotonic()
+        self.recovered = False
+        self.majority_since = None
+        self.granted = {}
 
-    @classmethod
-    def block(cls):
-        """Why tables cannot be changed now."""
-        there = nodes_there()
-        if there * 2 <= len(ADDRESSES):
-            cls.majority_since = None
-            return "blocked by: [MASTER_NOT_DISCOVERED/2/no master]"
-        cls.majority_since = cls.majority_since or time.monotonic()
-        waited = time.monotonic() - cls.majority_since
-        cls.recovered = cls.recovered or there == len(ADDRESSES) or waited > RECOVER_AFTER_SECONDS
-        return None if cls.recovered else "blocked by: [SERVICE_UNAVAILABLE/1/state not recovered / initialized]"
+    def nodes_there(self):
+        return sum(map(is_there, self.addresses))
 
+    def has_master(self):
+        return self.nodes_there() * 2 > len(self.addresses)
 
-def rows(statement):
-    age = time.monotonic() - STARTED
-    per_node = lambda value: [[node, value(n)] for n, node in enumerate(NODES)]
-    per_table = lambda value: [[table, value(n)] for n, table in enumerate(TABLES)]
-    jobs = lambda value: [[node, kind, value(n)] for node in NODES for n, kind in enumerate(("SELECT", "INSERT", "DDL"))]
-    known = [
-        (r"CREATE TABLE IF NOT EXISTS \w+ ", lambda: []),
-        (r"(CREATE|ALTER) USER ", lambda: []),
-        (r"GRANT ", lambda: []),
-        (r"SELECT name FROM sys.users", lambda: []),
-        (r"SELECT count\(\*\) FROM sys.nodes", lambda: [[nodes_there()]]),
-        (r"SELECT count\(\*\) FROM sys.jobs", lambda: [[1 + int(age) % 3]]),
-        (r"SELECT name, heap\['used'\]", lambda: per_node(lambda n: 150e6 + 20e6 * n + 1e6 * (age % 60))),
-        (r"SELECT name, heap\['max'\]", lambda: per_node(lambda n: 402653184)),
-        (r"SELECT name, fs\['total'\]\['used'\]", lambda: per_node(lambda n: 20e9 + 1e4 * age)),
-        (r"SELECT name, fs\['total'\]\['size'\]", lambda: per_node(lambda n: 100e9)),
-        (r"SELECT name, load", lambda: per_node(lambda n: 0.2 + 0.1 * n)),
-        (r"SELECT name, connections", lambda: per_node(lambda n: 4 + n)),
-        (r"SELECT table_name, CASE", lambda: [[t, role, "STARTED", 3] for t in TABLES for role in ("primary", "replica")]),
-        (r"SELECT table_name, sum\(num_docs\)", lambda: per_table(lambda n: int(20 + age * (n + 1)))),
-        (r"SELECT table_name, sum\(size\)", lambda: per_table(lambda n: int(40e3 + 300 * age * (n + 1)))),
-        (r"SELECT table_name, max\(severity\)", lambda: per_table(lambda n: 1)),
-        (r"SELECT table_name, sum\((missing|underreplicated)_shards\)", lambda: per_table(lambda n: 0)),
-        (r"SELECT node\['name'\], .* sum\(total_count\)", lambda: jobs(lambda n: int(age * (5 - 2 * n)))),
-        (r"SELECT node\['name'\], .* sum\(failed_count\)", lambda: jobs(lambda n: 0)),
-        (r"SELECT node\['name'\], .* sum\(sum_of_durations\)", lambda: jobs(lambda n: round(age * 0.02, 3))),
-    ]
-    for pattern, answer in known:
-        if re.match(pattern, " ".join(statement.split())):
-            return answer()
-    return None
+    def refuse_changes(self):
+        there = self.nodes_there()
+        if there * 2 <= len(self.addresses):
+            self.majority_since = None
+            raise Refused(503, "blocked by: [MASTER_NOT_DISCOVERED/2/no master];")
+        self.majority_since = self.majority_since or time.monotonic()
+        waited = time.monotonic() - self.majority_since
+        self.recovered = self.recovered or there == len(self.addresses) or waited > RECOVER_AFTER_SECONDS
+        if not self.recovered:
+            raise Refused(503, "blocked by: [SERVICE_UNAVAILABLE/1/state not recovered / initialized];")
 
+    def may(self, user, table):
+        return bool({"sys", table} & self.granted.get(user, {"sys"}))
 
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        statement = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["stmt"]
-        found = rows(statement)
-        block = None if statement.startswith("SELECT") else State.block()
-        if block:
-            self.answer(503, {"error": {"message": block, "code": 5030}})
-        elif found is None:
-            self.answer(400, {"error": {"message": f"the stand-in does not know: {statement}", "code": 4000}})
-        else:
-            self.answer(200, {"rows": found, "rowcount": len(found)})
+    def rows(self, user, statement, args):
+        statement = " ".join(statement.split())
+        for table in re.findall(r"\b(?:FROM|JOIN) (sys\.\w+)", statement):
+            if not self.may(user, table):
+                raise Refused(404, "SchemaUnknownException[Schema 'sys' unknown]")
+        if not statement.startswith("SELECT"):
+            self.refuse_changes()
+        made = re.match(r"CREATE USER (\w+)", statement)
+        if made and made[1] in self.granted:
+            raise Refused(409, f"RoleAlreadyExistsException[Role '{made[1]}' already exists]")
+        if made:
+            self.granted[made[1]] = set()
+        grant = re.match(r"GRANT [\w, ]+ ON (?:SCHEMA|TABLE) ([\w., ]+) TO (\w+)$", statement)
+        if grant:
+            self.granted[grant[2]].update(grant[1].split(", "))
+        if statement.startswith("SELECT name FROM sys.users"):
+            return [[name] for name in self.granted if name in args]
+        for pattern, answer in self.known():
+            if re.match(pattern, statement):
+                return answer()
+        raise Refused(400, f"the stand-in does not know: {statement}")
 
-    def do_GET(self):
-        self.answer(200, {"ok": True, "name": "stand-in"})
-
-    def answer(self, status, body):
-        text = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_):
-        pass
+    def known(self):
+        age = time.monotonic() - self.started
+        there = self.nodes_there() if self.has_master() else len(self.addresses)
+        per_table = lambda *values: [[table, *(value(n) for value in values)] for n, table in enumerate(TABLES)]
+        node = lambda n: [NODES[n], 150e6 + 20e6 * n + 1e6 * (age % 60), 402653184, 20e9 + 1e4 * age, 100e9, 0.2 + 0.1 * n, 4 + n]
+        shard = lambda n, primary: [TABLES[n], primary, "STARTED", 3, int(20 + age * (n + 1)), int(20e3 + 150 * age * (n + 1))]
+        kinds = list(enumerate(("SELECT", "INSERT", "DDL")))
+        return [
+            (r"CREATE TABLE IF NOT EXISTS \w+ ", lambda: []),
+            (r"(CREATE|ALTER) USER ", lambda: []),
+            (r"GRANT ", lambda: []),
+            (r"SELECT count\(\*\) FROM sys.nodes", lambda: [[there]]),
+            (r"SELECT name, heap\['used'\], .* FROM sys.nodes", lambda: [node(n) for n in range(min(there, len(NODES)))]),
+            (r'SELECT table_name, "primary", state, .* FROM sys.shards', lambda: [shard(n, p) for n in range(3) for p in (True, False)]),
+            (r"SELECT table_name, max\(severity\), .* FROM sys.health", lambda: per_table(lambda n: 1, lambda n: 0, lambda n: 0)),
+            (r"SELECT node\['name'\], classification\['type'\], .* FROM sys.jobs_metrics",
+             lambda: [[name, kind, int(age * (5 - 2 * n)), 0, round(age * 0.02, 3)] for name in NODES for n, kind in kinds]),
+            (r"SELECT node\['name'\], count\(\*\), .* FROM sys.operations", lambda: [[name, 1 + n, 0.01] for n, name in enumerate(NODES)]),
+        ]
 
 
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-host, port = sys.argv[1].rsplit(":", 1)
-ThreadingHTTPServer((host, int(port)), Handler).serve_forever()
+def handler(cluster):
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            try:
+                found = cluster.rows(self.user(), asked["stmt"], asked.get("args", []))
+                self.answer(200, {"rows": found, "rowcount": len(found)})
+            except Refused as refused:
+                status, why = refused.args
+                self.answer(status, {"error": {"message": why, "code": status * 10}})
+
+        def do_GET(self):
+            status = 200 if cluster.has_master() else 503
+            self.answer(status, {"ok": status == 200, "status": status, "name": "stand-in"})
+
+        def user(self):
+            """`X-User` does not count."""
+            credentials = (self.headers["Authorization"] or "").removeprefix("Basic ")
+            return base64.b64decode(credentials).decode().split(":")[0] if credentials else "crate"
+
+        def answer(self, status, body):
+            text = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_):
+            pass
+
+    return Handler
+
+
+def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    host, port = sys.argv[1].rsplit(":", 1)
+    addresses = sys.argv[2].split(",") if len(sys.argv) > 2 else [f"{node}:4200" for node in NODES]
+    ThreadingHTTPServer((host, int(port)), handler(Cluster(addresses))).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

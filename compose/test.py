@@ -146,7 +146,10 @@ class Site:
         if self.cookies:
             headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
         body = None
-        if fields is not None:
+        if isinstance(fields, bytes):
+            body = fields
+            headers["Content-Type"] = f"multipart/form-data; boundary={BOUNDARY}"
+        elif fields is not None:
             body = urllib.parse.urlencode(fields)
             headers["Content-Type"] = "application/x-www-form-urlencoded"
         try:
@@ -164,7 +167,8 @@ class Site:
 
     def answers(self):
         try:
-            return self.request("GET", "/readyz", timeout=3)[0] == 200
+            status, text = self.request("GET", "/readyz", timeout=3)
+            return status == 200 and text.startswith("ready")
         except (OSError, http.client.HTTPException):
             return False
 
@@ -182,27 +186,29 @@ class Site:
         return self.request("GET", "/accounts/logs/")[0] == 200
 
     def write_post(self, text, picture=None):
-        # Posts are multipart, since they may carry a picture.
-        boundary = "evenkeel-boundary"
-        parts = b"".join(
-            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
-            for name, value in (("text", text), ("alt", "a picture" if picture else ""))
-        )
-        if picture:
-            head = f'--{boundary}\r\nContent-Disposition: form-data; name="picture"; filename="p.png"\r\nContent-Type: image/png\r\n\r\n'
-            parts += head.encode() + picture + b"\r\n"
-        connection = connect(10)
-        connection.request("POST", "/posts/", parts + f"--{boundary}--\r\n".encode(), {
-            "Content-Type": f"multipart/form-data; boundary={boundary}",
-            "Origin": ORIGIN, "Sec-Fetch-Site": "same-origin",
-            "Cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items()),
-        })
-        answer = connection.getresponse()
-        if answer.status != 303:
-            raise Failed(f"posting answers {answer.status}: {answer.read()[:300]}")
+        status, answer = self.request("POST", "/posts/", post_form(text, picture))
+        if status != 303:
+            raise Failed(f"posting answers {status}: {answer[:300]}")
 
     def sees_post(self, text):
         return text in self.request("GET", "/posts/")[1]
+
+
+# Posts are multipart, since they may carry a picture.
+BOUNDARY = "evenkeel-boundary"
+
+
+def post_form(text, picture=None):
+    """A post as the form on the page sends it."""
+    parts = b"".join(
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in (("text", text), ("alt", "a picture" if picture else ""))
+    )
+    if picture:
+        head = (f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="picture"; filename="p.png"\r\n'
+                "Content-Type: image/png\r\n\r\n")
+        parts += head.encode() + picture + b"\r\n"
+    return parts + f"--{BOUNDARY}--\r\n".encode()
 
 
 def picture():
@@ -215,28 +221,31 @@ def picture():
 
 
 class Load:
-    """Logged-in members who keep asking, on a few connections, until stopped; and what happened to them."""
+    """Logged-in members who keep asking and posting, on a few connections, until stopped; and what happened to them."""
 
     PAUSE = 0.02
 
     def __init__(self, members):
         self.members, self.stopping = members, threading.Event()
         self.lock, self.ok, self.failures, self.logged_out, self.slowest = threading.Lock(), 0, [], 0, 0.0
-        self.threads = [threading.Thread(target=self.run, args=(n,)) for n in range(len(PATHS))]
+        self.threads = [threading.Thread(target=self.run, args=(n,)) for n in range(len(REQUESTS))]
         self.kinds = {}
+        # The latest post that was acknowledged.
+        self.posted = None
 
     def run(self, n):
         site = Site()
         site.patient = False
         # Each connection begins with another member.
-        for turn in itertools.count(n * len(self.members) // len(PATHS)):
+        for turn in itertools.count(n * len(self.members) // len(REQUESTS)):
             if self.stopping.is_set():
                 return
             site.cookies = dict(self.members[turn % len(self.members)].cookies)
             started = time.monotonic()
-            path = PATHS[n]
+            method, path = REQUESTS[n]
+            text = f"load {os.urandom(8).hex()}" if method == "POST" else None
             try:
-                status, _ = site.request("GET", path, timeout=20)
+                status, _ = site.request(method, path, post_form(text) if text else None, timeout=20)
                 why = None if status < 500 else str(status)
             except (OSError, http.client.HTTPException) as error:
                 status, why = 0, type(error).__name__
@@ -249,7 +258,9 @@ class Load:
                     self.ok += 1
                     self.slowest = max(self.slowest, took)
                     # Whoever is sent to the login page has lost their session.
-                    self.logged_out += path == "/accounts/logs/" and status != 200
+                    self.logged_out += (method, status) == ("POST", 401) or path == "/accounts/logs/" and status != 200
+                    if (method, status) == ("POST", 303):
+                        self.posted = text
             time.sleep(self.PAUSE)
 
     def __enter__(self):
@@ -268,7 +279,7 @@ class Load:
 # What each connection of the load asks for; the pages of accounts need the session.
 # Enough of them that each Redis master keeps a session.
 MEMBERS = 24
-PATHS = ["/accounts/logs/", "/api/hello/", "/accounts/logs/", "/posts/"]
+REQUESTS = [("GET", "/accounts/logs/"), ("GET", "/api/hello/"), ("GET", "/accounts/logs/"), ("GET", "/posts/"), ("POST", "/posts/")]
 ROWS = []
 
 
@@ -285,6 +296,8 @@ def disturb(name, members, work, allowed_failures=0):
           f"logged out {load.logged_out}{'; ' + note if note else ''}", flush=True)
     if load.logged_out:
         raise Failed(f"{name}: {load.logged_out} requests found their session gone")
+    if not load.posted or not members[0].sees_post(load.posted):
+        raise Failed(f"{name}: the latest post that was acknowledged is not there: {load.posted}")
     if len(load.failures) > allowed_failures:
         raise Failed(f"{name}: {len(load.failures)} requests failed, {allowed_failures} allowed")
 
@@ -708,6 +721,8 @@ def test(variant, files, stack):
         # Panels show what happened.
         check_dashboards()
 
+    # The posts of the load have pushed the first one off the page.
+    ann.write_post(f"last words of {name}")
     stack.down()
     if not TLS:
         # The small one says it as well, and 1.29 brings up the rest before it ends.
@@ -718,7 +733,7 @@ def test(variant, files, stack):
     print(f"compose: down; up and healthy again after {stack.up():.0f} s", flush=True)
     if not all(member.is_logged_in() for member in members):
         raise Failed("down and up lost a session")
-    if not ann.sees_post(f"hello from {name}"):
+    if not ann.sees_post(f"last words of {name}"):
         raise Failed("down and up lost the post")
     if ann.request("GET", shared)[0] != 200:
         raise Failed("down and up lost the picture")

@@ -9,7 +9,14 @@ use ipnet::IpNet;
 
 use self::stores::StoreArgs;
 pub use self::stores::{Address, Secret};
-use crate::{demo::DemoArgs, health::HealthArgs, media, passwords::Cost, sessions::Lifetimes};
+use crate::{
+    attempts,
+    demo::DemoArgs,
+    health::HealthArgs,
+    media,
+    passwords::Cost,
+    sessions::{self, Lifetimes},
+};
 
 /// The web application that Evenkeel balances.
 ///
@@ -72,6 +79,23 @@ pub struct ServeArgs {
     /// How long a visitor who is not logged in is remembered
     #[arg(long, env = "APP_VISITOR_LIFETIME", default_value = "2h", value_parser = duration, value_name = "TIME")]
     pub visitor_lifetime: Duration,
+    /// Sessions of one member at once; with one more, the one goes that was not used for longest (1 to 1000)
+    #[arg(long, env = "APP_SESSIONS_PER_MEMBER", default_value_t = 10, value_name = "COUNT")]
+    pub sessions_per_member: usize,
+    /// Logins that may fail on one account from one address (of IPv6: /64) or from one browser that has logged in before,
+    /// within --login-window; further ones are answered 429 without a look at the password (1 to 100000)
+    #[arg(long, env = "APP_LOGIN_FAILURES", default_value_t = 10, value_name = "COUNT")]
+    pub login_failures: u32,
+    /// Logins that may fail on one account from all addresses together; beyond it each address has one attempt left, and
+    /// browsers that have logged in before are not concerned (1 to 100000)
+    #[arg(long, env = "APP_LOGIN_FAILURES_PER_ACCOUNT", default_value_t = 25, value_name = "COUNT")]
+    pub login_failures_per_account: u32,
+    /// Logins that may fail from one address on all accounts together (1 to 100000)
+    #[arg(long, env = "APP_LOGIN_FAILURES_PER_ADDRESS", default_value_t = 100, value_name = "COUNT")]
+    pub login_failures_per_address: u32,
+    /// How long failed logins count, from the first one on
+    #[arg(long, env = "APP_LOGIN_WINDOW", default_value = "15min", value_parser = duration, value_name = "TIME")]
+    pub login_window: Duration,
     /// Largest picture, in bytes
     #[arg(long, env = "APP_MAX_PICTURE_BYTES", default_value_t = 5 * 1024 * 1024, value_name = "BYTES")]
     pub max_picture_bytes: u64,
@@ -110,6 +134,10 @@ pub struct ServeArgs {
     /// for; SIGINT skips it; 0s: none
     #[arg(long, env = "APP_SHUTDOWN_DELAY", default_value = "5s", value_parser = duration, value_name = "TIME")]
     pub shutdown_delay: Duration,
+    /// The instances of this site as HOST:PORT, separated by commas; this one may be among them. One that has lost a store
+    /// says so at /readyz (503) only if one of them has not; without any it never does
+    #[arg(long, env = "APP_PEERS", value_delimiter = ',', value_name = "HOST:PORT")]
+    pub peers: Vec<Address>,
     /// Time that requests in flight get to finish after that
     #[arg(long, env = "APP_SHUTDOWN_DEADLINE", default_value = "10s", value_parser = duration, value_name = "TIME")]
     pub shutdown_deadline: Duration,
@@ -129,7 +157,8 @@ pub enum SecureCookies {
 pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
     pub secure_cookies: SecureCookies,
-    pub lifetimes: Lifetimes,
+    pub sessions: sessions::Limits,
+    pub attempts: attempts::Limits,
     pub pictures: media::Limits,
     pub password_cost: Cost,
     pub password_jobs: usize,
@@ -138,6 +167,7 @@ pub struct Settings {
     pub upload_timeout: Duration,
     pub write_timeout: Duration,
     pub max_connections: usize,
+    pub peers: Vec<Address>,
     pub shutdown_delay: Duration,
     pub shutdown_deadline: Duration,
 }
@@ -174,6 +204,18 @@ impl ServeArgs {
             anyhow::ensure!((1..=1_000_000).contains(&count), "{flag} {count} is out of range: take 1 to 1000000");
         }
         anyhow::ensure!(
+            (1..=1_000).contains(&self.sessions_per_member),
+            "--sessions-per-member {} is out of range: take 1 to 1000",
+            self.sessions_per_member,
+        );
+        for (flag, count) in [
+            ("--login-failures", self.login_failures),
+            ("--login-failures-per-account", self.login_failures_per_account),
+            ("--login-failures-per-address", self.login_failures_per_address),
+        ] {
+            anyhow::ensure!((1..=100_000).contains(&count), "{flag} {count} is out of range: take 1 to 100000");
+        }
+        anyhow::ensure!(
             (1_024..=1 << 30).contains(&self.max_picture_bytes),
             "--max-picture-bytes {} is out of range: take 1024 to {}",
             self.max_picture_bytes,
@@ -187,6 +229,7 @@ impl ServeArgs {
         for (flag, time) in [
             ("--session-lifetime", self.session_lifetime),
             ("--visitor-lifetime", self.visitor_lifetime),
+            ("--login-window", self.login_window),
             ("--header-timeout", self.header_timeout),
             ("--request-timeout", self.request_timeout),
             ("--upload-timeout", self.upload_timeout),
@@ -206,7 +249,16 @@ impl ServeArgs {
         Ok(Settings {
             trusted_proxies: self.trusted_proxies.iter().map(|network| network.0).collect(),
             secure_cookies: self.secure_cookies,
-            lifetimes: Lifetimes { member: self.session_lifetime, visitor: self.visitor_lifetime },
+            sessions: sessions::Limits {
+                lifetimes: Lifetimes { member: self.session_lifetime, visitor: self.visitor_lifetime },
+                sessions_per_member: self.sessions_per_member,
+            },
+            attempts: attempts::Limits {
+                window: self.login_window,
+                together: self.login_failures,
+                per_account: self.login_failures_per_account,
+                per_address: self.login_failures_per_address,
+            },
             pictures: media::Limits { bytes: self.max_picture_bytes, pixels: self.max_picture_pixels },
             password_cost: if self.trivial_passwords { Cost::TRIVIAL } else { cost },
             password_jobs: self.password_jobs,
@@ -215,6 +267,7 @@ impl ServeArgs {
             upload_timeout: self.upload_timeout,
             write_timeout: self.write_timeout,
             max_connections: self.max_connections,
+            peers: self.peers.clone(),
             shutdown_delay: self.shutdown_delay,
             shutdown_deadline: self.shutdown_deadline,
         })
@@ -355,6 +408,8 @@ mod tests {
             (&["--trusted-proxies", "everyone"], &["--trusted-proxies", "everyone", "10.0.0.0/8"]),
             (&["--trivial-passwords", "--listen", "0.0.0.0:80"], &["--trivial-passwords", "0.0.0.0:80", "127.0.0.1"]),
             (&["--name", "web 1"], &["--name", "web 1", "such as web1"]),
+            (&["--sessions-per-member", "0"], &["--sessions-per-member", "0", "1 to 1000"]),
+            (&["--login-failures", "0"], &["--login-failures", "0", "1 to 100000"]),
             (&["--max-connections", "0"], &["--max-connections", "0", "1 to"]),
             (&["--request-timeout", "0s"], &["--request-timeout", "0s", "1ms"]),
             (&["--shutdown-delay", "2h"], &["--shutdown-delay", "2h", "0s to 1h"]),

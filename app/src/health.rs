@@ -11,6 +11,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::config::Address;
+
 /// The question, as written.
 #[derive(Debug, Args)]
 pub struct HealthArgs {
@@ -28,28 +30,48 @@ pub async fn ask(args: HealthArgs) -> anyhow::Result<()> {
     ensure!(url.scheme_str() == Some("http"), "--url {url} cannot be asked: take http://HOST:PORT/healthz");
     let authority = url.authority().with_context(|| format!("--url {url} names no host"))?;
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    let port = authority.port_u16().unwrap_or(80);
     let path = url.path_and_query().map_or("/", |path| path.as_str());
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
-    let answer = timeout(args.timeout, async {
+    let answer = timeout(args.timeout, answer_of(host, authority.port_u16().unwrap_or(80), path));
+    let Ok(answer) = answer.await else {
+        bail!("{url}: no answer within {}", humantime::format_duration(args.timeout));
+    };
+    let (status, body) = answer.with_context(|| url.to_string())?;
+    ensure!(status == "200", "{url}: status {status}: {body}");
+    println!("{body}");
+    Ok(())
+}
+
+/// Status and body of what is at `path` of an instance.
+async fn answer_of(host: &str, port: u16, path: &str) -> anyhow::Result<(String, String)> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n");
+    let answer = async {
         let mut stream = TcpStream::connect((host, port)).await?;
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.take(LONGEST_ANSWER).read_to_end(&mut answer).await?;
         std::io::Result::Ok(answer)
-    });
-    let Ok(answer) = answer.await else {
-        bail!("{url}: no answer within {}", humantime::format_duration(args.timeout));
     };
-    let answer = answer.with_context(|| format!("{url} cannot be reached"))?;
+    let answer = answer.await.context("cannot be reached")?;
     let answer = String::from_utf8_lossy(&answer);
     let mut words = answer.lines().next().unwrap_or_default().split(' ');
     let (version, status) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    ensure!(version.starts_with("HTTP/1."), "{url}: what answers does not speak HTTP");
+    ensure!(version.starts_with("HTTP/1."), "what answers does not speak HTTP");
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body.trim());
-    ensure!(status == "200", "{url}: status {status}: {body}");
-    println!("{body}");
-    Ok(())
+    Ok((status.to_owned(), body.to_owned()))
+}
+
+/// Whether any of `peers` reaches all of its own stores. Who does not answer within `limit` does not.
+pub async fn any_is_well(peers: &[Address], limit: Duration) -> bool {
+    let asked = peers.iter().map(|peer| {
+        Box::pin(async {
+            match answer_of(&peer.host, peer.port, "/readyz?alone").await {
+                Ok((status, _)) if status == "200" => Ok(()),
+                _ => Err(()),
+            }
+        })
+    });
+    let asked: Vec<_> = asked.collect();
+    !asked.is_empty() && matches!(timeout(limit, futures_util::future::select_ok(asked)).await, Ok(Ok(_)))
 }
 
 const LONGEST_ANSWER: u64 = 16 * 1024;

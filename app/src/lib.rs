@@ -7,7 +7,8 @@
 //! 2. [`server`] accepts connections, bounds slow clients and stops gracefully.
 //! 3. [`layers`] names, times, guards and logs each request; [`sessions`] gives it its session.
 //! 4. [`routes`] answers it, in the frame of [`page`].
-//! 5. [`data`], [`sessions`] and [`media`] are the stores, each a small trait with its contract; [`observed`]
+//! 5. [`attempts`] bounds how often a login may fail; [`history`] records it.
+//! 6. [`data`], [`sessions`] and [`media`] are the stores, each a small trait with its contract; [`observed`]
 //!    times them, and [`patience`] says how long those on the network may keep a request waiting.
 //!
 //! [`demo`] runs a balancer and three instances on one machine.
@@ -24,7 +25,9 @@ pub mod error;
 pub mod page;
 
 // What it may need.
+pub mod attempts;
 pub mod data;
+pub mod history;
 pub mod media;
 pub mod passwords;
 pub mod sessions;
@@ -60,11 +63,12 @@ use crate::{
         stores::{DataPlace, MediaPlace, SessionsPlace, StoreSettings},
     },
     data::{DataStore, cratedb::CrateDbData, postgres::PostgresData, sqlite::SqliteData},
+    history::History,
     media::{MediaStore, ObjectMedia},
     metrics::Metrics,
     observed::Observed,
     passwords::Passwords,
-    sessions::{SessionStore, SharedStore, redis_cluster::RedisSessions, sqlite::SqliteSessions},
+    sessions::{SessionStore, redis_cluster::RedisSessions, sqlite::SqliteSessions},
 };
 
 /// One instance: its settings, its stores and what it counts.
@@ -73,8 +77,9 @@ pub struct App {
     pub instance: Instance,
     pub name_header: HeaderValue,
     pub settings: Settings,
-    pub sessions: SharedStore,
+    pub sessions: Arc<dyn SessionStore>,
     pub data: Arc<dyn DataStore>,
+    pub history: History,
     pub media: Arc<dyn MediaStore>,
     pub passwords: Passwords,
     /// Pictures are decoded one at a time, for that is what takes memory.
@@ -174,10 +179,12 @@ impl App {
         stores: Stores,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Arc<Self>> {
+        let data: Arc<dyn DataStore> = Observed::new(stores.data, &metrics);
         Ok(Arc::new(Self {
             name_header: HeaderValue::try_from(&instance.name)?,
-            sessions: SharedStore(Observed::new(stores.sessions, &metrics)),
-            data: Observed::new(stores.data, &metrics),
+            sessions: Observed::new(stores.sessions, &metrics),
+            history: History::new(Arc::clone(&data), metrics.logins_unrecorded.clone()),
+            data,
             media: Observed::new(stores.media, &metrics),
             passwords: Passwords::new(settings.password_cost, settings.password_jobs)?,
             picture_checks: Arc::new(Semaphore::new(1)),

@@ -23,6 +23,7 @@ pub struct Metrics {
     pub requests_in_flight: IntGauge,
     pub connections: IntGauge,
     pub sessions_created: IntCounter,
+    pub logins_unrecorded: IntCounter,
     logins: IntCounterVec,
     pictures: IntCounterVec,
     store_seconds: HistogramVec,
@@ -64,6 +65,11 @@ impl Metrics {
         registry.register(Box::new(redis_connections_replaced.clone()))?;
         let sessions_created = IntCounter::new("app_sessions_created_total", "Sessions begun, renewed ids included.")?;
         registry.register(Box::new(sessions_created.clone()))?;
+        let logins_unrecorded = IntCounter::new(
+            "app_logins_unrecorded_total",
+            "Attempts to log in that are missing in the login history, since they could not be written.",
+        )?;
+        registry.register(Box::new(logins_unrecorded.clone()))?;
         let store_errors = counters(
             "app_store_errors_total",
             "Operations of a store that failed, by store and operation.",
@@ -71,7 +77,7 @@ impl Metrics {
         )?;
         let logins = counters("app_logins_total", "Attempts to log in, by result.", &["result"])?;
         // There from the start, so that a first one is seen to be one.
-        for result in [LoginResult::Succeeded, LoginResult::WrongPassword, LoginResult::UnknownName] {
+        for result in LoginResult::ALL {
             logins.with_label_values(&[result.as_str()]);
         }
         for (store, operation) in OPERATIONS {
@@ -92,6 +98,7 @@ impl Metrics {
             requests_in_flight: gauge("app_requests_in_flight", "Requests being answered now.")?,
             connections: gauge("app_connections", "Connections open now.")?,
             sessions_created,
+            logins_unrecorded,
             logins,
             pictures: counters("app_pictures_total", "Pictures received, by what became of them.", &["result"])?,
             store_seconds: histograms(
@@ -183,7 +190,7 @@ impl Metrics {
 }
 
 /// What is asked of the stores.
-const OPERATIONS: [(&str, &str); 15] = [
+const OPERATIONS: [(&str, &str); 21] = [
     ("data", "add_post"),
     ("data", "create_user"),
     ("data", "logins"),
@@ -195,10 +202,16 @@ const OPERATIONS: [(&str, &str); 15] = [
     ("media", "put"),
     ("media", "ready"),
     ("media", "size"),
+    ("sessions", "count"),
     ("sessions", "create"),
     ("sessions", "delete"),
+    ("sessions", "enrol"),
+    ("sessions", "list"),
     ("sessions", "load"),
+    ("sessions", "reach"),
     ("sessions", "save"),
+    ("sessions", "strike"),
+    ("sessions", "uncount"),
 ];
 
 struct AskPoolSize(Box<dyn Fn() -> PoolSize + Send + Sync>);
@@ -235,14 +248,19 @@ pub enum LoginResult {
     Succeeded,
     WrongPassword,
     UnknownName,
+    /// Without a look at the password: too many had failed.
+    Refused,
 }
 
 impl LoginResult {
+    const ALL: [Self; 4] = [Self::Succeeded, Self::WrongPassword, Self::UnknownName, Self::Refused];
+
     fn as_str(self) -> &'static str {
         match self {
             Self::Succeeded => "succeeded",
             Self::WrongPassword => "wrong_password",
             Self::UnknownName => "unknown_name",
+            Self::Refused => "refused",
         }
     }
 }

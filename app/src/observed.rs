@@ -1,19 +1,15 @@
 //! The stores as the application uses them: any implementation, its operations timed and its failures counted.
 
-use std::{fmt, ops::Range, sync::Arc};
+use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tower_sessions_core::{
-    SessionStore,
-    session::{Id, Record},
-    session_store,
-};
 
 use crate::{
     data::{Cursor, DataStore, Login, Post, Result, Signup, User, UserKey},
     error::StoreError,
     media::{Media, MediaName, MediaStore},
     metrics::Metrics,
+    sessions::{Count, Id, Loaded, Reach, Record, SessionStore},
 };
 
 /// `inner`, watched.
@@ -90,19 +86,43 @@ impl MediaStore for Observed<dyn MediaStore> {
 
 #[async_trait]
 impl SessionStore for Observed<dyn SessionStore> {
-    async fn create(&self, record: &mut Record) -> session_store::Result<()> {
+    async fn create(&self, record: &Record) -> Result<bool> {
         self.metrics.watch("sessions", "create", self.inner.create(record)).await
     }
 
-    async fn save(&self, record: &Record) -> session_store::Result<()> {
+    async fn save(&self, record: &Record) -> Result<bool> {
         self.metrics.watch("sessions", "save", self.inner.save(record)).await
     }
 
-    async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
+    async fn load(&self, id: &Id) -> Result<Loaded> {
         self.metrics.watch("sessions", "load", self.inner.load(id)).await
     }
 
-    async fn delete(&self, id: &Id) -> session_store::Result<()> {
+    async fn delete(&self, id: &Id) -> Result<()> {
         self.metrics.watch("sessions", "delete", self.inner.delete(id)).await
+    }
+
+    async fn enrol(&self, name: &str, entry: &str, lifetime: Duration) -> Result<Vec<String>> {
+        self.metrics.watch("sessions", "enrol", self.inner.enrol(name, entry, lifetime)).await
+    }
+
+    async fn list(&self, name: &str) -> Result<Vec<String>> {
+        self.metrics.watch("sessions", "list", self.inner.list(name)).await
+    }
+
+    async fn strike(&self, name: &str, entries: &[String]) -> Result<()> {
+        self.metrics.watch("sessions", "strike", self.inner.strike(name, entries)).await
+    }
+
+    async fn count(&self, name: &str, window: Duration) -> Result<Count> {
+        self.metrics.watch("sessions", "count", self.inner.count(name, window)).await
+    }
+
+    async fn uncount(&self, name: &str) -> Result<()> {
+        self.metrics.watch("sessions", "uncount", self.inner.uncount(name)).await
+    }
+
+    async fn reach(&self) -> Result<Reach> {
+        self.metrics.watch("sessions", "reach", self.inner.reach()).await
     }
 }

@@ -105,7 +105,7 @@ pub enum Input<'f> {
     Name { value: &'f str, autofocus: bool },
     Password { autocomplete: &'f str },
     Text { value: &'f str, longest: usize },
-    Area { value: &'f str, longest: usize },
+    Area { value: &'f str, longest: usize, required: bool },
     Picture { accept: &'f str },
 }
 
@@ -137,9 +137,9 @@ impl Field<'_> {
                         input id=(name) name=(name) type="text" value=(value) maxlength=(longest)
                             aria-describedby=[described] aria-invalid=[invalid];
                     }
-                    Input::Area { value, longest } => {
+                    Input::Area { value, longest, required } => {
                         // The parser drops a newline right after the tag: one of ours saves one of theirs.
-                        textarea id=(name) name=(name) rows="4" maxlength=(longest) required
+                        textarea id=(name) name=(name) rows="4" maxlength=(longest) required[*required]
                             aria-describedby=[described] aria-invalid=[invalid] { "\n" (value) }
                     }
                     Input::Picture { accept } => {
@@ -221,7 +221,7 @@ mod tests {
             label: "Text",
             hint: None,
             error: Some("<b>"),
-            input: Input::Area { value: "</textarea><script>", longest: 9 },
+            input: Input::Area { value: "</textarea><script>", longest: 9, required: true },
         };
         let markup = field.render().into_string();
         assert!(!markup.contains("<script>") && !markup.contains("<b>"), "{markup}");

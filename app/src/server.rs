@@ -15,6 +15,7 @@ use hyper_util::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
+    time::{Instant, timeout_at},
 };
 use tower::ServiceExt;
 
@@ -69,9 +70,11 @@ pub async fn run(app: Arc<App>, listener: TcpListener, mut stop: watch::Receiver
     }
     drop(listener);
     tracing::info!("stopping: finishing what is in flight");
-    if tokio::time::timeout(app.settings.shutdown_deadline, connections.shutdown()).await.is_err() {
+    let deadline = Instant::now() + app.settings.shutdown_deadline;
+    if timeout_at(deadline, connections.shutdown()).await.is_err() {
         tracing::warn!("stopping: the deadline has passed, requests are cut off");
     }
+    app.history.finish(deadline).await;
 }
 
 /// Waits for the wish to stop, says so to whoever asks, and gives the balancers time to ask.

@@ -6,7 +6,7 @@ use axum::{
     extract::State,
     response::{Html, IntoResponse, Redirect, Response},
 };
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use maud::{Markup, html};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::{Form, Params, local};
 use crate::{
     App,
+    attempts::{self, Attempt, Refused},
     data::{Cursor, Login, Millis, Signup, User, UserName},
     error::Error,
     layers::Client,
@@ -38,6 +39,18 @@ pub struct Credentials {
 impl Credentials {
     fn draft(&self) -> Draft {
         Draft { text: self.draft_text.clone(), alt: self.draft_alt.clone() }
+    }
+
+    /// What is wrong with the draft, if it cannot be kept.
+    fn draft_complaint(&self) -> Option<String> {
+        let length = self.draft().length();
+        (length > Draft::LONGEST).then(|| {
+            format!(
+                "Your post and the description of its picture are {length} bytes; at most {} can be kept while you log in. \
+                 Shorten them, or copy them to a safe place and leave them empty here.",
+                Draft::LONGEST
+            )
+        })
     }
 }
 
@@ -77,7 +90,7 @@ pub async fn signup(
     let name = filled.name.parse::<UserName>();
     let password = check_password(&filled.password);
     let name = match (name, password) {
-        (Ok(name), Ok(())) => name,
+        (Ok(name), Ok(())) if filled.draft_complaint().is_none() => name,
         (name, password) => {
             let complaints = Complaints { name: name.err().map(|bad| bad.to_string()), password: password.err() };
             return refuse(StatusCode::UNPROCESSABLE_ENTITY, complaints);
@@ -91,8 +104,9 @@ pub async fn signup(
     };
     match app.data.create_user(&user).await? {
         Signup::Created => {
-            record(&app, &user, client, true).await?;
-            enter(&session, &user, &filled).await
+            app.history.write_now(record(&app, &user, client, true)).await;
+            let device = attempts::remember(&*app.sessions, &user.name.key(), None, client.tls).await?;
+            enter(&session, &user, &filled, device).await
         }
         Signup::Taken => {
             let taken = format!("{} is taken. Choose another name, or log in if it is yours.", user.name);
@@ -125,13 +139,27 @@ pub async fn login(
     State(app): State<Arc<App>>,
     session: Session,
     client: Client,
+    headers: HeaderMap,
     Form(filled): Form<Credentials>,
 ) -> Result<Response, Error> {
+    if filled.draft_complaint().is_some() {
+        let page = login_page(&app, &Visitor::default(), &filled, Some("Not yet: your post is too long, see below."));
+        return Ok((StatusCode::UNPROCESSABLE_ENTITY, page).into_response());
+    }
     // No name is longer and no password either: such an attempt is wrong without any work.
     let fit = check_password(&filled.password).is_ok();
-    let user = match filled.name.parse::<UserName>() {
-        Ok(name) => app.data.user(&name.key()).await?,
-        Err(_) => None,
+    let key = filled.name.parse::<UserName>().ok().map(|name| name.key());
+    let limits = app.settings.attempts;
+    let attempt = match Attempt::begin(&*app.sessions, limits, key.as_ref(), client.address, &headers).await? {
+        Ok(attempt) => attempt,
+        Err(refused) => {
+            app.metrics.login(LoginResult::Refused);
+            return Ok(too_many(&app, &filled, refused));
+        }
+    };
+    let user = match &key {
+        Some(key) => app.data.user(key).await?,
+        None => None,
     };
     let hash = user.as_ref().map(|user| user.password_hash.clone());
     let password = if fit { filled.password.clone() } else { Password::default() };
@@ -139,18 +167,32 @@ pub async fn login(
     match user {
         Some(user) if right => {
             app.metrics.login(LoginResult::Succeeded);
-            record(&app, &user, client, true).await?;
-            return enter(&session, &user, &filled).await;
+            app.history.write_now(record(&app, &user, client, true)).await;
+            let device = attempt.succeeded(&*app.sessions, &user.name.key(), client.tls).await?;
+            return enter(&session, &user, &filled, device).await;
         }
         Some(user) => {
             app.metrics.login(LoginResult::WrongPassword);
-            record(&app, &user, client, false).await?;
+            // Not waited for: the time to answer does not tell which names exist.
+            drop(app.history.write(record(&app, &user, client, false)));
         }
         None => app.metrics.login(LoginResult::UnknownName),
     }
     // The same words for both, so that they do not tell which names exist.
     let complaint = "That name and password do not belong together.";
     Ok(unauthorised(login_page(&app, &Visitor::default(), &filled, Some(complaint))))
+}
+
+/// The page to try again later; the same for names that do and do not exist.
+fn too_many(app: &App, filled: &Credentials, refused: Refused) -> Response {
+    let seconds = refused.try_again_in.as_secs() + 1;
+    let minutes = seconds.div_ceil(60);
+    let complaint = format!(
+        "Too many attempts have failed, so this one was not looked at. Try again in {minutes} min, or from a browser in \
+         which you have logged in before."
+    );
+    let page = login_page(app, &Visitor::default(), filled, Some(&complaint));
+    (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, seconds.to_string())], page).into_response()
 }
 
 /// The page to log in again, with what was being written.
@@ -175,29 +217,28 @@ fn unauthorised(page: Html<String>) -> Response {
     response
 }
 
-async fn record(app: &App, user: &User, client: Client, succeeded: bool) -> Result<(), Error> {
-    let login = Login {
+fn record(app: &App, user: &User, client: Client, succeeded: bool) -> Login {
+    Login {
         id: Uuid::now_v7(),
         user: user.name.key(),
         at: Millis::now(),
         address: client.address,
         instance: app.instance.name.clone(),
         succeeded,
-    };
-    Ok(app.data.record_login(&login).await?)
+    }
 }
 
-async fn enter(session: &Session, user: &User, filled: &Credentials) -> Result<Response, Error> {
+async fn enter(session: &Session, user: &User, filled: &Credentials, device: HeaderValue) -> Result<Response, Error> {
     sessions::sign_in(session, &Member { name: user.name.clone() }).await?;
     let draft = filled.draft();
     if !draft.is_empty() {
         draft.keep(session).await?;
     }
-    Ok(Redirect::to(local(&filled.next)).into_response())
+    Ok(([(header::SET_COOKIE, device)], Redirect::to(local(&filled.next))).into_response())
 }
 
-pub async fn logout(session: Session) -> Result<Redirect, Error> {
-    sessions::sign_out(&session).await?;
+pub async fn logout(State(app): State<Arc<App>>, session: Session) -> Result<Redirect, Error> {
+    sessions::sign_out(&*app.sessions, &session).await?;
     Ok(Redirect::to("/"))
 }
 
@@ -253,14 +294,15 @@ fn row(login: &Login) -> Markup {
 }
 
 fn signup_page(app: &App, visitor: &Visitor, filled: &Credentials, complaints: &Complaints) -> Html<String> {
+    let is_wrong = complaints.name.is_some() || complaints.password.is_some() || filled.draft_complaint().is_some();
     let content = html! {
         section.card.narrow {
             h1 { "Sign up" }
-            @if complaints.name.is_some() || complaints.password.is_some() {
+            @if is_wrong {
                 (alert("Not yet: see what is marked below. The password has to be typed again."))
             }
             form method="post" action="/accounts/signup/" {
-                (hidden(filled))
+                (carried(filled))
                 (Field {
                     name: "name", label: "Name", error: complaints.name.as_deref(),
                     hint: Some("3 to 32 letters, digits, dots, dashes and underscores."),
@@ -276,7 +318,7 @@ fn signup_page(app: &App, visitor: &Visitor, filled: &Credentials, complaints: &
             p.hint { "Already here? " a href=(with_next("/accounts/login/", filled)) { "Log in" } "." }
         }
     };
-    let title = if complaints.name.is_some() || complaints.password.is_some() { "Error: sign up" } else { "Sign up" };
+    let title = if is_wrong { "Error: sign up" } else { "Sign up" };
     Page { instance: &app.instance, visitor, title, here: "/accounts/signup/", content }.render()
 }
 
@@ -286,7 +328,7 @@ fn login_page(app: &App, visitor: &Visitor, filled: &Credentials, complaint: Opt
             h1 { "Log in" }
             @if let Some(complaint) = complaint { (alert(complaint)) }
             form method="post" action="/accounts/login/" {
-                (hidden(filled))
+                (carried(filled))
                 (Field {
                     name: "name", label: "Name", hint: None, error: None,
                     input: Input::Name { value: &filled.name, autofocus: true },
@@ -304,11 +346,25 @@ fn login_page(app: &App, visitor: &Visitor, filled: &Credentials, complaint: Opt
     Page { instance: &app.instance, visitor, title, here: "/accounts/login/", content }.render()
 }
 
-/// What travels with a form unseen, so that nothing is lost on the way.
-fn hidden(filled: &Credentials) -> Markup {
+/// What travels with a form, so that nothing is lost on the way: unseen, unless it is too much to be kept.
+fn carried(filled: &Credentials) -> Markup {
+    let complaint = filled.draft_complaint();
+    let draft = [("draft_text", &filled.draft_text), ("draft_alt", &filled.draft_alt)];
     html! {
-        @for (name, value) in [("next", &filled.next), ("draft_text", &filled.draft_text), ("draft_alt", &filled.draft_alt)] {
-            @if !value.is_empty() { input type="hidden" name=(name) value=(value); }
+        @if !filled.next.is_empty() { input type="hidden" name="next" value=(filled.next); }
+        @if complaint.is_some() {
+            (Field {
+                name: "draft_text", label: "Your post", hint: None, error: complaint.as_deref(),
+                input: Input::Area { value: &filled.draft_text, longest: Draft::LONGEST, required: false },
+            }.render())
+            (Field {
+                name: "draft_alt", label: "What the picture shows", hint: None, error: None,
+                input: Input::Text { value: &filled.draft_alt, longest: Draft::LONGEST },
+            }.render())
+        } @else {
+            @for (name, value) in draft {
+                @if !value.is_empty() { input type="hidden" name=(name) value=(value); }
+            }
         }
     }
 }

@@ -298,7 +298,7 @@ fn form(app: &App, filled: &Filled) -> Markup {
                 input type="hidden" name="id" value=(filled.id);
                 (Field {
                     name: "text", label: "Text", hint: None, error: filled.text_error.as_deref(),
-                    input: Input::Area { value: &filled.text, longest: LONGEST_TEXT },
+                    input: Input::Area { value: &filled.text, longest: LONGEST_TEXT, required: true },
                 }.render())
                 (Field {
                     name: "alt", label: "What the picture shows", error: None,

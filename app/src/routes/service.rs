@@ -1,21 +1,21 @@
 //! What is there for machines: health, readiness, metrics, style sheet and icons.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     extract::{Path, State},
     response::{IntoResponse, Redirect, Response},
 };
-use http::{StatusCode, header};
-use tower_sessions_core::session::Id;
+use http::{StatusCode, Uri, header};
 
 use crate::{
     App,
     config::Tint,
-    error::Error,
+    error::{Error, StoreError},
+    health,
     layers::Client,
     page::{self, STYLE},
-    sessions::SessionStore,
+    sessions::Reach,
 };
 
 /// The process is alive, and not about to end: for balancers that ask nothing else. Says nothing about the stores:
@@ -28,36 +28,56 @@ fn stopping() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response()
 }
 
-/// Whether requests should come here: not while stopping, nor while a store is out of reach.
-pub async fn ready(State(app): State<Arc<App>>) -> Response {
+/// Whether requests should come here: not while stopping, nor while a store is out of reach that another instance
+/// reaches. A store that none of them reaches is no reason to leave: then all would, and what needs no store as well.
+/// Nor is one of which a part is away, since that is so for all.
+///
+/// Asked for `?alone` by its peers, it says whether it reaches its own stores. So not all leave: who leaves has just heard
+/// of one that is well.
+pub async fn ready(State(app): State<Arc<App>>, uri: Uri) -> Response {
     if app.is_leaving() {
         return stopping();
     }
-    let id = Id::default();
-    let stores = tokio::time::timeout(READY_WITHIN, async {
-        let (sessions, data, media) = tokio::join!(app.sessions.load(&id), app.data.ready(), app.media.ready());
-        [
-            ("sessions", sessions.err().map(|error| error.to_string())),
-            ("data", data.err().map(|error| error.to_string())),
-            ("media", media.err().map(|error| error.to_string())),
-        ]
-    })
-    .await;
-    let Ok(stores) = stores else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "stores do not answer in time\n").into_response();
-    };
+    let (sessions, data, media) = (Arc::clone(&app.sessions), Arc::clone(&app.data), Arc::clone(&app.media));
+    let (sessions, data, media) = tokio::join!(
+        within(async move { sessions.reach().await }),
+        within(async move { data.ready().await }),
+        within(async move { media.ready().await }),
+    );
     let mut out_of_reach = Vec::new();
-    for (store, error) in stores {
+    let errors =
+        [("sessions", sessions.as_ref().err()), ("data", data.as_ref().err()), ("media", media.as_ref().err())];
+    for (store, error) in errors {
         if let Some(error) = error {
-            tracing::warn!(store, error, "not ready: the store of {store} cannot be reached");
+            tracing::warn!(store, %error, "the store of {store} cannot be reached");
             out_of_reach.push(store);
         }
     }
+    let out_of_reach = out_of_reach.join(", ");
     if out_of_reach.is_empty() {
-        "ready\n".into_response()
-    } else {
-        let body = format!("out of reach: {}\n", out_of_reach.join(", "));
-        (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+        return match sessions {
+            Ok(Reach::Part(part)) => {
+                tracing::warn!(part, "a part of the sessions cannot be reached: {part}");
+                format!("ready, but for some sessions: {part}\n").into_response()
+            }
+            _ => "ready\n".into_response(),
+        };
+    }
+    if uri.query() == Some("alone") || health::any_is_well(&app.settings.peers, PEERS_WITHIN).await {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("out of reach: {out_of_reach}\n")).into_response();
+    }
+    format!("out of reach: {out_of_reach}; and no other instance is known to do better\n").into_response()
+}
+
+/// What is asked, or an error if that takes too long. It goes on then: a connection that is being made anew is there for
+/// whoever asks next, however often nobody waits for it.
+async fn within<T: Send + 'static>(
+    asked: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(STORES_WITHIN, tokio::spawn(asked)).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(error)) => Err(StoreError::unavailable(error)),
+        Err(_) => Err(StoreError::unavailable("no answer in time")),
     }
 }
 
@@ -98,4 +118,6 @@ pub async fn robots() -> &'static str {
     "User-agent: *\nDisallow: /accounts/\n"
 }
 
-const READY_WITHIN: std::time::Duration = std::time::Duration::from_secs(3);
+/// Both together are less than the second that a probe usually gives: an answer that comes too late says no for all.
+const STORES_WITHIN: Duration = Duration::from_millis(500);
+const PEERS_WITHIN: Duration = Duration::from_millis(300);

@@ -18,6 +18,8 @@ use redis::{
     Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, TlsCertificates, TlsMode,
     cluster::{ClusterClient, ClusterClientBuilder},
     cluster_async::ClusterConnection,
+    cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo},
+    from_redis_value,
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -25,12 +27,8 @@ use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
 };
-use tower_sessions_core::{
-    SessionStore,
-    session::{Id, Record},
-    session_store::{Error, Result},
-};
 
+use super::{Count, ENDED_FOR, Id, Loaded, Reach, Record, Result, SessionStore};
 use crate::{
     config::{Address, Secret},
     error::StoreError,
@@ -98,17 +96,34 @@ impl RedisSessions {
 
     /// Sends a command that may be sent again.
     async fn ask<T: FromRedisValue + Send>(&self, command: &Cmd) -> Result<T> {
+        self.ask_by(command, None).await
+    }
+
+    /// As [`ask`](Self::ask), of the nodes that `routing` says; without one, of the node that has the key.
+    async fn ask_by<T: FromRedisValue + Send>(&self, command: &Cmd, routing: Option<RoutingInfo>) -> Result<T> {
         let cluster = &self.0;
-        cluster
-            .patience
-            .run(|| Arc::clone(cluster).attempt(command))
-            .await
-            .map_err(|error| Error::Backend(error.to_string()))
+        cluster.patience.run(|| Arc::clone(cluster).attempt(command, routing.clone())).await
+    }
+
+    /// Runs a script on one key, which all of it happens to at once.
+    async fn run<T: FromRedisValue + Send>(&self, script: &str, key: &str, arguments: &[&[u8]]) -> Result<T> {
+        let mut command = Cmd::new();
+        command.arg("EVAL").arg(script).arg(1).arg(key).arg(arguments);
+        self.ask(&command).await
+    }
+
+    /// Of what is no session. No id has a colon.
+    fn key_beside(&self, kind: &str, name: &str) -> String {
+        format!("{}{kind}:{name}", self.0.settings.prefix)
     }
 }
 
 impl Cluster {
-    async fn attempt<T: FromRedisValue>(self: Arc<Self>, command: &Cmd) -> std::result::Result<T, Failure> {
+    async fn attempt<T: FromRedisValue>(
+        self: Arc<Self>,
+        command: &Cmd,
+        routing: Option<RoutingInfo>,
+    ) -> std::result::Result<T, Failure> {
         let link = match self.link.load_full() {
             Some(link) => link,
             None => self.make(None).await?,
@@ -117,7 +132,13 @@ impl Cluster {
         let away = self.patience.is_away();
         // The client has the same limit; this is for the day on which it does not keep it.
         let limit = if away { self.settings.response_timeout } else { self.settings.attempt_timeout + GRACE };
-        let error = match timeout(limit, command.query_async(&mut connection)).await {
+        let asked = async {
+            match routing {
+                None => command.query_async(&mut connection).await,
+                Some(routing) => Ok(from_redis_value(connection.route_command(command.clone(), routing).await?)?),
+            }
+        };
+        let error = match timeout(limit, asked).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => match remedy(&error) {
                 Remedy::None => return Err(Failure::lasting(unavailable(error))),
@@ -172,32 +193,70 @@ impl Cluster {
 
 #[async_trait]
 impl SessionStore for RedisSessions {
-    async fn create(&self, record: &mut Record) -> Result<()> {
-        loop {
-            let mut command = set(&self.key(&record.id), record)?;
-            let created: Option<String> = self.ask(command.arg("NX")).await?;
-            if created.is_some() {
-                return Ok(());
-            }
-            // Taken, or written by an attempt whose answer was lost. Nobody was told that id, so it is left to expire.
-            record.id = Id::default();
-        }
+    async fn create(&self, record: &Record) -> Result<bool> {
+        let mut command = Cmd::new();
+        command.arg("SET").arg(self.key(&record.id)).arg(kept(record)?).arg("PX").arg(left(record)).arg("NX");
+        let created: Option<String> = self.ask(&command).await?;
+        Ok(created.is_some())
     }
 
-    async fn save(&self, record: &Record) -> Result<()> {
-        let mut command = set(&self.key(&record.id), record)?;
-        // Only what exists: a session that was ended meanwhile stays ended.
-        let _: Option<String> = self.ask(command.arg("XX")).await?;
-        Ok(())
+    async fn save(&self, record: &Record) -> Result<bool> {
+        let (kept, left) = (kept(record)?, left(record).to_string());
+        let ended = ended()?;
+        self.run(SAVE, &self.key(&record.id), &[&kept, left.as_bytes(), &ended]).await
     }
 
-    async fn load(&self, id: &Id) -> Result<Option<Record>> {
+    async fn load(&self, id: &Id) -> Result<Loaded> {
         let found: Option<Vec<u8>> = self.ask(Cmd::new().arg("GET").arg(self.key(id))).await?;
-        found.map_or(Ok(None), |value| read(*id, &value))
+        found.map_or(Ok(Loaded::Nothing), |value| read(*id, &value))
     }
 
     async fn delete(&self, id: &Id) -> Result<()> {
-        self.ask(Cmd::new().arg("DEL").arg(self.key(id))).await
+        let mut command = Cmd::new();
+        command.arg("SET").arg(self.key(id)).arg(ended()?).arg("PX").arg(whole_millis(ENDED_FOR)).arg("XX");
+        let _: Option<String> = self.ask(&command).await?;
+        Ok(())
+    }
+
+    async fn enrol(&self, name: &str, entry: &str, lifetime: Duration) -> Result<Vec<String>> {
+        let lifetime = whole_millis(lifetime).to_string();
+        self.run(ENROL, &self.key_beside("list", name), &[entry.as_bytes(), lifetime.as_bytes()]).await
+    }
+
+    async fn list(&self, name: &str) -> Result<Vec<String>> {
+        self.ask(Cmd::new().arg("LRANGE").arg(self.key_beside("list", name)).arg(0).arg(-1)).await
+    }
+
+    async fn strike(&self, name: &str, entries: &[String]) -> Result<()> {
+        for entry in entries {
+            let mut command = Cmd::new();
+            command.arg("LREM").arg(self.key_beside("list", name)).arg(0).arg(entry);
+            let _: i64 = self.ask(&command).await?;
+        }
+        Ok(())
+    }
+
+    async fn count(&self, name: &str, window: Duration) -> Result<Count> {
+        let window = whole_millis(window).to_string();
+        let (number, left): (u32, u64) = self.run(COUNT, &self.key_beside("count", name), &[window.as_bytes()]).await?;
+        Ok(Count { number, left: Duration::from_millis(left) })
+    }
+
+    async fn uncount(&self, name: &str) -> Result<()> {
+        self.run(UNCOUNT, &self.key_beside("count", name), &[]).await
+    }
+
+    /// What any master says that answers: a node that is away takes its slots with it.
+    async fn reach(&self) -> Result<Reach> {
+        let masters = (MultipleNodeRoutingInfo::AllMasters, Some(ResponsePolicy::OneSucceeded));
+        let said: String =
+            self.ask_by(Cmd::new().arg("CLUSTER").arg("INFO"), Some(RoutingInfo::MultiNode(masters))).await?;
+        let figure = |name: &str| {
+            said.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':')?.parse::<u32>().ok())
+        };
+        let served =
+            figure("cluster_slots_ok").ok_or_else(|| StoreError::corrupt("CLUSTER INFO without its figures"))?;
+        Ok(if served == SLOTS { Reach::Whole } else { Reach::Part(format!("{served} of {SLOTS} slots are served")) })
     }
 }
 
@@ -215,30 +274,42 @@ struct Kept<D> {
     data: D,
 }
 
-fn set(key: &str, record: &Record) -> Result<Cmd> {
-    let expires_ms = millis(record.expiry_date);
-    let kept = serde_json::to_vec(&Kept { expires_ms, data: &record.data });
-    let kept = kept.map_err(|error| Error::Encode(error.to_string()))?;
-    // Counted from now, not to a point in time: the clocks of this machine and of Redis may differ.
-    let remaining = expires_ms.saturating_sub(millis(OffsetDateTime::now_utc())).max(1);
-    let mut command = Cmd::new();
-    command.arg("SET").arg(key).arg(kept).arg("PX").arg(remaining);
-    Ok(command)
+fn kept(record: &Record) -> Result<Vec<u8>> {
+    serde_json::to_vec(&Kept { expires_ms: millis(record.expiry_date), data: &record.data })
+        .map_err(StoreError::corrupt)
 }
 
-fn read(id: Id, value: &[u8]) -> Result<Option<Record>> {
-    let kept: Kept<HashMap<String, serde_json::Value>> =
-        serde_json::from_slice(value).map_err(|error| Error::Decode(error.to_string()))?;
+/// What the key of a session holds that was ended: one that has expired, and for which there is no later time.
+fn ended() -> Result<Vec<u8>> {
+    serde_json::to_vec(&Kept { expires_ms: 0, data: HashMap::<String, ()>::new() }).map_err(StoreError::corrupt)
+}
+
+/// Milliseconds that a session has left. Counted from now, not to a point in time: the clocks of this machine and of Redis
+/// may differ.
+fn left(record: &Record) -> i64 {
+    millis(record.expiry_date).saturating_sub(millis(OffsetDateTime::now_utc())).max(1)
+}
+
+fn read(id: Id, value: &[u8]) -> Result<Loaded> {
+    let kept: Kept<HashMap<String, serde_json::Value>> = serde_json::from_slice(value).map_err(StoreError::corrupt)?;
+    if kept.expires_ms == 0 {
+        return Ok(Loaded::Ended);
+    }
     if kept.expires_ms <= millis(OffsetDateTime::now_utc()) {
-        return Ok(None);
+        return Ok(Loaded::Nothing);
     }
     let expiry_date = OffsetDateTime::from_unix_timestamp_nanos(i128::from(kept.expires_ms) * 1_000_000)
-        .map_err(|error| Error::Decode(error.to_string()))?;
-    Ok(Some(Record { id, data: kept.data, expiry_date }))
+        .map_err(StoreError::corrupt)?;
+    Ok(Loaded::Session(Record { id, data: kept.data, expiry_date }))
 }
 
 fn millis(time: OffsetDateTime) -> i64 {
     i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}
+
+/// As Redis takes a time to live: not nothing, and no more than it can add to the present.
+fn whole_millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX).clamp(1, i64::MAX / 4)
 }
 
 fn client(settings: &Settings) -> anyhow::Result<ClusterClient> {
@@ -305,5 +376,26 @@ fn unavailable(error: RedisError) -> StoreError {
     StoreError::unavailable(error)
 }
 
+/// Replaces what exists and was not ended.
+const SAVE: &str = "
+local there = redis.call('GET', KEYS[1])
+if not there or there == ARGV[3] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1";
+/// Puts an entry at the end of a list and prolongs the life of the list.
+const ENROL: &str = "
+redis.call('LREM', KEYS[1], 0, ARGV[1])
+redis.call('RPUSH', KEYS[1], ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return redis.call('LRANGE', KEYS[1], 0, -1)";
+/// Counts one more. In one step with its end, or a count that was begun and given up would never end.
+const COUNT: &str = "
+local number = redis.call('INCR', KEYS[1])
+if number == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
+return {number, redis.call('PTTL', KEYS[1])}";
+const UNCOUNT: &str = "
+if tonumber(redis.call('GET', KEYS[1]) or '0') > 0 then redis.call('DECR', KEYS[1]) end";
+/// Of any Redis Cluster.
+const SLOTS: u32 = 16_384;
 const GRACE: Duration = Duration::from_millis(250);
 const RETRIES: u32 = 16;

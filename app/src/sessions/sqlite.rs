@@ -3,14 +3,10 @@
 use std::{path::Path, time::Duration};
 
 use async_trait::async_trait;
-use rusqlite::{OptionalExtension, named_params};
+use rusqlite::{Connection, OptionalExtension, named_params};
 use time::OffsetDateTime;
-use tower_sessions_core::{
-    SessionStore,
-    session::{Id, Record},
-    session_store::{Error, Result},
-};
 
+use super::{Count, ENDED_FOR, Id, Loaded, Reach, Record, Result, SessionStore};
 use crate::{
     error::StoreError,
     sqlite::{Database, Durability},
@@ -39,16 +35,23 @@ impl SqliteSessions {
         }
     }
 
-    /// Removes at most a batch of what had expired at `now`, so that other writers are not kept waiting.
-    async fn remove_expired(&self, now: OffsetDateTime) -> std::result::Result<usize, StoreError> {
+    /// Removes at most a batch of each kind of what had expired at `now`, so that other writers are not kept waiting.
+    async fn remove_expired(&self, now: OffsetDateTime) -> Result<usize> {
         let now = millis(now);
         self.0
             .write(move |db| {
-                db.prepare_cached(
+                let mut removed = 0;
+                for statement in [
                     "DELETE FROM sessions WHERE id IN
                      (SELECT id FROM sessions WHERE expires_ms <= :now LIMIT 1000)",
-                )?
-                .execute(named_params! { ":now": now })
+                    "DELETE FROM session_lists WHERE (name, entry) IN
+                     (SELECT name, entry FROM session_lists WHERE expires_ms <= :now LIMIT 1000)",
+                    "DELETE FROM session_counts WHERE name IN
+                     (SELECT name FROM session_counts WHERE expires_ms <= :now LIMIT 1000)",
+                ] {
+                    removed += db.prepare_cached(statement)?.execute(named_params! { ":now": now })?;
+                }
+                Ok(removed)
             })
             .await
     }
@@ -56,92 +59,164 @@ impl SqliteSessions {
 
 #[async_trait]
 impl SessionStore for SqliteSessions {
-    async fn create(&self, record: &mut Record) -> Result<()> {
-        loop {
-            let (id, data, expires) = columns(record)?;
-            let created = self
-                .0
-                .write(move |db| {
-                    db.prepare_cached(
-                        "INSERT INTO sessions (id, data, expires_ms) VALUES (:id, :data, :expires)
-                         ON CONFLICT DO NOTHING",
-                    )?
-                    .execute(named_params! { ":id": id, ":data": data, ":expires": expires })
+    async fn create(&self, record: &Record) -> Result<bool> {
+        let (id, data, expires) = columns(record)?;
+        let created = self.0.write(move |db| {
+            db.prepare_cached(
+                "INSERT INTO sessions (id, data, expires_ms) VALUES (:id, :data, :expires) ON CONFLICT DO NOTHING",
+            )?
+            .execute(named_params! { ":id": id, ":data": data, ":expires": expires })
+        });
+        Ok(created.await? == 1)
+    }
+
+    async fn save(&self, record: &Record) -> Result<bool> {
+        let (id, data, expires) = columns(record)?;
+        let saved = self.0.write(move |db| {
+            // An update, never an insert: a session that was ended meanwhile stays ended.
+            db.prepare_cached(
+                "UPDATE sessions SET data = :data, expires_ms = :expires WHERE id = :id AND data <> '' AND expires_ms > :now",
+            )?
+            .execute(named_params! { ":id": id, ":data": data, ":expires": expires, ":now": now() })
+        });
+        Ok(saved.await? == 1)
+    }
+
+    async fn load(&self, id: &Id) -> Result<Loaded> {
+        let (id, key) = (*id, id.to_string());
+        let found = self.0.read(move |db| {
+            db.prepare_cached("SELECT data, expires_ms FROM sessions WHERE id = :id AND expires_ms > :now")?
+                .query_row(named_params! { ":id": key, ":now": now() }, |row| {
+                    Ok((row.get::<_, String>("data")?, row.get::<_, i64>("expires_ms")?))
                 })
-                .await
-                .map_err(backend)?;
-            if created == 1 {
-                return Ok(());
-            }
-            record.id = Id::default();
+                .optional()
+        });
+        match found.await? {
+            None => Ok(Loaded::Nothing),
+            Some((data, _)) if data.is_empty() => Ok(Loaded::Ended),
+            Some((data, expires)) => Ok(Loaded::Session(Record {
+                id,
+                data: serde_json::from_str(&data).map_err(StoreError::corrupt)?,
+                expiry_date: OffsetDateTime::from_unix_timestamp_nanos(i128::from(expires) * 1_000_000)
+                    .map_err(StoreError::corrupt)?,
+            })),
         }
     }
 
-    async fn save(&self, record: &Record) -> Result<()> {
-        let (id, data, expires) = columns(record)?;
-        self.0
-            .write(move |db| {
-                // An update, never an insert: a session that was ended meanwhile stays ended.
-                db.prepare_cached("UPDATE sessions SET data = :data, expires_ms = :expires WHERE id = :id")?
-                    .execute(named_params! { ":id": id, ":data": data, ":expires": expires })
-            })
-            .await
-            .map_err(backend)?;
-        Ok(())
-    }
-
-    async fn load(&self, id: &Id) -> Result<Option<Record>> {
-        let (id, key) = (*id, id.to_string());
-        let now = millis(OffsetDateTime::now_utc());
-        let found = self
-            .0
-            .read(move |db| {
-                db.prepare_cached("SELECT data, expires_ms FROM sessions WHERE id = :id AND expires_ms > :now")?
-                    .query_row(named_params! { ":id": key, ":now": now }, |row| {
-                        Ok((row.get::<_, String>("data")?, row.get::<_, i64>("expires_ms")?))
-                    })
-                    .optional()
-            })
-            .await
-            .map_err(backend)?;
-        found
-            .map(|(data, expires)| {
-                Ok(Record {
-                    id,
-                    data: serde_json::from_str(&data).map_err(|error| Error::Decode(error.to_string()))?,
-                    expiry_date: OffsetDateTime::from_unix_timestamp_nanos(i128::from(expires) * 1_000_000)
-                        .map_err(|error| Error::Decode(error.to_string()))?,
-                })
-            })
-            .transpose()
-    }
-
     async fn delete(&self, id: &Id) -> Result<()> {
-        let id = id.to_string();
+        let (id, expires) = (id.to_string(), after(ENDED_FOR));
+        let deleted = self.0.write(move |db| {
+            // No data marks one that was ended.
+            db.prepare_cached("UPDATE sessions SET data = '', expires_ms = :expires WHERE id = :id AND data <> ''")?
+                .execute(named_params! { ":id": id, ":expires": expires })
+        });
+        deleted.await?;
+        Ok(())
+    }
+
+    async fn enrol(&self, name: &str, entry: &str, lifetime: Duration) -> Result<Vec<String>> {
+        let (name, entry, expires) = (name.to_owned(), entry.to_owned(), after(lifetime));
         self.0
             .write(move |db| {
-                db.prepare_cached("DELETE FROM sessions WHERE id = :id")?.execute(named_params! { ":id": id })
+                let transaction = db.unchecked_transaction()?;
+                // What has expired and was not swept yet is not prolonged.
+                transaction
+                    .prepare_cached("DELETE FROM session_lists WHERE name = :name AND expires_ms <= :now")?
+                    .execute(named_params! { ":name": name, ":now": now() })?;
+                transaction
+                    .prepare_cached("UPDATE session_lists SET expires_ms = :expires WHERE name = :name")?
+                    .execute(named_params! { ":name": name, ":expires": expires })?;
+                transaction
+                    .prepare_cached(
+                        "INSERT INTO session_lists (name, entry, place, expires_ms) VALUES (:name, :entry,
+                             (SELECT coalesce(max(place), 0) + 1 FROM session_lists WHERE name = :name), :expires)
+                         ON CONFLICT DO UPDATE SET place = excluded.place",
+                    )?
+                    .execute(named_params! { ":name": name, ":entry": entry, ":expires": expires })?;
+                let listed = listed(&transaction, &name)?;
+                transaction.commit()?;
+                Ok(listed)
             })
             .await
-            .map_err(backend)?;
+    }
+
+    async fn list(&self, name: &str) -> Result<Vec<String>> {
+        let name = name.to_owned();
+        self.0.read(move |db| listed(db, &name)).await
+    }
+
+    async fn strike(&self, name: &str, entries: &[String]) -> Result<()> {
+        let (name, entries) = (name.to_owned(), entries.to_vec());
+        self.0
+            .write(move |db| {
+                let mut statement =
+                    db.prepare_cached("DELETE FROM session_lists WHERE name = :name AND entry = :entry")?;
+                for entry in &entries {
+                    statement.execute(named_params! { ":name": name, ":entry": entry })?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn count(&self, name: &str, window: Duration) -> Result<Count> {
+        let (name, expires) = (name.to_owned(), after(window));
+        let counted = self.0.write(move |db| {
+            db.prepare_cached(
+                "INSERT INTO session_counts (name, number, expires_ms) VALUES (:name, 1, :expires)
+                 ON CONFLICT DO UPDATE SET
+                     number = CASE WHEN expires_ms > :now THEN number + 1 ELSE 1 END,
+                     expires_ms = CASE WHEN expires_ms > :now THEN expires_ms ELSE :expires END
+                 RETURNING number, expires_ms",
+            )?
+            .query_row(named_params! { ":name": name, ":expires": expires, ":now": now() }, |row| {
+                Ok((row.get::<_, u32>("number")?, row.get::<_, i64>("expires_ms")?))
+            })
+        });
+        let (number, expires) = counted.await?;
+        let left = u64::try_from(expires - now()).unwrap_or_default();
+        Ok(Count { number, left: Duration::from_millis(left) })
+    }
+
+    async fn uncount(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        let uncounted = self.0.write(move |db| {
+            db.prepare_cached(
+                "UPDATE session_counts SET number = number - 1 WHERE name = :name AND number > 0 AND expires_ms > :now",
+            )?
+            .execute(named_params! { ":name": name, ":now": now() })
+        });
+        uncounted.await?;
         Ok(())
+    }
+
+    async fn reach(&self) -> Result<Reach> {
+        self.load(&Id::default()).await?;
+        Ok(Reach::Whole)
     }
 }
 
+fn listed(db: &Connection, name: &str) -> rusqlite::Result<Vec<String>> {
+    db.prepare_cached("SELECT entry FROM session_lists WHERE name = :name AND expires_ms > :now ORDER BY place")?
+        .query_map(named_params! { ":name": name, ":now": now() }, |row| row.get("entry"))?
+        .collect()
+}
+
 fn columns(record: &Record) -> Result<(String, String, i64)> {
-    let data = serde_json::to_string(&record.data).map_err(|error| Error::Encode(error.to_string()))?;
+    let data = serde_json::to_string(&record.data).map_err(StoreError::corrupt)?;
     Ok((record.id.to_string(), data, millis(record.expiry_date)))
+}
+
+fn now() -> i64 {
+    millis(OffsetDateTime::now_utc())
+}
+
+fn after(time: Duration) -> i64 {
+    now().saturating_add(i64::try_from(time.as_millis()).unwrap_or(i64::MAX))
 }
 
 fn millis(time: OffsetDateTime) -> i64 {
     i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
-}
-
-fn backend(error: StoreError) -> Error {
-    match error {
-        StoreError::Unavailable(_) => Error::Backend(error.to_string()),
-        StoreError::Corrupt(_) => Error::Decode(error.to_string()),
-    }
 }
 
 const SCHEMA: &str = "
@@ -149,6 +224,15 @@ CREATE TABLE IF NOT EXISTS sessions (
     id TEXT PRIMARY KEY, data TEXT NOT NULL, expires_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sessions_expiry ON sessions (expires_ms);
+CREATE TABLE IF NOT EXISTS session_lists (
+    name TEXT NOT NULL, entry TEXT NOT NULL, place INTEGER NOT NULL, expires_ms INTEGER NOT NULL,
+    PRIMARY KEY (name, entry)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS session_lists_expiry ON session_lists (expires_ms);
+CREATE TABLE IF NOT EXISTS session_counts (
+    name TEXT PRIMARY KEY, number INTEGER NOT NULL, expires_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS session_counts_expiry ON session_counts (expires_ms);
 ";
 
 #[cfg(test)]
@@ -170,12 +254,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = SqliteSessions::open(&folder.path().join("sessions.sqlite3")).unwrap();
         let now = OffsetDateTime::now_utc();
-        let mut short = contract::record(now + time::Duration::minutes(1));
-        let mut long = contract::record(now + time::Duration::hours(1));
-        store.create(&mut short).await.unwrap();
-        store.create(&mut long).await.unwrap();
-        assert_eq!(store.remove_expired(now + time::Duration::minutes(2)).await.unwrap(), 1);
-        assert_eq!(store.load(&short.id).await.unwrap(), None);
-        assert!(store.load(&long.id).await.unwrap().is_some());
+        let short = contract::record(now + time::Duration::minutes(1));
+        let long = contract::record(now + time::Duration::hours(1));
+        for record in [&short, &long] {
+            assert!(store.create(record).await.unwrap());
+        }
+        let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
+        for (name, lifetime) in [("short", minute), ("long", hour)] {
+            store.enrol(name, "entry", lifetime).await.unwrap();
+            store.count(name, lifetime).await.unwrap();
+        }
+        assert_eq!(store.remove_expired(now + time::Duration::minutes(2)).await.unwrap(), 3);
+        assert_eq!(store.load(&short.id).await.unwrap(), Loaded::Nothing);
+        assert!(store.load(&long.id).await.unwrap().session().is_some());
+        assert_eq!((store.list("short").await.unwrap().len(), store.list("long").await.unwrap().len()), (0, 1));
+        assert_eq!(store.count("short", hour).await.unwrap().number, 1);
+        assert_eq!(store.count("long", hour).await.unwrap().number, 2);
     }
 }

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use app::{
     config::{Address, Secret},
+    error::StoreError,
     sessions::{
-        contract,
+        Id, Reach, SessionStore, contract,
         redis_cluster::{RedisSessions, Settings, Tls},
     },
 };
@@ -19,7 +20,6 @@ use load::Load;
 use prometheus::IntCounter;
 use tests::redis_cluster::{Certificates, Options, RedisCluster};
 use time::OffsetDateTime;
-use tower_sessions_core::{SessionStore, session_store};
 
 const PASSWORD: &str = "not a secret";
 
@@ -57,11 +57,19 @@ async fn keeps_the_contract_and_lets_redis_expire_what_is_over() {
     let (other, _) = store(settings(&cluster));
     contract::run(&one, &other).await;
 
-    let mut record = contract::record(OffsetDateTime::now_utc() + time::Duration::hours(1));
-    one.create(&mut record).await.unwrap();
+    let record = contract::record(OffsetDateTime::now_utc() + time::Duration::hours(1));
+    assert!(one.create(&record).await.unwrap());
     let key = format!("session:{}", record.id);
     let left: i64 = cluster.cli(cluster.master_of(0, &key), &["pttl", &key]).trim().parse().unwrap();
     assert!((3_590_000..=3_600_000).contains(&left), "{left} ms");
+
+    // Nothing is kept for ever, be it given up half way.
+    for place in cluster.masters(0) {
+        for key in cluster.cli(place, &["keys", "*"]).lines().filter(|key| !key.is_empty()) {
+            let left: i64 = cluster.cli(place, &["pttl", key]).trim().parse().unwrap();
+            assert!(left != -1, "{key} has no end");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,7 +93,7 @@ async fn keeps_the_contract_under_tls() {
     let other = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let tls = Some(Tls { ca: Some(other.cert.pem().into_bytes()) });
     let begun = Instant::now();
-    assert_unavailable(store(Settings { tls, ..settings(&cluster) }).0.load(&Default::default()).await);
+    assert_unavailable(store(Settings { tls, ..settings(&cluster) }).0.load(&Id::default()).await);
     assert!(begun.elapsed() < settings(&cluster).overall_timeout / 2, "{:?}", begun.elapsed());
 }
 
@@ -94,7 +102,7 @@ async fn a_wrong_password_is_an_error_at_once() {
     let cluster = RedisCluster::start(Options { replicas_of_each: 0, ..Options::default() });
     let (store, _) = store(Settings { password: Some(Secret::new("wrong")), ..settings(&cluster) });
     let begun = Instant::now();
-    assert_unavailable(store.load(&Default::default()).await);
+    assert_unavailable(store.load(&Id::default()).await);
     assert!(begun.elapsed() < settings(&cluster).overall_timeout / 2, "{:?}", begun.elapsed());
 }
 
@@ -192,8 +200,8 @@ async fn with_redis_away_fails_within_the_limit_and_recovers_by_itself() {
     let mut cluster = RedisCluster::start(Options { replicas_of_each: 0, ..Options::default() });
     let limit = Duration::from_secs(3);
     let (store, _) = store(Settings { overall_timeout: limit, ..settings(&cluster) });
-    let mut record = contract::record(OffsetDateTime::now_utc() + time::Duration::hours(1));
-    store.create(&mut record).await.unwrap();
+    let record = contract::record(OffsetDateTime::now_utc() + time::Duration::hours(1));
+    assert!(store.create(&record).await.unwrap());
 
     for frozen in [false, true] {
         for place in 0..3 {
@@ -221,7 +229,7 @@ async fn with_redis_away_fails_within_the_limit_and_recovers_by_itself() {
             }
             assert!(begun.elapsed() < Duration::from_secs(20), "it did not recover");
         };
-        assert_eq!(found.unwrap().data, record.data);
+        assert_eq!(found.session().unwrap().data, record.data);
         let how = if frozen { "all nodes frozen" } else { "no node runs" };
         println!(
             "| {how} | first error after {:.1} s, next {:.2} s, 50 at once {:.2} s | back {:.2} s after the nodes |",
@@ -237,7 +245,36 @@ async fn with_redis_away_fails_within_the_limit_and_recovers_by_itself() {
     }
 }
 
+/// An instance that asked for one session found one of three of them out of reach, and called itself unready for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn tells_a_part_that_is_away_from_the_whole() {
+    let mut cluster = RedisCluster::start(Options { replicas_of_each: 0, ..as_in_production() });
+    let (store, _) = store(settings(&cluster));
+    assert_eq!(store.reach().await.unwrap(), Reach::Whole);
+    cluster.stop_node(1);
+    let (begun, mut in_a_row) = (Instant::now(), 0);
+    // Whichever answers; they notice at different times. Never an error: two of three answer.
+    while in_a_row < 20 {
+        let is_part = matches!(store.reach().await.unwrap(), Reach::Part(which) if which.contains(" of 16384 slots"));
+        in_a_row = if is_part { in_a_row + 1 } else { 0 };
+        assert!(begun.elapsed() < Duration::from_secs(20), "they did not notice");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for place in [0, 2] {
+        cluster.stop_node(place);
+    }
+    assert_unavailable(store.reach().await);
+    for place in 0..3 {
+        cluster.start_node(place);
+    }
+    let begun = Instant::now();
+    while !matches!(store.reach().await, Ok(Reach::Whole)) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it did not recover");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 #[track_caller]
-fn assert_unavailable<T: std::fmt::Debug>(outcome: session_store::Result<T>) {
-    assert!(matches!(outcome, Err(session_store::Error::Backend(_))), "{outcome:?}");
+fn assert_unavailable<T: std::fmt::Debug>(outcome: Result<T, StoreError>) {
+    assert!(matches!(outcome, Err(StoreError::Unavailable(_))), "{outcome:?}");
 }

@@ -1,4 +1,15 @@
-use crate::fixture::{Answer, Browser, PASSWORD, Site};
+use std::{sync::Arc, time::Duration};
+
+use app::{
+    Stores,
+    data::{self, Cursor, DataStore, Login, Post, Signup, User, UserKey, UserName},
+    error::StoreError,
+    server::Stop,
+};
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+
+use crate::fixture::{Answer, Browser, PASSWORD, Running, Site, eventually};
 
 #[tokio::test]
 async fn signing_up_logs_in() {
@@ -102,6 +113,7 @@ async fn the_history_shows_successes_failures_addresses_and_instances() {
         .header("x-forwarded-for", "10.0.0.1, 203.0.113.9")
         .form(&[("name", "ann"), ("password", "wrong password")]);
     assert_eq!(attempt.send().await.unwrap().status(), 401);
+    recorded(&web1, "ann", 2).await;
     let history = browser.get(&web1, "/accounts/logs/").await;
     history.says(200, &["Wrong password", "Logged in", "203.0.113.9", "127.0.0.1", "web1"]);
     assert!(!history.body.contains("10.0.0.1"));
@@ -109,13 +121,15 @@ async fn the_history_shows_successes_failures_addresses_and_instances() {
 
 #[tokio::test]
 async fn a_long_history_goes_on_over_pages() {
-    let site = Site::new();
+    let mut site = Site::new();
+    site.settings.attempts.together = 100;
     let web1 = site.start("web1").await;
     let browser = Browser::new();
     browser.sign_up(&web1, "ann").await;
     for _ in 0..26 {
         browser.log_in(&web1, "ann", "wrong password").await;
     }
+    recorded(&web1, "ann", 27).await;
     let first = browser.get(&web1, "/accounts/logs/").await;
     first.says(200, &["Earlier logins"]);
     assert_eq!(first.body.matches("Wrong password").count(), 25);
@@ -200,7 +214,210 @@ async fn members_are_not_shown_the_forms_to_enter() {
     }
 }
 
+#[tokio::test]
+async fn a_request_that_a_login_overtook_does_not_take_its_cookie_away() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    Browser::new().sign_up(&web1, "ann").await;
+    let browser = Browser::new();
+    let before = session_id(&browser.get(&web1, "/").await);
+    browser.log_in(&web1, "ann", PASSWORD).await;
+    // Sent with the id from before the login, and answered after it: a new session would be a logout.
+    let sent = Browser::new().request(&web1, "/").header("cookie", format!("id={before}")).send().await.unwrap();
+    let answer = Answer::of(sent).await;
+    answer.says(200, &["Log in"]);
+    assert_eq!(answer.header("set-cookie"), "");
+    // An id that the store does not know is replaced.
+    let sent = Browser::new().request(&web1, "/").header("cookie", "id=AAAAAAAAAAAAAAAAAAAAAA").send().await.unwrap();
+    assert!(Answer::of(sent).await.header("set-cookie").starts_with("id="));
+    // And the id from before a login or logout is no obstacle to the next login.
+    let again = Browser::new()
+        .post_raw(&web1, "/accounts/login/")
+        .header("origin", web1.url(""))
+        .header("cookie", format!("id={before}"))
+        .form(&[("name", "ann"), ("password", PASSWORD)]);
+    let again = Answer::of(again.send().await.unwrap()).await;
+    assert_eq!(again.status, 303);
+    assert_ne!(session_id(&again), before);
+}
+
+#[tokio::test]
+async fn a_member_has_so_many_sessions_and_the_longest_unused_goes() {
+    let mut site = Site::new();
+    site.settings.sessions.sessions_per_member = 2;
+    let (web1, web2) = (site.start("web1").await, site.start("web2").await);
+    let browsers = [Browser::new(), Browser::new(), Browser::new()];
+    browsers[0].sign_up(&web1, "ann").await;
+    browsers[1].log_in(&web2, "ann", PASSWORD).await;
+    browsers[2].log_in(&web1, "ann", PASSWORD).await;
+    assert_eq!(logged_in(&web1, &browsers).await, [false, true, true]);
+    // A place that is given back is free: nobody else has to go.
+    browsers[1].post(&web1, "/accounts/logout/", &[]).await;
+    browsers[0].log_in(&web2, "ann", PASSWORD).await;
+    assert_eq!(logged_in(&web1, &browsers).await, [true, false, true]);
+    // Others are not concerned.
+    browsers[1].sign_up(&web1, "ben").await;
+    assert_eq!(logged_in(&web1, &browsers).await, [true; 3]);
+}
+
+#[tokio::test]
+async fn logins_at_once_through_several_instances_leave_no_more_sessions_than_allowed() {
+    let mut site = Site::new();
+    site.settings.sessions.sessions_per_member = 3;
+    // Attempts count as failed until their passwords have been checked.
+    site.settings.attempts.together = 100;
+    let (web1, web2) = (site.start("web1").await, site.start("web2").await);
+    Browser::new().sign_up(&web1, "ann").await;
+    let browsers: Vec<_> = (0..12).map(|_| Browser::new()).collect();
+    let logins = browsers.iter().enumerate().map(|(place, browser)| {
+        let instance = if place % 2 == 0 { &web1 } else { &web2 };
+        async move { assert_eq!(browser.log_in(instance, "ann", PASSWORD).await.status, 303) }
+    });
+    futures_util::future::join_all(logins).await;
+    let alive = logged_in(&web1, &browsers).await.into_iter().filter(|is_in| *is_in).count();
+    assert!((1..=3).contains(&alive), "{alive} sessions");
+    let one_more = Browser::new();
+    one_more.log_in(&web2, "ann", PASSWORD).await;
+    one_more.get(&web1, "/").await.says(200, &["Log out"]);
+}
+
+#[tokio::test]
+async fn a_draft_too_long_to_be_kept_is_told_in_the_form_and_can_be_shortened() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    Browser::new().sign_up(&web1, "ann").await;
+    let long = "é".repeat(4_097);
+    let browser = Browser::new();
+    for path in ["/accounts/login/", "/accounts/signup/"] {
+        let fields = [("name", "ann"), ("password", PASSWORD), ("draft_text", &long), ("draft_alt", "A view")];
+        let answer = browser.post(&web1, path, &fields).await;
+        answer.says(422, &["8200 bytes; at most 8192", "<textarea id=\"draft_text\"", &long, r#"value="A view""#]);
+        assert_eq!(answer.hidden("draft_text"), None, "it is there to be edited");
+    }
+    // As it comes from a post that was sent without a session.
+    let answer = browser.upload(&web1, &[("text", &long), ("alt", "A view")], None).await;
+    answer.says(401, &["at most 8192", "<textarea id=\"draft_text\""]);
+    let shorter = [("name", "ann"), ("password", PASSWORD), ("draft_text", &long[..8_186]), ("draft_alt", "A view")];
+    assert_eq!(browser.post(&web1, "/accounts/login/", &shorter).await.status, 303);
+    browser.get(&web1, "/posts/").await.says(200, &[&long[..8_186], r#"value="A view""#]);
+}
+
+#[tokio::test]
+async fn failed_logins_are_limited_over_all_instances_and_lock_nobody_out() {
+    let site = Site::new();
+    let (web1, web2) = (site.start("web1").await, site.start("web2").await);
+    let ann = Browser::new();
+    ann.sign_up(&web1, "ann").await;
+    let stranger = Browser::new();
+    for name in ["ann", "nobody"] {
+        for attempt in 0..10 {
+            let instance = if attempt % 2 == 0 { &web1 } else { &web2 };
+            stranger.log_in(instance, name, "wrong password").await.says(401, &["do not belong together"]);
+        }
+        // The same for names that exist and names that do not, and for the right password.
+        for instance in [&web1, &web2] {
+            let fields = [("name", name), ("password", PASSWORD), ("draft_text", "Long thoughts")];
+            let answer = stranger.post(instance, "/accounts/login/", &fields).await;
+            answer.says(429, &["Too many attempts have failed", "Try again in 15 min"]);
+            assert!((840..=900).contains(&answer.header("retry-after").parse().unwrap()));
+            assert_eq!(answer.hidden("draft_text"), Some("Long thoughts"));
+        }
+    }
+    // Ann, from the same address, in the browser that she has logged in with before; and anybody elsewhere.
+    ann.post(&web1, "/accounts/logout/", &[]).await;
+    assert_eq!(ann.log_in(&web2, "ann", PASSWORD).await.status, 303);
+    let elsewhere = Browser::new()
+        .post_raw(&web1, "/accounts/login/")
+        .header("origin", web1.url(""))
+        .header("x-forwarded-for", "203.0.113.9")
+        .form(&[("name", "ann"), ("password", PASSWORD)]);
+    assert_eq!(elsewhere.send().await.unwrap().status(), 303);
+    stranger.get(&web1, "/metrics").await.says(200, &[r#"app_logins_total{result="refused"} 2"#]);
+    recorded(&web1, "ann", 13).await;
+}
+
+#[tokio::test]
+async fn a_login_that_cannot_be_recorded_is_a_login() {
+    let site = Site::new();
+    let embedded = site.stores();
+    let data = Arc::new(Unrecorded { data: Arc::clone(&embedded.data), answers: Semaphore::new(0) });
+    let web1 = site.start_on("web1", Stores { data: data.clone(), ..embedded }).await;
+    // Each record fails, once it is let.
+    data.answers.add_permits(2);
+    let browser = Browser::new();
+    browser.sign_up(&web1, "ann").await;
+    assert_eq!(browser.log_in(&web1, "ann", PASSWORD).await.status, 303);
+    browser.get(&web1, "/").await.says(200, &["Log out"]);
+    let metrics = async || browser.get(&web1, "/metrics").await.body;
+    eventually("two are missing", async || metrics().await.contains("app_logins_unrecorded_total 2")).await;
+
+    // And while records are not answered at all, nobody waits for those of failures, and nobody for long.
+    browser.log_in(&web1, "ann", "wrong password").await.says(401, &[]);
+    assert_eq!(browser.log_in(&web1, "ann", PASSWORD).await.status, 303);
+    // The end waits for them, at most for the deadline.
+    let (stop, stopped) = web1.announce();
+    stop.send(Stop::Now).unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!stopped.is_finished());
+    data.answers.add_permits(2);
+    stopped.await.unwrap();
+}
+
+/// Waits until `count` attempts of `name` are in the history.
+async fn recorded(instance: &Running, name: &str, count: usize) {
+    let key = name.parse::<UserName>().unwrap().key();
+    let logins = async || instance.app.data.logins(&key, None, 100).await.unwrap().len();
+    eventually("the history", async || logins().await == count).await;
+}
+
+async fn logged_in(instance: &Running, browsers: &[Browser]) -> Vec<bool> {
+    let mut logged_in = Vec::new();
+    for browser in browsers {
+        logged_in.push(browser.get(instance, "/accounts/logs/").await.status == 200);
+    }
+    logged_in
+}
+
+/// Data whose records of logins fail, each once there is a permit for it.
+#[derive(Debug)]
+struct Unrecorded {
+    data: Arc<dyn DataStore>,
+    answers: Semaphore,
+}
+
+#[async_trait]
+impl DataStore for Unrecorded {
+    async fn create_user(&self, user: &User) -> data::Result<Signup> {
+        self.data.create_user(user).await
+    }
+
+    async fn user(&self, key: &UserKey) -> data::Result<Option<User>> {
+        self.data.user(key).await
+    }
+
+    async fn record_login(&self, _: &Login) -> data::Result<()> {
+        self.answers.acquire().await.unwrap().forget();
+        Err(StoreError::unavailable("no space left"))
+    }
+
+    async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize) -> data::Result<Vec<Login>> {
+        self.data.logins(key, after, limit).await
+    }
+
+    async fn add_post(&self, post: &Post) -> data::Result<()> {
+        self.data.add_post(post).await
+    }
+
+    async fn posts(&self, after: Option<Cursor>, limit: usize) -> data::Result<Vec<Post>> {
+        self.data.posts(after, limit).await
+    }
+
+    async fn ready(&self) -> data::Result<()> {
+        self.data.ready().await
+    }
+}
+
 fn session_id(answer: &Answer) -> String {
-    let cookie = answer.header("set-cookie");
-    cookie.strip_prefix("id=").unwrap().split(';').next().unwrap().to_owned()
+    let mut cookies = answer.headers.get_all("set-cookie").iter().map(|cookie| cookie.to_str().unwrap());
+    cookies.find_map(|cookie| cookie.strip_prefix("id=")).unwrap().split(';').next().unwrap().to_owned()
 }

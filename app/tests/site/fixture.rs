@@ -1,6 +1,11 @@
 //! A site of one or more instances on one folder, and a browser that keeps its cookies.
 
-use std::{io::Cursor, net::SocketAddr, sync::Arc};
+use std::{
+    io::Cursor,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use app::{
     App, Stores,
@@ -128,6 +133,15 @@ impl Browser {
 
     pub async fn log_in(&self, instance: &Running, name: &str, password: &str) -> Answer {
         self.post(instance, "/accounts/login/", &[("name", name), ("password", password)]).await
+    }
+}
+
+/// Waits for a condition, without which the test fails.
+pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition().await {
+        assert!(Instant::now() < deadline, "{what} did not come about");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

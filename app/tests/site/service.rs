@@ -6,16 +6,12 @@ use app::{
     error::StoreError,
     media::{Media, MediaName, MediaStore},
     server::Stop,
-    sessions::SessionStore,
+    sessions::{Count, Id, Loaded, Reach, Record, SessionStore},
 };
 use async_trait::async_trait;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-};
-use tower_sessions_core::{
-    session::{Id, Record},
-    session_store,
 };
 
 use crate::fixture::{Browser, Site};
@@ -203,7 +199,7 @@ async fn without_its_sessions_the_home_page_still_tells_who_answered() {
     assert!(home.contains("web1") && home.contains("Sessions cannot be reached"), "{home}");
     // Not sent to log in: nobody is logged out because of us.
     assert_eq!(ask("/accounts/logs/").await.unwrap().status(), 503);
-    browser.get(&web1, "/readyz").await.says(503, &["sessions"]);
+    browser.get(&web1, "/readyz?alone").await.says(503, &["out of reach: sessions"]);
     browser.get(&web1, "/healthz").await.says(200, &["ok"]);
 }
 
@@ -220,8 +216,35 @@ async fn without_its_data_the_site_says_so_and_tells_no_cause() {
     browser.get(&web1, "/posts/").await.says(503, &["Storage is out of reach"]);
     let picture = format!("/media/{}.png", "0a".repeat(32));
     browser.get(&web1, &picture).await.says(503, &["Storage is out of reach"]);
-    browser.get(&web1, "/readyz").await.says(503, &["data, media"]);
+    browser.get(&web1, "/readyz?alone").await.says(503, &["out of reach: data, media"]);
     browser.get(&web1, "/").await.says(200, &["web1"]);
+}
+
+#[tokio::test]
+async fn who_has_lost_a_store_leaves_only_while_another_instance_has_not() {
+    let mut site = Site::new();
+    let lost = |site: &Site| Stores { sessions: Arc::new(OutOfReach), ..site.stores() };
+    let peers = |instances: &[&crate::fixture::Running]| {
+        instances.iter().map(|instance| instance.address.to_string().parse().unwrap()).collect()
+    };
+    let browser = Browser::new();
+    let well = site.start("web1").await;
+    browser.get(&well, "/readyz").await.says(200, &["ready"]);
+
+    // Nobody else is known.
+    let web2 = site.start_on("web2", lost(&site)).await;
+    browser.get(&web2, "/readyz").await.says(200, &["out of reach: sessions; and no other"]);
+    // Another has lost it too, and so has itself.
+    site.settings.peers = peers(&[&web2]);
+    let web3 = site.start_on("web3", lost(&site)).await;
+    browser.get(&web3, "/readyz").await.says(200, &["out of reach: sessions; and no other"]);
+    // One has not.
+    site.settings.peers = peers(&[&web2, &well]);
+    let web4 = site.start_on("web4", lost(&site)).await;
+    browser.get(&web4, "/readyz").await.says(503, &["out of reach: sessions"]);
+    // Until that one is gone.
+    well.stop().await.unwrap();
+    browser.get(&web4, "/readyz").await.says(200, &["out of reach: sessions; and no other"]);
 }
 
 /// What comes until the server closes the connection.
@@ -306,19 +329,43 @@ impl MediaStore for OutOfReach {
 
 #[async_trait]
 impl SessionStore for OutOfReach {
-    async fn create(&self, _: &mut Record) -> session_store::Result<()> {
-        Err(session_store::Error::Backend(CAUSE.into()))
+    async fn create(&self, _: &Record) -> Result<bool, StoreError> {
+        Self::fail()
     }
 
-    async fn save(&self, _: &Record) -> session_store::Result<()> {
-        Err(session_store::Error::Backend(CAUSE.into()))
+    async fn save(&self, _: &Record) -> Result<bool, StoreError> {
+        Self::fail()
     }
 
-    async fn load(&self, _: &Id) -> session_store::Result<Option<Record>> {
-        Err(session_store::Error::Backend(CAUSE.into()))
+    async fn load(&self, _: &Id) -> Result<Loaded, StoreError> {
+        Self::fail()
     }
 
-    async fn delete(&self, _: &Id) -> session_store::Result<()> {
-        Err(session_store::Error::Backend(CAUSE.into()))
+    async fn delete(&self, _: &Id) -> Result<(), StoreError> {
+        Self::fail()
+    }
+
+    async fn enrol(&self, _: &str, _: &str, _: Duration) -> Result<Vec<String>, StoreError> {
+        Self::fail()
+    }
+
+    async fn list(&self, _: &str) -> Result<Vec<String>, StoreError> {
+        Self::fail()
+    }
+
+    async fn strike(&self, _: &str, _: &[String]) -> Result<(), StoreError> {
+        Self::fail()
+    }
+
+    async fn count(&self, _: &str, _: Duration) -> Result<Count, StoreError> {
+        Self::fail()
+    }
+
+    async fn uncount(&self, _: &str) -> Result<(), StoreError> {
+        Self::fail()
+    }
+
+    async fn reach(&self) -> Result<Reach, StoreError> {
+        Self::fail()
     }
 }

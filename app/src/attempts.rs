@@ -1,0 +1,285 @@
+//! How often a login may fail: by account, by address, and by both together, over all instances.
+//!
+//! Each attempt is counted before its password is checked, and taken back if that was right. So attempts at the same
+//! time cannot exceed a limit together, and one that is given up counts as failed.
+//!
+//! Nobody can lock a member out. A browser that has logged in to the account before is known by a cookie of its own
+//! and counted alone, as in OWASP's "device cookies". For all others the limit of the account, once reached by whomever,
+//! still leaves one attempt to each address.
+
+use std::{net::IpAddr, time::Duration};
+
+use http::{HeaderMap, HeaderValue};
+
+use crate::{
+    data::UserKey,
+    error::StoreError,
+    sessions::{self, Id, SessionStore},
+};
+
+/// Failed attempts within a window. Each limit is the number that is still checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// From the first failure on.
+    pub window: Duration,
+    /// On one account, from one address or known browser.
+    pub together: u32,
+    /// On one account, from all addresses.
+    pub per_account: u32,
+    /// From one address, on all accounts.
+    pub per_address: u32,
+}
+
+/// An attempt that may go on, as long as it is not known to have failed.
+#[derive(Debug)]
+pub struct Attempt {
+    counted: Vec<String>,
+    /// The browser as it was known until now.
+    device: Option<Id>,
+}
+
+/// Too many have failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub try_again_in: Duration,
+}
+
+impl Attempt {
+    /// Counts an attempt to log in to `account`, or to none if that can be nobody's name. What is done does not depend
+    /// on whether there is such an account.
+    pub async fn begin(
+        store: &dyn SessionStore,
+        limits: Limits,
+        account: Option<&UserKey>,
+        address: IpAddr,
+        headers: &HeaderMap,
+    ) -> Result<Result<Self, Refused>, StoreError> {
+        let network = network(address);
+        let mut attempt = Self { counted: Vec::new(), device: None };
+        let account = account.map(UserKey::as_str);
+        if let (Some(account), Some(device)) = (account, sessions::cookie(headers, DEVICE))
+            && store.list(&devices(account)).await?.contains(&device.to_string())
+        {
+            attempt.device = Some(device);
+            let count = attempt.count(store, format!("device:{device}:{account}"), limits.window).await?;
+            return Ok(count.within(limits.together).map(|()| attempt));
+        }
+        // The address comes first: one that is refused leaves no counts under further names. The account comes last: what
+        // is refused by itself is no reason to refuse others.
+        let count = attempt.count(store, format!("address:{network}"), limits.window).await?;
+        if let Err(refused) = count.within(limits.per_address) {
+            return Ok(Err(refused));
+        }
+        let Some(account) = account else { return Ok(Ok(attempt)) };
+        let together = attempt.count(store, format!("login:{network}:{account}"), limits.window).await?;
+        if let Err(refused) = together.within(limits.together) {
+            return Ok(Err(refused));
+        }
+        let count = attempt.count(store, format!("account:{account}"), limits.window).await?;
+        // The first from an address is checked whatever others have done.
+        let most = if together.number > 1 { limits.per_account } else { u32::MAX };
+        Ok(count.within(most).map(|()| attempt))
+    }
+
+    async fn count(
+        &mut self,
+        store: &dyn SessionStore,
+        name: String,
+        window: Duration,
+    ) -> Result<sessions::Count, StoreError> {
+        let count = store.count(&name, window).await?;
+        self.counted.push(name);
+        Ok(count)
+    }
+
+    /// The password was right: nothing has failed, and this browser is known from now on. Gives the cookie by which it is.
+    pub async fn succeeded(
+        self,
+        store: &dyn SessionStore,
+        account: &UserKey,
+        secure: bool,
+    ) -> Result<HeaderValue, StoreError> {
+        for name in &self.counted {
+            store.uncount(name).await?;
+        }
+        remember(store, account, self.device, secure).await
+    }
+}
+
+/// Makes a browser known to `account`, in place of what it was known as; gives its cookie.
+pub async fn remember(
+    store: &dyn SessionStore,
+    account: &UserKey,
+    former: Option<Id>,
+    secure: bool,
+) -> Result<HeaderValue, StoreError> {
+    // Always another one, so that nobody can choose it for somebody else.
+    let (device, list) = (Id::default(), devices(account.as_str()));
+    let known = store.enrol(&list, &device.to_string(), KNOWN_FOR).await?;
+    let surplus = known.len().saturating_sub(DEVICES);
+    let mut gone = known[..surplus].to_vec();
+    gone.extend(former.map(|former| former.to_string()));
+    store.strike(&list, &gone).await?;
+    Ok(sessions::set_cookie(DEVICE, &device.to_string(), "/accounts/login/", Some(KNOWN_FOR), secure))
+}
+
+impl sessions::Count {
+    fn within(self, most: u32) -> Result<(), Refused> {
+        if self.number <= most { Ok(()) } else { Err(Refused { try_again_in: self.left }) }
+    }
+}
+
+fn devices(account: &str) -> String {
+    format!("devices:{account}")
+}
+
+/// What one client can choose its address from: of IPv6 the whole subnet.
+fn network(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            format!("{a:x}:{b:x}:{c:x}:{d:x}::")
+        }
+    }
+}
+
+const DEVICE: &str = "device";
+/// Known browsers of one account; one more takes the place of the one that has not logged in for longest.
+const DEVICES: usize = 20;
+const KNOWN_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http::header;
+
+    use super::*;
+    use crate::{data::UserName, sessions::sqlite::SqliteSessions};
+
+    const LIMITS: Limits = Limits { window: Duration::from_secs(3600), together: 3, per_account: 5, per_address: 8 };
+
+    struct Site {
+        _folder: tempfile::TempDir,
+        store: Arc<SqliteSessions>,
+    }
+
+    impl Site {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Arc::new(SqliteSessions::open(&folder.path().join("sessions.sqlite3")).unwrap());
+            Self { _folder: folder, store }
+        }
+
+        async fn begin(&self, name: &str, address: &str, cookie: Option<&HeaderValue>) -> Result<Attempt, Refused> {
+            let mut headers = HeaderMap::new();
+            if let Some(cookie) = cookie {
+                headers.insert(header::COOKIE, cookie.to_str().unwrap().split(';').next().unwrap().parse().unwrap());
+            }
+            let name: Option<UserName> = name.parse().ok();
+            let key = name.map(|name| name.key());
+            Attempt::begin(&*self.store, LIMITS, key.as_ref(), address.parse().unwrap(), &headers).await.unwrap()
+        }
+
+        async fn succeed(&self, name: &str, address: &str) -> HeaderValue {
+            let attempt = self.begin(name, address, None).await.unwrap();
+            let name: UserName = name.parse().unwrap();
+            attempt.succeeded(&*self.store, &name.key(), false).await.unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_may_fail_a_few_times_on_an_account_and_then_waits() {
+        let site = Site::new();
+        for _ in 0..3 {
+            site.begin("ann", "192.0.2.1", None).await.unwrap();
+        }
+        let refused = site.begin("Ann", "192.0.2.1", None).await.unwrap_err();
+        assert!(refused.try_again_in <= LIMITS.window && refused.try_again_in > LIMITS.window / 2);
+        site.begin("ben", "192.0.2.1", None).await.unwrap();
+        site.begin("ann", "192.0.2.2", None).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_address_may_not_try_account_after_account() {
+        let site = Site::new();
+        for number in 0..7 {
+            site.begin(&format!("user{number}"), "2001:db8::1", None).await.unwrap();
+        }
+        // What can be nobody's name counts as well; and the whole subnet is one client's.
+        site.begin("!", "2001:db8::2", None).await.unwrap();
+        site.begin("ann", "2001:db8::3", None).await.unwrap_err();
+        site.begin("!", "2001:db8::4", None).await.unwrap_err();
+        site.begin("ann", "2001:db8:0:1::1", None).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_account_under_attack_leaves_each_address_one_attempt() {
+        let site = Site::new();
+        for number in 0..5 {
+            site.begin("ann", &format!("192.0.2.{number}"), None).await.unwrap();
+        }
+        for number in 0..5 {
+            site.begin("ann", &format!("192.0.2.{number}"), None).await.unwrap_err();
+        }
+        // Ann herself, somewhere new.
+        let attempt = site.begin("ann", "198.51.100.1", None).await.unwrap();
+        attempt.succeeded(&*site.store, &"ann".parse::<UserName>().unwrap().key(), false).await.unwrap();
+        site.begin("ann", "198.51.100.1", None).await.unwrap();
+        site.begin("ann", "198.51.100.1", None).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_known_browser_is_counted_alone() {
+        let site = Site::new();
+        let cookie = site.succeed("ann", "192.0.2.1").await;
+        while site.begin("ann", "192.0.2.1", None).await.is_ok() {}
+        for _ in 0..3 {
+            // From the very address that has failed too often.
+            site.begin("ann", "192.0.2.1", Some(&cookie)).await.unwrap();
+        }
+        site.begin("ann", "192.0.2.1", Some(&cookie)).await.unwrap_err();
+        // Known to Ann's account alone.
+        while site.begin("ben", "192.0.2.1", Some(&cookie)).await.is_ok() {}
+    }
+
+    #[tokio::test]
+    async fn what_succeeds_is_not_counted() {
+        let site = Site::new();
+        for _ in 0..20 {
+            site.succeed("ann", "192.0.2.1").await;
+        }
+        for _ in 0..3 {
+            site.begin("ann", "192.0.2.1", None).await.unwrap();
+        }
+        site.begin("ann", "192.0.2.1", None).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn attempts_at_once_do_not_exceed_a_limit_together() {
+        let site = Site::new();
+        let attempts = futures_util::future::join_all((0..40).map(|_| site.begin("ann", "192.0.2.1", None))).await;
+        assert_eq!(attempts.iter().filter(|attempt| attempt.is_ok()).count(), 3);
+    }
+
+    #[tokio::test]
+    async fn an_account_knows_a_bounded_number_of_browsers_by_ids_of_its_own() {
+        let site = Site::new();
+        let key = "ann".parse::<UserName>().unwrap().key();
+        let first = site.succeed("ann", "192.0.2.1").await;
+        let again = site.begin("ann", "192.0.2.1", Some(&first)).await.unwrap();
+        let renewed = again.succeeded(&*site.store, &key, true).await.unwrap();
+        assert_ne!(first, renewed);
+        assert_eq!(site.store.list(&devices("ann")).await.unwrap().len(), 1);
+        for _ in 0..30 {
+            site.succeed("ann", "192.0.2.1").await;
+        }
+        assert_eq!(site.store.list(&devices("ann")).await.unwrap().len(), DEVICES);
+        let told = renewed.to_str().unwrap();
+        assert!(
+            told.contains("Path=/accounts/login/; Max-Age=7776000; HttpOnly") && told.ends_with("; Secure"),
+            "{told}"
+        );
+    }
+}

@@ -270,7 +270,6 @@ file = {state}
 
 [[pool]]
 name = "app"
-algorithm = "round-robin"
 backends = [{backends}]
 probe = {{ path = "/healthz", interval = "1s", timeout = "1s", rise = 2, fall = 2 }}
 

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use evenkeel::change::Author;
 use evenkeel::config::algorithm::Algorithm;
 use evenkeel::config::backend::{AdminState, Weight};
 use evenkeel::config::toml;
-use evenkeel::control::Control;
+use evenkeel::control::{Control, Outcome, Terms, Wish};
 use evenkeel::metrics::Metrics;
 
 const BACKENDS: u32 = 10_000;
@@ -31,6 +32,16 @@ fn control(algorithm: Algorithm) -> Control {
     Control::new(path, config, Arc::new(Metrics::new()))
 }
 
+fn make(control: &Control, wish: Wish) -> Outcome {
+    let author = Author { by: "local", from: None };
+    control.make(&wish, &Terms { author, if_match: None, dry_run: false, force: false }).expect("it can be made")
+}
+
+fn change(control: &Control, backend: &str, weight: Option<Weight>, state: Option<AdminState>) -> Outcome {
+    let (pool, backend) = ("app".to_owned(), backend.to_owned());
+    make(control, Wish::ChangeBackend { pool, backend, weight, state })
+}
+
 /// Weights that differ from one change to the next.
 fn weights() -> impl FnMut() -> Weight {
     let mut weight = 0;
@@ -46,18 +57,18 @@ fn changes(c: &mut Criterion) {
     for algorithm in [Algorithm::Weighted, Algorithm::IpHash] {
         let (control, mut weight, backend) = (control(algorithm), weights(), address(7));
         group.bench_function(format!("weight/{algorithm}"), |b| {
-            b.iter(|| control.change_backend("app", &backend, Some(weight()), None).expect("there"));
+            b.iter(|| change(&control, &backend, Some(weight()), None));
         });
         let mut states = [AdminState::Draining, AdminState::Active].into_iter().cycle();
         group.bench_function(format!("state/{algorithm}"), |b| {
-            b.iter(|| control.change_backend("app", &backend, None, states.next()).expect("there"));
+            b.iter(|| change(&control, &backend, None, states.next()));
         });
     }
     for (first, second) in [(Algorithm::RoundRobin, Algorithm::Weighted), (Algorithm::RoundRobin, Algorithm::IpHash)] {
         let control = control(first);
         let mut algorithms = [second, first].into_iter().cycle();
         group.bench_function(format!("algorithm/{first} and {second}"), |b| {
-            b.iter(|| control.switch_algorithm(None, algorithms.next().expect("endless")).expect("there"));
+            b.iter(|| make(&control, Wish::Algorithm { pool: None, to: algorithms.next().expect("endless") }));
         });
     }
     group.finish();
@@ -72,7 +83,7 @@ fn waiting(c: &mut Criterion) {
         scope.spawn(|| {
             let mut weight = weights();
             while !is_over.load(Ordering::Relaxed) {
-                control.change_backend("app", &address(7), Some(weight()), None).expect("there");
+                change(&control, &address(7), Some(weight()), None);
             }
         });
         let mut states = [AdminState::Draining, AdminState::Active].into_iter().cycle();
@@ -83,7 +94,7 @@ fn waiting(c: &mut Criterion) {
                     // The other one is to be in the middle of its work.
                     std::thread::sleep(Duration::from_millis(5));
                     let started = std::time::Instant::now();
-                    control.change_backend("app", &address(8), None, states.next()).expect("there");
+                    change(&control, &address(8), None, states.next());
                     taken += started.elapsed();
                 }
                 taken

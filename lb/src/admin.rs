@@ -5,12 +5,13 @@ mod auth;
 mod view;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, patch, post};
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -30,21 +31,27 @@ pub struct Admin {
     pub control: Arc<Control>,
     pub room: Arc<Room>,
     pub token: Option<Secret>,
+    /// Reads, but changes nothing.
+    pub read_token: Option<Secret>,
     pub shutdown: Shutdown,
 }
 
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
 /// Serves until the future is dropped.
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
-    let service = TowerToHyperService::new(router(admin));
+    let router = router(admin);
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(e) => {
                 pause_after(&e).await;
                 continue;
             }
         };
-        let service = service.clone();
+        let service = TowerToHyperService::new(router.clone().layer(Extension(Peer(peer))));
         tokio::spawn(async move {
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
@@ -68,6 +75,10 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/admin/pools/{pool}/backends", post(api::add_backend))
         .route("/admin/pools/{pool}/backends/{address}", patch(api::change_backend).delete(api::remove_backend))
         .route("/admin/reload", post(api::reload))
+        .route("/admin/reset", post(api::reset))
+        .route("/admin/changes", get(api::changes))
+        .route("/admin/changes/{id}/undo", post(api::undo))
+        .route("/admin/drift", get(api::drift))
         .route("/admin/config", get(api::config))
         .route("/metrics", get(api::metrics))
         .method_not_allowed_fallback(api::method_not_allowed)

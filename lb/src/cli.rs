@@ -2,23 +2,25 @@
 //! API. What runs a balancer comes in as an argument, so that all the rest can be tried without one.
 
 mod admin;
+mod check;
 mod status;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsStr;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::builder::PossibleValuesParser;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::builder::{PossibleValue, TypedValueParser};
+use clap::{Arg, Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::config::algorithm::Algorithm;
 use crate::config::toml;
-use admin::{AdminUrl, Client};
+use admin::{AdminUrl, Client, Told, printable};
 
 const DEFAULT_FILE: &str = "evenkeel.toml";
 
@@ -29,7 +31,11 @@ Examples:
   evenkeel run                                 balance
   evenkeel status --watch                      what each backend does, every second
   evenkeel algorithm least-connections         switch every pool, without losing a request
+  evenkeel drain web1:8888 --dry-run           say what would happen to whom
   evenkeel drain web1:8888                     finish what it has, take nothing new
+  evenkeel undo 3                              take change 3 of `evenkeel changes` back
+  evenkeel config --diff                       what is in force and not in the file
+  evenkeel reset                               go back to the file
   evenkeel reload                              read the configuration again
 
 Exit codes:
@@ -65,17 +71,22 @@ struct AdminOptions {
 enum Command {
     /// Run a balancer until SIGTERM or Ctrl-C
     ///
-    /// SIGHUP reads the configuration again, SIGUSR1 opens the access log again, SIGTERM finishes what is in flight.
+    /// SIGHUP reads the configuration again, SIGUSR1 opens the logs again, SIGTERM finishes what is in flight.
     Run {
         /// The configuration file
         #[arg(long, value_name = "FILE", env = "EVENKEEL_CONFIG", default_value = DEFAULT_FILE)]
         config: PathBuf,
     },
     /// Report every problem of a configuration, as FILE:LINE:COLUMN: message
+    ///
+    /// A warning is something that will not happen as written, or only not on this machine; it is no failure.
     Check {
         /// The configuration file
         #[arg(env = "EVENKEEL_CONFIG", default_value = DEFAULT_FILE)]
         file: PathBuf,
+        /// Report files, too, that this user cannot read or write, by their permissions
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
     },
     /// Print a configuration: the file's with all defaults, as JSON
     Config {
@@ -88,6 +99,12 @@ enum Command {
         /// Print what is in force in the running balancer instead, runtime changes included
         #[arg(long, conflicts_with = "default")]
         running: bool,
+        /// As a configuration file that can be read again
+        #[arg(long, conflicts_with = "default")]
+        toml: bool,
+        /// Show what is in force in the running balancer and not in its file instead
+        #[arg(long, conflicts_with_all = ["default", "running", "toml"])]
+        diff: bool,
     },
     /// Print a script that completes this command line in a shell
     ///
@@ -106,21 +123,30 @@ enum Command {
     },
     /// Show the algorithms, or switch to another
     Algorithm {
-        #[arg(value_parser = PossibleValuesParser::new(Algorithm::ALL.map(Algorithm::as_str)))]
-        name: Option<String>,
+        #[arg(value_parser = AlgorithmParser)]
+        name: Option<Algorithm>,
         /// Only this pool, not all
         #[arg(long)]
         pool: Option<String>,
+        #[command(flatten)]
+        how: How,
     },
     /// Let a backend finish what it has and give it nothing new
+    ///
+    /// It stays in its pool and is probed, so `undrain` brings it back at once. `backend remove` lets it finish as well, and
+    /// then forgets it.
     Drain {
         #[command(flatten)]
         backend: BackendArgument,
+        #[command(flatten)]
+        how: How,
     },
     /// Give a drained backend traffic again
     Undrain {
         #[command(flatten)]
         backend: BackendArgument,
+        #[command(flatten)]
+        how: How,
     },
     /// Change a backend's share of the traffic
     Weight {
@@ -128,12 +154,42 @@ enum Command {
         backend: BackendArgument,
         /// 1 to 1000
         weight: u32,
+        #[command(flatten)]
+        how: How,
     },
     /// Add or remove a backend
     #[command(subcommand)]
     Backend(BackendCommand),
+    /// List the changes since the start, the newest first: id, when, who, what
+    Changes,
+    /// Put back what was before a change, if what it made is still in force
+    Undo {
+        /// The id that `evenkeel changes` shows
+        id: u64,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Take every change back that is in force and not in the configuration file
+    Reset {
+        /// Only in this pool
+        #[arg(long)]
+        pool: Option<String>,
+        #[command(flatten)]
+        how: How,
+    },
     /// Succeed if the balancer is ready for traffic
     Health,
+}
+
+/// How a change is made.
+#[derive(Debug, Clone, Copy, Default, Args)]
+struct How {
+    /// Change nothing; say what would happen to whom
+    #[arg(long)]
+    dry_run: bool,
+    /// Even if only backends whose health is bad would be left
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -157,12 +213,33 @@ enum BackendCommand {
         /// Its share of the traffic, 1 to 1000
         #[arg(long, default_value_t = 1)]
         weight: u32,
+        #[command(flatten)]
+        how: How,
     },
     /// Remove a backend as soon as it has finished what it has
     Remove {
         #[command(flatten)]
         backend: BackendArgument,
+        #[command(flatten)]
+        how: How,
     },
+}
+
+/// Takes the names of algorithms, and says which one is meant by another balancer's.
+#[derive(Debug, Clone)]
+struct AlgorithmParser;
+
+impl TypedValueParser for AlgorithmParser {
+    type Value = Algorithm;
+
+    fn parse_ref(&self, command: &clap::Command, _: Option<&Arg>, value: &OsStr) -> Result<Algorithm, clap::Error> {
+        let parsed = value.to_string_lossy().parse::<Algorithm>();
+        parsed.map_err(|e| clap::Error::raw(clap::error::ErrorKind::InvalidValue, format!("{e}\n")).with_cmd(command))
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(Algorithm::ALL.into_iter().map(|algorithm| PossibleValue::new(algorithm.as_str()))))
+    }
 }
 
 /// Does what the command line says. `run` runs a balancer with the configuration at a path until it is told to stop.
@@ -183,52 +260,111 @@ impl Cli {
         let client = || Client::new(self.admin.admin, self.admin.token_file.as_deref());
         match self.command {
             Command::Run { config } => run(&config)?,
-            Command::Check { file } => return check(&file, out),
+            Command::Check { file, user } => return check::check(&file, user.as_deref(), out),
             Command::Config { default: true, .. } => out.write_all(toml::DEFAULT.as_bytes())?,
-            Command::Config { running: true, .. } => writeln!(out, "{:#}", client()?.get("/admin/config")?)?,
-            Command::Config { config, .. } => return print_config(&config, out),
+            Command::Config { diff: true, .. } => drift(&client()?, out)?,
+            Command::Config { running: true, toml, .. } => {
+                write_config(&client()?.get("/admin/config")?, toml, out)?;
+            }
+            Command::Config { config, toml, .. } => return print_config(&config, toml, out),
             Command::Completions { shell } => complete(shell, out)?,
             Command::Reload => reload(&client()?, out)?,
             Command::Status { watch: true, json } => status::watch(&client()?, json, out)?,
             Command::Status { json: true, .. } => writeln!(out, "{}", client()?.get("/admin/pools")?)?,
             Command::Status { .. } => status::print(&client()?, out)?,
-            Command::Algorithm { name: None, pool } => algorithms(&client()?, pool.as_deref(), out)?,
-            Command::Algorithm { name: Some(name), pool } => switch(&client()?, &name, pool.as_deref(), out)?,
-            Command::Drain { backend } => backend.change(&client()?, &json!({ "state": "draining" }), out)?,
-            Command::Undrain { backend } => backend.change(&client()?, &json!({ "state": "active" }), out)?,
-            Command::Weight { backend, weight } => backend.change(&client()?, &json!({ "weight": weight }), out)?,
-            Command::Backend(BackendCommand::Add { address, pool, weight }) => {
-                add(&client()?, &address, pool.as_deref(), weight, out)?;
+            Command::Algorithm { name: None, pool, .. } => algorithms(&client()?, pool.as_deref(), out)?,
+            Command::Algorithm { name: Some(name), pool, how } => switch(&client()?, name, pool.as_deref(), how, out)?,
+            Command::Drain { backend, how } => backend.change(&client()?, &json!({ "state": "draining" }), how, out)?,
+            Command::Undrain { backend, how } => backend.change(&client()?, &json!({ "state": "active" }), how, out)?,
+            Command::Weight { backend, weight, how } => {
+                backend.change(&client()?, &json!({ "weight": weight }), how, out)?;
             }
-            Command::Backend(BackendCommand::Remove { backend }) => backend.remove(&client()?, out)?,
+            Command::Backend(BackendCommand::Add { address, pool, weight, how }) => {
+                add(&client()?, &address, pool.as_deref(), weight, how, out)?;
+            }
+            Command::Backend(BackendCommand::Remove { backend, how }) => backend.remove(&client()?, how, out)?,
+            Command::Changes => changes(&client()?, out)?,
+            Command::Undo { id, how } => restore(&client()?.undo(id, how)?, out)?,
+            Command::Reset { pool, how } => restore(&client()?.reset(pool.as_deref(), how)?, out)?,
             Command::Health => writeln!(out, "{}", client()?.ready()?)?,
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn check(file: &Path, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let config = match toml::load(file) {
-        Ok(config) => config,
-        Err(problems) => return Ok(report(file, &problems)),
-    };
-    let backends = config.pools.iter().map(|pool| pool.backends.len()).sum();
-    let counts = [
-        counted(config.listeners.len(), "listener"),
-        counted(config.pools.len(), "pool"),
-        counted(backends, "backend"),
-        counted(config.routes.len(), "route"),
-    ];
-    writeln!(out, "{}: ok ({})", file.display(), counts.join(", "))?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn print_config(file: &Path, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+fn print_config(file: &Path, as_toml: bool, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     match toml::load(file) {
-        Ok(config) => writeln!(out, "{}", serde_json::to_string_pretty(&config)?)?,
+        Ok(checked) => write_config(&serde_json::to_value(&checked.config)?, as_toml, out)?,
         Err(problems) => return Ok(report(file, &problems)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn write_config(config: &Value, as_toml: bool, out: &mut dyn Write) -> io::Result<()> {
+    match as_toml {
+        true => out.write_all(toml::writer::write(config).as_bytes()),
+        false => writeln!(out, "{config:#}"),
+    }
+}
+
+/// What is in force and not in the file.
+fn drift(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
+    let drift = client.drift()?;
+    for edit in &drift.edits {
+        writeln!(out, "{}", printable(&edit.text))?;
+    }
+    if drift.edits.is_empty() {
+        writeln!(out, "what is in force is what {} says", printable(&drift.file))?;
+    }
+    Ok(())
+}
+
+fn changes(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
+    for change in client.changes()?.changes {
+        let from = change.from.map_or(String::new(), |from| format!(" from {from}"));
+        let texts: Vec<_> = match (&change.reloaded, change.edits.as_slice()) {
+            (Some(changes), _) if changes.is_empty() => vec!["reloaded, nothing has changed".to_owned()],
+            (Some(changes), _) => vec![format!("reloaded: {}", changes.join("; "))],
+            (None, edits) => edits.iter().map(|edit| edit.text.clone()).collect(),
+        };
+        let undoes = change.undoes.map_or(String::new(), |id| format!(" (undoes {id})"));
+        let line = format!("{}  {}  {}{from}  {}{undoes}", change.id, change.at, change.by, texts.join("; "));
+        writeln!(out, "{}", printable(&line))?;
+    }
+    Ok(())
+}
+
+/// What undo and reset have put back.
+fn restore(answer: &Told, out: &mut dyn Write) -> anyhow::Result<()> {
+    if tell(answer, out)? {
+        return Ok(());
+    }
+    for edit in &answer.edits {
+        writeln!(out, "{}", printable(&edit.text))?;
+    }
+    if answer.edits.is_empty() {
+        writeln!(out, "nothing to put back")?;
+    }
+    Ok(())
+}
+
+/// Passes warnings on and, for a dry run, what would happen. True when this was one.
+fn tell(told: &Told, out: &mut dyn Write) -> io::Result<bool> {
+    for warning in &told.warnings {
+        eprintln!("warning: {}", printable(warning));
+    }
+    if told.dry_run {
+        if told.edits.is_empty() {
+            writeln!(out, "dry run: this is so already")?;
+        }
+        for edit in &told.edits {
+            writeln!(out, "dry run: {}", printable(&edit.text))?;
+        }
+        for effect in &told.effects {
+            writeln!(out, "  {}", printable(effect))?;
+        }
+    }
+    Ok(told.dry_run)
 }
 
 /// Problems are what a failed check is asked for, so they come bare: an editor can jump to each.
@@ -249,9 +385,13 @@ fn complete(shell: Shell, out: &mut dyn Write) -> io::Result<()> {
 fn reload(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
     let answer = client.reload()?;
     for warning in answer.warnings {
-        writeln!(out, "warning: {warning}")?;
+        writeln!(out, "warning: {}", printable(&warning))?;
     }
-    writeln!(out, "reloaded, version {}", answer.version)?;
+    for change in &answer.changes {
+        writeln!(out, "{}", printable(change))?;
+    }
+    let nothing = if answer.changes.is_empty() { ", nothing has changed" } else { "" };
+    writeln!(out, "reloaded, version {}{nothing}", answer.version)?;
     Ok(())
 }
 
@@ -269,8 +409,12 @@ fn algorithms(client: &Client, pool: Option<&str>, out: &mut dyn Write) -> anyho
     Ok(())
 }
 
-fn switch(client: &Client, name: &str, pool: Option<&str>, out: &mut dyn Write) -> anyhow::Result<()> {
-    for switch in client.switch_algorithm(name, pool)?.pools {
+fn switch(client: &Client, to: Algorithm, pool: Option<&str>, how: How, out: &mut dyn Write) -> anyhow::Result<()> {
+    let answer = client.switch_algorithm(to.as_str(), pool, how)?;
+    if tell(&answer.told, out)? {
+        return Ok(());
+    }
+    for switch in answer.pools {
         match switch.previous == switch.current {
             true => writeln!(out, "{}: {} already", switch.pool, switch.current)?,
             false => writeln!(out, "{}: {} instead of {}", switch.pool, switch.current, switch.previous)?,
@@ -279,27 +423,42 @@ fn switch(client: &Client, name: &str, pool: Option<&str>, out: &mut dyn Write) 
     Ok(())
 }
 
-fn add(client: &Client, address: &str, pool: Option<&str>, weight: u32, out: &mut dyn Write) -> anyhow::Result<()> {
+fn add(
+    client: &Client,
+    address: &str,
+    pool: Option<&str>,
+    weight: u32,
+    how: How,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
     let pool = match pool {
         Some(pool) => pool.to_owned(),
         None => admin::only_pool(&client.pools()?.pools)?,
     };
-    let backend = client.add_backend(&pool, address, weight)?;
-    writeln!(out, "{}", summary(&pool, &backend))?;
+    changed(&pool, client.add_backend(&pool, address, weight, how)?, out)
+}
+
+fn changed(pool: &str, answer: admin::Changed, out: &mut dyn Write) -> anyhow::Result<()> {
+    if !tell(&answer.told, out)?
+        && let Some(backend) = answer.backend
+    {
+        writeln!(out, "{}", summary(pool, &backend))?;
+    }
     Ok(())
 }
 
 impl BackendArgument {
-    fn change(&self, client: &Client, change: &serde_json::Value, out: &mut dyn Write) -> anyhow::Result<()> {
+    fn change(&self, client: &Client, change: &Value, how: How, out: &mut dyn Write) -> anyhow::Result<()> {
         let pool = self.pool(client)?;
-        let backend = client.change_backend(&pool, &self.address, change)?;
-        writeln!(out, "{}", summary(&pool, &backend))?;
-        Ok(())
+        changed(&pool, client.change_backend(&pool, &self.address, change, how)?, out)
     }
 
-    fn remove(&self, client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
+    fn remove(&self, client: &Client, how: How, out: &mut dyn Write) -> anyhow::Result<()> {
         let pool = self.pool(client)?;
-        let removal = client.remove_backend(&pool, &self.address)?;
+        let removal = client.remove_backend(&pool, &self.address, how)?;
+        if tell(&removal.told, out)? {
+            return Ok(());
+        }
         match removal.in_flight {
             0 => writeln!(out, "{} is removed from pool {pool}", self.address)?,
             n => writeln!(out, "{} leaves pool {pool} with the last of {}", self.address, counted(n, "exchange"))?,

@@ -1,8 +1,11 @@
 //! What the operator wants, checked and ready to use. Whatever reads a file (`toml` here, nginx's language later)
 //! produces this model or a list of problems, never something in between.
 
+pub mod advice;
 pub mod algorithm;
 pub mod backend;
+pub mod certificate;
+pub mod difference;
 pub mod route;
 pub mod tls;
 pub mod toml;
@@ -14,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use self::algorithm::Algorithm;
 use self::backend::{AdminState, BackendAddress, Weight};
@@ -107,6 +110,12 @@ pub struct AdminConfig {
     /// Set unless the address is loopback.
     #[serde(skip)]
     pub token: Option<Secret>,
+    /// Bears who may only read.
+    #[serde(skip)]
+    pub read_token: Option<Secret>,
+    /// Where the tokens come from.
+    pub token_file: Option<PathBuf>,
+    pub read_token_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -117,6 +126,8 @@ pub struct StateConfig {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LogConfig {
+    /// `None`: standard error.
+    pub file: Option<PathBuf>,
     pub level: String,
     pub format: LogFormat,
 }
@@ -242,13 +253,17 @@ pub struct EjectionConfig {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StickyConfig {
     pub cookie: String,
+    /// What browsers send it for: begins with `/`.
+    pub path: String,
     /// `None`: until the browser closes.
+    #[serde(serialize_with = "optional_seconds")]
     pub max_age: Option<Duration>,
     pub same_site: SameSite,
     pub secure: SecureCookie,
     /// `None`: the random one of the state file.
     #[serde(skip)]
     pub secret: Option<Secret>,
+    pub secret_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -275,8 +290,8 @@ pub struct RouteConfig {
 }
 
 /// Name of a pool: 1 to 64 letters, digits, `-`, `_` and `.`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PoolName(String);
 
 /// Bytes that must not be printed.
@@ -309,6 +324,20 @@ impl PoolName {
     }
 }
 
+impl TryFrom<String> for PoolName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        Self::new(&name).ok_or_else(|| format!("\"{name}\" is no name of a pool"))
+    }
+}
+
+impl From<PoolName> for String {
+    fn from(name: PoolName) -> Self {
+        name.0
+    }
+}
+
 impl fmt::Display for PoolName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -324,6 +353,11 @@ impl StatusRanges {
             None => code(part).map(|c| (c, c)),
         };
         text.split(',').map(range).collect::<Option<Vec<_>>>().map(Self)
+    }
+
+    /// Every code, in order and once.
+    pub fn codes(&self) -> Vec<u16> {
+        (100..=599).filter(|&code| self.contains(code)).collect()
     }
 
     pub fn contains(&self, code: u16) -> bool {
@@ -368,6 +402,10 @@ impl fmt::Display for Problem {
 
 fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(duration.as_secs_f64())
+}
+
+fn optional_seconds<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    duration.map(|duration| duration.as_secs_f64()).serialize(serializer)
 }
 
 #[cfg(test)]

@@ -1,22 +1,34 @@
 //! The one place where the snapshot changes: runtime changes, reloads, and what they leave in the state file.
 //! Changes come one after the other; readers never wait, and no change waits for a disk.
 
+mod effects;
+
 use std::collections::HashSet;
+use std::convert::Infallible;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
+use crate::change::{Author, Change, Edits, Record};
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress, Weight};
-use crate::config::{BackendConfig, Config, PoolConfig, PoolName, Problem};
+use crate::config::difference::difference;
+use crate::config::toml::Checked;
+use crate::config::{BackendConfig, Config, PoolConfig, PoolName};
 use crate::metrics::Metrics;
 use crate::pool::Plan;
 use crate::snapshot::{Rings, Snapshot};
-use crate::state::{Changes, Persistence, StateFile};
+use crate::state::{Persistence, StateFile};
+
+/// More than two configurations ever share.
+const ETAG_HASH_BYTES: usize = 8;
 
 #[derive(Debug)]
 pub struct Control {
@@ -25,20 +37,107 @@ pub struct Control {
     state: StateFile,
     snapshot: ArcSwap<Snapshot>,
     versions: watch::Sender<u64>,
-    /// The configuration file as last read. Held while a change is made.
-    file: Mutex<Config>,
+    /// Tells this process's configurations from those of others in an ETag.
+    boot_id: u32,
+    desk: Mutex<Desk>,
     /// Held from reading the file to taking it up, so that the newest one read is in force in the end.
     reloading: Mutex<()>,
     /// Whether a reload waits for another to end.
     reload_waits: AtomicBool,
 }
 
-/// A pool's algorithm before and after.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Switch {
-    pub pool: PoolName,
-    pub previous: Algorithm,
-    pub current: Algorithm,
+/// Held while a change is made.
+#[derive(Debug)]
+struct Desk {
+    /// The configuration file as last read.
+    file: Config,
+    record: Record,
+}
+
+/// A change that is not made yet.
+struct Prepared<T> {
+    /// `None`: nothing is to be changed.
+    config: Option<Config>,
+    /// `None`: it is not recorded.
+    note: Option<Note>,
+    result: T,
+}
+
+/// What became of a change.
+struct Made<T> {
+    /// In force now.
+    snapshot: Arc<Snapshot>,
+    /// As it was recorded, if it was.
+    change: Option<Arc<Change>>,
+    result: T,
+}
+
+/// What is recorded of a change.
+struct Note {
+    author: Author,
+    edits: Edits,
+    reloaded: Option<Vec<String>>,
+    undoes: Option<u64>,
+}
+
+/// What is to be changed.
+#[derive(Debug, Clone)]
+pub enum Wish {
+    /// Another algorithm for one pool, or for all.
+    Algorithm {
+        pool: Option<String>,
+        to: Algorithm,
+    },
+    /// A further backend; one that is being removed comes back.
+    AddBackend {
+        pool: String,
+        backend: BackendConfig,
+    },
+    ChangeBackend {
+        pool: String,
+        backend: String,
+        weight: Option<Weight>,
+        state: Option<AdminState>,
+    },
+    /// Lets a backend finish what it has in flight, after which [`Control::drop_drained`] takes it out.
+    RemoveBackend {
+        pool: String,
+        backend: String,
+    },
+    /// Puts back what was before a change, if all that it made is still in force.
+    Undo(u64),
+    /// What the configuration file says, in one pool or in all.
+    Reset {
+        pool: Option<String>,
+    },
+}
+
+/// How a change is to be made.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    pub author: Author,
+    /// ETags of which one must be that of the configuration in force.
+    pub if_match: Option<Vec<String>>,
+    /// Only say what would happen.
+    pub dry_run: bool,
+    /// Even where nobody would be left to take traffic.
+    pub force: bool,
+}
+
+/// What a change does, or would do.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Of the snapshot in force afterwards.
+    pub version: u64,
+    /// Of the configuration in force afterwards.
+    pub etag: String,
+    /// `None`: nothing was changed, because it was so already or for a dry run.
+    pub change: Option<Arc<Change>>,
+    pub edits: Edits,
+    /// What that means for exchanges, clients and backends.
+    pub effects: Vec<String>,
+    /// What was asked for and does not happen.
+    pub warnings: Vec<String>,
 }
 
 /// Why a change was refused. Nothing has changed then.
@@ -50,19 +149,35 @@ pub enum ChangeError {
     NoBackend { pool: PoolName, address: String, existing: String },
     #[error("pool \"{pool}\" has backend {address} already; change it with PATCH")]
     Exists { pool: PoolName, address: BackendAddress },
+    #[error("there is no change {id}; GET /admin/changes lists those of this process")]
+    NoChange { id: u64 },
+    #[error("change {id} is a reload: put the former file back and reload")]
+    Reload { id: u64 },
+    #[error("change {id} cannot be undone, since what it made is not in force any more: {conflicts}")]
+    Superseded { id: u64, conflicts: String },
+    #[error("nobody would be left to take traffic of pool \"{pool}\": {would}; repeat it with ?force=true to do it")]
+    NobodyLeft { pool: PoolName, would: String },
+    #[error("the configuration in force is another one than that of If-Match: read it again")]
+    NoMatch,
 }
 
 /// What became of a configuration that was read again.
 #[derive(Debug)]
 pub struct Reload {
     pub version: u64,
+    pub etag: String,
+    /// What is in force now and was not before, in words.
+    pub changes: Vec<String>,
+    /// What is in force and not in the file.
+    pub drift: Edits,
     pub warnings: Vec<String>,
 }
 
 /// Why nothing was reloaded.
 #[derive(Debug)]
 pub enum ReloadError {
-    Invalid(Vec<Problem>),
+    /// The problems, each with the file's name.
+    Invalid(Vec<String>),
     /// One reload is reading and another waits for it, which will read the file as it is now.
     Waiting,
 }
@@ -70,10 +185,17 @@ pub enum ReloadError {
 impl Control {
     /// Takes up `config` as read from the file at `path`, with the runtime changes that the state file kept.
     pub fn new(path: &Path, config: Config, metrics: Arc<Metrics>) -> Self {
-        let (state, changes) = StateFile::open(config.state.file.clone());
-        let (in_force, overtaken) = changes.apply(&config);
-        for reason in overtaken {
-            tracing::warn!("a change made at run time is dropped: {reason}");
+        let (state, kept) = StateFile::open(config.state.file.clone());
+        let (in_force, overtaken) = kept.restore(&config);
+        for conflict in overtaken {
+            tracing::warn!("a change made at run time is dropped, since the file has changed: {conflict}");
+        }
+        let drift = Edits::between(&config, &in_force);
+        for edit in drift.iter() {
+            tracing::warn!("in force and not in the configuration file: {edit}");
+        }
+        if !drift.is_empty() {
+            tracing::warn!("`evenkeel reset` goes back to the file, `evenkeel config --diff` shows what differs");
         }
         let snapshot = Snapshot::new(in_force, None, &Rings::default(), &metrics, &state.secret);
         let control = Self {
@@ -82,12 +204,13 @@ impl Control {
             versions: watch::Sender::new(snapshot.version),
             snapshot: ArcSwap::from_pointee(snapshot),
             state,
-            file: Mutex::new(config),
+            boot_id: rand::random(),
+            desk: Mutex::new(Desk { file: config, record: Record::default() }),
             reloading: Mutex::new(()),
             reload_waits: AtomicBool::new(false),
         };
         // Writes the secret that signs sticky cookies at the first start, and finds out early that it cannot.
-        control.keep(&control.locked_file());
+        control.keep(&control.desk().file);
         control
     }
 
@@ -100,58 +223,69 @@ impl Control {
         self.versions.subscribe()
     }
 
-    /// Switches one pool or all to an algorithm.
-    pub fn switch_algorithm(&self, pool: Option<&str>, to: Algorithm) -> Result<(u64, Vec<Switch>), ChangeError> {
-        self.change(|config| {
-            if let Some(name) = pool {
-                find_pool(config, name)?;
+    /// Makes a change, or says what it would do. What is so already makes no version and no record.
+    pub fn make(&self, wish: &Wish, terms: &Terms) -> Result<Outcome, ChangeError> {
+        let Made { snapshot, change, result: mut outcome } = self.take_up(None, |desk, before| {
+            if let Some(wanted) = &terms.if_match
+                && !wanted.iter().any(|tag| tag == "*")
+                && !wanted.contains(&self.etag(&before.config))
+            {
+                return Err(ChangeError::NoMatch);
             }
-            let wanted = config.pools.iter_mut().filter(|p| pool.is_none_or(|name| p.name.as_str() == name));
-            let switch = |p: &mut PoolConfig| Switch {
-                pool: p.name.clone(),
-                previous: std::mem::replace(&mut p.algorithm, to),
-                current: to,
+            let mut wanted = before.config.clone();
+            desk.edit(&mut wanted, wish)?;
+            let (edits, now) = (Edits::between(&before.config, &wanted), Instant::now());
+            if !terms.force
+                && let Some((pool, would)) = effects::nobody_left(&edits, before, &wanted, now)
+            {
+                return Err(ChangeError::NobodyLeft { pool, would });
+            }
+            let is_made = !terms.dry_run && !edits.is_empty();
+            let undoes = if let Wish::Undo(id) = wish { Some(*id) } else { None };
+            let outcome = Outcome {
+                version: before.version,
+                etag: String::new(),
+                change: None,
+                effects: effects::of(&edits, before, &wanted, now),
+                warnings: effects::ignored(wish, &edits, &wanted),
+                edits: edits.clone(),
             };
-            Ok(wanted.map(switch).collect())
-        })
+            let note = Note { author: terms.author.clone(), edits, reloaded: None, undoes };
+            Ok(Prepared { config: is_made.then_some(wanted), note: Some(note), result: outcome })
+        })?;
+        // Nobody waits for this one.
+        outcome.etag = self.etag(&snapshot.config);
+        (outcome.version, outcome.change) = (snapshot.version, change);
+        Ok(outcome)
     }
 
-    /// Adds a backend; one that is being removed comes back instead.
-    pub fn add_backend(&self, pool: &str, backend: BackendConfig) -> Result<u64, ChangeError> {
-        let added = self.change(|config| {
-            let pool = find_pool(config, pool)?;
-            match pool.backends.iter_mut().find(|b| b.address == backend.address) {
-                None => pool.backends.push(backend.clone()),
-                Some(leaving) if leaving.state == AdminState::Removing => leaving.clone_from(&backend),
-                Some(there) => {
-                    return Err(ChangeError::Exists { pool: pool.name.clone(), address: there.address.clone() });
-                }
-            }
-            Ok(())
-        });
-        added.map(|(version, ())| version)
+    /// The last changes of this process, the newest first.
+    pub fn changes(&self) -> Vec<Arc<Change>> {
+        self.desk().record.newest_first()
     }
 
-    /// Changes a backend's weight, its state or both.
-    pub fn change_backend(
-        &self,
-        pool: &str,
-        address: &str,
-        weight: Option<Weight>,
-        state: Option<AdminState>,
-    ) -> Result<u64, ChangeError> {
-        let changed = self.change(|config| {
-            let backend = find_backend(find_pool(config, pool)?, address)?;
-            backend.weight = weight.unwrap_or(backend.weight);
-            backend.state = state.unwrap_or(backend.state);
-            Ok(())
-        });
-        changed.map(|(version, ())| version)
+    /// What is in force and not in the configuration file as it was last read.
+    pub fn drift(&self) -> Edits {
+        let desk = self.desk();
+        Edits::between(&desk.file, &self.snapshot.load().config)
     }
 
-    /// Lets a backend finish what it has in flight, after which [`Self::drop_drained`] takes it out.
-    pub fn remove_backend(&self, pool: &str, address: &str) -> Result<u64, ChangeError> {
-        self.change_backend(pool, address, None, Some(AdminState::Removing))
+    /// The configuration file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Another one after each change, and after each start (RFC 9110 §8.8.3).
+    pub fn etag(&self, config: &Config) -> String {
+        let text = serde_json::to_vec(config).unwrap_or_default();
+        let hash = Sha256::digest(&text);
+        let mut etag = format!("\"{:08x}-", self.boot_id);
+        for byte in &hash[..ETAG_HASH_BYTES] {
+            // Writing to a string does not fail.
+            let _ = write!(etag, "{byte:02x}");
+        }
+        etag.push('"');
+        etag
     }
 
     /// Takes out the backends that are to be removed and have nothing in flight. True when some are left.
@@ -166,24 +300,24 @@ impl Control {
             }
         }
         if !drained.is_empty() {
-            let dropped = self.change(|config| {
-                for (pool, address) in &drained {
-                    let pool = find_pool(config, pool.as_str())?;
+            let dropped = self.take_up(None, |_, before| {
+                let mut wanted = before.config.clone();
+                for pool in &mut wanted.pools {
+                    let is_drained =
+                        |b: &BackendConfig| drained.iter().any(|(p, a)| *p == pool.name && *a == b.address);
                     // Whoever was added again meanwhile stays.
-                    pool.backends.retain(|b| b.address != *address || b.state != AdminState::Removing);
+                    pool.backends.retain(|b| b.state != AdminState::Removing || !is_drained(b));
                 }
-                Ok(())
+                Ok::<_, Infallible>(Prepared { config: Some(wanted), note: None, result: () })
             });
-            if let Err(e) = dropped {
-                tracing::debug!("a drained backend had left already: {e}");
-            }
+            let Ok(_) = dropped;
         }
         left
     }
 
     /// Reads the configuration file again and takes it up, keeping runtime changes that it does not overtake. Waits
     /// for the disk; while one reload does, one more may wait for it.
-    pub fn reload(&self) -> Result<Reload, ReloadError> {
+    pub fn reload(&self, author: Author) -> Result<Reload, ReloadError> {
         let _one_at_a_time = match self.reloading.try_lock() {
             Ok(first) => first,
             Err(TryLockError::Poisoned(first)) => first.into_inner(),
@@ -199,13 +333,48 @@ impl Control {
         let read = crate::config::toml::load(&self.path);
         let result = if read.is_ok() { "success" } else { "failure" };
         self.metrics.reloads.with_label_values(&[result]).inc();
-        let new = read.map_err(ReloadError::Invalid)?;
-        let (version, warnings) = self.take_up(Some(&new), |file, running| {
-            let (mut wanted, mut warnings) = Changes::between(file, running).apply(&new);
-            warnings.extend(keep_until_next_start(&mut wanted, running));
-            Ok::<_, ReloadError>((wanted, warnings))
+        let Checked { config: new, warnings: found } = read.map_err(|problems| {
+            ReloadError::Invalid(problems.iter().map(|problem| problem.in_file(&self.path)).collect())
         })?;
-        Ok(Reload { version, warnings })
+        let Made { snapshot, result: mut reload, .. } = self.take_up(Some(&new), |desk, before| {
+            let (mut wanted, overtaken) = Edits::between(&desk.file, &before.config).restore(&new);
+            let mut warnings: Vec<_> = found.iter().map(|warning| warning.problem.in_file(&self.path)).collect();
+            warnings.extend(overtaken.iter().map(|conflict| {
+                format!("a change made at run time is dropped, since the file has changed: {conflict}")
+            }));
+            warnings.extend(keep_until_next_start(&mut wanted, &before.config));
+            let drift = Edits::between(&new, &wanted);
+            warnings.extend(drift.iter().map(|edit| format!("in force and not in the file: {edit}")));
+            let changes = difference(&before.config, &wanted);
+            let edits = Edits::between(&before.config, &wanted);
+            let note = Note { author: author.clone(), edits, reloaded: Some(changes.clone()), undoes: None };
+            let result = Reload { version: before.version, etag: String::new(), changes, drift, warnings };
+            Ok::<_, ReloadError>(Prepared { config: Some(wanted), note: Some(note), result })
+        })?;
+        (reload.version, reload.etag) = (snapshot.version, self.etag(&snapshot.config));
+        Ok(reload)
+    }
+
+    /// As [`Self::reload`], and tells in the log how it ended.
+    pub fn reload_and_log(&self, author: Author) -> Result<Reload, ReloadError> {
+        let reloaded = self.reload(author);
+        match &reloaded {
+            Ok(reload) => {
+                for warning in &reload.warnings {
+                    tracing::warn!("{warning}");
+                }
+            }
+            Err(ReloadError::Invalid(problems)) => {
+                tracing::error!("the configuration is not reloaded: the old one stays in force");
+                for problem in problems {
+                    tracing::error!("{problem}");
+                }
+            }
+            Err(ReloadError::Waiting) => {
+                tracing::warn!("a reload waits already, which will read the file as it is now");
+            }
+        }
+        reloaded
     }
 
     /// Whether all changes so far would survive a restart, after waiting for the disk no longer than `patience`.
@@ -213,50 +382,43 @@ impl Control {
         self.state.persistence(patience).await
     }
 
-    fn change<T>(&self, edit: impl Fn(&mut Config) -> Result<T, ChangeError>) -> Result<(u64, T), ChangeError> {
-        self.take_up(None, |_, running| {
-            let mut wanted = running.clone();
-            let result = edit(&mut wanted)?;
-            Ok((wanted, result))
-        })
-    }
-
-    /// Puts in force what `wanted` makes of the configuration file as last read and of the configuration that runs. It
-    /// may be asked several times: what takes long is made before the change is, while other changes may be made.
-    /// `file` takes the place of the file as last read.
+    /// Puts in force what `prepare` makes of the configuration file as last read and of the snapshot in force. It may be
+    /// asked several times: what takes long is made before the change is, while other changes may be made. `file` takes
+    /// the place of the file as last read.
     fn take_up<T, E>(
         &self,
         file: Option<&Config>,
-        wanted: impl Fn(&Config, &Config) -> Result<(Config, T), E>,
-    ) -> Result<(u64, T), E> {
+        prepare: impl Fn(&Desk, &Snapshot) -> Result<Prepared<T>, E>,
+    ) -> Result<Made<T>, E> {
         /// So many changes may come between before this one makes them wait.
         const MAX_ROUNDS: usize = 4;
         let (mut rings, mut rounds) = (Rings::default(), 1);
         loop {
-            let mut last_read = self.locked_file();
+            let mut desk = self.desk();
             let before = self.snapshot.load_full();
-            let (config, result) = wanted(&last_read, &before.config)?;
+            let Prepared { config, note, result } = prepare(&desk, &before)?;
+            let Some(config) = config else { return Ok(Made { snapshot: before, change: None, result }) };
             if rounds < MAX_ROUNDS && !rings.are_complete(&config, &before) {
-                drop(last_read);
+                drop(desk);
                 rounds += 1;
                 rings.make_missing(&config, &before);
                 continue;
             }
             if let Some(file) = file {
-                last_read.clone_from(file);
+                desk.file.clone_from(file);
             }
-            let version = self.put_in_force(&before, config, &rings);
-            self.keep(&last_read);
-            return Ok((version, result));
+            let snapshot = self.put_in_force(&before, config, &rings);
+            self.keep(&desk.file);
+            let change = note.map(|note| desk.write_down(snapshot.version, note));
+            return Ok(Made { snapshot, change, result });
         }
     }
 
-    fn put_in_force(&self, before: &Snapshot, config: Config, rings: &Rings) -> u64 {
+    fn put_in_force(&self, before: &Snapshot, config: Config, rings: &Rings) -> Arc<Snapshot> {
         let former_plans: Vec<Arc<Plan>> = before.pools.iter().map(|pool| pool.plan()).collect();
         let after = Arc::new(Snapshot::new(config, Some(before), rings, &self.metrics, &self.state.secret));
-        let version = after.version;
         self.snapshot.store(Arc::clone(&after));
-        self.versions.send_replace(version);
+        self.versions.send_replace(after.version);
         for (pool, former) in before.pools.iter().zip(&former_plans) {
             let plan = after.pool(&pool.name).map(|pool| pool.plan());
             if plan.as_ref().is_some_and(|plan| Arc::ptr_eq(plan, former)) {
@@ -278,15 +440,86 @@ impl Control {
                 self.metrics.forget_route(&route.name, route.pool.name.as_str());
             }
         }
-        version
+        after
     }
 
     fn keep(&self, file: &Config) {
-        self.state.keep(Changes::between(file, &self.snapshot.load().config));
+        self.state.keep(Edits::between(file, &self.snapshot.load().config));
     }
 
-    fn locked_file(&self) -> std::sync::MutexGuard<'_, Config> {
-        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Desk {
+    /// Changes `config`, which is in force, as wished.
+    fn edit(&self, config: &mut Config, wish: &Wish) -> Result<(), ChangeError> {
+        match wish {
+            Wish::Algorithm { pool: Some(pool), to } => find_pool(config, pool)?.algorithm = *to,
+            Wish::Algorithm { pool: None, to } => config.pools.iter_mut().for_each(|pool| pool.algorithm = *to),
+            Wish::AddBackend { pool, backend } => {
+                let pool = find_pool(config, pool)?;
+                let address = backend.address.canonical();
+                match pool.backends.iter_mut().find(|b| b.address.canonical() == address) {
+                    None => pool.backends.push(backend.clone()),
+                    Some(leaving) if leaving.state == AdminState::Removing && leaving.address == backend.address => {
+                        *leaving = backend.clone();
+                    }
+                    Some(taken) => {
+                        return Err(ChangeError::Exists { pool: pool.name.clone(), address: taken.address.clone() });
+                    }
+                }
+            }
+            Wish::ChangeBackend { pool, backend, weight, state } => {
+                let backend = find_backend(find_pool(config, pool)?, backend)?;
+                backend.weight = weight.unwrap_or(backend.weight);
+                backend.state = state.unwrap_or(backend.state);
+            }
+            Wish::RemoveBackend { pool, backend } => {
+                find_backend(find_pool(config, pool)?, backend)?.state = AdminState::Removing;
+            }
+            Wish::Undo(id) => self.undo(config, *id)?,
+            Wish::Reset { pool } => {
+                if let Some(pool) = pool {
+                    find_pool(config, pool)?;
+                }
+                let drift = Edits::between(&self.file, config);
+                let drift = match pool {
+                    Some(pool) => drift.of_pool(pool),
+                    None => drift,
+                };
+                // They begin with what is in force.
+                drift.inverted().apply(config);
+            }
+        }
+        Ok(())
+    }
+
+    fn undo(&self, config: &mut Config, id: u64) -> Result<(), ChangeError> {
+        let change = self.record.find(id).ok_or(ChangeError::NoChange { id })?;
+        if change.reloaded.is_some() {
+            return Err(ChangeError::Reload { id });
+        }
+        let conflicts = change.edits.inverted().apply(config);
+        if !conflicts.is_empty() {
+            let told: Vec<_> = conflicts.iter().map(ToString::to_string).collect();
+            return Err(ChangeError::Superseded { id, conflicts: told.join("; ") });
+        }
+        Ok(())
+    }
+
+    /// Records a change, here and in the log.
+    fn write_down(&mut self, version: u64, note: Note) -> Arc<Change> {
+        let Note { author, edits, reloaded, undoes } = note;
+        let id = self.record.next_id();
+        let told = match &reloaded {
+            Some(changes) if changes.is_empty() => "reloaded, nothing has changed".to_owned(),
+            Some(changes) => format!("reloaded: {}", changes.join("; ")),
+            None => edits.to_string(),
+        };
+        tracing::info!(change = id, version, by = %author, "{told}");
+        self.record.push(Change { id, at: Timestamp::now(), author, version, edits, reloaded, undoes })
     }
 }
 
@@ -340,7 +573,6 @@ fn restore<T: Clone + PartialEq>(wanted: &mut T, running: &T) -> bool {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::convert::Infallible;
 
     use super::*;
     use crate::pool::Pool;
@@ -360,12 +592,12 @@ mod tests {
     /// Has every pool use `algorithm`; how often the change was looked at.
     fn rounds(control: &Control, algorithm: Algorithm) -> usize {
         let rounds = Cell::new(0);
-        let switch = |_: &Config, running: &Config| {
+        let switch = |_: &Desk, before: &Snapshot| {
             rounds.set(rounds.get() + 1);
-            assert!(control.file.try_lock().is_err(), "nothing changes while a change is looked at");
-            let mut wanted = running.clone();
+            assert!(control.desk.try_lock().is_err(), "nothing changes while a change is looked at");
+            let mut wanted = before.config.clone();
             wanted.pools.iter_mut().for_each(|pool| pool.algorithm = algorithm);
-            Ok::<_, Infallible>((wanted, ()))
+            Ok::<_, Infallible>(Prepared { config: Some(wanted), note: None, result: () })
         };
         let switched = control.take_up(None, switch);
         assert!(switched.is_ok());
@@ -378,13 +610,24 @@ mod tests {
         let control = control();
         assert_eq!(rounds(&control, Algorithm::Weighted), 1);
         assert_eq!(rounds(&control, Algorithm::IpHash), 2, "without the lock in between");
-        control.change_backend("app", "a:1", None, Some(AdminState::Draining)).expect("it is there");
+        change_backend(&control, None, Some(AdminState::Draining));
         assert_eq!(rounds(&control, Algorithm::Weighted), 1);
         assert_eq!(rounds(&control, Algorithm::IpHash), 1, "the ring still fits");
-        control.change_backend("app", "a:1", Weight::new(2), None).expect("it is there");
+        change_backend(&control, Weight::new(2), None);
         assert_eq!(rounds(&control, Algorithm::Weighted), 1);
-        control.add_backend("app", BackendConfig { address: "c:1".parse().expect("valid"), ..backend() }).expect("new");
+        let new = BackendConfig { address: "c:1".parse().expect("valid"), ..backend() };
+        make(&control, Wish::AddBackend { pool: "app".into(), backend: new });
         assert_eq!(rounds(&control, Algorithm::IpHash), 2, "of other backends");
+    }
+
+    fn make(control: &Control, wish: Wish) {
+        let author = Author { by: "local", from: None };
+        let terms = Terms { author, if_match: None, dry_run: false, force: false };
+        control.make(&wish, &terms).expect("it can be made");
+    }
+
+    fn change_backend(control: &Control, weight: Option<Weight>, state: Option<AdminState>) {
+        make(control, Wish::ChangeBackend { pool: "app".into(), backend: "a:1".into(), weight, state });
     }
 
     fn backend() -> BackendConfig {
@@ -395,10 +638,10 @@ mod tests {
     fn pools_and_routes_are_the_same_after_a_change_of_what_is_in_a_pool() {
         let control = control();
         let (routes, pool_before) = (Arc::clone(&control.snapshot().routes), pool(&control));
-        control.switch_algorithm(None, Algorithm::IpHash).expect("there is a pool");
-        control.change_backend("app", "a:1", Weight::new(9), None).expect("it is there");
-        control.add_backend("app", backend()).expect("it is new");
-        control.remove_backend("app", "x:1").expect("it is there");
+        make(&control, Wish::Algorithm { pool: None, to: Algorithm::IpHash });
+        change_backend(&control, Weight::new(9), None);
+        make(&control, Wish::AddBackend { pool: "app".into(), backend: backend() });
+        make(&control, Wish::RemoveBackend { pool: "app".into(), backend: "x:1".into() });
         assert!(!control.drop_drained());
         assert!(Arc::ptr_eq(&routes, &control.snapshot().routes));
         assert!(Arc::ptr_eq(&pool_before, &pool(&control)));
@@ -411,19 +654,19 @@ mod tests {
         let control = control();
         let series = || String::from_utf8(control.metrics.scrape(|_| {})).expect("text");
         let rename = |from: &'static str, to: &'static str| {
-            let change = move |_: &Config, running: &Config| {
-                let mut wanted = running.clone();
+            let change = move |_: &Desk, before: &Snapshot| {
+                let mut wanted = before.config.clone();
                 let name = PoolName::new(to).expect("valid");
                 wanted.pools.iter_mut().filter(|p| p.name.as_str() == from).for_each(|p| p.name = name.clone());
                 wanted.routes.iter_mut().for_each(|route| route.pool = name.clone());
-                Ok::<_, Infallible>((wanted, ()))
+                Ok::<_, Infallible>(Prepared { config: Some(wanted), note: None, result: () })
             };
             assert!(control.take_up(None, change).is_ok());
         };
         let app = pool(&control);
         app.metrics.retries.inc();
         assert!(series().contains("evenkeel_retries_total{pool=\"app\"} 1"));
-        control.switch_algorithm(None, Algorithm::IpHash).expect("there is a pool");
+        make(&control, Wish::Algorithm { pool: None, to: Algorithm::IpHash });
         assert!(series().contains("evenkeel_retries_total{pool=\"app\"} 1"), "taken over");
         rename("app", "other");
         app.metrics.retries.inc();

@@ -6,6 +6,8 @@
 //!
 //! - [`config`]: what the operator wrote, checked.
 //! - [`snapshot`], [`route`], [`pool`], [`backend`]: the balancer's idea of the world.
+//! - [`control`]: the one place where the snapshot changes; [`change`]: such a change as a value; [`state`]: what of it
+//!   survives a restart.
 //! - [`balance`]: which candidate takes a request.
 //! - [`health`]: which backends are candidates.
 //! - [`probe`]: asks backends whether they are well.
@@ -19,6 +21,7 @@ pub mod access_log;
 pub mod admin;
 pub mod backend;
 pub mod balance;
+pub mod change;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -1,6 +1,7 @@
 //! A balancer from start to stop: read the configuration, bind, probe, serve; on a signal reload, or say "not
 //! ready", stop accepting, finish what is in flight, and leave.
 
+use std::io;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::Path;
@@ -14,8 +15,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
-use crate::config::{AccessLogConfig, AccessLogFile, Config, ServerConfig};
-use crate::control::{Control, ReloadError};
+use crate::change::Author;
+use crate::config::toml::Checked;
+use crate::config::{AccessLogConfig, AccessLogFile, AdminConfig, Config, ServerConfig};
+use crate::control::Control;
 use crate::exchange::refusal::Refusal;
 use crate::http::Shared;
 use crate::listen::{Sockets, Threads};
@@ -36,6 +39,9 @@ const REAL_TIME_SIGNALS: std::ops::RangeInclusive<i32> = 34..=64;
 /// How long the end waits for a disk to take the last runtime changes.
 const LAST_CHANGES_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Ports below are for privileged processes, unless net.ipv4.ip_unprivileged_port_start says otherwise.
+const UNPRIVILEGED_PORT: u16 = 1024;
+
 /// For the admin API, probes, listeners and logs.
 const RESERVED_FILES: usize = 256;
 /// Open files that a pipe for large content takes.
@@ -44,8 +50,8 @@ const MAX_PIPES: usize = 4096;
 
 /// Runs a balancer with the configuration at `path` until it is told to stop.
 pub fn run(path: &Path) -> anyhow::Result<()> {
-    let config = match crate::config::toml::load(path) {
-        Ok(config) => config,
+    let Checked { config, warnings } = match crate::config::toml::load(path) {
+        Ok(checked) => checked,
         Err(problems) => {
             let lines: Vec<_> = problems.iter().map(|problem| problem.in_file(path)).collect();
             bail!("{}", lines.join("\n"));
@@ -53,28 +59,46 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     };
     let metrics = Arc::new(Metrics::new());
     // To the end, so that the last lines are written.
-    let _log = Log::start(&config.log, metrics.log_lost.clone()).context("the log cannot be started")?;
+    let log = Log::start(&config.log, metrics.log_lost.clone()).with_context(|| match &config.log.file {
+        Some(file) => format!(
+            "cannot write to {}: change [log] file, or make its folder one that can be written to",
+            file.display()
+        ),
+        None => "the log cannot be started".to_owned(),
+    })?;
+    for warning in warnings {
+        tracing::warn!("{}", warning.problem.in_file(path));
+    }
     let open_files = raise_open_files_limit();
     // Probes and the admin API have a thread of their own: they stay responsive however busy the traffic is.
     let management = Builder::new_multi_thread().worker_threads(1).thread_name("management").enable_all().build();
     let management = management.context("the management thread cannot be started")?;
-    let stopped = management.block_on(serve(path, config, metrics, open_files));
+    let stopped = management.block_on(serve(path, config, metrics, open_files, &log));
     management.shutdown_background();
     stopped
 }
 
-async fn serve(path: &Path, config: Config, metrics: Arc<Metrics>, open_files: usize) -> anyhow::Result<()> {
+async fn serve(path: &Path, config: Config, metrics: Arc<Metrics>, open_files: usize, log: &Log) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let access_log = AccessLog::open(&config.access_log, metrics.access_log_lost.clone());
     let access_log = access_log.with_context(|| cannot_log_to(&config.access_log))?;
     let (access_log, log_writer) = access_log.map(|(log, writer)| (Arc::new(log), writer)).unzip();
+    let logs = Logs { log, access_log: access_log.as_deref() };
     let shutdown = Shutdown::new();
     let admin_listener = bind_admin(config.admin.address).await?;
     let admin_address = admin_listener.local_addr()?;
-    let token = config.admin.token.clone();
+    let AdminConfig { token, read_token, .. } = config.admin.clone();
     metrics.expect_refusals(Refusal::all().map(Refusal::reason));
     let control = Arc::new(Control::new(path, config.clone(), metrics));
     let room = Room::new(most_clients(&config.server, open_files));
+    tracing::info!(
+        "evenkeel {} starts with {}, as user {}: {} threads, {} clients at most, {open_files} open files",
+        env!("CARGO_PKG_VERSION"),
+        path.display(),
+        rustix::process::getuid().as_raw(),
+        config.server.threads,
+        room.most(),
+    );
     let shared = Shared {
         control: Arc::clone(&control),
         access_log: access_log.clone(),
@@ -85,7 +109,7 @@ async fn serve(path: &Path, config: Config, metrics: Arc<Metrics>, open_files: u
     };
     let sockets = bind(&config)?;
 
-    let admin = Admin { control: Arc::clone(&control), room, token, shutdown: shutdown.clone() };
+    let admin = Admin { control: Arc::clone(&control), room, token, read_token, shutdown: shutdown.clone() };
     tokio::spawn(admin::serve(admin_listener, Arc::new(admin)));
     tracing::info!(address = %admin_address, "admin API ready");
     tokio::spawn(probe::run(Arc::clone(&control)));
@@ -98,12 +122,12 @@ async fn serve(path: &Path, config: Config, metrics: Arc<Metrics>, open_files: u
     shutdown.run();
     let threads = sockets.serve(&config.listeners, &shared).context("traffic cannot be served")?;
 
-    signals.until_stop(&control, access_log.as_deref()).await;
+    signals.until_stop(&control, logs).await;
     shutdown.close();
     let server = control.snapshot().config.server.clone();
     tokio::select! {
         () = stop_gracefully(&server, threads) => {}
-        () = signals.until_second_stop(access_log.as_deref()) => tracing::warn!("stopping at once: exchanges in flight are cut off"),
+        () = signals.until_second_stop(logs) => tracing::warn!("stopping at once: exchanges in flight are cut off"),
     }
     if control.persistence(LAST_CHANGES_TIMEOUT).await == Persistence::Pending {
         tracing::error!("the disk does not take the state file: the last changes made at run time are lost");
@@ -141,17 +165,33 @@ async fn first_probes(control: &Control) {
 }
 
 async fn bind_admin(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| cannot_listen(address, "[admin] address"))
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|e| {
+        let message = cannot_listen(address, "[admin] address", &e);
+        anyhow::Error::new(e).context(message)
+    })
 }
 
 fn bind(config: &Config) -> anyhow::Result<Sockets> {
     let addresses: Vec<_> = config.listeners.iter().map(|listener| listener.address).collect();
     let bound = Sockets::bind(&addresses, config.server.threads);
-    bound.map_err(|(address, e)| anyhow::Error::new(e).context(cannot_listen(address, "[[listener]] address")))
+    bound.map_err(|(address, e)| {
+        let message = cannot_listen(address, "[[listener]] address", &e);
+        anyhow::Error::new(e).context(message)
+    })
 }
 
-fn cannot_listen(address: SocketAddr, key: &str) -> String {
-    format!("cannot listen on {address}: change {key}, or stop what uses port {}", address.port())
+fn cannot_listen(address: SocketAddr, key: &str, error: &io::Error) -> String {
+    let port = address.port();
+    let fix = match error.kind() {
+        io::ErrorKind::PermissionDenied if port < UNPRIVILEGED_PORT => format!(
+            "a port below {UNPRIVILEGED_PORT} needs CAP_NET_BIND_SERVICE (AmbientCapabilities= in systemd, or `setcap \
+             cap_net_bind_service=+ep` on the program); or change {key}"
+        ),
+        io::ErrorKind::AddrNotAvailable => format!("this machine has no address {}: change {key}", address.ip()),
+        _ => format!("change {key}, or stop what uses port {port}"),
+    };
+    format!("cannot listen on {address}: {fix}")
 }
 
 fn cannot_log_to(config: &AccessLogConfig) -> String {
@@ -160,6 +200,20 @@ fn cannot_log_to(config: &AccessLogConfig) -> String {
         _ => "stdout".to_owned(),
     };
     format!("cannot write to {file}: change [access_log] file, or make its folder one that can be written to")
+}
+
+/// What is written to files that may be rotated.
+#[derive(Clone, Copy)]
+struct Logs<'a> {
+    log: &'a Log,
+    access_log: Option<&'a AccessLog>,
+}
+
+impl Logs<'_> {
+    fn reopen(self) {
+        self.log.reopen();
+        self.access_log.into_iter().for_each(AccessLog::reopen);
+    }
 }
 
 /// The signals that an operator's hands know from nginx.
@@ -193,26 +247,26 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Reloads on SIGHUP and reopens the access log on SIGUSR1 until SIGTERM, SIGINT or SIGQUIT.
-    async fn until_stop(&mut self, control: &Arc<Control>, access_log: Option<&AccessLog>) {
+    /// Reloads on SIGHUP and reopens the logs on SIGUSR1 until SIGTERM, SIGINT or SIGQUIT.
+    async fn until_stop(&mut self, control: &Arc<Control>, logs: Logs<'_>) {
         loop {
             tokio::select! {
                 () = self.stop.recv() => return,
                 // A disk that hangs must not keep the signal to stop from being heard.
                 _ = self.hangup.recv() => drop(tokio::spawn(reload(Arc::clone(control)))),
-                _ = self.user1.recv() => access_log.into_iter().for_each(AccessLog::reopen),
+                _ = self.user1.recv() => logs.reopen(),
                 _ = self.user2.recv() => refuse_upgrade(),
             }
         }
     }
 
     /// A second signal to stop.
-    async fn until_second_stop(&mut self, access_log: Option<&AccessLog>) {
+    async fn until_second_stop(&mut self, logs: Logs<'_>) {
         loop {
             tokio::select! {
                 () = self.stop.recv() => return,
                 _ = self.hangup.recv() => tracing::warn!("SIGHUP is ignored: the process is stopping"),
-                _ = self.user1.recv() => access_log.into_iter().for_each(AccessLog::reopen),
+                _ = self.user1.recv() => logs.reopen(),
                 _ = self.user2.recv() => refuse_upgrade(),
             }
         }
@@ -263,8 +317,8 @@ fn ignore_other_signals() {
         tokio::spawn(async move {
             while signal.recv().await.is_some() {
                 tracing::warn!(
-                    "{name} is ignored: it means nothing here (SIGTERM stops, SIGHUP reloads, SIGUSR1 opens the access \
-                     log again)"
+                    "{name} is ignored: it means nothing here (SIGTERM stops, SIGHUP reloads, SIGUSR1 opens the \
+                     logs again)"
                 );
             }
         });
@@ -272,23 +326,9 @@ fn ignore_other_signals() {
 }
 
 async fn reload(control: Arc<Control>) {
-    match tokio::task::spawn_blocking(move || control.reload()).await {
-        Ok(Ok(reload)) => {
-            tracing::info!(version = reload.version, "configuration reloaded");
-            for warning in reload.warnings {
-                tracing::warn!("{warning}");
-            }
-        }
-        Ok(Err(ReloadError::Waiting)) => {
-            tracing::warn!("a reload waits already, which will read the file as it is now")
-        }
-        Ok(Err(ReloadError::Invalid(problems))) => {
-            tracing::error!("the configuration is not reloaded: the old one stays in force");
-            for problem in problems {
-                tracing::error!("{problem}");
-            }
-        }
-        Err(e) => tracing::error!("reloading failed: {e}"),
+    let author = Author { by: "SIGHUP", from: None };
+    if let Err(e) = tokio::task::spawn_blocking(move || control.reload_and_log(author)).await {
+        tracing::error!("reloading failed: {e}");
     }
 }
 
@@ -323,4 +363,25 @@ fn raise_open_files_limit() -> usize {
     }
     let limit = getrlimit(Resource::Nofile).current;
     limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keeps_it_from_listening_is_told_with_the_fix() {
+        let told = |address: &str, kind: io::ErrorKind| {
+            cannot_listen(address.parse().expect("an address"), "[[listener]] address", &kind.into())
+        };
+        for (address, kind, words) in [
+            ("0.0.0.0:80", io::ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),
+            ("0.0.0.0:8080", io::ErrorKind::PermissionDenied, "change [[listener]] address"),
+            ("192.0.2.1:80", io::ErrorKind::AddrNotAvailable, "this machine has no address 192.0.2.1"),
+            ("0.0.0.0:80", io::ErrorKind::AddrInUse, "stop what uses port 80"),
+        ] {
+            let told = told(address, kind);
+            assert!(told.starts_with(&format!("cannot listen on {address}: ")) && told.contains(words), "{told}");
+        }
+    }
 }

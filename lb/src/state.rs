@@ -2,7 +2,7 @@
 //! is in force, each with the file's value at that time: where the file has changed since, the file wins. A thread of
 //! its own writes it, so that a disk which hangs stops nobody else.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,131 +16,71 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::change::{BackendSettings, Edit, Edits};
 use crate::config::algorithm::Algorithm;
-use crate::config::backend::{AdminState, BackendAddress, Weight};
-use crate::config::{BackendConfig, Config, PoolConfig, Secret};
+use crate::config::backend::BackendAddress;
+use crate::config::{PoolName, Secret};
 
 const FORMAT: u32 = 1;
 const SECRET_BYTES: usize = 32;
 
-/// How what is in force differs from the configuration file.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+/// Edits as the file has them.
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Changes {
-    pools: BTreeMap<String, PoolChanges>,
+struct Changes {
+    pools: BTreeMap<PoolName, PoolChanges>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct PoolChanges {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    algorithm: Option<Change<Algorithm>>,
+    algorithm: Option<Changed<Algorithm>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    backends: BTreeMap<BackendAddress, Change<Option<BackendChange>>>,
+    backends: BTreeMap<BackendAddress, Changed<Option<BackendSettings>>>,
 }
 
-/// What the file said, and what was wanted instead.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Change<T> {
+/// What the configuration file said, and what was wanted instead.
+#[derive(Debug, Serialize, Deserialize)]
+struct Changed<T> {
     configured: T,
     current: T,
 }
 
-/// A backend's settings; none at all where it is not part of the pool.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-struct BackendChange {
-    weight: Weight,
-    state: AdminState,
+impl From<&Edits> for Changes {
+    fn from(edits: &Edits) -> Self {
+        let mut pools: BTreeMap<PoolName, PoolChanges> = BTreeMap::new();
+        for edit in edits.iter().cloned() {
+            let changes = pools.entry(edit.pool().clone()).or_default();
+            match edit {
+                Edit::Algorithm { before, after, .. } => {
+                    changes.algorithm = Some(Changed { configured: before, current: after });
+                }
+                Edit::Backend { backend, before, after, .. } => {
+                    changes.backends.insert(backend, Changed { configured: before, current: after });
+                }
+            }
+        }
+        Self { pools }
+    }
 }
 
-impl Changes {
-    pub fn between(file: &Config, in_force: &Config) -> Self {
-        let of_pool = |current: &PoolConfig| {
-            let configured = file.pools.iter().find(|pool| pool.name == current.name)?;
-            let changes = PoolChanges::between(configured, current);
-            (changes != PoolChanges::default()).then(|| (current.name.to_string(), changes))
+impl From<Changes> for Edits {
+    fn from(changes: Changes) -> Self {
+        let of_pool = |(pool, changes): (PoolName, PoolChanges)| {
+            let algorithm = changes.algorithm.map(|algorithm| Edit::Algorithm {
+                pool: pool.clone(),
+                before: algorithm.configured,
+                after: algorithm.current,
+            });
+            let backend = move |(backend, change): (BackendAddress, Changed<_>)| Edit::Backend {
+                pool: pool.clone(),
+                backend,
+                before: change.configured,
+                after: change.current,
+            };
+            algorithm.into_iter().chain(changes.backends.into_iter().map(backend))
         };
-        Self { pools: in_force.pools.iter().filter_map(of_pool).collect() }
-    }
-
-    /// The configuration with these changes, but for those which the file has overtaken: each of these is told.
-    pub fn apply(&self, file: &Config) -> (Config, Vec<String>) {
-        let mut config = file.clone();
-        let mut overtaken = Vec::new();
-        for (name, changes) in &self.pools {
-            match config.pools.iter_mut().find(|pool| pool.name.as_str() == name) {
-                Some(pool) => changes.apply(pool, &mut overtaken),
-                None => overtaken.push(format!("pool \"{name}\" is gone from the configuration")),
-            }
-        }
-        (config, overtaken)
-    }
-}
-
-impl PoolChanges {
-    fn between(configured: &PoolConfig, current: &PoolConfig) -> Self {
-        let algorithm = Change { configured: configured.algorithm, current: current.algorithm };
-        let addresses = configured.backends.iter().chain(&current.backends).map(|b| &b.address);
-        let (before, after) = (all_settings(configured), all_settings(current));
-        let backend = |address: &BackendAddress| {
-            let change = Change { configured: before.get(address).copied(), current: after.get(address).copied() };
-            (address.clone(), change)
-        };
-        Self {
-            algorithm: Some(algorithm).filter(Change::is_one),
-            backends: addresses.map(backend).filter(|(_, change)| change.is_one()).collect(),
-        }
-    }
-
-    fn apply(&self, pool: &mut PoolConfig, overtaken: &mut Vec<String>) {
-        let name = pool.name.clone();
-        if let Some(change) = &self.algorithm {
-            if pool.algorithm == change.configured {
-                pool.algorithm = change.current;
-            } else {
-                overtaken.push(format!("the configuration now says {} for pool \"{name}\"", pool.algorithm));
-            }
-        }
-        for (address, change) in &self.backends {
-            if settings(pool, address) == change.configured {
-                set(pool, address, change.current);
-            } else {
-                overtaken.push(format!("the configuration of backend {address} of pool \"{name}\" has changed"));
-            }
-        }
-    }
-}
-
-impl<T: PartialEq> Change<T> {
-    fn is_one(&self) -> bool {
-        self.configured != self.current
-    }
-}
-
-fn settings(pool: &PoolConfig, address: &BackendAddress) -> Option<BackendChange> {
-    settings_of(pool.backends.iter().find(|b| b.address == *address)?)
-}
-
-/// By address, since a search for each of many backends takes long.
-fn all_settings(pool: &PoolConfig) -> HashMap<&BackendAddress, BackendChange> {
-    pool.backends.iter().filter_map(|backend| Some((&backend.address, settings_of(backend)?))).collect()
-}
-
-fn settings_of(backend: &BackendConfig) -> Option<BackendChange> {
-    let stays = backend.state != AdminState::Removing;
-    stays.then_some(BackendChange { weight: backend.weight, state: backend.state })
-}
-
-fn set(pool: &mut PoolConfig, address: &BackendAddress, wanted: Option<BackendChange>) {
-    let place = pool.backends.iter().position(|b| b.address == *address);
-    match (place, wanted) {
-        (Some(place), Some(BackendChange { weight, state })) => {
-            pool.backends[place] = BackendConfig { address: address.clone(), weight, state };
-        }
-        (Some(place), None) => drop(pool.backends.remove(place)),
-        (None, Some(BackendChange { weight, state })) => {
-            pool.backends.push(BackendConfig { address: address.clone(), weight, state });
-        }
-        (None, None) => {}
+        changes.pools.into_iter().flat_map(of_pool).collect()
     }
 }
 
@@ -182,7 +122,7 @@ struct Wanted {
 struct Newest {
     /// Counts what was given to be written.
     number: u64,
-    changes: Option<Changes>,
+    edits: Option<Edits>,
     is_closed: bool,
 }
 
@@ -203,19 +143,19 @@ struct Document {
 impl StateFile {
     /// Opens the file and reads what it keeps. A file that cannot be understood is set aside under another name and
     /// never stops the start; one that cannot be read, or set aside, is not written over; nothing is kept without a path.
-    pub fn open(path: Option<PathBuf>) -> (Self, Changes) {
-        let Some(path) = path else { return (Self { secret: random_secret(), writing: None }, Changes::default()) };
+    pub fn open(path: Option<PathBuf>) -> (Self, Edits) {
+        let Some(path) = path else { return (Self { secret: random_secret(), writing: None }, Edits::default()) };
         let found = read_or_set_aside(&path);
         let may_write = found.is_ok();
-        let (secret, changes) = found.ok().flatten().unwrap_or_else(|| (random_secret(), Changes::default()));
+        let (secret, edits) = found.ok().flatten().unwrap_or_else(|| (random_secret(), Edits::default()));
         let writing = Writing::start(path, secret.clone(), may_write);
-        (Self { secret, writing: Some(writing) }, changes)
+        (Self { secret, writing: Some(writing) }, edits)
     }
 
     /// Has the changes written, without waiting for it.
-    pub fn keep(&self, changes: Changes) {
+    pub fn keep(&self, edits: Edits) {
         if let Some(writing) = &self.writing {
-            writing.wanted.put(changes);
+            writing.wanted.put(edits);
         }
     }
 
@@ -249,8 +189,8 @@ impl Writing {
         let wanted = Arc::new(Wanted::default());
         let mine = Arc::clone(&wanted);
         let write = move || {
-            while let Some((number, changes)) = mine.next() {
-                let saved = save(&path, &secret, &changes);
+            while let Some((number, edits)) = mine.next() {
+                let saved = save(&path, &secret, &edits);
                 if let Err(e) = &saved {
                     tracing::warn!(
                         "the state file {} cannot be written: {e}; changes made at run time end with this process: \
@@ -269,19 +209,19 @@ impl Writing {
 }
 
 impl Wanted {
-    fn put(&self, changes: Changes) {
+    fn put(&self, edits: Edits) {
         let mut newest = self.newest();
         newest.number += 1;
-        newest.changes = Some(changes);
+        newest.edits = Some(edits);
         self.changed.notify_one();
     }
 
     /// Waits for something to write; `None` once all is written and the file closed.
-    fn next(&self) -> Option<(u64, Changes)> {
-        let nothing = |newest: &mut Newest| newest.changes.is_none() && !newest.is_closed;
+    fn next(&self) -> Option<(u64, Edits)> {
+        let nothing = |newest: &mut Newest| newest.edits.is_none() && !newest.is_closed;
         let waiting = self.changed.wait_while(self.newest(), nothing);
         let mut newest = waiting.unwrap_or_else(PoisonError::into_inner);
-        newest.changes.take().map(|changes| (newest.number, changes))
+        newest.edits.take().map(|edits| (newest.number, edits))
     }
 
     fn newest(&self) -> MutexGuard<'_, Newest> {
@@ -290,8 +230,8 @@ impl Wanted {
 }
 
 /// Writes the changes beside the file and moves them over it, so that a crash leaves the old or the new.
-fn save(path: &Path, secret: &Secret, changes: &Changes) -> io::Result<()> {
-    let document = Document { format: FORMAT, sticky_secret: STANDARD.encode(secret.expose()), pools: changes.clone() };
+fn save(path: &Path, secret: &Secret, edits: &Edits) -> io::Result<()> {
+    let document = Document { format: FORMAT, sticky_secret: STANDARD.encode(secret.expose()), pools: edits.into() };
     let mut text = serde_json::to_vec_pretty(&document)?;
     text.push(b'\n');
     let beside = with_suffix(path, ".new");
@@ -314,14 +254,24 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+/// Where a corrupt file goes: not over one that was set aside before, which may hold the secret that is missed.
+fn free_name(path: &Path) -> PathBuf {
+    let first = with_suffix(path, ".corrupt");
+    let numbered = (2..).map(|n| with_suffix(path, &format!(".corrupt.{n}")));
+    std::iter::once(first)
+        .chain(numbered)
+        .find(|name| fs::symlink_metadata(name).is_err())
+        .expect("a folder has no end of names")
+}
+
 /// The file is there and cannot be read, or not set aside: what it keeps is not to be lost.
 struct Unreadable;
 
-fn read_or_set_aside(path: &Path) -> Result<Option<(Secret, Changes)>, Unreadable> {
-    let problem = match fs::read(path) {
+fn read_or_set_aside(path: &Path) -> Result<Option<(Secret, Edits)>, Unreadable> {
+    let (problem, secret) = match fs::read(path) {
         Ok(bytes) => match parse(&bytes) {
             Ok(state) => return Ok(Some(state)),
-            Err(problem) => problem,
+            Err(problem) => (problem, secret_of(&bytes)),
         },
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => {
@@ -333,7 +283,7 @@ fn read_or_set_aside(path: &Path) -> Result<Option<(Secret, Changes)>, Unreadabl
             return Err(Unreadable);
         }
     };
-    let aside = with_suffix(path, ".corrupt");
+    let aside = free_name(path);
     let set_aside = fs::rename(path, &aside);
     let path = path.display();
     if let Err(e) = set_aside {
@@ -344,19 +294,35 @@ fn read_or_set_aside(path: &Path) -> Result<Option<(Secret, Changes)>, Unreadabl
         return Err(Unreadable);
     }
     tracing::warn!(
-        "the state file {path} is corrupt ({problem}), set aside as {}; starting without it",
-        aside.display()
+        "the state file {path} is corrupt ({problem}), set aside as {}; starting without {}",
+        aside.display(),
+        if secret.is_some() { "the changes in it; sticky cookies stay valid" } else { "it" },
     );
-    Ok(None)
+    Ok(secret.map(|secret| (secret, Edits::default())))
 }
 
-fn parse(bytes: &[u8]) -> Result<(Secret, Changes), String> {
+/// The secret of a document of which the rest is not understood, such as one of a later version.
+fn secret_of(bytes: &[u8]) -> Option<Secret> {
+    let document: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+    STANDARD.decode(document.get("sticky_secret")?.as_str()?).ok().and_then(Secret::new)
+}
+
+/// What the file at `path` keeps, which is left alone. `Err` says what is wrong with the file.
+pub fn peek(path: &Path) -> Result<Edits, String> {
+    match fs::read(path) {
+        Ok(bytes) => parse(&bytes).map(|(_, edits)| edits).map_err(|problem| format!("is corrupt: {problem}")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Edits::default()),
+        Err(e) => Err(format!("cannot be read: {e}")),
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<(Secret, Edits), String> {
     let document: Document = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     if document.format != FORMAT {
         return Err(format!("format {} is not {FORMAT}", document.format));
     }
     let secret = STANDARD.decode(&document.sticky_secret).ok().and_then(Secret::new);
-    Ok((secret.ok_or("sticky_secret is not base64")?, document.pools))
+    Ok((secret.ok_or("sticky_secret is not base64")?, document.pools.into()))
 }
 
 fn random_secret() -> Secret {
@@ -367,6 +333,8 @@ fn random_secret() -> Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::backend::{AdminState, Weight};
+    use crate::config::{BackendConfig, Config};
 
     fn config(text: &str) -> Config {
         let text = format!("[[listener]]\naddress = \"127.0.0.1:0\"\n{text}\n[[route]]\npool = \"app\"\n");
@@ -394,8 +362,8 @@ mod tests {
 
     #[test]
     fn changes_come_back_and_a_backend_being_removed_stays_away() {
-        let (restored, overtaken) = Changes::between(&file(), &changed()).apply(&file());
-        assert_eq!(overtaken, [""; 0]);
+        let (restored, overtaken) = Edits::between(&file(), &changed()).restore(&file());
+        assert_eq!(overtaken, []);
         assert_eq!(restored.pools[0].algorithm, Algorithm::IpHash);
         assert_eq!(addresses(&restored), ["a:1", "c:1"]);
         assert_eq!(restored.pools[0].backends[0].state, AdminState::Draining);
@@ -403,16 +371,28 @@ mod tests {
 
     #[test]
     fn the_file_wins_for_what_it_changed_since() {
-        let changes = Changes::between(&file(), &changed());
         let newer = config(
-            "[[pool]]\nname = \"app\"\nalgorithm = \"weighted\"\n\
+            "[[pool]]\nname = \"app\"\nalgorithm = \"least-connections\"\n\
              backends = [{ address = \"a:1\" }, { address = \"b:1\", weight = 7 }]",
         );
-        let (restored, overtaken) = changes.apply(&newer);
-        assert_eq!(restored.pools[0].algorithm, Algorithm::Weighted);
+        let (restored, overtaken) = Edits::between(&file(), &changed()).restore(&newer);
+        assert_eq!(restored.pools[0].algorithm, Algorithm::LeastConnections);
         assert_eq!(addresses(&restored), ["a:1", "b:1", "c:1"]);
         assert_eq!(restored.pools[0].backends[0].state, AdminState::Draining);
         assert_eq!(overtaken.len(), 2, "{overtaken:?}");
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_version_reads_back() {
+        let text = br#"{"format":1,"sticky_secret":"YQ==","pools":{"app":{
+            "algorithm":{"configured":"round-robin","current":"ip-hash"},
+            "backends":{"a:1":{"configured":{"weight":1,"state":"active"},"current":null}}}}}"#;
+        let (secret, edits) = parse(text).expect("valid");
+        assert_eq!(secret.expose(), b"a");
+        assert_eq!(
+            edits.to_string(),
+            "pool app: algorithm ip-hash instead of round-robin; pool app: backend a:1 removed"
+        );
     }
 
     #[tokio::test]
@@ -420,13 +400,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("evenkeel.state.json");
         let (state, none) = StateFile::open(Some(path.clone()));
-        assert_eq!(none, Changes::default());
-        let changes = Changes::between(&file(), &changed());
-        state.keep(Changes::default());
-        state.keep(changes.clone());
+        assert_eq!(none, Edits::default());
+        let edits = Edits::between(&file(), &changed());
+        state.keep(Edits::default());
+        state.keep(edits.clone());
         assert_eq!(state.persistence(Duration::from_secs(20)).await, Persistence::Saved);
         let (again, read) = StateFile::open(Some(path));
-        assert_eq!(read, changes);
+        assert_eq!(read, edits);
         assert_eq!(again.secret, state.secret);
     }
 
@@ -437,8 +417,8 @@ mod tests {
         // A link to itself cannot be read, not even by root, yet another file could be moved over it.
         std::os::unix::fs::symlink(&path, &path).expect("a file system with links");
         let (state, none) = StateFile::open(Some(path.clone()));
-        assert_eq!(none, Changes::default());
-        state.keep(Changes::between(&file(), &changed()));
+        assert_eq!(none, Edits::default());
+        state.keep(Edits::between(&file(), &changed()));
         assert_eq!(state.persistence(Duration::from_secs(20)).await, Persistence::Failed);
         assert!(fs::symlink_metadata(&path).expect("still there").is_symlink());
     }
@@ -449,19 +429,30 @@ mod tests {
         let path = folder.path().join("evenkeel.state.json");
         for bytes in [&b"{"[..], b"", b"\xff\xfe", br#"{"format":9,"sticky_secret":"YQ==","pools":{}}"#] {
             fs::write(&path, bytes).expect("writable");
-            assert_eq!(StateFile::open(Some(path.clone())).1, Changes::default());
+            assert_eq!(StateFile::open(Some(path.clone())).1, Edits::default());
             assert!(!path.exists() && folder.path().join("evenkeel.state.json.corrupt").exists());
         }
+        let aside = fs::read_dir(folder.path()).expect("readable").count();
+        assert_eq!(aside, 4, "none took the place of another");
+    }
+
+    #[test]
+    fn the_secret_of_a_file_that_is_not_understood_is_kept() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("evenkeel.state.json");
+        fs::write(&path, r#"{"format":9,"sticky_secret":"YWJj","sites":{}}"#).expect("writable");
+        let (state, none) = StateFile::open(Some(path));
+        assert_eq!((state.secret.expose(), none), (&b"abc"[..], Edits::default()));
     }
 
     #[tokio::test]
     async fn a_corrupt_file_that_cannot_be_set_aside_is_not_written_over() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("evenkeel.state.json");
+        // The longest name that a file may have, after which there is no other.
+        let path = folder.path().join("s".repeat(251));
         fs::write(&path, "{").expect("writable");
-        fs::create_dir(folder.path().join("evenkeel.state.json.corrupt")).expect("writable");
         let (state, _) = StateFile::open(Some(path.clone()));
-        state.keep(Changes::between(&file(), &changed()));
+        state.keep(Edits::between(&file(), &changed()));
         assert_eq!(state.persistence(Duration::from_secs(20)).await, Persistence::Failed);
         assert_eq!(fs::read(&path).expect("still there"), b"{");
     }

@@ -39,16 +39,21 @@ impl Sticky {
 
     /// The backend that one of these `Cookie` fields names, if it is one of ours.
     pub fn backend<'a>(&self, cookie_fields: impl Iterator<Item = &'a [u8]>) -> Option<BackendIndex> {
-        let named = |field: &'a [u8]| cookie_value(field, self.config.cookie.as_bytes());
-        cookie_fields.filter_map(named).find_map(|value| self.by_token.get(std::str::from_utf8(value).ok()?).copied())
+        let named = |field: &'a [u8]| cookie_values(field, self.config.cookie.as_bytes());
+        // Another application's cookie may have the same name.
+        cookie_fields.flat_map(named).find_map(|value| self.by_token.get(std::str::from_utf8(value).ok()?).copied())
     }
 
     /// The `Set-Cookie` field that brings the client back to this backend.
     pub fn set_cookie(&self, index: BackendIndex, is_https: bool) -> String {
         let Self { config, tokens, .. } = self;
         let token = tokens.get(index as usize).map_or("", String::as_str);
-        let mut field =
-            format!("{}={token}; Path=/; HttpOnly; SameSite={}", config.cookie, same_site(config.same_site));
+        let mut field = format!(
+            "{}={token}; Path={}; HttpOnly; SameSite={}",
+            config.cookie,
+            config.path,
+            same_site(config.same_site)
+        );
         if let Some(max_age) = config.max_age {
             // Writing to a string does not fail.
             let _ = write!(field, "; Max-Age={}", max_age.as_secs());
@@ -73,10 +78,11 @@ fn token(secret: &Secret, pool: &PoolName, address: &BackendAddress) -> String {
     URL_SAFE_NO_PAD.encode(&mac.finalize().into_bytes()[..TOKEN_BYTES])
 }
 
-/// The value of the first cookie of this name in a `Cookie` field (RFC 6265, 4.2.1).
-fn cookie_value<'a>(field: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+/// The values of all cookies of this name in a `Cookie` field (RFC 6265 §4.2.1): there are several where their paths or
+/// domains differ.
+fn cookie_values<'a>(field: &'a [u8], name: &[u8]) -> impl Iterator<Item = &'a [u8]> {
     let pairs = field.split(|&b| b == b';').map(|pair| pair.trim_ascii());
-    pairs.filter_map(|pair| pair.strip_prefix(name)?.strip_prefix(b"=")).next()
+    pairs.filter_map(move |pair| pair.strip_prefix(name)?.strip_prefix(b"="))
 }
 
 fn same_site(same_site: SameSite) -> &'static str {
@@ -100,10 +106,12 @@ mod tests {
     fn sticky(secret: &str, addresses: &[&str]) -> Sticky {
         let config = StickyConfig {
             cookie: "ROUTEID".into(),
+            path: "/".into(),
             max_age: Some(Duration::from_secs(3600)),
             same_site: SameSite::Lax,
             secure: SecureCookie::Auto,
             secret: None,
+            secret_file: None,
         };
         let member = |address: &&str| Member {
             backend: Arc::new(Backend::new(address.parse().expect("valid"), false, BackendMetrics::unregistered())),
@@ -126,6 +134,15 @@ mod tests {
         let cookie = format!("theme=dark; {}; x=y", cookie_of(&field));
         assert_eq!(here.backend(std::iter::once(cookie.as_bytes())), Some(1));
         assert_eq!(there.backend(std::iter::once(cookie.as_bytes())), Some(2));
+    }
+
+    /// A cookie of this name whose path is longer comes first in the field and hid ours.
+    #[test]
+    fn a_cookie_of_another_application_does_not_hide_ours() {
+        let sticky = sticky("secret", &["a:1", "b:1"]);
+        let field = sticky.set_cookie(1, false);
+        let cookie = format!("ROUTEID=.node7; {}", cookie_of(&field));
+        assert_eq!(sticky.backend(std::iter::once(cookie.as_bytes())), Some(1));
     }
 
     #[test]

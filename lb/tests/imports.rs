@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// The longest name that fits a module counts.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("main", &["cli", "server"]),
-    ("cli", &["log"]),
+    ("cli", &["log", "state"]),
     ("server", &["admin", "probe", "listen", "log"]),
     ("admin", &["control", "room", "shutdown"]),
     ("probe", &["control"]),
@@ -20,7 +20,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("exchange", &["control"]),
     ("control", &["snapshot", "state"]),
     ("snapshot", &["route", "pool"]),
-    ("state", &[]),
+    ("state", &["change"]),
+    ("change", &[]),
     ("route", &[]),
     ("pool", &["balance", "sticky"]),
     ("sticky", &["balance"]),

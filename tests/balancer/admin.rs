@@ -14,7 +14,7 @@ async fn algorithm_lists_the_pools_and_the_choices() {
     assert_eq!(answer["choices"], json!(CHOICES));
     assert_eq!(
         answer["pools"],
-        json!([{ "pool": "app", "algorithm": "round-robin" }, { "pool": "other", "algorithm": "weighted" }])
+        json!([{ "pool": "app", "algorithm": "weighted" }, { "pool": "other", "algorithm": "ip-hash" }])
     );
     assert!(answer["version"].is_u64(), "{answer}");
 }
@@ -26,22 +26,19 @@ async fn one_post_switches_every_pool_or_the_one_it_names() {
     let before = balancer.version().await;
 
     let every = balancer.switch_algorithm("least-connections").await;
+    assert_eq!(every["version"], before + 1);
     assert_eq!(
-        every,
-        json!({ "version": before + 1, "pools": [
-            { "pool": "app", "previous": "round-robin", "current": "least-connections" },
-            { "pool": "other", "previous": "weighted", "current": "least-connections" },
-        ] })
+        every["pools"],
+        json!([
+            { "pool": "app", "previous": "weighted", "current": "least-connections" },
+            { "pool": "other", "previous": "ip-hash", "current": "least-connections" },
+        ])
     );
 
     let one = json!({ "algorithm": "ip-hash", "pool": "other" });
     let one = balancer.change("POST", "/admin/algorithm", Some(one)).await;
-    assert_eq!(
-        one,
-        json!({ "version": before + 2, "pools": [
-            { "pool": "other", "previous": "least-connections", "current": "ip-hash" },
-        ] })
-    );
+    assert_eq!(one["version"], before + 2);
+    assert_eq!(one["pools"], json!([{ "pool": "other", "previous": "least-connections", "current": "ip-hash" }]));
     assert_eq!(balancer.algorithm().await, "least-connections");
 }
 
@@ -130,10 +127,7 @@ async fn pools_show_what_is_wanted_and_what_is_true() {
     let all = balancer.change("GET", "/admin/pools", None).await;
     assert!(all["version"].is_u64(), "{all}");
     let pool = &all["pools"][0];
-    assert_eq!(
-        (&pool["name"], &pool["algorithm"], &pool["panic"]),
-        (&json!("app"), &json!("round-robin"), &json!(false))
-    );
+    assert_eq!((&pool["name"], &pool["algorithm"], &pool["panic"]), (&json!("app"), &json!("weighted"), &json!(false)));
     let backend = &pool["backends"][0];
     assert_eq!(backend["address"], a.address().to_string());
     for (field, value) in [
@@ -206,7 +200,8 @@ async fn removing_waits_for_what_is_in_flight() {
     held.send(Request::get("/hold").to_bytes()).await;
     eventually("the request arrived", async || a.heads() == 1).await;
     let reply = balancer.admin("DELETE", &backend_path(&a), None).await;
-    assert_eq!((reply.status, reply.json()), (202, json!({ "removed": false, "in_flight": 1 })));
+    let answer = reply.json();
+    assert_eq!((reply.status, &answer["removed"], &answer["in_flight"]), (202, &json!(false), &json!(1)));
     assert_eq!(balancer.backend(&a).await["status"], "removing");
     assert_eq!(balancer.origins_of(4).await.concat(), "bbbb");
     a.release();
@@ -214,7 +209,7 @@ async fn removing_waits_for_what_is_in_flight() {
     eventually("the backend is gone", async || balancer.backend(&a).await.is_null()).await;
 
     let reply = balancer.admin("DELETE", &backend_path(&b), None).await;
-    assert_eq!((reply.status, reply.json()), (200, json!({ "removed": true })));
+    assert_eq!((reply.status, &reply.json()["removed"]), (200, &json!(true)));
     assert_eq!(balancer.pool().await["backends"], json!([]));
     assert_eq!(balancer.get("/").await.status, 503);
 }
@@ -359,7 +354,7 @@ async fn the_command_line_does_the_same() {
     };
 
     let status = run(&["status"]).await;
-    assert!(status.contains("app") && status.contains(&address) && status.contains("round-robin"), "{status}");
+    assert!(status.contains("app") && status.contains(&address) && status.contains("weighted"), "{status}");
 
     let answer = run(&["algorithm", "least-connections"]).await;
     assert!(answer.contains("least-connections"), "{answer}");
@@ -386,9 +381,9 @@ async fn the_command_line_does_the_same() {
     run(&["backend", "remove", &c.address().to_string()]).await;
     assert!(balancer.backend(&c).await.is_null());
 
-    balancer.configure(&Config::of([&a, &b]).app(|pool| pool.algorithm("weighted")));
+    balancer.configure(&Config::of([&a, &b]).app(|pool| pool.algorithm("least-connections")));
     run(&["reload"]).await;
-    assert_eq!(balancer.algorithm().await, "weighted");
+    assert_eq!(balancer.algorithm().await, "least-connections");
 }
 
 #[tokio::test]
@@ -431,7 +426,7 @@ async fn every_change_makes_the_next_version() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let start = balancer.version().await;
-    balancer.switch_algorithm("weighted").await;
+    balancer.switch_algorithm("ip-hash").await;
     balancer.patch(&a, json!({ "weight": 2 })).await;
     balancer.change("POST", "/admin/pools/app/backends", Some(json!({ "address": b.address().to_string() }))).await;
     balancer.change("DELETE", &backend_path(&b), None).await;
@@ -444,10 +439,7 @@ async fn every_change_makes_the_next_version() {
 }
 
 fn two_pools(a: &Origin, b: &Origin) -> Config {
-    Config::of([a])
-        .pool(Pool::of("other", [b]).algorithm("weighted"))
-        .route("", "/", "app")
-        .route("", "/other", "other")
+    Config::of([a]).pool(Pool::of("other", [b]).algorithm("ip-hash")).route("", "/", "app").route("", "/other", "other")
 }
 
 /// The pool without what changes by itself.

@@ -13,16 +13,27 @@ const TRUSTING: &str = "trusted_proxies = [\"127.0.0.0/8\"]";
 #[tokio::test]
 async fn round_robin_takes_each_backend_in_turn() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
-    let balancer = Balancer::start(Config::of([&a, &b, &c])).await;
-    assert_eq!(balancer.origins_of(9).await.concat(), "abcabcabc");
+    for algorithm in ["round-robin", "weighted"] {
+        let config = Config::of([&a, &b, &c]).app(|pool| pool.algorithm(algorithm));
+        let balancer = Balancer::start(config).await;
+        assert_eq!(balancer.origins_of(9).await.concat(), "abcabcabc", "{algorithm}");
+    }
 }
 
 #[tokio::test]
 async fn round_robin_ignores_weights() {
     let [a, b] = Origin::several(["a", "b"]).await;
-    let pool = Pool::empty("app").weighted(&a, 9).weighted(&b, 1);
+    let pool = Pool::empty("app").weighted(&a, 9).weighted(&b, 1).algorithm("round-robin");
     let balancer = Balancer::start(Config::default().pool(pool)).await;
     assert_eq!(balancer.origins_of(6).await.concat(), "ababab");
+}
+
+/// Weights were ignored in silence where no algorithm was named.
+#[tokio::test]
+async fn weights_count_where_no_algorithm_is_named() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::default().pool(Pool::empty("app").weighted(&a, 2).weighted(&b, 1))).await;
+    assert_eq!(balancer.origins_of(6).await.concat(), "abaaba");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use tests::balancer::backend_path;
 use tests::{Balancer, Config, Origin, Request, WebSocket, Wire, eventually, within};
 use tokio::task::JoinSet;
 
-const ALGORITHMS: [&str; 4] = ["round-robin", "weighted", "least-connections", "ip-hash"];
+const ALGORITHMS: [&str; 4] = ["weighted", "least-connections", "ip-hash", "round-robin"];
 
 /// Changes of the algorithm; the rest is changed in between.
 const SWITCHES: usize = 400;

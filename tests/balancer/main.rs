@@ -2,6 +2,8 @@
 
 mod admin;
 mod algorithms;
+mod changes;
+mod check;
 mod config;
 mod differential;
 mod early_answers;
@@ -11,6 +13,7 @@ mod health;
 mod hot_swap;
 mod http2;
 mod malformed;
+mod metrics;
 mod observability;
 mod retry;
 mod slow_clients;

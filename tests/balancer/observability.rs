@@ -362,14 +362,61 @@ async fn a_port_that_is_taken_is_named() {
 async fn the_log_speaks_json_when_asked() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::start(Config::of([&a]).section("[log]\nformat = \"json\"")).await;
-    balancer.switch_algorithm("weighted").await;
+    balancer.switch_algorithm("ip-hash").await;
     balancer.stop().await;
     let log = balancer.log();
     assert!(log.lines().count() > 0);
     for line in log.lines() {
         assert!(serde_json::from_str::<Value>(line).is_ok(), "{line}");
     }
-    assert!(log.contains("weighted"), "the switch is logged: {log}");
+    assert!(log.contains("ip-hash"), "the switch is logged: {log}");
+}
+
+#[tokio::test]
+async fn the_log_can_be_a_file_that_is_opened_again_on_sigusr1() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(Config::of([&a]).section("[log]\nfile = \"error.log\"")).await;
+    let log = balancer.file("error.log");
+    let has = async |words: &str| {
+        let what = format!("{words:?} is in error.log");
+        eventually(&what, async || std::fs::read_to_string(&log).is_ok_and(|text| text.contains(words))).await;
+    };
+    let file = balancer.config_file().display().to_string();
+    has(&format!("evenkeel {} starts with {file}, as user ", env!("CARGO_PKG_VERSION"))).await;
+    std::fs::rename(&log, balancer.file("error.log.1")).expect("our directory");
+    balancer.signal(Signal::SIGUSR1);
+    // Which of the two a line goes to is decided when it is written, so there is one after the signal was seen.
+    eventually("the file is there again", async || {
+        balancer.patch(&a, json!({ "weight": 2 })).await;
+        balancer.patch(&a, json!({ "weight": 1 })).await;
+        log.exists()
+    })
+    .await;
+    has("weight 1 instead of 2").await;
+    assert_eq!(balancer.log(), "", "nothing goes to standard error");
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_opened_is_named() {
+    let a = Origin::start("a").await;
+    for (section, setting) in [("log", "[log] file"), ("access_log", "[access_log] file")] {
+        let config = Config::of([&a]).section(&format!("[{section}]\nfile = \"/proc/nowhere/x.log\""));
+        let mut balancer = Balancer::prepare(&config);
+        balancer.launch();
+        assert!(!balancer.process().end().await.success());
+        let said = balancer.log();
+        assert!(said.contains("cannot write to /proc/nowhere/x.log") && said.contains(setting), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_level_that_rust_log_does_not_know_is_told() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::prepare(&Config::of([&a]));
+    balancer.environment = vec![("RUST_LOG".to_owned(), "verbose".to_owned())];
+    balancer.launch();
+    balancer.ready().await;
+    balancer.logs(&["RUST_LOG is \"verbose\", which is ignored", "listening"]).await;
 }
 
 #[tokio::test]
@@ -403,7 +450,8 @@ async fn a_standard_error_that_nobody_reads_stops_nothing() {
     eventually("it is told what was lost", async || says("lines of the log were lost")).await;
     eventually("new lines come", async || {
         balancer.switch_algorithm("round-robin").await;
-        says("algorithm switched")
+        balancer.switch_algorithm("weighted").await;
+        says("algorithm weighted instead of round-robin")
     })
     .await;
     balancer.stop().await;

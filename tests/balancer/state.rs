@@ -86,7 +86,7 @@ async fn a_backend_that_the_file_no_longer_names_is_gone() {
     balancer.stop().await;
     balancer.configure(&Config::of([&a]));
     balancer.start_again().await;
-    assert_eq!(wishes(&balancer).await, json!(["round-robin", [a.address().to_string(), 1, "active"]]));
+    assert_eq!(wishes(&balancer).await, json!(["weighted", [a.address().to_string(), 1, "active"]]));
 }
 
 #[tokio::test]
@@ -113,15 +113,15 @@ async fn a_corrupt_state_file_is_set_aside_and_the_start_succeeds() {
         balancer.kill().await;
         std::fs::write(balancer.state_file(), content).expect("a writable directory");
         balancer.start_again().await;
-        assert_eq!(balancer.algorithm().await, "round-robin", "{content:?}");
+        assert_eq!(balancer.algorithm().await, "weighted", "{content:?}");
         balancer.logs(&["WARN", "evenkeel.state.json"]).await;
         let aside = std::fs::read_dir(balancer.file(".")).expect("a directory");
         let kept = aside.flatten().filter(|entry| std::fs::read(entry.path()).is_ok_and(|c| c == content.as_bytes()));
         assert!(kept.count() >= 1, "the corrupt file is kept for whoever wants to look at it");
-        balancer.switch_algorithm("weighted").await;
+        balancer.switch_algorithm("least-connections").await;
         balancer.stop().await;
         balancer.start_again().await;
-        assert_eq!(balancer.algorithm().await, "weighted", "state is kept again");
+        assert_eq!(balancer.algorithm().await, "least-connections", "state is kept again");
     }
 }
 
@@ -130,9 +130,10 @@ async fn a_state_file_that_cannot_be_written_is_not_fatal() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]).section("[state]\nfile = \"/proc/evenkeel/state.json\"");
     let balancer = Balancer::start(config).await;
-    let reply = balancer.admin("POST", "/admin/algorithm", Some(json!({ "algorithm": "weighted" }))).await;
+    let reply = balancer.admin("POST", "/admin/algorithm", Some(json!({ "algorithm": "ip-hash" }))).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
-    assert_eq!(balancer.algorithm().await, "weighted");
+    assert_eq!(reply.json()["persistence"], "failed");
+    assert_eq!(balancer.algorithm().await, "ip-hash");
     balancer.logs(&["WARN", "/proc/evenkeel/state.json"]).await;
 }
 
@@ -143,7 +144,7 @@ async fn a_disk_that_hangs_stops_neither_probes_nor_the_api() {
     let hanging = hanging_disk(&mut balancer);
     balancer.launch();
     balancer.ready().await;
-    assert_eq!(balancer.switch_algorithm("weighted").await.get("persistence"), None, "the disk takes it");
+    assert_eq!(balancer.switch_algorithm("ip-hash").await.get("persistence"), None, "the disk takes it");
 
     std::fs::write(&hanging, "").expect("a writable directory");
     let answer = balancer.switch_algorithm("least-connections").await;
@@ -179,7 +180,7 @@ async fn a_disk_that_hangs_does_not_keep_it_from_stopping() {
     balancer.launch();
     balancer.ready().await;
     std::fs::write(&hanging, "").expect("a writable directory");
-    balancer.switch_algorithm("weighted").await;
+    balancer.switch_algorithm("ip-hash").await;
     balancer.stop().await;
     assert!(balancer.log().contains("the disk does not take the state file"), "{}", balancer.log());
 }
@@ -187,7 +188,7 @@ async fn a_disk_that_hangs_does_not_keep_it_from_stopping() {
 #[tokio::test]
 async fn a_configuration_file_that_hangs_stops_neither_the_api_nor_the_stop() {
     let a = Origin::start("a").await;
-    let config = Config::of([&a]).app(|pool| pool.algorithm("weighted"));
+    let config = Config::of([&a]).app(|pool| pool.algorithm("ip-hash"));
     let mut balancer = Balancer::start(Config::of([&a])).await;
     // Opening a pipe to read waits until somebody opens it to write.
     let file = balancer.config_file();
@@ -197,7 +198,7 @@ async fn a_configuration_file_that_hangs_stops_neither_the_api_nor_the_stop() {
     let reply = balancer.admin("POST", "/admin/reload", None).await;
     assert_eq!(reply.status, 503, "{}", reply.text());
     balancer.patch(&a, json!({ "weight": 2 })).await;
-    assert_eq!(balancer.algorithm().await, "round-robin");
+    assert_eq!(balancer.algorithm().await, "weighted");
 
     // Each of the two reloads that wait reads what is written once.
     let text = config.text(balancer.address(), balancer.admin_address());
@@ -207,7 +208,7 @@ async fn a_configuration_file_that_hangs_stops_neither_the_api_nor_the_stop() {
         let writing = tokio::task::spawn_blocking(move || std::fs::write(file, text));
         within("the file is read", writing).await.expect("no panic").expect("somebody reads");
         eventually("it is taken up", async || balancer.version().await == version + reload).await;
-        assert_eq!(balancer.algorithm().await, "weighted");
+        assert_eq!(balancer.algorithm().await, "ip-hash");
     }
     balancer.signal(Signal::SIGHUP);
     balancer.stop().await;
@@ -235,11 +236,11 @@ fn hanging_disk(balancer: &mut Balancer) -> PathBuf {
 async fn without_persistence_a_restart_is_a_fresh_start() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::start(Config::of([&a]).section("[state]\npersist = false")).await;
-    balancer.switch_algorithm("weighted").await;
+    balancer.switch_algorithm("ip-hash").await;
     balancer.stop().await;
     assert!(!balancer.state_file().exists());
     balancer.start_again().await;
-    assert_eq!(balancer.algorithm().await, "round-robin");
+    assert_eq!(balancer.algorithm().await, "weighted");
 }
 
 /// The pool's algorithm, and each backend's address, weight and state, in the order shown.

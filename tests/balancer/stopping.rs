@@ -210,7 +210,7 @@ async fn reload_through_the_admin_api_answers_with_the_new_version() {
     let version = balancer.version().await;
     balancer.configure(&Config::of([&a, &b]).app(|pool| pool.algorithm("weighted")));
     let answer = balancer.change("POST", "/admin/reload", None).await;
-    assert_eq!(answer, json!({ "version": version + 1, "warnings": [] }));
+    assert_eq!((&answer["version"], &answer["warnings"]), (&json!(version + 1), &json!([])));
     assert_eq!(balancer.algorithm().await, "weighted");
     assert_eq!(balancer.metrics().await.sum("evenkeel_reloads_total", &[("result", "success")]), 1.0);
 }

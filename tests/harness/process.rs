@@ -27,7 +27,10 @@ impl Process {
     /// As [`Self::start`], with standard error somewhere else.
     pub fn start_with_error(mut command: Command, log: &Path, error: impl Into<Stdio>) -> Self {
         let name = command.get_program().to_string_lossy().into_owned();
-        command.env_remove("RUST_LOG").stdin(Stdio::null()).stdout(open(log)).stderr(error);
+        if !command.get_envs().any(|(name, _)| name == "RUST_LOG") {
+            command.env_remove("RUST_LOG");
+        }
+        command.stdin(Stdio::null()).stdout(open(log)).stderr(error);
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
         Self { child, name, log: log.to_owned() }
     }

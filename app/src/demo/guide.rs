@@ -35,7 +35,7 @@ Then try, from another terminal:
   Switch the algorithm, and reload again to see it
     curl -X POST http://{admin}/admin/algorithm -H 'Content-Type: application/json' -d '{{"algorithm":"least-connections"}}'
     {cli} algorithm ip-hash
-    {cli} algorithm round-robin
+    {cli} algorithm weighted
 
   Kill an instance: you stay logged in, nobody sees an error
     kill -9 {pid}

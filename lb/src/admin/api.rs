@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -16,10 +17,11 @@ use serde_json::json;
 
 use super::Admin;
 use super::view::{BackendView, PoolView, PoolsView, set_gauges};
-use crate::config::BackendConfig;
+use crate::change::{Author, Edit, Edits};
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress, Weight};
-use crate::control::{ChangeError, Control, ReloadError};
+use crate::config::{BackendConfig, PoolConfig};
+use crate::control::{ChangeError, Outcome, ReloadError, Terms, Wish};
 use crate::shutdown::Phase;
 use crate::state::Persistence;
 
@@ -52,6 +54,12 @@ struct AddBackend {
     state: Option<String>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reset {
+    pool: Option<String>,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ChangeBackend {
@@ -63,30 +71,38 @@ pub async fn algorithms(State(admin): State<Arc<Admin>>) -> Response {
     let snapshot = admin.control.snapshot();
     let pools: Vec<_> =
         snapshot.pools.iter().map(|pool| json!({ "pool": pool.name, "algorithm": pool.plan().algorithm })).collect();
-    Json(json!({ "version": snapshot.version, "choices": Algorithm::ALL, "pools": pools })).into_response()
+    let answer = Json(json!({ "version": snapshot.version, "choices": Algorithm::ALL, "pools": pools }));
+    with_etag(answer.into_response(), &admin.control.etag(&snapshot.config))
 }
 
 pub async fn switch_algorithm(
     State(admin): State<Arc<Admin>>,
+    terms: Terms,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
     let wanted: SwitchAlgorithm = parse(&headers, body)?;
-    let algorithm: Algorithm = wanted.algorithm.parse().map_err(Problem::bad_request)?;
-    let (version, switches) =
-        change(&admin, move |control| control.switch_algorithm(wanted.pool.as_deref(), algorithm)).await?;
-    for switch in &switches {
-        tracing::info!(pool = %switch.pool, previous = %switch.previous, current = %switch.current, "algorithm switched");
-    }
+    let to: Algorithm = wanted.algorithm.parse().map_err(Problem::bad_request)?;
+    let before = admin.control.snapshot().config.clone();
+    let outcome = change(&admin, Wish::Algorithm { pool: wanted.pool.clone(), to }, &terms).await?;
+    let previous = |pool: &PoolConfig| {
+        let edited = outcome.edits.iter().find_map(|edit| match edit {
+            Edit::Algorithm { pool: edited, before, .. } if *edited == pool.name => Some(*before),
+            _ => None,
+        });
+        edited.unwrap_or(to)
+    };
+    let wanted =
+        before.pools.iter().filter(|pool| wanted.pool.as_deref().is_none_or(|name| pool.name.as_str() == name));
     let pools: Vec<_> =
-        switches.iter().map(|s| json!({ "pool": s.pool, "previous": s.previous, "current": s.current })).collect();
-    Ok(changed(&admin, StatusCode::OK, json!({ "version": version, "pools": pools })).await)
+        wanted.map(|pool| json!({ "pool": pool.name, "previous": previous(pool), "current": to })).collect();
+    Ok(changed(&admin, StatusCode::OK, json!({ "version": outcome.version, "pools": pools }), &terms, &outcome).await)
 }
 
 pub async fn pools(State(admin): State<Arc<Admin>>) -> Response {
     let (snapshot, now) = (admin.control.snapshot(), Instant::now());
     let pools: Vec<_> = snapshot.pools.iter().map(|pool| PoolView::new(pool, now)).collect();
-    Json(PoolsView { version: snapshot.version, pools }).into_response()
+    Json(PoolsView { version: snapshot.version, drift: admin.control.drift().len(), pools }).into_response()
 }
 
 pub async fn pool(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Answer {
@@ -102,6 +118,7 @@ pub async fn pool(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> 
 pub async fn add_backend(
     State(admin): State<Arc<Admin>>,
     Path(pool): Path<String>,
+    terms: Terms,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
@@ -112,79 +129,106 @@ pub async fn add_backend(
         weight: weight(wanted.weight)?.unwrap_or(Weight::ONE),
         state: state(wanted.state)?.unwrap_or(AdminState::Active),
     };
-    let name = pool.clone();
-    change(&admin, move |control| control.add_backend(&name, backend)).await?;
-    tracing::info!(pool, backend = %address, "backend added");
-    let view = backend_view(&admin, &pool, address.as_str())?;
-    Ok(changed(&admin, StatusCode::CREATED, view).await)
+    let outcome = change(&admin, Wish::AddBackend { pool: pool.clone(), backend }, &terms).await?;
+    let status = if terms.dry_run { StatusCode::OK } else { StatusCode::CREATED };
+    Ok(changed(&admin, status, backend_view(&admin, &pool, address.as_str()), &terms, &outcome).await)
 }
 
 pub async fn change_backend(
     State(admin): State<Arc<Admin>>,
-    Path((pool, address)): Path<(String, String)>,
+    Path((pool, backend)): Path<(String, String)>,
+    terms: Terms,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
     let wanted: ChangeBackend = parse(&headers, body)?;
-    let (weight, state) = (weight(wanted.weight)?, state(wanted.state.clone())?);
+    let (weight, state) = (weight(wanted.weight)?, state(wanted.state)?);
     if weight.is_none() && state.is_none() {
         return Err(Problem::bad_request("give a weight, a state or both"));
     }
-    let (in_pool, of) = (pool.clone(), address.clone());
-    change(&admin, move |control| control.change_backend(&in_pool, &of, weight, state)).await?;
-    tracing::info!(pool, backend = address, weight = wanted.weight, state = wanted.state, "backend changed");
-    let view = backend_view(&admin, &pool, &address)?;
-    Ok(changed(&admin, StatusCode::OK, view).await)
+    let wish = Wish::ChangeBackend { pool: pool.clone(), backend: backend.clone(), weight, state };
+    let outcome = change(&admin, wish, &terms).await?;
+    Ok(changed(&admin, StatusCode::OK, backend_view(&admin, &pool, &backend), &terms, &outcome).await)
 }
 
-pub async fn remove_backend(State(admin): State<Arc<Admin>>, Path((pool, address)): Path<(String, String)>) -> Answer {
-    let (in_pool, of) = (pool.clone(), address.clone());
-    change(&admin, move |control| {
-        control.remove_backend(&in_pool, &of)?;
-        control.drop_drained();
-        Ok(())
-    })
-    .await?;
-    tracing::info!(pool, backend = address, "backend removed");
-    let (status, answer) = match backend_view(&admin, &pool, &address) {
-        Ok(left) => (StatusCode::ACCEPTED, json!({ "removed": false, "in_flight": left.in_flight() })),
-        Err(_) => (StatusCode::OK, json!({ "removed": true })),
+pub async fn remove_backend(
+    State(admin): State<Arc<Admin>>,
+    Path((pool, backend)): Path<(String, String)>,
+    terms: Terms,
+) -> Answer {
+    let outcome = change(&admin, Wish::RemoveBackend { pool: pool.clone(), backend: backend.clone() }, &terms).await?;
+    let (status, answer) = match backend_view(&admin, &pool, &backend) {
+        Some(_) if terms.dry_run => (StatusCode::OK, json!({ "removed": false })),
+        Some(left) => (StatusCode::ACCEPTED, json!({ "removed": false, "in_flight": left.in_flight() })),
+        None => (StatusCode::OK, json!({ "removed": true })),
     };
-    Ok(changed(&admin, status, answer).await)
+    Ok(changed(&admin, status, answer, &terms, &outcome).await)
 }
 
-pub async fn reload(State(admin): State<Arc<Admin>>) -> Answer {
+/// The last changes of this process.
+pub async fn changes(State(admin): State<Arc<Admin>>) -> Response {
+    Json(json!({ "changes": admin.control.changes() })).into_response()
+}
+
+pub async fn undo(State(admin): State<Arc<Admin>>, Path(id): Path<String>, terms: Terms) -> Answer {
+    let id = id.parse().map_err(|_| Problem::bad_request(format!("\"{id}\" is no id of a change: write a number")))?;
+    let outcome = change(&admin, Wish::Undo(id), &terms).await?;
+    Ok(changed(&admin, StatusCode::OK, json!({ "version": outcome.version }), &terms, &outcome).await)
+}
+
+/// Back to the file, in one pool or in all.
+pub async fn reset(
+    State(admin): State<Arc<Admin>>,
+    terms: Terms,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    let has_body = body.as_ref().map_or(true, |body| !body.is_empty());
+    let wanted: Reset = if has_body { parse(&headers, body)? } else { Reset::default() };
+    let outcome = change(&admin, Wish::Reset { pool: wanted.pool }, &terms).await?;
+    Ok(changed(&admin, StatusCode::OK, json!({ "version": outcome.version }), &terms, &outcome).await)
+}
+
+/// What is in force and not in the configuration file.
+pub async fn drift(State(admin): State<Arc<Admin>>) -> Response {
+    let answer = json!({ "file": admin.control.path().display().to_string(), "edits": admin.control.drift() });
+    Json(answer).into_response()
+}
+
+pub async fn reload(State(admin): State<Arc<Admin>>, terms: Terms) -> Answer {
     let control = Arc::clone(&admin.control);
+    if terms.dry_run {
+        return Err(Problem::bad_request(
+            "a reload has no dry run: `evenkeel check` reads the file, `evenkeel config --diff` compares it",
+        ));
+    }
     // A task of its own, which goes on and tells in the log how it ended when nobody waits any more.
     let reloading = tokio::spawn(async move {
-        let reloaded = tokio::task::spawn_blocking(move || control.reload()).await;
-        match reloaded.map_err(|_| Problem::internal())? {
-            Ok(reload) => {
-                tracing::info!(version = reload.version, warnings = ?reload.warnings, "configuration reloaded");
-                Ok(reload)
+        let reloaded = tokio::task::spawn_blocking(move || control.reload_and_log(terms.author)).await;
+        reloaded.map_err(|_| Problem::internal())?.map_err(|error| match error {
+            ReloadError::Invalid(problems) => {
+                Problem::bad_request(format!("the old configuration stays in force: {}", problems.join("; ")))
             }
-            Err(ReloadError::Invalid(problems)) => {
-                let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
-                tracing::warn!(?problems, "the configuration is not reloaded: the old one stays in force");
-                Err(Problem::bad_request(format!("the old configuration stays in force: {}", problems.join("; "))))
-            }
-            Err(ReloadError::Waiting) => {
+            ReloadError::Waiting => {
                 let detail = "a reload waits for the disk already, and will read the configuration file as it is now";
-                Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
             }
-        }
+        })
     });
     let Ok(reloaded) = tokio::time::timeout(RELOADING_TIMEOUT, reloading).await else {
         let detail = "the disk does not give the configuration file: the old one stays in force until it does";
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
     };
     let reload = reloaded.map_err(|_| Problem::internal())??;
-    let answer = json!({ "version": reload.version, "warnings": reload.warnings });
-    Ok(changed(&admin, StatusCode::OK, answer).await)
+    let answer = json!({
+        "version": reload.version, "changes": reload.changes, "drift": reload.drift, "warnings": reload.warnings,
+    });
+    Ok(saved(&admin, StatusCode::OK, answer, &reload.etag).await)
 }
 
 pub async fn config(State(admin): State<Arc<Admin>>) -> Response {
-    Json(&admin.control.snapshot().config).into_response()
+    let snapshot = admin.control.snapshot();
+    with_etag(Json(&snapshot.config).into_response(), &admin.control.etag(&snapshot.config))
 }
 
 pub async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
@@ -204,13 +248,18 @@ pub async fn healthz() -> &'static str {
 
 /// What `/readyz` may be asked for.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Readiness {
     pool: Option<String>,
 }
 
 /// Whether the process serves; with `?pool=NAME`, whether that pool has a backend to serve with as well. Without a
 /// token, so no answer lists the pools.
-pub async fn readyz(State(admin): State<Arc<Admin>>, Query(asked): Query<Readiness>) -> (StatusCode, &'static str) {
+pub async fn readyz(
+    State(admin): State<Arc<Admin>>,
+    asked: Result<Query<Readiness>, QueryRejection>,
+) -> (StatusCode, &'static str) {
+    let Ok(Query(asked)) = asked else { return (StatusCode::BAD_REQUEST, "the query takes pool=NAME only\n") };
     match admin.shutdown.phase() {
         Phase::Starting => return (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
         Phase::Closing | Phase::Stopping => return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
@@ -232,11 +281,41 @@ pub async fn method_not_allowed(uri: Uri) -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take this method", uri.path()))
 }
 
-/// The answer to a change that is in force. It waits a while for the disk, and says so where a restart would lose
-/// the change.
-async fn changed(admin: &Admin, status: StatusCode, answer: impl Serialize) -> Response {
+/// The answer to a change: what is asked of this kind of change, and what all have in common.
+async fn changed(
+    admin: &Admin,
+    status: StatusCode,
+    answer: impl Serialize,
+    terms: &Terms,
+    outcome: &Outcome,
+) -> Response {
     #[derive(Serialize)]
-    struct Changed<T> {
+    struct Changed<'a, T> {
+        #[serde(flatten)]
+        answer: T,
+        /// The id of the change; null when nothing was changed.
+        change: Option<u64>,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        dry_run: bool,
+        edits: &'a Edits,
+        effects: &'a [String],
+        warnings: &'a [String],
+    }
+    let answer = Changed {
+        answer,
+        change: outcome.change.as_ref().map(|change| change.id),
+        dry_run: terms.dry_run,
+        edits: &outcome.edits,
+        effects: &outcome.effects,
+        warnings: &outcome.warnings,
+    };
+    saved(admin, status, answer, &outcome.etag).await
+}
+
+/// An answer that waits a while for the disk, and says so where a restart would lose what is in force.
+async fn saved(admin: &Admin, status: StatusCode, answer: impl Serialize, etag: &str) -> Response {
+    #[derive(Serialize)]
+    struct Saved<T> {
         #[serde(flatten)]
         answer: T,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -244,17 +323,51 @@ async fn changed(admin: &Admin, status: StatusCode, answer: impl Serialize) -> R
     }
     let persistence = admin.control.persistence(SAVING_TIMEOUT).await;
     let persistence = Some(persistence).filter(|p| matches!(p, Persistence::Pending | Persistence::Failed));
-    (status, Json(Changed { answer, persistence })).into_response()
+    with_etag((status, Json(Saved { answer, persistence })).into_response(), etag)
 }
 
-/// Runs a change where it may take its time.
-async fn change<T: Send + 'static>(
-    admin: &Admin,
-    change: impl FnOnce(&Control) -> Result<T, ChangeError> + Send + 'static,
-) -> Result<T, Problem> {
-    let control = Arc::clone(&admin.control);
-    let changed = tokio::task::spawn_blocking(move || change(&control)).await;
-    changed.map_err(|_| Problem::internal())?.map_err(Problem::from)
+fn with_etag(mut response: Response, etag: &str) -> Response {
+    if let Ok(etag) = HeaderValue::from_str(etag) {
+        response.headers_mut().insert(header::ETAG, etag);
+    }
+    response
+}
+
+/// Makes a change where it may take its time.
+async fn change(admin: &Admin, wish: Wish, terms: &Terms) -> Result<Outcome, Problem> {
+    let (control, terms) = (Arc::clone(&admin.control), terms.clone());
+    let making = tokio::task::spawn_blocking(move || {
+        let outcome = control.make(&wish, &terms)?;
+        // Who has nothing in flight has left before this is answered.
+        control.drop_drained();
+        Ok::<_, ChangeError>(outcome)
+    });
+    making.await.map_err(|_| Problem::internal())?.map_err(Problem::from)
+}
+
+/// By the query `dry_run` and `force`, and the field `If-Match`.
+impl FromRequestParts<Arc<Admin>> for Terms {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<Admin>) -> Result<Self, Problem> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Options {
+            #[serde(default)]
+            dry_run: bool,
+            #[serde(default)]
+            force: bool,
+        }
+        let author = parts.extensions.get::<Author>().cloned().ok_or_else(Problem::internal)?;
+        let Query(options) = Query::<Options>::try_from_uri(&parts.uri).map_err(|e| {
+            Problem::bad_request(format!("the query takes dry_run and force, true or false: {}", e.body_text()))
+        })?;
+        let if_match = parts.headers.get(header::IF_MATCH).map(|field| {
+            let tags = field.to_str().unwrap_or_default().split(',');
+            tags.map(|tag| tag.trim().to_owned()).collect()
+        });
+        Ok(Self { author, if_match, dry_run: options.dry_run, force: options.force })
+    }
 }
 
 fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<T, Problem> {
@@ -281,11 +394,10 @@ fn state(state: Option<String>) -> Result<Option<AdminState>, Problem> {
     state.map(|state| state.parse()).transpose().map_err(Problem::bad_request::<String>)
 }
 
-fn backend_view(admin: &Admin, pool: &str, address: &str) -> Result<BackendView, Problem> {
+fn backend_view(admin: &Admin, pool: &str, address: &str) -> Option<BackendView> {
     let snapshot = admin.control.snapshot();
-    let pool = snapshot.pools.iter().find(|p| p.name.as_str() == pool);
-    let view = pool.and_then(|pool| BackendView::find(pool, address, Instant::now()));
-    view.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "the backend has left meanwhile"))
+    let pool = snapshot.pools.iter().find(|p| p.name.as_str() == pool)?;
+    BackendView::find(pool, address, Instant::now())
 }
 
 impl Problem {
@@ -305,8 +417,14 @@ impl Problem {
 impl From<ChangeError> for Problem {
     fn from(error: ChangeError) -> Self {
         let status = match error {
-            ChangeError::NoPool { .. } | ChangeError::NoBackend { .. } => StatusCode::NOT_FOUND,
-            ChangeError::Exists { .. } => StatusCode::CONFLICT,
+            ChangeError::NoPool { .. } | ChangeError::NoBackend { .. } | ChangeError::NoChange { .. } => {
+                StatusCode::NOT_FOUND
+            }
+            ChangeError::Exists { .. }
+            | ChangeError::Reload { .. }
+            | ChangeError::Superseded { .. }
+            | ChangeError::NobodyLeft { .. } => StatusCode::CONFLICT,
+            ChangeError::NoMatch => StatusCode::PRECONDITION_FAILED,
         };
         Self::new(status, error.to_string())
     }

@@ -4,25 +4,41 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
 
-use super::Admin;
 use super::api::Problem;
+use super::{Admin, Peer};
+use crate::change::Author;
+use crate::config::Secret;
 use crate::message::authority::without_port;
 
-/// Lets a request through that bears the token, or any when none is configured.
-pub async fn demand_token(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+/// Lets a request through that bears the token, or any when none is configured, and notes whose it is. The token for
+/// reading takes no method that changes anything.
+pub async fn demand_token(State(admin): State<Arc<Admin>>, mut request: Request, next: Next) -> Response {
+    let from = request.extensions().get::<Peer>().map(|Peer(address)| *address);
+    let by = if admin.token.is_some() { "admin" } else { "local" };
+    request.extensions_mut().insert(Author { by, from });
     let Some(token) = &admin.token else { return without_token(request, next).await };
+    let is = |presented: &[u8], token: &Secret| bool::from(presented.ct_eq(token.expose()));
     match bearer(request.headers().get(header::AUTHORIZATION)) {
         None => {
             let problem =
                 Problem::new(StatusCode::UNAUTHORIZED, "send the admin token as \"Authorization: Bearer TOKEN\"");
             ([(header::WWW_AUTHENTICATE, "Bearer")], problem).into_response()
         }
-        Some(presented) if bool::from(presented.ct_eq(token.expose())) => next.run(request).await,
+        Some(presented) if is(presented, token) => next.run(request).await,
+        Some(presented) if admin.read_token.as_ref().is_some_and(|token| is(presented, token)) => {
+            match *request.method() {
+                Method::GET | Method::HEAD => next.run(request).await,
+                _ => {
+                    Problem::new(StatusCode::FORBIDDEN, "this token may only read: send the one of [admin] token_file")
+                        .into_response()
+                }
+            }
+        }
         Some(_) => Problem::new(StatusCode::FORBIDDEN, "this is not the admin token").into_response(),
     }
 }

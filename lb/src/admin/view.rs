@@ -17,6 +17,8 @@ use crate::snapshot::Snapshot;
 #[derive(Debug, Serialize)]
 pub struct PoolsView {
     pub version: u64,
+    /// How many settings are in force and not in the configuration file.
+    pub drift: usize,
     pub pools: Vec<PoolView>,
 }
 

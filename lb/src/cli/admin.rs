@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 use ureq::http::{Method, Request, Response};
 use ureq::{Agent, Body};
 
+use super::How;
+
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where an admin API listens, without a slash at the end.
@@ -48,9 +50,49 @@ pub enum AdminError {
 
 pub type Result<T> = std::result::Result<T, AdminError>;
 
+/// What all changes are answered with.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Told {
+    pub dry_run: bool,
+    pub edits: Vec<Edit>,
+    pub effects: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Edit {
+    pub text: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Drift {
+    pub file: String,
+    pub edits: Vec<Edit>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Changes {
+    pub changes: Vec<Change>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Change {
+    pub id: u64,
+    pub at: String,
+    pub by: String,
+    pub from: Option<String>,
+    pub edits: Vec<Edit>,
+    pub reloaded: Option<Vec<String>>,
+    pub undoes: Option<u64>,
+}
+
 #[derive(Debug, Deserialize)]
 pub struct Pools {
     pub version: u64,
+    /// How many settings are in force and not in the file.
+    #[serde(default)]
+    pub drift: usize,
     pub pools: Vec<Pool>,
 }
 
@@ -98,6 +140,18 @@ pub struct PoolAlgorithm {
 #[derive(Debug, Deserialize)]
 pub struct Switches {
     pub pools: Vec<Switch>,
+    #[serde(flatten)]
+    pub told: Told,
+}
+
+/// A backend that was added or changed.
+#[derive(Debug, Deserialize)]
+pub struct Changed {
+    /// `None`: it was not added, for a dry run.
+    #[serde(flatten)]
+    pub backend: Option<Backend>,
+    #[serde(flatten)]
+    pub told: Told,
 }
 
 #[derive(Debug, Deserialize)]
@@ -111,11 +165,15 @@ pub struct Switch {
 pub struct Removal {
     #[serde(default)]
     pub in_flight: usize,
+    #[serde(flatten)]
+    pub told: Told,
 }
 
 #[derive(Debug, Deserialize)]
 pub struct Reloaded {
     pub version: u64,
+    #[serde(default)]
+    pub changes: Vec<String>,
     pub warnings: Vec<String>,
 }
 
@@ -148,25 +206,42 @@ impl Client {
         self.call(Method::GET, "/admin/algorithm", None)
     }
 
-    pub fn switch_algorithm(&self, algorithm: &str, pool: Option<&str>) -> Result<Switches> {
+    pub fn switch_algorithm(&self, algorithm: &str, pool: Option<&str>, how: How) -> Result<Switches> {
         let mut wanted = json!({ "algorithm": algorithm });
         if let Some(pool) = pool {
             wanted["pool"] = pool.into();
         }
-        self.call(Method::POST, "/admin/algorithm", Some(&wanted))
+        self.change(Method::POST, "/admin/algorithm", Some(&wanted), how)
     }
 
-    pub fn add_backend(&self, pool: &str, address: &str, weight: u32) -> Result<Backend> {
+    pub fn add_backend(&self, pool: &str, address: &str, weight: u32, how: How) -> Result<Changed> {
         let wanted = json!({ "address": address, "weight": weight });
-        self.call(Method::POST, &format!("/admin/pools/{}/backends", encoded(pool)), Some(&wanted))
+        self.change(Method::POST, &format!("/admin/pools/{}/backends", encoded(pool)), Some(&wanted), how)
     }
 
-    pub fn change_backend(&self, pool: &str, address: &str, change: &Value) -> Result<Backend> {
-        self.call(Method::PATCH, &backend_path(pool, address), Some(change))
+    pub fn change_backend(&self, pool: &str, address: &str, change: &Value, how: How) -> Result<Changed> {
+        self.change(Method::PATCH, &backend_path(pool, address), Some(change), how)
     }
 
-    pub fn remove_backend(&self, pool: &str, address: &str) -> Result<Removal> {
-        self.call(Method::DELETE, &backend_path(pool, address), None)
+    pub fn remove_backend(&self, pool: &str, address: &str, how: How) -> Result<Removal> {
+        self.change(Method::DELETE, &backend_path(pool, address), None, how)
+    }
+
+    pub fn changes(&self) -> Result<Changes> {
+        self.call(Method::GET, "/admin/changes", None)
+    }
+
+    pub fn drift(&self) -> Result<Drift> {
+        self.call(Method::GET, "/admin/drift", None)
+    }
+
+    pub fn undo(&self, id: u64, how: How) -> Result<Told> {
+        self.change(Method::POST, &format!("/admin/changes/{id}/undo"), None, how)
+    }
+
+    pub fn reset(&self, pool: Option<&str>, how: How) -> Result<Told> {
+        let wanted = pool.map(|pool| json!({ "pool": pool }));
+        self.change(Method::POST, "/admin/reset", wanted.as_ref(), how)
     }
 
     pub fn reload(&self) -> Result<Reloaded> {
@@ -182,6 +257,13 @@ impl Client {
             503 => Err(AdminError::Refused(format!("the balancer is not ready: {word}"))),
             _ => Err(self.refusal(status, &body)),
         }
+    }
+
+    fn change<T: DeserializeOwned>(&self, method: Method, path: &str, wanted: Option<&Value>, how: How) -> Result<T> {
+        let options = [("dry_run=true", how.dry_run), ("force=true", how.force)];
+        let options: Vec<_> = options.into_iter().filter(|(_, is_set)| *is_set).map(|(option, _)| option).collect();
+        let query = if options.is_empty() { String::new() } else { format!("?{}", options.join("&")) };
+        self.call(method, &format!("{path}{query}"), wanted)
     }
 
     fn call<T: DeserializeOwned>(&self, method: Method, path: &str, wanted: Option<&Value>) -> Result<T> {
@@ -234,7 +316,7 @@ impl Client {
         match (status, serde_json::from_str::<Problem>(body)) {
             (401, Ok(_)) if self.token.is_none() => AdminError::NoToken,
             (401 | 403, Ok(_)) => AdminError::WrongToken,
-            (_, Ok(problem)) => AdminError::Refused(printable(&problem.detail)),
+            (_, Ok(problem)) => AdminError::Refused(printable(&problem.detail).replace("?force=true", "--force")),
             (status, Err(_)) => self.not_admin(format!("status {status}")),
         }
     }

@@ -29,8 +29,9 @@ struct Cell {
 }
 
 pub fn print(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
-    let pools = client.pools()?.pools;
-    out.write_all(table(&pools, None, super::wants_colours()).as_bytes())?;
+    let shown = client.pools()?;
+    out.write_all(table(&shown.pools, None, super::wants_colours()).as_bytes())?;
+    out.write_all(drift(shown.drift).as_bytes())?;
     Ok(())
 }
 
@@ -46,7 +47,7 @@ pub fn watch(client: &Client, as_json: bool, out: &mut dyn Write) -> anyhow::Res
     let mut rates = Rates::new();
     let mut gone: Option<String> = None;
     loop {
-        let mut text = table(&shown.pools, Some(&rates), colours);
+        let mut text = table(&shown.pools, Some(&rates), colours) + &drift(shown.drift);
         match &gone {
             None => text.push_str(&format!("\nversion {}, every second until Ctrl-C\n", shown.version)),
             Some(reason) => {
@@ -102,6 +103,18 @@ impl Sample {
             Some((key.clone(), new as f64 / seconds))
         };
         self.requests.iter().filter_map(rate).collect()
+    }
+}
+
+/// That what is shown is not all in the file.
+fn drift(settings: usize) -> String {
+    let are = if settings == 1 { "is" } else { "are" };
+    match settings {
+        0 => String::new(),
+        n => format!(
+            "\n{} {are} in force and not in the file: `evenkeel config --diff` shows, `evenkeel reset` takes back\n",
+            super::counted(n, "change")
+        ),
     }
 }
 

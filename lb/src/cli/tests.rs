@@ -258,8 +258,12 @@ fn ambiguous_and_unknown_backends_are_explained() {
 
 #[test]
 fn reload_passes_warnings_on() {
-    let admin = Admin::answering([("200 OK", json!({ "version": 9, "warnings": ["threads only change at a start"] }))]);
-    let told = "warning: threads only change at a start\nreloaded, version 9\n";
+    let warnings = json!(["threads only change at a start"]);
+    let changes = json!(["pool app: read_timeout 1s instead of 2s"]);
+    let answer = json!({ "version": 9, "warnings": warnings, "changes": changes });
+    let admin = Admin::answering([("200 OK", answer)]);
+    let told =
+        "warning: threads only change at a start\npool app: read_timeout 1s instead of 2s\nreloaded, version 9\n";
     assert_eq!(ask(&admin, &["reload"]).as_deref(), Ok(told));
     assert_eq!(admin.saw().line, "POST /admin/reload HTTP/1.1");
 }

@@ -36,6 +36,36 @@ impl Algorithm {
     }
 }
 
+/// What other balancers call them.
+const ELSEWHERE: &[(&str, Algorithm)] = &[
+    ("rr", Algorithm::RoundRobin),
+    ("roundrobin", Algorithm::RoundRobin),
+    ("wrr", Algorithm::Weighted),
+    ("swrr", Algorithm::Weighted),
+    ("weightedroundrobin", Algorithm::Weighted),
+    ("staticrr", Algorithm::Weighted),
+    ("lc", Algorithm::LeastConnections),
+    ("leastconn", Algorithm::LeastConnections),
+    ("leastconnection", Algorithm::LeastConnections),
+    ("leastconnections", Algorithm::LeastConnections),
+    ("leastrequest", Algorithm::LeastConnections),
+    ("iphash", Algorithm::IpHash),
+    ("source", Algorithm::IpHash),
+    ("hash", Algorithm::IpHash),
+    ("ketama", Algorithm::IpHash),
+    ("ringhash", Algorithm::IpHash),
+];
+
+impl Algorithm {
+    /// Which one is likely meant by a name of another balancer, or by one written with other separators.
+    pub fn meant(text: &str) -> Option<Self> {
+        let letters: String = text.chars().filter(|c| !"-_ .".contains(*c)).flat_map(char::to_lowercase).collect();
+        let own = || Self::ALL.into_iter().find(|algorithm| algorithm.as_str().replace('-', "") == letters);
+        let elsewhere = ELSEWHERE.iter().find(|(name, _)| *name == letters).map(|(_, algorithm)| *algorithm);
+        elsewhere.or_else(own)
+    }
+}
+
 impl fmt::Display for Algorithm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -47,6 +77,28 @@ impl FromStr for Algorithm {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let named = Self::ALL.into_iter().find(|a| a.as_str() == text);
-        named.ok_or_else(|| format!("algorithm \"{text}\" is not one of {}", Self::choices()))
+        let hint = || Self::meant(text).map_or(String::new(), |meant| format!(": did you mean \"{meant}\"?"));
+        named.ok_or_else(|| format!("algorithm \"{text}\" is not one of {}{}", Self::choices(), hint()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_other_balancers_are_understood_and_answered_with_ours() {
+        for (text, meant) in [
+            ("rr", Some(Algorithm::RoundRobin)),
+            ("leastconn", Some(Algorithm::LeastConnections)),
+            ("least_conn", Some(Algorithm::LeastConnections)),
+            ("iphash", Some(Algorithm::IpHash)),
+            ("ROUND_ROBIN", Some(Algorithm::RoundRobin)),
+            ("fastest", None),
+        ] {
+            assert_eq!(Algorithm::meant(text), meant, "{text}");
+        }
+        let error = "least_conn".parse::<Algorithm>().expect_err("not ours");
+        assert!(error.ends_with("ip-hash: did you mean \"least-connections\"?"), "{error}");
     }
 }

@@ -41,6 +41,16 @@ impl BackendAddress {
         self.0.parse().ok()
     }
 
+    /// One spelling for all that mean the same: names in lower case and without a dot at the end, addresses as
+    /// RFC 5952 writes them, no zeros before the port.
+    pub fn canonical(&self) -> String {
+        let (host, port) = self.host_and_port();
+        match host.parse::<IpAddr>() {
+            Ok(ip) => SocketAddr::new(ip.to_canonical(), port).to_string(),
+            Err(_) => format!("{}:{port}", host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()),
+        }
+    }
+
     /// Host (without brackets) and port.
     pub fn host_and_port(&self) -> (&str, u16) {
         let (host, port) = self.0.rsplit_once(':').expect("the constructor demands a port");
@@ -110,6 +120,12 @@ impl Weight {
     }
 }
 
+impl fmt::Display for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl TryFrom<u32> for Weight {
     type Error = String;
 
@@ -123,6 +139,23 @@ impl TryFrom<u32> for Weight {
 impl From<Weight> for u32 {
     fn from(weight: Weight) -> Self {
         weight.as_u32()
+    }
+}
+
+impl AdminState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Down => "down",
+            Self::Removing => "removing",
+        }
+    }
+}
+
+impl fmt::Display for AdminState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -168,6 +201,20 @@ mod tests {
             "user@host:80",
         ] {
             assert!(text.parse::<BackendAddress>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn one_backend_has_one_canonical_spelling() {
+        for (text, canonical) in [
+            ("Web1.Example:80", "web1.example:80"),
+            ("web1.example.:080", "web1.example:80"),
+            ("[0:0::0:1]:80", "[::1]:80"),
+            ("[::ffff:10.0.0.1]:80", "10.0.0.1:80"),
+            ("10.0.0.1:00080", "10.0.0.1:80"),
+        ] {
+            let address: BackendAddress = text.parse().expect("valid");
+            assert_eq!(address.canonical(), canonical);
         }
     }
 

@@ -29,13 +29,19 @@ impl HostPattern {
             Some(domain) => (domain, true),
             None => (lower.as_str(), false),
         };
-        let is_name = |n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-        let is_ipv6 =
-            |n: &str| n.starts_with('[') && n.ends_with(']') && n[1..n.len() - 1].parse::<std::net::Ipv6Addr>().is_ok();
+        // A name that no request can have is none: with empty parts, or with a dot at the end.
+        let is_label = |label: &str| {
+            (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+        };
+        let is_name = |n: &str| n.len() <= 253 && n != "_" && n.split('.').all(is_label);
+        if let Some(literal) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            // As browsers write it, however it is written here.
+            return literal.parse::<std::net::Ipv6Addr>().ok().map(|ip| Self::Exact(format!("[{ip}]")));
+        }
         match below {
-            true if is_name(name) => Some(Self::Below(name.to_owned())),
-            false if is_name(name) || is_ipv6(name) => Some(Self::Exact(name.to_owned())),
-            _ => None,
+            _ if !is_name(name) => None,
+            true => Some(Self::Below(name.to_owned())),
+            false => Some(Self::Exact(name.to_owned())),
         }
     }
 
@@ -82,7 +88,12 @@ impl PathPrefix {
     /// A path that starts with `/` and holds no query, fragment, space or control character.
     pub fn parse(text: &str) -> Option<Self> {
         let clean = text.starts_with('/') && !text.bytes().any(|b| b <= b' ' || b == 0x7f || b == b'?' || b == b'#');
-        clean.then(|| Self(text.to_owned()))
+        // Requests are matched decoded, without empty segments and dots: others would never be met.
+        let is_escape =
+            |(at, _)| text.as_bytes()[at + 1..].iter().take(2).filter(|b| b.is_ascii_hexdigit()).count() == 2;
+        let segments = text.strip_suffix('/').unwrap_or(text).split('/').skip(1);
+        let is_normal = segments.into_iter().all(|segment| !matches!(segment, "" | "." | ".."));
+        (clean && is_normal && !text.match_indices('%').any(is_escape)).then(|| Self(text.to_owned()))
     }
 
     pub fn as_str(&self) -> &str {

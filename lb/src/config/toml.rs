@@ -6,15 +6,19 @@ mod reader;
 #[cfg(test)]
 mod tests;
 mod values;
+pub mod writer;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use ::toml::Spanned;
 use ::toml::de::{DeTable, DeValue};
 
+use super::advice::{self, Advice, Subject};
 use super::{
     AccessLogConfig, AccessLogFile, AccessLogFormat, AdminConfig, BackendConfig, Config, EjectionConfig, ForwardedBy,
     HalfClose, ListenerConfig, LogConfig, LogFormat, PoolConfig, PoolName, PoolSettings, Position, ProbeConfig,
@@ -34,12 +38,27 @@ pub const DEFAULT: &str = include_str!("default.toml");
 
 const TLS_KEYS: &[&str] = &["certificate", "key"];
 
+/// A configuration, and what in it cannot work or will not happen.
+#[derive(Debug)]
+pub struct Checked {
+    pub config: Config,
+    pub warnings: Vec<Warning>,
+}
+
+/// What does not keep a configuration from being used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    pub problem: Problem,
+    /// Whether it cannot work, which is an error where a file is only checked.
+    pub is_error: bool,
+}
+
 /// Reads the configuration file at `path`.
-pub fn load(path: &Path) -> Result<Config, Vec<Problem>> {
+pub fn load(path: &Path) -> Result<Checked, Vec<Problem>> {
     let problem = |position, message| vec![Problem { position, message }];
     let bytes = std::fs::read(path).map_err(|e| problem(None, format!("the file cannot be read: {e}")))?;
     match std::str::from_utf8(&bytes) {
-        Ok(text) => read(text, path),
+        Ok(text) => check(text, path),
         Err(e) => {
             let valid = String::from_utf8_lossy(&bytes[..e.valid_up_to()]);
             let position = reader::position(&valid, valid.len());
@@ -48,8 +67,13 @@ pub fn load(path: &Path) -> Result<Config, Vec<Problem>> {
     }
 }
 
-/// Reads `text` as if it stood in `file`: relative paths start in that file's folder.
+/// As [`check`], for whoever is not told of warnings.
 pub fn read(text: &str, file: &Path) -> Result<Config, Vec<Problem>> {
+    check(text, file).map(|checked| checked.config)
+}
+
+/// Reads `text` as if it stood in `file`: relative paths start in that file's folder.
+pub fn check(text: &str, file: &Path) -> Result<Checked, Vec<Problem>> {
     let defaults = DeTable::parse(DEFAULT).expect("a test reads default.toml").into_inner();
     let (written, syntax_errors) = DeTable::parse_recoverable(text);
     let mut reader = Reader::new(text, file.parent().unwrap_or(Path::new("")), &syntax_errors);
@@ -57,8 +81,53 @@ pub fn read(text: &str, file: &Path) -> Result<Config, Vec<Problem>> {
     let config = reader.config(&root, file);
     let problems = reader.into_problems();
     match config {
-        Some(config) if problems.is_empty() => Ok(config),
+        Some(config) if problems.is_empty() => {
+            let warning = |advice: Advice| Warning {
+                problem: Problem {
+                    position: place(written.get_ref(), advice.subject).map(|place| reader::position(text, place)),
+                    message: advice.message,
+                },
+                is_error: advice.is_error,
+            };
+            let mut warnings: Vec<_> = advice::of(&config, SystemTime::now()).into_iter().map(warning).collect();
+            warnings.sort_by_key(|warning| warning.problem.position);
+            Ok(Checked { config, warnings })
+        }
         _ => Err(problems),
+    }
+}
+
+/// The place of something that the file of `text` names, for what is found out later.
+pub fn position_of(text: &str, subject: Subject) -> Option<Position> {
+    let (written, _) = DeTable::parse_recoverable(text);
+    place(written.get_ref(), subject).map(|place| reader::position(text, place))
+}
+
+/// Where the subject stands; the section that would hold it where it is not written.
+fn place(root: &DeTable<'_>, subject: Subject) -> Option<usize> {
+    let element = |list: &str, index: usize| match root.get(list)?.get_ref() {
+        DeValue::Array(elements) => elements.get(index),
+        // One section with single brackets is an error that was told already.
+        _ => None,
+    };
+    let within = |section: &Spanned<DeValue<'_>>, keys: &[&str]| {
+        let mut place = section.span().start;
+        let mut value = section.get_ref();
+        for key in keys {
+            let Some(inner) = value.as_table().and_then(|table| table.get(*key)) else { break };
+            (place, value) = (inner.span().start, inner.get_ref());
+        }
+        place
+    };
+    match subject {
+        Subject::Algorithm { pool } => Some(within(element("pool", pool)?, &["algorithm"])),
+        Subject::Cookie { pool } => Some(within(element("pool", pool)?, &["sticky", "cookie"])),
+        Subject::Certificate { listener } => Some(within(element("listener", listener)?, &["tls", "certificate"])),
+        Subject::Backend { pool, backend } => {
+            let pool = element("pool", pool)?;
+            let backends = pool.get_ref().as_table()?.get("backends")?.get_ref();
+            backends.as_array()?.get(backend).map(|backend| within(backend, &["address"]))
+        }
     }
 }
 
@@ -144,13 +213,13 @@ impl<'t> Reader<'t> {
         let send_timeout = self.value(section, "send_timeout", values::duration(MILLISECOND, DAY));
         let lingering_time = self.value(section, "lingering_time", values::duration(MILLISECOND, DAY));
         let lingering_timeout = self.value(section, "lingering_timeout", values::duration(MILLISECOND, DAY));
-        let min_rate = self.value(section, "min_rate", values::whole::<u32>(0, u32::MAX.into()));
+        let min_rate = self.value(section, "min_rate", values::size::<u32>(0, u32::MAX.into()));
         let half_close = [("cancel", HalfClose::Cancel), ("answer", HalfClose::Answer)];
         let half_close = self.value(section, "half_close", values::choice(&half_close));
         let rules =
             [("drop", AmbiguousNames::Drop), ("pass", AmbiguousNames::Pass), ("reject", AmbiguousNames::Reject)];
         let ambiguous_names = self.value(section, "ambiguous_names", values::choice(&rules));
-        let max_body_bytes = self.value(section, "max_body_bytes", values::whole::<u64>(0, i64::MAX as u64));
+        let max_body_bytes = self.value(section, "max_body_bytes", values::size::<u64>(0, i64::MAX as u64));
         Some(ListenerConfig {
             address: address?,
             tls: tls?,
@@ -190,6 +259,20 @@ impl<'t> Reader<'t> {
         let base = self.base();
         let address = self.value(section, "address", values::socket_address);
         let token = self.value(section, "token_file", |v| files::token(base, v));
+        let read_token = self.value(section, "read_token_file", |v| files::token(base, v));
+        let token_file = self.value(section, "token_file", |v| values::path(base, v));
+        let read_token_file = self.value(section, "read_token_file", |v| values::path(base, v));
+        match (&token, &read_token) {
+            (Some(None), Some(Some(_))) => {
+                let message = "admin.read_token_file means nothing without token_file, since anybody may then do anything: write both, or neither";
+                self.problem(section.place("read_token_file"), message);
+            }
+            (Some(Some(token)), Some(Some(read))) if token == read => {
+                let message = "admin.read_token_file holds the same token as token_file, so it would not be one for reading only: write another token into it";
+                self.problem(section.place("read_token_file"), message);
+            }
+            _ => {}
+        }
         if let Some(address) = address {
             if !address.ip().to_canonical().is_loopback() && matches!(token, Some(None)) {
                 let message = format!(
@@ -207,7 +290,13 @@ impl<'t> Reader<'t> {
                 self.problem(place, message);
             }
         }
-        Some(AdminConfig { address: address?, token: token? })
+        Some(AdminConfig {
+            address: address?,
+            token: token?,
+            read_token: read_token?,
+            token_file: token_file?,
+            read_token_file: read_token_file?,
+        })
     }
 
     fn state(&mut self, section: &Section<'t>, file: &Path) -> Option<StateConfig> {
@@ -225,7 +314,9 @@ impl<'t> Reader<'t> {
         let level = self.value(section, "level", values::choice(LEVELS));
         let format =
             self.value(section, "format", values::choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)]));
-        Some(LogConfig { level: level?.to_owned(), format: format? })
+        let base = self.base();
+        let file = self.value(section, "file", |v| values::path(base, v));
+        Some(LogConfig { file: file?, level: level?.to_owned(), format: format? })
     }
 
     fn access_log(&mut self, section: &Section<'t>) -> Option<AccessLogConfig> {
@@ -255,8 +346,7 @@ impl<'t> Reader<'t> {
                     names.push(name.clone());
                 }
             }
-            let algorithms = Algorithm::ALL.map(|algorithm| (algorithm.as_str(), algorithm));
-            let algorithm = self.value(section, "algorithm", values::choice(&algorithms));
+            let algorithm = self.value(section, "algorithm", values::algorithm);
             let backends = self.backends(section);
             let settings = self.pool_settings(section);
             let pool =
@@ -276,7 +366,7 @@ impl<'t> Reader<'t> {
         let retries = self.value(section, "retries", values::whole(0, 16));
         let continue_timeout = self.value(section, "continue_timeout", values::duration(MILLISECOND, DAY));
         let retry_timeout = self.value(section, "retry_timeout", values::duration(Duration::ZERO, DAY));
-        let retry_body_bytes = self.value(section, "retry_body_bytes", values::whole(0, 65536));
+        let retry_body_bytes = self.value(section, "retry_body_bytes", values::size(0, 65536));
         let panic_threshold = self.value(section, "panic_threshold", values::whole(0, 100));
         let probe = self.section(section, "probe");
         let probe = if probe.is_written() { self.probe(&probe).map(Some) } else { Some(None) };
@@ -309,7 +399,7 @@ impl<'t> Reader<'t> {
             return None;
         }
         let elements = self.elements(pool, "backends")?;
-        let mut addresses = HashSet::new();
+        let mut addresses = HashMap::new();
         let mut backends = Some(Vec::new());
         for element in elements {
             let (backend, place) = match element.get_ref() {
@@ -323,14 +413,20 @@ impl<'t> Reader<'t> {
                     (address.map(backend), element.span().start)
                 }
             };
-            // Names of hosts mean the same in any case.
-            if let Some(address) = backend.as_ref().map(|backend| &backend.address)
-                && !addresses.insert(address.as_str().to_ascii_lowercase())
-            {
-                let message = format!(
-                    "pool.backends has \"{address}\" twice: remove one, and write weight = 2 to send it twice as much"
-                );
-                self.problem(place, message);
+            if let Some(address) = backend.as_ref().map(|backend| &backend.address) {
+                match addresses.entry(address.canonical()) {
+                    Entry::Vacant(entry) => drop(entry.insert(address.clone())),
+                    Entry::Occupied(first) => {
+                        let spelling = match first.get() == address {
+                            true => String::new(),
+                            false => format!(", the first time as \"{}\"", first.get()),
+                        };
+                        let message = format!(
+                            "pool.backends has \"{address}\" twice{spelling}: remove one, and write weight = 2 to send it twice as much"
+                        );
+                        self.problem(place, message);
+                    }
+                }
             }
             collect(&mut backends, backend);
         }
@@ -385,7 +481,10 @@ impl<'t> Reader<'t> {
         let base_time = self.value(section, "base_time", values::duration(MILLISECOND, DAY));
         let max_time = self.value(section, "max_time", values::duration(MILLISECOND, DAY));
         let max_percent = self.value(section, "max_percent", values::whole(0, 100));
-        let statuses = self.each(section, "statuses", values::whole(500, 599));
+        let statuses = match section.is_text("statuses") {
+            true => self.value(section, "statuses", values::failing_statuses),
+            false => self.each(section, "statuses", values::failing_statuses).map(|codes| codes.concat()),
+        };
         if let (Some(base_time), Some(max_time)) = (base_time, max_time)
             && max_time < base_time
         {
@@ -415,6 +514,8 @@ impl<'t> Reader<'t> {
         let same_site = self.value(section, "same_site", values::choice(SAME_SITE));
         let secure = self.value(section, "secure", values::choice(SECURE));
         let secret = self.value(section, "secret_file", |v| files::secret(base, v));
+        let secret_file = self.value(section, "secret_file", |v| values::path(base, v));
+        let path = self.value(section, "path", values::cookie_path);
         if (same_site, secure) == (Some(SameSite::None), Some(SecureCookie::Never)) {
             let message = "pool.sticky.secure is \"never\", but browsers refuse a cookie with same_site \"none\" that is not secure: write secure = \"auto\" or \"always\"";
             self.problem(section.place("secure"), message);
@@ -425,6 +526,8 @@ impl<'t> Reader<'t> {
             same_site: same_site?,
             secure: secure?,
             secret: secret?,
+            secret_file: secret_file?,
+            path: path?,
         })
     }
 

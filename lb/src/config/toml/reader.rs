@@ -45,6 +45,10 @@ impl<'t> Section<'t> {
         self.written(key).is_some()
     }
 
+    pub fn is_text(&self, key: &str) -> bool {
+        self.written(key).is_some_and(|value| value.get_ref().is_str())
+    }
+
     /// Where the key's value stands; the section itself when it is not written.
     pub fn place(&self, key: &str) -> usize {
         self.written(key).map_or(self.place, |value| value.span().start)

@@ -167,7 +167,7 @@ fn wrong_values_are_named_with_place_and_fix() {
         (
             "pool.ejection",
             "statuses = [502, §499]",
-            "pool.ejection.statuses is 499: write a whole number from 500 to 599",
+            "pool.ejection.statuses is 499: write codes from 500 to 599, such as [502, 503] or \"500-599\"",
         ),
         ("pool.ejection", "statuses = §503", "pool.ejection.statuses is 503: write an array, such as [503]"),
         ("pool", "continue_timeout = §\"0s\"", "pool.continue_timeout is \"0s\": write a duration from 1ms to 24h"),
@@ -194,8 +194,8 @@ fn wrong_values_are_named_with_place_and_fix() {
         ),
         (
             "listener",
-            "max_body_bytes = §\"1 MB\"",
-            "listener.max_body_bytes is \"1 MB\": write a whole number, 0 or more",
+            "max_body_bytes = §\"1m\"",
+            "listener.max_body_bytes is \"1m\": write a number of bytes, or text with KB, MB, GB, KiB, MiB or GiB, such as \"1MiB\"",
         ),
         (
             "listener",
@@ -352,7 +352,7 @@ fn wrong_values_of_required_keys_are_named_with_place_and_fix() {
         (
             "[\"127.0.0.1:9001\"]",
             "[\"a:1\", §\"A:1\"]",
-            "pool.backends has \"A:1\" twice: remove one, and write weight = 2 to send it twice as much",
+            "pool.backends has \"A:1\" twice, the first time as \"a:1\": remove one, and write weight = 2 to send it twice as much",
         ),
     ] {
         assert_problem(&minimal_but(old, new), message);
@@ -376,10 +376,13 @@ fn unknown_keys_come_with_the_nearest_or_the_valid_ones() {
             minimal_with("route", "§hots = \"a\""),
             "route.hots is not a setting: did you mean \"host\"? [[route]] takes host, path, pool".to_owned(),
         ),
-        (minimal_with("log", "§colour = true"), "log.colour is not a setting: [log] takes format, level".to_owned()),
+        (
+            minimal_with("log", "§colour = true"),
+            "log.colour is not a setting: [log] takes file, format, level".to_owned(),
+        ),
         (
             minimal_with("log", "§interval = \"2s\""),
-            "log.interval is not a setting: it belongs in [pool.probe]; [log] takes format, level".to_owned(),
+            "log.interval is not a setting: it belongs in [pool.probe]; [log] takes file, format, level".to_owned(),
         ),
         (
             format!("[§serer]\n{MINIMAL}"),

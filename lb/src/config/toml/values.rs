@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use toml::de::DeValue;
 
 use super::reader::did_you_mean;
-use super::{HostPattern, PathPrefix, PoolName, StatusRanges, Weight};
+use super::{Algorithm, HostPattern, PathPrefix, PoolName, StatusRanges, Weight};
 use crate::config::backend::BackendAddress;
 
 pub type Read<T> = Result<T, String>;
@@ -25,6 +25,44 @@ pub fn whole<T: TryFrom<u64>>(min: u64, max: u64) -> impl Fn(&DeValue<'_>) -> Re
         in_range.and_then(|number| T::try_from(number).ok()).ok_or_else(|| match max {
             _ if max == i64::MAX as u64 => format!("a whole number, {min} or more"),
             _ => format!("a whole number from {min} to {max}"),
+        })
+    }
+}
+
+/// A number of bytes, or text with a unit.
+pub fn size<T: TryFrom<u64>>(min: u64, max: u64) -> impl Fn(&DeValue<'_>) -> Read<T> {
+    const SIZES: &[(&str, u64)] = &[
+        ("B", 1),
+        ("KB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+    ];
+    move |value| {
+        let DeValue::String(text) = value else { return whole(min, max)(value) };
+        let text = text.trim();
+        let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (digits, unit) = text.split_at(unit_at);
+        let unit = unit.trim_start();
+        // nginx's k and m are 1024 bytes and its square.
+        let meant = match unit.to_ascii_lowercase().as_str() {
+            "k" | "kb" | "kib" => "KiB",
+            "m" | "mb" | "mib" => "MiB",
+            "g" | "gb" | "gib" => "GiB",
+            _ => "KiB",
+        };
+        let Some((_, bytes)) = SIZES.iter().find(|(name, _)| *name == unit).filter(|_| !digits.is_empty()) else {
+            let example = if digits.is_empty() || digits.len() > 9 { "64" } else { digits };
+            return Err(format!(
+                "a number of bytes, or text with KB, MB, GB, KiB, MiB or GiB, such as \"{example}{meant}\""
+            ));
+        };
+        let size = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(*bytes)).filter(|n| (min..=max).contains(n));
+        size.and_then(|size| T::try_from(size).ok()).ok_or_else(|| match max {
+            _ if max == i64::MAX as u64 => format!("a size of {min} bytes or more"),
+            _ => format!("a size from {min} to {max} bytes"),
         })
     }
 }
@@ -83,6 +121,24 @@ pub fn choice<T: Copy>(choices: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Read<T
     }
 }
 
+pub fn algorithm(value: &DeValue<'_>) -> Read<Algorithm> {
+    let algorithms = Algorithm::ALL.map(|algorithm| (algorithm.as_str(), algorithm));
+    choice(&algorithms)(value).map_err(|fix| match Algorithm::meant(value.as_str().unwrap_or_default()) {
+        Some(meant) if !fix.contains("did you mean") => format!("{fix} (did you mean \"{meant}\"?)"),
+        _ => fix,
+    })
+}
+
+/// One code that counts as a failure, or a range of them in text.
+pub fn failing_statuses(value: &DeValue<'_>) -> Read<Vec<u16>> {
+    let codes = match value {
+        DeValue::String(text) => StatusRanges::parse(text).map(|ranges| ranges.codes()),
+        _ => whole(500, 599)(value).ok().map(|code| vec![code]),
+    };
+    let codes = codes.filter(|codes| codes.iter().all(|code| (500..=599).contains(code)));
+    codes.ok_or_else(|| "codes from 500 to 599, such as [502, 503] or \"500-599\"".to_owned())
+}
+
 pub fn flag(value: &DeValue<'_>) -> Read<bool> {
     value.as_bool().ok_or_else(|| "true or false, without quotes".to_owned())
 }
@@ -127,15 +183,38 @@ pub fn pool_name(value: &DeValue<'_>) -> Read<PoolName> {
 }
 
 pub fn host_pattern(value: &DeValue<'_>) -> Read<HostPattern> {
-    let host = value.as_str().and_then(HostPattern::parse);
-    host.ok_or_else(|| {
-        "a name without scheme and port, such as \"example.com\" or \"*.example.com\", or \"\" for any".to_owned()
+    let text = value.as_str();
+    text.and_then(HostPattern::parse).ok_or_else(|| match text.unwrap_or_default() {
+        "*" | "_" => "host = \"\" for any host".to_owned(),
+        text if !text.is_ascii() => {
+            "the name in ASCII, as browsers send it (punycode, such as \"xn--bcher-kva.example\" for \"b\u{fc}cher.example\")"
+                .to_owned()
+        }
+        text if text.starts_with('.') && HostPattern::parse(&text[1..]).is_some() => {
+            format!("\"*{text}\" for the names below it, and another route with \"{}\" for itself", &text[1..])
+        }
+        text if text.ends_with('.') && HostPattern::parse(text.trim_end_matches('.')).is_some() => {
+            format!("\"{}\", without the dot at the end", text.trim_end_matches('.'))
+        }
+        _ => "a name without scheme and port, such as \"example.com\" or \"*.example.com\", or \"\" for any".to_owned(),
     })
 }
 
 pub fn path_prefix(value: &DeValue<'_>) -> Read<PathPrefix> {
-    let path = value.as_str().and_then(PathPrefix::parse);
-    path.ok_or_else(|| "a path that starts with \"/\", without query or spaces, such as \"/api\"".to_owned())
+    let text = value.as_str().unwrap_or_default();
+    PathPrefix::parse(text).ok_or_else(|| match text.starts_with('/') && !text.contains(['?', '#', ' ']) {
+        true => "the path as routes see it, decoded and without \"//\", \".\" and \"..\", such as \"/a/b\" for \"/x/..//a%2Fb\""
+            .to_owned(),
+        false => "a path that starts with \"/\", without query or spaces, such as \"/api\"".to_owned(),
+    })
+}
+
+/// The `Path` of a cookie (RFC 6265 §4.1.1).
+pub fn cookie_path(value: &DeValue<'_>) -> Read<String> {
+    let is_path = |text: &&str| text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b';');
+    let path = value.as_str().filter(is_path);
+    path.map(str::to_owned)
+        .ok_or_else(|| "a path that starts with \"/\", without \";\" and spaces, such as \"/shop\"".to_owned())
 }
 
 pub fn request_target(value: &DeValue<'_>) -> Read<String> {

@@ -1,0 +1,408 @@
+//! One change of what is wanted, as a value: who made it, when, and each setting with what it was and what it is. The
+//! answers of the API and the command line, dry runs, the record, undo, the state file, and the difference between the
+//! configuration file and what is in force are all told in these.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::config::algorithm::Algorithm;
+use crate::config::backend::{AdminState, BackendAddress, Weight};
+use crate::config::{BackendConfig, Config, PoolConfig, PoolName};
+
+/// A change that was made.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Change {
+    /// Counts the changes of this process from 1.
+    pub id: u64,
+    #[serde(serialize_with = "rfc_3339")]
+    pub at: Timestamp,
+    #[serde(flatten)]
+    pub author: Author,
+    /// The version of the snapshot that it made.
+    pub version: u64,
+    pub edits: Edits,
+    /// All that a reload changed, in words; `None`: this was no reload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reloaded: Option<Vec<String>>,
+    /// The id of the change that this one takes back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub undoes: Option<u64>,
+}
+
+/// Who makes a change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Author {
+    /// `admin` for the bearer of the admin token, `local` where there is none, or the name of a signal.
+    pub by: &'static str,
+    /// The peer of the admin API.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<SocketAddr>,
+}
+
+/// Settings that differ between two configurations.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Edits(Vec<Edit>);
+
+/// One setting that can be changed at run time: what it was, and what it is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "setting", rename_all = "lowercase")]
+pub enum Edit {
+    Algorithm { pool: PoolName, before: Algorithm, after: Algorithm },
+    Backend { pool: PoolName, backend: BackendAddress, before: Option<BackendSettings>, after: Option<BackendSettings> },
+}
+
+/// What is wanted of a backend that is part of its pool.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct BackendSettings {
+    pub weight: Weight,
+    pub state: AdminState,
+}
+
+/// An edit that was not made: the configuration does not say what it begins with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conflict {
+    pub edit: Edit,
+    /// What the configuration says instead.
+    pub instead: String,
+}
+
+/// The last changes, the newest at the end.
+#[derive(Debug, Default)]
+pub struct Record {
+    last_id: u64,
+    changes: VecDeque<Arc<Change>>,
+}
+
+impl Edits {
+    /// What of the pools that both have differs, and could be changed at run time. A backend that is being removed
+    /// counts as one that is not part of its pool.
+    pub fn between(before: &Config, after: &Config) -> Self {
+        let same = |pool: &PoolConfig| after.pools.iter().find(|other| other.name == pool.name);
+        let pools = before.pools.iter().filter_map(|pool| Some((pool, same(pool)?)));
+        Self(pools.flat_map(|(before, after)| edits_of(before, after)).collect())
+    }
+
+    /// Makes each edit that begins with what `config` says, and returns the others. Those whose end it says already are
+    /// done.
+    pub fn apply(&self, config: &mut Config) -> Vec<Conflict> {
+        self.0.iter().filter_map(|edit| edit.apply(config).err()).collect()
+    }
+
+    /// The configuration of a file with these edits, where backends that were removed are gone. Those which the file has
+    /// overtaken are returned.
+    pub fn restore(&self, file: &Config) -> (Config, Vec<Conflict>) {
+        let mut config = file.clone();
+        let overtaken = self.apply(&mut config);
+        for pool in &mut config.pools {
+            pool.backends.retain(|backend| backend.state != AdminState::Removing);
+        }
+        (config, overtaken)
+    }
+
+    /// The same the other way round.
+    pub fn inverted(&self) -> Self {
+        Self(self.0.iter().rev().map(Edit::inverted).collect())
+    }
+
+    pub fn of_pool(self, name: &str) -> Self {
+        Self(self.0.into_iter().filter(|edit| edit.pool().as_str() == name).collect())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn iter(&self) -> std::slice::Iter<'_, Edit> {
+        self.0.iter()
+    }
+}
+
+/// Each edit with a sentence that says the same.
+impl Serialize for Edits {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Told<'a> {
+            #[serde(flatten)]
+            edit: &'a Edit,
+            text: String,
+        }
+        serializer.collect_seq(self.0.iter().map(|edit| Told { edit, text: edit.to_string() }))
+    }
+}
+
+impl FromIterator<Edit> for Edits {
+    fn from_iter<I: IntoIterator<Item = Edit>>(edits: I) -> Self {
+        Self(edits.into_iter().collect())
+    }
+}
+
+fn edits_of(before: &PoolConfig, after: &PoolConfig) -> Vec<Edit> {
+    let pool = &before.name;
+    let algorithm = Edit::Algorithm { pool: pool.clone(), before: before.algorithm, after: after.algorithm };
+    // By address, since a search for each of many backends takes long.
+    let (old, new) = (by_address(before), by_address(after));
+    let known: HashSet<_> = before.backends.iter().map(|backend| &backend.address).collect();
+    let added = after.backends.iter().filter(|backend| !known.contains(&backend.address));
+    let backend = |backend: &BackendConfig| Edit::Backend {
+        pool: pool.clone(),
+        backend: backend.address.clone(),
+        before: old.get(&backend.address).copied(),
+        after: new.get(&backend.address).copied(),
+    };
+    let backends = before.backends.iter().chain(added).map(backend);
+    std::iter::once(algorithm).chain(backends).filter(Edit::changes_something).collect()
+}
+
+fn by_address(pool: &PoolConfig) -> HashMap<&BackendAddress, BackendSettings> {
+    pool.backends.iter().filter_map(|backend| Some((&backend.address, BackendSettings::of(backend)?))).collect()
+}
+
+impl BackendSettings {
+    /// None of a backend that is being removed.
+    pub fn of(backend: &BackendConfig) -> Option<Self> {
+        let stays = backend.state != AdminState::Removing;
+        stays.then_some(Self { weight: backend.weight, state: backend.state })
+    }
+}
+
+impl Edit {
+    pub fn pool(&self) -> &PoolName {
+        match self {
+            Self::Algorithm { pool, .. } | Self::Backend { pool, .. } => pool,
+        }
+    }
+
+    fn changes_something(&self) -> bool {
+        match self {
+            Self::Algorithm { before, after, .. } => before != after,
+            Self::Backend { before, after, .. } => before != after,
+        }
+    }
+
+    fn inverted(&self) -> Self {
+        match self.clone() {
+            Self::Algorithm { pool, before, after } => Self::Algorithm { pool, before: after, after: before },
+            Self::Backend { pool, backend, before, after } => {
+                Self::Backend { pool, backend, before: after, after: before }
+            }
+        }
+    }
+
+    fn apply(&self, config: &mut Config) -> Result<(), Conflict> {
+        let conflict = |instead: String| Err(Conflict { edit: self.clone(), instead });
+        let Some(pool) = config.pools.iter_mut().find(|pool| pool.name == *self.pool()) else {
+            return conflict("there is no such pool".to_owned());
+        };
+        match self {
+            Self::Algorithm { before, after, .. } => match pool.algorithm {
+                now if now == *before || now == *after => pool.algorithm = *after,
+                now => return conflict(format!("the algorithm is {now}")),
+            },
+            Self::Backend { backend, before, after, .. } => {
+                let now = pool.backends.iter().find(|b| b.address == *backend).and_then(BackendSettings::of);
+                if now == *before {
+                    set(pool, backend, *after);
+                } else if now != *after {
+                    return conflict(now.map_or("the backend is not part of it".to_owned(), |now| now.to_string()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn set(pool: &mut PoolConfig, address: &BackendAddress, wanted: Option<BackendSettings>) {
+    let place = pool.backends.iter().position(|b| b.address == *address);
+    match (place, wanted) {
+        (Some(place), Some(BackendSettings { weight, state })) => {
+            pool.backends[place] = BackendConfig { address: address.clone(), weight, state };
+        }
+        (Some(place), None) => pool.backends[place].state = AdminState::Removing,
+        (None, Some(BackendSettings { weight, state })) => {
+            pool.backends.push(BackendConfig { address: address.clone(), weight, state });
+        }
+        (None, None) => {}
+    }
+}
+
+impl Record {
+    /// Older ones are forgotten.
+    const MAX_CHANGES: usize = 1000;
+
+    pub fn next_id(&self) -> u64 {
+        self.last_id + 1
+    }
+
+    pub fn push(&mut self, change: Change) -> Arc<Change> {
+        self.last_id = change.id;
+        if self.changes.len() == Self::MAX_CHANGES {
+            self.changes.pop_front();
+        }
+        let change = Arc::new(change);
+        self.changes.push_back(Arc::clone(&change));
+        change
+    }
+
+    pub fn find(&self, id: u64) -> Option<Arc<Change>> {
+        self.changes.iter().find(|change| change.id == id).cloned()
+    }
+
+    /// The newest first.
+    pub fn newest_first(&self) -> Vec<Arc<Change>> {
+        self.changes.iter().rev().cloned().collect()
+    }
+}
+
+impl fmt::Display for Author {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.from {
+            Some(from) => write!(f, "{} from {from}", self.by),
+            None => f.write_str(self.by),
+        }
+    }
+}
+
+impl fmt::Display for Edits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, edit) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}{edit}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Edit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Algorithm { pool, before, after } => write!(f, "pool {pool}: algorithm {after} instead of {before}"),
+            Self::Backend { pool, backend, before, after } => {
+                write!(f, "pool {pool}: backend {backend} ")?;
+                match (before, after) {
+                    (Some(before), Some(after)) if before.weight == after.weight => {
+                        write!(f, "{} instead of {}", after.state, before.state)
+                    }
+                    (Some(before), Some(after)) if before.state == after.state => {
+                        write!(f, "weight {} instead of {}", after.weight, before.weight)
+                    }
+                    (Some(before), Some(after)) => write!(f, "{after} instead of {before}"),
+                    (None, Some(after)) => write!(f, "added, {after}"),
+                    (_, None) => write!(f, "removed"),
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for BackendSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} with weight {}", self.state, self.weight)
+    }
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.edit, self.instead)
+    }
+}
+
+/// To the millisecond.
+fn rfc_3339<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{at:.3}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(pool: &str) -> Config {
+        let text = format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\npool = \"app\"\n[[pool]]\nname = \"app\"\n{pool}\n"
+        );
+        crate::config::toml::read(&text, std::path::Path::new("/evenkeel.toml")).expect("valid")
+    }
+
+    fn before() -> Config {
+        config("algorithm = \"weighted\"\nbackends = [\"a:1\", { address = \"b:1\", weight = 2 }]")
+    }
+
+    fn after() -> Config {
+        config("algorithm = \"ip-hash\"\nbackends = [{ address = \"a:1\", weight = 3, state = \"draining\" }, \"c:1\"]")
+    }
+
+    #[test]
+    fn edits_lead_from_one_configuration_to_the_other_and_back() {
+        let edits = Edits::between(&before(), &after());
+        let mut config = before();
+        assert_eq!(edits.apply(&mut config), []);
+        assert!(Edits::between(&config, &after()).is_empty());
+        assert_eq!(edits.inverted().apply(&mut config), []);
+        assert!(Edits::between(&config, &before()).is_empty());
+    }
+
+    #[test]
+    fn edits_read_as_sentences() {
+        let told: Vec<_> = Edits::between(&before(), &after()).iter().map(ToString::to_string).collect();
+        let expected = [
+            "pool app: algorithm ip-hash instead of weighted",
+            "pool app: backend a:1 draining with weight 3 instead of active with weight 1",
+            "pool app: backend b:1 removed",
+            "pool app: backend c:1 added, active with weight 1",
+        ];
+        assert_eq!(told, expected);
+        let drained = config(
+            "algorithm = \"weighted\"\nbackends = [{ address = \"a:1\", state = \"draining\" }, { address = \"b:1\", weight = 5 }]",
+        );
+        assert_eq!(
+            Edits::between(&before(), &drained).to_string(),
+            "pool app: backend a:1 draining instead of active; pool app: backend b:1 weight 5 instead of 2"
+        );
+    }
+
+    #[test]
+    fn an_edit_is_not_made_where_the_configuration_says_something_else() {
+        let edits = Edits::between(&before(), &after());
+        let mut elsewhere = config("algorithm = \"least-connections\"\nbackends = [\"a:1\"]");
+        let conflicts: Vec<_> = edits.apply(&mut elsewhere).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            conflicts,
+            ["pool app: algorithm ip-hash instead of weighted (the algorithm is least-connections)"],
+            "a:1 is as before, b:1 has left already, c:1 is new"
+        );
+        assert_eq!(elsewhere.pools[0].backends.len(), 2);
+    }
+
+    #[test]
+    fn what_is_so_already_is_no_conflict() {
+        let mut config = after();
+        assert_eq!(Edits::between(&before(), &after()).apply(&mut config), []);
+        assert_eq!(config, after());
+    }
+
+    #[test]
+    fn the_record_is_bounded_and_numbers_go_on() {
+        let mut record = Record::default();
+        let author = Author { by: "local", from: None };
+        for _ in 0..Record::MAX_CHANGES + 2 {
+            let id = record.next_id();
+            let edits = Edits::default();
+            let at = Timestamp::UNIX_EPOCH;
+            record.push(Change { id, at, author: author.clone(), version: id, edits, reloaded: None, undoes: None });
+        }
+        assert!(record.find(2).is_none() && record.find(3).is_some());
+        let ids: Vec<_> = record.newest_first().iter().map(|change| change.id).collect();
+        assert_eq!((ids.len(), ids[0]), (Record::MAX_CHANGES, 1002));
+        let told = serde_json::to_value(&*record.newest_first()[0]).expect("JSON");
+        let expected = serde_json::json!({ "id": 1002, "at": "1970-01-01T00:00:00.000Z", "by": "local", "version": 1002, "edits": [] });
+        assert_eq!(told, expected);
+    }
+}

@@ -1,0 +1,195 @@
+//! `evenkeel check`: what is wrong with a configuration, what in it cannot work or will not happen, and what only this
+//! machine knows: names that do not resolve, files that a user cannot read, changes that the state file would bring.
+
+use std::collections::HashSet;
+use std::fs::{self, Metadata};
+use std::io::{self, Write};
+use std::net::ToSocketAddrs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+
+use crate::change::Edits;
+use crate::config::toml::{self, Warning};
+use crate::config::{AccessLogFile, Config, Problem, advice};
+use crate::state;
+
+/// How long all names together may take to resolve.
+const RESOLVING_TIMEOUT: Duration = Duration::from_secs(5);
+const READ: u32 = 0o4;
+const WRITE: u32 = 0o2;
+const SEARCH: u32 = 0o1;
+
+pub fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let user = user.map(User::named).transpose()?;
+    let mut found = match toml::load(file) {
+        Ok(checked) => checked,
+        Err(problems) => return Ok(super::report(file, &problems)),
+    };
+    found.warnings.extend(unresolved(&found.config, file));
+    if let Some(user) = user {
+        found.warnings.extend(closed_files(&found.config, file, &user).into_iter().map(whole_file(true)));
+    }
+    found.warnings.extend(kept_changes(&found.config).into_iter().map(whole_file(false)));
+    for Warning { problem, is_error } in &found.warnings {
+        let problem = match is_error {
+            true => problem.clone(),
+            false => Problem { message: format!("warning: {}", problem.message), ..problem.clone() },
+        };
+        eprintln!("{}", problem.in_file(file));
+    }
+    if found.warnings.iter().any(|warning| warning.is_error) {
+        return Ok(ExitCode::FAILURE);
+    }
+    let config = found.config;
+    let backends = config.pools.iter().map(|pool| pool.backends.len()).sum();
+    let counts = [
+        super::counted(config.listeners.len(), "listener"),
+        super::counted(config.pools.len(), "pool"),
+        super::counted(backends, "backend"),
+        super::counted(config.routes.len(), "route"),
+    ];
+    let warnings = match found.warnings.len() {
+        0 => String::new(),
+        n => format!(", {}", super::counted(n, "warning")),
+    };
+    writeln!(out, "{}: ok ({}){warnings}", file.display(), counts.join(", "))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn whole_file(is_error: bool) -> impl Fn(String) -> Warning {
+    move |message| Warning { problem: Problem { position: None, message }, is_error }
+}
+
+/// Backends whose names do not resolve here.
+fn unresolved(config: &Config, file: &Path) -> Vec<Warning> {
+    let names = advice::names_to_resolve(config);
+    let (sender, answers) = channel();
+    for (index, (address, _)) in names.iter().enumerate() {
+        let (sender, (host, port)) = (sender.clone(), address.host_and_port());
+        let host = host.to_owned();
+        // Nobody waits for one that takes too long.
+        thread::spawn(move || sender.send((index, (host.as_str(), port).to_socket_addrs().map(drop))));
+    }
+    drop(sender);
+    let deadline = Instant::now() + RESOLVING_TIMEOUT;
+    let mut problems: Vec<Option<String>> =
+        names.iter().map(|_| Some(format!("no answer within {} s", RESOLVING_TIMEOUT.as_secs()))).collect();
+    while let Ok((index, answer)) = answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        problems[index] = answer.err().map(|e| e.to_string());
+    }
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let warning = |((address, subject), problem): ((_, _), Option<String>)| {
+        let message = format!("the name of backend {address} does not resolve here: {}", problem?);
+        Some(Warning { problem: Problem { position: toml::position_of(&text, subject), message }, is_error: false })
+    };
+    names.into_iter().zip(problems).filter_map(warning).collect()
+}
+
+/// What a start with this configuration would take up from the state file.
+fn kept_changes(config: &Config) -> Vec<String> {
+    let Some(path) = &config.state.file else { return Vec::new() };
+    let kept = match state::peek(path) {
+        Ok(kept) => kept,
+        Err(problem) => return vec![format!("the state file {} {problem}", path.display())],
+    };
+    let (in_force, overtaken) = kept.restore(config);
+    let told = Edits::between(config, &in_force);
+    let told = told.iter().map(|edit| format!("by a change at run time, kept in {}: {edit}", path.display()));
+    let dropped = overtaken
+        .iter()
+        .map(|conflict| format!("a change at run time, kept in {}, is dropped: {conflict}", path.display()));
+    told.chain(dropped).collect()
+}
+
+/// Someone whose rights are asked for. Access control lists are not looked at.
+#[derive(Debug)]
+struct User {
+    name: String,
+    id: u32,
+    groups: HashSet<u32>,
+}
+
+impl User {
+    fn named(name: &str) -> anyhow::Result<Self> {
+        let numbers = |option: &str| -> anyhow::Result<Vec<u32>> {
+            let output = Command::new("id").args([option, "--", name]).output().context("`id` cannot be run")?;
+            ensure!(output.status.success(), "there is no user \"{name}\"");
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            Ok(text.split_whitespace().filter_map(|number| number.parse().ok()).collect())
+        };
+        let id = *numbers("-u")?.first().context("`id` names no user")?;
+        Ok(Self { name: name.to_owned(), id, groups: numbers("-G")?.into_iter().collect() })
+    }
+
+    fn may(&self, rights: u32, of: &Metadata) -> bool {
+        let shift = match of.uid() {
+            _ if self.id == 0 => return true,
+            owner if owner == self.id => 6,
+            _ if self.groups.contains(&of.gid()) => 3,
+            _ => 0,
+        };
+        (of.mode() >> shift) & rights == rights
+    }
+
+    /// Whether every folder on the way to a file can be searched, and the file has these rights.
+    fn reaches(&self, path: &Path, rights: u32) -> io::Result<bool> {
+        let path = fs::canonicalize(path)?;
+        for folder in path.ancestors().skip(1) {
+            if !self.may(SEARCH, &fs::metadata(folder)?) {
+                return Ok(false);
+            }
+        }
+        Ok(self.may(rights, &fs::metadata(&path)?))
+    }
+}
+
+/// The files that the user cannot read, and those that it cannot write.
+fn closed_files(config: &Config, file: &Path, user: &User) -> Vec<String> {
+    let mut to_read = vec![file.to_owned()];
+    for tls in config.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
+        to_read.extend([tls.certificate.clone(), tls.key.clone()]);
+    }
+    to_read.extend([&config.admin.token_file, &config.admin.read_token_file].into_iter().flatten().cloned());
+    let sticky = config.pools.iter().filter_map(|pool| pool.settings.sticky.as_ref());
+    to_read.extend(sticky.filter_map(|sticky| sticky.secret_file.clone()));
+    let mut told = Vec::new();
+    for path in to_read {
+        if !user.reaches(&path, READ).unwrap_or(false) {
+            told.push(format!("user {} cannot read {}: give it the right to", user.name, path.display()));
+        }
+    }
+    // A new state file is moved over the old one.
+    if let Some(path) = &config.state.file
+        && !user.reaches(&folder_of(path), WRITE | SEARCH).unwrap_or(false)
+    {
+        told.push(format!(
+            "user {} cannot write to {}, where the state file {} is kept: set [state] file to a path where it can, or persist = false",
+            user.name,
+            folder_of(path).display(),
+            path.display()
+        ));
+    }
+    if let Some(AccessLogFile::Path(path)) = &config.access_log.file {
+        let may_write = match path.exists() {
+            true => user.reaches(path, WRITE),
+            false => user.reaches(&folder_of(path), WRITE | SEARCH),
+        };
+        if !may_write.unwrap_or(false) {
+            told.push(format!("user {} cannot write the access log {}", user.name, path.display()));
+        }
+    }
+    told
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}

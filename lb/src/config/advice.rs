@@ -1,0 +1,240 @@
+//! What a configuration says that cannot work, or will not happen. It is told by `check`, at the start, by a reload, and
+//! where the admin API makes such a change.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::SystemTime;
+
+use super::algorithm::Algorithm;
+use super::backend::{AdminState, BackendAddress};
+use super::certificate::{self, Certificate};
+use super::route::{HostPattern, PathPrefix};
+use super::{Config, ListenerConfig, PoolConfig, StickyConfig, TlsConfig};
+
+/// A certificate is to be renewed when it is valid for less than this.
+const RENEWAL_DAYS: u64 = 7;
+const DAY_SECONDS: u64 = 24 * 60 * 60;
+
+/// One thing that is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advice {
+    pub subject: Subject,
+    /// Whether it cannot work: then `check` fails. A start or a reload warns and goes on all the same, since what works
+    /// beside it is needed.
+    pub is_error: bool,
+    pub message: String,
+}
+
+/// What of a configuration is meant, by its place in its list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    Algorithm { pool: usize },
+    Backend { pool: usize, backend: usize },
+    Cookie { pool: usize },
+    Certificate { listener: usize },
+}
+
+/// Everything that is known from the configuration, the files that it names, and the addresses of this machine.
+pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
+    let mut told = Vec::new();
+    for (pool, settings) in config.pools.iter().enumerate() {
+        if let Some(message) = ignored_weights(settings) {
+            told.push(Advice { subject: Subject::Algorithm { pool }, is_error: false, message });
+        }
+        for (backend, settings) in settings.backends.iter().enumerate() {
+            if let Some((is_error, message)) = own_address(config, &settings.address) {
+                told.push(Advice { subject: Subject::Backend { pool, backend }, is_error, message });
+            }
+        }
+    }
+    cookies(config, &mut told);
+    for (index, listener) in config.listeners.iter().enumerate() {
+        if let Some(tls) = &listener.tls {
+            certificates(config, index, tls, now, &mut told);
+        }
+    }
+    told
+}
+
+/// Weights that differ and mean nothing.
+pub fn ignored_weights(pool: &PoolConfig) -> Option<String> {
+    let first = pool.backends.first()?.weight;
+    let differ = pool.backends.iter().any(|backend| backend.weight != first);
+    (pool.algorithm == Algorithm::RoundRobin && differ).then(|| {
+        format!(
+            "pool \"{}\" ignores its weights, since its algorithm is round-robin: choose weighted, or weights that are equal",
+            pool.name
+        )
+    })
+}
+
+/// Whether a backend is this balancer itself, and what is wrong with that.
+pub fn own_address(config: &Config, address: &BackendAddress) -> Option<(bool, String)> {
+    let target = socket_address(address)?;
+    let listens = |listener: &&ListenerConfig| leads_to(target, listener.address);
+    if let Some(listener) = config.listeners.iter().find(listens) {
+        let message = format!(
+            "backend {address} is this balancer itself, which listens on {}: each request would come back until it is refused; write the application's address",
+            listener.address
+        );
+        return Some((true, message));
+    }
+    leads_to(target, config.admin.address).then(|| {
+        let message = format!(
+            "backend {address} is this balancer's admin API: its routes would let clients change the balancer; write the application's address"
+        );
+        (false, message)
+    })
+}
+
+/// Where a backend listens that is written as an address, or as `localhost`.
+fn socket_address(address: &BackendAddress) -> Option<SocketAddr> {
+    let (host, port) = address.host_and_port();
+    match host.trim_end_matches('.').eq_ignore_ascii_case("localhost") {
+        true => Some(SocketAddr::new([127, 0, 0, 1].into(), port)),
+        false => address.socket_address(),
+    }
+}
+
+fn leads_to(target: SocketAddr, listener: SocketAddr) -> bool {
+    let (target_ip, listener_ip) = (target.ip().to_canonical(), listener.ip().to_canonical());
+    let is_wildcard = listener_ip.is_unspecified() && listener_ip.is_ipv4() == target_ip.is_ipv4();
+    target.port() == listener.port() && (target_ip == listener_ip || (is_wildcard && is_of_this_machine(target_ip)))
+}
+
+/// Only an address of this machine can be bound.
+fn is_of_this_machine(ip: IpAddr) -> bool {
+    ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
+}
+
+/// Pools whose sticky cookies overwrite each other in a browser, and cookies that are not sent where they are wanted.
+fn cookies(config: &Config, told: &mut Vec<Advice>) {
+    let sticky = |name| {
+        let pool = config.pools.iter().position(|pool| pool.name == name)?;
+        Some((pool, config.pools.get(pool)?.settings.sticky.as_ref()?))
+    };
+    let routes: Vec<(&HostPattern, &PathPrefix, usize, &StickyConfig)> = config
+        .routes
+        .iter()
+        .filter_map(|route| sticky(route.pool.clone()).map(|(pool, sticky)| (&route.host, &route.path, pool, sticky)))
+        .collect();
+    let mut clashes: HashMap<(usize, usize), &HostPattern> = HashMap::new();
+    for (index, (host, path, pool, sticky)) in routes.iter().enumerate() {
+        if !covers(&sticky.path, path.as_str()) {
+            let message = format!(
+                "the cookie {} of pool \"{}\" has the path \"{}\", so browsers do not send it to {host}{}: write a path that covers the route's",
+                sticky.cookie,
+                config.pools[*pool].name,
+                sticky.path,
+                path.as_str()
+            );
+            told.push(Advice { subject: Subject::Cookie { pool: *pool }, is_error: false, message });
+        }
+        for (other_host, _, other, other_sticky) in &routes[..index] {
+            let same_cookie = sticky.cookie == other_sticky.cookie && sticky.path == other_sticky.path;
+            if pool != other && same_cookie && overlap(host, other_host) {
+                let shown = if **host == HostPattern::Any { other_host } else { host };
+                clashes.entry((*pool.max(other), *pool.min(other))).or_insert(shown);
+            }
+        }
+    }
+    let mut clashes: Vec<_> = clashes.into_iter().collect();
+    clashes.sort_by_key(|(pools, _)| *pools);
+    for ((pool, other), host) in clashes {
+        let host = if *host == HostPattern::Any { "one host".to_owned() } else { host.to_string() };
+        let cookie = &config.pools[pool].settings.sticky.as_ref().map_or("", |sticky| &sticky.cookie);
+        let message = format!(
+            "the pools \"{}\" and \"{}\" use the cookie {cookie} on {host} with the same path, so each overwrites the other's: give one of them another cookie or path",
+            config.pools[other].name, config.pools[pool].name
+        );
+        told.push(Advice { subject: Subject::Cookie { pool }, is_error: true, message });
+    }
+}
+
+/// Whether a browser sends a cookie with this path to `target` (RFC 6265 §5.1.4).
+fn covers(cookie_path: &str, target: &str) -> bool {
+    let Some(rest) = target.strip_prefix(cookie_path) else { return false };
+    rest.is_empty() || cookie_path.ends_with('/') || rest.starts_with('/')
+}
+
+/// Whether some host is served by both.
+fn overlap(a: &HostPattern, b: &HostPattern) -> bool {
+    use HostPattern::{Any, Below, Exact};
+    let is_below = |name: &str, domain: &str| name.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'));
+    match (a, b) {
+        (Any, _) | (_, Any) => true,
+        (Exact(a), Exact(b)) => a == b,
+        (Exact(name), Below(domain)) | (Below(domain), Exact(name)) => is_below(name, domain),
+        (Below(a), Below(b)) => a == b || is_below(a, b) || is_below(b, a),
+    }
+}
+
+fn certificates(config: &Config, listener: usize, tls: &TlsConfig, now: SystemTime, told: &mut Vec<Advice>) {
+    let file = tls.certificate.display();
+    let mut tell = |message: String| {
+        told.push(Advice { subject: Subject::Certificate { listener }, is_error: false, message });
+    };
+    let chain = match certificate::load(&tls.certificate) {
+        Ok(chain) => chain,
+        Err(problem) => return tell(format!("the certificates in {file} cannot be understood: {problem}")),
+    };
+    let Some(leaf) = chain.first() else { return };
+    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = i64::try_from(seconds(now)).unwrap_or(i64::MAX);
+    for (index, certificate) in chain.iter().enumerate() {
+        let which =
+            if index == 0 { "the certificate".to_owned() } else { format!("certificate {} of the chain", index + 1) };
+        let (from, until) = (certificate::date(certificate.not_before), certificate::date(certificate.not_after));
+        if certificate.not_after < now {
+            tell(format!("{which} in {file} has expired on {until}: browsers refuse it; renew it"));
+        } else if certificate.not_before > now {
+            tell(format!("{which} in {file} is not valid before {from}: browsers refuse it until then"));
+        } else if certificate.not_after - now < (RENEWAL_DAYS * DAY_SECONDS) as i64 {
+            tell(format!("{which} in {file} expires on {until}, in less than {RENEWAL_DAYS} days: renew it"));
+        }
+    }
+    let is_out_of_order = chain.iter().zip(chain.iter().skip(1)).any(|(one, next)| one.issuer != next.subject);
+    if is_out_of_order {
+        tell(format!("the certificates in {file} are no chain: put the leaf first, then each one's issuer"));
+    } else if chain.len() == 1 && leaf.issuer != leaf.subject {
+        tell(format!(
+            "{file} holds the leaf certificate alone: clients that do not know its issuer refuse it; append the intermediate certificates (\"fullchain.pem\")"
+        ));
+    }
+    let mut uncovered: Vec<&str> = Vec::new();
+    for route in &config.routes {
+        if let HostPattern::Exact(name) = &route.host
+            && !leaf.is_for(name)
+            && !uncovered.contains(&name.as_str())
+        {
+            uncovered.push(name);
+        }
+    }
+    // With several listeners each may be there for some of the hosts.
+    let is_alone = config.listeners.iter().filter(|listener| listener.tls.is_some()).count() == 1;
+    if !uncovered.is_empty() && is_alone {
+        tell(format!(
+            "the certificate in {file} is for {}, not for {}, to which routes lead: browsers refuse it there",
+            names(leaf),
+            uncovered.join(", ")
+        ));
+    }
+}
+
+fn names(leaf: &Certificate) -> String {
+    if leaf.names.is_empty() { "no name at all".to_owned() } else { leaf.names.join(", ") }
+}
+
+/// Names of hosts that some backend is written by, with the place of the first: for those who ask DNS.
+pub fn names_to_resolve(config: &Config) -> Vec<(BackendAddress, Subject)> {
+    let mut names: Vec<(BackendAddress, Subject)> = Vec::new();
+    for (pool, settings) in config.pools.iter().enumerate() {
+        for (backend, settings) in settings.backends.iter().enumerate() {
+            let is_known = names.iter().any(|(known, _)| *known == settings.address);
+            if settings.address.socket_address().is_none() && settings.state != AdminState::Down && !is_known {
+                names.push((settings.address.clone(), Subject::Backend { pool, backend }));
+            }
+        }
+    }
+    names
+}

@@ -1,0 +1,206 @@
+//! What an operator wants to know of a certificate: for whom it is, until when, and by whom it was issued. Read from its
+//! DER (X.690) along the structure of RFC 5280 §4.1; whoever verifies certificates is TLS itself.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+/// The parts that are told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// Distinguished names in DER, to be compared only.
+    pub issuer: Vec<u8>,
+    pub subject: Vec<u8>,
+    /// Seconds since 1970.
+    pub not_before: i64,
+    pub not_after: i64,
+    /// DNS names and IP addresses in text.
+    pub names: Vec<String>,
+}
+
+const SEQUENCE: u8 = 0x30;
+const INTEGER: u8 = 0x02;
+const OBJECT_IDENTIFIER: u8 = 0x06;
+const BOOLEAN: u8 = 0x01;
+const OCTET_STRING: u8 = 0x04;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+/// `[0]` of the version, `[3]` of the extensions, and the kinds of names.
+const VERSION: u8 = 0xa0;
+const EXTENSIONS: u8 = 0xa3;
+const DNS_NAME: u8 = 0x82;
+const IP_ADDRESS: u8 = 0x87;
+/// `id-ce-subjectAltName`, 2.5.29.17.
+const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
+
+/// The certificates of a PEM file in its order.
+pub fn load(path: &Path) -> Result<Vec<Certificate>, String> {
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|e| e.to_string())?;
+    let read = |der: Result<CertificateDer<'_>, _>| {
+        let der = der.map_err(|e: rustls::pki_types::pem::Error| e.to_string())?;
+        parse(&der).ok_or_else(|| "one of them is no X.509 certificate".to_owned())
+    };
+    certificates.map(read).collect()
+}
+
+/// The day on which a time falls, in UTC.
+pub fn date(seconds: i64) -> String {
+    Timestamp::from_second(seconds).map_or("an unknown day".to_owned(), |time| time.strftime("%Y-%m-%d").to_string())
+}
+
+impl Certificate {
+    /// Whether a browser takes it for `host`, as far as names go (RFC 6125 §6.4: a `*` stands for one label).
+    pub fn is_for(&self, host: &str) -> bool {
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        self.names.iter().any(|name| match name.strip_prefix("*.") {
+            Some(domain) => host.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(domain)),
+            None => host.eq_ignore_ascii_case(name),
+        })
+    }
+}
+
+pub fn parse(der: &[u8]) -> Option<Certificate> {
+    let mut certificate = Der(Der(der).take(SEQUENCE)?);
+    let mut fields = Der(certificate.take(SEQUENCE)?);
+    fields.skip(VERSION);
+    fields.take(INTEGER)?;
+    fields.take(SEQUENCE)?;
+    let issuer = fields.take(SEQUENCE)?.to_vec();
+    let mut validity = Der(fields.take(SEQUENCE)?);
+    let (not_before, not_after) = (validity.time()?, validity.time()?);
+    let subject = fields.take(SEQUENCE)?.to_vec();
+    // The public key.
+    fields.take(SEQUENCE)?;
+    let mut names = Vec::new();
+    while let Some((tag, content)) = fields.next() {
+        if tag == EXTENSIONS {
+            names = alternative_names(Der(Der(content).take(SEQUENCE)?)).unwrap_or_default();
+        }
+    }
+    Some(Certificate { issuer, subject, not_before, not_after, names })
+}
+
+fn alternative_names(mut extensions: Der<'_>) -> Option<Vec<String>> {
+    while let Some(extension) = extensions.take(SEQUENCE) {
+        let mut extension = Der(extension);
+        let is_wanted = extension.take(OBJECT_IDENTIFIER)? == SUBJECT_ALT_NAME;
+        extension.skip(BOOLEAN);
+        let value = extension.take(OCTET_STRING)?;
+        if is_wanted {
+            let mut list = Der(Der(value).take(SEQUENCE)?);
+            let mut names = Vec::new();
+            while let Some((tag, content)) = list.next() {
+                names.extend(alternative_name(tag, content));
+            }
+            return Some(names);
+        }
+    }
+    None
+}
+
+fn alternative_name(tag: u8, content: &[u8]) -> Option<String> {
+    match tag {
+        DNS_NAME => Some(String::from_utf8_lossy(content).into_owned()),
+        IP_ADDRESS => match content.len() {
+            4 => <[u8; 4]>::try_from(content).ok().map(|ip| IpAddr::from(ip).to_string()),
+            _ => <[u8; 16]>::try_from(content).ok().map(|ip| IpAddr::from(ip).to_string()),
+        },
+        _ => None,
+    }
+}
+
+/// What is left of a sequence of values.
+struct Der<'a>(&'a [u8]);
+
+impl<'a> Der<'a> {
+    /// The next value's tag and content; `None` at the end, or where this is no DER.
+    fn next(&mut self) -> Option<(u8, &'a [u8])> {
+        let (&tag, rest) = self.0.split_first()?;
+        let (&first, rest) = rest.split_first()?;
+        let (length, rest) = match first {
+            0..=0x7f => (usize::from(first), rest),
+            0x81..=0x83 => {
+                let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+                (bytes.iter().fold(0, |length, &byte| length << 8 | usize::from(byte)), rest)
+            }
+            _ => return None,
+        };
+        let (content, rest) = rest.split_at_checked(length)?;
+        self.0 = rest;
+        Some((tag, content))
+    }
+
+    fn take(&mut self, wanted: u8) -> Option<&'a [u8]> {
+        let (tag, content) = self.next()?;
+        (tag == wanted).then_some(content)
+    }
+
+    /// Leaves out an optional value.
+    fn skip(&mut self, tag: u8) {
+        if self.0.first() == Some(&tag) {
+            self.next();
+        }
+    }
+
+    /// RFC 5280 §4.1.2.5: until 2049 with two digits for the year, in UTC.
+    fn time(&mut self) -> Option<i64> {
+        let (tag, content) = self.next()?;
+        let text = std::str::from_utf8(content).ok()?;
+        let digits = match tag {
+            UTC_TIME => format!("{}{text}", if text.get(..2)? < "50" { "20" } else { "19" }),
+            GENERALIZED_TIME => text.to_owned(),
+            _ => return None,
+        };
+        let time = DateTime::strptime("%Y%m%d%H%M%SZ", digits).ok()?;
+        time.to_zoned(TimeZone::UTC).ok().map(|time| time.timestamp().as_second())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/toml/test-data");
+
+    #[test]
+    fn a_certificate_tells_for_whom_it_is_and_until_when() {
+        let chain = load(&Path::new(FOLDER).join("cert.pem")).expect("a certificate");
+        let [certificate] = chain.as_slice() else { panic!("{chain:?}") };
+        assert_eq!(certificate.names, ["localhost"]);
+        assert_eq!(
+            (date(certificate.not_before), date(certificate.not_after)),
+            ("2026-11-21".into(), "2126-10-28".into())
+        );
+        assert_eq!(certificate.issuer, certificate.subject);
+        assert!(certificate.is_for("LOCALHOST") && !certificate.is_for("example.com"));
+    }
+
+    #[test]
+    fn a_star_stands_for_one_label() {
+        let names = vec!["*.example.com".to_owned(), "10.0.0.1".to_owned()];
+        let certificate = Certificate { issuer: vec![], subject: vec![], not_before: 0, not_after: 0, names };
+        assert!(certificate.is_for("www.example.com") && certificate.is_for("10.0.0.1"));
+        for host in ["example.com", "a.b.example.com", "www.example.org"] {
+            assert!(!certificate.is_for(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_none_and_never_panics() {
+        let whole = CertificateDer::from_pem_file(format!("{FOLDER}/cert.pem")).expect("a certificate").to_vec();
+        assert!(parse(&whole).is_some());
+        for end in 0..whole.len() {
+            assert!(parse(&whole[..end]).is_none(), "{end}");
+        }
+        for (index, byte) in (0..whole.len()).flat_map(|index| [(index, 0xff), (index, 0x80), (index, 0)]) {
+            let mut broken = whole.clone();
+            broken[index] = byte;
+            let _ = parse(&broken);
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! How two configurations differ, in words, whatever the settings are called: both are compared as the JSON that the
+//! admin API shows. Parts of a list are told apart by what names them, so that one more pool is not a change of all.
+
+use serde_json::{Map, Value};
+
+use super::Config;
+
+/// Each setting that differs, such as `pool app: response_timeout 30s instead of 60s`.
+pub fn difference(before: &Config, after: &Config) -> Vec<String> {
+    let value = |config: &Config| serde_json::to_value(config).unwrap_or_default();
+    let mut told = Vec::new();
+    compare("", &value(before), &value(after), &mut told);
+    told
+}
+
+fn compare(path: &str, before: &Value, after: &Value, told: &mut Vec<String>) {
+    match (before, after) {
+        _ if before == after => {}
+        (Value::Object(before), Value::Object(after)) => objects(path, before, after, told),
+        (Value::Array(before), Value::Array(after)) if are_named(before) && are_named(after) => {
+            lists(path, before, after, told);
+        }
+        _ => told.push(format!("{path} {} instead of {}", shown(after), shown(before))),
+    }
+}
+
+fn objects(path: &str, before: &Map<String, Value>, after: &Map<String, Value>, told: &mut Vec<String>) {
+    let keys = before.keys().chain(after.keys().filter(|key| !before.contains_key(*key)));
+    for key in keys {
+        let path = match (path, key.as_str()) {
+            // Lists name their parts in the singular.
+            ("", "pools" | "routes" | "listeners") => key.trim_end_matches('s').to_owned(),
+            (path, "backends") => format!("{path}: backend"),
+            ("", key) => format!("[{key}]"),
+            // A setting of a part that is named, of a section, or of a section within.
+            (path, key) if path.ends_with(']') => format!("{path} {key}"),
+            (path, key) if path.contains(": ") => format!("{path}.{key}"),
+            (path, key) => format!("{path}: {key}"),
+        };
+        compare(&path, before.get(key).unwrap_or(&Value::Null), after.get(key).unwrap_or(&Value::Null), told);
+    }
+}
+
+fn lists(path: &str, before: &[Value], after: &[Value], told: &mut Vec<String>) {
+    let find = |list: &[Value], name: &str| list.iter().position(|part| name_of(part).as_deref() == Some(name));
+    for part in before {
+        let Some(name) = name_of(part) else { continue };
+        match find(after, &name).and_then(|index| after.get(index)) {
+            Some(now) => compare(&format!("{path} {name}"), part, now, told),
+            None => told.push(format!("{path} {name} removed")),
+        }
+    }
+    for name in after.iter().filter_map(name_of) {
+        if find(before, &name).is_none() {
+            told.push(format!("{path} {name} added"));
+        }
+    }
+}
+
+fn are_named(list: &[Value]) -> bool {
+    list.iter().all(|part| name_of(part).is_some())
+}
+
+fn name_of(part: &Value) -> Option<String> {
+    let text = |key| part.get(key).and_then(Value::as_str);
+    if let (Some(host), Some(path)) = (text("host"), text("path")) {
+        return Some(format!("{host}{path}"));
+    }
+    text("name").or_else(|| text("address")).map(str::to_owned)
+}
+
+/// A value as the file would have it. Only durations are written with a fraction.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "none".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Number(number) if number.is_f64() => seconds(number.as_f64().unwrap_or_default()),
+        other => other.to_string(),
+    }
+}
+
+fn seconds(seconds: f64) -> String {
+    let milliseconds = (seconds * 1000.0).round();
+    if milliseconds % 1000.0 == 0.0 { format!("{}s", milliseconds / 1000.0) } else { format!("{milliseconds}ms") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        crate::config::toml::read(text, std::path::Path::new("/evenkeel.toml")).expect("valid")
+    }
+
+    const BEFORE: &str = "
+[[listener]]
+address = \"127.0.0.1:8888\"
+[[pool]]
+name = \"app\"
+backends = [\"a:1\", \"b:1\"]
+[[pool]]
+name = \"old\"
+backends = []
+[[route]]
+pool = \"app\"
+";
+
+    #[test]
+    fn each_setting_that_differs_is_told_with_both_values() {
+        let after = "
+[server]
+trusted_proxies = [\"10.0.0.0/8\"]
+[[listener]]
+address = \"127.0.0.1:8888\"
+header_timeout = \"1500ms\"
+[[pool]]
+name = \"new\"
+backends = []
+[[pool]]
+name = \"app\"
+algorithm = \"ip-hash\"
+response_timeout = \"30s\"
+retry_timeout = \"60s\"
+backends = [{ address = \"b:1\", weight = 3 }, \"c:1\"]
+ejection = { consecutive_failures = 9 }
+[[route]]
+path = \"/api\"
+pool = \"app\"
+";
+        let told = difference(&config(BEFORE), &config(after));
+        for expected in [
+            "[server] trusted_proxies [\"10.0.0.0/8\"] instead of []",
+            "listener 127.0.0.1:8888: header_timeout 1500ms instead of 10s",
+            "pool app: algorithm ip-hash instead of weighted",
+            "pool app: backend a:1 removed",
+            "pool app: backend b:1.weight 3 instead of 1",
+            "pool app: backend c:1 added",
+            "pool app: response_timeout 30s instead of 60s",
+            "pool app: ejection.consecutive_failures 9 instead of 5",
+            "pool old removed",
+            "pool new added",
+            "route / removed",
+            "route /api added",
+        ] {
+            assert!(told.iter().any(|line| line == expected), "{expected:?} in {told:#?}");
+        }
+        assert_eq!(told.len(), 12, "{told:#?}");
+    }
+
+    #[test]
+    fn equal_configurations_do_not_differ() {
+        assert_eq!(difference(&config(BEFORE), &config(BEFORE)), [""; 0]);
+    }
+}

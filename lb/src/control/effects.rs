@@ -1,0 +1,145 @@
+//! What a change does to exchanges, clients and backends, in words, and whether it would leave nobody to take traffic.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use super::Wish;
+use crate::backend::Status;
+use crate::change::{BackendSettings, Edit, Edits};
+use crate::config::advice;
+use crate::config::algorithm::Algorithm;
+use crate::config::backend::{AdminState, BackendAddress};
+use crate::config::{Config, PoolConfig, PoolName};
+use crate::pool::Pool;
+use crate::snapshot::Snapshot;
+
+/// More than anybody reads.
+const MAX_EFFECTS: usize = 100;
+
+/// One sentence for each edit, up to so many, and one for each pool that gains or loses a backend.
+pub fn of(edits: &Edits, before: &Snapshot, after: &Config, now: Instant) -> Vec<String> {
+    let mut told: Vec<String> = edits.iter().take(MAX_EFFECTS).filter_map(|edit| effect(edit, before)).collect();
+    for (pool, config) in pools_of(edits, before, after) {
+        let (usable, active) = left(pool, config, now);
+        told.push(format!("pool {}: {usable} of {active} active backends can take traffic then", pool.name));
+    }
+    told
+}
+
+/// What was wished and means nothing.
+pub fn ignored(wish: &Wish, edits: &Edits, after: &Config) -> Vec<String> {
+    let mut told = Vec::new();
+    for pool in &after.pools {
+        let touched = edits.iter().any(|edit| edit.pool() == &pool.name);
+        if touched && let Some(message) = advice::ignored_weights(pool) {
+            told.push(message);
+        }
+    }
+    if let Wish::AddBackend { backend, .. } = wish {
+        told.extend(advice::own_address(after, &backend.address).map(|(_, message)| message));
+    }
+    if let Wish::ChangeBackend { pool, backend, .. } = wish
+        && let Some(pool) = after.pools.iter().find(|p| p.name.as_str() == pool)
+        && pool.backends.iter().any(|b| b.address.as_str() == backend && b.state == AdminState::Removing)
+    {
+        told.push(format!(
+            "{backend} is being removed from pool {}, whatever its weight: add it again to keep it",
+            pool.name
+        ));
+    }
+    told
+}
+
+/// The pool in which only backends whose health is bad would be left, and what would happen then. Without any active
+/// backend at all it is what the operator wants.
+pub fn nobody_left(edits: &Edits, before: &Snapshot, after: &Config, now: Instant) -> Option<(PoolName, String)> {
+    pools_of(edits, before, after).find_map(|(pool, config)| {
+        let (usable_now, _) = left(pool, before.config.pools.iter().find(|p| p.name == pool.name)?, now);
+        let (usable, active) = left(pool, config, now);
+        let is_last = usable_now > 0 && usable == 0 && active > 0;
+        let others = if active == 1 { "the other backend is".to_owned() } else { format!("the other {active} are") };
+        let then = match config.settings.panic_threshold {
+            0 => "so requests would get 503",
+            _ => "so the pool would panic and send requests to backends that fail",
+        };
+        is_last.then(|| (pool.name.clone(), format!("{others} unhealthy or ejected, {then}")))
+    })
+}
+
+/// The pools that gain, lose or change a backend.
+fn pools_of<'a>(
+    edits: &'a Edits,
+    before: &'a Snapshot,
+    after: &'a Config,
+) -> impl Iterator<Item = (&'a Pool, &'a PoolConfig)> {
+    let concerns = |name: &PoolName| {
+        edits.iter().any(|edit| match edit {
+            Edit::Backend { pool, before, after, .. } => pool == name && state(*before) != state(*after),
+            Edit::Algorithm { .. } => false,
+        })
+    };
+    let config = |pool: &Pool| after.pools.iter().find(|config| config.name == pool.name);
+    before.pools.iter().filter(move |pool| concerns(&pool.name)).filter_map(move |pool| Some((&**pool, config(pool)?)))
+}
+
+fn state(settings: Option<BackendSettings>) -> Option<AdminState> {
+    settings.map(|settings| settings.state)
+}
+
+/// How many backends can take traffic as far as is known, and how many are to.
+fn left(pool: &Pool, config: &PoolConfig, now: Instant) -> (usize, usize) {
+    let active = config.backends.iter().filter(|backend| backend.state == AdminState::Active);
+    let plan = pool.plan();
+    let known: HashMap<_, _> = plan.backends().map(|(member, _)| (&member.backend.address, &member.backend)).collect();
+    let (mut usable, mut count) = (0, 0);
+    for backend in active {
+        count += 1;
+        let status = known.get(&backend.address).map_or(Status::Unknown, |known| known.status(AdminState::Active, now));
+        usable += usize::from(matches!(status, Status::Healthy | Status::Unknown));
+    }
+    (usable, count)
+}
+
+fn effect(edit: &Edit, before: &Snapshot) -> Option<String> {
+    let pool = before.pools.iter().find(|pool| pool.name == *edit.pool())?;
+    match edit {
+        Edit::Algorithm { after, .. } => {
+            let clients = match after {
+                Algorithm::IpHash => ": each client goes to the backend that its address hashes to",
+                _ => "",
+            };
+            Some(format!(
+                "pool {}: requests from now on are balanced by {after}{clients}; exchanges in flight stay where they are",
+                pool.name
+            ))
+        }
+        Edit::Backend { backend, before, after, .. } if state(*before) == state(*after) => {
+            let weight = |settings: &Option<BackendSettings>| settings.map_or(0, |settings| settings.weight.as_u32());
+            (weight(before) != weight(after)).then(|| {
+                format!("{backend}: weight {} from the next request on; nothing in flight moves", weight(after))
+            })
+        }
+        Edit::Backend { backend, after, .. } => Some(format!("{backend}: {}", of_state(pool, backend, state(*after)))),
+    }
+}
+
+fn of_state(pool: &Pool, backend: &BackendAddress, after: Option<AdminState>) -> String {
+    let plan = pool.plan();
+    let member = plan.backends().find(|(member, _)| member.backend.address == *backend);
+    let in_flight = match member.map_or(0, |(member, _)| member.backend.in_flight()) {
+        0 => "nothing is in flight".to_owned(),
+        1 => "1 exchange in flight goes on to its end".to_owned(),
+        n => format!("{n} exchanges in flight go on to their end"),
+    };
+    match after {
+        Some(AdminState::Active) if plan.settings.probe.is_some() => {
+            "takes traffic once a probe has succeeded".to_owned()
+        }
+        Some(AdminState::Active) => "takes traffic at once".to_owned(),
+        Some(AdminState::Draining) => format!("takes nothing new and is still probed; {in_flight}"),
+        Some(AdminState::Down) => format!("takes nothing new and is not probed; {in_flight}"),
+        Some(AdminState::Removing) | None => {
+            format!("takes nothing new and leaves the pool when it is idle; {in_flight}")
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What cannot work, or will not happen as written, is said by `check`, at the start, by a reload, and by the API. Each
+//! file of the folder `check` shows one such thing; its twin, `NAME.clean.toml`, shows how it is right.
+
+use std::path::Path;
+
+use serde_json::json;
+use tempfile::TempDir;
+use tests::balancer::{Outcome, evenkeel_in};
+use tests::{Balancer, Config, Origin, Pool, Request, evenkeel};
+
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/balancer/check");
+/// After it stands what must be said of its line; on a line of its own, of the whole file.
+const MARK: &str = "#? ";
+
+async fn check(file: &str) -> Outcome {
+    evenkeel_in(Path::new(FOLDER), ["check", file]).await
+}
+
+fn files(is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    let names = std::fs::read_dir(FOLDER).expect("the folder").flatten();
+    let names = names.map(|entry| entry.file_name().into_string().expect("UTF-8"));
+    let mut names: Vec<_> = names.filter(|name| name.ends_with(".toml") && is_wanted(name)).collect();
+    names.sort();
+    assert!(names.len() >= 10, "{names:?}");
+    names
+}
+
+#[tokio::test]
+async fn each_file_is_told_what_is_wrong_with_it_and_nothing_else() {
+    for name in files(|name| !name.ends_with(".clean.toml")) {
+        let text = std::fs::read_to_string(Path::new(FOLDER).join(&name)).expect("readable");
+        let outcome = check(&name).await;
+        let mut said: Vec<&str> = outcome.stderr.lines().collect();
+        let mut fails = false;
+        for (line, words) in (1..).zip(text.lines()).filter_map(|(n, line)| Some((n, line.split_once(MARK)?))) {
+            let (before, words) = words;
+            let place = if before.is_empty() { format!("{name}: ") } else { format!("{name}:{line}:") };
+            let told = said.iter().position(|told| told.starts_with(&place) && told.contains(words));
+            let told = told.unwrap_or_else(|| panic!("{place} {words:?} in\n{}", outcome.stderr));
+            fails |= !said.remove(told).contains(": warning: ");
+        }
+        assert_eq!(said, [""; 0], "{name}");
+        assert_eq!(outcome.status.success(), !fails, "{name}: {outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_said_about_their_twins() {
+    for name in files(|name| name.ends_with(".clean.toml")) {
+        let outcome = check(&name).await;
+        assert!(outcome.status.success() && outcome.stderr.is_empty(), "{name}: {outcome:?}");
+        assert!(outcome.stdout.starts_with(&format!("{name}: ok (")), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn files_that_a_user_cannot_read_are_named() {
+    let directory = TempDir::new().expect("a temporary directory");
+    std::fs::set_permissions(directory.path(), permissions(0o755)).expect("our directory");
+    for name in ["cert.pem", "key.pem"] {
+        let source = match name {
+            "cert.pem" => "fullchain.pem",
+            name => name,
+        };
+        std::fs::copy(Path::new(FOLDER).join("tls").join(source), directory.path().join(name)).expect("copied");
+    }
+    let text = "[[listener]]\naddress = \"127.0.0.1:8443\"\ntls = { certificate = \"cert.pem\", key = \"key.pem\" }\n\
+        [state]\npersist = false\n[[pool]]\nname = \"app\"\nbackends = []\n[[route]]\npool = \"app\"\n";
+    let file = directory.path().join("evenkeel.toml");
+    std::fs::write(&file, text).expect("a writable directory");
+    let user = async || evenkeel_in(directory.path(), ["check", "evenkeel.toml", "--user", "nobody"]).await;
+    let fine = user().await;
+    assert!(fine.status.success() && fine.stderr.is_empty(), "{fine:?}");
+    std::fs::set_permissions(directory.path().join("key.pem"), permissions(0o600)).expect("our file");
+    let closed = user().await;
+    assert!(!closed.status.success() && closed.stderr.contains("user nobody cannot read"), "{closed:?}");
+    assert!(closed.stderr.contains("key.pem") && !closed.stderr.contains("cert.pem"), "{closed:?}");
+    std::fs::write(&file, text.replace("[state]\npersist = false\n", "")).expect("a writable directory");
+    let state = user().await;
+    assert!(state.stderr.contains("where the state file evenkeel.state.json is kept"), "{state:?}");
+    let unknown = evenkeel_in(directory.path(), ["check", "evenkeel.toml", "--user", "no-such-user"]).await;
+    assert!(unknown.stderr.contains("there is no user \"no-such-user\""), "{unknown:?}");
+}
+
+fn permissions(mode: u32) -> std::fs::Permissions {
+    std::os::unix::fs::PermissionsExt::from_mode(mode)
+}
+
+#[tokio::test]
+async fn start_reload_and_api_say_the_same() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let pool = |algorithm| Pool::empty("app").weighted(&a, 1).weighted(&b, 2).algorithm(algorithm);
+    let round_robin = Config::default().pool(pool("round-robin"));
+    let said = "pool \"app\" ignores its weights, since its algorithm is round-robin";
+    let mut balancer = Balancer::start(round_robin.clone()).await;
+    balancer.logs(&["WARN", "evenkeel.toml:", said]).await;
+
+    balancer.configure(&Config::default().pool(pool("weighted")));
+    let reload = balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!(reload["warnings"], json!([]));
+    balancer.configure(&round_robin);
+    let reload = balancer.change("POST", "/admin/reload", None).await;
+    let warning = reload["warnings"][0].as_str().expect("a warning");
+    assert!(warning.contains("evenkeel.toml:") && warning.contains(said), "{reload}");
+
+    let patch = balancer.patch(&a, json!({ "weight": 5 })).await;
+    assert!(patch["warnings"][0].as_str().is_some_and(|warning| warning.starts_with(said)), "{patch}");
+    let switch = balancer.switch_algorithm("weighted").await;
+    assert_eq!(switch["warnings"], json!([]));
+    let admin = format!("http://{}", balancer.admin_address());
+    let outcome = evenkeel(["algorithm", "round-robin", "--admin", &admin]).await;
+    assert!(outcome.status.success() && outcome.stderr.contains(said), "{outcome:?}");
+
+    let itself = json!({ "address": balancer.address().to_string(), "state": "down" });
+    let added = balancer.change("POST", "/admin/pools/app/backends", Some(itself)).await;
+    assert!(added["warnings"].to_string().contains("is this balancer itself"), "{added}");
+    balancer.stop().await;
+}
+
+/// What is wrong was told without the name of the file it is in.
+#[tokio::test]
+async fn a_reload_names_the_file_that_has_problems() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    balancer.write("[server]\ncolour = \"red\"\n");
+    let reply = balancer.admin("POST", "/admin/reload", None).await;
+    let detail = reply.json()["detail"].as_str().expect("words").to_owned();
+    assert_eq!(reply.status, 400);
+    assert!(detail.contains(&format!("{}:2:1: server.colour", balancer.config_file().display())), "{detail}");
+    balancer.logs(&["evenkeel.toml:2:1: server.colour"]).await;
+}
+
+/// Twenty of twenty visits went to the other backend, since each pool overwrote the cookie of the other.
+#[tokio::test]
+async fn two_sticky_pools_on_one_host_keep_their_clients_with_paths_of_their_own() {
+    let [a, b, c, d] = Origin::several(["a", "b", "c", "d"]).await;
+    let pool = |name, origins: [&Origin; 2], path| Pool::of(name, origins).sticky(&format!("path = \"{path}\""));
+    let config = Config::default().pool(pool("shop", [&a, &b], "/shop")).pool(pool("wiki", [&c, &d], "/wiki"));
+    let balancer = Balancer::start(config.route("", "/shop", "shop").route("", "/wiki", "wiki")).await;
+    let mut jar = Vec::new();
+    let mut homes = Vec::new();
+    for path in ["/shop", "/wiki"] {
+        let reply = balancer.get(path).await;
+        let cookie = reply.field("set-cookie").expect("a cookie").to_owned();
+        assert!(cookie.contains(&format!("; Path={path};")), "{cookie}");
+        jar.push(cookie.split(';').next().expect("a pair").to_owned());
+        homes.push(reply.origin().to_owned());
+    }
+    // A browser sends the cookie of the path; one of another application with our name comes before it.
+    for _ in 0..10 {
+        for (index, path) in [(0, "/shop"), (1, "/wiki")] {
+            let cookies = format!("ROUTEID=.node3; {}", jar[index]);
+            let reply = balancer.send(&Request::get(path).with("Cookie", &cookies)).await;
+            assert_eq!(reply.origin(), homes[index]);
+        }
+    }
+}

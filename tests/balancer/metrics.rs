@@ -1,0 +1,97 @@
+//! The metrics are those which the documentation, the dashboards and the alerts name, and the other way round.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use tests::{Balancer, Config, Origin, Request};
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// Type, labels and help of a metric.
+#[derive(Debug, Default, PartialEq)]
+struct Metric {
+    kind: String,
+    labels: BTreeSet<String>,
+    help: String,
+}
+
+#[tokio::test]
+async fn the_documentation_lists_exactly_what_is_served() {
+    let text = std::fs::read_to_string(Path::new(ROOT).join("docs/metrics.md")).expect("readable");
+    let rows = text.lines().filter(|line| line.starts_with("| `")).filter_map(|line| {
+        let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [name, kind, labels, help] = cells.as_slice() else { return None };
+        let labels = labels.split(", ").map(|label| label.trim_matches('`').to_owned()).filter(|l| !l.is_empty());
+        let metric = Metric { kind: (*kind).to_owned(), labels: labels.collect(), help: (*help).to_owned() };
+        Some((name.trim_matches('`').to_owned(), metric))
+    });
+    let documented: BTreeMap<_, _> = rows.collect();
+    let served = served().await;
+    for (name, metric) in &served {
+        assert_eq!(documented.get(name), Some(metric), "{name} in docs/metrics.md");
+    }
+    assert_eq!(documented.len(), served.len(), "docs/metrics.md has metrics that are not served");
+}
+
+#[tokio::test]
+async fn what_dashboards_alerts_and_documents_name_exists() {
+    let served = served().await;
+    let exists = |name: &str| {
+        let series = ["_bucket", "_sum", "_count"].iter().filter_map(|suffix| name.strip_suffix(suffix));
+        std::iter::once(name).chain(series).any(|name| served.contains_key(name))
+    };
+    let mut named = 0;
+    for file in files() {
+        let text = std::fs::read_to_string(&file).expect("readable");
+        let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        for word in text.split(|c| !is_part(c)).filter(|word| word.starts_with("evenkeel_")) {
+            if NO_METRICS.contains(&word) {
+                continue;
+            }
+            assert!(exists(word), "{word} in {}", file.display());
+            named += 1;
+        }
+    }
+    assert!(named > 50, "{named}");
+}
+
+/// Words that begin like a metric: the prefix itself, and the name of recording rules.
+const NO_METRICS: [&str; 2] = ["evenkeel_", "evenkeel_errors"];
+
+fn files() -> Vec<PathBuf> {
+    let root = Path::new(ROOT);
+    let folders = ["docs", "docs/dashboards", "grafana", "grafana/dashboards"];
+    let listed = folders.iter().flat_map(|folder| std::fs::read_dir(root.join(folder)).expect("a folder").flatten());
+    let is_text = |file: &PathBuf| {
+        file.extension().is_some_and(|end| ["md", "yml", "yaml", "json", "py"].iter().any(|text| end == *text))
+    };
+    listed
+        .map(|entry| entry.path())
+        .filter(is_text)
+        .chain(["README.md", "compose/README.md"].map(|name| root.join(name)))
+        .collect()
+}
+
+async fn served() -> BTreeMap<String, Metric> {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.quick_probe())).await;
+    balancer.send(&Request::get("/")).await;
+    let text = balancer.admin("GET", "/metrics", None).await.text();
+    let mut served: BTreeMap<String, Metric> = BTreeMap::new();
+    for line in text.lines() {
+        let words: Vec<_> = line.splitn(4, ' ').collect();
+        match words.as_slice() {
+            ["#", "HELP", name, help] => served.entry((*name).to_owned()).or_default().help = (*help).to_owned(),
+            ["#", "TYPE", name, kind] => served.entry((*name).to_owned()).or_default().kind = (*kind).to_owned(),
+            _ => {
+                let (name, labels) = line.split_once('{').unwrap_or((line.split(' ').next().unwrap_or_default(), ""));
+                let family = ["_bucket", "_sum", "_count"].iter().filter_map(|suffix| name.strip_suffix(suffix));
+                let family = family.chain([name]).find(|name| served.contains_key(*name));
+                let labels = labels.split("\",").filter_map(|label| Some(label.split_once("=\"")?.0.to_owned()));
+                let metric = served.get_mut(family.expect("a type before its series")).expect("just found");
+                metric.labels.extend(labels.filter(|label| label != "le"));
+            }
+        }
+    }
+    served
+}

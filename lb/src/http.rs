@@ -10,7 +10,7 @@
 //! - [`request`]: where a request goes and what its backend is told.
 //! - [`transfer`]: upload and download of an exchange, driven by one poll; [`upstream`]: the backend's side of them.
 //! - [`presence`]: clients that have gone while nothing of theirs is read.
-//! - [`body`]: content on its way, framed anew.
+//! - [`content`]: a request's content, one store with several cursors; [`body`]: a response's, framed anew.
 //! - [`splice`]: large content that need not be looked at.
 //! - [`interim`]: how many interim responses pass.
 //! - [`pace`]: clients that are too slow over all.
@@ -19,6 +19,7 @@
 
 mod body;
 mod client;
+mod content;
 pub mod h1;
 pub mod h2;
 pub mod idle;

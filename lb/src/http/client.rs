@@ -14,7 +14,8 @@ use tokio::sync::futures::Notified;
 use tokio::time::{sleep, timeout};
 use tokio_util::io::poll_read_buf;
 
-use super::body::{RequestBody, ResponseBody, refusal};
+use super::body::{ResponseBody, refusal};
+use super::content::Content;
 use super::request::{self, Told};
 use super::stream::ClientStream;
 use super::timer::Timer;
@@ -282,7 +283,7 @@ impl Request<'_> {
         has_read_all: bool,
     ) -> Fate {
         work.to_client.clear();
-        let mut transfer = Transfer::new(self.engine, client, work, RequestBody::none());
+        let mut transfer = Transfer::new(self.engine, client, work, Content::none());
         self.write_refusal(&mut transfer, refusal, has_read_all);
         transfer.run(timer).await;
         let outcome = Outcome { refusal: Some(refusal), status: refusal.status(), ..Outcome::default() };
@@ -434,7 +435,7 @@ fn fate(ending: Ending) -> Fate {
 fn write_head(
     engine: &Engine,
     work: &mut Work,
-    body: &RequestBody,
+    body: &Content,
     exchange: &Exchange,
     switches: bool,
 ) -> (ResponseBody, bool) {

@@ -7,7 +7,8 @@ use std::ops::Range;
 use std::time::Instant;
 
 use super::Engine;
-use super::body::{RequestBody, refusal};
+use super::body::refusal;
+use super::content::Content;
 use super::pace::Pace;
 use super::stream::ClientStream;
 use super::work::Work;
@@ -50,7 +51,7 @@ pub fn begin(
     client: &ClientStream,
     now: Instant,
     told: &mut Told,
-) -> Result<(Exchange, RequestBody), Refusal> {
+) -> Result<(Exchange, Content), Refusal> {
     let Work { request, from_client, text, path, .. } = work;
     text.clear();
     let incoming_id = request.fields().value(from_client, Name::XRequestId);
@@ -86,7 +87,7 @@ pub fn begin(
     told.read(&forwarding, text);
     let keep = exchange.plan().settings.retry_body_bytes;
     let pace = Pace::new(engine.listener.min_rate, client.total());
-    Ok((exchange, RequestBody::new(request.framing(), head, most, keep, pace)))
+    Ok((exchange, Content::new(request.framing(), head, most, keep, pace)))
 }
 
 /// Writes the head for the backend. `websocket`: ask it to switch protocols.

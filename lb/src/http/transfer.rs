@@ -7,7 +7,6 @@
 //! each wait a limit that says whose fault it is when it passes.
 
 use std::future::Future;
-use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -17,7 +16,8 @@ use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
 use super::Engine;
-use super::body::{RequestBody, ResponseBody};
+use super::body::ResponseBody;
+use super::content::{Content, Cursor};
 use super::h1::response::{BadResponse, ResponseHead};
 use super::h1::rewrite::{self, Persistence, ResponsePlan};
 use super::interim::InterimRate;
@@ -51,20 +51,20 @@ pub enum Upload {
     /// There is no backend. What has come of the body waits.
     Holding,
     /// Head and content are on their way. More content may have to be read from the client.
-    Sending(Cursor),
+    Sending(Writing),
     /// The client has sent everything, the backend has not taken it yet.
-    Flushing(Cursor),
+    Flushing(Writing),
     /// Every byte of the request was written to the backend.
     Sent,
     /// Nobody takes the rest.
     Abandoned(Why),
 }
 
-/// What is to be written to the backend: `to_backend`, then content where it lies in `from_client`.
-#[derive(Debug, Default)]
-pub struct Cursor {
-    content: Range<usize>,
-    /// How much of both has been written.
+/// What is to be written to the backend: `to_backend`, then the content that the cursor has still to read.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Writing {
+    cursor: Cursor,
+    /// How much of `to_backend` has been written.
     written: usize,
 }
 
@@ -84,7 +84,7 @@ pub enum Download {
     /// take its place.
     Held(usize),
     /// Content is still to come from the backend.
-    Sending(Content),
+    Sending(Receiving),
     /// The rest of the answer is on its way to the client.
     Flushing,
     /// Every byte was written to the client.
@@ -93,7 +93,7 @@ pub enum Download {
 }
 
 /// Content that comes from the backend.
-pub struct Content {
+pub struct Receiving {
     body: ResponseBody,
     /// In use while it passes without being looked at.
     pipe: Option<Pipe>,
@@ -132,7 +132,7 @@ pub struct Transfer<'a> {
     engine: &'a Engine,
     pub client: &'a mut ClientStream,
     pub work: &'a mut Work,
-    pub body: RequestBody,
+    pub body: Content,
     upload: Upload,
     download: Download,
     upstream: Option<Upstream>,
@@ -187,7 +187,7 @@ pub enum Ending {
 }
 
 impl<'a> Transfer<'a> {
-    pub fn new(engine: &'a Engine, client: &'a mut ClientStream, work: &'a mut Work, body: RequestBody) -> Self {
+    pub fn new(engine: &'a Engine, client: &'a mut ClientStream, work: &'a mut Work, body: Content) -> Self {
         let pace = Pace::new(engine.listener.min_rate, client.total());
         Self {
             engine,
@@ -235,15 +235,13 @@ impl<'a> Transfer<'a> {
     /// Begins an attempt: what is in `to_backend` is sent, and the content behind it. Whatever came of another attempt is
     /// forgotten.
     pub fn open(&mut self, upstream: Upstream, plan: Arc<Plan>) -> Result<(), Failure> {
-        self.body.rewind();
-        let mut cursor = Cursor::default();
-        match self.body.take_in_place(&self.work.from_client) {
-            Some(content) => cursor.content = content,
-            None => self.body.take(&mut self.work.from_client, &mut self.work.to_backend)?,
-        }
-        self.work.from_backend.clear();
-        self.work.response.clear();
-        self.upload = Upload::Sending(cursor);
+        let Work { from_client, to_backend, from_backend, response, .. } = &mut *self.work;
+        self.body.take_in(from_client)?;
+        let mut writing = Writing::default();
+        self.body.read(&mut writing.cursor, from_client, to_backend);
+        from_backend.clear();
+        response.clear();
+        self.upload = Upload::Sending(writing);
         self.upload_wait = None;
         self.download = Download::Waiting;
         self.interim = InterimRate::default();
@@ -263,7 +261,7 @@ impl<'a> Transfer<'a> {
 
     /// Sends the answer whose head is held. `write` writes the head for the client; how its content is framed, and
     /// whether the connection stays.
-    pub fn pass(&mut self, write: impl FnOnce(&mut Work, &RequestBody) -> (ResponseBody, bool)) -> Result<(), Failure> {
+    pub fn pass(&mut self, write: impl FnOnce(&mut Work, &Content) -> (ResponseBody, bool)) -> Result<(), Failure> {
         let (Download::Held(head), Some(Upstream::H1(h1))) = (&self.download, &mut self.upstream) else {
             return Ok(());
         };
@@ -292,13 +290,13 @@ impl<'a> Transfer<'a> {
         self.sent = body.sent;
         self.download = match body.is_done() {
             true => Download::Flushing,
-            false => Download::Sending(Content { body, pipe: None, is_copied: false }),
+            false => Download::Sending(Receiving { body, pipe: None, is_copied: false }),
         };
         Ok(())
     }
 
     /// Goes on as a tunnel, whose head for the client is in `to_client`.
-    pub fn switch(&mut self, write: impl FnOnce(&mut Work, &RequestBody)) {
+    pub fn switch(&mut self, write: impl FnOnce(&mut Work, &Content)) {
         let (Download::Held(head), Some(plan)) = (&self.download, &self.plan) else { return };
         let head = *head;
         write(self.work, &self.body);
@@ -429,16 +427,14 @@ impl<'a> Transfer<'a> {
     /// Reads a small body whole, so that no backend waits for a slow client.
     fn poll_hold(&mut self, cx: &mut Context<'_>) -> Result<Option<Happened>, Failure> {
         loop {
-            let missing = self.body.missing(&self.work.from_client);
-            if missing == 0 {
+            self.body.take_in(&mut self.work.from_client)?;
+            if self.body.is_done() {
                 return Ok(Some(Happened::Held));
             }
-            self.work.from_client.reserve(missing);
+            let missing = self.body.bytes_left(&self.work.from_client).and_then(|left| usize::try_from(left).ok());
+            self.work.from_client.reserve(missing.unwrap_or(READ_BYTES));
             match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.work.from_client) {
-                Poll::Ready(Ok(count)) if count > 0 => {
-                    self.body.pace.moved(count as u64, Duration::ZERO);
-                    self.moved.from_client += count as u64;
-                }
+                Poll::Ready(Ok(count)) if count > 0 => self.moved.from_client += count as u64,
                 Poll::Ready(_) => return Err(Failure::ClientGone),
                 Poll::Pending => return Ok(None),
             }
@@ -452,13 +448,14 @@ impl<'a> Transfer<'a> {
                 // Nothing of the client is read meanwhile.
                 return self.poll_presence(cx);
             }
-            let Upload::Sending(cursor) = &mut self.upload else { return self.watch_client(cx) };
-            *cursor = Cursor::default();
-            self.work.from_client.reserve(READ_BYTES);
-            match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.work.from_client) {
+            let Upload::Sending(writing) = &mut self.upload else { return self.watch_client(cx) };
+            let Work { to_backend, from_client, .. } = &mut *self.work;
+            from_client.reserve(READ_BYTES);
+            match poll_read_buf(Pin::new(&mut *self.client), cx, from_client) {
                 Poll::Ready(Ok(count)) if count > 0 => {
                     self.moved.from_client += count as u64;
-                    self.body.take(&mut self.work.from_client, &mut self.work.to_backend)?;
+                    self.body.take_in(from_client)?;
+                    self.body.read(&mut writing.cursor, from_client, to_backend);
                 }
                 Poll::Ready(_) => return Err(Failure::ClientGone),
                 Poll::Pending => return Ok(()),
@@ -471,17 +468,26 @@ impl<'a> Transfer<'a> {
 
     /// Writes to the backend what is there for it. False: it takes no more for now.
     fn poll_write_backend(&mut self, cx: &mut Context<'_>) -> bool {
-        let (Upload::Sending(cursor) | Upload::Flushing(cursor)) = &mut self.upload else { return true };
+        let (Upload::Sending(writing) | Upload::Flushing(writing)) = &mut self.upload else { return true };
         let Some(Upstream::H1(h1)) = &mut self.upstream else { return true };
         let Work { to_backend, from_client, .. } = &mut *self.work;
-        let total = to_backend.len() + cursor.content.len();
-        while cursor.written < total {
-            let head = to_backend.get(cursor.written..).unwrap_or_default();
-            let content = &from_client[cursor.content.clone()];
-            let content = &content[cursor.written.saturating_sub(to_backend.len()).min(content.len())..];
-            match h1.poll_write(cx, head, content) {
+        loop {
+            let text = &to_backend[writing.written..];
+            let content = self.body.unread(writing.cursor);
+            if text.is_empty() && content.is_empty() {
+                to_backend.clear();
+                writing.written = 0;
+                self.body.forget(&[writing.cursor], from_client);
+                if self.body.is_read(writing.cursor) {
+                    self.upload = Upload::Sent;
+                }
+                return true;
+            }
+            match h1.poll_write(cx, text, &from_client[content]) {
                 Poll::Ready(Ok(count)) if count > 0 => {
-                    cursor.written += count;
+                    let of_text = count.min(text.len());
+                    writing.written += of_text;
+                    writing.cursor.pass(count - of_text);
                     self.moved.to_backend += count as u64;
                 }
                 Poll::Ready(_) => {
@@ -490,17 +496,13 @@ impl<'a> Transfer<'a> {
                     return true;
                 }
                 Poll::Pending => {
-                    let cursor = std::mem::take(cursor);
-                    self.upload = if self.body.is_done() { Upload::Flushing(cursor) } else { Upload::Sending(cursor) };
+                    let writing = *writing;
+                    self.upload =
+                        if self.body.is_done() { Upload::Flushing(writing) } else { Upload::Sending(writing) };
                     return false;
                 }
             }
         }
-        to_backend.clear();
-        if self.body.is_done() {
-            self.upload = Upload::Sent;
-        }
-        true
     }
 
     /// Notices a client that leaves, and takes in what it sends ahead.
@@ -753,9 +755,7 @@ impl<'a> Transfer<'a> {
         let wait = match &self.upload {
             Upload::Holding => Wait::Content,
             Upload::Flushing(_) => Wait::Backend(Failure::WriteTimeout),
-            Upload::Sending(cursor) if cursor.written < self.work.to_backend.len() + cursor.content.len() => {
-                Wait::Backend(Failure::WriteTimeout)
-            }
+            Upload::Sending(writing) if self.owes_backend(writing) => Wait::Backend(Failure::WriteTimeout),
             Upload::Sending(_) if self.awaits_continue() => Wait::Continue,
             Upload::Sending(_) => Wait::Content,
             Upload::Sent | Upload::Abandoned(_) => return None,
@@ -770,6 +770,11 @@ impl<'a> Transfer<'a> {
             _ => self.body.pace.patience(rest(self.engine.listener.body_timeout)),
         };
         Some((wait, limit))
+    }
+
+    /// Whether there is something for the backend that it has not taken.
+    fn owes_backend(&self, writing: &Writing) -> bool {
+        writing.written < self.work.to_backend.len() || !self.body.unread(writing.cursor).is_empty()
     }
 
     /// What the download waits for besides, and how long it may. While the client owes content, a backend's silence is
@@ -792,7 +797,7 @@ impl<'a> Transfer<'a> {
                     None => upload.is_none().then(|| (wait, rest(settings.response_timeout))),
                 }
             }
-            Download::Sending(Content { pipe: Some(pipe), .. }) if !pipe.is_empty() => client(),
+            Download::Sending(Receiving { pipe: Some(pipe), .. }) if !pipe.is_empty() => client(),
             Download::Sending(_) if matches!(upload, Some((Wait::Content | Wait::Continue, _))) => None,
             Download::Sending(_) => Some((Wait::Backend(Failure::ResponseStalled), rest(settings.read_timeout))),
             _ => None,

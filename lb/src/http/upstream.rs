@@ -94,10 +94,10 @@ impl H1 {
     /// Writes from one or the other, or both.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
         let socket = Pin::new(&mut self.socket);
-        if second.is_empty() {
-            return socket.poll_write(cx, first);
+        match (first, second) {
+            (only, []) | ([], only) => socket.poll_write(cx, only),
+            both => socket.poll_write_vectored(cx, &[IoSlice::new(both.0), IoSlice::new(both.1)]),
         }
-        socket.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(second)])
     }
 
     /// The address, for messages.

@@ -1,0 +1,254 @@
+//! The content of a request: one store, read by several cursors, each at its own pace: the attempt that is under way,
+//! another one if that fails, a copy that goes somewhere else. The store understands what the client sends, once, and
+//! holds it where it was read, behind the head. What every cursor has passed is dropped once it is more than may be sent
+//! again.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use super::h1::body::BodyReader;
+use super::h1::chunked::{self, write_chunk, write_end};
+use super::pace::Pace;
+use crate::failure::Failure;
+use crate::message::framing::Framing;
+
+/// Less than this is copied behind what goes before it, which is cheaper than to write from two places.
+const LEAST_IN_PLACE_BYTES: usize = 4096;
+pub const CHUNK_LIMITS: chunked::Limits = chunked::Limits::new(4096, 8192);
+
+pub struct Content {
+    framing: Framing,
+    /// How far what the client sent has been understood.
+    reader: BodyReader,
+    /// Where the content lies in the buffer. What is behind has not been understood yet, or belongs to the next request.
+    start: usize,
+    end: usize,
+    /// How much of the content is not there any more, from its beginning.
+    dropped: u64,
+    most: Option<u64>,
+    /// How many bytes may stay to be sent again.
+    keep: usize,
+    /// The client was sent a 100, which it gets once.
+    pub has_continued: bool,
+    /// How the client keeps up with sending it. What is taken in counts by itself, whoever is waited for meanwhile.
+    pub pace: Pace,
+}
+
+/// How far one reader has come.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor {
+    /// From the beginning of the content.
+    at: u64,
+    /// The end of chunked content has been read too.
+    has_end: bool,
+}
+
+impl Content {
+    /// Content behind a head that ends at `start`.
+    pub fn new(framing: Framing, start: usize, most: Option<u64>, keep: usize, pace: Pace) -> Self {
+        let reader = BodyReader::new(framing, CHUNK_LIMITS);
+        Self { framing, reader, start, end: start, dropped: 0, most, keep, has_continued: false, pace }
+    }
+
+    /// Of a request whose content nobody reads.
+    pub fn none() -> Self {
+        Self::new(Framing::None, 0, None, 0, Pace::new(None, None))
+    }
+
+    /// Whether the client has sent the last byte, and it has been taken in.
+    pub fn is_done(&self) -> bool {
+        self.reader.is_done()
+    }
+
+    /// Whether all that was taken in can be read from the beginning.
+    pub fn is_at_hand(&self) -> bool {
+        self.dropped == 0 && self.end - self.start <= self.keep
+    }
+
+    /// Whether nothing of it has been taken in.
+    pub fn is_untouched(&self) -> bool {
+        self.received() == 0
+    }
+
+    /// Where the next request begins in the buffer, once this one is done.
+    pub fn end(&self) -> usize {
+        self.end
+    }
+
+    /// How many bytes the client has still to send beyond what is in `buffer`; `None`: its length is not told.
+    pub fn bytes_left(&self, buffer: &[u8]) -> Option<u64> {
+        match self.reader {
+            BodyReader::Done => Some(0),
+            BodyReader::Length(left) => Some(left.saturating_sub(buffer.len().saturating_sub(self.end) as u64)),
+            _ if self.is_done() => Some(0),
+            _ => None,
+        }
+    }
+
+    fn received(&self) -> u64 {
+        self.dropped + (self.end - self.start) as u64
+    }
+
+    /// Takes in what has come in `buffer`. Chunks are put together where they lie.
+    pub fn take_in(&mut self, buffer: &mut Vec<u8>) -> Result<(), Failure> {
+        let before = self.received();
+        let mut at = self.end;
+        while at < buffer.len() && !self.is_done() {
+            let progress = self.reader.advance(&buffer[at..]).map_err(|_| Failure::RequestMalformed)?;
+            let data = at + progress.data_start..at + progress.data_end;
+            let count = data.len();
+            if data.start != self.end {
+                buffer.copy_within(data, self.end);
+            }
+            self.end += count;
+            at += progress.consumed;
+        }
+        buffer.drain(self.end..at);
+        let received = self.received();
+        self.pace.moved(received - before, Duration::ZERO);
+        if self.most.is_some_and(|most| received > most) { Err(Failure::BodyTooLarge) } else { Ok(()) }
+    }
+
+    /// Where what `cursor` has still to read lies in the buffer.
+    pub fn unread(&self, cursor: Cursor) -> Range<usize> {
+        let at = cursor.at.saturating_sub(self.dropped);
+        let at = usize::try_from(at).map_or(self.end, |at| (self.start + at).min(self.end));
+        at..self.end
+    }
+
+    /// Whether `cursor` has read everything, the end included.
+    pub fn is_read(&self, cursor: Cursor) -> bool {
+        let needs_end = self.framing == Framing::Chunked;
+        self.is_done() && self.unread(cursor).is_empty() && (cursor.has_end || !needs_end)
+    }
+
+    /// Reads on with `cursor`, as far as the content has come, and appends it to `out` as it is sent. What is plain and
+    /// large is left where it lies, to be written from there.
+    pub fn read(&self, cursor: &mut Cursor, buffer: &[u8], out: &mut Vec<u8>) {
+        let unread = self.unread(*cursor);
+        if self.framing != Framing::Chunked {
+            if unread.len() < LEAST_IN_PLACE_BYTES {
+                cursor.pass(unread.len());
+                out.extend_from_slice(&buffer[unread]);
+            }
+            return;
+        }
+        if !unread.is_empty() {
+            cursor.pass(unread.len());
+            write_chunk(&buffer[unread], out);
+        }
+        if self.is_done() && !std::mem::replace(&mut cursor.has_end, true) {
+            write_end(self.reader.trailers(), out);
+        }
+    }
+
+    /// Drops what all of `cursors` have passed, if it is more than may be sent again.
+    pub fn forget(&mut self, cursors: &[Cursor], buffer: &mut Vec<u8>) {
+        if self.end - self.start <= self.keep && self.dropped == 0 {
+            return;
+        }
+        let passed = cursors.iter().map(|cursor| self.unread(*cursor).start).min().unwrap_or(self.start);
+        buffer.drain(self.start..passed);
+        self.dropped += (passed - self.start) as u64;
+        self.end -= passed - self.start;
+    }
+}
+
+impl Cursor {
+    /// Moves on by so many bytes, which were written from where they lie.
+    pub fn pass(&mut self, count: usize) {
+        self.at += count as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &[u8] = b"POST / HTTP/1.1\r\n\r\n";
+    const CHUNKED: &[u8] = b"3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\nX-End: yes\r\n\r\n";
+
+    fn content(framing: Framing, keep: usize) -> Content {
+        Content::new(framing, HEAD.len(), Some(100_000), keep, Pace::new(None, None))
+    }
+
+    /// Reads with `cursor` what there is, as it is sent.
+    fn read(content: &Content, cursor: &mut Cursor, buffer: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        content.read(cursor, buffer, &mut out);
+        let in_place = content.unread(*cursor);
+        cursor.pass(in_place.len());
+        out.extend_from_slice(&buffer[in_place]);
+        out
+    }
+
+    #[test]
+    fn several_cursors_read_the_same_each_at_its_own_pace() {
+        for (framing, sent, expected) in [
+            (Framing::Chunked, CHUNKED, &b"7\r\nabcdefg\r\n0\r\nX-End: yes\r\n\r\n"[..]),
+            (Framing::Length(7), b"abcdefg", b"abcdefg"),
+        ] {
+            for step in [1, 2, 5, sent.len()] {
+                let mut content = content(framing, 100);
+                let mut buffer = HEAD.to_vec();
+                let (mut attempt, mut mirror) = (Cursor::default(), Cursor::default());
+                let mut attempted = Vec::new();
+                for piece in sent.chunks(step) {
+                    buffer.extend_from_slice(piece);
+                    content.take_in(&mut buffer).expect("sound");
+                    attempted.extend(read(&content, &mut attempt, &buffer));
+                }
+                buffer.extend_from_slice(b"GET");
+                content.take_in(&mut buffer).expect("sound");
+                assert!(content.is_read(attempt) && !content.is_read(mirror) && content.is_at_hand());
+                let data = |bytes: &[u8]| bytes.iter().filter(|byte| byte.is_ascii_lowercase()).count();
+                assert_eq!(data(&attempted), data(expected), "{framing:?} by {step}");
+                assert_eq!(read(&content, &mut mirror, &buffer), expected, "{framing:?} by {step}");
+                let mut again = Cursor::default();
+                assert_eq!(read(&content, &mut again, &buffer), expected, "a retry");
+                assert!(content.is_read(mirror) && content.is_read(again));
+                assert_eq!(&buffer[content.end()..], b"GET", "the next request stays");
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_every_cursor_has_passed_is_dropped_and_only_beyond_what_is_kept() {
+        let mut content = content(Framing::Length(20_000), 10_000);
+        let mut buffer = HEAD.to_vec();
+        let (mut fast, mut slow) = (Cursor::default(), Cursor::default());
+        buffer.extend_from_slice(&[b'a'; 10_000]);
+        content.take_in(&mut buffer).expect("sound");
+        assert_eq!(read(&content, &mut fast, &buffer).len(), 10_000);
+        content.forget(&[fast], &mut buffer);
+        assert!(content.is_at_hand(), "no more than may be kept");
+        buffer.extend_from_slice(&[b'b'; 10_000]);
+        content.take_in(&mut buffer).expect("sound");
+        assert!(!content.is_at_hand());
+        assert_eq!(read(&content, &mut fast, &buffer), [b'b'; 10_000]);
+        slow.pass(4000);
+        content.forget(&[fast, slow], &mut buffer);
+        assert_eq!(buffer.len(), HEAD.len() + 16_000);
+        assert_eq!(read(&content, &mut slow, &buffer), [&[b'a'; 6000][..], &[b'b'; 10_000]].concat());
+        content.forget(&[fast, slow], &mut buffer);
+        assert_eq!((buffer.as_slice(), content.end()), (HEAD, HEAD.len()));
+        assert!(content.is_done() && content.is_read(fast) && content.is_read(slow));
+    }
+
+    #[test]
+    fn what_is_too_large_or_malformed_is_refused() {
+        let mut large = content(Framing::Length(200_000), 10);
+        let mut buffer = [HEAD, &[b'x'; 100_001]].concat();
+        assert_eq!(large.take_in(&mut buffer), Err(Failure::BodyTooLarge));
+        let mut buffer = [HEAD, b"no size"].concat();
+        assert_eq!(content(Framing::Chunked, 10).take_in(&mut buffer), Err(Failure::RequestMalformed));
+    }
+
+    #[test]
+    fn what_is_still_to_come_is_known_where_its_length_is_told() {
+        let buffer = [HEAD, b"abc"].concat();
+        assert_eq!(content(Framing::Length(7), 10).bytes_left(&buffer), Some(4));
+        assert_eq!(content(Framing::Chunked, 10).bytes_left(&buffer), None);
+        assert_eq!(content(Framing::None, 10).bytes_left(&buffer), Some(0));
+    }
+}

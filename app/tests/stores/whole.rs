@@ -56,6 +56,10 @@ impl Shared {
         command.args(["--redis-timeout", "3s", "--media", "s3://pictures/site"]);
         // Nothing may be written here.
         command.args(["--data-dir", "/proc/nowhere"]);
+        // One address fails again and again: see `races`.
+        for flag in ["--login-failures", "--login-failures-per-account", "--login-failures-per-address"] {
+            command.args([flag, "1000"]);
+        }
         match &self.data {
             Data::Postgres(server) => {
                 command.args(["--data", "postgres", "--database-url", &server.url(&[server.port])]);

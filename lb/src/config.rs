@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use self::algorithm::Algorithm;
 use self::backend::{AdminState, BackendAddress, Weight};
 use self::route::{HostPattern, PathPrefix};
-use crate::message::limits::AmbiguousNames;
+use crate::message::limits::{AmbiguousNames, Limits};
 
 /// A whole configuration. Every reference in it resolves: each route names a pool that exists.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -66,6 +66,13 @@ pub enum ForwardedBy {
 pub struct ListenerConfig {
     pub address: SocketAddr,
     pub tls: Option<TlsConfig>,
+    #[serde(flatten)]
+    pub settings: ListenerSettings,
+}
+
+/// How clients of a listener are treated; a reload changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ListenerSettings {
     #[serde(serialize_with = "seconds")]
     pub keepalive_timeout: Duration,
     #[serde(serialize_with = "seconds")]
@@ -311,6 +318,13 @@ pub struct Problem {
 pub struct Position {
     pub line: usize,
     pub column: usize,
+}
+
+impl ListenerSettings {
+    /// How large a request's head may be.
+    pub fn limits(&self) -> Limits {
+        Limits::default().with_ambiguous_names(self.ambiguous_names)
+    }
 }
 
 impl PoolName {

@@ -21,7 +21,7 @@ use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress, Weight};
 use crate::config::difference::difference;
 use crate::config::toml::Checked;
-use crate::config::{BackendConfig, Config, PoolConfig, PoolName};
+use crate::config::{BackendConfig, Config, ListenerConfig, PoolConfig, PoolName};
 use crate::metrics::Metrics;
 use crate::pool::Plan;
 use crate::snapshot::{Rings, Snapshot};
@@ -551,7 +551,7 @@ fn keep_until_next_start(wanted: &mut Config, running: &Config) -> Vec<String> {
             warnings.push(format!("{section} has changed, which takes effect at the next start"));
         }
     };
-    keep("[[listener]]", restore(&mut wanted.listeners, &running.listeners));
+    keep("[[listener]] address or tls", restore_listeners(&mut wanted.listeners, &running.listeners));
     keep("[admin]", restore(&mut wanted.admin, &running.admin));
     keep("[state]", restore(&mut wanted.state, &running.state));
     keep("[log]", restore(&mut wanted.log, &running.log));
@@ -561,6 +561,19 @@ fn keep_until_next_start(wanted: &mut Config, running: &Config) -> Vec<String> {
     keep("[server] max_connections", restore(&mut server.max_connections, &runs.max_connections));
     keep("[server] idle_connections", restore(&mut server.idle_connections, &runs.idle_connections));
     warnings
+}
+
+/// Keeps the sockets, each with the settings that are wanted for its address. Whether others were wanted.
+fn restore_listeners(wanted: &mut Vec<ListenerConfig>, running: &[ListenerConfig]) -> bool {
+    let settings_for = |address| wanted.iter().find(|listener| listener.address == address).map(|found| found.settings);
+    let kept = running
+        .iter()
+        .map(|runs| ListenerConfig { settings: settings_for(runs.address).unwrap_or(runs.settings), ..runs.clone() });
+    let kept: Vec<_> = kept.collect();
+    let is_there = |listener: &ListenerConfig| kept.contains(listener);
+    let differs = wanted.len() != kept.len() || !wanted.iter().all(is_there);
+    *wanted = kept;
+    differs
 }
 
 /// Whether anything was different.

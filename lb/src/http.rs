@@ -35,6 +35,7 @@ mod tunnel;
 mod upstream;
 mod work;
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -42,9 +43,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
-use crate::config::ListenerConfig;
+use crate::config::{ListenerConfig, ListenerSettings};
 use crate::control::Control;
-use crate::message::limits::Limits;
 use crate::room::{Place, Room};
 use crate::shutdown::{Phase, Shutdown};
 pub use client::serve;
@@ -64,8 +64,9 @@ pub struct Shared {
 pub struct Engine {
     control: Arc<Control>,
     access_log: Option<Arc<AccessLog>>,
-    listener: ListenerConfig,
-    limits: Limits,
+    address: SocketAddr,
+    /// As they were at the start.
+    settings: ListenerSettings,
     /// Idle connections to backends that this thread may keep.
     most_idle: usize,
     stop: Arc<Stop>,
@@ -99,12 +100,19 @@ impl Engine {
         Self {
             control: Arc::clone(&shared.control),
             access_log: shared.access_log.clone(),
-            listener: listener.clone(),
-            limits: Limits::default().with_ambiguous_names(listener.ambiguous_names),
+            address: listener.address,
+            settings: listener.settings,
             most_idle,
             stop,
             room: Arc::clone(&shared.room),
         }
+    }
+
+    /// How clients are treated now: as the snapshot has it for this address.
+    fn listener(&self) -> ListenerSettings {
+        let snapshot = self.control.snapshot();
+        let here = snapshot.config.listeners.iter().find(|listener| listener.address == self.address);
+        here.map_or(self.settings, |listener| listener.settings)
     }
 
     /// A client's place, as soon as there is one; idle clients of this thread leave to make room.

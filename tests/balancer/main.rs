@@ -15,6 +15,7 @@ mod http2;
 mod malformed;
 mod metrics;
 mod observability;
+mod reload;
 mod retry;
 mod slow_clients;
 mod state;

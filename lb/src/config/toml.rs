@@ -21,9 +21,9 @@ use ::toml::de::{DeTable, DeValue};
 use super::advice::{self, Advice, Subject};
 use super::{
     AccessLogConfig, AccessLogFile, AccessLogFormat, AdminConfig, BackendConfig, Config, EjectionConfig, ForwardedBy,
-    HalfClose, ListenerConfig, LogConfig, LogFormat, PoolConfig, PoolName, PoolSettings, Position, ProbeConfig,
-    ProbeKind, Problem, RouteConfig, SameSite, SecureCookie, ServerConfig, StateConfig, StatusRanges, StickyConfig,
-    TlsConfig,
+    HalfClose, ListenerConfig, ListenerSettings, LogConfig, LogFormat, PoolConfig, PoolName, PoolSettings, Position,
+    ProbeConfig, ProbeKind, Problem, RouteConfig, SameSite, SecureCookie, ServerConfig, StateConfig, StatusRanges,
+    StickyConfig, TlsConfig,
 };
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, Weight};
@@ -223,16 +223,18 @@ impl<'t> Reader<'t> {
         Some(ListenerConfig {
             address: address?,
             tls: tls?,
-            keepalive_timeout: keepalive_timeout?,
-            header_timeout: header_timeout?,
-            body_timeout: body_timeout?,
-            send_timeout: send_timeout?,
-            lingering_time: lingering_time?,
-            lingering_timeout: lingering_timeout?,
-            min_rate: min_rate.map(NonZero::new)?,
-            half_close: half_close?,
-            ambiguous_names: ambiguous_names?,
-            max_body_bytes: max_body_bytes.map(|bytes| (bytes != 0).then_some(bytes))?,
+            settings: ListenerSettings {
+                keepalive_timeout: keepalive_timeout?,
+                header_timeout: header_timeout?,
+                body_timeout: body_timeout?,
+                send_timeout: send_timeout?,
+                lingering_time: lingering_time?,
+                lingering_timeout: lingering_timeout?,
+                min_rate: min_rate.map(NonZero::new)?,
+                half_close: half_close?,
+                ambiguous_names: ambiguous_names?,
+                max_body_bytes: max_body_bytes.map(|bytes| (bytes != 0).then_some(bytes))?,
+            },
         })
     }
 

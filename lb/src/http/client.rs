@@ -59,7 +59,7 @@ enum Fate {
 /// Serves a connection to its end.
 pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: IpAddr) {
     let peer = Peer::new(peer);
-    let mut patience = engine.listener.header_timeout;
+    let mut patience = engine.listener().header_timeout;
     let mut timer = Timer::default();
     let notified = pin!(engine.stop.idle.notified());
     let mut calls = Calls { notified, sheddings: 0 };
@@ -74,7 +74,7 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: IpAddr) 
         let fate = Box::pin(requests(&engine, &mut client, &mut timer, &peer, &mut work)).await;
         work.give_back();
         match fate {
-            Fate::Idle => patience = engine.listener.keepalive_timeout,
+            Fate::Idle => patience = engine.listener().keepalive_timeout,
             Fate::Close if client.has_unread_bytes() => return Box::pin(linger(&engine, &mut client)).await,
             // Closing the socket says as much as shutting it down before.
             Fate::Close if !client.is_tls() => return,
@@ -209,9 +209,11 @@ async fn read_head(
     work: &mut Work,
 ) -> Result<Option<usize>, Refusal> {
     work.request.clear();
-    let reading = timer.limit(engine.listener.header_timeout, |cx| {
+    let listener = engine.listener();
+    let limits = listener.limits();
+    let reading = timer.limit(listener.header_timeout, |cx| {
         loop {
-            match work.request.parse(&work.from_client, &engine.limits) {
+            match work.request.parse(&work.from_client, &limits) {
                 Parsed::Complete(head) => return Poll::Ready(Ok(Some(head))),
                 Parsed::Rejected(reject) => {
                     tracing::debug!(client = peer.as_str(), reason = reject.reason(), "a request is refused");
@@ -460,7 +462,7 @@ fn write_head(
 /// Closes our side, then reads and drops what the client still sends (RFC 9112 §9.6; nginx's `lingering_close`). Closing
 /// at once would reset the connection, and a client that sends everything before it reads would never see its answer.
 async fn linger(engine: &Engine, client: &mut ClientStream) {
-    let Engine { listener, .. } = engine;
+    let listener = engine.listener();
     // A stream holds no place of its own.
     let is_stream = matches!(client, ClientStream::Http2(_));
     let lingering = async {

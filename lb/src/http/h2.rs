@@ -75,7 +75,7 @@ async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(engine: &Engine, io: T) ->
         biased;
         connection = builder.handshake(io) => connection.ok(),
         () = must_leave(engine, Instant::now()) => None,
-        () = sleep(engine.listener.header_timeout) => None,
+        () = sleep(engine.listener().header_timeout) => None,
     }
 }
 
@@ -90,7 +90,7 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
     peer: IpAddr,
 ) -> Option<Reason> {
     let peer = Arc::new(Peer::new(peer));
-    let mut patience = engine.listener.header_timeout;
+    let mut patience = engine.listener().header_timeout;
     // Since when no request is being served; its response may still be on its way.
     let mut quiet_since = Some(Instant::now());
     let mut is_leaving = false;
@@ -113,7 +113,7 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
             is_leaving = true;
         }
         quiet_since = is_quiet.then(|| quiet_since.unwrap_or_else(Instant::now));
-        let limit = if is_idle { patience } else { patience + engine.listener.send_timeout };
+        let limit = if is_idle { patience } else { patience + engine.listener().send_timeout };
         let late = async {
             match quiet_since {
                 Some(since) => sleep_until((since + limit).into()).await,
@@ -129,7 +129,7 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
             biased;
             next = next => match next {
                 Next::Accepted(Some(Ok((request, respond)))) => {
-                    patience = engine.listener.keepalive_timeout;
+                    patience = engine.listener().keepalive_timeout;
                     let stream = Http2Stream::new(request, respond, total.clone());
                     tokio::spawn(carry(Arc::clone(engine), stream, Arc::clone(&peer), OpenStream::new(streams)));
                 }

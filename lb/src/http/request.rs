@@ -59,7 +59,8 @@ pub fn begin(
     if request.max_forwards() == Some(0) {
         return Err(Refusal::LastHop);
     }
-    let most = engine.listener.max_body_bytes;
+    let listener = engine.listener();
+    let most = listener.max_body_bytes;
     if most.is_some_and(|most| request.framing().exceeds(most)) {
         return Err(Refusal::BodyTooLarge);
     }
@@ -86,7 +87,7 @@ pub fn begin(
     let (exchange, forwarding) = Exchange::begin(&snapshot, &asked, cookies)?;
     told.read(&forwarding, text);
     let keep = exchange.plan().settings.retry_body_bytes;
-    let pace = Pace::new(engine.listener.min_rate, client.total());
+    let pace = Pace::new(listener.min_rate, client.total());
     Ok((exchange, Content::new(request.framing(), head, most, keep, pace)))
 }
 

@@ -29,8 +29,9 @@ use super::timer::{Elapsed, Timer};
 use super::tunnel::{Flow, Tunnel};
 use super::upstream::{Disposition, H1, Upstream};
 use super::work::Work;
-use crate::config::HalfClose;
+use crate::config::{HalfClose, ListenerSettings};
 use crate::failure::Failure;
+use crate::message::limits::Limits;
 use crate::message::{Parsed, Version};
 use crate::pool::Plan;
 
@@ -130,6 +131,8 @@ enum Wait {
 
 pub struct Transfer<'a> {
     engine: &'a Engine,
+    /// As they were when the exchange began.
+    listener: ListenerSettings,
     pub client: &'a mut ClientStream,
     pub work: &'a mut Work,
     pub body: Content,
@@ -188,9 +191,11 @@ pub enum Ending {
 
 impl<'a> Transfer<'a> {
     pub fn new(engine: &'a Engine, client: &'a mut ClientStream, work: &'a mut Work, body: Content) -> Self {
-        let pace = Pace::new(engine.listener.min_rate, client.total());
+        let listener = engine.listener();
+        let pace = Pace::new(listener.min_rate, client.total());
         Self {
             engine,
+            listener,
             client,
             work,
             body,
@@ -514,9 +519,7 @@ impl<'a> Transfer<'a> {
             self.work.from_client.reserve(1024);
             match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.work.from_client) {
                 Poll::Ready(Ok(count)) if count > 0 => {}
-                Poll::Ready(Ok(_)) if self.engine.listener.half_close == HalfClose::Answer => {
-                    self.has_half_closed = true
-                }
+                Poll::Ready(Ok(_)) if self.listener.half_close == HalfClose::Answer => self.has_half_closed = true,
                 Poll::Ready(_) => return Err(Failure::ClientGone),
                 Poll::Pending => return Ok(()),
             }
@@ -526,7 +529,7 @@ impl<'a> Transfer<'a> {
 
     /// Notices a client that has gone while nothing of it is read.
     fn poll_presence(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        let missing = match (self.body.bytes_left(&self.work.from_client), self.engine.listener.half_close) {
+        let missing = match (self.body.bytes_left(&self.work.from_client), self.listener.half_close) {
             (Some(0), HalfClose::Cancel) => u64::MAX,
             (Some(missing), _) => missing,
             (None, _) => 1,
@@ -622,7 +625,7 @@ impl<'a> Transfer<'a> {
         loop {
             let Work { from_backend, request, response, .. } = &mut *self.work;
             if !from_backend.is_empty() {
-                match response.parse(from_backend, request.method(), &self.engine.limits) {
+                match response.parse(from_backend, request.method(), &self.listener.limits()) {
                     Parsed::Complete(head) if !response.is_interim() => return self.hold(head).map(Some),
                     Parsed::Complete(head) => {
                         self.pass_interim(head)?;
@@ -633,7 +636,7 @@ impl<'a> Transfer<'a> {
                             self.head_by = Instant::now().checked_add(plan.settings.response_timeout);
                         }
                     }
-                    Parsed::Rejected(bad) => return Err(refused_head(bad, from_backend, h1, self.engine)),
+                    Parsed::Rejected(bad) => return Err(refused_head(bad, from_backend, h1, self.listener.limits())),
                 }
             }
             self.work.from_backend.reserve(READ_BYTES);
@@ -767,7 +770,7 @@ impl<'a> Transfer<'a> {
         let limit = match (wait, &self.plan) {
             (Wait::Backend(_), Some(plan)) => rest(plan.settings.write_timeout),
             (Wait::Continue, Some(plan)) => rest(plan.settings.continue_timeout),
-            _ => self.body.pace.patience(rest(self.engine.listener.body_timeout)),
+            _ => self.body.pace.patience(rest(self.listener.body_timeout)),
         };
         Some((wait, limit))
     }
@@ -781,7 +784,7 @@ impl<'a> Transfer<'a> {
     /// the client's.
     fn download_wait(&self, upload: Option<(Wait, Duration)>) -> Option<(Wait, Duration)> {
         let rest = |limit: Duration| limit.saturating_sub(self.download_waited);
-        let client = || Some((Wait::Client, self.pace.patience(rest(self.engine.listener.send_timeout))));
+        let client = || Some((Wait::Client, self.pace.patience(rest(self.listener.send_timeout))));
         if let Download::Tunnel(tunnel) = &self.download {
             return Some((Wait::Tunnel, rest(tunnel.patience())));
         }
@@ -857,9 +860,9 @@ impl Moved {
 }
 
 /// Logs a head that is not passed on; what kind of failure it is.
-fn refused_head(bad: BadResponse, received: &[u8], h1: &H1, engine: &Engine) -> Failure {
+fn refused_head(bad: BadResponse, received: &[u8], h1: &H1, limits: Limits) -> Failure {
     let failure = failure_of(bad);
-    let (backend, limits) = (h1.peer_name(), &engine.limits);
+    let backend = h1.peer_name();
     match failure {
         Failure::ResponseHeadTooLarge => tracing::warn!(
             backend,

@@ -120,7 +120,7 @@ fn values_become_what_the_program_needs() {
     let networks: Vec<_> = server.trusted_proxies.iter().map(ToString::to_string).collect();
     assert_eq!(networks, ["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"]);
     let listener = config(&minimal_with("listener", "max_body_bytes = 0")).listeners.remove(0);
-    assert_eq!(listener.max_body_bytes, None);
+    assert_eq!(listener.settings.max_body_bytes, None);
     let pool = |lines: &str| config(&minimal_with("pool", lines)).pools.remove(0).settings;
     let [one, two] = [1, 2].map(Duration::from_secs);
     assert_eq!(pool("response_timeout = \"2s\"").retry_timeout, two, "as long as response_timeout");

@@ -31,8 +31,8 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 /// - **Repeatable:** each write may be sent again with the same ids, by a retry here or by the balancer, and has
 ///   the effect of one.
 /// - **Uniqueness** is that of the primary key, decided by the store in one step.
-/// - **Visibility:** reads by key ([`user`](Self::user)) see every finished write. Lists may lag behind the writes
-///   of others, but a finished write of one's own is in one's next list, through whichever instance.
+/// - **Visibility:** reads by key ([`user`](Self::user)) see every finished write. Lists may lag about a second behind,
+///   but hold the finished writes that their `own` names, through whichever instance.
 /// - **Order** of lists: newest first, by `(time, id)`, continued after a [`Cursor`].
 /// - A dropped future leaves its write either done or not done, never half done.
 #[async_trait]
@@ -44,17 +44,26 @@ pub trait DataStore: fmt::Debug + Send + Sync + 'static {
 
     async fn record_login(&self, login: &Login) -> Result<()>;
 
-    /// The logins of one account, at most `limit`, those after `after` in the order of lists.
-    async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize) -> Result<Vec<Login>>;
+    /// The logins of one account, at most `limit`, those after `after` in the order of lists. `own` names logins that were
+    /// recorded a moment ago and have to be listed already; others may be among them, and are not listed for that.
+    async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> Result<Vec<Login>>;
 
     /// Adds a post. Repeating it (same id) changes nothing, even if its content differs.
     async fn add_post(&self, post: &Post) -> Result<()>;
 
-    /// Posts of everyone, at most `limit`, those after `after` in the order of lists.
-    async fn posts(&self, after: Option<Cursor>, limit: usize) -> Result<Vec<Post>>;
+    /// Posts of everyone, at most `limit`, those after `after` in the order of lists. `own` as for [`logins`](Self::logins).
+    async fn posts(&self, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> Result<Vec<Post>>;
 
-    /// Whether the store answers.
-    async fn ready(&self) -> Result<()>;
+    /// Whether the store answers, and what it can do.
+    async fn ready(&self) -> Result<Readiness>;
+}
+
+/// What a store that answers can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    Ready,
+    /// What is there can be read, and every write fails.
+    ReadsOnly,
 }
 
 /// What became of a sign-up.
@@ -86,6 +95,13 @@ pub struct Login {
     pub succeeded: bool,
 }
 
+impl Login {
+    /// Its place in the list.
+    pub fn cursor(&self) -> Cursor {
+        Cursor { at: self.at, id: self.id }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Post {
     pub id: Uuid,
@@ -93,6 +109,13 @@ pub struct Post {
     pub author: UserName,
     pub text: String,
     pub picture: Option<Picture>,
+}
+
+impl Post {
+    /// Its place in the list.
+    pub fn cursor(&self) -> Cursor {
+        Cursor { at: self.created, id: self.id }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

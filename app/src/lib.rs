@@ -22,6 +22,7 @@ pub mod layers;
 pub mod routes;
 
 pub mod error;
+pub mod own;
 pub mod page;
 
 // What it may need.

@@ -5,7 +5,7 @@ use std::{fmt, ops::Range, sync::Arc, time::Duration};
 use async_trait::async_trait;
 
 use crate::{
-    data::{Cursor, DataStore, Login, Post, Result, Signup, User, UserKey},
+    data::{Cursor, DataStore, Login, Post, Readiness, Result, Signup, User, UserKey},
     error::StoreError,
     media::{Media, MediaName, MediaStore},
     metrics::Metrics,
@@ -44,19 +44,19 @@ impl DataStore for Observed<dyn DataStore> {
         self.metrics.watch("data", "record_login", self.inner.record_login(login)).await
     }
 
-    async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize) -> Result<Vec<Login>> {
-        self.metrics.watch("data", "logins", self.inner.logins(key, after, limit)).await
+    async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> Result<Vec<Login>> {
+        self.metrics.watch("data", "logins", self.inner.logins(key, after, limit, own)).await
     }
 
     async fn add_post(&self, post: &Post) -> Result<()> {
         self.metrics.watch("data", "add_post", self.inner.add_post(post)).await
     }
 
-    async fn posts(&self, after: Option<Cursor>, limit: usize) -> Result<Vec<Post>> {
-        self.metrics.watch("data", "posts", self.inner.posts(after, limit)).await
+    async fn posts(&self, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> Result<Vec<Post>> {
+        self.metrics.watch("data", "posts", self.inner.posts(after, limit, own)).await
     }
 
-    async fn ready(&self) -> Result<()> {
+    async fn ready(&self) -> Result<Readiness> {
         self.metrics.watch("data", "ready", self.inner.ready()).await
     }
 }

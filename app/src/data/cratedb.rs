@@ -1,13 +1,13 @@
 //! Data in CrateDB. What has been written is found by primary key at once, but in lists only after a refresh, which comes
-//! by itself once a second: so that the author finds a post in the very next list, each write that a list shows is
-//! followed by a refresh of its table.
+//! by itself once a second and takes several times as long as the write itself. Nobody waits for it: rows that a list has
+//! to show already are looked up by their keys, and only where the list lacks them.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::{
-    Cursor, DataStore, Login, Post, Result, Signup, User, UserKey,
+    Cursor, DataStore, Login, Post, Readiness, Result, Signup, User, UserKey,
     wire::{Settings, Wire, statements},
 };
 use crate::metrics::CrateDbGauges;
@@ -18,7 +18,7 @@ pub struct CrateDbData(Wire);
 impl CrateDbData {
     /// Waits for the cluster, and makes the tables that are missing.
     pub async fn start(settings: Settings) -> anyhow::Result<Self> {
-        let wire = Wire::new(settings)?;
+        let wire = Wire::new(settings, Some(statements::SESSION))?;
         wire.start("CrateDB", DDL).await?;
         Ok(Self(wire))
     }
@@ -45,13 +45,6 @@ impl CrateDbData {
             self.0.count(statements::UNASSIGNED_SHARDS).await?,
         ])
     }
-
-    /// Makes what was just written visible. It is safe already, so a failure only delays it.
-    async fn refresh(&self, statement: &str) {
-        if let Err(error) = self.0.run_plain(statement).await {
-            tracing::warn!(%error, "a table could not be refreshed, what was written shows a second later");
-        }
-    }
 }
 
 #[async_trait]
@@ -65,28 +58,60 @@ impl DataStore for CrateDbData {
     }
 
     async fn record_login(&self, login: &Login) -> Result<()> {
-        self.0.record_login(statements::RECORD_LOGIN, login).await?;
-        self.refresh(statements::REFRESH_LOGINS).await;
-        Ok(())
+        self.0.record_login(statements::RECORD_LOGIN, login).await
     }
 
-    async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize) -> Result<Vec<Login>> {
-        self.0.logins(key, after, limit).await
+    async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> Result<Vec<Login>> {
+        let mut page = self.0.logins(key, after, limit).await?;
+        for place in lacking(&page, Login::cursor, after, limit, own) {
+            page.extend(self.0.login_by_key(key, place).await?);
+        }
+        Ok(in_order(page, Login::cursor, after, limit))
     }
 
     async fn add_post(&self, post: &Post) -> Result<()> {
-        self.0.add_post(statements::ADD_POST, post).await?;
-        self.refresh(statements::REFRESH_POSTS).await;
-        Ok(())
+        self.0.add_post(statements::ADD_POST, post).await
     }
 
-    async fn posts(&self, after: Option<Cursor>, limit: usize) -> Result<Vec<Post>> {
-        self.0.posts(after, limit).await
+    async fn posts(&self, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> Result<Vec<Post>> {
+        let mut page = self.0.posts(after, limit).await?;
+        for place in lacking(&page, Post::cursor, after, limit, own) {
+            page.extend(self.0.post_by_key(place).await?);
+        }
+        Ok(in_order(page, Post::cursor, after, limit))
     }
 
-    async fn ready(&self) -> Result<()> {
-        self.0.ready().await
+    /// A local shard answers without a master, too, while every write fails.
+    async fn ready(&self) -> Result<Readiness> {
+        self.0.ready().await?;
+        match self.0.has_master().await {
+            Ok(false) => Ok(Readiness::ReadsOnly),
+            Ok(true) => Ok(Readiness::Ready),
+            // A user who may not ask, and a node that was lost in between: what is asked of it next will tell.
+            Err(error) => {
+                tracing::debug!(%error, "CrateDB does not say whether it has a master");
+                Ok(Readiness::Ready)
+            }
+        }
     }
+}
+
+/// Those of `own` that seem to belong on the page and are not on it.
+fn lacking<T>(page: &[T], place: fn(&T) -> Cursor, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> Vec<Cursor> {
+    let last = page.last().filter(|_| page.len() >= limit).map(place);
+    let belongs = |row: &Cursor| after.is_none_or(|after| *row < after) && last.is_none_or(|last| *row > last);
+    let is_listed = |row: &Cursor| page.iter().any(|listed| place(listed).id == row.id);
+    own.iter().filter(|row| belongs(row) && !is_listed(row)).copied().collect()
+}
+
+/// A page to which rows were added. A write that was repeated has the time of its first attempt, which may put it on
+/// another page than its author thinks.
+fn in_order<T>(mut page: Vec<T>, place: fn(&T) -> Cursor, after: Option<Cursor>, limit: usize) -> Vec<T> {
+    page.retain(|row| after.is_none_or(|after| place(row) < after));
+    page.sort_by_key(|row| std::cmp::Reverse(place(row)));
+    page.dedup_by_key(|row| place(row));
+    page.truncate(limit);
+    page
 }
 
 pub const DDL: &str = include_str!("../../../sql/cratedb.sql");

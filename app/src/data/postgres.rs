@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::{
-    Cursor, DataStore, Login, Post, Result, Signup, User, UserKey,
+    Cursor, DataStore, Login, Post, Readiness, Result, Signup, User, UserKey,
     wire::{Settings, Wire},
 };
 
@@ -13,7 +13,7 @@ pub struct PostgresData(Wire);
 impl PostgresData {
     /// Waits for the database, and makes the tables that are missing.
     pub async fn start(settings: Settings) -> anyhow::Result<Self> {
-        let wire = Wire::new(settings)?;
+        let wire = Wire::new(settings, None)?;
         wire.start("PostgreSQL", DDL).await?;
         Ok(Self(wire))
     }
@@ -37,7 +37,8 @@ impl DataStore for PostgresData {
         self.0.record_login(RECORD_LOGIN, login).await
     }
 
-    async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize) -> Result<Vec<Login>> {
+    // Lists here hold every finished write, `own` or not.
+    async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize, _own: &[Cursor]) -> Result<Vec<Login>> {
         self.0.logins(key, after, limit).await
     }
 
@@ -45,12 +46,12 @@ impl DataStore for PostgresData {
         self.0.add_post(ADD_POST, post).await
     }
 
-    async fn posts(&self, after: Option<Cursor>, limit: usize) -> Result<Vec<Post>> {
+    async fn posts(&self, after: Option<Cursor>, limit: usize, _own: &[Cursor]) -> Result<Vec<Post>> {
         self.0.posts(after, limit).await
     }
 
-    async fn ready(&self) -> Result<()> {
-        self.0.ready().await
+    async fn ready(&self) -> Result<Readiness> {
+        self.0.ready().await.map(|()| Readiness::Ready)
     }
 }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use rusqlite::{Row, named_params, types::Type};
 use uuid::Uuid;
 
-use super::{Cursor, DataStore, Login, Millis, Picture, Post, Result, Signup, User, UserKey};
+use super::{Cursor, DataStore, Login, Millis, Picture, Post, Readiness, Result, Signup, User, UserKey};
 use crate::sqlite::{Database, Durability};
 
 #[derive(Clone, Debug)]
@@ -77,7 +77,8 @@ impl DataStore for SqliteData {
             .await
     }
 
-    async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize) -> Result<Vec<Login>> {
+    // Lists here hold every finished write, `own` or not.
+    async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize, _own: &[Cursor]) -> Result<Vec<Login>> {
         let key = key.clone();
         self.0
             .read(move |db| {
@@ -120,7 +121,7 @@ impl DataStore for SqliteData {
             .await
     }
 
-    async fn posts(&self, after: Option<Cursor>, limit: usize) -> Result<Vec<Post>> {
+    async fn posts(&self, after: Option<Cursor>, limit: usize, _own: &[Cursor]) -> Result<Vec<Post>> {
         self.0
             .read(move |db| {
                 let (at_ms, id) = start(after);
@@ -134,8 +135,9 @@ impl DataStore for SqliteData {
             .await
     }
 
-    async fn ready(&self) -> Result<()> {
-        self.0.read(|db| db.query_one("SELECT count(*) FROM users WHERE user_key = ''", [], |_| Ok(()))).await
+    async fn ready(&self) -> Result<Readiness> {
+        let query = "SELECT count(*) FROM users WHERE user_key = ''";
+        self.0.read(move |db| db.query_one(query, [], |_| Ok(Readiness::Ready))).await
     }
 }
 

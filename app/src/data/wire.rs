@@ -18,7 +18,7 @@ use std::{
 
 use deadpool::managed::{Object, Pool, PoolError, Timeouts};
 use futures_util::TryStreamExt;
-use tokio::time::timeout;
+use tokio::{runtime::Handle, time::timeout};
 use tokio_postgres::{
     Row,
     error::SqlState,
@@ -62,9 +62,11 @@ type Parameter<'p> = (&'p (dyn ToSql + Sync), Type);
 
 /// A connection, lent for one statement.
 ///
-/// It returns to the pool only by [`give_back`](Self::give_back), once the answer has been read to its end. Dropped in
-/// any other way it is closed: after an error or a time limit, or with the future that waited for the answer. The
-/// answer may still be on its way then, and the next statement would be taken to be answered by it.
+/// It returns to the pool only by [`give_back`](Self::give_back), once the answer has been read to its end. In any other
+/// way it is closed, since an answer may still be on its way, which the next statement would be taken to be answered by.
+/// Dropped without an answer, after a time limit or with the future that waited for it, it has the server end the
+/// statement first, and keeps its place in the pool until then or until [`Link::cancel`] gives up: else ever more
+/// statements would run that nobody waits for.
 struct Loan(Option<Object<Connections>>);
 
 impl Loan {
@@ -75,13 +77,35 @@ impl Loan {
     fn give_back(mut self) {
         self.0.take();
     }
+
+    /// Closes it, after an answer that was an error, or when it has ended by itself.
+    fn close(mut self) {
+        drop(self.0.take().map(Object::take));
+    }
 }
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        if let Some(unanswered) = self.0.take() {
-            drop(Object::take(unanswered));
+        let Some(unanswered) = self.0.take() else { return };
+        let mut given_up = GivenUp(Some(unanswered));
+        let cancelling = async move {
+            if let Some(link) = &mut given_up.0 {
+                link.cancel().await;
+            }
+        };
+        // Without a runtime the program ends, and its connections with it.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(cancelling);
         }
+    }
+}
+
+/// A connection that serves no more: dropped in whatever way, it is closed, and its place in the pool is free.
+struct GivenUp(Option<Object<Connections>>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        drop(self.0.take().map(Object::take));
     }
 }
 
@@ -96,9 +120,9 @@ pub struct PoolSize {
 }
 
 impl Wire {
-    /// Connects when it is first used.
-    pub fn new(settings: Settings) -> anyhow::Result<Self> {
-        let manager = Connections::new(settings.nodes.clone(), settings.connect_timeout)?;
+    /// Connects when it is first used, and begins each connection with `session`.
+    pub fn new(settings: Settings, session: Option<&'static str>) -> anyhow::Result<Self> {
+        let manager = Connections::new(settings.nodes.clone(), settings.connect_timeout, session)?;
         let pool = Pool::builder(manager)
             .max_size(settings.connections)
             .timeouts(Timeouts {
@@ -182,17 +206,19 @@ impl Wire {
         self.patience.run(|| self.attempt(statement, parameters)).await
     }
 
-    /// A statement without parameters and rows, of the kinds that cannot be parsed ahead. Sent once: it may fail without
-    /// harm.
-    pub(super) async fn run_plain(&self, statement: &str) -> Result<()> {
-        self.attempt_plain(statement).await.map_err(|failure| failure.error)
-    }
-
     /// One number.
     pub(super) async fn count(&self, statement: &str) -> Result<i64> {
         let answer = self.attempt(statement, &[]).await.map_err(|failure| failure.error)?;
         let row = answer.first().ok_or_else(|| StoreError::corrupt("no row where there is always one"))?;
         row.try_get(0).map_err(StoreError::corrupt)
+    }
+
+    /// Of a cluster of CrateDB, as the node that is asked knows.
+    pub(super) async fn has_master(&self) -> Result<bool> {
+        let answer = self.attempt(statements::MASTER, &[]).await.map_err(|failure| failure.error)?;
+        let row = answer.first().ok_or_else(|| StoreError::corrupt("no row where there is always one"))?;
+        let master: Option<&str> = row.try_get(0).map_err(StoreError::corrupt)?;
+        Ok(master.is_some())
     }
 
     async fn attempt(&self, statement: &str, parameters: &[Parameter<'_>]) -> std::result::Result<Vec<Row>, Failure> {
@@ -243,7 +269,10 @@ impl Wire {
             }
             // Even an error of the database precedes the end of its answer. A new connection is made to another node,
             // which may know better.
-            Ok(Err(error)) => Err(failure(error)),
+            Ok(Err(error)) => {
+                loan.close();
+                Err(failure(error))
+            }
             Err(_) => {
                 // Other connections may lead to the same node. The idle ones are cheap to make anew, elsewhere.
                 loan.link().blame_node();
@@ -304,6 +333,12 @@ impl Wire {
         self.run(statements::LOGINS, &parameters).await?.iter().map(login).collect()
     }
 
+    pub(super) async fn login_by_key(&self, key: &UserKey, place: Cursor) -> Result<Option<Login>> {
+        let (key, id) = (key.as_str(), place.id.to_string());
+        let parameters = [text(&key), (&place.at.0 as &(dyn ToSql + Sync), Type::INT8), text(&id)];
+        self.run(statements::LOGIN_BY_KEY, &parameters).await?.first().map(login).transpose()
+    }
+
     pub(super) async fn add_post(&self, statement: &str, post: &Post) -> Result<()> {
         let id = post.id.to_string();
         let picture = post.picture.as_ref();
@@ -332,6 +367,11 @@ impl Wire {
         let (at_ms, id, limit) = bounds(after, limit);
         let parameters = [(&at_ms as &(dyn ToSql + Sync), Type::INT8), text(&id), (&limit, Type::INT8)];
         self.run(statements::POSTS, &parameters).await?.iter().map(post).collect()
+    }
+
+    pub(super) async fn post_by_key(&self, place: Cursor) -> Result<Option<Post>> {
+        let id = place.id.to_string();
+        self.run(statements::POST_BY_KEY, &[text(&id)]).await?.first().map(post).transpose()
     }
 
     pub(super) async fn ready(&self) -> Result<()> {
@@ -414,8 +454,9 @@ fn is_lasting(code: &SqlState) -> bool {
     // Classes of SQLSTATE: not supported, data, constraints, authorisation, no such database or schema, syntax, names
     // and rights.
     const LASTING: [&str; 7] = ["0A", "22", "23", "28", "3D", "3F", "42"];
-    // CrateDB knows no table while it recovers its state after a restart of all nodes.
-    *code != SqlState::UNDEFINED_TABLE && LASTING.iter().any(|class| code.code().starts_with(class))
+    // CrateDB knows no table while it recovers its state after a restart of all nodes, and no schema but its own.
+    let unknown_yet = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
+    !unknown_yet.contains(code) && LASTING.iter().any(|class| code.code().starts_with(class))
 }
 
 /// The library's own words are "db error"; those of the database come second.

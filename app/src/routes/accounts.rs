@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     extract::State,
-    response::{Html, IntoResponse, Redirect, Response},
+    response::{AppendHeaders, Html, IntoResponse, Redirect, Response},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use maud::{Markup, html};
@@ -19,6 +19,7 @@ use crate::{
     error::Error,
     layers::Client,
     metrics::LoginResult,
+    own::List,
     page::{Field, Input, Page, alert, in_query, moment},
     passwords::Password,
     sessions::{self, Draft, Member, Session, Visitor},
@@ -104,9 +105,11 @@ pub async fn signup(
     };
     match app.data.create_user(&user).await? {
         Signup::Created => {
-            app.history.write_now(record(&app, &user, client, true)).await;
+            let login = record(&app, &user, client, true);
+            let logged_in = List::Logins.with(login.cursor(), Vec::new(), client.tls);
+            app.history.write_now(login).await;
             let device = attempts::remember(&*app.sessions, &user.name.key(), None, client.tls).await?;
-            enter(&session, &user, &filled, device).await
+            enter(&session, &user, &filled, [device, logged_in]).await
         }
         Signup::Taken => {
             let taken = format!("{} is taken. Choose another name, or log in if it is yours.", user.name);
@@ -167,9 +170,11 @@ pub async fn login(
     match user {
         Some(user) if right => {
             app.metrics.login(LoginResult::Succeeded);
-            app.history.write_now(record(&app, &user, client, true)).await;
+            let login = record(&app, &user, client, true);
+            let logged_in = List::Logins.with(login.cursor(), Vec::new(), client.tls);
+            app.history.write_now(login).await;
             let device = attempt.succeeded(&*app.sessions, &user.name.key(), client.tls).await?;
-            return enter(&session, &user, &filled, device).await;
+            return enter(&session, &user, &filled, [device, logged_in]).await;
         }
         Some(user) => {
             app.metrics.login(LoginResult::WrongPassword);
@@ -228,13 +233,19 @@ fn record(app: &App, user: &User, client: Client, succeeded: bool) -> Login {
     }
 }
 
-async fn enter(session: &Session, user: &User, filled: &Credentials, device: HeaderValue) -> Result<Response, Error> {
+async fn enter(
+    session: &Session,
+    user: &User,
+    filled: &Credentials,
+    cookies: [HeaderValue; 2],
+) -> Result<Response, Error> {
     sessions::sign_in(session, &Member { name: user.name.clone() }).await?;
     let draft = filled.draft();
     if !draft.is_empty() {
         draft.keep(session).await?;
     }
-    Ok(([(header::SET_COOKIE, device)], Redirect::to(local(&filled.next))).into_response())
+    let cookies = AppendHeaders(cookies.map(|cookie| (header::SET_COOKIE, cookie)));
+    Ok((cookies, Redirect::to(local(&filled.next))).into_response())
 }
 
 pub async fn logout(State(app): State<Arc<App>>, session: Session) -> Result<Redirect, Error> {
@@ -252,10 +263,11 @@ pub async fn history(
     State(app): State<Arc<App>>,
     member: Member,
     visitor: Visitor,
+    headers: HeaderMap,
     Params(After { after }): Params<After>,
 ) -> Result<Html<String>, Error> {
     let after: Option<Cursor> = after.parse().ok();
-    let mut logins = app.data.logins(&member.key(), after, HISTORY + 1).await?;
+    let mut logins = app.data.logins(&member.key(), after, HISTORY + 1, &List::Logins.own(&headers)).await?;
     let more = logins.len() > HISTORY;
     logins.truncate(HISTORY);
     let content = html! {
@@ -272,7 +284,7 @@ pub async fn history(
         }
         @if more {
             @if let Some(last) = logins.last() {
-                p.more { a.button href={ "/accounts/logs/?after=" (Cursor { at: last.at, id: last.id }) } { "Earlier logins" } }
+                p.more { a.button href={ "/accounts/logs/?after=" (last.cursor()) } { "Earlier logins" } }
             }
         }
     };

@@ -9,7 +9,7 @@ use axum::{
     },
     response::{Html, IntoResponse, Redirect, Response},
 };
-use http::StatusCode;
+use http::{HeaderMap, StatusCode, header};
 use maud::{Markup, html};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -20,7 +20,9 @@ use crate::{
     config::Settings,
     data::{Cursor, Millis, Picture, Post},
     error::Error,
+    layers::Client,
     media::{Kept, MediaName, Refusal, Spool},
+    own::List,
     page::{Field, Input, Page, alert, moment},
     sessions::{Draft, Session, Visitor},
 };
@@ -35,6 +37,7 @@ pub async fn list(
     State(app): State<Arc<App>>,
     session: Session,
     visitor: Visitor,
+    headers: HeaderMap,
     Params(After { after }): Params<After>,
 ) -> Result<Html<String>, Error> {
     let after: Option<Cursor> = after.parse().ok();
@@ -44,7 +47,7 @@ pub async fn list(
     {
         (filled.text, filled.alt) = (draft.text, draft.alt);
     }
-    page(&app, &visitor, &filled, after).await
+    page(&app, &visitor, &headers, &filled, after).await
 }
 
 /// The form as it was sent, and what was wrong with it.
@@ -126,11 +129,13 @@ pub async fn create(
     State(app): State<Arc<App>>,
     session: Session,
     visitor: Visitor,
+    client: Client,
     request: Request,
 ) -> Result<Response, Error> {
     if visitor.sessions_out_of_reach {
         return Err(Error::Store(crate::error::StoreError::unavailable("the session could not be read")));
     }
+    let headers = request.headers().clone();
     let form = Multipart::from_request(request, &app).await.map_err(|_| Error::UnsupportedBody)?;
     let mut filled = receive(&app, form, visitor.member.is_some()).await?;
     let Some(member) = &visitor.member else {
@@ -138,7 +143,7 @@ pub async fn create(
     };
     filled.check_text();
     if let Some(status) = filled.wrong {
-        let page = page(&app, &visitor, &filled, None).await?;
+        let page = page(&app, &visitor, &headers, &filled, None).await?;
         return Ok((status, page).into_response());
     }
     let picture = filled.kept.map(|kept| Picture {
@@ -157,7 +162,8 @@ pub async fn create(
     };
     app.data.add_post(&post).await?;
     Draft::discard(&session).await?;
-    Ok(Redirect::to("/posts/").into_response())
+    let posted = List::Posts.with(post.cursor(), List::Posts.own(&headers), client.tls);
+    Ok(([(header::SET_COOKIE, posted)], Redirect::to("/posts/")).into_response())
 }
 
 /// Reads the form, field by field as it arrives. Pictures of strangers are read and forgotten.
@@ -252,8 +258,14 @@ fn parse_kept(text: &str) -> Option<Kept> {
     Some(Kept { name, width: side()?, height: side()? })
 }
 
-async fn page(app: &App, visitor: &Visitor, filled: &Filled, after: Option<Cursor>) -> Result<Html<String>, Error> {
-    let mut posts = app.data.posts(after, PAGE + 1).await?;
+async fn page(
+    app: &App,
+    visitor: &Visitor,
+    headers: &HeaderMap,
+    filled: &Filled,
+    after: Option<Cursor>,
+) -> Result<Html<String>, Error> {
+    let mut posts = app.data.posts(after, PAGE + 1, &List::Posts.own(headers)).await?;
     let more = posts.len() > PAGE;
     posts.truncate(PAGE);
     let content = html! {
@@ -268,7 +280,7 @@ async fn page(app: &App, visitor: &Visitor, filled: &Filled, after: Option<Curso
             ol.posts { @for post in &posts { (entry(post)) } }
             @if more {
                 @if let Some(last) = posts.last() {
-                    p.more { a.button href={ "/posts/?after=" (Cursor { at: last.created, id: last.id }) } { "Earlier posts" } }
+                    p.more { a.button href={ "/posts/?after=" (last.cursor()) } { "Earlier posts" } }
                 }
             } @else if after.is_some() {
                 p.more { a href="/posts/" { "Back to the latest" } }

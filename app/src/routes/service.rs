@@ -11,6 +11,7 @@ use http::{StatusCode, Uri, header};
 use crate::{
     App,
     config::Tint,
+    data::Readiness,
     error::{Error, StoreError},
     health,
     layers::Client,
@@ -30,7 +31,7 @@ fn stopping() -> Response {
 
 /// Whether requests should come here: not while stopping, nor while a store is out of reach that another instance
 /// reaches. A store that none of them reaches is no reason to leave: then all would, and what needs no store as well.
-/// Nor is one of which a part is away, since that is so for all.
+/// Nor is one of which a part is away, or which can be read only, since that is so for all.
 ///
 /// Asked for `?alone` by its peers, it says whether it reaches its own stores. So not all leave: who leaves has just heard
 /// of one that is well.
@@ -55,13 +56,16 @@ pub async fn ready(State(app): State<Arc<App>>, uri: Uri) -> Response {
     }
     let out_of_reach = out_of_reach.join(", ");
     if out_of_reach.is_empty() {
-        return match sessions {
-            Ok(Reach::Part(part)) => {
-                tracing::warn!(part, "a part of the sessions cannot be reached: {part}");
-                format!("ready, but for some sessions: {part}\n").into_response()
-            }
-            _ => "ready\n".into_response(),
-        };
+        let mut body = "ready".to_owned();
+        if let Ok(Reach::Part(part)) = sessions {
+            tracing::warn!(part, "a part of the sessions cannot be reached: {part}");
+            body += &format!(", but for some sessions: {part}");
+        }
+        if let Ok(Readiness::ReadsOnly) = data {
+            tracing::warn!(store = "data", "the store of data takes no writes");
+            body += "; reads only: data";
+        }
+        return (body + "\n").into_response();
     }
     if uri.query() == Some("alone") || health::any_is_well(&app.settings.peers, PEERS_WITHIN).await {
         return (StatusCode::SERVICE_UNAVAILABLE, format!("out of reach: {out_of_reach}\n")).into_response();

@@ -2,7 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use app::{
     Stores,
-    data::{self, Cursor, DataStore, Login, Post, Signup, User, UserKey, UserName},
+    data::{self, Cursor, DataStore, Login, Post, Readiness, Signup, User, UserKey, UserName},
     error::StoreError,
     server::Stop,
 };
@@ -366,7 +366,7 @@ async fn a_login_that_cannot_be_recorded_is_a_login() {
 /// Waits until `count` attempts of `name` are in the history.
 async fn recorded(instance: &Running, name: &str, count: usize) {
     let key = name.parse::<UserName>().unwrap().key();
-    let logins = async || instance.app.data.logins(&key, None, 100).await.unwrap().len();
+    let logins = async || instance.app.data.logins(&key, None, 100, &[]).await.unwrap().len();
     eventually("the history", async || logins().await == count).await;
 }
 
@@ -400,19 +400,25 @@ impl DataStore for Unrecorded {
         Err(StoreError::unavailable("no space left"))
     }
 
-    async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize) -> data::Result<Vec<Login>> {
-        self.data.logins(key, after, limit).await
+    async fn logins(
+        &self,
+        key: &UserKey,
+        after: Option<Cursor>,
+        limit: usize,
+        own: &[Cursor],
+    ) -> data::Result<Vec<Login>> {
+        self.data.logins(key, after, limit, own).await
     }
 
     async fn add_post(&self, post: &Post) -> data::Result<()> {
         self.data.add_post(post).await
     }
 
-    async fn posts(&self, after: Option<Cursor>, limit: usize) -> data::Result<Vec<Post>> {
-        self.data.posts(after, limit).await
+    async fn posts(&self, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> data::Result<Vec<Post>> {
+        self.data.posts(after, limit, own).await
     }
 
-    async fn ready(&self) -> data::Result<()> {
+    async fn ready(&self) -> data::Result<Readiness> {
         self.data.ready().await
     }
 }

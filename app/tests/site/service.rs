@@ -2,7 +2,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use app::{
     Stores,
-    data::{self, Cursor, DataStore, Login, Post, Signup, User, UserKey},
+    data::{self, Cursor, DataStore, Login, Post, Readiness, Signup, User, UserKey},
     error::StoreError,
     media::{Media, MediaName, MediaStore},
     server::Stop,
@@ -291,7 +291,7 @@ impl DataStore for OutOfReach {
         Self::fail()
     }
 
-    async fn logins(&self, _: &UserKey, _: Option<Cursor>, _: usize) -> data::Result<Vec<Login>> {
+    async fn logins(&self, _: &UserKey, _: Option<Cursor>, _: usize, _: &[Cursor]) -> data::Result<Vec<Login>> {
         Self::fail()
     }
 
@@ -299,11 +299,11 @@ impl DataStore for OutOfReach {
         Self::fail()
     }
 
-    async fn posts(&self, _: Option<Cursor>, _: usize) -> data::Result<Vec<Post>> {
+    async fn posts(&self, _: Option<Cursor>, _: usize, _: &[Cursor]) -> data::Result<Vec<Post>> {
         Self::fail()
     }
 
-    async fn ready(&self) -> data::Result<()> {
+    async fn ready(&self) -> data::Result<Readiness> {
         Self::fail()
     }
 }

@@ -3,18 +3,24 @@
 //! - Each statement runs on a connection of its own. Of two that are pipelined on one connection, the second is answered
 //!   first. What was sent runs to its end, whether or not its client is still there.
 //! - There are two copies of every table. A row is written to the primary, some time later to the replica, and only then
-//!   acknowledged. A write that changes nothing is answered at once. Reads go to both copies in turn.
-//! - `REFRESH TABLE` is understood, and has nothing to do.
+//!   acknowledged. A write that changes nothing is answered at once. Reads by primary key go to both copies in turn.
+//! - Any other read sees what was there at the last refresh, which comes once a second.
+//! - There are three nodes. One that is frozen takes connections and answers nothing; what is asked of the others waits
+//!   for it until fault detection takes it out of the cluster.
+//! - Without a master every write is refused, while reads go on and `sys.nodes` still counts three: only
+//!   `sys.cluster` tells.
+//! - After a restart of all nodes neither tables nor schemas nor users are known until the state is recovered.
+//! - `crate` may do everything. Others do not see that there is a schema `sys`, but for the tables that they were granted.
+//! - A cancel request ends what runs on a connection.
 //!
-//! It has no users: anyone is let in.
+//! It asks for no passwords.
 
 use std::{
     collections::HashMap,
     io,
-    net::SocketAddr,
     sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex as SyncMutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -25,16 +31,16 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{Mutex, mpsc, oneshot},
+    sync::{Mutex, Notify, mpsc, oneshot},
     task::JoinHandle,
     time::{Instant, sleep, sleep_until},
 };
 
-use crate::postgres::Postgres;
+use crate::{link::Link, postgres::Postgres};
 
 pub struct CrateStandIn {
     cluster: Arc<Cluster>,
-    address: SocketAddr,
+    nodes: Vec<Link>,
 }
 
 impl CrateStandIn {
@@ -46,21 +52,36 @@ impl CrateStandIn {
             // CrateDB's primary key has the partition's column in it, which PostgreSQL's tables have no use for.
             "ALTER TABLE logins ADD month BIGINT GENERATED ALWAYS AS (at_ms / 2592000000) STORED;
             CREATE UNIQUE INDEX ON logins (user_key, at_ms, id, month);
-            CREATE SCHEMA sys; CREATE TABLE sys.nodes (); CREATE TABLE sys.shards (state TEXT);
-            INSERT INTO sys.nodes DEFAULT VALUES",
+            CREATE SCHEMA sys; CREATE TABLE sys.nodes (name TEXT); CREATE TABLE sys.shards (state TEXT);
+            CREATE TABLE sys.cluster (master_node TEXT);
+            INSERT INTO sys.nodes VALUES ('cratedb-1'), ('cratedb-2'), ('cratedb-3');
+            INSERT INTO sys.cluster VALUES ('2U65Z5F2QFu5YT9dWGJElw')",
         );
-        server.sql("CREATE DATABASE replica TEMPLATE postgres");
+        for copy in [REPLICA, SEARCHED] {
+            server.sql(&format!("CREATE DATABASE {copy} TEMPLATE postgres"));
+        }
         let (writes, replicated) = mpsc::unbounded_channel();
         let cluster = Arc::new(Cluster {
             server,
             lag_ms: AtomicU64::new(0),
             reads: AtomicUsize::new(0),
             pipelined: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
             writes: Mutex::new(writes),
+            unsearched: Mutex::default(),
+            refreshes: AtomicBool::new(true),
+            recovered: AtomicBool::new(true),
+            master: AtomicBool::new(true),
+            detected: SyncMutex::new(Instant::now()),
+            granted: SyncMutex::default(),
+            sent: SyncMutex::default(),
+            sessions: SyncMutex::default(),
         });
         tokio::spawn(replicate(cluster.server.port, replicated));
+        tokio::spawn(refresh(Arc::clone(&cluster)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let nodes = vec![Link::to(port).await, Link::to(port).await, Link::to(port).await];
         let accepting = Arc::clone(&cluster);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -68,16 +89,73 @@ impl CrateStandIn {
                 tokio::spawn(serve(stream, Arc::clone(&accepting)));
             }
         });
-        Self { cluster, address }
+        Self { cluster, nodes }
     }
 
     pub fn url(&self) -> String {
-        format!("postgresql://crate@{}/doc", self.address)
+        self.url_of("crate")
+    }
+
+    pub fn url_of(&self, user: &str) -> String {
+        let nodes: Vec<_> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
+        format!("postgresql://{user}@{}/doc", nodes.join(","))
     }
 
     /// How far the replica is behind, for what is written from now on.
     pub fn set_lag(&self, lag: Duration) {
         self.cluster.lag_ms.store(lag.as_millis().try_into().unwrap(), Ordering::Relaxed);
+    }
+
+    /// From now on lists show nothing new, or do so again, as by itself within a second.
+    pub fn set_refreshes(&self, on: bool) {
+        self.cluster.refreshes.store(on, Ordering::Relaxed);
+    }
+
+    /// A node hangs. The others wait for it for as long as fault detection takes.
+    pub fn freeze(&self, node: usize, detection: Duration) {
+        *locked(&self.cluster.detected) = Instant::now() + detection;
+        self.nodes[node].stall();
+    }
+
+    pub fn thaw(&self, node: usize) {
+        *locked(&self.cluster.detected) = Instant::now();
+        self.nodes[node].restore();
+    }
+
+    pub fn set_master(&self, there: bool) {
+        self.cluster.master.store(there, Ordering::Relaxed);
+        let node = if there { "'2U65Z5F2QFu5YT9dWGJElw'" } else { "NULL" };
+        self.cluster.server.sql(&format!("UPDATE sys.cluster SET master_node = {node}"));
+    }
+
+    /// All nodes start anew: every connection ends, and nothing is known until [`recover`](Self::recover).
+    pub fn restart(&self) {
+        self.cluster.recovered.store(false, Ordering::Relaxed);
+        for node in &self.nodes {
+            node.cut();
+        }
+        for node in &self.nodes {
+            node.restore();
+        }
+    }
+
+    pub fn recover(&self) {
+        self.cluster.recovered.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets users other than `crate` read a table of `sys`.
+    pub fn grant(&self, table: &str) {
+        locked(&self.cluster.granted).push(table.to_owned());
+    }
+
+    /// The statements since this was last asked, as they were sent; settings of sessions left out.
+    pub fn take_sent(&self) -> Vec<String> {
+        std::mem::take(&mut *locked(&self.cluster.sent))
+    }
+
+    /// Statements that run, whether or not anybody waits for their answers.
+    pub fn running(&self) -> usize {
+        self.cluster.running.load(Ordering::Relaxed)
     }
 
     /// Statements that were sent before the one before them on their connection had been answered.
@@ -91,19 +169,48 @@ struct Cluster {
     lag_ms: AtomicU64,
     reads: AtomicUsize,
     pipelined: AtomicUsize,
+    running: AtomicUsize,
+    /// What lists do not show yet, in the primary's order.
+    unsearched: Mutex<Vec<Arc<Statement>>>,
+    refreshes: AtomicBool,
+    recovered: AtomicBool,
+    master: AtomicBool,
+    /// When a frozen node is out of the cluster.
+    detected: SyncMutex<Instant>,
+    granted: SyncMutex<Vec<String>>,
+    sent: SyncMutex<Vec<String>>,
+    /// How to cancel what runs, by the key that a client was given.
+    sessions: SyncMutex<HashMap<Vec<u8>, Arc<Notify>>>,
     /// What the primary has and the replica has not, in the primary's order. Held during a write to the primary.
     writes: Mutex<mpsc::UnboundedSender<Write>>,
 }
 
 /// On its way to the replica.
 struct Write {
-    statement: Statement,
+    statement: Arc<Statement>,
     due: Instant,
     done: oneshot::Sender<()>,
 }
 
 const PRIMARY: &str = "postgres";
 const REPLICA: &str = "replica";
+/// What lists are read from.
+const SEARCHED: &str = "searched";
+
+fn locked<T>(of: &SyncMutex<T>) -> std::sync::MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn refresh(cluster: Arc<Cluster>) {
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        if cluster.refreshes.load(Ordering::Relaxed) {
+            for statement in std::mem::take(&mut *cluster.unsearched.lock().await) {
+                let _ = run(cluster.server.port, SEARCHED, &statement).await;
+            }
+        }
+    }
+}
 
 async fn replicate(port: u16, mut writes: mpsc::UnboundedReceiver<Write>) {
     while let Some(write) = writes.recv().await {
@@ -114,12 +221,60 @@ async fn replicate(port: u16, mut writes: mpsc::UnboundedReceiver<Write>) {
     }
 }
 
+/// Counts a statement for as long as it runs.
+struct Running(Arc<Cluster>);
+
+impl Running {
+    fn new(cluster: &Arc<Cluster>) -> Self {
+        cluster.running.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(cluster))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Cluster {
-    async fn answer(&self, statement: Statement) -> io::Result<Vec<Message>> {
+    /// Why a user may not have a statement answered now.
+    fn refusal(&self, user: &str, statement: &str) -> Option<Vec<Message>> {
+        let asks_sys = statement.split_once("FROM sys.").map(|(_, rest)| rest.split(' ').next().unwrap_or_default());
+        let is_granted = |table: &str| locked(&self.granted).iter().any(|granted| granted == table);
+        if asks_sys.is_some_and(|table| user != "crate" && !is_granted(table)) {
+            return Some(refused("3F000", "Schema 'sys' unknown"));
+        }
+        let is_setting = statement.starts_with("SET ");
+        let asks_of_itself = is_setting || asks_sys.is_some() || statement.contains("information_schema");
+        if !asks_of_itself && !self.recovered.load(Ordering::Relaxed) {
+            let table = ["users", "logins", "posts"].into_iter().find(|table| statement.contains(table));
+            return Some(refused("42P01", &format!("Relation '{}' unknown", table.unwrap_or_default())));
+        }
+        if !is_setting && !statement.starts_with("SELECT") && !self.master.load(Ordering::Relaxed) {
+            return Some(refused("XX000", "blocked by: [MASTER_NOT_DISCOVERED/2/no master];"));
+        }
+        None
+    }
+
+    async fn answer(&self, statement: Arc<Statement>) -> io::Result<Vec<Message>> {
         let port = self.server.port;
-        let verb = statement.text.split(' ').next().unwrap_or_default().to_uppercase();
+        let text = &statement.text;
+        if text.starts_with("SET ") {
+            return Ok(vec![Message::new(b'C', b"SET\0"), Message::new(b'Z', b"I")]);
+        }
+        if text.contains("FROM sys.") || text.contains("information_schema") {
+            return run(port, PRIMARY, &statement).await;
+        }
+        // Its shards are on all nodes.
+        let detected = *locked(&self.detected);
+        sleep_until(detected).await;
+        let verb = text.split(' ').next().unwrap_or_default().to_uppercase();
         match verb.as_str() {
-            "REFRESH" => Ok(vec![Message::new(b'C', b"REFRESH 1\0"), Message::new(b'Z', b"I")]),
+            // One that lists or counts, or gives several keys as one value.
+            "SELECT" if ["ORDER BY", "ANY("].iter().any(|word| text.contains(word)) || !text.contains("WHERE") => {
+                run(port, SEARCHED, &statement).await
+            }
             "SELECT" => {
                 let copy = [PRIMARY, REPLICA][self.reads.fetch_add(1, Ordering::Relaxed) % 2];
                 run(port, copy, &statement).await
@@ -131,6 +286,7 @@ impl Cluster {
                 if tag.ends_with(b" 0\0") {
                     return Ok(answer);
                 }
+                self.unsearched.lock().await.push(Arc::clone(&statement));
                 let lag = Duration::from_millis(self.lag_ms.load(Ordering::Relaxed));
                 let (done, replicated) = oneshot::channel();
                 let write = Write { statement, due: Instant::now() + lag, done };
@@ -146,10 +302,27 @@ impl Cluster {
 /// One client.
 async fn serve(stream: TcpStream, cluster: Arc<Cluster>) -> io::Result<()> {
     let (mut from, mut to) = stream.into_split();
-    while read_startup(&mut from).await? == SSL_REQUEST {
-        to.write_all(b"N").await?;
+    let user = loop {
+        let (code, rest) = read_startup(&mut from).await?;
+        match code {
+            SSL_REQUEST => to.write_all(b"N").await?,
+            CANCEL_REQUEST => {
+                if let Some(session) = locked(&cluster.sessions).get(&rest) {
+                    session.notify_waiters();
+                }
+                return Ok(());
+            }
+            _ => break parameter(&rest, "user"),
+        }
+    };
+    if user != "crate" && !cluster.recovered.load(Ordering::Relaxed) {
+        return write(&mut to, &refused("28000", &format!("trust authentication failed for user \"{user}\""))).await;
     }
     let (_, _, greeting) = connect(cluster.server.port, PRIMARY).await?;
+    let cancelled = Arc::new(Notify::new());
+    if let Some(key) = greeting.iter().find(|message| message.tag == b'K') {
+        locked(&cluster.sessions).insert(key.body().to_vec(), Arc::clone(&cancelled));
+    }
     write(&mut to, &greeting).await?;
 
     let (sender, mut statements) = mpsc::unbounded_channel();
@@ -161,8 +334,21 @@ async fn serve(stream: TcpStream, cluster: Arc<Cluster>) -> io::Result<()> {
             statement = statements.recv() => {
                 let Some(statement) = statement else { return Ok(()) };
                 cluster.pipelined.fetch_add(usize::from(!unanswered.is_empty()), Ordering::Relaxed);
-                let cluster = Arc::clone(&cluster);
-                unanswered.push(tokio::spawn(async move { cluster.answer(statement).await }));
+                if !statement.text.starts_with("SET ") {
+                    locked(&cluster.sent).push(statement.text.clone());
+                }
+                let refusal = cluster.refusal(&user, &statement.text);
+                let (cluster, cancelled) = (Arc::clone(&cluster), Arc::clone(&cancelled));
+                unanswered.push(tokio::spawn(async move {
+                    let _running = Running::new(&cluster);
+                    if let Some(refusal) = refusal {
+                        return Ok(refusal);
+                    }
+                    tokio::select! {
+                        answer = cluster.answer(Arc::new(statement)) => answer,
+                        () = cancelled.notified() => Ok(refused("57014", "Job killed.")),
+                    }
+                }));
             }
             () = sleep(ANOTHER_MAY_COME), if !unanswered.is_empty() => {
                 let Some(latest) = unanswered.pop() else { continue };
@@ -258,14 +444,28 @@ async fn connect(port: u16, database: &str) -> io::Result<(OwnedReadHalf, OwnedW
 
 const PROTOCOL_3: u32 = 3 << 16;
 const SSL_REQUEST: u32 = 80_877_103;
+const CANCEL_REQUEST: u32 = 80_877_102;
 
-/// The code of a first message, which has no tag.
-async fn read_startup(from: &mut OwnedReadHalf) -> io::Result<u32> {
+/// An error, as an answer.
+fn refused(code: &str, message: &str) -> Vec<Message> {
+    let body = format!("SERROR\0VERROR\0C{code}\0M{message}\0\0");
+    vec![Message::new(b'E', body.as_bytes()), Message::new(b'Z', b"I")]
+}
+
+/// What a client says of itself when it connects.
+fn parameter(startup: &[u8], name: &str) -> String {
+    let mut words = startup.split(|&byte| byte == 0);
+    words.find(|word| *word == name.as_bytes());
+    String::from_utf8_lossy(words.next().unwrap_or_default()).into_owned()
+}
+
+/// The code of a first message, which has no tag, and what follows it.
+async fn read_startup(from: &mut OwnedReadHalf) -> io::Result<(u32, Vec<u8>)> {
     let length = from.read_u32().await?;
     let code = from.read_u32().await?;
     let mut rest = vec![0; length as usize - 8];
     from.read_exact(&mut rest).await?;
-    Ok(code)
+    Ok((code, rest))
 }
 
 /// All up to `ReadyForQuery`.

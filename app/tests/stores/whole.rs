@@ -130,9 +130,15 @@ async fn tour(shared: &Shared) {
     let form = Form::new().text("text", format!("From {name}")).part("picture", picture);
     let request = browser.0.post(format!("{}/posts/", web2.url)).header("origin", &web2.url).multipart(form);
     assert_eq!(request.send().await.unwrap().status(), 303);
-    let stranger = Browser::new();
-    let (_, posts) = stranger.get(&web1, "/posts/").await;
+    let (_, posts) = browser.get(&web1, "/posts/").await;
     assert!(posts.contains(&format!("From {name}")), "{posts}");
+    // Others find it a moment later.
+    let stranger = Browser::new();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !stranger.get(&web1, "/posts/").await.1.contains(&format!("From {name}")) {
+        assert!(Instant::now() < deadline, "it is not in the list");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     let ours = posts.find(&format!("From {name}")).unwrap();
     let from = ours + posts[ours..].find("src=\"/media/").unwrap() + 5;
     let picture = posts[from..].split('"').next().unwrap();

@@ -5,7 +5,7 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -125,6 +125,11 @@ pub struct Connections {
     nodes: Vec<Node>,
     tls: Option<MakeRustlsConnect>,
     connect_timeout: Duration,
+    /// Sent once on each connection, before anything else.
+    session: Option<&'static str>,
+    /// Whether a node has let us in before. Who is refused then is right all the same: CrateDB knows no users while it
+    /// recovers its state after a restart of all nodes.
+    let_in: AtomicBool,
     made: AtomicU64,
     begun: Instant,
 }
@@ -141,15 +146,43 @@ struct LastFailure(AtomicU64);
 
 /// A connection to one node.
 pub struct Link {
-    client: Client,
+    /// There until the connection is cancelled.
+    client: Option<Client>,
     task: JoinHandle<()>,
+    tls: Option<MakeRustlsConnect>,
     failures: Arc<LastFailure>,
     begun: Instant,
 }
 
 impl Link {
     pub fn client(&self) -> &Client {
-        &self.client
+        self.client.as_ref().expect("only `cancel` takes it, and nobody sends a statement after that")
+    }
+
+    /// Has the server end the statement that runs, and waits until it has, for at most [`CANCEL_WITHIN`]: a node that hangs
+    /// never does. The connection serves no more.
+    pub async fn cancel(&mut self) {
+        let Some(client) = self.client.take().filter(|client| !client.is_closed()) else { return };
+        let token = client.cancel_token();
+        // Without a client the connection ends as soon as what was sent has been answered.
+        drop(client);
+        let cancelling = async {
+            loop {
+                match self.tls.clone() {
+                    None => token.cancel_query(NoTls).await?,
+                    Some(tls) => token.cancel_query(tls).await?,
+                }
+                // A request that arrives before the statement does is in vain.
+                if timeout(CANCEL_AGAIN, &mut self.task).await.is_ok() {
+                    return Ok::<_, tokio_postgres::Error>(());
+                }
+            }
+        };
+        match timeout(CANCEL_WITHIN, cancelling).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = %Told(error), "a statement could not be cancelled"),
+            Err(_) => tracing::debug!("a statement was not cancelled in time"),
+        }
     }
 
     /// Says that its node did not answer.
@@ -181,7 +214,7 @@ fn elapsed_ms(begun: Instant) -> u64 {
 }
 
 impl Connections {
-    pub fn new(nodes: Nodes, connect_timeout: Duration) -> anyhow::Result<Self> {
+    pub fn new(nodes: Nodes, connect_timeout: Duration, session: Option<&'static str>) -> anyhow::Result<Self> {
         let tls = nodes.tls.map(|trust| match trust {
             Trust::System => tls::trusting_system(),
             Trust::Pem(pem) => {
@@ -194,6 +227,8 @@ impl Connections {
             nodes: nodes.each.into_iter().map(node).collect(),
             tls: tls.transpose()?.map(MakeRustlsConnect::new),
             connect_timeout,
+            session,
+            let_in: AtomicBool::new(false),
             // Instances that start together begin with different nodes.
             made: AtomicU64::new(RandomState::new().build_hasher().finish()),
             begun: Instant::now(),
@@ -212,23 +247,34 @@ impl Connections {
     async fn connect(&self, node: &Node) -> Result<Link, Failure> {
         let connecting = async {
             // The two connections have different types, but both are driven alike.
-            match &self.tls {
+            let (client, task) = match &self.tls {
                 None => {
                     let (client, connection) = node.config.connect(NoTls).await?;
-                    Ok((client, tokio::spawn(drive(connection))))
+                    (client, tokio::spawn(drive(connection)))
                 }
                 Some(tls) => {
                     let mut config = node.config.clone();
                     let (client, connection) = config.ssl_mode(SslMode::Require).connect(tls.clone()).await?;
-                    Ok((client, tokio::spawn(drive(connection))))
+                    (client, tokio::spawn(drive(connection)))
                 }
+            };
+            let (failures, begun) = (Arc::clone(&node.failures), self.begun);
+            // From here on dropping it ends the connection.
+            let link = Link { client: Some(client), task, tls: self.tls.clone(), failures, begun };
+            if let Some(statement) = self.session {
+                link.client().batch_execute(statement).await?;
             }
+            Ok(link)
         };
         match timeout(self.connect_timeout, connecting).await {
-            Ok(Ok((client, task))) => {
-                Ok(Link { client, task, failures: Arc::clone(&node.failures), begun: self.begun })
+            Ok(Ok(link)) => {
+                self.let_in.store(true, Ordering::Relaxed);
+                Ok(link)
             }
-            Ok(Err(error)) => Err(failure(error)),
+            Ok(Err(error)) => {
+                let failure = failure(error);
+                Err(Failure { again: failure.again || self.let_in.load(Ordering::Relaxed), ..failure })
+            }
             Err(_) => Err(Failure::passing(StoreError::unavailable("a node did not let us in in time"))),
         }
     }
@@ -273,7 +319,7 @@ impl Manager for Connections {
 
     async fn recycle(&self, link: &mut Link, metrics: &Metrics) -> RecycleResult<Failure> {
         // Whether it still answers is not asked: a statement finds out, and is sent again if not.
-        if link.client.is_closed() {
+        if link.client.as_ref().is_none_or(Client::is_closed) {
             return Err(RecycleError::message("it has ended"));
         }
         // A connection never moves: without an age, a node that was away would be left out for ever.
@@ -284,6 +330,9 @@ impl Manager for Connections {
     }
 }
 
+/// Beyond it a statement is left to run: its place in the pool is worth more.
+const CANCEL_WITHIN: Duration = Duration::from_millis(500);
+const CANCEL_AGAIN: Duration = Duration::from_millis(100);
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(10);
 const AVOID_FOR_MS: u64 = 10_000;
@@ -324,7 +373,7 @@ mod tests {
     #[test]
     fn a_node_that_failed_lately_comes_last() {
         let nodes = Nodes::parse("host=a,b,c user=u", None, None).unwrap();
-        let connections = Connections::new(nodes, Duration::from_secs(1)).unwrap();
+        let connections = Connections::new(nodes, Duration::from_secs(1), None).unwrap();
         connections.nodes[1].failures.now(connections.begun);
         for _ in 0..3 {
             let last = connections.in_order()[2].config.get_hosts()[0].clone();

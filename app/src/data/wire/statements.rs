@@ -22,6 +22,11 @@ pub const LOGINS: &str = "\
     WHERE user_key = $1 AND (at_ms < $2 OR (at_ms = $2 AND id < $3)) \
     ORDER BY at_ms DESC, id DESC LIMIT $4";
 
+/// By primary key: CrateDB works out the month by itself.
+pub const LOGIN_BY_KEY: &str = "\
+    SELECT user_key, at_ms, id, address, instance, succeeded FROM logins \
+    WHERE user_key = $1 AND at_ms = $2 AND id = $3";
+
 pub const ADD_POST: &str = "\
     INSERT INTO posts (id, created_ms, author, text, picture, picture_alt, picture_width, picture_height) \
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO UPDATE SET author = author";
@@ -31,31 +36,41 @@ pub const POSTS: &str = "\
     WHERE created_ms < $1 OR (created_ms = $1 AND id < $2) \
     ORDER BY created_ms DESC, id DESC LIMIT $3";
 
+/// One by its primary key. Of several, `id = ANY($1)`, CrateDB would see what was refreshed alone: it looks rows up by their
+/// keys only where each key is a value of its own.
+pub const POST_BY_KEY: &str = "\
+    SELECT id, created_ms, author, text, picture, picture_alt, picture_width, picture_height FROM posts WHERE id = $1";
+
 /// By primary key, as a login does it: cheap, and it fails where the table is missing or has lost its data.
 pub const READY: &str = "SELECT id FROM users WHERE user_key = ''";
 
+/// For each connection to CrateDB. By default a list is read in two phases, of which the second, `fetchPhase`, holds a
+/// lock on its shards. A node that hangs between the two and is taken out of the cluster keeps that lock when it comes back,
+/// and none of these shards can start on it ("failed to obtain shard lock") until `KILL ALL`.
+pub const SESSION: &str = "SET SESSION optimizer_rewrite_to_query_then_fetch = false";
+
 pub const TABLES: &str = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema";
 
-/// Makes what was written visible in lists.
-pub const REFRESH_LOGINS: &str = "REFRESH TABLE logins";
-pub const REFRESH_POSTS: &str = "REFRESH TABLE posts";
-
+/// Null without one.
+pub const MASTER: &str = "SELECT master_node FROM sys.cluster";
 pub const NODES: &str = "SELECT count(*) FROM sys.nodes";
 pub const SHARDS: &str = "SELECT count(*) FROM sys.shards";
 pub const UNASSIGNED_SHARDS: &str = "SELECT count(*) FROM sys.shards WHERE state = 'UNASSIGNED'";
 
 /// All that CrateDB is sent, besides the statements of its DDL file.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 15] = [
     CREATE_USER,
     USER,
     RECORD_LOGIN,
     LOGINS,
+    LOGIN_BY_KEY,
     ADD_POST,
     POSTS,
+    POST_BY_KEY,
     READY,
+    SESSION,
     TABLES,
-    REFRESH_LOGINS,
-    REFRESH_POSTS,
+    MASTER,
     NODES,
     SHARDS,
     UNASSIGNED_SHARDS,

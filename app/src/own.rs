@@ -1,0 +1,95 @@
+//! What a browser has written a moment ago, in cookies of a minute, so that its next list shows it through whichever
+//! instance, even where the store's lists lag. A cookie, since it costs no store anything and no request fails for it.
+//! Whoever makes one up sees no more than lists show.
+
+use http::{HeaderMap, HeaderValue, header};
+
+use crate::data::Cursor;
+
+/// The lists that somebody may find their own writes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum List {
+    Posts,
+    Logins,
+}
+
+impl List {
+    fn cookie(self) -> &'static str {
+        match self {
+            Self::Posts => "posted",
+            Self::Logins => "logged-in",
+        }
+    }
+
+    /// The rows that the browser which sent `headers` has added, the latest first.
+    pub fn own(self, headers: &HeaderMap) -> Vec<Cursor> {
+        headers
+            .get_all(header::COOKIE)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(';'))
+            .filter_map(|pair| pair.trim().split_once('='))
+            .filter(|(name, _)| *name == self.cookie())
+            .flat_map(|(_, rows)| rows.split(BETWEEN))
+            .filter_map(|row| row.parse().ok())
+            .take(REMEMBERED)
+            .collect()
+    }
+
+    /// The cookie that adds a row to them.
+    pub fn with(self, row: Cursor, mut before: Vec<Cursor>, secure: bool) -> HeaderValue {
+        before.retain(|other| other.id != row.id);
+        before.insert(0, row);
+        before.truncate(REMEMBERED);
+        let rows: Vec<_> = before.iter().map(Cursor::to_string).collect();
+        let (name, rows) = (self.cookie(), rows.join(BETWEEN));
+        let secure = if secure { "; Secure" } else { "" };
+        let cookie = format!("{name}={rows}; Path=/; Max-Age={SECONDS}; HttpOnly; SameSite=Lax{secure}");
+        HeaderValue::try_from(cookie).expect("digits and names of ours")
+    }
+}
+
+/// In each list: as many as somebody can write before the lists have caught up.
+const REMEMBERED: usize = 4;
+const SECONDS: u32 = 60;
+const BETWEEN: &str = "_";
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::data::Millis;
+
+    #[test]
+    fn the_latest_writes_are_remembered_by_list() {
+        let rows: Vec<_> = (0..6).map(|n| Cursor { at: Millis(n), id: Uuid::now_v7() }).collect();
+        let mut headers = HeaderMap::new();
+        for row in &rows {
+            let cookie = List::Posts.with(*row, List::Posts.own(&headers), false);
+            let pair = cookie.to_str().unwrap().split(';').next().unwrap().to_owned();
+            headers.insert(header::COOKIE, format!("id=x; {pair}").parse().unwrap());
+        }
+        assert_eq!(List::Posts.own(&headers), [rows[5], rows[4], rows[3], rows[2]]);
+        assert_eq!(List::Logins.own(&headers), []);
+    }
+
+    #[test]
+    fn what_is_made_up_costs_no_more_than_what_is_ours() {
+        let row = Cursor { at: Millis(1), id: Uuid::now_v7() };
+        let many = vec![row.to_string(); 100].join(BETWEEN);
+        for (sent, found) in [(many.as_str(), REMEMBERED), ("", 0), ("x_y", 0), ("1.", 0)] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::COOKIE, format!("posted={sent}").parse().unwrap());
+            assert_eq!(List::Posts.own(&headers).len(), found, "{sent}");
+        }
+    }
+
+    #[test]
+    fn the_cookies_are_kept_from_scripts_and_other_sites() {
+        let row = Cursor { at: Millis(1), id: Uuid::now_v7() };
+        let cookie = |secure| List::Logins.with(row, Vec::new(), secure).to_str().unwrap().to_owned();
+        assert!(cookie(false).contains("; Max-Age=60; HttpOnly; SameSite=Lax") && !cookie(false).contains("Secure"));
+        assert!(cookie(true).ends_with("; Secure"));
+    }
+}

@@ -49,17 +49,19 @@ class Node:
         self.server.shutdown()
 
 
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [taken.getsockname()[1] for taken in sockets]
-    for taken in sockets:
-        taken.close()
-    return ports
+def hold_port():
+    """A socket that never listens: a server may bind its port too, and nobody who asks for any port is given it."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
 
 
 class OnTheStandIn(unittest.TestCase):
     def setUp(self):
-        self.addresses = [f"127.0.0.1:{port}" for port in free_ports(3)]
+        held = [hold_port() for _ in range(3)]
+        self.addCleanup(lambda: [port.close() for port in held])
+        self.addresses = [f"127.0.0.1:{port.getsockname()[1]}" for port in held]
         self.state = cratedb_sql.Cluster(self.addresses)
         self.nodes = [Node(self.state, address) for address in self.addresses]
         # What hangs or was stopped is stopped once more, without harm.
@@ -111,6 +113,7 @@ class OnTheStandIn(unittest.TestCase):
             self.assertEqual(found[f'cratedb_node_answers{{node="{node.address}"}}'], 0)
 
     def test_without_a_master_it_says_so_though_nodes_answer(self):
+        self.scrape()
         for node in self.nodes[1:]:
             node.stop()
         found = self.scrape()

@@ -48,6 +48,8 @@ class Cluster:
         self.recovered = False
         self.majority_since = None
         self.granted = {}
+        # As long as there is no master, a node lists those that it last saw in the cluster.
+        self.members = 1
 
     def nodes_there(self):
         return sum(map(is_there, self.addresses))
@@ -93,7 +95,9 @@ class Cluster:
 
     def known(self):
         age = time.monotonic() - self.started
-        there = self.nodes_there() if self.has_master() else len(self.addresses)
+        if self.has_master():
+            self.members = self.nodes_there()
+        there = self.members
         per_table = lambda *values: [[table, *(value(n) for value in values)] for n, table in enumerate(TABLES)]
         node = lambda n: [NODES[n], 150e6 + 20e6 * n + 1e6 * (age % 60), 402653184, 20e9 + 1e4 * age, 100e9, 0.2 + 0.1 * n, 4 + n]
         shard = lambda n, primary: [TABLES[n], primary, "STARTED", 3, int(20 + age * (n + 1)), int(20e3 + 150 * age * (n + 1))]

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::Admin;
 use super::view::{BackendView, PoolView, PoolsView, set_gauges};
-use crate::change::{Author, Edit, Edits};
+use crate::change::{Author, Change, Edit, Edits};
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress, Weight};
 use crate::config::{BackendConfig, PoolConfig};
@@ -167,7 +167,9 @@ pub async fn remove_backend(
 
 /// The last changes of this process.
 pub async fn changes(State(admin): State<Arc<Admin>>) -> Response {
-    Json(json!({ "changes": admin.control.changes() })).into_response()
+    let changes = admin.control.changes();
+    let changes: Vec<&Change> = changes.iter().map(Arc::as_ref).collect();
+    Json(json!({ "changes": changes })).into_response()
 }
 
 pub async fn undo(State(admin): State<Arc<Admin>>, Path(id): Path<String>, terms: Terms) -> Answer {

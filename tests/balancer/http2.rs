@@ -529,6 +529,30 @@ async fn a_client_that_cancels_lets_its_backend_go_and_must_not_do_only_that() {
     assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM), "{error}");
 }
 
+// The connection was closed at once after the GOAWAY, which resets it while the client writes: the client failed to
+// write before it had read why it has to leave.
+#[tokio::test]
+async fn a_client_that_still_writes_can_read_why_it_has_to_leave() {
+    const END_STREAM_AND_HEADERS: u8 = 5;
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a]).app(Pool::without_ejection)).await;
+    let mut client = http2::connect(balancer.address()).await;
+    let fields = [(":method", "GET"), (":scheme", "https"), (":path", "/hold"), (":authority", "x")];
+    let cancelled = |n: u32| {
+        let head = frame(kind::HEADERS, END_STREAM_AND_HEADERS, 2 * n + 1, &literals(&fields));
+        let reset = frame(kind::RST_STREAM, 0, 2 * n + 1, &u32::from(Reason::CANCEL).to_be_bytes());
+        [head, reset].concat()
+    };
+    write(&mut client, PREFACE).await;
+    write(&mut client, &(0..200).flat_map(cancelled).collect::<Vec<u8>>()).await;
+    let goaway = within("a GOAWAY", http2::payload_of(&mut client, kind::GOAWAY)).await;
+    for _ in 0..50 {
+        write(&mut client, &frame(kind::PING, 0, 0, b"8 bytes.")).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(goaway[4..8], u32::from(Reason::ENHANCE_YOUR_CALM).to_be_bytes(), "{goaway:?}");
+}
+
 /// A connection is not idle while a response is on its way, however long that takes.
 #[tokio::test]
 async fn what_a_slow_reader_has_still_to_get_is_not_cut_off() {

@@ -24,7 +24,9 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\
 
 pub mod kind {
     pub const HEADERS: u8 = 1;
+    pub const RST_STREAM: u8 = 3;
     pub const PING: u8 = 6;
+    pub const GOAWAY: u8 = 7;
     pub const CONTINUATION: u8 = 9;
 }
 
@@ -79,6 +81,20 @@ pub fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
         }
     }
     block
+}
+
+/// The payload of the next frame of this kind; those before it are dropped.
+pub async fn payload_of(connection: &mut TlsStream<TcpStream>, kind: u8) -> Vec<u8> {
+    loop {
+        let mut head = [0; 9];
+        connection.read_exact(&mut head).await.expect("a frame");
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        connection.read_exact(&mut payload).await.expect("a payload");
+        if head[3] == kind {
+            return payload;
+        }
+    }
 }
 
 /// Whatever comes until the peer closes, in whatever way.

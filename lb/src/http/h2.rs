@@ -17,7 +17,7 @@ use bytes::Bytes;
 use h2::server::{Builder, Connection};
 use h2::{Reason, RecvStream};
 use http::Request;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::{sleep, sleep_until, timeout};
 
@@ -45,20 +45,45 @@ const MAX_CANCELLED: u64 = 100;
 
 /// How long a closing connection may take to send what it has still to say.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long in all a client is read after its GOAWAY. It has to do no more than read that, so this is less than the
+/// lingering close of HTTP/1.1 takes at most.
+const MAX_LINGERING_TIME: Duration = Duration::from_secs(2);
 
 /// Serves a connection to its end.
-pub async fn serve(engine: Arc<Engine>, io: impl AsyncRead + AsyncWrite + Unpin, peer: IpAddr) {
+pub async fn serve(engine: Arc<Engine>, mut io: impl AsyncRead + AsyncWrite + Unpin, peer: IpAddr) {
     let streams = Arc::new(Streams::default());
-    let Some(mut connection) = handshake(&engine, io).await else { return };
-    let farewell = accept(&engine, &mut connection, &streams, peer).await;
-    if let Some(reason) = farewell {
-        connection.abrupt_shutdown(reason);
-        let _ = timeout(CLOSE_TIMEOUT, poll_fn(|cx| connection.poll_closed(cx))).await;
-    }
+    let Some(mut connection) = handshake(&engine, &mut io).await else { return };
+    let is_shut_down = match accept(&engine, &mut connection, &streams, peer).await {
+        Some(reason) => {
+            connection.abrupt_shutdown(reason);
+            timeout(CLOSE_TIMEOUT, poll_fn(|cx| connection.poll_closed(cx))).await.is_ok()
+        }
+        None => true,
+    };
     // What streams are left learn now that the client has gone.
     drop(connection);
-    while streams.are_open() {
-        streams.closed.notified().await;
+    let lingering = async {
+        if is_shut_down {
+            linger(&engine, &mut io).await;
+        }
+    };
+    let streams_end = async {
+        while streams.are_open() {
+            streams.closed.notified().await;
+        }
+    };
+    tokio::join!(lingering, streams_end);
+}
+
+/// Reads and drops what the client still sends after the GOAWAY, until it closes. Closing at once would reset the
+/// connection, and a client that is writing would fail before it has read why it has to leave (RFC 9113 §5.4.1). A stop
+/// does not wait for it.
+async fn linger(engine: &Engine, io: &mut (impl AsyncRead + Unpin)) {
+    let mut dropped = vec![0; 4096];
+    let reading = async { while let Ok(1..) = io.read(&mut dropped).await {} };
+    tokio::select! {
+        _ = timeout(engine.listener().lingering_time.min(MAX_LINGERING_TIME), reading) => {}
+        () = engine.sheds_lingering() => {}
     }
 }
 

@@ -361,7 +361,7 @@ fn tell(told: &Told, out: &mut dyn Write) -> io::Result<bool> {
             writeln!(out, "dry run: {}", printable(&edit.text))?;
         }
         for effect in &told.effects {
-            writeln!(out, "  {}", printable(effect))?;
+            writeln!(out, "  {}", admin::with_options(&printable(effect)))?;
         }
     }
     Ok(told.dry_run)

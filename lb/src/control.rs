@@ -235,10 +235,15 @@ impl Control {
             let mut wanted = before.config.clone();
             desk.edit(&mut wanted, wish)?;
             let (edits, now) = (Edits::between(&before.config, &wanted), Instant::now());
+            let mut effects = effects::of(&edits, before, &wanted, now);
             if !terms.force
                 && let Some((pool, would)) = effects::nobody_left(&edits, before, &wanted, now)
             {
-                return Err(ChangeError::NobodyLeft { pool, would });
+                let refused = ChangeError::NobodyLeft { pool, would };
+                if !terms.dry_run {
+                    return Err(refused);
+                }
+                effects.push(format!("it would be refused: {refused}"));
             }
             let is_made = !terms.dry_run && !edits.is_empty();
             let undoes = if let Wish::Undo(id) = wish { Some(*id) } else { None };
@@ -246,7 +251,7 @@ impl Control {
                 version: before.version,
                 etag: String::new(),
                 change: None,
-                effects: effects::of(&edits, before, &wanted, now),
+                effects,
                 warnings: effects::ignored(wish, &edits, &wanted),
                 edits: edits.clone(),
             };

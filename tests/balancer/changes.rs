@@ -259,9 +259,15 @@ async fn the_last_backend_that_is_well_is_not_taken_out_unasked() {
             "{detail}"
         );
     }
+    let address = a.address().to_string();
+    let told = run(&balancer, &["drain", &address, "--dry-run"]).await;
+    for words in ["draining instead of active", "it would be refused: nobody would be left", "--force"] {
+        assert!(told.contains(words), "{words} in\n{told}");
+    }
+    let told = run(&balancer, &["drain", &address, "--dry-run", "--force"]).await;
+    assert!(!told.contains("refused"), "{told}");
     assert_eq!(balancer.backend(&a).await["state"], "active");
     let admin = format!("http://{}", balancer.admin_address());
-    let address = a.address().to_string();
     let refused = evenkeel(["drain", &address, "--admin", &admin]).await;
     assert!(!refused.status.success() && refused.stderr.contains("--force"), "{refused:?}");
     run(&balancer, &["drain", &address, "--force"]).await;

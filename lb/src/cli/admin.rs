@@ -316,7 +316,7 @@ impl Client {
         match (status, serde_json::from_str::<Problem>(body)) {
             (401, Ok(_)) if self.token.is_none() => AdminError::NoToken,
             (401 | 403, Ok(_)) => AdminError::WrongToken,
-            (_, Ok(problem)) => AdminError::Refused(printable(&problem.detail).replace("?force=true", "--force")),
+            (_, Ok(problem)) => AdminError::Refused(with_options(&printable(&problem.detail))),
             (status, Err(_)) => self.not_admin(format!("status {status}")),
         }
     }
@@ -324,6 +324,11 @@ impl Client {
     fn not_admin(&self, reason: String) -> AdminError {
         AdminError::NotAdmin { url: self.url.clone(), reason }
     }
+}
+
+/// What the API says of its query, in the words of the command line.
+pub fn with_options(told: &str) -> String {
+    told.replace("?force=true", "--force")
 }
 
 /// The one pool that has the backend.

@@ -79,7 +79,8 @@ fn shown(value: &Value) -> String {
     }
 }
 
-fn seconds(seconds: f64) -> String {
+/// A duration as the file takes it: in whole seconds, or else in milliseconds.
+pub fn seconds(seconds: f64) -> String {
     let milliseconds = (seconds * 1000.0).round();
     if milliseconds % 1000.0 == 0.0 { format!("{}s", milliseconds / 1000.0) } else { format!("{milliseconds}ms") }
 }

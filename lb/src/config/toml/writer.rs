@@ -5,6 +5,8 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
+use crate::config::difference::seconds;
+
 /// Every setting of a configuration as TOML. Secrets are not in it, but the files that hold them are.
 pub fn write(config: &Value) -> String {
     let mut text = String::new();
@@ -95,7 +97,7 @@ fn written(key: &str, value: &Value) -> String {
         (_, Value::Object(file)) => file.get("path").map_or("\"\"".to_owned(), Value::to_string),
         // Only durations are written with a fraction; they are whole milliseconds.
         (_, Value::Number(number)) if number.is_f64() => {
-            format!("\"{:.0}ms\"", number.as_f64().unwrap_or_default() * 1000.0)
+            format!("\"{}\"", seconds(number.as_f64().unwrap_or_default()))
         }
         // JSON's strings, numbers, booleans and arrays of these are TOML's, but for the escape of a slash, which is never
         // written, and U+007F.
@@ -126,6 +128,8 @@ mod tests {
         }
         let pems = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/toml/test-data");
         assert_reads_back(DEFAULT, &file);
+        let durations = write(&serde_json::to_value(read(DEFAULT, &file).expect("valid")).expect("JSON"));
+        assert!(durations.contains("lingering_time = \"30s\"\n"), "{durations}");
         let other = format!(
             "
 [server]

@@ -197,8 +197,9 @@ async fn with_nobody_to_serve_it_is_503_and_when_to_come_back() {
     balancer.sees(&a, "healthy").await;
     assert_eq!(balancer.get("/").await.status, 200);
 
-    balancer.patch(&a, json!({ "state": "draining" })).await;
+    // The one that is well goes last: taking it out while the other is unhealthy would have to be forced.
     balancer.patch(&b, json!({ "state": "down" })).await;
+    balancer.patch(&a, json!({ "state": "draining" })).await;
     assert_unavailable(&balancer).await;
     eventually("both are counted", async || {
         balancer.metrics().await.sum("evenkeel_requests_total", &[("code", "5xx")]) == 2.0

@@ -384,21 +384,16 @@ fn folder() -> TempDir {
 /// Free ports for nodes: the bus of each, 10,000 above, is free as well, and both lie below those that the kernel
 /// gives to outgoing connections.
 fn ports(count: usize) -> Vec<u16> {
-    // Tests beside this one look elsewhere, in this process and in others.
-    static CLUSTERS: AtomicU16 = AtomicU16::new(0);
-    let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);
-    let mut found = Vec::new();
-    let start = 10_500 + (std::process::id() % 100) as u16 * 110 + (number % 10) * 11;
-    for port in (start..22_000).chain(10_500..start) {
-        let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
-        if free(port) && free(port + 10_000) {
-            found.push(port);
-            if found.len() == count {
-                return found;
-            }
-        }
-    }
-    panic!("there are no {count} free ports");
+    // Tests beside this one look elsewhere: in this process behind the last that was given, in others at another start.
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    const PORTS: u16 = 11_500;
+    let start = (std::process::id() % 100) as u16 * 110;
+    let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let ports = std::iter::repeat_with(|| 10_500 + (start + GIVEN.fetch_add(1, Ordering::Relaxed)) % PORTS);
+    let found: Vec<_> =
+        ports.take(PORTS.into()).filter(|&port| free(port) && free(port + 10_000)).take(count).collect();
+    assert_eq!(found.len(), count, "there are not enough free ports");
+    found
 }
 
 /// Waits for a condition.

@@ -3,11 +3,10 @@
 
 use std::{
     fs,
-    net::TcpListener,
+    net::Ipv4Addr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -16,21 +15,22 @@ use nix::{
     unistd::{Pid, Uid},
 };
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 pub struct Postgres {
     folder: TempDir,
     programs: PathBuf,
     pub port: u16,
     process: Option<Child>,
+    _held: TcpSocket,
 }
 
-/// A free port below those that the kernel gives to outgoing connections, so that it is still free when the server is
-/// started again. Tests beside this one look elsewhere.
-fn port() -> u16 {
-    static SERVERS: AtomicU16 = AtomicU16::new(0);
-    let start = (std::process::id() % 400) as u16 * 10 + SERVERS.fetch_add(1, Ordering::Relaxed) % 10;
-    let mut ports = (0..4_000).map(|place| 5_500 + (start + place) % 4_000);
-    ports.find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("one of 4,000 ports is free")
+/// A socket that never listens: a server may bind its port too, again and again, and nobody else is given it.
+fn hold_port() -> TcpSocket {
+    let held = TcpSocket::new_v4().unwrap();
+    held.set_reuseaddr(true).unwrap();
+    held.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    held
 }
 
 impl Postgres {
@@ -48,8 +48,9 @@ impl Postgres {
 
     fn start_with(authentication: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let port = port();
-        let mut server = Self { folder, programs: programs(), port, process: None };
+        let held = hold_port();
+        let port = held.local_addr().unwrap().port();
+        let mut server = Self { folder, programs: programs(), port, process: None, _held: held };
         let password = server.folder.path().join("password");
         fs::write(&password, Self::PASSWORD).unwrap();
         server.give_away();

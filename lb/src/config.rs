@@ -33,6 +33,7 @@ pub struct Config {
     pub state: StateConfig,
     pub log: LogConfig,
     pub access_log: AccessLogConfig,
+    pub metrics: MetricsConfig,
     pub pools: Vec<PoolConfig>,
     pub routes: Vec<RouteConfig>,
 }
@@ -144,6 +145,12 @@ pub struct LogConfig {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MetricsConfig {
+    /// Whether each status code is counted by itself, and not only those of failures.
+    pub exact_status: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -197,6 +197,7 @@ impl Control {
         if !drift.is_empty() {
             tracing::warn!("`evenkeel reset` goes back to the file, `evenkeel config --diff` shows what differs");
         }
+        metrics.count_each_status(in_force.metrics.exact_status);
         let snapshot = Snapshot::new(in_force, None, &Rings::default(), &metrics, &state.secret);
         let control = Self {
             metrics,
@@ -420,6 +421,7 @@ impl Control {
     }
 
     fn put_in_force(&self, before: &Snapshot, config: Config, rings: &Rings) -> Arc<Snapshot> {
+        self.metrics.count_each_status(config.metrics.exact_status);
         let former_plans: Vec<Arc<Plan>> = before.pools.iter().map(|pool| pool.plan()).collect();
         let after = Arc::new(Snapshot::new(config, Some(before), rings, &self.metrics, &self.state.secret));
         self.snapshot.store(Arc::clone(&after));

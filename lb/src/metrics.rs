@@ -2,7 +2,9 @@
 //! client can make a series. What a request counts are plain atomics held by the pool and the backend; gauges are
 //! read off the snapshot when somebody scrapes.
 
-use std::sync::{Mutex, PoisonError};
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -20,6 +22,9 @@ const DURATION_BUCKETS: [f64; 17] =
 /// gives up.
 const WATCHED_STATUSES: [u16; 5] = [429, 499, 502, 503, 504];
 
+/// What a status code can be (RFC 9110 §15: three digits).
+const STATUSES: RangeInclusive<u16> = 100..=999;
+
 const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 #[derive(Debug)]
@@ -27,6 +32,7 @@ pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     responses: IntCounterVec,
+    counts_each_status: Arc<AtomicBool>,
     request_duration: HistogramVec,
     retries: IntCounterVec,
     refusals: IntCounterVec,
@@ -61,9 +67,16 @@ pub struct Gauges {
 #[derive(Debug)]
 pub struct CodeCounters([IntCounter; 5]);
 
-/// Counts of [`WATCHED_STATUSES`].
+/// Counts of [`WATCHED_STATUSES`], and of all others while each status is counted.
 #[derive(Debug)]
-pub struct StatusCounters([IntCounter; WATCHED_STATUSES.len()]);
+pub struct StatusCounters {
+    watched: [IntCounter; WATCHED_STATUSES.len()],
+    /// By status, from the first of [`STATUSES`] on; each made when it is first sent.
+    others: Box<[OnceLock<IntCounter>]>,
+    counts_each: Arc<AtomicBool>,
+    counters: IntCounterVec,
+    pool: String,
+}
 
 /// What requests to one route count.
 #[derive(Debug)]
@@ -124,9 +137,10 @@ impl Metrics {
             ),
             responses: counters(
                 "evenkeel_responses_total",
-                "Requests that ended with one of these status codes, a backend's or Evenkeel's own: 429, 499 (the client left before its answer), 502, 503, 504.",
+                "Requests that ended with one of these status codes, a backend's or Evenkeel's own: 429, 499 (the client left before its answer), 502, 503, 504; with [metrics] exact_status, any.",
                 &["pool", "status"],
             ),
+            counts_each_status: Arc::default(),
             request_duration: histograms(
                 "evenkeel_request_duration_seconds",
                 "Time from a request's head to the end of its response, tunnels left out.",
@@ -252,12 +266,23 @@ impl Metrics {
     }
 
     pub fn pool(&self, pool: &str) -> PoolMetrics {
-        let responses = |status: u16| self.responses.with_label_values(&[pool, &status.to_string()]);
+        let watched = |status: u16| self.responses.with_label_values(&[pool, &status.to_string()]);
         PoolMetrics {
-            responses: StatusCounters(WATCHED_STATUSES.map(responses)),
+            responses: StatusCounters {
+                watched: WATCHED_STATUSES.map(watched),
+                others: STATUSES.map(|_| OnceLock::new()).collect(),
+                counts_each: Arc::clone(&self.counts_each_status),
+                counters: self.responses.clone(),
+                pool: pool.to_owned(),
+            },
             request_duration: self.request_duration.with_label_values(&[pool]),
             retries: self.retries.with_label_values(&[pool]),
         }
+    }
+
+    /// Whether [`StatusCounters`] count every status code from now on. Series that are there stay until the next start.
+    pub fn count_each_status(&self, wanted: bool) {
+        self.counts_each_status.store(wanted, Ordering::Relaxed);
     }
 
     pub fn backend(&self, pool: &str, backend: &str) -> BackendMetrics {
@@ -285,7 +310,7 @@ impl Metrics {
 
     /// Ends the series of a pool that is gone, but for those of its backends.
     pub fn forget_pool(&self, pool: &str) {
-        for status in WATCHED_STATUSES {
+        for status in STATUSES {
             let _ = self.responses.remove_label_values(&[pool, &status.to_string()]);
         }
         let _ = self.request_duration.remove_label_values(&[pool]);
@@ -369,7 +394,13 @@ impl CodeCounters {
 impl StatusCounters {
     pub fn count(&self, status: u16) {
         if let Some(index) = WATCHED_STATUSES.iter().position(|watched| *watched == status) {
-            self.0[index].inc();
+            self.watched[index].inc();
+        } else if self.counts_each.load(Ordering::Relaxed)
+            && let Some(index) = status.checked_sub(*STATUSES.start())
+            && let Some(counter) = self.others.get(usize::from(index))
+        {
+            let made = || self.counters.with_label_values(&[self.pool.as_str(), &status.to_string()]);
+            counter.get_or_init(made).inc();
         }
     }
 }
@@ -461,6 +492,28 @@ mod tests {
                 format!("evenkeel_responses_total{{pool=\"app\",status=\"{status}\"}} {count}")
             })
         );
+    }
+
+    #[test]
+    fn each_status_is_counted_when_that_is_wanted() {
+        let metrics = Metrics::new();
+        let pool = metrics.pool("app");
+        for is_wanted in [false, true, false] {
+            metrics.count_each_status(is_wanted);
+            for status in [0, 99, 100, 200, 404, 404, 503, 999, 1000, u16::MAX] {
+                pool.responses.count(status);
+            }
+        }
+        let text = String::from_utf8_lossy(&metrics.text()).into_owned();
+        let of = |status: &str| format!("evenkeel_responses_total{{pool=\"app\",status=\"{status}\"}} ");
+        for (status, count) in [("100", 1), ("200", 1), ("404", 2), ("503", 3), ("999", 1)] {
+            assert!(text.contains(&format!("{}{count}\n", of(status))), "{status}: {text}");
+        }
+        for status in ["0", "99", "1000", "65535"] {
+            assert!(!text.contains(&of(status)), "{status}: {text}");
+        }
+        metrics.forget_pool("app");
+        assert!(!String::from_utf8_lossy(&metrics.text()).contains("app"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tests::{Balancer, Config, Origin, Pool, Request, Step, WebSocket, eventually, found_eventually};
+use tests::{Balancer, Config, Origin, Pool, Request, Step, WebSocket, eventually, found_eventually, response};
 
 const NAMES: [&str; 25] = [
     "evenkeel_build_info",
@@ -514,4 +514,27 @@ async fn the_latency_of_a_backend_is_without_the_upload_of_its_client() {
     let backend = balancer.backend(&a).await;
     let latency = backend["latency_seconds"].as_f64().expect("a latency");
     assert!(latency > 0.0 && latency < 3.0, "{backend}");
+}
+
+#[tokio::test]
+async fn every_status_is_counted_by_itself_when_that_is_wanted_and_a_reload_decides() {
+    let a = Origin::start("a").await;
+    let config = |wanted: bool| Config::of([&a]).section(&format!("[metrics]\nexact_status = {wanted}"));
+    let balancer = Balancer::start(config(false)).await;
+    let answered = async |status: u16| {
+        a.answer_with(response(status, &[], ""));
+        assert_eq!(balancer.get("/").await.status, status);
+    };
+    let counted = async |status: &str| {
+        balancer.metrics().await.sum("evenkeel_responses_total", &[("pool", "app"), ("status", status)])
+    };
+    answered(404).await;
+    balancer.configure(&config(true));
+    balancer.change("POST", "/admin/reload", None).await;
+    for status in [200, 404, 418, 418] {
+        answered(status).await;
+    }
+    for (status, count) in [("200", 1.0), ("404", 1.0), ("418", 2.0)] {
+        eventually("it is counted", async || counted(status).await == count).await;
+    }
 }

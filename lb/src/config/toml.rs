@@ -21,9 +21,9 @@ use ::toml::de::{DeTable, DeValue};
 use super::advice::{self, Advice, Subject};
 use super::{
     AccessLogConfig, AccessLogFile, AccessLogFormat, AdminConfig, BackendConfig, Config, EjectionConfig, ForwardedBy,
-    HalfClose, ListenerConfig, ListenerSettings, LogConfig, LogFormat, PoolConfig, PoolName, PoolSettings, Position,
-    ProbeConfig, ProbeKind, Problem, RouteConfig, SameSite, SecureCookie, ServerConfig, StateConfig, StatusRanges,
-    StickyConfig, TlsConfig,
+    HalfClose, ListenerConfig, ListenerSettings, LogConfig, LogFormat, MetricsConfig, PoolConfig, PoolName,
+    PoolSettings, Position, ProbeConfig, ProbeKind, Problem, RouteConfig, SameSite, SecureCookie, ServerConfig,
+    StateConfig, StatusRanges, StickyConfig, TlsConfig,
 };
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, Weight};
@@ -145,6 +145,8 @@ impl<'t> Reader<'t> {
         let log = self.log(&log);
         let access_log = self.section(root, "access_log");
         let access_log = self.access_log(&access_log);
+        let metrics = self.section(root, "metrics");
+        let exact_status = self.value(&metrics, "exact_status", values::flag);
         let (pools, names) = self.pools(root);
         let routes = self.routes(root, &names);
         Some(Config {
@@ -154,6 +156,7 @@ impl<'t> Reader<'t> {
             state: state?,
             log: log?,
             access_log: access_log?,
+            metrics: MetricsConfig { exact_status: exact_status? },
             pools: pools?,
             routes: routes?,
         })

@@ -370,7 +370,7 @@ fn pool_names_are_checked_wherever_they_stand() {
 
 #[test]
 fn unknown_keys_come_with_the_nearest_or_the_valid_ones() {
-    let sections = "access_log, admin, listener, log, pool, route, server, state";
+    let sections = "access_log, admin, listener, log, metrics, pool, route, server, state";
     for (marked, message) in [
         (
             minimal_with("route", "§hots = \"a\""),

@@ -10,7 +10,7 @@ use crate::config::difference::seconds;
 /// Every setting of a configuration as TOML. Secrets are not in it, but the files that hold them are.
 pub fn write(config: &Value) -> String {
     let mut text = String::new();
-    for section in ["server", "admin", "state", "log", "access_log"] {
+    for section in ["server", "admin", "state", "log", "access_log", "metrics"] {
         if let Some(settings) = config[section].as_object() {
             let _ = writeln!(text, "[{section}]");
             write_settings(&mut text, section, settings);
@@ -141,6 +141,8 @@ token_file = \"token\"
 read_token_file = \"read\"
 [state]
 persist = false
+[metrics]
+exact_status = true
 [access_log]
 file = \"logs/a \\\"b\\\".log\"
 [[listener]]

@@ -65,6 +65,7 @@ struct Vitals {
     tracker: Tracker,
     ejection: Ejection,
     last_probe: Option<ProbeReport>,
+    draining_since: Option<Instant>,
 }
 
 /// How one probe ended.
@@ -129,6 +130,7 @@ impl Backend {
                 tracker: Tracker::new(unprobed(probed)),
                 ejection: Ejection::default(),
                 last_probe: None,
+                draining_since: None,
             }),
         }
     }
@@ -349,6 +351,17 @@ impl Backend {
                 Health::Unhealthy => Status::Unhealthy,
             },
         }
+    }
+
+    /// Notes whether the operator has it drain. A draining that goes on keeps its beginning.
+    pub fn set_draining(&self, is_draining: bool, now: Instant) {
+        let mut vitals = self.vitals();
+        vitals.draining_since = is_draining.then(|| vitals.draining_since.unwrap_or(now));
+    }
+
+    /// Since when the operator has it drain; a restart of the process begins anew.
+    pub fn draining_since(&self) -> Option<Instant> {
+        self.vitals().draining_since
     }
 
     fn vitals(&self) -> MutexGuard<'_, Vitals> {

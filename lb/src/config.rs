@@ -267,6 +267,9 @@ pub struct EjectionConfig {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StickyConfig {
     pub cookie: String,
+    /// How long a draining backend still takes the clients whose cookie names it.
+    #[serde(serialize_with = "seconds")]
+    pub grace: Duration,
     /// What browsers send it for: begins with `/`.
     pub path: String,
     /// `None`: until the browser closes.

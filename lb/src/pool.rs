@@ -30,6 +30,8 @@ pub struct Pool {
     refreshing: Mutex<Instant>,
     /// What was last logged of [`Self::is_available`].
     was_available: AtomicBool,
+    /// What was last logged of [`Self::is_panicking`].
+    was_panicking: AtomicBool,
     /// The changes of all backends together that the view knows of.
     known_changes: AtomicU64,
 }
@@ -54,8 +56,17 @@ struct View {
     /// [`Ejections::begun`] when it was made: later ones are not left out of it.
     known_ejections: u64,
     usable: Usable,
+    /// Backends that drain and still take those of their clients whose cookie names them.
+    keeping: Keeping,
     balance: Box<dyn Balance>,
     is_panicking: bool,
+}
+
+/// Draining backends within the sticky grace, and when the first of them leaves it.
+#[derive(Debug, Default, PartialEq)]
+struct Keeping {
+    backends: Vec<BackendIndex>,
+    until: Option<Instant>,
 }
 
 /// A backend that an exchange keeps in mind from one choice to the next. The position is that in the plan it was found
@@ -86,6 +97,7 @@ impl Pool {
             ejections: Arc::default(),
             refreshing: Mutex::new(now),
             was_available: AtomicBool::new(true),
+            was_panicking: AtomicBool::new(false),
             known_changes,
             view: ArcSwap::from_pointee(view),
         };
@@ -113,7 +125,8 @@ impl Pool {
         let sticky = sticky.and_then(|backend| plan.index_of(backend));
         let skips_ejected = !view.is_panicking && view.known_ejections != self.ejections.begun();
         let candidates = Candidates { members: &plan.members, usable: &view.usable, tried: &tried, skips_ejected };
-        let wanted = sticky.filter(|&index| view.usable.contains(index) && !candidates.is_excluded(index));
+        let is_wanted = |index| view.usable.contains(index) || view.keeping.backends.contains(&index);
+        let wanted = sticky.filter(|&index| is_wanted(index) && !candidates.is_excluded(index));
         let picked = wanted.or_else(|| view.balance.pick(&candidates, key));
         // When all that are left have been ejected since the view was made, it is for the next view to say what then.
         let anybody = || view.balance.pick(&Candidates { skips_ejected: false, ..candidates }, key);
@@ -152,8 +165,10 @@ impl Pool {
                 }
             }
         }
-        let knows_ejections = self.view.load().known_ejections == self.ejections.begun();
-        if !knows_ejections || self.known_changes.load(Ordering::Acquire) != plan.changes() {
+        let view = self.view.load();
+        let knows_ejections = view.known_ejections == self.ejections.begun();
+        let is_grace_over = view.keeping.until.is_some_and(|until| now >= until);
+        if !knows_ejections || is_grace_over || self.known_changes.load(Ordering::Acquire) != plan.changes() {
             self.refresh(now);
         }
     }
@@ -201,6 +216,15 @@ impl Pool {
             (false, true) => tracing::info!(pool = %self.name, "a backend may take traffic again"),
             _ => {}
         }
+        let is_panicking = self.is_panicking();
+        match (self.was_panicking.swap(is_panicking, Ordering::Relaxed), is_panicking) {
+            (false, true) => tracing::warn!(
+                pool = %self.name,
+                "panic: too few backends are usable, so requests go to all active ones, whatever their health",
+            ),
+            (true, false) => tracing::info!(pool = %self.name, "the panic is over: health counts again"),
+            _ => {}
+        }
     }
 
     /// Whether health is ignored because too few backends are usable.
@@ -245,6 +269,7 @@ impl Plan {
                     Arc::new(Backend::new(backend.address.clone(), is_probed, metrics))
                 }
             };
+            backend_here.set_draining(backend.state == AdminState::Draining, now);
             Member { backend: backend_here, weight: backend.weight }
         };
         let members: Box<[Member]> = config.backends.iter().map(member).collect();
@@ -305,29 +330,57 @@ impl Plan {
         let statuses: Vec<Status> = self.backends().map(|(m, state)| m.backend.status(state, now)).collect();
         usable(&statuses, self.settings.panic_threshold)
     }
+
+    /// Who drains and still keeps its sticky clients, if it is well.
+    fn keeping(&self, now: Instant) -> Keeping {
+        let grace = self.settings.sticky.as_ref().map_or(Duration::ZERO, |sticky| sticky.grace);
+        let mut keeping = Keeping::default();
+        if grace.is_zero() {
+            return keeping;
+        }
+        for (index, (member, state)) in (0..).zip(self.backends()) {
+            let is_well =
+                || matches!(member.backend.status(AdminState::Active, now), Status::Healthy | Status::Unknown);
+            let until = member.backend.draining_since().map(|since| since + grace).filter(|until| now < *until);
+            if state == AdminState::Draining && until.is_some() && is_well() {
+                keeping.backends.push(index);
+                keeping.until = keeping.until.into_iter().chain(until).min();
+            }
+        }
+        keeping
+    }
 }
 
 impl View {
     fn new(plan: Arc<Plan>, known_ejections: u64, now: Instant) -> Self {
         let (usable, is_panicking) = plan.usable(now);
-        Self::of(plan, usable, is_panicking, known_ejections)
+        let keeping = plan.keeping(now);
+        Self::of(plan, usable, keeping, is_panicking, known_ejections)
     }
 
     /// The view that follows `before`; `None` when nothing is different.
     fn after(before: &Self, plan: Arc<Plan>, known_ejections: u64, now: Instant) -> Option<Self> {
         let (usable, is_panicking) = plan.usable(now);
+        let keeping = plan.keeping(now);
         let is_same = Arc::ptr_eq(&before.plan, &plan)
             && before.usable.as_slice() == usable
+            && before.keeping == keeping
             && before.is_panicking == is_panicking
             && before.known_ejections == known_ejections;
-        (!is_same).then(|| Self::of(plan, usable, is_panicking, known_ejections))
+        (!is_same).then(|| Self::of(plan, usable, keeping, is_panicking, known_ejections))
     }
 
-    fn of(plan: Arc<Plan>, usable: Vec<BackendIndex>, is_panicking: bool, known_ejections: u64) -> Self {
+    fn of(
+        plan: Arc<Plan>,
+        usable: Vec<BackendIndex>,
+        keeping: Keeping,
+        is_panicking: bool,
+        known_ejections: u64,
+    ) -> Self {
         let usable = Usable::new(plan.members.len(), usable);
         let ring = || plan.ring.clone().unwrap_or_else(|| Arc::new(Ring::new(&plan.members)));
         let balance = balance::balance(plan.algorithm, &plan.members, &usable, &plan.turn, ring);
-        Self { known_ejections, usable, balance, is_panicking, plan }
+        Self { known_ejections, usable, keeping, balance, is_panicking, plan }
     }
 }
 

@@ -107,6 +107,7 @@ mod tests {
         let config = StickyConfig {
             cookie: "ROUTEID".into(),
             path: "/".into(),
+            grace: Duration::ZERO,
             max_age: Some(Duration::from_secs(3600)),
             same_site: SameSite::Lax,
             secure: SecureCookie::Auto,

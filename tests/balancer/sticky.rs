@@ -1,7 +1,7 @@
 //! A cookie brings a client back to its backend, over every algorithm, for as long as that backend takes traffic.
 
 use serde_json::json;
-use tests::{Balancer, Config, Health, Origin, Pool, Request, Step, response};
+use tests::{Balancer, Config, Health, Origin, Pool, Request, Step, eventually, response};
 
 const ALGORITHMS: [&str; 4] = ["round-robin", "weighted", "least-connections", "ip-hash"];
 
@@ -220,4 +220,32 @@ async fn assert_moves(balancer: &Balancer, cookie: &str, from: &str) {
 
 fn value(cookie: &str) -> String {
     cookie.split(';').next().expect("a value").to_owned()
+}
+
+#[tokio::test]
+async fn a_draining_backend_keeps_its_clients_for_the_grace_and_one_that_is_down_does_not() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let config = |grace: &str| Config::of([&a, &b]).app(|pool| pool.sticky(&format!("grace = \"{grace}\"")));
+    let balancer = Balancer::start(config("1h")).await;
+    let cookie = loop {
+        let reply = balancer.get("/").await;
+        if reply.origin() == "a" {
+            break reply.field("set-cookie").and_then(|field| field.split(';').next()).expect("a cookie").to_owned();
+        }
+    };
+    let visit = async || balancer.send(&Request::get("/").with("Cookie", &cookie)).await.origin().to_owned();
+    balancer.patch(&a, json!({ "state": "draining" })).await;
+    for _ in 0..5 {
+        assert_eq!(visit().await, "a", "it knows the cookie");
+    }
+    assert_eq!(balancer.origins_of(6).await.concat(), "bbbbbb", "nothing new");
+    balancer.patch(&a, json!({ "state": "down" })).await;
+    assert_eq!(visit().await, "b");
+
+    balancer.patch(&a, json!({ "state": "active" })).await;
+    assert_eq!(visit().await, "a");
+    balancer.configure(&config("10ms"));
+    balancer.change("POST", "/admin/reload", None).await;
+    balancer.patch(&a, json!({ "state": "draining" })).await;
+    eventually("the grace is over", async || visit().await == "b").await;
 }

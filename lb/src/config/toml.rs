@@ -521,6 +521,7 @@ impl<'t> Reader<'t> {
         let secret = self.value(section, "secret_file", |v| files::secret(base, v));
         let secret_file = self.value(section, "secret_file", |v| values::path(base, v));
         let path = self.value(section, "path", values::cookie_path);
+        let grace = self.value(section, "grace", values::duration(Duration::ZERO, DAY));
         if (same_site, secure) == (Some(SameSite::None), Some(SecureCookie::Never)) {
             let message = "pool.sticky.secure is \"never\", but browsers refuse a cookie with same_site \"none\" that is not secure: write secure = \"auto\" or \"always\"";
             self.problem(section.place("secure"), message);
@@ -533,6 +534,7 @@ impl<'t> Reader<'t> {
             secret: secret?,
             secret_file: secret_file?,
             path: path?,
+            grace: grace?,
         })
     }
 

@@ -9,6 +9,7 @@ use crate::change::{BackendSettings, Edit, Edits};
 use crate::config::advice;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress};
+use crate::config::difference::seconds;
 use crate::config::{Config, PoolConfig, PoolName};
 use crate::pool::Pool;
 use crate::snapshot::Snapshot;
@@ -136,7 +137,13 @@ fn of_state(pool: &Pool, backend: &BackendAddress, after: Option<AdminState>) ->
             "takes traffic once a probe has succeeded".to_owned()
         }
         Some(AdminState::Active) => "takes traffic at once".to_owned(),
-        Some(AdminState::Draining) => format!("takes nothing new and is still probed; {in_flight}"),
+        Some(AdminState::Draining) => match plan.settings.sticky.as_ref().map(|sticky| sticky.grace) {
+            Some(grace) if !grace.is_zero() => {
+                let grace = seconds(grace.as_secs_f64());
+                format!("takes only its sticky clients for {grace}, then nothing new, and is still probed; {in_flight}")
+            }
+            _ => format!("takes nothing new and is still probed; {in_flight}"),
+        },
         Some(AdminState::Down) => format!("takes nothing new and is not probed; {in_flight}"),
         Some(AdminState::Removing) | None => {
             format!("takes nothing new and leaves the pool when it is idle; {in_flight}")

@@ -89,21 +89,35 @@ async fn probe_forever(control: Arc<Control>, pool: PoolName, backend: Arc<Backe
     let check = health_check(&backend.address, &config);
     // The first probe is at hand; a call for one that came before would only repeat it.
     let _ = tokio::time::timeout(Duration::ZERO, backend.forgotten()).await;
+    // Probes that failed by our own fault since the last one that did not: told once, and counted.
+    let mut not_made = 0_u64;
     loop {
         let at = Instant::now();
         let error = probe(&backend, check.as_ref(), config.timeout).await.err();
         let counter = if error.is_none() { &backend.metrics.probes_succeeded } else { &backend.metrics.probes_failed };
         counter.inc();
         if let Some(error) = error.filter(|error| error.is_ours()) {
-            tracing::warn!(%pool, backend = %backend.address, %error, "a backend could not be probed");
+            if not_made == 0 {
+                tracing::warn!(%pool, backend = %backend.address, %error, "a backend could not be probed");
+            }
+            not_made += 1;
             pause(&backend, &config, at).await;
             continue;
         }
-        let reason = error.map(|error| error.to_string()).unwrap_or_default();
+        if not_made > 0 {
+            tracing::info!(%pool, backend = %backend.address, not_made, "a backend is probed again");
+            not_made = 0;
+        }
         let report = ProbeReport { at, duration: at.elapsed(), error: error.map(|error| error.to_string()) };
         let finding = backend.probed(report, config.rise, config.fall);
         if let Some(health) = finding.health {
-            tracing::info!(%pool, backend = %backend.address, health = health.as_str(), reason, "backend health changed");
+            tracing::info!(
+                %pool, backend = %backend.address,
+                address = backend.socket_address().map(tracing::field::display),
+                health = health.as_str(),
+                reason = error.map(tracing::field::display),
+                "backend health changed",
+            );
         }
         if finding.ends_ejection {
             tracing::info!(

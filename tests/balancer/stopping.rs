@@ -158,12 +158,19 @@ async fn a_log_that_may_not_grow_loses_lines_and_not_the_process() {
 }
 
 #[tokio::test]
-async fn sigint_stops_it_as_well() {
-    let a = Origin::start("a").await;
-    let mut balancer = Balancer::start(Config::of([&a])).await;
-    balancer.signal(Signal::SIGINT);
-    let status = balancer.process().end().await;
-    assert!(status.success(), "{status}");
+async fn sigint_and_sigquit_stop_it_gracefully_as_well() {
+    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+        let a = Origin::start("a").await;
+        let mut balancer = Balancer::start(Config::of([&a])).await;
+        let mut held = held(&balancer).await;
+        eventually("the request arrived", async || a.heads() == 1).await;
+        balancer.signal(signal);
+        balancer.logs(&["stopping: not ready from now on"]).await;
+        a.release();
+        assert_eq!(held.reply().await.status, 200, "{signal}");
+        let status = balancer.process().end().await;
+        assert!(status.success(), "{signal}: {status}");
+    }
 }
 
 #[tokio::test]

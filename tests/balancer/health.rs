@@ -1,6 +1,9 @@
 //! Backends are probed before they get traffic, real traffic has a say as well, and what is known of a backend
 //! outlives every change of configuration.
 
+use std::process::Command;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tests::balancer::backend_path;
 use tests::{Balancer, Config, Health, Origin, Pool, Request, Step, eventually, found_eventually, response};
@@ -414,7 +417,8 @@ async fn a_backend_that_refuses_connections_is_ejected_and_no_client_notices() {
     a.stop().await;
     assert_eq!(balancer.origins_of(12).await, vec!["b"; 12]);
     balancer.sees(&a, "ejected").await;
-    let failures = balancer.metrics().await.sum("evenkeel_backend_failures_total", &[("kind", "connect-refused")]);
+    // Of any kind: where the origin had still taken a connection, that one is reset.
+    let failures = balancer.metrics().await.sum("evenkeel_backend_failures_total", &[("pool", "app")]);
     assert_eq!(failures, 3.0, "an ejected backend is not tried any more");
 }
 
@@ -450,7 +454,38 @@ async fn with_too_few_usable_backends_the_pool_panics_and_says_so() {
     b.set_health(Health::Status(200));
     eventually("the panic ends", async || balancer.pool().await["panic"] == false).await;
     assert_eq!(panic_metric(&balancer).await, 0.0);
+    balancer.logs(&["INFO the panic is over: health counts again pool=app"]).await;
+    let begun = balancer.log().matches("WARN panic: too few backends are usable").count();
+    assert_eq!(begun, 1, "said once: {}", balancer.log());
+    let found = format!("pool=app backend={0} address={0} health=\"unhealthy\" reason=status 503", a.address());
+    balancer.logs(&[&found]).await;
+    assert!(!balancer.log().contains("reason=\"\""), "a backend that is well has none: {}", balancer.log());
     assert_eq!(balancer.origins_of(4).await.concat(), "bbbb");
+}
+
+#[tokio::test]
+async fn probes_for_which_there_is_no_file_are_told_once_and_counted() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(Config::of([&a]).app(|pool| pool.quick_probe())).await;
+    let id = balancer.process().id();
+    let limits = std::fs::read_to_string(format!("/proc/{id}/limits")).expect("the limits");
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit on files");
+    let before = line.split_whitespace().nth(3).expect("a soft limit");
+    let limit = |files: &str| {
+        let limit = Command::new("prlimit").args(["--pid", &id.to_string(), &format!("--nofile={files}:")]).status();
+        assert!(limit.expect("prlimit, of util-linux").success());
+    };
+    limit("3");
+    balancer.logs(&["a backend could not be probed pool=app", "error=out-of-resources"]).await;
+    // Enough for several more.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    limit(before);
+    balancer.logs(&["a backend is probed again pool=app"]).await;
+    let log = balancer.log();
+    assert_eq!(log.matches("could not be probed").count(), 1, "{log}");
+    let counted = log.split("not_made=").nth(1).and_then(|rest| rest.split_whitespace().next()?.parse::<u32>().ok());
+    assert!(counted.is_some_and(|count| count > 1), "{log}");
+    balancer.sees(&a, "healthy").await;
 }
 
 #[tokio::test]

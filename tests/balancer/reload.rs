@@ -90,7 +90,7 @@ async fn time_limits_change() {
     assert_eq!(within("an answer", wire.reply()).await.status, 408);
 
     // More than any buffer on the way holds.
-    let large = response(200, &[], &"x".repeat(30_000_000));
+    let large = response(200, &[], "x".repeat(30_000_000));
     for limit in [format!("send_timeout = {SHORT}"), "min_rate = 1000000000".to_owned()] {
         a.answer_with(response(200, &[], ""));
         let mut wire = served(&balancer).await;

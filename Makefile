@@ -1,6 +1,6 @@
 # The commands of the README. Each installs what it lacks, or says what to install, then builds and runs.
 
-.PHONY: demo up test check checks deny bench bench-selection bench-instructions fuzz test-compose tools-demo tools-test python
+.PHONY: demo up test check checks deny bench bench-selection bench-instructions full simulate mutants fuzz test-compose tools-demo tools-test python
 
 # Command to look for, and the Debian package that brings it.
 DEMO_TOOLS := cc:build-essential cmake:cmake
@@ -71,6 +71,35 @@ bench-selection: tools-demo
 ## Instructions for each request, compared with those on record
 bench-instructions: tools-demo
 	sh tests/bench/instructions --check
+
+## What takes longer than the gate may, each part with its time
+full:
+	@for part in simulate fuzz mutants; do \
+		start=$$(date +%s); \
+		$(MAKE) $$part || exit 1; \
+		echo "$$part took $$(($$(date +%s) - start)) seconds"; \
+	done
+
+## So many schedules of the engine with fresh seeds, and the planted bugs; SEED=… one schedule with its trace
+SCHEDULES ?= 1000000
+SIMULATE = cargo test --workspace --lib --config 'profile.dev.package.evenkeel.opt-level=2' -- --nocapture
+simulate: tools-demo
+ifdef SEED
+	EVENKEEL_SEED=$(SEED) $(SIMULATE) --exact simulation::as_many_schedules_as_wanted_hold
+else
+	EVENKEEL_SCHEDULES=$(SCHEDULES) $(SIMULATE) simulation::
+endif
+
+## Mutants that the unit tests leave alive: of the pure modules, or with SINCE=main of what has changed since
+MUTANTS ?= balance balance/** health/** exchange/failure exchange/headers route sticky
+mutants: tools-demo
+	@cargo mutants --version >/dev/null 2>&1 || { echo "cargo-mutants is missing: cargo install --locked cargo-mutants"; exit 1; }
+ifdef SINCE
+	git diff $(SINCE) >target/since.diff
+	cargo mutants --package evenkeel --in-diff target/since.diff --output target -- --lib
+else
+	cargo mutants --package evenkeel $(patsubst %,--file 'lb/src/%.rs',$(MUTANTS)) --output target -- --lib
+endif
 
 ## The HTTP/1.1 codec against arbitrary bytes, a minute for each parser (needs cargo-fuzz)
 fuzz: tools-demo

@@ -12,6 +12,7 @@ use arc_swap::ArcSwapOption;
 use serde::Serialize;
 use tokio::sync::Notify;
 
+use crate::clock;
 use crate::config::EjectionConfig;
 use crate::config::backend::{AdminState, BackendAddress};
 use crate::health::ejection::{Ejection, Place};
@@ -79,7 +80,7 @@ pub struct ProbeReport {
 
 /// Which server is behind a backend's address, as far as can be told: no two backends of this process, and no two
 /// servers that one backend has had, share the number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation(u64);
 
 /// What a probe's result changed.
@@ -121,12 +122,12 @@ impl Backend {
             forgotten: Notify::new(),
             changes: AtomicU64::new(0),
             latency: AtomicU64::new(0),
-            born: Instant::now(),
+            born: clock::now(),
             last_head: AtomicU64::new(0),
             vitals: Mutex::new(Vitals {
                 is_probed: probed,
                 has_left: false,
-                since: Instant::now(),
+                since: clock::now(),
                 tracker: Tracker::new(unprobed(probed)),
                 ejection: Ejection::default(),
                 last_probe: None,

@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use jiff::Timestamp;
@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use crate::change::{Author, Change, Edits, Record};
+use crate::clock;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress, Weight};
 use crate::config::difference::difference;
@@ -235,7 +236,7 @@ impl Control {
             }
             let mut wanted = before.config.clone();
             desk.edit(&mut wanted, wish)?;
-            let (edits, now) = (Edits::between(&before.config, &wanted), Instant::now());
+            let (edits, now) = (Edits::between(&before.config, &wanted), clock::now());
             let mut effects = effects::of(&edits, before, &wanted, now);
             if !terms.force
                 && let Some((pool, would)) = effects::nobody_left(&edits, before, &wanted, now)
@@ -434,7 +435,7 @@ impl Control {
             let stay: HashSet<_> =
                 plan.iter().flat_map(|plan| plan.backends()).map(|(m, _)| Arc::as_ptr(&m.backend)).collect();
             for (member, _) in former.backends().filter(|(m, _)| !stay.contains(&Arc::as_ptr(&m.backend))) {
-                member.backend.leave(Instant::now());
+                member.backend.leave(clock::now());
                 self.metrics.forget_backend(pool.name.as_str(), member.backend.address.as_str());
             }
             if plan.is_none() {

@@ -1,9 +1,11 @@
 //! The present as the `Date` field has it (RFC 9110 §5.6.7), written once a second on each thread.
 
 use std::cell::Cell;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use jiff::Timestamp;
+
+use crate::clock;
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT`
 pub type Date = [u8; 29];
@@ -16,7 +18,7 @@ thread_local! {
 /// The present second.
 pub fn now() -> Date {
     // A clock that stands before 1970 is told as that.
-    let second = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let second = clock::wall().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let (last, date) = LAST.get();
     if last == second {
         return date;
@@ -33,6 +35,8 @@ fn written(second: u64) -> Option<Date> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     #[test]

@@ -23,6 +23,8 @@ use crate::config::PoolSettings;
 use crate::failure::{Ejection, Failure, Fault, Replay};
 use crate::message::authority::without_port;
 use crate::metrics::FailureKind;
+#[cfg(test)]
+use crate::plant::Bug;
 use crate::pool::{Plan, Pool, Remembered};
 use crate::snapshot::{Route, Snapshot};
 
@@ -273,7 +275,10 @@ impl<W: Walk> Exchange<W> {
     /// Chooses a backend for the next attempt; the lease on the one before ends.
     fn open(&mut self, at: Moment) -> Step<W> {
         self.current = None;
-        let Some(choice) = self.route.pool.choose(&self.key, self.sticky.as_ref(), &self.tried) else {
+        let choice = self.route.pool.choose(&self.key, self.sticky.as_ref(), &self.tried);
+        #[cfg(test)]
+        let choice = if Bug::StalePool.is_planted() { self.stale_choice() } else { choice };
+        let Some(choice) = choice else {
             return self.refuse(self.last_failure.unwrap_or(Refusal::NoBackend), at);
         };
         if !self.tried.is_empty() {
@@ -289,6 +294,17 @@ impl<W: Walk> Exchange<W> {
         self.current = Some(Attempt { index: choice.index, lease: choice.lease, started: at });
         self.stage = Stage::Trying;
         Step::Open(backend)
+    }
+
+    /// The first backend of the plan as it was when the exchange began.
+    #[cfg(test)]
+    fn stale_choice(&self) -> Option<crate::pool::Choice> {
+        use crate::config::backend::AdminState;
+
+        let is_tried = |backend: &Arc<Backend>| self.tried.iter().any(|tried| Arc::ptr_eq(&tried.backend, backend));
+        let mut active = (0..).zip(self.plan.backends()).filter(|(_, (_, state))| *state == AdminState::Active);
+        let (index, (member, _)) = active.find(|(_, (member, _))| !is_tried(&member.backend))?;
+        Some(crate::pool::Choice { index, lease: member.backend.lease(), plan: Arc::clone(&self.plan) })
     }
 
     /// An attempt failed, or the client did.

@@ -3,6 +3,7 @@
 //! allocates next to nothing and waits for no lock. An idle client costs its socket and a small task.
 //!
 //! - [`stream`]: a client's connection, plain or TLS.
+//! - [`io`]: what either side's socket is.
 //! - [`work`]: buffers, lent for as long as a connection is busy.
 //! - [`idle`]: connections to backends that wait for their next request.
 //! - [`client`]: one client's requests, one after the other.
@@ -24,6 +25,7 @@ pub mod h1;
 pub mod h2;
 pub mod idle;
 mod interim;
+pub mod io;
 mod pace;
 mod presence;
 mod request;
@@ -33,7 +35,10 @@ mod timer;
 mod transfer;
 mod tunnel;
 mod upstream;
+#[cfg(not(test))]
 mod work;
+#[cfg(test)]
+pub mod work;
 
 use std::net::SocketAddr;
 use std::pin::pin;

@@ -15,7 +15,8 @@
 //! - [`message`]: heads and what they are made of.
 //! - [`http`]: how bytes move; [`listen`]: where from; [`room`]: for how many clients; [`shutdown`]: until when.
 //! - [`metrics`]: what is counted; [`log`], [`access_log`]: what is written down, by way of [`lines`].
-//! - [`date`]: the present as responses tell it.
+//! - [`plant`]: old bugs, for the simulation of the engine (`simulation`, in tests only) to find.
+//! - [`clock`]: time and randomness, which simulations set; [`date`]: the present as responses tell it.
 
 pub mod access_log;
 pub mod admin;
@@ -23,6 +24,7 @@ pub mod backend;
 pub mod balance;
 pub mod change;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod date;
@@ -35,12 +37,15 @@ pub mod listen;
 pub mod log;
 pub mod message;
 pub mod metrics;
+pub mod plant;
 pub mod pool;
 pub mod probe;
 pub mod room;
 pub mod route;
 pub mod server;
 pub mod shutdown;
+#[cfg(test)]
+mod simulation;
 pub mod snapshot;
 pub mod state;
 pub mod sticky;

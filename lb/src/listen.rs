@@ -20,6 +20,7 @@ use tokio::runtime::Builder;
 
 use crate::config::ListenerConfig;
 use crate::config::tls;
+use crate::http::io::Io;
 use crate::http::stream::ClientStream;
 use crate::http::{self, Engine, Shared, Stop, h2, idle, splice};
 use crate::room::Place;
@@ -271,14 +272,14 @@ impl Drop for Alive {
 impl Listener {
     async fn connected(&self, tcp: TcpStream, peer: SocketAddr) {
         let engine = Arc::clone(&self.engine);
-        let Some(tls) = &self.tls else { return http::serve(engine, ClientStream::Tcp(tcp), peer.ip()).await };
+        let Some(tls) = &self.tls else { return http::serve(engine, ClientStream::Io(Io::Tcp(tcp)), peer.ip()).await };
         // The handshake is large and short: in a box of its own it leaves nothing behind.
         let Some(stream) = Box::pin(handshake(tls, tcp, peer)).await else { return };
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
             // Large, and rare beside idle connections of HTTP/1.1.
             Box::pin(h2::serve(engine, stream, peer.ip())).await;
         } else {
-            http::serve(engine, ClientStream::Tls(stream), peer.ip()).await;
+            http::serve(engine, ClientStream::Io(Io::Tls(stream)), peer.ip()).await;
         }
     }
 }

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 
 use crate::backend::{Backend, Lease, Status};
 use crate::balance::{self, BackendIndex, Balance, Candidates, Key, Member, Ring, Turn, Usable, are_same_backends};
+use crate::clock;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
 use crate::config::{BackendConfig, PoolConfig, PoolName, PoolSettings, Secret};
@@ -88,7 +89,7 @@ pub struct Choice {
 impl Pool {
     /// A pool that no snapshot has named before.
     pub fn new(name: &PoolName, plan: Plan, metrics: &Metrics) -> Self {
-        let now = Instant::now();
+        let now = clock::now();
         let known_changes = AtomicU64::new(plan.changes());
         let view = View::new(Arc::new(plan), 0, now);
         let pool = Self {
@@ -194,7 +195,7 @@ impl Pool {
         /// With so many members a view is made so fast that no finding of a probe has to wait for it.
         const FEW: usize = 256;
         let mut not_before = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
-        let begun = Instant::now();
+        let begun = clock::now();
         let before = self.view.load();
         let plan = plan.unwrap_or_else(|| Arc::clone(&before.plan));
         let known_ejections = self.ejections.begun();
@@ -205,7 +206,7 @@ impl Pool {
             self.log_availability();
         }
         if members > FEW {
-            *not_before = Instant::now() + begun.elapsed() * (SHARE - 1);
+            *not_before = clock::now() + clock::now().saturating_duration_since(begun) * (SHARE - 1);
         }
     }
 
@@ -249,7 +250,7 @@ impl Plan {
         secret: &Secret,
     ) -> Self {
         let is_probed = config.settings.probe.is_some();
-        let now = Instant::now();
+        let now = clock::now();
         let known: HashMap<_, _> = previous
             .iter()
             .flat_map(|plan| plan.backends())

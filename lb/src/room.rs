@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use tokio::time::timeout;
+
+use crate::clock::{self, timeout};
 
 /// A few more than one have to leave, so that not everyone who comes has to wait.
 const MOST_SHED_AT_ONCE: usize = 32;
@@ -68,8 +69,8 @@ impl Room {
 
     fn warn(&self) {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned.is_none_or(|warned| warned.elapsed() > WARNING_INTERVAL) {
-            *warned = Some(Instant::now());
+        if warned.is_none_or(|warned| clock::now().saturating_duration_since(warned) > WARNING_INTERVAL) {
+            *warned = Some(clock::now());
             tracing::warn!(
                 clients = self.most,
                 "no more clients can be served at once: idle ones have to leave, new ones wait ([server] max_connections, \

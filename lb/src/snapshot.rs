@@ -3,9 +3,9 @@
 //! routes makes routes anew.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::balance::Ring;
+use crate::clock;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{BackendAddress, Weight};
 use crate::config::route::{HostPattern, PathPrefix};
@@ -45,7 +45,7 @@ impl Snapshot {
             match previous.and_then(|previous| previous.pool_with_config(&config.name)) {
                 Some((pool, before)) => {
                     if before != config {
-                        pool.adopt(Arc::new(plan(Some(&*pool.plan()))), Instant::now());
+                        pool.adopt(Arc::new(plan(Some(&*pool.plan()))), clock::now());
                     }
                     Arc::clone(pool)
                 }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
+use crate::clock;
 use crate::message::authority::without_port;
 
 /// The other end of a connection: its address, and the same as text, since every request needs it.
@@ -355,7 +356,7 @@ pub fn write_request_id(incoming: Option<&[u8]>, out: &mut impl Write) -> fmt::R
     };
     match incoming.filter(is_bearable).and_then(|id| std::str::from_utf8(id).ok()) {
         Some(id) => out.write_str(id),
-        None => write!(out, "{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>()),
+        None => write!(out, "{:016x}{:016x}", clock::random(), clock::random()),
     }
 }
 

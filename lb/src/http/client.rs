@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::futures::Notified;
-use tokio::time::{sleep, timeout};
 use tokio_util::io::poll_read_buf;
 
 use super::body::{ResponseBody, refusal};
@@ -25,6 +24,7 @@ use super::work::Work;
 use super::{Engine, h2};
 use crate::access_log::{AccessLog, Record, Served};
 use crate::backend::Backend;
+use crate::clock::{self, sleep, timeout};
 use crate::date;
 use crate::exchange::headers::Peer;
 use crate::exchange::refusal::Refusal;
@@ -35,6 +35,7 @@ use crate::http::h1::websocket;
 use crate::message::framing::Framing;
 use crate::message::name::Name;
 use crate::message::{Method, Parsed, Version};
+use crate::plant::Bug;
 
 const HEAD_READ_BYTES: usize = 4096;
 /// How long a client has to be idle before it has to leave to make room for others.
@@ -71,7 +72,9 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: IpAddr) 
     loop {
         let Some(mut work) = first_bytes(&engine, &mut client, &mut timer, &mut calls, patience).await else { break };
         // In a box of its own, so that an idle connection is small.
-        let fate = Box::pin(requests(&engine, &mut client, &mut timer, &peer, &mut work)).await;
+        let busy = Busy(&mut client);
+        let fate = Box::pin(requests(&engine, busy.0, &mut timer, &peer, &mut work)).await;
+        std::mem::forget(busy);
         work.give_back();
         match fate {
             Fate::Idle => patience = engine.listener().keepalive_timeout,
@@ -84,6 +87,18 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: IpAddr) 
         }
     }
     let _ = timeout(SHUTDOWN_TIMEOUT, client.shutdown()).await;
+}
+
+/// A connection that carries requests. Where that ends in their midst, by a panic or because the time to stop is over, the
+/// connection is reset: a client of HTTP/1.0 would take the regular end of the connection for the end of its response.
+struct Busy<'a>(&'a mut ClientStream);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        if !Bug::CleanCutOff.is_planted() {
+            self.0.reset_when_closed();
+        }
+    }
 }
 
 /// Serves the one request of an HTTP/2 stream. True: the client reset the stream before it had its answer.
@@ -187,8 +202,8 @@ async fn requests(engine: &Engine, client: &mut ClientStream, timer: &mut Timer,
             work.from_client.clear();
             return Fate::Idle;
         }
-        let time = engine.access_log.as_ref().map(|_| Timestamp::now());
-        let request = Request { engine, peer, started: Instant::now(), time, told: Told::default() };
+        let time = engine.access_log.as_ref().and_then(|_| Timestamp::try_from(clock::wall()).ok());
+        let request = Request { engine, peer, started: clock::now(), time, told: Told::default() };
         let fate = match read_head(engine, client, timer, peer, work).await {
             Ok(Some(head)) => request.carry(client, timer, work, head).await,
             Ok(None) => return Fate::Close,
@@ -253,7 +268,7 @@ struct Driver<'a> {
 impl Request<'_> {
     async fn carry(mut self, client: &mut ClientStream, timer: &mut Timer, work: &mut Work, head: usize) -> Fate {
         let _exchange = self.engine.stop.in_exchange();
-        let now = Instant::now();
+        let now = clock::now();
         let begun = request::begin(self.engine, work, head, self.peer, client, now, &mut self.told);
         match begun {
             Ok((exchange, body)) => {
@@ -289,7 +304,7 @@ impl Request<'_> {
         self.write_refusal(&mut transfer, refusal, has_read_all);
         transfer.run(timer).await;
         let outcome = Outcome { refusal: Some(refusal), status: refusal.status(), ..Outcome::default() };
-        self.conclude(&transfer, None, &outcome, Instant::now());
+        self.conclude(&transfer, None, &outcome, clock::now());
         fate(transfer.ending())
     }
 
@@ -343,12 +358,12 @@ impl Driver<'_> {
         match self.transfer.run(timer).await {
             Happened::Held => {
                 if !self.transfer.body.pace.waited().is_zero() {
-                    self.now = Instant::now();
+                    self.now = clock::now();
                 }
                 Event::Held
             }
             Happened::Head => {
-                self.now = Instant::now();
+                self.now = clock::now();
                 let response = self.transfer.response();
                 let answer = Answer { status: response.status() };
                 match websocket::answers(response, request::asks_for_websocket(self.transfer.work)) {
@@ -359,7 +374,7 @@ impl Driver<'_> {
                 }
             }
             Happened::Sent => {
-                self.now = Instant::now();
+                self.now = clock::now();
                 self.release();
                 Event::Sent
             }
@@ -399,7 +414,7 @@ impl Driver<'_> {
     }
 
     fn failed(&mut self, failure: Failure) -> Event {
-        self.now = Instant::now();
+        self.now = clock::now();
         let has_body = self.transfer.body.is_at_hand();
         self.transfer.give_up();
         Event::Failed { failure, has_body }
@@ -417,7 +432,7 @@ impl Driver<'_> {
 impl Drop for Driver<'_> {
     fn drop(&mut self) {
         if !self.exchange.is_over() {
-            self.now = Instant::now();
+            self.now = clock::now();
         }
         let outcome = self.exchange.finish(self.now);
         self.request.conclude(&self.transfer, Some(&self.exchange), &outcome, self.now);

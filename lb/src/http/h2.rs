@@ -19,12 +19,12 @@ use h2::{Reason, RecvStream};
 use http::Request;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::Notify;
-use tokio::time::{sleep, sleep_until, timeout};
 
 use super::Engine;
 use super::client::{LEAST_IDLE, serve_stream};
 use super::pace::Total;
 use super::stream::ClientStream;
+use crate::clock::{self, sleep, sleep_until, timeout};
 use crate::exchange::headers::Peer;
 use stream::Http2Stream;
 
@@ -99,7 +99,7 @@ async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(engine: &Engine, io: T) ->
     tokio::select! {
         biased;
         connection = builder.handshake(io) => connection.ok(),
-        () = must_leave(engine, Instant::now()) => None,
+        () = must_leave(engine, clock::now()) => None,
         () = sleep(engine.listener().header_timeout) => None,
     }
 }
@@ -117,7 +117,7 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
     let peer = Arc::new(Peer::new(peer));
     let mut patience = engine.listener().header_timeout;
     // Since when no request is being served; its response may still be on its way.
-    let mut quiet_since = Some(Instant::now());
+    let mut quiet_since = Some(clock::now());
     let mut is_leaving = false;
     let total = Total::default();
     // A stop waits for what is still to be sent, too.
@@ -137,7 +137,7 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
             connection.graceful_shutdown();
             is_leaving = true;
         }
-        quiet_since = is_quiet.then(|| quiet_since.unwrap_or_else(Instant::now));
+        quiet_since = is_quiet.then(|| quiet_since.unwrap_or_else(clock::now));
         let limit = if is_idle { patience } else { patience + engine.listener().send_timeout };
         let late = async {
             match quiet_since {
@@ -163,7 +163,7 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
             },
             () = streams.closed.notified() => {}
             () = late => return Some(Reason::NO_ERROR),
-            () = must_leave(engine, quiet_since.unwrap_or_else(Instant::now)), if is_idle => return Some(Reason::NO_ERROR),
+            () = must_leave(engine, quiet_since.unwrap_or_else(clock::now)), if is_idle => return Some(Reason::NO_ERROR),
             () = stopping(engine), if !is_idle && !is_leaving => {}
         }
     }

@@ -2,17 +2,20 @@
 //! server they lead to, not by address: where another server may have taken its place, none of them is used again.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use foldhash::fast::RandomState;
-use tokio::net::TcpStream;
-
+use super::io::Io;
 use crate::backend::{Backend, Incarnation};
 
+#[cfg(not(test))]
+type ByServer = std::collections::HashMap<Incarnation, Server, foldhash::fast::RandomState>;
+/// In the order in which the servers came, so that a simulation closes connections in the same order again.
+#[cfg(test)]
+type ByServer = std::collections::BTreeMap<Incarnation, Server>;
+
 struct Idle {
-    stream: TcpStream,
+    stream: Io,
     until: Instant,
 }
 
@@ -24,7 +27,7 @@ struct Server {
 
 #[derive(Default)]
 struct Connections {
-    by_server: HashMap<Incarnation, Server, RandomState>,
+    by_server: ByServer,
     /// Of all servers together.
     count: usize,
 }
@@ -34,7 +37,7 @@ thread_local! {
 }
 
 /// The connection used last, if one is left that is still open as far as can be seen.
-pub fn take(server: Incarnation, now: Instant) -> Option<TcpStream> {
+pub fn take(server: Incarnation, now: Instant) -> Option<Io> {
     CONNECTIONS.with_borrow_mut(|connections| {
         let server = connections.by_server.get_mut(&server)?;
         while let Some(Idle { stream, until }) = server.idle.pop() {
@@ -49,7 +52,7 @@ pub fn take(server: Incarnation, now: Instant) -> Option<TcpStream> {
 
 /// Keeps a connection to `server`, which was the backend's when the connection was opened, unless another has taken
 /// its place since or the thread keeps `most` already.
-pub fn keep(backend: &Arc<Backend>, server: Incarnation, stream: TcpStream, until: Instant, most: usize) {
+pub fn keep(backend: &Arc<Backend>, server: Incarnation, stream: Io, until: Instant, most: usize) {
     if backend.incarnation() != server {
         return;
     }
@@ -80,7 +83,7 @@ pub fn clear() {
 
 /// Whether nothing came on an idle connection: neither its end nor bytes that nobody asked for. Costs no system call
 /// while the runtime has heard nothing of the socket.
-fn is_quiet(stream: &TcpStream) -> bool {
+fn is_quiet(stream: &Io) -> bool {
     let mut byte = [0];
     matches!(stream.try_read(&mut byte), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
 }

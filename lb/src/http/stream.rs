@@ -1,31 +1,32 @@
-//! A client's connection, plain or TLS, or one stream of an HTTP/2 connection. Connections to backends are plain [`TcpStream`]s.
+//! A client's connection, or one stream of an HTTP/2 connection.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::tls::TlsStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::h2::stream::Http2Stream;
+use super::io::Io;
 use super::pace::Total;
 use crate::message::Version;
 
 const DISCARD_BYTES: usize = 16 * 1024;
 
 pub enum ClientStream {
-    Tcp(TcpStream),
-    Tls(Box<TlsStream<L4Stream>>),
+    Io(Io),
     /// Over TLS too: browsers speak HTTP/2 no other way.
     Http2(Box<Http2Stream>),
 }
 
 impl ClientStream {
     pub fn is_tls(&self) -> bool {
-        matches!(self, Self::Tls(_) | Self::Http2(_))
+        match self {
+            Self::Io(io) => io.is_tls(),
+            Self::Http2(_) => true,
+        }
     }
 
     /// What the connection has moved, where it carries several exchanges at once.
@@ -39,8 +40,8 @@ impl ClientStream {
     /// The socket, where bytes can pass to it without being looked at.
     pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
-            Self::Tcp(tcp) => Some(tcp),
-            _ => None,
+            Self::Io(io) => io.tcp(),
+            Self::Http2(_) => None,
         }
     }
 
@@ -57,9 +58,11 @@ impl ClientStream {
     /// dropped. Costs no system call while the runtime has heard nothing of the socket.
     pub fn has_unread_bytes(&mut self) -> bool {
         match self {
-            Self::Tcp(tcp) => matches!(tcp.try_read(&mut [0]), Ok(count) if count > 0),
-            Self::Tls(_) => matches!(self.poll_discard(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(1..))),
             Self::Http2(_) => false,
+            Self::Io(Io::Tls(_)) => {
+                matches!(self.poll_discard(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(1..)))
+            }
+            Self::Io(io) => matches!(io.try_read(&mut [0]), Ok(1..)),
         }
     }
 
@@ -77,13 +80,18 @@ impl ClientStream {
         stream.is_given_up(cx)
     }
 
-    /// Ends the connection so that the client cannot take what it has for a whole message: by a reset, or under TLS by
-    /// leaving out the closing alert.
+    /// Has the connection end by a reset, or under TLS without the closing alert, whenever it is dropped.
+    pub fn reset_when_closed(&mut self) {
+        match self {
+            Self::Io(io) => io.reset_when_closed(),
+            Self::Http2(_) => {}
+        }
+    }
+
+    /// Ends the connection so that the client cannot take what it has for a whole message.
     pub fn abort(self) {
         match self {
-            // Without it the client still sees that chunks or a length are incomplete.
-            Self::Tcp(tcp) => drop(tcp.set_zero_linger()),
-            Self::Tls(_) => {}
+            Self::Io(io) => io.abort(),
             Self::Http2(stream) => stream.abort(),
         }
     }
@@ -92,8 +100,7 @@ impl ClientStream {
 impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Self::Io(io) => Pin::new(io).poll_read(cx, buf),
             Self::Http2(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -102,24 +109,21 @@ impl AsyncRead for ClientStream {
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
-            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            Self::Io(io) => Pin::new(io).poll_write(cx, buf),
             Self::Http2(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Self::Io(io) => Pin::new(io).poll_flush(cx),
             Self::Http2(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Self::Io(io) => Pin::new(io).poll_shutdown(cx),
             Self::Http2(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio::time::Sleep;
+use crate::clock::{self, Sleep};
 
 #[derive(Default)]
 pub struct Timer {
@@ -44,11 +44,11 @@ impl Timer {
 
     /// How long the last wait took.
     pub fn waited(&self) -> Duration {
-        self.waits_since.map_or(Duration::ZERO, |since| since.elapsed())
+        self.waits_since.map_or(Duration::ZERO, |since| clock::now().saturating_duration_since(since))
     }
 
     fn set(&mut self, limit: Duration) {
-        let now = Instant::now();
+        let now = clock::now();
         self.waits_since = Some(now);
         // So far away that it never comes.
         let deadline = now.checked_add(limit);
@@ -62,9 +62,9 @@ impl Timer {
 
     fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = self.deadline else { return Poll::Pending };
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(clock::sleep_until(deadline.into())));
         while alarm.as_mut().poll(cx).is_ready() {
-            if Instant::now() >= deadline {
+            if clock::now() >= deadline {
                 return Poll::Ready(());
             }
             // It was set for an earlier wait.

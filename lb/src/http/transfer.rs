@@ -29,10 +29,12 @@ use super::timer::{Elapsed, Timer};
 use super::tunnel::{Flow, Tunnel};
 use super::upstream::{Disposition, H1, Upstream};
 use super::work::Work;
+use crate::clock;
 use crate::config::{HalfClose, ListenerSettings};
 use crate::failure::Failure;
 use crate::message::limits::Limits;
 use crate::message::{Parsed, Version};
+use crate::plant::Bug;
 use crate::pool::Plan;
 
 const READ_BYTES: usize = 16 * 1024;
@@ -391,6 +393,7 @@ impl<'a> Transfer<'a> {
     /// closed.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Happened>> {
         let happened = match self.poll_download(cx) {
+            Ok(None) if Bug::HalfDuplex.is_planted() && !self.work.to_client.is_empty() => Ok(None),
             Ok(None) => self.poll_upload(cx),
             happened => happened,
         };
@@ -607,7 +610,11 @@ impl<'a> Transfer<'a> {
                 Poll::Pending => return Ok(false),
             }
         }
-        match Pin::new(&mut *self.client).poll_flush(cx) {
+        let flushed = match Bug::UnflushedTls.is_planted() {
+            true => Poll::Ready(Ok(())),
+            false => Pin::new(&mut *self.client).poll_flush(cx),
+        };
+        match flushed {
             Poll::Ready(Ok(())) => {
                 to_client.clear();
                 self.written = 0;
@@ -633,7 +640,7 @@ impl<'a> Transfer<'a> {
                     }
                     Parsed::Partial => {
                         if let (None, Some(plan)) = (self.head_by, &self.plan) {
-                            self.head_by = Instant::now().checked_add(plan.settings.response_timeout);
+                            self.head_by = clock::now().checked_add(plan.settings.response_timeout);
                         }
                     }
                     Parsed::Rejected(bad) => return Err(refused_head(bad, from_backend, h1, self.listener.limits())),
@@ -661,7 +668,7 @@ impl<'a> Transfer<'a> {
     /// Passes an interim response on. A client is asked for its body once: an earlier attempt or Evenkeel itself may
     /// have done so.
     fn pass_interim(&mut self, head: usize) -> Result<(), Failure> {
-        if !self.interim.allows(Instant::now()) {
+        if !self.interim.allows(clock::now()) {
             return Err(Failure::TooManyInterimResponses);
         }
         let Work { response, from_backend, to_client, request, .. } = &mut *self.work;
@@ -686,10 +693,10 @@ impl<'a> Transfer<'a> {
         let Some(Upstream::H1(h1)) = &mut self.upstream else { return Err(Failure::ResponseTruncated) };
         let body = &mut content.body;
         if content.pipe.is_none() && !content.is_copied && body.plain_bytes_left() >= Some(splice::LEAST_BYTES) {
-            content.pipe = self.client.tcp().and_then(|_| Pipe::take().ok());
+            content.pipe = self.client.tcp().and(h1.socket.tcp()).and_then(|_| Pipe::take().ok());
             content.is_copied = content.pipe.is_none();
         }
-        if let (Some(pipe), Some(client)) = (&mut content.pipe, self.client.tcp()) {
+        if let (Some(pipe), Some(client), Some(backend)) = (&mut content.pipe, self.client.tcp(), h1.socket.tcp()) {
             if !pipe.is_empty() {
                 return match pipe.poll_empty(cx, client) {
                     Poll::Ready(Ok(count)) if count > 0 => {
@@ -709,7 +716,7 @@ impl<'a> Transfer<'a> {
                 };
             }
             let most = body.plain_bytes_left().map_or(0, |left| usize::try_from(left).unwrap_or(usize::MAX));
-            return match pipe.poll_fill(cx, &h1.socket, most) {
+            return match pipe.poll_fill(cx, backend, most) {
                 Poll::Ready(Ok(count)) if count > 0 => {
                     self.moved.from_backend += count as u64;
                     Ok(true)
@@ -760,6 +767,7 @@ impl<'a> Transfer<'a> {
             Upload::Flushing(_) => Wait::Backend(Failure::WriteTimeout),
             Upload::Sending(writing) if self.owes_backend(writing) => Wait::Backend(Failure::WriteTimeout),
             Upload::Sending(_) if self.awaits_continue() => Wait::Continue,
+            Upload::Sending(_) if Bug::BlamedBackend.is_planted() => Wait::Backend(Failure::ResponseTimeout),
             Upload::Sending(_) => Wait::Content,
             Upload::Sent | Upload::Abandoned(_) => return None,
         };
@@ -796,7 +804,7 @@ impl<'a> Transfer<'a> {
             Download::Waiting => {
                 let wait = Wait::Backend(Failure::ResponseTimeout);
                 match self.head_by {
-                    Some(by) => Some((wait, by.saturating_duration_since(Instant::now()))),
+                    Some(by) => Some((wait, by.saturating_duration_since(clock::now()))),
                     None => upload.is_none().then(|| (wait, rest(settings.response_timeout))),
                 }
             }

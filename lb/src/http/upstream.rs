@@ -8,13 +8,14 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
 use super::idle;
+use super::io::Io;
 use super::transfer::{Download, Upload};
 use crate::backend::{Backend, Incarnation};
 use crate::failure::Failure;
+use crate::plant::Bug;
 
 /// A backend, by the protocol that it speaks.
 pub enum Upstream {
@@ -23,7 +24,7 @@ pub enum Upstream {
 
 /// A connection that speaks HTTP/1.1.
 pub struct H1 {
-    pub socket: TcpStream,
+    pub socket: Io,
     backend: Arc<Backend>,
     /// The server that the connection leads to.
     server: Incarnation,
@@ -52,13 +53,11 @@ impl Upstream {
 
     /// Connects to `backend`, where `server` listens at `address`.
     pub async fn connect(backend: Arc<Backend>, server: Incarnation, address: SocketAddr) -> Result<Self, Failure> {
-        let socket = TcpStream::connect(address).await.map_err(|e| Failure::of_connecting(&e))?;
-        // Fails only on a socket that is gone already.
-        let _ = socket.set_nodelay(true);
+        let socket = Io::connect(address).await.map_err(|e| Failure::of_connecting(&e))?;
         Ok(Self::new(socket, &backend, server, false))
     }
 
-    fn new(socket: TcpStream, backend: &Arc<Backend>, server: Incarnation, is_reused: bool) -> Self {
+    fn new(socket: Io, backend: &Arc<Backend>, server: Incarnation, is_reused: bool) -> Self {
         let backend = Arc::clone(backend);
         Self::H1(H1 { socket, backend, server, is_reused, has_heard: false, keeps_alive: false, has_surplus: false })
     }
@@ -68,7 +67,8 @@ impl Upstream {
     /// as part of the next request, or it as part of them.
     pub fn release(self, upload: &Upload, download: &Download) -> Disposition {
         let Self::H1(h1) = self;
-        let is_over = matches!((upload, download), (Upload::Sent, Download::Sent));
+        let is_sent = matches!(upload, Upload::Sent) || Bug::PoisonedConnection.is_planted();
+        let is_over = is_sent && matches!(download, Download::Sent);
         if is_over && h1.keeps_alive && !h1.has_surplus { Disposition::Idle(h1) } else { Disposition::Close }
     }
 }
@@ -102,7 +102,7 @@ impl H1 {
 
     /// The address, for messages.
     pub fn peer_name(&self) -> String {
-        self.socket.peer_addr().map_or(String::new(), |address| address.to_string())
+        self.socket.peer_name()
     }
 
     fn lost(&self, how: Failure) -> Failure {

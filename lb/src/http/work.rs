@@ -39,6 +39,12 @@ thread_local! {
     static SPARE: RefCell<Spare> = RefCell::default();
 }
 
+/// Forgets what this thread keeps, whose sizes tell of what went before.
+#[cfg(test)]
+pub fn clear() {
+    SPARE.take();
+}
+
 impl Work {
     pub fn take() -> Box<Self> {
         let spare = SPARE.with_borrow_mut(|spare| {

@@ -1,0 +1,38 @@
+//! Time and randomness, from one place, so that a simulation can set both. In production each function is the standard
+//! library's, tokio's or rand's, inlined. In unit tests a thread that has entered a simulation has a clock that stands
+//! still until it is moved, and a generator with a seed; the other threads have the real ones.
+//!
+//! A value that is read once a turn and passed down would be as deterministic, but the engine's futures, the pools and
+//! the timers would all have to take it; and tokio's paused clock cannot be moved while tasks are scheduled by a seed.
+
+#[cfg(test)]
+pub mod simulated;
+
+#[cfg(not(test))]
+mod real {
+    use std::time::{Instant, SystemTime};
+
+    pub use tokio::time::{Sleep, sleep, sleep_until, timeout};
+
+    /// The present by the clock that only runs forward.
+    #[inline(always)]
+    pub fn now() -> Instant {
+        Instant::now()
+    }
+
+    /// The present by the calendar.
+    #[inline(always)]
+    pub fn wall() -> SystemTime {
+        SystemTime::now()
+    }
+
+    #[inline(always)]
+    pub fn random() -> u64 {
+        rand::random()
+    }
+}
+
+#[cfg(not(test))]
+pub use real::{Sleep, now, random, sleep, sleep_until, timeout, wall};
+#[cfg(test)]
+pub use simulated::{Sleep, now, random, sleep, sleep_until, timeout, wall};

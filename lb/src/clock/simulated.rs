@@ -1,0 +1,186 @@
+//! The clock of unit tests: the real one, or that of the simulation which this thread has entered.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BinaryHeap;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+thread_local! {
+    static WORLD: Cell<Option<World>> = const { Cell::new(None) };
+    static ALARMS: RefCell<BinaryHeap<Alarm>> = const { RefCell::new(BinaryHeap::new()) };
+}
+
+#[derive(Clone, Copy)]
+struct World {
+    start: Instant,
+    now: Instant,
+    /// The state of the generator.
+    random: u64,
+    /// Numbers alarms, so that those of one moment go off in the order in which they were set.
+    alarms: u64,
+}
+
+struct Alarm {
+    at: Instant,
+    number: u64,
+    waker: Waker,
+}
+
+/// A limit has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elapsed;
+
+/// As tokio's, in simulated time where this thread has entered a simulation.
+pub enum Sleep {
+    Real(Pin<Box<tokio::time::Sleep>>),
+    Simulated {
+        deadline: Instant,
+        /// An alarm is set for the deadline.
+        is_set: bool,
+    },
+}
+
+/// Enters a simulation: from now on time stands still on this thread, and randomness comes from the seed.
+pub fn enter(seed: u64) {
+    let start = Instant::now();
+    WORLD.set(Some(World { start, now: start, random: seed, alarms: 0 }));
+    ALARMS.with_borrow_mut(BinaryHeap::clear);
+}
+
+pub fn leave() {
+    WORLD.set(None);
+    ALARMS.with_borrow_mut(BinaryHeap::clear);
+}
+
+/// How long the simulation has lasted by its own clock.
+pub fn elapsed() -> Duration {
+    WORLD.get().map_or(Duration::ZERO, |world| world.now - world.start)
+}
+
+/// Moves the clock to the next alarm and rings all that are due. False: there is none.
+pub fn advance() -> bool {
+    let Some(mut world) = WORLD.get() else { return false };
+    let Some(first) = ALARMS.with_borrow_mut(BinaryHeap::pop) else { return false };
+    world.now = world.now.max(first.at);
+    WORLD.set(Some(world));
+    first.waker.wake();
+    while let Some(due) = ALARMS.with_borrow_mut(|alarms| {
+        let is_due = alarms.peek().is_some_and(|next| next.at <= world.now);
+        is_due.then(|| alarms.pop()).flatten()
+    }) {
+        due.waker.wake();
+    }
+    true
+}
+
+pub fn now() -> Instant {
+    WORLD.get().map_or_else(Instant::now, |world| world.now)
+}
+
+pub fn wall() -> SystemTime {
+    match WORLD.get() {
+        Some(world) => UNIX_EPOCH + Duration::from_secs(1_800_000_000) + (world.now - world.start),
+        None => SystemTime::now(),
+    }
+}
+
+pub fn random() -> u64 {
+    let Some(mut world) = WORLD.get() else { return rand::random() };
+    // SplitMix64.
+    world.random = world.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    WORLD.set(Some(world));
+    mixed(world.random)
+}
+
+/// The output function of SplitMix64.
+pub fn mixed(state: u64) -> u64 {
+    let mut z = state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+pub fn sleep(limit: Duration) -> Sleep {
+    match WORLD.get() {
+        Some(world) => Sleep::Simulated { deadline: world.now + limit, is_set: false },
+        None => Sleep::Real(Box::pin(tokio::time::sleep(limit))),
+    }
+}
+
+pub fn sleep_until(deadline: tokio::time::Instant) -> Sleep {
+    match WORLD.get() {
+        Some(_) => Sleep::Simulated { deadline: deadline.into_std(), is_set: false },
+        None => Sleep::Real(Box::pin(tokio::time::sleep_until(deadline))),
+    }
+}
+
+pub async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
+    let (mut future, mut alarm) = (pin!(future), pin!(sleep(limit)));
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Ok(output)),
+        Poll::Pending => alarm.as_mut().poll(cx).map(|()| Err(Elapsed)),
+    })
+    .await
+}
+
+impl Sleep {
+    pub fn deadline(&self) -> tokio::time::Instant {
+        match self {
+            Self::Real(sleep) => sleep.deadline(),
+            Self::Simulated { deadline, .. } => (*deadline).into(),
+        }
+    }
+
+    pub fn reset(self: Pin<&mut Self>, at: tokio::time::Instant) {
+        match self.get_mut() {
+            Self::Real(sleep) => sleep.as_mut().reset(at),
+            Self::Simulated { deadline, is_set } => (*deadline, *is_set) = (at.into_std(), false),
+        }
+    }
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let (deadline, is_set) = match self.get_mut() {
+            Self::Real(sleep) => return sleep.as_mut().poll(cx),
+            Self::Simulated { deadline, is_set } => (*deadline, is_set),
+        };
+        // A thread whose simulation has ended drops its futures without polling them.
+        let Some(mut world) = WORLD.get() else { return Poll::Pending };
+        if world.now >= deadline {
+            return Poll::Ready(());
+        }
+        if !std::mem::replace(is_set, true) {
+            world.alarms += 1;
+            WORLD.set(Some(world));
+            let alarm = Alarm { at: deadline, number: world.alarms, waker: cx.waker().clone() };
+            ALARMS.with_borrow_mut(|alarms| alarms.push(alarm));
+        }
+        Poll::Pending
+    }
+}
+
+impl Ord for Alarm {
+    /// The earliest is the greatest, since a heap gives the greatest first.
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (other.at, other.number).cmp(&(self.at, self.number))
+    }
+}
+
+impl PartialOrd for Alarm {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Alarm {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Alarm {}

@@ -1,0 +1,134 @@
+//! What is at one side of an exchange: the socket, plain or TLS. Simulations put a pipe in its place.
+
+#[cfg(test)]
+pub mod pipe;
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use pingora::protocols::l4::stream::Stream as L4Stream;
+use pingora::protocols::tls::TlsStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+pub enum Io {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<L4Stream>>),
+    /// In memory, for simulations.
+    #[cfg(test)]
+    Pipe(pipe::Pipe),
+}
+
+impl Io {
+    /// Opens a connection to `address`.
+    pub async fn connect(address: SocketAddr) -> io::Result<Self> {
+        #[cfg(test)]
+        if let Some(connecting) = pipe::connect(address) {
+            return Ok(Self::Pipe(connecting.await?));
+        }
+        let stream = TcpStream::connect(address).await?;
+        // Fails only on a socket that is gone already.
+        let _ = stream.set_nodelay(true);
+        Ok(Self::Tcp(stream))
+    }
+
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// The socket, where bytes can pass from it and to it without being looked at.
+    pub fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(tcp) => Some(tcp),
+            _ => None,
+        }
+    }
+
+    /// Reads without waiting. Costs no system call while the runtime has heard nothing of the socket. Under TLS nothing
+    /// can be read so.
+    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(tcp) => tcp.try_read(buffer),
+            Self::Tls(_) => Err(io::ErrorKind::WouldBlock.into()),
+            #[cfg(test)]
+            Self::Pipe(pipe) => pipe.try_read(buffer),
+        }
+    }
+
+    /// The other side, for messages.
+    pub fn peer_name(&self) -> String {
+        self.tcp().and_then(|tcp| tcp.peer_addr().ok()).map_or(String::new(), |address| address.to_string())
+    }
+
+    /// Ends the connection so that the peer cannot take what it has for a whole message: by a reset, or under TLS by
+    /// leaving out the closing alert.
+    pub fn abort(self) {
+        self.reset_when_closed();
+    }
+
+    /// Has the connection end so whenever it is dropped.
+    pub fn reset_when_closed(&self) {
+        match self {
+            // Without it the peer still sees that chunks or a length are incomplete.
+            Self::Tcp(tcp) => drop(tcp.set_zero_linger()),
+            Self::Tls(_) => {}
+            #[cfg(test)]
+            Self::Pipe(pipe) => pipe.reset(),
+        }
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            #[cfg(test)]
+            Self::Pipe(pipe) => Pin::new(pipe).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            #[cfg(test)]
+            Self::Pipe(pipe) => Pin::new(pipe).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+            #[cfg(test)]
+            Self::Pipe(pipe) => Pin::new(pipe).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            #[cfg(test)]
+            Self::Pipe(pipe) => Pin::new(pipe).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            #[cfg(test)]
+            Self::Pipe(pipe) => Pin::new(pipe).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! A connection in memory, for simulations: it behaves as TCP does, but how many bytes an operation moves, and whether
+//! it has to wait, is up to the seed.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::clock::simulated::random;
+
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Pipe>> + Send>>;
+type Network = Box<dyn Fn(SocketAddr) -> Connecting>;
+
+type Observer = Box<dyn Fn(&Link)>;
+
+thread_local! {
+    static TRACER: Cell<Option<fn(String)>> = const { Cell::new(None) };
+    static OBSERVER: RefCell<Option<Observer>> = const { RefCell::new(None) };
+    static NETWORK: RefCell<Option<Network>> = const { RefCell::new(None) };
+}
+
+/// Has what this thread connects to be answered by `network`; `None`: by the system.
+pub fn set_network(network: Option<Network>) {
+    NETWORK.set(network);
+}
+
+/// A connection in the network of this thread's simulation; `None`: there is no simulation.
+pub fn connect(address: SocketAddr) -> Option<Connecting> {
+    NETWORK.with_borrow(|network| network.as_ref().map(|network| network(address)))
+}
+
+/// Has `tracer` told what the first end of each connection does.
+pub fn set_tracer(tracer: Option<fn(String)>) {
+    TRACER.set(tracer);
+}
+
+/// Has `observer` told when a connection that is [watched](Link::watch) is written to from its first end.
+pub fn set_observer(observer: Option<Observer>) {
+    OBSERVER.set(observer);
+}
+
+/// One end of a connection. Dropping it closes it.
+#[derive(Debug)]
+pub struct Pipe {
+    link: Arc<Link>,
+    side: usize,
+}
+
+/// What both ends share, to be watched from outside.
+#[derive(Debug)]
+pub struct Link {
+    pub name: String,
+    /// Whose connection it is.
+    pub tag: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    is_watched: bool,
+    /// By the side that writes into it.
+    directions: [Direction; 2],
+    whims: Whims,
+}
+
+/// How a connection behaves within what TCP allows.
+#[derive(Debug, Clone, Copy)]
+pub struct Whims {
+    /// The most bytes on their way in one direction.
+    pub window: usize,
+    /// The most bytes that one operation moves.
+    pub most: usize,
+    /// One operation in so many waits though it need not, as the runtime makes tasks do; 0: none.
+    pub waits: u64,
+}
+
+#[derive(Debug, Default)]
+struct Direction {
+    bytes: Vec<u8>,
+    /// How many of them have been read.
+    start: usize,
+    /// In all.
+    read: u64,
+    written: u64,
+    has_ended: bool,
+    /// The reader is told of a reset once it has read what was left.
+    is_reset: bool,
+    /// Nobody will read.
+    is_deaf: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+/// One direction as seen from outside.
+#[derive(Debug, Clone, Copy)]
+pub struct Flow {
+    pub read: u64,
+    pub written: u64,
+    pub room: usize,
+    /// Bytes can be written into it, as far as the writer knows.
+    pub is_open: bool,
+}
+
+impl Flow {
+    pub fn unread(&self) -> u64 {
+        self.written - self.read
+    }
+}
+
+impl Link {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the observer told of the next bytes from the first end.
+    pub fn watch(&self) {
+        self.state().is_watched = true;
+    }
+
+    /// The direction into which `side` writes.
+    pub fn flow(&self, side: usize) -> Flow {
+        let state = self.state();
+        let direction = &state.directions[side];
+        Flow {
+            read: direction.read,
+            written: direction.written,
+            room: state.whims.window.saturating_sub(direction.unread()),
+            is_open: !direction.has_ended && !direction.is_deaf && !direction.is_reset,
+        }
+    }
+}
+
+impl Direction {
+    fn unread(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
+    fn take(&mut self, count: usize) -> &[u8] {
+        let taken = self.start..self.start + count;
+        self.start += count;
+        self.read += count as u64;
+        &self.bytes[taken]
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        if self.start == self.bytes.len() {
+            self.bytes.clear();
+            self.start = 0;
+        } else if self.start > 64 * 1024 {
+            self.bytes.drain(..self.start);
+            self.start = 0;
+        }
+        self.bytes.extend_from_slice(bytes);
+        self.written += bytes.len() as u64;
+    }
+
+    /// The reader is told that the connection was reset. Some of what was on its way may be lost.
+    fn reset(&mut self) {
+        // Once its end has come, all that was before it has come too.
+        let has_come = self.has_ended && random().is_multiple_of(2);
+        if !self.is_reset && !has_come {
+            self.is_reset = true;
+            self.has_ended = false;
+            let kept = (random() % (self.unread() as u64 + 1)) as usize;
+            self.bytes.truncate(self.start + kept);
+            self.written = self.read + kept as u64;
+        }
+        self.wake();
+    }
+
+    fn wake(&mut self) {
+        self.wake_reader();
+        self.wake_writer();
+    }
+
+    fn wake_reader(&mut self) {
+        self.reader.take().into_iter().for_each(Waker::wake);
+    }
+
+    fn wake_writer(&mut self) {
+        self.writer.take().into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Whims {
+    /// How many of `possible` bytes are moved now; `None`: the task has to wait for its next turn.
+    fn count(&self, possible: usize) -> Option<usize> {
+        if self.waits > 0 && random().is_multiple_of(self.waits) {
+            return None;
+        }
+        let most = possible.min(self.most);
+        Some(if most > 1 && random().is_multiple_of(2) { 1 + (random() % most as u64) as usize } else { most })
+    }
+}
+
+impl Pipe {
+    /// Both ends of a connection.
+    pub fn pair(name: String, tag: usize, whims: Whims) -> (Self, Self) {
+        let state = State { is_watched: false, directions: Default::default(), whims };
+        let link = Arc::new(Link { name, tag, state: Mutex::new(state) });
+        (Self { link: Arc::clone(&link), side: 0 }, Self { link, side: 1 })
+    }
+
+    pub fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// Reads into `buffer`, at most `most` bytes; 0: the other side has ended.
+    pub fn read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut state = self.link.state();
+        let State { directions, whims, .. } = &mut *state;
+        let incoming = &mut directions[1 - self.side];
+        let possible = incoming.unread().min(buffer.len());
+        if possible == 0 {
+            return match (incoming.unread() == 0, incoming.is_reset, incoming.has_ended) {
+                (false, ..) => Poll::Ready(Ok(0)),
+                (true, true, false) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                (true, _, true) => Poll::Ready(Ok(0)),
+                (true, false, false) => {
+                    incoming.reader = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            };
+        }
+        let Some(count) = whims.count(possible) else {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        };
+        buffer[..count].copy_from_slice(incoming.take(count));
+        self.trace(|| format!("reads {count} bytes"));
+        incoming.wake_writer();
+        Poll::Ready(Ok(count))
+    }
+
+    /// Writes some of `bytes`; how many were taken.
+    pub fn write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut state = self.link.state();
+        if self.side == 0 && std::mem::take(&mut state.is_watched) {
+            OBSERVER.with_borrow(|observer| observer.iter().for_each(|observer| observer(&self.link)));
+        }
+        let State { directions, whims, .. } = &mut *state;
+        let [outgoing, incoming] = Self::ends(directions, self.side);
+        if outgoing.has_ended {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if incoming.is_reset || outgoing.is_reset {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        if outgoing.is_deaf {
+            // What reaches a closed socket is answered by a reset, of which the writer learns later.
+            incoming.reset();
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let room = whims.window.saturating_sub(outgoing.unread());
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        if room == 0 {
+            outgoing.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let Some(count) = whims.count(room.min(bytes.len())) else {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        };
+        outgoing.put(&bytes[..count]);
+        self.trace(|| format!("writes {count} bytes"));
+        outgoing.wake_reader();
+        Poll::Ready(Ok(count))
+    }
+
+    /// Reads without waiting, where the runtime may not have heard yet of what has come.
+    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        if random().is_multiple_of(4) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        match self.read(&mut Context::from_waker(Waker::noop()), buffer) {
+            Poll::Ready(result) => result,
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    /// Says that no more will be written.
+    pub fn end(&self) {
+        self.trace(|| "ends".to_owned());
+        let mut state = self.link.state();
+        let outgoing = &mut state.directions[self.side];
+        outgoing.has_ended = true;
+        outgoing.wake_reader();
+    }
+
+    /// Resets the connection, to be called before it is dropped.
+    pub fn reset(&self) {
+        self.trace(|| "resets".to_owned());
+        let mut state = self.link.state();
+        let [outgoing, incoming] = Self::ends(&mut state.directions, self.side);
+        outgoing.has_ended = false;
+        outgoing.reset();
+        incoming.is_deaf = true;
+        incoming.wake();
+    }
+
+    fn trace(&self, what: impl FnOnce() -> String) {
+        if let (0, Some(tracer)) = (self.side, TRACER.get()) {
+            tracer(format!("{} balancer {}", self.link.name, what()));
+        }
+    }
+
+    fn ends(directions: &mut [Direction; 2], side: usize) -> [&mut Direction; 2] {
+        let [first, second] = directions;
+        if side == 0 { [first, second] } else { [second, first] }
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.trace(|| "closes".to_owned());
+        let mut state = self.link.state();
+        let [outgoing, incoming] = Self::ends(&mut state.directions, self.side);
+        incoming.is_deaf = true;
+        // Closing a socket with unread bytes resets the connection.
+        if incoming.unread() > 0 {
+            outgoing.reset();
+        } else if !outgoing.is_reset {
+            outgoing.has_ended = true;
+        }
+        outgoing.wake();
+        incoming.wake();
+    }
+}
+
+impl AsyncRead for Pipe {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.read(cx, buf.initialize_unfilled()).map_ok(|count| buf.advance(count))
+    }
+}
+
+impl AsyncWrite for Pipe {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.end();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl VirtualSocket for Pipe {
+    fn set_socket_option(&self, _: VirtualSockOpt) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,56 @@
+//! Old bugs, kept so that the simulation can be held to finding them: each of these places once was wrong, and is wrong
+//! again while a unit test has planted the bug on its thread. In production nothing is left of them: the question is a
+//! constant.
+//!
+//! A switch at run time needs one build for all of them; `--cfg` would need a build for each, and nobody would run it.
+
+/// A bug that there was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// A backend's connection was used again though it was still owed bytes of the request before.
+    PoisonedConnection,
+    /// While the client took nothing of its response, nothing of its request moved.
+    HalfDuplex,
+    /// A client that was slow with its upload was counted as a backend that did not respond.
+    BlamedBackend,
+    /// A choice was made from the pool as it was when the exchange began.
+    StalePool,
+    /// What TLS held back of a response was taken for sent.
+    UnflushedTls,
+    /// Responses that the end of the time to stop cut off ended as whole ones do.
+    CleanCutOff,
+}
+
+impl Bug {
+    pub const ALL: [Self; 6] = [
+        Self::PoisonedConnection,
+        Self::HalfDuplex,
+        Self::BlamedBackend,
+        Self::StalePool,
+        Self::UnflushedTls,
+        Self::CleanCutOff,
+    ];
+
+    /// Whether the bug is to be there.
+    #[cfg(not(test))]
+    #[inline(always)]
+    pub const fn is_planted(self) -> bool {
+        false
+    }
+
+    #[cfg(test)]
+    pub fn is_planted(self) -> bool {
+        PLANTED.get() == Some(self)
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug on this thread, in place of the one before.
+#[cfg(test)]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}

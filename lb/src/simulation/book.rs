@@ -1,0 +1,259 @@
+//! What is known of a run from outside: which exchanges there are, what each side did, and whose fault it was. The
+//! actors write it and hold the balancer against it; the first contradiction ends the run.
+
+use std::cell::{Cell, RefCell};
+use std::fmt::Write;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::backend::Backend;
+use crate::clock::simulated;
+use crate::http::io::pipe::Link;
+
+/// A request as its client means to send it.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    pub id: u32,
+    pub method: &'static str,
+    pub is_http10: bool,
+    pub framing: Framing,
+    pub size: u64,
+    pub expects_continue: bool,
+    pub closes: bool,
+    pub upgrades: bool,
+    pub fault: ClientFault,
+    /// Bytes of the content, or of the response, after which the fault comes.
+    pub fault_at: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    None,
+    Length,
+    Chunked,
+    UntilClose,
+}
+
+/// How a client deviates from what it should do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientFault {
+    None,
+    /// Pauses within what it sends, for longer than any limit.
+    StallsSending,
+    StallsReading,
+    LeavesSending,
+    LeavesReading,
+    ResetsSending,
+    ResetsReading,
+    /// Ends its side when all has been sent, where that means that it has left.
+    HalfCloses,
+    BadHead,
+    BadChunk,
+}
+
+/// What a backend made of a request.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    pub status: u16,
+    pub size: u64,
+    /// The backend has done nothing wrong, as far as it got.
+    pub is_sound: bool,
+    /// All of the response is written; never where the backend breaks off.
+    pub is_whole: bool,
+    pub is_until_close: bool,
+}
+
+#[derive(Debug)]
+pub struct Exchange {
+    pub asked: Asked,
+    pub attempts: Vec<Attempt>,
+    /// The client has deviated, in this exchange or before on the same connection.
+    pub is_client_at_fault: bool,
+    /// More requests were sent behind it before its response had come. The end of the connection after one of them, or
+    /// instead of it, may then be a reset that takes with it what is on its way.
+    pub is_overtaken: bool,
+    /// The client reads only when it has written.
+    pub reads_late: bool,
+    /// The client has had a response to its end; `None`: from the balancer itself.
+    pub answer: Option<Answer>,
+    /// Of what the client has written on its connection, so much belongs to this request or to those before.
+    pub up_to: u64,
+    pub client: Option<Arc<Link>>,
+    /// The connection of the attempt under way, and up to which byte of it the response goes.
+    pub under_way: Option<UnderWay>,
+}
+
+#[derive(Debug, Clone)]
+pub struct UnderWay {
+    pub backend: Arc<Link>,
+    /// Of what the backend has written, so much belongs to this response or to those before.
+    pub down_to: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    Backend { attempt: usize },
+    Balancer { status: u16 },
+}
+
+/// What a run has come by: a simulation that never sees a retry proves nothing about retries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Sight {
+    WholeResponse,
+    Refusal,
+    Retry,
+    ReusedBackend,
+    ReusedClient,
+    EarlyAnswer,
+    Interim,
+    Continue,
+    Tunnel,
+    Truncation,
+    ClientLeft,
+    ClientStalled,
+    BackendStalled,
+    StaleConnection,
+    Ejection,
+    GracefulStop,
+    CutOff,
+    MembershipChange,
+    HealthChange,
+    Tls,
+    Pipelined,
+    HalfClosed,
+}
+
+impl Sight {
+    pub const ALL: [Self; 22] = [
+        Self::WholeResponse,
+        Self::Refusal,
+        Self::Retry,
+        Self::ReusedBackend,
+        Self::ReusedClient,
+        Self::EarlyAnswer,
+        Self::Interim,
+        Self::Continue,
+        Self::Tunnel,
+        Self::Truncation,
+        Self::ClientLeft,
+        Self::ClientStalled,
+        Self::BackendStalled,
+        Self::StaleConnection,
+        Self::Ejection,
+        Self::GracefulStop,
+        Self::CutOff,
+        Self::MembershipChange,
+        Self::HealthChange,
+        Self::Tls,
+        Self::Pipelined,
+        Self::HalfClosed,
+    ];
+}
+
+#[derive(Default)]
+pub struct Book {
+    pub exchanges: Vec<Exchange>,
+    /// By backend: what it did that may count against it.
+    pub faults: Vec<u64>,
+    /// Every backend that there has been, with what counted against it before this run.
+    pub backends: Vec<(Arc<Backend>, u64, u64)>,
+    /// Every connection that there has been.
+    pub links: Vec<Arc<Link>>,
+    /// Exchanges are cut off: the time to stop is over.
+    pub is_cut: bool,
+    pub sights: u64,
+}
+
+thread_local! {
+    static BOOK: RefCell<Book> = RefCell::default();
+    static VIOLATION: RefCell<Option<String>> = const { RefCell::new(None) };
+    static IS_VIOLATED: Cell<bool> = const { Cell::new(false) };
+    /// The steps of the run as text, where somebody wants to read them.
+    static TRACE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+pub fn open(traces: bool) {
+    BOOK.set(Book::default());
+    VIOLATION.set(None);
+    IS_VIOLATED.set(false);
+    TRACE.set(traces.then(String::new));
+}
+
+pub fn with<T>(read: impl FnOnce(&mut Book) -> T) -> T {
+    BOOK.with_borrow_mut(read)
+}
+
+/// The balancer has done what it must not.
+pub fn violated(what: String) {
+    trace(|| format!("VIOLATION: {what}"));
+    IS_VIOLATED.set(true);
+    VIOLATION.with_borrow_mut(|violation| {
+        violation.get_or_insert(what);
+    });
+}
+
+pub fn is_violated() -> bool {
+    IS_VIOLATED.get()
+}
+
+pub fn violation() -> Option<String> {
+    VIOLATION.take()
+}
+
+pub fn trace(line: impl FnOnce() -> String) {
+    TRACE.with_borrow_mut(|trace| {
+        if let Some(trace) = trace {
+            let _ = writeln!(trace, "{:>12.6} {}", simulated::elapsed().as_secs_f64(), line());
+        }
+    });
+}
+
+pub fn taken_trace() -> String {
+    TRACE.take().unwrap_or_default()
+}
+
+pub fn saw(sight: Sight) {
+    with(|book| book.sights |= 1 << sight as u32);
+}
+
+/// What a backend does now may count against it.
+pub fn blame(backend: usize) {
+    with(|book| {
+        if book.faults.len() <= backend {
+            book.faults.resize(backend + 1, 0);
+        }
+        book.faults[backend] += 1;
+    });
+}
+
+/// The attempt is not what it should be, whoever looks at it.
+pub fn spoil(id: u32, attempt: usize) {
+    with(|book| book.exchanges[id as usize].attempts[attempt].is_sound = false);
+}
+
+pub fn client_at_fault(id: u32) {
+    with(|book| book.exchanges[id as usize].is_client_at_fault = true);
+}
+
+/// Wakes whoever waits for something to have changed.
+#[derive(Default)]
+pub struct Signal {
+    wakers: RefCell<Vec<std::task::Waker>>,
+}
+
+impl Signal {
+    pub fn notify(&self) {
+        self.wakers.take().into_iter().for_each(std::task::Waker::wake);
+    }
+
+    pub async fn until(self: &Rc<Self>, is_true: impl Fn() -> bool) {
+        std::future::poll_fn(|cx| {
+            if is_true() {
+                return std::task::Poll::Ready(());
+            }
+            self.wakers.borrow_mut().push(cx.waker().clone());
+            std::task::Poll::Pending
+        })
+        .await;
+    }
+}

@@ -1,0 +1,182 @@
+//! Runs tasks one step at a time, in an order that the seed gives, in simulated time.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use crate::clock::simulated;
+
+use super::book;
+use super::random::{below, one_in};
+
+/// More steps than any run that goes on needs.
+const MAX_STEPS: u64 = 400_000;
+
+pub type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Whose task it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Of the balancer: a run in which it does not end has failed.
+    Balancer,
+    /// A client or a backend.
+    Actor,
+    /// What goes on for ever.
+    Background,
+}
+
+thread_local! {
+    static READY: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+    static SPAWNED: RefCell<Vec<(Kind, Task)>> = const { RefCell::new(Vec::new()) };
+    static NOW_RUNNING: Cell<usize> = const { Cell::new(0) };
+}
+
+struct TaskWaker(usize);
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        READY.with_borrow_mut(|ready| mark(ready, self.0));
+    }
+}
+
+struct Slot {
+    kind: Kind,
+    task: Option<Task>,
+    waker: Waker,
+    /// The higher runs first, in runs with priorities.
+    priority: u64,
+}
+
+/// In which order ready tasks run.
+#[derive(Debug, Clone, Copy)]
+enum Order {
+    Any,
+    /// By priorities, which change now and then: finds orders in which one task is far behind the others.
+    Priorities,
+    /// As they were spawned.
+    First,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// No task but those of the background is left.
+    Finished,
+    /// Tasks are left which nothing will ever wake, or which wake for ever.
+    Stuck,
+    TooLong,
+}
+
+/// Has another task run.
+pub fn spawn(kind: Kind, task: impl Future<Output = ()> + 'static) {
+    SPAWNED.with_borrow_mut(|spawned| spawned.push((kind, Box::pin(task))));
+}
+
+/// Runs until all is done. `at_rest` is called whenever nothing can move before the clock does.
+pub fn run(limit: Duration, mut at_rest: impl FnMut()) -> End {
+    READY.with_borrow_mut(Vec::clear);
+    let order = match below(4) {
+        0 => Order::Priorities,
+        1 => Order::First,
+        _ => Order::Any,
+    };
+    let mut slots: Vec<Slot> = Vec::new();
+    let mut steps = 0;
+    let end = loop {
+        admit(&mut slots);
+        let Some(next) = READY.with_borrow_mut(|ready| pick(ready, &mut slots, order)) else {
+            let left = |kind| slots.iter().any(|slot| slot.kind == kind && slot.task.is_some());
+            if !left(Kind::Balancer) && !left(Kind::Actor) {
+                break End::Finished;
+            }
+            at_rest();
+            if simulated::elapsed() > limit {
+                break End::TooLong;
+            }
+            if !simulated::advance() {
+                break End::Stuck;
+            }
+            continue;
+        };
+        if book::is_violated() {
+            break End::Stuck;
+        }
+        steps += 1;
+        if steps > MAX_STEPS {
+            break End::Stuck;
+        }
+        let slot = &mut slots[next];
+        NOW_RUNNING.set(next);
+        if let Some(task) = &mut slot.task
+            && let Poll::Ready(()) = task.as_mut().poll(&mut Context::from_waker(&slot.waker))
+        {
+            slot.task = None;
+        }
+    };
+    // Tasks may spawn others as they are dropped, or wake them.
+    drop(slots);
+    SPAWNED.with_borrow_mut(Vec::clear);
+    end
+}
+
+fn admit(slots: &mut Vec<Slot>) {
+    for (kind, task) in SPAWNED.with_borrow_mut(std::mem::take) {
+        let number = slots.len();
+        let waker = Waker::from(Arc::new(TaskWaker(number)));
+        slots.push(Slot { kind, task: Some(task), waker, priority: simulated::random() });
+        READY.with_borrow_mut(|ready| mark(ready, number));
+    }
+}
+
+fn mark(ready: &mut Vec<u64>, number: usize) {
+    if ready.len() <= number / 64 {
+        ready.resize(number / 64 + 1, 0);
+    }
+    ready[number / 64] |= 1 << (number % 64);
+}
+
+/// Takes one of those that are ready. Who woke whom first makes no difference: it may depend on the machine.
+fn pick(ready: &mut [u64], slots: &mut [Slot], order: Order) -> Option<usize> {
+    let count: u32 = ready.iter().map(|word| word.count_ones()).sum();
+    if count == 0 {
+        return None;
+    }
+    let number = match order {
+        Order::First => nth(ready, 0),
+        Order::Any => nth(ready, if count == 1 { 0 } else { below(u64::from(count)) as usize }),
+        Order::Priorities => {
+            let best = (0..count as usize).map(|n| nth(ready, n)).max_by_key(|&number| slots[number].priority)?;
+            if one_in(16) {
+                slots[best].priority = simulated::random();
+            } else if one_in(4) {
+                // Or it would starve the others while it only waits for its turn.
+                slots[best].priority /= 2;
+            }
+            best
+        }
+    };
+    ready[number / 64] &= !(1 << (number % 64));
+    Some(number)
+}
+
+fn nth(ready: &[u64], mut n: usize) -> usize {
+    for (index, word) in ready.iter().enumerate() {
+        let ones = word.count_ones() as usize;
+        if n < ones {
+            let mut word = *word;
+            for _ in 0..n {
+                word &= word - 1;
+            }
+            return index * 64 + word.trailing_zeros() as usize;
+        }
+        n -= ones;
+    }
+    unreachable!("there are more than n")
+}

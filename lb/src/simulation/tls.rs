@@ -1,0 +1,175 @@
+//! A client's TLS over a pipe. What it sends differs from run to run, but not how much: the key is of Ed25519, whose
+//! signatures are all of one length, and no session is resumed.
+
+use std::cell::RefCell;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
+
+use pingora::listeners::tls::Acceptor;
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::ring;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
+
+use crate::config::{TlsConfig, tls};
+use crate::http::io::pipe::Pipe;
+
+/// How much may wait to be sent.
+const MAX_BUFFERED_BYTES: usize = 4096;
+
+pub static ACCEPTOR: LazyLock<Acceptor> = LazyLock::new(|| {
+    let file = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("src/simulation/test-data").join(name);
+    let config = TlsConfig { certificate: file("cert.pem"), key: file("key.pem") };
+    Acceptor::from_server_config(Arc::new(tls::server_config(&config).expect("the files are there")))
+});
+
+static CLIENT: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().expect("the versions that ring has");
+    let verifier = builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody));
+    let mut config = verifier.with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+});
+
+pub struct TlsClient(RefCell<ClientConnection>);
+
+impl TlsClient {
+    pub fn new() -> Self {
+        let name = ServerName::try_from("localhost").expect("a name");
+        let mut connection = ClientConnection::new(Arc::clone(&CLIENT), name).expect("a sound configuration");
+        connection.set_buffer_limit(Some(MAX_BUFFERED_BYTES));
+        Self(RefCell::new(connection))
+    }
+
+    pub fn read(&self, cx: &mut Context<'_>, pipe: &Pipe, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut tls = self.0.borrow_mut();
+        loop {
+            // What is to be sent, of a handshake above all, is sent whoever calls.
+            if let Poll::Ready(Err(e)) = sent(&mut tls, cx, pipe) {
+                return Poll::Ready(Err(e));
+            }
+            match tls.reader().read(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read),
+            }
+            match tls.read_tls(&mut Raw { cx, pipe }) {
+                Ok(_) => tls.process_new_packets().map_err(io::Error::other)?,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                Err(e) => return Poll::Ready(Err(e)),
+            };
+        }
+    }
+
+    pub fn write(&self, cx: &mut Context<'_>, pipe: &Pipe, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut tls = self.0.borrow_mut();
+        loop {
+            let flushed = sent(&mut tls, cx, pipe)?;
+            if !tls.is_handshaking() {
+                match tls.writer().write(bytes)? {
+                    0 if flushed.is_pending() => return Poll::Pending,
+                    0 => continue,
+                    count => return Poll::Ready(Ok(count)),
+                }
+            }
+            match tls.read_tls(&mut Raw { cx, pipe }) {
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => tls.process_new_packets().map_err(io::Error::other)?,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                Err(e) => return Poll::Ready(Err(e)),
+            };
+        }
+    }
+
+    pub fn flush(&self, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Result<()>> {
+        sent(&mut self.0.borrow_mut(), cx, pipe)
+    }
+
+    /// Says farewell.
+    pub fn end(&self, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Result<()>> {
+        let mut tls = self.0.borrow_mut();
+        tls.send_close_notify();
+        sent(&mut tls, cx, pipe)
+    }
+}
+
+fn sent(tls: &mut ClientConnection, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Result<()>> {
+    while tls.wants_write() {
+        match tls.write_tls(&mut Raw { cx, pipe }) {
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+            Err(e) => return Poll::Ready(Err(e)),
+        }
+    }
+    Poll::Ready(Ok(()))
+}
+
+/// A pipe as rustls wants it.
+struct Raw<'a, 'b> {
+    cx: &'a mut Context<'b>,
+    pipe: &'a Pipe,
+}
+
+impl Read for Raw<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.pipe.read(self.cx, buffer) {
+            Poll::Ready(read) => read,
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}
+
+impl Write for Raw<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.pipe.write(self.cx, bytes) {
+            Poll::Ready(written) => written,
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes every certificate: whose it is, other tests ask.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519, SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}

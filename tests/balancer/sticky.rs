@@ -1,6 +1,7 @@
 //! A cookie brings a client back to its backend, over every algorithm, for as long as that backend takes traffic.
 
 use serde_json::json;
+use tests::balancer::backend_path;
 use tests::{Balancer, Config, Health, Origin, Pool, Request, Step, eventually, response};
 
 const ALGORITHMS: [&str; 4] = ["round-robin", "weighted", "least-connections", "ip-hash"];
@@ -227,12 +228,7 @@ async fn a_draining_backend_keeps_its_clients_for_the_grace_and_one_that_is_down
     let [a, b] = Origin::several(["a", "b"]).await;
     let config = |grace: &str| Config::of([&a, &b]).app(|pool| pool.sticky(&format!("grace = \"{grace}\"")));
     let balancer = Balancer::start(config("1h")).await;
-    let cookie = loop {
-        let reply = balancer.get("/").await;
-        if reply.origin() == "a" {
-            break reply.field("set-cookie").and_then(|field| field.split(';').next()).expect("a cookie").to_owned();
-        }
-    };
+    let cookie = cookie_of(&balancer, "a").await;
     let visit = async || balancer.send(&Request::get("/").with("Cookie", &cookie)).await.origin().to_owned();
     balancer.patch(&a, json!({ "state": "draining" })).await;
     for _ in 0..5 {
@@ -248,4 +244,41 @@ async fn a_draining_backend_keeps_its_clients_for_the_grace_and_one_that_is_down
     balancer.change("POST", "/admin/reload", None).await;
     balancer.patch(&a, json!({ "state": "draining" })).await;
     eventually("the grace is over", async || visit().await == "b").await;
+}
+
+#[tokio::test]
+async fn the_grace_is_for_a_backend_that_is_well_and_stays() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let config = Config::of([&a, &b]).app(|pool| pool.quick_probe().sticky("grace = \"1h\""));
+    let balancer = Balancer::start(config).await;
+    let cookie = cookie_of(&balancer, "a").await;
+    let visit = async || balancer.send(&Request::get("/").with("Cookie", &cookie)).await.origin().to_owned();
+    let mut held = balancer.connect().await;
+    held.send(Request::get("/hold").with("Cookie", &cookie).to_bytes()).await;
+    eventually("it is in flight", async || balancer.in_flight().await == 1).await;
+    let draining = json!({ "state": "draining" });
+    let dry_run = format!("{}?dry_run=true", backend_path(&a));
+    let told = balancer.change("PATCH", &dry_run, Some(draining.clone())).await["effects"].to_string();
+    assert!(told.contains("takes only its sticky clients for 3600s, then nothing new"), "{told}");
+    balancer.patch(&a, draining).await;
+    assert_eq!(visit().await, "a");
+    a.set_health(Health::Status(503));
+    eventually("it is unhealthy", async || visit().await == "b").await;
+    a.set_health(Health::Status(200));
+    eventually("it is well again", async || visit().await == "a").await;
+    balancer.change("DELETE", &backend_path(&a), None).await;
+    assert_eq!(balancer.backend(&a).await["state"], "removing");
+    assert_eq!(visit().await, "b");
+    a.release();
+    assert_eq!(held.reply().await.origin(), "a");
+}
+
+/// The cookie, as browsers send it, that leads to this origin.
+async fn cookie_of(balancer: &Balancer, origin: &str) -> String {
+    loop {
+        let reply = balancer.get("/").await;
+        if reply.origin() == origin {
+            return reply.field("set-cookie").map(value).expect("a cookie");
+        }
+    }
 }

@@ -15,7 +15,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::body::{ResponseBody, refusal};
 use super::content::Content;
-use super::request::{self, Told};
+use super::request::{self, Request, Told};
 use super::stream::ClientStream;
 use super::timer::Timer;
 use super::transfer::{Ending, Happened, Transfer};
@@ -25,6 +25,7 @@ use super::{Engine, h2};
 use crate::access_log::{AccessLog, Record, Served};
 use crate::backend::Backend;
 use crate::clock::{self, sleep, timeout};
+use crate::config::ListenerSettings;
 use crate::date;
 use crate::exchange::headers::Peer;
 use crate::exchange::refusal::Refusal;
@@ -203,8 +204,10 @@ async fn requests(engine: &Engine, client: &mut ClientStream, timer: &mut Timer,
             return Fate::Idle;
         }
         let time = engine.access_log.as_ref().and_then(|_| Timestamp::try_from(clock::wall()).ok());
-        let request = Request { engine, peer, started: clock::now(), time, told: Told::default() };
-        let fate = match read_head(engine, client, timer, peer, work).await {
+        let listener = engine.listener();
+        let told = Told::default();
+        let mut request = Request { engine, listener: &listener, peer, started: clock::now(), time, told };
+        let fate = match read_head(&listener, client, timer, peer, work).await {
             Ok(Some(head)) => request.carry(client, timer, work, head).await,
             Ok(None) => return Fate::Close,
             Err(refusal) => request.refuse(client, timer, work, refusal, false).await,
@@ -217,14 +220,13 @@ async fn requests(engine: &Engine, client: &mut ClientStream, timer: &mut Timer,
 
 /// Reads the rest of a head; where it ends. `None`: the client left.
 async fn read_head(
-    engine: &Engine,
+    listener: &ListenerSettings,
     client: &mut ClientStream,
     timer: &mut Timer,
     peer: &Peer,
     work: &mut Work,
 ) -> Result<Option<usize>, Refusal> {
     work.request.clear();
-    let listener = engine.listener();
     let limits = listener.limits();
     let reading = timer.limit(listener.header_timeout, |cx| {
         loop {
@@ -246,19 +248,9 @@ async fn read_head(
     reading.await.unwrap_or(Err(Refusal::ClientTimeout))
 }
 
-/// One request, with what is told of it.
-struct Request<'a> {
-    engine: &'a Engine,
-    peer: &'a Peer,
-    started: Instant,
-    /// Only the access log needs it.
-    time: Option<Timestamp>,
-    told: Told,
-}
-
 /// A request that has become an exchange. However it ends, it is counted and logged when it is dropped.
 struct Driver<'a> {
-    request: Request<'a>,
+    request: &'a Request<'a>,
     exchange: Exchange,
     transfer: Transfer<'a>,
     /// When the last event came.
@@ -266,13 +258,12 @@ struct Driver<'a> {
 }
 
 impl Request<'_> {
-    async fn carry(mut self, client: &mut ClientStream, timer: &mut Timer, work: &mut Work, head: usize) -> Fate {
+    async fn carry(&mut self, client: &mut ClientStream, timer: &mut Timer, work: &mut Work, head: usize) -> Fate {
         let _exchange = self.engine.stop.in_exchange();
         let now = clock::now();
-        let begun = request::begin(self.engine, work, head, self.peer, client, now, &mut self.told);
-        match begun {
+        match request::begin(self, work, head, client, now) {
             Ok((exchange, body)) => {
-                let transfer = Transfer::new(self.engine, client, work, body);
+                let transfer = Transfer::new(self.engine, self.listener, client, work, body);
                 let (fate, end) = Driver { request: self, exchange, transfer, now }.drive(timer).await;
                 if fate == Fate::Idle {
                     work.from_client.drain(..end);
@@ -292,7 +283,7 @@ impl Request<'_> {
 
     /// Answers a request that is no exchange. `has_read_all`: nothing of it is left to read.
     async fn refuse(
-        self,
+        &self,
         client: &mut ClientStream,
         timer: &mut Timer,
         work: &mut Work,
@@ -300,7 +291,7 @@ impl Request<'_> {
         has_read_all: bool,
     ) -> Fate {
         work.to_client.clear();
-        let mut transfer = Transfer::new(self.engine, client, work, Content::none());
+        let mut transfer = Transfer::new(self.engine, self.listener, client, work, Content::none());
         self.write_refusal(&mut transfer, refusal, has_read_all);
         transfer.run(timer).await;
         let outcome = Outcome { refusal: Some(refusal), status: refusal.status(), ..Outcome::default() };
@@ -330,7 +321,7 @@ impl Request<'_> {
 impl Driver<'_> {
     /// Does what the exchange says, step by step, to its end. What becomes of the client's connection, and where the next
     /// request begins in what came on it.
-    async fn drive(mut self, timer: &mut Timer) -> (Fate, usize) {
+    async fn drive(&mut self, timer: &mut Timer) -> (Fate, usize) {
         let mut event = Event::Begun;
         loop {
             let at = Moment { now: self.now, client_waited: self.transfer.body.pace.waited() };

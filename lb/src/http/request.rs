@@ -6,13 +6,15 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Instant;
 
+use jiff::Timestamp;
+
 use super::Engine;
 use super::body::refusal;
 use super::content::Content;
 use super::pace::Pace;
 use super::stream::ClientStream;
 use super::work::Work;
-use crate::config::{ForwardedBy, ServerConfig};
+use crate::config::{ForwardedBy, ListenerSettings, ServerConfig};
 use crate::exchange::headers::{Claims, Forwarding, Origin, Peer, XForwarded, trusts, write_request_id};
 use crate::exchange::refusal::Refusal;
 use crate::exchange::{Asked, Exchange};
@@ -42,16 +44,27 @@ pub struct Told {
     forwarded: Range<usize>,
 }
 
-/// Lets the request in whose head ends at `head`, or says why not. `told` is filled as far as it gets.
+/// One request, with what is told of it.
+pub struct Request<'a> {
+    pub engine: &'a Engine,
+    /// As they were when the request began.
+    pub listener: &'a ListenerSettings,
+    pub peer: &'a Peer,
+    pub started: Instant,
+    /// Only the access log needs it.
+    pub time: Option<Timestamp>,
+    pub told: Told,
+}
+
+/// Lets the request in whose head ends at `head`, or says why not. What is told is filled in as far as it gets.
 pub fn begin(
-    engine: &Engine,
+    of: &mut Request<'_>,
     work: &mut Work,
     head: usize,
-    peer: &Peer,
     client: &ClientStream,
     now: Instant,
-    told: &mut Told,
 ) -> Result<(Exchange, Content), Refusal> {
+    let Request { engine, listener, peer, told, .. } = of;
     let Work { request, from_client, text, path, .. } = work;
     text.clear();
     let incoming_id = request.fields().value(from_client, Name::XRequestId);
@@ -59,7 +72,6 @@ pub fn begin(
     if request.max_forwards() == Some(0) {
         return Err(Refusal::LastHop);
     }
-    let listener = engine.listener();
     let most = listener.max_body_bytes;
     if most.is_some_and(|most| request.framing().exceeds(most)) {
         return Err(Refusal::BodyTooLarge);

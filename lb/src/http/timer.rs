@@ -29,11 +29,24 @@ impl Timer {
         limit: Duration,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Result<T, Elapsed> {
+        self.limit_when_waiting(|cx| match poll(cx) {
+            Poll::Ready(value) => Ok(value),
+            Poll::Pending => Err(limit),
+        })
+        .await
+    }
+
+    /// Waits for `poll` to return a value. The first error begins the wait, and is its limit.
+    pub async fn limit_when_waiting<T>(
+        &mut self,
+        mut poll: impl FnMut(&mut Context<'_>) -> Result<T, Duration>,
+    ) -> Result<T, Elapsed> {
         self.waits_since = None;
         poll_fn(|cx| {
-            if let Poll::Ready(value) = poll(cx) {
-                return Poll::Ready(Ok(value));
-            }
+            let limit = match poll(cx) {
+                Ok(value) => return Poll::Ready(Ok(value)),
+                Err(limit) => limit,
+            };
             if self.waits_since.is_none() {
                 self.set(limit);
             }

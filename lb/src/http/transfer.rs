@@ -131,10 +131,16 @@ enum Wait {
     Tunnel,
 }
 
+/// What the directions wait for, and how much longer each may.
+#[derive(Debug, Default, Clone, Copy)]
+struct Waits {
+    upload: Option<(Wait, Duration)>,
+    download: Option<(Wait, Duration)>,
+}
+
 pub struct Transfer<'a> {
     engine: &'a Engine,
-    /// As they were when the exchange began.
-    listener: ListenerSettings,
+    listener: &'a ListenerSettings,
     pub client: &'a mut ClientStream,
     pub work: &'a mut Work,
     pub body: Content,
@@ -192,8 +198,13 @@ pub enum Ending {
 }
 
 impl<'a> Transfer<'a> {
-    pub fn new(engine: &'a Engine, client: &'a mut ClientStream, work: &'a mut Work, body: Content) -> Self {
-        let listener = engine.listener();
+    pub fn new(
+        engine: &'a Engine,
+        listener: &'a ListenerSettings,
+        client: &'a mut ClientStream,
+        work: &'a mut Work,
+        body: Content,
+    ) -> Self {
         let pace = Pace::new(listener.min_rate, client.total());
         Self {
             engine,
@@ -333,13 +344,18 @@ impl<'a> Transfer<'a> {
     /// exchange, but for [`Self::connect`].
     pub async fn run(&mut self, timer: &mut Timer) -> Happened {
         loop {
-            let upload = self.upload_wait();
-            let download = self.download_wait(upload);
-            let limit = [upload, download].into_iter().flatten().map(|(_, limit)| limit).min();
-            let limit = limit.unwrap_or(Duration::MAX);
             self.moved = Moved::default();
-            let happened = timer.limit(limit, |cx| self.poll(cx)).await;
-            self.count_waits(upload.map(|(wait, _)| wait), download.map(|(wait, _)| wait), timer);
+            // Most turns wait for nothing.
+            let mut waits = Waits::default();
+            let moving = timer.limit_when_waiting(|cx| match self.poll(cx) {
+                Poll::Ready(happened) => Ok(happened),
+                Poll::Pending => {
+                    waits = self.waits();
+                    Err(waits.limit())
+                }
+            });
+            let happened = moving.await;
+            self.count_waits(waits, timer);
             let happened = match happened {
                 Ok(happened) => {
                     self.download_waited = Duration::ZERO;
@@ -760,6 +776,11 @@ impl<'a> Transfer<'a> {
 
     // --- Waits and their limits.
 
+    fn waits(&mut self) -> Waits {
+        let upload = self.upload_wait();
+        Waits { upload, download: self.download_wait(upload) }
+    }
+
     /// What the upload waits for, and how much longer it may.
     fn upload_wait(&mut self) -> Option<(Wait, Duration)> {
         let wait = match &self.upload {
@@ -823,28 +844,30 @@ impl<'a> Transfer<'a> {
             && !self.body.has_continued
     }
 
-    /// Holds the wait that is over against whoever was waited for.
-    fn count_waits(&mut self, upload: Option<Wait>, download: Option<Wait>, timer: &Timer) {
+    /// Holds the waits that are over against whoever was waited for.
+    fn count_waits(&mut self, waits: Waits, timer: &Timer) {
         let Moved { from_client, to_backend, to_client, .. } = self.moved;
-        let has_uploaded = from_client + to_backend > 0;
-        if upload.is_some() || download == Some(Wait::Client) {
+        let is_of = |wait: Option<(Wait, Duration)>, of| wait.is_some_and(|(wait, _)| wait == of);
+        self.pace.moved(to_client, Duration::ZERO);
+        if waits.upload.is_some() || is_of(waits.download, Wait::Client) {
             let waited = timer.waited();
-            if upload == Some(Wait::Content) {
+            if is_of(waits.upload, Wait::Content) {
                 self.body.pace.moved(0, waited);
             }
-            if download == Some(Wait::Client) {
+            if is_of(waits.download, Wait::Client) {
                 // Sending is progress of the client too.
-                self.pace.moved(to_client + from_client, waited);
+                self.pace.moved(from_client, waited);
             }
-            self.upload_waited = if has_uploaded { Duration::ZERO } else { self.upload_waited + waited };
+            self.upload_waited += waited;
+        }
+        if from_client + to_backend > 0 {
+            self.upload_waited = Duration::ZERO;
         }
     }
 
     /// A wait has lasted as long as it might. What the client moved meanwhile in other exchanges may allow it more.
     fn late(&mut self) -> Option<Happened> {
-        let upload = self.upload_wait();
-        let download = self.download_wait(upload);
-        let (wait, _) = [upload, download].into_iter().flatten().find(|(_, limit)| limit.is_zero())?;
+        let (wait, _) = self.waits().all().find(|(_, limit)| limit.is_zero())?;
         match wait {
             Wait::Content => Some(Happened::Failed(Failure::ClientTimeout)),
             Wait::Client => Some(Happened::Failed(Failure::ClientGone)),
@@ -858,6 +881,16 @@ impl<'a> Transfer<'a> {
                 None
             }
         }
+    }
+}
+
+impl Waits {
+    fn all(self) -> impl Iterator<Item = (Wait, Duration)> {
+        [self.upload, self.download].into_iter().flatten()
+    }
+
+    fn limit(self) -> Duration {
+        self.all().map(|(_, limit)| limit).min().unwrap_or(Duration::MAX)
     }
 }
 

@@ -439,7 +439,7 @@ impl Control {
                 self.metrics.forget_backend(pool.name.as_str(), member.backend.address.as_str());
             }
             if plan.is_none() {
-                self.metrics.forget_pool(pool.name.as_str());
+                self.metrics.forget_pool(pool.name.as_str(), &pool.metrics);
             }
         }
         if !Arc::ptr_eq(&before.routes, &after.routes) {

@@ -74,6 +74,8 @@ pub struct StatusCounters {
     /// By status, from the first of [`STATUSES`] on; each made when it is first sent.
     others: Box<[OnceLock<IntCounter>]>,
     counts_each: Arc<AtomicBool>,
+    /// The pool is gone: no series is made any more.
+    is_forgotten: AtomicBool,
     counters: IntCounterVec,
     pool: String,
 }
@@ -272,6 +274,7 @@ impl Metrics {
                 watched: WATCHED_STATUSES.map(watched),
                 others: STATUSES.map(|_| OnceLock::new()).collect(),
                 counts_each: Arc::clone(&self.counts_each_status),
+                is_forgotten: AtomicBool::new(false),
                 counters: self.responses.clone(),
                 pool: pool.to_owned(),
             },
@@ -309,7 +312,8 @@ impl Metrics {
     }
 
     /// Ends the series of a pool that is gone, but for those of its backends.
-    pub fn forget_pool(&self, pool: &str) {
+    pub fn forget_pool(&self, pool: &str, metrics: &PoolMetrics) {
+        metrics.responses.is_forgotten.store(true, Ordering::Relaxed);
         for status in STATUSES {
             let _ = self.responses.remove_label_values(&[pool, &status.to_string()]);
         }
@@ -396,6 +400,7 @@ impl StatusCounters {
         if let Some(index) = WATCHED_STATUSES.iter().position(|watched| *watched == status) {
             self.watched[index].inc();
         } else if self.counts_each.load(Ordering::Relaxed)
+            && !self.is_forgotten.load(Ordering::Relaxed)
             && let Some(index) = status.checked_sub(*STATUSES.start())
             && let Some(counter) = self.others.get(usize::from(index))
         {
@@ -512,7 +517,10 @@ mod tests {
         for status in ["0", "99", "1000", "65535"] {
             assert!(!text.contains(&of(status)), "{status}: {text}");
         }
-        metrics.forget_pool("app");
+        metrics.forget_pool("app", &pool);
+        // An exchange that was in flight.
+        metrics.count_each_status(true);
+        pool.responses.count(418);
         assert!(!String::from_utf8_lossy(&metrics.text()).contains("app"));
     }
 
@@ -520,11 +528,12 @@ mod tests {
     fn a_pool_and_a_route_that_are_gone_show_no_series() {
         let metrics = Metrics::new();
         let before = metrics.text();
-        metrics.pool("old").responses.count(502);
+        let pool = metrics.pool("old");
+        pool.responses.count(502);
         metrics.route("/old", "old").requests.count(200);
         assert!(String::from_utf8_lossy(&metrics.text()).contains("old"));
         metrics.forget_route("/old", "old");
-        metrics.forget_pool("old");
+        metrics.forget_pool("old", &pool);
         let names = |text: &[u8]| String::from_utf8_lossy(text).matches("=\"").count();
         assert_eq!(names(&metrics.text()), names(&before));
     }

@@ -19,16 +19,20 @@ pub enum Bug {
     UnflushedTls,
     /// Responses that the end of the time to stop cut off ended as whole ones do.
     CleanCutOff,
+    /// The wait for a backend's 100 was held against the client: with `continue_timeout` longer than `send_timeout`, the
+    /// client was cut off as soon as it was to be asked for its content.
+    ChargedContinue,
 }
 
 impl Bug {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::PoisonedConnection,
         Self::HalfDuplex,
         Self::BlamedBackend,
         Self::StalePool,
         Self::UnflushedTls,
         Self::CleanCutOff,
+        Self::ChargedContinue,
     ];
 
     /// Whether the bug is to be there.

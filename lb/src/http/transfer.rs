@@ -876,6 +876,10 @@ impl<'a> Transfer<'a> {
             // The backend ignores the expectation, as it may (RFC 9110 §10.1.1): the client is asked in its place.
             Wait::Continue => {
                 self.body.has_continued = true;
+                // The client is waited for only from now on.
+                if !Bug::ChargedContinue.is_planted() {
+                    self.download_waited = Duration::ZERO;
+                }
                 self.work.to_client.extend_from_slice(CONTINUE);
                 self.interim_bytes = self.work.to_client.len();
                 None

@@ -1,7 +1,9 @@
 //! A port that is a test's own. It is bound but not listened on: connections to it are refused, nobody else is given
 //! it, and a program that sets `SO_REUSEADDR`, as servers do, can listen on it, end and listen again.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::TcpMaxSeg;
@@ -42,10 +44,20 @@ impl Port {
         socket.listen(1024).expect("a bound socket")
     }
 
+    /// A process that another test starts has copies of this one's sockets until it runs its program, so that a listener
+    /// which was closed may still be there for a moment.
     fn bound(&self) -> TcpSocket {
-        let socket = TcpSocket::new_v4().expect("a socket");
-        socket.set_reuseaddr(true).expect("an option of every socket");
-        socket.bind(self.address).unwrap_or_else(|error| panic!("{} is reserved, yet {error}", self.address));
-        socket
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let socket = TcpSocket::new_v4().expect("a socket");
+            socket.set_reuseaddr(true).expect("an option of every socket");
+            match socket.bind(self.address) {
+                Ok(()) => return socket,
+                Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => panic!("{} is reserved, yet {error}", self.address),
+            }
+        }
     }
 }

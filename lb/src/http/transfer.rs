@@ -792,6 +792,11 @@ impl<'a> Transfer<'a> {
             Upload::Sending(_) => Wait::Content,
             Upload::Sent | Upload::Abandoned(_) => return None,
         };
+        // A backend may read no further before it has been rid of what it writes, which the client does not take.
+        if matches!(wait, Wait::Backend(_)) && !self.work.to_client.is_empty() {
+            self.upload_wait = None;
+            return None;
+        }
         if self.upload_wait.replace(wait) != Some(wait) {
             self.upload_waited = Duration::ZERO;
         }

@@ -2,9 +2,11 @@
 //! instance, even where the store's lists lag. A cookie, since it costs no store anything and no request fails for it.
 //! Whoever makes one up sees no more than lists show.
 
-use http::{HeaderMap, HeaderValue, header};
+use std::time::Duration;
 
-use crate::data::Cursor;
+use http::{HeaderMap, HeaderValue};
+
+use crate::{data::Cursor, sessions};
 
 /// The lists that somebody may find their own writes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,14 +25,8 @@ impl List {
 
     /// The rows that the browser which sent `headers` has added, the latest first.
     pub fn own(self, headers: &HeaderMap) -> Vec<Cursor> {
-        headers
-            .get_all(header::COOKIE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(';'))
-            .filter_map(|pair| pair.trim().split_once('='))
-            .filter(|(name, _)| *name == self.cookie())
-            .flat_map(|(_, rows)| rows.split(BETWEEN))
+        sessions::cookies(headers, self.cookie())
+            .flat_map(|rows| rows.split(BETWEEN))
             .filter_map(|row| row.parse().ok())
             .take(REMEMBERED)
             .collect()
@@ -42,20 +38,18 @@ impl List {
         before.insert(0, row);
         before.truncate(REMEMBERED);
         let rows: Vec<_> = before.iter().map(Cursor::to_string).collect();
-        let (name, rows) = (self.cookie(), rows.join(BETWEEN));
-        let secure = if secure { "; Secure" } else { "" };
-        let cookie = format!("{name}={rows}; Path=/; Max-Age={SECONDS}; HttpOnly; SameSite=Lax{secure}");
-        HeaderValue::try_from(cookie).expect("digits and names of ours")
+        sessions::set_cookie(self.cookie(), &rows.join(BETWEEN), "/", Some(REMEMBERED_FOR), secure)
     }
 }
 
 /// In each list: as many as somebody can write before the lists have caught up.
 const REMEMBERED: usize = 4;
-const SECONDS: u32 = 60;
+const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 const BETWEEN: &str = "_";
 
 #[cfg(test)]
 mod tests {
+    use http::header;
     use uuid::Uuid;
 
     use super::*;

@@ -352,18 +352,24 @@ pub fn set_cookie(name: &str, value: &str, path: &str, age: Option<Duration>, se
     let age = age.map_or_else(String::new, |age| format!("; Max-Age={}", age.as_secs()));
     let secure = if secure { "; Secure" } else { "" };
     let cookie = format!("{name}={value}; Path={path}{age}; HttpOnly; SameSite=Lax{secure}");
-    HeaderValue::try_from(cookie).expect("an id is base64 and the rest is ours")
+    HeaderValue::try_from(cookie).expect("ids and rows are plain ASCII and the rest is ours")
 }
 
 /// The id that the browser sent in the cookie `name`, if it is one.
 pub fn cookie(headers: &HeaderMap, name: &str) -> Option<Id> {
+    cookies(headers, name).find_map(|value| value.parse().ok())
+}
+
+/// What the browser sent in cookies of this name.
+pub fn cookies<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = &'h str> {
     headers
         .get_all(header::COOKIE)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(';'))
         .filter_map(|pair| pair.trim().split_once('='))
-        .find_map(|(found, value)| (found == name).then(|| value.parse().ok()).flatten())
+        .filter(move |(found, _)| *found == name)
+        .map(|(_, value)| value)
 }
 
 /// Who is logged in, as the session remembers it.

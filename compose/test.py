@@ -748,15 +748,22 @@ def test(variant, files, stack):
         come_up_broken(stack)
 
 
+def said(outcome):
+    """Says how it ended, here and, for whoever reads the end only, in test.sh's last lines."""
+    print(outcome, flush=True)
+    with open(os.environ["EVENKEEL_OUTCOMES"], "a") as outcomes:
+        outcomes.write(outcome + "\n")
+
+
 def main():
     variant, files = sys.argv[1], sys.argv[2:]
     stack = Stack(files)
     stack.down("--volumes", "--remove-orphans")
     try:
         test(variant, files, stack)
-        print(f"compose: {variant}: PASSED{', without disturbances' if BRIEF else ''}")
+        said(f"compose: {variant}: PASSED{', without disturbances' if BRIEF else ''}")
     except (Failed, OSError, http.client.HTTPException, KeyError) as error:
-        print(f"compose: {variant}: FAILED: {type(error).__name__}: {error}")
+        said(f"compose: {variant}: FAILED: {type(error).__name__}: {error}")
         for service, state in stack.containers().items():
             if state[0] != "running" or state[1] == "unhealthy" or service in ("evenkeel", "web1"):
                 print(f"--- {service} {state[:3]}\n" + subprocess.run(["docker", "logs", "--tail", "8", state[3]], capture_output=True, text=True).stderr[-1500:])

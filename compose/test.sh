@@ -127,6 +127,8 @@ fi
 [ -z "${EVENKEEL_PICTURES:-}" ] || EVENKEEL_PICTURES=$(realpath -m "$EVENKEEL_PICTURES")
 cd "$here"
 status=0
+export EVENKEEL_OUTCOMES="$scratch/outcomes"
+: > "$EVENKEEL_OUTCOMES"
 for variant in "$@"; do
     case $variant in
         large) files="docker-compose.yml $layers $build" ;;
@@ -136,4 +138,6 @@ for variant in "$@"; do
     esac
     python3 test.py "$variant" $files || status=1
 done
+echo
+cat "$EVENKEEL_OUTCOMES"
 exit $status

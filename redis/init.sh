@@ -131,6 +131,44 @@ is_settled() { # HOST:PORT
     echo "$line" | awk '{ found = $3 ~ /slave/ || NF > 8 } END { exit !found }'
 }
 
+# Whether the others have seen it, where a node has lost its volume and come back under another id.
+lost_ids_are_gone() {
+    for n in $present; do
+        id=$(node "$n" cluster myid)
+        node "$anchor" cluster nodes | awk -v at="$n" -v id="$id" '
+            { split($2, part, /[@,]/); port = part[1]; sub(/.*:/, "", port) }
+            (part[1] == at || part[3] ":" port == at) && $1 != id { found = 1 }
+            END { exit found }' || { why="$n has come back under another id"; return 1; }
+    done
+}
+
+# Sets `orphans`: replicas of a master that is nowhere, since it lost its volume and came back under another id before
+# one of them had taken over. To the cluster that master is not down but without an address, so no replica is elected.
+nobody_is_orphaned() {
+    orphans=""
+    for n in $present; do
+        node "$n" cluster nodes | awk '
+            $3 ~ /myself/ && $3 ~ /slave/ { master = $4 }
+            $3 ~ /(^|,)noaddr(,|$)/ { nowhere[$1] = 1 }
+            END { exit master != "" && (master in nowhere) }' || orphans="$orphans $n"
+    done
+    why="the master of$orphans is nowhere"
+    [ -z "$orphans" ]
+}
+
+# One for each lost master.
+promote_orphans() {
+    lost=""
+    for n in $orphans; do
+        id=$(node "$n" cluster nodes | awk '$3 ~ /myself/ && $3 ~ /slave/ { print $4 }')
+        case " $lost " in *" $id "*) continue ;; esac
+        say "$n takes over from $id, which is nowhere any more"
+        answer=$(node "$n" cluster failover takeover)
+        [ "$answer" = OK ] || say "$n does not take over: ${answer:-no answer}"
+        lost="$lost $id"
+    done
+}
+
 # A node that lost its volume has come back under another id. Its old one has neither slots nor an address.
 forget_lost_ids() {
     for id in $(node "$anchor" cluster nodes | awk '$3 ~ /(^|,)noaddr(,|$)/ && NF <= 8 { print $1 }'); do
@@ -168,6 +206,8 @@ else
         look
     done
 fi
+wait_until "$grace" lost_ids_are_gone || true
+wait_until 10 nobody_is_orphaned || promote_orphans
 wait_until "$patience" slots_are_served || give_up "$1"
 
 for n in $present; do

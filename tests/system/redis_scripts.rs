@@ -119,11 +119,31 @@ fn a_cluster_is_formed_though_a_node_is_dead_and_completed_when_it_comes() {
     let lost = masters[1];
     let asked = masters[0];
     cluster.kill(lost);
-    eventually("a new master", || cluster.masters(asked).len() == 3 && !cluster.masters(asked).contains(&lost));
+    eventually("a new master", || {
+        let masters = cluster.masters(asked);
+        masters.len() == 3 && !masters.contains(&lost)
+    });
     cluster.empty_node(lost);
     cluster.start_node(lost);
     succeeds(init(&cluster));
     cluster.wait_until_healthy();
+}
+
+/// Before its replica has taken over: then none ever would.
+#[test]
+fn a_master_that_comes_back_at_once_without_its_volume_is_replaced() {
+    let node_timeout = std::time::Duration::from_secs(5);
+    let mut cluster = RedisCluster::start(Options { node_timeout, ..Options::default() });
+    let lost = cluster.masters(0)[0];
+    let asked = usize::from(lost == 0);
+    cluster.kill(lost);
+    cluster.empty_node(lost);
+    cluster.start_node(lost);
+    let said = succeeds(init(&cluster));
+    assert!(said.contains("takes over from"), "{said}");
+    cluster.wait_until_healthy();
+    let masters = cluster.masters(asked);
+    assert!(masters.len() == 3 && !masters.contains(&lost), "{masters:?}");
 }
 
 #[test]

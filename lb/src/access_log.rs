@@ -3,8 +3,11 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use prometheus::IntCounter;
@@ -81,39 +84,90 @@ impl<'a> Served<'a> {
     }
 }
 
+/// Where lines go now, which can change at any time.
 #[derive(Debug)]
 pub struct AccessLog {
+    output: ArcSwapOption<Output>,
+    /// Whether there is one: asked for each request.
+    is_on: AtomicBool,
+    /// Of all outputs so far that may not have written everything yet.
+    writers: Mutex<Vec<Writer>>,
+    lost: IntCounter,
+}
+
+/// A file, or standard output, that was opened for lines of one format.
+#[derive(Debug)]
+struct Output {
     queue: Queue,
     format: AccessLogFormat,
     zone: TimeZone,
 }
 
+/// An output that is open and not written to yet; `None`: the log will be off.
+#[derive(Debug)]
+pub struct Opened(Option<(Output, Writer)>);
+
 impl AccessLog {
-    /// The log as configured, and the thread that writes it; `None` when it is off. `lost` counts lines that were lost.
-    pub fn open(config: &AccessLogConfig, lost: IntCounter) -> io::Result<Option<(Self, Writer)>> {
-        let settings = Settings { name: "access log", max_bytes: MAX_WAITING_BYTES, lost };
+    /// A log that is off. `lost` counts lines that were lost.
+    pub fn new(lost: IntCounter) -> Self {
+        Self { output: ArcSwapOption::empty(), is_on: AtomicBool::new(false), writers: Mutex::default(), lost }
+    }
+
+    /// Opens what `config` names, for [`Self::switch`].
+    pub fn open(&self, config: &AccessLogConfig) -> io::Result<Opened> {
+        let settings = Settings { name: "access log", max_bytes: MAX_WAITING_BYTES, lost: self.lost.clone() };
         let (queue, writer) = match &config.file {
-            None => return Ok(None),
+            None => return Ok(Opened(None)),
             Some(AccessLogFile::Stdout) => Queue::to_stdout(settings)?,
             Some(AccessLogFile::Path(path)) => Queue::to_file(path, settings)?,
         };
-        Ok(Some((Self { queue, format: config.format, zone: TimeZone::system() }, writer)))
+        Ok(Opened(Some((Output { queue, format: config.format, zone: TimeZone::system() }, writer))))
+    }
+
+    /// Writes to another output from now on. Lines that wait for the former one are still written to it.
+    pub fn switch(&self, Opened(opened): Opened) {
+        let (output, writer) = opened.map(|(output, writer)| (Arc::new(output), writer)).unzip();
+        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Each ends with the last request that still writes to it.
+        writers.iter_mut().for_each(Writer::release);
+        writers.retain(|writer| !writer.has_ended());
+        writers.extend(writer);
+        self.is_on.store(output.is_some(), Ordering::Relaxed);
+        self.output.store(output);
+    }
+
+    pub fn is_on(&self) -> bool {
+        self.is_on.load(Ordering::Relaxed)
     }
 
     pub fn write(&self, record: &Record<'_>) {
+        let output = self.output.load();
+        let Some(Output { queue, format, zone }) = output.as_deref() else { return };
         let record = record.cut();
-        let mut line = match self.format {
+        let mut line = match format {
             // Every field is text or a number: there is nothing that JSON cannot say.
             AccessLogFormat::Json => serde_json::to_vec(&record).unwrap_or_default(),
-            AccessLogFormat::Combined => combined(&record, &self.zone).into_bytes(),
+            AccessLogFormat::Combined => combined(&record, zone).into_bytes(),
         };
         line.push(b'\n');
-        self.queue.push(line);
+        queue.push(line);
     }
 
     /// Opens the file again before the next line, for rotation.
     pub fn reopen(&self) {
-        self.queue.reopen();
+        if let Some(output) = &*self.output.load() {
+            output.queue.reopen();
+        }
+    }
+
+    /// Waits until every line is written, but not longer than `limit`. Those that come later are lost. False: the last
+    /// lines may not have been written.
+    pub fn finish(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        let finish = |writer: Writer| writer.finish(deadline.saturating_duration_since(Instant::now()));
+        let finished: Vec<_> = writers.drain(..).map(finish).collect();
+        finished.into_iter().all(|has_written_all| has_written_all)
     }
 }
 
@@ -177,6 +231,29 @@ fn some_seconds<S: serde::Serializer>(duration: &Option<Duration>, serializer: S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_switch_loses_no_line_and_ends_the_former_writer() {
+        const LIMIT: Duration = Duration::from_secs(20);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let config = |name: &str| AccessLogConfig {
+            file: Some(AccessLogFile::Path(folder.path().join(name))),
+            format: AccessLogFormat::Combined,
+        };
+        let log = AccessLog::new(IntCounter::new("lost", "Lost.").expect("a name"));
+        log.write(&record());
+        for name in ["a", "b", "a"] {
+            log.switch(log.open(&config(name)).expect("writable"));
+            (0..100).for_each(|_| log.write(&record()));
+        }
+        let before = log.writers.lock().expect("no panic").len();
+        log.switch(Opened(None));
+        assert!(!log.is_on());
+        log.write(&record());
+        assert!(log.finish(LIMIT) && before <= 3, "{before} writers");
+        let lines = |name| std::fs::read_to_string(folder.path().join(name)).expect("readable").lines().count();
+        assert_eq!((lines("a"), lines("b"), log.lost.get()), (200, 100, 0));
+    }
 
     fn record() -> Record<'static> {
         Record {

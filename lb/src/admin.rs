@@ -26,7 +26,6 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// What the handlers work on.
-#[derive(Debug)]
 pub struct Admin {
     pub control: Arc<Control>,
     pub room: Arc<Room>,

@@ -111,7 +111,11 @@ enum Command {
     /// For example, in ~/.bashrc: source <(evenkeel completions bash)
     Completions { shell: Shell },
     /// Read the configuration file again
-    Reload,
+    Reload {
+        /// Change nothing; say what would change, and whether what is new can be had
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Show every pool and backend
     Status {
         /// Again every second, with requests per second and shares, until Ctrl-C
@@ -268,7 +272,7 @@ impl Cli {
             }
             Command::Config { config, toml, .. } => return print_config(&config, toml, out),
             Command::Completions { shell } => complete(shell, out)?,
-            Command::Reload => reload(&client()?, out)?,
+            Command::Reload { dry_run } => reload(&client()?, dry_run, out)?,
             Command::Status { watch: true, json } => status::watch(&client()?, json, out)?,
             Command::Status { json: true, .. } => writeln!(out, "{}", client()?.get("/admin/pools")?)?,
             Command::Status { .. } => status::print(&client()?, out)?,
@@ -382,13 +386,20 @@ fn complete(shell: Shell, out: &mut dyn Write) -> io::Result<()> {
     out.write_all(&script)
 }
 
-fn reload(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
-    let answer = client.reload()?;
+fn reload(client: &Client, dry_run: bool, out: &mut dyn Write) -> anyhow::Result<()> {
+    let answer = client.reload(dry_run)?;
+    let prefix = if dry_run { "dry run: " } else { "" };
     for warning in answer.warnings {
         writeln!(out, "warning: {}", printable(&warning))?;
     }
     for change in &answer.changes {
-        writeln!(out, "{}", printable(change))?;
+        writeln!(out, "{prefix}{}", printable(change))?;
+    }
+    if dry_run {
+        if answer.changes.is_empty() {
+            writeln!(out, "dry run: nothing would change")?;
+        }
+        return Ok(());
     }
     let nothing = if answer.changes.is_empty() { ", nothing has changed" } else { "" };
     writeln!(out, "reloaded, version {}{nothing}", answer.version)?;

@@ -2,13 +2,14 @@
 //! Changes come one after the other; readers never wait, and no change waits for a disk.
 
 mod effects;
+pub mod resources;
 
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
@@ -21,17 +22,17 @@ use crate::clock;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress, Weight};
 use crate::config::difference::difference;
-use crate::config::toml::Checked;
-use crate::config::{BackendConfig, Config, ListenerConfig, PoolConfig, PoolName};
+use crate::config::toml::{self, Checked};
+use crate::config::{BackendConfig, Config, PoolConfig, PoolName, Problem};
 use crate::metrics::Metrics;
 use crate::pool::Plan;
 use crate::snapshot::{Rings, Snapshot};
 use crate::state::{Persistence, StateFile};
+use resources::{Obtained, Resources, Unavailable};
 
 /// More than two configurations ever share.
 const ETAG_HASH_BYTES: usize = 8;
 
-#[derive(Debug)]
 pub struct Control {
     pub metrics: Arc<Metrics>,
     path: PathBuf,
@@ -41,6 +42,8 @@ pub struct Control {
     /// Tells this process's configurations from those of others in an ETag.
     boot_id: u32,
     desk: Mutex<Desk>,
+    /// What lies outside of the snapshot; none where there is nothing but the snapshot.
+    resources: OnceLock<Weak<dyn Resources>>,
     /// Held from reading the file to taking it up, so that the newest one read is in force in the end.
     reloading: Mutex<()>,
     /// Whether a reload waits for another to end.
@@ -208,12 +211,19 @@ impl Control {
             state,
             boot_id: rand::random(),
             desk: Mutex::new(Desk { file: config, record: Record::default() }),
+            resources: OnceLock::new(),
             reloading: Mutex::new(()),
             reload_waits: AtomicBool::new(false),
         };
         // Writes the secret that signs sticky cookies at the first start, and finds out early that it cannot.
         control.keep(&control.desk().file);
         control
+    }
+
+    /// Has reloads get and give back what lies outside of the snapshot, for as long as `resources` is there.
+    pub fn reload_with(&self, resources: &Arc<dyn Resources>) {
+        // The first stays.
+        let _ = self.resources.set(Arc::downgrade(resources));
     }
 
     pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {
@@ -322,9 +332,10 @@ impl Control {
         left
     }
 
-    /// Reads the configuration file again and takes it up, keeping runtime changes that it does not overtake. Waits
-    /// for the disk; while one reload does, one more may wait for it.
-    pub fn reload(&self, author: Author) -> Result<Reload, ReloadError> {
+    /// Reads the configuration file again and takes it up, keeping runtime changes that it does not overtake; nothing is
+    /// taken up of one that asks for what cannot be had. Waits for the disk; while one reload does, one more may wait for
+    /// it. `dry_run`: only says what would happen.
+    pub fn reload(&self, author: Author, dry_run: bool) -> Result<Reload, ReloadError> {
         let _one_at_a_time = match self.reloading.try_lock() {
             Ok(first) => first,
             Err(TryLockError::Poisoned(first)) => first.into_inner(),
@@ -337,18 +348,25 @@ impl Control {
                 second
             }
         };
-        let read = crate::config::toml::load(&self.path);
-        let result = if read.is_ok() { "success" } else { "failure" };
-        self.metrics.reloads.with_label_values(&[result]).inc();
-        let Checked { config: new, warnings: found } = read.map_err(|problems| {
-            ReloadError::Invalid(problems.iter().map(|problem| problem.in_file(&self.path)).collect())
-        })?;
+        let read = toml::load(&self.path).and_then(|checked| {
+            let obtained = self.obtain(&checked, dry_run)?;
+            Ok((checked, obtained))
+        });
+        if !dry_run {
+            let result = if read.is_ok() { "success" } else { "failure" };
+            self.metrics.reloads.with_label_values(&[result]).inc();
+        }
+        let (Checked { config: new, warnings: found, .. }, Obtained { warnings: lacking, commit }) =
+            read.map_err(|problems| {
+                ReloadError::Invalid(problems.iter().map(|problem| problem.in_file(&self.path)).collect())
+            })?;
         let Made { snapshot, result: mut reload, .. } = self.take_up(Some(&new), |desk, before| {
             let (mut wanted, overtaken) = Edits::between(&desk.file, &before.config).restore(&new);
             let mut warnings: Vec<_> = found.iter().map(|warning| warning.problem.in_file(&self.path)).collect();
             warnings.extend(overtaken.iter().map(|conflict| {
                 format!("a change made at run time is dropped, since the file has changed: {conflict}")
             }));
+            warnings.extend(lacking.iter().cloned());
             warnings.extend(keep_until_next_start(&mut wanted, &before.config));
             let drift = Edits::between(&new, &wanted);
             warnings.extend(drift.iter().map(|edit| format!("in force and not in the file: {edit}")));
@@ -356,15 +374,30 @@ impl Control {
             let edits = Edits::between(&before.config, &wanted);
             let note = Note { author: author.clone(), edits, reloaded: Some(changes.clone()), undoes: None };
             let result = Reload { version: before.version, etag: String::new(), changes, drift, warnings };
-            Ok::<_, ReloadError>(Prepared { config: Some(wanted), note: Some(note), result })
+            Ok::<_, ReloadError>(Prepared { config: (!dry_run).then_some(wanted), note: Some(note), result })
         })?;
+        if !dry_run {
+            commit();
+        }
         (reload.version, reload.etag) = (snapshot.version, self.etag(&snapshot.config));
         Ok(reload)
     }
 
+    /// Gets what the configuration needs outside of the snapshot.
+    fn obtain(&self, Checked { text, config, .. }: &Checked, is_trial: bool) -> Result<Obtained, Vec<Problem>> {
+        let Some(resources) = self.resources.get().and_then(Weak::upgrade) else {
+            return Ok(Obtained { warnings: Vec::new(), commit: Box::new(|| {}) });
+        };
+        resources.prepare(&self.snapshot().config, config, is_trial).map_err(|unavailable| {
+            let problem =
+                |Unavailable { subject, message }| Problem { position: toml::position_of(text, subject), message };
+            unavailable.into_iter().map(problem).collect()
+        })
+    }
+
     /// As [`Self::reload`], and tells in the log how it ended.
     pub fn reload_and_log(&self, author: Author) -> Result<Reload, ReloadError> {
-        let reloaded = self.reload(author);
+        let reloaded = self.reload(author, false);
         match &reloaded {
             Ok(reload) => {
                 for warning in &reload.warnings {
@@ -559,29 +592,11 @@ fn keep_until_next_start(wanted: &mut Config, running: &Config) -> Vec<String> {
             warnings.push(format!("{section} has changed, which takes effect at the next start"));
         }
     };
-    keep("[[listener]] address or tls", restore_listeners(&mut wanted.listeners, &running.listeners));
     keep("[admin]", restore(&mut wanted.admin, &running.admin));
     keep("[state]", restore(&mut wanted.state, &running.state));
     keep("[log]", restore(&mut wanted.log, &running.log));
-    keep("[access_log]", restore(&mut wanted.access_log, &running.access_log));
-    let (server, runs) = (&mut wanted.server, &running.server);
-    keep("[server] threads", restore(&mut server.threads, &runs.threads));
-    keep("[server] max_connections", restore(&mut server.max_connections, &runs.max_connections));
-    keep("[server] idle_connections", restore(&mut server.idle_connections, &runs.idle_connections));
+    keep("[server] threads", restore(&mut wanted.server.threads, &running.server.threads));
     warnings
-}
-
-/// Keeps the sockets, each with the settings that are wanted for its address. Whether others were wanted.
-fn restore_listeners(wanted: &mut Vec<ListenerConfig>, running: &[ListenerConfig]) -> bool {
-    let settings_for = |address| wanted.iter().find(|listener| listener.address == address).map(|found| found.settings);
-    let kept = running
-        .iter()
-        .map(|runs| ListenerConfig { settings: settings_for(runs.address).unwrap_or(runs.settings), ..runs.clone() });
-    let kept: Vec<_> = kept.collect();
-    let is_there = |listener: &ListenerConfig| kept.contains(listener);
-    let differs = wanted.len() != kept.len() || !wanted.iter().all(is_there);
-    *wanted = kept;
-    differs
 }
 
 /// Whether anything was different.

@@ -42,8 +42,8 @@ pub mod work;
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Notify;
 
@@ -57,10 +57,9 @@ pub use client::serve;
 /// What every listener of the process shares.
 pub struct Shared {
     pub control: Arc<Control>,
-    pub access_log: Option<Arc<AccessLog>>,
-    pub idle_connections: usize,
-    /// Pipes for large content, two open files each.
-    pub max_pipes: usize,
+    pub access_log: Arc<AccessLog>,
+    /// Idle connections to backends that each thread may keep.
+    pub most_idle: Arc<AtomicUsize>,
     pub shutdown: Shutdown,
     pub room: Arc<Room>,
 }
@@ -68,12 +67,13 @@ pub struct Shared {
 /// What all connections of one listener on one thread have in common.
 pub struct Engine {
     control: Arc<Control>,
-    access_log: Option<Arc<AccessLog>>,
+    access_log: Arc<AccessLog>,
     address: SocketAddr,
-    /// As they were at the start.
+    /// As they were when the listener was opened.
     settings: ListenerSettings,
-    /// Idle connections to backends that this thread may keep.
-    most_idle: usize,
+    /// As they were last, once the listener is closed.
+    last_settings: OnceLock<ListenerSettings>,
+    most_idle: Arc<AtomicUsize>,
     stop: Arc<Stop>,
     room: Arc<Room>,
 }
@@ -101,20 +101,31 @@ pub struct Stop {
 pub struct Counted<'a>(&'a AtomicUsize);
 
 impl Engine {
-    pub fn new(listener: &ListenerConfig, shared: &Shared, most_idle: usize, stop: Arc<Stop>) -> Self {
+    pub fn new(listener: &ListenerConfig, shared: &Shared, stop: Arc<Stop>) -> Self {
         Self {
             control: Arc::clone(&shared.control),
-            access_log: shared.access_log.clone(),
+            access_log: Arc::clone(&shared.access_log),
             address: listener.address,
             settings: listener.settings,
-            most_idle,
+            last_settings: OnceLock::new(),
+            most_idle: Arc::clone(&shared.most_idle),
             stop,
             room: Arc::clone(&shared.room),
         }
     }
 
+    /// Has each answer be the last on its connection, since nobody listens any more. `settings` hold to the end.
+    pub fn close(&self, settings: ListenerSettings) {
+        // It is closed once.
+        let _ = self.last_settings.set(settings);
+        self.stop.call();
+    }
+
     /// How clients are treated now: as the snapshot has it for this address.
     fn listener(&self) -> ListenerSettings {
+        if let Some(last) = self.last_settings.get() {
+            return *last;
+        }
         let snapshot = self.control.snapshot();
         let here = snapshot.config.listeners.iter().find(|listener| listener.address == self.address);
         here.map_or(self.settings, |listener| listener.settings)
@@ -147,7 +158,16 @@ impl Engine {
 
     /// Whether connections may outlive their present exchange.
     fn keeps_clients(&self) -> bool {
-        self.stop.shutdown.phase() == Phase::Running
+        self.stop.shutdown.phase() == Phase::Running && !self.is_closed()
+    }
+
+    /// Whether nobody listens any more where these connections came from.
+    fn is_closed(&self) -> bool {
+        self.last_settings.get().is_some()
+    }
+
+    fn most_idle(&self) -> usize {
+        self.most_idle.load(Ordering::Relaxed)
     }
 }
 
@@ -160,6 +180,12 @@ impl Stop {
 
     /// Has idle connections see that the stop has begun.
     pub fn begin(&self) {
+        self.idle.notify_waiters();
+    }
+
+    /// Has idle connections look whether something has changed.
+    fn call(&self) {
+        self.sheddings.fetch_add(1, Ordering::AcqRel);
         self.idle.notify_waiters();
     }
 
@@ -178,8 +204,7 @@ impl Stop {
         self.lingering_to_shed.store(lingering, Ordering::Release);
         self.shed_lingering.notify_waiters();
         self.to_shed.store(count - lingering, Ordering::Release);
-        self.sheddings.fetch_add(1, Ordering::AcqRel);
-        self.idle.notify_waiters();
+        self.call();
     }
 
     /// Whether the idle connection that asks is one of those which have to leave.

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -40,11 +40,12 @@ pub struct Queue {
     shared: Arc<Shared>,
 }
 
-/// The thread that writes; it lives until [`finished`](Self::finish).
+/// The thread that writes; it lives until [`finished`](Self::finish), or [released](Self::release).
 #[derive(Debug)]
 #[must_use = "lines that still wait are lost unless the writer is finished"]
 pub struct Writer {
-    sender: Sender<Message>,
+    /// `None`: it ends with the queue.
+    sender: Option<Sender<Message>>,
     /// Disconnected when the thread has ended.
     ended: Receiver<()>,
     thread: JoinHandle<()>,
@@ -97,7 +98,7 @@ impl Queue {
             write_lines(&receiver, BufWriter::with_capacity(BATCH_BYTES, output), &shared_with_thread);
         };
         let thread = thread::Builder::new().name(name).spawn(write)?;
-        Ok((Self { sender: sender.clone(), shared }, Writer { sender, ended, thread }))
+        Ok((Self { sender: sender.clone(), shared }, Writer { sender: Some(sender), ended, thread }))
     }
 
     /// Puts a line in the queue; a full one loses it. Never waits.
@@ -130,11 +131,20 @@ impl Write for &Queue {
 }
 
 impl Writer {
+    /// Has the thread end once the queue is dropped and every line of it is written.
+    pub fn release(&mut self) {
+        self.sender = None;
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.ended.try_recv() == Err(TryRecvError::Disconnected)
+    }
+
     /// Waits until every line that is in the queue is written, but not longer than `limit`. Those that come later are
     /// lost. False: the last lines may not have been written.
     pub fn finish(self, limit: Duration) -> bool {
         // It cannot be sent when the thread has ended early, which is found out below.
-        let _ = self.sender.send(Message::End);
+        let _ = self.sender.map(|sender| sender.send(Message::End));
         let has_ended = self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Disconnected);
         has_ended && self.thread.join().is_ok()
     }

@@ -1,46 +1,99 @@
-//! Sockets that accept, and the threads that serve what they accept. Each thread accepts for itself (`SO_REUSEPORT`),
-//! has a runtime of its own and keeps its own connections to backends, so threads share nothing but the backends'
-//! counters.
+//! Listeners that come and go while the process runs, and the threads that serve them. Each thread has a socket of its own
+//! at each address (`SO_REUSEPORT`), a runtime of its own and its own connections to backends, so threads share nothing
+//! but the backends' counters.
 
-use std::future::poll_fn;
+pub(crate) mod sockets;
+mod thread;
+
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
 
+use arc_swap::ArcSwapOption;
 use pingora::listeners::tls::Acceptor;
-use pingora::protocols::Ssl;
-use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::tls::{ALPN, TlsStream};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::runtime::Builder;
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 
-use crate::config::ListenerConfig;
-use crate::config::tls;
-use crate::http::io::Io;
-use crate::http::stream::ClientStream;
-use crate::http::{self, Engine, Shared, Stop, h2, idle, splice};
-use crate::room::Place;
+use self::sockets::{Bound, Sockets, cannot_listen, duplicates};
+use self::thread::{Accepting, Listener};
+use crate::config::{ListenerConfig, TlsConfig, tls};
+use crate::http::{Engine, Shared, Stop, splice};
 use crate::shutdown::Shutdown;
 
-const BACKLOG: u32 = 4096;
-const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause after a failure to accept for lack of files or memory: connections wait in the backlog meanwhile.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often idle connections to backends are looked through.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// How often a thread that stops looks whether its last exchange has ended.
-const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(5);
-/// How long a stop waits, beyond the last exchange, for connections that carry none: a TLS handshake, half a head, what a
-/// refused client still sends. Nobody can say whether they would ever end.
-const SILENT_TIMEOUT: Duration = Duration::from_secs(1);
+/// What listens, on which threads.
+pub struct Listeners {
+    shared: Shared,
+    threads: Vec<Thread>,
+    state: Mutex<State>,
+    max_pipes: usize,
+}
 
-/// Listening sockets, one for each thread and address.
-pub struct Sockets {
-    by_thread: Vec<Vec<std::net::TcpListener>>,
+struct Thread {
+    sockets: UnboundedSender<Accepting>,
+    stop: Arc<Stop>,
+}
+
+#[derive(Default)]
+struct State {
+    open: Vec<Open>,
+    /// Addresses whose sockets are on their way to be closed.
+    closing: Vec<(SocketAddr, Weak<()>)>,
+    /// What the threads will take, until they are started.
+    receivers: Vec<UnboundedReceiver<Accepting>>,
+}
+
+/// A listener that accepts.
+struct Open {
+    config: ListenerConfig,
+    tls: Tls,
+    acceptor: Arc<ArcSwapOption<Acceptor>>,
+    /// One for each thread.
+    listeners: Vec<Arc<Listener>>,
+    sockets: Vec<Group>,
+}
+
+/// Sockets of one address. Dropped, they are closed.
+struct Group {
+    /// A port that was free to choose is known.
+    address: SocketAddr,
+    /// For each thread, what tells it who serves the next connection.
+    given: Vec<watch::Sender<Arc<Listener>>>,
+    is_open: Weak<()>,
+}
+
+/// What a listener's certificate and key were when they were read last; `None`: it is plain.
+type Tls = Option<[u8; 32]>;
+
+/// Listeners that can be taken up: nothing that could fail is left to do. Dropped, it closes what it has opened.
+pub struct Prepared {
+    /// What becomes of those that listen now, in their order: where each stands in the configuration; `None`: it is
+    /// closed.
+    kept: Vec<Option<Kept>>,
+    added: Vec<Added>,
+}
+
+struct Kept {
+    config: ListenerConfig,
+    /// Where its certificate, its key or their content has changed.
+    tls: Option<(Tls, Option<Arc<Acceptor>>)>,
+}
+
+struct Added {
+    config: ListenerConfig,
+    /// None where it takes those of a listener that is closed.
+    sockets: Vec<TcpListener>,
+    tls: (Tls, Option<Arc<Acceptor>>),
+}
+
+/// Why listeners cannot be taken up.
+#[derive(Debug)]
+pub struct Problem {
+    /// Its place in the configuration.
+    pub listener: usize,
+    pub message: String,
 }
 
 /// Threads that carry traffic.
@@ -49,54 +102,178 @@ pub struct Threads {
     shutdown: Shutdown,
 }
 
-impl Sockets {
-    /// Binds every address, once for each thread; on failure says which one.
-    pub fn bind(addresses: &[SocketAddr], threads: usize) -> Result<Self, (SocketAddr, io::Error)> {
-        let mut by_thread: Vec<Vec<_>> = (0..threads.max(1)).map(|_| Vec::new()).collect();
-        for &wanted in addresses {
-            let mut address = wanted;
-            for (thread, sockets) in by_thread.iter_mut().enumerate() {
-                let socket = if thread == 0 { first_socket(address) } else { shared_socket(address) };
-                let socket = socket.map_err(|e| (wanted, e))?;
-                address = socket.local_addr().map_err(|e| (wanted, e))?;
-                sockets.push(socket);
+impl Listeners {
+    /// No listener yet, for so many threads, at least one, which [`Self::start`] starts. `max_pipes`: pipes for large
+    /// content on all threads together.
+    pub fn new(threads: usize, shared: Shared, max_pipes: usize) -> Self {
+        let (threads, receivers) = (0..threads.max(1))
+            .map(|_| {
+                let (sockets, receiver) = unbounded_channel();
+                (Thread { sockets, stop: Arc::new(Stop::new(shared.shutdown.clone())) }, receiver)
+            })
+            .unzip();
+        Self { shared, threads, state: Mutex::new(State { receivers, ..State::default() }), max_pipes }
+    }
+
+    /// Opens what `wanted` has and nobody listens on yet, taking it from `sockets` where it is there, and reads
+    /// certificates again. `is_trial`: it is only to be found out whether that can be done, and no client may notice.
+    pub fn prepare(
+        &self,
+        wanted: &[ListenerConfig],
+        sockets: &mut Sockets,
+        is_trial: bool,
+    ) -> Result<Prepared, Vec<Problem>> {
+        let mut state = self.state();
+        state.closing.retain(|(_, is_open)| is_open.strong_count() > 0);
+        let mut kept: Vec<Option<Kept>> = state.open.iter().map(|_| None).collect();
+        let (mut new, mut problems) = (Vec::new(), Vec::new());
+        for (index, config) in wanted.iter().enumerate() {
+            let place = (state.open.iter().zip(&kept))
+                .position(|(open, kept)| kept.is_none() && open.config.address == config.address);
+            let before = place.and_then(|place| state.open.get(place)).map(|open| open.tls);
+            match (load(config.tls.as_ref(), before.flatten()), place) {
+                (Err(message), _) => problems.push(Problem { listener: index, message }),
+                (Ok(tls), None) => new.push((index, config, tls)),
+                (Ok(tls), Some(place)) => {
+                    let tls = (before != Some(tls.0)).then_some(tls);
+                    kept[place] = Some(Kept { config: config.clone(), tls });
+                }
             }
         }
-        Ok(Self { by_thread })
+        let mut added = Vec::new();
+        for (index, config, tls) in new {
+            let count = self.threads.len();
+            let is_closed = |(open, kept): (&Open, &Option<Kept>)| {
+                kept.is_none() && open.sockets.iter().any(|group| group.address == config.address)
+            };
+            let opened = match sockets.take(config.address) {
+                _ if state.open.iter().zip(&kept).any(is_closed) => Ok(Opened::Ready(Vec::new())),
+                Some(socket) => duplicates(&socket, count).map(Opened::Ready),
+                None => Bound::new(config.address, count, state.is_own(config.address)).map(Opened::Bound),
+            };
+            match opened {
+                Ok(opened) => added.push((index, config, opened, tls)),
+                Err(e) => {
+                    let message = cannot_listen(config.address, "[[listener]] address", &e);
+                    problems.push(Problem { listener: index, message });
+                }
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        if is_trial {
+            return Ok(Prepared { kept, added: Vec::new() });
+        }
+        // Last, since a client that has connected may not be sent away again.
+        let listen = |(index, config, opened, tls): (usize, &ListenerConfig, Opened, _)| {
+            let sockets = match opened {
+                Opened::Ready(sockets) => sockets,
+                Opened::Bound(bound) => bound.listen().map_err(|e| {
+                    let message = cannot_listen(config.address, "[[listener]] address", &e);
+                    vec![Problem { listener: index, message }]
+                })?,
+            };
+            Ok::<_, Vec<Problem>>(Added { config: config.clone(), sockets, tls })
+        };
+        Ok(Prepared { kept, added: added.into_iter().map(listen).collect::<Result<_, _>>()? })
     }
 
-    /// Where these sockets listen; ports that were free to choose are known now.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.by_thread[0].iter().filter_map(|socket| socket.local_addr().ok()).collect()
+    /// Takes up what was prepared last. A listener that is not wanted any more stops to accept, once it has accepted
+    /// whoever is connected already; its exchanges go on, and each answer is the last on its connection. Where another
+    /// listener covers its address, as 0.0.0.0 does 127.0.0.1, its sockets stay and serve that one, so that nobody who
+    /// connects meanwhile is sent away.
+    pub fn commit(&self, prepared: Prepared) {
+        let mut state = self.state();
+        let before = std::mem::take(&mut state.open);
+        let mut free = Vec::new();
+        for (mut open, kept) in before.into_iter().zip(prepared.kept) {
+            match kept {
+                Some(Kept { config, tls }) => {
+                    if let Some((tls, acceptor)) = tls {
+                        open.tls = tls;
+                        open.acceptor.store(acceptor);
+                    }
+                    open.config = config;
+                    state.open.push(open);
+                }
+                None => {
+                    tracing::info!(address = %open.config.address, "does not listen any more");
+                    open.listeners.iter().for_each(|listener| listener.engine.close(open.config.settings));
+                    free.append(&mut open.sockets);
+                }
+            }
+        }
+        for added in prepared.added {
+            let mut open = self.open(added);
+            let (covered, others) =
+                free.into_iter().partition(|group: &Group| covers(open.config.address, group.address));
+            free = others;
+            for group in covered {
+                for (given, listener) in group.given.iter().zip(&open.listeners) {
+                    given.send_replace(Arc::clone(listener));
+                }
+                open.sockets.push(group);
+            }
+            if let Some(group) = open.sockets.first() {
+                let address = if open.config.address.port() == 0 { group.address } else { open.config.address };
+                tracing::info!(%address, "listening");
+            }
+            state.open.push(open);
+        }
+        state.closing.extend(free.into_iter().map(|group| (group.address, group.is_open)));
     }
 
-    /// Starts a thread for each set of sockets.
-    pub fn serve(self, listeners: &[ListenerConfig], shared: &Shared) -> io::Result<Threads> {
-        let most_idle = shared.idle_connections.div_ceil(self.by_thread.len());
-        let max_pipes = shared.max_pipes / self.by_thread.len();
-        let applications = listeners
-            .iter()
-            .map(|listener| {
-                let tls = listener.tls.as_ref().map(tls::server_config).transpose().map_err(io::Error::other)?;
-                let tls = tls.map(|config| Arc::new(Acceptor::from_server_config(Arc::new(config))));
-                Ok((listener, tls))
-            })
-            .collect::<io::Result<Vec<_>>>()?;
-        let thread = |(number, sockets): (usize, Vec<std::net::TcpListener>)| {
-            let stopping = Arc::new(Stop::new(shared.shutdown.clone()));
-            let listeners = sockets.into_iter().zip(&applications).map(|(socket, (listener, tls))| {
-                let engine = Arc::new(Engine::new(listener, shared, most_idle, Arc::clone(&stopping)));
-                (socket, Listener { tls: tls.clone(), engine })
-            });
-            let listeners: Vec<_> = listeners.collect();
-            let shutdown = shared.shutdown.clone();
-            thread::Builder::new().name(format!("traffic-{number}")).spawn(move || {
+    /// Starts the threads. Whoever has connected before is served now.
+    pub fn start(&self) -> io::Result<Threads> {
+        let receivers = std::mem::take(&mut self.state().receivers);
+        let max_pipes = self.max_pipes / self.threads.len();
+        let start = |(number, (receiver, thread)): (usize, (_, &Thread))| {
+            let (stop, shutdown) = (Arc::clone(&thread.stop), self.shared.shutdown.clone());
+            Builder::new().name(format!("traffic-{number}")).spawn(move || {
                 splice::allow(max_pipes);
-                run(listeners, &stopping, &shutdown)
+                thread::run(receiver, &stop, &shutdown)
             })
         };
-        let threads = self.by_thread.into_iter().enumerate().map(thread).collect::<io::Result<_>>()?;
-        Ok(Threads { threads, shutdown: shared.shutdown.clone() })
+        let threads = receivers.into_iter().zip(&self.threads).enumerate().map(start).collect::<io::Result<_>>()?;
+        Ok(Threads { threads, shutdown: self.shared.shutdown.clone() })
+    }
+
+    fn open(&self, Added { config, sockets, tls: (tls, acceptor) }: Added) -> Open {
+        let acceptor = Arc::new(ArcSwapOption::new(acceptor));
+        let listener = |thread: &Thread| {
+            let engine = Arc::new(Engine::new(&config, &self.shared, Arc::clone(&thread.stop)));
+            Arc::new(Listener { tls: Arc::clone(&acceptor), engine })
+        };
+        let listeners: Vec<_> = self.threads.iter().map(listener).collect();
+        let address = sockets.first().and_then(|socket| socket.local_addr().ok());
+        let is_open = Arc::new(());
+        let given = sockets.into_iter().zip(self.threads.iter().zip(&listeners)).map(|(socket, (thread, listener))| {
+            let (given, listener) = watch::channel(Arc::clone(listener));
+            // Fails only when the process stops, which closes the socket.
+            let _ = thread.sockets.send(Accepting { socket, listener, is_open: Arc::clone(&is_open) });
+            given
+        });
+        let given = given.collect();
+        let group = address.map(|address| Group { address, given, is_open: Arc::downgrade(&is_open) });
+        Open { config, tls, acceptor, listeners, sockets: group.into_iter().collect() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Opened {
+    Ready(Vec<TcpListener>),
+    Bound(Bound),
+}
+
+impl State {
+    /// Whether a socket of this process is in the way of `address`, as where a listener moves from 127.0.0.1 to 0.0.0.0.
+    fn is_own(&self, address: SocketAddr) -> bool {
+        let open = self.open.iter().flat_map(|open| &open.sockets).map(|group| group.address);
+        open.chain(self.closing.iter().map(|(address, _)| *address)).any(|own| overlap(own, address))
     }
 }
 
@@ -110,188 +287,29 @@ impl Threads {
     }
 }
 
-/// A socket that others of this process will share. Sharing would also let it join another process's, so that
-/// nobody else listens has to be made sure of first.
-fn first_socket(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    if address.port() != 0 {
-        let alone = socket_for(address)?;
-        alone.set_reuseaddr(true)?;
-        alone.bind(address)?;
+/// Whether two sockets would be in each other's way.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    covers(a, b) || covers(b, a)
+}
+
+/// Whether who connects to `address` reaches `listener` as well. `[::]` stands for IPv6 alone.
+fn covers(listener: SocketAddr, address: SocketAddr) -> bool {
+    let is_same_family = listener.is_ipv4() == address.is_ipv4();
+    listener == address || (listener.port() == address.port() && is_same_family && listener.ip().is_unspecified())
+}
+
+/// Reads a certificate and its key; no acceptor where both are as `before`, so that clients can still resume sessions.
+fn load(config: Option<&TlsConfig>, before: Tls) -> Result<(Tls, Option<Arc<Acceptor>>), String> {
+    let Some(config) = config else { return Ok((None, None)) };
+    let mut digest = Sha256::new();
+    for path in [&config.certificate, &config.key] {
+        let content = std::fs::read(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
+        digest.update(Sha256::digest(&content));
     }
-    shared_socket(address)
-}
-
-fn shared_socket(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = socket_for(address)?;
-    socket.set_reuseaddr(true)?;
-    socket.set_reuseport(true)?;
-    // Accepted connections inherit it.
-    socket.set_nodelay(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)?.into_std()
-}
-
-fn socket_for(address: SocketAddr) -> io::Result<TcpSocket> {
-    if address.is_ipv4() {
-        return TcpSocket::new_v4();
+    let digest: [u8; 32] = digest.finalize().into();
+    if before == Some(digest) {
+        return Ok((Some(digest), None));
     }
-    let socket = TcpSocket::new_v6()?;
-    // As with nginx, `[::]` stands for IPv6 alone, so that 0.0.0.0 can listen beside it.
-    rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
-    Ok(socket)
-}
-
-/// What serves the connections of one address on one thread.
-struct Listener {
-    tls: Option<Arc<Acceptor>>,
-    engine: Arc<Engine>,
-}
-
-/// One thread's life. False: exchanges were cut off at the deadline.
-fn run(listeners: Vec<(std::net::TcpListener, Listener)>, stop: &Stop, shutdown: &Shutdown) -> bool {
-    let runtime = match Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(e) => {
-            tracing::error!("a thread for traffic cannot be started: {e}");
-            return false;
-        }
-    };
-    runtime.block_on(async {
-        let alive = Arc::new(AtomicUsize::new(0));
-        let accepting: Vec<_> = listeners
-            .into_iter()
-            .map(|(socket, listener)| {
-                tokio::spawn(accept(socket, Arc::new(listener), shutdown.clone(), Arc::clone(&alive)))
-            })
-            .collect();
-        let sweeping = tokio::spawn(sweep_idle());
-        let deadline = shutdown.stopping().await;
-        for accepting in accepting {
-            // It ends by itself: it has seen the same signal.
-            let _ = tokio::time::timeout_at(deadline.into(), accepting).await;
-        }
-        stop.begin();
-        let has_finished = finish(stop, &alive, deadline).await;
-        sweeping.abort();
-        idle::clear();
-        has_finished
-    })
-}
-
-/// Waits until every connection has ended, or none carries an exchange any more and those that are left were given
-/// [`SILENT_TIMEOUT`]. False: exchanges were in flight at the deadline.
-async fn finish(stop: &Stop, alive: &AtomicUsize, deadline: Instant) -> bool {
-    let mut silent_since = None;
-    while alive.load(Ordering::Acquire) > 0 {
-        let now = Instant::now();
-        silent_since = match stop.exchanges() {
-            0 => silent_since.or(Some(now)),
-            _ => None,
-        };
-        if now >= deadline || silent_since.is_some_and(|since| now.duration_since(since) >= SILENT_TIMEOUT) {
-            return silent_since.is_some();
-        }
-        tokio::time::sleep(STOP_CHECK_INTERVAL).await;
-    }
-    true
-}
-
-async fn sweep_idle() {
-    let mut tick = tokio::time::interval(SWEEP_INTERVAL);
-    loop {
-        tick.tick().await;
-        idle::sweep(Instant::now());
-    }
-}
-
-/// Accepts until the signal to stop, and then what had been connected by then.
-async fn accept(socket: std::net::TcpListener, listener: Arc<Listener>, shutdown: Shutdown, alive: Arc<AtomicUsize>) {
-    let socket = match TcpListener::from_std(socket) {
-        Ok(socket) => socket,
-        Err(e) => return tracing::error!("a listening socket cannot be used: {e}"),
-    };
-    let mut stopped = std::pin::pin!(shutdown.stopping());
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            _ = &mut stopped => break,
-            accepted = socket.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let place = tokio::select! {
-                    biased;
-                    _ = &mut stopped => {
-                        spawn(&listener, stream, peer, listener.engine.place_anyway(), &alive);
-                        break;
-                    }
-                    place = listener.engine.place() => place,
-                };
-                spawn(&listener, stream, peer, place, &alive);
-            }
-            Err(e) => {
-                tracing::warn!("a connection could not be accepted: {e}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-    // Closing the socket would reset what waits to be accepted.
-    let waiting = |cx: &mut Context<'_>| match socket.poll_accept(cx) {
-        Poll::Ready(Ok(accepted)) => Poll::Ready(Some(accepted)),
-        Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
-    };
-    while let Some((stream, peer)) = poll_fn(waiting).await {
-        spawn(&listener, stream, peer, listener.engine.place_anyway(), &alive);
-    }
-}
-
-fn spawn(listener: &Arc<Listener>, stream: TcpStream, peer: SocketAddr, place: Place, alive: &Arc<AtomicUsize>) {
-    let (listener, alive) = (Arc::clone(listener), Alive::new(alive));
-    tokio::spawn(async move {
-        listener.connected(stream, peer).await;
-        drop((alive, place));
-    });
-}
-
-/// Counts a connection until dropped.
-struct Alive(Arc<AtomicUsize>);
-
-impl Alive {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for Alive {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl Listener {
-    async fn connected(&self, tcp: TcpStream, peer: SocketAddr) {
-        let engine = Arc::clone(&self.engine);
-        let Some(tls) = &self.tls else { return http::serve(engine, ClientStream::Io(Io::Tcp(tcp)), peer.ip()).await };
-        // The handshake is large and short: in a box of its own it leaves nothing behind.
-        let Some(stream) = Box::pin(handshake(tls, tcp, peer)).await else { return };
-        if stream.selected_alpn_proto() == Some(ALPN::H2) {
-            // Large, and rare beside idle connections of HTTP/1.1.
-            Box::pin(h2::serve(engine, stream, peer.ip())).await;
-        } else {
-            http::serve(engine, ClientStream::Io(Io::Tls(stream)), peer.ip()).await;
-        }
-    }
-}
-
-async fn handshake(tls: &Acceptor, tcp: TcpStream, peer: SocketAddr) -> Option<Box<TlsStream<L4Stream>>> {
-    let stream = L4Stream::from(tcp);
-    match tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.tls_handshake(stream)).await {
-        Ok(Ok(stream)) => Some(Box::new(stream)),
-        Ok(Err(e)) => {
-            tracing::debug!(%peer, "TLS handshake failed: {e}");
-            None
-        }
-        Err(_) => None,
-    }
+    let server = tls::server_config(config)?;
+    Ok((Some(digest), Some(Arc::new(Acceptor::from_server_config(Arc::new(server))))))
 }

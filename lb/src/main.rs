@@ -1,10 +1,72 @@
-//! The program `evenkeel`: the command line around the library.
+//! The program `evenkeel`: what belongs to the process around a balancer (the command line, the log, the limit on open
+//! files, signals).
 
+mod signals;
+
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use evenkeel::config::toml::{self, Checked};
+use evenkeel::log::Log;
+use evenkeel::metrics::Metrics;
+use evenkeel::server::{self, Sockets, Start};
+use signals::Signals;
+use tokio::runtime::Builder;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    evenkeel::cli::main(evenkeel::server::run)
+    evenkeel::cli::main(run)
+}
+
+/// Runs a balancer with the configuration at `path` until it is told to stop.
+fn run(path: &Path) -> anyhow::Result<()> {
+    let Checked { config, warnings, .. } = match toml::load(path) {
+        Ok(checked) => checked,
+        Err(problems) => {
+            let lines: Vec<_> = problems.iter().map(|problem| problem.in_file(path)).collect();
+            bail!("{}", lines.join("\n"));
+        }
+    };
+    let metrics = Arc::new(Metrics::new());
+    // To the end, so that the last lines are written.
+    let log = Log::start(&config.log, metrics.log_lost.clone()).with_context(|| match &config.log.file {
+        Some(file) => format!(
+            "cannot write to {}: change [log] file, or make its folder one that can be written to",
+            file.display()
+        ),
+        None => "the log cannot be started".to_owned(),
+    })?;
+    for warning in warnings {
+        tracing::warn!("{}", warning.problem.in_file(path));
+    }
+    let open_files = raise_open_files_limit();
+    // Probes and the admin API have a thread of their own: they stay responsive however busy the traffic is.
+    let management = Builder::new_multi_thread().worker_threads(1).thread_name("management").enable_all().build();
+    let management = management.context("the management thread cannot be started")?;
+    let stopped = management.block_on(async {
+        let (signals, calls) = Signals::new()?;
+        let start = Start { path: path.to_owned(), config, metrics, open_files };
+        tokio::select! {
+            stopped = server::run(start, Sockets::default(), calls) => stopped,
+            never = signals.translate(&log) => match never {},
+        }
+    });
+    management.shutdown_background();
+    stopped
+}
+
+/// Every connection is an open file, so use as many as the system allows.
+fn raise_open_files_limit() -> usize {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!("the limit on open files cannot be raised: {e}");
+    }
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }

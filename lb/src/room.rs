@@ -18,7 +18,7 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub struct Room {
-    most: usize,
+    most: AtomicUsize,
     taken: AtomicUsize,
     freed: Notify,
     warned: Mutex<Option<Instant>>,
@@ -30,7 +30,12 @@ pub struct Place(Arc<Room>);
 
 impl Room {
     pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, taken: AtomicUsize::new(0), freed: Notify::new(), warned: Mutex::new(None) })
+        Arc::new(Self {
+            most: AtomicUsize::new(most),
+            taken: AtomicUsize::new(0),
+            freed: Notify::new(),
+            warned: Mutex::new(None),
+        })
     }
 
     /// A place, as soon as there is one. `shed` has so many idle clients leave.
@@ -39,12 +44,12 @@ impl Room {
             let freed = self.freed.notified();
             let place = self
                 .taken
-                .try_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < self.most).then_some(taken + 1));
+                .try_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < self.most()).then_some(taken + 1));
             if place.is_ok() {
                 return Place(Arc::clone(self));
             }
             self.warn();
-            shed((self.most / 8).clamp(1, MOST_SHED_AT_ONCE));
+            shed((self.most() / 8).clamp(1, MOST_SHED_AT_ONCE));
             let _ = timeout(SHED_INTERVAL, freed).await;
         }
     }
@@ -56,11 +61,17 @@ impl Room {
     }
 
     pub fn is_full(&self) -> bool {
-        self.taken() >= self.most
+        self.taken() >= self.most()
     }
 
     pub fn most(&self) -> usize {
-        self.most
+        self.most.load(Ordering::Relaxed)
+    }
+
+    /// Has room for `most` clients from now on. Where more are connected, they stay until others want their places.
+    pub fn resize(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
+        self.freed.notify_waiters();
     }
 
     pub fn taken(&self) -> usize {
@@ -72,7 +83,7 @@ impl Room {
         if warned.is_none_or(|warned| clock::now().saturating_duration_since(warned) > WARNING_INTERVAL) {
             *warned = Some(clock::now());
             tracing::warn!(
-                clients = self.most,
+                clients = self.most(),
                 "no more clients can be served at once: idle ones have to leave, new ones wait ([server] max_connections, \
                  and the limit on open files, say how many)"
             );
@@ -82,7 +93,7 @@ impl Room {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.0.taken.fetch_sub(1, Ordering::AcqRel) >= self.0.most {
+        if self.0.taken.fetch_sub(1, Ordering::AcqRel) >= self.0.most() {
             self.0.freed.notify_waiters();
         }
     }
@@ -113,5 +124,18 @@ mod tests {
         assert_eq!(room.taken(), 3);
         drop(beyond);
         assert_eq!(room.taken(), 2);
+    }
+
+    #[tokio::test]
+    async fn who_waits_comes_in_when_there_is_more_room() {
+        let room = Room::new(1);
+        let _first = room.place(|_| {}).await;
+        let mut second = std::pin::pin!(room.place(|_| {}));
+        assert!(timeout(Duration::ZERO, &mut second).await.is_err());
+        room.resize(2);
+        let _second = second.await;
+        room.resize(1);
+        assert!(room.is_full());
+        assert!(timeout(SHED_INTERVAL * 2, room.place(|_| {})).await.is_err());
     }
 }

@@ -24,13 +24,14 @@ use std::path::Path;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::l4::virt::VirtualSocketStream;
 
+use crate::access_log::AccessLog;
 use crate::clock::{self, simulated};
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
@@ -185,13 +186,12 @@ fn scenario() {
     let most_idle = pick(&[0, 1, 64, 64, 64]);
     let shared = Shared {
         control: Arc::clone(&control),
-        access_log: None,
-        idle_connections: most_idle,
-        max_pipes: 0,
+        access_log: Arc::new(AccessLog::new(METRICS.with(|metrics| metrics.access_log_lost.clone()))),
+        most_idle: Arc::new(AtomicUsize::new(most_idle)),
         shutdown: shutdown.clone(),
         room: Arc::clone(&room),
     };
-    let engine = Arc::new(Engine::new(&control.snapshot().config.listeners[0], &shared, most_idle, Arc::clone(&stop)));
+    let engine = Arc::new(Engine::new(&control.snapshot().config.listeners[0], &shared, Arc::clone(&stop)));
     let is_tls = one_in(10) && scale.most > 1_000;
     let world = Rc::new(World { control, engine, room, stop, shutdown, is_tls, cut: Rc::default() });
     note_backends(&world);

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 /// Each module with those that it may use, indirect ones too: what is named here for `http` holds for `listen` as well.
 /// The longest name that fits a module counts.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("main", &["cli", "server"]),
+    ("main", &["cli", "server", "signals"]),
+    ("signals", &["server"]),
     ("cli", &["log", "state"]),
     ("server", &["admin", "probe", "listen", "log"]),
     ("admin", &["control", "room", "shutdown"]),
@@ -270,7 +271,7 @@ impl Reader {
     fn root(&self, word: &str) -> Option<Vec<String>> {
         match word {
             "crate" => Some(Vec::new()),
-            "evenkeel" if self.module == ["main"] => Some(Vec::new()),
+            "evenkeel" if self.module == ["main"] || self.module == ["signals"] => Some(Vec::new()),
             "self" => Some(self.module.clone()),
             "super" => Some(self.module.split_last()?.1.to_vec()),
             _ => None,

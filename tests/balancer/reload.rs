@@ -1,11 +1,14 @@
 //! The settings of a listener are in force for the next request after a reload, on connections that have been there
 //! before as well; what is on its way meanwhile is not disturbed.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use serde_json::json;
-use tests::{Balancer, Config, End, Origin, Request, Step, Wire, eventually, response, within};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tests::http2::{Http2, request, tls};
+use tests::{Balancer, Config, End, Origin, Port, Request, Step, WebSocket, Wire, eventually, response, within};
 
 /// Has these lines in `[[listener]]` from now on, whatever was there before.
 async fn reload(balancer: &Balancer, a: &Origin, listener: &str) {
@@ -124,25 +127,338 @@ async fn lingering_changes() {
 async fn reloads_under_load_lose_nothing() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
-    let (is_over, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let address = balancer.address();
-    let clients = [0; 8].map(|_| {
-        let (is_over, answered) = (Arc::clone(&is_over), Arc::clone(&answered));
-        tokio::spawn(async move {
-            let mut wire = Wire::connect(address).await;
-            while !is_over.load(Relaxed) {
-                assert_eq!(wire.exchange(&Request::post("/", "x".repeat(100))).await.status, 200);
-                answered.fetch_add(1, Relaxed);
-            }
-        })
-    });
+    let load = Load::start(balancer.address(), || Request::post("/", "x".repeat(100)));
     for round in 0..40 {
-        let before = answered.load(Relaxed);
         reload(&balancer, &a, &format!("max_body_bytes = {}\nsend_timeout = \"{}s\"", 100 + round, 30 + round)).await;
-        eventually("load goes on", async || answered.load(Relaxed) > before + 20).await;
+        load.goes_on().await;
     }
-    is_over.store(true, Relaxed);
-    for client in clients {
-        within("the end of a client", client).await.expect("no request was lost");
+    load.end().await;
+}
+
+/// How a reload is asked for.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    Signal,
+    Api,
+}
+
+/// Has the balancer reload what its file says now, and waits until that is in force.
+async fn take_up(balancer: &mut Balancer, by: By) {
+    match by {
+        By::Api => {
+            balancer.change("POST", "/admin/reload", None).await;
+        }
+        By::Signal => {
+            let before = balancer.version().await;
+            balancer.signal(Signal::SIGHUP);
+            eventually("the reload", async || balancer.version().await > before).await;
+        }
     }
+}
+
+/// Has the balancer refuse what its file says now; why.
+async fn refused(balancer: &mut Balancer, by: By) -> String {
+    match by {
+        By::Api => {
+            let reply = balancer.admin("POST", "/admin/reload", None).await;
+            assert_eq!(reply.status, 400, "{}", reply.text());
+            reply.json()["detail"].as_str().expect("a reason").to_owned()
+        }
+        By::Signal => {
+            let before = balancer.log().len();
+            balancer.signal(Signal::SIGHUP);
+            let told = || balancer.log().split_off(before);
+            eventually("the refusal", async || told().contains("the configuration is not reloaded")).await;
+            // The reasons come after it, each in a line.
+            eventually("the reason", async || told().lines().filter(|line| line.contains("ERROR")).count() > 1).await;
+            told()
+        }
+    }
+}
+
+fn listener(address: SocketAddr, lines: &str) -> String {
+    format!("[[listener]]\naddress = \"{address}\"\n{lines}\n")
+}
+
+async fn is_refused(address: SocketAddr) {
+    eventually("nobody listens", async || Wire::try_connect(address).await.is_err()).await;
+}
+
+#[tokio::test]
+async fn a_listener_comes_and_goes_and_finishes_what_it_has() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]);
+    let mut balancer = Balancer::start(config.clone()).await;
+    let port = Port::reserve();
+    let six: SocketAddr = format!("[::1]:{}", port.address().port()).parse().expect("an address");
+    for by in [By::Api, By::Signal] {
+        let more = listener(port.address(), "max_body_bytes = 10") + &listener(six, &tls());
+        balancer.configure(&config.clone().section(&more));
+        take_up(&mut balancer, by).await;
+
+        let mut wire = Wire::connect(port.address()).await;
+        assert_eq!(wire.exchange(&Request::post("/", "x".repeat(10))).await.status, 200);
+        let mut idle = Wire::connect(port.address()).await;
+        assert_eq!(idle.exchange(&Request::get("/")).await.field("connection"), None);
+        let mut quiet = Http2::connect(six).await;
+        assert_eq!(quiet.get("/").await.status, 200);
+        let mut busy = Http2::connect(six).await;
+        let before = a.heads();
+        let (held, _) = busy.begin(request("GET", "/hold", &[]), true).await;
+        wire.send(Request::get("/hold").to_bytes()).await;
+        let mut socket = WebSocket::open(port.address(), "/socket").await;
+        eventually("the requests arrived", async || a.heads() == before + 3).await;
+        // Connected, and not heard of yet.
+        let mut silent = Wire::connect(port.address()).await;
+
+        balancer.configure(&config);
+        take_up(&mut balancer, by).await;
+        is_refused(port.address()).await;
+        is_refused(six).await;
+        quiet.closed().await.expect("a GOAWAY that blames nobody");
+        socket.echo("still there").await;
+        a.release();
+        for (what, reply) in [("held", wire.reply().await), ("idle", idle.exchange(&Request::get("/")).await)] {
+            assert_eq!((reply.status, reply.field("connection")), (200, Some("close")), "{by:?} {what}");
+        }
+        assert!(wire.is_closed().await && idle.is_closed().await);
+        // With the settings that the listener had.
+        silent.send(Request::post("/", "x".repeat(11)).to_bytes()).await;
+        assert_eq!(silent.reply().await.status, 413, "{by:?}");
+        assert_eq!(tests::http2::reply(held).await.expect("a response").status, 200, "{by:?}");
+        busy.closed().await.expect("a GOAWAY that blames nobody");
+        socket.echo("to the end").await;
+        a.hold();
+        assert_eq!(balancer.get("/").await.status, 200, "the other listener has noticed nothing");
+    }
+    balancer.stop().await;
+}
+
+/// How many sockets listen that are the balancer's.
+fn sockets(balancer: &mut Balancer) -> usize {
+    let id = balancer.process().id();
+    let descriptors = std::fs::read_dir(format!("/proc/{id}/fd")).expect("a process that runs");
+    let links = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    let inodes: Vec<_> = links
+        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned()))
+        .collect();
+    let tables =
+        ["tcp", "tcp6"].map(|table| std::fs::read_to_string(format!("/proc/{id}/net/{table}")).unwrap_or_default());
+    let is_listening = |line: &&str| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        columns.get(3) == Some(&"0A") && columns.get(9).is_some_and(|inode| inodes.iter().any(|own| own == inode))
+    };
+    tables.iter().flat_map(|table| table.lines()).filter(is_listening).count()
+}
+
+#[tokio::test]
+async fn a_listener_that_cannot_be_had_refuses_the_reload_as_a_whole() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]);
+    let mut balancer = Balancer::start(config.clone()).await;
+    let (free, taken) = (Port::reserve(), Port::reserve());
+    let _taken = taken.listen();
+    let busy = format!("cannot listen on {} (Address already in use", taken.address());
+    let cases = [
+        (
+            listener(free.address(), "") + &listener(taken.address(), ""),
+            vec![busy.as_str(), "evenkeel.toml:", "stop what uses port"],
+        ),
+        (
+            listener("192.0.2.1:1".parse().expect("an address"), ""),
+            vec![
+                "cannot listen on 192.0.2.1:1 (Cannot assign requested address",
+                "this machine has no address 192.0.2.1",
+            ],
+        ),
+        (
+            listener(free.address(), "") + "[access_log]\nfile = \"missing/access.log\"",
+            vec!["missing/access.log", "change [access_log] file"],
+        ),
+        (listener(free.address(), "no_such_key = 1"), vec!["no_such_key"]),
+    ];
+    for (more, words) in &cases {
+        for by in [By::Api, By::Signal] {
+            let version = balancer.version().await;
+            let before = sockets(&mut balancer);
+            balancer.configure(&config.clone().listener("max_body_bytes = 1").section(more));
+            let told = refused(&mut balancer, by).await;
+            for word in words {
+                assert!(told.contains(word), "{word:?} in {told}");
+            }
+            assert_eq!(balancer.version().await, version);
+            assert!(Wire::try_connect(free.address()).await.is_err(), "{more}");
+            assert_eq!(balancer.send(&Request::post("/", "xx")).await.status, 200, "the old settings are in force");
+            assert_eq!(sockets(&mut balancer), before, "no socket is left open");
+        }
+    }
+    // A dry run says the same, and what would change otherwise.
+    balancer.configure(&config.clone().section(&cases[0].0));
+    let reply = balancer.admin("POST", "/admin/reload?dry_run=true", None).await;
+    assert_eq!(reply.status, 400);
+    assert!(reply.text().contains(&busy), "{}", reply.text());
+    balancer.configure(&config.clone().section(&listener(free.address(), "")));
+    let told = balancer.change("POST", "/admin/reload?dry_run=true", None).await;
+    assert_eq!(told["changes"], json!([format!("listener {} added", free.address())]));
+    assert_eq!(told["dry_run"], true);
+    assert!(Wire::try_connect(free.address()).await.is_err());
+    take_up(&mut balancer, By::Api).await;
+    assert_eq!(Wire::connect(free.address()).await.exchange(&Request::get("/")).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_moves_on_its_port_and_no_request_fails() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]);
+    let mut balancer = Balancer::start(config.clone()).await;
+    let load = Load::start(balancer.address(), || Request::post("/", "x".repeat(100)));
+    let here = balancer.address();
+    let everywhere = SocketAddr::new([0, 0, 0, 0].into(), here.port());
+    let elsewhere = SocketAddr::new([127, 0, 0, 9].into(), here.port());
+    for round in 0..4 {
+        for (address, reaches_all) in [(everywhere, true), (here, false)] {
+            let by = if round % 2 == 0 { By::Api } else { By::Signal };
+            balancer.write(&config.text(address, balancer.admin_address()));
+            take_up(&mut balancer, by).await;
+            load.goes_on().await;
+            if reaches_all {
+                assert_eq!(Wire::connect(elsewhere).await.exchange(&Request::get("/")).await.status, 200);
+            } else {
+                is_refused(elsewhere).await;
+            }
+        }
+    }
+    load.end().await;
+}
+
+/// Clients that send one request after the other, each on a connection of its own and each with one that stays, and bear
+/// no failure.
+struct Load {
+    is_over: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    clients: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(address: SocketAddr, request: fn() -> Request) -> Self {
+        let (is_over, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let client = |keeps: bool| {
+            let (is_over, answered) = (Arc::clone(&is_over), Arc::clone(&answered));
+            tokio::spawn(async move {
+                let mut kept = None;
+                while !is_over.load(Relaxed) {
+                    let mut wire = match kept.take() {
+                        Some(wire) => wire,
+                        None => Wire::connect(address).await,
+                    };
+                    let reply = wire.exchange(&request()).await;
+                    assert_eq!((reply.status, reply.end), (200, End::Complete));
+                    answered.fetch_add(1, Relaxed);
+                    kept = (keeps && reply.field("connection").is_none()).then_some(wire);
+                }
+            })
+        };
+        let clients = [true, true, true, false, false, false].map(client).into();
+        Self { is_over, answered, clients }
+    }
+
+    async fn goes_on(&self) {
+        let before = self.answered.load(Relaxed);
+        eventually("load goes on", async || self.answered.load(Relaxed) > before + 20).await;
+    }
+
+    async fn end(self) {
+        self.is_over.store(true, Relaxed);
+        for client in self.clients {
+            within("the end of a client", client).await.expect("no request was lost");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_access_log_changes_under_load_and_loses_no_line() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]);
+    let mut balancer = Balancer::start(config.clone()).await;
+    let section = |file: &str, format: &str| format!("[access_log]\nfile = \"{file}\"\nformat = \"{format}\"");
+    let lines = |balancer: &Balancer, file: &str| {
+        let text = std::fs::read_to_string(balancer.file(file)).unwrap_or_default();
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    balancer.configure(&config.clone().section(&section("access.log", "json")));
+    take_up(&mut balancer, By::Signal).await;
+    let load = Load::start(balancer.address(), || Request::get("/counted"));
+    load.goes_on().await;
+    for round in 0..4 {
+        let by = if round % 2 == 0 { By::Api } else { By::Signal };
+        for (file, format) in [("other.log", "combined"), ("access.log", "json")] {
+            balancer.configure(&config.clone().section(&section(file, format)));
+            take_up(&mut balancer, by).await;
+            load.goes_on().await;
+        }
+    }
+    let answered = Arc::clone(&load.answered);
+    load.end().await;
+    let is_json = |line: &String| serde_json::from_str::<Value>(line).is_ok_and(|line| line["status"] == 200);
+    let is_combined = |line: &String| line.contains("\"GET /counted HTTP/1.1\" 200 ");
+    let total = usize::try_from(answered.load(Relaxed)).expect("a count");
+    let counted = |file| lines(&balancer, file).iter().filter(|line| line.contains("/counted")).count();
+    eventually("every request has its line", async || counted("access.log") + counted("other.log") == total).await;
+    let (json, combined) = (lines(&balancer, "access.log"), lines(&balancer, "other.log"));
+    assert!(json.iter().all(is_json) && combined.iter().all(is_combined), "{json:?}\n{combined:?}");
+    assert!(!json.is_empty() && !combined.is_empty());
+
+    balancer.configure(&config);
+    take_up(&mut balancer, By::Api).await;
+    assert_eq!(balancer.get("/unlogged").await.status, 200);
+    balancer.stop().await;
+    assert!(!lines(&balancer, "access.log").iter().any(|line| line.contains("/unlogged")));
+}
+
+#[tokio::test]
+async fn the_number_of_clients_changes() {
+    let a = Origin::start("a").await;
+    let config = |most: usize| Config::of([&a]).server(&format!("max_connections = {most}"));
+    let mut balancer = Balancer::start(config(1)).await;
+    let mut first = served(&balancer).await;
+    first.send("GET / HTTP/1.1\r\n").await;
+    let mut second = balancer.connect().await;
+    second.send(Request::get("/").to_bytes()).await;
+    balancer.configure(&config(2));
+    take_up(&mut balancer, By::Signal).await;
+    assert_eq!(second.reply().await.status, 200);
+    assert_eq!(balancer.metrics().await.sum("evenkeel_client_connections_limit", &[]), 2.0);
+    balancer.configure(&config(1));
+    take_up(&mut balancer, By::Api).await;
+    first.send("Host: x\r\n\r\n").await;
+    assert_eq!(first.reply().await.status, 200, "whoever is there stays");
+    // Two are too many now: one that idles leaves for the next.
+    let mut third = balancer.connect().await;
+    third.send(Request::get("/").to_bytes()).await;
+    assert_eq!(third.reply().await.status, 200);
+    balancer.configure(&config(100_000_000));
+    assert!(refused(&mut balancer, By::Api).await.contains("max_connections"));
+}
+
+#[tokio::test]
+async fn tls_comes_and_goes_and_a_renewed_certificate_is_read() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]);
+    let mut balancer = Balancer::start(config.clone()).await;
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/../lb/src/config/toml/test-data");
+    for file in ["cert.pem", "key.pem"] {
+        std::fs::copy(format!("{data}/{file}"), balancer.file(file)).expect("a writable directory");
+    }
+    let mut plain = served(&balancer).await;
+    balancer.configure(&config.clone().listener("tls = { certificate = \"cert.pem\", key = \"key.pem\" }"));
+    take_up(&mut balancer, By::Signal).await;
+    assert_eq!(Http2::connect(balancer.address()).await.get("/").await.status, 200);
+    assert_eq!(plain.exchange(&Request::get("/")).await.status, 200, "what is connected stays as it is");
+    // Something that is no certificate loses nothing.
+    std::fs::write(balancer.file("cert.pem"), "nothing").expect("a writable directory");
+    assert!(refused(&mut balancer, By::Api).await.contains("cert.pem"));
+    assert_eq!(Http2::connect(balancer.address()).await.get("/").await.status, 200);
+    balancer.configure(&config);
+    take_up(&mut balancer, By::Api).await;
+    assert_eq!(balancer.get("/").await.status, 200);
 }

@@ -198,15 +198,14 @@ pub async fn drift(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 pub async fn reload(State(admin): State<Arc<Admin>>, terms: Terms) -> Answer {
-    let control = Arc::clone(&admin.control);
-    if terms.dry_run {
-        return Err(Problem::bad_request(
-            "a reload has no dry run: `evenkeel check` reads the file, `evenkeel config --diff` compares it",
-        ));
-    }
+    let (control, dry_run) = (Arc::clone(&admin.control), terms.dry_run);
     // A task of its own, which goes on and tells in the log how it ended when nobody waits any more.
     let reloading = tokio::spawn(async move {
-        let reloaded = tokio::task::spawn_blocking(move || control.reload_and_log(terms.author)).await;
+        let reload = move || match dry_run {
+            true => control.reload(terms.author, true),
+            false => control.reload_and_log(terms.author),
+        };
+        let reloaded = tokio::task::spawn_blocking(reload).await;
         reloaded.map_err(|_| Problem::internal())?.map_err(|error| match error {
             ReloadError::Invalid(problems) => {
                 Problem::bad_request(format!("the old configuration stays in force: {}", problems.join("; ")))
@@ -222,9 +221,12 @@ pub async fn reload(State(admin): State<Arc<Admin>>, terms: Terms) -> Answer {
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
     };
     let reload = reloaded.map_err(|_| Problem::internal())??;
-    let answer = json!({
+    let mut answer = json!({
         "version": reload.version, "changes": reload.changes, "drift": reload.drift, "warnings": reload.warnings,
     });
+    if dry_run {
+        answer["dry_run"] = true.into();
+    }
     Ok(saved(&admin, StatusCode::OK, answer, &reload.etag).await)
 }
 

@@ -244,8 +244,8 @@ impl Client {
         self.change(Method::POST, "/admin/reset", wanted.as_ref(), how)
     }
 
-    pub fn reload(&self) -> Result<Reloaded> {
-        self.call(Method::POST, "/admin/reload", None)
+    pub fn reload(&self, dry_run: bool) -> Result<Reloaded> {
+        self.change(Method::POST, "/admin/reload", None, How { dry_run, force: false })
     }
 
     /// The word that a balancer ready for traffic says.

@@ -32,6 +32,8 @@ pub enum Subject {
     Backend { pool: usize, backend: usize },
     Cookie { pool: usize },
     Certificate { listener: usize },
+    Listener { listener: usize },
+    AccessLog,
 }
 
 /// Everything that is known from the configuration, the files that it names, and the addresses of this machine.

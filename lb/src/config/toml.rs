@@ -41,6 +41,8 @@ const TLS_KEYS: &[&str] = &["certificate", "key"];
 /// A configuration, and what in it cannot work or will not happen.
 #[derive(Debug)]
 pub struct Checked {
+    /// What was read.
+    pub text: String,
     pub config: Config,
     pub warnings: Vec<Warning>,
 }
@@ -91,7 +93,7 @@ pub fn check(text: &str, file: &Path) -> Result<Checked, Vec<Problem>> {
             };
             let mut warnings: Vec<_> = advice::of(&config, SystemTime::now()).into_iter().map(warning).collect();
             warnings.sort_by_key(|warning| warning.problem.position);
-            Ok(Checked { config, warnings })
+            Ok(Checked { text: text.to_owned(), config, warnings })
         }
         _ => Err(problems),
     }
@@ -122,6 +124,8 @@ fn place(root: &DeTable<'_>, subject: Subject) -> Option<usize> {
     match subject {
         Subject::Algorithm { pool } => Some(within(element("pool", pool)?, &["algorithm"])),
         Subject::Cookie { pool } => Some(within(element("pool", pool)?, &["sticky", "cookie"])),
+        Subject::Listener { listener } => Some(within(element("listener", listener)?, &["address"])),
+        Subject::AccessLog => Some(within(root.get("access_log")?, &["file"])),
         Subject::Certificate { listener } => Some(within(element("listener", listener)?, &["tls", "certificate"])),
         Subject::Backend { pool, backend } => {
             let pool = element("pool", pool)?;

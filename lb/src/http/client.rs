@@ -203,7 +203,7 @@ async fn requests(engine: &Engine, client: &mut ClientStream, timer: &mut Timer,
             work.from_client.clear();
             return Fate::Idle;
         }
-        let time = engine.access_log.as_ref().and_then(|_| Timestamp::try_from(clock::wall()).ok());
+        let time = engine.access_log.is_on().then(|| Timestamp::try_from(clock::wall()).ok()).flatten();
         let listener = engine.listener();
         let told = Told::default();
         let mut request = Request { engine, listener: &listener, peer, started: clock::now(), time, told };
@@ -313,8 +313,8 @@ impl Request<'_> {
         if let Some(refusal) = outcome.refusal {
             self.engine.control.metrics.refused(refusal.reason());
         }
-        let (Some(log), Some(time)) = (&self.engine.access_log, self.time) else { return };
-        write_record(self, log, time, transfer, exchange, outcome, now);
+        let Some(time) = self.time else { return };
+        write_record(self, &self.engine.access_log, time, transfer, exchange, outcome, now);
     }
 }
 
@@ -415,7 +415,7 @@ impl Driver<'_> {
     fn release(&mut self) {
         if let Disposition::Idle(connection) = self.transfer.release() {
             let until = self.now + self.exchange.plan().settings.idle_timeout;
-            connection.keep(until, self.request.engine.most_idle);
+            connection.keep(until, self.request.engine.most_idle());
         }
     }
 }

@@ -126,14 +126,15 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
         let is_quiet = !streams.are_open();
         let is_idle = is_quiet && !connection.has_streams();
         exchange = (!is_idle).then(|| exchange.take().unwrap_or_else(|| engine.stop.in_exchange()));
-        if is_idle && is_leaving {
+        // Where only the listener is closed, the client has time to read the GOAWAY: a request that crosses it is served.
+        if is_idle && is_leaving && (engine.stop.has_begun() || !engine.is_closed()) {
             return Some(Reason::NO_ERROR);
         }
         if streams.are_cancelled_too_often() {
             tracing::debug!(client = peer.as_str(), "an HTTP/2 client cancels too many requests");
             return Some(Reason::ENHANCE_YOUR_CALM);
         }
-        if !is_idle && !is_leaving && (engine.stop.has_begun() || !engine.keeps_clients()) {
+        if !is_leaving && (engine.is_closed() || !is_idle && !engine.keeps_clients()) {
             connection.graceful_shutdown();
             is_leaving = true;
         }
@@ -164,7 +165,7 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
             () = streams.closed.notified() => {}
             () = late => return Some(Reason::NO_ERROR),
             () = must_leave(engine, quiet_since.unwrap_or_else(clock::now)), if is_idle => return Some(Reason::NO_ERROR),
-            () = stopping(engine), if !is_idle && !is_leaving => {}
+            () = stopping(engine), if !is_leaving => {}
         }
     }
 }
@@ -196,9 +197,9 @@ async fn must_leave(engine: &Engine, idle_since: Instant) {
     called(engine, || engine.stop.has_begun() || is_shed()).await;
 }
 
-/// Waits until the process stops.
+/// Waits until the process stops, or nobody listens any more where the connection came from.
 pub(super) async fn stopping(engine: &Engine) {
-    called(engine, || engine.stop.has_begun()).await;
+    called(engine, || engine.stop.has_begun() || engine.is_closed()).await;
 }
 
 /// Asks at once, and again whenever idle connections are called.

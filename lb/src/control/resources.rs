@@ -1,0 +1,27 @@
+//! What a configuration needs outside of the snapshot: sockets, log files, room for clients.
+
+use crate::config::Config;
+use crate::config::advice::Subject;
+
+/// Whoever holds them. A reload gets what is new before it puts anything in force, so that it fails as a whole or not at
+/// all.
+pub trait Resources: Send + Sync {
+    /// Gets what `wanted` needs and `running` has not. `is_trial`: it is only to be found out whether that can be done, and
+    /// nobody may notice. What was got is given back when it is dropped. One call at a time, each with its commit.
+    fn prepare(&self, running: &Config, wanted: &Config, is_trial: bool) -> Result<Obtained, Vec<Unavailable>>;
+}
+
+/// What was got. Nothing that could fail is left to do.
+pub struct Obtained {
+    /// What was asked for and cannot be had in full.
+    pub warnings: Vec<String>,
+    /// Takes it up, and gives up what is not wanted any more. To be called once the configuration is in force.
+    pub commit: Box<dyn FnOnce() + Send>,
+}
+
+/// Something that cannot be had, with the fix.
+#[derive(Debug)]
+pub struct Unavailable {
+    pub subject: Subject,
+    pub message: String,
+}

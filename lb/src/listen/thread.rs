@@ -1,0 +1,228 @@
+//! A thread that carries traffic: it accepts on the sockets that it is given, until they are closed or the process stops,
+//! and serves what it has accepted.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use pingora::listeners::tls::Acceptor;
+use pingora::protocols::Ssl;
+use pingora::protocols::l4::stream::Stream as L4Stream;
+use pingora::protocols::tls::{ALPN, TlsStream};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Builder;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::http::io::Io;
+use crate::http::stream::ClientStream;
+use crate::http::{self, Engine, Stop, h2, idle};
+use crate::room::Place;
+use crate::shutdown::Shutdown;
+
+const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after a failure to accept for lack of files or memory: connections wait in the backlog meanwhile.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often idle connections to backends are looked through.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a thread that stops looks whether its last exchange has ended.
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(5);
+/// How long a stop waits, beyond the last exchange, for connections that carry none: a TLS handshake, half a head, what a
+/// refused client still sends. Nobody can say whether they would ever end.
+const SILENT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A socket that a thread has to accept on.
+pub(super) struct Accepting {
+    pub socket: std::net::TcpListener,
+    /// Who serves the next connection. The sender is dropped when the socket is to be closed.
+    pub listener: watch::Receiver<Arc<Listener>>,
+    /// Dropped once the socket is closed.
+    pub is_open: Arc<()>,
+}
+
+/// What serves the connections of one listener on one thread.
+pub(super) struct Listener {
+    /// As it is for the next connection; `None`: plain.
+    pub tls: Arc<ArcSwapOption<Acceptor>>,
+    pub engine: Arc<Engine>,
+}
+
+/// One thread's life. False: exchanges were cut off at the deadline.
+pub(super) fn run(mut sockets: UnboundedReceiver<Accepting>, stop: &Stop, shutdown: &Shutdown) -> bool {
+    let runtime = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            tracing::error!("a thread for traffic cannot be started: {e}");
+            return false;
+        }
+    };
+    runtime.block_on(async {
+        let alive = Arc::new(AtomicUsize::new(0));
+        let mut accepting = JoinSet::new();
+        let sweeping = tokio::spawn(sweep_idle());
+        let mut stopping = std::pin::pin!(shutdown.stopping());
+        let deadline = loop {
+            tokio::select! {
+                biased;
+                deadline = &mut stopping => break deadline,
+                Some(socket) = sockets.recv() => {
+                    accepting.spawn(accept(socket, shutdown.clone(), Arc::clone(&alive)));
+                }
+                Some(_) = accepting.join_next() => {}
+            }
+        };
+        // Clients may wait there already.
+        sockets.close();
+        while let Some(socket) = sockets.recv().await {
+            accepting.spawn(accept(socket, shutdown.clone(), Arc::clone(&alive)));
+        }
+        // They end by themselves: they have seen the same signal.
+        let _ =
+            tokio::time::timeout_at(deadline.into(), async { while accepting.join_next().await.is_some() {} }).await;
+        stop.begin();
+        let has_finished = finish(stop, &alive, deadline).await;
+        sweeping.abort();
+        idle::clear();
+        has_finished
+    })
+}
+
+/// Waits until every connection has ended, or none carries an exchange any more and those that are left were given
+/// [`SILENT_TIMEOUT`]. False: exchanges were in flight at the deadline.
+async fn finish(stop: &Stop, alive: &AtomicUsize, deadline: Instant) -> bool {
+    let mut silent_since = None;
+    while alive.load(Ordering::Acquire) > 0 {
+        let now = Instant::now();
+        silent_since = match stop.exchanges() {
+            0 => silent_since.or(Some(now)),
+            _ => None,
+        };
+        if now >= deadline || silent_since.is_some_and(|since| now.duration_since(since) >= SILENT_TIMEOUT) {
+            return silent_since.is_some();
+        }
+        tokio::time::sleep(STOP_CHECK_INTERVAL).await;
+    }
+    true
+}
+
+async fn sweep_idle() {
+    let mut tick = tokio::time::interval(SWEEP_INTERVAL);
+    loop {
+        tick.tick().await;
+        idle::sweep(Instant::now());
+    }
+}
+
+/// Accepts until the socket is to be closed or the process stops, and then what had been connected by then.
+async fn accept(accepting: Accepting, shutdown: Shutdown, alive: Arc<AtomicUsize>) {
+    let Accepting { socket, listener: mut given, is_open } = accepting;
+    let socket = match TcpListener::from_std(socket) {
+        Ok(socket) => socket,
+        Err(e) => return tracing::error!("a listening socket cannot be used: {e}"),
+    };
+    let mut stopping = std::pin::pin!(shutdown.stopping());
+    let mut listener = Arc::clone(&given.borrow_and_update());
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = &mut stopping => break,
+            given_anew = given.changed() => {
+                if given_anew.is_err() {
+                    break;
+                }
+                listener = Arc::clone(&given.borrow_and_update());
+                continue;
+            }
+            accepted = socket.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let place = tokio::select! {
+                    biased;
+                    _ = &mut stopping => {
+                        spawn(&listener, stream, peer, listener.engine.place_anyway(), &alive);
+                        break;
+                    }
+                    _ = given.changed() => {
+                        listener = Arc::clone(&given.borrow());
+                        listener.engine.place_anyway()
+                    }
+                    place = listener.engine.place() => place,
+                };
+                spawn(&listener, stream, peer, place, &alive);
+            }
+            Err(e) => {
+                tracing::warn!("a connection could not be accepted: {e}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    // Closing the socket would reset what waits to be accepted.
+    let waiting = |cx: &mut Context<'_>| match socket.poll_accept(cx) {
+        Poll::Ready(Ok(accepted)) => Poll::Ready(Some(accepted)),
+        Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
+    };
+    while let Some((stream, peer)) = poll_fn(waiting).await {
+        spawn(&listener, stream, peer, listener.engine.place_anyway(), &alive);
+    }
+    drop(socket);
+    drop(is_open);
+}
+
+fn spawn(listener: &Arc<Listener>, stream: TcpStream, peer: SocketAddr, place: Place, alive: &Arc<AtomicUsize>) {
+    let (listener, alive) = (Arc::clone(listener), Alive::new(alive));
+    tokio::spawn(async move {
+        listener.connected(stream, peer).await;
+        drop((alive, place));
+    });
+}
+
+/// Counts a connection until dropped.
+struct Alive(Arc<AtomicUsize>);
+
+impl Alive {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Listener {
+    async fn connected(&self, tcp: TcpStream, peer: SocketAddr) {
+        let engine = Arc::clone(&self.engine);
+        let Some(tls) = self.tls.load_full() else {
+            return http::serve(engine, ClientStream::Io(Io::Tcp(tcp)), peer.ip()).await;
+        };
+        // The handshake is large and short: in a box of its own it leaves nothing behind.
+        let Some(stream) = Box::pin(handshake(tls, tcp, peer)).await else { return };
+        if stream.selected_alpn_proto() == Some(ALPN::H2) {
+            // Large, and rare beside idle connections of HTTP/1.1.
+            Box::pin(h2::serve(engine, stream, peer.ip())).await;
+        } else {
+            http::serve(engine, ClientStream::Io(Io::Tls(stream)), peer.ip()).await;
+        }
+    }
+}
+
+async fn handshake(tls: Arc<Acceptor>, tcp: TcpStream, peer: SocketAddr) -> Option<Box<TlsStream<L4Stream>>> {
+    let stream = L4Stream::from(tcp);
+    match tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.tls_handshake(stream)).await {
+        Ok(Ok(stream)) => Some(Box::new(stream)),
+        Ok(Err(e)) => {
+            tracing::debug!(%peer, "TLS handshake failed: {e}");
+            None
+        }
+        Err(_) => None,
+    }
+}

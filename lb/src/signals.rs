@@ -1,0 +1,108 @@
+//! The signals that an operator's hands know from nginx.
+
+use std::convert::Infallible;
+
+use anyhow::Context;
+use evenkeel::log::Log;
+use evenkeel::server::Call;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+/// SIGRTMIN to SIGRTMAX: the C library keeps those before for itself.
+const REAL_TIME_SIGNALS: std::ops::RangeInclusive<i32> = 34..=64;
+/// Signals that may wait until the balancer runs.
+const MAX_WAITING: usize = 16;
+
+/// SIGTERM, SIGINT and SIGQUIT stop, SIGHUP reloads, SIGUSR1 opens the logs again.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    hangup: Signal,
+    user1: Signal,
+    user2: Signal,
+    calls: Sender<Call>,
+}
+
+impl Signals {
+    /// Takes the signals from now on, and gives what a balancer hears of them.
+    pub fn new() -> anyhow::Result<(Self, Receiver<Call>)> {
+        let on = |kind| signal(kind).context("signals cannot be received");
+        let (calls, receiver) = channel(MAX_WAITING);
+        let signals = Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            quit: on(SignalKind::quit())?,
+            hangup: on(SignalKind::hangup())?,
+            user1: on(SignalKind::user_defined1())?,
+            user2: on(SignalKind::user_defined2())?,
+            calls,
+        };
+        ignore_other_signals();
+        Ok((signals, receiver))
+    }
+
+    /// Tells the balancer of each signal.
+    pub async fn translate(mut self, log: &Log) -> Infallible {
+        loop {
+            let call = tokio::select! {
+                _ = self.terminate.recv() => Call::Stop,
+                _ = self.interrupt.recv() => Call::Stop,
+                _ = self.quit.recv() => Call::Stop,
+                _ = self.hangup.recv() => Call::Reload,
+                _ = self.user1.recv() => {
+                    log.reopen();
+                    Call::ReopenLogs
+                }
+                _ = self.user2.recv() => {
+                    refuse_upgrade();
+                    continue;
+                }
+            };
+            // It fails only when the balancer is about to end.
+            let _ = self.calls.send(call).await;
+        }
+    }
+}
+
+/// nginx starts its new program on this signal.
+fn refuse_upgrade() {
+    tracing::warn!("SIGUSR2 is ignored: upgrading a running process is not there yet; stop it and start the new one");
+}
+
+/// Signals that end a process by default are ignored with a log line when they mean nothing here. Those that tell of a
+/// crash, and SIGXCPU, keep their effect.
+fn ignore_other_signals() {
+    use rustix::process::Signal;
+    // A file that grew to the limit (RLIMIT_FSIZE): the write fails, and whoever writes says so.
+    if let Err(e) = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())) {
+        tracing::debug!("SIGXFSZ cannot be ignored: {e}");
+    }
+    let named = [
+        ("SIGALRM", Signal::ALARM),
+        ("SIGVTALRM", Signal::VTALARM),
+        ("SIGPROF", Signal::PROF),
+        ("SIGIO", Signal::IO),
+        ("SIGSTKFLT", Signal::STKFLT),
+        ("SIGPWR", Signal::POWER),
+    ];
+    let named = named.into_iter().map(|(name, signal)| (name.to_owned(), signal.as_raw()));
+    let real_time = REAL_TIME_SIGNALS.map(|number| (format!("real-time signal {number}"), number));
+    for (name, number) in named.chain(real_time) {
+        let mut signal = match signal(SignalKind::from_raw(number)) {
+            Ok(signal) => signal,
+            Err(e) => {
+                tracing::debug!("{name} cannot be ignored: {e}");
+                continue;
+            }
+        };
+        tokio::spawn(async move {
+            while signal.recv().await.is_some() {
+                tracing::warn!(
+                    "{name} is ignored: it means nothing here (SIGTERM stops, SIGHUP reloads, SIGUSR1 opens the \
+                     logs again)"
+                );
+            }
+        });
+    }
+}

@@ -152,6 +152,8 @@ async fn take_up(balancer: &mut Balancer, by: By) {
             let before = balancer.version().await;
             balancer.signal(Signal::SIGHUP);
             eventually("the reload", async || balancer.version().await > before).await;
+            // Reloads come one after the other, each with all that belongs to it.
+            balancer.change("POST", "/admin/reload?dry_run=true", None).await;
         }
     }
 }
@@ -418,7 +420,7 @@ async fn the_access_log_changes_under_load_and_loses_no_line() {
 #[tokio::test]
 async fn the_number_of_clients_changes() {
     let a = Origin::start("a").await;
-    let config = |most: usize| Config::of([&a]).server(&format!("max_connections = {most}"));
+    let config = |most: usize| Config::of([&a]).server(&format!("threads = 1\nmax_connections = {most}"));
     let mut balancer = Balancer::start(config(1)).await;
     let mut first = served(&balancer).await;
     first.send("GET / HTTP/1.1\r\n").await;

@@ -1,5 +1,6 @@
 """The balancers under measurement, each with the same duties: probes of the backends where it has them, metrics,
-the same fields about the client for the backend, the same limits, idle connections to backends kept."""
+the same fields about the client for the backend, the same limits, idle connections to backends kept. A *bare* nginx or
+HAProxy has none of these but the idle connections."""
 
 import json
 import os
@@ -115,13 +116,16 @@ class Process:
 class Balancer(Process):
     """Listens on `port`, and with TLS on `tls_port`."""
 
-    def __init__(self, kind, setup, label, threads=1, log=False, cores=CORE_OF_BALANCER, prefix=()):
+    def __init__(self, kind, setup, label, threads=1, log=False, bare=False, cores=CORE_OF_BALANCER, prefix=()):
         directory = WORK / "run" / label
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         self.port, self.tls_port, admin_port = free_ports(3)
-        write = {"evenkeel": evenkeel, "nginx": nginx, "haproxy": haproxy, "envoy": envoy}[kind]
-        words = write(setup, directory, self.port, self.tls_port, admin_port, threads, log)
+        if bare:
+            words = {"nginx": bare_nginx, "haproxy": bare_haproxy}[kind](setup, directory, self.port, self.tls_port)
+        else:
+            write = {"evenkeel": evenkeel, "nginx": nginx, "haproxy": haproxy, "envoy": envoy}[kind]
+            words = write(setup, directory, self.port, self.tls_port, admin_port, threads, log)
         super().__init__(label, [*prefix, *words], cores, directory)
 
 
@@ -257,6 +261,49 @@ http {{
     return [command("nginx"), "-p", directory, "-c", directory / "nginx.conf"]
 
 
+def bare_nginx(setup, directory, port, tls_port):
+    """The least that proxies over kept connections: no fields of its own, no log, no limits."""
+    servers = "\n".join(f"        server 127.0.0.1:{origin};" for origin in setup.origins)
+    (directory / "nginx.conf").write_text(f"""
+daemon off;
+user {'root' if os.geteuid() == 0 else 'nobody'};
+worker_processes 1;
+worker_rlimit_nofile 20000;
+pid nginx.pid;
+error_log stderr error;
+events {{
+    worker_connections 16384;
+}}
+http {{
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    keepalive_requests 1000000000;
+    upstream app {{
+{servers}
+        keepalive 1024;
+        keepalive_requests 1000000000;
+    }}
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        listen 127.0.0.1:{tls_port} ssl backlog=4096;
+        ssl_certificate {setup.certificate};
+        ssl_certificate_key {setup.key};
+        ssl_protocols TLSv1.2 TLSv1.3;
+        location / {{
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_pass http://app;
+        }}
+    }}
+}}
+""")
+    return [command("nginx"), "-p", directory, "-c", directory / "nginx.conf"]
+
+
 def haproxy(setup, directory, port, tls_port, admin_port, threads, log):
     servers = "\n".join(
         f"    server s{i} 127.0.0.1:{origin} check inter 2s" for i, origin in enumerate(setup.origins))
@@ -298,6 +345,32 @@ backend app
 frontend metrics
     bind 127.0.0.1:{admin_port}
     http-request use-service prometheus-exporter if {{ path /metrics }}
+""")
+    return [command("haproxy"), "-db", "-f", directory / "haproxy.cfg"]
+
+
+def bare_haproxy(setup, directory, port, tls_port):
+    """As `bare_nginx`; without timeouts it warns, so these stay."""
+    servers = "\n".join(f"    server s{i} 127.0.0.1:{origin}" for i, origin in enumerate(setup.origins))
+    (directory / "haproxy.cfg").write_text(f"""
+global
+    nbthread 1
+    maxconn 12000
+    no strict-limits
+    ssl-default-bind-options ssl-min-ver TLSv1.2
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 60s
+    timeout server 60s
+frontend clients
+    bind 127.0.0.1:{port} backlog 4096
+    bind 127.0.0.1:{tls_port} backlog 4096 ssl crt {setup.both} alpn http/1.1
+    default_backend app
+backend app
+    balance roundrobin
+    http-reuse always
+{servers}
 """)
     return [command("haproxy"), "-db", "-f", directory / "haproxy.cfg"]
 

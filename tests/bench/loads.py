@@ -15,6 +15,11 @@ FIELDS = [
 ]
 
 
+KINDS = ("evenkeel", "nginx", "haproxy", "envoy")
+# Those of which a bare form says anything.
+BARE = ("evenkeel", "nginx", "haproxy")
+
+
 class Failed(Exception):
     """A load did not do what it was to do; its numbers mean nothing."""
 
@@ -69,9 +74,9 @@ def echo(balancer, seconds, cores):
 
 
 class Scenario:
-    def __init__(self, key, title, load, target=None, instance="plain", cores=CORE_OF_LOAD, unit="request"):
+    def __init__(self, key, title, load, target=None, instance="plain", cores=CORE_OF_LOAD, unit="request", kinds=KINDS):
         self.key, self.title, self.load, self.target = key, title, load, target
-        self.instance, self.cores, self.unit = instance, cores, unit
+        self.instance, self.cores, self.unit, self.kinds = instance, cores, unit, kinds
 
     def measure(self, balancer, seconds):
         """CPU seconds per unit, units per second, and how busy the balancer kept one core."""
@@ -102,6 +107,12 @@ SCENARIOS = [
     Scenario("handshake", "TLS handshake", handshakes, (0.6, 0.6), unit="handshake"),
     Scenario("h2", "HTTP/2", h2load, (1.2, 1.2)),
     Scenario("ws", "WebSocket echo, 64 bytes", echo, unit="message"),
+    Scenario("bare-small", "small, others bare", wrk("/small"), (0.85, 0.85), instance="bare", kinds=BARE),
+    Scenario("bare-10k", "10 KB, others bare", wrk("/10k"), (0.8, 0.8), instance="bare", kinds=BARE),
+    Scenario("bare-close", "Connection: close, others bare", wrk("/small", fields=["Connection: close"]), (1.0, 1.0),
+             instance="bare", kinds=BARE),
+    Scenario("bare-tls1m", "1 MB over TLS, others bare", wrk("/1m", connections=16, tls=True), (0.8, 0.8),
+             instance="bare", kinds=BARE),
     Scenario("one", "small, 1 thread on both cores", wrk("/small"), instance="moved", cores=BOTH_CORES),
     Scenario("two", "small, 2 threads on both cores", wrk("/small"), instance="two", cores=BOTH_CORES),
 ]

@@ -136,7 +136,7 @@ class Report:
         measured = {peer: self.ratios(scenario.key, peer) for peer in limits}
         missed = [NAMES[peer] for peer, limit in limits.items()
                   if measured[peer] and statistics.median(measured[peer]) > limit]
-        return [f"≤ {scenario.target[0]:.1f}", "missed: " + " and ".join(missed) if missed else "met"]
+        return [f"≤ {scenario.target[0]}", "missed: " + " and ".join(missed) if missed else "met"]
 
     def scale(self):
         """Two threads do twice the work of one if a request costs them the same."""

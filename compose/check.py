@@ -33,6 +33,9 @@ PUBLISHED = {"evenkeel", "prometheus", "grafana", "inspect"}
 # The image of CrateDB starts as root, changes to its own user and writes its logs beside its programs.
 WRITES_ITS_ROOT = {"cratedb-1", "cratedb-2", "cratedb-3"}
 MEMORY = {"m": 1, "g": 1024}
+# What official images declare as volumes. Where nothing is mounted there, the engine makes a volume without a name for each
+# container, and `down` leaves it behind.
+IMAGE_VOLUMES = {"redis": "/data", "crate": "/data", "prom/prometheus": "/prometheus"}
 # CrateDB's own.
 DETECTION = {"timeout": "10s", "interval": "1s", "retry_count": "3"}
 # The default of `app serve --database-timeout`.
@@ -105,8 +108,16 @@ def port_text(port):
 
 
 def seconds(text):
-    """Of a time such as 1m30s; without one, the ten seconds that engines give."""
-    return sum(int(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in re.findall(r"(\d+)([hms])", text or "10s"))
+    """Of a time such as 1m30s or 500ms; without one, the ten seconds that engines give."""
+    units = {"h": 3600, "m": 60, "s": 1, "ms": 0.001}
+    return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)(ms|[hms])", text or "10s"))
+
+
+def mounted(service):
+    """Where something is mounted: SOURCE:TARGET or TARGET, with a mode or not, or a mapping."""
+    for volume in service.get("volumes", []):
+        parts = [] if isinstance(volume, dict) else volume.split(":")
+        yield volume["target"] if isinstance(volume, dict) else parts[min(1, len(parts) - 1)]
 
 
 def own_rules(variant, services):
@@ -128,6 +139,9 @@ def own_rules(variant, services):
             yield say("can write to its root file system")
         if service.get("cap_drop") != ["ALL"] and name not in WRITES_ITS_ROOT:
             yield say("keeps privileges")
+        declared = IMAGE_VOLUMES.get(service.get("image", "").split(":")[0])
+        if declared and declared not in mounted(service):
+            yield say(f"leaves volumes without a name behind: mount something at {declared}, which its image declares a volume")
         if service.get("privileged") or "network_mode" in service:
             yield say("is privileged, or shares the host's network")
         delay = (service.get("environment") or {}).get("APP_SHUTDOWN_DELAY")
@@ -205,11 +219,6 @@ def hanging_nodes(variant, services):
             took = tries * (seconds(of("timeout")) + seconds(of("interval"))) + seconds(settings.get("cluster.publish.timeout", "30s"))
             if took >= PATIENCE_SECONDS:
                 yield f"{variant}: {name} takes {took:g} s to notice by {check} that a node hangs; requests wait for {PATIENCE_SECONDS}"
-
-
-def seconds(text):
-    number, unit = re.fullmatch(r"(\d+)(ms|s)", text).groups()
-    return int(number) / {"ms": 1000, "s": 1}[unit]
 
 
 def memory_mb(services):

@@ -393,7 +393,9 @@ impl<'a> Transfer<'a> {
     /// How the client's connection is left, once nothing more is to be done.
     pub fn ending(&self) -> Ending {
         match (&self.download, &self.upload) {
-            (Download::Tunnel(_), _) => Ending::Complete,
+            (Download::Tunnel(tunnel), _) if tunnel.has_client_ended() => Ending::Complete,
+            // Closing at once would reset the connection if the client sends on, and take the end of what it was sent.
+            (Download::Tunnel(_), _) => Ending::Unread,
             (Download::Sent, Upload::Abandoned(Why::Refused)) if self.keeps_client => Ending::Reusable,
             (Download::Sent, Upload::Abandoned(Why::Refused)) => Ending::Unread,
             (Download::Sent, _) if !self.body.is_done() => Ending::Unread,

@@ -1,6 +1,5 @@
 //! A connection that ceased to be HTTP with a 101: bytes pass both ways, each direction ends on its own.
 
-use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -44,12 +43,24 @@ impl Tunnel {
         if self.up.is_ended { HALF_CLOSED_TIMEOUT.min(self.timeout) } else { self.timeout }
     }
 
+    /// Whether the client has closed its side, so that nothing more can come from it.
+    pub fn has_client_ended(&self) -> bool {
+        self.up.is_ended
+    }
+
     pub fn poll<C, B>(&mut self, cx: &mut Context<'_>, client: &mut C, backend: &mut B) -> Poll<Flow>
     where
         C: AsyncRead + AsyncWrite + Unpin,
         B: AsyncRead + AsyncWrite + Unpin,
     {
-        let up = self.up.poll(cx, client, backend);
+        let up = match self.up.poll(cx, client, backend) {
+            // What the backend sent before is still owed to the client.
+            Poll::Ready(Err(Broken::Writer)) => {
+                self.up.is_dropped = true;
+                Poll::Ready(Ok(State::Open))
+            }
+            up => up,
+        };
         let down = self.down.poll(cx, backend, client);
         match (up, down) {
             // A backend that has closed is done with its client, and would not notice what comes from it.
@@ -70,11 +81,19 @@ struct Direction {
     written: usize,
     moved: u64,
     is_ended: bool,
+    /// Nobody takes what is read: it is dropped.
+    is_dropped: bool,
+}
+
+/// Which side of a direction is broken.
+enum Broken {
+    Reader,
+    Writer,
 }
 
 impl Direction {
     fn new(buffer: Vec<u8>) -> Self {
-        Self { buffer, written: 0, moved: 0, is_ended: false }
+        Self { buffer, written: 0, moved: 0, is_ended: false, is_dropped: false }
     }
 
     fn poll<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
@@ -82,7 +101,7 @@ impl Direction {
         cx: &mut Context<'_>,
         reader: &mut R,
         writer: &mut W,
-    ) -> Poll<io::Result<State>> {
+    ) -> Poll<Result<State, Broken>> {
         if self.is_ended {
             return Poll::Ready(Ok(State::Ended));
         }
@@ -93,23 +112,93 @@ impl Direction {
                 self.buffer = Vec::new();
                 return Poll::Pending;
             };
-            if read? == 0 {
-                ready!(Pin::new(writer).poll_shutdown(cx))?;
+            if read.map_err(|_| Broken::Reader)? == 0 {
+                if !self.is_dropped {
+                    ready!(Pin::new(writer).poll_shutdown(cx)).map_err(|_| Broken::Writer)?;
+                }
                 self.is_ended = true;
                 return Poll::Ready(Ok(State::Open));
             }
         }
-        while self.written < self.buffer.len() {
-            let count = ready!(Pin::new(&mut *writer).poll_write(cx, &self.buffer[self.written..]))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.written += count;
-            self.moved += count as u64;
+        if self.is_dropped {
+            self.buffer.clear();
+            return Poll::Ready(Ok(State::Open));
         }
-        ready!(Pin::new(writer).poll_flush(cx))?;
+        while self.written < self.buffer.len() {
+            match ready!(Pin::new(&mut *writer).poll_write(cx, &self.buffer[self.written..])) {
+                Ok(count) if count > 0 => {
+                    self.written += count;
+                    self.moved += count as u64;
+                }
+                _ => return Poll::Ready(Err(Broken::Writer)),
+            }
+        }
+        ready!(Pin::new(writer).poll_flush(cx)).map_err(|_| Broken::Writer)?;
         self.buffer.clear();
         self.written = 0;
         Poll::Ready(Ok(State::Open))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use tokio::io::ReadBuf;
+
+    use super::*;
+
+    /// One side: it sends `sends` and then ends, or says no more, and takes nothing, or what it is given from its second
+    /// turn on.
+    struct Side {
+        sends: &'static [u8],
+        ends: bool,
+        has_gone: bool,
+        turns: usize,
+        taken: Vec<u8>,
+    }
+
+    impl AsyncRead for Side {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            if self.sends.is_empty() && !self.ends {
+                return Poll::Pending;
+            }
+            buf.put_slice(std::mem::take(&mut self.sends));
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Side {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            self.turns += 1;
+            if self.has_gone {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            if self.turns == 1 {
+                return Poll::Pending;
+            }
+            self.taken.extend_from_slice(buf);
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn the_last_words_of_a_backend_reach_a_client_that_is_still_sending() {
+        let mut client = Side { sends: b"more", ends: false, has_gone: false, turns: 0, taken: Vec::new() };
+        let mut backend = Side { sends: b"goodbye", ends: true, has_gone: true, turns: 0, taken: Vec::new() };
+        let mut tunnel = Tunnel::new(Vec::new(), Vec::new(), 0, Duration::from_secs(60));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let is_over =
+            (0..10).any(|_| matches!(tunnel.poll(&mut cx, &mut client, &mut backend), Poll::Ready(Flow::Over)));
+        assert_eq!((is_over, client.taken.as_slice()), (true, &b"goodbye"[..]));
+        assert!(!tunnel.has_client_ended());
     }
 }

@@ -291,12 +291,11 @@ impl Request<'_> {
         has_read_all: bool,
     ) -> Fate {
         work.to_client.clear();
-        let mut transfer = Transfer::new(self.engine, self.listener, client, work, Content::none());
-        self.write_refusal(&mut transfer, refusal, has_read_all);
-        transfer.run(timer).await;
-        let outcome = Outcome { refusal: Some(refusal), status: refusal.status(), ..Outcome::default() };
-        self.conclude(&transfer, None, &outcome, clock::now());
-        fate(transfer.ending())
+        let transfer = Transfer::new(self.engine, self.listener, client, work, Content::none());
+        let mut answer = OwnAnswer { request: self, transfer, refusal };
+        self.write_refusal(&mut answer.transfer, refusal, has_read_all);
+        answer.transfer.run(timer).await;
+        fate(answer.transfer.ending())
     }
 
     fn write_refusal(&self, transfer: &mut Transfer<'_>, refusal: Refusal, may_keep: bool) {
@@ -315,6 +314,21 @@ impl Request<'_> {
         }
         let Some(time) = self.time else { return };
         write_record(self, &self.engine.access_log, time, transfer, exchange, outcome, now);
+    }
+}
+
+/// The answer to a request that is no exchange. However it ends, the request is counted and logged when it is dropped.
+struct OwnAnswer<'a> {
+    request: &'a Request<'a>,
+    transfer: Transfer<'a>,
+    refusal: Refusal,
+}
+
+impl Drop for OwnAnswer<'_> {
+    fn drop(&mut self) {
+        let refusal = self.refusal;
+        let outcome = Outcome { refusal: Some(refusal), status: refusal.status(), ..Outcome::default() };
+        self.request.conclude(&self.transfer, None, &outcome, clock::now());
     }
 }
 

@@ -25,7 +25,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use pingora::protocols::l4::stream::Stream as L4Stream;
@@ -47,7 +47,7 @@ use crate::plant::{self, Bug};
 use crate::room::Room;
 use crate::shutdown::Shutdown;
 use backend::Mood;
-use book::{Answer, Asked, ClientFault, Exchange, Framing, Sight, Signal, blame, violated};
+use book::{Answer, Asked, ClientFault, Exchange, Framing, Sight, Signal, blame, saw, violated};
 use executor::{End, Kind, spawn};
 use random::{below, between, milliseconds, one_in, pick, size};
 
@@ -251,6 +251,7 @@ async fn client_life(world: Rc<World>, number: u64, delay: Duration, plans: Vec<
 
 /// A connection as the balancer accepts it.
 async fn serve(world: Rc<World>, pipe: Pipe) {
+    let link = Arc::clone(pipe.link());
     let serving = async {
         let place = world.engine.place().await;
         let peer = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1 + below(4) as u8));
@@ -268,7 +269,31 @@ async fn serve(world: Rc<World>, pipe: Pipe) {
     };
     let mut serving = pin!(serving);
     let mut cut = pin!(world.cut.until(|| book::with(|book| book.is_cut)));
-    poll_fn(|cx| if cut.as_mut().poll(cx).is_ready() { Poll::Ready(()) } else { serving.as_mut().poll(cx) }).await;
+    let shed = &world.control.metrics.client_connections_shed;
+    poll_fn(|cx| {
+        if cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let before = shed.get();
+        ready!(serving.as_mut().poll(cx));
+        if shed.get() > before {
+            note_shed(&link);
+        }
+        Poll::Ready(())
+    })
+    .await;
+}
+
+/// The balancer has closed this connection to make room, in the midst of what its client sends or not.
+fn note_shed(link: &Arc<Link>) {
+    saw(Sight::Shed);
+    let read = link.flow(1).read;
+    book::with(|book| {
+        for exchange in &mut book.exchanges {
+            let is_on_it = exchange.client.as_ref().is_some_and(|client| Arc::ptr_eq(client, link));
+            exchange.is_shed |= is_on_it && read < exchange.up_to;
+        }
+    });
 }
 
 fn client_plan(scale: Scale, may_fail: bool, half_close: HalfClose, max_body: Option<u64>) -> client::Plan {
@@ -290,8 +315,11 @@ fn client_plan(scale: Scale, may_fail: bool, half_close: HalfClose, max_body: Op
                     attempts: Vec::new(),
                     is_client_at_fault: is_at_fault,
                     is_overtaken: false,
+                    is_shed: false,
                     reads_late,
                     answer: None,
+                    written: 0,
+                    downloaded: 0,
                     up_to: u64::MAX,
                     client: None,
                     under_way: None,
@@ -416,44 +444,65 @@ async fn hold(link: &Link, balancers: usize) {
     }
 }
 
-/// To be held whenever nothing can move before time does: bytes that belong to an exchange are not left where they are
-/// while there is room for them on the other side.
+/// To be held whenever nothing can move before time does.
 fn all_moves() {
     let stuck = book::with(|book| {
-        for exchange in &book.exchanges {
-            let (Some(client), Some(under_way)) = (&exchange.client, &exchange.under_way) else { continue };
-            if exchange.answer.is_some() {
-                continue;
-            }
-            let (from_client, to_client) = (client.flow(1), client.flow(0));
-            let (from_backend, to_backend) = (under_way.backend.flow(1), under_way.backend.flow(0));
-            let are_open = from_client.is_open && from_backend.is_open;
-            let up = from_client.unread() > 0 && from_client.read < exchange.up_to;
-            if are_open && up && to_backend.is_open && to_backend.room > 0 {
-                return Some(format!(
-                    "{} bytes of exchange {} wait at {}, while {} has room for {}",
-                    from_client.unread(),
-                    exchange.asked.id,
-                    client.name,
-                    under_way.backend.name,
-                    to_backend.room
-                ));
-            }
-            let down = from_backend.unread() > 0 && from_backend.read < under_way.down_to;
-            if are_open && down && to_client.is_open && to_client.room > 0 {
-                return Some(format!(
-                    "{} bytes of exchange {} wait at {}, while {} has room for {}",
-                    from_backend.unread(),
-                    exchange.asked.id,
-                    under_way.backend.name,
-                    client.name,
-                    to_client.room
-                ));
-            }
-        }
-        None
+        let under_way = book.exchanges.iter().filter(|exchange| exchange.answer.is_none());
+        under_way.filter_map(|exchange| stuck_on_the_way(exchange).or_else(|| stuck_within(exchange))).next()
     });
     stuck.into_iter().for_each(violated);
+}
+
+/// Bytes that belong to an exchange are not left where they are while there is room for them on the other side.
+fn stuck_on_the_way(exchange: &Exchange) -> Option<String> {
+    let (client, under_way) = (exchange.client.as_ref()?, exchange.under_way.as_ref()?);
+    let (from_client, to_client) = (client.flow(1), client.flow(0));
+    let (from_backend, to_backend) = (under_way.backend.flow(1), under_way.backend.flow(0));
+    if !from_client.is_open || !from_backend.is_open {
+        return None;
+    }
+    let up = from_client.unread() > 0 && from_client.read < exchange.up_to;
+    let down = from_backend.unread() > 0 && from_backend.read < under_way.down_to;
+    let (from, flow, to, room) = match (up, down) {
+        (true, _) if to_backend.is_open && to_backend.room > 0 => {
+            (client, from_client, &under_way.backend, to_backend.room)
+        }
+        (_, true) if to_client.is_open && to_client.room > 0 => {
+            (&under_way.backend, from_backend, client, to_client.room)
+        }
+        _ => return None,
+    };
+    let (id, unread) = (exchange.asked.id, flow.unread());
+    Some(format!("{unread} bytes of exchange {id} wait at {}, while {} has room for {room}", from.name, to.name))
+}
+
+/// What the balancer has read of an exchange is not left within it, in a buffer of TLS for example, while the other side
+/// waits for it.
+fn stuck_within(exchange: &Exchange) -> Option<String> {
+    let (client, under_way) = (exchange.client.as_ref()?, exchange.under_way.as_ref()?);
+    let attempt = exchange.attempts.last()?;
+    let (from_client, to_client) = (client.flow(1), client.flow(0));
+    let (from_backend, to_backend) = (under_way.backend.flow(1), under_way.backend.flow(0));
+    let (id, written, uploaded) = (exchange.asked.id, exchange.written, attempt.uploaded);
+    if from_client.unread() == 0 && to_backend.is_open && to_backend.is_awaited && uploaded < written {
+        let backend = &under_way.backend.name;
+        return Some(format!("{backend} waits for content of exchange {id}: it has had {uploaded} of {written} bytes"));
+    }
+    let (written, downloaded) = (attempt.written, exchange.downloaded);
+    if attempt.is_sound && to_client.is_open && to_client.is_awaited {
+        let ends = !attempt.is_until_close || !from_backend.is_open;
+        let is_read = ends && from_backend.read >= under_way.down_to;
+        if from_backend.unread() == 0 && downloaded < written {
+            let name = &client.name;
+            return Some(format!(
+                "{name} waits for content of exchange {id}: it has had {downloaded} of {written} bytes"
+            ));
+        }
+        if is_read {
+            return Some(format!("{} waits for the end of exchange {id}, which the balancer has read", client.name));
+        }
+    }
+    None
 }
 
 /// Holds what is left against what should be.
@@ -469,7 +518,8 @@ fn finish(world: &World, end: End) {
     let wrong = book::with(|book| {
         for exchange in &book.exchanges {
             let sound = exchange.attempts.iter().position(|attempt| attempt.is_sound);
-            if let (Some(attempt), false) = (sound, exchange.is_client_at_fault || exchange.is_overtaken)
+            if let (Some(attempt), false) =
+                (sound, exchange.is_client_at_fault || exchange.is_overtaken || exchange.is_shed)
                 && exchange.answer != Some(Answer::Backend { attempt })
             {
                 return Some(format!(
@@ -551,6 +601,44 @@ fn a_seed_gives_the_same_schedule_again() {
 }
 
 #[test]
+fn a_refusal_that_the_stop_cuts_off_is_counted() {
+    simulated::enter(0);
+    let metrics = Arc::new(Metrics::new());
+    let config = CONFIG.with(Clone::clone);
+    let control = Arc::new(Control::new(Path::new("/evenkeel.toml"), config, Arc::clone(&metrics)));
+    let shutdown = Shutdown::new();
+    shutdown.run();
+    let shared = Shared {
+        control: Arc::clone(&control),
+        access_log: Arc::new(AccessLog::new(metrics.access_log_lost.clone())),
+        most_idle: Arc::default(),
+        shutdown: shutdown.clone(),
+        room: Room::new(1),
+    };
+    let stop = Arc::new(Stop::new(shutdown));
+    let engine = Arc::new(Engine::new(&control.snapshot().config.listeners[0], &shared, stop));
+    let mut cx = Context::from_waker(Waker::noop());
+    // Smaller than the answer, which nobody reads.
+    let (engine_end, client) = Pipe::pair("c".to_owned(), 0, Whims { window: 64, most: 64, waits: 0 });
+    let mut rest = &b"GET / HTTP/1.1\r\nHost sim\r\n\r\n"[..];
+    while let (false, Poll::Ready(written)) = (rest.is_empty(), client.write(&mut cx, rest)) {
+        rest = &rest[written.expect("an open connection")..];
+    }
+    let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let mut serving = Box::pin(http::serve(engine, ClientStream::Io(Io::Pipe(engine_end)), peer));
+    (0..200).for_each(|_| assert!(serving.as_mut().poll(&mut cx).is_pending()));
+    let refusals = || {
+        let text = String::from_utf8(metrics.scrape(|_| {})).expect("text");
+        let counts = text.lines().filter(|line| line.starts_with("evenkeel_refusals_total{"));
+        counts.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
+    };
+    assert_eq!((client.link().flow(0).room, refusals()), (0, 0.0), "the answer is on its way");
+    drop(serving);
+    simulated::leave();
+    assert_eq!(refusals(), 1.0);
+}
+
+#[test]
 fn planted_bugs_are_found() {
     let plants_all = std::env::var_os("EVENKEEL_SCHEDULES").is_some();
     for bug in Bug::ALL.into_iter().filter(|&bug| plants_all || bug != RARE) {
@@ -563,7 +651,7 @@ fn planted_bugs_are_found() {
             Some((seed, violation.filter(|_| run(seed, false).violation.is_none())?))
         });
         let Some((seed, violation)) = found else { panic!("{bug:?} is not found within {within} schedules") };
-        println!("{bug:?}: schedule {seed}: {violation}");
+        println!("{bug:?} is found after {} schedules of {within}: {violation}", seed + 1);
     }
 }
 

@@ -206,7 +206,15 @@ fn begin(head: &Head, link: &Arc<Link>) -> Option<(u32, usize)> {
     }
     let attempt = book::with(|book| {
         let exchange = &mut book.exchanges[id as usize];
-        exchange.attempts.push(Attempt { status: 0, size: 0, is_sound: true, is_whole: false, is_until_close: false });
+        exchange.attempts.push(Attempt {
+            status: 0,
+            size: 0,
+            is_sound: true,
+            is_whole: false,
+            is_until_close: false,
+            uploaded: 0,
+            written: 0,
+        });
         exchange.under_way = Some(UnderWay { backend: Arc::clone(link), down_to: u64::MAX });
         exchange.attempts.len() - 1
     });

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::wire::Stream;
 use crate::backend::Backend;
 use crate::clock::simulated;
 use crate::http::io::pipe::Link;
@@ -61,6 +62,10 @@ pub struct Attempt {
     /// All of the response is written; never where the backend breaks off.
     pub is_whole: bool,
     pub is_until_close: bool,
+    /// Content of the request that the backend has had.
+    pub uploaded: u64,
+    /// Content of the response that the backend has written.
+    pub written: u64,
 }
 
 #[derive(Debug)]
@@ -72,10 +77,17 @@ pub struct Exchange {
     /// More requests were sent behind it before its response had come. The end of the connection after one of them, or
     /// instead of it, may then be a reset that takes with it what is on its way.
     pub is_overtaken: bool,
+    /// The client's connection was closed to make room for others while the client was still sending. As after any
+    /// lingering close that ends early, a reset may then take the end of the response.
+    pub is_shed: bool,
     /// The client reads only when it has written.
     pub reads_late: bool,
     /// The client has had a response to its end; `None`: from the balancer itself.
     pub answer: Option<Answer>,
+    /// Content of the request that the client has written.
+    pub written: u64,
+    /// Content of the response that the client has had.
+    pub downloaded: u64,
     /// Of what the client has written on its connection, so much belongs to this request or to those before.
     pub up_to: u64,
     pub client: Option<Arc<Link>>,
@@ -121,10 +133,12 @@ pub enum Sight {
     Tls,
     Pipelined,
     HalfClosed,
+    /// A connection was closed to make room for others.
+    Shed,
 }
 
 impl Sight {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::WholeResponse,
         Self::Refusal,
         Self::Retry,
@@ -147,6 +161,7 @@ impl Sight {
         Self::Tls,
         Self::Pipelined,
         Self::HalfClosed,
+        Self::Shed,
     ];
 }
 
@@ -229,6 +244,29 @@ pub fn blame(backend: usize) {
 /// The attempt is not what it should be, whoever looks at it.
 pub fn spoil(id: u32, attempt: usize) {
     with(|book| book.exchanges[id as usize].attempts[attempt].is_sound = false);
+}
+
+/// The first `count` bytes of `stream` have been written by its sender.
+pub fn written(stream: Stream, count: u64) {
+    with(|book| {
+        let exchange = &mut book.exchanges[stream.id as usize];
+        let written =
+            if stream.is_down { &mut exchange.attempts[stream.attempt].written } else { &mut exchange.written };
+        *written = count;
+    });
+}
+
+/// The first `count` bytes of `stream` have come to its receiver, over this connection.
+pub fn received(stream: Stream, over: &Arc<Link>, count: u64) {
+    with(|book| {
+        let Exchange { attempts, under_way, downloaded, .. } = &mut book.exchanges[stream.id as usize];
+        let is_under_way = under_way.as_ref().is_some_and(|under_way| Arc::ptr_eq(&under_way.backend, over));
+        if stream.is_down {
+            *downloaded = count;
+        } else if let (true, Some(attempt)) = (is_under_way, attempts.last_mut()) {
+            attempt.uploaded = count;
+        }
+    });
 }
 
 pub fn client_at_fault(id: u32) {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::book::Framing;
+use super::book::{self, Framing};
 use super::random::{below, between, one_in};
 use super::tls::TlsClient;
 use crate::clock;
@@ -313,6 +313,7 @@ impl Source {
             }
             self.take(piece);
             *at += piece as u64;
+            book::received(stream, self.end.pipe.link(), *at);
             count -= piece as u64;
         }
         Ok(())
@@ -398,6 +399,7 @@ pub async fn send_content(
         }
         end.write(&out).await?;
         *at += count;
+        book::written(stream, *at);
         end.breathe().await;
     }
     Ok(())

@@ -105,6 +105,8 @@ pub struct Flow {
     pub room: usize,
     /// Bytes can be written into it, as far as the writer knows.
     pub is_open: bool,
+    /// The reader has read everything and waits for more.
+    pub is_awaited: bool,
 }
 
 impl Flow {
@@ -132,6 +134,7 @@ impl Link {
             written: direction.written,
             room: state.whims.window.saturating_sub(direction.unread()),
             is_open: !direction.has_ended && !direction.is_deaf && !direction.is_reset,
+            is_awaited: direction.unread() == 0 && direction.reader.is_some(),
         }
     }
 }

@@ -6,14 +6,16 @@
 #   add-node.sh redis-8:6379 redis-1:6379 --replica
 #   add-node.sh redis-7:6379 redis-1:6379 --remove     its slots first go to the others
 #
+#   REDIS_MOVE_SECONDS         for one move of slots: a node that hangs holds it up for good [default: 900]
+#
 # Each may break off at any point: started again it goes on from what it finds. A node that was taken out is reset
 # (CLUSTER RESET HARD), and so is one that is added without being known to every other. Under its old id it would be
 # banned for a minute after a CLUSTER FORGET, which nodes of Redis 7.2 and later pass on to each other.
 set -eu
 . "$(dirname "$0")/cli.sh"
 
-[ $# -ge 2 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-new=$1 member=$2 how=${3:---master}
+[ $# -ge 2 ] || { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+new=$1 member=$2 how=${3:---master} move_seconds=${REDIS_MOVE_SECONDS:-900}
 case $how in
     --master | --replica | --remove) ;;
     *) echo "add-node: $how is none of --master, --replica, --remove" >&2; exit 2 ;;
@@ -100,7 +102,9 @@ is_agreed() {
 agree() {
     is_agreed && return
     # A move that broke off leaves a slot open. Nothing here answers the tool if it wants to know more.
-    if grep -q -e '\[WARNING\]' "$log"; then cli --cluster fix "$member" < /dev/null | grep -e '>>>' -e ERR || true; fi
+    if grep -q -e '\[WARNING\]' "$log"; then
+        (limit="timeout $move_seconds"; cli --cluster fix "$member") < /dev/null | grep -e '>>>' -e ERR || true
+    fi
     wait_until 60 "all nodes to agree on the slots" is_agreed || { cat "$log" >&2; fail "the nodes do not agree on the slots"; }
 }
 
@@ -108,7 +112,14 @@ balance() {
     agree
     # Slots move in batches; a cluster still gossiping about the last change refuses, so this tries again.
     attempt=0
-    until cli --cluster rebalance "$member" --cluster-threshold 1 --cluster-pipeline 50 "$@" > "$log"; do
+    while :; do
+        status=0
+        (limit="timeout $move_seconds"; cli --cluster rebalance "$member" --cluster-threshold 1 --cluster-pipeline 50 "$@") \
+            > "$log" || status=$?
+        [ "$status" -ne 0 ] || break
+        # That of `timeout`.
+        [ "$status" -ne 124 ] || fail "the slots were not moved within $move_seconds s (REDIS_MOVE_SECONDS). Does a node hang?" \
+            "\`cli.sh --cluster check $member\` stops at it. Repeat this when all answer: it goes on from here"
         attempt=$((attempt + 1))
         cat "$log" >&2
         [ "$attempt" -lt 6 ] || fail "the slots could not be moved"

@@ -92,6 +92,12 @@ pub struct ListenerSettings {
     pub min_rate: Option<NonZero<u32>>,
     pub half_close: HalfClose,
     pub ambiguous_names: AmbiguousNames,
+    /// Largest request line in bytes, without its line end.
+    pub max_request_line_bytes: u32,
+    /// Largest head of a request in bytes, from its first line to the empty one.
+    pub max_head_bytes: u32,
+    /// Most fields of a request.
+    pub max_fields: u32,
     /// Largest request body in bytes; `None`: no limit.
     pub max_body_bytes: Option<u64>,
 }
@@ -207,6 +213,10 @@ pub struct PoolSettings {
     #[serde(serialize_with = "seconds")]
     pub retry_timeout: Duration,
     pub retry_body_bytes: usize,
+    /// Largest head of a response in bytes.
+    pub max_head_bytes: u32,
+    /// Most fields of a response.
+    pub max_fields: u32,
     /// Percentage, 0 to 100.
     pub panic_threshold: u8,
     pub probe: Option<ProbeConfig>,
@@ -333,7 +343,19 @@ pub struct Position {
 impl ListenerSettings {
     /// How large a request's head may be.
     pub fn limits(&self) -> Limits {
-        Limits::default().with_ambiguous_names(self.ambiguous_names)
+        let head_bytes = self.max_head_bytes as usize;
+        // It may be written larger than the head, which bounds it then.
+        let line_bytes = (self.max_request_line_bytes as usize).min(head_bytes.saturating_sub(4));
+        Limits { line_bytes, head_bytes, fields: self.max_fields as usize, ambiguous: self.ambiguous_names }
+    }
+}
+
+impl PoolSettings {
+    /// How large a response's head may be.
+    pub fn limits(&self) -> Limits {
+        let head_bytes = self.max_head_bytes as usize;
+        let (line_bytes, fields) = (head_bytes.saturating_sub(4), self.max_fields as usize);
+        Limits { line_bytes, head_bytes, fields, ambiguous: AmbiguousNames::Pass }
     }
 }
 

@@ -401,20 +401,20 @@ async fn the_access_log_changes_under_load_and_loses_no_line() {
     }
     let answered = Arc::clone(&load.answered);
     load.end().await;
-    let is_json = |line: &String| serde_json::from_str::<Value>(line).is_ok_and(|line| line["status"] == 200);
-    let is_combined = |line: &String| line.contains("\"GET /counted HTTP/1.1\" 200 ");
-    let total = usize::try_from(answered.load(Relaxed)).expect("a count");
-    let counted = |file| lines(&balancer, file).iter().filter(|line| line.contains("/counted")).count();
-    eventually("every request has its line", async || counted("access.log") + counted("other.log") == total).await;
-    let (json, combined) = (lines(&balancer, "access.log"), lines(&balancer, "other.log"));
-    assert!(json.iter().all(is_json) && combined.iter().all(is_combined), "{json:?}\n{combined:?}");
-    assert!(!json.is_empty() && !combined.is_empty());
-
     balancer.configure(&config);
     take_up(&mut balancer, By::Api).await;
     assert_eq!(balancer.get("/unlogged").await.status, 200);
+    let lost = balancer.metrics().await.sum("evenkeel_access_log_lost_total", &[]);
     balancer.stop().await;
-    assert!(!lines(&balancer, "access.log").iter().any(|line| line.contains("/unlogged")));
+
+    let (json, combined) = (lines(&balancer, "access.log"), lines(&balancer, "other.log"));
+    assert!(!json.is_empty() && !combined.is_empty());
+    let is_no_json =
+        |line: &&String| !serde_json::from_str::<Value>(line).is_ok_and(|line| line["target"] == "/counted");
+    let is_other = |line: &&String| !line.contains("\"GET /counted HTTP/1.1\" 200 ");
+    assert_eq!(json.iter().find(is_no_json).or(combined.iter().find(is_other)), None);
+    let total = usize::try_from(answered.load(Relaxed)).expect("a count");
+    assert_eq!((json.len() + combined.len(), lost), (total, 0.0), "{} and {}", json.len(), combined.len());
 }
 
 #[tokio::test]
@@ -463,4 +463,85 @@ async fn tls_comes_and_goes_and_a_renewed_certificate_is_read() {
     balancer.configure(&config);
     take_up(&mut balancer, By::Api).await;
     assert_eq!(balancer.get("/").await.status, 200);
+}
+
+/// A request with so many bytes in one field, and so many fields beside it.
+fn large(bytes: usize, fields: usize) -> Request {
+    let request = Request::get("/").with("X-Large", &"x".repeat(bytes));
+    (0..fields).fold(request, |request, number| request.with(&format!("X-{number}"), "1"))
+}
+
+#[tokio::test]
+async fn limits_of_a_requests_head_change() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let long = Request::get(&format!("/{}", "x".repeat(20_000)));
+    let answers = async |status: [u16; 3]| {
+        let mut wire = balancer.connect().await;
+        let requests = [large(100_000, 0), large(1, 500), long.clone()];
+        for (request, status) in requests.iter().zip(status) {
+            let reply = wire.exchange(request).await;
+            assert_eq!(reply.status, status);
+            if status != 200 {
+                wire = balancer.connect().await;
+            }
+        }
+    };
+    answers([431, 431, 414]).await;
+    // Those of a response have limits of their own, which a request does not meet.
+    reload(&balancer, &a, "max_head_bytes = \"200KB\"\nmax_fields = 600\nmax_request_line_bytes = \"32KiB\"").await;
+    answers([200, 200, 200]).await;
+    balancer.send(&large(100_000, 500)).await;
+    let seen = a.last_request();
+    assert_eq!(seen.field("x-large").map(str::len), Some(100_000));
+    assert!((0..500).all(|number| seen.field(&format!("x-{number}")) == Some("1")));
+    reload(&balancer, &a, "max_head_bytes = 1000\nmax_fields = 4").await;
+    let mut wire = served(&balancer).await;
+    assert_eq!(wire.exchange(&large(10, 3)).await.status, 431, "four beside Host");
+    assert_eq!(balancer.send(&large(1000, 0)).await.status, 431);
+    // A request line that fills the head.
+    assert_eq!(balancer.get(&format!("/{}", "x".repeat(2000))).await.status, 414);
+
+    let with_tls = Balancer::start(Config::of([&a]).listener(&tls())).await;
+    let mut client = Http2::connect(with_tls.address()).await;
+    let large = "x".repeat(40_000);
+    let (response, _) = client.begin(request("GET", "/", &[("x-large", &large)]), true).await;
+    assert_eq!(tests::http2::reply(response).await.expect("a response").status, 431);
+    reload(&with_tls, &a, &format!("{}\nmax_head_bytes = \"100KB\"", tls())).await;
+    let (response, _) = client.begin(request("GET", "/", &[("x-large", &large)]), true).await;
+    assert_eq!(tests::http2::reply(response).await.expect("a response").status, 200);
+    assert_eq!(a.last_request().field("x-large"), Some(large.as_str()));
+}
+
+#[tokio::test]
+async fn limits_of_a_responses_head_change() {
+    let a = Origin::start("a").await;
+    let log = "[access_log]\nfile = \"access.log\"";
+    let config = |lines: &str| Config::of([&a]).section(log).app(|pool| pool.set(lines).without_ejection());
+    let mut balancer = Balancer::start(config("")).await;
+    let large = "x".repeat(100_000);
+    let many: Vec<_> = (0..500).map(|number| (format!("X-{number}"), "1")).collect();
+    let many: Vec<_> = many.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    let large = response(200, &[("X-Large", &large)], "");
+    let many = response(200, &many, "");
+    for (bytes, failure, limit) in [
+        (&large, "response-head-too-large", "max_head_bytes = \"200KB\""),
+        (&many, "response-too-many-fields", "max_fields = 600"),
+    ] {
+        a.answer_with(bytes.clone());
+        balancer.configure(&config(""));
+        take_up(&mut balancer, By::Api).await;
+        assert_eq!(balancer.get("/").await.status, 502, "{failure}");
+        let has_line =
+            async || std::fs::read_to_string(balancer.file("access.log")).is_ok_and(|log| log.contains(failure));
+        eventually("the failure is named", has_line).await;
+        balancer.configure(&config(limit));
+        take_up(&mut balancer, By::Signal).await;
+        let reply = balancer.get("/").await;
+        assert_eq!(
+            (reply.status, reply.fields.0.len() > 500 || reply.field("x-large").is_some()),
+            (200, true),
+            "{limit}"
+        );
+    }
 }

@@ -269,6 +269,17 @@ fn reload_passes_warnings_on() {
 }
 
 #[test]
+fn a_dry_run_of_a_reload_tells_what_would_change() {
+    let answer = |changes| json!({ "version": 9, "warnings": [], "changes": changes, "dry_run": true });
+    let answers = [json!(["listener 0.0.0.0:80 added"]), json!([])].map(|changes| ("200 OK", answer(changes)));
+    let admin = Admin::answering(answers);
+    let told = "dry run: listener 0.0.0.0:80 added\n";
+    assert_eq!(ask(&admin, &["reload", "--dry-run"]).as_deref(), Ok(told));
+    assert_eq!(admin.saw().line, "POST /admin/reload?dry_run=true HTTP/1.1");
+    assert_eq!(ask(&admin, &["reload", "--dry-run"]).as_deref(), Ok("dry run: nothing would change\n"));
+}
+
+#[test]
 fn errors_of_the_api_are_told_in_its_words_without_control_characters() {
     let admin = Admin::answering([("400 Bad Request", problem("weight 0 is not\n from 1 \u{1b}[31m"))]);
     assert_eq!(ask(&admin, &["weight", "a:1", "0", "--pool", "app"]), Err("weight 0 is not  from 1  [31m".to_owned()));

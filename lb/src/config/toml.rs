@@ -29,12 +29,17 @@ use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, Weight};
 use crate::config::route::{HostPattern, PathPrefix};
 use crate::config::tls::server_config;
-use crate::message::limits::AmbiguousNames;
+use crate::message::limits::{self, AmbiguousNames};
 use reader::{Reader, Section};
 use values::{DAY, MILLISECOND};
 
 /// Every setting with its default and a line of explanation.
 pub const DEFAULT: &str = include_str!("default.toml");
+
+/// The least that a head may be limited to, in bytes.
+const MIN_HEAD_BYTES: u64 = 256;
+const MAX_HEAD_BYTES: u64 = limits::MAX_HEAD_BYTES as u64;
+const MAX_FIELDS: u64 = limits::MAX_FIELDS as u64;
 
 const TLS_KEYS: &[&str] = &["certificate", "key"];
 
@@ -226,6 +231,10 @@ impl<'t> Reader<'t> {
         let rules =
             [("drop", AmbiguousNames::Drop), ("pass", AmbiguousNames::Pass), ("reject", AmbiguousNames::Reject)];
         let ambiguous_names = self.value(section, "ambiguous_names", values::choice(&rules));
+        let max_line_bytes =
+            self.value(section, "max_request_line_bytes", values::size(MIN_HEAD_BYTES, MAX_HEAD_BYTES));
+        let max_head_bytes = self.value(section, "max_head_bytes", values::size(MIN_HEAD_BYTES, MAX_HEAD_BYTES));
+        let max_fields = self.value(section, "max_fields", values::whole(1, MAX_FIELDS));
         let max_body_bytes = self.value(section, "max_body_bytes", values::size::<u64>(0, i64::MAX as u64));
         Some(ListenerConfig {
             address: address?,
@@ -240,6 +249,9 @@ impl<'t> Reader<'t> {
                 min_rate: min_rate.map(NonZero::new)?,
                 half_close: half_close?,
                 ambiguous_names: ambiguous_names?,
+                max_request_line_bytes: max_line_bytes?,
+                max_head_bytes: max_head_bytes?,
+                max_fields: max_fields?,
                 max_body_bytes: max_body_bytes.map(|bytes| (bytes != 0).then_some(bytes))?,
             },
         })
@@ -376,6 +388,8 @@ impl<'t> Reader<'t> {
         let continue_timeout = self.value(section, "continue_timeout", values::duration(MILLISECOND, DAY));
         let retry_timeout = self.value(section, "retry_timeout", values::duration(Duration::ZERO, DAY));
         let retry_body_bytes = self.value(section, "retry_body_bytes", values::size(0, 65536));
+        let max_head_bytes = self.value(section, "max_head_bytes", values::size(MIN_HEAD_BYTES, MAX_HEAD_BYTES));
+        let max_fields = self.value(section, "max_fields", values::whole(1, MAX_FIELDS));
         let panic_threshold = self.value(section, "panic_threshold", values::whole(0, 100));
         let probe = self.section(section, "probe");
         let probe = if probe.is_written() { self.probe(&probe).map(Some) } else { Some(None) };
@@ -395,6 +409,8 @@ impl<'t> Reader<'t> {
             retry_timeout: retry_timeout
                 .map(|timeout| if timeout.is_zero() { response_timeout } else { Some(timeout) })??,
             retry_body_bytes: retry_body_bytes?,
+            max_head_bytes: max_head_bytes?,
+            max_fields: max_fields?,
             panic_threshold: panic_threshold?,
             probe: probe?,
             ejection: ejection?,

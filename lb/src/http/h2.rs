@@ -30,9 +30,8 @@ use stream::Http2Stream;
 
 /// Streams that a client may have open at once. RFC 9113 §6.5.2 recommends no less.
 const MAX_STREAMS: u32 = 100;
-/// Largest list of fields that is decoded, in bytes as RFC 9113 §6.5.2 counts them. The limits on a head are lower and
-/// have an answer of their own.
-const MAX_FIELDS_BYTES: u32 = 64 * 1024;
+/// What a field counts beside its bytes (RFC 9113 §6.5.2).
+const FIELD_OVERHEAD: usize = 32;
 /// How much content a client may send ahead on all streams together: the windows of all (64 KiB each) and of one more,
 /// so that those whose backend does not read hold up no other.
 const CONNECTION_WINDOW_BYTES: u32 = (MAX_STREAMS + 1) * 64 * 1024;
@@ -89,10 +88,13 @@ async fn linger(engine: &Engine, io: &mut (impl AsyncRead + Unpin)) {
 
 /// Reads the client's preface. `None`: it did not come in time, or was none, or the connection has to leave.
 async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(engine: &Engine, io: T) -> Option<Connection<T, Bytes>> {
+    let limits = engine.listener().limits();
+    // Beyond it nothing is decoded. Twice the limits, which have an answer of their own.
+    let fields_bytes = 2 * (limits.head_bytes() + FIELD_OVERHEAD * limits.fields());
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_FIELDS_BYTES)
+        .max_header_list_size(u32::try_from(fields_bytes).unwrap_or(u32::MAX))
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buffer_size(MAX_SEND_BUFFER_BYTES)
         .max_local_error_reset_streams(Some(MAX_MALFORMED_STREAMS));

@@ -647,10 +647,11 @@ impl<'a> Transfer<'a> {
     /// Reads the head of the final response. Interim ones are passed on.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Result<Option<Happened>, Failure> {
         let Some(Upstream::H1(h1)) = &mut self.upstream else { return Ok(None) };
+        let limits = self.plan.as_ref().map_or_else(Limits::default, |plan| plan.settings.limits());
         loop {
             let Work { from_backend, request, response, .. } = &mut *self.work;
             if !from_backend.is_empty() {
-                match response.parse(from_backend, request.method(), &self.listener.limits()) {
+                match response.parse(from_backend, request.method(), &limits) {
                     Parsed::Complete(head) if !response.is_interim() => return self.hold(head).map(Some),
                     Parsed::Complete(head) => {
                         self.pass_interim(head)?;
@@ -661,7 +662,7 @@ impl<'a> Transfer<'a> {
                             self.head_by = clock::now().checked_add(plan.settings.response_timeout);
                         }
                     }
-                    Parsed::Rejected(bad) => return Err(refused_head(bad, from_backend, h1, self.listener.limits())),
+                    Parsed::Rejected(bad) => return Err(refused_head(bad, from_backend, h1, limits)),
                 }
             }
             self.work.from_backend.reserve(READ_BYTES);

@@ -7,28 +7,28 @@ use std::fmt;
 use super::ascii::{self, PLAIN, TOKEN};
 use super::name::{Name, NameSet};
 
-/// The most fields a head can hold, whatever the settings say.
-pub const MAX_FIELDS: usize = 128;
+/// As many fields need no memory beside the head's own.
+const INLINE_FIELDS: usize = 32;
 
 /// A piece of the buffer a head was parsed from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
-    start: u16,
-    end: u16,
+    start: u32,
+    end: u32,
 }
 
 impl Span {
-    /// The piece from `start` up to `end`. Heads are limited to what 16 bits can point at.
+    /// The piece from `start` up to `end`. Heads are limited to far less than 32 bits can point at.
     #[inline]
     pub(crate) fn new(start: usize, end: usize) -> Span {
-        debug_assert!(start <= end && end <= usize::from(u16::MAX));
-        Span { start: start as u16, end: end as u16 }
+        debug_assert!(start <= end && u32::try_from(end).is_ok());
+        Span { start: start as u32, end: end as u32 }
     }
 
     /// The bytes of this piece in `buf`. Empty when `buf` is not the buffer that was parsed.
     #[inline]
     pub fn of(self, buf: &[u8]) -> &[u8] {
-        buf.get(usize::from(self.start)..usize::from(self.end)).unwrap_or_default()
+        buf.get(self.start()..self.end()).unwrap_or_default()
     }
 
     /// This piece and all up to the end of `last`.
@@ -38,13 +38,15 @@ impl Span {
     }
 
     /// Offset of the first byte.
+    #[inline]
     pub fn start(self) -> usize {
-        usize::from(self.start)
+        self.start as usize
     }
 
     /// Offset after the last byte.
+    #[inline]
     pub fn end(self) -> usize {
-        usize::from(self.end)
+        self.end as usize
     }
 
     /// Whether the piece holds nothing.
@@ -118,14 +120,17 @@ impl Field {
 /// The fields of one head, in the order received.
 #[derive(Clone, Debug)]
 pub struct Fields {
-    list: [Field; MAX_FIELDS],
+    /// All of them, while they fit.
+    inline: [Field; INLINE_FIELDS],
+    /// All of them, once they do not.
+    heap: Vec<Field>,
     len: usize,
     present: NameSet,
 }
 
 impl Default for Fields {
     fn default() -> Fields {
-        Fields { list: [Field::default(); MAX_FIELDS], len: 0, present: NameSet::EMPTY }
+        Fields { inline: [Field::default(); INLINE_FIELDS], heap: Vec::new(), len: 0, present: NameSet::EMPTY }
     }
 }
 
@@ -133,7 +138,7 @@ impl Fields {
     /// Every field, those that go no further included.
     #[inline]
     pub fn all(&self) -> &[Field] {
-        self.list.get(..self.len).unwrap_or_default()
+        self.inline.get(..self.len).unwrap_or(&self.heap)
     }
 
     /// Names and values of the fields that count, in the order received.
@@ -161,6 +166,9 @@ impl Fields {
     }
 
     pub(crate) fn clear(&mut self) {
+        if self.len > INLINE_FIELDS {
+            self.heap = Vec::new();
+        }
         self.len = 0;
         self.present = NameSet::EMPTY;
     }
@@ -171,13 +179,21 @@ impl Fields {
         if self.len >= limit {
             return false;
         }
-        let Some(slot) = self.list.get_mut(self.len) else {
-            return false;
-        };
-        *slot = field;
+        match self.inline.get_mut(self.len) {
+            Some(slot) => *slot = field,
+            None => self.push_on_heap(field),
+        }
         self.len += 1;
         self.present = self.present.with(field.known);
         true
+    }
+
+    #[cold]
+    fn push_on_heap(&mut self, field: Field) {
+        if self.heap.is_empty() {
+            self.heap.extend_from_slice(&self.inline);
+        }
+        self.heap.push(field);
     }
 
     /// Drops the fields that Connection names (RFC 9110 §7.6.1). Quadratic, and bounded by
@@ -185,8 +201,9 @@ impl Fields {
     #[cold]
     pub(crate) fn drop_named_by_connection(&mut self, buf: &[u8]) {
         for at in 0..self.len {
-            if self.list[at].known == Name::Connection {
-                for option in ascii::elements(self.list[at].value(buf)) {
+            let field = self.all()[at];
+            if field.known == Name::Connection {
+                for option in ascii::elements(field.value(buf)) {
                     self.drop_named(buf, option);
                 }
             }
@@ -194,7 +211,7 @@ impl Fields {
     }
 
     fn drop_named(&mut self, buf: &[u8], name: &[u8]) {
-        for field in self.list.iter_mut().take(self.len) {
+        for field in self.inline.get_mut(..self.len).unwrap_or(&mut self.heap) {
             if ascii::same_token(field.name(buf), name) {
                 field.mark_dropped();
             }
@@ -394,6 +411,29 @@ mod tests {
             ("\rA", BadField::BareCr),
         ] {
             assert_eq!(read(text.as_bytes()), Err(cause), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn more_fields_than_have_a_place_inline_are_kept_in_order() {
+        let mut fields = Fields::default();
+        let text: String = (0..100).map(|number| format!("Field-{number}: {number}\r\n")).collect();
+        let text = format!("Connection: field-3, field-90\r\n{text}");
+        for count in [3, INLINE_FIELDS, INLINE_FIELDS + 1, 101] {
+            fields.clear();
+            let mut at = 0;
+            for _ in 0..count {
+                let Ok(Line::Field(field, next)) = line::<false>(text.as_bytes(), at) else { panic!("not a field") };
+                assert!(fields.push(field, count));
+                at = next;
+            }
+            assert!(!fields.push(Field::default(), count), "the limit holds");
+            assert_eq!(fields.all().len(), count);
+            fields.drop_named_by_connection(text.as_bytes());
+            let values = fields.iter(text.as_bytes()).skip(1).map(|(_, value)| value.to_vec());
+            let expected =
+                (0..count - 1).filter(|number| ![3, 90].contains(number)).map(|n| n.to_string().into_bytes());
+            assert!(values.eq(expected), "{count}");
         }
     }
 

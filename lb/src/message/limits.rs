@@ -4,10 +4,11 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::field::MAX_FIELDS;
+/// The most bytes that a head may be allowed to have.
+pub const MAX_HEAD_BYTES: usize = 1024 * 1024;
 
-/// The most bytes a head may be allowed to have: offsets are 16 bits, with room for blank lines before it.
-pub const MAX_HEAD_BYTES: usize = 63 * 1024;
+/// The most fields that a head may be allowed to have.
+pub const MAX_FIELDS: usize = 4096;
 
 /// Empty lines tolerated before a request line (RFC 9112 §2.2), bytes of them.
 pub(crate) const BLANK_BYTES: usize = 8;
@@ -38,11 +39,11 @@ pub enum AmbiguousNames {
 }
 
 impl Limits {
-    /// As large as a head can be: for those that we have written ourselves.
+    /// Larger than any head can be that is passed on: for those that we have written ourselves.
     pub const LARGEST: Limits = Limits {
-        line_bytes: MAX_HEAD_BYTES - 4,
-        head_bytes: MAX_HEAD_BYTES,
-        fields: MAX_FIELDS,
+        line_bytes: MAX_HEAD_BYTES,
+        head_bytes: 2 * MAX_HEAD_BYTES,
+        fields: 2 * MAX_FIELDS,
         ambiguous: AmbiguousNames::Pass,
     };
 

@@ -227,6 +227,11 @@ impl<W: Walk> Exchange<W> {
         &self.plan
     }
 
+    /// The backend of the present attempt.
+    pub fn backend(&self) -> Option<&Arc<Backend>> {
+        self.current.as_ref().map(|attempt| attempt.lease.backend())
+    }
+
     /// What has happened so far.
     pub fn trace(&self) -> &Trace {
         &self.trace

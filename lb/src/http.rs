@@ -96,7 +96,8 @@ pub struct Stop {
     sheddings: AtomicUsize,
 }
 
-/// Counts one more until dropped.
+/// Counts one more until dropped. Only the tasks of one thread count, others at most look: so counting is no
+/// read-modify-write, which would cost more than all else in here.
 #[derive(Debug)]
 pub struct Counted<'a>(&'a AtomicUsize);
 
@@ -224,13 +225,13 @@ fn take_one(count: &AtomicUsize) -> bool {
 
 impl<'a> Counted<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
+        count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         Self(count)
     }
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.store(self.0.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
     }
 }

@@ -133,6 +133,13 @@ impl Sleep {
         }
     }
 
+    pub fn is_elapsed(&self) -> bool {
+        match self {
+            Self::Real(sleep) => sleep.is_elapsed(),
+            Self::Simulated { deadline, .. } => now() >= *deadline,
+        }
+    }
+
     pub fn reset(self: Pin<&mut Self>, at: tokio::time::Instant) {
         match self.get_mut() {
             Self::Real(sleep) => sleep.as_mut().reset(at),

@@ -61,7 +61,7 @@ enum Fate {
 /// Serves a connection to its end.
 pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: IpAddr) {
     let peer = Peer::new(peer);
-    let mut patience = engine.listener().header_timeout;
+    let mut idle = Idle { since: clock::now(), limit: engine.listener().header_timeout };
     let mut timer = Timer::default();
     let notified = pin!(engine.stop.idle.notified());
     let mut calls = Calls { notified, sheddings: 0 };
@@ -70,15 +70,23 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: IpAddr) 
         Poll::Ready(())
     })
     .await;
+    let mut work = None;
     loop {
-        let Some(mut work) = first_bytes(&engine, &mut client, &mut timer, &mut calls, patience).await else { break };
+        let Some(mut lent) = first_bytes(&engine, &mut client, &mut timer, &mut calls, &idle, work).await else {
+            break;
+        };
         // In a box of its own, so that an idle connection is small.
         let busy = Busy(&mut client);
-        let fate = Box::pin(requests(&engine, busy.0, &mut timer, &peer, &mut work)).await;
+        let fate = Box::pin(requests(&engine, busy.0, &mut timer, &peer, &mut lent, &mut idle)).await;
         std::mem::forget(busy);
-        work.give_back();
+        work = if fate == Fate::Idle {
+            Some(lent)
+        } else {
+            lent.give_back();
+            None
+        };
         match fate {
-            Fate::Idle => patience = engine.listener().keepalive_timeout,
+            Fate::Idle => {}
             Fate::Close if client.has_unread_bytes() => return Box::pin(linger(&engine, &mut client)).await,
             // Closing the socket says as much as shutting it down before.
             Fate::Close if !client.is_tls() => return,
@@ -109,7 +117,9 @@ pub(super) async fn serve_stream(engine: &Engine, mut client: ClientStream, peer
     work.from_client.reserve(HEAD_READ_BYTES);
     // The head is there: `requests` begins when a request has begun.
     let _ = client.read_buf(&mut work.from_client).await;
-    let fate = requests(engine, &mut client, &mut timer, peer, &mut work).await;
+    // A stream has one request and is never idle.
+    let mut idle = Idle { since: clock::now(), limit: Duration::ZERO };
+    let fate = requests(engine, &mut client, &mut timer, peer, &mut work, &mut idle).await;
     work.give_back();
     let is_reset = matches!(&client, ClientStream::Http2(stream) if stream.is_reset());
     match fate {
@@ -150,6 +160,12 @@ impl<'e> Calls<'_, 'e> {
     }
 }
 
+/// Since when a connection carries no request, and for how long it may.
+struct Idle {
+    since: Instant,
+    limit: Duration,
+}
+
 /// What an idle connection waits for.
 enum Next {
     Request(Box<Work>),
@@ -158,18 +174,18 @@ enum Next {
     Shedding,
 }
 
-/// Waits for a request to begin, without holding a buffer. `None`: there will be none.
+/// Waits for a request to begin, without holding a buffer: `work` is used, then given back. `None`: there will be none.
 async fn first_bytes<'e>(
     engine: &'e Engine,
     client: &mut ClientStream,
     timer: &mut Timer,
     calls: &mut Calls<'_, 'e>,
-    patience: Duration,
+    idle: &Idle,
+    mut work: Option<Box<Work>>,
 ) -> Option<Box<Work>> {
-    let mut idle = Duration::ZERO;
     loop {
-        let waiting = timer.limit(patience.saturating_sub(idle), |cx| {
-            let mut work = Work::take();
+        let waiting = timer.limit(idle.since, idle.limit, |cx| {
+            let mut work = work.take().unwrap_or_else(Work::take);
             work.from_client.reserve(HEAD_READ_BYTES);
             let read = poll_read_buf(Pin::new(&mut *client), cx, &mut work.from_client);
             if matches!(read, Poll::Ready(Ok(count)) if count > 0) {
@@ -185,18 +201,27 @@ async fn first_bytes<'e>(
         });
         match waiting.await {
             Ok(Next::Request(work)) => return Some(work),
-            Ok(Next::Shedding) => idle += timer.waited(),
+            Ok(Next::Shedding) => {}
             Ok(Next::End) | Err(_) => return None,
         }
         // A client that is about to send its next request is not idle.
-        if idle >= LEAST_IDLE && engine.room.is_full() && engine.stop.sheds_one() {
+        let is_idle = clock::now().saturating_duration_since(idle.since) >= LEAST_IDLE;
+        if is_idle && engine.room.is_full() && engine.stop.sheds_one() {
             engine.control.metrics.client_connections_shed.inc();
             return None;
         }
     }
 }
 
-async fn requests(engine: &Engine, client: &mut ClientStream, timer: &mut Timer, peer: &Peer, work: &mut Work) -> Fate {
+/// Serves requests one after the other until none has begun to come, as `idle` then tells, or the connection ends.
+async fn requests(
+    engine: &Engine,
+    client: &mut ClientStream,
+    timer: &mut Timer,
+    peer: &Peer,
+    work: &mut Work,
+    idle: &mut Idle,
+) -> Fate {
     loop {
         // A blank line after a request is no beginning of another (RFC 9112, 2.2).
         if work.from_client.iter().all(|byte| matches!(byte, b'\r' | b'\n')) {
@@ -206,21 +231,33 @@ async fn requests(engine: &Engine, client: &mut ClientStream, timer: &mut Timer,
         let time = engine.access_log.is_on().then(|| Timestamp::try_from(clock::wall()).ok()).flatten();
         let listener = engine.listener();
         let told = Told::default();
-        let mut request = Request { engine, listener: &listener, peer, started: clock::now(), time, told };
-        let fate = match read_head(&listener, client, timer, peer, work).await {
-            Ok(Some(head)) => request.carry(client, timer, work, head).await,
+        let started = clock::now();
+        let mut request = Request { engine, listener: &listener, peer, started, time, told };
+        let ended = match read_head(&listener, started, client, timer, peer, work).await {
+            Ok(Some(head)) => {
+                let now = if timer.has_waited() { clock::now() } else { started };
+                request.carry(client, timer, work, head, now).await
+            }
             Ok(None) => return Fate::Close,
             Err(refusal) => request.refuse(client, timer, work, refusal, false).await,
         };
-        if fate != Fate::Idle {
-            return fate;
+        if ended.fate != Fate::Idle {
+            return ended.fate;
         }
+        *idle = Idle { since: ended.at, limit: listener.keepalive_timeout };
     }
+}
+
+/// How a request left the client's connection, and when.
+struct Ended {
+    fate: Fate,
+    at: Instant,
 }
 
 /// Reads the rest of a head; where it ends. `None`: the client left.
 async fn read_head(
     listener: &ListenerSettings,
+    now: Instant,
     client: &mut ClientStream,
     timer: &mut Timer,
     peer: &Peer,
@@ -228,7 +265,7 @@ async fn read_head(
 ) -> Result<Option<usize>, Refusal> {
     work.request.clear();
     let limits = listener.limits();
-    let reading = timer.limit(listener.header_timeout, |cx| {
+    let reading = timer.limit(now, listener.header_timeout, |cx| {
         loop {
             match work.request.parse(&work.from_client, &limits) {
                 Parsed::Complete(head) => return Poll::Ready(Ok(Some(head))),
@@ -258,25 +295,31 @@ struct Driver<'a> {
 }
 
 impl Request<'_> {
-    async fn carry(&mut self, client: &mut ClientStream, timer: &mut Timer, work: &mut Work, head: usize) -> Fate {
+    async fn carry(
+        &mut self,
+        client: &mut ClientStream,
+        timer: &mut Timer,
+        work: &mut Work,
+        head: usize,
+        now: Instant,
+    ) -> Ended {
         let _exchange = self.engine.stop.in_exchange();
-        let now = clock::now();
         match request::begin(self, work, head, client, now) {
             Ok((exchange, body)) => {
                 let transfer = Transfer::new(self.engine, self.listener, client, work, body);
-                let (fate, end) = Driver { request: self, exchange, transfer, now }.drive(timer).await;
-                if fate == Fate::Idle {
+                let (ended, end) = Driver { request: self, exchange, transfer, now }.drive(timer).await;
+                if ended.fate == Fate::Idle {
                     work.from_client.drain(..end);
                 }
-                fate
+                ended
             }
             Err(refusal) => {
                 let is_whole = work.request.framing() == Framing::None;
-                let fate = self.refuse(client, timer, work, refusal, is_whole).await;
-                if fate == Fate::Idle {
+                let ended = self.refuse(client, timer, work, refusal, is_whole).await;
+                if ended.fate == Fate::Idle {
                     work.from_client.drain(..head);
                 }
-                fate
+                ended
             }
         }
     }
@@ -289,13 +332,13 @@ impl Request<'_> {
         work: &mut Work,
         refusal: Refusal,
         has_read_all: bool,
-    ) -> Fate {
+    ) -> Ended {
         work.to_client.clear();
         let transfer = Transfer::new(self.engine, self.listener, client, work, Content::none());
         let mut answer = OwnAnswer { request: self, transfer, refusal };
         self.write_refusal(&mut answer.transfer, refusal, has_read_all);
-        answer.transfer.run(timer).await;
-        fate(answer.transfer.ending())
+        answer.transfer.run(clock::now(), timer).await;
+        Ended { fate: fate(answer.transfer.ending()), at: clock::now() }
     }
 
     fn write_refusal(&self, transfer: &mut Transfer<'_>, refusal: Refusal, may_keep: bool) {
@@ -335,32 +378,37 @@ impl Drop for OwnAnswer<'_> {
 impl Driver<'_> {
     /// Does what the exchange says, step by step, to its end. What becomes of the client's connection, and where the next
     /// request begins in what came on it.
-    async fn drive(&mut self, timer: &mut Timer) -> (Fate, usize) {
+    async fn drive(&mut self, timer: &mut Timer) -> (Ended, usize) {
         let mut event = Event::Begun;
         loop {
             let at = Moment { now: self.now, client_waited: self.transfer.body.pace.waited() };
-            event = match self.exchange.step(event, at) {
-                Step::Hold => self.run(timer).await,
-                Step::Open(backend) => match self.open(backend, timer).await {
-                    Ok(()) => self.run(timer).await,
-                    Err(failure) => self.failed(failure),
-                },
-                Step::Pass => match self.pass() {
-                    Ok(()) => self.run(timer).await,
-                    Err(failure) => self.failed(failure),
-                },
+            let prepared = match self.exchange.step(event, at) {
+                Step::Hold => Ok(()),
+                Step::Open(backend) => self.open(backend, timer).await,
+                Step::Pass => self.pass(),
                 Step::Refuse(refusal) => {
                     self.request.write_refusal(&mut self.transfer, refusal, true);
-                    self.run(timer).await
+                    Ok(())
                 }
-                Step::End => return (fate(self.transfer.ending()), self.transfer.body.end()),
+                Step::End => {
+                    let ended = Ended { fate: fate(self.transfer.ending()), at: self.now };
+                    return (ended, self.transfer.body.end());
+                }
                 Step::Wait(never) | Step::Sub(never) | Step::Spawn(never) | Step::Replace(never) => match never {},
+            };
+            event = match prepared {
+                Ok(()) => {
+                    let happened = self.transfer.run(self.now, timer).await;
+                    self.learn(happened)
+                }
+                Err(failure) => self.failed(failure),
             };
         }
     }
 
-    async fn run(&mut self, timer: &mut Timer) -> Event {
-        match self.transfer.run(timer).await {
+    /// What happened, as the exchange is told of it.
+    fn learn(&mut self, happened: Happened) -> Event {
+        match happened {
             Happened::Held => {
                 if !self.transfer.body.pace.waited().is_zero() {
                     self.now = clock::now();
@@ -390,13 +438,17 @@ impl Driver<'_> {
     /// Sends the request to `backend`.
     async fn open(&mut self, backend: Arc<Backend>, timer: &mut Timer) -> Result<(), Failure> {
         let server = backend.incarnation();
-        let address = backend.socket_address().ok_or(Failure::Unresolved)?;
         let plan = Arc::clone(self.exchange.plan());
-        let upstream = match Upstream::reuse(&backend, server, self.now) {
+        let upstream = match Upstream::reuse(server, self.now) {
             Some(upstream) => upstream,
             None => {
-                let connecting = Upstream::connect(backend, server, address);
-                self.transfer.connect(connecting, plan.settings.connect_timeout, timer).await?
+                let address = backend.socket_address().ok_or(Failure::Unresolved)?;
+                // Large, and rare beside requests on kept connections.
+                let connecting = Box::pin(Upstream::connect(server, address));
+                let limit = plan.settings.connect_timeout;
+                let connected = self.transfer.connect(connecting, self.now, limit, timer).await?;
+                self.now = clock::now();
+                connected
             }
         };
         let work = &mut *self.transfer.work;
@@ -427,9 +479,9 @@ impl Driver<'_> {
 
     /// Lets the backend's connection go.
     fn release(&mut self) {
-        if let Disposition::Idle(connection) = self.transfer.release() {
+        if let (Disposition::Idle(connection), Some(backend)) = (self.transfer.release(), self.exchange.backend()) {
             let until = self.now + self.exchange.plan().settings.idle_timeout;
-            connection.keep(until, self.request.engine.most_idle());
+            connection.keep(backend, until, self.request.engine.most_idle());
         }
     }
 }

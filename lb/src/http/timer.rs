@@ -3,19 +3,27 @@
 //! limit costs a request nothing.
 
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+
+use tokio::task::coop::unconstrained;
 
 use crate::clock::{self, Sleep};
 
 #[derive(Default)]
 pub struct Timer {
     deadline: Option<Instant>,
-    /// When the present wait, or the last one, had to wait; `None`: it had not.
+    /// When the present wait, or the last one, began; `None`: there was nothing to wait for.
     waits_since: Option<Instant>,
-    /// Fires at or before the deadline, once the first wait had to wait.
-    alarm: Option<Pin<Box<Sleep>>>,
+    /// Fires at or before the deadline, once there has been a wait.
+    alarm: Option<Alarm>,
+}
+
+struct Alarm {
+    sleep: Pin<Box<Sleep>>,
+    /// Whom it wakes when it fires; `None`: it has to be polled first. Polling it for each wait costs more than this.
+    wakes: Option<Waker>,
 }
 
 /// The limit has passed.
@@ -23,67 +31,90 @@ pub struct Timer {
 pub struct Elapsed;
 
 impl Timer {
-    /// Waits for `poll` to be ready, at most for `limit`.
+    /// Waits for `poll` to be ready, at most for `limit` from `now` on. The caller tells the present, since mostly it has
+    /// just read the clock.
     pub async fn limit<T>(
         &mut self,
+        now: Instant,
         limit: Duration,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Result<T, Elapsed> {
-        self.limit_when_waiting(|cx| match poll(cx) {
-            Poll::Ready(value) => Ok(value),
-            Poll::Pending => Err(limit),
-        })
-        .await
-    }
-
-    /// Waits for `poll` to return a value. The first error begins the wait, and is its limit.
-    pub async fn limit_when_waiting<T>(
-        &mut self,
-        mut poll: impl FnMut(&mut Context<'_>) -> Result<T, Duration>,
-    ) -> Result<T, Elapsed> {
-        self.waits_since = None;
+        self.end();
         poll_fn(|cx| {
-            let limit = match poll(cx) {
-                Ok(value) => return Poll::Ready(Ok(value)),
-                Err(limit) => limit,
-            };
-            if self.waits_since.is_none() {
-                self.set(limit);
+            if let Poll::Ready(value) = poll(cx) {
+                return Poll::Ready(Ok(value));
+            }
+            if !self.has_waited() {
+                self.begin(now, limit);
             }
             self.poll_elapsed(cx).map(|()| Err(Elapsed))
         })
         .await
     }
 
-    /// How long the last wait took.
+    /// Whether there was anything to wait for, or still is.
+    pub fn has_waited(&self) -> bool {
+        self.waits_since.is_some()
+    }
+
+    /// How long the present or the last wait has taken.
     pub fn waited(&self) -> Duration {
         self.waits_since.map_or(Duration::ZERO, |since| clock::now().saturating_duration_since(since))
     }
 
-    fn set(&mut self, limit: Duration) {
-        let now = clock::now();
+    /// Begins a wait, in place of the one before.
+    pub fn begin(&mut self, now: Instant, limit: Duration) {
         self.waits_since = Some(now);
         // So far away that it never comes.
         let deadline = now.checked_add(limit);
         if let (Some(deadline), Some(alarm)) = (deadline, &mut self.alarm)
-            && tokio::time::Instant::from_std(deadline) < alarm.deadline()
+            && tokio::time::Instant::from_std(deadline) < alarm.sleep.deadline()
         {
-            alarm.as_mut().reset(deadline.into());
+            alarm.reset(deadline);
         }
         self.deadline = deadline;
     }
 
-    fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Nothing is waited for any more.
+    pub fn end(&mut self) {
+        self.waits_since = None;
+    }
+
+    /// Whether the limit of the present wait has passed. Otherwise `cx` is woken when it does.
+    pub fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = self.deadline else { return Poll::Pending };
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(clock::sleep_until(deadline.into())));
-        while alarm.as_mut().poll(cx).is_ready() {
+        let alarm = self.alarm.get_or_insert_with(|| Alarm::at(deadline));
+        while alarm.poll(cx).is_ready() {
             if clock::now() >= deadline {
                 return Poll::Ready(());
             }
             // It was set for an earlier wait.
-            alarm.as_mut().reset(deadline.into());
+            alarm.reset(deadline);
         }
         Poll::Pending
+    }
+}
+
+impl Alarm {
+    fn at(deadline: Instant) -> Self {
+        Self { sleep: Box::pin(clock::sleep_until(deadline.into())), wakes: None }
+    }
+
+    fn reset(&mut self, deadline: Instant) {
+        self.sleep.as_mut().reset(deadline.into());
+        self.wakes = None;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let wakes_this = self.wakes.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        if wakes_this && !self.sleep.is_elapsed() {
+            return Poll::Pending;
+        }
+        // A task that has done as much as tokio lets it at once is told to wait by everything that it polls, and this
+        // would not be set.
+        let polled = pin!(unconstrained(self.sleep.as_mut())).poll(cx);
+        self.wakes = polled.is_pending().then(|| cx.waker().clone());
+        polled
     }
 }
 
@@ -99,23 +130,23 @@ mod tests {
         let mut timer = Timer::default();
         for _ in 0..2 {
             let started = Instant::now();
-            assert_eq!(timer.limit(SHORT, |_| Poll::<()>::Pending).await, Err(Elapsed));
+            assert_eq!(timer.limit(Instant::now(), SHORT, |_| Poll::<()>::Pending).await, Err(Elapsed));
             assert!(started.elapsed() >= SHORT);
         }
-        assert_eq!(timer.limit(SHORT, |_| Poll::Ready(7)).await, Ok(7));
+        assert_eq!(timer.limit(Instant::now(), SHORT, |_| Poll::Ready(7)).await, Ok(7));
     }
 
     #[tokio::test]
     async fn an_earlier_limit_moves_the_alarm_forward_and_a_later_one_outlives_it() {
         let mut timer = Timer::default();
         let mut once = ready_at_second_poll();
-        assert_eq!(timer.limit(LONG, &mut once).await, Ok(()));
-        assert_eq!(timer.limit(SHORT, |_| Poll::<()>::Pending).await, Err(Elapsed));
+        assert_eq!(timer.limit(Instant::now(), LONG, &mut once).await, Ok(()));
+        assert_eq!(timer.limit(Instant::now(), SHORT, |_| Poll::<()>::Pending).await, Err(Elapsed));
 
         let started = Instant::now();
         let mut once = ready_at_second_poll();
-        assert_eq!(timer.limit(SHORT, &mut once).await, Ok(()));
-        assert_eq!(timer.limit(SHORT * 4, |_| Poll::<()>::Pending).await, Err(Elapsed));
+        assert_eq!(timer.limit(Instant::now(), SHORT, &mut once).await, Ok(()));
+        assert_eq!(timer.limit(Instant::now(), SHORT * 4, |_| Poll::<()>::Pending).await, Err(Elapsed));
         assert!(started.elapsed() >= SHORT * 4);
     }
 

@@ -3,18 +3,21 @@
 //! backend may answer before it has heard everything, a client may send everything before it reads, and one that
 //! leaves is noticed whatever is being waited for.
 //!
-//! What moves where is written in the states of [`Upload`] and [`Download`]. Each direction has a wait of its own, and
-//! each wait a limit that says whose fault it is when it passes.
+//! What moves where is written in the states of [`Upload`] and [`Download`]. What they wait for, and how long that may
+//! take, is in [`waits`].
 
-use std::future::Future;
-use std::pin::{Pin, pin};
+mod waits;
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
+use self::waits::Wait;
 use super::Engine;
 use super::body::ResponseBody;
 use super::content::{Content, Cursor};
@@ -25,7 +28,7 @@ use super::pace::Pace;
 use super::presence::Presence;
 use super::splice::{self, Pipe};
 use super::stream::ClientStream;
-use super::timer::{Elapsed, Timer};
+use super::timer::Timer;
 use super::tunnel::{Flow, Tunnel};
 use super::upstream::{Disposition, H1, Upstream};
 use super::work::Work;
@@ -45,8 +48,6 @@ const MOST_PIPELINED_BYTES: usize = 16 * 1024;
 /// How often the client is read before the other direction has its turn. Without it a client that sends as fast as it is
 /// read uses up what tokio lets a task do at once, and the backend is not heard.
 const MOST_READS_AT_ONCE: usize = 16;
-
-const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// Where the request's way to a backend stands.
 #[derive(Debug)]
@@ -116,28 +117,6 @@ pub enum Happened {
     Failed(Failure),
 }
 
-/// What a direction waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wait {
-    /// The client, to send more of its body.
-    Content,
-    /// The backend, to ask for the body that the client holds back.
-    Continue,
-    /// The client, to take what it is sent.
-    Client,
-    /// The backend; what it means when that takes too long.
-    Backend(Failure),
-    /// Either side of a tunnel.
-    Tunnel,
-}
-
-/// What the directions wait for, and how much longer each may.
-#[derive(Debug, Default, Clone, Copy)]
-struct Waits {
-    upload: Option<(Wait, Duration)>,
-    download: Option<(Wait, Duration)>,
-}
-
 pub struct Transfer<'a> {
     engine: &'a Engine,
     listener: &'a ListenerSettings,
@@ -180,8 +159,18 @@ struct Moved {
     to_backend: u64,
     from_backend: u64,
     to_client: u64,
-    /// A direction has changed its state without a byte.
-    has_turned: bool,
+    /// A direction has stopped though it may move on at once: it was the other one's turn, or its state is another now.
+    is_unfinished: bool,
+}
+
+/// What came of one look at both directions.
+#[derive(Debug, Clone, Copy)]
+enum Turn {
+    Happened(Happened),
+    /// They may move on at once.
+    Unfinished,
+    /// Each is woken when it can move on, or has nothing to do.
+    Blocked,
 }
 
 /// How an exchange left the client's connection.
@@ -235,12 +224,12 @@ impl<'a> Transfer<'a> {
     /// Waits for `connecting`, unless the client leaves.
     pub async fn connect(
         &mut self,
-        connecting: impl Future<Output = Result<Upstream, Failure>>,
+        mut connecting: impl Future<Output = Result<Upstream, Failure>> + Unpin,
+        now: Instant,
         limit: Duration,
         timer: &mut Timer,
     ) -> Result<Upstream, Failure> {
-        let mut connecting = pin!(connecting);
-        let connected = timer.limit(limit, |cx| match connecting.as_mut().poll(cx) {
+        let connected = timer.limit(now, limit, |cx| match Pin::new(&mut connecting).poll(cx) {
             Poll::Ready(connected) => Poll::Ready(connected),
             Poll::Pending => match self.watch_client(cx) {
                 Err(failure) => Poll::Ready(Err(failure)),
@@ -342,34 +331,36 @@ impl<'a> Transfer<'a> {
 
     /// Moves both directions until something happens that the exchange has to know. This is the only wait of an
     /// exchange, but for [`Self::connect`].
-    pub async fn run(&mut self, timer: &mut Timer) -> Happened {
-        loop {
-            self.moved = Moved::default();
-            // Most turns wait for nothing.
-            let mut waits = Waits::default();
-            let moving = timer.limit_when_waiting(|cx| match self.poll(cx) {
-                Poll::Ready(happened) => Ok(happened),
-                Poll::Pending => {
-                    waits = self.waits();
-                    Err(waits.limit())
-                }
-            });
-            let happened = moving.await;
-            self.count_waits(waits, timer);
-            let happened = match happened {
-                Ok(happened) => {
+    pub async fn run(&mut self, now: Instant, timer: &mut Timer) -> Happened {
+        timer.end();
+        // What is waited for now; most turns wait for nothing.
+        let mut waits = None;
+        poll_fn(|cx| {
+            loop {
+                let turn = self.poll(cx);
+                if !matches!(turn, Turn::Blocked) || self.moved.is_anything() {
+                    self.count_waits(waits.take(), timer);
                     self.download_waited = Duration::ZERO;
-                    happened
                 }
-                Err(Elapsed) => {
-                    self.download_waited += timer.waited();
-                    self.late()
+                match turn {
+                    Turn::Happened(happened) => return Poll::Ready(happened),
+                    Turn::Unfinished => continue,
+                    Turn::Blocked => {}
                 }
-            };
-            if let Some(happened) = happened {
-                return happened;
+                if waits.is_none() {
+                    // The first wait begins with the run.
+                    let now = if timer.has_waited() { clock::now() } else { now };
+                    timer.begin(now, waits.insert(self.waits()).limit());
+                }
+                ready!(timer.poll_elapsed(cx));
+                self.count_waits(waits.take(), timer);
+                self.download_waited += timer.waited();
+                if let Some(happened) = self.late() {
+                    return Poll::Ready(happened);
+                }
             }
-        }
+        })
+        .await
     }
 
     /// The head that is held, and that no part of it was sent.
@@ -406,20 +397,18 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// Drives both directions. Ready when the exchange has to know something, or with `None` when something has moved
-    /// and the waits are others now. The download goes first: a stream of HTTP/2 whose response is complete reads as
-    /// closed.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Happened>> {
+    /// Drives both directions. The download goes first: a stream of HTTP/2 whose response is complete reads as closed.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Turn {
         let happened = match self.poll_download(cx) {
             Ok(None) if Bug::HalfDuplex.is_planted() && !self.work.to_client.is_empty() => Ok(None),
             Ok(None) => self.poll_upload(cx),
             happened => happened,
         };
         match happened {
-            Err(failure) => Poll::Ready(Some(Happened::Failed(failure))),
-            Ok(Some(happened)) => Poll::Ready(Some(happened)),
-            Ok(None) if self.moved.is_anything() => Poll::Ready(None),
-            Ok(None) => Poll::Pending,
+            Err(failure) => Turn::Happened(Happened::Failed(failure)),
+            Ok(Some(happened)) => Turn::Happened(happened),
+            Ok(None) if self.moved.is_unfinished => Turn::Unfinished,
+            Ok(None) => Turn::Blocked,
         }
     }
 
@@ -488,7 +477,7 @@ impl<'a> Transfer<'a> {
             }
         }
         // The other direction has its turn.
-        self.moved.has_turned = true;
+        self.moved.is_unfinished = true;
         Ok(())
     }
 
@@ -518,7 +507,7 @@ impl<'a> Transfer<'a> {
                 }
                 Poll::Ready(_) => {
                     self.upload = Upload::Abandoned(Why::Stopped);
-                    self.moved.has_turned = true;
+                    self.moved.is_unfinished = true;
                     return true;
                 }
                 Poll::Pending => {
@@ -577,6 +566,7 @@ impl<'a> Transfer<'a> {
                 Poll::Pending => return true,
             }
         }
+        self.moved.is_unfinished = true;
         true
     }
 
@@ -587,7 +577,7 @@ impl<'a> Transfer<'a> {
             let Some(Upstream::H1(h1)) = &mut self.upstream else { return Ok(Some(Happened::Sent)) };
             let flow = tunnel.poll(cx, self.client, &mut h1.socket);
             self.sent = tunnel.sent();
-            self.moved.has_turned |= matches!(flow, Poll::Ready(Flow::Moved));
+            self.moved.is_unfinished |= matches!(flow, Poll::Ready(Flow::Moved));
             return Ok(matches!(flow, Poll::Ready(Flow::Over)).then_some(Happened::Sent));
         }
         // Twice: what has come is written at once.
@@ -609,6 +599,7 @@ impl<'a> Transfer<'a> {
                 Download::Held(_) | Download::Sent | Download::Tunnel(_) => return Ok(None),
             }
         }
+        self.moved.is_unfinished = true;
         Ok(None)
     }
 
@@ -702,7 +693,7 @@ impl<'a> Transfer<'a> {
         // The limit on the response begins anew with each interim one, as nginx's `proxy_read_timeout` does: a backend
         // sends them to say that it is still at work.
         self.head_by = None;
-        self.moved.has_turned = true;
+        self.moved.is_unfinished = true;
         Ok(())
     }
 
@@ -767,7 +758,7 @@ impl<'a> Transfer<'a> {
             Poll::Ready(Err(Failure::Reset)) => return Err(Failure::ResponseTruncated),
             Poll::Ready(Err(_)) => {
                 body.end_of_input(to_client).map_err(|_| Failure::ResponseTruncated)?;
-                self.moved.has_turned = true;
+                self.moved.is_unfinished = true;
             }
         }
         self.sent = body.sent;
@@ -776,139 +767,11 @@ impl<'a> Transfer<'a> {
         }
         Ok(true)
     }
-
-    // --- Waits and their limits.
-
-    fn waits(&mut self) -> Waits {
-        let upload = self.upload_wait();
-        Waits { upload, download: self.download_wait(upload) }
-    }
-
-    /// What the upload waits for, and how much longer it may.
-    fn upload_wait(&mut self) -> Option<(Wait, Duration)> {
-        let wait = match &self.upload {
-            Upload::Holding => Wait::Content,
-            Upload::Flushing(_) => Wait::Backend(Failure::WriteTimeout),
-            Upload::Sending(writing) if self.owes_backend(writing) => Wait::Backend(Failure::WriteTimeout),
-            Upload::Sending(_) if self.awaits_continue() => Wait::Continue,
-            Upload::Sending(_) if Bug::BlamedBackend.is_planted() => Wait::Backend(Failure::ResponseTimeout),
-            Upload::Sending(_) => Wait::Content,
-            Upload::Sent | Upload::Abandoned(_) => return None,
-        };
-        // A backend may read no further before it has been rid of what it writes, which the client does not take.
-        if matches!(wait, Wait::Backend(_)) && !self.work.to_client.is_empty() {
-            self.upload_wait = None;
-            return None;
-        }
-        if self.upload_wait.replace(wait) != Some(wait) {
-            self.upload_waited = Duration::ZERO;
-        }
-        let rest = |limit: Duration| limit.saturating_sub(self.upload_waited);
-        let limit = match (wait, &self.plan) {
-            (Wait::Backend(_), Some(plan)) => rest(plan.settings.write_timeout),
-            (Wait::Continue, Some(plan)) => rest(plan.settings.continue_timeout),
-            _ => self.body.pace.patience(rest(self.listener.body_timeout)),
-        };
-        Some((wait, limit))
-    }
-
-    /// Whether there is something for the backend that it has not taken.
-    fn owes_backend(&self, writing: &Writing) -> bool {
-        writing.written < self.work.to_backend.len() || !self.body.unread(writing.cursor).is_empty()
-    }
-
-    /// What the download waits for besides, and how long it may. While the client owes content, a backend's silence is
-    /// the client's.
-    fn download_wait(&self, upload: Option<(Wait, Duration)>) -> Option<(Wait, Duration)> {
-        let rest = |limit: Duration| limit.saturating_sub(self.download_waited);
-        let client = || Some((Wait::Client, self.pace.patience(rest(self.listener.send_timeout))));
-        if let Download::Tunnel(tunnel) = &self.download {
-            return Some((Wait::Tunnel, rest(tunnel.patience())));
-        }
-        if !self.work.to_client.is_empty() {
-            return client();
-        }
-        let settings = &self.plan.as_ref()?.settings;
-        match &self.download {
-            Download::Waiting => {
-                let wait = Wait::Backend(Failure::ResponseTimeout);
-                match self.head_by {
-                    Some(by) => Some((wait, by.saturating_duration_since(clock::now()))),
-                    None => upload.is_none().then(|| (wait, rest(settings.response_timeout))),
-                }
-            }
-            Download::Sending(Receiving { pipe: Some(pipe), .. }) if !pipe.is_empty() => client(),
-            Download::Sending(_) if matches!(upload, Some((Wait::Content | Wait::Continue, _))) => None,
-            Download::Sending(_) => Some((Wait::Backend(Failure::ResponseStalled), rest(settings.read_timeout))),
-            _ => None,
-        }
-    }
-
-    /// Whether the client holds its content back until it is asked for it.
-    fn awaits_continue(&self) -> bool {
-        matches!(self.download, Download::Waiting)
-            && self.work.request.expects_continue()
-            && self.body.is_untouched()
-            && !self.body.has_continued
-    }
-
-    /// Holds the waits that are over against whoever was waited for.
-    fn count_waits(&mut self, waits: Waits, timer: &Timer) {
-        let Moved { from_client, to_backend, to_client, .. } = self.moved;
-        let is_of = |wait: Option<(Wait, Duration)>, of| wait.is_some_and(|(wait, _)| wait == of);
-        self.pace.moved(to_client, Duration::ZERO);
-        if waits.upload.is_some() || is_of(waits.download, Wait::Client) {
-            let waited = timer.waited();
-            if is_of(waits.upload, Wait::Content) {
-                self.body.pace.moved(0, waited);
-            }
-            if is_of(waits.download, Wait::Client) {
-                // Sending is progress of the client too.
-                self.pace.moved(from_client, waited);
-            }
-            self.upload_waited += waited;
-        }
-        if from_client + to_backend > 0 {
-            self.upload_waited = Duration::ZERO;
-        }
-    }
-
-    /// A wait has lasted as long as it might. What the client moved meanwhile in other exchanges may allow it more.
-    fn late(&mut self) -> Option<Happened> {
-        let (wait, _) = self.waits().all().find(|(_, limit)| limit.is_zero())?;
-        match wait {
-            Wait::Content => Some(Happened::Failed(Failure::ClientTimeout)),
-            Wait::Client => Some(Happened::Failed(Failure::ClientGone)),
-            Wait::Backend(failure) => Some(Happened::Failed(failure)),
-            Wait::Tunnel => Some(Happened::Sent),
-            // The backend ignores the expectation, as it may (RFC 9110 §10.1.1): the client is asked in its place.
-            Wait::Continue => {
-                self.body.has_continued = true;
-                // The client is waited for only from now on.
-                if !Bug::ChargedContinue.is_planted() {
-                    self.download_waited = Duration::ZERO;
-                }
-                self.work.to_client.extend_from_slice(CONTINUE);
-                self.interim_bytes = self.work.to_client.len();
-                None
-            }
-        }
-    }
-}
-
-impl Waits {
-    fn all(self) -> impl Iterator<Item = (Wait, Duration)> {
-        [self.upload, self.download].into_iter().flatten()
-    }
-
-    fn limit(self) -> Duration {
-        self.all().map(|(_, limit)| limit).min().unwrap_or(Duration::MAX)
-    }
 }
 
 impl Moved {
     fn is_anything(&self) -> bool {
-        self.has_turned || self.from_client + self.to_backend + self.from_backend + self.to_client > 0
+        self.is_unfinished || self.from_client + self.to_backend + self.from_backend + self.to_client > 0
     }
 }
 

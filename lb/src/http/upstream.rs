@@ -25,7 +25,6 @@ pub enum Upstream {
 /// A connection that speaks HTTP/1.1.
 pub struct H1 {
     pub socket: Io,
-    backend: Arc<Backend>,
     /// The server that the connection leads to.
     server: Incarnation,
     /// It has carried a request before.
@@ -46,20 +45,19 @@ pub enum Disposition {
 }
 
 impl Upstream {
-    /// An idle connection to `backend`, if there is one that is open as far as can be seen.
-    pub fn reuse(backend: &Arc<Backend>, server: Incarnation, now: Instant) -> Option<Self> {
-        idle::take(server, now).map(|socket| Self::new(socket, backend, server, true))
+    /// An idle connection to `server`, if there is one that is open as far as can be seen.
+    pub fn reuse(server: Incarnation, now: Instant) -> Option<Self> {
+        idle::take(server, now).map(|socket| Self::new(socket, server, true))
     }
 
-    /// Connects to `backend`, where `server` listens at `address`.
-    pub async fn connect(backend: Arc<Backend>, server: Incarnation, address: SocketAddr) -> Result<Self, Failure> {
+    /// Connects to `server`, which listens at `address`.
+    pub async fn connect(server: Incarnation, address: SocketAddr) -> Result<Self, Failure> {
         let socket = Io::connect(address).await.map_err(|e| Failure::of_connecting(&e))?;
-        Ok(Self::new(socket, &backend, server, false))
+        Ok(Self::new(socket, server, false))
     }
 
-    fn new(socket: Io, backend: &Arc<Backend>, server: Incarnation, is_reused: bool) -> Self {
-        let backend = Arc::clone(backend);
-        Self::H1(H1 { socket, backend, server, is_reused, has_heard: false, keeps_alive: false, has_surplus: false })
+    fn new(socket: Io, server: Incarnation, is_reused: bool) -> Self {
+        Self::H1(H1 { socket, server, is_reused, has_heard: false, keeps_alive: false, has_surplus: false })
     }
 
     /// Decides whether the connection may carry another request. Over HTTP/1.1 both messages have to be over: the
@@ -74,9 +72,9 @@ impl Upstream {
 }
 
 impl H1 {
-    /// Keeps the connection for the next request, among at most `most` of this thread.
-    pub fn keep(self, until: Instant, most: usize) {
-        idle::keep(&self.backend, self.server, self.socket, until, most);
+    /// Keeps the connection for the next request to `backend`, among at most `most` of this thread.
+    pub fn keep(self, backend: &Arc<Backend>, until: Instant, most: usize) {
+        idle::keep(backend, self.server, self.socket, until, most);
     }
 
     /// Appends what comes to `buffer`; how many bytes. An error tells how the connection was lost.

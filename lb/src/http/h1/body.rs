@@ -39,8 +39,8 @@ pub enum BodyReader {
     Done,
     /// So many bytes are still to come; never 0.
     Length(u64),
-    /// Chunks.
-    Chunked(chunked::Decoder),
+    /// Chunks. The decoder is large, and moved with whatever holds it.
+    Chunked(Box<chunked::Decoder>),
     /// Everything up to the end of the connection.
     UntilClose,
 }
@@ -51,7 +51,7 @@ impl BodyReader {
         match framing {
             Framing::None | Framing::Length(0) => BodyReader::Done,
             Framing::Length(length) => BodyReader::Length(length),
-            Framing::Chunked => BodyReader::Chunked(chunked::Decoder::new(limits)),
+            Framing::Chunked => BodyReader::Chunked(Box::new(chunked::Decoder::new(limits))),
             Framing::UntilClose => BodyReader::UntilClose,
         }
     }

@@ -1,0 +1,163 @@
+//! What the directions of a transfer wait for, and by when. Each wait has a limit that says whose fault it is when it
+//! passes.
+
+use std::time::Duration;
+
+use super::super::timer::Timer;
+use super::{Download, Happened, Moved, Receiving, Transfer, Upload, Writing};
+use crate::clock;
+use crate::failure::Failure;
+use crate::plant::Bug;
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// What a direction waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// The client, to send more of its body.
+    Content,
+    /// The backend, to ask for the body that the client holds back.
+    Continue,
+    /// The client, to take what it is sent.
+    Client,
+    /// The backend; what it means when that takes too long.
+    Backend(Failure),
+    /// Either side of a tunnel.
+    Tunnel,
+}
+
+/// What the directions wait for, and how much longer each may.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Waits {
+    upload: Option<(Wait, Duration)>,
+    download: Option<(Wait, Duration)>,
+}
+
+impl Transfer<'_> {
+    pub(super) fn waits(&mut self) -> Waits {
+        let upload = self.upload_wait();
+        Waits { upload, download: self.download_wait(upload) }
+    }
+
+    /// What the upload waits for, and how much longer it may.
+    fn upload_wait(&mut self) -> Option<(Wait, Duration)> {
+        let wait = match &self.upload {
+            Upload::Holding => Wait::Content,
+            Upload::Flushing(_) => Wait::Backend(Failure::WriteTimeout),
+            Upload::Sending(writing) if self.owes_backend(writing) => Wait::Backend(Failure::WriteTimeout),
+            Upload::Sending(_) if self.awaits_continue() => Wait::Continue,
+            Upload::Sending(_) if Bug::BlamedBackend.is_planted() => Wait::Backend(Failure::ResponseTimeout),
+            Upload::Sending(_) => Wait::Content,
+            Upload::Sent | Upload::Abandoned(_) => return None,
+        };
+        // A backend may read no further before it has been rid of what it writes, which the client does not take.
+        if matches!(wait, Wait::Backend(_)) && !self.work.to_client.is_empty() {
+            self.upload_wait = None;
+            return None;
+        }
+        if self.upload_wait.replace(wait) != Some(wait) {
+            self.upload_waited = Duration::ZERO;
+        }
+        let rest = |limit: Duration| limit.saturating_sub(self.upload_waited);
+        let limit = match (wait, &self.plan) {
+            (Wait::Backend(_), Some(plan)) => rest(plan.settings.write_timeout),
+            (Wait::Continue, Some(plan)) => rest(plan.settings.continue_timeout),
+            _ => self.body.pace.patience(rest(self.listener.body_timeout)),
+        };
+        Some((wait, limit))
+    }
+
+    /// Whether there is something for the backend that it has not taken.
+    fn owes_backend(&self, writing: &Writing) -> bool {
+        writing.written < self.work.to_backend.len() || !self.body.unread(writing.cursor).is_empty()
+    }
+
+    /// What the download waits for besides, and how long it may. While the client owes content, a backend's silence is
+    /// the client's.
+    fn download_wait(&self, upload: Option<(Wait, Duration)>) -> Option<(Wait, Duration)> {
+        let rest = |limit: Duration| limit.saturating_sub(self.download_waited);
+        let client = || Some((Wait::Client, self.pace.patience(rest(self.listener.send_timeout))));
+        if let Download::Tunnel(tunnel) = &self.download {
+            return Some((Wait::Tunnel, rest(tunnel.patience())));
+        }
+        if !self.work.to_client.is_empty() {
+            return client();
+        }
+        let settings = &self.plan.as_ref()?.settings;
+        match &self.download {
+            Download::Waiting => {
+                let wait = Wait::Backend(Failure::ResponseTimeout);
+                match self.head_by {
+                    Some(by) => Some((wait, by.saturating_duration_since(clock::now()))),
+                    None => upload.is_none().then(|| (wait, rest(settings.response_timeout))),
+                }
+            }
+            Download::Sending(Receiving { pipe: Some(pipe), .. }) if !pipe.is_empty() => client(),
+            Download::Sending(_) if matches!(upload, Some((Wait::Content | Wait::Continue, _))) => None,
+            Download::Sending(_) => Some((Wait::Backend(Failure::ResponseStalled), rest(settings.read_timeout))),
+            _ => None,
+        }
+    }
+
+    /// Whether the client holds its content back until it is asked for it.
+    fn awaits_continue(&self) -> bool {
+        matches!(self.download, Download::Waiting)
+            && self.work.request.expects_continue()
+            && self.body.is_untouched()
+            && !self.body.has_continued
+    }
+
+    /// Holds the waits that are over against whoever was waited for.
+    pub(super) fn count_waits(&mut self, waits: Option<Waits>, timer: &Timer) {
+        let Moved { from_client, to_backend, to_client, .. } = std::mem::take(&mut self.moved);
+        let waits = waits.unwrap_or_default();
+        let is_of = |wait: Option<(Wait, Duration)>, of| wait.is_some_and(|(wait, _)| wait == of);
+        self.pace.moved(to_client, Duration::ZERO);
+        if waits.upload.is_some() || is_of(waits.download, Wait::Client) {
+            let waited = timer.waited();
+            if is_of(waits.upload, Wait::Content) {
+                self.body.pace.moved(0, waited);
+            }
+            if is_of(waits.download, Wait::Client) {
+                // Sending is progress of the client too.
+                self.pace.moved(from_client, waited);
+            }
+            self.upload_waited += waited;
+        }
+        if from_client + to_backend > 0 {
+            self.upload_waited = Duration::ZERO;
+        }
+    }
+
+    /// A wait has lasted as long as it might. What the client moved meanwhile in other exchanges may allow it more.
+    pub(super) fn late(&mut self) -> Option<Happened> {
+        let (wait, _) = self.waits().all().find(|(_, limit)| limit.is_zero())?;
+        match wait {
+            Wait::Content => Some(Happened::Failed(Failure::ClientTimeout)),
+            Wait::Client => Some(Happened::Failed(Failure::ClientGone)),
+            Wait::Backend(failure) => Some(Happened::Failed(failure)),
+            Wait::Tunnel => Some(Happened::Sent),
+            // The backend ignores the expectation, as it may (RFC 9110 §10.1.1): the client is asked in its place.
+            Wait::Continue => {
+                self.body.has_continued = true;
+                // The client is waited for only from now on.
+                if !Bug::ChargedContinue.is_planted() {
+                    self.download_waited = Duration::ZERO;
+                }
+                self.work.to_client.extend_from_slice(CONTINUE);
+                self.interim_bytes = self.work.to_client.len();
+                None
+            }
+        }
+    }
+}
+
+impl Waits {
+    fn all(self) -> impl Iterator<Item = (Wait, Duration)> {
+        [self.upload, self.download].into_iter().flatten()
+    }
+
+    pub(super) fn limit(self) -> Duration {
+        self.all().map(|(_, limit)| limit).min().unwrap_or(Duration::MAX)
+    }
+}

@@ -1,4 +1,4 @@
-//! Time and randomness, from one place, so that a simulation can set both. In production each function is the standard
+//! Time, randomness and tasks, from one place, so that a simulation can set them. In production each function is the standard
 //! library's, tokio's or rand's, inlined. In unit tests a thread that has entered a simulation has a clock that stands
 //! still until it is moved, and a generator with a seed; the other threads have the real ones.
 //!
@@ -30,9 +30,15 @@ mod real {
     pub fn random() -> u64 {
         rand::random()
     }
+
+    /// Has another task run.
+    #[inline(always)]
+    pub fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(task);
+    }
 }
 
 #[cfg(not(test))]
-pub use real::{Sleep, now, random, sleep, sleep_until, timeout, wall};
+pub use real::{Sleep, now, random, sleep, sleep_until, spawn, timeout, wall};
 #[cfg(test)]
-pub use simulated::{Sleep, now, random, sleep, sleep_until, timeout, wall};
+pub use simulated::{Sleep, now, random, sleep, sleep_until, spawn, timeout, wall};

@@ -2,14 +2,16 @@
 //! simulated time, and holds what each of them sees against what the others did. No test with real sockets tries more
 //! than a few of these orders.
 //!
-//! A run is one thread, and the same for the same seed. [`book`] knows what is true of it; [`client`] and [`backend`]
-//! are the actors; [`operator`] changes what is wanted meanwhile; [`executor`] has the turns; [`wire`] is their HTTP.
+//! A run is one thread, and the same for the same seed. [`book`] knows what is true of it; [`client`], [`http2`] and
+//! [`backend`] are the actors; [`operator`] changes what is wanted meanwhile; [`executor`] has the turns; [`wire`] is
+//! their HTTP/1.1.
 //! CONTRIBUTING.md says how to run more schedules, and what to do with a seed that fails.
 
 mod backend;
 mod book;
 mod client;
 mod executor;
+mod http2;
 mod operator;
 mod random;
 mod tls;
@@ -110,6 +112,7 @@ fn run(seed: u64, traces: bool) -> Run {
     let outcome = catch_unwind(AssertUnwindSafe(scenario));
     pipe::set_network(None);
     pipe::set_observer(None);
+    simulated::set_spawner(None);
     pipe::set_tracer(None);
     idle::clear();
     if let Err(panic) = outcome {
@@ -212,9 +215,19 @@ fn scenario() {
             is_wanted(&world, link.tag);
         }
     })));
+    let cutting = Rc::downgrade(&world);
+    simulated::set_spawner(Some(Box::new(move |task| {
+        if let Some(world) = cutting.upgrade() {
+            spawn(Kind::Balancer, until_cut(world, task));
+        }
+    })));
     for client in 0..between(1, 4) {
         let delay = if one_in(2) { Duration::ZERO } else { milliseconds(0, 30) };
-        let plans = (0..between(1, 2)).map(|_| client_plan(scale, clients_fail, half_close, max_body)).collect();
+        let plan = |_| match !is_tls && one_in(4) {
+            true => Plan::Http2(http2_plan(scale, clients_fail, max_body)),
+            false => Plan::Http1(client_plan(scale, clients_fail, half_close, max_body)),
+        };
+        let plans = (0..between(1, 2)).map(plan).collect();
         spawn(Kind::Actor, client_life(Rc::clone(&world), client, delay, plans, scale));
     }
     if one_in(3) {
@@ -228,8 +241,14 @@ fn scenario() {
     finish(&world, end);
 }
 
+/// What one connection of a client is to do.
+enum Plan {
+    Http1(client::Plan),
+    Http2(http2::Plan),
+}
+
 /// A client with its connections, one after the other.
-async fn client_life(world: Rc<World>, number: u64, delay: Duration, plans: Vec<client::Plan>, scale: Scale) {
+async fn client_life(world: Rc<World>, number: u64, delay: Duration, plans: Vec<Plan>, scale: Scale) {
     clock::sleep(delay).await;
     for (turn, plan) in plans.into_iter().enumerate() {
         if world.stop.has_begun() {
@@ -238,23 +257,35 @@ async fn client_life(world: Rc<World>, number: u64, delay: Duration, plans: Vec<
         let (engine_end, own_end) = Pipe::pair(format!("c{number}.{turn}"), 0, scale.whims());
         let link = Arc::clone(own_end.link());
         book::with(|book| {
-            for asked in &plan.requests {
+            let requests = match &plan {
+                Plan::Http1(plan) => &plan.requests,
+                Plan::Http2(plan) => &plan.requests,
+            };
+            for asked in requests {
                 book.exchanges[asked.id as usize].client = Some(Arc::clone(&link));
             }
             book.links.push(link);
         });
-        spawn(Kind::Balancer, serve(Rc::clone(&world), engine_end));
-        let tls = world.is_tls.then(tls::TlsClient::new);
-        client::run(plan, wire::End::new(own_end, tls)).await;
+        spawn(Kind::Balancer, serve(Rc::clone(&world), engine_end, matches!(plan, Plan::Http2(_))));
+        match plan {
+            Plan::Http1(plan) => {
+                let tls = world.is_tls.then(tls::TlsClient::new);
+                client::run(plan, wire::End::new(own_end, tls)).await;
+            }
+            Plan::Http2(plan) => http2::run(plan, own_end).await,
+        }
     }
 }
 
 /// A connection as the balancer accepts it.
-async fn serve(world: Rc<World>, pipe: Pipe) {
+async fn serve(world: Rc<World>, pipe: Pipe, is_http2: bool) {
     let link = Arc::clone(pipe.link());
     let serving = async {
         let place = world.engine.place().await;
         let peer = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1 + below(4) as u8));
+        if is_http2 {
+            return http::h2::serve(Arc::clone(&world.engine), pipe, peer).await;
+        }
         let io = if world.is_tls {
             let stream = L4Stream::from(VirtualSocketStream::new(Box::new(pipe)));
             let Ok(Ok(tls)) = clock::timeout(Duration::from_secs(10), tls::ACCEPTOR.tls_handshake(stream)).await else {
@@ -284,6 +315,12 @@ async fn serve(world: Rc<World>, pipe: Pipe) {
     .await;
 }
 
+/// A task of the balancer, which the end of the time to stop cuts off.
+async fn until_cut(world: Rc<World>, task: impl Future<Output = ()>) {
+    let (mut task, mut cut) = (pin!(task), pin!(world.cut.until(|| book::with(|book| book.is_cut))));
+    poll_fn(|cx| if cut.as_mut().poll(cx).is_ready() { Poll::Ready(()) } else { task.as_mut().poll(cx) }).await;
+}
+
 /// The balancer has closed this connection to make room, in the midst of what its client sends or not.
 fn note_shed(link: &Arc<Link>) {
     saw(Sight::Shed);
@@ -309,29 +346,49 @@ fn client_plan(scale: Scale, may_fail: bool, half_close: HalfClose, max_body: Op
                 // It is refused, and what follows on the connection is lost.
                 is_at_fault = true;
             }
-            asked.id = book::with(|book| {
-                book.exchanges.push(Exchange {
-                    asked: asked.clone(),
-                    attempts: Vec::new(),
-                    is_client_at_fault: is_at_fault,
-                    is_overtaken: false,
-                    is_shed: false,
-                    reads_late,
-                    answer: None,
-                    written: 0,
-                    downloaded: 0,
-                    up_to: u64::MAX,
-                    client: None,
-                    under_way: None,
-                });
-                let id = book.exchanges.len() - 1;
-                book.exchanges[id].asked.id = id as u32;
-                id as u32
-            });
+            take_down(&mut asked, is_at_fault, reads_late, false);
             asked
         })
         .collect();
     client::Plan { requests, is_pipelined: one_in(4), reads_late, stays: one_in(4), piece: scale.piece, half_close }
+}
+
+fn http2_plan(scale: Scale, may_fail: bool, max_body: Option<u64>) -> http2::Plan {
+    let requests = (0..between(1, 6)).map(|_| {
+        let mut asked = request(scale, may_fail, false);
+        // Only HTTP/1.1 knows these.
+        while matches!(asked.fault, ClientFault::HalfCloses | ClientFault::BadHead | ClientFault::BadChunk) {
+            asked = request(scale, may_fail, false);
+        }
+        (asked.is_http10, asked.closes) = (false, false);
+        let is_at_fault = max_body.is_some_and(|most| asked.size > most);
+        take_down(&mut asked, is_at_fault, false, true);
+        asked
+    });
+    http2::Plan { requests: requests.collect(), stays: one_in(4), piece: scale.piece }
+}
+
+/// Enters a request into the book, and gives it its number there.
+fn take_down(asked: &mut Asked, is_client_at_fault: bool, reads_late: bool, is_stream: bool) {
+    book::with(|book| {
+        asked.id = book.exchanges.len() as u32;
+        book.exchanges.push(Exchange {
+            asked: asked.clone(),
+            attempts: Vec::new(),
+            is_client_at_fault,
+            is_overtaken: false,
+            is_shed: false,
+            reads_late,
+            answer: None,
+            written: 0,
+            downloaded: 0,
+            up_to: if is_stream { 0 } else { u64::MAX },
+            client: None,
+            is_stream,
+            is_awaiting: false,
+            under_way: None,
+        });
+    });
 }
 
 fn request(scale: Scale, may_fail: bool, is_last: bool) -> Asked {
@@ -458,7 +515,8 @@ fn stuck_on_the_way(exchange: &Exchange) -> Option<String> {
     let (client, under_way) = (exchange.client.as_ref()?, exchange.under_way.as_ref()?);
     let (from_client, to_client) = (client.flow(1), client.flow(0));
     let (from_backend, to_backend) = (under_way.backend.flow(1), under_way.backend.flow(0));
-    if !from_client.is_open || !from_backend.is_open {
+    // How many bytes of a connection belong to a stream, only its ends know.
+    if exchange.is_stream || !from_client.is_open || !from_backend.is_open {
         return None;
     }
     let up = from_client.unread() > 0 && from_client.read < exchange.up_to;
@@ -489,7 +547,8 @@ fn stuck_within(exchange: &Exchange) -> Option<String> {
         return Some(format!("{backend} waits for content of exchange {id}: it has had {uploaded} of {written} bytes"));
     }
     let (written, downloaded) = (attempt.written, exchange.downloaded);
-    if attempt.is_sound && to_client.is_open && to_client.is_awaited {
+    let is_awaited = to_client.is_awaited && (!exchange.is_stream || exchange.is_awaiting);
+    if attempt.is_sound && to_client.is_open && is_awaited {
         let ends = !attempt.is_until_close || !from_backend.is_open;
         let is_read = ends && from_backend.read >= under_way.down_to;
         if from_backend.unread() == 0 && downloaded < written {

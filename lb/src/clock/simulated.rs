@@ -7,7 +7,11 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Spawner = Box<dyn Fn(Task)>;
+
 thread_local! {
+    static SPAWNER: RefCell<Option<Spawner>> = const { RefCell::new(None) };
     static WORLD: Cell<Option<World>> = const { Cell::new(None) };
     static ALARMS: RefCell<BinaryHeap<Alarm>> = const { RefCell::new(BinaryHeap::new()) };
 }
@@ -114,6 +118,18 @@ pub fn sleep_until(deadline: tokio::time::Instant) -> Sleep {
         Some(_) => Sleep::Simulated { deadline: deadline.into_std(), is_set: false },
         None => Sleep::Real(Box::pin(tokio::time::sleep_until(deadline))),
     }
+}
+
+/// Has `spawner` run the tasks that are spawned on this thread; `None`: the runtime.
+pub fn set_spawner(spawner: Option<Spawner>) {
+    SPAWNER.set(spawner);
+}
+
+pub fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    SPAWNER.with_borrow(|spawner| match spawner {
+        Some(spawner) => spawner(Box::pin(task)),
+        None => drop(tokio::spawn(task)),
+    });
 }
 
 pub async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {

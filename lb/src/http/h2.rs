@@ -81,6 +81,7 @@ async fn linger(engine: &Engine, io: &mut (impl AsyncRead + Unpin)) {
     let mut dropped = vec![0; 4096];
     let reading = async { while let Ok(1..) = io.read(&mut dropped).await {} };
     tokio::select! {
+        biased;
         _ = timeout(engine.listener().lingering_time.min(MAX_LINGERING_TIME), reading) => {}
         () = engine.sheds_lingering() => {}
     }
@@ -159,7 +160,7 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
                 Next::Accepted(Some(Ok((request, respond)))) => {
                     patience = engine.listener().keepalive_timeout;
                     let stream = Http2Stream::new(request, respond, total.clone());
-                    tokio::spawn(carry(Arc::clone(engine), stream, Arc::clone(&peer), OpenStream::new(streams)));
+                    clock::spawn(carry(Arc::clone(engine), stream, Arc::clone(&peer), OpenStream::new(streams)));
                 }
                 Next::Accepted(Some(Err(_)) | None) => return None,
                 Next::Idle => {}
@@ -190,7 +191,9 @@ async fn carry(engine: Arc<Engine>, stream: Http2Stream, peer: Arc<Peer>, open: 
 /// Waits until a connection that is idle since then has to leave: the process stops, or the place is wanted.
 async fn must_leave(engine: &Engine, idle_since: Instant) {
     let is_shed = || {
-        let is_shed = idle_since.elapsed() >= LEAST_IDLE && engine.room.is_full() && engine.stop.sheds_one();
+        let is_shed = clock::now().saturating_duration_since(idle_since) >= LEAST_IDLE
+            && engine.room.is_full()
+            && engine.stop.sheds_one();
         if is_shed {
             engine.control.metrics.client_connections_shed.inc();
         }

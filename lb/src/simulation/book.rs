@@ -91,6 +91,10 @@ pub struct Exchange {
     /// Of what the client has written on its connection, so much belongs to this request or to those before.
     pub up_to: u64,
     pub client: Option<Arc<Link>>,
+    /// The request has a stream of its own on the client's connection.
+    pub is_stream: bool,
+    /// The client waits for what is to come on that stream.
+    pub is_awaiting: bool,
     /// The connection of the attempt under way, and up to which byte of it the response goes.
     pub under_way: Option<UnderWay>,
 }
@@ -135,10 +139,12 @@ pub enum Sight {
     HalfClosed,
     /// A connection was closed to make room for others.
     Shed,
+    Http2,
+    StreamReset,
 }
 
 impl Sight {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::WholeResponse,
         Self::Refusal,
         Self::Retry,
@@ -162,6 +168,8 @@ impl Sight {
         Self::Pipelined,
         Self::HalfClosed,
         Self::Shed,
+        Self::Http2,
+        Self::StreamReset,
     ];
 }
 

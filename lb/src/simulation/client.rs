@@ -287,17 +287,9 @@ async fn read_one(
     let Some(id) = head.number("x-exchange") else {
         return own_answer(asked, status, framing, persists, source).await;
     };
-    if id != u64::from(asked.id) {
-        violated(format!("{name} was given the response of exchange {id} for exchange {}", asked.id));
-        return Outcome::Broken;
-    }
     let attempt = head.number("x-attempt").unwrap_or(u64::MAX) as usize;
-    let Some(made) = book::with(|book| book.exchanges[asked.id as usize].attempts.get(attempt).cloned()) else {
-        violated(format!("{name} was given a response of exchange {id} that nobody made"));
+    if !is_of(asked.id, name, id, attempt, status) {
         return Outcome::Broken;
-    };
-    if made.status != status {
-        violated(format!("{name}: a response of {} became {status}", made.status));
     }
     let stream = Stream::down(asked.id, attempt);
     let (mut at, mut within) = (0, 0);
@@ -335,6 +327,22 @@ async fn read_one(
             Outcome::Broken
         }
     }
+}
+
+/// Whether a head that says it is of exchange `id` is that of an attempt of `asked`, unchanged.
+pub fn is_of(asked: u32, name: &str, id: u64, attempt: usize, status: u16) -> bool {
+    if id != u64::from(asked) {
+        violated(format!("{name} was given the response of exchange {id} for exchange {asked}"));
+        return false;
+    }
+    let Some(made) = book::with(|book| book.exchanges[asked as usize].attempts.get(attempt).cloned()) else {
+        violated(format!("{name} was given a response of exchange {id} that nobody made"));
+        return false;
+    };
+    if made.status != status {
+        violated(format!("{name}: a response of {} became {status}", made.status));
+    }
+    true
 }
 
 /// An answer that the balancer gave itself.

@@ -80,14 +80,33 @@ impl Stream {
 pub struct End {
     pub pipe: Pipe,
     pub tls: Option<TlsClient>,
-    /// Short pauses that this side may still make: they are never long enough for a limit.
-    pauses: Cell<u32>,
+    pauses: Pauses,
+}
+
+/// Short pauses that one side may still make: they are never long enough for a limit.
+pub struct Pauses(Cell<u32>);
+
+impl Pauses {
+    pub fn new() -> Self {
+        Self(Cell::new(if one_in(2) { 0 } else { between(1, 40) as u32 }))
+    }
+
+    /// Pauses a little, or lets others run, or does nothing.
+    pub async fn breathe(&self) {
+        match below(8) {
+            0 if self.0.get() > 0 => {
+                self.0.set(self.0.get() - 1);
+                clock::sleep(Duration::from_micros(between(1, 3000))).await;
+            }
+            1 | 2 => yield_now().await,
+            _ => {}
+        }
+    }
 }
 
 impl End {
     pub fn new(pipe: Pipe, tls: Option<TlsClient>) -> Rc<Self> {
-        let pauses = if one_in(2) { 0 } else { between(1, 40) as u32 };
-        Rc::new(Self { pipe, tls, pauses: Cell::new(pauses) })
+        Rc::new(Self { pipe, tls, pauses: Pauses::new() })
     }
 
     /// Reads what is there; 0: the other side has ended.
@@ -134,14 +153,7 @@ impl End {
 
     /// Pauses a little, or lets others run, or does nothing.
     pub async fn breathe(&self) {
-        match below(8) {
-            0 if self.pauses.get() > 0 => {
-                self.pauses.set(self.pauses.get() - 1);
-                clock::sleep(Duration::from_micros(between(1, 3000))).await;
-            }
-            1 | 2 => yield_now().await,
-            _ => {}
-        }
+        self.pauses.breathe().await;
     }
 
     /// Says that no more will be sent.

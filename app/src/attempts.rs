@@ -1,4 +1,5 @@
-//! How often a login may fail: by account, by address, and by both together, over all instances.
+//! How often a login may fail, by account, by address, and by both together, and how many accounts an address may make:
+//! over all instances.
 //!
 //! Each attempt is counted before its password is checked, and taken back if that was right. So attempts at the same
 //! time cannot exceed a limit together, and one that is given up counts as failed.
@@ -28,6 +29,8 @@ pub struct Limits {
     pub per_account: u32,
     /// From one address, on all accounts.
     pub per_address: u32,
+    /// Accounts that one address may ask for: what was taken counts as well, since the answer tells who is a member.
+    pub signups: u32,
 }
 
 /// An attempt that may go on, as long as it is not known to have failed.
@@ -42,6 +45,24 @@ pub struct Attempt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
     pub try_again_in: Duration,
+}
+
+/// Counts an account that is asked for from `address`. Before the password is hashed, which is most of the work.
+pub async fn sign_up(
+    store: &dyn SessionStore,
+    limits: Limits,
+    address: IpAddr,
+) -> Result<Result<(), Refused>, StoreError> {
+    let count = store.count(&format!("signup:{}", network(address)), limits.window).await?;
+    Ok(count.within(limits.signups))
+}
+
+impl Refused {
+    /// The same in whole seconds, as `Retry-After` wants them, and in whole minutes, as people do.
+    pub fn wait(self) -> (String, u64) {
+        let seconds = self.try_again_in.as_secs() + 1;
+        (seconds.to_string(), seconds.div_ceil(60))
+    }
 }
 
 impl Attempt {
@@ -158,7 +179,8 @@ mod tests {
     use super::*;
     use crate::{data::UserName, sessions::sqlite::SqliteSessions};
 
-    const LIMITS: Limits = Limits { window: Duration::from_secs(3600), together: 3, per_account: 5, per_address: 8 };
+    const LIMITS: Limits =
+        Limits { window: Duration::from_secs(3600), together: 3, per_account: 5, per_address: 8, signups: 3 };
 
     struct Site {
         _folder: tempfile::TempDir,
@@ -254,6 +276,20 @@ mod tests {
             site.begin("ann", "192.0.2.1", None).await.unwrap();
         }
         site.begin("ann", "192.0.2.1", None).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn an_address_may_ask_for_a_few_accounts_and_then_waits() {
+        let site = Site::new();
+        let sign_up = async |address: &str| sign_up(&*site.store, LIMITS, address.parse().unwrap()).await.unwrap();
+        for number in 1..=3 {
+            sign_up(&format!("2001:db8::{number}")).await.unwrap();
+        }
+        let refused = sign_up("2001:db8::4").await.unwrap_err();
+        assert!(refused.try_again_in <= LIMITS.window && refused.try_again_in > LIMITS.window / 2);
+        sign_up("192.0.2.1").await.unwrap();
+        // Logins are counted apart.
+        site.begin("ann", "2001:db8::1", None).await.unwrap();
     }
 
     #[tokio::test]

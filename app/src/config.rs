@@ -93,7 +93,11 @@ pub struct ServeArgs {
     /// Logins that may fail from one address on all accounts together (1 to 100000)
     #[arg(long, env = "APP_LOGIN_FAILURES_PER_ADDRESS", default_value_t = 100, value_name = "COUNT")]
     pub login_failures_per_address: u32,
-    /// How long failed logins count, from the first one on
+    /// Accounts that may be asked for from one address (of IPv6: /64) within --login-window, those whose name was taken
+    /// included; further ones are answered 429 (1 to 100000)
+    #[arg(long, env = "APP_SIGNUPS_PER_ADDRESS", default_value_t = 100, value_name = "COUNT")]
+    pub signups_per_address: u32,
+    /// How long failed logins and accounts asked for count, from the first one on
     #[arg(long, env = "APP_LOGIN_WINDOW", default_value = "15min", value_parser = duration, value_name = "TIME")]
     pub login_window: Duration,
     /// Largest picture, in bytes
@@ -212,6 +216,7 @@ impl ServeArgs {
             ("--login-failures", self.login_failures),
             ("--login-failures-per-account", self.login_failures_per_account),
             ("--login-failures-per-address", self.login_failures_per_address),
+            ("--signups-per-address", self.signups_per_address),
         ] {
             anyhow::ensure!((1..=100_000).contains(&count), "{flag} {count} is out of range: take 1 to 100000");
         }
@@ -258,6 +263,7 @@ impl ServeArgs {
                 together: self.login_failures,
                 per_account: self.login_failures_per_account,
                 per_address: self.login_failures_per_address,
+                signups: self.signups_per_address,
             },
             pictures: media::Limits { bytes: self.max_picture_bytes, pixels: self.max_picture_pixels },
             password_cost: if self.trivial_passwords { Cost::TRIVIAL } else { cost },

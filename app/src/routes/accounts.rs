@@ -97,6 +97,13 @@ pub async fn signup(
             return refuse(StatusCode::UNPROCESSABLE_ENTITY, complaints);
         }
     };
+    if let Err(refused) = attempts::sign_up(&*app.sessions, app.settings.attempts, client.address).await? {
+        let (seconds, minutes) = refused.wait();
+        let complaint = format!("Too many accounts were asked for from your network. Try again in {minutes} min.");
+        let complaints = Complaints { name: Some(complaint), ..Complaints::default() };
+        let page = signup_page(&app, &Visitor::default(), &filled, &complaints);
+        return Ok((StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, seconds)], page).into_response());
+    }
     let user = User {
         id: Uuid::now_v7(),
         password_hash: app.passwords.hash(filled.password.clone()).await?,
@@ -190,14 +197,13 @@ pub async fn login(
 
 /// The page to try again later; the same for names that do and do not exist.
 fn too_many(app: &App, filled: &Credentials, refused: Refused) -> Response {
-    let seconds = refused.try_again_in.as_secs() + 1;
-    let minutes = seconds.div_ceil(60);
+    let (seconds, minutes) = refused.wait();
     let complaint = format!(
         "Too many attempts have failed, so this one was not looked at. Try again in {minutes} min, or from a browser in \
          which you have logged in before."
     );
     let page = login_page(app, &Visitor::default(), filled, Some(&complaint));
-    (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, seconds.to_string())], page).into_response()
+    (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, seconds)], page).into_response()
 }
 
 /// The page to log in again, with what was being written.

@@ -337,6 +337,33 @@ async fn failed_logins_are_limited_over_all_instances_and_lock_nobody_out() {
 }
 
 #[tokio::test]
+async fn an_address_may_ask_for_so_many_accounts_over_all_instances() {
+    let mut site = Site::new();
+    site.settings.attempts.signups = 3;
+    let (web1, web2) = (site.start("web1").await, site.start("web2").await);
+    let fields = |name| [("name", name), ("password", PASSWORD), ("draft_text", "Long thoughts")];
+    Browser::new().sign_up(&web1, "ann").await;
+    Browser::new().sign_up(&web2, "ben").await;
+    // What does not fit was not asked for; what is taken was.
+    Browser::new().post(&web1, "/accounts/signup/", &[("name", "!"), ("password", PASSWORD)]).await.says(422, &[]);
+    Browser::new().post(&web1, "/accounts/signup/", &fields("ann")).await.says(409, &["ann is taken"]);
+    for (instance, name) in [(&web1, "cid"), (&web2, "ann")] {
+        let answer = Browser::new().post(instance, "/accounts/signup/", &fields(name)).await;
+        answer.says(429, &["Too many accounts were asked for", "Try again in 15 min"]);
+        assert!((840..=900).contains(&answer.header("retry-after").parse().unwrap()));
+        assert_eq!(answer.hidden("draft_text"), Some("Long thoughts"));
+    }
+    // Whoever has an account logs in, and others sign up elsewhere.
+    assert_eq!(Browser::new().log_in(&web1, "ann", PASSWORD).await.status, 303);
+    let elsewhere = Browser::new()
+        .post_raw(&web1, "/accounts/signup/")
+        .header("origin", web1.url(""))
+        .header("x-forwarded-for", "203.0.113.9")
+        .form(&fields("cid"));
+    assert_eq!(elsewhere.send().await.unwrap().status(), 303);
+}
+
+#[tokio::test]
 async fn a_login_that_cannot_be_recorded_is_a_login() {
     let site = Site::new();
     let embedded = site.stores();

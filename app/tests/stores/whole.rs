@@ -57,7 +57,8 @@ impl Shared {
         // Nothing may be written here.
         command.args(["--data-dir", "/proc/nowhere"]);
         // One address fails again and again: see `races`.
-        for flag in ["--login-failures", "--login-failures-per-account", "--login-failures-per-address"] {
+        let login = ["--login-failures", "--login-failures-per-account", "--login-failures-per-address"];
+        for flag in login.into_iter().chain(["--signups-per-address"]) {
             command.args([flag, "1000"]);
         }
         match &self.data {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus, Output};
+use std::process::{Command, ExitStatus, Output, Stdio};
 
 use tempfile::TempDir;
 use tests::redis_cluster::{Options, RedisCluster, Server, eventually};
@@ -72,6 +72,24 @@ fn nodes_come_and_go(server: Server) {
     }
     succeeds(add_node(&cluster, replica, "--replica"));
     assert!((0..3).all(|asked| cluster.cli(asked, &["cluster", "nodes"]).contains(&id(&cluster, replica))));
+}
+
+#[test]
+fn a_node_that_hangs_while_slots_move_is_not_waited_for_for_good() {
+    let mut cluster = RedisCluster::start(Options { replicas_of_each: 0, ..Options::default() });
+    let new = cluster.start_stranger();
+    let mut script = add_node(&cluster, new, "--master");
+    script.env("REDIS_MOVE_SECONDS", "3").stderr(Stdio::piped());
+    let script = script.spawn().expect("a shell");
+    eventually("the first slots", || slots(&cluster, new) > 0);
+    cluster.freeze(new);
+    let output = script.wait_with_output().expect("a child");
+    assert!(!output.status.success());
+    assert!(said(&output).contains("not moved within 3 s (REDIS_MOVE_SECONDS)"));
+
+    cluster.thaw(new);
+    succeeds(add_node(&cluster, new, "--master"));
+    assert!((4090..=4100).contains(&slots(&cluster, new)), "{} slots", slots(&cluster, new));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Malformed and malicious input, by the byte, with the right answer to each. Numbers are sections of RFC 9110 and
 //! RFC 9112. A refused request must not reach a backend, nor may anything that was hidden behind it.
 
-use tests::{Balancer, Config, Origin, Request, Step, Wire, within};
+use tests::{Balancer, Config, End, Origin, Request, Step, Wire, within};
 
 /// What may come back, and what was sent.
 struct Row {
@@ -342,4 +342,22 @@ async fn answer(balancer: &Balancer, request: &[u8]) -> Option<u16> {
     let _ = wire.stream.shutdown().await;
     wire.rest().await;
     status
+}
+
+// All extensions of a response were counted together, and a response that had more than 4,096 bytes of them was cut off
+// and held against its backend.
+#[tokio::test]
+async fn extensions_of_a_response_are_ignored_however_many_there_are() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut bytes = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    for chunk in 0..200 {
+        bytes.extend(format!("5;signature={chunk:064x}\r\nchunk\r\n").into_bytes());
+    }
+    bytes.extend_from_slice(b"0\r\n\r\n");
+    a.answer_with(bytes);
+    let reply = balancer.get("/").await;
+    assert_eq!((reply.status, reply.body.len(), reply.end), (200, 1000, End::Complete));
+    balancer.is_idle().await;
+    assert_eq!(balancer.backend(&a).await["failures"], 0);
 }

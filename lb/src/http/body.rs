@@ -2,11 +2,14 @@
 
 use super::content::CHUNK_LIMITS;
 use super::h1::body::BodyReader;
-use super::h1::chunked::{write_chunk, write_end};
+use super::h1::chunked::{self, write_chunk, write_end};
 use super::h1::reject::Reject;
 use super::h1::response::BadResponse;
 use crate::exchange::refusal::Refusal;
 use crate::message::framing::Framing;
+
+/// Backends may sign each chunk by an extension, and a recipient has to ignore what it does not know (RFC 9112 §7.1.1).
+const LIMITS: chunked::Limits = CHUNK_LIMITS.per_chunk();
 
 /// A response's content.
 pub struct ResponseBody {
@@ -19,7 +22,7 @@ pub struct ResponseBody {
 impl ResponseBody {
     /// Content that comes in one framing and leaves in another.
     pub fn new(from: Framing, to: Framing) -> Self {
-        Self { reader: BodyReader::new(from, CHUNK_LIMITS), framing: to, sent: 0 }
+        Self { reader: BodyReader::new(from, LIMITS), framing: to, sent: 0 }
     }
 
     pub fn is_done(&self) -> bool {
@@ -29,7 +32,7 @@ impl ResponseBody {
     /// Whether content that is framed so may begin with these bytes.
     pub fn begins_well(framing: Framing, bytes: &[u8]) -> bool {
         let mut reader = match framing {
-            Framing::Chunked => BodyReader::new(framing, CHUNK_LIMITS),
+            Framing::Chunked => BodyReader::new(framing, LIMITS),
             _ => return true,
         };
         let mut at = 0;
@@ -43,6 +46,11 @@ impl ResponseBody {
     /// Whether the bytes leave as they come, so that they need not be copied.
     pub fn is_plain(&self) -> bool {
         !matches!(self.framing, Framing::Chunked) && !matches!(self.reader, BodyReader::Chunked(_))
+    }
+
+    /// Whether only the end of the connection tells the client that it has everything.
+    pub fn is_until_close(&self) -> bool {
+        self.framing == Framing::UntilClose
     }
 
     /// Appends the content in `input` to `out`; how much of the input belonged to this response.

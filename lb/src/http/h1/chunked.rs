@@ -15,19 +15,25 @@ pub const CHUNK_END: &[u8] = b"\r\n";
 /// Hexadecimal digits a size may have, leading zeros included: those of 64 bits, so that no size overflows.
 const SIZE_DIGITS: u8 = 16;
 
-/// How much of a chunked message may be something else than data. Both bounds are for the whole message: a peer that
-/// wraps every byte of data in kilobytes of extension gets no further than one that does it once.
+/// How much of a chunked message may be something else than data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     extension_bytes: u16,
+    is_per_chunk: bool,
     trailer_bytes: u16,
 }
 
 impl Limits {
     /// `extension_bytes` bounds all chunk extensions together, `trailer_bytes` all trailer lines with the last, empty
-    /// one.
+    /// one. So a peer that wraps every byte of data in kilobytes of extension gets no further than one that does it once.
     pub const fn new(extension_bytes: u16, trailer_bytes: u16) -> Limits {
-        Limits { extension_bytes, trailer_bytes }
+        Limits { extension_bytes, is_per_chunk: false, trailer_bytes }
+    }
+
+    /// The same for the extensions of each chunk, however many there are of all. RFC 9112 §7.1.1 asks for a limit on all
+    /// of them in requests only.
+    pub const fn per_chunk(self) -> Limits {
+        Limits { is_per_chunk: true, ..self }
     }
 }
 
@@ -175,7 +181,12 @@ impl Decoder {
             State::SizeLf if self.left == 0 => State::Trailers,
             State::SizeLf => State::Data,
             State::DataCr if byte == b'\r' => State::DataLf,
-            State::DataLf if byte == b'\n' => State::Size { digits: 0 },
+            State::DataLf if byte == b'\n' => {
+                if self.limits.is_per_chunk {
+                    self.extension_bytes = 0;
+                }
+                State::Size { digits: 0 }
+            }
             State::DataCr | State::DataLf => return Err(BadChunk::DataEnd),
             State::Failed(bad) => return Err(bad),
             state => self.extension_byte(state, byte)?,
@@ -483,6 +494,9 @@ mod tests {
             assert!(decode(b"1;ab\r\nx\r\n1;ab\r\nx\r\n0\r\nA: 34567\r\n\r\n", step, limits).is_ok());
             let long_ext = decode(b"1;ab\r\nx\r\n1;abc\r\nx\r\n0\r\n\r\n", step, limits);
             assert_eq!(long_ext, Err(BadChunk::ExtensionTooLong));
+            let each = limits.per_chunk();
+            assert!(decode(b"1;abcde\r\nx\r\n1;abcde\r\nx\r\n0;abcde\r\n\r\n", step, each).is_ok());
+            assert_eq!(decode(b"1;ab\r\nx\r\n1;abcdef\r\nx\r\n", step, each), Err(BadChunk::ExtensionTooLong));
             let long_trailers = decode(b"0\r\nA: b\r\nA: b\r\n\r\n", step, limits);
             assert_eq!(long_trailers, Err(BadChunk::TrailersTooLong));
         }

@@ -34,6 +34,7 @@ pub enum Failure {
     TooManyInterimResponses,
     ResponseBodyMalformed,
     ResponseTruncated,
+    ClosedDuringDownload,
     ResponseStalled,
     ClientGone,
     ClientTimeout,
@@ -98,7 +99,7 @@ pub struct Replay {
 }
 
 impl Failure {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::ConnectRefused,
         Self::ConnectUnreachable,
         Self::ConnectReset,
@@ -118,6 +119,7 @@ impl Failure {
         Self::TooManyInterimResponses,
         Self::ResponseBodyMalformed,
         Self::ResponseTruncated,
+        Self::ClosedDuringDownload,
         Self::ResponseStalled,
         Self::ClientGone,
         Self::ClientTimeout,
@@ -152,6 +154,8 @@ impl Failure {
             Self::TooManyInterimResponses => (Request, Never, NO, 502, "too-many-interim-responses", "the backend sent too many interim responses"),
             Self::ResponseBodyMalformed => (Backend, IfIdempotent, Counts, 502, "response-body-malformed", "the framing of the response's body is malformed"),
             Self::ResponseTruncated => (Backend, Never, Counts, 502, "response-truncated", "the backend broke its response off"),
+            // A backend may have a limit of its own on how long it waits for a client that takes its response slowly.
+            Self::ClosedDuringDownload => (Nobody, Never, NO, 502, "closed-during-download", "the backend closed the connection while it waited for the client to take more"),
             // Its own head has come: a frozen backend is found by the requests that wait for one.
             Self::ResponseStalled => (Backend, Never, NO, 504, "response-stalled", "the backend paused too long within its response"),
             Self::ClientGone => (Client, Never, NO, 499, "client-gone", "the client left"),

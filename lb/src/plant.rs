@@ -19,19 +19,22 @@ pub enum Bug {
     UnflushedTls,
     /// Responses that the end of the time to stop cut off ended as whole ones do.
     CleanCutOff,
+    /// A response that broke off ended by a reset, which took back what the client had still to read of those before it.
+    TakenBack,
     /// The wait for a backend's 100 was held against the client: with `continue_timeout` longer than `send_timeout`, the
     /// client was cut off as soon as it was to be asked for its content.
     ChargedContinue,
 }
 
 impl Bug {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::PoisonedConnection,
         Self::HalfDuplex,
         Self::BlamedBackend,
         Self::StalePool,
         Self::UnflushedTls,
         Self::CleanCutOff,
+        Self::TakenBack,
         Self::ChargedContinue,
     ];
 

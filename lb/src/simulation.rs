@@ -578,7 +578,7 @@ fn finish(world: &World, end: End) {
         for exchange in &book.exchanges {
             let sound = exchange.attempts.iter().position(|attempt| attempt.is_sound);
             if let (Some(attempt), false) =
-                (sound, exchange.is_client_at_fault || exchange.is_overtaken || exchange.is_shed)
+                (sound, exchange.is_client_at_fault || book.may_be_taken_back(exchange) || exchange.is_shed)
                 && exchange.answer != Some(Answer::Backend { attempt })
             {
                 return Some(format!(

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::json;
-use tests::wire::{Wire, chunked};
+use tests::http2::{self, tls_over};
+use tests::wire::{Wire, chunked, narrow};
 use tests::{Balancer, Config, End, Health, Link, Origin, Pool, Port, Request, Step, eventually, response, within};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 #[tokio::test]
@@ -273,6 +274,122 @@ async fn a_truncated_body_never_looks_whole() {
             balancer.is_idle().await;
         }
     }
+}
+
+/// Waits in the balancer's socket when the client does not read.
+const LARGE: usize = 400_000;
+
+/// Answers `/whole` with a response of [`LARGE`] bytes, and others with half of one twice as large.
+fn break_off(origin: &Origin) {
+    let whole = response(200, &[], vec![b'x'; LARGE]);
+    let half =
+        [format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 2 * LARGE).as_bytes(), &[b'x'; LARGE]].concat();
+    origin.answer(move |request| match request.target.as_str() {
+        "/whole" => vec![Step::Send(whole.clone())],
+        "/hold" => vec![Step::Hold],
+        _ => vec![Step::Send(half.clone()), Step::Close],
+    });
+}
+
+// The reset by which it ended took back what the client had still to read of it, and of the whole response before it.
+#[tokio::test]
+async fn a_response_that_breaks_off_takes_back_nothing_that_was_sent() {
+    let a = Origin::start("a").await;
+    break_off(&a);
+    let plain = Balancer::start(Config::of([&a]).app(|pool| pool.without_ejection())).await;
+    let secure = Balancer::start(Config::of([&a]).app(|pool| pool.without_ejection()).listener(&http2::tls())).await;
+    for (balancer, is_secure) in [(&plain, false), (&secure, true)] {
+        for (targets, least) in [(&["/whole", "/half"][..], 2 * LARGE), (&["/half"], LARGE)] {
+            let served = balancer.metrics().await.sum("evenkeel_requests_total", &[]);
+            // More than one that breaks off is served.
+            let mut requests: Vec<u8> = targets.iter().flat_map(|target| Request::get(target).to_bytes()).collect();
+            requests.extend(Request::get("/next").to_bytes());
+            let mut tcp = narrow(balancer.address(), 30_000).await;
+            let (came, is_orderly) = if is_secure {
+                let mut tls = tls_over(b"http/1.1", tcp).await.expect("a handshake");
+                tls.write_all(&requests).await.expect("a peer");
+                tls.flush().await.expect("a peer");
+                are_served(balancer, served + targets.len() as f64).await;
+                read_to_end(&mut tls).await
+            } else {
+                tcp.write_all(&requests).await.expect("a peer");
+                are_served(balancer, served + targets.len() as f64).await;
+                read_to_end(&mut tcp).await
+            };
+            assert!(came > least && is_orderly, "{targets:?}, TLS: {is_secure}: {came} bytes, {is_orderly}");
+        }
+    }
+    assert_eq!(a.heads(), 6, "none is served behind one that broke off");
+}
+
+async fn are_served(balancer: &Balancer, count: f64) {
+    let served = async || balancer.metrics().await.sum("evenkeel_requests_total", &[]) == count;
+    eventually("they are served as far as they come", served).await;
+}
+
+/// Reads to the end: how much came, and whether it was an orderly one.
+async fn read_to_end(stream: &mut (impl AsyncRead + Unpin)) -> (usize, bool) {
+    let mut came = Vec::new();
+    let ended = within("the end", stream.read_to_end(&mut came)).await;
+    (came.len(), ended.is_ok())
+}
+
+// A client that closes its side is taken for one that has left, and what it had been sent was taken back by a reset.
+#[tokio::test]
+async fn a_client_that_closes_its_side_has_what_it_was_sent_before() {
+    let a = Origin::start("a").await;
+    break_off(&a);
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut wire = Wire::new(narrow(balancer.address(), 30_000).await);
+    wire.send([Request::get("/whole").to_bytes(), Request::get("/hold").to_bytes()].concat()).await;
+    eventually("the second is with the origin", async || a.heads() == 2).await;
+    wire.close_sending().await;
+    balancer.is_idle().await;
+    let reply = wire.reply().await;
+    assert_eq!((reply.body.len(), reply.end), (LARGE, End::Complete));
+    assert_eq!(wire.rest().await, (Vec::new(), true));
+}
+
+#[tokio::test]
+async fn half_a_response_that_the_end_of_the_connection_would_complete_ends_by_a_reset() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.without_ejection())).await;
+    let chunk = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n".to_vec();
+    for last in [Step::Close, Step::Reset, Step::Send(b"no size\r\n".to_vec())] {
+        let steps = vec![Step::Send(chunk.clone()), last.clone()];
+        a.answer(move |_| steps.clone());
+        let mut wire = balancer.connect().await;
+        wire.send("GET / HTTP/1.0\r\n\r\n").await;
+        // Whether the head gets through before the reset is up to the network.
+        if let Ok(reply) = within("an end", wire.try_reply("GET")).await
+            && reply.status == 200
+        {
+            assert_eq!(reply.end, End::CutOff, "{last:?}");
+        }
+    }
+}
+
+// A backend that closes because its response is not taken was counted as one that breaks its responses off, and ejected.
+#[tokio::test]
+async fn a_backend_that_gives_up_a_client_that_does_not_read_is_not_blamed() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.ejection("consecutive_failures = 1"))).await;
+    // With a length it passes by splice.
+    for fields in ["Content-Length: 2000000\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n1e8480\r\n"] {
+        let head = format!("HTTP/1.1 200 OK\r\n{fields}").into_bytes();
+        a.answer(move |_| vec![Step::Send(head.clone()), Step::Send(vec![b'x'; 1_000_000]), Step::Close]);
+        let mut wire = Wire::new(narrow(balancer.address(), 1400).await);
+        wire.send(Request::get("/").to_bytes()).await;
+        assert_eq!(wire.reply_head().await.status, 200);
+        // Longer than what is taken for a moment.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert_eq!(balancer.in_flight().await, 1, "the client is waited for");
+        let (rest, _) = wire.rest().await;
+        assert!(rest.len() >= 1_000_000, "{} bytes came", rest.len());
+        balancer.is_idle().await;
+    }
+    let backend = balancer.backend(&a).await;
+    assert_eq!((&backend["status"], &backend["failures"]), (&json!("healthy"), &json!(0)));
 }
 
 #[tokio::test]

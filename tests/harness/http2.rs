@@ -25,8 +25,10 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\
 pub mod kind {
     pub const HEADERS: u8 = 1;
     pub const RST_STREAM: u8 = 3;
+    pub const SETTINGS: u8 = 4;
     pub const PING: u8 = 6;
     pub const GOAWAY: u8 = 7;
+    pub const WINDOW_UPDATE: u8 = 8;
     pub const CONTINUATION: u8 = 9;
 }
 
@@ -48,14 +50,19 @@ pub async fn try_connect(address: SocketAddr) -> std::io::Result<TlsStream<TcpSt
 
 /// A TLS connection that has agreed on this protocol (RFC 7301).
 pub async fn connect_for(protocol: &[u8], address: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+    let tcp = TcpStream::connect(address).await?;
+    tcp.set_nodelay(true)?;
+    tls_over(protocol, tcp).await
+}
+
+/// As [`connect_for`], over a connection that is there.
+pub async fn tls_over(protocol: &[u8], tcp: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
     let verifier = Arc::new(AnyCertificate(provider));
     let config = config.expect("versions").dangerous().with_custom_certificate_verifier(verifier);
     let mut config = config.with_no_client_auth();
     config.alpn_protocols = vec![protocol.to_vec()];
-    let tcp = TcpStream::connect(address).await?;
-    tcp.set_nodelay(true)?;
     let name = ServerName::try_from("localhost").expect("a name");
     TlsConnector::from(Arc::new(config)).connect(name, tcp).await
 }

@@ -5,6 +5,8 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpMaxSeg;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -298,6 +300,14 @@ impl Wire {
         };
         read_body(&mut self.stream, &mut self.buffer, framing).await
     }
+}
+
+/// Connects so that little of what is not read waits here. The larger the segments, in bytes, the more waits at the peer.
+pub async fn narrow(address: SocketAddr, segment: u32) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(20_000).expect("an option of every socket");
+    setsockopt(&socket, TcpMaxSeg, &segment).expect("an option of every socket of TCP");
+    within("connect", socket.connect(address)).await.expect("a listener")
 }
 
 /// A body in chunks of at most 1,000 bytes.

@@ -54,7 +54,7 @@ enum Fate {
     Close,
     /// Closed once the client has had the time to read its answer; it may still be sending.
     Linger,
-    /// Cut off, because what was sent is incomplete.
+    /// Cut off: what was sent would look complete otherwise, or the client does not take it.
     Abort,
 }
 
@@ -536,7 +536,7 @@ fn write_head(
 async fn linger(engine: &Engine, client: &mut ClientStream) {
     let listener = engine.listener();
     // A stream holds no place of its own.
-    let is_stream = matches!(client, ClientStream::Http2(_));
+    let is_stream = client.is_stream();
     let lingering = async {
         let mut is_shut_down = false;
         let mut discard = |cx: &mut Context<'_>| {

@@ -29,6 +29,11 @@ impl ClientStream {
         }
     }
 
+    /// Whether it is one of several exchanges that a connection carries at once.
+    pub fn is_stream(&self) -> bool {
+        matches!(self, Self::Http2(_))
+    }
+
     /// What the connection has moved, where it carries several exchanges at once.
     pub fn total(&self) -> Option<&Total> {
         match self {

@@ -49,6 +49,9 @@ const MOST_PIPELINED_BYTES: usize = 16 * 1024;
 /// read uses up what tokio lets a task do at once, and the backend is not heard.
 const MOST_READS_AT_ONCE: usize = 16;
 
+/// No backend gives up a client sooner that does not take its response.
+const MIN_CLIENT_LAG: Duration = Duration::from_secs(1);
+
 /// Where the request's way to a backend stands.
 #[derive(Debug)]
 pub enum Upload {
@@ -103,6 +106,8 @@ pub struct Receiving {
     pipe: Option<Pipe>,
     /// There is no pipe to be had.
     is_copied: bool,
+    /// The content goes no further. What came before is still for the client.
+    has_broken: bool,
 }
 
 /// What the exchange has to know.
@@ -148,6 +153,12 @@ pub struct Transfer<'a> {
     moved: Moved,
     /// Whether the client's connection may carry another request, as the answer says.
     keeps_client: bool,
+    /// Only the end of the connection tells the client that it has all of its answer.
+    is_until_close: bool,
+    /// How much longer the download has waited for the client than for the backend, since the backend was last behind.
+    client_lag: Duration,
+    /// The client has taken nothing, or too little, for as long as it may.
+    is_stuck: bool,
     /// Content that the client was sent.
     pub sent: u64,
 }
@@ -180,9 +191,10 @@ pub enum Ending {
     Reusable,
     /// Nothing more is to come on it.
     Complete,
-    /// The client may still be sending.
+    /// The client may still be sending, and has still to read what it was sent: all of an answer, or a part that its
+    /// framing shows to be one.
     Unread,
-    /// What was sent is incomplete.
+    /// What was sent would look complete if the connection ended in order, or the client does not take it.
     CutOff,
 }
 
@@ -217,6 +229,9 @@ impl<'a> Transfer<'a> {
             download_waited: Duration::ZERO,
             moved: Moved::default(),
             keeps_client: false,
+            is_until_close: false,
+            client_lag: Duration::ZERO,
+            is_stuck: false,
             sent: 0,
         }
     }
@@ -277,6 +292,7 @@ impl<'a> Transfer<'a> {
         let before = self.work.to_client.len();
         let (mut body, keeps_client) = write(self.work, &self.body);
         self.keeps_client = keeps_client;
+        self.is_until_close = body.is_until_close();
         let bad = |_| Failure::ResponseBodyMalformed;
         let Work { to_client, from_backend, .. } = &mut *self.work;
         let content = &from_backend[head..];
@@ -297,7 +313,7 @@ impl<'a> Transfer<'a> {
         self.sent = body.sent;
         self.download = match body.is_done() {
             true => Download::Flushing,
-            false => Download::Sending(Receiving { body, pipe: None, is_copied: false }),
+            false => Download::Sending(Receiving { body, pipe: None, is_copied: false, has_broken: false }),
         };
         Ok(())
     }
@@ -393,7 +409,10 @@ impl<'a> Transfer<'a> {
             (Download::Sent, _) if self.keeps_client => Ending::Reusable,
             (Download::Sent, _) if self.work.from_client.len() > self.body.end() => Ending::Unread,
             (Download::Sent, _) => Ending::Complete,
-            _ => Ending::CutOff,
+            _ if self.is_until_close || self.is_stuck || self.client.is_stream() => Ending::CutOff,
+            _ if Bug::TakenBack.is_planted() => Ending::CutOff,
+            // A reset would also take back what is on its way of this response, and of those before it.
+            _ => Ending::Unread,
         }
     }
 
@@ -701,6 +720,9 @@ impl<'a> Transfer<'a> {
     fn poll_content(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
         let Download::Sending(content) = &mut self.download else { return Ok(false) };
         let Some(Upstream::H1(h1)) = &mut self.upstream else { return Err(Failure::ResponseTruncated) };
+        if content.has_broken {
+            return Err(Failure::ResponseBodyMalformed);
+        }
         let body = &mut content.body;
         if content.pipe.is_none() && !content.is_copied && body.plain_bytes_left() >= Some(splice::LEAST_BYTES) {
             content.pipe = self.client.tcp().and(h1.socket.tcp()).and_then(|_| Pipe::take().ok());
@@ -731,7 +753,7 @@ impl<'a> Transfer<'a> {
                     self.moved.from_backend += count as u64;
                     Ok(true)
                 }
-                Poll::Ready(_) => Err(Failure::ResponseTruncated),
+                Poll::Ready(_) => Err(self.broken_off()),
                 Poll::Pending => Ok(false),
             };
         }
@@ -739,25 +761,26 @@ impl<'a> Transfer<'a> {
         let is_plain = body.is_plain();
         let buffer = if is_plain { &mut *to_client } else { &mut *from_backend };
         buffer.reserve(LARGE_READ_BYTES);
-        let bad = |_| Failure::ResponseBodyMalformed;
         match h1.poll_read(cx, buffer) {
             Poll::Pending => return Ok(false),
             Poll::Ready(Ok(count)) => {
                 self.moved.from_backend += count as u64;
                 let used = if is_plain {
-                    let used = body.pass(to_client).map_err(bad)?;
-                    to_client.truncate(used);
-                    used
+                    body.pass(to_client).inspect(|&used| to_client.truncate(used))
                 } else {
-                    let used = body.take(from_backend, to_client).map_err(bad)?;
+                    let used = body.take(from_backend, to_client);
                     from_backend.clear();
                     used
                 };
-                h1.has_surplus |= used < count;
+                match used {
+                    Ok(used) => h1.has_surplus |= used < count,
+                    Err(_) => content.has_broken = true,
+                }
             }
-            Poll::Ready(Err(Failure::Reset)) => return Err(Failure::ResponseTruncated),
-            Poll::Ready(Err(_)) => {
-                body.end_of_input(to_client).map_err(|_| Failure::ResponseTruncated)?;
+            Poll::Ready(Err(lost)) => {
+                if lost == Failure::Reset || body.end_of_input(to_client).is_err() {
+                    return Err(self.broken_off());
+                }
                 self.moved.is_unfinished = true;
             }
         }
@@ -766,6 +789,12 @@ impl<'a> Transfer<'a> {
             self.download = Download::Flushing;
         }
         Ok(true)
+    }
+
+    /// The backend has ended a response before its time: whether that may be because the client kept it waiting. A
+    /// backend may have a limit of its own on how long it waits for its response to be taken.
+    fn broken_off(&self) -> Failure {
+        if self.client_lag < MIN_CLIENT_LAG { Failure::ResponseTruncated } else { Failure::ClosedDuringDownload }
     }
 }
 

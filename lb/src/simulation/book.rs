@@ -74,8 +74,7 @@ pub struct Exchange {
     pub attempts: Vec<Attempt>,
     /// The client has deviated, in this exchange or before on the same connection.
     pub is_client_at_fault: bool,
-    /// More requests were sent behind it before its response had come. The end of the connection after one of them, or
-    /// instead of it, may then be a reset that takes with it what is on its way.
+    /// More requests were sent behind it before its response had come.
     pub is_overtaken: bool,
     /// The client's connection was closed to make room for others while the client was still sending. As after any
     /// lingering close that ends early, a reset may then take the end of the response.
@@ -185,6 +184,17 @@ pub struct Book {
     /// Exchanges are cut off: the time to stop is over.
     pub is_cut: bool,
     pub sights: u64,
+}
+
+impl Book {
+    /// Whether the response may be lost though it was sent: a later one on the same connection may be for a client of
+    /// HTTP/1.0, and end by a reset because the end of the connection would be its own.
+    pub fn may_be_taken_back(&self, exchange: &Exchange) -> bool {
+        let client = exchange.client.as_ref();
+        let is_on_it = |other: &Exchange| other.client.as_ref().zip(client).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
+        let mut later = self.exchanges.iter().skip(exchange.asked.id as usize + 1);
+        exchange.is_overtaken && later.any(|other| is_on_it(other) && other.asked.is_http10)
+    }
 }
 
 thread_local! {

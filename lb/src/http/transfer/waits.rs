@@ -113,7 +113,8 @@ impl Transfer<'_> {
         let waits = waits.unwrap_or_default();
         let is_of = |wait: Option<(Wait, Duration)>, of| wait.is_some_and(|(wait, _)| wait == of);
         self.pace.moved(to_client, Duration::ZERO);
-        if waits.upload.is_some() || is_of(waits.download, Wait::Client) {
+        let lags = waits.download.is_some() && !self.client_lag.is_zero();
+        if waits.upload.is_some() || is_of(waits.download, Wait::Client) || lags {
             let waited = timer.waited();
             if is_of(waits.upload, Wait::Content) {
                 self.body.pace.moved(0, waited);
@@ -121,6 +122,9 @@ impl Transfer<'_> {
             if is_of(waits.download, Wait::Client) {
                 // Sending is progress of the client too.
                 self.pace.moved(from_client, waited);
+                self.client_lag += waited;
+            } else if lags {
+                self.client_lag = self.client_lag.saturating_sub(waited);
             }
             self.upload_waited += waited;
         }
@@ -134,7 +138,10 @@ impl Transfer<'_> {
         let (wait, _) = self.waits().all().find(|(_, limit)| limit.is_zero())?;
         match wait {
             Wait::Content => Some(Happened::Failed(Failure::ClientTimeout)),
-            Wait::Client => Some(Happened::Failed(Failure::ClientGone)),
+            Wait::Client => {
+                self.is_stuck = true;
+                Some(Happened::Failed(Failure::ClientGone))
+            }
             Wait::Backend(failure) => Some(Happened::Failed(failure)),
             Wait::Tunnel => Some(Happened::Sent),
             // The backend ignores the expectation, as it may (RFC 9110 §10.1.1): the client is asked in its place.

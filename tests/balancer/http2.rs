@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::Reason;
 use http::HeaderMap;
-use tests::http2::{self, Http2, PREFACE, frame, kind, literals, reply, request, rest, tls, write};
+use tests::http2::{self, Http2, PREFACE, frame, kind, literals, reply, request, rest, tls, tls_over, write};
+use tests::wire::narrow;
 use tests::{Balancer, Config, End, Origin, Pool, Port, Step, eventually, response, within};
+use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
 const SHORT_TIMEOUTS: &str = "header_timeout = \"300ms\"\nkeepalive_timeout = \"300ms\"\nbody_timeout = \"300ms\"";
@@ -617,4 +619,64 @@ async fn whose_fault_a_failure_is_is_told_as_over_http_1() {
         let backend = balancer.backend(origin).await;
         assert_eq!((&backend["status"], &backend["failures"]), (&"healthy".into(), &0.into()), "{backend}");
     }
+}
+
+// They were trimmed, and passed on.
+#[tokio::test]
+async fn values_with_blanks_at_an_end_are_malformed() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a])).await;
+    let mut client = http2::connect(balancer.address()).await;
+    let fields = [(":method", "GET"), (":scheme", "https"), (":path", "/"), (":authority", "x")];
+    let requests = [" a", "a ", "\ta", "a\t", "a"].map(|value| literals(&[&fields[..], &[("x", value)]].concat()));
+    let frames = (1..).step_by(2).zip(requests).flat_map(|(stream, fields)| frame(kind::HEADERS, 5, stream, &fields));
+    write(&mut client, &[PREFACE, &frames.collect::<Vec<_>>()].concat()).await;
+    eventually("all are answered", async || balancer.metrics().await.sum("evenkeel_refusals_total", &[]) == 4.0).await;
+    eventually("the sound one is passed on", async || a.heads() == 1).await;
+    assert_eq!(balancer.metrics().await.sum("evenkeel_refusals_total", &[("reason", "malformed")]), 4.0);
+}
+
+// Once all of them were in buffers, the client had `keepalive_timeout` and `send_timeout` for everything; and a stream had
+// `send_timeout` until its turn came, whatever the client took meanwhile.
+#[tokio::test]
+async fn a_client_that_reads_slowly_and_without_pause_has_all_responses() {
+    let a = Origin::start("a").await;
+    a.answer(|request| {
+        vec![Step::Send(response(200, &[], vec![b'x'; request.target[1..].parse().expect("a number")]))]
+    });
+    let settings = format!("{}\nkeepalive_timeout = \"200ms\"\nsend_timeout = \"1500ms\"", tls());
+    let balancer = Balancer::start(Config::of([&a]).listener(&settings)).await;
+    // What fits into the buffer of a stream, and what does not.
+    let buffered = read_in_sips(&balancer, 25, 60_000);
+    let streaming = read_in_sips(&balancer, 60, 80_000);
+    tokio::join!(buffered, streaming);
+}
+
+/// Asks for so many responses of so many bytes at once. For a time they are read slowly, then they all have to come.
+async fn read_in_sips(balancer: &Balancer, count: u32, size: usize) {
+    let mut client = tls_over(b"h2", narrow(balancer.address(), 1400).await).await.expect("a handshake");
+    let window = 50_000_000_u32.to_be_bytes();
+    let mut requests = PREFACE.to_vec();
+    requests.extend(frame(kind::SETTINGS, 0, 0, &[&[0, 4][..], &window].concat()));
+    requests.extend(frame(kind::WINDOW_UPDATE, 0, 0, &window));
+    for n in 0..count {
+        let path = format!("/{size}");
+        let fields = [(":method", "GET"), (":scheme", "https"), (":path", &path), (":authority", "x")];
+        requests.extend(frame(kind::HEADERS, 5, 2 * n + 1, &literals(&fields)));
+    }
+    write(&mut client, &requests).await;
+    let (begun, mut came) = (Instant::now(), 0);
+    let reading = async {
+        while came < count as usize * size {
+            match client.read(&mut [0; 8000]).await {
+                Ok(count @ 1..) => came += count,
+                _ => break,
+            }
+            if begun.elapsed() < Duration::from_secs(4) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    };
+    within("all of it", reading).await;
+    assert!(came >= count as usize * size, "{came} of {count} * {size} bytes came in {:?}", begun.elapsed());
 }

@@ -6,23 +6,24 @@ mod head;
 pub mod stream;
 
 use std::future::{pending, poll_fn};
+use std::io::{self, IoSlice};
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection};
 use h2::{Reason, RecvStream};
 use http::Request;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
 use super::Engine;
 use super::client::{LEAST_IDLE, serve_stream};
-use super::pace::Total;
+use super::pace::{Pace, Total};
 use super::stream::ClientStream;
 use crate::clock::{self, sleep, sleep_until, timeout};
 use crate::exchange::headers::Peer;
@@ -51,8 +52,9 @@ const MAX_LINGERING_TIME: Duration = Duration::from_secs(2);
 /// Serves a connection to its end.
 pub async fn serve(engine: Arc<Engine>, mut io: impl AsyncRead + AsyncWrite + Unpin, peer: IpAddr) {
     let streams = Arc::new(Streams::default());
-    let Some(mut connection) = handshake(&engine, &mut io).await else { return };
-    let is_shut_down = match accept(&engine, &mut connection, &streams, peer).await {
+    let total = Total::new(clock::now());
+    let Some(mut connection) = handshake(&engine, Counted { io: &mut io, total: &total }).await else { return };
+    let is_shut_down = match accept(&engine, &mut connection, &streams, &total, peer).await {
         Some(reason) => {
             connection.abrupt_shutdown(reason);
             timeout(CLOSE_TIMEOUT, poll_fn(|cx| connection.poll_closed(cx))).await.is_ok()
@@ -110,24 +112,32 @@ async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(engine: &Engine, io: T) ->
 /// Accepts streams until the connection is over. `Some`: what to tell the client in closing; `None`: it has gone.
 ///
 /// A connection without streams is idle, whatever frames it sends. It may be so for `header_timeout` until its first
-/// request, then for `keepalive_timeout`, and less when its place is wanted.
+/// request, then for `keepalive_timeout`, and less when its place is wanted. While it has only to send what is left of its
+/// responses, the client has to take some of it within `send_timeout`, at `min_rate`.
 async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
     engine: &Arc<Engine>,
     connection: &mut Connection<T, Bytes>,
     streams: &Arc<Streams>,
+    total: &Total,
     peer: IpAddr,
 ) -> Option<Reason> {
     let peer = Arc::new(Peer::new(peer));
     let mut patience = engine.listener().header_timeout;
-    // Since when no request is being served; its response may still be on its way.
-    let mut quiet_since = Some(clock::now());
+    let mut phase = Phase::Idle;
+    let (mut phase_since, mut written_before) = (clock::now(), total.written());
     let mut is_leaving = false;
-    let total = Total::default();
     // A stop waits for what is still to be sent, too.
     let mut exchange = None;
     loop {
-        let is_quiet = !streams.are_open();
-        let is_idle = is_quiet && !connection.has_streams();
+        let is = match (streams.are_open(), connection.has_streams()) {
+            (true, _) => Phase::Serving,
+            (false, true) => Phase::Sending,
+            (false, false) => Phase::Idle,
+        };
+        if std::mem::replace(&mut phase, is) != is {
+            (phase_since, written_before) = (clock::now(), total.written());
+        }
+        let is_idle = phase == Phase::Idle;
         exchange = (!is_idle).then(|| exchange.take().unwrap_or_else(|| engine.stop.in_exchange()));
         // Where only the listener is closed, the client has time to read the GOAWAY: a request that crosses it is served.
         if is_idle && is_leaving && (engine.stop.has_begun() || !engine.is_closed()) {
@@ -141,12 +151,11 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
             connection.graceful_shutdown();
             is_leaving = true;
         }
-        quiet_since = is_quiet.then(|| quiet_since.unwrap_or_else(clock::now));
-        let limit = if is_idle { patience } else { patience + engine.listener().send_timeout };
         let late = async {
-            match quiet_since {
-                Some(since) => sleep_until((since + limit).into()).await,
-                None => pending().await,
+            match phase {
+                Phase::Serving => pending().await,
+                Phase::Sending => takes_no_more(engine, total, phase_since, written_before).await,
+                Phase::Idle => sleep_until((phase_since + patience).into()).await,
             }
         };
         let next = poll_fn(|cx| match connection.poll_accept(cx) {
@@ -167,9 +176,85 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
             },
             () = streams.closed.notified() => {}
             () = late => return Some(Reason::NO_ERROR),
-            () = must_leave(engine, quiet_since.unwrap_or_else(clock::now)), if is_idle => return Some(Reason::NO_ERROR),
+            () = must_leave(engine, phase_since), if is_idle => return Some(Reason::NO_ERROR),
             () = stopping(engine), if !is_leaving => {}
         }
+    }
+}
+
+/// What a connection does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Requests are being served.
+    Serving,
+    /// What is left of responses is on its way.
+    Sending,
+    Idle,
+}
+
+/// Waits until the client has taken nothing for too long, or too little in all since then, when it had taken so much.
+async fn takes_no_more(engine: &Engine, total: &Total, since: Instant, written_before: u64) {
+    loop {
+        let left = {
+            let (now, listener) = (clock::now(), engine.listener());
+            let waited = now.saturating_duration_since(since);
+            let mut pace = Pace::new(listener.min_rate, None);
+            pace.moved(total.written() - written_before, waited);
+            pace.patience(listener.send_timeout.saturating_sub(total.stalled(now).min(waited)))
+        };
+        if left.is_zero() {
+            return;
+        }
+        sleep(left).await;
+    }
+}
+
+/// Counts what is written to a client.
+struct Counted<'a, T> {
+    io: T,
+    total: &'a Total,
+}
+
+impl<T> Counted<'_, T> {
+    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(count @ 1..)) = written {
+            self.total.wrote(count, clock::now());
+        }
+        written
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Counted<'_, T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<'_, T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.count(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.count(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 

@@ -4,7 +4,7 @@
 use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Before it nothing is asked: connections may start slowly.
 const GRACE: Duration = Duration::from_secs(5);
@@ -22,13 +22,55 @@ pub struct Pace {
 
 /// How much all exchanges of a connection have moved, both ways. What keeps one waiting may be what its client sends and
 /// takes on the others.
-#[derive(Debug, Clone, Default)]
-pub struct Total(Arc<AtomicU64>);
+#[derive(Debug, Clone)]
+pub struct Total(Arc<Counts>);
+
+#[derive(Debug)]
+struct Counts {
+    /// By exchanges. What they write may still be in a buffer of the connection.
+    moved: AtomicU64,
+    /// To the client's socket, with all that the connection says.
+    written: AtomicU64,
+    began: Instant,
+    /// When something was last written to the socket, in nanoseconds since the beginning.
+    written_at: AtomicU64,
+}
+
+impl Total {
+    /// Of a connection that begins.
+    pub fn new(now: Instant) -> Self {
+        let counts =
+            Counts { moved: AtomicU64::new(0), written: AtomicU64::new(0), began: now, written_at: AtomicU64::new(0) };
+        Self(Arc::new(counts))
+    }
+
+    /// The client's socket has taken so many bytes.
+    pub fn wrote(&self, bytes: usize, now: Instant) {
+        let at = now.saturating_duration_since(self.0.began).as_nanos();
+        self.0.written.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.0.written_at.store(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How many bytes the client's socket has taken.
+    pub fn written(&self) -> u64 {
+        self.0.written.load(Ordering::Relaxed)
+    }
+
+    /// For how long the client's socket has taken nothing.
+    pub fn stalled(&self, now: Instant) -> Duration {
+        let since = Duration::from_nanos(self.0.written_at.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.0.began).saturating_sub(since)
+    }
+
+    fn moved(&self) -> u64 {
+        self.0.moved.load(Ordering::Relaxed)
+    }
+}
 
 impl Pace {
     pub fn new(least: Option<NonZero<u32>>, connection: Option<&Total>) -> Self {
         let connection = connection.filter(|_| least.is_some());
-        let connection = connection.map(|total| (total.clone(), total.0.load(Ordering::Relaxed)));
+        let connection = connection.map(|total| (total.clone(), total.moved()));
         Self { least, moved: 0, waited: Duration::ZERO, connection }
     }
 
@@ -36,7 +78,7 @@ impl Pace {
     pub fn patience(&self, limit: Duration) -> Duration {
         let Some(least) = self.least else { return limit };
         let moved = match &self.connection {
-            Some((total, before)) => total.0.load(Ordering::Relaxed).saturating_sub(*before),
+            Some((total, before)) => total.moved().saturating_sub(*before),
             None => self.moved,
         };
         let earned = Duration::from_secs(moved / u64::from(least.get()));
@@ -52,7 +94,7 @@ impl Pace {
     pub fn moved(&mut self, bytes: u64, waited: Duration) {
         self.moved = self.moved.saturating_add(bytes);
         if let Some((total, _)) = &self.connection {
-            total.0.fetch_add(bytes, Ordering::Relaxed);
+            total.0.moved.fetch_add(bytes, Ordering::Relaxed);
         }
         self.waited = self.waited.saturating_add(waited);
     }
@@ -95,7 +137,7 @@ mod tests {
 
     #[test]
     fn what_other_streams_of_the_connection_move_counts() {
-        let total = Total::default();
+        let total = Total::new(Instant::now());
         let mut slow = Pace::new(NonZero::new(240), Some(&total));
         slow.moved(0, GRACE);
         assert_eq!(slow.patience(LIMIT), Duration::ZERO);
@@ -103,5 +145,14 @@ mod tests {
         busy.moved(2400, Duration::ZERO);
         assert_eq!(slow.patience(LIMIT), Duration::from_secs(10));
         assert_eq!(Pace::new(NonZero::new(240), Some(&total)).patience(LIMIT), GRACE, "not what was moved before");
+    }
+
+    #[test]
+    fn what_a_socket_takes_ends_its_stall() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let total = Total::new(now);
+        assert_eq!(total.stalled(now + second), second);
+        total.wrote(10, now + second);
+        assert_eq!((total.written(), total.stalled(now + second * 3)), (10, second * 2));
     }
 }

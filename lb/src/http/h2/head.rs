@@ -31,6 +31,7 @@ pub fn write_request(request: &Parts, has_content: bool, out: &mut Vec<u8>) -> b
                 is_host_told = true;
             }
             header::COOKIE => {}
+            _ if !is_trimmed(value) => write_field(name.as_str().as_bytes(), &[REFUSED], out),
             _ if is_of_connection(name) || !ascii::is_token(name.as_str().as_bytes()) => {
                 write_field(&[REFUSED], b"", out)
             }
@@ -51,7 +52,7 @@ fn write_cookies(fields: &HeaderMap, out: &mut Vec<u8>) {
     let mut before: &[u8] = b"cookie: ";
     for value in fields.get_all(header::COOKIE) {
         out.extend_from_slice(before);
-        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(if is_trimmed(value) { value.as_bytes() } else { &[REFUSED] });
         before = b"; ";
     }
     if before == b"; " {
@@ -64,7 +65,8 @@ pub fn write_end(trailers: Option<&HeaderMap>, out: &mut Vec<u8>) {
     let mut lines = Vec::new();
     for (name, value) in trailers.into_iter().flatten() {
         if ascii::is_token(name.as_str().as_bytes()) && !is_of_connection(name) {
-            write_field(name.as_str().as_bytes(), value.as_bytes(), &mut lines);
+            let value = if is_trimmed(value) { value.as_bytes() } else { &[REFUSED] };
+            write_field(name.as_str().as_bytes(), value, &mut lines);
         }
     }
     chunked::write_end(&lines, out);
@@ -75,6 +77,11 @@ fn write_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
+}
+
+/// Whether a value has no blank at either end. HTTP/1.1 drops such blanks; in HTTP/2 they are an error (RFC 9113 §8.2.1).
+fn is_trimmed(value: &HeaderValue) -> bool {
+    value.as_bytes().trim_ascii().len() == value.len()
 }
 
 /// Fields of one connection, which HTTP/2 has not (RFC 9113 §8.2.2).
@@ -117,6 +124,7 @@ fn fields<'a>(named: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> HeaderMap {
 mod tests {
     use super::*;
     use crate::http::h1::head::RequestHead;
+    use crate::message::field::BadField;
     use crate::message::framing::Framing;
     use crate::message::limits::Limits;
     use crate::message::{Method, Parsed};
@@ -172,6 +180,14 @@ mod tests {
             &[("host", "a.example"), ("host", "a.example")],
             &[("content-length", "5"), ("content-length", "5")],
             &[("content-length", "5, 5")],
+            &[("x", " y")],
+            &[("x", "y ")],
+            &[("x", "\ty")],
+            &[("x", "y\t")],
+            &[("x", " ")],
+            &[("host", "a.example ")],
+            &[("cookie", "a=1"), ("cookie", " b=2")],
+            &[("content-length", "5 ")],
         ] {
             assert_eq!(status_of(&written("https://a.example/", fields, true)), Err(400), "{fields:?}");
         }
@@ -199,5 +215,10 @@ mod tests {
         let mut out = Vec::new();
         write_end(Some(&fields), &mut out);
         assert_eq!(out, b"0\r\nx-sum: abc\r\n\r\n");
+        fields.insert("x-sum", HeaderValue::from_static("abc "));
+        out.clear();
+        write_end(Some(&fields), &mut out);
+        let mut decoder = chunked::Decoder::new(chunked::Limits::default());
+        assert_eq!(decoder.advance(&out), Err(chunked::BadChunk::Trailer(BadField::Control)));
     }
 }

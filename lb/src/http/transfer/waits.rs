@@ -76,7 +76,12 @@ impl Transfer<'_> {
     /// the client's.
     fn download_wait(&self, upload: Option<(Wait, Duration)>) -> Option<(Wait, Duration)> {
         let rest = |limit: Duration| limit.saturating_sub(self.download_waited);
-        let client = || Some((Wait::Client, self.pace.patience(rest(self.listener.send_timeout))));
+        let client = || {
+            // A stream has its turn when the client has taken what is before it on the connection.
+            let stalled = self.client.total().map_or(Duration::MAX, |total| total.stalled(clock::now()));
+            let limit = self.listener.send_timeout.saturating_sub(self.download_waited.min(stalled));
+            Some((Wait::Client, self.pace.patience(limit)))
+        };
         if let Download::Tunnel(tunnel) = &self.download {
             return Some((Wait::Tunnel, rest(tunnel.patience())));
         }

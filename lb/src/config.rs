@@ -48,6 +48,8 @@ pub struct ServerConfig {
     pub shutdown_timeout: Duration,
     pub trusted_proxies: Vec<IpNet>,
     pub forwarded_by: ForwardedBy,
+    /// How this balancer is named in `Via`; `None`: it is not.
+    pub via: Option<Box<str>>,
     /// Clients connected at once; `None`: as many as the limit on open files allows.
     pub max_connections: Option<NonZero<usize>>,
     pub idle_connections: usize,

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use serde_json::Value;
+use tests::http2::{self, Http2};
 use tests::origin::sha256;
 use tests::wire::{Fields, chunked};
 use tests::{Balancer, Config, End, Origin, Pool, Request, Step, WebSocket, Wire, eventually, response, within};
@@ -236,14 +237,14 @@ async fn names_that_applications_confuse_follow_the_setting() {
     let a = Origin::start("a").await;
     let request = Request::get("/").with("X_Forwarded.For", "6.6.6.6").with("My_Field", "1").with("!~|", "2");
     for (rule, status, mine) in [("drop", 200, None), ("pass", 200, Some("1")), ("reject", 400, None)] {
-        let listener = format!("ambiguous_names = \"{rule}\"\n{}", tests::http2::tls());
+        let listener = format!("ambiguous_names = \"{rule}\"\n{}", http2::tls());
         let plain = Balancer::start(Config::of([&a]).listener(&format!("ambiguous_names = \"{rule}\""))).await;
         assert_eq!(plain.send(&request).await.status, status, "{rule}");
         let tls = Balancer::start(Config::of([&a]).listener(&listener)).await;
         let fields = [("x_forwarded.for", "6.6.6.6"), ("my_field", "1"), ("!~|", "2")];
-        let mut client = tests::http2::Http2::connect(tls.address()).await;
-        let (answer, _) = client.begin(tests::http2::request("GET", "/", &fields), true).await;
-        assert_eq!(tests::http2::reply(answer).await.expect("a response").status, status, "{rule} by HTTP/2");
+        let mut client = Http2::connect(tls.address()).await;
+        let (answer, _) = client.begin(http2::request("GET", "/", &fields), true).await;
+        assert_eq!(http2::reply(answer).await.expect("a response").status, status, "{rule} by HTTP/2");
         for seen in a.requests().iter().rev().take(2).filter(|_| status == 200) {
             assert_eq!(seen.field("x_forwarded.for"), None, "{rule}");
             assert_eq!((seen.field("my_field"), seen.field("!~|")), (mine, Some("2")), "{rule}");
@@ -531,4 +532,27 @@ async fn what_the_origin_tells_back_can_be_trusted() {
     let reply = Wire::connect(a.address()).await.exchange(&Request::post("/x?y", "body")).await;
     let Value::Object(seen) = reply.json() else { panic!("{}", reply.text()) };
     assert_eq!((&seen["method"], &seen["target"], &seen["body"]), (&"POST".into(), &"/x?y".into(), &"body".into()));
+}
+
+#[tokio::test]
+async fn backends_are_told_by_via_where_that_is_wanted() {
+    let a = Origin::start("a").await;
+    let fred = Request::get("/").with("Via", "1.0 fred");
+    let balancer = Balancer::start(Config::of([&a])).await;
+    balancer.send(&Request::get("/")).await;
+    assert_eq!(a.last_request().field("via"), None);
+    balancer.send(&fred).await;
+    assert_eq!(a.last_request().fields.all("via"), ["1.0 fred"]);
+
+    let config = Config::of([&a]).server("via = \"edge-1\"");
+    let balancer = Balancer::start(config.clone()).await;
+    balancer.send(&fred).await;
+    assert_eq!(a.last_request().fields.all("via"), ["1.0 fred", "1.1 edge-1"]);
+    let mut old = Request::get("/");
+    old.version = "HTTP/1.0".to_owned();
+    balancer.send(&old).await;
+    assert_eq!(a.last_request().field("via"), Some("1.0 edge-1"));
+    let balancer = Balancer::start(config.listener(&http2::tls())).await;
+    assert_eq!(Http2::connect(balancer.address()).await.get("/").await.status, 200);
+    assert_eq!(a.last_request().field("via"), Some("2.0 edge-1"));
 }

@@ -178,6 +178,7 @@ impl<'t> Reader<'t> {
         let trusted_proxies = self.each(section, "trusted_proxies", values::network);
         let families = [("x-forwarded", ForwardedBy::XForwarded), ("forwarded", ForwardedBy::Forwarded)];
         let forwarded_by = self.value(section, "forwarded_by", values::choice(&families));
+        let via = self.value(section, "via", values::token);
         let max_connections = self.value(section, "max_connections", values::whole(0, 10_000_000));
         let idle_connections = self.value(section, "idle_connections", values::whole(0, 1_000_000));
         Some(ServerConfig {
@@ -189,6 +190,7 @@ impl<'t> Reader<'t> {
             shutdown_timeout: shutdown_timeout?,
             trusted_proxies: trusted_proxies?,
             forwarded_by: forwarded_by?,
+            via: via?,
             max_connections: max_connections.map(NonZero::new)?,
             idle_connections: idle_connections?,
         })

@@ -42,6 +42,8 @@ pub struct Told {
     client_text: Range<usize>,
     forwarded_for: Range<usize>,
     forwarded: Range<usize>,
+    /// Empty: nothing is said.
+    via: Range<usize>,
 }
 
 /// One request, with what is told of it.
@@ -98,6 +100,10 @@ pub fn begin(
     let asked = Asked { origin, path, is_idempotent: request.method().is_idempotent(), body_length, now };
     let (exchange, forwarding) = Exchange::begin(&snapshot, &asked, cookies)?;
     told.read(&forwarding, text);
+    if let Some(name) = &snapshot.config.server.via {
+        let version = client.protocol(request.version()).trim_start_matches("HTTP/");
+        told.via = written(text, |text| write!(text, "{version} {name}"));
+    }
     let keep = exchange.plan().settings.retry_body_bytes;
     let pace = Pace::new(listener.min_rate, client.total());
     Ok((exchange, Content::new(request.framing(), head, most, keep, pace)))
@@ -124,6 +130,7 @@ pub fn write_head(work: &mut Work, told: &Told, websocket: bool) {
     let changes = if told.continues_x_forwarded { &changes[..changes.len() - 1] } else { &changes[..] };
     let mut plan = RequestPlan::new(request, changes);
     plan.expect_continue = request.expects_continue();
+    plan.via = FieldValue::new(value(&told.via)).filter(|_| !told.via.is_empty());
     plan.persistence = if websocket { Persistence::WebSocket } else { Persistence::KeepAlive };
     rewrite::request(request, from_client, &plan, to_backend);
 }

@@ -184,6 +184,11 @@ fn wrong_values_are_named_with_place_and_fix() {
         ),
         (
             "server",
+            "via = §\"edge 1\"",
+            "server.via is \"edge 1\": write a name of letters, digits and !#$%&'*+-.^_`|~, such as \"edge-1\", or \"\" for none",
+        ),
+        (
+            "server",
             "trusted_proxies = §\"10.0.0.0/8\"",
             "server.trusted_proxies is \"10.0.0.0/8\": write an array, such as [\"10.0.0.0/8\"]",
         ),

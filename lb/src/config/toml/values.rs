@@ -10,6 +10,7 @@ use toml::de::DeValue;
 use super::reader::did_you_mean;
 use super::{Algorithm, HostPattern, PathPrefix, PoolName, StatusRanges, Weight};
 use crate::config::backend::BackendAddress;
+use crate::message::ascii::is_token;
 
 pub type Read<T> = Result<T, String>;
 
@@ -104,6 +105,15 @@ fn written(duration: Duration) -> String {
     let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let fitting = UNITS.iter().rev().find(|(_, unit)| milliseconds >= *unit && milliseconds % unit == 0);
     fitting.map_or("0s".to_owned(), |(name, unit)| format!("{}{name}", milliseconds / unit))
+}
+
+/// A token (RFC 9110 §5.6.2); `None`: an empty text.
+pub fn token(value: &DeValue<'_>) -> Read<Option<Box<str>>> {
+    match value.as_str() {
+        Some("") => Ok(None),
+        Some(token) if is_token(token.as_bytes()) => Ok(Some(token.into())),
+        _ => Err("a name of letters, digits and !#$%&'*+-.^_`|~, such as \"edge-1\", or \"\" for none".to_owned()),
+    }
 }
 
 pub fn choice<T: Copy>(choices: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Read<T> {

@@ -142,6 +142,8 @@ pub struct RequestPlan<'a> {
     pub expect_continue: bool,
     /// What to say of the connection. [`Persistence::WebSocket`] only if [`super::websocket::asks`].
     pub persistence: Persistence,
+    /// Another element of Via (RFC 9110 §7.6.3).
+    pub via: Option<FieldValue<'a>>,
     /// Changes to the fields, at most one for each name but for additions.
     pub changes: &'a [Change<'a>],
 }
@@ -155,6 +157,7 @@ impl<'a> RequestPlan<'a> {
             framing: head.framing(),
             expect_continue: false,
             persistence: Persistence::KeepAlive,
+            via: None,
             changes,
         }
     }
@@ -209,6 +212,9 @@ pub fn request(head: &RequestHead, buf: &[u8], plan: &RequestPlan<'_>, out: &mut
         skip = skip.with(Name::MaxForwards);
     }
     write_fields(head.fields(), buf, with_trailer(skip, plan.framing), plan.changes, out);
+    if let Some(via) = plan.via {
+        write_field(b"Via", via.0, out);
+    }
     if let Some(hops) = head.max_forwards() {
         write_number(b"Max-Forwards: ", hops.saturating_sub(1), out);
     }

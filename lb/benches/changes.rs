@@ -34,7 +34,9 @@ fn control(algorithm: Algorithm) -> Control {
 
 fn make(control: &Control, wish: Wish) -> Outcome {
     let author = Author { by: "local", from: None };
-    control.make(&wish, &Terms { author, if_match: None, dry_run: false, force: false }).expect("it can be made")
+    control
+        .make(&wish, &Terms { author, if_match: None, dry_run: false, force: false, deadline: None })
+        .expect("it can be made")
 }
 
 fn change(control: &Control, backend: &str, weight: Option<Weight>, state: Option<AdminState>) -> Outcome {

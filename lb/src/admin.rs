@@ -73,6 +73,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/admin/pools/{pool}", get(api::pool))
         .route("/admin/pools/{pool}/backends", post(api::add_backend))
         .route("/admin/pools/{pool}/backends/{address}", patch(api::change_backend).delete(api::remove_backend))
+        .route("/admin/pools/{pool}/backends/{address}/kill", post(api::kill))
         .route("/admin/reload", post(api::reload))
         .route("/admin/reset", post(api::reset))
         .route("/admin/changes", get(api::changes))

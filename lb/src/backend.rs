@@ -3,6 +3,9 @@
 //! configuration forgets what is known. What was learned of one server is forgotten where another may have taken its
 //! place: its *incarnation* then is another one.
 
+pub mod repeats;
+
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,9 +18,11 @@ use tokio::sync::Notify;
 use crate::clock;
 use crate::config::EjectionConfig;
 use crate::config::backend::{AdminState, BackendAddress};
+use crate::failure::Cause;
 use crate::health::ejection::{Ejection, Place};
 use crate::health::tracker::{Health, Tracker};
 use crate::metrics::BackendMetrics;
+use repeats::Repeats;
 
 /// The operator's wish, the probes' finding and the traffic's in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -43,6 +48,10 @@ pub struct Backend {
     is_ejected: AtomicBool,
     failures_in_a_row: AtomicU32,
     incarnation: AtomicU64,
+    /// Exchanges that were opened with an incarnation before this one have been killed.
+    killed_before: AtomicU64,
+    /// Failures that are counted instead of logged.
+    pub repeats: Repeats,
     /// Calls for a probe before its time, since nothing is known any more.
     forgotten: Notify,
     /// Counts changes of health and ejections, by which a pool sees that its list of candidates is out of date.
@@ -66,8 +75,15 @@ struct Vitals {
     tracker: Tracker,
     ejection: Ejection,
     last_probe: Option<ProbeReport>,
+    /// Why real traffic failed on it and where it was then, the newest at the end.
+    last_failures: VecDeque<(Cause, Option<SocketAddr>)>,
     draining_since: Option<Instant>,
+    /// When what is still open on it then is killed; only while it is not active.
+    deadline: Option<Instant>,
 }
+
+/// How many failures an ejection's line in the log names.
+const MAX_LAST_FAILURES: usize = 5;
 
 /// How one probe ended.
 #[derive(Debug, Clone)]
@@ -119,6 +135,8 @@ impl Backend {
             is_ejected: AtomicBool::new(false),
             failures_in_a_row: AtomicU32::new(0),
             incarnation: AtomicU64::new(Incarnation::next().0),
+            killed_before: AtomicU64::new(0),
+            repeats: Repeats::default(),
             forgotten: Notify::new(),
             changes: AtomicU64::new(0),
             latency: AtomicU64::new(0),
@@ -131,7 +149,9 @@ impl Backend {
                 tracker: Tracker::new(unprobed(probed)),
                 ejection: Ejection::default(),
                 last_probe: None,
+                last_failures: VecDeque::new(),
                 draining_since: None,
+                deadline: None,
             }),
         }
     }
@@ -177,6 +197,21 @@ impl Backend {
         }
         drop(vitals);
         self.forget(now);
+    }
+
+    /// Has every exchange end that is open now; whoever carries them has to be woken. What they still report is not
+    /// taken in, and their connections are not used again.
+    pub fn kill(&self) {
+        // Held so that the numbers are stored in their order.
+        let _vitals = self.vitals();
+        let next = Incarnation::next();
+        self.incarnation.store(next.0, Ordering::Release);
+        self.killed_before.store(next.0, Ordering::Release);
+    }
+
+    /// Whether exchanges that were opened with this incarnation have been killed.
+    pub fn is_killed(&self, server: Incarnation) -> bool {
+        server.0 < self.killed_before.load(Ordering::Relaxed)
     }
 
     /// Resolves when [`Self::forget`] was called since this last resolved.
@@ -243,9 +278,35 @@ impl Backend {
     }
 
     /// Counts a failure of real traffic; true when it is the one that should eject the backend.
-    pub fn failed(&self, rules: &EjectionConfig) -> bool {
+    pub fn failed(&self, cause: Cause, rules: &EjectionConfig) -> bool {
+        let address = self.socket_address();
+        let mut vitals = self.vitals();
+        if vitals.last_failures.len() == MAX_LAST_FAILURES {
+            vitals.last_failures.pop_front();
+        }
+        vitals.last_failures.push_back((cause, address));
+        drop(vitals);
         let failures = self.failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
         rules.consecutive_failures != 0 && failures >= rules.consecutive_failures
+    }
+
+    /// The last failures of real traffic, at most `most`, such as `reset at 10.0.0.1:80 (3 times), status 503 at …`.
+    pub fn last_failures(&self, most: usize) -> String {
+        let vitals = self.vitals();
+        let failures = &vitals.last_failures;
+        let mut rows: Vec<((Cause, Option<SocketAddr>), usize)> = Vec::new();
+        for &failure in failures.range(failures.len().saturating_sub(most)..) {
+            match rows.last_mut() {
+                Some((last, times)) if *last == failure => *times += 1,
+                _ => rows.push((failure, 1)),
+            }
+        }
+        let told = rows.into_iter().map(|((cause, address), times)| {
+            let place = address.map_or(String::new(), |address| format!(" at {address}"));
+            let times = if times == 1 { String::new() } else { format!(" ({times} times)") };
+            format!("{cause}{place}{times}")
+        });
+        told.collect::<Vec<_>>().join(", ")
     }
 
     /// Puts the backend aside, for longer each time. `None` when it is aside already, or has left.
@@ -354,10 +415,24 @@ impl Backend {
         }
     }
 
-    /// Notes whether the operator has it drain. A draining that goes on keeps its beginning.
-    pub fn set_draining(&self, is_draining: bool, now: Instant) {
+    /// Notes what the operator wants of it. A draining that goes on keeps its beginning; a deadline ends when the backend
+    /// is active again.
+    pub fn set_wanted(&self, state: AdminState, now: Instant) {
         let mut vitals = self.vitals();
+        let is_draining = state == AdminState::Draining;
         vitals.draining_since = is_draining.then(|| vitals.draining_since.unwrap_or(now));
+        if state == AdminState::Active {
+            vitals.deadline = None;
+        }
+    }
+
+    /// Sets when what is still open then is killed, in place of an earlier deadline.
+    pub fn set_deadline(&self, deadline: Option<Instant>) {
+        self.vitals().deadline = deadline;
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        self.vitals().deadline
     }
 
     /// Since when the operator has it drain; a restart of the process begins anew.
@@ -378,6 +453,11 @@ fn unprobed(is_probed: bool) -> Health {
 impl Lease {
     pub fn backend(&self) -> &Arc<Backend> {
         &self.backend
+    }
+
+    /// Whether an operator has ended this exchange.
+    pub fn is_killed(&self) -> bool {
+        self.backend.is_killed(self.incarnation)
     }
 
     /// Whether what this exchange learns is true of the server that is behind the backend now.
@@ -439,10 +519,41 @@ mod tests {
             statuses: Vec::new(),
         };
         let backend = backend();
-        assert!(!backend.failed(&rules));
+        let failed = |cause| backend.failed(cause, &rules);
+        assert!(!failed(Cause::Status(500)));
         backend.succeeded();
-        assert!(!backend.failed(&rules));
-        assert!(backend.failed(&rules));
+        assert!(!failed(Cause::Status(503)));
+        assert!(failed(Cause::Status(503)));
+        assert_eq!(backend.last_failures(2), "status 503 at 127.0.0.1:1 (2 times)");
+        assert_eq!(backend.last_failures(9), "status 500 at 127.0.0.1:1, status 503 at 127.0.0.1:1 (2 times)");
+    }
+
+    #[test]
+    fn only_what_was_open_is_killed_and_nothing_is_forgotten() {
+        let backend = backend();
+        let now = Instant::now();
+        backend.probed(report(now), 1, 1);
+        let before = backend.incarnation();
+        let lease = backend.lease();
+        assert!(!backend.is_killed(before));
+        backend.kill();
+        assert!(backend.is_killed(before) && !lease.is_current());
+        assert!(!backend.is_killed(backend.incarnation()) && backend.lease().is_current());
+        backend.forget(now);
+        assert!(!backend.is_killed(backend.incarnation()));
+        backend.probed(report(now), 1, 1);
+        assert_eq!(backend.health(), Health::Healthy);
+    }
+
+    #[test]
+    fn a_deadline_ends_when_the_backend_is_active_again() {
+        let backend = backend();
+        let now = Instant::now();
+        backend.set_deadline(Some(now));
+        backend.set_wanted(AdminState::Down, now);
+        assert_eq!(backend.deadline(), Some(now));
+        backend.set_wanted(AdminState::Active, now);
+        assert_eq!(backend.deadline(), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::ffi::OsStr;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::builder::{PossibleValue, TypedValueParser};
@@ -33,6 +34,7 @@ Examples:
   evenkeel algorithm least-connections         switch every pool, without losing a request
   evenkeel drain web1:8888 --dry-run           say what would happen to whom
   evenkeel drain web1:8888                     finish what it has, take nothing new
+  evenkeel drain web1:8888 --deadline 30s      and kill what it has not finished by then
   evenkeel undo 3                              take change 3 of `evenkeel changes` back
   evenkeel config --diff                       what is in force and not in the file
   evenkeel reset                               go back to the file
@@ -139,11 +141,27 @@ enum Command {
     ///
     /// It stays in its pool and is probed, so `undrain` brings it back at once. `backend remove` lets it finish as well, and
     /// then forgets it.
+    ///
+    /// With --deadline it waits until the backend has finished, and kills what is still open at the deadline: WebSockets,
+    /// long downloads. The deadline holds even if this command is stopped; `undrain` ends it.
     Drain {
         #[command(flatten)]
         backend: BackendArgument,
         #[command(flatten)]
         how: How,
+        #[command(flatten)]
+        deadline: DeadlineArgument,
+    },
+    /// Kill every exchange that a backend has open now
+    ///
+    /// Its state stays as it is: drain it before, or it gets new ones at once. Requests that have no answer yet and are safe
+    /// to repeat go on to another backend; the others are cut off, and none is counted against the backend.
+    Kill {
+        #[command(flatten)]
+        backend: BackendArgument,
+        /// Kill nothing; say how many are open
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Give a drained backend traffic again
     Undrain {
@@ -194,6 +212,26 @@ struct How {
     /// Even if only backends whose health is bad would be left
     #[arg(long)]
     force: bool,
+    /// Kill what is still open on the backend after so long.
+    #[arg(skip)]
+    deadline: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+struct DeadlineArgument {
+    /// Kill what is still open after so long, such as 30s; 0s: at once
+    #[arg(long, value_name = "DURATION", value_parser = deadline)]
+    deadline: Option<Duration>,
+}
+
+impl How {
+    fn until(self, DeadlineArgument { deadline }: DeadlineArgument) -> Self {
+        Self { deadline, ..self }
+    }
+}
+
+fn deadline(text: &str) -> Result<Duration, String> {
+    toml::deadline(text).map_err(|write| format!("write {write}"))
 }
 
 #[derive(Debug, Args)]
@@ -226,6 +264,8 @@ enum BackendCommand {
         backend: BackendArgument,
         #[command(flatten)]
         how: How,
+        #[command(flatten)]
+        deadline: DeadlineArgument,
     },
 }
 
@@ -278,7 +318,10 @@ impl Cli {
             Command::Status { .. } => status::print(&client()?, out)?,
             Command::Algorithm { name: None, pool, .. } => algorithms(&client()?, pool.as_deref(), out)?,
             Command::Algorithm { name: Some(name), pool, how } => switch(&client()?, name, pool.as_deref(), how, out)?,
-            Command::Drain { backend, how } => backend.change(&client()?, &json!({ "state": "draining" }), how, out)?,
+            Command::Drain { backend, how, deadline } => {
+                backend.change(&client()?, &json!({ "state": "draining" }), how.until(deadline), out)?;
+            }
+            Command::Kill { backend, dry_run } => backend.kill(&client()?, dry_run, out)?,
             Command::Undrain { backend, how } => backend.change(&client()?, &json!({ "state": "active" }), how, out)?,
             Command::Weight { backend, weight, how } => {
                 backend.change(&client()?, &json!({ "weight": weight }), how, out)?;
@@ -286,7 +329,9 @@ impl Cli {
             Command::Backend(BackendCommand::Add { address, pool, weight, how }) => {
                 add(&client()?, &address, pool.as_deref(), weight, how, out)?;
             }
-            Command::Backend(BackendCommand::Remove { backend, how }) => backend.remove(&client()?, how, out)?,
+            Command::Backend(BackendCommand::Remove { backend, how, deadline }) => {
+                backend.remove(&client()?, how.until(deadline), out)?;
+            }
             Command::Changes => changes(&client()?, out)?,
             Command::Undo { id, how } => restore(&client()?.undo(id, how)?, out)?,
             Command::Reset { pool, how } => restore(&client()?.reset(pool.as_deref(), how)?, out)?,
@@ -454,8 +499,18 @@ fn changed(pool: &str, answer: admin::Changed, out: &mut dyn Write) -> anyhow::R
         && let Some(backend) = answer.backend
     {
         writeln!(out, "{}", summary(pool, &backend))?;
+        killed(answer.killed, out)?;
     }
     Ok(())
+}
+
+/// What a deadline has cost.
+fn killed(count: Option<usize>, out: &mut dyn Write) -> io::Result<()> {
+    match count {
+        None => Ok(()),
+        Some(0) => writeln!(out, "nothing was killed"),
+        Some(n) => writeln!(out, "{} killed", counted(n, "exchange")),
+    }
 }
 
 impl BackendArgument {
@@ -473,6 +528,20 @@ impl BackendArgument {
         match removal.in_flight {
             0 => writeln!(out, "{} is removed from pool {pool}", self.address)?,
             n => writeln!(out, "{} leaves pool {pool} with the last of {}", self.address, counted(n, "exchange"))?,
+        }
+        killed(removal.killed, out)?;
+        Ok(())
+    }
+
+    fn kill(&self, client: &Client, dry_run: bool, out: &mut dyn Write) -> anyhow::Result<()> {
+        let pool = self.pool(client)?;
+        let answer = client.kill(&pool, &self.address, dry_run)?;
+        match dry_run {
+            true => {
+                let open = counted(answer.in_flight, "exchange");
+                writeln!(out, "dry run: {open} of {} in pool {pool} would be killed", self.address)?;
+            }
+            false => killed(Some(answer.killed), out)?,
         }
         Ok(())
     }

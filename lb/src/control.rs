@@ -2,6 +2,7 @@
 //! Changes come one after the other; readers never wait, and no change waits for a disk.
 
 mod effects;
+mod kill;
 pub mod resources;
 
 use std::collections::HashSet;
@@ -21,7 +22,7 @@ use crate::change::{Author, Change, Edits, Record};
 use crate::clock;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress, Weight};
-use crate::config::difference::difference;
+use crate::config::difference::{difference, seconds};
 use crate::config::toml::{self, Checked};
 use crate::config::{BackendConfig, Config, PoolConfig, PoolName, Problem};
 use crate::metrics::Metrics;
@@ -48,6 +49,7 @@ pub struct Control {
     reloading: Mutex<()>,
     /// Whether a reload waits for another to end.
     reload_waits: AtomicBool,
+    threads: kill::Threads,
 }
 
 /// Held while a change is made.
@@ -126,6 +128,8 @@ pub struct Terms {
     pub dry_run: bool,
     /// Even where nobody would be left to take traffic.
     pub force: bool,
+    /// After how long what is still open on a backend that is taken out is to be killed. Left to whoever makes the change.
+    pub deadline: Option<Duration>,
 }
 
 /// What a change does, or would do.
@@ -214,6 +218,7 @@ impl Control {
             resources: OnceLock::new(),
             reloading: Mutex::new(()),
             reload_waits: AtomicBool::new(false),
+            threads: kill::Threads::default(),
         };
         // Writes the secret that signs sticky cookies at the first start, and finds out early that it cannot.
         control.keep(&control.desk().file);
@@ -256,6 +261,9 @@ impl Control {
                     return Err(refused);
                 }
                 effects.push(format!("it would be refused: {refused}"));
+            }
+            if let Some(deadline) = terms.deadline {
+                effects.push(format!("what is still open after {} is killed", seconds(deadline.as_secs_f64())));
             }
             let is_made = !terms.dry_run && !edits.is_empty();
             let undoes = if let Wish::Undo(id) = wish { Some(*id) } else { None };
@@ -658,7 +666,7 @@ mod tests {
 
     fn make(control: &Control, wish: Wish) {
         let author = Author { by: "local", from: None };
-        let terms = Terms { author, if_match: None, dry_run: false, force: false };
+        let terms = Terms { author, if_match: None, dry_run: false, force: false, deadline: None };
         control.make(&wish, &terms).expect("it can be made");
     }
 

@@ -20,7 +20,7 @@ use self::walk::{Direct, HeadVerdict, Learned, Walk, WalkStep};
 use crate::backend::{Backend, Lease};
 use crate::balance::{BackendIndex, Key};
 use crate::config::PoolSettings;
-use crate::failure::{Ejection, Failure, Fault, Replay};
+use crate::failure::{Cause, Detail, Ejection, Failed, Failure, Fault, Replay};
 use crate::message::authority::without_port;
 use crate::metrics::FailureKind;
 #[cfg(test)]
@@ -110,7 +110,7 @@ pub enum Event<W: Walk = Direct> {
     /// What the last step asked for did not come about. The client's leaving is such a failure too. `has_body`: all
     /// that was taken of the body is kept, so that it can be sent again.
     Failed {
-        failure: Failure,
+        failed: Failed,
         has_body: bool,
     },
     /// The whole answer was sent.
@@ -232,6 +232,11 @@ impl<W: Walk> Exchange<W> {
         self.current.as_ref().map(|attempt| attempt.lease.backend())
     }
 
+    /// Whether an operator has ended what it has open on its backend.
+    pub fn is_killed(&self) -> bool {
+        self.current.as_ref().is_some_and(|attempt| attempt.lease.is_killed())
+    }
+
     /// What has happened so far.
     pub fn trace(&self) -> &Trace {
         &self.trace
@@ -255,7 +260,7 @@ impl<W: Walk> Exchange<W> {
             }
             Event::Spawned => self.walk_on(Learned::Spawned, at),
             Event::Head(answer) => self.answered(answer, at),
-            Event::Failed { failure, has_body } => self.failed(failure, has_body, at),
+            Event::Failed { failed, has_body } => self.failed(failed, has_body, at),
             Event::Sent => {
                 self.trace.push(Happened::Sent, at.now);
                 self.leave_backend();
@@ -313,7 +318,8 @@ impl<W: Walk> Exchange<W> {
     }
 
     /// An attempt failed, or the client did.
-    fn failed(&mut self, failure: Failure, has_body: bool, at: Moment) -> Step<W> {
+    fn failed(&mut self, failed: Failed, has_body: bool, at: Moment) -> Step<W> {
+        let failure = failed.failure;
         self.trace.push(Happened::Failed(failure), at.now);
         if matches!(self.stage, Stage::Refusing | Stage::Over) {
             // The reason is told by the refusal.
@@ -322,7 +328,7 @@ impl<W: Walk> Exchange<W> {
         self.outcome.failure = Some(failure);
         let may_try = match failure.verdict().fault {
             Fault::Client => false,
-            _ => self.attempt_failed(failure, has_body, at),
+            _ => self.attempt_failed(failed, has_body, at),
         };
         match (self.stage, failure.refusal()) {
             // Half an answer cannot be taken back.
@@ -333,7 +339,8 @@ impl<W: Walk> Exchange<W> {
     }
 
     /// Counts the failure of the present attempt, and ends its lease. Whether another one may be made.
-    fn attempt_failed(&mut self, failure: Failure, has_body: bool, at: Moment) -> bool {
+    fn attempt_failed(&mut self, failed: Failed, has_body: bool, at: Moment) -> bool {
+        let failure = failed.failure;
         self.last_failure = failure.refusal();
         let pool = &self.route.pool;
         let in_force = pool.plan();
@@ -346,10 +353,16 @@ impl<W: Walk> Exchange<W> {
             if failure.is_backends() {
                 backend.metrics.failed(FailureKind::Attempt(failure));
             }
+            if failure == Failure::Killed {
+                backend.metrics.killed.inc();
+            }
+            let detail = failed.detail.or_else(|| limit_on(failure, &self.plan.settings).map(Detail::After));
+            let cause = Cause::Attempt(Failed { failure, detail });
+            log_failure(pool, backend, cause, at.now);
             match failure.verdict().ejection {
-                Ejection::Counts => count_failure(pool, &attempt.lease, at.now),
+                Ejection::Counts => count_failure(pool, &attempt.lease, cause, at.now),
                 Ejection::IfSilent if !backend.has_answered_since(waiting_since) => {
-                    count_failure(pool, &attempt.lease, at.now)
+                    count_failure(pool, &attempt.lease, cause, at.now)
                 }
                 Ejection::IfSilent | Ejection::Never => {}
             }
@@ -378,7 +391,8 @@ impl<W: Walk> Exchange<W> {
             backend.metrics.requests.count(status);
             if self.is_failure(status) {
                 backend.metrics.failed(FailureKind::Status);
-                count_failure(&self.route.pool, &attempt.lease, at.now);
+                log_failure(&self.route.pool, backend, Cause::Status(status), at.now);
+                count_failure(&self.route.pool, &attempt.lease, Cause::Status(status), at.now);
             }
         }
         match self.walk.head(&answer) {
@@ -484,13 +498,61 @@ impl Attempt {
     }
 }
 
-fn count_failure(pool: &Pool, lease: &Lease, now: Instant) {
-    if let Some(duration) = pool.failed(lease, now) {
+fn count_failure(pool: &Pool, lease: &Lease, cause: Cause, now: Instant) {
+    if let Some(duration) = pool.failed(lease, cause, now) {
+        let (backend, rules) = (lease.backend(), &pool.plan().settings.ejection);
+        let last_failures = backend.last_failures(rules.consecutive_failures.try_into().unwrap_or(usize::MAX));
         tracing::warn!(
-            pool = %pool.name, backend = %lease.backend().address, seconds = duration.as_secs_f64(),
+            pool = %pool.name, backend = %backend.address, seconds = duration.as_secs_f64(), last_failures,
             "backend ejected: traffic keeps failing on it",
         );
     }
+}
+
+/// How long a failure of this kind was waited for.
+fn limit_on(failure: Failure, settings: &PoolSettings) -> Option<Duration> {
+    match failure {
+        Failure::ConnectTimeout => Some(settings.connect_timeout),
+        Failure::WriteTimeout => Some(settings.write_timeout),
+        Failure::ResponseTimeout => Some(settings.response_timeout),
+        Failure::ResponseStalled => Some(settings.read_timeout),
+        _ => None,
+    }
+}
+
+/// Logs a failure on a backend, or counts it if one of its kind was logged not long ago.
+#[cold]
+fn log_failure(pool: &Pool, backend: &Backend, cause: Cause, now: Instant) {
+    if !backend.repeats.note(cause.word(), now) {
+        return;
+    }
+    let (name, address) = (&pool.name, backend.socket_address().map(tracing::field::display));
+    let (failure, detail) = match cause {
+        Cause::Attempt(Failed { failure, detail }) => (failure, detail),
+        Cause::Status(status) => {
+            return tracing::warn!(
+                pool = %name, backend = %backend.address, address, failure = cause.word(), status,
+                "a response counts as a failure: [pool.ejection] statuses lists its status",
+            );
+        }
+    };
+    if failure == Failure::Killed {
+        return tracing::info!(
+            pool = %name, backend = %backend.address, address, failure = failure.word(), "an exchange was killed",
+        );
+    }
+    let (mut errno, mut limit, mut value, mut seconds, mut reason) = (None, None, None, None, None);
+    match detail {
+        Some(Detail::Errno(number)) => errno = Some(number.to_string()),
+        Some(Detail::Limit { limit: most, value: came }) => (limit, value) = (Some(most), Some(came)),
+        Some(Detail::After(waited)) => seconds = Some(waited.as_secs_f64()),
+        Some(Detail::Reason(sentence)) => reason = Some(sentence),
+        None => {}
+    }
+    tracing::warn!(
+        pool = %name, backend = %backend.address, address, failure = failure.word(), errno, limit, value,
+        seconds, reason, "an attempt failed: {failure}",
+    );
 }
 
 #[cfg(test)]

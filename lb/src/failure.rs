@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -41,6 +42,7 @@ pub enum Failure {
     BodyTooLarge,
     RequestMalformed,
     Shutdown,
+    Killed,
 }
 
 /// What follows from a failure.
@@ -126,6 +128,7 @@ impl Failure {
         Self::BodyTooLarge,
         Self::RequestMalformed,
         Self::Shutdown,
+        Self::Killed,
     ];
 
     pub const fn verdict(self) -> Verdict {
@@ -163,6 +166,7 @@ impl Failure {
             Self::BodyTooLarge => (Client, Never, NO, 413, "body-too-large", "the request's body is larger than is accepted here"),
             Self::RequestMalformed => (Client, Never, NO, 400, "malformed", "the request is malformed"),
             Self::Shutdown => (Balancer, Never, NO, 503, "shutdown", "the balancer stopped before the exchange was over"),
+            Self::Killed => (Balancer, IfIdempotent, NO, 503, "killed", "an operator ended the exchanges on the backend"),
         };
         Verdict { fault, retry, ejection, status, word, sentence }
     }
@@ -197,6 +201,79 @@ impl Failure {
             Some(Errno::TIMEDOUT) => Self::ConnectTimeout,
             // No route, a host that is down, a firewall's rule, an address that nobody can connect to.
             _ => Self::ConnectUnreachable,
+        }
+    }
+}
+
+/// A failure and what is known of it beyond its word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failed {
+    pub failure: Failure,
+    pub detail: Option<Detail>,
+}
+
+/// What the log says of a failure beside its word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// What the system says.
+    Errno(Errno),
+    /// A limit on a head that was hit, and how much had come by then.
+    Limit { limit: usize, value: usize },
+    /// How long was waited in vain.
+    After(Duration),
+    /// A fixed sentence.
+    Reason(&'static str),
+}
+
+/// Why real traffic failed on a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    Attempt(Failed),
+    /// It answered with one of `[pool.ejection] statuses`.
+    Status(u16),
+}
+
+impl Failed {
+    /// Why a connection was not made.
+    pub fn of_connecting(error: &io::Error) -> Self {
+        let detail = Errno::from_io_error(error).map(Detail::Errno);
+        Self { failure: Failure::of_connecting(error), detail }
+    }
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Self { failure, detail: None }
+    }
+}
+
+impl Cause {
+    /// The word by which log and metrics name it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Attempt(failed) => failed.failure.word(),
+            Self::Status(_) => "status",
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "status {status}"),
+            Self::Attempt(Failed { failure, detail: None }) => f.write_str(failure.word()),
+            Self::Attempt(Failed { failure, detail: Some(detail) }) => write!(f, "{} ({detail})", failure.word()),
+        }
+    }
+}
+
+impl fmt::Display for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Errno(errno) => write!(f, "{errno}"),
+            Self::Limit { limit, value } => write!(f, "{value}, the limit is {limit}"),
+            Self::After(limit) => write!(f, "after {limit:?}"),
+            Self::Reason(reason) => f.write_str(reason),
         }
     }
 }

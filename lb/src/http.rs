@@ -15,6 +15,7 @@
 //! - [`splice`]: large content that need not be looked at.
 //! - [`interim`]: how many interim responses pass.
 //! - [`pace`]: clients that are too slow over all.
+//! - [`kill`]: wakes the tasks that carry exchanges which an operator ends.
 //! - [`timer`]: time limits that cost nothing until they pass.
 //! - [`tunnel`]: a connection that ceased to be HTTP.
 
@@ -26,6 +27,7 @@ pub mod h2;
 pub mod idle;
 mod interim;
 pub mod io;
+pub mod kill;
 mod pace;
 mod presence;
 mod request;

@@ -42,6 +42,7 @@ pub struct Metrics {
     backend_response: HistogramVec,
     backend_ejections: IntCounterVec,
     backend_probes: IntCounterVec,
+    backend_killed: IntCounterVec,
     pub reloads: IntCounterVec,
     pub access_log_lost: IntCounter,
     pub log_lost: IntCounter,
@@ -103,6 +104,8 @@ pub struct BackendMetrics {
     pub ejections: IntCounter,
     pub probes_succeeded: IntCounter,
     pub probes_failed: IntCounter,
+    /// Exchanges that an operator ended.
+    pub killed: IntCounter,
     failures: FailureCounters,
 }
 
@@ -183,6 +186,11 @@ impl Metrics {
                 "evenkeel_backend_probes_total",
                 "Active health checks, by result: success or failure.",
                 &["pool", "backend", "result"],
+            ),
+            backend_killed: counters(
+                "evenkeel_backend_killed_total",
+                "Exchanges that an operator ended: by kill, or at the deadline of a change.",
+                &["pool", "backend"],
             ),
             reloads: counters(
                 "evenkeel_reloads_total",
@@ -298,6 +306,7 @@ impl Metrics {
             ejections: self.backend_ejections.with_label_values(&[pool, backend]),
             probes_succeeded: probes("success"),
             probes_failed: probes("failure"),
+            killed: self.backend_killed.with_label_values(&[pool, backend]),
             failures: FailureCounters::new(failures),
         }
     }
@@ -336,6 +345,7 @@ impl Metrics {
         let _ = self.backend_attempts.remove_label_values(&[pool, backend]);
         let _ = self.backend_response.remove_label_values(&[pool, backend]);
         let _ = self.backend_ejections.remove_label_values(&[pool, backend]);
+        let _ = self.backend_killed.remove_label_values(&[pool, backend]);
     }
 
     /// Shows a count of zero for each reason, so that a first refusal is seen to be one.
@@ -421,6 +431,7 @@ impl BackendMetrics {
             ejections: unregistered(),
             probes_succeeded: unregistered(),
             probes_failed: unregistered(),
+            killed: unregistered(),
             failures: FailureCounters::new(|_| unregistered()),
         }
     }

@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
+use crate::backend::repeats::More;
 use crate::backend::{Backend, Lease, Status};
 use crate::balance::{self, BackendIndex, Balance, Candidates, Key, Member, Ring, Turn, Usable, are_same_backends};
 use crate::clock;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
 use crate::config::{BackendConfig, PoolConfig, PoolName, PoolSettings, Secret};
+use crate::failure::Cause;
 use crate::health::ejection::{Ejections, most_ejected};
 use crate::metrics::{Metrics, PoolMetrics};
 use crate::sticky::Sticky;
@@ -139,10 +141,10 @@ impl Pool {
 
     /// Takes in that real traffic failed on a backend, and puts the backend aside when that was too often. Returns
     /// for how long it was put aside.
-    pub fn failed(&self, lease: &Lease, now: Instant) -> Option<Duration> {
+    pub fn failed(&self, lease: &Lease, cause: Cause, now: Instant) -> Option<Duration> {
         let plan = self.plan();
         let (backend, rules) = (lease.backend(), &plan.settings.ejection);
-        if !lease.is_current() || !backend.failed(rules) {
+        if !lease.is_current() || !backend.failed(cause, rules) {
             return None;
         }
         let place = self.ejections.place(most_ejected(plan.members.len(), rules.max_percent))?;
@@ -153,9 +155,18 @@ impl Pool {
         ejected
     }
 
-    /// Ends ejections whose time is over, and lists the candidates anew if a backend has changed.
+    /// Ends ejections whose time is over, lists the candidates anew if a backend has changed, and logs how often failures
+    /// have repeated.
     pub fn catch_up(&self, now: Instant) {
         let plan = self.plan();
+        for member in &plan.members {
+            for More { word, count, within } in member.backend.repeats.take(now) {
+                tracing::warn!(
+                    pool = %self.name, backend = %member.backend.address, failure = word, more = count,
+                    "… and {count} more in {} s", within.as_secs(),
+                );
+            }
+        }
         if self.ejections.under_way() > 0 {
             for member in plan.members.iter().filter(|member| member.backend.is_ejected()) {
                 if member.backend.expire_ejection(now) {
@@ -270,7 +281,7 @@ impl Plan {
                     Arc::new(Backend::new(backend.address.clone(), is_probed, metrics))
                 }
             };
-            backend_here.set_draining(backend.state == AdminState::Draining, now);
+            backend_here.set_wanted(backend.state, now);
             Member { backend: backend_here, weight: backend.weight }
         };
         let members: Box<[Member]> = config.backends.iter().map(member).collect();
@@ -462,9 +473,10 @@ mod tests {
 
     /// Fails a backend until it is ejected, or has failed ten times.
     fn eject(pool: &Pool, backend: &Arc<Backend>, now: Instant) -> Option<Duration> {
-        (0..10).find_map(|_| pool.failed(&backend.lease(), now))
+        (0..10).find_map(|_| pool.failed(&backend.lease(), FAILURE, now))
     }
 
+    const FAILURE: Cause = Cause::Status(500);
     const SETTINGS: &str = "[pool.ejection]\nconsecutive_failures = 5\nbase_time = \"10s\"\nmax_percent = 34\n";
 
     #[test]
@@ -517,11 +529,11 @@ mod tests {
         let a = backend(&pool, 0);
         let duration = eject(&pool, &a, now).expect("room for one");
         for _ in 0..10 {
-            assert_eq!(pool.failed(&a.lease(), now), None, "it is ejected already");
+            assert_eq!(pool.failed(&a.lease(), FAILURE, now), None, "it is ejected already");
         }
         let later = now + duration;
         pool.catch_up(later);
         assert!(!a.is_ejected());
-        assert_eq!(pool.failed(&a.lease(), later), None, "a single failure does not eject");
+        assert_eq!(pool.failed(&a.lease(), FAILURE, later), None, "a single failure does not eject");
     }
 }

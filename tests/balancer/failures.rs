@@ -74,10 +74,10 @@ async fn what_a_request_causes_is_neither_tried_elsewhere_nor_counted() {
     let head = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n");
     for (head, word, logged) in [
         (head(&format!("X-Large: {}\r\n", "x".repeat(33_000))), "response-head-too-large", "limit=32768"),
-        (head(&lines(100)), "response-too-many-fields", "limit=100 fields=101"),
+        (head(&lines(100)), "response-too-many-fields", "limit=100 value=101"),
         (head("Bad Name: x\r\n"), "response-head-malformed", "byte not allowed in a field name"),
         (head("Content-Length: 7\r\n"), "response-head-malformed", "Content-Length repeated"),
-        (head("X-Split: a\r\rb\r\n"), "response-head-malformed", "a response's head is refused"),
+        (head("X-Split: a\r\rb\r\n"), "response-head-malformed", "the response's head is malformed"),
         ("HTTP/1.1 101 Switching Protocols\r\n\r\n".to_owned(), "unasked-upgrade", ""),
     ] {
         let [a, b] = Origin::several(["a", "b"]).await;

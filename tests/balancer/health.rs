@@ -423,6 +423,58 @@ async fn a_backend_that_refuses_connections_is_ejected_and_no_client_notices() {
 }
 
 #[tokio::test]
+async fn an_ejection_names_the_last_failures() {
+    let [a, b, c, d] = Origin::several(["a", "b", "c", "d"]).await;
+    let rules = "consecutive_failures = 3\nmax_percent = 100\nbase_time = \"60s\"\nstatuses = [503]";
+    let config = Config::of([&a, &b, &c, &d]).app(|pool| pool.set("response_timeout = \"250ms\"").ejection(rules));
+    let balancer = Balancer::start(config).await;
+    a.stop().await;
+    b.answer(|_| vec![Step::Reset]);
+    c.answer(|_| vec![Step::Hang]);
+    // No more than three attempts are made for one request, and none of them succeeds before all are ejected.
+    d.answer_with(response(503, &[], ""));
+    eventually("all are ejected", async || {
+        balancer.get("/").await;
+        let pool = balancer.pool().await;
+        pool["backends"].as_array().into_iter().flatten().all(|backend| backend["status"] == "ejected")
+    })
+    .await;
+    let named = |origin: &Origin, what: &str| format!("{what} at {} (3 times)", origin.address());
+    for (origin, what) in [(&b, "reset"), (&c, "response-timeout (after 250ms)"), (&d, "status 503")] {
+        let failures = format!("last_failures=\"{}\"", named(origin, what));
+        balancer.logs(&["backend ejected", &format!("backend={}", origin.address()), &failures]).await;
+    }
+    // The first connection of the pool may still have been taken by the listener that was closed.
+    let address = a.address();
+    let refused = format!("connect-refused (Connection refused (os error 111)) at {address}");
+    balancer.logs(&["backend ejected", &format!("backend={address}"), &refused]).await;
+}
+
+// Failures of a backend were in the access log alone, and a response's refused head wrote a line each time.
+#[tokio::test]
+async fn failures_are_logged_once_and_then_counted() {
+    let [a, b, c] = Origin::several(["a", "b", "c"]).await;
+    a.answer(|_| vec![Step::Reset]);
+    let large = format!("HTTP/1.1 200 OK\r\nX-Large: {}\r\nContent-Length: 0\r\n\r\n", "x".repeat(33_000));
+    b.answer_with(large);
+    let config = Config::of([&a, &b, &c]).app(|pool| pool.set("retries = 0").without_ejection());
+    let balancer = Balancer::start(config).await;
+    for _ in 0..60 {
+        balancer.get("/").await;
+    }
+    let (a, b) = (a.address(), b.address());
+    for line in [
+        format!("pool=app backend={a} address={a} failure=\"reset\""),
+        format!("pool=app backend={b} address={b} failure=\"response-head-too-large\" limit=32768 value="),
+        format!("… and 19 more in 10 s pool=app backend={a} failure=\"reset\" more=19"),
+        format!("… and 19 more in 10 s pool=app backend={b} failure=\"response-head-too-large\" more=19"),
+    ] {
+        balancer.logs(&["WARN", &line]).await;
+    }
+    assert_eq!(balancer.log().matches("WARN").count(), 4, "{}", balancer.log());
+}
+
+#[tokio::test]
 async fn no_more_than_the_share_of_a_pool_is_ejected() {
     let origins = Origin::several(["a", "b", "c", "d"]).await;
     for (count, max_percent, ejected) in [(4, 50, 2), (4, 25, 1), (2, 50, 1), (2, 10, 1), (1, 100, 0), (3, 0, 0)] {

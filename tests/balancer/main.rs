@@ -12,6 +12,7 @@ mod forwarding;
 mod health;
 mod hot_swap;
 mod http2;
+mod kill;
 mod malformed;
 mod metrics;
 mod observability;

@@ -17,9 +17,12 @@ use serde_json::json;
 
 use super::Admin;
 use super::view::{BackendView, PoolView, PoolsView, set_gauges};
+use crate::backend::Backend;
 use crate::change::{Author, Change, Edit, Edits};
+use crate::clock;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress, Weight};
+use crate::config::toml::deadline;
 use crate::config::{BackendConfig, PoolConfig};
 use crate::control::{ChangeError, Outcome, ReloadError, Terms, Wish};
 use crate::shutdown::Phase;
@@ -146,9 +149,12 @@ pub async fn change_backend(
     if weight.is_none() && state.is_none() {
         return Err(Problem::bad_request("give a weight, a state or both"));
     }
+    let leaving = find_backend(&admin, &pool, &backend);
     let wish = Wish::ChangeBackend { pool: pool.clone(), backend: backend.clone(), weight, state };
     let outcome = change(&admin, wish, &terms).await?;
-    Ok(changed(&admin, StatusCode::OK, backend_view(&admin, &pool, &backend), &terms, &outcome).await)
+    let killed = at_deadline(&admin, &pool, leaving, &terms).await?;
+    let answer = Ended { answer: backend_view(&admin, &pool, &backend), killed };
+    Ok(changed(&admin, StatusCode::OK, answer, &terms, &outcome).await)
 }
 
 pub async fn remove_backend(
@@ -156,13 +162,37 @@ pub async fn remove_backend(
     Path((pool, backend)): Path<(String, String)>,
     terms: Terms,
 ) -> Answer {
+    let leaving = find_backend(&admin, &pool, &backend);
     let outcome = change(&admin, Wish::RemoveBackend { pool: pool.clone(), backend: backend.clone() }, &terms).await?;
+    let killed = at_deadline(&admin, &pool, leaving, &terms).await?;
     let (status, answer) = match backend_view(&admin, &pool, &backend) {
         Some(_) if terms.dry_run => (StatusCode::OK, json!({ "removed": false })),
         Some(left) => (StatusCode::ACCEPTED, json!({ "removed": false, "in_flight": left.in_flight() })),
         None => (StatusCode::OK, json!({ "removed": true })),
     };
-    Ok(changed(&admin, status, answer, &terms, &outcome).await)
+    Ok(changed(&admin, status, Ended { answer, killed }, &terms, &outcome).await)
+}
+
+/// Ends what is open on a backend now. What is wanted of the backend stays.
+pub async fn kill(
+    State(admin): State<Arc<Admin>>,
+    Path((pool, address)): Path<(String, String)>,
+    terms: Terms,
+) -> Answer {
+    if terms.force || terms.deadline.is_some() || terms.if_match.is_some() {
+        return Err(Problem::bad_request("a kill takes dry_run only"));
+    }
+    let backend = find_backend(&admin, &pool, &address).ok_or_else(|| {
+        Problem::new(StatusCode::NOT_FOUND, format!("no pool \"{pool}\" has a backend {address}: GET /admin/pools"))
+    })?;
+    let answer = if terms.dry_run {
+        let effect = format!("{address}: what is open now would be killed, {} in flight", backend.in_flight());
+        json!({ "killed": 0, "in_flight": backend.in_flight(), "dry_run": true, "effects": [effect] })
+    } else {
+        let killed = admin.control.kill(&pool, &backend, &terms.author).await;
+        json!({ "killed": killed, "in_flight": backend.in_flight() })
+    };
+    Ok(Json(answer).into_response())
 }
 
 /// The last changes of this process.
@@ -198,6 +228,9 @@ pub async fn drift(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 pub async fn reload(State(admin): State<Arc<Admin>>, terms: Terms) -> Answer {
+    if terms.deadline.is_some() {
+        return Err(Problem::bad_request("a reload has no deadline"));
+    }
     let (control, dry_run) = (Arc::clone(&admin.control), terms.dry_run);
     // A task of its own, which goes on and tells in the log how it ended when nobody waits any more.
     let reloading = tokio::spawn(async move {
@@ -337,8 +370,63 @@ fn with_etag(mut response: Response, etag: &str) -> Response {
     response
 }
 
+/// What was made of a backend, and how many exchanges that cost at the deadline, if there was one.
+#[derive(Serialize)]
+struct Ended<T> {
+    #[serde(flatten)]
+    answer: T,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    killed: Option<u64>,
+}
+
+/// Waits until a backend that was taken out has finished, or its deadline has passed; how many exchanges were killed
+/// then. Goes on when nobody waits any more.
+async fn at_deadline(
+    admin: &Admin,
+    pool: &str,
+    backend: Option<Arc<Backend>>,
+    terms: &Terms,
+) -> Result<Option<u64>, Problem> {
+    let (Some(after), Some(backend), false) = (terms.deadline, backend, terms.dry_run) else { return Ok(None) };
+    let deadline = clock::now() + after;
+    backend.set_deadline(Some(deadline));
+    // Whoever makes it active from here on ends the deadline.
+    let snapshot = Arc::clone(&admin.control.snapshot());
+    let plans = snapshot.pools.iter().map(|pool| pool.plan());
+    if plans
+        .into_iter()
+        .any(|plan| plan.backends().any(|(m, state)| state == AdminState::Active && Arc::ptr_eq(&m.backend, &backend)))
+    {
+        backend.set_deadline(None);
+    }
+    let (control, pool, author) = (Arc::clone(&admin.control), pool.to_owned(), terms.author.clone());
+    let waiting = tokio::spawn(async move {
+        let killed = control.kill_at(deadline, &pool, &backend, &author).await;
+        let _ = tokio::task::spawn_blocking(move || control.drop_drained()).await;
+        killed
+    });
+    waiting.await.map(Some).map_err(|_| Problem::internal())
+}
+
+fn find_backend(admin: &Admin, pool: &str, address: &str) -> Option<Arc<Backend>> {
+    let snapshot = admin.control.snapshot();
+    let plan = snapshot.pools.iter().find(|p| p.name.as_str() == pool)?.plan();
+    let (member, _) = plan.backends().find(|(member, _)| member.backend.address.as_str() == address)?;
+    Some(Arc::clone(&member.backend))
+}
+
 /// Makes a change where it may take its time.
 async fn change(admin: &Admin, wish: Wish, terms: &Terms) -> Result<Outcome, Problem> {
+    let takes_out = match &wish {
+        Wish::RemoveBackend { .. } => true,
+        Wish::ChangeBackend { state, .. } => state.is_some_and(|state| state != AdminState::Active),
+        _ => false,
+    };
+    if terms.deadline.is_some() && !takes_out {
+        return Err(Problem::bad_request(
+            "deadline is for what takes a backend out: DELETE, or PATCH with the state draining or down",
+        ));
+    }
     let (control, terms) = (Arc::clone(&admin.control), terms.clone());
     let making = tokio::task::spawn_blocking(move || {
         let outcome = control.make(&wish, &terms)?;
@@ -349,7 +437,7 @@ async fn change(admin: &Admin, wish: Wish, terms: &Terms) -> Result<Outcome, Pro
     making.await.map_err(|_| Problem::internal())?.map_err(Problem::from)
 }
 
-/// By the query `dry_run` and `force`, and the field `If-Match`.
+/// By the query `dry_run`, `force` and `deadline`, and the field `If-Match`.
 impl FromRequestParts<Arc<Admin>> for Terms {
     type Rejection = Problem;
 
@@ -361,16 +449,24 @@ impl FromRequestParts<Arc<Admin>> for Terms {
             dry_run: bool,
             #[serde(default)]
             force: bool,
+            deadline: Option<String>,
         }
         let author = parts.extensions.get::<Author>().cloned().ok_or_else(Problem::internal)?;
         let Query(options) = Query::<Options>::try_from_uri(&parts.uri).map_err(|e| {
-            Problem::bad_request(format!("the query takes dry_run and force, true or false: {}", e.body_text()))
+            Problem::bad_request(format!(
+                "the query takes dry_run and force, true or false, and deadline, a duration: {}",
+                e.body_text()
+            ))
         })?;
+        let deadline = options.deadline.map(|text| {
+            deadline(&text).map_err(|write| Problem::bad_request(format!("deadline is \"{text}\": write {write}")))
+        });
         let if_match = parts.headers.get(header::IF_MATCH).map(|field| {
             let tags = field.to_str().unwrap_or_default().split(',');
             tags.map(|tag| tag.trim().to_owned()).collect()
         });
-        Ok(Self { author, if_match, dry_run: options.dry_run, force: options.force })
+        let deadline = deadline.transpose()?;
+        Ok(Self { author, if_match, dry_run: options.dry_run, force: options.force, deadline })
     }
 }
 

@@ -39,6 +39,8 @@ pub struct BackendView {
     status: Status,
     ejected_for_seconds: f64,
     in_flight: u32,
+    /// After how long what is still in flight is killed.
+    deadline_seconds: Option<f64>,
     requests: u64,
     failures: u64,
     ejections: u64,
@@ -87,6 +89,7 @@ impl BackendView {
             status: backend.status(state, now),
             ejected_for_seconds: backend.ejected_for(now).map_or(0.0, seconds),
             in_flight: backend.in_flight(),
+            deadline_seconds: backend.deadline().map(|deadline| seconds(deadline.saturating_duration_since(now))),
             requests: backend.metrics.attempts.get(),
             failures: backend.metrics.failures(),
             ejections: backend.metrics.ejections.get(),

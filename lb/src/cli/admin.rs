@@ -150,8 +150,17 @@ pub struct Changed {
     /// `None`: it was not added, for a dry run.
     #[serde(flatten)]
     pub backend: Option<Backend>,
+    /// How many exchanges were killed at the deadline, if there was one.
+    pub killed: Option<usize>,
     #[serde(flatten)]
     pub told: Told,
+}
+
+/// What a kill has cost.
+#[derive(Debug, Deserialize)]
+pub struct Killed {
+    pub killed: usize,
+    pub in_flight: usize,
 }
 
 #[derive(Debug, Deserialize)]
@@ -165,6 +174,7 @@ pub struct Switch {
 pub struct Removal {
     #[serde(default)]
     pub in_flight: usize,
+    pub killed: Option<usize>,
     #[serde(flatten)]
     pub told: Told,
 }
@@ -180,18 +190,7 @@ pub struct Reloaded {
 impl Client {
     pub fn new(url: AdminUrl, token_file: Option<&Path>) -> anyhow::Result<Self> {
         let token = token_file.map(super::read_token).transpose()?;
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(TIMEOUT))
-            // A proxy for the outside world has no business between an operator and this API.
-            .proxy(None)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            // A balancer that was restarted since the last call would not know the connection.
-            .max_idle_connections(0)
-            .build()
-            .new_agent();
-        Ok(Self { agent, url, token })
+        Ok(Self { agent: agent(TIMEOUT), url, token })
     }
 
     pub fn get(&self, path: &str) -> Result<Value> {
@@ -227,6 +226,11 @@ impl Client {
         self.change(Method::DELETE, &backend_path(pool, address), None, how)
     }
 
+    pub fn kill(&self, pool: &str, address: &str, dry_run: bool) -> Result<Killed> {
+        let how = How { dry_run, ..How::default() };
+        self.change(Method::POST, &format!("{}/kill", backend_path(pool, address)), None, how)
+    }
+
     pub fn changes(&self) -> Result<Changes> {
         self.call(Method::GET, "/admin/changes", None)
     }
@@ -250,7 +254,7 @@ impl Client {
 
     /// The word that a balancer ready for traffic says.
     pub fn ready(&self) -> Result<String> {
-        let (status, body) = self.exchange(Method::GET, "/readyz", None)?;
+        let (status, body) = self.exchange(&self.agent, Method::GET, "/readyz", None)?;
         let word = printable(body.trim());
         match status {
             200 => Ok(word),
@@ -260,14 +264,33 @@ impl Client {
     }
 
     fn change<T: DeserializeOwned>(&self, method: Method, path: &str, wanted: Option<&Value>, how: How) -> Result<T> {
-        let options = [("dry_run=true", how.dry_run), ("force=true", how.force)];
-        let options: Vec<_> = options.into_iter().filter(|(_, is_set)| *is_set).map(|(option, _)| option).collect();
+        let options = [
+            how.dry_run.then(|| "dry_run=true".to_owned()),
+            how.force.then(|| "force=true".to_owned()),
+            how.deadline.map(|deadline| format!("deadline={}ms", deadline.as_millis())),
+        ];
+        let options: Vec<_> = options.into_iter().flatten().collect();
         let query = if options.is_empty() { String::new() } else { format!("?{}", options.join("&")) };
-        self.call(method, &format!("{path}{query}"), wanted)
+        let path = format!("{path}{query}");
+        match how.deadline {
+            // It is answered when the deadline has passed, if not before.
+            Some(deadline) => self.call_with(&agent(TIMEOUT + deadline), method, &path, wanted),
+            None => self.call(method, &path, wanted),
+        }
     }
 
     fn call<T: DeserializeOwned>(&self, method: Method, path: &str, wanted: Option<&Value>) -> Result<T> {
-        let (status, body) = self.exchange(method, path, wanted)?;
+        self.call_with(&self.agent, method, path, wanted)
+    }
+
+    fn call_with<T: DeserializeOwned>(
+        &self,
+        agent: &Agent,
+        method: Method,
+        path: &str,
+        wanted: Option<&Value>,
+    ) -> Result<T> {
+        let (status, body) = self.exchange(agent, method, path, wanted)?;
         if !(200..300).contains(&status) {
             return Err(self.refusal(status, &body));
         }
@@ -280,7 +303,7 @@ impl Client {
         serde_json::from_value(answer).map_err(|e| self.not_admin(e.to_string()))
     }
 
-    fn exchange(&self, method: Method, path: &str, wanted: Option<&Value>) -> Result<(u16, String)> {
+    fn exchange(&self, agent: &Agent, method: Method, path: &str, wanted: Option<&Value>) -> Result<(u16, String)> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
         if let Some(token) = &self.token {
             request = request.header("Authorization", format!("Bearer {token}"));
@@ -288,9 +311,9 @@ impl Client {
         let response = match wanted {
             Some(wanted) => {
                 let request = request.header("Content-Type", "application/json").body(wanted.to_string());
-                request.map_err(ureq::Error::from).and_then(|request| self.agent.run(request))
+                request.map_err(ureq::Error::from).and_then(|request| agent.run(request))
             }
-            None => request.body(()).map_err(ureq::Error::from).and_then(|request| self.agent.run(request)),
+            None => request.body(()).map_err(ureq::Error::from).and_then(|request| agent.run(request)),
         };
         let mut response: Response<Body> = response.map_err(|e| self.unreachable(&e))?;
         let body = response.body_mut().read_to_string().map_err(|e| self.unreachable(&e))?;
@@ -324,6 +347,20 @@ impl Client {
     fn not_admin(&self, reason: String) -> AdminError {
         AdminError::NotAdmin { url: self.url.clone(), reason }
     }
+}
+
+fn agent(timeout: Duration) -> Agent {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(timeout))
+        // A proxy for the outside world has no business between an operator and this API.
+        .proxy(None)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        // A balancer that was restarted since the last call would not know the connection.
+        .max_idle_connections(0)
+        .build()
+        .new_agent()
 }
 
 /// What the API says of its query, in the words of the command line.

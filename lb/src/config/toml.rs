@@ -60,6 +60,11 @@ pub struct Warning {
     pub is_error: bool,
 }
 
+/// A deadline out of text such as `30s`; an error says what to write instead.
+pub fn deadline(text: &str) -> Result<Duration, String> {
+    values::duration_in(text.trim(), Duration::ZERO, DAY)
+}
+
 /// Reads the configuration file at `path`.
 pub fn load(path: &Path) -> Result<Checked, Vec<Problem>> {
     let problem = |position, message| vec![Problem { position, message }];

@@ -47,7 +47,7 @@ impl<W: Walk> Exchange<W> {
     }
 
     fn fails(&mut self, failure: Failure) -> Step<W> {
-        self.tell(Event::Failed { failure, has_body: true })
+        self.tell(Event::Failed { failed: failure.into(), has_body: true })
     }
 
     /// How many exchanges are counted on the backends.
@@ -156,7 +156,7 @@ fn the_time_that_the_client_takes_is_none_of_the_retries() {
         let mut exchange = exchange(&GET, direct);
         let now = Instant::now();
         exchange.step(Event::Begun, Moment { now, client_waited: Duration::ZERO });
-        let failed = Event::Failed { failure: Failure::Reset, has_body: true };
+        let failed = Event::Failed { failed: Failure::Reset.into(), has_body: true };
         let step = exchange.step(failed, Moment { now: now + wait, client_waited });
         assert_eq!(matches!(step, Step::Open(_)), is_tried, "{step:?}");
     }

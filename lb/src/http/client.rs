@@ -21,7 +21,7 @@ use super::timer::Timer;
 use super::transfer::{Ending, Happened, Transfer};
 use super::upstream::{Disposition, Upstream};
 use super::work::Work;
-use super::{Engine, h2};
+use super::{Engine, h2, kill};
 use crate::access_log::{AccessLog, Record, Served};
 use crate::backend::Backend;
 use crate::clock::{self, sleep, timeout};
@@ -30,7 +30,7 @@ use crate::date;
 use crate::exchange::headers::Peer;
 use crate::exchange::refusal::Refusal;
 use crate::exchange::{Answer, Event, Exchange, Moment, Outcome, Step};
-use crate::failure::Failure;
+use crate::failure::{Failed, Failure};
 use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, ResponsePlan};
 use crate::http::h1::websocket;
 use crate::message::framing::Framing;
@@ -61,6 +61,7 @@ enum Fate {
 /// Serves a connection to its end.
 pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: IpAddr) {
     let peer = Peer::new(peer);
+    let _carrier = kill::carrier(&engine.control).await;
     let mut idle = Idle { since: clock::now(), limit: engine.listener().header_timeout };
     let mut timer = Timer::default();
     let notified = pin!(engine.stop.idle.notified());
@@ -112,6 +113,7 @@ impl Drop for Busy<'_> {
 
 /// Serves the one request of an HTTP/2 stream. True: the client reset the stream before it had its answer.
 pub(super) async fn serve_stream(engine: &Engine, mut client: ClientStream, peer: &Peer) -> bool {
+    let _carrier = kill::carrier(&engine.control).await;
     let mut timer = Timer::default();
     let mut work = Work::take();
     work.from_client.reserve(HEAD_READ_BYTES);
@@ -337,7 +339,7 @@ impl Request<'_> {
         let transfer = Transfer::new(self.engine, self.listener, client, work, Content::none());
         let mut answer = OwnAnswer { request: self, transfer, refusal };
         self.write_refusal(&mut answer.transfer, refusal, has_read_all);
-        answer.transfer.run(clock::now(), timer).await;
+        answer.transfer.run(|| false, clock::now(), timer).await;
         Ended { fate: fate(answer.transfer.ending()), at: clock::now() }
     }
 
@@ -385,7 +387,7 @@ impl Driver<'_> {
             let prepared = match self.exchange.step(event, at) {
                 Step::Hold => Ok(()),
                 Step::Open(backend) => self.open(backend, timer).await,
-                Step::Pass => self.pass(),
+                Step::Pass => self.pass().map_err(Failed::from),
                 Step::Refuse(refusal) => {
                     self.request.write_refusal(&mut self.transfer, refusal, true);
                     Ok(())
@@ -398,10 +400,11 @@ impl Driver<'_> {
             };
             event = match prepared {
                 Ok(()) => {
-                    let happened = self.transfer.run(self.now, timer).await;
+                    let exchange = &self.exchange;
+                    let happened = self.transfer.run(|| exchange.is_killed(), self.now, timer).await;
                     self.learn(happened)
                 }
-                Err(failure) => self.failed(failure),
+                Err(failed) => self.failed(failed),
             };
         }
     }
@@ -436,7 +439,7 @@ impl Driver<'_> {
     }
 
     /// Sends the request to `backend`.
-    async fn open(&mut self, backend: Arc<Backend>, timer: &mut Timer) -> Result<(), Failure> {
+    async fn open(&mut self, backend: Arc<Backend>, timer: &mut Timer) -> Result<(), Failed> {
         let server = backend.incarnation();
         let plan = Arc::clone(self.exchange.plan());
         let upstream = match Upstream::reuse(server, self.now) {
@@ -446,7 +449,9 @@ impl Driver<'_> {
                 // Large, and rare beside requests on kept connections.
                 let connecting = Box::pin(Upstream::connect(server, address));
                 let limit = plan.settings.connect_timeout;
-                let connected = self.transfer.connect(connecting, self.now, limit, timer).await?;
+                let exchange = &self.exchange;
+                let is_killed = || exchange.is_killed();
+                let connected = self.transfer.connect(connecting, is_killed, self.now, limit, timer).await?;
                 self.now = clock::now();
                 connected
             }
@@ -455,7 +460,7 @@ impl Driver<'_> {
         let wants_websocket = request::asks_for_websocket(work);
         work.to_backend.clear();
         request::write_head(work, &self.request.told, wants_websocket);
-        self.transfer.open(upstream, plan)
+        Ok(self.transfer.open(upstream, plan)?)
     }
 
     /// Sends the answer whose head has come.
@@ -470,11 +475,13 @@ impl Driver<'_> {
         self.transfer.pass(|work, body| write_head(engine, work, body, exchange, false))
     }
 
-    fn failed(&mut self, failure: Failure) -> Event {
+    fn failed(&mut self, failed: impl Into<Failed>) -> Event {
+        let mut failed = failed.into();
+        failed.detail = failed.detail.or_else(|| self.transfer.explain(failed.failure));
         self.now = clock::now();
         let has_body = self.transfer.body.is_at_hand();
         self.transfer.give_up();
-        Event::Failed { failure, has_body }
+        Event::Failed { failed, has_body }
     }
 
     /// Lets the backend's connection go.

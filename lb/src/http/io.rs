@@ -57,11 +57,6 @@ impl Io {
         }
     }
 
-    /// The other side, for messages.
-    pub fn peer_name(&self) -> String {
-        self.tcp().and_then(|tcp| tcp.peer_addr().ok()).map_or(String::new(), |address| address.to_string())
-    }
-
     /// Ends the connection so that the peer cannot take what it has for a whole message: by a reset, or under TLS by
     /// leaving out the closing alert.
     pub fn abort(self) {

@@ -30,11 +30,11 @@ use super::splice::{self, Pipe};
 use super::stream::ClientStream;
 use super::timer::Timer;
 use super::tunnel::{Flow, Tunnel};
-use super::upstream::{Disposition, H1, Upstream};
+use super::upstream::{Disposition, Upstream};
 use super::work::Work;
 use crate::clock;
 use crate::config::{HalfClose, ListenerSettings};
-use crate::failure::Failure;
+use crate::failure::{Detail, Failed, Failure};
 use crate::message::limits::Limits;
 use crate::message::{Parsed, Version};
 use crate::plant::Bug;
@@ -236,22 +236,24 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// Waits for `connecting`, unless the client leaves.
+    /// Waits for `connecting`, unless the client leaves or an operator ends the exchange.
     pub async fn connect(
         &mut self,
-        mut connecting: impl Future<Output = Result<Upstream, Failure>> + Unpin,
+        mut connecting: impl Future<Output = Result<Upstream, Failed>> + Unpin,
+        is_killed: impl Fn() -> bool,
         now: Instant,
         limit: Duration,
         timer: &mut Timer,
-    ) -> Result<Upstream, Failure> {
+    ) -> Result<Upstream, Failed> {
         let connected = timer.limit(now, limit, |cx| match Pin::new(&mut connecting).poll(cx) {
             Poll::Ready(connected) => Poll::Ready(connected),
+            Poll::Pending if is_killed() => Poll::Ready(Err(Failure::Killed.into())),
             Poll::Pending => match self.watch_client(cx) {
-                Err(failure) => Poll::Ready(Err(failure)),
+                Err(failure) => Poll::Ready(Err(failure.into())),
                 Ok(()) => Poll::Pending,
             },
         });
-        connected.await.unwrap_or(Err(Failure::ConnectTimeout))
+        connected.await.unwrap_or(Err(Failure::ConnectTimeout.into()))
     }
 
     /// Begins an attempt: what is in `to_backend` is sent, and the content behind it. Whatever came of another attempt is
@@ -347,7 +349,7 @@ impl<'a> Transfer<'a> {
 
     /// Moves both directions until something happens that the exchange has to know. This is the only wait of an
     /// exchange, but for [`Self::connect`].
-    pub async fn run(&mut self, now: Instant, timer: &mut Timer) -> Happened {
+    pub async fn run(&mut self, is_killed: impl Fn() -> bool, now: Instant, timer: &mut Timer) -> Happened {
         timer.end();
         // What is waited for now; most turns wait for nothing.
         let mut waits = None;
@@ -361,6 +363,7 @@ impl<'a> Transfer<'a> {
                 match turn {
                     Turn::Happened(happened) => return Poll::Ready(happened),
                     Turn::Unfinished => continue,
+                    Turn::Blocked if is_killed() => return Poll::Ready(Happened::Failed(Failure::Killed)),
                     Turn::Blocked => {}
                 }
                 if waits.is_none() {
@@ -382,6 +385,24 @@ impl<'a> Transfer<'a> {
     /// The head that is held, and that no part of it was sent.
     pub fn response(&self) -> &ResponseHead {
         &self.work.response
+    }
+
+    /// What is known of a failure that the response's head caused. To be asked before the attempt is given up.
+    #[cold]
+    pub fn explain(&mut self, failure: Failure) -> Option<Detail> {
+        if self.upstream.is_none() || !matches!(self.download, Download::Waiting) {
+            return None;
+        }
+        let limits = self.plan.as_ref().map_or_else(Limits::default, |plan| plan.settings.limits());
+        let Work { from_backend, request, response, .. } = &mut *self.work;
+        // What was refused is refused again.
+        response.clear();
+        let Parsed::Rejected(bad) = response.parse(from_backend, request.method(), &limits) else { return None };
+        (failure_of(bad) == failure).then(|| match failure {
+            Failure::ResponseHeadTooLarge => Detail::Limit { limit: limits.head_bytes(), value: from_backend.len() },
+            Failure::ResponseTooManyFields => Detail::Limit { limit: limits.fields(), value: fields_in(from_backend) },
+            _ => Detail::Reason(bad.reason()),
+        })
     }
 
     /// Whether every byte of the request was written to the backend.
@@ -672,7 +693,7 @@ impl<'a> Transfer<'a> {
                             self.head_by = clock::now().checked_add(plan.settings.response_timeout);
                         }
                     }
-                    Parsed::Rejected(bad) => return Err(refused_head(bad, from_backend, h1, limits)),
+                    Parsed::Rejected(bad) => return Err(failure_of(bad)),
                 }
             }
             self.work.from_backend.reserve(READ_BYTES);
@@ -802,28 +823,6 @@ impl Moved {
     fn is_anything(&self) -> bool {
         self.is_unfinished || self.from_client + self.to_backend + self.from_backend + self.to_client > 0
     }
-}
-
-/// Logs a head that is not passed on; what kind of failure it is.
-fn refused_head(bad: BadResponse, received: &[u8], h1: &H1, limits: Limits) -> Failure {
-    let failure = failure_of(bad);
-    let backend = h1.peer_name();
-    match failure {
-        Failure::ResponseHeadTooLarge => tracing::warn!(
-            backend,
-            limit = limits.head_bytes(),
-            bytes = received.len(),
-            "a response's head is refused: it is larger than the limit (bytes received so far)",
-        ),
-        Failure::ResponseTooManyFields => tracing::warn!(
-            backend,
-            limit = limits.fields(),
-            fields = fields_in(received),
-            "a response's head is refused: it has more fields than the limit (fields received so far)",
-        ),
-        _ => tracing::warn!(backend, reason = bad.reason(), "a response's head is refused"),
-    }
-    failure
 }
 
 /// Whose fault a head is that cannot be passed on. The server writes the status line; the application writes the fields,

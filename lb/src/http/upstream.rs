@@ -14,7 +14,7 @@ use super::idle;
 use super::io::Io;
 use super::transfer::{Download, Upload};
 use crate::backend::{Backend, Incarnation};
-use crate::failure::Failure;
+use crate::failure::{Failed, Failure};
 use crate::plant::Bug;
 
 /// A backend, by the protocol that it speaks.
@@ -51,8 +51,8 @@ impl Upstream {
     }
 
     /// Connects to `server`, which listens at `address`.
-    pub async fn connect(server: Incarnation, address: SocketAddr) -> Result<Self, Failure> {
-        let socket = Io::connect(address).await.map_err(|e| Failure::of_connecting(&e))?;
+    pub async fn connect(server: Incarnation, address: SocketAddr) -> Result<Self, Failed> {
+        let socket = Io::connect(address).await.map_err(|e| Failed::of_connecting(&e))?;
         Ok(Self::new(socket, server, false))
     }
 
@@ -96,11 +96,6 @@ impl H1 {
             (only, []) | ([], only) => socket.poll_write(cx, only),
             both => socket.poll_write_vectored(cx, &[IoSlice::new(both.0), IoSlice::new(both.1)]),
         }
-    }
-
-    /// The address, for messages.
-    pub fn peer_name(&self) -> String {
-        self.socket.peer_name()
     }
 
     fn lost(&self, how: Failure) -> Failure {

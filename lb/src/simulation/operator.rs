@@ -60,7 +60,8 @@ fn change(world: &World, backends: u64) {
     };
     let author = Author { by: "simulation", from: None };
     // Not every change can be made at any time.
-    if world.control.make(&wish, &Terms { author, if_match: None, dry_run: false, force: true }).is_ok() {
+    if world.control.make(&wish, &Terms { author, if_match: None, dry_run: false, force: true, deadline: None }).is_ok()
+    {
         saw(Sight::MembershipChange);
     }
 }

@@ -69,30 +69,32 @@ pub fn size<T: TryFrom<u64>>(min: u64, max: u64) -> impl Fn(&DeValue<'_>) -> Rea
 }
 
 pub fn duration(min: Duration, max: Duration) -> impl Fn(&DeValue<'_>) -> Read<Duration> {
-    move |value| {
-        let text = match value {
-            DeValue::String(text) => text.trim(),
-            DeValue::Integer(number) => return Err(with_unit(number.as_str())),
-            _ => return Err("a duration, such as \"500ms\", \"2s\", \"5m\" or \"1h\"".to_owned()),
-        };
-        let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (digits, unit) = text.split_at(unit_at);
-        if unit.starts_with(['.', ',']) {
-            return Err("a whole number and a smaller unit, such as \"1500ms\" for one and a half seconds".to_owned());
-        }
-        if unit.is_empty() && !digits.is_empty() {
-            return Err(with_unit(digits));
-        }
-        let Some((_, milliseconds)) = UNITS.iter().find(|(name, _)| *name == unit) else {
-            return Err("one whole number with the unit ms, s, m or h, such as \"500ms\" or \"90s\"".to_owned());
-        };
-        if digits.is_empty() {
-            return Err(format!("a number before the unit, such as \"2{unit}\""));
-        }
-        let duration = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(*milliseconds)).map(Duration::from_millis);
-        let in_range = duration.filter(|duration| (min..=max).contains(duration));
-        in_range.ok_or_else(|| format!("a duration from {} to {}", written(min), written(max)))
+    move |value| match value {
+        DeValue::String(text) => duration_in(text.trim(), min, max),
+        DeValue::Integer(number) => Err(with_unit(number.as_str())),
+        _ => Err("a duration, such as \"500ms\", \"2s\", \"5m\" or \"1h\"".to_owned()),
     }
+}
+
+/// A duration from `min` to `max` out of text such as `30s`.
+pub fn duration_in(text: &str, min: Duration, max: Duration) -> Read<Duration> {
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(unit_at);
+    if unit.starts_with(['.', ',']) {
+        return Err("a whole number and a smaller unit, such as \"1500ms\" for one and a half seconds".to_owned());
+    }
+    if unit.is_empty() && !digits.is_empty() {
+        return Err(with_unit(digits));
+    }
+    let Some((_, milliseconds)) = UNITS.iter().find(|(name, _)| *name == unit) else {
+        return Err("one whole number with the unit ms, s, m or h, such as \"500ms\" or \"90s\"".to_owned());
+    };
+    if digits.is_empty() {
+        return Err(format!("a number before the unit, such as \"2{unit}\""));
+    }
+    let duration = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(*milliseconds)).map(Duration::from_millis);
+    let in_range = duration.filter(|duration| (min..=max).contains(duration));
+    in_range.ok_or_else(|| format!("a duration from {} to {}", written(min), written(max)))
 }
 
 fn with_unit(number: &str) -> String {

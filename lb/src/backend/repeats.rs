@@ -1,0 +1,98 @@
+//! Failures that repeat: the first of a kind is logged, those that follow are counted, and the count is logged every ten
+//! seconds for as long as they go on. So a backend that fails each request writes two lines a kind, then one in ten
+//! seconds.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long failures are counted before the count is logged.
+pub const WINDOW: Duration = Duration::from_secs(10);
+
+/// The failures of one backend by their words.
+#[derive(Debug, Default)]
+pub struct Repeats {
+    kinds: Mutex<Vec<Kind>>,
+    /// Whether there is anything in `kinds`, so that it can be found out without the lock.
+    is_counting: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Kind {
+    word: &'static str,
+    /// When the window began.
+    since: Instant,
+    /// How many have come in it that were not logged.
+    more: u64,
+}
+
+/// How many failures of a kind came that were not logged by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct More {
+    pub word: &'static str,
+    pub count: u64,
+    /// In how long.
+    pub within: Duration,
+}
+
+impl Repeats {
+    /// Takes in a failure; true when it is to be logged by itself.
+    pub fn note(&self, word: &'static str, now: Instant) -> bool {
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kind) = kinds.iter_mut().find(|kind| kind.word == word) {
+            kind.more += 1;
+            return false;
+        }
+        kinds.push(Kind { word, since: now, more: 0 });
+        self.is_counting.store(true, Ordering::Release);
+        true
+    }
+
+    /// What has come in windows that are over. A kind of which nothing came is logged by itself again.
+    pub fn take(&self, now: Instant) -> Vec<More> {
+        let mut told = Vec::new();
+        if !self.is_counting.load(Ordering::Acquire) {
+            return told;
+        }
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        kinds.retain_mut(|kind| {
+            let within = now.saturating_duration_since(kind.since);
+            if within < WINDOW {
+                return true;
+            }
+            let count = std::mem::take(&mut kind.more);
+            if count > 0 {
+                told.push(More { word: kind.word, count, within });
+            }
+            kind.since = now;
+            count > 0
+        });
+        self.is_counting.store(!kinds.is_empty(), Ordering::Release);
+        told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_a_kind_is_logged_and_the_others_are_counted_in_windows() {
+        let repeats = Repeats::default();
+        let start = Instant::now();
+        let words = |told: &[More]| told.iter().map(|more| (more.word, more.count)).collect::<Vec<_>>();
+        assert!(repeats.note("reset", start));
+        for _ in 0..312 {
+            assert!(!repeats.note("reset", start));
+        }
+        assert!(repeats.note("closed", start), "another kind");
+        assert_eq!(repeats.take(start + WINDOW / 2), []);
+        assert_eq!(words(&repeats.take(start + WINDOW)), [("reset", 312)]);
+        assert!(!repeats.note("reset", start + WINDOW), "it goes on");
+        assert!(repeats.note("closed", start + WINDOW), "it had ended");
+        assert_eq!(words(&repeats.take(start + WINDOW * 2)), [("reset", 1)]);
+        assert_eq!(repeats.take(start + WINDOW * 3), []);
+        assert!(!repeats.is_counting.load(Ordering::Acquire));
+        assert!(repeats.note("reset", start + WINDOW * 3));
+    }
+}

@@ -1,0 +1,253 @@
+//! An operator who takes a backend out can end what it still has open, at once or at a deadline, and is told how many
+//! exchanges that cost. Nothing of it counts against the backend.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tests::balancer::backend_path;
+use tests::http2::{Http2, reply, request, tls};
+use tests::{Balancer, Config, End, Origin, Request, Step, WebSocket, Wire, evenkeel, eventually};
+
+const ACCESS_LOG: &str = "[access_log]\nfile = \"access.log\"";
+
+/// A download that has begun and does not end.
+async fn download(balancer: &Balancer) -> Wire {
+    let mut wire = balancer.connect().await;
+    wire.send(Request::get("/download").to_bytes()).await;
+    assert_eq!(wire.reply_head().await.status, 200);
+    wire
+}
+
+fn endless(origin: &Origin) {
+    origin.answer(|request| match request.target.as_str() {
+        "/download" => {
+            vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nbegun".to_vec()), Step::Hang]
+        }
+        "/hang" => vec![Step::Hang],
+        _ => vec![Step::Send(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())],
+    });
+}
+
+async fn cli(balancer: &Balancer, arguments: &[&str]) -> String {
+    let admin = format!("http://{}", balancer.admin_address());
+    let outcome = evenkeel([arguments, &["--admin", &admin][..]].concat()).await;
+    assert!(outcome.status.success(), "{arguments:?}: {outcome:?}");
+    outcome.stdout
+}
+
+/// Nothing of what was killed is held against the backend, and each is told.
+async fn is_told(balancer: &Balancer, origin: &Origin, killed: usize) {
+    balancer.is_idle().await;
+    let backend = balancer.backend(origin).await;
+    assert_eq!((&backend["failures"], &backend["ejections"]), (&json!(0), &json!(0)), "{backend}");
+    assert_eq!(backend["health"], "healthy", "{backend}");
+    let metrics = balancer.metrics().await;
+    assert_eq!(metrics.sum("evenkeel_backend_killed_total", &[]), killed as f64);
+    let lines = async || {
+        let text = std::fs::read_to_string(balancer.file("access.log")).unwrap_or_default();
+        text.lines().filter(|line| line.contains("\"failure\":\"killed\"")).count()
+    };
+    eventually("a line in the access log for each", async || lines().await == killed).await;
+    let address = origin.address();
+    balancer.logs(&[&format!("an exchange was killed pool=app backend={address} address={address}")]).await;
+}
+
+#[tokio::test]
+async fn a_deadline_ends_what_is_still_open() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).section(ACCESS_LOG)).await;
+    let mut socket = WebSocket::open(balancer.address(), "/socket").await;
+    socket.echo("before").await;
+    endless(&a);
+    let mut download = download(&balancer).await;
+    let mut short = balancer.connect().await;
+    assert_eq!(short.exchange(&Request::get("/")).await.status, 204);
+
+    let address = a.address().to_string();
+    let told = cli(&balancer, &["drain", &address, "--deadline", "300ms", "--dry-run"]).await;
+    assert!(told.contains("what is still open after 300ms is killed"), "{told}");
+    socket.echo("still open").await;
+    let told = cli(&balancer, &["drain", &address, "--deadline", "300ms"]).await;
+    assert_eq!(told, format!("{address} in pool app: draining, weight 1, nothing in flight\n2 exchanges killed\n"));
+    socket.ended().await;
+    let (came, is_whole) = download.rest().await;
+    assert!(came.len() < 1000 && !is_whole, "{} bytes came", came.len());
+    is_told(&balancer, &a, 2).await;
+}
+
+#[tokio::test]
+async fn a_deadline_waits_for_nothing_that_is_not_open() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let begun = Instant::now();
+    let path = format!("{}?deadline=1h", backend_path(&a));
+    assert_eq!(balancer.change("PATCH", &path, Some(json!({ "state": "down" }))).await["killed"], 0);
+    balancer.patch(&a, json!({ "state": "active" })).await;
+
+    // What ends by itself ends the wait.
+    let mut held = balancer.connect().await;
+    held.send(Request::get("/hold").to_bytes()).await;
+    eventually("the request arrived", async || a.heads() == 1).await;
+    let draining = balancer.change("PATCH", &path, Some(json!({ "state": "draining" })));
+    let releasing = async {
+        eventually("the deadline is told", async || balancer.backend(&a).await["deadline_seconds"].is_number()).await;
+        a.release();
+        assert_eq!(held.reply().await.status, 200);
+    };
+    let (answer, ()) = tokio::join!(draining, releasing);
+    assert_eq!(answer["killed"], 0, "{answer}");
+    assert!(begun.elapsed() < Duration::from_secs(600));
+    let path = format!("{}?deadline=30s", backend_path(&a));
+    assert_eq!(balancer.change("DELETE", &path, None).await, {
+        let mut expected = json!({ "removed": true, "killed": 0, "warnings": [] });
+        for key in ["change", "edits", "effects"] {
+            expected[key] = balancer_record(&balancer, key).await;
+        }
+        expected
+    });
+}
+
+/// What the last change is recorded with; effects are not.
+async fn balancer_record(balancer: &Balancer, key: &str) -> Value {
+    let changes = balancer.change("GET", "/admin/changes", None).await;
+    match key {
+        "change" => changes["changes"][0]["id"].clone(),
+        "edits" => changes["changes"][0]["edits"].clone(),
+        _ => {
+            let backend = changes["changes"][0]["edits"][0]["backend"].as_str().expect("an address").to_owned();
+            json!([
+                format!("{backend}: takes nothing new and leaves the pool when it is idle; nothing is in flight"),
+                "pool app: 0 of 0 active backends can take traffic then",
+                "what is still open after 30s is killed"
+            ])
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_makes_the_backend_active_ends_the_deadline() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut socket = WebSocket::open(balancer.address(), "/socket").await;
+    let path = format!("{}?deadline=1h", backend_path(&a));
+    let draining = balancer.change("PATCH", &path, Some(json!({ "state": "draining" })));
+    let undraining = async {
+        eventually("the deadline is told", async || balancer.backend(&a).await["deadline_seconds"].is_number()).await;
+        balancer.patch(&a, json!({ "state": "active" })).await
+    };
+    let (drained, active) = tokio::join!(draining, undraining);
+    assert_eq!((&drained["killed"], &active["deadline_seconds"]), (&json!(0), &Value::Null), "{drained}");
+    socket.echo("still open").await;
+    socket.close().await;
+}
+
+#[tokio::test]
+async fn kill_ends_what_is_open_now_and_nothing_else() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b]).section(ACCESS_LOG)).await;
+    let mut sockets = Vec::new();
+    for _ in 0..2 {
+        sockets.push(WebSocket::open(balancer.address(), "/socket").await);
+    }
+    let address = a.address().to_string();
+    assert_eq!(
+        cli(&balancer, &["kill", &address, "--dry-run"]).await,
+        format!("dry run: 1 exchange of {address} in pool app would be killed\n")
+    );
+    assert_eq!(cli(&balancer, &["kill", &address]).await, "1 exchange killed\n");
+    assert_eq!(cli(&balancer, &["kill", &address]).await, "nothing was killed\n");
+    let mut alive = 0;
+    for socket in &mut sockets {
+        alive += usize::from(socket.try_echo("anybody there?").await.is_ok());
+    }
+    assert_eq!(alive, 1, "the one on the other backend goes on");
+    drop(sockets);
+    is_told(&balancer, &a, 1).await;
+    assert_eq!(balancer.backend(&a).await["state"], "active", "what is wanted stays");
+    let origins = balancer.origins_of(4).await.concat();
+    assert!(origins.contains('a') && origins.contains('b'), "new ones go there: {origins}");
+
+    let path = backend_path(&a);
+    for (path, status) in [
+        (format!("{path}/kill?force=true"), 400),
+        (format!("{path}/kill?deadline=3s"), 400),
+        ("/admin/pools/app/backends/127.0.0.1:1/kill".to_owned(), 404),
+        ("/admin/pools/nowhere/backends/127.0.0.1:1/kill".to_owned(), 404),
+    ] {
+        let reply = balancer.admin("POST", &path, None).await;
+        assert_eq!(reply.status, status, "{path}: {}", reply.text());
+    }
+    let body = Some(json!({ "state": "draining" }));
+    for (query, words) in [("deadline=30", "such as \\\"30s\\\""), ("deadline=25h", "from 0s to 24h")] {
+        let reply = balancer.admin("PATCH", &format!("{path}?{query}"), body.clone()).await;
+        assert!(reply.status == 400 && reply.text().contains(words), "{query}: {}", reply.text());
+    }
+    for (method, path, body) in [
+        ("PATCH", format!("{path}?deadline=3s"), Some(json!({ "weight": 2 }))),
+        ("PATCH", format!("{path}?deadline=3s"), Some(json!({ "state": "active" }))),
+        ("POST", "/admin/algorithm?deadline=3s".to_owned(), Some(json!({ "algorithm": "ip-hash" }))),
+        ("POST", "/admin/reload?deadline=3s".to_owned(), None),
+    ] {
+        let reply = balancer.admin(method, &path, body).await;
+        assert_eq!(reply.status, 400, "{path}: {}", reply.text());
+    }
+}
+
+#[tokio::test]
+async fn a_killed_request_without_an_answer_goes_elsewhere_if_it_can() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b]).section(ACCESS_LOG)).await;
+    endless(&a);
+    let mut waiting = Vec::new();
+    // The first and the third go to a.
+    for (number, request) in
+        [Request::get("/hang"), Request::get("/"), Request::post("/hang", "body"), Request::get("/")]
+            .into_iter()
+            .enumerate()
+    {
+        let mut wire = balancer.connect().await;
+        wire.send(request.to_bytes()).await;
+        eventually("the request arrived", async || a.heads() + b.heads() == number as u64 + 1).await;
+        if request.target == "/hang" {
+            waiting.push(wire);
+        } else {
+            assert_eq!(wire.reply().await.status, 200);
+        }
+    }
+    let answer = balancer.change("POST", &format!("{}/kill", backend_path(&a)), None).await;
+    assert_eq!(answer["killed"], 2, "{answer}");
+    assert_eq!(waiting[0].reply().await.origin(), "b");
+    let refused = waiting[1].reply().await;
+    assert_eq!(refused.status, 503, "a POST may have been done already: {}", refused.text());
+    assert!(refused.text().contains("an operator ended the exchanges"), "{}", refused.text());
+    is_told(&balancer, &a, 2).await;
+}
+
+#[tokio::test]
+async fn streams_of_http_2_are_killed_one_by_one() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b]).listener(&tls()).section(ACCESS_LOG)).await;
+    endless(&a);
+    endless(&b);
+    let mut client = Http2::connect(balancer.address()).await;
+    let mut downloads = Vec::new();
+    for _ in 0..2 {
+        let (response, _) = client.begin(request("GET", "/download", &[]), true).await;
+        downloads.push(tokio::spawn(reply(response)));
+        let begun = downloads.len() as u64;
+        eventually("it has begun", async || a.heads() + b.heads() == begun).await;
+    }
+    eventually("both are under way", async || balancer.in_flight().await == 2).await;
+    for origin in [&a, &b] {
+        let answer = balancer.change("POST", &format!("{}/kill", backend_path(origin)), None).await;
+        assert_eq!(answer["killed"], 1, "{answer}");
+    }
+    for download in downloads {
+        match download.await.expect("no panic") {
+            Ok(reply) => assert_eq!(reply.end, End::CutOff),
+            Err(error) => assert!(error.is_reset(), "{error}"),
+        }
+    }
+    assert_eq!(client.get("/").await.status, 204, "the connection goes on");
+    is_told(&balancer, &a, 2).await;
+}

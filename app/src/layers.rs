@@ -81,10 +81,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Client {
 struct RequestId(String);
 
 impl RequestId {
-    /// The one the proxy gave, if it looks like one, else a new one.
+    /// The one the proxy gave, if it looks like one, else a new one. What Evenkeel takes for one is taken here too.
     fn new(headers: &HeaderMap) -> Self {
         let fit = |id: &&str| {
-            (8..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/+=@".contains(&b))
         };
         let given = headers.get(X_REQUEST_ID).and_then(|value| value.to_str().ok()).filter(fit);
         Self(given.map_or_else(|| Uuid::now_v7().simple().to_string(), str::to_owned))
@@ -387,8 +387,11 @@ mod tests {
 
     #[test]
     fn a_request_id_from_the_proxy_is_kept_if_it_looks_like_one() {
-        assert_eq!(RequestId::new(&headers(&[("x-request-id", "0af7651916cd43dd")])).0, "0af7651916cd43dd");
-        for odd in ["short", "with space in it", &"x".repeat(65)] {
+        let longest = "x".repeat(128);
+        for id in ["0af7651916cd43dd", "1", "Root=1-67891233:a/b+c@d_e.f", &longest] {
+            assert_eq!(RequestId::new(&headers(&[("x-request-id", id)])).0, id);
+        }
+        for odd in ["", "with space in it", "<b>", "a\"b", &"x".repeat(129)] {
             assert_ne!(RequestId::new(&headers(&[("x-request-id", odd)])).0, odd);
         }
     }

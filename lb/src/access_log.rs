@@ -200,19 +200,26 @@ fn combined(record: &Record<'_>, zone: &TimeZone) -> String {
     format!("{client} - - [{time}] \"{method} {target} {protocol}\" {status} {bytes} \"{referer}\" \"{user_agent}\"")
 }
 
-/// Quotes, backslashes and control characters as `\xXX`, as nginx does, so that no client can write lines of its own.
+/// Quotes, backslashes, control characters and what Unicode takes for the end of a line as `\xXX`, as nginx does, so that
+/// no client can write lines of its own.
 struct Escaped<'a>(&'a str);
 
 impl std::fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for c in self.0.chars() {
             match c {
-                '"' | '\\' | '\0'..='\x1f' | '\x7f' => write!(f, "\\x{:02X}", c as u32)?,
+                '"' | '\\' | '\u{2028}' | '\u{2029}' => hex(c, f)?,
+                c if c.is_control() => hex(c, f)?,
                 c => write!(f, "{c}")?,
             }
         }
         Ok(())
     }
+}
+
+/// A character's bytes in UTF-8.
+fn hex(c: char, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    c.encode_utf8(&mut [0; 4]).bytes().try_for_each(|byte| write!(f, "\\x{byte:02X}"))
 }
 
 fn milliseconds<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
@@ -268,7 +275,7 @@ mod tests {
             duration: Duration::from_micros(1500),
             request_id: "id",
             referer: None,
-            user_agent: Some("a \"browser\"\n"),
+            user_agent: Some("a \"browser\"\n\u{9b}\u{2028}\u{e4}"),
             served: Served {
                 route: Some("/"),
                 pool: Some("app"),
@@ -287,7 +294,7 @@ mod tests {
     fn combined_is_what_log_readers_know() {
         assert_eq!(
             combined(&record(), &TimeZone::UTC),
-            "192.0.2.1 - - [21/Nov/2026:10:30:00 +0000] \"GET /x?y=1 HTTP/1.1\" 200 12 \"-\" \"a \\x22browser\\x22\\x0A\""
+            "192.0.2.1 - - [21/Nov/2026:10:30:00 +0000] \"GET /x?y=1 HTTP/1.1\" 200 12 \"-\" \"a \\x22browser\\x22\\x0A\\xC2\\x9B\\xE2\\x80\\xA8\u{e4}\""
         );
     }
 

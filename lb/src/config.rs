@@ -14,6 +14,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -22,7 +23,9 @@ use serde::{Deserialize, Serialize, Serializer};
 use self::algorithm::Algorithm;
 use self::backend::{AdminState, BackendAddress, Weight};
 use self::route::{HostPattern, PathPrefix};
+use crate::message::ascii::is_token;
 use crate::message::limits::{AmbiguousNames, Limits};
+use crate::message::name::Name;
 
 /// A whole configuration. Every reference in it resolves: each route names a pool that exists.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -50,6 +53,7 @@ pub struct ServerConfig {
     pub forwarded_by: ForwardedBy,
     /// How this balancer is named in `Via`; `None`: it is not.
     pub via: Option<Box<str>>,
+    pub request_id: RequestIdField,
     /// Clients connected at once; `None`: as many as the limit on open files allows.
     pub max_connections: Option<NonZero<usize>>,
     pub idle_connections: usize,
@@ -63,6 +67,18 @@ pub enum ForwardedBy {
     XForwarded,
     /// `Forwarded` (RFC 7239).
     Forwarded,
+}
+
+/// The field by which backends and clients are told a request's id.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum RequestIdField {
+    /// Nobody is told.
+    Off,
+    /// `X-Request-Id`.
+    #[default]
+    Usual,
+    /// A field that means nothing else here.
+    Named(Arc<str>),
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -358,6 +374,33 @@ impl PoolSettings {
         let head_bytes = self.max_head_bytes as usize;
         let (line_bytes, fields) = (head_bytes.saturating_sub(4), self.max_fields as usize);
         Limits { line_bytes, head_bytes, fields, ambiguous: AmbiguousNames::Pass }
+    }
+}
+
+impl RequestIdField {
+    /// `None` for what is no name of a field, or names one that means something else here.
+    pub fn new(name: &str) -> Option<Self> {
+        match Name::of(name.as_bytes()) {
+            _ if name.is_empty() => Some(Self::Off),
+            Name::XRequestId => Some(Self::Usual),
+            Name::Other if is_token(name.as_bytes()) => Some(Self::Named(name.into())),
+            _ => None,
+        }
+    }
+
+    /// Empty: nobody is told.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Off => "",
+            Self::Usual => Name::XRequestId.text(),
+            Self::Named(name) => name,
+        }
+    }
+}
+
+impl Serialize for RequestIdField {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 

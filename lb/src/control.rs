@@ -11,13 +11,14 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
+use crate::backend::repeats::{More, Repeats};
 use crate::change::{Author, Change, Edits, Record};
 use crate::clock;
 use crate::config::algorithm::Algorithm;
@@ -40,6 +41,10 @@ pub struct Control {
     state: StateFile,
     snapshot: ArcSwap<Snapshot>,
     versions: watch::Sender<u64>,
+    /// How this process names itself in `CDN-Loop` (RFC 8586).
+    loop_id: String,
+    /// Requests that came back to this process.
+    pub loops: Repeats,
     /// Tells this process's configurations from those of others in an ETag.
     boot_id: u32,
     desk: Mutex<Desk>,
@@ -214,6 +219,8 @@ impl Control {
             snapshot: ArcSwap::from_pointee(snapshot),
             state,
             boot_id: rand::random(),
+            loop_id: format!("evenkeel-{:016x}", rand::random::<u64>()),
+            loops: Repeats::default(),
             desk: Mutex::new(Desk { file: config, record: Record::default() }),
             resources: OnceLock::new(),
             reloading: Mutex::new(()),
@@ -233,6 +240,18 @@ impl Control {
 
     pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {
         self.snapshot.load()
+    }
+
+    /// How this process names itself to those that it passes requests on to: a token that no other process has.
+    pub fn loop_id(&self) -> &str {
+        &self.loop_id
+    }
+
+    /// Logs how many more requests have come back to this process.
+    pub fn catch_up(&self, now: Instant) {
+        for More { count, within, .. } in self.loops.take(now) {
+            tracing::warn!(more = count, "… and {count} more requests came back in {} s", within.as_secs());
+        }
     }
 
     /// Tells of each new snapshot.
@@ -364,7 +383,7 @@ impl Control {
             let result = if read.is_ok() { "success" } else { "failure" };
             self.metrics.reloads.with_label_values(&[result]).inc();
         }
-        let (Checked { config: new, warnings: found, .. }, Obtained { warnings: lacking, commit }) =
+        let (Checked { config: new, warnings: found, .. }, Obtained { changes: others, warnings: lacking, commit }) =
             read.map_err(|problems| {
                 ReloadError::Invalid(problems.iter().map(|problem| problem.in_file(&self.path)).collect())
             })?;
@@ -378,7 +397,8 @@ impl Control {
             warnings.extend(keep_until_next_start(&mut wanted, &before.config));
             let drift = Edits::between(&new, &wanted);
             warnings.extend(drift.iter().map(|edit| format!("in force and not in the file: {edit}")));
-            let changes = difference(&before.config, &wanted);
+            let mut changes = difference(&before.config, &wanted);
+            changes.extend(others.iter().cloned());
             let edits = Edits::between(&before.config, &wanted);
             let note = Note { author: author.clone(), edits, reloaded: Some(changes.clone()), undoes: None };
             let result = Reload { version: before.version, etag: String::new(), changes, drift, warnings };
@@ -394,7 +414,7 @@ impl Control {
     /// Gets what the configuration needs outside of the snapshot.
     fn obtain(&self, Checked { text, config, .. }: &Checked, is_trial: bool) -> Result<Obtained, Vec<Problem>> {
         let Some(resources) = self.resources.get().and_then(Weak::upgrade) else {
-            return Ok(Obtained { warnings: Vec::new(), commit: Box::new(|| {}) });
+            return Ok(Obtained { changes: Vec::new(), warnings: Vec::new(), commit: Box::new(|| {}) });
         };
         resources.prepare(&self.snapshot().config, config, is_trial).map_err(|unavailable| {
             let problem =

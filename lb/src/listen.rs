@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use self::sockets::{Bound, Sockets, cannot_listen, duplicates};
 use self::thread::{Accepting, Listener};
+use crate::config::certificate::{self, Certificate};
 use crate::config::{ListenerConfig, TlsConfig, tls};
 use crate::http::{Engine, Shared, Stop, splice};
 use crate::shutdown::Shutdown;
@@ -284,6 +285,22 @@ impl Threads {
         // A thread that panicked has cut off what it carried.
         let finished: Vec<bool> = self.threads.into_iter().map(|thread| thread.join().unwrap_or(false)).collect();
         finished.into_iter().all(|finished| finished)
+    }
+}
+
+impl Prepared {
+    /// The certificates that are new, or others than before: which, for whom, until when.
+    pub fn certificates(&self) -> Vec<String> {
+        let renewed = self.kept.iter().flatten().filter(|kept| kept.tls.is_some()).map(|kept| &kept.config);
+        let added = self.added.iter().map(|added| &added.config);
+        let told = |listener: &ListenerConfig| {
+            let file = &listener.tls.as_ref()?.certificate;
+            // It has been read a moment ago.
+            let Certificate { names, not_after, .. } = certificate::load(file).ok()?.into_iter().next()?;
+            let (address, file, until) = (listener.address, file.display(), certificate::date(not_after));
+            Some(format!("listener {address}: certificate {file} for {}, valid until {until}", names.join(", ")))
+        };
+        renewed.chain(added).filter_map(told).collect()
     }
 }
 

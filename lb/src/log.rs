@@ -2,14 +2,19 @@
 //! a terminal that is held, or a pipe that nobody reads, stops neither traffic nor management nor the end.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal};
 use std::panic::PanicHookInfo;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntCounter;
+use tracing::field::{Field, Visit};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::Writer as Out;
 
 use crate::config::{LogConfig, LogFormat};
 use crate::lines::{Queue, Settings, Writer};
@@ -45,7 +50,7 @@ impl Log {
             .with_writer(Arc::clone(&queue));
         // Fails only when a log was started before, which then serves as well.
         let _ = match config.format {
-            LogFormat::Text => log.with_target(false).try_init(),
+            LogFormat::Text => log.with_target(false).fmt_fields(Pairs).try_init(),
             LogFormat::Json => log.json().try_init(),
         };
         std::panic::set_hook(Box::new(log_panic));
@@ -107,14 +112,118 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     let thread = thread.name().unwrap_or("unnamed");
     let backtrace = Backtrace::capture();
     match backtrace.status() {
-        BacktraceStatus::Captured => tracing::error!(thread, place, "panicked: {message}\n{backtrace}"),
+        BacktraceStatus::Captured => {
+            tracing::error!(thread, place, "panicked: {message}");
+            // An event is one line.
+            backtrace.to_string().lines().for_each(|line| tracing::error!("{line}"));
+        }
         _ => tracing::error!(thread, place, "panicked: {message}"),
     }
+}
+
+/// Writes an event as `message key=value key="two words"`. Whatever a value holds, it ends neither its line nor its field.
+struct Pairs;
+
+struct Visitor<'w> {
+    out: Out<'w>,
+    has_begun: bool,
+    result: fmt::Result,
+}
+
+impl<'w> FormatFields<'w> for Pairs {
+    fn format_fields<R: RecordFields>(&self, out: Out<'w>, fields: R) -> fmt::Result {
+        let mut visitor = Visitor { out, has_begun: false, result: Ok(()) };
+        fields.record(&mut visitor);
+        visitor.result
+    }
+}
+
+impl Visitor<'_> {
+    fn write(&mut self, field: &Field, value: &str, is_quoted: bool) -> fmt::Result {
+        let name = field.name();
+        // What the `log` crate adds of itself.
+        if name.starts_with("log.") {
+            return Ok(());
+        }
+        if std::mem::replace(&mut self.has_begun, true) {
+            self.out.write_char(' ')?;
+        }
+        if name == "message" {
+            return write!(self.out, "{}", OneLine(value));
+        }
+        let name = name.strip_prefix("r#").unwrap_or(name);
+        if is_quoted { write!(self.out, "{name}={value:?}") } else { write!(self.out, "{name}={value}") }
+    }
+}
+
+impl Visit for Visitor<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.result = self.result.and_then(|()| self.write(field, value, true));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = format!("{value:?}");
+        let is_plain = |c: char| !c.is_whitespace() && !breaks_lines(c) && !matches!(c, '"' | '=');
+        let is_quoted = text.is_empty() || !text.chars().all(is_plain);
+        self.result = self.result.and_then(|()| self.write(field, &text, is_quoted));
+    }
+}
+
+/// Text in which nothing ends a line or steers a terminal.
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| match c {
+            c if breaks_lines(c) => write!(f, "{}", c.escape_default()),
+            c => f.write_char(c),
+        })
+    }
+}
+
+/// Control characters, and what Unicode takes for the end of a line.
+fn breaks_lines(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is logged meanwhile, in text.
+    fn logged(log: impl FnOnce()) -> String {
+        #[derive(Clone, Default)]
+        struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+        impl io::Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().expect("no panic").extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let lines = Lines::default();
+        let out = lines.clone();
+        let subscriber = tracing_subscriber::fmt().without_time().with_target(false).with_ansi(false);
+        let subscriber = subscriber.with_writer(move || out.clone()).fmt_fields(Pairs).finish();
+        tracing::subscriber::with_default(subscriber, log);
+        let bytes = lines.0.lock().expect("no panic").clone();
+        String::from_utf8(bytes).expect("text")
+    }
+
+    #[test]
+    fn no_value_ends_its_line_or_its_field() {
+        let evil = "a b=\"c\"\n ERROR x\u{1b}[31m\u{9b}\u{2028}\u{85}";
+        let quoted = "\"a b=\\\"c\\\"\\n ERROR x\\u{1b}[31m\\u{9b}\\u{2028}\\u{85}\"";
+        let line = logged(|| tracing::warn!(text = evil, shown = %evil, count = 3, word = %"plain", "told"));
+        assert_eq!(line, format!(" WARN told text={quoted} shown={quoted} count=3 word=plain\n"));
+        let line = logged(|| tracing::warn!("of {evil}"));
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert!(!line.trim_end().contains(|c: char| breaks_lines(c)), "{line:?}");
+        let line = logged(|| tracing::info!(backend = %"[::1]:80", none = Option::<u32>::None, empty = %"", "told"));
+        assert_eq!(line, " INFO told backend=[::1]:80 empty=\"\"\n");
+    }
 
     #[test]
     fn what_rust_log_cannot_mean_is_told() {

@@ -550,6 +550,14 @@ mod tests {
     }
 
     #[test]
+    fn every_usual_bucket_is_there() {
+        for usual in prometheus::DEFAULT_BUCKETS {
+            assert!(DURATION_BUCKETS.contains(usual), "{usual}");
+        }
+        assert!(DURATION_BUCKETS.is_sorted());
+    }
+
+    #[test]
     fn odd_codes_count_in_the_nearest_class() {
         let metrics = Metrics::new();
         let route = metrics.route("/", "app");

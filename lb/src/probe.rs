@@ -267,6 +267,7 @@ async fn catch_up(control: &Arc<Control>) {
         for pool in &snapshot.pools {
             pool.catch_up(Instant::now());
         }
+        control.catch_up(Instant::now());
     }
 }
 

@@ -61,7 +61,7 @@ async fn every_change_is_recorded_with_who_and_what() {
     assert_eq!((&algorithm["by"], &algorithm["version"]), (&json!("admin"), &first["version"]));
     assert!(algorithm["from"].as_str().is_some_and(|from| from.starts_with("127.0.0.1:")), "{algorithm}");
     assert!(algorithm["at"].as_str().is_some_and(|at| at.ends_with('Z')), "{algorithm}");
-    balancer.logs(&["pool app: algorithm ip-hash instead of weighted change=1", "by=admin from 127.0.0.1:"]).await;
+    balancer.logs(&["pool app: algorithm ip-hash instead of weighted change=1", "by=\"admin from 127.0.0.1:"]).await;
 }
 
 #[tokio::test]

@@ -688,3 +688,50 @@ async fn a_stray_line_behind_the_last_request_costs_no_byte_of_its_answer() {
     let reply = within("an answer", wire.try_reply("GET")).await.expect("a whole answer");
     assert_eq!((reply.status, reply.body.len()), (200, 3_000_000));
 }
+
+#[tokio::test]
+async fn a_refusal_comes_in_the_form_that_is_asked_for_with_the_requests_id() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]).app(|pool| pool.without_ejection().set("retries = 0"));
+    let balancer = Balancer::start(config.section("[access_log]\nfile = \"access.log\"")).await;
+    a.stop().await;
+    let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+    for (accept, kind) in [
+        (Some(browser), "text/html; charset=utf-8"),
+        (Some("application/json"), "application/problem+json"),
+        (Some("*/*"), "text/plain; charset=utf-8"),
+        (None, "text/plain; charset=utf-8"),
+    ] {
+        let ask = |method: &str| {
+            let request = Request::new(method, "/");
+            if let Some(accept) = accept { request.with("Accept", accept) } else { request }
+        };
+        let mut wire = balancer.connect().await;
+        let reply = wire.exchange(&ask("GET")).await;
+        assert_eq!((reply.status, reply.field("content-type")), (502, Some(kind)));
+        assert_eq!(reply.field("content-length"), Some(reply.body.len().to_string().as_str()));
+        let id = reply.field("x-request-id").expect("an id").to_owned();
+        let text = reply.text();
+        assert!(text.contains(&id) && text.contains("the backend refused the connection"), "{text}");
+        assert!(!text.contains(&a.address().to_string()) && !text.contains("127.0.0.1"), "{text}");
+        if kind.ends_with("json") {
+            let json = reply.json();
+            assert_eq!((&json["status"], &json["request_id"]), (&json!(502), &json!(id)), "{json}");
+        }
+        eventually("the access log has the id", async || {
+            std::fs::read_to_string(balancer.file("access.log")).is_ok_and(|log| log.contains(&id))
+        })
+        .await;
+        // Ids are of one length, so that a HEAD is told as many bytes.
+        let head = wire.exchange(&ask("HEAD")).await;
+        assert_eq!((head.status, head.field("content-type"), head.body.len()), (502, Some(kind), 0));
+        assert_eq!(head.field("content-length"), reply.field("content-length"));
+        assert_eq!(wire.exchange(&ask("GET")).await.status, 502, "the connection goes on");
+    }
+    // What is no request has an id, too.
+    let mut wire = balancer.connect().await;
+    wire.send("GET / HTTP/1.1\r\nAccept: text/html\r\nno colon\r\n\r\n").await;
+    let reply = wire.reply().await;
+    let id = reply.field("x-request-id").expect("an id");
+    assert!(reply.status == 400 && reply.text().contains(id), "{}", reply.text());
+}

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tests::http2::{self, Http2};
 use tests::origin::sha256;
 use tests::wire::{Fields, chunked};
-use tests::{Balancer, Config, End, Origin, Pool, Request, Step, WebSocket, Wire, eventually, response, within};
+use tests::{Balancer, Config, End, Link, Origin, Pool, Request, Step, WebSocket, Wire, eventually, response, within};
 use tokio::io::AsyncReadExt;
 
 const TRUSTING: &str = "trusted_proxies = [\"127.0.0.1/32\"]";
@@ -185,19 +185,95 @@ async fn fields_of_the_connection_stay_on_the_connection() {
 }
 
 #[tokio::test]
-async fn every_request_has_an_id_the_clients_own_if_it_is_sound() {
+async fn every_request_has_an_id_and_a_trusted_proxys_own_is_kept() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
+    // A response's own is replaced, not joined by another.
+    a.answer_with(response(200, &[("X-Request-Id", "the-backends")], "body"));
     let mut made = std::collections::BTreeSet::new();
     for _ in 0..10 {
-        balancer.get("/").await;
+        let reply = balancer.get("/").await;
         let id = a.last_request().field("x-request-id").expect("an id").to_owned();
+        assert_eq!(reply.fields.all("x-request-id"), [&id], "the client is told the same");
         assert!(id.len() >= 16 && id.bytes().all(|b| b.is_ascii_graphic()), "{id}");
         made.insert(id);
     }
     assert_eq!(made.len(), 10, "each its own");
-    balancer.send(&Request::get("/").with("X-Request-Id", "7f3a-client")).await;
+    let own = Request::get("/").with("X-Request-Id", "7f3a-client");
+    balancer.send(&own).await;
+    assert_ne!(a.last_request().field("x-request-id"), Some("7f3a-client"), "anybody could say so");
+    let balancer = Balancer::start(Config::of([&a]).server(TRUSTING)).await;
+    let reply = balancer.send(&own).await;
     assert_eq!(a.last_request().field("x-request-id"), Some("7f3a-client"));
+    assert_eq!(reply.field("x-request-id"), Some("7f3a-client"));
+
+    let named = format!("{TRUSTING}\nrequest_id = \"X-Trace\"");
+    let balancer = Balancer::start(Config::of([&a]).server(&named)).await;
+    let reply = balancer.send(&own.clone().with("X-Trace", "traced")).await;
+    assert_eq!((reply.field("x-trace"), reply.field("x-request-id")), (Some("traced"), Some("the-backends")));
+    let seen = a.last_request();
+    assert_eq!((seen.field("x-trace"), seen.field("x-request-id")), (Some("traced"), Some("7f3a-client")));
+    let balancer = Balancer::start(Config::of([&a]).server("request_id = \"\"")).await;
+    let reply = balancer.get("/").await;
+    assert_eq!((reply.field("x-request-id"), a.last_request().field("x-request-id")), (Some("the-backends"), None));
+}
+
+#[tokio::test]
+async fn a_websocket_is_told_its_id_too_and_one_with_a_cookie() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.sticky(""))).await;
+    let mut wire = balancer.connect().await;
+    let upgrade = Request::get("/socket")
+        .with("Connection", "Upgrade")
+        .with("Upgrade", "websocket")
+        .with("Sec-WebSocket-Version", "13")
+        .with("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+    wire.send(upgrade.to_bytes()).await;
+    let reply = wire.reply_head().await;
+    assert_eq!((reply.status, reply.fields.all("x-request-id").len()), (101, 1));
+    assert!(reply.field("set-cookie").is_some());
+    let reply = balancer.get("/").await;
+    assert_eq!((reply.fields.all("x-request-id").len(), reply.fields.all("set-cookie").len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_request_that_comes_back_is_answered_508_at_once() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let others = ["one.example; v=\"a,b\"", "evenkeel-0123456789abcdef"];
+    let request = Request::get("/").with("CDN-Loop", others[0]).with("CDN-Loop", others[1]);
+    assert_eq!(balancer.send(&request).await.status, 200);
+    let fields = a.last_request().fields.all("cdn-loop").iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert!(fields.len() == 3 && fields[..2] == others && fields[2].starts_with("evenkeel-"), "{fields:?}");
+    assert_ne!(fields[2], others[1]);
+    // Whatever else is on the list, and over whichever connection.
+    for list in [fields[2].clone(), format!("x, {};y=z", fields[2])] {
+        let reply = balancer.send(&Request::get("/").with("CDN-Loop", &list)).await;
+        assert_eq!((reply.status, a.heads()), (508, 1), "{list}: {}", reply.text());
+    }
+    let stripped = Request::get("/").with("Connection", "CDN-Loop").with("CDN-Loop", &fields[2]);
+    assert_eq!(balancer.send(&stripped).await.status, 400, "nobody takes it away");
+
+    // A pool that leads back here by another address: one round, no storm.
+    let mut looping = Balancer::prepare(&Config::of([&b]));
+    let link = Link::to(looping.address());
+    looping.configure(
+        &Config::default().pool(Pool::empty("app").backend(&link.address().to_string(), "")).route("", "/", "app"),
+    );
+    looping.launch();
+    looping.ready().await;
+    assert_eq!(looping.get("/").await.status, 508);
+    let metrics = looping.metrics().await;
+    assert_eq!(metrics.sum("evenkeel_refusals_total", &[("reason", "loop")]), 1.0);
+    assert_eq!(metrics.sum("evenkeel_backend_attempts_total", &[]), 1.0);
+    looping.logs(&["WARN a request came back to this balancer: one of its backends leads here host="]).await;
+
+    // Two tiers are no loop.
+    let inner = Balancer::start(Config::of([&b])).await;
+    let tier = Pool::empty("app").backend(&inner.address().to_string(), "");
+    let outer = Balancer::start(Config::default().pool(tier).route("", "/", "app")).await;
+    assert_eq!(outer.get("/").await.origin(), "b");
+    assert_eq!(b.last_request().fields.all("cdn-loop").len(), 2);
 }
 
 #[tokio::test]

@@ -509,7 +509,7 @@ async fn with_too_few_usable_backends_the_pool_panics_and_says_so() {
     balancer.logs(&["INFO the panic is over: health counts again pool=app"]).await;
     let begun = balancer.log().matches("WARN panic: too few backends are usable").count();
     assert_eq!(begun, 1, "said once: {}", balancer.log());
-    let found = format!("pool=app backend={0} address={0} health=\"unhealthy\" reason=status 503", a.address());
+    let found = format!("pool=app backend={0} address={0} health=\"unhealthy\" reason=\"status 503\"", a.address());
     balancer.logs(&[&found]).await;
     assert!(!balancer.log().contains("reason=\"\""), "a backend that is well has none: {}", balancer.log());
     assert_eq!(balancer.origins_of(4).await.concat(), "bbbb");

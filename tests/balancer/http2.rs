@@ -680,3 +680,21 @@ async fn read_in_sips(balancer: &Balancer, count: u32, size: usize) {
     within("all of it", reading).await;
     assert!(came >= count as usize * size, "{came} of {count} * {size} bytes came in {:?}", begun.elapsed());
 }
+
+#[tokio::test]
+async fn refusals_are_told_as_over_http_1() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a])).await;
+    a.stop().await;
+    let mut client = Http2::connect(balancer.address()).await;
+    for (accept, kind) in [("text/html", "text/html; charset=utf-8"), ("application/json", "application/problem+json")]
+    {
+        for method in ["GET", "HEAD"] {
+            let (answer, _) = client.begin(request(method, "/", &[("accept", accept)]), true).await;
+            let reply = reply(answer).await.expect("a response");
+            assert_eq!((reply.status, reply.field("content-type")), (502, Some(kind)), "{method}");
+            let id = reply.field("x-request-id").expect("an id");
+            assert_eq!(reply.text().contains(id), method == "GET", "{}", reply.text());
+        }
+    }
+}

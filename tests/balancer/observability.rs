@@ -538,3 +538,30 @@ async fn every_status_is_counted_by_itself_when_that_is_wanted_and_a_reload_deci
         eventually("it is counted", async || counted(status).await == count).await;
     }
 }
+
+// With everything logged that there is, whatever clients send.
+#[tokio::test]
+async fn nothing_that_a_client_sends_ends_a_line_of_the_log_or_makes_one() {
+    let a = Origin::start("a").await;
+    let log = "[access_log]\nfile = \"access.log\"\nformat = \"combined\"";
+    let mut balancer = Balancer::prepare(&Config::of([&a]).section(log).listener(&tests::http2::tls()));
+    balancer.environment = vec![("RUST_LOG".to_owned(), "trace".to_owned())];
+    balancer.launch();
+    balancer.ready().await;
+    let evil = "x\u{85}\u{9b}31m\u{2028}2026-01-01T00:00:00Z ERROR forged pool=app\t\"";
+    let mut client = tests::http2::Http2::connect(balancer.address()).await;
+    let fields = [("user-agent", evil), ("x-request-id", evil), ("cdn-loop", evil), ("accept", evil), ("x-any", evil)];
+    let (response, _) = client.begin(tests::http2::request("GET", "/%0a%0dERROR", &fields), true).await;
+    assert_eq!(tests::http2::reply(response).await.expect("a response").status, 200);
+    lines(&balancer, "access.log", 1).await;
+    balancer.stop().await;
+    let access_log = std::fs::read_to_string(balancer.file("access.log")).expect("a file");
+    for line in balancer.log().lines() {
+        let is_stamped = line.split('T').next().is_some_and(|day| day.len() == 10 && day.starts_with("20"));
+        assert!(is_stamped && !line.starts_with("2026-01-01T00:00:00Z"), "{line:?}");
+    }
+    for text in [balancer.log(), access_log] {
+        let breaks = |c: char| c != '\n' && (c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'));
+        assert!(!text.contains(breaks), "{:?}", text.chars().find(|c| breaks(*c)));
+    }
+}

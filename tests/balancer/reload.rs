@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::http2::{Http2, request, tls};
-use tests::{Balancer, Config, End, Origin, Port, Request, Step, WebSocket, Wire, eventually, response, within};
+use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Step, WebSocket, Wire, eventually, response, within};
 
 /// Has these lines in `[[listener]]` from now on, whatever was there before.
 async fn reload(balancer: &Balancer, a: &Origin, listener: &str) {
@@ -454,6 +454,31 @@ async fn tls_comes_and_goes_and_a_renewed_certificate_is_read() {
     let mut plain = served(&balancer).await;
     balancer.configure(&config.clone().listener("tls = { certificate = \"cert.pem\", key = \"key.pem\" }"));
     take_up(&mut balancer, By::Signal).await;
+    // Which file, for whom, until when.
+    let told = |names: &str, until: &str| {
+        let file = balancer.file("cert.pem").display().to_string();
+        format!("listener {}: certificate {file} for {names}, valid until {until}", balancer.address())
+    };
+    let first = told("localhost", "2126-10-28");
+    balancer.logs(&[&first]).await;
+    assert_eq!(
+        balancer.change("POST", "/admin/reload", None).await["changes"],
+        json!([]),
+        "nothing is other than before"
+    );
+    let other = concat!(env!("CARGO_MANIFEST_DIR"), "/balancer/check/tls");
+    std::fs::copy(format!("{other}/fullchain.pem"), balancer.file("cert.pem")).expect("a writable directory");
+    std::fs::copy(format!("{other}/key.pem"), balancer.file("key.pem")).expect("a writable directory");
+    let renewed = balancer.change("POST", "/admin/reload", None).await["changes"].clone();
+    let [renewed] = renewed.as_array().expect("a list").as_slice() else { panic!("{renewed}") };
+    assert!(
+        renewed.as_str().is_some_and(|text| text.starts_with(&told("shop.example, *.shop.example", ""))),
+        "{renewed}"
+    );
+    for file in ["cert.pem", "key.pem"] {
+        std::fs::copy(format!("{data}/{file}"), balancer.file(file)).expect("a writable directory");
+    }
+    assert_eq!(balancer.change("POST", "/admin/reload", None).await["changes"], json!([first]));
     assert_eq!(Http2::connect(balancer.address()).await.get("/").await.status, 200);
     assert_eq!(plain.exchange(&Request::get("/")).await.status, 200, "what is connected stays as it is");
     // Something that is no certificate loses nothing.
@@ -544,4 +569,38 @@ async fn limits_of_a_responses_head_change() {
             "{limit}"
         );
     }
+}
+
+// The later of two reloads at once could put the older file in force.
+#[tokio::test]
+async fn of_two_reloads_at_once_the_second_reads_when_the_first_is_over() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    // Reading a pipe waits until somebody writes it.
+    let file = balancer.config_file();
+    std::fs::remove_file(&file).expect("the file is there");
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().expect("a program of every system").success());
+    let reloads = [0; 3].map(|_| Box::pin(balancer.admin("POST", "/admin/reload", None)));
+    // One reads, one waits, and there is nothing for a third to do.
+    let (third, _, rest) = within("the third", futures_util::future::select_all(reloads)).await;
+    assert_eq!(third.status, 503, "{}", third.text());
+    let version = balancer.version().await;
+    let writing = async {
+        for (round, weight) in [(1, 2), (2, 3)] {
+            let config = Config::default().pool(Pool::empty("app").weighted(&a, weight)).route("", "/", "app");
+            let text = config.text(balancer.address(), balancer.admin_address());
+            let file = file.clone();
+            let writing = tokio::task::spawn_blocking(move || std::fs::write(file, text));
+            within("the file is read", writing).await.expect("no panic").expect("somebody reads");
+            eventually("it is taken up", async || balancer.version().await == version + round).await;
+            assert_eq!(balancer.backend(&a).await["weight"], weight);
+        }
+    };
+    let (replies, ()) = tokio::join!(futures_util::future::join_all(rest), writing);
+    assert!(replies.iter().all(|reply| reply.status == 200), "{replies:?}");
+    assert_eq!(balancer.backend(&a).await["weight"], 3, "the newer file");
+    let changes = balancer.change("GET", "/admin/changes", None).await;
+    let texts = changes["changes"].as_array().expect("a list").iter().map(|change| change["reloaded"][0].to_string());
+    let texts: Vec<_> = texts.collect();
+    assert!(texts[0].contains("weight 3 instead of 2") && texts[1].contains("weight 2 instead of 1"), "{texts:?}");
 }

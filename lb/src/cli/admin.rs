@@ -249,7 +249,7 @@ impl Client {
     }
 
     pub fn reload(&self, dry_run: bool) -> Result<Reloaded> {
-        self.change(Method::POST, "/admin/reload", None, How { dry_run, force: false })
+        self.change(Method::POST, "/admin/reload", None, How { dry_run, ..How::default() })
     }
 
     /// The word that a balancer ready for traffic says.

@@ -184,6 +184,7 @@ impl<'t> Reader<'t> {
         let families = [("x-forwarded", ForwardedBy::XForwarded), ("forwarded", ForwardedBy::Forwarded)];
         let forwarded_by = self.value(section, "forwarded_by", values::choice(&families));
         let via = self.value(section, "via", values::token);
+        let request_id = self.value(section, "request_id", values::request_id_field);
         let max_connections = self.value(section, "max_connections", values::whole(0, 10_000_000));
         let idle_connections = self.value(section, "idle_connections", values::whole(0, 1_000_000));
         Some(ServerConfig {
@@ -196,6 +197,7 @@ impl<'t> Reader<'t> {
             trusted_proxies: trusted_proxies?,
             forwarded_by: forwarded_by?,
             via: via?,
+            request_id: request_id?,
             max_connections: max_connections.map(NonZero::new)?,
             idle_connections: idle_connections?,
         })

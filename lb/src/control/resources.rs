@@ -13,6 +13,8 @@ pub trait Resources: Send + Sync {
 
 /// What was got. Nothing that could fail is left to do.
 pub struct Obtained {
+    /// What is other than before and no setting tells, such as a certificate whose file has another content.
+    pub changes: Vec<String>,
     /// What was asked for and cannot be had in full.
     pub warnings: Vec<String>,
     /// Takes it up, and gives up what is not wanted any more. To be called once the configuration is in force.

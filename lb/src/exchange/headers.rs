@@ -559,7 +559,11 @@ mod tests {
 
     #[test]
     fn request_ids_are_kept_when_harmless_and_made_otherwise() {
-        assert_eq!(request_id(Some(b"abc-123")), "abc-123");
+        // As the application has it.
+        let longest = "x".repeat(128);
+        for id in ["0af7651916cd43dd", "1", "Root=1-67891233:a/b+c@d_e.f", &longest] {
+            assert_eq!(request_id(Some(id.as_bytes())), id);
+        }
         let long = [b'a'; 129];
         for bad in [None, Some(&b""[..]), Some(b"a b"), Some(b"a\"b"), Some(b"\xff"), Some(&long)] {
             let id = request_id(bad);

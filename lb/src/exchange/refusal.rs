@@ -36,12 +36,38 @@ pub enum Refusal {
     Failed(Failure),
     #[error("this is as far as the request was to go")]
     LastHop,
+    #[error("the request has come through this balancer before")]
+    Loop,
     #[error("the balancer failed")]
     Internal,
 }
 
+/// In which form a refusal is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    Text,
+    Html,
+    /// RFC 9457.
+    Json,
+}
+
+/// To whom a refusal is told, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Page<'a> {
+    pub form: Form,
+    /// Of letters, digits and `-_.:/+=@`; empty: there is none.
+    pub request_id: &'a str,
+    /// The field that tells the id; empty: none does.
+    pub id_field: &'a str,
+    pub is_head: bool,
+    /// The client has to be told that its connection stays.
+    pub is_http10: bool,
+    pub keeps_connection: bool,
+}
+
 impl Refusal {
-    const OWN: [Self; 13] = [
+    const OWN: [Self; 14] = [
+        Self::Loop,
         Self::LastHop,
         Self::Malformed,
         Self::NoRoute,
@@ -78,6 +104,7 @@ impl Refusal {
             Self::NoBackend => 503,
             Self::Failed(failure) => failure.verdict().status,
             Self::Version => 505,
+            Self::Loop => 508,
         }
     }
 
@@ -95,6 +122,7 @@ impl Refusal {
             Self::FieldsTooLarge => "fields-too-large",
             Self::NotImplemented => "not-implemented",
             Self::Version => "version",
+            Self::Loop => "loop",
             Self::Internal => "internal",
             Self::NoBackend => "no-backend",
             Self::Failed(failure) => failure.word(),
@@ -108,7 +136,7 @@ impl Refusal {
 
     /// Whether the connection can carry another request: not when what follows on it is in doubt.
     pub fn keeps_connection(self) -> bool {
-        matches!(self, Self::LastHop | Self::NoRoute | Self::NoBackend | Self::Failed(_))
+        matches!(self, Self::LastHop | Self::NoRoute | Self::NoBackend | Self::Loop | Self::Failed(_))
     }
 
     /// The methods that are served, for the answers that must or may name them.
@@ -116,14 +144,13 @@ impl Refusal {
         matches!(self, Self::Method | Self::LastHop).then_some("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH")
     }
 
-    /// Appends the whole answer as an HTTP/1.1 message. `is_http10`: the client has to be told that its connection
-    /// stays.
-    pub fn write(self, request_id: &str, keeps_connection: bool, is_http10: bool, is_head: bool, out: &mut Vec<u8>) {
-        let body = self.body();
+    /// Appends the whole answer as an HTTP/1.1 message; how many bytes of it are content.
+    pub fn write(self, page: &Page<'_>, out: &mut Vec<u8>) -> u64 {
+        let body = self.body(page.form, page.request_id);
         let mut head = format!(
-            "HTTP/1.1 {}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
-             Date: {}\r\n",
+            "HTTP/1.1 {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\nDate: {}\r\n",
             Title(self.status()),
+            page.form.media_type(),
             body.len(),
             String::from_utf8_lossy(&date::now()),
         );
@@ -131,8 +158,8 @@ impl Refusal {
             // Writing to a string does not fail.
             let _ = write!(head, "{name}: {value}\r\n");
         };
-        if !request_id.is_empty() {
-            field("X-Request-Id", &request_id);
+        if !page.request_id.is_empty() && !page.id_field.is_empty() {
+            field(page.id_field, &page.request_id);
         }
         if let Some(seconds) = self.retry_after() {
             field("Retry-After", &seconds);
@@ -140,22 +167,77 @@ impl Refusal {
         if let Some(methods) = self.allow() {
             field("Allow", &methods);
         }
-        match (keeps_connection, is_http10) {
+        match (page.keeps_connection, page.is_http10) {
             (false, _) => field("Connection", &"close"),
             (true, true) => field("Connection", &"keep-alive"),
             (true, false) => {}
         }
         out.extend_from_slice(head.as_bytes());
         out.extend_from_slice(b"\r\n");
-        if !is_head {
-            out.extend_from_slice(body.as_bytes());
+        if page.is_head {
+            return 0;
         }
+        out.extend_from_slice(body.as_bytes());
+        body.len() as u64
     }
 
-    /// The answer's body, as `text/plain`.
-    pub fn body(self) -> String {
-        format!("{}: {self}.\n", Title(self.status()))
+    /// The answer's content. Nothing in it is the client's but the request's id, which needs no escaping in any form.
+    fn body(self, form: Form, request_id: &str) -> String {
+        let (title, status, reason) = (Title(self.status()), self.status(), self.reason());
+        match form {
+            Form::Text if request_id.is_empty() => format!("{title}: {self}.\n"),
+            Form::Text => format!("{title}: {self}.\nRequest id: {request_id}\n"),
+            Form::Html => format!(
+                "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{title}</title>\n\
+                 <h1>{title}</h1>\n<p>{self}.</p>\n<p>Request id: <code>{request_id}</code></p>\n</html>\n"
+            ),
+            Form::Json => format!(
+                "{{\"type\":\"about:blank\",\"title\":\"{}\",\"status\":{status},\"detail\":\"{self}\",\
+                 \"reason\":\"{reason}\",\"request_id\":\"{request_id}\"}}\n",
+                title.name(),
+            ),
+        }
     }
+}
+
+impl Form {
+    /// What is asked for by these values of `Accept` (RFC 9110 §12.5.1). HTML and JSON have to be named: whoever takes
+    /// anything gets text.
+    pub fn asked<'a>(accept: impl Iterator<Item = &'a [u8]>) -> Self {
+        // Weight in thousandths, and whether the form is named; the first of equals stays.
+        let mut best = ((0, false), Self::Text);
+        for range in accept.flat_map(|list| list.split(|&byte| byte == b',')) {
+            let mut parts = range.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
+            let media = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let (form, is_named) = match media.as_slice() {
+                b"text/html" | b"application/xhtml+xml" => (Self::Html, true),
+                b"application/json" | b"application/problem+json" => (Self::Json, true),
+                b"text/plain" => (Self::Text, true),
+                b"*/*" | b"text/*" => (Self::Text, false),
+                _ => continue,
+            };
+            let weight = parts.find_map(|part| part.strip_prefix(b"q=").or_else(|| part.strip_prefix(b"Q=")));
+            let weight = weight.map_or(Some(1000), thousandths).unwrap_or(0);
+            if weight > 0 && (weight, is_named) > best.0 {
+                best = ((weight, is_named), form);
+            }
+        }
+        best.1
+    }
+
+    const fn media_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; charset=utf-8",
+            Self::Html => "text/html; charset=utf-8",
+            Self::Json => "application/problem+json",
+        }
+    }
+}
+
+/// A weight (RFC 9110 §12.4.2) of up to three decimals.
+fn thousandths(weight: &[u8]) -> Option<u32> {
+    let weight: f64 = std::str::from_utf8(weight).ok()?.parse().ok()?;
+    (0.0..=1.0).contains(&weight).then_some((weight * 1000.0) as u32)
 }
 
 impl Failure {
@@ -174,10 +256,15 @@ impl Failure {
 /// A status code with its name.
 struct Title(u16);
 
+impl Title {
+    fn name(&self) -> &'static str {
+        http::StatusCode::from_u16(self.0).ok().and_then(|code| code.canonical_reason()).unwrap_or_default()
+    }
+}
+
 impl fmt::Display for Title {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = http::StatusCode::from_u16(self.0).ok().and_then(|code| code.canonical_reason());
-        write!(f, "{} {}", self.0, name.unwrap_or_default())
+        write!(f, "{} {}", self.0, self.name())
     }
 }
 
@@ -186,8 +273,47 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bodies_name_the_status_and_the_cause() {
-        assert_eq!(Refusal::NoBackend.body(), "503 Service Unavailable: no backend can serve this request now.\n");
+    fn bodies_name_the_status_the_cause_and_the_request() {
+        let text = "503 Service Unavailable: no backend can serve this request now.\n";
+        assert_eq!(Refusal::NoBackend.body(Form::Text, ""), text);
+        assert_eq!(Refusal::NoBackend.body(Form::Text, "abc"), format!("{text}Request id: abc\n"));
+        for refusal in Refusal::all() {
+            let json: serde_json::Value = serde_json::from_str(&refusal.body(Form::Json, "a-b.c")).expect("JSON");
+            assert_eq!((&json["status"], &json["request_id"]), (&refusal.status().into(), &"a-b.c".into()), "{json}");
+            assert_eq!((&json["detail"], &json["reason"]), (&refusal.to_string().into(), &refusal.reason().into()));
+            let html = refusal.body(Form::Html, "a-b.c");
+            assert!(html.contains(&format!("<p>{refusal}.</p>")) && html.contains("<code>a-b.c</code>"), "{html}");
+            assert!(!refusal.to_string().contains(['<', '>', '&', '"', '\\']), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn the_form_is_the_one_that_is_asked_for() {
+        use Form::{Html, Json, Text};
+        for (accept, form) in [
+            (&[][..], Text),
+            (&["*/*"], Text),
+            (&[""], Text),
+            (&["text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"], Html),
+            (&["application/json, text/plain, */*"], Json),
+            (&["application/json, text/javascript, */*; q=0.01"], Json),
+            (&["text/plain, application/json"], Text),
+            (&["*/*, application/json"], Json),
+            (&["application/problem+json"], Json),
+            (&["TEXT/HTML; level=1"], Html),
+            (&["text/html;q=0.5, application/json;q=0.9"], Json),
+            (&["text/html;q=0.5", "application/json"], Json),
+            (&["text/html;q=0.5, */*"], Text),
+            (&["text/html;q=0, */*;q=0.1"], Text),
+            (&["text/html;q=x"], Text),
+            (&["text/html;q=7"], Text),
+            (&["image/png"], Text),
+            (&["text/*"], Text),
+            (&["text/html\u{e4}"], Text),
+            (&[",;q=1,,text/html"], Html),
+        ] {
+            assert_eq!(Form::asked(accept.iter().map(|value| value.as_bytes())), form, "{accept:?}");
+        }
     }
 
     #[test]

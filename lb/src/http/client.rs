@@ -28,7 +28,7 @@ use crate::clock::{self, sleep, timeout};
 use crate::config::ListenerSettings;
 use crate::date;
 use crate::exchange::headers::Peer;
-use crate::exchange::refusal::Refusal;
+use crate::exchange::refusal::{Form, Page, Refusal};
 use crate::exchange::{Answer, Event, Exchange, Moment, Outcome, Step};
 use crate::failure::{Failed, Failure};
 use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, ResponsePlan};
@@ -241,7 +241,10 @@ async fn requests(
                 request.carry(client, timer, work, head, now).await
             }
             Ok(None) => return Fate::Close,
-            Err(refusal) => request.refuse(client, timer, work, refusal, false).await,
+            Err(refusal) => {
+                request.told.name_request(engine, &mut work.text);
+                request.refuse(client, timer, work, refusal, false).await
+            }
         };
         if ended.fate != Fate::Idle {
             return ended.fate;
@@ -344,11 +347,17 @@ impl Request<'_> {
     }
 
     fn write_refusal(&self, transfer: &mut Transfer<'_>, refusal: Refusal, may_keep: bool) {
-        transfer.refuse(may_keep && refusal.keeps_connection(), |work, keeps| {
-            let request_id = work.text.get(self.told.request_id.clone()).unwrap_or_default();
-            let is_head = work.request.method() == Method::Head;
-            refusal.write(request_id, keeps, work.request.version() == Version::Http10, is_head, &mut work.to_client);
-            if is_head { 0 } else { refusal.body().len() as u64 }
+        transfer.refuse(may_keep && refusal.keeps_connection(), |work, keeps_connection| {
+            let Work { request, from_client, text, to_client, .. } = work;
+            let page = Page {
+                form: Form::asked(request.fields().named(from_client, b"accept")),
+                request_id: text.get(self.told.request_id.clone()).unwrap_or_default(),
+                id_field: self.told.id_field.as_str(),
+                is_head: request.method() == Method::Head,
+                is_http10: request.version() == Version::Http10,
+                keeps_connection,
+            };
+            refusal.write(&page, to_client)
         });
     }
 
@@ -459,20 +468,20 @@ impl Driver<'_> {
         let work = &mut *self.transfer.work;
         let wants_websocket = request::asks_for_websocket(work);
         work.to_backend.clear();
-        request::write_head(work, &self.request.told, wants_websocket);
+        request::write_head(work, &self.request.told, self.request.engine.control.loop_id(), wants_websocket);
         Ok(self.transfer.open(upstream, plan)?)
     }
 
     /// Sends the answer whose head has come.
     fn pass(&mut self) -> Result<(), Failure> {
-        let (engine, exchange) = (self.request.engine, &self.exchange);
+        let (request, exchange) = (self.request, &self.exchange);
         if self.transfer.response().status() == 101 {
             self.transfer.switch(|work, body| {
-                write_head(engine, work, body, exchange, true);
+                write_head(request, work, body, exchange, true);
             });
             return Ok(());
         }
-        self.transfer.pass(|work, body| write_head(engine, work, body, exchange, false))
+        self.transfer.pass(|work, body| write_head(request, work, body, exchange, false))
     }
 
     fn failed(&mut self, failed: impl Into<Failed>) -> Event {
@@ -512,16 +521,19 @@ fn fate(ending: Ending) -> Fate {
     }
 }
 
+/// Fills a place in a list of changes.
+const NOTHING: Change<'_> = Change { name: FieldName::known(Name::SetCookie), edit: Edit::Remove };
+
 /// Writes the head for the client; how the content goes to it, and whether its connection stays.
 fn write_head(
-    engine: &Engine,
+    of: &Request<'_>,
     work: &mut Work,
     body: &Content,
     exchange: &Exchange,
     switches: bool,
 ) -> (ResponseBody, bool) {
-    let Work { request, response, from_backend, to_client, .. } = work;
-    let keeps = request.keeps_alive() && body.is_done() && engine.keeps_clients();
+    let Work { request, response, from_backend, to_client, text, .. } = work;
+    let keeps = request.keeps_alive() && body.is_done() && of.engine.keeps_clients();
     let persistence = match (switches, keeps) {
         (true, _) => Persistence::WebSocket,
         (false, true) => Persistence::KeepAlive,
@@ -529,8 +541,11 @@ fn write_head(
     };
     let cookie = exchange.set_cookie();
     let cookie = cookie.as_ref().and_then(|cookie| FieldValue::new(cookie.as_bytes()));
-    let changes = cookie.map(|cookie| [Change { name: FieldName::known(Name::SetCookie), edit: Edit::Add(cookie) }]);
-    let changes = changes.as_ref().map_or(&[][..], |changes| &changes[..]);
+    let cookie = cookie.map(|cookie| Change { name: FieldName::known(Name::SetCookie), edit: Edit::Add(cookie) });
+    let id = of.told.request_id_change(&*text);
+    let changes = [id.or(cookie), cookie.filter(|_| id.is_some())];
+    let changes = changes.map(|change| change.unwrap_or(NOTHING));
+    let changes = &changes[..usize::from(id.is_some()) + usize::from(cookie.is_some())];
     let date = response.fields().value(from_backend, Name::Date).is_none().then(date::now);
     let mut plan = ResponsePlan::new(response, request.version(), persistence, changes);
     plan.date = date.as_ref().and_then(|date| FieldValue::new(date));

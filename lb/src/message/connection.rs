@@ -10,6 +10,7 @@ pub const MAX_OPTIONS: u8 = 32;
 /// is framed. A client naming them hopes that the backend sees another request than we did.
 const PROTECTED: NameSet = NameSet::of(&[
     Name::Authorization,
+    Name::CdnLoop,
     Name::ContentEncoding,
     Name::ContentLength,
     Name::ContentRange,

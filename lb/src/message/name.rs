@@ -28,6 +28,7 @@ names! {
     Age = "Age",
     Authorization = "Authorization",
     CacheControl = "Cache-Control",
+    CdnLoop = "CDN-Loop",
     Connection = "Connection",
     ContentEncoding = "Content-Encoding",
     ContentLength = "Content-Length",

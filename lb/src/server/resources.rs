@@ -58,6 +58,7 @@ impl Resources for Running {
         let (most, warning) = most_clients(&wanted.server, self.open_files);
         let most_idle = idle_for_each_thread(&wanted.server, most, self.threads);
         let this = self.clone();
+        let changes = listeners.certificates();
         let commit = move || {
             if let Some(access_log) = access_log {
                 this.access_log.switch(access_log);
@@ -66,7 +67,7 @@ impl Resources for Running {
             this.most_idle.store(most_idle, Ordering::Relaxed);
             this.listeners.commit(listeners);
         };
-        Ok(Obtained { warnings: warning.into_iter().collect(), commit: Box::new(commit) })
+        Ok(Obtained { changes, warnings: warning.into_iter().collect(), commit: Box::new(commit) })
     }
 }
 

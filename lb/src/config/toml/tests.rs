@@ -189,6 +189,16 @@ fn wrong_values_are_named_with_place_and_fix() {
         ),
         (
             "server",
+            "request_id = §\"Set-Cookie\"",
+            "server.request_id is \"Set-Cookie\": write the name of a field that means nothing else here, such as \"X-Request-Id\", or \"\"",
+        ),
+        (
+            "server",
+            "request_id = §\"X Id\"",
+            "server.request_id is \"X Id\": write the name of a field that means nothing else here, such as \"X-Request-Id\", or \"\"",
+        ),
+        (
+            "server",
             "trusted_proxies = §\"10.0.0.0/8\"",
             "server.trusted_proxies is \"10.0.0.0/8\": write an array, such as [\"10.0.0.0/8\"]",
         ),

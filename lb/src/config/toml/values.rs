@@ -9,6 +9,7 @@ use toml::de::DeValue;
 
 use super::reader::did_you_mean;
 use super::{Algorithm, HostPattern, PathPrefix, PoolName, StatusRanges, Weight};
+use crate::config::RequestIdField;
 use crate::config::backend::BackendAddress;
 use crate::message::ascii::is_token;
 
@@ -253,6 +254,11 @@ pub fn status_ranges(value: &DeValue<'_>) -> Read<StatusRanges> {
 }
 
 /// A token of RFC 6265.
+pub fn request_id_field(value: &DeValue<'_>) -> Read<RequestIdField> {
+    let error = || "the name of a field that means nothing else here, such as \"X-Request-Id\", or \"\"".to_owned();
+    value.as_str().and_then(RequestIdField::new).ok_or_else(error)
+}
+
 pub fn cookie_name(value: &DeValue<'_>) -> Read<String> {
     let is_token_byte = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     let is_name = |text: &&str| (1..=128).contains(&text.len()) && text.bytes().all(is_token_byte);

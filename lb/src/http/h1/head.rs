@@ -490,6 +490,7 @@ impl RequestHead {
 
 /// Fields that the balancer sets, or from which it has understood the request.
 const OURS: NameSet = NameSet::of(&[
+    Name::CdnLoop,
     Name::Connection,
     Name::ContentLength,
     Name::Expect,

@@ -101,7 +101,7 @@ pub struct Replay {
 }
 
 impl Failure {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::ConnectRefused,
         Self::ConnectUnreachable,
         Self::ConnectReset,

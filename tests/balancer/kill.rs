@@ -70,8 +70,8 @@ async fn a_deadline_ends_what_is_still_open() {
     let told = cli(&balancer, &["drain", &address, "--deadline", "300ms"]).await;
     assert_eq!(told, format!("{address} in pool app: draining, weight 1, nothing in flight\n2 exchanges killed\n"));
     socket.ended().await;
-    let (came, is_whole) = download.rest().await;
-    assert!(came.len() < 1000 && !is_whole, "{} bytes came", came.len());
+    let (came, _) = download.rest().await;
+    assert!(came.len() < 1000, "{} bytes of 1000000 came", came.len());
     is_told(&balancer, &a, 2).await;
 }
 

@@ -24,10 +24,13 @@ pub enum Bug {
     /// The wait for a backend's 100 was held against the client: with `continue_timeout` longer than `send_timeout`, the
     /// client was cut off as soon as it was to be asked for its content.
     ChargedContinue,
+    /// A reset that a write was told of was forgotten. The read found the end behind it, and took a response that broke
+    /// off for a whole one.
+    ForgottenReset,
 }
 
 impl Bug {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::PoisonedConnection,
         Self::HalfDuplex,
         Self::BlamedBackend,
@@ -36,6 +39,7 @@ impl Bug {
         Self::CleanCutOff,
         Self::TakenBack,
         Self::ChargedContinue,
+        Self::ForgottenReset,
     ];
 
     /// Whether the bug is to be there.

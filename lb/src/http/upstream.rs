@@ -31,6 +31,8 @@ pub struct H1 {
     is_reused: bool,
     /// Something has come since this request was begun.
     has_heard: bool,
+    /// A write was told of a reset, of which the system tells once: to a read it is the end.
+    is_reset: bool,
     /// The response allows another request behind it.
     pub keeps_alive: bool,
     /// Something came that belongs to no response.
@@ -57,7 +59,8 @@ impl Upstream {
     }
 
     fn new(socket: Io, server: Incarnation, is_reused: bool) -> Self {
-        Self::H1(H1 { socket, server, is_reused, has_heard: false, keeps_alive: false, has_surplus: false })
+        let [has_heard, is_reset, keeps_alive, has_surplus] = [false; 4];
+        Self::H1(H1 { socket, server, is_reused, has_heard, is_reset, keeps_alive, has_surplus })
     }
 
     /// Decides whether the connection may carry another request. Over HTTP/1.1 both messages have to be over: the
@@ -80,7 +83,7 @@ impl H1 {
     /// Appends what comes to `buffer`; how many bytes. An error tells how the connection was lost.
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<Result<usize, Failure>> {
         poll_read_buf(Pin::new(&mut self.socket), cx, buffer).map(|read| match read {
-            Ok(0) => Err(self.lost(Failure::Closed)),
+            Ok(0) => Err(self.lost(if self.is_reset { Failure::Reset } else { Failure::Closed })),
             Ok(count) => {
                 self.has_heard = true;
                 Ok(count)
@@ -92,7 +95,7 @@ impl H1 {
     /// Writes from one or the other, or both.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
         let socket = Pin::new(&mut self.socket);
-        match (first, second) {
+        let written = match (first, second) {
             (only, []) | ([], only) => socket.poll_write(cx, only),
             both => socket.poll_write_vectored(cx, &[IoSlice::new(both.0), IoSlice::new(both.1)]),
         }

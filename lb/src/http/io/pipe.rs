@@ -89,8 +89,10 @@ struct Direction {
     read: u64,
     written: u64,
     has_ended: bool,
-    /// The reader is told of a reset once it has read what was left.
+    /// The reader is told of a reset once it has read what was left, or when it writes.
     is_reset: bool,
+    /// It has been told. The system tells once: then it reads the end.
+    is_told: bool,
     /// Nobody will read.
     is_deaf: bool,
     reader: Option<Waker>,
@@ -223,7 +225,12 @@ impl Pipe {
         if possible == 0 {
             return match (incoming.unread() == 0, incoming.is_reset, incoming.has_ended) {
                 (false, ..) => Poll::Ready(Ok(0)),
-                (true, true, false) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                (true, true, false) if !incoming.is_told => {
+                    // The actors on the other side read and write apart, and would have to tell each other.
+                    incoming.is_told = self.side == 0;
+                    Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+                }
+                (true, true, false) => Poll::Ready(Ok(0)),
                 (true, _, true) => Poll::Ready(Ok(0)),
                 (true, false, false) => {
                     incoming.reader = Some(cx.waker().clone());
@@ -253,6 +260,7 @@ impl Pipe {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         if incoming.is_reset || outgoing.is_reset {
+            incoming.is_told |= self.side == 0;
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         if outgoing.is_deaf {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Step, Wire, eventually, http2, response, within};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 /// How long the backend reads nothing, before its answer and after it.
@@ -256,4 +256,111 @@ async fn any_number_of_interim_responses_passes_below_a_rate() {
     assert_eq!(balancer.get("/").await.status, 502);
     let reason = [("reason", "too-many-interim-responses")];
     eventually("it is counted", async || balancer.metrics().await.sum("evenkeel_refusals_total", &reason) == 1.0).await;
+}
+
+const BEGUN: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n";
+const ENDED: &[u8] = b"4\r\nlast\r\n0\r\n\r\n";
+/// Requests whose content does not come: it is held back, which the answer makes right, or has begun.
+const HELD_BACK: &str = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\nExpect: 100-continue\r\n\r\n";
+const UNFINISHED: &str = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n";
+
+// It was cut off once its client had owed the content for too long.
+#[tokio::test]
+async fn an_answer_outlasts_a_body_that_does_not_come() {
+    let a = Origin::start("a").await;
+    let pause = Step::Wait(Duration::from_secs(1));
+    a.at_head(move |_| vec![Step::Send(BEGUN.to_vec()), pause.clone(), Step::Send(ENDED.to_vec()), Step::Hang]);
+    let config = || Config::of([&a]).listener("body_timeout = \"200ms\"");
+    let balancer = Balancer::start(config()).await;
+    for request in [HELD_BACK, UNFINISHED] {
+        let mut wire = balancer.connect().await;
+        wire.send(request).await;
+        let reply = wire.reply().await;
+        assert_eq!((reply.text().as_str(), reply.end), ("firstlast", End::Complete), "{request:?}");
+    }
+    let balancer = Balancer::start(config().listener(&http2::tls())).await;
+    for fields in [&[("expect", "100-continue")][..], &[]] {
+        let mut client = http2::Http2::connect(balancer.address()).await;
+        let (answer, mut body) = client.begin(http2::request("POST", "/", fields), false).await;
+        if fields.is_empty() {
+            body.send_data("body".into(), false).expect("an open stream");
+        }
+        let reply = http2::reply(answer).await.expect("a response");
+        assert_eq!((reply.text().as_str(), reply.end), ("firstlast", End::Complete), "{fields:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_pauses_meanwhile_is_cut_off_as_any_other() {
+    let a = Origin::start("a").await;
+    a.at_head(|_| vec![Step::Send(BEGUN.to_vec()), Step::Hang]);
+    let pool = |pool: Pool| pool.set("read_timeout = \"200ms\"").without_ejection();
+    let config = Config::of([&a]).app(pool).listener("body_timeout = \"1h\"\nmin_rate = 0");
+    let balancer = Balancer::start(config).await;
+    // Where a backend waits for content in vain, its pause is the client's fault.
+    for (request, failures) in [(UNFINISHED, 0), (HELD_BACK, 1)] {
+        let mut wire = balancer.connect().await;
+        wire.send(request).await;
+        let reply = wire.reply().await;
+        assert_eq!((reply.text().as_str(), reply.end), ("first", End::CutOff), "{request:?}");
+        balancer.is_idle().await;
+        assert_eq!(balancer.backend(&a).await["failures"], failures, "{request:?}");
+    }
+}
+
+// The upload was held against the backend, though its client took nothing of the answer, or though it was answering.
+#[tokio::test]
+async fn an_upload_that_is_not_taken_cuts_no_answer_off() {
+    const LENGTH: usize = 24 * MEGABYTE;
+    let port = Port::reserve();
+    let listener = port.listen_with_small_buffers();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut wire = Wire::new(stream);
+                let request = wire.request_head().await?.expect("a request");
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
+                wire.stream.write_all(head.as_bytes()).await?;
+                for _ in 0..24 {
+                    if request.target == "/slow" {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    wire.stream.write_all(&vec![b'r'; MEGABYTE]).await?;
+                }
+                // It reads on, so that closing does not take the response back.
+                wire.stream.read_to_end(&mut Vec::new()).await
+            });
+        }
+    });
+    let pool = Pool::empty("app").backend(&port.address().to_string(), "").set("write_timeout = \"200ms\"");
+    let pool = pool.ejection("consecutive_failures = 1");
+    let listener = "max_body_bytes = 0\nmin_rate = 0";
+    let balancer = Balancer::start(Config::default().pool(pool).listener(listener)).await;
+    for (target, pause) in [("/slow", Duration::ZERO), ("/at-once", Duration::from_secs(1))] {
+        let wire = balancer.connect().await;
+        let (reader, mut writer) = wire.stream.into_split();
+        let head = format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {LENGTH}\r\n\r\n");
+        let upload = tokio::spawn(async move {
+            writer.write_all(head.as_bytes()).await?;
+            writer.write_all(&vec![b'x'; LENGTH]).await?;
+            io::Result::Ok(writer)
+        });
+        tokio::time::sleep(pause).await;
+        let reading = async {
+            let mut reader = BufReader::new(reader);
+            let (mut line, mut content) = (String::new(), vec![0; LENGTH]);
+            while line != "\r\n" {
+                line.clear();
+                reader.read_line(&mut line).await?;
+            }
+            reader.read_exact(&mut content).await?;
+            io::Result::Ok(content)
+        };
+        let content = within("a response", reading).await.unwrap_or_else(|error| panic!("{target}: {error}"));
+        assert!(content.iter().all(|byte| *byte == b'r'), "{target}");
+        upload.abort();
+    }
+    balancer.is_idle().await;
+    let backend = &balancer.pool().await["backends"][0];
+    assert_eq!((&backend["failures"], &backend["status"]), (&0.into(), &"healthy".into()));
 }

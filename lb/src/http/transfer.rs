@@ -357,8 +357,7 @@ impl<'a> Transfer<'a> {
             loop {
                 let turn = self.poll(cx);
                 if !matches!(turn, Turn::Blocked) || self.moved.is_anything() {
-                    self.count_waits(waits.take(), timer);
-                    self.download_waited = Duration::ZERO;
+                    self.count_moved(waits.take(), timer);
                 }
                 match turn {
                     Turn::Happened(happened) => return Poll::Ready(happened),

@@ -39,7 +39,8 @@ impl Transfer<'_> {
         Waits { upload, download: self.download_wait(upload) }
     }
 
-    /// What the upload waits for, and how much longer it may.
+    /// What the upload waits for, and how much longer it may. Once a response is passed on, it may for as long as that
+    /// goes on: the backend may not want the rest, and the client need not send what it held back.
     fn upload_wait(&mut self) -> Option<(Wait, Duration)> {
         let wait = match &self.upload {
             Upload::Holding => Wait::Content,
@@ -60,6 +61,7 @@ impl Transfer<'_> {
         }
         let rest = |limit: Duration| limit.saturating_sub(self.upload_waited);
         let limit = match (wait, &self.plan) {
+            _ if matches!(self.download, Download::Sending(_) | Download::Flushing) => Duration::MAX,
             (Wait::Backend(_), Some(plan)) => rest(plan.settings.write_timeout),
             (Wait::Continue, Some(plan)) => rest(plan.settings.continue_timeout),
             _ => self.body.pace.patience(rest(self.listener.body_timeout)),
@@ -73,7 +75,7 @@ impl Transfer<'_> {
     }
 
     /// What the download waits for besides, and how long it may. While the client owes content, a backend's silence is
-    /// the client's.
+    /// the client's fault.
     fn download_wait(&self, upload: Option<(Wait, Duration)>) -> Option<(Wait, Duration)> {
         let rest = |limit: Duration| limit.saturating_sub(self.download_waited);
         let client = || {
@@ -98,18 +100,42 @@ impl Transfer<'_> {
                 }
             }
             Download::Sending(Receiving { pipe: Some(pipe), .. }) if !pipe.is_empty() => client(),
-            Download::Sending(_) if matches!(upload, Some((Wait::Content | Wait::Continue, _))) => None,
-            Download::Sending(_) => Some((Wait::Backend(Failure::ResponseStalled), rest(settings.read_timeout))),
+            Download::Sending(_) => {
+                let is_clients = matches!(upload, Some((Wait::Content, _))) && !self.holds_content_back();
+                let failure = if is_clients { Failure::ClientTimeout } else { Failure::ResponseStalled };
+                Some((Wait::Backend(failure), rest(settings.read_timeout)))
+            }
             _ => None,
         }
     }
 
     /// Whether the client holds its content back until it is asked for it.
     fn awaits_continue(&self) -> bool {
-        matches!(self.download, Download::Waiting)
-            && self.work.request.expects_continue()
-            && self.body.is_untouched()
-            && !self.body.has_continued
+        matches!(self.download, Download::Waiting) && self.holds_content_back()
+    }
+
+    /// Whether the client was not asked for content that it sends only when asked.
+    fn holds_content_back(&self) -> bool {
+        self.work.request.expects_continue() && self.body.is_untouched() && !self.body.has_continued
+    }
+
+    /// Ends `waits`, after which something has moved.
+    pub(super) fn count_moved(&mut self, waits: Option<Waits>, timer: &Timer) {
+        if !self.only_drips() {
+            self.download_waited = Duration::ZERO;
+        } else if waits.is_some() {
+            self.download_waited += timer.waited();
+        }
+        self.count_waits(waits, timer);
+    }
+
+    /// Whether nothing moved but what a client that is too slow sends: by itself that keeps no response alive.
+    fn only_drips(&self) -> bool {
+        let Moved { from_backend, to_client, is_unfinished, .. } = self.moved;
+        let is_upload_alone = from_backend + to_client == 0 && !is_unfinished;
+        is_upload_alone
+            && matches!(self.download, Download::Sending(_))
+            && self.body.pace.patience(Duration::MAX).is_zero()
     }
 
     /// Holds the waits that are over against whoever was waited for.

@@ -25,6 +25,7 @@ pub enum Failure {
     StaleConnection,
     Closed,
     Reset,
+    ClosedDuringUpload,
     WriteTimeout,
     ResponseTimeout,
     NotHttp,
@@ -43,6 +44,7 @@ pub enum Failure {
     RequestMalformed,
     Shutdown,
     Killed,
+    Internal,
 }
 
 /// What follows from a failure.
@@ -67,7 +69,8 @@ pub enum Fault {
     Request,
     Backend,
     Balancer,
-    /// Both sides did as they may: a connection was closed and used at the same moment.
+    /// Both sides did as they may: a connection was closed and used at the same moment, or closed by a backend whose
+    /// patience with a slow client is shorter than ours.
     Nobody,
 }
 
@@ -101,7 +104,7 @@ pub struct Replay {
 }
 
 impl Failure {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::ConnectRefused,
         Self::ConnectUnreachable,
         Self::ConnectReset,
@@ -111,6 +114,7 @@ impl Failure {
         Self::StaleConnection,
         Self::Closed,
         Self::Reset,
+        Self::ClosedDuringUpload,
         Self::WriteTimeout,
         Self::ResponseTimeout,
         Self::NotHttp,
@@ -129,6 +133,7 @@ impl Failure {
         Self::RequestMalformed,
         Self::Shutdown,
         Self::Killed,
+        Self::Internal,
     ];
 
     pub const fn verdict(self) -> Verdict {
@@ -147,6 +152,8 @@ impl Failure {
             Self::StaleConnection => (Nobody, IfIdempotent, NO, 502, "stale-connection", "the backend closed the connection when the request was sent"),
             Self::Closed => (Backend, IfIdempotent, Counts, 502, "closed", "the backend closed the connection before its response"),
             Self::Reset => (Backend, IfIdempotent, Counts, 502, "reset", "the backend reset the connection before its response"),
+            // A backend may have a limit of its own on how long it waits for content that the client does not send.
+            Self::ClosedDuringUpload => (Nobody, IfIdempotent, NO, 502, "closed-during-upload", "the backend closed the connection while it waited for the client to send more"),
             Self::WriteTimeout => (Backend, IfIdempotent, IfSilent, 504, "write-timeout", "the backend did not take the request in time"),
             Self::ResponseTimeout => (Backend, IfIdempotent, IfSilent, 504, "response-timeout", "the backend did not respond in time"),
             Self::NotHttp => (Backend, IfIdempotent, Counts, 502, "not-http", "the backend does not speak HTTP/1.1"),
@@ -167,6 +174,7 @@ impl Failure {
             Self::RequestMalformed => (Client, Never, NO, 400, "malformed", "the request is malformed"),
             Self::Shutdown => (Balancer, Never, NO, 503, "shutdown", "the balancer stopped before the exchange was over"),
             Self::Killed => (Balancer, IfIdempotent, NO, 503, "killed", "an operator ended the exchanges on the backend"),
+            Self::Internal => (Balancer, Never, NO, 500, "internal", "the balancer failed"),
         };
         Verdict { fault, retry, ejection, status, word, sentence }
     }

@@ -698,6 +698,9 @@ impl<'a> Transfer<'a> {
             self.work.from_backend.reserve(READ_BYTES);
             match h1.poll_read(cx, &mut self.work.from_backend) {
                 Poll::Ready(Ok(count)) => self.moved.from_backend += count as u64,
+                Poll::Ready(Err(Failure::Closed | Failure::Reset)) if self.is_waiting_for_content() => {
+                    return Err(Failure::ClosedDuringUpload);
+                }
                 Poll::Ready(Err(failure)) => return Err(failure),
                 Poll::Pending => return Ok(None),
             }

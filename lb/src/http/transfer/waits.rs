@@ -69,6 +69,11 @@ impl Transfer<'_> {
         Some((wait, limit))
     }
 
+    /// Whether the last wait of the upload was for the client, which still owes content.
+    pub(super) fn is_waiting_for_content(&self) -> bool {
+        self.upload_wait == Some(Wait::Content) && !self.body.is_done()
+    }
+
     /// Whether there is something for the backend that it has not taken.
     fn owes_backend(&self, writing: &Writing) -> bool {
         writing.written < self.work.to_backend.len() || !self.body.unread(writing.cursor).is_empty()

@@ -561,6 +561,23 @@ async fn a_client_that_leaves_an_upload_which_nobody_takes_is_noticed() {
     .await;
 }
 
+// Over TLS it was noticed at `write_timeout`, and held against the backend.
+#[tokio::test]
+async fn so_is_one_that_speaks_tls() {
+    let port = Port::reserve();
+    let _never_reads = port.listen_with_small_buffers();
+    let pool = Pool::empty("app").backend(&port.address().to_string(), "").set("write_timeout = \"1h\"");
+    let balancer = Balancer::start(Config::default().pool(pool).listener(&http2::tls())).await;
+    let mut client = http2::connect_for(b"http/1.1", balancer.address()).await.expect("a TLS handshake");
+    client.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n").await.expect("a peer");
+    let all = client.write_all(&[b'x'; 40_000_000]);
+    assert!(tokio::time::timeout(Duration::from_secs(2), all).await.is_err(), "nobody reads");
+    assert_eq!(balancer.in_flight().await, 1);
+    client.get_ref().0.set_zero_linger().expect("an open socket");
+    drop(client);
+    balancer.is_idle().await;
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_with_many_requests_unread_is_noticed() {
     let a = Origin::start("a").await;

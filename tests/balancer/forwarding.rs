@@ -2,13 +2,16 @@
 //! unchanged, and nothing that is the connection's.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::Value;
 use tests::http2::{self, Http2};
 use tests::origin::sha256;
 use tests::wire::{Fields, chunked};
-use tests::{Balancer, Config, End, Link, Origin, Pool, Request, Step, WebSocket, Wire, eventually, response, within};
-use tokio::io::AsyncReadExt;
+use tests::{
+    Balancer, Config, End, Link, Origin, Pool, Port, Request, Step, WebSocket, Wire, eventually, response, within,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const TRUSTING: &str = "trusted_proxies = [\"127.0.0.1/32\"]";
 
@@ -493,6 +496,36 @@ async fn a_tunnel_ends_when_the_backend_goes() {
     socket.echo("hello").await;
     a.stop().await;
     socket.ended().await;
+    balancer.is_idle().await;
+}
+
+// It used to be noticed at `tunnel_timeout`.
+#[tokio::test]
+async fn a_tunnel_whose_backend_takes_nothing_ends_when_its_client_goes() {
+    let port = Port::reserve();
+    let listener = port.listen_with_small_buffers();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut wire = Wire::new(stream);
+                wire.request_head().await?;
+                let head = "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+                wire.stream.write_all(head.as_bytes()).await?;
+                std::future::pending::<std::io::Result<()>>().await
+            });
+        }
+    });
+    let pool = Pool::empty("app").backend(&port.address().to_string(), "");
+    let balancer = Balancer::start(Config::default().pool(pool)).await;
+    let mut wire = balancer.connect().await;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13";
+    wire.send(format!("GET / HTTP/1.1\r\nHost: x\r\n{upgrade}\r\nSec-WebSocket-Key: eA==\r\n\r\n")).await;
+    assert_eq!(wire.reply_head().await.status, 101);
+    // More than all buffers on the way hold.
+    let all = wire.stream.write_all(&[b'x'; 40_000_000]);
+    assert!(tokio::time::timeout(Duration::from_secs(2), all).await.is_err(), "nobody reads");
+    assert_eq!(balancer.in_flight().await, 1);
+    wire.reset();
     balancer.is_idle().await;
 }
 

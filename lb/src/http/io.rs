@@ -5,9 +5,11 @@ pub mod pipe;
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use pingora::protocols::UniqueID;
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::tls::TlsStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -43,6 +45,18 @@ impl Io {
         match self {
             Self::Tcp(tcp) => Some(tcp),
             _ => None,
+        }
+    }
+
+    /// The socket, under TLS too.
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Tcp(tcp) => Some(tcp.as_fd()),
+            // SAFETY: the number is that of the socket that the stream owns. It is open for as long as the stream lives,
+            // which is borrowed for as long as what is returned. A stream without a socket has no valid number.
+            Self::Tls(tls) => Some(tls.id()).filter(|fd| *fd >= 0).map(|fd| unsafe { BorrowedFd::borrow_raw(fd) }),
+            #[cfg(test)]
+            Self::Pipe(_) => None,
         }
     }
 

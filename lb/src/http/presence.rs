@@ -1,7 +1,7 @@
 //! Notices that a client has gone while nothing of what it sent is read: the bytes that wait hide the end behind them.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -13,8 +13,8 @@ use tokio::net::TcpStream;
 pub struct Presence(TcpStream);
 
 impl Presence {
-    pub fn of(client: &TcpStream) -> io::Result<Self> {
-        let socket = std::net::TcpStream::from(client.as_fd().try_clone_to_owned()?);
+    pub fn of(client: BorrowedFd<'_>) -> io::Result<Self> {
+        let socket = std::net::TcpStream::from(client.try_clone_to_owned()?);
         TcpStream::from_std(socket).map(Self)
     }
 
@@ -44,6 +44,7 @@ impl Presence {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::os::fd::AsFd;
     use std::time::Duration;
 
     use tokio::io::AsyncWriteExt;
@@ -57,7 +58,7 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("a listener");
         let (accepted, _) = listener.accept().await.expect("a client");
         client.write_all(&[b'x'; 10]).await.expect("a peer");
-        (client, Presence::of(&accepted).expect("a file"))
+        (client, Presence::of(accepted.as_fd()).expect("a file"))
     }
 
     async fn leaves(presence: &Presence, missing: u64) -> bool {

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::pin::Pin;
+use std::os::fd::BorrowedFd;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -46,6 +47,14 @@ impl ClientStream {
     pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Io(io) => io.tcp(),
+            Self::Http2(_) => None,
+        }
+    }
+
+    /// The socket, to be watched; a stream has none of its own.
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Io(io) => io.socket(),
             Self::Http2(_) => None,
         }
     }

@@ -52,6 +52,9 @@ const MOST_READS_AT_ONCE: usize = 16;
 /// No backend gives up a client sooner that does not take its response.
 const MIN_CLIENT_LAG: Duration = Duration::from_secs(1);
 
+/// More than a TLS stream holds of what it has read from its socket: its read buffer, and a record.
+const MAX_UNSEEN_TLS_BYTES: u64 = 128 * 1024;
+
 /// Where the request's way to a backend stands.
 #[derive(Debug)]
 pub enum Upload {
@@ -583,11 +586,18 @@ impl<'a> Transfer<'a> {
             (Some(missing), _) => missing,
             (None, _) => 1,
         };
-        let is_gone = match (self.client.tcp(), &self.presence) {
+        // Some of what a TLS stream has read may wait in it.
+        let unseen = if self.client.tcp().is_some() { 0 } else { MAX_UNSEEN_TLS_BYTES };
+        self.poll_gone(cx, missing.saturating_sub(unseen))
+    }
+
+    /// Notices a client that has reset the connection, or closed its side with at least `missing` bytes still to come.
+    fn poll_gone(&mut self, cx: &mut Context<'_>, missing: u64) -> Result<(), Failure> {
+        let is_gone = match (self.client.socket(), &self.presence) {
             // A stream tells of it all the same. Until it is dropped it keeps its part of the connection's window.
             (None, _) => self.client.is_given_up(cx),
             (Some(_), Some(presence)) => presence.is_gone(cx, missing),
-            (Some(tcp), None) => match Presence::of(tcp) {
+            (Some(socket), None) => match Presence::of(socket) {
                 Ok(presence) => self.presence.insert(presence).is_gone(cx, missing),
                 // Where there is no file left for it, the limits on the waits have to do.
                 Err(_) => false,
@@ -617,7 +627,14 @@ impl<'a> Transfer<'a> {
             let flow = tunnel.poll(cx, self.client, &mut h1.socket);
             self.sent = tunnel.sent();
             self.moved.is_unfinished |= matches!(flow, Poll::Ready(Flow::Moved));
-            return Ok(matches!(flow, Poll::Ready(Flow::Over)).then_some(Happened::Sent));
+            // A client may close its side while the backend has still to take what it sent.
+            let is_stuck = tunnel.is_up_stuck();
+            let is_over = match flow {
+                Poll::Ready(Flow::Over) => true,
+                Poll::Pending if is_stuck => self.poll_gone(cx, 0).is_err(),
+                _ => false,
+            };
+            return Ok(is_over.then_some(Happened::Sent));
         }
         // Twice: what has come is written at once.
         for _ in 0..2 {

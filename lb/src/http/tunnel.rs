@@ -48,6 +48,11 @@ impl Tunnel {
         self.up.is_ended
     }
 
+    /// Whether the backend takes nothing of what the client sent, so that the client is not read.
+    pub fn is_up_stuck(&self) -> bool {
+        !self.up.buffer.is_empty()
+    }
+
     pub fn poll<C, B>(&mut self, cx: &mut Context<'_>, client: &mut C, backend: &mut B) -> Poll<Flow>
     where
         C: AsyncRead + AsyncWrite + Unpin,

@@ -2,6 +2,7 @@
 //! RFC 9112. A refused request must not reach a backend, nor may anything that was hidden behind it.
 
 use tests::{Balancer, Config, End, Origin, Request, Step, Wire, within};
+use tokio::io::AsyncWriteExt;
 
 /// What may come back, and what was sent.
 struct Row {
@@ -334,7 +335,6 @@ async fn wrong_answers(balancer: &Balancer, origin: &Origin, rows: &[Row], at_he
 
 /// The status of the first response to these bytes, read to the end of the connection; `None`: closed without one.
 async fn answer(balancer: &Balancer, request: &[u8]) -> Option<u16> {
-    use tokio::io::AsyncWriteExt;
     let mut wire: Wire = balancer.connect().await;
     // A peer that refuses may close before it has everything.
     let _ = wire.stream.write_all(request).await;
@@ -360,4 +360,35 @@ async fn extensions_of_a_response_are_ignored_however_many_there_are() {
     assert_eq!((reply.status, reply.body.len(), reply.end), (200, 1000, End::Complete));
     balancer.is_idle().await;
     assert_eq!(balancer.backend(&a).await["failures"], 0);
+}
+
+// What came alone was taken for nothing, whatever it was, and half an end of line was lost.
+#[tokio::test]
+async fn blank_lines_before_a_request_are_judged_alike_however_they_come() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+    for (blank, status) in
+        [("\r\n", 200), ("\r\n\r\n\r\n\r\n", 200), ("\r\n\r\n\r\n\r\n\r\n", 400), ("\n", 400), ("\r\r\n", 400)]
+    {
+        for has_asked in [false, true] {
+            for is_cut in [false, true] {
+                let mut wire = balancer.connect().await;
+                if has_asked {
+                    assert_eq!(wire.exchange(&Request::get("/")).await.status, 200);
+                }
+                let pieces = if is_cut { 1 } else { blank.len() };
+                for piece in blank.as_bytes().chunks(pieces) {
+                    // Once it is refused nobody reads on.
+                    let _ = wire.stream.write_all(piece).await;
+                    if is_cut {
+                        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                    }
+                }
+                let _ = wire.stream.write_all(request.as_bytes()).await;
+                let reply = wire.reply().await;
+                assert_eq!(reply.status, status, "{blank:?}, cut: {is_cut}, after a request: {has_asked}");
+            }
+        }
+    }
 }

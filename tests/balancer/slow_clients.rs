@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tests::{Balancer, Config, End, Origin, Request, Step, eventually, response, within};
+use tokio::io::AsyncWriteExt;
 
 /// More than what is read whole before a backend is chosen.
 const LARGE: usize = 100_000;
@@ -123,6 +124,49 @@ async fn a_client_in_no_hurry_is_served_as_long_as_it_keeps_moving() {
         wire.send(vec![b'x'; 1000]).await;
     }
     assert_eq!(wire.reply().await.status, 200);
+}
+
+// Servers have limits of their own on how long they wait for content. Five such clients put a backend aside.
+#[tokio::test]
+async fn a_backend_that_waits_no_longer_for_a_slow_body_has_not_failed() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.ejection("consecutive_failures = 1"))).await;
+    let reason = [("reason", "closed-during-upload")];
+    for (end, count) in [(Step::Close, 1.0), (Step::Reset, 2.0)] {
+        a.at_head(move |_| vec![Step::Wait(Duration::from_millis(200)), end.clone()]);
+        let mut wire = balancer.connect().await;
+        wire.send(post(LARGE)).await;
+        assert_eq!(wire.reply().await.status, 502);
+        let backend = balancer.backend(&a).await;
+        assert_eq!((&backend["failures"], &backend["status"]), (&0.into(), &"healthy".into()));
+        let told = async || balancer.metrics().await.sum("evenkeel_refusals_total", &reason) == count;
+        eventually("it is told", told).await;
+    }
+}
+
+// Each began the time anew.
+#[tokio::test]
+async fn blank_lines_keep_no_connection_open() {
+    let a = Origin::start("a").await;
+    let limits = "header_timeout = \"500ms\"\nkeepalive_timeout = \"500ms\"";
+    let balancer = Balancer::start(Config::of([&a]).listener(limits)).await;
+    for has_asked in [false, true] {
+        let mut wire = balancer.connect().await;
+        if has_asked {
+            assert_eq!(wire.exchange(&Request::get("/")).await.status, 200);
+        }
+        let mut pieces = 0;
+        for piece in ["\r", "\n", "\r", "\n", "\r", "\n", "\r"] {
+            if wire.stream.write_all(piece.as_bytes()).await.is_err() {
+                break;
+            }
+            pieces += 1;
+            if tokio::time::timeout(Duration::from_millis(400), wire.is_closed()).await == Ok(true) {
+                break;
+            }
+        }
+        assert!(pieces < 5, "{pieces} pieces, after a request: {has_asked}");
+    }
 }
 
 #[tokio::test]

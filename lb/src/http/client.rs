@@ -34,11 +34,14 @@ use crate::failure::{Failed, Failure};
 use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, ResponsePlan};
 use crate::http::h1::websocket;
 use crate::message::framing::Framing;
+use crate::message::limits::BLANK_BYTES;
 use crate::message::name::Name;
 use crate::message::{Method, Parsed, Version};
 use crate::plant::Bug;
 
 const HEAD_READ_BYTES: usize = 4096;
+/// What may go before a request line (RFC 9112 §2.2).
+const BLANK_LINES: &[u8; BLANK_BYTES] = b"\r\n\r\n\r\n\r\n";
 /// How long a client has to be idle before it has to leave to make room for others.
 pub(super) const LEAST_IDLE: Duration = Duration::from_secs(1);
 /// How long a stream may linger once the process stops, as connections that carry nothing may.
@@ -62,7 +65,7 @@ enum Fate {
 pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: IpAddr) {
     let peer = Peer::new(peer);
     let _carrier = kill::carrier(&engine.control).await;
-    let mut idle = Idle { since: clock::now(), limit: engine.listener().header_timeout };
+    let mut idle = Idle { since: clock::now(), limit: engine.listener().header_timeout, blank_bytes: 0 };
     let mut timer = Timer::default();
     let notified = pin!(engine.stop.idle.notified());
     let mut calls = Calls { notified, sheddings: 0 };
@@ -120,7 +123,7 @@ pub(super) async fn serve_stream(engine: &Engine, mut client: ClientStream, peer
     // The head is there: `requests` begins when a request has begun.
     let _ = client.read_buf(&mut work.from_client).await;
     // A stream has one request and is never idle.
-    let mut idle = Idle { since: clock::now(), limit: Duration::ZERO };
+    let mut idle = Idle { since: clock::now(), limit: Duration::ZERO, blank_bytes: 0 };
     let fate = requests(engine, &mut client, &mut timer, peer, &mut work, &mut idle).await;
     work.give_back();
     let is_reset = matches!(&client, ClientStream::Http2(stream) if stream.is_reset());
@@ -166,6 +169,8 @@ impl<'e> Calls<'_, 'e> {
 struct Idle {
     since: Instant,
     limit: Duration,
+    /// How many bytes of [`BLANK_LINES`] have come. They begin no request, but are part of the one that follows.
+    blank_bytes: usize,
 }
 
 /// What an idle connection waits for.
@@ -189,6 +194,7 @@ async fn first_bytes<'e>(
         let waiting = timer.limit(idle.since, idle.limit, |cx| {
             let mut work = work.take().unwrap_or_else(Work::take);
             work.from_client.reserve(HEAD_READ_BYTES);
+            work.from_client.extend_from_slice(&BLANK_LINES[..idle.blank_bytes]);
             let read = poll_read_buf(Pin::new(&mut *client), cx, &mut work.from_client);
             if matches!(read, Poll::Ready(Ok(count)) if count > 0) {
                 return Poll::Ready(Next::Request(work));
@@ -225,8 +231,9 @@ async fn requests(
     idle: &mut Idle,
 ) -> Fate {
     loop {
-        // A blank line after a request is no beginning of another (RFC 9112, 2.2).
-        if work.from_client.iter().all(|byte| matches!(byte, b'\r' | b'\n')) {
+        // What else is blank, the parser refuses.
+        if BLANK_LINES.starts_with(&work.from_client) {
+            idle.blank_bytes = work.from_client.len();
             work.from_client.clear();
             return Fate::Idle;
         }
@@ -249,7 +256,7 @@ async fn requests(
         if ended.fate != Fate::Idle {
             return ended.fate;
         }
-        *idle = Idle { since: ended.at, limit: listener.keepalive_timeout };
+        *idle = Idle { since: ended.at, limit: listener.keepalive_timeout, blank_bytes: 0 };
     }
 }
 

@@ -9,6 +9,7 @@
 mod waits;
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -468,15 +469,10 @@ impl<'a> Transfer<'a> {
             Upload::Abandoned(Why::Stopped) if matches!(self.download, Download::Waiting) => self.watch_client(cx)?,
             Upload::Abandoned(Why::Stopped) if self.body.is_done() => self.watch_client(cx)?,
             // A client may read only when it has sent everything, which nobody wants any more.
-            Upload::Abandoned(Why::Stopped) => {
-                if !self.drop_input(cx) {
-                    return Err(Failure::ClientGone);
-                }
-            }
+            Upload::Abandoned(Why::Stopped) => self.drop_input(cx)?,
             Upload::Abandoned(Why::Refused) if self.keeps_client => {}
-            Upload::Abandoned(Why::Refused) => {
-                self.drop_input(cx);
-            }
+            // It is sent the refusal as long as it takes it.
+            Upload::Abandoned(Why::Refused) => drop(self.drop_input(cx)),
         }
         Ok(None)
     }
@@ -571,8 +567,7 @@ impl<'a> Transfer<'a> {
             self.work.from_client.reserve(1024);
             match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.work.from_client) {
                 Poll::Ready(Ok(count)) if count > 0 => {}
-                Poll::Ready(Ok(_)) if self.listener.half_close == HalfClose::Answer => self.has_half_closed = true,
-                Poll::Ready(_) => return Err(Failure::ClientGone),
+                Poll::Ready(read) => self.input_ended(read)?,
                 Poll::Pending => return Ok(()),
             }
         }
@@ -606,17 +601,26 @@ impl<'a> Transfer<'a> {
         if is_gone { Err(Failure::ClientGone) } else { Ok(()) }
     }
 
-    /// Reads what the client sends and drops it. False: it has closed its side, or is gone.
-    fn drop_input(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Reads what the client sends and drops it, and notices a client that leaves.
+    fn drop_input(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         for _ in 0..MOST_READS_AT_ONCE {
+            if self.has_half_closed {
+                return Ok(());
+            }
             match self.client.poll_discard(cx) {
                 Poll::Ready(Ok(count)) if count > 0 => self.moved.from_client += count as u64,
-                Poll::Ready(_) => return false,
-                Poll::Pending => return true,
+                Poll::Ready(read) => self.input_ended(read)?,
+                Poll::Pending => return Ok(()),
             }
         }
         self.moved.is_unfinished = true;
-        true
+        Ok(())
+    }
+
+    /// The client's side has ended, by its close or by an error.
+    fn input_ended(&mut self, read: io::Result<usize>) -> Result<(), Failure> {
+        self.has_half_closed = read.is_ok() && self.listener.half_close == HalfClose::Answer;
+        if self.has_half_closed { Ok(()) } else { Err(Failure::ClientGone) }
     }
 
     // --- The download.
@@ -864,4 +868,66 @@ fn failure_of(bad: BadResponse) -> Failure {
 fn fields_in(received: &[u8]) -> usize {
     let head = received.windows(4).position(|four| four == b"\r\n\r\n").map_or(received, |end| &received[..end + 2]);
     head.windows(2).filter(|two| *two == b"\r\n").count().saturating_sub(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::path::Path;
+    use std::sync::atomic::AtomicUsize;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::access_log::AccessLog;
+    use crate::control::Control;
+    use crate::http::io::Io;
+    use crate::http::{Shared, Stop};
+    use crate::message::framing::Framing;
+    use crate::metrics::Metrics;
+    use crate::room::Room;
+    use crate::shutdown::Shutdown;
+
+    fn engine() -> Engine {
+        let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[state]\npersist = false\n[[route]]\npool = \"app\"\n\
+                    [[pool]]\nname = \"app\"\nbackends = []\n";
+        let config = crate::config::toml::read(text, Path::new("/evenkeel.toml")).expect("a sound configuration");
+        let metrics = Arc::new(Metrics::new());
+        let shutdown = Shutdown::new();
+        let shared = Shared {
+            control: Arc::new(Control::new(Path::new("/evenkeel.toml"), config.clone(), Arc::clone(&metrics))),
+            access_log: Arc::new(AccessLog::new(metrics.access_log_lost.clone())),
+            most_idle: Arc::new(AtomicUsize::new(0)),
+            shutdown: shutdown.clone(),
+            room: Room::new(1),
+        };
+        Engine::new(&config.listeners[0], &shared, Arc::new(Stop::new(shutdown)))
+    }
+
+    // With "answer" too, the answer was cut off where the backend had taken no more of the request.
+    #[tokio::test]
+    async fn who_closes_its_side_of_an_upload_that_nobody_takes_is_answered_where_that_is_wanted() {
+        let engine = engine();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        for (half_close, expected) in [(HalfClose::Answer, Ok(())), (HalfClose::Cancel, Err(Failure::ClientGone))] {
+            let settings = ListenerSettings { half_close, ..engine.settings };
+            let mut peer = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("a listener");
+            let (socket, _) = listener.accept().await.expect("a client");
+            let mut client = ClientStream::Io(Io::Tcp(socket));
+            let mut work = Work::take();
+            let content = Content::new(Framing::Length(4), 0, None, 0, Pace::new(None, None));
+            let mut transfer = Transfer::new(&engine, &settings, &mut client, &mut work, content);
+            transfer.upload = Upload::Abandoned(Why::Stopped);
+            transfer.download = Download::Flushing;
+            peer.write_all(b"rest").await.expect("a peer");
+            peer.shutdown().await.expect("an open socket");
+            // Once the end has come.
+            let ended = poll_fn(|cx| match transfer.poll_upload(cx) {
+                Ok(_) if !transfer.has_half_closed => Poll::Pending,
+                ended => Poll::Ready(ended.map(drop)),
+            });
+            assert_eq!(ended.await, expected, "{half_close:?}");
+        }
+    }
 }

@@ -1,9 +1,13 @@
 //! A failure is repeated on another backend where that is safe, and only there.
 
+use std::sync::Arc;
+
 use serde_json::json;
 use tests::balancer::backend_path;
 use tests::origin::sha256;
-use tests::{Balancer, Config, Origin, Pool, Request, Step, eventually};
+use tests::{Balancer, Config, Origin, Pool, Port, Request, Step, Wire, eventually, response};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::Barrier;
 
 #[tokio::test]
 async fn a_refused_connection_moves_on_whatever_the_method() {
@@ -237,6 +241,40 @@ async fn a_connection_that_the_backend_closed_meanwhile_costs_no_request() {
         a.stop().await;
         a.restart();
     }
+}
+
+// Each attempt took another stale connection, up to 32.
+#[tokio::test]
+async fn any_number_of_stale_connections_costs_no_request() {
+    const COUNT: usize = 40;
+    let port = Port::reserve();
+    let (listener, barrier) = (port.listen(), Arc::new(Barrier::new(COUNT)));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let barrier = Arc::clone(&barrier);
+            tokio::spawn(async move {
+                let mut wire = Wire::new(stream);
+                let request = wire.request_head().await?;
+                if request.is_some_and(|request| request.target == "/at-once") {
+                    barrier.wait().await;
+                }
+                wire.stream.write_all(&response(200, &[], "here")).await?;
+                // The next request meets the end of the connection.
+                if wire.request_head().await?.is_some() {
+                    wire.reset();
+                }
+                std::io::Result::Ok(())
+            });
+        }
+    });
+    let pool = Pool::empty("app").backend(&port.address().to_string(), "");
+    let balancer = Balancer::start(Config::default().server("threads = 1").pool(pool)).await;
+    let asking = (0..COUNT).map(|_| balancer.get("/at-once"));
+    for reply in futures_util::future::join_all(asking).await {
+        assert_eq!(reply.status, 200);
+    }
+    balancer.is_idle().await;
+    assert_eq!(balancer.get("/next").await.text(), "here");
 }
 
 #[tokio::test]

@@ -65,6 +65,15 @@ pub fn keep(backend: &Arc<Backend>, server: Incarnation, stream: Io, until: Inst
     });
 }
 
+/// Closes those to `server`.
+pub fn forget(server: Incarnation) {
+    CONNECTIONS.with_borrow_mut(|connections| {
+        if let Some(server) = connections.by_server.remove(&server) {
+            connections.count -= server.idle.len();
+        }
+    });
+}
+
 /// Closes those which idled too long, which the backend closed, or whose server another may have replaced.
 pub fn sweep(now: Instant) {
     CONNECTIONS.with_borrow_mut(|connections| {

@@ -98,10 +98,72 @@ impl H1 {
         let written = match (first, second) {
             (only, []) | ([], only) => socket.poll_write(cx, only),
             both => socket.poll_write_vectored(cx, &[IoSlice::new(both.0), IoSlice::new(both.1)]),
+        };
+        if let Poll::Ready(Err(error)) = &written {
+            // A broken pipe is a reset that came behind the backend's end: what was sent before is whole.
+            self.is_reset = error.kind() != io::ErrorKind::BrokenPipe && !Bug::ForgottenReset.is_planted();
         }
+        written
     }
 
     fn lost(&self, how: Failure) -> Failure {
-        if self.is_reused && !self.has_heard { Failure::StaleConnection } else { how }
+        if !self.is_reused || self.has_heard {
+            return how;
+        }
+        // The others have been idle for longer, so the next attempt is made on a new connection.
+        idle::forget(self.server);
+        Failure::StaleConnection
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::metrics::BackendMetrics;
+
+    /// A connection whose backend has sent four bytes.
+    async fn connected() -> (H1, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let backend = address.to_string().parse().expect("an address");
+        let server = Backend::new(backend, false, BackendMetrics::unregistered()).incarnation();
+        let Upstream::H1(h1) = Upstream::connect(server, address).await.expect("a listener");
+        let (mut peer, _) = listener.accept().await.expect("a client");
+        peer.write_all(b"text").await.expect("a peer");
+        (h1, peer)
+    }
+
+    /// Writes until that fails, then reads to the end: what came, and what the end was.
+    async fn write_then_read(mut h1: H1) -> (Vec<u8>, Failure) {
+        while poll_fn(|cx| h1.poll_write(cx, b"x", b"y")).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        let mut bytes = Vec::new();
+        loop {
+            if let Err(failure) = poll_fn(|cx| h1.poll_read(cx, &mut bytes)).await {
+                return (bytes, failure);
+            }
+        }
+    }
+
+    // The write that failed had taken the error: content that ends with the connection was taken for whole.
+    #[tokio::test]
+    async fn a_reset_that_a_write_was_told_of_is_no_end_to_a_read() {
+        let (h1, peer) = connected().await;
+        peer.set_zero_linger().expect("an open socket");
+        drop(peer);
+        assert_eq!(write_then_read(h1).await, (b"text".to_vec(), Failure::Reset));
+    }
+
+    #[tokio::test]
+    async fn a_reset_behind_the_end_leaves_it_an_end() {
+        let (h1, peer) = connected().await;
+        drop(peer);
+        assert_eq!(write_then_read(h1).await, (b"text".to_vec(), Failure::Closed));
     }
 }

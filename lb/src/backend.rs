@@ -158,6 +158,17 @@ impl Backend {
 
     pub fn lease(self: &Arc<Self>) -> Lease {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.counted()
+    }
+
+    /// A lease if so many exchanges are in flight now, neither more nor fewer.
+    pub fn lease_at(self: &Arc<Self>, in_flight: u32) -> Option<Lease> {
+        let next = in_flight.checked_add(1)?;
+        let counted = self.in_flight.compare_exchange(in_flight, next, Ordering::Relaxed, Ordering::Relaxed);
+        counted.is_ok().then(|| self.counted())
+    }
+
+    fn counted(self: &Arc<Self>) -> Lease {
         Lease { backend: Arc::clone(self), incarnation: self.incarnation() }
     }
 
@@ -506,6 +517,17 @@ mod tests {
         drop(first);
         assert_eq!(backend.in_flight(), 1);
         drop(second);
+        assert_eq!(backend.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_lease_that_is_asked_for_at_a_count_is_given_at_no_other() {
+        let backend = backend();
+        let first = backend.lease_at(0).expect("idle");
+        assert!(backend.lease_at(0).is_none());
+        let second = backend.lease_at(1).expect("one is in flight");
+        assert_eq!(backend.in_flight(), 2);
+        drop((first, second));
         assert_eq!(backend.in_flight(), 0);
     }
 

@@ -12,7 +12,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Lease};
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::Weight;
 pub use ip_hash::Ring;
@@ -25,6 +25,12 @@ pub type BackendIndex = u32;
 pub trait Balance: fmt::Debug + Send + Sync {
     /// The choice for this request, never one that it has tried; `None` when no candidate is left.
     fn pick(&self, candidates: &Candidates<'_>, key: &Key) -> Option<BackendIndex>;
+
+    /// As [`Self::pick`], with the exchange counted on the choice.
+    fn lease(&self, candidates: &Candidates<'_>, key: &Key) -> Option<(BackendIndex, Lease)> {
+        let index = self.pick(candidates, key)?;
+        Some((index, candidates.members.get(index as usize)?.backend.lease()))
+    }
 }
 
 /// A backend as its pool is configured.

@@ -130,11 +130,11 @@ impl Pool {
         let candidates = Candidates { members: &plan.members, usable: &view.usable, tried: &tried, skips_ejected };
         let is_wanted = |index| view.usable.contains(index) || view.keeping.backends.contains(&index);
         let wanted = sticky.filter(|&index| is_wanted(index) && !candidates.is_excluded(index));
-        let picked = wanted.or_else(|| view.balance.pick(&candidates, key));
+        let wanted = wanted.and_then(|index| Some((index, plan.backend(index)?.lease())));
+        let picked = wanted.or_else(|| view.balance.lease(&candidates, key));
         // When all that are left have been ejected since the view was made, it is for the next view to say what then.
-        let anybody = || view.balance.pick(&Candidates { skips_ejected: false, ..candidates }, key);
-        let index = if skips_ejected { picked.or_else(anybody) } else { picked }?;
-        let lease = plan.backend(index)?.lease();
+        let anybody = || view.balance.lease(&Candidates { skips_ejected: false, ..candidates }, key);
+        let (index, lease) = if skips_ejected { picked.or_else(anybody) } else { picked }?;
         lease.backend().metrics.attempts.inc();
         Some(Choice { plan: Arc::clone(plan), index, lease })
     }

@@ -2,7 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
+use crate::backend::Lease;
+
 use super::{BackendIndex, Balance, Candidates, Key, Member, Turn, Usable};
+
+/// How often a request picks anew because others took its choice first. More would be a thread that starves.
+const MAX_PICKS: usize = 16;
 
 #[derive(Debug)]
 pub struct LeastConnections {
@@ -14,8 +19,8 @@ pub struct LeastConnections {
 /// Exchanges in flight per unit of weight.
 #[derive(Debug, Clone, Copy)]
 struct Load {
-    in_flight: u64,
-    weight: u64,
+    in_flight: u32,
+    weight: u32,
 }
 
 impl LeastConnections {
@@ -28,7 +33,7 @@ impl LeastConnections {
     }
 
     /// The search begins behind the last choice: the first of the least loaded from there is whose turn it is.
-    fn in_turn(&self, candidates: &Candidates<'_>) -> Option<BackendIndex> {
+    fn in_turn(&self, candidates: &Candidates<'_>) -> Option<(BackendIndex, Load)> {
         let usable = candidates.usable.as_slice();
         let start = self.turn.next.load(Ordering::Relaxed).checked_rem(usable.len())?;
         let (before, from) = usable.split_at(start);
@@ -45,13 +50,13 @@ impl LeastConnections {
                 break;
             }
         }
-        let (steps, index, _) = best?;
+        let (steps, index, load) = best?;
         self.turn.next.store(start + steps + 1, Ordering::Relaxed);
-        Some(index)
+        Some((index, load))
     }
 
     /// The least loaded take turns by weight, as with nginx: idle backends of 10:1 get ten requests to one.
-    fn by_weight(&self, candidates: &Candidates<'_>) -> Option<BackendIndex> {
+    fn by_weight(&self, candidates: &Candidates<'_>) -> Option<(BackendIndex, Load)> {
         let mut best: Option<(BackendIndex, Load)> = None;
         let mut is_tie = false;
         for index in candidates.iter() {
@@ -67,28 +72,48 @@ impl LeastConnections {
         }
         let (index, least) = best?;
         if !is_tie {
-            return Some(index);
+            return Some((index, least));
         }
         let is_least = |&index: &BackendIndex| Load::of(candidates, index).is_some_and(|load| !least.is_less(load));
+        let taken = self.turn.take(candidates.members, candidates.iter().filter(is_least));
         // Nobody is, if all have been given work meanwhile.
-        self.turn.take(candidates.members, candidates.iter().filter(is_least)).or(Some(index))
+        let taken = taken.and_then(|index| Some((index, Load::of(candidates, index)?)));
+        taken.filter(|(_, load)| !least.is_less(*load)).or(Some((index, least)))
+    }
+
+    fn least(&self, candidates: &Candidates<'_>) -> Option<(BackendIndex, Load)> {
+        if self.is_even { self.in_turn(candidates) } else { self.by_weight(candidates) }
     }
 }
 
 impl Balance for LeastConnections {
     fn pick(&self, candidates: &Candidates<'_>, _key: &Key) -> Option<BackendIndex> {
-        if self.is_even { self.in_turn(candidates) } else { self.by_weight(candidates) }
+        self.least(candidates).map(|(index, _)| index)
+    }
+
+    /// Counts the exchange only on a backend that has as many as when it was picked. Requests that come at the same time
+    /// would all go to the one that was idle.
+    fn lease(&self, candidates: &Candidates<'_>, _key: &Key) -> Option<(BackendIndex, Lease)> {
+        for _ in 0..MAX_PICKS {
+            let (index, load) = self.least(candidates)?;
+            if let Some(lease) = candidates.members.get(index as usize)?.backend.lease_at(load.in_flight) {
+                return Some((index, lease));
+            }
+        }
+        let (index, _) = self.least(candidates)?;
+        Some((index, candidates.members.get(index as usize)?.backend.lease()))
     }
 }
 
 impl Load {
     fn of(candidates: &Candidates<'_>, index: BackendIndex) -> Option<Self> {
         let member = candidates.members.get(index as usize)?;
-        Some(Self { in_flight: member.backend.in_flight().into(), weight: member.weight.as_u32().into() })
+        Some(Self { in_flight: member.backend.in_flight(), weight: member.weight.as_u32() })
     }
 
     /// Compares the fractions without dividing.
     fn is_less(self, other: Self) -> bool {
-        self.in_flight * other.weight < other.in_flight * self.weight
+        let product = |a: u32, b: u32| u64::from(a) * u64::from(b);
+        product(self.in_flight, other.weight) < product(other.in_flight, self.weight)
     }
 }

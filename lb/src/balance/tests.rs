@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -46,6 +46,11 @@ impl Bench {
     fn pick(&self, client: [u8; 4], tried: &[BackendIndex]) -> Option<BackendIndex> {
         let candidates = Candidates { members: &self.members, usable: &self.usable, tried, skips_ejected: true };
         self.balance.pick(&candidates, &Key { client: Ipv4Addr::from(client).into() })
+    }
+
+    fn lease(&self) -> Lease {
+        let candidates = Candidates { members: &self.members, usable: &self.usable, tried: &[], skips_ejected: true };
+        self.balance.lease(&candidates, &Key { client: Ipv4Addr::LOCALHOST.into() }).expect("a usable backend").1
     }
 
     fn picks(&self, count: usize) -> Vec<BackendIndex> {
@@ -236,6 +241,33 @@ fn least_connections_takes_turns_among_some_equals() {
     let _busy = members[1].backend.lease();
     let usable = all(&members);
     assert_eq!(Bench::new(Algorithm::LeastConnections, members, usable).picks(6), [0, 2, 0, 2, 0, 2]);
+}
+
+// Two requests could be counted on the backend that both had found idle.
+#[test]
+fn least_connections_never_has_two_meet_on_one_of_two_idle_backends() {
+    const ROUNDS: usize = 1000;
+    for weights in [[1, 1], [2, 1]] {
+        let members = members(&weights);
+        let usable = all(&members);
+        let bench = Bench::new(Algorithm::LeastConnections, members, usable);
+        let barrier = std::sync::Barrier::new(2);
+        let met = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..ROUNDS {
+                        barrier.wait();
+                        let lease = bench.lease();
+                        barrier.wait();
+                        met.fetch_add(usize::from(lease.backend().in_flight() > 1), Ordering::Relaxed);
+                        barrier.wait();
+                    }
+                });
+            }
+        });
+        assert_eq!(met.into_inner(), 0, "of {ROUNDS} rounds, weights {weights:?}");
+    }
 }
 
 #[test]

@@ -459,10 +459,11 @@ impl<W: Walk> Exchange<W> {
         self.stage == Stage::Over
     }
 
-    /// Ends the lease; what is told of the exchange. One that is not over has been cut off by the shutdown.
+    /// Ends the lease; what is told of the exchange. One that is not over has been cut off, by a panic or by the shutdown.
     pub fn finish(&mut self, now: Instant) -> Outcome {
         if !self.is_over() {
-            self.outcome.failure.get_or_insert(Failure::Shutdown);
+            let cut_off = if std::thread::panicking() { Failure::Internal } else { Failure::Shutdown };
+            self.outcome.failure.get_or_insert(cut_off);
             self.end();
         }
         if self.outcome.status == 0 {

@@ -248,6 +248,7 @@ impl Failure {
             Self::ClientTimeout => Some(Refusal::ClientTimeout),
             Self::BodyTooLarge => Some(Refusal::BodyTooLarge),
             Self::RequestMalformed => Some(Refusal::Malformed),
+            Self::Internal => Some(Refusal::Internal),
             _ => Some(Refusal::Failed(self)),
         }
     }

@@ -256,3 +256,28 @@ fn an_answer_is_replaced_ten_times_at_most() {
     assert_eq!(endless.finish(Instant::now()).status, 500);
     assert_eq!(endless.trace().lost(), 33 + 1 - 16, "three events each time, and how it began and ended");
 }
+
+// It was told of as cut off by the shutdown.
+#[test]
+fn a_panic_is_no_shutdown() {
+    struct Finished<'a>(Exchange, &'a mut Outcome);
+    impl Drop for Finished<'_> {
+        fn drop(&mut self) {
+            *self.1 = self.0.finish(Instant::now());
+        }
+    }
+    let mut outcomes = [Outcome::default(), Outcome::default()];
+    let [panicked, dropped] = &mut outcomes;
+    for (outcome, panics) in [(panicked, true), (dropped, false)] {
+        let mut exchange = exchange(&GET, direct);
+        exchange.tell(Event::Begun);
+        let finished = Finished(exchange, outcome);
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _finished = finished;
+            assert!(!panics, "a bug");
+        }));
+        assert_eq!(ended.is_err(), panics);
+    }
+    let told = outcomes.map(|outcome| (outcome.status, outcome.failure));
+    assert_eq!(told, [(500, Some(Failure::Internal)), (503, Some(Failure::Shutdown))]);
+}

@@ -1,5 +1,6 @@
 //! A client's connection, or one stream of an HTTP/2 connection.
 
+use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
@@ -8,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::coop;
 
 use super::h2::stream::Http2Stream;
 use super::io::Io;
@@ -74,7 +76,9 @@ impl ClientStream {
         match self {
             Self::Http2(_) => false,
             Self::Io(Io::Tls(_)) => {
-                matches!(self.poll_discard(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(1..)))
+                // A task that has used up its turn would be told that there is nothing.
+                let discarding = pin!(coop::unconstrained(poll_fn(|cx| self.poll_discard(cx))));
+                matches!(discarding.poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(1..)))
             }
             Self::Io(io) => matches!(io.try_read(&mut [0]), Ok(1..)),
         }

@@ -14,7 +14,7 @@ mod executor;
 mod http2;
 mod operator;
 mod random;
-mod tls;
+pub mod tls;
 mod wire;
 
 use std::future::{Future, poll_fn};

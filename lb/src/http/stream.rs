@@ -146,3 +146,53 @@ impl AsyncWrite for ClientStream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use pingora::protocols::l4::stream::Stream as L4Stream;
+    use rustls::pki_types::ServerName;
+    use rustls::{ClientConnection, StreamOwned};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::simulation::tls::{ACCEPTOR, CLIENT};
+
+    // Such a task was told that there was nothing.
+    #[tokio::test]
+    async fn what_has_come_under_tls_is_found_by_a_task_that_has_used_up_its_turn() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let peer = std::thread::spawn(move || {
+            let name = ServerName::try_from("localhost").expect("a name");
+            let tls = ClientConnection::new(Arc::clone(&CLIENT), name).expect("a sound configuration");
+            let mut peer = StreamOwned::new(tls, std::net::TcpStream::connect(address).expect("a listener"));
+            peer.write_all(b"text").expect("a peer");
+            // Until the other side has closed, however it does.
+            let _ = peer.read(&mut [0; 16]);
+        });
+        let (socket, _) = listener.accept().await.expect("a client");
+        let tls = ACCEPTOR.tls_handshake(L4Stream::from(socket)).await.expect("a handshake");
+        let mut client = ClientStream::Io(Io::Tls(Box::new(tls)));
+        let mut is_found = false;
+        for _ in 0..500 {
+            is_found = poll_fn(|cx| {
+                while let Poll::Ready(coop) = coop::poll_proceed(cx) {
+                    coop.made_progress();
+                }
+                Poll::Ready(client.has_unread_bytes())
+            })
+            .await;
+            if is_found {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(is_found);
+        drop(client);
+        peer.join().expect("no panic");
+    }
+}

@@ -26,7 +26,7 @@ pub static ACCEPTOR: LazyLock<Acceptor> = LazyLock::new(|| {
     Acceptor::from_server_config(Arc::new(tls::server_config(&config).expect("the files are there")))
 });
 
-static CLIENT: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
+pub static CLIENT: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let builder = builder.with_safe_default_protocol_versions().expect("the versions that ring has");
     let verifier = builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody));

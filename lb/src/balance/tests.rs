@@ -246,22 +246,30 @@ fn least_connections_takes_turns_among_some_equals() {
 // Two requests could be counted on the backend that both had found idle.
 #[test]
 fn least_connections_never_has_two_meet_on_one_of_two_idle_backends() {
-    const ROUNDS: usize = 1000;
+    const ROUNDS: usize = 5000;
     for weights in [[1, 1], [2, 1]] {
         let members = members(&weights);
         let usable = all(&members);
         let bench = Bench::new(Algorithm::LeastConnections, members, usable);
-        let barrier = std::sync::Barrier::new(2);
-        let met = AtomicUsize::new(0);
+        let (arrived, met) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        // A thread that sleeps meanwhile would come too late to meet the other.
+        let meet = || {
+            let both = arrived.fetch_add(1, Ordering::AcqRel) / 2 * 2 + 2;
+            let mut spins = 0_u32;
+            while arrived.load(Ordering::Acquire) < both {
+                spins += 1;
+                if spins.is_multiple_of(1000) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            }
+        };
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..ROUNDS {
-                        barrier.wait();
+                        meet();
                         let lease = bench.lease();
-                        barrier.wait();
+                        meet();
                         met.fetch_add(usize::from(lease.backend().in_flight() > 1), Ordering::Relaxed);
-                        barrier.wait();
+                        meet();
                     }
                 });
             }

@@ -431,6 +431,34 @@ async fn a_stop_waits_for_streams_and_not_for_silence() {
     assert!(!balancer.log().contains("cut off"), "{}", balancer.log());
 }
 
+// What TLS held of a response was taken for sent: a stop gave it a second, and cut it off.
+#[tokio::test]
+async fn a_stop_waits_for_what_tls_has_still_to_send() {
+    let a = Origin::start("a").await;
+    a.answer(|request| {
+        vec![Step::Send(response(200, &[], vec![b'x'; request.target[1..].parse().expect("a number")]))]
+    });
+    let mut balancer = Balancer::start(config([&a])).await;
+    // Some size is more than the sockets take and less than the buffers do besides.
+    let sizes: Vec<usize> = (1..=12).map(|n| n * 30_000).collect();
+    let mut clients = Vec::new();
+    for size in &sizes {
+        let mut client = tls_over(b"h2", narrow(balancer.address(), 1400).await).await.expect("a handshake");
+        write(&mut client, &requests(1, *size)).await;
+        clients.push(client);
+    }
+    let served = async || balancer.metrics().await.sum("evenkeel_requests_total", &[]);
+    eventually("all that fit into buffers are served", async || served().await >= 4.0).await;
+    balancer.signal(nix::sys::signal::Signal::SIGTERM);
+    // Longer than a connection has to close.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    for (client, size) in clients.iter_mut().zip(sizes) {
+        let came = rest(client).await.len();
+        assert!(came > size, "{came} bytes came of a response of {size}");
+    }
+    assert!(balancer.process().end().await.success());
+}
+
 #[tokio::test]
 async fn a_stop_waits_for_no_refused_upload() {
     let a = Origin::start("a").await;
@@ -655,16 +683,7 @@ async fn a_client_that_reads_slowly_and_without_pause_has_all_responses() {
 /// Asks for so many responses of so many bytes at once. For a time they are read slowly, then they all have to come.
 async fn read_in_sips(balancer: &Balancer, count: u32, size: usize) {
     let mut client = tls_over(b"h2", narrow(balancer.address(), 1400).await).await.expect("a handshake");
-    let window = 50_000_000_u32.to_be_bytes();
-    let mut requests = PREFACE.to_vec();
-    requests.extend(frame(kind::SETTINGS, 0, 0, &[&[0, 4][..], &window].concat()));
-    requests.extend(frame(kind::WINDOW_UPDATE, 0, 0, &window));
-    for n in 0..count {
-        let path = format!("/{size}");
-        let fields = [(":method", "GET"), (":scheme", "https"), (":path", &path), (":authority", "x")];
-        requests.extend(frame(kind::HEADERS, 5, 2 * n + 1, &literals(&fields)));
-    }
-    write(&mut client, &requests).await;
+    write(&mut client, &requests(count, size)).await;
     let (begun, mut came) = (Instant::now(), 0);
     let reading = async {
         while came < count as usize * size {
@@ -697,4 +716,18 @@ async fn refusals_are_told_as_over_http_1() {
             assert_eq!(reply.text().contains(id), method == "GET", "{}", reply.text());
         }
     }
+}
+
+/// Frames of so many requests for `/{size}`, without limits on what is sent.
+fn requests(count: u32, size: usize) -> Vec<u8> {
+    let window = 50_000_000_u32.to_be_bytes();
+    let mut frames = PREFACE.to_vec();
+    frames.extend(frame(kind::SETTINGS, 0, 0, &[&[0, 4][..], &window].concat()));
+    frames.extend(frame(kind::WINDOW_UPDATE, 0, 0, &window));
+    let path = format!("/{size}");
+    let fields = [(":method", "GET"), (":scheme", "https"), (":path", &path), (":authority", "x")];
+    for n in 0..count {
+        frames.extend(frame(kind::HEADERS, 5, 2 * n + 1, &literals(&fields)));
+    }
+    frames
 }

@@ -129,11 +129,7 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
     // A stop waits for what is still to be sent, too.
     let mut exchange = None;
     loop {
-        let is = match (streams.are_open(), connection.has_streams()) {
-            (true, _) => Phase::Serving,
-            (false, true) => Phase::Sending,
-            (false, false) => Phase::Idle,
-        };
+        let is = Phase::of(streams, connection, total);
         if std::mem::replace(&mut phase, is) != is {
             (phase_since, written_before) = (clock::now(), total.written());
         }
@@ -155,12 +151,13 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
             match phase {
                 Phase::Serving => pending().await,
                 Phase::Sending => takes_no_more(engine, total, phase_since, written_before).await,
+                Phase::Flushing => sleep_until((phase_since + engine.listener().send_timeout).into()).await,
                 Phase::Idle => sleep_until((phase_since + patience).into()).await,
             }
         };
         let next = poll_fn(|cx| match connection.poll_accept(cx) {
             Poll::Ready(accepted) => Poll::Ready(Next::Accepted(accepted)),
-            Poll::Pending if !is_idle && !streams.are_open() && !connection.has_streams() => Poll::Ready(Next::Idle),
+            Poll::Pending if !is_idle && Phase::of(streams, connection, total) != phase => Poll::Ready(Next::Phase),
             Poll::Pending => Poll::Pending,
         });
         tokio::select! {
@@ -172,7 +169,7 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
                     clock::spawn(carry(Arc::clone(engine), stream, Arc::clone(&peer), OpenStream::new(streams)));
                 }
                 Next::Accepted(Some(Err(_)) | None) => return None,
-                Next::Idle => {}
+                Next::Phase => {}
             },
             () = streams.closed.notified() => {}
             () = late => return Some(Reason::NO_ERROR),
@@ -189,7 +186,24 @@ enum Phase {
     Serving,
     /// What is left of responses is on its way.
     Sending,
+    /// TLS has the rest of them, and has not sent it.
+    Flushing,
     Idle,
+}
+
+impl Phase {
+    fn of<T: AsyncRead + AsyncWrite + Unpin>(
+        streams: &Streams,
+        connection: &Connection<T, Bytes>,
+        total: &Total,
+    ) -> Self {
+        match (streams.are_open(), connection.has_streams(), total.is_unflushed()) {
+            (true, ..) => Self::Serving,
+            (false, true, _) => Self::Sending,
+            (false, false, true) => Self::Flushing,
+            (false, false, false) => Self::Idle,
+        }
+    }
 }
 
 /// Waits until the client has taken nothing for too long, or too little in all since then, when it had taken so much.
@@ -217,6 +231,7 @@ struct Counted<'a, T> {
 
 impl<T> Counted<'_, T> {
     fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.total.set_unflushed(true);
         if let Poll::Ready(Ok(count @ 1..)) = written {
             self.total.wrote(count, clock::now());
         }
@@ -250,7 +265,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<'_, T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        if matches!(flushed, Poll::Ready(Ok(()))) {
+            self.total.set_unflushed(false);
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -263,8 +282,8 @@ type Accepted = Result<(Request<RecvStream>, h2::server::SendResponse<Bytes>), h
 #[expect(clippy::large_enum_variant, reason = "one at a time, on its way to where it is used")]
 enum Next {
     Accepted(Option<Accepted>),
-    /// The last response is on its way as a whole.
-    Idle,
+    /// The connection is in another one.
+    Phase,
 }
 
 async fn carry(engine: Arc<Engine>, stream: Http2Stream, peer: Arc<Peer>, open: OpenStream) {

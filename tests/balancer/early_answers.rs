@@ -308,6 +308,41 @@ async fn an_answer_that_pauses_meanwhile_is_cut_off_as_any_other() {
     }
 }
 
+#[tokio::test]
+async fn a_pause_in_an_answer_ends_with_what_is_taken_of_the_body_unless_that_drips() {
+    let a = Origin::start("a").await;
+    let listener = "min_rate = 100000";
+    let config = Config::of([&a]).app(|pool| pool.set("read_timeout = \"1s\"")).listener(listener);
+    let balancer = Balancer::start(config).await;
+    let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n";
+    // It answers, reads all, and answers on.
+    a.at_head(|_| vec![Step::Send(BEGUN.to_vec())]);
+    a.answer_with(ENDED);
+    let mut wire = balancer.connect().await;
+    wire.send(head).await;
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        wire.send(vec![b'x'; 100_000]).await;
+    }
+    assert_eq!(wire.reply().await.text(), "firstlast");
+    let mut wire = balancer.connect().await;
+    wire.send(head).await;
+    let dripping = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            if wire.stream.write_all(b"x").await.is_err() {
+                return;
+            }
+            if balancer.in_flight().await == 0 {
+                return;
+            }
+        }
+    };
+    within("its end", dripping).await;
+    balancer.is_idle().await;
+    assert_eq!(balancer.backend(&a).await["failures"], 0);
+}
+
 // The upload was held against the backend, though its client took nothing of the answer, or though it was answering.
 #[tokio::test]
 async fn an_upload_that_is_not_taken_cuts_no_answer_off() {

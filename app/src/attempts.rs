@@ -1,8 +1,9 @@
 //! How often a login may fail, by account, by address, and by both together, and how many accounts an address may make:
 //! over all instances.
 //!
-//! Each attempt is counted before its password is checked, and taken back if that was right. So attempts at the same
-//! time cannot exceed a limit together, and one that is given up counts as failed.
+//! Each attempt is counted before its password is checked, and taken back if that was right, or if there was no verdict:
+//! because it was refused, or because of a failure of ours. So attempts at the same time cannot exceed a limit together,
+//! and one that its client gives up counts as failed.
 //!
 //! Nobody can lock a member out. A browser that has logged in to the account before is known by a cookie of its own
 //! and counted alone, as in OWASP's "device cookies". For all others the limit of the account, once reached by whomever,
@@ -10,6 +11,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use futures_util::future::join_all;
 use http::{HeaderMap, HeaderValue};
 
 use crate::{
@@ -36,8 +38,13 @@ pub struct Limits {
 /// An attempt that may go on, as long as it is not known to have failed.
 #[derive(Debug)]
 pub struct Attempt {
+    /// By which it is counted.
+    id: String,
+    /// Under which names.
     counted: Vec<String>,
-    /// The browser as it was known until now.
+    /// What the browser is known as, to whichever accounts.
+    sent: Vec<Id>,
+    /// What it is known as to this account.
     device: Option<Id>,
 }
 
@@ -45,16 +52,6 @@ pub struct Attempt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
     pub try_again_in: Duration,
-}
-
-/// Counts an account that is asked for from `address`. Before the password is hashed, which is most of the work.
-pub async fn sign_up(
-    store: &dyn SessionStore,
-    limits: Limits,
-    address: IpAddr,
-) -> Result<Result<(), Refused>, StoreError> {
-    let count = store.count(&format!("signup:{}", network(address)), limits.window).await?;
-    Ok(count.within(limits.signups))
 }
 
 impl Refused {
@@ -66,6 +63,12 @@ impl Refused {
 }
 
 impl Attempt {
+    fn new(headers: &HeaderMap) -> Self {
+        let sent = sessions::cookies(headers, DEVICE).flat_map(|ids| ids.split(BETWEEN));
+        let sent = sent.filter_map(|id| id.parse().ok()).take(ACCOUNTS).collect();
+        Self { id: Id::default().to_string(), counted: Vec::new(), sent, device: None }
+    }
+
     /// Counts an attempt to log in to `account`, or to none if that can be nobody's name. What is done does not depend
     /// on whether there is such an account.
     pub async fn begin(
@@ -75,31 +78,64 @@ impl Attempt {
         address: IpAddr,
         headers: &HeaderMap,
     ) -> Result<Result<Self, Refused>, StoreError> {
+        let mut attempt = Self::new(headers);
+        let verdict = attempt.count_login(store, limits, account, address).await;
+        attempt.unless_refused(store, verdict).await
+    }
+
+    /// Counts an attempt to sign up.
+    pub async fn sign_up(
+        store: &dyn SessionStore,
+        limits: Limits,
+        address: IpAddr,
+        headers: &HeaderMap,
+    ) -> Result<Result<Self, Refused>, StoreError> {
+        let mut attempt = Self::new(headers);
+        let count = attempt.count(store, format!("signup:{}", network(address)), limits.window).await;
+        let verdict = count.map(|count| count.within(limits.signups));
+        attempt.unless_refused(store, verdict).await
+    }
+
+    async fn count_login(
+        &mut self,
+        store: &dyn SessionStore,
+        limits: Limits,
+        account: Option<&UserKey>,
+        address: IpAddr,
+    ) -> Result<Result<(), Refused>, StoreError> {
         let network = network(address);
-        let mut attempt = Self { counted: Vec::new(), device: None };
         let account = account.map(UserKey::as_str);
-        if let (Some(account), Some(device)) = (account, sessions::cookie(headers, DEVICE))
-            && store.list(&devices(account)).await?.contains(&device.to_string())
+        if let Some(account) = account
+            && let Some(device) = self.known(store, account).await?
         {
-            attempt.device = Some(device);
-            let count = attempt.count(store, format!("device:{device}:{account}"), limits.window).await?;
-            return Ok(count.within(limits.together).map(|()| attempt));
+            self.device = Some(device);
+            let count = self.count(store, format!("device:{{{account}}}:{device}"), limits.window).await?;
+            return Ok(count.within(limits.together));
         }
         // The address comes first: one that is refused leaves no counts under further names. The account comes last: what
         // is refused by itself is no reason to refuse others.
-        let count = attempt.count(store, format!("address:{network}"), limits.window).await?;
+        let count = self.count(store, format!("address:{{{network}}}"), limits.window).await?;
         if let Err(refused) = count.within(limits.per_address) {
             return Ok(Err(refused));
         }
-        let Some(account) = account else { return Ok(Ok(attempt)) };
-        let together = attempt.count(store, format!("login:{network}:{account}"), limits.window).await?;
+        let Some(account) = account else { return Ok(Ok(())) };
+        let together = self.count(store, format!("login:{{{network}}}:{account}"), limits.window).await?;
         if let Err(refused) = together.within(limits.together) {
             return Ok(Err(refused));
         }
-        let count = attempt.count(store, format!("account:{account}"), limits.window).await?;
+        let count = self.count(store, format!("account:{{{account}}}"), limits.window).await?;
         // The first from an address is checked whatever others have done.
         let most = if together.number > 1 { limits.per_account } else { u32::MAX };
-        Ok(count.within(most).map(|()| attempt))
+        Ok(count.within(most))
+    }
+
+    /// What the browser is known as to `account`, if it is.
+    async fn known(&self, store: &dyn SessionStore, account: &str) -> Result<Option<Id>, StoreError> {
+        if self.sent.is_empty() {
+            return Ok(None);
+        }
+        let known = store.list(&devices(account)).await?;
+        Ok(self.sent.iter().copied().find(|device| known.contains(&device.to_string())))
     }
 
     async fn count(
@@ -108,40 +144,59 @@ impl Attempt {
         name: String,
         window: Duration,
     ) -> Result<sessions::Count, StoreError> {
-        let count = store.count(&name, window).await?;
-        self.counted.push(name);
-        Ok(count)
+        // It may be counted though the answer is lost.
+        self.counted.push(name.clone());
+        store.count(&name, &self.id, window).await
     }
 
-    /// The password was right: nothing has failed, and this browser is known from now on. Gives the cookie by which it is.
-    pub async fn succeeded(
+    async fn unless_refused(
         self,
         store: &dyn SessionStore,
-        account: &UserKey,
-        secure: bool,
-    ) -> Result<HeaderValue, StoreError> {
-        for name in &self.counted {
-            store.uncount(name).await?;
+        verdict: Result<Result<(), Refused>, StoreError>,
+    ) -> Result<Result<Self, Refused>, StoreError> {
+        if !matches!(verdict, Ok(Ok(()))) {
+            self.withdraw(store).await;
         }
-        remember(store, account, self.device, secure).await
+        Ok(verdict?.map(|()| self))
+    }
+
+    /// Takes the attempt back: it has ended without a verdict on the password. What cannot be taken back stays counted.
+    pub async fn withdraw(&self, store: &dyn SessionStore) {
+        let uncounted = self.counted.iter().map(|name| store.uncount(name, &self.id));
+        for outcome in join_all(uncounted).await {
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "an attempt that has not failed stays counted");
+            }
+        }
+    }
+
+    /// The password was right: nothing has failed, and this browser is known from now on, by the cookie that comes back.
+    pub async fn succeeded(&self, store: &dyn SessionStore, account: &UserKey, secure: bool) -> Option<HeaderValue> {
+        tokio::join!(self.withdraw(store), self.remember(store, account, secure)).1
+    }
+
+    /// Makes the browser known to `account`, in place of what it was known as; gives its cookie. No login fails because
+    /// this does.
+    pub async fn remember(&self, store: &dyn SessionStore, account: &UserKey, secure: bool) -> Option<HeaderValue> {
+        // Always another one, so that nobody can choose it for somebody else.
+        let device = Id::default();
+        if let Err(error) = enrol(store, account, device, self.device).await {
+            tracing::warn!(%error, "a browser that has logged in is not known by that");
+            return None;
+        }
+        let others = self.sent.iter().filter(|other| self.device != Some(**other));
+        let known: Vec<_> = [&device].into_iter().chain(others).take(ACCOUNTS).map(Id::to_string).collect();
+        Some(sessions::set_cookie(DEVICE, &known.join(BETWEEN), "/accounts/", Some(KNOWN_FOR), secure))
     }
 }
 
-/// Makes a browser known to `account`, in place of what it was known as; gives its cookie.
-pub async fn remember(
-    store: &dyn SessionStore,
-    account: &UserKey,
-    former: Option<Id>,
-    secure: bool,
-) -> Result<HeaderValue, StoreError> {
-    // Always another one, so that nobody can choose it for somebody else.
-    let (device, list) = (Id::default(), devices(account.as_str()));
+async fn enrol(store: &dyn SessionStore, account: &UserKey, device: Id, former: Option<Id>) -> Result<(), StoreError> {
+    let list = devices(account.as_str());
     let known = store.enrol(&list, &device.to_string(), KNOWN_FOR).await?;
     let surplus = known.len().saturating_sub(DEVICES);
     let mut gone = known[..surplus].to_vec();
     gone.extend(former.map(|former| former.to_string()));
-    store.strike(&list, &gone).await?;
-    Ok(sessions::set_cookie(DEVICE, &device.to_string(), "/accounts/login/", Some(KNOWN_FOR), secure))
+    store.strike(&list, &gone).await
 }
 
 impl sessions::Count {
@@ -151,7 +206,7 @@ impl sessions::Count {
 }
 
 fn devices(account: &str) -> String {
-    format!("devices:{account}")
+    format!("devices:{{{account}}}")
 }
 
 /// What one client can choose its address from: of IPv6 the whole subnet.
@@ -166,6 +221,10 @@ fn network(address: IpAddr) -> String {
 }
 
 const DEVICE: &str = "device";
+/// Accounts to which one browser is known.
+const ACCOUNTS: usize = 8;
+/// In the cookie; no id has one.
+const BETWEEN: &str = ".";
 /// Known browsers of one account; one more takes the place of the one that has not logged in for longest.
 const DEVICES: usize = 20;
 const KNOWN_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -281,7 +340,10 @@ mod tests {
     #[tokio::test]
     async fn an_address_may_ask_for_a_few_accounts_and_then_waits() {
         let site = Site::new();
-        let sign_up = async |address: &str| sign_up(&*site.store, LIMITS, address.parse().unwrap()).await.unwrap();
+        let sign_up = async |address: &str| {
+            let address = address.parse().unwrap();
+            Attempt::sign_up(&*site.store, LIMITS, address, &HeaderMap::new()).await.unwrap()
+        };
         for number in 1..=3 {
             sign_up(&format!("2001:db8::{number}")).await.unwrap();
         }
@@ -290,6 +352,32 @@ mod tests {
         sign_up("192.0.2.1").await.unwrap();
         // Logins are counted apart.
         site.begin("ann", "2001:db8::1", None).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_or_withdrawn_is_not_counted() {
+        let site = Site::new();
+        for _ in 0..3 {
+            site.begin("ann", "192.0.2.1", None).await.unwrap();
+        }
+        for _ in 0..20 {
+            site.begin("ann", "192.0.2.1", None).await.unwrap_err();
+            site.begin("ben", "192.0.2.1", None).await.unwrap().withdraw(&*site.store).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_browser_is_known_to_a_bounded_number_of_accounts() {
+        let site = Site::new();
+        let mut cookie = None;
+        for number in 0..ACCOUNTS + 2 {
+            let name = format!("user{number}");
+            let attempt = site.begin(&name, "192.0.2.1", cookie.as_ref()).await.unwrap();
+            let key = name.parse::<UserName>().unwrap().key();
+            cookie = attempt.succeeded(&*site.store, &key, false).await;
+        }
+        let ids = cookie.unwrap().to_str().unwrap().split([';', '=']).nth(1).unwrap().split(BETWEEN).count();
+        assert_eq!(ids, ACCOUNTS);
     }
 
     #[tokio::test]
@@ -313,9 +401,6 @@ mod tests {
         }
         assert_eq!(site.store.list(&devices("ann")).await.unwrap().len(), DEVICES);
         let told = renewed.to_str().unwrap();
-        assert!(
-            told.contains("Path=/accounts/login/; Max-Age=7776000; HttpOnly") && told.ends_with("; Secure"),
-            "{told}"
-        );
+        assert!(told.contains("Path=/accounts/; Max-Age=7776000; HttpOnly") && told.ends_with("; Secure"), "{told}");
     }
 }

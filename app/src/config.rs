@@ -112,7 +112,7 @@ pub struct ServeArgs {
     /// Passes over that memory
     #[arg(long, env = "APP_PASSWORD_PASSES", default_value_t = 2, value_name = "COUNT")]
     pub password_passes: u32,
-    /// Passwords hashed at the same time; more wait up to 5 s
+    /// Passwords checked at the same time, beside one that is hashed for a sign-up; more wait up to 5 s
     #[arg(long, env = "APP_PASSWORD_JOBS", default_value_t = 2, value_name = "COUNT")]
     pub password_jobs: usize,
     /// For tests: hash passwords with hardly any work; refused unless listening on loopback

@@ -180,8 +180,37 @@ impl UserName {
 
     /// What makes the name unique: case, width and composition of its letters do not count.
     pub fn key(&self) -> UserKey {
+        UserKey(folded(&self.0).nfkc().collect())
+    }
+
+    /// The key of accounts from before case was folded in full: other than [`key`](Self::key) for few names. Whoever has
+    /// such an account is found by this one first, and nobody else can sign up by either.
+    pub fn former_key(&self) -> UserKey {
         UserKey(self.0.to_lowercase().nfkc().collect())
     }
+
+    /// A name that somebody chooses now. Stored ones may be of older rules.
+    pub fn chosen(text: &str) -> std::result::Result<Self, BadName> {
+        let name: Self = text.parse()?;
+        if name.0.chars().any(is_default_ignorable) { Err(BadName::Unseen) } else { Ok(name) }
+    }
+}
+
+/// Text without its case, for comparison: as full case folding (Unicode §3.13) does it, and the dotless i like any other.
+/// Each step alone misses some: the final sigma is lower case, and the capital sharp s has no upper case but itself.
+fn folded(text: &str) -> String {
+    let lower = text.chars().flat_map(char::to_lowercase);
+    lower.flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
+}
+
+/// Characters that are not shown, though some of them count as letters (Default_Ignorable_Code_Point of Unicode's
+/// DerivedCoreProperties).
+pub fn is_default_ignorable(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
+        | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e0000}'..='\u{e0fff}')
 }
 
 impl FromStr for UserName {
@@ -235,10 +264,12 @@ pub enum BadName {
     Start,
     #[error("A name is made of letters, digits, dots, dashes and underscores, without spaces.")]
     Character,
+    #[error("There is a letter in that name that nobody can see. Take it out.")]
+    Unseen,
 }
 
-/// The primary key of an account; only [`UserName::key`] makes one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// The primary key of an account; only a [`UserName`] makes one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct UserKey(String);
 
 impl UserKey {
@@ -263,6 +294,35 @@ mod tests {
         assert_eq!(key("Zo\u{eb}"), key("zoe\u{308}"));
         assert_eq!(key("ann１"), key("ANN1"));
         assert_ne!(key("zoe"), key("zoé"));
+        for same in [["STRASSE", "straße"], ["strasse", "STRAẞE"], ["ΟΔΟΣ", "οδος"], ["οδοσ", "οδος"]]
+        {
+            assert_eq!(key(same[0]), key(same[1]), "{same:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_without_its_case_stays_the_same_however_often_it_is_folded() {
+        for c in ('\0'..=char::MAX).filter(|c| c.is_alphanumeric() && c.to_string().nfkc().eq([*c])) {
+            let once: String = folded(&c.to_string()).nfkc().collect();
+            let twice: String = folded(&once).nfkc().collect();
+            assert_eq!(once, twice, "{c} U+{:04X}", u32::from(c));
+            for other in c.to_lowercase().chain(c.to_uppercase()) {
+                // Each letter of a case of it, where that is one letter.
+                if c.to_lowercase().count() == 1 && c.to_uppercase().count() == 1 {
+                    let folded: String = folded(&other.to_string()).nfkc().collect();
+                    assert_eq!(folded, once, "{c} U+{:04X}", u32::from(c));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn letters_that_nobody_sees_are_refused_and_stored_names_are_read_all_the_same() {
+        for unseen in ["admin\u{3164}", "a\u{115f}dmin", "\u{3164}\u{3164}\u{3164}", "admin\u{1160}", "admin\u{ffa0}"] {
+            assert_eq!(UserName::chosen(unseen), Err(BadName::Unseen), "{unseen:?}");
+            assert!(unseen.parse::<UserName>().is_ok());
+        }
+        assert!(UserName::chosen("admin").is_ok());
     }
 
     #[test]

@@ -17,6 +17,9 @@ pub enum StoreError {
     /// It answered with something that this program cannot have written.
     #[error("the store holds something unreadable: {0}")]
     Corrupt(#[source] Cause),
+    /// It does not take a value, now or later: one that should have been refused before.
+    #[error("the store does not take the value: {0}")]
+    Unfit(#[source] Cause),
 }
 
 impl StoreError {
@@ -26,6 +29,10 @@ impl StoreError {
 
     pub fn corrupt(cause: impl Into<Cause>) -> Self {
         Self::Corrupt(cause.into())
+    }
+
+    pub fn unfit(cause: impl Into<Cause>) -> Self {
+        Self::Unfit(cause.into())
     }
 }
 
@@ -81,7 +88,9 @@ impl Error {
             Self::UnsupportedBody => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::LoginNeeded { .. } => StatusCode::SEE_OTHER,
             Self::Busy | Self::TimedOut | Self::Store(StoreError::Unavailable(_)) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Store(StoreError::Corrupt(_)) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Store(StoreError::Corrupt(_) | StoreError::Unfit(_)) | Self::Internal(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         }
     }
 
@@ -115,7 +124,7 @@ impl Error {
                 "Storage is out of reach",
                 "Your data is safe, but it cannot be reached just now. Try again in a few seconds.",
             ),
-            Self::Store(StoreError::Corrupt(_)) | Self::Internal(_) => {
+            Self::Store(StoreError::Corrupt(_) | StoreError::Unfit(_)) | Self::Internal(_) => {
                 ("Something broke", "This is our fault, not yours. It has been noted with the number below.")
             }
         }

@@ -56,7 +56,6 @@ use std::{
 
 use anyhow::Context;
 use http::HeaderValue;
-use tokio::sync::Semaphore;
 
 use crate::{
     config::{
@@ -83,8 +82,7 @@ pub struct App {
     pub history: History,
     pub media: Arc<dyn MediaStore>,
     pub passwords: Passwords,
-    /// Pictures are decoded one at a time, for that is what takes memory.
-    pub picture_checks: Arc<Semaphore>,
+    pub picture_checks: media::Checks,
     pub metrics: Arc<Metrics>,
     pub started: Instant,
     leaving: AtomicBool,
@@ -188,7 +186,7 @@ impl App {
             data,
             media: Observed::new(stores.media, &metrics),
             passwords: Passwords::new(settings.password_cost, settings.password_jobs)?,
-            picture_checks: Arc::new(Semaphore::new(1)),
+            picture_checks: media::Checks::default(),
             metrics,
             started: Instant::now(),
             leaving: AtomicBool::new(false),

@@ -17,7 +17,7 @@ use std::{
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::LogFormat;
+use crate::{config::LogFormat, data::is_default_ignorable};
 
 /// The log of the process. What still waits when this is dropped is written, but not waited for longer than 2 s.
 #[derive(Debug)]
@@ -65,9 +65,11 @@ impl Log {
             let _ending = ending;
             write_lines(&receiver, &output, &state);
         })?;
+        let is_text = matches!(format, LogFormat::Text);
+        let writer = Arc::clone(&queue);
         let log = tracing_subscriber::fmt()
             .with_env_filter(filter)
-            .with_writer(Arc::clone(&queue))
+            .with_writer(move || Lines { queue: Arc::clone(&writer), is_text })
             .with_target(false)
             // Errors of the log itself would go straight to standard error.
             .log_internal_errors(false);
@@ -106,15 +108,38 @@ impl Queue {
 }
 
 /// One call is one line.
-impl Write for &Queue {
+struct Lines {
+    queue: Arc<Queue>,
+    is_text: bool,
+}
+
+impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.push(bytes.to_vec());
+        self.queue.push(if self.is_text { shown(bytes) } else { bytes.to_vec() });
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// A line as it can be shown: without what a terminal does not show, obeys, or turns the rest around for. The line's end and
+/// its colours are ASCII; whatever else of that is no text was escaped when the line was made.
+fn shown(line: &[u8]) -> Vec<u8> {
+    if line.is_ascii() {
+        return line.to_vec();
+    }
+    let mut shown = String::with_capacity(line.len());
+    for c in String::from_utf8_lossy(line).chars() {
+        let is_control = !c.is_ascii() && c.is_control();
+        if is_control || matches!(c, '\u{2028}' | '\u{2029}') || is_default_ignorable(c) {
+            shown.extend(c.escape_unicode());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown.into_bytes()
 }
 
 fn write_lines(queue: &Receiver<Message>, mut output: &File, state: &State) {

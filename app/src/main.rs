@@ -44,7 +44,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     tls::choose_provider();
     match cli.command {
         Command::Serve(args) => {
-            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(*args))
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            let outcome = runtime.block_on(serve(*args));
+            // What threads still work on when the deadline has passed, such as a picture, is of no use any more.
+            runtime.shutdown_background();
+            outcome
         }
         // One thread: the kernel ties the life of a child to the thread that started it.
         Command::Demo(args) => {
@@ -59,7 +63,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let settings = args.settings()?;
     let instance = args.instance()?;
-    let stores = args.stores.settings()?;
+    let stores = args.stores.settings(args.visitor_lifetime)?;
     let mut stop = stop_signals()?;
     let metrics = Arc::new(Metrics::new()?);
     let stores = tokio::select! {

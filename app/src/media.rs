@@ -2,18 +2,28 @@
 //!
 //! An upload is spooled to an unnamed file while it is hashed and counted, and passed on in parts: of 256 KiB to a folder,
 //! of 5 MiB to a bucket, which takes no smaller ones. On the way out it is streamed. Only checking decodes it whole, one
-//! at a time.
+//! at a time, and one of each member's at most waits for its turn beside those of others.
 
 mod bucket;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 
-use std::{fmt, fs::File, io, ops::Range, path::Path, str::FromStr, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    fs::File,
+    io::{self, BufRead},
+    ops::Range,
+    path::Path,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{TryStreamExt, stream::BoxStream};
-use image::{ImageFormat, ImageReader};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 use object_store::{
     Attribute, Attributes, GetOptions, GetRange, ObjectStore, ObjectStoreExt, buffered::BufWriter,
     local::LocalFileSystem,
@@ -21,11 +31,15 @@ use object_store::{
 use sha2::{Digest, Sha256};
 use tokio::{
     io::{AsyncSeekExt, AsyncWriteExt},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
 };
 
 pub use self::bucket::Bucket;
-use crate::error::{Error, StoreError};
+use crate::{
+    data::UserKey,
+    error::{Error, StoreError},
+};
 
 /// Keeps pictures for every instance.
 ///
@@ -164,6 +178,8 @@ pub enum Refusal {
     OtherKind,
     /// One of the kinds by its first bytes, but it cannot be decoded.
     Broken,
+    /// Not looked at: too many others are waiting.
+    Busy,
 }
 
 impl Refusal {
@@ -173,7 +189,56 @@ impl Refusal {
             Self::TooManyPixels => "too_many_pixels",
             Self::OtherKind => "other_kind",
             Self::Broken => "broken",
+            Self::Busy => "busy",
         }
+    }
+}
+
+/// Whose picture is decoded next. One at a time, because that takes memory; and of one member's only one waits beside
+/// those of others, however many the member sends.
+#[derive(Debug)]
+pub struct Checks {
+    turn: Arc<Semaphore>,
+    of_members: Mutex<HashMap<UserKey, Weak<Semaphore>>>,
+    longest_wait: Duration,
+}
+
+/// The turn of a picture.
+#[derive(Debug)]
+struct Turn {
+    _of_all: OwnedSemaphorePermit,
+    _of_member: OwnedSemaphorePermit,
+}
+
+impl Default for Checks {
+    fn default() -> Self {
+        Self::new(LONGEST_WAIT)
+    }
+}
+
+impl Checks {
+    fn new(longest_wait: Duration) -> Self {
+        Self { turn: Arc::new(Semaphore::new(1)), of_members: Mutex::default(), longest_wait }
+    }
+
+    /// Waits for a turn; `None` if that would take too long.
+    async fn take(&self, member: &UserKey) -> Option<Turn> {
+        let deadline = Instant::now() + self.longest_wait;
+        let acquire =
+            async |turn: Arc<Semaphore>| timeout_at(deadline, Semaphore::acquire_owned(turn)).await.ok()?.ok();
+        let of_member = acquire(self.of(member)).await?;
+        Some(Turn { _of_all: acquire(Arc::clone(&self.turn)).await?, _of_member: of_member })
+    }
+
+    fn of(&self, member: &UserKey) -> Arc<Semaphore> {
+        let mut of_members = self.of_members.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turn) = of_members.get(member).and_then(Weak::upgrade) {
+            return turn;
+        }
+        of_members.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::new(Semaphore::new(1));
+        of_members.insert(member.clone(), Arc::downgrade(&turn));
+        turn
     }
 }
 
@@ -203,15 +268,12 @@ impl Spool {
         Ok(())
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.size == 0
-    }
-
-    /// Checks the whole and stores it. The outer error is ours, the inner the picture's.
+    /// Checks the whole and stores it for `member`. The outer error is ours, the inner the picture's.
     pub async fn keep(
         mut self,
         store: &dyn MediaStore,
-        checks: &Arc<Semaphore>,
+        checks: &Checks,
+        member: &UserKey,
         limits: Limits,
     ) -> Result<Result<Kept, Refusal>, Error> {
         if self.size > self.limit {
@@ -219,7 +281,7 @@ impl Spool {
         }
         self.file.flush().await.map_err(StoreError::unavailable)?;
         let file = self.file.into_std().await;
-        let turn = Arc::clone(checks).acquire_owned().await.map_err(Error::internal)?;
+        let Some(turn) = checks.take(member).await else { return Ok(Err(Refusal::Busy)) };
         let (file, checked) = tokio::task::spawn_blocking(move || -> io::Result<_> {
             // Held by the check itself, which goes on when the client has left, and not while the picture is stored.
             let _turn = turn;
@@ -254,26 +316,74 @@ fn check(mut file: &File, limits: Limits) -> io::Result<Result<(Kind, u32, u32),
     use io::Seek;
 
     file.rewind()?;
-    let reader = ImageReader::new(io::BufReader::new(file)).with_guessed_format()?;
+    let mut reader = ImageReader::new(io::BufReader::new(file)).with_guessed_format()?;
     let Some(kind) = reader.format().and_then(Kind::from_format) else {
         return Ok(Err(Refusal::OtherKind));
     };
-    let Ok((width, height)) = reader.into_dimensions() else {
+    // What stands beside the picture (a colour profile, texts) can be compressed a thousandfold.
+    let mut bounds = image::Limits::no_limits();
+    bounds.max_alloc = Some(BESIDE_THE_PICTURE);
+    reader.limits(bounds.clone());
+    let Ok(mut decoder) = reader.into_decoder() else {
         return Ok(Err(Refusal::Broken));
     };
-    if u64::from(width) * u64::from(height) > limits.pixels {
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > limits.pixels {
         return Ok(Err(Refusal::TooManyPixels));
     }
-    file.rewind()?;
-    let mut reader = ImageReader::new(io::BufReader::new(file)).with_guessed_format()?;
-    let mut bounds = image::Limits::default();
     // Four samples of at most two bytes each per pixel, and as much again for the decoder's own work.
-    bounds.max_alloc = Some(limits.pixels.saturating_mul(16).max(1 << 20));
-    reader.limits(bounds);
-    Ok(match reader.decode() {
-        Ok(_) => Ok((kind, width, height)),
-        Err(_) => Err(Refusal::Broken),
-    })
+    bounds.max_alloc = Some(pixels.saturating_mul(16).max(1 << 20));
+    let decoded = bounds
+        .reserve(decoder.total_bytes())
+        .and_then(|()| decoder.set_limits(bounds))
+        .and_then(|()| DynamicImage::from_decoder(decoder));
+    if decoded.is_err() {
+        return Ok(Err(Refusal::Broken));
+    }
+    drop(decoded);
+    if kind == Kind::Jpeg {
+        file.rewind()?;
+        if !jpeg_ends(io::BufReader::new(file))? {
+            return Ok(Err(Refusal::Broken));
+        }
+    }
+    Ok(Ok((kind, width, height)))
+}
+
+/// Whether a JPEG has its end (marker EOI, ITU-T T.81 B.1.1.3). The decoder takes one that was cut short and fills it up.
+fn jpeg_ends(mut content: impl BufRead) -> io::Result<bool> {
+    let mut next = || -> io::Result<Option<u8>> {
+        let byte = content.fill_buf()?.first().copied();
+        content.consume(usize::from(byte.is_some()));
+        Ok(byte)
+    };
+    while let Some(byte) = next()? {
+        if byte != 0xff {
+            continue;
+        }
+        // Any number of fill bytes may precede the marker.
+        let mut marker = next()?;
+        while marker == Some(0xff) {
+            marker = next()?;
+        }
+        match marker {
+            Some(0xd9) => return Ok(true),
+            // A stuffed byte of a scan, a restart, the start of the image, TEM: nothing follows that has a length.
+            Some(0x00 | 0x01 | 0xd0..=0xd8) => {}
+            // A segment, whose content may look like anything.
+            Some(_) => {
+                let (Some(high), Some(low)) = (next()?, next()?) else { return Ok(false) };
+                for _ in 2..u16::from_be_bytes([high, low]) {
+                    if next()?.is_none() {
+                        return Ok(false);
+                    }
+                }
+            }
+            None => return Ok(false),
+        }
+    }
+    Ok(false)
 }
 
 /// Pictures in an object store: a folder that the instances share, or a bucket.
@@ -290,7 +400,8 @@ impl ObjectMedia {
     /// Keeps pictures below `folder`, creating it if need be.
     pub fn in_folder(folder: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder)?;
-        let store = Arc::new(LocalFileSystem::new_with_prefix(folder)?);
+        // As durable as the post that shows it.
+        let store = Arc::new(LocalFileSystem::new_with_prefix(folder)?.with_fsync(true));
         Ok(Self { store, part: FOLDER_PART, keeps_type: false })
     }
 
@@ -354,6 +465,10 @@ const FOLDER_PART: usize = 256 * 1024;
 /// S3 takes no smaller parts, but for the last. What is smaller as a whole goes in one request.
 const BUCKET_PART: usize = 5 * 1024 * 1024;
 const COPY: usize = 64 * 1024;
+/// Bytes of memory for what a picture's file holds beside the picture.
+const BESIDE_THE_PICTURE: u64 = 8 << 20;
+/// For a picture's turn to be decoded.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
@@ -376,7 +491,11 @@ mod tests {
         for chunk in content.chunks(1_000) {
             spool.push(chunk).await.unwrap();
         }
-        spool.keep(&store, &Arc::new(Semaphore::new(1)), LIMITS).await.unwrap()
+        spool.keep(&store, &Checks::default(), &member("ann"), LIMITS).await.unwrap()
+    }
+
+    fn member(name: &str) -> UserKey {
+        name.parse::<crate::data::UserName>().unwrap().key()
     }
 
     fn picture(width: u32, height: u32, format: ImageFormat) -> Vec<u8> {
@@ -411,6 +530,37 @@ mod tests {
     async fn a_picture_cut_short_is_refused() {
         let whole = picture(40, 30, ImageFormat::Png);
         assert_eq!(receive(&whole[..whole.len() / 2]).await, Err(Refusal::Broken));
+    }
+
+    #[tokio::test]
+    async fn a_jpeg_cut_anywhere_is_refused() {
+        let whole = picture(40, 30, ImageFormat::Jpeg);
+        let scan = whole.windows(2).position(|marker| marker == [0xff, 0xda]).unwrap();
+        for length in (scan..whole.len()).step_by(7).chain([whole.len() - 1]) {
+            assert_eq!(receive(&whole[..length]).await, Err(Refusal::Broken), "{length} of {}", whole.len());
+        }
+        // What follows its end is no part of it, and the end of a thumbnail is not its own.
+        let longer = [&whole[..], b"trailing"].concat();
+        assert!(receive(&longer).await.is_ok());
+        let thumbnail = [&whole[..2], &[0xff, 0xe1, 0, 4, 0xff, 0xd9], &whole[2..]].concat();
+        assert!(receive(&thumbnail).await.is_ok());
+        assert_eq!(receive(&thumbnail[..thumbnail.len() - 2]).await, Err(Refusal::Broken));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_members_pictures_keep_others_waiting_for_one_of_them() {
+        let checks = Checks::default();
+        let (ann, ben) = (member("ann"), member("ben"));
+        let first = checks.take(&ann).await.unwrap();
+        let (second, third, others, ()) =
+            tokio::join!(checks.take(&ann), checks.take(&ann), checks.take(&ben), async {
+                tokio::time::sleep(LONGEST_WAIT / 2).await;
+                drop(first);
+            });
+        assert!(others.is_some() && third.is_none(), "{second:?} {third:?} {others:?}");
+        drop((second, others));
+        assert!(checks.take(&member("cid")).await.is_some());
+        assert!(checks.of_members.lock().unwrap().len() <= 1, "nothing is left of those who have gone");
     }
 
     #[tokio::test]
@@ -449,18 +599,18 @@ mod tests {
     async fn a_check_holds_its_turn_to_its_own_end_and_no_longer() {
         let limits = Limits { bytes: 4_000_000, pixels: 25_000_000 };
         let content = picture(5_000, 5_000, ImageFormat::Png);
-        let checks = Arc::new(Semaphore::new(1));
+        let checks = Arc::new(Checks::default());
         let begin = || {
             let (content, checks) = (content.clone(), Arc::clone(&checks));
             tokio::spawn(async move {
                 let mut spool = Spool::new(limits).await.unwrap();
                 spool.push(&content).await.unwrap();
-                spool.keep(&Stuck, &checks, limits).await.map(|_| ())
+                spool.keep(&Stuck, &checks, &member("ann"), limits).await.map(|_| ())
             })
         };
         let free = async |count: usize| {
             let turned = async {
-                while checks.available_permits() != count {
+                while checks.turn.available_permits() != count {
                     tokio::time::sleep(std::time::Duration::from_millis(1)).await;
                 }
             };
@@ -473,7 +623,7 @@ mod tests {
         free(0).await;
         leaving.abort();
         assert!(leaving.await.unwrap_err().is_cancelled());
-        assert_eq!(checks.available_permits(), 0, "the picture is still being decoded");
+        assert_eq!(checks.turn.available_permits(), 0, "the picture is still being decoded");
         free(1).await;
 
         let storing = begin();

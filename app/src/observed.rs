@@ -114,15 +114,19 @@ impl SessionStore for Observed<dyn SessionStore> {
         self.metrics.watch("sessions", "strike", self.inner.strike(name, entries)).await
     }
 
-    async fn count(&self, name: &str, window: Duration) -> Result<Count> {
-        self.metrics.watch("sessions", "count", self.inner.count(name, window)).await
+    async fn count(&self, name: &str, entry: &str, window: Duration) -> Result<Count> {
+        self.metrics.watch("sessions", "count", self.inner.count(name, entry, window)).await
     }
 
-    async fn uncount(&self, name: &str) -> Result<()> {
-        self.metrics.watch("sessions", "uncount", self.inner.uncount(name)).await
+    async fn uncount(&self, name: &str, entry: &str) -> Result<()> {
+        self.metrics.watch("sessions", "uncount", self.inner.uncount(name, entry)).await
     }
 
     async fn reach(&self) -> Result<Reach> {
         self.metrics.watch("sessions", "reach", self.inner.reach()).await
+    }
+
+    fn is_away(&self, id: &Id) -> bool {
+        self.inner.is_away(id)
     }
 }

@@ -65,12 +65,14 @@ impl fmt::Debug for Password {
 pub struct Passwords {
     hasher: Argon2<'static>,
     permits: Arc<Semaphore>,
+    /// Beside those: whoever signs up in great numbers keeps nobody from logging in.
+    signups: Arc<Semaphore>,
     /// Compared with when there is no account, so that the time taken does not tell which names exist.
     decoy: Arc<str>,
 }
 
 impl Passwords {
-    /// `jobs` bounds how many hashes are computed at once.
+    /// `jobs` bounds how many passwords are checked at once. Beside them one new hash is computed.
     pub fn new(cost: Cost, jobs: usize) -> anyhow::Result<Self> {
         let params = Params::new(cost.memory_kib, cost.passes, 1, None)
             .map_err(|error| anyhow::anyhow!("argon2 does not take {cost:?}: {error}"))?;
@@ -78,20 +80,27 @@ impl Passwords {
         let decoy = hasher
             .hash_password(b"nobody's password")
             .map_err(|error| anyhow::anyhow!("argon2 cannot hash: {error}"))?;
-        Ok(Self { hasher, permits: Arc::new(Semaphore::new(jobs)), decoy: decoy.to_string().into() })
+        Ok(Self {
+            hasher,
+            permits: Arc::new(Semaphore::new(jobs)),
+            signups: Arc::new(Semaphore::new(1)),
+            decoy: decoy.to_string().into(),
+        })
     }
 
     /// The hash to keep, in PHC string format.
     pub async fn hash(&self, password: Password) -> Result<String, Error> {
         let hasher = self.hasher.clone();
-        self.compute(move || Ok(hasher.hash_password(password.0.as_bytes()).map_err(Error::internal)?.to_string()))
-            .await
+        compute(&self.signups, move || {
+            Ok(hasher.hash_password(password.0.as_bytes()).map_err(Error::internal)?.to_string())
+        })
+        .await
     }
 
     /// Whether `password` is the one behind `hash`. Without a hash it takes as long and says no.
     pub async fn verify(&self, password: Password, hash: Option<String>) -> Result<bool, Error> {
         let (hasher, decoy) = (self.hasher.clone(), Arc::clone(&self.decoy));
-        self.compute(move || {
+        compute(&self.permits, move || {
             let expected = PasswordHash::new(hash.as_deref().unwrap_or(&decoy)).map_err(Error::internal)?;
             match hasher.verify_password(password.0.as_bytes(), &expected) {
                 Ok(()) => Ok(hash.is_some()),
@@ -101,23 +110,23 @@ impl Passwords {
         })
         .await
     }
+}
 
-    /// Runs `work` when its turn comes. Who would wait too long is told to come back.
-    async fn compute<T, F>(&self, work: F) -> Result<T, Error>
-    where
-        T: Send + 'static,
-        F: FnOnce() -> Result<T, Error> + Send + 'static,
-    {
-        let turn = tokio::time::timeout(LONGEST_WAIT, Arc::clone(&self.permits).acquire_owned()).await;
-        let permit = turn.map_err(|_| Error::Busy)?.map_err(Error::internal)?;
-        tokio::task::spawn_blocking(move || {
-            // Held by the work itself: a client that gives up does not make room before the work is done.
-            let _permit = permit;
-            work()
-        })
-        .await
-        .map_err(Error::internal)?
-    }
+/// Runs `work` when its turn comes. Who would wait too long is told to come back.
+async fn compute<T, F>(permits: &Arc<Semaphore>, work: F) -> Result<T, Error>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, Error> + Send + 'static,
+{
+    let turn = tokio::time::timeout(LONGEST_WAIT, Arc::clone(permits).acquire_owned()).await;
+    let permit = turn.map_err(|_| Error::Busy)?.map_err(Error::internal)?;
+    tokio::task::spawn_blocking(move || {
+        // Held by the work itself: a client that gives up does not make room before the work is done.
+        let _permit = permit;
+        work()
+    })
+    .await
+    .map_err(Error::internal)?
 }
 
 impl fmt::Debug for Passwords {
@@ -147,6 +156,17 @@ mod tests {
         assert!(hash.starts_with("$argon2id$"));
         assert!(passwords.verify(typed("correct horse"), Some(hash.clone())).await.unwrap());
         assert!(!passwords.verify(typed("wrong horse"), Some(hash)).await.unwrap());
+    }
+
+    // Whoever signed up in great numbers kept everybody from logging in.
+    #[tokio::test]
+    async fn those_who_sign_up_do_not_take_the_turns_of_those_who_log_in() {
+        let passwords = passwords();
+        let _signing_up = passwords.signups.acquire_many(1).await.unwrap();
+        assert!(!passwords.verify(typed("correct horse"), None).await.unwrap());
+        let _logging_in = passwords.permits.acquire_many(2).await.unwrap();
+        drop(_signing_up);
+        passwords.hash(typed("correct horse")).await.unwrap();
     }
 
     #[tokio::test]

@@ -2,14 +2,15 @@
 //!
 //! A failover takes seconds, and whoever waits for it meanwhile gets an answer instead of an error: one slow page.
 //! But once a store has stayed away for that long, every further request would be as slow only to fail as well, so
-//! then each gets one attempt until one succeeds. And a page that asks its stores several times waits once: what one
-//! operation has taken is not there for the next.
+//! then each gets one attempt until one succeeds. A store may have parts, some of which can be away while others are
+//! well; then only a success of the same part counts. And a page that asks its stores several times waits once: what
+//! one operation has taken is not there for the next.
 
 use std::{
     cell::Cell,
     fmt,
     future::Future,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -31,8 +32,20 @@ pub async fn of_one_request<F: Future>(answer: F) -> F::Output {
 pub struct Patience {
     /// From the first attempt to the error, for one operation and for those of one request together.
     overall: Duration,
-    /// Whether an operation has spent all that time in vain, and none has succeeded since.
-    away: AtomicBool,
+    /// How many operations have spent all that time in vain, in whichever part.
+    given_up: AtomicU64,
+    /// What `given_up` was when an operation last succeeded, for each part.
+    succeeded: Box<[AtomicU64]>,
+}
+
+/// The time that an operation takes, counted for its request though it be dropped.
+struct Waiting(Instant);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // An error says that this belongs to no request.
+        let _ = WAITED.try_with(|waited| waited.set(waited.get() + self.0.elapsed()));
+    }
 }
 
 /// Why an attempt failed, and whether another could succeed.
@@ -56,7 +69,13 @@ impl Failure {
 
 impl Patience {
     pub fn new(overall: Duration) -> Self {
-        Self { overall, away: AtomicBool::new(false) }
+        Self::with_parts(overall, 1)
+    }
+
+    /// With a store whose parts, numbered from 0, can be away each by itself.
+    pub fn with_parts(overall: Duration, parts: usize) -> Self {
+        let succeeded = (0..parts).map(|_| AtomicU64::new(0)).collect();
+        Self { overall, given_up: AtomicU64::new(0), succeeded }
     }
 
     /// Repeats `attempt`, which must be repeatable and bound its own time, until it succeeds, fails for good or has
@@ -65,19 +84,26 @@ impl Patience {
     where
         F: Future<Output = Result<T, Failure>>,
     {
+        self.run_in(0, attempt).await
+    }
+
+    /// As [`run`](Self::run), of one part.
+    pub async fn run_in<T, F>(&self, part: usize, attempt: impl FnMut() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
         let begun = Instant::now();
+        let _waiting = Waiting(begun);
         let waited = WAITED.try_with(Cell::get).unwrap_or_default();
         let left = self.overall.saturating_sub(waited).max(LAST_CHANCE.min(self.overall));
         // What other operations have left of the time can be too little to prove anything about this store.
         let is_proof = left >= self.overall / 2;
-        let outcome = self.run_until(begun + left, is_proof, attempt).await;
-        // An error says that this belongs to no request.
-        let _ = WAITED.try_with(|waited| waited.set(waited.get() + begun.elapsed()));
-        outcome
+        self.run_until(part, begun + left, is_proof, attempt).await
     }
 
     async fn run_until<T, F>(
         &self,
+        part: usize,
         deadline: Instant,
         is_proof: bool,
         mut attempt: impl FnMut() -> F,
@@ -90,15 +116,17 @@ impl Patience {
         loop {
             match timeout_at(deadline, attempt()).await {
                 Ok(Ok(done)) => {
-                    self.away.store(false, Ordering::Relaxed);
+                    self.succeeded[part].store(self.given_up.load(Ordering::Relaxed), Ordering::Relaxed);
                     return Ok(done);
                 }
-                Ok(Err(failure)) if !failure.again || self.is_away() => return Err(failure.error),
+                Ok(Err(failure)) if !failure.again || self.is_away(part) => return Err(failure.error),
                 Ok(Err(failure)) => cause = Some(failure.error),
                 Err(_) => {}
             }
             if Instant::now() + pause >= deadline {
-                self.away.fetch_or(is_proof, Ordering::Relaxed);
+                if is_proof {
+                    self.given_up.fetch_add(1, Ordering::Relaxed);
+                }
                 return Err(cause.unwrap_or_else(|| StoreError::unavailable(TooLong(self.overall))));
             }
             sleep(pause).await;
@@ -106,9 +134,10 @@ impl Patience {
         }
     }
 
-    /// Whether the store has stayed away for so long that nobody waits for it any more.
-    pub fn is_away(&self) -> bool {
-        self.away.load(Ordering::Relaxed)
+    /// Whether nobody waits for this part any more: some part has stayed away for long, and this one has not been seen
+    /// well since.
+    pub fn is_away(&self, part: usize) -> bool {
+        self.given_up.load(Ordering::Relaxed) > self.succeeded[part].load(Ordering::Relaxed)
     }
 }
 
@@ -146,7 +175,7 @@ mod tests {
             .run(|| async move { if begun.elapsed() < Duration::from_secs(4) { fail().await } else { Ok(7) } })
             .await;
         assert_eq!(outcome.unwrap(), 7);
-        assert!(!patience.is_away());
+        assert!(!patience.is_away(0));
     }
 
     #[tokio::test(start_paused = true)]
@@ -162,12 +191,41 @@ mod tests {
     async fn once_away_each_gets_one_attempt_until_one_succeeds() {
         let patience = Patience::new(Duration::from_secs(8));
         patience.run(fail::<()>).await.unwrap_err();
-        assert!(patience.is_away());
+        assert!(patience.is_away(0));
         let begun = Instant::now();
         patience.run(fail::<()>).await.unwrap_err();
         assert_eq!(begun.elapsed(), Duration::ZERO);
         patience.run(|| async { Ok(()) }).await.unwrap();
-        assert!(!patience.is_away());
+        assert!(!patience.is_away(0));
+    }
+
+    // Successes elsewhere made each operation on the part that was away wait for all of the time.
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_is_well_says_nothing_of_another() {
+        let patience = Patience::with_parts(Duration::from_secs(8), 3);
+        patience.run_in(0, fail::<()>).await.unwrap_err();
+        patience.run_in(1, || async { Ok(()) }).await.unwrap();
+        let begun = Instant::now();
+        // The third may be away for the same reason, as far as anybody knows.
+        for part in [0, 2, 0] {
+            patience.run_in(part, fail::<()>).await.unwrap_err();
+        }
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        patience.run_in(1, fail::<()>).await.unwrap_err();
+        assert!(begun.elapsed() > Duration::from_secs(7), "one that was well is waited for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_operation_that_is_dropped_has_taken_its_time() {
+        let patience = Patience::new(Duration::from_secs(8));
+        let begun = Instant::now();
+        of_one_request(async {
+            let dropped = patience.run(std::future::pending::<Result<(), Failure>>);
+            tokio::time::timeout(Duration::from_secs(6), dropped).await.unwrap_err();
+            patience.run(std::future::pending::<Result<(), Failure>>).await.unwrap_err();
+        })
+        .await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(8));
     }
 
     #[tokio::test(start_paused = true)]
@@ -185,7 +243,7 @@ mod tests {
         });
         assert!(matches!(outcomes.await, ((Ok(()), Err(_), Err(_)), Ok(()))));
         assert_eq!(begun.elapsed(), Duration::from_secs(8) + LAST_CHANCE);
-        assert!(!patience.is_away());
+        assert!(!patience.is_away(0));
         of_one_request(patience.run(slow)).await.unwrap();
     }
 
@@ -201,6 +259,6 @@ mod tests {
             .await;
         assert!(outcome.is_err());
         assert_eq!(attempts.get(), 1);
-        assert!(!patience.is_away());
+        assert!(!patience.is_away(0));
     }
 }

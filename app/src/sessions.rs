@@ -11,7 +11,7 @@ pub mod redis_cluster;
 pub mod sqlite;
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     fmt,
     sync::{
         Arc,
@@ -24,11 +24,12 @@ use async_trait::async_trait;
 use axum::{
     extract::{FromRequestParts, Request, State},
     middleware::Next,
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use http::{HeaderMap, HeaderValue, header, request::Parts};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use tokio::time::timeout;
 pub use tower_sessions_core::{
     Session,
     session::{Id, Record},
@@ -49,8 +50,9 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 /// - **Visibility:** whatever is finished is seen through every instance at once.
 /// - **Ended** sessions stay so: [`save`](Self::save) never brings one back, and for [`ENDED_FOR`] the store still knows
 ///   that there was one.
-/// - **Repeatable:** each operation may be sent again, by a retry here, and has the effect of one; only a
-///   [`count`](Self::count) whose answer was lost may count twice.
+/// - **Repeatable:** each operation may be sent again, by a retry here, and has the effect of one.
+/// - **Parts** of the store may be away while others are well. What of a name stands in braces says which part it is in;
+///   an id is in any.
 /// - A dropped future leaves its operation either done or not done, never half done.
 #[async_trait]
 pub trait SessionStore: fmt::Debug + Send + Sync + 'static {
@@ -75,14 +77,20 @@ pub trait SessionStore: fmt::Debug + Send + Sync + 'static {
     /// Takes entries off the list `name`.
     async fn strike(&self, name: &str, entries: &[String]) -> Result<()>;
 
-    /// Counts one more under `name`. The count begins anew when `window` has passed since the first.
-    async fn count(&self, name: &str, window: Duration) -> Result<Count>;
+    /// Counts `entry` under `name`, once. The count begins anew when `window` has passed since the first.
+    async fn count(&self, name: &str, entry: &str, window: Duration) -> Result<Count>;
 
-    /// Takes back one that was counted in the present window; nothing if it is over.
-    async fn uncount(&self, name: &str) -> Result<()>;
+    /// Takes back what was counted; nothing if it was not, or if its window is over.
+    async fn uncount(&self, name: &str, entry: &str) -> Result<()>;
 
     /// How much of the store can be reached; an error if none.
     async fn reach(&self) -> Result<Reach>;
+
+    /// Whether the part that `id` is in is known to be away.
+    fn is_away(&self, id: &Id) -> bool {
+        let _ = id;
+        false
+    }
 }
 
 /// What is under an id.
@@ -126,6 +134,10 @@ struct OfRequest {
     limits: Limits,
     /// The session at hand was ended while the request was under way, or a little earlier.
     ended: AtomicBool,
+    /// The session that the browser has sent is out of reach, and left alone for a new one.
+    is_replaced: AtomicBool,
+    /// The request itself has saved the session, or has failed to.
+    is_saved: AtomicBool,
 }
 
 impl OfRequest {
@@ -141,19 +153,17 @@ impl OfRequest {
 #[async_trait]
 impl session_store::SessionStore for OfRequest {
     /// A member's session is short-lived until it is on the member's list. Whoever gives up on the way, or loses its place
-    /// to logins at the same time, leaves nothing behind that nobody counts.
+    /// to logins at the same time, leaves nothing behind that nobody counts. If the list is out of reach, the session is
+    /// counted from its next renewal on.
     async fn create(&self, record: &mut Record) -> session_store::Result<()> {
         self.ended.store(false, Ordering::Relaxed);
         let (member, expiry_date) = (member_of(record), record.expiry_date);
         if member.is_some() {
             record.expiry_date = expiry_date.min(OffsetDateTime::now_utc() + UNLISTED_FOR);
         }
-        while !self.store.create(record).await? {
-            // Nobody was told this id, so what may be there is left to expire.
-            record.id = Id::default();
-        }
+        create_anywhere(&*self.store, record).await?;
         if let Some(member) = member {
-            admit(&*self.store, &member, &record.id, self.limits).await?;
+            admit(&*self.store, &member, &record.id, self.limits).await;
             record.expiry_date = expiry_date;
             self.save(record).await?;
         }
@@ -168,6 +178,9 @@ impl session_store::SessionStore for OfRequest {
     }
 
     async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
+        if self.is_replaced.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         let loaded = self.store.load(id).await?;
         if loaded == Loaded::Ended {
             self.note_ended();
@@ -176,6 +189,9 @@ impl session_store::SessionStore for OfRequest {
     }
 
     async fn delete(&self, id: &Id) -> session_store::Result<()> {
+        if self.is_replaced.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         Ok(self.store.delete(id).await?)
     }
 }
@@ -184,14 +200,46 @@ impl From<StoreError> for session_store::Error {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(_) => Self::Backend(error.to_string()),
-            StoreError::Corrupt(_) => Self::Decode(error.to_string()),
+            StoreError::Corrupt(_) | StoreError::Unfit(_) => Self::Decode(error.to_string()),
+        }
+    }
+}
+
+/// Keeps a new record under an id that is not taken, in whichever part of the store is well.
+async fn create_anywhere(store: &dyn SessionStore, record: &mut Record) -> Result<()> {
+    let mut place = 0;
+    loop {
+        place += 1;
+        // Any will do if all are away.
+        for _ in 0..CANDIDATES {
+            if !store.is_away(&record.id) {
+                break;
+            }
+            record.id = Id::default();
+        }
+        let created = if place < PLACES && !store.is_away(&record.id) {
+            timeout(LONGEST_AT_ONE_PLACE, store.create(record)).await
+        } else {
+            Ok(store.create(record).await)
+        };
+        match created {
+            Ok(Ok(true)) => return Ok(()),
+            Ok(Err(error)) if place >= PLACES || !matches!(error, StoreError::Unavailable(_)) => return Err(error),
+            // Nobody was told this id, so what may be there is left to expire.
+            Ok(Ok(false) | Err(_)) | Err(_) => record.id = Id::default(),
         }
     }
 }
 
 /// Puts a session on its member's list, and ends those that are too many: first those that have ended by themselves,
-/// then those not used for longest.
-async fn admit(store: &dyn SessionStore, member: &UserKey, id: &Id, limits: Limits) -> Result<()> {
+/// then those not used for longest. The session is good without: what fails is logged.
+async fn admit(store: &dyn SessionStore, member: &UserKey, id: &Id, limits: Limits) {
+    if let Err(error) = try_to_admit(store, member, id, limits).await {
+        tracing::warn!(%error, "the sessions of a member could not be counted; there may be too many until this one is renewed");
+    }
+}
+
+async fn try_to_admit(store: &dyn SessionStore, member: &UserKey, id: &Id, limits: Limits) -> Result<()> {
     let list = list_of(member);
     let listed = store.enrol(&list, &id.to_string(), limits.lifetimes.member * 2).await?;
     let most = limits.sessions_per_member;
@@ -200,11 +248,12 @@ async fn admit(store: &dyn SessionStore, member: &UserKey, id: &Id, limits: Limi
     }
     let (mut alive, mut gone) = (Vec::new(), Vec::new());
     for entry in listed {
-        let session = match entry.parse() {
-            Ok(id) => store.load(&id).await?.session(),
-            Err(_) => None,
+        let is_alive = match entry.parse() {
+            // As far as anybody knows.
+            Ok(id) => store.load(&id).await.map_or(true, |loaded| loaded.session().is_some()),
+            Err(_) => false,
         };
-        if session.is_some() { &mut alive } else { &mut gone }.push(entry);
+        if is_alive { &mut alive } else { &mut gone }.push(entry);
     }
     let surplus = alive.len().saturating_sub(most);
     // Of two who do this at once, both end the same sessions; perhaps that of one of them.
@@ -243,7 +292,8 @@ pub struct Limits {
     pub sessions_per_member: usize,
 }
 
-/// Gives the request its session, and saves what the request changed about it before the answer leaves.
+/// Gives the request its session, and saves what the request changed about it before the answer leaves. No answer is
+/// replaced because that fails: what must not be lost is saved by the request itself.
 pub async fn keep(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let secure = request.extensions().get::<Client>().is_some_and(|client| client.tls);
     let sent = cookie(request.headers(), COOKIE);
@@ -251,39 +301,36 @@ pub async fn keep(State(app): State<Arc<App>>, mut request: Request, next: Next)
         store: Arc::clone(&app.sessions),
         limits: app.settings.sessions,
         ended: AtomicBool::new(false),
+        is_replaced: AtomicBool::new(false),
+        is_saved: AtomicBool::new(false),
     });
     let session = Session::new(sent, Arc::clone(&store), None);
     request.extensions_mut().insert(session.clone());
+    request.extensions_mut().insert(Entering { session: session.clone(), store: Arc::clone(&store) });
 
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
 
-    match finish(&app, &store, &session, sent, response.status().is_server_error()).await {
-        Ok(None) => response,
-        Ok(Some(change)) => {
-            let mut response = response;
-            response.headers_mut().append(header::SET_COOKIE, change.header(secure));
-            response
-        }
-        Err(error) => Error::from(error).into_response(),
+    if response.status().is_server_error() {
+        return response;
     }
+    match finish(&app, &store, &session, sent).await {
+        Ok(None) => {}
+        Ok(Some(change)) => {
+            response.headers_mut().append(header::SET_COOKIE, change.header(secure));
+        }
+        Err(error) => tracing::warn!(%error, "a session could not be saved, the answer is given without it"),
+    }
+    response
 }
 
-async fn finish(
-    app: &App,
-    store: &OfRequest,
-    session: &Session,
-    sent: Option<Id>,
-    failed: bool,
-) -> Result<Option<CookieChange>> {
-    if failed {
-        return Ok(None);
-    }
-    let limits = app.settings.sessions;
-    if !session.is_modified() && !used_after_long(session, limits.lifetimes.member).await {
+async fn finish(app: &App, store: &OfRequest, session: &Session, sent: Option<Id>) -> Result<Option<CookieChange>> {
+    let is_saved = store.is_saved.load(Ordering::Relaxed);
+    if !is_saved && !session.is_modified() && !used_after_long(session, store.limits.lifetimes.member).await {
         return Ok(None);
     }
     if session.is_empty().await {
-        return Ok(sent.map(|_| CookieChange::Remove));
+        // Unless it had ended before: then the browser may have another cookie by now.
+        return Ok(sent.filter(|_| !store.is_ended()).map(|_| CookieChange::Remove));
     }
     let member = signed_in(session).await?;
     if member.is_none() && store.is_ended() {
@@ -291,14 +338,9 @@ async fn finish(
         // the cookie that the other one has set.
         return Ok(None);
     }
-    let lifetime = if member.is_some() { limits.lifetimes.member } else { limits.lifetimes.visitor };
-    let expiry = time::Duration::try_from(lifetime).unwrap_or(time::Duration::weeks(2));
-    session.set_expiry(Some(Expiry::OnInactivity(expiry)));
-    let renewed = renew_if_due(session, expiry).await?;
-    if let (true, Some(member), Some(id)) = (renewed, &member, session.id()) {
-        admit(&*app.sessions, &member.key(), &id, limits).await?;
+    if !is_saved {
+        save(store, session).await?;
     }
-    session.save().await?;
     let id = session.id().filter(|id| sent != Some(*id));
     if id.is_some() {
         app.metrics.sessions_created.inc();
@@ -308,6 +350,19 @@ async fn finish(
     Ok(id
         .filter(|_| member.is_none() || !store.is_ended())
         .map(|id| CookieChange::Set { id, member: member.is_some() }))
+}
+
+/// Saves the session for as long as it lasts from now on.
+async fn save(store: &OfRequest, session: &Session) -> Result<()> {
+    let (member, limits) = (signed_in(session).await?, store.limits);
+    let lifetime = if member.is_some() { limits.lifetimes.member } else { limits.lifetimes.visitor };
+    let expiry = time::Duration::try_from(lifetime).unwrap_or(time::Duration::weeks(2));
+    session.set_expiry(Some(Expiry::OnInactivity(expiry)));
+    let renewed = renew_if_due(session, expiry).await?;
+    if let (true, Some(member), Some(id)) = (renewed, &member, session.id()) {
+        admit(&*store.store, &member.key(), &id, limits).await;
+    }
+    Ok(session.save().await?)
 }
 
 /// Whether a member who only reads should have the session prolonged. Not knowing is no.
@@ -360,35 +415,70 @@ pub fn cookie(headers: &HeaderMap, name: &str) -> Option<Id> {
     cookies(headers, name).find_map(|value| value.parse().ok())
 }
 
-/// What the browser sent in cookies of this name.
+/// What the browser sent in cookies of this name. Cookies of others in the same line may be any bytes.
 pub fn cookies<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = &'h str> {
     headers
         .get_all(header::COOKIE)
         .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(';'))
-        .filter_map(|pair| pair.trim().split_once('='))
-        .filter(move |(found, _)| *found == name)
-        .map(|(_, value)| value)
+        .flat_map(|line| line.as_bytes().split(|&byte| byte == b';'))
+        .filter_map(move |pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+        .filter_map(|value| std::str::from_utf8(value).ok())
 }
 
 /// Who is logged in, as the session remembers it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     pub name: UserName,
+    /// Of sessions that are older than this field, it is the name's former key.
+    #[serde(default)]
+    key: Option<UserKey>,
 }
 
 impl Member {
+    pub fn new(name: UserName, key: UserKey) -> Self {
+        Self { name, key: Some(key) }
+    }
+
     pub fn key(&self) -> UserKey {
-        self.name.key()
+        self.key.clone().unwrap_or_else(|| self.name.former_key())
     }
 }
 
-/// Makes the session that of `member`, under a new id, so that an id known before the login is worth nothing.
-pub async fn sign_in(session: &Session, member: &Member) -> Result<()> {
-    session.cycle_id().await?;
-    session.remove_value(RENEWED).await?;
-    Ok(session.insert(MEMBER, member).await?)
+/// The session of a browser that logs in.
+#[derive(Clone, Debug)]
+pub struct Entering {
+    session: Session,
+    store: Arc<OfRequest>,
+}
+
+impl Entering {
+    /// Makes the session that of `member`, under a new id, so that an id known before the login is worth nothing, and
+    /// saves it. What the browser had before stays if it was not another member's and can be reached.
+    pub async fn sign_in(&self, member: &Member, draft: &Draft) -> Result<()> {
+        let Self { session, store } = self;
+        if session.cycle_id().await.is_err() {
+            store.is_replaced.store(true, Ordering::Relaxed);
+            session.cycle_id().await?;
+        }
+        if signed_in(session).await?.is_some_and(|former| former.key() != member.key()) {
+            session.clear().await;
+        }
+        session.remove_value(RENEWED).await?;
+        session.insert(MEMBER, member).await?;
+        if !draft.is_empty() {
+            draft.keep(session).await?;
+        }
+        store.is_saved.store(true, Ordering::Relaxed);
+        save(store, session).await
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Entering {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> std::result::Result<Self, Error> {
+        parts.extensions.get().cloned().ok_or_else(|| Error::internal("no session layer"))
+    }
 }
 
 /// Ends the session.
@@ -437,30 +527,61 @@ pub struct Draft {
     pub alt: String,
 }
 
+#[derive(Serialize, Deserialize)]
+struct KeptDraft {
+    #[serde(flatten)]
+    draft: Draft,
+    /// There is something under this id once the draft was posted. Another request of the same browser may save the session
+    /// as it was before, with the draft in it.
+    posted: String,
+}
+
 impl Draft {
     /// Bytes that are kept; a post with every character that it may have can be somewhat longer.
     pub const LONGEST: usize = 8 * 1024;
 
+    /// Bytes as they are stored.
     pub fn length(&self) -> usize {
-        self.text.len() + self.alt.len()
+        let stored =
+            |text: &String| serde_json::to_string(text).map_or(text.len(), |stored| stored.len() - "\"\"".len());
+        stored(&self.text) + stored(&self.alt)
     }
 
     pub fn is_empty(&self) -> bool {
         self.text.is_empty() && self.alt.is_empty()
     }
 
-    pub async fn keep(&self, session: &Session) -> Result<()> {
-        Ok(session.insert(DRAFT, self).await?)
+    async fn keep(&self, session: &Session) -> Result<()> {
+        let kept = KeptDraft { draft: self.clone(), posted: Id::default().to_string() };
+        Ok(session.insert(DRAFT, kept).await?)
     }
 
-    pub async fn kept(session: &Session) -> Result<Option<Self>> {
-        Ok(session.get(DRAFT).await?)
-    }
-
-    pub async fn discard(session: &Session) -> Result<()> {
-        // Removing what is not there would count as a change and cost a write.
-        if Self::kept(session).await?.is_some() {
+    pub async fn kept(store: &dyn SessionStore, session: &Session) -> Result<Option<Self>> {
+        let Some(kept) = session.get::<KeptDraft>(DRAFT).await? else { return Ok(None) };
+        let posted = match kept.posted.parse() {
+            Ok(posted) => store.load(&posted).await.is_ok_and(|found| found != Loaded::Nothing),
+            Err(_) => false,
+        };
+        if posted {
             session.remove_value(DRAFT).await?;
+        }
+        Ok((!posted).then_some(kept.draft))
+    }
+
+    /// Ends the draft, which was posted. It is no error of the post if that fails.
+    pub async fn discard(store: &dyn SessionStore, session: &Session) {
+        if let Err(error) = Self::try_to_discard(store, session).await {
+            tracing::warn!(%error, "a draft that was posted may come back");
+        }
+    }
+
+    async fn try_to_discard(store: &dyn SessionStore, session: &Session) -> Result<()> {
+        // Removing what is not there would count as a change and cost a write.
+        let Some(kept) = session.get::<KeptDraft>(DRAFT).await? else { return Ok(()) };
+        session.remove_value(DRAFT).await?;
+        if let Ok(id) = kept.posted.parse() {
+            let expiry_date = OffsetDateTime::now_utc() + ENDED_FOR;
+            store.create(&Record { id, data: HashMap::new(), expiry_date }).await?;
         }
         Ok(())
     }
@@ -511,6 +632,12 @@ const RENEWED: &str = "renewed";
 pub const ENDED_FOR: Duration = Duration::from_secs(600);
 /// How long a member's session lasts that is not on the member's list yet: longer than it takes to get there.
 const UNLISTED_FOR: time::Duration = time::Duration::minutes(2);
+/// Ids that are tried for a new session while parts of the store are away.
+const PLACES: usize = 3;
+/// Ids that are looked at for one in a part that is not known to be away.
+const CANDIDATES: usize = 32;
+/// How long a new session waits for the part of the store that its id is in, before another is tried.
+const LONGEST_AT_ONE_PLACE: Duration = Duration::from_secs(1);
 /// Browsers cut off what is longer: 400 days (RFC 6265bis, section 5.5).
 const LONGEST_COOKIE: Duration = Duration::from_secs(400 * 24 * 3600);
 

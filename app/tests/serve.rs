@@ -5,11 +5,12 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
+use image::ImageEncoder;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -79,26 +80,83 @@ fn a_log_that_nobody_reads_stops_neither_requests_nor_the_end() {
                 assert!(stderr.read_line(&mut line).unwrap() > 0, "what was lost is told");
             }
         }
-        kill(Pid::from_raw(process.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let status = loop {
-            if let Some(status) = process.try_wait().unwrap() {
-                break status;
-            }
-            if Instant::now() > deadline {
-                process.kill().unwrap();
-                process.wait().unwrap();
-                panic!("it did not end");
-            }
-            thread::sleep(Duration::from_millis(20));
-        };
-        assert_eq!(status.code(), Some(0));
+        end(&mut process);
         if is_read_at_last {
             let mut rest = String::new();
             stderr.read_to_string(&mut rest).unwrap();
             assert!(rest.trim_end().ends_with("stopped"), "{rest}");
         }
     }
+}
+
+/// The end waited for whatever was still being worked on, a large picture for instance, without any limit.
+#[test]
+fn the_end_does_not_wait_for_work_beyond_the_deadline() {
+    let folder = tempfile::tempdir().unwrap();
+    // A picture whose file nobody ever opens for writing: reading it never ends.
+    let name = format!("{}.png", "0a".repeat(32));
+    let pictures = folder.path().join("media/0a");
+    std::fs::create_dir_all(&pictures).unwrap();
+    assert!(Command::new("mkfifo").arg(pictures.join(&name)).status().unwrap().success());
+    let (mut process, address) = listening(serve(folder.path()).args(["--shutdown-deadline", "200ms"]));
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET /media/{name} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    // Answered after it, over another connection.
+    let mut other = TcpStream::connect(address).unwrap();
+    while !{
+        write!(other, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = vec![0; 65_536];
+        let length = other.read(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer[..length]).contains("app_requests_in_flight 2")
+    } {
+        other = TcpStream::connect(address).unwrap();
+    }
+    end(&mut process);
+}
+
+/// A colour profile of some hundred megabytes, in a picture of a few pixels in half a megabyte, was unpacked.
+#[tokio::test]
+async fn what_is_packed_beside_a_picture_does_not_fill_the_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut process, address) = listening(&mut serve(folder.path()));
+    let url = format!("http://{address}");
+    app::tls::choose_provider();
+    let browser = reqwest::Client::builder().cookie_store(true).no_proxy().build().unwrap();
+    let account = [("name", "ann"), ("password", "correct horse battery")];
+    let post = |path: &str| browser.post(format!("{url}{path}")).header("origin", &url);
+    assert_eq!(post("/accounts/signup/").form(&account).send().await.unwrap().status(), 200);
+    let mut picture = Vec::new();
+    let mut encoder = image::codecs::png::PngEncoder::new(&mut picture);
+    encoder.set_icc_profile(vec![0; 200 << 20]).unwrap();
+    encoder.write_image(&[7; 300], 10, 10, image::ExtendedColorType::Rgb8).unwrap();
+    let before = peak_memory(process.id());
+    let picture = reqwest::multipart::Part::bytes(picture).file_name("a.png");
+    let form = reqwest::multipart::Form::new().text("text", "Look").part("picture", picture);
+    let posts = post("/posts/").multipart(form).send().await.unwrap();
+    assert!(posts.text().await.unwrap().contains("src=\"/media/"), "the picture itself is fine");
+    let more = peak_memory(process.id()) - before;
+    assert!(more < 64 << 20, "{} MiB more", more >> 20);
+    end(&mut process);
+}
+
+/// A path from the network turned the rest of its line around in a terminal.
+#[test]
+fn the_log_shows_what_a_path_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut process, address) = listening(serve(folder.path()).stderr(Stdio::piped()));
+    let mut stderr = process.stderr.take().unwrap();
+    for bytes in ["\u{202e}txt", "\u{9b}31m", "\u{2028}", "\u{200b}", "caf\u{e9}"] {
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "GET /{bytes} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    }
+    end(&mut process);
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    for shown in ["\\u{202e}txt", "\\u{9b}31m", "\\u{2028}", "\\u{200b}", "caf\u{e9}"] {
+        assert!(log.contains(shown), "{shown} is not in {log}");
+    }
+    assert!(!log.contains(['\u{202e}', '\u{9b}', '\u{2028}', '\u{200b}']), "{log}");
 }
 
 #[test]
@@ -121,4 +179,38 @@ fn a_folder_that_cannot_be_written_is_told_with_its_flag() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(error.contains("--data-dir") && error.contains("may be written"), "{error}");
+}
+
+/// Starts an instance on a free port, and gives its address.
+fn listening(command: &mut Command) -> (Child, SocketAddr) {
+    let mut process = command.args(["--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim_end().strip_prefix("app web1 listening on ").unwrap().parse().unwrap();
+    (process, address)
+}
+
+/// Asks it to end, and sees it do so.
+fn end(process: &mut Child) {
+    kill(Pid::from_raw(process.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let status = loop {
+        if let Some(status) = process.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            process.kill().unwrap();
+            process.wait().unwrap();
+            panic!("it did not end");
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(status.code(), Some(0));
+}
+
+/// The most that a process has had in memory at once, in bytes.
+fn peak_memory(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
 }

@@ -185,12 +185,15 @@ impl fmt::Display for MediaPlace {
 
 impl StoreArgs {
     /// Checks what belongs together, and reads the files that hold secrets.
-    pub fn settings(&self) -> anyhow::Result<StoreSettings> {
+    /// Visitors' sessions last for `visitor_lifetime`.
+    pub fn settings(&self, visitor_lifetime: Duration) -> anyhow::Result<StoreSettings> {
         Ok(StoreSettings {
             folder: self.data_dir.clone(),
             sessions: match self.sessions {
                 SessionsKind::Sqlite => SessionsPlace::Sqlite,
-                SessionsKind::RedisCluster => SessionsPlace::RedisCluster(Box::new(self.redis.settings()?)),
+                SessionsKind::RedisCluster => {
+                    SessionsPlace::RedisCluster(Box::new(self.redis.settings(visitor_lifetime)?))
+                }
             },
             data: self.database.place()?,
             media: media_place(&self.media, &self.data_dir)?,
@@ -199,7 +202,7 @@ impl StoreArgs {
 }
 
 impl RedisArgs {
-    fn settings(&self) -> anyhow::Result<redis_cluster::Settings> {
+    fn settings(&self, visitor_lifetime: Duration) -> anyhow::Result<redis_cluster::Settings> {
         ensure!(
             !self.redis_nodes.is_empty(),
             "--sessions redis-cluster needs --redis-nodes: name the cluster's nodes, such as redis-1:6379,redis-2:6379"
@@ -240,6 +243,7 @@ impl RedisArgs {
             rebuild_timeout: self.redis_rebuild_timeout,
             attempt_timeout: self.redis_attempt_timeout,
             overall_timeout: self.redis_timeout,
+            visitor_lifetime,
         })
     }
 }

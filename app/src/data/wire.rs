@@ -447,7 +447,10 @@ where
 /// Statements are repeatable, so whatever is not wrong with them themselves may pass.
 fn failure(error: tokio_postgres::Error) -> Failure {
     let again = error.code().is_none_or(|code| !is_lasting(code));
-    Failure { error: StoreError::unavailable(Told(error)), again }
+    // Class 22 of SQLSTATE: data exceptions.
+    let is_unfit = error.code().is_some_and(|code| code.code().starts_with("22"));
+    let error = Told(error);
+    Failure { error: if is_unfit { StoreError::unfit(error) } else { StoreError::unavailable(error) }, again }
 }
 
 fn is_lasting(code: &SqlState) -> bool {

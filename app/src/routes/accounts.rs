@@ -14,15 +14,15 @@ use uuid::Uuid;
 use super::{Form, Params, local};
 use crate::{
     App,
-    attempts::{self, Attempt, Refused},
-    data::{Cursor, Login, Millis, Signup, User, UserName},
-    error::Error,
+    attempts::{Attempt, Refused},
+    data::{Cursor, Login, Millis, Signup, User, UserKey, UserName},
+    error::{Error, StoreError},
     layers::Client,
     metrics::LoginResult,
     own::List,
     page::{Field, Input, Page, alert, in_query, moment},
     passwords::Password,
-    sessions::{self, Draft, Member, Session, Visitor},
+    sessions::{self, Draft, Entering, Member, Session, Visitor},
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -82,13 +82,14 @@ pub async fn signup_form(
 
 pub async fn signup(
     State(app): State<Arc<App>>,
-    session: Session,
+    entering: Entering,
     client: Client,
+    headers: HeaderMap,
     Form(filled): Form<Credentials>,
 ) -> Result<Response, Error> {
     let refuse =
         |status, complaints| Ok((status, signup_page(&app, &Visitor::default(), &filled, &complaints)).into_response());
-    let name = filled.name.parse::<UserName>();
+    let name = UserName::chosen(&filled.name);
     let password = check_password(&filled.password);
     let name = match (name, password) {
         (Ok(name), Ok(())) if filled.draft_complaint().is_none() => name,
@@ -97,32 +98,61 @@ pub async fn signup(
             return refuse(StatusCode::UNPROCESSABLE_ENTITY, complaints);
         }
     };
-    if let Err(refused) = attempts::sign_up(&*app.sessions, app.settings.attempts, client.address).await? {
-        let (seconds, minutes) = refused.wait();
-        let complaint = format!("Too many accounts were asked for from your network. Try again in {minutes} min.");
-        let complaints = Complaints { name: Some(complaint), ..Complaints::default() };
-        let page = signup_page(&app, &Visitor::default(), &filled, &complaints);
-        return Ok((StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, seconds)], page).into_response());
-    }
-    let user = User {
-        id: Uuid::now_v7(),
-        password_hash: app.passwords.hash(filled.password.clone()).await?,
-        created: Millis::now(),
-        name,
+    let attempt = match Attempt::sign_up(&*app.sessions, app.settings.attempts, client.address, &headers).await? {
+        Ok(attempt) => attempt,
+        Err(refused) => {
+            let (seconds, minutes) = refused.wait();
+            let complaint = format!("Too many accounts were asked for from your network. Try again in {minutes} min.");
+            let complaints = Complaints { name: Some(complaint), ..Complaints::default() };
+            let page = signup_page(&app, &Visitor::default(), &filled, &complaints);
+            return Ok((StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, seconds)], page).into_response());
+        }
     };
-    match app.data.create_user(&user).await? {
-        Signup::Created => {
-            let login = record(&app, &user, client, true);
-            let logged_in = List::Logins.with(login.cursor(), Vec::new(), client.tls);
-            app.history.write_now(login).await;
-            let device = attempts::remember(&*app.sessions, &user.name.key(), None, client.tls).await?;
-            enter(&session, &user, &filled, [device, logged_in]).await
+    let user = match new_account(&app, name.clone(), &filled.password).await {
+        Ok(Some(user)) => user,
+        Ok(None) => {
+            let taken = format!("{name} is taken. Choose another name, or log in if it is yours.");
+            return refuse(StatusCode::CONFLICT, Complaints { name: Some(taken), ..Complaints::default() });
         }
-        Signup::Taken => {
-            let taken = format!("{} is taken. Choose another name, or log in if it is yours.", user.name);
-            refuse(StatusCode::CONFLICT, Complaints { name: Some(taken), ..Complaints::default() })
+        Err(error) => {
+            attempt.withdraw(&*app.sessions).await;
+            return Err(error);
+        }
+    };
+    let member = Member::new(user.name.clone(), user.name.key());
+    let device = attempt.remember(&*app.sessions, &member.key(), client.tls).await;
+    match enter(&app, &entering, &member, client, &filled, device).await {
+        Ok(response) => Ok(response),
+        Err(error) => {
+            tracing::warn!(%error, "who has signed up could not be logged in");
+            let complaint = "Your account is made, but you could not be logged in just now. Try it in a few seconds.";
+            Ok(login_page(&app, &Visitor::default(), &filled, Some(complaint)).into_response())
         }
     }
+}
+
+/// Makes an account, or `None` if the name is taken: which is known before the work of hashing a password.
+async fn new_account(app: &App, name: UserName, password: &Password) -> Result<Option<User>, Error> {
+    if account(app, &name).await?.is_some() {
+        return Ok(None);
+    }
+    let password_hash = app.passwords.hash(password.clone()).await?;
+    let user = User { id: Uuid::now_v7(), password_hash, created: Millis::now(), name };
+    Ok(match app.data.create_user(&user).await? {
+        Signup::Created => Some(user),
+        Signup::Taken => None,
+    })
+}
+
+/// The account of a name, and the key that it has.
+async fn account(app: &App, name: &UserName) -> Result<Option<(User, UserKey)>, StoreError> {
+    let (key, former) = (name.key(), name.former_key());
+    let found = app.data.user(&key).await?.map(|user| (user, key.clone()));
+    if former == key {
+        return Ok(found);
+    }
+    // Looked up whether or not the first was found: the time to answer does not tell which names exist.
+    Ok(app.data.user(&former).await?.map(|user| (user, former)).or(found))
 }
 
 fn check_password(password: &Password) -> Result<(), String> {
@@ -147,7 +177,7 @@ pub async fn login_form(
 
 pub async fn login(
     State(app): State<Arc<App>>,
-    session: Session,
+    entering: Entering,
     client: Client,
     headers: HeaderMap,
     Form(filled): Form<Credentials>,
@@ -156,10 +186,8 @@ pub async fn login(
         let page = login_page(&app, &Visitor::default(), &filled, Some("Not yet: your post is too long, see below."));
         return Ok((StatusCode::UNPROCESSABLE_ENTITY, page).into_response());
     }
-    // No name is longer and no password either: such an attempt is wrong without any work.
-    let fit = check_password(&filled.password).is_ok();
-    let key = filled.name.parse::<UserName>().ok().map(|name| name.key());
-    let limits = app.settings.attempts;
+    let name = filled.name.parse::<UserName>().ok();
+    let (key, limits) = (name.as_ref().map(UserName::key), app.settings.attempts);
     let attempt = match Attempt::begin(&*app.sessions, limits, key.as_ref(), client.address, &headers).await? {
         Ok(attempt) => attempt,
         Err(refused) => {
@@ -167,32 +195,47 @@ pub async fn login(
             return Ok(too_many(&app, &filled, refused));
         }
     };
-    let user = match &key {
-        Some(key) => app.data.user(key).await?,
-        None => None,
-    };
-    let hash = user.as_ref().map(|user| user.password_hash.clone());
-    let password = if fit { filled.password.clone() } else { Password::default() };
-    let right = app.passwords.verify(password, hash).await? && fit;
-    match user {
-        Some(user) if right => {
-            app.metrics.login(LoginResult::Succeeded);
-            let login = record(&app, &user, client, true);
-            let logged_in = List::Logins.with(login.cursor(), Vec::new(), client.tls);
-            app.history.write_now(login).await;
-            let device = attempt.succeeded(&*app.sessions, &user.name.key(), client.tls).await?;
-            return enter(&session, &user, &filled, [device, logged_in]).await;
+    let (account, right) = match judge(&app, name.as_ref(), &filled.password).await {
+        Ok(judged) => judged,
+        Err(error) => {
+            attempt.withdraw(&*app.sessions).await;
+            return Err(error);
         }
-        Some(user) => {
+    };
+    match account {
+        Some((user, key)) if right => {
+            app.metrics.login(LoginResult::Succeeded);
+            let device = attempt.succeeded(&*app.sessions, &user.name.key(), client.tls).await;
+            return Ok(enter(&app, &entering, &Member::new(user.name, key), client, &filled, device).await?);
+        }
+        Some((_, key)) => {
             app.metrics.login(LoginResult::WrongPassword);
             // Not waited for: the time to answer does not tell which names exist.
-            drop(app.history.write(record(&app, &user, client, false)));
+            drop(app.history.write(record(&app, key, client, false)));
         }
         None => app.metrics.login(LoginResult::UnknownName),
     }
     // The same words for both, so that they do not tell which names exist.
     let complaint = "That name and password do not belong together.";
     Ok(unauthorised(login_page(&app, &Visitor::default(), &filled, Some(complaint))))
+}
+
+/// The account of a name, and whether the password is its own.
+async fn judge(
+    app: &App,
+    name: Option<&UserName>,
+    password: &Password,
+) -> Result<(Option<(User, UserKey)>, bool), Error> {
+    // No name is longer and no password either: such an attempt is wrong without any work.
+    let fit = check_password(password).is_ok();
+    let account = match name {
+        Some(name) => account(app, name).await?,
+        None => None,
+    };
+    let hash = account.as_ref().map(|(user, _)| user.password_hash.clone());
+    let password = if fit { password.clone() } else { Password::default() };
+    let right = app.passwords.verify(password, hash).await? && fit;
+    Ok((account, right))
 }
 
 /// The page to try again later; the same for names that do and do not exist.
@@ -228,10 +271,10 @@ fn unauthorised(page: Html<String>) -> Response {
     response
 }
 
-fn record(app: &App, user: &User, client: Client, succeeded: bool) -> Login {
+fn record(app: &App, user: UserKey, client: Client, succeeded: bool) -> Login {
     Login {
         id: Uuid::now_v7(),
-        user: user.name.key(),
+        user,
         at: Millis::now(),
         address: client.address,
         instance: app.instance.name.clone(),
@@ -239,19 +282,21 @@ fn record(app: &App, user: &User, client: Client, succeeded: bool) -> Login {
     }
 }
 
+/// Logs a member in, whose password was right.
 async fn enter(
-    session: &Session,
-    user: &User,
+    app: &App,
+    entering: &Entering,
+    member: &Member,
+    client: Client,
     filled: &Credentials,
-    cookies: [HeaderValue; 2],
-) -> Result<Response, Error> {
-    sessions::sign_in(session, &Member { name: user.name.clone() }).await?;
-    let draft = filled.draft();
-    if !draft.is_empty() {
-        draft.keep(session).await?;
-    }
-    let cookies = AppendHeaders(cookies.map(|cookie| (header::SET_COOKIE, cookie)));
-    Ok((cookies, Redirect::to(local(&filled.next))).into_response())
+    device: Option<HeaderValue>,
+) -> Result<Response, StoreError> {
+    let login = record(app, member.key(), client, true);
+    let logged_in = List::Logins.with(login.cursor(), Vec::new(), client.tls);
+    app.history.write_now(login).await;
+    entering.sign_in(member, &filled.draft()).await?;
+    let cookies = [device, Some(logged_in)].into_iter().flatten().map(|cookie| (header::SET_COOKIE, cookie));
+    Ok((AppendHeaders(cookies), Redirect::to(local(&filled.next))).into_response())
 }
 
 pub async fn logout(State(app): State<Arc<App>>, session: Session) -> Result<Redirect, Error> {

@@ -1,5 +1,7 @@
 //! Posts: what everyone wrote, and the form to write one.
 
+mod parts;
+
 use std::sync::Arc;
 
 use axum::{
@@ -14,17 +16,18 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use uuid::Uuid;
 
+use self::parts::Progress;
 use super::{Params, accounts::session_ended};
 use crate::{
     App,
     config::Settings,
-    data::{Cursor, Millis, Picture, Post},
+    data::{Cursor, Millis, Picture, Post, UserKey},
     error::Error,
     layers::Client,
     media::{Kept, MediaName, Refusal, Spool},
     own::List,
     page::{Field, Input, Page, alert, moment},
-    sessions::{Draft, Session, Visitor},
+    sessions::{Draft, Member, Session, Visitor},
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -42,10 +45,12 @@ pub async fn list(
 ) -> Result<Html<String>, Error> {
     let after: Option<Cursor> = after.parse().ok();
     let mut filled = Filled::new();
-    if visitor.member.is_some()
-        && let Some(draft) = Draft::kept(&session).await?
-    {
-        (filled.text, filled.alt) = (draft.text, draft.alt);
+    if visitor.member.is_some() {
+        match Draft::kept(&*app.sessions, &session).await {
+            Ok(Some(draft)) => (filled.text, filled.alt) = (draft.text, draft.alt),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "a draft could not be read, the form is shown without it"),
+        }
     }
     page(&app, &visitor, &headers, &filled, after).await
 }
@@ -59,8 +64,11 @@ struct Filled {
     alt: String,
     /// The picture, if it is stored already.
     kept: Option<Kept>,
+    /// Whether it came with this form, and not with an earlier one.
+    has_sent_picture: bool,
     wrong: Option<StatusCode>,
     text_error: Option<String>,
+    alt_error: Option<String>,
     picture_error: Option<String>,
 }
 
@@ -71,8 +79,10 @@ impl Filled {
             text: String::new(),
             alt: String::new(),
             kept: None,
+            has_sent_picture: false,
             wrong: None,
             text_error: None,
+            alt_error: None,
             picture_error: None,
         }
     }
@@ -89,9 +99,24 @@ impl Filled {
         } else if length > LONGEST_TEXT {
             self.text_error = Some(format!("That is {length} characters; a post has at most {LONGEST_TEXT}."));
         } else {
-            return;
+            self.text_error = control_character(&self.text);
         }
-        self.refuse(StatusCode::UNPROCESSABLE_ENTITY);
+        self.alt_error = control_character(&self.alt);
+        if self.text_error.is_some() || self.alt_error.is_some() {
+            self.refuse(StatusCode::UNPROCESSABLE_ENTITY);
+        }
+    }
+
+    /// A picture that came with an earlier form, by the word of this one.
+    async fn check_kept(&mut self, app: &App) -> Result<(), Error> {
+        let Some(kept) = self.kept.filter(|_| !self.has_sent_picture) else { return Ok(()) };
+        let is_fit = u64::from(kept.width) * u64::from(kept.height) <= app.settings.pictures.pixels;
+        if !is_fit || app.media.size(&kept.name).await?.is_none() {
+            self.kept = None;
+            self.picture_error = Some("The picture that you had chosen is not there any more. Choose it again.".into());
+            self.refuse(StatusCode::UNPROCESSABLE_ENTITY);
+        }
+        Ok(())
     }
 
     fn refuse_picture(&mut self, app: &App, refusal: Refusal) {
@@ -119,6 +144,10 @@ impl Filled {
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "That picture is damaged and cannot be shown. Choose another file, or save it anew.".into(),
             ),
+            Refusal::Busy => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "There are many pictures to look at just now. Choose yours again in a few seconds.".into(),
+            ),
         };
         self.picture_error = Some(sentence);
         self.refuse(status);
@@ -136,12 +165,18 @@ pub async fn create(
         return Err(Error::Store(crate::error::StoreError::unavailable("the session could not be read")));
     }
     let headers = request.headers().clone();
+    let read = body_limit(&app.settings);
+    // Pictures of strangers are read and dropped.
+    let parsed = if visitor.member.is_some() { read } else { super::LARGEST_FORM };
+    let (request, progress) = parts::bound(request, parts::Limits { parsed, read });
     let form = Multipart::from_request(request, &app).await.map_err(|_| Error::UnsupportedBody)?;
-    let mut filled = receive(&app, form, visitor.member.is_some()).await?;
+    let member = visitor.member.as_ref().map(Member::key);
+    let mut filled = receive(&app, form, &progress, member.as_ref()).await?;
     let Some(member) = &visitor.member else {
         return Ok(session_ended(&app, &Draft { text: filled.text, alt: filled.alt }));
     };
     filled.check_text();
+    filled.check_kept(&app).await?;
     if let Some(status) = filled.wrong {
         let page = page(&app, &visitor, &headers, &filled, None).await?;
         return Ok((status, page).into_response());
@@ -161,36 +196,59 @@ pub async fn create(
         picture,
     };
     app.data.add_post(&post).await?;
-    Draft::discard(&session).await?;
+    Draft::discard(&*app.sessions, &session).await;
     let posted = List::Posts.with(post.cursor(), List::Posts.own(&headers), client.tls);
     Ok(([(header::SET_COOKIE, posted)], Redirect::to("/posts/")).into_response())
 }
 
-/// Reads the form, field by field as it arrives. Pictures of strangers are read and forgotten.
-async fn receive(app: &App, mut form: Multipart, member: bool) -> Result<Filled, Error> {
+/// What is wrong with a text that holds one. Not every store takes them, and nobody sees them.
+fn control_character(text: &str) -> Option<String> {
+    let found = text.chars().find(|c| c.is_control() && !"\t\n\r".contains(*c))?;
+    Some(format!(
+        "There is a control character in it (U+{:04X}), which cannot be shown. Take it out.",
+        u32::from(found)
+    ))
+}
+
+/// Reads the form, field by field as it arrives.
+async fn receive(
+    app: &App,
+    mut form: Multipart,
+    progress: &Progress,
+    member: Option<&UserKey>,
+) -> Result<Filled, Error> {
     let mut filled = Filled::new();
     loop {
         let mut part = match form.next_field().await {
             Ok(Some(part)) => part,
             Ok(None) => return Ok(filled),
-            Err(error) => return cut_off(app, filled, &error),
+            Err(error) => return cut_off(app, filled, progress, member, &error),
         };
+        progress.made();
         let result = match part.name().unwrap_or_default() {
-            "picture" => picture(app, &mut part, &mut filled, member).await,
+            "picture" => picture(app, &mut part, &mut filled, progress, member).await,
             name => {
                 let name = name.to_owned();
-                text(&mut part).await.map(|value| value.map(|value| assign(&mut filled, &name, value)))
+                text(&mut part, progress).await.map(|value| value.map(|value| assign(&mut filled, &name, value)))
             }
         };
         if let Err(error) = result? {
-            return cut_off(app, filled, &error);
+            return cut_off(app, filled, progress, member, &error);
         }
     }
 }
 
 /// What to make of a form that ended early: too large is told in the form, anything else is no form.
-fn cut_off(app: &App, mut filled: Filled, error: &MultipartError) -> Result<Filled, Error> {
-    if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
+fn cut_off(
+    app: &App,
+    mut filled: Filled,
+    progress: &Progress,
+    member: Option<&UserKey>,
+    error: &MultipartError,
+) -> Result<Filled, Error> {
+    if member.is_none() && progress.is_over() {
+        Ok(filled)
+    } else if progress.is_over() || error.status() == StatusCode::PAYLOAD_TOO_LARGE {
         filled.refuse_picture(app, Refusal::TooManyBytes);
         Ok(filled)
     } else {
@@ -203,15 +261,17 @@ fn assign(filled: &mut Filled, name: &str, value: String) {
         "id" => filled.id = value.parse().unwrap_or(filled.id),
         "text" => filled.text = value,
         "alt" => filled.alt = value.chars().take(LONGEST_ALT).collect(),
-        "kept" => filled.kept = parse_kept(&value),
+        "kept" if !filled.has_sent_picture => filled.kept = parse_kept(&value),
         _ => {}
     }
 }
 
-async fn text(part: &mut Part<'_>) -> Result<Result<String, MultipartError>, Error> {
+async fn text(part: &mut Part<'_>, progress: &Progress) -> Result<Result<String, MultipartError>, Error> {
     let mut bytes = Vec::new();
     loop {
-        match part.chunk().await {
+        let chunk = part.chunk().await;
+        progress.made();
+        match chunk {
             Ok(Some(chunk)) if bytes.len() + chunk.len() <= super::LARGEST_FORM => bytes.extend_from_slice(&chunk),
             Ok(Some(_)) => return Err(Error::TooLarge),
             Ok(None) => return String::from_utf8(bytes).map(Ok).map_err(|_| Error::BadRequest),
@@ -220,27 +280,39 @@ async fn text(part: &mut Part<'_>) -> Result<Result<String, MultipartError>, Err
     }
 }
 
+/// Takes the picture of a form, of which there is one at most. A browser without a chosen file sends an empty one.
 async fn picture(
     app: &App,
     part: &mut Part<'_>,
     filled: &mut Filled,
-    member: bool,
+    progress: &Progress,
+    member: Option<&UserKey>,
 ) -> Result<Result<(), MultipartError>, Error> {
     let limits = app.settings.pictures;
-    let mut spool = Spool::new(limits).await?;
+    let mut spool = None;
     loop {
-        match part.chunk().await {
-            // Read on beyond the limit: a browser shows the answer only once it has sent everything.
-            Ok(Some(chunk)) if member => spool.push(&chunk).await?,
+        let chunk = part.chunk().await;
+        progress.made();
+        match chunk {
+            Ok(Some(chunk)) if member.is_some() && !chunk.is_empty() => {
+                if filled.has_sent_picture {
+                    return Err(Error::BadRequest);
+                }
+                let spool = match &mut spool {
+                    Some(spool) => spool,
+                    None => spool.insert(Spool::new(limits).await?),
+                };
+                // Read on beyond the limit: a browser shows the answer only once it has sent everything.
+                spool.push(&chunk).await?;
+            }
             Ok(Some(_)) => {}
             Ok(None) => break,
             Err(error) => return Ok(Err(error)),
         }
     }
-    if spool.is_empty() {
-        return Ok(Ok(()));
-    }
-    match spool.keep(&*app.media, &app.picture_checks, limits).await? {
+    let (Some(spool), Some(member)) = (spool, member) else { return Ok(Ok(())) };
+    filled.has_sent_picture = true;
+    match spool.keep(&*app.media, &app.picture_checks, member, limits).await? {
         Ok(kept) => {
             app.metrics.picture("kept");
             filled.kept = Some(kept);
@@ -313,7 +385,7 @@ fn form(app: &App, filled: &Filled) -> Markup {
                     input: Input::Area { value: &filled.text, longest: LONGEST_TEXT, required: true },
                 }.render())
                 (Field {
-                    name: "alt", label: "What the picture shows", error: None,
+                    name: "alt", label: "What the picture shows", error: filled.alt_error.as_deref(),
                     hint: Some("For those who cannot see it. Leave it empty without a picture."),
                     input: Input::Text { value: &filled.alt, longest: LONGEST_ALT },
                 }.render())

@@ -124,30 +124,40 @@ async fn all_that_enrol_at_once_are_on_the_list(one: &dyn SessionStore, other: &
 
 async fn counts_are_shared_and_taken_back(one: &dyn SessionStore, other: &dyn SessionStore) {
     let (name, unknown) = (fresh_name(), fresh_name());
-    let counted = join_all((0..8).map(|place| [one, other][place % 2].count(&name, HOUR))).await;
+    let entries: Vec<String> = (0..8).map(|number| number.to_string()).collect();
+    let counted =
+        join_all(entries.iter().enumerate().map(|(place, entry)| [one, other][place % 2].count(&name, entry, HOUR)));
+    let counted = counted.await;
     let numbers: BTreeSet<_> = counted.iter().map(|count| count.as_ref().unwrap().number).collect();
     assert_eq!(numbers, (1..=8).collect(), "no two are the same");
     for count in counted {
         let left = count.unwrap().left;
         assert!(left <= HOUR && left > HOUR / 2, "{left:?}");
     }
-    other.uncount(&name).await.unwrap();
-    one.uncount(&unknown).await.unwrap();
-    assert_eq!(one.count(&name, HOUR).await.unwrap().number, 8);
-    assert_eq!(one.count(&unknown, HOUR).await.unwrap().number, 1);
+    // Each may be sent again.
+    assert_eq!(one.count(&name, "7", HOUR).await.unwrap().number, 8);
     for _ in 0..2 {
-        one.uncount(&unknown).await.unwrap();
+        other.uncount(&name, "3").await.unwrap();
+        one.uncount(&unknown, "3").await.unwrap();
     }
-    assert_eq!(one.count(&unknown, HOUR).await.unwrap().number, 1);
+    assert_eq!(one.count(&name, "8", HOUR).await.unwrap().number, 8);
+    assert_eq!(one.count(&unknown, "1", HOUR).await.unwrap().number, 1);
+    one.uncount(&unknown, "1").await.unwrap();
+    assert_eq!(other.count(&unknown, "2", HOUR).await.unwrap().number, 1);
 }
 
 async fn a_count_ends_with_its_window_however_often_it_is_counted(one: &dyn SessionStore, other: &dyn SessionStore) {
     let name = fresh_name();
     let window = std::time::Duration::from_millis(500);
-    let first = one.count(&name, window).await.unwrap();
+    let first = one.count(&name, "first", window).await.unwrap();
     assert!(first.number == 1 && first.left <= window);
     // It would never end if each began the window anew.
-    eventually(async || other.count(&name, window).await.unwrap().number == 1).await;
+    let number = std::cell::Cell::new(0);
+    eventually(async || {
+        number.set(number.get() + 1);
+        other.count(&name, &number.get().to_string(), window).await.unwrap().number == 1
+    })
+    .await;
 }
 
 async fn loaded(store: &dyn SessionStore, id: &Id) -> Option<Record> {
@@ -189,8 +199,8 @@ async fn an_operation_given_up_leaves_the_answers_of_others_alone(store: &dyn Se
         &|| Box::pin(async { assert!(!store.enrol(&lists, "b", HOUR).await.unwrap().is_empty()) }),
         &|| Box::pin(async { assert_eq!(store.list(&listed).await.unwrap(), ["a"]) }),
         &|| Box::pin(async { store.strike(&lists, &["c".into()]).await.unwrap() }),
-        &|| Box::pin(async { assert!(store.count(&counts, HOUR).await.unwrap().number > 0) }),
-        &|| Box::pin(async { store.uncount(&counts).await.unwrap() }),
+        &|| Box::pin(async { assert!(store.count(&counts, "a", HOUR).await.unwrap().number > 0) }),
+        &|| Box::pin(async { store.uncount(&counts, "a").await.unwrap() }),
         &|| Box::pin(async { assert_eq!(store.reach().await.unwrap(), Reach::Whole) }),
     ];
     for operation in operations {

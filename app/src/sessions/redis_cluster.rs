@@ -57,6 +57,9 @@ pub struct Settings {
     pub attempt_timeout: Duration,
     /// For one operation, all attempts together. Then the request fails.
     pub overall_timeout: Duration,
+    /// For how long a visitor's session lasts. What guards accounts and ended sessions lasts longer: a Redis that is full
+    /// throws out first what has the shortest time to live, and anybody can fill it with visitors' sessions.
+    pub visitor_lifetime: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -85,7 +88,7 @@ impl RedisSessions {
     /// Connects when it is first used. `replaced` counts the connections given up for new ones.
     pub fn new(settings: Settings, replaced: IntCounter) -> anyhow::Result<Self> {
         let client = client(&settings)?;
-        let patience = Patience::new(settings.overall_timeout);
+        let patience = Patience::with_parts(settings.overall_timeout, PARTS + 1);
         let (link, making) = (ArcSwapOption::empty(), Mutex::new(None));
         Ok(Self(Arc::new(Cluster { client, settings, patience, link, making, replaced })))
     }
@@ -94,22 +97,27 @@ impl RedisSessions {
         format!("{}{id}", self.0.settings.prefix)
     }
 
-    /// Sends a command that may be sent again.
-    async fn ask<T: FromRedisValue + Send>(&self, command: &Cmd) -> Result<T> {
-        self.ask_by(command, None).await
+    /// Sends a command about `key` that may be sent again.
+    async fn ask<T: FromRedisValue + Send>(&self, key: &str, command: &Cmd) -> Result<T> {
+        self.ask_part(part_of(key), command, None).await
     }
 
-    /// As [`ask`](Self::ask), of the nodes that `routing` says; without one, of the node that has the key.
-    async fn ask_by<T: FromRedisValue + Send>(&self, command: &Cmd, routing: Option<RoutingInfo>) -> Result<T> {
+    /// Sends a command to the nodes that `routing` says; without one, to the node that has the key.
+    async fn ask_part<T: FromRedisValue + Send>(
+        &self,
+        part: usize,
+        command: &Cmd,
+        routing: Option<RoutingInfo>,
+    ) -> Result<T> {
         let cluster = &self.0;
-        cluster.patience.run(|| Arc::clone(cluster).attempt(command, routing.clone())).await
+        cluster.patience.run_in(part, || Arc::clone(cluster).attempt(part, command, routing.clone())).await
     }
 
     /// Runs a script on one key, which all of it happens to at once.
     async fn run<T: FromRedisValue + Send>(&self, script: &str, key: &str, arguments: &[&[u8]]) -> Result<T> {
         let mut command = Cmd::new();
         command.arg("EVAL").arg(script).arg(1).arg(key).arg(arguments);
-        self.ask(&command).await
+        self.ask(key, &command).await
     }
 
     /// Of what is no session. No id has a colon.
@@ -121,6 +129,7 @@ impl RedisSessions {
 impl Cluster {
     async fn attempt<T: FromRedisValue>(
         self: Arc<Self>,
+        part: usize,
         command: &Cmd,
         routing: Option<RoutingInfo>,
     ) -> std::result::Result<T, Failure> {
@@ -129,7 +138,7 @@ impl Cluster {
             None => self.make(None).await?,
         };
         let mut connection = link.0.clone();
-        let away = self.patience.is_away();
+        let away = self.patience.is_away(part);
         // The client has the same limit; this is for the day on which it does not keep it.
         let limit = if away { self.settings.response_timeout } else { self.settings.attempt_timeout + GRACE };
         let asked = async {
@@ -194,28 +203,26 @@ impl Cluster {
 #[async_trait]
 impl SessionStore for RedisSessions {
     async fn create(&self, record: &Record) -> Result<bool> {
-        let mut command = Cmd::new();
-        command.arg("SET").arg(self.key(&record.id)).arg(kept(record)?).arg("PX").arg(left(record)).arg("NX");
-        let created: Option<String> = self.ask(&command).await?;
+        let (key, mut command) = (self.key(&record.id), Cmd::new());
+        command.arg("SET").arg(&key).arg(kept(record)?).arg("PX").arg(left(record)).arg("NX");
+        let created: Option<String> = self.ask(&key, &command).await?;
         Ok(created.is_some())
     }
 
     async fn save(&self, record: &Record) -> Result<bool> {
         let (kept, left) = (kept(record)?, left(record).to_string());
-        let ended = ended()?;
-        self.run(SAVE, &self.key(&record.id), &[&kept, left.as_bytes(), &ended]).await
+        self.run(SAVE, &self.key(&record.id), &[&kept, left.as_bytes(), ENDED]).await
     }
 
     async fn load(&self, id: &Id) -> Result<Loaded> {
-        let found: Option<Vec<u8>> = self.ask(Cmd::new().arg("GET").arg(self.key(id))).await?;
+        let key = self.key(id);
+        let found: Option<Vec<u8>> = self.ask(&key, Cmd::new().arg("GET").arg(&key)).await?;
         found.map_or(Ok(Loaded::Nothing), |value| read(*id, &value))
     }
 
     async fn delete(&self, id: &Id) -> Result<()> {
-        let mut command = Cmd::new();
-        command.arg("SET").arg(self.key(id)).arg(ended()?).arg("PX").arg(whole_millis(ENDED_FOR)).arg("XX");
-        let _: Option<String> = self.ask(&command).await?;
-        Ok(())
+        let lifetime = whole_millis(self.0.settings.visitor_lifetime.saturating_add(ENDED_FOR)).to_string();
+        self.run(END, &self.key(id), &[&ended()?, lifetime.as_bytes(), ENDED]).await
     }
 
     async fn enrol(&self, name: &str, entry: &str, lifetime: Duration) -> Result<Vec<String>> {
@@ -224,39 +231,50 @@ impl SessionStore for RedisSessions {
     }
 
     async fn list(&self, name: &str) -> Result<Vec<String>> {
-        self.ask(Cmd::new().arg("LRANGE").arg(self.key_beside("list", name)).arg(0).arg(-1)).await
+        let key = self.key_beside("list", name);
+        self.ask(&key, Cmd::new().arg("LRANGE").arg(&key).arg(0).arg(-1)).await
     }
 
     async fn strike(&self, name: &str, entries: &[String]) -> Result<()> {
+        let key = self.key_beside("list", name);
         for entry in entries {
             let mut command = Cmd::new();
-            command.arg("LREM").arg(self.key_beside("list", name)).arg(0).arg(entry);
-            let _: i64 = self.ask(&command).await?;
+            command.arg("LREM").arg(&key).arg(0).arg(entry);
+            let _: i64 = self.ask(&key, &command).await?;
         }
         Ok(())
     }
 
-    async fn count(&self, name: &str, window: Duration) -> Result<Count> {
-        let window = whole_millis(window).to_string();
-        let (number, left): (u32, u64) = self.run(COUNT, &self.key_beside("count", name), &[window.as_bytes()]).await?;
+    async fn count(&self, name: &str, entry: &str, window: Duration) -> Result<Count> {
+        let lifetime = whole_millis(window.saturating_add(self.0.settings.visitor_lifetime)).to_string();
+        let (window, key) = (whole_millis(window).to_string(), self.key_beside("count", name));
+        let arguments = [entry.as_bytes(), window.as_bytes(), lifetime.as_bytes()];
+        let (number, left): (u32, u64) = self.run(COUNT, &key, &arguments).await?;
         Ok(Count { number, left: Duration::from_millis(left) })
     }
 
-    async fn uncount(&self, name: &str) -> Result<()> {
-        self.run(UNCOUNT, &self.key_beside("count", name), &[]).await
+    async fn uncount(&self, name: &str, entry: &str) -> Result<()> {
+        let (key, mut command) = (self.key_beside("count", name), Cmd::new());
+        command.arg("HDEL").arg(&key).arg(entry);
+        let _: i64 = self.ask(&key, &command).await?;
+        Ok(())
     }
 
     /// What any master says that answers: a node that is away takes its slots with it.
     async fn reach(&self) -> Result<Reach> {
         let masters = (MultipleNodeRoutingInfo::AllMasters, Some(ResponsePolicy::OneSucceeded));
         let said: String =
-            self.ask_by(Cmd::new().arg("CLUSTER").arg("INFO"), Some(RoutingInfo::MultiNode(masters))).await?;
+            self.ask_part(PARTS, Cmd::new().arg("CLUSTER").arg("INFO"), Some(RoutingInfo::MultiNode(masters))).await?;
         let figure = |name: &str| {
-            said.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':')?.parse::<u32>().ok())
+            said.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':')?.parse::<u16>().ok())
         };
         let served =
             figure("cluster_slots_ok").ok_or_else(|| StoreError::corrupt("CLUSTER INFO without its figures"))?;
         Ok(if served == SLOTS { Reach::Whole } else { Reach::Part(format!("{served} of {SLOTS} slots are served")) })
+    }
+
+    fn is_away(&self, id: &Id) -> bool {
+        self.0.patience.is_away(part_of(&self.key(id)))
     }
 }
 
@@ -266,10 +284,11 @@ impl fmt::Debug for RedisSessions {
     }
 }
 
-/// What a key holds.
+/// What the key of a session holds.
 #[derive(Serialize, Deserialize)]
 struct Kept<D> {
-    /// Beside Redis's own, so that it is known to the millisecond and costs no second command.
+    /// Beside Redis's own, so that it is known to the millisecond and costs no second command. Negative if the session was
+    /// ended; then until when that is known.
     expires_ms: i64,
     data: D,
 }
@@ -279,9 +298,10 @@ fn kept(record: &Record) -> Result<Vec<u8>> {
         .map_err(StoreError::corrupt)
 }
 
-/// What the key of a session holds that was ended: one that has expired, and for which there is no later time.
+/// What the key of a session holds from when it is ended.
 fn ended() -> Result<Vec<u8>> {
-    serde_json::to_vec(&Kept { expires_ms: 0, data: HashMap::<String, ()>::new() }).map_err(StoreError::corrupt)
+    let until = millis(OffsetDateTime::now_utc()).saturating_add(whole_millis(ENDED_FOR));
+    serde_json::to_vec(&Kept { expires_ms: -until, data: HashMap::<String, ()>::new() }).map_err(StoreError::corrupt)
 }
 
 /// Milliseconds that a session has left. Counted from now, not to a point in time: the clocks of this machine and of Redis
@@ -292,11 +312,12 @@ fn left(record: &Record) -> i64 {
 
 fn read(id: Id, value: &[u8]) -> Result<Loaded> {
     let kept: Kept<HashMap<String, serde_json::Value>> = serde_json::from_slice(value).map_err(StoreError::corrupt)?;
-    if kept.expires_ms == 0 {
-        return Ok(Loaded::Ended);
-    }
-    if kept.expires_ms <= millis(OffsetDateTime::now_utc()) {
+    let now = millis(OffsetDateTime::now_utc());
+    if kept.expires_ms.saturating_abs() <= now {
         return Ok(Loaded::Nothing);
+    }
+    if kept.expires_ms < 0 {
+        return Ok(Loaded::Ended);
     }
     let expiry_date = OffsetDateTime::from_unix_timestamp_nanos(i128::from(kept.expires_ms) * 1_000_000)
         .map_err(StoreError::corrupt)?;
@@ -376,12 +397,40 @@ fn unavailable(error: RedisError) -> StoreError {
     StoreError::unavailable(error)
 }
 
+/// The part of the cluster that a key is in: a node has many, and hardly one belongs to two nodes.
+fn part_of(key: &str) -> usize {
+    usize::from(slot_of(key)) * PARTS / usize::from(SLOTS)
+}
+
+/// As the specification of Redis Cluster says: by what stands between the first brace and the next closing one, else by
+/// the whole.
+fn slot_of(key: &str) -> u16 {
+    let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
+    let hashed = tag.filter(|tag| !tag.is_empty()).unwrap_or(key);
+    crc16(hashed.as_bytes()) % SLOTS
+}
+
+/// CRC-16/XMODEM.
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, &byte| {
+        (0..8)
+            .fold(crc ^ (u16::from(byte) << 8), |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 })
+    })
+}
+
+/// What every session begins with that was ended.
+const ENDED: &[u8] = br#"{"expires_ms":-"#;
 /// Replaces what exists and was not ended.
 const SAVE: &str = "
 local there = redis.call('GET', KEYS[1])
-if not there or there == ARGV[3] then return 0 end
+if not there or there:sub(1, #ARGV[3]) == ARGV[3] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1";
+/// Ends what exists and was not ended.
+const END: &str = "
+local there = redis.call('GET', KEYS[1])
+if not there or there:sub(1, #ARGV[3]) == ARGV[3] then return end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])";
 /// Puts an entry at the end of a list and prolongs the life of the list.
 const ENROL: &str = "
 redis.call('LREM', KEYS[1], 0, ARGV[1])
@@ -390,12 +439,35 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return redis.call('LRANGE', KEYS[1], 0, -1)";
 /// Counts one more. In one step with its end, or a count that was begun and given up would never end.
 const COUNT: &str = "
-local number = redis.call('INCR', KEYS[1])
-if number == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
-return {number, redis.call('PTTL', KEYS[1])}";
-const UNCOUNT: &str = "
-if tonumber(redis.call('GET', KEYS[1]) or '0') > 0 then redis.call('DECR', KEYS[1]) end";
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local ends = tonumber(redis.call('HGET', KEYS[1], 'ends') or '0')
+if ends <= now then
+  ends = now + ARGV[2]
+  redis.call('DEL', KEYS[1])
+  redis.call('HSET', KEYS[1], 'ends', string.format('%.0f', ends))
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+end
+redis.call('HSET', KEYS[1], ARGV[1], '')
+return {redis.call('HLEN', KEYS[1]) - 1, ends - now}";
 /// Of any Redis Cluster.
-const SLOTS: u32 = 16_384;
+const SLOTS: u16 = 16_384;
+/// Of which some can be away while others are well.
+const PARTS: usize = 256;
 const GRACE: Duration = Duration::from_millis(250);
 const RETRIES: u32 = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_in_the_slots_that_redis_says() {
+        // From the specification, and from CLUSTER KEYSLOT.
+        assert_eq!(crc16(b"123456789"), 0x31c3);
+        for (key, slot) in [("foo", 12_182), ("{foo}bar", 12_182), ("a{foo}{x}", 12_182), ("foo{}{bar}", 8_363)] {
+            assert_eq!(slot_of(key), slot, "{key}");
+        }
+        assert_eq!((part_of("foo"), PARTS - 1), (190, usize::from(SLOTS - 1) * PARTS / usize::from(SLOTS)));
+    }
+}

@@ -46,8 +46,8 @@ impl SqliteSessions {
                      (SELECT id FROM sessions WHERE expires_ms <= :now LIMIT 1000)",
                     "DELETE FROM session_lists WHERE (name, entry) IN
                      (SELECT name, entry FROM session_lists WHERE expires_ms <= :now LIMIT 1000)",
-                    "DELETE FROM session_counts WHERE name IN
-                     (SELECT name FROM session_counts WHERE expires_ms <= :now LIMIT 1000)",
+                    "DELETE FROM session_counted WHERE (name, entry) IN
+                     (SELECT name, entry FROM session_counted WHERE expires_ms <= :now LIMIT 1000)",
                 ] {
                     removed += db.prepare_cached(statement)?.execute(named_params! { ":now": now })?;
                 }
@@ -159,32 +159,37 @@ impl SessionStore for SqliteSessions {
             .await
     }
 
-    async fn count(&self, name: &str, window: Duration) -> Result<Count> {
-        let (name, expires) = (name.to_owned(), after(window));
+    async fn count(&self, name: &str, entry: &str, window: Duration) -> Result<Count> {
+        let (name, entry, expires) = (name.to_owned(), entry.to_owned(), after(window));
         let counted = self.0.write(move |db| {
-            db.prepare_cached(
-                "INSERT INTO session_counts (name, number, expires_ms) VALUES (:name, 1, :expires)
-                 ON CONFLICT DO UPDATE SET
-                     number = CASE WHEN expires_ms > :now THEN number + 1 ELSE 1 END,
-                     expires_ms = CASE WHEN expires_ms > :now THEN expires_ms ELSE :expires END
-                 RETURNING number, expires_ms",
-            )?
-            .query_row(named_params! { ":name": name, ":expires": expires, ":now": now() }, |row| {
-                Ok((row.get::<_, u32>("number")?, row.get::<_, i64>("expires_ms")?))
-            })
+            let transaction = db.unchecked_transaction()?;
+            transaction
+                .prepare_cached("DELETE FROM session_counted WHERE name = :name AND expires_ms <= :now")?
+                .execute(named_params! { ":name": name, ":now": now() })?;
+            // All of a window expire with the first.
+            transaction
+                .prepare_cached(
+                    "INSERT INTO session_counted (name, entry, expires_ms) VALUES (:name, :entry,
+                         (SELECT coalesce(min(expires_ms), :expires) FROM session_counted WHERE name = :name))
+                     ON CONFLICT DO NOTHING",
+                )?
+                .execute(named_params! { ":name": name, ":entry": entry, ":expires": expires })?;
+            let counted = transaction
+                .prepare_cached("SELECT count(*), min(expires_ms) FROM session_counted WHERE name = :name")?
+                .query_row(named_params! { ":name": name }, |row| Ok((row.get::<_, u32>(0)?, row.get::<_, i64>(1)?)))?;
+            transaction.commit()?;
+            Ok(counted)
         });
         let (number, expires) = counted.await?;
         let left = u64::try_from(expires - now()).unwrap_or_default();
         Ok(Count { number, left: Duration::from_millis(left) })
     }
 
-    async fn uncount(&self, name: &str) -> Result<()> {
-        let name = name.to_owned();
+    async fn uncount(&self, name: &str, entry: &str) -> Result<()> {
+        let (name, entry) = (name.to_owned(), entry.to_owned());
         let uncounted = self.0.write(move |db| {
-            db.prepare_cached(
-                "UPDATE session_counts SET number = number - 1 WHERE name = :name AND number > 0 AND expires_ms > :now",
-            )?
-            .execute(named_params! { ":name": name, ":now": now() })
+            db.prepare_cached("DELETE FROM session_counted WHERE name = :name AND entry = :entry")?
+                .execute(named_params! { ":name": name, ":entry": entry })
         });
         uncounted.await?;
         Ok(())
@@ -229,10 +234,11 @@ CREATE TABLE IF NOT EXISTS session_lists (
     PRIMARY KEY (name, entry)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS session_lists_expiry ON session_lists (expires_ms);
-CREATE TABLE IF NOT EXISTS session_counts (
-    name TEXT PRIMARY KEY, number INTEGER NOT NULL, expires_ms INTEGER NOT NULL
+CREATE TABLE IF NOT EXISTS session_counted (
+    name TEXT NOT NULL, entry TEXT NOT NULL, expires_ms INTEGER NOT NULL,
+    PRIMARY KEY (name, entry)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS session_counts_expiry ON session_counts (expires_ms);
+CREATE INDEX IF NOT EXISTS session_counted_expiry ON session_counted (expires_ms);
 ";
 
 #[cfg(test)]
@@ -262,13 +268,13 @@ mod tests {
         let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
         for (name, lifetime) in [("short", minute), ("long", hour)] {
             store.enrol(name, "entry", lifetime).await.unwrap();
-            store.count(name, lifetime).await.unwrap();
+            store.count(name, "one", lifetime).await.unwrap();
         }
         assert_eq!(store.remove_expired(now + time::Duration::minutes(2)).await.unwrap(), 3);
         assert_eq!(store.load(&short.id).await.unwrap(), Loaded::Nothing);
         assert!(store.load(&long.id).await.unwrap().session().is_some());
         assert_eq!((store.list("short").await.unwrap().len(), store.list("long").await.unwrap().len()), (0, 1));
-        assert_eq!(store.count("short", hour).await.unwrap().number, 1);
-        assert_eq!(store.count("long", hour).await.unwrap().number, 2);
+        assert_eq!(store.count("short", "another", hour).await.unwrap().number, 1);
+        assert_eq!(store.count("long", "another", hour).await.unwrap().number, 2);
     }
 }

@@ -1,10 +1,14 @@
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use app::{
     Stores,
     data::{self, Cursor, DataStore, Login, Post, Readiness, Signup, User, UserKey, UserName},
     error::StoreError,
     server::Stop,
+    sessions::{Count, Id, Loaded, Reach, Record, SessionStore},
 };
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
@@ -388,6 +392,330 @@ async fn a_login_that_cannot_be_recorded_is_a_login() {
     assert!(!stopped.is_finished());
     data.answers.add_permits(2);
     stopped.await.unwrap();
+}
+
+/// A site on embedded stores, whose data and sessions fail as a test says.
+fn failing(site: &Site) -> (Stores, Fails<dyn DataStore>, Fails<dyn SessionStore>) {
+    let embedded = site.stores();
+    let data = Arc::new(Failing { inner: Arc::clone(&embedded.data), part: Mutex::default() });
+    let sessions = Arc::new(Failing { inner: Arc::clone(&embedded.sessions), part: Mutex::default() });
+    (Stores { data: data.clone(), sessions: sessions.clone(), ..embedded }, data, sessions)
+}
+
+// A foreign cookie that is no text hid all cookies of its line.
+#[tokio::test]
+async fn a_cookie_that_is_no_text_hides_no_other() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    let browser = Browser::new();
+    browser.sign_up(&web1, "ann").await;
+    let id = session_id(&browser.log_in(&web1, "ann", PASSWORD).await);
+    for line in [format!("lang=\u{e9}; id={id}"), format!("id={id}; lang=\u{e9}")] {
+        let line = reqwest::header::HeaderValue::from_bytes(line.as_bytes()).unwrap();
+        let sent = Browser::new().request(&web1, "/accounts/logs/").header("cookie", line).send().await.unwrap();
+        assert_eq!(sent.status(), 200);
+    }
+}
+
+// During an outage of the database each login with the right password counted as a wrong one.
+#[tokio::test]
+async fn an_attempt_that_ends_without_a_verdict_is_no_failure() {
+    let mut site = Site::new();
+    site.settings.attempts.together = 3;
+    let (stores, data, _) = failing(&site);
+    let web1 = site.start_on("web1", stores).await;
+    Browser::new().sign_up(&web1, "ann").await;
+    data.fails(|_, _| true);
+    for _ in 0..5 {
+        Browser::new().log_in(&web1, "ann", PASSWORD).await.says(503, &["Storage is out of reach"]);
+    }
+    data.fails(|_, _| false);
+    assert_eq!(Browser::new().log_in(&web1, "ann", PASSWORD).await.status, 303);
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_refused_is_no_failure() {
+    let mut site = Site::new();
+    (site.settings.attempts.together, site.settings.attempts.per_address) = (2, 4);
+    let web1 = site.start("web1").await;
+    Browser::new().sign_up(&web1, "ben").await;
+    for status in [401, 401, 429, 429, 429, 429, 429] {
+        Browser::new().log_in(&web1, "ann", "wrong password").await.says(status, &[]);
+    }
+    assert_eq!(Browser::new().log_in(&web1, "ben", PASSWORD).await.status, 303);
+}
+
+// With a third of a Redis Cluster away nearly nobody could log in, and strangers saw an error in place of pages.
+#[tokio::test]
+async fn who_has_the_right_password_gets_in_while_a_part_of_the_sessions_is_away() {
+    let site = Site::new();
+    let (stores, _, sessions) = failing(&site);
+    let web1 = site.start_on("web1", stores).await;
+    let former = Browser::new();
+    former.sign_up(&web1, "ann").await;
+    former.post(&web1, "/accounts/logout/", &[]).await;
+    former.get(&web1, "/").await.says(200, &[]);
+    // Half of all sessions, all lists, and whatever takes an attempt back.
+    sessions.fails(|operation, name| match operation {
+        "enrol" | "strike" | "uncount" => true,
+        "create" | "save" | "load" | "delete" => name.as_bytes()[5] % 2 == 0,
+        _ => false,
+    });
+    for number in 0..8 {
+        let browser = Browser::new();
+        assert_eq!(browser.log_in(&web1, "ann", PASSWORD).await.status, 303);
+        browser.get(&web1, "/accounts/logs/").await.says(200, &["Logged in"]);
+        let newcomer = Browser::new();
+        newcomer.sign_up(&web1, &format!("newcomer{number}")).await;
+        newcomer.get(&web1, "/").await.says(200, &["Log out"]);
+        Browser::new().get(&web1, "/").await.says(200, &["web1", "Your session"]);
+    }
+    // Whatever becomes of the session that the browser had before.
+    sessions.fails(|operation, _| matches!(operation, "load" | "delete"));
+    assert_eq!(former.log_in(&web1, "ann", PASSWORD).await.status, 303);
+    sessions.fails(|_, _| false);
+    former.get(&web1, "/accounts/logs/").await.says(200, &[]);
+    // No page is replaced because a visit could not be saved.
+    sessions.fails(|operation, _| matches!(operation, "create" | "save"));
+    for browser in [&Browser::new(), &former] {
+        browser.get(&web1, "/").await.says(200, &["web1"]);
+    }
+    former.upload(&web1, &[("text", "Still here")], None).await.says(303, &[]);
+    // Without any session there is no login; and an account that was made is told of, not denied.
+    Browser::new().log_in(&web1, "ann", PASSWORD).await.says(503, &[]);
+    let fields = [("name", "late"), ("password", PASSWORD), ("next", "/posts/")];
+    let made = Browser::new().post(&web1, "/accounts/signup/", &fields).await;
+    made.says(200, &["Your account is made", "Log in"]);
+    assert_eq!(made.hidden("next"), Some("/posts/"));
+    sessions.fails(|_, _| false);
+    assert_eq!(Browser::new().log_in(&web1, "late", PASSWORD).await.status, 303);
+}
+
+// The cookie by which a browser is known held one account: logging in to another one forgot the first.
+#[tokio::test]
+async fn a_browser_is_known_to_each_account_that_it_has_logged_in_to() {
+    let mut site = Site::new();
+    site.settings.attempts.together = 2;
+    let web1 = site.start("web1").await;
+    let shared = Browser::new();
+    for name in ["ann", "ben"] {
+        shared.sign_up(&web1, name).await;
+        shared.post(&web1, "/accounts/logout/", &[]).await;
+    }
+    for _ in 0..2 {
+        for name in ["ann", "ben"] {
+            for _ in 0..3 {
+                Browser::new().log_in(&web1, name, "wrong password").await;
+            }
+            Browser::new().log_in(&web1, name, PASSWORD).await.says(429, &[]);
+            assert_eq!(shared.log_in(&web1, name, PASSWORD).await.status, 303, "{name}");
+            shared.post(&web1, "/accounts/logout/", &[]).await;
+        }
+    }
+}
+
+// Names that are one since case is folded in full were two before: both accounts remain their owners'.
+#[tokio::test]
+async fn an_account_from_before_is_found_by_the_name_that_it_was_made_with() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    let fields = [("name", "Stra\u{df}e"), ("password", "another password")];
+    assert_eq!(Browser::new().post(&web1, "/accounts/signup/", &fields).await.status, 303);
+    // As it was stored then.
+    let data = rusqlite::Connection::open(site.path("data.sqlite3")).unwrap();
+    let keys = ["users", "logins"].map(|table| format!("UPDATE {table} SET user_key = 'stra\u{df}e'"));
+    data.execute_batch(&keys.join(";")).unwrap();
+    Browser::new().sign_up(&web1, "Strasse").await;
+    let browser = Browser::new();
+    browser.log_in(&web1, "Stra\u{df}e", PASSWORD).await.says(401, &[]);
+    assert_eq!(browser.log_in(&web1, "STRA\u{df}E", "another password").await.status, 303);
+    recorded(&web1, "Strasse", 1).await;
+    let history = browser.get(&web1, "/accounts/logs/").await;
+    assert_eq!(history.body.matches("Logged in").count(), 2, "and not the other's");
+    assert_eq!(Browser::new().log_in(&web1, "STRASSE", PASSWORD).await.status, 303);
+}
+
+#[tokio::test]
+async fn names_that_look_the_same_are_one_name() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    let sign_up = async |name: &str| {
+        let fields = [("name", name), ("password", PASSWORD)];
+        Browser::new().post(&web1, "/accounts/signup/", &fields).await.status.as_u16()
+    };
+    for name in ["admin", "\u{3bf}\u{3b4}\u{3bf}\u{3c2}", "stra\u{df}e"] {
+        assert_eq!(sign_up(name).await, 303, "{name}");
+    }
+    for taken in
+        ["ADMIN", "\u{39f}\u{394}\u{39f}\u{3a3}", "\u{3bf}\u{3b4}\u{3bf}\u{3c3}", "STRASSE", "Strasse", "STRA\u{1e9e}E"]
+    {
+        assert_eq!(sign_up(taken).await, 409, "{taken}");
+    }
+    // Letters by their class that nobody sees.
+    for unseen in ["admin\u{3164}", "a\u{115f}dmin", "\u{3164}\u{3164}\u{3164}", "admin\u{1160}", "admin\u{ffa0}"] {
+        assert_eq!(sign_up(unseen).await, 422, "{unseen:?}");
+    }
+    assert_eq!(Browser::new().log_in(&web1, "STRASSE", PASSWORD).await.status, 303);
+}
+
+#[tokio::test]
+async fn a_logout_that_a_login_overtook_does_not_take_its_cookie_away() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    let browser = Browser::new();
+    browser.sign_up(&web1, "ann").await;
+    let before = session_id(&browser.log_in(&web1, "ann", PASSWORD).await);
+    browser.log_in(&web1, "ann", PASSWORD).await;
+    let late = Browser::new()
+        .post_raw(&web1, "/accounts/logout/")
+        .header("origin", web1.url(""))
+        .header("cookie", format!("id={before}"));
+    let answer = Answer::of(late.send().await.unwrap()).await;
+    assert_eq!((answer.status.as_u16(), answer.header("set-cookie")), (303, ""));
+    browser.get(&web1, "/").await.says(200, &["Log out"]);
+}
+
+#[tokio::test]
+async fn what_was_written_as_one_member_is_not_shown_to_the_next() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    Browser::new().sign_up(&web1, "ben").await;
+    let browser = Browser::new();
+    browser.sign_up(&web1, "ann").await;
+    let fields = [("name", "ann"), ("password", PASSWORD), ("draft_text", "Of Ann alone")];
+    browser.post(&web1, "/accounts/login/", &fields).await;
+    browser.get(&web1, "/posts/").await.says(200, &["Of Ann alone"]);
+    browser.log_in(&web1, "ben", PASSWORD).await;
+    assert!(!browser.get(&web1, "/posts/").await.body.contains("Of Ann alone"));
+}
+
+// Each control character takes six bytes of the store.
+#[tokio::test]
+async fn a_draft_is_measured_as_it_is_stored() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    for long in ["\u{1}".repeat(1_366), "\"".repeat(4_097)] {
+        let fields = [("name", "ann"), ("password", PASSWORD), ("draft_text", &long)];
+        Browser::new().post(&web1, "/accounts/signup/", &fields).await.says(422, &["at most 8192"]);
+    }
+}
+
+/// Which operations fail, by their name and by what they are about.
+type Part = fn(&str, &str) -> bool;
+
+type Fails<S> = Arc<Failing<S>>;
+
+/// A store of which a part is away.
+#[derive(Debug)]
+struct Failing<S: ?Sized> {
+    part: Mutex<Option<Part>>,
+    inner: Arc<S>,
+}
+
+impl<S: ?Sized> Failing<S> {
+    fn fails(&self, part: Part) {
+        *self.part.lock().unwrap() = Some(part);
+    }
+
+    fn pass(&self, operation: &str, name: &str) -> Result<(), StoreError> {
+        let fails = self.part.lock().unwrap().is_some_and(|part| part(operation, name));
+        if fails { Err(StoreError::unavailable("away")) } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl DataStore for Failing<dyn DataStore> {
+    async fn create_user(&self, user: &User) -> data::Result<Signup> {
+        self.pass("create_user", "")?;
+        self.inner.create_user(user).await
+    }
+
+    async fn user(&self, key: &UserKey) -> data::Result<Option<User>> {
+        self.pass("user", "")?;
+        self.inner.user(key).await
+    }
+
+    async fn record_login(&self, login: &Login) -> data::Result<()> {
+        self.inner.record_login(login).await
+    }
+
+    async fn logins(
+        &self,
+        key: &UserKey,
+        after: Option<Cursor>,
+        limit: usize,
+        own: &[Cursor],
+    ) -> data::Result<Vec<Login>> {
+        self.inner.logins(key, after, limit, own).await
+    }
+
+    async fn add_post(&self, post: &Post) -> data::Result<()> {
+        self.inner.add_post(post).await
+    }
+
+    async fn posts(&self, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> data::Result<Vec<Post>> {
+        self.inner.posts(after, limit, own).await
+    }
+
+    async fn ready(&self) -> data::Result<Readiness> {
+        self.inner.ready().await
+    }
+}
+
+#[async_trait]
+impl SessionStore for Failing<dyn SessionStore> {
+    async fn create(&self, record: &Record) -> Result<bool, StoreError> {
+        self.pass("create", &record.id.to_string())?;
+        self.inner.create(record).await
+    }
+
+    async fn save(&self, record: &Record) -> Result<bool, StoreError> {
+        self.pass("save", &record.id.to_string())?;
+        self.inner.save(record).await
+    }
+
+    async fn load(&self, id: &Id) -> Result<Loaded, StoreError> {
+        self.pass("load", &id.to_string())?;
+        self.inner.load(id).await
+    }
+
+    async fn delete(&self, id: &Id) -> Result<(), StoreError> {
+        self.pass("delete", &id.to_string())?;
+        self.inner.delete(id).await
+    }
+
+    async fn enrol(&self, name: &str, entry: &str, lifetime: Duration) -> Result<Vec<String>, StoreError> {
+        self.pass("enrol", name)?;
+        self.inner.enrol(name, entry, lifetime).await
+    }
+
+    async fn list(&self, name: &str) -> Result<Vec<String>, StoreError> {
+        self.pass("list", name)?;
+        self.inner.list(name).await
+    }
+
+    async fn strike(&self, name: &str, entries: &[String]) -> Result<(), StoreError> {
+        self.pass("strike", name)?;
+        self.inner.strike(name, entries).await
+    }
+
+    async fn count(&self, name: &str, entry: &str, window: Duration) -> Result<Count, StoreError> {
+        self.pass("count", name)?;
+        self.inner.count(name, entry, window).await
+    }
+
+    async fn uncount(&self, name: &str, entry: &str) -> Result<(), StoreError> {
+        self.pass("uncount", name)?;
+        self.inner.uncount(name, entry).await
+    }
+
+    async fn reach(&self) -> Result<Reach, StoreError> {
+        self.inner.reach().await
+    }
+
+    fn is_away(&self, id: &Id) -> bool {
+        self.pass("create", &id.to_string()).is_err()
+    }
 }
 
 /// Waits until `count` attempts of `name` are in the history.

@@ -3,6 +3,7 @@
 use std::{
     io::Cursor,
     net::SocketAddr,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -39,6 +40,11 @@ impl Site {
             ..Settings::default()
         };
         Self { folder: tempfile::tempdir().unwrap(), settings }
+    }
+
+    /// Of a file of the shared folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     pub fn stores(&self) -> Stores {

@@ -45,6 +45,12 @@ async fn a_picture_one_has_is_not_sent_again() {
     let second = browser.request(&web1, &address).header("if-none-match", &tag).send().await.unwrap();
     assert_eq!(second.status(), StatusCode::NOT_MODIFIED);
     assert_eq!(second.headers()["etag"], tag);
+    // Of whatever content there is: none, if there is no picture.
+    let unknown = format!("/media/{}.png", "0a".repeat(32));
+    for (path, status) in [(&address, 304), (&unknown, 404)] {
+        let any = browser.request(&web1, path).header("if-none-match", "*").send().await.unwrap();
+        assert_eq!(any.status(), status);
+    }
 }
 
 #[tokio::test]

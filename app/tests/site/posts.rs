@@ -1,3 +1,11 @@
+use std::time::Duration;
+
+use reqwest::multipart::{Form, Part};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use uuid::Uuid;
 
 use crate::fixture::{Answer, Browser, PASSWORD, Site, png};
@@ -172,4 +180,103 @@ async fn a_body_that_is_no_form_is_refused_clearly() {
         .header("content-type", "multipart/form-data; boundary=x")
         .body("--y nonsense");
     Answer::of(broken.send().await.unwrap()).await.says(400, &["Not understood"]);
+}
+
+// PostgreSQL takes no NUL: it was a failure of ours at any member's will.
+#[tokio::test]
+async fn control_characters_are_told_in_the_form() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    let browser = Browser::new();
+    browser.sign_up(&web1, "ann").await;
+    for bad in ["a\0b", "a\u{1b}[31m", "a\u{9b}31m", "a\u{7f}"] {
+        browser.upload(&web1, &[("text", bad)], None).await.says(422, &["control character"]);
+        let fields = [("text", "Fine"), ("alt", bad)];
+        browser.upload(&web1, &fields, None).await.says(422, &["control character", "Fine"]);
+    }
+    assert_eq!(browser.upload(&web1, &[("text", "a\tb\r\nc")], None).await.status, 303);
+    browser.get(&web1, "/posts/").await.says(200, &["a\tb\nc"]);
+}
+
+#[tokio::test]
+async fn a_kept_picture_that_is_not_there_is_told_in_the_form() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    let browser = Browser::new();
+    browser.sign_up(&web1, "ann").await;
+    let made_up = format!("{}.png 40 30", "0a".repeat(32));
+    let answer = browser.upload(&web1, &[("text", "Look"), ("kept", &made_up)], None).await;
+    answer.says(422, &["Choose it again", "Look"]);
+    assert_eq!(answer.hidden("kept"), None);
+    browser.get(&web1, "/posts/").await.says(200, &["Nothing here yet"]);
+}
+
+#[tokio::test]
+async fn a_form_has_one_picture() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    let browser = Browser::new();
+    browser.sign_up(&web1, "ann").await;
+    let part = |side| Part::bytes(png(side, side)).file_name("a.png");
+    let form = Form::new().text("text", "Two").part("picture", part(10)).part("picture", part(11));
+    let request = browser.post_raw(&web1, "/posts/").header("origin", web1.url("")).multipart(form);
+    Answer::of(request.send().await.unwrap()).await.says(400, &["Not understood"]);
+}
+
+// All of it was kept in memory while the end of the headers was looked for.
+#[tokio::test]
+async fn what_stands_between_parts_is_bounded() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    Browser::new().sign_up(&web1, "ann").await;
+    let login = Browser::new().log_in(&web1, "ann", PASSWORD).await;
+    let cookies = login.headers.get_all("set-cookie").iter();
+    let member: Vec<_> = cookies.map(|cookie| cookie.to_str().unwrap().split(';').next().unwrap()).collect();
+    let whole = "--x\r\nContent-Disposition: form-data; name=\"text\"\r\n\r\nhello\r\n";
+    for begin in ["", "--x\r\nX: ", &format!("{whole}--x\r\nX: ")] {
+        for cookie in ["", &member.join("; ")] {
+            let mut stream = TcpStream::connect(web1.address).await.unwrap();
+            let head = format!(
+                "POST /posts/ HTTP/1.1\r\nHost: x\r\nSec-Fetch-Site: same-origin\r\nCookie: {cookie}\r\n\
+                 Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 150000\r\n\r\n{begin}"
+            );
+            stream.write_all(head.as_bytes()).await.unwrap();
+            // It may be cut off on the way.
+            let _ = stream.write_all(&[b'a'; 60_000]).await;
+            let mut answer = [0; 12];
+            let answered = timeout(Duration::from_secs(20), stream.read_exact(&mut answer)).await;
+            answered.expect("it does not wait for more").unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 400", "{begin:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stranger_with_a_picture_is_asked_to_log_in_and_keeps_the_text() {
+    let site = Site::new();
+    let web1 = site.start("web1").await;
+    let large = Browser::new().upload(&web1, &[("text", "Long thoughts")], Some(vec![7; 150_000])).await;
+    large.says(401, &["Log in"]);
+    assert_eq!(large.hidden("draft_text"), Some("Long thoughts"));
+}
+
+// A request of the same browser that was under way meanwhile saved the session as it had been.
+#[tokio::test]
+async fn a_draft_that_was_posted_does_not_come_back() {
+    let site = Site::new();
+    let stores = site.stores();
+    let web1 = site.start("web1").await;
+    let browser = Browser::new();
+    browser.sign_up(&web1, "ann").await;
+    let fields = [("name", "ann"), ("password", PASSWORD), ("draft_text", "Long thoughts")];
+    let login = browser.post(&web1, "/accounts/login/", &fields).await;
+    let cookies = login.headers.get_all("set-cookie").iter();
+    let id = cookies.filter_map(|cookie| cookie.to_str().unwrap().strip_prefix("id=")).next().unwrap();
+    let before = stores.sessions.load(&id.split(';').next().unwrap().parse().unwrap()).await.unwrap();
+    browser.get(&web1, "/posts/").await.says(200, &["Long thoughts</textarea>"]);
+    browser.upload(&web1, &[("text", "Long thoughts")], None).await.says(303, &[]);
+    assert!(stores.sessions.save(&before.session().unwrap()).await.unwrap());
+    let posts = browser.get(&web1, "/posts/").await;
+    posts.says(200, &["Long thoughts"]);
+    assert!(!posts.body.contains("Long thoughts</textarea>"));
 }

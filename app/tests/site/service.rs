@@ -357,11 +357,11 @@ impl SessionStore for OutOfReach {
         Self::fail()
     }
 
-    async fn count(&self, _: &str, _: Duration) -> Result<Count, StoreError> {
+    async fn count(&self, _: &str, _: &str, _: Duration) -> Result<Count, StoreError> {
         Self::fail()
     }
 
-    async fn uncount(&self, _: &str) -> Result<(), StoreError> {
+    async fn uncount(&self, _: &str, _: &str) -> Result<(), StoreError> {
         Self::fail()
     }
 

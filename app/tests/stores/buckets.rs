@@ -2,17 +2,16 @@
 
 use std::{
     io::{Seek, Write},
-    sync::Arc,
     time::Instant,
 };
 
 use app::{
+    data::UserName,
     error::StoreError,
-    media::{Bucket, Limits, MediaName, MediaStore, ObjectMedia, Spool, contract},
+    media::{Bucket, Checks, Limits, MediaName, MediaStore, ObjectMedia, Spool, contract},
     tls,
 };
 use futures_util::TryStreamExt;
-use tokio::sync::Semaphore;
 
 use crate::emulator::Emulator;
 
@@ -80,5 +79,10 @@ async fn name() -> MediaName {
     image::RgbImage::new(4, 4).write_to(&mut png, image::ImageFormat::Png).unwrap();
     spool.push(&png.into_inner()).await.unwrap();
     let store = ObjectMedia::in_folder(folder.path()).unwrap();
-    spool.keep(&store, &Arc::new(Semaphore::new(1)), limits).await.unwrap().unwrap().name
+    spool
+        .keep(&store, &Checks::default(), &"ann".parse::<UserName>().unwrap().key(), limits)
+        .await
+        .unwrap()
+        .unwrap()
+        .name
 }

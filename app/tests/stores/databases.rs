@@ -11,6 +11,7 @@ use app::{
         postgres::PostgresData,
         wire::{Nodes, Settings, statements},
     },
+    error::StoreError,
 };
 use uuid::Uuid;
 
@@ -56,6 +57,10 @@ async fn postgres_keeps_the_contract() {
     let (one, other) = tokio::try_join!(start(), start()).unwrap();
     contract::run(&one, &other).await;
     contract::run(&other, &one).await;
+    // What it will never take is no outage: nobody waits for it, or is told to come back.
+    let error = one.add_post(&Post { text: "a\0b".into(), ..post() }).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unfit(_)) && error.to_string().contains("22021"), "{error}");
+
     let size = one.wire().pool_size();
     assert!(size.most == 4 && (1..=4).contains(&size.open) && size.idle == size.open, "{size:?}");
 }

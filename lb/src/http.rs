@@ -63,7 +63,10 @@ pub struct Shared {
     /// Idle connections to backends that each thread may keep.
     pub most_idle: Arc<AtomicUsize>,
     pub shutdown: Shutdown,
+    /// For clients.
     pub room: Arc<Room>,
+    /// For connections to backends.
+    pub backend_room: Arc<Room>,
 }
 
 /// What all connections of one listener on one thread have in common.
@@ -77,7 +80,10 @@ pub struct Engine {
     last_settings: OnceLock<ListenerSettings>,
     most_idle: Arc<AtomicUsize>,
     stop: Arc<Stop>,
+    /// Those of all threads, this one's among them.
+    stops: Arc<[Arc<Stop>]>,
     room: Arc<Room>,
+    backend_room: Arc<Room>,
 }
 
 /// Tells the connections of one thread to end when they can.
@@ -104,7 +110,8 @@ pub struct Stop {
 pub struct Counted<'a>(&'a AtomicUsize);
 
 impl Engine {
-    pub fn new(listener: &ListenerConfig, shared: &Shared, stop: Arc<Stop>) -> Self {
+    /// For the thread that stands at `thread` in `stops`.
+    pub fn new(listener: &ListenerConfig, shared: &Shared, stops: &Arc<[Arc<Stop>]>, thread: usize) -> Self {
         Self {
             control: Arc::clone(&shared.control),
             access_log: Arc::clone(&shared.access_log),
@@ -112,8 +119,10 @@ impl Engine {
             settings: listener.settings,
             last_settings: OnceLock::new(),
             most_idle: Arc::clone(&shared.most_idle),
-            stop,
+            stop: Arc::clone(&stops[thread]),
+            stops: Arc::clone(stops),
             room: Arc::clone(&shared.room),
+            backend_room: Arc::clone(&shared.backend_room),
         }
     }
 
@@ -134,9 +143,15 @@ impl Engine {
         here.map_or(self.settings, |listener| listener.settings)
     }
 
-    /// A client's place, as soon as there is one; idle clients of this thread leave to make room.
+    /// A client's place, as soon as there is one. Idle clients leave to make room: of this thread, and where that does not
+    /// help, of each.
     pub async fn place(&self) -> Place {
-        self.room.place(|count| self.stop.shed(count)).await
+        let mut has_asked = false;
+        let shed = |count: usize| match std::mem::replace(&mut has_asked, true) {
+            false => self.stop.shed(count),
+            true => self.stops.iter().for_each(|stop| stop.shed(count.div_ceil(self.stops.len()))),
+        };
+        self.room.place(shed).await
     }
 
     /// A place for a client that cannot be kept waiting.
@@ -144,8 +159,8 @@ impl Engine {
         self.room.place_anyway()
     }
 
-    /// To be awaited while a client lingers: returns when it has to leave to make room.
-    async fn sheds_lingering(&self) {
+    /// To be awaited while a client lingers, or is slow to begin: returns when it has to leave to make room.
+    pub async fn sheds_lingering(&self) {
         let Stop { lingering, lingering_to_shed, shed_lingering, .. } = &*self.stop;
         let _lingering = Counted::new(lingering);
         loop {

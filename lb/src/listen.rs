@@ -9,7 +9,6 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{Builder, JoinHandle};
-use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use pingora::listeners::tls::Acceptor;
@@ -22,19 +21,15 @@ use self::thread::{Accepting, Listener};
 use crate::config::certificate::{self, Certificate};
 use crate::config::{ListenerConfig, TlsConfig, tls};
 use crate::http::{Engine, Shared, Stop, splice};
-use crate::shutdown::Shutdown;
 
 /// What listens, on which threads.
 pub struct Listeners {
     shared: Shared,
-    threads: Vec<Thread>,
+    /// For each thread, what gives it sockets.
+    threads: Vec<UnboundedSender<Accepting>>,
+    stops: Arc<[Arc<Stop>]>,
     state: Mutex<State>,
     max_pipes: usize,
-}
-
-struct Thread {
-    sockets: UnboundedSender<Accepting>,
-    stop: Arc<Stop>,
 }
 
 #[derive(Default)]
@@ -98,22 +93,15 @@ pub struct Problem {
 }
 
 /// Threads that carry traffic.
-pub struct Threads {
-    threads: Vec<JoinHandle<bool>>,
-    shutdown: Shutdown,
-}
+pub struct Threads(Vec<JoinHandle<bool>>);
 
 impl Listeners {
     /// No listener yet, for so many threads, at least one, which [`Self::start`] starts. `max_pipes`: pipes for large
     /// content on all threads together.
     pub fn new(threads: usize, shared: Shared, max_pipes: usize) -> Self {
-        let (threads, receivers) = (0..threads.max(1))
-            .map(|_| {
-                let (sockets, receiver) = unbounded_channel();
-                (Thread { sockets, stop: Arc::new(Stop::new(shared.shutdown.clone())) }, receiver)
-            })
-            .unzip();
-        Self { shared, threads, state: Mutex::new(State { receivers, ..State::default() }), max_pipes }
+        let (threads, receivers): (Vec<_>, _) = (0..threads.max(1)).map(|_| unbounded_channel()).unzip();
+        let stops = threads.iter().map(|_| Arc::new(Stop::new(shared.shutdown.clone()))).collect();
+        Self { shared, threads, stops, state: Mutex::new(State { receivers, ..State::default() }), max_pipes }
     }
 
     /// Opens what `wanted` has and nobody listens on yet, taking it from `sockets` where it is there, and reads
@@ -229,30 +217,30 @@ impl Listeners {
     pub fn start(&self) -> io::Result<Threads> {
         let receivers = std::mem::take(&mut self.state().receivers);
         let max_pipes = self.max_pipes / self.threads.len();
-        let start = |(number, (receiver, thread)): (usize, (_, &Thread))| {
-            let (stop, shutdown) = (Arc::clone(&thread.stop), self.shared.shutdown.clone());
+        let start = |(number, (receiver, stop)): (usize, (_, &Arc<Stop>))| {
+            let (stop, shutdown) = (Arc::clone(stop), self.shared.shutdown.clone());
             Builder::new().name(format!("traffic-{number}")).spawn(move || {
                 splice::allow(max_pipes);
                 thread::run(receiver, &stop, &shutdown)
             })
         };
-        let threads = receivers.into_iter().zip(&self.threads).enumerate().map(start).collect::<io::Result<_>>()?;
-        Ok(Threads { threads, shutdown: self.shared.shutdown.clone() })
+        let threads = receivers.into_iter().zip(self.stops.iter()).enumerate().map(start).collect::<io::Result<_>>()?;
+        Ok(Threads(threads))
     }
 
     fn open(&self, Added { config, sockets, tls: (tls, acceptor) }: Added) -> Open {
         let acceptor = Arc::new(ArcSwapOption::new(acceptor));
-        let listener = |thread: &Thread| {
-            let engine = Arc::new(Engine::new(&config, &self.shared, Arc::clone(&thread.stop)));
+        let listener = |thread| {
+            let engine = Arc::new(Engine::new(&config, &self.shared, &self.stops, thread));
             Arc::new(Listener { tls: Arc::clone(&acceptor), engine })
         };
-        let listeners: Vec<_> = self.threads.iter().map(listener).collect();
+        let listeners: Vec<_> = (0..self.threads.len()).map(listener).collect();
         let address = sockets.first().and_then(|socket| socket.local_addr().ok());
         let is_open = Arc::new(());
         let given = sockets.into_iter().zip(self.threads.iter().zip(&listeners)).map(|(socket, (thread, listener))| {
             let (given, listener) = watch::channel(Arc::clone(listener));
             // Fails only when the process stops, which closes the socket.
-            let _ = thread.sockets.send(Accepting { socket, listener, is_open: Arc::clone(&is_open) });
+            let _ = thread.send(Accepting { socket, listener, is_open: Arc::clone(&is_open) });
             given
         });
         let given = given.collect();
@@ -279,11 +267,10 @@ impl State {
 }
 
 impl Threads {
-    /// Stops accepting and waits for what is in flight, until `deadline`. False: something was cut off.
-    pub fn stop(self, deadline: Instant) -> bool {
-        self.shutdown.stop(deadline);
+    /// Waits until they have stopped. False: something was cut off.
+    pub fn join(self) -> bool {
         // A thread that panicked has cut off what it carried.
-        let finished: Vec<bool> = self.threads.into_iter().map(|thread| thread.join().unwrap_or(false)).collect();
+        let finished: Vec<bool> = self.0.into_iter().map(|thread| thread.join().unwrap_or(false)).collect();
         finished.into_iter().all(|finished| finished)
     }
 }

@@ -1,4 +1,4 @@
-//! How many clients are connected at once. When all places are taken, clients that only keep a connection open are
+//! How many clients, and how many backends, are connected at once. When all places of clients are taken, clients that only keep a connection open are
 //! asked to leave, and whoever comes waits in the kernel's queue until there is room: those who are served are served
 //! well, and files are left for backends and for the admin API.
 
@@ -24,7 +24,7 @@ pub struct Room {
     warned: Mutex<Option<Instant>>,
 }
 
-/// One client's place, until dropped.
+/// One connection's place, until dropped.
 #[derive(Debug)]
 pub struct Place(Arc<Room>);
 
@@ -39,19 +39,24 @@ impl Room {
     }
 
     /// A place, as soon as there is one. `shed` has so many idle clients leave.
-    pub async fn place(self: &Arc<Self>, shed: impl Fn(usize)) -> Place {
+    pub async fn place(self: &Arc<Self>, mut shed: impl FnMut(usize)) -> Place {
         loop {
             let freed = self.freed.notified();
-            let place = self
-                .taken
-                .try_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < self.most()).then_some(taken + 1));
-            if place.is_ok() {
-                return Place(Arc::clone(self));
+            if let Some(place) = self.try_place() {
+                return place;
             }
             self.warn();
             shed((self.most() / 8).clamp(1, MOST_SHED_AT_ONCE));
             let _ = timeout(SHED_INTERVAL, freed).await;
         }
+    }
+
+    /// A place, if there is one now.
+    pub fn try_place(self: &Arc<Self>) -> Option<Place> {
+        let taken = self
+            .taken
+            .try_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < self.most()).then_some(taken + 1));
+        taken.ok().map(|_| Place(Arc::clone(self)))
     }
 
     /// A place even if there is none, for a client that was accepted and cannot be kept waiting.

@@ -5,6 +5,7 @@ mod resources;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 
-use self::resources::{Running, cannot_log_to, idle_for_each_thread, max_pipes, most_clients};
+use self::resources::{Running, cannot_log_to, idle_for_each_thread, max_pipes, most_connections};
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
 use crate::change::Author;
@@ -35,6 +36,8 @@ pub use crate::listen::sockets::Sockets;
 
 /// How long traffic waits for the first probes before it is served all the same.
 const FIRST_PROBES_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a stop at once waits for threads to cut off what they carry.
+const CUT_OFF_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the end waits for a disk to take the access log's last lines.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the end waits for a disk to take the last runtime changes.
@@ -75,14 +78,15 @@ pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) 
     let AdminConfig { token, read_token, .. } = config.admin.clone();
     metrics.expect_refusals(Refusal::all().map(Refusal::reason));
     let control = Arc::new(Control::new(&path, config.clone(), metrics));
-    let (most, warning) = most_clients(&config.server, open_files);
-    let room = Room::new(most);
+    let (most, warning) = most_connections(&config.server, open_files);
+    let (room, backend_room) = (Room::new(most.clients), Room::new(most.backends));
     tracing::info!(
-        "evenkeel {} starts with {}, as user {}: {} threads, {most} clients at most, {open_files} open files",
+        "evenkeel {} starts with {}, as user {}: {} threads, {} clients at most, {open_files} open files",
         env!("CARGO_PKG_VERSION"),
         path.display(),
         rustix::process::getuid().as_raw(),
         config.server.threads,
+        most.clients,
     );
     if let Some(warning) = warning {
         tracing::warn!("{warning}");
@@ -95,6 +99,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) 
         most_idle: Arc::clone(&most_idle),
         shutdown: shutdown.clone(),
         room: Arc::clone(&room),
+        backend_room: Arc::clone(&backend_room),
     };
     let listeners = Arc::new(Listeners::new(threads, shared, max_pipes(open_files)));
     listen(&listeners, &config, &mut sockets)?;
@@ -105,6 +110,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) 
         listeners: Arc::clone(&listeners),
         access_log: Arc::clone(&access_log),
         room: Arc::clone(&room),
+        backend_room,
         most_idle,
         open_files,
         threads,
@@ -126,11 +132,14 @@ pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) 
     until_stop(&mut calls, &control, &access_log).await;
     shutdown.close();
     let server = control.snapshot().config.server.clone();
-    tokio::select! {
-        () = stop_gracefully(&server, threads) => {}
-        () = until_second_stop(&mut calls, &access_log) => {
-            tracing::warn!("stopping at once: exchanges in flight are cut off");
-        }
+    let finished = {
+        let second_stop = pin!(until_second_stop(&mut calls, &access_log));
+        stop_gracefully(&server, threads, &shutdown, second_stop).await
+    };
+    match finished {
+        Some(true) => tracing::info!("stopped: every exchange has finished"),
+        Some(false) => tracing::warn!("stopped: the exchanges that were still in flight are cut off"),
+        None => tracing::error!("a thread does not stop: what it carries is cut off"),
     }
     if control.persistence(LAST_CHANGES_TIMEOUT).await == Persistence::Pending {
         tracing::error!("the disk does not take the state file: the last changes made at run time are lost");
@@ -151,15 +160,30 @@ impl Drop for End {
     }
 }
 
-async fn stop_gracefully(server: &ServerConfig, threads: Threads) {
+/// Whether every exchange has finished; `None`: a thread hangs. `second_stop`: to stop at once.
+async fn stop_gracefully(
+    server: &ServerConfig,
+    threads: Threads,
+    shutdown: &Shutdown,
+    mut second_stop: Pin<&mut impl Future<Output = ()>>,
+) -> Option<bool> {
     tracing::info!(delay_seconds = server.shutdown_delay.as_secs_f64(), "stopping: not ready from now on");
-    tokio::time::sleep(server.shutdown_delay).await;
-    let deadline = Instant::now() + server.shutdown_timeout;
-    let stopping = tokio::task::spawn_blocking(move || threads.stop(deadline));
-    match stopping.await {
-        Ok(true) => tracing::info!("stopped: every exchange has finished"),
-        _ => tracing::warn!("stopped at the deadline: the exchanges still in flight are cut off"),
+    let mut stopping = pin!(async {
+        tokio::time::sleep(server.shutdown_delay).await;
+        shutdown.stop(Instant::now() + server.shutdown_timeout);
+        std::future::pending::<()>().await
+    });
+    let mut stopped = tokio::task::spawn_blocking(move || threads.join());
+    tokio::select! {
+        () = &mut stopping => {}
+        finished = &mut stopped => return Some(finished.unwrap_or(false)),
+        () = &mut second_stop => {}
     }
+    tracing::warn!("stopping at once: exchanges in flight are cut off");
+    // So that what is cut off is reset and logged, as at any deadline.
+    shutdown.stop(Instant::now());
+    let stopped = tokio::time::timeout(CUT_OFF_TIMEOUT, stopped).await.ok()?;
+    Some(stopped.unwrap_or(false))
 }
 
 /// Waits until every pool was probed once, so that the first requests meet known backends.

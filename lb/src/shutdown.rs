@@ -56,7 +56,7 @@ impl Shutdown {
         self.advance(Phase::Closing);
     }
 
-    /// Begins the stop; exchanges that have not finished by the deadline are cut off.
+    /// Begins the stop; exchanges that have not finished by the deadline are cut off. A second call moves the deadline.
     pub fn stop(&self, deadline: Instant) {
         self.advance(Phase::Stopping);
         self.0.deadline.send_replace(Some(deadline));
@@ -67,6 +67,11 @@ impl Shutdown {
         let mut deadline = self.0.deadline.subscribe();
         // The sender lives as long as this.
         deadline.wait_for(Option::is_some).await.ok().and_then(|deadline| *deadline).unwrap_or_else(Instant::now)
+    }
+
+    /// When exchanges are cut off, as was said last; `None` before the stop.
+    pub fn deadline(&self) -> Option<Instant> {
+        *self.0.deadline.borrow()
     }
 
     fn advance(&self, phase: Phase) {
@@ -97,5 +102,8 @@ mod tests {
         shutdown.clone().stop(deadline);
         shutdown.close();
         assert_eq!((shutdown.phase(), shutdown.stopping().await), (Phase::Stopping, deadline));
+        let earlier = deadline - std::time::Duration::from_secs(1);
+        shutdown.stop(earlier);
+        assert_eq!(shutdown.deadline(), Some(earlier));
     }
 }

@@ -193,8 +193,10 @@ fn scenario() {
         most_idle: Arc::new(AtomicUsize::new(most_idle)),
         shutdown: shutdown.clone(),
         room: Arc::clone(&room),
+        backend_room: Room::new(100_000),
     };
-    let engine = Arc::new(Engine::new(&control.snapshot().config.listeners[0], &shared, Arc::clone(&stop)));
+    let engine =
+        Arc::new(Engine::new(&control.snapshot().config.listeners[0], &shared, &Arc::from([Arc::clone(&stop)]), 0));
     let is_tls = one_in(10) && scale.most > 1_000;
     let world = Rc::new(World { control, engine, room, stop, shutdown, is_tls, cut: Rc::default() });
     note_backends(&world);
@@ -672,10 +674,11 @@ fn a_refusal_that_the_stop_cuts_off_is_counted() {
         access_log: Arc::new(AccessLog::new(metrics.access_log_lost.clone())),
         most_idle: Arc::default(),
         shutdown: shutdown.clone(),
+        backend_room: Room::new(100_000),
         room: Room::new(1),
     };
     let stop = Arc::new(Stop::new(shutdown));
-    let engine = Arc::new(Engine::new(&control.snapshot().config.listeners[0], &shared, stop));
+    let engine = Arc::new(Engine::new(&control.snapshot().config.listeners[0], &shared, &Arc::from([stop]), 0));
     let mut cx = Context::from_waker(Waker::noop());
     // Smaller than the answer, which nobody reads.
     let (engine_end, client) = Pipe::pair("c".to_owned(), 0, Whims { window: 64, most: 64, waits: 0 });

@@ -1,8 +1,9 @@
-//! Clients that are slow on purpose or by nature: what they cost, and when they are let go.
+//! Clients that are slow on purpose or by nature: what they cost, and when they are disconnected.
 
 use std::time::{Duration, Instant};
 
-use tests::{Balancer, Config, End, Origin, Request, Step, eventually, response, within};
+use tests::http2::{Http2, reply, request, tls};
+use tests::{Balancer, Config, End, Origin, Pool, Request, Step, eventually, response, within};
 use tokio::io::AsyncWriteExt;
 
 /// More than what is read whole before a backend is chosen.
@@ -201,6 +202,78 @@ async fn a_client_that_closes_its_sending_side_is_answered_where_that_is_wanted(
         assert_eq!(wire.reply().await.text(), "here");
     }
     assert!(wire.is_closed().await);
+}
+
+/// Whichever thread the clients are with.
+#[tokio::test]
+async fn idle_clients_of_each_thread_make_room() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).server("max_connections = 4\nthreads = 8")).await;
+    let mut idle = Vec::new();
+    for _ in 0..4 {
+        let mut wire = balancer.connect().await;
+        assert_eq!(wire.exchange(&Request::get("/")).await.status, 200);
+        idle.push(wire);
+    }
+    for _ in 0..4 {
+        let mut wire = balancer.connect().await;
+        assert_eq!(wire.exchange(&Request::get("/")).await.status, 200);
+        idle.push(wire);
+    }
+}
+
+#[tokio::test]
+async fn silent_tls_clients_make_room() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).server("max_connections = 2\nthreads = 1").listener(&tls())).await;
+    let _silent = [balancer.connect().await, balancer.connect().await];
+    assert_eq!(Http2::connect(balancer.address()).await.get("/").await.status, 200);
+    let shed = balancer.metrics().await.sum("evenkeel_client_connections_shed_total", &[]);
+    assert!(shed >= 1.0, "they were given time, not shed");
+}
+
+#[tokio::test]
+async fn connections_to_backends_leave_files_for_the_rest() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let pools = [Pool::of("a", [&a]), Pool::of("b", [&b])];
+    let config = pools.into_iter().fold(Config::default(), Config::pool).route("", "/a", "a").route("", "/b", "b");
+    let mut balancer = Balancer::prepare(&config.server("threads = 1").listener(&tls()));
+    balancer.most_files = Some(512);
+    balancer.launch();
+    balancer.ready().await;
+
+    // A client of HTTP/2 takes one place and wants a hundred backends.
+    let statuses = ask_at_once(&balancer, &a, "/a/hold", 500).await;
+    assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
+    assert!(statuses.contains(&503), "there are too few files for this");
+    // Idle connections to one backend are closed for those to another.
+    for (origin, path) in [(&a, "/a/hold"), (&b, "/b/hold")] {
+        assert_eq!(ask_at_once(&balancer, origin, path, 150).await, [200; 150]);
+    }
+}
+
+/// The statuses of so many requests that are in flight together, over HTTP/2.
+async fn ask_at_once(balancer: &Balancer, origin: &Origin, path: &str, count: u64) -> Vec<u16> {
+    origin.hold();
+    origin.answer(|_| vec![Step::Hold, Step::Send(response(200, &[], ""))]);
+    let asked = async || balancer.metrics().await.sum("evenkeel_requests_total", &[]) as u64;
+    let in_flight = async || balancer.metrics().await.sum("evenkeel_backend_in_flight", &[]) as u64;
+    let before = asked().await;
+    let (mut clients, mut answers) = (Vec::new(), Vec::new());
+    for begun in 0..count {
+        if begun % 100 == 0 {
+            clients.push(Http2::connect(balancer.address()).await);
+        }
+        let client = clients.last_mut().expect("a client");
+        answers.push(client.begin(request("GET", path, &[]), true).await.0);
+    }
+    eventually("all are served or refused", async || in_flight().await + asked().await - before == count).await;
+    origin.release();
+    let mut statuses = Vec::new();
+    for answer in answers {
+        statuses.push(reply(answer).await.expect("an answer").status);
+    }
+    statuses
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::http2::tls;
-use tests::{Balancer, Config, Origin, Pool, Request, WebSocket, Wire, eventually};
+use tests::{Balancer, Config, Origin, Pool, Request, Step, WebSocket, Wire, eventually};
 
 #[tokio::test]
 async fn sigterm_lets_what_is_in_flight_finish() {
@@ -61,6 +61,49 @@ async fn the_deadline_ends_what_does_not_end() {
     ends.sort();
     assert_eq!(ends, [(Some("/hold"), Some(503)), (Some("/socket"), Some(101))]);
     assert!(lines.iter().all(|line| line["failure"] == "shutdown"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_exchanges_as_the_deadline_does() {
+    let a = Origin::start("a").await;
+    a.answer(|_| {
+        vec![Step::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n".into()), Step::Hang]
+    });
+    let log = "[access_log]\nfile = \"access.log\"";
+    let mut balancer = Balancer::start(Config::of([&a]).section(log)).await;
+    let mut wire = balancer.connect().await;
+    wire.send("GET /ticks HTTP/1.0\r\nHost: a\r\n\r\n").await;
+    assert_eq!(wire.reply_head().await.status, 200);
+    balancer.signal(Signal::SIGTERM);
+    balancer.logs(&["stopping: not ready"]).await;
+    balancer.signal(Signal::SIGTERM);
+    let (begun, is_in_order) = wire.rest().await;
+    assert!(!is_in_order, "half a response passes for a whole one: {begun:?}");
+    let status = balancer.process().end().await;
+    assert!(status.success(), "{status}");
+    let lines = std::fs::read_to_string(balancer.file("access.log")).expect("a log");
+    assert!(lines.contains("\"/ticks\"") && lines.contains("\"shutdown\""), "{lines}");
+}
+
+/// More than a thread accepts at once.
+#[tokio::test]
+async fn a_stop_serves_whoever_has_connected() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(Config::of([&a]).server("threads = 2")).await;
+    balancer.signal(Signal::SIGSTOP);
+    let mut wires = Vec::new();
+    for _ in 0..600 {
+        let mut wire = balancer.connect().await;
+        wire.send(Request::get("/").to_bytes()).await;
+        wires.push(wire);
+    }
+    balancer.signal(Signal::SIGTERM);
+    balancer.signal(Signal::SIGCONT);
+    for mut wire in wires {
+        assert_eq!(wire.reply().await.status, 200);
+    }
+    let status = balancer.process().end().await;
+    assert!(status.success(), "{status}");
 }
 
 #[tokio::test]

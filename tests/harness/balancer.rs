@@ -26,6 +26,8 @@ pub struct Balancer {
     pub token: Option<String>,
     /// Set for the process, from its next start on.
     pub environment: Vec<(String, String)>,
+    /// How many files the process may open, from its next start on; `None`: as many as the tests.
+    pub most_files: Option<usize>,
 }
 
 /// What `/metrics` said.
@@ -66,6 +68,7 @@ impl Balancer {
             admin: Port::reserve(),
             token: None,
             environment: Vec::new(),
+            most_files: None,
         };
         balancer.configure(config);
         balancer
@@ -82,7 +85,14 @@ impl Balancer {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(program());
+        let mut command = match self.most_files {
+            Some(files) => {
+                let mut command = Command::new("prlimit");
+                command.arg(format!("--nofile={files}:{files}")).arg(program());
+                command
+            }
+            None => Command::new(program()),
+        };
         command.arg("run").arg("--config").arg(self.config_file()).current_dir(self.directory.path());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command

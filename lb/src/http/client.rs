@@ -202,7 +202,7 @@ async fn first_bytes<'e>(
             work.give_back();
             match read {
                 Poll::Ready(_) => Poll::Ready(Next::End),
-                Poll::Pending if engine.stop.has_begun() => Poll::Ready(Next::End),
+                Poll::Pending if engine.stop.has_begun() && !client.has_more_to_read() => Poll::Ready(Next::End),
                 Poll::Pending if calls.ask_to_leave(engine, cx) => Poll::Ready(Next::Shedding),
                 Poll::Pending => Poll::Pending,
             }
@@ -463,7 +463,7 @@ impl Driver<'_> {
             None => {
                 let address = backend.socket_address().ok_or(Failure::Unresolved)?;
                 // Large, and rare beside requests on kept connections.
-                let connecting = Box::pin(Upstream::connect(server, address));
+                let connecting = Box::pin(Upstream::connect(server, address, &self.request.engine.backend_room));
                 let limit = plan.settings.connect_timeout;
                 let exchange = &self.exchange;
                 let is_killed = || exchange.is_killed();

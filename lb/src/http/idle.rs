@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::io::Io;
 use crate::backend::{Backend, Incarnation};
+use crate::room::Place;
 
 #[cfg(not(test))]
 type ByServer = std::collections::HashMap<Incarnation, Server, foldhash::fast::RandomState>;
@@ -14,8 +15,12 @@ type ByServer = std::collections::HashMap<Incarnation, Server, foldhash::fast::R
 #[cfg(test)]
 type ByServer = std::collections::BTreeMap<Incarnation, Server>;
 
+/// A few more than the one that is wanted.
+const MOST_CLOSED_AT_ONCE: usize = 8;
+
 struct Idle {
     stream: Io,
+    place: Place,
     until: Instant,
 }
 
@@ -37,13 +42,13 @@ thread_local! {
 }
 
 /// The connection used last, if one is left that is still open as far as can be seen.
-pub fn take(server: Incarnation, now: Instant) -> Option<Io> {
+pub fn take(server: Incarnation, now: Instant) -> Option<(Io, Place)> {
     CONNECTIONS.with_borrow_mut(|connections| {
         let server = connections.by_server.get_mut(&server)?;
-        while let Some(Idle { stream, until }) = server.idle.pop() {
+        while let Some(Idle { stream, place, until }) = server.idle.pop() {
             connections.count -= 1;
             if now < until && is_quiet(&stream) {
-                return Some(stream);
+                return Some((stream, place));
             }
         }
         None
@@ -52,7 +57,7 @@ pub fn take(server: Incarnation, now: Instant) -> Option<Io> {
 
 /// Keeps a connection to `server`, which was the backend's when the connection was opened, unless another has taken
 /// its place since or the thread keeps `most` already.
-pub fn keep(backend: &Arc<Backend>, server: Incarnation, stream: Io, until: Instant, most: usize) {
+pub fn keep(backend: &Arc<Backend>, server: Incarnation, (stream, place): (Io, Place), until: Instant, most: usize) {
     if backend.incarnation() != server {
         return;
     }
@@ -60,7 +65,7 @@ pub fn keep(backend: &Arc<Backend>, server: Incarnation, stream: Io, until: Inst
         if connections.count < most {
             connections.count += 1;
             let new = || Server { backend: Arc::clone(backend), idle: Vec::new() };
-            connections.by_server.entry(server).or_insert_with(new).idle.push(Idle { stream, until });
+            connections.by_server.entry(server).or_insert_with(new).idle.push(Idle { stream, place, until });
         }
     });
 }
@@ -78,10 +83,19 @@ pub fn forget(server: Incarnation) {
 pub fn sweep(now: Instant) {
     CONNECTIONS.with_borrow_mut(|connections| {
         connections.by_server.retain(|&incarnation, server| {
-            server.idle.retain(|Idle { stream, until }| now < *until && is_quiet(stream));
+            server.idle.retain(|Idle { stream, until, .. }| now < *until && is_quiet(stream));
             !server.idle.is_empty() && server.backend.incarnation() == incarnation
         });
         connections.count = connections.by_server.values().map(|server| server.idle.len()).sum();
+    });
+}
+
+/// Closes some, so that others can be opened: of the server to which most lead, those that idle longest.
+pub fn make_room() {
+    CONNECTIONS.with_borrow_mut(|connections| {
+        if let Some(server) = connections.by_server.values_mut().max_by_key(|server| server.idle.len()) {
+            connections.count -= server.idle.drain(..server.idle.len().min(MOST_CLOSED_AT_ONCE)).count();
+        }
     });
 }
 

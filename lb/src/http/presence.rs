@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -9,20 +10,28 @@ use rustix::io::ioctl_fionread;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::room::{Place, Room};
+
 /// The client's socket, registered a second time: what it tells here is not told to those who read it.
-pub struct Presence(TcpStream);
+pub struct Presence {
+    socket: TcpStream,
+    /// It takes a file, as a connection to a backend does.
+    _place: Place,
+}
 
 impl Presence {
-    pub fn of(client: BorrowedFd<'_>) -> io::Result<Self> {
+    /// An error where there is no room for it, or no file.
+    pub fn of(client: BorrowedFd<'_>, room: &Arc<Room>) -> io::Result<Self> {
+        let place = room.try_place().ok_or(io::ErrorKind::QuotaExceeded)?;
         let socket = std::net::TcpStream::from(client.try_clone_to_owned()?);
-        TcpStream::from_std(socket).map(Self)
+        Ok(Self { socket: TcpStream::from_std(socket)?, _place: place })
     }
 
     /// Whether the client has gone: it has reset the connection, or closed its side though at least `missing` bytes are
     /// still to come. Otherwise `cx` is woken when that may have changed.
     pub fn is_gone(&self, cx: &mut Context<'_>, missing: u64) -> bool {
-        while let Poll::Ready(Ok(())) = self.0.poll_read_ready(cx) {
-            let mut sockets = [PollFd::new(&self.0, PollFlags::RDHUP)];
+        while let Poll::Ready(Ok(())) = self.socket.poll_read_ready(cx) {
+            let mut sockets = [PollFd::new(&self.socket, PollFlags::RDHUP)];
             if poll(&mut sockets, Some(&Timespec::default())).is_err() {
                 return false;
             }
@@ -32,10 +41,10 @@ impl Presence {
             }
             if seen.contains(PollFlags::RDHUP) {
                 // Nothing more is told of a socket that is half closed.
-                return ioctl_fionread(&self.0).is_ok_and(|unread| unread < missing);
+                return ioctl_fionread(&self.socket).is_ok_and(|unread| unread < missing);
             }
             // More came, of which nothing is read here: wait for the next change.
-            let _ = self.0.try_io(Interest::READABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+            let _ = self.socket.try_io(Interest::READABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
         }
         false
     }
@@ -58,7 +67,7 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("a listener");
         let (accepted, _) = listener.accept().await.expect("a client");
         client.write_all(&[b'x'; 10]).await.expect("a peer");
-        (client, Presence::of(accepted.as_fd()).expect("a file"))
+        (client, Presence::of(accepted.as_fd(), &Room::new(1)).expect("a file"))
     }
 
     async fn leaves(presence: &Presence, missing: u64) -> bool {
@@ -85,8 +94,8 @@ mod tests {
             client.shutdown().await.expect("an open socket");
             let gone = poll_fn(|cx| {
                 // The close has come.
-                std::task::ready!(presence.0.poll_read_ready(cx)).expect("an open socket");
-                let mut sockets = [PollFd::new(&presence.0, PollFlags::RDHUP)];
+                std::task::ready!(presence.socket.poll_read_ready(cx)).expect("an open socket");
+                let mut sockets = [PollFd::new(&presence.socket, PollFlags::RDHUP)];
                 poll(&mut sockets, Some(&Timespec::default())).expect("a socket");
                 if !sockets[0].revents().contains(PollFlags::RDHUP) {
                     cx.waker().wake_by_ref();

@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
+use rustix::io::ioctl_fionread;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::coop;
@@ -68,6 +69,11 @@ impl ClientStream {
             (_, Version::Http10) => "HTTP/1.0",
             (_, Version::Http11) => "HTTP/1.1",
         }
+    }
+
+    /// Whether the kernel has bytes of the client of which the runtime may not have heard yet: then it soon will.
+    pub fn has_more_to_read(&self) -> bool {
+        self.socket().is_some_and(|socket| ioctl_fionread(socket).is_ok_and(|unread| unread > 0))
     }
 
     /// Whether the client has sent what nobody read: closing now would reset the connection. What is found under TLS is

@@ -592,7 +592,7 @@ impl<'a> Transfer<'a> {
             // A stream tells of it all the same. Until it is dropped it keeps its part of the connection's window.
             (None, _) => self.client.is_given_up(cx),
             (Some(_), Some(presence)) => presence.is_gone(cx, missing),
-            (Some(socket), None) => match Presence::of(socket) {
+            (Some(socket), None) => match Presence::of(socket, &self.engine.backend_room) {
                 Ok(presence) => self.presence.insert(presence).is_gone(cx, missing),
                 // Where there is no file left for it, the limits on the waits have to do.
                 Err(_) => false,
@@ -900,9 +900,10 @@ mod tests {
             access_log: Arc::new(AccessLog::new(metrics.access_log_lost.clone())),
             most_idle: Arc::new(AtomicUsize::new(0)),
             shutdown: shutdown.clone(),
+            backend_room: Room::new(1),
             room: Room::new(1),
         };
-        Engine::new(&config.listeners[0], &shared, Arc::new(Stop::new(shutdown)))
+        Engine::new(&config.listeners[0], &shared, &Arc::from([Arc::new(Stop::new(shutdown))]), 0)
     }
 
     // With "answer" too, the answer was cut off where the backend had taken no more of the request.

@@ -16,6 +16,7 @@ use super::transfer::{Download, Upload};
 use crate::backend::{Backend, Incarnation};
 use crate::failure::{Failed, Failure};
 use crate::plant::Bug;
+use crate::room::{Place, Room};
 
 /// A backend, by the protocol that it speaks.
 pub enum Upstream {
@@ -25,6 +26,8 @@ pub enum Upstream {
 /// A connection that speaks HTTP/1.1.
 pub struct H1 {
     pub socket: Io,
+    /// Among all connections to backends.
+    place: Place,
     /// The server that the connection leads to.
     server: Incarnation,
     /// It has carried a request before.
@@ -49,18 +52,24 @@ pub enum Disposition {
 impl Upstream {
     /// An idle connection to `server`, if there is one that is open as far as can be seen.
     pub fn reuse(server: Incarnation, now: Instant) -> Option<Self> {
-        idle::take(server, now).map(|socket| Self::new(socket, server, true))
+        idle::take(server, now).map(|(socket, place)| Self::new(socket, place, server, true))
     }
 
-    /// Connects to `server`, which listens at `address`.
-    pub async fn connect(server: Incarnation, address: SocketAddr) -> Result<Self, Failed> {
+    /// Connects to `server`, which listens at `address`, if there is room for one more connection to a backend, or idle ones
+    /// can be closed for it.
+    pub async fn connect(server: Incarnation, address: SocketAddr, room: &Arc<Room>) -> Result<Self, Failed> {
+        let place = room.try_place().or_else(|| {
+            idle::make_room();
+            room.try_place()
+        });
+        let place = place.ok_or(Failure::OutOfResources)?;
         let socket = Io::connect(address).await.map_err(|e| Failed::of_connecting(&e))?;
-        Ok(Self::new(socket, server, false))
+        Ok(Self::new(socket, place, server, false))
     }
 
-    fn new(socket: Io, server: Incarnation, is_reused: bool) -> Self {
+    fn new(socket: Io, place: Place, server: Incarnation, is_reused: bool) -> Self {
         let [has_heard, is_reset, keeps_alive, has_surplus] = [false; 4];
-        Self::H1(H1 { socket, server, is_reused, has_heard, is_reset, keeps_alive, has_surplus })
+        Self::H1(H1 { socket, place, server, is_reused, has_heard, is_reset, keeps_alive, has_surplus })
     }
 
     /// Decides whether the connection may carry another request. Over HTTP/1.1 both messages have to be over: the
@@ -77,7 +86,7 @@ impl Upstream {
 impl H1 {
     /// Keeps the connection for the next request to `backend`, among at most `most` of this thread.
     pub fn keep(self, backend: &Arc<Backend>, until: Instant, most: usize) {
-        idle::keep(backend, self.server, self.socket, until, most);
+        idle::keep(backend, self.server, (self.socket, self.place), until, most);
     }
 
     /// Appends what comes to `buffer`; how many bytes. An error tells how the connection was lost.
@@ -132,7 +141,7 @@ mod tests {
         let address = listener.local_addr().expect("bound");
         let backend = address.to_string().parse().expect("an address");
         let server = Backend::new(backend, false, BackendMetrics::unregistered()).incarnation();
-        let Upstream::H1(h1) = Upstream::connect(server, address).await.expect("a listener");
+        let Upstream::H1(h1) = Upstream::connect(server, address, &Room::new(1)).await.expect("a listener");
         let (mut peer, _) = listener.accept().await.expect("a client");
         peer.write_all(b"text").await.expect("a peer");
         (h1, peer)

@@ -1,11 +1,10 @@
 //! A thread that carries traffic: it accepts on the sockets that it is given, until they are closed or the process stops,
 //! and serves what it has accepted.
 
-use std::future::poll_fn;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -26,6 +25,8 @@ use crate::room::Place;
 use crate::shutdown::Shutdown;
 
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of it each client has, even if others wait for its place.
+const LEAST_HANDSHAKE: Duration = Duration::from_secs(1);
 /// Pause after a failure to accept for lack of files or memory: connections wait in the backlog meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often idle connections to backends are looked through.
@@ -66,26 +67,25 @@ pub(super) fn run(mut sockets: UnboundedReceiver<Accepting>, stop: &Stop, shutdo
         let mut accepting = JoinSet::new();
         let sweeping = tokio::spawn(sweep_idle());
         let mut stopping = std::pin::pin!(shutdown.stopping());
-        let deadline = loop {
+        loop {
             tokio::select! {
                 biased;
-                deadline = &mut stopping => break deadline,
+                _ = &mut stopping => break,
                 Some(socket) = sockets.recv() => {
                     accepting.spawn(accept(socket, shutdown.clone(), Arc::clone(&alive)));
                 }
                 Some(_) = accepting.join_next() => {}
             }
-        };
+        }
         // Clients may wait there already.
         sockets.close();
         while let Some(socket) = sockets.recv().await {
             accepting.spawn(accept(socket, shutdown.clone(), Arc::clone(&alive)));
         }
         // They end by themselves: they have seen the same signal.
-        let _ =
-            tokio::time::timeout_at(deadline.into(), async { while accepting.join_next().await.is_some() {} }).await;
+        while accepting.join_next().await.is_some() {}
         stop.begin();
-        let has_finished = finish(stop, &alive, deadline).await;
+        let has_finished = finish(stop, &alive, shutdown).await;
         sweeping.abort();
         idle::clear();
         has_finished
@@ -93,8 +93,8 @@ pub(super) fn run(mut sockets: UnboundedReceiver<Accepting>, stop: &Stop, shutdo
 }
 
 /// Waits until every connection has ended, or none carries an exchange any more and those that are left were given
-/// [`SILENT_TIMEOUT`]. False: exchanges were in flight at the deadline.
-async fn finish(stop: &Stop, alive: &AtomicUsize, deadline: Instant) -> bool {
+/// [`SILENT_TIMEOUT`]. False: exchanges were in flight at the deadline, which may come nearer meanwhile.
+async fn finish(stop: &Stop, alive: &AtomicUsize, shutdown: &Shutdown) -> bool {
     let mut silent_since = None;
     while alive.load(Ordering::Acquire) > 0 {
         let now = Instant::now();
@@ -102,7 +102,8 @@ async fn finish(stop: &Stop, alive: &AtomicUsize, deadline: Instant) -> bool {
             0 => silent_since.or(Some(now)),
             _ => None,
         };
-        if now >= deadline || silent_since.is_some_and(|since| now.duration_since(since) >= SILENT_TIMEOUT) {
+        let is_over = shutdown.deadline().is_none_or(|deadline| now >= deadline);
+        if is_over || silent_since.is_some_and(|since| now.duration_since(since) >= SILENT_TIMEOUT) {
             return silent_since.is_some();
         }
         tokio::time::sleep(STOP_CHECK_INTERVAL).await;
@@ -162,15 +163,23 @@ async fn accept(accepting: Accepting, shutdown: Shutdown, alive: Arc<AtomicUsize
             }
         }
     }
-    // Closing the socket would reset what waits to be accepted.
-    let waiting = |cx: &mut Context<'_>| match socket.poll_accept(cx) {
-        Poll::Ready(Ok(accepted)) => Poll::Ready(Some(accepted)),
-        Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
-    };
-    while let Some((stream, peer)) = poll_fn(waiting).await {
-        spawn(&listener, stream, peer, listener.engine.place_anyway(), &alive);
+    // Closing the socket would reset what waits to be accepted. The kernel is asked: the runtime says that nobody waits
+    // also when it has not heard of those who do, or finds that a task has done enough for now.
+    match socket.into_std() {
+        Ok(socket) => loop {
+            let (stream, peer) = match socket.accept() {
+                Ok(accepted) => accepted,
+                Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => continue,
+                Err(_) => break,
+            };
+            let place = listener.engine.place_anyway();
+            match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                Ok(stream) => spawn(&listener, stream, peer, place, &alive),
+                Err(e) => tracing::warn!("a connection could not be accepted: {e}"),
+            }
+        },
+        Err(e) => tracing::error!("a listening socket cannot be used: {e}"),
     }
-    drop(socket);
     drop(is_open);
 }
 
@@ -205,7 +214,7 @@ impl Listener {
             return http::serve(engine, ClientStream::Io(Io::Tcp(tcp)), peer.ip()).await;
         };
         // The handshake is large and short: in a box of its own it leaves nothing behind.
-        let Some(stream) = Box::pin(handshake(tls, tcp, peer)).await else { return };
+        let Some(stream) = Box::pin(handshake(&engine, tls, tcp, peer)).await else { return };
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
             // Large, and rare beside idle connections of HTTP/1.1.
             Box::pin(h2::serve(engine, stream, peer.ip())).await;
@@ -215,9 +224,24 @@ impl Listener {
     }
 }
 
-async fn handshake(tls: Arc<Acceptor>, tcp: TcpStream, peer: SocketAddr) -> Option<Box<TlsStream<L4Stream>>> {
+/// `None`: it failed, took too long, or had to make room.
+async fn handshake(
+    engine: &Engine,
+    tls: Arc<Acceptor>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+) -> Option<Box<TlsStream<L4Stream>>> {
     let stream = L4Stream::from(tcp);
-    match tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.tls_handshake(stream)).await {
+    let shed = async {
+        tokio::time::sleep(LEAST_HANDSHAKE).await;
+        engine.sheds_lingering().await;
+    };
+    let handshake = tokio::select! {
+        biased;
+        handshake = tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.tls_handshake(stream)) => handshake,
+        () = shed => return None,
+    };
+    match handshake {
         Ok(Ok(stream)) => Some(Box::new(stream)),
         Ok(Err(e)) => {
             tracing::debug!(%peer, "TLS handshake failed: {e}");

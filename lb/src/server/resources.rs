@@ -24,6 +24,7 @@ pub struct Running {
     pub listeners: Arc<Listeners>,
     pub access_log: Arc<AccessLog>,
     pub room: Arc<Room>,
+    pub backend_room: Arc<Room>,
     pub most_idle: Arc<AtomicUsize>,
     /// How many files the process may have open.
     pub open_files: usize,
@@ -55,7 +56,7 @@ impl Resources for Running {
                 return Err(problems);
             }
         };
-        let (most, warning) = most_clients(&wanted.server, self.open_files);
+        let (most, warning) = most_connections(&wanted.server, self.open_files);
         let most_idle = idle_for_each_thread(&wanted.server, most, self.threads);
         let this = self.clone();
         let changes = listeners.certificates();
@@ -63,7 +64,8 @@ impl Resources for Running {
             if let Some(access_log) = access_log {
                 this.access_log.switch(access_log);
             }
-            this.room.resize(most);
+            this.room.resize(most.clients);
+            this.backend_room.resize(most.backends);
             this.most_idle.store(most_idle, Ordering::Relaxed);
             this.listeners.commit(listeners);
         };
@@ -71,9 +73,10 @@ impl Resources for Running {
     }
 }
 
-/// How many idle connections to backends each thread may keep, where `most` clients may be connected.
-pub fn idle_for_each_thread(server: &ServerConfig, most: usize, threads: usize) -> usize {
-    server.idle_connections.min(most).div_ceil(threads.max(1))
+/// How many idle connections to backends each thread may keep. Half of what there may be is left to those at work, which
+/// can close none but those of their own thread.
+pub fn idle_for_each_thread(server: &ServerConfig, most: Most, threads: usize) -> usize {
+    server.idle_connections.min(most.backends / 2).div_ceil(threads.max(1))
 }
 
 /// How many pipes there may be for large content: a sixteenth of the open files at most, and no more than are of use.
@@ -82,19 +85,29 @@ pub fn max_pipes(open_files: usize) -> usize {
     (open_files / 16 / PIPE_FILES).min(MAX_PIPES)
 }
 
-/// How many clients may be connected at once: as told, but no more than there are files for, and a warning then. Where
-/// nothing is told, each of them may have a backend at work for it.
-pub fn most_clients(server: &ServerConfig, open_files: usize) -> (usize, Option<String>) {
+/// How many connections there may be at once. Together they leave files for the rest of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Most {
+    pub clients: usize,
+    /// To backends, at work or idle: a client of HTTP/2 may have many.
+    pub backends: usize,
+}
+
+/// Clients as told, but no more than there are files for beside connections to backends, and a warning then. Where nothing
+/// is told, each client may have a backend at work for it.
+pub fn most_connections(server: &ServerConfig, open_files: usize) -> (Most, Option<String>) {
     let reserved = RESERVED_FILES.min(open_files / 4) + PIPE_FILES * max_pipes(open_files);
-    let affordable = (open_files - reserved).max(2);
-    let Some(wanted) = server.max_connections.map(NonZero::get) else { return (affordable / 2, None) };
-    let warning = (wanted > affordable).then(|| {
+    let affordable = (open_files - reserved).max(4);
+    let wanted = server.max_connections.map_or(affordable / 2, NonZero::get);
+    let clients = wanted.min(affordable / 4 * 3);
+    let backends = affordable - clients;
+    let warning = (wanted > clients).then(|| {
         format!(
-            "[server] max_connections is {wanted}, but {open_files} open files are enough for {affordable} only: raise \
-             that limit (ulimit -n, LimitNOFILE in systemd)"
+            "[server] max_connections is {wanted}, but {open_files} open files are enough for {clients} clients and \
+             {backends} connections to backends only: raise that limit (ulimit -n, LimitNOFILE in systemd)"
         )
     });
-    (wanted.min(affordable), warning)
+    (Most { clients, backends }, warning)
 }
 
 pub fn cannot_log_to(config: &AccessLogConfig) -> String {

@@ -187,13 +187,15 @@ pub struct Book {
 }
 
 impl Book {
-    /// Whether the response may be lost though it was sent: a later one on the same connection may be for a client of
-    /// HTTP/1.0, and end by a reset because the end of the connection would be its own.
+    /// Whether the response may be lost though it was sent, because more requests were sent behind it. One that comes
+    /// when the balancer has closed after a last response is answered by a reset. And a response to HTTP/1.0 may end by
+    /// one, because the end of the connection would be its own.
     pub fn may_be_taken_back(&self, exchange: &Exchange) -> bool {
         let client = exchange.client.as_ref();
         let is_on_it = |other: &Exchange| other.client.as_ref().zip(client).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
-        let mut later = self.exchanges.iter().skip(exchange.asked.id as usize + 1);
-        exchange.is_overtaken && later.any(|other| is_on_it(other) && other.asked.is_http10)
+        let mut from_it_on = self.exchanges.iter().skip(exchange.asked.id as usize);
+        let stops = self.sights & (1 << Sight::GracefulStop as u32) != 0;
+        exchange.is_overtaken && (stops || from_it_on.any(|other| is_on_it(other) && other.asked.is_http10))
     }
 }
 

@@ -322,11 +322,24 @@ async fn read_one(
             violated(format!("{name}: {what}"));
             Outcome::Broken
         }
-        Err(Broken::Ended { .. }) => {
+        Err(Broken::Ended { is_clean }) => {
             saw(Sight::Truncation);
+            if !is_clean && framing.0 != Framing::UntilClose && !may_be_cut_off(plan, asked) {
+                violated(format!("{name} was reset within a response to {id} that shows where it is incomplete"));
+            }
             Outcome::Broken
         }
     }
+}
+
+/// Whether the client has done what it may be reset for, or the time to stop is over.
+fn may_be_cut_off(plan: &Plan, asked: &Asked) -> bool {
+    book::with(|book| {
+        let exchange = &book.exchanges[asked.id as usize];
+        // Who reads late may have taken nothing for too long.
+        let deviates = plan.reads_late || exchange.is_client_at_fault;
+        deviates || exchange.is_shed || book.is_cut || book.may_be_taken_back(exchange)
+    })
 }
 
 /// Whether a head that says it is of exchange `id` is that of an attempt of `asked`, unchanged.

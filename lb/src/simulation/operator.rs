@@ -83,12 +83,12 @@ fn probe(world: &World, succeeds: bool) {
 /// Stops the balancer at some time.
 pub async fn stop(world: Rc<World>) {
     clock::sleep(milliseconds(0, if one_in(3) { 8000 } else { 40 })).await;
+    saw(Sight::GracefulStop);
     trace(|| "operator: the balancer closes".to_owned());
     world.shutdown.close();
     clock::sleep(milliseconds(0, 30)).await;
     let timeout = milliseconds(0, if one_in(2) { 60_000 } else { 50 });
     trace(|| format!("operator: the balancer stops within {timeout:?}"));
-    saw(Sight::GracefulStop);
     world.shutdown.stop(clock::now() + timeout);
     world.stop.begin();
     clock::sleep(timeout).await;

@@ -302,18 +302,15 @@ impl<'a> Transfer<'a> {
         let bad = |_| Failure::ResponseBodyMalformed;
         let Work { to_client, from_backend, .. } = &mut *self.work;
         let content = &from_backend[head..];
-        h1.has_surplus = match head.checked_sub(to_client.len()) {
-            // The head that goes out is put in the place of the one that came, and the content stays where it is.
-            Some(start) if before == 0 && body.is_plain() => {
-                let used = body.pass(content).map_err(bad)?;
-                let has_surplus = used < content.len();
-                from_backend.truncate(head + used);
-                from_backend[start..head].copy_from_slice(to_client);
-                std::mem::swap(to_client, from_backend);
-                self.written = start;
-                has_surplus
-            }
-            _ => body.take(content, to_client).map_err(bad)? < content.len(),
+        // The head that goes out is put in the place of the one that came, and the content stays where it is.
+        h1.has_surplus = if before == 0 && body.is_plain() && from_backend.has_room(head, to_client.len()) {
+            let used = body.pass(content).map_err(bad)?;
+            let has_surplus = used < content.len();
+            from_backend.truncate(head + used);
+            self.written = from_backend.replace_head(head, to_client).unwrap_or(0);
+            has_surplus
+        } else {
+            body.take(content, to_client).map_err(bad)? < content.len()
         };
         from_backend.clear();
         self.sent = body.sent;
@@ -716,8 +713,9 @@ impl<'a> Transfer<'a> {
                     Parsed::Rejected(bad) => return Err(failure_of(bad)),
                 }
             }
-            self.work.from_backend.reserve(READ_BYTES);
-            match h1.poll_read(cx, &mut self.work.from_backend) {
+            let received = self.work.from_backend.end();
+            received.reserve(READ_BYTES);
+            match h1.poll_read(cx, received) {
                 Poll::Ready(Ok(count)) => self.moved.from_backend += count as u64,
                 Poll::Ready(Err(Failure::Closed | Failure::Reset)) if self.is_waiting_for_content() => {
                     return Err(Failure::ClosedDuringUpload);
@@ -751,7 +749,7 @@ impl<'a> Transfer<'a> {
             rewrite::response(response, from_backend, &plan, to_client);
             self.interim_bytes = to_client.len();
         }
-        from_backend.drain(..head);
+        from_backend.drop_first(head);
         response.clear();
         // The limit on the response begins anew with each interim one, as nginx's `proxy_read_timeout` does: a backend
         // sends them to say that it is still at work.
@@ -803,7 +801,7 @@ impl<'a> Transfer<'a> {
         }
         let Work { to_client, from_backend, .. } = &mut *self.work;
         let is_plain = body.is_plain();
-        let buffer = if is_plain { &mut *to_client } else { &mut *from_backend };
+        let buffer = if is_plain { &mut *to_client } else { from_backend.end() };
         buffer.reserve(LARGE_READ_BYTES);
         match h1.poll_read(cx, buffer) {
             Poll::Pending => return Ok(false),

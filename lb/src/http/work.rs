@@ -2,6 +2,7 @@
 //! the connection falls idle, so ten thousand idle clients hold none.
 
 use std::cell::RefCell;
+use std::ops::Deref;
 
 use crate::http::h1::head::RequestHead;
 use crate::http::h1::response::ResponseHead;
@@ -19,13 +20,20 @@ pub struct Work {
     pub response: ResponseHead,
     /// What the client sent: the head, then what came after it.
     pub from_client: Vec<u8>,
-    pub from_backend: Vec<u8>,
+    pub from_backend: Received,
     pub to_backend: Vec<u8>,
     pub to_client: Vec<u8>,
     /// Values of the fields that we add.
     pub text: String,
     pub path: Vec<u8>,
 }
+
+/// What a backend sent, behind room for the head that goes out to be longer than the one that came: then the content need
+/// not be moved.
+pub struct Received(Vec<u8>);
+
+/// By how much a head may grow in its place: an id of the request, and some fields that are set.
+const HEAD_ROOM: usize = 128;
 
 #[derive(Default)]
 struct Spare {
@@ -56,12 +64,12 @@ impl Work {
     }
 
     pub fn give_back(mut self: Box<Self>) {
-        for buffer in
-            [&mut self.from_client, &mut self.from_backend, &mut self.to_backend, &mut self.to_client, &mut self.path]
-        {
+        for buffer in [&mut self.from_client, &mut self.to_backend, &mut self.to_client, &mut self.path] {
             buffer.clear();
             buffer.shrink_to(MOST_KEPT_BYTES);
         }
+        self.from_backend.clear();
+        self.from_backend.0.shrink_to(MOST_KEPT_BYTES);
         SPARE.with_borrow_mut(|spare| {
             let bytes = spare.bytes + self.bytes();
             if spare.works.len() < MOST_SPARE && bytes <= MAX_SPARE_BYTES {
@@ -74,14 +82,90 @@ impl Work {
     /// What its buffers hold in memory.
     fn bytes(&self) -> usize {
         let Self { from_client, from_backend, to_backend, to_client, text, path, .. } = self;
-        let buffers = [from_client, from_backend, to_backend, to_client, path];
+        let buffers = [from_client, &from_backend.0, to_backend, to_client, path];
         buffers.into_iter().map(Vec::capacity).sum::<usize>() + text.capacity()
+    }
+}
+
+impl Received {
+    pub fn clear(&mut self) {
+        self.0.truncate(HEAD_ROOM);
+    }
+
+    pub fn truncate(&mut self, len: usize) {
+        self.0.truncate(HEAD_ROOM + len);
+    }
+
+    pub fn drop_first(&mut self, count: usize) {
+        self.0.drain(HEAD_ROOM..HEAD_ROOM + count);
+    }
+
+    /// To be appended to.
+    pub fn end(&mut self) -> &mut Vec<u8> {
+        &mut self.0
+    }
+
+    /// Puts `new` in the place of the head, which ends at `head`, and has the two buffers change places; where the head
+    /// begins then. `None`: it does not fit, and nothing has changed.
+    pub fn replace_head(&mut self, head: usize, new: &mut Vec<u8>) -> Option<usize> {
+        let end = HEAD_ROOM + head;
+        let start = end.checked_sub(new.len())?;
+        self.0[start..end].copy_from_slice(new);
+        std::mem::swap(&mut self.0, new);
+        self.0.clear();
+        self.0.resize(HEAD_ROOM, 0);
+        Some(start)
+    }
+
+    /// Whether a head so long fits in the place of one that ends at `head`.
+    pub fn has_room(&self, head: usize, len: usize) -> bool {
+        len <= HEAD_ROOM + head
+    }
+}
+
+impl Default for Received {
+    fn default() -> Self {
+        Self(vec![0; HEAD_ROOM])
+    }
+}
+
+impl Deref for Received {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0[HEAD_ROOM..]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_longer_head_takes_the_place_of_the_one_that_came() {
+        let mut received = Received::default();
+        received.end().extend_from_slice(b"headcontent");
+        for (new, fits) in
+            [("a longer head", true), (&"x".repeat(HEAD_ROOM + 4), true), (&"x".repeat(HEAD_ROOM + 5), false)]
+        {
+            let mut received = Received::default();
+            received.end().extend_from_slice(b"headcontent and more");
+            received.truncate(11);
+            assert_eq!(received.has_room(4, new.len()), fits);
+            let mut bytes = new.as_bytes().to_vec();
+            match received.replace_head(4, &mut bytes) {
+                Some(start) => {
+                    assert_eq!(bytes[start..], [new.as_bytes(), b"content"].concat());
+                    assert!(fits && received.is_empty());
+                }
+                None => assert!(!fits && *received == *b"headcontent" && bytes == new.as_bytes()),
+            }
+        }
+        received.drop_first(4);
+        assert_eq!(*received, *b"content");
+        received.clear();
+        assert!(received.is_empty());
+    }
 
     #[test]
     fn what_is_spare_is_bounded_in_bytes() {

@@ -100,12 +100,19 @@ is_agreed() {
 
 # All nodes agree on who has which slot, and none is on its way.
 agree() {
+    wait_until 60 "all nodes to agree on the slots" is_agreed_or_mended || { cat "$log" >&2; fail "the nodes do not agree on the slots"; }
+}
+
+# A move that broke off leaves a slot open, which may show only after a while. Nothing here answers the tool if it wants to
+# know more.
+is_agreed_or_mended() {
     is_agreed && return
-    # A move that broke off leaves a slot open. Nothing here answers the tool if it wants to know more.
     if grep -q -e '\[WARNING\]' "$log"; then
         (limit="timeout $move_seconds"; cli --cluster fix "$member") < /dev/null | grep -e '>>>' -e ERR || true
+        is_agreed
+    else
+        return 1
     fi
-    wait_until 60 "all nodes to agree on the slots" is_agreed || { cat "$log" >&2; fail "the nodes do not agree on the slots"; }
 }
 
 balance() {

@@ -151,7 +151,12 @@ impl Engine {
             false => self.stop.shed(count),
             true => self.stops.iter().for_each(|stop| stop.shed(count.div_ceil(self.stops.len()))),
         };
-        self.room.place(shed).await
+        let place = self.room.place(shed).await;
+        if has_asked {
+            // Who was asked to leave and has not need not any more.
+            self.stops.iter().for_each(|stop| stop.shed_nobody());
+        }
+        place
     }
 
     /// A place for a client that cannot be kept waiting.
@@ -223,6 +228,11 @@ impl Stop {
         self.shed_lingering.notify_waiters();
         self.to_shed.store(count - lingering, Ordering::Release);
         self.call();
+    }
+
+    fn shed_nobody(&self) {
+        self.lingering_to_shed.store(0, Ordering::Release);
+        self.to_shed.store(0, Ordering::Release);
     }
 
     /// Whether the idle connection that asks is one of those which have to leave.

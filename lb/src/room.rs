@@ -59,6 +59,11 @@ impl Room {
         taken.ok().map(|_| Place(Arc::clone(self)))
     }
 
+    /// A place for what can be done without, if half of them are free.
+    pub fn try_spare_place(self: &Arc<Self>) -> Option<Place> {
+        if self.taken() < self.most().div_ceil(2) { self.try_place() } else { None }
+    }
+
     /// A place even if there is none, for a client that was accepted and cannot be kept waiting.
     pub fn place_anyway(self: &Arc<Self>) -> Place {
         self.taken.fetch_add(1, Ordering::AcqRel);

@@ -252,6 +252,27 @@ async fn connections_to_backends_leave_files_for_the_rest() {
     }
 }
 
+/// To notice that they leave takes a file more, but none that another client needs.
+#[tokio::test]
+async fn clients_that_wait_with_more_to_send_leave_files_for_others() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::prepare(&Config::of([&a]).server("threads = 1"));
+    balancer.most_files = Some(200);
+    balancer.launch();
+    balancer.ready().await;
+    let mut waiting = Vec::new();
+    for _ in 0..45 {
+        let mut wire = balancer.connect().await;
+        wire.send([Request::get("/hold").to_bytes(), Request::get("/").to_bytes().repeat(1000)].concat()).await;
+        waiting.push(wire);
+    }
+    eventually("all wait", async || balancer.in_flight().await == 45).await;
+    for _ in 0..4 {
+        assert_eq!(balancer.get("/").await.status, 200);
+    }
+    a.release();
+}
+
 /// The statuses of so many requests that are in flight together, over HTTP/2.
 async fn ask_at_once(balancer: &Balancer, origin: &Origin, path: &str, count: u64) -> Vec<u16> {
     origin.hold();

@@ -79,24 +79,33 @@ pub fn forget(server: Incarnation) {
     });
 }
 
-/// Closes those which idled too long, which the backend closed, or whose server another may have replaced.
-pub fn sweep(now: Instant) {
+/// Closes those which idled too long, which the backend closed, or whose server another may have replaced, and what is
+/// beyond `most`.
+pub fn sweep(now: Instant, most: usize) {
     CONNECTIONS.with_borrow_mut(|connections| {
         connections.by_server.retain(|&incarnation, server| {
             server.idle.retain(|Idle { stream, until, .. }| now < *until && is_quiet(stream));
             !server.idle.is_empty() && server.backend.incarnation() == incarnation
         });
         connections.count = connections.by_server.values().map(|server| server.idle.len()).sum();
+        while connections.count > most && connections.close(connections.count - most) > 0 {}
     });
 }
 
-/// Closes some, so that others can be opened: of the server to which most lead, those that idle longest.
-pub fn make_room() {
-    CONNECTIONS.with_borrow_mut(|connections| {
-        if let Some(server) = connections.by_server.values_mut().max_by_key(|server| server.idle.len()) {
-            connections.count -= server.idle.drain(..server.idle.len().min(MOST_CLOSED_AT_ONCE)).count();
-        }
-    });
+/// Closes some, so that others can be opened: of the server to which most lead, those that idle longest. False: there is
+/// none on this thread.
+pub fn make_room() -> bool {
+    CONNECTIONS.with_borrow_mut(|connections| connections.close(MOST_CLOSED_AT_ONCE) > 0)
+}
+
+impl Connections {
+    /// Closes so many of the server to which most lead; how many it were.
+    fn close(&mut self, most: usize) -> usize {
+        let largest = self.by_server.values_mut().max_by_key(|server| server.idle.len());
+        let closed = largest.map_or(0, |server| server.idle.drain(..server.idle.len().min(most)).count());
+        self.count -= closed;
+        closed
+    }
 }
 
 /// Closes all.

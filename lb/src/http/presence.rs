@@ -22,7 +22,7 @@ pub struct Presence {
 impl Presence {
     /// An error where there is no room for it, or no file.
     pub fn of(client: BorrowedFd<'_>, room: &Arc<Room>) -> io::Result<Self> {
-        let place = room.try_place().ok_or(io::ErrorKind::QuotaExceeded)?;
+        let place = room.try_spare_place().ok_or(io::ErrorKind::QuotaExceeded)?;
         let socket = std::net::TcpStream::from(client.try_clone_to_owned()?);
         Ok(Self { socket: TcpStream::from_std(socket)?, _place: place })
     }

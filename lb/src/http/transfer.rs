@@ -155,6 +155,8 @@ pub struct Transfer<'a> {
     /// How long the download's present wait has lasted.
     download_waited: Duration,
     moved: Moved,
+    /// Bytes of the client that were read and dropped.
+    dropped: u64,
     /// Whether the client's connection may carry another request, as the answer says.
     keeps_client: bool,
     /// Only the end of the connection tells the client that it has all of its answer.
@@ -232,6 +234,7 @@ impl<'a> Transfer<'a> {
             upload_waited: Duration::ZERO,
             download_waited: Duration::ZERO,
             moved: Moved::default(),
+            dropped: 0,
             keeps_client: false,
             is_until_close: false,
             client_lag: Duration::ZERO,
@@ -598,14 +601,21 @@ impl<'a> Transfer<'a> {
         if is_gone { Err(Failure::ClientGone) } else { Ok(()) }
     }
 
-    /// Reads what the client sends and drops it, and notices a client that leaves.
+    /// Reads what the client sends and drops it, and notices a client that leaves. What it sends beyond its content does not
+    /// count as progress, or one that never reads its answer could go on for good.
     fn drop_input(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         for _ in 0..MOST_READS_AT_ONCE {
             if self.has_half_closed {
                 return Ok(());
             }
             match self.client.poll_discard(cx) {
-                Poll::Ready(Ok(count)) if count > 0 => self.moved.from_client += count as u64,
+                Poll::Ready(Ok(count)) if count > 0 => {
+                    self.dropped += count as u64;
+                    let content = self.body.bytes_left(&self.work.from_client).or(self.listener.max_body_bytes);
+                    if content.is_none_or(|content| self.dropped <= content) {
+                        self.moved.from_client += count as u64;
+                    }
+                }
                 Poll::Ready(read) => self.input_ended(read)?,
                 Poll::Pending => return Ok(()),
             }

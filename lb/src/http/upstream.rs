@@ -58,11 +58,13 @@ impl Upstream {
     /// Connects to `server`, which listens at `address`, if there is room for one more connection to a backend, or idle ones
     /// can be closed for it.
     pub async fn connect(server: Incarnation, address: SocketAddr, room: &Arc<Room>) -> Result<Self, Failed> {
-        let place = room.try_place().or_else(|| {
-            idle::make_room();
-            room.try_place()
-        });
-        let place = place.ok_or(Failure::OutOfResources)?;
+        let place = loop {
+            match room.try_place() {
+                Some(place) => break place,
+                None if idle::make_room() => {}
+                None => return Err(Failure::OutOfResources.into()),
+            }
+        };
         let socket = Io::connect(address).await.map_err(|e| Failed::of_connecting(&e))?;
         Ok(Self::new(socket, place, server, false))
     }

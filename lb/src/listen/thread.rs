@@ -54,7 +54,12 @@ pub(super) struct Listener {
 }
 
 /// One thread's life. False: exchanges were cut off at the deadline.
-pub(super) fn run(mut sockets: UnboundedReceiver<Accepting>, stop: &Stop, shutdown: &Shutdown) -> bool {
+pub(super) fn run(
+    mut sockets: UnboundedReceiver<Accepting>,
+    stop: &Stop,
+    shutdown: &Shutdown,
+    most_idle: Arc<AtomicUsize>,
+) -> bool {
     let runtime = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -65,7 +70,7 @@ pub(super) fn run(mut sockets: UnboundedReceiver<Accepting>, stop: &Stop, shutdo
     runtime.block_on(async {
         let alive = Arc::new(AtomicUsize::new(0));
         let mut accepting = JoinSet::new();
-        let sweeping = tokio::spawn(sweep_idle());
+        let sweeping = tokio::spawn(sweep_idle(most_idle));
         let mut stopping = std::pin::pin!(shutdown.stopping());
         loop {
             tokio::select! {
@@ -111,11 +116,11 @@ async fn finish(stop: &Stop, alive: &AtomicUsize, shutdown: &Shutdown) -> bool {
     true
 }
 
-async fn sweep_idle() {
+async fn sweep_idle(most: Arc<AtomicUsize>) {
     let mut tick = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         tick.tick().await;
-        idle::sweep(Instant::now());
+        idle::sweep(Instant::now(), most.load(Ordering::Relaxed));
     }
 }
 

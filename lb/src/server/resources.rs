@@ -76,7 +76,8 @@ impl Resources for Running {
 /// How many idle connections to backends each thread may keep. Half of what there may be is left to those at work, which
 /// can close none but those of their own thread.
 pub fn idle_for_each_thread(server: &ServerConfig, most: Most, threads: usize) -> usize {
-    server.idle_connections.min(most.backends / 2).div_ceil(threads.max(1))
+    let threads = threads.max(1);
+    server.idle_connections.div_ceil(threads).min(most.backends / 2 / threads)
 }
 
 /// How many pipes there may be for large content: a sixteenth of the open files at most, and no more than are of use.

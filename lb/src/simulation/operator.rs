@@ -19,7 +19,7 @@ use crate::http::idle;
 pub async fn housekeeping(world: Rc<World>) {
     loop {
         clock::sleep(Duration::from_secs(1)).await;
-        idle::sweep(clock::now());
+        idle::sweep(clock::now(), usize::MAX);
         for pool in &world.control.snapshot().pools {
             pool.catch_up(clock::now());
         }

@@ -543,16 +543,20 @@ fn log_failure(pool: &Pool, backend: &Backend, cause: Cause, now: Instant) {
         );
     }
     let (mut errno, mut limit, mut value, mut seconds, mut reason) = (None, None, None, None, None);
+    let mut more_than = String::new();
     match detail {
         Some(Detail::Errno(number)) => errno = Some(number.to_string()),
-        Some(Detail::Limit { limit: most, value: came }) => (limit, value) = (Some(most), Some(came)),
+        Some(Detail::Limit { setting, limit: most, value: came }) => {
+            (limit, value) = (Some(most), came);
+            more_than = format!(": more than {setting}");
+        }
         Some(Detail::After(waited)) => seconds = Some(waited.as_secs_f64()),
         Some(Detail::Reason(sentence)) => reason = Some(sentence),
         None => {}
     }
     tracing::warn!(
         pool = %name, backend = %backend.address, address, failure = failure.word(), errno, limit, value,
-        seconds, reason, "an attempt failed: {failure}",
+        seconds, reason, "an attempt failed: {failure}{more_than}",
     );
 }
 

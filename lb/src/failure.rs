@@ -225,8 +225,8 @@ pub struct Failed {
 pub enum Detail {
     /// What the system says.
     Errno(Errno),
-    /// A limit on a head that was hit, and how much had come by then.
-    Limit { limit: usize, value: usize },
+    /// More came than a setting allows; how much, where all of it was counted.
+    Limit { setting: &'static str, limit: usize, value: Option<usize> },
     /// How long was waited in vain.
     After(Duration),
     /// A fixed sentence.
@@ -279,7 +279,8 @@ impl fmt::Display for Detail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Errno(errno) => write!(f, "{errno}"),
-            Self::Limit { limit, value } => write!(f, "{value}, the limit is {limit}"),
+            Self::Limit { setting, limit, value: Some(value) } => write!(f, "{value}, more than {setting} ({limit})"),
+            Self::Limit { setting, limit, value: None } => write!(f, "more than {setting} ({limit})"),
             Self::After(limit) => write!(f, "after {limit:?}"),
             Self::Reason(reason) => f.write_str(reason),
         }

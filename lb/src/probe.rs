@@ -20,6 +20,7 @@ use crate::config::backend::{AdminState, BackendAddress};
 use crate::config::{PoolName, ProbeConfig, ProbeKind};
 use crate::control::Control;
 use crate::failure::{Failure, Fault};
+use crate::health::tracker::Health;
 
 /// How often host names are resolved, and pools look whether their candidates have changed.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -111,13 +112,7 @@ async fn probe_forever(control: Arc<Control>, pool: PoolName, backend: Arc<Backe
         let report = ProbeReport { at, duration: at.elapsed(), error: error.map(|error| error.to_string()) };
         let finding = backend.probed(report, config.rise, config.fall);
         if let Some(health) = finding.health {
-            tracing::info!(
-                %pool, backend = %backend.address,
-                address = backend.socket_address().map(tracing::field::display),
-                health = health.as_str(),
-                reason = error.map(tracing::field::display),
-                "backend health changed",
-            );
+            log_change(&pool, &backend, health, error.as_ref());
         }
         if finding.ends_ejection {
             tracing::info!(
@@ -131,6 +126,16 @@ async fn probe_forever(control: Arc<Control>, pool: PoolName, backend: Arc<Backe
             pool.refresh_soon(Instant::now());
         }
         pause(&backend, &config, at).await;
+    }
+}
+
+/// A backend that is lost is a warning; one that is well is not.
+fn log_change(pool: &PoolName, backend: &Backend, health: Health, error: Option<&ProbeError>) {
+    let address = backend.socket_address().map(tracing::field::display);
+    let (backend, reason, health) = (&backend.address, error.map(tracing::field::display), health.as_str());
+    match error {
+        Some(_) => tracing::warn!(%pool, %backend, address, health, reason, "backend health changed"),
+        None => tracing::info!(%pool, %backend, address, health, "backend health changed"),
     }
 }
 

@@ -73,8 +73,12 @@ async fn what_a_request_causes_is_neither_tried_elsewhere_nor_counted() {
     let lines = |count: usize| (0..count).map(|n| format!("X-{n}: x\r\n")).collect::<String>();
     let head = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n");
     for (head, word, logged) in [
-        (head(&format!("X-Large: {}\r\n", "x".repeat(33_000))), "response-head-too-large", "limit=32768"),
-        (head(&lines(100)), "response-too-many-fields", "limit=100 value=101"),
+        (
+            head(&format!("X-Large: {}\r\n", "x".repeat(33_000))),
+            "response-head-too-large",
+            "more than [[pool]] max_head_bytes",
+        ),
+        (head(&lines(100)), "response-too-many-fields", "more than [[pool]] max_fields"),
         (head("Bad Name: x\r\n"), "response-head-malformed", "byte not allowed in a field name"),
         (head("Content-Length: 7\r\n"), "response-head-malformed", "Content-Length repeated"),
         (head("X-Split: a\r\rb\r\n"), "response-head-malformed", "the response's head is malformed"),
@@ -100,6 +104,9 @@ async fn what_a_request_causes_is_neither_tried_elsewhere_nor_counted() {
         eventually(word, async || refusals().await == 4.0).await;
         if !logged.is_empty() {
             balancer.logs(&["WARN", logged]).await;
+            let said = balancer.log();
+            assert!(!said.contains("limit=32768 value="), "how long the head is in all is not known: {said}");
+            assert!(word != "response-too-many-fields" || said.contains("limit=100 value=101"), "{said}");
         }
     }
 }

@@ -402,8 +402,14 @@ impl<'a> Transfer<'a> {
         response.clear();
         let Parsed::Rejected(bad) = response.parse(from_backend, request.method(), &limits) else { return None };
         (failure_of(bad) == failure).then(|| match failure {
-            Failure::ResponseHeadTooLarge => Detail::Limit { limit: limits.head_bytes(), value: from_backend.len() },
-            Failure::ResponseTooManyFields => Detail::Limit { limit: limits.fields(), value: fields_in(from_backend) },
+            // Its end is not known: no more than the limit is read.
+            Failure::ResponseHeadTooLarge => {
+                Detail::Limit { setting: "[[pool]] max_head_bytes", limit: limits.head_bytes(), value: None }
+            }
+            Failure::ResponseTooManyFields => {
+                let value = Some(fields_in(from_backend));
+                Detail::Limit { setting: "[[pool]] max_fields", limit: limits.fields(), value }
+            }
             _ => Detail::Reason(bad.reason()),
         })
     }

@@ -88,16 +88,16 @@ impl Edits {
     }
 
     /// Makes each edit that begins with what `config` says, and returns the others. Those whose end it says already are
-    /// done.
+    /// done. A backend's weight and state are looked at one by one: where one of them is another, the other is set.
     pub fn apply(&self, config: &mut Config) -> Vec<Conflict> {
         self.0.iter().filter_map(|edit| edit.apply(config).err()).collect()
     }
 
-    /// The configuration of a file with these edits, where backends that were removed are gone. Those which the file has
-    /// overtaken are returned.
+    /// The configuration of a file with these edits, where backends that were removed are gone: also those whose weight or
+    /// state the file has changed, since it had them before too. Those edits which the file has overtaken are returned.
     pub fn restore(&self, file: &Config) -> (Config, Vec<Conflict>) {
         let mut config = file.clone();
-        let overtaken = self.apply(&mut config);
+        let overtaken = self.0.iter().filter_map(|edit| edit.begun_by(file).apply(&mut config).err()).collect();
         for pool in &mut config.pools {
             pool.backends.retain(|backend| backend.state != AdminState::Removing);
         }
@@ -172,6 +172,10 @@ impl BackendSettings {
         let stays = backend.state != AdminState::Removing;
         stays.then_some(Self { weight: backend.weight, state: backend.state })
     }
+
+    fn listed(self) -> String {
+        format!("{}, weight {}", self.state, self.weight)
+    }
 }
 
 impl Edit {
@@ -197,26 +201,64 @@ impl Edit {
         }
     }
 
+    /// The removal of a backend begins with whatever the file says of it.
+    fn begun_by(&self, file: &Config) -> Self {
+        match self {
+            Self::Backend { pool, backend, before: Some(_), after: None } => {
+                let pools = file.pools.iter().filter(|of| of.name == *pool);
+                let written = pools.flat_map(|of| &of.backends).find(|of| of.address == *backend);
+                let (pool, backend) = (pool.clone(), backend.clone());
+                Self::Backend { pool, backend, before: written.and_then(BackendSettings::of), after: None }
+            }
+            other => other.clone(),
+        }
+    }
+
     fn apply(&self, config: &mut Config) -> Result<(), Conflict> {
         let conflict = |instead: String| Err(Conflict { edit: self.clone(), instead });
         let Some(pool) = config.pools.iter_mut().find(|pool| pool.name == *self.pool()) else {
-            return conflict("there is no such pool".to_owned());
+            return conflict("no such pool".to_owned());
         };
         match self {
             Self::Algorithm { before, after, .. } => match pool.algorithm {
                 now if now == *before || now == *after => pool.algorithm = *after,
-                now => return conflict(format!("the algorithm is {now}")),
+                now => return conflict(format!("algorithm {now}")),
             },
             Self::Backend { backend, before, after, .. } => {
                 let now = pool.backends.iter().find(|b| b.address == *backend).and_then(BackendSettings::of);
-                if now == *before {
-                    set(pool, backend, *after);
-                } else if now != *after {
-                    return conflict(now.map_or("the backend is not part of it".to_owned(), |now| now.to_string()));
+                match (before, after, now) {
+                    (Some(before), Some(after), Some(now)) => {
+                        let (weight, may_weigh) = merged(before.weight, after.weight, now.weight);
+                        let (state, may_be) = merged(before.state, after.state, now.state);
+                        set(pool, backend, Some(BackendSettings { weight, state }));
+                        if !may_weigh || !may_be {
+                            // What was set is no part of the conflict.
+                            let left = BackendSettings {
+                                weight: if may_weigh { before.weight } else { after.weight },
+                                state: if may_be { before.state } else { after.state },
+                            };
+                            let (pool, backend) = (self.pool().clone(), backend.clone());
+                            let edit = Self::Backend { pool, backend, before: Some(*before), after: Some(left) };
+                            return Err(Conflict { edit, instead: now.listed() });
+                        }
+                    }
+                    _ if now == *before => set(pool, backend, *after),
+                    _ if now == *after => {}
+                    (_, _, Some(now)) => return conflict(now.listed()),
+                    (_, _, None) => return conflict("no such backend".to_owned()),
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// What a setting is after an edit, and whether the edit could be made: it begins with what is so now, or has come true.
+fn merged<T: Copy + PartialEq>(before: T, after: T, now: T) -> (T, bool) {
+    match now {
+        _ if before == after => (now, true),
+        _ if now == before || now == after => (after, true),
+        _ => (now, false),
     }
 }
 
@@ -231,6 +273,13 @@ fn set(pool: &mut PoolConfig, address: &BackendAddress, wanted: Option<BackendSe
             pool.backends.push(BackendConfig { address: address.clone(), weight, state });
         }
         (None, None) => {}
+    }
+}
+
+impl Conflict {
+    /// In words, where the configuration is that of the file.
+    pub fn with_file(&self) -> String {
+        format!("{} (the file now says: {})", self.edit, self.instead)
     }
 }
 
@@ -311,7 +360,7 @@ impl fmt::Display for BackendSettings {
 
 impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.edit, self.instead)
+        write!(f, "{} (now: {})", self.edit, self.instead)
     }
 }
 
@@ -375,10 +424,32 @@ mod tests {
         let conflicts: Vec<_> = edits.apply(&mut elsewhere).iter().map(ToString::to_string).collect();
         assert_eq!(
             conflicts,
-            ["pool app: algorithm ip-hash instead of weighted (the algorithm is least-connections)"],
+            ["pool app: algorithm ip-hash instead of weighted (now: algorithm least-connections)"],
             "a:1 is as before, b:1 has left already, c:1 is new"
         );
         assert_eq!(elsewhere.pools[0].backends.len(), 2);
+    }
+
+    // A new weight in the file put a drained backend back into traffic.
+    #[test]
+    fn weight_and_state_of_a_backend_are_changed_one_by_one() {
+        let file = |backend: &str| config(&format!("backends = [{{ address = \"a:1\", {backend} }}]"));
+        let restored = |before: &str, after: &str, now: &str| {
+            let (config, conflicts) = Edits::between(&file(before), &file(after)).restore(&file(now));
+            let told: Vec<_> = conflicts.iter().map(Conflict::with_file).collect();
+            (config.pools[0].backends[0].weight.as_u32(), config.pools[0].backends[0].state, told.join("; "))
+        };
+        let draining = "weight = 1, state = \"draining\"";
+        let none = String::new();
+        assert_eq!(restored("weight = 1", draining, "weight = 5"), (5, AdminState::Draining, none.clone()));
+        assert_eq!(restored("weight = 1", "weight = 3", draining), (3, AdminState::Draining, none.clone()));
+        let both = "weight = 3, state = \"draining\"";
+        assert_eq!(restored("weight = 1", both, both), (3, AdminState::Draining, none.clone()));
+        let told = "pool app: backend a:1 weight 3 instead of 1 (the file now says: active, weight 5)";
+        assert_eq!(restored("weight = 1", both, "weight = 5"), (5, AdminState::Draining, told.to_owned()));
+        let told = "pool app: backend a:1 draining instead of active (the file now says: down, weight 1)";
+        let down = "weight = 1, state = \"down\"";
+        assert_eq!(restored("weight = 1", both, down), (3, AdminState::Down, told.to_owned()));
     }
 
     #[test]

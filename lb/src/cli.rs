@@ -356,13 +356,16 @@ fn write_config(config: &Value, as_toml: bool, out: &mut dyn Write) -> io::Resul
     }
 }
 
-/// What is in force and not in the file.
+/// What is in force and not in the file, and what is in the file and waits for a start.
 fn drift(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
     let drift = client.drift()?;
     for edit in &drift.edits {
         writeln!(out, "{}", printable(&edit.text))?;
     }
-    if drift.edits.is_empty() {
+    for setting in &drift.awaiting_restart {
+        writeln!(out, "in the file, from the next start on: {}", printable(setting))?;
+    }
+    if drift.edits.is_empty() && drift.awaiting_restart.is_empty() {
         writeln!(out, "what is in force is what {} says", printable(&drift.file))?;
     }
     Ok(())

@@ -23,7 +23,7 @@ use crate::change::{Author, Change, Edits, Record};
 use crate::clock;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress, Weight};
-use crate::config::difference::{difference, seconds};
+use crate::config::difference::{difference, difference_of, seconds};
 use crate::config::toml::{self, Checked};
 use crate::config::{BackendConfig, Config, PoolConfig, PoolName, Problem};
 use crate::metrics::Metrics;
@@ -195,13 +195,15 @@ pub enum ReloadError {
     Waiting,
 }
 
+const OVERTAKEN: &str = "a change made at run time is dropped, since the file has changed";
+
 impl Control {
     /// Takes up `config` as read from the file at `path`, with the runtime changes that the state file kept.
     pub fn new(path: &Path, config: Config, metrics: Arc<Metrics>) -> Self {
         let (state, kept) = StateFile::open(config.state.file.clone());
         let (in_force, overtaken) = kept.restore(&config);
         for conflict in overtaken {
-            tracing::warn!("a change made at run time is dropped, since the file has changed: {conflict}");
+            tracing::warn!("{OVERTAKEN}: {}", conflict.with_file());
         }
         let drift = Edits::between(&config, &in_force);
         for edit in drift.iter() {
@@ -314,6 +316,13 @@ impl Control {
         Edits::between(&desk.file, &self.snapshot.load().config)
     }
 
+    /// What the configuration file as it was last read says of settings that only a start takes up, where something else
+    /// runs: each with both values.
+    pub fn awaiting_restart(&self) -> Vec<String> {
+        let desk = self.desk();
+        awaiting_restart(&desk.file, &self.snapshot.load().config)
+    }
+
     /// The configuration file.
     pub fn path(&self) -> &Path {
         &self.path
@@ -390,9 +399,7 @@ impl Control {
         let Made { snapshot, result: mut reload, .. } = self.take_up(Some(&new), |desk, before| {
             let (mut wanted, overtaken) = Edits::between(&desk.file, &before.config).restore(&new);
             let mut warnings: Vec<_> = found.iter().map(|warning| warning.problem.in_file(&self.path)).collect();
-            warnings.extend(overtaken.iter().map(|conflict| {
-                format!("a change made at run time is dropped, since the file has changed: {conflict}")
-            }));
+            warnings.extend(overtaken.iter().map(|conflict| format!("{OVERTAKEN}: {}", conflict.with_file())));
             warnings.extend(lacking.iter().cloned());
             warnings.extend(keep_until_next_start(&mut wanted, &before.config));
             let drift = Edits::between(&new, &wanted);
@@ -614,24 +621,28 @@ fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {
 /// Takes back what a reload cannot change, so that what is said to be in force is, and tells of it: at each reload, as
 /// long as the file says something else than what runs.
 fn keep_until_next_start(wanted: &mut Config, running: &Config) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let mut keep = |section: &str, differs: bool| {
-        if differs {
-            warnings.push(format!("{section} has changed, which takes effect at the next start"));
-        }
-    };
-    keep("[admin]", restore(&mut wanted.admin, &running.admin));
-    keep("[state]", restore(&mut wanted.state, &running.state));
-    keep("[log]", restore(&mut wanted.log, &running.log));
-    keep("[server] threads", restore(&mut wanted.server.threads, &running.server.threads));
-    warnings
+    let waiting = awaiting_restart(wanted, running);
+    wanted.admin.clone_from(&running.admin);
+    wanted.state.clone_from(&running.state);
+    wanted.log.clone_from(&running.log);
+    wanted.server.threads = running.server.threads;
+    waiting.into_iter().map(|setting| format!("{setting}, which takes effect at the next start")).collect()
 }
 
-/// Whether anything was different.
-fn restore<T: Clone + PartialEq>(wanted: &mut T, running: &T) -> bool {
-    let differs = wanted != running;
-    wanted.clone_from(running);
-    differs
+/// What the file says of settings that only a start takes up, where something else runs.
+fn awaiting_restart(file: &Config, running: &Config) -> Vec<String> {
+    let mut told = difference_of("admin", &running.admin, &file.admin);
+    // What they hold is not shown.
+    let tokens = |config: &Config| [config.admin.token.clone(), config.admin.read_token.clone()];
+    if told.is_empty() && tokens(file) != tokens(running) {
+        told.push("[admin] another token in the same file".to_owned());
+    }
+    told.extend(difference_of("state", &running.state, &file.state));
+    told.extend(difference_of("log", &running.log, &file.log));
+    if file.server.threads != running.server.threads {
+        told.push(format!("[server] threads {} instead of {}", file.server.threads, running.server.threads));
+    }
+    told
 }
 
 #[cfg(test)]

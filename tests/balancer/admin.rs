@@ -252,15 +252,23 @@ async fn the_configuration_in_force_leaves_out_what_waits_for_the_next_start() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]);
     let balancer = Balancer::start(config.clone()).await;
-    let warned = [
-        "[log] has changed, which takes effect at the next start",
-        "[server] threads has changed, which takes effect at the next start",
-    ];
+    let threads = balancer.change("GET", "/admin/config", None).await["server"]["threads"].clone();
+    let settings = ["[log] level debug instead of info".to_owned(), format!("[server] threads 7 instead of {threads}")];
+    let warned = settings.each_ref().map(|setting| format!("{setting}, which takes effect at the next start"));
+    let admin = format!("http://{}", balancer.admin_address());
+    let told = async |command: &[&str]| evenkeel([command, &["--admin", &admin]].concat()).await.stdout;
+    assert!(!told(&["status"]).await.contains("from the next start on"));
     let (more, config_with) = ("[log]\nlevel = \"debug\"", config.clone().server("threads = 7"));
     balancer.configure(&config_with.listener("lingering_time = \"7s\"").section(more));
     for _ in 0..2 {
         let answer = balancer.change("POST", "/admin/reload", None).await;
         assert_eq!(answer["warnings"], json!(warned));
+        let differs: String =
+            settings.iter().map(|setting| format!("in the file, from the next start on: {setting}\n")).collect();
+        assert_eq!(told(&["config", "--diff"]).await, differs);
+        let status = told(&["status"]).await;
+        let lines = format!("\nIn the file, from the next start on:\n  {}\n", settings.join("\n  "));
+        assert!(status.ends_with(&lines), "{status}");
         let in_force = balancer.change("GET", "/admin/config", None).await;
         assert_ne!(in_force["server"]["threads"], 7, "{in_force}");
         assert_eq!(in_force["listeners"][0]["lingering_time"], 7.0, "{in_force}");
@@ -269,6 +277,7 @@ async fn the_configuration_in_force_leaves_out_what_waits_for_the_next_start() {
     balancer.configure(&config);
     let answer = balancer.change("POST", "/admin/reload", None).await;
     assert_eq!(answer["warnings"], json!([]), "the file says again what runs");
+    assert!(told(&["config", "--diff"]).await.starts_with("what is in force is what"));
 }
 
 #[tokio::test]

@@ -116,7 +116,7 @@ async fn undo_puts_back_what_is_still_in_force() {
     balancer.sees(&b, "healthy").await;
     let superseded = balancer.admin("POST", "/admin/changes/3/undo", None).await;
     assert_eq!(superseded.status, 409, "{}", superseded.text());
-    assert!(superseded.text().contains("weight 1 instead of 4 (active with weight 5)"), "{}", superseded.text());
+    assert!(superseded.text().contains("weight 1 instead of 4 (now: active, weight 5)"), "{}", superseded.text());
     assert_eq!(balancer.backend(&a).await["weight"], 5);
     // What was undone can be undone.
     run(&balancer, &["undo", "5"]).await;
@@ -304,6 +304,12 @@ async fn a_token_for_reading_changes_nothing() {
         assert_eq!(reply.status, 403, "{method} {path}: {}", reply.text());
         assert!(reply.text().contains("may only read"), "{}", reply.text());
     }
+    // It was called a wrong token, which it is not.
+    let (admin, token) = (format!("http://{}", balancer.admin_address()), balancer.file("read-token"));
+    let token = token.to_str().expect("UTF-8");
+    let refused = evenkeel(["algorithm", "ip-hash", "--admin", &admin, "--token-file", token]).await;
+    let said = "error: this token may only read: send the one of [admin] token_file: name the file";
+    assert!(!refused.status.success() && refused.stderr.starts_with(said), "{refused:?}");
     balancer.token = Some("open-sesame-open-sesame".to_owned());
     balancer.switch_algorithm("ip-hash").await;
 }

@@ -89,6 +89,51 @@ async fn a_backend_that_the_file_no_longer_names_is_gone() {
     assert_eq!(wishes(&balancer).await, json!(["weighted", [a.address().to_string(), 1, "active"]]));
 }
 
+// Another weight in the file put a drained backend back into traffic.
+#[tokio::test]
+async fn a_setting_of_a_backend_that_the_file_changes_leaves_the_others_as_changed() {
+    let [a, b, c] = Origin::several(["a", "b", "c"]).await;
+    let pool = |weight, state: &str| {
+        let pool = Pool::empty("app").weighted(&a, weight);
+        Config::default()
+            .pool(pool.backend(&b.address().to_string(), &format!("state = \"{state}\"")).weighted(&c, weight))
+    };
+    for restarts in [false, true] {
+        let mut balancer = Balancer::start(pool(1, "active")).await;
+        balancer.patch(&a, json!({ "state": "draining" })).await;
+        balancer.patch(&b, json!({ "weight": 7 })).await;
+        balancer.change("DELETE", &backend_path(&c), None).await;
+        balancer.configure(&pool(5, "down"));
+        if restarts {
+            balancer.stop().await;
+            balancer.start_again().await;
+        } else {
+            let reload = balancer.change("POST", "/admin/reload", None).await;
+            assert!(!reload["warnings"].to_string().contains("is dropped"), "{reload}");
+        }
+        let expected =
+            json!(["weighted", [a.address().to_string(), 5, "draining"], [b.address().to_string(), 7, "down"]]);
+        assert_eq!(wishes(&balancer).await, expected, "restarts: {restarts}");
+        assert!(!balancer.log().contains("is dropped"), "{}", balancer.log());
+    }
+}
+
+#[tokio::test]
+async fn a_setting_that_the_file_changes_too_is_said_with_both_values() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::default().pool(Pool::empty("app").weighted(&a, 1))).await;
+    balancer.patch(&a, json!({ "weight": 3 })).await;
+    balancer.configure(&Config::default().pool(Pool::empty("app").weighted(&a, 5)));
+    let reload = balancer.change("POST", "/admin/reload", None).await;
+    let said = format!(
+        "a change made at run time is dropped, since the file has changed: pool app: backend {} weight 3 instead of 1 \
+         (the file now says: active, weight 5)",
+        a.address()
+    );
+    assert_eq!(reload["warnings"], json!([said]));
+    assert_eq!(wishes(&balancer).await, json!(["weighted", [a.address().to_string(), 5, "active"]]));
+}
+
 #[tokio::test]
 async fn reload_keeps_runtime_changes_that_the_file_does_not_touch() {
     let [a, b] = Origin::several(["a", "b"]).await;

@@ -105,7 +105,8 @@ pub async fn switch_algorithm(
 pub async fn pools(State(admin): State<Arc<Admin>>) -> Response {
     let (snapshot, now) = (admin.control.snapshot(), Instant::now());
     let pools: Vec<_> = snapshot.pools.iter().map(|pool| PoolView::new(pool, now)).collect();
-    Json(PoolsView { version: snapshot.version, drift: admin.control.drift().len(), pools }).into_response()
+    let (drift, awaiting_restart) = (admin.control.drift().len(), admin.control.awaiting_restart());
+    Json(PoolsView { version: snapshot.version, drift, awaiting_restart, pools }).into_response()
 }
 
 pub async fn pool(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Answer {
@@ -223,7 +224,11 @@ pub async fn reset(
 
 /// What is in force and not in the configuration file.
 pub async fn drift(State(admin): State<Arc<Admin>>) -> Response {
-    let answer = json!({ "file": admin.control.path().display().to_string(), "edits": admin.control.drift() });
+    let answer = json!({
+        "file": admin.control.path().display().to_string(),
+        "edits": admin.control.drift(),
+        "awaiting_restart": admin.control.awaiting_restart(),
+    });
     Json(answer).into_response()
 }
 

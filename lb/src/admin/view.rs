@@ -19,6 +19,8 @@ pub struct PoolsView {
     pub version: u64,
     /// How many settings are in force and not in the configuration file.
     pub drift: usize,
+    /// Settings of the file that only a start takes up, where something else runs.
+    pub awaiting_restart: Vec<String>,
     pub pools: Vec<PoolView>,
 }
 

@@ -38,10 +38,9 @@ pub enum AdminError {
     Refused(String),
     #[error("the admin API wants its token: name the file with --token-file or EVENKEEL_TOKEN_FILE")]
     NoToken,
-    #[error(
-        "the admin API does not take this token: name the file with the right one with --token-file or EVENKEEL_TOKEN_FILE"
-    )]
-    WrongToken,
+    /// As the API says it: the token is another one, or may not do this.
+    #[error("{0}: name the file with another token with --token-file or EVENKEEL_TOKEN_FILE")]
+    WrongToken(String),
     #[error(
         "what answers at {url} is no admin API ({reason}): name the [admin] address with --admin or EVENKEEL_ADMIN"
     )]
@@ -69,6 +68,9 @@ pub struct Edit {
 pub struct Drift {
     pub file: String,
     pub edits: Vec<Edit>,
+    /// Settings of the file that only a start takes up, where something else runs.
+    #[serde(default)]
+    pub awaiting_restart: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -93,6 +95,9 @@ pub struct Pools {
     /// How many settings are in force and not in the file.
     #[serde(default)]
     pub drift: usize,
+    /// Settings of the file that only a start takes up, where something else runs.
+    #[serde(default)]
+    pub awaiting_restart: Vec<String>,
     pub pools: Vec<Pool>,
 }
 
@@ -338,7 +343,7 @@ impl Client {
         }
         match (status, serde_json::from_str::<Problem>(body)) {
             (401, Ok(_)) if self.token.is_none() => AdminError::NoToken,
-            (401 | 403, Ok(_)) => AdminError::WrongToken,
+            (401 | 403, Ok(problem)) if self.token.is_some() => AdminError::WrongToken(printable(&problem.detail)),
             (_, Ok(problem)) => AdminError::Refused(with_options(&printable(&problem.detail))),
             (status, Err(_)) => self.not_admin(format!("status {status}")),
         }

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::admin::{AdminError, Backend, Client, Pool, Probe, printable};
+use super::admin::{AdminError, Backend, Client, Pool, Pools, Probe, printable};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 const ERROR_CHARS: usize = 60;
@@ -31,7 +31,7 @@ struct Cell {
 pub fn print(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
     let shown = client.pools()?;
     out.write_all(table(&shown.pools, None, super::wants_colours()).as_bytes())?;
-    out.write_all(drift(shown.drift).as_bytes())?;
+    out.write_all(drift(&shown).as_bytes())?;
     Ok(())
 }
 
@@ -47,7 +47,7 @@ pub fn watch(client: &Client, as_json: bool, out: &mut dyn Write) -> anyhow::Res
     let mut rates = Rates::new();
     let mut gone: Option<String> = None;
     loop {
-        let mut text = table(&shown.pools, Some(&rates), colours) + &drift(shown.drift);
+        let mut text = table(&shown.pools, Some(&rates), colours) + &drift(&shown);
         match &gone {
             None => text.push_str(&format!("\nversion {}, every second until Ctrl-C\n", shown.version)),
             Some(reason) => {
@@ -106,16 +106,23 @@ impl Sample {
     }
 }
 
-/// That what is shown is not all in the file.
-fn drift(settings: usize) -> String {
-    let are = if settings == 1 { "is" } else { "are" };
-    match settings {
+/// How the file and what is shown differ.
+fn drift(shown: &Pools) -> String {
+    let are = if shown.drift == 1 { "is" } else { "are" };
+    let mut told = match shown.drift {
         0 => String::new(),
         n => format!(
             "\n{} {are} in force and not in the file: `evenkeel config --diff` shows, `evenkeel reset` takes back\n",
             super::counted(n, "change")
         ),
+    };
+    if !shown.awaiting_restart.is_empty() {
+        told.push_str("\nIn the file, from the next start on:\n");
+        for setting in &shown.awaiting_restart {
+            told.push_str(&format!("  {}\n", printable(setting)));
+        }
     }
+    told
 }
 
 /// One line for each backend, under a heading. With rates there are columns for these.

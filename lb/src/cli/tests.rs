@@ -303,14 +303,17 @@ fn the_token_is_read_from_its_file_and_sent() {
     };
     let admin = Admin::answering([
         ("200 OK", json!({})),
-        ("403 Forbidden", problem("no")),
+        ("403 Forbidden", problem("this is not the admin token")),
         ("401 Unauthorized", problem("no")),
     ]);
     let token = file("s3cret-Token\n");
     ask(&admin, &["config", "--running", "--token-file", &token]).expect("sent");
     assert!(admin.saw().head.contains("authorization: bearer s3cret-token\r\n"));
     let wrong = ask(&admin, &["status", "--token-file", &token]).expect_err("refused");
-    assert!(wrong.starts_with("the admin API does not take this token"), "{wrong}");
+    assert!(
+        wrong.starts_with("this is not the admin token: name the file with another token with --token-file"),
+        "{wrong}"
+    );
     let none = ask(&admin, &["status"]).expect_err("refused");
     assert!(none.starts_with("the admin API wants its token: name the file with --token-file"), "{none}");
     for (text, message) in [("", "must hold one line"), ("a b", "must hold one line"), ("a\nb", "must hold one line")] {

@@ -1,6 +1,7 @@
 //! How two configurations differ, in words, whatever the settings are called: both are compared as the JSON that the
 //! admin API shows. Parts of a list are told apart by what names them, so that one more pool is not a change of all.
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::Config;
@@ -10,6 +11,14 @@ pub fn difference(before: &Config, after: &Config) -> Vec<String> {
     let value = |config: &Config| serde_json::to_value(config).unwrap_or_default();
     let mut told = Vec::new();
     compare("", &value(before), &value(after), &mut told);
+    told
+}
+
+/// As [`difference`], of one section.
+pub fn difference_of<T: Serialize>(section: &str, before: &T, after: &T) -> Vec<String> {
+    let value = |config: &T| serde_json::to_value(config).unwrap_or_default();
+    let mut told = Vec::new();
+    compare(&format!("[{section}]"), &value(before), &value(after), &mut told);
     told
 }
 

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 
 use crate::change::Edits;
+use crate::config::advice::Subject;
 use crate::config::toml::{self, Warning};
 use crate::config::{AccessLogFile, Config, Problem, advice};
 use crate::state;
@@ -32,6 +33,7 @@ pub fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Re
         Err(problems) => return Ok(super::report(file, &problems)),
     };
     found.warnings.extend(unresolved(&found.config, file));
+    found.warnings.extend(missing_folders(&found.config, file));
     if let Some(user) = user {
         found.warnings.extend(closed_files(&found.config, file, &user).into_iter().map(whole_file(true)));
     }
@@ -89,6 +91,31 @@ fn unresolved(config: &Config, file: &Path) -> Vec<Warning> {
         Some(Warning { problem: Problem { position: toml::position_of(&text, subject), message }, is_error: false })
     };
     names.into_iter().zip(problems).filter_map(warning).collect()
+}
+
+/// The files that are written whose folders do not exist. Without its log, and its access log, there is no start.
+fn missing_folders(config: &Config, file: &Path) -> Vec<Warning> {
+    let access_log = match &config.access_log.file {
+        Some(AccessLogFile::Path(path)) => Some(path),
+        _ => None,
+    };
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let written = [
+        (config.log.file.as_ref(), "log", Subject::Log, true),
+        (access_log, "access_log", Subject::AccessLog, true),
+        (config.state.file.as_ref(), "state", Subject::State, false),
+    ];
+    let warning = |(path, section, subject, is_error): (Option<&PathBuf>, &str, Subject, bool)| {
+        let folder = folder_of(path?);
+        let message = format!(
+            "[{section}] file is {}, but there is no folder {}: make it, or write another path",
+            path?.display(),
+            folder.display()
+        );
+        let problem = Problem { position: toml::position_of(&text, subject), message };
+        (!folder.is_dir()).then_some(Warning { problem, is_error })
+    };
+    written.into_iter().filter_map(warning).collect()
 }
 
 /// What a start with this configuration would take up from the state file.
@@ -164,8 +191,9 @@ fn closed_files(config: &Config, file: &Path, user: &User) -> Vec<String> {
             told.push(format!("user {} cannot read {}: give it the right to", user.name, path.display()));
         }
     }
-    // A new state file is moved over the old one.
+    // A new state file is moved over the old one. Of a folder that does not exist is told in any case.
     if let Some(path) = &config.state.file
+        && folder_of(path).is_dir()
         && !user.reaches(&folder_of(path), WRITE | SEARCH).unwrap_or(false)
     {
         told.push(format!(
@@ -175,13 +203,21 @@ fn closed_files(config: &Config, file: &Path, user: &User) -> Vec<String> {
             path.display()
         ));
     }
-    if let Some(AccessLogFile::Path(path)) = &config.access_log.file {
+    let access_log = match &config.access_log.file {
+        Some(AccessLogFile::Path(path)) => Some(path),
+        _ => None,
+    };
+    let logs = [("log", config.log.file.as_ref()), ("access log", access_log)];
+    for (which, path) in logs.into_iter().filter_map(|(which, path)| Some((which, path?))) {
+        if !folder_of(path).is_dir() {
+            continue;
+        }
         let may_write = match path.exists() {
             true => user.reaches(path, WRITE),
             false => user.reaches(&folder_of(path), WRITE | SEARCH),
         };
         if !may_write.unwrap_or(false) {
-            told.push(format!("user {} cannot write the access log {}", user.name, path.display()));
+            told.push(format!("user {} cannot write the {which} {}", user.name, path.display()));
         }
     }
     told

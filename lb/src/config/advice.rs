@@ -2,6 +2,7 @@
 //! where the admin API makes such a change.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::SystemTime;
 
@@ -33,13 +34,26 @@ pub enum Subject {
     Cookie { pool: usize },
     Certificate { listener: usize },
     Listener { listener: usize },
+    Pool { pool: usize },
+    Route { route: usize },
     AccessLog,
+    Log,
+    State,
 }
 
 /// Everything that is known from the configuration, the files that it names, and the addresses of this machine.
 pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
     let mut told = Vec::new();
     for (pool, settings) in config.pools.iter().enumerate() {
+        if !config.routes.iter().any(|route| route.pool == settings.name) {
+            let name = &settings.name;
+            let message =
+                format!("no route uses the pool \"{name}\": write a [[route]] with pool = \"{name}\", or remove it");
+            told.push(Advice { subject: Subject::Pool { pool }, is_error: false, message });
+        }
+        for (backend, message) in backends_written_twice(settings) {
+            told.push(Advice { subject: Subject::Backend { pool, backend }, is_error: false, message });
+        }
         if let Some(message) = ignored_weights(settings) {
             told.push(Advice { subject: Subject::Algorithm { pool }, is_error: false, message });
         }
@@ -47,6 +61,11 @@ pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
             if let Some((is_error, message)) = own_address(config, &settings.address) {
                 told.push(Advice { subject: Subject::Backend { pool, backend }, is_error, message });
             }
+        }
+    }
+    for (route, settings) in config.routes.iter().enumerate() {
+        if let Some(message) = literal_star(&settings.path) {
+            told.push(Advice { subject: Subject::Route { route }, is_error: false, message });
         }
     }
     cookies(config, &mut told);
@@ -68,6 +87,39 @@ pub fn ignored_weights(pool: &PoolConfig) -> Option<String> {
             pool.name
         )
     })
+}
+
+/// Backends that are there before, once by the address and once as `localhost`.
+fn backends_written_twice(pool: &PoolConfig) -> Vec<(usize, String)> {
+    let mut known: HashMap<SocketAddr, &BackendAddress> = HashMap::new();
+    let mut told = Vec::new();
+    for (index, backend) in pool.backends.iter().enumerate() {
+        let Some(address) = socket_address(&backend.address) else { continue };
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        match known.entry(address) {
+            Entry::Vacant(entry) => drop(entry.insert(&backend.address)),
+            Entry::Occupied(first) => told.push((
+                index,
+                format!(
+                    "backend {} of pool \"{}\" is there before as {}, so it gets twice its share and is probed twice: remove one, and write weight = 2 to send it twice as much",
+                    backend.address,
+                    pool.name,
+                    first.get()
+                ),
+            )),
+        }
+    }
+    told
+}
+
+/// A path that ends with a star, which no client sends.
+fn literal_star(path: &PathPrefix) -> Option<String> {
+    let path = path.as_str();
+    let folder = path.trim_end_matches('*').strip_suffix('/').filter(|_| path.ends_with('*'))?;
+    let fix = if folder.is_empty() { "/" } else { folder };
+    Some(format!(
+        "route.path is \"{path}\", of which the star is taken literally, and a path covers all below it in any case: write path = \"{fix}\""
+    ))
 }
 
 /// Whether a backend is this balancer itself, and what is wrong with that.

@@ -135,7 +135,11 @@ fn place(root: &DeTable<'_>, subject: Subject) -> Option<usize> {
         Subject::Algorithm { pool } => Some(within(element("pool", pool)?, &["algorithm"])),
         Subject::Cookie { pool } => Some(within(element("pool", pool)?, &["sticky", "cookie"])),
         Subject::Listener { listener } => Some(within(element("listener", listener)?, &["address"])),
+        Subject::Pool { pool } => Some(within(element("pool", pool)?, &["name"])),
+        Subject::Route { route } => Some(within(element("route", route)?, &["path"])),
         Subject::AccessLog => Some(within(root.get("access_log")?, &["file"])),
+        Subject::Log => Some(within(root.get("log")?, &["file"])),
+        Subject::State => Some(within(root.get("state")?, &["file"])),
         Subject::Certificate { listener } => Some(within(element("listener", listener)?, &["tls", "certificate"])),
         Subject::Backend { pool, backend } => {
             let pool = element("pool", pool)?;

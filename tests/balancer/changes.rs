@@ -312,6 +312,11 @@ async fn a_token_for_reading_changes_nothing() {
     assert!(!refused.status.success() && refused.stderr.starts_with(said), "{refused:?}");
     balancer.token = Some("open-sesame-open-sesame".to_owned());
     balancer.switch_algorithm("ip-hash").await;
+    // A token that was replaced in its file waits for the next start, and is shown nowhere.
+    std::fs::write(balancer.file("read-token"), "another-one-another-one\n").expect("a writable directory");
+    balancer.change("POST", "/admin/reload", None).await;
+    let drift = balancer.change("GET", "/admin/drift", None).await;
+    assert_eq!(drift["awaiting_restart"], json!(["[admin] another token in the same file"]));
 }
 
 #[tokio::test]

@@ -78,6 +78,11 @@ async fn files_that_a_user_cannot_read_are_named() {
     std::fs::write(&file, text.replace("[state]\npersist = false\n", "")).expect("a writable directory");
     let state = user().await;
     assert!(state.stderr.contains("where the state file evenkeel.state.json is kept"), "{state:?}");
+    let logs = "[log]\nfile = \"evenkeel.log\"\n[access_log]\nfile = \"no-folder/access.log\"\n";
+    std::fs::write(&file, format!("{text}{logs}")).expect("a writable directory");
+    let logs = user().await;
+    assert!(logs.stderr.contains("user nobody cannot write the log evenkeel.log"), "{logs:?}");
+    assert_eq!(logs.stderr.matches("access.log").count(), 1, "of a folder that is missing is told once: {logs:?}");
     let unknown = evenkeel_in(directory.path(), ["check", "evenkeel.toml", "--user", "no-such-user"]).await;
     assert!(unknown.stderr.contains("there is no user \"no-such-user\""), "{unknown:?}");
 }

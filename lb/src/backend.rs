@@ -78,6 +78,8 @@ struct Vitals {
     /// Why real traffic failed on it and where it was then, the newest at the end.
     last_failures: VecDeque<(Cause, Option<SocketAddr>)>,
     draining_since: Option<Instant>,
+    /// A deadline has ended the grace of its sticky clients; only while it drains.
+    is_grace_ended: bool,
     /// When what is still open on it then is killed; only while it is not active.
     deadline: Option<Instant>,
 }
@@ -151,6 +153,7 @@ impl Backend {
                 last_probe: None,
                 last_failures: VecDeque::new(),
                 draining_since: None,
+                is_grace_ended: false,
                 deadline: None,
             }),
         }
@@ -432,6 +435,7 @@ impl Backend {
         let mut vitals = self.vitals();
         let is_draining = state == AdminState::Draining;
         vitals.draining_since = is_draining.then(|| vitals.draining_since.unwrap_or(now));
+        vitals.is_grace_ended &= is_draining;
         if state == AdminState::Active {
             vitals.deadline = None;
         }
@@ -446,9 +450,23 @@ impl Backend {
         self.vitals().deadline
     }
 
-    /// Since when the operator has it drain; a restart of the process begins anew.
-    pub fn draining_since(&self) -> Option<Instant> {
-        self.vitals().draining_since
+    /// Ends a deadline, and with it the grace of sticky clients. False when it is not in force any more.
+    pub fn end_deadline(&self, deadline: Instant) -> bool {
+        let mut vitals = self.vitals();
+        let is_in_force = vitals.deadline == Some(deadline);
+        if is_in_force {
+            vitals.deadline = None;
+            vitals.is_grace_ended = vitals.draining_since.is_some();
+        }
+        is_in_force
+    }
+
+    /// When the grace of its sticky clients ends, if it drains and no deadline has ended it. A restart of the process
+    /// begins it anew.
+    pub fn grace_end(&self, grace: Duration) -> Option<Instant> {
+        let vitals = self.vitals();
+        let end = vitals.draining_since.filter(|_| !vitals.is_grace_ended)? + grace;
+        Some(vitals.deadline.map_or(end, |deadline| deadline.min(end)))
     }
 
     fn vitals(&self) -> MutexGuard<'_, Vitals> {

@@ -142,8 +142,9 @@ enum Command {
     /// It stays in its pool and is probed, so `undrain` brings it back at once. `backend remove` lets it finish as well, and
     /// then forgets it.
     ///
-    /// With --deadline it waits until the backend has finished, and kills what is still open at the deadline: WebSockets,
-    /// long downloads. The deadline holds even if this command is stopped; `undrain` ends it.
+    /// With --deadline it waits until the backend has finished, the grace of its sticky clients included. At the deadline
+    /// that grace ends, and what is still open is killed: WebSockets, long downloads. The deadline holds even if this
+    /// command is stopped; `undrain` ends it, and then this command fails.
     Drain {
         #[command(flatten)]
         backend: BackendArgument,
@@ -501,6 +502,9 @@ fn changed(pool: &str, answer: admin::Changed, out: &mut dyn Write) -> anyhow::R
     if !tell(&answer.told, out)?
         && let Some(backend) = answer.backend
     {
+        if answer.finished == Some(false) {
+            anyhow::bail!("not drained: {}", undone(pool, &backend));
+        }
         writeln!(out, "{}", summary(pool, &backend))?;
         killed(answer.killed, out)?;
     }
@@ -527,6 +531,14 @@ impl BackendArgument {
         let removal = client.remove_backend(&pool, &self.address, how)?;
         if tell(&removal.told, out)? {
             return Ok(());
+        }
+        if removal.finished == Some(false) {
+            let pools = client.pools()?.pools;
+            let found = pools.iter().filter(|of| of.name == pool).flat_map(|of| &of.backends);
+            // Whoever took it out with another deadline may have removed it meanwhile.
+            if let Some(backend) = found.into_iter().find(|backend| backend.address == self.address) {
+                anyhow::bail!("not removed: {}", undone(&pool, backend));
+            }
         }
         match removal.in_flight {
             0 => writeln!(out, "{} is removed from pool {pool}", self.address)?,
@@ -562,7 +574,33 @@ fn summary(pool: &str, backend: &admin::Backend) -> String {
         0 => "nothing".to_owned(),
         n => n.to_string(),
     };
-    format!("{} in pool {pool}: {}, weight {}, {in_flight} in flight", backend.address, backend.status, backend.weight)
+    let mut text = format!(
+        "{} in pool {pool}: {}, weight {}, {in_flight} in flight",
+        backend.address, backend.status, backend.weight
+    );
+    if let Some(left) = kill_after(backend) {
+        text.push_str(&format!(", killed in {}", status::duration(left)));
+    }
+    if let Some(left) = backend.grace_seconds {
+        text.push_str(&format!(", takes its sticky clients for another {}", status::duration(left)));
+    }
+    text
+}
+
+/// After how many seconds what is in flight is killed, if it is.
+fn kill_after(backend: &admin::Backend) -> Option<f64> {
+    backend.deadline_seconds.filter(|_| backend.in_flight > 0 || backend.grace_seconds.is_some())
+}
+
+/// Why a deadline was not waited for.
+fn undone(pool: &str, backend: &admin::Backend) -> String {
+    let address = &backend.address;
+    match backend.status.as_str() {
+        "draining" | "down" | "removing" => {
+            format!("{address} in pool {pool} is {} with another deadline or none", backend.status)
+        }
+        _ => format!("{address} in pool {pool} is active again"),
+    }
 }
 
 fn counted(n: usize, word: &str) -> String {

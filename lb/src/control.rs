@@ -2,7 +2,7 @@
 //! Changes come one after the other; readers never wait, and no change waits for a disk.
 
 mod effects;
-mod kill;
+pub mod kill;
 pub mod resources;
 
 use std::collections::HashSet;
@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use crate::backend::repeats::{More, Repeats};
 use crate::change::{Author, Change, Edits, Record};
 use crate::clock;
+use crate::config::advice;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress, Weight};
 use crate::config::difference::{difference, difference_of, seconds};
@@ -273,7 +274,7 @@ impl Control {
             let mut wanted = before.config.clone();
             desk.edit(&mut wanted, wish)?;
             let (edits, now) = (Edits::between(&before.config, &wanted), clock::now());
-            let mut effects = effects::of(&edits, before, &wanted, now);
+            let mut effects = effects::of(&edits, before, &wanted, terms.deadline, now);
             if !terms.force
                 && let Some((pool, would)) = effects::nobody_left(&edits, before, &wanted, now)
             {
@@ -402,6 +403,13 @@ impl Control {
             warnings.extend(overtaken.iter().map(|conflict| format!("{OVERTAKEN}: {}", conflict.with_file())));
             warnings.extend(lacking.iter().cloned());
             warnings.extend(keep_until_next_start(&mut wanted, &before.config));
+            // The file's own ones have been told with their lines.
+            let is_told = |pool: &PoolConfig| {
+                new.pools.iter().any(|p| p.name == pool.name && advice::no_active_backend(&new, p).is_some())
+            };
+            warnings.extend(
+                wanted.pools.iter().filter(|p| !is_told(p)).filter_map(|p| advice::no_active_backend(&wanted, p)),
+            );
             let drift = Edits::between(&new, &wanted);
             warnings.extend(drift.iter().map(|edit| format!("in force and not in the file: {edit}")));
             let mut changes = difference(&before.config, &wanted);

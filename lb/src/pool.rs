@@ -194,7 +194,7 @@ impl Pool {
         }
     }
 
-    fn refresh(&self, now: Instant) {
+    pub fn refresh(&self, now: Instant) {
         self.list_candidates(None, now);
     }
 
@@ -237,6 +237,16 @@ impl Pool {
             (true, false) => tracing::info!(pool = %self.name, "the panic is over: health counts again"),
             _ => {}
         }
+    }
+
+    /// Whether a backend drains and may still be sent its sticky clients.
+    pub fn keeps_clients_of(&self, backend: &Arc<Backend>, now: Instant) -> bool {
+        let view = self.view.load();
+        let found = (0..).zip(view.plan.backends()).find(|(_, (member, _))| Arc::ptr_eq(&member.backend, backend));
+        found.is_some_and(|(index, (member, state))| {
+            let is_in_grace = view.plan.grace_end(member, state).is_some_and(|end| now < end);
+            is_in_grace || view.keeping.backends.contains(&index)
+        })
     }
 
     /// Whether health is ignored because too few backends are usable.
@@ -343,18 +353,21 @@ impl Plan {
         usable(&statuses, self.settings.panic_threshold)
     }
 
+    /// When a backend that drains is not sent its sticky clients any more, where it has been.
+    pub fn grace_end(&self, member: &Member, state: AdminState) -> Option<Instant> {
+        let grace = self.settings.sticky.as_ref()?.grace;
+        let has_grace = state == AdminState::Draining && !grace.is_zero();
+        has_grace.then(|| member.backend.grace_end(grace))?
+    }
+
     /// Who drains and still keeps its sticky clients, if it is well.
     fn keeping(&self, now: Instant) -> Keeping {
-        let grace = self.settings.sticky.as_ref().map_or(Duration::ZERO, |sticky| sticky.grace);
         let mut keeping = Keeping::default();
-        if grace.is_zero() {
-            return keeping;
-        }
         for (index, (member, state)) in (0..).zip(self.backends()) {
             let is_well =
                 || matches!(member.backend.status(AdminState::Active, now), Status::Healthy | Status::Unknown);
-            let until = member.backend.draining_since().map(|since| since + grace).filter(|until| now < *until);
-            if state == AdminState::Draining && until.is_some() && is_well() {
+            let until = self.grace_end(member, state).filter(|until| now < *until);
+            if until.is_some() && is_well() {
                 keeping.backends.push(index);
                 keeping.until = keeping.until.into_iter().chain(until).min();
             }

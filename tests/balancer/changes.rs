@@ -327,3 +327,66 @@ async fn a_query_that_readiness_does_not_know_is_an_error() {
     assert_eq!((reply.status, reply.text().as_str()), (400, "the query takes pool=NAME only\n"));
     assert_eq!(balancer.admin("GET", "/readyz?pool=app", None).await.status, 200);
 }
+
+#[tokio::test]
+async fn whoever_takes_the_last_active_backend_out_is_warned() {
+    const WARNING: &str = "pool app has no active backend: its requests get 503";
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b])).await;
+    let drained = balancer.patch(&a, json!({ "state": "draining" })).await;
+    assert_eq!(drained["warnings"], json!([]), "{drained}");
+    let path = backend_path(&b);
+    let dry_run = format!("{path}?dry_run=true");
+    for (method, path, body) in [
+        ("PATCH", &dry_run, Some(json!({ "state": "draining" }))),
+        ("PATCH", &dry_run, Some(json!({ "state": "down" }))),
+        ("DELETE", &dry_run, None),
+        ("PATCH", &path, Some(json!({ "state": "draining" }))),
+    ] {
+        let told = balancer.change(method, path, body).await;
+        assert_eq!(told["warnings"], json!([WARNING]), "{told}");
+        assert_eq!(told["effects"][1], WARNING, "{told}");
+    }
+    assert_eq!(balancer.get("/").await.status, 503);
+    let reload = balancer.change("POST", "/admin/reload?dry_run=true", None).await;
+    assert!(reload["warnings"].to_string().contains(WARNING), "{reload}");
+    let undrained = balancer.patch(&b, json!({ "state": "active" })).await;
+    assert_eq!(undrained["warnings"], json!([]), "{undrained}");
+}
+
+#[tokio::test]
+async fn a_file_without_an_active_backend_is_warned_of() {
+    const WARNING: &str = "pool app has no active backend: its requests get 503";
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let file = balancer.config_file();
+    let text = std::fs::read_to_string(&file).expect("a file");
+    let address = format!("address = \"{}\"", a.address());
+    assert!(text.contains(&address), "{text}");
+    std::fs::write(&file, text.replace(&address, &format!("{address}, state = \"down\""))).expect("writable");
+    let checked = evenkeel(["check", file.to_str().expect("text")]).await;
+    assert!(checked.status.success() && checked.stderr.contains(&format!(": warning: {WARNING}")), "{checked:?}");
+    let reload = balancer.change("POST", "/admin/reload?dry_run=true", None).await;
+    let told = reload["warnings"].to_string();
+    assert_eq!(told.matches(WARNING).count(), 1, "{reload}");
+}
+
+#[tokio::test]
+async fn a_backend_that_drains_is_said_to_come_back_at_once() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.quick_probe())).await;
+    balancer.sees(&a, "healthy").await;
+    let dry_run = format!("{}?dry_run=true", backend_path(&a));
+    for (state, words) in [("draining", "takes traffic at once"), ("down", "takes traffic once a probe has succeeded")]
+    {
+        let change = balancer.patch(&a, json!({ "state": state })).await["change"].clone();
+        let active = balancer.change("PATCH", &dry_run, Some(json!({ "state": "active" }))).await;
+        let undone = balancer.change("POST", &format!("/admin/changes/{change}/undo?dry_run=true"), None).await;
+        let reset = balancer.change("POST", "/admin/reset?dry_run=true", None).await;
+        for told in [active, undone, reset] {
+            assert!(told["effects"][0].as_str().is_some_and(|effect| effect.ends_with(words)), "{state}: {told}");
+        }
+        balancer.patch(&a, json!({ "state": "active" })).await;
+        balancer.sees(&a, "healthy").await;
+    }
+}

@@ -65,7 +65,7 @@ async fn files_that_a_user_cannot_read_are_named() {
         std::fs::copy(Path::new(FOLDER).join("tls").join(source), directory.path().join(name)).expect("copied");
     }
     let text = "[[listener]]\naddress = \"127.0.0.1:8443\"\ntls = { certificate = \"cert.pem\", key = \"key.pem\" }\n\
-        [state]\npersist = false\n[[pool]]\nname = \"app\"\nbackends = []\n[[route]]\npool = \"app\"\n";
+        [state]\npersist = false\n[[pool]]\nname = \"app\"\nbackends = [{ address = \"127.0.0.1:9001\" }]\n[[route]]\npool = \"app\"\n";
     let file = directory.path().join("evenkeel.toml");
     std::fs::write(&file, text).expect("a writable directory");
     let user = async || evenkeel_in(directory.path(), ["check", "evenkeel.toml", "--user", "nobody"]).await;

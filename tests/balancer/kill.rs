@@ -8,6 +8,7 @@ use tests::balancer::backend_path;
 use tests::http2::{Http2, reply, request, tls};
 use tests::{Balancer, Config, End, Origin, Request, Step, WebSocket, Wire, evenkeel, eventually};
 
+const NOBODY_LEFT: &str = "pool app has no active backend: its requests get 503";
 const ACCESS_LOG: &str = "[access_log]\nfile = \"access.log\"";
 
 /// A download that has begun and does not end.
@@ -99,7 +100,7 @@ async fn a_deadline_waits_for_nothing_that_is_not_open() {
     assert!(begun.elapsed() < Duration::from_secs(600));
     let path = format!("{}?deadline=30s", backend_path(&a));
     assert_eq!(balancer.change("DELETE", &path, None).await, {
-        let mut expected = json!({ "removed": true, "killed": 0, "warnings": [] });
+        let mut expected = json!({ "removed": true, "finished": true, "killed": 0, "warnings": [NOBODY_LEFT] });
         for key in ["change", "edits", "effects"] {
             expected[key] = balancer_record(&balancer, key).await;
         }
@@ -117,7 +118,7 @@ async fn balancer_record(balancer: &Balancer, key: &str) -> Value {
             let backend = changes["changes"][0]["edits"][0]["backend"].as_str().expect("an address").to_owned();
             json!([
                 format!("{backend}: takes nothing new and leaves the pool when it is idle; nothing is in flight"),
-                "pool app: 0 of 0 active backends can take traffic then",
+                NOBODY_LEFT,
                 "what is still open after 30s is killed"
             ])
         }
@@ -137,8 +138,80 @@ async fn whoever_makes_the_backend_active_ends_the_deadline() {
     };
     let (drained, active) = tokio::join!(draining, undraining);
     assert_eq!((&drained["killed"], &active["deadline_seconds"]), (&json!(0), &Value::Null), "{drained}");
+    assert_eq!(drained["finished"], false, "{drained}");
+
+    // A script must not take that for drained.
+    let (admin, address) = (format!("http://{}", balancer.admin_address()), a.address().to_string());
+    for (command, words) in [(&["drain"][..], "not drained"), (&["backend", "remove"], "not removed")] {
+        let arguments = [command, &[&address, "--deadline", "1h", "--admin", &admin]].concat();
+        let undraining = async {
+            let is_told = async || balancer.backend(&a).await["deadline_seconds"].is_number();
+            eventually("the deadline is told", is_told).await;
+            let status = cli(&balancer, &["status"]).await;
+            assert!(status.contains(", killed in "), "{status}");
+            if words == "not drained" {
+                // Another operator, who does not know of the deadline.
+                let told = cli(&balancer, &["drain", &address]).await;
+                assert!(told.contains("draining, weight 1, 1 in flight, killed in 60m"), "{told}");
+                balancer.patch(&a, json!({ "state": "active" })).await;
+            } else {
+                balancer.change("POST", "/admin/pools/app/backends", Some(json!({ "address": address }))).await;
+            }
+        };
+        let (outcome, ()) = tokio::join!(evenkeel(arguments), undraining);
+        let expected = format!("{words}: {address} in pool app is active again");
+        assert!(outcome.status.code() == Some(1) && outcome.stderr.contains(&expected), "{outcome:?}");
+    }
     socket.echo("still open").await;
     socket.close().await;
+}
+
+#[tokio::test]
+async fn a_deadline_ends_the_grace_of_sticky_clients_and_a_grace_is_waited_for() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let config = |grace: &str| Config::of([&a, &b]).app(|pool| pool.sticky(&format!("grace = \"{grace}\"")));
+    let balancer = Balancer::start(config("1h").section(ACCESS_LOG)).await;
+    let cookie = loop {
+        let reply = balancer.get("/").await;
+        if reply.origin() == "a" {
+            let field = reply.field("set-cookie").expect("a cookie").to_owned();
+            break field.split(';').next().expect("a pair").to_owned();
+        }
+    };
+    b.release();
+    let visit = async || balancer.send(&Request::get("/").with("Cookie", &cookie)).await.origin().to_owned();
+    let path = format!("{}?deadline=2s", backend_path(&a));
+    let draining = || Some(json!({ "state": "draining" }));
+    let effects = balancer.change("PATCH", &format!("{path}&dry_run=true"), draining()).await["effects"].to_string();
+    assert!(effects.contains("takes only its sticky clients for 2s, then nothing new"), "{effects}");
+    assert_eq!(balancer.in_flight().await, 0);
+    let visiting = async {
+        let is_kept = async || balancer.backend(&a).await["grace_seconds"].is_number();
+        eventually("the grace has begun", is_kept).await;
+        assert_eq!(visit().await, "a");
+        let told = cli(&balancer, &["drain", a.address().to_string().as_str()]).await;
+        assert!(told.contains("takes its sticky clients for another "), "{told}");
+        let mut held = balancer.connect().await;
+        held.send(Request::get("/hold").with("Cookie", &cookie).to_bytes()).await;
+        held
+    };
+    let (drained, mut held) = tokio::join!(balancer.change("PATCH", &path, draining()), visiting);
+    assert_eq!((&drained["finished"], &drained["killed"]), (&json!(true), &json!(1)), "{drained}");
+    assert_eq!((&drained["grace_seconds"], &drained["deadline_seconds"]), (&Value::Null, &Value::Null), "{drained}");
+    assert_eq!(held.reply().await.origin(), "b", "it had no answer yet");
+    assert_eq!(visit().await, "b", "the grace is over");
+    balancer.patch(&a, json!({ "weight": 2 })).await;
+    assert_eq!(visit().await, "b", "and stays so");
+    is_told(&balancer, &a, 1).await;
+
+    // The grace ends before the deadline.
+    balancer.patch(&a, json!({ "state": "active" })).await;
+    balancer.configure(&config("300ms"));
+    balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!(visit().await, "a");
+    let drained = balancer.change("PATCH", &format!("{}?deadline=1h", backend_path(&a)), draining()).await;
+    assert_eq!((&drained["finished"], &drained["killed"]), (&json!(true), &json!(0)), "{drained}");
+    assert_eq!(visit().await, "b", "finished says that nobody is sent there");
 }
 
 #[tokio::test]

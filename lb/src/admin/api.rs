@@ -24,6 +24,7 @@ use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress, Weight};
 use crate::config::toml::deadline;
 use crate::config::{BackendConfig, PoolConfig};
+use crate::control::kill::Drained;
 use crate::control::{ChangeError, Outcome, ReloadError, Terms, Wish};
 use crate::shutdown::Phase;
 use crate::state::Persistence;
@@ -153,8 +154,8 @@ pub async fn change_backend(
     let leaving = find_backend(&admin, &pool, &backend);
     let wish = Wish::ChangeBackend { pool: pool.clone(), backend: backend.clone(), weight, state };
     let outcome = change(&admin, wish, &terms).await?;
-    let killed = at_deadline(&admin, &pool, leaving, &terms).await?;
-    let answer = Ended { answer: backend_view(&admin, &pool, &backend), killed };
+    let drained = at_deadline(&admin, &pool, leaving, &terms).await?;
+    let answer = Ended { answer: backend_view(&admin, &pool, &backend), drained };
     Ok(changed(&admin, StatusCode::OK, answer, &terms, &outcome).await)
 }
 
@@ -165,13 +166,13 @@ pub async fn remove_backend(
 ) -> Answer {
     let leaving = find_backend(&admin, &pool, &backend);
     let outcome = change(&admin, Wish::RemoveBackend { pool: pool.clone(), backend: backend.clone() }, &terms).await?;
-    let killed = at_deadline(&admin, &pool, leaving, &terms).await?;
+    let drained = at_deadline(&admin, &pool, leaving, &terms).await?;
     let (status, answer) = match backend_view(&admin, &pool, &backend) {
         Some(_) if terms.dry_run => (StatusCode::OK, json!({ "removed": false })),
         Some(left) => (StatusCode::ACCEPTED, json!({ "removed": false, "in_flight": left.in_flight() })),
         None => (StatusCode::OK, json!({ "removed": true })),
     };
-    Ok(changed(&admin, status, Ended { answer, killed }, &terms, &outcome).await)
+    Ok(changed(&admin, status, Ended { answer, drained }, &terms, &outcome).await)
 }
 
 /// Ends what is open on a backend now. What is wanted of the backend stays.
@@ -375,23 +376,22 @@ fn with_etag(mut response: Response, etag: &str) -> Response {
     response
 }
 
-/// What was made of a backend, and how many exchanges that cost at the deadline, if there was one.
+/// What was made of a backend, and how it ended, if there was a deadline.
 #[derive(Serialize)]
 struct Ended<T> {
     #[serde(flatten)]
     answer: T,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    killed: Option<u64>,
+    #[serde(flatten)]
+    drained: Option<Drained>,
 }
 
-/// Waits until a backend that was taken out has finished, or its deadline has passed; how many exchanges were killed
-/// then. Goes on when nobody waits any more.
+/// Waits until a backend that was taken out has finished, or its deadline has passed. Goes on when nobody waits any more.
 async fn at_deadline(
     admin: &Admin,
     pool: &str,
     backend: Option<Arc<Backend>>,
     terms: &Terms,
-) -> Result<Option<u64>, Problem> {
+) -> Result<Option<Drained>, Problem> {
     let (Some(after), Some(backend), false) = (terms.deadline, backend, terms.dry_run) else { return Ok(None) };
     let deadline = clock::now() + after;
     backend.set_deadline(Some(deadline));
@@ -406,9 +406,9 @@ async fn at_deadline(
     }
     let (control, pool, author) = (Arc::clone(&admin.control), pool.to_owned(), terms.author.clone());
     let waiting = tokio::spawn(async move {
-        let killed = control.kill_at(deadline, &pool, &backend, &author).await;
+        let drained = control.kill_at(deadline, &pool, &backend, &author).await;
         let _ = tokio::task::spawn_blocking(move || control.drop_drained()).await;
-        killed
+        drained
     });
     waiting.await.map(Some).map_err(|_| Problem::internal())
 }

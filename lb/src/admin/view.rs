@@ -11,7 +11,7 @@ use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress};
 use crate::health::tracker::Health;
 use crate::metrics::Gauges;
-use crate::pool::Pool;
+use crate::pool::{Plan, Pool};
 use crate::snapshot::Snapshot;
 
 #[derive(Debug, Serialize)]
@@ -43,6 +43,8 @@ pub struct BackendView {
     in_flight: u32,
     /// After how long what is still in flight is killed.
     deadline_seconds: Option<f64>,
+    /// How long its sticky clients are still sent there, while it drains.
+    grace_seconds: Option<f64>,
     requests: u64,
     failures: u64,
     ejections: u64,
@@ -65,7 +67,7 @@ impl PoolView {
             name: pool.name.clone(),
             algorithm: plan.algorithm,
             panic: pool.is_panicking(),
-            backends: plan.backends().map(|(member, state)| BackendView::new(member, state, now)).collect(),
+            backends: plan.backends().map(|(member, state)| BackendView::new(&plan, member, state, now)).collect(),
         }
     }
 }
@@ -74,14 +76,14 @@ impl BackendView {
     pub fn find(pool: &Pool, address: &str, now: Instant) -> Option<Self> {
         let plan = pool.plan();
         let (member, state) = plan.backends().find(|(member, _)| member.backend.address.as_str() == address)?;
-        Some(Self::new(member, state, now))
+        Some(Self::new(&plan, member, state, now))
     }
 
     pub fn in_flight(&self) -> u32 {
         self.in_flight
     }
 
-    fn new(member: &Member, state: AdminState, now: Instant) -> Self {
+    fn new(plan: &Plan, member: &Member, state: AdminState, now: Instant) -> Self {
         let backend = &member.backend;
         Self {
             address: backend.address.clone(),
@@ -92,6 +94,7 @@ impl BackendView {
             ejected_for_seconds: backend.ejected_for(now).map_or(0.0, seconds),
             in_flight: backend.in_flight(),
             deadline_seconds: backend.deadline().map(|deadline| seconds(deadline.saturating_duration_since(now))),
+            grace_seconds: plan.grace_end(member, state).filter(|end| now < *end).map(|end| seconds(end - now)),
             requests: backend.metrics.attempts.get(),
             failures: backend.metrics.failures(),
             ejections: backend.metrics.ejections.get(),

@@ -116,6 +116,8 @@ pub struct Backend {
     pub status: String,
     pub ejected_for_seconds: f64,
     pub in_flight: u32,
+    pub deadline_seconds: Option<f64>,
+    pub grace_seconds: Option<f64>,
     pub requests: u64,
     pub failures: u64,
     pub latency_seconds: Option<f64>,
@@ -157,6 +159,8 @@ pub struct Changed {
     pub backend: Option<Backend>,
     /// How many exchanges were killed at the deadline, if there was one.
     pub killed: Option<usize>,
+    /// False when the change was undone before the deadline.
+    pub finished: Option<bool>,
     #[serde(flatten)]
     pub told: Told,
 }
@@ -180,6 +184,7 @@ pub struct Removal {
     #[serde(default)]
     pub in_flight: usize,
     pub killed: Option<usize>,
+    pub finished: Option<bool>,
     #[serde(flatten)]
     pub told: Told,
 }

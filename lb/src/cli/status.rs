@@ -184,7 +184,10 @@ fn status(backend: &Backend) -> Cell {
     let left = backend.ejected_for_seconds;
     let text = match backend.status.as_str() {
         "ejected" => Cell::text(&format!("ejected, {} left", duration(left))),
-        status => Cell::text(status),
+        status => match super::kill_after(backend) {
+            Some(left) => Cell::text(&format!("{status}, killed in {}", duration(left))),
+            None => Cell::text(status),
+        },
     };
     match backend.status.as_str() {
         "healthy" => text.coloured(GREEN),
@@ -225,7 +228,7 @@ fn per_second(rate: f64) -> String {
     if rate < 99.95 { format!("{rate:.1}") } else { count(rate.round() as u64) }
 }
 
-fn duration(seconds: f64) -> String {
+pub fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 0.000_999_5 => format!("{:.0}µs", s * 1e6),
         s if s < 0.9995 => format!("{}ms", three_digits(s * 1e3)),

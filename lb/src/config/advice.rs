@@ -30,6 +30,7 @@ pub struct Advice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject {
     Algorithm { pool: usize },
+    Backends { pool: usize },
     Backend { pool: usize, backend: usize },
     Cookie { pool: usize },
     Certificate { listener: usize },
@@ -57,6 +58,9 @@ pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
         if let Some(message) = ignored_weights(settings) {
             told.push(Advice { subject: Subject::Algorithm { pool }, is_error: false, message });
         }
+        if let Some(message) = no_active_backend(config, settings) {
+            told.push(Advice { subject: Subject::Backends { pool }, is_error: false, message });
+        }
         for (backend, settings) in settings.backends.iter().enumerate() {
             if let Some((is_error, message)) = own_address(config, &settings.address) {
                 told.push(Advice { subject: Subject::Backend { pool, backend }, is_error, message });
@@ -75,6 +79,13 @@ pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
         }
     }
     told
+}
+
+/// A pool that a route leads to and where nobody is to take traffic.
+pub fn no_active_backend(config: &Config, pool: &PoolConfig) -> Option<String> {
+    let is_routed = config.routes.iter().any(|route| route.pool == pool.name);
+    let has_one = pool.backends.iter().any(|backend| backend.state == AdminState::Active);
+    (is_routed && !has_one).then(|| format!("pool {} has no active backend: its requests get 503", pool.name))
 }
 
 /// Weights that differ and mean nothing.

@@ -133,6 +133,7 @@ fn place(root: &DeTable<'_>, subject: Subject) -> Option<usize> {
     };
     match subject {
         Subject::Algorithm { pool } => Some(within(element("pool", pool)?, &["algorithm"])),
+        Subject::Backends { pool } => Some(within(element("pool", pool)?, &["backends"])),
         Subject::Cookie { pool } => Some(within(element("pool", pool)?, &["sticky", "cookie"])),
         Subject::Listener { listener } => Some(within(element("listener", listener)?, &["address"])),
         Subject::Pool { pool } => Some(within(element("pool", pool)?, &["name"])),

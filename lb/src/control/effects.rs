@@ -1,7 +1,7 @@
 //! What a change does to exchanges, clients and backends, in words, and whether it would leave nobody to take traffic.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Wish;
 use crate::backend::Status;
@@ -18,11 +18,14 @@ use crate::snapshot::Snapshot;
 const MAX_EFFECTS: usize = 100;
 
 /// One sentence for each edit, up to so many, and one for each pool that gains or loses a backend.
-pub fn of(edits: &Edits, before: &Snapshot, after: &Config, now: Instant) -> Vec<String> {
-    let mut told: Vec<String> = edits.iter().take(MAX_EFFECTS).filter_map(|edit| effect(edit, before)).collect();
+pub fn of(edits: &Edits, before: &Snapshot, after: &Config, deadline: Option<Duration>, now: Instant) -> Vec<String> {
+    let told = edits.iter().take(MAX_EFFECTS).filter_map(|edit| effect(edit, before, deadline, now));
+    let mut told: Vec<String> = told.collect();
     for (pool, config) in pools_of(edits, before, after) {
         let (usable, active) = left(pool, config, now);
-        told.push(format!("pool {}: {usable} of {active} active backends can take traffic then", pool.name));
+        told.push(advice::no_active_backend(after, config).unwrap_or_else(|| {
+            format!("pool {}: {usable} of {active} active backends can take traffic then", pool.name)
+        }));
     }
     told
 }
@@ -34,6 +37,9 @@ pub fn ignored(wish: &Wish, edits: &Edits, after: &Config) -> Vec<String> {
         let touched = edits.iter().any(|edit| edit.pool() == &pool.name);
         if touched && let Some(message) = advice::ignored_weights(pool) {
             told.push(message);
+        }
+        if edits.iter().any(|edit| matches!(edit, Edit::Backend { .. }) && edit.pool() == &pool.name) {
+            told.extend(advice::no_active_backend(after, pool));
         }
     }
     if let Wish::AddBackend { backend, .. } = wish {
@@ -101,7 +107,7 @@ fn left(pool: &Pool, config: &PoolConfig, now: Instant) -> (usize, usize) {
     (usable, count)
 }
 
-fn effect(edit: &Edit, before: &Snapshot) -> Option<String> {
+fn effect(edit: &Edit, before: &Snapshot, deadline: Option<Duration>, now: Instant) -> Option<String> {
     let pool = before.pools.iter().find(|pool| pool.name == *edit.pool())?;
     match edit {
         Edit::Algorithm { after, .. } => {
@@ -120,11 +126,19 @@ fn effect(edit: &Edit, before: &Snapshot) -> Option<String> {
                 format!("{backend}: weight {} from the next request on; nothing in flight moves", weight(after))
             })
         }
-        Edit::Backend { backend, after, .. } => Some(format!("{backend}: {}", of_state(pool, backend, state(*after)))),
+        Edit::Backend { backend, after, .. } => {
+            Some(format!("{backend}: {}", of_state(pool, backend, state(*after), deadline, now)))
+        }
     }
 }
 
-fn of_state(pool: &Pool, backend: &BackendAddress, after: Option<AdminState>) -> String {
+fn of_state(
+    pool: &Pool,
+    backend: &BackendAddress,
+    after: Option<AdminState>,
+    deadline: Option<Duration>,
+    now: Instant,
+) -> String {
     let plan = pool.plan();
     let member = plan.backends().find(|(member, _)| member.backend.address == *backend);
     let in_flight = match member.map_or(0, |(member, _)| member.backend.in_flight()) {
@@ -133,13 +147,19 @@ fn of_state(pool: &Pool, backend: &BackendAddress, after: Option<AdminState>) ->
         n => format!("{n} exchanges in flight go on to their end"),
     };
     match after {
-        Some(AdminState::Active) if plan.settings.probe.is_some() => {
-            "takes traffic once a probe has succeeded".to_owned()
-        }
-        Some(AdminState::Active) => "takes traffic at once".to_owned(),
+        // Whoever drains goes on being probed, so that what is known of it stays.
+        Some(AdminState::Active) => match member {
+            Some((member, AdminState::Draining)) => match member.backend.status(AdminState::Active, now) {
+                Status::Ejected => "takes traffic once its ejection is over".to_owned(),
+                Status::Unhealthy => "takes traffic once its probes succeed".to_owned(),
+                _ => "takes traffic at once".to_owned(),
+            },
+            _ if plan.settings.probe.is_some() => "takes traffic once a probe has succeeded".to_owned(),
+            _ => "takes traffic at once".to_owned(),
+        },
         Some(AdminState::Draining) => match plan.settings.sticky.as_ref().map(|sticky| sticky.grace) {
             Some(grace) if !grace.is_zero() => {
-                let grace = seconds(grace.as_secs_f64());
+                let grace = seconds(deadline.map_or(grace, |deadline| deadline.min(grace)).as_secs_f64());
                 format!("takes only its sticky clients for {grace}, then nothing new, and is still probed; {in_flight}")
             }
             _ => format!("takes nothing new and is still probed; {in_flight}"),

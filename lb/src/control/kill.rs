@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::Control;
@@ -14,6 +15,15 @@ use crate::clock;
 const LOOKING_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often it is looked whether a backend has finished before its deadline.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How a backend that was taken out with a deadline has ended.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Drained {
+    /// False when it was made active again, or another deadline took the place of this one.
+    pub finished: bool,
+    /// How many exchanges were killed at the deadline.
+    pub killed: u64,
+}
 
 /// Dropped by each thread that carries traffic once its tasks have looked whether they are meant.
 pub type Done = mpsc::Sender<()>;
@@ -48,19 +58,29 @@ impl Control {
         killed
     }
 
-    /// Waits until nothing is open on a backend that has been taken out, and at `deadline` ends what still is; how many
-    /// exchanges that were. It ends nothing when the backend is active again, or has another deadline.
-    pub async fn kill_at(&self, deadline: Instant, pool: &str, backend: &Arc<Backend>, author: &Author) -> u64 {
-        while backend.in_flight() > 0 {
+    /// Waits until a backend that has been taken out has finished: nothing is open on it, and its sticky clients are not
+    /// sent there any more. At `deadline` it ends both.
+    pub async fn kill_at(&self, deadline: Instant, pool: &str, backend: &Arc<Backend>, author: &Author) -> Drained {
+        const UNDONE: Drained = Drained { finished: false, killed: 0 };
+        loop {
             if backend.deadline() != Some(deadline) {
-                return 0;
+                return UNDONE;
             }
-            let left = deadline.saturating_duration_since(clock::now());
-            if left.is_zero() {
-                return self.kill(pool, backend, author).await;
+            let now = clock::now();
+            let found = self.snapshot().pools.iter().find(|found| found.name.as_str() == pool).map(Arc::clone);
+            let is_kept = found.as_ref().is_some_and(|pool| pool.keeps_clients_of(backend, now));
+            let left = deadline.saturating_duration_since(now);
+            if left.is_zero() || (!is_kept && backend.in_flight() == 0) {
+                if !backend.end_deadline(deadline) {
+                    return UNDONE;
+                }
+                if let Some(pool) = found {
+                    pool.refresh(now);
+                }
+                let killed = if backend.in_flight() > 0 { self.kill(pool, backend, author).await } else { 0 };
+                return Drained { finished: true, killed };
             }
             tokio::time::sleep(left.min(LOOK_INTERVAL)).await;
         }
-        0
     }
 }

@@ -7,6 +7,8 @@ fn backend(address: &str) -> Backend {
         status: "healthy".to_owned(),
         ejected_for_seconds: 0.0,
         in_flight: 0,
+        deadline_seconds: None,
+        grace_seconds: None,
         requests: 0,
         failures: 0,
         latency_seconds: None,

@@ -447,6 +447,7 @@ async fn a_stop_waits_for_what_tls_has_still_to_send() {
         write(&mut client, &requests(1, *size)).await;
         clients.push(client);
     }
+    eventually("all requests have come", async || a.heads() == 12).await;
     let served = async || balancer.metrics().await.sum("evenkeel_requests_total", &[]);
     eventually("all that fit into buffers are served", async || served().await >= 4.0).await;
     balancer.signal(nix::sys::signal::Signal::SIGTERM);

@@ -396,12 +396,9 @@ async fn at_deadline(
     let deadline = clock::now() + after;
     backend.set_deadline(Some(deadline));
     // Whoever makes it active from here on ends the deadline.
-    let snapshot = Arc::clone(&admin.control.snapshot());
-    let plans = snapshot.pools.iter().map(|pool| pool.plan());
-    if plans
-        .into_iter()
-        .any(|plan| plan.backends().any(|(m, state)| state == AdminState::Active && Arc::ptr_eq(&m.backend, &backend)))
-    {
+    let is_active =
+        |(found, state): (Arc<Backend>, AdminState)| state == AdminState::Active && Arc::ptr_eq(&found, &backend);
+    if find_member(admin, pool, backend.address.as_str()).is_some_and(is_active) {
         backend.set_deadline(None);
     }
     let (control, pool, author) = (Arc::clone(&admin.control), pool.to_owned(), terms.author.clone());
@@ -414,10 +411,15 @@ async fn at_deadline(
 }
 
 fn find_backend(admin: &Admin, pool: &str, address: &str) -> Option<Arc<Backend>> {
+    find_member(admin, pool, address).map(|(backend, _)| backend)
+}
+
+/// A backend of a pool, and what is wanted of it.
+fn find_member(admin: &Admin, pool: &str, address: &str) -> Option<(Arc<Backend>, AdminState)> {
     let snapshot = admin.control.snapshot();
     let plan = snapshot.pools.iter().find(|p| p.name.as_str() == pool)?.plan();
-    let (member, _) = plan.backends().find(|(member, _)| member.backend.address.as_str() == address)?;
-    Some(Arc::clone(&member.backend))
+    let (member, state) = plan.backends().find(|(member, _)| member.backend.address.as_str() == address)?;
+    Some((Arc::clone(&member.backend), state))
 }
 
 /// Makes a change where it may take its time.

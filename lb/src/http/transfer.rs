@@ -305,15 +305,17 @@ impl<'a> Transfer<'a> {
         let bad = |_| Failure::ResponseBodyMalformed;
         let Work { to_client, from_backend, .. } = &mut *self.work;
         let content = &from_backend[head..];
-        // The head that goes out is put in the place of the one that came, and the content stays where it is.
-        h1.has_surplus = if before == 0 && body.is_plain() && from_backend.has_room(head, to_client.len()) {
-            let used = body.pass(content).map_err(bad)?;
-            let has_surplus = used < content.len();
-            from_backend.truncate(head + used);
-            self.written = from_backend.replace_head(head, to_client).unwrap_or(0);
-            has_surplus
-        } else {
-            body.take(content, to_client).map_err(bad)? < content.len()
+        h1.has_surplus = match from_backend.place_of_head(head, to_client.len()) {
+            // The head that goes out is put in the place of the one that came, and the content stays where it is.
+            Some(start) if before == 0 && body.is_plain() => {
+                let used = body.pass(content).map_err(bad)?;
+                let has_surplus = used < content.len();
+                from_backend.truncate(head + used);
+                from_backend.put_head(start, to_client);
+                self.written = start;
+                has_surplus
+            }
+            _ => body.take(content, to_client).map_err(bad)? < content.len(),
         };
         from_backend.clear();
         self.sent = body.sent;

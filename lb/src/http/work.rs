@@ -105,21 +105,17 @@ impl Received {
         &mut self.0
     }
 
-    /// Puts `new` in the place of the head, which ends at `head`, and has the two buffers change places; where the head
-    /// begins then. `None`: it does not fit, and nothing has changed.
-    pub fn replace_head(&mut self, head: usize, new: &mut Vec<u8>) -> Option<usize> {
-        let end = HEAD_ROOM + head;
-        let start = end.checked_sub(new.len())?;
-        self.0[start..end].copy_from_slice(new);
+    /// Where a head so long begins in the place of one that ends at `head`, if it fits there.
+    pub fn place_of_head(&self, head: usize, len: usize) -> Option<usize> {
+        (HEAD_ROOM + head).checked_sub(len)
+    }
+
+    /// Puts `new` at the place that was found for it, and has the two buffers change places.
+    pub fn put_head(&mut self, start: usize, new: &mut Vec<u8>) {
+        self.0[start..start + new.len()].copy_from_slice(new);
         std::mem::swap(&mut self.0, new);
         self.0.clear();
         self.0.resize(HEAD_ROOM, 0);
-        Some(start)
-    }
-
-    /// Whether a head so long fits in the place of one that ends at `head`.
-    pub fn has_room(&self, head: usize, len: usize) -> bool {
-        len <= HEAD_ROOM + head
     }
 }
 
@@ -151,14 +147,16 @@ mod tests {
             let mut received = Received::default();
             received.end().extend_from_slice(b"headcontent and more");
             received.truncate(11);
-            assert_eq!(received.has_room(4, new.len()), fits);
+            let place = received.place_of_head(4, new.len());
+            assert_eq!(place.is_some(), fits);
             let mut bytes = new.as_bytes().to_vec();
-            match received.replace_head(4, &mut bytes) {
+            match place {
                 Some(start) => {
+                    received.put_head(start, &mut bytes);
                     assert_eq!(bytes[start..], [new.as_bytes(), b"content"].concat());
-                    assert!(fits && received.is_empty());
+                    assert!(received.is_empty());
                 }
-                None => assert!(!fits && *received == *b"headcontent" && bytes == new.as_bytes()),
+                None => assert!(*received == *b"headcontent" && bytes == new.as_bytes()),
             }
         }
         received.drop_first(4);

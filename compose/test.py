@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -768,9 +769,11 @@ def main():
         test(variant, files, stack)
         said(f"compose: {variant}: PASSED{', without disturbances' if BRIEF else ''}")
     except (Failed, OSError, http.client.HTTPException, KeyError) as error:
-        said(f"compose: {variant}: FAILED: {type(error).__name__}: {error}")
+        where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(traceback.extract_tb(error.__traceback__))
+                           if frame.filename == __file__)
+        said(f"compose: {variant}: FAILED: {type(error).__name__}: {error} ({where})")
         for service, state in stack.containers().items():
-            if state[0] != "running" or state[1] == "unhealthy" or service in ("evenkeel", "web1"):
+            if state[0] != "running" or state[1] == "unhealthy" or service in ("evenkeel", "web1", "inspect"):
                 print(f"--- {service} {state[:3]}\n" + subprocess.run(["docker", "logs", "--tail", "8", state[3]], capture_output=True, text=True).stderr[-1500:])
         sys.exit(1)
     finally:

@@ -617,6 +617,47 @@ def taken_port(files):
     print(f"compose: that the site's port is taken was said after {said:.0f} s", flush=True)
 
 
+def cratedb_answers(port):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+            status = answer.status
+    except urllib.error.HTTPError as error:
+        # The hardened variant's CrateDB wants to know who asks.
+        status = error.code
+    return status in ((200, 401) if TLS else (200,))
+
+
+def redis_says(port, name):
+    """What a node answers to whoever asks for its id."""
+    password = Path(os.environ["EVENKEEL_SECRETS"], "redis_password").read_text().strip()
+    with socket.create_connection(("127.0.0.1", int(port)), 5) as plain:
+        trusted = TLS and ssl.create_default_context(cafile=str(Path(os.environ["EVENKEEL_SECRETS"], "tls_ca")))
+        node = trusted.wrap_socket(plain, server_hostname=name) if TLS else plain
+        node.sendall(f"AUTH {password}\r\nCLUSTER MYID\r\n".encode())
+        said = b""
+        while said.count(b"\r\n") < 3:
+            said += node.recv(4096) or b"\r\n" * 3
+    return said
+
+
+def patiently(name, asks):
+    """Asks until it is answered; says why it was not at first."""
+    refused = []
+
+    def answers():
+        try:
+            return asks()
+        except (OSError, http.client.HTTPException) as error:
+            refused.append(f"{type(error).__name__}: {error}")
+            return False
+
+    try:
+        wait_for(f"{name} answering at its port of this machine", answers, 30)
+    finally:
+        if refused:
+            print(f"compose: {name} did not answer {len(refused)} times at first: {refused[-1]}", flush=True)
+
+
 def look_inside(files):
     """compose.inspect.yml lets this machine ask CrateDB and each Redis node, and changes nothing that runs."""
     ports = {name: str(free_port()) for name in ["CRATEDB_PORT", *(f"REDIS_{n}_PORT" for n in range(1, 7))]}
@@ -625,25 +666,10 @@ def look_inside(files):
     before = stack.containers()
     stack.compose("up", "-d", "--no-deps", "inspect")
     wait_for("the inspection getting healthy", lambda: stack.containers()["inspect"][1] == "healthy")
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{ports['CRATEDB_PORT']}/", timeout=5) as answer:
-            status = answer.status
-    except urllib.error.HTTPError as error:
-        # The hardened variant's CrateDB wants to know who asks.
-        status = error.code
-    if status not in ((200, 401) if TLS else (200,)):
-        raise Failed(f"CrateDB's port answers {status}")
-    password = Path(os.environ["EVENKEEL_SECRETS"], "redis_password").read_text().strip()
+    patiently("CrateDB", lambda: cratedb_answers(ports["CRATEDB_PORT"]))
     for n in range(1, 7):
-        with socket.create_connection(("127.0.0.1", int(ports[f"REDIS_{n}_PORT"])), 5) as plain:
-            trusted = TLS and ssl.create_default_context(cafile=str(Path(os.environ["EVENKEEL_SECRETS"], "tls_ca")))
-            node = trusted.wrap_socket(plain, server_hostname=f"redis-{n}") if TLS else plain
-            node.sendall(f"AUTH {password}\r\nCLUSTER MYID\r\n".encode())
-            said = b""
-            while said.count(b"\r\n") < 3:
-                said += node.recv(4096) or b"\r\n" * 3
-            if redis_cli(stack, f"redis-{n}", "cluster", "myid").encode() not in said:
-                raise Failed(f"the port of redis-{n} answers {said}")
+        wanted = redis_cli(stack, f"redis-{n}", "cluster", "myid").encode()
+        patiently(f"redis-{n}", lambda: wanted in redis_says(ports[f"REDIS_{n}_PORT"], f"redis-{n}"))
     stack.compose("rm", "--stop", "--force", "inspect")
     if {service: state[3] for service, state in stack.containers().items()} != {service: state[3] for service, state in before.items()}:
         raise Failed("looking inside changed other containers")

@@ -9,6 +9,7 @@ one is disturbed only where TLS matters: a master is killed, a node added. Print
 many requests failed.
 """
 
+import contextlib
 import http.client
 import itertools
 import json
@@ -569,16 +570,19 @@ def isolation(stack):
     print("compose: published on loopback only, programs unprivileged on read-only roots, no secret in any environment or command", flush=True)
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+def free_ports(count):
+    """Different ones: each is held until all are found."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
 
 
 def small_beside_large(stack, build, members):
     """The small variant is a project of its own: it comes and goes, and the large one does not notice."""
     before = {service: state[3] for service, state in stack.containers().items()}
-    small = Stack(["compose.small.yml", *build], f"{PROJECT}-small", free_port())
+    small = Stack(["compose.small.yml", *build], f"{PROJECT}-small", *free_ports(1))
     small.down("--volumes")
     try:
         small.up()
@@ -660,7 +664,8 @@ def patiently(name, asks):
 
 def look_inside(files):
     """compose.inspect.yml lets this machine ask CrateDB and each Redis node, and changes nothing that runs."""
-    ports = {name: str(free_port()) for name in ["CRATEDB_PORT", *(f"REDIS_{n}_PORT" for n in range(1, 7))]}
+    names = ["CRATEDB_PORT", *(f"REDIS_{n}_PORT" for n in range(1, 7))]
+    ports = dict(zip(names, map(str, free_ports(len(names)))))
     stack = Stack([*files, "compose.inspect.yml"])
     stack.environment.update(ports)
     before = stack.containers()

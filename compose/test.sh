@@ -93,8 +93,11 @@ export COMPOSE
 
 # A project, ports, addresses and secrets of its own: a demonstration that runs meanwhile is left alone.
 export COMPOSE_PROJECT_NAME="evenkeel-test-$$" NETWORK="10.$((100 + $$ % 100))"
-free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
-EVENKEEL_PORT=$(free_port) PROMETHEUS_PORT=$(free_port) GRAFANA_PORT=$(free_port)
+read -r EVENKEEL_PORT PROMETHEUS_PORT GRAFANA_PORT << PORTS
+$(python3 -c 'import socket
+held = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+print(*(one.getsockname()[1] for one in held))')
+PORTS
 export EVENKEEL_PORT PROMETHEUS_PORT GRAFANA_PORT
 export EVENKEEL_SECRETS="$scratch/secrets" EVENKEEL_TLS_SECRETS="$scratch/secrets"
 "$here/secrets.sh" --tls > /dev/null

@@ -810,6 +810,9 @@ def main():
     finally:
         if os.environ.get("KEEP") != "yes":
             stack.down("--volumes", "--remove-orphans")
+            # Those that only a further file names.
+            left = docker("network", "ls", "-q", "--filter", f"label=com.docker.compose.project={PROJECT}").split()
+            docker("network", "rm", *left, check=False) if left else None
         if ROWS:
             print(f"\n{'disturbance':44} {'answered':>8} {'failed':>6} {'for s':>6} {'slowest s':>9}")
             for name, ok, failed, span, slowest, _, note in ROWS:

@@ -76,7 +76,7 @@ enum Command {
     /// SIGHUP reads the configuration again, SIGUSR1 opens the logs again, SIGTERM finishes what is in flight.
     Run {
         /// The configuration file
-        #[arg(long, value_name = "FILE", env = "EVENKEEL_CONFIG", default_value = DEFAULT_FILE)]
+        #[arg(long, short, value_name = "FILE", env = "EVENKEEL_CONFIG", default_value = DEFAULT_FILE)]
         config: PathBuf,
     },
     /// Report every problem of a configuration, as FILE:LINE:COLUMN: message
@@ -93,7 +93,7 @@ enum Command {
     /// Print a configuration: the file's with all defaults, as JSON
     Config {
         /// The configuration file
-        #[arg(long, value_name = "FILE", env = "EVENKEEL_CONFIG", default_value = DEFAULT_FILE)]
+        #[arg(long, short, value_name = "FILE", env = "EVENKEEL_CONFIG", default_value = DEFAULT_FILE)]
         config: PathBuf,
         /// Print every setting with its default and an explanation instead, as TOML to begin with
         #[arg(long)]

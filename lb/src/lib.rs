@@ -12,7 +12,7 @@
 //! - [`health`]: which backends are candidates.
 //! - [`probe`]: asks backends whether they are well.
 //! - [`exchange`]: what is decided about a request; [`failure`]: what follows from each way to fail.
-//! - [`message`]: heads and what they are made of.
+//! - [`message`]: heads and what they are made of; [`value`]: texts with variables, patterns and conditions.
 //! - [`http`]: how bytes move; [`listen`]: where from; [`room`]: for how many clients; [`shutdown`]: until when.
 //! - [`metrics`]: what is counted; [`log`], [`access_log`]: what is written down, by way of [`lines`].
 //! - [`plant`]: old bugs, for the simulation of the engine (`simulation`, in tests only) to find.
@@ -49,3 +49,4 @@ mod simulation;
 pub mod snapshot;
 pub mod state;
 pub mod sticky;
+pub mod value;

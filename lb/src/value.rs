@@ -1,0 +1,386 @@
+//! Texts with variables, patterns and conditions: what an operator says about requests, read once and asked many times.
+//! Pure: what is true of a request is asked of [`Facts`].
+//!
+//! - [`variable`]: what a text can ask for.
+//! - [`pattern`]: regular expressions in PCRE's dialect, matched without backtracking.
+//! - [`condition`]: which requests something holds for.
+//! - [`table`]: variables of the operator's own (`[values]`).
+//! - [`encode`]: how what a client sent is kept from breaking out of the place where it is written.
+//! - [`request`]: how fields, cookies and arguments of a query are looked up.
+
+pub mod condition;
+pub mod encode;
+pub mod pattern;
+pub mod request;
+pub mod table;
+pub mod variable;
+
+use std::net::IpAddr;
+
+use serde::{Serialize, Serializer};
+
+use self::pattern::Pattern;
+use self::table::Tables;
+use self::variable::{GroupOf, Variable};
+
+/// Text with variables, such as `https://$host$request_uri`. Two are equal if they were written the same and mean the
+/// same: a name may stand for another expression's group, or for another table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Value {
+    text: Box<str>,
+    parts: Parts,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Parts {
+    Constant(Box<[u8]>),
+    One(Variable),
+    /// At least two.
+    Many(Box<[Part]>),
+}
+
+/// A piece of a value. No two texts are neighbours, and none is empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Text(Box<[u8]>),
+    Variable(Variable),
+}
+
+/// When a value is known. A value is refused where it would be asked too early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// From the request's head on.
+    Head,
+    /// Once the route is chosen.
+    Route,
+    /// Once the head of the answer is there.
+    Answer,
+    /// When the exchange has ended.
+    End,
+}
+
+/// Whether there is such a thing. Only logs tell an empty value from a missing one, and conditions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    Missing,
+    Present,
+}
+
+/// Where a variable's text is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known<'a> {
+    Missing,
+    Here(&'a [u8]),
+    /// [`Facts::write`] makes it.
+    Made,
+}
+
+/// What is true of a request.
+pub trait Facts {
+    /// Appends the text of `variable`. Before its time, a variable is missing. What is missing writes nothing.
+    fn write(&self, variable: &Variable, out: &mut Vec<u8>) -> Presence;
+
+    /// The text of `variable` if it need not be made.
+    fn find(&self, _variable: &Variable) -> Known<'_> {
+        Known::Made
+    }
+
+    /// The address of `$remote_addr`.
+    fn client(&self) -> Option<IpAddr> {
+        let mut text = Vec::new();
+        self.write(&Variable::RemoteAddr, &mut text);
+        std::str::from_utf8(&text).ok()?.parse().ok()
+    }
+}
+
+/// What the variables of a text can mean where it is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Scope<'a> {
+    pub tables: &'a Tables,
+    /// The expression among the site's hosts, if it is one.
+    pub host: Option<&'a Pattern>,
+    /// The route's expression.
+    pub route: Option<&'a Pattern>,
+    /// The expression of the rewrite that the text belongs to.
+    pub rewrite: Option<&'a Pattern>,
+    /// The expression of the case that the text is the result of.
+    pub case: Option<&'a Pattern>,
+    /// When the value is asked for.
+    pub known: Phase,
+}
+
+impl Scope<'_> {
+    /// Without tables and expressions.
+    pub fn new(known: Phase) -> Self {
+        Self { tables: Tables::none(), host: None, route: None, rewrite: None, case: None, known }
+    }
+
+    /// The expressions whose groups can be named, the innermost first.
+    fn expressions(&self) -> impl Iterator<Item = (GroupOf, &Pattern)> {
+        [
+            (GroupOf::Case, self.case),
+            (GroupOf::Rewrite, self.rewrite),
+            (GroupOf::Route, self.route),
+            (GroupOf::Host, self.host),
+        ]
+        .into_iter()
+        .filter_map(|(of, pattern)| Some((of, pattern?)))
+    }
+}
+
+impl Value {
+    /// Reads text in which `$name` and `${name}` are variables and `$$` is a dollar sign. The error says what is wrong
+    /// and what to write instead.
+    pub fn parse(text: &str, scope: &Scope<'_>) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        for piece in Pieces(text) {
+            match piece? {
+                Piece::Text(text) => push_text(&mut parts, text.as_bytes()),
+                Piece::Variable(name) => {
+                    let variable = Variable::parse(name, scope)?;
+                    let phase = variable.phase(scope.tables);
+                    if phase > scope.known {
+                        return Err(format!(
+                            "${name} is known {}, and this is needed {}",
+                            phase.since(),
+                            scope.known.before()
+                        ));
+                    }
+                    match variable {
+                        Variable::Table(id) if let Some(constant) = scope.tables.constant(id) => {
+                            push_text(&mut parts, constant);
+                        }
+                        variable => parts.push(Part::Variable(variable)),
+                    }
+                }
+            }
+        }
+        Ok(Self { text: text.into(), parts: Parts::of(parts) })
+    }
+
+    /// Text without variables: a `$` in it is a dollar sign.
+    pub fn constant(text: &str) -> Self {
+        Self { text: text.replace('$', "$$").into(), parts: Parts::Constant(text.as_bytes().into()) }
+    }
+
+    /// One variable and nothing else.
+    pub fn variable(variable: Variable) -> Self {
+        Self { text: variable.to_string().into(), parts: Parts::One(variable) }
+    }
+
+    /// As it was written.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub fn as_constant(&self) -> Option<&[u8]> {
+        match &self.parts {
+            Parts::Constant(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    pub fn as_variable(&self) -> Option<&Variable> {
+        match &self.parts {
+            Parts::One(variable) => Some(variable),
+            _ => None,
+        }
+    }
+
+    /// Every variable in it, in order.
+    pub fn variables(&self) -> impl Iterator<Item = &Variable> {
+        self.parts().filter_map(|part| match part {
+            PartRef::Text(_) => None,
+            PartRef::Variable(variable) => Some(variable),
+        })
+    }
+
+    /// From when on it is known.
+    pub fn phase(&self, tables: &Tables) -> Phase {
+        self.variables().map(|variable| variable.phase(tables)).max().unwrap_or(Phase::Head)
+    }
+
+    /// Appends the value. It is missing if it is one variable that is missing.
+    pub fn write(&self, facts: &impl Facts, out: &mut Vec<u8>) -> Presence {
+        match &self.parts {
+            Parts::Constant(text) => {
+                out.extend_from_slice(text);
+                Presence::Present
+            }
+            Parts::One(variable) => write_variable(variable, facts, out),
+            Parts::Many(parts) => {
+                for part in parts {
+                    match part {
+                        Part::Text(text) => out.extend_from_slice(text),
+                        Part::Variable(variable) => _ = write_variable(variable, facts, out),
+                    }
+                }
+                Presence::Present
+            }
+        }
+    }
+
+    /// The value where it lies, or else in `scratch`, which is overwritten. `None`: it is missing.
+    pub fn read<'a>(&'a self, facts: &'a impl Facts, scratch: &'a mut Vec<u8>) -> Option<&'a [u8]> {
+        match &self.parts {
+            Parts::Constant(text) => Some(text),
+            Parts::One(variable) => read_variable(variable, facts, scratch),
+            Parts::Many(_) => {
+                scratch.clear();
+                self.write(facts, scratch);
+                Some(scratch)
+            }
+        }
+    }
+
+    /// Its pieces in order.
+    pub fn parts(&self) -> impl Iterator<Item = PartRef<'_>> {
+        let (one, many): (_, &[Part]) = match &self.parts {
+            Parts::Constant(text) => (Some(PartRef::Text(text)), &[]),
+            Parts::One(variable) => (Some(PartRef::Variable(variable)), &[]),
+            Parts::Many(parts) => (None, parts),
+        };
+        one.into_iter().chain(many.iter().map(|part| match part {
+            Part::Text(text) => PartRef::Text(text),
+            Part::Variable(variable) => PartRef::Variable(variable),
+        }))
+    }
+}
+
+/// A piece of a value, borrowed.
+#[derive(Clone, Copy, Debug)]
+pub enum PartRef<'a> {
+    Text(&'a [u8]),
+    Variable(&'a Variable),
+}
+
+fn write_variable(variable: &Variable, facts: &impl Facts, out: &mut Vec<u8>) -> Presence {
+    match facts.find(variable) {
+        Known::Missing => Presence::Missing,
+        Known::Here(text) => {
+            out.extend_from_slice(text);
+            Presence::Present
+        }
+        Known::Made => facts.write(variable, out),
+    }
+}
+
+/// The text of `variable` where it lies, or else in `scratch`, which is overwritten.
+fn read_variable<'a>(variable: &Variable, facts: &'a impl Facts, scratch: &'a mut Vec<u8>) -> Option<&'a [u8]> {
+    match facts.find(variable) {
+        Known::Missing => None,
+        Known::Here(text) => Some(text),
+        Known::Made => {
+            scratch.clear();
+            (facts.write(variable, scratch) == Presence::Present).then_some(scratch)
+        }
+    }
+}
+
+fn push_text(parts: &mut Vec<Part>, text: &[u8]) {
+    match parts.last_mut() {
+        _ if text.is_empty() => {}
+        Some(Part::Text(before)) => *before = [before, text].concat().into(),
+        _ => parts.push(Part::Text(text.into())),
+    }
+}
+
+impl Parts {
+    fn of(mut parts: Vec<Part>) -> Self {
+        match parts.len() {
+            0 => Self::Constant(Box::default()),
+            1 => match parts.remove(0) {
+                Part::Text(text) => Self::Constant(text),
+                Part::Variable(variable) => Self::One(variable),
+            },
+            _ => Self::Many(parts.into()),
+        }
+    }
+}
+
+impl Serialize for Value {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl Phase {
+    fn since(self) -> &'static str {
+        match self {
+            Self::Head => "from the start",
+            Self::Route => "only once the route is chosen",
+            Self::Answer => "only once the head of the response is there",
+            Self::End => "only when the response has ended",
+        }
+    }
+
+    fn before(self) -> &'static str {
+        match self {
+            Self::Head => "to choose the route",
+            Self::Route => "before there is a response",
+            Self::Answer => "before the response has ended",
+            Self::End => "when the response has ended",
+        }
+    }
+}
+
+/// Splits a text into texts and names of variables.
+struct Pieces<'a>(&'a str);
+
+enum Piece<'a> {
+    Text(&'a str),
+    Variable(&'a str),
+}
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = Result<Piece<'a>, String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let text = self.0;
+        if text.is_empty() {
+            return None;
+        }
+        let dollar = text.find('$').unwrap_or(text.len());
+        if dollar > 0 {
+            let (before, rest) = text.split_at(dollar);
+            self.0 = rest;
+            return Some(Ok(Piece::Text(before)));
+        }
+        // Whatever is wrong, nothing more is read.
+        self.0 = "";
+        let rest = &text[1..];
+        if let Some(rest) = rest.strip_prefix('$') {
+            self.0 = rest;
+            return Some(Ok(Piece::Text("$")));
+        }
+        if let Some(rest) = rest.strip_prefix('{') {
+            let Some((name, rest)) = rest.split_once('}') else {
+                return Some(Err("\"${\" has no \"}\"; write ${name}, or $$ for a dollar sign".to_owned()));
+            };
+            self.0 = rest;
+            return Some(Ok(Piece::Variable(name)));
+        }
+        // As in nginx, `$1` is one digit: what follows is text.
+        let length = match rest.bytes().next() {
+            Some(b'0'..=b'9') => 1,
+            _ => rest.bytes().take_while(|byte| byte.is_ascii_alphanumeric() || *byte == b'_').count(),
+        };
+        if length == 0 {
+            return Some(Err("a \"$\" without a name; write $$ for a dollar sign".to_owned()));
+        }
+        let (name, rest) = rest.split_at(length);
+        self.0 = rest;
+        Some(Ok(Piece::Variable(name)))
+    }
+}
+
+/// The names of the variables in `text`, as far as it can be read.
+pub(crate) fn names(text: &str) -> impl Iterator<Item = &str> {
+    Pieces(text).filter_map(|piece| match piece {
+        Ok(Piece::Variable(name)) => Some(name),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests;

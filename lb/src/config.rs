@@ -7,6 +7,7 @@ pub mod backend;
 pub mod certificate;
 pub mod difference;
 pub mod route;
+pub mod site;
 pub mod tls;
 pub mod toml;
 
@@ -23,9 +24,11 @@ use serde::{Deserialize, Serialize, Serializer};
 use self::algorithm::Algorithm;
 use self::backend::{AdminState, BackendAddress, Weight};
 use self::route::{HostPattern, PathPrefix};
+use self::site::{ListenerName, Origin, RouteConfig, SiteConfig};
 use crate::message::ascii::is_token;
 use crate::message::limits::{AmbiguousNames, Limits};
 use crate::message::name::Name;
+use crate::value::table::Tables;
 
 /// A whole configuration. Every reference in it resolves: each route names a pool that exists.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -38,7 +41,11 @@ pub struct Config {
     pub access_log: AccessLogConfig,
     pub metrics: MetricsConfig,
     pub pools: Vec<PoolConfig>,
-    pub routes: Vec<RouteConfig>,
+    /// The top-level routes, which are short for sites of their own: see [`Config::all_sites`].
+    pub routes: Vec<HostRoute>,
+    pub sites: Vec<SiteConfig>,
+    /// Variables with values of their own.
+    pub values: Tables,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -83,6 +90,8 @@ pub enum RequestIdField {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ListenerConfig {
+    /// Unique.
+    pub name: ListenerName,
     pub address: SocketAddr,
     pub tls: Option<TlsConfig>,
     #[serde(flatten)]
@@ -327,11 +336,14 @@ pub enum SecureCookie {
     Never,
 }
 
+/// A top-level route, which leads to a pool and says nothing else.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct RouteConfig {
+pub struct HostRoute {
     pub host: HostPattern,
     pub path: PathPrefix,
     pub pool: PoolName,
+    #[serde(skip)]
+    pub place: Origin,
 }
 
 /// Name of a pool: 1 to 64 letters, digits, `-`, `_` and `.`.
@@ -356,6 +368,21 @@ pub struct Problem {
 pub struct Position {
     pub line: usize,
     pub column: usize,
+}
+
+impl Config {
+    /// Every site: those that top-level routes are short for, and those that were written. No host is in both.
+    pub fn all_sites(&self) -> Vec<SiteConfig> {
+        let mut sites = SiteConfig::of_routes(&self.routes);
+        sites.extend(self.sites.iter().cloned());
+        sites
+    }
+
+    /// Whether some route leads to a pool.
+    pub fn is_routed(&self, pool: &PoolName) -> bool {
+        let mut in_sites = self.sites.iter().flat_map(|site| &site.routes).flat_map(RouteConfig::pools);
+        self.routes.iter().any(|route| route.pool == *pool) || in_sites.any(|name| name == pool)
+    }
 }
 
 impl ListenerSettings {
@@ -453,6 +480,19 @@ impl StatusRanges {
 
     pub fn contains(&self, code: u16) -> bool {
         self.0.iter().any(|&(low, high)| (low..=high).contains(&code))
+    }
+}
+
+impl fmt::Display for StatusRanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (low, high)) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            match low == high {
+                true => write!(f, "{comma}{low}")?,
+                false => write!(f, "{comma}{low}-{high}")?,
+            }
+        }
+        Ok(())
     }
 }
 

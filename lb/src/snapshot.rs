@@ -9,7 +9,7 @@ use crate::clock;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{BackendAddress, Weight};
 use crate::config::route::{HostPattern, PathPrefix};
-use crate::config::{Config, PoolConfig, PoolName, RouteConfig, Secret};
+use crate::config::{Config, HostRoute, PoolConfig, PoolName, Secret};
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::pool::{Plan, Pool};
 use crate::route::RouteTable;
@@ -81,11 +81,7 @@ impl Snapshot {
     }
 }
 
-fn route(
-    config: &RouteConfig,
-    pools: &[Arc<Pool>],
-    metrics: &Metrics,
-) -> Option<(HostPattern, PathPrefix, Arc<Route>)> {
+fn route(config: &HostRoute, pools: &[Arc<Pool>], metrics: &Metrics) -> Option<(HostPattern, PathPrefix, Arc<Route>)> {
     let pool = pools.iter().find(|pool| pool.name == config.pool)?;
     let name = format!("{}{}", config.host, config.path.as_str());
     let metrics = metrics.route(&name, pool.name.as_str());

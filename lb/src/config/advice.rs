@@ -46,7 +46,7 @@ pub enum Subject {
 pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
     let mut told = Vec::new();
     for (pool, settings) in config.pools.iter().enumerate() {
-        if !config.routes.iter().any(|route| route.pool == settings.name) {
+        if !config.is_routed(&settings.name) {
             let name = &settings.name;
             let message =
                 format!("no route uses the pool \"{name}\": write a [[route]] with pool = \"{name}\", or remove it");
@@ -83,9 +83,9 @@ pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
 
 /// A pool that a route leads to and where nobody is to take traffic.
 pub fn no_active_backend(config: &Config, pool: &PoolConfig) -> Option<String> {
-    let is_routed = config.routes.iter().any(|route| route.pool == pool.name);
     let has_one = pool.backends.iter().any(|backend| backend.state == AdminState::Active);
-    (is_routed && !has_one).then(|| format!("pool {} has no active backend: its requests get 503", pool.name))
+    (config.is_routed(&pool.name) && !has_one)
+        .then(|| format!("pool {} has no active backend: its requests get 503", pool.name))
 }
 
 /// Weights that differ and mean nothing.
@@ -224,13 +224,16 @@ fn covers(cookie_path: &str, target: &str) -> bool {
 
 /// Whether some host is served by both.
 fn overlap(a: &HostPattern, b: &HostPattern) -> bool {
-    use HostPattern::{Any, Below, Exact};
+    use HostPattern::{Any, Below, Exact, Regex, Starting};
     let is_below = |name: &str, domain: &str| name.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'));
     match (a, b) {
         (Any, _) | (_, Any) => true,
         (Exact(a), Exact(b)) => a == b,
         (Exact(name), Below(domain)) | (Below(domain), Exact(name)) => is_below(name, domain),
         (Below(a), Below(b)) => a == b || is_below(a, b) || is_below(b, a),
+        (Exact(_), _) => b.includes(a),
+        (_, Exact(_)) => a.includes(b),
+        (Below(_) | Starting(_) | Regex(_), Below(_) | Starting(_) | Regex(_)) => true,
     }
 }
 

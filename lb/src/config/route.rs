@@ -1,17 +1,23 @@
-//! Which requests a route is for, as the operator writes it: hosts and paths.
+//! Which requests a site or a route is for, as the operator writes it: hosts and paths.
 
 use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-/// The hosts that a route serves.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+use crate::value::pattern::Pattern;
+
+/// Hosts, in lower case, without port and without a dot at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostPattern {
     Any,
-    /// Lower-case name or address, without port.
+    /// A name or an address.
     Exact(String),
-    /// Lower-case domain; matches the names below it, not the domain itself.
+    /// `*.example.com`: the names below a domain, not the domain itself.
     Below(String),
+    /// `www.example.*`: whatever begins with these labels and has more.
+    Starting(String),
+    /// `~REGEX`, which need not fit the whole name.
+    Regex(Pattern),
 }
 
 /// A path on whole segments: `/api` covers `/api` and `/api/x`, not `/apix`.
@@ -48,6 +54,8 @@ impl HostPattern {
     pub fn matches(&self, host: &str) -> bool {
         match self {
             Self::Any => true,
+            Self::Starting(labels) => host.len() > labels.len() + 1 && starts_with(host, labels),
+            Self::Regex(regex) => regex.is_match(host.to_ascii_lowercase().as_bytes()),
             Self::Exact(name) => host.eq_ignore_ascii_case(name),
             Self::Below(domain) => {
                 let Some(dot) = host.len().checked_sub(domain.len() + 1) else { return false };
@@ -58,14 +66,32 @@ impl HostPattern {
         }
     }
 
-    /// Exact names before domains, longer domains before shorter, any host last.
+    /// Whether every host of `other` is one of these, as far as can be told.
+    pub fn includes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Any, _) => true,
+            (_, Self::Exact(name)) => self.matches(name),
+            (Self::Below(domain), Self::Below(inner)) => domain == inner || self.matches(inner),
+            (one, other) => one == other,
+        }
+    }
+
+    /// Which one is asked first: exact names before domains, longer domains before shorter, then beginnings in the same
+    /// way, then regexes in the order of the file, and any host last.
     pub fn rank(&self) -> (u8, usize) {
         match self {
-            Self::Exact(_) => (2, 0),
-            Self::Below(domain) => (1, domain.len()),
+            Self::Exact(_) => (4, 0),
+            Self::Below(domain) => (3, domain.len()),
+            Self::Starting(labels) => (2, labels.len()),
+            Self::Regex(_) => (1, 0),
             Self::Any => (0, 0),
         }
     }
+}
+
+fn starts_with(host: &str, labels: &str) -> bool {
+    let (host, labels) = (host.as_bytes(), labels.as_bytes());
+    host.get(labels.len()) == Some(&b'.') && host[..labels.len()].eq_ignore_ascii_case(labels)
 }
 
 impl fmt::Display for HostPattern {
@@ -74,6 +100,8 @@ impl fmt::Display for HostPattern {
             Self::Any => Ok(()),
             Self::Exact(name) => f.write_str(name),
             Self::Below(domain) => write!(f, "*.{domain}"),
+            Self::Starting(labels) => write!(f, "{labels}.*"),
+            Self::Regex(regex) => write!(f, "~{}", regex.text()),
         }
     }
 }
@@ -98,6 +126,11 @@ impl PathPrefix {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether every path that fits `other` fits this one.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.matches(other.0.as_bytes())
     }
 
     pub fn matches(&self, path: &[u8]) -> bool {

@@ -21,15 +21,17 @@ use ::toml::de::{DeTable, DeValue};
 use super::advice::{self, Advice, Subject};
 use super::{
     AccessLogConfig, AccessLogFile, AccessLogFormat, AdminConfig, BackendConfig, Config, EjectionConfig, ForwardedBy,
-    HalfClose, ListenerConfig, ListenerSettings, LogConfig, LogFormat, MetricsConfig, PoolConfig, PoolName,
-    PoolSettings, Position, ProbeConfig, ProbeKind, Problem, RouteConfig, SameSite, SecureCookie, ServerConfig,
-    StateConfig, StatusRanges, StickyConfig, TlsConfig,
+    HalfClose, HostRoute, ListenerConfig, ListenerSettings, LogConfig, LogFormat, MetricsConfig, PoolConfig, PoolName,
+    PoolSettings, Position, ProbeConfig, ProbeKind, Problem, SameSite, SecureCookie, ServerConfig, StateConfig,
+    StatusRanges, StickyConfig, TlsConfig,
 };
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, Weight};
 use crate::config::route::{HostPattern, PathPrefix};
+use crate::config::site::ListenerName;
 use crate::config::tls::server_config;
 use crate::message::limits::{self, AmbiguousNames};
+use crate::value::table::Tables;
 use reader::{Reader, Section};
 use values::{DAY, MILLISECOND};
 
@@ -88,7 +90,7 @@ pub fn read(text: &str, file: &Path) -> Result<Config, Vec<Problem>> {
 pub fn check(text: &str, file: &Path) -> Result<Checked, Vec<Problem>> {
     let defaults = DeTable::parse(DEFAULT).expect("a test reads default.toml").into_inner();
     let (written, syntax_errors) = DeTable::parse_recoverable(text);
-    let mut reader = Reader::new(text, file.parent().unwrap_or(Path::new("")), &syntax_errors);
+    let mut reader = Reader::new(text, file, &syntax_errors);
     let root = reader.root(written.get_ref(), &defaults);
     let config = reader.config(&root, file);
     let problems = reader.into_problems();
@@ -178,6 +180,8 @@ impl<'t> Reader<'t> {
             metrics: MetricsConfig { exact_status: exact_status? },
             pools: pools?,
             routes: routes?,
+            sites: Vec::new(),
+            values: Tables::default(),
         })
     }
 
@@ -212,6 +216,7 @@ impl<'t> Reader<'t> {
     fn listeners(&mut self, root: &Section<'t>) -> Option<Vec<(ListenerConfig, usize)>> {
         let sections = self.list(root, "listener", "add one with its address, such as \"0.0.0.0:8888\"");
         let mut addresses: Vec<SocketAddr> = Vec::new();
+        let mut names: Vec<(ListenerName, bool)> = Vec::new();
         let mut listeners = Some(Vec::new());
         for section in &sections {
             let listener = self.listener(section);
@@ -224,6 +229,18 @@ impl<'t> Reader<'t> {
                 }
                 addresses.push(address);
             }
+            if let Some(listener) = &listener {
+                // Listeners on free ports may have the same address, and so the same name that nobody gave.
+                let is_given = section.has("name");
+                if names.iter().any(|(name, was_given)| *name == listener.name && (is_given || *was_given)) {
+                    let message = format!(
+                        "listener.name is \"{}\", which another [[listener]] has: write another name",
+                        listener.name
+                    );
+                    self.problem(section.first_place(&["name", "address"]), message);
+                }
+                names.push((listener.name.clone(), is_given));
+            }
             collect(&mut listeners, listener.map(|listener| (listener, section.place("address"))));
         }
         listeners
@@ -231,6 +248,10 @@ impl<'t> Reader<'t> {
 
     fn listener(&mut self, section: &Section<'t>) -> Option<ListenerConfig> {
         let address = self.required(section, "address", values::socket_address);
+        let name = match section.has("name") {
+            true => self.value(section, "name", values::listener_name),
+            false => address.map(ListenerName::from),
+        };
         let tls = self.section(section, "tls");
         let tls = if tls.is_written() { self.tls(&tls).map(Some) } else { Some(None) };
         let keepalive_timeout = self.value(section, "keepalive_timeout", values::duration(MILLISECOND, DAY));
@@ -251,6 +272,7 @@ impl<'t> Reader<'t> {
         let max_fields = self.value(section, "max_fields", values::whole(1, MAX_FIELDS));
         let max_body_bytes = self.value(section, "max_body_bytes", values::size::<u64>(0, i64::MAX as u64));
         Some(ListenerConfig {
+            name: name?,
             address: address?,
             tls: tls?,
             settings: ListenerSettings {
@@ -572,15 +594,15 @@ impl<'t> Reader<'t> {
         })
     }
 
-    fn routes(&mut self, root: &Section<'t>, pools: &[PoolName]) -> Option<Vec<RouteConfig>> {
+    fn routes(&mut self, root: &Section<'t>, pools: &[PoolName]) -> Option<Vec<HostRoute>> {
         let sections = self.list(root, "route", "without one every request is refused; add one that names a pool");
-        let mut seen: HashMap<(HostPattern, PathPrefix), Position> = HashMap::new();
+        let mut seen: HashMap<(String, PathPrefix), Position> = HashMap::new();
         let mut routes = Some(Vec::new());
         for section in &sections {
             let route = self.route(section, pools);
             if let Some(route) = &route {
                 let place = section.first_place(&["path", "host"]);
-                let key = (route.host.clone(), route.path.clone());
+                let key = (route.host.to_string(), route.path.clone());
                 match seen.get(&key) {
                     Some(Position { line, .. }) => {
                         let message = format!(
@@ -601,7 +623,7 @@ impl<'t> Reader<'t> {
         routes
     }
 
-    fn route(&mut self, section: &Section<'t>, pools: &[PoolName]) -> Option<RouteConfig> {
+    fn route(&mut self, section: &Section<'t>, pools: &[PoolName]) -> Option<HostRoute> {
         let host = self.value(section, "host", values::host_pattern);
         let path = self.value(section, "path", values::path_prefix);
         let pool = self.required(section, "pool", values::pool_name);
@@ -618,7 +640,8 @@ impl<'t> Reader<'t> {
                 format!("route.pool is \"{pool}\", but there is no such pool: {fix}"),
             );
         }
-        Some(RouteConfig { host: host?, path: path?, pool: pool? })
+        let place = self.origin(section.place("path"));
+        Some(HostRoute { host: host?, path: path?, pool: pool?, place })
     }
 }
 

@@ -1,15 +1,17 @@
 //! Walks a parsed file and notes what is wrong instead of stopping at it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error};
 
 use super::values::Read;
 use super::{DEFAULT, Position, Problem};
+use crate::config::site::Origin;
 
 /// Keys that `default.toml` shows in comments only, since there can be no default for them.
-const WITHOUT_DEFAULT: &[(&str, &[&str])] = &[("listener", &["tls"]), ("listener.tls", super::TLS_KEYS)];
+const WITHOUT_DEFAULT: &[(&str, &[&str])] = &[("listener", &["name", "tls"]), ("listener.tls", super::TLS_KEYS)];
 
 /// Longest part of a value that a message repeats.
 const SHOWN_CHARS: usize = 48;
@@ -17,6 +19,7 @@ const SHOWN_CHARS: usize = 48;
 pub struct Reader<'t> {
     text: &'t str,
     base: &'t Path,
+    file: Arc<Path>,
     defaults: Option<&'t DeTable<'t>>,
     /// From this line on the file may have been understood wrongly, and what is absent may only be unread: nothing
     /// is said of either before the syntax is right.
@@ -85,9 +88,16 @@ impl<'t> Section<'t> {
 }
 
 impl<'t> Reader<'t> {
-    pub fn new(text: &'t str, base: &'t Path, syntax_errors: &[Error]) -> Self {
-        let mut reader =
-            Self { text, base, defaults: None, broken_from: None, broken_lines: Vec::new(), problems: Vec::new() };
+    pub fn new(text: &'t str, file: &'t Path, syntax_errors: &[Error]) -> Self {
+        let mut reader = Self {
+            text,
+            base: file.parent().unwrap_or(Path::new("")),
+            file: file.into(),
+            defaults: None,
+            broken_from: None,
+            broken_lines: Vec::new(),
+            problems: Vec::new(),
+        };
         for error in syntax_errors {
             reader.syntax_error(error);
         }
@@ -106,6 +116,10 @@ impl<'t> Reader<'t> {
 
     pub fn position(&self, place: usize) -> Position {
         position(self.text, place)
+    }
+
+    pub fn origin(&self, place: usize) -> Origin {
+        Origin { file: Arc::clone(&self.file), line: self.position(place).line }
     }
 
     pub fn problem(&mut self, place: usize, message: impl Into<String>) {

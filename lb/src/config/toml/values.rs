@@ -11,6 +11,7 @@ use super::reader::did_you_mean;
 use super::{Algorithm, HostPattern, PathPrefix, PoolName, StatusRanges, Weight};
 use crate::config::RequestIdField;
 use crate::config::backend::BackendAddress;
+use crate::config::site::ListenerName;
 use crate::message::ascii::is_token;
 
 pub type Read<T> = Result<T, String>;
@@ -193,6 +194,11 @@ pub fn weight(value: &DeValue<'_>) -> Read<Weight> {
 pub fn pool_name(value: &DeValue<'_>) -> Read<PoolName> {
     let name = value.as_str().and_then(PoolName::new);
     name.ok_or_else(|| "a name of 1 to 64 letters, digits, \"-\", \"_\" and \".\"".to_owned())
+}
+
+pub fn listener_name(value: &DeValue<'_>) -> Read<ListenerName> {
+    let name = value.as_str().and_then(ListenerName::new);
+    name.ok_or_else(|| "a name of 1 to 64 characters without spaces, such as \"plain\"".to_owned())
 }
 
 pub fn host_pattern(value: &DeValue<'_>) -> Read<HostPattern> {

@@ -1,0 +1,859 @@
+//! Sites: what is done with the requests of certain hosts, checked. Inheritance is done, so that a route holds all that
+//! is in force for it; beside it stands which line said it. Every type is written as JSON in the form that
+//! `evenkeel.toml` has for it.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+use super::route::{HostPattern, PathPrefix};
+use super::{AccessLogFile, HostRoute, PoolName, SameSite, StatusRanges, optional_seconds};
+use crate::value::Value;
+use crate::value::condition::Condition;
+use crate::value::pattern::Pattern;
+
+/// The requests of certain hosts, on all listeners or on some.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SiteConfig {
+    /// As given, or the first host; unique.
+    pub name: String,
+    /// At least one. A request belongs to the site with the most specific host, and to no other.
+    pub hosts: Vec<HostPattern>,
+    /// Empty: all.
+    pub listeners: Vec<ListenerName>,
+    /// In the order of the file, in which those that are equally specific are asked.
+    pub routes: Vec<RouteConfig>,
+    /// What holds where no route fits.
+    pub fallback: Rules,
+    pub place: Origin,
+}
+
+/// Name of a listener: 1 to 64 visible ASCII characters. Its address unless it is given another.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct ListenerName(String);
+
+/// Which requests of a site, and what is done with them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteConfig {
+    pub name: RouteName,
+    pub matcher: Matcher,
+    /// Where it fails, the next best route is asked.
+    pub condition: Option<Condition>,
+    /// Whether routes with a regex are not asked where this is the longest fitting prefix (nginx's `^~`).
+    pub over_regex: bool,
+    /// Whether only jumps and error pages lead here.
+    pub internal: bool,
+    pub action: Action,
+    pub rules: Rules,
+    pub place: Origin,
+}
+
+/// Name of a route, which metrics, logs and explanations show; unique but for the routes that a site has from less
+/// specific hosts, which are the same there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct RouteName(Arc<str>);
+
+/// What a path must be: decoded, without `//`, `.` and `..`, as [`PathPrefix`] has it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Matcher {
+    /// The path and everything below it, on whole segments.
+    Path(PathPrefix),
+    Exact(String),
+    /// On bytes, as nginx's locations.
+    Prefix(String),
+    Regex(Pattern),
+    /// No path: only jumps and error pages lead here, by the route's name.
+    Named,
+}
+
+/// What answers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    Pool(PoolName),
+    PoolFrom(PoolFrom),
+    Respond(Respond),
+    Redirect(Redirect),
+    Jump(JumpTo),
+}
+
+/// The pool whose name the value is. Any other value is answered with 502.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PoolFrom {
+    pub value: Value,
+    /// The ones that it may be; at least one.
+    pub pools: Vec<PoolName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Respond {
+    /// 200 to 599.
+    pub status: u16,
+    /// `None`: no body was written, so a failure's usual one, and an empty one with a success.
+    pub body: Option<Value>,
+    pub content_type: Value,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Redirect {
+    /// Either an absolute URL or a path of the same host. The reader refuses what a request could turn into another host;
+    /// whoever writes a path still has to keep it from beginning with `//`.
+    pub to: Value,
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+}
+
+/// Where a request goes on inside the same site.
+#[derive(Debug, Clone, PartialEq)]
+pub enum JumpTo {
+    /// To the route of this name, which keeps path and method.
+    Route(RouteName),
+    /// To whichever route fits this path, by GET or HEAD.
+    Path(Value),
+}
+
+/// What is in force: defaults, then the site's, then the route's.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Rules {
+    pub rewrite: Option<Rewrite>,
+    pub request_headers: HeaderEdits,
+    /// The operator's, which come after those of [`Rules::preset`].
+    #[serde(serialize_with = "field_changes")]
+    pub response_headers: Vec<FieldChange>,
+    pub preset: Option<Preset>,
+    /// The first that is for a status is taken.
+    #[serde(serialize_with = "error_pages")]
+    pub error_pages: Vec<ErrorPage>,
+    /// Whether the backend's errors get an error page too.
+    pub intercept_errors: bool,
+    pub cors: Option<Cors>,
+    pub location: LocationRewrite,
+    pub cookies: CookieRewrite,
+    #[serde(flatten)]
+    pub client: ClientRules,
+    #[serde(flatten)]
+    pub backend: BackendRules,
+    /// `None`: as `[access_log]` says. An empty list: off.
+    pub access_log: Option<Vec<AccessLogRule>>,
+    #[serde(skip)]
+    pub origins: Origins,
+}
+
+/// What path and query a backend is asked for.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Rewrite {
+    /// In place of the route's own path or prefix; begins with `/`.
+    Prefix { prefix: String },
+    /// Where the regex fits the path. The query stays unless `to` has one.
+    Regex { regex: Pattern, to: Value },
+    /// The query stays unless `to` has one.
+    To { to: Value },
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct HeaderEdits {
+    /// The `Host` that backends are sent; `None`: the client's.
+    pub host: Option<Value>,
+    /// In the order in which they are made.
+    pub changes: Vec<FieldChange>,
+}
+
+/// One change of one field.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FieldChange {
+    /// As it is sent.
+    pub name: String,
+    pub edit: Edit,
+    /// Where it is empty, or nothing of it is there, the field is not sent. Means nothing to [`Edit::Remove`].
+    pub value: Text,
+    /// Only with these statuses; `None`: with all. Always `None` in requests.
+    pub on: Option<StatusRanges>,
+}
+
+/// How a field is changed; those of one table of the file in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Edit {
+    Remove,
+    /// In place of all of its lines.
+    Set,
+    /// One more line.
+    Add,
+    /// To the end of its last line, after a comma; as `Set` where there is none.
+    Append,
+    /// `default` in the file.
+    SetIfMissing,
+}
+
+/// A value that may come from a file, whose text is not shown then.
+#[derive(Clone, PartialEq)]
+pub struct Text {
+    pub value: Value,
+    /// The file that it was read from, without the line ending at its end.
+    pub file: Option<PathBuf>,
+}
+
+/// Fields that belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    SecureHeaders,
+}
+
+/// A field of a preset, sent where the response does not have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PresetField {
+    pub name: &'static str,
+    pub value: &'static str,
+    /// Only where the client came by HTTPS, here or to a trusted proxy.
+    pub only_https: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ErrorPage {
+    pub on: StatusRanges,
+    pub status: PageStatus,
+    pub page: Page,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PageStatus {
+    /// That of the error.
+    Keep,
+    Is(u16),
+    /// That of the page.
+    OfPage,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Page {
+    Jump(JumpTo),
+    Text { text: Value, content_type: Value },
+    File { file: PageFile, content_type: Value },
+    Redirect(Value),
+}
+
+/// A file that was read when the configuration was; compared by what was in it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PageFile {
+    pub path: PathBuf,
+    pub bytes: Arc<[u8]>,
+}
+
+/// Cross-origin resource sharing (the Fetch standard, "HTTP extensions").
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Cors {
+    /// At least one.
+    pub origins: Vec<CorsOrigin>,
+    /// Methods that a preflight allows.
+    pub methods: Vec<String>,
+    pub headers: CorsHeaders,
+    /// Fields of the response that scripts may read.
+    pub expose: Vec<String>,
+    pub credentials: bool,
+    /// How long browsers keep the answer to a preflight.
+    #[serde(serialize_with = "optional_seconds")]
+    pub max_age: Option<Duration>,
+}
+
+/// Whose scripts may ask.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CorsOrigin {
+    /// Anybody's; never together with credentials.
+    Any,
+    /// Lower-case scheme and host, and the port where it is not the scheme's, such as `https://shop.example`.
+    Exact(String),
+    /// Those of the hosts below a domain, such as `https://*.shop.example`.
+    Below { scheme: String, domain: String },
+    /// Must fit the whole origin.
+    Regex(Pattern),
+}
+
+/// Fields that a preflight allows in requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CorsHeaders {
+    /// Whatever the preflight asks for.
+    Asked,
+    These(Vec<String>),
+}
+
+/// What becomes of `Location` and `Refresh` of a backend.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum LocationRewrite {
+    /// What points at the `Host` that the backend was sent, or below a path that [`Rewrite::Prefix`] made, points at what
+    /// the client asked.
+    #[default]
+    Auto,
+    Off,
+    /// The first whose `from` it begins with, in its place.
+    Pairs(Vec<Replace>),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Replace {
+    pub from: String,
+    pub to: Value,
+}
+
+/// What becomes of `Set-Cookie` of a backend.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct CookieRewrite {
+    /// Of its `Domain`; without regard to case and a dot at its beginning.
+    pub domain: Vec<Replace>,
+    /// Of the beginning of its `Path`.
+    pub path: Vec<Replace>,
+    /// `None`: as the backend says.
+    pub secure: Option<bool>,
+    pub http_only: Option<bool>,
+    pub same_site: Option<SameSite>,
+}
+
+/// How clients are treated; `None`: as their listener says.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct ClientRules {
+    /// Largest request body; 0: no limit.
+    pub max_body_bytes: Option<u64>,
+    #[serde(serialize_with = "optional_seconds")]
+    pub body_timeout: Option<Duration>,
+    /// Bytes per second; 0: any.
+    pub min_rate: Option<u32>,
+    #[serde(serialize_with = "optional_seconds")]
+    pub send_timeout: Option<Duration>,
+}
+
+/// How backends are treated; `None`: as their pool says.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct BackendRules {
+    #[serde(serialize_with = "optional_seconds")]
+    pub connect_timeout: Option<Duration>,
+    #[serde(serialize_with = "optional_seconds")]
+    pub response_timeout: Option<Duration>,
+    #[serde(serialize_with = "optional_seconds")]
+    pub read_timeout: Option<Duration>,
+    #[serde(serialize_with = "optional_seconds")]
+    pub write_timeout: Option<Duration>,
+    #[serde(serialize_with = "optional_seconds")]
+    pub tunnel_timeout: Option<Duration>,
+    /// 0 to 16.
+    pub retries: Option<usize>,
+    /// Zero: as long as the response timeout that holds.
+    #[serde(serialize_with = "optional_seconds")]
+    pub retry_timeout: Option<Duration>,
+    pub retry_body_bytes: Option<usize>,
+}
+
+/// One access log of several that a request may have a line in.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AccessLogRule {
+    pub file: AccessLogFile,
+    pub format: LogLine,
+    /// Which requests; asked at their end. `None`: all.
+    pub when: Option<Condition>,
+    /// How many of those.
+    pub share: Share,
+    /// How many of the others.
+    pub or_share: Share,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum LogLine {
+    Json,
+    Combined,
+    /// Its line break is not in it.
+    Own(Value),
+}
+
+/// A part of the whole, in millionths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share(u32);
+
+/// Where something was said. No part of what a configuration is: two that differ in places only are equal.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    pub file: Arc<Path>,
+    /// Counted from 1.
+    pub line: usize,
+}
+
+/// Which line said each key of some rules; what is not there is a default. Equal to every other.
+#[derive(Debug, Clone, Default)]
+pub struct Origins(Vec<(&'static str, Origin)>);
+
+impl SiteConfig {
+    /// The sites that the top-level routes are short for, one for each of their hosts. Where a host has no route for a
+    /// path, the next less specific host is asked, so its routes stand here too unless they are hidden.
+    pub fn of_routes(routes: &[HostRoute]) -> Vec<Self> {
+        let mut by_rank: Vec<&HostRoute> = routes.iter().collect();
+        by_rank.sort_by_key(|route| std::cmp::Reverse(route.host.rank()));
+        let mut sites: Vec<Self> = Vec::new();
+        for HostRoute { host, place, .. } in routes {
+            if sites.iter().any(|site| site.hosts.contains(host)) {
+                continue;
+            }
+            let mut taken: Vec<&HostRoute> = Vec::new();
+            for route in by_rank.iter().filter(|route| route.host.includes(host)) {
+                let is_hidden = |above: &&HostRoute| above.host != route.host && above.path.covers(&route.path);
+                if !taken.iter().any(is_hidden) {
+                    taken.push(route);
+                }
+            }
+            sites.push(Self {
+                name: if *host == HostPattern::Any { "*".to_owned() } else { host.to_string() },
+                hosts: vec![host.clone()],
+                listeners: Vec::new(),
+                routes: taken.into_iter().map(RouteConfig::of_route).collect(),
+                fallback: Rules::default(),
+                place: place.clone(),
+            });
+        }
+        sites
+    }
+}
+
+impl RouteConfig {
+    fn of_route(route: &HostRoute) -> Self {
+        Self {
+            name: RouteName::new(&format!("{}{}", route.host, route.path.as_str())),
+            matcher: Matcher::Path(route.path.clone()),
+            condition: None,
+            over_regex: false,
+            internal: false,
+            action: Action::Pool(route.pool.clone()),
+            rules: Rules::default(),
+            place: route.place.clone(),
+        }
+    }
+
+    /// The pools that it may lead to.
+    pub fn pools(&self) -> &[PoolName] {
+        match &self.action {
+            Action::Pool(pool) => std::slice::from_ref(pool),
+            Action::PoolFrom(from) => &from.pools,
+            Action::Respond(_) | Action::Redirect(_) | Action::Jump(_) => &[],
+        }
+    }
+}
+
+impl ListenerName {
+    pub fn new(name: &str) -> Option<Self> {
+        ((1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic())).then(|| Self(name.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<SocketAddr> for ListenerName {
+    fn from(address: SocketAddr) -> Self {
+        Self(address.to_string())
+    }
+}
+
+impl fmt::Display for ListenerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl RouteName {
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RouteName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Preset {
+    pub fn fields(self) -> &'static [PresetField] {
+        match self {
+            Self::SecureHeaders => SECURE_HEADERS,
+        }
+    }
+}
+
+const fn field(name: &'static str, value: &'static str) -> PresetField {
+    PresetField { name, value, only_https: false }
+}
+
+const SECURE_HEADERS: &[PresetField] = &[
+    // Never over HTTP (RFC 6797 §7.2).
+    PresetField { name: "Strict-Transport-Security", value: "max-age=31536000", only_https: true },
+    field("X-Content-Type-Options", "nosniff"),
+    field("X-Frame-Options", "SAMEORIGIN"),
+    field("Referrer-Policy", "strict-origin-when-cross-origin"),
+];
+
+impl Text {
+    pub fn of(value: Value) -> Self {
+        Self { value, file: None }
+    }
+}
+
+impl Share {
+    pub const ALL: Self = Self(1_000_000);
+    pub const NONE: Self = Self(0);
+
+    /// From 0 to 1.
+    pub fn new(share: f64) -> Option<Self> {
+        (0.0..=1.0).contains(&share).then(|| Self((share * 1e6).round() as u32))
+    }
+
+    pub fn millionths(self) -> u32 {
+        self.0
+    }
+}
+
+impl Origins {
+    /// Notes who said a key, in place of who said it before.
+    pub fn note(&mut self, key: &'static str, origin: Origin) {
+        self.0.retain(|(known, _)| *known != key);
+        self.0.push((key, origin));
+    }
+
+    /// `None`: it is the default.
+    pub fn of(&self, key: &str) -> Option<&Origin> {
+        self.0.iter().find(|(known, _)| *known == key).map(|(_, origin)| origin)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Origin)> {
+        self.0.iter().map(|(key, origin)| (*key, origin))
+    }
+}
+
+impl PartialEq for Origin {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Origin {}
+
+impl PartialEq for Origins {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.file {
+            Some(file) => write!(f, "Text(of {})", file.display()),
+            None => self.value.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for PageFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PageFile({}, {} bytes)", self.path.display(), self.bytes.len())
+    }
+}
+
+impl Serialize for SiteConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Written<'a> {
+            name: &'a str,
+            hosts: &'a [HostPattern],
+            listeners: &'a [ListenerName],
+            #[serde(flatten)]
+            rules: &'a Rules,
+            routes: &'a [RouteConfig],
+        }
+        let Self { name, hosts, listeners, routes, fallback: rules, place: _ } = self;
+        Written { name, hosts, listeners, rules, routes }.serialize(serializer)
+    }
+}
+
+impl Serialize for RouteConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Written<'a> {
+            name: &'a RouteName,
+            #[serde(flatten)]
+            matcher: &'a Matcher,
+            #[serde(flatten)]
+            condition: Option<&'a Condition>,
+            over_regex: bool,
+            internal: bool,
+            #[serde(flatten)]
+            action: &'a Action,
+            #[serde(flatten)]
+            rules: &'a Rules,
+        }
+        let Self { name, matcher, condition, over_regex, internal, action, rules, place: _ } = self;
+        let (condition, over_regex, internal) = (condition.as_ref(), *over_regex, *internal);
+        Written { name, matcher, condition, over_regex, internal, action, rules }.serialize(serializer)
+    }
+}
+
+impl Serialize for Matcher {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        match self {
+            Self::Path(path) => map.serialize_entry("path", path)?,
+            Self::Exact(path) => map.serialize_entry("exact", path)?,
+            Self::Prefix(prefix) => map.serialize_entry("prefix", prefix)?,
+            Self::Regex(regex) => map.serialize_entry("regex", regex)?,
+            Self::Named => {}
+        }
+        map.end()
+    }
+}
+
+impl Serialize for JumpTo {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Route(name) => name.serialize(serializer),
+            Self::Path(path) => path.serialize(serializer),
+        }
+    }
+}
+
+impl Serialize for Text {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.file {
+            Some(file) => {
+                let mut map = serializer.serialize_map(Some(1))?;
+                map.serialize_entry("file", file)?;
+                map.end()
+            }
+            None => self.value.serialize(serializer),
+        }
+    }
+}
+
+impl Serialize for HeaderEdits {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut tables = tables_of(&self.changes);
+        if tables.is_empty() {
+            tables.push(HeaderTable::default());
+        }
+        tables[0].host = self.host.as_ref();
+        tables.serialize(serializer)
+    }
+}
+
+impl Serialize for ErrorPage {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        let content_type = match &self.page {
+            Page::Jump(to) => {
+                map.serialize_entry("path", to)?;
+                None
+            }
+            Page::Text { text, content_type } => {
+                map.serialize_entry("text", text)?;
+                Some(content_type)
+            }
+            Page::File { file, content_type } => {
+                map.serialize_entry("file", &file.path)?;
+                Some(content_type)
+            }
+            Page::Redirect(to) => {
+                map.serialize_entry("redirect", to)?;
+                None
+            }
+        };
+        match self.status {
+            PageStatus::Keep => {}
+            PageStatus::Is(status) => map.serialize_entry("status", &status)?,
+            PageStatus::OfPage => map.serialize_entry("status", "page")?,
+        }
+        if let Some(content_type) = content_type {
+            map.serialize_entry("content_type", content_type)?;
+        }
+        map.end()
+    }
+}
+
+impl Serialize for CorsOrigin {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Any => serializer.serialize_str("*"),
+            Self::Exact(origin) => serializer.serialize_str(origin),
+            Self::Below { scheme, domain } => serializer.collect_str(&format_args!("{scheme}://*.{domain}")),
+            Self::Regex(regex) => serializer.collect_str(&format_args!("~{}", regex.text())),
+        }
+    }
+}
+
+impl Serialize for CorsHeaders {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Asked => ["*"].serialize(serializer),
+            Self::These(names) => names.serialize(serializer),
+        }
+    }
+}
+
+impl Serialize for LocationRewrite {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Off => serializer.serialize_str("off"),
+            Self::Pairs(pairs) => pairs.serialize(serializer),
+        }
+    }
+}
+
+impl Serialize for LogLine {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Json => serializer.serialize_str("json"),
+            Self::Combined => serializer.serialize_str("combined"),
+            Self::Own(line) => line.serialize(serializer),
+        }
+    }
+}
+
+impl Serialize for Share {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(f64::from(self.0) / 1e6)
+    }
+}
+
+/// Changes of fields as one table of the file.
+#[derive(Default, Serialize)]
+struct HeaderTable<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'a Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<&'a StatusRanges>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    remove: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "fields")]
+    set: Vec<(&'a str, Vec<&'a Text>)>,
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "fields")]
+    add: Vec<(&'a str, Vec<&'a Text>)>,
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "fields")]
+    append: Vec<(&'a str, Vec<&'a Text>)>,
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "fields")]
+    default: Vec<(&'a str, Vec<&'a Text>)>,
+}
+
+/// As few tables as make the same changes in the same order.
+fn tables_of(changes: &[FieldChange]) -> Vec<HeaderTable<'_>> {
+    let mut tables: Vec<HeaderTable<'_>> = Vec::new();
+    let mut last: Option<&FieldChange> = None;
+    for change in changes {
+        if last.is_none_or(|last| last.on != change.on || last.edit > change.edit) {
+            tables.push(HeaderTable { status: change.on.as_ref(), ..HeaderTable::default() });
+        }
+        last = Some(change);
+        let Some(table) = tables.last_mut() else { continue };
+        let fields = match change.edit {
+            Edit::Remove => {
+                table.remove.push(&change.name);
+                continue;
+            }
+            Edit::Set => &mut table.set,
+            Edit::Add => &mut table.add,
+            Edit::Append => &mut table.append,
+            Edit::SetIfMissing => &mut table.default,
+        };
+        match fields.iter_mut().find(|(name, _)| *name == change.name) {
+            Some((_, values)) => values.push(&change.value),
+            None => fields.push((&change.name, vec![&change.value])),
+        }
+    }
+    tables
+}
+
+fn fields<S: Serializer>(fields: &[(&str, Vec<&Text>)], serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(fields.len()))?;
+    for (name, values) in fields {
+        match values.as_slice() {
+            [value] => map.serialize_entry(name, value)?,
+            values => map.serialize_entry(name, values)?,
+        }
+    }
+    map.end()
+}
+
+fn field_changes<S: Serializer>(changes: &[FieldChange], serializer: S) -> Result<S::Ok, S::Error> {
+    tables_of(changes).serialize(serializer)
+}
+
+/// By status, in the order in which they are asked.
+fn error_pages<S: Serializer>(pages: &[ErrorPage], serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(pages.len()))?;
+    for page in pages {
+        map.serialize_entry(&page.on.to_string(), page)?;
+    }
+    map.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::toml::read;
+
+    /// The site of each host with its routes, as `path pool`.
+    fn sites(routes: &[(&str, &str, &str)]) -> Vec<(String, Vec<String>)> {
+        let mut text = "[[listener]]\naddress = \"127.0.0.1:80\"\n".to_owned();
+        for pool in ["a", "b", "c", "d"] {
+            text.push_str(&format!("[[pool]]\nname = \"{pool}\"\nbackends = []\n"));
+        }
+        for (host, path, pool) in routes {
+            text.push_str(&format!("[[route]]\nhost = \"{host}\"\npath = \"{path}\"\npool = \"{pool}\"\n"));
+        }
+        let config = read(&text, Path::new("/evenkeel.toml")).expect("valid");
+        let shown = |route: &RouteConfig| match &route.matcher {
+            Matcher::Path(path) => format!("{} {}", path.as_str(), route.pools()[0]),
+            other => panic!("{other:?}"),
+        };
+        config.all_sites().iter().map(|site| (site.name.clone(), site.routes.iter().map(shown).collect())).collect()
+    }
+
+    #[test]
+    fn a_host_of_routes_has_those_of_less_specific_hosts_that_it_does_not_hide() {
+        let sites = sites(&[
+            ("", "/", "a"),
+            ("", "/x/y", "a"),
+            ("a.example", "/x", "b"),
+            ("*.example", "/only", "c"),
+            ("*.sub.example", "/only/this", "d"),
+            ("b.sub.example", "/z", "d"),
+        ]);
+        let expected: &[(&str, &[&str])] = &[
+            ("*", &["/ a", "/x/y a"]),
+            ("a.example", &["/x b", "/only c", "/ a"]),
+            ("*.example", &["/only c", "/ a", "/x/y a"]),
+            ("*.sub.example", &["/only/this d", "/only c", "/ a", "/x/y a"]),
+            ("b.sub.example", &["/z d", "/only/this d", "/only c", "/ a", "/x/y a"]),
+        ];
+        let expected = expected.iter().map(|(name, routes)| {
+            ((*name).to_owned(), routes.iter().map(|route| (*route).to_owned()).collect::<Vec<_>>())
+        });
+        assert_eq!(sites, expected.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_folder_with_a_slash_does_not_hide_the_one_without() {
+        let sites = sites(&[("", "/api", "a"), ("h.example", "/api/", "b")]);
+        assert_eq!(sites[1].1, ["/api/ b", "/api a"]);
+        let sites = self::sites(&[("", "/api/", "a"), ("h.example", "/api", "b")]);
+        assert_eq!(sites[1].1, ["/api b"]);
+    }
+}

@@ -7,6 +7,7 @@
 
 pub mod headers;
 pub mod refusal;
+pub mod reply;
 pub mod trace;
 pub mod walk;
 

@@ -1,10 +1,7 @@
 //! The answers that Evenkeel gives itself, each with its status, the word that counts it and a fixed sentence: what
 //! a client sent is never repeated to it.
 
-use std::fmt::{self, Write};
-
-use crate::date;
-
+use super::reply::{Reply, Title};
 use crate::failure::Failure;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -49,20 +46,6 @@ pub enum Form {
     Html,
     /// RFC 9457.
     Json,
-}
-
-/// To whom a refusal is told, and how.
-#[derive(Debug, Clone, Copy)]
-pub struct Page<'a> {
-    pub form: Form,
-    /// Of letters, digits and `-_.:/+=@`; empty: there is none.
-    pub request_id: &'a str,
-    /// The field that tells the id; empty: none does.
-    pub id_field: &'a str,
-    pub is_head: bool,
-    /// The client has to be told that its connection stays.
-    pub is_http10: bool,
-    pub keeps_connection: bool,
 }
 
 impl Refusal {
@@ -144,41 +127,18 @@ impl Refusal {
         matches!(self, Self::Method | Self::LastHop).then_some("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH")
     }
 
-    /// Appends the whole answer as an HTTP/1.1 message; how many bytes of it are content.
-    pub fn write(self, page: &Page<'_>, out: &mut Vec<u8>) -> u64 {
-        let body = self.body(page.form, page.request_id);
-        let mut head = format!(
-            "HTTP/1.1 {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\nDate: {}\r\n",
-            Title(self.status()),
-            page.form.media_type(),
-            body.len(),
-            String::from_utf8_lossy(&date::now()),
-        );
-        let mut field = |name: &str, value: &dyn fmt::Display| {
-            // Writing to a string does not fail.
-            let _ = write!(head, "{name}: {value}\r\n");
-        };
-        if !page.request_id.is_empty() && !page.id_field.is_empty() {
-            field(page.id_field, &page.request_id);
-        }
+    /// The answer. `request_id`: of letters, digits and `-_.:/+=@`; empty: there is none.
+    pub fn reply(self, form: Form, request_id: &str) -> Reply {
+        let mut reply = Reply::new(self.status());
+        reply.content(form.media_type().as_bytes(), self.body(form, request_id).into());
+        reply.field(b"Cache-Control", b"no-store");
         if let Some(seconds) = self.retry_after() {
-            field("Retry-After", &seconds);
+            reply.field(b"Retry-After", seconds.to_string().as_bytes());
         }
         if let Some(methods) = self.allow() {
-            field("Allow", &methods);
+            reply.field(b"Allow", methods.as_bytes());
         }
-        match (page.keeps_connection, page.is_http10) {
-            (false, _) => field("Connection", &"close"),
-            (true, true) => field("Connection", &"keep-alive"),
-            (true, false) => {}
-        }
-        out.extend_from_slice(head.as_bytes());
-        out.extend_from_slice(b"\r\n");
-        if page.is_head {
-            return 0;
-        }
-        out.extend_from_slice(body.as_bytes());
-        body.len() as u64
+        reply
     }
 
     /// The answer's content. Nothing in it is the client's but the request's id, which needs no escaping in any form.
@@ -251,21 +211,6 @@ impl Failure {
             Self::Internal => Some(Refusal::Internal),
             _ => Some(Refusal::Failed(self)),
         }
-    }
-}
-
-/// A status code with its name.
-struct Title(u16);
-
-impl Title {
-    fn name(&self) -> &'static str {
-        http::StatusCode::from_u16(self.0).ok().and_then(|code| code.canonical_reason()).unwrap_or_default()
-    }
-}
-
-impl fmt::Display for Title {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.0, self.name())
     }
 }
 

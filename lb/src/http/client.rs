@@ -28,15 +28,16 @@ use crate::clock::{self, sleep, timeout};
 use crate::config::ListenerSettings;
 use crate::date;
 use crate::exchange::headers::Peer;
-use crate::exchange::refusal::{Form, Page, Refusal};
+use crate::exchange::refusal::{Form, Refusal};
+use crate::exchange::reply::Reply;
 use crate::exchange::{Answer, Event, Exchange, Moment, Outcome, Step};
 use crate::failure::{Failed, Failure};
 use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, ResponsePlan};
 use crate::http::h1::websocket;
+use crate::message::Parsed;
 use crate::message::framing::Framing;
 use crate::message::limits::BLANK_BYTES;
 use crate::message::name::Name;
-use crate::message::{Method, Parsed, Version};
 use crate::plant::Bug;
 
 const HEAD_READ_BYTES: usize = 4096;
@@ -354,17 +355,15 @@ impl Request<'_> {
     }
 
     fn write_refusal(&self, transfer: &mut Transfer<'_>, refusal: Refusal, may_keep: bool) {
-        transfer.refuse(may_keep && refusal.keeps_connection(), |work, keeps_connection| {
-            let Work { request, from_client, text, to_client, .. } = work;
-            let page = Page {
-                form: Form::asked(request.fields().named(from_client, b"accept")),
-                request_id: text.get(self.told.request_id.clone()).unwrap_or_default(),
-                id_field: self.told.id_field.as_str(),
-                is_head: request.method() == Method::Head,
-                is_http10: request.version() == Version::Http10,
-                keeps_connection,
-            };
-            refusal.write(&page, to_client)
+        let Work { request, from_client, text, .. } = &*transfer.work;
+        let form = Form::asked(request.fields().named(from_client, b"accept"));
+        let reply = refusal.reply(form, text.get(self.told.request_id.clone()).unwrap_or_default());
+        self.write_reply(transfer, reply, may_keep && refusal.keeps_connection());
+    }
+
+    fn write_reply(&self, transfer: &mut Transfer<'_>, reply: Reply, may_keep: bool) {
+        transfer.reply(reply, may_keep, |work, keeps| {
+            write_head(self, work, Persistence::of(keeps), None);
         });
     }
 
@@ -483,12 +482,15 @@ impl Driver<'_> {
     fn pass(&mut self) -> Result<(), Failure> {
         let (request, exchange) = (self.request, &self.exchange);
         if self.transfer.response().status() == 101 {
-            self.transfer.switch(|work, body| {
-                write_head(request, work, body, exchange, true);
+            self.transfer.switch(|work| {
+                write_head(request, work, Persistence::WebSocket, Some(exchange));
             });
             return Ok(());
         }
-        self.transfer.pass(|work, body| write_head(request, work, body, exchange, false))
+        self.transfer.pass(|work, body| {
+            let keeps = work.request.keeps_alive() && body.is_done() && request.engine.keeps_clients();
+            write_head(request, work, Persistence::of(keeps), Some(exchange))
+        })
     }
 
     fn failed(&mut self, failed: impl Into<Failed>) -> Event {
@@ -535,18 +537,11 @@ const NOTHING: Change<'_> = Change { name: FieldName::known(Name::SetCookie), ed
 fn write_head(
     of: &Request<'_>,
     work: &mut Work,
-    body: &Content,
-    exchange: &Exchange,
-    switches: bool,
+    persistence: Persistence,
+    exchange: Option<&Exchange>,
 ) -> (ResponseBody, bool) {
     let Work { request, response, from_backend, to_client, text, .. } = work;
-    let keeps = request.keeps_alive() && body.is_done() && of.engine.keeps_clients();
-    let persistence = match (switches, keeps) {
-        (true, _) => Persistence::WebSocket,
-        (false, true) => Persistence::KeepAlive,
-        (false, false) => Persistence::Close,
-    };
-    let cookie = exchange.set_cookie();
+    let cookie = exchange.and_then(Exchange::set_cookie);
     let cookie = cookie.as_ref().and_then(|cookie| FieldValue::new(cookie.as_bytes()));
     let cookie = cookie.map(|cookie| Change { name: FieldName::known(Name::SetCookie), edit: Edit::Add(cookie) });
     let id = of.told.request_id_change(&*text);

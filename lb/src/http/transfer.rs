@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
@@ -35,7 +36,9 @@ use super::upstream::{Disposition, Upstream};
 use super::work::Work;
 use crate::clock;
 use crate::config::{HalfClose, ListenerSettings};
+use crate::exchange::reply::Reply;
 use crate::failure::{Detail, Failed, Failure};
+use crate::message::framing::Framing;
 use crate::message::limits::Limits;
 use crate::message::{Parsed, Version};
 use crate::plant::Bug;
@@ -96,6 +99,8 @@ pub enum Download {
     Held(usize),
     /// Content is still to come from the backend.
     Sending(Receiving),
+    /// Content of our own has still to be sent.
+    Replying(Bytes),
     /// The rest of the answer is on its way to the client.
     Flushing,
     /// Every byte was written to the client.
@@ -327,10 +332,10 @@ impl<'a> Transfer<'a> {
     }
 
     /// Goes on as a tunnel, whose head for the client is in `to_client`.
-    pub fn switch(&mut self, write: impl FnOnce(&mut Work, &Content)) {
+    pub fn switch(&mut self, write: impl FnOnce(&mut Work)) {
         let (Download::Held(head), Some(plan)) = (&self.download, &self.plan) else { return };
         let head = *head;
-        write(self.work, &self.body);
+        write(self.work);
         let mut down = std::mem::take(&mut self.work.to_client);
         down.drain(..self.written);
         self.written = 0;
@@ -341,16 +346,40 @@ impl<'a> Transfer<'a> {
             Download::Tunnel(Box::new(Tunnel::new(early, down, head_bytes as u64, plan.settings.tunnel_timeout)));
     }
 
-    /// Sends an answer of our own; `write` appends it to what the client is sent, and is told whether the connection may
-    /// stay. `may_keep`: as far as the answer goes. What is left of the request is dropped.
-    pub fn refuse(&mut self, may_keep: bool, write: impl FnOnce(&mut Work, bool) -> u64) {
+    /// Sends an answer of our own; `write` writes its head, which is in `response` as if a backend had sent it, for the
+    /// client, and is told whether the connection stays. `may_keep`: as far as the answer goes. What is left of the
+    /// request is dropped.
+    pub fn reply(&mut self, reply: Reply, may_keep: bool, write: impl FnOnce(&mut Work, bool)) {
         self.upstream = None;
-        self.work.to_client.truncate(self.interim_bytes);
+        let Work { request, response, from_backend, to_client, .. } = &mut *self.work;
+        to_client.truncate(self.interim_bytes);
+        from_backend.clear();
+        response.clear();
+        let content = reply.write(from_backend.end());
+        // A reply is sound, and within these limits.
+        let is_sound = matches!(response.parse(from_backend, request.method(), &Limits::LARGEST), Parsed::Complete(_));
+        debug_assert!(is_sound, "a reply that is no response");
+        let has_content = !matches!(response.framing(), Framing::None);
         self.keeps_client =
             may_keep && self.body.is_done() && self.work.request.keeps_alive() && self.engine.keeps_clients();
-        self.sent = write(self.work, self.keeps_client);
+        write(self.work, self.keeps_client);
+        self.work.from_backend.clear();
+        self.sent = 0;
         self.upload = Upload::Abandoned(Why::Refused);
-        self.download = Download::Flushing;
+        self.download = Download::Replying(if has_content { content } else { Bytes::new() });
+        self.reply_on();
+    }
+
+    /// Goes on with content of our own, once the client has taken what was before it.
+    fn reply_on(&mut self) {
+        let Download::Replying(content) = &mut self.download else { return };
+        let piece = content.len().min(LARGE_READ_BYTES);
+        self.work.to_client.extend_from_slice(&content[..piece]);
+        content.advance(piece);
+        self.sent += piece as u64;
+        if content.is_empty() {
+            self.download = Download::Flushing;
+        }
     }
 
     /// Moves both directions until something happens that the exchange has to know. This is the only wait of an
@@ -667,6 +696,7 @@ impl<'a> Transfer<'a> {
                         return Ok(None);
                     }
                 }
+                Download::Replying(_) => self.reply_on(),
                 Download::Flushing => {
                     self.download = Download::Sent;
                     return Ok(Some(Happened::Sent));
@@ -900,7 +930,6 @@ mod tests {
     use crate::control::Control;
     use crate::http::io::Io;
     use crate::http::{Shared, Stop};
-    use crate::message::framing::Framing;
     use crate::metrics::Metrics;
     use crate::room::Room;
     use crate::shutdown::Shutdown;

@@ -128,6 +128,13 @@ pub enum Persistence {
     WebSocket,
 }
 
+impl Persistence {
+    /// Whether another message may follow.
+    pub fn of(keeps: bool) -> Self {
+        if keeps { Self::KeepAlive } else { Self::Close }
+    }
+}
+
 /// How a request goes to a backend.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestPlan<'a> {

@@ -1,0 +1,115 @@
+//! An answer that Evenkeel gives itself: a status, fields and content. It is sent as one that came from a backend: the
+//! same fields are added, the same rules say how its content is framed and whether the connection stays.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::message::ascii;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    status: u16,
+    /// Whole lines.
+    fields: Vec<u8>,
+    content: Bytes,
+}
+
+impl Reply {
+    /// Without fields and content. `status`: 200 to 599.
+    pub fn new(status: u16) -> Self {
+        Self { status, fields: Vec::new(), content: Bytes::new() }
+    }
+
+    /// Adds a field. One that could break out of its line is left out.
+    pub fn field(&mut self, name: &[u8], value: &[u8]) {
+        if ascii::is_token(name) && ascii::text_run(value) == value.len() {
+            for piece in [name, b": ", value.trim_ascii(), b"\r\n"] {
+                self.fields.extend_from_slice(piece);
+            }
+        }
+    }
+
+    /// Sets the content. An answer whose status allows none (RFC 9110 §15.3.5, §15.4.5) is sent without it.
+    pub fn content(&mut self, content_type: &[u8], content: Bytes) {
+        if self.has_content() {
+            self.field(b"Content-Type", content_type);
+            self.content = content;
+        }
+    }
+
+    /// Appends status line and fields, those that delimit the content included; what follows them.
+    pub fn write(self, out: &mut Vec<u8>) -> Bytes {
+        out.extend_from_slice(b"HTTP/1.1 ");
+        out.extend_from_slice(Title(self.status).to_string().as_bytes());
+        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(&self.fields);
+        if self.has_content() {
+            out.extend_from_slice(b"Content-Length: ");
+            ascii::write_decimal(self.content.len() as u64, out);
+            out.extend_from_slice(b"\r\n");
+        }
+        out.extend_from_slice(b"\r\n");
+        self.content
+    }
+
+    fn has_content(&self) -> bool {
+        !matches!(self.status, 204 | 304)
+    }
+}
+
+/// A status code with its name.
+pub struct Title(pub u16);
+
+impl Title {
+    pub fn name(&self) -> &'static str {
+        http::StatusCode::from_u16(self.0).ok().and_then(|code| code.canonical_reason()).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Title {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.0, self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(reply: Reply) -> (String, Bytes) {
+        let mut head = Vec::new();
+        let content = reply.write(&mut head);
+        (String::from_utf8(head).expect("text"), content)
+    }
+
+    #[test]
+    fn a_reply_is_a_head_and_its_content() {
+        let mut reply = Reply::new(403);
+        reply.content(b"text/plain", "no".into());
+        reply.field(b"X-A", b" b ");
+        let (head, content) = written(reply);
+        assert_eq!(head, "HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nX-A: b\r\nContent-Length: 2\r\n\r\n");
+        assert_eq!(content, "no");
+        assert_eq!(written(Reply::new(299)).0, "HTTP/1.1 299 \r\nContent-Length: 0\r\n\r\n");
+    }
+
+    #[test]
+    fn what_may_have_no_content_has_none() {
+        for status in [204, 304] {
+            let mut reply = Reply::new(status);
+            reply.content(b"text/plain", "no".into());
+            let (head, content) = written(reply);
+            assert_eq!((head.matches("\r\n").count(), content.len()), (2, 0), "{head}");
+        }
+    }
+
+    #[test]
+    fn a_field_cannot_break_out_of_its_line() {
+        let mut reply = Reply::new(200);
+        for (name, value) in [("X-A", "a\r\nX-B: b"), ("X-A\r\nX-B", "b"), ("X A", "b"), ("", "b"), ("X-A", "a\0")] {
+            reply.field(name.as_bytes(), value.as_bytes());
+        }
+        assert_eq!(written(reply).0, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    }
+}

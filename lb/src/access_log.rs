@@ -69,10 +69,9 @@ pub struct Served<'a> {
 impl<'a> Served<'a> {
     /// `exchange` is `None` when the request found no route.
     pub fn new(exchange: Option<&'a Exchange>, outcome: &'a Outcome) -> Self {
-        let route = exchange.map(Exchange::route);
         Self {
-            route: route.map(|route| route.name.as_str()),
-            pool: route.map(|route| route.pool.name.as_str()),
+            route: exchange.map(|exchange| exchange.route().name.as_str()),
+            pool: exchange.map(|exchange| exchange.pool().name.as_str()),
             backend: outcome.backend.as_ref().map(|backend| backend.address.as_str()),
             backend_status: outcome.backend_status,
             response_time: outcome.response_time,

@@ -43,7 +43,9 @@ pub struct Config {
     pub pools: Vec<PoolConfig>,
     /// The top-level routes, which are short for sites of their own: see [`Config::all_sites`].
     pub routes: Vec<HostRoute>,
-    pub sites: Vec<SiteConfig>,
+    /// Shared with the snapshot, and by configurations of which one was made from the other.
+    #[serde(serialize_with = "shared")]
+    pub sites: Vec<Arc<SiteConfig>>,
     /// Variables with values of their own.
     pub values: Tables,
 }
@@ -372,10 +374,8 @@ pub struct Position {
 
 impl Config {
     /// Every site: those that top-level routes are short for, and those that were written. No host is in both.
-    pub fn all_sites(&self) -> Vec<SiteConfig> {
-        let mut sites = SiteConfig::of_routes(&self.routes);
-        sites.extend(self.sites.iter().cloned());
-        sites
+    pub fn all_sites(&self) -> Vec<Arc<SiteConfig>> {
+        SiteConfig::of_routes(&self.routes).into_iter().map(Arc::new).chain(self.sites.iter().cloned()).collect()
     }
 
     /// Whether some route leads to a pool.
@@ -533,6 +533,10 @@ impl fmt::Display for Problem {
 
 fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(duration.as_secs_f64())
+}
+
+fn shared<T: Serialize, S: Serializer>(list: &[Arc<T>], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(list.iter().map(|one| &**one))
 }
 
 fn optional_seconds<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -4,6 +4,7 @@
 mod effects;
 pub mod kill;
 pub mod resources;
+mod retired;
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -32,6 +33,7 @@ use crate::pool::Plan;
 use crate::snapshot::{Rings, Snapshot};
 use crate::state::{Persistence, StateFile};
 use resources::{Obtained, Resources, Unavailable};
+use retired::Retired;
 
 /// More than two configurations ever share.
 const ETAG_HASH_BYTES: usize = 8;
@@ -56,6 +58,7 @@ pub struct Control {
     /// Whether a reload waits for another to end.
     reload_waits: AtomicBool,
     threads: kill::Threads,
+    retired: Mutex<Retired>,
 }
 
 /// Held while a change is made.
@@ -229,6 +232,7 @@ impl Control {
             reloading: Mutex::new(()),
             reload_waits: AtomicBool::new(false),
             threads: kill::Threads::default(),
+            retired: Mutex::default(),
         };
         // Writes the secret that signs sticky cookies at the first start, and finds out early that it cannot.
         control.keep(&control.desk().file);
@@ -501,7 +505,7 @@ impl Control {
         self.metrics.count_each_status(config.metrics.exact_status);
         let former_plans: Vec<Arc<Plan>> = before.pools.iter().map(|pool| pool.plan()).collect();
         let after = Arc::new(Snapshot::new(config, Some(before), rings, &self.metrics, &self.state.secret));
-        self.snapshot.store(Arc::clone(&after));
+        let before = self.snapshot.swap(Arc::clone(&after));
         self.versions.send_replace(after.version);
         for (pool, former) in before.pools.iter().zip(&former_plans) {
             let plan = after.pool(&pool.name).map(|pool| pool.plan());
@@ -518,13 +522,36 @@ impl Control {
                 self.metrics.forget_pool(pool.name.as_str(), &pool.metrics);
             }
         }
-        if !Arc::ptr_eq(&before.routes, &after.routes) {
-            let stay: HashSet<_> = after.routes.iter().map(|route| (&route.name, &route.pool.name)).collect();
-            for route in before.routes.iter().filter(|route| !stay.contains(&(&route.name, &route.pool.name))) {
-                self.metrics.forget_route(&route.name, route.pool.name.as_str());
+        if !Arc::ptr_eq(&before.sites, &after.sites) {
+            let stay: HashSet<_> = after.sites.iter().flat_map(|site| site.series()).collect();
+            for (route, pool) in before.sites.iter().flat_map(|site| site.series()).filter(|one| !stay.contains(one)) {
+                self.metrics.forget_route(route, pool);
             }
         }
+        self.retire(before, &former_plans, &after);
         after
+    }
+
+    /// Keeps what `after` has not from being dropped by an exchange that uses it.
+    fn retire(&self, before: Arc<Snapshot>, former_plans: &[Arc<Plan>], after: &Snapshot) {
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let stay: HashSet<_> = after.sites.iter().map(Arc::as_ptr).collect();
+        let sites: Vec<_> =
+            before.sites.iter().filter(|site| !stay.contains(&Arc::as_ptr(site))).map(Arc::clone).collect();
+        retired.push(before);
+        sites.into_iter().for_each(|site| retired.push(site));
+        let stay: HashSet<_> = after.pools.iter().map(|pool| Arc::as_ptr(&pool.plan())).collect();
+        for plan in former_plans.iter().filter(|plan| !stay.contains(&Arc::as_ptr(plan))) {
+            retired.push(Arc::clone(plan) as _);
+        }
+        retired.drop_unused();
+    }
+
+    /// Drops what is not in force any more and not in use either. True when some of it still is.
+    pub fn drop_retired(&self) -> bool {
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.drop_unused();
+        !retired.is_empty()
     }
 
     fn keep(&self, file: &Config) {
@@ -658,6 +685,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::config::route::PathPrefix;
     use crate::pool::Pool;
 
     fn control() -> Control {
@@ -720,16 +748,38 @@ mod tests {
     #[test]
     fn pools_and_routes_are_the_same_after_a_change_of_what_is_in_a_pool() {
         let control = control();
-        let (routes, pool_before) = (Arc::clone(&control.snapshot().routes), pool(&control));
+        let (sites, pool_before) = (Arc::clone(&control.snapshot().sites), pool(&control));
         make(&control, Wish::Algorithm { pool: None, to: Algorithm::IpHash });
         change_backend(&control, Weight::new(9), None);
         make(&control, Wish::AddBackend { pool: "app".into(), backend: backend() });
         make(&control, Wish::RemoveBackend { pool: "app".into(), backend: "x:1".into() });
         assert!(!control.drop_drained());
-        assert!(Arc::ptr_eq(&routes, &control.snapshot().routes));
+        assert!(Arc::ptr_eq(&sites, &control.snapshot().sites));
         assert!(Arc::ptr_eq(&pool_before, &pool(&control)));
         assert_eq!(pool_before.plan().algorithm, Algorithm::IpHash);
         assert_eq!(pool_before.plan().backends().count(), 2);
+    }
+
+    #[test]
+    fn what_is_no_longer_in_force_is_dropped_by_control_and_not_by_the_exchange_that_used_it() {
+        let control = control();
+        let in_use = (Arc::clone(control.snapshot().sites.iter().next().expect("a site")), pool(&control).plan());
+        let (snapshot, site, plan) =
+            (Arc::downgrade(&control.snapshot()), Arc::downgrade(&in_use.0), Arc::downgrade(&in_use.1));
+        let is_there = || [snapshot.strong_count() > 0, site.strong_count() > 0, plan.strong_count() > 0];
+        let change = |_: &Desk, before: &Snapshot| {
+            let mut wanted = before.config.clone();
+            wanted.routes[0].path = PathPrefix::parse("/other").expect("a path");
+            wanted.pools[0].settings.retries += 1;
+            Ok::<_, Infallible>(Prepared { config: Some(wanted), note: None, result: () })
+        };
+        assert!(control.take_up(None, change).is_ok());
+        assert!(control.drop_retired(), "two are in use");
+        assert_eq!(is_there(), [false, true, true]);
+        drop(in_use);
+        assert_eq!(is_there(), [false, true, true], "not by who used it last");
+        assert!(!control.drop_retired());
+        assert_eq!(is_there(), [false; 3]);
     }
 
     #[test]

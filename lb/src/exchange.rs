@@ -11,6 +11,7 @@ pub mod reply;
 pub mod trace;
 pub mod walk;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,12 +23,14 @@ use crate::backend::{Backend, Lease};
 use crate::balance::{BackendIndex, Key};
 use crate::config::PoolSettings;
 use crate::failure::{Cause, Detail, Ejection, Failed, Failure, Fault, Replay};
-use crate::message::authority::without_port;
 use crate::metrics::FailureKind;
 #[cfg(test)]
 use crate::plant::Bug;
 use crate::pool::{Plan, Pool, Remembered};
-use crate::snapshot::{Route, Snapshot};
+use crate::site::{Action, Route, RouteId, RoutePool, Site};
+use crate::snapshot::Snapshot;
+use crate::value::variable::Variable;
+use crate::value::{Facts, Presence};
 
 /// Bounds attempts on connections that turn out to be stale, which do not count as retries.
 const MOST_ATTEMPTS: usize = 32;
@@ -36,7 +39,9 @@ const MAX_REPLACED: u8 = 10;
 
 #[derive(Debug)]
 pub struct Exchange<W: Walk = Direct> {
-    route: Arc<Route>,
+    site: Arc<Site>,
+    route: RouteId,
+    pool: Arc<Pool>,
     walk: W,
     stage: Stage,
     /// How many answers were replaced.
@@ -136,6 +141,8 @@ pub struct Moment {
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
     pub origin: Origin<'a>,
+    /// The address of the listener that the client came by.
+    pub listener: SocketAddr,
     /// Decoded and normalised, for choosing the route.
     pub path: &'a [u8],
     /// RFC 9110 §9.2.2.
@@ -193,13 +200,18 @@ impl<W: Walk> Exchange<W> {
         cookies: impl Iterator<Item = &'c [u8]>,
         walk: impl FnOnce(&PoolSettings) -> W,
     ) -> Result<(Self, Forwarding<'a>), Refusal> {
-        let host = without_port(asked.origin.host);
-        let route = snapshot.routes.find(host, asked.path).ok_or(Refusal::NoRoute)?;
-        let plan = route.pool.plan();
+        let found =
+            snapshot.sites.find(asked.listener, asked.origin.host, asked.path, &NoFacts).ok_or(Refusal::NoRoute)?;
+        let Action::Pool(RoutePool { pool, .. }) = &found.site.route(found.route).action else {
+            return Err(Refusal::NoRoute);
+        };
+        let plan = pool.plan();
         let sticky = plan.sticky.as_ref().and_then(|sticky| sticky.backend(cookies));
         let forwarding = Forwarding::new(asked.origin, &snapshot.config.server.trusted_proxies);
         let exchange = Self {
-            route: Arc::clone(route),
+            site: Arc::clone(found.site),
+            route: found.route,
+            pool: Arc::clone(pool),
             walk: walk(&plan.settings),
             stage: Stage::Walking,
             replaced: 0,
@@ -220,7 +232,11 @@ impl<W: Walk> Exchange<W> {
     }
 
     pub fn route(&self) -> &Route {
-        &self.route
+        self.site.route(self.route)
+    }
+
+    pub fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// The plan that says how the present attempt is to be made.
@@ -286,14 +302,14 @@ impl<W: Walk> Exchange<W> {
     /// Chooses a backend for the next attempt; the lease on the one before ends.
     fn open(&mut self, at: Moment) -> Step<W> {
         self.current = None;
-        let choice = self.route.pool.choose(&self.key, self.sticky.as_ref(), &self.tried);
+        let choice = self.pool.choose(&self.key, self.sticky.as_ref(), &self.tried);
         #[cfg(test)]
         let choice = if Bug::StalePool.is_planted() { self.stale_choice() } else { choice };
         let Some(choice) = choice else {
             return self.refuse(self.last_failure.unwrap_or(Refusal::NoBackend), at);
         };
         if !self.tried.is_empty() {
-            self.route.pool.metrics.retries.inc();
+            self.pool.metrics.retries.inc();
         }
         self.plan = choice.plan;
         let backend = Arc::clone(choice.lease.backend());
@@ -343,7 +359,7 @@ impl<W: Walk> Exchange<W> {
     fn attempt_failed(&mut self, failed: Failed, has_body: bool, at: Moment) -> bool {
         let failure = failed.failure;
         self.last_failure = failure.refusal();
-        let pool = &self.route.pool;
+        let pool = &self.pool;
         let in_force = pool.plan();
         let settings = &in_force.settings;
         if let Some(attempt) = self.current.take()
@@ -392,8 +408,8 @@ impl<W: Walk> Exchange<W> {
             backend.metrics.requests.count(status);
             if self.is_failure(status) {
                 backend.metrics.failed(FailureKind::Status);
-                log_failure(&self.route.pool, backend, Cause::Status(status), at.now);
-                count_failure(&self.route.pool, &attempt.lease, Cause::Status(status), at.now);
+                log_failure(&self.pool, backend, Cause::Status(status), at.now);
+                count_failure(&self.pool, &attempt.lease, Cause::Status(status), at.now);
             }
         }
         match self.walk.head(&answer) {
@@ -471,13 +487,24 @@ impl<W: Walk> Exchange<W> {
             self.outcome.status = self.outcome.failure.unwrap_or(Failure::ClientGone).verdict().status;
         }
         let status = self.outcome.status;
-        self.route.metrics.requests.count(status);
-        self.route.pool.metrics.responses.count(status);
+        if let Action::Pool(of) = &self.route().action {
+            of.metrics.requests.count(status);
+        }
+        self.pool.metrics.responses.count(status);
         if !self.outcome.is_tunnel {
             let duration = now.saturating_duration_since(self.started);
-            self.route.pool.metrics.request_duration.observe(duration.as_secs_f64());
+            self.pool.metrics.request_duration.observe(duration.as_secs_f64());
         }
         std::mem::take(&mut self.outcome)
+    }
+}
+
+/// Of a request of which nothing is asked yet but its host and path.
+struct NoFacts;
+
+impl Facts for NoFacts {
+    fn write(&self, _: &Variable, _: &mut Vec<u8>) -> Presence {
+        Presence::Missing
     }
 }
 

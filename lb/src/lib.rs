@@ -5,7 +5,7 @@
 //! which a reader meets them:
 //!
 //! - [`config`]: what the operator wrote, checked.
-//! - [`snapshot`], [`route`], [`pool`], [`backend`]: the balancer's idea of the world.
+//! - [`snapshot`], [`site`], [`pool`], [`backend`]: the balancer's idea of the world.
 //! - [`control`]: the one place where the snapshot changes; [`change`]: such a change as a value; [`state`]: what of it
 //!   survives a restart.
 //! - [`balance`]: which candidate takes a request.
@@ -41,11 +41,11 @@ pub mod plant;
 pub mod pool;
 pub mod probe;
 pub mod room;
-pub mod route;
 pub mod server;
 pub mod shutdown;
 #[cfg(test)]
 mod simulation;
+pub mod site;
 pub mod snapshot;
 pub mod state;
 pub mod sticky;

@@ -279,10 +279,15 @@ async fn catch_up(control: &Arc<Control>) {
 async fn drop_drained(control: &Arc<Control>) {
     let mut versions = control.versions();
     loop {
-        // Making a snapshot of a large pool takes its time, which probes and the API do not wait for.
+        // Making a snapshot of a large pool takes its time, and so does dropping one: probes and the API do not wait for it.
         let dropping = Arc::clone(control);
-        let left = tokio::task::spawn_blocking(move || dropping.drop_drained()).await.unwrap_or(true);
-        let pause = if left { Duration::from_millis(50) } else { Duration::MAX };
+        let drop_both = move || (dropping.drop_drained(), dropping.drop_retired());
+        let pause = match tokio::task::spawn_blocking(drop_both).await {
+            Ok((false, false)) => Duration::MAX,
+            // A tunnel may use a site for hours.
+            Ok((false, true)) => Duration::from_secs(1),
+            Ok((true, _)) | Err(_) => Duration::from_millis(50),
+        };
         let _ = tokio::time::timeout(pause, versions.changed()).await;
     }
 }

@@ -1,6 +1,6 @@
-//! Routes and pools as they are wanted at one moment. A snapshot is never altered: a change makes another around the
-//! same pools. A route leads to a pool itself, not to what was wanted of it at some time, so that only a change of
-//! routes makes routes anew.
+//! Sites and pools as they are wanted at one moment. A snapshot is never altered: a change makes another around the
+//! same pools. A route leads to a pool itself, not to what was wanted of it at some time, so that only a change of a
+//! site makes that site anew.
 
 use std::sync::Arc;
 
@@ -8,11 +8,10 @@ use crate::balance::Ring;
 use crate::clock;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{BackendAddress, Weight};
-use crate::config::route::{HostPattern, PathPrefix};
-use crate::config::{Config, HostRoute, PoolConfig, PoolName, Secret};
-use crate::metrics::{Metrics, RouteMetrics};
+use crate::config::{Config, PoolConfig, PoolName, Secret};
+use crate::metrics::Metrics;
 use crate::pool::{Plan, Pool};
-use crate::route::RouteTable;
+use crate::site::Sites;
 
 #[derive(Debug)]
 pub struct Snapshot {
@@ -20,17 +19,8 @@ pub struct Snapshot {
     pub version: u64,
     /// What was wanted, runtime changes included.
     pub config: Config,
-    pub routes: Arc<RouteTable<Arc<Route>>>,
+    pub sites: Arc<Sites>,
     pub pools: Vec<Arc<Pool>>,
-}
-
-/// Where a request goes that matched.
-#[derive(Debug)]
-pub struct Route {
-    /// Host and path as configured.
-    pub name: String,
-    pub pool: Arc<Pool>,
-    pub metrics: RouteMetrics,
 }
 
 /// Rings that are made before the change that needs them, since that takes long.
@@ -53,12 +43,10 @@ impl Snapshot {
             }
         };
         let pools: Vec<Arc<Pool>> = config.pools.iter().map(pool).collect();
-        let routes = match previous.filter(|previous| previous.routes_lead_to(&pools, &config)) {
-            Some(previous) => Arc::clone(&previous.routes),
-            None => Arc::new(RouteTable::new(config.routes.iter().filter_map(|r| route(r, &pools, metrics)).collect())),
-        };
+        let before = previous.map(|previous| (&previous.config, &previous.sites));
+        let sites = Sites::compile(&config, &pools, before, metrics);
         let version = previous.map_or(1, |p| p.version + 1);
-        Self { version, config, routes, pools }
+        Self { version, config, sites, pools }
     }
 
     pub fn pool(&self, name: &PoolName) -> Option<&Arc<Pool>> {
@@ -73,20 +61,6 @@ impl Snapshot {
     fn pool_with_config(&self, name: &PoolName) -> Option<(&Arc<Pool>, &PoolConfig)> {
         self.pools.iter().zip(&self.config.pools).find(|(pool, _)| pool.name == *name)
     }
-
-    /// Whether the routes are those of `config`, where its pools are `pools`.
-    fn routes_lead_to(&self, pools: &[Arc<Pool>], config: &Config) -> bool {
-        let is_there = |route: &Arc<Route>| pools.iter().any(|pool| Arc::ptr_eq(pool, &route.pool));
-        self.config.routes == config.routes && self.routes.iter().all(is_there)
-    }
-}
-
-fn route(config: &HostRoute, pools: &[Arc<Pool>], metrics: &Metrics) -> Option<(HostPattern, PathPrefix, Arc<Route>)> {
-    let pool = pools.iter().find(|pool| pool.name == config.pool)?;
-    let name = format!("{}{}", config.host, config.path.as_str());
-    let metrics = metrics.route(&name, pool.name.as_str());
-    let target = Arc::new(Route { name, pool: Arc::clone(pool), metrics });
-    Some((config.host.clone(), config.path.clone(), target))
 }
 
 impl Rings {

@@ -6,6 +6,8 @@ use crate::config::Secret;
 use crate::metrics::Metrics;
 use crate::snapshot::Rings;
 
+const LISTENER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
 fn snapshot(backends: &str, settings: &str) -> Snapshot {
     let text = format!(
         "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\npool = \"app\"\n\
@@ -22,6 +24,7 @@ fn exchange<W: Walk>(request: &Request, walk: impl FnOnce(&PoolSettings) -> W) -
     let origin = Origin { peer: &peer, is_tls: false, host: "a.example", claims: &Claims::None };
     let asked = Asked {
         origin,
+        listener: LISTENER,
         path: b"/",
         is_idempotent: request.is_idempotent,
         body_length: request.body_length,
@@ -83,7 +86,8 @@ fn a_small_body_is_held_before_anybody_is_asked() {
     for (body_length, holds) in
         [(None, false), (Some(0), false), (Some(1), true), (Some(keep), true), (Some(keep + 1), false)]
     {
-        let asked = Asked { origin, path: b"/", is_idempotent: false, body_length, now: Instant::now() };
+        let asked =
+            Asked { origin, listener: LISTENER, path: b"/", is_idempotent: false, body_length, now: Instant::now() };
         let (mut exchange, _) = Exchange::begin(&snapshot, &asked, std::iter::empty()).expect("a route");
         let step = exchange.tell(Event::Begun);
         assert_eq!(matches!(step, Step::Hold), holds, "{body_length:?}: {step:?}");

@@ -109,7 +109,14 @@ pub fn begin(
         Framing::Length(length) if !request.expects_continue() => Some(length),
         _ => None,
     };
-    let asked = Asked { origin, path, is_idempotent: request.method().is_idempotent(), body_length, now };
+    let asked = Asked {
+        origin,
+        listener: engine.address,
+        path,
+        is_idempotent: request.method().is_idempotent(),
+        body_length,
+        now,
+    };
     let (exchange, forwarding) = Exchange::begin(&snapshot, &asked, cookies)?;
     told.read(&forwarding, text);
     if let Some(name) = &snapshot.config.server.via {

@@ -1,0 +1,313 @@
+//! What the operator says about requests, compiled: the sites, how one is found by listener and host, and how a route of
+//! it is found by path and conditions. A site falls through to no other one. What has not changed is taken from the
+//! snapshot before.
+//!
+//! - [`hosts`]: which site a host leads to.
+//! - [`routes`]: which route of a site a path leads to.
+
+pub mod hosts;
+pub mod routes;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+
+use self::hosts::HostTable;
+use self::routes::{Place, RouteTable};
+use crate::config::site::{
+    self, JumpTo, ListenerName, Matcher, Redirect, Respond, RouteConfig, RouteName, Rules, SiteConfig,
+};
+use crate::config::{Config, PoolName};
+use crate::metrics::{Metrics, RouteMetrics};
+use crate::pool::Pool;
+use crate::value::condition::Condition;
+use crate::value::{Facts, Value};
+
+/// The sites of a snapshot.
+#[derive(Debug)]
+pub struct Sites {
+    /// As they were compiled for.
+    listeners: Vec<(ListenerName, SocketAddr)>,
+    /// The sites that are on every listener, by their places.
+    everywhere: HostTable<u32>,
+    /// For each listener that has others too: all that it has.
+    own: Box<[(SocketAddr, HostTable<u32>)]>,
+    /// Those which top-level routes are short for stand first.
+    sites: Box<[Arc<Site>]>,
+    short: usize,
+}
+
+/// The requests of certain hosts, and what is done with them.
+#[derive(Debug)]
+pub struct Site {
+    pub config: Arc<SiteConfig>,
+    table: RouteTable<RouteId>,
+    /// As in the configuration.
+    routes: Box<[Route]>,
+    names: HashMap<RouteName, RouteId, RandomState>,
+    /// What holds where no route fits.
+    fallback: Route,
+}
+
+/// The place of a route in its site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteId(u32);
+
+#[derive(Debug)]
+pub struct Route {
+    pub name: RouteName,
+    /// Where it fails, the next best route is asked.
+    pub condition: Option<Condition>,
+    /// Whether only jumps and error pages lead here.
+    pub is_internal: bool,
+    /// Whether its rules say anything.
+    pub has_rules: bool,
+    pub action: Action,
+}
+
+/// What answers.
+#[derive(Debug)]
+pub enum Action {
+    Pool(RoutePool),
+    /// The one of these pools that the value names.
+    PoolFrom {
+        value: Value,
+        pools: Box<[RoutePool]>,
+    },
+    Respond {
+        with: Respond,
+        metrics: RouteMetrics,
+    },
+    Redirect {
+        to: Redirect,
+        metrics: RouteMetrics,
+    },
+    Jump {
+        to: JumpTo,
+        metrics: RouteMetrics,
+    },
+    /// Nothing does: no route fits.
+    Missing,
+}
+
+/// A pool that a route leads to.
+#[derive(Debug)]
+pub struct RoutePool {
+    pub pool: Arc<Pool>,
+    /// Of the route's requests that went there.
+    pub metrics: RouteMetrics,
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Found<'a> {
+    pub site: &'a Arc<Site>,
+    pub route: RouteId,
+}
+
+impl Sites {
+    /// The sites of `config`, whose pools are `pools`. Those which are the same in `previous` are the same ones, and if
+    /// all are, it is `previous` itself.
+    pub fn compile(
+        config: &Config,
+        pools: &[Arc<Pool>],
+        previous: Option<(&Config, &Arc<Self>)>,
+        metrics: &Metrics,
+    ) -> Arc<Self> {
+        let pools: Pools<'_> = pools.iter().map(|pool| (&pool.name, pool)).collect();
+        let short: Vec<Arc<SiteConfig>> = match previous {
+            Some((before, sites)) if before.routes == config.routes => {
+                sites.short().map(|site| Arc::clone(&site.config)).collect()
+            }
+            _ => SiteConfig::of_routes(&config.routes).into_iter().map(Arc::new).collect(),
+        };
+        let before: HashMap<&str, &Arc<Site>, RandomState> =
+            previous.iter().flat_map(|(_, sites)| &sites.sites).map(|site| (&*site.config.name, site)).collect();
+        let site = |config: &Arc<SiteConfig>| match before.get(&*config.name) {
+            Some(site) if site.is_of(config, &pools) => Arc::clone(site),
+            _ => Arc::new(Site::compile(config, &pools, metrics)),
+        };
+        let sites: Box<[Arc<Site>]> = short.iter().chain(&config.sites).map(site).collect();
+        let listeners: Vec<_> =
+            config.listeners.iter().map(|listener| (listener.name.clone(), listener.address)).collect();
+        if let Some((_, previous)) = previous
+            && previous.listeners == listeners
+            && previous.sites.len() == sites.len()
+            && previous.sites.iter().zip(&sites).all(|(before, now)| Arc::ptr_eq(before, now))
+        {
+            return Arc::clone(previous);
+        }
+        let everywhere = table(&sites, |site| site.listeners.is_empty());
+        let own = listeners.iter().filter(|(name, _)| sites.iter().any(|site| site.config.listeners.contains(name)));
+        let own = own.map(|(name, address)| {
+            (*address, table(&sites, |site| site.listeners.is_empty() || site.listeners.contains(name)))
+        });
+        let own = own.collect();
+        Arc::new(Self { listeners, everywhere, own, sites, short: short.len() })
+    }
+
+    /// The site of `host` on the listener at this address, as a request names it.
+    #[inline]
+    pub fn site(&self, listener: SocketAddr, host: &str) -> Option<&Arc<Site>> {
+        let own = self.own.iter().find(|(address, _)| *address == listener);
+        let table = own.map_or(&self.everywhere, |(_, table)| table);
+        self.sites.get(*table.find(host)? as usize)
+    }
+
+    /// Where a request goes whose path, decoded and normalised, is `path`. `None`: no site has its host.
+    #[inline]
+    pub fn find(&self, listener: SocketAddr, host: &str, path: &[u8], facts: &impl Facts) -> Option<Found<'_>> {
+        let site = self.site(listener, host)?;
+        Some(Found { site, route: site.find(path, facts) })
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Site>> {
+        self.sites.iter()
+    }
+
+    fn short(&self) -> impl Iterator<Item = &Arc<Site>> {
+        self.sites.iter().take(self.short)
+    }
+}
+
+type Pools<'a> = HashMap<&'a PoolName, &'a Arc<Pool>, RandomState>;
+
+/// Finds the hosts of those sites that are `there`.
+fn table(sites: &[Arc<Site>], there: impl Fn(&SiteConfig) -> bool) -> HostTable<u32> {
+    let there = (0..).zip(sites).filter(|(_, site)| there(&site.config));
+    HostTable::new(there.flat_map(|(place, site)| site.config.hosts.iter().map(move |host| (host.clone(), place))))
+}
+
+impl Site {
+    fn compile(config: &Arc<SiteConfig>, pools: &Pools<'_>, metrics: &Metrics) -> Self {
+        let routes: Box<[Route]> = config.routes.iter().map(|route| Route::compile(route, pools, metrics)).collect();
+        let ids = || (0..).map(RouteId);
+        let places = config.routes.iter().zip(ids()).filter_map(|(route, id)| Some((place(route)?, id)));
+        let fallback = Route {
+            name: RouteName::new(&config.name),
+            condition: None,
+            is_internal: false,
+            has_rules: config.fallback != Rules::default(),
+            action: Action::Missing,
+        };
+        let names = config.routes.iter().map(|route| route.name.clone()).zip(ids()).collect();
+        Self { config: Arc::clone(config), table: RouteTable::new(places), routes, names, fallback }
+    }
+
+    /// Whether this is what would be compiled of `config`.
+    fn is_of(&self, config: &Arc<SiteConfig>, pools: &Pools<'_>) -> bool {
+        let is_there = |of: &RoutePool| pools.get(&of.pool.name).is_some_and(|pool| Arc::ptr_eq(pool, &of.pool));
+        (Arc::ptr_eq(&self.config, config) || self.config == *config)
+            && self.routes.iter().flat_map(|route| route.action.pools()).all(is_there)
+    }
+
+    /// The route for a path, which is decoded and normalised; where none fits, the one that stands for that.
+    #[inline]
+    pub fn find(&self, path: &[u8], facts: &impl Facts) -> RouteId {
+        self.search(path, |route| route.condition.as_ref().is_none_or(|condition| condition.holds(facts)))
+    }
+
+    /// As [`find`](Self::find), where `holds` says whether a route's condition does. It is asked of the routes that fit the path
+    /// in the order of the search, as far as that goes.
+    #[inline]
+    pub fn search(&self, path: &[u8], mut holds: impl FnMut(&Route) -> bool) -> RouteId {
+        self.table.find(path, |id| holds(self.route(*id))).copied().unwrap_or(RouteId::FALLBACK)
+    }
+
+    #[inline]
+    pub fn route(&self, id: RouteId) -> &Route {
+        self.routes.get(id.0 as usize).unwrap_or(&self.fallback)
+    }
+
+    /// What the operator said of a route; `None` of the one that stands for no route.
+    pub fn route_config(&self, id: RouteId) -> Option<&RouteConfig> {
+        self.config.routes.get(id.0 as usize)
+    }
+
+    /// What is in force for a route.
+    pub fn rules(&self, id: RouteId) -> &Rules {
+        self.route_config(id).map_or(&self.config.fallback, |route| &route.rules)
+    }
+
+    /// The route of this name, to which a jump leads.
+    pub fn named(&self, name: &RouteName) -> Option<RouteId> {
+        self.names.get(name).copied()
+    }
+
+    /// Every route and the pool that it leads to, as the metrics have them; where an answer is our own, no pool.
+    pub fn series(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.routes.iter().flat_map(|route| {
+            let (pools, own) = match &route.action {
+                Action::Pool(pool) => (std::slice::from_ref(pool), None),
+                Action::PoolFrom { pools, .. } => (&**pools, None),
+                Action::Respond { .. } | Action::Redirect { .. } | Action::Jump { .. } => (&[][..], Some(NO_POOL)),
+                Action::Missing => (&[][..], None),
+            };
+            pools.iter().map(|of| of.pool.name.as_str()).chain(own).map(|pool| (route.name.as_str(), pool))
+        })
+    }
+}
+
+/// The pool in the metrics of answers that come from none.
+const NO_POOL: &str = "";
+
+impl Route {
+    fn compile(config: &RouteConfig, pools: &Pools<'_>, metrics: &Metrics) -> Self {
+        let own = || metrics.route(config.name.as_str(), NO_POOL);
+        let route_pool = |name: &PoolName| {
+            let pool = Arc::clone(pools.get(name)?);
+            Some(RoutePool { metrics: metrics.route(config.name.as_str(), name.as_str()), pool })
+        };
+        let action = match &config.action {
+            // Every pool that a configuration names is there.
+            site::Action::Pool(name) => route_pool(name).map_or(Action::Missing, Action::Pool),
+            site::Action::PoolFrom(from) => Action::PoolFrom {
+                value: from.value.clone(),
+                pools: from.pools.iter().filter_map(route_pool).collect(),
+            },
+            site::Action::Respond(with) => Action::Respond { with: with.clone(), metrics: own() },
+            site::Action::Redirect(to) => Action::Redirect { to: to.clone(), metrics: own() },
+            site::Action::Jump(to) => Action::Jump { to: to.clone(), metrics: own() },
+        };
+        Self {
+            name: config.name.clone(),
+            condition: config.condition.clone(),
+            is_internal: config.internal,
+            has_rules: config.rules != Rules::default(),
+            action,
+        }
+    }
+}
+
+impl Action {
+    /// The pools that it may lead to.
+    pub fn pools(&self) -> &[RoutePool] {
+        match self {
+            Self::Pool(pool) => std::slice::from_ref(pool),
+            Self::PoolFrom { pools, .. } => pools,
+            Self::Respond { .. } | Self::Redirect { .. } | Self::Jump { .. } | Self::Missing => &[],
+        }
+    }
+}
+
+impl RouteId {
+    /// Of no route.
+    pub const FALLBACK: Self = Self(u32::MAX);
+}
+
+/// The paths that a route is for; `None`: only jumps lead there.
+fn place(route: &RouteConfig) -> Option<Place> {
+    let over_regex = route.over_regex;
+    Some(match &route.matcher {
+        Matcher::Path(path) => Place::Segments { text: path.as_str().into(), over_regex },
+        Matcher::Exact(path) => Place::Exact(path.as_str().into()),
+        Matcher::Prefix(text) => Place::Prefix { text: text.as_str().into(), over_regex },
+        Matcher::Regex(pattern) => Place::Matches(pattern.clone()),
+        Matcher::Named => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests;

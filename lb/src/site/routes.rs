@@ -1,0 +1,302 @@
+//! Which route of a site serves a path, as nginx chooses among its locations: an exact path; else the longest prefix is
+//! remembered and the first regex that fits wins, unless the prefix says otherwise; else the prefix. A route whose
+//! conditions do not hold is passed over. A lookup allocates nothing.
+
+use crate::value::pattern::Pattern;
+
+/// The routes of a site, each with what it leads to. Texts stand in one piece of memory, so that a search among a few
+/// touches a few cache lines.
+#[derive(Debug)]
+pub struct RouteTable<T> {
+    texts: Box<[u8]>,
+    /// Sorted by text; those of one text stand in the order of the file.
+    exact: Box<[(Span, T)]>,
+    /// Sorted by text; of those of one text the first to be asked stands last.
+    prefixes: Box<[Prefix<T>]>,
+    /// In the order of the file.
+    patterns: Box<[(Pattern, T)]>,
+}
+
+/// The paths that a route is for.
+#[derive(Debug, Clone)]
+pub enum Place {
+    Exact(Box<str>),
+    /// Whole segments: `/api` covers `/api` and `/api/x`, not `/apix`; `/api/` covers what is below it.
+    Segments {
+        text: Box<str>,
+        over_regex: bool,
+    },
+    /// Any path that begins so.
+    Prefix {
+        text: Box<str>,
+        over_regex: bool,
+    },
+    Matches(Pattern),
+}
+
+#[derive(Debug)]
+struct Prefix<T> {
+    text: Span,
+    is_whole_segments: bool,
+    /// Whether no regex is asked when this is the longest.
+    over_regex: bool,
+    /// The next best of those with which this one begins, or which have the same text.
+    shorter: Option<usize>,
+    target: T,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    start: usize,
+    len: usize,
+}
+
+impl<T> RouteTable<T> {
+    pub fn new(routes: impl IntoIterator<Item = (Place, T)>) -> Self {
+        let (mut exact, mut prefixes, mut patterns) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, target) in routes {
+            match place {
+                Place::Exact(text) => exact.push((text, target)),
+                Place::Segments { text, over_regex } => prefixes.push((text, true, over_regex, target)),
+                Place::Prefix { text, over_regex } => prefixes.push((text, false, over_regex, target)),
+                Place::Matches(pattern) => patterns.push((pattern, target)),
+            }
+        }
+        let mut texts = Vec::new();
+        exact.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let exact = exact.into_iter().map(|(text, target)| (Span::of(&text, &mut texts), target)).collect();
+        // What is asked first stands last: the first in the file, and whole segments before what is wider.
+        prefixes.reverse();
+        prefixes.sort_by(|(one, is_one_whole, ..), (other, is_other_whole, ..)| {
+            one.cmp(other).then(is_one_whole.cmp(is_other_whole))
+        });
+        let prefixes = link(prefixes, &mut texts);
+        Self { texts: texts.into(), exact, prefixes, patterns: patterns.into() }
+    }
+
+    /// What serves `path`, which is decoded and normalised: the best route of which `holds` says that it does.
+    #[inline]
+    pub fn find(&self, path: &[u8], mut holds: impl FnMut(&T) -> bool) -> Option<&T> {
+        if !self.exact.is_empty()
+            && let Some(target) = self.exactly(path).find(|target| holds(target))
+        {
+            return Some(target);
+        }
+        let longest = self.prefixes_of(path).find(|prefix| holds(&prefix.target));
+        if !self.patterns.is_empty()
+            && !longest.is_some_and(|prefix| prefix.over_regex)
+            && let Some((_, target)) =
+                self.patterns.iter().find(|(pattern, target)| pattern.is_match(path) && holds(target))
+        {
+            return Some(target);
+        }
+        longest.map(|prefix| &prefix.target)
+    }
+
+    /// All targets, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        let prefixes = self.prefixes.iter().map(|prefix| &prefix.target);
+        let patterns = self.patterns.iter().map(|(_, target)| target);
+        self.exact.iter().map(|(_, target)| target).chain(prefixes).chain(patterns)
+    }
+
+    fn exactly<'a>(&'a self, path: &[u8]) -> impl Iterator<Item = &'a T> {
+        let first = self.exact.partition_point(|(text, _)| self.text(*text) < path);
+        let from_there = self.exact.get(first..).unwrap_or_default();
+        from_there.iter().take_while(move |(text, _)| self.text(*text) == path).map(|(_, target)| target)
+    }
+
+    /// The prefixes of `path`, the longest first.
+    ///
+    /// The longest one is not after `path`, and all from it to `path` begin with it: so it is the last one that is not
+    /// after `path`, or one of those with which that one begins.
+    #[inline]
+    fn prefixes_of<'a>(&'a self, path: &[u8]) -> impl Iterator<Item = &'a Prefix<T>> {
+        let next = self.prefixes.partition_point(|prefix| self.text(prefix.text) <= path);
+        let last = next.checked_sub(1).and_then(|last| self.prefixes.get(last));
+        let shorter = |prefix: &&'a Prefix<T>| self.prefixes.get(prefix.shorter?);
+        std::iter::successors(last, shorter).filter(move |prefix| {
+            let text = self.text(prefix.text);
+            covers(text, prefix.is_whole_segments, path)
+        })
+    }
+
+    #[inline]
+    fn text(&self, span: Span) -> &[u8] {
+        self.texts.get(span.start..span.start + span.len).unwrap_or_default()
+    }
+}
+
+impl Place {
+    /// Whether a route that is there serves `path`, if no other one does.
+    pub fn covers(&self, path: &[u8]) -> bool {
+        match self {
+            Self::Exact(text) => text.as_bytes() == path,
+            Self::Segments { text, .. } => covers(text.as_bytes(), true, path),
+            Self::Prefix { text, .. } => covers(text.as_bytes(), false, path),
+            Self::Matches(pattern) => pattern.is_match(path),
+        }
+    }
+}
+
+#[inline]
+fn covers(prefix: &[u8], is_whole_segments: bool, path: &[u8]) -> bool {
+    match path.strip_prefix(prefix) {
+        Some(rest) => !is_whole_segments || prefix.ends_with(b"/") || rest.is_empty() || rest.starts_with(b"/"),
+        None => false,
+    }
+}
+
+/// Prefixes with the next shorter one of each; they are sorted.
+fn link<T>(sorted: Vec<(Box<str>, bool, bool, T)>, texts: &mut Vec<u8>) -> Box<[Prefix<T>]> {
+    // Those with which the present one begins, the longest last.
+    let mut open: Vec<(usize, Box<str>)> = Vec::new();
+    let mut linked = Vec::with_capacity(sorted.len());
+    for (place, (text, is_whole_segments, over_regex, target)) in sorted.into_iter().enumerate() {
+        while open.last().is_some_and(|(_, outer)| !text.starts_with(&**outer)) {
+            open.pop();
+        }
+        let shorter = open.last().map(|(place, _)| *place);
+        let span = Span::of(&text, texts);
+        linked.push(Prefix { text: span, is_whole_segments, over_regex, shorter, target });
+        open.push((place, text));
+    }
+    linked.into()
+}
+
+impl Span {
+    fn of(text: &str, texts: &mut Vec<u8>) -> Self {
+        let span = Self { start: texts.len(), len: text.len() };
+        texts.extend_from_slice(text.as_bytes());
+        span
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::value::pattern::Case;
+
+    /// As nginx writes locations: `= /x`, `^~ /x`, `~ x`, `/x`; whole segments are `/x/*`.
+    fn place(text: &str) -> Place {
+        match text.split_once(' ') {
+            Some(("=", path)) => Place::Exact(path.into()),
+            Some(("~", pattern)) => Place::Matches(Pattern::parse(pattern, Case::Sensitive).expect("a regex")),
+            Some(("^~", text)) => Place::Prefix { text: text.into(), over_regex: true },
+            Some(("segments", text)) => Place::Segments { text: text.into(), over_regex: false },
+            Some(("^~segments", text)) => Place::Segments { text: text.into(), over_regex: true },
+            _ => Place::Prefix { text: text.into(), over_regex: false },
+        }
+    }
+
+    fn table(places: &[&str]) -> RouteTable<usize> {
+        RouteTable::new(places.iter().map(|text| place(text)).zip(0..))
+    }
+
+    fn find<'a>(places: &[&'a str], path: &str) -> Option<&'a str> {
+        table(places).find(path.as_bytes(), |_| true).map(|&found| places[found])
+    }
+
+    #[test]
+    fn exact_then_the_longest_prefix_unless_a_regex_fits() {
+        let places = ["/", "/docs/", "^~ /images/", "= /", "= /docs/index.php", "~ \\.php$", "~ x", "/docs/x/"];
+        for (path, expected) in [
+            ("/", "= /"),
+            ("/a", "/"),
+            ("/docs", "/"),
+            ("/docs/a", "/docs/"),
+            ("/docs/index.php", "= /docs/index.php"),
+            ("/docs/other.php", "~ \\.php$"),
+            ("/docs/x/other.php", "~ \\.php$"),
+            ("/docs/x/y", "~ x"),
+            ("/images/x.php", "^~ /images/"),
+            ("/images", "/"),
+        ] {
+            assert_eq!(find(&places, path), Some(expected), "{path}");
+        }
+        assert_eq!(find(&["/a"], "/b"), None);
+        assert_eq!(find(&["= /a"], "/a/"), None);
+        assert_eq!(find(&[], "/"), None);
+    }
+
+    #[test]
+    fn whole_segments_are_narrower_than_bytes() {
+        let places = ["/api", "segments /api", "segments /api/v2/", "/"];
+        for (path, expected) in [
+            ("/api", "segments /api"),
+            ("/api/", "segments /api"),
+            ("/api/v2", "segments /api"),
+            ("/api/v2/x", "segments /api/v2/"),
+            ("/apix", "/api"),
+            ("/ap", "/"),
+        ] {
+            assert_eq!(find(&places, path), Some(expected), "{path}");
+        }
+    }
+
+    #[test]
+    fn where_conditions_do_not_hold_the_next_best_is_asked_in_the_order_of_the_file() {
+        let places =
+            ["= /a/b", "= /a/b", "segments /a", "~ b", "segments /a", "^~ /a", "/", "~ ^/a", "/a/b/c", "= /a/b/c"];
+        let table = table(&places);
+        let mut asked = Vec::new();
+        let found = table.find(b"/a/b", |&place| {
+            asked.push(place);
+            place == 6
+        });
+        // The regexes are asked once it is clear that the longest prefix lets them.
+        assert_eq!((found, &*asked), (Some(&6), &[0, 1, 2, 4, 5, 6, 3, 7][..]));
+        assert_eq!(table.find(b"/a/b", |&place| place >= 5), Some(&5), "it is over the regexes");
+        assert_eq!(table.find(b"/a/b", |&place| place == 2 || place == 7), Some(&7));
+        assert_eq!(table.find(b"/a/b", |_| false), None);
+    }
+
+    #[test]
+    fn all_targets_are_told_once() {
+        let mut all: Vec<_> = table(&["= /a", "/", "~ x", "segments /b", "= /a", "/"]).iter().copied().collect();
+        all.sort_unstable();
+        assert_eq!(all, [0, 1, 2, 3, 4, 5]);
+    }
+
+    /// As the rules are written, without any table.
+    fn reference(places: &[Place], path: &[u8], holds: &dyn Fn(usize) -> bool) -> Option<usize> {
+        let fitting: Vec<_> = (0..places.len()).filter(|&i| places[i].covers(path) && holds(i)).collect();
+        if let Some(&exact) = fitting.iter().find(|&&i| matches!(places[i], Place::Exact(_))) {
+            return Some(exact);
+        }
+        let rank = |i: usize| match &places[i] {
+            Place::Segments { text, over_regex } => Some((text.len(), true, *over_regex)),
+            Place::Prefix { text, over_regex } => Some((text.len(), false, *over_regex)),
+            Place::Exact(_) | Place::Matches(_) => None,
+        };
+        let ranked = fitting.iter().filter_map(|&i| Some((i, rank(i)?)));
+        let longest = ranked.max_by_key(|&(i, (len, is_whole, _))| (len, is_whole, std::cmp::Reverse(i)));
+        match longest {
+            Some((i, (_, _, true))) => Some(i),
+            _ => {
+                let regex = fitting.iter().find(|&&i| matches!(places[i], Place::Matches(_)));
+                regex.copied().or(longest.map(|(i, _)| i))
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn finds_what_the_rules_say(
+            texts in prop::collection::vec(
+                r"(= |\^~ |segments |\^~segments |)/([ab]/?){0,3}|~ \^/[ab]|~ [ab]\$|~ [ab]/[ab]",
+                0..12,
+            ),
+            held in any::<u16>(),
+            path in "/([ab]/?){0,5}",
+        ) {
+            let places: Vec<_> = texts.iter().map(|text| place(text)).collect();
+            let holds = |i: usize| held & 1 << i != 0;
+            let found = RouteTable::new(places.iter().cloned().zip(0..));
+            let found = found.find(path.as_bytes(), |&i| holds(i)).copied();
+            prop_assert_eq!(found, reference(&places, path.as_bytes(), &holds), "{:?}", texts);
+        }
+    }
+}

@@ -528,7 +528,8 @@ async fn every_status_is_counted_by_itself_when_that_is_wanted_and_a_reload_deci
     let counted = async |status: &str| {
         balancer.metrics().await.sum("evenkeel_responses_total", &[("pool", "app"), ("status", status)])
     };
-    answered(404).await;
+    // It is counted once it is answered, so perhaps after the reload: it is of a status that is not asked for below.
+    answered(410).await;
     balancer.configure(&config(true));
     balancer.change("POST", "/admin/reload", None).await;
     for status in [200, 404, 418, 418] {

@@ -70,8 +70,8 @@ impl<'a> Served<'a> {
     /// `exchange` is `None` when the request found no route.
     pub fn new(exchange: Option<&'a Exchange>, outcome: &'a Outcome) -> Self {
         Self {
-            route: exchange.map(|exchange| exchange.route().name.as_str()),
-            pool: exchange.map(|exchange| exchange.pool().name.as_str()),
+            route: exchange.and_then(Exchange::route_name),
+            pool: exchange.and_then(Exchange::pool).map(|pool| pool.name.as_str()),
             backend: outcome.backend.as_ref().map(|backend| backend.address.as_str()),
             backend_status: outcome.backend_status,
             response_time: outcome.response_time,

@@ -6,31 +6,29 @@
 //! A plain request is `Begun` → `Open`, `Head` → `Pass`, `Sent` → `End`.
 
 pub mod headers;
+pub mod limits;
 pub mod refusal;
 pub mod reply;
 pub mod trace;
 pub mod walk;
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::headers::{Forwarding, Origin};
+use self::limits::{BackendLimits, ClientLimits};
 use self::refusal::Refusal;
 use self::trace::{Happened, Trace};
-use self::walk::{Direct, HeadVerdict, Learned, Walk, WalkStep};
+use self::walk::{Direct, HeadVerdict, Internal, Learned, Walk, WalkStep};
 use crate::backend::{Backend, Lease};
 use crate::balance::{BackendIndex, Key};
-use crate::config::PoolSettings;
+use crate::config::site::{Page, PageStatus, Rules};
 use crate::failure::{Cause, Detail, Ejection, Failed, Failure, Fault, Replay};
-use crate::metrics::FailureKind;
+use crate::metrics::{FailureKind, RouteMetrics};
 #[cfg(test)]
 use crate::plant::Bug;
 use crate::pool::{Plan, Pool, Remembered};
-use crate::site::{Action, Route, RouteId, RoutePool, Site};
-use crate::snapshot::Snapshot;
-use crate::value::variable::Variable;
-use crate::value::{Facts, Presence};
+use crate::site::{Action, Found, Route, RouteId, RoutePool, Site};
 
 /// Bounds attempts on connections that turn out to be stale, which do not count as retries.
 const MOST_ATTEMPTS: usize = 32;
@@ -41,7 +39,10 @@ const MAX_REPLACED: u8 = 10;
 pub struct Exchange<W: Walk = Direct> {
     site: Arc<Site>,
     route: RouteId,
-    pool: Arc<Pool>,
+    /// Among the pools that the route may lead to.
+    which: usize,
+    /// `None`: the answer is our own.
+    target: Option<Target>,
     walk: W,
     stage: Stage,
     /// How many answers were replaced.
@@ -51,10 +52,12 @@ pub struct Exchange<W: Walk = Direct> {
     is_https: bool,
     /// RFC 9110 §9.2.2.
     is_idempotent: bool,
-    /// The pool's plan by which the last choice was made, or which was in force when the exchange began.
-    plan: Arc<Plan>,
-    /// Where the client's cookie points.
-    sticky: Option<Remembered>,
+    /// How many bytes of a body may be read ahead; `None`: it must not be.
+    body_length: Option<u64>,
+    /// An error page takes the place of an answer, so that none takes its own.
+    is_page: bool,
+    /// The status that such a page has to have.
+    page_status: Option<u16>,
     tried: Vec<Remembered>,
     /// What the client is told if nobody else can be tried.
     last_failure: Option<Refusal>,
@@ -64,6 +67,27 @@ pub struct Exchange<W: Walk = Direct> {
     first_attempt: Option<Moment>,
     outcome: Outcome,
     trace: Trace,
+}
+
+/// A pool that an exchange leads to.
+#[derive(Debug)]
+struct Target {
+    pool: Arc<Pool>,
+    /// The plan by which the last choice was made, or which was in force when the exchange came here.
+    plan: Arc<Plan>,
+    /// Where the client's cookie points.
+    sticky: Option<Remembered>,
+}
+
+/// An answer that the operator wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Own {
+    /// That of the route's action.
+    Action,
+    /// To a preflight of CORS.
+    Preflight,
+    /// The error page at this place among those of the route.
+    Page(usize),
 }
 
 /// Where an exchange stands.
@@ -96,9 +120,11 @@ pub enum Step<W: Walk = Direct> {
     /// Send the client the answer whose head has come: [`Event::Sent`].
     Pass,
     /// Throw that answer away and go on with this: [`Event::Begun`].
-    Replace(W::Internal),
+    Replace(Internal),
     /// Send the client this answer: [`Event::Sent`].
     Refuse(Refusal),
+    /// Send the client what the operator wrote, with this status: [`Event::Sent`].
+    Reply(Own, u16),
     /// Nothing is left to be done.
     End,
 }
@@ -139,16 +165,16 @@ pub struct Moment {
 
 /// What has to be known of a request to begin an exchange.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
-    pub origin: Origin<'a>,
-    /// The address of the listener that the client came by.
-    pub listener: SocketAddr,
-    /// Decoded and normalised, for choosing the route.
-    pub path: &'a [u8],
+pub struct Asked {
+    pub client: IpAddr,
+    /// Whether the client came by HTTPS, here or to a trusted proxy.
+    pub is_https: bool,
     /// RFC 9110 §9.2.2.
     pub is_idempotent: bool,
     /// How long the body is that can be read ahead: its length is known, and the client does not hold it back.
     pub body_length: Option<u64>,
+    /// It asks what CORS allows.
+    pub is_preflight: bool,
     pub now: Instant,
 }
 
@@ -177,49 +203,87 @@ pub struct Outcome {
     pub failure: Option<Failure>,
 }
 
+/// A body so long is read before an answer of our own is sent, so that its connection stays.
+const MAX_READ_BYTES: u64 = 64 * 1024;
+
 impl Exchange {
-    /// Finds where a request goes. `cookies` are the values of its `Cookie` fields.
-    pub fn begin<'a, 'c>(
-        snapshot: &Snapshot,
-        asked: &Asked<'a>,
-        cookies: impl Iterator<Item = &'c [u8]>,
-    ) -> Result<(Self, Forwarding<'a>), Refusal> {
-        let walk = |settings: &PoolSettings| Direct {
-            holds_body: asked
-                .body_length
-                .is_some_and(|length| (1..=settings.retry_body_bytes as u64).contains(&length)),
+    /// Of a request that goes where `found` says, there to the pool at `which`. `cookies` are the values of its `Cookie`
+    /// fields.
+    pub fn begin<'c>(found: Found<'_>, which: usize, asked: &Asked, cookies: impl Iterator<Item = &'c [u8]>) -> Self {
+        let walk = |limits: Option<&BackendLimits>| Direct {
+            holds_body: holds_body(found.site.route(found.route), asked.body_length, limits),
+            is_preflight: asked.is_preflight,
         };
-        Self::begin_walk(snapshot, asked, cookies, walk)
+        Self::begin_walk(found, which, asked, cookies, walk)
+    }
+
+    /// Goes on along another route of the site, in place of an answer. `keeps_body`: the request's body goes along.
+    pub fn enter<'c>(
+        &mut self,
+        route: RouteId,
+        which: usize,
+        keeps_body: bool,
+        cookies: impl Iterator<Item = &'c [u8]>,
+    ) {
+        (self.route, self.which) = (route, which);
+        self.target = Target::of(self.site.route(route), which, cookies);
+        self.tried.clear();
+        self.last_failure = None;
+        self.first_attempt = None;
+        if !keeps_body {
+            self.body_length = None;
+            // A page is asked for by GET.
+            self.is_idempotent = true;
+        }
+        let holds_body = holds_body(self.route(), self.body_length, self.limits().as_ref());
+        self.walk = Direct { holds_body, is_preflight: false };
+    }
+}
+
+/// Whether a body of this length is read as a whole before the route's action begins.
+fn holds_body(route: &Route, body_length: Option<u64>, limits: Option<&BackendLimits>) -> bool {
+    if matches!(route.action, Action::Jump { .. } | Action::Missing) {
+        return false;
+    }
+    let most = limits.map_or(MAX_READ_BYTES, |limits| limits.retry_body_bytes as u64);
+    body_length.is_some_and(|length| (1..=most).contains(&length))
+}
+
+impl Target {
+    fn of<'c>(route: &Route, which: usize, cookies: impl Iterator<Item = &'c [u8]>) -> Option<Self> {
+        let RoutePool { pool, .. } = route.action.pools().get(which)?;
+        let plan = pool.plan();
+        let sticky = plan.sticky.as_ref().and_then(|sticky| sticky.backend(cookies));
+        let sticky = sticky.and_then(|index| Some(Remembered { backend: Arc::clone(plan.backend(index)?), index }));
+        Some(Self { pool: Arc::clone(pool), plan, sticky })
     }
 }
 
 impl<W: Walk> Exchange<W> {
-    fn begin_walk<'a, 'c>(
-        snapshot: &Snapshot,
-        asked: &Asked<'a>,
+    fn begin_walk<'c>(
+        found: Found<'_>,
+        which: usize,
+        asked: &Asked,
         cookies: impl Iterator<Item = &'c [u8]>,
-        walk: impl FnOnce(&PoolSettings) -> W,
-    ) -> Result<(Self, Forwarding<'a>), Refusal> {
-        let found =
-            snapshot.sites.find(asked.listener, asked.origin.host, asked.path, &NoFacts).ok_or(Refusal::NoRoute)?;
-        let Action::Pool(RoutePool { pool, .. }) = &found.site.route(found.route).action else {
-            return Err(Refusal::NoRoute);
-        };
-        let plan = pool.plan();
-        let sticky = plan.sticky.as_ref().and_then(|sticky| sticky.backend(cookies));
-        let forwarding = Forwarding::new(asked.origin, &snapshot.config.server.trusted_proxies);
-        let exchange = Self {
+        walk: impl FnOnce(Option<&BackendLimits>) -> W,
+    ) -> Self {
+        let route = found.site.route(found.route);
+        let target = Target::of(route, which, cookies);
+        let limits = target.as_ref().map(|target| limits(found.site, found.route, &target.plan));
+        Self {
             site: Arc::clone(found.site),
             route: found.route,
-            pool: Arc::clone(pool),
-            walk: walk(&plan.settings),
+            which,
+            target,
+            walk: walk(limits.as_ref()),
             stage: Stage::Walking,
             replaced: 0,
-            key: Key { client: forwarding.client },
-            is_https: forwarding.proto == "https",
+            key: Key { client: asked.client },
+            is_https: asked.is_https,
             is_idempotent: asked.is_idempotent,
-            sticky: sticky.and_then(|index| Some(Remembered { backend: Arc::clone(plan.backend(index)?), index })),
-            plan,
+            body_length: asked.body_length,
+            is_page: false,
+            page_status: None,
             tried: Vec::new(),
             last_failure: None,
             current: None,
@@ -227,21 +291,60 @@ impl<W: Walk> Exchange<W> {
             first_attempt: None,
             outcome: Outcome::default(),
             trace: Trace::new(asked.now),
-        };
-        Ok((exchange, forwarding))
+        }
+    }
+
+    pub fn site(&self) -> &Arc<Site> {
+        &self.site
+    }
+
+    pub fn route_id(&self) -> RouteId {
+        self.route
     }
 
     pub fn route(&self) -> &Route {
         self.site.route(self.route)
     }
 
-    pub fn pool(&self) -> &Pool {
-        &self.pool
+    /// `None`: no route fits.
+    pub fn route_name(&self) -> Option<&str> {
+        let route = self.route();
+        (!matches!(route.action, Action::Missing)).then(|| route.name.as_str())
+    }
+
+    /// What is in force for the route, if that is anything but the defaults.
+    pub fn rules(&self) -> Option<&Rules> {
+        self.route().has_rules.then(|| self.site.rules(self.route))
+    }
+
+    /// `None`: the answer is our own.
+    pub fn pool(&self) -> Option<&Pool> {
+        self.target.as_ref().map(|target| &*target.pool)
     }
 
     /// The plan that says how the present attempt is to be made.
-    pub fn plan(&self) -> &Arc<Plan> {
-        &self.plan
+    pub fn plan(&self) -> Option<&Arc<Plan>> {
+        self.target.as_ref().map(|target| &target.plan)
+    }
+
+    /// How the backends of the present attempt are to be treated.
+    pub fn limits(&self) -> Option<BackendLimits> {
+        self.target.as_ref().map(|target| limits(&self.site, self.route, &target.plan))
+    }
+
+    /// How the client is to be treated, whose listener says `listener`.
+    pub fn client_limits(&self, listener: ClientLimits) -> ClientLimits {
+        self.rules().map_or(listener, |rules| listener.with(&rules.client))
+    }
+
+    /// Whether an error page takes the place of an answer.
+    pub fn is_page(&self) -> bool {
+        self.is_page
+    }
+
+    /// What is known of it so far.
+    pub fn outcome(&self) -> &Outcome {
+        &self.outcome
     }
 
     /// The backend of the present attempt.
@@ -290,28 +393,54 @@ impl<W: Walk> Exchange<W> {
     fn walk_on(&mut self, learned: Learned<W>, at: Moment) -> Step<W> {
         self.stage = Stage::Walking;
         match self.walk.step(learned) {
-            WalkStep::Act => self.open(at),
+            WalkStep::Act => self.act(at),
             WalkStep::Wait(wait) => Step::Wait(wait),
             WalkStep::Hold => Step::Hold,
             WalkStep::Sub(request) => Step::Sub(request),
             WalkStep::Spawn(request) => Step::Spawn(request),
             WalkStep::Answer(refusal) => self.refuse(refusal, at),
+            WalkStep::Preflight => self.reply(Own::Preflight, 204, at),
+        }
+    }
+
+    /// Has the route's action answer.
+    fn act(&mut self, at: Moment) -> Step<W> {
+        match &self.route().action {
+            Action::Pool(_) => self.open(at),
+            Action::PoolFrom { .. } if self.target.is_some() => self.open(at),
+            Action::PoolFrom { .. } => self.refuse(Refusal::NoPool, at),
+            Action::Jump { .. } => self.replace(Internal::Action, at),
+            Action::Missing => self.refuse(Refusal::NoRoute, at),
+            Action::Redirect { to, .. } => {
+                let status = to.status;
+                self.reply(Own::Action, status, at)
+            }
+            Action::Respond { with, .. } => {
+                let (status, is_bare) = (with.status, with.body.is_none());
+                match self.page_for(status).filter(|_| is_bare) {
+                    Some(page) => self.turn_to_page(page, status, at),
+                    None => self.reply(Own::Action, status, at),
+                }
+            }
         }
     }
 
     /// Chooses a backend for the next attempt; the lease on the one before ends.
     fn open(&mut self, at: Moment) -> Step<W> {
         self.current = None;
-        let choice = self.pool.choose(&self.key, self.sticky.as_ref(), &self.tried);
+        let Some(Target { pool, sticky, .. }) = &self.target else { return self.refuse(Refusal::NoRoute, at) };
+        let choice = pool.choose(&self.key, sticky.as_ref(), &self.tried);
         #[cfg(test)]
         let choice = if Bug::StalePool.is_planted() { self.stale_choice() } else { choice };
         let Some(choice) = choice else {
             return self.refuse(self.last_failure.unwrap_or(Refusal::NoBackend), at);
         };
-        if !self.tried.is_empty() {
-            self.pool.metrics.retries.inc();
+        if let Some(target) = &mut self.target {
+            if !self.tried.is_empty() {
+                target.pool.metrics.retries.inc();
+            }
+            target.plan = choice.plan;
         }
-        self.plan = choice.plan;
         let backend = Arc::clone(choice.lease.backend());
         self.outcome.backend = Some(Arc::clone(&backend));
         self.outcome.attempts += 1;
@@ -329,9 +458,10 @@ impl<W: Walk> Exchange<W> {
         use crate::config::backend::AdminState;
 
         let is_tried = |backend: &Arc<Backend>| self.tried.iter().any(|tried| Arc::ptr_eq(&tried.backend, backend));
-        let mut active = (0..).zip(self.plan.backends()).filter(|(_, (_, state))| *state == AdminState::Active);
+        let plan = self.plan()?;
+        let mut active = (0..).zip(plan.backends()).filter(|(_, (_, state))| *state == AdminState::Active);
         let (index, (member, _)) = active.find(|(_, (member, _))| !is_tried(&member.backend))?;
-        Some(crate::pool::Choice { index, lease: member.backend.lease(), plan: Arc::clone(&self.plan) })
+        Some(crate::pool::Choice { index, lease: member.backend.lease(), plan: Arc::clone(plan) })
     }
 
     /// An attempt failed, or the client did.
@@ -359,9 +489,8 @@ impl<W: Walk> Exchange<W> {
     fn attempt_failed(&mut self, failed: Failed, has_body: bool, at: Moment) -> bool {
         let failure = failed.failure;
         self.last_failure = failure.refusal();
-        let pool = &self.pool;
-        let in_force = pool.plan();
-        let settings = &in_force.settings;
+        let Some(Target { pool, plan, .. }) = &self.target else { return false };
+        let settings = &limits(&self.site, self.route, &pool.plan());
         if let Some(attempt) = self.current.take()
             && failure != Failure::StaleConnection
         {
@@ -373,7 +502,8 @@ impl<W: Walk> Exchange<W> {
             if failure == Failure::Killed {
                 backend.metrics.killed.inc();
             }
-            let detail = failed.detail.or_else(|| limit_on(failure, &self.plan.settings).map(Detail::After));
+            let detail =
+                failed.detail.or_else(|| limit_on(failure, &limits(&self.site, self.route, plan)).map(Detail::After));
             let cause = Cause::Attempt(Failed { failure, detail });
             log_failure(pool, backend, cause, at.now);
             match failure.verdict().ejection {
@@ -408,24 +538,83 @@ impl<W: Walk> Exchange<W> {
             backend.metrics.requests.count(status);
             if self.is_failure(status) {
                 backend.metrics.failed(FailureKind::Status);
-                log_failure(&self.pool, backend, Cause::Status(status), at.now);
-                count_failure(&self.pool, &attempt.lease, Cause::Status(status), at.now);
+                if let Some(Target { pool, .. }) = &self.target {
+                    log_failure(pool, backend, Cause::Status(status), at.now);
+                    count_failure(pool, &attempt.lease, Cause::Status(status), at.now);
+                }
             }
         }
         match self.walk.head(&answer) {
+            HeadVerdict::Pass if let Some(page) = self.page_of_backend(status) => self.turn_to_page(page, status, at),
             HeadVerdict::Pass => {
-                self.outcome.status = status;
+                self.outcome.status = self.page_status(status);
                 self.stage = Stage::Passing;
                 Step::Pass
             }
-            HeadVerdict::Replace(_) if self.replaced == MAX_REPLACED => self.refuse(Refusal::Internal, at),
-            HeadVerdict::Replace(internal) => {
-                self.replaced += 1;
-                self.trace.push(Happened::Replaced, at.now);
-                self.leave_backend();
-                Step::Replace(internal)
-            }
+            HeadVerdict::Replace(internal) => self.replace(internal, at),
         }
+    }
+
+    /// The status that an answer gets whose own is `status`. Where that or the page's leaves no content, it stays.
+    fn page_status(&self, status: u16) -> u16 {
+        let has_content = |status: &u16| !matches!(status, 101 | 204 | 304);
+        self.page_status.filter(|page| has_content(page) && has_content(&status)).unwrap_or(status)
+    }
+
+    /// The error page for an answer of the backend.
+    fn page_of_backend(&self, status: u16) -> Option<usize> {
+        self.rules().filter(|rules| rules.intercept_errors)?;
+        self.page_for(status)
+    }
+
+    /// The error page for a status. One that takes the place of an answer has none.
+    fn page_for(&self, status: u16) -> Option<usize> {
+        self.rules().filter(|_| !self.is_page)?.error_pages.iter().position(|page| page.on.contains(status))
+    }
+
+    #[cold]
+    fn turn_to_page(&mut self, index: usize, status: u16, at: Moment) -> Step<W> {
+        let pages = self.rules().map(|rules| &*rules.error_pages).unwrap_or_default();
+        let Some(page) = pages.get(index) else { return self.end() };
+        let of_page = match page.page {
+            Page::Redirect(_) => Some(302),
+            _ => None,
+        };
+        let page_status = match page.status {
+            PageStatus::Keep => of_page.or(Some(status)),
+            PageStatus::Is(status) => Some(status),
+            PageStatus::OfPage => of_page,
+        };
+        let is_jump = matches!(page.page, Page::Jump(_));
+        (self.is_page, self.page_status) = (true, page_status);
+        if is_jump {
+            return self.replace(Internal::Page(index), at);
+        }
+        self.reply(Own::Page(index), 200, at)
+    }
+
+    /// Goes on with something else in place of an answer, but not for ever.
+    fn replace(&mut self, internal: Internal, at: Moment) -> Step<W> {
+        if self.replaced == MAX_REPLACED {
+            self.is_page = true;
+            return self.refuse(Refusal::Internal, at);
+        }
+        self.replaced += 1;
+        self.trace.push(Happened::Replaced, at.now);
+        self.leave_backend();
+        self.stage = Stage::Walking;
+        Step::Replace(internal)
+    }
+
+    /// Sends what the operator wrote, whose own status is `status`.
+    #[cold]
+    fn reply(&mut self, own: Own, status: u16, at: Moment) -> Step<W> {
+        let status = self.page_status(status);
+        self.trace.push(Happened::Replied(status), at.now);
+        self.leave_backend();
+        self.outcome.status = status;
+        self.stage = Stage::Refusing;
+        Step::Reply(own, status)
     }
 
     /// The lease ends before the refusal is sent: a slow client holds no backend by it.
@@ -433,7 +622,11 @@ impl<W: Walk> Exchange<W> {
         self.trace.push(Happened::Refused(refusal), at.now);
         self.leave_backend();
         self.outcome.refusal = Some(refusal);
-        self.outcome.status = refusal.status();
+        let status = refusal.status();
+        if let Some(page) = self.page_for(status) {
+            return self.turn_to_page(page, status, at);
+        }
+        self.outcome.status = status;
         self.stage = Stage::Refusing;
         Step::Refuse(refusal)
     }
@@ -456,19 +649,32 @@ impl<W: Walk> Exchange<W> {
 
     /// The `Set-Cookie` field to send, when the client is to come back to another backend than it asked for.
     pub fn set_cookie(&self) -> Option<String> {
-        let sticky = self.plan.sticky.as_ref()?;
+        let sticky = self.plan()?.sticky.as_ref()?;
         let attempt = self.current.as_ref()?;
         (!self.wants(attempt.lease.backend())).then(|| sticky.set_cookie(attempt.index, self.is_https))
     }
 
     /// Whether the client's cookie points to this backend.
     fn wants(&self, backend: &Arc<Backend>) -> bool {
-        self.sticky.as_ref().is_some_and(|sticky| Arc::ptr_eq(&sticky.backend, backend))
+        let sticky = self.target.as_ref().and_then(|target| target.sticky.as_ref());
+        sticky.is_some_and(|sticky| Arc::ptr_eq(&sticky.backend, backend))
     }
 
     /// Whether the operator takes a response of this status for a failure of its backend.
     fn is_failure(&self, status: u16) -> bool {
-        self.plan.settings.ejection.statuses.contains(&status)
+        self.plan().is_some_and(|plan| plan.settings.ejection.statuses.contains(&status))
+    }
+
+    /// Those of the route, for where its request goes.
+    fn metrics(&self) -> Option<&RouteMetrics> {
+        match &self.route().action {
+            Action::Pool(of) => Some(&of.metrics),
+            Action::PoolFrom { pools, .. } => pools.get(self.which).map(|of| &of.metrics),
+            Action::Respond { metrics, .. } | Action::Redirect { metrics, .. } | Action::Jump { metrics, .. } => {
+                Some(metrics)
+            }
+            Action::Missing => None,
+        }
     }
 
     /// Whether the last step was [`Step::End`].
@@ -487,25 +693,24 @@ impl<W: Walk> Exchange<W> {
             self.outcome.status = self.outcome.failure.unwrap_or(Failure::ClientGone).verdict().status;
         }
         let status = self.outcome.status;
-        if let Action::Pool(of) = &self.route().action {
-            of.metrics.requests.count(status);
+        if let Some(metrics) = self.metrics() {
+            metrics.requests.count(status);
         }
-        self.pool.metrics.responses.count(status);
-        if !self.outcome.is_tunnel {
-            let duration = now.saturating_duration_since(self.started);
-            self.pool.metrics.request_duration.observe(duration.as_secs_f64());
+        if let Some(Target { pool, .. }) = &self.target {
+            pool.metrics.responses.count(status);
+            if !self.outcome.is_tunnel {
+                let duration = now.saturating_duration_since(self.started);
+                pool.metrics.request_duration.observe(duration.as_secs_f64());
+            }
         }
         std::mem::take(&mut self.outcome)
     }
 }
 
-/// Of a request of which nothing is asked yet but its host and path.
-struct NoFacts;
-
-impl Facts for NoFacts {
-    fn write(&self, _: &Variable, _: &mut Vec<u8>) -> Presence {
-        Presence::Missing
-    }
+/// How the backends of a plan are treated along a route.
+fn limits(site: &Site, route: RouteId, plan: &Plan) -> BackendLimits {
+    let limits = BackendLimits::of_pool(&plan.settings);
+    if site.route(route).has_rules { limits.with(&site.rules(route).backend) } else { limits }
 }
 
 impl Moment {
@@ -518,7 +723,7 @@ impl Moment {
 
 impl Attempt {
     /// Since when nothing has come of what a timeout waited for, but not before the attempt began.
-    fn waiting_since(&self, failure: Failure, settings: &PoolSettings, now: Instant) -> Instant {
+    fn waiting_since(&self, failure: Failure, settings: &BackendLimits, now: Instant) -> Instant {
         let limit = match failure {
             Failure::WriteTimeout => settings.write_timeout,
             _ => settings.response_timeout,
@@ -539,7 +744,7 @@ fn count_failure(pool: &Pool, lease: &Lease, cause: Cause, now: Instant) {
 }
 
 /// How long a failure of this kind was waited for.
-fn limit_on(failure: Failure, settings: &PoolSettings) -> Option<Duration> {
+fn limit_on(failure: Failure, settings: &BackendLimits) -> Option<Duration> {
     match failure {
         Failure::ConnectTimeout => Some(settings.connect_timeout),
         Failure::WriteTimeout => Some(settings.write_timeout),

@@ -9,6 +9,8 @@
 //! - [`client`]: one client's requests, one after the other.
 //! - [`h2`]: connections of HTTP/2, whose streams are carried as HTTP/1.1.
 //! - [`request`]: where a request goes and what its backend is told.
+//! - [`facts`]: what is true of a request, for values; [`fields`] and [`target`]: what is made of them; [`own`]: answers
+//!   that the operator wrote.
 //! - [`transfer`]: upload and download of an exchange, driven by one poll; [`upstream`]: the backend's side of them.
 //! - [`presence`]: clients that have gone while nothing of theirs is read.
 //! - [`content`]: a request's content, one store with several cursors; [`body`]: a response's, framed anew.
@@ -22,17 +24,21 @@
 mod body;
 mod client;
 mod content;
+mod facts;
+mod fields;
 pub mod h1;
 pub mod h2;
 pub mod idle;
 mod interim;
 pub mod io;
 pub mod kill;
+mod own;
 mod pace;
 mod presence;
 mod request;
 pub mod splice;
 pub mod stream;
+mod target;
 mod timer;
 mod transfer;
 mod tunnel;
@@ -56,6 +62,9 @@ use crate::room::{Place, Room};
 use crate::shutdown::{Phase, Shutdown};
 pub use client::serve;
 
+/// Where Linux tells the machine's name.
+const HOSTNAME_FILE: &str = "/proc/sys/kernel/hostname";
+
 /// What every listener of the process shares.
 pub struct Shared {
     pub control: Arc<Control>,
@@ -74,6 +83,8 @@ pub struct Engine {
     control: Arc<Control>,
     access_log: Arc<AccessLog>,
     address: SocketAddr,
+    /// The machine's name.
+    hostname: Box<str>,
     /// As they were when the listener was opened.
     settings: ListenerSettings,
     /// As they were last, once the listener is closed.
@@ -116,6 +127,7 @@ impl Engine {
             control: Arc::clone(&shared.control),
             access_log: Arc::clone(&shared.access_log),
             address: listener.address,
+            hostname: std::fs::read_to_string(HOSTNAME_FILE).unwrap_or_default().trim().into(),
             settings: listener.settings,
             last_settings: OnceLock::new(),
             most_idle: Arc::clone(&shared.most_idle),

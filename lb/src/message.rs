@@ -109,6 +109,11 @@ impl Version {
     }
 }
 
+/// What a status is called; empty for one without a name.
+pub fn reason(status: u16) -> &'static str {
+    http::StatusCode::from_u16(status).ok().and_then(|code| code.canonical_reason()).unwrap_or_default()
+}
+
 /// Whether the elements of `list` include the token `wanted`.
 pub(crate) fn lists(list: &[u8], wanted: &[u8]) -> bool {
     ascii::elements(list).any(|element| ascii::same_token(element, wanted))

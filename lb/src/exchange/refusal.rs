@@ -8,6 +8,8 @@ use crate::failure::Failure;
 pub enum Refusal {
     #[error("the request is malformed")]
     Malformed,
+    #[error("no pool has the name that this request asks for")]
+    NoPool,
     #[error("no route leads anywhere for this host and path")]
     NoRoute,
     #[error("this method is not accepted here")]
@@ -39,6 +41,27 @@ pub enum Refusal {
     Internal,
 }
 
+/// The answer to a failure of which only its status was said.
+pub fn usual(status: u16, form: Form, request_id: &str) -> Reply {
+    let mut reply = Reply::new(status);
+    let title = Title(status);
+    let body = match form {
+        Form::Text if request_id.is_empty() => format!("{title}\n"),
+        Form::Text => format!("{title}\nRequest id: {request_id}\n"),
+        Form::Html => format!(
+            "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{title}</title>\n\
+             <h1>{title}</h1>\n<p>Request id: <code>{request_id}</code></p>\n</html>\n"
+        ),
+        Form::Json => format!(
+            "{{\"type\":\"about:blank\",\"title\":\"{}\",\"status\":{status},\"request_id\":\"{request_id}\"}}\n",
+            title.name(),
+        ),
+    };
+    reply.content(form.media_type().as_bytes(), body.into());
+    reply.field(b"Cache-Control", b"no-store");
+    reply
+}
+
 /// In which form a refusal is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -49,11 +72,12 @@ pub enum Form {
 }
 
 impl Refusal {
-    const OWN: [Self; 14] = [
+    const OWN: [Self; 15] = [
         Self::Loop,
         Self::LastHop,
         Self::Malformed,
         Self::NoRoute,
+        Self::NoPool,
         Self::Method,
         Self::ClientTimeout,
         Self::BodyTooLarge,
@@ -84,6 +108,7 @@ impl Refusal {
             Self::FieldsTooLarge => 431,
             Self::Internal => 500,
             Self::NotImplemented => 501,
+            Self::NoPool => 502,
             Self::NoBackend => 503,
             Self::Failed(failure) => failure.verdict().status,
             Self::Version => 505,
@@ -97,6 +122,7 @@ impl Refusal {
             Self::LastHop => "last-hop",
             Self::Malformed => "malformed",
             Self::NoRoute => "no-route",
+            Self::NoPool => "no-pool",
             Self::Method => "method",
             Self::ClientTimeout => "client-timeout",
             Self::BodyTooLarge => "body-too-large",
@@ -119,7 +145,7 @@ impl Refusal {
 
     /// Whether the connection can carry another request: not when what follows on it is in doubt.
     pub fn keeps_connection(self) -> bool {
-        matches!(self, Self::LastHop | Self::NoRoute | Self::NoBackend | Self::Loop | Self::Failed(_))
+        matches!(self, Self::LastHop | Self::NoRoute | Self::NoPool | Self::NoBackend | Self::Loop | Self::Failed(_))
     }
 
     /// The methods that are served, for the answers that must or may name them.
@@ -131,6 +157,12 @@ impl Refusal {
     pub fn reply(self, form: Form, request_id: &str) -> Reply {
         let mut reply = Reply::new(self.status());
         reply.content(form.media_type().as_bytes(), self.body(form, request_id).into());
+        self.add_fields(&mut reply);
+        reply
+    }
+
+    /// Adds the fields that go with it, whatever its content is.
+    pub fn add_fields(self, reply: &mut Reply) {
         reply.field(b"Cache-Control", b"no-store");
         if let Some(seconds) = self.retry_after() {
             reply.field(b"Retry-After", seconds.to_string().as_bytes());
@@ -138,7 +170,6 @@ impl Refusal {
         if let Some(methods) = self.allow() {
             reply.field(b"Allow", methods.as_bytes());
         }
-        reply
     }
 
     /// The answer's content. Nothing in it is the client's but the request's id, which needs no escaping in any form.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::message::ascii;
+use crate::message::{self, ascii};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
@@ -63,7 +63,7 @@ pub struct Title(pub u16);
 
 impl Title {
     pub fn name(&self) -> &'static str {
-        http::StatusCode::from_u16(self.0).ok().and_then(|code| code.canonical_reason()).unwrap_or_default()
+        message::reason(self.0)
     }
 }
 

@@ -1,10 +1,13 @@
 //! The machine without a socket: what it says to each event, for a plain route and for a walk that asks for everything.
 
-use super::headers::{Claims, Peer};
+use std::net::SocketAddr;
+
 use super::*;
 use crate::config::Secret;
 use crate::metrics::Metrics;
-use crate::snapshot::Rings;
+use crate::snapshot::{Rings, Snapshot};
+use crate::value::variable::Variable;
+use crate::value::{Facts, Presence};
 
 const LISTENER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
@@ -18,19 +21,34 @@ fn snapshot(backends: &str, settings: &str) -> Snapshot {
 }
 
 /// An exchange over three backends.
-fn exchange<W: Walk>(request: &Request, walk: impl FnOnce(&PoolSettings) -> W) -> Exchange<W> {
+fn exchange<W: Walk>(request: &Request, walk: impl FnOnce(Option<&BackendLimits>) -> W) -> Exchange<W> {
     let snapshot = snapshot("\"127.0.0.1:1\", \"127.0.0.1:2\", \"127.0.0.1:3\"", "retries = 1\n");
-    let peer = Peer::new("192.0.2.1".parse().expect("an address"));
-    let origin = Origin { peer: &peer, is_tls: false, host: "a.example", claims: &Claims::None };
-    let asked = Asked {
-        origin,
-        listener: LISTENER,
-        path: b"/",
-        is_idempotent: request.is_idempotent,
-        body_length: request.body_length,
+    let found = found(&snapshot);
+    let asked = Asked { is_idempotent: request.is_idempotent, body_length: request.body_length, ..asked() };
+    Exchange::begin_walk(found, 0, &asked, std::iter::empty(), walk)
+}
+
+fn found(snapshot: &Snapshot) -> Found<'_> {
+    snapshot.sites.find(LISTENER, "a.example", b"/", &NoFacts).expect("a site")
+}
+
+fn asked() -> Asked {
+    Asked {
+        client: "192.0.2.1".parse().expect("an address"),
+        is_https: false,
+        is_idempotent: true,
+        body_length: None,
+        is_preflight: false,
         now: Instant::now(),
-    };
-    Exchange::begin_walk(&snapshot, &asked, std::iter::empty(), walk).expect("a route").0
+    }
+}
+
+struct NoFacts;
+
+impl Facts for NoFacts {
+    fn write(&self, _: &Variable, _: &mut Vec<u8>) -> Presence {
+        Presence::Missing
+    }
 }
 
 struct Request {
@@ -40,8 +58,8 @@ struct Request {
 
 const GET: Request = Request { is_idempotent: true, body_length: None };
 
-fn direct(_: &PoolSettings) -> Direct {
-    Direct { holds_body: false }
+fn direct(_: Option<&BackendLimits>) -> Direct {
+    Direct { holds_body: false, is_preflight: false }
 }
 
 impl<W: Walk> Exchange<W> {
@@ -55,7 +73,7 @@ impl<W: Walk> Exchange<W> {
 
     /// How many exchanges are counted on the backends.
     fn in_flight(&self) -> u32 {
-        self.plan.backends().map(|(member, _)| member.backend.in_flight()).sum()
+        self.plan().expect("a pool").backends().map(|(member, _)| member.backend.in_flight()).sum()
     }
 }
 
@@ -80,15 +98,12 @@ fn a_plain_request_is_opened_passed_and_ended() {
 #[test]
 fn a_small_body_is_held_before_anybody_is_asked() {
     let snapshot = snapshot("\"127.0.0.1:1\"", "");
-    let peer = Peer::new("192.0.2.1".parse().expect("an address"));
-    let origin = Origin { peer: &peer, is_tls: false, host: "a.example", claims: &Claims::None };
     let keep = snapshot.pools[0].plan().settings.retry_body_bytes as u64;
     for (body_length, holds) in
         [(None, false), (Some(0), false), (Some(1), true), (Some(keep), true), (Some(keep + 1), false)]
     {
-        let asked =
-            Asked { origin, listener: LISTENER, path: b"/", is_idempotent: false, body_length, now: Instant::now() };
-        let (mut exchange, _) = Exchange::begin(&snapshot, &asked, std::iter::empty()).expect("a route");
+        let asked = Asked { is_idempotent: false, body_length, ..asked() };
+        let mut exchange = Exchange::begin(found(&snapshot), 0, &asked, std::iter::empty());
         let step = exchange.tell(Event::Begun);
         assert_eq!(matches!(step, Step::Hold), holds, "{body_length:?}: {step:?}");
         if holds {
@@ -185,7 +200,6 @@ impl Walk for Script {
     type Wait = Duration;
     type Waited = bool;
     type SubRequest = &'static str;
-    type Internal = &'static str;
 
     fn step(&mut self, learned: Learned<Self>) -> WalkStep<Self> {
         self.learned.push(match learned {
@@ -200,12 +214,12 @@ impl Walk for Script {
         self.steps.next().unwrap_or(WalkStep::Act)
     }
 
-    fn head(&mut self, answer: &Answer) -> HeadVerdict<Self> {
+    fn head(&mut self, answer: &Answer) -> HeadVerdict {
         if answer.status != 404 || self.replaces == 0 {
             return HeadVerdict::Pass;
         }
         self.replaces -= 1;
-        HeadVerdict::Replace("/not-found")
+        HeadVerdict::Replace(Internal::Page(0))
     }
 }
 
@@ -244,7 +258,7 @@ fn a_walk_may_answer_itself_and_a_client_may_leave_it() {
 fn an_answer_is_replaced_ten_times_at_most() {
     let mut replaced = exchange(&GET, |_| Script::new(Vec::new(), 1));
     replaced.tell(Event::Begun);
-    assert!(matches!(replaced.tell(answer(404)), Step::Replace("/not-found")));
+    assert!(matches!(replaced.tell(answer(404)), Step::Replace(Internal::Page(0))));
     assert_eq!(replaced.in_flight(), 0, "the answer that was thrown away holds no backend");
     assert!(matches!(replaced.tell(Event::Begun), Step::Open(_)));
     assert!(matches!(replaced.tell(answer(404)), Step::Pass));

@@ -42,6 +42,8 @@ pub enum Happened {
     /// The answer was thrown away, and the exchange goes on somewhere else.
     Replaced,
     Refused(Refusal),
+    /// The status of an answer that the operator wrote.
+    Replied(u16),
     /// The whole answer was sent.
     Sent,
 }

@@ -1,5 +1,5 @@
 //! What a route asks for on a request's way to its action, and what it makes of the answer's head. The exchange turns
-//! it into steps of its own. Routes that only proxy walk [`Direct`]ly, at the price of a branch.
+//! it into steps of its own. Those of today walk [`Direct`]ly, at the price of a branch.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -16,14 +16,20 @@ pub trait Walk: fmt::Debug {
     type Waited;
     /// A request of our own, on behalf of the client's.
     type SubRequest: fmt::Debug;
-    /// What the exchange goes on with in place of an answer: another path or another route.
-    type Internal: fmt::Debug;
-
     /// The next step towards the action.
     fn step(&mut self, learned: Learned<Self>) -> WalkStep<Self>;
 
     /// What becomes of an answer, of which nothing has been sent.
-    fn head(&mut self, answer: &Answer) -> HeadVerdict<Self>;
+    fn head(&mut self, answer: &Answer) -> HeadVerdict;
+}
+
+/// What an exchange goes on with in place of an answer, by who says where that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Internal {
+    /// The route's action.
+    Action,
+    /// The error page at this place among those of the route.
+    Page(usize),
 }
 
 /// What a walk learns.
@@ -49,30 +55,33 @@ pub enum WalkStep<W: Walk + ?Sized> {
     Sub(W::SubRequest),
     Spawn(W::SubRequest),
     Answer(Refusal),
+    /// The answer to a preflight of CORS.
+    Preflight,
 }
 
 #[derive(Debug)]
-pub enum HeadVerdict<W: Walk + ?Sized> {
+pub enum HeadVerdict {
     Pass,
-    Replace(W::Internal),
+    Replace(Internal),
 }
 
-/// The walk of a route that only proxies.
+/// The walk of a route that asks nobody on the way.
 #[derive(Debug, Clone, Copy)]
 pub struct Direct {
-    /// Whether the body is read as a whole before a backend is asked.
+    /// Whether the body is read as a whole before there is an answer.
     pub holds_body: bool,
+    pub is_preflight: bool,
 }
 
 impl Walk for Direct {
     type Wait = Infallible;
     type Waited = Infallible;
     type SubRequest = Infallible;
-    type Internal = Infallible;
 
     #[inline]
     fn step(&mut self, learned: Learned<Self>) -> WalkStep<Self> {
         match learned {
+            Learned::Begun if self.is_preflight => WalkStep::Preflight,
             Learned::Begun if self.holds_body => WalkStep::Hold,
             Learned::Waited(never) => match never {},
             Learned::Begun | Learned::Held | Learned::Sub(_) | Learned::Spawned => WalkStep::Act,
@@ -80,7 +89,7 @@ impl Walk for Direct {
     }
 
     #[inline]
-    fn head(&mut self, _: &Answer) -> HeadVerdict<Self> {
+    fn head(&mut self, _: &Answer) -> HeadVerdict {
         HeadVerdict::Pass
     }
 }

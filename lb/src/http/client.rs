@@ -15,8 +15,12 @@ use tokio_util::io::poll_read_buf;
 
 use super::body::{ResponseBody, refusal};
 use super::content::Content;
-use super::request::{self, Request, Told};
+use super::facts::RequestFacts;
+use super::fields::Changes;
+use super::own;
+use super::request::{self, Course, Request, Told, pool_of};
 use super::stream::ClientStream;
+use super::target;
 use super::timer::Timer;
 use super::transfer::{Ending, Happened, Transfer};
 use super::upstream::{Disposition, Upstream};
@@ -26,19 +30,25 @@ use crate::access_log::{AccessLog, Record, Served};
 use crate::backend::Backend;
 use crate::clock::{self, sleep, timeout};
 use crate::config::ListenerSettings;
+use crate::config::site::{JumpTo, Page};
 use crate::date;
 use crate::exchange::headers::Peer;
+use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::{Form, Refusal};
 use crate::exchange::reply::Reply;
-use crate::exchange::{Answer, Event, Exchange, Moment, Outcome, Step};
+use crate::exchange::walk::Internal;
+use crate::exchange::{Answer, Event, Exchange, Moment, Outcome, Own, Step};
 use crate::failure::{Failed, Failure};
 use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, ResponsePlan};
 use crate::http::h1::websocket;
-use crate::message::Parsed;
 use crate::message::framing::Framing;
 use crate::message::limits::BLANK_BYTES;
 use crate::message::name::Name;
+use crate::message::path::normalise;
+use crate::message::{Method, Parsed};
 use crate::plant::Bug;
+use crate::site::{Action, RouteId, Site};
+use crate::snapshot::Snapshot;
 
 const HEAD_READ_BYTES: usize = 4096;
 /// What may go before a request line (RFC 9112 §2.2).
@@ -242,7 +252,17 @@ async fn requests(
         let listener = engine.listener();
         let told = Told::default();
         let started = clock::now();
-        let mut request = Request { engine, listener: &listener, peer, started, time, told };
+        let mut request = Request {
+            engine,
+            listener: &listener,
+            peer,
+            started,
+            time,
+            told,
+            course: Course::default(),
+            is_stream: client.is_stream(),
+            limits: ClientLimits::of_listener(&listener),
+        };
         let ended = match read_head(&listener, started, client, timer, peer, work).await {
             Ok(Some(head)) => {
                 let now = if timer.has_waited() { clock::now() } else { started };
@@ -299,8 +319,8 @@ async fn read_head(
 }
 
 /// A request that has become an exchange. However it ends, it is counted and logged when it is dropped.
-struct Driver<'a> {
-    request: &'a Request<'a>,
+struct Driver<'a, 'r> {
+    request: &'a mut Request<'r>,
     exchange: Exchange,
     transfer: Transfer<'a>,
     /// When the last event came.
@@ -319,8 +339,14 @@ impl Request<'_> {
         let _exchange = self.engine.stop.in_exchange();
         match request::begin(self, work, head, client, now) {
             Ok((exchange, body)) => {
-                let transfer = Transfer::new(self.engine, self.listener, client, work, body);
-                let (ended, end) = Driver { request: self, exchange, transfer, now }.drive(timer).await;
+                let is_too_large = self.limits.max_body_bytes.is_some_and(|most| work.request.framing().exceeds(most));
+                let transfer = Transfer::new(self.engine, self.listener, self.limits, client, work, body);
+                let event = if is_too_large {
+                    Event::Failed { failed: Failure::BodyTooLarge.into(), has_body: false }
+                } else {
+                    Event::Begun
+                };
+                let (ended, end) = Driver { request: self, exchange, transfer, now }.drive(event, timer).await;
                 if ended.fate == Fate::Idle {
                     work.from_client.drain(..end);
                 }
@@ -347,24 +373,47 @@ impl Request<'_> {
         has_read_all: bool,
     ) -> Ended {
         work.to_client.clear();
-        let transfer = Transfer::new(self.engine, self.listener, client, work, Content::none());
-        let mut answer = OwnAnswer { request: self, transfer, refusal };
-        self.write_refusal(&mut answer.transfer, refusal, has_read_all);
+        let transfer = Transfer::new(self.engine, self.listener, self.limits, client, work, Content::none());
+        let mut answer = OwnAnswer { request: self, transfer, refusal, status: refusal.status() };
+        answer.status = self.write_refusal(&mut answer.transfer, refusal, has_read_all, None);
         answer.transfer.run(|| false, clock::now(), timer).await;
         Ended { fate: fate(answer.transfer.ending()), at: clock::now() }
     }
 
-    fn write_refusal(&self, transfer: &mut Transfer<'_>, refusal: Refusal, may_keep: bool) {
-        let Work { request, from_client, text, .. } = &*transfer.work;
-        let form = Form::asked(request.fields().named(from_client, b"accept"));
-        let reply = refusal.reply(form, text.get(self.told.request_id.clone()).unwrap_or_default());
-        self.write_reply(transfer, reply, may_keep && refusal.keeps_connection());
+    /// Writes what tells of a refusal; its status.
+    fn write_refusal(
+        &self,
+        transfer: &mut Transfer<'_>,
+        refusal: Refusal,
+        may_keep: bool,
+        exchange: Option<&Exchange>,
+    ) -> u16 {
+        let work = &*transfer.work;
+        let form = Form::asked(work.request.fields().named(&work.from_client, b"accept"));
+        let page = exchange.is_none().then(|| self.page_without_route(work, refusal)).flatten();
+        let (reply, status) = page.unwrap_or_else(|| {
+            let id = work.text.get(self.told.request_id.clone()).unwrap_or_default();
+            (refusal.reply(form, id), refusal.status())
+        });
+        self.write_reply(transfer, reply, may_keep && refusal.keeps_connection(), exchange);
+        status
     }
 
-    fn write_reply(&self, transfer: &mut Transfer<'_>, reply: Reply, may_keep: bool) {
+    fn write_reply(&self, transfer: &mut Transfer<'_>, reply: Reply, may_keep: bool, exchange: Option<&Exchange>) {
         transfer.reply(reply, may_keep, |work, keeps| {
-            write_head(self, work, Persistence::of(keeps), None);
+            write_head(self, work, Persistence::of(keeps), exchange, false);
         });
+    }
+
+    /// The default site's error page for a request that has come to no route.
+    fn page_without_route(&self, work: &Work, refusal: Refusal) -> Option<(Reply, u16)> {
+        let snapshot = self.engine.control.snapshot();
+        let site = snapshot.sites.site(self.engine.address, "")?;
+        let rules = site.rules(RouteId::FALLBACK);
+        if rules.error_pages.is_empty() {
+            return None;
+        }
+        own::page_for(rules, refusal, &facts_without_route(self, work, &snapshot, site))
     }
 
     /// Counts and logs the request.
@@ -382,21 +431,21 @@ struct OwnAnswer<'a> {
     request: &'a Request<'a>,
     transfer: Transfer<'a>,
     refusal: Refusal,
+    status: u16,
 }
 
 impl Drop for OwnAnswer<'_> {
     fn drop(&mut self) {
         let refusal = self.refusal;
-        let outcome = Outcome { refusal: Some(refusal), status: refusal.status(), ..Outcome::default() };
+        let outcome = Outcome { refusal: Some(refusal), status: self.status, ..Outcome::default() };
         self.request.conclude(&self.transfer, None, &outcome, clock::now());
     }
 }
 
-impl Driver<'_> {
+impl Driver<'_, '_> {
     /// Does what the exchange says, step by step, to its end. What becomes of the client's connection, and where the next
     /// request begins in what came on it.
-    async fn drive(&mut self, timer: &mut Timer) -> (Ended, usize) {
-        let mut event = Event::Begun;
+    async fn drive(&mut self, mut event: Event, timer: &mut Timer) -> (Ended, usize) {
         loop {
             let at = Moment { now: self.now, client_waited: self.transfer.body.pace.waited() };
             let prepared = match self.exchange.step(event, at) {
@@ -404,14 +453,23 @@ impl Driver<'_> {
                 Step::Open(backend) => self.open(backend, timer).await,
                 Step::Pass => self.pass().map_err(Failed::from),
                 Step::Refuse(refusal) => {
-                    self.request.write_refusal(&mut self.transfer, refusal, true);
+                    self.request.write_refusal(&mut self.transfer, refusal, true, Some(&self.exchange));
                     Ok(())
+                }
+                Step::Reply(own, status) => {
+                    self.reply(own, status);
+                    Ok(())
+                }
+                Step::Replace(internal) => {
+                    self.turn(internal);
+                    event = Event::Begun;
+                    continue;
                 }
                 Step::End => {
                     let ended = Ended { fate: fate(self.transfer.ending()), at: self.now };
                     return (ended, self.transfer.body.end());
                 }
-                Step::Wait(never) | Step::Sub(never) | Step::Spawn(never) | Step::Replace(never) => match never {},
+                Step::Wait(never) | Step::Sub(never) | Step::Spawn(never) => match never {},
             };
             event = match prepared {
                 Ok(()) => {
@@ -437,7 +495,7 @@ impl Driver<'_> {
                 self.now = clock::now();
                 let response = self.transfer.response();
                 let answer = Answer { status: response.status() };
-                match websocket::answers(response, request::asks_for_websocket(self.transfer.work)) {
+                match websocket::answers(response, asks_for_websocket(self.transfer.work, &self.exchange)) {
                     Ok(false) => Event::Head(answer),
                     // Bytes that are still owed would have no place in the tunnel.
                     Ok(true) if self.transfer.has_sent_request() => Event::Head(answer),
@@ -456,14 +514,16 @@ impl Driver<'_> {
     /// Sends the request to `backend`.
     async fn open(&mut self, backend: Arc<Backend>, timer: &mut Timer) -> Result<(), Failed> {
         let server = backend.incarnation();
-        let plan = Arc::clone(self.exchange.plan());
+        let (Some(plan), Some(limits)) = (self.exchange.plan().map(Arc::clone), self.exchange.limits()) else {
+            return Err(Failure::Internal.into());
+        };
         let upstream = match Upstream::reuse(server, self.now) {
             Some(upstream) => upstream,
             None => {
                 let address = backend.socket_address().ok_or(Failure::Unresolved)?;
                 // Large, and rare beside requests on kept connections.
                 let connecting = Box::pin(Upstream::connect(server, address, &self.request.engine.backend_room));
-                let limit = plan.settings.connect_timeout;
+                let limit = limits.connect_timeout;
                 let exchange = &self.exchange;
                 let is_killed = || exchange.is_killed();
                 let connected = self.transfer.connect(connecting, is_killed, self.now, limit, timer).await?;
@@ -472,25 +532,98 @@ impl Driver<'_> {
             }
         };
         let work = &mut *self.transfer.work;
-        let wants_websocket = request::asks_for_websocket(work);
+        let wants_websocket = asks_for_websocket(work, &self.exchange);
         work.to_backend.clear();
-        request::write_head(work, &self.request.told, self.request.engine.control.loop_id(), wants_websocket);
-        Ok(self.transfer.open(upstream, plan)?)
+        request::write_head(self.request, work, &self.exchange, wants_websocket);
+        Ok(self.transfer.open(upstream, plan, limits, self.request.course.is_get)?)
     }
 
     /// Sends the answer whose head has come.
     fn pass(&mut self) -> Result<(), Failure> {
-        let (request, exchange) = (self.request, &self.exchange);
+        let (request, exchange) = (&*self.request, &self.exchange);
         if self.transfer.response().status() == 101 {
             self.transfer.switch(|work| {
-                write_head(request, work, Persistence::WebSocket, Some(exchange));
+                write_head(request, work, Persistence::WebSocket, Some(exchange), true);
             });
             return Ok(());
         }
         self.transfer.pass(|work, body| {
             let keeps = work.request.keeps_alive() && body.is_done() && request.engine.keeps_clients();
-            write_head(request, work, Persistence::of(keeps), Some(exchange))
+            write_head(request, work, Persistence::of(keeps), Some(exchange), true)
         })
+    }
+
+    /// Sends an answer that the operator wrote.
+    #[cold]
+    fn reply(&mut self, own: Own, status: u16) {
+        let (work, exchange) = (&*self.transfer.work, &self.exchange);
+        let form = Form::asked(work.request.fields().named(&work.from_client, b"accept"));
+        let facts = RequestFacts::of(self.request, work, exchange);
+        match own::reply(own, status, exchange, &facts, form) {
+            Some(reply) => {
+                let may_keep = exchange.outcome().refusal.is_none_or(Refusal::keeps_connection);
+                self.request.write_reply(&mut self.transfer, reply, may_keep, Some(exchange));
+            }
+            None => {
+                self.request.write_refusal(&mut self.transfer, Refusal::Internal, true, Some(exchange));
+            }
+        }
+    }
+
+    /// Goes on along another route, in place of the answer that there is, or would be.
+    #[cold]
+    fn turn(&mut self, internal: Internal) {
+        let site = Arc::clone(self.exchange.site());
+        let is_page = matches!(internal, Internal::Page(_));
+        let to = match internal {
+            Internal::Action => match &self.exchange.route().action {
+                Action::Jump { to, .. } => Some(to),
+                _ => None,
+            },
+            Internal::Page(index) => {
+                let pages = &site.rules(self.exchange.route_id()).error_pages;
+                pages.get(index).and_then(|page| match &page.page {
+                    Page::Jump(to) => Some(to),
+                    _ => None,
+                })
+            }
+        };
+        let mut route = RouteId::FALLBACK;
+        let mut keeps_body = self.transfer.body.is_at_hand() && !self.request.course.is_get;
+        match to {
+            Some(JumpTo::Route(name)) => route = site.named(name).unwrap_or(route),
+            Some(JumpTo::Path(path)) => {
+                let mut target = Vec::new();
+                target::write(path, &RequestFacts::of(self.request, self.transfer.work, &self.exchange), &mut target);
+                keeps_body &= !is_page;
+                let end = target.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(target.len());
+                let mut scratch = Vec::new();
+                if let Ok(path) = normalise(&target[..end], &mut scratch) {
+                    self.transfer.work.path = path.to_vec();
+                    self.transfer.work.target = target;
+                    self.request.told.path_is_made();
+                    route = site.find(
+                        &self.transfer.work.path,
+                        &RequestFacts::of(self.request, self.transfer.work, &self.exchange),
+                    );
+                }
+            }
+            None => {}
+        }
+        let work = &*self.transfer.work;
+        let method = work.request.method();
+        let has_content = !matches!(work.request.framing(), Framing::None | Framing::Length(0));
+        if (is_page && matches!(to, Some(JumpTo::Path(_))) || has_content && !keeps_body) && method != Method::Head {
+            self.request.course.is_get = true;
+        }
+        // The answer that was there goes nowhere, and neither does its backend's connection.
+        self.transfer.give_up();
+        let work = &*self.transfer.work;
+        let facts = RequestFacts::of(self.request, work, &self.exchange);
+        let which = pool_of(site.route(route), &RequestFacts { place: Some((&site, route)), ..facts });
+        let cookies = work.request.fields().values(&work.from_client, Name::Cookie);
+        self.exchange.enter(route, which, keeps_body, cookies);
+        self.transfer.limits = self.exchange.client_limits(ClientLimits::of_listener(self.request.listener));
     }
 
     fn failed(&mut self, failed: impl Into<Failed>) -> Event {
@@ -504,14 +637,16 @@ impl Driver<'_> {
 
     /// Lets the backend's connection go.
     fn release(&mut self) {
-        if let (Disposition::Idle(connection), Some(backend)) = (self.transfer.release(), self.exchange.backend()) {
-            let until = self.now + self.exchange.plan().settings.idle_timeout;
+        if let (Disposition::Idle(connection), Some(backend), Some(plan)) =
+            (self.transfer.release(), self.exchange.backend(), self.exchange.plan())
+        {
+            let until = self.now + plan.settings.idle_timeout;
             connection.keep(backend, until, self.request.engine.most_idle());
         }
     }
 }
 
-impl Drop for Driver<'_> {
+impl Drop for Driver<'_, '_> {
     fn drop(&mut self) {
         if !self.exchange.is_over() {
             self.now = clock::now();
@@ -533,26 +668,111 @@ fn fate(ending: Ending) -> Fate {
 /// Fills a place in a list of changes.
 const NOTHING: Change<'_> = Change { name: FieldName::known(Name::SetCookie), edit: Edit::Remove };
 
-/// Writes the head for the client; how the content goes to it, and whether its connection stays.
+/// Whether the request asks to become a WebSocket. A page in place of its answer is none.
+fn asks_for_websocket(work: &Work, exchange: &Exchange) -> bool {
+    request::asks_for_websocket(work) && !exchange.is_page()
+}
+
+/// The facts of a request that has come to no route, as the default site has them.
+fn facts_without_route<'a>(
+    of: &'a Request<'a>,
+    work: &'a Work,
+    snapshot: &'a Snapshot,
+    site: &'a Site,
+) -> RequestFacts<'a> {
+    RequestFacts {
+        of,
+        head: &work.request,
+        from_client: &work.from_client,
+        text: &work.text,
+        path: b"/",
+        target: b"",
+        tables: &snapshot.config.values,
+        place: Some((site, RouteId::FALLBACK)),
+        exchange: None,
+        response: None,
+        rewrite: None,
+    }
+}
+
+/// Writes the head for the client; how the content goes to it, and whether its connection stays. `is_backends`: it came
+/// from a backend.
 fn write_head(
     of: &Request<'_>,
     work: &mut Work,
     persistence: Persistence,
     exchange: Option<&Exchange>,
+    is_backends: bool,
 ) -> (ResponseBody, bool) {
-    let Work { request, response, from_backend, to_client, text, .. } = work;
-    let cookie = exchange.and_then(Exchange::set_cookie);
+    let cookie = exchange.filter(|_| is_backends).and_then(Exchange::set_cookie);
     let cookie = cookie.as_ref().and_then(|cookie| FieldValue::new(cookie.as_bytes()));
     let cookie = cookie.map(|cookie| Change { name: FieldName::known(Name::SetCookie), edit: Edit::Add(cookie) });
-    let id = of.told.request_id_change(&*text);
+    let id = of.told.request_id_change(&work.text);
     let changes = [id.or(cookie), cookie.filter(|_| id.is_some())];
     let changes = changes.map(|change| change.unwrap_or(NOTHING));
     let changes = &changes[..usize::from(id.is_some()) + usize::from(cookie.is_some())];
-    let date = response.fields().value(from_backend, Name::Date).is_none().then(date::now);
-    let mut plan = ResponsePlan::new(response, request.version(), persistence, changes);
+    let date = work.response.fields().value(&work.from_backend, Name::Date).is_none().then(date::now);
+    let mut plan = ResponsePlan::new(&work.response, work.request.version(), persistence, changes);
     plan.date = date.as_ref().and_then(|date| FieldValue::new(date));
-    rewrite::response(response, from_backend, &plan, to_client);
-    (ResponseBody::new(response.framing(), plan.framing), plan.persistence == Persistence::KeepAlive)
+    let (framing, keeps) = (plan.framing, plan.persistence == Persistence::KeepAlive);
+    let body = ResponseBody::new(work.response.framing(), framing);
+    let has_route = exchange.is_some();
+    if has_route && of.course.snapshot.is_none() {
+        rewrite::response(&work.response, &work.from_backend, &plan, &mut work.to_client);
+    } else {
+        let mut out = std::mem::take(&mut work.to_client);
+        write_changed_head(of, work, plan, exchange, is_backends, &mut out);
+        work.to_client = out;
+    }
+    (body, keeps)
+}
+
+/// Writes the head as the rules of the route have it, or those of the default site where there is no route.
+#[cold]
+fn write_changed_head(
+    of: &Request<'_>,
+    work: &Work,
+    mut plan: ResponsePlan<'_>,
+    exchange: Option<&Exchange>,
+    is_backends: bool,
+    out: &mut Vec<u8>,
+) {
+    let (response, from_backend) = (&work.response, &*work.from_backend);
+    let snapshot = exchange.is_none().then(|| of.engine.control.snapshot());
+    let site = snapshot.as_ref().and_then(|snapshot| snapshot.sites.site(of.engine.address, ""));
+    let (rules, facts) = match (exchange, &snapshot, site) {
+        (Some(exchange), ..) => (exchange.rules(), RequestFacts::of(of, work, exchange)),
+        (None, Some(snapshot), Some(site)) => {
+            (Some(site.rules(RouteId::FALLBACK)), facts_without_route(of, work, snapshot, site))
+        }
+        _ => return rewrite::response(response, from_backend, &plan, out),
+    };
+    let facts = RequestFacts { response: Some((response, from_backend)), ..facts };
+    let status = exchange.map_or(response.status(), |exchange| exchange.outcome().status);
+    if is_backends {
+        plan.status = Some(status);
+    }
+    let Some(rules) = rules else { return rewrite::response(response, from_backend, &plan, out) };
+    // The sticky cookie is no cookie of the backend's.
+    let mut changes = Changes::of(plan.changes.iter().copied().filter(|change| !matches!(change.edit, Edit::Add(_))));
+    if is_backends {
+        changes.locations(rules, &facts);
+        changes.cookies(&rules.cookies, &facts);
+    }
+    for change in plan.changes {
+        if let Edit::Add(cookie) = change.edit {
+            changes.add(change.name, cookie.get());
+        }
+    }
+    if let Some(preset) = rules.preset {
+        changes.preset(preset, of.told.proto() == "https");
+    }
+    if let Some(cors) = &rules.cors {
+        changes.cors(cors, &facts);
+    }
+    changes.edit(&rules.response_headers, Some(status), &facts);
+    let changes = changes.list();
+    rewrite::response(response, from_backend, &ResponsePlan { changes: &changes, ..plan }, out);
 }
 
 /// Closes our side, then reads and drops what the client still sends (RFC 9112 §9.6; nginx's `lingering_close`). Closing

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt::{self, Write};
 use std::net::IpAddr;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -11,23 +12,39 @@ use jiff::Timestamp;
 use super::Engine;
 use super::body::refusal;
 use super::content::Content;
+use super::facts::RequestFacts;
+use super::fields::{self, Changes};
 use super::pace::Pace;
 use super::stream::ClientStream;
+use super::target;
 use super::work::Work;
 use crate::config::{ForwardedBy, ListenerSettings, RequestIdField, ServerConfig};
 use crate::exchange::headers::{Claims, Forwarding, Origin, Peer, XForwarded, trusts, write_request_id};
+use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::Refusal;
 use crate::exchange::{Asked, Exchange};
-use crate::http::h1::head::Form;
+use crate::http::h1::head::{Form, RequestHead};
 use crate::http::h1::reject::Reject;
-use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, RequestPlan};
+use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, RequestPlan, Target};
 use crate::http::h1::websocket;
 use crate::message::field::Fields;
 use crate::message::framing::Framing;
 use crate::message::name::Name;
 use crate::message::path::normalise;
+use crate::site::{Action, Found, Route, RouteId};
+use crate::snapshot::Snapshot;
+use crate::value::table::Tables;
 
 const NO_SERVER: Change<'_> = Change { name: FieldName::known(Name::XForwardedServer), edit: Edit::Remove };
+
+/// What a request has become on its way, where that is not what was received.
+#[derive(Default)]
+pub struct Course {
+    /// GET is asked, without content.
+    pub is_get: bool,
+    /// What the route was found in. `None`: it only proxies.
+    pub snapshot: Option<Arc<Snapshot>>,
+}
 
 /// What the backend is told besides what the client said, as places in the text of the work.
 #[derive(Default)]
@@ -48,6 +65,8 @@ pub struct Told {
     forwarded: Range<usize>,
     /// Empty: nothing is said.
     via: Range<usize>,
+    /// Whether the path as received is not normal.
+    is_path_made: bool,
 }
 
 /// One request, with what is told of it.
@@ -60,6 +79,11 @@ pub struct Request<'a> {
     /// Only the access log needs it.
     pub time: Option<Timestamp>,
     pub told: Told,
+    pub course: Course,
+    /// It is one of several that the connection carries at once.
+    pub is_stream: bool,
+    /// How the client is treated: as the route says, once it is known.
+    pub limits: ClientLimits,
 }
 
 /// Lets the request in whose head ends at `head`, or says why not. What is told is filled in as far as it gets.
@@ -71,8 +95,10 @@ pub fn begin(
     now: Instant,
 ) -> Result<(Exchange, Content), Refusal> {
     let Request { engine, listener, peer, told, .. } = of;
-    let Work { request, from_client, text, path, .. } = work;
+    let (engine, listener) = (*engine, *listener);
+    let Work { request, from_client, text, path, target, .. } = work;
     text.clear();
+    target.clear();
     let snapshot = engine.control.snapshot();
     let server = &snapshot.config.server;
     told.id_field = server.request_id.clone();
@@ -87,13 +113,17 @@ pub fn begin(
     if request.max_forwards() == Some(0) {
         return Err(Refusal::LastHop);
     }
-    let most = listener.max_body_bytes;
-    if most.is_some_and(|most| request.framing().exceeds(most)) {
-        return Err(Refusal::BodyTooLarge);
-    }
-    let path: &[u8] = match request.form() {
-        Form::Asterisk => b"/",
-        _ => normalise(request.path(from_client), path).map_err(|bad| refusal(Reject::from(bad)))?,
+    let received = request.path(from_client);
+    told.is_path_made = match request.form() {
+        Form::Asterisk => {
+            path.clear();
+            path.push(b'/');
+            true
+        }
+        _ => {
+            let normal = normalise(received, path).map_err(|bad| refusal(Reject::from(bad)))?;
+            !std::ptr::eq(normal, received)
+        }
     };
     let claims = claims(server, peer, request.fields(), from_client);
     told.continues_x_forwarded = matches!(claims, Claims::XForwarded(_));
@@ -104,35 +134,76 @@ pub fn begin(
         host: request.authority(from_client).and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default(),
         claims: &claims,
     };
-    let cookies = request.fields().values(from_client, Name::Cookie);
+    let forwarding = Forwarding::new(origin, &server.trusted_proxies);
+    told.read(&forwarding, text);
+    if let Some(name) = &server.via {
+        let version = client.protocol(request.version()).trim_start_matches("HTTP/");
+        told.via = written(text, |text| write!(text, "{version} {name}"));
+    }
     let body_length = match request.framing() {
         Framing::Length(length) if !request.expects_continue() => Some(length),
         _ => None,
     };
-    let asked = Asked {
-        origin,
-        listener: engine.address,
-        path,
+    let mut asked = Asked {
+        client: forwarding.client,
+        is_https: forwarding.proto == "https",
         is_idempotent: request.method().is_idempotent(),
         body_length,
+        is_preflight: false,
         now,
     };
-    let (exchange, forwarding) = Exchange::begin(&snapshot, &asked, cookies)?;
-    told.read(&forwarding, text);
-    if let Some(name) = &snapshot.config.server.via {
-        let version = client.protocol(request.version()).trim_start_matches("HTTP/");
-        told.via = written(text, |text| write!(text, "{version} {name}"));
+    let path = told.path(request, from_client, path);
+    let site = snapshot.sites.site(engine.address, origin.host).ok_or(Refusal::NoRoute)?;
+    let facts = RequestFacts {
+        of,
+        head: request,
+        from_client,
+        text,
+        path,
+        target: b"",
+        tables: &snapshot.config.values,
+        place: Some((site, RouteId::FALLBACK)),
+        exchange: None,
+        response: None,
+        rewrite: None,
+    };
+    let mut found = Found { site, route: site.find(path, &facts) };
+    if site.route(found.route).is_internal {
+        found.route = RouteId::FALLBACK;
     }
-    let keep = exchange.plan().settings.retry_body_bytes;
-    let pace = Pace::new(listener.min_rate, client.total());
-    Ok((exchange, Content::new(request.framing(), head, most, keep, pace)))
+    let route = site.route(found.route);
+    let mut which = 0;
+    let is_plain = !route.has_rules && matches!(route.action, Action::Pool(_));
+    if !is_plain {
+        let facts = RequestFacts { place: Some((site, found.route)), ..facts };
+        which = pool_of(route, &facts);
+        asked.is_preflight = site.rules(found.route).cors.is_some() && fields::is_preflight(&facts);
+    }
+    let exchange = Exchange::begin(found, which, &asked, request.fields().values(from_client, Name::Cookie));
+    let limits = exchange.client_limits(ClientLimits::of_listener(listener));
+    let keep = exchange.limits().map_or(0, |limits| limits.retry_body_bytes);
+    of.limits = limits;
+    if !is_plain {
+        of.course.snapshot = Some(Arc::clone(&snapshot));
+    }
+    let pace = Pace::new(limits.min_rate, client.total());
+    Ok((exchange, Content::new(request.framing(), head, limits.max_body_bytes, keep, pace)))
 }
 
-/// Writes the head for the backend. `websocket`: ask it to switch protocols. `loop_id`: how this process names itself.
-pub fn write_head(work: &mut Work, told: &Told, loop_id: &str, websocket: bool) {
-    let Work { request, from_client, text, to_backend, .. } = work;
+/// Which of its pools a route leads to; too large a number for none.
+pub fn pool_of(route: &Route, facts: &RequestFacts<'_>) -> usize {
+    let Action::PoolFrom { value, pools } = &route.action else { return 0 };
+    let mut scratch = Vec::new();
+    let name = value.read(facts, &mut scratch).unwrap_or_default();
+    pools.iter().position(|of| of.pool.name.as_str().as_bytes() == name).unwrap_or(usize::MAX)
+}
+
+/// Writes the head for the backend. `websocket`: ask it to switch protocols.
+pub fn write_head(of: &Request<'_>, work: &mut Work, exchange: &Exchange, websocket: bool) {
+    let told = &of.told;
+    let text = &*work.text;
     let value = |range: &Range<usize>| text.as_bytes().get(range.clone()).unwrap_or_default();
-    let id = told.request_id_change(&*text);
+    let id = told.request_id_change(text);
     let changes = [
         set(FieldName::known(Name::XForwardedFor), value(&told.forwarded_for)),
         set(FieldName::known(Name::XForwardedProto), told.proto.as_bytes()),
@@ -142,7 +213,7 @@ pub fn write_head(work: &mut Work, told: &Told, loop_id: &str, websocket: bool) 
         // Those of others stay (RFC 8586 §2).
         Change {
             name: FieldName::known(Name::CdnLoop),
-            edit: FieldValue::new(loop_id.as_bytes()).map_or(Edit::Remove, Edit::Add),
+            edit: FieldValue::new(of.engine.control.loop_id().as_bytes()).map_or(Edit::Remove, Edit::Add),
         },
         set(FieldName::known(Name::XForwardedPort), value(&told.port)),
         match value(&told.prefix) {
@@ -154,19 +225,107 @@ pub fn write_head(work: &mut Work, told: &Told, loop_id: &str, websocket: bool) 
     ];
     let left_out = usize::from(id.is_none()) + usize::from(told.continues_x_forwarded);
     let changes = &changes[..changes.len() - left_out];
-    let mut plan = RequestPlan::new(request, changes);
-    plan.expect_continue = request.expects_continue();
+    let mut plan = RequestPlan::new(&work.request, changes);
+    plan.expect_continue = work.request.expects_continue();
     plan.via = FieldValue::new(value(&told.via)).filter(|_| !told.via.is_empty());
     plan.persistence = if websocket { Persistence::WebSocket } else { Persistence::KeepAlive };
-    rewrite::request(request, from_client, &plan, to_backend);
+    if of.course.snapshot.is_some() {
+        let mut out = std::mem::take(&mut work.to_backend);
+        write_changed_head(of, work, exchange, plan, &mut out);
+        work.to_backend = out;
+        return;
+    }
+    rewrite::request(&work.request, &work.from_client, &plan, &mut work.to_backend);
 }
+
+/// Writes the head as the rules of the route and the jumps on the way have it.
+#[cold]
+fn write_changed_head(
+    of: &Request<'_>,
+    work: &Work,
+    exchange: &Exchange,
+    mut plan: RequestPlan<'_>,
+    out: &mut Vec<u8>,
+) {
+    let facts = RequestFacts::of(of, work, exchange);
+    let mut changes = Changes::of(plan.changes.iter().copied());
+    if of.course.is_get {
+        (plan.is_get, plan.framing, plan.expect_continue) = (true, Framing::None, false);
+        for name in OF_CONTENT {
+            changes.remove(FieldName::known(*name));
+        }
+    }
+    if exchange.is_page() {
+        // A page takes the place of an answer: no part of it is asked for, and it is not known already.
+        for name in CONDITIONS {
+            changes.remove(FieldName::known(*name));
+        }
+    }
+    let (mut host, mut target) = (None, None);
+    if let Some(rules) = exchange.rules() {
+        host = fields::host(rules, &facts);
+        target = rules.rewrite.as_ref().and_then(|rewrite| target::rewritten(rewrite, &facts));
+        changes.edit(&rules.request_headers.changes, None, &facts);
+    }
+    let target = target.as_deref().unwrap_or(&work.target);
+    let changes = changes.list();
+    let plan = RequestPlan {
+        target: Target::new(target),
+        host: host.as_deref().and_then(FieldValue::new),
+        changes: &changes,
+        ..plan
+    };
+    rewrite::request(&work.request, &work.from_client, &plan, out);
+}
+
+/// Fields that speak of the content.
+const OF_CONTENT: &[Name] = &[Name::ContentType, Name::ContentEncoding, Name::ContentRange];
+
+const CONDITIONS: &[Name] =
+    &[Name::Range, Name::IfRange, Name::IfMatch, Name::IfNoneMatch, Name::IfModifiedSince, Name::IfUnmodifiedSince];
 
 /// Whether the request asks to become a WebSocket.
 pub fn asks_for_websocket(work: &Work) -> bool {
     websocket::asks(&work.request)
 }
 
+impl Request<'_> {
+    /// The tables that its values ask.
+    pub fn tables(&self) -> &Tables {
+        self.course.snapshot.as_ref().map_or(Tables::none(), |snapshot| &snapshot.config.values)
+    }
+}
+
 impl Told {
+    /// `http` or `https`, as it is for the client.
+    pub fn proto(&self) -> &'static str {
+        self.proto
+    }
+
+    /// The host and port that the client named.
+    pub fn host<'a>(&self, text: &'a str) -> &'a [u8] {
+        text.as_bytes().get(self.host.clone()).unwrap_or_default()
+    }
+
+    /// The client's address.
+    pub fn client_text<'a>(&self, text: &'a str) -> &'a [u8] {
+        text.as_bytes().get(self.client_text.clone()).unwrap_or_default()
+    }
+
+    pub fn request_id<'a>(&self, text: &'a str) -> &'a [u8] {
+        text.as_bytes().get(self.request_id.clone()).unwrap_or_default()
+    }
+
+    /// The path as it is now, decoded and normalised. `made` is the one that is not as received.
+    pub fn path<'a>(&self, head: &RequestHead, from_client: &'a [u8], made: &'a [u8]) -> &'a [u8] {
+        if self.is_path_made { made } else { head.path(from_client) }
+    }
+
+    /// The path has been made anew.
+    pub fn path_is_made(&mut self) {
+        self.is_path_made = true;
+    }
+
     /// What tells the request's id in a head for the backend or the client.
     pub fn request_id_change<'a>(&'a self, text: &'a str) -> Option<Change<'a>> {
         let name = match &self.id_field {

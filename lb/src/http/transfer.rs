@@ -36,6 +36,7 @@ use super::upstream::{Disposition, Upstream};
 use super::work::Work;
 use crate::clock;
 use crate::config::{HalfClose, ListenerSettings};
+use crate::exchange::limits::{BackendLimits, ClientLimits};
 use crate::exchange::reply::Reply;
 use crate::failure::{Detail, Failed, Failure};
 use crate::message::framing::Framing;
@@ -78,6 +79,8 @@ pub enum Upload {
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Writing {
     cursor: Cursor,
+    /// The request goes without its content, which nobody reads.
+    is_bare: bool,
     /// How much of `to_backend` has been written.
     written: usize,
 }
@@ -134,6 +137,9 @@ pub enum Happened {
 pub struct Transfer<'a> {
     engine: &'a Engine,
     listener: &'a ListenerSettings,
+    /// How the client is treated, and the backend of the present attempt.
+    pub limits: ClientLimits,
+    backend_limits: Option<BackendLimits>,
     pub client: &'a mut ClientStream,
     pub work: &'a mut Work,
     pub body: Content,
@@ -213,14 +219,16 @@ impl<'a> Transfer<'a> {
     pub fn new(
         engine: &'a Engine,
         listener: &'a ListenerSettings,
+        limits: ClientLimits,
         client: &'a mut ClientStream,
         work: &'a mut Work,
         body: Content,
     ) -> Self {
-        let pace = Pace::new(listener.min_rate, client.total());
+        let pace = Pace::new(limits.min_rate, client.total());
         Self {
             engine,
             listener,
+            limits,
             client,
             work,
             body,
@@ -228,6 +236,7 @@ impl<'a> Transfer<'a> {
             download: Download::Waiting,
             upstream: None,
             plan: None,
+            backend_limits: None,
             written: 0,
             interim_bytes: 0,
             interim: InterimRate::default(),
@@ -269,12 +278,20 @@ impl<'a> Transfer<'a> {
     }
 
     /// Begins an attempt: what is in `to_backend` is sent, and the content behind it. Whatever came of another attempt is
-    /// forgotten.
-    pub fn open(&mut self, upstream: Upstream, plan: Arc<Plan>) -> Result<(), Failure> {
+    /// forgotten. `is_bare`: the content is not sent.
+    pub fn open(
+        &mut self,
+        upstream: Upstream,
+        plan: Arc<Plan>,
+        limits: BackendLimits,
+        is_bare: bool,
+    ) -> Result<(), Failure> {
         let Work { from_client, to_backend, from_backend, response, .. } = &mut *self.work;
-        self.body.take_in(from_client)?;
-        let mut writing = Writing::default();
-        self.body.read(&mut writing.cursor, from_client, to_backend);
+        let mut writing = Writing { is_bare, ..Writing::default() };
+        if !is_bare {
+            self.body.take_in(from_client)?;
+            self.body.read(&mut writing.cursor, from_client, to_backend);
+        }
         from_backend.clear();
         response.clear();
         self.upload = Upload::Sending(writing);
@@ -284,6 +301,7 @@ impl<'a> Transfer<'a> {
         self.head_by = None;
         self.upstream = Some(upstream);
         self.plan = Some(plan);
+        self.backend_limits = Some(limits);
         Ok(())
     }
 
@@ -333,8 +351,8 @@ impl<'a> Transfer<'a> {
 
     /// Goes on as a tunnel, whose head for the client is in `to_client`.
     pub fn switch(&mut self, write: impl FnOnce(&mut Work)) {
-        let (Download::Held(head), Some(plan)) = (&self.download, &self.plan) else { return };
-        let head = *head;
+        let (Download::Held(head), Some(limits)) = (&self.download, &self.backend_limits) else { return };
+        let (head, tunnel_timeout) = (*head, limits.tunnel_timeout);
         write(self.work);
         let mut down = std::mem::take(&mut self.work.to_client);
         down.drain(..self.written);
@@ -342,8 +360,7 @@ impl<'a> Transfer<'a> {
         let head_bytes = down.len();
         down.extend_from_slice(&self.work.from_backend[head..]);
         let early = self.work.from_client.split_off(self.body.end());
-        self.download =
-            Download::Tunnel(Box::new(Tunnel::new(early, down, head_bytes as u64, plan.settings.tunnel_timeout)));
+        self.download = Download::Tunnel(Box::new(Tunnel::new(early, down, head_bytes as u64, tunnel_timeout)));
     }
 
     /// Sends an answer of our own; `write` writes its head, which is in `response` as if a backend had sent it, for the
@@ -563,10 +580,14 @@ impl<'a> Transfer<'a> {
         let Work { to_backend, from_client, .. } = &mut *self.work;
         loop {
             let text = &to_backend[writing.written..];
-            let content = self.body.unread(writing.cursor);
+            let content = if writing.is_bare { 0..0 } else { self.body.unread(writing.cursor) };
             if text.is_empty() && content.is_empty() {
                 to_backend.clear();
                 writing.written = 0;
+                if writing.is_bare {
+                    self.upload = if self.body.is_done() { Upload::Sent } else { Upload::Abandoned(Why::Stopped) };
+                    return true;
+                }
                 self.body.forget(&[writing.cursor], from_client);
                 if self.body.is_read(writing.cursor) {
                     self.upload = Upload::Sent;
@@ -648,7 +669,7 @@ impl<'a> Transfer<'a> {
             match self.client.poll_discard(cx) {
                 Poll::Ready(Ok(count)) if count > 0 => {
                     self.dropped += count as u64;
-                    let content = self.body.bytes_left(&self.work.from_client).or(self.listener.max_body_bytes);
+                    let content = self.body.bytes_left(&self.work.from_client).or(self.limits.max_body_bytes);
                     if content.is_none_or(|content| self.dropped <= content) {
                         self.moved.from_client += count as u64;
                     }
@@ -754,8 +775,8 @@ impl<'a> Transfer<'a> {
                         return Ok(None);
                     }
                     Parsed::Partial => {
-                        if let (None, Some(plan)) = (self.head_by, &self.plan) {
-                            self.head_by = clock::now().checked_add(plan.settings.response_timeout);
+                        if let (None, Some(limits)) = (self.head_by, &self.backend_limits) {
+                            self.head_by = clock::now().checked_add(limits.response_timeout);
                         }
                     }
                     Parsed::Rejected(bad) => return Err(failure_of(bad)),
@@ -958,12 +979,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         for (half_close, expected) in [(HalfClose::Answer, Ok(())), (HalfClose::Cancel, Err(Failure::ClientGone))] {
             let settings = ListenerSettings { half_close, ..engine.settings };
+            let limits = ClientLimits::of_listener(&settings);
             let mut peer = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("a listener");
             let (socket, _) = listener.accept().await.expect("a client");
             let mut client = ClientStream::Io(Io::Tcp(socket));
             let mut work = Work::take();
             let content = Content::new(Framing::Length(4), 0, None, 0, Pace::new(None, None));
-            let mut transfer = Transfer::new(&engine, &settings, &mut client, &mut work, content);
+            let mut transfer = Transfer::new(&engine, &settings, limits, &mut client, &mut work, content);
             transfer.upload = Upload::Abandoned(Why::Stopped);
             transfer.download = Download::Flushing;
             peer.write_all(b"rest").await.expect("a peer");

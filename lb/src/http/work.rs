@@ -25,7 +25,10 @@ pub struct Work {
     pub to_client: Vec<u8>,
     /// Values of the fields that we add.
     pub text: String,
+    /// The path, decoded and normalised, where that is not as it was received.
     pub path: Vec<u8>,
+    /// Path and query that took the place of those received; empty: none did.
+    pub target: Vec<u8>,
 }
 
 /// What a backend sent, behind room for the head that goes out to be longer than the one that came: then the content need
@@ -64,7 +67,9 @@ impl Work {
     }
 
     pub fn give_back(mut self: Box<Self>) {
-        for buffer in [&mut self.from_client, &mut self.to_backend, &mut self.to_client, &mut self.path] {
+        for buffer in
+            [&mut self.from_client, &mut self.to_backend, &mut self.to_client, &mut self.path, &mut self.target]
+        {
             buffer.clear();
             buffer.shrink_to(MOST_KEPT_BYTES);
         }
@@ -81,8 +86,8 @@ impl Work {
 
     /// What its buffers hold in memory.
     fn bytes(&self) -> usize {
-        let Self { from_client, from_backend, to_backend, to_client, text, path, .. } = self;
-        let buffers = [from_client, &from_backend.0, to_backend, to_client, path];
+        let Self { from_client, from_backend, to_backend, to_client, text, path, target, .. } = self;
+        let buffers = [from_client, &from_backend.0, to_backend, to_client, path, target];
         buffers.into_iter().map(Vec::capacity).sum::<usize>() + text.capacity()
     }
 }

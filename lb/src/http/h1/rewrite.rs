@@ -8,11 +8,11 @@
 
 use super::head::{Form, RequestHead};
 use super::response::ResponseHead;
-use crate::message::Version;
 use crate::message::ascii::{self, TARGET};
 use crate::message::field::{Fields, Span};
 use crate::message::framing::Framing;
 use crate::message::name::{Name, NameSet};
+use crate::message::{self, Version};
 
 /// Fields that are written anew or not at all, on both sides.
 const OWN: NameSet = NameSet::of(&[
@@ -49,6 +49,13 @@ impl<'a> FieldName<'a> {
     }
 }
 
+impl FieldName<'_> {
+    /// Whether both are the same, whatever their case.
+    pub fn is_same(self, other: FieldName<'_>) -> bool {
+        self.known == other.known && ascii::same_token(self.text, other.text)
+    }
+}
+
 impl FieldName<'static> {
     /// A name the balancer knows, for constants.
     ///
@@ -70,6 +77,12 @@ impl<'a> FieldValue<'a> {
     #[inline]
     pub fn new(value: &'a [u8]) -> Option<FieldValue<'a>> {
         (ascii::text_run(value) == value.len()).then_some(FieldValue(value))
+    }
+}
+
+impl<'a> FieldValue<'a> {
+    pub fn get(self) -> &'a [u8] {
+        self.0
     }
 }
 
@@ -103,14 +116,23 @@ pub enum Edit<'a> {
     Append(FieldValue<'a>),
     /// Those received are passed on, and this one too.
     Add(FieldValue<'a>),
+    /// This one is sent where none was received.
+    SetIfMissing(FieldValue<'a>),
     /// Those received end here.
     Remove,
+}
+
+impl Edit<'_> {
+    /// Whether those received give way to it.
+    fn replaces(&self) -> bool {
+        !matches!(self, Edit::Add(_) | Edit::SetIfMissing(_))
+    }
 }
 
 impl Change<'_> {
     fn value_len(&self) -> usize {
         match self.edit {
-            Edit::Set(value) | Edit::Append(value) | Edit::Add(value) => value.0.len(),
+            Edit::Set(value) | Edit::Append(value) | Edit::Add(value) | Edit::SetIfMissing(value) => value.0.len(),
             Edit::Remove => 0,
         }
     }
@@ -138,6 +160,8 @@ impl Persistence {
 /// How a request goes to a backend.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestPlan<'a> {
+    /// Whether GET is asked in place of the method received.
+    pub is_get: bool,
     /// Another path with query than the one received.
     pub target: Option<Target<'a>>,
     /// Another Host than the one received. A request in HTTP/1.0 may have none; without this, Host is then empty, as
@@ -159,6 +183,7 @@ impl<'a> RequestPlan<'a> {
     /// To pass `head` on as it is, with `changes`.
     pub fn new(head: &RequestHead, changes: &'a [Change<'a>]) -> RequestPlan<'a> {
         RequestPlan {
+            is_get: false,
             target: None,
             host: None,
             framing: head.framing(),
@@ -173,6 +198,8 @@ impl<'a> RequestPlan<'a> {
 /// How a response goes to a client.
 #[derive(Clone, Copy, Debug)]
 pub struct ResponsePlan<'a> {
+    /// Another status than the one received.
+    pub status: Option<u16>,
     /// The version the client speaks.
     pub client: Version,
     /// How the content will be sent.
@@ -200,7 +227,7 @@ impl<'a> ResponsePlan<'a> {
             (framing, _) => framing,
         };
         let persistence = if framing == Framing::UntilClose { Persistence::Close } else { persistence };
-        ResponsePlan { client, framing, persistence, date: None, changes }
+        ResponsePlan { status: None, client, framing, persistence, date: None, changes }
     }
 }
 
@@ -209,7 +236,7 @@ impl<'a> ResponsePlan<'a> {
 pub fn request(head: &RequestHead, buf: &[u8], plan: &RequestPlan<'_>, out: &mut Vec<u8>) {
     let host = plan.host.map_or(head.authority(buf).unwrap_or_default(), |host| host.0);
     reserve(out, head.len(), host.len() + plan.target.map_or(0, |target| target.0.len()), plan.changes);
-    out.extend_from_slice(head.method_token(buf));
+    out.extend_from_slice(if plan.is_get { b"GET" } else { head.method_token(buf) });
     out.push(b' ');
     write_target(head, buf, plan.target, out);
     out.extend_from_slice(b" HTTP/1.1\r\n");
@@ -237,14 +264,20 @@ pub fn request(head: &RequestHead, buf: &[u8], plan: &RequestPlan<'_>, out: &mut
 /// parsed from.
 pub fn response(head: &ResponseHead, buf: &[u8], plan: &ResponsePlan<'_>, out: &mut Vec<u8>) {
     reserve(out, head.len(), 0, plan.changes);
-    write_status_line(head.status(), head.reason(buf), out);
+    match plan.status.filter(|status| *status != head.status()) {
+        Some(status) => write_status_line(status, message::reason(status).as_bytes(), out),
+        None => write_status_line(head.status(), head.reason(buf), out),
+    }
     write_fields(head.fields(), buf, with_trailer(OWN, plan.framing), plan.changes, out);
     if let Some(length) = head.content_length().filter(|_| plan.framing == Framing::None) {
         write_number(b"Content-Length: ", length, out);
     }
     write_framing(plan.framing, out);
     if !head.is_interim() {
-        if let Some(date) = plan.date.filter(|_| head.fields().value(buf, Name::Date).is_none()) {
+        let is_told = |change: &Change<'_>| change.name.known == Name::Date && change.edit != Edit::Remove;
+        if let Some(date) = plan.date.filter(|_| head.fields().value(buf, Name::Date).is_none())
+            && !plan.changes.iter().any(is_told)
+        {
             write_field(b"Date", date.0, out);
         }
         write_persistence(plan.persistence, plan.client, out);
@@ -291,7 +324,7 @@ fn with_trailer(skip: NameSet, framing: Framing) -> NameSet {
 fn write_fields(fields: &Fields, buf: &[u8], skip: NameSet, changes: &[Change<'_>], out: &mut Vec<u8>) {
     let mut skip = skip;
     let mut changes_others = false;
-    for change in changes.iter().filter(|change| !matches!(change.edit, Edit::Add(_))) {
+    for change in changes.iter().filter(|change| change.edit.replaces()) {
         skip = skip.with(change.name.known);
         changes_others |= change.name.known == Name::Other;
     }
@@ -324,13 +357,18 @@ fn write_fields(fields: &Fields, buf: &[u8], skip: NameSet, changes: &[Change<'_
 }
 
 fn is_changed(name: &[u8], changes: &[Change<'_>]) -> bool {
-    let mut replacing = changes.iter().filter(|change| !matches!(change.edit, Edit::Add(_)));
+    let mut replacing = changes.iter().filter(|change| change.edit.replaces());
     replacing.any(|change| ascii::same_token(change.name.text, name))
 }
 
 fn write_change(fields: &Fields, buf: &[u8], change: &Change<'_>, out: &mut Vec<u8>) {
     match change.edit {
         Edit::Set(value) | Edit::Add(value) => write_field(change.name.text, value.0, out),
+        Edit::SetIfMissing(value) => {
+            if fields.named(buf, change.name.text).next().is_none() {
+                write_field(change.name.text, value.0, out);
+            }
+        }
         Edit::Append(value) => {
             out.extend_from_slice(change.name.text);
             out.extend_from_slice(b": ");

@@ -60,11 +60,11 @@ impl Transfer<'_> {
             self.upload_waited = Duration::ZERO;
         }
         let rest = |limit: Duration| limit.saturating_sub(self.upload_waited);
-        let limit = match (wait, &self.plan) {
+        let limit = match (wait, &self.backend_limits) {
             _ if matches!(self.download, Download::Sending(_) | Download::Flushing) => Duration::MAX,
-            (Wait::Backend(_), Some(plan)) => rest(plan.settings.write_timeout),
-            (Wait::Continue, Some(plan)) => rest(plan.settings.continue_timeout),
-            _ => self.body.pace.patience(rest(self.listener.body_timeout)),
+            (Wait::Backend(_), Some(limits)) => rest(limits.write_timeout),
+            (Wait::Continue, Some(limits)) => rest(limits.continue_timeout),
+            _ => self.body.pace.patience(rest(self.limits.body_timeout)),
         };
         Some((wait, limit))
     }
@@ -76,7 +76,8 @@ impl Transfer<'_> {
 
     /// Whether there is something for the backend that it has not taken.
     fn owes_backend(&self, writing: &Writing) -> bool {
-        writing.written < self.work.to_backend.len() || !self.body.unread(writing.cursor).is_empty()
+        let owes_content = !writing.is_bare && !self.body.unread(writing.cursor).is_empty();
+        owes_content || writing.written < self.work.to_backend.len()
     }
 
     /// What the download waits for besides, and how long it may. While the client owes content, a backend's silence is
@@ -86,7 +87,7 @@ impl Transfer<'_> {
         let client = || {
             // A stream has its turn when the client has taken what is before it on the connection.
             let stalled = self.client.total().map_or(Duration::MAX, |total| total.stalled(clock::now()));
-            let limit = self.listener.send_timeout.saturating_sub(self.download_waited.min(stalled));
+            let limit = self.limits.send_timeout.saturating_sub(self.download_waited.min(stalled));
             Some((Wait::Client, self.pace.patience(limit)))
         };
         if let Download::Tunnel(tunnel) = &self.download {
@@ -95,20 +96,20 @@ impl Transfer<'_> {
         if !self.work.to_client.is_empty() {
             return client();
         }
-        let settings = &self.plan.as_ref()?.settings;
+        let limits = self.backend_limits.as_ref()?;
         match &self.download {
             Download::Waiting => {
                 let wait = Wait::Backend(Failure::ResponseTimeout);
                 match self.head_by {
                     Some(by) => Some((wait, by.saturating_duration_since(clock::now()))),
-                    None => upload.is_none().then(|| (wait, rest(settings.response_timeout))),
+                    None => upload.is_none().then(|| (wait, rest(limits.response_timeout))),
                 }
             }
             Download::Sending(Receiving { pipe: Some(pipe), .. }) if !pipe.is_empty() => client(),
             Download::Sending(_) => {
                 let is_clients = matches!(upload, Some((Wait::Content, _))) && !self.holds_content_back();
                 let failure = if is_clients { Failure::ClientTimeout } else { Failure::ResponseStalled };
-                Some((Wait::Backend(failure), rest(settings.read_timeout)))
+                Some((Wait::Backend(failure), rest(limits.read_timeout)))
             }
             _ => None,
         }

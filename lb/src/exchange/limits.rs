@@ -1,0 +1,89 @@
+//! The limits of an exchange, each in one place: as the route says, else as its listener or its pool does.
+
+use std::num::NonZero;
+use std::time::Duration;
+
+use crate::config::site::{BackendRules, ClientRules};
+use crate::config::{ListenerSettings, PoolSettings};
+
+/// How a client is treated while its request is carried.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientLimits {
+    /// `None`: no limit.
+    pub max_body_bytes: Option<u64>,
+    pub body_timeout: Duration,
+    /// Bytes per second; `None`: any.
+    pub min_rate: Option<NonZero<u32>>,
+    pub send_timeout: Duration,
+}
+
+/// How a backend is treated.
+#[derive(Debug, Clone, Copy)]
+pub struct BackendLimits {
+    pub connect_timeout: Duration,
+    pub response_timeout: Duration,
+    pub continue_timeout: Duration,
+    pub read_timeout: Duration,
+    pub write_timeout: Duration,
+    pub tunnel_timeout: Duration,
+    pub retries: usize,
+    pub retry_timeout: Duration,
+    pub retry_body_bytes: usize,
+}
+
+impl ClientLimits {
+    pub fn of_listener(listener: &ListenerSettings) -> Self {
+        let ListenerSettings { max_body_bytes, body_timeout, min_rate, send_timeout, .. } = *listener;
+        Self { max_body_bytes, body_timeout, min_rate, send_timeout }
+    }
+
+    /// With what the route says in place of what the listener does.
+    #[cold]
+    #[must_use]
+    pub fn with(self, rules: &ClientRules) -> Self {
+        Self {
+            max_body_bytes: rules
+                .max_body_bytes
+                .map_or(self.max_body_bytes, |most| Some(most).filter(|most| *most > 0)),
+            body_timeout: rules.body_timeout.unwrap_or(self.body_timeout),
+            min_rate: rules.min_rate.map_or(self.min_rate, NonZero::new),
+            send_timeout: rules.send_timeout.unwrap_or(self.send_timeout),
+        }
+    }
+}
+
+impl BackendLimits {
+    pub fn of_pool(pool: &PoolSettings) -> Self {
+        Self {
+            connect_timeout: pool.connect_timeout,
+            response_timeout: pool.response_timeout,
+            continue_timeout: pool.continue_timeout,
+            read_timeout: pool.read_timeout,
+            write_timeout: pool.write_timeout,
+            tunnel_timeout: pool.tunnel_timeout,
+            retries: pool.retries,
+            retry_timeout: pool.retry_timeout,
+            retry_body_bytes: pool.retry_body_bytes,
+        }
+    }
+
+    /// With what the route says in place of what the pool does.
+    #[cold]
+    #[must_use]
+    pub fn with(self, rules: &BackendRules) -> Self {
+        let response_timeout = rules.response_timeout.unwrap_or(self.response_timeout);
+        let retry_timeout =
+            rules.retry_timeout.map(|timeout| if timeout.is_zero() { response_timeout } else { timeout });
+        Self {
+            connect_timeout: rules.connect_timeout.unwrap_or(self.connect_timeout),
+            response_timeout,
+            continue_timeout: self.continue_timeout,
+            read_timeout: rules.read_timeout.unwrap_or(self.read_timeout),
+            write_timeout: rules.write_timeout.unwrap_or(self.write_timeout),
+            tunnel_timeout: rules.tunnel_timeout.unwrap_or(self.tunnel_timeout),
+            retries: rules.retries.unwrap_or(self.retries),
+            retry_timeout: retry_timeout.unwrap_or(self.retry_timeout),
+            retry_body_bytes: rules.retry_body_bytes.unwrap_or(self.retry_body_bytes),
+        }
+    }
+}

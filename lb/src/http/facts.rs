@@ -1,0 +1,265 @@
+//! What is true of the request that is being carried, for the values and conditions of the operator.
+
+use std::io::Write as _;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::request::Request;
+use super::work::Work;
+use crate::clock;
+use crate::config::route::HostPattern;
+use crate::config::site::Matcher;
+use crate::exchange::Exchange;
+use crate::http::h1::head::{Form, RequestHead};
+use crate::http::h1::response::ResponseHead;
+use crate::message::Version;
+use crate::message::name::Name;
+use crate::site::{RouteId, Site};
+use crate::value::pattern::Groups;
+use crate::value::request::{FieldKey, argument, cookie};
+use crate::value::table::Tables;
+use crate::value::variable::{GroupOf, Variable};
+use crate::value::{Facts, Known, Presence};
+
+/// The facts of one request, borrowed from where they lie.
+#[derive(Clone, Copy)]
+pub struct RequestFacts<'a> {
+    pub of: &'a Request<'a>,
+    pub head: &'a RequestHead,
+    pub from_client: &'a [u8],
+    pub text: &'a str,
+    /// The path as it is now: decoded and normalised.
+    pub path: &'a [u8],
+    /// Path and query that took the place of those received; empty: none did.
+    pub target: &'a [u8],
+    pub tables: &'a Tables,
+    /// The site and the route, once they are chosen.
+    pub place: Option<(&'a Site, RouteId)>,
+    pub exchange: Option<&'a Exchange>,
+    /// The answer's head, once it is there.
+    pub response: Option<(&'a ResponseHead, &'a [u8])>,
+    /// What the rewrite's expression has found, and in what.
+    pub rewrite: Option<(&'a Groups, &'a [u8])>,
+}
+
+impl<'a> RequestFacts<'a> {
+    /// Those of a request on its way, before there is an answer.
+    pub fn of(of: &'a Request<'a>, work: &'a Work, exchange: &'a Exchange) -> Self {
+        let Work { request: head, from_client, text, path, target, .. } = work;
+        Self {
+            of,
+            head,
+            from_client,
+            text,
+            path: of.told.path(head, from_client, path),
+            target,
+            tables: of.tables(),
+            place: Some((exchange.site(), exchange.route_id())),
+            exchange: Some(exchange),
+            response: None,
+            rewrite: None,
+        }
+    }
+
+    /// The query as it is now.
+    pub fn query(&self) -> Option<&'a [u8]> {
+        match self.target {
+            b"" => self.head.query(self.from_client),
+            target => target.iter().position(|&byte| byte == b'?').map(|at| &target[at + 1..]),
+        }
+    }
+
+    /// The host as the client named it, without port.
+    fn host(&self) -> Option<&'a [u8]> {
+        self.head.host(self.from_client).map(|host| host.strip_suffix(b".").unwrap_or(host))
+    }
+
+    fn fields(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        self.head.fields().iter(self.from_client)
+    }
+
+    /// A group of an expression among the site's hosts.
+    fn host_group(&self, index: u8, out: &mut Vec<u8>) -> Presence {
+        let (Some((site, _)), Some(host)) = (self.place, self.host()) else { return Presence::Missing };
+        let host = host.to_ascii_lowercase();
+        let groups = site.config.hosts.iter().find_map(|pattern| match pattern {
+            HostPattern::Regex(regex) => regex.captures(&host),
+            _ => None,
+        });
+        write_some(groups.as_ref().and_then(|groups| groups.text(index, &host)), out)
+    }
+
+    fn route_group(&self, index: u8) -> Option<&'a [u8]> {
+        let (site, route) = self.place?;
+        match &site.route_config(route)?.matcher {
+            Matcher::Regex(regex) => regex.captures(self.path)?.text(index, self.path),
+            _ => None,
+        }
+    }
+
+    fn write_time(&self, format: &str, out: &mut Vec<u8>) -> Presence {
+        let Ok(now) = Timestamp::try_from(clock::wall()) else { return Presence::Missing };
+        display(now.to_zoned(TimeZone::system()).strftime(format), out)
+    }
+}
+
+impl Facts for RequestFacts<'_> {
+    fn find(&self, variable: &Variable) -> Known<'_> {
+        let told = &self.of.told;
+        let one = |name| match self.head.fields().values(self.from_client, name).nth(1) {
+            Some(_) => Known::Made,
+            None => some(self.head.fields().value(self.from_client, name)),
+        };
+        match variable {
+            Variable::Host => match self.host() {
+                Some(host) if host.iter().any(u8::is_ascii_uppercase) => Known::Made,
+                host => some(host),
+            },
+            Variable::Args => some(self.query()),
+            Variable::IsArgs => {
+                Known::Here(if self.query().is_some_and(|query| !query.is_empty()) { b"?" } else { b"" })
+            }
+            Variable::Uri => Known::Here(self.path),
+            Variable::RequestUri if self.head.form() == Form::Origin => {
+                Known::Here(self.head.path_and_query(self.from_client))
+            }
+            Variable::RequestMethod if self.of.course.is_get => Known::Here(b"GET"),
+            Variable::RequestMethod => Known::Here(self.head.method_token(self.from_client)),
+            Variable::Scheme => Known::Here(told.proto().as_bytes()),
+            Variable::ServerName => some(self.place.and_then(|(site, _)| site.config.hosts.first()).and_then(name_of)),
+            Variable::RemoteAddr => Known::Here(told.client_text(self.text)),
+            Variable::RequestId => Known::Here(told.request_id(self.text)),
+            Variable::ServerProtocol => Known::Here(match (self.of.is_stream, self.head.version()) {
+                (true, _) => b"HTTP/2.0",
+                (_, Version::Http10) => b"HTTP/1.0",
+                (_, Version::Http11) => b"HTTP/1.1",
+            }),
+            Variable::ContentLength => one(Name::ContentLength),
+            Variable::ContentType => one(Name::ContentType),
+            Variable::Hostname => Known::Here(self.of.engine.hostname.as_bytes()),
+            Variable::Http2 => some(self.of.is_stream.then_some(b"h2")),
+            Variable::Site => some(self.place.map(|(site, _)| site.config.name.as_bytes())),
+            Variable::Route => some(self.place.map(|(site, route)| site.route(route).name.as_str().as_bytes())),
+            Variable::Pool => some(self.exchange.and_then(Exchange::pool).map(|pool| pool.name.as_str().as_bytes())),
+            Variable::UpstreamAddr => {
+                let backend = self.exchange.and_then(|exchange| exchange.outcome().backend.as_ref());
+                some(backend.map(|backend| backend.address.as_str().as_bytes()))
+            }
+            Variable::Failure => {
+                let failure = self.exchange.and_then(|exchange| exchange.outcome().failure);
+                some(failure.map(|failure| failure.word().as_bytes()))
+            }
+            Variable::Query(name) => some(self.query().and_then(|query| argument(query, name))),
+            Variable::Cookie(name) => some(cookie(self.head.fields().values(self.from_client, Name::Cookie), name)),
+            Variable::Field(key) => find_field(key, self.fields()),
+            Variable::BackendField(key) | Variable::AnswerField(key) => match self.response {
+                Some((head, buffer)) => find_field(key, head.fields().iter(buffer)),
+                None => Known::Missing,
+            },
+            Variable::Group { of: GroupOf::Route, index } => some(self.route_group(*index)),
+            Variable::Group { of: GroupOf::Rewrite, index } => {
+                some(self.rewrite.and_then(|(groups, subject)| groups.text(*index, subject)))
+            }
+            _ => Known::Made,
+        }
+    }
+
+    fn write(&self, variable: &Variable, out: &mut Vec<u8>) -> Presence {
+        match self.find(variable) {
+            Known::Missing => return Presence::Missing,
+            Known::Here(text) => return write_some(Some(text), out),
+            Known::Made => {}
+        }
+        let outcome = self.exchange.map(Exchange::outcome);
+        match variable {
+            Variable::Host => {
+                out.extend(self.host().unwrap_or_default().iter().map(u8::to_ascii_lowercase));
+                Presence::Present
+            }
+            Variable::RequestUri => {
+                let path = if self.head.form() == Form::Asterisk { b"/" } else { self.head.path(self.from_client) };
+                out.extend_from_slice(path);
+                if let Some(query) = self.head.query(self.from_client) {
+                    out.push(b'?');
+                    out.extend_from_slice(query);
+                }
+                Presence::Present
+            }
+            Variable::Field(key) => key.write(self.fields(), out),
+            Variable::ContentLength | Variable::ContentType => Presence::Missing,
+            Variable::BackendField(key) | Variable::AnswerField(key) => match self.response {
+                Some((head, buffer)) => key.write(head.fields().iter(buffer), out),
+                None => Presence::Missing,
+            },
+            Variable::ServerPort => display(self.of.engine.address.port(), out),
+            Variable::RequestTime => {
+                let taken = clock::now().saturating_duration_since(self.of.started);
+                display(format_args!("{}.{:03}", taken.as_secs(), taken.subsec_millis()), out)
+            }
+            Variable::RequestTimeMs => {
+                display(clock::now().saturating_duration_since(self.of.started).as_millis(), out)
+            }
+            Variable::TimeIso8601 => self.write_time("%Y-%m-%dT%H:%M:%S%:z", out),
+            Variable::TimeLocal => self.write_time("%d/%b/%Y:%H:%M:%S %z", out),
+            Variable::Msec => {
+                let Ok(now) = Timestamp::try_from(clock::wall()) else { return Presence::Missing };
+                let millis = now.as_millisecond();
+                display(format_args!("{}.{:03}", millis / 1000, millis % 1000), out)
+            }
+            Variable::Status => {
+                let status = self.response.map(|(head, _)| head.status());
+                display_some(outcome.map(|outcome| outcome.status).filter(|status| *status > 0).or(status), out)
+            }
+            Variable::UpstreamStatus => display_some(outcome.and_then(|outcome| outcome.backend_status), out),
+            Variable::Attempts => display_some(outcome.map(|outcome| outcome.attempts), out),
+            Variable::UpstreamResponseTime => {
+                let time = outcome.and_then(|outcome| outcome.response_time);
+                display_some(time.map(|time| format!("{}.{:03}", time.as_secs(), time.subsec_millis())), out)
+            }
+            Variable::Group { of: GroupOf::Host, index } => self.host_group(*index, out),
+            Variable::Table(id) => self.tables.write(*id, self, out),
+            _ => Presence::Missing,
+        }
+    }
+
+    fn client(&self) -> Option<std::net::IpAddr> {
+        self.of.told.client
+    }
+}
+
+fn some(text: Option<&[u8]>) -> Known<'_> {
+    text.map_or(Known::Missing, Known::Here)
+}
+
+fn find_field<'a>(key: &FieldKey, fields: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Known<'a> {
+    let mut fitting = fields.filter(|(name, _)| key.fits(name));
+    match (fitting.next(), fitting.next()) {
+        (None, _) => Known::Missing,
+        (Some((_, value)), None) => Known::Here(value),
+        _ => Known::Made,
+    }
+}
+
+fn name_of(host: &HostPattern) -> Option<&[u8]> {
+    match host {
+        HostPattern::Exact(name) | HostPattern::Below(name) | HostPattern::Starting(name) => Some(name.as_bytes()),
+        HostPattern::Any | HostPattern::Regex(_) => None,
+    }
+}
+
+fn write_some(text: Option<&[u8]>, out: &mut Vec<u8>) -> Presence {
+    let Some(text) = text else { return Presence::Missing };
+    out.extend_from_slice(text);
+    Presence::Present
+}
+
+fn display(value: impl std::fmt::Display, out: &mut Vec<u8>) -> Presence {
+    // Writing to memory does not fail.
+    let _ = write!(out, "{value}");
+    Presence::Present
+}
+
+fn display_some(value: Option<impl std::fmt::Display>, out: &mut Vec<u8>) -> Presence {
+    value.map_or(Presence::Missing, |value| display(value, out))
+}

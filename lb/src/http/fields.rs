@@ -1,0 +1,476 @@
+//! What the operator says about fields, as changes to a head: its own edits, presets, CORS, and what backends say of
+//! themselves in `Location`, `Refresh` and `Set-Cookie`. Only routes with rules come here.
+
+use std::borrow::Cow;
+
+use super::facts::RequestFacts;
+use super::target;
+use crate::config::SameSite;
+use crate::config::site::{
+    self, CookieRewrite, Cors, CorsHeaders, CorsOrigin, LocationRewrite, Replace, Rewrite, Rules,
+};
+use crate::http::h1::rewrite::{Change, Edit, FieldName, FieldValue};
+use crate::message::ascii::{self, same_token};
+use crate::message::name::Name;
+use crate::message::{Method, authority};
+use crate::value::{Facts, Known, Presence, Value};
+
+/// Changes in the order in which they are made. Those of one name are put together, so that at most one of them is
+/// anything but an addition.
+#[derive(Default)]
+pub struct Changes<'a>(Vec<Entry<'a>>);
+
+struct Entry<'a> {
+    name: FieldName<'a>,
+    kind: Kind,
+    value: Cow<'a, [u8]>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Remove,
+    Set,
+    Add,
+    Append,
+    SetIfMissing,
+}
+
+impl<'a> Changes<'a> {
+    /// Those that are made in any case.
+    pub fn of(changes: impl IntoIterator<Item = Change<'a>>) -> Self {
+        let mut all = Self::default();
+        for Change { name, edit } in changes {
+            let (kind, value) = match edit {
+                Edit::Remove => (Kind::Remove, &b""[..]),
+                Edit::Set(value) => (Kind::Set, value.get()),
+                Edit::Add(value) => (Kind::Add, value.get()),
+                Edit::Append(value) => (Kind::Append, value.get()),
+                Edit::SetIfMissing(value) => (Kind::SetIfMissing, value.get()),
+            };
+            all.0.push(Entry { name, kind, value: value.into() });
+        }
+        all
+    }
+
+    /// As the writer of heads takes them.
+    pub fn list(&self) -> Vec<Change<'_>> {
+        self.0.iter().filter_map(Entry::change).collect()
+    }
+
+    /// Removes the fields of a name.
+    pub fn remove(&mut self, name: FieldName<'a>) {
+        self.push(name, Kind::Remove, Cow::Borrowed(b""));
+    }
+
+    pub fn add(&mut self, name: FieldName<'a>, value: impl Into<Cow<'a, [u8]>>) {
+        self.push(name, Kind::Add, value.into());
+    }
+
+    fn set(&mut self, name: FieldName<'a>, value: impl Into<Cow<'a, [u8]>>) {
+        self.push(name, Kind::Set, value.into());
+    }
+
+    /// Makes the operator's own edits, for an answer with `status`.
+    pub fn edit(&mut self, changes: &'a [site::FieldChange], status: Option<u16>, facts: &'a RequestFacts<'a>) {
+        for change in changes {
+            let is_for = |on: &crate::config::StatusRanges| status.is_some_and(|status| on.contains(status));
+            if !change.on.as_ref().is_none_or(is_for) {
+                continue;
+            }
+            let Some(name) = FieldName::new(change.name.as_bytes()) else { continue };
+            let kind = match change.edit {
+                site::Edit::Remove => Kind::Remove,
+                site::Edit::Set => Kind::Set,
+                site::Edit::Add => Kind::Add,
+                site::Edit::Append => Kind::Append,
+                site::Edit::SetIfMissing => Kind::SetIfMissing,
+            };
+            match field_value(&change.value.value, facts).filter(|_| kind != Kind::Remove) {
+                Some(value) => self.push(name, kind, value),
+                // A field that is set to nothing is not sent.
+                None if matches!(kind, Kind::Set | Kind::Remove) => self.remove(name),
+                None => {}
+            }
+        }
+    }
+
+    /// The fields of the preset, where the answer does not have them.
+    pub fn preset(&mut self, preset: site::Preset, is_https: bool) {
+        for field in preset.fields().iter().filter(|field| is_https || !field.only_https) {
+            if let Some(name) = FieldName::new(field.name.as_bytes()) {
+                self.push(name, Kind::SetIfMissing, Cow::Borrowed(field.value.as_bytes()));
+            }
+        }
+    }
+
+    /// What CORS has the answer say, in place of what the backend says of it.
+    pub fn cors(&mut self, cors: &'a Cors, facts: &RequestFacts<'a>) {
+        for name in ["Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "Access-Control-Expose-Headers"]
+        {
+            self.remove(cors_name(name));
+        }
+        let is_anybody = cors.origins.contains(&CorsOrigin::Any);
+        if !is_anybody {
+            // Caches keep answers to different origins apart, the one to none as well.
+            self.push(FieldName::known(Name::Vary), Kind::Append, Cow::Borrowed(b"Origin"));
+        }
+        let Some(origin) =
+            origin(facts).filter(|origin| is_anybody || cors.origins.iter().any(|one| allows(one, origin)))
+        else {
+            return;
+        };
+        self.set(cors_name("Access-Control-Allow-Origin"), if is_anybody { b"*" } else { origin });
+        if cors.credentials {
+            self.set(cors_name("Access-Control-Allow-Credentials"), &b"true"[..]);
+        }
+        if is_preflight(facts) {
+            self.set(cors_name("Access-Control-Allow-Methods"), cors.methods.join(", ").into_bytes());
+            match &cors.headers {
+                CorsHeaders::These(names) if names.is_empty() => {}
+                CorsHeaders::These(names) => {
+                    self.set(cors_name("Access-Control-Allow-Headers"), names.join(", ").into_bytes());
+                }
+                CorsHeaders::Asked => {
+                    if let Some(asked) = field(facts, b"access-control-request-headers") {
+                        self.set(cors_name("Access-Control-Allow-Headers"), asked);
+                    }
+                }
+            }
+            if let Some(age) = cors.max_age {
+                self.set(cors_name("Access-Control-Max-Age"), age.as_secs().to_string().into_bytes());
+            }
+        } else if !cors.expose.is_empty() {
+            self.set(cors_name("Access-Control-Expose-Headers"), cors.expose.join(", ").into_bytes());
+        }
+    }
+
+    /// Has what a backend says of places in `Location` and `Refresh` mean what the client would have to ask.
+    pub fn locations(&mut self, rules: &'a Rules, facts: &RequestFacts<'a>) {
+        let Some((head, buffer)) = facts.response else { return };
+        if let Some(location) = head.fields().value(buffer, Name::Location)
+            && let Some(mapped) = mapped_location(location, rules, facts)
+        {
+            self.set(FieldName::known(Name::Location), mapped);
+        }
+        let Some(name) = FieldName::new(b"Refresh") else { return };
+        if let Some(refresh) = head.fields().named(buffer, b"refresh").next() {
+            // `5; url=https://…`
+            let lower = refresh.to_ascii_lowercase();
+            if let Some(at) = lower.windows(4).position(|four| four == b"url=")
+                && let Some(mapped) = mapped_location(&refresh[at + 4..], rules, facts)
+            {
+                self.set(name, [&refresh[..at + 4], &mapped].concat());
+            }
+        }
+    }
+
+    /// Has the cookies of a backend be as the operator wants them.
+    pub fn cookies(&mut self, rewrite: &CookieRewrite, facts: &RequestFacts<'_>) {
+        let Some((head, buffer)) = facts.response.filter(|_| *rewrite != CookieRewrite::default()) else { return };
+        self.remove(FieldName::known(Name::SetCookie));
+        for cookie in head.fields().values(buffer, Name::SetCookie) {
+            self.add(FieldName::known(Name::SetCookie), mapped_cookie(cookie, rewrite, facts));
+        }
+    }
+
+    fn push(&mut self, name: FieldName<'a>, mut kind: Kind, value: Cow<'a, [u8]>) {
+        let has_same = |entry: &Entry<'_>| entry.name.is_same(name);
+        match kind {
+            Kind::Remove | Kind::Set => self.0.retain(|entry| !has_same(entry)),
+            Kind::Add => {}
+            Kind::SetIfMissing => match self.0.iter_mut().find(|entry| has_same(entry)) {
+                Some(Entry { kind: Kind::Remove, .. }) => kind = Kind::Add,
+                Some(_) => return,
+                None => {}
+            },
+            Kind::Append => match self.0.iter_mut().rfind(|entry| has_same(entry)) {
+                Some(Entry { kind: Kind::Remove, .. }) => kind = Kind::Add,
+                Some(before) if before.kind == Kind::SetIfMissing => {
+                    before.kind = Kind::Append;
+                    before.value = value;
+                    return;
+                }
+                Some(before) => {
+                    before.value = [&*before.value, b", ", &value].concat().into();
+                    return;
+                }
+                None => {}
+            },
+        }
+        self.0.push(Entry { name, kind, value });
+    }
+}
+
+impl Entry<'_> {
+    fn change(&self) -> Option<Change<'_>> {
+        let value = || FieldValue::new(&self.value);
+        let edit = match self.kind {
+            Kind::Remove => Edit::Remove,
+            // A value that could break out of its line is none.
+            Kind::Set => value().map_or(Edit::Remove, Edit::Set),
+            Kind::Add => Edit::Add(value()?),
+            Kind::Append => Edit::Append(value()?),
+            Kind::SetIfMissing => Edit::SetIfMissing(value()?),
+        };
+        Some(Change { name: self.name, edit })
+    }
+}
+
+/// The value of a field, borrowed where it is one text. `None`: there is none, or it could break out of its line.
+fn field_value<'a>(value: &'a Value, facts: &'a RequestFacts<'a>) -> Option<Cow<'a, [u8]>> {
+    let lies = match (value.as_constant(), value.as_variable()) {
+        (Some(text), _) => Some(text),
+        (_, Some(variable)) => match facts.find(variable) {
+            Known::Missing => return None,
+            Known::Here(text) => Some(text),
+            Known::Made => None,
+        },
+        _ => None,
+    };
+    if let Some(text) = lies.map(ascii::trim) {
+        return (!text.is_empty() && FieldValue::new(text).is_some()).then_some(Cow::Borrowed(text));
+    }
+    let mut made = Vec::new();
+    (value.write_field(facts, &mut made) == Presence::Present).then_some(Cow::Owned(made))
+}
+
+/// The `Host` that the backend is sent in place of the client's.
+pub fn host(rules: &Rules, facts: &RequestFacts<'_>) -> Option<Vec<u8>> {
+    let value = rules.request_headers.host.as_ref()?;
+    let mut host = Vec::new();
+    let presence = value.write_field(facts, &mut host);
+    (presence == Presence::Present && authority::parse(&host).is_some()).then_some(host)
+}
+
+/// Whether a browser asks what CORS allows.
+pub fn is_preflight(facts: &RequestFacts<'_>) -> bool {
+    facts.head.method() == Method::Options
+        && origin(facts).is_some()
+        && field(facts, b"access-control-request-method").is_some()
+}
+
+fn cors_name(name: &'static str) -> FieldName<'static> {
+    // Each is a token, and the caller's to change.
+    FieldName::new(name.as_bytes()).unwrap_or(FieldName::known(Name::Vary))
+}
+
+fn field<'a>(facts: &RequestFacts<'a>, name: &'a [u8]) -> Option<&'a [u8]> {
+    facts.head.fields().named(facts.from_client, name).next()
+}
+
+fn origin<'a>(facts: &RequestFacts<'a>) -> Option<&'a [u8]> {
+    field(facts, b"origin")
+}
+
+/// Whether scripts of an origin may ask. Browsers write it in lower case.
+fn allows(allowed: &CorsOrigin, origin: &[u8]) -> bool {
+    match allowed {
+        CorsOrigin::Any => true,
+        CorsOrigin::Exact(one) => one.as_bytes() == origin,
+        CorsOrigin::Below { scheme, domain } => origin
+            .strip_prefix(scheme.as_bytes())
+            .and_then(|rest| rest.strip_prefix(b"://"))
+            .and_then(|rest| rest.strip_suffix(domain.as_bytes()))
+            .and_then(|below| below.strip_suffix(b"."))
+            .is_some_and(|below| {
+                !below.is_empty() && below.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+            }),
+        CorsOrigin::Regex(regex) => regex.is_match(origin),
+    }
+}
+
+/// A place that the backend names, as the client would have to ask for it; `None`: it stays.
+fn mapped_location(location: &[u8], rules: &Rules, facts: &RequestFacts<'_>) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    match &rules.location {
+        LocationRewrite::Off => return None,
+        LocationRewrite::Pairs(pairs) => {
+            let rest = replaced(pairs, location, false, facts, &mut out)?;
+            out.extend_from_slice(rest);
+            target::keep_on_host(&mut out, 0);
+            return Some(out);
+        }
+        LocationRewrite::Auto => {}
+    }
+    let sent_host = host(rules, facts);
+    let is_absolute =
+        |scheme: &[u8]| location.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    let scheme = [&b"http://"[..], b"https://"].into_iter().find(|scheme| is_absolute(scheme));
+    let path = match (scheme, &sent_host) {
+        (Some(scheme), Some(host)) => {
+            let rest = &location[scheme.len()..];
+            let path = rest.get(host.len()..).filter(|_| rest[..host.len()].eq_ignore_ascii_case(host))?;
+            if !matches!(path.first(), None | Some(b'/' | b'?' | b'#')) {
+                return None;
+            }
+            let told = &facts.of.told;
+            out.extend_from_slice(told.proto().as_bytes());
+            out.extend_from_slice(b"://");
+            out.extend_from_slice(told.host(facts.text));
+            path
+        }
+        (Some(_), None) => return None,
+        (None, _) if location.starts_with(b"/") && !location.starts_with(b"//") => location,
+        (None, _) => return None,
+    };
+    let mapped = mapped_path(path, rules, facts);
+    if mapped.is_none() && scheme.is_none() {
+        return None;
+    }
+    match mapped {
+        Some((route, rest)) => {
+            out.extend_from_slice(route);
+            out.extend_from_slice(rest);
+        }
+        None => out.extend_from_slice(path),
+    }
+    Some(out)
+}
+
+/// A path below the one that the rewrite made, as the route's path and what is below it.
+fn mapped_path<'a>(path: &'a [u8], rules: &Rules, facts: &RequestFacts<'a>) -> Option<(&'a [u8], &'a [u8])> {
+    let Some(Rewrite::Prefix { prefix }) = &rules.rewrite else { return None };
+    let (site, route) = facts.place?;
+    let own = match &site.route_config(route)?.matcher {
+        site::Matcher::Path(path) => path.as_str(),
+        site::Matcher::Exact(path) | site::Matcher::Prefix(path) => path,
+        site::Matcher::Regex(_) | site::Matcher::Named => return None,
+    };
+    let trimmed = |text: &'a str| text.strip_suffix('/').unwrap_or(text);
+    let rest = path.strip_prefix(prefix.strip_suffix('/').unwrap_or(prefix).as_bytes())?;
+    matches!(rest.first(), None | Some(b'/' | b'?' | b'#')).then_some((trimmed(own).as_bytes(), rest))
+}
+
+/// Appends what takes the place of the beginning of `text`; what is left of that.
+fn replaced<'t>(
+    pairs: &[Replace],
+    text: &'t [u8],
+    is_whole: bool,
+    facts: &RequestFacts<'_>,
+    out: &mut Vec<u8>,
+) -> Option<&'t [u8]> {
+    let fits = |pair: &&Replace| match is_whole {
+        true => text.eq_ignore_ascii_case(pair.from.strip_prefix('.').unwrap_or(&pair.from).as_bytes()),
+        false => text.starts_with(pair.from.as_bytes()),
+    };
+    let pair = pairs.iter().find(fits)?;
+    if is_whole {
+        pair.to.write(facts, out);
+    } else {
+        target::write(&pair.to, facts, out);
+    }
+    Some(if is_whole { b"" } else { &text[pair.from.len()..] })
+}
+
+fn mapped_cookie(cookie: &[u8], rewrite: &CookieRewrite, facts: &RequestFacts<'_>) -> Vec<u8> {
+    let mut attributes = cookie.split(|&byte| byte == b';').map(ascii::trim);
+    let mut out = attributes.next().unwrap_or_default().to_vec();
+    for attribute in attributes.filter(|attribute| !attribute.is_empty()) {
+        let equals = attribute.iter().position(|&byte| byte == b'=').unwrap_or(attribute.len());
+        let (name, value) = (ascii::trim(&attribute[..equals]), attribute.get(equals + 1..).map(ascii::trim));
+        let is = |known: &[u8]| same_token(name, known) && name.len() == known.len();
+        let dropped = is(b"secure") && rewrite.secure.is_some()
+            || is(b"httponly") && rewrite.http_only.is_some()
+            || is(b"samesite") && rewrite.same_site.is_some();
+        if dropped {
+            continue;
+        }
+        let mut made = Vec::new();
+        let rest = match value {
+            Some(value) if is(b"domain") => {
+                let bare = value.strip_prefix(b".").unwrap_or(value);
+                replaced(&rewrite.domain, bare, true, facts, &mut made)
+            }
+            Some(value) if is(b"path") => replaced(&rewrite.path, value, false, facts, &mut made),
+            _ => None,
+        };
+        out.extend_from_slice(b"; ");
+        match rest {
+            Some(rest) => {
+                made.extend_from_slice(rest);
+                // What a client sent begins no other attribute.
+                made.retain(|&byte| byte != b';');
+                out.extend_from_slice(name);
+                out.push(b'=');
+                out.extend_from_slice(&made);
+            }
+            None => out.extend_from_slice(attribute),
+        }
+    }
+    if rewrite.secure == Some(true) {
+        out.extend_from_slice(b"; Secure");
+    }
+    if rewrite.http_only == Some(true) {
+        out.extend_from_slice(b"; HttpOnly");
+    }
+    if let Some(same_site) = rewrite.same_site {
+        out.extend_from_slice(match same_site {
+            SameSite::Lax => b"; SameSite=Lax",
+            SameSite::Strict => b"; SameSite=Strict",
+            SameSite::None => b"; SameSite=None",
+        });
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_of_one_name_are_put_together() {
+        let name = || FieldName::new(b"X-A").expect("a name");
+        let value = |text: &'static str| Cow::Borrowed(text.as_bytes());
+        for (kinds, expected) in [
+            (&[(Kind::Set, "a"), (Kind::Set, "b")][..], &["set b"][..]),
+            (&[(Kind::Set, "a"), (Kind::Remove, "")], &["remove"]),
+            (&[(Kind::Set, "a"), (Kind::Append, "b")], &["set a, b"]),
+            (&[(Kind::Remove, ""), (Kind::Append, "b")], &["remove", "add b"]),
+            (&[(Kind::Remove, ""), (Kind::SetIfMissing, "b")], &["remove", "add b"]),
+            (&[(Kind::SetIfMissing, "a"), (Kind::Set, "b")], &["set b"]),
+            (&[(Kind::Set, "a"), (Kind::SetIfMissing, "b")], &["set a"]),
+            (&[(Kind::Set, "a"), (Kind::Add, "b"), (Kind::Add, "c")], &["set a", "add b", "add c"]),
+            (&[(Kind::Append, "a"), (Kind::Append, "b")], &["append a, b"]),
+            (&[(Kind::Set, "a\r\nX-B: c")], &["remove"]),
+            (&[(Kind::Add, "a\nb")], &[]),
+        ] {
+            let mut changes = Changes::default();
+            for (kind, text) in kinds {
+                changes.push(name(), *kind, value(text));
+            }
+            let told: Vec<String> = changes
+                .list()
+                .iter()
+                .map(|change| {
+                    let text = |value: FieldValue<'_>| String::from_utf8_lossy(value.get()).into_owned();
+                    match change.edit {
+                        Edit::Remove => "remove".to_owned(),
+                        Edit::Set(value) => format!("set {}", text(value)),
+                        Edit::Add(value) => format!("add {}", text(value)),
+                        Edit::Append(value) => format!("append {}", text(value)),
+                        Edit::SetIfMissing(value) => format!("default {}", text(value)),
+                    }
+                })
+                .collect();
+            assert_eq!(told, expected, "{expected:?}");
+        }
+    }
+
+    #[test]
+    fn an_origin_is_allowed_as_a_whole() {
+        let below = CorsOrigin::Below { scheme: "https".to_owned(), domain: "shop.example".to_owned() };
+        for (origin, is_allowed) in [
+            ("https://a.shop.example", true),
+            ("https://a.b.shop.example", true),
+            ("https://shop.example", false),
+            ("http://a.shop.example", false),
+            ("https://evilshop.example", false),
+            ("https://evil.example/.shop.example", false),
+            ("https://evil@a.shop.example", false),
+            ("https://a.shop.example.evil.example", false),
+        ] {
+            assert_eq!(allows(&below, origin.as_bytes()), is_allowed, "{origin}");
+        }
+        assert!(!allows(&CorsOrigin::Exact("https://a.example".to_owned()), b"https://a.example.evil"));
+    }
+}

@@ -1,0 +1,87 @@
+//! Answers that the operator wrote: of a route's action, to a preflight, and as error pages.
+
+use bytes::Bytes;
+
+use super::facts::RequestFacts;
+use super::target;
+use crate::config::site::{Page, Respond, Rules};
+use crate::exchange::refusal::{Form, Refusal, usual};
+use crate::exchange::reply::Reply;
+use crate::exchange::{Exchange, Own};
+use crate::site::Action;
+use crate::value::Value;
+
+/// What the exchange answers itself with. `None`: there is no such answer.
+pub fn reply(own: Own, status: u16, exchange: &Exchange, facts: &RequestFacts<'_>, form: Form) -> Option<Reply> {
+    match own {
+        Own::Preflight => Some(Reply::new(status)),
+        Own::Page(index) => {
+            let page = &exchange.rules()?.error_pages.get(index)?.page;
+            page_reply(page, status, exchange.outcome().refusal, facts)
+        }
+        Own::Action => match &exchange.route().action {
+            Action::Redirect { to, .. } => Some(redirect(&to.to, status, facts)),
+            Action::Respond { with: Respond { body: Some(body), content_type, .. }, .. } => {
+                Some(text(body, content_type, status, facts))
+            }
+            Action::Respond { .. } if status >= 400 => {
+                Some(usual(status, form, std::str::from_utf8(facts.of.told.request_id(facts.text)).unwrap_or_default()))
+            }
+            Action::Respond { .. } => Some(Reply::new(status)),
+            _ => None,
+        },
+    }
+}
+
+/// The error page among `rules` that needs no backend, for a refusal without a route.
+pub fn page_for(rules: &Rules, refusal: Refusal, facts: &RequestFacts<'_>) -> Option<(Reply, u16)> {
+    use crate::config::site::PageStatus;
+
+    let error = refusal.status();
+    let page = rules.error_pages.iter().find(|page| page.on.contains(error))?;
+    let status = match (page.status, &page.page) {
+        (PageStatus::Is(status), _) => status,
+        (_, Page::Redirect(_)) => 302,
+        (PageStatus::Keep, _) => error,
+        (PageStatus::OfPage, _) => 200,
+    };
+    Some((page_reply(&page.page, status, Some(refusal), facts)?, status))
+}
+
+/// The answer of a page that needs no backend.
+fn page_reply(page: &Page, status: u16, refusal: Option<Refusal>, facts: &RequestFacts<'_>) -> Option<Reply> {
+    let mut reply = match page {
+        Page::Text { text: body, content_type } => text(body, content_type, status, facts),
+        Page::File { file, content_type } => {
+            let mut reply = Reply::new(status);
+            reply.content(&written(content_type, facts), Bytes::from_owner(std::sync::Arc::clone(&file.bytes)));
+            reply
+        }
+        Page::Redirect(to) => redirect(to, status, facts),
+        Page::Jump(_) => return None,
+    };
+    if let Some(refusal) = refusal {
+        refusal.add_fields(&mut reply);
+    }
+    Some(reply)
+}
+
+fn text(body: &Value, content_type: &Value, status: u16, facts: &RequestFacts<'_>) -> Reply {
+    let mut reply = Reply::new(status);
+    reply.content(&written(content_type, facts), written(body, facts).into());
+    reply
+}
+
+fn redirect(to: &Value, status: u16, facts: &RequestFacts<'_>) -> Reply {
+    let mut location = Vec::new();
+    target::write_location(to, facts, &mut location);
+    let mut reply = Reply::new(status);
+    reply.field(b"Location", &location);
+    reply
+}
+
+fn written(value: &Value, facts: &RequestFacts<'_>) -> Vec<u8> {
+    let mut text = Vec::new();
+    value.write(facts, &mut text);
+    text
+}

@@ -11,6 +11,7 @@ use axum::{
     },
     response::{Html, IntoResponse, Redirect, Response},
 };
+use futures_util::TryStreamExt;
 use http::{HeaderMap, StatusCode, header};
 use maud::{Markup, html};
 use serde::Deserialize;
@@ -22,9 +23,9 @@ use crate::{
     App,
     config::Settings,
     data::{Cursor, Millis, Picture, Post, UserKey},
-    error::Error,
+    error::{Error, StoreError},
     layers::Client,
-    media::{Kept, MediaName, Refusal, Spool},
+    media::{Kept, Media, MediaName, Refusal, Spool},
     own::List,
     page::{Field, Input, Page, alert, moment},
     sessions::{Draft, Member, Session, Visitor},
@@ -55,6 +56,24 @@ pub async fn list(
     page(&app, &visitor, &headers, &filled, after).await
 }
 
+/// A picture that is stored.
+#[derive(Clone, Copy, Debug)]
+enum Chosen {
+    /// It came with this form.
+    Now(Kept),
+    /// It came with an earlier one, by the word of this one; `None` if that is no name of a picture.
+    Earlier(Option<MediaName>),
+}
+
+impl Chosen {
+    fn name(self) -> Option<MediaName> {
+        match self {
+            Self::Now(kept) => Some(kept.name),
+            Self::Earlier(name) => name,
+        }
+    }
+}
+
 /// The form as it was sent, and what was wrong with it.
 #[derive(Debug)]
 struct Filled {
@@ -63,8 +82,7 @@ struct Filled {
     text: String,
     alt: String,
     /// The picture, if it is stored already.
-    kept: Option<Kept>,
-    /// Whether it came with this form, and not with an earlier one.
+    chosen: Option<Chosen>,
     has_sent_picture: bool,
     wrong: Option<StatusCode>,
     text_error: Option<String>,
@@ -78,7 +96,7 @@ impl Filled {
             id: Uuid::now_v7(),
             text: String::new(),
             alt: String::new(),
-            kept: None,
+            chosen: None,
             has_sent_picture: false,
             wrong: None,
             text_error: None,
@@ -107,16 +125,37 @@ impl Filled {
         }
     }
 
-    /// A picture that came with an earlier form, by the word of this one.
-    async fn check_kept(&mut self, app: &App) -> Result<(), Error> {
-        let Some(kept) = self.kept.filter(|_| !self.has_sent_picture) else { return Ok(()) };
-        let is_fit = u64::from(kept.width) * u64::from(kept.height) <= app.settings.pictures.pixels;
-        if !is_fit || app.media.size(&kept.name).await?.is_none() {
-            self.kept = None;
-            self.picture_error = Some("The picture that you had chosen is not there any more. Choose it again.".into());
-            self.refuse(StatusCode::UNPROCESSABLE_ENTITY);
-        }
-        Ok(())
+    /// The picture of the post. One that came with an earlier form is looked at again, so that its size is its own.
+    async fn picture(&mut self, app: &App, member: &UserKey) -> Result<Option<Picture>, Error> {
+        let kept = match self.chosen {
+            None => return Ok(None),
+            Some(Chosen::Now(kept)) => kept,
+            Some(Chosen::Earlier(name)) => {
+                let media = match name {
+                    Some(name) => app.media.open(&name, None).await?,
+                    None => None,
+                };
+                let Some(Media { mut content, .. }) = media else {
+                    self.chosen = None;
+                    let sentence = "The picture that you had chosen is not there any more. Choose it again.";
+                    self.picture_error = Some(sentence.into());
+                    self.refuse(StatusCode::UNPROCESSABLE_ENTITY);
+                    return Ok(None);
+                };
+                let mut spool = Spool::new(app.settings.pictures).await?;
+                while let Some(chunk) = content.try_next().await.map_err(StoreError::unavailable)? {
+                    spool.push(&chunk).await?;
+                }
+                match spool.keep(&*app.media, &app.picture_checks, member, app.settings.pictures).await? {
+                    Ok(kept) => kept,
+                    Err(refusal) => {
+                        self.refuse_picture(app, refusal);
+                        return Ok(None);
+                    }
+                }
+            }
+        };
+        Ok(Some(Picture { name: kept.name, alt: self.alt.trim().to_owned(), width: kept.width, height: kept.height }))
     }
 
     fn refuse_picture(&mut self, app: &App, refusal: Refusal) {
@@ -162,7 +201,7 @@ pub async fn create(
     request: Request,
 ) -> Result<Response, Error> {
     if visitor.sessions_out_of_reach {
-        return Err(Error::Store(crate::error::StoreError::unavailable("the session could not be read")));
+        return Err(Error::Store(StoreError::unavailable("the session could not be read")));
     }
     let headers = request.headers().clone();
     let read = body_limit(&app.settings);
@@ -176,17 +215,11 @@ pub async fn create(
         return Ok(session_ended(&app, &Draft { text: filled.text, alt: filled.alt }));
     };
     filled.check_text();
-    filled.check_kept(&app).await?;
+    let picture = if filled.wrong.is_none() { filled.picture(&app, &member.key()).await? } else { None };
     if let Some(status) = filled.wrong {
         let page = page(&app, &visitor, &headers, &filled, None).await?;
         return Ok((status, page).into_response());
     }
-    let picture = filled.kept.map(|kept| Picture {
-        name: kept.name,
-        alt: filled.alt.trim().to_owned(),
-        width: kept.width,
-        height: kept.height,
-    });
     let post = Post {
         id: filled.id,
         created: Millis::now(),
@@ -261,7 +294,7 @@ fn assign(filled: &mut Filled, name: &str, value: String) {
         "id" => filled.id = value.parse().unwrap_or(filled.id),
         "text" => filled.text = value,
         "alt" => filled.alt = value.chars().take(LONGEST_ALT).collect(),
-        "kept" if !filled.has_sent_picture => filled.kept = parse_kept(&value),
+        "kept" if !filled.has_sent_picture => filled.chosen = Some(Chosen::Earlier(value.parse().ok())),
         _ => {}
     }
 }
@@ -315,19 +348,11 @@ async fn picture(
     match spool.keep(&*app.media, &app.picture_checks, member, limits).await? {
         Ok(kept) => {
             app.metrics.picture("kept");
-            filled.kept = Some(kept);
+            filled.chosen = Some(Chosen::Now(kept));
         }
         Err(refusal) => filled.refuse_picture(app, refusal),
     }
     Ok(Ok(()))
-}
-
-/// A picture that an earlier attempt has stored, as the form carries it.
-fn parse_kept(text: &str) -> Option<Kept> {
-    let mut parts = text.split(' ');
-    let name: MediaName = parts.next()?.parse().ok()?;
-    let mut side = || parts.next()?.parse().ok().filter(|side| (1..=100_000).contains(side));
-    Some(Kept { name, width: side()?, height: side()? })
 }
 
 async fn page(
@@ -389,10 +414,10 @@ fn form(app: &App, filled: &Filled) -> Markup {
                     hint: Some("For those who cannot see it. Leave it empty without a picture."),
                     input: Input::Text { value: &filled.alt, longest: LONGEST_ALT },
                 }.render())
-                @if let Some(kept) = filled.kept {
-                    input type="hidden" name="kept" value={ (kept.name) " " (kept.width) " " (kept.height) };
+                @if let Some(name) = filled.chosen.and_then(Chosen::name) {
+                    input type="hidden" name="kept" value=(name);
                     div.kept {
-                        img src={ "/media/" (kept.name) } alt="The picture you chose" width="80" height="80";
+                        img src={ "/media/" (name) } alt="The picture you chose" width="80" height="80";
                         p.hint { "Your picture is kept. Choose another below to replace it." }
                     }
                 }
@@ -447,15 +472,6 @@ const PAGE: usize = 20;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_kept_picture_is_believed_only_if_it_could_be_one() {
-        let name = format!("{}.png", "0a".repeat(32));
-        assert!(parse_kept(&format!("{name} 10 20")).is_some());
-        for bad in ["", &name, &format!("{name} 0 20"), &format!("{name} 10"), &format!("x{name} 10 20")] {
-            assert!(parse_kept(bad).is_none(), "{bad}");
-        }
-    }
 
     #[test]
     fn sizes_are_told_in_round_units() {

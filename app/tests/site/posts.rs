@@ -70,8 +70,11 @@ async fn an_unfit_text_is_told_and_the_picture_is_kept() {
     let again = [("id", id), ("text", "Shorter"), ("alt", "A view"), ("kept", kept)];
     assert_eq!(browser.upload(&web1, &again, None).await.status, 303);
     let posts = browser.get(&web1, "/posts/").await;
-    posts.says(200, &["Shorter", "alt=\"A view\""]);
+    // Its size is the picture's own, whatever a form says.
+    posts.says(200, &["Shorter", "alt=\"A view\" width=\"40\" height=\"30\""]);
     assert!(posts.picture().is_some());
+    let enlarged = [("text", "Larger"), ("kept", &*format!("{kept} 4000 1"))];
+    browser.upload(&web1, &enlarged, None).await.says(422, &["Choose it again"]);
 
     browser.upload(&web1, &[("text", "  \r\n ")], None).await.says(422, &["Write something first"]);
 }
@@ -204,10 +207,11 @@ async fn a_kept_picture_that_is_not_there_is_told_in_the_form() {
     let web1 = site.start("web1").await;
     let browser = Browser::new();
     browser.sign_up(&web1, "ann").await;
-    let made_up = format!("{}.png 40 30", "0a".repeat(32));
-    let answer = browser.upload(&web1, &[("text", "Look"), ("kept", &made_up)], None).await;
-    answer.says(422, &["Choose it again", "Look"]);
-    assert_eq!(answer.hidden("kept"), None);
+    for made_up in [format!("{}.png", "0a".repeat(32)), "holiday.png".to_owned()] {
+        let answer = browser.upload(&web1, &[("text", "Look"), ("kept", &made_up)], None).await;
+        answer.says(422, &["Choose it again", "Look"]);
+        assert_eq!(answer.hidden("kept"), None);
+    }
     browser.get(&web1, "/posts/").await.says(200, &["Nothing here yet"]);
 }
 

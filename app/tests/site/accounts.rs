@@ -1,19 +1,11 @@
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
-use app::{
-    Stores,
-    data::{self, Cursor, DataStore, Login, Post, Readiness, Signup, User, UserKey, UserName},
-    error::StoreError,
-    server::Stop,
-    sessions::{Count, Id, Loaded, Reach, Record, SessionStore},
-};
-use async_trait::async_trait;
-use tokio::sync::Semaphore;
+use app::{data::UserName, server::Stop};
 
-use crate::fixture::{Answer, Browser, PASSWORD, Running, Site, eventually};
+use crate::{
+    failing::failing,
+    fixture::{Answer, Browser, PASSWORD, Running, Site, eventually},
+};
 
 #[tokio::test]
 async fn signing_up_logs_in() {
@@ -370,11 +362,9 @@ async fn an_address_may_ask_for_so_many_accounts_over_all_instances() {
 #[tokio::test]
 async fn a_login_that_cannot_be_recorded_is_a_login() {
     let site = Site::new();
-    let embedded = site.stores();
-    let data = Arc::new(Unrecorded { data: Arc::clone(&embedded.data), answers: Semaphore::new(0) });
-    let web1 = site.start_on("web1", Stores { data: data.clone(), ..embedded }).await;
-    // Each record fails, once it is let.
-    data.answers.add_permits(2);
+    let (stores, data, _) = failing(&site);
+    let web1 = site.start_on("web1", stores).await;
+    data.fails(|operation, _| operation == "record_login");
     let browser = Browser::new();
     browser.sign_up(&web1, "ann").await;
     assert_eq!(browser.log_in(&web1, "ann", PASSWORD).await.status, 303);
@@ -382,6 +372,7 @@ async fn a_login_that_cannot_be_recorded_is_a_login() {
     let metrics = async || browser.get(&web1, "/metrics").await.body;
     eventually("two are missing", async || metrics().await.contains("app_logins_unrecorded_total 2")).await;
 
+    data.hold_failures();
     // And while records are not answered at all, nobody waits for those of failures, and nobody for long.
     browser.log_in(&web1, "ann", "wrong password").await.says(401, &[]);
     assert_eq!(browser.log_in(&web1, "ann", PASSWORD).await.status, 303);
@@ -390,16 +381,8 @@ async fn a_login_that_cannot_be_recorded_is_a_login() {
     stop.send(Stop::Now).unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(!stopped.is_finished());
-    data.answers.add_permits(2);
+    data.let_failures(2);
     stopped.await.unwrap();
-}
-
-/// A site on embedded stores, whose data and sessions fail as a test says.
-fn failing(site: &Site) -> (Stores, Fails<dyn DataStore>, Fails<dyn SessionStore>) {
-    let embedded = site.stores();
-    let data = Arc::new(Failing { inner: Arc::clone(&embedded.data), part: Mutex::default() });
-    let sessions = Arc::new(Failing { inner: Arc::clone(&embedded.sessions), part: Mutex::default() });
-    (Stores { data: data.clone(), sessions: sessions.clone(), ..embedded }, data, sessions)
 }
 
 // A foreign cookie that is no text hid all cookies of its line.
@@ -600,124 +583,6 @@ async fn a_draft_is_measured_as_it_is_stored() {
     }
 }
 
-/// Which operations fail, by their name and by what they are about.
-type Part = fn(&str, &str) -> bool;
-
-type Fails<S> = Arc<Failing<S>>;
-
-/// A store of which a part is away.
-#[derive(Debug)]
-struct Failing<S: ?Sized> {
-    part: Mutex<Option<Part>>,
-    inner: Arc<S>,
-}
-
-impl<S: ?Sized> Failing<S> {
-    fn fails(&self, part: Part) {
-        *self.part.lock().unwrap() = Some(part);
-    }
-
-    fn pass(&self, operation: &str, name: &str) -> Result<(), StoreError> {
-        let fails = self.part.lock().unwrap().is_some_and(|part| part(operation, name));
-        if fails { Err(StoreError::unavailable("away")) } else { Ok(()) }
-    }
-}
-
-#[async_trait]
-impl DataStore for Failing<dyn DataStore> {
-    async fn create_user(&self, user: &User) -> data::Result<Signup> {
-        self.pass("create_user", "")?;
-        self.inner.create_user(user).await
-    }
-
-    async fn user(&self, key: &UserKey) -> data::Result<Option<User>> {
-        self.pass("user", "")?;
-        self.inner.user(key).await
-    }
-
-    async fn record_login(&self, login: &Login) -> data::Result<()> {
-        self.inner.record_login(login).await
-    }
-
-    async fn logins(
-        &self,
-        key: &UserKey,
-        after: Option<Cursor>,
-        limit: usize,
-        own: &[Cursor],
-    ) -> data::Result<Vec<Login>> {
-        self.inner.logins(key, after, limit, own).await
-    }
-
-    async fn add_post(&self, post: &Post) -> data::Result<()> {
-        self.inner.add_post(post).await
-    }
-
-    async fn posts(&self, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> data::Result<Vec<Post>> {
-        self.inner.posts(after, limit, own).await
-    }
-
-    async fn ready(&self) -> data::Result<Readiness> {
-        self.inner.ready().await
-    }
-}
-
-#[async_trait]
-impl SessionStore for Failing<dyn SessionStore> {
-    async fn create(&self, record: &Record) -> Result<bool, StoreError> {
-        self.pass("create", &record.id.to_string())?;
-        self.inner.create(record).await
-    }
-
-    async fn save(&self, record: &Record) -> Result<bool, StoreError> {
-        self.pass("save", &record.id.to_string())?;
-        self.inner.save(record).await
-    }
-
-    async fn load(&self, id: &Id) -> Result<Loaded, StoreError> {
-        self.pass("load", &id.to_string())?;
-        self.inner.load(id).await
-    }
-
-    async fn delete(&self, id: &Id) -> Result<(), StoreError> {
-        self.pass("delete", &id.to_string())?;
-        self.inner.delete(id).await
-    }
-
-    async fn enrol(&self, name: &str, entry: &str, lifetime: Duration) -> Result<Vec<String>, StoreError> {
-        self.pass("enrol", name)?;
-        self.inner.enrol(name, entry, lifetime).await
-    }
-
-    async fn list(&self, name: &str) -> Result<Vec<String>, StoreError> {
-        self.pass("list", name)?;
-        self.inner.list(name).await
-    }
-
-    async fn strike(&self, name: &str, entries: &[String]) -> Result<(), StoreError> {
-        self.pass("strike", name)?;
-        self.inner.strike(name, entries).await
-    }
-
-    async fn count(&self, name: &str, entry: &str, window: Duration) -> Result<Count, StoreError> {
-        self.pass("count", name)?;
-        self.inner.count(name, entry, window).await
-    }
-
-    async fn uncount(&self, name: &str, entry: &str) -> Result<(), StoreError> {
-        self.pass("uncount", name)?;
-        self.inner.uncount(name, entry).await
-    }
-
-    async fn reach(&self) -> Result<Reach, StoreError> {
-        self.inner.reach().await
-    }
-
-    fn is_away(&self, id: &Id) -> bool {
-        self.pass("create", &id.to_string()).is_err()
-    }
-}
-
 /// Waits until `count` attempts of `name` are in the history.
 async fn recorded(instance: &Running, name: &str, count: usize) {
     let key = name.parse::<UserName>().unwrap().key();
@@ -731,51 +596,6 @@ async fn logged_in(instance: &Running, browsers: &[Browser]) -> Vec<bool> {
         logged_in.push(browser.get(instance, "/accounts/logs/").await.status == 200);
     }
     logged_in
-}
-
-/// Data whose records of logins fail, each once there is a permit for it.
-#[derive(Debug)]
-struct Unrecorded {
-    data: Arc<dyn DataStore>,
-    answers: Semaphore,
-}
-
-#[async_trait]
-impl DataStore for Unrecorded {
-    async fn create_user(&self, user: &User) -> data::Result<Signup> {
-        self.data.create_user(user).await
-    }
-
-    async fn user(&self, key: &UserKey) -> data::Result<Option<User>> {
-        self.data.user(key).await
-    }
-
-    async fn record_login(&self, _: &Login) -> data::Result<()> {
-        self.answers.acquire().await.unwrap().forget();
-        Err(StoreError::unavailable("no space left"))
-    }
-
-    async fn logins(
-        &self,
-        key: &UserKey,
-        after: Option<Cursor>,
-        limit: usize,
-        own: &[Cursor],
-    ) -> data::Result<Vec<Login>> {
-        self.data.logins(key, after, limit, own).await
-    }
-
-    async fn add_post(&self, post: &Post) -> data::Result<()> {
-        self.data.add_post(post).await
-    }
-
-    async fn posts(&self, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> data::Result<Vec<Post>> {
-        self.data.posts(after, limit, own).await
-    }
-
-    async fn ready(&self) -> data::Result<Readiness> {
-        self.data.ready().await
-    }
 }
 
 fn session_id(answer: &Answer) -> String {

@@ -244,16 +244,23 @@ fn prepare(folder: &Path) -> anyhow::Result<PathBuf> {
     folder.canonicalize().with_context(told)
 }
 
+/// The balancer's.
+fn access_log(folder: &Path) -> PathBuf {
+    folder.join("logs/access.log")
+}
+
 fn balancer_configuration(
     listen: SocketAddr,
     admin: SocketAddr,
     backends: &[SocketAddr],
     folder: &Path,
 ) -> anyhow::Result<String> {
-    let state = folder.join("evenkeel-state.json");
-    let state = state.to_str().context("--data-dir has characters that a configuration file cannot hold")?;
-    // A JSON string is a TOML string too.
-    let state = serde_json::to_string(state)?;
+    let quoted = |path: PathBuf| -> anyhow::Result<String> {
+        let path = path.to_str().context("--data-dir has characters that a configuration file cannot hold")?;
+        // A JSON string is a TOML string too.
+        Ok(serde_json::to_string(path)?)
+    };
+    let (state, access_log) = (quoted(folder.join("evenkeel-state.json"))?, quoted(access_log(folder))?);
     let backends: Vec<_> = backends.iter().map(|address| format!("{{ address = \"{address}\" }}")).collect();
     let backends = backends.join(", ");
     Ok(format!(
@@ -267,6 +274,9 @@ address = "{admin}"
 
 [state]
 file = {state}
+
+[access_log]
+file = {access_log}
 
 [[pool]]
 name = "app"
@@ -353,6 +363,8 @@ mod tests {
         let folder = Path::new("/tmp/a \"b\"");
         let text = balancer_configuration(address(1), address(2), &[address(3), address(4)], folder).unwrap();
         assert!(text.contains(r#"backends = [{ address = "127.0.0.1:3" }, { address = "127.0.0.1:4" }]"#), "{text}");
-        assert!(text.contains(r#"file = "/tmp/a \"b\"/evenkeel-state.json""#), "{text}");
+        for file in [r#""/tmp/a \"b\"/evenkeel-state.json""#, r#""/tmp/a \"b\"/logs/access.log""#] {
+            assert!(text.contains(&format!("file = {file}")), "{text}");
+        }
     }
 }

@@ -46,8 +46,10 @@ Then try, from another terminal:
   Watch
     {cli} status --watch
     curl http://{admin}/metrics
+    tail -f {access_log}
 
 Data and logs are in {folder}. Ctrl-C stops everything."#,
+        access_log = quoted(&near(&super::access_log(&demo.folder))),
         folder = near(&demo.folder).display(),
     );
     text

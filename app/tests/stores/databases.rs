@@ -518,6 +518,7 @@ async fn cratedb_data_keeps_the_contract_on_the_stand_in() {
         contract::run(&one, &other).await;
     }
     assert_eq!(crate_db.pipelined(), 0, "statements shared a connection");
+    assert_eq!(crate_db.fetched(), 0, "lists were read in two phases");
 }
 
 /// Some look up members and leave again while others look up members and stay.
@@ -601,7 +602,7 @@ async fn cratedb_keeps_the_contract_where_there_is_one() {
 }
 
 /// A URL that names the first node alone.
-fn one_node(url: &str) -> String {
+pub fn one_node(url: &str) -> String {
     let (nodes, schema) = url.rsplit_once('/').unwrap();
     format!("{}/{schema}", nodes.split(',').next().unwrap())
 }

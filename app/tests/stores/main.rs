@@ -4,6 +4,7 @@
 
 mod buckets;
 mod databases;
+mod disturbances;
 mod grammar;
 mod whole;
 

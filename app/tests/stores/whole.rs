@@ -19,26 +19,26 @@ use tests::redis_cluster::{Options, RedisCluster};
 use crate::{databases::in_own_schema, emulator::Emulator, postgres::Postgres, standin::CrateStandIn};
 
 /// A process of `app serve`.
-struct Instance {
+pub struct Instance {
     process: Child,
-    url: String,
+    pub url: String,
 }
 
 /// What instances share.
-struct Shared {
+pub struct Shared {
     folder: tempfile::TempDir,
     redis: RedisCluster,
     bucket: Emulator,
     data: Data,
 }
 
-enum Data {
+pub enum Data {
     Postgres(Postgres),
     CrateDb(String),
 }
 
 impl Shared {
-    fn start(data: Data) -> Self {
+    pub fn start(data: Data) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let redis = RedisCluster::start(Options { replicas_of_each: 0, ..Options::default() });
         // With the line end that an editor leaves.
@@ -75,8 +75,12 @@ impl Shared {
     }
 
     fn instance(&self, name: &str) -> Instance {
+        self.instance_with(name, &[])
+    }
+
+    pub fn instance_with(&self, name: &str, flags: &[&str]) -> Instance {
         let log = fs::File::create(self.folder.path().join(name)).unwrap();
-        let mut process = self.command(name).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut process = self.command(name).args(flags).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let log = fs::read_to_string(self.folder.path().join(name)).unwrap();
@@ -204,6 +208,7 @@ async fn the_whole_site_runs_on_the_stand_in_for_cratedb() {
     tour(&shared).await;
     races(&shared).await;
     assert_eq!(crate_db.pipelined(), 0, "statements shared a connection");
+    assert_eq!(crate_db.fetched(), 0, "lists were read in two phases");
 }
 
 /// Of two who want one name at once, one gets it. And no answer meant for a client that has left is another's.

@@ -120,7 +120,7 @@ impl Groups {
     /// The place of group `index`, counted from 1, in the subject.
     pub fn span(&self, index: u8) -> Option<Range<usize>> {
         let span = self.spans.get(usize::from(index).checked_sub(1)?)?;
-        (*span != ABSENT).then(|| span.0 as usize..span.1 as usize)
+        (*span != ABSENT).then_some(span.0 as usize..span.1 as usize)
     }
 
     /// The text of group `index`. `subject` is what was matched.

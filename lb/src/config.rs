@@ -360,6 +360,8 @@ pub struct Secret(Vec<u8>);
 /// One thing that is wrong in a configuration file, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
+    /// `None`: the file that was named.
+    pub file: Option<Arc<Path>>,
     /// Counted from 1; `None` when the whole file is meant.
     pub position: Option<Position>,
     /// Names the key, the value and the fix.
@@ -512,7 +514,7 @@ impl Problem {
     /// `FILE:LINE:COLUMN: message`, as editors and compilers have it.
     pub fn in_file(&self, file: &Path) -> String {
         let separator = if self.position.is_some() { ":" } else { ": " };
-        format!("{}{separator}{self}", file.display())
+        format!("{}{separator}{self}", self.file.as_deref().unwrap_or(file).display())
     }
 }
 

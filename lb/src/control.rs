@@ -431,13 +431,12 @@ impl Control {
     }
 
     /// Gets what the configuration needs outside of the snapshot.
-    fn obtain(&self, Checked { text, config, .. }: &Checked, is_trial: bool) -> Result<Obtained, Vec<Problem>> {
+    fn obtain(&self, checked: &Checked, is_trial: bool) -> Result<Obtained, Vec<Problem>> {
         let Some(resources) = self.resources.get().and_then(Weak::upgrade) else {
             return Ok(Obtained { changes: Vec::new(), warnings: Vec::new(), commit: Box::new(|| {}) });
         };
-        resources.prepare(&self.snapshot().config, config, is_trial).map_err(|unavailable| {
-            let problem =
-                |Unavailable { subject, message }| Problem { position: toml::position_of(text, subject), message };
+        resources.prepare(&self.snapshot().config, &checked.config, is_trial).map_err(|unavailable| {
+            let problem = |Unavailable { subject, message }| checked.problem(subject, message);
             unavailable.into_iter().map(problem).collect()
         })
     }

@@ -16,7 +16,7 @@ use anyhow::{Context, ensure};
 
 use crate::change::Edits;
 use crate::config::advice::Subject;
-use crate::config::toml::{self, Warning};
+use crate::config::toml::{self, Checked, Warning};
 use crate::config::{AccessLogFile, Config, Problem, advice};
 use crate::state;
 
@@ -32,10 +32,10 @@ pub fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Re
         Ok(checked) => checked,
         Err(problems) => return Ok(super::report(file, &problems)),
     };
-    found.warnings.extend(unresolved(&found.config, file));
-    found.warnings.extend(missing_folders(&found.config, file));
+    found.warnings.extend(unresolved(&found));
+    found.warnings.extend(missing_folders(&found));
     if let Some(user) = user {
-        found.warnings.extend(closed_files(&found.config, file, &user).into_iter().map(whole_file(true)));
+        found.warnings.extend(closed_files(&found, &user).into_iter().map(whole_file(true)));
     }
     found.warnings.extend(kept_changes(&found.config).into_iter().map(whole_file(false)));
     for Warning { problem, is_error } in &found.warnings {
@@ -49,28 +49,33 @@ pub fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Re
         return Ok(ExitCode::FAILURE);
     }
     let config = found.config;
+    let in_sites = config.sites.iter().map(|site| site.routes.len()).sum::<usize>();
     let backends = config.pools.iter().map(|pool| pool.backends.len()).sum();
     let counts = [
         super::counted(config.listeners.len(), "listener"),
         super::counted(config.pools.len(), "pool"),
         super::counted(backends, "backend"),
-        super::counted(config.routes.len(), "route"),
+        super::counted(config.routes.len() + in_sites, "route"),
     ];
+    let sites = match config.sites.len() {
+        0 => String::new(),
+        n => format!(", {}", super::counted(n, "site")),
+    };
     let warnings = match found.warnings.len() {
         0 => String::new(),
         n => format!(", {}", super::counted(n, "warning")),
     };
-    writeln!(out, "{}: ok ({}){warnings}", file.display(), counts.join(", "))?;
+    writeln!(out, "{}: ok ({}{sites}){warnings}", file.display(), counts.join(", "))?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn whole_file(is_error: bool) -> impl Fn(String) -> Warning {
-    move |message| Warning { problem: Problem { position: None, message }, is_error }
+    move |message| Warning { problem: Problem { file: None, position: None, message }, is_error }
 }
 
 /// Backends whose names do not resolve here.
-fn unresolved(config: &Config, file: &Path) -> Vec<Warning> {
-    let names = advice::names_to_resolve(config);
+fn unresolved(checked: &Checked) -> Vec<Warning> {
+    let names = advice::names_to_resolve(&checked.config);
     let (sender, answers) = channel();
     for (index, (address, _)) in names.iter().enumerate() {
         let (sender, (host, port)) = (sender.clone(), address.host_and_port());
@@ -85,21 +90,20 @@ fn unresolved(config: &Config, file: &Path) -> Vec<Warning> {
     while let Ok((index, answer)) = answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         problems[index] = answer.err().map(|e| e.to_string());
     }
-    let text = fs::read_to_string(file).unwrap_or_default();
     let warning = |((address, subject), problem): ((_, _), Option<String>)| {
         let message = format!("the name of backend {address} does not resolve here: {}", problem?);
-        Some(Warning { problem: Problem { position: toml::position_of(&text, subject), message }, is_error: false })
+        Some(Warning { problem: checked.problem(subject, message), is_error: false })
     };
     names.into_iter().zip(problems).filter_map(warning).collect()
 }
 
 /// The files that are written whose folders do not exist. Without its log, and its access log, there is no start.
-fn missing_folders(config: &Config, file: &Path) -> Vec<Warning> {
+fn missing_folders(checked: &Checked) -> Vec<Warning> {
+    let config = &checked.config;
     let access_log = match &config.access_log.file {
         Some(AccessLogFile::Path(path)) => Some(path),
         _ => None,
     };
-    let text = fs::read_to_string(file).unwrap_or_default();
     let written = [
         (config.log.file.as_ref(), "log", Subject::Log, true),
         (access_log, "access_log", Subject::AccessLog, true),
@@ -112,7 +116,7 @@ fn missing_folders(config: &Config, file: &Path) -> Vec<Warning> {
             path?.display(),
             folder.display()
         );
-        let problem = Problem { position: toml::position_of(&text, subject), message };
+        let problem = checked.problem(subject, message);
         (!folder.is_dir()).then_some(Warning { problem, is_error })
     };
     written.into_iter().filter_map(warning).collect()
@@ -177,8 +181,10 @@ impl User {
 }
 
 /// The files that the user cannot read, and those that it cannot write.
-fn closed_files(config: &Config, file: &Path, user: &User) -> Vec<String> {
-    let mut to_read = vec![file.to_owned()];
+fn closed_files(checked: &Checked, user: &User) -> Vec<String> {
+    let config = &checked.config;
+    let mut to_read: Vec<PathBuf> = checked.files().map(Path::to_owned).collect();
+    to_read.extend(config.sites.iter().flat_map(|site| site.files()).map(Path::to_owned));
     for tls in config.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
         to_read.extend([tls.certificate.clone(), tls.key.clone()]);
     }

@@ -37,6 +37,7 @@ pub enum Subject {
     Listener { listener: usize },
     Pool { pool: usize },
     Route { route: usize },
+    Site { site: usize },
     AccessLog,
     Log,
     State,

@@ -11,6 +11,9 @@ pub fn difference(before: &Config, after: &Config) -> Vec<String> {
     let value = |config: &Config| serde_json::to_value(config).unwrap_or_default();
     let mut told = Vec::new();
     compare("", &value(before), &value(after), &mut told);
+    if told.is_empty() && before != after {
+        told.push("[[site]] another text in a file that is named, or in the environment".to_owned());
+    }
     told
 }
 
@@ -38,8 +41,9 @@ fn objects(path: &str, before: &Map<String, Value>, after: &Map<String, Value>, 
     for key in keys {
         let path = match (path, key.as_str()) {
             // Lists name their parts in the singular.
-            ("", "pools" | "routes" | "listeners") => key.trim_end_matches('s').to_owned(),
+            ("", "pools" | "routes" | "listeners" | "sites") => key.trim_end_matches('s').to_owned(),
             (path, "backends") => format!("{path}: backend"),
+            (path, "routes") => format!("{path}: route"),
             ("", key) => format!("[{key}]"),
             // A setting of a part that is named, of a section, or of a section within.
             (path, key) if path.ends_with(']') => format!("{path} {key}"),

@@ -190,12 +190,21 @@ pub enum Edit {
     SetIfMissing,
 }
 
-/// A value that may come from a file, whose text is not shown then.
+/// A value that may be a secret.
 #[derive(Clone, PartialEq)]
 pub struct Text {
     pub value: Value,
-    /// The file that it was read from, without the line ending at its end.
-    pub file: Option<PathBuf>,
+    /// What is shown in its place.
+    pub shown: Option<Shown>,
+}
+
+/// Where a secret comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shown {
+    /// A file, without the line ending at its end.
+    File(PathBuf),
+    /// Text with variables of the environment, as it was written.
+    Written(String),
 }
 
 /// Fields that belong together.
@@ -352,7 +361,8 @@ pub struct BackendRules {
 pub struct AccessLogRule {
     pub file: AccessLogFile,
     pub format: LogLine,
-    /// Which requests; asked at their end. `None`: all.
+    /// Which requests, by their statuses and by a condition, which are asked at their end. `None`: all.
+    pub status: Option<StatusRanges>,
     pub when: Option<Condition>,
     /// How many of those.
     pub share: Share,
@@ -412,6 +422,24 @@ impl SiteConfig {
             });
         }
         sites
+    }
+}
+
+impl SiteConfig {
+    /// Every file that was read for it: pages and values of fields.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let rules = self.routes.iter().map(|route| &route.rules).chain([&self.fallback]);
+        rules.flat_map(|rules| {
+            let pages = rules.error_pages.iter().filter_map(|page| match &page.page {
+                Page::File { file, .. } => Some(file.path.as_path()),
+                _ => None,
+            });
+            let changes = rules.request_headers.changes.iter().chain(&rules.response_headers);
+            pages.chain(changes.filter_map(|change| match &change.value.shown {
+                Some(Shown::File(file)) => Some(file.as_path()),
+                _ => None,
+            }))
+        })
     }
 }
 
@@ -499,7 +527,7 @@ const SECURE_HEADERS: &[PresetField] = &[
 
 impl Text {
     pub fn of(value: Value) -> Self {
-        Self { value, file: None }
+        Self { value, shown: None }
     }
 }
 
@@ -556,8 +584,8 @@ impl fmt::Display for Origin {
 
 impl fmt::Debug for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.file {
-            Some(file) => write!(f, "Text(of {})", file.display()),
+        match &self.shown {
+            Some(shown) => shown.fmt(f),
             None => self.value.fmt(f),
         }
     }
@@ -632,12 +660,13 @@ impl Serialize for JumpTo {
 
 impl Serialize for Text {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match &self.file {
-            Some(file) => {
+        match &self.shown {
+            Some(Shown::File(file)) => {
                 let mut map = serializer.serialize_map(Some(1))?;
                 map.serialize_entry("file", file)?;
                 map.end()
             }
+            Some(Shown::Written(text)) => serializer.serialize_str(text),
             None => self.value.serialize(serializer),
         }
     }

@@ -1,8 +1,13 @@
 //! Reads `evenkeel.toml`. Every problem is found in one pass, so this walks the parsed file by hand where a derived
 //! deserializer would stop at the first. Defaults, and which keys there are, come from `default.toml` itself.
 
+mod environment;
 mod files;
 mod reader;
+mod rules;
+mod site;
+mod sources;
+mod template;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -13,6 +18,7 @@ use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ::toml::Spanned;
@@ -20,8 +26,8 @@ use ::toml::de::{DeTable, DeValue};
 
 use super::advice::{self, Advice, Subject};
 use super::{
-    AccessLogConfig, AccessLogFile, AccessLogFormat, AdminConfig, BackendConfig, Config, EjectionConfig, ForwardedBy,
-    HalfClose, HostRoute, ListenerConfig, ListenerSettings, LogConfig, LogFormat, MetricsConfig, PoolConfig, PoolName,
+    AccessLogConfig, AccessLogFormat, AdminConfig, BackendConfig, Config, EjectionConfig, ForwardedBy, HalfClose,
+    HostRoute, ListenerConfig, ListenerSettings, LogConfig, LogFormat, MetricsConfig, PoolConfig, PoolName,
     PoolSettings, Position, ProbeConfig, ProbeKind, Problem, SameSite, SecureCookie, ServerConfig, StateConfig,
     StatusRanges, StickyConfig, TlsConfig,
 };
@@ -32,7 +38,11 @@ use crate::config::site::ListenerName;
 use crate::config::tls::server_config;
 use crate::message::limits::{self, AmbiguousNames};
 use crate::value::table::Tables;
+use environment::Replaced;
 use reader::{Reader, Section};
+use rules::Surroundings;
+use sources::Sources;
+use template::Template;
 use values::{DAY, MILLISECOND};
 
 /// Every setting with its default and a line of explanation.
@@ -43,13 +53,52 @@ const MIN_HEAD_BYTES: u64 = 256;
 const MAX_HEAD_BYTES: u64 = limits::MAX_HEAD_BYTES as u64;
 const MAX_FIELDS: u64 = limits::MAX_FIELDS as u64;
 
-const TLS_KEYS: &[&str] = &["certificate", "key"];
+/// Keys that are read and checked, but that nobody carries out yet: a file that uses one is refused, so that nothing is
+/// ignored in silence. Whoever builds one removes its line here, and nothing else has to change. `site.x` stands for
+/// `site.route.x` too.
+const UNFINISHED: &[&str] = &[
+    "values",
+    "site",
+    "site.methods",
+    "site.networks",
+    "site.when",
+    "site.internal",
+    "site.pool_from",
+    "site.respond",
+    "site.redirect",
+    "site.jump",
+    "site.rewrite",
+    "site.request_headers",
+    "site.response_headers",
+    "site.preset",
+    "site.error_pages",
+    "site.intercept_errors",
+    "site.cors",
+    "site.location",
+    "site.cookies",
+    "site.access_log",
+    "site.max_body_bytes",
+    "site.body_timeout",
+    "site.min_rate",
+    "site.send_timeout",
+    "site.connect_timeout",
+    "site.response_timeout",
+    "site.read_timeout",
+    "site.write_timeout",
+    "site.tunnel_timeout",
+    "site.retries",
+    "site.retry_timeout",
+    "site.retry_body_bytes",
+];
+
+/// Keys of sites that are not read yet. They are told apart from mistakes.
+const LATER: &[&str] =
+    &["files", "limits", "auth", "basic", "allow", "deny", "satisfy", "split", "mirror", "compress", "maintenance"];
 
 /// A configuration, and what in it cannot work or will not happen.
 #[derive(Debug)]
 pub struct Checked {
-    /// What was read.
-    pub text: String,
+    sources: Sources,
     pub config: Config,
     pub warnings: Vec<Warning>,
 }
@@ -69,7 +118,7 @@ pub fn deadline(text: &str) -> Result<Duration, String> {
 
 /// Reads the configuration file at `path`.
 pub fn load(path: &Path) -> Result<Checked, Vec<Problem>> {
-    let problem = |position, message| vec![Problem { position, message }];
+    let problem = |position, message| vec![Problem { file: None, position, message }];
     let bytes = std::fs::read(path).map_err(|e| problem(None, format!("the file cannot be read: {e}")))?;
     match std::str::from_utf8(&bytes) {
         Ok(text) => check(text, path),
@@ -88,50 +137,86 @@ pub fn read(text: &str, file: &Path) -> Result<Config, Vec<Problem>> {
 
 /// Reads `text` as if it stood in `file`: relative paths start in that file's folder.
 pub fn check(text: &str, file: &Path) -> Result<Checked, Vec<Problem>> {
-    let defaults = DeTable::parse(DEFAULT).expect("a test reads default.toml").into_inner();
-    let (written, syntax_errors) = DeTable::parse_recoverable(text);
-    let mut reader = Reader::new(text, file, &syntax_errors);
-    let root = reader.root(written.get_ref(), &defaults);
-    let config = reader.config(&root, file);
-    let problems = reader.into_problems();
+    read_with(text, file, true)
+}
+
+/// As [`read`], with the keys that are not carried out yet.
+#[cfg(test)]
+pub fn read_unfinished(text: &str, file: &Path) -> Result<Config, Vec<Problem>> {
+    read_with(text, file, false).map(|checked| checked.config)
+}
+
+fn read_with(text: &str, file: &Path, refuse_unfinished: bool) -> Result<Checked, Vec<Problem>> {
+    let (sources, not_included) = Sources::of(text, file);
+    let mut replaced = Replaced::default();
+    let mut parsed = sources.parse();
+    for (source, (table, _)) in sources.iter().zip(&mut parsed) {
+        replaced.replace(table.get_mut(), source.start, &|name| std::env::var(name).ok());
+    }
+    let template_text = template::with_examples();
+    let template_table = DeTable::parse(&template_text).expect("a test reads default.toml");
+    let template = Template::of(template_table.get_ref());
+    let mut reader = Reader::new(&sources, &parsed, &replaced, &template);
+    for (place, message) in not_included {
+        reader.problem(place, message);
+    }
+    let roots = reader.roots(&parsed);
+    let config = reader.config(&roots, file);
+    let problems = reader.into_problems(refuse_unfinished);
     match config {
         Some(config) if problems.is_empty() => {
             let warning = |advice: Advice| Warning {
-                problem: Problem {
-                    position: place(written.get_ref(), advice.subject).map(|place| reader::position(text, place)),
-                    message: advice.message,
-                },
+                problem: sources.problem(sources.place(advice.subject), advice.message),
                 is_error: advice.is_error,
             };
             let mut warnings: Vec<_> = advice::of(&config, SystemTime::now()).into_iter().map(warning).collect();
-            warnings.sort_by_key(|warning| warning.problem.position);
-            Ok(Checked { text: text.to_owned(), config, warnings })
+            warnings.sort_by_key(|Warning { problem, .. }| (problem.file.clone(), problem.position));
+            drop(parsed);
+            Ok(Checked { sources, config, warnings })
         }
         _ => Err(problems),
     }
 }
 
-/// The place of something that the file of `text` names, for what is found out later.
-pub fn position_of(text: &str, subject: Subject) -> Option<Position> {
-    let (written, _) = DeTable::parse_recoverable(text);
-    place(written.get_ref(), subject).map(|place| reader::position(text, place))
+impl Checked {
+    /// The files that it was read from.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.sources.iter().map(|source| &*source.file)
+    }
+
+    /// A problem with something that the configuration names, which is found out later.
+    pub fn problem(&self, subject: Subject, message: String) -> Problem {
+        self.sources.problem(self.sources.place(subject), message)
+    }
 }
 
-/// Where the subject stands; the section that would hold it where it is not written.
-fn place(root: &DeTable<'_>, subject: Subject) -> Option<usize> {
-    let element = |list: &str, index: usize| match root.get(list)?.get_ref() {
-        DeValue::Array(elements) => elements.get(index),
+impl Sources {
+    /// The place of what is meant.
+    fn place(&self, subject: Subject) -> Option<usize> {
+        let parsed = self.parse();
+        let tables: Vec<_> =
+            self.iter().zip(&parsed).map(|(source, (table, _))| (source.start, table.get_ref())).collect();
+        place(&tables, subject)
+    }
+}
+
+/// Where the subject stands; the section that would hold it where it is not written. Each file comes with the place of
+/// its first byte.
+fn place(files: &[(usize, &DeTable<'_>)], subject: Subject) -> Option<usize> {
+    let element = |list: &str, index: usize| {
         // One section with single brackets is an error that was told already.
-        _ => None,
+        let lists = files.iter().filter_map(|(start, root)| Some((*start, root.get(list)?.get_ref().as_array()?)));
+        lists.flat_map(|(start, elements)| elements.iter().map(move |element| (start, element))).nth(index)
     };
-    let within = |section: &Spanned<DeValue<'_>>, keys: &[&str]| {
+    let section = |key: &str| files.iter().find_map(|(start, root)| Some((*start, root.get(key)?)));
+    let within = |(start, section): (usize, &Spanned<DeValue<'_>>), keys: &[&str]| {
         let mut place = section.span().start;
         let mut value = section.get_ref();
         for key in keys {
             let Some(inner) = value.as_table().and_then(|table| table.get(*key)) else { break };
             (place, value) = (inner.span().start, inner.get_ref());
         }
-        place
+        start + place
     };
     match subject {
         Subject::Algorithm { pool } => Some(within(element("pool", pool)?, &["algorithm"])),
@@ -140,39 +225,52 @@ fn place(root: &DeTable<'_>, subject: Subject) -> Option<usize> {
         Subject::Listener { listener } => Some(within(element("listener", listener)?, &["address"])),
         Subject::Pool { pool } => Some(within(element("pool", pool)?, &["name"])),
         Subject::Route { route } => Some(within(element("route", route)?, &["path"])),
-        Subject::AccessLog => Some(within(root.get("access_log")?, &["file"])),
-        Subject::Log => Some(within(root.get("log")?, &["file"])),
-        Subject::State => Some(within(root.get("state")?, &["file"])),
+        Subject::Site { site } => Some(within(element("site", site)?, &["hosts"])),
+        Subject::AccessLog => Some(within(section("access_log")?, &["file"])),
+        Subject::Log => Some(within(section("log")?, &["file"])),
+        Subject::State => Some(within(section("state")?, &["file"])),
         Subject::Certificate { listener } => Some(within(element("listener", listener)?, &["tls", "certificate"])),
         Subject::Backend { pool, backend } => {
-            let pool = element("pool", pool)?;
+            let (start, pool) = element("pool", pool)?;
             let backends = pool.get_ref().as_table()?.get("backends")?.get_ref();
-            backends.as_array()?.get(backend).map(|backend| within(backend, &["address"]))
+            backends.as_array()?.get(backend).map(|backend| within((start, backend), &["address"]))
         }
     }
 }
 
 /// Each method reads all of its section before it gives up with `None`, so that nothing wrong goes unseen.
 impl<'t> Reader<'t> {
-    fn config(&mut self, root: &Section<'t>, file: &Path) -> Option<Config> {
-        let server = self.section(root, "server");
+    fn config(&mut self, roots: &[Section<'t>], file: &Path) -> Option<Config> {
+        let server = self.top_section(roots, "server");
         let server = self.server(&server);
-        let listeners = self.listeners(root);
-        let admin = self.section(root, "admin");
+        let listeners = self.listeners(roots);
+        let admin = self.top_section(roots, "admin");
         let admin = self.admin(&admin, &listeners);
-        let state = self.section(root, "state");
+        let state = self.top_section(roots, "state");
         let state = self.state(&state, file);
-        let log = self.section(root, "log");
+        let log = self.top_section(roots, "log");
         let log = self.log(&log);
-        let access_log = self.section(root, "access_log");
+        let access_log = self.top_section(roots, "access_log");
         let access_log = self.access_log(&access_log);
-        let metrics = self.section(root, "metrics");
+        let metrics = self.top_section(roots, "metrics");
         let exact_status = self.value(&metrics, "exact_status", values::flag);
-        let (pools, names) = self.pools(root);
-        let routes = self.routes(root, &names);
+        let (pools, names) = self.pools(roots);
+        let values = self.values(roots);
+        let routes = self.routes(roots, &names);
+        let listeners: Option<Vec<_>> = listeners.map(|all| all.into_iter().map(|(listener, _)| listener).collect());
+        let sites = {
+            let listeners = listeners.iter().flatten().map(|listener| listener.name.clone()).collect::<Vec<_>>();
+            let surroundings = Surroundings {
+                pools: &names,
+                listeners: &listeners,
+                tables: values.as_ref().unwrap_or(Tables::none()),
+                access_log: access_log.as_ref(),
+            };
+            self.sites(roots, routes.as_deref().unwrap_or_default(), &surroundings)
+        };
         Some(Config {
             server: server?,
-            listeners: listeners?.into_iter().map(|(listener, _)| listener).collect(),
+            listeners: listeners?,
             admin: admin?,
             state: state?,
             log: log?,
@@ -180,8 +278,8 @@ impl<'t> Reader<'t> {
             metrics: MetricsConfig { exact_status: exact_status? },
             pools: pools?,
             routes: routes?,
-            sites: Vec::new(),
-            values: Tables::default(),
+            sites: sites?.into_iter().map(Arc::new).collect(),
+            values: values?,
         })
     }
 
@@ -213,8 +311,8 @@ impl<'t> Reader<'t> {
     }
 
     /// The listeners, each with the place of its address.
-    fn listeners(&mut self, root: &Section<'t>) -> Option<Vec<(ListenerConfig, usize)>> {
-        let sections = self.list(root, "listener", "add one with its address, such as \"0.0.0.0:8888\"");
+    fn listeners(&mut self, roots: &[Section<'t>]) -> Option<Vec<(ListenerConfig, usize)>> {
+        let sections = self.list(roots, "listener", "add one with its address, such as \"0.0.0.0:8888\"");
         let mut addresses: Vec<SocketAddr> = Vec::new();
         let mut names: Vec<(ListenerName, bool)> = Vec::new();
         let mut listeners = Some(Vec::new());
@@ -294,7 +392,7 @@ impl<'t> Reader<'t> {
     }
 
     fn tls(&mut self, section: &Section<'t>) -> Option<TlsConfig> {
-        let base = self.base();
+        let base = self.base(section);
         let certificate = self.required(section, "certificate", |v| files::certificate(base, v));
         let key = self.required(section, "key", |v| files::private_key(base, v));
         let tls = TlsConfig { certificate: certificate?, key: key? };
@@ -313,7 +411,7 @@ impl<'t> Reader<'t> {
         section: &Section<'t>,
         listeners: &Option<Vec<(ListenerConfig, usize)>>,
     ) -> Option<AdminConfig> {
-        let base = self.base();
+        let base = self.base(section);
         let address = self.value(section, "address", values::socket_address);
         let token = self.value(section, "token_file", |v| files::token(base, v));
         let read_token = self.value(section, "read_token_file", |v| files::token(base, v));
@@ -357,7 +455,7 @@ impl<'t> Reader<'t> {
     }
 
     fn state(&mut self, section: &Section<'t>, file: &Path) -> Option<StateConfig> {
-        let base = self.base();
+        let base = self.base(section);
         let persist = self.value(section, "persist", values::flag);
         let chosen = self.value(section, "file", |v| values::path(base, v));
         let beside = || file.with_extension("state.json");
@@ -371,7 +469,7 @@ impl<'t> Reader<'t> {
         let level = self.value(section, "level", values::choice(LEVELS));
         let format =
             self.value(section, "format", values::choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)]));
-        let base = self.base();
+        let base = self.base(section);
         let file = self.value(section, "file", |v| values::path(base, v));
         Some(LogConfig { file: file?, level: level?.to_owned(), format: format? })
     }
@@ -379,18 +477,15 @@ impl<'t> Reader<'t> {
     fn access_log(&mut self, section: &Section<'t>) -> Option<AccessLogConfig> {
         const FORMATS: &[(&str, AccessLogFormat)] =
             &[("json", AccessLogFormat::Json), ("combined", AccessLogFormat::Combined)];
-        let base = self.base();
-        let file = self.value(section, "file", |v| match v.as_str() {
-            Some("stdout") => Ok(Some(AccessLogFile::Stdout)),
-            _ => Ok(values::path(base, v)?.map(AccessLogFile::Path)),
-        });
+        let base = self.base(section);
+        let file = self.value(section, "file", |v| values::log_file(base, v));
         let format = self.value(section, "format", values::choice(FORMATS));
         Some(AccessLogConfig { file: file?, format: format? })
     }
 
     /// The pools, and every name that was given, even to a pool with problems.
-    fn pools(&mut self, root: &Section<'t>) -> (Option<Vec<PoolConfig>>, Vec<PoolName>) {
-        let sections = self.list(root, "pool", "add one with a name and its backends");
+    fn pools(&mut self, roots: &[Section<'t>]) -> (Option<Vec<PoolConfig>>, Vec<PoolName>) {
+        let sections = self.list(roots, "pool", "add one with a name and its backends");
         let mut names = Vec::new();
         let mut pools = Some(Vec::new());
         for section in &sections {
@@ -471,7 +566,7 @@ impl<'t> Reader<'t> {
                 _ => {
                     let address = self.read_at(pool, "backends", element, values::backend_address);
                     let backend = |address| BackendConfig { address, weight: Weight::ONE, state: AdminState::Active };
-                    (address.map(backend), element.span().start)
+                    (address.map(backend), pool.at(element))
                 }
             };
             if let Some(address) = backend.as_ref().map(|backend| &backend.address) {
@@ -568,7 +663,7 @@ impl<'t> Reader<'t> {
             &[("lax", SameSite::Lax), ("strict", SameSite::Strict), ("none", SameSite::None)];
         const SECURE: &[(&str, SecureCookie)] =
             &[("auto", SecureCookie::Auto), ("always", SecureCookie::Always), ("never", SecureCookie::Never)];
-        let base = self.base();
+        let base = self.base(section);
         let cookie = self.value(section, "cookie", values::cookie_name);
         // Browsers keep no cookie for longer than 400 days.
         let max_age = self.value(section, "max_age", values::duration(Duration::ZERO, DAY * 400));
@@ -594,9 +689,12 @@ impl<'t> Reader<'t> {
         })
     }
 
-    fn routes(&mut self, root: &Section<'t>, pools: &[PoolName]) -> Option<Vec<HostRoute>> {
-        let sections = self.list(root, "route", "without one every request is refused; add one that names a pool");
-        let mut seen: HashMap<(String, PathPrefix), Position> = HashMap::new();
+    fn routes(&mut self, roots: &[Section<'t>], pools: &[PoolName]) -> Option<Vec<HostRoute>> {
+        let sections = match roots.iter().any(|root| root.has("site")) {
+            true => roots.iter().flat_map(|root| self.tables(root, "route")).collect(),
+            false => self.list(roots, "route", "without one every request is refused; add one that names a pool"),
+        };
+        let mut seen: HashMap<(String, PathPrefix), usize> = HashMap::new();
         let mut routes = Some(Vec::new());
         for section in &sections {
             let route = self.route(section, pools);
@@ -604,17 +702,17 @@ impl<'t> Reader<'t> {
                 let place = section.first_place(&["path", "host"]);
                 let key = (route.host.to_string(), route.path.clone());
                 match seen.get(&key) {
-                    Some(Position { line, .. }) => {
+                    Some(first) => {
                         let message = format!(
-                            "the route for host \"{}\" and path \"{}\" stands in line {line} already: remove one of the two, or change its host or path",
+                            "the route for host \"{}\" and path \"{}\" stands in {} already: remove one of the two, or change its host or path",
                             route.host,
                             route.path.as_str(),
+                            self.line(*first, place)
                         );
                         self.problem(place, message);
                     }
                     None => {
-                        let position = self.position(place);
-                        seen.insert(key, position);
+                        seen.insert(key, place);
                     }
                 }
             }
@@ -627,21 +725,26 @@ impl<'t> Reader<'t> {
         let host = self.value(section, "host", values::host_pattern);
         let path = self.value(section, "path", values::path_prefix);
         let pool = self.required(section, "pool", values::pool_name);
-        if let Some(pool) = &pool
-            && !pools.contains(pool)
-        {
+        if let Some(pool) = &pool {
+            self.known_pool(section, "pool", pool, pools);
+        }
+        let place = self.origin(section.place("path"));
+        Some(HostRoute { host: host?, path: path?, pool: pool?, place })
+    }
+
+    /// Whether there is such a pool, which is told if there is not.
+    fn known_pool(&mut self, section: &Section<'t>, key: &str, pool: &PoolName, pools: &[PoolName]) -> bool {
+        let is_known = pools.contains(pool);
+        if !is_known {
             let names: Vec<_> = pools.iter().map(PoolName::as_str).collect();
             let fix = match names.is_empty() {
                 true => "add a [[pool]] of this name".to_owned(),
                 false => format!("{}the pools are {}", reader::did_you_mean(pool.as_str(), &names), names.join(", ")),
             };
-            self.absent(
-                Some(section.place("pool")),
-                format!("route.pool is \"{pool}\", but there is no such pool: {fix}"),
-            );
+            let message = format!("{} is \"{pool}\", but there is no such pool: {fix}", section.name_of(key));
+            self.absent(Some(section.place(key)), message);
         }
-        let place = self.origin(section.place("path"));
-        Some(HostRoute { host: host?, path: path?, pool: pool?, place })
+        is_known
     }
 }
 

@@ -13,6 +13,8 @@ use crate::config::Secret;
 /// Shorter secrets can be guessed.
 const MIN_SECRET_BYTES: usize = 16;
 const MAX_SECRET_BYTES: usize = 4096;
+/// Pages are kept in memory.
+const MAX_PAGE_BYTES: u64 = 1 << 20;
 
 /// A bearer token, which must fit into a header; none when no file is named.
 pub fn token(base: &Path, value: &DeValue<'_>) -> Read<Option<Secret>> {
@@ -39,6 +41,51 @@ pub fn secret(base: &Path, value: &DeValue<'_>) -> Read<Option<Secret>> {
         )),
         MIN_SECRET_BYTES..=MAX_SECRET_BYTES => Ok(Secret::new(bytes)),
         _ => Err(format!("the path of a file of at most {MAX_SECRET_BYTES} bytes; {shown} has more")),
+    }
+}
+
+/// The text of a file without the line ending at its end, with its path: a value of a field, which may be a secret.
+pub fn text(base: &Path, value: &DeValue<'_>) -> Read<(PathBuf, String)> {
+    let path = values::path(base, value)?.ok_or("the path of a file")?;
+    let bytes = readable(&path)?;
+    if bytes.len() > MAX_SECRET_BYTES {
+        return Err(format!("the path of a file of at most {MAX_SECRET_BYTES} bytes; {} has more", path.display()));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| format!("the path of a UTF-8 text; {} is none", path.display()))?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\r').unwrap_or(text).to_owned();
+    match text.is_empty() {
+        true => Err(format!("the path of a file with a text; {} is empty", path.display())),
+        false => Ok((path, text)),
+    }
+}
+
+/// A page that is answered with, and its path.
+pub fn page(base: &Path, value: &DeValue<'_>) -> Read<(PathBuf, Vec<u8>)> {
+    let path = values::path(base, value)?.ok_or("the path of a file")?;
+    let mut bytes = Vec::new();
+    let read = File::open(&path).and_then(|file| file.take(MAX_PAGE_BYTES + 1).read_to_end(&mut bytes));
+    read.map_err(|e| unreadable(&path, &e))?;
+    match bytes.len() as u64 > MAX_PAGE_BYTES {
+        true => Err(format!("the path of a file of at most {MAX_PAGE_BYTES} bytes; {} has more", path.display())),
+        false => Ok((path, bytes)),
+    }
+}
+
+/// The media type of a page by the ending of its name.
+pub fn content_type(path: &Path) -> &'static str {
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    match ending.to_ascii_lowercase().as_str() {
+        "html" | "htm" => "text/html; charset=utf-8",
+        "txt" => "text/plain; charset=utf-8",
+        "json" => "application/json",
+        "xml" => "application/xml",
+        "svg" => "image/svg+xml",
+        "png" => "image/png",
+        "jpg" | "jpeg" => "image/jpeg",
+        "gif" => "image/gif",
+        "webp" => "image/webp",
+        _ => "application/octet-stream",
     }
 }
 

@@ -6,42 +6,66 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error};
 
+use super::environment::{Replaced, Text};
+use super::sources::{Parsed, Sources};
+use super::template::Template;
 use super::values::Read;
-use super::{DEFAULT, Position, Problem};
+use super::{DEFAULT, LATER, Position, Problem, UNFINISHED};
 use crate::config::site::Origin;
 
-/// Keys that `default.toml` shows in comments only, since there can be no default for them.
-const WITHOUT_DEFAULT: &[(&str, &[&str])] = &[("listener", &["name", "tls"]), ("listener.tls", super::TLS_KEYS)];
+const EXAMPLE_OF_VALUES: &str = "{ from = \"$cookie_tier\", cases = { gold = \"fast\" }, default = \"slow\" }";
 
 /// Longest part of a value that a message repeats.
 const SHOWN_CHARS: usize = 48;
 
 pub struct Reader<'t> {
-    text: &'t str,
-    base: &'t Path,
-    file: Arc<Path>,
-    defaults: Option<&'t DeTable<'t>>,
-    /// From this line on the file may have been understood wrongly, and what is absent may only be unread: nothing
-    /// is said of either before the syntax is right.
-    broken_from: Option<usize>,
-    /// Lines with a syntax error that harms no other line.
-    broken_lines: Vec<usize>,
-    problems: Vec<Problem>,
+    sources: &'t Sources,
+    template: &'t Template<'t>,
+    replaced: &'t Replaced,
+    /// For each file.
+    broken: Vec<Broken>,
+    problems: Vec<(Option<usize>, String)>,
+    /// Keys that are read and not carried out yet, each with its place.
+    unfinished: Vec<(usize, String)>,
 }
 
-/// A table of the file, beside the table of `default.toml` that lists its keys and their defaults.
+/// What of a file may have been understood wrongly.
+#[derive(Clone, Default)]
+struct Broken {
+    /// From this line on everything, and what is absent may only be unread: nothing is said of either before the
+    /// syntax is right.
+    from: Option<usize>,
+    /// Lines with a syntax error that harms no other line.
+    lines: Vec<usize>,
+}
+
+/// A table of a file, beside the part of `default.toml` that lists its keys and their defaults.
 pub struct Section<'t> {
     /// As messages name it: `pool.probe`; empty for the whole file.
     path: String,
     place: usize,
+    /// Place of the first byte of its file.
+    start: usize,
     /// `None`: not written, all defaults.
     table: Option<&'t DeTable<'t>>,
-    template: Option<&'t DeTable<'t>>,
+    template: Option<&'t Template<'t>>,
+}
+
+/// A value under a key that is no setting but the operator's own, such as a field's name.
+pub struct Entry<'t> {
+    pub name: &'t str,
+    pub key_place: usize,
+    pub value: &'t Spanned<DeValue<'t>>,
 }
 
 impl<'t> Section<'t> {
     pub fn is_written(&self) -> bool {
         self.table.is_some()
+    }
+
+    /// Whether it is written and has no keys.
+    pub fn is_empty(&self) -> bool {
+        self.table.is_some_and(|table| table.is_empty())
     }
 
     pub fn has(&self, key: &str) -> bool {
@@ -52,15 +76,25 @@ impl<'t> Section<'t> {
         self.written(key).is_some_and(|value| value.get_ref().is_str())
     }
 
+    /// Place of a value in it.
+    pub fn at(&self, value: &Spanned<DeValue<'_>>) -> usize {
+        self.start + value.span().start
+    }
+
+    /// Where the section begins.
+    pub fn own_place(&self) -> usize {
+        self.place
+    }
+
     /// Where the key's value stands; the section itself when it is not written.
     pub fn place(&self, key: &str) -> usize {
-        self.written(key).map_or(self.place, |value| value.span().start)
+        self.written(key).map_or(self.place, |value| self.at(value))
     }
 
     /// Where the key itself stands.
     pub fn key_place(&self, key: &str) -> usize {
         let entry = self.table.and_then(|table| table.get_key_value(key));
-        entry.map_or(self.place, |(key, _)| key.span().start)
+        entry.map_or(self.place, |(key, _)| self.start + key.span().start)
     }
 
     /// Where the first of the keys that are written has its value.
@@ -68,81 +102,131 @@ impl<'t> Section<'t> {
         keys.iter().find(|key| self.has(key)).map_or(self.place, |key| self.place(key))
     }
 
-    fn written(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
+    pub fn written(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
         self.table.and_then(|table| table.get(key))
     }
 
-    fn default(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
-        self.template.and_then(|template| template.get(key))
-    }
-
-    fn name_of(&self, key: &str) -> String {
+    /// As messages name a key of it.
+    pub fn name_of(&self, key: &str) -> String {
         join(&self.path, key)
     }
 
-    fn valid_keys(&self) -> Vec<&'t str> {
-        let with_default = self.template.into_iter().flat_map(|template| template.keys());
-        let without = WITHOUT_DEFAULT.iter().filter(|(path, _)| *path == self.path).flat_map(|(_, keys)| *keys);
-        with_default.map(|key| key.get_ref().as_ref()).chain(without.copied()).collect()
+    /// What `default.toml` has for a key, in one line.
+    pub fn example(&self, key: &str) -> &'static str {
+        let value = self.template.and_then(|template| template.child(key)).and_then(|child| child.value);
+        let example = value.and_then(|value| DEFAULT.get(value.span()));
+        example.filter(|example| !example.contains('\n')).unwrap_or("…")
+    }
+
+    fn default(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
+        self.template.and_then(|template| template.child(key)).filter(|child| child.is_default)?.value
     }
 }
 
 impl<'t> Reader<'t> {
-    pub fn new(text: &'t str, file: &'t Path, syntax_errors: &[Error]) -> Self {
-        let mut reader = Self {
-            text,
-            base: file.parent().unwrap_or(Path::new("")),
-            file: file.into(),
-            defaults: None,
-            broken_from: None,
-            broken_lines: Vec::new(),
-            problems: Vec::new(),
-        };
-        for error in syntax_errors {
-            reader.syntax_error(error);
+    pub fn new(
+        sources: &'t Sources,
+        parsed: &[Parsed<'_>],
+        replaced: &'t Replaced,
+        template: &'t Template<'t>,
+    ) -> Self {
+        let broken = vec![Broken::default(); parsed.len()];
+        let (problems, unfinished) = (Vec::new(), Vec::new());
+        let mut reader = Self { sources, template, replaced, broken, problems, unfinished };
+        for (source, (_, errors)) in sources.iter().zip(parsed) {
+            errors.iter().for_each(|error| reader.syntax_error(source.start, error));
+        }
+        for (place, message) in &replaced.problems {
+            reader.problem(*place, message);
         }
         reader
     }
 
-    pub fn into_problems(mut self) -> Vec<Problem> {
-        self.problems.sort_by_key(|problem| problem.position);
-        self.problems
+    pub fn into_problems(mut self, refuse_unfinished: bool) -> Vec<Problem> {
+        if refuse_unfinished {
+            for (place, name) in std::mem::take(&mut self.unfinished) {
+                self.problem(place, format!("{name} is not there yet in this version of Evenkeel: remove it"));
+            }
+        }
+        let mut problems = self.problems;
+        problems.sort_by_key(|(place, _)| *place);
+        problems.into_iter().map(|(place, message)| self.sources.problem(place, message)).collect()
     }
 
-    /// Where relative paths start.
-    pub fn base(&self) -> &'t Path {
-        self.base
+    /// Where relative paths of a section start.
+    pub fn base(&self, section: &Section<'t>) -> &'t Path {
+        self.sources.source(section.start).file.parent().unwrap_or(Path::new(""))
     }
 
     pub fn position(&self, place: usize) -> Position {
-        position(self.text, place)
+        self.sources.position(place)
     }
 
     pub fn origin(&self, place: usize) -> Origin {
-        Origin { file: Arc::clone(&self.file), line: self.position(place).line }
+        Origin { file: Arc::clone(&self.sources.source(place).file), line: self.position(place).line }
+    }
+
+    /// `line 7`, with the file if it is another one.
+    pub fn line(&self, place: usize, from: usize) -> String {
+        let line = self.position(place).line;
+        match self.sources.index(place) == self.sources.index(from) {
+            true => format!("line {line}"),
+            false => format!("line {line} of {}", self.sources.source(place).file.display()),
+        }
     }
 
     pub fn problem(&mut self, place: usize, message: impl Into<String>) {
-        let position = self.position(place);
-        let is_sure = self.broken_from.is_none_or(|line| position.line < line);
-        if is_sure && !self.broken_lines.contains(&position.line) {
-            self.problems.push(Problem { position: Some(position), message: message.into() });
+        let Broken { from, lines } = &self.broken[self.sources.index(place)];
+        let line = self.position(place).line;
+        // What stands there in place of a variable of the environment is not known.
+        let is_unset = self.replaced.problems.iter().any(|(unset, _)| *unset == place);
+        if is_unset && self.problems.iter().any(|(known, _)| *known == Some(place)) {
+            return;
+        }
+        if from.is_none_or(|from| line < from) && !lines.contains(&line) {
+            self.problems.push((Some(place), message.into()));
         }
     }
 
-    /// Something that should be in the file is not; `place` is `None` when it could be anywhere.
+    /// Something that should be there is not; `place` is `None` when it could be anywhere.
     pub fn absent(&mut self, place: Option<usize>, message: impl Into<String>) {
-        if self.broken_from.is_none() {
-            let position = place.map(|place| self.position(place));
-            self.problems.push(Problem { position, message: message.into() });
+        if self.broken.iter().all(|broken| broken.from.is_none()) {
+            self.problems.push((place, message.into()));
         }
     }
 
-    pub fn root(&mut self, written: &'t DeTable<'t>, defaults: &'t DeTable<'t>) -> Section<'t> {
-        self.defaults = Some(defaults);
-        let root = Section { path: String::new(), place: 0, table: Some(written), template: Some(defaults) };
-        self.refuse_unknown_keys(&root);
-        root
+    /// A text that the environment has a part in.
+    pub fn replaced(&self, place: usize) -> Option<&'t Text> {
+        self.replaced.texts.get(&place)
+    }
+
+    /// The files, each as one section.
+    pub fn roots(&mut self, parsed: &'t [Parsed<'t>]) -> Vec<Section<'t>> {
+        let mut roots = Vec::new();
+        for (source, (table, _)) in self.sources.iter().zip(parsed) {
+            let root = Section {
+                path: String::new(),
+                place: source.start,
+                start: source.start,
+                table: Some(table.get_ref()),
+                template: Some(self.template),
+            };
+            self.check_keys(&root);
+            roots.push(root);
+        }
+        roots
+    }
+
+    /// The section that `key` holds in one of the files.
+    pub fn top_section(&mut self, roots: &[Section<'t>], key: &str) -> Section<'t> {
+        let mut writing = roots.iter().filter(|root| root.has(key));
+        let root = writing.next().unwrap_or(&roots[0]);
+        for other in writing {
+            let (place, first) = (other.key_place(key), root.key_place(key));
+            let message = format!("[{key}] stands in {} already: write it once", self.line(first, place));
+            self.problem(place, message);
+        }
+        self.section(root, key)
     }
 
     /// The table that `key` holds. Unwritten, or something else than a table, it is all defaults.
@@ -152,61 +236,148 @@ impl<'t> Reader<'t> {
             None => None,
             Some((_, DeValue::Table(table))) => Some(table),
             Some((value, DeValue::Array(_))) => {
-                self.problem(value.span().start, format!("{path} is an array: write [{path}], once"));
+                self.problem(parent.at(value), format!("{path} is an array: write [{path}], once"));
                 None
             }
             Some((value, _)) => {
-                let shown = self.shown(value);
-                self.problem(value.span().start, format!("{path} is {shown}: write a section [{path}]"));
+                let shown = self.shown(parent, value);
+                self.problem(parent.at(value), format!("{path} is {shown}: write a section [{path}]"));
                 None
             }
         };
-        let section = Section { path, place: parent.place(key), table, template: table_of(parent.default(key)) };
-        self.refuse_unknown_keys(&section);
+        let template = parent.template.and_then(|template| template.child(key));
+        let section = Section { path, place: parent.place(key), start: parent.start, table, template };
+        self.check_keys(&section);
         section
     }
 
-    /// The tables of an array such as `[[pool]]`; without any, `fix` says what to do.
-    pub fn list(&mut self, root: &Section<'t>, key: &str, fix: &str) -> Vec<Section<'t>> {
-        let value = root.written(key);
-        match value.map(|value| (value, value.get_ref())) {
-            Some((_, DeValue::Array(elements))) if !elements.is_empty() => {
+    /// The tables of an array such as `[[pool]]` in all files; without any, `fix` says what to do.
+    pub fn list(&mut self, roots: &[Section<'t>], key: &str, fix: &str) -> Vec<Section<'t>> {
+        let found: Vec<_> = roots.iter().flat_map(|root| self.tables(root, key)).collect();
+        let is_empty = |root: &Section<'t>| match root.written(key) {
+            None => true,
+            Some(value) => value.get_ref().as_array().is_some_and(|elements| elements.is_empty()),
+        };
+        if roots.iter().all(is_empty) {
+            self.absent(None, format!("there is no [[{key}]]: {fix}"));
+        }
+        found
+    }
+
+    /// The tables of an array such as `[[site.route]]`; none if it is not written.
+    pub fn tables(&mut self, parent: &Section<'t>, key: &str) -> Vec<Section<'t>> {
+        let name = parent.name_of(key);
+        match parent.written(key).map(|value| (value, value.get_ref())) {
+            None => Vec::new(),
+            Some((_, DeValue::Array(elements))) => {
                 let (tables, others): (Vec<_>, Vec<_>) = elements.iter().partition(|e| e.get_ref().is_table());
                 for other in others {
-                    self.no_section(key, other);
+                    self.no_section(parent, &name, other);
                 }
-                tables.into_iter().map(|table| self.element(root, key, table)).collect()
+                tables.into_iter().map(|table| self.element(parent, key, table)).collect()
             }
             Some((value, DeValue::Table(_))) => {
-                let message = format!("there can be several of {key}: write [[{key}]], with two brackets");
-                self.problem(value.span().start, message);
-                vec![self.element(root, key, value)]
-            }
-            None | Some((_, DeValue::Array(_))) => {
-                self.absent(None, format!("there is no [[{key}]]: {fix}"));
-                Vec::new()
+                let message = format!("there can be several of {name}: write [[{name}]], with two brackets");
+                self.problem(parent.at(value), message);
+                vec![self.element(parent, key, value)]
             }
             Some((value, _)) => {
-                self.no_section(key, value);
+                self.no_section(parent, &name, value);
                 Vec::new()
             }
         }
     }
 
-    fn no_section(&mut self, key: &str, value: &Spanned<DeValue<'t>>) {
-        let message = format!("{key} is {}: write [[{key}]] above its settings", self.shown(value));
-        self.problem(value.span().start, message);
+    /// One inline table, or several of them in an array.
+    pub fn one_or_several(&mut self, parent: &Section<'t>, key: &str) -> Option<Vec<Section<'t>>> {
+        let value = parent.written(key)?;
+        let elements = match value.get_ref() {
+            DeValue::Array(elements) => elements.iter().collect(),
+            _ => vec![value],
+        };
+        let mut sections = Some(Vec::new());
+        for element in elements {
+            let section = match element.get_ref() {
+                DeValue::Table(_) => Some(self.element(parent, key, element)),
+                _ => {
+                    let message = format!(
+                        "{} is {}: write a table, such as {}",
+                        parent.name_of(key),
+                        self.shown(parent, element),
+                        parent.example(key)
+                    );
+                    self.problem(parent.at(element), message);
+                    None
+                }
+            };
+            super::collect(&mut sections, section);
+        }
+        sections
+    }
+
+    /// The values of a table whose keys are the operator's own, in the order of the file; none if it is not written.
+    pub fn entries(&mut self, section: &Section<'t>, key: &str) -> Option<Vec<Entry<'t>>> {
+        let Some(value) = section.written(key) else { return Some(Vec::new()) };
+        let DeValue::Table(table) = value.get_ref() else {
+            let (shown, example) = (self.shown(section, value), section.example(key));
+            let message = format!("{} is {shown}: write a table, such as {example}", section.name_of(key));
+            self.problem(section.at(value), message);
+            return None;
+        };
+        let entry = |(key, value): (&'t Spanned<_>, &'t Spanned<DeValue<'t>>)| {
+            let name: &'t std::borrow::Cow<'t, str> = key.get_ref();
+            Entry { name: name.as_ref(), key_place: section.start + key.span().start, value }
+        };
+        let mut entries: Vec<_> = table.iter().map(entry).collect();
+        entries.sort_by_key(|entry| entry.key_place);
+        Some(entries)
+    }
+
+    /// A table under a key of the operator's own; what it may hold is known of `*` below `key`.
+    pub fn free_section(
+        &mut self,
+        root: &Section<'t>,
+        path: &str,
+        key: &str,
+        value: &'t Spanned<DeValue<'t>>,
+    ) -> Option<Section<'t>> {
+        let DeValue::Table(table) = value.get_ref() else {
+            let shown = self.shown(root, value);
+            self.problem(root.at(value), format!("{path} is {shown}: write a table, such as {}", EXAMPLE_OF_VALUES));
+            return None;
+        };
+        let template = root.template.and_then(|template| template.child(key)?.child("*"));
+        let section =
+            Section { path: path.to_owned(), place: root.at(value), start: root.start, table: Some(table), template };
+        self.check_keys(&section);
+        Some(section)
+    }
+
+    /// The table of an error page, which stands under a key of the operator's own.
+    pub fn free_page(&mut self, section: &Section<'t>, key: &str, value: &'t Spanned<DeValue<'t>>) -> Section<'t> {
+        let template = section.template.and_then(|template| template.child("error_pages")?.child("*"));
+        let table = value.get_ref().as_table();
+        let page =
+            Section { path: section.name_of(key), place: section.at(value), start: section.start, table, template };
+        self.check_keys(&page);
+        page
+    }
+
+    fn no_section(&mut self, parent: &Section<'t>, name: &str, value: &Spanned<DeValue<'t>>) {
+        let message = format!("{name} is {}: write [[{name}]] above its settings", self.shown(parent, value));
+        self.problem(parent.at(value), message);
     }
 
     /// One table of an array of them.
     pub fn element(&mut self, parent: &Section<'t>, key: &str, element: &'t Spanned<DeValue<'t>>) -> Section<'t> {
         let section = Section {
             path: parent.name_of(key),
-            place: element.span().start,
-            table: table_of(Some(element)),
-            template: table_of(parent.default(key)),
+            place: parent.at(element),
+            start: parent.start,
+            table: element.get_ref().as_table(),
+            template: parent.template.and_then(|template| template.child(key)),
         };
-        self.refuse_unknown_keys(&section);
+        self.check_keys(&section);
         section
     }
 
@@ -216,9 +387,9 @@ impl<'t> Reader<'t> {
         match value.get_ref() {
             DeValue::Array(elements) => Some(elements),
             _ => {
-                let shown = self.shown(value);
+                let shown = self.shown(section, value);
                 let message = format!("{} is {shown}: write an array, such as [{shown}]", section.name_of(key));
-                self.problem(value.span().start, message);
+                self.problem(section.at(value), message);
                 None
             }
         }
@@ -229,6 +400,19 @@ impl<'t> Reader<'t> {
         match section.written(key) {
             Some(value) => self.read_at(section, key, value, read),
             None => read(section.default(key)?.get_ref()).ok(),
+        }
+    }
+
+    /// The value of `key` if it is written. `None`: it is wrong.
+    pub fn optional<T>(
+        &mut self,
+        section: &Section<'t>,
+        key: &str,
+        read: impl Fn(&DeValue<'t>) -> Read<T>,
+    ) -> Option<Option<T>> {
+        match section.written(key) {
+            Some(value) => self.read_at(section, key, value, read).map(Some),
+            None => Some(None),
         }
     }
 
@@ -270,25 +454,35 @@ impl<'t> Reader<'t> {
         match read(value.get_ref()) {
             Ok(read) => Some(read),
             Err(fix) => {
-                let message = format!("{} is {}: write {fix}", section.name_of(key), self.shown(value));
-                self.problem(value.span().start, message);
+                let message = format!("{} is {}: write {fix}", section.name_of(key), self.shown(section, value));
+                self.problem(section.at(value), message);
                 None
             }
         }
     }
 
     pub fn missing(&mut self, section: &Section<'t>, key: &str) {
-        let example = section.default(key).and_then(|value| DEFAULT.get(value.span()));
-        let example = example.filter(|example| !example.contains('\n')).unwrap_or("…");
-        let message = format!("{} is missing: write {key} = {example}", section.name_of(key));
+        let message = format!("{} is missing: write {key} = {}", section.name_of(key), section.example(key));
         self.absent(Some(section.place), message);
     }
 
-    fn refuse_unknown_keys(&mut self, section: &Section<'t>) {
-        let valid = section.valid_keys();
+    /// Refuses keys that mean nothing, or not yet, and notes those that are not carried out yet.
+    fn check_keys(&mut self, section: &Section<'t>) {
+        let mut valid: Vec<&str> = section.template.into_iter().flat_map(Template::keys).collect();
+        valid.sort_unstable();
         for key in section.table.into_iter().flat_map(|table| table.keys()) {
-            let name = key.get_ref().as_ref();
+            let (name, place) = (key.get_ref().as_ref(), section.start + key.span().start);
+            let full = section.name_of(&shortened(name));
             if valid.contains(&name) {
+                // A site says what its routes may say.
+                if UNFINISHED.contains(&full.replacen("site.route.", "site.", 1).as_str()) {
+                    self.unfinished.push((place, full));
+                }
+                continue;
+            }
+            let is_of_site = matches!(section.path.as_str(), "" | "site" | "site.route" | "route");
+            if is_of_site && LATER.contains(&name) {
+                self.problem(place, format!("{full} is not there yet in this version of Evenkeel: remove it"));
                 continue;
             }
             let mut fix = did_you_mean(name, &valid);
@@ -297,38 +491,36 @@ impl<'t> Reader<'t> {
             {
                 fix = format!("it belongs in {}; ", heading(home));
             }
-            let name = section.name_of(&shortened(name));
             let message =
-                format!("{name} is not a setting: {fix}{} takes {}", heading(&section.path), valid.join(", "));
-            self.problem(key.span().start, message);
+                format!("{full} is not a setting: {fix}{} takes {}", heading(&section.path), valid.join(", "));
+            self.problem(place, message);
         }
     }
 
-    /// The sections of which `key` is a setting.
+    /// The sections of which `key` is a setting; those of sites only if there are no others.
     fn homes(&self, key: &str) -> Vec<String> {
-        fn search(table: &DeTable<'_>, path: &str, key: &str, homes: &mut Vec<String>) {
-            if !path.is_empty() && table.contains_key(key) {
+        fn search(template: &Template<'_>, path: &str, key: &str, homes: &mut Vec<String>) {
+            if !path.is_empty() && template.child(key).is_some() {
                 homes.push(path.to_owned());
             }
-            for (name, value) in table {
-                if let Some(inner) = table_of(Some(value)) {
-                    search(inner, &join(path, name.get_ref()), key, homes);
-                }
+            for (name, inner) in &template.children {
+                search(inner, &join(path, name), key, homes);
             }
         }
         let mut homes = Vec::new();
-        if let Some(defaults) = self.defaults {
-            search(defaults, "", key, &mut homes);
-        }
-        homes
+        search(self.template, "", key, &mut homes);
+        let (of_sites, others): (Vec<_>, Vec<_>) = homes.into_iter().partition(|home| home.starts_with("site"));
+        if others.is_empty() { of_sites } else { others }
     }
 
     /// One problem for each line: what comes after the first error in a line mostly follows from it.
-    fn syntax_error(&mut self, error: &Error) {
+    fn syntax_error(&mut self, start: usize, error: &Error) {
         let span = error.span().unwrap_or_default();
-        let position = self.position(span.start);
-        let text = self.text.get(span).unwrap_or_default();
-        let header = self.line(position.line).trim_start().starts_with('[');
+        let place = start + span.start;
+        let source = self.sources.source(place);
+        let line = self.position(place).line;
+        let text = source.text.get(span).unwrap_or_default();
+        let header = source.text.lines().nth(line - 1).unwrap_or_default().trim_start().starts_with('[');
         let (harmless, message) = match error.message() {
             "duplicate key" => (!header, format!("{} is written twice: remove one of the two", shortened(text))),
             message if message.starts_with("string values must be quoted") && !text.trim().is_empty() => {
@@ -336,26 +528,24 @@ impl<'t> Reader<'t> {
             }
             message => (false, format!("this is not TOML: {message}")),
         };
+        let index = self.sources.index(place);
+        let broken = &mut self.broken[index];
         match harmless {
-            true => self.broken_lines.push(position.line),
-            false => self.broken_from = Some(self.broken_from.map_or(position.line, |line| line.min(position.line))),
+            true => broken.lines.push(line),
+            false => broken.from = Some(broken.from.map_or(line, |from| from.min(line))),
         }
-        let known = self.problems.iter().any(|problem| problem.position.is_some_and(|p| p.line == position.line));
-        if !known {
-            self.problems.push(Problem { position: Some(position), message });
+        let is_here = |known: usize| self.sources.index(known) == index && self.position(known).line == line;
+        if !self.problems.iter().any(|(known, _)| known.is_some_and(is_here)) {
+            self.problems.push((Some(place), message));
         }
-    }
-
-    fn line(&self, line: usize) -> &'t str {
-        self.text.lines().nth(line - 1).unwrap_or_default()
     }
 
     /// A value as it stands in the file.
-    fn shown(&self, value: &Spanned<DeValue<'_>>) -> String {
+    pub fn shown(&self, section: &Section<'t>, value: &Spanned<DeValue<'_>>) -> String {
         match value.get_ref() {
             DeValue::Table(_) => "a table".to_owned(),
             DeValue::Array(_) => "an array".to_owned(),
-            _ => shortened(self.text.get(value.span()).unwrap_or_default()),
+            _ => shortened(self.sources.source(section.start).text.get(value.span()).unwrap_or_default()),
         }
     }
 }
@@ -400,22 +590,14 @@ fn edits(a: &str, b: &str) -> usize {
     last[b.len()]
 }
 
-/// The table, or the first table of the array.
-fn table_of<'t>(value: Option<&'t Spanned<DeValue<'t>>>) -> Option<&'t DeTable<'t>> {
-    match value?.get_ref() {
-        DeValue::Table(table) => Some(table),
-        DeValue::Array(elements) => elements.first().and_then(|first| first.get_ref().as_table()),
-        _ => None,
-    }
-}
-
 /// A section as a file shows it.
 fn heading(path: &str) -> String {
     match path {
         "" => "the file".to_owned(),
-        "listener" | "pool" | "route" => format!("[[{path}]]"),
+        "listener" | "pool" | "route" | "site" | "site.route" => format!("[[{path}]]"),
         // An inline table as a rule.
         "pool.backends" => "a backend".to_owned(),
+        _ if path.starts_with("site.") || path.starts_with("values.") => path.to_owned(),
         _ => format!("[{path}]"),
     }
 }
@@ -424,7 +606,7 @@ fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
-fn shortened(text: &str) -> String {
+pub fn shortened(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default();
     match line.char_indices().nth(SHOWN_CHARS) {
         Some((end, _)) => format!("{}…", &line[..end]),

@@ -7,6 +7,9 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::config::AccessLogFile;
+
+mod sites;
 
 const MINIMAL: &str = "
 [[listener]]
@@ -30,7 +33,7 @@ fn problems(text: &str) -> Vec<Problem> {
 fn assert_problem(marked: &str, message: &str) {
     let place = marked.find('§').expect("a mark");
     let position = Some(reader::position(marked, place));
-    let expected = Problem { position, message: message.to_owned() };
+    let expected = Problem { file: None, position, message: message.to_owned() };
     assert_eq!(problems(&marked.replace('§', "")), [expected], "{marked}");
 }
 
@@ -385,7 +388,7 @@ fn pool_names_are_checked_wherever_they_stand() {
 
 #[test]
 fn unknown_keys_come_with_the_nearest_or_the_valid_ones() {
-    let sections = "access_log, admin, listener, log, metrics, pool, route, server, state";
+    let sections = "access_log, admin, include, listener, log, metrics, pool, route, server, site, state, values";
     for (marked, message) in [
         (
             minimal_with("route", "§hots = \"a\""),
@@ -447,6 +450,7 @@ fn what_is_required_is_missed_where_it_should_be() {
         let marked = minimal_but(old, "").replace(&heading, &format!("§{heading}"));
         let found = problems(&marked.replace('§', ""));
         let expected = Problem {
+            file: None,
             position: Some(reader::position(&marked, marked.find('§').expect("a mark"))),
             message: message.to_owned(),
         };
@@ -634,7 +638,9 @@ fn long_values_are_shortened() {
 fn folder(files: &[(&str, &[u8])]) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for (name, bytes) in files {
-        fs::write(folder.path().join(name), bytes).expect("written");
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        fs::write(path, bytes).expect("written");
     }
     folder
 }
@@ -751,16 +757,17 @@ fn leaves<'t>(table: &'t DeTable<'t>, path: &str, found: &mut Vec<(String, &'t S
 
 #[test]
 fn every_key_of_default_toml_is_read() {
-    let defaults = DeTable::parse(DEFAULT).expect("valid");
+    let with_examples = template::with_examples();
+    let table = DeTable::parse(&with_examples).expect("valid");
     let mut keys = Vec::new();
-    leaves(defaults.get_ref(), "", &mut keys);
-    assert!(keys.len() > 40, "{}", keys.len());
+    leaves(table.get_ref(), "", &mut keys);
+    assert!(keys.len() > 150, "{}", keys.len());
     for (path, value) in keys {
-        let mut text = DEFAULT.to_owned();
+        let mut text = with_examples.clone();
         text.replace_range(value.span(), "1979-05-27");
-        let expected = (Some(reader::position(DEFAULT, value.span().start)), format!("{path} is 1979-05-27: write "));
+        let expected = (Some(reader::position(&with_examples, value.span().start)), format!("{path} is 1979-05-27: "));
         let named = |p: &Problem| p.position == expected.0 && p.message.starts_with(&expected.1);
-        let found = problems(&text);
+        let found = read_unfinished(&text, Path::new("/etc/evenkeel.toml")).err().unwrap_or_default();
         assert!(found.iter().any(named), "{expected:?} is not among {found:#?}");
     }
 }

@@ -9,10 +9,12 @@ use toml::de::DeValue;
 
 use super::reader::did_you_mean;
 use super::{Algorithm, HostPattern, PathPrefix, PoolName, StatusRanges, Weight};
-use crate::config::RequestIdField;
 use crate::config::backend::BackendAddress;
-use crate::config::site::ListenerName;
+use crate::config::site::{ListenerName, Share};
+use crate::config::{AccessLogFile, RequestIdField};
 use crate::message::ascii::is_token;
+use crate::value::condition::MethodSet;
+use crate::value::pattern::{Case, Pattern};
 
 pub type Read<T> = Result<T, String>;
 
@@ -170,7 +172,10 @@ pub fn socket_address(value: &DeValue<'_>) -> Read<SocketAddr> {
 
 /// A network, or one address as a network of its own.
 pub fn network(value: &DeValue<'_>) -> Read<IpNet> {
-    let text = value.as_str().unwrap_or_default();
+    network_in(value.as_str().unwrap_or_default())
+}
+
+pub fn network_in(text: &str) -> Read<IpNet> {
     let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     let network = network.ok_or("a network or an address, such as \"10.0.0.0/8\", \"fd00::/8\" or \"192.0.2.7\"")?;
     Ok(network.trunc())
@@ -199,6 +204,112 @@ pub fn pool_name(value: &DeValue<'_>) -> Read<PoolName> {
 pub fn listener_name(value: &DeValue<'_>) -> Read<ListenerName> {
     let name = value.as_str().and_then(ListenerName::new);
     name.ok_or_else(|| "a name of 1 to 64 characters without spaces, such as \"plain\"".to_owned())
+}
+
+pub fn text(value: &DeValue<'_>) -> Read<String> {
+    value.as_str().map(str::to_owned).ok_or_else(|| "text in quotes".to_owned())
+}
+
+pub fn number(value: &DeValue<'_>) -> Read<f64> {
+    let text = match value {
+        DeValue::Integer(number) => Some(number.as_str()),
+        DeValue::Float(number) => Some(number.as_str()),
+        _ => None,
+    };
+    text.and_then(|text| text.parse().ok()).ok_or_else(|| "a number, such as 5 or 0.5".to_owned())
+}
+
+/// A part of the whole, 0 to 1.
+pub fn share(value: &DeValue<'_>) -> Read<Share> {
+    number(value).ok().and_then(Share::new).ok_or_else(|| "a number from 0 to 1, such as 0.01".to_owned())
+}
+
+pub fn site_name(value: &DeValue<'_>) -> Read<String> {
+    let is_name = |name: &&str| (1..=128).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic());
+    let name = value.as_str().filter(is_name);
+    name.map(str::to_owned).ok_or_else(|| "a name of 1 to 128 characters without spaces, such as \"shop\"".to_owned())
+}
+
+/// The name of a route, which no path can be taken for.
+pub fn route_name(value: &DeValue<'_>) -> Read<String> {
+    let name = site_name(value).ok().filter(|name| !name.starts_with(['/', '$']));
+    name.ok_or_else(|| {
+        "a name of 1 to 128 characters without spaces that begins with a letter, such as \"fallback\"".to_owned()
+    })
+}
+
+pub fn regex(value: &DeValue<'_>) -> Read<Pattern> {
+    match value.as_str() {
+        Some(text) => regex_in(text),
+        None => Err("a regular expression in quotes, such as '^/u/(?<id>[0-9]+)$'".to_owned()),
+    }
+}
+
+pub fn regex_in(text: &str) -> Read<Pattern> {
+    Pattern::parse(text, Case::Sensitive).map_err(|message| format!("another one: {message}"))
+}
+
+/// A host of a site.
+pub fn site_host(value: &DeValue<'_>) -> Read<HostPattern> {
+    let text = value.as_str().unwrap_or_default();
+    if let Some(regex) = text.strip_prefix('~') {
+        return regex_in(regex).map(HostPattern::Regex);
+    }
+    if let Some(labels) = text.strip_suffix(".*")
+        && let Some(HostPattern::Exact(labels)) = HostPattern::parse(labels)
+    {
+        return Ok(HostPattern::Starting(labels));
+    }
+    host_pattern(value).map_err(|fix| match text {
+        "*" | "_" => "\"\" for any host".to_owned(),
+        text if text.starts_with('.') => {
+            format!("\"{}\" and \"*{text}\", for itself and the names below it", &text[1..])
+        }
+        _ => fix,
+    })
+}
+
+/// A path that others begin with, byte by byte: the last segment need not be whole.
+pub fn byte_prefix(value: &DeValue<'_>) -> Read<String> {
+    let text = value.as_str().unwrap_or_default();
+    let folder = text.rfind('/').map_or("", |slash| &text[..=slash]);
+    let is_prefix = PathPrefix::parse(folder).is_some() && PathPrefix::parse(&format!("{text}x")).is_some();
+    is_prefix.then(|| text.to_owned()).ok_or_else(|| {
+        "the beginning of a path as routes see it, decoded and without \"//\", \".\" and \"..\", such as \"/static\"".to_owned()
+    })
+}
+
+pub fn is_redirect(status: u16) -> bool {
+    matches!(status, 301 | 302 | 303 | 307 | 308)
+}
+
+pub fn redirect_status(value: &DeValue<'_>) -> Read<u16> {
+    let status = whole(100, 599)(value).ok().filter(|status| is_redirect(*status));
+    status.ok_or_else(|| {
+        "301, 302, 303, 307 or 308 (301 and 308 are kept by browsers; 307 and 308 keep the method)".to_owned()
+    })
+}
+
+/// A token as a field's name.
+pub fn field_token(name: &str) -> Read<String> {
+    let is_name = is_token(name.as_bytes());
+    is_name.then(|| name.to_owned()).ok_or_else(|| "the name of a field, such as \"X-Robots-Tag\"".to_owned())
+}
+
+pub fn method(value: &DeValue<'_>) -> Read<String> {
+    let methods = MethodSet::new(value.as_str());
+    match methods {
+        Ok(methods) if value.is_str() => Ok(methods.iter().collect()),
+        _ => Err("a method in capitals, such as \"GET\"".to_owned()),
+    }
+}
+
+/// Standard output or a file; none when empty.
+pub fn log_file(base: &Path, value: &DeValue<'_>) -> Read<Option<AccessLogFile>> {
+    match value.as_str() {
+        Some("stdout") => Ok(Some(AccessLogFile::Stdout)),
+        _ => Ok(path(base, value)?.map(AccessLogFile::Path)),
+    }
 }
 
 pub fn host_pattern(value: &DeValue<'_>) -> Read<HostPattern> {

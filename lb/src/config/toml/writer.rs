@@ -22,6 +22,22 @@ pub fn write(config: &Value) -> String {
             write_settings(&mut text, section, settings);
         }
     }
+    if let Some(tables) = config["values"].as_object().filter(|tables| !tables.is_empty()) {
+        text.push_str("[values]\n");
+        for (name, table) in tables {
+            let _ = writeln!(text, "{name} = {}", inline(&value_table(table)));
+        }
+        text.push('\n');
+    }
+    for site in config["sites"].as_array().into_iter().flatten().filter_map(Value::as_object) {
+        text.push_str("[[site]]\n");
+        write_rules(&mut text, site, None);
+        for route in site.get("routes").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_object) {
+            text.push_str("\n[[site.route]]\n");
+            write_rules(&mut text, route, Some(site));
+        }
+        text.push('\n');
+    }
     text.truncate(text.trim_end().len());
     text.push('\n');
     text
@@ -102,6 +118,135 @@ fn written(key: &str, value: &Value) -> String {
         // JSON's strings, numbers, booleans and arrays of these are TOML's, but for the escape of a slash, which is never
         // written, and U+007F.
         (_, value) => value.to_string().replace('\u{7f}', "\\u007F"),
+    }
+}
+
+/// A site or a route, which says nothing that its site says already.
+fn write_rules(text: &mut String, settings: &Map<String, Value>, site: Option<&Map<String, Value>>) {
+    let mut condition = Map::new();
+    for (key, value) in settings {
+        let outer = site.and_then(|site| site.get(key)).filter(|_| key != "name");
+        let written = match (key.as_str(), value) {
+            ("routes", _) => continue,
+            _ if outer == Some(value) => continue,
+            // Names that were not given are made anew.
+            ("name", Value::String(name)) if site.is_some() && (name.contains(' ') || name.starts_with('/')) => {
+                continue;
+            }
+            // What the site says and the route does not.
+            ("rewrite" | "cors", Value::Null) if outer.is_some() => Value::Object(Map::new()),
+            ("preset", Value::Null) if outer.is_some() => "none".into(),
+            (_, Value::Null) => continue,
+            ("methods" | "networks", value) => value.clone(),
+            ("tests", _) => {
+                condition.insert(key.clone(), value.clone());
+                continue;
+            }
+            ("access_log", Value::Array(rules)) if rules.is_empty() => "off".into(),
+            ("access_log", Value::Array(rules)) => rules.iter().map(log_rule).collect(),
+            ("cookies", Value::Object(cookies)) => {
+                let pairs = |(key, value): (&String, &Value)| match value {
+                    Value::Array(pairs) => (key.clone(), pairs_of(pairs)),
+                    other => (key.clone(), other.clone()),
+                };
+                cookies.iter().map(pairs).collect::<Map<_, _>>().into()
+            }
+            (_, value) => value.clone(),
+        };
+        let _ = writeln!(text, "{key} = {}", inline_of(key, &written));
+    }
+    if !condition.is_empty() {
+        let _ = writeln!(text, "when = {}", inline(&when(&condition)));
+    }
+}
+
+/// A condition in one table.
+fn when(condition: &Map<String, Value>) -> Value {
+    let mut table = Map::new();
+    for (key, value) in condition {
+        match value {
+            Value::Null => {}
+            Value::Array(tests) if key == "tests" => {
+                let values =
+                    tests.iter().map(|test| (test["of"].as_str().unwrap_or_default().to_owned(), test_of(test)));
+                table.insert("values".to_owned(), values.collect::<Map<_, _>>().into());
+            }
+            other => drop(table.insert(key.clone(), other.clone())),
+        }
+    }
+    table.into()
+}
+
+fn test_of(test: &Value) -> Value {
+    let is = match test {
+        _ if !test["present"].is_null() => true.into(),
+        _ if !test["one_of"].is_null() => test["one_of"].clone(),
+        _ => match (test["equal"].as_str(), test["matches"].as_str()) {
+            (Some(text), _) if text.starts_with('~') => format!("\\{text}").into(),
+            (Some(text), _) => text.into(),
+            (None, regex) => format!("~{}", regex.unwrap_or_default()).into(),
+        },
+    };
+    match test["negated"] == true {
+        true => [("not".to_owned(), is)].into_iter().collect::<Map<_, _>>().into(),
+        false => is,
+    }
+}
+
+fn log_rule(rule: &Value) -> Value {
+    let mut table = rule.as_object().cloned().unwrap_or_default();
+    let status = table.remove("status").filter(|status| !status.is_null());
+    let mut condition = table.remove("when").and_then(|when| when.as_object().cloned()).unwrap_or_default();
+    if let Some(status) = status {
+        condition.insert("status".to_owned(), status);
+    }
+    match condition.is_empty() {
+        true => drop(table.remove("or_share")),
+        false => drop(table.insert("when".to_owned(), when(&condition))),
+    }
+    if let Some(path) = table.get("file").and_then(|file| file.get("path")).cloned() {
+        table.insert("file".to_owned(), path);
+    }
+    table.into()
+}
+
+/// Pairs of `from` and `to` as a table.
+fn pairs_of(pairs: &[Value]) -> Value {
+    let pair = |pair: &Value| (pair["from"].as_str().unwrap_or_default().to_owned(), pair["to"].clone());
+    pairs.iter().map(pair).collect::<Map<_, _>>().into()
+}
+
+fn value_table(table: &Value) -> Value {
+    let mut table = table.as_object().cloned().unwrap_or_default();
+    if let Some(Value::Array(shares)) = table.get("shares") {
+        let share = |share: &Value| (share[1].as_str().unwrap_or_default().to_owned(), share[0].clone());
+        let shares: Map<_, _> = shares.iter().map(share).collect();
+        table.insert("shares".to_owned(), shares.into());
+    }
+    table.into()
+}
+
+fn inline(value: &Value) -> String {
+    inline_of("", value)
+}
+
+/// The value of `key` in one line.
+fn inline_of(key: &str, value: &Value) -> String {
+    match value {
+        Value::Object(table) => {
+            let entries = table.iter().filter(|(_, value)| !value.is_null());
+            let is_shares = key == "shares";
+            let entry = |(key, value): (&String, &Value)| match is_shares {
+                true => format!("{} = {value}", written("", &key.as_str().into())),
+                false => format!("{} = {}", written("", &key.as_str().into()), inline_of(key, value)),
+            };
+            format!("{{ {} }}", entries.map(entry).collect::<Vec<_>>().join(", "))
+        }
+        Value::Array(elements) if key != "status" => {
+            format!("[{}]", elements.iter().map(|element| inline_of("", element)).collect::<Vec<_>>().join(", "))
+        }
+        Value::Number(number) if matches!(key, "share" | "or_share") => number.to_string(),
+        other => written(key, other),
     }
 }
 

@@ -1,0 +1,847 @@
+//! Reads sites with their routes: which requests they are for, and what answers them.
+
+use std::collections::{HashMap, HashSet};
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::reader::{Reader, Section, did_you_mean};
+use super::rules::{Place, Surroundings};
+use super::{collect, values};
+use crate::config::route::{HostPattern, PathPrefix};
+use crate::config::site::{
+    Action, JumpTo, ListenerName, Matcher, Page, PoolFrom, Redirect, Respond, Rewrite, RouteConfig, RouteName, Rules,
+    SiteConfig,
+};
+use crate::config::{HostRoute, PoolName};
+use crate::value::condition::{Condition, Is, MethodSet, NetSet, Test, TextSet};
+use crate::value::table::{Percent, Tables, Written, WrittenCases};
+use crate::value::{Phase, Value};
+
+const ACTIONS: &[&str] = &["pool", "pool_from", "respond", "redirect", "jump"];
+const MATCHERS: &[&str] = &["path", "exact", "prefix", "regex"];
+
+/// A site with what is needed to name and compare it.
+struct SiteAt {
+    site: SiteConfig,
+    /// Of its hosts.
+    place: usize,
+    is_named: bool,
+    routes: Vec<RouteAt>,
+}
+
+/// What is known of a route beside what it does.
+struct RouteAt {
+    place: usize,
+    /// The name that it was given.
+    name: Option<(String, usize)>,
+    /// Routes of this site that it leads to by name, with the places where it does.
+    jumps: Vec<(RouteName, usize)>,
+}
+
+impl<'t> Reader<'t> {
+    /// The tables of `[values]`.
+    pub fn values(&mut self, roots: &[Section<'t>]) -> Option<Tables> {
+        let mut written = Vec::new();
+        let mut places: Vec<(usize, Vec<usize>)> = Vec::new();
+        let mut is_sound = true;
+        for root in roots {
+            let Some(entries) = self.entries(root, "values") else {
+                is_sound = false;
+                continue;
+            };
+            for entry in entries {
+                let value = self.free_section(root, &format!("values.{}", entry.name), "values", entry.value);
+                match value.and_then(|section| self.value_table(&section, entry.name)) {
+                    Some((table, cases)) => {
+                        written.push(table);
+                        places.push((entry.key_place, cases));
+                    }
+                    None => is_sound = false,
+                }
+            }
+        }
+        match Tables::read(&written) {
+            Ok(tables) => is_sound.then_some(tables),
+            Err(problems) => {
+                for problem in problems {
+                    let index = problem.table.0 as usize;
+                    let Some((place, cases)) = places.get(index) else { continue };
+                    let place = match problem.at {
+                        crate::value::table::At::Case(case) => cases.get(case).copied().unwrap_or(*place),
+                        _ => *place,
+                    };
+                    self.problem(place, format!("values.{}: {}", written[index].name, problem.message));
+                }
+                None
+            }
+        }
+    }
+
+    fn value_table(&mut self, section: &Section<'t>, name: &str) -> Option<(Written, Vec<usize>)> {
+        let from = self.required(section, "from", values::text);
+        let default = self.optional(section, "default", values::text);
+        let hostnames = self.optional(section, "hostnames", values::flag);
+        let kinds: Vec<_> = ["cases", "networks", "shares"].into_iter().filter(|key| section.has(key)).collect();
+        let [kind] = kinds.as_slice() else {
+            let place = kinds.get(1).map_or(section.own_place(), |key| section.key_place(key));
+            let message = format!(
+                "{} has {}: write one of cases, networks and shares, such as cases = {{ gold = \"fast\" }}",
+                section.name_of("").trim_end_matches('.'),
+                if kinds.is_empty() { "none of cases, networks and shares".to_owned() } else { kinds.join(" and ") }
+            );
+            self.problem(place, message);
+            return None;
+        };
+        let mut places = Vec::new();
+        let mut texts = Some(Vec::new());
+        if *kind == "shares" {
+            let mut shares = Some(Vec::new());
+            for entry in self.entries(section, kind)? {
+                places.push(entry.key_place);
+                let share = self.read_at(section, &format!("{kind}.{}", entry.name), entry.value, |value| {
+                    Percent::new(values::number(value)?).map_err(|_| "percent from 0.01 to 100, such as 5".to_owned())
+                });
+                collect(&mut shares, share.map(|share| (share, entry.name.to_owned())));
+            }
+            let cases = WrittenCases::Shares(shares?);
+            return Some((Written { name: name.to_owned(), from: from?, cases, default: default? }, places));
+        }
+        for entry in self.entries(section, kind)? {
+            places.push(entry.key_place);
+            let text = self.read_at(section, &format!("{kind}.{}", entry.name), entry.value, values::text);
+            collect(&mut texts, text.map(|text| (entry.name, text)));
+        }
+        let texts = texts?;
+        let mut problem = |index: usize, message: String| {
+            let key = format!("{}: ", section.name_of(kind));
+            self.problem(places.get(index).copied().unwrap_or_default(), format!("{key}{message}"));
+        };
+        let cases = match *kind {
+            "networks" => {
+                let mut networks = Some(Vec::new());
+                for (index, (name, text)) in texts.into_iter().enumerate() {
+                    let network = values::network_in(name);
+                    if let Err(fix) = &network {
+                        problem(index, format!("\"{name}\" is no network: write {fix}"));
+                    }
+                    collect(&mut networks, network.ok().map(|network| (network, text)));
+                }
+                WrittenCases::Networks(networks?)
+            }
+            _ => WrittenCases::Map {
+                cases: texts.into_iter().map(|(name, text)| (name.to_owned(), text)).collect(),
+                hostnames: hostnames?.unwrap_or(false),
+            },
+        };
+        Some((Written { name: name.to_owned(), from: from?, cases, default: default? }, places))
+    }
+
+    pub fn sites(
+        &mut self,
+        roots: &[Section<'t>],
+        routes: &[HostRoute],
+        around: &Surroundings<'_>,
+    ) -> Option<Vec<SiteConfig>> {
+        let sections: Vec<_> = roots.iter().flat_map(|root| self.tables(root, "site")).collect();
+        let mut sites = Some(Vec::new());
+        for section in &sections {
+            let site = self.site(section, around);
+            collect(&mut sites, site);
+        }
+        let mut sites: Vec<SiteAt> = sites?;
+        self.check_hosts(&sites, routes);
+        self.name_sites(&mut sites);
+        self.name_routes(&mut sites, routes);
+        Some(sites.into_iter().map(|site| site.site).collect())
+    }
+
+    fn site(&mut self, section: &Section<'t>, around: &Surroundings<'_>) -> Option<SiteAt> {
+        let name = self.optional(section, "name", values::site_name);
+        let hosts = self.hosts(section);
+        let listeners = match section.has("listeners") {
+            true => self.each(section, "listeners", values::listener_name),
+            false => Some(Vec::new()),
+        };
+        for listener in listeners.iter().flatten().filter(|listener| !around.listeners.contains(listener)) {
+            let names: Vec<_> = around.listeners.iter().map(ListenerName::as_str).collect();
+            let message = format!(
+                "site.listeners has \"{listener}\", but there is no such listener: {}the listeners are {}",
+                did_you_mean(listener.as_str(), &names),
+                names.join(", ")
+            );
+            self.absent(Some(section.place("listeners")), message);
+        }
+        let expression = hosts.iter().flatten().filter_map(|host| match host {
+            HostPattern::Regex(regex) => Some(regex),
+            _ => None,
+        });
+        let expressions: Vec<_> = expression.collect();
+        let host = if let [one] = expressions.as_slice() { Some(*one) } else { None };
+        let place = Place { around, host, route: None };
+        let rules = self.rules(section, &Rules::default(), &place);
+        let mut routes = Some(Vec::new());
+        let mut at = Vec::new();
+        let has_action = ACTIONS.iter().any(|action| section.has(action));
+        let sections = self.tables(section, "route");
+        for inner in &sections {
+            let read = self.route_of_site(inner, rules.as_ref().unwrap_or(&Rules::default()), &place);
+            collect(
+                &mut routes,
+                read.map(|(route, route_at)| {
+                    at.push(route_at);
+                    route
+                }),
+            );
+        }
+        if has_action {
+            let action = self.action(section, &place);
+            let route = || {
+                let (action, jumps) = action?;
+                at.push(RouteAt {
+                    place: section.own_place(),
+                    name: None,
+                    jumps: [jumps, rules.as_ref().map(|rules| self.page_jumps(section, rules)).unwrap_or_default()]
+                        .concat(),
+                });
+                Some(RouteConfig {
+                    name: RouteName::new(""),
+                    matcher: Matcher::Path(PathPrefix::parse("/")?),
+                    condition: None,
+                    over_regex: false,
+                    internal: false,
+                    action,
+                    rules: rules.clone()?,
+                    place: self.origin(section.own_place()),
+                })
+            };
+            let route = route();
+            collect(&mut routes, route);
+        } else if sections.is_empty() && !section.has("route") {
+            let message = "site has neither routes nor an action: write a [[site.route]], or for all of its requests one of pool, redirect, respond and jump";
+            self.absent(Some(section.own_place()), message);
+        }
+        let routes = routes?;
+        self.check_hidden(&routes, &at);
+        let hosts = hosts?;
+        let rules = rules?;
+        let name = name?;
+        let is_named = name.is_some();
+        Some(SiteAt {
+            place: section.place("hosts"),
+            is_named,
+            site: SiteConfig {
+                name: name.unwrap_or_default(),
+                hosts,
+                listeners: listeners?,
+                routes,
+                fallback: rules,
+                place: self.origin(section.own_place()),
+            },
+            routes: at,
+        })
+    }
+
+    fn hosts(&mut self, section: &Section<'t>) -> Option<Vec<HostPattern>> {
+        if !section.has("hosts") {
+            self.missing(section, "hosts");
+            return None;
+        }
+        let elements = self.elements(section, "hosts")?;
+        if elements.is_empty() {
+            self.problem(
+                section.place("hosts"),
+                "site.hosts is empty: write the names, or [\"\"] for any host".to_owned(),
+            );
+            return None;
+        }
+        let mut hosts: Option<Vec<HostPattern>> = Some(Vec::new());
+        for element in elements {
+            let host = self.read_at(section, "hosts", element, values::site_host);
+            if let (Some(host), Some(known)) = (&host, &hosts)
+                && known.contains(host)
+            {
+                self.problem(section.at(element), format!("site.hosts has \"{host}\" twice: remove one"));
+            }
+            collect(&mut hosts, host);
+        }
+        hosts
+    }
+
+    /// No request may belong to two sites.
+    fn check_hosts(&mut self, sites: &[SiteAt], routes: &[HostRoute]) {
+        let mut known: HashMap<String, Vec<usize>> = HashMap::new();
+        for (index, SiteAt { site, place, .. }) in sites.iter().enumerate() {
+            for host in &site.hosts {
+                let shown = host.to_string();
+                if let Some(route) = routes.iter().find(|route| route.host == *host) {
+                    let message = format!(
+                        "site.hosts has \"{shown}\", for which there is a [[route]] ({}): write that one as a [[site.route]], or another host",
+                        route.place
+                    );
+                    self.problem(*place, message);
+                }
+                let with_host = known.entry(shown.clone()).or_default();
+                let other = with_host
+                    .iter()
+                    .filter(|other| **other != index)
+                    .filter_map(|other| sites.get(*other))
+                    .find(|other| overlap(&other.site, site));
+                if let Some(other) = other {
+                    let line = self.line(other.place, *place);
+                    let message = format!(
+                        "site.hosts has \"{shown}\", which the site in {line} has on the same listener: remove one of the two, or give them different listeners"
+                    );
+                    self.problem(*place, message);
+                }
+                with_host.push(index);
+            }
+        }
+    }
+
+    /// The name of a site is that of its first host, with a listener where another site has that host too.
+    fn name_sites(&mut self, sites: &mut [SiteAt]) {
+        let first = |site: &SiteConfig| match site.hosts.first() {
+            None | Some(HostPattern::Any) => "*".to_owned(),
+            Some(host) => host.to_string(),
+        };
+        let mut count: HashMap<String, usize> = HashMap::new();
+        for SiteAt { site, is_named, .. } in sites.iter() {
+            let name = if *is_named { site.name.clone() } else { first(site) };
+            *count.entry(name).or_default() += 1;
+        }
+        let mut taken: HashMap<String, usize> = HashMap::new();
+        for index in 0..sites.len() {
+            let SiteAt { site, is_named, place, .. } = &mut sites[index];
+            let place = *place;
+            if !*is_named {
+                let name = first(site);
+                let listener = site.listeners.first().filter(|_| count.get(&name).is_some_and(|count| *count > 1));
+                site.name = listener.map_or(name.clone(), |listener| format!("{name}@{listener}"));
+            }
+            let name = site.name.clone();
+            match taken.get(&name) {
+                Some(first) => {
+                    let line = self.line(sites[*first].place, place);
+                    self.problem(place, format!("the site in {line} is called \"{name}\" too: write another name, such as name = \"{name}-2\""));
+                }
+                None => drop(taken.insert(name, index)),
+            }
+        }
+    }
+
+    /// Routes are named by site and path, and no two alike.
+    fn name_routes(&mut self, sites: &mut [SiteAt], routes: &[HostRoute]) {
+        let mut given: HashMap<String, usize> = HashMap::new();
+        for SiteAt { routes, .. } in sites.iter() {
+            for (name, place) in routes.iter().filter_map(|route| route.name.as_ref()) {
+                match given.get(name) {
+                    Some(first) => {
+                        let line = self.line(*first, *place);
+                        let message =
+                            format!("site.route.name is \"{name}\", which the route in {line} has: write another name");
+                        self.problem(*place, message);
+                    }
+                    None => drop(given.insert(name.clone(), *place)),
+                }
+            }
+        }
+        let top_level = routes.iter().map(|route| format!("{}{}", route.host, route.path.as_str()));
+        let mut taken: HashSet<String> = given.into_keys().chain(top_level).collect();
+        for SiteAt { site, routes, .. } in sites.iter_mut() {
+            let prefix = if site.name == "*" { "" } else { &site.name };
+            for (route, at) in site.routes.iter_mut().zip(routes.iter()) {
+                let name = match (&at.name, &route.matcher) {
+                    (Some((name, _)), _) => name.clone(),
+                    (None, Matcher::Path(path)) => format!("{prefix}{}", path.as_str()),
+                    (None, Matcher::Exact(path)) => format!("{prefix} exact {path}"),
+                    (None, Matcher::Prefix(path)) => format!("{prefix} prefix {path}"),
+                    (None, Matcher::Regex(regex)) => format!("{prefix} regex {}", regex.text()),
+                    (None, Matcher::Named) => continue,
+                };
+                let mut name = name.trim_start().to_owned();
+                if at.name.is_none() {
+                    let numbered = (2..).map(|number| format!("{name}#{number}"));
+                    name = std::iter::once(name.clone())
+                        .chain(numbered)
+                        .find(|name| !taken.contains(name))
+                        .unwrap_or(name);
+                    taken.insert(name.clone());
+                }
+                route.name = RouteName::new(&name);
+            }
+            for (name, place) in routes.iter().flat_map(|route| &route.jumps) {
+                if !site.routes.iter().any(|route| route.name == *name) {
+                    let names: Vec<_> =
+                        routes.iter().filter_map(|route| Some(route.name.as_ref()?.0.as_str())).collect();
+                    let fix = match names.is_empty() {
+                        true => format!(
+                            "add a [[site.route]] with name = \"{name}\", or write a path that begins with \"/\""
+                        ),
+                        false => {
+                            format!("{}the named routes are {}", did_you_mean(name.as_str(), &names), names.join(", "))
+                        }
+                    };
+                    self.problem(*place, format!("the site has no route that is called \"{name}\": {fix}"));
+                }
+            }
+        }
+    }
+
+    /// Of several routes of one path the first whose condition holds is taken.
+    fn check_hidden(&mut self, routes: &[RouteConfig], at: &[RouteAt]) {
+        for (index, (route, route_at)) in routes.iter().zip(at).enumerate() {
+            let hides = |above: &RouteConfig| {
+                let is_same = above.matcher == route.matcher && route.matcher != Matcher::Named;
+                is_same && (above.condition.is_none() || above.condition == route.condition)
+            };
+            if let Some((_, above)) = routes[..index].iter().zip(at).find(|(above, _)| hides(above)) {
+                let line = self.line(above.place, route_at.place);
+                let message = format!(
+                    "no request can reach this route, since the one in {line} takes all for the same path: write this one before it, or give that one a condition (methods, networks or when)"
+                );
+                self.problem(route_at.place, message);
+            }
+        }
+    }
+
+    fn route_of_site(
+        &mut self,
+        section: &Section<'t>,
+        outer: &Rules,
+        place: &Place<'_>,
+    ) -> Option<(RouteConfig, RouteAt)> {
+        let name = self.optional(section, "name", values::route_name);
+        let matcher = self.matcher(section);
+        let expression = if let Some(Matcher::Regex(regex)) = &matcher { Some(regex) } else { None };
+        let place = Place { route: expression, ..*place };
+        let condition = self.condition(section, &place);
+        let over_regex = self.optional(section, "over_regex", values::flag);
+        let internal = self.optional(section, "internal", values::flag);
+        let rules = self.rules(section, outer, &place);
+        let written: Vec<_> = ACTIONS.iter().filter(|action| section.has(action)).collect();
+        let action = match written.as_slice() {
+            [] => {
+                let message = "site.route has no action: write one of pool, pool_from, redirect, respond and jump";
+                self.absent(Some(section.own_place()), message);
+                None
+            }
+            _ => self.action(section, &place),
+        };
+        if let (Some(true), Some(Matcher::Exact(_) | Matcher::Regex(_) | Matcher::Named)) =
+            (over_regex.flatten(), &matcher)
+        {
+            let message = "site.route.over_regex means nothing here, since only the longest path or prefix is chosen over a regex: remove it";
+            self.problem(section.key_place("over_regex"), message);
+        }
+        if let (Some(Rules { rewrite: Some(Rewrite::Prefix { .. }), .. }), Some(Matcher::Regex(_) | Matcher::Named)) =
+            (&rules, &matcher)
+        {
+            let message = "rewrite.prefix means nothing here, since this route has no path of its own to put it in place of: write rewrite = { to = \"…\" }, or { regex = \"…\", to = \"…\" }";
+            self.problem(section.first_place(&["rewrite"]), message);
+        }
+        let page_jumps = rules.as_ref().map(|rules| self.page_jumps(section, rules)).unwrap_or_default();
+        let (action, jumps) = action?;
+        let at = RouteAt {
+            place: section.first_place(MATCHERS),
+            name: name?.map(|name| (name, section.place("name"))),
+            jumps: [jumps, page_jumps].concat(),
+        };
+        let route = RouteConfig {
+            name: RouteName::new(""),
+            matcher: matcher?,
+            condition: condition?,
+            over_regex: over_regex?.unwrap_or(false),
+            internal: internal?.unwrap_or(false),
+            action,
+            rules: rules?,
+            place: self.origin(section.own_place()),
+        };
+        Some((route, at))
+    }
+
+    fn page_jumps(&self, section: &Section<'t>, rules: &Rules) -> Vec<(RouteName, usize)> {
+        let name = |page: &Page| match page {
+            Page::Jump(JumpTo::Route(name)) => Some(name.clone()),
+            _ => None,
+        };
+        let place = section.first_place(&["error_pages"]);
+        rules.error_pages.iter().filter_map(|page| Some((name(&page.page)?, place))).collect()
+    }
+
+    fn matcher(&mut self, section: &Section<'t>) -> Option<Matcher> {
+        let written: Vec<_> = MATCHERS.iter().filter(|key| section.has(key)).collect();
+        match written.as_slice() {
+            [] if section.has("name") => Some(Matcher::Named),
+            [] => {
+                let message = "site.route has no path: write path = \"/\" for all, or exact, prefix or regex; a route that only jumps lead to needs a name";
+                self.absent(Some(section.own_place()), message);
+                None
+            }
+            [key] => match **key {
+                "path" => self.required(section, "path", values::path_prefix).map(Matcher::Path),
+                "exact" => {
+                    let path = self.required(section, "exact", values::path_prefix);
+                    path.map(|path| Matcher::Exact(path.as_str().to_owned()))
+                }
+                "prefix" => self.required(section, "prefix", values::byte_prefix).map(Matcher::Prefix),
+                _ => self.required(section, "regex", values::regex).map(Matcher::Regex),
+            },
+            [first, second, ..] => {
+                let message = format!(
+                    "site.route has {first} and {second}: write one of the two, and another [[site.route]] for the other"
+                );
+                self.problem(section.key_place(second), message);
+                None
+            }
+        }
+    }
+
+    /// `methods`, `networks` and `when`. The inner `None` is no condition at all.
+    fn condition(&mut self, section: &Section<'t>, place: &Place<'_>) -> Option<Option<Condition>> {
+        let (mut is_sound, mut condition) = (true, Condition::default());
+        if section.has("methods") {
+            let methods = self.each(section, "methods", values::text);
+            match methods.map(MethodSet::new) {
+                Some(Ok(methods)) if methods.iter().next().is_some() => condition.methods = Some(methods),
+                Some(Ok(_)) => {
+                    self.problem(
+                        section.place("methods"),
+                        format!("{} is empty: write [\"GET\", \"HEAD\"], or remove it", section.name_of("methods")),
+                    );
+                    is_sound = false;
+                }
+                Some(Err(message)) => {
+                    self.problem(section.place("methods"), format!("{}: {message}", section.name_of("methods")));
+                    is_sound = false;
+                }
+                None => is_sound = false,
+            }
+        }
+        if section.has("networks") {
+            match self.each(section, "networks", values::network) {
+                Some(networks) if !networks.is_empty() => condition.networks = Some(NetSet::new(networks)),
+                Some(_) => {
+                    self.problem(
+                        section.place("networks"),
+                        format!("{} is empty: write [\"10.0.0.0/8\"], or remove it", section.name_of("networks")),
+                    );
+                    is_sound = false;
+                }
+                None => is_sound = false,
+            }
+        }
+        let when = self.section(section, "when");
+        match self.tests(&when, place, Phase::Head) {
+            Some(tests) => condition.tests = tests,
+            None => is_sound = false,
+        }
+        is_sound.then(|| if condition.is_empty() { None } else { Some(condition) })
+    }
+
+    /// As `condition`, with all of it in one table.
+    pub fn condition_within(
+        &mut self,
+        section: &Section<'t>,
+        place: &Place<'_>,
+        known: Phase,
+    ) -> Option<Option<Condition>> {
+        let mut condition = Condition { tests: self.tests(section, place, known)?, ..Condition::default() };
+        if section.has("methods") {
+            let methods = self.each(section, "methods", values::text)?;
+            match MethodSet::new(methods) {
+                Ok(methods) => condition.methods = Some(methods),
+                Err(message) => {
+                    self.problem(section.place("methods"), format!("{}: {message}", section.name_of("methods")));
+                    return None;
+                }
+            }
+        }
+        if section.has("networks") {
+            condition.networks = Some(NetSet::new(self.each(section, "networks", values::network)?));
+        }
+        Some(if condition.is_empty() { None } else { Some(condition) })
+    }
+
+    /// Tests of `headers`, `cookies`, `query` and `values`.
+    fn tests(&mut self, when: &Section<'t>, place: &Place<'_>, known: Phase) -> Option<Vec<Test>> {
+        let mut tests = Some(Vec::new());
+        for (key, prefix) in [("headers", "http_"), ("cookies", "cookie_"), ("query", "arg_"), ("values", "")] {
+            for entry in self.entries(when, key).unwrap_or_default() {
+                let text = match prefix {
+                    "" => entry.name.to_owned(),
+                    prefix => format!("${{{prefix}{}}}", entry.name),
+                };
+                let of = Value::parse(&text, &place.scope(known));
+                if let Err(message) = &of {
+                    self.problem(entry.key_place, format!("{}: {message}", when.name_of(key)));
+                }
+                let test = self.test(when, &format!("{key}.{}", entry.name), entry.value, place, known);
+                let test = of.ok().zip(test).map(|(of, (is, negated))| Test { of, is, negated });
+                collect(&mut tests, test);
+            }
+        }
+        tests
+    }
+
+    /// What a value must be, and whether it must not.
+    fn test(
+        &mut self,
+        section: &Section<'t>,
+        key: &str,
+        value: &'t Spanned<DeValue<'t>>,
+        place: &Place<'_>,
+        known: Phase,
+    ) -> Option<(Is, bool)> {
+        if let DeValue::Table(table) = value.get_ref()
+            && let (Some(inner), 1) = (table.get("not"), table.len())
+        {
+            let (is, negated) = self.test(section, &format!("{key}.not"), inner, place, known)?;
+            return Some((is, !negated));
+        }
+        let scope = place.scope(known);
+        self.read_at(section, key, value, |value| match value {
+            DeValue::Boolean(present) => Ok((Is::Present(Default::default()), !present)),
+            DeValue::String(text) => match text.strip_prefix('~') {
+                Some(regex) => values::regex_in(regex).map(|regex| (Is::Matches(regex), false)),
+                None => {
+                    let text = text.strip_prefix('\\').filter(|rest| rest.starts_with('~')).unwrap_or(text);
+                    let value = Value::parse(text, &scope).map_err(|message| format!("another value: {message}"));
+                    value.map(|value| (Is::Equal(value), false))
+                }
+            },
+            DeValue::Array(elements) if !elements.is_empty() => {
+                let texts = elements.iter().map(|element| element.get_ref().as_str());
+                let texts: Option<Vec<_>> = texts.collect();
+                let texts = texts.ok_or_else(|| "texts in quotes, such as [\"a\", \"b\"]".to_owned())?;
+                Ok((Is::OneOf(TextSet::new(texts)), false))
+            }
+            _ => Err("a text that it must be, [\"several\", \"texts\"], \"~REGEX\", true (it is there), false (it is not), or { not = … }".to_owned()),
+        })
+    }
+
+    /// The only action that is written, with the routes that it leads to by name.
+    fn action(&mut self, section: &Section<'t>, place: &Place<'_>) -> Option<(Action, Vec<(RouteName, usize)>)> {
+        let written: Vec<_> = ACTIONS.iter().filter(|action| section.has(action)).collect();
+        if let [first, second, ..] = written.as_slice() {
+            let message = format!(
+                "{} stands beside {first}, and only one thing can answer: remove one of the two",
+                section.name_of(second)
+            );
+            self.problem(section.key_place(second), message);
+        }
+        let mut jumps = Vec::new();
+        let mut actions = Vec::new();
+        for key in written {
+            let action = match *key {
+                "pool" => self.pool_of(section, "pool", place).map(Action::Pool),
+                "pool_from" => {
+                    let inner = self.section(section, "pool_from");
+                    self.pool_from(&inner, place).map(Action::PoolFrom)
+                }
+                "respond" => {
+                    let inner = self.section(section, "respond");
+                    self.respond(&inner, place).map(Action::Respond)
+                }
+                "redirect" => self.redirect(section, place).map(Action::Redirect),
+                _ => self.jump(section, "jump", section.written("jump")?, place, Phase::Route).map(|to| {
+                    if let JumpTo::Route(name) = &to {
+                        jumps.push((name.clone(), section.place("jump")));
+                    }
+                    Action::Jump(to)
+                }),
+            };
+            actions.push(action);
+        }
+        let is_one = actions.len() == 1;
+        actions.pop().flatten().filter(|_| is_one).map(|action| (action, jumps))
+    }
+
+    fn pool_of(&mut self, section: &Section<'t>, key: &str, place: &Place<'_>) -> Option<PoolName> {
+        let pool = self.required(section, key, values::pool_name)?;
+        self.known_pool(section, key, &pool, place.around.pools).then_some(pool)
+    }
+
+    fn pool_from(&mut self, section: &Section<'t>, place: &Place<'_>) -> Option<PoolFrom> {
+        let value = self.required_value(section, "value", place, Phase::Route);
+        if !section.has("pools") {
+            self.missing(section, "pools");
+            return None;
+        }
+        let pools = self.each(section, "pools", values::pool_name)?;
+        if pools.is_empty() {
+            self.problem(
+                section.place("pools"),
+                format!("{} is empty: write the pools that it may be", section.name_of("pools")),
+            );
+            return None;
+        }
+        let all = pools.iter().map(|pool| self.known_pool(section, "pools", pool, place.around.pools));
+        let all: Vec<_> = all.collect();
+        let (value, is_sound) = (value?, all.into_iter().all(|is_known| is_known));
+        is_sound.then_some(PoolFrom { value, pools })
+    }
+
+    fn respond(&mut self, section: &Section<'t>, place: &Place<'_>) -> Option<Respond> {
+        let status = self.optional(section, "status", values::whole(200, 599));
+        let body = self.optional_value(section, "body", place, Phase::Route);
+        let content_type = self.optional_value(section, "content_type", place, Phase::Route);
+        let (status, body) = (status?.unwrap_or(200), body?);
+        if body.is_some() && matches!(status, 204 | 205 | 304) {
+            let message = format!(
+                "{} means nothing with status {status}, which has no body: remove it, or write another status",
+                section.name_of("body")
+            );
+            self.problem(section.key_place("body"), message);
+            return None;
+        }
+        let content_type = content_type?.unwrap_or_else(|| Value::constant(super::rules::PLAIN_TEXT));
+        Some(Respond { status, body, content_type })
+    }
+
+    fn redirect(&mut self, section: &Section<'t>, place: &Place<'_>) -> Option<Redirect> {
+        const KEY: &str = "redirect";
+        let value = section.written(KEY)?;
+        let (to, status) = match value.get_ref() {
+            DeValue::Table(_) => {
+                let inner = self.section(section, KEY);
+                let to = self.required_value(&inner, "to", place, Phase::Route);
+                if let Some(to) = &to {
+                    self.check_redirect(&inner, "to", to)?;
+                }
+                let status = self.optional(&inner, "status", values::redirect_status);
+                (to?, status?)
+            }
+            _ => {
+                let to = self.value_at(section, KEY, value, place, Phase::Route)?;
+                self.check_redirect(section, KEY, &to)?;
+                (to, None)
+            }
+        };
+        Some(Redirect { to, status: status.unwrap_or(302) })
+    }
+
+    /// A redirect whose host a request can choose would lead people anywhere.
+    pub fn check_redirect(&mut self, section: &Section<'t>, key: &str, to: &Value) -> Option<()> {
+        let Err(fix) = is_safe_target(to.text()) else { return Some(()) };
+        self.problem(section.place(key), format!("{} is \"{}\": write {fix}", section.name_of(key), to.text()));
+        None
+    }
+
+    /// A path, or the name of a route.
+    pub fn jump(
+        &mut self,
+        section: &Section<'t>,
+        key: &str,
+        value: &'t Spanned<DeValue<'t>>,
+        place: &Place<'_>,
+        known: Phase,
+    ) -> Option<JumpTo> {
+        let is_path = value.get_ref().as_str().is_some_and(|text| text.starts_with(['/', '$']));
+        match is_path {
+            true => self.value_at(section, key, value, place, known).map(JumpTo::Path),
+            false => {
+                let name = |value: &DeValue<'_>| {
+                    values::route_name(value)
+                        .map_err(|_| "a path that begins with \"/\", or the name of a route of this site".to_owned())
+                };
+                let name = self.read_at(section, key, value, name)?;
+                Some(JumpTo::Route(RouteName::new(&name)))
+            }
+        }
+    }
+}
+
+fn overlap(a: &SiteConfig, b: &SiteConfig) -> bool {
+    a.listeners.is_empty()
+        || b.listeners.is_empty()
+        || a.listeners.iter().any(|listener| b.listeners.contains(listener))
+}
+
+/// Whether the host of a redirect's target is none that a client can choose. Errors say what to write instead.
+pub fn is_safe_target(text: &str) -> Result<(), String> {
+    const WHOLE_PATHS: &[&str] = &["$request_uri", "${request_uri}", "$uri", "${uri}"];
+    let begins_with_path = |text: &str| WHOLE_PATHS.iter().any(|path| text.starts_with(path));
+    let schemes = ["https://", "http://", "$scheme://", "${scheme}://"];
+    let Some(rest) = schemes.iter().find_map(|scheme| text.strip_prefix(scheme)) else {
+        return match text.as_bytes() {
+            [b'/', b'/' | b'\\', ..] => Err("the scheme too, such as \"https://…\", or one slash only".to_owned()),
+            [b'/', ..] => Ok(()),
+            _ if begins_with_path(text) => Ok(()),
+            _ => Err(
+                "an URL that begins with \"https://\", \"http://\" or \"$scheme://\", or a path that begins with \"/\""
+                    .to_owned(),
+            ),
+        };
+    };
+    let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());
+    let (authority, rest) = rest.split_at(end);
+    let path_at = WHOLE_PATHS.iter().filter_map(|path| authority.find(path)).min();
+    let host = &authority[..path_at.unwrap_or(authority.len())];
+    let last_variable = host.rfind('$').map(|at| &host[at..]);
+    // What stands last decides which domain it is.
+    let ends_in_known = match last_variable {
+        None => true,
+        Some(variable) => {
+            let name = variable.trim_start_matches("${").trim_start_matches('$');
+            let name_end = name.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(name.len());
+            let (name, after) = name.split_at(name_end);
+            let after = after.strip_prefix('}').unwrap_or(after);
+            matches!(name, "host" | "server_name" | "hostname") || after.trim_start_matches('.').contains('.')
+        }
+    };
+    match () {
+        () if host.is_empty() => {
+            Err("the host behind \"://\", such as \"https://shop.example$request_uri\"".to_owned())
+        }
+        () if host.contains('@') => Err("it without \"@\": what stands before it is no host".to_owned()),
+        () if rest.starts_with('\\') => Err("\"/\" in place of \"\\\"".to_owned()),
+        () if path_at.is_some_and(|at| !begins_with_path(&authority[at..])) => Err("a host, then the path".to_owned()),
+        () if !ends_in_known => {
+            Err("a \"/\" before the variable, or a domain behind it, since a request could choose the host otherwise"
+                .to_owned())
+        }
+        () => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_cannot_be_made_to_lead_to_another_host() {
+        for (text, is_safe) in [
+            ("https://shop.example$request_uri", true),
+            ("https://shop.example${request_uri}", true),
+            ("https://shop.example:8443/x/$1", true),
+            ("https://$host$request_uri", true),
+            ("https://$host:8443$request_uri", true),
+            ("$scheme://www.$host$uri", true),
+            ("https://$tenant.shop.example/", true),
+            ("/new/$1", true),
+            ("/", true),
+            ("$uri/", true),
+            ("https://shop.example", true),
+            ("https://shop.example?$args", true),
+            ("https://shop.example$1", false),
+            ("https://$1", false),
+            ("https://$arg_to/", false),
+            ("https://www.$1/", false),
+            ("https://$1.example/", false),
+            ("https://$request_uri", false),
+            ("https://a@$host/", false),
+            ("//evil.example/", false),
+            ("/\\evil.example", false),
+            ("$1", false),
+            ("$arg_to", false),
+            ("$scheme$1", false),
+            ("ftp://x/", false),
+            ("javascript:alert(1)", false),
+            ("shop.example/", false),
+            ("", false),
+        ] {
+            assert_eq!(is_safe_target(text).is_ok(), is_safe, "{text}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The files of a configuration: the one that was named, and those that it includes.
+
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Error};
+
+use super::reader;
+use crate::config::{Position, Problem};
+
+/// All texts of a configuration, one after the other: a place is a byte of all of them.
+#[derive(Debug, Clone)]
+pub struct Sources(Vec<Source>);
+
+#[derive(Debug, Clone)]
+pub struct Source {
+    pub file: Arc<Path>,
+    pub text: String,
+    /// Place of its first byte.
+    pub start: usize,
+}
+
+/// The tables of a file, and what of it is no TOML.
+pub type Parsed<'t> = (Spanned<DeTable<'t>>, Vec<Error>);
+
+/// Files that one configuration may have.
+const MAX_FILES: usize = 10_000;
+
+impl Sources {
+    /// What `text` includes as if it stood in `file`, and what cannot be included, with its place.
+    pub fn of(text: &str, file: &Path) -> (Self, Vec<(usize, String)>) {
+        let mut sources = Self(vec![Source { file: file.into(), text: text.to_owned(), start: 0 }]);
+        let mut problems = Vec::new();
+        let mut next = 0;
+        while next < sources.0.len() {
+            sources.include_from(next, &mut problems);
+            next += 1;
+        }
+        (sources, problems)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Source> {
+        self.0.iter()
+    }
+
+    pub fn parse(&self) -> Vec<Parsed<'_>> {
+        self.0.iter().map(|source| DeTable::parse_recoverable(&source.text)).collect()
+    }
+
+    pub fn index(&self, place: usize) -> usize {
+        self.0.partition_point(|source| source.start <= place).saturating_sub(1)
+    }
+
+    pub fn source(&self, place: usize) -> &Source {
+        &self.0[self.index(place)]
+    }
+
+    pub fn position(&self, place: usize) -> Position {
+        let source = self.source(place);
+        reader::position(&source.text, place - source.start)
+    }
+
+    /// A problem at a place; without one, of the file that was named.
+    pub fn problem(&self, place: Option<usize>, message: String) -> Problem {
+        let file = place.map(|place| self.index(place)).filter(|index| *index > 0);
+        Problem {
+            file: file.map(|index| Arc::clone(&self.0[index].file)),
+            position: place.map(|place| self.position(place)),
+            message,
+        }
+    }
+
+    fn include_from(&mut self, index: usize, problems: &mut Vec<(usize, String)>) {
+        let Source { file, text, start } = self.0[index].clone();
+        let (table, _) = DeTable::parse_recoverable(&text);
+        let Some(value) = table.get_ref().get("include") else { return };
+        let shown = |value: &Spanned<DeValue<'_>>| text.get(value.span()).unwrap_or_default().to_owned();
+        let elements = match value.get_ref() {
+            DeValue::Array(elements) => elements.iter().collect(),
+            _ => vec![value],
+        };
+        let folder = file.parent().unwrap_or(Path::new(""));
+        for element in elements {
+            let place = start + element.span().start;
+            let pattern =
+                match (value.get_ref().is_array(), element.get_ref().as_str().filter(|pattern| !pattern.is_empty())) {
+                    (true, Some(pattern)) => pattern,
+                    _ => {
+                        let message =
+                            format!("include is {}: write [\"sites/*.toml\"]", reader::shortened(&shown(element)));
+                        problems.push((place, message));
+                        continue;
+                    }
+                };
+            match matching(folder, pattern) {
+                Ok(files) => {
+                    for file in files {
+                        if let Err(message) = self.add(&file) {
+                            problems.push((place, format!("include is \"{pattern}\", {message}")));
+                        }
+                    }
+                }
+                Err(message) => problems.push((place, format!("include is \"{pattern}\", {message}"))),
+            }
+        }
+    }
+
+    fn add(&mut self, file: &Path) -> Result<(), String> {
+        let shown = file.display();
+        let same = |source: &Source| {
+            *source.file == *file
+                || fs::canonicalize(&source.file).ok().is_some_and(|known| fs::canonicalize(file).ok() == Some(known))
+        };
+        if self.0.iter().any(same) {
+            return Err(format!("but {shown} is a part of this configuration already: include each file once"));
+        }
+        if self.0.len() >= MAX_FILES {
+            return Err(format!("which makes more than {MAX_FILES} files: include fewer"));
+        }
+        let is_file = fs::metadata(file).map_err(|e| unreadable(file, &e))?.is_file();
+        if !is_file {
+            return Err(format!("but {shown} is no file: write the path of one, or \"*.toml\" for those in a folder"));
+        }
+        let bytes = fs::read(file).map_err(|e| unreadable(file, &e))?;
+        let text = String::from_utf8(bytes).map_err(|_| format!("but {shown} is not UTF-8: save it as UTF-8 text"))?;
+        // One byte between two files, so that the end of one is not the start of the next.
+        let start = self.0.last().map_or(0, |last| last.start + last.text.len() + 1);
+        self.0.push(Source { file: file.into(), text, start });
+        Ok(())
+    }
+}
+
+fn unreadable(file: &Path, error: &io::Error) -> String {
+    format!("but {} cannot be read ({error}): write the path of a file that can be", file.display())
+}
+
+/// The files that a pattern names, in the order of their names. `*` and `?` fit within one name, and no name that begins
+/// with a dot unless the pattern has it.
+fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
+    let mut found = vec![if Path::new(pattern).is_absolute() { PathBuf::new() } else { folder.to_owned() }];
+    let mut is_wild = false;
+    for component in Path::new(pattern).components() {
+        let name = match component {
+            Component::Normal(name) => name.to_str().unwrap_or_default(),
+            other => {
+                found.iter_mut().for_each(|path| path.push(other));
+                continue;
+            }
+        };
+        if !name.contains(['*', '?']) {
+            found.iter_mut().for_each(|path| path.push(name));
+            continue;
+        }
+        is_wild = true;
+        let mut inside = Vec::new();
+        for folder in &found {
+            let shown = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            let entries = match fs::read_dir(shown) {
+                Ok(entries) => entries,
+                // What another pattern before it found need not be a folder.
+                Err(e) if found.len() > 1 && e.kind() == io::ErrorKind::NotADirectory => continue,
+                Err(e) => {
+                    return Err(format!("but the folder {} cannot be read ({e}): write another", shown.display()));
+                }
+            };
+            let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            inside
+                .extend(names.filter(|entry| fits(name.as_bytes(), entry.as_bytes())).map(|entry| folder.join(entry)));
+        }
+        found = inside;
+    }
+    found.sort();
+    if is_wild {
+        found.retain(|path| path.is_file());
+    }
+    Ok(found)
+}
+
+fn fits(pattern: &[u8], name: &[u8]) -> bool {
+    if name.first() == Some(&b'.') && pattern.first() != Some(&b'.') {
+        return false;
+    }
+    // Where the last star stands, and what it takes for now.
+    let (mut at, mut pattern_at, mut star) = (0, 0, None);
+    while at < name.len() {
+        match pattern.get(pattern_at) {
+            Some(b'*') => {
+                star = Some((pattern_at, at));
+                pattern_at += 1;
+            }
+            Some(byte) if *byte == b'?' || *byte == name[at] => {
+                pattern_at += 1;
+                at += 1;
+            }
+            _ => match star {
+                Some((star_at, taken)) => {
+                    star = Some((star_at, taken + 1));
+                    pattern_at = star_at + 1;
+                    at = taken + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[pattern_at..].iter().all(|byte| *byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stars_and_question_marks_fit_within_a_name() {
+        for (pattern, name, expected) in [
+            ("*.toml", "a.toml", true),
+            ("*.toml", ".toml", false),
+            (".*", ".toml", true),
+            ("a*b*c", "aXbYbZc", true),
+            ("a*b*c", "aXbYbZ", false),
+            ("?.toml", "ab.toml", false),
+            ("*", "", true),
+            ("", "a", false),
+            ("**a", "bca", true),
+        ] {
+            assert_eq!(fits(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} {name}");
+        }
+    }
+}

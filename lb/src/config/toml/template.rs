@@ -1,0 +1,107 @@
+//! Which keys there are: those of `default.toml`, with the ones that stand there in comments because they have no
+//! default.
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::DEFAULT;
+
+/// Tables whose keys are the operator's own: what is below them is known of `*`.
+const FREE: &[&str] = &["values", "error_pages"];
+
+/// What of a route its site cannot say.
+const ROUTES_ONLY: &[&str] =
+    &["path", "exact", "prefix", "regex", "over_regex", "methods", "networks", "when", "internal"];
+
+/// A key with those below it.
+#[derive(Debug, Clone, Default)]
+pub struct Template<'t> {
+    pub children: Vec<(&'t str, Template<'t>)>,
+    /// What stands there: a default, or an example of what is off.
+    pub value: Option<&'t Spanned<DeValue<'t>>>,
+    pub is_default: bool,
+}
+
+/// `default.toml` with the examples that stand there as comments, each byte in its place.
+pub fn with_examples() -> String {
+    let is_setting = |text: &str| {
+        let name = text.trim_start_matches('[');
+        let end = name.find(|c: char| !(c.is_ascii_lowercase() || "_.".contains(c))).unwrap_or(name.len());
+        let rest = &name[end..];
+        end > 0 && if name.len() < text.len() { rest.starts_with(']') } else { rest.starts_with(" = ") }
+    };
+    let line = |line: &str| match line.strip_prefix("# ").filter(|rest| is_setting(rest)) {
+        Some(rest) => format!("  {rest}\n"),
+        None => format!("{line}\n"),
+    };
+    DEFAULT.lines().map(line).collect()
+}
+
+impl<'t> Template<'t> {
+    pub fn of(root: &'t DeTable<'t>) -> Self {
+        let mut template = Self::default();
+        template.add(root);
+        if let Some((_, site)) = template.children.iter_mut().find(|(key, _)| *key == "site") {
+            let of_route = site.child("route").map(|route| route.children.clone()).unwrap_or_default();
+            for (key, child) in of_route {
+                if !ROUTES_ONLY.contains(&key) && site.child(key).is_none() {
+                    site.children.push((key, child));
+                }
+            }
+        }
+        template
+    }
+
+    pub fn child(&self, key: &str) -> Option<&Self> {
+        self.children.iter().find(|(name, _)| *name == key).map(|(_, child)| child)
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = &'t str> {
+        self.children.iter().map(|(name, _)| *name)
+    }
+
+    fn add(&mut self, table: &'t DeTable<'t>) {
+        let mut entries: Vec<_> = table.iter().collect();
+        entries.sort_by_key(|(key, _)| key.span().start);
+        for (key, value) in entries {
+            let name = key.get_ref().as_ref();
+            let index = self.children.iter().position(|(known, _)| *known == name).unwrap_or_else(|| {
+                self.children.push((name, Self::default()));
+                self.children.len() - 1
+            });
+            let child = &mut self.children[index].1;
+            if child.value.is_none() {
+                child.value = Some(value);
+                child.is_default = !is_comment(key.span().start);
+            }
+            match value.get_ref() {
+                DeValue::Table(inner) if FREE.contains(&name) => child.add_free(inner),
+                DeValue::Table(inner) => child.add(inner),
+                DeValue::Array(elements) => {
+                    elements
+                        .iter()
+                        .filter_map(|element| element.get_ref().as_table())
+                        .for_each(|inner| child.add(inner));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl<'t> Template<'t> {
+    /// As if all tables in it stood under one key.
+    fn add_free(&mut self, table: &'t DeTable<'t>) {
+        if self.children.is_empty() {
+            self.children.push(("*", Self::default()));
+        }
+        let any = &mut self.children[0].1;
+        table.iter().filter_map(|(_, value)| value.get_ref().as_table()).for_each(|inner| any.add(inner));
+    }
+}
+
+/// Whether what stands at a place of `default.toml` is a comment there.
+fn is_comment(place: usize) -> bool {
+    let line_start = DEFAULT[..place].rfind('\n').map_or(0, |newline| newline + 1);
+    DEFAULT[line_start..].starts_with('#')
+}

@@ -1,0 +1,730 @@
+//! Sites, what they include, and what belongs to them.
+
+use std::fs;
+
+use sha2::{Digest, Sha256};
+
+use super::*;
+use crate::config::site::{
+    Action, Cors, CorsHeaders, CorsOrigin, FieldChange, JumpTo, LocationRewrite, LogLine, Matcher, Page, PageStatus,
+    Preset, Rewrite, RouteConfig, Rules, Share, SiteConfig,
+};
+
+const BASE: &str = "
+[[listener]]
+address = \"127.0.0.1:80\"
+name = \"plain\"
+[[listener]]
+address = \"127.0.0.1:443\"
+[[pool]]
+name = \"app\"
+backends = [\"127.0.0.1:9001\"]
+[[pool]]
+name = \"api\"
+backends = [\"127.0.0.1:9002\"]
+";
+
+fn read_base(text: &str) -> Result<Config, Vec<Problem>> {
+    read_unfinished(&format!("{BASE}{text}"), Path::new("/etc/evenkeel.toml"))
+}
+
+fn config_of(text: &str) -> Config {
+    read_base(text).unwrap_or_else(|problems| panic!("{text}\n{problems:#?}"))
+}
+
+/// A site for any host with these lines.
+fn site(lines: &str) -> SiteConfig {
+    config_of(&format!("[[site]]\nhosts = [\"\"]\n{lines}")).sites[0].as_ref().clone()
+}
+
+/// A site with one route for all paths and these lines.
+fn route(lines: &str) -> RouteConfig {
+    site(&format!("[[site.route]]\npath = \"/\"\n{lines}\n")).routes.remove(0)
+}
+
+fn rules(lines: &str) -> Rules {
+    route(&format!("pool = \"app\"\n{lines}")).rules
+}
+
+/// The only problem of the text stands at the `§` and reads so.
+fn assert_site_problem(marked: &str, message: &str) {
+    let marked = format!("{BASE}{marked}");
+    let place = marked.find('§').expect("a mark");
+    let expected =
+        Problem { file: None, position: Some(reader::position(&marked, place)), message: message.to_owned() };
+    let found = read_unfinished(&marked.replace('§', ""), Path::new("/etc/evenkeel.toml"));
+    assert_eq!(found.err().unwrap_or_default(), [expected], "{marked}");
+}
+
+fn assert_route_problem(marked: &str, message: &str) {
+    assert_site_problem(&format!("[[site]]\nhosts = [\"\"]\n[[site.route]]\npath = \"/a\"\n{marked}\n"), message);
+}
+
+/// `config --toml` of what was read reads back the same.
+fn assert_reads_back(config: &Config) {
+    let written = writer::write(&serde_json::to_value(config).expect("JSON"));
+    let again = read_unfinished(&written, Path::new("/elsewhere/other.toml"));
+    assert_eq!(again.as_ref(), Ok(config), "{written}");
+}
+
+#[test]
+fn the_examples_of_default_toml_are_a_valid_configuration() {
+    let folder = folder(&[
+        ("tls/cert.pem", include_bytes!("../test-data/cert.pem")),
+        ("tls/key.pem", include_bytes!("../test-data/key.pem")),
+        ("errors/503.html", b"<p>"),
+    ]);
+    let file = folder.path().join("evenkeel.toml");
+    let config = read_unfinished(&template::with_examples(), &file).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    assert_eq!(config.sites[0].routes.len(), 6, "five routes and the site's own");
+    assert_reads_back(&config);
+}
+
+#[test]
+fn a_site_has_routes_by_path_and_an_action_for_the_rest() {
+    let text = "
+[[site]]
+hosts = [\"shop.example\", \"*.Shop.Example\", \"shop.*\", '~^s[0-9]\\.example$']
+pool = \"app\"
+[[site.route]]
+path = \"/api\"
+pool = \"api\"
+[[site.route]]
+exact = \"/x\"
+pool = \"api\"
+[[site.route]]
+prefix = \"/stat\"
+over_regex = true
+pool = \"api\"
+[[site.route]]
+regex = '\\.php$'
+pool = \"api\"
+[[site.route]]
+name = \"inner\"
+pool = \"api\"
+[[site]]
+hosts = [\"\"]
+pool = \"app\"
+";
+    let config = config_of(text);
+    let [shop, any] = config.sites.as_slice() else { panic!("{:?}", config.sites) };
+    assert_eq!((shop.name.as_str(), any.name.as_str()), ("shop.example", "*"));
+    let hosts: Vec<_> = shop.hosts.iter().map(ToString::to_string).collect();
+    assert_eq!(hosts, ["shop.example", "*.shop.example", "shop.*", "~^s[0-9]\\.example$"]);
+    let names: Vec<_> = shop.routes.iter().map(|route| route.name.as_str()).collect();
+    let expected = [
+        "shop.example/api",
+        "shop.example exact /x",
+        "shop.example prefix /stat",
+        "shop.example regex \\.php$",
+        "inner",
+        "shop.example/",
+    ];
+    assert_eq!(names, expected);
+    assert!(shop.routes[2].over_regex && shop.routes[4].matcher == Matcher::Named);
+    assert_eq!(any.routes[0].name.as_str(), "/");
+    assert_eq!(shop.routes[0].place.line, 17);
+    assert!(config.is_routed(&config.pools[1].name));
+    assert_reads_back(&config);
+}
+
+#[test]
+fn sites_of_one_host_on_two_listeners_have_two_names() {
+    let text = "
+[[site]]
+hosts = [\"a.example\", \"b.example\"]
+listeners = [\"plain\"]
+redirect = { to = \"https://a.example$request_uri\", status = 308 }
+[[site]]
+hosts = [\"a.example\"]
+listeners = [\"127.0.0.1:443\"]
+pool = \"app\"
+";
+    let config = config_of(text);
+    let names: Vec<_> = config.sites.iter().map(|site| site.name.as_str()).collect();
+    assert_eq!(names, ["a.example@plain", "a.example@127.0.0.1:443"]);
+    let Action::Redirect(redirect) = &config.sites[0].routes[0].action else { panic!("{:?}", config.sites[0]) };
+    assert_eq!((redirect.to.text(), redirect.status), ("https://a.example$request_uri", 308));
+    assert_reads_back(&config);
+}
+
+#[test]
+fn each_action_is_read() {
+    let Action::Respond(respond) = route("respond = { status = 404, body = \"no $uri\" }").action else { panic!() };
+    assert_eq!((respond.status, respond.body.as_ref().map(|body| body.text())), (404, Some("no $uri")));
+    assert_eq!(respond.content_type.text(), "text/plain; charset=utf-8");
+    let Action::Redirect(redirect) = route("redirect = \"/new$uri\"").action else { panic!() };
+    assert_eq!(redirect.status, 302);
+    let Action::PoolFrom(from) = route("pool_from = { value = \"$cookie_pool\", pools = [\"app\", \"api\"] }").action
+    else {
+        panic!()
+    };
+    assert_eq!(from.pools.len(), 2);
+    let Action::Jump(JumpTo::Path(path)) = route("jump = \"/index$uri\"").action else { panic!() };
+    assert_eq!(path.text(), "/index$uri");
+    let site = site("[[site.route]]\npath = \"/\"\njump = \"b\"\n[[site.route]]\nname = \"b\"\npool = \"app\"\n");
+    let Action::Jump(JumpTo::Route(name)) = &site.routes[0].action else { panic!() };
+    assert_eq!(*name, site.routes[1].name);
+}
+
+#[test]
+fn what_a_route_does_not_say_its_site_says() {
+    let site = site(
+        "
+response_timeout = \"9s\"
+retries = 1
+preset = \"secure-headers\"
+response_headers = { set = { A = \"1\", B = \"2\" }, remove = [\"Server\"] }
+request_headers = { host = \"app.internal\", set = { X = \"1\" } }
+error_pages = { \"404\" = \"/404\", \"500-599\" = \"/5xx\" }
+[[site.route]]
+path = \"/inherits\"
+pool = \"app\"
+[[site.route]]
+path = \"/replaces\"
+pool = \"app\"
+response_timeout = \"3s\"
+preset = \"none\"
+response_headers = {}
+request_headers = {}
+error_pages = {}
+[[site.route]]
+path = \"/keeps\"
+pool = \"app\"
+response_headers = { keep_outer = true, set = { a = \"3\" }, add = { C = [\"4\", \"5\"] } }
+request_headers = { keep_outer = true, remove = [\"Y\"] }
+error_pages = { keep_outer = true, \"404\" = \"/other\" }
+",
+    );
+    let [inherits, replaces, keeps] = site.routes.as_slice() else { panic!() };
+    assert_eq!(inherits.rules, site.fallback);
+    assert_eq!(inherits.rules.backend.response_timeout, Some(Duration::from_secs(9)));
+    assert_eq!(inherits.rules.preset, Some(Preset::SecureHeaders));
+    assert_eq!(replaces.rules.backend.retries, Some(1));
+    assert_eq!(replaces.rules.backend.response_timeout, Some(Duration::from_secs(3)));
+    assert!(replaces.rules.response_headers.is_empty() && replaces.rules.error_pages.is_empty());
+    assert_eq!((replaces.rules.preset, &replaces.rules.request_headers), (None, &Default::default()));
+    let shown = |changes: &[FieldChange]| -> Vec<String> {
+        changes
+            .iter()
+            .map(|change| format!("{:?} {}={}", change.edit, change.name, change.value.value.text()))
+            .collect()
+    };
+    assert_eq!(shown(&keeps.rules.response_headers), ["Remove Server=", "Set B=2", "Set a=3", "Add C=4", "Add C=5"]);
+    assert_eq!(shown(&keeps.rules.request_headers.changes), ["Set X=1", "Remove Y="]);
+    assert_eq!(keeps.rules.request_headers.host.as_ref().map(|host| host.text()), Some("app.internal"));
+    let pages: Vec<_> = keeps.rules.error_pages.iter().map(|page| (page.on.to_string(), page.page.clone())).collect();
+    assert!(
+        matches!(&pages[0], (on, Page::Jump(JumpTo::Path(path))) if on == "404" && path.text() == "/other"),
+        "{pages:?}"
+    );
+    assert_eq!(pages.len(), 2);
+    let line = |rules: &Rules, key| rules.origins.of(key).map(|origin| origin.line);
+    assert_eq!(line(&keeps.rules, "response_timeout"), line(&site.fallback, "response_timeout"));
+    assert_eq!(line(&replaces.rules, "response_timeout"), Some(28));
+    assert_eq!(line(&keeps.rules, "cors"), None);
+}
+
+#[test]
+fn rules_are_read() {
+    let read = rules(
+        "
+rewrite = { regex = '^/a/(?<x>.*)$', to = \"/b/$x\" }
+cors = { origins = [\"https://A.example:443\", \"https://*.b.example\", \"~^https://c\"], headers = [\"*\"], max_age = \"1h\", credentials = true }
+location = [{ from = \"http://app/\", to = \"/\" }]
+cookies = { domain = { \"a.internal\" = \"$host\" }, secure = true, same_site = \"lax\" }
+intercept_errors = true
+error_pages = { \"502,504\" = { path = \"/sorry\", status = \"page\" }, \"503\" = { text = \"later\", status = 200 }, \"410\" = \"https://a.example/gone\" }
+access_log = [{ file = \"stdout\", format = \"$status $request_time\", share = 0.5 }, { file = \"x.log\", when = { status = \"400-599\", methods = [\"GET\"] }, or_share = 0.01 }]
+max_body_bytes = \"1KiB\"
+min_rate = 0
+retry_timeout = \"0s\"
+",
+    );
+    let Some(Rewrite::Regex { to, .. }) = &read.rewrite else { panic!("{:?}", read.rewrite) };
+    assert_eq!(to.text(), "/b/$x");
+    let Some(Cors { origins, headers: CorsHeaders::Asked, methods, .. }) = &read.cors else {
+        panic!("{:?}", read.cors)
+    };
+    assert_eq!(origins[0], CorsOrigin::Exact("https://a.example".to_owned()));
+    assert_eq!(origins[1], CorsOrigin::Below { scheme: "https".to_owned(), domain: "b.example".to_owned() });
+    assert_eq!(*methods, ["GET", "HEAD", "POST"]);
+    assert!(matches!(&read.location, LocationRewrite::Pairs(pairs) if pairs.len() == 1));
+    assert_eq!((read.cookies.secure, read.cookies.http_only), (Some(true), None));
+    let statuses: Vec<_> = read.error_pages.iter().map(|page| (page.on.to_string(), page.status)).collect();
+    let expected = [("502,504", PageStatus::OfPage), ("503", PageStatus::Is(200)), ("410", PageStatus::Is(302))];
+    assert_eq!(statuses, expected.map(|(on, status)| (on.to_owned(), status)));
+    let logs = read.access_log.expect("logs");
+    assert!(matches!(&logs[0].format, LogLine::Own(line) if line.text() == "$status $request_time"));
+    assert_eq!(logs[1].share, Share::ALL);
+    assert_eq!(logs[1].or_share.millionths(), 10_000);
+    assert_eq!((read.client.max_body_bytes, read.client.min_rate), (Some(1024), Some(0)));
+    assert_eq!(read.backend.retry_timeout, Some(Duration::ZERO));
+    assert_eq!(rules("access_log = \"off\"").access_log, Some(Vec::new()));
+}
+
+#[test]
+fn conditions_are_read_and_written() {
+    let text = "
+[values]
+tier = { from = \"$cookie_tier\", cases = { gold = \"fast\", \"~^v\" = \"fast\" }, default = \"slow\" }
+office = { from = \"$remote_addr\", networks = { \"10.0.0.0/8\" = \"yes\" } }
+canary = { from = \"$cookie_id\", shares = { next = 5, other = 12.5 }, default = \"stable\" }
+[[site]]
+hosts = [\"\"]
+[[site.route]]
+path = \"/\"
+methods = [\"GET\"]
+networks = [\"10.0.0.0/8\", \"::1\"]
+when = { headers = { X-A = \"$host\", X-B = [\"1\", \"2\"], X-C = \"~^x\", X-D = '\\~x' }, cookies = { c = true, d = { not = \"x\" } }, query = { q = false }, values = { \"$tier\" = \"fast\" } }
+pool_from = { value = \"$canary\", pools = [\"app\"] }
+[[site.route]]
+path = \"/\"
+pool = \"app\"
+";
+    let config = config_of(text);
+    let condition = config.sites[0].routes[0].condition.as_ref().expect("a condition");
+    assert_eq!(condition.tests.len(), 8);
+    assert_eq!(config.values.len(), 3);
+    assert_reads_back(&config);
+}
+
+#[test]
+fn everything_that_can_be_said_reads_back() {
+    let text = "
+[access_log]
+file = \"stdout\"
+[[site]]
+hosts = [\"a.example\"]
+name = \"a\"
+response_headers = [{ status = \"200-299\", set = { A = \"1\" } }, { default = { A = \"$$ $host\" }, remove = [\"B\"] }]
+access_log = { keep_outer = true, file = \"/var/log/x\", when = { status = \"500\", query = { x = true } }, or_share = 0.000001 }
+cors = { origins = [\"*\"] }
+location = \"off\"
+cookies = { path = { \"/\" = \"/x/\" } }
+[[site.route]]
+prefix = \"/a\"
+name = \"named\"
+internal = true
+request_headers = { host = \"$http_x\", append = { A = \"b\" } }
+error_pages = { \"404\" = \"named\", \"500\" = { redirect = \"/x\", status = 303 } }
+respond = { status = 204 }
+[[site.route]]
+path = \"/b\"
+rewrite = {}
+access_log = \"off\"
+pool = \"app\"
+[[site.route]]
+path = \"/c\"
+rewrite = { to = \"/d?x=$arg_x\" }
+pool = \"app\"
+";
+    let config = config_of(text);
+    assert_eq!(config.sites[0].fallback.access_log.as_ref().map(Vec::len), Some(2));
+    assert_reads_back(&config);
+}
+
+#[test]
+fn wrong_sites_are_named_with_place_and_fix() {
+    for (marked, message) in [
+        (
+            "§[[site]]\npool = \"app\"\n",
+            "site.hosts is missing: write hosts = [\"shop.example\", \"*.shop.example\", \"shop.*\", '~^shop[0-9]+\\.example$']",
+        ),
+        ("[[site]]\nhosts = §[]\npool = \"app\"\n", "site.hosts is empty: write the names, or [\"\"] for any host"),
+        (
+            "§[[site]]\nhosts = [\"a\"]\n",
+            "site has neither routes nor an action: write a [[site.route]], or for all of its requests one of pool, redirect, respond and jump",
+        ),
+        ("[[site]]\nhosts = [\"a\", §\"a\"]\npool = \"app\"\n", "site.hosts has \"a\" twice: remove one"),
+        ("[[site]]\nhosts = [§\"*\"]\npool = \"app\"\n", "site.hosts is \"*\": write \"\" for any host"),
+        (
+            "[[site]]\nhosts = [\"a\"]\nlisteners = §[\"plane\"]\npool = \"app\"\n",
+            "site.listeners has \"plane\", but there is no such listener: did you mean \"plain\"? the listeners are plain, 127.0.0.1:443",
+        ),
+        (
+            "[[site]]\nhosts = [\"a\"]\npool = §\"ap\"\n",
+            "site.pool is \"ap\", but there is no such pool: did you mean \"app\"? the pools are app, api",
+        ),
+        (
+            "[[site]]\nhosts = [\"a\"]\npool = \"app\"\n§respond = { status = 200 }\n",
+            "site.respond stands beside pool, and only one thing can answer: remove one of the two",
+        ),
+        ("[[site]]\nhosts = [\"a\"]\npool = \"app\"\n§fils = 1\n", "site.fils is not a setting"),
+        (
+            "[[site]]\nhosts = [\"a\"]\npool = \"app\"\n§limits = []\n",
+            "site.limits is not there yet in this version of Evenkeel: remove it",
+        ),
+        (
+            "[[site]]\nhosts = [\"a\"]\npool = \"app\"\n[[site]]\nhosts = §[\"a\"]\npool = \"app\"\nname = \"x\"\n",
+            "site.hosts has \"a\", which the site in line 14 has on the same listener: remove one of the two, or give them different listeners",
+        ),
+        (
+            "[[site]]\nhosts = [\"a\"]\npool = \"app\"\nname = \"x\"\n[[site]]\nhosts = §[\"b\"]\npool = \"app\"\nname = \"x\"\n",
+            "the site in line 14 is called \"x\" too: write another name, such as name = \"x-2\"",
+        ),
+        (
+            "[[route]]\nhost = \"a\"\npool = \"app\"\n[[site]]\nhosts = §[\"a\"]\npool = \"app\"\n",
+            "site.hosts has \"a\", for which there is a [[route]] (/etc/evenkeel.toml:13): write that one as a [[site.route]], or another host",
+        ),
+    ] {
+        match message.ends_with("is not a setting") {
+            true => {
+                let found = read_base(&marked.replace('§', "")).expect_err("wrong");
+                assert!(found[0].message.starts_with(message), "{found:?}");
+            }
+            false => assert_site_problem(marked, message),
+        }
+    }
+}
+
+#[test]
+fn wrong_routes_are_named_with_place_and_fix() {
+    for (marked, message) in [
+        (
+            "pool = \"app\"\n§exact = \"/b\"",
+            "site.route has path and exact: write one of the two, and another [[site.route]] for the other",
+        ),
+        (
+            "redirect = §\"//evil.example\"",
+            "site.route.redirect is \"//evil.example\": write the scheme too, such as \"https://…\", or one slash only",
+        ),
+        (
+            "redirect = { to = §\"https://shop.example$arg_x\" }",
+            "site.route.redirect.to is \"https://shop.example$arg_x\": write a \"/\" before the variable, or a domain behind it, since a request could choose the host otherwise",
+        ),
+        (
+            "redirect = { to = \"/\", status = §200 }",
+            "site.route.redirect.status is 200: write 301, 302, 303, 307 or 308 (301 and 308 are kept by browsers; 307 and 308 keep the method)",
+        ),
+        (
+            "respond = { status = 204, §body = \"x\" }",
+            "site.route.respond.body means nothing with status 204, which has no body: remove it, or write another status",
+        ),
+        (
+            "respond = { body = §\"$nobody\" }",
+            "site.route.respond.body is \"$nobody\": there is no variable $nobody; tables of [values] and named groups are variables too",
+        ),
+        (
+            "jump = §\"nowhere\"",
+            "the site has no route that is called \"nowhere\": add a [[site.route]] with name = \"nowhere\", or write a path that begins with \"/\"",
+        ),
+        (
+            "pool = \"app\"\nmethods = §[\"get\"]",
+            "site.route.methods: \"get\" is not the method GET: case matters; write \"GET\"",
+        ),
+        (
+            "pool = \"app\"\nwhen = { headers = { A = §1 } }",
+            "site.route.when.headers.A is 1: write a text that it must be, [\"several\", \"texts\"], \"~REGEX\", true (it is there), false (it is not), or { not = … }",
+        ),
+        (
+            "pool = \"app\"\nwhen = { values = { §\"$status\" = \"1\" } }",
+            "site.route.when.values: $status is known only once the head of the response is there, and this is needed to choose the route",
+        ),
+        (
+            "pool = \"app\"\nrewrite = §{ regex = \"x\" }",
+            "site.route.rewrite: write { prefix = \"/v1\" }, { regex = \"^/old/(.*)$\", to = \"/new/$1\" } or { to = \"/new\" }",
+        ),
+        (
+            "pool = \"app\"\nrewrite = { to = §\"x\" }",
+            "site.route.rewrite.to is \"x\": write a path that begins with \"/\"",
+        ),
+        (
+            "pool = \"app\"\nrequest_headers = { set = { §Host = \"x\" } }",
+            "site.route.request_headers.set has the field \"Host\": write request_headers = { host = \"…\" } for the Host that backends are sent",
+        ),
+        (
+            "pool = \"app\"\nresponse_headers = { remove = [§\"content-length\"] }",
+            "site.route.response_headers.remove is \"content-length\": write another one, or remove it: Evenkeel frames each message itself",
+        ),
+        (
+            "pool = \"app\"\nresponse_headers = { set = { A = §\"a\\nb\" } }",
+            "site.route.response_headers.set.A holds a character that no field may have: write it without line breaks and control characters, and without spaces at its ends",
+        ),
+        (
+            "pool = \"app\"\nresponse_headers = { set = { A = §\"$1\" } }",
+            "site.route.response_headers.set.A is \"$1\": $1 is a group of a regular expression, and there is none here",
+        ),
+        (
+            "pool = \"app\"\nrequest_headers = { set = { A = §\"$status\" } }",
+            "site.route.request_headers.set.A is \"$status\": $status is known only once the head of the response is there, and this is needed before there is a response",
+        ),
+        (
+            "pool = \"app\"\nerror_pages = { §\"200\" = \"/x\" }",
+            "site.route.error_pages is for \"200\": write codes from 300 to 599, such as \"404\" or \"500-504\"",
+        ),
+        (
+            "pool = \"app\"\ncors = { origins = [§\"https://a/b\"] }",
+            "site.route.cors.origins is \"https://a/b\": write an origin without a path, such as \"https://shop.example\" or \"https://*.shop.example\", \"~REGEX\", or \"*\" for all",
+        ),
+        (
+            "pool = \"app\"\ncors = { origins = [\"*\"], credentials = §true }",
+            "site.route.cors.credentials is true for the origin \"*\", which browsers refuse, since anybody's scripts could act for your users: write the origins, or credentials = false",
+        ),
+        (
+            "pool = \"app\"\naccess_log = { file = \"x\", format = §\"jsn\" }",
+            "site.route.access_log.format is \"jsn\": write \"json\", \"combined\", or a line with variables, such as \"$remote_addr $status\"",
+        ),
+        (
+            "pool = \"app\"\naccess_log = §{ share = 1 }",
+            "site.route.access_log.file is missing: write file = \"log/site.json\", since [access_log] has none",
+        ),
+        (
+            "pool = \"app\"\n[[site.route]]\npath = §\"/a\"\npool = \"app\"",
+            "no request can reach this route, since the one in line 16 takes all for the same path: write this one before it, or give that one a condition (methods, networks or when)",
+        ),
+        (
+            "pool = \"app\"\nname = \"x\"\n[[site.route]]\nname = §\"x\"\npool = \"app\"",
+            "site.route.name is \"x\", which the route in line 18 has: write another name",
+        ),
+        ("pool = \"app\"\n[[site.route]]\nregex = §\"(\"\npool = \"app\"", ""),
+    ] {
+        match message {
+            "" => {
+                let text =
+                    format!("[[site]]\nhosts = [\"\"]\n[[site.route]]\npath = \"/a\"\n{}\n", marked.replace('§', ""));
+                let found = read_base(&text).expect_err("wrong");
+                assert!(
+                    found.len() == 1 && found[0].message.starts_with("site.route.regex is \"(\": write another one: "),
+                    "{found:?}"
+                );
+            }
+            _ => assert_route_problem(marked, message),
+        }
+    }
+}
+
+#[test]
+fn all_problems_of_sites_come_at_once() {
+    let text = "
+[values]
+a = { from = \"$nobody\", cases = { x = \"1\" } }
+b = { from = \"$host\" }
+host = { from = \"$host\", cases = {} }
+[[site]]
+hosts = [\"a b\"]
+retries = 99
+[[site.route]]
+path = \"api\"
+pool = \"none\"
+when = { headers = { \"a b\" = \"x\" } }
+response_headers = { set = { \"a b\" = \"x\", B = \"$nobody\" }, ad = {} }
+";
+    let found = read_base(text).expect_err("wrong");
+    let keys: Vec<_> =
+        found.iter().map(|problem| problem.message.split([' ', ':']).next().unwrap_or_default()).collect();
+    let expected = [
+        "values.a",
+        "values.b",
+        "values.host",
+        "site.hosts",
+        "site.retries",
+        "site.route.path",
+        "site.route.pool",
+        "site.route.when.headers",
+        "site.route.response_headers.set",
+        "site.route.response_headers.set.B",
+        "site.route.response_headers.ad",
+    ];
+    assert_eq!(keys, expected, "{found:#?}");
+}
+
+#[test]
+fn tables_of_values_are_checked_where_they_stand() {
+    for (marked, message) in [
+        (
+            "§a = { from = \"$nobody\", cases = { x = \"1\" } }",
+            "values.a: there is no variable $nobody; tables of [values] and named groups are variables too",
+        ),
+        (
+            "§host = { from = \"$args\", cases = { x = \"1\" } }",
+            "values.host: $host has a meaning already; choose another name",
+        ),
+        (
+            "a = { from = \"$args\", networks = { §\"10.0.0.0/40\" = \"1\" } }",
+            "values.a.networks: \"10.0.0.0/40\" is no network: write a network or an address, such as \"10.0.0.0/8\", \"fd00::/8\" or \"192.0.2.7\"",
+        ),
+        (
+            "a = { from = \"$args\", shares = { x = 60, §y = 50 } }",
+            "values.a: the shares are more than 100 percent up to here; make them smaller",
+        ),
+        (
+            "a = { from = \"$args\", cases = { x = \"\" }, §shares = { x = 60 } }",
+            "values.a has cases and shares: write one of cases, networks and shares, such as cases = { gold = \"fast\" }",
+        ),
+    ] {
+        assert_site_problem(&format!("[values]\n{marked}\n[[site]]\nhosts = [\"\"]\npool = \"app\"\n"), message);
+    }
+}
+
+#[test]
+fn unfinished_keys_are_refused_by_name() {
+    let text = format!("{BASE}[[site]]\nhosts = [\"\"]\npool = \"app\"\n[[route]]\nhost = \"a\"\npool = \"app\"\n");
+    let refused = read(&text, Path::new("/etc/evenkeel.toml")).err().unwrap_or_default();
+    let expected = UNFINISHED.contains(&"site");
+    assert_eq!(
+        refused.iter().any(|p| p.message == "site is not there yet in this version of Evenkeel: remove it"),
+        expected
+    );
+    // Nothing on the list is misspelt.
+    let text = template::with_examples();
+    let table = DeTable::parse(&text).expect("valid");
+    let template = Template::of(table.get_ref());
+    for key in UNFINISHED {
+        let child =
+            |template: &Template<'_>, path: &str| path.split('.').try_fold(template, |at, key| at.child(key)).is_some();
+        let of_route = key.replacen("site.", "site.route.", 1);
+        assert!(child(&template, key) || child(&template, &of_route), "{key}");
+    }
+}
+
+#[test]
+fn included_files_belong_to_the_configuration() {
+    let folder = folder(&[
+        ("sites/b.toml", b"[[site]]\nhosts = [\"b.example\"]\npool = \"app\"\n[[pool]]\nname = \"app\"\nbackends = [\"b:1\"]\n"),
+        ("sites/a.toml", b"[values]\nx = { from = \"$host\", cases = { a = \"1\" } }\n[[site]]\nhosts = [\"a.example\"]\nrespond = { body = \"$x\" }\nerror_pages = { \"404\" = { file = \"404.html\" } }\n"),
+        ("sites/.hidden.toml", b"nonsense"),
+        ("sites/404.html", b"<p>"),
+    ]);
+    let file = folder.path().join("evenkeel.toml");
+    let main = "include = [\"sites/*.toml\"]\n[[listener]]\naddress = \"127.0.0.1:80\"\n";
+    let config = read_unfinished(main, &file).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let names: Vec<_> = config.sites.iter().map(|site| site.name.as_str()).collect();
+    assert_eq!(names, ["a.example", "b.example"]);
+    assert_eq!(config.sites[1].place.to_string(), format!("{}:1", folder.path().join("sites/b.toml").display()));
+    let Page::File { file: page, content_type } = &config.sites[0].fallback.error_pages[0].page else { panic!() };
+    assert_eq!((&*page.bytes, content_type.text()), (&b"<p>"[..], "text/html; charset=utf-8"));
+}
+
+#[test]
+fn each_problem_names_the_file_that_it_is_in() {
+    let folder = folder(&[
+        ("a.toml", b"include = [\"evenkeel.toml\", \"none.toml\"]\n[server]\nthreads = \"x\"\n[[pool]]\nname = \"app\"\nbackends = []\n"),
+        ("b.toml", b"[server]\nthreads = 1\n[[route]]\npool = \"ap\"\n"),
+        ("c.toml", b"[[route]]\npool = \xff"),
+    ]);
+    let file = folder.path().join("evenkeel.toml");
+    let main = "include = [\"a.toml\", \"b.toml\", \"c.toml\"]\n[[listener]]\naddress = \"127.0.0.1:80\"\n";
+    fs::write(&file, main).expect("written");
+    let problems = read(main, &file).expect_err("wrong");
+    let shown: Vec<_> = problems.iter().map(|problem| problem.in_file(&file)).collect();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let expected = [
+        format!(
+            "{}:1:32: include is \"c.toml\", but {} is not UTF-8: save it as UTF-8 text",
+            path("evenkeel.toml"),
+            path("c.toml")
+        ),
+        format!(
+            "{}:1:12: include is \"evenkeel.toml\", but {} is a part of this configuration already: include each file once",
+            path("a.toml"),
+            path("evenkeel.toml")
+        ),
+        format!(
+            "{}:1:29: include is \"none.toml\", but {} cannot be read (No such file or directory (os error 2)): write the path of a file that can be",
+            path("a.toml"),
+            path("none.toml")
+        ),
+        format!("{}:3:11: server.threads is \"x\": write a whole number from 0 to 1024", path("a.toml")),
+        format!("{}:1:2: [server] stands in line 2 of {} already: write it once", path("b.toml"), path("a.toml")),
+        format!(
+            "{}:4:8: route.pool is \"ap\", but there is no such pool: did you mean \"app\"? the pools are app",
+            path("b.toml")
+        ),
+    ];
+    assert_eq!(shown, expected);
+}
+
+#[test]
+fn warnings_name_the_file_that_they_are_about() {
+    let folder = folder(&[("a.toml", b"\n[[pool]]\nname = \"unused\"\nbackends = []\n")]);
+    let file = folder.path().join("evenkeel.toml");
+    let checked = check(&format!("include = [\"a.toml\"]\n{MINIMAL}"), &file).expect("valid");
+    let shown: Vec<_> = checked.warnings.iter().map(|warning| warning.problem.in_file(&file)).collect();
+    assert_eq!(shown.len(), 1, "{shown:?}");
+    assert!(
+        shown[0].starts_with(&format!("{}:3:8: no route uses", folder.path().join("a.toml").display())),
+        "{shown:?}"
+    );
+}
+
+#[test]
+fn secrets_come_from_files_and_from_the_environment_and_are_not_shown() {
+    let folder = folder(&[("token", b"Bearer s3cr$t\n")]);
+    let file = folder.path().join("evenkeel.toml");
+    // A variable that every process here has.
+    let path = std::env::var("PATH").expect("PATH");
+    let text = format!(
+        "{BASE}[[site]]\nhosts = [\"\"]\npool = \"app\"\nrequest_headers = {{ set = {{ Authorization = {{ file = \"token\" }}, X-Path = \"<${{env:PATH}}>$host\" }} }}\n"
+    );
+    let config = read_unfinished(&text, &file).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let changes = &config.sites[0].fallback.request_headers.changes;
+    assert_eq!(changes[0].value.value.as_constant(), Some(&b"Bearer s3cr$t"[..]));
+    assert_eq!(changes[1].value.value.text(), format!("<{}>$host", path.replace('$', "$$")));
+    let shown = format!("{}{:?}", serde_json::to_string(&config).expect("JSON"), config);
+    assert!(!shown.contains("s3cr") && !shown.contains(&path), "{shown}");
+    assert!(shown.contains("${env:PATH}"), "{shown}");
+    assert_reads_back(&config);
+    let absent = text.replace("env:PATH", "env:EVENKEEL_THAT_NOBODY_SETS");
+    let problems = read_unfinished(&absent, &file).expect_err("absent");
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].message.starts_with("the environment has no EVENKEEL_THAT_NOBODY_SETS"), "{problems:?}");
+}
+
+#[test]
+fn top_level_routes_keep_their_meaning() {
+    let config = config(&format!("{MINIMAL}[[route]]\nhost = \"a.example\"\npath = \"/x\"\npool = \"app\"\n"));
+    let sites = config.all_sites();
+    assert_eq!(sites.len(), 2);
+    assert!(sites.iter().all(|site| site.listeners.is_empty() && site.fallback == Rules::default()));
+    let names: Vec<_> = sites[1].routes.iter().map(|route| route.name.as_str()).collect();
+    assert_eq!(names, ["a.example/x", "/"]);
+}
+
+/// What stood in the repository's history and was valid before there were sites is so still, and means the same.
+#[test]
+fn configuration_files_of_the_history_mean_what_they_meant() {
+    fn sorted(value: serde_json::Value) -> serde_json::Value {
+        match value {
+            serde_json::Value::Object(map) => {
+                let sorted: std::collections::BTreeMap<_, _> =
+                    map.into_iter().map(|(key, value)| (key, sorted(value))).collect();
+                sorted.into_iter().collect::<serde_json::Map<_, _>>().into()
+            }
+            serde_json::Value::Array(elements) => elements.into_iter().map(sorted).collect(),
+            other => other,
+        }
+    }
+    let history = include_str!("../test-data/history.txt");
+    let mut count = 0;
+    for part in history.split("==== ").skip(1) {
+        let (heading, text) = part.split_once('\n').expect("a heading");
+        let config =
+            read(text, Path::new("/x/evenkeel.toml")).unwrap_or_else(|problems| panic!("{heading}\n{problems:#?}"));
+        let mut value = serde_json::to_value(&config).expect("JSON");
+        // New since, and the same for all of them.
+        assert_eq!(value["sites"].as_array().map(Vec::len), Some(0), "{heading}");
+        value["server"].as_object_mut().expect("a table").remove("threads");
+        let root = value.as_object_mut().expect("a table");
+        root.remove("sites");
+        root.remove("values");
+        for listener in root["listeners"].as_array_mut().expect("listeners") {
+            listener.as_object_mut().expect("a table").remove("name");
+        }
+        let digest = Sha256::digest(sorted(value.clone()).to_string());
+        let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        assert!(heading.starts_with(&digest), "{heading} means {digest}: {value:#}");
+        // Each route is in the site of its host, and first there for what it is for.
+        for (route, site) in
+            config.routes.iter().flat_map(|route| config.all_sites().into_iter().map(move |site| (route, site)))
+        {
+            let is_its_own = site.hosts == [route.host.clone()];
+            let name = format!("{}{}", route.host, route.path.as_str());
+            let is_there =
+                site.routes.iter().any(|inner| inner.name.as_str() == name && inner.pools() == [route.pool.clone()]);
+            assert!(!is_its_own || is_there, "{heading} {name}");
+        }
+        count += 1;
+    }
+    assert!(count >= 50, "{count} files");
+}

@@ -30,17 +30,16 @@ fn config(as_sites: bool) -> Config {
                     [[pool]]\nname = \"app\"\nbackends = [\"127.0.0.1:1\"]\n"
         .to_owned();
     for site in 0..SITES {
-        if as_sites {
-            text += &format!("[[site]]\nhosts = [\"{}\"]\n", host(site));
-        }
         for path in ROUTES {
-            text += &match as_sites {
-                true => format!("[[site.route]]\npath = \"{path}\"\npool = \"app\"\n"),
-                false => format!("[[route]]\nhost = \"{}\"\npath = \"{path}\"\npool = \"app\"\n", host(site)),
-            };
+            text += &format!("[[route]]\nhost = \"{}\"\npath = \"{path}\"\npool = \"app\"\n", host(site));
         }
     }
-    toml::read(&text, Path::new("/evenkeel.toml")).expect("valid")
+    let mut config = toml::read(&text, Path::new("/evenkeel.toml")).expect("valid");
+    if as_sites {
+        config.sites = config.all_sites();
+        config.routes.clear();
+    }
+    config
 }
 
 fn host(site: usize) -> String {

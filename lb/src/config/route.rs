@@ -1,6 +1,7 @@
 //! Which requests a site or a route is for, as the operator writes it: hosts and paths.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 use serde::{Serialize, Serializer};
 
@@ -92,6 +93,16 @@ impl HostPattern {
 fn starts_with(host: &str, labels: &str) -> bool {
     let (host, labels) = (host.as_bytes(), labels.as_bytes());
     host.get(labels.len()) == Some(&b'.') && host[..labels.len()].eq_ignore_ascii_case(labels)
+}
+
+impl Hash for HostPattern {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Any => {}
+            Self::Exact(text) | Self::Below(text) | Self::Starting(text) => text.hash(state),
+            Self::Regex(regex) => regex.text().hash(state),
+        }
+    }
 }
 
 impl fmt::Display for HostPattern {

@@ -2,6 +2,7 @@
 //! is in force for it; beside it stands which line said it. Every type is written as JSON in the form that
 //! `evenkeel.toml` has for it.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -398,30 +399,40 @@ impl SiteConfig {
     /// The sites that the top-level routes are short for, one for each of their hosts. Where a host has no route for a
     /// path, the next less specific host is asked, so its routes stand here too unless they are hidden.
     pub fn of_routes(routes: &[HostRoute]) -> Vec<Self> {
-        let mut by_rank: Vec<&HostRoute> = routes.iter().collect();
-        by_rank.sort_by_key(|route| std::cmp::Reverse(route.host.rank()));
-        let mut sites: Vec<Self> = Vec::new();
-        for HostRoute { host, place, .. } in routes {
-            if sites.iter().any(|site| site.hosts.contains(host)) {
-                continue;
+        let mut hosts: Vec<&HostPattern> = Vec::new();
+        let mut of_host: HashMap<&HostPattern, Vec<&HostRoute>> = HashMap::new();
+        for route in routes {
+            let routes = of_host.entry(&route.host).or_default();
+            if routes.is_empty() {
+                hosts.push(&route.host);
             }
-            let mut taken: Vec<&HostRoute> = Vec::new();
-            for route in by_rank.iter().filter(|route| route.host.includes(host)) {
-                let is_hidden = |above: &&HostRoute| above.host != route.host && above.path.covers(&route.path);
-                if !taken.iter().any(is_hidden) {
-                    taken.push(route);
+            routes.push(route);
+        }
+        // Only these include others: a thousand exact hosts are not looked at for each of a thousand.
+        let mut wide: Vec<&HostPattern> =
+            hosts.iter().copied().filter(|host| !matches!(host, HostPattern::Exact(_))).collect();
+        wide.sort_by_key(|host| std::cmp::Reverse(host.rank()));
+        let site = |host: &HostPattern| {
+            let mut taken: Vec<&HostRoute> = of_host.get(host).into_iter().flatten().copied().collect();
+            for wider in wide.iter().filter(|wider| **wider != host && wider.includes(host)) {
+                for route in of_host.get(wider).into_iter().flatten() {
+                    let is_hidden = |above: &&HostRoute| above.host != route.host && above.path.covers(&route.path);
+                    if !taken.iter().any(is_hidden) {
+                        taken.push(route);
+                    }
                 }
             }
-            sites.push(Self {
+            let place = taken.first()?.place.clone();
+            Some(Self {
                 name: if *host == HostPattern::Any { "*".to_owned() } else { host.to_string() },
                 hosts: vec![host.clone()],
                 listeners: Vec::new(),
                 routes: taken.into_iter().map(RouteConfig::of_route).collect(),
                 fallback: Rules::default(),
-                place: place.clone(),
-            });
-        }
-        sites
+                place,
+            })
+        };
+        hosts.into_iter().filter_map(site).collect()
     }
 }
 

@@ -56,7 +56,7 @@ pub struct RouteConfig {
 
 /// Name of a route, which metrics, logs and explanations show; unique but for the routes that a site has from less
 /// specific hosts, which are the same there.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RouteName(Arc<str>);
 
 /// What a path must be: decoded, without `//`, `.` and `..`, as [`PathPrefix`] has it.
@@ -507,6 +507,12 @@ impl RouteName {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl Serialize for RouteName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 

@@ -98,6 +98,9 @@ enum Command {
         /// Print every setting with its default and an explanation instead, as TOML to begin with
         #[arg(long)]
         default: bool,
+        /// Print the JSON schema of configuration files instead, for editors
+        #[arg(long, conflicts_with_all = ["default", "running", "toml", "diff"])]
+        schema: bool,
         /// Print what is in force in the running balancer instead, runtime changes included
         #[arg(long, conflicts_with = "default")]
         running: bool,
@@ -307,6 +310,7 @@ impl Cli {
             Command::Run { config } => run(&config)?,
             Command::Check { file, user } => return check::check(&file, user.as_deref(), out),
             Command::Config { default: true, .. } => out.write_all(toml::DEFAULT.as_bytes())?,
+            Command::Config { schema: true, .. } => writeln!(out, "{:#}", toml::schema::schema())?,
             Command::Config { diff: true, .. } => drift(&client()?, out)?,
             Command::Config { running: true, toml, .. } => {
                 write_config(&client()?.get("/admin/config")?, toml, out)?;

@@ -5,6 +5,7 @@ mod environment;
 mod files;
 mod reader;
 mod rules;
+pub mod schema;
 mod site;
 mod sources;
 mod template;

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::AccessLogFile;
 
-mod sites;
+pub mod sites;
 
 const MINIMAL: &str = "
 [[listener]]
@@ -740,7 +740,7 @@ fn files_that_cannot_be_read_as_text_are_problems() {
 }
 
 /// Every value of `default.toml`, tables aside, with its name.
-fn leaves<'t>(table: &'t DeTable<'t>, path: &str, found: &mut Vec<(String, &'t Spanned<DeValue<'t>>)>) {
+pub fn leaves<'t>(table: &'t DeTable<'t>, path: &str, found: &mut Vec<(String, &'t Spanned<DeValue<'t>>)>) {
     for (key, value) in table {
         let path = if path.is_empty() { key.get_ref().to_string() } else { format!("{path}.{}", key.get_ref()) };
         match value.get_ref() {

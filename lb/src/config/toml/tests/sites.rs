@@ -10,7 +10,7 @@ use crate::config::site::{
     Preset, Rewrite, RouteConfig, Rules, Share, SiteConfig,
 };
 
-const BASE: &str = "
+pub const BASE: &str = "
 [[listener]]
 address = \"127.0.0.1:80\"
 name = \"plain\"
@@ -576,6 +576,27 @@ fn unfinished_keys_are_refused_by_name() {
         let of_route = key.replacen("site.", "site.route.", 1);
         assert!(child(&template, key) || child(&template, &of_route), "{key}");
     }
+}
+
+#[test]
+fn the_examples_of_the_documentation_are_valid() {
+    let folder = folder(&[
+        ("token.txt", b"secret"),
+        ("errors/sorry.html", b"<p>"),
+        ("sites/a.toml", b"[[site]]\nhosts = [\"a\"]\npool = \"app\"\n"),
+    ]);
+    let docs = include_str!("../../../../../docs/sites.md");
+    let mut count = 0;
+    for (example, _) in docs.split("```toml\n").skip(1).filter_map(|part| part.split_once("```")) {
+        // `include` stands before all tables.
+        let text = format!("{example}{BASE}");
+        let file = folder.path().join("evenkeel.toml");
+        let config = read_unfinished(&text, &file).unwrap_or_else(|problems| panic!("{text}\n{problems:#?}"));
+        assert!(!config.sites.is_empty(), "{example}");
+        assert_reads_back(&config);
+        count += 1;
+    }
+    assert!(count > 10, "{count}");
 }
 
 #[test]

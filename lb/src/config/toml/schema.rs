@@ -1,0 +1,177 @@
+//! The JSON schema of `evenkeel.toml`, for editors. Keys, defaults and explanations are those of `default.toml`; what
+//! that file cannot show stands here: the words that a key takes, and where several forms are possible.
+
+use serde_json::{Map, Value, json};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::DEFAULT;
+use super::template::{self, Template};
+use super::values;
+
+const DURATION: &str = "^\\s*[0-9]+(ms|s|m|h)\\s*$|\\$\\{env:";
+const SIZE: &str = "^\\s*[0-9]+\\s*(B|KB|MB|GB|KiB|MiB|GiB)\\s*$|\\$\\{env:";
+
+/// The words that a key takes. `site.x` stands for `site.route.x` too.
+const WORDS: &[(&str, &[&str])] = &[
+    ("server.forwarded_by", &["x-forwarded", "forwarded"]),
+    ("listener.half_close", &["cancel", "answer"]),
+    ("listener.ambiguous_names", &["drop", "pass", "reject"]),
+    ("log.level", &["error", "warn", "info", "debug", "trace"]),
+    ("log.format", &["text", "json"]),
+    ("access_log.format", &["json", "combined"]),
+    ("pool.algorithm", &["round-robin", "weighted", "least-connections", "ip-hash"]),
+    ("pool.backends.state", &["active", "draining", "down"]),
+    ("pool.probe.type", &["http", "tcp"]),
+    ("pool.sticky.same_site", &["lax", "strict", "none"]),
+    ("pool.sticky.secure", &["auto", "always", "never"]),
+    ("site.preset", &["secure-headers", "none"]),
+    ("site.cookies.same_site", &["lax", "strict", "none"]),
+];
+
+/// The schema (JSON Schema, draft 2020-12).
+pub fn schema() -> Value {
+    let text = template::with_examples();
+    let table = DeTable::parse(&text).expect("a test reads default.toml");
+    let mut schema = object(&Template::of(table.get_ref()), "");
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
+    schema["title"] = "evenkeel.toml".into();
+    schema
+}
+
+/// A table.
+fn object(template: &Template<'_>, path: &str) -> Value {
+    let mut properties = Map::new();
+    let mut required = Vec::new();
+    for (key, child) in template.children.iter().filter(|(key, _)| *key != "*") {
+        let path = if path.is_empty() { (*key).to_owned() } else { format!("{path}.{key}") };
+        let mut schema = property(child, &path.replacen("site.route.", "site.", 1));
+        if let Some(explained) = child.value.and_then(explanation) {
+            if explained.starts_with("required") {
+                required.push(*key);
+            }
+            schema["description"] = explained.into();
+        }
+        if let (true, Some(default)) = (child.is_default, child.value.and_then(scalar)) {
+            schema["default"] = default;
+        }
+        properties.insert((*key).to_owned(), schema);
+    }
+    let mut schema = json!({ "type": "object", "properties": properties, "additionalProperties": false });
+    if !required.is_empty() {
+        schema["required"] = required.into();
+    }
+    schema
+}
+
+fn property(template: &Template<'_>, path: &str) -> Value {
+    if let Some((_, words)) = WORDS.iter().find(|(known, _)| *known == path) {
+        return json!({ "enum": words });
+    }
+    let text = || json!({ "type": "string" });
+    let one_or_several = |one: &Value| json!({ "anyOf": [one, { "type": "array", "items": one }] });
+    let any = || template.child("*").map(|any| object(any, "*")).unwrap_or_default();
+    let key = path.rsplit('.').next().unwrap_or_default();
+    match path {
+        "values" => return json!({ "type": "object", "additionalProperties": any() }),
+        "*.cases" | "*.networks" | "site.cookies.domain" | "site.cookies.path" => return map(&text()),
+        "*.shares" => return map(&json!({ "type": "number" })),
+        "*.status" => return json!({ "anyOf": [{ "type": "integer" }, { "const": "page" }] }),
+        "pool.backends" => {
+            return json!({ "type": "array", "items": { "anyOf": [text(), object(template, path)] } });
+        }
+        "pool.ejection.statuses" => {
+            return json!({ "anyOf": [text(), { "type": "array", "items": { "type": ["integer", "string"] } }] });
+        }
+        "site.error_pages" => {
+            let mut pages = json!({ "type": "object", "additionalProperties": { "anyOf": [text(), any()] } });
+            pages["properties"] = json!({ "keep_outer": { "type": "boolean" } });
+            return pages;
+        }
+        "site.redirect" => return json!({ "anyOf": [text(), object(template, path)] }),
+        "site.request_headers" | "site.response_headers" => return one_or_several(&object(template, path)),
+        "site.location" => {
+            return json!({ "anyOf": [{ "enum": ["auto", "off"] }, one_or_several(&object(template, path))] });
+        }
+        "site.access_log" => return json!({ "anyOf": [text(), one_or_several(&object(template, path))] }),
+        "site.cors" => {
+            let mut cors = object(template, path);
+            // An empty one takes back what the site says.
+            cors.as_object_mut().map(|cors| cors.remove("required"));
+            return cors;
+        }
+        _ => {}
+    }
+    let is_of_condition = path.starts_with("site.when.") || path.starts_with("site.access_log.when.");
+    match key {
+        "set" | "append" | "default" if path.contains("_headers.") => return map(&field()),
+        "add" if path.contains("_headers.") => return map(&one_or_several(&field())),
+        "headers" | "cookies" | "query" | "values" if is_of_condition => return map(&test()),
+        _ if key.ends_with("_bytes") || key == "min_rate" => {
+            return json!({ "type": ["integer", "string"], "minimum": 0, "pattern": SIZE });
+        }
+        _ => {}
+    }
+    match template.value.map(Spanned::get_ref) {
+        Some(DeValue::String(text)) if is_duration(text) => json!({ "type": "string", "pattern": DURATION }),
+        Some(DeValue::Integer(_)) => json!({ "type": "integer" }),
+        Some(DeValue::Float(_)) => json!({ "type": "number" }),
+        Some(DeValue::Boolean(_)) => json!({ "type": "boolean" }),
+        Some(DeValue::Table(_)) => object(template, path),
+        Some(DeValue::Array(elements)) => match elements.first().is_some_and(|first| first.get_ref().is_table()) {
+            true => json!({ "type": "array", "items": object(template, path) }),
+            false => json!({ "type": "array", "items": text() }),
+        },
+        _ => text(),
+    }
+}
+
+fn map(of: &Value) -> Value {
+    json!({ "type": "object", "additionalProperties": of })
+}
+
+/// The value of a field.
+fn field() -> Value {
+    let file = json!({
+        "type": "object",
+        "properties": { "file": { "type": "string" } },
+        "required": ["file"],
+        "additionalProperties": false,
+    });
+    json!({ "anyOf": [{ "type": "string" }, file] })
+}
+
+/// What a value must be.
+fn test() -> Value {
+    let is = json!([{ "type": ["string", "boolean"] }, { "type": "array", "items": { "type": "string" } }]);
+    let not = json!({
+        "type": "object",
+        "properties": { "not": { "anyOf": is } },
+        "required": ["not"],
+        "additionalProperties": false,
+    });
+    json!({ "anyOf": [is[0], is[1], not] })
+}
+
+fn is_duration(text: &str) -> bool {
+    values::duration_in(text, std::time::Duration::ZERO, values::DAY * 400).is_ok()
+}
+
+/// What stands behind a value of `default.toml`.
+fn explanation(value: &Spanned<DeValue<'_>>) -> Option<&'static str> {
+    let rest = DEFAULT.get(value.span().end..)?.lines().next()?;
+    let explained = rest.trim_start().strip_prefix('#')?.trim();
+    (!explained.is_empty()).then_some(explained)
+}
+
+fn scalar(value: &Spanned<DeValue<'_>>) -> Option<Value> {
+    match value.get_ref() {
+        DeValue::String(text) => Some(text.as_ref().into()),
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).ok().map(Value::from),
+        DeValue::Boolean(flag) => Some((*flag).into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

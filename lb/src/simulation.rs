@@ -49,7 +49,7 @@ use crate::plant::{self, Bug};
 use crate::room::Room;
 use crate::shutdown::Shutdown;
 use backend::Mood;
-use book::{Answer, Asked, ClientFault, Exchange, Framing, Sight, Signal, blame, saw, violated};
+use book::{Answer, Asked, ClientFault, Exchange, Framing, Place, Sight, Signal, blame, saw, violated};
 use executor::{End, Kind, spawn};
 use random::{below, between, milliseconds, one_in, pick, size};
 
@@ -128,9 +128,22 @@ thread_local! {
     /// Made once: a run is told from the one before by what is added.
     static METRICS: Arc<Metrics> = Arc::new(Metrics::new());
     static CONFIG: Config = {
-        let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[state]\npersist = false\n[[route]]\npool = \"app\"\n\
-                    [[pool]]\nname = \"app\"\nbackends = [\"10.0.0.1:80\"]\n[pool.probe]\npath = \"/\"\n";
-        crate::config::toml::read(text, Path::new("/evenkeel.toml")).expect("a sound configuration")
+        let own = |place: Place| {
+            let body = "x".repeat(place.own_bytes().unwrap_or_default() as usize);
+            format!("[[site.route]]\npath = \"{}\"\nrespond = {{ status = 418, body = \"{body}\" }}\n", place.prefix())
+        };
+        let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[state]\npersist = false\n\
+                    [[pool]]\nname = \"app\"\nbackends = [\"10.0.0.1:80\"]\n[pool.probe]\npath = \"/\"\n\
+                    [[site]]\nhosts = [\"\"]\n\
+                    [[site.route]]\npath = \"/\"\npool = \"app\"\n\
+                    [[site.route]]\npath = \"/paged\"\npool = \"app\"\nintercept_errors = true\n\
+                    [site.route.error_pages]\n500 = { text = \"a page\" }\n503 = { path = \"again\", status = \"page\" }\n\
+                    [[site.route]]\nname = \"again\"\npool = \"app\"\n"
+            .to_owned()
+            + &own(Place::Own)
+            + &own(Place::Large);
+        crate::config::toml::read(&text, Path::new("/evenkeel.toml"))
+            .unwrap_or_else(|problems| panic!("{:?}", problems.iter().map(|p| &p.message).collect::<Vec<_>>()))
     };
 }
 
@@ -424,8 +437,17 @@ fn request(scale: Scale, may_fail: bool, is_last: bool) -> Asked {
         // The balancer does not know whose response has no content.
         method = "GET";
     }
+    let place = match has_content || upgrades {
+        _ if fault == ClientFault::BadHead => Place::Proxy,
+        _ if !upgrades && one_in(10) => {
+            pick(if scale.most > 10_000 { &[Place::Own, Place::Large] } else { &[Place::Own] })
+        }
+        false if one_in(6) => Place::Paged,
+        _ => Place::Proxy,
+    };
     Asked {
         id: 0,
+        place,
         method,
         is_http10,
         framing,
@@ -578,6 +600,12 @@ fn finish(world: &World, end: End) {
     note_backends(world);
     let wrong = book::with(|book| {
         for exchange in &book.exchanges {
+            if let (Some(_), Some(Answer::Balancer { status }), false) =
+                (exchange.asked.place.own_bytes(), exchange.answer, exchange.is_client_at_fault)
+                && status != 418
+            {
+                return Some(format!("exchange {} has {status} from a route that answers 418", exchange.asked.id));
+            }
             let sound = exchange.attempts.iter().position(|attempt| attempt.is_sound);
             if let (Some(attempt), false) =
                 (sound, exchange.is_client_at_fault || book.may_be_taken_back(exchange) || exchange.is_shed)

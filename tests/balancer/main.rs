@@ -18,6 +18,7 @@ mod metrics;
 mod observability;
 mod reload;
 mod retry;
+mod sites;
 mod slow_clients;
 mod state;
 mod sticky;

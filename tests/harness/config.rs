@@ -68,6 +68,12 @@ impl Config {
         self
     }
 
+    /// Has these in place of routes: `[values]` and `[[site]]` sections, with their headings.
+    pub fn sites(mut self, text: &str) -> Self {
+        add_line(self.routes.get_or_insert_default(), text);
+        self
+    }
+
     /// Changes the first pool.
     pub fn app(mut self, change: impl FnOnce(Pool) -> Pool) -> Self {
         let pool = self.pools.remove(0);

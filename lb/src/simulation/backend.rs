@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::book::{self, Attempt, Framing, Sight, UnderWay, blame, saw, spoil, trace, violated};
+use super::book::{self, Attempt, Framing, Place, Sight, UnderWay, blame, saw, spoil, trace, violated};
 use super::random::{below, between, milliseconds, one_in, pick, size};
 use super::wire::{Broken, End, Head, Source, Stream, send_content};
 use crate::clock;
@@ -144,6 +144,13 @@ async fn serve(backend: usize, head: &Head, source: &mut Source, end: &Rc<End>, 
         return tunnel(id, attempt, asked.size, source, end, mood).await;
     }
     let response = plan(id, attempt, head, fault, mood);
+    if asked.place == Place::Paged && matches!(response.status, 500 | 503) {
+        // Another answer may take its place, unless it is itself one that did: that is not known here.
+        spoil(id, attempt);
+    }
+    if fault.is_none() {
+        note_page(id, attempt);
+    }
     book::with(|book| {
         let made = &mut book.exchanges[id as usize].attempts[attempt];
         (made.status, made.size) = (response.status, response.size);
@@ -190,8 +197,10 @@ async fn serve(backend: usize, head: &Head, source: &mut Source, end: &Rc<End>, 
 fn begin(head: &Head, link: &Arc<Link>) -> Option<(u32, usize)> {
     let name = &link.name;
     let path = head.first.get(1).map_or("", String::as_str);
-    let id = path.strip_prefix("/e/").and_then(|id| id.parse::<u32>().ok());
+    let id = path.rsplit('/').next().and_then(|id| id.parse::<u32>().ok());
     let asked = id.and_then(|id| book::with(|book| Some(book.exchanges.get(id as usize)?.asked.clone())));
+    let asked = asked.filter(|asked| path == format!("{}{}", asked.place.prefix(), asked.id));
+    let asked = asked.filter(|asked| asked.place.own_bytes().is_none());
     let Some(asked) = asked else {
         violated(format!("{name} got a request that nobody sent: {head:?}"));
         return None;
@@ -226,6 +235,18 @@ fn begin(head: &Head, link: &Arc<Link>) -> Option<(u32, usize)> {
         }
     }
     Some((id, attempt))
+}
+
+/// A sound answer that comes after one which a page takes the place of is that of the page.
+fn note_page(id: u32, attempt: usize) {
+    let is_page = book::with(|book| {
+        let exchange = &book.exchanges[id as usize];
+        let before = &exchange.attempts[..attempt];
+        exchange.asked.place == Place::Paged && before.iter().any(|attempt| attempt.status == 503 && attempt.is_whole)
+    });
+    if is_page {
+        saw(Sight::Jump);
+    }
 }
 
 /// Reads content of the request. `None`: it broke off.

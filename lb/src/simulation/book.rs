@@ -15,6 +15,7 @@ use crate::http::io::pipe::Link;
 #[derive(Debug, Clone)]
 pub struct Asked {
     pub id: u32,
+    pub place: Place,
     pub method: &'static str,
     pub is_http10: bool,
     pub framing: Framing,
@@ -25,6 +26,40 @@ pub struct Asked {
     pub fault: ClientFault,
     /// Bytes of the content, or of the response, after which the fault comes.
     pub fault_at: u64,
+}
+
+/// The route that a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Leads to the pool.
+    Proxy,
+    /// Answers itself, with 418 and a little content.
+    Own,
+    /// The same with more content than is written at once.
+    Large,
+    /// Leads to the pool. Where that answers 500, the client has a page of the balancer's with that status; where 503, the
+    /// request goes on to another route, which leads there again.
+    Paged,
+}
+
+impl Place {
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Proxy => "/e/",
+            Self::Own => "/own/",
+            Self::Large => "/large/",
+            Self::Paged => "/paged/",
+        }
+    }
+
+    /// How much content an answer has that the route gives itself.
+    pub fn own_bytes(self) -> Option<u64> {
+        match self {
+            Self::Own => Some(100),
+            Self::Large => Some(150_000),
+            Self::Proxy | Self::Paged => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,10 +175,16 @@ pub enum Sight {
     Shed,
     Http2,
     StreamReset,
+    /// A route answered itself.
+    OwnAnswer,
+    /// A page took the place of a backend's answer.
+    ErrorPage,
+    /// Another route did.
+    Jump,
 }
 
 impl Sight {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 28] = [
         Self::WholeResponse,
         Self::Refusal,
         Self::Retry,
@@ -169,6 +210,9 @@ impl Sight {
         Self::Shed,
         Self::Http2,
         Self::StreamReset,
+        Self::OwnAnswer,
+        Self::ErrorPage,
+        Self::Jump,
     ];
 }
 

@@ -4,7 +4,9 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use super::book::{self, Answer, Asked, ClientFault, Framing, Sight, Signal, client_at_fault, saw, trace, violated};
+use super::book::{
+    self, Answer, Asked, ClientFault, Framing, Place, Sight, Signal, client_at_fault, saw, trace, violated,
+};
 use super::random::one_in;
 use super::wire::{Broken, End, Head, Source, Stream, send_content};
 use crate::clock;
@@ -168,7 +170,9 @@ async fn write_one(plan: &Plan, asked: &Asked, n: usize, end: &Rc<End>, progress
 
 fn head(asked: &Asked) -> String {
     let Asked { id, method, is_http10, framing, size, .. } = asked;
-    let mut head = format!("{method} /e/{id} HTTP/1.{}\r\nHost: sim\r\nX-Exchange: {id}\r\n", u8::from(!is_http10));
+    let prefix = asked.place.prefix();
+    let mut head =
+        format!("{method} {prefix}{id} HTTP/1.{}\r\nHost: sim\r\nX-Exchange: {id}\r\n", u8::from(!is_http10));
     match framing {
         Framing::Length => head += &format!("Content-Length: {size}\r\n"),
         Framing::Chunked => head += "Transfer-Encoding: chunked\r\n",
@@ -369,7 +373,16 @@ async fn own_answer(
     if status < 400 {
         violated(format!("exchange {} was answered {status} by nobody", asked.id));
     }
-    saw(Sight::Refusal);
+    saw(match (asked.place, status) {
+        (Place::Own | Place::Large, 418) => Sight::OwnAnswer,
+        (Place::Paged, 500) => Sight::ErrorPage,
+        _ => Sight::Refusal,
+    });
+    if let (418, Framing::Length, Some(length)) = (status, framing.0, asked.place.own_bytes())
+        && framing.1 != length
+    {
+        violated(format!("exchange {} was answered with {} bytes of {length}", asked.id, framing.1));
+    }
     if source.skip(framing.1).await.is_err() {
         return Outcome::Broken;
     }

@@ -17,7 +17,8 @@ use http::{HeaderMap, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::book::{
-    self, Answer, Asked, ClientFault, Framing, Sight, Signal, client_at_fault, received, saw, trace, violated, written,
+    self, Answer, Asked, ClientFault, Framing, Place, Sight, Signal, client_at_fault, received, saw, trace, violated,
+    written,
 };
 use super::client::is_of;
 use super::executor::{Kind, spawn};
@@ -115,7 +116,10 @@ async fn exchange(client: Rc<Client>, mut send: SendRequest<Bytes>, asked: Asked
 
 fn head(asked: &Asked) -> Request<()> {
     let Asked { id, method, framing, size, .. } = asked;
-    let mut head = Request::builder().method(*method).uri(format!("http://sim/e/{id}")).header("x-exchange", *id);
+    let mut head = Request::builder()
+        .method(*method)
+        .uri(format!("http://sim{}{id}", asked.place.prefix()))
+        .header("x-exchange", *id);
     if *framing == Framing::Length {
         head = head.header("content-length", *size);
     }
@@ -285,10 +289,19 @@ async fn own_answer(asked: &Asked, status: u16, content: &mut RecvStream) -> Out
     if status < 400 {
         violated(format!("exchange {} was answered {status} by nobody", asked.id));
     }
-    saw(Sight::Refusal);
+    saw(match (asked.place, status) {
+        (Place::Own | Place::Large, 418) => Sight::OwnAnswer,
+        (Place::Paged, 500) => Sight::ErrorPage,
+        _ => Sight::Refusal,
+    });
+    let mut length = 0;
     while let Some(bytes) = poll_fn(|cx| content.poll_data(cx)).await {
         let Ok(bytes) = bytes else { return Outcome::Broken };
+        length += bytes.len() as u64;
         let _ = content.flow_control().release_capacity(bytes.len());
+    }
+    if status == 418 && asked.method != "HEAD" && asked.place.own_bytes() != Some(length) {
+        violated(format!("exchange {} was answered with {length} bytes: {:?}", asked.id, asked.place));
     }
     book::with(|book| book.exchanges[asked.id as usize].answer = Some(Answer::Balancer { status }));
     Outcome::Whole

@@ -119,7 +119,21 @@ fn missing_folders(checked: &Checked) -> Vec<Warning> {
         let problem = checked.problem(subject, message);
         (!folder.is_dir()).then_some(Warning { problem, is_error })
     };
-    written.into_iter().filter_map(warning).collect()
+    let sites = config.sites.iter().enumerate().flat_map(|(site, settings)| {
+        let rules = settings.routes.iter().map(|route| &route.rules).chain([&settings.fallback]);
+        let files = rules.flat_map(|rules| rules.access_log.iter().flatten()).filter_map(|log| match &log.file {
+            AccessLogFile::Path(path) => Some(path),
+            AccessLogFile::Stdout => None,
+        });
+        let mut known: Vec<&PathBuf> = Vec::new();
+        for file in files {
+            if !known.contains(&file) {
+                known.push(file);
+            }
+        }
+        known.into_iter().map(move |file| (Some(file), "site.access_log", Subject::Site { site }, true))
+    });
+    written.into_iter().chain(sites).filter_map(warning).collect()
 }
 
 /// What a start with this configuration would take up from the state file.

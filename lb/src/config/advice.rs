@@ -9,7 +9,8 @@ use std::time::SystemTime;
 use super::algorithm::Algorithm;
 use super::backend::{AdminState, BackendAddress};
 use super::certificate::{self, Certificate};
-use super::route::{HostPattern, PathPrefix};
+use super::route::HostPattern;
+use super::site::Matcher;
 use super::{Config, ListenerConfig, PoolConfig, StickyConfig, TlsConfig};
 
 /// A certificate is to be renewed when it is valid for less than this.
@@ -38,6 +39,7 @@ pub enum Subject {
     Pool { pool: usize },
     Route { route: usize },
     Site { site: usize },
+    RouteOfSite { site: usize, route: usize },
     AccessLog,
     Log,
     State,
@@ -69,8 +71,20 @@ pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
         }
     }
     for (route, settings) in config.routes.iter().enumerate() {
-        if let Some(message) = literal_star(&settings.path) {
+        if let Some(message) = literal_star("route.path", settings.path.as_str()) {
             told.push(Advice { subject: Subject::Route { route }, is_error: false, message });
+        }
+    }
+    for (site, settings) in config.sites.iter().enumerate() {
+        for (route, settings) in settings.routes.iter().enumerate() {
+            let message = match &settings.matcher {
+                Matcher::Path(path) => literal_star("site.route.path", path.as_str()),
+                Matcher::Prefix(path) => literal_star("site.route.prefix", path),
+                _ => None,
+            };
+            if let Some(message) = message {
+                told.push(Advice { subject: Subject::RouteOfSite { site, route }, is_error: false, message });
+            }
         }
     }
     cookies(config, &mut told);
@@ -125,12 +139,11 @@ fn backends_written_twice(pool: &PoolConfig) -> Vec<(usize, String)> {
 }
 
 /// A path that ends with a star, which no client sends.
-fn literal_star(path: &PathPrefix) -> Option<String> {
-    let path = path.as_str();
+fn literal_star(key: &str, path: &str) -> Option<String> {
     let folder = path.trim_end_matches('*').strip_suffix('/').filter(|_| path.ends_with('*'))?;
     let fix = if folder.is_empty() { "/" } else { folder };
     Some(format!(
-        "route.path is \"{path}\", of which the star is taken literally, and a path covers all below it in any case: write path = \"{fix}\""
+        "{key} is \"{path}\", of which the star is taken literally, and a path covers all below it in any case: write path = \"{fix}\""
     ))
 }
 
@@ -179,20 +192,26 @@ fn cookies(config: &Config, told: &mut Vec<Advice>) {
         let pool = config.pools.iter().position(|pool| pool.name == name)?;
         Some((pool, config.pools.get(pool)?.settings.sticky.as_ref()?))
     };
-    let routes: Vec<(&HostPattern, &PathPrefix, usize, &StickyConfig)> = config
-        .routes
-        .iter()
-        .filter_map(|route| sticky(route.pool.clone()).map(|(pool, sticky)| (&route.host, &route.path, pool, sticky)))
+    let of_routes = config.routes.iter().map(|route| (&route.host, route.path.as_str(), &route.pool));
+    let of_sites = config.sites.iter().flat_map(|site| {
+        let routes = site.routes.iter().filter_map(|route| match &route.matcher {
+            Matcher::Path(path) => Some((path.as_str(), route.pools())),
+            Matcher::Exact(path) | Matcher::Prefix(path) => Some((path.as_str(), route.pools())),
+            Matcher::Regex(_) | Matcher::Named => None,
+        });
+        let pools = routes.flat_map(|(path, pools)| pools.iter().map(move |pool| (path, pool)));
+        pools.flat_map(|(path, pool)| site.hosts.iter().map(move |host| (host, path, pool)))
+    });
+    let routes: Vec<(&HostPattern, &str, usize, &StickyConfig)> = of_routes
+        .chain(of_sites)
+        .filter_map(|(host, path, pool)| sticky(pool.clone()).map(|(pool, sticky)| (host, path, pool, sticky)))
         .collect();
     let mut clashes: HashMap<(usize, usize), &HostPattern> = HashMap::new();
     for (index, (host, path, pool, sticky)) in routes.iter().enumerate() {
-        if !covers(&sticky.path, path.as_str()) {
+        if !covers(&sticky.path, path) {
             let message = format!(
-                "the cookie {} of pool \"{}\" has the path \"{}\", so browsers do not send it to {host}{}: write a path that covers the route's",
-                sticky.cookie,
-                config.pools[*pool].name,
-                sticky.path,
-                path.as_str()
+                "the cookie {} of pool \"{}\" has the path \"{}\", so browsers do not send it to {host}{path}: write a path that covers the route's",
+                sticky.cookie, config.pools[*pool].name, sticky.path,
             );
             told.push(Advice { subject: Subject::Cookie { pool: *pool }, is_error: false, message });
         }
@@ -271,8 +290,11 @@ fn certificates(config: &Config, listener: usize, tls: &TlsConfig, now: SystemTi
         ));
     }
     let mut uncovered: Vec<&str> = Vec::new();
-    for route in &config.routes {
-        if let HostPattern::Exact(name) = &route.host
+    let name = &config.listeners[listener].name;
+    let here = config.sites.iter().filter(|site| site.listeners.is_empty() || site.listeners.contains(name));
+    let hosts = config.routes.iter().map(|route| &route.host).chain(here.flat_map(|site| &site.hosts));
+    for host in hosts {
+        if let HostPattern::Exact(name) = host
             && !leaf.is_for(name)
             && !uncovered.contains(&name.as_str())
         {

@@ -398,6 +398,7 @@ pub struct Origins(Vec<(&'static str, Origin)>);
 impl SiteConfig {
     /// The sites that the top-level routes are short for, one for each of their hosts. Where a host has no route for a
     /// path, the next less specific host is asked, so its routes stand here too unless they are hidden.
+    #[expect(clippy::mutable_key_type, reason = "a pattern is compared and hashed by its text")]
     pub fn of_routes(routes: &[HostRoute]) -> Vec<Self> {
         let mut hosts: Vec<&HostPattern> = Vec::new();
         let mut of_host: HashMap<&HostPattern, Vec<&HostRoute>> = HashMap::new();

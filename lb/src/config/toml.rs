@@ -194,6 +194,15 @@ fn place(files: &[(usize, &DeTable<'_>)], subject: Subject) -> Option<usize> {
         Subject::Pool { pool } => Some(within(element("pool", pool)?, &["name"])),
         Subject::Route { route } => Some(within(element("route", route)?, &["path"])),
         Subject::Site { site } => Some(within(element("site", site)?, &["hosts"])),
+        Subject::RouteOfSite { site, route } => {
+            let (start, site) = element("site", site)?;
+            let routes = site.get_ref().as_table()?.get("route").and_then(|routes| routes.get_ref().as_array());
+            match routes.and_then(|routes| routes.get(route)) {
+                Some(route) => Some(start + route.span().start),
+                // The site's own action.
+                None => Some(start + site.span().start),
+            }
+        }
         Subject::AccessLog => Some(within(section("access_log")?, &["file"])),
         Subject::Log => Some(within(section("log")?, &["file"])),
         Subject::State => Some(within(section("state")?, &["file"])),

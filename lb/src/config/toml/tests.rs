@@ -784,7 +784,7 @@ proptest! {
     fn no_mutation_of_the_defaults_makes_it_panic(
         edits in prop::collection::vec((any::<prop::sample::Index>(), 0..40_usize, "[\\[\\]{}=\",.#a-z0-9\n -]{0,8}"), 1..6),
     ) {
-        let mut text = DEFAULT.to_owned();
+        let mut text = template::with_examples();
         for (at, removed, inserted) in edits {
             let start = text.floor_char_boundary(at.index(text.len().max(1)));
             let end = text.floor_char_boundary(start.saturating_add(removed).min(text.len())).max(start);
@@ -796,7 +796,7 @@ proptest! {
 
 /// Problems are in order and within the text.
 fn check_positions(text: &str) {
-    let Err(found) = read(text, Path::new("/etc/evenkeel.toml")) else { return };
+    let Err(found) = read_unfinished(text, Path::new("/etc/evenkeel.toml")) else { return };
     assert!(!found.is_empty() && found.is_sorted_by_key(|problem| problem.position));
     for Position { line, column } in found.iter().filter_map(|problem| problem.position) {
         let width = text.split('\n').nth(line - 1).map(|line| line.chars().count());

@@ -749,3 +749,31 @@ fn configuration_files_of_the_history_mean_what_they_meant() {
     }
     assert!(count >= 50, "{count} files");
 }
+
+#[test]
+fn advice_about_sites_stands_where_they_are_written() {
+    let text = format!(
+        "{BASE}[[site]]\nhosts = [\"a.example\"]\n[[site.route]]\npath = \"/x/*\"\npool = \"app\"\n[[site.route]]\npath = \"/y\"\npool = \"api\"\n"
+    );
+    let checked = read_with(&text, Path::new("/etc/evenkeel.toml"), false).expect("valid");
+    let shown: Vec<_> = checked.warnings.iter().map(|warning| warning.problem.to_string()).collect();
+    assert_eq!(shown.len(), 1, "{shown:?}");
+    assert!(
+        shown[0].starts_with("15:1: site.route.path is \"/x/*\", of which the star is taken literally"),
+        "{shown:?}"
+    );
+}
+
+#[test]
+fn sticky_cookies_of_a_site_clash_as_those_of_routes() {
+    let text = BASE
+        .replace("[\"127.0.0.1:9001\"]", "[\"127.0.0.1:9001\"]\nsticky = {}")
+        .replace("[\"127.0.0.1:9002\"]", "[\"127.0.0.1:9002\"]\nsticky = {}");
+    let text = format!(
+        "{text}[[site]]\nhosts = [\"a.example\"]\npool = \"app\"\n[[site.route]]\npath = \"/y\"\npool = \"api\"\n"
+    );
+    let checked = read_with(&text, Path::new("/etc/evenkeel.toml"), false).expect("valid");
+    let shown: Vec<_> = checked.warnings.iter().map(|warning| warning.problem.to_string()).collect();
+    assert_eq!(shown.len(), 1, "{shown:?}");
+    assert!(shown[0].contains("use the cookie ROUTEID on a.example with the same path"), "{shown:?}");
+}

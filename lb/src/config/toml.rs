@@ -42,7 +42,7 @@ use crate::value::table::Tables;
 use environment::Replaced;
 use reader::{Reader, Section};
 use rules::Surroundings;
-use sources::Sources;
+use sources::{Parsed, Sources};
 use template::Template;
 use values::{DAY, MILLISECOND};
 
@@ -133,17 +133,22 @@ fn read_with(text: &str, file: &Path, refuse_unfinished: bool) -> Result<Checked
     let problems = reader.into_problems(refuse_unfinished);
     match config {
         Some(config) if problems.is_empty() => {
-            let warning = |advice: Advice| Warning {
-                problem: sources.problem(sources.place(advice.subject), advice.message),
-                is_error: advice.is_error,
-            };
-            let mut warnings: Vec<_> = advice::of(&config, SystemTime::now()).into_iter().map(warning).collect();
-            warnings.sort_by_key(|Warning { problem, .. }| (problem.file.clone(), problem.position));
+            let warnings = warnings(&config, &sources, &tables(&sources, &parsed));
             drop(parsed);
             Ok(Checked { sources, config, warnings })
         }
         _ => Err(problems),
     }
+}
+
+fn warnings(config: &Config, sources: &Sources, tables: &[(usize, &DeTable<'_>)]) -> Vec<Warning> {
+    let warning = |advice: Advice| Warning {
+        problem: sources.problem(place(tables, advice.subject), advice.message),
+        is_error: advice.is_error,
+    };
+    let mut warnings: Vec<_> = advice::of(config, SystemTime::now()).into_iter().map(warning).collect();
+    warnings.sort_by_key(|Warning { problem, .. }| (problem.file.clone(), problem.position));
+    warnings
 }
 
 impl Checked {
@@ -154,18 +159,14 @@ impl Checked {
 
     /// A problem with something that the configuration names, which is found out later.
     pub fn problem(&self, subject: Subject, message: String) -> Problem {
-        self.sources.problem(self.sources.place(subject), message)
+        let parsed = self.sources.parse();
+        self.sources.problem(place(&tables(&self.sources, &parsed), subject), message)
     }
 }
 
-impl Sources {
-    /// The place of what is meant.
-    fn place(&self, subject: Subject) -> Option<usize> {
-        let parsed = self.parse();
-        let tables: Vec<_> =
-            self.iter().zip(&parsed).map(|(source, (table, _))| (source.start, table.get_ref())).collect();
-        place(&tables, subject)
-    }
+/// The table of each file, with the place of its first byte.
+fn tables<'t>(sources: &Sources, parsed: &'t [Parsed<'t>]) -> Vec<(usize, &'t DeTable<'t>)> {
+    sources.iter().zip(parsed).map(|(source, (table, _))| (source.start, table.get_ref())).collect()
 }
 
 /// Where the subject stands; the section that would hold it where it is not written. Each file comes with the place of

@@ -271,10 +271,12 @@ impl<'t> Reader<'t> {
     /// No request may belong to two sites.
     fn check_hosts(&mut self, sites: &[SiteAt], routes: &[HostRoute]) {
         let mut known: HashMap<String, Vec<usize>> = HashMap::new();
+        let of_routes: HashMap<String, &HostRoute> =
+            routes.iter().map(|route| (route.host.to_string(), route)).collect();
         for (index, SiteAt { site, place, .. }) in sites.iter().enumerate() {
             for host in &site.hosts {
                 let shown = host.to_string();
-                if let Some(route) = routes.iter().find(|route| route.host == *host) {
+                if let Some(route) = of_routes.get(&shown) {
                     let message = format!(
                         "site.hosts has \"{shown}\", for which there is a [[route]] ({}): write that one as a [[site.route]], or another host",
                         route.place
@@ -390,13 +392,21 @@ impl<'t> Reader<'t> {
 
     /// Of several routes of one path the first whose condition holds is taken.
     fn check_hidden(&mut self, routes: &[RouteConfig], at: &[RouteAt]) {
-        for (index, (route, route_at)) in routes.iter().zip(at).enumerate() {
-            let hides = |above: &RouteConfig| {
-                let is_same = above.matcher == route.matcher && route.matcher != Matcher::Named;
-                is_same && (above.condition.is_none() || above.condition == route.condition)
+        let mut of_path: HashMap<(u8, &str), Vec<(&RouteConfig, &RouteAt)>> = HashMap::new();
+        for (route, route_at) in routes.iter().zip(at) {
+            let key = match &route.matcher {
+                Matcher::Path(path) => (0, path.as_str()),
+                Matcher::Exact(path) => (1, path.as_str()),
+                Matcher::Prefix(path) => (2, path.as_str()),
+                Matcher::Regex(regex) => (3, regex.text()),
+                Matcher::Named => continue,
             };
-            if let Some((_, above)) = routes[..index].iter().zip(at).find(|(above, _)| hides(above)) {
-                let line = self.line(above.place, route_at.place);
+            let hides = |above: &RouteConfig| above.condition.is_none() || above.condition == route.condition;
+            let before = of_path.entry(key).or_default();
+            let hiding = before.iter().find(|(above, _)| hides(above)).map(|(_, above)| above.place);
+            before.push((route, route_at));
+            if let Some(above) = hiding {
+                let line = self.line(above, route_at.place);
                 let message = format!(
                     "no request can reach this route, since the one in {line} takes all for the same path: write this one before it, or give that one a condition (methods, networks or when)"
                 );

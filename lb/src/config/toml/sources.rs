@@ -21,6 +21,8 @@ pub struct Source {
     pub text: String,
     /// Place of its first byte.
     pub start: usize,
+    /// Where each line begins in the text.
+    lines: Vec<usize>,
 }
 
 /// The tables of a file, and what of it is no TOML.
@@ -32,7 +34,7 @@ const MAX_FILES: usize = 10_000;
 impl Sources {
     /// What `text` includes as if it stood in `file`, and what cannot be included, with its place.
     pub fn of(text: &str, file: &Path) -> (Self, Vec<(usize, String)>) {
-        let mut sources = Self(vec![Source { file: file.into(), text: text.to_owned(), start: 0 }]);
+        let mut sources = Self(vec![Source::new(file, text.to_owned(), 0)]);
         let mut problems = Vec::new();
         let mut next = 0;
         while next < sources.0.len() {
@@ -60,7 +62,10 @@ impl Sources {
 
     pub fn position(&self, place: usize) -> Position {
         let source = self.source(place);
-        reader::position(&source.text, place - source.start)
+        let at = place - source.start;
+        let line = source.lines.partition_point(|start| *start <= at).max(1);
+        let start = source.lines.get(line - 1).copied().unwrap_or_default();
+        Position { line, ..reader::position(&source.text[start..], at - start) }
     }
 
     /// A problem at a place; without one, of the file that was named.
@@ -74,7 +79,7 @@ impl Sources {
     }
 
     fn include_from(&mut self, index: usize, problems: &mut Vec<(usize, String)>) {
-        let Source { file, text, start } = self.0[index].clone();
+        let Source { file, text, start, .. } = self.0[index].clone();
         let (table, _) = DeTable::parse_recoverable(&text);
         let Some(value) = table.get_ref().get("include") else { return };
         let shown = |value: &Spanned<DeValue<'_>>| text.get(value.span()).unwrap_or_default().to_owned();
@@ -128,8 +133,16 @@ impl Sources {
         let text = String::from_utf8(bytes).map_err(|_| format!("but {shown} is not UTF-8: save it as UTF-8 text"))?;
         // One byte between two files, so that the end of one is not the start of the next.
         let start = self.0.last().map_or(0, |last| last.start + last.text.len() + 1);
-        self.0.push(Source { file: file.into(), text, start });
+        self.0.push(Source::new(file, text, start));
         Ok(())
+    }
+}
+
+impl Source {
+    fn new(file: &Path, text: String, start: usize) -> Self {
+        let behind_breaks = text.match_indices('\n').map(|(at, _)| at + 1);
+        let lines = std::iter::once(0).chain(behind_breaks).collect();
+        Self { file: file.into(), text, start, lines }
     }
 }
 

@@ -777,3 +777,28 @@ fn sticky_cookies_of_a_site_clash_as_those_of_routes() {
     assert_eq!(shown.len(), 1, "{shown:?}");
     assert!(shown[0].contains("use the cookie ROUTEID on a.example with the same path"), "{shown:?}");
 }
+
+/// A thousand sites are no reason to wait: what is done for each is not done for each of all the others.
+#[test]
+fn many_sites_are_read_in_time_linear_in_their_number() {
+    let text = |sites: usize| {
+        let mut text = BASE.to_owned();
+        for site in 0..sites {
+            text.push_str(&format!("[[site]]\nhosts = [\"s{site}.example\"]\n"));
+            for route in 0..10 {
+                text.push_str(&format!("[[site.route]]\npath = \"/r{route}\"\npool = \"app\"\nretries = 1\n"));
+            }
+        }
+        text
+    };
+    let time = |sites: usize| {
+        let text = text(sites);
+        let start = std::time::Instant::now();
+        let config = read_unfinished(&text, Path::new("/etc/evenkeel.toml")).expect("valid");
+        assert_eq!(config.sites.len(), sites);
+        start.elapsed()
+    };
+    let few = time(100);
+    let many = time(1000);
+    assert!(many < few.max(Duration::from_millis(100)) * 60, "{many:?} after {few:?}");
+}

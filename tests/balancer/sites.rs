@@ -451,3 +451,43 @@ async fn a_route_has_limits_of_its_own() {
     }
     assert_eq!(balancer.get("/slow").await.status, 504);
 }
+
+/// What stands in included files, and in files that a site names, is read again by a reload, and what is wrong there is
+/// refused by its own name.
+#[tokio::test]
+async fn a_reload_reads_included_files_again() {
+    let origin = Origin::start("a").await;
+    let config = Config::of([&origin]).sites("");
+    let mut balancer = Balancer::prepare(&config);
+    let site = |page: &str| {
+        format!("[[site]]\nhosts = [\"\"]\nerror_pages = {{ \"404\" = {{ file = \"404.html\" }} }}\n{page}")
+    };
+    fs::create_dir(balancer.file("sites")).expect("made");
+    fs::write(balancer.file("sites/404.html"), "first").expect("written");
+    fs::write(balancer.file("sites/a.toml"), site("[[site.route]]\npath = \"/a\"\npool = \"app\"\n")).expect("written");
+    let text = config.text(balancer.address(), balancer.admin_address());
+    balancer.write(&format!("include = [\"sites/*.toml\"]\n{text}"));
+    balancer.launch();
+    balancer.ready().await;
+    assert_eq!(balancer.get("/a").await.status, 200);
+    let missing = balancer.get("/b").await;
+    assert_eq!((missing.status, missing.text()), (404, "first".to_owned()));
+
+    fs::write(balancer.file("sites/404.html"), "second").expect("written");
+    let changes = balancer.change("POST", "/admin/reload", None).await["changes"].clone();
+    assert!(changes.to_string().contains("another text in a file"), "{changes}");
+    assert_eq!(balancer.get("/b").await.text(), "second");
+
+    fs::write(balancer.file("sites/a.toml"), site("[[site.route]]\npath = \"/b\"\nrespond = { body = \"here\" }\n"))
+        .expect("written");
+    let changes = balancer.change("POST", "/admin/reload", None).await["changes"].clone();
+    assert!(changes.to_string().contains("route /b added"), "{changes}");
+    assert_eq!(balancer.get("/b").await.text(), "here");
+    assert_eq!(balancer.get("/a").await.status, 404);
+
+    fs::write(balancer.file("sites/b.toml"), "\n[[site]]\nhosts = [\"b\"]\npool = \"none\"\n").expect("written");
+    let refused = balancer.admin("POST", "/admin/reload", None).await;
+    assert!(!(200..300).contains(&refused.status), "{}", refused.status);
+    assert!(refused.text().contains("sites/b.toml:4:8: site.pool is"), "{}", refused.text());
+    assert_eq!(balancer.get("/b").await.text(), "here");
+}

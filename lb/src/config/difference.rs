@@ -165,4 +165,27 @@ pool = \"app\"
     fn equal_configurations_do_not_differ() {
         assert_eq!(difference(&config(BEFORE), &config(BEFORE)), [""; 0]);
     }
+
+    #[test]
+    fn what_differs_in_sites_is_told_by_site_and_route() {
+        let of = |site: &str| {
+            let text = format!("{BEFORE}[[site]]\nhosts = [\"a.example\"]\n{site}");
+            crate::config::toml::read_unfinished(&text, std::path::Path::new("/evenkeel.toml")).expect("valid")
+        };
+        let before =
+            of("[[site.route]]\npath = \"/x\"\npool = \"app\"\n[[site.route]]\npath = \"/y\"\npool = \"old\"\n");
+        let after = of(
+            "retries = 1\n[[site.route]]\npath = \"/x\"\npool = \"app\"\nresponse_timeout = \"3s\"\n[[site.route]]\npath = \"/z\"\npool = \"app\"\n",
+        );
+        let told = difference(&before, &after);
+        let expected = [
+            "site a.example: retries 1 instead of none",
+            "site a.example: route a.example/x.response_timeout 3s instead of none",
+            "site a.example: route a.example/x.retries 1 instead of none",
+            "site a.example: route a.example/y removed",
+            "site a.example: route a.example/z added",
+        ];
+        assert_eq!(told, expected);
+        assert_eq!(difference(&config(BEFORE), &before), ["site a.example added"]);
+    }
 }

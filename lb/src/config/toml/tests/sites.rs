@@ -802,3 +802,72 @@ fn many_sites_are_read_in_time_linear_in_their_number() {
     let many = time(1000);
     assert!(many < few.max(Duration::from_millis(100)) * 60, "{many:?} after {few:?}");
 }
+
+/// A whole configuration with much of what there is.
+#[test]
+fn a_shop_is_said_in_a_few_lines() {
+    let folder = folder(&[
+        ("tls/cert.pem", include_bytes!("../test-data/cert.pem")),
+        ("tls/key.pem", include_bytes!("../test-data/key.pem")),
+        ("errors/sorry.html", b"<p>"),
+        ("log/.keep", b""),
+    ]);
+    let text = "
+[[listener]]
+name = \"plain\"
+address = \"0.0.0.0:80\"
+[[listener]]
+address = \"0.0.0.0:443\"
+tls = { certificate = \"tls/cert.pem\", key = \"tls/key.pem\" }
+[[pool]]
+name = \"app\"
+backends = [\"127.0.0.1:9001\"]
+[[pool]]
+name = \"api\"
+backends = [\"127.0.0.1:9002\"]
+[values]
+tier = { from = \"$cookie_tier\", cases = { gold = \"gold\", \"~^vip-\" = \"gold\" }, default = \"free\" }
+[[site]]
+hosts = [\"shop.example\", \"www.shop.example\"]
+listeners = [\"plain\"]
+redirect = { to = \"https://shop.example$request_uri\", status = 308 }
+[[site]]
+hosts = [\"shop.example\"]
+listeners = [\"0.0.0.0:443\"]
+preset = \"secure-headers\"
+response_headers = { set = { Server-Timing = \"edge;dur=$request_time_ms\" } }
+error_pages = { \"404\" = \"/errors/404.html\", \"502-504\" = { file = \"errors/sorry.html\" } }
+access_log = { file = \"log/shop.json\", format = \"json\", when = { status = \"400-599\" }, or_share = 0.01 }
+[[site.route]]
+path = \"/\"
+pool = \"app\"
+response_headers = { keep_outer = true, set = { Cache-Control = \"no-cache\" } }
+[[site.route]]
+path = \"/api\"
+methods = [\"GET\", \"HEAD\", \"POST\"]
+request_headers = { host = \"api.internal\", set = { X-Tier = \"$tier\" }, remove = [\"X-Debug\"] }
+rewrite = { prefix = \"/v1\" }
+pool = \"api\"
+response_timeout = \"10s\"
+max_body_bytes = 1048576
+[[site.route]]
+regex = '^/u/(?<id>\\d+)$'
+redirect = { to = \"/users/${id}\", status = 301 }
+[[site.route]]
+exact = \"/internal/check\"
+internal = true
+rewrite = { to = \"/check\" }
+pool = \"app\"
+";
+    let file = folder.path().join("evenkeel.toml");
+    let config = read_unfinished(text, &file).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    assert_eq!(config.sites.iter().map(|site| site.routes.len()).collect::<Vec<_>>(), [1, 4]);
+    assert_reads_back(&config);
+    // Each key that a later version will have is told apart from a mistake.
+    for later in LATER {
+        let with_later = text.replace("preset = ", &format!("{later} = 1\npreset = "));
+        let problems = read_unfinished(&with_later, &file).expect_err("not there yet");
+        let expected = format!("site.{later} is not there yet in this version of Evenkeel: remove it");
+        assert!(problems.iter().any(|problem| problem.message == expected), "{problems:?}");
+    }
+}

@@ -670,7 +670,11 @@ impl<'t> Reader<'t> {
     fn routes(&mut self, roots: &[Section<'t>], pools: &[PoolName]) -> Option<Vec<HostRoute>> {
         let sections = match roots.iter().any(|root| root.has("site")) {
             true => roots.iter().flat_map(|root| self.tables(root, "route")).collect(),
-            false => self.list(roots, "route", "without one every request is refused; add one that names a pool"),
+            false => self.list(
+                roots,
+                "route",
+                "without one every request is refused; add one that names a pool, or a [[site]]",
+            ),
         };
         let mut seen: HashMap<(String, PathPrefix), usize> = HashMap::new();
         let mut routes = Some(Vec::new());

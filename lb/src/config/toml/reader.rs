@@ -111,8 +111,15 @@ impl<'t> Section<'t> {
         join(&self.path, key)
     }
 
-    /// What `default.toml` has for a key, in one line.
+    /// What a key may have, in one line; mostly what `default.toml` has.
     pub fn example(&self, key: &str) -> &'static str {
+        match key {
+            "request_headers" | "response_headers" => return "{ set = { X-Name = \"value\" } }",
+            "error_pages" => return "{ \"404\" = \"/errors/404\" }",
+            "access_log" => return "{ file = \"log/site.json\" }",
+            "location" => return "{ from = \"http://app.internal/\", to = \"/\" }, or write \"auto\" or \"off\"",
+            _ => {}
+        }
         let value = self.template.and_then(|template| template.child(key)).and_then(|child| child.value);
         let example = value.and_then(|value| DEFAULT.get(value.span()));
         example.filter(|example| !example.contains('\n')).unwrap_or("…")

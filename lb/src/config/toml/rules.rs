@@ -180,9 +180,12 @@ impl<'t> Reader<'t> {
     /// The inner `None`: what a site says does not hold here.
     fn rewrite(&mut self, section: &Section<'t>, place: &Place<'_>) -> Option<Option<Rewrite>> {
         let inner = self.section(section, "rewrite");
+        if !inner.is_written() {
+            return None;
+        }
         let written = ["prefix", "regex", "to"].map(|key| inner.has(key));
         let rewrite = match written {
-            [false, false, false] if inner.is_written() => return Some(None),
+            [false, false, false] => return Some(None),
             [true, false, false] => {
                 let prefix = self.required(&inner, "prefix", values::byte_prefix)?;
                 Rewrite::Prefix { prefix }
@@ -494,6 +497,9 @@ impl<'t> Reader<'t> {
     /// The inner `None`: what a site says does not hold here.
     fn cors(&mut self, section: &Section<'t>) -> Option<Option<Cors>> {
         let inner = self.section(section, "cors");
+        if !inner.is_written() {
+            return None;
+        }
         if inner.is_empty() {
             return Some(None);
         }

@@ -466,7 +466,7 @@ fn an_empty_file_lacks_listener_pool_and_route() {
         [
             "there is no [[listener]]: add one with its address, such as \"0.0.0.0:8888\"",
             "there is no [[pool]]: add one with a name and its backends",
-            "there is no [[route]]: without one every request is refused; add one that names a pool",
+            "there is no [[route]]: without one every request is refused; add one that names a pool, or a [[site]]",
         ]
     );
     assert_eq!(problems("listener = []\npool = []\nroute = []").len(), 3);

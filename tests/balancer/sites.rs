@@ -491,3 +491,69 @@ async fn a_reload_reads_included_files_again() {
     assert!(refused.text().contains("sites/b.toml:4:8: site.pool is"), "{}", refused.text());
     assert_eq!(balancer.get("/b").await.text(), "here");
 }
+
+#[tokio::test]
+async fn a_failure_may_lead_to_another_pool_with_the_request_or_to_a_page() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    a.answer(|_| vec![Step::Close]);
+    let lines = "[[site.route]]\npath = \"/named\"\npool = \"app\"\nerror_pages = { \"502\" = { path = \"spare\", status = \"page\" } }\n\
+        [[site.route]]\nname = \"spare\"\npool = \"next\"\n\
+        [[site.route]]\npath = \"/path\"\npool = \"app\"\nerror_pages = { \"502\" = \"/sorry?of=$uri\" }\n\
+        [[site.route]]\npath = \"/sorry\"\npool = \"next\"\n\
+        [[site.route]]\npath = \"/twice\"\npool = \"app\"\nerror_pages = { \"502\" = \"/broken\" }\n\
+        [[site.route]]\npath = \"/broken\"\npool = \"app\"\nerror_pages = { \"502\" = \"/sorry\" }\n\
+        [[site.route]]\npath = \"/small\"\npool = \"app\"\nmax_body_bytes = 4\nerror_pages = { \"413\" = \"/sorry\" }\n";
+    let tls = Port::reserve();
+    let config = Shop::config(&a, &tls, lines).app(Pool::without_ejection).pool(Pool::of("next", [&b]));
+    let balancer = Balancer::start(config).await;
+    let reply = balancer.send(&Request::post("/named?q=1", "body")).await;
+    let seen = b.last_request();
+    assert_eq!((reply.status, reply.origin()), (200, "b"));
+    assert_eq!((seen.method.as_str(), seen.target.as_str(), &*seen.body), ("POST", "/named?q=1", &b"body"[..]));
+
+    let reply = balancer.send(&Request::post("/path", "body")).await;
+    let seen = b.last_request();
+    assert_eq!((reply.status, reply.origin()), (502, "b"));
+    assert_eq!((seen.method.as_str(), seen.target.as_str(), seen.body.len()), ("GET", "/sorry?of=/path", 0));
+
+    // A page that fails has no page of its own.
+    let before = b.heads();
+    let reply = balancer.get("/twice").await;
+    assert_eq!((reply.status, reply.text().contains("Bad Gateway")), (502, true));
+    assert_eq!(b.heads(), before);
+
+    // The body that is too large is not read on the way to the page.
+    let mut wire = balancer.connect().await;
+    let reply = wire.exchange(&Request::post("/small", "x".repeat(100_000))).await;
+    assert_eq!((reply.status, reply.field("x-origin"), reply.field("connection")), (413, Some("b"), Some("close")));
+    let seen = b.last_request();
+    assert_eq!((seen.method.as_str(), seen.target.as_str(), seen.body.len()), ("GET", "/sorry", 0));
+    let metrics = balancer.metrics().await;
+    assert_eq!(metrics.sum("evenkeel_refusals_total", &[("reason", "body-too-large")]), 1.0);
+}
+
+#[tokio::test]
+async fn routes_are_chosen_by_what_is_true_of_the_request() {
+    let a = Origin::start("a").await;
+    let lines = "[[site.route]]\npath = \"/\"\nmethods = [\"DELETE\"]\nrespond = { status = 405 }\n\
+        [[site.route]]\npath = \"/\"\nwhen = { headers = { X-Beta = \"on\" }, cookies = { id = true } }\nrespond = { body = \"beta\" }\n\
+        [[site.route]]\npath = \"/\"\nwhen = { values = { \"$tier\" = \"fast\" } }\nrespond = { body = \"$tier\" }\n\
+        [[site.route]]\npath = \"/\"\nnetworks = [\"192.0.2.0/24\"]\nrespond = { body = \"office\" }\n\
+        [[site.route]]\npath = \"/\"\nrespond = { body = \"else\" }\n";
+    let tls = Port::reserve();
+    let config = Shop::config(&a, &tls, lines)
+        .server("trusted_proxies = [\"127.0.0.1/32\"]")
+        .section("[values]\ntier = { from = \"$cookie_tier\", cases = { gold = \"fast\", \"~^vip-\" = \"fast\" }, default = \"slow\" }\n");
+    let balancer = Balancer::start(config).await;
+    for (request, text) in [
+        (Request::get("/"), "else"),
+        (Request::get("/").with("X-Beta", "on"), "else"),
+        (Request::get("/").with("X-Beta", "on").with("Cookie", "a=b; id=7"), "beta"),
+        (Request::get("/").with("Cookie", "tier=vip-1"), "fast"),
+        (Request::get("/").with("X-Forwarded-For", "192.0.2.7"), "office"),
+        (Request::get("/").with("X-Forwarded-For", "198.51.100.7"), "else"),
+    ] {
+        assert_eq!(balancer.send(&request).await.text(), text, "{request:?}");
+    }
+    assert_eq!(balancer.send(&Request::new("DELETE", "/")).await.status, 405);
+}

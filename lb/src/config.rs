@@ -26,7 +26,7 @@ use self::backend::{AdminState, BackendAddress, Weight};
 use self::route::{HostPattern, PathPrefix};
 use self::site::{ListenerName, Origin, RouteConfig, SiteConfig};
 use crate::message::ascii::is_token;
-use crate::message::limits::{AmbiguousNames, Limits};
+use crate::message::limits::{AmbiguousNames, Limits, NonAsciiTargets};
 use crate::message::name::Name;
 use crate::value::table::Tables;
 
@@ -121,6 +121,7 @@ pub struct ListenerSettings {
     pub min_rate: Option<NonZero<u32>>,
     pub half_close: HalfClose,
     pub ambiguous_names: AmbiguousNames,
+    pub non_ascii_targets: NonAsciiTargets,
     /// Largest request line in bytes, without its line end.
     pub max_request_line_bytes: u32,
     /// Largest head of a request in bytes, from its first line to the empty one.
@@ -393,7 +394,13 @@ impl ListenerSettings {
         let head_bytes = self.max_head_bytes as usize;
         // It may be written larger than the head, which bounds it then.
         let line_bytes = (self.max_request_line_bytes as usize).min(head_bytes.saturating_sub(4));
-        Limits { line_bytes, head_bytes, fields: self.max_fields as usize, ambiguous: self.ambiguous_names }
+        Limits {
+            line_bytes,
+            head_bytes,
+            fields: self.max_fields as usize,
+            ambiguous: self.ambiguous_names,
+            non_ascii: self.non_ascii_targets,
+        }
     }
 }
 
@@ -402,7 +409,7 @@ impl PoolSettings {
     pub fn limits(&self) -> Limits {
         let head_bytes = self.max_head_bytes as usize;
         let (line_bytes, fields) = (head_bytes.saturating_sub(4), self.max_fields as usize);
-        Limits { line_bytes, head_bytes, fields, ambiguous: AmbiguousNames::Pass }
+        Limits { line_bytes, head_bytes, fields, ..Limits::LARGEST }
     }
 }
 

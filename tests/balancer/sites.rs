@@ -557,3 +557,23 @@ async fn routes_are_chosen_by_what_is_true_of_the_request() {
     }
     assert_eq!(balancer.send(&Request::new("DELETE", "/")).await.status, 405);
 }
+
+#[tokio::test]
+async fn targets_with_bytes_above_ascii_are_taken_where_that_is_wanted() {
+    let a = Origin::start("a").await;
+    let lines = "[[site.route]]\npath = \"/caf\u{e9}\"\npool = \"app\"\nrewrite = { prefix = \"/v1\" }\n".to_owned()
+        + &route("pool = \"app\"\nrequest_headers = { set = { X-Uri = \"$uri\" } }");
+    for (rule, status) in [("reject", 400), ("pass", 200)] {
+        let tls = Port::reserve();
+        let config = Shop::config(&a, &tls, &lines).listener(&format!("non_ascii_targets = \"{rule}\""));
+        let balancer = Balancer::start(config).await;
+        let mut wire = balancer.connect().await;
+        wire.send(b"GET /x\xff?\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert_eq!(wire.reply().await.status, status, "{rule}");
+        if status == 200 {
+            wire.send("GET /caf\u{e9}/\u{fc} HTTP/1.1\r\nHost: a\r\n\r\n").await;
+            assert_eq!(wire.reply().await.status, 200);
+            assert_eq!(a.last_request().target, "/v1/%C3%BC");
+        }
+    }
+}

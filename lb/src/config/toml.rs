@@ -37,7 +37,7 @@ use crate::config::backend::{AdminState, Weight};
 use crate::config::route::{HostPattern, PathPrefix};
 use crate::config::site::ListenerName;
 use crate::config::tls::server_config;
-use crate::message::limits::{self, AmbiguousNames};
+use crate::message::limits::{self, AmbiguousNames, NonAsciiTargets};
 use crate::value::table::Tables;
 use environment::Replaced;
 use reader::{Reader, Section};
@@ -342,6 +342,8 @@ impl<'t> Reader<'t> {
         let rules =
             [("drop", AmbiguousNames::Drop), ("pass", AmbiguousNames::Pass), ("reject", AmbiguousNames::Reject)];
         let ambiguous_names = self.value(section, "ambiguous_names", values::choice(&rules));
+        let rules = [("reject", NonAsciiTargets::Reject), ("pass", NonAsciiTargets::Pass)];
+        let non_ascii_targets = self.value(section, "non_ascii_targets", values::choice(&rules));
         let max_line_bytes =
             self.value(section, "max_request_line_bytes", values::size(MIN_HEAD_BYTES, MAX_HEAD_BYTES));
         let max_head_bytes = self.value(section, "max_head_bytes", values::size(MIN_HEAD_BYTES, MAX_HEAD_BYTES));
@@ -361,6 +363,7 @@ impl<'t> Reader<'t> {
                 min_rate: min_rate.map(NonZero::new)?,
                 half_close: half_close?,
                 ambiguous_names: ambiguous_names?,
+                non_ascii_targets: non_ascii_targets?,
                 max_request_line_bytes: max_line_bytes?,
                 max_head_bytes: max_head_bytes?,
                 max_fields: max_fields?,

@@ -20,6 +20,7 @@ pub struct Limits {
     pub(crate) head_bytes: usize,
     pub(crate) fields: usize,
     pub(crate) ambiguous: AmbiguousNames,
+    pub(crate) non_ascii: NonAsciiTargets,
 }
 
 /// What to do with a request field whose name holds `_` or `.`.
@@ -38,6 +39,17 @@ pub enum AmbiguousNames {
     Reject,
 }
 
+/// What to do with a request target that holds bytes above ASCII, which should have been escaped (RFC 3986 §2.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NonAsciiTargets {
+    /// Refuse the request with 400.
+    #[default]
+    Reject,
+    /// Take them for themselves and pass the target on as it is, as nginx does.
+    Pass,
+}
+
 impl Limits {
     /// Larger than any head can be that is passed on: for those that we have written ourselves.
     pub const LARGEST: Limits = Limits {
@@ -45,6 +57,7 @@ impl Limits {
         head_bytes: 2 * MAX_HEAD_BYTES,
         fields: 2 * MAX_FIELDS,
         ambiguous: AmbiguousNames::Pass,
+        non_ascii: NonAsciiTargets::Reject,
     };
 
     /// `line_bytes` bounds the first line without its line end (414), `head_bytes` the whole head from its first line
@@ -59,7 +72,7 @@ impl Limits {
         if !(1..=MAX_FIELDS).contains(&fields) {
             return Err(BadLimits::Fields);
         }
-        Ok(Limits { line_bytes, head_bytes, fields, ambiguous: AmbiguousNames::default() })
+        Ok(Limits { line_bytes, head_bytes, fields, ..Limits::default() })
     }
 
     /// How many bytes a parser may want to see before it has a verdict: the least size a read buffer must grow to.
@@ -82,12 +95,24 @@ impl Limits {
     pub fn with_ambiguous_names(self, ambiguous: AmbiguousNames) -> Limits {
         Limits { ambiguous, ..self }
     }
+
+    /// The same limits with another rule for targets with bytes above ASCII.
+    #[must_use]
+    pub fn with_non_ascii_targets(self, non_ascii: NonAsciiTargets) -> Limits {
+        Limits { non_ascii, ..self }
+    }
 }
 
 impl Default for Limits {
     /// 8 KiB for the first line, 32 KiB for the head, 100 fields: about what nginx takes by default.
     fn default() -> Limits {
-        Limits { line_bytes: 8 * 1024, head_bytes: 32 * 1024, fields: 100, ambiguous: AmbiguousNames::default() }
+        Limits {
+            line_bytes: 8 * 1024,
+            head_bytes: 32 * 1024,
+            fields: 100,
+            ambiguous: AmbiguousNames::default(),
+            non_ascii: NonAsciiTargets::default(),
+        }
     }
 }
 

@@ -17,6 +17,7 @@ const WORDS: &[(&str, &[&str])] = &[
     ("server.forwarded_by", &["x-forwarded", "forwarded"]),
     ("listener.half_close", &["cancel", "answer"]),
     ("listener.ambiguous_names", &["drop", "pass", "reject"]),
+    ("listener.non_ascii_targets", &["reject", "pass"]),
     ("log.level", &["error", "warn", "info", "debug", "trace"]),
     ("log.format", &["text", "json"]),
     ("access_log.format", &["json", "combined"]),

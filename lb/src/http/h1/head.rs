@@ -9,7 +9,7 @@ use crate::message::authority;
 use crate::message::connection::ConnectionOptions;
 use crate::message::field::{self, Field, Fields, Line, Span};
 use crate::message::framing::Framing;
-use crate::message::limits::{AmbiguousNames, BLANK_BYTES, Limits};
+use crate::message::limits::{AmbiguousNames, BLANK_BYTES, Limits, NonAsciiTargets};
 use crate::message::name::{Name, NameSet};
 use crate::message::path;
 use crate::message::{self, BadVersion, Method, Parsed, VERSION_BYTES, Version};
@@ -232,7 +232,7 @@ impl RequestHead {
         };
         let bound = start + limits.line_bytes + 2;
         let window = buf.get(..bound).unwrap_or(buf);
-        match self.words(window, start)? {
+        match self.words(window, start, limits.non_ascii)? {
             Some((target, holds, next)) => {
                 self.digest_target(buf, target, holds)?;
                 self.facts.start = start;
@@ -246,7 +246,12 @@ impl RequestHead {
 
     /// Reads the request line's words: the target, the classes of bytes in it, and where the next line begins.
     #[inline]
-    fn words(&mut self, window: &[u8], start: usize) -> Result<Option<(Span, u8, usize)>, Reject> {
+    fn words(
+        &mut self,
+        window: &[u8],
+        start: usize,
+        non_ascii: NonAsciiTargets,
+    ) -> Result<Option<(Span, u8, usize)>, Reject> {
         let line = window.get(start..).unwrap_or_default();
         let (method_len, _) = ascii::run_holding(line, TOKEN);
         if method_len > METHOD_BYTES {
@@ -258,7 +263,11 @@ impl RequestHead {
             Some(_) => return Err(Reject::Method),
         }
         let target_at = method_len + 1;
-        let (target_len, holds) = ascii::run_holding(line.get(target_at..).unwrap_or_default(), TARGET);
+        let rest = line.get(target_at..).unwrap_or_default();
+        let (mut target_len, mut holds) = ascii::run_holding(rest, TARGET);
+        if non_ascii == NonAsciiTargets::Pass && rest.get(target_len).is_some_and(|byte| !byte.is_ascii()) {
+            (target_len, holds) = non_ascii_run(rest);
+        }
         let target_end = target_at + target_len;
         match line.get(target_end) {
             None => return Ok(None),
@@ -542,6 +551,18 @@ fn is_registered(coding: &[u8]) -> bool {
     [&b"gzip"[..], b"x-gzip", b"compress", b"x-compress", b"deflate", b"identity"]
         .iter()
         .any(|known| ascii::same_token(coding, known))
+}
+
+/// The length of a target that may hold bytes above ASCII, and the classes of bytes in it.
+#[cold]
+fn non_ascii_run(bytes: &[u8]) -> (usize, u8) {
+    let is_part = |byte: &u8| !byte.is_ascii() || ascii::is(*byte, TARGET);
+    let len = bytes.iter().take_while(|byte| is_part(byte)).count();
+    let mut holds = 0;
+    for piece in bytes[..len].split(|byte| !byte.is_ascii()) {
+        holds |= ascii::run_holding(piece, TARGET).1;
+    }
+    (len, holds)
 }
 
 #[cfg(test)]

@@ -731,7 +731,9 @@ fn configuration_files_of_the_history_mean_what_they_meant() {
         root.remove("sites");
         root.remove("values");
         for listener in root["listeners"].as_array_mut().expect("listeners") {
-            listener.as_object_mut().expect("a table").remove("name");
+            let listener = listener.as_object_mut().expect("a table");
+            listener.remove("name");
+            assert_eq!(listener.remove("non_ascii_targets"), Some("reject".into()), "{heading}");
         }
         let digest = Sha256::digest(sorted(value.clone()).to_string());
         let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();

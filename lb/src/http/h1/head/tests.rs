@@ -401,6 +401,21 @@ fn connection_persistence() {
 }
 
 #[test]
+fn targets_with_bytes_above_ascii_follow_the_rule() {
+    let text = b"GET /caf\xc3\xa9%20/\xff?\x80=%zz HTTP/1.1\r\nHost: a\r\n\r\n";
+    let pass = Limits::default().with_non_ascii_targets(NonAsciiTargets::Pass);
+    assert_eq!(parse_within(text, &Limits::default()).1, Parsed::Rejected(Reject::Target));
+    let (head, verdict) = parse_within(text, &pass);
+    assert_eq!(verdict, Parsed::Complete(text.len()));
+    assert_eq!((head.path(text), head.query(text)), (&b"/caf\xc3\xa9%20/\xff"[..], Some(&b"\x80=%zz"[..])));
+    for bad in [&b"GET /\xc3\x01 HTTP/1.1\r\n"[..], b"GET /\xc3#a HTTP/1.1\r\n", b"GET /\x7f\xc3 HTTP/1.1\r\n"] {
+        assert_eq!(parse_within(bad, &pass).1, Parsed::Rejected(Reject::Target));
+    }
+    assert_eq!(parse_within(b"GET /\xc3%zz HTTP/1.1\r\n", &pass).1, Parsed::Rejected(Reject::PathEscape));
+    assert_eq!(parse_within(b"GET http://\xc3/ HTTP/1.1\r\n", &pass).1, Parsed::Rejected(Reject::TargetAuthority));
+}
+
+#[test]
 fn ambiguous_names_follow_the_rule() {
     let text = with("Content_Length: 5\r\nX_Forwarded.For: 1\r\nX.Y: 2\r\nX-Y: 3\r\n!#$%&'*+^`|~: 4");
     let seen = |rule: AmbiguousNames| {

@@ -3,6 +3,7 @@
 
 mod admin;
 mod check;
+mod explain;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -89,6 +90,11 @@ enum Command {
         /// Report files, too, that this user cannot read or write, by their permissions
         #[arg(long, value_name = "NAME")]
         user: Option<String>,
+        /// Say what becomes of a request, such as 'GET https://shop.example/cart?id=7', and which line of the file says so
+        #[arg(long, value_name = "REQUEST", conflicts_with = "user")]
+        explain: Option<String>,
+        #[command(flatten)]
+        asked: explain::Asked,
     },
     /// Print a configuration: the file's with all defaults, as JSON
     Config {
@@ -308,7 +314,10 @@ impl Cli {
         let client = || Client::new(self.admin.admin, self.admin.token_file.as_deref());
         match self.command {
             Command::Run { config } => run(&config)?,
-            Command::Check { file, user } => return check::check(&file, user.as_deref(), out),
+            Command::Check { file, explain: Some(request), asked, .. } => {
+                return explain::explain(&file, &request, &asked, out);
+            }
+            Command::Check { file, user, .. } => return check::check(&file, user.as_deref(), out),
             Command::Config { default: true, .. } => out.write_all(toml::DEFAULT.as_bytes())?,
             Command::Config { schema: true, .. } => writeln!(out, "{:#}", toml::schema::schema())?,
             Command::Config { diff: true, .. } => drift(&client()?, out)?,

@@ -24,6 +24,7 @@
 mod body;
 mod client;
 mod content;
+pub mod explain;
 mod facts;
 mod fields;
 pub mod h1;

@@ -206,19 +206,29 @@ impl Site {
     /// The route for a path, which is decoded and normalised; where none fits, the one that stands for that.
     #[inline]
     pub fn find(&self, path: &[u8], facts: &impl Facts) -> RouteId {
-        self.search(path, |route| route.condition.as_ref().is_none_or(|condition| condition.holds(facts)))
+        self.search(path, |_, route| route.holds(facts))
     }
 
     /// As [`find`](Self::find), where `holds` says whether a route's condition does. It is asked of the routes that fit the path
     /// in the order of the search, as far as that goes.
     #[inline]
-    pub fn search(&self, path: &[u8], mut holds: impl FnMut(&Route) -> bool) -> RouteId {
-        self.table.find(path, |id| holds(self.route(*id))).copied().unwrap_or(RouteId::FALLBACK)
+    pub fn search(&self, path: &[u8], mut holds: impl FnMut(RouteId, &Route) -> bool) -> RouteId {
+        self.table.find(path, |id| holds(*id, self.route(*id))).copied().unwrap_or(RouteId::FALLBACK)
     }
 
     #[inline]
     pub fn route(&self, id: RouteId) -> &Route {
         self.routes.get(id.0 as usize).unwrap_or(&self.fallback)
+    }
+
+    /// Of the route at this place in the configuration.
+    pub fn id(&self, place: usize) -> RouteId {
+        u32::try_from(place).map_or(RouteId::FALLBACK, RouteId)
+    }
+
+    /// Whether a route is for this path, whatever others are.
+    pub fn covers(&self, id: RouteId, path: &[u8]) -> bool {
+        self.route_config(id).and_then(place).is_some_and(|place| place.covers(path))
     }
 
     /// What the operator said of a route; `None` of the one that stands for no route.
@@ -278,6 +288,14 @@ impl Route {
             has_rules: config.rules != Rules::default(),
             action,
         }
+    }
+}
+
+impl Route {
+    /// Whether its condition does.
+    #[inline]
+    pub fn holds(&self, facts: &impl Facts) -> bool {
+        self.condition.as_ref().is_none_or(|condition| condition.holds(facts))
     }
 }
 

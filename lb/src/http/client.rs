@@ -18,9 +18,8 @@ use super::content::Content;
 use super::facts::RequestFacts;
 use super::fields::Changes;
 use super::own;
-use super::request::{self, Course, Request, Told, pool_of};
+use super::request::{self, Course, Request, Told};
 use super::stream::ClientStream;
-use super::target;
 use super::timer::Timer;
 use super::transfer::{Ending, Happened, Transfer};
 use super::upstream::{Disposition, Upstream};
@@ -30,7 +29,6 @@ use crate::access_log::{AccessLog, Record, Served};
 use crate::backend::Backend;
 use crate::clock::{self, sleep, timeout};
 use crate::config::ListenerSettings;
-use crate::config::site::{JumpTo, Page};
 use crate::date;
 use crate::exchange::headers::Peer;
 use crate::exchange::limits::ClientLimits;
@@ -41,13 +39,12 @@ use crate::exchange::{Answer, Event, Exchange, Moment, Outcome, Own, Step};
 use crate::failure::{Failed, Failure};
 use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, ResponsePlan};
 use crate::http::h1::websocket;
+use crate::message::Parsed;
 use crate::message::framing::Framing;
 use crate::message::limits::BLANK_BYTES;
 use crate::message::name::Name;
-use crate::message::path::normalise;
-use crate::message::{Method, Parsed};
 use crate::plant::Bug;
-use crate::site::{Action, RouteId, Site};
+use crate::site::{RouteId, Site};
 use crate::snapshot::Snapshot;
 
 const HEAD_READ_BYTES: usize = 4096;
@@ -337,7 +334,7 @@ impl Request<'_> {
         now: Instant,
     ) -> Ended {
         let _exchange = self.engine.stop.in_exchange();
-        match request::begin(self, work, head, client, now) {
+        match request::begin(self, work, head, client.is_tls(), client.total(), now) {
             Ok((exchange, body)) => {
                 let is_too_large = self.limits.max_body_bytes.is_some_and(|most| work.request.framing().exceeds(most));
                 let transfer = Transfer::new(self.engine, self.listener, self.limits, client, work, body);
@@ -388,15 +385,19 @@ impl Request<'_> {
         may_keep: bool,
         exchange: Option<&Exchange>,
     ) -> u16 {
-        let work = &*transfer.work;
-        let form = Form::asked(work.request.fields().named(&work.from_client, b"accept"));
-        let page = exchange.is_none().then(|| self.page_without_route(work, refusal)).flatten();
-        let (reply, status) = page.unwrap_or_else(|| {
-            let id = work.text.get(self.told.request_id.clone()).unwrap_or_default();
-            (refusal.reply(form, id), refusal.status())
-        });
+        let (reply, status) = self.refusal(transfer.work, refusal, exchange);
         self.write_reply(transfer, reply, may_keep && refusal.keeps_connection(), exchange);
         status
+    }
+
+    /// What tells of a refusal, and its status.
+    pub(super) fn refusal(&self, work: &Work, refusal: Refusal, exchange: Option<&Exchange>) -> (Reply, u16) {
+        let form = Form::asked(work.request.fields().named(&work.from_client, b"accept"));
+        let page = exchange.is_none().then(|| self.page_without_route(work, refusal)).flatten();
+        page.unwrap_or_else(|| {
+            let id = work.text.get(self.told.request_id.clone()).unwrap_or_default();
+            (refusal.reply(form, id), refusal.status())
+        })
     }
 
     fn write_reply(&self, transfer: &mut Transfer<'_>, reply: Reply, may_keep: bool, exchange: Option<&Exchange>) {
@@ -573,56 +574,10 @@ impl Driver<'_, '_> {
     /// Goes on along another route, in place of the answer that there is, or would be.
     #[cold]
     fn turn(&mut self, internal: Internal) {
-        let site = Arc::clone(self.exchange.site());
-        let is_page = matches!(internal, Internal::Page(_));
-        let to = match internal {
-            Internal::Action => match &self.exchange.route().action {
-                Action::Jump { to, .. } => Some(to),
-                _ => None,
-            },
-            Internal::Page(index) => {
-                let pages = &site.rules(self.exchange.route_id()).error_pages;
-                pages.get(index).and_then(|page| match &page.page {
-                    Page::Jump(to) => Some(to),
-                    _ => None,
-                })
-            }
-        };
-        let mut route = RouteId::FALLBACK;
-        let mut keeps_body = self.transfer.body.is_at_hand() && !self.request.course.is_get;
-        match to {
-            Some(JumpTo::Route(name)) => route = site.named(name).unwrap_or(route),
-            Some(JumpTo::Path(path)) => {
-                let mut target = Vec::new();
-                target::write(path, &RequestFacts::of(self.request, self.transfer.work, &self.exchange), &mut target);
-                keeps_body &= !is_page;
-                let end = target.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(target.len());
-                let mut scratch = Vec::new();
-                if let Ok(path) = normalise(&target[..end], &mut scratch) {
-                    self.transfer.work.path = path.to_vec();
-                    self.transfer.work.target = target;
-                    self.request.told.path_is_made();
-                    route = site.find(
-                        &self.transfer.work.path,
-                        &RequestFacts::of(self.request, self.transfer.work, &self.exchange),
-                    );
-                }
-            }
-            None => {}
-        }
-        let work = &*self.transfer.work;
-        let method = work.request.method();
-        let has_content = !matches!(work.request.framing(), Framing::None | Framing::Length(0));
-        if (is_page && matches!(to, Some(JumpTo::Path(_))) || has_content && !keeps_body) && method != Method::Head {
-            self.request.course.is_get = true;
-        }
+        let is_at_hand = self.transfer.body.is_at_hand();
         // The answer that was there goes nowhere, and neither does its backend's connection.
         self.transfer.give_up();
-        let work = &*self.transfer.work;
-        let facts = RequestFacts::of(self.request, work, &self.exchange);
-        let which = pool_of(site.route(route), &RequestFacts { place: Some((&site, route)), ..facts });
-        let cookies = work.request.fields().values(&work.from_client, Name::Cookie);
-        self.exchange.enter(route, which, keeps_body, cookies);
+        request::turn(self.request, self.transfer.work, &mut self.exchange, internal, is_at_hand);
         self.transfer.limits = self.exchange.client_limits(ClientLimits::of_listener(self.request.listener));
     }
 
@@ -697,7 +652,7 @@ fn facts_without_route<'a>(
 
 /// Writes the head for the client; how the content goes to it, and whether its connection stays. `is_backends`: it came
 /// from a backend.
-fn write_head(
+pub(super) fn write_head(
     of: &Request<'_>,
     work: &mut Work,
     persistence: Persistence,

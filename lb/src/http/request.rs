@@ -14,14 +14,15 @@ use super::body::refusal;
 use super::content::Content;
 use super::facts::RequestFacts;
 use super::fields::{self, Changes};
-use super::pace::Pace;
-use super::stream::ClientStream;
+use super::pace::{Pace, Total};
 use super::target;
 use super::work::Work;
+use crate::config::site::{JumpTo, Page};
 use crate::config::{ForwardedBy, ListenerSettings, RequestIdField, ServerConfig};
 use crate::exchange::headers::{Claims, Forwarding, Origin, Peer, XForwarded, trusts, write_request_id};
 use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::Refusal;
+use crate::exchange::walk::Internal;
 use crate::exchange::{Asked, Exchange};
 use crate::http::h1::head::{Form, RequestHead};
 use crate::http::h1::reject::Reject;
@@ -31,6 +32,7 @@ use crate::message::field::Fields;
 use crate::message::framing::Framing;
 use crate::message::name::Name;
 use crate::message::path::normalise;
+use crate::message::{Method, Version};
 use crate::site::{Action, Found, Route, RouteId};
 use crate::snapshot::Snapshot;
 use crate::value::table::Tables;
@@ -91,7 +93,8 @@ pub fn begin(
     of: &mut Request<'_>,
     work: &mut Work,
     head: usize,
-    client: &ClientStream,
+    is_tls: bool,
+    total: Option<&Total>,
     now: Instant,
 ) -> Result<(Exchange, Content), Refusal> {
     let Request { engine, listener, peer, told, .. } = of;
@@ -129,7 +132,7 @@ pub fn begin(
     told.continues_x_forwarded = matches!(claims, Claims::XForwarded(_));
     let origin = Origin {
         peer,
-        is_tls: client.is_tls(),
+        is_tls,
         // The parser takes no host but in ASCII.
         host: request.authority(from_client).and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default(),
         claims: &claims,
@@ -137,7 +140,11 @@ pub fn begin(
     let forwarding = Forwarding::new(origin, &server.trusted_proxies);
     told.read(&forwarding, text);
     if let Some(name) = &server.via {
-        let version = client.protocol(request.version()).trim_start_matches("HTTP/");
+        let version = match (of.is_stream, request.version()) {
+            (true, _) => "2.0",
+            (_, Version::Http10) => "1.0",
+            (_, Version::Http11) => "1.1",
+        };
         told.via = written(text, |text| write!(text, "{version} {name}"));
     }
     let body_length = match request.framing() {
@@ -186,7 +193,7 @@ pub fn begin(
     if !is_plain {
         of.course.snapshot = Some(Arc::clone(&snapshot));
     }
-    let pace = Pace::new(limits.min_rate, client.total());
+    let pace = Pace::new(limits.min_rate, total);
     Ok((exchange, Content::new(request.framing(), head, limits.max_body_bytes, keep, pace)))
 }
 
@@ -196,6 +203,55 @@ pub fn pool_of(route: &Route, facts: &RequestFacts<'_>) -> usize {
     let mut scratch = Vec::new();
     let name = value.read(facts, &mut scratch).unwrap_or_default();
     pools.iter().position(|of| of.pool.name.as_str().as_bytes() == name).unwrap_or(usize::MAX)
+}
+
+/// Goes on along another route, in place of the answer that there is, or would be. `is_body_at_hand`: all that has come of
+/// the body is kept.
+#[cold]
+pub fn turn(of: &mut Request<'_>, work: &mut Work, exchange: &mut Exchange, internal: Internal, is_body_at_hand: bool) {
+    let site = Arc::clone(exchange.site());
+    let is_page = matches!(internal, Internal::Page(_));
+    let to = match internal {
+        Internal::Action => match &site.route(exchange.route_id()).action {
+            Action::Jump { to, .. } => Some(to),
+            _ => None,
+        },
+        Internal::Page(index) => {
+            let pages = &site.rules(exchange.route_id()).error_pages;
+            pages.get(index).and_then(|page| match &page.page {
+                Page::Jump(to) => Some(to),
+                _ => None,
+            })
+        }
+    };
+    let mut route = RouteId::FALLBACK;
+    let mut keeps_body = is_body_at_hand && !of.course.is_get;
+    match to {
+        Some(JumpTo::Route(name)) => route = site.named(name).unwrap_or(route),
+        Some(JumpTo::Path(path)) => {
+            let mut target = Vec::new();
+            target::write(path, &RequestFacts::of(of, work, exchange), &mut target);
+            keeps_body &= !is_page;
+            let end = target.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(target.len());
+            let mut scratch = Vec::new();
+            if let Ok(path) = normalise(&target[..end], &mut scratch) {
+                work.path = path.to_vec();
+                work.target = target;
+                of.told.path_is_made();
+                route = site.find(&work.path, &RequestFacts::of(of, work, exchange));
+            }
+        }
+        None => {}
+    }
+    let method = work.request.method();
+    let has_content = !matches!(work.request.framing(), Framing::None | Framing::Length(0));
+    if (is_page && matches!(to, Some(JumpTo::Path(_))) || has_content && !keeps_body) && method != Method::Head {
+        of.course.is_get = true;
+    }
+    let facts = RequestFacts::of(of, work, exchange);
+    let which = pool_of(site.route(route), &RequestFacts { place: Some((&site, route)), ..facts });
+    let cookies = work.request.fields().values(&work.from_client, Name::Cookie);
+    exchange.enter(route, which, keeps_body, cookies);
 }
 
 /// Writes the head for the backend. `websocket`: ask it to switch protocols.

@@ -368,15 +368,9 @@ impl<'a> Transfer<'a> {
     /// request is dropped.
     pub fn reply(&mut self, reply: Reply, may_keep: bool, write: impl FnOnce(&mut Work, bool)) {
         self.upstream = None;
-        let Work { request, response, from_backend, to_client, .. } = &mut *self.work;
-        to_client.truncate(self.interim_bytes);
-        from_backend.clear();
-        response.clear();
-        let content = reply.write(from_backend.end());
-        // A reply is sound, and within these limits.
-        let is_sound = matches!(response.parse(from_backend, request.method(), &Limits::LARGEST), Parsed::Complete(_));
-        debug_assert!(is_sound, "a reply that is no response");
-        let has_content = !matches!(response.framing(), Framing::None);
+        self.work.to_client.truncate(self.interim_bytes);
+        let content = self.work.take_reply(reply);
+        let has_content = !matches!(self.work.response.framing(), Framing::None);
         self.keeps_client =
             may_keep && self.body.is_done() && self.work.request.keeps_alive() && self.engine.keeps_clients();
         write(self.work, self.keeps_client);

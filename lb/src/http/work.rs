@@ -4,8 +4,13 @@
 use std::cell::RefCell;
 use std::ops::Deref;
 
+use bytes::Bytes;
+
+use crate::exchange::reply::Reply;
 use crate::http::h1::head::RequestHead;
 use crate::http::h1::response::ResponseHead;
+use crate::message::Parsed;
+use crate::message::limits::Limits;
 
 /// How many a thread keeps for the next connections.
 const MOST_SPARE: usize = 128;
@@ -64,6 +69,18 @@ impl Work {
             Some(work)
         });
         spare.unwrap_or_default()
+    }
+
+    /// Puts the head of an answer of our own where that of a backend would be; its content.
+    pub fn take_reply(&mut self, reply: Reply) -> Bytes {
+        let Self { request, response, from_backend, .. } = self;
+        from_backend.clear();
+        response.clear();
+        let content = reply.write(from_backend.end());
+        // A reply is sound, and within these limits.
+        let is_sound = matches!(response.parse(from_backend, request.method(), &Limits::LARGEST), Parsed::Complete(_));
+        debug_assert!(is_sound, "a reply that is no response");
+        content
     }
 
     pub fn give_back(mut self: Box<Self>) {

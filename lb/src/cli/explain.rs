@@ -1,0 +1,272 @@
+//! `evenkeel check --explain`: what becomes of a request, by the code that carries requests, and which line says so.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use serde_json::{Map, Value};
+
+use crate::access_log::AccessLog;
+use crate::config::site::{Matcher, RouteConfig};
+use crate::config::toml;
+use crate::config::{Config, ListenerConfig};
+use crate::control::Control;
+use crate::http::explain::{End, Explanation, Question, Visit};
+use crate::http::{Engine, Shared, Stop};
+use crate::message::authority;
+use crate::metrics::Metrics;
+use crate::room::Room;
+use crate::shutdown::Shutdown;
+use crate::site::{RouteId, Site};
+
+/// What of a request is not in its line.
+#[derive(Debug, Args)]
+pub struct Asked {
+    /// A field of the request, such as 'Cookie: tier=gold'; may be given several times
+    #[arg(long, value_name = "NAME: VALUE", requires = "explain")]
+    header: Vec<String>,
+    /// Where the request comes from
+    #[arg(long, value_name = "IP", default_value = "192.0.2.1", requires = "explain")]
+    client: IpAddr,
+    /// The listener that it comes to, by name; else the first one with the port or the scheme of the URL
+    #[arg(long, value_name = "NAME", requires = "explain")]
+    listener: Option<String>,
+}
+
+/// A request as the command line has it.
+struct Asks<'a> {
+    method: &'a str,
+    is_https: bool,
+    authority: &'a str,
+    port: u16,
+    target: String,
+}
+
+/// Of a content, no more is shown.
+const MAX_SHOWN_BYTES: usize = 200;
+
+pub fn explain(file: &Path, request: &str, asked: &Asked, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let mut config = match toml::load(file) {
+        Ok(checked) => checked.config,
+        Err(problems) => return Ok(super::report(file, &problems)),
+    };
+    // Nothing outside is touched: no state is read or written, and no line is logged.
+    config.state.file = None;
+    let asks = Asks::parse(request)?;
+    let place = listener(&config, &asks, asked.listener.as_deref())?;
+    let head = asks.head(&asked.header)?;
+    let control = Arc::new(Control::new(file, config, Arc::new(Metrics::new())));
+    let engine = engine(&control, place);
+    let question = Question { head: head.as_bytes(), client: asked.client, is_tls: asks.is_https };
+    let explanation = crate::http::explain::explain(&engine, &question).map_err(anyhow::Error::msg)?;
+    let snapshot = control.snapshot();
+    let text = tell(&snapshot.config, &snapshot.config.listeners[place], &explanation, request);
+    out.write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl<'a> Asks<'a> {
+    /// Reads `GET https://host:port/path?query`; without a method it is GET.
+    fn parse(request: &'a str) -> anyhow::Result<Self> {
+        let (method, url) = match request.trim().split_once(' ') {
+            Some((method, url)) => (method, url.trim()),
+            None => ("GET", request.trim()),
+        };
+        let example = "write it as 'GET https://host/path'";
+        let (is_https, rest) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
+            (Some(rest), _) => (true, rest),
+            (_, Some(rest)) => (false, rest),
+            _ => bail!("\"{request}\" is no request with a URL: {example}"),
+        };
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, target) = rest.split_at(end);
+        let parsed = authority::parse(authority.as_bytes());
+        let parsed = parsed.with_context(|| format!("\"{authority}\" in \"{request}\" is no host: {example}"))?;
+        // A fragment is no part of what is sent.
+        let target = target.split('#').next().unwrap_or_default();
+        let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
+        ensure!(target.bytes().all(|byte| byte > b' ' && byte != 0x7f), "\"{target}\" holds a blank: write it as %20");
+        Ok(Self { method, is_https, authority, port: parsed.port.unwrap_or(if is_https { 443 } else { 80 }), target })
+    }
+
+    fn head(&self, fields: &[String]) -> anyhow::Result<String> {
+        let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
+        let names_host = fields.iter().any(|field| field.to_ascii_lowercase().starts_with("host:"));
+        if !names_host {
+            let _ = write!(head, "Host: {}\r\n", self.authority);
+        }
+        for field in fields {
+            ensure!(
+                field.contains(':') && !field.contains(['\r', '\n', '\0']),
+                "\"{field}\" is no field: write it as 'Name: value'"
+            );
+            let _ = write!(head, "{field}\r\n");
+        }
+        head.push_str("\r\n");
+        Ok(head)
+    }
+}
+
+/// The place of the listener that is meant.
+fn listener(config: &Config, asks: &Asks<'_>, name: Option<&str>) -> anyhow::Result<usize> {
+    let position = |fits: &dyn Fn(&ListenerConfig) -> bool| config.listeners.iter().position(fits);
+    if let Some(name) = name {
+        let names: Vec<_> = config.listeners.iter().map(|listener| listener.name.as_str()).collect();
+        return position(&|listener| listener.name.as_str() == name)
+            .with_context(|| format!("there is no listener \"{name}\": there are {}", names.join(", ")));
+    }
+    let is_right = |listener: &ListenerConfig| listener.tls.is_some() == asks.is_https;
+    let found = position(&|listener| is_right(listener) && listener.address.port() == asks.port)
+        .or_else(|| position(&|listener| listener.address.port() == asks.port))
+        .or_else(|| position(&is_right));
+    Ok(found.unwrap_or(0))
+}
+
+/// What carries requests of this listener, without anybody who listens.
+fn engine(control: &Arc<Control>, listener: usize) -> Engine {
+    let shutdown = Shutdown::new();
+    let stops: Arc<[Arc<Stop>]> = Arc::from([Arc::new(Stop::new(shutdown.clone()))]);
+    let shared = Shared {
+        control: Arc::clone(control),
+        access_log: Arc::new(AccessLog::new(control.metrics.access_log_lost.clone())),
+        most_idle: Arc::new(AtomicUsize::new(0)),
+        shutdown,
+        room: Room::new(1),
+        backend_room: Room::new(1),
+    };
+    Engine::new(&control.snapshot().config.listeners[listener], &shared, &stops, 0)
+}
+
+fn tell(config: &Config, listener: &ListenerConfig, explanation: &Explanation, request: &str) -> String {
+    let mut text = format!("{request}\n\n");
+    row(&mut text, "listener", &listener.name.to_string(), &listener.address.to_string());
+    let Some(site) = &explanation.site else {
+        row(&mut text, "site", "none", "");
+        end(&mut text, &explanation.end);
+        return text;
+    };
+    let hosts: Vec<_> = site.config.hosts.iter().map(|host| format!("\"{host}\"")).collect();
+    row(&mut text, "site", &site.config.name, &format!("{}, hosts {}", site.config.place, hosts.join(" ")));
+    for visit in &explanation.visits {
+        route(&mut text, site, visit);
+    }
+    if let Some(last) = explanation.visits.last() {
+        settings(&mut text, config, listener, site, last.route, &explanation.end);
+    }
+    end(&mut text, &explanation.end);
+    text
+}
+
+fn row(text: &mut String, name: &str, value: &str, said: &str) {
+    let _ = writeln!(text, "{}", format!("{name:<10}{value}  ({said})").trim_end_matches("  ()"));
+}
+
+/// A route that the request comes to, and those that lost.
+fn route(text: &mut String, site: &Site, visit: &Visit) {
+    let name = |id: RouteId| site.route(id).name.as_str().to_owned();
+    let said = |id: RouteId| {
+        site.route_config(id).map_or_else(String::new, |route| format!("{}, {}", route.place, matcher(route)))
+    };
+    match site.route_config(visit.route) {
+        Some(_) => row(text, "route", &name(visit.route), &said(visit.route)),
+        None => row(text, "route", "none", "no route of the site takes it"),
+    }
+    let Some(path) = &visit.path else {
+        let _ = writeln!(text, "{:<10}a jump names the route", "");
+        return;
+    };
+    let winner = visit.asked.iter().rev().find(|(id, holds)| *holds && *id == visit.route);
+    for (place, route) in site.config.routes.iter().enumerate() {
+        let id = site.id(place);
+        if id == visit.route {
+            continue;
+        }
+        let why = match visit.asked.iter().find(|(asked, _)| *asked == id) {
+            Some((_, false)) => "its condition does not hold",
+            Some((_, true)) if winner.is_none() => "it is internal: only jumps and error pages lead there",
+            Some((_, true)) => "a regex goes before it",
+            None if matches!(route.matcher, Matcher::Named) => continue,
+            None if !site.covers(id, path) => continue,
+            None if matches!(route.matcher, Matcher::Regex(_)) && is_over_regex(site, visit.route) => {
+                "regexes are not asked, since over_regex says so"
+            }
+            None => "what won is more specific, or stands before it",
+        };
+        let _ = writeln!(text, "{:<10}lost: {} ({}): {why}", "", route.name, said(id));
+    }
+}
+
+fn is_over_regex(site: &Site, id: RouteId) -> bool {
+    site.route_config(id).is_some_and(|route| route.over_regex)
+}
+
+fn matcher(route: &RouteConfig) -> String {
+    match &route.matcher {
+        Matcher::Path(path) => format!("path \"{}\"", path.as_str()),
+        Matcher::Exact(path) => format!("exact \"{path}\""),
+        Matcher::Prefix(prefix) => format!("prefix \"{prefix}\""),
+        Matcher::Regex(regex) => format!("regex '{}'", regex.text()),
+        Matcher::Named => "named".to_owned(),
+    }
+}
+
+/// Every setting that is in force, and which line said it.
+fn settings(text: &mut String, config: &Config, listener: &ListenerConfig, site: &Site, id: RouteId, end: &End) {
+    let rules = site.rules(id);
+    let object = |value: serde_json::Result<Value>| match value {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    };
+    let of_listener = object(serde_json::to_value(listener));
+    let pool = match end {
+        End::Pool { name, .. } => config.pools.iter().find(|pool| pool.name.as_str() == name),
+        End::Answer { .. } => None,
+    };
+    let of_pool = pool.map(|pool| object(serde_json::to_value(pool))).unwrap_or_default();
+    let _ = writeln!(text, "settings");
+    for (key, value) in object(serde_json::to_value(rules)) {
+        let (value, said) = match (rules.origins.of(&key), &value) {
+            (Some(origin), _) => (value, origin.to_string()),
+            (None, Value::Null) => match (of_listener.get(&key), of_pool.get(&key), pool) {
+                (Some(value), ..) => (value.clone(), format!("of listener {}", listener.name)),
+                (None, Some(value), Some(pool)) => (value.clone(), format!("of pool {}", pool.name)),
+                _ => continue,
+            },
+            (None, _) => (value, "default".to_owned()),
+        };
+        let _ = writeln!(text, "  {key} = {value}  ({said})");
+    }
+}
+
+fn end(text: &mut String, end: &End) {
+    let shown = |text: &mut String, head: &[u8]| {
+        for line in String::from_utf8_lossy(head).lines().filter(|line| !line.is_empty()) {
+            let _ = writeln!(text, "  {line}");
+        }
+    };
+    match end {
+        End::Pool { name, head } => {
+            let _ = writeln!(text, "to a backend of pool {name}");
+            shown(text, head);
+        }
+        End::Answer { refusal, head, content } => {
+            let why = refusal.map(|refusal| format!(", refused: {}", refusal.reason())).unwrap_or_default();
+            let _ = writeln!(text, "to the client{why}");
+            shown(text, head);
+            if !content.is_empty() {
+                let piece = content.get(..MAX_SHOWN_BYTES).unwrap_or(content);
+                let _ = writeln!(text);
+                shown(text, piece);
+                if piece.len() < content.len() {
+                    let _ = writeln!(text, "  … {} bytes in all", content.len());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What becomes of a request that nobody sent: the way through sites and routes and what a backend or the client would be
+//! sent, by the code that carries requests, without a connection.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Engine;
+use super::client;
+use super::facts::RequestFacts;
+use super::own;
+use super::request::{self, Course, Request, Told};
+use super::work::Work;
+use crate::clock;
+use crate::exchange::headers::Peer;
+use crate::exchange::limits::ClientLimits;
+use crate::exchange::refusal::{Form, Refusal};
+use crate::exchange::reply::Reply;
+use crate::exchange::{Event, Exchange, Moment, Step};
+use crate::failure::Failure;
+use crate::http::h1::rewrite::Persistence;
+use crate::message::Parsed;
+use crate::site::{RouteId, Site};
+
+/// A request and where it comes from.
+#[derive(Debug)]
+pub struct Question<'a> {
+    /// As a client of HTTP/1.1 sends it.
+    pub head: &'a [u8],
+    pub client: IpAddr,
+    pub is_tls: bool,
+}
+
+/// What becomes of it.
+#[derive(Debug)]
+pub struct Explanation {
+    /// `None`: no site has its host, or it is refused before it comes to one.
+    pub site: Option<Arc<Site>>,
+    /// The routes that it comes to, one after the other.
+    pub visits: Vec<Visit>,
+    pub end: End,
+}
+
+/// A route, and how it was chosen.
+#[derive(Debug)]
+pub struct Visit {
+    pub route: RouteId,
+    /// The path for which routes were searched, decoded and normalised; `None`: a jump named the route.
+    pub path: Option<Vec<u8>>,
+    /// The routes that fit the path, in the order in which they were asked, and whether their conditions hold.
+    pub asked: Vec<(RouteId, bool)>,
+}
+
+/// How it ends, if backends do what they are to do.
+#[derive(Debug)]
+pub enum End {
+    /// A backend of this pool is sent this head.
+    Pool { name: String, head: Vec<u8> },
+    /// The client is sent this.
+    Answer { refusal: Option<Refusal>, head: Vec<u8>, content: Bytes },
+}
+
+/// Says what becomes of a request on this listener. The error says why the head is none.
+pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, String> {
+    let listener = engine.listener();
+    let peer = Peer::new(question.client);
+    let mut work = Work::default();
+    work.from_client.extend_from_slice(question.head);
+    let head = match work.request.parse(&work.from_client, &listener.limits()) {
+        Parsed::Complete(head) => head,
+        Parsed::Partial => return Err("the head of the request does not end".to_owned()),
+        Parsed::Rejected(reject) => return Err(format!("the request is refused: {}", reject.reason())),
+    };
+    let now = clock::now();
+    let mut of = Request {
+        engine,
+        listener: &listener,
+        peer: &peer,
+        started: now,
+        time: None,
+        told: Told::default(),
+        course: Course::default(),
+        is_stream: false,
+        limits: ClientLimits::of_listener(&listener),
+    };
+    let mut exchange = match request::begin(&mut of, &mut work, head, question.is_tls, None, now) {
+        Ok((exchange, _)) => exchange,
+        Err(refusal) => {
+            return Ok(Explanation { site: None, visits: Vec::new(), end: refused(&of, &mut work, refusal, None) });
+        }
+    };
+    let site = Arc::clone(exchange.site());
+    let mut visits = vec![visit(&of, &work, &exchange)];
+    let at = Moment { now, client_waited: std::time::Duration::ZERO };
+    let is_too_large = of.limits.max_body_bytes.is_some_and(|most| work.request.framing().exceeds(most));
+    let mut event = match is_too_large {
+        true => Event::Failed { failed: Failure::BodyTooLarge.into(), has_body: false },
+        false => Event::Begun,
+    };
+    let end = loop {
+        event = match exchange.step(event, at) {
+            Step::Hold => Event::Held,
+            Step::Replace(internal) => {
+                let path_before = work.path.clone();
+                request::turn(&mut of, &mut work, &mut exchange, internal, true);
+                let mut visit = visit(&of, &work, &exchange);
+                if work.path == path_before {
+                    (visit.path, visit.asked) = (None, Vec::new());
+                }
+                visits.push(visit);
+                Event::Begun
+            }
+            Step::Open(_) => break to_backend(&of, &mut work, &exchange),
+            // Which backends are well, nobody has asked.
+            Step::Refuse(Refusal::NoBackend) if exchange.pool().is_some() => {
+                break to_backend(&of, &mut work, &exchange);
+            }
+            Step::Refuse(refusal) => break refused(&of, &mut work, refusal, Some(&exchange)),
+            Step::Reply(own, status) => {
+                let facts = RequestFacts::of(&of, &work, &exchange);
+                let form = Form::asked(work.request.fields().named(&work.from_client, b"accept"));
+                break match own::reply(own, status, &exchange, &facts, form) {
+                    Some(reply) => answer(&of, &mut work, reply, exchange.outcome().refusal, Some(&exchange)),
+                    None => refused(&of, &mut work, Refusal::Internal, Some(&exchange)),
+                };
+            }
+            Step::Pass | Step::End => break refused(&of, &mut work, Refusal::Internal, Some(&exchange)),
+            Step::Wait(never) | Step::Sub(never) | Step::Spawn(never) => match never {},
+        };
+    };
+    Ok(Explanation { site: Some(site), visits, end })
+}
+
+/// The route that the exchange has come to, and who else was asked.
+fn visit(of: &Request<'_>, work: &Work, exchange: &Exchange) -> Visit {
+    let site = exchange.site();
+    let facts = RequestFacts { place: Some((site, RouteId::FALLBACK)), ..RequestFacts::of(of, work, exchange) };
+    let mut asked = Vec::new();
+    site.search(facts.path, |id, route| {
+        let holds = route.holds(&facts);
+        asked.push((id, holds));
+        holds
+    });
+    Visit { route: exchange.route_id(), path: Some(facts.path.to_vec()), asked }
+}
+
+fn to_backend(of: &Request<'_>, work: &mut Work, exchange: &Exchange) -> End {
+    work.to_backend.clear();
+    request::write_head(of, work, exchange, request::asks_for_websocket(work) && !exchange.is_page());
+    let name = exchange.pool().map(|pool| pool.name.to_string()).unwrap_or_default();
+    End::Pool { name, head: std::mem::take(&mut work.to_backend) }
+}
+
+fn refused(of: &Request<'_>, work: &mut Work, refusal: Refusal, exchange: Option<&Exchange>) -> End {
+    let (reply, _) = of.refusal(work, refusal, exchange);
+    answer(of, work, reply, Some(refusal), exchange)
+}
+
+fn answer(
+    of: &Request<'_>,
+    work: &mut Work,
+    reply: Reply,
+    refusal: Option<Refusal>,
+    exchange: Option<&Exchange>,
+) -> End {
+    let content = work.take_reply(reply);
+    work.to_client.clear();
+    client::write_head(of, work, Persistence::KeepAlive, exchange, false);
+    End::Answer { refusal, head: std::mem::take(&mut work.to_client), content }
+}

@@ -7,6 +7,7 @@ mod check;
 mod config;
 mod differential;
 mod early_answers;
+mod explain;
 mod failures;
 mod forwarding;
 mod health;

@@ -11,7 +11,7 @@ use super::backend::{AdminState, BackendAddress};
 use super::certificate::{self, Certificate};
 use super::route::HostPattern;
 use super::site::Matcher;
-use super::{Config, ListenerConfig, PoolConfig, StickyConfig, TlsConfig};
+use super::{Config, ListenerConfig, PoolConfig, StickyConfig, TlsConfig, unreachable};
 
 /// A certificate is to be renewed when it is valid for less than this.
 const RENEWAL_DAYS: u64 = 7;
@@ -76,6 +76,9 @@ pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
         }
     }
     for (site, settings) in config.sites.iter().enumerate() {
+        for (route, message) in unreachable::routes(settings) {
+            told.push(Advice { subject: Subject::RouteOfSite { site, route }, is_error: false, message });
+        }
         for (route, settings) in settings.routes.iter().enumerate() {
             let message = match &settings.matcher {
                 Matcher::Path(path) => literal_star("site.route.path", path.as_str()),

@@ -1,0 +1,225 @@
+//! Routes of a site that no request can reach, as far as their matchers and methods tell. Those that an earlier route of
+//! the same path hides are refused when the file is read.
+
+use super::site::{Action, JumpTo, Matcher, Page, RouteConfig, SiteConfig};
+use crate::value::condition::Condition;
+
+/// Regexes that fit every path.
+const OF_ANY: &[&str] =
+    &["", ".", ".*", "/", "^", "^.", "^.*", "^/", "^/.*", "^/.*$", "^.*$", "^(.*)$", "^/(.*)$", "(.*)"];
+
+/// The routes by their places, each with the reason and the fix.
+pub fn routes(site: &SiteConfig) -> Vec<(usize, String)> {
+    let jumps: Vec<&JumpTo> = jumps(site).collect();
+    let of_any = site.routes.iter().position(|route| is_open(route) && is_of_any(&route.matcher));
+    let told = site.routes.iter().enumerate().filter_map(|(place, route)| {
+        let why = by_methods(&site.routes[..place], route)
+            .or_else(|| by_paths(site, place, route))
+            .or_else(|| by_regex(of_any.filter(|any| *any != place), site, place, route))
+            .or_else(|| over_regex(site, route))
+            .or_else(|| without_jump(&jumps, route))?;
+        Some((place, format!("no request can reach this route, {why}")))
+    });
+    told.collect()
+}
+
+/// Whether it takes every request for its paths.
+fn is_open(route: &RouteConfig) -> bool {
+    route.condition.as_ref().is_none_or(Condition::is_empty)
+}
+
+/// An earlier route of the same path takes all of its methods.
+fn by_methods(before: &[RouteConfig], route: &RouteConfig) -> Option<String> {
+    let methods = route.condition.as_ref()?.methods.as_ref()?;
+    let takes_all = |above: &&RouteConfig| {
+        let condition = above.condition.as_ref();
+        above.matcher == route.matcher
+            && route.matcher != Matcher::Named
+            && condition.is_some_and(|above| above.networks.is_none() && above.tests.is_empty())
+            && condition
+                .and_then(|above| above.methods.as_ref())
+                .is_some_and(|above| methods.iter().all(|method| above.contains(method.as_bytes())))
+    };
+    let above = before.iter().find(takes_all)?;
+    Some(format!("since {} takes its methods for the same path: write this one before it", at(above)))
+}
+
+/// Other routes take all that it covers.
+fn by_paths(site: &SiteConfig, place: usize, route: &RouteConfig) -> Option<String> {
+    let others = || site.routes.iter().enumerate().filter(move |(other, _)| *other != place).map(|(_, other)| other);
+    let open_path = |text: &str| {
+        others().find(|other| is_open(other) && matches!(&other.matcher, Matcher::Path(path) if path.as_str() == text))
+    };
+    match &route.matcher {
+        Matcher::Prefix(text) if text.ends_with('/') => {
+            let path = open_path(text)?;
+            Some(format!("since {} takes the same paths and whole segments go first: remove one of them", at(path)))
+        }
+        Matcher::Path(path) if !path.as_str().ends_with('/') => {
+            let is_exact = |other: &&RouteConfig| {
+                is_open(other) && matches!(&other.matcher, Matcher::Exact(text) if text == path.as_str())
+            };
+            let (exact, below) = (others().find(is_exact)?, open_path(&format!("{}/", path.as_str()))?);
+            Some(format!("since {} and {} take all of its paths: remove it, or one of those", at(exact), at(below)))
+        }
+        _ => None,
+    }
+}
+
+/// A regex takes every path before it is asked.
+fn by_regex(of_any: Option<usize>, site: &SiteConfig, place: usize, route: &RouteConfig) -> Option<String> {
+    let of_any = of_any?;
+    let loses = match &route.matcher {
+        Matcher::Regex(_) => of_any < place,
+        // One that is over regexes may be the longest where this is not.
+        Matcher::Path(_) | Matcher::Prefix(_) => !route.over_regex,
+        Matcher::Exact(_) | Matcher::Named => false,
+    };
+    let any = at(site.routes.get(of_any)?);
+    loses.then(|| format!("since the regex of {any} fits every path: make it narrower, or write path = \"/\" there"))
+}
+
+/// A regex that is never asked, since the longest prefix always says so.
+fn over_regex(site: &SiteConfig, route: &RouteConfig) -> Option<String> {
+    let Matcher::Regex(regex) = &route.matcher else { return None };
+    let start = literal_start(regex.text());
+    let prefix_of = |route: &'_ RouteConfig| match &route.matcher {
+        Matcher::Path(path) if path.as_str().ends_with('/') => Some(path.as_str().to_owned()),
+        Matcher::Path(path) => Some(format!("{}/", path.as_str())),
+        Matcher::Prefix(text) => Some(text.clone()),
+        Matcher::Exact(_) | Matcher::Regex(_) | Matcher::Named => None,
+    };
+    let hides = |above: &&RouteConfig| {
+        let Some(prefix) = prefix_of(above).filter(|prefix| start.starts_with(prefix.as_str())) else { return false };
+        let lets = |other: &RouteConfig| {
+            !other.over_regex
+                && prefix_of(other).is_some_and(|longer| longer.len() >= prefix.len() && longer.starts_with(&prefix))
+        };
+        above.over_regex && is_open(above) && !site.routes.iter().any(lets)
+    };
+    let above = site.routes.iter().find(hides)?;
+    Some(format!("since over_regex of {} keeps regexes from being asked for its paths: remove one of them", at(above)))
+}
+
+/// Nothing leads there by its name, or to no path at all.
+fn without_jump(jumps: &[&JumpTo], route: &RouteConfig) -> Option<String> {
+    let is_named = jumps.iter().any(|to| matches!(to, JumpTo::Route(name) if *name == route.name));
+    let to_path = jumps.iter().any(|to| matches!(to, JumpTo::Path(_)));
+    let is_lost = match &route.matcher {
+        Matcher::Named => !is_named,
+        _ => route.internal && !is_named && !to_path,
+    };
+    is_lost
+        .then(|| "since no jump and no error page of its site leads there: write one, or remove the route".to_owned())
+}
+
+fn jumps(site: &SiteConfig) -> impl Iterator<Item = &JumpTo> {
+    let by_action = site.routes.iter().filter_map(|route| match &route.action {
+        Action::Jump(to) => Some(to),
+        _ => None,
+    });
+    let rules = site.routes.iter().map(|route| &route.rules).chain([&site.fallback]);
+    let by_page = rules.flat_map(|rules| &rules.error_pages).filter_map(|page| match &page.page {
+        Page::Jump(to) => Some(to),
+        _ => None,
+    });
+    by_action.chain(by_page)
+}
+
+fn is_of_any(matcher: &Matcher) -> bool {
+    matches!(matcher, Matcher::Regex(regex) if OF_ANY.contains(&regex.text()))
+}
+
+/// What every path begins with that a regex fits, as far as it is plain to see.
+fn literal_start(regex: &str) -> String {
+    let Some(rest) = regex.strip_prefix('^').filter(|rest| !rest.contains('|')) else { return "/".to_owned() };
+    let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && !"/-_".contains(c)).unwrap_or(rest.len());
+    // What may be repeated may be left out.
+    let end = if rest[end..].starts_with(['*', '?', '{']) { end.saturating_sub(1) } else { end };
+    if end == 0 { "/".to_owned() } else { rest[..end].to_owned() }
+}
+
+fn at(route: &RouteConfig) -> String {
+    format!("the route {} (line {})", route.name, route.place.line)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::toml;
+
+    /// The places of the routes that are told.
+    fn told(routes: &[&str]) -> Vec<usize> {
+        let routes: String =
+            routes.iter().map(|lines| format!("[[site.route]]\n{}\n", lines.replace("; ", "\n"))).collect();
+        let text = format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[[pool]]\nname = \"app\"\nbackends = [\"a:1\"]\n\
+             [[site]]\nhosts = [\"\"]\n{routes}"
+        );
+        let config = toml::read(&text, Path::new("/evenkeel.toml")).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
+        super::routes(&config.sites[0]).into_iter().map(|(place, _)| place).collect()
+    }
+
+    #[test]
+    fn routes_that_others_hide_are_told_and_no_others() {
+        let any = "path = \"/\"; pool = \"app\"";
+        for (routes, expected) in [
+            // Methods.
+            (
+                &[
+                    "path = \"/a\"; methods = [\"GET\", \"PUT\"]; pool = \"app\"",
+                    "path = \"/a\"; methods = [\"PUT\"]; pool = \"app\"",
+                ][..],
+                &[1][..],
+            ),
+            (
+                &[
+                    "path = \"/a\"; methods = [\"GET\"]; pool = \"app\"",
+                    "path = \"/a\"; methods = [\"PUT\"]; pool = \"app\"",
+                ],
+                &[],
+            ),
+            // The same paths, told otherwise.
+            (&["prefix = \"/a/\"; pool = \"app\"", "path = \"/a/\"; pool = \"app\""], &[0]),
+            (&["prefix = \"/a\"; pool = \"app\"", "path = \"/a\"; pool = \"app\""], &[]),
+            (
+                &["path = \"/a\"; pool = \"app\"", "exact = \"/a\"; pool = \"app\"", "path = \"/a/\"; pool = \"app\""],
+                &[0],
+            ),
+            (&["path = \"/a\"; pool = \"app\"", "path = \"/a/\"; pool = \"app\""], &[]),
+            // Regexes of everything.
+            (
+                &[any, "regex = '^/'; pool = \"app\"", "regex = 'x'; pool = \"app\"", "exact = \"/a\"; pool = \"app\""],
+                &[0, 2],
+            ),
+            (&["regex = 'x'; pool = \"app\"", "regex = '.*'; methods = [\"GET\"]; pool = \"app\"", any], &[]),
+            // Over regexes.
+            (&["path = \"/\"; over_regex = true; pool = \"app\"", "regex = 'x$'; pool = \"app\""], &[1]),
+            (
+                &[
+                    "path = \"/\"; over_regex = true; pool = \"app\"",
+                    "path = \"/a\"; pool = \"app\"",
+                    "regex = 'x$'; pool = \"app\"",
+                ],
+                &[],
+            ),
+            (
+                &[
+                    any,
+                    "path = \"/a\"; over_regex = true; pool = \"app\"",
+                    "regex = '^/a/b?c'; pool = \"app\"",
+                    "regex = '^/ab'; pool = \"app\"",
+                ],
+                &[2],
+            ),
+            (&[any, "path = \"/a\"; over_regex = true; pool = \"app\"", "regex = '^/a/|x'; pool = \"app\""], &[]),
+            // Jumps.
+            (&[any, "name = \"page\"; pool = \"app\"", "path = \"/in\"; internal = true; pool = \"app\""], &[1, 2]),
+            (&["path = \"/\"; jump = \"/in\"", "path = \"/in\"; internal = true; pool = \"app\""], &[]),
+        ] {
+            assert_eq!(told(routes), expected, "{routes:?}");
+        }
+    }
+}

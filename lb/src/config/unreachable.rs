@@ -147,7 +147,6 @@ fn at(route: &RouteConfig) -> String {
 mod tests {
     use std::path::Path;
 
-    use super::*;
     use crate::config::toml;
 
     /// The places of the routes that are told.

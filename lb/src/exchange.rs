@@ -210,8 +210,8 @@ impl Exchange {
     /// Of a request that goes where `found` says, there to the pool at `which`. `cookies` are the values of its `Cookie`
     /// fields.
     pub fn begin<'c>(found: Found<'_>, which: usize, asked: &Asked, cookies: impl Iterator<Item = &'c [u8]>) -> Self {
-        let walk = |limits: Option<&BackendLimits>| Direct {
-            holds_body: holds_body(found.site.route(found.route), asked.body_length, limits),
+        let walk = |most: u64| Direct {
+            holds_body: holds_body(found.site.route(found.route), asked.body_length, most),
             is_preflight: asked.is_preflight,
         };
         Self::begin_walk(found, which, asked, cookies, walk)
@@ -235,18 +235,21 @@ impl Exchange {
             // A page is asked for by GET.
             self.is_idempotent = true;
         }
-        let holds_body = holds_body(self.route(), self.body_length, self.limits().as_ref());
+        let most = most_read(&self.site, self.route, self.target.as_ref());
+        let holds_body = holds_body(self.route(), self.body_length, most);
         self.walk = Direct { holds_body, is_preflight: false };
     }
 }
 
 /// Whether a body of this length is read as a whole before the route's action begins.
-fn holds_body(route: &Route, body_length: Option<u64>, limits: Option<&BackendLimits>) -> bool {
-    if matches!(route.action, Action::Jump { .. } | Action::Missing) {
-        return false;
-    }
-    let most = limits.map_or(MAX_READ_BYTES, |limits| limits.retry_body_bytes as u64);
-    body_length.is_some_and(|length| (1..=most).contains(&length))
+fn holds_body(route: &Route, body_length: Option<u64>, most: u64) -> bool {
+    !matches!(route.action, Action::Jump { .. } | Action::Missing)
+        && body_length.is_some_and(|length| (1..=most).contains(&length))
+}
+
+/// How large a body may be to be read as a whole.
+fn most_read(site: &Site, route: RouteId, target: Option<&Target>) -> u64 {
+    target.map_or(MAX_READ_BYTES, |target| retry_body_bytes(site, route, &target.plan) as u64)
 }
 
 impl Target {
@@ -265,17 +268,17 @@ impl<W: Walk> Exchange<W> {
         which: usize,
         asked: &Asked,
         cookies: impl Iterator<Item = &'c [u8]>,
-        walk: impl FnOnce(Option<&BackendLimits>) -> W,
+        walk: impl FnOnce(u64) -> W,
     ) -> Self {
         let route = found.site.route(found.route);
         let target = Target::of(route, which, cookies);
-        let limits = target.as_ref().map(|target| limits(found.site, found.route, &target.plan));
+        let most = most_read(found.site, found.route, target.as_ref());
         Self {
             site: Arc::clone(found.site),
             route: found.route,
             which,
             target,
-            walk: walk(limits.as_ref()),
+            walk: walk(most),
             stage: Stage::Walking,
             replaced: 0,
             key: Key { client: asked.client },
@@ -330,6 +333,11 @@ impl<W: Walk> Exchange<W> {
     /// How the backends of the present attempt are to be treated.
     pub fn limits(&self) -> Option<BackendLimits> {
         self.target.as_ref().map(|target| limits(&self.site, self.route, &target.plan))
+    }
+
+    /// How much of the body is kept to be sent again.
+    pub fn retry_body_bytes(&self) -> usize {
+        self.target.as_ref().map_or(0, |target| retry_body_bytes(&self.site, self.route, &target.plan))
     }
 
     /// How the client is to be treated, whose listener says `listener`.
@@ -705,6 +713,11 @@ impl<W: Walk> Exchange<W> {
         }
         std::mem::take(&mut self.outcome)
     }
+}
+
+fn retry_body_bytes(site: &Site, route: RouteId, plan: &Plan) -> usize {
+    let rules = site.route(route).has_rules.then(|| site.rules(route));
+    rules.and_then(|rules| rules.backend.retry_body_bytes).unwrap_or(plan.settings.retry_body_bytes)
 }
 
 /// How the backends of a plan are treated along a route.

@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::Deref;
 
 use tests::http2::{self, Http2};
-use tests::{Balancer, Config, Origin, Pool, Port, Reply, Request, Step, response};
+use tests::{Balancer, Config, Origin, Pool, Port, Reply, Request, Step, eventually, response};
 
 /// A balancer with a site that has every host, and a listener of TLS beside the plain one.
 struct Shop {
@@ -61,6 +61,11 @@ impl Deref for Shop {
     }
 }
 
+/// Waits until so many are counted: a request is when its answer has been sent.
+async fn counts(balancer: &Balancer, name: &str, labels: &[(&str, &str)], count: f64) {
+    eventually(name, async || balancer.metrics().await.sum(name, labels) == count).await;
+}
+
 fn route(lines: &str) -> String {
     format!("[[site.route]]\npath = \"/\"\n{lines}\n")
 }
@@ -101,8 +106,7 @@ async fn a_route_answers_itself_without_a_backend() {
     assert!(old.is_closed().await);
     assert_eq!(a.heads(), 0, "nothing reached the backend");
 
-    let metrics = shop.metrics().await;
-    assert_eq!(metrics.sum("evenkeel_requests_total", &[("pool", ""), ("code", "4xx")]), 9.0);
+    counts(&shop, "evenkeel_requests_total", &[("pool", ""), ("code", "4xx")], 9.0).await;
 }
 
 #[tokio::test]
@@ -427,8 +431,7 @@ async fn a_value_names_one_of_the_declared_pools() {
     assert_eq!(balancer.get("/?p=next").await.origin(), "b");
     let reply = balancer.get("/?p=other").await;
     assert_eq!((reply.status, reply.text().contains("no pool has the name")), (502, true), "{}", reply.text());
-    let metrics = balancer.metrics().await;
-    assert_eq!(metrics.sum("evenkeel_refusals_total", &[("reason", "no-pool")]), 1.0);
+    counts(&balancer, "evenkeel_refusals_total", &[("reason", "no-pool")], 1.0).await;
 }
 
 #[tokio::test]
@@ -528,8 +531,7 @@ async fn a_failure_may_lead_to_another_pool_with_the_request_or_to_a_page() {
     assert_eq!((reply.status, reply.field("x-origin"), reply.field("connection")), (413, Some("b"), Some("close")));
     let seen = b.last_request();
     assert_eq!((seen.method.as_str(), seen.target.as_str(), seen.body.len()), ("GET", "/sorry", 0));
-    let metrics = balancer.metrics().await;
-    assert_eq!(metrics.sum("evenkeel_refusals_total", &[("reason", "body-too-large")]), 1.0);
+    counts(&balancer, "evenkeel_refusals_total", &[("reason", "body-too-large")], 1.0).await;
 }
 
 #[tokio::test]

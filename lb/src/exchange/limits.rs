@@ -28,7 +28,6 @@ pub struct BackendLimits {
     pub tunnel_timeout: Duration,
     pub retries: usize,
     pub retry_timeout: Duration,
-    pub retry_body_bytes: usize,
 }
 
 impl ClientLimits {
@@ -63,7 +62,6 @@ impl BackendLimits {
             tunnel_timeout: pool.tunnel_timeout,
             retries: pool.retries,
             retry_timeout: pool.retry_timeout,
-            retry_body_bytes: pool.retry_body_bytes,
         }
     }
 
@@ -83,7 +81,6 @@ impl BackendLimits {
             tunnel_timeout: rules.tunnel_timeout.unwrap_or(self.tunnel_timeout),
             retries: rules.retries.unwrap_or(self.retries),
             retry_timeout: retry_timeout.unwrap_or(self.retry_timeout),
-            retry_body_bytes: rules.retry_body_bytes.unwrap_or(self.retry_body_bytes),
         }
     }
 }

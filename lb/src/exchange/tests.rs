@@ -21,7 +21,7 @@ fn snapshot(backends: &str, settings: &str) -> Snapshot {
 }
 
 /// An exchange over three backends.
-fn exchange<W: Walk>(request: &Request, walk: impl FnOnce(Option<&BackendLimits>) -> W) -> Exchange<W> {
+fn exchange<W: Walk>(request: &Request, walk: impl FnOnce(u64) -> W) -> Exchange<W> {
     let snapshot = snapshot("\"127.0.0.1:1\", \"127.0.0.1:2\", \"127.0.0.1:3\"", "retries = 1\n");
     let found = found(&snapshot);
     let asked = Asked { is_idempotent: request.is_idempotent, body_length: request.body_length, ..asked() };
@@ -58,7 +58,7 @@ struct Request {
 
 const GET: Request = Request { is_idempotent: true, body_length: None };
 
-fn direct(_: Option<&BackendLimits>) -> Direct {
+fn direct(_: u64) -> Direct {
     Direct { holds_body: false, is_preflight: false }
 }
 

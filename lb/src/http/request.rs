@@ -188,7 +188,7 @@ pub fn begin(
     }
     let exchange = Exchange::begin(found, which, &asked, request.fields().values(from_client, Name::Cookie));
     let limits = exchange.client_limits(ClientLimits::of_listener(listener));
-    let keep = exchange.limits().map_or(0, |limits| limits.retry_body_bytes);
+    let keep = exchange.retry_body_bytes();
     of.limits = limits;
     if !is_plain {
         of.course.snapshot = Some(Arc::clone(&snapshot));

@@ -1,10 +1,19 @@
 //! Regular expressions in PCRE's dialect, matched without backtracking: the time is linear in the subject's length.
 //! Expressions are of bytes, without Unicode. `$` fits at the end only; PCRE's fits before a last line break too.
 
+mod ahead;
+mod pcre;
+
+use std::fmt::Write;
 use std::ops::Range;
+use std::sync::Arc;
 
 use regex::bytes::{Regex, RegexBuilder};
 use serde::{Serialize, Serializer};
+
+use self::ahead::{Step, may_be_empty, whole};
+use self::pcre::{Node, Set};
+use super::variable::Variable;
 
 /// Whether letters fit in either case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,12 +24,48 @@ pub enum Case {
 
 /// A regular expression. Two are equal if they were written the same.
 #[derive(Clone, Debug)]
-pub struct Pattern {
+pub struct Pattern(Arc<Compiled>);
+
+#[derive(Debug)]
+struct Compiled {
     text: Box<str>,
     case: Case,
-    regex: Regex,
     names: Box<[(Box<str>, u8)]>,
     groups: u8,
+    /// In the dialect of `regex`, without what `guards` hold.
+    translated: Box<str>,
+    matcher: Matcher,
+    /// `None`: the matcher is enough, since there is no group to be read.
+    regex: Option<Regex>,
+    /// The group of PCRE that each group of `regex` is, from the first on.
+    order: Box<[u8]>,
+    guards: Box<[Guard]>,
+}
+
+/// What must match, or must not, beside the expression itself.
+#[derive(Debug)]
+struct Guard {
+    regex: Regex,
+    is_negative: bool,
+}
+
+/// How it is found out whether a subject matches.
+#[derive(Debug)]
+enum Matcher {
+    Regex,
+    /// It begins with one of these, ends with one, or is one.
+    Text {
+        at: Anchored,
+        texts: Box<[Box<[u8]>]>,
+        ignores_case: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Anchored {
+    Start,
+    End,
+    Both,
 }
 
 /// Where the groups of a match are in its subject.
@@ -42,71 +87,107 @@ const MAX_COMPILED_BYTES: usize = 1 << 20;
 /// Bytes that each thread may keep to match it faster.
 const MAX_CACHE_BYTES: usize = 256 << 10;
 
+/// Texts that are compared one by one.
+const MAX_TEXTS: usize = 16;
+
 const ABSENT: (u32, u32) = (u32::MAX, u32::MAX);
 
 impl Pattern {
     /// The error says what cannot be had and what to write instead.
     pub fn parse(text: &str, case: Case) -> Result<Self, String> {
+        Self::read(text, case).map_err(|why| format!("the regular expression '{text}' cannot be used: {why}"))
+    }
+
+    fn read(text: &str, case: Case) -> Result<Self, String> {
         if text.len() > MAX_TEXT_BYTES {
-            return Err(format!("the regular expression has more than {MAX_TEXT_BYTES} bytes; make several of it"));
+            return Err(format!("it has more than {MAX_TEXT_BYTES} bytes; make several of it"));
         }
-        for missing in ["(?!", "(?=", "(?<!", "(?<=", "(?>", "(?|", "(*", "\\h", "\\v", "\\<", "&&", "{", "[["] {
-            if text.contains(missing) {
-                return Err(format!("{missing} in a regular expression is not there yet"));
-            }
+        let parsed = pcre::parse(text, case == Case::Insensitive).map_err(|refused| refused.to_string())?;
+        if usize::from(parsed.groups) > MAX_GROUPS {
+            return Err(format!("it has more than {MAX_GROUPS} groups; write (?:…) where none is read"));
         }
-        let regex = RegexBuilder::new(text)
-            .unicode(false)
-            .case_insensitive(case == Case::Insensitive)
-            .size_limit(MAX_COMPILED_BYTES)
-            .dfa_size_limit(MAX_CACHE_BYTES)
-            .build()
-            .map_err(|error| format!("the regular expression '{text}' is wrong: {error}"))?;
-        let groups = regex.captures_len() - 1;
-        if groups > MAX_GROUPS {
-            return Err(format!(
-                "the regular expression has more than {MAX_GROUPS} groups; write (?:…) where none is read"
-            ));
+        if let Some((name, _)) = parsed.names.iter().find(|(name, _)| Variable::built_in(name).is_some()) {
+            return Err(format!("${name} has a meaning already; give the group another name"));
         }
-        let names = regex.capture_names().zip(0u8..).filter_map(|(name, index)| Some((name?.into(), index))).collect();
-        Ok(Self { text: text.into(), case, regex, names, groups: groups as u8 })
+        let (node, guards) = ahead::resolve(parsed.node).map_err(|refused| refused.to_string())?;
+        let matcher = if guards.is_empty() { Matcher::of(&node) } else { Matcher::Regex };
+        let mut order = Vec::new();
+        let mut translated = String::new();
+        translate(&node, Some(&mut order), &mut translated);
+        let is_needed = matches!(matcher, Matcher::Regex) || parsed.groups > 0;
+        let regex = is_needed.then(|| compile(&translated)).transpose()?;
+        let guards = guards.into_iter().map(Guard::new).collect::<Result<_, _>>()?;
+        Ok(Self(Arc::new(Compiled {
+            text: text.into(),
+            case,
+            names: parsed.names.into(),
+            groups: parsed.groups,
+            translated: translated.into(),
+            matcher,
+            regex,
+            order: order.into(),
+            guards,
+        })))
     }
 
     /// As it was written.
     pub fn text(&self) -> &str {
-        &self.text
+        &self.0.text
     }
 
     pub fn case(&self) -> Case {
-        self.case
+        self.0.case
     }
 
     /// How many groups it has.
     pub fn groups(&self) -> u8 {
-        self.groups
+        self.0.groups
     }
 
     /// The number of the group of this name.
     pub fn group(&self, name: &str) -> Option<u8> {
-        self.names.iter().find(|(known, _)| **known == *name).map(|(_, index)| *index)
+        self.0.names.iter().find(|(known, _)| **known == *name).map(|(_, index)| *index)
     }
 
     /// The names of its groups.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.names.iter().map(|(name, _)| &**name)
+        self.0.names.iter().map(|(name, _)| &**name)
+    }
+
+    /// An expression for the crate `regex`, of bytes and without Unicode, that matches whatever this one does, and
+    /// perhaps more: for sets of expressions, which are asked first.
+    pub fn translated(&self) -> &str {
+        &self.0.translated
+    }
+
+    /// Whether it is decided by comparing a few texts, faster than any set of expressions.
+    pub fn is_plain(&self) -> bool {
+        !matches!(self.0.matcher, Matcher::Regex)
     }
 
     pub fn is_match(&self, subject: &[u8]) -> bool {
-        self.regex.is_match(subject)
+        match &self.0.matcher {
+            Matcher::Text { at, texts, ignores_case } => at.fits(texts, *ignores_case, subject),
+            Matcher::Regex => {
+                self.0.regex.as_ref().is_some_and(|regex| regex.is_match(subject)) && self.guards_hold(subject)
+            }
+        }
     }
 
     /// Where the groups of the first match are; `None`: there is no match.
     pub fn captures(&self, subject: &[u8]) -> Option<Groups> {
-        let mut places = self.regex.capture_locations();
-        self.regex.captures_read(&mut places, subject)?;
         let mut groups = Groups { spans: [ABSENT; MAX_GROUPS] };
-        for (index, span) in groups.spans.iter_mut().enumerate() {
-            if let Some((start, end)) = places.get(index + 1)
+        let Some(regex) = self.0.regex.as_ref().filter(|_| self.0.groups > 0) else {
+            return self.is_match(subject).then_some(groups);
+        };
+        let mut places = regex.capture_locations();
+        regex.captures_read(&mut places, subject)?;
+        if !self.guards_hold(subject) {
+            return None;
+        }
+        for (place, index) in self.0.order.iter().enumerate() {
+            if let Some(span) = groups.spans.get_mut(usize::from(*index).wrapping_sub(1))
+                && let Some((start, end)) = places.get(place + 1)
                 && let (Ok(start), Ok(end)) = (u32::try_from(start), u32::try_from(end))
             {
                 *span = (start, end);
@@ -114,6 +195,185 @@ impl Pattern {
         }
         Some(groups)
     }
+
+    fn guards_hold(&self, subject: &[u8]) -> bool {
+        self.0.guards.iter().all(|guard| guard.regex.is_match(subject) != guard.is_negative)
+    }
+}
+
+impl Guard {
+    fn new(guard: ahead::Guard) -> Result<Self, String> {
+        let mut text = format!(r"\A(?s:.){{{}}}(?:", guard.offset);
+        translate(&guard.node, None, &mut text);
+        text.push(')');
+        Ok(Self { regex: compile(&text)?, is_negative: guard.is_negative })
+    }
+}
+
+fn compile(text: &str) -> Result<Regex, String> {
+    let mut builder = RegexBuilder::new(text);
+    builder.unicode(false).size_limit(MAX_COMPILED_BYTES).dfa_size_limit(MAX_CACHE_BYTES).nest_limit(1000);
+    builder.build().map_err(|error| match error {
+        regex::Error::CompiledTooBig(bytes) => format!("it needs more than {bytes} bytes; repeat less often"),
+        other => other.to_string(),
+    })
+}
+
+impl Matcher {
+    fn of(node: &Node) -> Self {
+        Self::texts(node).unwrap_or(Self::Regex)
+    }
+
+    /// Made of a few texts at the start or the end, or at both.
+    fn texts(node: &Node) -> Option<Self> {
+        let mut nodes = match node {
+            Node::Sequence(nodes) => &nodes[..],
+            node => std::slice::from_ref(node),
+        };
+        let has_start = nodes.first() == Some(&Node::Start);
+        nodes = &nodes[usize::from(has_start)..];
+        let has_end = nodes.last() == Some(&Node::End);
+        nodes = &nodes[..nodes.len() - usize::from(has_end)];
+        if !has_end {
+            // What may be empty and is followed by nothing decides nothing.
+            let kept = nodes.iter().rposition(|node| !may_be_empty(node)).map_or(0, |last| last + 1);
+            nodes = &nodes[..kept];
+        }
+        let at = match (has_start, has_end) {
+            (true, true) => Anchored::Both,
+            (true, false) => Anchored::Start,
+            (false, true) => Anchored::End,
+            (false, false) if nodes.is_empty() => Anchored::Start,
+            (false, false) => return None,
+        };
+        let all = whole(&Node::Sequence(nodes.to_vec()))?;
+        if all.len() > MAX_TEXTS {
+            return None;
+        }
+        let mut steps = all.iter().flatten().map(|step| match step {
+            Step::One(set) => Letter::of(*set),
+            Step::End => None,
+        });
+        let letters = steps.by_ref().collect::<Option<Vec<_>>>()?;
+        let ignores_case = letters.iter().any(|letter| letter.ignores_case);
+        if ignores_case && letters.iter().any(|letter| letter.byte.is_ascii_alphabetic() && !letter.ignores_case) {
+            return None;
+        }
+        let mut letters = letters.iter().map(|letter| letter.byte);
+        let texts = all.iter().map(|text| letters.by_ref().take(text.len()).collect()).collect();
+        Some(Self::Text { at, texts, ignores_case })
+    }
+}
+
+struct Letter {
+    byte: u8,
+    ignores_case: bool,
+}
+
+impl Letter {
+    fn of(set: Set) -> Option<Self> {
+        if let Some(byte) = set.single() {
+            return Some(Self { byte, ignores_case: false });
+        }
+        let byte = set.bytes().next()?.to_ascii_lowercase();
+        (set == Set::of([byte]).folded()).then_some(Self { byte, ignores_case: true })
+    }
+}
+
+impl Anchored {
+    fn fits(self, texts: &[Box<[u8]>], ignores_case: bool, subject: &[u8]) -> bool {
+        texts.iter().any(|text| {
+            let part = match self {
+                Self::Start => subject.get(..text.len()),
+                Self::End => subject.len().checked_sub(text.len()).and_then(|start| subject.get(start..)),
+                Self::Both => Some(subject),
+            };
+            part.is_some_and(|part| if ignores_case { part.eq_ignore_ascii_case(text) } else { *part == **text })
+        })
+    }
+}
+
+/// Appends `node` in the dialect of `regex`. The groups met are appended to `order`; `None`: none is read.
+fn translate(node: &Node, mut order: Option<&mut Vec<u8>>, out: &mut String) {
+    match node {
+        Node::Empty => {}
+        Node::One(set) => class(*set, out),
+        Node::Start => out.push_str(r"\A"),
+        Node::End => out.push_str(r"\z"),
+        Node::LineEnd => out.push_str("(?m:$)"),
+        Node::WordEdge(true) => out.push_str(r"\b"),
+        Node::WordEdge(false) => out.push_str(r"\B"),
+        Node::Sequence(nodes) => {
+            for node in nodes {
+                // An alternative is no part of the ones beside it.
+                let is_either = matches!(node, Node::Either(_));
+                out.push_str(if is_either { "(?:" } else { "" });
+                translate(node, order.as_deref_mut(), out);
+                out.push_str(if is_either { ")" } else { "" });
+            }
+        }
+        Node::Either(nodes) => {
+            for (place, node) in nodes.iter().enumerate() {
+                out.push_str(if place > 0 { "|" } else { "" });
+                translate(node, order.as_deref_mut(), out);
+            }
+        }
+        Node::Group(index, inner) => {
+            match order.as_deref_mut() {
+                Some(order) => {
+                    order.push(*index);
+                    out.push('(');
+                }
+                None => out.push_str("(?:"),
+            }
+            translate(inner, order, out);
+            out.push(')');
+        }
+        Node::Repeat { of, min, max, is_greedy } => {
+            out.push_str("(?:");
+            translate(of, order, out);
+            out.push(')');
+            match (min, max) {
+                (0, None) => out.push('*'),
+                (1, None) => out.push('+'),
+                (0, Some(1)) => out.push('?'),
+                (min, None) => _ = write!(out, "{{{min},}}"),
+                (min, Some(max)) => _ = write!(out, "{{{min},{max}}}"),
+            }
+            out.push_str(if *is_greedy { "" } else { "?" });
+        }
+        // There is none left.
+        Node::Ahead { .. } => class(Set::default(), out),
+    }
+}
+
+/// Appends a class of `regex`: nothing in it means anything else there.
+fn class(set: Set, out: &mut String) {
+    let byte = |byte: u8, out: &mut String| match byte {
+        b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'/' | b'_' => out.push(char::from(byte)),
+        other => _ = write!(out, r"\x{other:02x}"),
+    };
+    if let Some(single) = set.single() {
+        return byte(single, out);
+    }
+    if set.is_empty() {
+        // Of regex's ways to say what never matches, the shortest.
+        return out.push_str("[a&&b]");
+    }
+    out.push('[');
+    let mut rest = set.bytes().peekable();
+    while let Some(low) = rest.next() {
+        let mut high = low;
+        while let Some(next) = rest.next_if(|next| Some(*next) == high.checked_add(1)) {
+            high = next;
+        }
+        byte(low, out);
+        if high > low {
+            out.push('-');
+            byte(high, out);
+        }
+    }
+    out.push(']');
 }
 
 impl Groups {
@@ -131,7 +391,7 @@ impl Groups {
 
 impl PartialEq for Pattern {
     fn eq(&self, other: &Self) -> bool {
-        self.text == other.text && self.case == other.case
+        self.0.text == other.0.text && self.0.case == other.0.case
     }
 }
 
@@ -140,9 +400,12 @@ impl Eq for Pattern {}
 /// With `(?i)` before it if case is ignored.
 impl Serialize for Pattern {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.case {
-            Case::Sensitive => serializer.serialize_str(&self.text),
-            Case::Insensitive => serializer.collect_str(&format_args!("(?i){}", self.text)),
+        match self.0.case {
+            Case::Sensitive => serializer.serialize_str(&self.0.text),
+            Case::Insensitive => serializer.collect_str(&format_args!("(?i){}", self.0.text)),
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,418 @@
+//! Takes look-ahead out of a tree where that leaves its meaning as it is, and refuses it elsewhere.
+//!
+//! Three kinds can be taken out:
+//!
+//! - At a place that is always the same, as in `^/(?!api|static)`: an expression of its own, a [`Guard`], is asked for
+//!   what follows.
+//! - Negative, of texts, and nothing but `.*` and `$` behind it, as in `/\.(?!well-known)`: the complement is written
+//!   out, byte by byte (`[^w]`, `w[^e]`, …, or the end).
+//! - Positive and at the end, as in `a(?=/)`: it is matched like the rest.
+
+use std::collections::BTreeMap;
+
+use super::pcre::{Node, Refused, Set, sequence};
+
+/// What must match, or must not, at a place in the subject.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Guard {
+    /// Bytes before it.
+    pub offset: u32,
+    pub node: Node,
+    pub is_negative: bool,
+}
+
+/// Pieces that a complement may have.
+const MAX_PIECES: usize = 1000;
+
+/// Texts that it may be of.
+const MAX_TEXTS: usize = 256;
+
+/// The longest of them: pieces are as deep in one another.
+const MAX_TEXT_BYTES: usize = 128;
+
+/// The farthest place of a guard.
+const MAX_OFFSET: u32 = 1000;
+
+/// Takes look-ahead out of `node`.
+pub(super) fn resolve(node: Node) -> Result<(Node, Vec<Guard>), Refused> {
+    let mut guards = Vec::new();
+    let start = Place { offset: Some(Offset::Unanchored), rest: Rest::Nothing, in_group: false };
+    let node = start.resolve(node, &mut guards)?;
+    Ok((node, guards))
+}
+
+/// Where a node is.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// Where it begins; `None`: here and there, or not in every match.
+    offset: Option<Offset>,
+    rest: Rest,
+    /// Whether what is read here is read by somebody.
+    in_group: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Offset {
+    /// Nothing was read, and the match may begin anywhere.
+    Unanchored,
+    /// So many bytes from the subject's start.
+    At(u32),
+}
+
+/// What follows a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    Nothing,
+    Something,
+}
+
+impl Place {
+    fn resolve(self, node: Node, guards: &mut Vec<Guard>) -> Result<Node, Refused> {
+        let elsewhere = Place { offset: None, rest: Rest::Something, ..self };
+        match node {
+            Node::Sequence(nodes) => self.sequence(nodes, guards),
+            ahead @ Node::Ahead { .. } => self.sequence(vec![ahead], guards),
+            Node::Group(index, inner) => {
+                let place = Place { in_group: true, ..self };
+                Ok(Node::Group(index, Box::new(place.resolve(*inner, guards)?)))
+            }
+            Node::Either(nodes) => {
+                let place = Place { offset: None, ..self };
+                let nodes = nodes.into_iter().map(|node| place.resolve(node, guards)).collect::<Result<_, _>>()?;
+                Ok(Node::Either(nodes))
+            }
+            Node::Repeat { of, min, max, is_greedy } => {
+                Ok(Node::Repeat { of: Box::new(elsewhere.resolve(*of, guards)?), min, max, is_greedy })
+            }
+            node => Ok(node),
+        }
+    }
+
+    fn sequence(self, nodes: Vec<Node>, guards: &mut Vec<Guard>) -> Result<Node, Refused> {
+        let mut offset = self.offset;
+        let mut done = Vec::new();
+        let mut rest = nodes.into_iter();
+        while let Some(node) = rest.next() {
+            let is_last = rest.as_slice().is_empty();
+            let Node::Ahead { of, is_negative, at } = node else {
+                let after = if is_last { self.rest } else { Rest::Something };
+                let next = offset.and_then(|offset| offset.behind(&node));
+                done.push(Place { offset, rest: after, ..self }.resolve(node, guards)?);
+                offset = next;
+                continue;
+            };
+            if let Some(Offset::At(offset)) = offset {
+                if !plain(&of) || (!is_negative && of.has_groups()) {
+                    return refused(at, "look-ahead within look-ahead, and groups in it, are refused");
+                }
+                guards.push(Guard { offset, node: *of, is_negative });
+            } else if self.rest == Rest::Nothing && is_last && !is_negative && plain(&of) && !self.in_group {
+                done.push(*of);
+            } else if self.rest == Rest::Nothing && is_negative {
+                let behind = complement(&of, rest.as_slice(), self.in_group);
+                done.extend(behind.map_err(|why| Refused { at, why: why.to_owned() })?);
+                return Ok(sequence(done));
+            } else {
+                return refused(at, UNSUPPORTED);
+            }
+        }
+        Ok(sequence(done))
+    }
+}
+
+const UNSUPPORTED: &str = "this look-ahead is refused: nothing here backtracks. It can be had at a place that is always \
+                           the same, as in ^/(?!api), and for texts before the end or .*, as in /\\.(?!well-known)";
+
+fn refused<T>(at: usize, why: &str) -> Result<T, Refused> {
+    Err(Refused { at, why: why.to_owned() })
+}
+
+impl Offset {
+    /// Where what follows `node` begins.
+    fn behind(self, node: &Node) -> Option<Self> {
+        match (self, node) {
+            (_, Node::Start) => Some(match self {
+                Self::Unanchored => Self::At(0),
+                at => at,
+            }),
+            (_, Node::Sequence(nodes)) => nodes.iter().try_fold(self, |offset, node| offset.behind(node)),
+            (_, Node::Group(_, inner)) => self.behind(inner),
+            (Self::Unanchored, node) => (length(node) == Some(0)).then_some(self),
+            (Self::At(offset), node) => {
+                let behind = offset.checked_add(length(node)?)?;
+                (behind <= MAX_OFFSET).then_some(Self::At(behind))
+            }
+        }
+    }
+}
+
+/// How many bytes `node` reads, if that is always the same.
+fn length(node: &Node) -> Option<u32> {
+    match node {
+        Node::One(_) => Some(1),
+        Node::Empty | Node::Start | Node::End | Node::LineEnd | Node::WordEdge(_) | Node::Ahead { .. } => Some(0),
+        Node::Sequence(nodes) => nodes.iter().try_fold(0u32, |sum, node| sum.checked_add(length(node)?)),
+        Node::Either(nodes) => {
+            let (first, others) = nodes.split_first()?;
+            let first = length(first)?;
+            others.iter().all(|node| length(node) == Some(first)).then_some(first)
+        }
+        Node::Group(_, inner) => length(inner),
+        Node::Repeat { of, min, max, .. } if Some(*min) == *max => length(of)?.checked_mul(*min),
+        Node::Repeat { .. } => None,
+    }
+}
+
+/// Whether there is no look-ahead in it.
+fn plain(node: &Node) -> bool {
+    match node {
+        Node::Ahead { .. } => false,
+        Node::Sequence(nodes) | Node::Either(nodes) => nodes.iter().all(plain),
+        Node::Group(_, inner) | Node::Repeat { of: inner, .. } => plain(inner),
+        _ => true,
+    }
+}
+
+/// What stands behind the look-ahead: a run of bytes, in a group or not, and the end or not.
+struct Tail {
+    /// `None`: nothing stands there.
+    run: Option<Run>,
+    has_end: bool,
+}
+
+struct Run {
+    of: Set,
+    is_one_at_least: bool,
+    group: Option<u8>,
+    is_greedy: bool,
+}
+
+impl Tail {
+    fn read(nodes: &[Node]) -> Option<Self> {
+        let (nodes, has_end) = match nodes {
+            [nodes @ .., Node::End] => (nodes, true),
+            nodes => (nodes, false),
+        };
+        let run = match nodes {
+            [] => None,
+            [Node::Group(index, inner)] => Some(Run { group: Some(*index), ..Run::read(inner)? }),
+            [node] => Some(Run::read(node)?),
+            _ => return None,
+        };
+        Some(Self { run, has_end })
+    }
+}
+
+impl Run {
+    fn read(node: &Node) -> Option<Self> {
+        match node {
+            Node::Repeat { of, min: min @ (0 | 1), max: None, is_greedy } => match **of {
+                Node::One(of) => Some(Self { of, is_one_at_least: *min == 1, group: None, is_greedy: *is_greedy }),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// One step of a text that must not follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    One(Set),
+    End,
+}
+
+/// Matches `tail` where `of` does not match. The pieces are disjoint, so that a group in `tail` has its text, and so has
+/// the group that the look-ahead is in.
+fn complement(of: &Node, tail: &[Node], in_group: bool) -> Result<Vec<Node>, &'static str> {
+    let tail = Tail::read(tail).ok_or(UNSUPPORTED)?;
+    let texts = texts(of).ok_or(UNSUPPORTED)?;
+    let mut builder = Builder { pieces: 0, of: Set::ALL, end: Some(Node::End), tail: Node::Empty };
+    let mut is_one_at_least = false;
+    let mut group = None;
+    match &tail.run {
+        // Only the end of the subject, if even that.
+        None if tail.has_end => builder.of = Set::default(),
+        // What is read beyond the look-ahead would be the group's.
+        None if in_group => return Err(UNSUPPORTED),
+        None => {}
+        Some(run) if run.group.is_none() && !in_group && !run.is_one_at_least && !tail.has_end => {}
+        Some(run) => {
+            let tests_end = texts.iter().flatten().any(|step| *step == Step::End);
+            let leaves = |set: &Set| *set != set.and(run.of);
+            let is_broken = texts.iter().flatten().any(|step| matches!(step, Step::One(set) if leaves(set)));
+            if !tail.has_end && run.of != Set::ALL {
+                // The run may end before the subject does.
+                if tests_end || is_broken || run.of != Set::of([b'\n']).not() {
+                    return Err(UNSUPPORTED);
+                }
+                builder.end = Some(Node::LineEnd);
+            }
+            if (run.group.is_some() || in_group) && !run.is_greedy && !tail.has_end {
+                return Err(UNSUPPORTED);
+            }
+            (builder.of, is_one_at_least, group) = (run.of, run.is_one_at_least, run.group);
+            builder.tail = Node::Repeat { of: Box::new(Node::One(run.of)), min: 0, max: None, is_greedy: true };
+        }
+    }
+    let all = texts.iter().map(|text| &text[..]).collect();
+    let Some(node) = builder.complement(all, is_one_at_least)? else {
+        // Nothing is left: as with (?!).
+        return Ok(vec![Node::One(Set::default())]);
+    };
+    let mut nodes = vec![match group {
+        Some(index) => Node::Group(index, Box::new(node)),
+        None => node,
+    }];
+    nodes.extend(tail.has_end.then_some(Node::End));
+    Ok(nodes)
+}
+
+struct Builder {
+    pieces: usize,
+    /// What bytes may be.
+    of: Set,
+    /// How it may end before a text is complete.
+    end: Option<Node>,
+    /// What may follow a byte that none of the texts has there.
+    tail: Node,
+}
+
+impl Builder {
+    /// What is no beginning of any of `texts` and has none of them at its start. `None`: nothing is so.
+    fn complement(&mut self, texts: Vec<&[Step]>, is_one_at_least: bool) -> Result<Option<Node>, &'static str> {
+        if texts.iter().any(|text| text.is_empty()) {
+            return Ok(None);
+        }
+        self.pieces += 1;
+        if self.pieces > MAX_PIECES {
+            return Err("this look-ahead is refused: it is of too many texts");
+        }
+        // Bytes by the texts that have them here.
+        let mut kinds: BTreeMap<Vec<usize>, Set> = BTreeMap::new();
+        for byte in self.of.bytes() {
+            let has = |text: &&[Step]| matches!(text, [Step::One(set), ..] if set.has(byte));
+            let fitting = texts.iter().enumerate().filter(|(_, text)| has(text)).map(|(place, _)| place).collect();
+            kinds.entry(fitting).or_default().insert(byte);
+        }
+        let mut all = Vec::new();
+        for (fitting, set) in kinds {
+            if fitting.is_empty() {
+                all.push(sequence(vec![Node::One(set), self.tail.clone()]));
+                continue;
+            }
+            let behind = fitting.iter().filter_map(|&place| texts.get(place)?.get(1..)).collect();
+            if let Some(node) = self.complement(behind, false)? {
+                all.push(sequence(vec![Node::One(set), node]));
+            }
+        }
+        let ends = texts.iter().any(|text| text.first() == Some(&Step::End));
+        if !ends && !is_one_at_least {
+            all.extend(self.end.clone());
+        }
+        Ok(match all.len() {
+            0 => None,
+            1 => all.pop(),
+            _ => Some(Node::Either(all)),
+        })
+    }
+}
+
+/// The texts that `node` stands for. What may be empty at the end of a text is left out: what follows is not asked.
+fn texts(node: &Node) -> Option<Vec<Vec<Step>>> {
+    let mut texts = prefixes(node)?;
+    // After the end there is nothing.
+    for text in &mut texts {
+        if let Some(end) = text.iter().position(|step| *step == Step::End) {
+            if text[end..].iter().any(|step| *step != Step::End) {
+                return None;
+            }
+            text.truncate(end + 1);
+        }
+    }
+    Some(texts)
+}
+
+/// Without what may be empty at the end.
+fn prefixes(node: &Node) -> Option<Vec<Vec<Step>>> {
+    match node {
+        Node::Sequence(nodes) => {
+            let kept = nodes.iter().rposition(|node| !may_be_empty(node)).map_or(0, |last| last + 1);
+            let (last, before) = match nodes.get(..kept)?.split_last() {
+                Some((last, before)) => (last, before),
+                None => return Some(vec![Vec::new()]),
+            };
+            let mut all = vec![Vec::new()];
+            for node in before {
+                all = joined(all, whole(node)?)?;
+            }
+            joined(all, prefixes(last)?)
+        }
+        Node::Either(nodes) => {
+            let all = nodes.iter().map(prefixes).collect::<Option<Vec<_>>>()?.concat();
+            (all.len() <= MAX_TEXTS).then_some(all)
+        }
+        Node::Group(_, inner) => prefixes(inner),
+        node if may_be_empty(node) => Some(vec![Vec::new()]),
+        // What is repeated once may be repeated more often.
+        Node::Repeat { of, min, .. } => {
+            let mut all = vec![Vec::new()];
+            for _ in 1..*min {
+                all = joined(all, whole(of)?)?;
+            }
+            joined(all, prefixes(of)?)
+        }
+        node => whole(node),
+    }
+}
+
+/// Whether it matches the empty text wherever it is asked.
+pub(super) fn may_be_empty(node: &Node) -> bool {
+    match node {
+        Node::Empty => true,
+        Node::Repeat { of, min, .. } => *min == 0 || may_be_empty(of),
+        Node::Sequence(nodes) => nodes.iter().all(may_be_empty),
+        Node::Either(nodes) => nodes.iter().any(may_be_empty),
+        Node::Group(_, inner) => may_be_empty(inner),
+        _ => false,
+    }
+}
+
+/// All texts that it matches, if they are not too many.
+pub(super) fn whole(node: &Node) -> Option<Vec<Vec<Step>>> {
+    match node {
+        Node::Empty => Some(vec![Vec::new()]),
+        Node::One(set) => Some(vec![vec![Step::One(*set)]]),
+        Node::End => Some(vec![vec![Step::End]]),
+        Node::Sequence(nodes) => nodes.iter().try_fold(vec![Vec::new()], |all, node| joined(all, whole(node)?)),
+        Node::Either(nodes) => {
+            let all = nodes.iter().map(whole).collect::<Option<Vec<_>>>()?.concat();
+            (all.len() <= MAX_TEXTS).then_some(all)
+        }
+        Node::Group(_, inner) => whole(inner),
+        Node::Repeat { of, min, max: Some(max), .. } if *max <= 64 => {
+            let once = whole(of)?;
+            let mut all = Vec::new();
+            let mut texts = vec![Vec::new()];
+            for count in 0..=*max {
+                if count >= *min {
+                    all.extend(texts.iter().cloned());
+                }
+                if count < *max {
+                    texts = joined(texts, once.clone())?;
+                }
+            }
+            (all.len() <= MAX_TEXTS).then_some(all)
+        }
+        Node::Repeat { .. } | Node::Start | Node::LineEnd | Node::WordEdge(_) | Node::Ahead { .. } => None,
+    }
+}
+
+/// Each of `before` with each of `after` behind it.
+fn joined(before: Vec<Vec<Step>>, after: Vec<Vec<Step>>) -> Option<Vec<Vec<Step>>> {
+    let longest = |texts: &[Vec<Step>]| texts.iter().map(Vec::len).max().unwrap_or(0);
+    if before.len() * after.len() > MAX_TEXTS || longest(&before) + longest(&after) > MAX_TEXT_BYTES {
+        return None;
+    }
+    Some(before.iter().flat_map(|one| after.iter().map(move |other| [&one[..], &other[..]].concat())).collect())
+}

@@ -1,0 +1,189 @@
+use super::*;
+
+fn pattern(text: &str) -> Pattern {
+    Pattern::parse(text, Case::Sensitive).expect(text)
+}
+
+/// The groups, `-` for those that took no part; `None`: no match.
+fn groups(text: &str, subject: &str) -> Option<Vec<String>> {
+    let pattern = pattern(text);
+    let captured = pattern.captures(subject.as_bytes());
+    assert_eq!(captured.is_some(), pattern.is_match(subject.as_bytes()), "{text} on {subject}");
+    let text = |index| captured?.text(index, subject.as_bytes()).map(|text| String::from_utf8_lossy(text).into_owned());
+    captured?;
+    Some((1..=pattern.groups()).map(|index| text(index).unwrap_or_else(|| "-".to_owned())).collect())
+}
+
+fn refusal(text: &str) -> String {
+    match Pattern::parse(text, Case::Sensitive) {
+        Ok(pattern) => panic!("{text} was taken as {}", pattern.translated()),
+        Err(why) => why,
+    }
+}
+
+#[test]
+fn dot_files_are_caught_but_for_one_folder() {
+    for text in [r"/\.(?!well-known)", r"/\.(?!well-known).*", r"/\.(?!well-known\/)", r"(?i)/\.(?!well-known)"] {
+        let pattern = pattern(text);
+        for (path, expected) in [
+            ("/.git/config", true),
+            ("/a/.env", true),
+            ("/.well-known/.git", true),
+            ("/.well-knowx", true),
+            ("/.well", true),
+            ("/.", true),
+            ("/.w", true),
+            ("/.well-known/acme-challenge/x", false),
+            ("/well-known", false),
+            ("/", false),
+            ("/a.b", false),
+        ] {
+            assert_eq!(pattern.is_match(path.as_bytes()), expected, "{text} on {path}");
+        }
+    }
+    assert!(!pattern(r"/\.(?!well-known)").is_match(b"/.well-known"));
+    assert!(pattern(r"/\.(?!well-known\/)").is_match(b"/.well-known"));
+    assert!(!pattern(r"(?i)/\.(?!well-known)").is_match(b"/.Well-Known/x"));
+}
+
+#[test]
+fn groups_of_look_ahead_are_those_of_pcre() {
+    for (text, subject, expected) in [
+        (r"^/(?!api/|static/)(.*)$", "/app/x", Some(vec!["app/x"])),
+        (r"^/(?!api/|static/)(.*)$", "/api/x", None),
+        (r"^/(?!api/|static/)(.*)$", "/api", Some(vec!["api"])),
+        (r"^/(?!.*\.php$)(.+)", "/a.php5", Some(vec!["a.php5"])),
+        (r"^/(?!.*\.php$)(.+)", "/a/b.php", None),
+        (r"^(?!/admin)(?!/api)/([^/]+)", "/administrator", None),
+        (r"^(?!/admin)(?!/api)/([^/]+)", "/x/y", Some(vec!["x"])),
+        (r"/x/(?!ab|ac)(.*)$", "/x/ad", Some(vec!["ad"])),
+        (r"/x/(?!ab|ac)(.*)$", "/x/a", Some(vec!["a"])),
+        (r"/x/(?!ab|ac)(.*)$", "/x/acd", None),
+        (r"(a|b)(?=/)", "xb/", Some(vec!["b"])),
+        (r"(a|b)(?=/)", "xb", None),
+        (r"^(?!((a)))(b)", "b", Some(vec!["-", "-", "b"])),
+    ] {
+        let expected = expected.map(|all: Vec<&str>| all.into_iter().map(str::to_owned).collect());
+        assert_eq!(groups(text, subject), expected, "{text} on {subject}");
+    }
+}
+
+#[test]
+fn the_end_is_the_end_and_not_a_last_line_break() {
+    // PCRE's `$` fits before it.
+    assert!(!pattern(r"\.php$").is_match(b"/x.php\n"));
+    assert!(pattern(r"\.php$").is_match(b"/x.php"));
+    assert!(pattern(r"^/[^/]*$").is_match(b"/a\nb"));
+    assert!(!pattern(r"^/.*$").is_match(b"/a\nb"));
+}
+
+#[test]
+fn pcre_s_dialect_is_read() {
+    for (text, subject, expected) in [
+        (r"^a\hb$", "a\tb", true),
+        (r"^a{$", "a{", true),
+        (r"^a{,b}$", "a{,b}", true),
+        (r"^{}$", "{}", true),
+        (r"^a]}$", "a]}", true),
+        (r"^\Qa.b\E+$", "a.bb", true),
+        (r"^\Qa.b\E+$", "axb", false),
+        (r"^[]a]+$", "a]", true),
+        (r"^[[a&&b~~]+$", "[&~", true),
+        (r"^[\w.-]+$", "a_-.", true),
+        (r"^[[:alpha:]]+$", "aB", true),
+        (r"^\x2f\x{61}\057$", "/a/", true),
+        (r"(?i)^/A(?-i)b$", "/ab", true),
+        (r"(?i)^/A(?-i)b$", "/aB", false),
+        (r"(?i)^[^a]$", "A", false),
+        (r"(?x) ^ a b # text", "ab", true),
+        (r"^a(?#text)b$", "ab", true),
+        (r"^\<\/\_$", "</_", true),
+        (r"^ü$", "ü", true),
+        (r"^(?:ü)+$", "üü", true),
+        (r"^\d+$", "٣", false),
+        (r"(?s)^.{2}$", "ü", true),
+    ] {
+        assert_eq!(pattern(text).is_match(subject.as_bytes()), expected, "{text} on {subject}");
+    }
+    assert_eq!(groups(r"^/(?<a>\d+)/(?P<b>x)?(?'c'y)", "/12/y"), Some(vec!["12".into(), "-".into(), "y".into()]));
+    let named = pattern(r"^/(?<a>\d+)/(?P<b>x)");
+    assert_eq!((named.group("a"), named.group("b"), named.group("c"), named.groups()), (Some(1), Some(2), None, 2));
+}
+
+#[test]
+fn what_needs_backtracking_is_refused_with_a_reason() {
+    for (text, why) in [
+        (r"(a)\1", "back-reference"),
+        (r"(?<n>a)\k<n>", "back-reference"),
+        (r"(?<=a)b", "look-behind"),
+        (r"(?<!a)b", "look-behind"),
+        (r"(?>a+)b", "atomic"),
+        (r"a++b", "possessive"),
+        (r"(a|b(?R))", "recursion"),
+        (r"(?(1)a|b)", "conditional"),
+        (r"(*SKIP)a", "verbs"),
+        (r"a\Kb", "\\K"),
+        (r"\p{L}", "Unicode"),
+        (r"[aü]", "one byte"),
+        (r"ü+", "(?:…)"),
+        (r"a{,3}", "{0,n}"),
+        (r"(a", "without \")\""),
+        (r"a)", "too many"),
+        (r"[a", "without \"]\""),
+        (r"a\", "at the end"),
+        (r"*a", "nothing to repeat"),
+        (r"a**", "quantifier after"),
+        (r"(?m)^a", "(?m)"),
+        (r"a(?!b)c+d", "look-ahead"),
+        (r"((?!b).)*c", "look-ahead"),
+        (r"(|a)+", "may be empty"),
+        (r"(?<host>a)", "another name"),
+        (r"(?<1a>a)", "no name of a group"),
+        (r"(?<a>a)(?<a>b)", "two groups"),
+        (r"(((a{1000}){1000}){1000})", "bytes"),
+    ] {
+        let refusal = refusal(text);
+        assert!(refusal.contains(why) && refusal.contains(text), "{text}: {refusal}");
+    }
+    assert!(refusal(&"a".repeat(MAX_TEXT_BYTES + 1)).contains("4096"));
+    assert!(refusal(&"(".repeat(MAX_TEXT_BYTES)).contains("deep"));
+    assert!(refusal(&"(a)".repeat(MAX_GROUPS + 1)).contains("groups"));
+    assert!(refusal(r"ü(?<=a)b").contains("(character 2)"));
+    assert!(refusal(&format!("a(?!{})", "b".repeat(2000))).contains("look-ahead"));
+}
+
+#[test]
+fn plain_texts_are_compared_and_decide_as_the_expression_does() {
+    for (text, plain) in [
+        (r"\.(css|js)$", true),
+        (r"\.(?:css|jsx?)$", true),
+        (r"^/x", true),
+        (r"^/x/.*", true),
+        (r"^/(a|b)/", true),
+        (r"^/x$", true),
+        (r"(?i)\.(PNG|jpe?g)$", true),
+        (r".*", true),
+        (r"(?i)x(?-i)y$", false),
+        (r"^/x.*$", false),
+        (r"/x", false),
+        (r"^[ab]", false),
+    ] {
+        let pattern = pattern(text);
+        assert_eq!(pattern.is_plain(), plain, "{text}");
+        let regex = compile(pattern.translated()).expect("translated");
+        for subject in [
+            "", "/x", "/x/", "/X", "/xy", "/a/", "a.css", "a.jsx", "A.CSS", "a.pNg", "a.jpg", "xy", "XY", "/x\n",
+            "/x/\n",
+        ] {
+            assert_eq!(pattern.is_match(subject.as_bytes()), regex.is_match(subject.as_bytes()), "{text} on {subject}");
+        }
+    }
+}
+
+#[test]
+fn patterns_are_told_as_they_were_written() {
+    let ignoring = Pattern::parse("^/x", Case::Insensitive).expect("valid");
+    assert_eq!(serde_json::to_value(&ignoring).expect("a text"), "(?i)^/x");
+    assert!(ignoring.is_match(b"/X") && ignoring != pattern("^/x"));
+    assert_eq!(pattern("^/x"), pattern("^/x"));
+}

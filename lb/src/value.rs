@@ -236,7 +236,7 @@ impl Value {
     /// Its pieces in order.
     pub fn parts(&self) -> impl Iterator<Item = PartRef<'_>> {
         let (one, many): (_, &[Part]) = match &self.parts {
-            Parts::Constant(text) => (Some(PartRef::Text(text)), &[]),
+            Parts::Constant(text) => (Some(PartRef::Text(text)).filter(|_| !text.is_empty()), &[]),
             Parts::One(variable) => (Some(PartRef::Variable(variable)), &[]),
             Parts::Many(parts) => (None, parts),
         };

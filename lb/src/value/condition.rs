@@ -202,3 +202,6 @@ impl Serialize for Always {
         serializer.serialize_bool(true)
     }
 }
+
+#[cfg(test)]
+mod tests;

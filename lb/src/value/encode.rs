@@ -1,8 +1,29 @@
 //! How what a client sent is kept from breaking out of the place where it is written: a field, a request target, a
 //! `Location`, a line of a log.
+//!
+//! In targets and locations, what variables are is encoded by what they are and where they stand (RFC 3986):
+//!
+//! - `$request_uri`, `$args`, `$is_args`, `$arg_NAME` and tables are written in a target's form already and stay as they
+//!   are, but for what no target can hold.
+//! - `$uri` and groups of the route's or the rewrite's expression are pieces of a decoded path. In a path, all is encoded
+//!   that would not be path there, `?` and `%` among it.
+//! - All others are texts: in a path, `/` is encoded too.
+//! - In a query, the latter two and `$request_uri` are one argument's value: `&`, `=`, `+` and `%` are encoded.
 
-use super::{Facts, Presence, Value};
-use crate::message::ascii::{TEXT, is, trim};
+use super::table::Tables;
+use super::variable::{GroupOf, Variable};
+use super::{Facts, PartRef, Presence, Value, write_variable};
+use crate::message::ascii::{HOST, TARGET, TEXT, hex_value, is, trim};
+
+/// How values are escaped in a line of a log, as nginx's `log_format escape=` does it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Escape {
+    /// `"`, `\` and all but visible ASCII as `\xXX`; what is missing is `-`.
+    #[default]
+    Default,
+    /// As within a string of JSON; what is missing is empty.
+    Json,
+}
 
 impl Value {
     /// Appends the value as that of a field. What cannot be one (RFC 9110 §5.5), such as with a line break, is missing,
@@ -11,18 +32,360 @@ impl Value {
         let start = out.len();
         let presence = self.write(facts, out);
         let written = &out[start..];
-        if presence == Presence::Missing || !written.iter().all(|&byte| is(byte, TEXT)) {
+        let kept = trim(written);
+        if presence == Presence::Missing || kept.is_empty() || !kept.iter().all(|&byte| is(byte, TEXT)) {
             out.truncate(start);
             return Presence::Missing;
         }
-        let kept = trim(written).len();
         let blanks = written.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
-        if kept == 0 {
-            out.truncate(start);
-            return Presence::Missing;
-        }
-        out.copy_within(start + blanks..start + blanks + kept, start);
-        out.truncate(start + kept);
+        let length = kept.len();
+        out.copy_within(start + blanks..start + blanks + length, start);
+        out.truncate(start + length);
         Presence::Present
     }
+
+    /// Appends the value in a line of a log. What is not a variable stays as it is.
+    pub fn write_log(&self, escape: Escape, facts: &impl Facts, out: &mut Vec<u8>) {
+        let mut scratch = Vec::new();
+        for part in self.parts() {
+            match part {
+                PartRef::Text(text) => out.extend_from_slice(text),
+                PartRef::Variable(variable) => match (super::read_variable(variable, facts, &mut scratch), escape) {
+                    (Some(text), _) => escape.write(text, out),
+                    (None, Escape::Default) => out.push(b'-'),
+                    (None, Escape::Json) => {}
+                },
+            }
+        }
+    }
+
+    /// Appends the value as path and query of a request. [`Presence::Missing`]: it cannot be one, since it does not
+    /// begin with `/` or what a client sent made a segment `.` or `..`; nothing is appended then.
+    pub fn write_target(&self, facts: &impl Facts, out: &mut Vec<u8>) -> Presence {
+        let start = out.len();
+        let has_data = self.write_encoded(Kind::Target, facts, out);
+        let written = &out[start..];
+        let path = written.split(|&byte| byte == b'?').next().unwrap_or_default();
+        let climbs = has_data && path.split(|&byte| byte == b'/').any(|segment| matches!(segment, b"." | b".."));
+        if !written.starts_with(b"/") || climbs {
+            out.truncate(start);
+            return Presence::Missing;
+        }
+        Presence::Present
+    }
+
+    /// Appends the value as that of `Location`. Unless it begins with a scheme it is a path of the same host, with one
+    /// `/` at its start however many there were.
+    pub fn write_location(&self, facts: &impl Facts, out: &mut Vec<u8>) {
+        let start = out.len();
+        self.write_encoded(Kind::Location, facts, out);
+        if Place::of(&out[start..]) == Place::Start || out[start..].starts_with(b"/") {
+            let slashes = out[start..].iter().take_while(|&&byte| byte == b'/').count();
+            out.splice(start..start + slashes, [b'/']);
+        }
+    }
+
+    /// Whether something stands in a path that is neither constant nor in a target's form.
+    fn write_encoded(&self, kind: Kind, facts: &impl Facts, out: &mut Vec<u8>) -> bool {
+        let start = out.len();
+        let mut scratch = Vec::new();
+        let mut has_data = false;
+        for part in self.parts() {
+            match part {
+                PartRef::Text(text) => encode(text, Allowed::Written(kind), out),
+                PartRef::Variable(variable) => {
+                    scratch.clear();
+                    write_variable(variable, facts, &mut scratch);
+                    let place = Place::of(&out[start..]);
+                    let form = Form::of(variable);
+                    has_data |= place == Place::Path && form != Form::Target;
+                    if place == Place::Authority && variable.begins_with_slash() && scratch.first() != Some(&b'/') {
+                        out.push(b'/');
+                    }
+                    encode(&scratch, Allowed::of(variable, form, place, kind), out);
+                }
+            }
+        }
+        has_data
+    }
+
+    /// Whether the value always begins as path and query of a request do. The error says how.
+    pub fn check_target(&self, tables: &Tables) -> Result<(), String> {
+        let mut parts = self.parts();
+        let begins = match parts.next() {
+            Some(PartRef::Text(text)) => text.starts_with(b"/"),
+            Some(PartRef::Variable(Variable::Table(id))) => {
+                return tables.get(*id).map_or(Ok(()), |table| {
+                    // It is for the route's condition to say where there is something.
+                    table.results().filter(|value| value.as_constant() != Some(b"")).try_for_each(|value| {
+                        value.check_target(tables).map_err(|why| format!("of what ${} can be, {why}", tables.name(*id)))
+                    })
+                });
+            }
+            Some(PartRef::Variable(variable)) => variable.begins_with_slash(),
+            None => false,
+        };
+        if begins {
+            return Ok(());
+        }
+        Err(format!("\"{}\" does not begin with \"/\", $uri or $request_uri; write \"/{}\"", self.text(), self.text()))
+    }
+
+    /// Whether no request can make the value point to another host than the one that is written. The error says how.
+    pub fn check_location(&self, tables: &Tables) -> Result<(), String> {
+        let mut parts = self.parts().peekable();
+        let elsewhere = |variable: &Variable| {
+            format!(
+                "in \"{}\", {variable} would let clients choose the host that they are sent to; begin with \"/\", $uri, \
+                 $request_uri or with a scheme, a host and \"/\", or choose by a table of [values]",
+                self.text()
+            )
+        };
+        let unclear = || {
+            let text = self.text();
+            Err(format!("\"{text}\" begins neither with \"/\" nor with \"http://\" or \"https://\"; write \"/{text}\""))
+        };
+        let mut authority: &[u8] = match parts.next() {
+            Some(PartRef::Variable(Variable::Scheme)) => match parts.next() {
+                Some(PartRef::Text(text)) if text.starts_with(b"://") => &text[3..],
+                _ => return unclear(),
+            },
+            Some(PartRef::Variable(Variable::Table(id))) => {
+                return tables.get(*id).map_or(Ok(()), |table| {
+                    table.results().filter(|value| value.as_constant() != Some(b"")).try_for_each(|value| {
+                        value
+                            .check_location(tables)
+                            .map_err(|why| format!("of what ${} can be: {why}", tables.name(*id)))
+                    })
+                });
+            }
+            Some(PartRef::Variable(variable)) if variable.begins_with_slash() => return Ok(()),
+            Some(PartRef::Variable(variable)) => return Err(elsewhere(variable)),
+            Some(PartRef::Text(text)) => match scheme_length(text) {
+                Some(length) => &text[length..],
+                None if text.starts_with(b"//") || text.starts_with(b"/\\") => {
+                    return Err(format!(
+                        "\"{}\" begins with \"//\"; write the scheme, as in \"https://\"",
+                        self.text()
+                    ));
+                }
+                None if text.starts_with(b"/") => return Ok(()),
+                None => return unclear(),
+            },
+            None => return Err("it is empty; write where to".to_owned()),
+        };
+        let mut is_empty = true;
+        loop {
+            if let Some(end) = authority.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')) {
+                if is_empty && end == 0 {
+                    return Err(format!("\"{}\" has no host; write it behind \"://\"", self.text()));
+                }
+                return Ok(());
+            }
+            is_empty &= authority.is_empty();
+            match parts.next() {
+                None if is_empty => return Err(format!("\"{}\" has no host; write it behind \"://\"", self.text())),
+                None => return Ok(()),
+                Some(PartRef::Text(text)) => authority = text,
+                Some(PartRef::Variable(variable)) => {
+                    let ends = variable.begins_with_slash() || *variable == Variable::IsArgs;
+                    if ends && !is_empty {
+                        return Ok(());
+                    }
+                    if !variable.is_host(tables, None) {
+                        return Err(elsewhere(variable));
+                    }
+                    (authority, is_empty) = (b"", false);
+                }
+            }
+        }
+    }
 }
+
+/// The bytes of `http://` or `https://` at the start.
+fn scheme_length(text: &[u8]) -> Option<usize> {
+    let length = |scheme: &str| {
+        text.get(..scheme.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(scheme.as_bytes()))
+            .then_some(scheme.len())
+    };
+    length("https://").or_else(|| length("http://"))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Target,
+    Location,
+}
+
+/// What form a variable's text has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// That of a request target.
+    Target,
+    /// A piece of a decoded path.
+    Path,
+    Text,
+}
+
+impl Form {
+    fn of(variable: &Variable) -> Self {
+        match variable {
+            Variable::RequestUri | Variable::Args | Variable::IsArgs | Variable::Query(_) | Variable::Table(_) => {
+                Self::Target
+            }
+            Variable::Uri | Variable::Group { of: GroupOf::Route | GroupOf::Rewrite, .. } => Self::Path,
+            _ => Self::Text,
+        }
+    }
+}
+
+impl Variable {
+    /// Whether its text begins with `/`.
+    fn begins_with_slash(&self) -> bool {
+        matches!(self, Self::Uri | Self::RequestUri)
+    }
+
+    /// Whether it may stand where a host is written: no client can make it more than a host's name or a port that asks
+    /// for this site. `asked` is what the table asks whose result it is part of.
+    fn is_host(&self, tables: &Tables, asked: Option<&Value>) -> bool {
+        match self {
+            Self::Host | Self::ServerName | Self::ServerPort | Self::Hostname => true,
+            Self::Group { of: GroupOf::Host, .. } => true,
+            Self::Group { of: GroupOf::Case, .. } => {
+                asked.is_some_and(|asked| asked.variables().all(|variable| variable.is_host(tables, None)))
+            }
+            Self::Field(key) => key.fits(b"host"),
+            Self::Table(id) => tables.get(*id).is_some_and(|table| {
+                table.results().flat_map(Value::variables).all(|variable| variable.is_host(tables, Some(table.of())))
+            }),
+            _ => false,
+        }
+    }
+}
+
+/// Where in a URI something stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// It may still become a scheme or a path.
+    Start,
+    Authority,
+    Path,
+    /// In the query, or behind it.
+    Query,
+}
+
+impl Place {
+    /// Behind `written`.
+    fn of(written: &[u8]) -> Self {
+        if written.iter().any(|byte| matches!(byte, b'?' | b'#')) {
+            return Self::Query;
+        }
+        if written.starts_with(b"/") {
+            return Self::Path;
+        }
+        match written.windows(3).position(|window| window == b"://") {
+            None => Self::Start,
+            Some(colon) if written[colon + 3..].contains(&b'/') => Self::Path,
+            Some(_) => Self::Authority,
+        }
+    }
+}
+
+/// What stays as it is.
+#[derive(Clone, Copy, Debug)]
+enum Allowed {
+    /// What the operator wrote, or is in a target's form: only what cannot be there is encoded.
+    Written(Kind),
+    Authority,
+    Path,
+    Segment,
+    Argument,
+}
+
+impl Allowed {
+    fn of(variable: &Variable, form: Form, place: Place, kind: Kind) -> Self {
+        match (place, form) {
+            (Place::Query, Form::Target) if *variable != Variable::RequestUri => Self::Written(kind),
+            (Place::Query, _) => Self::Argument,
+            (Place::Authority, _) if !variable.begins_with_slash() && *variable != Variable::IsArgs => Self::Authority,
+            (_, Form::Target) => Self::Written(kind),
+            (_, Form::Path) => Self::Path,
+            (_, Form::Text) => Self::Segment,
+        }
+    }
+
+    fn has(self, byte: u8) -> bool {
+        let is_unreserved = byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
+        match self {
+            // A backslash is as good as a slash to some.
+            Self::Written(kind) => {
+                (is(byte, TARGET) && !matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}'))
+                    || (byte == b'#' && kind == Kind::Location)
+            }
+            Self::Authority => is(byte, HOST) || matches!(byte, b':' | b'[' | b']'),
+            Self::Path => is_unreserved || matches!(byte, b'/' | b':' | b'@' | b'!' | b'$' | b'&'..=b',' | b';' | b'='),
+            Self::Segment => byte != b'/' && Self::Path.has(byte),
+            Self::Argument => is_unreserved || matches!(byte, b'/' | b':' | b'@' | b','),
+        }
+    }
+}
+
+fn encode(text: &[u8], allowed: Allowed, out: &mut Vec<u8>) {
+    let is_escape = |at: usize| {
+        matches!(allowed, Allowed::Written(_))
+            && text.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(|&digit| hex_value(digit).is_some()))
+    };
+    for (at, &byte) in text.iter().enumerate() {
+        match byte {
+            b'%' if is_escape(at) => out.push(byte),
+            b'%' => out.extend_from_slice(b"%25"),
+            byte if allowed.has(byte) => out.push(byte),
+            byte => out.extend_from_slice(&[b'%', hex(byte >> 4), hex(byte & 15)]),
+        }
+    }
+}
+
+fn hex(digit: u8) -> u8 {
+    match digit {
+        0..=9 => b'0' + digit,
+        _ => b'A' + digit - 10,
+    }
+}
+
+impl Escape {
+    /// Appends `text` escaped.
+    pub fn write(self, text: &[u8], out: &mut Vec<u8>) {
+        match self {
+            Self::Default => {
+                for &byte in text {
+                    match byte {
+                        b'"' | b'\\' | ..b' ' | 0x7f.. => {
+                            out.extend_from_slice(&[b'\\', b'x', hex(byte >> 4), hex(byte & 15)]);
+                        }
+                        byte => out.push(byte),
+                    }
+                }
+            }
+            Self::Json => {
+                // What is no text could not be said.
+                for c in String::from_utf8_lossy(text).chars() {
+                    match c {
+                        '"' => out.extend_from_slice(b"\\\""),
+                        '\\' => out.extend_from_slice(b"\\\\"),
+                        '\n' => out.extend_from_slice(b"\\n"),
+                        '\r' => out.extend_from_slice(b"\\r"),
+                        '\t' => out.extend_from_slice(b"\\t"),
+                        '\u{8}' => out.extend_from_slice(b"\\b"),
+                        '\u{c}' => out.extend_from_slice(b"\\f"),
+                        ..' ' => out.extend_from_slice(format!("\\u{:04X}", u32::from(c)).as_bytes()),
+                        c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

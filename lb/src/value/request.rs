@@ -19,7 +19,7 @@ impl FieldKey {
         Self { key: name.to_ascii_lowercase().into_bytes().into() }
     }
 
-    /// Exactly this field, in whatever case.
+    /// Exactly the field of this name, in whatever case, unless the name has a `_`.
     pub fn exact(name: &str) -> Self {
         Self::of_variable(name)
     }
@@ -83,4 +83,61 @@ pub fn cookie<'a>(fields: impl IntoIterator<Item = &'a [u8]>, name: &[u8]) -> Op
         let equals = pair.iter().position(|&byte| byte == b'=')?;
         trim(&pair[..equals]).eq_ignore_ascii_case(name).then(|| trim(&pair[equals + 1..]))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_a_name_are_joined() {
+        let fields: [(&[u8], &[u8]); 5] =
+            [(b"X-A", b"1"), (b"x_a", b"2"), (b"X-AB", b"3"), (b"Cookie", b"a=1"), (b"cookie", b"b=2")];
+        let text = |key: FieldKey| {
+            let mut out = Vec::new();
+            let presence = key.write(fields, &mut out);
+            (presence == Presence::Present).then(|| String::from_utf8(out).expect("ASCII"))
+        };
+        assert_eq!(text(FieldKey::of_variable("x_a")).as_deref(), Some("1, 2"));
+        assert_eq!(text(FieldKey::exact("X-a")).as_deref(), Some("1"));
+        assert_eq!(text(FieldKey::of_variable("cookie")).as_deref(), Some("a=1; b=2"));
+        assert_eq!(text(FieldKey::of_variable("x")), None);
+        assert_eq!(FieldKey::of_variable("content_type").name(), Name::ContentType);
+    }
+
+    #[test]
+    fn the_first_argument_of_a_name_counts_as_it_was_sent() {
+        for (query, expected) in [
+            ("a=1", Some("1")),
+            ("A=1&a=2", Some("1")),
+            ("b=0&a=%201+&a=2", Some("%201+")),
+            ("a=", Some("")),
+            ("a", Some("")),
+            ("a&a=2", Some("2")),
+            ("a=1=2", Some("1=2")),
+            ("ab=1&ba=2", None),
+            ("x=&a=", Some("")),
+            ("%61=1", None),
+            ("", None),
+        ] {
+            let found = argument(query.as_bytes(), b"a");
+            assert_eq!(found, expected.map(str::as_bytes), "{query}");
+        }
+    }
+
+    #[test]
+    fn the_first_cookie_of_a_name_counts() {
+        for (fields, expected) in [
+            (vec!["a=1; b=2"], Some("2")),
+            (vec!["a=1", "B=3; b=2"], Some("3")),
+            (vec!["a=b=1; b= 2 ; c=3"], Some("2")),
+            (vec!["b"], None),
+            (vec!["bb=1;ab=2;;=;"], None),
+            (vec!["b=\"x\""], Some("\"x\"")),
+            (vec![], None),
+        ] {
+            let found = cookie(fields.iter().map(|field| field.as_bytes()), b"b");
+            assert_eq!(found, expected.map(str::as_bytes), "{fields:?}");
+        }
+    }
 }

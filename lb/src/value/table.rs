@@ -142,6 +142,10 @@ impl Tables {
         self.tables.get(id.0 as usize)?.1.as_ref()
     }
 
+    pub fn name(&self, id: TableId) -> &str {
+        self.tables.get(id.0 as usize).map_or("", |(name, _)| name)
+    }
+
     pub fn named(&self, name: &str) -> Option<TableId> {
         let place = self.tables.iter().position(|(known, _)| **known == *name)?;
         u32::try_from(place).ok().map(TableId)
@@ -450,6 +454,11 @@ impl Table {
     /// What it asks.
     pub fn of(&self) -> &Value {
         &self.of
+    }
+
+    /// Everything that it can give.
+    pub fn results(&self) -> impl Iterator<Item = &Value> {
+        self.cases.results().chain([&self.default])
     }
 
     /// What holds for `subject`, the text of [`Self::of`].

@@ -1,0 +1,90 @@
+use super::*;
+use crate::value::Scope;
+use crate::value::pattern::Case;
+use crate::value::request::FieldKey;
+use crate::value::tests::Told;
+
+fn test(of: Variable, is: Is, negated: bool) -> Test {
+    Test { of: Value::variable(of), is, negated }
+}
+
+fn header(is: Is, negated: bool) -> Condition {
+    let test = test(Variable::Field(FieldKey::exact("X-A")), is, negated);
+    Condition { tests: vec![test], ..Condition::default() }
+}
+
+#[test]
+fn an_empty_condition_holds() {
+    assert!(Condition::default().is_empty() && Condition::default().holds(&Told::new(&[])));
+}
+
+#[test]
+fn values_are_tested_and_what_is_missing_only_by_negation() {
+    let matches = |text| Is::Matches(Pattern::parse(text, Case::Sensitive).expect(text));
+    let equal = |text| Is::Equal(Value::parse(text, &Scope::new(Phase::Head)).expect(text));
+    for (is, value, expected) in [
+        (Is::Present(Always), Some(""), true),
+        (Is::Present(Always), None, false),
+        (equal("on"), Some("on"), true),
+        (equal("on"), Some("On"), false),
+        (equal(""), None, false),
+        (equal("$host"), Some("a.example"), true),
+        (equal("$arg_none"), Some(""), false),
+        (Is::OneOf(TextSet::new(["a", "b"])), Some("b"), true),
+        (Is::OneOf(TextSet::new(["a", "b"])), Some("c"), false),
+        (matches("^a"), Some("ab"), true),
+        (matches("^$"), None, false),
+    ] {
+        let mut facts = vec![("$host", "a.example")];
+        facts.extend(value.map(|value| ("${http_x-a}", value)));
+        let facts = Told::new(&facts);
+        assert_eq!(header(is.clone(), false).holds(&facts), expected, "{is:?} {value:?}");
+        assert_eq!(header(is.clone(), true).holds(&facts), !expected, "not {is:?} {value:?}");
+    }
+}
+
+#[test]
+fn all_of_a_condition_must_hold() {
+    let networks = NetSet::new(["10.0.0.0/8".parse().expect("a network"), "::1/128".parse().expect("a network")]);
+    let condition = Condition {
+        methods: Some(MethodSet::new(["GET", "PURGE"]).expect("valid")),
+        networks: Some(networks),
+        ..header(Is::Present(Always), false)
+    };
+    for (method, client, has_field, expected) in [
+        ("GET", "10.1.2.3", true, true),
+        ("PURGE", "::ffff:10.0.0.1", true, true),
+        ("GET", "::1", true, true),
+        ("get", "10.1.2.3", true, false),
+        ("HEAD", "10.1.2.3", true, false),
+        ("GET", "11.0.0.1", true, false),
+        ("GET", "unix:", true, false),
+        ("GET", "10.1.2.3", false, false),
+    ] {
+        let mut facts = vec![("$request_method", method), ("$remote_addr", client)];
+        facts.extend(has_field.then_some(("${http_x-a}", "")));
+        assert_eq!(condition.holds(&Told::new(&facts)), expected, "{method} {client} {has_field}");
+    }
+}
+
+#[test]
+fn methods_that_are_none_are_refused() {
+    for (methods, why) in
+        [(&["get"][..], "write \"GET\""), (&[""], "no method"), (&["A B"], "no method"), (&["A", "A"], "twice")]
+    {
+        let refusal = MethodSet::new(methods).expect_err("wrong");
+        assert!(refusal.contains(why), "{methods:?}: {refusal}");
+    }
+}
+
+#[test]
+fn a_condition_is_told_as_it_is_written() {
+    let condition = Condition {
+        methods: Some(MethodSet::new(["GET"]).expect("valid")),
+        networks: Some(NetSet::new(["10.0.0.0/8".parse().expect("a network")])),
+        tests: vec![test(Variable::Cookie(b"a".as_slice().into()), Is::OneOf(TextSet::new(["x"])), true)],
+    };
+    let expected =
+        r#"{"methods":["GET"],"networks":["10.0.0.0/8"],"tests":[{"of":"$cookie_a","one_of":["x"],"negated":true}]}"#;
+    assert_eq!(serde_json::to_string(&condition).expect("JSON"), expected);
+}

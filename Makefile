@@ -101,10 +101,10 @@ else
 	cargo mutants --package evenkeel $(patsubst %,--file 'lb/src/%.rs',$(MUTANTS)) --output target -- --lib
 endif
 
-## The HTTP/1.1 codec against arbitrary bytes, a minute for each parser (needs cargo-fuzz)
+## The HTTP/1.1 codec, and values and expressions, against arbitrary bytes, a minute for each (needs cargo-fuzz)
 fuzz: tools-demo
 	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install --locked cargo-fuzz"; exit 1; }
-	for target in request_head response_head chunked; do \
+	for target in request_head response_head chunked value; do \
 		(cd lb && RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target -- \
 			-dict=fuzz/http1.dict -max_total_time=60) || exit 1; \
 	done

@@ -99,7 +99,8 @@ impl Value {
                     let place = Place::of(&out[start..]);
                     let form = Form::of(variable);
                     has_data |= place == Place::Path && form != Form::Target;
-                    if place == Place::Authority && variable.begins_with_slash() && scratch.first() != Some(&b'/') {
+                    let may_begin_path = matches!(place, Place::Start | Place::Authority);
+                    if may_begin_path && variable.begins_with_slash() && scratch.first() != Some(&b'/') {
                         out.push(b'/');
                     }
                     encode(&scratch, Allowed::of(variable, form, place, kind), out);
@@ -188,7 +189,11 @@ impl Value {
                 None => return Ok(()),
                 Some(PartRef::Text(text)) => authority = text,
                 Some(PartRef::Variable(variable)) => {
-                    let ends = variable.begins_with_slash() || *variable == Variable::IsArgs;
+                    // Without a query, what is behind it would be the host's.
+                    let ends = variable.begins_with_slash()
+                        || (*variable == Variable::IsArgs
+                            && matches!(parts.next(), Some(PartRef::Variable(Variable::Args)))
+                            && parts.next().is_none());
                     if ends && !is_empty {
                         return Ok(());
                     }

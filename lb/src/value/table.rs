@@ -60,7 +60,7 @@ struct Share {
     percent: Percent,
     value: Value,
     /// Hashes below it are of this share or of one before it.
-    bound: u32,
+    bound: u64,
 }
 
 /// Hundredths of a percent, 1 to 10,000.
@@ -315,7 +315,7 @@ impl Reader<'_> {
                 self.problem(id, At::Case(place), message);
                 return None;
             }
-            bound += percent.of_hashes();
+            bound = if sum < u64::from(Percent::WHOLE.0) { bound + percent.of_hashes() } else { u64::MAX };
             let Some(value) = self.value(id, At::Case(place), result, None) else { continue };
             all.push(Share { percent: *percent, value, bound });
         }
@@ -403,8 +403,7 @@ impl MapCases {
             return Some((place, None));
         }
         let dots = || key.iter().enumerate().filter(|(_, byte)| **byte == b'.').map(|(at, _)| at);
-        // A name has something before and behind its dots.
-        let below = || dots().filter(|&dot| dot > 0).find_map(|dot| self.below.get(&key[dot + 1..]));
+        let below = || dots().find_map(|dot| self.below.get(&key[dot + 1..]));
         let starting = || {
             let dots: Vec<usize> = dots().filter(|&dot| dot + 1 < key.len()).collect();
             dots.into_iter().rev().find_map(|dot| self.starting.get(&key[..dot]))
@@ -413,6 +412,10 @@ impl MapCases {
             && let Some(&place) = below().or_else(starting)
         {
             return Some((place, None));
+        }
+        if subject.is_empty() {
+            // As in nginx, only the empty text stands for it.
+            return None;
         }
         let (pattern, place) = self.patterns.iter().find(|(pattern, _)| pattern.is_match(subject))?;
         Some((*place, Some(pattern)))
@@ -435,10 +438,9 @@ impl Percent {
         f64::from(self.0) / 100.0
     }
 
-    /// How many of all hashes.
-    fn of_hashes(self) -> u32 {
-        // At most u32::MAX, since this is at most the whole.
-        (u64::from(u32::MAX) * u64::from(self.0) / u64::from(Self::WHOLE.0)) as u32
+    /// How many of all hashes, as nginx counts them.
+    fn of_hashes(self) -> u64 {
+        u64::from(u32::MAX) * u64::from(self.0) / u64::from(Self::WHOLE.0)
     }
 }
 
@@ -470,7 +472,7 @@ impl Table {
                 (address.and_then(|address| by_network.get(address)).copied(), None)
             }
             Cases::Shares(shares) => {
-                let hash = murmur_hash2(subject);
+                let hash = u64::from(murmur_hash2(subject));
                 (shares.iter().position(|share| hash < share.bound), None)
             }
         };

@@ -199,7 +199,7 @@ fn names_of_hosts_are_wild_only_where_asked() {
         ("www.example", "2"),
         ("www.", "d"),
         ("www", "d"),
-        (".example", "d"),
+        (".example", "2"),
         ("example", "d"),
         ("", "d"),
     ] {

@@ -131,6 +131,8 @@ fn redirects_that_a_client_could_send_elsewhere_are_refused() {
         ("https://a.example$1", "choose the host"),
         ("https://$arg_x/", "choose the host"),
         ("https://a.example$args", "choose the host"),
+        ("https://a.example$is_args$http_x", "choose the host"),
+        ("https://a.example$is_args$args$http_x", "choose the host"),
         ("$scheme$request_uri", "begins neither"),
         ("$echo", "choose the host"),
         ("https://$any_host/", "choose the host"),

@@ -195,6 +195,19 @@ impl Value {
         })
     }
 
+    /// Calls `asked` with every variable that is asked for it, those of tables included, some perhaps more than once.
+    pub fn each_asked(&self, tables: &Tables, asked: &mut impl FnMut(&Variable)) {
+        for variable in self.variables() {
+            asked(variable);
+            if let Variable::Table(id) = variable
+                && let Some(table) = tables.get(*id)
+            {
+                // Tables ask each other in no circle.
+                table.results().chain([table.of()]).for_each(|value| value.each_asked(tables, asked));
+            }
+        }
+    }
+
     /// From when on it is known.
     pub fn phase(&self, tables: &Tables) -> Phase {
         self.variables().map(|variable| variable.phase(tables)).max().unwrap_or(Phase::Head)

@@ -357,7 +357,7 @@ fn replaced<'t>(
     if is_whole {
         pair.to.write(facts, out);
     } else {
-        target::write(&pair.to, facts, out);
+        pair.to.write_location(facts, out);
     }
     Some(if is_whole { b"" } else { &text[pair.from.len()..] })
 }

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 
 use super::facts::RequestFacts;
-use super::target;
 use crate::config::site::{Page, Respond, Rules};
 use crate::exchange::refusal::{Form, Refusal, usual};
 use crate::exchange::reply::Reply;
@@ -74,7 +73,7 @@ fn text(body: &Value, content_type: &Value, status: u16, facts: &RequestFacts<'_
 
 fn redirect(to: &Value, status: u16, facts: &RequestFacts<'_>) -> Reply {
     let mut location = Vec::new();
-    target::write_location(to, facts, &mut location);
+    to.write_location(facts, &mut location);
     let mut reply = Reply::new(status);
     reply.field(b"Location", &location);
     reply

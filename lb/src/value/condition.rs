@@ -94,6 +94,16 @@ impl Condition {
         self.tests.iter().all(|test| test.holds(facts))
     }
 
+    /// Calls `asked` with every variable that its tests ask for, as [`Value::each_asked`] does.
+    pub fn each_asked(&self, tables: &Tables, asked: &mut impl FnMut(&Variable)) {
+        for Test { of, is, .. } in &self.tests {
+            of.each_asked(tables, asked);
+            if let Is::Equal(value) = is {
+                value.each_asked(tables, asked);
+            }
+        }
+    }
+
     /// From when on it is known.
     pub fn phase(&self, tables: &Tables) -> Phase {
         self.tests.iter().map(|test| test.phase(tables)).max().unwrap_or(Phase::Head)

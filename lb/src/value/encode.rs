@@ -44,14 +44,15 @@ impl Value {
         Presence::Present
     }
 
-    /// Appends the value in a line of a log. What is not a variable stays as it is.
-    pub fn write_log(&self, escape: Escape, facts: &impl Facts, out: &mut Vec<u8>) {
+    /// Appends the value in a line of a log, of each variable at most `max_bytes`, counted before they are escaped. What is
+    /// not a variable stays as it is.
+    pub fn write_log(&self, escape: Escape, max_bytes: usize, facts: &impl Facts, out: &mut Vec<u8>) {
         let mut scratch = Vec::new();
         for part in self.parts() {
             match part {
                 PartRef::Text(text) => out.extend_from_slice(text),
                 PartRef::Variable(variable) => match (super::read_variable(variable, facts, &mut scratch), escape) {
-                    (Some(text), _) => escape.write(text, out),
+                    (Some(text), _) => escape.write(&text[..text.len().min(max_bytes)], out),
                     (None, Escape::Default) => out.push(b'-'),
                     (None, Escape::Json) => {}
                 },
@@ -65,9 +66,7 @@ impl Value {
         let start = out.len();
         let has_data = self.write_encoded(Kind::Target, facts, out);
         let written = &out[start..];
-        let path = written.split(|&byte| byte == b'?').next().unwrap_or_default();
-        let climbs = has_data && path.split(|&byte| byte == b'/').any(|segment| matches!(segment, b"." | b".."));
-        if !written.starts_with(b"/") || climbs {
+        if !written.starts_with(b"/") || (has_data && has_dot_segments(written)) {
             out.truncate(start);
             return Presence::Missing;
         }
@@ -334,6 +333,22 @@ impl Allowed {
             Self::Argument => is_unreserved || matches!(byte, b'/' | b':' | b'@' | b','),
         }
     }
+}
+
+/// Whether a segment of a target's path is `.` or `..`.
+pub fn has_dot_segments(target: &[u8]) -> bool {
+    let path = target.split(|&byte| byte == b'?').next().unwrap_or_default();
+    path.split(|&byte| byte == b'/').any(|segment| matches!(segment, b"." | b".."))
+}
+
+/// Appends a piece of a decoded path to a target.
+pub fn write_path(text: &[u8], out: &mut Vec<u8>) {
+    encode(text, Allowed::Path, out);
+}
+
+/// Appends what an operator wrote to a target: only what no target holds is encoded.
+pub fn write_written(text: &[u8], out: &mut Vec<u8>) {
+    encode(text, Allowed::Written(Kind::Target), out);
 }
 
 fn encode(text: &[u8], allowed: Allowed, out: &mut Vec<u8>) {

@@ -299,3 +299,21 @@ fn a_table_is_known_when_all_that_it_is_made_of_is() {
         Some(&Variable::Table(TableId(1)))
     );
 }
+
+#[test]
+fn every_variable_is_documented() {
+    let docs = include_str!("../../../docs/values.md");
+    let prefixed = ["http_NAME", "cookie_NAME", "arg_NAME", "upstream_http_NAME", "sent_http_NAME"];
+    let rows: Vec<_> = docs.lines().filter_map(|line| line.strip_prefix("| `$")?.split_once("` | ")).collect();
+    assert_eq!(rows.len(), variable::FIXED.len() + prefixed.len());
+    for (name, _, phase) in variable::FIXED {
+        let word = match phase {
+            Phase::Head => "head",
+            Phase::Route => "route",
+            Phase::Answer => "answer",
+            Phase::End => "ended",
+        };
+        let row = rows.iter().find(|(documented, _)| documented == name);
+        assert!(row.is_some_and(|(_, row)| row.contains(&format!("| {word}"))), "${name}");
+    }
+}

@@ -279,7 +279,7 @@ fn log_lines_are_escaped_as_by_nginx() {
         let value = Value::parse(text, &Scope::new(Phase::End)).expect("valid");
         let mut ours = Vec::new();
         for request in &requests {
-            value.write_log(escape, &Asked { request, tables: &tables }, &mut ours);
+            value.write_log(escape, usize::MAX, &Asked { request, tables: &tables }, &mut ours);
             ours.push(b'\n');
         }
         assert_eq!(String::from_utf8(ours).expect("UTF-8"), theirs, "{name}");

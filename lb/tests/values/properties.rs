@@ -63,12 +63,12 @@ pub fn value_holds(text: &str, data: &[u8]) {
         assert_eq!(authority(&location), authority(&of_nobody), "{}", String::from_utf8_lossy(&location));
     }
 
-    let line = written(&|out| value.write_log(Escape::Default, &client, out));
+    let line = written(&|out| value.write_log(Escape::Default, usize::MAX, &client, out));
     let constant = |byte| text.as_bytes().contains(&byte);
     assert!(constant(b'\n') || !line.contains(&b'\n'), "{line:?}");
     assert!(constant(b'\r') || !line.contains(&b'\r'), "{line:?}");
     assert!(constant(b'"') || !line.contains(&b'"'), "{line:?}");
-    let line = written(&|out| value.write_log(Escape::Json, &client, out));
+    let line = written(&|out| value.write_log(Escape::Json, usize::MAX, &client, out));
     if !text.bytes().any(|byte| byte < b' ' || matches!(byte, b'"' | b'\\')) {
         let quoted = [b"\"", &line[..], b"\""].concat();
         assert!(serde_json::from_slice::<String>(&quoted).is_ok(), "{line:?}");

@@ -184,7 +184,7 @@ fn log_lines_are_escaped_as_nginx_does() {
     let facts = Told::new(&[("$uri", "/\"\\\n\u{e4}\u{1}\u{7f}"), ("$args", "")]);
     let line = |text, escape| {
         let mut out = Vec::new();
-        value(text).write_log(escape, &facts, &mut out);
+        value(text).write_log(escape, usize::MAX, &facts, &mut out);
         String::from_utf8(out).expect("UTF-8")
     };
     assert_eq!(line("\"$uri\" $args $http_x", Escape::Default), "\"/\\x22\\x5C\\x0A\\xC3\\xA4\\x01\\x7F\"  -");

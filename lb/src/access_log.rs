@@ -7,17 +7,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use prometheus::IntCounter;
 use serde::Serialize;
 
-use crate::config::{AccessLogConfig, AccessLogFile, AccessLogFormat};
+use crate::config::site::{AccessLogRule, LogLine, Share};
+use crate::config::{AccessLogFile, AccessLogFormat, Config};
 use crate::exchange::refusal::Refusal;
 use crate::exchange::{Exchange, Outcome};
 use crate::failure::Failure;
 use crate::lines::{Queue, Settings, Writer};
+use crate::value::encode::Escape;
+use crate::value::{Facts, Value};
 
 /// Bytes of lines that may wait for the disk.
 const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
@@ -86,77 +89,161 @@ impl<'a> Served<'a> {
 /// Where lines go now, which can change at any time.
 #[derive(Debug)]
 pub struct AccessLog {
-    output: ArcSwapOption<Output>,
+    outputs: ArcSwap<Outputs>,
     /// Whether there is one: asked for each request.
     is_on: AtomicBool,
     /// Of all outputs so far that may not have written everything yet.
-    writers: Mutex<Vec<Writer>>,
+    writers: Mutex<Vec<(AccessLogFile, Writer)>>,
     lost: IntCounter,
 }
 
-/// A file, or standard output, that was opened for lines of one format.
+/// Files and standard output, each open once however many logs are written to it.
 #[derive(Debug)]
-struct Output {
-    queue: Queue,
-    format: AccessLogFormat,
+struct Outputs {
+    /// What `[access_log]` says.
+    common: Option<(Arc<Queue>, AccessLogFormat)>,
+    open: Vec<(AccessLogFile, Arc<Queue>)>,
+    /// Those of the configuration before: requests that began with it write to them when they end.
+    former: Vec<(AccessLogFile, Arc<Queue>)>,
     zone: TimeZone,
 }
 
-/// An output that is open and not written to yet; `None`: the log will be off.
+/// Outputs that are open and not written to yet.
 #[derive(Debug)]
-pub struct Opened(Option<(Output, Writer)>);
+pub struct Opened {
+    outputs: Outputs,
+    /// Of those that were not open before.
+    writers: Vec<(AccessLogFile, Writer)>,
+}
+
+/// What access logs a configuration has. It need not be applied to another one that has the same.
+#[derive(Debug, PartialEq)]
+pub struct Wanted<'a> {
+    common: Option<(&'a AccessLogFile, AccessLogFormat)>,
+    /// Each once.
+    files: Vec<&'a AccessLogFile>,
+}
+
+/// A file that cannot be written to.
+#[derive(Debug)]
+pub struct CannotOpen {
+    pub file: AccessLogFile,
+    /// Whether it is the one of `[access_log]`.
+    pub is_common: bool,
+    pub error: io::Error,
+}
+
+impl<'a> Wanted<'a> {
+    pub fn of(config: &'a Config) -> Self {
+        let common = config.access_log.file.as_ref().map(|file| (file, config.access_log.format));
+        let sites = config.sites.iter().map(|site| &**site);
+        let rules = sites.flat_map(|site| site.routes.iter().map(|route| &route.rules).chain([&site.fallback]));
+        let of_rules = rules.filter_map(|rules| rules.access_log.as_ref()).flatten().map(|rule| &rule.file);
+        let mut files = Vec::new();
+        for file in common.map(|(file, _)| file).into_iter().chain(of_rules) {
+            if !files.contains(&file) {
+                files.push(file);
+            }
+        }
+        Self { common, files }
+    }
+}
 
 impl AccessLog {
     /// A log that is off. `lost` counts lines that were lost.
     pub fn new(lost: IntCounter) -> Self {
-        Self { output: ArcSwapOption::empty(), is_on: AtomicBool::new(false), writers: Mutex::default(), lost }
+        let outputs = Outputs { common: None, open: Vec::new(), former: Vec::new(), zone: TimeZone::UTC };
+        Self { outputs: ArcSwap::from_pointee(outputs), is_on: AtomicBool::new(false), writers: Mutex::default(), lost }
     }
 
-    /// Opens what `config` names, for [`Self::switch`].
-    pub fn open(&self, config: &AccessLogConfig) -> io::Result<Opened> {
+    /// Opens what is wanted and not open yet, for [`Self::switch`].
+    pub fn open(&self, wanted: &Wanted<'_>) -> Result<Opened, CannotOpen> {
+        let running = self.outputs.load();
+        let (mut open, mut writers) = (Vec::new(), Vec::new());
+        for &file in &wanted.files {
+            let queue = match running.queue(file) {
+                Some(queue) => Arc::clone(queue),
+                None => {
+                    let (queue, writer) = self.start(file).map_err(|error| CannotOpen {
+                        file: file.clone(),
+                        is_common: wanted.common.is_some_and(|(common, _)| common == file),
+                        error,
+                    })?;
+                    writers.push((file.clone(), writer));
+                    Arc::new(queue)
+                }
+            };
+            open.push((file.clone(), queue));
+        }
+        let queue =
+            |file: &AccessLogFile| open.iter().find(|(known, _)| known == file).map(|(_, queue)| Arc::clone(queue));
+        let common = wanted.common.and_then(|(file, format)| Some((queue(file)?, format)));
+        let is_kept = |file: &AccessLogFile| wanted.files.contains(&file);
+        let former = running.open.iter().filter(|(file, _)| !is_kept(file)).cloned().collect();
+        Ok(Opened { outputs: Outputs { common, open, former, zone: TimeZone::system() }, writers })
+    }
+
+    fn start(&self, file: &AccessLogFile) -> io::Result<(Queue, Writer)> {
         let settings = Settings { name: "access log", max_bytes: MAX_WAITING_BYTES, lost: self.lost.clone() };
-        let (queue, writer) = match &config.file {
-            None => return Ok(Opened(None)),
-            Some(AccessLogFile::Stdout) => Queue::to_stdout(settings)?,
-            Some(AccessLogFile::Path(path)) => Queue::to_file(path, settings)?,
-        };
-        Ok(Opened(Some((Output { queue, format: config.format, zone: TimeZone::system() }, writer))))
+        match file {
+            AccessLogFile::Stdout => Queue::to_stdout(settings),
+            AccessLogFile::Path(path) => Queue::to_file(path, settings),
+        }
     }
 
-    /// Writes to another output from now on. Lines that wait for the former one are still written to it.
-    pub fn switch(&self, Opened(opened): Opened) {
-        let (output, writer) = opened.map(|(output, writer)| (Arc::new(output), writer)).unzip();
+    /// Writes to other outputs from now on. Lines that wait for the former ones are still written to them.
+    pub fn switch(&self, Opened { outputs, writers: new }: Opened) {
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         // Each ends with the last request that still writes to it.
-        writers.iter_mut().for_each(Writer::release);
-        writers.retain(|writer| !writer.has_ended());
-        writers.extend(writer);
-        self.is_on.store(output.is_some(), Ordering::Relaxed);
-        self.output.store(output);
+        writers.iter_mut().filter(|(file, _)| outputs.queue(file).is_none()).for_each(|(_, writer)| writer.release());
+        writers.retain(|(_, writer)| !writer.has_ended());
+        writers.extend(new);
+        self.is_on.store(!outputs.open.is_empty(), Ordering::Relaxed);
+        self.outputs.store(Arc::new(outputs));
     }
 
     pub fn is_on(&self) -> bool {
         self.is_on.load(Ordering::Relaxed)
     }
 
+    /// Writes a line as `[access_log]` says.
     pub fn write(&self, record: &Record<'_>) {
-        let output = self.output.load();
-        let Some(Output { queue, format, zone }) = output.as_deref() else { return };
-        let record = record.cut();
-        let mut line = match format {
-            // Every field is text or a number: there is nothing that JSON cannot say.
-            AccessLogFormat::Json => serde_json::to_vec(&record).unwrap_or_default(),
-            AccessLogFormat::Combined => combined(&record, zone).into_bytes(),
-        };
-        line.push(b'\n');
-        queue.push(line);
+        let outputs = self.outputs.load();
+        if let Some((queue, format)) = &outputs.common {
+            queue.push(line(*format, &record.cut(), &outputs.zone));
+        }
     }
 
-    /// Opens the file again before the next line, for rotation.
-    pub fn reopen(&self) {
-        if let Some(output) = &*self.output.load() {
-            output.queue.reopen();
+    /// Writes the lines that the rules of a route say. `random` decides which of many are written.
+    pub fn write_by(
+        &self,
+        rules: &[AccessLogRule],
+        record: &Record<'_>,
+        facts: &impl Facts,
+        mut random: impl FnMut() -> u64,
+    ) {
+        let outputs = self.outputs.load();
+        for rule in rules {
+            let holds = rule.when.as_ref().is_none_or(|when| when.holds(facts));
+            if !takes(if holds { rule.share } else { rule.or_share }, &mut random) {
+                continue;
+            }
+            let line = match &rule.format {
+                LogLine::Json => line(AccessLogFormat::Json, &record.cut(), &outputs.zone),
+                LogLine::Combined => line(AccessLogFormat::Combined, &record.cut(), &outputs.zone),
+                LogLine::Own(value) => own(value, facts),
+            };
+            match outputs.queue(&rule.file) {
+                Some(queue) => queue.push(line),
+                // The request began two configurations ago.
+                None => self.lost.inc(),
+            }
         }
+    }
+
+    /// Opens the files again before the next line, for rotation.
+    pub fn reopen(&self) {
+        self.outputs.load().open.iter().for_each(|(_, queue)| queue.reopen());
     }
 
     /// Waits until every line is written, but not longer than `limit`. Those that come later are lost. False: the last
@@ -164,10 +251,44 @@ impl AccessLog {
     pub fn finish(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
-        let finish = |writer: Writer| writer.finish(deadline.saturating_duration_since(Instant::now()));
+        let finish = |(_, writer): (_, Writer)| writer.finish(deadline.saturating_duration_since(Instant::now()));
         let finished: Vec<_> = writers.drain(..).map(finish).collect();
         finished.into_iter().all(|has_written_all| has_written_all)
     }
+}
+
+impl Outputs {
+    fn queue(&self, file: &AccessLogFile) -> Option<&Arc<Queue>> {
+        self.open.iter().chain(&self.former).find(|(known, _)| known == file).map(|(_, queue)| queue)
+    }
+}
+
+/// Whether one of so many is taken.
+fn takes(share: Share, random: &mut impl FnMut() -> u64) -> bool {
+    match share {
+        Share::ALL => true,
+        Share::NONE => false,
+        share => random() % u64::from(Share::ALL.millionths()) < u64::from(share.millionths()),
+    }
+}
+
+fn line(format: AccessLogFormat, record: &Record<'_>, zone: &TimeZone) -> Vec<u8> {
+    let mut line = match format {
+        // Every field is text or a number: there is nothing that JSON cannot say.
+        AccessLogFormat::Json => serde_json::to_vec(record).unwrap_or_default(),
+        AccessLogFormat::Combined => combined(record, zone).into_bytes(),
+    };
+    line.push(b'\n');
+    line
+}
+
+/// A line of the operator's own. One that begins with `{` is JSON, and so are its values.
+fn own(value: &Value, facts: &impl Facts) -> Vec<u8> {
+    let escape = if value.text().starts_with('{') { Escape::Json } else { Escape::Default };
+    let mut line = Vec::new();
+    value.write_log(escape, MAX_VALUE_BYTES, facts, &mut line);
+    line.push(b'\n');
+    line
 }
 
 impl Record<'_> {
@@ -237,28 +358,111 @@ fn some_seconds<S: serde::Serializer>(duration: &Option<Duration>, serializer: S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::value::condition::{Condition, Is, Test};
+    use crate::value::variable::Variable;
+    use crate::value::{Phase, Presence, Scope};
 
     #[test]
     fn a_switch_loses_no_line_and_ends_the_former_writer() {
         const LIMIT: Duration = Duration::from_secs(20);
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let config = |name: &str| AccessLogConfig {
-            file: Some(AccessLogFile::Path(folder.path().join(name))),
-            format: AccessLogFormat::Combined,
-        };
+        let file = |name: &str| AccessLogFile::Path(folder.path().join(name));
         let log = AccessLog::new(IntCounter::new("lost", "Lost.").expect("a name"));
         log.write(&record());
         for name in ["a", "b", "a"] {
-            log.switch(log.open(&config(name)).expect("writable"));
+            let file = file(name);
+            let wanted = Wanted { common: Some((&file, AccessLogFormat::Combined)), files: vec![&file] };
+            log.switch(log.open(&wanted).expect("writable"));
             (0..100).for_each(|_| log.write(&record()));
         }
         let before = log.writers.lock().expect("no panic").len();
-        log.switch(Opened(None));
+        log.switch(log.open(&OFF).expect("nothing to open"));
         assert!(!log.is_on());
         log.write(&record());
         assert!(log.finish(LIMIT) && before <= 3, "{before} writers");
         let lines = |name| std::fs::read_to_string(folder.path().join(name)).expect("readable").lines().count();
         assert_eq!((lines("a"), lines("b"), log.lost.get()), (200, 100, 0));
+    }
+
+    const OFF: Wanted<'static> = Wanted { common: None, files: Vec::new() };
+
+    /// `$status` is told, and a field of a client that tries to write lines of its own.
+    struct Told(&'static str);
+
+    impl Facts for Told {
+        fn write(&self, variable: &Variable, out: &mut Vec<u8>) -> Presence {
+            match variable {
+                Variable::Status => out.extend_from_slice(self.0.as_bytes()),
+                Variable::Field(_) => out.extend_from_slice(b"a\"\nb"),
+                _ => return Presence::Missing,
+            }
+            Presence::Present
+        }
+    }
+
+    #[test]
+    fn several_logs_take_the_lines_that_they_are_for() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = |name: &str| AccessLogFile::Path(folder.path().join(name));
+        let value = |text| Value::parse(text, &Scope::new(Phase::End)).expect(text);
+        let is_500 = Test { of: value("$status"), is: Is::Equal(value("500")), negated: false };
+        let when = Some(Condition { tests: vec![is_500], ..Condition::default() });
+        let share = |share| Share::new(share).expect("a share");
+        let all = AccessLogRule {
+            file: file("all"),
+            format: LogLine::Own(value("$status \"$http_x\" $args")),
+            when: None,
+            share: Share::ALL,
+            or_share: Share::NONE,
+        };
+        let json = LogLine::Own(value("{\"x\":\"$http_x$args\"}"));
+        let rules = [
+            all.clone(),
+            AccessLogRule { file: file("json"), format: json, when: when.clone(), ..all.clone() },
+            AccessLogRule { format: LogLine::Combined, when: when.clone(), ..all.clone() },
+            AccessLogRule { file: file("sampled"), when, or_share: share(0.25), ..all.clone() },
+        ];
+        let files: Vec<_> = rules.iter().map(|rule| &rule.file).collect();
+        let log = AccessLog::new(IntCounter::new("lost", "Lost.").expect("a name"));
+        log.switch(log.open(&Wanted { common: None, files }).expect("writable"));
+        assert!(log.is_on());
+        // Evenly spread.
+        let mut next = 0;
+        for (status, count) in [("500", 1), ("200", 8)] {
+            for _ in 0..count {
+                log.write_by(&rules, &record(), &Told(status), || {
+                    next += 125_000;
+                    next
+                });
+            }
+        }
+        // What began before a reload is written where it was said then, what began before two of them is lost.
+        log.switch(log.open(&OFF).expect("nothing to open"));
+        log.write_by(&rules[..1], &record(), &Told("201"), || 0);
+        log.switch(log.open(&OFF).expect("nothing to open"));
+        log.write_by(&rules[..1], &record(), &Told("202"), || 0);
+        assert!(log.finish(Duration::from_secs(20)));
+        let text = |name| std::fs::read_to_string(folder.path().join(name)).expect("readable");
+        let all = text("all");
+        let own = |status| format!("{status} \"a\\x22\\x0Ab\" -");
+        let lines: Vec<_> = all.lines().collect();
+        assert_eq!((lines.len(), lines[0], lines[10]), (11, &*own("500"), &*own("201")));
+        assert!(lines[1].starts_with("192.0.2.1 - - ["), "{}", lines[1]);
+        assert_eq!(text("json"), "{\"x\":\"a\\\"\\nb\"}\n");
+        let sampled = text("sampled");
+        assert_eq!(sampled.lines().map(|line| &line[..3]).collect::<Vec<_>>(), ["500", "200", "200"], "{sampled}");
+        assert_eq!(log.lost.get(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_named_and_nothing_changes() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (good, bad) = (folder.path().join("good"), folder.path().join("none").join("bad"));
+        let (good, bad) = (AccessLogFile::Path(good), AccessLogFile::Path(bad));
+        let log = AccessLog::new(IntCounter::new("lost", "Lost.").expect("a name"));
+        let refused = log.open(&Wanted { common: Some((&good, AccessLogFormat::Json)), files: vec![&good, &bad] });
+        let refused = refused.expect_err("there is no such folder");
+        assert!(refused.file == bad && !refused.is_common && !log.is_on());
     }
 
     fn record() -> Record<'static> {

@@ -15,8 +15,8 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 
-use self::resources::{Running, cannot_log_to, idle_for_each_thread, max_pipes, most_connections};
-use crate::access_log::AccessLog;
+use self::resources::{Running, cannot_log, idle_for_each_thread, max_pipes, most_connections};
+use crate::access_log::{AccessLog, Wanted};
 use crate::admin::{self, Admin};
 use crate::change::Author;
 use crate::config::{AdminConfig, Config, ServerConfig};
@@ -69,8 +69,8 @@ pub enum Call {
 pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) -> anyhow::Result<()> {
     let Start { path, config, metrics, open_files } = start;
     let access_log = Arc::new(AccessLog::new(metrics.access_log_lost.clone()));
-    let opened = access_log.open(&config.access_log);
-    access_log.switch(opened.with_context(|| cannot_log_to(&config.access_log))?);
+    let opened = access_log.open(&Wanted::of(&config));
+    access_log.switch(opened.map_err(|refused| anyhow::anyhow!(cannot_log(&refused)))?);
     let shutdown = Shutdown::new();
     let _end = End(shutdown.clone());
     let admin_listener = bind_admin(config.admin.address, &mut sockets).await?;

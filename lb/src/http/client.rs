@@ -29,6 +29,7 @@ use crate::access_log::{AccessLog, Record, Served};
 use crate::backend::Backend;
 use crate::clock::{self, sleep, timeout};
 use crate::config::ListenerSettings;
+use crate::config::site::{AccessLogRule, LogLine};
 use crate::date;
 use crate::exchange::headers::Peer;
 use crate::exchange::limits::ClientLimits;
@@ -46,6 +47,9 @@ use crate::message::name::Name;
 use crate::plant::Bug;
 use crate::site::{RouteId, Site};
 use crate::snapshot::Snapshot;
+use crate::value::Presence;
+use crate::value::table::Tables;
+use crate::value::variable::Variable;
 
 const HEAD_READ_BYTES: usize = 4096;
 /// What may go before a request line (RFC 9112 §2.2).
@@ -647,6 +651,8 @@ fn facts_without_route<'a>(
         exchange: None,
         response: None,
         rewrite: None,
+        ended: None,
+        noted: &[],
     }
 }
 
@@ -676,10 +682,47 @@ pub(super) fn write_head(
         rewrite::response(&work.response, &work.from_backend, &plan, &mut work.to_client);
     } else {
         let mut out = std::mem::take(&mut work.to_client);
+        let start = out.len();
         write_changed_head(of, work, plan, exchange, is_backends, &mut out);
+        if let Some(logs) = exchange.and_then(Exchange::rules).and_then(|rules| rules.access_log.as_deref()) {
+            note_fields(logs, of.tables(), is_backends, &out[start..], work);
+        }
         work.to_client = out;
     }
     (body, keeps)
+}
+
+/// Keeps the fields of the answer that logs ask for, since its head is gone when they do. `head` is what the client is sent.
+#[cold]
+fn note_fields(logs: &[AccessLogRule], tables: &Tables, is_backends: bool, head: &[u8], work: &mut Work) {
+    let Work { response, from_backend, noted, .. } = work;
+    let mut note = |variable: &Variable| {
+        let mut text = Vec::new();
+        let presence = match variable {
+            Variable::BackendField(key) if is_backends => key.write(response.fields().iter(from_backend), &mut text),
+            Variable::AnswerField(key) => key.write(lines(head), &mut text),
+            _ => return,
+        };
+        if presence == Presence::Present && noted.iter().all(|(known, _)| known != variable) {
+            noted.push((variable.clone(), text));
+        }
+    };
+    for log in logs {
+        if let LogLine::Own(line) = &log.format {
+            line.each_asked(tables, &mut note);
+        }
+        if let Some(when) = &log.when {
+            when.each_asked(tables, &mut note);
+        }
+    }
+}
+
+/// The fields of a head that was written.
+fn lines(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    head.split(|&byte| byte == b'\n').skip(1).filter_map(|line| {
+        let colon = line.iter().position(|&byte| byte == b':')?;
+        Some((&line[..colon], line[colon + 1..].trim_ascii()))
+    })
 }
 
 /// Writes the head as the rules of the route have it, or those of the default site where there is no route.
@@ -777,7 +820,7 @@ fn write_record(
         target.push('?');
         target.push_str(&readable(query));
     }
-    log.write(&Record {
+    let record = Record {
         time,
         client: of.told.client.unwrap_or(of.peer.address),
         method: &readable(request.method_token(from_client)),
@@ -791,5 +834,26 @@ fn write_record(
         referer: field(Name::Referer).as_deref(),
         user_agent: field(Name::UserAgent).as_deref(),
         served: Served::new(exchange, outcome),
-    });
+    };
+    let ended = Some((outcome, transfer.sent));
+    let Some(exchange) = exchange else {
+        // As the default site says, if there is one.
+        let snapshot = of.engine.control.snapshot();
+        let site = snapshot.sites.site(of.engine.address, "");
+        let rules = site.and_then(|site| Some((site, site.rules(RouteId::FALLBACK).access_log.as_deref()?)));
+        return match rules {
+            None => log.write(&record),
+            Some((site, rules)) => {
+                let facts = facts_without_route(of, transfer.work, &snapshot, site);
+                log.write_by(rules, &record, &RequestFacts { ended, ..facts }, clock::random);
+            }
+        };
+    };
+    match exchange.rules().and_then(|rules| rules.access_log.as_deref()) {
+        None => log.write(&record),
+        Some(rules) => {
+            let facts = RequestFacts { ended, ..RequestFacts::of(of, transfer.work, exchange) };
+            log.write_by(rules, &record, &facts, clock::random);
+        }
+    }
 }

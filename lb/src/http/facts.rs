@@ -10,7 +10,7 @@ use super::work::Work;
 use crate::clock;
 use crate::config::route::HostPattern;
 use crate::config::site::Matcher;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Outcome};
 use crate::http::h1::head::{Form, RequestHead};
 use crate::http::h1::response::ResponseHead;
 use crate::message::Version;
@@ -41,6 +41,10 @@ pub struct RequestFacts<'a> {
     pub response: Option<(&'a ResponseHead, &'a [u8])>,
     /// What the rewrite's expression has found, and in what.
     pub rewrite: Option<(&'a Groups, &'a [u8])>,
+    /// How it ended, and how many bytes of the response's body were sent.
+    pub ended: Option<(&'a Outcome, u64)>,
+    /// Fields of the answer that will be asked for when its head is gone.
+    pub noted: &'a [(Variable, Vec<u8>)],
 }
 
 impl<'a> RequestFacts<'a> {
@@ -59,7 +63,13 @@ impl<'a> RequestFacts<'a> {
             exchange: Some(exchange),
             response: None,
             rewrite: None,
+            ended: None,
+            noted: &work.noted,
         }
+    }
+
+    fn outcome(&self) -> Option<&'a Outcome> {
+        self.ended.map(|(outcome, _)| outcome).or_else(|| self.exchange.map(Exchange::outcome))
     }
 
     /// The query as it is now.
@@ -143,11 +153,11 @@ impl Facts for RequestFacts<'_> {
             Variable::Route => some(self.place.map(|(site, route)| site.route(route).name.as_str().as_bytes())),
             Variable::Pool => some(self.exchange.and_then(Exchange::pool).map(|pool| pool.name.as_str().as_bytes())),
             Variable::UpstreamAddr => {
-                let backend = self.exchange.and_then(|exchange| exchange.outcome().backend.as_ref());
+                let backend = self.outcome().and_then(|outcome| outcome.backend.as_ref());
                 some(backend.map(|backend| backend.address.as_str().as_bytes()))
             }
             Variable::Failure => {
-                let failure = self.exchange.and_then(|exchange| exchange.outcome().failure);
+                let failure = self.outcome().and_then(|outcome| outcome.failure);
                 some(failure.map(|failure| failure.word().as_bytes()))
             }
             Variable::Query(name) => some(self.query().and_then(|query| argument(query, name))),
@@ -155,7 +165,7 @@ impl Facts for RequestFacts<'_> {
             Variable::Field(key) => find_field(key, self.fields()),
             Variable::BackendField(key) | Variable::AnswerField(key) => match self.response {
                 Some((head, buffer)) => find_field(key, head.fields().iter(buffer)),
-                None => Known::Missing,
+                None => some(self.noted.iter().find(|(noted, _)| noted == variable).map(|(_, text)| &**text)),
             },
             Variable::Group { of: GroupOf::Route, index } => some(self.route_group(*index)),
             Variable::Group { of: GroupOf::Rewrite, index } => {
@@ -171,7 +181,7 @@ impl Facts for RequestFacts<'_> {
             Known::Here(text) => return write_some(Some(text), out),
             Known::Made => {}
         }
-        let outcome = self.exchange.map(Exchange::outcome);
+        let outcome = self.outcome();
         match variable {
             Variable::Host => {
                 out.extend(self.host().unwrap_or_default().iter().map(u8::to_ascii_lowercase));
@@ -217,6 +227,7 @@ impl Facts for RequestFacts<'_> {
                 let time = outcome.and_then(|outcome| outcome.response_time);
                 display_some(time.map(|time| format!("{}.{:03}", time.as_secs(), time.subsec_millis())), out)
             }
+            Variable::BodyBytesSent => display_some(self.ended.map(|(_, sent)| sent), out),
             Variable::Group { of: GroupOf::Host, index } => self.host_group(*index, out),
             Variable::Table(id) => self.tables.write(*id, self, out),
             _ => Presence::Missing,

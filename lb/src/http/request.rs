@@ -99,9 +99,10 @@ pub fn begin(
 ) -> Result<(Exchange, Content), Refusal> {
     let Request { engine, listener, peer, told, .. } = of;
     let (engine, listener) = (*engine, *listener);
-    let Work { request, from_client, text, path, target, .. } = work;
+    let Work { request, from_client, text, path, target, noted, .. } = work;
     text.clear();
     target.clear();
+    noted.clear();
     let snapshot = engine.control.snapshot();
     let server = &snapshot.config.server;
     told.id_field = server.request_id.clone();
@@ -173,6 +174,8 @@ pub fn begin(
         exchange: None,
         response: None,
         rewrite: None,
+        ended: None,
+        noted: &[],
     };
     let mut found = Found { site, route: site.find(path, &facts) };
     if site.route(found.route).is_internal {

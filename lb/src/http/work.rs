@@ -11,6 +11,7 @@ use crate::http::h1::head::RequestHead;
 use crate::http::h1::response::ResponseHead;
 use crate::message::Parsed;
 use crate::message::limits::Limits;
+use crate::value::variable::Variable;
 
 /// How many a thread keeps for the next connections.
 const MOST_SPARE: usize = 128;
@@ -34,6 +35,8 @@ pub struct Work {
     pub path: Vec<u8>,
     /// Path and query that took the place of those received; empty: none did.
     pub target: Vec<u8>,
+    /// Fields of the answer that the access log asks for.
+    pub noted: Vec<(Variable, Vec<u8>)>,
 }
 
 /// What a backend sent, behind room for the head that goes out to be longer than the one that came: then the content need

@@ -4,9 +4,9 @@ use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::access_log::AccessLog;
+use crate::access_log::{AccessLog, CannotOpen, Wanted};
 use crate::config::advice::Subject;
-use crate::config::{AccessLogConfig, AccessLogFile, Config, ServerConfig};
+use crate::config::{AccessLogFile, Config, ServerConfig};
 use crate::control::resources::{Obtained, Resources, Unavailable};
 use crate::listen::Listeners;
 use crate::listen::sockets::Sockets;
@@ -35,10 +35,10 @@ pub struct Running {
 impl Resources for Running {
     fn prepare(&self, running: &Config, wanted: &Config, is_trial: bool) -> Result<Obtained, Vec<Unavailable>> {
         let mut problems = Vec::new();
-        let access_log = (wanted.access_log != running.access_log).then(|| self.access_log.open(&wanted.access_log));
-        let access_log = access_log.transpose().unwrap_or_else(|e| {
-            let message = format!("{}: {e}", cannot_log_to(&wanted.access_log));
-            problems.push(Unavailable { subject: Subject::AccessLog, message });
+        let logs = Wanted::of(wanted);
+        let access_log = (logs != Wanted::of(running)).then(|| self.access_log.open(&logs));
+        let access_log = access_log.transpose().unwrap_or_else(|refused| {
+            problems.push(Unavailable { subject: Subject::AccessLog, message: cannot_log(&refused) });
             None
         });
         // Listening comes last, since it can be noticed.
@@ -111,10 +111,11 @@ pub fn most_connections(server: &ServerConfig, open_files: usize) -> (Most, Opti
     (Most { clients, backends }, warning)
 }
 
-pub fn cannot_log_to(config: &AccessLogConfig) -> String {
-    let file = match &config.file {
-        Some(AccessLogFile::Path(path)) => path.display().to_string(),
-        _ => "stdout".to_owned(),
+pub fn cannot_log(CannotOpen { file, is_common, error }: &CannotOpen) -> String {
+    let file = match file {
+        AccessLogFile::Path(path) => path.display().to_string(),
+        AccessLogFile::Stdout => "stdout".to_owned(),
     };
-    format!("cannot write to {file}: change [access_log] file, or make its folder one that can be written to")
+    let key = if *is_common { "[access_log] file" } else { "the access_log of the site or route that has it" };
+    format!("cannot write to {file}: change {key}, or make its folder one that can be written to: {error}")
 }

@@ -224,7 +224,8 @@ impl AccessLog {
     ) {
         let outputs = self.outputs.load();
         for rule in rules {
-            let holds = rule.when.as_ref().is_none_or(|when| when.holds(facts));
+            let holds = rule.status.as_ref().is_none_or(|status| status.contains(record.status))
+                && rule.when.as_ref().is_none_or(|when| when.holds(facts));
             if !takes(if holds { rule.share } else { rule.or_share }, &mut random) {
                 continue;
             }
@@ -411,6 +412,7 @@ mod tests {
         let all = AccessLogRule {
             file: file("all"),
             format: LogLine::Own(value("$status \"$http_x\" $args")),
+            status: None,
             when: None,
             share: Share::ALL,
             or_share: Share::NONE,

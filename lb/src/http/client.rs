@@ -820,19 +820,22 @@ fn write_record(
         target.push('?');
         target.push_str(&readable(query));
     }
+    let method = readable(request.method_token(from_client));
+    let host = readable(request.authority(from_client).unwrap_or_default());
+    let (referer, user_agent) = (field(Name::Referer), field(Name::UserAgent));
     let record = Record {
         time,
         client: of.told.client.unwrap_or(of.peer.address),
-        method: &readable(request.method_token(from_client)),
-        host: &readable(request.authority(from_client).unwrap_or_default()),
+        method: &method,
+        host: &host,
         target: &target,
         protocol: transfer.client.protocol(request.version()),
         status: outcome.status,
         bytes: transfer.sent,
         duration: now.saturating_duration_since(of.started),
         request_id: text.get(of.told.request_id.clone()).unwrap_or_default(),
-        referer: field(Name::Referer).as_deref(),
-        user_agent: field(Name::UserAgent).as_deref(),
+        referer: referer.as_deref(),
+        user_agent: user_agent.as_deref(),
         served: Served::new(exchange, outcome),
     };
     let ended = Some((outcome, transfer.sent));

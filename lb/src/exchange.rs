@@ -330,9 +330,10 @@ impl<W: Walk> Exchange<W> {
         self.target.as_ref().map(|target| &target.plan)
     }
 
-    /// How the backends of the present attempt are to be treated.
-    pub fn limits(&self) -> Option<BackendLimits> {
-        self.target.as_ref().map(|target| limits(&self.site, self.route, &target.plan))
+    /// How the backends of the present attempt are to be treated, where the route says anything of it.
+    pub fn own_limits(&self) -> Option<Box<BackendLimits>> {
+        let rules = self.rules()?;
+        Some(Box::new(BackendLimits::of_pool(&self.plan()?.settings).with(&rules.backend)))
     }
 
     /// How much of the body is kept to be sent again.

@@ -22,7 +22,6 @@ pub struct ClientLimits {
 pub struct BackendLimits {
     pub connect_timeout: Duration,
     pub response_timeout: Duration,
-    pub continue_timeout: Duration,
     pub read_timeout: Duration,
     pub write_timeout: Duration,
     pub tunnel_timeout: Duration,
@@ -56,7 +55,6 @@ impl BackendLimits {
         Self {
             connect_timeout: pool.connect_timeout,
             response_timeout: pool.response_timeout,
-            continue_timeout: pool.continue_timeout,
             read_timeout: pool.read_timeout,
             write_timeout: pool.write_timeout,
             tunnel_timeout: pool.tunnel_timeout,
@@ -75,7 +73,6 @@ impl BackendLimits {
         Self {
             connect_timeout: rules.connect_timeout.unwrap_or(self.connect_timeout),
             response_timeout,
-            continue_timeout: self.continue_timeout,
             read_timeout: rules.read_timeout.unwrap_or(self.read_timeout),
             write_timeout: rules.write_timeout.unwrap_or(self.write_timeout),
             tunnel_timeout: rules.tunnel_timeout.unwrap_or(self.tunnel_timeout),

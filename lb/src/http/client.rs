@@ -519,16 +519,15 @@ impl Driver<'_, '_> {
     /// Sends the request to `backend`.
     async fn open(&mut self, backend: Arc<Backend>, timer: &mut Timer) -> Result<(), Failed> {
         let server = backend.incarnation();
-        let (Some(plan), Some(limits)) = (self.exchange.plan().map(Arc::clone), self.exchange.limits()) else {
-            return Err(Failure::Internal.into());
-        };
+        let Some(plan) = self.exchange.plan().map(Arc::clone) else { return Err(Failure::Internal.into()) };
+        let limits = self.exchange.own_limits();
         let upstream = match Upstream::reuse(server, self.now) {
             Some(upstream) => upstream,
             None => {
                 let address = backend.socket_address().ok_or(Failure::Unresolved)?;
                 // Large, and rare beside requests on kept connections.
                 let connecting = Box::pin(Upstream::connect(server, address, &self.request.engine.backend_room));
-                let limit = limits.connect_timeout;
+                let limit = limits.as_ref().map_or(plan.settings.connect_timeout, |own| own.connect_timeout);
                 let exchange = &self.exchange;
                 let is_killed = || exchange.is_killed();
                 let connected = self.transfer.connect(connecting, is_killed, self.now, limit, timer).await?;

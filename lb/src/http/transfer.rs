@@ -137,9 +137,10 @@ pub enum Happened {
 pub struct Transfer<'a> {
     engine: &'a Engine,
     listener: &'a ListenerSettings,
-    /// How the client is treated, and the backend of the present attempt.
+    /// How the client is treated.
     pub limits: ClientLimits,
-    backend_limits: Option<BackendLimits>,
+    /// How the backend of the present attempt is treated, where that is not as its pool says.
+    own_limits: Option<Box<BackendLimits>>,
     pub client: &'a mut ClientStream,
     pub work: &'a mut Work,
     pub body: Content,
@@ -236,7 +237,7 @@ impl<'a> Transfer<'a> {
             download: Download::Waiting,
             upstream: None,
             plan: None,
-            backend_limits: None,
+            own_limits: None,
             written: 0,
             interim_bytes: 0,
             interim: InterimRate::default(),
@@ -283,7 +284,7 @@ impl<'a> Transfer<'a> {
         &mut self,
         upstream: Upstream,
         plan: Arc<Plan>,
-        limits: BackendLimits,
+        limits: Option<Box<BackendLimits>>,
         is_bare: bool,
     ) -> Result<(), Failure> {
         let Work { from_client, to_backend, from_backend, response, .. } = &mut *self.work;
@@ -301,7 +302,7 @@ impl<'a> Transfer<'a> {
         self.head_by = None;
         self.upstream = Some(upstream);
         self.plan = Some(plan);
-        self.backend_limits = Some(limits);
+        self.own_limits = limits;
         Ok(())
     }
 
@@ -351,8 +352,9 @@ impl<'a> Transfer<'a> {
 
     /// Goes on as a tunnel, whose head for the client is in `to_client`.
     pub fn switch(&mut self, write: impl FnOnce(&mut Work)) {
-        let (Download::Held(head), Some(limits)) = (&self.download, &self.backend_limits) else { return };
-        let (head, tunnel_timeout) = (*head, limits.tunnel_timeout);
+        let (Download::Held(head), Some(plan)) = (&self.download, &self.plan) else { return };
+        let own = self.own_limits.as_ref().map(|own| own.tunnel_timeout);
+        let (head, tunnel_timeout) = (*head, own.unwrap_or(plan.settings.tunnel_timeout));
         write(self.work);
         let mut down = std::mem::take(&mut self.work.to_client);
         down.drain(..self.written);
@@ -769,8 +771,10 @@ impl<'a> Transfer<'a> {
                         return Ok(None);
                     }
                     Parsed::Partial => {
-                        if let (None, Some(limits)) = (self.head_by, &self.backend_limits) {
-                            self.head_by = clock::now().checked_add(limits.response_timeout);
+                        if let (None, Some(plan)) = (self.head_by, &self.plan) {
+                            let own = self.own_limits.as_ref().map(|own| own.response_timeout);
+                            let timeout = own.unwrap_or(plan.settings.response_timeout);
+                            self.head_by = clock::now().checked_add(timeout);
                         }
                     }
                     Parsed::Rejected(bad) => return Err(failure_of(bad)),

@@ -60,10 +60,11 @@ impl Transfer<'_> {
             self.upload_waited = Duration::ZERO;
         }
         let rest = |limit: Duration| limit.saturating_sub(self.upload_waited);
-        let limit = match (wait, &self.backend_limits) {
+        let own = self.own_limits.as_deref();
+        let limit = match (wait, &self.plan) {
             _ if matches!(self.download, Download::Sending(_) | Download::Flushing) => Duration::MAX,
-            (Wait::Backend(_), Some(limits)) => rest(limits.write_timeout),
-            (Wait::Continue, Some(limits)) => rest(limits.continue_timeout),
+            (Wait::Backend(_), Some(plan)) => rest(own.map_or(plan.settings.write_timeout, |own| own.write_timeout)),
+            (Wait::Continue, Some(plan)) => rest(plan.settings.continue_timeout),
             _ => self.body.pace.patience(rest(self.limits.body_timeout)),
         };
         Some((wait, limit))
@@ -96,20 +97,23 @@ impl Transfer<'_> {
         if !self.work.to_client.is_empty() {
             return client();
         }
-        let limits = self.backend_limits.as_ref()?;
+        let settings = &self.plan.as_ref()?.settings;
+        let own = self.own_limits.as_deref();
         match &self.download {
             Download::Waiting => {
                 let wait = Wait::Backend(Failure::ResponseTimeout);
                 match self.head_by {
                     Some(by) => Some((wait, by.saturating_duration_since(clock::now()))),
-                    None => upload.is_none().then(|| (wait, rest(limits.response_timeout))),
+                    None => upload
+                        .is_none()
+                        .then(|| (wait, rest(own.map_or(settings.response_timeout, |own| own.response_timeout)))),
                 }
             }
             Download::Sending(Receiving { pipe: Some(pipe), .. }) if !pipe.is_empty() => client(),
             Download::Sending(_) => {
                 let is_clients = matches!(upload, Some((Wait::Content, _))) && !self.holds_content_back();
                 let failure = if is_clients { Failure::ClientTimeout } else { Failure::ResponseStalled };
-                Some((Wait::Backend(failure), rest(limits.read_timeout)))
+                Some((Wait::Backend(failure), rest(own.map_or(settings.read_timeout, |own| own.read_timeout))))
             }
             _ => None,
         }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("main", &["cli", "server", "signals"]),
     ("signals", &["server"]),
-    ("cli", &["log", "state"]),
+    ("cli", &["http", "log", "state"]),
     ("server", &["admin", "probe", "listen", "log"]),
     ("admin", &["control", "room", "shutdown"]),
     ("probe", &["control"]),

@@ -412,7 +412,7 @@ impl<'t> Reader<'t> {
             return match is_url {
                 true => {
                     let to = self.value_at(section, key, value, place, Phase::Answer)?;
-                    self.check_redirect_at(section, key, value, &to)?;
+                    self.check_redirect_at(section, key, value, &to, place)?;
                     Some((PageStatus::Is(302), Page::Redirect(to)))
                 }
                 false => {
@@ -463,7 +463,7 @@ impl<'t> Reader<'t> {
             }
             _ => {
                 let to = self.value_at(&inner, kind, written, place, Phase::Answer)?;
-                self.check_redirect(&inner, kind, &to)?;
+                self.check_redirect(&inner, kind, &to, place)?;
                 let status = match status {
                     None => 302,
                     Some(PageStatus::Is(status)) if values::is_redirect(status) => status,
@@ -488,8 +488,9 @@ impl<'t> Reader<'t> {
         key: &str,
         value: &Spanned<DeValue<'t>>,
         to: &Value,
+        place: &Place<'_>,
     ) -> Option<()> {
-        let Err(fix) = super::site::is_safe_target(to.text()) else { return Some(()) };
+        let Err(fix) = super::site::is_safe(to, place.around.tables) else { return Some(()) };
         self.problem(section.at(value), format!("{} is \"{}\": write {fix}", section.name_of(key), to.text()));
         None
     }

@@ -16,6 +16,7 @@ use crate::config::site::{
 use crate::config::{HostRoute, PoolName};
 use crate::value::condition::{Condition, Is, MethodSet, NetSet, Test, TextSet};
 use crate::value::table::{Percent, Tables, Written, WrittenCases};
+use crate::value::variable::Variable;
 use crate::value::{Phase, Value};
 
 const ACTIONS: &[&str] = &["pool", "pool_from", "respond", "redirect", "jump"];
@@ -717,14 +718,14 @@ impl<'t> Reader<'t> {
                 let inner = self.section(section, KEY);
                 let to = self.required_value(&inner, "to", place, Phase::Route);
                 if let Some(to) = &to {
-                    self.check_redirect(&inner, "to", to)?;
+                    self.check_redirect(&inner, "to", to, place)?;
                 }
                 let status = self.optional(&inner, "status", values::redirect_status);
                 (to?, status?)
             }
             _ => {
                 let to = self.value_at(section, KEY, value, place, Phase::Route)?;
-                self.check_redirect(section, KEY, &to)?;
+                self.check_redirect(section, KEY, &to, place)?;
                 (to, None)
             }
         };
@@ -732,8 +733,8 @@ impl<'t> Reader<'t> {
     }
 
     /// A redirect whose host a request can choose would lead people anywhere.
-    pub fn check_redirect(&mut self, section: &Section<'t>, key: &str, to: &Value) -> Option<()> {
-        let Err(fix) = is_safe_target(to.text()) else { return Some(()) };
+    pub fn check_redirect(&mut self, section: &Section<'t>, key: &str, to: &Value, place: &Place<'_>) -> Option<()> {
+        let Err(fix) = is_safe(to, place.around.tables) else { return Some(()) };
         self.problem(section.place(key), format!("{} is \"{}\": write {fix}", section.name_of(key), to.text()));
         None
     }
@@ -768,8 +769,25 @@ fn overlap(a: &SiteConfig, b: &SiteConfig) -> bool {
         || a.listeners.iter().any(|listener| b.listeners.contains(listener))
 }
 
+/// As [`is_safe_target`]; of a table of `[values]`, whatever it may give. What is empty leads nowhere.
+pub fn is_safe(to: &Value, tables: &Tables) -> Result<(), String> {
+    match (to.as_variable(), to.as_constant()) {
+        (Some(Variable::Table(id)), _) if let Some(table) = tables.get(*id) => {
+            let results = table.results().filter(|result| !result.text().is_empty());
+            results.map(|result| is_safe(result, tables)).collect::<Result<(), _>>().map_err(|fix| {
+                match fix.strip_prefix("in ") {
+                    Some(_) => fix,
+                    None => format!("in [values], for each case, {fix}"),
+                }
+            })
+        }
+        (_, Some(constant)) => is_safe_target(&String::from_utf8_lossy(constant)),
+        _ => is_safe_target(to.text()),
+    }
+}
+
 /// Whether the host of a redirect's target is none that a client can choose. Errors say what to write instead.
-pub fn is_safe_target(text: &str) -> Result<(), String> {
+fn is_safe_target(text: &str) -> Result<(), String> {
     const WHOLE_PATHS: &[&str] = &["$request_uri", "${request_uri}", "$uri", "${uri}"];
     let begins_with_path = |text: &str| WHOLE_PATHS.iter().any(|path| text.starts_with(path));
     let schemes = ["https://", "http://", "$scheme://", "${scheme}://"];

@@ -874,3 +874,18 @@ pool = \"app\"
         assert!(problems.iter().any(|problem| problem.message == expected), "{problems:?}");
     }
 }
+
+#[test]
+fn a_redirect_by_a_table_is_as_safe_as_each_of_its_cases() {
+    let text = |result: &str| {
+        format!(
+            "[values]\nnew = {{ from = \"$uri\", cases = {{ \"/a\" = \"https://a.example/\", \"~^/b/(.*)$\" = \"{result}\" }} }}\n[[site]]\nhosts = [\"\"]\nredirect = \"$new\"\n"
+        )
+    };
+    assert!(read_base(&text("/c/$1")).is_ok());
+    let problems = read_base(&text("$1")).expect_err("anywhere");
+    assert_eq!(
+        problems[0].message,
+        "site.redirect is \"$new\": write in [values], for each case, an URL that begins with \"https://\", \"http://\" or \"$scheme://\", or a path that begins with \"/\""
+    );
+}

@@ -773,12 +773,10 @@ fn overlap(a: &SiteConfig, b: &SiteConfig) -> bool {
 pub fn is_safe(to: &Value, tables: &Tables) -> Result<(), String> {
     match (to.as_variable(), to.as_constant()) {
         (Some(Variable::Table(id)), _) if let Some(table) = tables.get(*id) => {
-            let results = table.results().filter(|result| !result.text().is_empty());
-            results.map(|result| is_safe(result, tables)).collect::<Result<(), _>>().map_err(|fix| {
-                match fix.strip_prefix("in ") {
-                    Some(_) => fix,
-                    None => format!("in [values], for each case, {fix}"),
-                }
+            let mut results = table.results().filter(|result| !result.text().is_empty());
+            results.try_for_each(|result| is_safe(result, tables)).map_err(|fix| match fix.strip_prefix("in ") {
+                Some(_) => fix,
+                None => format!("in [values], for each case, {fix}"),
             })
         }
         (_, Some(constant)) => is_safe_target(&String::from_utf8_lossy(constant)),

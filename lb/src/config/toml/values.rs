@@ -246,9 +246,7 @@ pub fn regex(value: &DeValue<'_>) -> Read<Pattern> {
 }
 
 pub fn regex_in(text: &str) -> Read<Pattern> {
-    // The library draws where it is wrong, in several lines; the last one says what.
-    let reason = |message: &str| message.rsplit_once("\nerror: ").map_or(message, |(_, reason)| reason).to_owned();
-    Pattern::parse(text, Case::Sensitive).map_err(|message| format!("another one: {}", reason(&message)))
+    Pattern::parse(text, Case::Sensitive).map_err(|message| format!("another one: {message}"))
 }
 
 /// A host of a site.

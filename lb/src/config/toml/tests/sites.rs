@@ -486,7 +486,8 @@ fn wrong_routes_are_named_with_place_and_fix() {
                 let found = read_base(&text).expect_err("wrong");
                 assert!(
                     found.len() == 1
-                        && found[0].message == "site.route.regex is \"(\": write another one: unclosed group",
+                        && found[0].message
+                            == "site.route.regex is \"(\": write another one: the regular expression '(' cannot be used: a \"(\" without \")\"; write \\( for the character (character 1)",
                     "{found:?}"
                 );
             }

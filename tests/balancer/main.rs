@@ -13,6 +13,7 @@ mod forwarding;
 mod health;
 mod hot_swap;
 mod http2;
+mod jumps;
 mod kill;
 mod malformed;
 mod metrics;

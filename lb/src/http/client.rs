@@ -539,7 +539,7 @@ impl Driver<'_, '_> {
         let wants_websocket = asks_for_websocket(work, &self.exchange);
         work.to_backend.clear();
         request::write_head(self.request, work, &self.exchange, wants_websocket);
-        Ok(self.transfer.open(upstream, plan, limits, self.request.course.is_get)?)
+        Ok(self.transfer.open(upstream, plan, limits, self.request.course.is_bare)?)
     }
 
     /// Sends the answer whose head has come.

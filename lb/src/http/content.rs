@@ -65,6 +65,11 @@ impl Content {
         self.dropped == 0 && self.end - self.start <= self.keep
     }
 
+    /// Whether its beginning is there, for a cursor that has read nothing.
+    pub fn has_beginning(&self) -> bool {
+        self.dropped == 0
+    }
+
     /// Whether nothing of it has been taken in.
     pub fn is_untouched(&self) -> bool {
         self.received() == 0
@@ -119,7 +124,7 @@ impl Content {
     /// Whether `cursor` has read everything, the end included.
     pub fn is_read(&self, cursor: Cursor) -> bool {
         let needs_end = self.framing == Framing::Chunked;
-        self.is_done() && self.unread(cursor).is_empty() && (cursor.has_end || !needs_end)
+        self.is_done() && cursor.at == self.received() && (cursor.has_end || !needs_end)
     }
 
     /// Reads on with `cursor`, as far as the content has come, and appends it to `out` as it is sent. What is plain and

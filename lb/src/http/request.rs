@@ -42,8 +42,10 @@ const NO_SERVER: Change<'_> = Change { name: FieldName::known(Name::XForwardedSe
 /// What a request has become on its way, where that is not what was received.
 #[derive(Default)]
 pub struct Course {
-    /// GET is asked, without content.
+    /// GET is asked.
     pub is_get: bool,
+    /// The content does not go along.
+    pub is_bare: bool,
     /// What the route was found in. `None`: it only proxies.
     pub snapshot: Option<Arc<Snapshot>>,
 }
@@ -228,7 +230,7 @@ pub fn turn(of: &mut Request<'_>, work: &mut Work, exchange: &mut Exchange, inte
         }
     };
     let mut route = RouteId::FALLBACK;
-    let mut keeps_body = is_body_at_hand && !of.course.is_get;
+    let mut keeps_body = is_body_at_hand && !of.course.is_bare;
     match to {
         Some(JumpTo::Route(name)) => route = site.named(name).unwrap_or(route),
         Some(JumpTo::Path(path)) => {
@@ -246,10 +248,10 @@ pub fn turn(of: &mut Request<'_>, work: &mut Work, exchange: &mut Exchange, inte
         }
         None => {}
     }
-    let method = work.request.method();
     let has_content = !matches!(work.request.framing(), Framing::None | Framing::Length(0));
-    if (is_page && matches!(to, Some(JumpTo::Path(_))) || has_content && !keeps_body) && method != Method::Head {
-        of.course.is_get = true;
+    if is_page && matches!(to, Some(JumpTo::Path(_))) || has_content && !keeps_body {
+        of.course.is_bare = true;
+        of.course.is_get = work.request.method() != Method::Head;
     }
     let facts = RequestFacts::of(of, work, exchange);
     let which = pool_of(site.route(route), &RequestFacts { place: Some((&site, route)), ..facts });
@@ -308,8 +310,9 @@ fn write_changed_head(
 ) {
     let facts = RequestFacts::of(of, work, exchange);
     let mut changes = Changes::of(plan.changes.iter().copied());
-    if of.course.is_get {
-        (plan.is_get, plan.framing, plan.expect_continue) = (true, Framing::None, false);
+    plan.is_get = of.course.is_get;
+    if of.course.is_bare {
+        (plan.framing, plan.expect_continue) = (Framing::None, false);
         for name in OF_CONTENT {
             changes.remove(FieldName::known(*name));
         }

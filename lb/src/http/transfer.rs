@@ -279,7 +279,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// Begins an attempt: what is in `to_backend` is sent, and the content behind it. Whatever came of another attempt is
-    /// forgotten. `is_bare`: the content is not sent.
+    /// forgotten. `is_bare`: the content is not sent. Else its beginning has to be there.
     pub fn open(
         &mut self,
         upstream: Upstream,
@@ -290,6 +290,10 @@ impl<'a> Transfer<'a> {
         let Work { from_client, to_backend, from_backend, response, .. } = &mut *self.work;
         let mut writing = Writing { is_bare, ..Writing::default() };
         if !is_bare {
+            // A part of it would be read as the next request on the connection.
+            if !self.body.has_beginning() {
+                return Err(Failure::Internal);
+            }
             self.body.take_in(from_client)?;
             self.body.read(&mut writing.cursor, from_client, to_backend);
         }

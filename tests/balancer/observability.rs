@@ -122,12 +122,12 @@ async fn a_client_that_gives_up_is_499() {
         wire.send(Request::get("/hold").to_bytes()).await;
         eventually("the backend has it", async || a.heads() == 1).await;
         drop(wire);
-        lines(&balancer, "access.log", 1).await;
+        balancer.lines("access.log", 1).await;
         // One that leaves before it has sent its body never reaches a backend.
         let mut wire = balancer.connect().await;
         wire.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf").await;
         drop(wire);
-        let lines = lines(&balancer, "access.log", 2).await;
+        let lines = balancer.lines("access.log", 2).await;
         for line in &lines {
             if format == "combined" {
                 assert!(line.contains("HTTP/1.1\" 499 0 "), "{line}");
@@ -245,9 +245,9 @@ async fn the_access_log_has_one_json_line_for_each_request() {
         .with("Referer", "http://shop.example/")
         .with("Cookie", "secret=1");
     let reply = balancer.send(&request).await;
-    lines(&balancer, "access.log", 1).await;
+    balancer.lines("access.log", 1).await;
     balancer.get("/nowhere").await;
-    let lines = lines(&balancer, "access.log", 2).await;
+    let lines = balancer.lines("access.log", 2).await;
 
     let line: Value = serde_json::from_str(&lines[0]).expect("JSON");
     for (field, value) in [
@@ -284,11 +284,11 @@ async fn the_access_log_tells_attempts_and_tunnels() {
     let balancer = Balancer::start(Config::of([&a, &b]).section(log)).await;
     a.stop().await;
     assert_eq!(balancer.get("/").await.origin(), "b");
-    lines(&balancer, "access.log", 1).await;
+    balancer.lines("access.log", 1).await;
     let mut socket = WebSocket::open(balancer.address(), "/socket").await;
     socket.echo("hello").await;
     socket.close().await;
-    let lines = lines(&balancer, "access.log", 2).await;
+    let lines = balancer.lines("access.log", 2).await;
     let line: Value = serde_json::from_str(&lines[0]).expect("JSON");
     assert_eq!((&line["attempts"], &line["backend"]), (&json!(2), &json!(b.address().to_string())), "{line}");
     let line: Value = serde_json::from_str(&lines[1]).expect("JSON");
@@ -302,7 +302,7 @@ async fn the_combined_format_is_what_log_readers_know() {
     let balancer = Balancer::start(Config::of([&a]).section(log)).await;
     let request = Request::get("/x?y=1").with("User-Agent", "a \"b\"").with("Referer", "http://r.example/");
     let reply = balancer.send(&request).await;
-    let line = lines(&balancer, "access.log", 1).await.remove(0);
+    let line = balancer.lines("access.log", 1).await.remove(0);
     let (before, after) = line.split_once(" [").expect("a time");
     assert_eq!(before, "127.0.0.1 - -");
     let (time, rest) = after.split_once("] ").expect("the time's end");
@@ -317,7 +317,7 @@ async fn the_access_log_is_opened_again_on_sigusr1() {
     let log = "[access_log]\nfile = \"access.log\"";
     let mut balancer = Balancer::start(Config::of([&a]).section(log)).await;
     balancer.get("/first").await;
-    lines(&balancer, "access.log", 1).await;
+    balancer.lines("access.log", 1).await;
     std::fs::rename(balancer.file("access.log"), balancer.file("access.log.1")).expect("a log");
     balancer.signal(Signal::SIGUSR1);
     found_eventually("a line in the new file", async || {
@@ -485,19 +485,6 @@ async fn counted(balancer: &Balancer, name: &str, sum: f64) {
     eventually("everything is counted", async || balancer.metrics().await.sum(name, &[]) == sum).await;
 }
 
-/// The lines of a log, as soon as there are so many.
-async fn lines(balancer: &Balancer, file: &str, count: usize) -> Vec<String> {
-    let mut lines = Vec::new();
-    eventually("the access log's lines", async || {
-        let text = std::fs::read_to_string(balancer.file(file)).unwrap_or_default();
-        lines = text.lines().map(str::to_owned).collect();
-        lines.len() >= count && text.ends_with('\n')
-    })
-    .await;
-    assert_eq!(lines.len(), count, "{lines:?}");
-    lines
-}
-
 #[tokio::test]
 async fn the_latency_of_a_backend_is_without_the_upload_of_its_client() {
     let a = Origin::start("a").await;
@@ -554,7 +541,7 @@ async fn nothing_that_a_client_sends_ends_a_line_of_the_log_or_makes_one() {
     let fields = [("user-agent", evil), ("x-request-id", evil), ("cdn-loop", evil), ("accept", evil), ("x-any", evil)];
     let (response, _) = client.begin(tests::http2::request("GET", "/%0a%0dERROR", &fields), true).await;
     assert_eq!(tests::http2::reply(response).await.expect("a response").status, 200);
-    lines(&balancer, "access.log", 1).await;
+    balancer.lines("access.log", 1).await;
     balancer.stop().await;
     let access_log = std::fs::read_to_string(balancer.file("access.log")).expect("a file");
     for line in balancer.log().lines() {

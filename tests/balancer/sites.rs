@@ -243,6 +243,31 @@ async fn targets_go_on_as_received_or_as_rewritten() {
     }
 }
 
+/// nginx's `location /api { alias /; }` hands out what lies beside the folder: `/api../x` is `/../x`.
+#[tokio::test]
+async fn what_follows_a_prefix_of_bytes_cannot_climb_out() {
+    let a = Origin::start("a").await;
+    let lines = "[[site.route]]\nprefix = \"/api\"\npool = \"app\"\nrewrite = { prefix = \"/\" }\n\
+                 [[site.route]]\nprefix = \"/deep\"\npool = \"app\"\nrewrite = { prefix = \"/v1/\" }\n";
+    let shop = Shop::start(&a, lines).await;
+    for (target, expected) in [
+        ("/api../x", "/"),
+        ("/api..%2fx", "/"),
+        ("/api%2e%2E/x?y=1", "/?y=1"),
+        ("/api..", "/"),
+        ("/api./x", "/"),
+        ("/deep../x", "/"),
+        ("/deep./", "/"),
+        ("/api.../x", "/.../x"),
+        ("/api..x", "/..x"),
+        ("/api/..x/y", "/..x/y"),
+        ("/deepx", "/v1/x"),
+    ] {
+        let reply = shop.get(target).await;
+        assert_eq!((reply.status, a.last_request().target.as_str()), (200, expected), "{target}");
+    }
+}
+
 #[tokio::test]
 async fn error_pages_take_the_place_of_errors() {
     let a = Origin::start("a").await;

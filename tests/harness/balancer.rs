@@ -146,6 +146,19 @@ impl Balancer {
         eventually(&format!("the log has {words:?}"), has_all).await;
     }
 
+    /// Waits until a file has `count` whole lines, which must then be all.
+    pub async fn lines(&self, file: &str, count: usize) -> Vec<String> {
+        let mut lines = Vec::new();
+        eventually(&format!("{count} lines in {file}"), async || {
+            let text = std::fs::read_to_string(self.file(file)).unwrap_or_default();
+            lines = text.lines().map(str::to_owned).collect();
+            lines.len() >= count && (count == 0 || text.ends_with('\n'))
+        })
+        .await;
+        assert_eq!(lines.len(), count, "{file}: {lines:#?}");
+        lines
+    }
+
     pub fn address(&self) -> SocketAddr {
         self.listener.address()
     }

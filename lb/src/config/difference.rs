@@ -170,7 +170,7 @@ pool = \"app\"
     fn what_differs_in_sites_is_told_by_site_and_route() {
         let of = |site: &str| {
             let text = format!("{BEFORE}[[site]]\nhosts = [\"a.example\"]\n{site}");
-            crate::config::toml::read_unfinished(&text, std::path::Path::new("/evenkeel.toml")).expect("valid")
+            crate::config::toml::read(&text, std::path::Path::new("/evenkeel.toml")).expect("valid")
         };
         let before =
             of("[[site.route]]\npath = \"/x\"\npool = \"app\"\n[[site.route]]\npath = \"/y\"\npool = \"old\"\n");

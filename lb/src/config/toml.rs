@@ -54,11 +54,6 @@ const MIN_HEAD_BYTES: u64 = 256;
 const MAX_HEAD_BYTES: u64 = limits::MAX_HEAD_BYTES as u64;
 const MAX_FIELDS: u64 = limits::MAX_FIELDS as u64;
 
-/// Keys that are read and checked, but that nobody carries out yet: a file that uses one is refused, so that nothing is
-/// ignored in silence. Whoever builds one removes its line here, and nothing else has to change. `site.x` stands for
-/// `site.route.x` too.
-const UNFINISHED: &[&str] = &["site.access_log"];
-
 /// Keys of sites that are not read yet. They are told apart from mistakes.
 const LATER: &[&str] =
     &["files", "limits", "auth", "basic", "allow", "deny", "satisfy", "split", "mirror", "compress", "maintenance"];
@@ -105,16 +100,6 @@ pub fn read(text: &str, file: &Path) -> Result<Config, Vec<Problem>> {
 
 /// Reads `text` as if it stood in `file`: relative paths start in that file's folder.
 pub fn check(text: &str, file: &Path) -> Result<Checked, Vec<Problem>> {
-    read_with(text, file, true)
-}
-
-/// As [`read`], with the keys that are not carried out yet.
-#[cfg(test)]
-pub fn read_unfinished(text: &str, file: &Path) -> Result<Config, Vec<Problem>> {
-    read_with(text, file, false).map(|checked| checked.config)
-}
-
-fn read_with(text: &str, file: &Path, refuse_unfinished: bool) -> Result<Checked, Vec<Problem>> {
     let (sources, not_included) = Sources::of(text, file);
     let mut replaced = Replaced::default();
     let mut parsed = sources.parse();
@@ -130,7 +115,7 @@ fn read_with(text: &str, file: &Path, refuse_unfinished: bool) -> Result<Checked
     }
     let roots = reader.roots(&parsed);
     let config = reader.config(&roots, file);
-    let problems = reader.into_problems(refuse_unfinished);
+    let problems = reader.into_problems();
     match config {
         Some(config) if problems.is_empty() => {
             let warnings = warnings(&config, &sources, &tables(&sources, &parsed));

@@ -109,35 +109,17 @@ impl Value {
         has_data
     }
 
-    /// Whether the value always begins as path and query of a request do. The error says how.
-    pub fn check_target(&self, tables: &Tables) -> Result<(), String> {
-        let mut parts = self.parts();
-        let begins = match parts.next() {
-            Some(PartRef::Text(text)) => text.starts_with(b"/"),
-            Some(PartRef::Variable(Variable::Table(id))) => {
-                return tables.get(*id).map_or(Ok(()), |table| {
-                    // It is for the route's condition to say where there is something.
-                    table.results().filter(|value| value.as_constant() != Some(b"")).try_for_each(|value| {
-                        value.check_target(tables).map_err(|why| format!("of what ${} can be, {why}", tables.name(*id)))
-                    })
-                });
-            }
-            Some(PartRef::Variable(variable)) => variable.begins_with_slash(),
-            None => false,
-        };
-        if begins {
-            return Ok(());
-        }
-        Err(format!("\"{}\" does not begin with \"/\", $uri or $request_uri; write \"/{}\"", self.text(), self.text()))
-    }
-
     /// Whether no request can make the value point to another host than the one that is written. The error says how.
     pub fn check_location(&self, tables: &Tables) -> Result<(), String> {
         let mut parts = self.parts().peekable();
         let elsewhere = |variable: &Variable| {
+            let name = match variable {
+                Variable::Table(id) => format!("${}", tables.name(*id)),
+                variable => variable.to_string(),
+            };
             format!(
-                "in \"{}\", {variable} would let clients choose the host that they are sent to; begin with \"/\", $uri, \
-                 $request_uri or with a scheme, a host and \"/\", or choose by a table of [values]",
+                "in \"{}\", {name} would let clients choose the host that they are sent to; begin with \"/\", $uri, \
+                 $request_uri or with a scheme, a host and \"/\", write a domain behind it, or choose by a table of [values]",
                 self.text()
             )
         };
@@ -196,7 +178,9 @@ impl Value {
                     if ends && !is_empty {
                         return Ok(());
                     }
-                    if !variable.is_host(tables, None) {
+                    // Whatever stands before a domain chooses a name below it.
+                    let is_below = matches!(parts.peek(), Some(PartRef::Text(text)) if begins_with_domain(text));
+                    if !is_below && !variable.is_host(tables, None) {
                         return Err(elsewhere(variable));
                     }
                     (authority, is_empty) = (b"", false);
@@ -204,6 +188,13 @@ impl Value {
             }
         }
     }
+}
+
+/// Whether it begins with a dot and a domain of two labels or more.
+fn begins_with_domain(text: &[u8]) -> bool {
+    let Some((b'.', rest)) = text.split_first() else { return false };
+    let domain = rest.split(|byte| !is(*byte, HOST)).next().unwrap_or_default();
+    domain.iter().position(|byte| *byte == b'.').is_some_and(|dot| dot > 0 && dot + 1 < domain.len())
 }
 
 /// The bytes of `http://` or `https://` at the start.

@@ -93,7 +93,7 @@ fn what_cannot_be_read_is_refused_with_the_fix() {
         ("$0", "2 groups"),
         ("$m", "no variable"),
         ("$status", "only once the head of the response is there"),
-        ("$bytes_sent", "only when the response has ended"),
+        ("$body_bytes_sent", "only when the response has ended"),
     ] {
         let refusal = Value::parse(text, &route).expect_err(text);
         assert!(refusal.contains(why), "{text}: {refusal}");

@@ -73,12 +73,7 @@ variables! {
     Msec = "msec", Head;
     /// The machine's name.
     Hostname = "hostname", Head;
-    /// The client's TLS version, such as `TLSv1.3`.
-    SslProtocol = "ssl_protocol", Head;
-    SslCipher = "ssl_cipher", Head;
-    /// The name that the client asked for in its TLS handshake (SNI).
-    SslServerName = "ssl_server_name", Head;
-    /// `h2` over TLS, `h2c` without, missing for HTTP/1.
+    /// `h2`, missing for HTTP/1.
     Http2 = "http2", Head;
     /// The site's name.
     Site = "site", Head;
@@ -88,20 +83,18 @@ variables! {
     Pool = "pool", Route;
     /// The status that the client gets.
     Status = "status", Answer;
-    /// The backends asked, in order.
+    /// The backend that was asked last.
     UpstreamAddr = "upstream_addr", Answer;
-    /// The status of each backend asked.
+    /// The status of the backend that answered last.
     UpstreamStatus = "upstream_status", Answer;
     /// How many backends were asked.
     Attempts = "attempts", Answer;
     /// What went wrong last.
     Failure = "failure", Answer;
-    /// Seconds that each backend asked took, to a millisecond.
+    /// Seconds until that status came, to a millisecond.
     UpstreamResponseTime = "upstream_response_time", End;
     /// Bytes of the response's body sent to the client.
     BodyBytesSent = "body_bytes_sent", End;
-    /// Bytes of the response sent to the client.
-    BytesSent = "bytes_sent", End;
 }
 
 /// Whose group a variable is.

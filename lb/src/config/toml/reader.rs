@@ -10,7 +10,7 @@ use super::environment::{Replaced, Text};
 use super::sources::{Parsed, Sources};
 use super::template::Template;
 use super::values::Read;
-use super::{DEFAULT, LATER, Position, Problem, UNFINISHED};
+use super::{DEFAULT, LATER, Position, Problem};
 use crate::config::site::Origin;
 
 const EXAMPLE_OF_VALUES: &str = "{ from = \"$cookie_tier\", cases = { gold = \"fast\" }, default = \"slow\" }";
@@ -25,8 +25,6 @@ pub struct Reader<'t> {
     /// For each file.
     broken: Vec<Broken>,
     problems: Vec<(Option<usize>, String)>,
-    /// Keys that are read and not carried out yet, each with its place.
-    unfinished: Vec<(usize, String)>,
 }
 
 /// What of a file may have been understood wrongly.
@@ -138,8 +136,7 @@ impl<'t> Reader<'t> {
         template: &'t Template<'t>,
     ) -> Self {
         let broken = vec![Broken::default(); parsed.len()];
-        let (problems, unfinished) = (Vec::new(), Vec::new());
-        let mut reader = Self { sources, template, replaced, broken, problems, unfinished };
+        let mut reader = Self { sources, template, replaced, broken, problems: Vec::new() };
         for (source, (_, errors)) in sources.iter().zip(parsed) {
             errors.iter().for_each(|error| reader.syntax_error(source.start, error));
         }
@@ -149,12 +146,7 @@ impl<'t> Reader<'t> {
         reader
     }
 
-    pub fn into_problems(mut self, refuse_unfinished: bool) -> Vec<Problem> {
-        if refuse_unfinished {
-            for (place, name) in std::mem::take(&mut self.unfinished) {
-                self.problem(place, format!("{name} is not there yet in this version of Evenkeel: remove it"));
-            }
-        }
+    pub fn into_problems(self) -> Vec<Problem> {
         let mut problems = self.problems;
         problems.sort_by_key(|(place, _)| *place);
         problems.into_iter().map(|(place, message)| self.sources.problem(place, message)).collect()
@@ -473,7 +465,7 @@ impl<'t> Reader<'t> {
         self.absent(Some(section.place), message);
     }
 
-    /// Refuses keys that mean nothing, or not yet, and notes those that are not carried out yet.
+    /// Refuses keys that mean nothing, or not yet.
     fn check_keys(&mut self, section: &Section<'t>) {
         let mut valid: Vec<&str> = section.template.into_iter().flat_map(Template::keys).collect();
         valid.sort_unstable();
@@ -481,10 +473,6 @@ impl<'t> Reader<'t> {
             let (name, place) = (key.get_ref().as_ref(), section.start + key.span().start);
             let full = section.name_of(&shortened(name));
             if valid.contains(&name) {
-                // A site says what its routes may say.
-                if UNFINISHED.contains(&full.replacen("site.route.", "site.", 1).as_str()) {
-                    self.unfinished.push((place, full));
-                }
                 continue;
             }
             let is_of_site = matches!(section.path.as_str(), "" | "site" | "site.route" | "route");

@@ -490,8 +490,8 @@ impl<'t> Reader<'t> {
         to: &Value,
         place: &Place<'_>,
     ) -> Option<()> {
-        let Err(fix) = super::site::is_safe(to, place.around.tables) else { return Some(()) };
-        self.problem(section.at(value), format!("{} is \"{}\": write {fix}", section.name_of(key), to.text()));
+        let Err(why) = to.check_location(place.around.tables) else { return Some(()) };
+        self.problem(section.at(value), format!("{}: {why}", section.name_of(key)));
         None
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use regex::Regex;
 
-use super::super::{read_unfinished, tests::leaves};
+use super::super::{read, tests::leaves};
 use super::*;
 
 /// Whether an instance fits a schema; of JSON Schema as much as ours uses, and nothing else may be used.
@@ -97,7 +97,7 @@ fn what_the_reader_refuses_the_schema_refuses() {
         wrong.replace_range(value.span(), "1979-05-27");
         assert!(!fits(&schema, &instance(&wrong)), "{path}");
         // The reader tells which words there are.
-        let problems = read_unfinished(&wrong, Path::new("/etc/evenkeel.toml")).expect_err("wrong");
+        let problems = read(&wrong, Path::new("/etc/evenkeel.toml")).expect_err("wrong");
         let told =
             problems.iter().find_map(|p| p.message.strip_prefix(&format!("{path} is 1979-05-27: write one of ")));
         let path = path.replacen("site.route.", "site.", 1);

@@ -25,7 +25,7 @@ backends = [\"127.0.0.1:9002\"]
 ";
 
 fn read_base(text: &str) -> Result<Config, Vec<Problem>> {
-    read_unfinished(&format!("{BASE}{text}"), Path::new("/etc/evenkeel.toml"))
+    read(&format!("{BASE}{text}"), Path::new("/etc/evenkeel.toml"))
 }
 
 fn config_of(text: &str) -> Config {
@@ -52,7 +52,7 @@ fn assert_site_problem(marked: &str, message: &str) {
     let place = marked.find('§').expect("a mark");
     let expected =
         Problem { file: None, position: Some(reader::position(&marked, place)), message: message.to_owned() };
-    let found = read_unfinished(&marked.replace('§', ""), Path::new("/etc/evenkeel.toml"));
+    let found = read(&marked.replace('§', ""), Path::new("/etc/evenkeel.toml"));
     assert_eq!(found.err().unwrap_or_default(), [expected], "{marked}");
 }
 
@@ -63,7 +63,7 @@ fn assert_route_problem(marked: &str, message: &str) {
 /// `config --toml` of what was read reads back the same.
 fn assert_reads_back(config: &Config) {
     let written = writer::write(&serde_json::to_value(config).expect("JSON"));
-    let again = read_unfinished(&written, Path::new("/elsewhere/other.toml"));
+    let again = read(&written, Path::new("/elsewhere/other.toml"));
     assert_eq!(again.as_ref(), Ok(config), "{written}");
 }
 
@@ -75,7 +75,7 @@ fn the_examples_of_default_toml_are_a_valid_configuration() {
         ("errors/503.html", b"<p>"),
     ]);
     let file = folder.path().join("evenkeel.toml");
-    let config = read_unfinished(&template::with_examples(), &file).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let config = read(&template::with_examples(), &file).unwrap_or_else(|problems| panic!("{problems:#?}"));
     assert_eq!(config.sites[0].routes.len(), 6, "five routes and the site's own");
     assert_reads_back(&config);
 }
@@ -387,11 +387,11 @@ fn wrong_routes_are_named_with_place_and_fix() {
         ),
         (
             "redirect = §\"//evil.example\"",
-            "site.route.redirect is \"//evil.example\": write the scheme too, such as \"https://…\", or one slash only",
+            "site.route.redirect: \"//evil.example\" begins with \"//\"; write the scheme, as in \"https://\"",
         ),
         (
             "redirect = { to = §\"https://shop.example$arg_x\" }",
-            "site.route.redirect.to is \"https://shop.example$arg_x\": write a \"/\" before the variable, or a domain behind it, since a request could choose the host otherwise",
+            "site.route.redirect.to: in \"https://shop.example$arg_x\", $arg_x would let clients choose the host that they are sent to; begin with \"/\", $uri, $request_uri or with a scheme, a host and \"/\", write a domain behind it, or choose by a table of [values]",
         ),
         (
             "redirect = { to = \"/\", status = §200 }",
@@ -560,27 +560,6 @@ fn tables_of_values_are_checked_where_they_stand() {
 }
 
 #[test]
-fn unfinished_keys_are_refused_by_name() {
-    let text = format!("{BASE}[[site]]\nhosts = [\"\"]\npool = \"app\"\n[[route]]\nhost = \"a\"\npool = \"app\"\n");
-    let refused = read(&text, Path::new("/etc/evenkeel.toml")).err().unwrap_or_default();
-    let expected = UNFINISHED.contains(&"site");
-    assert_eq!(
-        refused.iter().any(|p| p.message == "site is not there yet in this version of Evenkeel: remove it"),
-        expected
-    );
-    // Nothing on the list is misspelt.
-    let text = template::with_examples();
-    let table = DeTable::parse(&text).expect("valid");
-    let template = Template::of(table.get_ref());
-    for key in UNFINISHED {
-        let child =
-            |template: &Template<'_>, path: &str| path.split('.').try_fold(template, |at, key| at.child(key)).is_some();
-        let of_route = key.replacen("site.", "site.route.", 1);
-        assert!(child(&template, key) || child(&template, &of_route), "{key}");
-    }
-}
-
-#[test]
 fn the_examples_of_the_documentation_are_valid() {
     let folder = folder(&[
         ("token.txt", b"secret"),
@@ -593,7 +572,7 @@ fn the_examples_of_the_documentation_are_valid() {
         // `include` stands before all tables.
         let text = format!("{example}{BASE}");
         let file = folder.path().join("evenkeel.toml");
-        let config = read_unfinished(&text, &file).unwrap_or_else(|problems| panic!("{text}\n{problems:#?}"));
+        let config = read(&text, &file).unwrap_or_else(|problems| panic!("{text}\n{problems:#?}"));
         assert!(!config.sites.is_empty(), "{example}");
         assert_reads_back(&config);
         count += 1;
@@ -611,7 +590,7 @@ fn included_files_belong_to_the_configuration() {
     ]);
     let file = folder.path().join("evenkeel.toml");
     let main = "include = [\"sites/*.toml\"]\n[[listener]]\naddress = \"127.0.0.1:80\"\n";
-    let config = read_unfinished(main, &file).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let config = read(main, &file).unwrap_or_else(|problems| panic!("{problems:#?}"));
     let names: Vec<_> = config.sites.iter().map(|site| site.name.as_str()).collect();
     assert_eq!(names, ["a.example", "b.example"]);
     assert_eq!(config.sites[1].place.to_string(), format!("{}:1", folder.path().join("sites/b.toml").display()));
@@ -680,7 +659,7 @@ fn secrets_come_from_files_and_from_the_environment_and_are_not_shown() {
     let text = format!(
         "{BASE}[[site]]\nhosts = [\"\"]\npool = \"app\"\nrequest_headers = {{ set = {{ Authorization = {{ file = \"token\" }}, X-Path = \"<${{env:PATH}}>$host\" }} }}\n"
     );
-    let config = read_unfinished(&text, &file).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let config = read(&text, &file).unwrap_or_else(|problems| panic!("{problems:#?}"));
     let changes = &config.sites[0].fallback.request_headers.changes;
     assert_eq!(changes[0].value.value.as_constant(), Some(&b"Bearer s3cr$t"[..]));
     assert_eq!(changes[1].value.value.text(), format!("<{}>$host", path.replace('$', "$$")));
@@ -689,7 +668,7 @@ fn secrets_come_from_files_and_from_the_environment_and_are_not_shown() {
     assert!(shown.contains("${env:PATH}"), "{shown}");
     assert_reads_back(&config);
     let absent = text.replace("env:PATH", "env:EVENKEEL_THAT_NOBODY_SETS");
-    let problems = read_unfinished(&absent, &file).expect_err("absent");
+    let problems = read(&absent, &file).expect_err("absent");
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(problems[0].message.starts_with("the environment has no EVENKEEL_THAT_NOBODY_SETS"), "{problems:?}");
 }
@@ -759,7 +738,7 @@ fn advice_about_sites_stands_where_they_are_written() {
     let text = format!(
         "{BASE}[[site]]\nhosts = [\"a.example\"]\n[[site.route]]\npath = \"/x/*\"\npool = \"app\"\n[[site.route]]\npath = \"/y\"\npool = \"api\"\n"
     );
-    let checked = read_with(&text, Path::new("/etc/evenkeel.toml"), false).expect("valid");
+    let checked = check(&text, Path::new("/etc/evenkeel.toml")).expect("valid");
     let shown: Vec<_> = checked.warnings.iter().map(|warning| warning.problem.to_string()).collect();
     assert_eq!(shown.len(), 1, "{shown:?}");
     assert!(
@@ -776,7 +755,7 @@ fn sticky_cookies_of_a_site_clash_as_those_of_routes() {
     let text = format!(
         "{text}[[site]]\nhosts = [\"a.example\"]\npool = \"app\"\n[[site.route]]\npath = \"/y\"\npool = \"api\"\n"
     );
-    let checked = read_with(&text, Path::new("/etc/evenkeel.toml"), false).expect("valid");
+    let checked = check(&text, Path::new("/etc/evenkeel.toml")).expect("valid");
     let shown: Vec<_> = checked.warnings.iter().map(|warning| warning.problem.to_string()).collect();
     assert_eq!(shown.len(), 1, "{shown:?}");
     assert!(shown[0].contains("use the cookie ROUTEID on a.example with the same path"), "{shown:?}");
@@ -798,7 +777,7 @@ fn many_sites_are_read_in_time_linear_in_their_number() {
     let time = |sites: usize| {
         let text = text(sites);
         let start = std::time::Instant::now();
-        let config = read_unfinished(&text, Path::new("/etc/evenkeel.toml")).expect("valid");
+        let config = read(&text, Path::new("/etc/evenkeel.toml")).expect("valid");
         assert_eq!(config.sites.len(), sites);
         start.elapsed()
     };
@@ -864,13 +843,13 @@ rewrite = { to = \"/check\" }
 pool = \"app\"
 ";
     let file = folder.path().join("evenkeel.toml");
-    let config = read_unfinished(text, &file).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let config = read(text, &file).unwrap_or_else(|problems| panic!("{problems:#?}"));
     assert_eq!(config.sites.iter().map(|site| site.routes.len()).collect::<Vec<_>>(), [1, 4]);
     assert_reads_back(&config);
     // Each key that a later version will have is told apart from a mistake.
     for later in LATER {
         let with_later = text.replace("preset = ", &format!("{later} = 1\npreset = "));
-        let problems = read_unfinished(&with_later, &file).expect_err("not there yet");
+        let problems = read(&with_later, &file).expect_err("not there yet");
         let expected = format!("site.{later} is not there yet in this version of Evenkeel: remove it");
         assert!(problems.iter().any(|problem| problem.message == expected), "{problems:?}");
     }
@@ -887,6 +866,6 @@ fn a_redirect_by_a_table_is_as_safe_as_each_of_its_cases() {
     let problems = read_base(&text("$1")).expect_err("anywhere");
     assert_eq!(
         problems[0].message,
-        "site.redirect is \"$new\": write in [values], for each case, an URL that begins with \"https://\", \"http://\" or \"$scheme://\", or a path that begins with \"/\""
+        "site.redirect: of what $new can be: in \"$1\", $1 would let clients choose the host that they are sent to; begin with \"/\", $uri, $request_uri or with a scheme, a host and \"/\", write a domain behind it, or choose by a table of [values]"
     );
 }

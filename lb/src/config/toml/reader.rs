@@ -480,7 +480,7 @@ impl<'t> Reader<'t> {
                 self.problem(place, format!("{full} is not there yet in this version of Evenkeel: remove it"));
                 continue;
             }
-            let mut fix = did_you_mean(name, &valid);
+            let mut fix = in_nginx(name).unwrap_or_else(|| did_you_mean(name, &valid));
             if fix.is_empty()
                 && let [home] = self.homes(name).as_slice()
             {
@@ -552,6 +552,30 @@ pub fn position(text: &str, place: usize) -> Position {
     // A byte order mark is no character that an editor counts.
     let columns = before[line_start..].chars().filter(|c| *c != '\u{feff}').count();
     Position { line: before.matches('\n').count() + 1, column: columns + 1 }
+}
+
+/// Directives of nginx whose names are no settings: the section and the keys in their place.
+pub(super) const NGINX_DIRECTIVES: &[(&str, &str, &[&str])] = &[
+    ("add_header", "site.route", &["response_headers"]),
+    ("client_max_body_size", "listener", &["max_body_bytes"]),
+    ("listen", "listener", &["address"]),
+    ("location", "site.route", &["path", "exact", "prefix", "regex"]),
+    ("proxy_pass", "site.route", &["pool"]),
+    ("proxy_set_header", "site.route", &["request_headers"]),
+    ("return", "site.route", &["respond", "redirect"]),
+    ("server_name", "site", &["hosts"]),
+    ("ssl_certificate", "listener.tls", &["certificate"]),
+    ("ssl_certificate_key", "listener.tls", &["key"]),
+    ("upstream", "pool", &["name", "backends"]),
+    ("worker_connections", "server", &["max_connections"]),
+    ("worker_processes", "server", &["threads"]),
+];
+
+/// `for nginx's … write …; `, where `word` is one of its directives.
+fn in_nginx(word: &str) -> Option<String> {
+    let (_, section, keys) = NGINX_DIRECTIVES.iter().find(|(directive, ..)| *directive == word)?;
+    let joint = if *section == "pool" { " and " } else { " or " };
+    Some(format!("for nginx's {word} write {} in {}; ", keys.join(joint), heading(section)))
 }
 
 /// `did you mean "…"? ` when one of the choices is likely a word mistyped, else nothing.

@@ -6,6 +6,8 @@ use ::toml::Spanned;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::reader::NGINX_DIRECTIVES;
+use super::template::with_examples;
 use super::*;
 use crate::config::AccessLogFile;
 
@@ -412,6 +414,31 @@ fn unknown_keys_come_with_the_nearest_or_the_valid_ones() {
         ),
     ] {
         assert_problem(&marked, &message);
+    }
+}
+
+#[test]
+fn directives_of_nginx_come_with_what_stands_in_their_place() {
+    let sections = "access_log, admin, include, listener, log, metrics, pool, route, server, site, state, values";
+    for (directive, place) in [
+        ("worker_connections", "max_connections in [server]"),
+        ("client_max_body_size", "max_body_bytes in [[listener]]"),
+        ("proxy_pass", "pool in [[site.route]]"),
+        ("return", "respond or redirect in [[site.route]]"),
+        ("server_name", "hosts in [[site]]"),
+        ("location", "path or exact or prefix or regex in [[site.route]]"),
+        ("upstream", "name and backends in [[pool]]"),
+    ] {
+        let message =
+            format!("{directive} is not a setting: for nginx's {directive} write {place}; the file takes {sections}");
+        assert_problem(&format!("§{directive} = 1\n{MINIMAL}"), &message);
+    }
+    let examples = with_examples();
+    let root = DeTable::parse(&examples).expect("valid");
+    let template = Template::of(root.get_ref());
+    for (directive, section, keys) in NGINX_DIRECTIVES {
+        let section = section.split('.').try_fold(&template, |inside, part| inside.child(part)).expect(section);
+        assert!(keys.iter().all(|key| section.child(key).is_some()), "{directive}");
     }
 }
 

@@ -626,6 +626,13 @@ impl<W: Walk> Exchange<W> {
         Step::Reply(own, status)
     }
 
+    /// What the operator wrote cannot be sent; what is told in its place.
+    pub fn refuse_reply(&mut self) -> Refusal {
+        let refusal = Refusal::Internal;
+        (self.outcome.refusal, self.outcome.status) = (Some(refusal), refusal.status());
+        refusal
+    }
+
     /// The lease ends before the refusal is sent: a slow client holds no backend by it.
     fn refuse(&mut self, refusal: Refusal, at: Moment) -> Step<W> {
         self.trace.push(Happened::Refused(refusal), at.now);
@@ -678,7 +685,7 @@ impl<W: Walk> Exchange<W> {
     fn metrics(&self) -> Option<&RouteMetrics> {
         match &self.route().action {
             Action::Pool(of) => Some(&of.metrics),
-            Action::PoolFrom { pools, .. } => pools.get(self.which).map(|of| &of.metrics),
+            Action::PoolFrom { pools, metrics, .. } => Some(pools.get(self.which).map_or(metrics, |of| &of.metrics)),
             Action::Respond { metrics, .. } | Action::Redirect { metrics, .. } | Action::Jump { metrics, .. } => {
                 Some(metrics)
             }

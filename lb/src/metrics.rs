@@ -137,7 +137,7 @@ impl Metrics {
         let metrics = Self {
             requests: counters(
                 "evenkeel_requests_total",
-                "Requests, by route and class of the status code sent to the client; 4xx counts clients that left before their answer, 1xx WebSockets.",
+                "Requests, by the route that gave the answer and class of the status code sent to the client; 4xx counts clients that left before their answer, 1xx WebSockets.",
                 &["route", "pool", "code"],
             ),
             responses: counters(

@@ -75,6 +75,8 @@ pub enum Action {
     PoolFrom {
         value: Value,
         pools: Box<[RoutePool]>,
+        /// Of requests for which it names none.
+        metrics: RouteMetrics,
     },
     Respond {
         with: Respond,
@@ -251,7 +253,7 @@ impl Site {
         self.routes.iter().flat_map(|route| {
             let (pools, own) = match &route.action {
                 Action::Pool(pool) => (std::slice::from_ref(pool), None),
-                Action::PoolFrom { pools, .. } => (&**pools, None),
+                Action::PoolFrom { pools, .. } => (&**pools, Some(NO_POOL)),
                 Action::Respond { .. } | Action::Redirect { .. } | Action::Jump { .. } => (&[][..], Some(NO_POOL)),
                 Action::Missing => (&[][..], None),
             };
@@ -276,6 +278,7 @@ impl Route {
             site::Action::PoolFrom(from) => Action::PoolFrom {
                 value: from.value.clone(),
                 pools: from.pools.iter().filter_map(route_pool).collect(),
+                metrics: own(),
             },
             site::Action::Respond(with) => Action::Respond { with: with.clone(), metrics: own() },
             site::Action::Redirect(to) => Action::Redirect { to: to.clone(), metrics: own() },

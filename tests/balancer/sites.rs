@@ -353,6 +353,48 @@ async fn refusals_before_a_route_have_the_default_sites_pages() {
     assert_eq!((reply.status, reply.field("location")), (302, Some("/shorter")));
 }
 
+/// What is known of a connection is known of a request whose head is none, or that is refused for its path.
+#[tokio::test]
+async fn refusals_before_a_route_know_the_client_and_their_status() {
+    let a = Origin::start("a").await;
+    let lines = "error_pages = { \"400\" = { text = \"$remote_addr by $scheme: $status\" } }\n\
+                 response_headers = { set = { X-Client = \"$remote_addr $status\" } }\n"
+        .to_owned()
+        + &route("pool = \"app\"");
+    let shop = Shop::start(&a, &lines).await;
+    for head in ["GET / HTTP/1.1\r\nHost: a\r\nbad field\r\n\r\n", "GET /../x HTTP/1.1\r\nHost: a\r\n\r\n"] {
+        let mut wire = shop.connect().await;
+        wire.send(head).await;
+        let reply = wire.reply().await;
+        assert_eq!((reply.status, reply.text().as_str()), (400, "127.0.0.1 by http: 400"), "{head}");
+        assert_eq!(reply.field("x-client"), Some("127.0.0.1 400"));
+    }
+    let reply = Http2::connect(shop.tls.address()).await.get("/../x").await;
+    assert_eq!((reply.status, reply.text().as_str()), (400, "127.0.0.1 by https: 400"));
+}
+
+/// What a client sent may be three times as long in a place where it has to be encoded.
+#[tokio::test]
+async fn an_answer_whose_head_would_be_too_large_is_none() {
+    let a = Origin::start("a").await;
+    let lines = "[[site.route]]\npath = \"/\"\nredirect = \"https://h.example$uri\"\n\
+                 [[site.route]]\npath = \"/page\"\nrespond = { status = 404 }\n\
+                 error_pages = { \"404\" = { redirect = \"https://h.example$uri\" } }\n";
+    let tls = Port::reserve();
+    let config =
+        Shop::config(&a, &tls, lines).listener("max_head_bytes = \"1MiB\"\nmax_request_line_bytes = \"1000KiB\"");
+    let balancer = Balancer::start(config).await;
+    for path in ["", "page/"] {
+        for (times, status) in [(900_000, 500), (300, 302)] {
+            let mut wire = balancer.connect().await;
+            wire.send(format!("GET /{path}{} HTTP/1.1\r\nHost: a\r\n\r\n", "^".repeat(times))).await;
+            assert_eq!(wire.reply().await.status, status, "{path} {times}");
+        }
+    }
+    counts(&balancer, "evenkeel_requests_total", &[("pool", ""), ("code", "5xx")], 2.0).await;
+    counts(&balancer, "evenkeel_refusals_total", &[("reason", "internal")], 2.0).await;
+}
+
 #[tokio::test]
 async fn what_a_backend_says_of_places_and_cookies_means_what_the_client_asked() {
     let a = Origin::start("a").await;
@@ -457,6 +499,7 @@ async fn a_value_names_one_of_the_declared_pools() {
     let reply = balancer.get("/?p=other").await;
     assert_eq!((reply.status, reply.text().contains("no pool has the name")), (502, true), "{}", reply.text());
     counts(&balancer, "evenkeel_refusals_total", &[("reason", "no-pool")], 1.0).await;
+    counts(&balancer, "evenkeel_requests_total", &[("pool", ""), ("code", "5xx")], 1.0).await;
 }
 
 #[tokio::test]
@@ -588,7 +631,9 @@ async fn routes_are_chosen_by_what_is_true_of_the_request() {
 #[tokio::test]
 async fn targets_with_bytes_above_ascii_are_taken_where_that_is_wanted() {
     let a = Origin::start("a").await;
-    let lines = "[[site.route]]\npath = \"/caf\u{e9}\"\npool = \"app\"\nrewrite = { prefix = \"/v1\" }\n".to_owned()
+    let lines = "[[site.route]]\npath = \"/caf\u{e9}\"\npool = \"app\"\nrewrite = { prefix = \"/v1\" }\n\
+                 [[site.route]]\npath = \"/jump\"\njump = \"/caf\u{e9}$request_uri\"\n"
+        .to_owned()
         + &route("pool = \"app\"\nrequest_headers = { set = { X-Uri = \"$uri\" } }");
     for (rule, status) in [("reject", 400), ("pass", 200)] {
         let tls = Port::reserve();
@@ -598,9 +643,15 @@ async fn targets_with_bytes_above_ascii_are_taken_where_that_is_wanted() {
         wire.send(b"GET /x\xff?\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n").await;
         assert_eq!(wire.reply().await.status, status, "{rule}");
         if status == 200 {
-            wire.send("GET /caf\u{e9}/\u{fc} HTTP/1.1\r\nHost: a\r\n\r\n").await;
-            assert_eq!(wire.reply().await.status, 200);
-            assert_eq!(a.last_request().target, "/v1/%C3%BC");
+            for (target, expected) in [
+                ("/caf\u{e9}/\u{fc}", "/v1/%C3%BC"),
+                ("/caf\u{e9}/a?x=\u{e9}&y=%c3\"|", "/v1/a?x=%C3%A9&y=%c3\"|"),
+                ("/jump?x=\u{e9}", "/v1/jump?x=%C3%A9"),
+            ] {
+                wire.send(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+                assert_eq!(wire.reply().await.status, 200);
+                assert_eq!(a.last_request().target, expected, "{target}");
+            }
         }
     }
 }

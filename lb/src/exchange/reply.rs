@@ -5,6 +5,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use crate::message::limits::MAX_HEAD_BYTES;
 use crate::message::{self, ascii};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +29,11 @@ impl Reply {
                 self.fields.extend_from_slice(piece);
             }
         }
+    }
+
+    /// Whether its head is within what the largest head of a backend's response may be.
+    pub fn is_sendable(&self) -> bool {
+        self.fields.len() <= MAX_HEAD_BYTES
     }
 
     /// Sets the content. An answer whose status allows none (RFC 9110 §15.3.5, §15.4.5) is sent without it.

@@ -271,7 +271,7 @@ async fn requests(
             }
             Ok(None) => return Fate::Close,
             Err(refusal) => {
-                request.told.name_request(engine, &mut work.text);
+                request.told.complete(engine, peer, client.is_tls(), &mut work.text);
                 request.refuse(client, timer, work, refusal, false).await
             }
         };
@@ -354,6 +354,7 @@ impl Request<'_> {
                 ended
             }
             Err(refusal) => {
+                self.told.complete(self.engine, self.peer, client.is_tls(), &mut work.text);
                 let is_whole = work.request.framing() == Framing::None;
                 let ended = self.refuse(client, timer, work, refusal, is_whole).await;
                 if ended.fate == Fate::Idle {
@@ -538,7 +539,7 @@ impl Driver<'_, '_> {
         let work = &mut *self.transfer.work;
         let wants_websocket = asks_for_websocket(work, &self.exchange);
         work.to_backend.clear();
-        request::write_head(self.request, work, &self.exchange, wants_websocket);
+        request::write_head(self.request, work, &self.exchange, wants_websocket)?;
         Ok(self.transfer.open(upstream, plan, limits, self.request.course.is_bare)?)
     }
 
@@ -569,7 +570,8 @@ impl Driver<'_, '_> {
                 self.request.write_reply(&mut self.transfer, reply, may_keep, Some(exchange));
             }
             None => {
-                self.request.write_refusal(&mut self.transfer, Refusal::Internal, true, Some(exchange));
+                let refusal = self.exchange.refuse_reply();
+                self.request.write_refusal(&mut self.transfer, refusal, true, Some(&self.exchange));
             }
         }
     }

@@ -87,6 +87,7 @@ pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, 
     let mut exchange = match request::begin(&mut of, &mut work, head, question.is_tls, None, now) {
         Ok((exchange, _)) => exchange,
         Err(refusal) => {
+            of.told.complete(engine, &peer, question.is_tls, &mut work.text);
             return Ok(Explanation { site: None, visits: Vec::new(), end: refused(&of, &mut work, refusal, None) });
         }
     };
@@ -122,7 +123,10 @@ pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, 
                 let form = Form::asked(work.request.fields().named(&work.from_client, b"accept"));
                 break match own::reply(own, status, &exchange, &facts, form) {
                     Some(reply) => answer(&of, &mut work, reply, exchange.outcome().refusal, Some(&exchange)),
-                    None => refused(&of, &mut work, Refusal::Internal, Some(&exchange)),
+                    None => {
+                        let refusal = exchange.refuse_reply();
+                        refused(&of, &mut work, refusal, Some(&exchange))
+                    }
                 };
             }
             Step::Pass | Step::End => break refused(&of, &mut work, Refusal::Internal, Some(&exchange)),
@@ -147,7 +151,10 @@ fn visit(of: &Request<'_>, work: &Work, exchange: &Exchange) -> Visit {
 
 fn to_backend(of: &Request<'_>, work: &mut Work, exchange: &Exchange) -> End {
     work.to_backend.clear();
-    request::write_head(of, work, exchange, request::asks_for_websocket(work) && !exchange.is_page());
+    let websocket = request::asks_for_websocket(work) && !exchange.is_page();
+    if request::write_head(of, work, exchange, websocket).is_err() {
+        return refused(of, work, Refusal::Internal, Some(exchange));
+    }
     let name = exchange.pool().map(|pool| pool.name.to_string()).unwrap_or_default();
     End::Pool { name, head: std::mem::take(&mut work.to_backend) }
 }

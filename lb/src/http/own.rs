@@ -6,13 +6,13 @@ use super::facts::RequestFacts;
 use crate::config::site::{Page, Respond, Rules};
 use crate::exchange::refusal::{Form, Refusal, usual};
 use crate::exchange::reply::Reply;
-use crate::exchange::{Exchange, Own};
+use crate::exchange::{Exchange, Outcome, Own};
 use crate::site::Action;
 use crate::value::Value;
 
-/// What the exchange answers itself with. `None`: there is no such answer.
+/// What the exchange answers itself with. `None`: there is no such answer, or what the client sent makes its head too large.
 pub fn reply(own: Own, status: u16, exchange: &Exchange, facts: &RequestFacts<'_>, form: Form) -> Option<Reply> {
-    match own {
+    let reply = match own {
         Own::Preflight => Some(Reply::new(status)),
         Own::Page(index) => {
             let page = &exchange.rules()?.error_pages.get(index)?.page;
@@ -29,7 +29,8 @@ pub fn reply(own: Own, status: u16, exchange: &Exchange, facts: &RequestFacts<'_
             Action::Respond { .. } => Some(Reply::new(status)),
             _ => None,
         },
-    }
+    };
+    reply.filter(Reply::is_sendable)
 }
 
 /// The error page among `rules` that needs no backend, for a refusal without a route.
@@ -44,7 +45,10 @@ pub fn page_for(rules: &Rules, refusal: Refusal, facts: &RequestFacts<'_>) -> Op
         (PageStatus::Keep, _) => error,
         (PageStatus::OfPage, _) => 200,
     };
-    Some((page_reply(&page.page, status, Some(refusal), facts)?, status))
+    let outcome = Outcome { refusal: Some(refusal), status, ..Outcome::default() };
+    let facts = RequestFacts { ended: Some((&outcome, 0)), ..*facts };
+    let reply = page_reply(&page.page, status, Some(refusal), &facts).filter(Reply::is_sendable)?;
+    Some((reply, status))
 }
 
 /// The answer of a page that needs no backend.

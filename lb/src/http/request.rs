@@ -24,6 +24,7 @@ use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::Refusal;
 use crate::exchange::walk::Internal;
 use crate::exchange::{Asked, Exchange};
+use crate::failure::Failure;
 use crate::http::h1::head::{Form, RequestHead};
 use crate::http::h1::reject::Reject;
 use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, RequestPlan, Target};
@@ -204,7 +205,7 @@ pub fn begin(
 
 /// Which of its pools a route leads to; too large a number for none.
 pub fn pool_of(route: &Route, facts: &RequestFacts<'_>) -> usize {
-    let Action::PoolFrom { value, pools } = &route.action else { return 0 };
+    let Action::PoolFrom { value, pools, .. } = &route.action else { return 0 };
     let mut scratch = Vec::new();
     let name = value.read(facts, &mut scratch).unwrap_or_default();
     pools.iter().position(|of| of.pool.name.as_str().as_bytes() == name).unwrap_or(usize::MAX)
@@ -259,8 +260,9 @@ pub fn turn(of: &mut Request<'_>, work: &mut Work, exchange: &mut Exchange, inte
     exchange.enter(route, which, keeps_body, cookies);
 }
 
-/// Writes the head for the backend. `websocket`: ask it to switch protocols.
-pub fn write_head(of: &Request<'_>, work: &mut Work, exchange: &Exchange, websocket: bool) {
+/// Writes the head for the backend. `websocket`: ask it to switch protocols. The error: what it was to be asked for is no
+/// target.
+pub fn write_head(of: &Request<'_>, work: &mut Work, exchange: &Exchange, websocket: bool) -> Result<(), Failure> {
     let told = &of.told;
     let text = &*work.text;
     let value = |range: &Range<usize>| text.as_bytes().get(range.clone()).unwrap_or_default();
@@ -292,11 +294,12 @@ pub fn write_head(of: &Request<'_>, work: &mut Work, exchange: &Exchange, websoc
     plan.persistence = if websocket { Persistence::WebSocket } else { Persistence::KeepAlive };
     if of.course.snapshot.is_some() {
         let mut out = std::mem::take(&mut work.to_backend);
-        write_changed_head(of, work, exchange, plan, &mut out);
+        let written = write_changed_head(of, work, exchange, plan, &mut out);
         work.to_backend = out;
-        return;
+        return written;
     }
     rewrite::request(&work.request, &work.from_client, &plan, &mut work.to_backend);
+    Ok(())
 }
 
 /// Writes the head as the rules of the route and the jumps on the way have it.
@@ -307,7 +310,7 @@ fn write_changed_head(
     exchange: &Exchange,
     mut plan: RequestPlan<'_>,
     out: &mut Vec<u8>,
-) {
+) -> Result<(), Failure> {
     let facts = RequestFacts::of(of, work, exchange);
     let mut changes = Changes::of(plan.changes.iter().copied());
     plan.is_get = of.course.is_get;
@@ -329,15 +332,15 @@ fn write_changed_head(
         target = rules.rewrite.as_ref().and_then(|rewrite| target::rewritten(rewrite, &facts));
         changes.edit(&rules.request_headers.changes, None, &facts);
     }
-    let target = target.as_deref().unwrap_or(&work.target);
-    let changes = changes.list();
-    let plan = RequestPlan {
-        target: Target::new(target),
-        host: host.as_deref().and_then(FieldValue::new),
-        changes: &changes,
-        ..plan
+    let target = match target.as_deref().unwrap_or(&work.target) {
+        b"" => None,
+        // The backend must not get what was received in place of what the operator meant it to get.
+        target => Some(Target::new(target).ok_or(Failure::Internal)?),
     };
+    let changes = changes.list();
+    let plan = RequestPlan { target, host: host.as_deref().and_then(FieldValue::new), changes: &changes, ..plan };
     rewrite::request(&work.request, &work.from_client, &plan, out);
+    Ok(())
 }
 
 /// Fields that speak of the content.
@@ -398,13 +401,18 @@ impl Told {
         Some(set(name, text.as_bytes().get(self.request_id.clone()).unwrap_or_default()))
     }
 
-    /// Gives a request an id that has got none, since its head is none.
+    /// Fills in what a request lacks that was refused before it was read: an id, and its client, who is the peer.
     #[cold]
-    pub fn name_request(&mut self, engine: &Engine, text: &mut String) {
+    pub fn complete(&mut self, engine: &Engine, peer: &Peer, is_tls: bool, text: &mut String) {
         if self.request_id.is_empty() {
             text.clear();
             self.id_field = engine.control.snapshot().config.server.request_id.clone();
             self.request_id = written(text, |text| write_request_id(None, text));
+        }
+        if self.client.is_none() {
+            self.client = Some(peer.address);
+            self.client_text = written(text, |text| text.write_str(peer.as_str()));
+            self.proto = if is_tls { "https" } else { "http" };
         }
     }
 

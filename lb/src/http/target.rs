@@ -2,7 +2,7 @@
 
 use super::facts::RequestFacts;
 use crate::config::site::{Matcher, Rewrite};
-use crate::value::encode::{has_dot_segments, write_path, write_written};
+use crate::value::encode::{has_dot_segments, write_path, write_query, write_written};
 use crate::value::{Facts, Presence, Value};
 
 /// Appends `value` as path and query. What cannot be such is `/`.
@@ -52,7 +52,7 @@ pub fn rewritten(rewrite: &Rewrite, facts: &RequestFacts<'_>) -> Option<Vec<u8>>
     }
     if let Some(query) = facts.query().filter(|_| !out.contains(&b'?')) {
         out.push(b'?');
-        out.extend_from_slice(query);
+        write_query(query, &mut out);
     }
     Some(out)
 }

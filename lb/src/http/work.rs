@@ -76,14 +76,20 @@ impl Work {
 
     /// Puts the head of an answer of our own where that of a backend would be; its content.
     pub fn take_reply(&mut self, reply: Reply) -> Bytes {
+        // Values make no reply that is not sendable. Were there one, its head would have no framing: another goes out.
+        let content = self.put_reply(reply);
+        content.or_else(|| self.put_reply(Reply::new(500))).unwrap_or_default()
+    }
+
+    fn put_reply(&mut self, reply: Reply) -> Option<Bytes> {
         let Self { request, response, from_backend, .. } = self;
         from_backend.clear();
         response.clear();
         let content = reply.write(from_backend.end());
-        // A reply is sound, and within these limits.
-        let is_sound = matches!(response.parse(from_backend, request.method(), &Limits::LARGEST), Parsed::Complete(_));
-        debug_assert!(is_sound, "a reply that is no response");
-        content
+        match response.parse(from_backend, request.method(), &Limits::LARGEST) {
+            Parsed::Complete(_) => Some(content),
+            _ => None,
+        }
     }
 
     pub fn give_back(mut self: Box<Self>) {
@@ -95,6 +101,10 @@ impl Work {
         }
         self.from_backend.clear();
         self.from_backend.0.shrink_to(MOST_KEPT_BYTES);
+        self.text.clear();
+        self.text.shrink_to(MOST_KEPT_BYTES);
+        // Few routes need it.
+        self.noted = Vec::new();
         SPARE.with_borrow_mut(|spare| {
             let bytes = spare.bytes + self.bytes();
             if spare.works.len() < MOST_SPARE && bytes <= MAX_SPARE_BYTES {
@@ -161,6 +171,7 @@ impl Deref for Received {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::framing::Framing;
 
     #[test]
     fn a_longer_head_takes_the_place_of_the_one_that_came() {
@@ -188,6 +199,31 @@ mod tests {
         assert_eq!(*received, *b"content");
         received.clear();
         assert!(received.is_empty());
+    }
+
+    #[test]
+    fn a_reply_that_is_no_response_is_replaced_by_one_with_framing() {
+        let mut work = Work::take();
+        let mut reply = Reply::new(301);
+        reply.field(b"Location", &vec![b'a'; 3 * 1024 * 1024]);
+        assert!(!reply.is_sendable());
+        assert!(work.take_reply(reply).is_empty());
+        assert_eq!((work.response.status(), work.response.framing()), (500, Framing::Length(0)));
+        let mut reply = Reply::new(301);
+        reply.field(b"Location", &vec![b'a'; 1024 * 1024 - 12]);
+        assert!(reply.is_sendable());
+        work.take_reply(reply);
+        assert_eq!(work.response.status(), 301);
+    }
+
+    #[test]
+    fn what_was_noted_of_an_answer_is_not_kept() {
+        let mut work = Work::take();
+        work.noted.push((Variable::Host, vec![0; MOST_KEPT_BYTES]));
+        work.text.reserve(2 * MOST_KEPT_BYTES);
+        work.give_back();
+        let work = Work::take();
+        assert!(work.noted.is_empty() && work.noted.capacity() == 0 && work.text.capacity() <= MOST_KEPT_BYTES);
     }
 
     #[test]

@@ -342,6 +342,13 @@ pub fn write_written(text: &[u8], out: &mut Vec<u8>) {
     encode(text, Allowed::Written(Kind::Target), out);
 }
 
+/// Appends a query as it was received: only bytes above ASCII, which a listener may let pass, are encoded.
+pub fn write_query(query: &[u8], out: &mut Vec<u8>) {
+    for &byte in query {
+        if is(byte, TARGET) { out.push(byte) } else { write_escape(byte, out) }
+    }
+}
+
 fn encode(text: &[u8], allowed: Allowed, out: &mut Vec<u8>) {
     let is_escape = |at: usize| {
         matches!(allowed, Allowed::Written(_))
@@ -352,9 +359,13 @@ fn encode(text: &[u8], allowed: Allowed, out: &mut Vec<u8>) {
             b'%' if is_escape(at) => out.push(byte),
             b'%' => out.extend_from_slice(b"%25"),
             byte if allowed.has(byte) => out.push(byte),
-            byte => out.extend_from_slice(&[b'%', hex(byte >> 4), hex(byte & 15)]),
+            byte => write_escape(byte, out),
         }
     }
+}
+
+fn write_escape(byte: u8, out: &mut Vec<u8>) {
+    out.extend_from_slice(&[b'%', hex(byte >> 4), hex(byte & 15)]);
 }
 
 fn hex(digit: u8) -> u8 {

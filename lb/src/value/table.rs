@@ -53,6 +53,9 @@ struct MapCases {
     below: HashMap<Box<[u8]>, usize>,
     starting: HashMap<Box<[u8]>, usize>,
     patterns: Vec<(Pattern, usize)>,
+    /// The bytes of the longest name in `below` and `starting`. No longer one is looked up in them, so that a long value
+    /// costs no more than its length.
+    longest_name: usize,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -275,6 +278,7 @@ impl Reader<'_> {
             below: HashMap::default(),
             starting: HashMap::default(),
             patterns: Vec::new(),
+            longest_name: 0,
         };
         for (place, (text, result)) in cases.iter().enumerate() {
             let case = match MapCase::parse(text, hostnames) {
@@ -379,6 +383,9 @@ impl MapCase {
 impl MapCases {
     /// False: it was there before.
     fn insert(&mut self, case: MapCase, place: usize) -> bool {
+        if let MapCase::Starting(name) | MapCase::Below { name, .. } = &case {
+            self.longest_name = self.longest_name.max(name.len());
+        }
         match case {
             MapCase::Exact(text) => self.exact.insert(text, place).is_none(),
             MapCase::Starting(name) => self.starting.insert(name, place).is_none(),
@@ -402,12 +409,8 @@ impl MapCases {
         if let Some(&place) = self.exact.get(key) {
             return Some((place, None));
         }
-        let dots = || key.iter().enumerate().filter(|(_, byte)| **byte == b'.').map(|(at, _)| at);
-        let below = || dots().find_map(|dot| self.below.get(&key[dot + 1..]));
-        let starting = || {
-            let dots: Vec<usize> = dots().filter(|&dot| dot + 1 < key.len()).collect();
-            dots.into_iter().rev().find_map(|dot| self.starting.get(&key[..dot]))
-        };
+        let below = || names_below(key, self.longest_name).find_map(|name| self.below.get(name));
+        let starting = || names_at_start(key, self.longest_name).find_map(|name| self.starting.get(name));
         if self.hostnames
             && let Some(&place) = below().or_else(starting)
         {
@@ -420,6 +423,22 @@ impl MapCases {
         let (pattern, place) = self.patterns.iter().find(|(pattern, _)| pattern.is_match(subject))?;
         Some((*place, Some(pattern)))
     }
+}
+
+/// What stands behind a dot of `key`, of at most `longest` bytes, the longest first.
+pub(super) fn names_below(key: &[u8], longest: usize) -> impl Iterator<Item = &[u8]> {
+    let start = key.len().saturating_sub(longest + 1);
+    dots(&key[start..]).map(move |dot| &key[start + dot + 1..])
+}
+
+/// What stands before a dot of `key` that is not its end, of at most `longest` bytes, the longest first.
+pub(super) fn names_at_start(key: &[u8], longest: usize) -> impl Iterator<Item = &[u8]> {
+    let end = key.len().saturating_sub(1).min(longest + 1);
+    dots(&key[..end]).rev().map(|dot| &key[..dot])
+}
+
+fn dots(text: &[u8]) -> impl DoubleEndedIterator<Item = usize> {
+    text.iter().enumerate().filter(|(_, byte)| **byte == b'.').map(|(at, _)| at)
 }
 
 impl Percent {

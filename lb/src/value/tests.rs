@@ -1,5 +1,5 @@
 use super::pattern::Case;
-use super::table::{At, Percent, TableId, Written, WrittenCases};
+use super::table::{At, Percent, TableId, Written, WrittenCases, names_at_start, names_below};
 use super::*;
 
 /// Facts that a test tells: texts by how their variables are written.
@@ -204,6 +204,30 @@ fn names_of_hosts_are_wild_only_where_asked() {
         ("", "d"),
     ] {
         assert_eq!(lookup(&written_map, host), expected, "{host}");
+    }
+}
+
+/// Each name that is looked up is hashed: a value of many dots must not cost its length for each.
+#[test]
+fn a_long_value_is_looked_up_by_names_no_longer_than_those_of_the_table() {
+    let long = "a.".repeat(20_000);
+    let bytes = |names: &mut dyn Iterator<Item = &[u8]>| names.map(<[u8]>::len).sum::<usize>();
+    let key = long.as_bytes();
+    assert_eq!(bytes(&mut names_below(key, 5)), 4 + 2);
+    assert_eq!(bytes(&mut names_at_start(key, 5)), 5 + 3 + 1);
+
+    let cases = [("*.b.example", "1"), ("www.*", "2"), ("www.a.*", "3")];
+    let mut written_map = map("m", "$http_x", &cases, Some("d"));
+    let WrittenCases::Map { hostnames, .. } = &mut written_map.cases else { panic!("a map") };
+    *hostnames = true;
+    let tables = Tables::read(&[written_map]).expect("valid");
+    for (host, expected) in [
+        (format!("{long}b.example"), "1"),
+        (format!("{long}example"), "d"),
+        (format!("www.{long}"), "3"),
+        (format!("www.b.{long}"), "2"),
+    ] {
+        assert_eq!(written("$m", &Told::with_tables(&[("$http_x", &host)], tables.clone())), expected);
     }
 }
 

@@ -183,6 +183,8 @@ struct Attempt {
     index: BackendIndex,
     lease: Lease,
     started: Moment,
+    /// Of its answer, once the head has come.
+    status: Option<u16>,
 }
 
 /// What the access log tells of an exchange.
@@ -204,13 +206,13 @@ pub struct Outcome {
 }
 
 /// A body so long is read before an answer of our own is sent, so that its connection stays.
-const MAX_READ_BYTES: u64 = 64 * 1024;
+const MAX_READ_BYTES: usize = 64 * 1024;
 
 impl Exchange {
     /// Of a request that goes where `found` says, there to the pool at `which`. `cookies` are the values of its `Cookie`
     /// fields.
     pub fn begin<'c>(found: Found<'_>, which: usize, asked: &Asked, cookies: impl Iterator<Item = &'c [u8]>) -> Self {
-        let walk = |most: u64| Direct {
+        let walk = |most: usize| Direct {
             holds_body: holds_body(found.site.route(found.route), asked.body_length, most),
             is_preflight: asked.is_preflight,
         };
@@ -242,14 +244,14 @@ impl Exchange {
 }
 
 /// Whether a body of this length is read as a whole before the route's action begins.
-fn holds_body(route: &Route, body_length: Option<u64>, most: u64) -> bool {
+fn holds_body(route: &Route, body_length: Option<u64>, most: usize) -> bool {
     !matches!(route.action, Action::Jump { .. } | Action::Missing)
-        && body_length.is_some_and(|length| (1..=most).contains(&length))
+        && body_length.is_some_and(|length| (1..=most as u64).contains(&length))
 }
 
 /// How large a body may be to be read as a whole.
-fn most_read(site: &Site, route: RouteId, target: Option<&Target>) -> u64 {
-    target.map_or(MAX_READ_BYTES, |target| retry_body_bytes(site, route, &target.plan) as u64)
+fn most_read(site: &Site, route: RouteId, target: Option<&Target>) -> usize {
+    target.map_or(MAX_READ_BYTES, |target| retry_body_bytes(site, route, &target.plan))
 }
 
 impl Target {
@@ -268,7 +270,7 @@ impl<W: Walk> Exchange<W> {
         which: usize,
         asked: &Asked,
         cookies: impl Iterator<Item = &'c [u8]>,
-        walk: impl FnOnce(u64) -> W,
+        walk: impl FnOnce(usize) -> W,
     ) -> Self {
         let route = found.site.route(found.route);
         let target = Target::of(route, which, cookies);
@@ -338,7 +340,7 @@ impl<W: Walk> Exchange<W> {
 
     /// How much of the body is kept to be sent again.
     pub fn retry_body_bytes(&self) -> usize {
-        self.target.as_ref().map_or(0, |target| retry_body_bytes(&self.site, self.route, &target.plan))
+        most_read(&self.site, self.route, self.target.as_ref())
     }
 
     /// How the client is to be treated, whose listener says `listener`.
@@ -454,9 +456,10 @@ impl<W: Walk> Exchange<W> {
         self.outcome.backend = Some(Arc::clone(&backend));
         self.outcome.attempts += 1;
         self.outcome.is_sticky = self.wants(&backend);
+        (self.outcome.backend_status, self.outcome.response_time) = (None, None);
         self.first_attempt.get_or_insert(at);
         self.trace.push(Happened::Opened(choice.index), at.now);
-        self.current = Some(Attempt { index: choice.index, lease: choice.lease, started: at });
+        self.current = Some(Attempt { index: choice.index, lease: choice.lease, started: at, status: None });
         self.stage = Stage::Trying;
         Step::Open(backend)
     }
@@ -533,6 +536,9 @@ impl<W: Walk> Exchange<W> {
     fn answered(&mut self, answer: Answer, at: Moment) -> Step<W> {
         let status = answer.status;
         self.trace.push(Happened::Answered(status), at.now);
+        if let Some(attempt) = &mut self.current {
+            attempt.status = Some(status);
+        }
         if let Some(attempt) = &self.current {
             let backend = attempt.lease.backend();
             let time = at.since(attempt.started);
@@ -655,8 +661,8 @@ impl<W: Walk> Exchange<W> {
 
     /// Ends the lease on a backend that has not failed.
     fn leave_backend(&mut self) {
-        if let (Some(attempt), Some(status)) = (self.current.take(), self.outcome.backend_status)
-            && !self.is_failure(status)
+        if let Some(attempt) = self.current.take()
+            && attempt.status.is_some_and(|status| !self.is_failure(status))
             && attempt.lease.is_current()
         {
             attempt.lease.backend().succeeded();

@@ -58,7 +58,7 @@ struct Request {
 
 const GET: Request = Request { is_idempotent: true, body_length: None };
 
-fn direct(_: u64) -> Direct {
+fn direct(_: usize) -> Direct {
     Direct { holds_body: false, is_preflight: false }
 }
 

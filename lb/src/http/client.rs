@@ -340,13 +340,8 @@ impl Request<'_> {
         let _exchange = self.engine.stop.in_exchange();
         match request::begin(self, work, head, client.is_tls(), client.total(), now) {
             Ok((exchange, body)) => {
-                let is_too_large = self.limits.max_body_bytes.is_some_and(|most| work.request.framing().exceeds(most));
+                let event = request::beginning(self, work);
                 let transfer = Transfer::new(self.engine, self.listener, self.limits, client, work, body);
-                let event = if is_too_large {
-                    Event::Failed { failed: Failure::BodyTooLarge.into(), has_body: false }
-                } else {
-                    Event::Begun
-                };
                 let (ended, end) = Driver { request: self, exchange, transfer, now }.drive(event, timer).await;
                 if ended.fate == Fate::Idle {
                     work.from_client.drain(..end);
@@ -467,8 +462,7 @@ impl Driver<'_, '_> {
                     Ok(())
                 }
                 Step::Replace(internal) => {
-                    self.turn(internal);
-                    event = Event::Begun;
+                    event = self.turn(internal);
                     continue;
                 }
                 Step::End => {
@@ -576,21 +570,22 @@ impl Driver<'_, '_> {
         }
     }
 
-    /// Goes on along another route, in place of the answer that there is, or would be.
+    /// Goes on along another route, in place of the answer that there is, or would be; how the exchange begins there.
     #[cold]
-    fn turn(&mut self, internal: Internal) {
+    fn turn(&mut self, internal: Internal) -> Event {
         let is_at_hand = self.transfer.body.is_at_hand();
         // The answer that was there goes nowhere, and neither does its backend's connection.
         self.transfer.give_up();
-        request::turn(self.request, self.transfer.work, &mut self.exchange, internal, is_at_hand);
-        self.transfer.limits = self.exchange.client_limits(ClientLimits::of_listener(self.request.listener));
+        let event = request::turn(self.request, self.transfer.work, &mut self.exchange, internal, is_at_hand);
+        self.transfer.limit(self.request.limits, self.exchange.retry_body_bytes());
+        event
     }
 
     fn failed(&mut self, failed: impl Into<Failed>) -> Event {
         let mut failed = failed.into();
         failed.detail = failed.detail.or_else(|| self.transfer.explain(failed.failure));
         self.now = clock::now();
-        let has_body = self.transfer.body.is_at_hand();
+        let has_body = self.request.course.is_bare || self.transfer.body.is_at_hand();
         self.transfer.give_up();
         Event::Failed { failed, has_body }
     }

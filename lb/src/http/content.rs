@@ -55,6 +55,11 @@ impl Content {
         Self::new(Framing::None, 0, None, 0, Pace::new(None, None))
     }
 
+    /// Goes on under other limits. What is held stays, however much it is.
+    pub fn limit(&mut self, most: Option<u64>, keep: usize) {
+        (self.most, self.keep) = (most, keep.max(self.end - self.start));
+    }
+
     /// Whether the client has sent the last byte, and it has been taken in.
     pub fn is_done(&self) -> bool {
         self.reader.is_done()
@@ -238,6 +243,28 @@ mod tests {
         content.forget(&[fast, slow], &mut buffer);
         assert_eq!((buffer.as_slice(), content.end()), (HEAD, HEAD.len()));
         assert!(content.is_done() && content.is_read(fast) && content.is_read(slow));
+    }
+
+    #[test]
+    fn what_has_lost_its_beginning_is_not_read_by_a_cursor_that_still_needs_it() {
+        let mut content = content(Framing::Length(7), 0);
+        let mut buffer = [HEAD, b"abcdefg"].concat();
+        content.take_in(&mut buffer).expect("sound");
+        let mut cursor = Cursor::default();
+        read(&content, &mut cursor, &buffer);
+        content.forget(&[cursor], &mut buffer);
+        assert!(content.is_read(cursor) && !content.is_read(Cursor::default()) && !content.has_beginning());
+    }
+
+    #[test]
+    fn what_is_held_stays_under_other_limits() {
+        let mut content = content(Framing::Length(9), 100);
+        let mut buffer = [HEAD, b"abcdefg"].concat();
+        content.take_in(&mut buffer).expect("sound");
+        content.limit(Some(8), 0);
+        assert!(content.is_at_hand());
+        buffer.extend_from_slice(b"hi");
+        assert_eq!(content.take_in(&mut buffer), Err(Failure::BodyTooLarge));
     }
 
     #[test]

@@ -18,7 +18,6 @@ use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::{Form, Refusal};
 use crate::exchange::reply::Reply;
 use crate::exchange::{Event, Exchange, Moment, Step};
-use crate::failure::Failure;
 use crate::http::h1::rewrite::Persistence;
 use crate::message::Parsed;
 use crate::site::{RouteId, Site};
@@ -94,23 +93,19 @@ pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, 
     let site = Arc::clone(exchange.site());
     let mut visits = vec![visit(&of, &work, &exchange)];
     let at = Moment { now, client_waited: std::time::Duration::ZERO };
-    let is_too_large = of.limits.max_body_bytes.is_some_and(|most| work.request.framing().exceeds(most));
-    let mut event = match is_too_large {
-        true => Event::Failed { failed: Failure::BodyTooLarge.into(), has_body: false },
-        false => Event::Begun,
-    };
+    let mut event = request::beginning(&of, &work);
     let end = loop {
         event = match exchange.step(event, at) {
             Step::Hold => Event::Held,
             Step::Replace(internal) => {
                 let path_before = work.path.clone();
-                request::turn(&mut of, &mut work, &mut exchange, internal, true);
+                let begun = request::turn(&mut of, &mut work, &mut exchange, internal, true);
                 let mut visit = visit(&of, &work, &exchange);
                 if work.path == path_before {
                     (visit.path, visit.asked) = (None, Vec::new());
                 }
                 visits.push(visit);
-                Event::Begun
+                begun
             }
             Step::Open(_) => break to_backend(&of, &mut work, &exchange),
             // Which backends are well, nobody has asked.

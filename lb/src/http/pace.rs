@@ -86,9 +86,18 @@ impl Total {
 
 impl Pace {
     pub fn new(least: Option<NonZero<u32>>, connection: Option<&Total>) -> Self {
-        let connection = connection.filter(|_| least.is_some());
-        let connection = connection.map(|total| (total.clone(), total.moved()));
-        Self { least, moved: 0, waited: Duration::ZERO, connection }
+        let mut pace = Self { least: None, moved: 0, waited: Duration::ZERO, connection: None };
+        pace.ask(least, connection);
+        pace
+    }
+
+    /// Asks for another rate, of all that was moved and waited for.
+    pub fn ask(&mut self, least: Option<NonZero<u32>>, connection: Option<&Total>) {
+        self.least = least;
+        if self.connection.is_none() {
+            let connection = connection.filter(|_| least.is_some());
+            self.connection = connection.map(|total| (total.clone(), total.moved()));
+        }
     }
 
     /// How long the client may keep us waiting now, where a single wait may last `limit`.
@@ -149,6 +158,16 @@ mod tests {
     fn nothing_is_asked_where_nothing_is_configured() {
         let mut pace = Pace::new(None, None);
         pace.moved(0, Duration::from_secs(3600));
+        assert_eq!(pace.patience(LIMIT), LIMIT);
+    }
+
+    #[test]
+    fn another_rate_is_asked_of_all_that_was_moved() {
+        let mut pace = Pace::new(None, None);
+        pace.moved(240 * 10, GRACE + Duration::from_secs(7));
+        pace.ask(NonZero::new(240), None);
+        assert_eq!(pace.patience(LIMIT), Duration::from_secs(3));
+        pace.ask(None, None);
         assert_eq!(pace.patience(LIMIT), LIMIT);
     }
 

@@ -23,8 +23,8 @@ use crate::exchange::headers::{Claims, Forwarding, Origin, Peer, XForwarded, tru
 use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::Refusal;
 use crate::exchange::walk::Internal;
-use crate::exchange::{Asked, Exchange};
-use crate::failure::Failure;
+use crate::exchange::{Asked, Event, Exchange};
+use crate::failure::{Failure, Fault};
 use crate::http::h1::head::{Form, RequestHead};
 use crate::http::h1::reject::Reject;
 use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, RequestPlan, Target};
@@ -211,10 +211,16 @@ pub fn pool_of(route: &Route, facts: &RequestFacts<'_>) -> usize {
     pools.iter().position(|of| of.pool.name.as_str().as_bytes() == name).unwrap_or(usize::MAX)
 }
 
-/// Goes on along another route, in place of the answer that there is, or would be. `is_body_at_hand`: all that has come of
-/// the body is kept.
+/// Goes on along another route, in place of the answer that there is, or would be; how the exchange begins there.
+/// `is_body_at_hand`: all that has come of the body is kept.
 #[cold]
-pub fn turn(of: &mut Request<'_>, work: &mut Work, exchange: &mut Exchange, internal: Internal, is_body_at_hand: bool) {
+pub fn turn(
+    of: &mut Request<'_>,
+    work: &mut Work,
+    exchange: &mut Exchange,
+    internal: Internal,
+    is_body_at_hand: bool,
+) -> Event {
     let site = Arc::clone(exchange.site());
     let is_page = matches!(internal, Internal::Page(_));
     let to = match internal {
@@ -230,14 +236,25 @@ pub fn turn(of: &mut Request<'_>, work: &mut Work, exchange: &mut Exchange, inte
             })
         }
     };
+    let is_page_by_path = is_page && matches!(to, Some(JumpTo::Path(_)));
+    // Content that a client did not send as it has to goes nowhere.
+    let is_clients = |failure: Failure| failure.verdict().fault == Fault::Client;
+    let has_failed = exchange.outcome().failure.is_some_and(is_clients);
+    let keeps_body = is_body_at_hand && !of.course.is_bare && !has_failed && !is_page_by_path;
+    let mut target = Vec::new();
+    if let Some(JumpTo::Path(path)) = to {
+        target::write(path, &RequestFacts::of(of, work, exchange), &mut target);
+    }
+    let has_content = !matches!(work.request.framing(), Framing::None | Framing::Length(0));
+    // Before the route is looked up: it may ask for the method.
+    if is_page_by_path || has_content && !keeps_body {
+        of.course.is_bare = true;
+        of.course.is_get = work.request.method() != Method::Head;
+    }
     let mut route = RouteId::FALLBACK;
-    let mut keeps_body = is_body_at_hand && !of.course.is_bare;
     match to {
         Some(JumpTo::Route(name)) => route = site.named(name).unwrap_or(route),
-        Some(JumpTo::Path(path)) => {
-            let mut target = Vec::new();
-            target::write(path, &RequestFacts::of(of, work, exchange), &mut target);
-            keeps_body &= !is_page;
+        Some(JumpTo::Path(_)) => {
             let end = target.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(target.len());
             let mut scratch = Vec::new();
             if let Ok(path) = normalise(&target[..end], &mut scratch) {
@@ -249,15 +266,21 @@ pub fn turn(of: &mut Request<'_>, work: &mut Work, exchange: &mut Exchange, inte
         }
         None => {}
     }
-    let has_content = !matches!(work.request.framing(), Framing::None | Framing::Length(0));
-    if is_page && matches!(to, Some(JumpTo::Path(_))) || has_content && !keeps_body {
-        of.course.is_bare = true;
-        of.course.is_get = work.request.method() != Method::Head;
-    }
     let facts = RequestFacts::of(of, work, exchange);
     let which = pool_of(site.route(route), &RequestFacts { place: Some((&site, route)), ..facts });
     let cookies = work.request.fields().values(&work.from_client, Name::Cookie);
     exchange.enter(route, which, keeps_body, cookies);
+    of.limits = exchange.client_limits(ClientLimits::of_listener(of.listener));
+    beginning(of, work)
+}
+
+/// How an exchange begins along its route: not at all where the content is too large for that.
+pub fn beginning(of: &Request<'_>, work: &Work) -> Event {
+    let most = of.limits.max_body_bytes.filter(|_| !of.course.is_bare);
+    match most.is_some_and(|most| work.request.framing().exceeds(most)) {
+        true => Event::Failed { failed: Failure::BodyTooLarge.into(), has_body: false },
+        false => Event::Begun,
+    }
 }
 
 /// Writes the head for the backend. `websocket`: ask it to switch protocols. The error: what it was to be asked for is no

@@ -138,7 +138,7 @@ pub struct Transfer<'a> {
     engine: &'a Engine,
     listener: &'a ListenerSettings,
     /// How the client is treated.
-    pub limits: ClientLimits,
+    limits: ClientLimits,
     /// How the backend of the present attempt is treated, where that is not as its pool says.
     own_limits: Option<Box<BackendLimits>>,
     pub client: &'a mut ClientStream,
@@ -315,7 +315,18 @@ impl<'a> Transfer<'a> {
         self.upstream = None;
         self.upload = Upload::Holding;
         self.download = Download::Waiting;
+        self.head_by = None;
         self.work.to_backend.clear();
+    }
+
+    /// Treats the client by other limits from now on. `keep`: how many bytes of the content may stay to be sent again.
+    #[cold]
+    pub fn limit(&mut self, limits: ClientLimits, keep: usize) {
+        self.limits = limits;
+        self.body.limit(limits.max_body_bytes, keep);
+        let total = self.client.total();
+        self.body.pace.ask(limits.min_rate, total);
+        self.pace.ask(limits.min_rate, total);
     }
 
     /// Sends the answer whose head is held. `write` writes the head for the client; how its content is framed, and

@@ -211,6 +211,15 @@ impl Site {
         self.search(path, |_, route| route.holds(facts))
     }
 
+    /// As [`find`](Self::find), where the facts are put together when a condition asks for them.
+    #[inline]
+    pub fn find_with<F: Facts>(&self, path: &[u8], facts: impl Fn() -> F) -> RouteId {
+        self.search(path, |_, route| match &route.condition {
+            None => true,
+            Some(condition) => condition.holds(&facts()),
+        })
+    }
+
     /// As [`find`](Self::find), where `holds` says whether a route's condition does. It is asked of the routes that fit the path
     /// in the order of the search, as far as that goes.
     #[inline]

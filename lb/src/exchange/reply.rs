@@ -24,7 +24,7 @@ impl Reply {
 
     /// Adds a field. One that could break out of its line is left out.
     pub fn field(&mut self, name: &[u8], value: &[u8]) {
-        if ascii::is_token(name) && ascii::text_run(value) == value.len() {
+        if ascii::is_token(name) && ascii::is_text(value) {
             for piece in [name, b": ", value.trim_ascii(), b"\r\n"] {
                 self.fields.extend_from_slice(piece);
             }

@@ -93,7 +93,10 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: IpAddr) 
         };
         // In a box of its own, so that an idle connection is small.
         let busy = Busy(&mut client);
-        let fate = Box::pin(requests(&engine, busy.0, &mut timer, &peer, &mut lent, &mut idle)).await;
+        // The room first: then the future is made in it, and not moved there.
+        let room = Box::new_uninit();
+        let requests = Box::write(room, requests(&engine, busy.0, &mut timer, &peer, &mut lent, &mut idle));
+        let fate = Box::into_pin(requests).await;
         std::mem::forget(busy);
         work = if fate == Fate::Idle {
             Some(lent)

@@ -165,7 +165,7 @@ pub fn begin(
     };
     let path = told.path(request, from_client, path);
     let site = snapshot.sites.site(engine.address, origin.host).ok_or(Refusal::NoRoute)?;
-    let facts = RequestFacts {
+    let facts = |route| RequestFacts {
         of,
         head: request,
         from_client,
@@ -173,14 +173,14 @@ pub fn begin(
         path,
         target: b"",
         tables: &snapshot.config.values,
-        place: Some((site, RouteId::FALLBACK)),
+        place: Some((site, route)),
         exchange: None,
         response: None,
         rewrite: None,
         ended: None,
         noted: &[],
     };
-    let mut found = Found { site, route: site.find(path, &facts) };
+    let mut found = Found { site, route: site.find_with(path, || facts(RouteId::FALLBACK)) };
     if site.route(found.route).is_internal {
         found.route = RouteId::FALLBACK;
     }
@@ -188,7 +188,7 @@ pub fn begin(
     let mut which = 0;
     let is_plain = !route.has_rules && matches!(route.action, Action::Pool(_));
     if !is_plain {
-        let facts = RequestFacts { place: Some((site, found.route)), ..facts };
+        let facts = facts(found.route);
         which = pool_of(route, &facts);
         asked.is_preflight = site.rules(found.route).cors.is_some() && fields::is_preflight(&facts);
     }
@@ -288,11 +288,16 @@ pub fn beginning(of: &Request<'_>, work: &Work) -> Event {
 pub fn write_head(of: &Request<'_>, work: &mut Work, exchange: &Exchange, websocket: bool) -> Result<(), Failure> {
     let told = &of.told;
     let text = &*work.text;
-    let value = |range: &Range<usize>| text.as_bytes().get(range.clone()).unwrap_or_default();
-    let id = told.request_id_change(text);
+    // One look at all of it takes less than one at each value.
+    let sound = FieldValue::new(text.as_bytes());
+    let value = |range: &Range<usize>| match sound {
+        Some(sound) => Some(sound.part(range)),
+        None => FieldValue::new(text.as_bytes().get(range.clone()).unwrap_or_default()),
+    };
+    let id = told.id_name().map(|name| set(name, value(&told.request_id)));
     let changes = [
         set(FieldName::known(Name::XForwardedFor), value(&told.forwarded_for)),
-        set(FieldName::known(Name::XForwardedProto), told.proto.as_bytes()),
+        set(FieldName::known(Name::XForwardedProto), FieldValue::new(told.proto.as_bytes())),
         set(FieldName::known(Name::XForwardedHost), value(&told.host)),
         set(FieldName::known(Name::XRealIp), value(&told.client_text)),
         set(FieldName::known(Name::Forwarded), value(&told.forwarded)),
@@ -302,10 +307,7 @@ pub fn write_head(of: &Request<'_>, work: &mut Work, exchange: &Exchange, websoc
             edit: FieldValue::new(of.engine.control.loop_id().as_bytes()).map_or(Edit::Remove, Edit::Add),
         },
         set(FieldName::known(Name::XForwardedPort), value(&told.port)),
-        match value(&told.prefix) {
-            b"" => Change { name: FieldName::known(Name::XForwardedPrefix), edit: Edit::Remove },
-            prefix => set(FieldName::known(Name::XForwardedPrefix), prefix),
-        },
+        set(FieldName::known(Name::XForwardedPrefix), value(&told.prefix).filter(|_| !told.prefix.is_empty())),
         id.unwrap_or(NO_SERVER),
         NO_SERVER,
     ];
@@ -313,7 +315,7 @@ pub fn write_head(of: &Request<'_>, work: &mut Work, exchange: &Exchange, websoc
     let changes = &changes[..changes.len() - left_out];
     let mut plan = RequestPlan::new(&work.request, changes);
     plan.expect_continue = work.request.expects_continue();
-    plan.via = FieldValue::new(value(&told.via)).filter(|_| !told.via.is_empty());
+    plan.via = value(&told.via).filter(|_| !told.via.is_empty());
     plan.persistence = if websocket { Persistence::WebSocket } else { Persistence::KeepAlive };
     if of.course.snapshot.is_some() {
         let mut out = std::mem::take(&mut work.to_backend);
@@ -416,12 +418,15 @@ impl Told {
 
     /// What tells the request's id in a head for the backend or the client.
     pub fn request_id_change<'a>(&'a self, text: &'a str) -> Option<Change<'a>> {
-        let name = match &self.id_field {
-            RequestIdField::Off => return None,
-            RequestIdField::Usual => FieldName::known(Name::XRequestId),
-            RequestIdField::Named(name) => FieldName::new(name.as_bytes())?,
-        };
-        Some(set(name, text.as_bytes().get(self.request_id.clone()).unwrap_or_default()))
+        Some(set(self.id_name()?, FieldValue::new(self.request_id(text))))
+    }
+
+    fn id_name(&self) -> Option<FieldName<'_>> {
+        match &self.id_field {
+            RequestIdField::Off => None,
+            RequestIdField::Usual => Some(FieldName::known(Name::XRequestId)),
+            RequestIdField::Named(name) => FieldName::new(name.as_bytes()),
+        }
     }
 
     /// Fills in what a request lacks that was refused before it was read: an id, and its client, who is the peer.
@@ -481,8 +486,8 @@ fn written(text: &mut String, write: impl FnOnce(&mut String) -> fmt::Result) ->
 }
 
 /// A value that could break out of its line is none; a field without a value is left out.
-fn set<'a>(name: FieldName<'a>, value: &'a [u8]) -> Change<'a> {
-    Change { name, edit: FieldValue::new(value).map_or(Edit::Remove, Edit::Set) }
+fn set<'a>(name: FieldName<'a>, value: Option<FieldValue<'a>>) -> Change<'a> {
+    Change { name, edit: value.map_or(Edit::Remove, Edit::Set) }
 }
 
 /// What the peer says of the client, if it is a proxy that is believed.

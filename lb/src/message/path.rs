@@ -21,6 +21,7 @@ pub enum BadPath {
 ///
 /// Most paths are normal already and come back as they are; the others are written to `scratch`, which is overwritten
 /// and only grows.
+#[inline]
 pub fn normalise<'a>(path: &'a [u8], scratch: &'a mut Vec<u8>) -> Result<&'a [u8], BadPath> {
     if path.first() != Some(&b'/') {
         return Err(BadPath::NotAbsolute);
@@ -48,12 +49,11 @@ pub(crate) fn escapes_are_sound(path: &[u8]) -> bool {
 }
 
 fn is_normal(path: &[u8]) -> bool {
-    let mut before = 0;
-    path.iter().all(|&byte| {
-        let plain = byte != b'%' && !(before == b'/' && matches!(byte, b'/' | b'.'));
-        before = byte;
-        plain
-    })
+    // Without branches: to look at the rest of a path takes less than to ask at each byte whether to stop.
+    path.first() != Some(&b'%')
+        && path.array_windows().fold(true, |is_normal, &[before, byte]| {
+            is_normal & (byte != b'%') & ((before != b'/') | ((byte != b'/') & (byte != b'.')))
+        })
 }
 
 /// The byte that the escape at `at` stands for; none may stand for NUL.

@@ -77,6 +77,13 @@ impl<T> RouteTable<T> {
     /// What serves `path`, which is decoded and normalised: the best route of which `holds` says that it does.
     #[inline]
     pub fn find(&self, path: &[u8], mut holds: impl FnMut(&T) -> bool) -> Option<&T> {
+        if let [only] = &*self.prefixes
+            && self.exact.is_empty()
+            && self.patterns.is_empty()
+        {
+            let fits = covers(self.text(only.text), only.is_whole_segments, path) && holds(&only.target);
+            return fits.then_some(&only.target);
+        }
         if !self.exact.is_empty()
             && let Some(target) = self.exactly(path).find(|target| holds(target))
         {

@@ -6,6 +6,8 @@
 //! balancer has to say comes in as a list of [`Change`]s. Lines that already read as we would write them are copied in
 //! runs, so a head with little to change costs a few moves of memory.
 
+use std::ops::Range;
+
 use super::head::{Form, RequestHead};
 use super::response::ResponseHead;
 use crate::message::ascii::{self, TARGET};
@@ -76,13 +78,19 @@ impl<'a> FieldValue<'a> {
     /// `value`, `None` if it holds a line break or another control byte.
     #[inline]
     pub fn new(value: &'a [u8]) -> Option<FieldValue<'a>> {
-        (ascii::text_run(value) == value.len()).then_some(FieldValue(value))
+        ascii::is_text(value).then_some(FieldValue(value))
     }
 }
 
 impl<'a> FieldValue<'a> {
     pub fn get(self) -> &'a [u8] {
         self.0
+    }
+
+    /// A part of it, which cannot break out of its line either; empty where there is none.
+    #[inline]
+    pub fn part(self, range: &Range<usize>) -> FieldValue<'a> {
+        FieldValue(self.0.get(range.clone()).unwrap_or_default())
     }
 }
 

@@ -107,23 +107,29 @@ pub(crate) fn run_holding(bytes: &[u8], class: u8) -> (usize, u8) {
 /// Whether `bytes` is [`TEXT`] throughout. Sixteen bytes at a time, the last ones together with some before them.
 #[inline]
 pub(crate) fn is_text(bytes: &[u8]) -> bool {
-    match (bytes.as_chunks::<16>().0, bytes.last_chunk::<16>()) {
-        (blocks, Some(last)) => blocks.iter().all(is_text_block) && is_text_block(last),
-        (_, None) => match (bytes.first_chunk::<8>(), bytes.last_chunk::<8>()) {
-            (Some(first), Some(last)) => is_text_block(first) && is_text_block(last),
-            _ => bytes.iter().all(|&byte| is(byte, TEXT)),
-        },
+    let Some(last) = bytes.len().checked_sub(16) else { return short_text_run(bytes) == bytes.len() };
+    let mut at = 0;
+    while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+        if !is_text_block(block) {
+            return false;
+        }
+        if at == last {
+            break;
+        }
+        at = last.min(at + 16);
     }
+    true
 }
 
-/// Whether all of a few bytes are [`TEXT`]. Without branches, so that it becomes one comparison of vectors.
+/// Whether sixteen bytes are [`TEXT`]. Without branches, so that it becomes one comparison of vectors.
 #[inline(always)]
-fn is_text_block<const N: usize>(block: &[u8; N]) -> bool {
-    let mut all = true;
+fn is_text_block(block: &[u8; 16]) -> bool {
+    let mut stops = false;
     for &byte in block {
-        all &= (byte == b'\t') | ((byte >= b' ') & (byte != 0x7f));
+        let is_text = (byte == b'\t') | ((byte >= b' ') & (byte != 0x7f));
+        stops |= !is_text;
     }
-    all
+    !stops
 }
 
 /// The length of the leading run of [`TEXT`].

@@ -252,16 +252,20 @@ pub fn turn(
         of.course.is_get = work.request.method() != Method::Head;
     }
     let mut route = RouteId::FALLBACK;
+    let mut leads_nowhere = false;
     match to {
         Some(JumpTo::Route(name)) => route = site.named(name).unwrap_or(route),
         Some(JumpTo::Path(_)) => {
             let end = target.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(target.len());
             let mut scratch = Vec::new();
-            if let Ok(path) = normalise(&target[..end], &mut scratch) {
-                work.path = path.to_vec();
-                work.target = target;
-                of.told.path_is_made();
-                route = site.find(&work.path, &RequestFacts::of(of, work, exchange));
+            match normalise(&target[..end], &mut scratch) {
+                Ok(path) => {
+                    work.path = path.to_vec();
+                    work.target = target;
+                    of.told.path_is_made();
+                    route = site.find(&work.path, &RequestFacts::of(of, work, exchange));
+                }
+                Err(_) => leads_nowhere = true,
             }
         }
         None => {}
@@ -271,7 +275,10 @@ pub fn turn(
     let cookies = work.request.fields().values(&work.from_client, Name::Cookie);
     exchange.enter(route, which, keeps_body, cookies);
     of.limits = exchange.client_limits(ClientLimits::of_listener(of.listener));
-    beginning(of, work)
+    match leads_nowhere {
+        true => Event::Failed { failed: Failure::RequestMalformed.into(), has_body: false },
+        false => beginning(of, work),
+    }
 }
 
 /// How an exchange begins along its route: not at all where the content is too large for that.

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pingora::http::RequestHeader;
-use pingora::lb::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
 use pingora::prelude::{Error, ErrorType};
+use pingora_load_balancing::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
 use rand::RngExt;
 use tokio::task::AbortHandle;
 
@@ -166,7 +166,7 @@ async fn probe(
             resolve(backend).await.map_err(|_| unresolved)?;
         }
         let address = backend.socket_address().ok_or(unresolved)?;
-        let target = pingora::lb::Backend::new(&address.to_string()).map_err(|_| unresolved)?;
+        let target = pingora_load_balancing::Backend::new(&address.to_string()).map_err(|_| unresolved)?;
         check.check(&target).await.map_err(|e| probe_error(&e))
     };
     let late = |_| Err(ProbeError::Failed(Failure::ResponseTimeout));

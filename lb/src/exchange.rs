@@ -632,11 +632,10 @@ impl<W: Walk> Exchange<W> {
         Step::Reply(own, status)
     }
 
-    /// What the operator wrote cannot be sent; what is told in its place.
-    pub fn refuse_reply(&mut self) -> Refusal {
-        let refusal = Refusal::Internal;
+    /// What the operator wrote cannot be said of this request: it is told this refusal in its place.
+    #[cold]
+    pub fn reply_failed(&mut self, refusal: Refusal) {
         (self.outcome.refusal, self.outcome.status) = (Some(refusal), refusal.status());
-        refusal
     }
 
     /// The lease ends before the refusal is sent: a slow client holds no backend by it.

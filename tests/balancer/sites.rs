@@ -152,6 +152,27 @@ async fn redirects_lead_where_the_operator_says_and_nowhere_else() {
     assert_eq!(a.heads(), 0);
 }
 
+/// A browser reads `https:///evil.example/x` as `https://evil.example/x`.
+#[tokio::test]
+async fn a_request_without_a_host_is_not_redirected_to_one_of_its_path() {
+    let a = Origin::start("a").await;
+    let shop = Shop::start(&a, &route("redirect = \"https://$host$request_uri\"")).await;
+    for head in [
+        "GET /evil.example/x HTTP/1.0\r\n",
+        "GET /evil.example/x HTTP/1.1\r\nHost: .\r\n",
+        "GET /evil.example/x HTTP/1.1\r\nHost: .:80\r\n",
+        "GET http://./evil.example/x HTTP/1.1\r\nHost: .\r\n",
+    ] {
+        let mut wire = shop.connect().await;
+        wire.send(format!("{head}\r\n")).await;
+        let reply = wire.reply().await;
+        assert_eq!((reply.status, reply.field("location")), (400, None), "{head}");
+    }
+    let reply = shop.both(&Request::get("/x").with("Host", "shop.example.")).await;
+    assert_eq!((reply.status, reply.field("location")), (302, Some("https://shop.example/x")));
+    counts(&shop, "evenkeel_requests_total", &[("pool", ""), ("code", "4xx")], 1.0).await;
+}
+
 #[tokio::test]
 async fn fields_are_changed_on_both_ways_and_on_own_errors() {
     let a = Origin::start("a").await;

@@ -549,6 +549,16 @@ impl Text {
     }
 }
 
+/// What stands around an expression that has to fit the whole text.
+const WHOLE: (&str, &str) = ("^(?:", ")$");
+
+impl CorsOrigin {
+    /// The text of [`CorsOrigin::Regex`] for what was written.
+    pub fn whole(written: &str) -> String {
+        [WHOLE.0, written, WHOLE.1].concat()
+    }
+}
+
 impl Share {
     pub const ALL: Self = Self(1_000_000);
     pub const NONE: Self = Self(0);
@@ -740,7 +750,11 @@ impl Serialize for CorsOrigin {
             Self::Any => serializer.serialize_str("*"),
             Self::Exact(origin) => serializer.serialize_str(origin),
             Self::Below { scheme, domain } => serializer.collect_str(&format_args!("{scheme}://*.{domain}")),
-            Self::Regex(regex) => serializer.collect_str(&format_args!("~{}", regex.text())),
+            Self::Regex(regex) => {
+                let text = regex.text();
+                let written = text.strip_prefix(WHOLE.0).and_then(|text| text.strip_suffix(WHOLE.1)).unwrap_or(text);
+                serializer.collect_str(&format_args!("~{written}"))
+            }
         }
     }
 }

@@ -562,12 +562,12 @@ impl Driver<'_, '_> {
         let form = Form::asked(work.request.fields().named(&work.from_client, b"accept"));
         let facts = RequestFacts::of(self.request, work, exchange);
         match own::reply(own, status, exchange, &facts, form) {
-            Some(reply) => {
+            Ok(reply) => {
                 let may_keep = exchange.outcome().refusal.is_none_or(Refusal::keeps_connection);
                 self.request.write_reply(&mut self.transfer, reply, may_keep, Some(exchange));
             }
-            None => {
-                let refusal = self.exchange.refuse_reply();
+            Err(refusal) => {
+                self.exchange.reply_failed(refusal);
                 self.request.write_refusal(&mut self.transfer, refusal, true, Some(&self.exchange));
             }
         }

@@ -117,9 +117,9 @@ pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, 
                 let facts = RequestFacts::of(&of, &work, &exchange);
                 let form = Form::asked(work.request.fields().named(&work.from_client, b"accept"));
                 break match own::reply(own, status, &exchange, &facts, form) {
-                    Some(reply) => answer(&of, &mut work, reply, exchange.outcome().refusal, Some(&exchange)),
-                    None => {
-                        let refusal = exchange.refuse_reply();
+                    Ok(reply) => answer(&of, &mut work, reply, exchange.outcome().refusal, Some(&exchange)),
+                    Err(refusal) => {
+                        exchange.reply_failed(refusal);
                         refused(&of, &mut work, refusal, Some(&exchange))
                     }
                 };

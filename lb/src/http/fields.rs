@@ -304,9 +304,13 @@ fn mapped_location(location: &[u8], rules: &Rules, facts: &RequestFacts<'_>) -> 
                 return None;
             }
             let told = &facts.of.told;
-            out.extend_from_slice(told.proto().as_bytes());
-            out.extend_from_slice(b"://");
-            out.extend_from_slice(told.host(facts.text));
+            let own_host = told.host(facts.text);
+            // Without a host, what follows the scheme would be read as one.
+            if !own_host.is_empty() {
+                out.extend_from_slice(told.proto().as_bytes());
+                out.extend_from_slice(b"://");
+                out.extend_from_slice(own_host);
+            }
             path
         }
         (Some(_), None) => return None,
@@ -324,6 +328,7 @@ fn mapped_location(location: &[u8], rules: &Rules, facts: &RequestFacts<'_>) -> 
         }
         None => out.extend_from_slice(path),
     }
+    target::keep_on_host(&mut out, 0);
     Some(out)
 }
 
@@ -357,9 +362,23 @@ fn replaced<'t>(
     if is_whole {
         pair.to.write(facts, out);
     } else {
-        pair.to.write_location(facts, out);
+        (pair.to.write_location(facts, out) == Presence::Present).then_some(())?;
     }
     Some(if is_whole { b"" } else { &text[pair.from.len()..] })
+}
+
+/// As [`replaced`], of whole segments: `/app` is no beginning of `/appx`.
+fn mapped_cookie_path<'t>(
+    pairs: &[Replace],
+    path: &'t [u8],
+    facts: &RequestFacts<'_>,
+    out: &mut Vec<u8>,
+) -> Option<&'t [u8]> {
+    let rest = |pair: &Replace| path.strip_prefix(pair.from.strip_suffix('/').unwrap_or(&pair.from).as_bytes());
+    let is_below = |rest: &[u8]| matches!(rest.first(), None | Some(b'/'));
+    let (pair, rest) = pairs.iter().find_map(|pair| Some((pair, rest(pair).filter(|rest| is_below(rest))?)))?;
+    (pair.to.write_location(facts, out) == Presence::Present).then_some(())?;
+    Some(if out.ends_with(b"/") { rest.strip_prefix(b"/").unwrap_or(rest) } else { rest })
 }
 
 fn mapped_cookie(cookie: &[u8], rewrite: &CookieRewrite, facts: &RequestFacts<'_>) -> Vec<u8> {
@@ -381,7 +400,7 @@ fn mapped_cookie(cookie: &[u8], rewrite: &CookieRewrite, facts: &RequestFacts<'_
                 let bare = value.strip_prefix(b".").unwrap_or(value);
                 replaced(&rewrite.domain, bare, true, facts, &mut made)
             }
-            Some(value) if is(b"path") => replaced(&rewrite.path, value, false, facts, &mut made),
+            Some(value) if is(b"path") => mapped_cookie_path(&rewrite.path, value, facts, &mut made),
             _ => None,
         };
         out.extend_from_slice(b"; ");

@@ -8,29 +8,36 @@ use crate::exchange::refusal::{Form, Refusal, usual};
 use crate::exchange::reply::Reply;
 use crate::exchange::{Exchange, Outcome, Own};
 use crate::site::Action;
-use crate::value::Value;
+use crate::value::{Presence, Value};
 
-/// What the exchange answers itself with. `None`: there is no such answer, or what the client sent makes its head too large.
-pub fn reply(own: Own, status: u16, exchange: &Exchange, facts: &RequestFacts<'_>, form: Form) -> Option<Reply> {
+/// What the exchange answers itself with. The error is told in its place: the request leaves a redirect without a host, or
+/// makes the answer's head too large.
+pub fn reply(
+    own: Own,
+    status: u16,
+    exchange: &Exchange,
+    facts: &RequestFacts<'_>,
+    form: Form,
+) -> Result<Reply, Refusal> {
     let reply = match own {
-        Own::Preflight => Some(Reply::new(status)),
+        Own::Preflight => Ok(Reply::new(status)),
         Own::Page(index) => {
-            let page = &exchange.rules()?.error_pages.get(index)?.page;
-            page_reply(page, status, exchange.outcome().refusal, facts)
+            let page = exchange.rules().and_then(|rules| rules.error_pages.get(index)).ok_or(Refusal::Internal)?;
+            page_reply(&page.page, status, exchange.outcome().refusal, facts)
         }
         Own::Action => match &exchange.route().action {
-            Action::Redirect { to, .. } => Some(redirect(&to.to, status, facts)),
+            Action::Redirect { to, .. } => redirect(&to.to, status, facts),
             Action::Respond { with: Respond { body: Some(body), content_type, .. }, .. } => {
-                Some(text(body, content_type, status, facts))
+                Ok(text(body, content_type, status, facts))
             }
             Action::Respond { .. } if status >= 400 => {
-                Some(usual(status, form, std::str::from_utf8(facts.of.told.request_id(facts.text)).unwrap_or_default()))
+                Ok(usual(status, form, std::str::from_utf8(facts.of.told.request_id(facts.text)).unwrap_or_default()))
             }
-            Action::Respond { .. } => Some(Reply::new(status)),
-            _ => None,
+            Action::Respond { .. } => Ok(Reply::new(status)),
+            _ => Err(Refusal::Internal),
         },
     };
-    reply.filter(Reply::is_sendable)
+    reply.and_then(|reply| if reply.is_sendable() { Ok(reply) } else { Err(Refusal::Internal) })
 }
 
 /// The error page among `rules` that needs no backend, for a refusal without a route.
@@ -47,12 +54,12 @@ pub fn page_for(rules: &Rules, refusal: Refusal, facts: &RequestFacts<'_>) -> Op
     };
     let outcome = Outcome { refusal: Some(refusal), status, ..Outcome::default() };
     let facts = RequestFacts { ended: Some((&outcome, 0)), ..*facts };
-    let reply = page_reply(&page.page, status, Some(refusal), &facts).filter(Reply::is_sendable)?;
+    let reply = page_reply(&page.page, status, Some(refusal), &facts).ok().filter(Reply::is_sendable)?;
     Some((reply, status))
 }
 
 /// The answer of a page that needs no backend.
-fn page_reply(page: &Page, status: u16, refusal: Option<Refusal>, facts: &RequestFacts<'_>) -> Option<Reply> {
+fn page_reply(page: &Page, status: u16, refusal: Option<Refusal>, facts: &RequestFacts<'_>) -> Result<Reply, Refusal> {
     let mut reply = match page {
         Page::Text { text: body, content_type } => text(body, content_type, status, facts),
         Page::File { file, content_type } => {
@@ -60,13 +67,13 @@ fn page_reply(page: &Page, status: u16, refusal: Option<Refusal>, facts: &Reques
             reply.content(&written(content_type, facts), Bytes::from_owner(std::sync::Arc::clone(&file.bytes)));
             reply
         }
-        Page::Redirect(to) => redirect(to, status, facts),
-        Page::Jump(_) => return None,
+        Page::Redirect(to) => redirect(to, status, facts)?,
+        Page::Jump(_) => return Err(Refusal::Internal),
     };
     if let Some(refusal) = refusal {
         refusal.add_fields(&mut reply);
     }
-    Some(reply)
+    Ok(reply)
 }
 
 fn text(body: &Value, content_type: &Value, status: u16, facts: &RequestFacts<'_>) -> Reply {
@@ -75,12 +82,14 @@ fn text(body: &Value, content_type: &Value, status: u16, facts: &RequestFacts<'_
     reply
 }
 
-fn redirect(to: &Value, status: u16, facts: &RequestFacts<'_>) -> Reply {
+fn redirect(to: &Value, status: u16, facts: &RequestFacts<'_>) -> Result<Reply, Refusal> {
     let mut location = Vec::new();
-    to.write_location(facts, &mut location);
+    if to.write_location(facts, &mut location) == Presence::Missing {
+        return Err(Refusal::Malformed);
+    }
     let mut reply = Reply::new(status);
     reply.field(b"Location", &location);
-    reply
+    Ok(reply)
 }
 
 fn written(value: &Value, facts: &RequestFacts<'_>) -> Vec<u8> {

@@ -39,7 +39,8 @@ pub fn parse(authority: &[u8]) -> Option<Authority<'_>> {
         _ => ascii::run_holding(authority, HOST).0,
     };
     let (host, rest) = authority.split_at_checked(host_len)?;
-    if host.is_empty() || host.len() > MAX_HOST_BYTES {
+    // The final dot of a name is left out where the name is used.
+    if matches!(host, b"" | b".") || host.len() > MAX_HOST_BYTES {
         return None;
     }
     let port = match rest {
@@ -85,6 +86,8 @@ mod tests {
         for text in [
             "",
             ":80",
+            ".",
+            ".:80",
             "a b",
             "a:b",
             "a:-1",

@@ -74,14 +74,20 @@ impl Value {
     }
 
     /// Appends the value as that of `Location`. Unless it begins with a scheme it is a path of the same host, with one
-    /// `/` at its start however many there were.
-    pub fn write_location(&self, facts: &impl Facts, out: &mut Vec<u8>) {
+    /// `/` at its start however many there were. [`Presence::Missing`]: there is a scheme, but what the host is made of
+    /// was empty; nothing is appended then, since browsers read `https:///a.example/` as `https://a.example/`.
+    pub fn write_location(&self, facts: &impl Facts, out: &mut Vec<u8>) -> Presence {
         let start = out.len();
         self.write_encoded(Kind::Location, facts, out);
+        if lacks_host(&out[start..]) {
+            out.truncate(start);
+            return Presence::Missing;
+        }
         if Place::of(&out[start..]) == Place::Start || out[start..].starts_with(b"/") {
             let slashes = out[start..].iter().take_while(|&&byte| byte == b'/').count();
             out.splice(start..start + slashes, [b'/']);
         }
+        Presence::Present
     }
 
     /// Whether something stands in a path that is neither constant nor in a target's form.
@@ -324,6 +330,16 @@ impl Allowed {
             Self::Argument => is_unreserved || matches!(byte, b'/' | b':' | b'@' | b','),
         }
     }
+}
+
+/// Whether a location has a scheme with no host behind it. A port alone is no host.
+fn lacks_host(location: &[u8]) -> bool {
+    let is_end = |byte: &u8| matches!(byte, b'/' | b'?' | b'#');
+    let end = location.iter().position(is_end).unwrap_or(location.len());
+    // The first slash is that of the scheme.
+    let (before, rest) = location.split_at(end);
+    let Some(host) = rest.strip_prefix(b"//").filter(|_| before.ends_with(b":")) else { return false };
+    host.first().is_none_or(|byte| is_end(byte) || *byte == b':')
 }
 
 /// Whether a segment of a target's path is `.` or `..`.

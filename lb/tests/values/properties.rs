@@ -34,6 +34,19 @@ impl Facts for Client<'_> {
     }
 }
 
+/// A client that names no host, to a site without a name of its own.
+struct Nameless<'a>(Client<'a>);
+
+impl Facts for Nameless<'_> {
+    fn write(&self, variable: &Variable, out: &mut Vec<u8>) -> Presence {
+        match variable {
+            Variable::Host | Variable::ServerName | Variable::Hostname => Presence::Missing,
+            Variable::Field(key) if key.fits(b"host") => Presence::Missing,
+            _ => self.0.write(variable, out),
+        }
+    }
+}
+
 pub fn value_holds(text: &str, data: &[u8]) {
     let route = Pattern::parse("^/(.*)(?<n>x)$", Case::Sensitive).expect("valid");
     let scope = Scope { route: Some(&route), ..Scope::new(Phase::End) };
@@ -54,12 +67,16 @@ pub fn value_holds(text: &str, data: &[u8]) {
     let target = written(&|out| _ = value.write_target(&client, out));
     assert!(target.is_empty() || (target[0] == b'/' && is_visible(&target) && !target.contains(&b'#')), "{target:?}");
 
-    let location = written(&|out| value.write_location(&client, out));
+    let location = written(&|out| _ = value.write_location(&client, out));
     assert!(is_visible(&location) && !location.contains(&b'\\'), "{location:?}");
     assert!(!location.starts_with(b"//"), "{location:?}");
+    for location in [&location, &written(&|out| _ = value.write_location(&Nameless(Client(data)), out))] {
+        let host = authority(location);
+        assert!(host.is_none_or(|host| !host.is_empty()), "{}", String::from_utf8_lossy(location));
+    }
     if value.check_location(&Tables::default()).is_ok() {
         // Whatever the client sends, it is sent to the same host.
-        let of_nobody = written(&|out| value.write_location(&Client(b""), out));
+        let of_nobody = written(&|out| _ = value.write_location(&Client(b""), out));
         assert_eq!(authority(&location), authority(&of_nobody), "{}", String::from_utf8_lossy(&location));
     }
 

@@ -35,6 +35,8 @@ pub struct Place<'a> {
     pub around: &'a Surroundings<'a>,
     pub host: Option<&'a Pattern>,
     pub route: Option<&'a Pattern>,
+    /// Whether `$server_name` is anything: the site's first host is neither `""` nor a regex.
+    pub has_server_name: bool,
 }
 
 impl<'a> Place<'a> {
@@ -490,7 +492,7 @@ impl<'t> Reader<'t> {
         to: &Value,
         place: &Place<'_>,
     ) -> Option<()> {
-        let Err(why) = to.check_location(place.around.tables) else { return Some(()) };
+        let Err(why) = super::site::is_safe(to, place) else { return Some(()) };
         self.problem(section.at(value), format!("{}: {why}", section.name_of(key)));
         None
     }
@@ -768,7 +770,8 @@ fn cors_origin(value: &DeValue<'_>) -> Read<CorsOrigin> {
         return Ok(CorsOrigin::Any);
     }
     if let Some(regex) = text.strip_prefix('~') {
-        return values::regex_in(regex).map(CorsOrigin::Regex);
+        values::regex_in(regex)?;
+        return values::regex_in(&CorsOrigin::whole(regex)).map(CorsOrigin::Regex);
     }
     let lower = text.to_ascii_lowercase();
     let (scheme, host) = lower.split_once("://").ok_or(FIX)?;

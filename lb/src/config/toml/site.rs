@@ -16,6 +16,7 @@ use crate::config::site::{
 use crate::config::{HostRoute, PoolName};
 use crate::value::condition::{Condition, Is, MethodSet, NetSet, Test, TextSet};
 use crate::value::table::{Percent, Tables, Written, WrittenCases};
+use crate::value::variable::Variable;
 use crate::value::{Phase, Value};
 
 const ACTIONS: &[&str] = &["pool", "pool_from", "respond", "redirect", "jump"];
@@ -178,7 +179,8 @@ impl<'t> Reader<'t> {
         });
         let expressions: Vec<_> = expression.collect();
         let host = if let [one] = expressions.as_slice() { Some(*one) } else { None };
-        let place = Place { around, host, route: None };
+        let has_server_name = !matches!(hosts.iter().flatten().next(), Some(HostPattern::Any | HostPattern::Regex(_)));
+        let place = Place { around, host, route: None, has_server_name };
         let rules = self.rules(section, &Rules::default(), &place);
         let mut routes = Some(Vec::new());
         let mut at = Vec::new();
@@ -733,7 +735,7 @@ impl<'t> Reader<'t> {
 
     /// A redirect whose host a request can choose would lead people anywhere.
     pub fn check_redirect(&mut self, section: &Section<'t>, key: &str, to: &Value, place: &Place<'_>) -> Option<()> {
-        let Err(why) = to.check_location(place.around.tables) else { return Some(()) };
+        let Err(why) = is_safe(to, place) else { return Some(()) };
         self.problem(section.place(key), format!("{}: {why}", section.name_of(key)));
         None
     }
@@ -766,4 +768,28 @@ fn overlap(a: &SiteConfig, b: &SiteConfig) -> bool {
     a.listeners.is_empty()
         || b.listeners.is_empty()
         || a.listeners.iter().any(|listener| b.listeners.contains(listener))
+}
+
+/// As [`Value::check_location`]. A host that is empty for every request is none either.
+pub fn is_safe(to: &Value, place: &Place<'_>) -> Result<(), String> {
+    to.check_location(place.around.tables)?;
+    if !place.has_server_name && names_server(to, place.around.tables) {
+        return Err(format!(
+            "in \"{}\", $server_name is empty, since the site's first host is \"\" or a regex; write $host, or a name \
+             before the site's other hosts",
+            to.text()
+        ));
+    }
+    Ok(())
+}
+
+/// Whether `$server_name` is part of a value, or of what its tables give.
+fn names_server(value: &Value, tables: &Tables) -> bool {
+    value.variables().any(|variable| match variable {
+        Variable::ServerName => true,
+        Variable::Table(id) => {
+            tables.get(*id).is_some_and(|table| table.results().any(|result| names_server(result, tables)))
+        }
+        _ => false,
+    })
 }

@@ -12,8 +12,27 @@ fn value(text: &str) -> Value {
 
 fn location(text: &str, facts: &Told) -> String {
     let mut out = b">".to_vec();
-    value(text).write_location(facts, &mut out);
-    String::from_utf8(out).expect("ASCII")[1..].to_owned()
+    let presence = value(text).write_location(facts, &mut out);
+    let written = String::from_utf8(out).expect("ASCII")[1..].to_owned();
+    assert_eq!(presence == Presence::Missing, written.is_empty());
+    written
+}
+
+#[test]
+fn a_location_whose_host_is_empty_is_none() {
+    let facts = Told::new(&[("$scheme", "https"), ("$request_uri", "/evil.example/x"), ("$uri", "/x"), ("$args", "a")]);
+    for text in [
+        "https://$host$request_uri",
+        "https://$server_name$request_uri",
+        "$scheme://$host/evil.example",
+        "https://$host:8443$uri",
+        "https://$host?$args",
+        "https://$host",
+    ] {
+        assert_eq!(location(text, &facts), "", "{text}");
+    }
+    assert_eq!(location("$host$request_uri", &facts), "/evil.example/x");
+    assert_eq!(location("/a?b=https://$host", &facts), "/a?b=https://");
 }
 
 fn target(text: &str, facts: &Told) -> Option<String> {

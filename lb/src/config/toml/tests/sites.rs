@@ -394,6 +394,10 @@ fn wrong_routes_are_named_with_place_and_fix() {
             "site.route.redirect.to: in \"https://shop.example$arg_x\", $arg_x would let clients choose the host that they are sent to; begin with \"/\", $uri, $request_uri or with a scheme, a host and \"/\", write a domain behind it, or choose by a table of [values]",
         ),
         (
+            "redirect = §\"https://$server_name$request_uri\"",
+            "site.route.redirect: in \"https://$server_name$request_uri\", $server_name is empty, since the site's first host is \"\" or a regex; write $host, or a name before the site's other hosts",
+        ),
+        (
             "redirect = { to = \"/\", status = §200 }",
             "site.route.redirect.status is 200: write 301, 302, 303, 307 or 308 (301 and 308 are kept by browsers; 307 and 308 keep the method)",
         ),

@@ -14,6 +14,7 @@ pub mod walk;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use self::limits::{BackendLimits, ClientLimits};
@@ -611,6 +612,13 @@ impl<W: Walk> Exchange<W> {
     /// Goes on with something else in place of an answer, but not for ever.
     fn replace(&mut self, internal: Internal, at: Moment) -> Step<W> {
         if self.replaced == MAX_REPLACED {
+            let route = self.route();
+            if !route.is_circle_told.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    site = %self.site.config.name, route = %route.name,
+                    "a request jumped ten times and is answered with 500: its jumps and error pages go round in a circle",
+                );
+            }
             self.is_page = true;
             return self.refuse(Refusal::Internal, at);
         }

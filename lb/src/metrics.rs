@@ -142,7 +142,7 @@ impl Metrics {
             ),
             responses: counters(
                 "evenkeel_responses_total",
-                "Requests that ended with one of these status codes, a backend's or Evenkeel's own: 429, 499 (the client left before its answer), 502, 503, 504; with [metrics] exact_status, any.",
+                "Requests to a pool that ended with one of these status codes, a backend's or Evenkeel's own: 429, 499 (the client left before its answer), 502, 503, 504; with [metrics] exact_status, any.",
                 &["pool", "status"],
             ),
             counts_each_status: Arc::default(),

@@ -11,6 +11,7 @@ pub mod routes;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use foldhash::fast::RandomState;
 
@@ -64,6 +65,8 @@ pub struct Route {
     pub is_internal: bool,
     /// Whether its rules say anything.
     pub has_rules: bool,
+    /// Whether the log has been told that requests jump from here for ever.
+    pub is_circle_told: AtomicBool,
     pub action: Action,
 }
 
@@ -192,6 +195,7 @@ impl Site {
             condition: None,
             is_internal: false,
             has_rules: config.fallback != Rules::default(),
+            is_circle_told: AtomicBool::new(false),
             action: Action::Missing,
         };
         let names = config.routes.iter().map(|route| route.name.clone()).zip(ids()).collect();
@@ -298,6 +302,7 @@ impl Route {
             condition: config.condition.clone(),
             is_internal: config.internal,
             has_rules: config.rules != Rules::default(),
+            is_circle_told: AtomicBool::new(false),
             action,
         }
     }
@@ -328,7 +333,7 @@ impl RouteId {
 }
 
 /// The paths that a route is for; `None`: only jumps lead there.
-fn place(route: &RouteConfig) -> Option<Place> {
+pub fn place(route: &RouteConfig) -> Option<Place> {
     let over_regex = route.over_regex;
     Some(match &route.matcher {
         Matcher::Path(path) => Place::Segments { text: path.as_str().into(), over_regex },

@@ -171,3 +171,28 @@ async fn explanations_and_the_running_balancer_agree() {
     }
     assert!(of_backends > 10 && own > 5 && none > 0, "{of_backends} {own} {none}");
 }
+
+#[tokio::test]
+async fn secrets_are_not_told() {
+    let origin = Origin::start("a").await;
+    let config = Config::of([&origin]).sites(
+        "[[site]]\nhosts = [\"\"]\nresponse_headers = { set = { X-Answer = { file = \"secret.txt\" } } }\n\
+         [[site.route]]\npath = \"/app\"\npool = \"app\"\n\
+         request_headers = { set = { Authorization = { file = \"secret.txt\" }, X-Path = \"a ${env:PATH}\", X-Open = \"shown\" } }\n\
+         [[site.route]]\npath = \"/own\"\nrespond = { body = \"own\" }\n",
+    );
+    let balancer = Balancer::prepare(&config);
+    std::fs::write(balancer.file("secret.txt"), "hush-hush-hush").expect("a writable folder");
+    let folder = balancer.config_file().parent().expect("a folder").to_owned();
+    for (path, shown) in [("app", &["Authorization: …", "X-Path: …", "X-Open: shown"][..]), ("own", &["X-Answer: …"])]
+    {
+        let url = format!("http://shop.example/{path}");
+        let outcome = evenkeel_in(&folder, ["check", "evenkeel.toml", "--explain", &url]).await;
+        assert!(outcome.status.success(), "{outcome:?}");
+        for line in shown {
+            assert!(outcome.stdout.contains(line), "{line}: {}", outcome.stdout);
+        }
+        let path = std::env::var("PATH").expect("a path");
+        assert!(!outcome.stdout.contains("hush") && !outcome.stdout.contains(&path), "{}", outcome.stdout);
+    }
+}

@@ -433,11 +433,24 @@ async fn what_a_backend_says_of_places_and_cookies_means_what_the_client_asked()
         request_headers = { host = \"api.internal\" }\n\
         cookies = { domain = { \"api.internal\" = \"shop.example\" }, path = { \"/v1\" = \"/shop\" }, secure = true, same_site = \"lax\" }\n\
         [[site.route]]\npath = \"/pairs\"\npool = \"app\"\nlocation = [{ from = \"http://b/\", to = \"/pairs/\" }]\n\
-        [[site.route]]\npath = \"/off\"\npool = \"app\"\nlocation = \"off\"\nrewrite = { prefix = \"/v1\" }\n";
+        [[site.route]]\npath = \"/off\"\npool = \"app\"\nlocation = \"off\"\nrewrite = { prefix = \"/v1\" }\n\
+        [[site.route]]\npath = \"/own\"\npool = \"app\"\nrewrite = { prefix = \"/v1\" }\n\
+        [[site.route]]\npath = \"/\"\npool = \"app\"\nrewrite = { prefix = \"/int\" }\n";
     let shop = Shop::start(&a, lines).await;
     for (target, location) in [
         ("/shop?l=http://api.internal/v1/x?y", "http://shop.example/shop/x?y"),
-        ("/shop?l=https://API.internal/other", "http://shop.example/other"),
+        // An application that wants HTTPS is not led back to HTTP.
+        ("/shop?l=https://API.internal/other", "https://shop.example/other"),
+        // The host that the backend was sent is the client's own.
+        ("/own?l=http://shop.example/v1/x", "http://shop.example/own/x"),
+        ("/own?l=https://shop.example/v1/x", "https://shop.example/own/x"),
+        ("/own?l=https://shop.example/x", "https://shop.example/x"),
+        // The site's own root.
+        ("/?l=/int", "/"),
+        ("/?l=/int?q", "/?q"),
+        ("/?l=/int/x", "/x"),
+        ("/?l=/int//evil.example", "/evil.example"),
+        ("/?l=/integer", "/integer"),
         ("/shop?l=http://api.internal.evil/", "http://api.internal.evil/"),
         ("/shop?l=/v1", "/shop"),
         ("/shop?l=/v12", "/v12"),

@@ -13,7 +13,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use crate::access_log::AccessLog;
-use crate::config::site::{Matcher, RouteConfig};
+use crate::config::site::{Matcher, RouteConfig, Rules};
 use crate::config::toml;
 use crate::config::{Config, ListenerConfig};
 use crate::control::Control;
@@ -148,7 +148,9 @@ fn tell(config: &Config, listener: &ListenerConfig, explanation: &Explanation, r
     row(&mut text, "listener", &listener.name.to_string(), &listener.address.to_string());
     let Some(site) = &explanation.site else {
         row(&mut text, "site", "none", "");
-        end(&mut text, &explanation.end);
+        let sites = config.all_sites();
+        let every = sites.iter().flat_map(|site| site.routes.iter().map(|route| &route.rules).chain([&site.fallback]));
+        end(&mut text, &explanation.end, &secret_fields(every, &explanation.end));
         return text;
     };
     let hosts: Vec<_> = site.config.hosts.iter().map(|host| format!("\"{host}\"")).collect();
@@ -159,8 +161,18 @@ fn tell(config: &Config, listener: &ListenerConfig, explanation: &Explanation, r
     if let Some(last) = explanation.visits.last() {
         settings(&mut text, config, listener, site, last.route, &explanation.end);
     }
-    end(&mut text, &explanation.end);
+    let visited = explanation.visits.iter().map(|visit| site.rules(visit.route)).chain([&site.config.fallback]);
+    end(&mut text, &explanation.end, &secret_fields(visited, &explanation.end));
     text
+}
+
+/// The names of fields that these rules give a secret, in the head that is told.
+fn secret_fields<'a>(rules: impl Iterator<Item = &'a Rules>, end: &End) -> Vec<&'a str> {
+    let changes = rules.flat_map(|rules| match end {
+        End::Pool { .. } => &rules.request_headers.changes,
+        End::Answer { .. } => &rules.response_headers,
+    });
+    changes.filter(|change| change.value.shown.is_some()).map(|change| &*change.name).collect()
 }
 
 fn row(text: &mut String, name: &str, value: &str, said: &str) {
@@ -244,7 +256,18 @@ fn settings(text: &mut String, config: &Config, listener: &ListenerConfig, site:
     }
 }
 
-fn end(text: &mut String, end: &End) {
+/// What is sent in the end; of `secret` fields the names only.
+fn end(text: &mut String, end: &End, secret: &[&str]) {
+    let head_shown = |text: &mut String, head: &[u8]| {
+        for line in String::from_utf8_lossy(head).lines().filter(|line| !line.is_empty()) {
+            let _ = match line.split_once(':') {
+                Some((name, _)) if secret.iter().any(|secret| secret.eq_ignore_ascii_case(name)) => {
+                    writeln!(text, "  {name}: …")
+                }
+                _ => writeln!(text, "  {line}"),
+            };
+        }
+    };
     let shown = |text: &mut String, head: &[u8]| {
         for line in String::from_utf8_lossy(head).lines().filter(|line| !line.is_empty()) {
             let _ = writeln!(text, "  {line}");
@@ -253,12 +276,12 @@ fn end(text: &mut String, end: &End) {
     match end {
         End::Pool { name, head } => {
             let _ = writeln!(text, "to a backend of pool {name}");
-            shown(text, head);
+            head_shown(text, head);
         }
         End::Answer { refusal, head, content } => {
             let why = refusal.map(|refusal| format!(", refused: {}", refusal.reason())).unwrap_or_default();
             let _ = writeln!(text, "to the client{why}");
-            shown(text, head);
+            head_shown(text, head);
             if !content.is_empty() {
                 let piece = content.get(..MAX_SHOWN_BYTES).unwrap_or(content);
                 let _ = writeln!(text);

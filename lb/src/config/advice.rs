@@ -79,6 +79,9 @@ pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
         for (route, message) in unreachable::routes(settings) {
             told.push(Advice { subject: Subject::RouteOfSite { site, route }, is_error: false, message });
         }
+        for (route, message) in unreachable::circles(settings) {
+            told.push(Advice { subject: Subject::RouteOfSite { site, route }, is_error: true, message });
+        }
         for (route, settings) in settings.routes.iter().enumerate() {
             let message = match &settings.matcher {
                 Matcher::Path(path) => literal_star("site.route.path", path.as_str()),

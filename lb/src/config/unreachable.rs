@@ -2,6 +2,9 @@
 //! the same path hides are refused when the file is read.
 
 use super::site::{Action, JumpTo, Matcher, Page, RouteConfig, SiteConfig};
+use crate::message::path::normalise;
+use crate::site::place;
+use crate::site::routes::RouteTable;
 use crate::value::condition::Condition;
 
 /// Regexes that fit every path.
@@ -19,6 +22,48 @@ pub fn routes(site: &SiteConfig) -> Vec<(usize, String)> {
             .or_else(|| over_regex(site, route))
             .or_else(|| without_jump(&jumps, route))?;
         Some((place, format!("no request can reach this route, {why}")))
+    });
+    told.collect()
+}
+
+/// Circles of jumps by names and by paths that no request changes: the first route of each, with the reason and the fix.
+pub fn circles(site: &SiteConfig) -> Vec<(usize, String)> {
+    let is_jump = |route: &RouteConfig| matches!(route.action, Action::Jump(_));
+    if !site.routes.iter().any(is_jump) {
+        return Vec::new();
+    }
+    let places = site.routes.iter().enumerate().filter_map(|(index, route)| Some((place(route)?, index)));
+    let table = RouteTable::new(places);
+    let next = |index: usize| match &site.routes.get(index)?.action {
+        Action::Jump(JumpTo::Route(name)) => site.routes.iter().position(|route| route.name == *name),
+        Action::Jump(JumpTo::Path(path)) => {
+            let path = path.as_constant()?;
+            let end = path.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(path.len());
+            let mut scratch = Vec::new();
+            let found = table.find(normalise(&path[..end], &mut scratch).ok()?, |_| true).copied();
+            // Where a condition fails, another route is taken.
+            found.filter(|found| site.routes.get(*found).is_some_and(is_open))
+        }
+        _ => None,
+    };
+    let told = (0..site.routes.len()).filter_map(|first| {
+        let mut circle = vec![first];
+        let mut at = first;
+        loop {
+            at = next(at)?;
+            match at {
+                _ if at == first => break,
+                // It is told of its first route.
+                _ if at < first || circle.contains(&at) => return None,
+                _ => circle.push(at),
+            }
+        }
+        let names: Vec<_> = circle.iter().chain([&first]).map(|index| site.routes[*index].name.as_str()).collect();
+        let message = format!(
+            "jumps go round in a circle ({}), and each request there is answered with 500: lead one of them elsewhere",
+            names.join(" → ")
+        );
+        Some((first, message))
     });
     told.collect()
 }
@@ -159,6 +204,28 @@ mod tests {
         );
         let config = toml::read(&text, Path::new("/evenkeel.toml")).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
         super::routes(&config.sites[0]).into_iter().map(|(place, _)| place).collect()
+    }
+
+    #[test]
+    fn circles_of_jumps_are_told_once() {
+        for (routes, expected) in [
+            (&["path = \"/\"; jump = \"/\""][..], &[0][..]),
+            (&["path = \"/\"; jump = \"a\"", "name = \"a\"; jump = \"b\"", "name = \"b\"; jump = \"a\""], &[1]),
+            (&["path = \"/a\"; jump = \"/b/x?y\"", "path = \"/b\"; jump = \"/a\""], &[0]),
+            (&["path = \"/a\"; jump = \"/b\"", "path = \"/b\"; pool = \"app\""], &[]),
+            (&["path = \"/a\"; jump = \"/a/$host\""], &[]),
+            (&["path = \"/a\"; methods = [\"GET\"]; jump = \"/a/b\"", "path = \"/a\"; pool = \"app\""], &[]),
+        ] {
+            let lines: String =
+                routes.iter().map(|lines| format!("[[site.route]]\n{}\n", lines.replace("; ", "\n"))).collect();
+            let text = format!(
+                "[[listener]]\naddress = \"127.0.0.1:0\"\n[[pool]]\nname = \"app\"\nbackends = [\"a:1\"]\n\
+                 [[site]]\nhosts = [\"\"]\n{lines}"
+            );
+            let config = toml::read(&text, Path::new("/evenkeel.toml")).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
+            let told: Vec<_> = super::circles(&config.sites[0]).into_iter().map(|(place, _)| place).collect();
+            assert_eq!(told, expected, "{routes:?}");
+        }
     }
 
     #[test]

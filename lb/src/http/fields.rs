@@ -292,43 +292,50 @@ fn mapped_location(location: &[u8], rules: &Rules, facts: &RequestFacts<'_>) -> 
         }
         LocationRewrite::Auto => {}
     }
-    let sent_host = host(rules, facts);
     let is_absolute =
         |scheme: &[u8]| location.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
-    let scheme = [&b"http://"[..], b"https://"].into_iter().find(|scheme| is_absolute(scheme));
-    let path = match (scheme, &sent_host) {
-        (Some(scheme), Some(host)) => {
-            let rest = &location[scheme.len()..];
-            let path = rest.get(host.len()..).filter(|_| rest[..host.len()].eq_ignore_ascii_case(host))?;
-            if !matches!(path.first(), None | Some(b'/' | b'?' | b'#')) {
-                return None;
-            }
-            let told = &facts.of.told;
-            let own_host = told.host(facts.text);
-            // Without a host, what follows the scheme would be read as one.
-            if !own_host.is_empty() {
-                out.extend_from_slice(told.proto().as_bytes());
-                out.extend_from_slice(b"://");
-                out.extend_from_slice(own_host);
-            }
-            path
+    let Some(scheme) = [&b"http://"[..], b"https://"].into_iter().find(|scheme| is_absolute(scheme)) else {
+        if !location.starts_with(b"/") || location.starts_with(b"//") {
+            return None;
         }
-        (Some(_), None) => return None,
-        (None, _) if location.starts_with(b"/") && !location.starts_with(b"//") => location,
-        (None, _) => return None,
+        let (route, rest) = mapped_path(location, rules, facts)?;
+        out.extend_from_slice(route);
+        out.extend_from_slice(rest);
+        target::keep_on_host(&mut out, 0);
+        return Some(out);
     };
-    let mapped = mapped_path(path, rules, facts);
-    if mapped.is_none() && scheme.is_none() {
+    let told = &facts.of.told;
+    let own = told.host(facts.text);
+    let sent = host(rules, facts).map_or(Cow::Borrowed(own), Cow::Owned);
+    let rest = &location[scheme.len()..];
+    let path = rest.get(sent.len()..).filter(|_| rest[..sent.len()].eq_ignore_ascii_case(&sent))?;
+    if sent.is_empty() || !matches!(path.first(), None | Some(b'/' | b'?' | b'#')) {
         return None;
     }
-    match mapped {
-        Some((route, rest)) => {
-            out.extend_from_slice(route);
-            out.extend_from_slice(rest);
-        }
-        None => out.extend_from_slice(path),
+    let mapped = mapped_path(path, rules, facts);
+    if sent.eq_ignore_ascii_case(own) {
+        // The backend knows the client's host, so the scheme that it names is meant.
+        mapped.as_ref()?;
+        out.extend_from_slice(&location[..scheme.len() + sent.len()]);
+    } else if own.is_empty() {
+        // Without a host, what follows the scheme would be read as one: the path stands alone.
+    } else if scheme == b"https://" && told.proto() != "https" {
+        // The client's port is that of another scheme.
+        let own = std::str::from_utf8(own).ok()?;
+        out.extend_from_slice(scheme);
+        out.extend_from_slice(authority::without_port(own).as_bytes());
+    } else {
+        out.extend_from_slice(told.proto().as_bytes());
+        out.extend_from_slice(b"://");
+        out.extend_from_slice(own);
     }
-    target::keep_on_host(&mut out, 0);
+    let (route, rest) = mapped.unwrap_or((b"", path));
+    let start = out.len();
+    out.extend_from_slice(route);
+    out.extend_from_slice(rest);
+    if start == 0 {
+        target::keep_on_host(&mut out, 0);
+    }
     Some(out)
 }
 
@@ -341,9 +348,14 @@ fn mapped_path<'a>(path: &'a [u8], rules: &Rules, facts: &RequestFacts<'a>) -> O
         site::Matcher::Exact(path) | site::Matcher::Prefix(path) => path,
         site::Matcher::Regex(_) | site::Matcher::Named => return None,
     };
-    let trimmed = |text: &'a str| text.strip_suffix('/').unwrap_or(text);
     let rest = path.strip_prefix(prefix.strip_suffix('/').unwrap_or(prefix).as_bytes())?;
-    matches!(rest.first(), None | Some(b'/' | b'?' | b'#')).then_some((trimmed(own).as_bytes(), rest))
+    let own = match rest.first() {
+        // The slash between the two is there once.
+        Some(b'/') => own.strip_suffix('/').unwrap_or(own),
+        None | Some(b'?' | b'#') => own,
+        Some(_) => return None,
+    };
+    Some((own.as_bytes(), rest))
 }
 
 /// Appends what takes the place of the beginning of `text`; what is left of that.

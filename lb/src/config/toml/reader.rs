@@ -240,7 +240,17 @@ impl<'t> Reader<'t> {
             }
             Some((value, _)) => {
                 let shown = self.shown(parent, value);
-                self.problem(parent.at(value), format!("{path} is {shown}: write a section [{path}]"));
+                let message = match path.rsplit('.').next() {
+                    Some("respond") => format!(
+                        "{path} is {shown}: write respond = {{ status = {} }}",
+                        match value.get_ref() {
+                            DeValue::Integer(_) => shown.as_str(),
+                            _ => "503",
+                        }
+                    ),
+                    _ => format!("{path} is {shown}: write a section [{path}]"),
+                };
+                self.problem(parent.at(value), message);
                 None
             }
         };

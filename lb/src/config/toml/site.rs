@@ -81,6 +81,13 @@ impl<'t> Reader<'t> {
 
     fn value_table(&mut self, section: &Section<'t>, name: &str) -> Option<(Written, Vec<usize>)> {
         let from = self.required(section, "from", values::text);
+        if let Some(text) = from.as_ref().filter(|text| !text.contains('$')) {
+            let message = format!(
+                "{} is \"{text}\", which is the same for every request: write a variable, such as \"${text}\"",
+                section.name_of("from")
+            );
+            self.problem(section.place("from"), message);
+        }
         let default = self.optional(section, "default", values::text);
         let hostnames = self.optional(section, "hostnames", values::flag);
         let kinds: Vec<_> = ["cases", "networks", "shares"].into_iter().filter(|key| section.has(key)).collect();
@@ -110,6 +117,16 @@ impl<'t> Reader<'t> {
         }
         for entry in self.entries(section, kind)? {
             places.push(entry.key_place);
+            if entry.name == "default" {
+                let message = format!(
+                    "{} has \"default\", which is taken for a text here: write default = \"…\" beside {kind}{}",
+                    section.name_of(kind),
+                    if *kind == "cases" { ", or '\\default' for the text" } else { "" }
+                );
+                self.problem(entry.key_place, message);
+                texts = None;
+                continue;
+            }
             let text = self.read_at(section, &format!("{kind}.{}", entry.name), entry.value, values::text);
             collect(&mut texts, text.map(|text| (entry.name, text)));
         }
@@ -198,6 +215,9 @@ impl<'t> Reader<'t> {
         }
         if has_action {
             let action = self.action(section, &place);
+            if let (Some((Action::Respond(respond), _)), Some(rules)) = (&action, &rules) {
+                self.check_respond(section, respond, rules);
+            }
             let route = || {
                 let (action, jumps) = action?;
                 at.push(RouteAt {
@@ -454,6 +474,9 @@ impl<'t> Reader<'t> {
         }
         let page_jumps = rules.as_ref().map(|rules| self.page_jumps(section, rules)).unwrap_or_default();
         let (action, jumps) = action?;
+        if let (Action::Respond(respond), Some(rules)) = (&action, &rules) {
+            self.check_respond(section, respond, rules);
+        }
         let at = RouteAt {
             place: section.first_place(MATCHERS),
             name: name?.map(|name| (name, section.place("name"))),
@@ -584,6 +607,13 @@ impl<'t> Reader<'t> {
                     "" => entry.name.to_owned(),
                     prefix => format!("${{{prefix}{}}}", entry.name),
                 };
+                if !text.contains('$') {
+                    let message = format!(
+                        "{} has \"{text}\", which is the same for every request: write a variable, such as \"${text}\"",
+                        when.name_of(key)
+                    );
+                    self.problem(entry.key_place, message);
+                }
                 let of = Value::parse(&text, &place.scope(known));
                 if let Err(message) = &of {
                     self.problem(entry.key_place, format!("{}: {message}", when.name_of(key)));
@@ -699,6 +729,14 @@ impl<'t> Reader<'t> {
         let body = self.optional_value(section, "body", place, Phase::Route);
         let content_type = self.optional_value(section, "content_type", place, Phase::Route);
         let (status, body) = (status?.unwrap_or(200), body?);
+        if status == 444 {
+            let message = format!(
+                "{} is 444, by which nginx closes the connection without an answer, and that is not there yet: write 403, or another status",
+                section.name_of("status")
+            );
+            self.problem(section.place("status"), message);
+            return None;
+        }
         if body.is_some() && matches!(status, 204 | 205 | 304) {
             let message = format!(
                 "{} means nothing with status {status}, which has no body: remove it, or write another status",
@@ -709,6 +747,18 @@ impl<'t> Reader<'t> {
         }
         let content_type = content_type?.unwrap_or_else(|| Value::constant(super::rules::PLAIN_TEXT));
         Some(Respond { status, body, content_type })
+    }
+
+    /// A redirect leads somewhere.
+    fn check_respond(&mut self, section: &Section<'t>, respond: &Respond, rules: &Rules) {
+        let leads = rules.response_headers.iter().any(|change| change.name.eq_ignore_ascii_case("location"));
+        if values::is_redirect(respond.status) && !leads {
+            let (name, status) = (section.name_of("respond"), respond.status);
+            let message = format!(
+                "{name} has the status {status} and no Location: write redirect = {{ to = \"/path\", status = {status} }}"
+            );
+            self.problem(section.place("respond"), message);
+        }
     }
 
     fn redirect(&mut self, section: &Section<'t>, place: &Place<'_>) -> Option<Redirect> {

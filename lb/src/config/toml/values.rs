@@ -198,7 +198,15 @@ pub fn weight(value: &DeValue<'_>) -> Read<Weight> {
 
 pub fn pool_name(value: &DeValue<'_>) -> Read<PoolName> {
     let name = value.as_str().and_then(PoolName::new);
-    name.ok_or_else(|| "a name of 1 to 64 letters, digits, \"-\", \"_\" and \".\"".to_owned())
+    name.ok_or_else(|| match value.as_str().unwrap_or_default() {
+        text if text.contains("://") => {
+            "the name of a [[pool]], such as \"app\", whose backends have the addresses; a path goes into rewrite = { prefix = \"/path\" }".to_owned()
+        }
+        text if text.starts_with('$') => {
+            format!("the name of a [[pool]], or pool_from = {{ value = \"{text}\", pools = [\"app\"] }} in place of pool")
+        }
+        _ => "a name of 1 to 64 letters, digits, \"-\", \"_\" and \".\"".to_owned(),
+    })
 }
 
 pub fn listener_name(value: &DeValue<'_>) -> Read<ListenerName> {
@@ -246,6 +254,9 @@ pub fn regex(value: &DeValue<'_>) -> Read<Pattern> {
 }
 
 pub fn regex_in(text: &str) -> Read<Pattern> {
+    if text.starts_with(['~', '*']) {
+        return Err("the expression alone, without nginx's \"~\" and \"~*\"; (?i) at its beginning ignores case, and a \"~\" itself is \\~".to_owned());
+    }
     Pattern::parse(text, Case::Sensitive).map_err(|message| format!("another one: {message}"))
 }
 
@@ -332,6 +343,17 @@ pub fn host_pattern(value: &DeValue<'_>) -> Read<HostPattern> {
 
 pub fn path_prefix(value: &DeValue<'_>) -> Read<PathPrefix> {
     let text = value.as_str().unwrap_or_default();
+    let nginx = [
+        ("= ", "exact = \""),
+        ("^~ ", "over_regex = true and prefix = \""),
+        ("~* ", "regex = '(?i)"),
+        ("~ ", "regex = '"),
+        ("@", "no path, and name = \"@"),
+    ];
+    if let Some((rest, fix)) = nginx.iter().find_map(|(mark, fix)| Some((text.strip_prefix(mark)?, fix))) {
+        let end = if fix.ends_with(['"', '@']) { '"' } else { '\'' };
+        return Err(format!("{fix}{rest}{end} in place of it"));
+    }
     PathPrefix::parse(text).ok_or_else(|| match text.starts_with('/') && !text.contains(['?', '#', ' ']) {
         true => "the path as routes see it, decoded and without \"//\", \".\" and \"..\", such as \"/a/b\" for \"/x/..//a%2Fb\""
             .to_owned(),

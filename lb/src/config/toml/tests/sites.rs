@@ -873,3 +873,29 @@ fn a_redirect_by_a_table_is_as_safe_as_each_of_its_cases() {
         "site.redirect: of what $new can be: in \"$1\", $1 would let clients choose the host that they are sent to; begin with \"/\", $uri, $request_uri or with a scheme, a host and \"/\", write a domain behind it, or choose by a table of [values]"
     );
 }
+
+/// What an operator who comes from nginx writes is refused with what there is instead.
+#[test]
+fn habits_of_nginx_are_answered_with_the_key_that_does_it() {
+    for (text, fix) in [
+        ("[[site.route]]\npath = \"= /x\"\npool = \"app\"\n", "write exact = \"/x\""),
+        ("[[site.route]]\npath = \"^~ /x\"\npool = \"app\"\n", "over_regex = true and prefix = \"/x\""),
+        ("[[site.route]]\npath = \"~* /x\"\npool = \"app\"\n", "regex = '(?i)/x'"),
+        ("[[site.route]]\npath = \"@x\"\npool = \"app\"\n", "name = \"@x\""),
+        ("[[site.route]]\nregex = '~ x'\npool = \"app\"\n", "the expression alone"),
+        ("pool = \"http://app\"\n", "the name of a [[pool]]"),
+        ("pool = \"$b\"\n", "pool_from = { value = \"$b\""),
+        ("respond = 503\n", "write respond = { status = 503 }"),
+        ("respond = { status = 444 }\n", "write 403, or another status"),
+        ("respond = { status = 301 }\n", "write redirect = { to = \"/path\", status = 301 }"),
+        ("pool = \"app\"\n[values]\nx = { from = \"host\", cases = { a = \"b\" } }\n", "such as \"$host\""),
+        ("pool = \"app\"\n[values]\nx = { from = \"$host\", cases = { default = \"b\" } }\n", "beside cases"),
+        ("[[site.route]]\npath = \"/\"\nwhen = { values = { host = \"a\" } }\npool = \"app\"\n", "such as \"$host\""),
+    ] {
+        let problems = read_base(&format!("[[site]]\nhosts = [\"\"]\n{text}")).expect_err(text);
+        assert!(problems.iter().any(|problem| problem.message.contains(fix)), "{text}: {problems:#?}");
+    }
+    config_of(
+        "[[site]]\nhosts = [\"\"]\nrespond = { status = 301 }\nresponse_headers = { set = { Location = \"/a\" } }\n",
+    );
+}

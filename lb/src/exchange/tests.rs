@@ -21,7 +21,7 @@ fn snapshot(backends: &str, settings: &str) -> Snapshot {
 }
 
 /// An exchange over three backends.
-fn exchange<W: Walk>(request: &Request, walk: impl FnOnce(u64) -> W) -> Exchange<W> {
+fn exchange<W: Walk>(request: &Request, walk: impl FnOnce(usize) -> W) -> Exchange<W> {
     let snapshot = snapshot("\"127.0.0.1:1\", \"127.0.0.1:2\", \"127.0.0.1:3\"", "retries = 1\n");
     let found = found(&snapshot);
     let asked = Asked { is_idempotent: request.is_idempotent, body_length: request.body_length, ..asked() };

@@ -148,6 +148,8 @@ pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) 
     if !finished.await.is_ok_and(|has_written_all| has_written_all) {
         tracing::error!("the disk does not take the access log's last lines: they are lost");
     }
+    // The admin API's socket is closed when this returns.
+    background.shutdown().await;
     Ok(())
 }
 

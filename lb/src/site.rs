@@ -333,7 +333,7 @@ impl RouteId {
 }
 
 /// The paths that a route is for; `None`: only jumps lead there.
-pub fn place(route: &RouteConfig) -> Option<Place> {
+fn place(route: &RouteConfig) -> Option<Place> {
     let over_regex = route.over_regex;
     Some(match &route.matcher {
         Matcher::Path(path) => Place::Segments { text: path.as_str().into(), over_regex },

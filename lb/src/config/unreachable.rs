@@ -1,10 +1,10 @@
 //! Routes of a site that no request can reach, as far as their matchers and methods tell. Those that an earlier route of
 //! the same path hides are refused when the file is read.
 
+use std::cmp::Reverse;
+
 use super::site::{Action, JumpTo, Matcher, Page, RouteConfig, SiteConfig};
 use crate::message::path::normalise;
-use crate::site::place;
-use crate::site::routes::RouteTable;
 use crate::value::condition::Condition;
 
 /// Regexes that fit every path.
@@ -32,15 +32,13 @@ pub fn circles(site: &SiteConfig) -> Vec<(usize, String)> {
     if !site.routes.iter().any(is_jump) {
         return Vec::new();
     }
-    let places = site.routes.iter().enumerate().filter_map(|(index, route)| Some((place(route)?, index)));
-    let table = RouteTable::new(places);
     let next = |index: usize| match &site.routes.get(index)?.action {
         Action::Jump(JumpTo::Route(name)) => site.routes.iter().position(|route| route.name == *name),
         Action::Jump(JumpTo::Path(path)) => {
             let path = path.as_constant()?;
             let end = path.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(path.len());
             let mut scratch = Vec::new();
-            let found = table.find(normalise(&path[..end], &mut scratch).ok()?, |_| true).copied();
+            let found = route_of(&site.routes, normalise(&path[..end], &mut scratch).ok()?);
             // Where a condition fails, another route is taken.
             found.filter(|found| site.routes.get(*found).is_some_and(is_open))
         }
@@ -66,6 +64,25 @@ pub fn circles(site: &SiteConfig) -> Vec<(usize, String)> {
         Some((first, message))
     });
     told.collect()
+}
+
+/// The route for a path, whatever its condition: an exact one, else the first regex that fits, else the longest.
+fn route_of(routes: &[RouteConfig], path: &[u8]) -> Option<usize> {
+    let exact = |route: &RouteConfig| matches!(&route.matcher, Matcher::Exact(text) if text.as_bytes() == path);
+    if let Some(exact) = routes.iter().position(exact) {
+        return Some(exact);
+    }
+    // Of equal ones, whole segments go first, then the order of the file.
+    let length = |(index, route): (usize, &RouteConfig)| match &route.matcher {
+        Matcher::Path(prefix) if prefix.matches(path) => Some((prefix.as_str().len(), true, Reverse(index))),
+        Matcher::Prefix(text) if path.starts_with(text.as_bytes()) => Some((text.len(), false, Reverse(index))),
+        _ => None,
+    };
+    let longest = routes.iter().enumerate().filter_map(length).max().map(|(_, _, Reverse(index))| index);
+    let fits = |route: &RouteConfig| matches!(&route.matcher, Matcher::Regex(regex) if regex.is_match(path));
+    let is_over_regex = longest.and_then(|index| routes.get(index)).is_some_and(|route| route.over_regex);
+    let regex = routes.iter().position(fits).filter(|_| !is_over_regex);
+    regex.or(longest)
 }
 
 /// Whether it takes every request for its paths.

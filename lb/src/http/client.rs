@@ -29,7 +29,7 @@ use crate::access_log::{AccessLog, Record, Served};
 use crate::backend::Backend;
 use crate::clock::{self, sleep, timeout};
 use crate::config::ListenerSettings;
-use crate::config::site::{AccessLogRule, LogLine};
+use crate::config::site::{AccessLogRule, LogLine, Rules};
 use crate::date;
 use crate::exchange::headers::Peer;
 use crate::exchange::limits::ClientLimits;
@@ -45,7 +45,7 @@ use crate::message::framing::Framing;
 use crate::message::limits::BLANK_BYTES;
 use crate::message::name::Name;
 use crate::plant::Bug;
-use crate::site::{RouteId, Site};
+use crate::site::RouteId;
 use crate::snapshot::Snapshot;
 use crate::value::Presence;
 use crate::value::table::Tables;
@@ -412,12 +412,8 @@ impl Request<'_> {
     /// The default site's error page for a request that has come to no route.
     fn page_without_route(&self, work: &Work, refusal: Refusal) -> Option<(Reply, u16)> {
         let snapshot = self.engine.control.snapshot();
-        let site = snapshot.sites.site(self.engine.address, "")?;
-        let rules = site.rules(RouteId::FALLBACK);
-        if rules.error_pages.is_empty() {
-            return None;
-        }
-        own::page_for(rules, refusal, &facts_without_route(self, work, &snapshot, site))
+        let (rules, facts) = without_route(self, work, &snapshot)?;
+        own::page_for(rules, refusal, &facts)
     }
 
     /// Counts and logs the request.
@@ -631,14 +627,14 @@ fn asks_for_websocket(work: &Work, exchange: &Exchange) -> bool {
     request::asks_for_websocket(work) && !exchange.is_page()
 }
 
-/// The facts of a request that has come to no route, as the default site has them.
-fn facts_without_route<'a>(
+/// What holds for a request that has come to no route: the rules of the default site, and the facts as it has them.
+fn without_route<'a>(
     of: &'a Request<'a>,
     work: &'a Work,
     snapshot: &'a Snapshot,
-    site: &'a Site,
-) -> RequestFacts<'a> {
-    RequestFacts {
+) -> Option<(&'a Rules, RequestFacts<'a>)> {
+    let site = snapshot.sites.site(of.engine.address, "")?;
+    let facts = RequestFacts {
         of,
         head: &work.request,
         from_client: &work.from_client,
@@ -652,7 +648,8 @@ fn facts_without_route<'a>(
         rewrite: None,
         ended: None,
         noted: &[],
-    }
+    };
+    Some((site.rules(RouteId::FALLBACK), facts))
 }
 
 /// Writes the head for the client; how the content goes to it, and whether its connection stays. `is_backends`: it came
@@ -736,20 +733,16 @@ fn write_changed_head(
 ) {
     let (response, from_backend) = (&work.response, &*work.from_backend);
     let snapshot = exchange.is_none().then(|| of.engine.control.snapshot());
-    let site = snapshot.as_ref().and_then(|snapshot| snapshot.sites.site(of.engine.address, ""));
-    let (rules, facts) = match (exchange, &snapshot, site) {
-        (Some(exchange), ..) => (exchange.rules(), RequestFacts::of(of, work, exchange)),
-        (None, Some(snapshot), Some(site)) => {
-            (Some(site.rules(RouteId::FALLBACK)), facts_without_route(of, work, snapshot, site))
-        }
-        _ => return rewrite::response(response, from_backend, &plan, out),
+    let held = match exchange {
+        Some(exchange) => exchange.rules().map(|rules| (rules, RequestFacts::of(of, work, exchange))),
+        None => snapshot.as_ref().and_then(|snapshot| without_route(of, work, snapshot)),
     };
-    let facts = RequestFacts { response: Some((response, from_backend)), ..facts };
     let status = exchange.map_or(response.status(), |exchange| exchange.outcome().status);
     if is_backends {
         plan.status = Some(status);
     }
-    let Some(rules) = rules else { return rewrite::response(response, from_backend, &plan, out) };
+    let Some((rules, facts)) = held else { return rewrite::response(response, from_backend, &plan, out) };
+    let facts = RequestFacts { response: Some((response, from_backend)), ..facts };
     // The sticky cookie is no cookie of the backend's.
     let mut changes = Changes::of(plan.changes.iter().copied().filter(|change| !matches!(change.edit, Edit::Add(_))));
     if is_backends {
@@ -841,14 +834,10 @@ fn write_record(
     let Some(exchange) = exchange else {
         // As the default site says, if there is one.
         let snapshot = of.engine.control.snapshot();
-        let site = snapshot.sites.site(of.engine.address, "");
-        let rules = site.and_then(|site| Some((site, site.rules(RouteId::FALLBACK).access_log.as_deref()?)));
-        return match rules {
+        let held = without_route(of, transfer.work, &snapshot);
+        return match held.and_then(|(rules, facts)| Some((rules.access_log.as_deref()?, facts))) {
             None => log.write(&record),
-            Some((site, rules)) => {
-                let facts = facts_without_route(of, transfer.work, &snapshot, site);
-                log.write_by(rules, &record, &RequestFacts { ended, ..facts }, clock::random);
-            }
+            Some((rules, facts)) => log.write_by(rules, &record, &RequestFacts { ended, ..facts }, clock::random),
         };
     };
     match exchange.rules().and_then(|rules| rules.access_log.as_deref()) {

@@ -31,10 +31,11 @@ fn pick(c: &mut Criterion) {
         let members = members(count);
         let usable = Usable::new(members.len(), (0..count).collect());
         // Everybody is busy: the search for the least loaded finds no idle backend to stop at.
-        let _leases: Vec<_> = members.iter().map(|member| member.backend.lease()).collect();
+        let backends: Vec<_> = members.iter().map(Member::candidate).collect();
+        let _leases: Vec<_> = backends.iter().map(|backend| backend.endpoints.lease(|_| false)).collect();
         for algorithm in Algorithm::ALL {
-            let balance = balance(algorithm, &members, &usable, &Turn::default(), || Arc::new(Ring::new(&members)));
-            let candidates = Candidates { members: &members, usable: &usable, tried: &[], skips_ejected: false };
+            let balance = balance(algorithm, &backends, &usable, &Turn::default(), || Arc::new(Ring::new(&members)));
+            let candidates = Candidates { backends: &backends, usable: &usable, tried: &[], skips_ejected: false };
             let mut client = 0u32;
             c.bench_with_input(BenchmarkId::new(format!("pick/{algorithm}"), count), &count, |b, _| {
                 b.iter(|| {
@@ -52,10 +53,11 @@ fn make_ready(c: &mut Criterion) {
     group.sample_size(10);
     for count in POOLS {
         let members = members(count);
+        let backends: Vec<_> = members.iter().map(Member::candidate).collect();
         let usable = Usable::new(members.len(), (0..count).collect());
         for algorithm in [Algorithm::Weighted, Algorithm::IpHash] {
             group.bench_with_input(BenchmarkId::new(algorithm.as_str(), count), &count, |b, _| {
-                b.iter(|| balance(algorithm, &members, &usable, &Turn::default(), || Arc::new(Ring::new(&members))));
+                b.iter(|| balance(algorithm, &backends, &usable, &Turn::default(), || Arc::new(Ring::new(&members))));
             });
         }
     }

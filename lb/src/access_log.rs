@@ -75,7 +75,7 @@ impl<'a> Served<'a> {
         Self {
             route: exchange.and_then(Exchange::route_name),
             pool: exchange.and_then(Exchange::pool).map(|pool| pool.name.as_str()),
-            backend: outcome.backend.as_ref().map(|backend| backend.address.as_str()),
+            backend: outcome.endpoint.as_ref().map(|endpoint| endpoint.backend.address.as_str()),
             backend_status: outcome.backend_status,
             response_time: outcome.response_time,
             attempts: outcome.attempts,

@@ -12,7 +12,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::backend::{Backend, Lease};
+use crate::backend::{Backend, Endpoint, Endpoints, Lease};
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::Weight;
 pub use ip_hash::Ring;
@@ -29,7 +29,7 @@ pub trait Balance: fmt::Debug + Send + Sync {
     /// As [`Self::pick`], with the exchange counted on the choice.
     fn lease(&self, candidates: &Candidates<'_>, key: &Key) -> Option<(BackendIndex, Lease)> {
         let index = self.pick(candidates, key)?;
-        Some((index, candidates.members.get(index as usize)?.backend.lease()))
+        Some((index, candidates.lease(index)?))
     }
 }
 
@@ -40,15 +40,24 @@ pub struct Member {
     pub weight: Weight,
 }
 
+/// A backend as it is at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// Those that may be sent requests; none of a backend that takes no traffic.
+    pub endpoints: Endpoints,
+    /// Its share of traffic relative to the others.
+    pub weight: u32,
+}
+
 /// The backends that one request may use now.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidates<'a> {
-    /// Every backend of the pool.
-    pub members: &'a [Member],
+    /// Every backend of the pool, by its position.
+    pub backends: &'a [Candidate],
     pub usable: &'a Usable,
-    /// Those which this request has tried.
-    pub tried: &'a [BackendIndex],
-    /// Backends have been ejected since `usable` was listed, and are left out.
+    /// Where this request has been tried. A backend is left out once this is so of all its endpoints.
+    pub tried: &'a [Arc<Endpoint>],
+    /// Endpoints have been ejected since `usable` was listed, and are left out.
     pub skips_ejected: bool,
 }
 
@@ -77,16 +86,16 @@ pub fn are_same_backends(these: &[Member], those: &[Member]) -> bool {
 /// `algorithm`, ready for these backends. `ring` is the pool's, made when first needed.
 pub fn balance(
     algorithm: Algorithm,
-    members: &[Member],
+    backends: &[Candidate],
     usable: &Usable,
     turn: &Turn,
     ring: impl FnOnce() -> Arc<Ring>,
 ) -> Box<dyn Balance> {
     match algorithm {
         Algorithm::RoundRobin => Box::new(round_robin::RoundRobin::new(Arc::clone(turn))),
-        Algorithm::Weighted => Box::new(weighted::Weighted::new(members, usable, Arc::clone(turn))),
+        Algorithm::Weighted => Box::new(weighted::Weighted::new(backends, usable, Arc::clone(turn))),
         Algorithm::LeastConnections => {
-            Box::new(least_connections::LeastConnections::new(members, usable, Arc::clone(turn)))
+            Box::new(least_connections::LeastConnections::new(backends, usable, Arc::clone(turn)))
         }
         Algorithm::IpHash => Box::new(ip_hash::IpHash::new(ring())),
     }
@@ -114,16 +123,38 @@ impl Usable {
 impl Candidates<'_> {
     /// Whether a usable backend is not to be picked.
     pub fn is_excluded(&self, index: BackendIndex) -> bool {
-        self.tried.contains(&index) || (self.skips_ejected && self.is_ejected(index))
+        let has_closed = !self.tried.is_empty() || self.skips_ejected;
+        has_closed && self.endpoints(index).iter().all(|endpoint| self.is_closed(endpoint))
     }
 
-    fn is_ejected(&self, index: BackendIndex) -> bool {
-        self.members.get(index as usize).is_some_and(|member| member.backend.is_ejected())
+    /// Counts an exchange on one of a backend's endpoints. `None`: it is excluded, or takes no traffic.
+    pub fn lease(&self, index: BackendIndex) -> Option<Lease> {
+        self.backends.get(index as usize)?.endpoints.lease(|endpoint| self.is_closed(endpoint))
+    }
+
+    /// As [`Self::lease`], if the backend has so many exchanges in flight now.
+    fn lease_at(&self, index: BackendIndex, in_flight: u32) -> Option<Lease> {
+        self.backends.get(index as usize)?.endpoints.lease_at(in_flight, |endpoint| self.is_closed(endpoint))
+    }
+
+    fn endpoints(&self, index: BackendIndex) -> &[Arc<Endpoint>] {
+        self.backends.get(index as usize).map_or(&[], |backend| backend.endpoints.as_slice())
+    }
+
+    fn is_closed(&self, endpoint: &Arc<Endpoint>) -> bool {
+        self.tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint)) || (self.skips_ejected && endpoint.is_ejected())
     }
 
     /// The usable backends that may be picked.
     fn iter(&self) -> impl Iterator<Item = BackendIndex> {
         self.usable.as_slice().iter().copied().filter(|&index| !self.is_excluded(index))
+    }
+}
+
+impl Member {
+    /// The backend with all of its endpoints and the weight of its line.
+    pub fn candidate(&self) -> Candidate {
+        Candidate { endpoints: self.backend.endpoints(), weight: self.weight.as_u32() }
     }
 }
 

@@ -21,7 +21,7 @@ use self::limits::{BackendLimits, ClientLimits};
 use self::refusal::Refusal;
 use self::trace::{Happened, Trace};
 use self::walk::{Direct, HeadVerdict, Internal, Learned, Walk, WalkStep};
-use crate::backend::{Backend, Lease};
+use crate::backend::{Endpoint, Identity, Lease};
 use crate::balance::{BackendIndex, Key};
 use crate::config::site::{Page, PageStatus, Rules};
 use crate::failure::{Cause, Detail, Ejection, Failed, Failure, Fault, Replay};
@@ -59,7 +59,8 @@ pub struct Exchange<W: Walk = Direct> {
     is_page: bool,
     /// The status that such a page has to have.
     page_status: Option<u16>,
-    tried: Vec<Remembered>,
+    /// Endpoints that failed it.
+    tried: Vec<Arc<Endpoint>>,
     /// What the client is told if nobody else can be tried.
     last_failure: Option<Refusal>,
     current: Option<Attempt>,
@@ -116,8 +117,8 @@ pub enum Step<W: Walk = Direct> {
     Sub(W::SubRequest),
     /// Make one whose answer nobody waits for: [`Event::Spawned`].
     Spawn(W::SubRequest),
-    /// Send the request to this backend: [`Event::Head`].
-    Open(Arc<Backend>),
+    /// Send the request to this endpoint of a backend: [`Event::Head`].
+    Open(Arc<Endpoint>),
     /// Send the client the answer whose head has come: [`Event::Sent`].
     Pass,
     /// Throw that answer away and go on with this: [`Event::Begun`].
@@ -194,8 +195,8 @@ pub struct Outcome {
     /// As sent to the client, or what stands for it when nothing was.
     pub status: u16,
     pub refusal: Option<Refusal>,
-    /// The backend that answered, or was tried last.
-    pub backend: Option<Arc<Backend>>,
+    /// The endpoint of a backend that answered, or was tried last.
+    pub endpoint: Option<Arc<Endpoint>>,
     pub attempts: usize,
     pub backend_status: Option<u16>,
     /// From choosing the backend to the head of its response, without the time that it waited for the client.
@@ -260,7 +261,8 @@ impl Target {
         let RoutePool { pool, .. } = route.action.pools().get(which)?;
         let plan = pool.plan();
         let sticky = plan.sticky.as_ref().and_then(|sticky| sticky.backend(cookies));
-        let sticky = sticky.and_then(|index| Some(Remembered { backend: Arc::clone(plan.backend(index)?), index }));
+        let sticky =
+            sticky.and_then(|index| Some(Remembered { backend: Arc::clone(plan.backend(index)?.identity()), index }));
         Some(Self { pool: Arc::clone(pool), plan, sticky })
     }
 }
@@ -359,9 +361,9 @@ impl<W: Walk> Exchange<W> {
         &self.outcome
     }
 
-    /// The backend of the present attempt.
-    pub fn backend(&self) -> Option<&Arc<Backend>> {
-        self.current.as_ref().map(|attempt| attempt.lease.backend())
+    /// Where the present attempt is made.
+    pub fn endpoint(&self) -> Option<&Arc<Endpoint>> {
+        self.current.as_ref().map(|attempt| attempt.lease.endpoint())
     }
 
     /// Whether an operator has ended what it has open on its backend.
@@ -453,16 +455,16 @@ impl<W: Walk> Exchange<W> {
             }
             target.plan = choice.plan;
         }
-        let backend = Arc::clone(choice.lease.backend());
-        self.outcome.backend = Some(Arc::clone(&backend));
+        let endpoint = Arc::clone(choice.lease.endpoint());
+        self.outcome.endpoint = Some(Arc::clone(&endpoint));
         self.outcome.attempts += 1;
-        self.outcome.is_sticky = self.wants(&backend);
+        self.outcome.is_sticky = self.wants(&endpoint.backend);
         (self.outcome.backend_status, self.outcome.response_time) = (None, None);
         self.first_attempt.get_or_insert(at);
         self.trace.push(Happened::Opened(choice.index), at.now);
         self.current = Some(Attempt { index: choice.index, lease: choice.lease, started: at, status: None });
         self.stage = Stage::Trying;
-        Step::Open(backend)
+        Step::Open(endpoint)
     }
 
     /// The first backend of the plan as it was when the exchange began.
@@ -470,11 +472,12 @@ impl<W: Walk> Exchange<W> {
     fn stale_choice(&self) -> Option<crate::pool::Choice> {
         use crate::config::backend::AdminState;
 
-        let is_tried = |backend: &Arc<Backend>| self.tried.iter().any(|tried| Arc::ptr_eq(&tried.backend, backend));
+        let is_tried = |endpoint: &Arc<Endpoint>| self.tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint));
         let plan = self.plan()?;
-        let mut active = (0..).zip(plan.backends()).filter(|(_, (_, state))| *state == AdminState::Active);
-        let (index, (member, _)) = active.find(|(_, (member, _))| !is_tried(&member.backend))?;
-        Some(crate::pool::Choice { index, lease: member.backend.lease(), plan: Arc::clone(plan) })
+        let active = (0..).zip(plan.backends()).filter(|(_, (_, state))| *state == AdminState::Active);
+        let mut leases = active.map(|(index, (member, _))| (index, member.backend.endpoints().lease(is_tried)));
+        let (index, lease) = leases.find_map(|(index, lease)| Some((index, lease?)))?;
+        Some(crate::pool::Choice { index, lease, plan: Arc::clone(plan) })
     }
 
     /// An attempt failed, or the client did.
@@ -507,8 +510,10 @@ impl<W: Walk> Exchange<W> {
         if let Some(attempt) = self.current.take()
             && failure != Failure::StaleConnection
         {
-            self.tried.push(Remembered { backend: Arc::clone(attempt.lease.backend()), index: attempt.index });
-            let (backend, waiting_since) = (attempt.lease.backend(), attempt.waiting_since(failure, settings, at.now));
+            let (endpoint, waiting_since) =
+                (attempt.lease.endpoint(), attempt.waiting_since(failure, settings, at.now));
+            let backend = &endpoint.backend;
+            self.tried.push(Arc::clone(endpoint));
             if failure.is_backends() {
                 backend.metrics.failed(FailureKind::Attempt(failure));
             }
@@ -518,10 +523,10 @@ impl<W: Walk> Exchange<W> {
             let detail =
                 failed.detail.or_else(|| limit_on(failure, &limits(&self.site, self.route, plan)).map(Detail::After));
             let cause = Cause::Attempt(Failed { failure, detail });
-            log_failure(pool, backend, cause, at.now);
+            log_failure(pool, endpoint, cause, at.now);
             match failure.verdict().ejection {
                 Ejection::Counts => count_failure(pool, &attempt.lease, cause, at.now),
-                Ejection::IfSilent if !backend.has_answered_since(waiting_since) => {
+                Ejection::IfSilent if !endpoint.has_answered_since(waiting_since) => {
                     count_failure(pool, &attempt.lease, cause, at.now)
                 }
                 Ejection::IfSilent | Ejection::Never => {}
@@ -541,21 +546,22 @@ impl<W: Walk> Exchange<W> {
             attempt.status = Some(status);
         }
         if let Some(attempt) = &self.current {
-            let backend = attempt.lease.backend();
+            let endpoint = attempt.lease.endpoint();
+            let backend = &endpoint.backend;
             let time = at.since(attempt.started);
             self.outcome.backend_status = Some(status);
             self.outcome.response_time = Some(time);
             self.outcome.is_tunnel = status == 101;
             if attempt.lease.is_current() {
-                backend.observe_latency(time);
-                backend.answered(at.now);
+                endpoint.observe_latency(time);
+                endpoint.answered(at.now);
             }
             backend.metrics.response.observe(time.as_secs_f64());
             backend.metrics.requests.count(status);
             if self.is_failure(status) {
                 backend.metrics.failed(FailureKind::Status);
                 if let Some(Target { pool, .. }) = &self.target {
-                    log_failure(pool, backend, Cause::Status(status), at.now);
+                    log_failure(pool, endpoint, Cause::Status(status), at.now);
                     count_failure(pool, &attempt.lease, Cause::Status(status), at.now);
                 }
             }
@@ -672,7 +678,7 @@ impl<W: Walk> Exchange<W> {
             && attempt.status.is_some_and(|status| !self.is_failure(status))
             && attempt.lease.is_current()
         {
-            attempt.lease.backend().succeeded();
+            attempt.lease.endpoint().succeeded();
         }
     }
 
@@ -684,7 +690,7 @@ impl<W: Walk> Exchange<W> {
     }
 
     /// Whether the client's cookie points to this backend.
-    fn wants(&self, backend: &Arc<Backend>) -> bool {
+    fn wants(&self, backend: &Arc<Identity>) -> bool {
         let sticky = self.target.as_ref().and_then(|target| target.sticky.as_ref());
         sticky.is_some_and(|sticky| Arc::ptr_eq(&sticky.backend, backend))
     }
@@ -768,10 +774,11 @@ impl Attempt {
 
 fn count_failure(pool: &Pool, lease: &Lease, cause: Cause, now: Instant) {
     if let Some(duration) = pool.failed(lease, cause, now) {
-        let (backend, rules) = (lease.backend(), &pool.plan().settings.ejection);
-        let last_failures = backend.last_failures(rules.consecutive_failures.try_into().unwrap_or(usize::MAX));
+        let (endpoint, rules) = (lease.endpoint(), &pool.plan().settings.ejection);
+        let last_failures = endpoint.last_failures(rules.consecutive_failures.try_into().unwrap_or(usize::MAX));
+        let address = endpoint.address().map(tracing::field::display);
         tracing::warn!(
-            pool = %pool.name, backend = %backend.address, seconds = duration.as_secs_f64(), last_failures,
+            pool = %pool.name, backend = %endpoint.backend.address, address, seconds = duration.as_secs_f64(), last_failures,
             "backend ejected: traffic keeps failing on it",
         );
     }
@@ -788,13 +795,14 @@ fn limit_on(failure: Failure, settings: &BackendLimits) -> Option<Duration> {
     }
 }
 
-/// Logs a failure on a backend, or counts it if one of its kind was logged not long ago.
+/// Logs a failure on an endpoint, or counts it if one of its kind was logged not long ago.
 #[cold]
-fn log_failure(pool: &Pool, backend: &Backend, cause: Cause, now: Instant) {
+fn log_failure(pool: &Pool, endpoint: &Endpoint, cause: Cause, now: Instant) {
+    let backend = &endpoint.backend;
     if !backend.repeats.note(cause.word(), now) {
         return;
     }
-    let (name, address) = (&pool.name, backend.socket_address().map(tracing::field::display));
+    let (name, address) = (&pool.name, endpoint.address().map(tracing::field::display));
     let (failure, detail) = match cause {
         Cause::Attempt(Failed { failure, detail }) => (failure, detail),
         Cause::Status(status) => {

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 use crate::backend::repeats::More;
-use crate::backend::{Backend, Lease, Status};
-use crate::balance::{self, BackendIndex, Balance, Candidates, Key, Member, Ring, Turn, Usable, are_same_backends};
+use crate::backend::{Backend, Endpoint, Endpoints, Identity, Lease, Status};
+use crate::balance::{
+    self, BackendIndex, Balance, Candidate, Candidates, Key, Member, Ring, Turn, Usable, are_same_backends,
+};
 use crate::clock;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
@@ -58,10 +60,20 @@ struct View {
     plan: Arc<Plan>,
     /// [`Ejections::begun`] when it was made: later ones are not left out of it.
     known_ejections: u64,
+    standing: Standing,
     usable: Usable,
+    balance: Box<dyn Balance>,
+}
+
+/// How the backends of a plan are at one moment.
+#[derive(Debug, PartialEq)]
+struct Standing {
+    /// Each backend of the plan with those of its endpoints that take traffic.
+    backends: Box<[Candidate]>,
+    /// How many endpoints there are, whatever their state.
+    endpoints: usize,
     /// Backends that drain and still take those of their clients whose cookie names them.
     keeping: Keeping,
-    balance: Box<dyn Balance>,
     is_panicking: bool,
 }
 
@@ -76,7 +88,7 @@ struct Keeping {
 /// in, so in another it is only where to look first.
 #[derive(Debug, Clone)]
 pub struct Remembered {
-    pub backend: Arc<Backend>,
+    pub backend: Arc<Identity>,
     pub index: BackendIndex,
 }
 
@@ -118,19 +130,17 @@ impl Pool {
         self.list_candidates(Some(plan), now);
     }
 
-    /// Chooses a backend and counts the exchange on it. `sticky` is where the client wants back to; `tried` are
-    /// those which failed this exchange. `None`: nobody is left.
-    pub fn choose(&self, key: &Key, sticky: Option<&Remembered>, tried: &[Remembered]) -> Option<Choice> {
+    /// Chooses a backend and one of its endpoints, and counts the exchange there. `sticky` is where the client wants back
+    /// to; `tried` are those endpoints which failed this exchange: another one of the same backend may be next, as with
+    /// nginx, where each address is a server of its own. `None`: nobody is left.
+    pub fn choose(&self, key: &Key, sticky: Option<&Remembered>, tried: &[Arc<Endpoint>]) -> Option<Choice> {
         let view = self.view.load();
         let plan = &view.plan;
-        // Costs nothing for a first attempt.
-        let tried: Vec<BackendIndex> = tried.iter().filter_map(|backend| plan.index_of(backend)).collect();
         let sticky = sticky.and_then(|backend| plan.index_of(backend));
-        let skips_ejected = !view.is_panicking && view.known_ejections != self.ejections.begun();
-        let candidates = Candidates { members: &plan.members, usable: &view.usable, tried: &tried, skips_ejected };
-        let is_wanted = |index| view.usable.contains(index) || view.keeping.backends.contains(&index);
-        let wanted = sticky.filter(|&index| is_wanted(index) && !candidates.is_excluded(index));
-        let wanted = wanted.and_then(|index| Some((index, plan.backend(index)?.lease())));
+        let skips_ejected = !view.standing.is_panicking && view.known_ejections != self.ejections.begun();
+        let candidates = Candidates { backends: &view.standing.backends, usable: &view.usable, tried, skips_ejected };
+        // Those which take no traffic have no endpoints there.
+        let wanted = sticky.and_then(|index| Some((index, candidates.lease(index)?)));
         let picked = wanted.or_else(|| view.balance.lease(&candidates, key));
         // When all that are left have been ejected since the view was made, it is for the next view to say what then.
         let anybody = || view.balance.lease(&Candidates { skips_ejected: false, ..candidates }, key);
@@ -139,16 +149,16 @@ impl Pool {
         Some(Choice { plan: Arc::clone(plan), index, lease })
     }
 
-    /// Takes in that real traffic failed on a backend, and puts the backend aside when that was too often. Returns
+    /// Takes in that real traffic failed on an endpoint, and puts the endpoint aside when that was too often. Returns
     /// for how long it was put aside.
     pub fn failed(&self, lease: &Lease, cause: Cause, now: Instant) -> Option<Duration> {
-        let plan = self.plan();
-        let (backend, rules) = (lease.backend(), &plan.settings.ejection);
-        if !lease.is_current() || !backend.failed(cause, rules) {
+        let view = self.view.load();
+        let (endpoint, rules) = (lease.endpoint(), &view.plan.settings.ejection);
+        if !lease.is_current() || !endpoint.failed(cause, rules) {
             return None;
         }
-        let place = self.ejections.place(most_ejected(plan.members.len(), rules.max_percent))?;
-        let ejected = backend.eject(place, rules, now);
+        let place = self.ejections.place(most_ejected(view.standing.endpoints, rules.max_percent))?;
+        let ejected = endpoint.eject(place, rules, now);
         if ejected.is_some() {
             self.ejections.has_begun();
         }
@@ -168,10 +178,12 @@ impl Pool {
             }
         }
         if self.ejections.under_way() > 0 {
-            for member in plan.members.iter().filter(|member| member.backend.is_ejected()) {
-                if member.backend.expire_ejection(now) {
+            for endpoints in plan.members.iter().map(|member| member.backend.endpoints()) {
+                let ejected = endpoints.as_slice().iter().filter(|endpoint| endpoint.is_ejected());
+                for endpoint in ejected.filter(|endpoint| endpoint.expire_ejection(now)) {
                     tracing::info!(
-                        pool = %self.name, backend = %member.backend.address,
+                        pool = %self.name, backend = %endpoint.backend.address,
+                        address = endpoint.address().map(tracing::field::display),
                         "backend is back: the time of its ejection is over",
                     );
                 }
@@ -179,7 +191,7 @@ impl Pool {
         }
         let view = self.view.load();
         let knows_ejections = view.known_ejections == self.ejections.begun();
-        let is_grace_over = view.keeping.until.is_some_and(|until| now >= until);
+        let is_grace_over = view.standing.keeping.until.is_some_and(|until| now >= until);
         if !knows_ejections || is_grace_over || self.known_changes.load(Ordering::Acquire) != plan.changes() {
             self.refresh(now);
         }
@@ -245,13 +257,13 @@ impl Pool {
         let found = (0..).zip(view.plan.backends()).find(|(_, (member, _))| Arc::ptr_eq(&member.backend, backend));
         found.is_some_and(|(index, (member, state))| {
             let is_in_grace = view.plan.grace_end(member, state).is_some_and(|end| now < end);
-            is_in_grace || view.keeping.backends.contains(&index)
+            is_in_grace || view.standing.keeping.backends.contains(&index)
         })
     }
 
     /// Whether health is ignored because too few backends are usable.
     pub fn is_panicking(&self) -> bool {
-        self.view.load().is_panicking
+        self.view.load().standing.is_panicking
     }
 
     /// Whether a backend may take traffic, if only because the pool panics.
@@ -336,7 +348,8 @@ impl Plan {
 
     /// Where a backend stands in this plan; `None` when it does not.
     fn index_of(&self, wanted: &Remembered) -> Option<BackendIndex> {
-        let is_it = |index: BackendIndex| self.backend(index).is_some_and(|here| Arc::ptr_eq(here, &wanted.backend));
+        let is_it =
+            |index: BackendIndex| self.backend(index).is_some_and(|here| Arc::ptr_eq(here.identity(), &wanted.backend));
         if is_it(wanted.index) {
             return Some(wanted.index);
         }
@@ -347,12 +360,6 @@ impl Plan {
         self.members.iter().map(|member| member.backend.changes()).sum()
     }
 
-    /// Who may take traffic, and whether that is so because the pool panics.
-    fn usable(&self, now: Instant) -> (Vec<BackendIndex>, bool) {
-        let statuses: Vec<Status> = self.backends().map(|(m, state)| m.backend.status(state, now)).collect();
-        usable(&statuses, self.settings.panic_threshold)
-    }
-
     /// When a backend that drains is not sent its sticky clients any more, where it has been.
     pub fn grace_end(&self, member: &Member, state: AdminState) -> Option<Instant> {
         let grace = self.settings.sticky.as_ref()?.grace;
@@ -360,16 +367,19 @@ impl Plan {
         has_grace.then(|| member.backend.grace_end(grace))?
     }
 
-    /// Who drains and still keeps its sticky clients, if it is well.
-    fn keeping(&self, now: Instant) -> Keeping {
+    /// Who drains and still keeps its sticky clients; their endpoints that are well go to `backends`.
+    fn keeping(&self, backends: &mut [Candidate], now: Instant) -> Keeping {
         let mut keeping = Keeping::default();
         for (index, (member, state)) in (0..).zip(self.backends()) {
-            let is_well =
-                || matches!(member.backend.status(AdminState::Active, now), Status::Healthy | Status::Unknown);
-            let until = self.grace_end(member, state).filter(|until| now < *until);
-            if until.is_some() && is_well() {
+            let Some(until) = self.grace_end(member, state).filter(|until| now < *until) else { continue };
+            let is_well = |endpoint: &&Arc<Endpoint>| {
+                matches!(endpoint.status(AdminState::Active, now), Status::Healthy | Status::Unknown)
+            };
+            let well: Endpoints = member.backend.endpoints().as_slice().iter().filter(is_well).cloned().collect();
+            if well != Endpoints::None {
+                backends[index as usize].endpoints = well;
                 keeping.backends.push(index);
-                keeping.until = keeping.until.into_iter().chain(until).min();
+                keeping.until = keeping.until.into_iter().chain([until]).min();
             }
         }
         keeping
@@ -378,34 +388,49 @@ impl Plan {
 
 impl View {
     fn new(plan: Arc<Plan>, known_ejections: u64, now: Instant) -> Self {
-        let (usable, is_panicking) = plan.usable(now);
-        let keeping = plan.keeping(now);
-        Self::of(plan, usable, keeping, is_panicking, known_ejections)
+        let (standing, usable) = Standing::of(&plan, now);
+        Self::of(plan, standing, usable, known_ejections)
     }
 
     /// The view that follows `before`; `None` when nothing is different.
     fn after(before: &Self, plan: Arc<Plan>, known_ejections: u64, now: Instant) -> Option<Self> {
-        let (usable, is_panicking) = plan.usable(now);
-        let keeping = plan.keeping(now);
+        let (standing, usable) = Standing::of(&plan, now);
         let is_same = Arc::ptr_eq(&before.plan, &plan)
-            && before.usable.as_slice() == usable
-            && before.keeping == keeping
-            && before.is_panicking == is_panicking
+            && before.standing == standing
             && before.known_ejections == known_ejections;
-        (!is_same).then(|| Self::of(plan, usable, keeping, is_panicking, known_ejections))
+        (!is_same).then(|| Self::of(plan, standing, usable, known_ejections))
     }
 
-    fn of(
-        plan: Arc<Plan>,
-        usable: Vec<BackendIndex>,
-        keeping: Keeping,
-        is_panicking: bool,
-        known_ejections: u64,
-    ) -> Self {
+    fn of(plan: Arc<Plan>, standing: Standing, usable: Vec<BackendIndex>, known_ejections: u64) -> Self {
         let usable = Usable::new(plan.members.len(), usable);
         let ring = || plan.ring.clone().unwrap_or_else(|| Arc::new(Ring::new(&plan.members)));
-        let balance = balance::balance(plan.algorithm, &plan.members, &usable, &plan.turn, ring);
-        Self { known_ejections, usable, keeping, balance, is_panicking, plan }
+        let balance = balance::balance(plan.algorithm, &standing.backends, &usable, &plan.turn, ring);
+        Self { known_ejections, standing, usable, balance, plan }
+    }
+}
+
+impl Standing {
+    /// Asks every endpoint how it is; also the backends of which some take traffic.
+    fn of(plan: &Plan, now: Instant) -> (Self, Vec<BackendIndex>) {
+        let mut endpoints: Vec<(BackendIndex, Arc<Endpoint>)> = Vec::with_capacity(plan.members.len());
+        let mut statuses = Vec::with_capacity(plan.members.len());
+        for (index, (member, state)) in (0..).zip(plan.backends()) {
+            for endpoint in member.backend.endpoints().as_slice() {
+                statuses.push(endpoint.status(state, now));
+                endpoints.push((index, Arc::clone(endpoint)));
+            }
+        }
+        let (usable, is_panicking) = usable(&statuses, plan.settings.panic_threshold);
+        let candidate = |member: &Member| Candidate { endpoints: Endpoints::None, weight: member.weight.as_u32() };
+        let mut backends: Box<[Candidate]> = plan.members.iter().map(candidate).collect();
+        let mut in_order = Vec::with_capacity(backends.len());
+        for places in usable.chunk_by(|&one, &next| endpoints[one].0 == endpoints[next].0) {
+            let index = endpoints[places[0]].0;
+            backends[index as usize].endpoints = places.iter().map(|&place| Arc::clone(&endpoints[place].1)).collect();
+            in_order.push(index);
+        }
+        let keeping = plan.keeping(&mut backends, now);
+        (Self { backends, endpoints: endpoints.len(), keeping, is_panicking }, in_order)
     }
 }
 
@@ -416,12 +441,11 @@ fn may_be_another(before: AdminState, after: AdminState) -> bool {
     before != after && (after == Down || matches!(before, Down | Removing))
 }
 
-/// Which backends take traffic: the healthy ones; without any, those never probed; and when fewer than
-/// `panic_threshold` percent of the active ones are either, all active ones, whatever their health ("panic").
-fn usable(statuses: &[Status], panic_threshold: u8) -> (Vec<BackendIndex>, bool) {
-    let having = |wanted: &[Status]| -> Vec<BackendIndex> {
-        let has = |&(_, status): &(BackendIndex, &Status)| wanted.contains(status);
-        (0..).zip(statuses).filter(has).map(|(index, _)| index).collect()
+/// Which endpoints of a pool take traffic: the healthy ones; without any, those never probed; and when fewer than
+/// `panic_threshold` percent of those of active backends are either, all of these, whatever their health ("panic").
+fn usable(statuses: &[Status], panic_threshold: u8) -> (Vec<usize>, bool) {
+    let having = |wanted: &[Status]| -> Vec<usize> {
+        (0..).zip(statuses).filter(|(_, status)| wanted.contains(status)).map(|(place, _)| place).collect()
     };
     let healthy = having(&[Status::Healthy]);
     let unknown = having(&[Status::Unknown]);
@@ -484,9 +508,13 @@ mod tests {
         Arc::clone(pool.plan().backend(index).expect("a backend"))
     }
 
+    fn lease(backend: &Backend) -> Lease {
+        backend.endpoints().lease(|_| false).expect("an endpoint")
+    }
+
     /// Fails a backend until it is ejected, or has failed ten times.
-    fn eject(pool: &Pool, backend: &Arc<Backend>, now: Instant) -> Option<Duration> {
-        (0..10).find_map(|_| pool.failed(&backend.lease(), FAILURE, now))
+    fn eject(pool: &Pool, backend: &Backend, now: Instant) -> Option<Duration> {
+        (0..10).find_map(|_| pool.failed(&lease(backend), FAILURE, now))
     }
 
     const FAILURE: Cause = Cause::Status(500);
@@ -519,7 +547,7 @@ mod tests {
         let again = pool.choose(&key, Some(&a), &[]).expect("it is still there");
         assert!(Arc::ptr_eq(again.lease.backend(), &a.backend), "the same one, elsewhere in the list");
         assert_eq!((again.index, again.plan.settings.retries), (1, 3));
-        let other = pool.choose(&key, Some(&a), std::slice::from_ref(&a)).expect("one is left");
+        let other = pool.choose(&key, Some(&a), &[Arc::clone(first.lease.endpoint())]).expect("one is left");
         assert_eq!(other.lease.backend().address.as_str(), "c:1");
         change(&pool, &config(&[("c:1", 1)], SETTINGS));
         let gone = pool.choose(&key, Some(&a), &[]).expect("one is left");
@@ -542,11 +570,11 @@ mod tests {
         let a = backend(&pool, 0);
         let duration = eject(&pool, &a, now).expect("room for one");
         for _ in 0..10 {
-            assert_eq!(pool.failed(&a.lease(), FAILURE, now), None, "it is ejected already");
+            assert_eq!(pool.failed(&lease(&a), FAILURE, now), None, "it is ejected already");
         }
         let later = now + duration;
         pool.catch_up(later);
-        assert!(!a.is_ejected());
-        assert_eq!(pool.failed(&a.lease(), FAILURE, later), None, "a single failure does not eject");
+        assert!(!a.endpoints().as_slice()[0].is_ejected());
+        assert_eq!(pool.failed(&lease(&a), FAILURE, later), None, "a single failure does not eject");
     }
 }

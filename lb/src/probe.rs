@@ -1,4 +1,4 @@
-//! Probes: one task for each backend asks it at intervals how it is, by `pingora-load-balancing`'s HTTP and TCP
+//! Probes: one task for each endpoint asks it at intervals how it is, by `pingora-load-balancing`'s HTTP and TCP
 //! checks. The tasks follow the snapshot; what they find goes to the backend, and the pool lists its candidates anew.
 
 mod pingora_error;
@@ -13,9 +13,10 @@ use pingora::http::RequestHeader;
 use pingora::prelude::{Error, ErrorType};
 use pingora_load_balancing::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
 use rand::RngExt;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use crate::backend::{Backend, Finding, ProbeReport};
+use crate::backend::{Backend, Endpoint, Finding, ProbeReport};
 use crate::config::backend::{AdminState, BackendAddress};
 use crate::config::{PoolName, ProbeConfig, ProbeKind};
 use crate::control::Control;
@@ -28,25 +29,34 @@ const CATCH_UP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Probes what the snapshots name, resolves host names and brings ejected backends back, until dropped.
 pub async fn run(control: Arc<Control>) {
-    tokio::join!(follow_snapshots(&control), resolve_names(&control), catch_up(&control), drop_drained(&control));
+    // Called when a name leads somewhere else.
+    let moved = Notify::new();
+    tokio::join!(
+        follow_snapshots(&control, &moved),
+        resolve_names(&control, &moved),
+        catch_up(&control),
+        drop_drained(&control),
+    );
 }
 
-async fn follow_snapshots(control: &Arc<Control>) {
+async fn follow_snapshots(control: &Arc<Control>, moved: &Notify) {
     let mut versions = control.versions();
-    let mut tasks = HashMap::<(PoolName, BackendAddress), Task>::new();
+    let mut tasks = HashMap::<Key, Task>::new();
     loop {
         let wanted = wanted(control);
-        tasks.retain(|key, task| wanted.get(key).is_some_and(|(backend, config)| task.is_for(backend, config)));
-        for (key, (backend, config)) in wanted {
-            tasks.entry(key).or_insert_with_key(|(pool, _)| Task::start(control, pool, backend, config));
+        tasks.retain(|key, task| wanted.get(key).is_some_and(|(endpoint, config)| task.is_for(endpoint, config)));
+        for (key, (endpoint, config)) in wanted {
+            tasks.entry(key).or_insert_with_key(|(pool, ..)| Task::start(control, pool, endpoint, config));
         }
-        if versions.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = versions.changed() => if changed.is_err() { return },
+            () = moved.notified() => {}
         }
     }
 }
 
-type Wanted = HashMap<(PoolName, BackendAddress), (Arc<Backend>, ProbeConfig)>;
+type Key = (PoolName, BackendAddress, SocketAddr);
+type Wanted = HashMap<Key, (Arc<Endpoint>, ProbeConfig)>;
 
 fn wanted(control: &Control) -> Wanted {
     let snapshot = control.snapshot();
@@ -55,28 +65,31 @@ fn wanted(control: &Control) -> Wanted {
         let plan = pool.plan();
         let Some(config) = &plan.settings.probe else { continue };
         for (member, _) in plan.backends().filter(|(_, state)| *state != AdminState::Down) {
-            let key = (pool.name.clone(), member.backend.address.clone());
-            wanted.insert(key, (Arc::clone(&member.backend), config.clone()));
+            for endpoint in member.backend.endpoints().as_slice() {
+                let Some(address) = endpoint.address() else { continue };
+                let key = (pool.name.clone(), member.backend.address.clone(), address);
+                wanted.insert(key, (Arc::clone(endpoint), config.clone()));
+            }
         }
     }
     wanted
 }
 
-/// The probing of one backend; ends when dropped.
+/// The probing of one endpoint; ends when dropped.
 struct Task {
-    backend: Arc<Backend>,
+    endpoint: Arc<Endpoint>,
     config: ProbeConfig,
     handle: AbortHandle,
 }
 
 impl Task {
-    fn start(control: &Arc<Control>, pool: &PoolName, backend: Arc<Backend>, config: ProbeConfig) -> Self {
-        let probing = probe_forever(Arc::clone(control), pool.clone(), Arc::clone(&backend), config.clone());
-        Self { backend, config, handle: tokio::spawn(probing).abort_handle() }
+    fn start(control: &Arc<Control>, pool: &PoolName, endpoint: Arc<Endpoint>, config: ProbeConfig) -> Self {
+        let probing = probe_forever(Arc::clone(control), pool.clone(), Arc::clone(&endpoint), config.clone());
+        Self { endpoint, config, handle: tokio::spawn(probing).abort_handle() }
     }
 
-    fn is_for(&self, backend: &Arc<Backend>, config: &ProbeConfig) -> bool {
-        Arc::ptr_eq(&self.backend, backend) && self.config == *config
+    fn is_for(&self, endpoint: &Arc<Endpoint>, config: &ProbeConfig) -> bool {
+        Arc::ptr_eq(&self.endpoint, endpoint) && self.config == *config
     }
 }
 
@@ -86,37 +99,39 @@ impl Drop for Task {
     }
 }
 
-async fn probe_forever(control: Arc<Control>, pool: PoolName, backend: Arc<Backend>, config: ProbeConfig) {
+async fn probe_forever(control: Arc<Control>, pool: PoolName, endpoint: Arc<Endpoint>, config: ProbeConfig) {
+    let backend = &endpoint.backend;
+    let address = endpoint.address().map(tracing::field::display);
     let check = health_check(&backend.address, &config);
     // The first probe is at hand; a call for one that came before would only repeat it.
-    let _ = tokio::time::timeout(Duration::ZERO, backend.forgotten()).await;
+    let _ = tokio::time::timeout(Duration::ZERO, endpoint.forgotten()).await;
     // Probes that failed by our own fault since the last one that did not: told once, and counted.
     let mut not_made = 0_u64;
     loop {
         let at = Instant::now();
-        let error = probe(&backend, check.as_ref(), config.timeout).await.err();
+        let error = probe(&endpoint, check.as_ref(), config.timeout).await.err();
         let counter = if error.is_none() { &backend.metrics.probes_succeeded } else { &backend.metrics.probes_failed };
         counter.inc();
         if let Some(error) = error.filter(|error| error.is_ours()) {
             if not_made == 0 {
-                tracing::warn!(%pool, backend = %backend.address, %error, "a backend could not be probed");
+                tracing::warn!(%pool, backend = %backend.address, address, %error, "a backend could not be probed");
             }
             not_made += 1;
-            pause(&backend, &config, at).await;
+            pause(&endpoint, &config, at).await;
             continue;
         }
         if not_made > 0 {
-            tracing::info!(%pool, backend = %backend.address, not_made, "a backend is probed again");
+            tracing::info!(%pool, backend = %backend.address, address, not_made, "a backend is probed again");
             not_made = 0;
         }
         let report = ProbeReport { at, duration: at.elapsed(), error: error.map(|error| error.to_string()) };
-        let finding = backend.probed(report, config.rise, config.fall);
+        let finding = endpoint.probed(report, config.rise, config.fall);
         if let Some(health) = finding.health {
-            log_change(&pool, &backend, health, error.as_ref());
+            log_change(&pool, &endpoint, health, error.as_ref());
         }
         if finding.ends_ejection {
             tracing::info!(
-                %pool, backend = %backend.address,
+                %pool, backend = %backend.address, address,
                 "backend is back: probes since its ejection have found it well",
             );
         }
@@ -125,14 +140,14 @@ async fn probe_forever(control: Arc<Control>, pool: PoolName, backend: Arc<Backe
         {
             pool.refresh_soon(Instant::now());
         }
-        pause(&backend, &config, at).await;
+        pause(&endpoint, &config, at).await;
     }
 }
 
 /// A backend that is lost is a warning; one that is well is not.
-fn log_change(pool: &PoolName, backend: &Backend, health: Health, error: Option<&ProbeError>) {
-    let address = backend.socket_address().map(tracing::field::display);
-    let (backend, reason, health) = (&backend.address, error.map(tracing::field::display), health.as_str());
+fn log_change(pool: &PoolName, endpoint: &Endpoint, health: Health, error: Option<&ProbeError>) {
+    let address = endpoint.address().map(tracing::field::display);
+    let (backend, reason, health) = (&endpoint.backend.address, error.map(tracing::field::display), health.as_str());
     match error {
         Some(_) => tracing::warn!(%pool, %backend, address, health, reason, "backend health changed"),
         None => tracing::info!(%pool, %backend, address, health, "backend health changed"),
@@ -140,11 +155,11 @@ fn log_change(pool: &PoolName, backend: &Backend, health: Health, error: Option<
 }
 
 /// Until the next probe, where the last one began `at`.
-async fn pause(backend: &Backend, config: &ProbeConfig, at: Instant) {
+async fn pause(endpoint: &Endpoint, config: &ProbeConfig, at: Instant) {
     let jitter = rand::rng().random_range(0.9..1.1);
     let pause = config.interval.mul_f64(jitter).saturating_sub(at.elapsed());
     // What has been forgotten is asked for at once.
-    let _ = tokio::time::timeout(pause, backend.forgotten()).await;
+    let _ = tokio::time::timeout(pause, endpoint.forgotten()).await;
 }
 
 /// Why a probe failed.
@@ -156,16 +171,13 @@ enum ProbeError {
 }
 
 async fn probe(
-    backend: &Backend,
+    endpoint: &Endpoint,
     check: &(dyn HealthCheck + Send + Sync),
     timeout: Duration,
 ) -> Result<(), ProbeError> {
     let unresolved = ProbeError::Failed(Failure::Unresolved);
     let probing = async {
-        if backend.socket_address().is_none() {
-            resolve(backend).await.map_err(|_| unresolved)?;
-        }
-        let address = backend.socket_address().ok_or(unresolved)?;
+        let address = endpoint.address().ok_or(unresolved)?;
         let target = pingora_load_balancing::Backend::new(&address.to_string()).map_err(|_| unresolved)?;
         check.check(&target).await.map_err(|e| probe_error(&e))
     };
@@ -230,16 +242,23 @@ impl fmt::Display for ProbeError {
     }
 }
 
-async fn resolve_names(control: &Arc<Control>) {
+async fn resolve_names(control: &Arc<Control>, moved: &Notify) {
     let mut versions = control.versions();
     loop {
         let snapshot = Arc::clone(&control.snapshot());
-        for plan in snapshot.pools.iter().map(|pool| pool.plan()) {
-            for (member, _) in plan.backends() {
-                if member.backend.address.socket_address().is_none()
-                    && let Err(problem) = resolve(&member.backend).await
-                {
+        for pool in &snapshot.pools {
+            for (member, _) in pool.plan().backends() {
+                if member.backend.address.socket_address().is_some() {
+                    continue;
+                }
+                let before = member.backend.changes();
+                if let Err(problem) = resolve(&member.backend).await {
                     tracing::debug!(backend = %member.backend.address, problem, "host name does not resolve");
+                    member.backend.is_unresolved();
+                }
+                if member.backend.changes() != before {
+                    pool.refresh_soon(Instant::now());
+                    moved.notify_one();
                 }
             }
         }
@@ -252,14 +271,13 @@ async fn resolve_names(control: &Arc<Control>) {
 async fn resolve(backend: &Backend) -> Result<(), String> {
     let (host, port) = backend.address.host_and_port();
     let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.map_err(|e| e.to_string())?.collect();
-    let still_there = backend.socket_address().filter(|address| found.contains(address));
-    match still_there.or(found.first().copied()) {
-        Some(address) => {
-            if backend.set_socket_address(address, Instant::now()) {
-                tracing::info!(backend = %backend.address, %address, "host name leads to another address");
-            }
-        }
-        None => return Err(format!("{host} has no address")),
+    let before = backend.endpoints();
+    let before = before.as_slice().first().and_then(|endpoint| endpoint.address());
+    let address = before.filter(|address| found.contains(address)).or(found.first().copied());
+    let address = address.ok_or_else(|| format!("{host} has no address"))?;
+    let moved = backend.resolved(&[address], Instant::now());
+    if !moved.left.is_empty() {
+        tracing::info!(backend = %backend.address, %address, "host name leads to another address");
     }
     Ok(())
 }

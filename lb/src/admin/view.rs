@@ -1,10 +1,11 @@
 //! What the API shows of pools and backends.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::backend::{ProbeReport, Status};
+use crate::backend::{Endpoint, ProbeReport, Status};
 use crate::balance::Member;
 use crate::config::PoolName;
 use crate::config::algorithm::Algorithm;
@@ -85,21 +86,25 @@ impl BackendView {
 
     fn new(plan: &Plan, member: &Member, state: AdminState, now: Instant) -> Self {
         let backend = &member.backend;
+        let endpoints = backend.endpoints();
+        let endpoints = endpoints.as_slice();
+        let ejected_for: Option<Vec<_>> = endpoints.iter().map(|endpoint| endpoint.ejected_for(now)).collect();
+        let latencies: Vec<_> = endpoints.iter().filter_map(|endpoint| endpoint.latency()).collect();
         Self {
             address: backend.address.clone(),
             weight: member.weight.as_u32(),
             state,
             health: backend.health(),
             status: backend.status(state, now),
-            ejected_for_seconds: backend.ejected_for(now).map_or(0.0, seconds),
+            ejected_for_seconds: ejected_for.and_then(|all| all.into_iter().min()).map_or(0.0, seconds),
             in_flight: backend.in_flight(),
             deadline_seconds: backend.deadline().map(|deadline| seconds(deadline.saturating_duration_since(now))),
             grace_seconds: plan.grace_end(member, state).filter(|end| now < *end).map(|end| seconds(end - now)),
             requests: backend.metrics.attempts.get(),
             failures: backend.metrics.failures(),
             ejections: backend.metrics.ejections.get(),
-            latency_seconds: backend.latency().map(seconds),
-            last_probe: backend.last_probe().map(|report| ProbeView::new(report, now)),
+            latency_seconds: average(&latencies).map(seconds),
+            last_probe: last_probe(endpoints).map(|report| ProbeView::new(report, now)),
         }
     }
 }
@@ -113,6 +118,15 @@ impl ProbeView {
             error: report.error,
         }
     }
+}
+
+fn average(durations: &[Duration]) -> Option<Duration> {
+    durations.iter().sum::<Duration>().checked_div(u32::try_from(durations.len()).ok()?)
+}
+
+/// The newest of all endpoints.
+fn last_probe(endpoints: &[Arc<Endpoint>]) -> Option<ProbeReport> {
+    endpoints.iter().filter_map(|endpoint| endpoint.last_probe()).max_by_key(|report| report.at)
 }
 
 fn seconds(duration: Duration) -> f64 {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crate::backend::Lease;
 
-use super::{BackendIndex, Balance, Candidates, Key, Member, Turn, Usable};
+use super::{BackendIndex, Balance, Candidate, Candidates, Key, Turn, Usable};
 
 /// How often a request picks anew because others took its choice first. More would be a thread that starves.
 const MAX_PICKS: usize = 16;
@@ -24,11 +24,11 @@ struct Load {
 }
 
 impl LeastConnections {
-    pub fn new(members: &[Member], usable: &Usable, turn: Turn) -> Self {
-        let mut weights = usable.as_slice().iter().filter_map(|&index| members.get(index as usize)).map(|m| m.weight);
+    pub fn new(backends: &[Candidate], usable: &Usable, turn: Turn) -> Self {
+        let mut weights = usable.as_slice().iter().filter_map(|&index| backends.get(index as usize)).map(|b| b.weight);
         let first = weights.next();
         let is_even = weights.all(|weight| Some(weight) == first);
-        turn.prepare(members, usable);
+        turn.prepare(backends, usable);
         Self { turn, is_even }
     }
 
@@ -75,7 +75,7 @@ impl LeastConnections {
             return Some((index, least));
         }
         let is_least = |&index: &BackendIndex| Load::of(candidates, index).is_some_and(|load| !least.is_less(load));
-        let taken = self.turn.take(candidates.members, candidates.iter().filter(is_least));
+        let taken = self.turn.take(candidates.backends, candidates.iter().filter(is_least));
         // Nobody is, if all have been given work meanwhile.
         let taken = taken.and_then(|index| Some((index, Load::of(candidates, index)?)));
         taken.filter(|(_, load)| !least.is_less(*load)).or(Some((index, least)))
@@ -96,19 +96,19 @@ impl Balance for LeastConnections {
     fn lease(&self, candidates: &Candidates<'_>, _key: &Key) -> Option<(BackendIndex, Lease)> {
         for _ in 0..MAX_PICKS {
             let (index, load) = self.least(candidates)?;
-            if let Some(lease) = candidates.members.get(index as usize)?.backend.lease_at(load.in_flight) {
+            if let Some(lease) = candidates.lease_at(index, load.in_flight) {
                 return Some((index, lease));
             }
         }
         let (index, _) = self.least(candidates)?;
-        Some((index, candidates.members.get(index as usize)?.backend.lease()))
+        Some((index, candidates.lease(index)?))
     }
 }
 
 impl Load {
     fn of(candidates: &Candidates<'_>, index: BackendIndex) -> Option<Self> {
-        let member = candidates.members.get(index as usize)?;
-        Some(Self { in_flight: member.backend.in_flight(), weight: member.weight.as_u32() })
+        let backend = candidates.backends.get(index as usize)?;
+        Some(Self { in_flight: backend.endpoints.in_flight(), weight: backend.weight })
     }
 
     /// Compares the fractions without dividing.

@@ -26,12 +26,22 @@ fn members(weights: &[u32]) -> Vec<Member> {
         .collect()
 }
 
+fn candidates(members: &[Member]) -> Vec<Candidate> {
+    members.iter().map(Member::candidate).collect()
+}
+
+/// The only endpoint of a backend.
+fn endpoint(member: &Member) -> Arc<Endpoint> {
+    Arc::clone(&member.backend.endpoints().as_slice()[0])
+}
+
 fn all(members: &[Member]) -> Vec<BackendIndex> {
     (0..members.len() as BackendIndex).collect()
 }
 
 struct Bench {
     members: Vec<Member>,
+    backends: Vec<Candidate>,
     usable: Usable,
     balance: Box<dyn Balance>,
 }
@@ -39,17 +49,20 @@ struct Bench {
 impl Bench {
     fn new(algorithm: Algorithm, members: Vec<Member>, usable: Vec<BackendIndex>) -> Self {
         let usable = Usable::new(members.len(), usable);
-        let balance = balance(algorithm, &members, &usable, &Turn::default(), || Arc::new(Ring::new(&members)));
-        Self { members, usable, balance }
+        let backends = candidates(&members);
+        let balance = balance(algorithm, &backends, &usable, &Turn::default(), || Arc::new(Ring::new(&members)));
+        Self { members, backends, usable, balance }
     }
 
     fn pick(&self, client: [u8; 4], tried: &[BackendIndex]) -> Option<BackendIndex> {
-        let candidates = Candidates { members: &self.members, usable: &self.usable, tried, skips_ejected: true };
+        let tried: Vec<_> = tried.iter().map(|&index| endpoint(&self.members[index as usize])).collect();
+        let candidates =
+            Candidates { backends: &self.backends, usable: &self.usable, tried: &tried, skips_ejected: true };
         self.balance.pick(&candidates, &Key { client: Ipv4Addr::from(client).into() })
     }
 
     fn lease(&self) -> Lease {
-        let candidates = Candidates { members: &self.members, usable: &self.usable, tried: &[], skips_ejected: true };
+        let candidates = Candidates { backends: &self.backends, usable: &self.usable, tried: &[], skips_ejected: true };
         self.balance.lease(&candidates, &Key { client: Ipv4Addr::LOCALHOST.into() }).expect("a usable backend").1
     }
 
@@ -150,8 +163,8 @@ fn weights_may_change_between_two_picks() {
     // As a backend that starts slowly has it.
     for pick in 0..500 {
         let weights = [100, 1 + pick / 5, 100];
-        for (member, weight) in bench.members.iter_mut().zip(weights) {
-            member.weight = Weight::new(weight).expect("valid weight");
+        for (backend, weight) in bench.backends.iter_mut().zip(weights) {
+            backend.weight = weight;
         }
         assert_eq!(bench.picks(1), [book.pick(&weights)], "pick {pick}");
     }
@@ -161,8 +174,9 @@ fn weights_may_change_between_two_picks() {
 fn turns_go_on_when_backends_come_go_and_weigh_less() {
     let turn = Turn::default();
     let pick = |turn: &Turn, members: &[Member], usable: &Usable, count: usize| -> Vec<BackendIndex> {
-        let balance = balance(Algorithm::Weighted, members, usable, turn, || Arc::new(Ring::new(members)));
-        let candidates = Candidates { members, usable, tried: &[], skips_ejected: false };
+        let backends = candidates(members);
+        let balance = balance(Algorithm::Weighted, &backends, usable, turn, || Arc::new(Ring::new(members)));
+        let candidates = Candidates { backends: &backends, usable, tried: &[], skips_ejected: false };
         let key = Key { client: Ipv4Addr::LOCALHOST.into() };
         (0..count).filter_map(|_| balance.pick(&candidates, &key)).collect()
     };
@@ -212,7 +226,7 @@ fn no_algorithm_picks_what_was_ejected_meanwhile() {
             let ejections = Arc::new(Ejections::default());
             for left in (0..3).rev() {
                 let place = ejections.place(3).expect("room");
-                assert!(bench.members[left].backend.eject(place, &rules, Instant::now()).is_some());
+                assert!(endpoint(&bench.members[left]).eject(place, &rules, Instant::now()).is_some());
                 let picks: Vec<_> = (0..60).filter_map(|client| bench.pick([10, 0, 0, client], &[])).collect();
                 assert_eq!(picks.len(), if left == 0 { 0 } else { 60 }, "{algorithm}");
                 assert!(picks.iter().all(|&index| (index as usize) < left), "{algorithm}: {picks:?}");
@@ -238,7 +252,7 @@ fn least_connections_takes_turns_among_equals() {
 #[test]
 fn least_connections_takes_turns_among_some_equals() {
     let members = members(&[1, 1, 1]);
-    let _busy = members[1].backend.lease();
+    let _busy = endpoint(&members[1]).lease();
     let usable = all(&members);
     assert_eq!(Bench::new(Algorithm::LeastConnections, members, usable).picks(6), [0, 2, 0, 2, 0, 2]);
 }
@@ -268,7 +282,7 @@ fn least_connections_never_has_two_meet_on_one_of_two_idle_backends() {
                         meet();
                         let lease = bench.lease();
                         meet();
-                        met.fetch_add(usize::from(lease.backend().in_flight() > 1), Ordering::Relaxed);
+                        met.fetch_add(usize::from(lease.endpoint().in_flight() > 1), Ordering::Relaxed);
                         meet();
                     }
                 });
@@ -293,7 +307,7 @@ fn least_connections_fills_in_proportion_to_weight() {
     let usable = all(&members);
     let bench = Bench::new(Algorithm::LeastConnections, members, usable);
     let leases: Vec<_> =
-        bench_iter(&bench).take(70).map(|index| bench.members[index as usize].backend.lease()).collect();
+        bench_iter(&bench).take(70).map(|index| endpoint(&bench.members[index as usize]).lease()).collect();
     let loads: Vec<_> = bench.members.iter().map(|m| m.backend.in_flight()).collect();
     assert_eq!(loads, [40, 20, 10]);
     drop(leases);

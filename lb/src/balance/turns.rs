@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{BackendIndex, Member, Usable, are_same_backends};
+use super::{BackendIndex, Candidate, Member, Usable, are_same_backends};
 use crate::backend::Backend;
 
 #[derive(Debug, Default)]
@@ -41,11 +41,11 @@ impl Turns {
 
     /// Prepares for turns among these backends. What was earned with larger weights would otherwise be spent in
     /// bursts.
-    pub fn prepare(&self, members: &[Member], usable: &Usable) {
-        let weight = |&index: &BackendIndex| members.get(index as usize).map_or(0, weight_of);
+    pub fn prepare(&self, backends: &[Candidate], usable: &Usable) {
+        let weight = |&index: &BackendIndex| backends.get(index as usize).map_or(0, weight_of);
         let total: i64 = usable.as_slice().iter().map(weight).sum();
         let mut credits = self.credits();
-        credits.of_backends.resize(members.len(), 0);
+        credits.of_backends.resize(backends.len(), 0);
         let before = std::mem::replace(&mut credits.total, total);
         if before != total && before > 0 {
             for credit in &mut credits.of_backends {
@@ -55,15 +55,15 @@ impl Turns {
     }
 
     /// Takes the next turn by weight; whose it is.
-    pub fn take(&self, members: &[Member], among: impl Iterator<Item = BackendIndex>) -> Option<BackendIndex> {
+    pub fn take(&self, backends: &[Candidate], among: impl Iterator<Item = BackendIndex>) -> Option<BackendIndex> {
         let mut credits = self.credits();
         let of_backends = &mut credits.of_backends;
         let mut richest: Option<(usize, i64)> = None;
         let mut total = 0;
         for index in among {
             let place = index as usize;
-            let (Some(member), Some(credit)) = (members.get(place), of_backends.get_mut(place)) else { continue };
-            let weight = weight_of(member);
+            let (Some(backend), Some(credit)) = (backends.get(place), of_backends.get_mut(place)) else { continue };
+            let weight = weight_of(backend);
             total += weight;
             *credit += weight;
             if richest.is_none_or(|(_, most)| *credit > most) {
@@ -80,6 +80,6 @@ impl Turns {
     }
 }
 
-fn weight_of(member: &Member) -> i64 {
-    member.weight.as_u32().into()
+fn weight_of(backend: &Candidate) -> i64 {
+    backend.weight.into()
 }

@@ -1,6 +1,6 @@
 //! Smooth weighted round robin, nginx's `weight=`: 5:1:1 goes a a b a c a a, never a burst.
 
-use super::{BackendIndex, Balance, Candidates, Key, Member, Turn, Usable};
+use super::{BackendIndex, Balance, Candidate, Candidates, Key, Turn, Usable};
 
 #[derive(Debug)]
 pub struct Weighted {
@@ -8,14 +8,14 @@ pub struct Weighted {
 }
 
 impl Weighted {
-    pub fn new(members: &[Member], usable: &Usable, turn: Turn) -> Self {
-        turn.prepare(members, usable);
+    pub fn new(backends: &[Candidate], usable: &Usable, turn: Turn) -> Self {
+        turn.prepare(backends, usable);
         Self { turn }
     }
 }
 
 impl Balance for Weighted {
     fn pick(&self, candidates: &Candidates<'_>, _key: &Key) -> Option<BackendIndex> {
-        self.turn.take(candidates.members, candidates.iter())
+        self.turn.take(candidates.backends, candidates.iter())
     }
 }

@@ -26,7 +26,7 @@ use super::upstream::{Disposition, Upstream};
 use super::work::Work;
 use super::{Engine, h2, kill};
 use crate::access_log::{AccessLog, Record, Served};
-use crate::backend::Backend;
+use crate::backend::Endpoint;
 use crate::clock::{self, sleep, timeout};
 use crate::config::ListenerSettings;
 use crate::config::site::{AccessLogRule, LogLine, Rules};
@@ -450,7 +450,7 @@ impl Driver<'_, '_> {
             let at = Moment { now: self.now, client_waited: self.transfer.body.pace.waited() };
             let prepared = match self.exchange.step(event, at) {
                 Step::Hold => Ok(()),
-                Step::Open(backend) => self.open(backend, timer).await,
+                Step::Open(endpoint) => self.open(endpoint, timer).await,
                 Step::Pass => self.pass().map_err(Failed::from),
                 Step::Refuse(refusal) => {
                     self.request.write_refusal(&mut self.transfer, refusal, true, Some(&self.exchange));
@@ -510,15 +510,15 @@ impl Driver<'_, '_> {
         }
     }
 
-    /// Sends the request to `backend`.
-    async fn open(&mut self, backend: Arc<Backend>, timer: &mut Timer) -> Result<(), Failed> {
-        let server = backend.incarnation();
+    /// Sends the request to `endpoint`.
+    async fn open(&mut self, endpoint: Arc<Endpoint>, timer: &mut Timer) -> Result<(), Failed> {
+        let server = endpoint.incarnation();
         let Some(plan) = self.exchange.plan().map(Arc::clone) else { return Err(Failure::Internal.into()) };
         let limits = self.exchange.own_limits();
         let upstream = match Upstream::reuse(server, self.now) {
             Some(upstream) => upstream,
             None => {
-                let address = backend.socket_address().ok_or(Failure::Unresolved)?;
+                let address = endpoint.address().ok_or(Failure::Unresolved)?;
                 // Large, and rare beside requests on kept connections.
                 let connecting = Box::pin(Upstream::connect(server, address, &self.request.engine.backend_room));
                 let limit = limits.as_ref().map_or(plan.settings.connect_timeout, |own| own.connect_timeout);
@@ -591,11 +591,11 @@ impl Driver<'_, '_> {
 
     /// Lets the backend's connection go.
     fn release(&mut self) {
-        if let (Disposition::Idle(connection), Some(backend), Some(plan)) =
-            (self.transfer.release(), self.exchange.backend(), self.exchange.plan())
+        if let (Disposition::Idle(connection), Some(endpoint), Some(plan)) =
+            (self.transfer.release(), self.exchange.endpoint(), self.exchange.plan())
         {
             let until = self.now + plan.settings.idle_timeout;
-            connection.keep(backend, until, self.request.engine.most_idle());
+            connection.keep(endpoint, until, self.request.engine.most_idle());
         }
     }
 }

@@ -153,8 +153,8 @@ impl Facts for RequestFacts<'_> {
             Variable::Route => some(self.place.map(|(site, route)| site.route(route).name.as_str().as_bytes())),
             Variable::Pool => some(self.exchange.and_then(Exchange::pool).map(|pool| pool.name.as_str().as_bytes())),
             Variable::UpstreamAddr => {
-                let backend = self.outcome().and_then(|outcome| outcome.backend.as_ref());
-                some(backend.map(|backend| backend.address.as_str().as_bytes()))
+                let endpoint = self.outcome().and_then(|outcome| outcome.endpoint.as_ref());
+                some(endpoint.map(|endpoint| endpoint.backend.address.as_str().as_bytes()))
             }
             Variable::Failure => {
                 let failure = self.outcome().and_then(|outcome| outcome.failure);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::io::Io;
-use crate::backend::{Backend, Incarnation};
+use crate::backend::{Endpoint, Incarnation};
 use crate::room::Place;
 
 #[cfg(not(test))]
@@ -26,7 +26,7 @@ struct Idle {
 
 /// The idle connections to one server.
 struct Server {
-    backend: Arc<Backend>,
+    endpoint: Arc<Endpoint>,
     idle: Vec<Idle>,
 }
 
@@ -55,16 +55,16 @@ pub fn take(server: Incarnation, now: Instant) -> Option<(Io, Place)> {
     })
 }
 
-/// Keeps a connection to `server`, which was the backend's when the connection was opened, unless another has taken
+/// Keeps a connection to `server`, which was the endpoint's when the connection was opened, unless another has taken
 /// its place since or the thread keeps `most` already.
-pub fn keep(backend: &Arc<Backend>, server: Incarnation, (stream, place): (Io, Place), until: Instant, most: usize) {
-    if backend.incarnation() != server {
+pub fn keep(endpoint: &Arc<Endpoint>, server: Incarnation, (stream, place): (Io, Place), until: Instant, most: usize) {
+    if endpoint.incarnation() != server {
         return;
     }
     CONNECTIONS.with_borrow_mut(|connections| {
         if connections.count < most {
             connections.count += 1;
-            let new = || Server { backend: Arc::clone(backend), idle: Vec::new() };
+            let new = || Server { endpoint: Arc::clone(endpoint), idle: Vec::new() };
             connections.by_server.entry(server).or_insert_with(new).idle.push(Idle { stream, place, until });
         }
     });
@@ -85,7 +85,7 @@ pub fn sweep(now: Instant, most: usize) {
     CONNECTIONS.with_borrow_mut(|connections| {
         connections.by_server.retain(|&incarnation, server| {
             server.idle.retain(|Idle { stream, until, .. }| now < *until && is_quiet(stream));
-            !server.idle.is_empty() && server.backend.incarnation() == incarnation
+            !server.idle.is_empty() && server.endpoint.incarnation() == incarnation
         });
         connections.count = connections.by_server.values().map(|server| server.idle.len()).sum();
         while connections.count > most && connections.close(connections.count - most) > 0 {}

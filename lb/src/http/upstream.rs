@@ -13,7 +13,7 @@ use tokio_util::io::poll_read_buf;
 use super::idle;
 use super::io::Io;
 use super::transfer::{Download, Upload};
-use crate::backend::{Backend, Incarnation};
+use crate::backend::{Endpoint, Incarnation};
 use crate::failure::{Failed, Failure};
 use crate::plant::Bug;
 use crate::room::{Place, Room};
@@ -86,9 +86,9 @@ impl Upstream {
 }
 
 impl H1 {
-    /// Keeps the connection for the next request to `backend`, among at most `most` of this thread.
-    pub fn keep(self, backend: &Arc<Backend>, until: Instant, most: usize) {
-        idle::keep(backend, self.server, (self.socket, self.place), until, most);
+    /// Keeps the connection for the next request to `endpoint`, among at most `most` of this thread.
+    pub fn keep(self, endpoint: &Arc<Endpoint>, until: Instant, most: usize) {
+        idle::keep(endpoint, self.server, (self.socket, self.place), until, most);
     }
 
     /// Appends what comes to `buffer`; how many bytes. An error tells how the connection was lost.
@@ -135,6 +135,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
+    use crate::backend::Backend;
     use crate::metrics::BackendMetrics;
 
     /// A connection whose backend has sent four bytes.
@@ -142,7 +143,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let backend = address.to_string().parse().expect("an address");
-        let server = Backend::new(backend, false, BackendMetrics::unregistered()).incarnation();
+        let backend = Backend::new(backend, false, BackendMetrics::unregistered());
+        let server = backend.endpoints().as_slice()[0].incarnation();
         let Upstream::H1(h1) = Upstream::connect(server, address, &Room::new(1)).await.expect("a listener");
         let (mut peer, _) = listener.accept().await.expect("a client");
         peer.write_all(b"text").await.expect("a peer");

@@ -74,7 +74,8 @@ fn probe(world: &World, succeeds: bool) {
     let Some((member, _)) = plan.backends().nth(below(4) as usize) else { return };
     let error = (!succeeds).then(|| "refused".to_owned());
     let report = ProbeReport { at: clock::now(), duration: Duration::ZERO, error };
-    if member.backend.probed(report, 1, 1).health.is_some() {
+    let endpoints = member.backend.endpoints();
+    if endpoints.as_slice()[0].probed(report, 1, 1).health.is_some() {
         saw(Sight::HealthChange);
     }
     pool.refresh_soon(clock::now());

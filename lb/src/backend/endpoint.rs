@@ -1,0 +1,539 @@
+//! One address of a backend, and everything that is true of the server behind it right now: exchanges in flight, health,
+//! ejection, latency. What was learned of one server is forgotten where another may have taken its place: its
+//! *incarnation* then is another one.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::{Identity, Status};
+use crate::clock;
+use crate::config::EjectionConfig;
+use crate::config::backend::AdminState;
+use crate::failure::Cause;
+use crate::health::ejection::{Ejection, Place};
+use crate::health::tracker::{Health, Tracker};
+
+/// An endpoint of a backend, from the answer that first names its address to the last exchange on it.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// What it is an endpoint of.
+    pub backend: Arc<Identity>,
+    /// Where to connect; `None`: the backend's name has not been resolved.
+    address: Option<SocketAddr>,
+    in_flight: AtomicU32,
+    /// As the ejection in `vitals`, for picks, which take no lock.
+    is_ejected: AtomicBool,
+    failures_in_a_row: AtomicU32,
+    incarnation: AtomicU64,
+    /// Exchanges that were opened with an incarnation before this one have been killed.
+    killed_before: AtomicU64,
+    /// Calls for a probe before its time, since nothing is known any more.
+    forgotten: Notify,
+    /// Bits of an `f64` in seconds; 0 before the first response.
+    latency: AtomicU64,
+    born: Instant,
+    /// When the last response's head came, in nanoseconds after `born`; 0 before the first.
+    last_head: AtomicU64,
+    vitals: Mutex<Vitals>,
+}
+
+/// What changes seldom: read to list candidates, not for each request.
+#[derive(Debug)]
+struct Vitals {
+    is_probed: bool,
+    /// It is no part of its backend any more, or that is no part of its pool.
+    has_left: bool,
+    /// What began before is not believed.
+    since: Instant,
+    tracker: Tracker,
+    ejection: Ejection,
+    last_probe: Option<ProbeReport>,
+    /// Why real traffic failed on it, the newest at the end.
+    last_failures: VecDeque<Cause>,
+}
+
+/// How many failures an ejection's line in the log names.
+const MAX_LAST_FAILURES: usize = 5;
+
+/// How one probe ended.
+#[derive(Debug, Clone)]
+pub struct ProbeReport {
+    pub at: Instant,
+    pub duration: Duration,
+    /// `None`: it succeeded.
+    pub error: Option<String>,
+}
+
+/// Which server is behind an endpoint's address, as far as can be told: no two endpoints of this process, and no two
+/// servers that one endpoint has had, share the number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(u64);
+
+/// What a probe's result changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Finding {
+    /// The new health, when it is another one.
+    pub health: Option<Health>,
+    /// The ejection is over before its time.
+    pub ends_ejection: bool,
+}
+
+/// Counts one exchange in flight on an endpoint until dropped, however the exchange ends.
+#[derive(Debug)]
+pub struct Lease {
+    endpoint: Arc<Endpoint>,
+    incarnation: Incarnation,
+}
+
+impl Incarnation {
+    /// Unique among all endpoints, and idle connections are kept by it: hence a counter that all share.
+    fn next() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self(LAST.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
+
+impl Endpoint {
+    /// An endpoint nothing is known about. Without probes it counts as healthy, if it has an address.
+    pub fn new(backend: &Arc<Identity>, address: Option<SocketAddr>, is_probed: bool) -> Self {
+        let now = clock::now();
+        Self {
+            backend: Arc::clone(backend),
+            address,
+            in_flight: AtomicU32::new(0),
+            is_ejected: AtomicBool::new(false),
+            failures_in_a_row: AtomicU32::new(0),
+            incarnation: AtomicU64::new(Incarnation::next().0),
+            killed_before: AtomicU64::new(0),
+            forgotten: Notify::new(),
+            latency: AtomicU64::new(0),
+            born: now,
+            last_head: AtomicU64::new(0),
+            vitals: Mutex::new(Vitals {
+                is_probed,
+                has_left: false,
+                since: now,
+                tracker: Tracker::new(unprobed(address, is_probed)),
+                ejection: Ejection::default(),
+                last_probe: None,
+                last_failures: VecDeque::new(),
+            }),
+        }
+    }
+
+    /// Where to connect; `None`: the backend's name has not been resolved.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    pub fn lease(self: &Arc<Self>) -> Lease {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.counted()
+    }
+
+    /// A lease if so many exchanges are in flight now, neither more nor fewer.
+    pub fn lease_at(self: &Arc<Self>, in_flight: u32) -> Option<Lease> {
+        let next = in_flight.checked_add(1)?;
+        let counted = self.in_flight.compare_exchange(in_flight, next, Ordering::Relaxed, Ordering::Relaxed);
+        counted.is_ok().then(|| self.counted())
+    }
+
+    fn counted(self: &Arc<Self>) -> Lease {
+        Lease { endpoint: Arc::clone(self), incarnation: self.incarnation() }
+    }
+
+    /// To be asked before a connection is opened, which is kept for the incarnation that was known then.
+    pub fn incarnation(&self) -> Incarnation {
+        Incarnation(self.incarnation.load(Ordering::Acquire))
+    }
+
+    /// From `now` on another server may be behind the address. What was learned is not believed any more: health is
+    /// unknown until the next probe, latency and failures in a row begin anew, kept connections are closed, and what
+    /// exchanges and probes that began before still report is not taken in. An ejection ends here only where no
+    /// probes could end it.
+    pub fn forget(&self, now: Instant) {
+        let mut vitals = self.vitals();
+        vitals.tracker = Tracker::new(unprobed(self.address, vitals.is_probed));
+        vitals.last_probe = None;
+        vitals.since = now;
+        if !vitals.is_probed && vitals.ejection.end() {
+            self.is_ejected.store(false, Ordering::Release);
+        }
+        self.failures_in_a_row.store(0, Ordering::Relaxed);
+        self.latency.store(0, Ordering::Relaxed);
+        self.incarnation.store(Incarnation::next().0, Ordering::Release);
+        self.backend.has_changed();
+        drop(vitals);
+        self.forgotten.notify_one();
+    }
+
+    /// The endpoint has left for good: an address that comes again is another endpoint. An ejection ends here, since
+    /// nobody would see its end, and none begins any more, so that others may be put aside.
+    pub fn leave(&self, now: Instant) {
+        let mut vitals = self.vitals();
+        vitals.has_left = true;
+        if vitals.ejection.end() {
+            self.is_ejected.store(false, Ordering::Release);
+        }
+        drop(vitals);
+        self.forget(now);
+    }
+
+    /// Has every exchange end that is open now; whoever carries them has to be woken. What they still report is not
+    /// taken in, and their connections are not used again.
+    pub fn kill(&self) {
+        // Held so that the numbers are stored in their order.
+        let _vitals = self.vitals();
+        let next = Incarnation::next();
+        self.incarnation.store(next.0, Ordering::Release);
+        self.killed_before.store(next.0, Ordering::Release);
+    }
+
+    /// Whether exchanges that were opened with this incarnation have been killed.
+    pub fn is_killed(&self, server: Incarnation) -> bool {
+        server.0 < self.killed_before.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when [`Self::forget`] was called since this last resolved.
+    pub async fn forgotten(&self) {
+        self.forgotten.notified().await;
+    }
+
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// A response's head came after `latency`. Peaks count at once, improvement slowly, so that an endpoint which
+    /// begins to stall is seen with its first slow answer.
+    pub fn observe_latency(&self, latency: Duration) {
+        const SHARE_OF_NEW: f64 = 0.1;
+        let new = latency.as_secs_f64();
+        let old = f64::from_bits(self.latency.load(Ordering::Relaxed));
+        let average = if old == 0.0 || new > old { new } else { old + (new - old) * SHARE_OF_NEW };
+        self.latency.store(average.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Moving average of the time to a response's head; `None` before the first.
+    pub fn latency(&self) -> Option<Duration> {
+        let seconds = f64::from_bits(self.latency.load(Ordering::Relaxed));
+        (seconds > 0.0).then(|| Duration::from_secs_f64(seconds))
+    }
+
+    /// A response's head came.
+    pub fn answered(&self, now: Instant) {
+        self.last_head.store(self.age(now), Ordering::Relaxed);
+    }
+
+    /// Whether any response's head has come after `since`.
+    pub fn has_answered_since(&self, since: Instant) -> bool {
+        self.last_head.load(Ordering::Relaxed) > self.age(since)
+    }
+
+    /// Nanoseconds, enough for 584 years.
+    fn age(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.born).as_nanos() as u64
+    }
+
+    pub fn succeeded(&self) {
+        if self.failures_in_a_row.load(Ordering::Relaxed) != 0 {
+            self.failures_in_a_row.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a failure of real traffic; true when it is the one that should eject the endpoint.
+    pub fn failed(&self, cause: Cause, rules: &EjectionConfig) -> bool {
+        let mut vitals = self.vitals();
+        if vitals.last_failures.len() == MAX_LAST_FAILURES {
+            vitals.last_failures.pop_front();
+        }
+        vitals.last_failures.push_back(cause);
+        drop(vitals);
+        let failures = self.failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
+        rules.consecutive_failures != 0 && failures >= rules.consecutive_failures
+    }
+
+    /// The last failures of real traffic, at most `most`, such as `reset at 10.0.0.1:80 (3 times), status 503 at …`.
+    pub fn last_failures(&self, most: usize) -> String {
+        let vitals = self.vitals();
+        let failures = &vitals.last_failures;
+        let mut rows: Vec<(Cause, usize)> = Vec::new();
+        for &failure in failures.range(failures.len().saturating_sub(most)..) {
+            match rows.last_mut() {
+                Some((last, times)) if *last == failure => *times += 1,
+                _ => rows.push((failure, 1)),
+            }
+        }
+        let place = self.address.map_or(String::new(), |address| format!(" at {address}"));
+        let told = rows.into_iter().map(|(cause, times)| match times {
+            1 => format!("{cause}{place}"),
+            _ => format!("{cause}{place} ({times} times)"),
+        });
+        told.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Puts the endpoint aside, for longer each time. `None` when it is aside already, or has left.
+    pub fn eject(&self, place: Place, rules: &EjectionConfig, now: Instant) -> Option<Duration> {
+        let mut vitals = self.vitals();
+        if vitals.has_left {
+            return None;
+        }
+        let duration = vitals.ejection.start(place, rules, now)?;
+        self.is_ejected.store(true, Ordering::Release);
+        drop(vitals);
+        self.failures_in_a_row.store(0, Ordering::Relaxed);
+        self.backend.has_changed();
+        self.backend.metrics.ejections.inc();
+        Some(duration)
+    }
+
+    /// Ends an ejection whose time is over; true once for each.
+    pub fn expire_ejection(&self, now: Instant) -> bool {
+        let mut vitals = self.vitals();
+        let is_over = vitals.ejection.expire(now);
+        if is_over {
+            self.return_from_ejection();
+            self.backend.has_changed();
+        }
+        is_over
+    }
+
+    /// What was sent before the ejection may still have failed during it, which is no row that goes on now.
+    fn return_from_ejection(&self) {
+        self.failures_in_a_row.store(0, Ordering::Relaxed);
+        self.is_ejected.store(false, Ordering::Release);
+    }
+
+    /// Whether an ejection has begun and its end has not been noticed.
+    pub fn is_ejected(&self) -> bool {
+        self.is_ejected.load(Ordering::Acquire)
+    }
+
+    pub fn ejected_for(&self, now: Instant) -> Option<Duration> {
+        self.vitals().ejection.remaining(now)
+    }
+
+    pub fn health(&self) -> Health {
+        self.vitals().tracker.health()
+    }
+
+    pub fn last_probe(&self) -> Option<ProbeReport> {
+        self.vitals().last_probe.clone()
+    }
+
+    /// Takes in a probe's result, unless the probe began before all was forgotten.
+    pub fn probed(&self, report: ProbeReport, rise: u32, fall: u32) -> Finding {
+        let mut vitals = self.vitals();
+        if report.at < vitals.since {
+            return Finding::default();
+        }
+        let succeeded = report.error.is_none();
+        let finding = Finding {
+            health: vitals.tracker.observe(succeeded, rise, fall),
+            ends_ejection: vitals.ejection.probed(report.at, succeeded, rise),
+        };
+        vitals.last_probe = Some(report);
+        if finding.ends_ejection {
+            self.return_from_ejection();
+        }
+        if finding != Finding::default() {
+            self.backend.has_changed();
+        }
+        finding
+    }
+
+    /// The configuration began or ceased to probe, so health is unknown or taken for good; else nothing changes.
+    pub fn set_probed(&self, probed: bool) {
+        let mut vitals = self.vitals();
+        if vitals.is_probed != probed {
+            vitals.is_probed = probed;
+            // Nobody probes what has no address.
+            if self.address.is_some() {
+                vitals.tracker = Tracker::new(unprobed(self.address, probed));
+                vitals.last_probe = None;
+            }
+            self.backend.has_changed();
+        }
+    }
+
+    /// The name was asked for and is not resolved, so that nothing can be sent here.
+    pub fn is_unresolved(&self) {
+        let mut vitals = self.vitals();
+        if vitals.tracker.health() != Health::Unhealthy {
+            vitals.tracker = Tracker::new(Health::Unhealthy);
+            self.backend.has_changed();
+        }
+    }
+
+    pub fn status(&self, state: AdminState, now: Instant) -> Status {
+        match state {
+            AdminState::Draining => Status::Draining,
+            AdminState::Down => Status::Down,
+            AdminState::Removing => Status::Removing,
+            AdminState::Active => {
+                let vitals = self.vitals();
+                match vitals.tracker.health() {
+                    _ if vitals.ejection.remaining(now).is_some() => Status::Ejected,
+                    Health::Unknown => Status::Unknown,
+                    Health::Healthy => Status::Healthy,
+                    Health::Unhealthy => Status::Unhealthy,
+                }
+            }
+        }
+    }
+
+    fn vitals(&self) -> MutexGuard<'_, Vitals> {
+        self.vitals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is taken for true of an endpoint before its first probe, if there will be one. One without an address waits for
+/// the answer that gives it one.
+fn unprobed(address: Option<SocketAddr>, is_probed: bool) -> Health {
+    if is_probed || address.is_none() { Health::Unknown } else { Health::Healthy }
+}
+
+impl Lease {
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    pub fn backend(&self) -> &Arc<Identity> {
+        &self.endpoint.backend
+    }
+
+    /// Whether an operator has ended this exchange.
+    pub fn is_killed(&self) -> bool {
+        self.endpoint.is_killed(self.incarnation)
+    }
+
+    /// Whether what this exchange learns is true of the server that is behind the endpoint now.
+    pub fn is_current(&self) -> bool {
+        self.incarnation == self.endpoint.incarnation()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::BackendMetrics;
+
+    fn endpoint() -> Arc<Endpoint> {
+        let backend = Identity::new("127.0.0.1:1".parse().expect("valid"), BackendMetrics::unregistered());
+        Arc::new(Endpoint::new(&Arc::new(backend), "127.0.0.1:1".parse().ok(), true))
+    }
+
+    #[test]
+    fn a_lease_counts_until_dropped() {
+        let endpoint = endpoint();
+        let first = endpoint.lease();
+        let second = endpoint.lease();
+        assert_eq!(endpoint.in_flight(), 2);
+        drop(first);
+        assert_eq!(endpoint.in_flight(), 1);
+        drop(second);
+        assert_eq!(endpoint.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_lease_that_is_asked_for_at_a_count_is_given_at_no_other() {
+        let endpoint = endpoint();
+        let first = endpoint.lease_at(0).expect("idle");
+        assert!(endpoint.lease_at(0).is_none());
+        let second = endpoint.lease_at(1).expect("one is in flight");
+        assert_eq!(endpoint.in_flight(), 2);
+        drop((first, second));
+        assert_eq!(endpoint.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_success_ends_the_row_of_failures() {
+        let rules = EjectionConfig {
+            consecutive_failures: 2,
+            base_time: Duration::from_secs(1),
+            max_time: Duration::from_secs(9),
+            max_percent: 50,
+            statuses: Vec::new(),
+        };
+        let endpoint = endpoint();
+        let failed = |cause| endpoint.failed(cause, &rules);
+        assert!(!failed(Cause::Status(500)));
+        endpoint.succeeded();
+        assert!(!failed(Cause::Status(503)));
+        assert!(failed(Cause::Status(503)));
+        assert_eq!(endpoint.last_failures(2), "status 503 at 127.0.0.1:1 (2 times)");
+        assert_eq!(endpoint.last_failures(9), "status 500 at 127.0.0.1:1, status 503 at 127.0.0.1:1 (2 times)");
+    }
+
+    #[test]
+    fn only_what_was_open_is_killed_and_nothing_is_forgotten() {
+        let endpoint = endpoint();
+        let now = Instant::now();
+        endpoint.probed(report(now), 1, 1);
+        let before = endpoint.incarnation();
+        let lease = endpoint.lease();
+        assert!(!endpoint.is_killed(before));
+        endpoint.kill();
+        assert!(endpoint.is_killed(before) && !lease.is_current());
+        assert!(!endpoint.is_killed(endpoint.incarnation()) && endpoint.lease().is_current());
+        endpoint.forget(now);
+        assert!(!endpoint.is_killed(endpoint.incarnation()));
+        endpoint.probed(report(now), 1, 1);
+        assert_eq!(endpoint.health(), Health::Healthy);
+    }
+
+    #[test]
+    fn an_endpoint_is_silent_until_a_head_comes() {
+        let endpoint = endpoint();
+        let sent = Instant::now();
+        assert!(!endpoint.has_answered_since(sent));
+        endpoint.answered(sent + Duration::from_millis(1));
+        assert!(endpoint.has_answered_since(sent));
+        assert!(!endpoint.has_answered_since(sent + Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn latency_rises_at_once_and_falls_slowly() {
+        let endpoint = endpoint();
+        assert_eq!(endpoint.latency(), None);
+        endpoint.observe_latency(Duration::from_millis(10));
+        endpoint.observe_latency(Duration::from_millis(100));
+        assert_eq!(endpoint.latency(), Some(Duration::from_millis(100)));
+        endpoint.observe_latency(Duration::from_millis(10));
+        assert_eq!(endpoint.latency(), Some(Duration::from_millis(91)));
+    }
+
+    fn report(at: Instant) -> ProbeReport {
+        ProbeReport { at, duration: Duration::ZERO, error: None }
+    }
+
+    #[test]
+    fn nothing_that_began_before_is_believed_once_another_server_may_be_there() {
+        let endpoint = endpoint();
+        let start = Instant::now();
+        endpoint.probed(report(start), 1, 1);
+        endpoint.observe_latency(Duration::from_millis(10));
+        let lease = endpoint.lease();
+        assert!(lease.is_current());
+        let incarnation = endpoint.incarnation();
+        endpoint.forget(start + Duration::from_secs(2));
+        assert_eq!((endpoint.health(), endpoint.latency()), (Health::Unknown, None));
+        assert!(endpoint.last_probe().is_none());
+        assert_ne!(endpoint.incarnation(), incarnation);
+        assert!(!lease.is_current() && endpoint.lease().is_current());
+        assert_eq!(endpoint.probed(report(start + Duration::from_secs(1)), 1, 1), Finding::default());
+        assert_eq!(endpoint.health(), Health::Unknown);
+        endpoint.probed(report(start + Duration::from_secs(3)), 1, 1);
+        assert_eq!(endpoint.health(), Health::Healthy);
+    }
+}

@@ -146,18 +146,18 @@ impl Backend {
         addresses.dedup();
         let mut vitals = self.vitals();
         let before = vitals.endpoints.clone();
-        let known = |address| before.as_slice().iter().find(|endpoint| endpoint.address() == Some(address));
+        let known = |address| before.as_slice().iter().find(|endpoint| endpoint.ip() == Some(address));
         let joined: Vec<_> = addresses.iter().copied().filter(|&address| known(address).is_none()).collect();
         let (stay, leave): (Vec<_>, Vec<_>) = before
             .as_slice()
             .iter()
-            .partition(|endpoint| endpoint.address().is_some_and(|address| addresses.contains(&address)));
+            .partition(|endpoint| endpoint.ip().is_some_and(|address| addresses.contains(&address)));
         if addresses.is_empty() || vitals.has_left || (joined.is_empty() && leave.is_empty()) {
             return Moved::default();
         }
         let new = |&address: &SocketAddr| match known(address) {
             Some(endpoint) => Arc::clone(endpoint),
-            None => Arc::new(Endpoint::new(&self.identity, Some(address), vitals.is_probed)),
+            None => Arc::new(Endpoint::new(&self.identity, Some(address.into()), vitals.is_probed)),
         };
         debug_assert_eq!(stay.len() + joined.len(), addresses.len());
         let endpoints = addresses.iter().map(new).collect();
@@ -167,7 +167,7 @@ impl Backend {
         drop(vitals);
         leave.iter().for_each(|endpoint| endpoint.leave(now));
         self.has_changed();
-        Moved { joined, left: leave.iter().filter_map(|endpoint| endpoint.address()).collect() }
+        Moved { joined, left: leave.iter().filter_map(|endpoint| endpoint.ip()).collect() }
     }
 
     /// Its name was asked for and has no address. Endpoints that it has had stay.
@@ -432,7 +432,7 @@ mod tests {
         backend.resolved(&[second, first, second], now);
         let endpoints = backend.endpoints();
         let [one, two] = endpoints.as_slice() else { panic!("two addresses") };
-        assert_eq!((one.address(), two.address()), (Some(first), Some(second)), "in the order of their addresses");
+        assert_eq!((one.ip(), two.ip()), (Some(first), Some(second)), "in the order of their addresses");
         probe(one);
         probe(two);
         let (held, kept) = (one.lease(), two.lease());
@@ -455,8 +455,8 @@ mod tests {
         let endpoints = backend.endpoints();
         let [one, two, three] = endpoints.as_slice() else { panic!("three addresses") };
         let lease = || endpoints.lease(|_| false).expect("three are open");
-        let idle: Vec<_> = (0..3).map(|_| lease().endpoint().address()).collect();
-        assert_eq!(idle, [one.address(), two.address(), three.address()]);
+        let idle: Vec<_> = (0..3).map(|_| lease().endpoint().ip()).collect();
+        assert_eq!(idle, [one.ip(), two.ip(), three.ip()]);
         let _leases = [one.lease(), three.lease()];
         assert!((0..3).all(|_| Arc::ptr_eq(lease().endpoint(), two)));
         let other = endpoints.lease(|endpoint| Arc::ptr_eq(endpoint, two)).expect("two are left");

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use crate::config::backend::SocketAddress;
+
 /// How an attempt on a backend failed, or why its client ended it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
@@ -102,6 +104,11 @@ pub struct Replay {
     /// Nothing of the body was taken from the client yet, or all that was is kept.
     pub has_body: bool,
 }
+
+const NO_UNIX_SOCKET: &str = "there is no such file: start its server, or correct the path";
+const CLOSED_UNIX_SOCKET: &str =
+    "permission denied: this user needs the right to write to the socket, and to search the folders on the way to it";
+const DEAD_UNIX_SOCKET: &str = "nobody listens on the socket: its server has ended and left the file behind";
 
 impl Failure {
     pub const ALL: [Self; 29] = [
@@ -242,12 +249,30 @@ pub enum Cause {
 }
 
 impl Failed {
-    /// Why a connection was not made.
-    pub fn of_connecting(error: &io::Error) -> Self {
-        let detail = Errno::from_io_error(error).map(Detail::Errno);
-        Self { failure: Failure::of_connecting(error), detail }
+    /// Why no connection to `address` was made.
+    pub fn of_connecting(address: &SocketAddress, error: &io::Error) -> Self {
+        let errno = Errno::from_io_error(error);
+        let reason = match (address, errno) {
+            (SocketAddress::Unix(_), Some(Errno::NOENT)) => Some(NO_UNIX_SOCKET),
+            (SocketAddress::Unix(_), Some(Errno::ACCESS)) => Some(CLOSED_UNIX_SOCKET),
+            (SocketAddress::Unix(_), Some(Errno::CONNREFUSED)) => Some(DEAD_UNIX_SOCKET),
+            _ => None,
+        };
+        Self { failure: Failure::of_connecting(error), detail: reason.map(Detail::Reason).or(errno.map(Detail::Errno)) }
     }
 }
+
+/// The failure's word, and what is known beyond it.
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.detail {
+            None => f.write_str(self.failure.word()),
+            Some(detail) => write!(f, "{} ({detail})", self.failure.word()),
+        }
+    }
+}
+
+impl std::error::Error for Failed {}
 
 impl From<Failure> for Failed {
     fn from(failure: Failure) -> Self {
@@ -269,8 +294,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status(status) => write!(f, "status {status}"),
-            Self::Attempt(Failed { failure, detail: None }) => f.write_str(failure.word()),
-            Self::Attempt(Failed { failure, detail: Some(detail) }) => write!(f, "{} ({detail})", failure.word()),
+            Self::Attempt(failed) => failed.fmt(f),
         }
     }
 }
@@ -355,6 +379,19 @@ mod tests {
             (Errno::NETUNREACH, Failure::ConnectUnreachable),
         ] {
             assert_eq!(Failure::of_connecting(&io::Error::from_raw_os_error(errno.raw_os_error())), failure);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_unix_socket_is_told_with_what_to_do() {
+        let address = SocketAddress::Unix(std::path::Path::new("/run/app.sock").into());
+        for (errno, failure, reason) in [
+            (Errno::NOENT, Failure::ConnectUnreachable, NO_UNIX_SOCKET),
+            (Errno::ACCESS, Failure::ConnectUnreachable, CLOSED_UNIX_SOCKET),
+            (Errno::CONNREFUSED, Failure::ConnectRefused, DEAD_UNIX_SOCKET),
+        ] {
+            let failed = Failed::of_connecting(&address, &io::Error::from_raw_os_error(errno.raw_os_error()));
+            assert_eq!(failed, Failed { failure, detail: Some(Detail::Reason(reason)) });
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Probes: one task for each endpoint asks it at intervals how it is, by `pingora-load-balancing`'s HTTP and TCP
-//! checks. The tasks follow the snapshot; what they find goes to the backend, and the pool lists its candidates anew.
+//! checks, over connections that are made as those of traffic are. The tasks follow the snapshot; what they find goes to
+//! the backend, and the pool lists its candidates anew.
 
 mod pingora_error;
+mod way;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pingora::connectors::l4::Connect;
 use pingora::http::RequestHeader;
 use pingora::prelude::{Error, ErrorType};
 use pingora_load_balancing::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
@@ -17,11 +20,12 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::backend::{Backend, Endpoint, Finding, ProbeReport};
-use crate::config::backend::{AdminState, BackendAddress};
+use crate::config::backend::{AdminState, BackendAddress, SocketAddress};
 use crate::config::{PoolName, ProbeConfig, ProbeKind};
 use crate::control::Control;
-use crate::failure::{Failure, Fault};
+use crate::failure::{Detail, Failed, Failure, Fault};
 use crate::health::tracker::Health;
+use way::Way;
 
 /// How often host names are resolved, and pools look whether their candidates have changed.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -55,7 +59,7 @@ async fn follow_snapshots(control: &Arc<Control>, moved: &Notify) {
     }
 }
 
-type Key = (PoolName, BackendAddress, SocketAddr);
+type Key = (PoolName, BackendAddress, SocketAddress);
 type Wanted = HashMap<Key, (Arc<Endpoint>, ProbeConfig)>;
 
 fn wanted(control: &Control) -> Wanted {
@@ -67,7 +71,7 @@ fn wanted(control: &Control) -> Wanted {
         for (member, _) in plan.backends().filter(|(_, state)| *state != AdminState::Down) {
             for endpoint in member.backend.endpoints().as_slice() {
                 let Some(address) = endpoint.address() else { continue };
-                let key = (pool.name.clone(), member.backend.address.clone(), address);
+                let key = (pool.name.clone(), member.backend.address.clone(), address.clone());
                 wanted.insert(key, (Arc::clone(endpoint), config.clone()));
             }
         }
@@ -102,19 +106,20 @@ impl Drop for Task {
 async fn probe_forever(control: Arc<Control>, pool: PoolName, endpoint: Arc<Endpoint>, config: ProbeConfig) {
     let backend = &endpoint.backend;
     let address = endpoint.address().map(tracing::field::display);
-    let check = health_check(&backend.address, &config);
+    let check = health_check(&endpoint, &config);
     // The first probe is at hand; a call for one that came before would only repeat it.
     let _ = tokio::time::timeout(Duration::ZERO, endpoint.forgotten()).await;
     // Probes that failed by our own fault since the last one that did not: told once, and counted.
     let mut not_made = 0_u64;
     loop {
         let at = Instant::now();
-        let error = probe(&endpoint, check.as_ref(), config.timeout).await.err();
+        let error = probe(check.as_ref(), config.timeout).await.err();
         let counter = if error.is_none() { &backend.metrics.probes_succeeded } else { &backend.metrics.probes_failed };
         counter.inc();
         if let Some(error) = error.filter(|error| error.is_ours()) {
             if not_made == 0 {
-                tracing::warn!(%pool, backend = %backend.address, address, %error, "a backend could not be probed");
+                let detail = error.detail().map(tracing::field::display);
+                tracing::warn!(%pool, backend = %backend.address, address, %error, detail, "a backend could not be probed");
             }
             not_made += 1;
             pause(&endpoint, &config, at).await;
@@ -148,8 +153,9 @@ async fn probe_forever(control: Arc<Control>, pool: PoolName, endpoint: Arc<Endp
 fn log_change(pool: &PoolName, endpoint: &Endpoint, health: Health, error: Option<&ProbeError>) {
     let address = endpoint.address().map(tracing::field::display);
     let (backend, reason, health) = (&endpoint.backend.address, error.map(tracing::field::display), health.as_str());
+    let detail = error.and_then(|error| error.detail()).map(tracing::field::display);
     match error {
-        Some(_) => tracing::warn!(%pool, %backend, address, health, reason, "backend health changed"),
+        Some(_) => tracing::warn!(%pool, %backend, address, health, reason, detail, "backend health changed"),
         None => tracing::info!(%pool, %backend, address, health, "backend health changed"),
     }
 }
@@ -165,41 +171,40 @@ async fn pause(endpoint: &Endpoint, config: &ProbeConfig, at: Instant) {
 /// Why a probe failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ProbeError {
-    Failed(Failure),
+    Failed(Failed),
     /// The backend answered with a status code that is not expected.
     Status(u16),
 }
 
-async fn probe(
-    endpoint: &Endpoint,
-    check: &(dyn HealthCheck + Send + Sync),
-    timeout: Duration,
-) -> Result<(), ProbeError> {
-    let unresolved = ProbeError::Failed(Failure::Unresolved);
-    let probing = async {
-        let address = endpoint.address().ok_or(unresolved)?;
-        let target = pingora_load_balancing::Backend::new(&address.to_string()).map_err(|_| unresolved)?;
-        check.check(&target).await.map_err(|e| probe_error(&e))
-    };
-    let late = |_| Err(ProbeError::Failed(Failure::ResponseTimeout));
-    tokio::time::timeout(timeout, probing).await.unwrap_or_else(late)
+async fn probe(check: &(dyn HealthCheck + Send + Sync), timeout: Duration) -> Result<(), ProbeError> {
+    let target = way::target();
+    match tokio::time::timeout(timeout, check.check(&target)).await {
+        Ok(checked) => checked.map_err(|e| probe_error(&e)),
+        Err(_) => Err(ProbeError::Failed(Failure::ResponseTimeout.into())),
+    }
 }
 
-fn health_check(address: &BackendAddress, config: &ProbeConfig) -> Box<dyn HealthCheck + Send + Sync> {
+fn health_check(endpoint: &Arc<Endpoint>, config: &ProbeConfig) -> Box<dyn HealthCheck + Send + Sync> {
+    let way: Arc<dyn Connect + Send + Sync> = Arc::new(Way { endpoint: Arc::clone(endpoint) });
     match &config.kind {
         ProbeKind::Tcp => {
             let mut check = TcpHealthCheck::new();
             check.peer_template.options.connection_timeout = Some(config.timeout);
+            check.peer_template.options.custom_l4 = Some(way);
             check
         }
         ProbeKind::Http { path, host, status } => {
-            let host = host.as_deref().unwrap_or(address.as_str());
+            let address = &endpoint.backend.address;
+            // What stands for the host of a Unix socket in nginx's requests too.
+            let default = if address.unix_path().is_some() { "localhost" } else { address.as_str() };
+            let host = host.as_deref().unwrap_or(default);
             let mut check = HttpHealthCheck::new(host, false);
             if let Ok(request) = request(path, host) {
                 check.req = request;
             }
             check.peer_template.options.connection_timeout = Some(config.timeout);
             check.peer_template.options.read_timeout = Some(config.timeout);
+            check.peer_template.options.custom_l4 = Some(way);
             let status = status.clone();
             check.validator = Some(Box::new(move |response| match response.status.as_u16() {
                 code if status.contains(code) => Ok(()),
@@ -222,22 +227,31 @@ fn request(path: &str, host: &str) -> pingora::Result<RequestHeader> {
 fn probe_error(error: &Error) -> ProbeError {
     match error.etype() {
         ErrorType::CustomCode(_, code) => ProbeError::Status(*code),
-        _ => ProbeError::Failed(pingora_error::failure(error)),
+        _ => ProbeError::Failed(pingora_error::failed(error)),
     }
 }
 
 impl ProbeError {
+    /// What is known beyond the word.
+    fn detail(self) -> Option<Detail> {
+        match self {
+            Self::Failed(failed) => failed.detail,
+            Self::Status(_) => None,
+        }
+    }
+
     /// Whether the balancer itself is the cause, so that nothing was learned of the backend.
     fn is_ours(self) -> bool {
-        matches!(self, Self::Failed(failure) if failure.verdict().fault == Fault::Balancer)
+        matches!(self, Self::Failed(failed) if failed.failure.verdict().fault == Fault::Balancer)
     }
 }
 
+/// The word of the table of failures, or the status.
 impl fmt::Display for ProbeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status(code) => write!(f, "status {code}"),
-            Self::Failed(failure) => f.write_str(failure.word()),
+            Self::Failed(failed) => f.write_str(failed.failure.word()),
         }
     }
 }
@@ -269,10 +283,10 @@ async fn resolve_names(control: &Arc<Control>, moved: &Notify) {
 
 /// Resolves a backend's host name; what it resolved to before stays while it does not.
 async fn resolve(backend: &Backend) -> Result<(), String> {
-    let (host, port) = backend.address.host_and_port();
+    let Some((host, port)) = backend.address.host_and_port() else { return Ok(()) };
     let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.map_err(|e| e.to_string())?.collect();
     let before = backend.endpoints();
-    let before = before.as_slice().first().and_then(|endpoint| endpoint.address());
+    let before = before.as_slice().first().and_then(|endpoint| endpoint.ip());
     let address = before.filter(|address| found.contains(address)).or(found.first().copied());
     let address = address.ok_or_else(|| format!("{host} has no address"))?;
     let moved = backend.resolved(&[address], Instant::now());

@@ -620,10 +620,10 @@ fn finish(world: &World, end: End) {
         for (backend, failures, ejections) in &book.backends {
             let failures = backend.metrics.failures() - failures;
             let ejections = backend.metrics.ejections.get() - ejections;
-            let number = backend.address.socket_address().map_or(0, |address| match address.ip() {
-                IpAddr::V4(ip) => usize::from(ip.octets()[3]),
-                IpAddr::V6(_) => 0,
-            });
+            let number = match backend.address.socket_address().and_then(|address| address.ip()).map(|ip| ip.ip()) {
+                Some(IpAddr::V4(ip)) => usize::from(ip.octets()[3]),
+                _ => 0,
+            };
             let faults = book.faults.get(number).copied().unwrap_or_default();
             if failures > faults || (ejections > 0 && faults == 0) {
                 return Some(format!("backend {number} has {faults} faults, but counted are {failures}"));

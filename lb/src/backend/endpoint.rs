@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use super::{Identity, Status};
 use crate::clock;
 use crate::config::EjectionConfig;
-use crate::config::backend::AdminState;
+use crate::config::backend::{AdminState, SocketAddress};
 use crate::failure::Cause;
 use crate::health::ejection::{Ejection, Place};
 use crate::health::tracker::{Health, Tracker};
@@ -24,7 +24,7 @@ pub struct Endpoint {
     /// What it is an endpoint of.
     pub backend: Arc<Identity>,
     /// Where to connect; `None`: the backend's name has not been resolved.
-    address: Option<SocketAddr>,
+    address: Option<SocketAddress>,
     in_flight: AtomicU32,
     /// As the ejection in `vitals`, for picks, which take no lock.
     is_ejected: AtomicBool,
@@ -100,8 +100,9 @@ impl Incarnation {
 
 impl Endpoint {
     /// An endpoint nothing is known about. Without probes it counts as healthy, if it has an address.
-    pub fn new(backend: &Arc<Identity>, address: Option<SocketAddr>, is_probed: bool) -> Self {
+    pub fn new(backend: &Arc<Identity>, address: Option<SocketAddress>, is_probed: bool) -> Self {
         let now = clock::now();
+        let tracker = Tracker::new(unprobed(address.as_ref(), is_probed));
         Self {
             backend: Arc::clone(backend),
             address,
@@ -118,7 +119,7 @@ impl Endpoint {
                 is_probed,
                 has_left: false,
                 since: now,
-                tracker: Tracker::new(unprobed(address, is_probed)),
+                tracker,
                 ejection: Ejection::default(),
                 last_probe: None,
                 last_failures: VecDeque::new(),
@@ -127,8 +128,13 @@ impl Endpoint {
     }
 
     /// Where to connect; `None`: the backend's name has not been resolved.
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.address
+    pub fn address(&self) -> Option<&SocketAddress> {
+        self.address.as_ref()
+    }
+
+    /// Where to connect by IP.
+    pub fn ip(&self) -> Option<SocketAddr> {
+        self.address().and_then(SocketAddress::ip)
     }
 
     pub fn lease(self: &Arc<Self>) -> Lease {
@@ -158,7 +164,7 @@ impl Endpoint {
     /// probes could end it.
     pub fn forget(&self, now: Instant) {
         let mut vitals = self.vitals();
-        vitals.tracker = Tracker::new(unprobed(self.address, vitals.is_probed));
+        vitals.tracker = Tracker::new(unprobed(self.address(), vitals.is_probed));
         vitals.last_probe = None;
         vitals.since = now;
         if !vitals.is_probed && vitals.ejection.end() {
@@ -268,7 +274,7 @@ impl Endpoint {
                 _ => rows.push((failure, 1)),
             }
         }
-        let place = self.address.map_or(String::new(), |address| format!(" at {address}"));
+        let place = self.address().map_or(String::new(), |address| format!(" at {address}"));
         let told = rows.into_iter().map(|(cause, times)| match times {
             1 => format!("{cause}{place}"),
             _ => format!("{cause}{place} ({times} times)"),
@@ -353,7 +359,7 @@ impl Endpoint {
             vitals.is_probed = probed;
             // Nobody probes what has no address.
             if self.address.is_some() {
-                vitals.tracker = Tracker::new(unprobed(self.address, probed));
+                vitals.tracker = Tracker::new(unprobed(self.address(), probed));
                 vitals.last_probe = None;
             }
             self.backend.has_changed();
@@ -393,7 +399,7 @@ impl Endpoint {
 
 /// What is taken for true of an endpoint before its first probe, if there will be one. One without an address waits for
 /// the answer that gives it one.
-fn unprobed(address: Option<SocketAddr>, is_probed: bool) -> Health {
+fn unprobed(address: Option<&SocketAddress>, is_probed: bool) -> Health {
     if is_probed || address.is_none() { Health::Unknown } else { Health::Healthy }
 }
 
@@ -430,7 +436,7 @@ mod tests {
 
     fn endpoint() -> Arc<Endpoint> {
         let backend = Identity::new("127.0.0.1:1".parse().expect("valid"), BackendMetrics::unregistered());
-        Arc::new(Endpoint::new(&Arc::new(backend), "127.0.0.1:1".parse().ok(), true))
+        Arc::new(Endpoint::new(&Arc::new(backend), "127.0.0.1:1".parse().ok().map(SocketAddress::Ip), true))
     }
 
     #[test]

@@ -98,9 +98,14 @@ fn hash_of(client: IpAddr) -> u32 {
     crc.0.finalize()
 }
 
-/// A backend's points: crc32 of host, NUL, port and the point before (four zero bytes for the first).
+/// A backend's points: crc32 of host, NUL, port and the point before (four zero bytes for the first). A Unix socket's path
+/// stands for the host, and it has no port.
 fn hashes(address: &BackendAddress) -> impl Iterator<Item = u32> {
-    let (host, port) = address.as_str().rsplit_once(':').unwrap_or((address.as_str(), ""));
+    let text = address.as_str();
+    let (host, port) = match address.unix_path() {
+        Some(_) => (text.strip_prefix("unix:").unwrap_or(text), ""),
+        None => text.rsplit_once(':').unwrap_or((text, "")),
+    };
     let mut base = crc32fast::Hasher::new();
     base.update(host.as_bytes());
     base.update(&[0]);

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::fs::{self, Metadata};
 use std::io::{self, Write};
 use std::net::ToSocketAddrs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::mpsc::channel;
@@ -34,6 +34,7 @@ pub fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Re
     };
     found.warnings.extend(unresolved(&found));
     found.warnings.extend(missing_folders(&found));
+    found.warnings.extend(missing_sockets(&found));
     if let Some(user) = user {
         found.warnings.extend(closed_files(&found, &user).into_iter().map(whole_file(true)));
     }
@@ -78,8 +79,8 @@ fn unresolved(checked: &Checked) -> Vec<Warning> {
     let names = advice::names_to_resolve(&checked.config);
     let (sender, answers) = channel();
     for (index, (address, _)) in names.iter().enumerate() {
-        let (sender, (host, port)) = (sender.clone(), address.host_and_port());
-        let host = host.to_owned();
+        let Some((host, port)) = address.host_and_port() else { continue };
+        let (sender, host) = (sender.clone(), host.to_owned());
         // Nobody waits for one that takes too long.
         thread::spawn(move || sender.send((index, (host.as_str(), port).to_socket_addrs().map(drop))));
     }
@@ -134,6 +135,35 @@ fn missing_folders(checked: &Checked) -> Vec<Warning> {
         known.into_iter().map(move |file| (Some(file), "site.access_log", Subject::Site { site }, true))
     });
     written.into_iter().chain(sites).filter_map(warning).collect()
+}
+
+/// Backends that are Unix sockets, with their paths.
+fn unix_sockets(config: &Config) -> impl Iterator<Item = (Subject, &Path)> {
+    config.pools.iter().enumerate().flat_map(|(pool, settings)| {
+        let backends = settings.backends.iter().enumerate();
+        backends.filter_map(move |(backend, wanted)| {
+            Some((Subject::Backend { pool, backend }, wanted.address.unix_path()?))
+        })
+    })
+}
+
+/// Unix sockets that are not there, and files of other kinds in their places.
+fn missing_sockets(checked: &Checked) -> Vec<Warning> {
+    let warning = |(subject, path): (Subject, &Path)| {
+        let path_shown = path.display();
+        let (is_error, message) = match fs::metadata(path) {
+            Ok(file) if file.file_type().is_socket() => return None,
+            Ok(_) => (true, format!("backend unix:{path_shown} is a file, but no socket: write the path of a socket")),
+            Err(e) => (
+                false,
+                format!(
+                    "the socket of backend unix:{path_shown} is not there now: {e}; start its server, or correct the path"
+                ),
+            ),
+        };
+        Some(Warning { problem: checked.problem(subject, message), is_error })
+    };
+    unix_sockets(&checked.config).filter_map(warning).collect()
 }
 
 /// What a start with this configuration would take up from the state file.
@@ -209,6 +239,15 @@ fn closed_files(checked: &Checked, user: &User) -> Vec<String> {
     for path in to_read {
         if !user.reaches(&path, READ).unwrap_or(false) {
             told.push(format!("user {} cannot read {}: give it the right to", user.name, path.display()));
+        }
+    }
+    for (_, path) in unix_sockets(config).filter(|(_, path)| path.exists()) {
+        if !user.reaches(path, WRITE).unwrap_or(false) {
+            told.push(format!(
+                "user {} cannot connect to backend unix:{}: give it the right to write to the socket",
+                user.name,
+                path.display()
+            ));
         }
     }
     // A new state file is moved over the old one. Of a folder that does not exist is told in any case.

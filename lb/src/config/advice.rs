@@ -172,12 +172,12 @@ pub fn own_address(config: &Config, address: &BackendAddress) -> Option<(bool, S
     })
 }
 
-/// Where a backend listens that is written as an address, or as `localhost`.
+/// Where a backend listens that is written as an IP address, or as `localhost`.
 fn socket_address(address: &BackendAddress) -> Option<SocketAddr> {
-    let (host, port) = address.host_and_port();
+    let (host, port) = address.host_and_port()?;
     match host.trim_end_matches('.').eq_ignore_ascii_case("localhost") {
         true => Some(SocketAddr::new([127, 0, 0, 1].into(), port)),
-        false => address.socket_address(),
+        false => address.socket_address()?.ip(),
     }
 }
 

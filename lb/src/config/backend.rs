@@ -2,15 +2,30 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a backend listens: an IP address or a host name, and a port. Written back exactly as it was configured,
-/// because consistent hashing works on this text.
+/// Where a backend listens: an IP address or a host name, and a port; or the path of a Unix socket behind `unix:`. Written
+/// back exactly as it was configured, because consistent hashing works on this text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct BackendAddress(String);
+
+/// What can be connected to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SocketAddress {
+    Ip(SocketAddr),
+    /// The absolute path of a Unix socket, of at most [`MAX_UNIX_PATH_BYTES`].
+    Unix(Arc<Path>),
+}
+
+/// What stands before the path of a Unix socket.
+const UNIX: &str = "unix:";
+/// The longest path that the system's address of a socket has room for, with the zero that ends it (unix(7)).
+pub const MAX_UNIX_PATH_BYTES: usize = 107;
 
 /// Share of traffic relative to the other backends of the pool: 1 to 1000. Zero is not a weight: use *down*.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -37,25 +52,36 @@ impl BackendAddress {
     }
 
     /// The socket address when no name has to be resolved.
-    pub fn socket_address(&self) -> Option<SocketAddr> {
-        self.0.parse().ok()
+    pub fn socket_address(&self) -> Option<SocketAddress> {
+        match self.unix_path() {
+            Some(path) => Some(SocketAddress::Unix(path.into())),
+            None => self.0.parse().ok().map(SocketAddress::Ip),
+        }
+    }
+
+    /// The path, if it is that of a Unix socket.
+    pub fn unix_path(&self) -> Option<&Path> {
+        self.0.strip_prefix(UNIX).map(Path::new)
     }
 
     /// One spelling for all that mean the same: names in lower case and without a dot at the end, addresses as
     /// RFC 5952 writes them, no zeros before the port.
     pub fn canonical(&self) -> String {
-        let (host, port) = self.host_and_port();
+        let Some((host, port)) = self.host_and_port() else { return self.0.clone() };
         match host.parse::<IpAddr>() {
             Ok(ip) => SocketAddr::new(ip.to_canonical(), port).to_string(),
             Err(_) => format!("{}:{port}", host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()),
         }
     }
 
-    /// Host (without brackets) and port.
-    pub fn host_and_port(&self) -> (&str, u16) {
+    /// Host (without brackets) and port; `None` for a Unix socket.
+    pub fn host_and_port(&self) -> Option<(&str, u16)> {
+        if self.unix_path().is_some() {
+            return None;
+        }
         let (host, port) = self.0.rsplit_once(':').expect("the constructor demands a port");
         let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-        (host, port.parse().expect("the constructor demands a number"))
+        Some((host, port.parse().expect("the constructor demands a number")))
     }
 }
 
@@ -63,8 +89,14 @@ impl FromStr for BackendAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("\"{text}\" is not HOST:PORT, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\"");
+        if let Some(path) = text.strip_prefix(UNIX) {
+            return unix_path(text, path).map(|()| Self(text.to_owned()));
+        }
+        let wrong = || {
+            format!(
+                "\"{text}\" is not HOST:PORT, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\", nor \"unix:/run/app.sock\""
+            )
+        };
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
         let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
         if !digits || port.parse::<u16>().map_or(true, |p| p == 0) {
@@ -84,6 +116,48 @@ impl FromStr for BackendAddress {
             && host.strip_suffix('.').unwrap_or(host).split('.').all(label)
             && !host.bytes().all(|b| b.is_ascii_digit() || b == b'.');
         if is_address || is_name { Ok(Self(text.to_owned())) } else { Err(wrong()) }
+    }
+}
+
+/// What is wrong with the path of a Unix socket in `text`.
+fn unix_path(text: &str, path: &str) -> Result<(), String> {
+    if !path.starts_with('/') {
+        return Err(format!("\"{text}\": the path of a Unix socket begins with \"/\", as in \"unix:/run/app.sock\""));
+    }
+    if path.ends_with('/') || path.chars().any(char::is_control) {
+        return Err(format!("\"{}\" is no path of a Unix socket: write its file", text.escape_debug()));
+    }
+    match path.len() {
+        0..=MAX_UNIX_PATH_BYTES => Ok(()),
+        length => Err(format!(
+            "\"{text}\": the path has {length} bytes, and a Unix socket's has {MAX_UNIX_PATH_BYTES} at most: move the socket, or write a link that leads there"
+        )),
+    }
+}
+
+impl SocketAddress {
+    /// `None` for a Unix socket.
+    pub fn ip(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Ip(address) => Some(*address),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for SocketAddress {
+    fn from(address: SocketAddr) -> Self {
+        Self::Ip(address)
+    }
+}
+
+/// As a backend's address is written.
+impl fmt::Display for SocketAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "{UNIX}{}", path.display()),
+        }
     }
 }
 
@@ -178,7 +252,15 @@ mod tests {
 
     #[test]
     fn addresses_are_checked_and_kept_as_written() {
-        for text in ["127.0.0.1:80", "[::1]:8080", "web1:8888", "a_b.example.com:1", "localhost:65535", "x.:80"] {
+        for text in [
+            "127.0.0.1:80",
+            "[::1]:8080",
+            "web1:8888",
+            "a_b.example.com:1",
+            "localhost:65535",
+            "x.:80",
+            "unix:/run/app.sock",
+        ] {
             assert_eq!(text.parse::<BackendAddress>().map(String::from).as_deref(), Ok(text));
         }
         for text in [
@@ -199,6 +281,11 @@ mod tests {
             "[::1]",
             "[x]:80",
             "user@host:80",
+            "unix:",
+            "unix:app.sock",
+            "unix:/run/",
+            "unix:/run/\0app.sock",
+            "unix:@app",
         ] {
             assert!(text.parse::<BackendAddress>().is_err(), "{text:?}");
         }
@@ -221,7 +308,20 @@ mod tests {
     #[test]
     fn host_and_port_lose_the_brackets() {
         let address: BackendAddress = "[::1]:8080".parse().expect("valid");
-        assert_eq!(address.host_and_port(), ("::1", 8080));
+        assert_eq!(address.host_and_port(), Some(("::1", 8080)));
+    }
+
+    #[test]
+    fn the_path_of_a_unix_socket_is_as_long_as_the_system_takes() {
+        let of = |length: usize| format!("unix:/{}", "s".repeat(length - 1));
+        let address: BackendAddress = of(MAX_UNIX_PATH_BYTES).parse().expect("valid");
+        let Some(SocketAddress::Unix(path)) = address.socket_address() else { panic!("{address} is no Unix socket") };
+        assert!(std::os::unix::net::SocketAddr::from_pathname(&path).is_ok());
+        assert_eq!((address.canonical(), address.host_and_port()), (address.as_str().to_owned(), None));
+        let problem = of(MAX_UNIX_PATH_BYTES + 1).parse::<BackendAddress>().expect_err("too long");
+        assert!(problem.contains("has 108 bytes"), "{problem}");
+        let path = Path::new(&of(MAX_UNIX_PATH_BYTES + 1)["unix:".len()..]).to_owned();
+        assert!(std::os::unix::net::SocketAddr::from_pathname(path).is_err());
     }
 
     #[test]

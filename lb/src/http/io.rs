@@ -1,39 +1,65 @@
-//! What is at one side of an exchange: the socket, plain or TLS. Simulations put a pipe in its place.
+//! What is at one side of an exchange: the socket, of TCP or of this machine alone, plain or TLS. Simulations put a pipe
+//! in its place.
 
 #[cfg(test)]
 pub mod pipe;
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use pingora::protocols::UniqueID;
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::tls::TlsStream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::clock;
+use crate::config::backend::SocketAddress;
+
+/// How long to wait for a place in the queue of a Unix socket.
+const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(2);
 
 pub enum Io {
     Tcp(TcpStream),
+    Unix(UnixStream),
     Tls(Box<TlsStream<L4Stream>>),
     /// In memory, for simulations.
     #[cfg(test)]
     Pipe(pipe::Pipe),
 }
 
+/// A socket whose bytes are those of the exchange.
+#[derive(Clone, Copy)]
+pub enum Plain<'a> {
+    Tcp(&'a TcpStream),
+    Unix(&'a UnixStream),
+}
+
 impl Io {
     /// Opens a connection to `address`.
-    pub async fn connect(address: SocketAddr) -> io::Result<Self> {
+    pub async fn connect(address: &SocketAddress) -> io::Result<Self> {
         #[cfg(test)]
-        if let Some(connecting) = pipe::connect(address) {
+        if let Some(connecting) = address.ip().and_then(pipe::connect) {
             return Ok(Self::Pipe(connecting.await?));
         }
-        let stream = TcpStream::connect(address).await?;
-        // Fails only on a socket that is gone already.
-        let _ = stream.set_nodelay(true);
-        Ok(Self::Tcp(stream))
+        match address {
+            SocketAddress::Ip(address) => {
+                let stream = TcpStream::connect(address).await?;
+                // Fails only on a socket that is gone already.
+                let _ = stream.set_nodelay(true);
+                Ok(Self::Tcp(stream))
+            }
+            SocketAddress::Unix(path) => loop {
+                match UnixStream::connect(path).await {
+                    // The server's queue is full. Over TCP the system waits until it has room.
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => clock::sleep(FULL_QUEUE_PAUSE).await,
+                    connected => return connected.map(Self::Unix),
+                }
+            },
+        }
     }
 
     pub fn is_tls(&self) -> bool {
@@ -41,9 +67,10 @@ impl Io {
     }
 
     /// The socket, where bytes can pass from it and to it without being looked at.
-    pub fn tcp(&self) -> Option<&TcpStream> {
+    pub fn plain(&self) -> Option<Plain<'_>> {
         match self {
-            Self::Tcp(tcp) => Some(tcp),
+            Self::Tcp(tcp) => Some(Plain::Tcp(tcp)),
+            Self::Unix(unix) => Some(Plain::Unix(unix)),
             _ => None,
         }
     }
@@ -52,6 +79,7 @@ impl Io {
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Tcp(tcp) => Some(tcp.as_fd()),
+            Self::Unix(unix) => Some(unix.as_fd()),
             // SAFETY: the number is that of the socket that the stream owns. It is open for as long as the stream lives,
             // which is borrowed for as long as what is returned. A stream without a socket has no valid number.
             Self::Tls(tls) => Some(tls.id()).filter(|fd| *fd >= 0).map(|fd| unsafe { BorrowedFd::borrow_raw(fd) }),
@@ -65,6 +93,7 @@ impl Io {
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(tcp) => tcp.try_read(buffer),
+            Self::Unix(unix) => unix.try_read(buffer),
             Self::Tls(_) => Err(io::ErrorKind::WouldBlock.into()),
             #[cfg(test)]
             Self::Pipe(pipe) => pipe.try_read(buffer),
@@ -82,9 +111,43 @@ impl Io {
         match self {
             // Without it the peer still sees that chunks or a length are incomplete.
             Self::Tcp(tcp) => drop(tcp.set_zero_linger()),
-            Self::Tls(_) => {}
+            // The peer is told of a reset only where some of what it sent was not read.
+            Self::Unix(_) | Self::Tls(_) => {}
             #[cfg(test)]
             Self::Pipe(pipe) => pipe.reset(),
+        }
+    }
+}
+
+impl Plain<'_> {
+    pub fn poll_read_ready(self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(tcp) => tcp.poll_read_ready(cx),
+            Self::Unix(unix) => unix.poll_read_ready(cx),
+        }
+    }
+
+    pub fn poll_write_ready(self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(tcp) => tcp.poll_write_ready(cx),
+            Self::Unix(unix) => unix.poll_write_ready(cx),
+        }
+    }
+
+    /// Has `operate` work on the socket, whose readiness is over if that would block.
+    pub fn try_io<R>(self, interest: Interest, operate: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+        match self {
+            Self::Tcp(tcp) => tcp.try_io(interest, operate),
+            Self::Unix(unix) => unix.try_io(interest, operate),
+        }
+    }
+}
+
+impl AsFd for Plain<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(tcp) => tcp.as_fd(),
+            Self::Unix(unix) => unix.as_fd(),
         }
     }
 }
@@ -93,6 +156,7 @@ impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
             #[cfg(test)]
             Self::Pipe(pipe) => Pin::new(pipe).poll_read(cx, buf),
@@ -104,6 +168,7 @@ impl AsyncWrite for Io {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Unix(unix) => Pin::new(unix).poll_write(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
             #[cfg(test)]
             Self::Pipe(pipe) => Pin::new(pipe).poll_write(cx, buf),
@@ -117,6 +182,7 @@ impl AsyncWrite for Io {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
             Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
             #[cfg(test)]
             Self::Pipe(pipe) => Pin::new(pipe).poll_write_vectored(cx, bufs),
@@ -126,6 +192,7 @@ impl AsyncWrite for Io {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Unix(unix) => Pin::new(unix).poll_flush(cx),
             Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
             #[cfg(test)]
             Self::Pipe(pipe) => Pin::new(pipe).poll_flush(cx),
@@ -135,6 +202,7 @@ impl AsyncWrite for Io {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
             #[cfg(test)]
             Self::Pipe(pipe) => Pin::new(pipe).poll_shutdown(cx),

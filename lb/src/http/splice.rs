@@ -7,7 +7,8 @@ use std::task::{Context, Poll, ready};
 
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
-use tokio::net::TcpStream;
+
+use super::io::Plain;
 
 /// Less than this is read and written, which costs fewer system calls.
 pub const LEAST_BYTES: u64 = 128 * 1024;
@@ -68,7 +69,7 @@ impl Pipe {
     }
 
     /// Takes in at most `most` bytes from `from`; 0: it has ended.
-    pub fn poll_fill(&mut self, cx: &mut Context<'_>, from: &TcpStream, most: usize) -> Poll<io::Result<usize>> {
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, from: Plain<'_>, most: usize) -> Poll<io::Result<usize>> {
         loop {
             ready!(from.poll_read_ready(cx))?;
             match from.try_io(Interest::READABLE, || moved(from, &self.writer, most.min(PIPE_BYTES))) {
@@ -83,7 +84,7 @@ impl Pipe {
     }
 
     /// Lets out what is in it to `to`; how much went.
-    pub fn poll_empty(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
+    pub fn poll_empty(&mut self, cx: &mut Context<'_>, to: Plain<'_>) -> Poll<io::Result<usize>> {
         loop {
             ready!(to.poll_write_ready(cx))?;
             match to.try_io(Interest::WRITABLE, || moved(&self.reader, to, self.filled)) {

@@ -9,11 +9,10 @@ use std::task::{Context, Poll, Waker};
 
 use rustix::io::ioctl_fionread;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::task::coop;
 
 use super::h2::stream::Http2Stream;
-use super::io::Io;
+use super::io::{Io, Plain};
 use super::pace::Total;
 use crate::message::Version;
 
@@ -47,9 +46,9 @@ impl ClientStream {
     }
 
     /// The socket, where bytes can pass to it without being looked at.
-    pub fn tcp(&self) -> Option<&TcpStream> {
+    pub fn plain(&self) -> Option<Plain<'_>> {
         match self {
-            Self::Io(io) => io.tcp(),
+            Self::Io(io) => io.plain(),
             Self::Http2(_) => None,
         }
     }

@@ -651,7 +651,7 @@ impl<'a> Transfer<'a> {
             (None, _) => 1,
         };
         // Some of what a TLS stream has read may wait in it.
-        let unseen = if self.client.tcp().is_some() { 0 } else { MAX_UNSEEN_TLS_BYTES };
+        let unseen = if self.client.plain().is_some() { 0 } else { MAX_UNSEEN_TLS_BYTES };
         self.poll_gone(cx, missing.saturating_sub(unseen))
     }
 
@@ -849,10 +849,10 @@ impl<'a> Transfer<'a> {
         }
         let body = &mut content.body;
         if content.pipe.is_none() && !content.is_copied && body.plain_bytes_left() >= Some(splice::LEAST_BYTES) {
-            content.pipe = self.client.tcp().and(h1.socket.tcp()).and_then(|_| Pipe::take().ok());
+            content.pipe = self.client.plain().and(h1.socket.plain()).and_then(|_| Pipe::take().ok());
             content.is_copied = content.pipe.is_none();
         }
-        if let (Some(pipe), Some(client), Some(backend)) = (&mut content.pipe, self.client.tcp(), h1.socket.tcp()) {
+        if let (Some(pipe), Some(client), Some(backend)) = (&mut content.pipe, self.client.plain(), h1.socket.plain()) {
             if !pipe.is_empty() {
                 return match pipe.poll_empty(cx, client) {
                     Poll::Ready(Ok(count)) if count > 0 => {

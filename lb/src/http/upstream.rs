@@ -1,7 +1,6 @@
 //! The backend's side of an exchange: a connection that carries one request, and what becomes of it afterwards.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,6 +13,7 @@ use super::idle;
 use super::io::Io;
 use super::transfer::{Download, Upload};
 use crate::backend::{Endpoint, Incarnation};
+use crate::config::backend::SocketAddress;
 use crate::failure::{Failed, Failure};
 use crate::plant::Bug;
 use crate::room::{Place, Room};
@@ -57,7 +57,7 @@ impl Upstream {
 
     /// Connects to `server`, which listens at `address`, if there is room for one more connection to a backend, or idle ones
     /// can be closed for it.
-    pub async fn connect(server: Incarnation, address: SocketAddr, room: &Arc<Room>) -> Result<Self, Failed> {
+    pub async fn connect(server: Incarnation, address: &SocketAddress, room: &Arc<Room>) -> Result<Self, Failed> {
         let place = loop {
             match room.try_place() {
                 Some(place) => break place,
@@ -65,7 +65,7 @@ impl Upstream {
                 None => return Err(Failure::OutOfResources.into()),
             }
         };
-        let socket = Io::connect(address).await.map_err(|e| Failed::of_connecting(&e))?;
+        let socket = Io::connect(address).await.map_err(|e| Failed::of_connecting(address, &e))?;
         Ok(Self::new(socket, place, server, false))
     }
 
@@ -145,7 +145,7 @@ mod tests {
         let backend = address.to_string().parse().expect("an address");
         let backend = Backend::new(backend, false, BackendMetrics::unregistered());
         let server = backend.endpoints().as_slice()[0].incarnation();
-        let Upstream::H1(h1) = Upstream::connect(server, address, &Room::new(1)).await.expect("a listener");
+        let Upstream::H1(h1) = Upstream::connect(server, &address.into(), &Room::new(1)).await.expect("a listener");
         let (mut peer, _) = listener.accept().await.expect("a client");
         peer.write_all(b"text").await.expect("a peer");
         (h1, peer)

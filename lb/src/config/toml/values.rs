@@ -9,7 +9,7 @@ use toml::de::DeValue;
 
 use super::reader::did_you_mean;
 use super::{Algorithm, HostPattern, PathPrefix, PoolName, StatusRanges, Weight};
-use crate::config::backend::BackendAddress;
+use crate::config::backend::{BackendAddress, MAX_UNIX_PATH_BYTES};
 use crate::config::site::{ListenerName, Share};
 use crate::config::{AccessLogFile, RequestIdField};
 use crate::message::ascii::is_token;
@@ -182,9 +182,14 @@ pub fn network_in(text: &str) -> Read<IpNet> {
 }
 
 pub fn backend_address(value: &DeValue<'_>) -> Read<BackendAddress> {
-    let address = value.as_str().and_then(|text| text.parse().ok());
-    address.ok_or_else(|| {
-        "HOST:PORT with a port from 1 to 65535, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\"".to_owned()
+    let text = value.as_str().unwrap_or_default();
+    text.parse().map_err(|_| match text.starts_with("unix:") {
+        true => format!(
+            "\"unix:\" and the whole path of a socket, of {MAX_UNIX_PATH_BYTES} bytes at most, such as \"unix:/run/app.sock\""
+        ),
+        false => {
+            "HOST:PORT with a port from 1 to 65535, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\", or the path of a Unix socket, such as \"unix:/run/app.sock\"".to_owned()
+        }
     })
 }
 

@@ -2,7 +2,7 @@
 //! remembered and the first regex that fits wins, unless the prefix says otherwise; else the prefix. A route whose
 //! conditions do not hold is passed over. A lookup allocates nothing.
 
-use crate::value::pattern::Pattern;
+use crate::value::pattern::{Pattern, Patterns};
 
 /// The routes of a site, each with what it leads to. Texts stand in one piece of memory, so that a search among a few
 /// touches a few cache lines.
@@ -14,7 +14,7 @@ pub struct RouteTable<T> {
     /// Sorted by text; of those of one text the first to be asked stands last.
     prefixes: Box<[Prefix<T>]>,
     /// In the order of the file.
-    patterns: Box<[(Pattern, T)]>,
+    patterns: Patterns<T>,
 }
 
 /// The paths that a route is for.
@@ -71,7 +71,7 @@ impl<T> RouteTable<T> {
             one.cmp(other).then(is_one_whole.cmp(is_other_whole))
         });
         let prefixes = link(prefixes, &mut texts);
-        Self { texts: texts.into(), exact, prefixes, patterns: patterns.into() }
+        Self { texts: texts.into(), exact, prefixes, patterns: Patterns::new(patterns) }
     }
 
     /// What serves `path`, which is decoded and normalised: the best route of which `holds` says that it does.
@@ -90,10 +90,8 @@ impl<T> RouteTable<T> {
             return Some(target);
         }
         let longest = self.prefixes_of(path).find(|prefix| holds(&prefix.target));
-        if !self.patterns.is_empty()
-            && !longest.is_some_and(|prefix| prefix.over_regex)
-            && let Some((_, target)) =
-                self.patterns.iter().find(|(pattern, target)| pattern.is_match(path) && holds(target))
+        if !longest.is_some_and(|prefix| prefix.over_regex)
+            && let Some(target) = self.patterns.find(path, holds)
         {
             return Some(target);
         }
@@ -103,8 +101,7 @@ impl<T> RouteTable<T> {
     /// All targets, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         let prefixes = self.prefixes.iter().map(|prefix| &prefix.target);
-        let patterns = self.patterns.iter().map(|(_, target)| target);
-        self.exact.iter().map(|(_, target)| target).chain(prefixes).chain(patterns)
+        self.exact.iter().map(|(_, target)| target).chain(prefixes).chain(self.patterns.targets())
     }
 
     fn exactly<'a>(&'a self, path: &[u8]) -> impl Iterator<Item = &'a T> {

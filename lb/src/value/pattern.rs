@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::ops::Range;
 use std::sync::Arc;
 
-use regex::bytes::{Regex, RegexBuilder};
+use regex::bytes::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 use serde::{Serialize, Serializer};
 
 use self::ahead::{Step, may_be_empty, whole};
@@ -40,6 +40,15 @@ struct Compiled {
     /// The group of PCRE that each group of `regex` is, from the first on.
     order: Box<[u8]>,
     guards: Box<[Guard]>,
+}
+
+/// Finds the first of several expressions that matches. Where there are enough of them, one search over the subject tells
+/// whether any of them may.
+#[derive(Debug)]
+pub struct Patterns<T> {
+    all: Box<[(Pattern, T)]>,
+    /// Of those that are not decided by a few comparisons. `None`: to ask each of them takes less.
+    any: Option<RegexSet>,
 }
 
 /// What must match, or must not, beside the expression itself.
@@ -86,6 +95,9 @@ const MAX_COMPILED_BYTES: usize = 1 << 20;
 
 /// Bytes that each thread may keep to match it faster.
 const MAX_CACHE_BYTES: usize = 256 << 10;
+
+/// From so many expressions on they are asked together first.
+const LEAST_TOGETHER: usize = 4;
 
 /// Texts that are compared one by one.
 const MAX_TEXTS: usize = 16;
@@ -198,6 +210,41 @@ impl Pattern {
 
     fn guards_hold(&self, subject: &[u8]) -> bool {
         self.0.guards.iter().all(|guard| guard.regex.is_match(subject) != guard.is_negative)
+    }
+}
+
+impl<T> Patterns<T> {
+    pub fn new(all: impl Into<Box<[(Pattern, T)]>>) -> Self {
+        let all = all.into();
+        let others: Vec<&str> =
+            all.iter().filter(|(one, _)| !one.is_plain()).map(|(one, _)| one.translated()).collect();
+        let any = (others.len() >= LEAST_TOGETHER).then(|| {
+            let mut builder = RegexSetBuilder::new(others);
+            builder.unicode(false).size_limit(MAX_COMPILED_BYTES).dfa_size_limit(MAX_CACHE_BYTES).nest_limit(1000);
+            builder.build().ok()
+        });
+        Self { all, any: any.flatten() }
+    }
+
+    /// The first one that matches and of which `holds` says that it counts.
+    #[inline]
+    pub fn find(&self, subject: &[u8], mut holds: impl FnMut(&T) -> bool) -> Option<&T> {
+        if self.all.is_empty() {
+            return None;
+        }
+        // Without their guards they match no less.
+        let may_match = self.any.as_ref().is_none_or(|any| any.is_match(subject));
+        let fits = |one: &Pattern| (may_match || one.is_plain()) && one.is_match(subject);
+        self.all.iter().find(|(one, target)| fits(one) && holds(target)).map(|(_, target)| target)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// What all of them lead to, in their order.
+    pub fn targets(&self) -> impl Iterator<Item = &T> {
+        self.all.iter().map(|(_, target)| target)
     }
 }
 

@@ -187,3 +187,33 @@ fn patterns_are_told_as_they_were_written() {
     assert!(ignoring.is_match(b"/X") && ignoring != pattern("^/x"));
     assert_eq!(pattern("^/x"), pattern("^/x"));
 }
+
+#[test]
+fn the_first_of_many_is_found_as_if_each_were_asked() {
+    let texts = ["^/api/v[0-9]+/", r"/\.(?!well-known)", r"\.php$", "^/u/[0-9]+$", "x+y", "^/(a|b)$", "[0-9]{4}"];
+    let parsed = |text: &&str| Pattern::parse(text, Case::Sensitive).expect("an expression");
+    let each: Vec<(Pattern, usize)> = texts.iter().map(parsed).zip(0..).collect();
+    let together = Patterns::new(each.clone());
+    assert!(together.any.is_some() && Patterns::new(&each[..4]).any.is_none());
+    for subject in [
+        "",
+        "/",
+        "/api/v1/x",
+        "/.git",
+        "/.well-known/x",
+        "/a.php",
+        "/u/7",
+        "/u/7/",
+        "/xxy",
+        "/b",
+        "/bb",
+        "/2024",
+        "/.x.php",
+    ] {
+        for least in 0..=texts.len() {
+            let expected = each.iter().find(|(one, place)| *place >= least && one.is_match(subject.as_bytes()));
+            let found = together.find(subject.as_bytes(), |place| *place >= least);
+            assert_eq!(found, expected.map(|(_, place)| place), "{subject} from {least} on");
+        }
+    }
+}

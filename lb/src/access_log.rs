@@ -1,6 +1,7 @@
 //! One line for each exchange, written by a thread of its own so that no request waits for a disk. When the writer
 //! falls too far behind, lines are lost and counted.
 
+use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -105,7 +106,14 @@ struct Outputs {
     open: Vec<(AccessLogFile, Arc<Queue>)>,
     /// Those of the configuration before: requests that began with it write to them when they end.
     former: Vec<(AccessLogFile, Arc<Queue>)>,
+    times: Times,
+}
+
+/// Times as the combined format has them. The last one that was written is kept: most requests begin in its second.
+#[derive(Debug)]
+struct Times {
     zone: TimeZone,
+    last: ArcSwap<(i64, String)>,
 }
 
 /// Outputs that are open and not written to yet.
@@ -152,7 +160,7 @@ impl<'a> Wanted<'a> {
 impl AccessLog {
     /// A log that is off. `lost` counts lines that were lost.
     pub fn new(lost: IntCounter) -> Self {
-        let outputs = Outputs { common: None, open: Vec::new(), former: Vec::new(), zone: TimeZone::UTC };
+        let outputs = Outputs { common: None, open: Vec::new(), former: Vec::new(), times: Times::of(TimeZone::UTC) };
         Self { outputs: ArcSwap::from_pointee(outputs), is_on: AtomicBool::new(false), writers: Mutex::default(), lost }
     }
 
@@ -180,7 +188,7 @@ impl AccessLog {
         let common = wanted.common.and_then(|(file, format)| Some((queue(file)?, format)));
         let is_kept = |file: &AccessLogFile| wanted.files.contains(&file);
         let former = running.open.iter().filter(|(file, _)| !is_kept(file)).cloned().collect();
-        Ok(Opened { outputs: Outputs { common, open, former, zone: TimeZone::system() }, writers })
+        Ok(Opened { outputs: Outputs { common, open, former, times: Times::of(TimeZone::system()) }, writers })
     }
 
     fn start(&self, file: &AccessLogFile) -> io::Result<(Queue, Writer)> {
@@ -210,7 +218,7 @@ impl AccessLog {
     pub fn write(&self, record: &Record<'_>) {
         let outputs = self.outputs.load();
         if let Some((queue, format)) = &outputs.common {
-            queue.push(line(*format, &record.cut(), &outputs.zone));
+            queue.push(line(*format, &record.cut(), &outputs.times));
         }
     }
 
@@ -230,8 +238,8 @@ impl AccessLog {
                 continue;
             }
             let line = match &rule.format {
-                LogLine::Json => line(AccessLogFormat::Json, &record.cut(), &outputs.zone),
-                LogLine::Combined => line(AccessLogFormat::Combined, &record.cut(), &outputs.zone),
+                LogLine::Json => line(AccessLogFormat::Json, &record.cut(), &outputs.times),
+                LogLine::Combined => line(AccessLogFormat::Combined, &record.cut(), &outputs.times),
                 LogLine::Own(value) => own(value, facts),
             };
             match outputs.queue(&rule.file) {
@@ -273,11 +281,11 @@ fn takes(share: Share, random: &mut impl FnMut() -> u64) -> bool {
     }
 }
 
-fn line(format: AccessLogFormat, record: &Record<'_>, zone: &TimeZone) -> Vec<u8> {
+fn line(format: AccessLogFormat, record: &Record<'_>, times: &Times) -> Vec<u8> {
     let mut line = match format {
         // Every field is text or a number: there is nothing that JSON cannot say.
         AccessLogFormat::Json => serde_json::to_vec(record).unwrap_or_default(),
-        AccessLogFormat::Combined => combined(record, zone).into_bytes(),
+        AccessLogFormat::Combined => combined(record, times).into_bytes(),
     };
     line.push(b'\n');
     line
@@ -311,36 +319,64 @@ fn cut(value: &str) -> &str {
     &value[..value.floor_char_boundary(MAX_VALUE_BYTES)]
 }
 
+/// What the combined format takes beside the client's words.
+const COMBINED_BYTES: usize = 128;
+
 /// nginx's and Apache's combined format.
-fn combined(record: &Record<'_>, zone: &TimeZone) -> String {
-    let time = record.time.to_zoned(zone.clone()).strftime("%d/%b/%Y:%H:%M:%S %z").to_string();
+fn combined(record: &Record<'_>, times: &Times) -> String {
     let Record { client, method, target, protocol, status, bytes, .. } = record;
-    let referer = Escaped(record.referer.unwrap_or("-"));
-    let user_agent = Escaped(record.user_agent.unwrap_or("-"));
-    let target = Escaped(target);
-    format!("{client} - - [{time}] \"{method} {target} {protocol}\" {status} {bytes} \"{referer}\" \"{user_agent}\"")
+    let (referer, user_agent) = (record.referer.unwrap_or("-"), record.user_agent.unwrap_or("-"));
+    let mut line = String::with_capacity(COMBINED_BYTES + target.len() + referer.len() + user_agent.len());
+    // Writing to a string does not fail.
+    let _ = write!(line, "{client} - - [");
+    times.write(record.time, &mut line);
+    line.push_str("] \"");
+    line.push_str(method);
+    line.push(' ');
+    escape(target, &mut line);
+    line.push(' ');
+    line.push_str(protocol);
+    let _ = write!(line, "\" {status} {bytes} \"");
+    escape(referer, &mut line);
+    line.push_str("\" \"");
+    escape(user_agent, &mut line);
+    line.push('"');
+    line
 }
 
-/// Quotes, backslashes, control characters and what Unicode takes for the end of a line as `\xXX`, as nginx does, so that
-/// no client can write lines of its own.
-struct Escaped<'a>(&'a str);
+impl Times {
+    fn of(zone: TimeZone) -> Self {
+        Self { zone, last: ArcSwap::from_pointee((i64::MIN, String::new())) }
+    }
 
-impl std::fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for c in self.0.chars() {
-            match c {
-                '"' | '\\' | '\u{2028}' | '\u{2029}' => hex(c, f)?,
-                c if c.is_control() => hex(c, f)?,
-                c => write!(f, "{c}")?,
-            }
+    fn write(&self, time: Timestamp, out: &mut String) {
+        let last = self.last.load();
+        if last.0 == time.as_second() {
+            return out.push_str(&last.1);
         }
-        Ok(())
+        let text = time.to_zoned(self.zone.clone()).strftime("%d/%b/%Y:%H:%M:%S %z").to_string();
+        out.push_str(&text);
+        self.last.store(Arc::new((time.as_second(), text)));
     }
 }
 
-/// A character's bytes in UTF-8.
-fn hex(c: char, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-    c.encode_utf8(&mut [0; 4]).bytes().try_for_each(|byte| write!(f, "\\x{byte:02X}"))
+/// Appends `text` with quotes, backslashes, control characters and what Unicode takes for the end of a line as `\xXX`, as
+/// nginx does, so that no client can write lines of its own.
+fn escape(text: &str, out: &mut String) {
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') & (byte != b'"') & (byte != b'\\');
+    // Without branches, and nearly always so.
+    if text.bytes().fold(true, |plain, byte| plain & is_plain(byte)) {
+        return out.push_str(text);
+    }
+    for c in text.chars() {
+        if matches!(c, '"' | '\\' | '\u{2028}' | '\u{2029}') || c.is_control() {
+            for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+                let _ = write!(out, "\\x{byte:02X}");
+            }
+        } else {
+            out.push(c);
+        }
+    }
 }
 
 fn milliseconds<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
@@ -498,9 +534,20 @@ mod tests {
     #[test]
     fn combined_is_what_log_readers_know() {
         assert_eq!(
-            combined(&record(), &TimeZone::UTC),
+            combined(&record(), &Times::of(TimeZone::UTC)),
             "192.0.2.1 - - [21/Nov/2026:10:30:00 +0000] \"GET /x?y=1 HTTP/1.1\" 200 12 \"-\" \"a \\x22browser\\x22\\x0A\\xC2\\x9B\\xE2\\x80\\xA8\u{e4}\""
         );
+    }
+
+    #[test]
+    fn each_second_is_written_as_itself() {
+        let times = Times::of(TimeZone::UTC);
+        for (second, expected) in [(0, "00:00:00"), (0, "00:00:00"), (1, "00:00:01"), (0, "00:00:00"), (-1, "23:59:59")]
+        {
+            let mut text = String::new();
+            times.write(Timestamp::from_second(second).expect("a time"), &mut text);
+            assert!(text.ends_with(&format!("{expected} +0000")), "{second}: {text}");
+        }
     }
 
     #[test]

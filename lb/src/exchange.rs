@@ -9,7 +9,8 @@ pub mod headers;
 pub mod limits;
 pub mod refusal;
 pub mod reply;
-pub mod trace;
+#[cfg(test)]
+mod trace;
 pub mod walk;
 
 use std::net::IpAddr;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use self::limits::{BackendLimits, ClientLimits};
 use self::refusal::Refusal;
+#[cfg(test)]
 use self::trace::{Happened, Trace};
 use self::walk::{Direct, HeadVerdict, Internal, Learned, Walk, WalkStep};
 use crate::backend::{Endpoint, Identity, Lease};
@@ -29,7 +31,7 @@ use crate::metrics::{FailureKind, RouteMetrics};
 #[cfg(test)]
 use crate::plant::Bug;
 use crate::pool::{Plan, Pool, Remembered};
-use crate::site::{Action, Found, Route, RouteId, RoutePool, Site};
+use crate::site::{Action, Route, RouteId, RoutePool, Site};
 
 /// Bounds attempts on connections that turn out to be stale, which do not count as retries.
 const MOST_ATTEMPTS: usize = 32;
@@ -68,7 +70,19 @@ pub struct Exchange<W: Walk = Direct> {
     /// When the first attempt began.
     first_attempt: Option<Moment>,
     outcome: Outcome,
+    /// What has happened so far.
+    #[cfg(test)]
     trace: Trace,
+}
+
+/// Keeps in mind what has happened, for tests: nothing else asks for it.
+macro_rules! note {
+    ($exchange:expr, $what:expr, $now:expr) => {
+        #[cfg(test)]
+        $exchange.trace.push($what, $now);
+        #[cfg(not(test))]
+        let _ = $now;
+    };
 }
 
 /// A pool that an exchange leads to.
@@ -165,6 +179,16 @@ pub struct Moment {
     pub client_waited: Duration,
 }
 
+/// How an exchange begins: where the request goes, and what has to be known of it.
+#[derive(Debug)]
+pub struct Start {
+    pub site: Arc<Site>,
+    pub route: RouteId,
+    /// Among the pools that the route may lead to.
+    pub which: usize,
+    pub asked: Asked,
+}
+
 /// What has to be known of a request to begin an exchange.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked {
@@ -211,14 +235,12 @@ pub struct Outcome {
 const MAX_READ_BYTES: usize = 64 * 1024;
 
 impl Exchange {
-    /// Of a request that goes where `found` says, there to the pool at `which`. `cookies` are the values of its `Cookie`
-    /// fields.
-    pub fn begin<'c>(found: Found<'_>, which: usize, asked: &Asked, cookies: impl Iterator<Item = &'c [u8]>) -> Self {
-        let walk = |most: usize| Direct {
-            holds_body: holds_body(found.site.route(found.route), asked.body_length, most),
-            is_preflight: asked.is_preflight,
-        };
-        Self::begin_walk(found, which, asked, cookies, walk)
+    /// `cookies` are the values of the request's `Cookie` fields.
+    pub fn begin<'c>(start: Start, cookies: impl Iterator<Item = &'c [u8]>) -> Self {
+        let is_preflight = start.asked.is_preflight;
+        let (body_length, is_held) = (start.asked.body_length, may_be_held(start.site.route(start.route)));
+        let walk = |most| Direct { holds_body: is_held && is_held_length(body_length, most), is_preflight };
+        Self::begin_walk(start, cookies, walk)
     }
 
     /// Goes on along another route of the site, in place of an answer. `keeps_body`: the request's body goes along.
@@ -240,15 +262,19 @@ impl Exchange {
             self.is_idempotent = true;
         }
         let most = most_read(&self.site, self.route, self.target.as_ref());
-        let holds_body = holds_body(self.route(), self.body_length, most);
+        let holds_body = may_be_held(self.route()) && is_held_length(self.body_length, most);
         self.walk = Direct { holds_body, is_preflight: false };
     }
 }
 
-/// Whether a body of this length is read as a whole before the route's action begins.
-fn holds_body(route: &Route, body_length: Option<u64>, most: usize) -> bool {
+/// Whether a body may be read as a whole before the route's action begins.
+fn may_be_held(route: &Route) -> bool {
     !matches!(route.action, Action::Jump { .. } | Action::Missing)
-        && body_length.is_some_and(|length| (1..=most as u64).contains(&length))
+}
+
+/// Whether one of this length is.
+fn is_held_length(body_length: Option<u64>, most: usize) -> bool {
+    body_length.is_some_and(|length| (1..=most as u64).contains(&length))
 }
 
 /// How large a body may be to be read as a whole.
@@ -268,19 +294,17 @@ impl Target {
 }
 
 impl<W: Walk> Exchange<W> {
+    #[inline]
     fn begin_walk<'c>(
-        found: Found<'_>,
-        which: usize,
-        asked: &Asked,
+        Start { site, route, which, asked }: Start,
         cookies: impl Iterator<Item = &'c [u8]>,
         walk: impl FnOnce(usize) -> W,
     ) -> Self {
-        let route = found.site.route(found.route);
-        let target = Target::of(route, which, cookies);
-        let most = most_read(found.site, found.route, target.as_ref());
+        let target = Target::of(site.route(route), which, cookies);
+        let most = most_read(&site, route, target.as_ref());
         Self {
-            site: Arc::clone(found.site),
-            route: found.route,
+            site,
+            route,
             which,
             target,
             walk: walk(most),
@@ -298,6 +322,7 @@ impl<W: Walk> Exchange<W> {
             started: asked.now,
             first_attempt: None,
             outcome: Outcome::default(),
+            #[cfg(test)]
             trace: Trace::new(asked.now),
         }
     }
@@ -371,32 +396,27 @@ impl<W: Walk> Exchange<W> {
         self.current.as_ref().is_some_and(|attempt| attempt.lease.is_killed())
     }
 
-    /// What has happened so far.
-    pub fn trace(&self) -> &Trace {
-        &self.trace
-    }
-
     /// Takes in what happened; what is to be done next.
     pub fn step(&mut self, event: Event<W>, at: Moment) -> Step<W> {
         match event {
             Event::Begun => self.walk_on(Learned::Begun, at),
             Event::Waited(waited) => {
-                self.trace.push(Happened::Waited, at.now);
+                note!(self, Happened::Waited, at.now);
                 self.walk_on(Learned::Waited(waited), at)
             }
             Event::Held => {
-                self.trace.push(Happened::Held, at.now);
+                note!(self, Happened::Held, at.now);
                 self.walk_on(Learned::Held, at)
             }
             Event::Sub(answer) => {
-                self.trace.push(Happened::Waited, at.now);
+                note!(self, Happened::Waited, at.now);
                 self.walk_on(Learned::Sub(answer), at)
             }
             Event::Spawned => self.walk_on(Learned::Spawned, at),
             Event::Head(answer) => self.answered(answer, at),
             Event::Failed { failed, has_body } => self.failed(failed, has_body, at),
             Event::Sent => {
-                self.trace.push(Happened::Sent, at.now);
+                note!(self, Happened::Sent, at.now);
                 self.leave_backend();
                 self.stage = Stage::Over;
                 Step::End
@@ -461,7 +481,7 @@ impl<W: Walk> Exchange<W> {
         self.outcome.is_sticky = self.wants(&endpoint.backend);
         (self.outcome.backend_status, self.outcome.response_time) = (None, None);
         self.first_attempt.get_or_insert(at);
-        self.trace.push(Happened::Opened(choice.index), at.now);
+        note!(self, Happened::Opened(choice.index), at.now);
         self.current = Some(Attempt { index: choice.index, lease: choice.lease, started: at, status: None });
         self.stage = Stage::Trying;
         Step::Open(endpoint)
@@ -483,7 +503,7 @@ impl<W: Walk> Exchange<W> {
     /// An attempt failed, or the client did.
     fn failed(&mut self, failed: Failed, has_body: bool, at: Moment) -> Step<W> {
         let failure = failed.failure;
-        self.trace.push(Happened::Failed(failure), at.now);
+        note!(self, Happened::Failed(failure), at.now);
         if matches!(self.stage, Stage::Refusing | Stage::Over) {
             // The reason is told by the refusal.
             return self.end();
@@ -541,7 +561,7 @@ impl<W: Walk> Exchange<W> {
     /// The head of the backend's response came.
     fn answered(&mut self, answer: Answer, at: Moment) -> Step<W> {
         let status = answer.status;
-        self.trace.push(Happened::Answered(status), at.now);
+        note!(self, Happened::Answered(status), at.now);
         if let Some(attempt) = &mut self.current {
             attempt.status = Some(status);
         }
@@ -629,7 +649,7 @@ impl<W: Walk> Exchange<W> {
             return self.refuse(Refusal::Internal, at);
         }
         self.replaced += 1;
-        self.trace.push(Happened::Replaced, at.now);
+        note!(self, Happened::Replaced, at.now);
         self.leave_backend();
         self.stage = Stage::Walking;
         Step::Replace(internal)
@@ -639,7 +659,7 @@ impl<W: Walk> Exchange<W> {
     #[cold]
     fn reply(&mut self, own: Own, status: u16, at: Moment) -> Step<W> {
         let status = self.page_status(status);
-        self.trace.push(Happened::Replied(status), at.now);
+        note!(self, Happened::Replied(status), at.now);
         self.leave_backend();
         self.outcome.status = status;
         self.stage = Stage::Refusing;
@@ -654,7 +674,7 @@ impl<W: Walk> Exchange<W> {
 
     /// The lease ends before the refusal is sent: a slow client holds no backend by it.
     fn refuse(&mut self, refusal: Refusal, at: Moment) -> Step<W> {
-        self.trace.push(Happened::Refused(refusal), at.now);
+        note!(self, Happened::Refused(refusal), at.now);
         self.leave_backend();
         self.outcome.refusal = Some(refusal);
         let status = refusal.status();

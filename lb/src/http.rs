@@ -152,8 +152,10 @@ impl Engine {
             return *last;
         }
         let snapshot = self.control.snapshot();
-        let here = snapshot.config.listeners.iter().find(|listener| listener.address == self.address);
-        here.map_or(self.settings, |listener| listener.settings)
+        match snapshot.config.listeners.iter().find(|listener| listener.address == self.address) {
+            Some(here) => here.settings,
+            None => self.settings,
+        }
     }
 
     /// A client's place, as soon as there is one. Idle clients leave to make room: of this thread, and where that does not

@@ -36,7 +36,6 @@ impl ClientLimits {
     }
 
     /// With what the route says in place of what the listener does.
-    #[cold]
     #[must_use]
     pub fn with(self, rules: &ClientRules) -> Self {
         Self {
@@ -64,7 +63,6 @@ impl BackendLimits {
     }
 
     /// With what the route says in place of what the pool does.
-    #[cold]
     #[must_use]
     pub fn with(self, rules: &BackendRules) -> Self {
         let response_timeout = rules.response_timeout.unwrap_or(self.response_timeout);

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use super::*;
 use crate::config::Secret;
 use crate::metrics::Metrics;
+use crate::site::Found;
 use crate::snapshot::{Rings, Snapshot};
 use crate::value::variable::Variable;
 use crate::value::{Facts, Presence};
@@ -25,11 +26,15 @@ fn exchange<W: Walk>(request: &Request, walk: impl FnOnce(usize) -> W) -> Exchan
     let snapshot = snapshot("\"127.0.0.1:1\", \"127.0.0.1:2\", \"127.0.0.1:3\"", "retries = 1\n");
     let found = found(&snapshot);
     let asked = Asked { is_idempotent: request.is_idempotent, body_length: request.body_length, ..asked() };
-    Exchange::begin_walk(found, 0, &asked, std::iter::empty(), walk)
+    Exchange::begin_walk(start(found, asked), std::iter::empty(), walk)
 }
 
 fn found(snapshot: &Snapshot) -> Found<'_> {
     snapshot.sites.find(LISTENER, "a.example", b"/", &NoFacts).expect("a site")
+}
+
+fn start(found: Found<'_>, asked: Asked) -> Start {
+    Start { site: Arc::clone(found.site), route: found.route, which: 0, asked }
 }
 
 fn asked() -> Asked {
@@ -89,7 +94,7 @@ fn a_plain_request_is_opened_passed_and_ended() {
     assert!(matches!(exchange.tell(answer(204)), Step::Pass));
     assert!(matches!(exchange.tell(Event::Sent), Step::End));
     assert_eq!(exchange.in_flight(), 0);
-    let happened: Vec<_> = exchange.trace().events().iter().map(|event| event.what).collect();
+    let happened: Vec<_> = exchange.trace.events().iter().map(|event| event.what).collect();
     assert_eq!(happened, [Happened::Begun, Happened::Opened(0), Happened::Answered(204), Happened::Sent]);
     let outcome = exchange.finish(Instant::now());
     assert_eq!((outcome.status, outcome.attempts, outcome.failure), (204, 1, None));
@@ -103,7 +108,7 @@ fn a_small_body_is_held_before_anybody_is_asked() {
         [(None, false), (Some(0), false), (Some(1), true), (Some(keep), true), (Some(keep + 1), false)]
     {
         let asked = Asked { is_idempotent: false, body_length, ..asked() };
-        let mut exchange = Exchange::begin(found(&snapshot), 0, &asked, std::iter::empty());
+        let mut exchange = Exchange::begin(start(found(&snapshot), asked), std::iter::empty());
         let step = exchange.tell(Event::Begun);
         assert_eq!(matches!(step, Step::Hold), holds, "{body_length:?}: {step:?}");
         if holds {
@@ -272,7 +277,7 @@ fn an_answer_is_replaced_ten_times_at_most() {
     assert!(matches!(endless.tell(answer(404)), Step::Refuse(Refusal::Internal)));
     assert_eq!(endless.in_flight(), 0);
     assert_eq!(endless.finish(Instant::now()).status, 500);
-    assert_eq!(endless.trace().lost(), 33 + 1 - 16, "three events each time, and how it began and ended");
+    assert_eq!(endless.trace.lost(), 33 + 1 - 16, "three events each time, and how it began and ended");
 }
 
 // It was told of as cut off by the shutdown.

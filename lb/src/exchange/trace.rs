@@ -1,5 +1,5 @@
-//! What happened to one exchange, for [explaining](crate::exchange::Exchange::trace) it afterwards: short events, kept
-//! without allocation. An exchange that is retried more often than they suffice for keeps the first ones.
+//! What happened to one exchange, for tests to look at afterwards: short events, kept without allocation. An exchange that
+//! is retried more often than they suffice for keeps the first ones.
 
 use std::time::{Duration, Instant};
 

@@ -18,6 +18,7 @@ use super::content::Content;
 use super::facts::RequestFacts;
 use super::fields::Changes;
 use super::own;
+use super::pace::Pace;
 use super::request::{self, Course, Request, Told};
 use super::stream::ClientStream;
 use super::timer::Timer;
@@ -341,9 +342,13 @@ impl Request<'_> {
         now: Instant,
     ) -> Ended {
         let _exchange = self.engine.stop.in_exchange();
-        match request::begin(self, work, head, client.is_tls(), client.total(), now) {
-            Ok((exchange, body)) => {
+        match request::begin(self, work, client.is_tls(), now) {
+            Ok(start) => {
+                let exchange = request::exchange(self, work, start);
                 let event = request::beginning(self, work);
+                let keep = exchange.retry_body_bytes();
+                let pace = Pace::new(self.limits.min_rate, client.total());
+                let body = Content::new(work.request.framing(), head, self.limits.max_body_bytes, keep, pace);
                 let transfer = Transfer::new(self.engine, self.listener, self.limits, client, work, body);
                 let (ended, end) = Driver { request: self, exchange, transfer, now }.drive(event, timer).await;
                 if ended.fate == Fate::Idle {
@@ -664,12 +669,13 @@ pub(super) fn write_head(
     let cookie = exchange.filter(|_| is_backends).and_then(Exchange::set_cookie);
     let cookie = cookie.as_ref().and_then(|cookie| FieldValue::new(cookie.as_bytes()));
     let cookie = cookie.map(|cookie| Change { name: FieldName::known(Name::SetCookie), edit: Edit::Add(cookie) });
-    let id = of.told.request_id_change(&work.text);
-    let changes = [id.or(cookie), cookie.filter(|_| id.is_some())];
+    let id = of.told.named_id(&work.text);
+    let changes = [cookie.or(id), id.filter(|_| cookie.is_some())];
     let changes = changes.map(|change| change.unwrap_or(NOTHING));
     let changes = &changes[..usize::from(id.is_some()) + usize::from(cookie.is_some())];
     let date = work.response.fields().value(&work.from_backend, Name::Date).is_none().then(date::now);
     let mut plan = ResponsePlan::new(&work.response, work.request.version(), persistence, changes);
+    plan.lines = of.told.id_lines(&work.text);
     plan.date = date.as_ref().and_then(|date| FieldValue::new(date));
     let (framing, keeps) = (plan.framing, plan.persistence == Persistence::KeepAlive);
     let body = ResponseBody::new(work.response.framing(), framing);
@@ -722,7 +728,7 @@ fn lines(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 }
 
 /// Writes the head as the rules of the route have it, or those of the default site where there is no route.
-#[cold]
+#[inline(never)]
 fn write_changed_head(
     of: &Request<'_>,
     work: &Work,
@@ -744,25 +750,28 @@ fn write_changed_head(
     let Some((rules, facts)) = held else { return rewrite::response(response, from_backend, &plan, out) };
     let facts = RequestFacts { response: Some((response, from_backend)), ..facts };
     // The sticky cookie is no cookie of the backend's.
-    let mut changes = Changes::of(plan.changes.iter().copied().filter(|change| !matches!(change.edit, Edit::Add(_))));
-    if is_backends {
-        changes.locations(rules, &facts);
-        changes.cookies(&rules.cookies, &facts);
-    }
-    for change in plan.changes {
-        if let Edit::Add(cookie) = change.edit {
-            changes.add(change.name, cookie.get());
+    let (cookies, id) =
+        plan.changes.split_at(plan.changes.partition_point(|change| matches!(change.edit, Edit::Add(_))));
+    let (changes, lines) = Changes::made(id, plan.lines, |changes| {
+        if is_backends {
+            changes.locations(rules, &facts);
+            changes.cookies(&rules.cookies, &facts);
         }
-    }
-    if let Some(preset) = rules.preset {
-        changes.preset(preset, of.told.proto() == "https");
-    }
-    if let Some(cors) = &rules.cors {
-        changes.cors(cors, &facts);
-    }
-    changes.edit(&rules.response_headers, Some(status), &facts);
+        for change in cookies {
+            if let Edit::Add(cookie) = change.edit {
+                changes.add(change.name, cookie.get());
+            }
+        }
+        if let Some(preset) = rules.preset {
+            changes.preset(preset, of.told.proto() == "https");
+        }
+        if let Some(cors) = &rules.cors {
+            changes.cors(cors, &facts);
+        }
+        changes.edit(&rules.response_headers, Some(status), &facts);
+    });
     let changes = changes.list();
-    rewrite::response(response, from_backend, &ResponsePlan { changes: &changes, ..plan }, out);
+    rewrite::response(response, from_backend, &ResponsePlan { changes: &changes, lines, ..plan }, out);
 }
 
 /// Closes our side, then reads and drops what the client still sends (RFC 9112 §9.6; nginx's `lingering_close`). Closing
@@ -794,7 +803,7 @@ async fn linger(engine: &Engine, client: &mut ClientStream) {
     }
 }
 
-#[cold]
+#[inline(never)]
 fn write_record(
     of: &Request<'_>,
     log: &AccessLog,
@@ -807,11 +816,11 @@ fn write_record(
     let Work { request, from_client, text, .. } = &*transfer.work;
     let readable = |bytes| String::from_utf8_lossy(bytes);
     let field = |name| request.fields().value(from_client, name).map(readable);
-    let mut target = readable(request.path(from_client)).into_owned();
-    if let Some(query) = request.query(from_client) {
-        target.push('?');
-        target.push_str(&readable(query));
-    }
+    let path = readable(request.path(from_client));
+    let target = match request.query(from_client) {
+        None => path,
+        Some(query) => [&*path, "?", &readable(query)].concat().into(),
+    };
     let method = readable(request.method_token(from_client));
     let host = readable(request.authority(from_client).unwrap_or_default());
     let (referer, user_agent) = (field(Name::Referer), field(Name::UserAgent));

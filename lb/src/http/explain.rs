@@ -66,11 +66,11 @@ pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, 
     let peer = Peer::new(question.client);
     let mut work = Work::default();
     work.from_client.extend_from_slice(question.head);
-    let head = match work.request.parse(&work.from_client, &listener.limits()) {
-        Parsed::Complete(head) => head,
+    match work.request.parse(&work.from_client, &listener.limits()) {
+        Parsed::Complete(_) => {}
         Parsed::Partial => return Err("the head of the request does not end".to_owned()),
         Parsed::Rejected(reject) => return Err(format!("the request is refused: {}", reject.reason())),
-    };
+    }
     let now = clock::now();
     let mut of = Request {
         engine,
@@ -83,8 +83,8 @@ pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, 
         is_stream: false,
         limits: ClientLimits::of_listener(&listener),
     };
-    let mut exchange = match request::begin(&mut of, &mut work, head, question.is_tls, None, now) {
-        Ok((exchange, _)) => exchange,
+    let mut exchange = match request::begin(&mut of, &mut work, question.is_tls, now) {
+        Ok(start) => request::exchange(&mut of, &work, start),
         Err(refusal) => {
             of.told.complete(engine, &peer, question.is_tls, &mut work.text);
             return Ok(Explanation { site: None, visits: Vec::new(), end: refused(&of, &mut work, refusal, None) });

@@ -9,7 +9,7 @@ use crate::config::SameSite;
 use crate::config::site::{
     self, CookieRewrite, Cors, CorsHeaders, CorsOrigin, LocationRewrite, Replace, Rewrite, Rules,
 };
-use crate::http::h1::rewrite::{Change, Edit, FieldName, FieldValue};
+use crate::http::h1::rewrite::{Change, Edit, FieldName, FieldValue, Lines};
 use crate::message::ascii::{self, same_token};
 use crate::message::name::Name;
 use crate::message::{Method, authority};
@@ -36,20 +36,30 @@ enum Kind {
 }
 
 impl<'a> Changes<'a> {
-    /// Those that are made in any case.
-    pub fn of(changes: impl IntoIterator<Item = Change<'a>>) -> Self {
+    /// `first`, then what `edit` makes. Where that is about fields of `lines`, these are among the changes, and none are
+    /// left.
+    pub fn made(first: &[Change<'a>], lines: Lines<'a>, edit: impl Fn(&mut Self)) -> (Self, Lines<'a>) {
         let mut all = Self::default();
-        for Change { name, edit } in changes {
-            let (kind, value) = match edit {
-                Edit::Remove => (Kind::Remove, &b""[..]),
-                Edit::Set(value) => (Kind::Set, value.get()),
-                Edit::Add(value) => (Kind::Add, value.get()),
-                Edit::Append(value) => (Kind::Append, value.get()),
-                Edit::SetIfMissing(value) => (Kind::SetIfMissing, value.get()),
-            };
-            all.0.push(Entry { name, kind, value: value.into() });
+        first.iter().for_each(|change| all.make(*change));
+        edit(&mut all);
+        if !all.0.iter().any(|entry| lines.concern(entry.name)) {
+            return (all, lines);
         }
-        all
+        let mut all = Self::default();
+        lines.changes().chain(first.iter().copied()).for_each(|change| all.make(change));
+        edit(&mut all);
+        (all, Lines::default())
+    }
+
+    fn make(&mut self, Change { name, edit }: Change<'a>) {
+        let (kind, value) = match edit {
+            Edit::Remove => (Kind::Remove, &b""[..]),
+            Edit::Set(value) => (Kind::Set, value.get()),
+            Edit::Add(value) => (Kind::Add, value.get()),
+            Edit::Append(value) => (Kind::Append, value.get()),
+            Edit::SetIfMissing(value) => (Kind::SetIfMissing, value.get()),
+        };
+        self.push(name, kind, value.into());
     }
 
     /// As the writer of heads takes them.

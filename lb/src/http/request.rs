@@ -11,10 +11,8 @@ use jiff::Timestamp;
 
 use super::Engine;
 use super::body::refusal;
-use super::content::Content;
 use super::facts::RequestFacts;
 use super::fields::{self, Changes};
-use super::pace::{Pace, Total};
 use super::target;
 use super::work::Work;
 use crate::config::site::{JumpTo, Page};
@@ -23,22 +21,31 @@ use crate::exchange::headers::{Claims, Forwarding, Origin, Peer, XForwarded, tru
 use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::Refusal;
 use crate::exchange::walk::Internal;
-use crate::exchange::{Asked, Event, Exchange};
+use crate::exchange::{Asked, Event, Exchange, Start};
 use crate::failure::{Failure, Fault};
 use crate::http::h1::head::{Form, RequestHead};
 use crate::http::h1::reject::Reject;
-use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, RequestPlan, Target};
+use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Lines, Persistence, RequestPlan, Target};
 use crate::http::h1::websocket;
 use crate::message::field::Fields;
 use crate::message::framing::Framing;
-use crate::message::name::Name;
+use crate::message::name::{Name, NameSet};
 use crate::message::path::normalise;
 use crate::message::{Method, Version};
-use crate::site::{Action, Found, Route, RouteId};
+use crate::site::{Action, Route, RouteId};
 use crate::snapshot::Snapshot;
 use crate::value::table::Tables;
 
-const NO_SERVER: Change<'_> = Change { name: FieldName::known(Name::XForwardedServer), edit: Edit::Remove };
+/// Fields that only we tell a backend, whatever came in.
+const OURS: NameSet = NameSet::of(&[
+    Name::Forwarded,
+    Name::XForwardedFor,
+    Name::XForwardedHost,
+    Name::XForwardedPort,
+    Name::XForwardedPrefix,
+    Name::XForwardedProto,
+    Name::XRealIp,
+]);
 
 /// What a request has become on its way, where that is not what was received.
 #[derive(Default)]
@@ -60,14 +67,13 @@ pub struct Told {
     pub id_field: RequestIdField,
     proto: &'static str,
     host: Range<usize>,
-    port: Range<usize>,
-    /// Empty: there is none.
-    prefix: Range<usize>,
     /// Whether a trusted proxy has told what is told now, X-Forwarded-Server included.
     continues_x_forwarded: bool,
     client_text: Range<usize>,
-    forwarded_for: Range<usize>,
-    forwarded: Range<usize>,
+    /// Whole lines, the id's among them if it has its usual field.
+    lines: Range<usize>,
+    /// The id's line, if it has its usual field.
+    id_line: Range<usize>,
     /// Empty: nothing is said.
     via: Range<usize>,
     /// Whether the path as received is not normal.
@@ -91,17 +97,10 @@ pub struct Request<'a> {
     pub limits: ClientLimits,
 }
 
-/// Lets the request in whose head ends at `head`, or says why not. What is told is filled in as far as it gets.
-pub fn begin(
-    of: &mut Request<'_>,
-    work: &mut Work,
-    head: usize,
-    is_tls: bool,
-    total: Option<&Total>,
-    now: Instant,
-) -> Result<(Exchange, Content), Refusal> {
-    let Request { engine, listener, peer, told, .. } = of;
-    let (engine, listener) = (*engine, *listener);
+/// Lets the request in, or says why not. What is told is filled in as far as it gets.
+pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) -> Result<Start, Refusal> {
+    let Request { engine, peer, told, .. } = of;
+    let engine = *engine;
     let Work { request, from_client, text, path, target, noted, .. } = work;
     text.clear();
     target.clear();
@@ -109,10 +108,10 @@ pub fn begin(
     let snapshot = engine.control.snapshot();
     let server = &snapshot.config.server;
     told.id_field = server.request_id.clone();
-    let incoming_id = incoming_id(&told.id_field, request.fields(), from_client);
+    let incoming_id = incoming_id(&server.request_id, request.fields(), from_client);
     // A stranger's own would be found in other people's logs.
     let incoming_id = incoming_id.filter(|_| trusts(&server.trusted_proxies, peer.address));
-    told.request_id = written(text, |text| write_request_id(incoming_id, text));
+    told.write_id(incoming_id, text);
     if has_been_here(request.fields(), from_client, engine.control.loop_id()) {
         tell_loop(engine, request.authority(from_client), now);
         return Err(Refusal::Loop);
@@ -142,7 +141,7 @@ pub fn begin(
         claims: &claims,
     };
     let forwarding = Forwarding::new(origin, &server.trusted_proxies);
-    told.read(&forwarding, text);
+    told.read(&forwarding, engine.control.loop_id(), text);
     if let Some(name) = &server.via {
         let version = match (of.is_stream, request.version()) {
             (true, _) => "2.0",
@@ -180,27 +179,31 @@ pub fn begin(
         ended: None,
         noted: &[],
     };
-    let mut found = Found { site, route: site.find_with(path, || facts(RouteId::FALLBACK)) };
-    if site.route(found.route).is_internal {
-        found.route = RouteId::FALLBACK;
+    let mut found = site.find_with(path, || facts(RouteId::FALLBACK));
+    if site.route(found).is_internal {
+        found = RouteId::FALLBACK;
     }
-    let route = site.route(found.route);
+    let route = site.route(found);
     let mut which = 0;
     let is_plain = !route.has_rules && matches!(route.action, Action::Pool(_));
     if !is_plain {
-        let facts = facts(found.route);
+        let facts = facts(found);
         which = pool_of(route, &facts);
-        asked.is_preflight = site.rules(found.route).cors.is_some() && fields::is_preflight(&facts);
+        asked.is_preflight = site.rules(found).cors.is_some() && fields::is_preflight(&facts);
     }
-    let exchange = Exchange::begin(found, which, &asked, request.fields().values(from_client, Name::Cookie));
-    let limits = exchange.client_limits(ClientLimits::of_listener(listener));
-    let keep = exchange.retry_body_bytes();
-    of.limits = limits;
+    let start = Start { site: Arc::clone(site), route: found, which, asked };
     if !is_plain {
         of.course.snapshot = Some(Arc::clone(&snapshot));
     }
-    let pace = Pace::new(limits.min_rate, total);
-    Ok((exchange, Content::new(request.framing(), head, limits.max_body_bytes, keep, pace)))
+    Ok(start)
+}
+
+/// The exchange of a request that was let in. The client is treated as it says.
+#[inline]
+pub fn exchange(of: &mut Request<'_>, work: &Work, start: Start) -> Exchange {
+    let exchange = Exchange::begin(start, work.request.fields().values(&work.from_client, Name::Cookie));
+    of.limits = exchange.client_limits(ClientLimits::of_listener(of.listener));
+    exchange
 }
 
 /// Which of its pools a route leads to; too large a number for none.
@@ -294,35 +297,11 @@ pub fn beginning(of: &Request<'_>, work: &Work) -> Event {
 /// target.
 pub fn write_head(of: &Request<'_>, work: &mut Work, exchange: &Exchange, websocket: bool) -> Result<(), Failure> {
     let told = &of.told;
-    let text = &*work.text;
-    // One look at all of it takes less than one at each value.
-    let sound = FieldValue::new(text.as_bytes());
-    let value = |range: &Range<usize>| match sound {
-        Some(sound) => Some(sound.part(range)),
-        None => FieldValue::new(text.as_bytes().get(range.clone()).unwrap_or_default()),
-    };
-    let id = told.id_name().map(|name| set(name, value(&told.request_id)));
-    let changes = [
-        set(FieldName::known(Name::XForwardedFor), value(&told.forwarded_for)),
-        set(FieldName::known(Name::XForwardedProto), FieldValue::new(told.proto.as_bytes())),
-        set(FieldName::known(Name::XForwardedHost), value(&told.host)),
-        set(FieldName::known(Name::XRealIp), value(&told.client_text)),
-        set(FieldName::known(Name::Forwarded), value(&told.forwarded)),
-        // Those of others stay (RFC 8586 §2).
-        Change {
-            name: FieldName::known(Name::CdnLoop),
-            edit: FieldValue::new(of.engine.control.loop_id().as_bytes()).map_or(Edit::Remove, Edit::Add),
-        },
-        set(FieldName::known(Name::XForwardedPort), value(&told.port)),
-        set(FieldName::known(Name::XForwardedPrefix), value(&told.prefix).filter(|_| !told.prefix.is_empty())),
-        id.unwrap_or(NO_SERVER),
-        NO_SERVER,
-    ];
-    let left_out = usize::from(id.is_none()) + usize::from(told.continues_x_forwarded);
-    let changes = &changes[..changes.len() - left_out];
-    let mut plan = RequestPlan::new(&work.request, changes);
+    let named_id = told.named_id(&work.text);
+    let mut plan = RequestPlan::new(&work.request, named_id.as_slice());
+    plan.lines = told.lines(&work.text);
     plan.expect_continue = work.request.expects_continue();
-    plan.via = value(&told.via).filter(|_| !told.via.is_empty());
+    plan.via = told.via(&work.text);
     plan.persistence = if websocket { Persistence::WebSocket } else { Persistence::KeepAlive };
     if of.course.snapshot.is_some() {
         let mut out = std::mem::take(&mut work.to_backend);
@@ -335,7 +314,7 @@ pub fn write_head(of: &Request<'_>, work: &mut Work, exchange: &Exchange, websoc
 }
 
 /// Writes the head as the rules of the route and the jumps on the way have it.
-#[cold]
+#[inline(never)]
 fn write_changed_head(
     of: &Request<'_>,
     work: &Work,
@@ -344,33 +323,37 @@ fn write_changed_head(
     out: &mut Vec<u8>,
 ) -> Result<(), Failure> {
     let facts = RequestFacts::of(of, work, exchange);
-    let mut changes = Changes::of(plan.changes.iter().copied());
+    let rules = exchange.rules();
     plan.is_get = of.course.is_get;
     if of.course.is_bare {
         (plan.framing, plan.expect_continue) = (Framing::None, false);
-        for name in OF_CONTENT {
-            changes.remove(FieldName::known(*name));
+    }
+    let (changes, lines) = Changes::made(plan.changes, plan.lines, |changes| {
+        if of.course.is_bare {
+            for name in OF_CONTENT {
+                changes.remove(FieldName::known(*name));
+            }
         }
-    }
-    if exchange.is_page() {
-        // A page takes the place of an answer: no part of it is asked for, and it is not known already.
-        for name in CONDITIONS {
-            changes.remove(FieldName::known(*name));
+        if exchange.is_page() {
+            // A page takes the place of an answer: no part of it is asked for, and it is not known already.
+            for name in CONDITIONS {
+                changes.remove(FieldName::known(*name));
+            }
         }
-    }
-    let (mut host, mut target) = (None, None);
-    if let Some(rules) = exchange.rules() {
-        host = fields::host(rules, &facts);
-        target = rules.rewrite.as_ref().and_then(|rewrite| target::rewritten(rewrite, &facts));
-        changes.edit(&rules.request_headers.changes, None, &facts);
-    }
+        if let Some(rules) = rules {
+            changes.edit(&rules.request_headers.changes, None, &facts);
+        }
+    });
+    let host = rules.and_then(|rules| fields::host(rules, &facts));
+    let target = rules.and_then(|rules| target::rewritten(rules.rewrite.as_ref()?, &facts));
     let target = match target.as_deref().unwrap_or(&work.target) {
         b"" => None,
         // The backend must not get what was received in place of what the operator meant it to get.
         target => Some(Target::new(target).ok_or(Failure::Internal)?),
     };
     let changes = changes.list();
-    let plan = RequestPlan { target, host: host.as_deref().and_then(FieldValue::new), changes: &changes, ..plan };
+    let host = host.as_deref().and_then(FieldValue::new);
+    let plan = RequestPlan { target, host, changes: &changes, lines, ..plan };
     rewrite::request(&work.request, &work.from_client, &plan, out);
     Ok(())
 }
@@ -423,16 +406,49 @@ impl Told {
         self.is_path_made = true;
     }
 
-    /// What tells the request's id in a head for the backend or the client.
-    pub fn request_id_change<'a>(&'a self, text: &'a str) -> Option<Change<'a>> {
-        Some(set(self.id_name()?, FieldValue::new(self.request_id(text))))
+    /// What tells the backend of the client, and of the request's id by its usual field.
+    fn lines<'a>(&self, text: &'a str) -> Lines<'a> {
+        let mut replaced = OURS;
+        if self.id_field == RequestIdField::Usual {
+            replaced = replaced.with(Name::XRequestId);
+        }
+        if !self.continues_x_forwarded {
+            replaced = replaced.with(Name::XForwardedServer);
+        }
+        let lines = text.as_bytes().get(self.lines.clone()).unwrap_or_default();
+        Lines::new(lines, replaced, NameSet::of(&[Name::CdnLoop]))
     }
 
-    fn id_name(&self) -> Option<FieldName<'_>> {
-        match &self.id_field {
-            RequestIdField::Off => None,
-            RequestIdField::Usual => Some(FieldName::known(Name::XRequestId)),
-            RequestIdField::Named(name) => FieldName::new(name.as_bytes()),
+    /// What tells the client of the request's id, by its usual field.
+    pub fn id_lines<'a>(&self, text: &'a str) -> Lines<'a> {
+        let line = text.as_bytes().get(self.id_line.clone()).unwrap_or_default();
+        let replaced = if line.is_empty() { NameSet::EMPTY } else { NameSet::of(&[Name::XRequestId]) };
+        Lines::new(line, replaced, NameSet::EMPTY)
+    }
+
+    /// What tells of the request's id by another field.
+    pub fn named_id<'a>(&'a self, text: &'a str) -> Option<Change<'a>> {
+        let RequestIdField::Named(name) = &self.id_field else { return None };
+        let value = FieldValue::new(self.request_id(text));
+        // A value that could break out of its line is none.
+        Some(Change { name: FieldName::new(name.as_bytes())?, edit: value.map_or(Edit::Remove, Edit::Set) })
+    }
+
+    fn via<'a>(&self, text: &'a str) -> Option<FieldValue<'a>> {
+        let via = text.as_bytes().get(self.via.clone()).filter(|via| !via.is_empty())?;
+        FieldValue::new(via)
+    }
+
+    /// Writes the request's id: the client's own if it is one that a log can bear, else a new one.
+    fn write_id(&mut self, own: Option<&[u8]>, text: &mut String) {
+        if self.id_field == RequestIdField::Usual {
+            let start = text.len();
+            self.request_id = line(text, "X-Request-Id: ", |text| write_request_id(own, text));
+            self.id_line = start..text.len();
+            self.lines = self.id_line.clone();
+        } else {
+            self.request_id = written(text, |text| write_request_id(own, text));
+            self.lines = text.len()..text.len();
         }
     }
 
@@ -442,7 +458,7 @@ impl Told {
         if self.request_id.is_empty() {
             text.clear();
             self.id_field = engine.control.snapshot().config.server.request_id.clone();
-            self.request_id = written(text, |text| write_request_id(None, text));
+            self.write_id(None, text);
         }
         if self.client.is_none() {
             self.client = Some(peer.address);
@@ -451,15 +467,22 @@ impl Told {
         }
     }
 
-    fn read(&mut self, forwarding: &Forwarding<'_>, text: &mut String) {
+    /// Writes what a backend is told, behind the id.
+    fn read(&mut self, forwarding: &Forwarding<'_>, loop_id: &str, text: &mut String) {
         self.client = Some(forwarding.client);
         self.proto = forwarding.proto;
-        self.host = written(text, |text| text.write_str(forwarding.host));
-        self.port = written(text, |text| text.write_str(forwarding.port));
-        self.prefix = written(text, |text| text.write_str(forwarding.prefix.unwrap_or_default()));
-        self.client_text = written(text, |text| forwarding.write_client(text));
-        self.forwarded_for = written(text, |text| forwarding.write_forwarded_for(text));
-        self.forwarded = written(text, |text| forwarding.write_forwarded(text));
+        line(text, "X-Forwarded-For: ", |text| forwarding.write_forwarded_for(text));
+        line(text, "X-Forwarded-Proto: ", |text| text.write_str(forwarding.proto));
+        self.host = line(text, "X-Forwarded-Host: ", |text| text.write_str(forwarding.host));
+        self.client_text = line(text, "X-Real-IP: ", |text| forwarding.write_client(text));
+        line(text, "Forwarded: ", |text| forwarding.write_forwarded(text));
+        // Those of others stay (RFC 8586 §2).
+        line(text, "CDN-Loop: ", |text| text.write_str(loop_id));
+        line(text, "X-Forwarded-Port: ", |text| text.write_str(forwarding.port));
+        if let Some(prefix) = forwarding.prefix {
+            line(text, "X-Forwarded-Prefix: ", |text| text.write_str(prefix));
+        }
+        self.lines.end = text.len();
     }
 }
 
@@ -492,9 +515,19 @@ fn written(text: &mut String, write: impl FnOnce(&mut String) -> fmt::Result) ->
     start..text.len()
 }
 
-/// A value that could break out of its line is none; a field without a value is left out.
-fn set<'a>(name: FieldName<'a>, value: Option<FieldValue<'a>>) -> Change<'a> {
-    Change { name, edit: value.map_or(Edit::Remove, Edit::Set) }
+/// Appends a field's line, which begins with `start`; where its value is. One that could break out of its line is left
+/// out.
+#[inline]
+fn line(text: &mut String, start: &str, write: impl FnOnce(&mut String) -> fmt::Result) -> Range<usize> {
+    let line = text.len();
+    text.push_str(start);
+    let value = written(text, write);
+    if text.as_bytes().get(value.clone()).and_then(FieldValue::new).is_none() {
+        text.truncate(line);
+        return line..line;
+    }
+    text.push_str("\r\n");
+    value
 }
 
 /// What the peer says of the client, if it is a proxy that is believed.

@@ -179,6 +179,17 @@ impl NameSet {
     pub const fn has(self, name: Name) -> bool {
         self.0 & (1 << name as u8) != 0
     }
+
+    /// This set and `others`.
+    #[must_use]
+    pub const fn union(self, others: NameSet) -> NameSet {
+        NameSet(self.0 | others.0)
+    }
+
+    /// The names in it.
+    pub fn iter(self) -> impl Iterator<Item = Name> {
+        ALL.iter().copied().filter(move |name| self.has(*name))
+    }
 }
 
 #[cfg(test)]
@@ -206,5 +217,6 @@ mod tests {
         let set = NameSet::of(&[Name::Other, Name::Host]);
         assert!(set.has(Name::Host) && !set.has(Name::Other) && !set.has(Name::Te));
         assert_eq!(set.without(Name::Host), NameSet::EMPTY);
+        assert!(set.union(NameSet::of(&[Name::Age])).iter().eq([Name::Age, Name::Host]));
     }
 }

@@ -6,8 +6,6 @@
 //! balancer has to say comes in as a list of [`Change`]s. Lines that already read as we would write them are copied in
 //! runs, so a head with little to change costs a few moves of memory.
 
-use std::ops::Range;
-
 use super::head::{Form, RequestHead};
 use super::response::ResponseHead;
 use crate::message::ascii::{self, TARGET};
@@ -86,11 +84,49 @@ impl<'a> FieldValue<'a> {
     pub fn get(self) -> &'a [u8] {
         self.0
     }
+}
 
-    /// A part of it, which cannot break out of its line either; empty where there is none.
-    #[inline]
-    pub fn part(self, range: &Range<usize>) -> FieldValue<'a> {
-        FieldValue(self.0.get(range.clone()).unwrap_or_default())
+/// Whole field lines that were made beforehand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lines<'a> {
+    text: &'a [u8],
+    replaced: NameSet,
+    added: NameSet,
+}
+
+impl<'a> Lines<'a> {
+    /// `text` is lines as they are sent, `Name: value` and the line's end each, with names and values that could stand in
+    /// a [`Change`]. Fields of the names `replaced` give way to them, whether there is such a line or not; those of `added`
+    /// are passed on beside them.
+    pub fn new(text: &'a [u8], replaced: NameSet, added: NameSet) -> Self {
+        let lines = Self { text, replaced, added };
+        debug_assert!(
+            lines.iter().all(|(name, value)| FieldName::new(name).is_some() && FieldValue::new(value).is_some())
+        );
+        lines
+    }
+
+    /// Whether they say anything of the fields of this name.
+    pub fn concern(self, name: FieldName<'_>) -> bool {
+        self.replaced.has(name.known) || self.added.has(name.known)
+    }
+
+    /// The same, as changes one by one.
+    pub fn changes(self) -> impl Iterator<Item = Change<'a>> {
+        let removed = self.replaced.iter().filter_map(|name| FieldName::new(name.text().as_bytes()));
+        let removed = removed.map(|name| Change { name, edit: Edit::Remove });
+        removed.chain(self.iter().filter_map(move |(name, value)| {
+            let (name, value) = (FieldName::new(name)?, FieldValue::new(value)?);
+            let edit = if self.replaced.has(name.known) { Edit::Set(value) } else { Edit::Add(value) };
+            Some(Change { name, edit })
+        }))
+    }
+
+    fn iter(self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        self.text.split(|&byte| byte == b'\n').filter_map(|line| {
+            let colon = line.iter().position(|&byte| byte == b':')?;
+            Some((line.get(..colon)?, line.get(colon + 2..)?.strip_suffix(b"\r")?))
+        })
     }
 }
 
@@ -183,8 +219,10 @@ pub struct RequestPlan<'a> {
     pub persistence: Persistence,
     /// Another element of Via (RFC 9110 §7.6.3).
     pub via: Option<FieldValue<'a>>,
-    /// Changes to the fields, at most one for each name but for additions.
+    /// Changes to the fields, at most one for each name but for additions, and none that `lines` are about.
     pub changes: &'a [Change<'a>],
+    /// Fields of our own.
+    pub lines: Lines<'a>,
 }
 
 impl<'a> RequestPlan<'a> {
@@ -199,6 +237,7 @@ impl<'a> RequestPlan<'a> {
             persistence: Persistence::KeepAlive,
             via: None,
             changes,
+            lines: Lines::default(),
         }
     }
 }
@@ -216,8 +255,10 @@ pub struct ResponsePlan<'a> {
     pub persistence: Persistence,
     /// The present, for a response without Date (RFC 9110 §6.6.1).
     pub date: Option<FieldValue<'a>>,
-    /// Changes to the fields, at most one for each name but for additions.
+    /// Changes to the fields, at most one for each name but for additions, and none that `lines` are about.
     pub changes: &'a [Change<'a>],
+    /// Fields of our own.
+    pub lines: Lines<'a>,
 }
 
 impl<'a> ResponsePlan<'a> {
@@ -235,7 +276,7 @@ impl<'a> ResponsePlan<'a> {
             (framing, _) => framing,
         };
         let persistence = if framing == Framing::UntilClose { Persistence::Close } else { persistence };
-        ResponsePlan { status: None, client, framing, persistence, date: None, changes }
+        ResponsePlan { status: None, client, framing, persistence, date: None, changes, lines: Lines::default() }
     }
 }
 
@@ -243,7 +284,8 @@ impl<'a> ResponsePlan<'a> {
 /// `head` was parsed from.
 pub fn request(head: &RequestHead, buf: &[u8], plan: &RequestPlan<'_>, out: &mut Vec<u8>) {
     let host = plan.host.map_or(head.authority(buf).unwrap_or_default(), |host| host.0);
-    reserve(out, head.len(), host.len() + plan.target.map_or(0, |target| target.0.len()), plan.changes);
+    let target_len = plan.target.map_or(0, |target| target.0.len());
+    reserve(out, head.len() + host.len() + target_len + plan.lines.text.len(), plan.changes);
     out.extend_from_slice(if plan.is_get { b"GET" } else { head.method_token(buf) });
     out.push(b' ');
     write_target(head, buf, plan.target, out);
@@ -253,7 +295,9 @@ pub fn request(head: &RequestHead, buf: &[u8], plan: &RequestPlan<'_>, out: &mut
     if head.max_forwards().is_some() {
         skip = skip.with(Name::MaxForwards);
     }
-    write_fields(head.fields(), buf, with_trailer(skip, plan.framing), plan.changes, out);
+    let skip = with_trailer(skip, plan.framing).union(plan.lines.replaced);
+    write_fields(head.fields(), buf, skip, plan.changes, out);
+    out.extend_from_slice(plan.lines.text);
     if let Some(via) = plan.via {
         write_field(b"Via", via.0, out);
     }
@@ -271,12 +315,14 @@ pub fn request(head: &RequestHead, buf: &[u8], plan: &RequestPlan<'_>, out: &mut
 /// Appends the head of the response for the client, interim responses included. `buf` is the buffer that `head` was
 /// parsed from.
 pub fn response(head: &ResponseHead, buf: &[u8], plan: &ResponsePlan<'_>, out: &mut Vec<u8>) {
-    reserve(out, head.len(), 0, plan.changes);
+    reserve(out, head.len() + plan.lines.text.len(), plan.changes);
     match plan.status.filter(|status| *status != head.status()) {
         Some(status) => write_status_line(status, message::reason(status).as_bytes(), out),
         None => write_status_line(head.status(), head.reason(buf), out),
     }
-    write_fields(head.fields(), buf, with_trailer(OWN, plan.framing), plan.changes, out);
+    let skip = with_trailer(OWN, plan.framing).union(plan.lines.replaced);
+    write_fields(head.fields(), buf, skip, plan.changes, out);
+    out.extend_from_slice(plan.lines.text);
     if let Some(length) = head.content_length().filter(|_| plan.framing == Framing::None) {
         write_number(b"Content-Length: ", length, out);
     }
@@ -293,9 +339,10 @@ pub fn response(head: &ResponseHead, buf: &[u8], plan: &ResponsePlan<'_>, out: &
     out.extend_from_slice(b"\r\n");
 }
 
-fn reserve(out: &mut Vec<u8>, head_len: usize, extra: usize, changes: &[Change<'_>]) {
+/// Makes room for what is copied, what the changes write, and the rest.
+fn reserve(out: &mut Vec<u8>, copied: usize, changes: &[Change<'_>]) {
     let changed: usize = changes.iter().map(|change| change.name.text.len() + change.value_len() + 4).sum();
-    out.reserve(head_len + extra + changed + SPARE_BYTES);
+    out.reserve(copied + changed + SPARE_BYTES);
 }
 
 fn write_status_line(status: u16, reason: &[u8], out: &mut Vec<u8>) {

@@ -19,6 +19,16 @@ WORK = ROOT / "target" / "bench"
 MOST_BODY_BYTES = 67108864
 START_SECONDS = 15
 
+# What a balancer's configuration says of requests where only one thing is done with all.
+ONE_ROUTE = '[[route]]\npool = "app"\n'
+
+# And where a lot is said: so many routes by path, and these by expression, none of which fits what is asked for.
+ROUTES_BY_PATH = ["/small", *[f"/section-{number}" for number in range(1, 40)]]
+EXPRESSIONS = [
+    r"\.(css|js|png|jpe?g|svg|woff2)$", r"^/api/v[0-9]+/", r"^/u/([0-9]+)$", r"/\.(?!well-known)", r"^/blog/[0-9]{4}/",
+    r"\.php$", r"^/(en|de|fr)/shop/", r"\.(bak|old|sql)$", r"^/download/[a-z0-9-]+\.zip$", r"^/@[a-z]+",
+]
+
 
 def free_ports(count):
     """Ports that nobody listens on now."""
@@ -61,12 +71,12 @@ class Process:
         self.child = subprocess.Popen(
             pinned(cores, words), stdin=subprocess.DEVNULL, stdout=self.output, stderr=self.output, cwd=directory)
 
-    def wait_until_ready(self, port, seconds=START_SECONDS):
+    def wait_until_ready(self, port, seconds=START_SECONDS, status=200):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self.child.poll() is not None:
                 break
-            if ask(port) == 200:
+            if ask(port) == status:
                 return self
             time.sleep(0.02)
         self.stop()
@@ -116,13 +126,17 @@ class Process:
 class Balancer(Process):
     """Listens on `port`, and with TLS on `tls_port`."""
 
-    def __init__(self, kind, setup, label, threads=1, log=False, bare=False, cores=CORE_OF_BALANCER, prefix=()):
+    def __init__(self, kind, setup, label, threads=1, log=False, bare=False, rules=False, cores=CORE_OF_BALANCER,
+                 prefix=()):
         directory = WORK / "run" / label
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         self.port, self.tls_port, admin_port = free_ports(3)
         if bare:
             words = {"nginx": bare_nginx, "haproxy": bare_haproxy}[kind](setup, directory, self.port, self.tls_port)
+        elif rules:
+            write = {"evenkeel": evenkeel, "nginx": nginx}[kind]
+            words = write(setup, directory, self.port, self.tls_port, admin_port, threads, log, rules)
         else:
             write = {"evenkeel": evenkeel, "nginx": nginx, "haproxy": haproxy, "envoy": envoy}[kind]
             words = write(setup, directory, self.port, self.tls_port, admin_port, threads, log)
@@ -130,10 +144,11 @@ class Balancer(Process):
 
 
 class Setup:
-    """What all balancers are given."""
+    """What all balancers are given. `sites` is what Evenkeel's configuration says of requests."""
 
-    def __init__(self, evenkeel, envoy, origins, log_port, probes=True):
+    def __init__(self, evenkeel, envoy, origins, log_port, probes=True, sites=ONE_ROUTE):
         self.evenkeel, self.envoy, self.origins, self.log_port, self.probes = evenkeel, envoy, origins, log_port, probes
+        self.sites = sites
         self.certificate, self.key, self.both = WORK / "cert.pem", WORK / "key.pem", WORK / "both.pem"
         if not self.both.exists():
             subprocess.run(
@@ -143,7 +158,18 @@ class Setup:
             self.both.write_text(self.certificate.read_text() + self.key.read_text())
 
 
-def evenkeel(setup, directory, port, tls_port, admin_port, threads, log):
+def site_with_rules():
+    routes = [("path", f'"{path}"') for path in ROUTES_BY_PATH] + [("regex", f"'{regex}'") for regex in EXPRESSIONS]
+    return """[[site]]
+hosts = ["bench.test", "127.0.0.1"]
+pool = "app"
+request_headers = { set = { X-Tenant = "$host" }, remove = ["X-Debug"] }
+response_headers = { set = { X-Frame-Options = "DENY", X-Content-Type-Options = "nosniff" }, remove = ["X-Powered-By"] }
+""" + "".join(f'[[site.route]]\n{key} = {what}\npool = "app"\n' for key, what in routes)
+
+
+def evenkeel(setup, directory, port, tls_port, admin_port, threads, log, rules=False):
+    sites = site_with_rules() if rules else setup.sites
     backends = ", ".join(f'{{ address = "127.0.0.1:{origin}" }}' for origin in setup.origins)
     access_log = '[access_log]\nfile = "access.log"\nformat = "combined"\n' if log else ""
     probe = '[pool.probe]\ntype = "http"\npath = "/health"\ninterval = "2s"\n' if setup.probes else ""
@@ -174,17 +200,25 @@ name = "app"
 backends = [{backends}]
 
 {probe}
-[[route]]
-pool = "app"
-""")
+{sites}""")
     return [setup.evenkeel, "run", "--config", directory / "evenkeel.toml"]
 
 
-def nginx(setup, directory, port, tls_port, admin_port, threads, log):
+def nginx(setup, directory, port, tls_port, admin_port, threads, log, rules=False):
     """Its bodies of requests and responses go through as it is set by default, except that a body of unknown length
     is streamed: kept in a file first, it would cost nginx a write and a read of the disk."""
     servers = "\n".join(f"        server 127.0.0.1:{origin} max_fails=5 fail_timeout=10s;" for origin in setup.origins)
     access_log = "access.log combined buffer=64k flush=1s" if log else "off"
+    fields = locations = ""
+    if rules:
+        fields = """proxy_set_header X-Tenant $host;
+    proxy_set_header X-Debug "";
+    proxy_hide_header X-Powered-By;
+    add_header X-Frame-Options DENY always;
+    add_header X-Content-Type-Options nosniff always;"""
+        locations = "\n".join(
+            f"        location {what} {{ proxy_pass http://app; }}"
+            for what in [*ROUTES_BY_PATH, *[f'~ "{regex}"' for regex in EXPRESSIONS]])
     (directory / "nginx.conf").write_text(f"""
 daemon off;
 user {'root' if os.geteuid() == 0 else 'nobody'};
@@ -229,12 +263,14 @@ http {{
     proxy_set_header X-Real-IP $remote_addr;
     proxy_set_header X-Request-Id $request_id;
     proxy_set_header Forwarded "for=$remote_addr;host=$http_host;proto=$scheme";
+    {fields}
     server {{
         listen 127.0.0.1:{port} backlog=4096{' reuseport' if threads > 1 else ''};
         listen 127.0.0.1:{tls_port} ssl http2 backlog=4096{' reuseport' if threads > 1 else ''};
         ssl_certificate {setup.certificate};
         ssl_certificate_key {setup.key};
         ssl_protocols TLSv1.2 TLSv1.3;
+{locations}
         location / {{
             proxy_pass http://app;
         }}

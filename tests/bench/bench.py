@@ -130,6 +130,7 @@ class Run:
         # Evenkeel has everything on where the others are bare.
         name = "plain" if name == "moved" or (kind, name) == ("evenkeel", "bare") else name
         options = {"plain": {}, "bare": {"bare": True}, "log": {"log": True},
+                   "rules": {"log": True, "rules": True},
                    "two": {"threads": 2, "cores": BOTH_CORES}}[name]
         if (kind, name) not in self.instances:
             try:

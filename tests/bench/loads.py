@@ -98,6 +98,8 @@ class Scenario:
 SCENARIOS = [
     Scenario("small", "small, keep-alive", wrk("/small"), (0.8, 0.8)),
     Scenario("log", "the same, access log on", wrk("/small"), instance="log"),
+    Scenario("rules", "the same, 50 routes with 10 expressions, fields set both ways", wrk("/small"), (0.85, 0.85),
+             instance="rules", kinds=("evenkeel", "nginx")),
     Scenario("close", "Connection: close", wrk("/small", fields=["Connection: close"]), (1.0, 1.0)),
     Scenario("10k", "10 KB", wrk("/10k"), (0.8, 0.8)),
     Scenario("1m", "1 MB", wrk("/1m", connections=16), (0.6, 0.6)),

@@ -362,7 +362,7 @@ impl<W: Walk> Exchange<W> {
 
     /// How the backends of the present attempt are to be treated, where the route says anything of it.
     pub fn own_limits(&self) -> Option<Box<BackendLimits>> {
-        let rules = self.rules()?;
+        let rules = self.rules().filter(|_| self.route().limits_backends)?;
         Some(Box::new(BackendLimits::of_pool(&self.plan()?.settings).with(&rules.backend)))
     }
 
@@ -763,14 +763,14 @@ impl<W: Walk> Exchange<W> {
 }
 
 fn retry_body_bytes(site: &Site, route: RouteId, plan: &Plan) -> usize {
-    let rules = site.route(route).has_rules.then(|| site.rules(route));
+    let rules = site.route(route).limits_backends.then(|| site.rules(route));
     rules.and_then(|rules| rules.backend.retry_body_bytes).unwrap_or(plan.settings.retry_body_bytes)
 }
 
 /// How the backends of a plan are treated along a route.
 fn limits(site: &Site, route: RouteId, plan: &Plan) -> BackendLimits {
     let limits = BackendLimits::of_pool(&plan.settings);
-    if site.route(route).has_rules { limits.with(&site.rules(route).backend) } else { limits }
+    if site.route(route).limits_backends { limits.with(&site.rules(route).backend) } else { limits }
 }
 
 impl Moment {

@@ -18,7 +18,7 @@ use foldhash::fast::RandomState;
 use self::hosts::HostTable;
 use self::routes::{Place, RouteTable};
 use crate::config::site::{
-    self, JumpTo, ListenerName, Matcher, Redirect, Respond, RouteConfig, RouteName, Rules, SiteConfig,
+    self, BackendRules, JumpTo, ListenerName, Matcher, Redirect, Respond, RouteConfig, RouteName, Rules, SiteConfig,
 };
 use crate::config::{Config, PoolName};
 use crate::metrics::{Metrics, RouteMetrics};
@@ -65,6 +65,8 @@ pub struct Route {
     pub is_internal: bool,
     /// Whether its rules say anything.
     pub has_rules: bool,
+    /// Whether they say how backends are treated.
+    pub limits_backends: bool,
     /// Whether the log has been told that requests jump from here for ever.
     pub is_circle_told: AtomicBool,
     pub action: Action,
@@ -195,6 +197,7 @@ impl Site {
             condition: None,
             is_internal: false,
             has_rules: config.fallback != Rules::default(),
+            limits_backends: config.fallback.backend != BackendRules::default(),
             is_circle_told: AtomicBool::new(false),
             action: Action::Missing,
         };
@@ -302,6 +305,7 @@ impl Route {
             condition: config.condition.clone(),
             is_internal: config.internal,
             has_rules: config.rules != Rules::default(),
+            limits_backends: config.rules.backend != BackendRules::default(),
             is_circle_told: AtomicBool::new(false),
             action,
         }

@@ -14,6 +14,7 @@ use serde::{Serialize, Serializer};
 
 use super::route::{HostPattern, PathPrefix};
 use super::{AccessLogFile, HostRoute, PoolName, SameSite, StatusRanges, optional_seconds};
+use crate::message::name::Name;
 use crate::value::Value;
 use crate::value::condition::Condition;
 use crate::value::pattern::Pattern;
@@ -168,8 +169,9 @@ pub struct HeaderEdits {
 /// One change of one field.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FieldChange {
-    /// As it is sent.
+    /// As it is sent; a token.
     pub name: String,
+    pub known: Name,
     pub edit: Edit,
     /// Where it is empty, or nothing of it is there, the field is not sent. Means nothing to [`Edit::Remove`].
     pub value: Text,
@@ -218,6 +220,7 @@ pub enum Preset {
 /// A field of a preset, sent where the response does not have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PresetField {
+    /// A token without other meaning.
     pub name: &'static str,
     pub value: &'static str,
     /// Only where the client came by HTTPS, here or to a trusted proxy.

@@ -17,8 +17,13 @@ use crate::value::{Facts, Known, Presence, Value};
 
 /// Changes in the order in which they are made. Those of one name are put together, so that at most one of them is
 /// anything but an addition.
-#[derive(Default)]
 pub struct Changes<'a>(Vec<Entry<'a>>);
+
+/// Few routes make more of them.
+const MANY: usize = 8;
+
+/// Few values are longer.
+const MADE_BYTES: usize = 64;
 
 struct Entry<'a> {
     name: FieldName<'a>,
@@ -39,13 +44,13 @@ impl<'a> Changes<'a> {
     /// `first`, then what `edit` makes. Where that is about fields of `lines`, these are among the changes, and none are
     /// left.
     pub fn made(first: &[Change<'a>], lines: Lines<'a>, edit: impl Fn(&mut Self)) -> (Self, Lines<'a>) {
-        let mut all = Self::default();
+        let mut all = Self(Vec::with_capacity(MANY));
         first.iter().for_each(|change| all.make(*change));
         edit(&mut all);
         if !all.0.iter().any(|entry| lines.concern(entry.name)) {
             return (all, lines);
         }
-        let mut all = Self::default();
+        let mut all = Self(Vec::with_capacity(2 * MANY));
         lines.changes().chain(first.iter().copied()).for_each(|change| all.make(change));
         edit(&mut all);
         (all, Lines::default())
@@ -87,7 +92,7 @@ impl<'a> Changes<'a> {
             if !change.on.as_ref().is_none_or(is_for) {
                 continue;
             }
-            let Some(name) = FieldName::new(change.name.as_bytes()) else { continue };
+            let Some(name) = FieldName::of_token(change.name.as_bytes(), change.known) else { continue };
             let kind = match change.edit {
                 site::Edit::Remove => Kind::Remove,
                 site::Edit::Set => Kind::Set,
@@ -107,7 +112,7 @@ impl<'a> Changes<'a> {
     /// The fields of the preset, where the answer does not have them.
     pub fn preset(&mut self, preset: site::Preset, is_https: bool) {
         for field in preset.fields().iter().filter(|field| is_https || !field.only_https) {
-            if let Some(name) = FieldName::new(field.name.as_bytes()) {
+            if let Some(name) = FieldName::of_token(field.name.as_bytes(), Name::Other) {
                 self.push(name, Kind::SetIfMissing, Cow::Borrowed(field.value.as_bytes()));
             }
         }
@@ -162,21 +167,23 @@ impl<'a> Changes<'a> {
         {
             self.set(FieldName::known(Name::Location), mapped);
         }
-        let Some(name) = FieldName::new(b"Refresh") else { return };
-        if let Some(refresh) = head.fields().named(buffer, b"refresh").next() {
+        if let Some(refresh) = head.fields().value(buffer, Name::Refresh) {
             // `5; url=https://…`
             let lower = refresh.to_ascii_lowercase();
             if let Some(at) = lower.windows(4).position(|four| four == b"url=")
                 && let Some(mapped) = mapped_location(&refresh[at + 4..], rules, facts)
             {
-                self.set(name, [&refresh[..at + 4], &mapped].concat());
+                self.set(FieldName::known(Name::Refresh), [&refresh[..at + 4], &mapped].concat());
             }
         }
     }
 
     /// Has the cookies of a backend be as the operator wants them.
     pub fn cookies(&mut self, rewrite: &CookieRewrite, facts: &RequestFacts<'_>) {
-        let Some((head, buffer)) = facts.response.filter(|_| *rewrite != CookieRewrite::default()) else { return };
+        let Some((head, buffer)) = facts.response else { return };
+        if head.fields().value(buffer, Name::SetCookie).is_none() || *rewrite == CookieRewrite::default() {
+            return;
+        }
         self.remove(FieldName::known(Name::SetCookie));
         for cookie in head.fields().values(buffer, Name::SetCookie) {
             self.add(FieldName::known(Name::SetCookie), mapped_cookie(cookie, rewrite, facts));
@@ -240,7 +247,7 @@ fn field_value<'a>(value: &'a Value, facts: &'a RequestFacts<'a>) -> Option<Cow<
     if let Some(text) = lies.map(ascii::trim) {
         return (!text.is_empty() && FieldValue::new(text).is_some()).then_some(Cow::Borrowed(text));
     }
-    let mut made = Vec::new();
+    let mut made = Vec::with_capacity(MADE_BYTES);
     (value.write_field(facts, &mut made) == Presence::Present).then_some(Cow::Owned(made))
 }
 
@@ -475,7 +482,7 @@ mod tests {
             (&[(Kind::Set, "a\r\nX-B: c")], &["remove"]),
             (&[(Kind::Add, "a\nb")], &[]),
         ] {
-            let mut changes = Changes::default();
+            let mut changes = Changes(Vec::new());
             for (kind, text) in kinds {
                 changes.push(name(), *kind, value(text));
             }

@@ -107,9 +107,14 @@ pub(crate) fn run_holding(bytes: &[u8], class: u8) -> (usize, u8) {
 /// Whether `bytes` is [`TEXT`] throughout. Sixteen bytes at a time, the last ones together with some before them.
 #[inline]
 pub(crate) fn is_text(bytes: &[u8]) -> bool {
-    let Some(last) = bytes.len().checked_sub(16) else { return short_text_run(bytes) == bytes.len() };
+    let Some(last) = bytes.len().checked_sub(16) else {
+        return match (bytes.first_chunk::<8>(), bytes.last_chunk::<8>()) {
+            (Some(first), Some(last)) => is_text_block(first) & is_text_block(last),
+            _ => bytes.iter().all(|&byte| is(byte, TEXT)),
+        };
+    };
     let mut at = 0;
-    while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+    while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk::<16>) {
         if !is_text_block(block) {
             return false;
         }
@@ -121,9 +126,9 @@ pub(crate) fn is_text(bytes: &[u8]) -> bool {
     true
 }
 
-/// Whether sixteen bytes are [`TEXT`]. Without branches, so that it becomes one comparison of vectors.
+/// Whether a few bytes are [`TEXT`]. Without branches, so that it becomes one comparison of vectors.
 #[inline(always)]
-fn is_text_block(block: &[u8; 16]) -> bool {
+fn is_text_block<const BYTES: usize>(block: &[u8; BYTES]) -> bool {
     let mut stops = false;
     for &byte in block {
         let is_text = (byte == b'\t') | ((byte >= b' ') & (byte != 0x7f));

@@ -55,6 +55,7 @@ names! {
     ProxyConnection = "Proxy-Connection",
     Range = "Range",
     Referer = "Referer",
+    Refresh = "Refresh",
     RetryAfter = "Retry-After",
     SecWebSocketAccept = "Sec-WebSocket-Accept",
     SecWebSocketKey = "Sec-WebSocket-Key",

@@ -15,6 +15,7 @@ use crate::config::site::{
     Text,
 };
 use crate::config::{AccessLogConfig, AccessLogFormat, PoolName, SameSite, StatusRanges};
+use crate::message::name::Name;
 use crate::value::pattern::Pattern;
 use crate::value::table::Tables;
 use crate::value::{Phase, Scope, Value};
@@ -287,8 +288,10 @@ impl<'t> Reader<'t> {
             for name in self.elements(table, "remove").unwrap_or_default() {
                 let name = self.read_at(table, "remove", name, |value| field_name(value.as_str().unwrap_or_default()));
                 let on = on.clone().flatten();
-                let change =
-                    name.map(|name| FieldChange { name, edit: Edit::Remove, value: Text::of(Value::constant("")), on });
+                let change = name.map(|name| {
+                    let (known, value) = (Name::of(name.as_bytes()), Text::of(Value::constant("")));
+                    FieldChange { name, known, edit: Edit::Remove, value, on }
+                });
                 collect(&mut changes, change);
             }
         }
@@ -313,6 +316,7 @@ impl<'t> Reader<'t> {
                 for text in texts {
                     let value = self.text(table, &shown, text, place, known);
                     let change = name.clone().zip(value).map(|(name, value)| FieldChange {
+                        known: Name::of(name.as_bytes()),
                         name,
                         edit: *edit,
                         value,

@@ -44,8 +44,14 @@ pub struct FieldName<'a> {
 impl<'a> FieldName<'a> {
     /// `text` as a name to write, `None` if it is not a token or not the caller's to change.
     pub fn new(text: &'a [u8]) -> Option<FieldName<'a>> {
-        let known = Name::of(text);
-        (ascii::is_token(text) && !OWN_IN_REQUESTS.has(known)).then_some(FieldName { text, known })
+        ascii::is_token(text).then(|| Self::of_token(text, Name::of(text))).flatten()
+    }
+
+    /// The same of a token, and which known name that is.
+    #[inline]
+    pub fn of_token(text: &'a [u8], known: Name) -> Option<FieldName<'a>> {
+        debug_assert!(ascii::is_token(text) && known == Name::of(text));
+        (!OWN_IN_REQUESTS.has(known)).then_some(FieldName { text, known })
     }
 }
 

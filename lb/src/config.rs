@@ -26,6 +26,7 @@ use self::algorithm::Algorithm;
 use self::backend::{AdminState, BackendAddress, Weight};
 use self::route::{HostPattern, PathPrefix};
 use self::site::{ListenerName, Origin, RouteConfig, SiteConfig};
+use self::tls::TlsConfig;
 use crate::message::ascii::is_token;
 use crate::message::limits::{AmbiguousNames, Limits, NonAsciiTargets};
 use crate::message::name::Name;
@@ -140,13 +141,6 @@ pub enum HalfClose {
     /// Its exchange ends: mostly it has left, and cannot be told apart.
     Cancel,
     Answer,
-}
-
-/// Paths of PEM files that were readable and fitted together when the configuration was checked.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct TlsConfig {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

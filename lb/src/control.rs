@@ -32,7 +32,7 @@ use crate::metrics::Metrics;
 use crate::pool::Plan;
 use crate::snapshot::{Rings, Snapshot};
 use crate::state::{Persistence, StateFile};
-use resources::{Obtained, Resources, Unavailable};
+use resources::{ListenerCertificate, Obtained, Resources, Unavailable};
 use retired::Retired;
 
 /// More than two configurations ever share.
@@ -243,6 +243,11 @@ impl Control {
     pub fn reload_with(&self, resources: &Arc<dyn Resources>) {
         // The first stays.
         let _ = self.resources.set(Arc::downgrade(resources));
+    }
+
+    /// The certificates that clients get now.
+    pub fn certificates(&self) -> Vec<ListenerCertificate> {
+        self.resources.get().and_then(Weak::upgrade).map_or(Vec::new(), |resources| resources.certificates())
     }
 
     pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {

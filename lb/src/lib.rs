@@ -13,7 +13,7 @@
 //! - [`probe`]: asks backends whether they are well.
 //! - [`exchange`]: what is decided about a request; [`failure`]: what follows from each way to fail.
 //! - [`message`]: heads and what they are made of; [`value`]: texts with variables, patterns and conditions.
-//! - [`http`]: how bytes move; [`listen`]: where from; [`room`]: for how many clients; [`shutdown`]: until when.
+//! - [`http`]: how bytes move; [`listen`]: where from; [`tls`]: encrypted; [`room`]: for how many clients; [`shutdown`]: until when.
 //! - [`metrics`]: what is counted; [`log`], [`access_log`]: what is written down, by way of [`lines`].
 //! - [`plant`]: old bugs, for the simulation of the engine (`simulation`, in tests only) to find.
 //! - [`clock`]: time and randomness, which simulations set; [`date`]: the present as responses tell it.
@@ -49,4 +49,5 @@ pub mod site;
 pub mod snapshot;
 pub mod state;
 pub mod sticky;
+pub mod tls;
 pub mod value;

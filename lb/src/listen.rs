@@ -2,25 +2,33 @@
 //! at each address (`SO_REUSEPORT`), a runtime of its own and its own connections to backends, so threads share nothing
 //! but the backends' counters.
 
+mod handshake;
 pub(crate) mod sockets;
 mod thread;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use pingora::listeners::tls::Acceptor;
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
 use self::sockets::{Bound, Sockets, cannot_listen, duplicates};
 use self::thread::{Accepting, Listener};
-use crate::config::certificate::{self, Certificate};
-use crate::config::{ListenerConfig, TlsConfig, tls};
+use crate::config::tls::TlsConfig;
+use crate::config::tls::material::Loaded;
+use crate::config::{ListenerConfig, certificate};
+use crate::control::resources::ListenerCertificate;
 use crate::http::{Engine, Shared, Stop, splice};
+use crate::tls::server::ServerTls;
+use crate::tls::server::renewal::Renewed;
+
+/// A reload may bring listeners whose files are to be looked at sooner.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What listens, on which threads.
 pub struct Listeners {
@@ -44,8 +52,10 @@ struct State {
 /// A listener that accepts.
 struct Open {
     config: ListenerConfig,
-    tls: Tls,
-    acceptor: Arc<ArcSwapOption<Acceptor>>,
+    /// `None`: it is plain.
+    tls: Arc<ArcSwapOption<ServerTls>>,
+    /// When its files were looked at last.
+    looked: Instant,
     /// One for each thread.
     listeners: Vec<Arc<Listener>>,
     sockets: Vec<Group>,
@@ -60,9 +70,6 @@ struct Group {
     is_open: Weak<()>,
 }
 
-/// What a listener's certificate and key were when they were read last; `None`: it is plain.
-type Tls = Option<[u8; 32]>;
-
 /// Listeners that can be taken up: nothing that could fail is left to do. Dropped, it closes what it has opened.
 pub struct Prepared {
     /// What becomes of those that listen now, in their order: where each stands in the configuration; `None`: it is
@@ -73,15 +80,15 @@ pub struct Prepared {
 
 struct Kept {
     config: ListenerConfig,
-    /// Where its certificate, its key or their content has changed.
-    tls: Option<(Tls, Option<Arc<Acceptor>>)>,
+    tls: Option<Arc<ServerTls>>,
+    before: Option<Arc<ServerTls>>,
 }
 
 struct Added {
     config: ListenerConfig,
     /// None where it takes those of a listener that is closed.
     sockets: Vec<TcpListener>,
-    tls: (Tls, Option<Arc<Acceptor>>),
+    tls: Option<Arc<ServerTls>>,
 }
 
 /// Why listeners cannot be taken up.
@@ -119,14 +126,11 @@ impl Listeners {
         for (index, config) in wanted.iter().enumerate() {
             let place = (state.open.iter().zip(&kept))
                 .position(|(open, kept)| kept.is_none() && open.config.address == config.address);
-            let before = place.and_then(|place| state.open.get(place)).map(|open| open.tls);
-            match (load(config.tls.as_ref(), before.flatten()), place) {
+            let before = place.and_then(|place| state.open.get(place)).and_then(|open| open.tls.load_full());
+            match (load(config.tls.as_ref(), before.as_ref()), place) {
                 (Err(message), _) => problems.push(Problem { listener: index, message }),
                 (Ok(tls), None) => new.push((index, config, tls)),
-                (Ok(tls), Some(place)) => {
-                    let tls = (before != Some(tls.0)).then_some(tls);
-                    kept[place] = Some(Kept { config: config.clone(), tls });
-                }
+                (Ok(tls), Some(place)) => kept[place] = Some(Kept { config: config.clone(), tls, before }),
             }
         }
         let mut added = Vec::new();
@@ -178,12 +182,10 @@ impl Listeners {
         let mut free = Vec::new();
         for (mut open, kept) in before.into_iter().zip(prepared.kept) {
             match kept {
-                Some(Kept { config, tls }) => {
-                    if let Some((tls, acceptor)) = tls {
-                        open.tls = tls;
-                        open.acceptor.store(acceptor);
-                    }
+                Some(Kept { config, tls, .. }) => {
+                    open.tls.store(tls);
                     open.config = config;
+                    open.looked = Instant::now();
                     state.open.push(open);
                 }
                 None => {
@@ -229,11 +231,83 @@ impl Listeners {
         Ok(Threads(threads))
     }
 
-    fn open(&self, Added { config, sockets, tls: (tls, acceptor) }: Added) -> Open {
-        let acceptor = Arc::new(ArcSwapOption::new(acceptor));
+    /// Takes up certificates whose files have changed, where the time to look has come; how long until it comes again. It
+    /// waits for the disk.
+    pub fn renew_certificates(&self) -> Duration {
+        for (config, tls, before) in self.due() {
+            let Some(wanted) = &config.tls else { continue };
+            let Some(Renewed { tls: renewed, taken_up, removed, problems }) = before.renew(wanted) else { continue };
+            {
+                let _state = self.state();
+                // A reload has read the files as well.
+                if !tls.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, &before)) {
+                    continue;
+                }
+                tls.store(Some(renewed));
+            }
+            let count = |result, count: usize| {
+                let renewals = &self.shared.control.metrics.certificate_renewals;
+                renewals.with_label_values(&[config.name.as_str(), result]).inc_by(count as u64);
+            };
+            count("success", taken_up.len());
+            count("failure", problems.len());
+            for loaded in taken_up {
+                tracing::info!("a file has changed: {}", told(&config, &loaded));
+            }
+            for file in removed {
+                tracing::info!("listener {}: certificate {} is not there any more", config.address, file.display());
+            }
+            for problem in problems {
+                tracing::warn!("listener {}: {problem}; what was in use before stays so", config.address);
+            }
+        }
+        let state = self.state();
+        let intervals = state.open.iter().filter_map(|open| open.config.tls.as_ref()).map(|tls| tls.watch_interval);
+        intervals.filter(|interval| !interval.is_zero()).min().unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE)
+    }
+
+    /// The listeners whose files are to be looked at now.
+    fn due(&self) -> Vec<(ListenerConfig, Arc<ArcSwapOption<ServerTls>>, Arc<ServerTls>)> {
+        let (mut state, now) = (self.state(), Instant::now());
+        let due = state.open.iter_mut().filter_map(|open| {
+            let interval = open.config.tls.as_ref()?.watch_interval;
+            if interval.is_zero() || now.saturating_duration_since(open.looked) < interval {
+                return None;
+            }
+            open.looked = now;
+            Some((open.config.clone(), Arc::clone(&open.tls), open.tls.load_full()?))
+        });
+        due.collect()
+    }
+
+    /// The certificates of each listener, and files that cannot be taken up.
+    pub fn certificates(&self) -> Vec<ListenerCertificate> {
+        let listeners: Vec<_> = {
+            let state = self.state();
+            let with_tls = |open: &Open| Some((open.config.name.clone(), open.tls.load_full()?));
+            state.open.iter().filter_map(with_tls).collect()
+        };
+        let mut found = Vec::new();
+        for (listener, tls) in listeners {
+            let mut problems = tls.problems();
+            let mut add = |file: &Path, leaf, problem| {
+                let (listener, file) = (listener.clone(), file.to_owned());
+                found.push(ListenerCertificate { listener, file, leaf, problem });
+            };
+            for loaded in tls.certificates() {
+                let file = &loaded.pair.certificate;
+                add(file, Some(loaded.leaf.clone()), problems.remove(file));
+            }
+            problems.into_iter().for_each(|(file, problem)| add(&file, None, Some(problem)));
+        }
+        found
+    }
+
+    fn open(&self, Added { config, sockets, tls }: Added) -> Open {
+        let tls = Arc::new(ArcSwapOption::new(tls));
         let listener = |thread| {
             let engine = Arc::new(Engine::new(&config, &self.shared, &self.stops, thread));
-            Arc::new(Listener { tls: Arc::clone(&acceptor), engine })
+            Arc::new(Listener { tls: Arc::clone(&tls), engine })
         };
         let listeners: Vec<_> = (0..self.threads.len()).map(listener).collect();
         let address = sockets.first().and_then(|socket| socket.local_addr().ok());
@@ -246,7 +320,7 @@ impl Listeners {
         });
         let given = given.collect();
         let group = address.map(|address| Group { address, given, is_open: Arc::downgrade(&is_open) });
-        Open { config, tls, acceptor, listeners, sockets: group.into_iter().collect() }
+        Open { config, tls, looked: Instant::now(), listeners, sockets: group.into_iter().collect() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -279,17 +353,20 @@ impl Threads {
 impl Prepared {
     /// The certificates that are new, or others than before: which, for whom, until when.
     pub fn certificates(&self) -> Vec<String> {
-        let renewed = self.kept.iter().flatten().filter(|kept| kept.tls.is_some()).map(|kept| &kept.config);
-        let added = self.added.iter().map(|added| &added.config);
-        let told = |listener: &ListenerConfig| {
-            let file = &listener.tls.as_ref()?.certificate;
-            // It has been read a moment ago.
-            let Certificate { names, not_after, .. } = certificate::load(file).ok()?.into_iter().next()?;
-            let (address, file, until) = (listener.address, file.display(), certificate::date(not_after));
-            Some(format!("listener {address}: certificate {file} for {}, valid until {until}", names.join(", ")))
-        };
-        renewed.chain(added).filter_map(told).collect()
+        let kept = self.kept.iter().flatten().map(|kept| (&kept.config, &kept.tls, kept.before.as_deref()));
+        let added = self.added.iter().map(|added| (&added.config, &added.tls, None));
+        let told = kept.chain(added).flat_map(|(listener, tls, before)| {
+            tls.iter().flat_map(move |tls| tls.new_since(before)).map(|loaded| told(listener, loaded))
+        });
+        told.collect()
     }
+}
+
+/// Which certificate a listener has, for whom, until when.
+fn told(listener: &ListenerConfig, loaded: &Loaded) -> String {
+    let (address, file) = (listener.address, loaded.pair.certificate.display());
+    let (names, until) = (loaded.leaf.names.join(", "), certificate::date(loaded.not_after()));
+    format!("listener {address}: certificate {file} for {names}, valid until {until}")
 }
 
 /// Whether two sockets would be in each other's way.
@@ -303,18 +380,9 @@ fn covers(listener: SocketAddr, address: SocketAddr) -> bool {
     listener == address || (listener.port() == address.port() && is_same_family && listener.ip().is_unspecified())
 }
 
-/// Reads a certificate and its key; no acceptor where both are as `before`, so that clients can still resume sessions.
-fn load(config: Option<&TlsConfig>, before: Tls) -> Result<(Tls, Option<Arc<Acceptor>>), String> {
-    let Some(config) = config else { return Ok((None, None)) };
-    let mut digest = Sha256::new();
-    for path in [&config.certificate, &config.key] {
-        let content = std::fs::read(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
-        digest.update(Sha256::digest(&content));
-    }
-    let digest: [u8; 32] = digest.finalize().into();
-    if before == Some(digest) {
-        return Ok((Some(digest), None));
-    }
-    let server = tls::server_config(config)?;
-    Ok((Some(digest), Some(Arc::new(Acceptor::from_server_config(Arc::new(server))))))
+/// Reads the files of a listener's TLS; the same as `before` where nothing is other, so that clients can still resume
+/// sessions.
+fn load(config: Option<&TlsConfig>, before: Option<&Arc<ServerTls>>) -> Result<Option<Arc<ServerTls>>, String> {
+    let Some(config) = config else { return Ok(None) };
+    ServerTls::load(config, before).map(Some)
 }

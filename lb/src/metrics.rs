@@ -44,6 +44,7 @@ pub struct Metrics {
     backend_probes: IntCounterVec,
     backend_killed: IntCounterVec,
     pub reloads: IntCounterVec,
+    pub certificate_renewals: IntCounterVec,
     pub access_log_lost: IntCounter,
     pub log_lost: IntCounter,
     pub client_connections_shed: IntCounter,
@@ -62,6 +63,9 @@ pub struct Gauges {
     pub backend_in_flight: IntGaugeVec,
     pub backend_weight: IntGaugeVec,
     pub backend_status: IntGaugeVec,
+    pub certificate_not_before: IntGaugeVec,
+    pub certificate_not_after: IntGaugeVec,
+    pub certificate_problem: IntGaugeVec,
 }
 
 /// Counts by class of status code.
@@ -197,6 +201,11 @@ impl Metrics {
                 "Readings of the configuration: success or failure.",
                 &["result"],
             ),
+            certificate_renewals: counters(
+                "evenkeel_certificate_renewals_total",
+                "Certificates whose files changed while they were in use: taken up (success), or not (failure).",
+                &["listener", "result"],
+            ),
             access_log_lost: register(
                 &registry,
                 IntCounter::new(
@@ -256,6 +265,21 @@ impl Metrics {
                     "evenkeel_backend_status",
                     "1 for the status that a backend has, 0 for the others.",
                     &["pool", "backend", "status"],
+                ),
+                certificate_not_before: gauges(
+                    "evenkeel_certificate_not_before_timestamp_seconds",
+                    "From when on a certificate that clients get is valid, in seconds since 1970.",
+                    &["listener", "certificate", "name"],
+                ),
+                certificate_not_after: gauges(
+                    "evenkeel_certificate_not_after_timestamp_seconds",
+                    "When a certificate that clients get expires, in seconds since 1970; the name is the first that it is for.",
+                    &["listener", "certificate", "name"],
+                ),
+                certificate_problem: gauges(
+                    "evenkeel_certificate_problem",
+                    "1 for a file that has changed and cannot be taken up.",
+                    &["listener", "certificate"],
                 ),
             }),
             registry: registry.clone(),
@@ -388,6 +412,9 @@ impl Gauges {
             &self.backend_in_flight,
             &self.backend_weight,
             &self.backend_status,
+            &self.certificate_not_before,
+            &self.certificate_not_after,
+            &self.certificate_problem,
         ] {
             gauge.reset();
         }

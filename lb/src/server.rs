@@ -123,6 +123,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) 
     background.spawn(admin::serve(admin_listener, Arc::new(admin)));
     tracing::info!(address = %admin_address, "admin API ready");
     background.spawn(probe::run(Arc::clone(&control)));
+    background.spawn(renew_certificates(Arc::clone(&listeners)));
     first_probes(&control).await;
 
     // The sockets listen already: whoever comes now is served.
@@ -206,6 +207,19 @@ async fn bind_admin(address: SocketAddr, sockets: &mut Sockets) -> anyhow::Resul
         return Ok(TcpListener::from_std(socket)?);
     }
     TcpListener::bind(address).await.map_err(|e| anyhow::anyhow!(cannot_listen(address, "[admin] address", &e)))
+}
+
+/// Takes up certificates whose files have changed, for as long as the process runs.
+async fn renew_certificates(listeners: Arc<Listeners>) {
+    let mut pause = Duration::ZERO;
+    loop {
+        tokio::time::sleep(pause).await;
+        let listeners = Arc::clone(&listeners);
+        match tokio::task::spawn_blocking(move || listeners.renew_certificates()).await {
+            Ok(next) => pause = next,
+            Err(e) => return tracing::error!("certificates are not renewed any more: {e}"),
+        }
+    }
 }
 
 fn listen(listeners: &Listeners, config: &Config, sockets: &mut Sockets) -> anyhow::Result<()> {

@@ -30,9 +30,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::l4::virt::VirtualSocketStream;
-
 use crate::access_log::AccessLog;
 use crate::clock::{self, simulated};
 use crate::config::algorithm::Algorithm;
@@ -302,11 +299,11 @@ async fn serve(world: Rc<World>, pipe: Pipe, is_http2: bool) {
             return http::h2::serve(Arc::clone(&world.engine), pipe, peer).await;
         }
         let io = if world.is_tls {
-            let stream = L4Stream::from(VirtualSocketStream::new(Box::new(pipe)));
-            let Ok(Ok(tls)) = clock::timeout(Duration::from_secs(10), tls::ACCEPTOR.tls_handshake(stream)).await else {
+            let handshake = tls::ACCEPTOR.accept(Io::Pipe(pipe));
+            let Ok(Ok(tls)) = clock::timeout(Duration::from_secs(10), handshake).await else {
                 return;
             };
-            Io::Tls(Box::new(tls))
+            Io::Tls(Box::new(tls.into()))
         } else {
             Io::Pipe(pipe)
         };

@@ -26,4 +26,5 @@ mod slow_clients;
 mod state;
 mod sticky;
 mod stopping;
+mod tls;
 mod upstream;

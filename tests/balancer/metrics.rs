@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use tests::{Balancer, Config, Origin, Request};
+use tests::{Balancer, Config, Origin, Port, Request, eventually};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -74,8 +74,20 @@ fn files() -> Vec<PathBuf> {
 
 async fn served() -> BTreeMap<String, Metric> {
     let a = Origin::start("a").await;
-    let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.quick_probe())).await;
+    let tls = Port::reserve();
+    let files = "tls = { certificate = \"cert.pem\", key = \"key.pem\", watch_interval = \"50ms\" }";
+    let section = format!("[[listener]]\naddress = \"{}\"\n{files}\n", tls.address());
+    let mut balancer = Balancer::prepare(&Config::of([&a]).app(|pool| pool.quick_probe()).section(&section));
+    for file in ["cert.pem", "key.pem"] {
+        let data = Path::new(ROOT).join("lb/src/config/toml/test-data").join(file);
+        std::fs::copy(data, balancer.file(file)).expect("a writable directory");
+    }
+    balancer.launch();
+    balancer.ready().await;
     balancer.send(&Request::get("/")).await;
+    // Of a file that cannot be taken up is told while there is one.
+    std::fs::write(balancer.file("cert.pem"), "no certificate").expect("a writable directory");
+    eventually("the file is seen", async || balancer.metrics().await.has("evenkeel_certificate_problem")).await;
     let text = balancer.admin("GET", "/metrics", None).await.text();
     let mut served: BTreeMap<String, Metric> = BTreeMap::new();
     for line in text.lines() {

@@ -7,7 +7,7 @@
 //! - [`port`], [`process`]: addresses and child processes that do not outlive a test.
 //! - [`config`], [`balancer`]: a configuration, and the real program running with it.
 //! - [`origin`]: a backend that does as told. [`link`]: a connection that can be cut. [`websocket`]: a client.
-//! - [`nginx`], [`haproxy`]: references for what must agree with them.
+//! - [`nginx`], [`haproxy`]: references for what must agree with them. [`openssl`]: certificates, and another client of TLS.
 //! - [`redis_cluster`]: a store of several nodes that can be killed, frozen and given other roles.
 //! - [`app`], [`browser`]: the application, and a person who uses it.
 
@@ -20,6 +20,7 @@ pub mod haproxy;
 pub mod http2;
 pub mod link;
 pub mod nginx;
+pub mod openssl;
 pub mod origin;
 pub mod port;
 pub mod process;

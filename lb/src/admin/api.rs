@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Admin;
-use super::view::{BackendView, PoolView, PoolsView, set_gauges};
+use super::view::{BackendView, CertificateView, PoolView, PoolsView, set_certificates, set_gauges};
 use crate::backend::Backend;
 use crate::change::{Author, Change, Edit, Edits};
 use crate::clock;
@@ -107,7 +107,8 @@ pub async fn pools(State(admin): State<Arc<Admin>>) -> Response {
     let (snapshot, now) = (admin.control.snapshot(), Instant::now());
     let pools: Vec<_> = snapshot.pools.iter().map(|pool| PoolView::new(pool, now)).collect();
     let (drift, awaiting_restart) = (admin.control.drift().len(), admin.control.awaiting_restart());
-    Json(PoolsView { version: snapshot.version, drift, awaiting_restart, pools }).into_response()
+    let certificates = CertificateView::of(&admin.control.certificates());
+    Json(PoolsView { version: snapshot.version, drift, awaiting_restart, certificates, pools }).into_response()
 }
 
 pub async fn pool(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Answer {
@@ -278,6 +279,7 @@ pub async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     let metrics = &admin.control.metrics;
     let text = metrics.scrape(|gauges| {
         set_gauges(gauges, &admin.control.snapshot(), Instant::now());
+        set_certificates(gauges, &admin.control.certificates());
         let room = &admin.room;
         gauges.client_connections.set(i64::try_from(room.taken()).unwrap_or(i64::MAX));
         gauges.client_connections_limit.set(i64::try_from(room.most()).unwrap_or(i64::MAX));

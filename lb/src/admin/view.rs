@@ -1,8 +1,10 @@
 //! What the API shows of pools and backends.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::backend::{Endpoint, ProbeReport, Status};
@@ -10,6 +12,9 @@ use crate::balance::Member;
 use crate::config::PoolName;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress};
+use crate::config::certificate::Renewal;
+use crate::config::site::ListenerName;
+use crate::control::resources::ListenerCertificate;
 use crate::health::tracker::Health;
 use crate::metrics::Gauges;
 use crate::pool::{Plan, Pool};
@@ -22,7 +27,23 @@ pub struct PoolsView {
     pub drift: usize,
     /// Settings of the file that only a start takes up, where something else runs.
     pub awaiting_restart: Vec<String>,
+    /// Those that listeners show their clients.
+    pub certificates: Vec<CertificateView>,
     pub pools: Vec<PoolView>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct CertificateView {
+    listener: ListenerName,
+    file: PathBuf,
+    names: Vec<String>,
+    /// `None`: nothing of the file is in use.
+    not_after: Option<String>,
+    days_left: Option<i64>,
+    /// `due`, `urgent` or `expired`.
+    renewal: Option<&'static str>,
+    /// Why what the file holds now is not taken up.
+    problem: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -131,6 +152,47 @@ fn last_probe(endpoints: &[Arc<Endpoint>]) -> Option<ProbeReport> {
 
 fn seconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e6
+}
+
+impl CertificateView {
+    pub fn of(certificates: &[ListenerCertificate]) -> Vec<Self> {
+        let now = Timestamp::now().as_second();
+        let view = |certificate: &ListenerCertificate| {
+            let leaf = certificate.leaf.as_ref();
+            Self {
+                listener: certificate.listener.clone(),
+                file: certificate.file.clone(),
+                names: leaf.map(|leaf| leaf.names.clone()).unwrap_or_default(),
+                not_after: leaf
+                    .and_then(|leaf| Timestamp::from_second(leaf.not_after).ok())
+                    .map(|time| time.to_string()),
+                days_left: leaf.map(|leaf| leaf.days_left(now)),
+                renewal: leaf.and_then(|leaf| leaf.renewal(now)).map(|renewal| match renewal {
+                    Renewal::Due => "due",
+                    Renewal::Urgent => "urgent",
+                    Renewal::Expired => "expired",
+                }),
+                problem: certificate.problem.clone(),
+            }
+        };
+        certificates.iter().map(view).collect()
+    }
+}
+
+/// Sets the gauges of certificates.
+pub fn set_certificates(gauges: &Gauges, certificates: &[ListenerCertificate]) {
+    for ListenerCertificate { listener, file, leaf, problem } in certificates {
+        let (listener, file) = (listener.as_str(), file.to_string_lossy());
+        if let Some(leaf) = leaf {
+            let name = leaf.names.first().map_or("", String::as_str);
+            let labels = [listener, &*file, name];
+            gauges.certificate_not_before.with_label_values(&labels).set(leaf.not_before);
+            gauges.certificate_not_after.with_label_values(&labels).set(leaf.not_after);
+        }
+        if problem.is_some() {
+            gauges.certificate_problem.with_label_values(&[listener, &*file]).set(1);
+        }
+    }
 }
 
 /// Sets the gauges to what is true now.

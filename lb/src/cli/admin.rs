@@ -98,7 +98,21 @@ pub struct Pools {
     /// Settings of the file that only a start takes up, where something else runs.
     #[serde(default)]
     pub awaiting_restart: Vec<String>,
+    #[serde(default)]
+    pub certificates: Vec<Certificate>,
     pub pools: Vec<Pool>,
+}
+
+/// A certificate of a listener.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Certificate {
+    pub listener: String,
+    pub file: String,
+    pub names: Vec<String>,
+    pub days_left: Option<i64>,
+    /// `due`, `urgent` or `expired`.
+    pub renewal: Option<String>,
+    pub problem: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

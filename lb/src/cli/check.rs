@@ -230,7 +230,10 @@ fn closed_files(checked: &Checked, user: &User) -> Vec<String> {
     let mut to_read: Vec<PathBuf> = checked.files().map(Path::to_owned).collect();
     to_read.extend(config.sites.iter().flat_map(|site| site.files()).map(Path::to_owned));
     for tls in config.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
-        to_read.extend([tls.certificate.clone(), tls.key.clone()]);
+        let pairs = tls.certificates.pairs().unwrap_or_default();
+        to_read.extend(pairs.iter().flat_map(|pair| pair.files()).map(Path::to_owned));
+        to_read.extend(tls.client_certificates.as_ref().map(|clients| clients.ca.clone()));
+        to_read.extend(tls.ticket_file.clone());
     }
     to_read.extend([&config.admin.token_file, &config.admin.read_token_file].into_iter().flatten().cloned());
     let sticky = config.pools.iter().filter_map(|pool| pool.settings.sticky.as_ref());

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::admin::{AdminError, Backend, Client, Pool, Pools, Probe, printable};
+use super::admin::{AdminError, Backend, Certificate, Client, Pool, Pools, Probe, printable};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 const ERROR_CHARS: usize = 60;
@@ -32,6 +32,7 @@ pub fn print(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
     let shown = client.pools()?;
     out.write_all(table(&shown.pools, None, super::wants_colours()).as_bytes())?;
     out.write_all(drift(&shown).as_bytes())?;
+    out.write_all(certificates(&shown.certificates).as_bytes())?;
     Ok(())
 }
 
@@ -47,7 +48,7 @@ pub fn watch(client: &Client, as_json: bool, out: &mut dyn Write) -> anyhow::Res
     let mut rates = Rates::new();
     let mut gone: Option<String> = None;
     loop {
-        let mut text = table(&shown.pools, Some(&rates), colours) + &drift(&shown);
+        let mut text = table(&shown.pools, Some(&rates), colours) + &drift(&shown) + &certificates(&shown.certificates);
         match &gone {
             None => text.push_str(&format!("\nversion {}, every second until Ctrl-C\n", shown.version)),
             Some(reason) => {
@@ -123,6 +124,27 @@ fn drift(shown: &Pools) -> String {
         }
     }
     told
+}
+
+/// The certificates that somebody has to look after.
+fn certificates(all: &[Certificate]) -> String {
+    let mut told = String::new();
+    for Certificate { listener, file, names, days_left, renewal, problem } in all {
+        let which = format!("certificate {} of listener {}", printable(file), printable(listener));
+        let names = printable(&names.join(", "));
+        match (renewal.as_deref(), days_left) {
+            (Some("expired"), _) => told.push_str(&format!("{which} for {names} has expired: renew it\n")),
+            (Some(_), Some(days)) => told.push_str(&format!(
+                "{which} for {names} expires in {}: renew it\n",
+                super::counted(*days as usize, "day")
+            )),
+            _ => {}
+        }
+        if let Some(problem) = problem {
+            told.push_str(&format!("{which}: {}; what was in use before stays so\n", printable(problem)));
+        }
+    }
+    if told.is_empty() { told } else { format!("\n{told}") }
 }
 
 /// One line for each backend, under a heading. With rates there are columns for these.

@@ -3,19 +3,17 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::SystemTime;
 
 use super::algorithm::Algorithm;
 use super::backend::{AdminState, BackendAddress};
-use super::certificate::{self, Certificate};
+use super::certificate::{self, Certificate, Renewal};
 use super::route::HostPattern;
 use super::site::Matcher;
-use super::{Config, ListenerConfig, PoolConfig, StickyConfig, TlsConfig, unreachable};
-
-/// A certificate is to be renewed when it is valid for less than this.
-const RENEWAL_DAYS: u64 = 7;
-const DAY_SECONDS: u64 = 24 * 60 * 60;
+use super::tls::TlsConfig;
+use super::{Config, ListenerConfig, PoolConfig, StickyConfig, unreachable};
 
 /// One thing that is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -264,36 +262,22 @@ fn overlap(a: &HostPattern, b: &HostPattern) -> bool {
 }
 
 fn certificates(config: &Config, listener: usize, tls: &TlsConfig, now: SystemTime, told: &mut Vec<Advice>) {
-    let file = tls.certificate.display();
+    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = i64::try_from(seconds(now)).unwrap_or(i64::MAX);
     let mut tell = |message: String| {
         told.push(Advice { subject: Subject::Certificate { listener }, is_error: false, message });
     };
-    let chain = match certificate::load(&tls.certificate) {
-        Ok(chain) => chain,
-        Err(problem) => return tell(format!("the certificates in {file} cannot be understood: {problem}")),
-    };
-    let Some(leaf) = chain.first() else { return };
-    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let now = i64::try_from(seconds(now)).unwrap_or(i64::MAX);
-    for (index, certificate) in chain.iter().enumerate() {
-        let which =
-            if index == 0 { "the certificate".to_owned() } else { format!("certificate {} of the chain", index + 1) };
-        let (from, until) = (certificate::date(certificate.not_before), certificate::date(certificate.not_after));
-        if certificate.not_after < now {
-            tell(format!("{which} in {file} has expired on {until}: browsers refuse it; renew it"));
-        } else if certificate.not_before > now {
-            tell(format!("{which} in {file} is not valid before {from}: browsers refuse it until then"));
-        } else if certificate.not_after - now < (RENEWAL_DAYS * DAY_SECONDS) as i64 {
-            tell(format!("{which} in {file} expires on {until}, in less than {RENEWAL_DAYS} days: renew it"));
+    let mut leaves = Vec::new();
+    for pair in tls.certificates.pairs().unwrap_or_default() {
+        let file = pair.certificate.display();
+        match certificate::load(&pair.certificate) {
+            Ok(chain) if chain.is_empty() => {}
+            Ok(chain) => {
+                of_chain(&chain, &file, now).into_iter().for_each(&mut tell);
+                leaves.extend(chain.into_iter().next().map(|leaf| (pair.certificate.clone(), leaf)));
+            }
+            Err(problem) => tell(format!("the certificates in {file} cannot be understood: {problem}")),
         }
-    }
-    let is_out_of_order = chain.iter().zip(chain.iter().skip(1)).any(|(one, next)| one.issuer != next.subject);
-    if is_out_of_order {
-        tell(format!("the certificates in {file} are no chain: put the leaf first, then each one's issuer"));
-    } else if chain.len() == 1 && leaf.issuer != leaf.subject {
-        tell(format!(
-            "{file} holds the leaf certificate alone: clients that do not know its issuer refuse it; append the intermediate certificates (\"fullchain.pem\")"
-        ));
     }
     let mut uncovered: Vec<&str> = Vec::new();
     let name = &config.listeners[listener].name;
@@ -301,7 +285,7 @@ fn certificates(config: &Config, listener: usize, tls: &TlsConfig, now: SystemTi
     let hosts = config.routes.iter().map(|route| &route.host).chain(here.flat_map(|site| &site.hosts));
     for host in hosts {
         if let HostPattern::Exact(name) = host
-            && !leaf.is_for(name)
+            && !leaves.iter().any(|(_, leaf)| leaf.is_for(name))
             && !uncovered.contains(&name.as_str())
         {
             uncovered.push(name);
@@ -309,13 +293,54 @@ fn certificates(config: &Config, listener: usize, tls: &TlsConfig, now: SystemTi
     }
     // With several listeners each may be there for some of the hosts.
     let is_alone = config.listeners.iter().filter(|listener| listener.tls.is_some()).count() == 1;
-    if !uncovered.is_empty() && is_alone {
-        tell(format!(
-            "the certificate in {file} is for {}, not for {}, to which routes lead: browsers refuse it there",
+    if uncovered.is_empty() || !is_alone {
+        return;
+    }
+    let uncovered = uncovered.join(", ");
+    match leaves.as_slice() {
+        [(file, leaf)] => tell(format!(
+            "the certificate in {} is for {}, not for {uncovered}, to which routes lead: browsers refuse it there",
+            file.display(),
             names(leaf),
-            uncovered.join(", ")
+        )),
+        _ => tell(format!(
+            "no certificate is for {uncovered}, to which routes lead: browsers refuse the default one there"
+        )),
+    }
+}
+
+/// What is wrong with a chain of certificates, the leaf first.
+fn of_chain(chain: &[Certificate], file: &impl Display, now: i64) -> Vec<String> {
+    let mut told = Vec::new();
+    for (index, certificate) in chain.iter().enumerate() {
+        let which =
+            if index == 0 { "the certificate".to_owned() } else { format!("certificate {} of the chain", index + 1) };
+        let (from, until) = (certificate::date(certificate.not_before), certificate::date(certificate.not_after));
+        match certificate.renewal(now) {
+            Some(Renewal::Expired) => {
+                told.push(format!("{which} in {file} has expired on {until}: browsers refuse it; renew it"));
+            }
+            _ if certificate.not_before > now => {
+                told.push(format!("{which} in {file} is not valid before {from}: browsers refuse it until then"));
+            }
+            Some(Renewal::Due | Renewal::Urgent) => {
+                let days = certificate.days_left(now);
+                told.push(format!("{which} in {file} expires on {until}, in {days} days: renew it"));
+            }
+            None => {}
+        }
+    }
+    let is_out_of_order = chain.iter().zip(chain.iter().skip(1)).any(|(one, next)| one.issuer != next.subject);
+    if is_out_of_order {
+        told.push(format!("the certificates in {file} are no chain: put the leaf first, then each one's issuer"));
+    } else if let [leaf] = chain
+        && leaf.issuer != leaf.subject
+    {
+        told.push(format!(
+            "{file} holds the leaf certificate alone: clients that do not know its issuer refuse it; append the intermediate certificates (\"fullchain.pem\")"
         ));
     }
+    told
 }
 
 fn names(leaf: &Certificate) -> String {

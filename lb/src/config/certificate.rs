@@ -48,12 +48,40 @@ pub fn load(path: &Path) -> Result<Vec<Certificate>, String> {
     certificates.map(read).collect()
 }
 
+const DAY_SECONDS: i64 = 24 * 60 * 60;
+
+/// How soon a certificate has to be renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Renewal {
+    /// Less than 30 days are left, and less than a third of its time: who renews certificates has done so by then.
+    Due,
+    /// Less than 7 days are left, and less than a tenth of its time.
+    Urgent,
+    Expired,
+}
+
 /// The day on which a time falls, in UTC.
 pub fn date(seconds: i64) -> String {
     Timestamp::from_second(seconds).map_or("an unknown day".to_owned(), |time| time.strftime("%Y-%m-%d").to_string())
 }
 
 impl Certificate {
+    /// Whether it has to be renewed, `now` in seconds since 1970.
+    pub fn renewal(&self, now: i64) -> Option<Renewal> {
+        let (left, lifetime) = (self.not_after.saturating_sub(now), self.not_after.saturating_sub(self.not_before));
+        match left {
+            ..0 => Some(Renewal::Expired),
+            _ if left < (7 * DAY_SECONDS).min(lifetime / 10) => Some(Renewal::Urgent),
+            _ if left < (30 * DAY_SECONDS).min(lifetime / 3) => Some(Renewal::Due),
+            _ => None,
+        }
+    }
+
+    /// Whole days until it expires; none once it has.
+    pub fn days_left(&self, now: i64) -> i64 {
+        self.not_after.saturating_sub(now).max(0) / DAY_SECONDS
+    }
+
     /// Whether a browser takes it for `host`, as far as names go (RFC 6125 §6.4: a `*` stands for one label).
     pub fn is_for(&self, host: &str) -> bool {
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -187,6 +215,35 @@ mod tests {
         assert!(certificate.is_for("www.example.com") && certificate.is_for("10.0.0.1"));
         for host in ["example.com", "a.b.example.com", "www.example.org"] {
             assert!(!certificate.is_for(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_due_for_renewal_by_its_own_time() {
+        let with_days = |days: i64| Certificate {
+            issuer: vec![],
+            subject: vec![],
+            not_before: 0,
+            not_after: days * DAY_SECONDS,
+            names: vec![],
+        };
+        for (lifetime, left, renewal) in [
+            (90, 31, None),
+            (90, 29, Some(Renewal::Due)),
+            (90, 7, Some(Renewal::Due)),
+            (90, 6, Some(Renewal::Urgent)),
+            (90, 0, Some(Renewal::Urgent)),
+            (90, -1, Some(Renewal::Expired)),
+            (6, 3, None),
+            (6, 1, Some(Renewal::Due)),
+            (6, 0, Some(Renewal::Urgent)),
+            (3650, 31, None),
+            (3650, 29, Some(Renewal::Due)),
+        ] {
+            let certificate = with_days(lifetime);
+            let now = (lifetime - left) * DAY_SECONDS;
+            assert_eq!(certificate.renewal(now), renewal, "{left} of {lifetime} days are left");
+            assert_eq!(certificate.days_left(now), left.max(0));
         }
     }
 

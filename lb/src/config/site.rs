@@ -28,6 +28,8 @@ pub struct SiteConfig {
     pub hosts: Vec<HostPattern>,
     /// Empty: all.
     pub listeners: Vec<ListenerName>,
+    /// One of its listeners' certificates, which clients that ask for its hosts get.
+    pub certificate: Option<PathBuf>,
     /// In the order of the file, in which those that are equally specific are asked.
     pub routes: Vec<RouteConfig>,
     /// What holds where no route fits.
@@ -431,6 +433,7 @@ impl SiteConfig {
                 name: if *host == HostPattern::Any { "*".to_owned() } else { host.to_string() },
                 hosts: vec![host.clone()],
                 listeners: Vec::new(),
+                certificate: None,
                 routes: taken.into_iter().map(RouteConfig::of_route).collect(),
                 fallback: Rules::default(),
                 place,
@@ -635,12 +638,14 @@ impl Serialize for SiteConfig {
             name: &'a str,
             hosts: &'a [HostPattern],
             listeners: &'a [ListenerName],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            certificate: Option<&'a Path>,
             #[serde(flatten)]
             rules: &'a Rules,
             routes: &'a [RouteConfig],
         }
-        let Self { name, hosts, listeners, routes, fallback: rules, place: _ } = self;
-        Written { name, hosts, listeners, rules, routes }.serialize(serializer)
+        let Self { name, hosts, listeners, certificate, routes, fallback: rules, place: _ } = self;
+        Written { name, hosts, listeners, certificate: certificate.as_deref(), rules, routes }.serialize(serializer)
     }
 }
 

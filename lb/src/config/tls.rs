@@ -1,31 +1,204 @@
-//! TLS towards clients: the certificate of a listener, ready to use, or what is wrong with it.
+//! TLS towards clients, as the operator wants it: certificates, protocols, client certificates, tickets of sessions.
 
-use std::path::Path;
-use std::sync::Arc;
+pub mod material;
+pub mod pem;
 
-use pingora::tls as loader;
-use rustls::ServerConfig;
-use rustls::crypto::ring::{self, Ticketer, cipher_suite};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::config::TlsConfig;
+use serde::Serialize;
 
-/// Makes what a listener needs to speak TLS, with HTTP/2 offered. `Err` says what is wrong with the files.
-pub fn server_config(config: &TlsConfig) -> Result<ServerConfig, String> {
-    let name = |path: &Path| path.to_str().map(str::to_owned).ok_or("a path is not UTF-8");
-    let loaded = loader::load_certs_and_key_files(&name(&config.certificate)?, &name(&config.key)?);
-    let (certificates, key) = loaded.ok().flatten().ok_or("no certificate with a key can be read")?;
-    let mut provider = ring::default_provider();
-    // The order counts, whatever the client's: AES-128 with SHA-256 costs a handshake least and is strong enough for
-    // anybody; clients that cannot use it name another.
-    provider.cipher_suites.sort_by_key(|suite| suite.suite() != cipher_suite::TLS13_AES_128_GCM_SHA256.suite());
-    let builder = ServerConfig::builder_with_provider(Arc::new(provider));
-    let builder = builder.with_safe_default_protocol_versions().map_err(|e| e.to_string())?;
-    let server = builder.with_no_client_auth().with_single_cert(certificates, key);
-    let mut server = server.map_err(|e| e.to_string())?;
-    server.ignore_client_order = true;
-    server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    // Tickets that every thread can read; one is enough to resume with, and each costs.
-    server.ticketer = Ticketer::new().map_err(|e| e.to_string())?;
-    server.send_tls13_tickets = 1;
-    Ok(server)
+use super::route::HostPattern;
+use super::seconds;
+
+/// TLS of a listener. Its files were readable and fitted together when the configuration was checked.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TlsConfig {
+    #[serde(flatten)]
+    pub certificates: Certificates,
+    /// The certificate of clients that name no server, and of unknown names; `None`: the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default: Option<PathBuf>,
+    pub unknown_names: UnknownNames,
+    pub profile: Profile,
+    /// In the order of preference.
+    pub alpn: Vec<Protocol>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_certificates: Option<ClientCertificates>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ticket_file: Option<PathBuf>,
+    #[serde(serialize_with = "seconds")]
+    pub handshake_timeout: Duration,
+    /// How often files are looked at for new content; zero: only when the configuration is read.
+    #[serde(serialize_with = "seconds")]
+    pub watch_interval: Duration,
+    /// The hosts of the listener's sites, if one of these pins a certificate, each with the one that it pins.
+    #[serde(skip)]
+    pub pins: Vec<(HostPattern, Option<PathBuf>)>,
 }
+
+/// Where a listener's certificates are, as it was written.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Certificates {
+    /// It goes first.
+    #[serde(flatten)]
+    pub one: Option<Pair>,
+    #[serde(rename = "certificates", skip_serializing_if = "Option::is_none")]
+    pub others: Option<Others>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Others {
+    Listed(Vec<Pair>),
+    /// All in a folder, whatever is there when it is read.
+    Folder(PathBuf),
+}
+
+/// A chain of certificates, the leaf first, and the leaf's private key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct Pair {
+    pub certificate: PathBuf,
+    /// May be the same file.
+    pub key: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+}
+
+/// What a client gets that names a server (RFC 6066 §3) which no certificate is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownNames {
+    /// The default certificate.
+    Default,
+    /// The alert `unrecognized_name`.
+    Refuse,
+}
+
+/// Mozilla's recommendations, as far as they say which versions there are. All cipher suites are AEAD with forward secrecy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// TLS 1.2 and 1.3.
+    Intermediate,
+    /// TLS 1.3.
+    Modern,
+}
+
+/// A protocol that clients are offered (RFC 7301).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Protocol {
+    #[serde(rename = "h2")]
+    Http2,
+    #[serde(rename = "http/1.1")]
+    Http11,
+}
+
+/// Which certificates clients show of themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClientCertificates {
+    pub mode: ClientMode,
+    /// PEM file with the certificates of those who issue them.
+    pub ca: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientMode {
+    /// A client may show none. One that is shown has to be sound.
+    Optional,
+    Required,
+}
+
+impl TlsConfig {
+    /// One certificate, and what is usual beside.
+    pub fn of_pair(certificate: PathBuf, key: PathBuf) -> Self {
+        Self {
+            certificates: Certificates { one: Some(Pair { certificate, key, password_file: None }), others: None },
+            default: None,
+            unknown_names: UnknownNames::Default,
+            profile: Profile::Intermediate,
+            alpn: vec![Protocol::Http2, Protocol::Http11],
+            client_certificates: None,
+            ticket_file: None,
+            handshake_timeout: Duration::from_secs(10),
+            watch_interval: Duration::from_secs(5),
+            pins: Vec::new(),
+        }
+    }
+}
+
+impl Protocol {
+    /// As it is named in a handshake.
+    pub fn name(self) -> &'static [u8] {
+        match self {
+            Self::Http2 => b"h2",
+            Self::Http11 => b"http/1.1",
+        }
+    }
+}
+
+impl Certificates {
+    /// The pairs that there are. Those of a folder are in the order of their names.
+    pub fn pairs(&self) -> io::Result<Vec<Pair>> {
+        let others = match &self.others {
+            Some(Others::Listed(pairs)) => pairs.clone(),
+            Some(Others::Folder(folder)) => in_folder(folder)?,
+            None => Vec::new(),
+        };
+        Ok(self.one.iter().cloned().chain(others).collect())
+    }
+
+    /// The folder, if there is one.
+    pub fn folder(&self) -> Option<&Path> {
+        match &self.others {
+            Some(Others::Folder(folder)) => Some(folder),
+            _ => None,
+        }
+    }
+}
+
+impl Pair {
+    /// The pair of a certificate whose key stands in `NAME.key` beside it, or else in the same file. A password stands in
+    /// `NAME.pass`.
+    pub fn beside(certificate: PathBuf) -> Self {
+        let (key, password) = (certificate.with_extension("key"), certificate.with_extension("pass"));
+        Self {
+            key: if key.exists() { key } else { certificate.clone() },
+            password_file: password.exists().then_some(password),
+            certificate,
+        }
+    }
+
+    /// The files.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let key = (self.key != self.certificate).then_some(self.key.as_path());
+        [Some(self.certificate.as_path()), key, self.password_file.as_deref()].into_iter().flatten()
+    }
+}
+
+/// Names of a certificate and its key where each pair has a folder of its own: Certbot's, and those of Kubernetes.
+const NAMES_IN_FOLDERS: [(&str, &str); 2] = [("fullchain.pem", "privkey.pem"), ("tls.crt", "tls.key")];
+
+fn in_folder(folder: &Path) -> io::Result<Vec<Pair>> {
+    let pair_in = |folder: &Path| {
+        let fitting = NAMES_IN_FOLDERS.iter().map(|(certificate, key)| (folder.join(certificate), folder.join(key)));
+        let mut there = fitting.filter(|(certificate, key)| certificate.is_file() && key.is_file());
+        there.next().map(|(certificate, key)| Pair { certificate, key, password_file: None })
+    };
+    let mut paths = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    paths.sort();
+    let own = pair_in(folder);
+    let is_visible = |path: &PathBuf| !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    let has_ending = |path: &Path| path.extension().is_some_and(|ending| ending == "pem" || ending == "crt");
+    let others = paths.into_iter().filter(is_visible).filter_map(|path| match path.is_dir() {
+        true => pair_in(&path),
+        // Beside such a pair stand its parts.
+        false => (own.is_none() && has_ending(&path)).then(|| Pair::beside(path)),
+    });
+    Ok(others.chain(own.clone()).collect())
+}
+
+#[cfg(test)]
+mod tests;

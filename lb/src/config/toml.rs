@@ -11,6 +11,7 @@ mod sources;
 mod template;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod values;
 pub mod writer;
 
@@ -30,13 +31,12 @@ use super::{
     AccessLogConfig, AccessLogFormat, AdminConfig, BackendConfig, Config, EjectionConfig, ForwardedBy, HalfClose,
     HostRoute, ListenerConfig, ListenerSettings, LogConfig, LogFormat, MetricsConfig, PoolConfig, PoolName,
     PoolSettings, Position, ProbeConfig, ProbeKind, Problem, SameSite, SecureCookie, ServerConfig, StateConfig,
-    StatusRanges, StickyConfig, TlsConfig,
+    StatusRanges, StickyConfig,
 };
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, Weight};
 use crate::config::route::{HostPattern, PathPrefix};
 use crate::config::site::ListenerName;
-use crate::config::tls::server_config;
 use crate::message::limits::{self, AmbiguousNames, NonAsciiTargets};
 use crate::value::table::Tables;
 use environment::Replaced;
@@ -192,7 +192,12 @@ fn place(files: &[(usize, &DeTable<'_>)], subject: Subject) -> Option<usize> {
         Subject::AccessLog => Some(within(section("access_log")?, &["file"])),
         Subject::Log => Some(within(section("log")?, &["file"])),
         Subject::State => Some(within(section("state")?, &["file"])),
-        Subject::Certificate { listener } => Some(within(element("listener", listener)?, &["tls", "certificate"])),
+        Subject::Certificate { listener } => {
+            let listener = element("listener", listener)?;
+            let tls = listener.1.get_ref().as_table().and_then(|listener| listener.get("tls")?.get_ref().as_table());
+            let has_one = tls.is_some_and(|tls| tls.contains_key("certificate"));
+            Some(within(listener, &["tls", if has_one { "certificate" } else { "certificates" }]))
+        }
         Subject::Backend { pool, backend } => {
             let (start, pool) = element("pool", pool)?;
             let backends = pool.get_ref().as_table()?.get("backends")?.get_ref();
@@ -221,19 +226,23 @@ impl<'t> Reader<'t> {
         let values = self.values(roots);
         let routes = self.routes(roots, &names);
         let listeners: Option<Vec<_>> = listeners.map(|all| all.into_iter().map(|(listener, _)| listener).collect());
+        let certificates = tls::pinnable(listeners.as_deref().unwrap_or_default());
         let sites = {
             let listeners = listeners.iter().flatten().map(|listener| listener.name.clone()).collect::<Vec<_>>();
             let surroundings = Surroundings {
                 pools: &names,
                 listeners: &listeners,
+                certificates: &certificates,
                 tables: values.as_ref().unwrap_or(Tables::none()),
                 access_log: access_log.as_ref(),
             };
             self.sites(roots, routes.as_deref().unwrap_or_default(), &surroundings)
         };
+        let (mut listeners, sites) = (listeners?, sites?);
+        tls::pin(&mut listeners, &certificates, routes.as_deref().unwrap_or_default(), &sites);
         Some(Config {
             server: server?,
-            listeners: listeners?,
+            listeners,
             admin: admin?,
             state: state?,
             log: log?,
@@ -241,7 +250,7 @@ impl<'t> Reader<'t> {
             metrics: MetricsConfig { exact_status: exact_status? },
             pools: pools?,
             routes: routes?,
-            sites: sites?.into_iter().map(Arc::new).collect(),
+            sites: sites.into_iter().map(Arc::new).collect(),
             values: values?,
         })
     }
@@ -355,21 +364,6 @@ impl<'t> Reader<'t> {
                 max_body_bytes: max_body_bytes.map(|bytes| (bytes != 0).then_some(bytes))?,
             },
         })
-    }
-
-    fn tls(&mut self, section: &Section<'t>) -> Option<TlsConfig> {
-        let base = self.base(section);
-        let certificate = self.required(section, "certificate", |v| files::certificate(base, v));
-        let key = self.required(section, "key", |v| files::private_key(base, v));
-        let tls = TlsConfig { certificate: certificate?, key: key? };
-        if let Err(e) = server_config(&tls) {
-            let message = format!(
-                "listener.tls.key does not belong to listener.tls.certificate ({e}): name the key that the certificate was made for"
-            );
-            self.problem(section.place("key"), message);
-            return None;
-        }
-        Some(tls)
     }
 
     fn admin(
@@ -723,6 +717,11 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let same_family = matches!((a.ip(), b.ip()), (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)));
     let same_ip = a.ip() == b.ip() || (same_family && (a.ip().is_unspecified() || b.ip().is_unspecified()));
     a.port() == b.port() && a.port() != 0 && same_ip
+}
+
+/// Where an element of the array under `key` stands.
+fn element_place(section: &Section<'_>, key: &str, index: usize) -> Option<usize> {
+    Some(section.at(section.written(key)?.get_ref().as_array()?.get(index)?))
 }
 
 /// Adds to a list that is whole only if nothing was wrong.

@@ -10,11 +10,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use pingora::protocols::UniqueID;
-use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::tls::TlsStream;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsStream;
 
 use crate::clock;
 use crate::config::backend::SocketAddress;
@@ -25,7 +23,7 @@ const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(2);
 pub enum Io {
     Tcp(TcpStream),
     Unix(UnixStream),
-    Tls(Box<TlsStream<L4Stream>>),
+    Tls(Box<TlsStream<Self>>),
     /// In memory, for simulations.
     #[cfg(test)]
     Pipe(pipe::Pipe),
@@ -80,9 +78,7 @@ impl Io {
         match self {
             Self::Tcp(tcp) => Some(tcp.as_fd()),
             Self::Unix(unix) => Some(unix.as_fd()),
-            // SAFETY: the number is that of the socket that the stream owns. It is open for as long as the stream lives,
-            // which is borrowed for as long as what is returned. A stream without a socket has no valid number.
-            Self::Tls(tls) => Some(tls.id()).filter(|fd| *fd >= 0).map(|fd| unsafe { BorrowedFd::borrow_raw(fd) }),
+            Self::Tls(tls) => tls.get_ref().0.socket(),
             #[cfg(test)]
             Self::Pipe(_) => None,
         }

@@ -158,7 +158,6 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use pingora::protocols::l4::stream::Stream as L4Stream;
     use rustls::pki_types::ServerName;
     use rustls::{ClientConnection, StreamOwned};
     use tokio::net::TcpListener;
@@ -180,8 +179,8 @@ mod tests {
             let _ = peer.read(&mut [0; 16]);
         });
         let (socket, _) = listener.accept().await.expect("a client");
-        let tls = ACCEPTOR.tls_handshake(L4Stream::from(socket)).await.expect("a handshake");
-        let mut client = ClientStream::Io(Io::Tls(Box::new(tls)));
+        let tls = ACCEPTOR.accept(Io::Tcp(socket)).await.expect("a handshake");
+        let mut client = ClientStream::Io(Io::Tls(Box::new(tls.into())));
         let mut is_found = false;
         for _ in 0..500 {
             is_found = poll_fn(|cx| {

@@ -8,25 +8,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use pingora::listeners::tls::Acceptor;
-use pingora::protocols::Ssl;
-use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::tls::{ALPN, TlsStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::handshake;
+use crate::config::tls::Protocol;
 use crate::http::io::Io;
 use crate::http::stream::ClientStream;
 use crate::http::{self, Engine, Stop, h2, idle};
 use crate::room::Place;
 use crate::shutdown::Shutdown;
+use crate::tls::server::ServerTls;
 
-const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much of it each client has, even if others wait for its place.
-const LEAST_HANDSHAKE: Duration = Duration::from_secs(1);
 /// Pause after a failure to accept for lack of files or memory: connections wait in the backlog meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often idle connections to backends are looked through.
@@ -49,7 +45,7 @@ pub(super) struct Accepting {
 /// What serves the connections of one listener on one thread.
 pub(super) struct Listener {
     /// As it is for the next connection; `None`: plain.
-    pub tls: Arc<ArcSwapOption<Acceptor>>,
+    pub tls: Arc<ArcSwapOption<ServerTls>>,
     pub engine: Arc<Engine>,
 }
 
@@ -219,39 +215,19 @@ impl Listener {
             return http::serve(engine, ClientStream::Io(Io::Tcp(tcp)), peer.ip()).await;
         };
         // The handshake is large and short: in a box of its own it leaves nothing behind.
-        let Some(stream) = Box::pin(handshake(&engine, tls, tcp, peer)).await else { return };
-        if stream.selected_alpn_proto() == Some(ALPN::H2) {
+        let stream = match Box::pin(handshake::accept(&engine, &tls, Io::Tcp(tcp))).await {
+            Ok(stream) => stream,
+            Err(failed) => {
+                tracing::debug!(%peer, "TLS handshake failed: {failed}");
+                return;
+            }
+        };
+        drop(tls);
+        if stream.get_ref().1.alpn_protocol() == Some(Protocol::Http2.name()) {
             // Large, and rare beside idle connections of HTTP/1.1.
             Box::pin(h2::serve(engine, stream, peer.ip())).await;
         } else {
             http::serve(engine, ClientStream::Io(Io::Tls(stream)), peer.ip()).await;
         }
-    }
-}
-
-/// `None`: it failed, took too long, or had to make room.
-async fn handshake(
-    engine: &Engine,
-    tls: Arc<Acceptor>,
-    tcp: TcpStream,
-    peer: SocketAddr,
-) -> Option<Box<TlsStream<L4Stream>>> {
-    let stream = L4Stream::from(tcp);
-    let shed = async {
-        tokio::time::sleep(LEAST_HANDSHAKE).await;
-        engine.sheds_lingering().await;
-    };
-    let handshake = tokio::select! {
-        biased;
-        handshake = tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.tls_handshake(stream)) => handshake,
-        () = shed => return None,
-    };
-    match handshake {
-        Ok(Ok(stream)) => Some(Box::new(stream)),
-        Ok(Err(e)) => {
-            tracing::debug!(%peer, "TLS handshake failed: {e}");
-            None
-        }
-        Err(_) => None,
     }
 }

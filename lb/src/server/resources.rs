@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::access_log::{AccessLog, CannotOpen, Wanted};
 use crate::config::advice::Subject;
 use crate::config::{AccessLogFile, Config, ServerConfig};
-use crate::control::resources::{Obtained, Resources, Unavailable};
+use crate::control::resources::{ListenerCertificate, Obtained, Resources, Unavailable};
 use crate::listen::Listeners;
 use crate::listen::sockets::Sockets;
 use crate::room::Room;
@@ -70,6 +70,10 @@ impl Resources for Running {
             this.listeners.commit(listeners);
         };
         Ok(Obtained { changes, warnings: warning.into_iter().collect(), commit: Box::new(commit) })
+    }
+
+    fn certificates(&self) -> Vec<ListenerCertificate> {
+        self.listeners.certificates()
     }
 }
 

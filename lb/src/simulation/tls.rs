@@ -7,23 +7,27 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
-use pingora::listeners::tls::Acceptor;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
+use tokio_rustls::TlsAcceptor;
 
-use crate::config::{TlsConfig, tls};
+use crate::config::tls::TlsConfig;
+use crate::config::tls::material::Material;
 use crate::http::io::pipe::Pipe;
+use crate::tls::server::ServerTls;
 
 /// How much may wait to be sent.
 const MAX_BUFFERED_BYTES: usize = 4096;
 
-pub static ACCEPTOR: LazyLock<Acceptor> = LazyLock::new(|| {
+pub static ACCEPTOR: LazyLock<TlsAcceptor> = LazyLock::new(|| {
     let file = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("src/simulation/test-data").join(name);
-    let config = TlsConfig { certificate: file("cert.pem"), key: file("key.pem") };
-    Acceptor::from_server_config(Arc::new(tls::server_config(&config).expect("the files are there")))
+    let config = TlsConfig::of_pair(file("cert.pem"), file("key.pem"));
+    let material = Material::load(&config).expect("the files are there");
+    let tls = ServerTls::new(&config, material, None).expect("a sound configuration");
+    TlsAcceptor::from(Arc::clone(&tls.config))
 });
 
 pub static CLIENT: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {

@@ -83,6 +83,7 @@ fn site(hosts: &[&str], listeners: &[&str], routes: Vec<RouteConfig>) -> SiteCon
         name: format!("{hosts:?} {listeners:?}"),
         hosts: hosts.iter().map(|host| HostPattern::parse(host).expect("a host")).collect(),
         listeners: listeners.iter().map(|name| ListenerName::new(name).expect("a name")).collect(),
+        certificate: None,
         routes,
         fallback: Rules::default(),
         place: origin(),

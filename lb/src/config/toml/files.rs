@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use pingora::tls;
 use toml::de::DeValue;
 
 use super::values::{self, Read};
@@ -87,30 +86,6 @@ pub fn content_type(path: &Path) -> &'static str {
         "webp" => "image/webp",
         _ => "application/octet-stream",
     }
-}
-
-pub fn certificate(base: &Path, value: &DeValue<'_>) -> Read<PathBuf> {
-    let (path, name) = pem(base, value)?;
-    match tls::load_pem_file_ca(&name) {
-        Ok(first) if !first.is_empty() => Ok(path),
-        _ => Err(format!("the path of a PEM file with certificates, the leaf first; {name} has none that can be read")),
-    }
-}
-
-pub fn private_key(base: &Path, value: &DeValue<'_>) -> Read<PathBuf> {
-    let (path, name) = pem(base, value)?;
-    match tls::load_pem_file_private_key(&name) {
-        Ok(key) if !key.is_empty() => Ok(path),
-        _ => Err(format!("the path of a PEM file with an unencrypted private key; {name} has none that can be read")),
-    }
-}
-
-/// A readable file, and its path as the text that Pingora wants.
-fn pem(base: &Path, value: &DeValue<'_>) -> Read<(PathBuf, String)> {
-    let path = values::path(base, value)?.ok_or("the path of a PEM file")?;
-    let name = path.to_str().ok_or("a path that is UTF-8 together with its folder's")?.to_owned();
-    File::open(&path).and_then(|file| file.metadata()).map_err(|e| unreadable(&path, &e))?;
-    Ok((path, name))
 }
 
 fn readable(path: &Path) -> Read<Vec<u8>> {

@@ -6,6 +6,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::reader::{Reader, Section};
+use super::tls::Pinnable;
 use super::values::{self, DAY, MILLISECOND, Read};
 use super::{collect, files};
 use crate::config::route::HostPattern;
@@ -26,6 +27,7 @@ pub const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 pub struct Surroundings<'a> {
     pub pools: &'a [PoolName],
     pub listeners: &'a [ListenerName],
+    pub certificates: &'a Pinnable,
     pub tables: &'a Tables,
     pub access_log: Option<&'a AccessLogConfig>,
 }

@@ -18,6 +18,9 @@ const WORDS: &[(&str, &[&str])] = &[
     ("listener.half_close", &["cancel", "answer"]),
     ("listener.ambiguous_names", &["drop", "pass", "reject"]),
     ("listener.non_ascii_targets", &["reject", "pass"]),
+    ("listener.tls.unknown_names", &["default", "refuse"]),
+    ("listener.tls.profile", &["intermediate", "modern"]),
+    ("listener.tls.client_certificates.mode", &["off", "optional", "required"]),
     ("log.level", &["error", "warn", "info", "debug", "trace"]),
     ("log.format", &["text", "json"]),
     ("access_log.format", &["json", "combined"]),
@@ -81,6 +84,11 @@ fn property(template: &Template<'_>, path: &str) -> Value {
         "pool.backends" => {
             return json!({ "type": "array", "items": { "anyOf": [text(), object(template, path)] } });
         }
+        "listener.tls.certificates" => {
+            let each = json!({ "type": "array", "items": { "anyOf": [text(), object(template, path)] } });
+            return json!({ "anyOf": [text(), each] });
+        }
+        "listener.tls.alpn" => return json!({ "type": "array", "items": { "enum": ["h2", "http/1.1"] } }),
         "pool.ejection.statuses" => {
             return json!({ "anyOf": [text(), { "type": "array", "items": { "type": ["integer", "string"] } }] });
         }

@@ -1,12 +1,14 @@
 //! Reads sites with their routes: which requests they are for, and what answers them.
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 
 use toml::Spanned;
 use toml::de::DeValue;
 
 use super::reader::{Reader, Section, did_you_mean};
 use super::rules::{Place, Surroundings};
+use super::tls::not_pinnable;
 use super::{collect, values};
 use crate::config::route::{HostPattern, PathPrefix};
 use crate::config::site::{
@@ -190,6 +192,7 @@ impl<'t> Reader<'t> {
             );
             self.absent(Some(section.place("listeners")), message);
         }
+        let certificate = self.pinned(section, listeners.as_deref().unwrap_or_default(), around);
         let expression = hosts.iter().flatten().filter_map(|host| match host {
             HostPattern::Regex(regex) => Some(regex),
             _ => None,
@@ -256,12 +259,35 @@ impl<'t> Reader<'t> {
                 name: name.unwrap_or_default(),
                 hosts,
                 listeners: listeners?,
+                certificate: certificate?,
                 routes,
                 fallback: rules,
                 place: self.origin(section.own_place()),
             },
             routes: at,
         })
+    }
+
+    /// The certificate that a site pins.
+    fn pinned(
+        &mut self,
+        section: &Section<'t>,
+        listeners: &[ListenerName],
+        around: &Surroundings<'_>,
+    ) -> Option<Option<PathBuf>> {
+        let base = self.base(section);
+        let file = |value: &DeValue<'t>| values::path(base, value)?.ok_or_else(|| "the path of a PEM file".to_owned());
+        let certificate = self.optional(section, "certificate", file)?;
+        if let Some(path) = &certificate
+            && let Some(problem) = not_pinnable(around.certificates, listeners, path)
+        {
+            let message = format!(
+                "site.certificate is {}, but {problem}: name a certificate of the listener's tls by the same path",
+                path.display()
+            );
+            self.absent(Some(section.place("certificate")), message);
+        }
+        Some(certificate)
     }
 
     fn hosts(&mut self, section: &Section<'t>) -> Option<Vec<HostPattern>> {

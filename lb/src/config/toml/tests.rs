@@ -737,22 +737,19 @@ fn certificates_and_keys_must_be_there_and_fit() {
         minimal_with("listener", &format!("tls = {{ certificate = \"{certificate}\", key = \"{key}\" }}"))
     };
     assert_eq!(first_problem(&folder, &text("cert.pem", "key.pem")), None);
-    let no_certificate = "write the path of a PEM file with certificates, the leaf first;";
-    let no_key = "write the path of a PEM file with an unencrypted private key;";
+    let absent = "none cannot be read: No such file or directory (os error 2)";
     for (certificate, key, message) in [
-        ("none", "key.pem", "listener.tls.certificate is \"none\": write the path of a file that can be read; none: No such file or directory (os error 2)".to_owned()),
-        ("", "key.pem", "listener.tls.certificate is \"\": write the path of a PEM file".to_owned()),
-        ("text", "key.pem", format!("listener.tls.certificate is \"text\": {no_certificate} text has none that can be read")),
-        ("broken.pem", "key.pem", format!("listener.tls.certificate is \"broken.pem\": {no_certificate} broken.pem has none that can be read")),
-        ("key.pem", "key.pem", format!("listener.tls.certificate is \"key.pem\": {no_certificate} key.pem has none that can be read")),
-        ("cert.pem", "cert.pem", format!("listener.tls.key is \"cert.pem\": {no_key} cert.pem has none that can be read")),
-        ("cert.pem", "none", "listener.tls.key is \"none\": write the path of a file that can be read; none: No such file or directory (os error 2)".to_owned()),
+        ("none", "key.pem", format!("certificate: {absent}")),
+        ("", "key.pem", "certificate is \"\": write the path of a PEM file".to_owned()),
+        ("text", "key.pem", "certificate: text has no certificate: it must be a PEM file, the leaf certificate first".to_owned()),
+        ("broken.pem", "key.pem", "certificate: broken.pem is no sound PEM file: a section is no base64".to_owned()),
+        ("false.pem", "key.pem", "certificate: false.pem holds something that is no X.509 certificate".to_owned()),
+        ("key.pem", "key.pem", "certificate: key.pem has a key and no certificate".to_owned()),
+        ("cert.pem", "cert.pem", "key: there is no private key for cert.pem: put it into cert.key or into the same file".to_owned()),
+        ("cert.pem", "none", format!("key: {absent}")),
+        ("cert.pem", "other-key.pem", "key: the key in other-key.pem does not belong to the first certificate in cert.pem: name the key that it was made for, and put the leaf certificate first".to_owned()),
     ] {
-        assert_eq!(first_problem(&folder, &text(certificate, key)), Some(message));
-    }
-    for (certificate, key) in [("cert.pem", "other-key.pem"), ("false.pem", "key.pem")] {
-        let message = first_problem(&folder, &text(certificate, key)).expect("a problem");
-        assert!(message.starts_with("listener.tls.key does not belong to listener.tls.certificate ("), "{message}");
+        assert_eq!(first_problem(&folder, &text(certificate, key)), Some(format!("listener.tls.{message}")));
     }
 }
 

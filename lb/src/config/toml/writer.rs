@@ -51,6 +51,9 @@ fn write_settings(text: &mut String, section: &str, settings: &Map<String, Value
             ("probe", Value::Object(probe)) => sections.push((key, with_kind(probe))),
             ("tls" | "sticky" | "ejection", Value::Object(inner)) => sections.push((key, inner.clone())),
             ("backends", Value::Array(backends)) => write_backends(text, backends),
+            ("certificates", Value::Array(_)) | ("client_certificates", Value::Object(_)) => {
+                let _ = writeln!(text, "{key} = {}", inline(value));
+            }
             // Where changes are kept, or that they are not.
             ("file", Value::Null) if section == "state" => text.push_str("persist = false\n"),
             _ => {
@@ -298,6 +301,16 @@ lingering_time = \"1500ms\"
 tls = {{ certificate = \"{pems}/cert.pem\", key = \"{pems}/key.pem\" }}
 [[listener]]
 address = \"127.0.0.1:0\"
+[[listener]]
+address = \"127.0.0.1:8443\"
+[listener.tls]
+certificates = [{{ certificate = \"{pems}/cert.pem\", key = \"{pems}/key.pem\" }}]
+default = \"{pems}/cert.pem\"
+unknown_names = \"refuse\"
+profile = \"modern\"
+alpn = [\"http/1.1\"]
+client_certificates = {{ mode = \"optional\", ca = \"{pems}/cert.pem\" }}
+watch_interval = \"0s\"
 [[pool]]
 name = \"a\"
 backends = [{{ address = \"web1:80\", weight = 7, state = \"down\" }}, \"[::1]:80\"]

@@ -9,7 +9,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::clock::simulated::random;
@@ -364,11 +363,5 @@ impl AsyncWrite for Pipe {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.end();
         Poll::Ready(Ok(()))
-    }
-}
-
-impl VirtualSocket for Pipe {
-    fn set_socket_option(&self, _: VirtualSockOpt) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -67,11 +67,22 @@ fn assert_reads_back(config: &Config) {
     assert_eq!(again.as_ref(), Ok(config), "{written}");
 }
 
+const CERTIFICATE: &[u8] = include_bytes!("../test-data/cert.pem");
+const KEY: &[u8] = include_bytes!("../test-data/key.pem");
+
 #[test]
 fn the_examples_of_default_toml_are_a_valid_configuration() {
     let folder = folder(&[
-        ("tls/cert.pem", include_bytes!("../test-data/cert.pem")),
-        ("tls/key.pem", include_bytes!("../test-data/key.pem")),
+        ("tls/cert.pem", CERTIFICATE),
+        ("tls/key.pem", KEY),
+        ("tls/pass", b"not needed"),
+        ("tls/a.pem", CERTIFICATE),
+        ("tls/a.key", KEY),
+        ("tls/b.pem", CERTIFICATE),
+        ("tls/b.key", KEY),
+        ("tls/b.pass", b"not needed"),
+        ("tls/clients.pem", CERTIFICATE),
+        ("tls/tickets", &[b'x'; 32]),
         ("errors/503.html", b"<p>"),
     ]);
     let file = folder.path().join("evenkeel.toml");

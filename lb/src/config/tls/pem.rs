@@ -1,0 +1,101 @@
+//! What a PEM file (RFC 7468) holds.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use pkcs8::EncryptedPrivateKeyInfoRef;
+use rustls::pki_types::pem::{self, SectionKind};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// A device may never end.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+const ENCRYPTED_KEY: [&str; 2] = ["-----BEGIN ENCRYPTED PRIVATE KEY-----", "-----END ENCRYPTED PRIVATE KEY-----"];
+/// A header of keys that are encrypted as OpenSSL did it before there was PKCS #8 (RFC 1421 §4.6.1.1).
+const TRADITIONAL: &str = "Proc-Type: 4,ENCRYPTED";
+
+/// What a PEM file holds that TLS needs.
+#[derive(Debug, Default)]
+pub struct Pem {
+    pub certificates: Vec<CertificateDer<'static>>,
+    pub key: Option<Key>,
+}
+
+/// A private key as it stands in a file.
+#[derive(Debug)]
+pub enum Key {
+    Plain(PrivateKeyDer<'static>),
+    /// PKCS #8 (RFC 5958 §3), in DER.
+    Encrypted(Vec<u8>),
+    /// Encrypted in a way that is not read.
+    Traditional,
+}
+
+/// The content of a file.
+pub fn content(path: &Path) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
+    read.map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
+    match bytes.len() as u64 > MAX_FILE_BYTES {
+        true => Err(format!("{} is larger than {MAX_FILE_BYTES} bytes", path.display())),
+        false => Ok(bytes),
+    }
+}
+
+/// What stands in a PEM file, the first key if there are several.
+pub fn read(content: &[u8], path: &Path) -> Result<Pem, String> {
+    let text = String::from_utf8_lossy(content);
+    let mut found = Pem::default();
+    let mut rest: &[u8] = content;
+    if text.contains(TRADITIONAL) {
+        found.key = Some(Key::Traditional);
+        // Its section would not be understood.
+        rest = &[];
+    } else if let Some(der) = encrypted(&text) {
+        found.key = Some(Key::Encrypted(der));
+    }
+    while let Some((kind, der)) =
+        pem::from_buf(&mut rest).map_err(|e| format!("{} is no sound PEM file: {}", path.display(), told(&e)))?
+    {
+        match kind {
+            SectionKind::Certificate => found.certificates.push(der.into()),
+            SectionKind::PrivateKey => found.key = found.key.or(Some(Key::Plain(PrivateKeyDer::Pkcs8(der.into())))),
+            SectionKind::RsaPrivateKey => found.key = found.key.or(Some(Key::Plain(PrivateKeyDer::Pkcs1(der.into())))),
+            SectionKind::EcPrivateKey => found.key = found.key.or(Some(Key::Plain(PrivateKeyDer::Sec1(der.into())))),
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// Only certificates, of which there is at least one.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found = read(&content(path)?, path)?;
+    match found.certificates.is_empty() {
+        true => Err(format!("{} has no certificate: it must be a PEM file with \"BEGIN CERTIFICATE\"", path.display())),
+        false => Ok(found.certificates),
+    }
+}
+
+/// The private key of a PKCS #8 structure that `password` opens.
+pub fn decrypt(der: &[u8], password: &[u8]) -> Option<PrivateKeyDer<'static>> {
+    let key = EncryptedPrivateKeyInfoRef::try_from(der).ok()?.decrypt(password).ok()?;
+    Some(PrivateKeyDer::Pkcs8(key.as_bytes().to_vec().into()))
+}
+
+fn encrypted(text: &str) -> Option<Vec<u8>> {
+    let [begin, end] = ENCRYPTED_KEY;
+    let (base64, _) = text.split_once(begin)?.1.split_once(end)?;
+    let base64: String = base64.split_ascii_whitespace().collect();
+    STANDARD.decode(base64).ok()
+}
+
+fn told(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "a section has no end; is it written whole?".to_owned(),
+        pem::Error::Base64Decode(_) => "a section is no base64".to_owned(),
+        other => other.to_string(),
+    }
+}

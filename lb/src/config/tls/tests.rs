@@ -1,0 +1,49 @@
+use std::fs;
+
+use super::*;
+
+fn names(certificates: &Certificates) -> Vec<(String, String, bool)> {
+    let name = |path: &Path| path.file_name().expect("a file").to_string_lossy().into_owned();
+    let pairs = certificates.pairs().expect("a folder");
+    pairs.iter().map(|pair| (name(&pair.certificate), name(&pair.key), pair.password_file.is_some())).collect()
+}
+
+fn folder(files: &[&str]) -> (tempfile::TempDir, Certificates) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for file in files {
+        let path = folder.path().join(file);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder that can be written to");
+        fs::write(path, "").expect("a folder that can be written to");
+    }
+    let certificates = Certificates { one: None, others: Some(Others::Folder(folder.path().to_owned())) };
+    (folder, certificates)
+}
+
+fn pair(certificate: &str, key: &str) -> (String, String, bool) {
+    (certificate.to_owned(), key.to_owned(), false)
+}
+
+#[test]
+fn a_folder_has_its_pairs_by_name() {
+    let (_folder, certificates) =
+        folder(&["b.pem", "b.key", "b.pass", "a.crt", "a.key", "c.pem", ".hidden.pem", "README", "d.key"]);
+    let expected = [pair("a.crt", "a.key"), ("b.pem".to_owned(), "b.key".to_owned(), true), pair("c.pem", "c.pem")];
+    assert_eq!(names(&certificates), expected);
+}
+
+#[test]
+fn certbots_and_kubernetes_folders_are_understood() {
+    let (_folder, certificates) = folder(&[
+        "live/cert.pem",
+        "live/chain.pem",
+        "live/fullchain.pem",
+        "live/privkey.pem",
+        "secret/tls.crt",
+        "secret/tls.key",
+        "secret/..data/tls.crt",
+        "other/a.pem",
+    ]);
+    assert_eq!(names(&certificates), [pair("fullchain.pem", "privkey.pem"), pair("tls.crt", "tls.key")]);
+    let (_folder, of_one) = folder(&["cert.pem", "chain.pem", "fullchain.pem", "privkey.pem"]);
+    assert_eq!(names(&of_one), [pair("fullchain.pem", "privkey.pem")]);
+}

@@ -1,0 +1,5 @@
+//! TLS of connections. What is to be wanted of it stands in [`crate::config::tls`].
+//!
+//! - [`server`]: towards clients.
+
+pub mod server;

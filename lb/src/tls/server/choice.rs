@@ -1,0 +1,140 @@
+//! Which certificate a client gets: by the name of the server that it asks for (RFC 6066 §3), then by the signatures that
+//! it knows.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{SignatureAlgorithm, SignatureScheme};
+
+use crate::config::tls::material::Loaded;
+use crate::config::tls::{TlsConfig, UnknownNames};
+use crate::site::hosts::HostTable;
+
+/// Finds a certificate by the name that a client asks for, in any case, with a final dot or without.
+#[derive(Debug)]
+pub struct Choice {
+    exact: Names,
+    /// By the domain without `*.`; the star stands for one label (RFC 9525 §6.3).
+    wildcard: Names,
+    /// What sites have pinned, which goes first.
+    pinned: Option<HostTable<Option<Group>>>,
+    default: Group,
+    refuses_unknown: bool,
+}
+
+type Names = HashMap<Box<str>, Group, RandomState>;
+
+/// Certificates for the same name, for clients that know different signatures. At least one.
+#[derive(Debug, Clone)]
+struct Group(Arc<[Arc<CertifiedKey>]>);
+
+/// A name that no certificate is for, where such names are refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnknownName;
+
+impl Choice {
+    /// Of `certificates`, at least one; the default and the pinned ones are among them, or the first takes their place.
+    pub fn new(config: &TlsConfig, certificates: &[Arc<Loaded>]) -> Self {
+        let mut names: HashMap<String, Vec<&Arc<Loaded>>> = HashMap::new();
+        for loaded in certificates {
+            for name in &loaded.leaf.names {
+                let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+                names.entry(name).or_default().push(loaded);
+            }
+        }
+        let (mut exact, mut wildcard) = (Names::default(), Names::default());
+        for (name, of) in &names {
+            match name.strip_prefix("*.") {
+                Some(domain) => wildcard.insert(domain.into(), Group::of(of)),
+                None => exact.insert(name.as_str().into(), Group::of(of)),
+            };
+        }
+        // With those of another kind that are for the same name.
+        let group = |path: &Path| {
+            let first = certificates.iter().find(|loaded| loaded.pair.certificate == path)?;
+            let name = first.leaf.names.first().map(|name| name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase());
+            let others = name.and_then(|name| names.get(&name)).into_iter().flatten();
+            let others = others.filter(|other| other.certified.key.algorithm() != first.certified.key.algorithm());
+            Some(Group::of_in_order([first].into_iter().chain(others.copied())))
+        };
+        let default = config.default.as_deref().and_then(group);
+        let default = default.or_else(|| group(&certificates.first()?.pair.certificate));
+        let pinned = (!config.pins.is_empty()).then(|| {
+            let pins = config.pins.iter();
+            HostTable::new(pins.map(|(host, certificate)| (host.clone(), certificate.as_deref().and_then(group))))
+        });
+        Self {
+            exact,
+            wildcard,
+            pinned,
+            default: default.unwrap_or_else(|| Group(Arc::new([]))),
+            refuses_unknown: config.unknown_names == UnknownNames::Refuse,
+        }
+    }
+
+    /// Whether the name that a client asks for, if it asks for one, is served.
+    pub fn admits(&self, name: Option<&str>) -> Result<(), UnknownName> {
+        match name {
+            Some(name) if self.refuses_unknown && self.find(name).is_none() => Err(UnknownName),
+            _ => Ok(()),
+        }
+    }
+
+    fn find(&self, name: &str) -> Option<&Group> {
+        let name = name.strip_suffix('.').unwrap_or(name);
+        if let Some(Some(group)) = self.pinned.as_ref().and_then(|pinned| pinned.find(name)) {
+            return Some(group);
+        }
+        let lower;
+        let name = match name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            true => {
+                lower = name.to_ascii_lowercase();
+                &lower
+            }
+            false => name,
+        };
+        let below = || self.wildcard.get(name.split_once('.')?.1);
+        self.exact.get(name).or_else(below)
+    }
+
+    fn certificate(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        name.and_then(|name| self.find(name)).unwrap_or(&self.default).choose(schemes)
+    }
+}
+
+impl ResolvesServerCert for Choice {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.certificate(hello.server_name(), hello.signature_schemes())
+    }
+}
+
+impl Group {
+    /// Those that cost a handshake least come first; among equals the one that is valid, and that for longest.
+    fn of(certificates: &[&Arc<Loaded>]) -> Self {
+        let mut certificates = certificates.to_vec();
+        let cost = |loaded: &Loaded| match loaded.certified.key.algorithm() {
+            SignatureAlgorithm::ECDSA => 0,
+            SignatureAlgorithm::ED25519 => 1,
+            _ => 2,
+        };
+        certificates.sort_by_key(|loaded| (cost(loaded), !loaded.is_valid(), std::cmp::Reverse(loaded.not_after())));
+        Self::of_in_order(certificates)
+    }
+
+    fn of_in_order<'a>(certificates: impl IntoIterator<Item = &'a Arc<Loaded>>) -> Self {
+        Self(certificates.into_iter().map(|loaded| Arc::clone(&loaded.certified)).collect())
+    }
+
+    /// The first that the client can verify. If there is none, the first: the handshake fails with the right alert.
+    fn choose(&self, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let fits = |certified: &&Arc<CertifiedKey>| certified.key.choose_scheme(schemes).is_some();
+        self.0.iter().find(fits).or(self.0.first()).map(Arc::clone)
+    }
+}
+
+#[cfg(test)]
+mod tests;

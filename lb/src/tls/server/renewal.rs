@@ -1,0 +1,178 @@
+//! Files that change while they are in use. A pair is taken up when it is whole; until then the one in use stays, and is
+//! told of once. Files are known by what the system says of them, links followed: who renews certificates writes new
+//! files and moves them there, or moves a link (Certbot, Kubernetes).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+
+use super::ServerTls;
+use crate::config::tls::material::{self, Issuers, Loaded, Material, Unusable};
+use crate::config::tls::{Pair, TlsConfig};
+
+/// What the system says of each file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stamps(BTreeMap<PathBuf, Option<Stamp>>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// What has become of files that changed.
+#[derive(Debug)]
+pub struct Renewed {
+    pub tls: Arc<ServerTls>,
+    /// Which are new, or have other content.
+    pub taken_up: Vec<Arc<Loaded>>,
+    /// Which are not there any more.
+    pub removed: Vec<PathBuf>,
+    /// What is wrong and was not before.
+    pub problems: Vec<String>,
+}
+
+/// What is wrong with files, by their paths: with those of a pair by the certificate's.
+pub type Problems = BTreeMap<PathBuf, String>;
+
+impl Stamps {
+    /// Of all files that `wanted` names, and of the folder.
+    pub fn of(wanted: &TlsConfig) -> Self {
+        let pairs = wanted.certificates.pairs().unwrap_or_default();
+        let clients = wanted.client_certificates.as_ref().map(|clients| clients.ca.as_path());
+        let others = [wanted.certificates.folder(), clients, wanted.ticket_file.as_deref()];
+        let paths = pairs.iter().flat_map(Pair::files).chain(others.into_iter().flatten());
+        Self(paths.map(|path| (path.to_owned(), Stamp::of(path))).collect())
+    }
+
+    fn is_same(&self, before: &Self, path: &Path) -> bool {
+        self.0.get(path) == before.0.get(path)
+    }
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = fs::metadata(path).ok()?;
+        Some(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+impl ServerTls {
+    /// Looks at the files again, and takes up those that have changed and are sound. `None`: nothing has changed.
+    pub fn renew(self: &Arc<Self>, wanted: &TlsConfig) -> Option<Renewed> {
+        let stamps = Stamps::of(wanted);
+        let (before, known) = {
+            let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+            if watched.stamps == stamps {
+                return None;
+            }
+            (watched.stamps.clone(), watched.problems.clone())
+        };
+        let mut problems = Problems::new();
+        let certificates = self.renewed(wanted, &stamps, &before, &known, &mut problems);
+        let issuers = wanted.client_certificates.as_ref().and_then(|clients| {
+            let loaded = Issuers::load(&clients.ca).map(Arc::new);
+            loaded
+                .map_err(|message| problems.insert(clients.ca.clone(), message))
+                .ok()
+                .or(self.material.issuers.clone())
+        });
+        let ticket_secrets = wanted.ticket_file.as_ref().and_then(|path| {
+            let secrets = material::ticket_secrets(path);
+            secrets
+                .map_err(|message| problems.insert(path.clone(), message))
+                .ok()
+                .or(self.material.ticket_secrets.clone())
+        });
+        let material = Material { certificates, issuers, ticket_secrets };
+        let tls = ServerTls::new(wanted, material, Some(self)).unwrap_or_else(|message| {
+            problems.insert(PathBuf::new(), message);
+            Arc::clone(self)
+        });
+        let is_new = |(path, message): (&PathBuf, &String)| (known.get(path) != Some(message)).then(|| message.clone());
+        let new_problems = problems.iter().filter_map(is_new).collect();
+        let is_there =
+            |loaded: &Arc<Loaded>| tls.certificates().iter().any(|one| one.pair.certificate == loaded.pair.certificate);
+        let removed = self.certificates().iter().filter(|loaded| !is_there(loaded));
+        let removed = removed.map(|loaded| loaded.pair.certificate.clone()).collect();
+        let taken_up = tls.new_since(Some(self)).map(Arc::clone).collect();
+        tls.watch(stamps, problems);
+        Some(Renewed { tls, taken_up, removed, problems: new_problems })
+    }
+
+    fn renewed(
+        &self,
+        wanted: &TlsConfig,
+        stamps: &Stamps,
+        before: &Stamps,
+        known: &Problems,
+        problems: &mut Problems,
+    ) -> Vec<Arc<Loaded>> {
+        let pairs = match wanted.certificates.pairs() {
+            Ok(pairs) => pairs,
+            Err(e) => {
+                let folder = wanted.certificates.folder().unwrap_or(Path::new(""));
+                problems.insert(folder.to_owned(), format!("{} cannot be read as a folder: {e}", folder.display()));
+                return self.certificates().to_vec();
+            }
+        };
+        let in_use = |path: &Path| self.certificates().iter().find(|loaded| loaded.pair.certificate == path);
+        let mut certificates = Vec::new();
+        for pair in &pairs {
+            let former = in_use(&pair.certificate);
+            let is_unchanged = pair.files().all(|file| stamps.is_same(before, file));
+            if let Some(former) = former.filter(|former| former.pair == *pair && is_unchanged) {
+                if let Some(message) = known.get(&pair.certificate) {
+                    problems.insert(pair.certificate.clone(), message.clone());
+                }
+                certificates.push(Arc::clone(former));
+                continue;
+            }
+            match (Loaded::load(pair.clone()), former) {
+                (Ok(loaded), _) => certificates.push(Arc::new(loaded)),
+                (Err(Unusable::KeyAlone), None) if wanted.certificates.folder().is_some() => {}
+                (Err(unusable), former) => {
+                    problems.insert(pair.certificate.clone(), unusable.to_string());
+                    certificates.extend(former.map(Arc::clone));
+                }
+            }
+        }
+        // What settings name stays even where its file has gone, and so does the last one.
+        let is_named = |path: &Path| {
+            let pinned = wanted.pins.iter().filter_map(|(_, pinned)| pinned.as_deref());
+            wanted.default.as_deref().into_iter().chain(pinned).any(|named| named == path)
+        };
+        let is_last = certificates.is_empty();
+        for former in self.certificates() {
+            let path = &former.pair.certificate;
+            let has_gone = !pairs.iter().any(|pair| pair.certificate == *path);
+            if has_gone && (is_last || is_named(path)) {
+                problems.insert(path.clone(), format!("{} is not there any more", path.display()));
+                certificates.push(Arc::clone(former));
+            }
+        }
+        certificates
+    }
+
+    /// What is wrong with its files.
+    pub fn problems(&self) -> Problems {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).problems.clone()
+    }
+
+    pub(super) fn watch(&self, stamps: Stamps, problems: Problems) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        (watched.stamps, watched.problems) = (stamps, problems);
+    }
+}

@@ -24,6 +24,7 @@ use crate::config::{Config, PoolName};
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::pool::Pool;
 use crate::value::condition::Condition;
+use crate::value::pattern::Sets;
 use crate::value::{Facts, Value};
 
 /// The sites of a snapshot.
@@ -132,9 +133,10 @@ impl Sites {
         };
         let before: HashMap<&str, &Arc<Site>, RandomState> =
             previous.iter().flat_map(|(_, sites)| &sites.sites).map(|site| (&*site.config.name, site)).collect();
+        let mut sets = Sets::default();
         let site = |config: &Arc<SiteConfig>| match before.get(&*config.name) {
             Some(site) if site.is_of(config, &pools) => Arc::clone(site),
-            _ => Arc::new(Site::compile(config, &pools, metrics)),
+            _ => Arc::new(Site::compile(config, &pools, metrics, &mut sets)),
         };
         let sites: Box<[Arc<Site>]> = short.iter().chain(&config.sites).map(site).collect();
         let listeners: Vec<_> =
@@ -188,7 +190,7 @@ fn table(sites: &[Arc<Site>], there: impl Fn(&SiteConfig) -> bool) -> HostTable<
 }
 
 impl Site {
-    fn compile(config: &Arc<SiteConfig>, pools: &Pools<'_>, metrics: &Metrics) -> Self {
+    fn compile(config: &Arc<SiteConfig>, pools: &Pools<'_>, metrics: &Metrics, sets: &mut Sets) -> Self {
         let routes: Box<[Route]> = config.routes.iter().map(|route| Route::compile(route, pools, metrics)).collect();
         let ids = || (0..).map(RouteId);
         let places = config.routes.iter().zip(ids()).filter_map(|(route, id)| Some((place(route)?, id)));
@@ -202,7 +204,7 @@ impl Site {
             action: Action::Missing,
         };
         let names = config.routes.iter().map(|route| route.name.clone()).zip(ids()).collect();
-        Self { config: Arc::clone(config), table: RouteTable::new(places), routes, names, fallback }
+        Self { config: Arc::clone(config), table: RouteTable::new(places, sets), routes, names, fallback }
     }
 
     /// Whether this is what would be compiled of `config`.

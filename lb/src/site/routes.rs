@@ -2,7 +2,7 @@
 //! remembered and the first regex that fits wins, unless the prefix says otherwise; else the prefix. A route whose
 //! conditions do not hold is passed over. A lookup allocates nothing.
 
-use crate::value::pattern::{Pattern, Patterns};
+use crate::value::pattern::{Pattern, Patterns, Sets};
 
 /// The routes of a site, each with what it leads to. Texts stand in one piece of memory, so that a search among a few
 /// touches a few cache lines.
@@ -52,7 +52,7 @@ struct Span {
 }
 
 impl<T> RouteTable<T> {
-    pub fn new(routes: impl IntoIterator<Item = (Place, T)>) -> Self {
+    pub fn new(routes: impl IntoIterator<Item = (Place, T)>, sets: &mut Sets) -> Self {
         let (mut exact, mut prefixes, mut patterns) = (Vec::new(), Vec::new(), Vec::new());
         for (place, target) in routes {
             match place {
@@ -71,7 +71,7 @@ impl<T> RouteTable<T> {
             one.cmp(other).then(is_one_whole.cmp(is_other_whole))
         });
         let prefixes = link(prefixes, &mut texts);
-        Self { texts: texts.into(), exact, prefixes, patterns: Patterns::new(patterns) }
+        Self { texts: texts.into(), exact, prefixes, patterns: Patterns::new(patterns, sets) }
     }
 
     /// What serves `path`, which is decoded and normalised: the best route of which `holds` says that it does.
@@ -196,7 +196,7 @@ mod tests {
     }
 
     fn table(places: &[&str]) -> RouteTable<usize> {
-        RouteTable::new(places.iter().map(|text| place(text)).zip(0..))
+        RouteTable::new(places.iter().map(|text| place(text)).zip(0..), &mut Sets::default())
     }
 
     fn find<'a>(places: &[&'a str], path: &str) -> Option<&'a str> {
@@ -298,7 +298,7 @@ mod tests {
         ) {
             let places: Vec<_> = texts.iter().map(|text| place(text)).collect();
             let holds = |i: usize| held & 1 << i != 0;
-            let found = RouteTable::new(places.iter().cloned().zip(0..));
+            let found = RouteTable::new(places.iter().cloned().zip(0..), &mut Sets::default());
             let found = found.find(path.as_bytes(), |&i| holds(i)).copied();
             prop_assert_eq!(found, reference(&places, path.as_bytes(), &holds), "{:?}", texts);
         }

@@ -8,6 +8,7 @@ use std::fmt::Write;
 use std::ops::Range;
 use std::sync::Arc;
 
+use foldhash::HashMap;
 use regex::bytes::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 use serde::{Serialize, Serializer};
 
@@ -50,6 +51,10 @@ pub struct Patterns<T> {
     /// Of those that are not decided by a few comparisons. `None`: to ask each of them takes less.
     any: Option<RegexSet>,
 }
+
+/// The sets of expressions that were made so far. Sites often have the same expressions, and a set takes long to make.
+#[derive(Debug, Default)]
+pub struct Sets(HashMap<Box<[String]>, Option<RegexSet>>);
 
 /// What must match, or must not, beside the expression itself.
 #[derive(Debug)]
@@ -142,6 +147,12 @@ impl Pattern {
         })))
     }
 
+    /// Whether both are one compiled expression.
+    #[cfg(test)]
+    pub fn is_shared_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// As it was written.
     pub fn text(&self) -> &str {
         &self.0.text
@@ -214,16 +225,12 @@ impl Pattern {
 }
 
 impl<T> Patterns<T> {
-    pub fn new(all: impl Into<Box<[(Pattern, T)]>>) -> Self {
+    pub fn new(all: impl Into<Box<[(Pattern, T)]>>, sets: &mut Sets) -> Self {
         let all = all.into();
-        let others: Vec<&str> =
-            all.iter().filter(|(one, _)| !one.is_plain()).map(|(one, _)| one.translated()).collect();
-        let any = (others.len() >= LEAST_TOGETHER).then(|| {
-            let mut builder = RegexSetBuilder::new(others);
-            builder.unicode(false).size_limit(MAX_COMPILED_BYTES).dfa_size_limit(MAX_CACHE_BYTES).nest_limit(1000);
-            builder.build().ok()
-        });
-        Self { all, any: any.flatten() }
+        let others = all.iter().filter(|(one, _)| !one.is_plain()).map(|(one, _)| one.translated().to_owned());
+        let others: Box<[String]> = others.collect();
+        let any = if others.len() < LEAST_TOGETHER { None } else { sets.set(others) };
+        Self { all, any }
     }
 
     /// The first one that matches and of which `holds` says that it counts.
@@ -245,6 +252,19 @@ impl<T> Patterns<T> {
     /// What all of them lead to, in their order.
     pub fn targets(&self) -> impl Iterator<Item = &T> {
         self.all.iter().map(|(_, target)| target)
+    }
+}
+
+impl Sets {
+    /// `None`: it would be too large.
+    fn set(&mut self, expressions: Box<[String]>) -> Option<RegexSet> {
+        let set = self.0.entry(expressions);
+        let set = set.or_insert_with_key(|expressions| {
+            let mut builder = RegexSetBuilder::new(expressions);
+            builder.unicode(false).size_limit(MAX_COMPILED_BYTES).dfa_size_limit(MAX_CACHE_BYTES).nest_limit(1000);
+            builder.build().ok()
+        });
+        set.clone()
     }
 }
 

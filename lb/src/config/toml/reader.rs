@@ -1,17 +1,20 @@
 //! Walks a parsed file and notes what is wrong instead of stopping at it.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
+use foldhash::HashMap;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error};
 
 use super::environment::{Replaced, Text};
 use super::sources::{Parsed, Sources};
 use super::template::Template;
-use super::values::Read;
+use super::values::{self, Read};
 use super::{DEFAULT, LATER, Position, Problem};
 use crate::config::site::Origin;
+use crate::value::pattern::Pattern;
 
 const EXAMPLE_OF_VALUES: &str = "{ from = \"$cookie_tier\", cases = { gold = \"fast\" }, default = \"slow\" }";
 
@@ -25,6 +28,8 @@ pub struct Reader<'t> {
     /// For each file.
     broken: Vec<Broken>,
     problems: Vec<(Option<usize>, String)>,
+    /// Expressions that were read already: sites often have the same ones, and each takes long to compile.
+    patterns: HashMap<String, Pattern>,
 }
 
 /// What of a file may have been understood wrongly.
@@ -136,7 +141,8 @@ impl<'t> Reader<'t> {
         template: &'t Template<'t>,
     ) -> Self {
         let broken = vec![Broken::default(); parsed.len()];
-        let mut reader = Self { sources, template, replaced, broken, problems: Vec::new() };
+        let mut reader =
+            Self { sources, template, replaced, broken, problems: Vec::new(), patterns: HashMap::default() };
         for (source, (_, errors)) in sources.iter().zip(parsed) {
             errors.iter().for_each(|error| reader.syntax_error(source.start, error));
         }
@@ -423,6 +429,21 @@ impl<'t> Reader<'t> {
             Some(value) => self.read_at(section, key, value, read).map(Some),
             None => Some(None),
         }
+    }
+
+    /// The expression of `key`, which has no default.
+    pub fn regex(&mut self, section: &Section<'t>, key: &str) -> Option<Pattern> {
+        let known = RefCell::new(std::mem::take(&mut self.patterns));
+        let read = self.required(section, key, |value| {
+            if let Some(known) = value.as_str().and_then(|text| known.borrow().get(text).cloned()) {
+                return Ok(known);
+            }
+            let pattern = values::regex(value)?;
+            known.borrow_mut().insert(pattern.text().to_owned(), pattern.clone());
+            Ok(pattern)
+        });
+        self.patterns = known.into_inner();
+        read
     }
 
     /// The value of `key`, which has no default.

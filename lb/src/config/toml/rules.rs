@@ -196,7 +196,7 @@ impl<'t> Reader<'t> {
                 Rewrite::Prefix { prefix }
             }
             [false, true, true] => {
-                let regex = self.required(&inner, "regex", values::regex)?;
+                let regex = self.regex(&inner, "regex")?;
                 let scope = Scope { rewrite: Some(&regex), ..place.scope(Phase::Route) };
                 let to = self.value_in(&inner, "to", inner.written("to")?, &scope)?;
                 self.check_path(&inner, "to", &to)?;

@@ -546,7 +546,7 @@ impl<'t> Reader<'t> {
                     path.map(|path| Matcher::Exact(path.as_str().to_owned()))
                 }
                 "prefix" => self.required(section, "prefix", values::byte_prefix).map(Matcher::Prefix),
-                _ => self.required(section, "regex", values::regex).map(Matcher::Regex),
+                _ => self.regex(section, "regex").map(Matcher::Regex),
             },
             [first, second, ..] => {
                 let message = format!(

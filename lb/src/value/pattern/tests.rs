@@ -193,8 +193,11 @@ fn the_first_of_many_is_found_as_if_each_were_asked() {
     let texts = ["^/api/v[0-9]+/", r"/\.(?!well-known)", r"\.php$", "^/u/[0-9]+$", "x+y", "^/(a|b)$", "[0-9]{4}"];
     let parsed = |text: &&str| Pattern::parse(text, Case::Sensitive).expect("an expression");
     let each: Vec<(Pattern, usize)> = texts.iter().map(parsed).zip(0..).collect();
-    let together = Patterns::new(each.clone());
-    assert!(together.any.is_some() && Patterns::new(&each[..4]).any.is_none());
+    let mut sets = Sets::default();
+    let together = Patterns::new(each.clone(), &mut sets);
+    assert!(together.any.is_some() && Patterns::new(&each[..4], &mut sets).any.is_none());
+    Patterns::new(each.clone(), &mut sets);
+    assert_eq!(sets.0.len(), 1, "the same again is the same set");
     for subject in [
         "",
         "/",

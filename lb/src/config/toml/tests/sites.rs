@@ -910,3 +910,19 @@ fn habits_of_nginx_are_answered_with_the_key_that_does_it() {
         "[[site]]\nhosts = [\"\"]\nrespond = { status = 301 }\nresponse_headers = { set = { Location = \"/a\" } }\n",
     );
 }
+
+#[test]
+fn an_expression_that_is_written_twice_is_compiled_once() {
+    let config = config_of(
+        "[[site]]\nhosts = [\"a\"]\n[[site.route]]\nregex = 'x+y'\npool = \"app\"\n\
+         [[site.route]]\nregex = 'x+z'\npool = \"app\"\nrewrite = { regex = 'x+y', to = \"/y\" }\n\
+         [[site]]\nhosts = [\"b\"]\n[[site.route]]\nregex = 'x+y'\npool = \"app\"\n",
+    );
+    let pattern = |site: usize, route: usize| match &config.sites[site].routes[route].matcher {
+        Matcher::Regex(pattern) => pattern.clone(),
+        other => panic!("{other:?}"),
+    };
+    let Some(Rewrite::Regex { regex, .. }) = &config.sites[0].routes[1].rules.rewrite else { panic!("no rewrite") };
+    assert!(pattern(0, 0).is_shared_with(&pattern(1, 0)) && pattern(0, 0).is_shared_with(regex));
+    assert!(!pattern(0, 0).is_shared_with(&pattern(0, 1)));
+}

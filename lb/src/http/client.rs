@@ -1,5 +1,6 @@
 //! One client's requests, one after the other: read, begun, tried on backends until one answers, and told of.
 
+use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
@@ -16,7 +17,7 @@ use tokio_util::io::poll_read_buf;
 use super::body::{ResponseBody, refusal};
 use super::content::Content;
 use super::facts::RequestFacts;
-use super::fields::Changes;
+use super::fields::{self, Changes};
 use super::own;
 use super::pace::Pace;
 use super::request::{self, Course, Request, Told};
@@ -624,9 +625,6 @@ fn fate(ending: Ending) -> Fate {
     }
 }
 
-/// Fills a place in a list of changes.
-const NOTHING: Change<'_> = Change { name: FieldName::known(Name::SetCookie), edit: Edit::Remove };
-
 /// Whether the request asks to become a WebSocket. A page in place of its answer is none.
 fn asks_for_websocket(work: &Work, exchange: &Exchange) -> bool {
     request::asks_for_websocket(work) && !exchange.is_page()
@@ -671,7 +669,7 @@ pub(super) fn write_head(
     let cookie = cookie.map(|cookie| Change { name: FieldName::known(Name::SetCookie), edit: Edit::Add(cookie) });
     let id = of.told.named_id(&work.text);
     let changes = [cookie.or(id), id.filter(|_| cookie.is_some())];
-    let changes = changes.map(|change| change.unwrap_or(NOTHING));
+    let changes = changes.map(|change| change.unwrap_or(Change::NOTHING));
     let changes = &changes[..usize::from(id.is_some()) + usize::from(cookie.is_some())];
     let date = work.response.fields().value(&work.from_backend, Name::Date).is_none().then(date::now);
     let mut plan = ResponsePlan::new(&work.response, work.request.version(), persistence, changes);
@@ -738,15 +736,16 @@ fn write_changed_head(
     out: &mut Vec<u8>,
 ) {
     let (response, from_backend) = (&work.response, &*work.from_backend);
-    let snapshot = exchange.is_none().then(|| of.engine.control.snapshot());
-    let held = match exchange {
-        Some(exchange) => exchange.rules().map(|rules| (rules, RequestFacts::of(of, work, exchange))),
-        None => snapshot.as_ref().and_then(|snapshot| without_route(of, work, snapshot)),
-    };
     let status = exchange.map_or(response.status(), |exchange| exchange.outcome().status);
     if is_backends {
         plan.status = Some(status);
     }
+    let snapshot = exchange.is_none().then(|| of.engine.control.snapshot());
+    let changed = |rules: &&Rules| !fields::keep_answer(rules, response, from_backend, is_backends);
+    let held = match exchange {
+        Some(exchange) => exchange.rules().filter(changed).map(|rules| (rules, RequestFacts::of(of, work, exchange))),
+        None => snapshot.as_ref().and_then(|snapshot| without_route(of, work, snapshot)),
+    };
     let Some((rules, facts)) = held else { return rewrite::response(response, from_backend, &plan, out) };
     let facts = RequestFacts { response: Some((response, from_backend)), ..facts };
     // The sticky cookie is no cookie of the backend's.
@@ -770,8 +769,9 @@ fn write_changed_head(
         }
         changes.edit(&rules.response_headers, Some(status), &facts);
     });
-    let changes = changes.list();
-    rewrite::response(response, from_backend, &ResponsePlan { changes: &changes, lines, ..plan }, out);
+    changes.list(|changes| {
+        rewrite::response(response, from_backend, &ResponsePlan { changes, lines, ..plan }, out);
+    });
 }
 
 /// Closes our side, then reads and drops what the client still sends (RFC 9112 §9.6; nginx's `lingering_close`). Closing
@@ -814,7 +814,8 @@ fn write_record(
     now: Instant,
 ) {
     let Work { request, from_client, text, .. } = &*transfer.work;
-    let readable = |bytes| String::from_utf8_lossy(bytes);
+    // Nearly all is ASCII, which is found out faster so.
+    let readable = |bytes| str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed);
     let field = |name| request.fields().value(from_client, name).map(readable);
     let path = readable(request.path(from_client));
     let target = match request.query(from_client) {

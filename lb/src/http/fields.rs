@@ -9,6 +9,7 @@ use crate::config::SameSite;
 use crate::config::site::{
     self, CookieRewrite, Cors, CorsHeaders, CorsOrigin, LocationRewrite, Replace, Rewrite, Rules,
 };
+use crate::http::h1::response::ResponseHead;
 use crate::http::h1::rewrite::{Change, Edit, FieldName, FieldValue, Lines};
 use crate::message::ascii::{self, same_token};
 use crate::message::name::Name;
@@ -19,8 +20,8 @@ use crate::value::{Facts, Known, Presence, Value};
 /// anything but an addition.
 pub struct Changes<'a>(Vec<Entry<'a>>);
 
-/// Few routes make more of them.
-const MANY: usize = 8;
+/// So many changes need no memory but the stack when they are made to a head.
+const FEW: usize = 8;
 
 /// Few values are longer.
 const MADE_BYTES: usize = 64;
@@ -28,7 +29,13 @@ const MADE_BYTES: usize = 64;
 struct Entry<'a> {
     name: FieldName<'a>,
     kind: Kind,
-    value: Cow<'a, [u8]>,
+    value: Text<'a>,
+}
+
+/// A value that cannot break out of its line.
+enum Text<'a> {
+    Lies(FieldValue<'a>),
+    Made(Vec<u8>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -44,13 +51,13 @@ impl<'a> Changes<'a> {
     /// `first`, then what `edit` makes. Where that is about fields of `lines`, these are among the changes, and none are
     /// left.
     pub fn made(first: &[Change<'a>], lines: Lines<'a>, edit: impl Fn(&mut Self)) -> (Self, Lines<'a>) {
-        let mut all = Self(Vec::with_capacity(MANY));
+        let mut all = Self(Vec::new());
         first.iter().for_each(|change| all.make(*change));
         edit(&mut all);
         if !all.0.iter().any(|entry| lines.concern(entry.name)) {
             return (all, lines);
         }
-        let mut all = Self(Vec::with_capacity(2 * MANY));
+        let mut all = Self(Vec::new());
         lines.changes().chain(first.iter().copied()).for_each(|change| all.make(change));
         edit(&mut all);
         (all, Lines::default())
@@ -67,9 +74,19 @@ impl<'a> Changes<'a> {
         self.push(name, kind, value.into());
     }
 
-    /// As the writer of heads takes them.
-    pub fn list(&self) -> Vec<Change<'_>> {
-        self.0.iter().filter_map(Entry::change).collect()
+    /// Gives them to `take` as the writer of heads takes them.
+    pub fn list<R>(&self, take: impl FnOnce(&[Change<'_>]) -> R) -> R {
+        let all = self.0.iter().filter_map(Entry::change);
+        if self.0.len() > FEW {
+            return take(&all.collect::<Vec<_>>());
+        }
+        let mut few = [Change::NOTHING; FEW];
+        let mut count = 0;
+        for (place, change) in few.iter_mut().zip(all) {
+            *place = change;
+            count += 1;
+        }
+        take(&few[..count])
     }
 
     /// Removes the fields of a name.
@@ -100,10 +117,14 @@ impl<'a> Changes<'a> {
                 site::Edit::Append => Kind::Append,
                 site::Edit::SetIfMissing => Kind::SetIfMissing,
             };
-            match field_value(&change.value.value, facts).filter(|_| kind != Kind::Remove) {
+            if kind == Kind::Remove {
+                self.remove(name);
+                continue;
+            }
+            match field_value(&change.value.value, facts) {
                 Some(value) => self.push(name, kind, value),
                 // A field that is set to nothing is not sent.
-                None if matches!(kind, Kind::Set | Kind::Remove) => self.remove(name),
+                None if kind == Kind::Set => self.remove(name),
                 None => {}
             }
         }
@@ -190,7 +211,18 @@ impl<'a> Changes<'a> {
         }
     }
 
+    /// A value that could break out of its line is none.
     fn push(&mut self, name: FieldName<'a>, mut kind: Kind, value: Cow<'a, [u8]>) {
+        let value = match value {
+            Cow::Borrowed(text) => FieldValue::new(text).map(Text::Lies),
+            Cow::Owned(text) => FieldValue::new(&text).is_some().then_some(Text::Made(text)),
+        };
+        let Some(value) = value else {
+            if kind == Kind::Set {
+                self.remove(name);
+            }
+            return;
+        };
         let has_same = |entry: &Entry<'_>| entry.name.is_same(name);
         match kind {
             Kind::Remove | Kind::Set => self.0.retain(|entry| !has_same(entry)),
@@ -208,7 +240,7 @@ impl<'a> Changes<'a> {
                     return;
                 }
                 Some(before) => {
-                    before.value = [&*before.value, b", ", &value].concat().into();
+                    before.value = Text::Made([before.value.get(), b", ", value.get()].concat());
                     return;
                 }
                 None => {}
@@ -220,20 +252,38 @@ impl<'a> Changes<'a> {
 
 impl Entry<'_> {
     fn change(&self) -> Option<Change<'_>> {
-        let value = || FieldValue::new(&self.value);
+        let value = match &self.value {
+            Text::Lies(value) => *value,
+            Text::Made(text) => FieldValue::new(text)?,
+        };
         let edit = match self.kind {
             Kind::Remove => Edit::Remove,
-            // A value that could break out of its line is none.
-            Kind::Set => value().map_or(Edit::Remove, Edit::Set),
-            Kind::Add => Edit::Add(value()?),
-            Kind::Append => Edit::Append(value()?),
-            Kind::SetIfMissing => Edit::SetIfMissing(value()?),
+            Kind::Set => Edit::Set(value),
+            Kind::Add => Edit::Add(value),
+            Kind::Append => Edit::Append(value),
+            Kind::SetIfMissing => Edit::SetIfMissing(value),
         };
         Some(Change { name: self.name, edit })
     }
 }
 
-/// The value of a field, borrowed where it is one text. `None`: there is none, or it could break out of its line.
+impl Text<'_> {
+    fn get(&self) -> &[u8] {
+        match self {
+            Self::Lies(value) => value.get(),
+            Self::Made(text) => text,
+        }
+    }
+}
+
+/// Whether the rules have the head of an answer be as it is, whatever their values are.
+pub fn keep_answer(rules: &Rules, head: &ResponseHead, buffer: &[u8], is_backends: bool) -> bool {
+    let has = |name| head.fields().value(buffer, name).is_some();
+    let may_be_mapped = is_backends && (has(Name::Location) || has(Name::Refresh) || has(Name::SetCookie));
+    rules.response_headers.is_empty() && rules.preset.is_none() && rules.cors.is_none() && !may_be_mapped
+}
+
+/// The value of a field, borrowed where it is one text. `None`: there is none.
 fn field_value<'a>(value: &'a Value, facts: &'a RequestFacts<'a>) -> Option<Cow<'a, [u8]>> {
     let lies = match (value.as_constant(), value.as_variable()) {
         (Some(text), _) => Some(text),
@@ -245,7 +295,7 @@ fn field_value<'a>(value: &'a Value, facts: &'a RequestFacts<'a>) -> Option<Cow<
         _ => None,
     };
     if let Some(text) = lies.map(ascii::trim) {
-        return (!text.is_empty() && FieldValue::new(text).is_some()).then_some(Cow::Borrowed(text));
+        return (!text.is_empty()).then_some(Cow::Borrowed(text));
     }
     let mut made = Vec::with_capacity(MADE_BYTES);
     (value.write_field(facts, &mut made) == Presence::Present).then_some(Cow::Owned(made))
@@ -486,22 +536,27 @@ mod tests {
             for (kind, text) in kinds {
                 changes.push(name(), *kind, value(text));
             }
-            let told: Vec<String> = changes
-                .list()
-                .iter()
-                .map(|change| {
-                    let text = |value: FieldValue<'_>| String::from_utf8_lossy(value.get()).into_owned();
-                    match change.edit {
-                        Edit::Remove => "remove".to_owned(),
-                        Edit::Set(value) => format!("set {}", text(value)),
-                        Edit::Add(value) => format!("add {}", text(value)),
-                        Edit::Append(value) => format!("append {}", text(value)),
-                        Edit::SetIfMissing(value) => format!("default {}", text(value)),
-                    }
-                })
-                .collect();
-            assert_eq!(told, expected, "{expected:?}");
+            assert_eq!(told(&changes), *expected);
         }
+        for count in [FEW, FEW + 1] {
+            let mut changes = Changes(Vec::new());
+            (0..count).for_each(|_| changes.push(name(), Kind::Add, value("a")));
+            assert_eq!(told(&changes), vec!["add a"; count]);
+        }
+    }
+
+    fn told(changes: &Changes<'_>) -> Vec<String> {
+        let one = |change: &Change<'_>| {
+            let text = |value: FieldValue<'_>| String::from_utf8_lossy(value.get()).into_owned();
+            match change.edit {
+                Edit::Remove => "remove".to_owned(),
+                Edit::Set(value) => format!("set {}", text(value)),
+                Edit::Add(value) => format!("add {}", text(value)),
+                Edit::Append(value) => format!("append {}", text(value)),
+                Edit::SetIfMissing(value) => format!("default {}", text(value)),
+            }
+        };
+        changes.list(|changes| changes.iter().map(one).collect())
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::facts::RequestFacts;
 use super::fields::{self, Changes};
 use super::target;
 use super::work::Work;
-use crate::config::site::{JumpTo, Page};
+use crate::config::site::{HeaderEdits, JumpTo, Page, Rules};
 use crate::config::{ForwardedBy, ListenerSettings, RequestIdField, ServerConfig};
 use crate::exchange::headers::{Claims, Forwarding, Origin, Peer, XForwarded, trusts, write_request_id};
 use crate::exchange::limits::ClientLimits;
@@ -303,7 +303,7 @@ pub fn write_head(of: &Request<'_>, work: &mut Work, exchange: &Exchange, websoc
     plan.expect_continue = work.request.expects_continue();
     plan.via = told.via(&work.text);
     plan.persistence = if websocket { Persistence::WebSocket } else { Persistence::KeepAlive };
-    if of.course.snapshot.is_some() {
+    if of.course.snapshot.is_some() && is_changed(of, work, exchange) {
         let mut out = std::mem::take(&mut work.to_backend);
         let written = write_changed_head(of, work, exchange, plan, &mut out);
         work.to_backend = out;
@@ -311,6 +311,16 @@ pub fn write_head(of: &Request<'_>, work: &mut Work, exchange: &Exchange, websoc
     }
     rewrite::request(&work.request, &work.from_client, &plan, &mut work.to_backend);
     Ok(())
+}
+
+/// Whether the rules of the route or the jumps on the way have the backend be sent another head than without them.
+fn is_changed(of: &Request<'_>, work: &Work, exchange: &Exchange) -> bool {
+    let changes = |rules: &Rules| {
+        let HeaderEdits { host, changes } = &rules.request_headers;
+        rules.rewrite.is_some() || host.is_some() || !changes.is_empty()
+    };
+    let Course { is_get, is_bare, .. } = of.course;
+    is_get || is_bare || exchange.is_page() || !work.target.is_empty() || exchange.rules().is_some_and(changes)
 }
 
 /// Writes the head as the rules of the route and the jumps on the way have it.
@@ -351,10 +361,11 @@ fn write_changed_head(
         // The backend must not get what was received in place of what the operator meant it to get.
         target => Some(Target::new(target).ok_or(Failure::Internal)?),
     };
-    let changes = changes.list();
     let host = host.as_deref().and_then(FieldValue::new);
-    let plan = RequestPlan { target, host, changes: &changes, lines, ..plan };
-    rewrite::request(&work.request, &work.from_client, &plan, out);
+    changes.list(|changes| {
+        let plan = RequestPlan { target, host, changes, lines, ..plan };
+        rewrite::request(&work.request, &work.from_client, &plan, out);
+    });
     Ok(())
 }
 

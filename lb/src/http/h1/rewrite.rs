@@ -180,6 +180,9 @@ impl Edit<'_> {
 }
 
 impl Change<'_> {
+    /// Fills a place in a list of changes that is not used.
+    pub const NOTHING: Change<'static> = Change { name: FieldName::known(Name::SetCookie), edit: Edit::Remove };
+
     fn value_len(&self) -> usize {
         match self.edit {
             Edit::Set(value) | Edit::Append(value) | Edit::Add(value) | Edit::SetIfMissing(value) => value.0.len(),

@@ -84,7 +84,7 @@ FEATURES = {
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if a count grew by more than 1 %%")
-    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--profile", default="release", help="cargo's; with `profiling` the functions get their names")
     parser.add_argument("--only", default="", help="counts, with commas, which are shown and not written")
     parser.add_argument("--binary", type=pathlib.Path, help="an evenkeel that is built already")

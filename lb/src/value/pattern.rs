@@ -1,5 +1,5 @@
 //! Regular expressions in PCRE's dialect, matched without backtracking: the time is linear in the subject's length.
-//! Expressions are of bytes, without Unicode. `$` fits at the end only; PCRE's fits before a last line break too.
+//! Expressions are of bytes, without Unicode. As in PCRE, `$` fits before a last line break too, and `.` fits none.
 
 mod ahead;
 mod pcre;
@@ -72,6 +72,8 @@ enum Matcher {
         at: Anchored,
         texts: Box<[Box<[u8]>]>,
         ignores_case: bool,
+        /// A line break may follow at the end.
+        takes_break: bool,
     },
 }
 
@@ -190,7 +192,11 @@ impl Pattern {
 
     pub fn is_match(&self, subject: &[u8]) -> bool {
         match &self.0.matcher {
-            Matcher::Text { at, texts, ignores_case } => at.fits(texts, *ignores_case, subject),
+            Matcher::Text { at, texts, ignores_case, takes_break } => {
+                at.fits(texts, *ignores_case, subject)
+                    || *takes_break
+                        && subject.strip_suffix(b"\n").is_some_and(|line| at.fits(texts, *ignores_case, line))
+            }
             Matcher::Regex => {
                 self.0.regex.as_ref().is_some_and(|regex| regex.is_match(subject)) && self.guards_hold(subject)
             }
@@ -299,7 +305,8 @@ impl Matcher {
         };
         let has_start = nodes.first() == Some(&Node::Start);
         nodes = &nodes[usize::from(has_start)..];
-        let has_end = nodes.last() == Some(&Node::End);
+        let takes_break = nodes.last() == Some(&Node::Dollar);
+        let has_end = takes_break || nodes.last() == Some(&Node::End);
         nodes = &nodes[..nodes.len() - usize::from(has_end)];
         if !has_end {
             // What may be empty and is followed by nothing decides nothing.
@@ -319,7 +326,7 @@ impl Matcher {
         }
         let mut steps = all.iter().flatten().map(|step| match step {
             Step::One(set) => Letter::of(*set),
-            Step::End => None,
+            Step::End | Step::Dollar => None,
         });
         let letters = steps.by_ref().collect::<Option<Vec<_>>>()?;
         let ignores_case = letters.iter().any(|letter| letter.ignores_case);
@@ -328,7 +335,7 @@ impl Matcher {
         }
         let mut letters = letters.iter().map(|letter| letter.byte);
         let texts = all.iter().map(|text| letters.by_ref().take(text.len()).collect()).collect();
-        Some(Self::Text { at, texts, ignores_case })
+        Some(Self::Text { at, texts, ignores_case, takes_break })
     }
 }
 
@@ -367,6 +374,7 @@ fn translate(node: &Node, mut order: Option<&mut Vec<u8>>, out: &mut String) {
         Node::One(set) => class(*set, out),
         Node::Start => out.push_str(r"\A"),
         Node::End => out.push_str(r"\z"),
+        Node::Dollar => out.push_str(DOLLAR),
         Node::LineEnd => out.push_str("(?m:$)"),
         Node::WordEdge(true) => out.push_str(r"\b"),
         Node::WordEdge(false) => out.push_str(r"\B"),
@@ -393,8 +401,10 @@ fn translate(node: &Node, mut order: Option<&mut Vec<u8>>, out: &mut String) {
                 }
                 None => out.push_str("(?:"),
             }
-            translate(inner, order, out);
+            let without = without_dollar(inner);
+            translate(without.as_ref().unwrap_or(inner), order, out);
             out.push(')');
+            out.push_str(if without.is_some() { DOLLAR } else { "" });
         }
         Node::Repeat { of, min, max, is_greedy } => {
             out.push_str("(?:");
@@ -411,6 +421,25 @@ fn translate(node: &Node, mut order: Option<&mut Vec<u8>>, out: &mut String) {
         }
         // There is none left.
         Node::Ahead { .. } => class(Set::default(), out),
+    }
+}
+
+/// `$`. What it reads belongs to no group, as nothing follows it that could match.
+const DOLLAR: &str = r"(?:\n?\z)";
+
+/// The content of a group with [`Node::LineEnd`] for the `$` at its end, which has to be written behind the group then.
+/// `None`: no `$` ends it.
+fn without_dollar(node: &Node) -> Option<Node> {
+    match node {
+        Node::Dollar => Some(Node::LineEnd),
+        Node::Sequence(nodes) => {
+            let (last, before) = nodes.split_last()?;
+            let last = without_dollar(last)?;
+            Some(Node::Sequence(before.iter().cloned().chain([last]).collect()))
+        }
+        Node::Either(nodes) => nodes.iter().map(without_dollar).collect::<Option<_>>().map(Node::Either),
+        Node::Group(index, inner) => Some(Node::Group(*index, Box::new(without_dollar(inner)?))),
+        _ => None,
     }
 }
 

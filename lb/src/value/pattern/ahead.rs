@@ -151,6 +151,8 @@ fn length(node: &Node) -> Option<u32> {
     match node {
         Node::One(_) => Some(1),
         Node::Empty | Node::Start | Node::End | Node::LineEnd | Node::WordEdge(_) | Node::Ahead { .. } => Some(0),
+        // It may read a line break as it is translated.
+        Node::Dollar => None,
         Node::Sequence(nodes) => nodes.iter().try_fold(0u32, |sum, node| sum.checked_add(length(node)?)),
         Node::Either(nodes) => {
             let (first, others) = nodes.split_first()?;
@@ -177,7 +179,8 @@ fn plain(node: &Node) -> bool {
 struct Tail {
     /// `None`: nothing stands there.
     run: Option<Run>,
-    has_end: bool,
+    /// [`Node::End`] or [`Node::Dollar`].
+    end: Option<Node>,
 }
 
 struct Run {
@@ -189,9 +192,9 @@ struct Run {
 
 impl Tail {
     fn read(nodes: &[Node]) -> Option<Self> {
-        let (nodes, has_end) = match nodes {
-            [nodes @ .., Node::End] => (nodes, true),
-            nodes => (nodes, false),
+        let (nodes, end) = match nodes {
+            [nodes @ .., end @ (Node::End | Node::Dollar)] => (nodes, Some(end.clone())),
+            nodes => (nodes, None),
         };
         let run = match nodes {
             [] => None,
@@ -199,7 +202,7 @@ impl Tail {
             [node] => Some(Run::read(node)?),
             _ => return None,
         };
-        Some(Self { run, has_end })
+        Some(Self { run, end })
     }
 }
 
@@ -220,6 +223,8 @@ impl Run {
 pub(super) enum Step {
     One(Set),
     End,
+    /// The end, or a line break and the end.
+    Dollar,
 }
 
 /// Matches `tail` where `of` does not match. The pieces are disjoint, so that a group in `tail` has its text, and so has
@@ -230,25 +235,35 @@ fn complement(of: &Node, tail: &[Node], in_group: bool) -> Result<Vec<Node>, &'s
     let mut builder = Builder { pieces: 0, of: Set::ALL, end: Some(Node::End), tail: Node::Empty };
     let mut is_one_at_least = false;
     let mut group = None;
+    let has_end = tail.end.is_some();
+    if tail.end == Some(Node::Dollar) {
+        // A line break may be left where nothing more is read, and is none of what is compared then.
+        let of = tail.run.as_ref().map_or(Set::default(), |run| run.of);
+        let has_break = |step: &Step| matches!(step, Step::One(set) if set.has(b'\n'));
+        if !of.has(b'\n') && texts.iter().flatten().any(has_break) {
+            return Err(UNSUPPORTED);
+        }
+        builder.end = Some(Node::LineEnd);
+    }
     match &tail.run {
         // Only the end of the subject, if even that.
-        None if tail.has_end => builder.of = Set::default(),
+        None if has_end => builder.of = Set::default(),
         // What is read beyond the look-ahead would be the group's.
         None if in_group => return Err(UNSUPPORTED),
         None => {}
-        Some(run) if run.group.is_none() && !in_group && !run.is_one_at_least && !tail.has_end => {}
+        Some(run) if run.group.is_none() && !in_group && !run.is_one_at_least && !has_end => {}
         Some(run) => {
-            let tests_end = texts.iter().flatten().any(|step| *step == Step::End);
+            let tests_end = texts.iter().flatten().any(|step| matches!(step, Step::End | Step::Dollar));
             let leaves = |set: &Set| *set != set.and(run.of);
             let is_broken = texts.iter().flatten().any(|step| matches!(step, Step::One(set) if leaves(set)));
-            if !tail.has_end && run.of != Set::ALL {
+            if !has_end && run.of != Set::ALL {
                 // The run may end before the subject does.
                 if tests_end || is_broken || run.of != Set::of([b'\n']).not() {
                     return Err(UNSUPPORTED);
                 }
                 builder.end = Some(Node::LineEnd);
             }
-            if (run.group.is_some() || in_group) && !run.is_greedy && !tail.has_end {
+            if (run.group.is_some() || in_group) && !run.is_greedy && !has_end {
                 return Err(UNSUPPORTED);
             }
             (builder.of, is_one_at_least, group) = (run.of, run.is_one_at_least, run.group);
@@ -264,8 +279,16 @@ fn complement(of: &Node, tail: &[Node], in_group: bool) -> Result<Vec<Node>, &'s
         Some(index) => Node::Group(index, Box::new(node)),
         None => node,
     }];
-    nodes.extend(tail.has_end.then_some(Node::End));
+    nodes.extend(tail.end);
     Ok(nodes)
+}
+
+/// The texts that one with [`Step::Dollar`] at its start stands for.
+fn either(text: &[Step]) -> [Option<&[Step]>; 2] {
+    match text {
+        [Step::Dollar, ..] => [Some(&[Step::End]), Some(&[Step::One(Set::LINE_BREAK), Step::End])],
+        text => [Some(text), None],
+    }
 }
 
 struct Builder {
@@ -288,6 +311,8 @@ impl Builder {
         if self.pieces > MAX_PIECES {
             return Err("this look-ahead is refused: it is of too many texts");
         }
+        // `$` in a text that must not follow stands for two of them.
+        let texts: Vec<&[Step]> = texts.into_iter().flat_map(either).flatten().collect();
         // Bytes by the texts that have them here.
         let mut kinds: BTreeMap<Vec<usize>, Set> = BTreeMap::new();
         for byte in self.of.bytes() {
@@ -323,8 +348,8 @@ fn texts(node: &Node) -> Option<Vec<Vec<Step>>> {
     let mut texts = prefixes(node)?;
     // After the end there is nothing.
     for text in &mut texts {
-        if let Some(end) = text.iter().position(|step| *step == Step::End) {
-            if text[end..].iter().any(|step| *step != Step::End) {
+        if let Some(end) = text.iter().position(|step| !matches!(step, Step::One(_))) {
+            if text[end..].iter().any(|step| *step != text[end]) {
                 return None;
             }
             text.truncate(end + 1);
@@ -384,6 +409,7 @@ pub(super) fn whole(node: &Node) -> Option<Vec<Vec<Step>>> {
         Node::Empty => Some(vec![Vec::new()]),
         Node::One(set) => Some(vec![vec![Step::One(*set)]]),
         Node::End => Some(vec![vec![Step::End]]),
+        Node::Dollar => Some(vec![vec![Step::Dollar]]),
         Node::Sequence(nodes) => nodes.iter().try_fold(vec![Vec::new()], |all, node| joined(all, whole(node)?)),
         Node::Either(nodes) => {
             let all = nodes.iter().map(whole).collect::<Option<Vec<_>>>()?.concat();

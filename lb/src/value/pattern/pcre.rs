@@ -13,8 +13,11 @@ pub(super) enum Node {
     /// One byte.
     One(Set),
     Start,
+    /// `\z`: the end.
     End,
-    /// The end, or before a line break. Not written, but made from look-ahead.
+    /// `$`: the end, or before a line break that is the last byte.
+    Dollar,
+    /// The end, or before a line break. Not written, but made from look-ahead and `$`.
     LineEnd,
     /// `\b`, or `\B` if not.
     WordEdge(bool),
@@ -65,6 +68,7 @@ const MAX_NAME_BYTES: usize = 32;
 
 impl Set {
     pub(super) const ALL: Self = Self([u64::MAX; 4]);
+    pub(super) const LINE_BREAK: Self = Self([1 << b'\n', 0, 0, 0]);
 
     pub(super) fn of(bytes: impl IntoIterator<Item = u8>) -> Self {
         let mut set = Self::default();
@@ -328,7 +332,7 @@ impl<'a> Parser<'a> {
         Ok(Some(match c {
             '.' => Node::One(if self.flags.dot_is_all { Set::ALL } else { Set::of([b'\n']).not() }),
             '^' => Node::Start,
-            '$' => Node::End,
+            '$' => Node::Dollar,
             '(' => return self.group(start),
             '[' => Node::One(self.class(start)?),
             '*' | '+' | '?' => {
@@ -393,7 +397,7 @@ impl<'a> Parser<'a> {
         if self.at == at {
             self.at += 1;
         }
-        if matches!(node, Node::Start | Node::End | Node::WordEdge(_) | Node::Ahead { .. }) {
+        if matches!(node, Node::Start | Node::End | Node::Dollar | Node::WordEdge(_) | Node::Ahead { .. }) {
             return self.refuse_at(start, "what has no length cannot be repeated");
         }
         let mut is_greedy = !self.flags.is_ungreedy;
@@ -693,7 +697,7 @@ impl<'a> Parser<'a> {
             'N' if !in_class && (!self.rest().starts_with('{') || self.is_quantifier(self.at)?) => {
                 Escape::Set(Set::of([b'\n']).not())
             }
-            'Z' => return refused("write $ for the end"),
+            'Z' if !in_class => Escape::Node(Node::Dollar),
             'x' => Escape::Byte(self.hexadecimal(start)?),
             '0' => {
                 let digits = self.rest().bytes().take(2).take_while(|byte| matches!(byte, b'0'..=b'7')).count();

@@ -68,13 +68,49 @@ fn groups_of_look_ahead_are_those_of_pcre() {
     }
 }
 
+/// A rule that denies `^/admin/.*$` denies `/admin/x%0a` to nginx.
 #[test]
-fn the_end_is_the_end_and_not_a_last_line_break() {
-    // PCRE's `$` fits before it.
-    assert!(!pattern(r"\.php$").is_match(b"/x.php\n"));
-    assert!(pattern(r"\.php$").is_match(b"/x.php"));
-    assert!(pattern(r"^/[^/]*$").is_match(b"/a\nb"));
-    assert!(!pattern(r"^/.*$").is_match(b"/a\nb"));
+fn a_dollar_fits_before_a_last_line_break_and_a_dot_fits_none() {
+    for (text, subject, expected) in [
+        (r"\.php$", "/x.php\n", true),
+        (r"\.php$", "/x.php", true),
+        (r"\.php$", "/x.php\n\n", false),
+        (r"\.php\Z", "/x.php\n", true),
+        (r"\.php\z", "/x.php\n", false),
+        (r"^/(a|b)$", "/b\n", true),
+        (r"^/admin/.*$", "/admin/x\n", true),
+        (r"^/admin/.*$", "/admin/x\ny", false),
+        (r"^/[^/]*$", "/a\nb", true),
+        (r"^/x(?:\.css$|/)", "/x.css\n", true),
+        (r"^/(?!.*\.php$)", "/x.php\n", false),
+        (r"/\.(?!well-known$)", "/.well-known\n", false),
+        (r"/\.(?!well-known$)", "/.well-known\nx", true),
+        (r"/\.(?!well-known$)", "/.well-known\n\n", true),
+        (r"/x/(?!ab$).*$", "/x/ab\n", false),
+        (r"/x/(?!ab$).*$", "/x/abc\n", true),
+        (r"/x/(?!ab)$", "/x/\n", true),
+        (r"/a(?=/$)", "/a/\n", true),
+        (r"^$", "\n", true),
+    ] {
+        let pattern = pattern(text);
+        assert_eq!(pattern.is_match(subject.as_bytes()), expected, "{text} on {subject:?}");
+        assert_eq!(pattern.captures(subject.as_bytes()).is_some(), expected, "{text} on {subject:?}");
+    }
+    for (text, subject, expected) in [
+        (r"^/(.*)$", "/a\n", Some(vec!["a"])),
+        (r"^/(.*$)", "/a\n", Some(vec!["a"])),
+        (r"^/((?:b|(a))$)", "/a\n", Some(vec!["a", "a"])),
+        (r"^/((b$)|(a$))", "/a\n", Some(vec!["a", "-", "a"])),
+        (r"^/([^/]*)$", "/a\n", Some(vec!["a\n"])),
+        (r"^/([^/]*?)$", "/a\n", Some(vec!["a"])),
+        (r"/x/(?!ab|ac)(.*)$", "/x/a\n", Some(vec!["a"])),
+        (r"/x/(?!ab|ac)(.*)$", "/x/\n", Some(vec![""])),
+        (r"/x/(?!ab|ac)((?s).*)$", "/x/a\n", Some(vec!["a\n"])),
+    ] {
+        let expected = expected.map(|all: Vec<&str>| all.into_iter().map(str::to_owned).collect());
+        assert_eq!(groups(text, subject), expected, "{text} on {subject:?}");
+    }
+    assert!(refusal(r"/x(?!\n)$").contains("look-ahead"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A backend that does as told: it answers with what a test scripted, remembers what it was asked, and can fail in
 //! every way a backend fails. Unscripted, it tells the request back as JSON.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,6 +18,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
+use crate::deadline::eventually;
 use crate::port::Port;
 use crate::wire::{Request, Wire};
 
@@ -104,7 +106,7 @@ impl Origin {
         self.port.address()
     }
 
-    /// Ends all connections and refuses new ones.
+    /// Ends all connections and refuses new ones: they are refused when this returns.
     pub async fn stop(&self) {
         let server = lock(&self.server).take();
         if let Some(server) = server {
@@ -112,6 +114,12 @@ impl Origin {
             // Dropping the task closes its sockets; it is over when this returns.
             let _ = server.await;
         }
+        // A process that another test starts has a copy of the listening socket until it runs its program. Connections
+        // would be taken and reset until then, which is no refusal.
+        eventually("connections are refused", async || {
+            TcpStream::connect(self.address()).await.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+        })
+        .await;
     }
 
     /// Listens again, on the same port.

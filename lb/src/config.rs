@@ -10,7 +10,6 @@ pub mod route;
 pub mod site;
 pub mod tls;
 pub mod toml;
-pub mod unreachable;
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -30,6 +30,7 @@ use crate::config::toml::{self, Checked};
 use crate::config::{BackendConfig, Config, PoolConfig, PoolName, Problem};
 use crate::metrics::Metrics;
 use crate::pool::Plan;
+use crate::site::unreachable;
 use crate::snapshot::{Rings, Snapshot};
 use crate::state::{Persistence, StateFile};
 use resources::{ListenerCertificate, Obtained, Resources, Unavailable};
@@ -394,7 +395,8 @@ impl Control {
                 second
             }
         };
-        let read = toml::load(&self.path).and_then(|checked| {
+        let read = toml::load(&self.path).and_then(|mut checked| {
+            unreachable::tell(&mut checked);
             let obtained = self.obtain(&checked, dry_run)?;
             Ok((checked, obtained))
         });

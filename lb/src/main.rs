@@ -12,6 +12,7 @@ use evenkeel::config::toml::{self, Checked};
 use evenkeel::log::Log;
 use evenkeel::metrics::Metrics;
 use evenkeel::server::{self, Sockets, Start};
+use evenkeel::site::unreachable;
 use signals::Signals;
 use tokio::runtime::Builder;
 
@@ -25,7 +26,10 @@ fn main() -> ExitCode {
 /// Runs a balancer with the configuration at `path` until it is told to stop.
 fn run(path: &Path) -> anyhow::Result<()> {
     let Checked { config, warnings, .. } = match toml::load(path) {
-        Ok(checked) => checked,
+        Ok(mut checked) => {
+            unreachable::tell(&mut checked);
+            checked
+        }
         Err(problems) => {
             let lines: Vec<_> = problems.iter().map(|problem| problem.in_file(path)).collect();
             bail!("{}", lines.join("\n"));

@@ -4,9 +4,11 @@
 //!
 //! - [`hosts`]: which site a host leads to.
 //! - [`routes`]: which route of a site a path leads to.
+//! - [`unreachable`]: what no request can reach.
 
 pub mod hosts;
 pub mod routes;
+pub mod unreachable;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

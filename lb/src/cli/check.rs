@@ -18,6 +18,7 @@ use crate::change::Edits;
 use crate::config::advice::Subject;
 use crate::config::toml::{self, Checked, Warning};
 use crate::config::{AccessLogFile, Config, Problem, advice};
+use crate::site::unreachable;
 use crate::state;
 
 /// How long all names together may take to resolve.
@@ -32,6 +33,7 @@ pub fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Re
         Ok(checked) => checked,
         Err(problems) => return Ok(super::report(file, &problems)),
     };
+    unreachable::tell(&mut found);
     found.warnings.extend(unresolved(&found));
     found.warnings.extend(missing_folders(&found));
     found.warnings.extend(missing_sockets(&found));

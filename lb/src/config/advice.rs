@@ -1,5 +1,5 @@
 //! What a configuration says that cannot work, or will not happen. It is told by `check`, at the start, by a reload, and
-//! where the admin API makes such a change.
+//! where the admin API makes such a change. What no request can reach, the tables of sites tell.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,7 +13,7 @@ use super::certificate::{self, Certificate, Renewal};
 use super::route::HostPattern;
 use super::site::Matcher;
 use super::tls::TlsConfig;
-use super::{Config, ListenerConfig, PoolConfig, StickyConfig, unreachable};
+use super::{Config, ListenerConfig, PoolConfig, StickyConfig};
 
 /// One thing that is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,12 +74,6 @@ pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
         }
     }
     for (site, settings) in config.sites.iter().enumerate() {
-        for (route, message) in unreachable::routes(settings) {
-            told.push(Advice { subject: Subject::RouteOfSite { site, route }, is_error: false, message });
-        }
-        for (route, message) in unreachable::circles(settings) {
-            told.push(Advice { subject: Subject::RouteOfSite { site, route }, is_error: true, message });
-        }
         for (route, settings) in settings.routes.iter().enumerate() {
             let message = match &settings.matcher {
                 Matcher::Path(path) => literal_star("site.route.path", path.as_str()),

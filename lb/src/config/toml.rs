@@ -36,7 +36,7 @@ use super::{
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, Weight};
 use crate::config::route::{HostPattern, PathPrefix};
-use crate::config::site::ListenerName;
+use crate::config::site::{ListenerName, Origin};
 use crate::message::limits::{self, AmbiguousNames, NonAsciiTargets};
 use crate::value::table::Tables;
 use environment::Replaced;
@@ -100,7 +100,7 @@ pub fn read(text: &str, file: &Path) -> Result<Config, Vec<Problem>> {
 
 /// Reads `text` as if it stood in `file`: relative paths start in that file's folder.
 pub fn check(text: &str, file: &Path) -> Result<Checked, Vec<Problem>> {
-    let (sources, not_included) = Sources::of(text, file);
+    let (sources, included) = Sources::of(text, file);
     let mut replaced = Replaced::default();
     let mut parsed = sources.parse();
     for (source, (table, _)) in sources.iter().zip(&mut parsed) {
@@ -110,7 +110,7 @@ pub fn check(text: &str, file: &Path) -> Result<Checked, Vec<Problem>> {
     let template_table = DeTable::parse(&template_text).expect("a test reads default.toml");
     let template = Template::of(template_table.get_ref());
     let mut reader = Reader::new(&sources, &parsed, &replaced, &template);
-    for (place, message) in not_included {
+    for (place, message) in included.problems {
         reader.problem(place, message);
     }
     let roots = reader.roots(&parsed);
@@ -118,25 +118,61 @@ pub fn check(text: &str, file: &Path) -> Result<Checked, Vec<Problem>> {
     let problems = reader.into_problems();
     match config {
         Some(config) if problems.is_empty() => {
-            let warnings = warnings(&config, &sources, &tables(&sources, &parsed));
             drop(parsed);
-            Ok(Checked { sources, config, warnings })
+            let advice = advice::of(&config, SystemTime::now());
+            let mut checked = Checked { sources, config, warnings: Vec::new() };
+            for (place, message) in included.warnings {
+                let problem = checked.sources.problem(Some(place), message);
+                checked.warnings.push(Warning { problem, is_error: false });
+            }
+            checked.advise(advice);
+            Ok(checked)
         }
         _ => Err(problems),
     }
 }
 
-fn warnings(config: &Config, sources: &Sources, tables: &[(usize, &DeTable<'_>)]) -> Vec<Warning> {
-    let warning = |advice: Advice| Warning {
-        problem: sources.problem(place(tables, advice.subject), advice.message),
-        is_error: advice.is_error,
-    };
-    let mut warnings: Vec<_> = advice::of(config, SystemTime::now()).into_iter().map(warning).collect();
-    warnings.sort_by_key(|Warning { problem, .. }| (problem.file.clone(), problem.position));
-    warnings
-}
-
 impl Checked {
+    /// Adds advice to the warnings, which are in the order of the file.
+    pub fn advise(&mut self, advice: Vec<Advice>) {
+        if advice.is_empty() {
+            return;
+        }
+        let parsed = self.sources.parse();
+        let tables = tables(&self.sources, &parsed);
+        let warning = |advice: Advice| Warning {
+            problem: self.sources.problem(place(&tables, advice.subject), advice.message),
+            is_error: advice.is_error,
+        };
+        self.warnings.extend(advice.into_iter().map(warning));
+        self.warnings.sort_by_key(|Warning { problem, .. }| (problem.file.clone(), problem.position));
+    }
+
+    /// Which line says a setting of a section: of a listener, a pool, or `[access_log]`. `None`: it is a default.
+    pub fn origin(&self, section: Subject, key: &str) -> Option<Origin> {
+        let parsed = self.sources.parse();
+        let tables = tables(&self.sources, &parsed);
+        let (list, index) = match section {
+            Subject::Listener { listener } => ("listener", listener),
+            Subject::Pool { pool } => ("pool", pool),
+            Subject::AccessLog => ("access_log", 0),
+            _ => return None,
+        };
+        let elements = tables.iter().flat_map(|(start, root)| {
+            let elements: Vec<_> = match root.get(list).map(Spanned::get_ref) {
+                Some(DeValue::Array(elements)) => elements.iter().map(Spanned::get_ref).collect(),
+                Some(table) => vec![table],
+                None => Vec::new(),
+            };
+            elements.into_iter().map(move |element| (*start, element))
+        });
+        let (start, element) = elements.into_iter().nth(index)?;
+        let (key, _) = element.as_table()?.get_key_value(key)?;
+        let place = start + key.span().start;
+        let file = Arc::clone(&self.sources.source(place).file);
+        Some(Origin { file, line: self.sources.position(place).line })
+    }
+
     /// The files that it was read from.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.sources.iter().map(|source| &*source.file)
@@ -445,7 +481,11 @@ impl<'t> Reader<'t> {
 
     /// The pools, and every name that was given, even to a pool with problems.
     fn pools(&mut self, roots: &[Section<'t>]) -> (Option<Vec<PoolConfig>>, Vec<PoolName>) {
-        let sections = self.list(roots, "pool", "add one with a name and its backends");
+        // Sites may do without.
+        let sections = match roots.iter().any(|root| root.has("site")) {
+            true => roots.iter().flat_map(|root| self.tables(root, "pool")).collect(),
+            false => self.list(roots, "pool", "add one with a name and its backends"),
+        };
         let mut names = Vec::new();
         let mut pools = Some(Vec::new());
         for section in &sections {

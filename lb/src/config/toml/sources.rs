@@ -25,6 +25,13 @@ pub struct Source {
     lines: Vec<usize>,
 }
 
+/// What is said of files that are included, each with its place.
+#[derive(Debug, Default)]
+pub struct Included {
+    pub problems: Vec<(usize, String)>,
+    pub warnings: Vec<(usize, String)>,
+}
+
 /// The tables of a file, and what of it is no TOML.
 pub type Parsed<'t> = (Spanned<DeTable<'t>>, Vec<Error>);
 
@@ -32,16 +39,16 @@ pub type Parsed<'t> = (Spanned<DeTable<'t>>, Vec<Error>);
 const MAX_FILES: usize = 10_000;
 
 impl Sources {
-    /// What `text` includes as if it stood in `file`, and what cannot be included, with its place.
-    pub fn of(text: &str, file: &Path) -> (Self, Vec<(usize, String)>) {
+    /// What `text` includes as if it stood in `file`, and what is to be said of that.
+    pub fn of(text: &str, file: &Path) -> (Self, Included) {
         let mut sources = Self(vec![Source::new(file, text.to_owned(), 0)]);
-        let mut problems = Vec::new();
+        let mut included = Included::default();
         let mut next = 0;
         while next < sources.0.len() {
-            sources.include_from(next, &mut problems);
+            sources.include_from(next, &mut included);
             next += 1;
         }
-        (sources, problems)
+        (sources, included)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Source> {
@@ -78,7 +85,7 @@ impl Sources {
         }
     }
 
-    fn include_from(&mut self, index: usize, problems: &mut Vec<(usize, String)>) {
+    fn include_from(&mut self, index: usize, Included { problems, warnings }: &mut Included) {
         let Source { file, text, start, .. } = self.0[index].clone();
         let (table, _) = DeTable::parse_recoverable(&text);
         let Some(value) = table.get_ref().get("include") else { return };
@@ -102,6 +109,12 @@ impl Sources {
                 };
             match matching(folder, pattern) {
                 Ok(files) => {
+                    if files.is_empty() {
+                        let message = format!(
+                            "include is \"{pattern}\", which is the name of no file: write another one, or remove it"
+                        );
+                        warnings.push((place, message));
+                    }
                     for file in files {
                         if let Err(message) = self.add(&file) {
                             problems.push((place, format!("include is \"{pattern}\", {message}")));

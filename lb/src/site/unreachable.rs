@@ -1,18 +1,132 @@
-//! Routes of a site that no request can reach, as far as their matchers and methods tell. Those that an earlier route of
-//! the same path hides are refused when the file is read.
+//! What of sites no request can reach, as far as their hosts, matchers and methods tell. Routes that an earlier one of the
+//! same path hides are refused when the file is read.
 
-use std::cmp::Reverse;
+use std::sync::Arc;
 
-use super::site::{Action, JumpTo, Matcher, Page, RouteConfig, SiteConfig};
+use super::place;
+use super::routes::RouteTable;
+use crate::config::Config;
+use crate::config::advice::{Advice, Subject};
+use crate::config::route::HostPattern;
+use crate::config::site::{Action, JumpTo, Matcher, Page, RouteConfig, SiteConfig};
+use crate::config::toml::Checked;
 use crate::message::path::normalise;
 use crate::value::condition::Condition;
+use crate::value::pattern::Sets;
 
 /// Regexes that fit every path.
 const OF_ANY: &[&str] =
     &["", ".", ".*", "/", "^", "^.", "^.*", "^/", "^/.*", "^/.*$", "^.*$", "^(.*)$", "^/(.*)$", "(.*)"];
 
+/// Regexes that fit every host.
+const OF_ANY_HOST: &[&str] = &["", ".", ".*", ".+", "^", "^.", "^.*", "^.+", "^.*$", "^.+$", "^(.*)$", "^(.+)$"];
+
+/// Adds what no request can reach to the warnings.
+pub fn tell(checked: &mut Checked) {
+    checked.advise(of(&checked.config));
+}
+
+/// What no request can reach, and jumps that go round in circles.
+fn of(config: &Config) -> Vec<Advice> {
+    let mut told = Vec::new();
+    for (site, settings) in config.sites.iter().enumerate() {
+        for (route, message) in routes(settings) {
+            told.push(Advice { subject: Subject::RouteOfSite { site, route }, is_error: false, message });
+        }
+        for (route, message) in circles(settings) {
+            told.push(Advice { subject: Subject::RouteOfSite { site, route }, is_error: true, message });
+        }
+    }
+    hosts(config, &mut told);
+    told
+}
+
+/// Hosts by which no request comes to their site.
+fn hosts(config: &Config, told: &mut Vec<Advice>) {
+    let all = config.all_sites();
+    let first = all.len() - config.sites.len();
+    for (place, site) in all.iter().enumerate().skip(first) {
+        let others = || all.iter().enumerate().filter(|(other, _)| *other != place);
+        for host in &site.hosts {
+            let HostPattern::Regex(regex) = host else { continue };
+            let (start, end) = (literal_host_start(regex.text()), literal_host_end(regex.text()));
+            let hides = |other: usize, above: &HostPattern| match above {
+                HostPattern::Below(domain) => end.strip_suffix(domain.as_str()).is_some_and(|rest| rest.ends_with('.')),
+                HostPattern::Starting(labels) => {
+                    start.strip_prefix(labels.as_str()).is_some_and(|rest| rest.starts_with('.'))
+                }
+                HostPattern::Regex(regex) => other < place && OF_ANY_HOST.contains(&regex.text()),
+                HostPattern::Exact(_) | HostPattern::Any => false,
+            };
+            let hiding = others().filter(|(_, other)| is_wherever(other, site)).find_map(|(index, other)| {
+                other.hosts.iter().find(|above| hides(index, above)).map(|above| (other, above))
+            });
+            if let Some((other, above)) = hiding {
+                let message = format!(
+                    "no request comes by the host \"{host}\", since \"{above}\" of the site {} ({}) goes before it: write the names without a regex, or make that one narrower",
+                    other.name, other.place
+                );
+                told.push(Advice { subject: Subject::Site { site: place - first }, is_error: false, message });
+            }
+        }
+    }
+}
+
+/// Whether a site is on every listener that another one is on.
+fn is_wherever(site: &Arc<SiteConfig>, other: &SiteConfig) -> bool {
+    site.listeners.is_empty()
+        || !other.listeners.is_empty() && other.listeners.iter().all(|listener| site.listeners.contains(listener))
+}
+
+/// What every host begins with that a regex fits, as far as it is plain to see.
+fn literal_host_start(regex: &str) -> String {
+    let mut start = String::new();
+    let Some(rest) = regex.strip_prefix('^').filter(|rest| !rest.contains('|')) else { return start };
+    let mut chars = rest.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' if chars.next_if_eq(&'.').is_some() => start.push('.'),
+            c if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' => start.push(c),
+            '*' | '?' | '{' => {
+                start.pop();
+                break;
+            }
+            _ => break,
+        }
+    }
+    start
+}
+
+/// As [`literal_host_start`], of the end.
+fn literal_host_end(regex: &str) -> String {
+    let Some(rest) = regex.strip_suffix('$').filter(|_| !has_alternatives(regex)) else { return String::new() };
+    let mut end = Vec::new();
+    let mut chars = rest.chars().rev().peekable();
+    while let Some(c) = chars.next() {
+        match (c, chars.next_if_eq(&'\\').is_some()) {
+            ('.', true) => end.push('.'),
+            (c, false) if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' => end.push(c),
+            _ => break,
+        }
+    }
+    end.into_iter().rev().collect()
+}
+
+/// Whether a regex is one of several, outside of groups.
+fn has_alternatives(regex: &str) -> bool {
+    let mut depth = 0_usize;
+    regex.chars().any(|c| {
+        match c {
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == '|' && depth == 0
+    })
+}
+
 /// The routes by their places, each with the reason and the fix.
-pub fn routes(site: &SiteConfig) -> Vec<(usize, String)> {
+fn routes(site: &SiteConfig) -> Vec<(usize, String)> {
     let jumps: Vec<&JumpTo> = jumps(site).collect();
     let of_any = site.routes.iter().position(|route| is_open(route) && is_of_any(&route.matcher));
     let told = site.routes.iter().enumerate().filter_map(|(place, route)| {
@@ -27,18 +141,20 @@ pub fn routes(site: &SiteConfig) -> Vec<(usize, String)> {
 }
 
 /// Circles of jumps by names and by paths that no request changes: the first route of each, with the reason and the fix.
-pub fn circles(site: &SiteConfig) -> Vec<(usize, String)> {
+fn circles(site: &SiteConfig) -> Vec<(usize, String)> {
     let is_jump = |route: &RouteConfig| matches!(route.action, Action::Jump(_));
     if !site.routes.iter().any(is_jump) {
         return Vec::new();
     }
+    let places = site.routes.iter().enumerate().filter_map(|(at, route)| Some((place(route)?, at)));
+    let table = RouteTable::new(places, &mut Sets::default());
     let next = |index: usize| match &site.routes.get(index)?.action {
         Action::Jump(JumpTo::Route(name)) => site.routes.iter().position(|route| route.name == *name),
         Action::Jump(JumpTo::Path(path)) => {
             let path = path.as_constant()?;
             let end = path.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(path.len());
             let mut scratch = Vec::new();
-            let found = route_of(&site.routes, normalise(&path[..end], &mut scratch).ok()?);
+            let found = table.find(normalise(&path[..end], &mut scratch).ok()?, |_| true).copied();
             // Where a condition fails, another route is taken.
             found.filter(|found| site.routes.get(*found).is_some_and(is_open))
         }
@@ -64,25 +180,6 @@ pub fn circles(site: &SiteConfig) -> Vec<(usize, String)> {
         Some((first, message))
     });
     told.collect()
-}
-
-/// The route for a path, whatever its condition: an exact one, else the first regex that fits, else the longest.
-fn route_of(routes: &[RouteConfig], path: &[u8]) -> Option<usize> {
-    let exact = |route: &RouteConfig| matches!(&route.matcher, Matcher::Exact(text) if text.as_bytes() == path);
-    if let Some(exact) = routes.iter().position(exact) {
-        return Some(exact);
-    }
-    // Of equal ones, whole segments go first, then the order of the file.
-    let length = |(index, route): (usize, &RouteConfig)| match &route.matcher {
-        Matcher::Path(prefix) if prefix.matches(path) => Some((prefix.as_str().len(), true, Reverse(index))),
-        Matcher::Prefix(text) if path.starts_with(text.as_bytes()) => Some((text.len(), false, Reverse(index))),
-        _ => None,
-    };
-    let longest = routes.iter().enumerate().filter_map(length).max().map(|(_, _, Reverse(index))| index);
-    let fits = |route: &RouteConfig| matches!(&route.matcher, Matcher::Regex(regex) if regex.is_match(path));
-    let is_over_regex = longest.and_then(|index| routes.get(index)).is_some_and(|route| route.over_regex);
-    let regex = routes.iter().position(fits).filter(|_| !is_over_regex);
-    regex.or(longest)
 }
 
 /// Whether it takes every request for its paths.
@@ -209,6 +306,7 @@ fn at(route: &RouteConfig) -> String {
 mod tests {
     use std::path::Path;
 
+    use crate::config::advice::Subject;
     use crate::config::toml;
 
     /// The places of the routes that are told.
@@ -221,6 +319,41 @@ mod tests {
         );
         let config = toml::read(&text, Path::new("/evenkeel.toml")).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
         super::routes(&config.sites[0]).into_iter().map(|(place, _)| place).collect()
+    }
+
+    #[test]
+    fn hosts_that_others_go_before_are_told() {
+        let told = |sites: &[&str]| {
+            let mut text = "[[listener]]\naddress = \"127.0.0.1:0\"\nname = \"a\"\n[[listener]]\naddress = \"127.0.0.1:0\"\nname = \"b\"\n".to_owned();
+            for site in sites {
+                text += &format!("[[site]]\n{}\nrespond = {{}}\n", site.replace("; ", "\n"));
+            }
+            let config = toml::read(&text, Path::new("/evenkeel.toml")).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
+            let mut told = Vec::new();
+            super::hosts(&config, &mut told);
+            told.into_iter().map(|advice| advice.subject).collect::<Vec<_>>()
+        };
+        let site = |site| Subject::Site { site };
+        for (sites, expected) in [
+            (&["hosts = ['~^s[0-9]+\\.shop\\.example$']", "hosts = [\"*.shop.example\"]"][..], &[site(0)][..]),
+            (&["hosts = ['~^(a|b)\\.shop\\.example$']", "hosts = [\"*.example\"]"], &[site(0)]),
+            (&["hosts = ['~^a|\\.shop\\.example$']", "hosts = [\"*.example\"]"], &[]),
+            (&["hosts = ['~\\.shop\\.example']", "hosts = [\"*.shop.example\"]"], &[]),
+            (&["hosts = ['~\\dshop\\.example$']", "hosts = [\"*.shop.example\"]"], &[]),
+            (&["hosts = ['~shop\\.example$']", "hosts = [\"*.shop.example\"]"], &[]),
+            (&["hosts = ['~^www\\.[a-z]+$']", "hosts = [\"www.*\"]"], &[site(0)]),
+            (&["hosts = ['~^www?\\.']", "hosts = [\"www.*\"]"], &[]),
+            (&["hosts = [\"~.*\"]", "hosts = [\"~^a\", \"b.example\"]"], &[site(1)]),
+            (&["hosts = [\"~^a\"]", "hosts = [\"~.*\"]"], &[]),
+            (
+                &["hosts = ['~\\.a\\.example$']; listeners = [\"a\"]", "hosts = [\"*.example\"]; listeners = [\"b\"]"],
+                &[],
+            ),
+            (&["hosts = ['~\\.a\\.example$']; listeners = [\"a\"]", "hosts = [\"*.example\"]"], &[site(0)]),
+            (&["hosts = ['~\\.a\\.example$', \"*.example\"]"], &[]),
+        ] {
+            assert_eq!(told(sites), expected, "{sites:?}");
+        }
     }
 
     #[test]

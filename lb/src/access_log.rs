@@ -240,7 +240,7 @@ impl AccessLog {
             let line = match &rule.format {
                 LogLine::Json => line(AccessLogFormat::Json, &record.cut(), &outputs.times),
                 LogLine::Combined => line(AccessLogFormat::Combined, &record.cut(), &outputs.times),
-                LogLine::Own(value) => own(value, facts),
+                LogLine::Own(value) => own(value, rule.escape, facts),
             };
             match outputs.queue(&rule.file) {
                 Some(queue) => queue.push(line),
@@ -291,9 +291,10 @@ fn line(format: AccessLogFormat, record: &Record<'_>, times: &Times) -> Vec<u8> 
     line
 }
 
-/// A line of the operator's own. One that begins with `{` is JSON, and so are its values.
-fn own(value: &Value, facts: &impl Facts) -> Vec<u8> {
-    let escape = if value.text().starts_with('{') { Escape::Json } else { Escape::Default };
+/// A line of the operator's own. One that begins with `{` is JSON, and so are its values unless it is said otherwise.
+fn own(value: &Value, escape: Option<Escape>, facts: &impl Facts) -> Vec<u8> {
+    let by_form = if value.text().starts_with('{') { Escape::Json } else { Escape::Default };
+    let escape = escape.unwrap_or(by_form);
     let mut line = Vec::new();
     value.write_log(escape, MAX_VALUE_BYTES, facts, &mut line);
     line.push(b'\n');
@@ -448,6 +449,7 @@ mod tests {
         let all = AccessLogRule {
             file: file("all"),
             format: LogLine::Own(value("$status \"$http_x\" $args")),
+            escape: None,
             status: None,
             when: None,
             share: Share::ALL,

@@ -172,6 +172,53 @@ async fn explanations_and_the_running_balancer_agree() {
     assert!(of_backends > 10 && own > 5 && none > 0, "{of_backends} {own} {none}");
 }
 
+/// Each setting in force comes with the line that says it, or as a default.
+#[tokio::test]
+async fn every_setting_is_told_with_its_line() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let text = "[[listener]]\naddress = \"127.0.0.1:80\"\nbody_timeout = \"5s\"\nheader_timeout = \"4s\"\n\
+        [[listener]]\naddress = \"127.0.0.1:81\"\nname = \"other\"\n\
+        [[pool]]\nname = \"spare\"\nbackends = []\n\
+        [[pool]]\nname = \"app\"\nbackends = [\"127.0.0.1:1\"]\nresponse_timeout = \"3s\"\n\
+        [pool.ejection]\nmax_percent = 7\n\
+        [[site]]\nhosts = [\"\"]\nretries = 1\n\
+        [[site.route]]\npath = \"/\"\npool = \"app\"\nmin_rate = 9\n\
+        [[site.route]]\npath = \"/spare\"\npool = \"spare\"\n";
+    std::fs::write(folder.path().join("evenkeel.toml"), text).expect("written");
+    let explain = async |url: &str| {
+        let outcome = evenkeel_in(folder.path(), ["check", "evenkeel.toml", "--explain", url]).await;
+        assert!(outcome.status.success(), "{outcome:?}");
+        outcome.stdout
+    };
+    let line = |key: &str| {
+        let at = text.lines().position(|line| line.starts_with(key)).expect("it is there");
+        format!("evenkeel.toml:{}", at + 1)
+    };
+    let told = explain("http://a/").await;
+    for (key, said) in [
+        ("min_rate", line("min_rate")),
+        ("retries", line("retries")),
+        ("body_timeout", format!("{}, listener 127.0.0.1:80", line("body_timeout"))),
+        ("send_timeout", "default, listener 127.0.0.1:80".to_owned()),
+        ("response_timeout", format!("{}, pool app", line("response_timeout"))),
+        ("connect_timeout", "default, pool app".to_owned()),
+        ("intercept_errors", "default".to_owned()),
+        ("access_log", "default, [access_log]".to_owned()),
+        ("header_timeout", line("header_timeout")),
+        ("max_fields", "default".to_owned()),
+        ("ejection", line("[pool.ejection]")),
+        ("algorithm", "default".to_owned()),
+    ] {
+        let shown = told.lines().find(|line| line.starts_with(&format!("  {key} = "))).unwrap_or_default();
+        assert!(shown.ends_with(&format!("  ({said})")), "{key}: {said}\n{told}");
+    }
+    let spare = explain("http://a:81/spare").await;
+    for expected in ["(default, listener other)", "(default, pool spare)", "settings of pool spare"] {
+        assert!(spare.contains(expected), "{expected}\n{spare}");
+    }
+    assert!(!spare.contains(&line("[pool.ejection]")), "nothing of the other pool: {spare}");
+}
+
 #[tokio::test]
 async fn secrets_are_not_told() {
     let origin = Origin::start("a").await;

@@ -10,11 +10,13 @@ use std::sync::atomic::AtomicUsize;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::access_log::AccessLog;
+use crate::config::advice::Subject;
 use crate::config::site::{Matcher, RouteConfig, Rules};
-use crate::config::toml;
+use crate::config::toml::{self, Checked};
 use crate::config::{Config, ListenerConfig};
 use crate::control::Control;
 use crate::http::explain::{End, Explanation, Question, Visit};
@@ -52,10 +54,11 @@ struct Asks<'a> {
 const MAX_SHOWN_BYTES: usize = 200;
 
 pub fn explain(file: &Path, request: &str, asked: &Asked, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let mut config = match toml::load(file) {
-        Ok(checked) => checked.config,
+    let checked = match toml::load(file) {
+        Ok(checked) => checked,
         Err(problems) => return Ok(super::report(file, &problems)),
     };
+    let mut config = checked.config.clone();
     // Nothing outside is touched: no state is read or written, and no line is logged.
     config.state.file = None;
     let asks = Asks::parse(request)?;
@@ -65,8 +68,7 @@ pub fn explain(file: &Path, request: &str, asked: &Asked, out: &mut dyn Write) -
     let engine = engine(&control, place);
     let question = Question { head: head.as_bytes(), client: asked.client, is_tls: asks.is_https };
     let explanation = crate::http::explain::explain(&engine, &question).map_err(anyhow::Error::msg)?;
-    let snapshot = control.snapshot();
-    let text = tell(&snapshot.config, &snapshot.config.listeners[place], &explanation, request);
+    let text = tell(&checked, place, &explanation, request);
     out.write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -143,7 +145,9 @@ fn engine(control: &Arc<Control>, listener: usize) -> Engine {
     Engine::new(&control.snapshot().config.listeners[listener], &shared, &stops, 0)
 }
 
-fn tell(config: &Config, listener: &ListenerConfig, explanation: &Explanation, request: &str) -> String {
+fn tell(checked: &Checked, place: usize, explanation: &Explanation, request: &str) -> String {
+    let config = &checked.config;
+    let listener = &config.listeners[place];
     let mut text = format!("{request}\n\n");
     row(&mut text, "listener", &listener.name.to_string(), &listener.address.to_string());
     let Some(site) = &explanation.site else {
@@ -159,7 +163,7 @@ fn tell(config: &Config, listener: &ListenerConfig, explanation: &Explanation, r
         route(&mut text, site, visit);
     }
     if let Some(last) = explanation.visits.last() {
-        settings(&mut text, config, listener, site, last.route, &explanation.end);
+        settings(&mut text, checked, place, site.rules(last.route), &explanation.end);
     }
     let visited = explanation.visits.iter().map(|visit| site.rules(visit.route)).chain([&site.config.fallback]);
     end(&mut text, &explanation.end, &secret_fields(visited, &explanation.end));
@@ -228,31 +232,73 @@ fn matcher(route: &RouteConfig) -> String {
     }
 }
 
-/// Every setting that is in force, and which line said it.
-fn settings(text: &mut String, config: &Config, listener: &ListenerConfig, site: &Site, id: RouteId, end: &End) {
-    let rules = site.rules(id);
-    let object = |value: serde_json::Result<Value>| match value {
-        Ok(Value::Object(map)) => map,
-        _ => Map::new(),
-    };
-    let of_listener = object(serde_json::to_value(listener));
+/// A section whose settings hold where no route says otherwise.
+struct Below<'a> {
+    kind: &'static str,
+    name: &'a str,
+    subject: Subject,
+    settings: Map<String, Value>,
+}
+
+/// What is no setting of a section but says which it is, or is shown elsewhere.
+const NO_SETTINGS: &[&str] = &["name", "address", "backends"];
+
+/// Every setting that is in force, and which line said it: those of the route, then what else the listener and the pool say.
+fn settings(text: &mut String, checked: &Checked, place: usize, rules: &Rules, end: &End) {
+    fn object(value: impl Serialize) -> Map<String, Value> {
+        match serde_json::to_value(value) {
+            Ok(Value::Object(map)) => map,
+            _ => Map::new(),
+        }
+    }
+    let config = &checked.config;
+    let listener = &config.listeners[place];
     let pool = match end {
-        End::Pool { name, .. } => config.pools.iter().find(|pool| pool.name.as_str() == name),
+        End::Pool { name, .. } => config.pools.iter().position(|pool| pool.name.as_str() == name),
         End::Answer { .. } => None,
     };
-    let of_pool = pool.map(|pool| object(serde_json::to_value(pool))).unwrap_or_default();
+    let mut below = vec![Below {
+        kind: "listener",
+        name: listener.name.as_str(),
+        subject: Subject::Listener { listener: place },
+        settings: object(listener),
+    }];
+    below.extend(pool.map(|pool| Below {
+        kind: "pool",
+        name: config.pools[pool].name.as_str(),
+        subject: Subject::Pool { pool },
+        settings: object(&config.pools[pool]),
+    }));
+    let said = |subject, key: &str| {
+        checked.origin(subject, key).map_or_else(|| "default".to_owned(), |origin| origin.to_string())
+    };
+    let rules_said = object(rules);
     let _ = writeln!(text, "settings");
-    for (key, value) in object(serde_json::to_value(rules)) {
-        let (value, said) = match (rules.origins.of(&key), &value) {
-            (Some(origin), _) => (value, origin.to_string()),
-            (None, Value::Null) => match (of_listener.get(&key), of_pool.get(&key), pool) {
-                (Some(value), ..) => (value.clone(), format!("of listener {}", listener.name)),
-                (None, Some(value), Some(pool)) => (value.clone(), format!("of pool {}", pool.name)),
-                _ => continue,
+    for (key, value) in &rules_said {
+        let of_below = || below.iter().find_map(|section| Some((section, section.settings.get(key)?)));
+        let (value, said) = match (rules.origins.of(key), value) {
+            (Some(origin), value) => (value.to_string(), origin.to_string()),
+            (None, Value::Null) if key == "access_log" => {
+                let value = serde_json::to_string(&config.access_log).unwrap_or_default();
+                (value, format!("{}, [access_log]", said(Subject::AccessLog, "file")))
+            }
+            (None, Value::Null) => match of_below() {
+                Some((section, value)) => {
+                    (value.to_string(), format!("{}, {} {}", said(section.subject, key), section.kind, section.name))
+                }
+                None => continue,
             },
-            (None, _) => (value, "default".to_owned()),
+            (None, value) => (value.to_string(), "default".to_owned()),
         };
         let _ = writeln!(text, "  {key} = {value}  ({said})");
+    }
+    for Below { kind, name, subject, settings } in &below {
+        let _ = writeln!(text, "settings of {kind} {name}");
+        for (key, value) in settings {
+            if !rules_said.contains_key(key) && !NO_SETTINGS.contains(&key.as_str()) {
+                let _ = writeln!(text, "  {key} = {value}  ({})", said(*subject, key));
+            }
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use super::{AccessLogFile, HostRoute, PoolName, SameSite, StatusRanges, optional
 use crate::message::name::Name;
 use crate::value::Value;
 use crate::value::condition::Condition;
+use crate::value::encode::Escape;
 use crate::value::pattern::Pattern;
 
 /// The requests of certain hosts, on all listeners or on some.
@@ -367,6 +368,10 @@ pub struct BackendRules {
 pub struct AccessLogRule {
     pub file: AccessLogFile,
     pub format: LogLine,
+    /// How values are written in a line of the operator's own; `None`: [`Escape::Json`] in a line that begins with `{`, else
+    /// [`Escape::Default`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub escape: Option<Escape>,
     /// Which requests, by their statuses and by a condition, which are asked at their end. `None`: all.
     pub status: Option<StatusRanges>,
     pub when: Option<Condition>,
@@ -562,6 +567,13 @@ impl CorsOrigin {
     /// The text of [`CorsOrigin::Regex`] for what was written.
     pub fn whole(written: &str) -> String {
         [WHOLE.0, written, WHOLE.1].concat()
+    }
+}
+
+impl AccessLogRule {
+    /// Of every request.
+    pub fn all(file: AccessLogFile, format: LogLine) -> Self {
+        Self { file, format, escape: None, status: None, when: None, share: Share::ALL, or_share: Share::NONE }
     }
 }
 

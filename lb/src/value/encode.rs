@@ -10,19 +10,24 @@
 //! - All others are texts: in a path, `/` is encoded too.
 //! - In a query, the latter two and `$request_uri` are one argument's value: `&`, `=`, `+` and `%` are encoded.
 
+use serde::Serialize;
+
 use super::table::Tables;
 use super::variable::{GroupOf, Variable};
-use super::{Facts, PartRef, Presence, Value, write_variable};
+use super::{Facts, Part, PartRef, Parts, Presence, Value, write_variable};
 use crate::message::ascii::{HOST, TARGET, TEXT, hex_value, is, trim};
 
 /// How values are escaped in a line of a log, as nginx's `log_format escape=` does it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Escape {
     /// `"`, `\` and all but visible ASCII as `\xXX`; what is missing is `-`.
     #[default]
     Default,
     /// As within a string of JSON; what is missing is empty.
     Json,
+    /// Nothing but line breaks, which would begin a line of their own, as `\x0D` and `\x0A`; what is missing is empty.
+    None,
 }
 
 impl Value {
@@ -54,7 +59,7 @@ impl Value {
                 PartRef::Variable(variable) => match (super::read_variable(variable, facts, &mut scratch), escape) {
                     (Some(text), _) => escape.write(&text[..text.len().min(max_bytes)], out),
                     (None, Escape::Default) => out.push(b'-'),
-                    (None, Escape::Json) => {}
+                    (None, Escape::Json | Escape::None) => {}
                 },
             }
         }
@@ -71,6 +76,18 @@ impl Value {
             return Presence::Missing;
         }
         Presence::Present
+    }
+
+    /// As [`write_target`](Self::write_target), but only up to where a client has a say. Whether that is nowhere.
+    pub fn write_own_target(&self, tables: &Tables, facts: &impl Facts, out: &mut Vec<u8>) -> bool {
+        let is_own = |part: &PartRef<'_>| match part {
+            PartRef::Text(_) => true,
+            PartRef::Variable(variable) => !variable.is_of_client(tables),
+        };
+        let own: Vec<_> = self.parts().take_while(is_own).map(Part::from).collect();
+        let is_whole = own.len() == self.parts().count();
+        Self { text: self.text.clone(), parts: Parts::of(own) }.write_encoded(Kind::Target, facts, out);
+        is_whole
     }
 
     /// Appends the value as that of `Location`. Unless it begins with a scheme it is a path of the same host, with one
@@ -164,7 +181,14 @@ impl Value {
         };
         let mut is_empty = true;
         loop {
-            if let Some(end) = authority.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')) {
+            let end = authority.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#'));
+            if authority[..end.unwrap_or(authority.len())].contains(&b'@') {
+                return Err(format!(
+                    "\"{}\" has a user before its host, who would be sent along; remove what ends with \"@\"",
+                    self.text()
+                ));
+            }
+            if let Some(end) = end {
                 if is_empty && end == 0 {
                     return Err(format!("\"{}\" has no host; write it behind \"://\"", self.text()));
                 }
@@ -401,6 +425,14 @@ impl Escape {
                         b'"' | b'\\' | ..b' ' | 0x7f.. => {
                             out.extend_from_slice(&[b'\\', b'x', hex(byte >> 4), hex(byte & 15)]);
                         }
+                        byte => out.push(byte),
+                    }
+                }
+            }
+            Self::None => {
+                for &byte in text {
+                    match byte {
+                        b'\n' | b'\r' => out.extend_from_slice(&[b'\\', b'x', hex(byte >> 4), hex(byte & 15)]),
                         byte => out.push(byte),
                     }
                 }

@@ -241,7 +241,8 @@ impl<'t> Reader<'t> {
             None => None,
             Some((_, DeValue::Table(table))) => Some(table),
             Some((value, DeValue::Array(_))) => {
-                self.problem(parent.at(value), format!("{path} is an array: write [{path}], once"));
+                let site = if path == "server" { "; what is a server of nginx is a [[site]] here" } else { "" };
+                self.problem(parent.at(value), format!("{path} is an array: write [{path}], once{site}"));
                 None
             }
             Some((value, _)) => {
@@ -513,6 +514,12 @@ impl<'t> Reader<'t> {
             }
             let mut fix = in_nginx(name).unwrap_or_else(|| did_you_mean(name, &valid));
             if fix.is_empty()
+                && section.path.ends_with("_headers")
+                && let Some(value) = section.written(name).filter(|value| value.get_ref().is_str())
+            {
+                fix = format!("write set = {{ {name} = {} }} for a field; ", self.shown(section, value));
+            }
+            if fix.is_empty()
                 && let [home] = self.homes(name).as_slice()
             {
                 fix = format!("it belongs in {}; ", heading(home));
@@ -551,6 +558,17 @@ impl<'t> Reader<'t> {
             "duplicate key" => (!header, format!("{} is written twice: remove one of the two", shortened(text))),
             message if message.starts_with("string values must be quoted") && !text.trim().is_empty() => {
                 (true, format!("{0} is not TOML: write it in quotes, \"{0}\"", shortened(text)))
+            }
+            message if message.contains("escape") || message.contains("unicode value") => {
+                let written = source.text.lines().nth(line - 1).unwrap_or_default();
+                let example = written.split('"').nth(1).filter(|text| !text.contains('\''));
+                let fix = example.map_or_else(String::new, |text| format!(", such as '{}'", shortened(text)));
+                (
+                    true,
+                    format!(
+                        "a \\ means something within double quotes: write the text in single quotes{fix}, or \\\\ for each ({message})"
+                    ),
+                )
             }
             message => (false, format!("this is not TOML: {message}")),
         };

@@ -17,6 +17,7 @@ use crate::config::site::{
 };
 use crate::config::{AccessLogConfig, AccessLogFormat, PoolName, SameSite, StatusRanges};
 use crate::message::name::Name;
+use crate::value::encode::Escape;
 use crate::value::pattern::Pattern;
 use crate::value::table::Tables;
 use crate::value::{Phase, Scope, Value};
@@ -386,6 +387,13 @@ impl<'t> Reader<'t> {
                 continue;
             }
             let on = StatusRanges::parse(entry.name).filter(|on| on.codes().iter().all(|code| *code >= 300));
+            if on.as_ref().is_some_and(|on| on.codes() == [304]) {
+                let message = format!(
+                    "{} is for 304, which is no error: what the client has is still right, and no page takes its place; remove it",
+                    section.name_of("error_pages")
+                );
+                self.problem(entry.key_place, message);
+            }
             if on.is_none() {
                 let message = format!(
                     "{} is for \"{}\": write codes from 300 to 599, such as \"404\" or \"500-504\"",
@@ -442,6 +450,15 @@ impl<'t> Reader<'t> {
             return None;
         };
         let (content_type, status) = (content_type?, status?);
+        if let Some(PageStatus::Is(code @ (204 | 205 | 304))) = status
+            && *kind != "redirect"
+        {
+            let message = format!(
+                "{} is {code}, which has no content, so that no page could be seen: write another code, or remove it",
+                inner.name_of("status")
+            );
+            self.problem(inner.place("status"), message);
+        }
         if content_type.is_some() && matches!(*kind, "path" | "redirect") {
             let message = format!("{} means nothing beside {kind}: remove it", inner.name_of("content_type"));
             self.problem(inner.key_place("content_type"), message);
@@ -566,13 +583,34 @@ impl<'t> Reader<'t> {
     }
 
     fn location(&mut self, section: &Section<'t>, place: &Place<'_>) -> Option<LocationRewrite> {
+        if let Some(text) = section.written("location").and_then(|value| value.get_ref().as_str())
+            && text.starts_with(['/', '~', '=', '^', '@'])
+        {
+            let message = format!(
+                "{} is \"{text}\", but it is what becomes of Location in responses: for nginx's location write a [[site.route]] with path = \"/api\", or with exact, prefix or regex",
+                section.name_of("location")
+            );
+            self.problem(section.place("location"), message);
+            return None;
+        }
         if section.is_text("location") {
             const CHOICES: &[(&str, bool)] = &[("auto", true), ("off", false)];
             let is_auto = self.required(section, "location", values::choice(CHOICES))?;
             return Some(if is_auto { LocationRewrite::Auto } else { LocationRewrite::Off });
         }
         let mut pairs = Some(Vec::new());
-        for table in self.one_or_several(section, "location")? {
+        let sections = match section.written("location").is_some_and(is_block_of_nginx) {
+            true => {
+                let message = format!(
+                    "{} is what becomes of Location in responses: for nginx's location write [[site.route]] in its place",
+                    section.name_of("location")
+                );
+                self.problem(section.key_place("location"), message);
+                return None;
+            }
+            false => self.one_or_several(section, "location")?,
+        };
+        for table in sections {
             let from = self.required(&table, "from", values::text);
             let to = self.required_value(&table, "to", place, Phase::Answer);
             if from.as_deref() == Some("") {
@@ -635,7 +673,7 @@ impl<'t> Reader<'t> {
                 AccessLogFormat::Combined => LogLine::Combined,
             };
             let file = log.file.clone()?;
-            Some(AccessLogRule { file, format, status: None, when: None, share: Share::ALL, or_share: Share::NONE })
+            Some(AccessLogRule::all(file, format))
         });
         if section.is_text("access_log") {
             let file = self.required(section, "access_log", |value| match value.as_str() {
@@ -645,15 +683,7 @@ impl<'t> Reader<'t> {
                 }),
             })?;
             let format = common.map_or(LogLine::Json, |common| common.format);
-            let rule = |file| AccessLogRule {
-                file,
-                format,
-                status: None,
-                when: None,
-                share: Share::ALL,
-                or_share: Share::NONE,
-            };
-            return Some(file.map(rule).into_iter().collect());
+            return Some(file.map(|file| AccessLogRule::all(file, format)).into_iter().collect());
         }
         let tables = self.one_or_several(section, "access_log")?;
         let keeps = self.keeps_outer(&tables)?;
@@ -715,6 +745,16 @@ impl<'t> Reader<'t> {
                 format!("{} has a line break: write one line", table.name_of("format")),
             );
         }
+        const ESCAPES: &[(&str, Escape)] =
+            &[("default", Escape::Default), ("json", Escape::Json), ("none", Escape::None)];
+        let escape = self.optional(table, "escape", values::choice(ESCAPES));
+        if let (true, Some(LogLine::Json | LogLine::Combined)) = (table.has("escape"), &format) {
+            let message = format!(
+                "{} means nothing without a format of your own, such as \"$remote_addr $status\": remove it",
+                table.name_of("escape")
+            );
+            self.problem(table.key_place("escape"), message);
+        }
         let when = self.section(table, "when");
         let status = self.optional(&when, "status", values::status_ranges);
         let condition = self.condition_within(&when, place, Phase::End);
@@ -731,12 +771,23 @@ impl<'t> Reader<'t> {
         Some(AccessLogRule {
             file: file?,
             format: format?,
+            escape: escape?,
             status,
             when,
             share: share?.unwrap_or(Share::ALL),
             or_share: or_share?.unwrap_or(Share::NONE),
         })
     }
+}
+
+/// Whether `location` was written where a route is meant.
+fn is_block_of_nginx(value: &Spanned<DeValue<'_>>) -> bool {
+    const OF_ROUTES: &[&str] =
+        &["path", "exact", "prefix", "regex", "pool", "proxy_pass", "respond", "redirect", "return"];
+    let is_route = |value: &Spanned<DeValue<'_>>| {
+        value.get_ref().as_table().is_some_and(|table| OF_ROUTES.iter().any(|key| table.contains_key(*key)))
+    };
+    is_route(value) || value.get_ref().as_array().is_some_and(|elements| elements.iter().any(is_route))
 }
 
 /// The outer changes stay if they are kept, but for those of fields that the inner ones change.

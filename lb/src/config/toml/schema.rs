@@ -1,5 +1,5 @@
 //! The JSON schema of `evenkeel.toml`, for editors. Keys, defaults and explanations are those of `default.toml`; what
-//! that file cannot show stands here: the words that a key takes, and where several forms are possible.
+//! that file cannot show stands here: the words that a key takes, its range, and where several forms are possible.
 
 use serde_json::{Map, Value, json};
 use toml::Spanned;
@@ -30,7 +30,35 @@ const WORDS: &[(&str, &[&str])] = &[
     ("pool.sticky.same_site", &["lax", "strict", "none"]),
     ("pool.sticky.secure", &["auto", "always", "never"]),
     ("site.preset", &["secure-headers", "none"]),
+    ("site.access_log.escape", &["default", "json", "none"]),
     ("site.cookies.same_site", &["lax", "strict", "none"]),
+];
+
+/// The least and the most that a number may be. As in [`WORDS`].
+const RANGES: &[(&str, i64, i64)] = &[
+    ("server.threads", 0, 1024),
+    ("server.max_connections", 0, 10_000_000),
+    ("server.idle_connections", 0, 1_000_000),
+    ("listener.max_request_line_bytes", 256, 1 << 20),
+    ("listener.max_head_bytes", 256, 1 << 20),
+    ("listener.max_fields", 1, 4096),
+    ("listener.min_rate", 0, u32::MAX as i64),
+    ("pool.retries", 0, 16),
+    ("pool.retry_body_bytes", 0, 65_536),
+    ("pool.max_head_bytes", 256, 1 << 20),
+    ("pool.max_fields", 1, 4096),
+    ("pool.panic_threshold", 0, 100),
+    ("pool.backends.weight", 1, 1000),
+    ("pool.probe.rise", 1, 100),
+    ("pool.probe.fall", 1, 100),
+    ("pool.ejection.consecutive_failures", 0, 1000),
+    ("pool.ejection.max_percent", 0, 100),
+    ("site.min_rate", 0, u32::MAX as i64),
+    ("site.retries", 0, 16),
+    ("site.retry_body_bytes", 0, 65_536),
+    ("site.respond.status", 200, 599),
+    ("site.access_log.share", 0, 1),
+    ("site.access_log.or_share", 0, 1),
 ];
 
 /// The schema (JSON Schema, draft 2020-12).
@@ -72,6 +100,13 @@ fn property(template: &Template<'_>, path: &str) -> Value {
     if let Some((_, words)) = WORDS.iter().find(|(known, _)| *known == path) {
         return json!({ "enum": words });
     }
+    let range = RANGES.iter().find(|(known, ..)| *known == path).map(|(_, min, max)| (*min, *max));
+    let ranged = |mut schema: Value| {
+        if let Some((min, max)) = range {
+            (schema["minimum"], schema["maximum"]) = (min.into(), max.into());
+        }
+        schema
+    };
     let text = || json!({ "type": "string" });
     let one_or_several = |one: &Value| json!({ "anyOf": [one, { "type": "array", "items": one }] });
     let any = || template.child("*").map(|any| object(any, "*")).unwrap_or_default();
@@ -79,8 +114,11 @@ fn property(template: &Template<'_>, path: &str) -> Value {
     match path {
         "values" => return json!({ "type": "object", "additionalProperties": any() }),
         "*.cases" | "*.networks" | "site.cookies.domain" | "site.cookies.path" => return map(&text()),
-        "*.shares" => return map(&json!({ "type": "number" })),
-        "*.status" => return json!({ "anyOf": [{ "type": "integer" }, { "const": "page" }] }),
+        "*.shares" => return map(&json!({ "type": "number", "minimum": 0.01, "maximum": 100 })),
+        "*.status" => {
+            return json!({ "anyOf": [{ "type": "integer", "minimum": 200, "maximum": 599 }, { "const": "page" }] });
+        }
+        "site.redirect.status" => return json!({ "enum": [301, 302, 303, 307, 308] }),
         "pool.backends" => {
             return json!({ "type": "array", "items": { "anyOf": [text(), object(template, path)] } });
         }
@@ -90,7 +128,8 @@ fn property(template: &Template<'_>, path: &str) -> Value {
         }
         "listener.tls.alpn" => return json!({ "type": "array", "items": { "enum": ["h2", "http/1.1"] } }),
         "pool.ejection.statuses" => {
-            return json!({ "anyOf": [text(), { "type": "array", "items": { "type": ["integer", "string"] } }] });
+            let code = json!({ "type": ["integer", "string"], "minimum": 500, "maximum": 599 });
+            return json!({ "anyOf": [text(), { "type": "array", "items": code }] });
         }
         "site.error_pages" => {
             let mut pages = json!({ "type": "object", "additionalProperties": { "anyOf": [text(), any()] } });
@@ -117,14 +156,14 @@ fn property(template: &Template<'_>, path: &str) -> Value {
         "add" if path.contains("_headers.") => return map(&one_or_several(&field())),
         "headers" | "cookies" | "query" | "values" if is_of_condition => return map(&test()),
         _ if key.ends_with("_bytes") || key == "min_rate" => {
-            return json!({ "type": ["integer", "string"], "minimum": 0, "pattern": SIZE });
+            return ranged(json!({ "type": ["integer", "string"], "minimum": 0, "pattern": SIZE }));
         }
         _ => {}
     }
     match template.value.map(Spanned::get_ref) {
         Some(DeValue::String(text)) if is_duration(text) => json!({ "type": "string", "pattern": DURATION }),
-        Some(DeValue::Integer(_)) => json!({ "type": "integer" }),
-        Some(DeValue::Float(_)) => json!({ "type": "number" }),
+        Some(DeValue::Integer(_)) => ranged(json!({ "type": "integer" })),
+        Some(DeValue::Float(_)) => ranged(json!({ "type": "number" })),
         Some(DeValue::Boolean(_)) => json!({ "type": "boolean" }),
         Some(DeValue::Table(_)) => object(template, path),
         Some(DeValue::Array(elements)) => match elements.first().is_some_and(|first| first.get_ref().is_table()) {

@@ -449,7 +449,10 @@ fn sections_of_the_wrong_kind_are_explained() {
             minimal_but("[[listener]]", "§[listener]"),
             "there can be several of listener: write [[listener]], with two brackets",
         ),
-        (format!("§[[server]]\nthreads = 1\n{MINIMAL}"), "server is an array: write [server], once"),
+        (
+            format!("§[[server]]\nthreads = 1\n{MINIMAL}"),
+            "server is an array: write [server], once; what is a server of nginx is a [[site]] here",
+        ),
         (format!("log = §\"debug\"\n{MINIMAL}"), "log is \"debug\": write a section [log]"),
         (
             minimal_but("[[route]]\npool = \"app\"", "").replacen('\n', "route = §\"/\"\n", 1),

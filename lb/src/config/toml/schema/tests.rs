@@ -29,6 +29,7 @@ fn fits(schema: &Value, instance: &Value) -> bool {
         "const" => rule == instance,
         "anyOf" => rule.as_array().expect("schemas").iter().any(|schema| fits(schema, instance)),
         "minimum" => instance.as_f64().is_none_or(|number| number >= rule.as_f64().expect("a number")),
+        "maximum" => instance.as_f64().is_none_or(|number| number <= rule.as_f64().expect("a number")),
         "pattern" => {
             let regex = Regex::new(rule.as_str().expect("a pattern")).expect("valid");
             instance.as_str().is_none_or(|text| regex.is_match(text))
@@ -112,6 +113,42 @@ fn what_the_reader_refuses_the_schema_refuses() {
     assert!(words >= WORDS.len(), "{words}");
     assert!(!fits(&schema, &instance(&format!("colour = 1\n{DEFAULT}"))), "an unknown key");
     assert!(!fits(&schema, &instance("[[site]]\npool = \"app\"\n")), "no hosts");
+}
+
+/// The reader tells how large a number may be, and the schema knows no less and no more.
+#[test]
+fn numbers_have_the_ranges_of_the_reader() {
+    let schema = schema();
+    let text = template::with_examples();
+    let table = DeTable::parse(&text).expect("valid");
+    let mut keys = Vec::new();
+    leaves(table.get_ref(), "", &mut keys);
+    let mut known = std::collections::BTreeSet::new();
+    for (path, value) in keys {
+        let with = |number: &str| {
+            let mut text = text.clone();
+            text.replace_range(value.span(), number);
+            text
+        };
+        let problems = read(&with(&i64::MAX.to_string()), Path::new("/etc/evenkeel.toml")).err().unwrap_or_default();
+        let told = problems.iter().find_map(|problem| {
+            let fix = problem.message.strip_prefix(&format!("{path} is {}: write ", i64::MAX))?;
+            let range = fix.strip_prefix("a whole number from ").or_else(|| fix.strip_prefix("a size from "));
+            let (min, max) = range.or_else(|| fix.strip_prefix("a number from "))?.split_once(" to ")?;
+            let max: String = max.chars().take_while(char::is_ascii_digit).collect();
+            Some((min.parse::<i64>().ok()?, max.parse::<i64>().ok()?))
+        });
+        let Some((min, max)) = told else { continue };
+        for (number, is_fine) in [(min - 1, false), (min, true), (max, true), (max + 1, false)] {
+            if number >= 0 {
+                assert_eq!(fits(&schema, &instance(&with(&number.to_string()))), is_fine, "{path} = {number}");
+            }
+        }
+        known.insert(path.replacen("site.route.", "site.", 1));
+    }
+    for (path, ..) in RANGES {
+        assert!(known.contains(*path), "{path} has a range for the schema alone");
+    }
 }
 
 #[test]

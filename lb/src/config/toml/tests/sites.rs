@@ -492,6 +492,42 @@ fn wrong_routes_are_named_with_place_and_fix() {
             "pool = \"app\"\nname = \"x\"\n[[site.route]]\nname = §\"x\"\npool = \"app\"",
             "site.route.name is \"x\", which the route in line 18 has: write another name",
         ),
+        (
+            "redirect = §\"https://a@$host/\"",
+            "site.route.redirect: \"https://a@$host/\" has a user before its host, who would be sent along; remove what ends with \"@\"",
+        ),
+        (
+            "redirect = §\"https://a.example@evil.example/\"",
+            "site.route.redirect: \"https://a.example@evil.example/\" has a user before its host, who would be sent along; remove what ends with \"@\"",
+        ),
+        (
+            "pool = \"app\"\nerror_pages = { §\"304\" = \"/x\" }",
+            "site.route.error_pages is for 304, which is no error: what the client has is still right, and no page takes its place; remove it",
+        ),
+        (
+            "pool = \"app\"\nerror_pages = { \"404\" = { path = \"/x\", status = §204 } }",
+            "site.route.error_pages.404.status is 204, which has no content, so that no page could be seen: write another code, or remove it",
+        ),
+        (
+            "pool = \"app\"\nerror_pages = { \"404\" = { text = \"x\", status = §304 } }",
+            "site.route.error_pages.404.status is 304, which has no content, so that no page could be seen: write another code, or remove it",
+        ),
+        (
+            "pool = \"app\"\nlocation = §\"/api\"",
+            "site.route.location is \"/api\", but it is what becomes of Location in responses: for nginx's location write a [[site.route]] with path = \"/api\", or with exact, prefix or regex",
+        ),
+        (
+            "pool = \"app\"\n[[site.§location]]\npath = \"/b\"\npool = \"app\"",
+            "site.location is what becomes of Location in responses: for nginx's location write [[site.route]] in its place",
+        ),
+        (
+            "pool = \"app\"\naccess_log = { file = \"x\", format = \"json\", §escape = \"json\" }",
+            "site.route.access_log.escape means nothing without a format of your own, such as \"$remote_addr $status\": remove it",
+        ),
+        (
+            "pool = \"app\"\naccess_log = { file = \"x\", format = \"$host\", escape = §\"html\" }",
+            "site.route.access_log.escape is \"html\": write one of \"default\", \"json\", \"none\"",
+        ),
         ("pool = \"app\"\n[[site.route]]\nregex = §\"(\"\npool = \"app\"", ""),
     ] {
         match message {
@@ -509,6 +545,55 @@ fn wrong_routes_are_named_with_place_and_fix() {
             _ => assert_route_problem(marked, message),
         }
     }
+}
+
+/// What operators type who come from nginx, or who have not seen all of TOML.
+#[test]
+fn likely_mistakes_are_told_with_what_was_meant() {
+    for (text, expected) in [
+        (
+            "response_headers = { X-A = \"b\" }",
+            "site.route.response_headers.X-A is not a setting: write set = { X-A = \"b\" } for a field; ",
+        ),
+        ("request_headers = { Authorization = \"b\" }", "write set = { Authorization = \"b\" } for a field; "),
+        ("response_headers = { ad = { X-A = \"b\" } }", "did you mean \"add\"?"),
+        (
+            "[[site.route]]\nregex = \"\\.php$\"\npool = \"app\"",
+            "a \\ means something within double quotes: write the text in single quotes, such as '\\.php$', or \\\\ for each",
+        ),
+        ("[[site.route]]\nregex = \"^/\\d+$\"\npool = \"app\"", "single quotes, such as '^/\\d+$'"),
+        ("[[site.route]]\nregex = \"^/\\users\"\npool = \"app\"", "single quotes, such as '^/\\users'"),
+    ] {
+        let found =
+            read_base(&format!("[[site]]\nhosts = [\"\"]\n[[site.route]]\npath = \"/a\"\npool = \"app\"\n{text}\n"));
+        let found = found.expect_err("wrong");
+        assert!(found.len() == 1 && found[0].message.contains(expected), "{expected}\n{found:#?}");
+    }
+}
+
+#[test]
+fn a_site_needs_no_pool() {
+    let listener = "[[listener]]\naddress = \"127.0.0.1:80\"\n";
+    let read = |text: &str| read(&format!("{listener}{text}"), Path::new("/evenkeel.toml"));
+    let config = read("[[site]]\nhosts = [\"\"]\nredirect = \"https://$host/\"\n").expect("valid");
+    assert!(config.pools.is_empty() && config.sites.len() == 1);
+    let refused = |text: &str| read(text).expect_err("no pool").remove(0).message;
+    assert_eq!(refused("[[route]]\npool = \"app\"\n"), "there is no [[pool]]: add one with a name and its backends");
+    let expected = "site.pool is \"app\", but there is no such pool: add a [[pool]] of this name";
+    assert_eq!(refused("[[site]]\nhosts = [\"\"]\npool = \"app\"\n"), expected);
+}
+
+#[test]
+fn an_include_of_no_file_is_told() {
+    let folder = folder(&[("sites/a.toml", b"")]);
+    let file = folder.path().join("evenkeel.toml");
+    let told = |pattern: &str| {
+        let checked = check(&format!("include = [\"{pattern}\"]\n{MINIMAL}"), &file).expect("valid");
+        checked.warnings.iter().map(|warning| warning.problem.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(told("sites/*.toml"), [""; 0]);
+    let expected = "1:12: include is \"sites/*.tml\", which is the name of no file: write another one, or remove it";
+    assert_eq!(told("sites/*.tml"), [expected]);
 }
 
 #[test]

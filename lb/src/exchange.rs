@@ -25,7 +25,7 @@ use self::trace::{Happened, Trace};
 use self::walk::{Direct, HeadVerdict, Internal, Learned, Walk, WalkStep};
 use crate::backend::{Endpoint, Identity, Lease};
 use crate::balance::{BackendIndex, Key};
-use crate::config::site::{Page, PageStatus, Rules};
+use crate::config::site::{JumpTo, Page, PageStatus, Rules};
 use crate::failure::{Cause, Detail, Ejection, Failed, Failure, Fault, Replay};
 use crate::metrics::{FailureKind, RouteMetrics};
 #[cfg(test)]
@@ -61,6 +61,8 @@ pub struct Exchange<W: Walk = Direct> {
     is_page: bool,
     /// The status that such a page has to have.
     page_status: Option<u16>,
+    /// What has come of the request's body, if anything, can go along to where an error leads.
+    has_body: bool,
     /// Endpoints that failed it.
     tried: Vec<Arc<Endpoint>>,
     /// What the client is told if nobody else can be tried.
@@ -169,6 +171,8 @@ pub enum Event<W: Walk = Direct> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
+    /// All that was taken of the request's body is kept, so that it can be sent again.
+    pub has_body: bool,
 }
 
 /// A point in an exchange's time. What the client takes for its upload is no time of a backend.
@@ -256,6 +260,8 @@ impl Exchange {
         self.tried.clear();
         self.last_failure = None;
         self.first_attempt = None;
+        // Nothing has been sent.
+        self.outcome.status = 0;
         if !keeps_body {
             self.body_length = None;
             // A page is asked for by GET.
@@ -316,6 +322,7 @@ impl<W: Walk> Exchange<W> {
             body_length: asked.body_length,
             is_page: false,
             page_status: None,
+            has_body: true,
             tried: Vec::new(),
             last_failure: None,
             current: None,
@@ -509,10 +516,10 @@ impl<W: Walk> Exchange<W> {
             return self.end();
         }
         self.outcome.failure = Some(failure);
-        let may_try = match failure.verdict().fault {
-            Fault::Client => false,
-            _ => self.attempt_failed(failed, has_body, at),
-        };
+        // A body that the client did not send as it has to goes nowhere.
+        let is_clients = failure.verdict().fault == Fault::Client;
+        self.has_body = has_body && !is_clients;
+        let may_try = !is_clients && self.attempt_failed(failed, has_body, at);
         match (self.stage, failure.refusal()) {
             // Half an answer cannot be taken back.
             (Stage::Passing, _) | (_, None) => self.end(),
@@ -561,6 +568,7 @@ impl<W: Walk> Exchange<W> {
     /// The head of the backend's response came.
     fn answered(&mut self, answer: Answer, at: Moment) -> Step<W> {
         let status = answer.status;
+        self.has_body = answer.has_body;
         note!(self, Happened::Answered(status), at.now);
         if let Some(attempt) = &mut self.current {
             attempt.status = Some(status);
@@ -597,10 +605,9 @@ impl<W: Walk> Exchange<W> {
         }
     }
 
-    /// The status that an answer gets whose own is `status`. Where that or the page's leaves no content, it stays.
+    /// The status that an answer gets whose own is `status`.
     fn page_status(&self, status: u16) -> u16 {
-        let has_content = |status: &u16| !matches!(status, 101 | 204 | 304);
-        self.page_status.filter(|page| has_content(page) && has_content(&status)).unwrap_or(status)
+        self.page_status.unwrap_or(status)
     }
 
     /// The error page for an answer of the backend.
@@ -609,9 +616,20 @@ impl<W: Walk> Exchange<W> {
         self.page_for(status)
     }
 
-    /// The error page for a status. One that takes the place of an answer has none.
+    /// The error page for a status. One that takes the place of an answer has none, and a 304 is no error: what the
+    /// client has is still right. A route by name gets the request as it is, or not at all: without its body a POST
+    /// would be another request.
     fn page_for(&self, status: u16) -> Option<usize> {
-        self.rules().filter(|_| !self.is_page)?.error_pages.iter().position(|page| page.on.contains(status))
+        let pages = &self.rules().filter(|_| !self.is_page && status != 304)?.error_pages;
+        let index = pages.iter().position(|page| page.on.contains(status))?;
+        (self.has_body || !self.asks_by_name(&pages.get(index)?.page)).then_some(index)
+    }
+
+    /// Whether a page is a route by its name that answers with anything else than what the operator wrote.
+    fn asks_by_name(&self, page: &Page) -> bool {
+        let Page::Jump(JumpTo::Route(name)) = page else { return false };
+        let action = self.site.named(name).map(|route| &self.site.route(route).action);
+        !matches!(action, Some(Action::Respond { .. } | Action::Redirect { .. }))
     }
 
     #[cold]
@@ -630,6 +648,8 @@ impl<W: Walk> Exchange<W> {
         let is_jump = matches!(page.page, Page::Jump(_));
         (self.is_page, self.page_status) = (true, page_status);
         if is_jump {
+            // Where it leads may depend on it.
+            self.outcome.status = page_status.unwrap_or(status);
             return self.replace(Internal::Page(index), at);
         }
         self.reply(Own::Page(index), 200, at)

@@ -32,6 +32,8 @@ pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     responses: IntCounterVec,
+    /// Of answers that come from no pool.
+    pub own_responses: StatusCounters,
     counts_each_status: Arc<AtomicBool>,
     request_duration: HistogramVec,
     retries: IntCounterVec,
@@ -138,18 +140,21 @@ impl Metrics {
             let opts = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec());
             register(&registry, HistogramVec::new(opts, labels))
         };
+        let responses = counters(
+            "evenkeel_responses_total",
+            "Requests that ended with one of these status codes, a backend's or Evenkeel's own: 429, 499 (the client left before its answer), 502, 503, 504; with [metrics] exact_status, any. The pool is empty where none was asked: for redirects, fixed answers, and requests that found no route or were refused before.",
+            &["pool", "status"],
+        );
+        let counts_each_status = Arc::default();
         let metrics = Self {
             requests: counters(
                 "evenkeel_requests_total",
                 "Requests, by the route that gave the answer and class of the status code sent to the client; 4xx counts clients that left before their answer, 1xx WebSockets.",
                 &["route", "pool", "code"],
             ),
-            responses: counters(
-                "evenkeel_responses_total",
-                "Requests to a pool that ended with one of these status codes, a backend's or Evenkeel's own: 429, 499 (the client left before its answer), 502, 503, 504; with [metrics] exact_status, any.",
-                &["pool", "status"],
-            ),
-            counts_each_status: Arc::default(),
+            own_responses: StatusCounters::new(&responses, &counts_each_status, ""),
+            responses,
+            counts_each_status,
             request_duration: histograms(
                 "evenkeel_request_duration_seconds",
                 "Time from a request's head to the end of its response, tunnels left out.",
@@ -300,16 +305,8 @@ impl Metrics {
     }
 
     pub fn pool(&self, pool: &str) -> PoolMetrics {
-        let watched = |status: u16| self.responses.with_label_values(&[pool, &status.to_string()]);
         PoolMetrics {
-            responses: StatusCounters {
-                watched: WATCHED_STATUSES.map(watched),
-                others: STATUSES.map(|_| OnceLock::new()).collect(),
-                counts_each: Arc::clone(&self.counts_each_status),
-                is_forgotten: AtomicBool::new(false),
-                counters: self.responses.clone(),
-                pool: pool.to_owned(),
-            },
+            responses: StatusCounters::new(&self.responses, &self.counts_each_status, pool),
             request_duration: self.request_duration.with_label_values(&[pool]),
             retries: self.retries.with_label_values(&[pool]),
         }
@@ -433,6 +430,17 @@ impl CodeCounters {
 }
 
 impl StatusCounters {
+    fn new(counters: &IntCounterVec, counts_each: &Arc<AtomicBool>, pool: &str) -> Self {
+        Self {
+            watched: WATCHED_STATUSES.map(|status| counters.with_label_values(&[pool, &status.to_string()])),
+            others: STATUSES.map(|_| OnceLock::new()).collect(),
+            counts_each: Arc::clone(counts_each),
+            is_forgotten: AtomicBool::new(false),
+            counters: counters.clone(),
+            pool: pool.to_owned(),
+        }
+    }
+
     pub fn count(&self, status: u16) {
         if let Some(index) = WATCHED_STATUSES.iter().position(|watched| *watched == status) {
             self.watched[index].inc();
@@ -527,7 +535,8 @@ mod tests {
             pool.responses.count(status);
         }
         let text = String::from_utf8_lossy(&metrics.text()).into_owned();
-        let series: Vec<_> = text.lines().filter(|line| line.starts_with("evenkeel_responses_total")).collect();
+        let series: Vec<_> =
+            text.lines().filter(|line| line.starts_with("evenkeel_responses_total{pool=\"app\"")).collect();
         let expected = [(429, 1), (499, 2), (502, 0), (503, 1), (504, 0)];
         assert_eq!(
             series,

@@ -267,6 +267,15 @@ pub enum PartRef<'a> {
     Variable(&'a Variable),
 }
 
+impl From<PartRef<'_>> for Part {
+    fn from(part: PartRef<'_>) -> Self {
+        match part {
+            PartRef::Text(text) => Self::Text(text.into()),
+            PartRef::Variable(variable) => Self::Variable(variable.clone()),
+        }
+    }
+}
+
 fn write_variable(variable: &Variable, facts: &impl Facts, out: &mut Vec<u8>) -> Presence {
     match facts.find(variable) {
         Known::Missing => Presence::Missing,

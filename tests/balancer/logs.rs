@@ -97,6 +97,113 @@ async fn a_share_of_the_requests_is_logged() {
     assert!((113..=387).contains(&count("errors.log")), "{}", count("errors.log"));
 }
 
+/// A line for each way in which a request ends, each with what is not known of it as `-`.
+#[tokio::test]
+async fn own_answers_refusals_and_what_has_no_route_have_lines() {
+    let a = Origin::start("a").await;
+    let lines = "access_log = { file = \"site.log\", format = \"$status $request_method $uri $route $pool $upstream_status $sent_http_x_a\" }\n\
+        response_headers = { set = { X-A = \"$status\" } }\n\
+        [[site.route]]\nname = \"own\"\npath = \"/own\"\nrespond = { body = \"fine\" }\n\
+        [[site.route]]\nname = \"away\"\npath = \"/away\"\nredirect = \"/own\"\n\
+        [[site.route]]\nname = \"jump\"\npath = \"/jump\"\njump = \"/own/x\"\n\
+        [[site.route]]\nname = \"only-post\"\npath = \"/post\"\nmethods = [\"POST\"]\npool = \"app\"\n\
+        [[site.route]]\nname = \"off\"\npath = \"/off\"\nrespond = { body = \"silent\" }\naccess_log = \"off\"\n";
+    let balancer = Balancer::start(config(&a, lines).section("[access_log]\nfile = \"common.log\"")).await;
+    let mut seen = 0;
+    for (target, expected) in [
+        ("/own?x", "200 GET /own own - - 200"),
+        ("/away", "302 GET /away away - - 302"),
+        ("/jump", "200 GET /own/x own - - 200"),
+        ("/post", "404 GET /post shop - - 404"),
+        ("/nowhere", "404 GET /nowhere shop - - 404"),
+    ] {
+        assert_eq!(balancer.get("/off").await.status, 200);
+        balancer.get(target).await;
+        seen += 1;
+        assert_eq!(balancer.lines("site.log", seen).await.last().map(String::as_str), Some(expected), "{target}");
+    }
+    let mut wire = balancer.connect().await;
+    wire.send("GET /bad HTTP/1.1\r\nHost: a\r\nbad field\r\n\r\n").await;
+    assert_eq!(wire.reply().await.status, 400);
+    let line = balancer.lines("site.log", seen + 1).await.remove(seen);
+    assert!(line.starts_with("400 GET /") && line.ends_with(" shop - - 400"), "{line}");
+    assert!(!balancer.file("common.log").exists() || balancer.lines("common.log", 0).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_client_cannot_break_out_of_a_line() {
+    let a = Origin::start("a").await;
+    let lines = "access_log = [{ file = \"own.log\", format = '\"$uri\" \"$http_x\" \"$arg_a\"' }, \
+        { file = \"own.json\", format = '{\"uri\":\"$uri\",\"x\":\"$http_x\",\"none\":\"$http_none\"}' }, \
+        { file = \"combined.log\", format = \"combined\" }, { file = \"all.json\", format = \"json\" }]\n\
+        [[site.route]]\npath = \"/\"\nrespond = { body = \"fine\" }\n";
+    let balancer = Balancer::start(config(&a, lines)).await;
+    let mut wire = balancer.connect().await;
+    wire.send(b"GET /a%0d%0a%22%5c%01%ff?a=%22 HTTP/1.1\r\nHost: a\r\nX: \"q\\ \tz\xff\xe2\x80\xa8\r\nUser-Agent: \"\\\tx\r\n\r\n".to_vec()).await;
+    assert_eq!(wire.reply().await.status, 200);
+    assert_eq!(
+        balancer.lines("own.log", 1).await,
+        [r#""/a\x0D\x0A\x22\x5C\x01\xFF" "\x22q\x5C \x09z\xFF\xE2\x80\xA8" "%22""#]
+    );
+    let own: Value = serde_json::from_str(&balancer.lines("own.json", 1).await[0]).expect("JSON");
+    assert_eq!(own["uri"], "/a\r\n\"\\\u{1}\u{fffd}");
+    assert_eq!(own["x"], "\"q\\ \tz\u{fffd}\u{2028}");
+    let combined = balancer.lines("combined.log", 1).await.remove(0);
+    assert!(combined.ends_with(r#"200 4 "-" "\x22\x5C\x09x""#), "{combined}");
+    let json: Value = serde_json::from_str(&balancer.lines("all.json", 1).await[0]).expect("JSON");
+    assert_eq!((&json["user_agent"], &json["target"]), (&json!("\"\\\tx"), &json!("/a%0d%0a%22%5c%01%ff?a=%22")));
+}
+
+#[tokio::test]
+async fn values_are_escaped_as_the_log_says() {
+    let a = Origin::start("a").await;
+    let format = "format = '\"$http_x\" $uri [$http_none]'";
+    let logs: Vec<_> = ["default", "json", "none"]
+        .iter()
+        .map(|escape| format!("{{ file = \"{escape}.log\", {format}, escape = \"{escape}\" }}"))
+        .collect();
+    let lines =
+        format!("access_log = [{}]\n[[site.route]]\npath = \"/\"\nrespond = {{ body = \"fine\" }}\n", logs.join(", "));
+    let balancer = Balancer::start(config(&a, &lines)).await;
+    let mut wire = balancer.connect().await;
+    wire.send("GET /a%0d%0ab%5c HTTP/1.1\r\nHost: a\r\nX: \"q\"\t\u{e4}\r\n\r\n").await;
+    assert_eq!(wire.reply().await.status, 200);
+    for (file, line) in [
+        ("default.log", r#""\x22q\x22\x09\xC3\xA4" /a\x0D\x0Ab\x5C [-]"#),
+        ("json.log", "\"\\\"q\\\"\\t\u{e4}\" /a\\r\\nb\\\\ []"),
+        // But no client begins a line.
+        ("none.log", "\"\"q\"\t\u{e4}\" /a\\x0D\\x0Ab\\ []"),
+    ] {
+        assert_eq!(balancer.lines(file, 1).await, [line], "{file}");
+    }
+}
+
+/// What is told of a backend is told of the one that was asked last.
+#[tokio::test]
+async fn behind_a_jump_a_line_tells_of_the_backend_there() {
+    let [a, b, c] = Origin::several(["a", "b", "c"]).await;
+    a.answer_with(response(404, &[], "none"));
+    b.answer_with(response(203, &[], "page"));
+    c.answer(|_| vec![tests::Step::Close]);
+    let lines = "access_log = { file = \"own.log\", format = \"$status $upstream_status $upstream_addr $pool $attempts\" }\n\
+        intercept_errors = true\n\
+        [[site.route]]\npath = \"/page\"\npool = \"app\"\nerror_pages = { \"404\" = \"/there\" }\n\
+        [[site.route]]\npath = \"/fails\"\npool = \"app\"\nerror_pages = { \"404\" = \"/gone\" }\n\
+        [[site.route]]\npath = \"/own\"\npool = \"app\"\nerror_pages = { \"404\" = { text = \"own\" } }\n\
+        [[site.route]]\npath = \"/there\"\npool = \"next\"\n[[site.route]]\npath = \"/gone\"\npool = \"last\"\n";
+    let config =
+        config(&a, lines).pool(tests::Pool::of("next", [&b])).pool(tests::Pool::of("last", [&c]).without_ejection());
+    let balancer = Balancer::start(config).await;
+    for (count, (target, expected)) in (1..).zip([
+        ("/page", format!("404 203 {} next 2", b.address())),
+        ("/fails", format!("502 - {} last 2", c.address())),
+        ("/own", format!("404 404 {} app 1", a.address())),
+    ]) {
+        balancer.get(target).await;
+        assert_eq!(balancer.lines("own.log", count).await.last(), Some(&expected), "{target}");
+    }
+}
+
 #[tokio::test]
 async fn files_are_opened_again_on_sigusr1_and_by_a_reload() {
     let a = Origin::start("a").await;

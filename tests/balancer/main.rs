@@ -15,6 +15,7 @@ mod hot_swap;
 mod http2;
 mod jumps;
 mod kill;
+mod locations;
 mod logs;
 mod malformed;
 mod metrics;

@@ -433,6 +433,7 @@ async fn what_a_backend_says_of_places_and_cookies_means_what_the_client_asked()
         request_headers = { host = \"api.internal\" }\n\
         cookies = { domain = { \"api.internal\" = \"shop.example\" }, path = { \"/v1\" = \"/shop\" }, secure = true, same_site = \"lax\" }\n\
         [[site.route]]\npath = \"/pairs\"\npool = \"app\"\nlocation = [{ from = \"http://b/\", to = \"/pairs/\" }]\n\
+        [[site.route]]\npath = \"/hosts\"\npool = \"app\"\nlocation = [{ from = \"http://a.example\", to = \"http://public.example\" }]\n\
         [[site.route]]\npath = \"/off\"\npool = \"app\"\nlocation = \"off\"\nrewrite = { prefix = \"/v1\" }\n\
         [[site.route]]\npath = \"/own\"\npool = \"app\"\nrewrite = { prefix = \"/v1\" }\n\
         [[site.route]]\npath = \"/\"\npool = \"app\"\nrewrite = { prefix = \"/int\" }\n";
@@ -458,6 +459,12 @@ async fn what_a_backend_says_of_places_and_cookies_means_what_the_client_asked()
         ("/pairs?l=http://b/x", "/pairs/x"),
         ("/pairs?l=http://b//evil", "/pairs//evil"),
         ("/pairs?l=http://c/", "http://c/"),
+        ("/hosts?l=http://a.example/x", "http://public.example/x"),
+        ("/hosts?l=http://a.example?x", "http://public.example?x"),
+        ("/hosts?l=http://a.example", "http://public.example"),
+        ("/hosts?l=http://a.example.evil/", "http://a.example.evil/"),
+        ("/hosts?l=http://a.example:81/", "http://a.example:81/"),
+        ("/hosts?l=http://a.example@evil/", "http://a.example@evil/"),
         ("/off?l=/v1/x", "/v1/x"),
     ] {
         let reply = shop.send(&Request::get(target).with("Host", "shop.example")).await;
@@ -505,6 +512,109 @@ async fn cors_is_answered_for_origins_that_may_ask() {
     let before = a.heads();
     shop.send(&Request::new("OPTIONS", "/x")).await;
     assert_eq!(a.heads(), before + 1);
+}
+
+#[tokio::test]
+async fn what_a_preflight_asks_for_is_allowed_by_names_alone() {
+    let a = Origin::start("a").await;
+    a.answer_with(response(200, &[], "ok"));
+    let lines = route(
+        "pool = \"app\"\ncors = { origins = [\"~https://[a-z]+\\\\.shop\\\\.example|null\"], headers = [\"*\"] }",
+    );
+    let shop = Shop::start(&a, &lines).await;
+    let allow = "access-control-allow-origin";
+    for (origin, is_allowed) in [
+        ("https://a.shop.example", true),
+        ("null", true),
+        ("https://a.shop.example.evil", false),
+        ("http://x?https://a.shop.example", false),
+        ("nullx", false),
+        ("https://a.shop.examplex|null", false),
+    ] {
+        let reply = shop.both(&Request::get("/").with("Origin", origin)).await;
+        assert_eq!(reply.field(allow).is_some(), is_allowed, "{origin}");
+    }
+    let preflight = Request::new("OPTIONS", "/")
+        .with("Origin", "https://a.shop.example")
+        .with("Access-Control-Request-Method", "PUT");
+    for (asked, allowed) in [
+        (&["x-a"][..], Some("x-a")),
+        (&["X-A,  x-b ,"], Some("X-A, x-b")),
+        (&["x-a", "x-b"], Some("x-a, x-b")),
+        (&["<script>, x-a, a b, \"x\", *"], Some("x-a, *")),
+        (&["\u{e4}"], None),
+        (&[], None),
+    ] {
+        let request = asked
+            .iter()
+            .fold(preflight.clone(), |request, asked| request.with("Access-Control-Request-Headers", asked));
+        let reply = shop.send(&request).await;
+        assert_eq!((reply.status, reply.field("access-control-allow-headers")), (204, allowed), "{asked:?}");
+    }
+    // Nobody's scripts ask for two.
+    let reply =
+        shop.send(&Request::get("/").with("Origin", "https://a.shop.example").with("Origin", "https://evil")).await;
+    assert_eq!((reply.field(allow), reply.field("vary")), (None, Some("Origin")));
+    let before = a.heads();
+    shop.send(&preflight.clone().with("Origin", "null")).await;
+    assert_eq!(a.heads(), before + 1, "it is no preflight");
+}
+
+#[tokio::test]
+async fn paths_of_cookies_are_changed_on_whole_segments() {
+    let a = Origin::start("a").await;
+    a.answer(|request| {
+        let path = request.target.split_once('=').map_or("", |(_, path)| path);
+        vec![Step::Send(response(200, &[("Set-Cookie", &format!("a=b; Path={path}"))], ""))]
+    });
+    let lines = "[[site.route]]\npath = \"/one\"\npool = \"app\"\ncookies = { path = { \"/app\" = \"/\", \"/b/\" = \"/c/\" } }\n\
+        [[site.route]]\npath = \"/root\"\npool = \"app\"\ncookies = { path = { \"/\" = \"/shop\" } }\n";
+    let shop = Shop::start(&a, lines).await;
+    for (target, path) in [
+        ("/one?p=/app", "/"),
+        ("/one?p=/app/", "/"),
+        ("/one?p=/app/x", "/x"),
+        ("/one?p=/appx", "/appx"),
+        ("/one?p=/application/x", "/application/x"),
+        ("/one?p=/b", "/c/"),
+        ("/one?p=/b/x", "/c/x"),
+        ("/one?p=/bx", "/bx"),
+        ("/root?p=/", "/shop/"),
+        ("/root?p=/x", "/shop/x"),
+    ] {
+        assert_eq!(shop.get(target).await.field("set-cookie"), Some(&*format!("a=b; Path={path}")), "{target}");
+    }
+}
+
+/// A front that sends everybody to HTTPS, or is closed, has no backends.
+#[tokio::test]
+async fn sites_need_no_pool() {
+    let text = "[[site]]\nhosts = [\"old.example\"]\nredirect = \"https://new.example$request_uri\"\n\
+                [[site]]\nhosts = [\"\"]\nrespond = { status = 503 }\nresponse_headers = { set = { X-Site = \"closed\" } }\n";
+    let config = Config::default().sites(text).section("[metrics]\nexact_status = true");
+    let mut balancer = Balancer::start(config).await;
+    let reply = balancer.send(&Request::get("/x").with("Host", "old.example")).await;
+    assert_eq!((reply.status, reply.field("location")), (302, Some("https://new.example/x")));
+    assert_eq!(balancer.get("/").await.status, 503);
+    // Refused before there is a route.
+    for (head, status) in [
+        ("TRACE / HTTP/1.1\r\nHost: a\r\n", 405),
+        ("GET / HTTP/1.1\r\nHost: a..b\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: ..\r\n", 400),
+    ] {
+        let mut wire = balancer.connect().await;
+        wire.send(format!("{head}\r\n")).await;
+        let reply = wire.reply().await;
+        assert_eq!((reply.status, reply.field("x-site")), (status, Some("closed")), "{head}");
+        assert_eq!(reply.field("allow").is_some(), status == 405, "{head}");
+    }
+    for (status, count) in [("302", 1.0), ("503", 1.0), ("405", 1.0), ("400", 2.0)] {
+        counts(&balancer, "evenkeel_responses_total", &[("pool", ""), ("status", status)], count).await;
+    }
+    balancer.configure(&Config::default().sites(&text.replace("503", "403")));
+    balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!(balancer.get("/").await.status, 403);
+    balancer.stop().await;
 }
 
 #[tokio::test]

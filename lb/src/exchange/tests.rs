@@ -83,7 +83,7 @@ impl<W: Walk> Exchange<W> {
 }
 
 fn answer<W: Walk>(status: u16) -> Event<W> {
-    Event::Head(Answer { status })
+    Event::Head(Answer { status, has_body: true })
 }
 
 #[test]
@@ -212,7 +212,7 @@ impl Walk for Script {
             Learned::Waited(true) => "waited",
             Learned::Waited(false) => "waited in vain",
             Learned::Held => "held",
-            Learned::Sub(Answer { status: 200 }) => "allowed",
+            Learned::Sub(Answer { status: 200, has_body: true }) => "allowed",
             Learned::Sub(_) => "forbidden",
             Learned::Spawned => "spawned",
         });
@@ -237,7 +237,7 @@ fn a_walk_waits_holds_and_asks_before_it_acts() {
     assert!(matches!(exchange.tell(Event::Begun), Step::Wait(asked) if asked == wait));
     assert!(matches!(exchange.tell(Event::Waited(true)), Step::Hold));
     assert!(matches!(exchange.tell(Event::Held), Step::Sub("/auth")));
-    assert!(matches!(exchange.tell(Event::Sub(Answer { status: 200 })), Step::Spawn("/mirror")));
+    assert!(matches!(exchange.tell(Event::Sub(Answer { status: 200, has_body: true })), Step::Spawn("/mirror")));
     assert_eq!(exchange.in_flight(), 0);
     assert!(matches!(exchange.tell(Event::Spawned), Step::Open(_)));
     assert_eq!(exchange.walk.learned, ["begun", "waited", "held", "allowed", "spawned"]);
@@ -249,7 +249,10 @@ fn a_walk_may_answer_itself_and_a_client_may_leave_it() {
     let mut forbidden =
         exchange(&GET, |_| Script::new(vec![WalkStep::Sub("/auth"), WalkStep::Answer(Refusal::Method)], 0));
     forbidden.tell(Event::Begun);
-    assert!(matches!(forbidden.tell(Event::Sub(Answer { status: 403 })), Step::Refuse(Refusal::Method)));
+    assert!(matches!(
+        forbidden.tell(Event::Sub(Answer { status: 403, has_body: true })),
+        Step::Refuse(Refusal::Method)
+    ));
     let outcome = forbidden.finish(Instant::now());
     assert_eq!((outcome.status, outcome.refusal, outcome.attempts), (405, Some(Refusal::Method), 0));
 

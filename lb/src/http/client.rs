@@ -20,7 +20,7 @@ use super::facts::RequestFacts;
 use super::fields::{self, Changes};
 use super::own;
 use super::pace::Pace;
-use super::request::{self, Course, Request, Told};
+use super::request::{self, Belongings, Course, Request, Told};
 use super::stream::ClientStream;
 use super::timer::Timer;
 use super::transfer::{Ending, Happened, Transfer};
@@ -42,10 +42,10 @@ use crate::exchange::{Answer, Event, Exchange, Moment, Outcome, Own, Step};
 use crate::failure::{Failed, Failure};
 use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, ResponsePlan};
 use crate::http::h1::websocket;
-use crate::message::Parsed;
 use crate::message::framing::Framing;
 use crate::message::limits::BLANK_BYTES;
 use crate::message::name::Name;
+use crate::message::{Method, Parsed};
 use crate::plant::Bug;
 use crate::site::RouteId;
 use crate::snapshot::Snapshot;
@@ -379,6 +379,7 @@ impl Request<'_> {
         has_read_all: bool,
     ) -> Ended {
         work.to_client.clear();
+        work.noted.clear();
         let transfer = Transfer::new(self.engine, self.listener, self.limits, client, work, Content::none());
         let mut answer = OwnAnswer { request: self, transfer, refusal, status: refusal.status() };
         answer.status = self.write_refusal(&mut answer.transfer, refusal, has_read_all, None);
@@ -426,6 +427,9 @@ impl Request<'_> {
     fn conclude(&self, transfer: &Transfer<'_>, exchange: Option<&Exchange>, outcome: &Outcome, now: Instant) {
         if let Some(refusal) = outcome.refusal {
             self.engine.control.metrics.refused(refusal.reason());
+        }
+        if exchange.is_none_or(|exchange| exchange.pool().is_none()) {
+            self.engine.control.metrics.own_responses.count(outcome.status);
         }
         let Some(time) = self.time else { return };
         write_record(self, &self.engine.access_log, time, transfer, exchange, outcome, now);
@@ -499,7 +503,7 @@ impl Driver<'_, '_> {
             Happened::Head => {
                 self.now = clock::now();
                 let response = self.transfer.response();
-                let answer = Answer { status: response.status() };
+                let answer = Answer { status: response.status(), has_body: self.transfer.body.is_at_hand() };
                 match websocket::answers(response, asks_for_websocket(self.transfer.work, &self.exchange)) {
                     Ok(false) => Event::Head(answer),
                     // Bytes that are still owed would have no place in the tunnel.
@@ -563,7 +567,13 @@ impl Driver<'_, '_> {
         let (work, exchange) = (&*self.transfer.work, &self.exchange);
         let form = Form::asked(work.request.fields().named(&work.from_client, b"accept"));
         let facts = RequestFacts::of(self.request, work, exchange);
-        match own::reply(own, status, exchange, &facts, form) {
+        let belongings = match own {
+            Own::Page(_) => of_status(work, exchange, &facts),
+            Own::Action | Own::Preflight => Belongings::default(),
+        };
+        let reply = own::reply(own, status, exchange, &facts, form);
+        self.request.course.belongings = belongings;
+        match reply {
             Ok(reply) => {
                 let may_keep = exchange.outcome().refusal.is_none_or(Refusal::keeps_connection);
                 self.request.write_reply(&mut self.transfer, reply, may_keep, Some(exchange));
@@ -579,6 +589,10 @@ impl Driver<'_, '_> {
     #[cold]
     fn turn(&mut self, internal: Internal) -> Event {
         let is_at_hand = self.transfer.body.is_at_hand();
+        if matches!(internal, Internal::Page(_)) {
+            let facts = RequestFacts::of(self.request, self.transfer.work, &self.exchange);
+            self.request.course.belongings = of_status(self.transfer.work, &self.exchange, &facts);
+        }
         // The answer that was there goes nowhere, and neither does its backend's connection.
         self.transfer.give_up();
         let event = request::turn(self.request, self.transfer.work, &mut self.exchange, internal, is_at_hand);
@@ -630,6 +644,26 @@ fn asks_for_websocket(work: &Work, exchange: &Exchange) -> bool {
     request::asks_for_websocket(work) && !exchange.is_page()
 }
 
+/// What of the answer that an error page takes the place of belongs to its status: a backend's, or one of our own.
+fn of_status(work: &Work, exchange: &Exchange, facts: &RequestFacts<'_>) -> Belongings {
+    let outcome = exchange.outcome();
+    match (outcome.refusal, outcome.backend_status) {
+        (Some(refusal), _) => {
+            let seconds = refusal.retry_after().map(|seconds| ("Retry-After", seconds.to_string().into_bytes()));
+            let methods = refusal.allow().map(|methods| ("Allow", methods.as_bytes().to_vec()));
+            Belongings { status: refusal.status(), fields: seconds.into_iter().chain(methods).collect() }
+        }
+        (None, Some(status)) => {
+            let facts = RequestFacts { response: Some((&work.response, &work.from_backend)), ..*facts };
+            Belongings {
+                status,
+                fields: exchange.rules().map_or_else(Vec::new, |rules| fields::of_status(status, rules, &facts)),
+            }
+        }
+        (None, None) => Belongings::default(),
+    }
+}
+
 /// What holds for a request that has come to no route: the rules of the default site, and the facts as it has them.
 fn without_route<'a>(
     of: &'a Request<'a>,
@@ -650,7 +684,7 @@ fn without_route<'a>(
         response: None,
         rewrite: None,
         ended: None,
-        noted: &[],
+        noted: &work.noted,
     };
     Some((site.rules(RouteId::FALLBACK), facts))
 }
@@ -678,18 +712,51 @@ pub(super) fn write_head(
     let (framing, keeps) = (plan.framing, plan.persistence == Persistence::KeepAlive);
     let body = ResponseBody::new(work.response.framing(), framing);
     let has_route = exchange.is_some();
+    let mut body = body;
     if has_route && of.course.snapshot.is_none() {
         rewrite::response(&work.response, &work.from_backend, &plan, &mut work.to_client);
     } else {
+        if let Some(framing) = framing_of_page(work, exchange) {
+            plan.framing = framing;
+            body = ResponseBody::new(work.response.framing(), framing);
+        }
         let mut out = std::mem::take(&mut work.to_client);
         let start = out.len();
         write_changed_head(of, work, plan, exchange, is_backends, &mut out);
-        if let Some(logs) = exchange.and_then(Exchange::rules).and_then(|rules| rules.access_log.as_deref()) {
-            note_fields(logs, of.tables(), is_backends, &out[start..], work);
-        }
+        note_fields_for_logs(of, exchange, is_backends, &out[start..], work);
         work.to_client = out;
     }
     (body, keeps)
+}
+
+/// How an error page goes out that came without content, as a 204 does, where its new status would have some.
+#[cold]
+fn framing_of_page(work: &Work, exchange: Option<&Exchange>) -> Option<Framing> {
+    let status = exchange.filter(|exchange| exchange.is_page())?.outcome().status;
+    let lacks_content = matches!(work.response.status(), 204 | 304) && !matches!(status, 204 | 304);
+    (lacks_content && work.request.method() != Method::Head).then_some(Framing::Length(0))
+}
+
+/// As [`note_fields`], for the logs of the route, or of the default site where there is no route.
+#[cold]
+fn note_fields_for_logs(
+    of: &Request<'_>,
+    exchange: Option<&Exchange>,
+    is_backends: bool,
+    head: &[u8],
+    work: &mut Work,
+) {
+    if let Some(exchange) = exchange {
+        if let Some(logs) = exchange.rules().and_then(|rules| rules.access_log.as_deref()) {
+            note_fields(logs, of.tables(), is_backends, head, work);
+        }
+        return;
+    }
+    let snapshot = of.engine.control.snapshot();
+    let site = snapshot.sites.site(of.engine.address, "");
+    if let Some(logs) = site.and_then(|site| site.rules(RouteId::FALLBACK).access_log.as_deref()) {
+        note_fields(logs, &snapshot.config.values, is_backends, head, work);
+    }
 }
 
 /// Keeps the fields of the answer that logs ask for, since its head is gone when they do. `head` is what the client is sent.
@@ -746,7 +813,15 @@ fn write_changed_head(
         Some(exchange) => exchange.rules().filter(changed).map(|rules| (rules, RequestFacts::of(of, work, exchange))),
         None => snapshot.as_ref().and_then(|snapshot| without_route(of, work, snapshot)),
     };
-    let Some((rules, facts)) = held else { return rewrite::response(response, from_backend, &plan, out) };
+    let no_rules;
+    let (rules, facts) = match (held, exchange) {
+        (Some(held), _) => held,
+        (None, Some(exchange)) if exchange.is_page() => {
+            no_rules = Rules::default();
+            (&no_rules, RequestFacts::of(of, work, exchange))
+        }
+        _ => return rewrite::response(response, from_backend, &plan, out),
+    };
     let facts = RequestFacts { response: Some((response, from_backend)), ..facts };
     // The sticky cookie is no cookie of the backend's.
     let (cookies, id) =
@@ -760,6 +835,9 @@ fn write_changed_head(
             if let Edit::Add(cookie) = change.edit {
                 changes.add(change.name, cookie.get());
             }
+        }
+        if exchange.is_some_and(Exchange::is_page) {
+            changes.page(&of.course.belongings, status, &facts);
         }
         if let Some(preset) = rules.preset {
             changes.preset(preset, of.told.proto() == "https");

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use super::facts::RequestFacts;
+use super::request::Belongings;
 use super::target;
 use crate::config::SameSite;
 use crate::config::site::{
@@ -167,7 +168,8 @@ impl<'a> Changes<'a> {
                     self.set(cors_name("Access-Control-Allow-Headers"), names.join(", ").into_bytes());
                 }
                 CorsHeaders::Asked => {
-                    if let Some(asked) = field(facts, b"access-control-request-headers") {
+                    let asked = asked_fields(facts);
+                    if !asked.is_empty() {
                         self.set(cors_name("Access-Control-Allow-Headers"), asked);
                     }
                 }
@@ -177,6 +179,22 @@ impl<'a> Changes<'a> {
             }
         } else if !cors.expose.is_empty() {
             self.set(cors_name("Access-Control-Expose-Headers"), cors.expose.join(", ").into_bytes());
+        }
+    }
+
+    /// Has an error page say what belongs to the status that it is sent with, unless it does.
+    #[cold]
+    pub fn page(&mut self, belongings: &'a Belongings, status: u16, facts: &RequestFacts<'_>) {
+        let Some((page, buffer)) = facts.response else { return };
+        if status != page.status() {
+            // A page that is a part of something is no part of an error.
+            self.remove(FieldName::known(Name::ContentRange));
+        }
+        for (name, value) in belongings.fields.iter().filter(|_| belongings.status == status) {
+            let is_said = page.fields().named(buffer, name.as_bytes()).next().is_some();
+            if let Some(name) = FieldName::new(name.as_bytes()).filter(|_| !is_said) {
+                self.add(name, &**value);
+            }
         }
     }
 
@@ -325,8 +343,37 @@ fn field<'a>(facts: &RequestFacts<'a>, name: &'a [u8]) -> Option<&'a [u8]> {
     facts.head.fields().named(facts.from_client, name).next()
 }
 
+/// Whose scripts ask. Two of them, which no browser sends, are nobody.
 fn origin<'a>(facts: &RequestFacts<'a>) -> Option<&'a [u8]> {
-    field(facts, b"origin")
+    let mut origins = facts.head.fields().named(facts.from_client, b"origin");
+    origins.next().filter(|_| origins.next().is_none())
+}
+
+/// The names of fields that a preflight asks for. What is no name is left out.
+fn asked_fields(facts: &RequestFacts<'_>) -> Vec<u8> {
+    let lists = facts.head.fields().named(facts.from_client, b"access-control-request-headers");
+    let names = lists.flat_map(|list| list.split(|&byte| byte == b',')).map(ascii::trim);
+    names.filter(|name| ascii::is_token(name)).collect::<Vec<_>>().join(&b", "[..])
+}
+
+/// What of the answer's head belongs to its status (RFC 9110 §10.2.3, §11.6.1, §15.4, §15.5; RFC 6585 §4), as the client
+/// would have got it. `Proxy-Authenticate` and `Upgrade` are for the connection to the backend alone.
+pub fn of_status(status: u16, rules: &Rules, facts: &RequestFacts<'_>) -> Vec<(&'static str, Vec<u8>)> {
+    let name = match status {
+        300..=399 => "Location",
+        401 => "WWW-Authenticate",
+        405 => "Allow",
+        413 | 429 | 503 => "Retry-After",
+        416 => "Content-Range",
+        _ => return Vec::new(),
+    };
+    let Some((head, buffer)) = facts.response else { return Vec::new() };
+    let values = head.fields().named(buffer, name.as_bytes());
+    let mapped = |value: &[u8]| match name {
+        "Location" => mapped_location(value, rules, facts).unwrap_or_else(|| value.to_vec()),
+        _ => value.to_vec(),
+    };
+    values.map(|value| (name, mapped(value))).collect()
 }
 
 /// Whether scripts of an origin may ask. Browsers write it in lower case.
@@ -435,7 +482,7 @@ fn replaced<'t>(
 ) -> Option<&'t [u8]> {
     let fits = |pair: &&Replace| match is_whole {
         true => text.eq_ignore_ascii_case(pair.from.strip_prefix('.').unwrap_or(&pair.from).as_bytes()),
-        false => text.starts_with(pair.from.as_bytes()),
+        false => text.strip_prefix(pair.from.as_bytes()).is_some_and(|rest| ends_host(&pair.from, rest)),
     };
     let pair = pairs.iter().find(fits)?;
     if is_whole {
@@ -444,6 +491,13 @@ fn replaced<'t>(
         (pair.to.write_location(facts, out) == Presence::Present).then_some(())?;
     }
     Some(if is_whole { b"" } else { &text[pair.from.len()..] })
+}
+
+/// Whether the host in a beginning is a whole one where `rest` follows it: `http://a.example` is no beginning of
+/// `http://a.example.evil`.
+fn ends_host(beginning: &str, rest: &[u8]) -> bool {
+    let host = beginning.strip_prefix("//").or_else(|| Some(beginning.split_once("://")?.1));
+    host.is_none_or(|host| host.contains(['/', '?', '#'])) || matches!(rest.first(), None | Some(b'/' | b'?' | b'#'))
 }
 
 /// As [`replaced`], of whole segments: `/app` is no beginning of `/appx`.

@@ -70,8 +70,10 @@ fn page_reply(page: &Page, status: u16, refusal: Option<Refusal>, facts: &Reques
         Page::Redirect(to) => redirect(to, status, facts)?,
         Page::Jump(_) => return Err(Refusal::Internal),
     };
-    if let Some(refusal) = refusal {
-        refusal.add_fields(&mut reply);
+    match refusal {
+        Some(refusal) if refusal.status() == status => refusal.add_fields(&mut reply),
+        Some(_) => reply.field(b"Cache-Control", b"no-store"),
+        None => {}
     }
     Ok(reply)
 }

@@ -54,8 +54,17 @@ pub struct Course {
     pub is_get: bool,
     /// The content does not go along.
     pub is_bare: bool,
+    /// Of the answer that an error page takes the place of.
+    pub belongings: Belongings,
     /// What the route was found in. `None`: it only proxies.
     pub snapshot: Option<Arc<Snapshot>>,
+}
+
+/// Fields that belong to a status, such as `Retry-After` to 503, for whatever else is sent with it.
+#[derive(Default)]
+pub struct Belongings {
+    pub status: u16,
+    pub fields: Vec<(&'static str, Vec<u8>)>,
 }
 
 /// What the backend is told besides what the client said, as places in the text of the work.
@@ -240,7 +249,7 @@ pub fn turn(
         }
     };
     let is_page_by_path = is_page && matches!(to, Some(JumpTo::Path(_)));
-    // Content that a client did not send as it has to goes nowhere.
+    // Content that a client did not send as it has to goes nowhere. No backend is asked by a page's name then.
     let is_clients = |failure: Failure| failure.verdict().fault == Fault::Client;
     let has_failed = exchange.outcome().failure.is_some_and(is_clients);
     let keeps_body = is_body_at_hand && !of.course.is_bare && !has_failed && !is_page_by_path;
@@ -266,7 +275,12 @@ pub fn turn(
                     work.path = path.to_vec();
                     work.target = target;
                     of.told.path_is_made();
-                    route = site.find(&work.path, &RequestFacts::of(of, work, exchange));
+                    let facts = RequestFacts::of(of, work, exchange);
+                    route = site.find(&work.path, &facts);
+                    let may_choose = matches!(to, Some(JumpTo::Path(to)) if !target::names(to, route, &facts));
+                    if site.route(route).is_internal && may_choose {
+                        route = RouteId::FALLBACK;
+                    }
                 }
                 Err(_) => leads_nowhere = true,
             }

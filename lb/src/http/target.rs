@@ -2,6 +2,8 @@
 
 use super::facts::RequestFacts;
 use crate::config::site::{Matcher, Rewrite};
+use crate::message::path::normalise;
+use crate::site::RouteId;
 use crate::value::encode::{has_dot_segments, write_path, write_query, write_written};
 use crate::value::{Facts, Presence, Value};
 
@@ -10,6 +12,19 @@ pub fn write(value: &Value, facts: &impl Facts, out: &mut Vec<u8>) {
     if value.write_target(facts, out) == Presence::Missing {
         out.push(b'/');
     }
+}
+
+/// Whether the operator has written that a jump leads to this route: where a client has a say in the path, what stands
+/// before that is a path of the route already. Else a client could choose an internal one.
+pub fn names(to: &Value, route: RouteId, facts: &RequestFacts<'_>) -> bool {
+    let mut own = Vec::new();
+    if to.write_own_target(facts.tables, facts, &mut own) {
+        return true;
+    }
+    let end = own.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(own.len());
+    let mut scratch = Vec::new();
+    let Some((site, _)) = facts.place else { return false };
+    normalise(&own[..end], &mut scratch).is_ok_and(|path| site.covers(route, path))
 }
 
 /// What begins with `//` names another host, and to browsers `/\` does too: one slash is left.

@@ -1,7 +1,8 @@
 //! Host and authority: `uri-host [ ":" port ]` and nothing else (RFC 9110 §7.2, RFC 3986 §3.2).
 //!
-//! Narrower than the grammar in two places, since a name has to mean one thing to us and to every backend: no
-//! percent-encoding and no comma in names, and no address literals but IPv6 without zone.
+//! Narrower than the grammar in three places, since a name has to mean one thing to us and to every backend: no
+//! percent-encoding and no comma in names, no empty label (nginx refuses it too), and no address literals but IPv6
+//! without zone.
 
 use std::net::Ipv6Addr;
 use std::str;
@@ -40,7 +41,7 @@ pub fn parse(authority: &[u8]) -> Option<Authority<'_>> {
     };
     let (host, rest) = authority.split_at_checked(host_len)?;
     // The final dot of a name is left out where the name is used.
-    if matches!(host, b"" | b".") || host.len() > MAX_HOST_BYTES {
+    if matches!(host, b"" | b".") || host.len() > MAX_HOST_BYTES || host.windows(2).any(|two| two == b"..") {
         return None;
     }
     let port = match rest {
@@ -88,6 +89,9 @@ mod tests {
             ":80",
             ".",
             ".:80",
+            "..",
+            "a..",
+            "a..b:80",
             "a b",
             "a:b",
             "a:-1",

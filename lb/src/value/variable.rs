@@ -208,6 +208,28 @@ impl Variable {
         }
     }
 
+    /// Whether a client has a say in its text.
+    pub fn is_of_client(&self, tables: &Tables) -> bool {
+        match self {
+            Self::Scheme
+            | Self::ServerPort
+            | Self::ServerName
+            | Self::Hostname
+            | Self::Site
+            | Self::Route
+            | Self::Pool => false,
+            Self::RequestTime | Self::RequestTimeMs | Self::TimeIso8601 | Self::TimeLocal | Self::Msec => false,
+            Self::Status | Self::UpstreamAddr | Self::UpstreamStatus | Self::Attempts | Self::Failure => false,
+            Self::UpstreamResponseTime | Self::BodyBytesSent => false,
+            // Backends are believed, as nginx believes their X-Accel-Redirect.
+            Self::BackendField(_) => false,
+            Self::Table(id) => tables.get(*id).is_some_and(|table| {
+                table.results().flat_map(super::Value::variables).any(|variable| variable.is_of_client(tables))
+            }),
+            _ => true,
+        }
+    }
+
     /// From when on it is known.
     pub fn phase(&self, tables: &Tables) -> Phase {
         match self {

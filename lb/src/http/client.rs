@@ -716,14 +716,23 @@ pub(super) fn write_head(
     if has_route && of.course.snapshot.is_none() {
         rewrite::response(&work.response, &work.from_backend, &plan, &mut work.to_client);
     } else {
-        if let Some(framing) = framing_of_page(work, exchange) {
+        if let Some(exchange) = exchange.filter(|exchange| exchange.is_page())
+            && let Some(framing) = framing_of_page(work, exchange)
+        {
             plan.framing = framing;
             body = ResponseBody::new(work.response.framing(), framing);
         }
         let mut out = std::mem::take(&mut work.to_client);
         let start = out.len();
         write_changed_head(of, work, plan, exchange, is_backends, &mut out);
-        note_fields_for_logs(of, exchange, is_backends, &out[start..], work);
+        match exchange {
+            Some(exchange) => {
+                if let Some(logs) = exchange.rules().and_then(|rules| rules.access_log.as_deref()) {
+                    note_fields(logs, of.tables(), is_backends, &out[start..], work);
+                }
+            }
+            None => note_fields_without_route(of, &out[start..], work),
+        }
         work.to_client = out;
     }
     (body, keeps)
@@ -731,31 +740,19 @@ pub(super) fn write_head(
 
 /// How an error page goes out that came without content, as a 204 does, where its new status would have some.
 #[cold]
-fn framing_of_page(work: &Work, exchange: Option<&Exchange>) -> Option<Framing> {
-    let status = exchange.filter(|exchange| exchange.is_page())?.outcome().status;
+fn framing_of_page(work: &Work, exchange: &Exchange) -> Option<Framing> {
+    let status = exchange.outcome().status;
     let lacks_content = matches!(work.response.status(), 204 | 304) && !matches!(status, 204 | 304);
     (lacks_content && work.request.method() != Method::Head).then_some(Framing::Length(0))
 }
 
-/// As [`note_fields`], for the logs of the route, or of the default site where there is no route.
+/// As [`note_fields`], for the logs of the default site.
 #[cold]
-fn note_fields_for_logs(
-    of: &Request<'_>,
-    exchange: Option<&Exchange>,
-    is_backends: bool,
-    head: &[u8],
-    work: &mut Work,
-) {
-    if let Some(exchange) = exchange {
-        if let Some(logs) = exchange.rules().and_then(|rules| rules.access_log.as_deref()) {
-            note_fields(logs, of.tables(), is_backends, head, work);
-        }
-        return;
-    }
+fn note_fields_without_route(of: &Request<'_>, head: &[u8], work: &mut Work) {
     let snapshot = of.engine.control.snapshot();
     let site = snapshot.sites.site(of.engine.address, "");
     if let Some(logs) = site.and_then(|site| site.rules(RouteId::FALLBACK).access_log.as_deref()) {
-        note_fields(logs, &snapshot.config.values, is_backends, head, work);
+        note_fields(logs, &snapshot.config.values, false, head, work);
     }
 }
 

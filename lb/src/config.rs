@@ -10,6 +10,7 @@ pub mod route;
 pub mod site;
 pub mod tls;
 pub mod toml;
+pub mod transport;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use self::backend::{AdminState, BackendAddress, Weight};
 use self::route::{HostPattern, PathPrefix};
 use self::site::{ListenerName, Origin, RouteConfig, SiteConfig};
 use self::tls::TlsConfig;
+use self::transport::TransportConfig;
 use crate::message::ascii::is_token;
 use crate::message::limits::{AmbiguousNames, Limits, NonAsciiTargets};
 use crate::message::name::Name;
@@ -243,6 +245,8 @@ pub struct PoolSettings {
     pub max_fields: u32,
     /// Percentage, 0 to 100.
     pub panic_threshold: u8,
+    #[serde(flatten)]
+    pub transport: TransportConfig,
     pub probe: Option<ProbeConfig>,
     pub ejection: EjectionConfig,
     pub sticky: Option<StickyConfig>,

@@ -547,6 +547,7 @@ impl<W: Walk> Exchange<W> {
             if failure == Failure::Killed {
                 backend.metrics.killed.inc();
             }
+            pool.metrics.not_opened(failure);
             let detail =
                 failed.detail.or_else(|| limit_on(failure, &limits(&self.site, self.route, plan)).map(Detail::After));
             let cause = Cause::Attempt(Failed { failure, detail });

@@ -22,7 +22,11 @@ pub enum Failure {
     ConnectUnreachable,
     ConnectReset,
     ConnectTimeout,
+    TlsHandshake,
+    TlsCertificate,
     Unresolved,
+    NoLocalPort,
+    NoSourceAddress,
     OutOfResources,
     StaleConnection,
     Closed,
@@ -111,12 +115,16 @@ const CLOSED_UNIX_SOCKET: &str =
 const DEAD_UNIX_SOCKET: &str = "nobody listens on the socket: its server has ended and left the file behind";
 
 impl Failure {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 33] = [
         Self::ConnectRefused,
         Self::ConnectUnreachable,
         Self::ConnectReset,
         Self::ConnectTimeout,
+        Self::TlsHandshake,
+        Self::TlsCertificate,
         Self::Unresolved,
+        Self::NoLocalPort,
+        Self::NoSourceAddress,
         Self::OutOfResources,
         Self::StaleConnection,
         Self::Closed,
@@ -154,7 +162,12 @@ impl Failure {
             Self::ConnectUnreachable => (Backend, Always, Counts, 502, "connect-unreachable", "the backend cannot be reached"),
             Self::ConnectReset => (Backend, Always, Counts, 502, "connect-reset", "the backend reset the connection"),
             Self::ConnectTimeout => (Backend, Always, Counts, 504, "connect-timeout", "the backend did not accept a connection in time"),
+            Self::TlsHandshake => (Backend, Always, Counts, 502, "tls-handshake", "no TLS connection to the backend could be made"),
+            Self::TlsCertificate => (Backend, Always, Counts, 502, "tls-certificate", "the backend's certificate cannot be accepted"),
             Self::Unresolved => (Backend, Always, Counts, 502, "unresolved", "the backend's name does not resolve"),
+            // To another address there may be one.
+            Self::NoLocalPort => (Balancer, Always, NO, 503, "no-local-port", "the balancer has no local port left for a connection to the backend"),
+            Self::NoSourceAddress => (Balancer, Always, NO, 503, "no-source-address", "the balancer does not have the address that it is to connect from"),
             Self::OutOfResources => (Balancer, Never, NO, 503, "out-of-resources", "the balancer cannot open another connection now"),
             Self::StaleConnection => (Nobody, IfIdempotent, NO, 502, "stale-connection", "the backend closed the connection when the request was sent"),
             Self::Closed => (Backend, IfIdempotent, Counts, 502, "closed", "the backend closed the connection before its response"),
@@ -208,9 +221,9 @@ impl Failure {
     /// Why a connection was not made.
     pub fn of_connecting(error: &io::Error) -> Self {
         match Errno::from_io_error(error) {
-            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL) => {
-                Self::OutOfResources
-            }
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Self::OutOfResources,
+            // All ports of net.ipv4.ip_local_port_range are in use for this address and port.
+            Some(Errno::ADDRNOTAVAIL) => Self::NoLocalPort,
             Some(Errno::CONNREFUSED) => Self::ConnectRefused,
             Some(Errno::CONNRESET | Errno::CONNABORTED) => Self::ConnectReset,
             Some(Errno::TIMEDOUT) => Self::ConnectTimeout,
@@ -367,10 +380,10 @@ mod tests {
     }
 
     #[test]
-    fn a_lack_of_files_ports_or_memory_is_told_from_a_backend_that_cannot_be_reached() {
+    fn a_lack_of_files_memory_or_ports_is_told_from_a_backend_that_cannot_be_reached() {
         for (errno, failure) in [
             (Errno::MFILE, Failure::OutOfResources),
-            (Errno::ADDRNOTAVAIL, Failure::OutOfResources),
+            (Errno::ADDRNOTAVAIL, Failure::NoLocalPort),
             (Errno::NOMEM, Failure::OutOfResources),
             (Errno::CONNREFUSED, Failure::ConnectRefused),
             (Errno::CONNRESET, Failure::ConnectReset),

@@ -10,7 +10,7 @@
 //!   survives a restart.
 //! - [`balance`]: which candidate takes a request.
 //! - [`health`]: which backends are candidates.
-//! - [`probe`]: asks backends whether they are well.
+//! - [`dial`]: how a backend is connected to. [`probe`]: asks backends whether they are well.
 //! - [`exchange`]: what is decided about a request; [`failure`]: what follows from each way to fail.
 //! - [`message`]: heads and what they are made of; [`value`]: texts with variables, patterns and conditions.
 //! - [`http`]: how bytes move; [`listen`]: where from; [`tls`]: encrypted; [`room`]: for how many clients; [`shutdown`]: until when.
@@ -28,6 +28,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod date;
+pub mod dial;
 pub mod exchange;
 pub mod failure;
 pub mod health;

@@ -25,6 +25,9 @@ const WATCHED_STATUSES: [u16; 5] = [429, 499, 502, 503, 504];
 /// What a status code can be (RFC 9110 §15: three digits).
 const STATUSES: RangeInclusive<u16> = 100..=999;
 
+/// What keeps the balancer itself from opening a connection to a backend.
+const NOT_OPENED: [Failure; 3] = [Failure::NoLocalPort, Failure::NoSourceAddress, Failure::OutOfResources];
+
 const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 #[derive(Debug)]
@@ -45,6 +48,7 @@ pub struct Metrics {
     backend_ejections: IntCounterVec,
     backend_probes: IntCounterVec,
     backend_killed: IntCounterVec,
+    connections_not_opened: IntCounterVec,
     pub reloads: IntCounterVec,
     pub certificate_renewals: IntCounterVec,
     pub access_log_lost: IntCounter,
@@ -99,6 +103,8 @@ pub struct PoolMetrics {
     pub responses: StatusCounters,
     pub request_duration: Histogram,
     pub retries: IntCounter,
+    /// By [`NOT_OPENED`].
+    not_opened: [IntCounter; NOT_OPENED.len()],
 }
 
 /// What a backend counts, kept by the backend.
@@ -200,6 +206,11 @@ impl Metrics {
                 "evenkeel_backend_killed_total",
                 "Exchanges that an operator ended: by kill, or at the deadline of a change.",
                 &["pool", "backend"],
+            ),
+            connections_not_opened: counters(
+                "evenkeel_connections_not_opened_total",
+                "Connections to backends that the balancer itself could not open, by what it lacked: no-local-port, no-source-address, out-of-resources (files or memory).",
+                &["pool", "kind"],
             ),
             reloads: counters(
                 "evenkeel_reloads_total",
@@ -309,6 +320,7 @@ impl Metrics {
             responses: StatusCounters::new(&self.responses, &self.counts_each_status, pool),
             request_duration: self.request_duration.with_label_values(&[pool]),
             retries: self.retries.with_label_values(&[pool]),
+            not_opened: NOT_OPENED.map(|kind| self.connections_not_opened.with_label_values(&[pool, kind.word()])),
         }
     }
 
@@ -349,6 +361,9 @@ impl Metrics {
         }
         let _ = self.request_duration.remove_label_values(&[pool]);
         let _ = self.retries.remove_label_values(&[pool]);
+        for kind in NOT_OPENED {
+            let _ = self.connections_not_opened.remove_label_values(&[pool, kind.word()]);
+        }
     }
 
     /// Ends the series of a backend that left its pool.
@@ -480,6 +495,14 @@ impl BackendMetrics {
 
     pub fn failures(&self) -> u64 {
         self.failures.0.iter().map(|(_, counter)| counter.get()).sum()
+    }
+}
+
+impl PoolMetrics {
+    /// Counts a connection that was not opened, if that was for what the balancer itself lacked.
+    pub fn not_opened(&self, why: Failure) {
+        let counter = NOT_OPENED.iter().position(|kind| *kind == why).and_then(|kind| self.not_opened.get(kind));
+        counter.into_iter().for_each(IntCounter::inc);
     }
 }
 

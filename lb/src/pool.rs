@@ -18,6 +18,7 @@ use crate::clock;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
 use crate::config::{BackendConfig, PoolConfig, PoolName, PoolSettings, Secret};
+use crate::dial::Transport;
 use crate::failure::Cause;
 use crate::health::ejection::{Ejections, most_ejected};
 use crate::metrics::{Metrics, PoolMetrics};
@@ -47,6 +48,8 @@ pub struct Plan {
     pub algorithm: Algorithm,
     pub settings: PoolSettings,
     pub sticky: Option<Arc<Sticky>>,
+    /// How its backends are connected to: the same from plan to plan while that does not change.
+    pub transport: Arc<Transport>,
     members: Box<[Member]>,
     states: Box<[AdminState]>,
     turn: Turn,
@@ -283,6 +286,9 @@ impl Plan {
         secret: &Secret,
     ) -> Self {
         let is_probed = config.settings.probe.is_some();
+        let transport = previous.map(|plan| &plan.transport).filter(|of| of.config == config.settings.transport);
+        let is_connected_anew = previous.is_some() && transport.is_none();
+        let transport = transport.map_or_else(|| Arc::new(Transport::new(&config.settings.transport)), Arc::clone);
         let now = clock::now();
         let known: HashMap<_, _> = previous
             .iter()
@@ -293,7 +299,8 @@ impl Plan {
             let backend_here = match known.get(&backend.address) {
                 Some(&(known, before)) => {
                     known.backend.set_probed(is_probed);
-                    if may_be_another(before, backend.state) {
+                    // What was learned over other connections may not hold over these, and no other is to be used.
+                    if is_connected_anew || may_be_another(before, backend.state) {
                         known.backend.forget(now);
                     }
                     Arc::clone(&known.backend)
@@ -319,6 +326,7 @@ impl Plan {
             algorithm: config.algorithm,
             settings: config.settings.clone(),
             sticky,
+            transport,
             states: config.backends.iter().map(|backend| backend.state).collect(),
             turn: previous.map(|plan| plan.turn.of_members(&plan.members, &members)).unwrap_or_default(),
             ring: if needs_ring { Some(Arc::new(Ring::new(&members))) } else { ring },

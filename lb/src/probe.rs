@@ -23,6 +23,7 @@ use crate::backend::{Backend, Endpoint, Finding, ProbeReport};
 use crate::config::backend::{AdminState, BackendAddress, SocketAddress};
 use crate::config::{PoolName, ProbeConfig, ProbeKind};
 use crate::control::Control;
+use crate::dial::Transport;
 use crate::failure::{Detail, Failed, Failure, Fault};
 use crate::health::tracker::Health;
 use way::Way;
@@ -48,9 +49,9 @@ async fn follow_snapshots(control: &Arc<Control>, moved: &Notify) {
     let mut tasks = HashMap::<Key, Task>::new();
     loop {
         let wanted = wanted(control);
-        tasks.retain(|key, task| wanted.get(key).is_some_and(|(endpoint, config)| task.is_for(endpoint, config)));
-        for (key, (endpoint, config)) in wanted {
-            tasks.entry(key).or_insert_with_key(|(pool, ..)| Task::start(control, pool, endpoint, config));
+        tasks.retain(|key, task| wanted.get(key).is_some_and(|probed| task.is_for(probed)));
+        for (key, probed) in wanted {
+            tasks.entry(key).or_insert_with_key(|(pool, ..)| Task::start(control, pool, probed));
         }
         tokio::select! {
             changed = versions.changed() => if changed.is_err() { return },
@@ -60,7 +61,15 @@ async fn follow_snapshots(control: &Arc<Control>, moved: &Notify) {
 }
 
 type Key = (PoolName, BackendAddress, SocketAddress);
-type Wanted = HashMap<Key, (Arc<Endpoint>, ProbeConfig)>;
+type Wanted = HashMap<Key, Probed>;
+
+/// An endpoint, how it is asked, and over what.
+#[derive(Clone)]
+struct Probed {
+    endpoint: Arc<Endpoint>,
+    config: ProbeConfig,
+    transport: Arc<Transport>,
+}
 
 fn wanted(control: &Control) -> Wanted {
     let snapshot = control.snapshot();
@@ -72,7 +81,8 @@ fn wanted(control: &Control) -> Wanted {
             for endpoint in member.backend.endpoints().as_slice() {
                 let Some(address) = endpoint.address() else { continue };
                 let key = (pool.name.clone(), member.backend.address.clone(), address.clone());
-                wanted.insert(key, (Arc::clone(endpoint), config.clone()));
+                let (endpoint, transport) = (Arc::clone(endpoint), Arc::clone(&plan.transport));
+                wanted.insert(key, Probed { endpoint, config: config.clone(), transport });
             }
         }
     }
@@ -81,19 +91,19 @@ fn wanted(control: &Control) -> Wanted {
 
 /// The probing of one endpoint; ends when dropped.
 struct Task {
-    endpoint: Arc<Endpoint>,
-    config: ProbeConfig,
+    probed: Probed,
     handle: AbortHandle,
 }
 
 impl Task {
-    fn start(control: &Arc<Control>, pool: &PoolName, endpoint: Arc<Endpoint>, config: ProbeConfig) -> Self {
-        let probing = probe_forever(Arc::clone(control), pool.clone(), Arc::clone(&endpoint), config.clone());
-        Self { endpoint, config, handle: tokio::spawn(probing).abort_handle() }
+    fn start(control: &Arc<Control>, pool: &PoolName, probed: Probed) -> Self {
+        let probing = probe_forever(Arc::clone(control), pool.clone(), probed.clone());
+        Self { probed, handle: tokio::spawn(probing).abort_handle() }
     }
 
-    fn is_for(&self, endpoint: &Arc<Endpoint>, config: &ProbeConfig) -> bool {
-        Arc::ptr_eq(&self.endpoint, endpoint) && self.config == *config
+    fn is_for(&self, wanted: &Probed) -> bool {
+        let Probed { endpoint, config, transport } = &self.probed;
+        Arc::ptr_eq(endpoint, &wanted.endpoint) && Arc::ptr_eq(transport, &wanted.transport) && *config == wanted.config
     }
 }
 
@@ -103,10 +113,11 @@ impl Drop for Task {
     }
 }
 
-async fn probe_forever(control: Arc<Control>, pool: PoolName, endpoint: Arc<Endpoint>, config: ProbeConfig) {
+async fn probe_forever(control: Arc<Control>, pool: PoolName, probed: Probed) {
+    let check = health_check(&probed);
+    let Probed { endpoint, config, .. } = probed;
     let backend = &endpoint.backend;
     let address = endpoint.address().map(tracing::field::display);
-    let check = health_check(&endpoint, &config);
     // The first probe is at hand; a call for one that came before would only repeat it.
     let _ = tokio::time::timeout(Duration::ZERO, endpoint.forgotten()).await;
     // Probes that failed by our own fault since the last one that did not: told once, and counted.
@@ -184,8 +195,9 @@ async fn probe(check: &(dyn HealthCheck + Send + Sync), timeout: Duration) -> Re
     }
 }
 
-fn health_check(endpoint: &Arc<Endpoint>, config: &ProbeConfig) -> Box<dyn HealthCheck + Send + Sync> {
-    let way: Arc<dyn Connect + Send + Sync> = Arc::new(Way { endpoint: Arc::clone(endpoint) });
+fn health_check(Probed { endpoint, config, transport }: &Probed) -> Box<dyn HealthCheck + Send + Sync> {
+    let way = Way { endpoint: Arc::clone(endpoint), transport: Arc::clone(transport) };
+    let way: Arc<dyn Connect + Send + Sync> = Arc::new(way);
     match &config.kind {
         ProbeKind::Tcp => {
             let mut check = TcpHealthCheck::new();

@@ -29,3 +29,4 @@ mod sticky;
 mod stopping;
 mod tls;
 mod upstream;
+mod upstream_tls;

@@ -8,7 +8,8 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAdd
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::nginx::Nginx;
-use tests::{Balancer, Config, End, Origin, Pool, Request, Step, eventually, response};
+use tests::process::installed;
+use tests::{Balancer, Config, End, Origin, Pool, Request, Step, eventually, response, within};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpStream, UnixListener};
 use tokio::task::JoinSet;
@@ -164,4 +165,94 @@ fn listener_with_short_queue(path: &Path) -> UnixListener {
     socket::bind(socket.as_raw_fd(), &UnixAddr::new(path).expect("a short path")).expect("a free path");
     socket::listen(&socket, Backlog::new(1).expect("a small number")).expect("a bound socket");
     UnixListener::from_std(socket.into()).expect("a socket that does not block")
+}
+
+#[tokio::test]
+async fn backends_see_the_source_address() {
+    let nginx = Nginx::start("server { listen {listen}; location / { return 200 $remote_addr; } }").await;
+    let address = nginx.address().to_string();
+    let probe = "path = \"/\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 3";
+    let from = |source: &str| {
+        let pool = pool(&address).set(&format!("source_address = \"{source}\"")).without_ejection();
+        Config::default().server("threads = 1").pool(pool.probe(probe))
+    };
+    let balancer = Balancer::start(from("127.0.0.9")).await;
+    assert_eq!(balancer.get("/").await.text(), "127.0.0.9");
+    balancer.configure(&from(""));
+    balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!(balancer.get("/").await.text(), "127.0.0.1", "no connection from before is used");
+    // An address that is not here is our own fault: no backend is held responsible.
+    balancer.configure(&from("192.0.2.9"));
+    balancer.change("POST", "/admin/reload", None).await;
+    let reply = balancer.get("/").await;
+    assert_eq!(reply.status, 503, "{}", reply.text());
+    balancer.logs(&["failure=\"no-source-address\"", "a backend could not be probed", "error=no-source-address"]).await;
+    let metrics = balancer.metrics().await;
+    let not_opened = [("pool", "app"), ("kind", "no-source-address")];
+    assert_eq!(metrics.sum("evenkeel_connections_not_opened_total", &not_opened), 1.0);
+    assert_eq!(metrics.sum("evenkeel_backend_failures_total", &[]), 0.0);
+    let checked = tests::evenkeel(["check", &balancer.config_file().display().to_string()]).await;
+    assert!(checked.stderr.contains("which is no address of this machine now"), "{}", checked.stderr);
+    balancer.configure(&from("::1"));
+    let checked = tests::evenkeel(["check", &balancer.config_file().display().to_string()]).await;
+    assert!(
+        !checked.status.success() && checked.stderr.contains("an IPv6 address, and never reaches backend"),
+        "{checked:?}"
+    );
+}
+
+// Whoever has no port left is not told to blame a backend, and another address still has one.
+#[tokio::test]
+async fn a_lack_of_local_ports_is_told_from_a_backend_that_refuses() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(folder.path().join("slow"), vec![b'x'; 1 << 20]).expect("a writable directory");
+    let scratch: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {};", path(name)))
+        .concat();
+    let nginx = format!(
+        "user root; master_process off; pid {}; error_log stderr; events {{}} http {{ access_log off; {scratch} root {};\n\
+         server {{ listen 127.0.0.1:9001; location /slow {{ limit_rate 1k; }} location / {{ return 200 a; }} }}\n\
+         server {{ listen 127.0.0.2:9001; location / {{ return 200 b; }} }} }}",
+        path("nginx.pid"),
+        path(""),
+    );
+    let text = "[server]\nthreads = 1\n[[listener]]\naddress = \"127.0.0.1:8888\"\n[[listener]]\naddress = \"127.0.0.1:8887\"\n\
+                [[pool]]\nname = \"one\"\nbackends = [\"127.0.0.1:9001\"]\n\
+                [[pool]]\nname = \"two\"\nbackends = [\"127.0.0.1:9001\", \"127.0.0.2:9001\"]\n\
+                [[route]]\npool = \"one\"\n[[route]]\npath = \"/two\"\npool = \"two\"\n";
+    for (file, text) in [("nginx.conf", nginx.as_str()), ("evenkeel.toml", text)] {
+        std::fs::write(folder.path().join(file), text).expect("a writable directory");
+    }
+    // In a network of its own, which has four ports to connect from.
+    let script = r#"set -e; PIDS=; trap 'kill $PIDS' EXIT TERM
+        ip link set lo up; echo 40000 40003 > /proc/sys/net/ipv4/ip_local_port_range
+        "$WEB" -g 'daemon off;' -p . -c nginx.conf > nginx.log 2>&1 & PIDS="$PIDS $!"
+        "$EVENKEEL" run --config evenkeel.toml 2> evenkeel.log & PIDS="$PIDS $!"
+        until curl -sf -m 5 http://127.0.0.2:9001/; do sleep 0.05; done
+        until curl -sf -m 5 http://127.0.0.1:8889/readyz; do sleep 0.05; done
+        for n in 1 2 3 4; do curl -s -m 15 http://127.0.0.1:8888/slow > /dev/null 2>&1 & PIDS="$PIDS $!"; done
+        until curl -sf -m 5 http://127.0.0.1:8889/metrics | grep -q '_requests_total{backend.*2xx.*one.* 4$'; do sleep 0.1; done
+        echo; curl -s -m 5 -w ' %{http_code}\n' http://127.0.0.1:8887/
+        for n in 1 2; do curl -s -m 5 -w ' %{http_code}\n' http://127.0.0.1:8887/two; done
+        until curl -sf -m 5 http://127.0.0.1:8889/metrics > metrics; do sleep 0.1; done
+        grep 'not_opened\|failures_total\|ejections' metrics; cat evenkeel.log >&2"#;
+    let mut command = tokio::process::Command::new(installed("unshare", "util-linux"));
+    command
+        .args(["--map-root-user", "--net", "timeout", "18", "sh", "-c", script])
+        .current_dir(folder.path())
+        .kill_on_drop(true);
+    command.env("WEB", installed("nginx", "nginx-light")).env("EVENKEEL", tests::balancer::program());
+    let output = within("the script", command.output()).await.expect("a program that starts");
+    let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}\n{log}");
+    assert!(
+        said.contains("no local port left for a connection to the backend.\n") && said.contains(" 503\n"),
+        "{said}\n{log}"
+    );
+    assert_eq!(said.matches("b 200\n").count(), 2, "another address has ports: {said}\n{log}");
+    assert!(said.contains("evenkeel_connections_not_opened_total{kind=\"no-local-port\",pool=\"one\"} 1"), "{said}");
+    let blamed = said.lines().filter(|line| line.contains("failures_total") || line.contains("ejections"));
+    assert!(blamed.filter(|line| !line.starts_with('#')).all(|line| line.ends_with(" 0")), "{said}");
+    assert!(log.contains("failure=\"no-local-port\""), "{log}");
 }

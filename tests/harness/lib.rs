@@ -8,10 +8,12 @@
 //! - [`config`], [`balancer`]: a configuration, and the real program running with it.
 //! - [`origin`]: a backend that does as told. [`link`]: a connection that can be cut. [`websocket`]: a client.
 //! - [`nginx`], [`haproxy`]: references for what must agree with them. [`openssl`]: certificates, and another client of TLS.
+//!   [`authority`]: certificates for addresses, and such as have expired.
 //! - [`redis_cluster`]: a store of several nodes that can be killed, frozen and given other roles.
 //! - [`app`], [`browser`]: the application, and a person who uses it.
 
 pub mod app;
+pub mod authority;
 pub mod balancer;
 pub mod browser;
 pub mod config;

@@ -13,7 +13,7 @@ use super::certificate::{self, Certificate, Renewal};
 use super::route::HostPattern;
 use super::site::Matcher;
 use super::tls::TlsConfig;
-use super::{Config, ListenerConfig, PoolConfig, StickyConfig};
+use super::{BackendConfig, Config, ListenerConfig, PoolConfig, StickyConfig};
 
 /// One thing that is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub enum Subject {
     Algorithm { pool: usize },
     Backends { pool: usize },
     Backend { pool: usize, backend: usize },
+    BackendTls { pool: usize },
+    Source { pool: usize },
     Cookie { pool: usize },
     Certificate { listener: usize },
     Listener { listener: usize },
@@ -55,6 +57,19 @@ pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
         }
         for (backend, message) in backends_written_twice(settings) {
             told.push(Advice { subject: Subject::Backend { pool, backend }, is_error: false, message });
+        }
+        for (is_error, message) in wrong_source(settings) {
+            told.push(Advice { subject: Subject::Source { pool }, is_error, message });
+        }
+        for (backend, message) in nameless(settings) {
+            told.push(Advice { subject: Subject::Backend { pool, backend }, is_error: true, message });
+        }
+        if settings.settings.transport.tls.as_ref().is_some_and(|tls| !tls.verify) {
+            let message = format!(
+                "pool \"{}\" takes any certificate, so whoever is between it and its backends reads and changes everything: write ca = \"FILE\" in place of verify = false",
+                settings.name
+            );
+            told.push(Advice { subject: Subject::BackendTls { pool }, is_error: false, message });
         }
         if let Some(message) = ignored_weights(settings) {
             told.push(Advice { subject: Subject::Algorithm { pool }, is_error: false, message });
@@ -99,6 +114,47 @@ pub fn no_active_backend(config: &Config, pool: &PoolConfig) -> Option<String> {
     let has_one = pool.backends.iter().any(|backend| backend.state == AdminState::Active);
     (config.is_routed(&pool.name) && !has_one)
         .then(|| format!("pool {} has no active backend: its requests get 503", pool.name))
+}
+
+/// What is wrong with the address that a pool connects from, and whether it cannot work.
+pub fn wrong_source(pool: &PoolConfig) -> Vec<(bool, String)> {
+    let Some(source) = pool.settings.transport.source_address else { return Vec::new() };
+    let is_other = |address: &BackendAddress| {
+        let ip = address.socket_address().and_then(|address| address.ip());
+        ip.is_some_and(|ip| ip.is_ipv4() != source.is_ipv4())
+    };
+    let family = |is_ipv4| if is_ipv4 { "IPv4" } else { "IPv6" };
+    let mut told = Vec::new();
+    for address in pool.backends.iter().map(|backend| &backend.address).filter(|address| is_other(address)) {
+        told.push((
+            true,
+            format!(
+                "pool \"{}\" connects from {source}, an {} address, and never reaches backend {address}, which has {}: write backends of one family, or give the others a pool of their own",
+                pool.name,
+                family(source.is_ipv4()),
+                family(!source.is_ipv4()),
+            ),
+        ));
+    }
+    if !is_of_this_machine(source) {
+        let message = format!(
+            "pool \"{}\" connects from {source}, which is no address of this machine now: write one that \"ip address\" shows",
+            pool.name
+        );
+        told.push((false, message));
+    }
+    told
+}
+
+/// Backends of which nobody knows whose certificate they have to show.
+pub fn nameless(pool: &PoolConfig) -> Vec<(usize, String)> {
+    let Some(tls) = &pool.settings.transport.tls else { return Vec::new() };
+    let problem = |(index, backend): (usize, &BackendConfig)| {
+        let problem = tls.server_name(&backend.address).err()?;
+        let (address, pool) = (&backend.address, &pool.name);
+        Some((index, format!("backend {address} of pool \"{pool}\" cannot be verified: {problem}; write tls.name")))
+    };
+    pool.backends.iter().enumerate().filter_map(problem).collect()
 }
 
 /// Weights that differ and mean nothing.

@@ -12,7 +12,7 @@ pub fn difference(before: &Config, after: &Config) -> Vec<String> {
     let mut told = Vec::new();
     compare("", &value(before), &value(after), &mut told);
     if told.is_empty() && before != after {
-        told.push("[[site]] another text in a file that is named, or in the environment".to_owned());
+        told.push("another text in a file that is named, or in the environment".to_owned());
     }
     told
 }

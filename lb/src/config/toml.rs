@@ -37,6 +37,7 @@ use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, Weight};
 use crate::config::route::{HostPattern, PathPrefix};
 use crate::config::site::{ListenerName, Origin};
+use crate::config::transport::{BackendTls, TransportConfig, Trust};
 use crate::message::limits::{self, AmbiguousNames, NonAsciiTargets};
 use crate::value::table::Tables;
 use environment::Replaced;
@@ -213,6 +214,8 @@ fn place(files: &[(usize, &DeTable<'_>)], subject: Subject) -> Option<usize> {
         Subject::Backends { pool } => Some(within(element("pool", pool)?, &["backends"])),
         Subject::Cookie { pool } => Some(within(element("pool", pool)?, &["sticky", "cookie"])),
         Subject::Listener { listener } => Some(within(element("listener", listener)?, &["address"])),
+        Subject::BackendTls { pool } => Some(within(element("pool", pool)?, &["tls", "verify"])),
+        Subject::Source { pool } => Some(within(element("pool", pool)?, &["source_address"])),
         Subject::Pool { pool } => Some(within(element("pool", pool)?, &["name"])),
         Subject::Route { route } => Some(within(element("route", route)?, &["path"])),
         Subject::Site { site } => Some(within(element("site", site)?, &["hosts"])),
@@ -522,6 +525,7 @@ impl<'t> Reader<'t> {
         let max_head_bytes = self.value(section, "max_head_bytes", values::size(MIN_HEAD_BYTES, MAX_HEAD_BYTES));
         let max_fields = self.value(section, "max_fields", values::whole(1, MAX_FIELDS));
         let panic_threshold = self.value(section, "panic_threshold", values::whole(0, 100));
+        let transport = self.transport(section);
         let probe = self.section(section, "probe");
         let probe = if probe.is_written() { self.probe(&probe).map(Some) } else { Some(None) };
         let ejection = self.section(section, "ejection");
@@ -543,10 +547,80 @@ impl<'t> Reader<'t> {
             max_head_bytes: max_head_bytes?,
             max_fields: max_fields?,
             panic_threshold: panic_threshold?,
+            transport: transport?,
             probe: probe?,
             ejection: ejection?,
             sticky: sticky?,
         })
+    }
+
+    fn transport(&mut self, section: &Section<'t>) -> Option<TransportConfig> {
+        let source_address = self.value(section, "source_address", values::ip_address);
+        let tls = match section.written("tls").map(Spanned::get_ref) {
+            Some(DeValue::Boolean(false)) => Some(None),
+            Some(DeValue::Boolean(true)) => self.backend_tls(&section.without("tls"), section.place("tls")).map(Some),
+            Some(DeValue::Table(_)) => {
+                let inner = self.section(section, "tls");
+                self.backend_tls(&inner, section.place("tls")).map(Some)
+            }
+            Some(_) => {
+                let name = section.name_of("tls");
+                let message = format!("{name} is neither true nor a table: write tls = true, or a section [pool.tls]");
+                self.problem(section.place("tls"), message);
+                None
+            }
+            None => Some(None),
+        };
+        Some(TransportConfig { source_address: source_address?, tls: tls? })
+    }
+
+    fn backend_tls(&mut self, section: &Section<'t>, place: usize) -> Option<BackendTls> {
+        let base = self.base(section);
+        let name = self.optional(section, "name", values::certificate_name);
+        let verify = self.optional(section, "verify", values::flag);
+        let ca = self.optional(section, "ca", |v| files::certificates(base, v));
+        let certificate = self.optional(section, "certificate", |v| files::certificates(base, v));
+        let key = self.optional(section, "key", |v| files::key(base, v));
+        let (name, verify, ca) = (name?.flatten(), verify?.unwrap_or(true), ca?.flatten());
+        let (certificate, key) = (certificate?.flatten(), key?.flatten());
+        if certificate.is_some() != key.is_some() {
+            let (there, missing) = if key.is_some() { ("key", "certificate") } else { ("certificate", "key") };
+            let message = format!("pool.tls.{there} is of no use without pool.tls.{missing}: write both, or neither");
+            self.problem(section.place(there), message);
+            return None;
+        }
+        let (ca, roots) = match ca {
+            Some((path, roots)) => (Some(path), roots.into()),
+            None if !verify => (None, Arc::default()),
+            None => match self.system_roots() {
+                Ok(roots) => (None, roots),
+                Err(problem) => {
+                    let message = format!(
+                        "pool.tls has no ca, and the CAs that this system trusts cannot be read: {problem}; write ca = \"FILE\" or install them (on Debian the package ca-certificates)"
+                    );
+                    self.problem(place, message);
+                    return None;
+                }
+            },
+        };
+        let (certificate, chain) = certificate.unzip();
+        let (key, secret) = key.unzip();
+        let trust = Trust { roots, chain: chain.unwrap_or_default(), key: secret };
+        let tls = BackendTls { name, ca, certificate, key, verify, trust };
+        if let Err(e) = tls.client_config() {
+            let (key, message) = match tls.key {
+                Some(_) => (
+                    "key",
+                    format!(
+                        "pool.tls.key does not belong to pool.tls.certificate ({e}): name the key that the certificate was made for"
+                    ),
+                ),
+                None => ("ca", format!("pool.tls cannot be used: {e}")),
+            };
+            self.problem(section.place(key), message);
+            return None;
+        }
+        Some(tls)
     }
 
     fn backends(&mut self, pool: &Section<'t>) -> Option<Vec<BackendConfig>> {

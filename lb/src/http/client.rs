@@ -33,6 +33,7 @@ use crate::clock::{self, sleep, timeout};
 use crate::config::ListenerSettings;
 use crate::config::site::{AccessLogRule, LogLine, Rules};
 use crate::date;
+use crate::dial::Dial;
 use crate::exchange::headers::Peer;
 use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::{Form, Refusal};
@@ -529,8 +530,9 @@ impl Driver<'_, '_> {
             Some(upstream) => upstream,
             None => {
                 let address = endpoint.address().ok_or(Failure::Unresolved)?;
+                let dial = Dial { backend: &endpoint.backend.address, address, transport: &plan.transport };
                 // Large, and rare beside requests on kept connections.
-                let connecting = Box::pin(Upstream::connect(server, address, &self.request.engine.backend_room));
+                let connecting = Box::pin(Upstream::connect(server, &dial, &self.request.engine.backend_room));
                 let limit = limits.as_ref().map_or(plan.settings.connect_timeout, |own| own.connect_timeout);
                 let exchange = &self.exchange;
                 let is_killed = || exchange.is_killed();

@@ -45,9 +45,9 @@ thread_local! {
 pub fn take(server: Incarnation, now: Instant) -> Option<(Io, Place)> {
     CONNECTIONS.with_borrow_mut(|connections| {
         let server = connections.by_server.get_mut(&server)?;
-        while let Some(Idle { stream, place, until }) = server.idle.pop() {
+        while let Some(Idle { mut stream, place, until }) = server.idle.pop() {
             connections.count -= 1;
-            if now < until && is_quiet(&stream) {
+            if now < until && stream.is_quiet() {
                 return Some((stream, place));
             }
         }
@@ -84,7 +84,7 @@ pub fn forget(server: Incarnation) {
 pub fn sweep(now: Instant, most: usize) {
     CONNECTIONS.with_borrow_mut(|connections| {
         connections.by_server.retain(|&incarnation, server| {
-            server.idle.retain(|Idle { stream, until, .. }| now < *until && is_quiet(stream));
+            server.idle.retain_mut(|Idle { stream, until, .. }| now < *until && stream.is_quiet());
             !server.idle.is_empty() && server.endpoint.incarnation() == incarnation
         });
         connections.count = connections.by_server.values().map(|server| server.idle.len()).sum();
@@ -111,11 +111,4 @@ impl Connections {
 /// Closes all.
 pub fn clear() {
     CONNECTIONS.with_borrow_mut(|connections| *connections = Connections::default());
-}
-
-/// Whether nothing came on an idle connection: neither its end nor bytes that nobody asked for. Costs no system call
-/// while the runtime has heard nothing of the socket.
-fn is_quiet(stream: &Io) -> bool {
-    let mut byte = [0];
-    matches!(stream.try_read(&mut byte), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
 }

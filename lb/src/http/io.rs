@@ -4,18 +4,27 @@
 #[cfg(test)]
 pub mod pipe;
 
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use pingora::connectors::l4::BindTo;
+use pingora::prelude::ErrorType;
+use pingora::protocols::l4::ext;
+use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::TlsStream;
+use tokio::task::coop;
+use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::clock;
 use crate::config::backend::SocketAddress;
+use crate::dial::{Dial, tls};
+use crate::failure::{Detail, Failed, Failure};
 
 /// How long to wait for a place in the queue of a Unix socket.
 const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(2);
@@ -37,15 +46,32 @@ pub enum Plain<'a> {
 }
 
 impl Io {
-    /// Opens a connection to `address`.
-    pub async fn connect(address: &SocketAddress) -> io::Result<Self> {
+    /// Connects to an endpoint as its pool says.
+    pub async fn connect(dial: &Dial<'_>) -> Result<Self, Failed> {
+        let io = Self::open(dial).await?;
+        match &dial.transport.tls {
+            None => Ok(io),
+            Some(tls) => {
+                let (config, name) = tls.client(dial)?;
+                // Pingora's connector makes text of what went wrong, reads every certificate for statistics, and has no
+                // sessions for each endpoint.
+                let connected = TlsConnector::from(config).connect(name, io).await;
+                connected.map(|tls| Self::Tls(Box::new(tls.into()))).map_err(|e| tls::failed(&e))
+            }
+        }
+    }
+
+    async fn open(Dial { address, transport, .. }: &Dial<'_>) -> Result<Self, Failed> {
         #[cfg(test)]
         if let Some(connecting) = address.ip().and_then(pipe::connect) {
-            return Ok(Self::Pipe(connecting.await?));
+            return connecting.await.map(Self::Pipe).map_err(|e| Failed::of_connecting(address, &e));
         }
-        match address {
-            SocketAddress::Ip(address) => {
-                let stream = TcpStream::connect(address).await?;
+        let connected = match address {
+            SocketAddress::Ip(ip) => {
+                let stream = match transport.config.source_address {
+                    Some(source) => connect_from(source, address, *ip).await?,
+                    None => TcpStream::connect(ip).await.map_err(|e| Failed::of_connecting(address, &e))?,
+                };
                 // Fails only on a socket that is gone already.
                 let _ = stream.set_nodelay(true);
                 Ok(Self::Tcp(stream))
@@ -54,10 +80,31 @@ impl Io {
                 match UnixStream::connect(path).await {
                     // The server's queue is full. Over TCP the system waits until it has room.
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => clock::sleep(FULL_QUEUE_PAUSE).await,
-                    connected => return connected.map(Self::Unix),
+                    connected => break connected.map(Self::Unix),
                 }
             },
+        };
+        connected.map_err(|e| Failed::of_connecting(address, &e))
+    }
+
+    /// Whether nothing has come on an idle connection: neither its end nor bytes that nobody asked for. What TLS says for
+    /// itself, such as a ticket for the next connection, is neither. Costs no system call while the runtime has heard
+    /// nothing of the socket.
+    pub fn is_quiet(&mut self) -> bool {
+        let Self::Tls(tls) = self else {
+            return matches!(self.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock);
+        };
+        let mut cx = Context::from_waker(Waker::noop());
+        let (io, session) = tls.get_ref();
+        let has_heard = io.plain().is_none_or(|socket| socket.poll_read_ready(&mut cx).is_ready());
+        if session.wants_read() && !has_heard {
+            return true;
         }
+        let mut byte = [0];
+        let mut byte = ReadBuf::new(&mut byte);
+        // A task that has used up its turn would be told that there is nothing.
+        let read = pin!(coop::unconstrained(poll_fn(|cx| Pin::new(&mut **tls).poll_read(cx, &mut byte))));
+        read.poll(&mut cx).is_pending()
     }
 
     pub fn is_tls(&self) -> bool {
@@ -113,6 +160,29 @@ impl Io {
             Self::Pipe(pipe) => pipe.reset(),
         }
     }
+}
+
+/// Connects from an address of this machine. Its port is taken when that of the other side is known, so that the same one
+/// serves for many of them (`IP_BIND_ADDRESS_NO_PORT`).
+async fn connect_from(source: IpAddr, address: &SocketAddress, to: SocketAddr) -> Result<TcpStream, Failed> {
+    let mut bind_to = BindTo::default();
+    bind_to.addr = Some(SocketAddr::new(source, 0));
+    ext::connect(&to, Some(&bind_to)).await.map_err(|e| {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(e.root_cause());
+        let mut error = None;
+        while let (Some(here), None) = (cause, error) {
+            error = here.downcast_ref::<io::Error>();
+            cause = here.source();
+        }
+        match (e.etype(), error) {
+            (ErrorType::BindError, error) => {
+                let errno = error.and_then(Errno::from_io_error).map(Detail::Errno);
+                Failed { failure: Failure::NoSourceAddress, detail: errno }
+            }
+            (_, Some(error)) => Failed::of_connecting(address, error),
+            (_, None) => Failure::ConnectUnreachable.into(),
+        }
+    })
 }
 
 impl Plain<'_> {

@@ -83,6 +83,8 @@ pub struct Writing {
     is_bare: bool,
     /// How much of `to_backend` has been written.
     written: usize,
+    /// Some of what was written may be held back by TLS.
+    is_unflushed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,6 +145,8 @@ pub struct Transfer<'a> {
     own_limits: Option<Box<BackendLimits>>,
     pub client: &'a mut ClientStream,
     pub work: &'a mut Work,
+    /// What is known of the backend's failure beyond its word.
+    detail: Option<Detail>,
     pub body: Content,
     upload: Upload,
     download: Download,
@@ -238,6 +242,7 @@ impl<'a> Transfer<'a> {
             upstream: None,
             plan: None,
             own_limits: None,
+            detail: None,
             written: 0,
             interim_bytes: 0,
             interim: InterimRate::default(),
@@ -452,6 +457,9 @@ impl<'a> Transfer<'a> {
     /// What is known of a failure that the response's head caused. To be asked before the attempt is given up.
     #[cold]
     pub fn explain(&mut self, failure: Failure) -> Option<Detail> {
+        if let Some(detail) = self.detail.take() {
+            return Some(detail);
+        }
         if self.upstream.is_none() || !matches!(self.download, Download::Waiting) {
             return None;
         }
@@ -593,6 +601,14 @@ impl<'a> Transfer<'a> {
             let text = &to_backend[writing.written..];
             let content = if writing.is_bare { 0..0 } else { self.body.unread(writing.cursor) };
             if text.is_empty() && content.is_empty() {
+                match h1.poll_flush(cx) {
+                    Poll::Ready(Ok(())) => writing.is_unflushed = false,
+                    Poll::Ready(Err(_)) => return self.stop_upload(),
+                    Poll::Pending => {
+                        writing.is_unflushed = true;
+                        return self.wait_for_backend();
+                    }
+                }
                 to_backend.clear();
                 writing.written = 0;
                 if writing.is_bare {
@@ -612,19 +628,25 @@ impl<'a> Transfer<'a> {
                     writing.cursor.pass(count - of_text);
                     self.moved.to_backend += count as u64;
                 }
-                Poll::Ready(_) => {
-                    self.upload = Upload::Abandoned(Why::Stopped);
-                    self.moved.is_unfinished = true;
-                    return true;
-                }
-                Poll::Pending => {
-                    let writing = *writing;
-                    self.upload =
-                        if self.body.is_done() { Upload::Flushing(writing) } else { Upload::Sending(writing) };
-                    return false;
-                }
+                Poll::Ready(_) => return self.stop_upload(),
+                Poll::Pending => return self.wait_for_backend(),
             }
         }
+    }
+
+    /// The backend takes no more of the request.
+    fn stop_upload(&mut self) -> bool {
+        self.upload = Upload::Abandoned(Why::Stopped);
+        self.moved.is_unfinished = true;
+        true
+    }
+
+    /// The backend takes no more for now.
+    fn wait_for_backend(&mut self) -> bool {
+        if let Upload::Sending(writing) | Upload::Flushing(writing) = self.upload {
+            self.upload = if self.body.is_done() { Upload::Flushing(writing) } else { Upload::Sending(writing) };
+        }
+        false
     }
 
     /// Notices a client that leaves, and takes in what it sends ahead.
@@ -799,10 +821,15 @@ impl<'a> Transfer<'a> {
             received.reserve(READ_BYTES);
             match h1.poll_read(cx, received) {
                 Poll::Ready(Ok(count)) => self.moved.from_backend += count as u64,
-                Poll::Ready(Err(Failure::Closed | Failure::Reset)) if self.is_waiting_for_content() => {
+                Poll::Ready(Err(Failed { failure: Failure::Closed | Failure::Reset, .. }))
+                    if self.is_waiting_for_content() =>
+                {
                     return Err(Failure::ClosedDuringUpload);
                 }
-                Poll::Ready(Err(failure)) => return Err(failure),
+                Poll::Ready(Err(Failed { failure, detail })) => {
+                    self.detail = detail;
+                    return Err(failure);
+                }
                 Poll::Pending => return Ok(None),
             }
         }
@@ -902,7 +929,7 @@ impl<'a> Transfer<'a> {
                 }
             }
             Poll::Ready(Err(lost)) => {
-                if lost == Failure::Reset || body.end_of_input(to_client).is_err() {
+                if lost.failure == Failure::Reset || body.end_of_input(to_client).is_err() {
                     return Err(self.broken_off());
                 }
                 self.moved.is_unfinished = true;

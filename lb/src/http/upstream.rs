@@ -13,7 +13,7 @@ use super::idle;
 use super::io::Io;
 use super::transfer::{Download, Upload};
 use crate::backend::{Endpoint, Incarnation};
-use crate::config::backend::SocketAddress;
+use crate::dial::{Dial, tls};
 use crate::failure::{Failed, Failure};
 use crate::plant::Bug;
 use crate::room::{Place, Room};
@@ -55,9 +55,9 @@ impl Upstream {
         idle::take(server, now).map(|(socket, place)| Self::new(socket, place, server, true))
     }
 
-    /// Connects to `server`, which listens at `address`, if there is room for one more connection to a backend, or idle ones
+    /// Connects to `server`, which is where `dial` says, if there is room for one more connection to a backend, or idle ones
     /// can be closed for it.
-    pub async fn connect(server: Incarnation, address: &SocketAddress, room: &Arc<Room>) -> Result<Self, Failed> {
+    pub async fn connect(server: Incarnation, dial: &Dial<'_>, room: &Arc<Room>) -> Result<Self, Failed> {
         let place = loop {
             match room.try_place() {
                 Some(place) => break place,
@@ -65,7 +65,7 @@ impl Upstream {
                 None => return Err(Failure::OutOfResources.into()),
             }
         };
-        let socket = Io::connect(address).await.map_err(|e| Failed::of_connecting(address, &e))?;
+        let socket = Io::connect(dial).await?;
         Ok(Self::new(socket, place, server, false))
     }
 
@@ -92,15 +92,30 @@ impl H1 {
     }
 
     /// Appends what comes to `buffer`; how many bytes. An error tells how the connection was lost.
-    pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<Result<usize, Failure>> {
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<Result<usize, Failed>> {
         poll_read_buf(Pin::new(&mut self.socket), cx, buffer).map(|read| match read {
-            Ok(0) => Err(self.lost(if self.is_reset { Failure::Reset } else { Failure::Closed })),
+            Ok(0) => Err(self.lost(if self.is_reset { Failure::Reset } else { Failure::Closed }).into()),
             Ok(count) => {
                 self.has_heard = true;
                 Ok(count)
             }
-            Err(_) => Err(self.lost(Failure::Reset)),
+            Err(e) => Err(self.refused(&e).unwrap_or_else(|| self.lost(Failure::Reset).into())),
         })
+    }
+
+    /// Whether the backend, which speaks TLS, has not taken us for a client.
+    #[cold]
+    fn refused(&self, error: &io::Error) -> Option<Failed> {
+        let is_new = !self.is_reused && !self.has_heard;
+        tls::refuses_client(error).filter(|_| is_new)
+    }
+
+    /// Has what was written leave, where it is held back until then.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.socket {
+            Io::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            _ => Poll::Ready(Ok(())),
+        }
     }
 
     /// Writes from one or the other, or both.
@@ -136,6 +151,8 @@ mod tests {
 
     use super::*;
     use crate::backend::Backend;
+    use crate::config::transport::TransportConfig;
+    use crate::dial::Transport;
     use crate::metrics::BackendMetrics;
 
     /// A connection whose backend has sent four bytes.
@@ -145,7 +162,9 @@ mod tests {
         let backend = address.to_string().parse().expect("an address");
         let backend = Backend::new(backend, false, BackendMetrics::unregistered());
         let server = backend.endpoints().as_slice()[0].incarnation();
-        let Upstream::H1(h1) = Upstream::connect(server, &address.into(), &Room::new(1)).await.expect("a listener");
+        let transport = Transport::new(&TransportConfig::default());
+        let dial = Dial { backend: &backend.address, address: &address.into(), transport: &transport };
+        let Upstream::H1(h1) = Upstream::connect(server, &dial, &Room::new(1)).await.expect("a listener");
         let (mut peer, _) = listener.accept().await.expect("a client");
         peer.write_all(b"text").await.expect("a peer");
         (h1, peer)
@@ -158,8 +177,8 @@ mod tests {
         }
         let mut bytes = Vec::new();
         loop {
-            if let Err(failure) = poll_fn(|cx| h1.poll_read(cx, &mut bytes)).await {
-                return (bytes, failure);
+            if let Err(failed) = poll_fn(|cx| h1.poll_read(cx, &mut bytes)).await {
+                return (bytes, failed.failure);
             }
         }
     }

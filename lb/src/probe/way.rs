@@ -14,6 +14,7 @@ use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketS
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::backend::Endpoint;
+use crate::dial::{Dial, Transport};
 use crate::failure::{Failed, Failure};
 use crate::http::io::Io;
 
@@ -21,6 +22,7 @@ use crate::http::io::Io;
 #[derive(Debug)]
 pub struct Way {
     pub endpoint: Arc<Endpoint>,
+    pub transport: Arc<Transport>,
 }
 
 /// What checks are told to connect to; [`Way`] knows better.
@@ -31,7 +33,7 @@ pub fn target() -> pingora_load_balancing::Backend {
 impl Way {
     async fn connected(&self) -> Result<Io, Failed> {
         let address = self.endpoint.address().ok_or(Failure::Unresolved)?;
-        Io::connect(address).await.map_err(|e| Failed::of_connecting(address, &e))
+        Io::connect(&Dial { backend: &self.endpoint.backend.address, address, transport: &self.transport }).await
     }
 }
 

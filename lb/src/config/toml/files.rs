@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use toml::de::DeValue;
 
 use super::values::{self, Read};
@@ -14,6 +16,8 @@ const MIN_SECRET_BYTES: usize = 16;
 const MAX_SECRET_BYTES: usize = 4096;
 /// Pages are kept in memory.
 const MAX_PAGE_BYTES: u64 = 1 << 20;
+/// All CAs of a system take a quarter of it.
+const MAX_PEM_BYTES: u64 = 1 << 20;
 
 /// A bearer token, which must fit into a header; none when no file is named.
 pub fn token(base: &Path, value: &DeValue<'_>) -> Read<Option<Secret>> {
@@ -85,6 +89,40 @@ pub fn content_type(path: &Path) -> &'static str {
         "gif" => "image/gif",
         "webp" => "image/webp",
         _ => "application/octet-stream",
+    }
+}
+
+/// The certificates of a PEM file, with its path; none when empty.
+pub fn certificates(base: &Path, value: &DeValue<'_>) -> Read<Option<(PathBuf, Vec<CertificateDer<'static>>)>> {
+    let Some(path) = values::path(base, value)? else { return Ok(None) };
+    let bytes = pem_bytes(&path)?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(Some((path, certificates))),
+        _ => Err(format!("the path of a PEM file with certificates; {} has none that can be read", path.display())),
+    }
+}
+
+/// A private key in PEM, with the path of its file; none when empty.
+pub fn key(base: &Path, value: &DeValue<'_>) -> Read<Option<(PathBuf, Secret)>> {
+    let Some(path) = values::path(base, value)? else { return Ok(None) };
+    let bytes = pem_bytes(&path)?;
+    match (PrivateKeyDer::from_pem_slice(&bytes), Secret::new(bytes)) {
+        (Ok(_), Some(key)) => Ok(Some((path, key))),
+        _ => Err(format!(
+            "the path of a PEM file with an unencrypted private key; {} has none that can be read",
+            path.display()
+        )),
+    }
+}
+
+fn pem_bytes(path: &Path) -> Read<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_PEM_BYTES + 1).read_to_end(&mut bytes));
+    read.map_err(|e| unreadable(path, &e))?;
+    match bytes.len() as u64 > MAX_PEM_BYTES {
+        true => Err(format!("the path of a file of at most {MAX_PEM_BYTES} bytes; {} has more", path.display())),
+        false => Ok(bytes),
     }
 }
 

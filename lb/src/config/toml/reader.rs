@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use foldhash::HashMap;
+use rustls::pki_types::CertificateDer;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error};
 
@@ -14,6 +15,7 @@ use super::template::Template;
 use super::values::{self, Read};
 use super::{DEFAULT, LATER, Position, Problem};
 use crate::config::site::Origin;
+use crate::config::transport;
 use crate::value::pattern::Pattern;
 
 const EXAMPLE_OF_VALUES: &str = "{ from = \"$cookie_tier\", cases = { gold = \"fast\" }, default = \"slow\" }";
@@ -22,6 +24,8 @@ const EXAMPLE_OF_VALUES: &str = "{ from = \"$cookie_tier\", cases = { gold = \"f
 const SHOWN_CHARS: usize = 48;
 
 pub struct Reader<'t> {
+    /// The CAs of the system, once they have been read.
+    system_roots: Option<Result<Arc<[CertificateDer<'static>]>, String>>,
     sources: &'t Sources,
     template: &'t Template<'t>,
     replaced: &'t Replaced,
@@ -69,6 +73,12 @@ impl<'t> Section<'t> {
     /// Whether it is written and has no keys.
     pub fn is_empty(&self) -> bool {
         self.table.is_some_and(|table| table.is_empty())
+    }
+
+    /// The section that `key` would hold, all defaults.
+    pub fn without(&self, key: &str) -> Self {
+        let template = self.template.and_then(|template| template.child(key));
+        Self { path: self.name_of(key), place: self.place(key), start: self.start, table: None, template }
     }
 
     pub fn has(&self, key: &str) -> bool {
@@ -141,8 +151,9 @@ impl<'t> Reader<'t> {
         template: &'t Template<'t>,
     ) -> Self {
         let broken = vec![Broken::default(); parsed.len()];
+        let patterns = HashMap::default();
         let mut reader =
-            Self { sources, template, replaced, broken, problems: Vec::new(), patterns: HashMap::default() };
+            Self { system_roots: None, sources, template, replaced, broken, problems: Vec::new(), patterns };
         for (source, (_, errors)) in sources.iter().zip(parsed) {
             errors.iter().for_each(|error| reader.syntax_error(source.start, error));
         }
@@ -156,6 +167,11 @@ impl<'t> Reader<'t> {
         let mut problems = self.problems;
         problems.sort_by_key(|(place, _)| *place);
         problems.into_iter().map(|(place, message)| self.sources.problem(place, message)).collect()
+    }
+
+    /// The CAs that the system trusts, read once for a configuration.
+    pub fn system_roots(&mut self) -> Result<Arc<[CertificateDer<'static>]>, String> {
+        self.system_roots.get_or_insert_with(transport::system_roots).clone()
     }
 
     /// Where relative paths of a section start.

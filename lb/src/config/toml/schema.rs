@@ -136,6 +136,7 @@ fn property(template: &Template<'_>, path: &str) -> Value {
             pages["properties"] = json!({ "keep_outer": { "type": "boolean" } });
             return pages;
         }
+        "pool.tls" => return json!({ "anyOf": [{ "type": "boolean" }, object(template, path)] }),
         "site.redirect" => return json!({ "anyOf": [text(), object(template, path)] }),
         "site.request_headers" | "site.response_headers" => return one_or_several(&object(template, path)),
         "site.location" => {

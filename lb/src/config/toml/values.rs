@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rustls::pki_types::ServerName;
 use toml::de::DeValue;
 
 use super::reader::did_you_mean;
@@ -191,6 +192,24 @@ pub fn backend_address(value: &DeValue<'_>) -> Read<BackendAddress> {
             "HOST:PORT with a port from 1 to 65535, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\", or the path of a Unix socket, such as \"unix:/run/app.sock\"".to_owned()
         }
     })
+}
+
+/// An address without a port; none when empty.
+pub fn ip_address(value: &DeValue<'_>) -> Read<Option<IpAddr>> {
+    match value.as_str() {
+        Some("") => Ok(None),
+        Some(text) if let Ok(address) = text.parse() => Ok(Some(address)),
+        _ => Err("an IP address without a port, such as \"10.0.0.9\" or \"fd00::9\"".to_owned()),
+    }
+}
+
+/// What a certificate can be for; none when empty.
+pub fn certificate_name(value: &DeValue<'_>) -> Read<Option<Box<str>>> {
+    match value.as_str() {
+        Some("") => Ok(None),
+        Some(name) if ServerName::try_from(name).is_ok() => Ok(Some(name.into())),
+        _ => Err("the name or the IP address that certificates are for, such as \"app.internal\"".to_owned()),
+    }
 }
 
 pub fn weight(value: &DeValue<'_>) -> Read<Weight> {

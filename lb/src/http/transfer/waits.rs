@@ -78,7 +78,7 @@ impl Transfer<'_> {
     /// Whether there is something for the backend that it has not taken.
     fn owes_backend(&self, writing: &Writing) -> bool {
         let owes_content = !writing.is_bare && !self.body.unread(writing.cursor).is_empty();
-        owes_content || writing.written < self.work.to_backend.len()
+        owes_content || writing.is_unflushed || writing.written < self.work.to_backend.len()
     }
 
     /// What the download waits for besides, and how long it may. While the client owes content, a backend's silence is

@@ -1,0 +1,142 @@
+//! How the connections of a pool to its backends are made: by TLS or not, from which address, and what is said first.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pingora::tls::load_native_certs;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::ring::{self, cipher_suite};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use serde::Serialize;
+
+use super::Secret;
+use super::backend::BackendAddress;
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct TransportConfig {
+    /// An address of this machine to connect from; `None`: as the system chooses.
+    pub source_address: Option<IpAddr>,
+    /// `None`: plain.
+    pub tls: Option<BackendTls>,
+}
+
+/// TLS to backends.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BackendTls {
+    /// What is sent as SNI, and whose certificate is demanded; `None`: the host of the backend's address.
+    pub name: Option<Box<str>>,
+    /// PEM file with the CAs that are trusted; `None`: those of the system.
+    pub ca: Option<PathBuf>,
+    /// What is shown to backends that ask for it.
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    /// Whether certificates are verified.
+    pub verify: bool,
+    /// What was in the files when the configuration was read.
+    #[serde(skip)]
+    pub trust: Trust,
+}
+
+/// Certificates and keys as they were read.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Trust {
+    pub roots: Arc<[CertificateDer<'static>]>,
+    pub chain: Vec<CertificateDer<'static>>,
+    /// In PEM.
+    pub key: Option<Secret>,
+}
+
+impl BackendTls {
+    /// What a connection by TLS is made with, sessions apart. `Err` says what is wrong with the files.
+    pub fn client_config(&self) -> Result<ClientConfig, String> {
+        let mut provider = ring::default_provider();
+        // A backend that leaves the choice to its client need not pay for more than AES-128.
+        provider.cipher_suites.sort_by_key(|suite| suite.suite() != cipher_suite::TLS13_AES_128_GCM_SHA256.suite());
+        let provider = Arc::new(provider);
+        let algorithms = provider.signature_verification_algorithms;
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
+        let builder = builder.with_safe_default_protocol_versions().map_err(|e| e.to_string())?;
+        let builder = builder.dangerous().with_custom_certificate_verifier(match self.verify {
+            true => {
+                let mut roots = RootCertStore::empty();
+                // The system may have some that are of no use.
+                let (usable, _) = roots.add_parsable_certificates(self.trust.roots.iter().cloned());
+                if usable == 0 {
+                    return Err("no certificate of a CA can be read".to_owned());
+                }
+                let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+                verifier.build().map_err(|e| e.to_string())?
+            }
+            false => Arc::new(Anybody(algorithms)),
+        });
+        let mut client = match &self.trust.key {
+            Some(key) => {
+                let key =
+                    PrivateKeyDer::from_pem_slice(key.expose()).map_err(|e| format!("no key can be read: {e}"))?;
+                builder.with_client_auth_cert(self.trust.chain.clone(), key).map_err(|e| e.to_string())?
+            }
+            None => builder.with_no_client_auth(),
+        };
+        client.alpn_protocols = vec![b"http/1.1".to_vec()];
+        client.resumption = Resumption::disabled();
+        Ok(client)
+    }
+
+    /// The name to send and to demand of a backend; `Err`: it has none.
+    pub fn server_name(&self, backend: &BackendAddress) -> Result<ServerName<'static>, String> {
+        let host = || backend.host_and_port().map(|(host, _)| host.strip_suffix('.').unwrap_or(host));
+        let name = self.name.as_deref().or_else(host).or((!self.verify).then_some("localhost"));
+        let name = name.ok_or("a Unix socket has no host whose certificate could be demanded")?;
+        ServerName::try_from(name.to_owned()).map_err(|_| format!("\"{name}\" is no name that a certificate can have"))
+    }
+}
+
+/// The certificates of the CAs that the system trusts.
+pub fn system_roots() -> Result<Arc<[CertificateDer<'static>]>, String> {
+    let roots = load_native_certs().map_err(|e| e.to_string())?;
+    if roots.is_empty() { Err("there are none".to_owned()) } else { Ok(roots.into()) }
+}
+
+/// Takes every certificate whose key the peer has.
+#[derive(Debug)]
+struct Anybody(WebPkiSupportedAlgorithms);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}

@@ -122,6 +122,26 @@ async fn start_reload_and_api_say_the_same() {
     balancer.stop().await;
 }
 
+/// What the tables of sites know is told at the start and by a reload too.
+#[tokio::test]
+async fn start_and_reload_tell_what_no_request_can_reach() {
+    let a = Origin::start("a").await;
+    let config = |regex: &str| {
+        let routes = format!(
+            "[[site.route]]\npath = \"/\"\npool = \"app\"\n[[site.route]]\nregex = '{regex}'\npool = \"app\"\n"
+        );
+        Config::of([&a]).sites(&format!("[[site]]\nhosts = [\"\"]\n{routes}"))
+    };
+    let said = "no request can reach this route";
+    let balancer = Balancer::start(config("^/")).await;
+    balancer.logs(&["WARN", "evenkeel.toml:", said]).await;
+    for (regex, is_told) in [("^/x", false), ("^/", true)] {
+        balancer.configure(&config(regex));
+        let reload = balancer.change("POST", "/admin/reload", None).await;
+        assert_eq!(reload["warnings"].to_string().contains(said), is_told, "{reload}");
+    }
+}
+
 /// What is wrong was told without the name of the file it is in.
 #[tokio::test]
 async fn a_reload_names_the_file_that_has_problems() {

@@ -568,6 +568,7 @@ fn mapped_cookie(cookie: &[u8], rewrite: &CookieRewrite, facts: &RequestFacts<'_
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::name::NameSet;
 
     #[test]
     fn changes_of_one_name_are_put_together() {
@@ -596,6 +597,33 @@ mod tests {
             let mut changes = Changes(Vec::new());
             (0..count).for_each(|_| changes.push(name(), Kind::Add, value("a")));
             assert_eq!(told(&changes), vec!["add a"; count]);
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_our_own_fields_is_made_to_them() {
+        let (real_ip, prefix, cdn_loop) = (Name::XRealIp, Name::XForwardedPrefix, Name::CdnLoop);
+        let replaced = NameSet::of(&[real_ip, prefix]);
+        let lines = Lines::new(b"X-Real-IP: 1\r\nCDN-Loop: me\r\n", replaced, NameSet::of(&[cdn_loop]));
+        let made = |name, kind| {
+            let (changes, left) = Changes::made(&[], lines, |changes| changes.push(name, kind, Cow::Borrowed(b"2")));
+            (told(&changes), left)
+        };
+        let other = FieldName::new(b"X-A").expect("a name");
+        assert_eq!(made(other, Kind::Set), (vec!["set 2".to_owned()], lines), "they stay as they are");
+        for (name, kind, expected) in [
+            (real_ip, Kind::Append, ["remove", "set 1, 2", "add me"].as_slice()),
+            (real_ip, Kind::Set, &["remove", "add me", "set 2"]),
+            (real_ip, Kind::Remove, &["remove", "add me", "remove"]),
+            (prefix, Kind::SetIfMissing, &["remove", "set 1", "add me", "add 2"]),
+            (cdn_loop, Kind::Add, &["remove", "set 1", "add me", "add 2"]),
+            (cdn_loop, Kind::Set, &["remove", "set 1", "set 2"]),
+        ] {
+            let (changes, left) = made(FieldName::known(name), kind);
+            assert_eq!(
+                (changes.as_slice(), left),
+                (&*expected.iter().map(ToString::to_string).collect::<Vec<_>>(), Lines::default())
+            );
         }
     }
 

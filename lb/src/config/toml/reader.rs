@@ -65,7 +65,38 @@ pub struct Entry<'t> {
     pub value: &'t Spanned<DeValue<'t>>,
 }
 
+/// A value that was written under a key of a section, or within what stands there.
+#[derive(Clone, Copy)]
+pub struct Setting<'s, 't> {
+    pub section: &'s Section<'t>,
+    /// As messages name it within the section.
+    pub key: &'s str,
+    pub value: &'t Spanned<DeValue<'t>>,
+}
+
+impl Setting<'_, '_> {
+    /// As messages name it.
+    pub fn name(&self) -> String {
+        self.section.name_of(self.key)
+    }
+
+    /// Where the value stands.
+    pub fn place(&self) -> usize {
+        self.section.at(self.value)
+    }
+}
+
 impl<'t> Section<'t> {
+    /// What is written under a key.
+    pub fn setting<'s>(&'s self, key: &'s str) -> Option<Setting<'s, 't>> {
+        self.written(key).map(|value| self.within(key, value))
+    }
+
+    /// A value within what is written.
+    pub fn within<'s>(&'s self, key: &'s str, value: &'t Spanned<DeValue<'t>>) -> Setting<'s, 't> {
+        Setting { section: self, key, value }
+    }
+
     pub fn is_written(&self) -> bool {
         self.table.is_some()
     }

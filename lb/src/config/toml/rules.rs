@@ -5,7 +5,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::reader::{Reader, Section};
+use super::reader::{Reader, Section, Setting};
 use super::tls::Pinnable;
 use super::values::{self, DAY, MILLISECOND, Read};
 use super::{collect, files};
@@ -123,8 +123,8 @@ impl<'t> Reader<'t> {
         place: &Place<'_>,
         known: Phase,
     ) -> Option<Value> {
-        match section.written(key) {
-            Some(value) => self.value_at(section, key, value, place, known),
+        match section.setting(key) {
+            Some(setting) => self.value_in(setting, &place.scope(known)),
             None => {
                 self.missing(section, key);
                 None
@@ -139,45 +139,28 @@ impl<'t> Reader<'t> {
         place: &Place<'_>,
         known: Phase,
     ) -> Option<Option<Value>> {
-        match section.written(key) {
-            Some(value) => self.value_at(section, key, value, place, known).map(Some),
+        match section.setting(key) {
+            Some(setting) => self.value_in(setting, &place.scope(known)).map(Some),
             None => Some(None),
         }
     }
 
-    pub fn value_at(
-        &mut self,
-        section: &Section<'t>,
-        key: &str,
-        value: &'t Spanned<DeValue<'t>>,
-        place: &Place<'_>,
-        known: Phase,
-    ) -> Option<Value> {
-        self.value_in(section, key, value, &place.scope(known))
-    }
-
-    fn value_in(
-        &mut self,
-        section: &Section<'t>,
-        key: &str,
-        value: &'t Spanned<DeValue<'t>>,
-        scope: &Scope<'_>,
-    ) -> Option<Value> {
-        let replaced = self.replaced(section.at(value)).map(|text| text.value.as_str());
+    pub fn value_in(&mut self, setting: Setting<'_, 't>, scope: &Scope<'_>) -> Option<Value> {
+        let Setting { section, value, .. } = setting;
+        let replaced = self.replaced(setting.place()).map(|text| text.value.as_str());
         let text = match value.get_ref() {
             DeValue::String(text) => replaced.unwrap_or(text),
             _ => {
-                let message =
-                    format!("{} is {}: write text in quotes", section.name_of(key), self.shown(section, value));
-                self.problem(section.at(value), message);
+                let message = format!("{} is {}: write text in quotes", setting.name(), self.shown(section, value));
+                self.problem(setting.place(), message);
                 return None;
             }
         };
         match Value::parse(text, scope) {
             Ok(value) => Some(value),
             Err(message) => {
-                let message = format!("{} is {}: {message}", section.name_of(key), self.shown(section, value));
-                self.problem(section.at(value), message);
+                let message = format!("{} is {}: {message}", setting.name(), self.shown(section, value));
+                self.problem(setting.place(), message);
                 None
             }
         }
@@ -199,7 +182,7 @@ impl<'t> Reader<'t> {
             [false, true, true] => {
                 let regex = self.regex(&inner, "regex")?;
                 let scope = Scope { rewrite: Some(&regex), ..place.scope(Phase::Route) };
-                let to = self.value_in(&inner, "to", inner.written("to")?, &scope)?;
+                let to = self.value_in(inner.setting("to")?, &scope)?;
                 self.check_path(&inner, "to", &to)?;
                 Rewrite::Regex { regex, to }
             }
@@ -317,7 +300,7 @@ impl<'t> Reader<'t> {
                     _ => vec![entry.value],
                 };
                 for text in texts {
-                    let value = self.text(table, &shown, text, place, known);
+                    let value = self.text(table.within(&shown, text), &place.scope(known));
                     let change = name.clone().zip(value).map(|(name, value)| FieldChange {
                         known: Name::of(name.as_bytes()),
                         name,
@@ -334,20 +317,13 @@ impl<'t> Reader<'t> {
     }
 
     /// The value of a field: text, or `{ file = "…" }`.
-    fn text(
-        &mut self,
-        section: &Section<'t>,
-        key: &str,
-        value: &'t Spanned<DeValue<'t>>,
-        place: &Place<'_>,
-        known: Phase,
-    ) -> Option<Text> {
+    fn text(&mut self, setting: Setting<'_, 't>, scope: &Scope<'_>) -> Option<Text> {
+        let Setting { section, key, value } = setting;
         let (value_read, shown) = match value.get_ref() {
             DeValue::Table(table) => {
                 let (Some(file), 1) = (table.get("file"), table.len()) else {
-                    let message =
-                        format!("{} is a table: write text, or {{ file = \"secret.txt\" }}", section.name_of(key));
-                    self.problem(section.at(value), message);
+                    let message = format!("{} is a table: write text, or {{ file = \"secret.txt\" }}", setting.name());
+                    self.problem(setting.place(), message);
                     return None;
                 };
                 let base = self.base(section);
@@ -355,8 +331,8 @@ impl<'t> Reader<'t> {
                 (Value::constant(&text), Some(Shown::File(path)))
             }
             _ => {
-                let read = self.value_at(section, key, value, place, known)?;
-                let written = self.replaced(section.at(value)).map(|text| text.written.clone());
+                let read = self.value_in(setting, scope)?;
+                let written = self.replaced(setting.place()).map(|text| text.written.clone());
                 (read, written.map(Shown::Written))
             }
         };
@@ -365,9 +341,9 @@ impl<'t> Reader<'t> {
         {
             let message = format!(
                 "{} holds a character that no field may have: write it without line breaks and control characters, and without spaces at its ends",
-                section.name_of(key)
+                setting.name()
             );
-            self.problem(section.at(value), message);
+            self.problem(setting.place(), message);
             return None;
         }
         Some(Text { value: value_read, shown })
@@ -402,7 +378,7 @@ impl<'t> Reader<'t> {
                 );
                 self.problem(entry.key_place, message);
             }
-            let page = self.error_page(section, &key, entry.value, place);
+            let page = self.error_page(section.within(&key, entry.value), place);
             collect(&mut pages, on.zip(page).map(|(on, (status, page))| ErrorPage { on, status, page }));
         }
         let mut pages: Vec<ErrorPage> = pages?;
@@ -414,26 +390,20 @@ impl<'t> Reader<'t> {
         Some(pages)
     }
 
-    fn error_page(
-        &mut self,
-        section: &Section<'t>,
-        key: &str,
-        value: &'t Spanned<DeValue<'t>>,
-        place: &Place<'_>,
-    ) -> Option<(PageStatus, Page)> {
+    fn error_page(&mut self, setting: Setting<'_, 't>, place: &Place<'_>) -> Option<(PageStatus, Page)> {
         const FORMS: &str =
             "\"/path\", or a table with one of path, file, text and redirect, such as { file = \"errors/404.html\" }";
+        let Setting { section, key, value } = setting;
+        let scope = place.scope(Phase::Answer);
         let DeValue::Table(_) = value.get_ref() else {
             let is_url = value.get_ref().as_str().is_some_and(|text| text.contains("://"));
             return match is_url {
                 true => {
-                    let to = self.value_at(section, key, value, place, Phase::Answer)?;
-                    self.check_redirect_at(section, key, value, &to, place)?;
+                    let to = self.value_in(setting, &scope)?;
+                    self.check_redirect(setting, &to, place)?;
                     Some((PageStatus::Is(302), Page::Redirect(to)))
                 }
-                false => {
-                    self.jump(section, key, value, place, Phase::Answer).map(|to| (PageStatus::Keep, Page::Jump(to)))
-                }
+                false => self.jump(setting, &scope).map(|to| (PageStatus::Keep, Page::Jump(to))),
             };
         };
         let inner = self.free_page(section, key, value);
@@ -472,9 +442,9 @@ impl<'t> Reader<'t> {
         }
         let written = inner.written(kind)?;
         let page = match *kind {
-            "path" => Page::Jump(self.jump(&inner, kind, written, place, Phase::Answer)?),
+            "path" => Page::Jump(self.jump(inner.within(kind, written), &scope)?),
             "text" => Page::Text {
-                text: self.value_at(&inner, kind, written, place, Phase::Answer)?,
+                text: self.value_in(inner.within(kind, written), &scope)?,
                 content_type: content_type.unwrap_or_else(|| Value::constant(PLAIN_TEXT)),
             },
             "file" => {
@@ -487,8 +457,8 @@ impl<'t> Reader<'t> {
                 }
             }
             _ => {
-                let to = self.value_at(&inner, kind, written, place, Phase::Answer)?;
-                self.check_redirect(&inner, kind, &to, place)?;
+                let to = self.value_in(inner.within(kind, written), &scope)?;
+                self.check_redirect(inner.within(kind, written), &to, place)?;
                 let status = match status {
                     None => 302,
                     Some(PageStatus::Is(status)) if values::is_redirect(status) => status,
@@ -505,19 +475,6 @@ impl<'t> Reader<'t> {
             }
         };
         Some((status.unwrap_or(PageStatus::Keep), page))
-    }
-
-    fn check_redirect_at(
-        &mut self,
-        section: &Section<'t>,
-        key: &str,
-        value: &Spanned<DeValue<'t>>,
-        to: &Value,
-        place: &Place<'_>,
-    ) -> Option<()> {
-        let Err(why) = super::site::is_safe(to, place) else { return Some(()) };
-        self.problem(section.at(value), format!("{}: {why}", section.name_of(key)));
-        None
     }
 
     /// The inner `None`: what a site says does not hold here.
@@ -659,7 +616,8 @@ impl<'t> Reader<'t> {
         }
         let mut pairs = Some(Vec::new());
         for entry in self.entries(section, key)? {
-            let to = self.value_at(section, &format!("{key}.{}", entry.name), entry.value, place, Phase::Answer);
+            let name = format!("{key}.{}", entry.name);
+            let to = self.value_in(section.within(&name, entry.value), &place.scope(Phase::Answer));
             collect(&mut pairs, to.map(|to| Replace { from: entry.name.to_owned(), to }));
         }
         pairs.map(Some)
@@ -734,7 +692,7 @@ impl<'t> Reader<'t> {
                     self.problem(table.at(value), message);
                     None
                 }
-                _ => self.value_at(table, "format", value, place, Phase::End).map(LogLine::Own),
+                _ => self.value_in(table.within("format", value), &place.scope(Phase::End)).map(LogLine::Own),
             },
         };
         if let Some(LogLine::Own(line)) = &format

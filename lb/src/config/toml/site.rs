@@ -3,10 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
-use toml::Spanned;
 use toml::de::DeValue;
 
-use super::reader::{Reader, Section, did_you_mean};
+use super::reader::{Reader, Section, Setting, did_you_mean};
 use super::rules::{Place, Surroundings};
 use super::tls::not_pinnable;
 use super::{collect, values};
@@ -19,7 +18,7 @@ use crate::config::{HostRoute, PoolName};
 use crate::value::condition::{Condition, Is, MethodSet, NetSet, Test, TextSet};
 use crate::value::table::{Percent, Tables, Written, WrittenCases};
 use crate::value::variable::Variable;
-use crate::value::{Phase, Value};
+use crate::value::{Phase, Scope, Value};
 
 const ACTIONS: &[&str] = &["pool", "pool_from", "respond", "redirect", "jump"];
 const MATCHERS: &[&str] = &["path", "exact", "prefix", "regex"];
@@ -644,7 +643,7 @@ impl<'t> Reader<'t> {
                 if let Err(message) = &of {
                     self.problem(entry.key_place, format!("{}: {message}", when.name_of(key)));
                 }
-                let test = self.test(when, &format!("{key}.{}", entry.name), entry.value, place, known);
+                let test = self.test(when.within(&format!("{key}.{}", entry.name), entry.value), &place.scope(known));
                 let test = of.ok().zip(test).map(|(of, (is, negated))| Test { of, is, negated });
                 collect(&mut tests, test);
             }
@@ -653,28 +652,21 @@ impl<'t> Reader<'t> {
     }
 
     /// What a value must be, and whether it must not.
-    fn test(
-        &mut self,
-        section: &Section<'t>,
-        key: &str,
-        value: &'t Spanned<DeValue<'t>>,
-        place: &Place<'_>,
-        known: Phase,
-    ) -> Option<(Is, bool)> {
+    fn test(&mut self, setting: Setting<'_, 't>, scope: &Scope<'_>) -> Option<(Is, bool)> {
+        let Setting { section, key, value } = setting;
         if let DeValue::Table(table) = value.get_ref()
             && let (Some(inner), 1) = (table.get("not"), table.len())
         {
-            let (is, negated) = self.test(section, &format!("{key}.not"), inner, place, known)?;
+            let (is, negated) = self.test(section.within(&format!("{key}.not"), inner), scope)?;
             return Some((is, !negated));
         }
-        let scope = place.scope(known);
         self.read_at(section, key, value, |value| match value {
             DeValue::Boolean(present) => Ok((Is::Present(Default::default()), !present)),
             DeValue::String(text) => match text.strip_prefix('~') {
                 Some(regex) => values::regex_in(regex).map(|regex| (Is::Matches(regex), false)),
                 None => {
                     let text = text.strip_prefix('\\').filter(|rest| rest.starts_with('~')).unwrap_or(text);
-                    let value = Value::parse(text, &scope).map_err(|message| format!("another value: {message}"));
+                    let value = Value::parse(text, scope).map_err(|message| format!("another value: {message}"));
                     value.map(|value| (Is::Equal(value), false))
                 }
             },
@@ -712,7 +704,7 @@ impl<'t> Reader<'t> {
                     self.respond(&inner, place).map(Action::Respond)
                 }
                 "redirect" => self.redirect(section, place).map(Action::Redirect),
-                _ => self.jump(section, "jump", section.written("jump")?, place, Phase::Route).map(|to| {
+                _ => self.jump(section.setting("jump")?, &place.scope(Phase::Route)).map(|to| {
                     if let JumpTo::Route(name) = &to {
                         jumps.push((name.clone(), section.place("jump")));
                     }
@@ -795,14 +787,15 @@ impl<'t> Reader<'t> {
                 let inner = self.section(section, KEY);
                 let to = self.required_value(&inner, "to", place, Phase::Route);
                 if let Some(to) = &to {
-                    self.check_redirect(&inner, "to", to, place)?;
+                    self.check_redirect(inner.setting("to")?, to, place)?;
                 }
                 let status = self.optional(&inner, "status", values::redirect_status);
                 (to?, status?)
             }
             _ => {
-                let to = self.value_at(section, KEY, value, place, Phase::Route)?;
-                self.check_redirect(section, KEY, &to, place)?;
+                let setting = section.within(KEY, value);
+                let to = self.value_in(setting, &place.scope(Phase::Route))?;
+                self.check_redirect(setting, &to, place)?;
                 (to, None)
             }
         };
@@ -810,24 +803,18 @@ impl<'t> Reader<'t> {
     }
 
     /// A redirect whose host a request can choose would lead people anywhere.
-    pub fn check_redirect(&mut self, section: &Section<'t>, key: &str, to: &Value, place: &Place<'_>) -> Option<()> {
+    pub fn check_redirect(&mut self, setting: Setting<'_, 't>, to: &Value, place: &Place<'_>) -> Option<()> {
         let Err(why) = is_safe(to, place) else { return Some(()) };
-        self.problem(section.place(key), format!("{}: {why}", section.name_of(key)));
+        self.problem(setting.place(), format!("{}: {why}", setting.name()));
         None
     }
 
     /// A path, or the name of a route.
-    pub fn jump(
-        &mut self,
-        section: &Section<'t>,
-        key: &str,
-        value: &'t Spanned<DeValue<'t>>,
-        place: &Place<'_>,
-        known: Phase,
-    ) -> Option<JumpTo> {
+    pub fn jump(&mut self, setting: Setting<'_, 't>, scope: &Scope<'_>) -> Option<JumpTo> {
+        let Setting { section, key, value } = setting;
         let is_path = value.get_ref().as_str().is_some_and(|text| text.starts_with(['/', '$']));
         match is_path {
-            true => self.value_at(section, key, value, place, known).map(JumpTo::Path),
+            true => self.value_in(setting, scope).map(JumpTo::Path),
             false => {
                 let name = |value: &DeValue<'_>| {
                     values::route_name(value)
@@ -847,7 +834,7 @@ fn overlap(a: &SiteConfig, b: &SiteConfig) -> bool {
 }
 
 /// As [`Value::check_location`]. A host that is empty for every request is none either.
-pub fn is_safe(to: &Value, place: &Place<'_>) -> Result<(), String> {
+fn is_safe(to: &Value, place: &Place<'_>) -> Result<(), String> {
     to.check_location(place.around.tables)?;
     if !place.has_server_name && names_server(to, place.around.tables) {
         return Err(format!(

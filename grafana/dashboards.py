@@ -177,6 +177,13 @@ OVERVIEW = dashboard(
                   help_text="Active health checks without the expected answer."),
             lines("Weights", "none", (f"max by (backend) (evenkeel_backend_weight{{{P}}})", "{{backend}}"), help_text="Weights in force; the algorithms weighted, least-connections and ip-hash heed them."),
         ]),
+        ("TLS", [
+            lines("Handshakes", "ops", (f"sum by (kind) (rate(evenkeel_tls_handshakes_total[{RATE}]))", "{{kind}}"),
+                  (f"sum by (reason) (rate(evenkeel_tls_handshake_failures_total[{RATE}])) > 0", "failed: {{reason}}"), width=12,
+                  help_text="Handshakes with clients, full or resumed, and those that failed, by reason."),
+            lines("Time until certificates expire", "s", ("min by (certificate, name) (evenkeel_certificate_not_after_timestamp_seconds) - time()", "{{name}} ({{certificate}})"), width=12,
+                  help_text="How long each certificate is still valid. Who renews them does so when 30 days, or a third of their time, are left."),
+        ]),
         ("The balancer itself", [
             lines("Memory", "bytes", ('process_resident_memory_bytes{job="evenkeel"}', "resident"), width=6, help_text="Resident memory."),
             lines("Processor", "percentunit", (f'rate(process_cpu_seconds_total{{job="evenkeel"}}[{RATE}])', "of one core"), width=6, help_text="1 is one core fully in use."),

@@ -68,6 +68,8 @@ pub struct ServerConfig {
     pub request_id: RequestIdField,
     /// Clients connected at once; `None`: as many as the limit on open files allows.
     pub max_connections: Option<NonZero<usize>>,
+    /// Clients that may be in the midst of a TLS handshake; `None`: half of all.
+    pub max_handshakes: Option<NonZero<usize>>,
     pub idle_connections: usize,
 }
 

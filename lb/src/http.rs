@@ -54,7 +54,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use crate::access_log::AccessLog;
 use crate::config::{ListenerConfig, ListenerSettings};
@@ -77,6 +77,8 @@ pub struct Shared {
     pub room: Arc<Room>,
     /// For connections to backends.
     pub backend_room: Arc<Room>,
+    /// For handshakes of TLS with clients.
+    pub handshake_room: Arc<Room>,
 }
 
 /// What all connections of one listener on one thread have in common.
@@ -96,6 +98,7 @@ pub struct Engine {
     stops: Arc<[Arc<Stop>]>,
     room: Arc<Room>,
     backend_room: Arc<Room>,
+    handshake_room: Arc<Room>,
 }
 
 /// Tells the connections of one thread to end when they can.
@@ -104,16 +107,57 @@ pub struct Stop {
     shutdown: Shutdown,
     idle: Notify,
     /// Clients that linger: they have had their answer and still send.
-    lingering: AtomicUsize,
-    /// How many of them have to leave to make room, and what tells them.
-    lingering_to_shed: AtomicUsize,
-    shed_lingering: Notify,
+    lingering: Leaving,
+    /// Clients that are slow with their handshake of TLS.
+    handshakes: Leaving,
+    /// Whose handshake may use the processor.
+    handshake_turn: Semaphore,
     /// Exchanges that the thread carries now. Only its own tasks count here.
     exchanges: AtomicUsize,
     /// How many idle connections have to leave to make room.
     to_shed: AtomicUsize,
     /// How often some had to.
     sheddings: AtomicUsize,
+}
+
+/// Clients of a kind that have to leave when others want their places.
+#[derive(Debug)]
+struct Leaving {
+    count: AtomicUsize,
+    /// How many of them have to, and what tells them.
+    to_shed: AtomicUsize,
+    shed: Notify,
+}
+
+impl Leaving {
+    const fn new() -> Self {
+        Self { count: AtomicUsize::new(0), to_shed: AtomicUsize::new(0), shed: Notify::const_new() }
+    }
+
+    /// Returns when the client that awaits it has to leave, since `room` is full.
+    async fn sheds(&self, room: &Room) {
+        let _counted = Counted::new(&self.count);
+        loop {
+            let mut notified = pin!(self.shed.notified());
+            notified.as_mut().enable();
+            if room.is_full() && take_one(&self.to_shed) {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Has up to `count` leave; how many there are for that.
+    fn shed(&self, count: usize) -> usize {
+        let here = count.min(self.count.load(Ordering::Relaxed));
+        self.to_shed.store(here, Ordering::Release);
+        self.shed.notify_waiters();
+        here
+    }
+
+    fn shed_nobody(&self) {
+        self.to_shed.store(0, Ordering::Release);
+    }
 }
 
 /// Counts one more until dropped. Only the tasks of one thread count, others at most look: so counting is no
@@ -136,6 +180,7 @@ impl Engine {
             stops: Arc::clone(stops),
             room: Arc::clone(&shared.room),
             backend_room: Arc::clone(&shared.backend_room),
+            handshake_room: Arc::clone(&shared.handshake_room),
         }
     }
 
@@ -179,19 +224,49 @@ impl Engine {
         self.room.place_anyway()
     }
 
-    /// To be awaited while a client lingers, or is slow to begin: returns when it has to leave to make room.
+    /// To be awaited while a client lingers: returns when it has to leave to make room.
     pub async fn sheds_lingering(&self) {
-        let Stop { lingering, lingering_to_shed, shed_lingering, .. } = &*self.stop;
-        let _lingering = Counted::new(lingering);
-        loop {
-            let mut notified = pin!(shed_lingering.notified());
-            notified.as_mut().enable();
-            if self.room.is_full() && take_one(lingering_to_shed) {
-                self.control.metrics.client_connections_shed.inc();
-                return;
+        self.stop.lingering.sheds(&self.room).await;
+        self.control.metrics.client_connections_shed.inc();
+    }
+
+    /// A place for a handshake, as soon as there is one. Clients that are slow with theirs leave to make room.
+    pub async fn handshake_place(&self) -> Place {
+        let mut has_asked = false;
+        let shed = |count: usize| {
+            has_asked = true;
+            for stop in self.stops.iter() {
+                stop.handshakes.shed(count.div_ceil(self.stops.len()));
             }
-            notified.await;
+        };
+        let place = self.handshake_room.place(shed).await;
+        if has_asked {
+            self.stops.iter().for_each(|stop| stop.handshakes.shed_nobody());
         }
+        place
+    }
+
+    /// A place for the handshake of a client that cannot be kept waiting.
+    pub fn handshake_place_anyway(&self) -> Place {
+        self.handshake_room.place_anyway()
+    }
+
+    /// To be awaited while a handshake is slow: returns when the client has to leave to make room.
+    pub async fn sheds_handshake(&self) {
+        tokio::select! {
+            () = self.stop.lingering.sheds(&self.room) => {}
+            () = self.stop.handshakes.sheds(&self.handshake_room) => {}
+        }
+        self.control.metrics.client_connections_shed.inc();
+    }
+
+    /// The right to what costs the processor in a handshake. Nobody closes the semaphore.
+    pub async fn handshake_turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.stop.handshake_turn.acquire().await.ok()
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Whether connections may outlive their present exchange.
@@ -211,9 +286,10 @@ impl Engine {
 
 impl Stop {
     pub fn new(shutdown: Shutdown) -> Self {
-        let [exchanges, to_shed, sheddings, lingering, lingering_to_shed] = [const { AtomicUsize::new(0) }; 5];
-        let [idle, shed_lingering] = [const { Notify::const_new() }; 2];
-        Self { shutdown, idle, exchanges, to_shed, sheddings, lingering, lingering_to_shed, shed_lingering }
+        let [exchanges, to_shed, sheddings] = [const { AtomicUsize::new(0) }; 3];
+        let [lingering, handshakes] = [const { Leaving::new() }; 2];
+        let (idle, handshake_turn) = (Notify::const_new(), Semaphore::const_new(1));
+        Self { shutdown, idle, lingering, handshakes, handshake_turn, exchanges, to_shed, sheddings }
     }
 
     /// Has idle connections see that the stop has begun.
@@ -238,15 +314,13 @@ impl Stop {
 
     /// Sheds `count` connections: those that linger, then idle ones, longest-waiting first.
     fn shed(&self, count: usize) {
-        let lingering = count.min(self.lingering.load(Ordering::Relaxed));
-        self.lingering_to_shed.store(lingering, Ordering::Release);
-        self.shed_lingering.notify_waiters();
+        let lingering = self.lingering.shed(count);
         self.to_shed.store(count - lingering, Ordering::Release);
         self.call();
     }
 
     fn shed_nobody(&self) {
-        self.lingering_to_shed.store(0, Ordering::Release);
+        self.lingering.shed_nobody();
         self.to_shed.store(0, Ordering::Release);
     }
 

@@ -17,6 +17,7 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
+use self::handshake::Told;
 use self::sockets::{Bound, Sockets, cannot_listen, duplicates};
 use self::thread::{Accepting, Listener};
 use crate::config::tls::TlsConfig;
@@ -191,6 +192,7 @@ impl Listeners {
                 None => {
                     tracing::info!(address = %open.config.address, "does not listen any more");
                     open.listeners.iter().for_each(|listener| listener.engine.close(open.config.settings));
+                    self.shared.control.metrics.forget_tls(open.config.name.as_str());
                     free.append(&mut open.sockets);
                 }
             }
@@ -305,9 +307,10 @@ impl Listeners {
 
     fn open(&self, Added { config, sockets, tls }: Added) -> Open {
         let tls = Arc::new(ArcSwapOption::new(tls));
+        let told = Arc::new(Told::new(self.shared.control.metrics.tls(config.name.as_str())));
         let listener = |thread| {
             let engine = Arc::new(Engine::new(&config, &self.shared, &self.stops, thread));
-            Arc::new(Listener { tls: Arc::clone(&tls), engine })
+            Arc::new(Listener { tls: Arc::clone(&tls), told: Arc::clone(&told), engine })
         };
         let listeners: Vec<_> = (0..self.threads.len()).map(listener).collect();
         let address = sockets.first().and_then(|socket| socket.local_addr().ok());

@@ -51,6 +51,8 @@ pub struct Metrics {
     connections_not_opened: IntCounterVec,
     pub reloads: IntCounterVec,
     pub certificate_renewals: IntCounterVec,
+    tls_handshakes: IntCounterVec,
+    tls_handshake_failures: IntCounterVec,
     pub access_log_lost: IntCounter,
     pub log_lost: IntCounter,
     pub client_connections_shed: IntCounter,
@@ -89,6 +91,37 @@ pub struct StatusCounters {
     is_forgotten: AtomicBool,
     counters: IntCounterVec,
     pool: String,
+}
+
+/// Why handshakes of TLS fail.
+pub const HANDSHAKE_FAILURES: [&str; 10] = [
+    "client-certificate",
+    "closed",
+    "incompatible",
+    "malformed",
+    "no-client-certificate",
+    "plain-http",
+    "refused",
+    "shed",
+    "timeout",
+    "unknown-name",
+];
+
+/// What a listener counts of its handshakes.
+#[derive(Debug)]
+pub struct TlsMetrics {
+    pub full: IntCounter,
+    pub resumed: IntCounter,
+    /// By [`HANDSHAKE_FAILURES`].
+    failures: [IntCounter; HANDSHAKE_FAILURES.len()],
+}
+
+impl TlsMetrics {
+    pub fn failed(&self, reason: &str) {
+        if let Some(place) = HANDSHAKE_FAILURES.iter().position(|known| *known == reason) {
+            self.failures[place].inc();
+        }
+    }
 }
 
 /// What requests to one route count.
@@ -222,6 +255,16 @@ impl Metrics {
                 "Certificates whose files changed while they were in use: taken up (success), or not (failure).",
                 &["listener", "result"],
             ),
+            tls_handshakes: counters(
+                "evenkeel_tls_handshakes_total",
+                "TLS handshakes with clients that succeeded: full ones, and those that resumed a session.",
+                &["listener", "kind"],
+            ),
+            tls_handshake_failures: counters(
+                "evenkeel_tls_handshake_failures_total",
+                "TLS handshakes with clients that failed, by reason.",
+                &["listener", "reason"],
+            ),
             access_log_lost: register(
                 &registry,
                 IntCounter::new(
@@ -309,6 +352,30 @@ impl Metrics {
         let process = prometheus::process_collector::ProcessCollector::for_self();
         registry.register(Box::new(process)).expect("the names of the process collector are its own");
         metrics
+    }
+
+    pub fn tls(&self, listener: &str) -> TlsMetrics {
+        let handshakes = |kind| self.tls_handshakes.with_label_values(&[listener, kind]);
+        let failure = |reason| self.tls_handshake_failures.with_label_values(&[listener, reason]);
+        TlsMetrics {
+            full: handshakes("full"),
+            resumed: handshakes("resumed"),
+            failures: HANDSHAKE_FAILURES.map(failure),
+        }
+    }
+
+    /// Ends the series of a listener that is closed, or has other names now.
+    pub fn forget_tls(&self, listener: &str) {
+        // An error says that the series was never made, which is as good.
+        for kind in ["full", "resumed"] {
+            let _ = self.tls_handshakes.remove_label_values(&[listener, kind]);
+        }
+        for reason in HANDSHAKE_FAILURES {
+            let _ = self.tls_handshake_failures.remove_label_values(&[listener, reason]);
+        }
+        for result in ["success", "failure"] {
+            let _ = self.certificate_renewals.remove_label_values(&[listener, result]);
+        }
     }
 
     pub fn route(&self, route: &str, pool: &str) -> RouteMetrics {

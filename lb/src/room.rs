@@ -22,7 +22,12 @@ pub struct Room {
     taken: AtomicUsize,
     freed: Notify,
     warned: Mutex<Option<Instant>>,
+    /// What is said when it is full.
+    warning: &'static str,
 }
+
+const NO_ROOM: &str = "no more clients can be served at once: idle ones have to leave, new ones wait ([server] max_connections, and the limit on open files, say how many)";
+const NO_ROOM_FOR_HANDSHAKES: &str = "no more clients can begin TLS at once: those that are slow with it have to leave, new ones wait ([server] max_handshakes says how many); plain listeners and clients whose handshake is over are served as before";
 
 /// One connection's place, until dropped.
 #[derive(Debug)]
@@ -30,7 +35,16 @@ pub struct Place(Arc<Room>);
 
 impl Room {
     pub fn new(most: usize) -> Arc<Self> {
+        Self::with_warning(most, NO_ROOM)
+    }
+
+    pub fn for_handshakes(most: usize) -> Arc<Self> {
+        Self::with_warning(most, NO_ROOM_FOR_HANDSHAKES)
+    }
+
+    fn with_warning(most: usize, warning: &'static str) -> Arc<Self> {
         Arc::new(Self {
+            warning,
             most: AtomicUsize::new(most),
             taken: AtomicUsize::new(0),
             freed: Notify::new(),
@@ -92,11 +106,7 @@ impl Room {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         if warned.is_none_or(|warned| clock::now().saturating_duration_since(warned) > WARNING_INTERVAL) {
             *warned = Some(clock::now());
-            tracing::warn!(
-                clients = self.most(),
-                "no more clients can be served at once: idle ones have to leave, new ones wait ([server] max_connections, \
-                 and the limit on open files, say how many)"
-            );
+            tracing::warn!(clients = self.most(), "{}", self.warning);
         }
     }
 }

@@ -80,6 +80,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) 
     let control = Arc::new(Control::new(&path, config.clone(), metrics));
     let (most, warning) = most_connections(&config.server, open_files);
     let (room, backend_room) = (Room::new(most.clients), Room::new(most.backends));
+    let handshake_room = Room::for_handshakes(most.handshakes);
     tracing::info!(
         "evenkeel {} starts with {}, as user {}: {} threads, {} clients at most, {open_files} open files",
         env!("CARGO_PKG_VERSION"),
@@ -100,6 +101,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) 
         shutdown: shutdown.clone(),
         room: Arc::clone(&room),
         backend_room: Arc::clone(&backend_room),
+        handshake_room: Arc::clone(&handshake_room),
     };
     let listeners = Arc::new(Listeners::new(threads, shared, max_pipes(open_files)));
     listen(&listeners, &config, &mut sockets)?;
@@ -111,6 +113,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) 
         access_log: Arc::clone(&access_log),
         room: Arc::clone(&room),
         backend_room,
+        handshake_room,
         most_idle,
         open_files,
         threads,

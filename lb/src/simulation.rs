@@ -204,6 +204,7 @@ fn scenario() {
         shutdown: shutdown.clone(),
         room: Arc::clone(&room),
         backend_room: Room::new(100_000),
+        handshake_room: Room::for_handshakes(1),
     };
     let engine =
         Arc::new(Engine::new(&control.snapshot().config.listeners[0], &shared, &Arc::from([Arc::clone(&stop)]), 0));
@@ -700,6 +701,7 @@ fn a_refusal_that_the_stop_cuts_off_is_counted() {
         most_idle: Arc::default(),
         shutdown: shutdown.clone(),
         backend_room: Room::new(100_000),
+        handshake_room: Room::for_handshakes(1),
         room: Room::new(1),
     };
     let stop = Arc::new(Stop::new(shutdown));

@@ -28,5 +28,6 @@ mod state;
 mod sticky;
 mod stopping;
 mod tls;
+mod tls_clients;
 mod upstream;
 mod upstream_tls;

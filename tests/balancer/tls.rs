@@ -2,12 +2,17 @@
 //! settles what is right, it is asked the same.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tempfile::TempDir;
-use tests::http2::Http2;
+use tests::http2::{self, Http2};
 use tests::nginx::Nginx;
 use tests::openssl::{Authority, Kind, handshake, openssl, openssl_with};
 use tests::{Balancer, Config, Origin, evenkeel, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::rustls::HandshakeKind;
 
 /// Those of nginx's present default, which Debian's is older than.
 const VERSIONS: &str = "ssl_protocols TLSv1.2 TLSv1.3;";
@@ -446,4 +451,69 @@ async fn balancers_that_share_a_file_of_secrets_take_each_others_tickets() {
     other.logs(&["WARN", "has 5 characters: a secret has at least 32"]).await;
     connect(&other, &["-tls1_3", "-sess_out", &session]).await;
     assert!(is_resumed(&other, "-tls1_3").await);
+}
+
+const RENEWALS: u64 = 20;
+
+/// Its figures are printed.
+#[tokio::test]
+async fn renewals_under_load_drop_no_connection_and_fail_no_handshake() {
+    #[derive(Default)]
+    struct Counts {
+        full: AtomicU64,
+        resumed: AtomicU64,
+        is_over: AtomicBool,
+    }
+    let a = Origin::start("a").await;
+    let certificates = Certificates::new().await;
+    certificates.issue("shop", Kind::Ecdsa, &["localhost"]).await;
+    let balancer = certificates.balancer(&a, WATCHED).await;
+    let address = balancer.address();
+    let mut kept = Vec::new();
+    for _ in 0..20 {
+        kept.push(Http2::connect(address).await);
+    }
+    let counts = Arc::new(Counts::default());
+    // Clients that come again: each keeps its last ticket.
+    async fn coming(address: std::net::SocketAddr, counts: Arc<Counts>) {
+        let client = Arc::new(http2::client(b"http/1.1"));
+        while !counts.is_over.load(Ordering::Relaxed) {
+            let tcp = TcpStream::connect(address).await.expect("a listener");
+            let mut tls = http2::tls_with(Arc::clone(&client), tcp).await.expect("a handshake");
+            match tls.get_ref().1.handshake_kind() {
+                Some(HandshakeKind::Resumed) => counts.resumed.fetch_add(1, Ordering::Relaxed),
+                _ => counts.full.fetch_add(1, Ordering::Relaxed),
+            };
+            tls.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.expect("a peer");
+            let mut answer = Vec::new();
+            tls.read_to_end(&mut answer).await.expect("a whole answer");
+            assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+        }
+    }
+    let clients: Vec<_> = (0..4).map(|_| tokio::spawn(coming(address, Arc::clone(&counts)))).collect();
+    let mut requests = 0;
+    for renewal in 1..=RENEWALS {
+        certificates.issue("shop", Kind::Ecdsa, &["localhost"]).await;
+        eventually("it is taken up", async || {
+            for client in &mut kept {
+                assert_eq!(client.get("/").await.status, 200);
+                requests += 1;
+            }
+            let taken_up = [("result", "success")];
+            balancer.metrics().await.sum("evenkeel_certificate_renewals_total", &taken_up) >= renewal as f64
+        })
+        .await;
+    }
+    counts.is_over.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.await.expect("no handshake and no request fails");
+    }
+    assert!(kept.iter().all(|client| !client.is_closed()));
+    let (full, resumed) = (counts.full.load(Ordering::Relaxed), counts.resumed.load(Ordering::Relaxed));
+    println!(
+        "{RENEWALS} renewals: {} kept connections with {requests} requests, none dropped; {full} full and {resumed} resumed handshakes, none failed",
+        kept.len()
+    );
+    // A client whose first ticket has come resumes ever after, whatever is renewed.
+    assert!(resumed > full, "{full} full, {resumed} resumed");
 }

@@ -57,14 +57,24 @@ pub async fn connect_for(protocol: &[u8], address: SocketAddr) -> std::io::Resul
 
 /// As [`connect_for`], over a connection that is there.
 pub async fn tls_over(protocol: &[u8], tcp: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+    tls_with(Arc::new(client(protocol)), tcp).await
+}
+
+/// A client that takes any certificate, offers this protocol, and resumes sessions as long as it is the same one.
+pub fn client(protocol: &[u8]) -> ClientConfig {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
     let verifier = Arc::new(AnyCertificate(provider));
     let config = config.expect("versions").dangerous().with_custom_certificate_verifier(verifier);
     let mut config = config.with_no_client_auth();
     config.alpn_protocols = vec![protocol.to_vec()];
+    config
+}
+
+/// A handshake of this client.
+pub async fn tls_with(config: Arc<ClientConfig>, tcp: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from("localhost").expect("a name");
-    TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+    TlsConnector::from(config).connect(name, tcp).await
 }
 
 /// A frame by the byte.

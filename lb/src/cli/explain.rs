@@ -141,6 +141,7 @@ fn engine(control: &Arc<Control>, listener: usize) -> Engine {
         shutdown,
         room: Room::new(1),
         backend_room: Room::new(1),
+        handshake_room: Room::for_handshakes(1),
     };
     Engine::new(&control.snapshot().config.listeners[listener], &shared, &stops, 0)
 }

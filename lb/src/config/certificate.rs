@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject;
 /// The parts that are told of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
-    /// Distinguished names in DER, to be compared only.
+    /// Distinguished names in DER.
     pub issuer: Vec<u8>,
     pub subject: Vec<u8>,
     /// Seconds since 1970.
@@ -30,6 +30,11 @@ const BOOLEAN: u8 = 0x01;
 const OCTET_STRING: u8 = 0x04;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
+const SET: u8 = 0x31;
+const UTF8_STRING: u8 = 0x0c;
+const PRINTABLE_STRING: u8 = 0x13;
+const IA5_STRING: u8 = 0x16;
+const BMP_STRING: u8 = 0x1e;
 /// `[0]` of the version, `[3]` of the extensions, and the kinds of names.
 const VERSION: u8 = 0xa0;
 const EXTENSIONS: u8 = 0xa3;
@@ -37,6 +42,100 @@ const DNS_NAME: u8 = 0x82;
 const IP_ADDRESS: u8 = 0x87;
 /// `id-ce-subjectAltName`, 2.5.29.17.
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
+
+/// A distinguished name as text: RFC 2253, as nginx's `$ssl_client_s_dn` has it. `name`: the content of its sequence, in DER.
+pub fn distinguished_name(name: &[u8]) -> String {
+    let mut parts = Vec::new();
+    let mut sets = Der(name);
+    while let Some(set) = sets.take(SET) {
+        let mut pairs = Der(set);
+        let mut part = Vec::new();
+        while let Some(pair) = pairs.take(SEQUENCE) {
+            let mut pair = Der(pair);
+            let (Some(kind), Some((tag, value))) = (pair.take(OBJECT_IDENTIFIER), pair.next()) else { break };
+            part.push(attribute(kind, tag, value));
+        }
+        parts.push(part.join("+"));
+    }
+    parts.reverse();
+    parts.join(",")
+}
+
+/// Names of attributes (RFC 4519) by their object identifiers.
+const ATTRIBUTES: &[(&[u8], &str)] = &[
+    (&[0x55, 4, 3], "CN"),
+    (&[0x55, 4, 4], "SN"),
+    (&[0x55, 4, 5], "serialNumber"),
+    (&[0x55, 4, 6], "C"),
+    (&[0x55, 4, 7], "L"),
+    (&[0x55, 4, 8], "ST"),
+    (&[0x55, 4, 9], "street"),
+    (&[0x55, 4, 10], "O"),
+    (&[0x55, 4, 11], "OU"),
+    (&[0x55, 4, 12], "title"),
+    (&[0x55, 4, 42], "GN"),
+    (&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 9, 1], "emailAddress"),
+    (&[0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, 25], "DC"),
+    (&[0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, 1], "UID"),
+];
+
+fn attribute(kind: &[u8], tag: u8, value: &[u8]) -> String {
+    let text = match tag {
+        UTF8_STRING | PRINTABLE_STRING | IA5_STRING => std::str::from_utf8(value).ok().map(str::to_owned),
+        BMP_STRING => {
+            let units: Vec<u16> = value.as_chunks().0.iter().map(|unit| u16::from_be_bytes(*unit)).collect();
+            String::from_utf16(&units).ok()
+        }
+        _ => None,
+    };
+    let name = match ATTRIBUTES.iter().find(|(known, _)| *known == kind) {
+        Some((_, name)) => (*name).to_owned(),
+        None => dotted(kind),
+    };
+    match text {
+        Some(text) => format!("{name}={}", escaped(&text)),
+        None => {
+            let hex: String = value.iter().map(|byte| format!("{byte:02X}")).collect();
+            format!("{name}=#{tag:02X}{:02X}{hex}", value.len().min(0x7f))
+        }
+    }
+}
+
+/// RFC 2253 §2.4; control characters and what is beyond ASCII as their codes, so that nothing can break out of a line.
+fn escaped(text: &str) -> String {
+    let mut out = String::new();
+    let last = text.chars().count().saturating_sub(1);
+    for (place, c) in text.chars().enumerate() {
+        match c {
+            ',' | '+' | '"' | '\\' | '<' | '>' | ';' => out.extend(['\\', c]),
+            '#' | ' ' if place == 0 => out.extend(['\\', c]),
+            ' ' if place == last => out.extend(['\\', c]),
+            c if c.is_control() || !c.is_ascii() => {
+                let mut utf8 = [0; 4];
+                c.encode_utf8(&mut utf8).bytes().for_each(|byte| out.push_str(&format!("\\{byte:02X}")));
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// An object identifier in numbers (X.690 §8.19).
+fn dotted(identifier: &[u8]) -> String {
+    let mut numbers: Vec<u64> = Vec::new();
+    let mut number = 0_u64;
+    for byte in identifier {
+        number = number.wrapping_shl(7) | u64::from(byte & 0x7f);
+        if byte & 0x80 == 0 {
+            match numbers.is_empty() {
+                true => numbers.extend([(number / 40).min(2), number - 40 * (number / 40).min(2)]),
+                false => numbers.push(number),
+            }
+            number = 0;
+        }
+    }
+    numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(".")
+}
 
 /// The certificates of a PEM file in its order.
 pub fn load(path: &Path) -> Result<Vec<Certificate>, String> {
@@ -216,6 +315,38 @@ mod tests {
         for host in ["example.com", "a.b.example.com", "www.example.org"] {
             assert!(!certificate.is_for(host), "{host}");
         }
+    }
+
+    #[test]
+    fn a_name_is_written_as_openssl_does() {
+        let pair = |kind: &[u8], tag: u8, value: &[u8]| {
+            let mut pair = [&[OBJECT_IDENTIFIER, kind.len() as u8], kind, &[tag, value.len() as u8], value].concat();
+            pair.splice(0..0, [SEQUENCE, pair.len() as u8]);
+            pair
+        };
+        let set = |pairs: &[Vec<u8>]| {
+            let mut set = pairs.concat();
+            set.splice(0..0, [SET, set.len() as u8]);
+            set
+        };
+        let cn = |text: &str| set(&[pair(&[0x55, 4, 3], UTF8_STRING, text.as_bytes())]);
+        assert_eq!(distinguished_name(&[]), "");
+        let two = [set(&[pair(&[0x55, 4, 6], PRINTABLE_STRING, b"DE")]), cn("a")].concat();
+        assert_eq!(distinguished_name(&two), "CN=a,C=DE");
+        let several =
+            set(&[pair(&[0x55, 4, 3], IA5_STRING, b"a"), pair(&[0x55, 4, 11], BMP_STRING, &[0, b'x', 0x20, 0xac])]);
+        assert_eq!(distinguished_name(&several), "CN=a+OU=x\\E2\\82\\AC");
+        for (text, expected) in [
+            ("a,b+c\"d\\e<f>g;h=i", "CN=a\\,b\\+c\\\"d\\\\e\\<f\\>g\\;h=i"),
+            ("#a", "CN=\\#a"),
+            (" a ", "CN=\\ a\\ "),
+            ("a\r\nX: y", "CN=a\\0D\\0AX: y"),
+            ("Jos\u{e9}", "CN=Jos\\C3\\A9"),
+        ] {
+            assert_eq!(distinguished_name(&cn(text)), expected);
+        }
+        assert_eq!(distinguished_name(&set(&[pair(&[0x2a, 0x86, 0x48, 1], 0x04, b"\x01")])), "1.2.840.1=#040101");
+        assert_eq!(distinguished_name(&[SET, 5, 1]), "", "what is broken has no more");
     }
 
     #[test]

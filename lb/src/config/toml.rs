@@ -304,6 +304,7 @@ impl<'t> Reader<'t> {
         let via = self.value(section, "via", values::token);
         let request_id = self.value(section, "request_id", values::request_id_field);
         let max_connections = self.value(section, "max_connections", values::whole(0, 10_000_000));
+        let max_handshakes = self.value(section, "max_handshakes", values::whole(0, 10_000_000));
         let idle_connections = self.value(section, "idle_connections", values::whole(0, 1_000_000));
         Some(ServerConfig {
             threads: match threads? {
@@ -317,6 +318,7 @@ impl<'t> Reader<'t> {
             via: via?,
             request_id: request_id?,
             max_connections: max_connections.map(NonZero::new)?,
+            max_handshakes: max_handshakes.map(NonZero::new)?,
             idle_connections: idle_connections?,
         })
     }

@@ -16,6 +16,36 @@ use crate::message::authority::without_port;
 pub struct Peer {
     pub address: IpAddr,
     text: String,
+    /// It speaks plain HTTP where TLS is spoken.
+    pub lacks_tls: bool,
+    /// `None`: the connection has no TLS.
+    pub secured: Option<Box<Secured>>,
+}
+
+/// What is known of a connection's TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Secured {
+    /// `TLSv1.3` or the like.
+    pub protocol: &'static str,
+    /// By OpenSSL's name.
+    pub cipher: &'static str,
+    /// What the client asked for (SNI).
+    pub server_name: Option<Box<str>>,
+    pub is_resumed: bool,
+    pub client: Option<ClientCertificate>,
+}
+
+/// The certificate that a client has shown, which was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// RFC 2253.
+    pub subject: Box<str>,
+    pub issuer: Box<str>,
+    /// SHA-1, as nginx has it, and SHA-256, in hexadecimal digits.
+    pub sha1: Box<str>,
+    pub sha256: Box<str>,
+    /// Whole lines that tell a backend of it.
+    pub lines: Box<str>,
 }
 
 /// A request's connection, and what a trusted proxy says of the client before it.
@@ -224,11 +254,31 @@ pub fn trusts(trusted: &[IpNet], address: IpAddr) -> bool {
 impl Peer {
     pub fn new(address: IpAddr) -> Self {
         let address = address.to_canonical();
-        Self { address, text: address.to_string() }
+        let text = address.to_string();
+        Self { address, text, lacks_tls: false, secured: None }
+    }
+
+    /// Of a client that speaks plain HTTP where TLS is spoken.
+    pub fn without_tls(address: IpAddr) -> Self {
+        Self { lacks_tls: true, ..Self::new(address) }
+    }
+
+    pub fn with_tls(address: IpAddr, secured: Secured) -> Self {
+        Self { secured: Some(Box::new(secured)), ..Self::new(address) }
+    }
+
+    pub fn client_certificate(&self) -> Option<&ClientCertificate> {
+        self.secured.as_ref()?.client.as_ref()
     }
 
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+}
+
+impl From<IpAddr> for Peer {
+    fn from(address: IpAddr) -> Self {
+        Self::new(address)
     }
 }
 

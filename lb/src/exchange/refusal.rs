@@ -33,6 +33,10 @@ pub enum Refusal {
     /// An attempt failed, and nothing more could be tried.
     #[error("{0}")]
     Failed(Failure),
+    #[error("this connection was made for another site: ask again on one of its own")]
+    Misdirected,
+    #[error("plain HTTP was sent to a port where HTTPS is spoken")]
+    PlainHttp,
     #[error("this is as far as the request was to go")]
     LastHop,
     #[error("the request has come through this balancer before")]
@@ -72,7 +76,9 @@ pub enum Form {
 }
 
 impl Refusal {
-    const OWN: [Self; 15] = [
+    const OWN: [Self; 17] = [
+        Self::Misdirected,
+        Self::PlainHttp,
         Self::Loop,
         Self::LastHop,
         Self::Malformed,
@@ -98,7 +104,8 @@ impl Refusal {
     pub fn status(self) -> u16 {
         match self {
             Self::LastHop => 200,
-            Self::Malformed => 400,
+            Self::Malformed | Self::PlainHttp => 400,
+            Self::Misdirected => 421,
             Self::NoRoute => 404,
             Self::Method => 405,
             Self::ClientTimeout => 408,
@@ -121,6 +128,8 @@ impl Refusal {
         match self {
             Self::LastHop => "last-hop",
             Self::Malformed => "malformed",
+            Self::PlainHttp => "plain-http",
+            Self::Misdirected => "misdirected",
             Self::NoRoute => "no-route",
             Self::NoPool => "no-pool",
             Self::Method => "method",
@@ -145,7 +154,16 @@ impl Refusal {
 
     /// Whether the connection can carry another request: not when what follows on it is in doubt.
     pub fn keeps_connection(self) -> bool {
-        matches!(self, Self::LastHop | Self::NoRoute | Self::NoPool | Self::NoBackend | Self::Loop | Self::Failed(_))
+        matches!(
+            self,
+            Self::LastHop
+                | Self::Misdirected
+                | Self::NoRoute
+                | Self::NoPool
+                | Self::NoBackend
+                | Self::Loop
+                | Self::Failed(_)
+        )
     }
 
     /// The methods that are served, for the answers that must or may name them.

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::future::{Future, poll_fn};
-use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -77,8 +76,8 @@ enum Fate {
 }
 
 /// Serves a connection to its end.
-pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: IpAddr) {
-    let peer = Peer::new(peer);
+pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Into<Peer>) {
+    let peer = peer.into();
     let _carrier = kill::carrier(&engine.control).await;
     let mut idle = Idle { since: clock::now(), limit: engine.listener().header_timeout, blank_bytes: 0 };
     let mut timer = Timer::default();
@@ -271,6 +270,10 @@ async fn requests(
             limits: ClientLimits::of_listener(&listener),
         };
         let ended = match read_head(&listener, started, client, timer, peer, work).await {
+            Ok(Some(_)) if peer.lacks_tls => {
+                request.told.complete(engine, peer, false, &mut work.text);
+                request.refuse(client, timer, work, Refusal::PlainHttp, false).await
+            }
             Ok(Some(head)) => {
                 let now = if timer.has_waited() { clock::now() } else { started };
                 request.carry(client, timer, work, head, now).await

@@ -121,6 +121,8 @@ impl Facts for RequestFacts<'_> {
             Some(_) => Known::Made,
             None => some(self.head.fields().value(self.from_client, name)),
         };
+        let secured = || self.of.peer.secured.as_deref();
+        let certificate = || self.of.peer.client_certificate();
         match variable {
             Variable::Host => match self.host() {
                 Some(host) if host.iter().any(u8::is_ascii_uppercase) => Known::Made,
@@ -149,6 +151,21 @@ impl Facts for RequestFacts<'_> {
             Variable::ContentType => one(Name::ContentType),
             Variable::Hostname => Known::Here(self.of.engine.hostname.as_bytes()),
             Variable::Http2 => some(self.of.is_stream.then_some(b"h2")),
+            Variable::SslProtocol => some(secured().map(|secured| secured.protocol.as_bytes())),
+            Variable::SslCipher => some(secured().map(|secured| secured.cipher.as_bytes())),
+            Variable::SslServerName => {
+                some(secured().and_then(|secured| secured.server_name.as_deref()).map(str::as_bytes))
+            }
+            Variable::SslSessionReused => {
+                some(secured().map(|secured| if secured.is_resumed { &b"r"[..] } else { b"." }))
+            }
+            Variable::SslClientVerify => {
+                some(secured().map(|secured| if secured.client.is_some() { &b"SUCCESS"[..] } else { b"NONE" }))
+            }
+            Variable::SslClientSDn => some(certificate().map(|client| client.subject.as_bytes())),
+            Variable::SslClientIDn => some(certificate().map(|client| client.issuer.as_bytes())),
+            Variable::SslClientFingerprint => some(certificate().map(|client| client.sha1.as_bytes())),
+            Variable::SslClientFingerprintSha256 => some(certificate().map(|client| client.sha256.as_bytes())),
             Variable::Site => some(self.place.map(|(site, _)| site.config.name.as_bytes())),
             Variable::Route => some(self.place.map(|(site, route)| site.route(route).name.as_str().as_bytes())),
             Variable::Pool => some(self.exchange.and_then(Exchange::pool).map(|pool| pool.name.as_str().as_bytes())),

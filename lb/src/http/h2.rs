@@ -7,7 +7,6 @@ pub mod stream;
 
 use std::future::{pending, poll_fn};
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -50,11 +49,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_LINGERING_TIME: Duration = Duration::from_secs(2);
 
 /// Serves a connection to its end.
-pub async fn serve(engine: Arc<Engine>, mut io: impl AsyncRead + AsyncWrite + Unpin, peer: IpAddr) {
+pub async fn serve(engine: Arc<Engine>, mut io: impl AsyncRead + AsyncWrite + Unpin, peer: impl Into<Peer>) {
     let streams = Arc::new(Streams::default());
     let total = Total::new(clock::now());
     let Some(mut connection) = handshake(&engine, Counted { io: &mut io, total: &total }).await else { return };
-    let is_shut_down = match accept(&engine, &mut connection, &streams, &total, peer).await {
+    let is_shut_down = match accept(&engine, &mut connection, &streams, &total, Arc::new(peer.into())).await {
         Some(reason) => {
             connection.abrupt_shutdown(reason);
             timeout(CLOSE_TIMEOUT, poll_fn(|cx| connection.poll_closed(cx))).await.is_ok()
@@ -119,9 +118,8 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
     connection: &mut Connection<T, Bytes>,
     streams: &Arc<Streams>,
     total: &Total,
-    peer: IpAddr,
+    peer: Arc<Peer>,
 ) -> Option<Reason> {
-    let peer = Arc::new(Peer::new(peer));
     let mut patience = engine.listener().header_timeout;
     let mut phase = Phase::Idle;
     let (mut phase_since, mut written_before) = (clock::now(), total.written());

@@ -47,6 +47,10 @@ const OURS: NameSet = NameSet::of(&[
     Name::XRealIp,
 ]);
 
+/// Fields that tell a backend of the client's certificate, which no client is believed (RFC 9440 §4).
+const OF_CLIENT_CERTIFICATES: NameSet =
+    NameSet::of(&[Name::ClientCert, Name::ClientCertChain, Name::XForwardedClientCert]);
+
 /// What a request has become on its way, where that is not what was received.
 #[derive(Default)]
 pub struct Course {
@@ -78,6 +82,8 @@ pub struct Told {
     host: Range<usize>,
     /// Whether a trusted proxy has told what is told now, X-Forwarded-Server included.
     continues_x_forwarded: bool,
+    /// Whether a trusted proxy, which has shown no certificate of its own, has told of its client's.
+    continues_client_certificate: bool,
     client_text: Range<usize>,
     /// Whole lines, the id's among them if it has its usual field.
     lines: Range<usize>,
@@ -142,6 +148,8 @@ pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) 
     };
     let claims = claims(server, peer, request.fields(), from_client);
     told.continues_x_forwarded = matches!(claims, Claims::XForwarded(_));
+    // Only of a proxy that is trusted something is claimed.
+    told.continues_client_certificate = !matches!(claims, Claims::None) && peer.client_certificate().is_none();
     let origin = Origin {
         peer,
         is_tls,
@@ -150,7 +158,7 @@ pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) 
         claims: &claims,
     };
     let forwarding = Forwarding::new(origin, &server.trusted_proxies);
-    told.read(&forwarding, engine.control.loop_id(), text);
+    told.read(&forwarding, peer, engine.control.loop_id(), text);
     if let Some(name) = &server.via {
         let version = match (of.is_stream, request.version()) {
             (true, _) => "2.0",
@@ -173,6 +181,13 @@ pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) 
     };
     let path = told.path(request, from_client, path);
     let site = snapshot.sites.site(engine.address, origin.host).ok_or(Refusal::NoRoute)?;
+    // The certificate that the client has seen is for another site (RFC 9110 §7.4).
+    if site.config.certificate.is_some()
+        && let Some(name) = peer.secured.as_ref().and_then(|secured| secured.server_name.as_deref())
+        && !snapshot.sites.site(engine.address, name).is_some_and(|asked| Arc::ptr_eq(asked, site))
+    {
+        return Err(Refusal::Misdirected);
+    }
     let facts = |route| RequestFacts {
         of,
         head: request,
@@ -437,6 +452,9 @@ impl Told {
         if self.id_field == RequestIdField::Usual {
             replaced = replaced.with(Name::XRequestId);
         }
+        if !self.continues_client_certificate {
+            replaced = replaced.union(OF_CLIENT_CERTIFICATES);
+        }
         if !self.continues_x_forwarded {
             replaced = replaced.with(Name::XForwardedServer);
         }
@@ -493,7 +511,7 @@ impl Told {
     }
 
     /// Writes what a backend is told, behind the id.
-    fn read(&mut self, forwarding: &Forwarding<'_>, loop_id: &str, text: &mut String) {
+    fn read(&mut self, forwarding: &Forwarding<'_>, peer: &Peer, loop_id: &str, text: &mut String) {
         self.client = Some(forwarding.client);
         self.proto = forwarding.proto;
         line(text, "X-Forwarded-For: ", |text| forwarding.write_forwarded_for(text));
@@ -506,6 +524,9 @@ impl Told {
         line(text, "X-Forwarded-Port: ", |text| text.write_str(forwarding.port));
         if let Some(prefix) = forwarding.prefix {
             line(text, "X-Forwarded-Prefix: ", |text| text.write_str(prefix));
+        }
+        if let Some(certificate) = peer.client_certificate() {
+            text.push_str(&certificate.lines);
         }
         self.lines.end = text.len();
     }

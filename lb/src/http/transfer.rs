@@ -1007,6 +1007,7 @@ mod tests {
             most_idle: Arc::new(AtomicUsize::new(0)),
             shutdown: shutdown.clone(),
             backend_room: Room::new(1),
+            handshake_room: Room::for_handshakes(1),
             room: Room::new(1),
         };
         Engine::new(&config.listeners[0], &shared, &Arc::from([Arc::new(Stop::new(shutdown))]), 0)

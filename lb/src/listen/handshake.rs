@@ -1,25 +1,42 @@
-//! The handshake of TLS with a client, from its first byte on.
+//! The handshake of TLS with a client, from its first byte on. Handshakes are bounded in number, so that clients which
+//! begin one and fall silent leave room for others, and what costs the processor in them is done for one client of a
+//! thread after the other, between which everybody else has their turn.
 
-use std::io;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rustls::server::Acceptor;
+use rustls::{AlertDescription, CipherSuite, Error, HandshakeKind, ProtocolVersion};
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 
+use crate::backend::repeats::Repeats;
+use crate::config::certificate;
+use crate::exchange::headers::{ClientCertificate, Secured};
 use crate::http::Engine;
 use crate::http::io::Io;
+use crate::metrics::TlsMetrics;
 use crate::tls::server::ServerTls;
 
 /// How much time each client has, even if others wait for its place.
 const LEAST_HANDSHAKE: Duration = Duration::from_secs(1);
 /// A fatal alert `unrecognized_name` (RFC 8446 §6, RFC 6066 §3), before anything is encrypted.
 const UNRECOGNIZED_NAME: &[u8] = &[21, 3, 1, 0, 2, 2, 112];
+/// So many failures of a listener in a row, with no success between, are told as a warning.
+const FREQUENT_FAILURES: u32 = 20;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum Failed {
+    /// Speaks HTTP in plain text, as its first byte shows, which is still to be read.
+    #[error("the client speaks plain HTTP")]
+    PlainHttp(TcpStream),
     #[error("no certificate is for the name that the client asks for")]
     UnknownName,
     #[error("it took too long")]
@@ -30,29 +47,206 @@ pub enum Failed {
     Io(io::Error),
 }
 
-/// Takes as long as the listener's `handshake_timeout` at most.
-pub async fn accept(engine: &Engine, tls: &Arc<ServerTls>, io: Io) -> Result<Box<TlsStream<Io>>, Failed> {
-    let shed = async {
-        tokio::time::sleep(LEAST_HANDSHAKE).await;
-        engine.sheds_lingering().await;
-    };
-    tokio::select! {
-        biased;
-        accepted = tokio::time::timeout(tls.handshake_timeout, handshake(tls, io)) => {
-            accepted.unwrap_or(Err(Failed::Timeout))
+/// What of a listener's handshakes is counted and told.
+pub struct Told {
+    pub metrics: TlsMetrics,
+    /// Since the last success.
+    failures: AtomicU32,
+    repeats: Repeats,
+}
+
+impl Told {
+    pub fn new(metrics: TlsMetrics) -> Self {
+        Self { metrics, failures: AtomicU32::new(0), repeats: Repeats::default() }
+    }
+
+    fn succeeded(&self, stream: &TlsStream<Io>) {
+        if self.failures.load(Ordering::Relaxed) > 0 {
+            self.failures.store(0, Ordering::Relaxed);
         }
-        () = shed => Err(Failed::Shed),
+        match stream.get_ref().1.handshake_kind() {
+            Some(HandshakeKind::Resumed) => self.metrics.resumed.inc(),
+            _ => self.metrics.full.inc(),
+        }
+    }
+
+    fn failed(&self, failed: &Failed, peer: SocketAddr, listener: SocketAddr) {
+        let reason = failed.reason();
+        self.metrics.failed(reason);
+        tracing::debug!(%peer, reason, "TLS handshake failed: {failed}");
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        if failures >= FREQUENT_FAILURES && self.repeats.note(reason, Instant::now()) {
+            tracing::warn!(
+                %peer,
+                reason,
+                "listener {listener}: {failures} TLS handshakes in a row have failed, the last one so: {failed}"
+            );
+        }
+        // A kind of which nothing more came is told by itself again.
+        self.repeats.take(Instant::now());
     }
 }
 
-async fn handshake(tls: &Arc<ServerTls>, io: Io) -> Result<Box<TlsStream<Io>>, Failed> {
-    let mut start = LazyConfigAcceptor::new(Acceptor::default(), io).await.map_err(Failed::Io)?;
+/// Takes as long as the listener's `handshake_timeout` at most.
+pub async fn accept(
+    engine: &Engine,
+    tls: &Arc<ServerTls>,
+    told: &Told,
+    tcp: TcpStream,
+    peer: SocketAddr,
+) -> Result<Box<TlsStream<Io>>, Failed> {
+    let shed = async {
+        tokio::time::sleep(LEAST_HANDSHAKE).await;
+        engine.sheds_handshake().await;
+    };
+    let accepted = tokio::select! {
+        biased;
+        accepted = tokio::time::timeout(tls.handshake_timeout, handshake(engine, tls, tcp)) => {
+            accepted.unwrap_or(Err(Failed::Timeout))
+        }
+        () = shed => Err(Failed::Shed),
+    };
+    match &accepted {
+        Ok(stream) => told.succeeded(stream),
+        Err(failed) => told.failed(failed, peer, engine.address()),
+    }
+    accepted
+}
+
+async fn handshake(engine: &Engine, tls: &Arc<ServerTls>, tcp: TcpStream) -> Result<Box<TlsStream<Io>>, Failed> {
+    let mut first = [0];
+    match tcp.peek(&mut first).await.map_err(Failed::Io)? {
+        0 => return Err(Failed::Io(ErrorKind::UnexpectedEof.into())),
+        // No record of TLS begins so, nor one of SSL 2.
+        _ if first[0].is_ascii_alphabetic() || matches!(first[0], b'\r' | b'\n') => return Err(Failed::PlainHttp(tcp)),
+        _ => {}
+    }
+    let mut start = LazyConfigAcceptor::new(Acceptor::default(), Io::Tcp(tcp)).await.map_err(Failed::Io)?;
     if tls.choice.admits(start.client_hello().server_name()).is_err() {
         // Whoever does not read it learns nothing.
         let _ = start.io.write_all(UNRECOGNIZED_NAME).await;
         let _ = start.io.shutdown().await;
         return Err(Failed::UnknownName);
     }
-    let stream = start.into_stream(Arc::clone(&tls.config)).await.map_err(Failed::Io)?;
+    let turn = engine.handshake_turn().await;
+    // Keys are exchanged and the certificate's key signs here.
+    let rest = start.into_stream(Arc::clone(&tls.config));
+    // Whoever has become ready meanwhile goes before the next handshake.
+    tokio::task::yield_now().await;
+    drop(turn);
+    let stream = rest.await.map_err(Failed::Io)?;
     Ok(Box::new(stream.into()))
+}
+
+/// What there is to know of a connection.
+pub fn secured(stream: &TlsStream<Io>) -> Secured {
+    let (_, connection) = stream.get_ref();
+    let cipher = connection.negotiated_cipher_suite().map_or(CipherSuite::Unknown(0), |suite| suite.suite());
+    let server_name = match stream {
+        TlsStream::Server(server) => server.get_ref().1.server_name().map(Into::into),
+        TlsStream::Client(_) => None,
+    };
+    let certificate = connection.peer_certificates().and_then(|chain| chain.first());
+    Secured {
+        protocol: match connection.protocol_version() {
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            _ => "",
+        },
+        cipher: CIPHERS.iter().find(|(suite, _)| *suite == cipher).map_or("", |(_, name)| name),
+        server_name,
+        is_resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+        client: certificate.and_then(|der| client_certificate(der)),
+    }
+}
+
+/// Suites by OpenSSL's names, as nginx's `$ssl_cipher` has them.
+const CIPHERS: [(CipherSuite, &str); 9] = [
+    (CipherSuite::TLS13_AES_128_GCM_SHA256, "TLS_AES_128_GCM_SHA256"),
+    (CipherSuite::TLS13_AES_256_GCM_SHA384, "TLS_AES_256_GCM_SHA384"),
+    (CipherSuite::TLS13_CHACHA20_POLY1305_SHA256, "TLS_CHACHA20_POLY1305_SHA256"),
+    (CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, "ECDHE-ECDSA-AES128-GCM-SHA256"),
+    (CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, "ECDHE-ECDSA-AES256-GCM-SHA384"),
+    (CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, "ECDHE-ECDSA-CHACHA20-POLY1305"),
+    (CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, "ECDHE-RSA-AES128-GCM-SHA256"),
+    (CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, "ECDHE-RSA-AES256-GCM-SHA384"),
+    (CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256, "ECDHE-RSA-CHACHA20-POLY1305"),
+];
+
+/// What is told of a certificate: to backends by `X-Forwarded-Client-Cert`, as Envoy writes it, and by `Client-Cert`
+/// (RFC 9440). `None`: it is none; TLS has verified that it is one.
+fn client_certificate(der: &[u8]) -> Option<ClientCertificate> {
+    let leaf = certificate::parse(der)?;
+    let hex = |algorithm| {
+        let digest = ring::digest::digest(algorithm, der);
+        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let sha256 = hex(&ring::digest::SHA256);
+    let subject = certificate::distinguished_name(&leaf.subject);
+    let quoted = subject.replace('\\', "\\\\").replace('"', "\\\"");
+    let lines = format!(
+        "X-Forwarded-Client-Cert: Hash={sha256};Subject=\"{quoted}\"\r\nClient-Cert: :{}:\r\n",
+        STANDARD.encode(der)
+    );
+    Some(ClientCertificate {
+        subject: subject.into(),
+        issuer: certificate::distinguished_name(&leaf.issuer).into(),
+        sha1: hex(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY).into(),
+        sha256: sha256.into(),
+        lines: lines.into(),
+    })
+}
+
+impl Failed {
+    /// The word that counts it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::PlainHttp(_) => "plain-http",
+            Self::UnknownName => "unknown-name",
+            Self::Timeout => "timeout",
+            Self::Shed => "shed",
+            Self::Io(e) => match e.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
+                Some(error) => reason(error),
+                None => "closed",
+            },
+        }
+    }
+}
+
+fn reason(error: &Error) -> &'static str {
+    match error {
+        Error::NoCertificatesPresented => "no-client-certificate",
+        Error::InvalidCertificate(_) | Error::InvalidCertRevocationList(_) => "client-certificate",
+        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => "incompatible",
+        Error::AlertReceived(AlertDescription::CloseNotify | AlertDescription::UserCanceled) => "closed",
+        Error::AlertReceived(_) => "refused",
+        _ => "malformed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::HANDSHAKE_FAILURES;
+
+    #[test]
+    fn every_reason_is_counted_from_the_start() {
+        let io = |error: Error| Failed::Io(io::Error::new(ErrorKind::InvalidData, error));
+        for (failed, expected) in [
+            (Failed::UnknownName, "unknown-name"),
+            (Failed::Timeout, "timeout"),
+            (Failed::Shed, "shed"),
+            (Failed::Io(ErrorKind::UnexpectedEof.into()), "closed"),
+            (io(Error::NoCertificatesPresented), "no-client-certificate"),
+            (io(Error::InvalidCertificate(rustls::CertificateError::Expired)), "client-certificate"),
+            (io(Error::PeerIncompatible(rustls::PeerIncompatible::NoCipherSuitesInCommon)), "incompatible"),
+            (io(Error::AlertReceived(AlertDescription::UnknownCA)), "refused"),
+            (io(Error::AlertReceived(AlertDescription::UserCanceled)), "closed"),
+            (io(Error::DecryptError), "malformed"),
+        ] {
+            assert_eq!(failed.reason(), expected, "{failed:?}");
+            assert!(HANDSHAKE_FAILURES.contains(&expected));
+        }
+        assert!(HANDSHAKE_FAILURES.contains(&"plain-http"));
+    }
 }

@@ -14,8 +14,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::handshake;
+use super::handshake::{self, Failed, Told};
 use crate::config::tls::Protocol;
+use crate::exchange::headers::Peer;
 use crate::http::io::Io;
 use crate::http::stream::ClientStream;
 use crate::http::{self, Engine, Stop, h2, idle};
@@ -46,6 +47,7 @@ pub(super) struct Accepting {
 pub(super) struct Listener {
     /// As it is for the next connection; `None`: plain.
     pub tls: Arc<ArcSwapOption<ServerTls>>,
+    pub told: Arc<Told>,
     pub engine: Arc<Engine>,
 }
 
@@ -144,19 +146,19 @@ async fn accept(accepting: Accepting, shutdown: Shutdown, alive: Arc<AtomicUsize
         };
         match accepted {
             Ok((stream, peer)) => {
-                let place = tokio::select! {
+                let places = tokio::select! {
                     biased;
                     _ = &mut stopping => {
-                        spawn(&listener, stream, peer, listener.engine.place_anyway(), &alive);
+                        spawn(&listener, stream, peer, listener.places_anyway(), &alive);
                         break;
                     }
                     _ = given.changed() => {
                         listener = Arc::clone(&given.borrow());
-                        listener.engine.place_anyway()
+                        listener.places_anyway()
                     }
-                    place = listener.engine.place() => place,
+                    places = listener.places() => places,
                 };
-                spawn(&listener, stream, peer, place, &alive);
+                spawn(&listener, stream, peer, places, &alive);
             }
             Err(e) => {
                 tracing::warn!("a connection could not be accepted: {e}");
@@ -173,9 +175,9 @@ async fn accept(accepting: Accepting, shutdown: Shutdown, alive: Arc<AtomicUsize
                 Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => continue,
                 Err(_) => break,
             };
-            let place = listener.engine.place_anyway();
+            let places = listener.places_anyway();
             match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-                Ok(stream) => spawn(&listener, stream, peer, place, &alive),
+                Ok(stream) => spawn(&listener, stream, peer, places, &alive),
                 Err(e) => tracing::warn!("a connection could not be accepted: {e}"),
             }
         },
@@ -184,12 +186,20 @@ async fn accept(accepting: Accepting, shutdown: Shutdown, alive: Arc<AtomicUsize
     drop(is_open);
 }
 
-fn spawn(listener: &Arc<Listener>, stream: TcpStream, peer: SocketAddr, place: Place, alive: &Arc<AtomicUsize>) {
+fn spawn(listener: &Arc<Listener>, stream: TcpStream, peer: SocketAddr, places: Places, alive: &Arc<AtomicUsize>) {
     let (listener, alive) = (Arc::clone(listener), Alive::new(alive));
+    let Places { client, handshake } = places;
     tokio::spawn(async move {
-        listener.connected(stream, peer).await;
-        drop((alive, place));
+        listener.connected(stream, peer, handshake).await;
+        drop((alive, client));
     });
+}
+
+/// What a client that is accepted takes up.
+struct Places {
+    client: Place,
+    /// Until its handshake is over.
+    handshake: Option<Place>,
 }
 
 /// Counts a connection until dropped.
@@ -209,25 +219,46 @@ impl Drop for Alive {
 }
 
 impl Listener {
-    async fn connected(&self, tcp: TcpStream, peer: SocketAddr) {
+    fn has_tls(&self) -> bool {
+        self.tls.load().is_some()
+    }
+
+    /// Places for a client, as soon as there are some. The handshake's comes first: who waits for one takes no place from
+    /// clients without TLS.
+    async fn places(&self) -> Places {
+        let handshake = if self.has_tls() { Some(self.engine.handshake_place().await) } else { None };
+        Places { handshake, client: self.engine.place().await }
+    }
+
+    fn places_anyway(&self) -> Places {
+        let handshake = self.has_tls().then(|| self.engine.handshake_place_anyway());
+        Places { handshake, client: self.engine.place_anyway() }
+    }
+
+    async fn connected(&self, tcp: TcpStream, peer: SocketAddr, place: Option<Place>) {
         let engine = Arc::clone(&self.engine);
         let Some(tls) = self.tls.load_full() else {
-            return http::serve(engine, ClientStream::Io(Io::Tcp(tcp)), peer.ip()).await;
+            drop(place);
+            return http::serve(engine, ClientStream::Io(Io::Tcp(tcp)), Peer::new(peer.ip())).await;
         };
         // The handshake is large and short: in a box of its own it leaves nothing behind.
-        let stream = match Box::pin(handshake::accept(&engine, &tls, Io::Tcp(tcp))).await {
-            Ok(stream) => stream,
-            Err(failed) => {
-                tracing::debug!(%peer, "TLS handshake failed: {failed}");
-                return;
+        let accepted = Box::pin(handshake::accept(&engine, &tls, &self.told, tcp, peer)).await;
+        drop((place, tls));
+        match accepted {
+            Ok(stream) => {
+                let peer = Peer::with_tls(peer.ip(), handshake::secured(&stream));
+                if stream.get_ref().1.alpn_protocol() == Some(Protocol::Http2.name()) {
+                    // Large, and rare beside idle connections of HTTP/1.1.
+                    Box::pin(h2::serve(engine, stream, peer)).await;
+                } else {
+                    http::serve(engine, ClientStream::Io(Io::Tls(stream)), peer).await;
+                }
             }
-        };
-        drop(tls);
-        if stream.get_ref().1.alpn_protocol() == Some(Protocol::Http2.name()) {
-            // Large, and rare beside idle connections of HTTP/1.1.
-            Box::pin(h2::serve(engine, stream, peer.ip())).await;
-        } else {
-            http::serve(engine, ClientStream::Io(Io::Tls(stream)), peer.ip()).await;
+            Err(Failed::PlainHttp(tcp)) => {
+                let peer = Peer::without_tls(peer.ip());
+                Box::pin(http::serve(engine, ClientStream::Io(Io::Tcp(tcp)), peer)).await;
+            }
+            Err(_) => {}
         }
     }
 }

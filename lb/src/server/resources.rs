@@ -25,6 +25,7 @@ pub struct Running {
     pub access_log: Arc<AccessLog>,
     pub room: Arc<Room>,
     pub backend_room: Arc<Room>,
+    pub handshake_room: Arc<Room>,
     pub most_idle: Arc<AtomicUsize>,
     /// How many files the process may have open.
     pub open_files: usize,
@@ -66,6 +67,7 @@ impl Resources for Running {
             }
             this.room.resize(most.clients);
             this.backend_room.resize(most.backends);
+            this.handshake_room.resize(most.handshakes);
             this.most_idle.store(most_idle, Ordering::Relaxed);
             this.listeners.commit(listeners);
         };
@@ -96,6 +98,8 @@ pub struct Most {
     pub clients: usize,
     /// To backends, at work or idle: a client of HTTP/2 may have many.
     pub backends: usize,
+    /// Clients that have begun TLS and are not done with it. They are among the clients, and leave room for others.
+    pub handshakes: usize,
 }
 
 /// Clients as told, but no more than there are files for beside connections to backends, and a warning then. Where nothing
@@ -112,7 +116,9 @@ pub fn most_connections(server: &ServerConfig, open_files: usize) -> (Most, Opti
              {backends} connections to backends only: raise that limit (ulimit -n, LimitNOFILE in systemd)"
         )
     });
-    (Most { clients, backends }, warning)
+    let most_handshakes = (clients / 2).max(1);
+    let handshakes = server.max_handshakes.map_or(most_handshakes, |most| most.get().min(most_handshakes));
+    (Most { clients, backends, handshakes }, warning)
 }
 
 pub fn cannot_log(CannotOpen { file, is_common, error }: &CannotOpen) -> String {

@@ -75,6 +75,24 @@ variables! {
     Hostname = "hostname", Head;
     /// `h2`, missing for HTTP/1.
     Http2 = "http2", Head;
+    /// `TLSv1.3` or the like; missing without TLS, as are those that follow.
+    SslProtocol = "ssl_protocol", Head;
+    /// By OpenSSL's name.
+    SslCipher = "ssl_cipher", Head;
+    /// The name that the client asked for (SNI).
+    SslServerName = "ssl_server_name", Head;
+    /// `r` if the session was resumed, or else `.`.
+    SslSessionReused = "ssl_session_reused", Head;
+    /// `SUCCESS` if the client has shown a certificate, which was verified, or else `NONE`.
+    SslClientVerify = "ssl_client_verify", Head;
+    /// The subject of the client's certificate (RFC 2253).
+    SslClientSDn = "ssl_client_s_dn", Head;
+    /// Its issuer.
+    SslClientIDn = "ssl_client_i_dn", Head;
+    /// SHA-1 of the client's certificate, in hexadecimal digits.
+    SslClientFingerprint = "ssl_client_fingerprint", Head;
+    /// SHA-256 of it.
+    SslClientFingerprintSha256 = "ssl_client_fingerprint_sha256", Head;
     /// The site's name.
     Site = "site", Head;
     /// The route's name.

@@ -101,7 +101,7 @@ fn with_kind(probe: &Map<String, Value>) -> Map<String, Value> {
 
 fn written(key: &str, value: &Value) -> String {
     match (key, value) {
-        ("max_connections" | "min_rate" | "max_body_bytes", Value::Null) => "0".to_owned(),
+        ("max_connections" | "max_handshakes" | "min_rate" | "max_body_bytes", Value::Null) => "0".to_owned(),
         ("max_age", Value::Null) => "\"0s\"".to_owned(),
         (_, Value::Null) => "\"\"".to_owned(),
         // The ranges of a probe's statuses.

@@ -500,6 +500,8 @@ impl RequestHead {
 /// Fields that the balancer sets, or from which it has understood the request.
 const OURS: NameSet = NameSet::of(&[
     Name::CdnLoop,
+    Name::ClientCert,
+    Name::ClientCertChain,
     Name::Connection,
     Name::ContentLength,
     Name::Expect,
@@ -512,6 +514,7 @@ const OURS: NameSet = NameSet::of(&[
     Name::Trailer,
     Name::TransferEncoding,
     Name::Upgrade,
+    Name::XForwardedClientCert,
     Name::XForwardedFor,
     Name::XForwardedHost,
     Name::XForwardedPort,

@@ -806,7 +806,9 @@ fn configuration_files_of_the_history_mean_what_they_meant() {
         let mut value = serde_json::to_value(&config).expect("JSON");
         // New since, and the same for all of them.
         assert_eq!(value["sites"].as_array().map(Vec::len), Some(0), "{heading}");
-        value["server"].as_object_mut().expect("a table").remove("threads");
+        let server = value["server"].as_object_mut().expect("a table");
+        server.remove("threads");
+        assert_eq!(server.remove("max_handshakes"), Some(serde_json::Value::Null), "{heading}");
         let root = value.as_object_mut().expect("a table");
         root.remove("sites");
         root.remove("values");

@@ -4,7 +4,7 @@
 
 # Command to look for, and the Debian package that brings it.
 DEMO_TOOLS := cc:build-essential cmake:cmake
-TEST_TOOLS := $(DEMO_TOOLS) curl:curl nginx:nginx-light haproxy:haproxy redis-server:redis-server promtool:prometheus \
+TEST_TOOLS := $(DEMO_TOOLS) curl:curl openssl:openssl nginx:nginx-light haproxy:haproxy redis-server:redis-server promtool:prometheus \
 	chromium:chromium chromedriver:chromium-driver python3:python3-venv \
 	/usr/lib/postgresql/15/bin/initdb:postgresql
 # Redis 8 beside Debian 12's 7.0, with the libraries that it needs.

@@ -96,7 +96,12 @@ fn attribute(kind: &[u8], tag: u8, value: &[u8]) -> String {
         Some(text) => format!("{name}={}", escaped(&text)),
         None => {
             let hex: String = value.iter().map(|byte| format!("{byte:02X}")).collect();
-            format!("{name}=#{tag:02X}{:02X}{hex}", value.len().min(0x7f))
+            let length = match value.len() {
+                short @ ..0x80 => format!("{short:02X}"),
+                byte @ ..0x100 => format!("81{byte:02X}"),
+                more => format!("82{more:04X}"),
+            };
+            format!("{name}=#{tag:02X}{length}{hex}")
         }
     }
 }

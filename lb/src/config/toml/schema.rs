@@ -38,6 +38,7 @@ const WORDS: &[(&str, &[&str])] = &[
 const RANGES: &[(&str, i64, i64)] = &[
     ("server.threads", 0, 1024),
     ("server.max_connections", 0, 10_000_000),
+    ("server.max_handshakes", 0, 10_000_000),
     ("server.idle_connections", 0, 1_000_000),
     ("listener.max_request_line_bytes", 256, 1 << 20),
     ("listener.max_head_bytes", 256, 1 << 20),

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -59,6 +59,9 @@ pub struct Served<'a> {
     pub route: Option<&'a str>,
     pub pool: Option<&'a str>,
     pub backend: Option<&'a str>,
+    /// Where the name of the backend led.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend_address: Option<SocketAddr>,
     pub backend_status: Option<u16>,
     #[serde(rename = "response_seconds", serialize_with = "some_seconds")]
     pub response_time: Option<Duration>,
@@ -77,6 +80,7 @@ impl<'a> Served<'a> {
             route: exchange.and_then(Exchange::route_name),
             pool: exchange.and_then(Exchange::pool).map(|pool| pool.name.as_str()),
             backend: outcome.endpoint.as_ref().map(|endpoint| endpoint.backend.address.as_str()),
+            backend_address: outcome.endpoint.as_ref().and_then(|endpoint| endpoint.resolved_address()),
             backend_status: outcome.backend_status,
             response_time: outcome.response_time,
             attempts: outcome.attempts,
@@ -523,6 +527,7 @@ mod tests {
                 route: Some("/"),
                 pool: Some("app"),
                 backend: Some("web1:80"),
+                backend_address: Some("10.0.0.1:80".parse().expect("an address")),
                 backend_status: Some(200),
                 response_time: Some(Duration::from_millis(1)),
                 attempts: 1,
@@ -567,7 +572,7 @@ mod tests {
         let line = serde_json::to_value(record()).expect("serializable");
         assert_eq!(line["time"], "2026-11-21T10:30:00.123Z");
         assert_eq!(line["duration_seconds"], 0.0015);
-        assert_eq!(line["backend"], "web1:80");
+        assert_eq!((&line["backend"], &line["backend_address"]), (&"web1:80".into(), &"10.0.0.1:80".into()));
         assert_eq!(line["refusal"], serde_json::Value::Null);
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::config::backend::{AdminState, BackendAddress};
+use crate::config::backend::{AdminState, BackendAddress, SocketAddress};
 use crate::health::tracker::Health;
 use crate::metrics::BackendMetrics;
 pub use endpoint::{Endpoint, Finding, Incarnation, Lease, ProbeReport};
@@ -42,6 +42,8 @@ pub struct Backend {
 #[derive(Debug)]
 pub struct Identity {
     pub address: BackendAddress,
+    /// Whether its addresses have to be asked for.
+    is_name: bool,
     pub metrics: BackendMetrics,
     /// Failures that are counted instead of logged.
     pub repeats: Repeats,
@@ -61,6 +63,7 @@ struct Vitals {
     endpoints: Endpoints,
     /// Those which the name does not lead to any more, as long as anybody uses them.
     left: Vec<Weak<Endpoint>>,
+    resolution: Option<Resolution>,
     draining_since: Option<Instant>,
     /// A deadline has ended the grace of its sticky clients; only while it drains.
     is_grace_ended: bool,
@@ -84,10 +87,18 @@ pub struct Moved {
     pub left: Vec<SocketAddr>,
 }
 
+/// How a question for the addresses of a name ended.
+#[derive(Debug, Clone)]
+pub struct Resolution {
+    pub at: Instant,
+    /// Why there is no answer; the addresses are those of the last one then.
+    pub error: Option<String>,
+}
+
 impl Identity {
     pub fn new(address: BackendAddress, metrics: BackendMetrics) -> Self {
-        let repeats = Repeats::default();
-        Self { address, metrics, repeats, changes: AtomicU64::new(0), turn: AtomicUsize::new(0) }
+        let (is_name, repeats) = (address.socket_address().is_none(), Repeats::default());
+        Self { address, is_name, metrics, repeats, changes: AtomicU64::new(0), turn: AtomicUsize::new(0) }
     }
 
     /// How often health, ejections or endpoints have changed.
@@ -121,6 +132,7 @@ impl Backend {
                 has_left: false,
                 endpoints: Endpoints::One(Arc::new(endpoint)),
                 left: Vec::new(),
+                resolution: None,
                 draining_since: None,
                 is_grace_ended: false,
                 deadline: None,
@@ -138,44 +150,55 @@ impl Backend {
         self.vitals().endpoints.clone()
     }
 
-    /// Takes in the addresses that its name resolves to. An endpoint whose address is among them stays as it is; the
-    /// others finish what is in flight. Without any address nothing changes.
+    /// Takes in the addresses that its name leads to. An endpoint whose address is among them stays as it is; the others
+    /// finish what is in flight. A name that leads nowhere has one endpoint without an address, which takes no traffic.
     pub fn resolved(&self, addresses: &[SocketAddr], now: Instant) -> Moved {
-        let mut addresses: Vec<_> = addresses.to_vec();
-        addresses.sort_unstable();
-        addresses.dedup();
+        let mut wanted: Vec<Option<SocketAddr>> = addresses.iter().copied().map(Some).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        if wanted.is_empty() {
+            wanted.push(None);
+        }
         let mut vitals = self.vitals();
         let before = vitals.endpoints.clone();
-        let known = |address| before.as_slice().iter().find(|endpoint| endpoint.ip() == Some(address));
-        let joined: Vec<_> = addresses.iter().copied().filter(|&address| known(address).is_none()).collect();
-        let (stay, leave): (Vec<_>, Vec<_>) = before
-            .as_slice()
-            .iter()
-            .partition(|endpoint| endpoint.ip().is_some_and(|address| addresses.contains(&address)));
-        if addresses.is_empty() || vitals.has_left || (joined.is_empty() && leave.is_empty()) {
+        let (stay, leave): (Vec<_>, Vec<_>) =
+            before.as_slice().iter().partition(|endpoint| wanted.contains(&endpoint.ip()));
+        let known = |address| stay.iter().find(|endpoint| endpoint.ip() == address);
+        let joined: Vec<_> = wanted.iter().copied().filter(|&address| known(address).is_none()).collect();
+        if vitals.has_left || (joined.is_empty() && leave.is_empty()) {
             return Moved::default();
         }
-        let new = |&address: &SocketAddr| match known(address) {
-            Some(endpoint) => Arc::clone(endpoint),
-            None => Arc::new(Endpoint::new(&self.identity, Some(address.into()), vitals.is_probed)),
+        let is_probed = vitals.is_probed;
+        let endpoint = |&address: &Option<SocketAddr>| match known(address) {
+            Some(&endpoint) => Arc::clone(endpoint),
+            None => Arc::new(Endpoint::new(&self.identity, address.map(SocketAddress::Ip), is_probed)),
         };
-        debug_assert_eq!(stay.len() + joined.len(), addresses.len());
-        let endpoints = addresses.iter().map(new).collect();
-        vitals.endpoints = endpoints;
+        vitals.endpoints = wanted.iter().map(endpoint).collect();
         vitals.left.retain(|endpoint| endpoint.strong_count() > 0);
         vitals.left.extend(leave.iter().map(|endpoint| Arc::downgrade(endpoint)));
         drop(vitals);
         leave.iter().for_each(|endpoint| endpoint.leave(now));
         self.has_changed();
-        Moved { joined, left: leave.iter().filter_map(|endpoint| endpoint.ip()).collect() }
+        let left = leave.iter().filter_map(|endpoint| endpoint.ip()).collect();
+        Moved { joined: joined.into_iter().flatten().collect(), left }
     }
 
-    /// Its name was asked for and has no address. Endpoints that it has had stay.
+    /// Its name was asked for and leads nowhere, as far as is known. Endpoints that it has had stay.
     pub fn is_unresolved(&self) {
         let endpoints = self.endpoints();
         endpoints.as_slice().iter().filter(|endpoint| endpoint.address().is_none()).for_each(|endpoint| {
             endpoint.is_unresolved();
         });
+    }
+
+    /// Notes how the last question for its name ended.
+    pub fn asked(&self, resolution: Resolution) {
+        self.vitals().resolution = Some(resolution);
+    }
+
+    /// How the last question for its name ended; `None` for an address, and before the first.
+    pub fn resolution(&self) -> Option<Resolution> {
+        self.vitals().resolution.clone()
     }
 
     /// As [`Endpoint::forget`], of all of them.
@@ -417,11 +440,13 @@ mod tests {
         assert_eq!(backend.health(), Health::Unknown);
         probe(&backend.endpoints().as_slice()[0]);
         assert_eq!(backend.resolved(&[first], now), Moved::default());
-        assert_eq!(backend.resolved(&[], now), Moved::default());
         backend.is_unresolved();
         assert_eq!(backend.health(), Health::Healthy, "the last answer is kept");
         assert_eq!(backend.resolved(&[second], now), Moved { joined: vec![second], left: vec![first] });
         assert_eq!(backend.health(), Health::Unknown);
+        assert_eq!(backend.resolved(&[], now), Moved { joined: vec![], left: vec![second] });
+        assert_eq!(backend.endpoints().as_slice()[0].address(), None);
+        assert_eq!(backend.resolved(&[], now), Moved::default());
     }
 
     #[test]

@@ -71,6 +71,28 @@ pub struct ServerConfig {
     /// Clients that may be in the midst of a TLS handshake; `None`: half of all.
     pub max_handshakes: Option<NonZero<usize>>,
     pub idle_connections: usize,
+    pub resolver: ResolverConfig,
+}
+
+/// How names of backends are resolved.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ResolverConfig {
+    /// Asked in place of the system's; empty: those of `/etc/resolv.conf`, by the search domains and options there.
+    pub servers: Vec<SocketAddr>,
+    /// How long a server may take to answer; `None`: as `/etc/resolv.conf` says.
+    #[serde(serialize_with = "optional_seconds")]
+    pub timeout: Option<Duration>,
+    /// How often each server is asked before it counts as one that does not answer; `None`: as `/etc/resolv.conf` says.
+    pub attempts: Option<NonZero<usize>>,
+    /// An answer is used for at least so long, whatever its TTL.
+    #[serde(serialize_with = "seconds")]
+    pub min_ttl: Duration,
+    /// And for so long at most.
+    #[serde(serialize_with = "seconds")]
+    pub max_ttl: Duration,
+    /// How long the last addresses of a name are used after DNS has said that it has none any more.
+    #[serde(serialize_with = "seconds")]
+    pub hold: Duration,
 }
 
 /// The fields by which trusted proxies tell of their clients.
@@ -247,11 +269,22 @@ pub struct PoolSettings {
     pub max_fields: u32,
     /// Percentage, 0 to 100.
     pub panic_threshold: u8,
+    pub addresses: Addresses,
     #[serde(flatten)]
     pub transport: TransportConfig,
     pub probe: Option<ProbeConfig>,
     pub ejection: EjectionConfig,
     pub sticky: Option<StickyConfig>,
+}
+
+/// What weight the addresses of a backend's name have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Addresses {
+    /// All together that of the backend.
+    Share,
+    /// Each that of the backend.
+    Each,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -49,6 +49,7 @@ pub struct Metrics {
     backend_probes: IntCounterVec,
     backend_killed: IntCounterVec,
     connections_not_opened: IntCounterVec,
+    backend_resolutions: IntCounterVec,
     pub reloads: IntCounterVec,
     pub certificate_renewals: IntCounterVec,
     tls_handshakes: IntCounterVec,
@@ -74,6 +75,8 @@ pub struct Gauges {
     pub certificate_not_before: IntGaugeVec,
     pub certificate_not_after: IntGaugeVec,
     pub certificate_problem: IntGaugeVec,
+    pub backend_endpoints: IntGaugeVec,
+    pub backend_endpoints_usable: IntGaugeVec,
 }
 
 /// Counts by class of status code.
@@ -151,7 +154,16 @@ pub struct BackendMetrics {
     pub probes_failed: IntCounter,
     /// Exchanges that an operator ended.
     pub killed: IntCounter,
+    /// Of a backend that is written by name.
+    pub resolutions: Option<Resolutions>,
     failures: FailureCounters,
+}
+
+/// Questions for the addresses of a name.
+#[derive(Debug)]
+pub struct Resolutions {
+    pub succeeded: IntCounter,
+    pub failed: IntCounter,
 }
 
 /// One counter for each [`FailureKind`] that is a backend's fault.
@@ -244,6 +256,11 @@ impl Metrics {
                 "evenkeel_connections_not_opened_total",
                 "Connections to backends that the balancer itself could not open, by what it lacked: no-local-port, no-source-address, out-of-resources (files or memory).",
                 &["pool", "kind"],
+            ),
+            backend_resolutions: counters(
+                "evenkeel_backend_resolutions_total",
+                "Questions for the addresses of a backend that is written by name, by result: success, or failure when the last addresses are used on.",
+                &["pool", "backend", "result"],
             ),
             reloads: counters(
                 "evenkeel_reloads_total",
@@ -340,6 +357,16 @@ impl Metrics {
                     "1 for a file that has changed and cannot be taken up.",
                     &["listener", "certificate"],
                 ),
+                backend_endpoints: gauges(
+                    "evenkeel_backend_endpoints",
+                    "Addresses that a backend leads to: 1 unless it is written by a name that has none or several.",
+                    &["pool", "backend"],
+                ),
+                backend_endpoints_usable: gauges(
+                    "evenkeel_backend_endpoints_usable",
+                    "Those of its addresses that are neither unhealthy nor ejected.",
+                    &["pool", "backend"],
+                ),
             }),
             registry: registry.clone(),
         };
@@ -396,7 +423,8 @@ impl Metrics {
         self.counts_each_status.store(wanted, Ordering::Relaxed);
     }
 
-    pub fn backend(&self, pool: &str, backend: &str) -> BackendMetrics {
+    /// What a backend counts. `is_name`: its addresses are asked for.
+    pub fn backend(&self, pool: &str, backend: &str, is_name: bool) -> BackendMetrics {
         let failures = |kind: &str| self.backend_failures.with_label_values(&[pool, backend, kind]);
         let probes = |result| self.backend_probes.with_label_values(&[pool, backend, result]);
         BackendMetrics {
@@ -407,6 +435,10 @@ impl Metrics {
             probes_succeeded: probes("success"),
             probes_failed: probes("failure"),
             killed: self.backend_killed.with_label_values(&[pool, backend]),
+            resolutions: is_name.then(|| {
+                let resolutions = |result| self.backend_resolutions.with_label_values(&[pool, backend, result]);
+                Resolutions { succeeded: resolutions("success"), failed: resolutions("failure") }
+            }),
             failures: FailureCounters::new(failures),
         }
     }
@@ -444,6 +476,7 @@ impl Metrics {
         }
         for result in ["success", "failure"] {
             let _ = self.backend_probes.remove_label_values(&[pool, backend, result]);
+            let _ = self.backend_resolutions.remove_label_values(&[pool, backend, result]);
         }
         let _ = self.backend_attempts.remove_label_values(&[pool, backend]);
         let _ = self.backend_response.remove_label_values(&[pool, backend]);
@@ -487,6 +520,8 @@ impl Gauges {
         for gauge in [
             &self.pool_algorithm,
             &self.pool_panic,
+            &self.backend_endpoints,
+            &self.backend_endpoints_usable,
             &self.pool_available,
             &self.backend_in_flight,
             &self.backend_weight,
@@ -549,6 +584,7 @@ impl BackendMetrics {
             probes_succeeded: unregistered(),
             probes_failed: unregistered(),
             killed: unregistered(),
+            resolutions: None,
             failures: FailureCounters::new(|_| unregistered()),
         }
     }
@@ -558,6 +594,13 @@ impl BackendMetrics {
         if let Some((_, counter)) = self.failures.0.iter().find(|(counted, _)| *counted == kind) {
             counter.inc();
         }
+    }
+
+    /// Attempts that failed in this way.
+    #[cfg(test)]
+    pub fn failures_of(&self, failure: Failure) -> u64 {
+        let of = |kind: &FailureKind| *kind == FailureKind::Attempt(failure);
+        self.failures.0.iter().find(|(kind, _)| of(kind)).map_or(0, |(_, counter)| counter.get())
     }
 
     pub fn failures(&self) -> u64 {
@@ -610,7 +653,7 @@ mod tests {
     #[test]
     fn a_backend_that_left_shows_no_series() {
         let metrics = Metrics::new();
-        let backend = metrics.backend("app", "web1:80");
+        let backend = metrics.backend("app", "web1:80", true);
         backend.requests.count(200);
         assert!(String::from_utf8_lossy(&metrics.text()).contains("backend=\"web1:80\""));
         metrics.forget_backend("app", "web1:80");

@@ -17,7 +17,7 @@ use crate::balance::{
 use crate::clock;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
-use crate::config::{BackendConfig, PoolConfig, PoolName, PoolSettings, Secret};
+use crate::config::{Addresses, BackendConfig, PoolConfig, PoolName, PoolSettings, Secret};
 use crate::dial::Transport;
 use crate::failure::Cause;
 use crate::health::ejection::{Ejections, most_ejected};
@@ -306,7 +306,8 @@ impl Plan {
                     Arc::clone(&known.backend)
                 }
                 None => {
-                    let metrics = metrics.backend(config.name.as_str(), backend.address.as_str());
+                    let is_name = backend.address.socket_address().is_none();
+                    let metrics = metrics.backend(config.name.as_str(), backend.address.as_str(), is_name);
                     Arc::new(Backend::new(backend.address.clone(), is_probed, metrics))
                 }
             };
@@ -435,6 +436,11 @@ impl Standing {
         for places in usable.chunk_by(|&one, &next| endpoints[one].0 == endpoints[next].0) {
             let index = endpoints[places[0]].0;
             backends[index as usize].endpoints = places.iter().map(|&place| Arc::clone(&endpoints[place].1)).collect();
+            if plan.settings.addresses == Addresses::Each {
+                let count = u32::try_from(places.len()).unwrap_or(u32::MAX);
+                let weight = &mut backends[index as usize].weight;
+                *weight = weight.saturating_mul(count);
+            }
             in_order.push(index);
         }
         let keeping = plan.keeping(&mut backends, now);

@@ -2,12 +2,13 @@
 //! checks, over connections that are made as those of traffic are. The tasks follow the snapshot; what they find goes to
 //! the backend, and the pool lists its candidates anew.
 
+mod names;
 mod pingora_error;
+mod resolver;
 mod way;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use rand::RngExt;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use crate::backend::{Backend, Endpoint, Finding, ProbeReport};
+use crate::backend::{Endpoint, Finding, ProbeReport};
 use crate::config::backend::{AdminState, BackendAddress, SocketAddress};
 use crate::config::{PoolName, ProbeConfig, ProbeKind};
 use crate::control::Control;
@@ -28,17 +29,16 @@ use crate::failure::{Detail, Failed, Failure, Fault};
 use crate::health::tracker::Health;
 use way::Way;
 
-/// How often host names are resolved, and pools look whether their candidates have changed.
-const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often pools look whether their candidates have changed.
 const CATCH_UP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Probes what the snapshots name, resolves host names and brings ejected backends back, until dropped.
 pub async fn run(control: Arc<Control>) {
     // Called when a name leads somewhere else.
-    let moved = Notify::new();
+    let moved = Arc::new(Notify::new());
     tokio::join!(
         follow_snapshots(&control, &moved),
-        resolve_names(&control, &moved),
+        names::keep_resolved(&control, &moved),
         catch_up(&control),
         drop_drained(&control),
     );
@@ -209,6 +209,7 @@ fn health_check(Probed { endpoint, config, transport }: &Probed) -> Box<dyn Heal
             let address = &endpoint.backend.address;
             // What stands for the host of a Unix socket in nginx's requests too.
             let default = if address.unix_path().is_some() { "localhost" } else { address.as_str() };
+            let default = address.service().unwrap_or(default);
             let host = host.as_deref().unwrap_or(default);
             let mut check = HttpHealthCheck::new(host, false);
             if let Ok(request) = request(path, host) {
@@ -266,46 +267,6 @@ impl fmt::Display for ProbeError {
             Self::Failed(failed) => f.write_str(failed.failure.word()),
         }
     }
-}
-
-async fn resolve_names(control: &Arc<Control>, moved: &Notify) {
-    let mut versions = control.versions();
-    loop {
-        let snapshot = Arc::clone(&control.snapshot());
-        for pool in &snapshot.pools {
-            for (member, _) in pool.plan().backends() {
-                if member.backend.address.socket_address().is_some() {
-                    continue;
-                }
-                let before = member.backend.changes();
-                if let Err(problem) = resolve(&member.backend).await {
-                    tracing::debug!(backend = %member.backend.address, problem, "host name does not resolve");
-                    member.backend.is_unresolved();
-                }
-                if member.backend.changes() != before {
-                    pool.refresh_soon(Instant::now());
-                    moved.notify_one();
-                }
-            }
-        }
-        // A new snapshot may bring new names; otherwise look again after a while.
-        let _ = tokio::time::timeout(RESOLVE_INTERVAL, versions.changed()).await;
-    }
-}
-
-/// Resolves a backend's host name; what it resolved to before stays while it does not.
-async fn resolve(backend: &Backend) -> Result<(), String> {
-    let Some((host, port)) = backend.address.host_and_port() else { return Ok(()) };
-    let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.map_err(|e| e.to_string())?.collect();
-    let before = backend.endpoints();
-    let before = before.as_slice().first().and_then(|endpoint| endpoint.ip());
-    let address = before.filter(|address| found.contains(address)).or(found.first().copied());
-    let address = address.ok_or_else(|| format!("{host} has no address"))?;
-    let moved = backend.resolved(&[address], Instant::now());
-    if !moved.left.is_empty() {
-        tracing::info!(backend = %backend.address, %address, "host name leads to another address");
-    }
-    Ok(())
 }
 
 async fn catch_up(control: &Arc<Control>) {

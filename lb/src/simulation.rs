@@ -21,6 +21,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZero;
+use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::pin::pin;
@@ -31,11 +32,13 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use crate::access_log::AccessLog;
+use crate::backend::Backend;
 use crate::clock::{self, simulated};
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
 use crate::config::{BackendConfig, Config, HalfClose};
 use crate::control::Control;
+use crate::failure::Failure;
 use crate::http::Shared;
 use crate::http::io::Io;
 use crate::http::io::pipe::{self, Connecting, Link, Pipe, Whims};
@@ -60,6 +63,8 @@ struct World {
     room: Arc<Room>,
     stop: Arc<Stop>,
     shutdown: Shutdown,
+    /// One backend is written by [`NAME`].
+    has_name: bool,
     is_tls: bool,
     cut: Rc<Signal>,
 }
@@ -98,6 +103,11 @@ fn address(backend: u64) -> String {
     format!("10.0.0.{backend}:80")
 }
 
+/// A backend of one run in four, whose addresses come and go.
+const NAME: &str = "web:80";
+/// Those that it may lead to.
+const NAMED: RangeInclusive<u64> = 11..=13;
+
 /// Runs the schedule of a seed.
 fn run(seed: u64, traces: bool) -> Run {
     simulated::enter(seed);
@@ -106,7 +116,7 @@ fn run(seed: u64, traces: bool) -> Run {
     http::work::clear();
     pipe::set_tracer(traces.then_some(|line| book::trace(|| line)));
     // A panic is a violation like others; what it leaves behind ends with the run.
-    let outcome = catch_unwind(AssertUnwindSafe(scenario));
+    let outcome = catch_unwind(AssertUnwindSafe(|| scenario(seed)));
     pipe::set_network(None);
     pipe::set_observer(None);
     simulated::set_spawner(None);
@@ -181,13 +191,19 @@ fn config(backends: u64, scale: Scale, allows_faults: bool) -> Config {
     config
 }
 
-fn scenario() {
+fn scenario(seed: u64) {
     let scale = pick(&[SCALES[0], SCALES[0], SCALES[1], SCALES[1], SCALES[1], SCALES[2], SCALES[2], SCALES[3]]);
     let backends = between(1, 3);
     // In some runs everybody does what they should, so that nothing may go wrong.
     let clients_fail = one_in(2);
     let backends_fail = one_in(2);
-    let config = config(backends, scale, clients_fail);
+    let mut config = config(backends, scale, clients_fail);
+    // Not drawn from the run's numbers: runs without it are what they were before there were names.
+    let has_name = simulated::mixed(seed.wrapping_add(1)).is_multiple_of(4);
+    if has_name {
+        let template = config.pools[0].backends[0].clone();
+        config.pools[0].backends.push(BackendConfig { address: NAME.parse().expect("an address"), ..template });
+    }
     book::trace(|| format!("listener: {:?}\npool: {:?}", config.listeners[0], config.pools[0].settings));
     let half_close = config.listeners[0].settings.half_close;
     let max_body = config.listeners[0].settings.max_body_bytes;
@@ -209,8 +225,11 @@ fn scenario() {
     let engine =
         Arc::new(Engine::new(&control.snapshot().config.listeners[0], &shared, &Arc::from([Arc::clone(&stop)]), 0));
     let is_tls = one_in(10) && scale.most > 1_000;
-    let world = Rc::new(World { control, engine, room, stop, shutdown, is_tls, cut: Rc::default() });
+    let world = Rc::new(World { control, engine, room, stop, shutdown, has_name, is_tls, cut: Rc::default() });
     note_backends(&world);
+    if has_name {
+        operator::resolve(&world);
+    }
 
     let moods: Vec<Mood> = (0..=backends + 2)
         .map(|_| Mood {
@@ -492,11 +511,13 @@ fn network(world: &Rc<World>, moods: Vec<Mood>, scale: Scale) -> Box<dyn Fn(Sock
     })
 }
 
-/// Only active backends are sent new requests, by what is wanted now.
+/// Only active backends are sent new requests, by what is wanted now, and where their names lead now.
 fn is_wanted(world: &World, backend: usize) {
     let address = address(backend as u64);
     let plan = world.control.snapshot().pools[0].plan();
-    let state = plan.backends().find(|(member, _)| member.backend.address.as_str() == address).map(|(_, state)| state);
+    let address = address.parse().ok();
+    let leads_there = |backend: &Backend| backend.endpoints().as_slice().iter().any(|it| it.ip() == address);
+    let state = plan.backends().find(|(member, _)| leads_there(&member.backend)).map(|(_, state)| state);
     if state != Some(AdminState::Active) {
         violated(format!("backend {backend} is {state:?} and was sent a new request"));
     }
@@ -509,11 +530,16 @@ fn note_backends(world: &World) {
         for (member, _) in plan.backends() {
             let backend = &member.backend;
             if !book.backends.iter().any(|(known, ..)| Arc::ptr_eq(known, backend)) {
-                let before = (backend.metrics.failures(), backend.metrics.ejections.get());
+                let before = (seen_failures(backend), backend.metrics.ejections.get());
                 book.backends.push((Arc::clone(backend), before.0, before.1));
             }
         }
     });
+}
+
+/// Failures that a backend did something for. A name that leads nowhere fails by itself.
+fn seen_failures(backend: &Backend) -> u64 {
+    backend.metrics.failures() - backend.metrics.failures_of(Failure::Unresolved)
 }
 
 /// Waits until the balancer has closed its end of a connection, and touches nothing.
@@ -616,14 +642,16 @@ fn finish(world: &World, end: End) {
             }
         }
         for (backend, failures, ejections) in &book.backends {
-            let failures = backend.metrics.failures() - failures;
+            let failures = seen_failures(backend) - failures;
             let ejections = backend.metrics.ejections.get() - ejections;
-            let number = match backend.address.socket_address().and_then(|address| address.ip()).map(|ip| ip.ip()) {
-                Some(IpAddr::V4(ip)) => usize::from(ip.octets()[3]),
-                _ => 0,
-            };
-            let faults = book.faults.get(number).copied().unwrap_or_default();
-            if failures > faults || (ejections > 0 && faults == 0) {
+            let number = &backend.address;
+            let is_name = number.as_str() == NAME;
+            let mut numbers = (1..=*NAMED.end()).filter(|&n| match is_name {
+                true => NAMED.contains(&n),
+                false => number.as_str() == address(n),
+            });
+            let faults: u64 = numbers.by_ref().filter_map(|n| book.faults.get(n as usize)).sum();
+            if failures > faults || (ejections > 0 && faults == 0 && !is_name) {
                 return Some(format!("backend {number} has {faults} faults, but counted are {failures}"));
             }
             if ejections > 0 {

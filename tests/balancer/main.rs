@@ -19,6 +19,7 @@ mod locations;
 mod logs;
 mod malformed;
 mod metrics;
+mod names;
 mod observability;
 mod reload;
 mod retry;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use tests::{Balancer, Config, Origin, Port, Request, eventually};
+use tests::{Balancer, Config, Origin, Pool, Port, Request, eventually};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -74,10 +74,11 @@ fn files() -> Vec<PathBuf> {
 
 async fn served() -> BTreeMap<String, Metric> {
     let a = Origin::start("a").await;
+    let named = |pool: Pool| pool.quick_probe().backend("localhost:1", "state = \"down\"");
     let tls = Port::reserve();
     let files = "tls = { certificate = \"cert.pem\", key = \"key.pem\", watch_interval = \"50ms\" }";
     let section = format!("[[listener]]\naddress = \"{}\"\n{files}\n", tls.address());
-    let mut balancer = Balancer::prepare(&Config::of([&a]).app(|pool| pool.quick_probe()).section(&section));
+    let mut balancer = Balancer::prepare(&Config::of([&a]).app(named).section(&section));
     for file in ["cert.pem", "key.pem"] {
         let data = Path::new(ROOT).join("lb/src/config/toml/test-data").join(file);
         std::fs::copy(data, balancer.file(file)).expect("a writable directory");

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 
+use crate::dns::Dns;
 use crate::origin::Origin;
 
 /// Probes that find out fast, for tests of something else; three must fail, since a busy machine may delay one.
@@ -36,6 +37,17 @@ impl Config {
     pub fn server(mut self, lines: &str) -> Self {
         add_line(&mut self.server, lines);
         self
+    }
+
+    /// Has names resolved by this server, which is asked again and again.
+    pub fn dns(self, dns: &Dns) -> Self {
+        self.resolver(dns, "")
+    }
+
+    /// As [`Self::dns`], with further keys of `[server.resolver]`, each behind a comma.
+    pub fn resolver(self, dns: &Dns, keys: &str) -> Self {
+        let limits = "timeout = \"500ms\", attempts = 1, min_ttl = \"20ms\", max_ttl = \"100ms\"";
+        self.server(&format!("resolver = {{ servers = [\"{}\"], {limits}{keys} }}", dns.address()))
     }
 
     /// Adds lines to `[[listener]]`.

@@ -6,7 +6,8 @@
 //! - [`wire`]: HTTP/1.1 by the byte, for clients and origins alike. [`http2`]: clients over TLS, mostly of HTTP/2.
 //! - [`port`], [`process`]: addresses and child processes that do not outlive a test.
 //! - [`config`], [`balancer`]: a configuration, and the real program running with it.
-//! - [`origin`]: a backend that does as told. [`link`]: a connection that can be cut. [`websocket`]: a client.
+//! - [`origin`]: a backend that does as told. [`dns`]: names that lead where a test says. [`link`]: a connection that can
+//!   be cut. [`websocket`]: a client.
 //! - [`nginx`], [`haproxy`]: references for what must agree with them. [`openssl`]: certificates, and another client of TLS.
 //!   [`authority`]: certificates for addresses, and such as have expired.
 //! - [`redis_cluster`]: a store of several nodes that can be killed, frozen and given other roles.
@@ -18,6 +19,7 @@ pub mod balancer;
 pub mod browser;
 pub mod config;
 pub mod deadline;
+pub mod dns;
 pub mod haproxy;
 pub mod http2;
 pub mod link;
@@ -33,6 +35,7 @@ pub mod wire;
 pub use balancer::{Balancer, Metrics, evenkeel};
 pub use config::{Config, Pool};
 pub use deadline::{eventually, found_eventually, within};
+pub use dns::Dns;
 pub use link::Link;
 pub use origin::{Health, Origin, Step, response};
 pub use port::Port;

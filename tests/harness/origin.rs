@@ -74,6 +74,11 @@ struct Shared {
 
 impl Origin {
     pub async fn start(name: &str) -> Self {
+        Self::at(name, Port::reserve())
+    }
+
+    /// As [`Self::start`], at an address that was reserved. Needs a runtime.
+    pub fn at(name: &str, port: Port) -> Self {
         let shared = Shared {
             name: name.to_owned(),
             answer: Mutex::default(),
@@ -88,7 +93,7 @@ impl Origin {
             open: AtomicU64::new(0),
             abandoned: AtomicU64::new(0),
         };
-        let origin = Self { port: Port::reserve(), shared: Arc::new(shared), server: Mutex::default() };
+        let origin = Self { port, shared: Arc::new(shared), server: Mutex::default() };
         origin.restart();
         origin
     }

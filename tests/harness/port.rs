@@ -20,8 +20,23 @@ impl Port {
         Self::on(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)).expect("a free port")
     }
 
+    /// The same port at each of these addresses.
+    pub fn reserve_at<const N: usize>(ips: [&str; N]) -> [Self; N] {
+        let ips = ips.map(|ip| ip.parse::<IpAddr>().expect("an address"));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let port = Self::reserve().address().port();
+            let reserved: std::io::Result<Vec<_>> = ips.iter().map(|&ip| Self::on(SocketAddr::new(ip, port))).collect();
+            match reserved {
+                Ok(ports) => return ports.try_into().expect("as many as addresses"),
+                // Somebody else may have it at one of them.
+                Err(error) => assert!(Instant::now() < deadline, "no port is free at {ips:?}: {error}"),
+            }
+        }
+    }
+
     fn on(address: SocketAddr) -> std::io::Result<Self> {
-        let socket = TcpSocket::new_v4()?;
+        let socket = socket_for(address)?;
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         Ok(Self { address: socket.local_addr()?, _reservation: socket })
@@ -49,7 +64,7 @@ impl Port {
     fn bound(&self) -> TcpSocket {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            let socket = TcpSocket::new_v4().expect("a socket");
+            let socket = socket_for(self.address).expect("a socket");
             socket.set_reuseaddr(true).expect("an option of every socket");
             match socket.bind(self.address) {
                 Ok(()) => return socket,
@@ -60,4 +75,8 @@ impl Port {
             }
         }
     }
+}
+
+fn socket_for(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
 }

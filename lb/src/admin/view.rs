@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::backend::{Endpoint, ProbeReport, Status};
+use crate::backend::{Endpoint, ProbeReport, Resolution, Status};
 use crate::balance::Member;
 use crate::config::PoolName;
 use crate::config::algorithm::Algorithm;
@@ -72,6 +72,28 @@ pub struct BackendView {
     ejections: u64,
     latency_seconds: Option<f64>,
     last_probe: Option<ProbeView>,
+    endpoints: Vec<EndpointView>,
+    /// How the last question for its name ended; null for an address, and before the first.
+    resolution: Option<ResolutionView>,
+}
+
+/// One of the addresses that a backend leads to.
+#[derive(Debug, Serialize)]
+struct EndpointView {
+    /// Null: the name leads nowhere.
+    address: Option<String>,
+    health: Health,
+    status: Status,
+    ejected_for_seconds: f64,
+    in_flight: u32,
+    latency_seconds: Option<f64>,
+    last_probe: Option<ProbeView>,
+}
+
+#[derive(Debug, Serialize)]
+struct ResolutionView {
+    seconds_ago: f64,
+    error: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -126,7 +148,29 @@ impl BackendView {
             ejections: backend.metrics.ejections.get(),
             latency_seconds: average(&latencies).map(seconds),
             last_probe: last_probe(endpoints).map(|report| ProbeView::new(report, now)),
+            endpoints: endpoints.iter().map(|endpoint| EndpointView::new(endpoint, state, now)).collect(),
+            resolution: backend.resolution().map(|resolution| ResolutionView::new(resolution, now)),
         }
+    }
+}
+
+impl EndpointView {
+    fn new(endpoint: &Endpoint, state: AdminState, now: Instant) -> Self {
+        Self {
+            address: endpoint.address().map(ToString::to_string),
+            health: endpoint.health(),
+            status: endpoint.status(state, now),
+            ejected_for_seconds: endpoint.ejected_for(now).map_or(0.0, seconds),
+            in_flight: endpoint.in_flight(),
+            latency_seconds: endpoint.latency().map(seconds),
+            last_probe: endpoint.last_probe().map(|report| ProbeView::new(report, now)),
+        }
+    }
+}
+
+impl ResolutionView {
+    fn new(resolution: Resolution, now: Instant) -> Self {
+        Self { seconds_ago: seconds(now.saturating_duration_since(resolution.at)), error: resolution.error }
     }
 }
 
@@ -210,6 +254,15 @@ pub fn set_gauges(gauges: &Gauges, snapshot: &Snapshot, now: Instant) {
             let labels = [name, member.backend.address.as_str()];
             gauges.backend_in_flight.with_label_values(&labels).set(member.backend.in_flight().into());
             gauges.backend_weight.with_label_values(&labels).set(member.weight.as_u32().into());
+            let endpoints = member.backend.endpoints();
+            let endpoints = endpoints.as_slice().iter().filter(|endpoint| endpoint.address().is_some());
+            let is_usable = |endpoint: &&Arc<Endpoint>| {
+                matches!(endpoint.status(AdminState::Active, now), Status::Healthy | Status::Unknown)
+            };
+            let count = |endpoints: usize| i64::try_from(endpoints).unwrap_or(i64::MAX);
+            gauges.backend_endpoints.with_label_values(&labels).set(count(endpoints.clone().count()));
+            let usable = endpoints.filter(|endpoint| is_usable(endpoint)).count();
+            gauges.backend_endpoints_usable.with_label_values(&labels).set(count(usable));
             let current = member.backend.status(state, now);
             for status in Status::ALL {
                 let labels = [labels[0], labels[1], status.as_str()];

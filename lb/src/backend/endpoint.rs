@@ -137,6 +137,11 @@ impl Endpoint {
         self.address().and_then(SocketAddress::ip)
     }
 
+    /// Where the backend's name led to; `None` also where the backend is written as an address.
+    pub fn resolved_address(&self) -> Option<SocketAddr> {
+        self.ip().filter(|_| self.backend.is_name)
+    }
+
     pub fn lease(self: &Arc<Self>) -> Lease {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.counted()

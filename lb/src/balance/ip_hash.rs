@@ -99,11 +99,12 @@ fn hash_of(client: IpAddr) -> u32 {
 }
 
 /// A backend's points: crc32 of host, NUL, port and the point before (four zero bytes for the first). A Unix socket's path
-/// stands for the host, and it has no port.
+/// stands for the host, and it has no port; nor has a service.
 fn hashes(address: &BackendAddress) -> impl Iterator<Item = u32> {
     let text = address.as_str();
     let (host, port) = match address.unix_path() {
         Some(_) => (text.strip_prefix("unix:").unwrap_or(text), ""),
+        None if address.service().is_some() => (text, ""),
         None => text.rsplit_once(':').unwrap_or((text, "")),
     };
     let mut base = crc32fast::Hasher::new();

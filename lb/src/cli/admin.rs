@@ -136,6 +136,27 @@ pub struct Backend {
     pub failures: u64,
     pub latency_seconds: Option<f64>,
     pub last_probe: Option<Probe>,
+    #[serde(default)]
+    pub endpoints: Vec<Endpoint>,
+    #[serde(default)]
+    pub resolution: Option<Resolution>,
+}
+
+/// One of the addresses that a backend leads to.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Endpoint {
+    pub address: Option<String>,
+    pub status: String,
+    pub ejected_for_seconds: f64,
+    pub in_flight: u32,
+    pub latency_seconds: Option<f64>,
+    pub last_probe: Option<Probe>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Resolution {
+    /// Why the name is not resolved now.
+    pub error: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -78,6 +78,10 @@ fn whole_file(is_error: bool) -> impl Fn(String) -> Warning {
 
 /// Backends whose names do not resolve here.
 fn unresolved(checked: &Checked) -> Vec<Warning> {
+    // The servers that the configuration names may know others than those of this machine.
+    if !checked.config.server.resolver.servers.is_empty() {
+        return Vec::new();
+    }
     let names = advice::names_to_resolve(&checked.config);
     let (sender, answers) = channel();
     for (index, (address, _)) in names.iter().enumerate() {

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::admin::{AdminError, Backend, Certificate, Client, Pool, Pools, Probe, printable};
+use super::admin::{AdminError, Backend, Certificate, Client, Endpoint, Pool, Pools, Probe, printable};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 const ERROR_CHARS: usize = 60;
@@ -147,7 +147,8 @@ fn certificates(all: &[Certificate]) -> String {
     if told.is_empty() { told } else { format!("\n{told}") }
 }
 
-/// One line for each backend, under a heading. With rates there are columns for these.
+/// One line for each backend, and one for each address if it has several, under a heading. With rates there are columns
+/// for these.
 fn table(pools: &[Pool], rates: Option<&Rates>, colours: bool) -> String {
     let mut heading = vec!["POOL", "ALGORITHM", "BACKEND", "STATUS", "WEIGHT", "IN FLIGHT", "REQUESTS"];
     if rates.is_some() {
@@ -157,7 +158,12 @@ fn table(pools: &[Pool], rates: Option<&Rates>, colours: bool) -> String {
     let mut rows: Vec<Vec<Cell>> = Vec::new();
     for pool in pools {
         let begin = rows.len();
-        rows.extend(pool.backends.iter().map(|backend| row(pool, backend, rates)));
+        for backend in &pool.backends {
+            rows.push(row(pool, backend, rates));
+            if backend.endpoints.len() > 1 {
+                rows.extend(backend.endpoints.iter().map(|endpoint| row_of_endpoint(endpoint, rates.is_some())));
+            }
+        }
         if rows.len() == begin {
             rows.push(vec![Cell::text(""), Cell::text(""), Cell::text("no backends")]);
         }
@@ -170,7 +176,39 @@ fn table(pools: &[Pool], rates: Option<&Rates>, colours: bool) -> String {
         let warning = format!("pool {} panics: too few backends are usable, so it ignores their health", pool.name);
         text.push_str(&format!("\n{}\n", Cell::text(&warning).coloured(RED).shown(0, colours)));
     }
+    for (pool, backend, error) in unresolved(pools) {
+        let has_addresses = backend.endpoints.iter().any(|endpoint| endpoint.address.is_some());
+        let then = if has_addresses { "its last addresses are used on" } else { "nothing can be sent there" };
+        let warning = format!("backend {} of pool {} is not resolved, {then}: {error}", backend.address, pool.name);
+        text.push_str(&format!("\n{}\n", Cell::text(&warning).coloured(YELLOW).shown(0, colours)));
+    }
     text
+}
+
+/// Backends whose names are not resolved now, and why.
+fn unresolved(pools: &[Pool]) -> impl Iterator<Item = (&Pool, &Backend, &str)> {
+    let backends = pools.iter().flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)));
+    backends.filter_map(|(pool, backend)| Some((pool, backend, backend.resolution.as_ref()?.error.as_deref()?)))
+}
+
+/// What is true of one address of a backend; what is counted and wanted is the backend's.
+fn row_of_endpoint(endpoint: &Endpoint, has_rates: bool) -> Vec<Cell> {
+    let address = endpoint.address.as_deref().unwrap_or(NOTHING);
+    let status = match endpoint.status.as_str() {
+        "ejected" => format!("ejected, {} left", duration(endpoint.ejected_for_seconds)),
+        status => status.to_owned(),
+    };
+    let none = || Cell::text("");
+    let mut cells = vec![none(), none(), Cell::text(&format!("  {address}"))];
+    cells.push(coloured(Cell::text(&status), &endpoint.status));
+    cells.extend([none(), Cell::number(count(endpoint.in_flight.into())), none()]);
+    if has_rates {
+        cells.extend([none(), none()]);
+    }
+    cells.push(none());
+    cells.push(Cell::number(endpoint.latency_seconds.map_or(NOTHING.to_owned(), duration)));
+    cells.push(Cell::text(&endpoint.last_probe.as_ref().map_or(NOTHING.to_owned(), probe)));
+    cells
 }
 
 fn row(pool: &Pool, backend: &Backend, rates: Option<&Rates>) -> Vec<Cell> {
@@ -211,7 +249,11 @@ fn status(backend: &Backend) -> Cell {
             None => Cell::text(status),
         },
     };
-    match backend.status.as_str() {
+    coloured(text, &backend.status)
+}
+
+fn coloured(text: Cell, status: &str) -> Cell {
+    match status {
         "healthy" => text.coloured(GREEN),
         "unhealthy" | "ejected" => text.coloured(RED),
         "unknown" => text.coloured(YELLOW),

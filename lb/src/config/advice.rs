@@ -397,13 +397,15 @@ fn names(leaf: &Certificate) -> String {
     if leaf.names.is_empty() { "no name at all".to_owned() } else { leaf.names.join(", ") }
 }
 
-/// Names of hosts that some backend is written by, with the place of the first: for those who ask DNS.
+/// Names of hosts that some backend is written by, with the place of the first: for those who ask DNS. Those of services
+/// are not among them.
 pub fn names_to_resolve(config: &Config) -> Vec<(BackendAddress, Subject)> {
     let mut names: Vec<(BackendAddress, Subject)> = Vec::new();
     for (pool, settings) in config.pools.iter().enumerate() {
         for (backend, settings) in settings.backends.iter().enumerate() {
             let is_known = names.iter().any(|(known, _)| *known == settings.address);
-            if settings.address.socket_address().is_none() && settings.state != AdminState::Down && !is_known {
+            let is_host = settings.address.socket_address().is_none() && settings.address.host_and_port().is_some();
+            if is_host && settings.state != AdminState::Down && !is_known {
                 names.push((settings.address.clone(), Subject::Backend { pool, backend }));
             }
         }

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a backend listens: an IP address or a host name, and a port; or the path of a Unix socket behind `unix:`. Written
-/// back exactly as it was configured, because consistent hashing works on this text.
+/// Where a backend listens: an IP address or a host name, and a port; the path of a Unix socket behind `unix:`; or behind
+/// `srv:` a name whose SRV records have hosts and ports (RFC 2782). Written back exactly as it was configured, because
+/// consistent hashing works on this text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct BackendAddress(String);
@@ -24,6 +25,8 @@ pub enum SocketAddress {
 
 /// What stands before the path of a Unix socket.
 const UNIX: &str = "unix:";
+/// And before the name of a service.
+const SRV: &str = "srv:";
 /// The longest path that the system's address of a socket has room for, with the zero that ends it (unix(7)).
 pub const MAX_UNIX_PATH_BYTES: usize = 107;
 
@@ -64,9 +67,17 @@ impl BackendAddress {
         self.0.strip_prefix(UNIX).map(Path::new)
     }
 
+    /// The name of the service, if hosts and ports are those of its SRV records.
+    pub fn service(&self) -> Option<&str> {
+        self.0.strip_prefix(SRV)
+    }
+
     /// One spelling for all that mean the same: names in lower case and without a dot at the end, addresses as
     /// RFC 5952 writes them, no zeros before the port.
     pub fn canonical(&self) -> String {
+        if let Some(name) = self.service() {
+            return format!("{SRV}{}", name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase());
+        }
         let Some((host, port)) = self.host_and_port() else { return self.0.clone() };
         match host.parse::<IpAddr>() {
             Ok(ip) => SocketAddr::new(ip.to_canonical(), port).to_string(),
@@ -74,9 +85,9 @@ impl BackendAddress {
         }
     }
 
-    /// Host (without brackets) and port; `None` for a Unix socket.
+    /// Host (without brackets) and port; `None` for a Unix socket and a service.
     pub fn host_and_port(&self) -> Option<(&str, u16)> {
-        if self.unix_path().is_some() {
+        if self.unix_path().is_some() || self.service().is_some() {
             return None;
         }
         let (host, port) = self.0.rsplit_once(':').expect("the constructor demands a port");
@@ -92,9 +103,14 @@ impl FromStr for BackendAddress {
         if let Some(path) = text.strip_prefix(UNIX) {
             return unix_path(text, path).map(|()| Self(text.to_owned()));
         }
+        if let Some(name) = text.strip_prefix(SRV) {
+            let wrong =
+                || format!("\"{text}\" is no name of a service, such as \"srv:_http._tcp.example\": it has no port");
+            return if is_name(name) { Ok(Self(text.to_owned())) } else { Err(wrong()) };
+        }
         let wrong = || {
             format!(
-                "\"{text}\" is not HOST:PORT, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\", nor \"unix:/run/app.sock\""
+                "\"{text}\" is not HOST:PORT, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\", nor \"unix:/run/app.sock\" or \"srv:_http._tcp.example\""
             )
         };
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
@@ -107,16 +123,20 @@ impl FromStr for BackendAddress {
             Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
             None => host.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv4()),
         };
-        let label = |l: &str| {
-            (1..=63).contains(&l.len())
-                && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-                && !l.starts_with('-')
-        };
-        let is_name = host.len() <= 253
-            && host.strip_suffix('.').unwrap_or(host).split('.').all(label)
-            && !host.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-        if is_address || is_name { Ok(Self(text.to_owned())) } else { Err(wrong()) }
+        if is_address || is_name(host) { Ok(Self(text.to_owned())) } else { Err(wrong()) }
     }
+}
+
+/// Whether DNS may know it.
+fn is_name(host: &str) -> bool {
+    let label = |l: &str| {
+        (1..=63).contains(&l.len())
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && !l.starts_with('-')
+    };
+    host.len() <= 253
+        && host.strip_suffix('.').unwrap_or(host).split('.').all(label)
+        && !host.bytes().all(|b| b.is_ascii_digit() || b == b'.')
 }
 
 /// What is wrong with the path of a Unix socket in `text`.
@@ -260,6 +280,7 @@ mod tests {
             "localhost:65535",
             "x.:80",
             "unix:/run/app.sock",
+            "srv:_http._tcp.example",
         ] {
             assert_eq!(text.parse::<BackendAddress>().map(String::from).as_deref(), Ok(text));
         }
@@ -286,6 +307,9 @@ mod tests {
             "unix:/run/",
             "unix:/run/\0app.sock",
             "unix:@app",
+            "srv:",
+            "srv:_http._tcp.example:80",
+            "srv:10.0.0.1",
         ] {
             assert!(text.parse::<BackendAddress>().is_err(), "{text:?}");
         }
@@ -299,6 +323,7 @@ mod tests {
             ("[0:0::0:1]:80", "[::1]:80"),
             ("[::ffff:10.0.0.1]:80", "10.0.0.1:80"),
             ("10.0.0.1:00080", "10.0.0.1:80"),
+            ("srv:_http._tcp.Example.", "srv:_http._tcp.example"),
         ] {
             let address: BackendAddress = text.parse().expect("valid");
             assert_eq!(address.canonical(), canonical);

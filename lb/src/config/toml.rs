@@ -28,10 +28,10 @@ use ::toml::de::{DeTable, DeValue};
 
 use super::advice::{self, Advice, Subject};
 use super::{
-    AccessLogConfig, AccessLogFormat, AdminConfig, BackendConfig, Config, EjectionConfig, ForwardedBy, HalfClose,
-    HostRoute, ListenerConfig, ListenerSettings, LogConfig, LogFormat, MetricsConfig, PoolConfig, PoolName,
-    PoolSettings, Position, ProbeConfig, ProbeKind, Problem, SameSite, SecureCookie, ServerConfig, StateConfig,
-    StatusRanges, StickyConfig,
+    AccessLogConfig, AccessLogFormat, Addresses, AdminConfig, BackendConfig, Config, EjectionConfig, ForwardedBy,
+    HalfClose, HostRoute, ListenerConfig, ListenerSettings, LogConfig, LogFormat, MetricsConfig, PoolConfig, PoolName,
+    PoolSettings, Position, ProbeConfig, ProbeKind, Problem, ResolverConfig, SameSite, SecureCookie, ServerConfig,
+    StateConfig, StatusRanges, StickyConfig,
 };
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, Weight};
@@ -306,6 +306,8 @@ impl<'t> Reader<'t> {
         let max_connections = self.value(section, "max_connections", values::whole(0, 10_000_000));
         let max_handshakes = self.value(section, "max_handshakes", values::whole(0, 10_000_000));
         let idle_connections = self.value(section, "idle_connections", values::whole(0, 1_000_000));
+        let resolver = self.section(section, "resolver");
+        let resolver = self.resolver(&resolver);
         Some(ServerConfig {
             threads: match threads? {
                 0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -320,6 +322,34 @@ impl<'t> Reader<'t> {
             max_connections: max_connections.map(NonZero::new)?,
             max_handshakes: max_handshakes.map(NonZero::new)?,
             idle_connections: idle_connections?,
+            resolver: resolver?,
+        })
+    }
+
+    fn resolver(&mut self, section: &Section<'t>) -> Option<ResolverConfig> {
+        /// An answer that is asked for anew more often would be a load on its server and no help.
+        const MIN_TTL: Duration = Duration::from_millis(10);
+        let servers = self.each(section, "servers", values::name_server);
+        let timeout = self.value(section, "timeout", values::duration(Duration::ZERO, Duration::from_secs(60)));
+        let attempts = self.value(section, "attempts", values::whole(0, 10));
+        let min_ttl = self.value(section, "min_ttl", values::duration(MIN_TTL, DAY));
+        let max_ttl = self.value(section, "max_ttl", values::duration(MIN_TTL, DAY));
+        let hold = self.value(section, "hold", values::duration(Duration::ZERO, DAY));
+        if let (Some(min_ttl), Some(max_ttl)) = (min_ttl, max_ttl)
+            && max_ttl < min_ttl
+        {
+            let message = format!(
+                "server.resolver.max_ttl is {max_ttl:?}, shorter than the min_ttl of {min_ttl:?}: write a longer max_ttl or a shorter min_ttl"
+            );
+            self.problem(section.first_place(&["max_ttl", "min_ttl"]), message);
+        }
+        Some(ResolverConfig {
+            servers: servers?,
+            timeout: Some(timeout?).filter(|timeout| !timeout.is_zero()),
+            attempts: NonZero::new(attempts?),
+            min_ttl: min_ttl?,
+            max_ttl: max_ttl?,
+            hold: hold?,
         })
     }
 
@@ -527,6 +557,8 @@ impl<'t> Reader<'t> {
         let max_head_bytes = self.value(section, "max_head_bytes", values::size(MIN_HEAD_BYTES, MAX_HEAD_BYTES));
         let max_fields = self.value(section, "max_fields", values::whole(1, MAX_FIELDS));
         let panic_threshold = self.value(section, "panic_threshold", values::whole(0, 100));
+        let words = [("share", Addresses::Share), ("each", Addresses::Each)];
+        let addresses = self.value(section, "addresses", values::choice(&words));
         let transport = self.transport(section);
         let probe = self.section(section, "probe");
         let probe = if probe.is_written() { self.probe(&probe).map(Some) } else { Some(None) };
@@ -549,6 +581,7 @@ impl<'t> Reader<'t> {
             max_head_bytes: max_head_bytes?,
             max_fields: max_fields?,
             panic_threshold: panic_threshold?,
+            addresses: addresses?,
             transport: transport?,
             probe: probe?,
             ejection: ejection?,

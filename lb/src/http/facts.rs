@@ -171,7 +171,10 @@ impl Facts for RequestFacts<'_> {
             Variable::Pool => some(self.exchange.and_then(Exchange::pool).map(|pool| pool.name.as_str().as_bytes())),
             Variable::UpstreamAddr => {
                 let endpoint = self.outcome().and_then(|outcome| outcome.endpoint.as_ref());
-                some(endpoint.map(|endpoint| endpoint.backend.address.as_str().as_bytes()))
+                match endpoint {
+                    Some(endpoint) if endpoint.resolved_address().is_some() => Known::Made,
+                    _ => some(endpoint.map(|endpoint| endpoint.backend.address.as_str().as_bytes())),
+                }
             }
             Variable::Failure => {
                 let failure = self.outcome().and_then(|outcome| outcome.failure);
@@ -237,6 +240,10 @@ impl Facts for RequestFacts<'_> {
             Variable::Status => {
                 let status = self.response.map(|(head, _)| head.status());
                 display_some(outcome.map(|outcome| outcome.status).filter(|status| *status > 0).or(status), out)
+            }
+            Variable::UpstreamAddr => {
+                let endpoint = outcome.and_then(|outcome| outcome.endpoint.as_ref());
+                display_some(endpoint.and_then(|endpoint| endpoint.resolved_address()), out)
             }
             Variable::UpstreamStatus => display_some(outcome.and_then(|outcome| outcome.backend_status), out),
             Variable::Attempts => display_some(outcome.map(|outcome| outcome.attempts), out),

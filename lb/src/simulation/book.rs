@@ -168,6 +168,8 @@ pub enum Sight {
     CutOff,
     MembershipChange,
     HealthChange,
+    /// A name does not lead any more to an address that it led to.
+    NameMoved,
     Tls,
     Pipelined,
     HalfClosed,
@@ -184,7 +186,7 @@ pub enum Sight {
 }
 
 impl Sight {
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::WholeResponse,
         Self::Refusal,
         Self::Retry,
@@ -204,6 +206,7 @@ impl Sight {
         Self::CutOff,
         Self::MembershipChange,
         Self::HealthChange,
+        Self::NameMoved,
         Self::Tls,
         Self::Pipelined,
         Self::HalfClosed,

@@ -1,11 +1,12 @@
 //! What changes while requests are under way: what the operator wants, what probes find, and in the end the stop.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::book::{Sight, saw, trace, with};
 use super::random::{below, milliseconds, one_in, pick};
-use super::{World, address, note_backends};
+use super::{NAME, NAMED, World, address, note_backends};
 use crate::backend::ProbeReport;
 use crate::change::Author;
 use crate::clock;
@@ -37,8 +38,11 @@ pub async fn changes(world: Rc<World>, changes: u64, backends: u64) {
 }
 
 fn change(world: &World, backends: u64) {
-    let address = address(1 + below(backends + 1));
-    let what = below(9);
+    let mut address = address(1 + below(backends + 1));
+    if world.has_name && one_in(3) {
+        NAME.clone_into(&mut address);
+    }
+    let what = below(if world.has_name { 15 } else { 9 });
     trace(|| format!("operator: change {what} of {address}"));
     let (pool, backend) = ("app".to_owned(), address.clone());
     let state =
@@ -56,7 +60,8 @@ fn change(world: &World, backends: u64) {
                 backend: BackendConfig { address, weight: Weight::ONE, state: AdminState::Active },
             }
         }
-        _ => return probe(world, one_in(2)),
+        7 | 8 => return probe(world, one_in(2)),
+        _ => return resolve(world),
     };
     let author = Author { by: "simulation", from: None };
     // Not every change can be made at any time.
@@ -75,10 +80,34 @@ fn probe(world: &World, succeeds: bool) {
     let error = (!succeeds).then(|| "refused".to_owned());
     let report = ProbeReport { at: clock::now(), duration: Duration::ZERO, error };
     let endpoints = member.backend.endpoints();
-    if endpoints.as_slice()[0].probed(report, 1, 1).health.is_some() {
+    let endpoint = match endpoints.as_slice() {
+        // Nobody probes a name that leads nowhere.
+        [endpoint] if endpoint.address().is_none() => return,
+        [endpoint] => endpoint,
+        endpoints => &endpoints[below(endpoints.len() as u64) as usize],
+    };
+    if endpoint.probed(report, 1, 1).health.is_some() {
         saw(Sight::HealthChange);
     }
     pool.refresh_soon(clock::now());
+}
+
+/// The name leads to some addresses, or to none.
+pub fn resolve(world: &World) {
+    let addresses = NAMED.filter(|_| one_in(2)).map(|n| address(n).parse().expect("an address"));
+    let addresses: Vec<SocketAddr> = addresses.collect();
+    let snapshot = world.control.snapshot();
+    let pool = &snapshot.pools[0];
+    let plan = pool.plan();
+    let Some((member, _)) = plan.backends().find(|(member, _)| member.backend.address.as_str() == NAME) else { return };
+    trace(|| format!("operator: {NAME} leads to {addresses:?}"));
+    if !member.backend.resolved(&addresses, clock::now()).left.is_empty() {
+        saw(Sight::NameMoved);
+    }
+    if addresses.is_empty() {
+        member.backend.is_unresolved();
+    }
+    pool.refresh(clock::now());
 }
 
 /// Stops the balancer at some time.

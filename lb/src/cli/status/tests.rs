@@ -13,6 +13,8 @@ fn backend(address: &str) -> Backend {
         failures: 0,
         latency_seconds: None,
         last_probe: None,
+        endpoints: Vec::new(),
+        resolution: None,
     }
 }
 
@@ -56,6 +58,33 @@ POOL   ALGORITHM    BACKEND      STATUS               WEIGHT  IN FLIGHT  REQUEST
 app    round-robin  web1:8888    healthy                  20          3     1.23M        12   2.10ms  ok in 850µs, 710ms ago
                     [::1]:8888   ejected, 12.0s left       1          0         0         0        -  failed 2.0s ago: connection  refused
 empty  round-robin  no backends
+"
+    );
+}
+
+#[test]
+fn each_address_of_a_name_has_a_line_and_a_name_that_is_not_resolved_is_pointed_out() {
+    let endpoint = |address: &str, status: &str| Endpoint {
+        address: Some(address.to_owned()),
+        status: status.to_owned(),
+        ejected_for_seconds: 12.0,
+        in_flight: 1,
+        latency_seconds: Some(0.0021),
+        last_probe: None,
+    };
+    let endpoints = vec![endpoint("10.0.0.1:80", "healthy"), endpoint("[fd00::1]:80", "ejected")];
+    let resolution = Some(super::super::admin::Resolution { error: Some("SERVFAIL".to_owned()) });
+    let web = Backend { in_flight: 2, endpoints, resolution, ..backend("web:80") };
+    assert_eq!(
+        table(&[pool("app", vec![web, backend("b:1")])], None, false),
+        "\
+POOL  ALGORITHM    BACKEND         STATUS               WEIGHT  IN FLIGHT  REQUESTS  FAILURES  LATENCY  LAST PROBE
+app   round-robin  web:80          healthy                   1          2         0         0        -  -
+                     10.0.0.1:80   healthy                              1                       2.10ms  -
+                     [fd00::1]:80  ejected, 12.0s left                  1                       2.10ms  -
+                   b:1             healthy                   1          0         0         0        -  -
+
+backend web:80 of pool app is not resolved, its last addresses are used on: SERVFAIL
 "
     );
 }

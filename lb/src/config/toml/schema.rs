@@ -26,6 +26,7 @@ const WORDS: &[(&str, &[&str])] = &[
     ("access_log.format", &["json", "combined"]),
     ("pool.algorithm", &["round-robin", "weighted", "least-connections", "ip-hash"]),
     ("pool.backends.state", &["active", "draining", "down"]),
+    ("pool.addresses", &["share", "each"]),
     ("pool.probe.type", &["http", "tcp"]),
     ("pool.sticky.same_site", &["lax", "strict", "none"]),
     ("pool.sticky.secure", &["auto", "always", "never"]),
@@ -36,6 +37,7 @@ const WORDS: &[(&str, &[&str])] = &[
 
 /// The least and the most that a number may be. As in [`WORDS`].
 const RANGES: &[(&str, i64, i64)] = &[
+    ("server.resolver.attempts", 0, 10),
     ("server.threads", 0, 1024),
     ("server.max_connections", 0, 10_000_000),
     ("server.max_handshakes", 0, 10_000_000),

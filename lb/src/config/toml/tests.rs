@@ -336,13 +336,13 @@ fn wrong_values_of_required_keys_are_named_with_place_and_fix() {
         (
             "[\"127.0.0.1:9001\"]",
             "[§\"web1\"]",
-            "pool.backends is \"web1\": write HOST:PORT with a port from 1 to 65535, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\", or the path of a Unix socket, such as \"unix:/run/app.sock\"",
+            "pool.backends is \"web1\": write HOST:PORT with a port from 1 to 65535, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\", the path of a Unix socket, such as \"unix:/run/app.sock\", or a service of DNS, such as \"srv:_http._tcp.example\"",
         ),
         ("[\"127.0.0.1:9001\"]", "§\"web1:80\"", "pool.backends is \"web1:80\": write an array, such as [\"web1:80\"]"),
         (
             "[\"127.0.0.1:9001\"]",
             "[{ address = §\"web1\" }]",
-            "pool.backends.address is \"web1\": write HOST:PORT with a port from 1 to 65535, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\", or the path of a Unix socket, such as \"unix:/run/app.sock\"",
+            "pool.backends.address is \"web1\": write HOST:PORT with a port from 1 to 65535, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\", the path of a Unix socket, such as \"unix:/run/app.sock\", or a service of DNS, such as \"srv:_http._tcp.example\"",
         ),
         (
             "[\"127.0.0.1:9001\"]",

@@ -171,6 +171,16 @@ pub fn socket_address(value: &DeValue<'_>) -> Read<SocketAddr> {
     address.ok_or_else(|| "IP:PORT, such as \"0.0.0.0:8888\", \"127.0.0.1:8888\" or \"[::]:8888\"".to_owned())
 }
 
+/// A DNS server, at port 53 unless it is given.
+pub fn name_server(value: &DeValue<'_>) -> Read<SocketAddr> {
+    const PORT: u16 = 53;
+    let text = value.as_str().unwrap_or_default();
+    let address = text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, PORT)));
+    address.filter(|address| address.port() != 0).ok_or_else(|| {
+        "the address of a DNS server, such as \"10.0.0.2\", \"10.0.0.2:5353\" or \"[fd00::2]:53\"".to_owned()
+    })
+}
+
 /// A network, or one address as a network of its own.
 pub fn network(value: &DeValue<'_>) -> Read<IpNet> {
     network_in(value.as_str().unwrap_or_default())
@@ -189,7 +199,7 @@ pub fn backend_address(value: &DeValue<'_>) -> Read<BackendAddress> {
             "\"unix:\" and the whole path of a socket, of {MAX_UNIX_PATH_BYTES} bytes at most, such as \"unix:/run/app.sock\""
         ),
         false => {
-            "HOST:PORT with a port from 1 to 65535, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\", or the path of a Unix socket, such as \"unix:/run/app.sock\"".to_owned()
+            "HOST:PORT with a port from 1 to 65535, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\", the path of a Unix socket, such as \"unix:/run/app.sock\", or a service of DNS, such as \"srv:_http._tcp.example\"".to_owned()
         }
     })
 }

@@ -49,7 +49,7 @@ fn write_settings(text: &mut String, section: &str, settings: &Map<String, Value
         match (key.as_str(), value) {
             ("tls" | "probe" | "sticky", Value::Null) => {}
             ("probe", Value::Object(probe)) => sections.push((key, with_kind(probe))),
-            ("tls" | "sticky" | "ejection", Value::Object(inner)) => sections.push((key, inner.clone())),
+            ("tls" | "sticky" | "ejection" | "resolver", Value::Object(inner)) => sections.push((key, inner.clone())),
             ("backends", Value::Array(backends)) => write_backends(text, backends),
             ("certificates", Value::Array(_)) | ("client_certificates", Value::Object(_)) => {
                 let _ = writeln!(text, "{key} = {}", inline(value));
@@ -101,8 +101,10 @@ fn with_kind(probe: &Map<String, Value>) -> Map<String, Value> {
 
 fn written(key: &str, value: &Value) -> String {
     match (key, value) {
-        ("max_connections" | "max_handshakes" | "min_rate" | "max_body_bytes", Value::Null) => "0".to_owned(),
-        ("max_age", Value::Null) => "\"0s\"".to_owned(),
+        ("max_connections" | "max_handshakes" | "min_rate" | "max_body_bytes" | "attempts", Value::Null) => {
+            "0".to_owned()
+        }
+        ("max_age" | "timeout", Value::Null) => "\"0s\"".to_owned(),
         (_, Value::Null) => "\"\"".to_owned(),
         // The ranges of a probe's statuses.
         ("status", Value::Array(ranges)) => {
@@ -284,6 +286,7 @@ mod tests {
 threads = 3
 trusted_proxies = [\"10.0.0.0/8\", \"fd00::/8\"]
 max_connections = 77
+resolver = {{ servers = [\"10.0.0.2\", \"[fd00::2]:5353\"], timeout = \"1500ms\", attempts = 3, min_ttl = \"100ms\" }}
 [admin]
 token_file = \"token\"
 read_token_file = \"read\"

@@ -809,6 +809,7 @@ fn configuration_files_of_the_history_mean_what_they_meant() {
         let server = value["server"].as_object_mut().expect("a table");
         server.remove("threads");
         assert_eq!(server.remove("max_handshakes"), Some(serde_json::Value::Null), "{heading}");
+        assert_eq!(server.remove("resolver").expect("a table")["servers"], serde_json::json!([]), "{heading}");
         let root = value.as_object_mut().expect("a table");
         root.remove("sites");
         root.remove("values");
@@ -822,6 +823,7 @@ fn configuration_files_of_the_history_mean_what_they_meant() {
             for (key, value) in [("source_address", serde_json::Value::Null), ("tls", serde_json::Value::Null)] {
                 assert_eq!(pool.remove(key), Some(value), "{heading}");
             }
+            assert_eq!(pool.remove("addresses"), Some("share".into()), "{heading}");
         }
         let digest = Sha256::digest(sorted(value.clone()).to_string());
         let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();

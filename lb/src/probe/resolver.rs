@@ -1,0 +1,354 @@
+//! Asks for the addresses of a name as the system does: `/etc/hosts` first, then DNS by the servers, search domains and
+//! options of `/etc/resolv.conf`, or by the servers that the configuration names. Messages are made, sent and read by
+//! `hickory-resolver`, whose own cache, search and look at `/etc/hosts` are not used: it gives up no search domain that
+//! did not answer, and looks for no name in `/etc/hosts` that a search domain could follow.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::join_all;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverOpts};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::{Query, ResponseCode};
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::{Hosts, TokioResolver, config, system_conf};
+
+use crate::config::ResolverConfig;
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const HOSTS: &str = "/etc/hosts";
+/// How long a name of `/etc/hosts` is not looked for again.
+const HOSTS_TTL: Duration = Duration::from_secs(5);
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question<'a> {
+    /// The addresses of a host, for this port.
+    Host(&'a str, u16),
+    /// Those of the hosts of a service, with their ports (RFC 2782).
+    Service(&'a str),
+}
+
+/// Where a name leads. The addresses of a family that could not be asked for are not known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Answer {
+    pub v4: Option<BTreeSet<SocketAddrV4>>,
+    pub v6: Option<BTreeSet<SocketAddrV6>>,
+    /// For how long it holds.
+    pub ttl: Duration,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unanswered {
+    /// There is no such name, or it has no address: so says DNS. For how long that holds, if it says so.
+    Absent { reason: String, ttl: Option<Duration> },
+    /// Nothing is known of the name: servers fail, or do not answer.
+    Failed { reason: String },
+}
+
+/// Answers questions by a configuration, which is followed, as the system's files are.
+#[derive(Debug, Default)]
+pub struct Resolver(Mutex<Option<Arc<Sources>>>);
+
+/// Where answers come from.
+#[derive(Debug)]
+struct Sources {
+    config: ResolverConfig,
+    /// When the system's files were changed that these were read from.
+    changed: [Option<SystemTime>; 2],
+    hosts: Hosts,
+    dns: Result<TokioResolver, String>,
+    search: Vec<Name>,
+    /// With so many dots a name is asked for as it is before search domains are added.
+    ndots: usize,
+}
+
+/// One family's part of an answer.
+enum Part {
+    Found(Vec<IpAddr>, Duration),
+    Absent(String, Option<Duration>),
+    Failed(String),
+}
+
+impl Resolver {
+    /// Answers a question by these rules.
+    pub async fn ask(&self, question: Question<'_>, config: &ResolverConfig) -> Result<Answer, Unanswered> {
+        let sources = self.sources(config);
+        match question {
+            Question::Host(host, port) => sources.addresses(host, port).await,
+            Question::Service(name) => sources.services(name).await,
+        }
+    }
+
+    /// Those by which questions are to be answered now.
+    fn sources(&self, config: &ResolverConfig) -> Arc<Sources> {
+        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = [RESOLV_CONF, HOSTS].map(|file| std::fs::metadata(file).and_then(|file| file.modified()).ok());
+        match &*current {
+            Some(sources) if sources.config == *config && sources.changed == changed => Arc::clone(sources),
+            _ => Arc::clone(current.insert(Arc::new(Sources::new(config, changed)))),
+        }
+    }
+}
+
+impl Sources {
+    fn new(config: &ResolverConfig, changed: [Option<SystemTime>; 2]) -> Self {
+        let hosts = Hosts::from_system().unwrap_or_default();
+        let (servers, mut options) = match config.servers.is_empty() {
+            true => system(Path::new(RESOLV_CONF)),
+            false => {
+                let servers = config.servers.iter().map(|&server| name_server(server)).collect();
+                (config::ResolverConfig::from_parts(None, Vec::new(), servers), ResolverOpts::default())
+            }
+        };
+        options.timeout = config.timeout.unwrap_or(options.timeout);
+        // The library counts repetitions.
+        options.attempts = config.attempts.map_or(options.attempts, usize::from).saturating_sub(1);
+        options.cache_size = 0;
+        options.use_hosts_file = ResolveHosts::Never;
+        let search = match servers.search() {
+            [] => servers.domain().cloned().into_iter().collect(),
+            search => search.to_vec(),
+        };
+        let ndots = options.ndots;
+        let builder = TokioResolver::builder_with_config(servers, TokioRuntimeProvider::default());
+        let dns = builder.with_options(options).build().map_err(|e| e.to_string());
+        Self { config: config.clone(), changed, hosts, dns, search, ndots }
+    }
+
+    async fn addresses(&self, host: &str, port: u16) -> Result<Answer, Unanswered> {
+        let name = Name::from_ascii(host).map_err(|e| failed(format!("{host} is no name of DNS: {e}")))?;
+        if let Some(answer) = self.in_hosts(&name, port) {
+            return Ok(answer);
+        }
+        let dns = self.dns.as_ref().map_err(|e| failed(e.clone()))?;
+        let mut absent = (format!("{host} does not exist"), None);
+        let mut failure = None;
+        for name in names(&name, &self.search, self.ndots) {
+            let (v4, v6) = tokio::join!(ask(dns, &name, RecordType::A), ask(dns, &name, RecordType::AAAA));
+            match (v4, v6) {
+                (Part::Found(v4, ttl_4), Part::Found(v6, ttl_6)) => {
+                    return Ok(self.answer(&[v4, v6].concat(), port, ttl_4.min(ttl_6)));
+                }
+                (Part::Found(v4, ttl), Part::Absent(..)) => return Ok(self.answer(&v4, port, ttl)),
+                (Part::Absent(..), Part::Found(v6, ttl)) => return Ok(self.answer(&v6, port, ttl)),
+                (Part::Found(v4, ttl), Part::Failed(_)) => {
+                    return Ok(Answer { v6: None, ..self.answer(&v4, port, ttl) });
+                }
+                (Part::Failed(_), Part::Found(v6, ttl)) => {
+                    return Ok(Answer { v4: None, ..self.answer(&v6, port, ttl) });
+                }
+                (Part::Absent(reason, ttl), Part::Absent(_, other)) => absent = (reason, ttl.or(other)),
+                (Part::Failed(reason), _) | (_, Part::Failed(reason)) => {
+                    failure.get_or_insert(reason);
+                }
+            }
+        }
+        // As long as one of them may be the name that is meant, nothing is known.
+        Err(match failure {
+            Some(reason) => failed(reason),
+            None => Unanswered::Absent { reason: absent.0, ttl: absent.1 },
+        })
+    }
+
+    /// The hosts of the records with the lowest priority. Their weights are not looked at.
+    async fn services(&self, service: &str) -> Result<Answer, Unanswered> {
+        let name = Name::from_ascii(service).map_err(|e| failed(format!("{service} is no name of DNS: {e}")))?;
+        let dns = self.dns.as_ref().map_err(|e| failed(e.clone()))?;
+        let mut ended = Err(failed(String::new()));
+        for name in names(&name, &self.search, self.ndots) {
+            ended = lookup(dns, &name, RecordType::SRV, "service").await;
+            if !matches!(ended, Err(Unanswered::Absent { .. })) {
+                break;
+            }
+        }
+        let (records, ttl) = ended?;
+        let records = records.iter().filter_map(|data| match data {
+            // A single dot in place of a host says that there is no such service.
+            RData::SRV(srv) if !srv.target.is_root() => Some(srv),
+            _ => None,
+        });
+        let first = records.clone().map(|srv| srv.priority).min();
+        let records = records.filter(|srv| Some(srv.priority) == first);
+        let hosts: Vec<_> = records.map(|srv| (srv.target.to_ascii(), srv.port)).collect();
+        let mut all = Answer { v4: Some(BTreeSet::new()), v6: Some(BTreeSet::new()), ttl };
+        for ended in join_all(hosts.iter().map(|(host, port)| self.addresses(host, *port))).await {
+            match ended {
+                Ok(Answer { v4, v6, ttl }) => {
+                    all.v4 = all.v4.zip(v4).map(|(all, some)| &all | &some);
+                    all.v6 = all.v6.zip(v6).map(|(all, some)| &all | &some);
+                    all.ttl = all.ttl.min(ttl);
+                }
+                Err(Unanswered::Absent { .. }) => {}
+                // Which addresses are missing, nobody knows.
+                Err(failure) => return Err(failure),
+            }
+        }
+        all.ttl = all.ttl.clamp(self.config.min_ttl, self.config.max_ttl);
+        let has_none = all.v4.iter().all(BTreeSet::is_empty) && all.v6.iter().all(BTreeSet::is_empty);
+        match has_none {
+            true => Err(Unanswered::Absent { reason: format!("{service} has no host with an address"), ttl: None }),
+            false => Ok(all),
+        }
+    }
+
+    fn in_hosts(&self, name: &Name, port: u16) -> Option<Answer> {
+        let of = |family| self.hosts.lookup_static_host(&Query::query(name.clone(), family));
+        let found: Vec<_> = [RecordType::A, RecordType::AAAA].into_iter().filter_map(of).collect();
+        let addresses: Vec<_> =
+            found.iter().flat_map(|found| found.answers()).filter_map(|r| r.data.ip_addr()).collect();
+        (!addresses.is_empty()).then(|| self.answer(&addresses, port, HOSTS_TTL))
+    }
+
+    fn answer(&self, addresses: &[IpAddr], port: u16, ttl: Duration) -> Answer {
+        let (mut v4, mut v6) = (BTreeSet::new(), BTreeSet::new());
+        for address in addresses {
+            match address.to_canonical() {
+                IpAddr::V4(address) => v4.insert(SocketAddrV4::new(address, port)),
+                IpAddr::V6(address) => v6.insert(SocketAddrV6::new(address, port, 0, 0)),
+            };
+        }
+        Answer { v4: Some(v4), v6: Some(v6), ttl: ttl.clamp(self.config.min_ttl, self.config.max_ttl) }
+    }
+}
+
+/// The servers and options of the system; without such a file, or servers in it, this machine itself is asked
+/// (resolv.conf(5)).
+fn system(file: &Path) -> (config::ResolverConfig, ResolverOpts) {
+    let text = std::fs::read(file).unwrap_or_default();
+    let read = system_conf::parse_resolv_conf(&text).or_else(|_| {
+        let with_server = [&text[..], b"\nnameserver 127.0.0.1\n"].concat();
+        system_conf::parse_resolv_conf(with_server)
+    });
+    read.unwrap_or_else(|error| {
+        tracing::warn!(%error, "{} cannot be read: a DNS server on this machine is asked", file.display());
+        let servers = vec![name_server(SocketAddr::from(([127, 0, 0, 1], 53)))];
+        (config::ResolverConfig::from_parts(None, Vec::new(), servers), ResolverOpts::default())
+    })
+}
+
+fn name_server(address: SocketAddr) -> NameServerConfig {
+    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+        connection.port = address.port();
+        connection
+    });
+    NameServerConfig::new(address.ip(), true, connections.into())
+}
+
+/// The names to ask for, one after the other (resolv.conf(5)): as it is first if it has enough dots, else last.
+fn names(name: &Name, search: &[Name], ndots: usize) -> Vec<Name> {
+    let whole = |mut name: Name| {
+        name.set_fqdn(true);
+        name
+    };
+    let mut names: Vec<Name> = Vec::new();
+    if !name.is_fqdn() {
+        names = search.iter().filter_map(|domain| name.clone().append_domain(domain).ok()).map(whole).collect();
+    }
+    let dots = usize::from(name.num_labels()).saturating_sub(1);
+    let place = if dots >= ndots { 0 } else { names.len() };
+    names.insert(place, whole(name.clone()));
+    names
+}
+
+fn failed(reason: String) -> Unanswered {
+    Unanswered::Failed { reason }
+}
+
+/// Asks for the addresses of one family.
+async fn ask(dns: &TokioResolver, name: &Name, family: RecordType) -> Part {
+    match lookup(dns, name, family, "address").await {
+        Ok((found, ttl)) => Part::Found(found.iter().filter_map(RData::ip_addr).collect(), ttl),
+        Err(Unanswered::Absent { reason, ttl }) => Part::Absent(reason, ttl),
+        Err(Unanswered::Failed { reason }) => Part::Failed(reason),
+    }
+}
+
+/// The records of a name: at least one of this type. `what`: they are, in words.
+async fn lookup(
+    dns: &TokioResolver,
+    name: &Name,
+    of: RecordType,
+    what: &str,
+) -> Result<(Vec<RData>, Duration), Unanswered> {
+    let seconds = |ttl: u32| Duration::from_secs(ttl.into());
+    match dns.lookup(name.clone(), of).await {
+        Ok(lookup) => {
+            let answers = lookup.answers();
+            let data = answers.iter().map(|record| &record.data);
+            let records: Vec<_> = data.filter(|data| data.record_type() == of).cloned().collect();
+            // What leads to them (CNAME) holds for no longer than it says either.
+            let ttl = answers.iter().map(|record| record.ttl).min().unwrap_or_default();
+            match records.is_empty() {
+                true => Err(Unanswered::Absent { reason: format!("{name} has no {what}"), ttl: None }),
+                false => Ok((records, seconds(ttl))),
+            }
+        }
+        Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
+            let reason = match none.response_code {
+                ResponseCode::NoError => format!("{name} has no {what}"),
+                _ => format!("{name} does not exist"),
+            };
+            Err(Unanswered::Absent { reason, ttl: none.negative_ttl.map(seconds) })
+        }
+        Err(NetError::Dns(DnsError::ResponseCode(code))) => Err(failed(format!("the DNS server fails: {code}"))),
+        Err(NetError::Timeout) => Err(failed("no DNS server answers in time".to_owned())),
+        Err(error) => Err(failed(format!("DNS fails: {error}"))),
+    }
+}
+
+/// Those of the addresses to which this machine has a route; all of them if it has one to none. Finding out sends nothing.
+pub fn reachable(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let has_route = |address: &&SocketAddr| {
+        let any: IpAddr = match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(**address)).is_ok()
+    };
+    let reachable: Vec<_> = addresses.iter().filter(has_route).copied().collect();
+    if reachable.is_empty() { addresses } else { reachable }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_asked_for_in_the_order_of_resolv_conf() {
+        let search =
+            ["shop.svc.cluster.local", "svc.cluster.local"].map(|domain| Name::from_ascii(domain).expect("valid"));
+        let asked = |name: &str, ndots| {
+            let name = Name::from_ascii(name).expect("valid");
+            names(&name, &search, ndots).iter().map(Name::to_ascii).collect::<Vec<_>>()
+        };
+        assert_eq!(asked("web", 1), ["web.shop.svc.cluster.local.", "web.svc.cluster.local.", "web."]);
+        assert_eq!(
+            asked("web.example", 1),
+            ["web.example.", "web.example.shop.svc.cluster.local.", "web.example.svc.cluster.local."]
+        );
+        assert_eq!(asked("web.example", 5).last().map(String::as_str), Some("web.example."));
+        assert_eq!(asked("web.example.", 5), ["web.example."]);
+        assert_eq!(names(&Name::from_ascii("web").expect("valid"), &[], 1).len(), 1);
+    }
+
+    #[test]
+    fn without_servers_in_resolv_conf_this_machine_is_asked() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("resolv.conf");
+        let (servers, options) = system(&file);
+        assert_eq!((servers.name_servers()[0].ip, options.ndots), (Ipv4Addr::LOCALHOST.into(), 1));
+        let text = "search shop.example\noptions ndots:3 timeout:7 attempts:4\n";
+        std::fs::write(&file, text).expect("written");
+        let (servers, options) = system(&file);
+        assert_eq!((servers.name_servers()[0].ip, servers.search().len()), (Ipv4Addr::LOCALHOST.into(), 1));
+        assert_eq!((options.ndots, options.timeout, options.attempts), (3, Duration::from_secs(7), 4));
+        std::fs::write(&file, format!("{text}nameserver 10.0.0.2\n")).expect("written");
+        assert_eq!(system(&file).0.name_servers()[0].ip, Ipv4Addr::new(10, 0, 0, 2));
+    }
+}

@@ -95,7 +95,7 @@ async fn silent_clients_of_tls_hold_up_no_plain_ones() {
     let balancer = Balancer::start(config).await;
     // More than there are places for handshakes, and for clients.
     let mut silent = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..12 {
         silent.push(Wire::connect(tls.address()).await);
     }
     balancer.logs(&["no more clients can begin TLS at once"]).await;

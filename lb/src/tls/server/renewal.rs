@@ -51,6 +51,18 @@ impl Stamps {
         Self(paths.map(|path| (path.to_owned(), Stamp::of(path))).collect())
     }
 
+    /// Whether these files are still as they were.
+    fn hold_for(&self, pair: &Pair) -> bool {
+        pair.files().all(|file| self.0.get(file).is_some_and(|stamp| *stamp == Stamp::of(file)))
+    }
+
+    /// Has a pair be read again with the next look, whatever is there.
+    fn forget(&mut self, pair: &Pair) {
+        for file in pair.files() {
+            self.0.remove(file);
+        }
+    }
+
     fn is_same(&self, before: &Self, path: &Path) -> bool {
         self.0.get(path) == before.0.get(path)
     }
@@ -72,7 +84,7 @@ impl Stamp {
 impl ServerTls {
     /// Looks at the files again, and takes up those that have changed and are sound. `None`: nothing has changed.
     pub fn renew(self: &Arc<Self>, wanted: &TlsConfig) -> Option<Renewed> {
-        let stamps = Stamps::of(wanted);
+        let mut stamps = Stamps::of(wanted);
         let (before, known) = {
             let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
             if watched.stamps == stamps {
@@ -81,7 +93,7 @@ impl ServerTls {
             (watched.stamps.clone(), watched.problems.clone())
         };
         let mut problems = Problems::new();
-        let certificates = self.renewed(wanted, &stamps, &before, &known, &mut problems);
+        let certificates = self.renewed(wanted, &mut stamps, &before, &known, &mut problems);
         let issuers = wanted.client_certificates.as_ref().and_then(|clients| {
             let loaded = Issuers::load(&clients.ca).map(Arc::new);
             loaded
@@ -115,7 +127,7 @@ impl ServerTls {
     fn renewed(
         &self,
         wanted: &TlsConfig,
-        stamps: &Stamps,
+        stamps: &mut Stamps,
         before: &Stamps,
         known: &Problems,
         problems: &mut Problems,
@@ -143,6 +155,11 @@ impl ServerTls {
             match (Loaded::load(pair.clone()), former) {
                 (Ok(loaded), _) => certificates.push(Arc::new(loaded)),
                 (Err(Unusable::KeyAlone), None) if wanted.certificates.folder().is_some() => {}
+                // One file was read before it was replaced, the other after that.
+                (Err(_), Some(former)) if !stamps.hold_for(pair) => {
+                    stamps.forget(pair);
+                    certificates.push(Arc::clone(former));
+                }
                 (Err(unusable), former) => {
                     problems.insert(pair.certificate.clone(), unusable.to_string());
                     certificates.extend(former.map(Arc::clone));
@@ -174,5 +191,51 @@ impl ServerTls {
     pub(super) fn watch(&self, stamps: Stamps, problems: Problems) {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         (watched.stamps, watched.problems) = (stamps, problems);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/toml/test-data");
+
+    #[test]
+    fn a_pair_is_taken_up_when_it_is_whole_and_told_of_once() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [certificate, key] = ["cert.pem", "key.pem"].map(|name| folder.path().join(name));
+        let put = |name: &str, to: &Path| {
+            fs::copy(Path::new(DATA).join(name), to).expect("copied");
+        };
+        put("cert.pem", &certificate);
+        put("key.pem", &key);
+        let wanted = TlsConfig::of_pair(certificate, key.clone());
+        let tls = ServerTls::load(&wanted, None).expect("a sound pair");
+        assert!(tls.renew(&wanted).is_none(), "nothing has changed");
+        put("other-key.pem", &key);
+        let renewed = tls.renew(&wanted).expect("a file has changed");
+        assert!(Arc::ptr_eq(&renewed.tls, &tls) && renewed.taken_up.is_empty());
+        assert!(matches!(renewed.problems.as_slice(), [one] if one.contains("does not belong")), "{renewed:?}");
+        assert!(tls.renew(&wanted).is_none() && tls.problems().len() == 1, "it is said once");
+        put("key.pem", &key);
+        let renewed = tls.renew(&wanted).expect("a file has changed");
+        assert!(renewed.problems.is_empty() && renewed.tls.problems().is_empty());
+    }
+
+    #[test]
+    fn what_changes_while_it_is_read_is_read_again() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [certificate, key] = ["cert.pem", "key.pem"].map(|name| folder.path().join(name));
+        fs::write(&certificate, "a").expect("written");
+        fs::write(&key, "a").expect("written");
+        let wanted = TlsConfig::of_pair(certificate, key.clone());
+        let pairs = wanted.certificates.pairs().expect("one");
+        let before = Stamps::of(&wanted);
+        assert!(before.hold_for(&pairs[0]));
+        fs::write(&key, "other").expect("written");
+        assert!(!before.hold_for(&pairs[0]));
+        let mut now = Stamps::of(&wanted);
+        now.forget(&pairs[0]);
+        assert!(!Stamps::of(&wanted).is_same(&now, &key) && Stamps::of(&wanted) != now);
     }
 }

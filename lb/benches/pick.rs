@@ -35,7 +35,13 @@ fn pick(c: &mut Criterion) {
         let _leases: Vec<_> = backends.iter().map(|backend| backend.endpoints.lease(|_| false)).collect();
         for algorithm in Algorithm::ALL {
             let balance = balance(algorithm, &backends, &usable, &Turn::default(), || Arc::new(Ring::new(&members)));
-            let candidates = Candidates { backends: &backends, usable: &usable, tried: &[], skips_ejected: false };
+            let candidates = Candidates {
+                backends: &backends,
+                usable: &usable,
+                tried: &[],
+                skips_ejected: false,
+                skips_full: false,
+            };
             let mut client = 0u32;
             c.bench_with_input(BenchmarkId::new(format!("pick/{algorithm}"), count), &count, |b, _| {
                 b.iter(|| {

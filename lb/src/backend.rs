@@ -3,11 +3,13 @@
 //! of configuration forgets what is known. What is true of a server belongs to its endpoint.
 
 pub mod endpoint;
+pub mod queue;
 pub mod repeats;
 
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -51,6 +53,10 @@ pub struct Identity {
     changes: AtomicU64,
     /// Whose turn it is among several endpoints.
     turn: AtomicUsize,
+    /// Connections that may be in use at once, on all endpoints together; 0: any number.
+    max_connections: AtomicU32,
+    /// Those that count.
+    in_use: AtomicU32,
 }
 
 /// What changes seldom: read to list candidates, not for each request.
@@ -98,7 +104,37 @@ pub struct Resolution {
 impl Identity {
     pub fn new(address: BackendAddress, metrics: BackendMetrics) -> Self {
         let (is_name, repeats) = (address.socket_address().is_none(), Repeats::default());
-        Self { address, is_name, metrics, repeats, changes: AtomicU64::new(0), turn: AtomicUsize::new(0) }
+        let [max_connections, in_use] = [const { AtomicU32::new(0) }; 2];
+        let (changes, turn) = (AtomicU64::new(0), AtomicUsize::new(0));
+        Self { address, is_name, metrics, repeats, changes, turn, max_connections, in_use }
+    }
+
+    /// Has at most so many connections in use from now on; `None`: any number. Those in use beyond it stay.
+    pub fn set_max_connections(&self, most: Option<NonZero<u32>>) {
+        self.max_connections.store(most.map_or(0, NonZero::get), Ordering::Relaxed);
+    }
+
+    /// Those that count among [`Self::set_max_connections`].
+    #[cfg(test)]
+    pub fn connections_in_use(&self) -> u32 {
+        self.in_use.load(Ordering::Relaxed)
+    }
+
+    /// Whether no other connection may be in use now.
+    pub fn is_full(&self) -> bool {
+        let most = self.max_connections.load(Ordering::Relaxed);
+        most != 0 && self.in_use.load(Ordering::Relaxed) >= most
+    }
+
+    /// Counts one more in use, if it may be.
+    fn use_one(&self) -> bool {
+        let most = match self.max_connections.load(Ordering::Relaxed) {
+            0 => u32::MAX,
+            most => most,
+        };
+        let used =
+            self.in_use.try_update(Ordering::AcqRel, Ordering::Relaxed, |used| (used < most).then_some(used + 1));
+        used.is_ok()
     }
 
     /// How often health, ejections or endpoints have changed.

@@ -59,6 +59,8 @@ pub struct Candidates<'a> {
     pub tried: &'a [Arc<Endpoint>],
     /// Endpoints have been ejected since `usable` was listed, and are left out.
     pub skips_ejected: bool,
+    /// Some may have no more than a number of connections, and are left out that have it.
+    pub skips_full: bool,
 }
 
 /// The backends of a pool that take traffic now.
@@ -124,12 +126,24 @@ impl Candidates<'_> {
     /// Whether a usable backend is not to be picked.
     pub fn is_excluded(&self, index: BackendIndex) -> bool {
         let has_closed = !self.tried.is_empty() || self.skips_ejected;
-        has_closed && self.endpoints(index).iter().all(|endpoint| self.is_closed(endpoint))
+        self.is_full(index) || has_closed && self.endpoints(index).iter().all(|endpoint| self.is_closed(endpoint))
     }
 
     /// Counts an exchange on one of a backend's endpoints. `None`: it is excluded, or takes no traffic.
     pub fn lease(&self, index: BackendIndex) -> Option<Lease> {
+        if self.is_full(index) {
+            return None;
+        }
         self.backends.get(index as usize)?.endpoints.lease(|endpoint| self.is_closed(endpoint))
+    }
+
+    fn is_full(&self, index: BackendIndex) -> bool {
+        self.skips_full && self.endpoints(index).first().is_some_and(|endpoint| endpoint.backend.is_full())
+    }
+
+    /// Whether there is any that may be picked.
+    pub fn has_any(&self) -> bool {
+        self.iter().next().is_some()
     }
 
     /// As [`Self::lease`], if the backend has so many exchanges in flight now.

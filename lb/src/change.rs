@@ -266,11 +266,12 @@ fn set(pool: &mut PoolConfig, address: &BackendAddress, wanted: Option<BackendSe
     let place = pool.backends.iter().position(|b| b.address == *address);
     match (place, wanted) {
         (Some(place), Some(BackendSettings { weight, state })) => {
-            pool.backends[place] = BackendConfig { address: address.clone(), weight, state };
+            let backend = &mut pool.backends[place];
+            (backend.weight, backend.state) = (weight, state);
         }
         (Some(place), None) => pool.backends[place].state = AdminState::Removing,
         (None, Some(BackendSettings { weight, state })) => {
-            pool.backends.push(BackendConfig { address: address.clone(), weight, state });
+            pool.backends.push(BackendConfig { weight, state, ..BackendConfig::new(address.clone()) });
         }
         (None, None) => {}
     }

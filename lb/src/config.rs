@@ -267,6 +267,9 @@ pub struct PoolSettings {
     pub max_head_bytes: u32,
     /// Most fields of a response.
     pub max_fields: u32,
+    /// How long a request waits while every backend has as many connections as it may.
+    #[serde(serialize_with = "seconds")]
+    pub queue_timeout: Duration,
     /// Percentage, 0 to 100.
     pub panic_threshold: u8,
     pub addresses: Addresses,
@@ -292,6 +295,15 @@ pub struct BackendConfig {
     pub address: BackendAddress,
     pub weight: Weight,
     pub state: AdminState,
+    /// Connections in use at once; `None`: any number.
+    pub max_connections: Option<NonZero<u32>>,
+}
+
+impl BackendConfig {
+    /// A backend of which nothing is said but where it is.
+    pub fn new(address: BackendAddress) -> Self {
+        Self { address, weight: Weight::ONE, state: AdminState::Active, max_connections: None }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

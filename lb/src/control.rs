@@ -748,7 +748,7 @@ mod tests {
     }
 
     fn backend() -> BackendConfig {
-        BackendConfig { address: "x:1".parse().expect("valid"), weight: Weight::ONE, state: AdminState::Active }
+        BackendConfig::new("x:1".parse().expect("valid"))
     }
 
     #[test]

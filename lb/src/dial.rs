@@ -1,5 +1,6 @@
 //! How one endpoint is connected to: where it is, and what its pool says of connections.
 
+pub mod proxy;
 pub mod tls;
 
 use crate::config::backend::{BackendAddress, SocketAddress};
@@ -22,6 +23,8 @@ pub struct Dial<'a> {
     /// Where it is.
     pub address: &'a SocketAddress,
     pub transport: &'a Transport,
+    /// What is said first, before TLS; mostly nothing.
+    pub header: &'a [u8],
 }
 
 impl Transport {

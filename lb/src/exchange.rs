@@ -30,7 +30,7 @@ use crate::failure::{Cause, Detail, Ejection, Failed, Failure, Fault, Replay};
 use crate::metrics::{FailureKind, RouteMetrics};
 #[cfg(test)]
 use crate::plant::Bug;
-use crate::pool::{Plan, Pool, Remembered};
+use crate::pool::{Full, Pick, Plan, Pool, Remembered};
 use crate::site::{Action, Route, RouteId, RoutePool, Site};
 
 /// Bounds attempts on connections that turn out to be stale, which do not count as retries.
@@ -71,6 +71,9 @@ pub struct Exchange<W: Walk = Direct> {
     started: Instant,
     /// When the first attempt began.
     first_attempt: Option<Moment>,
+    /// Since when it waits for a backend that may have another connection, and whether it was called.
+    queued_since: Option<Instant>,
+    is_called: bool,
     outcome: Outcome,
     /// What has happened so far.
     #[cfg(test)]
@@ -133,6 +136,8 @@ pub enum Step<W: Walk = Direct> {
     Sub(W::SubRequest),
     /// Make one whose answer nobody waits for: [`Event::Spawned`].
     Spawn(W::SubRequest),
+    /// Wait for a backend that may have another connection, for no longer than this: [`Event::Called`].
+    Queue(Full),
     /// Send the request to this endpoint of a backend: [`Event::Head`].
     Open(Arc<Endpoint>),
     /// Send the client the answer whose head has come: [`Event::Sent`].
@@ -153,6 +158,8 @@ pub enum Event<W: Walk = Direct> {
     Waited(W::Waited),
     /// The body is there as a whole.
     Held,
+    /// There may be room.
+    Called,
     Sub(Answer),
     Spawned,
     /// The head of the backend's answer came. Nothing of it has been sent.
@@ -328,6 +335,8 @@ impl<W: Walk> Exchange<W> {
             current: None,
             started: asked.now,
             first_attempt: None,
+            queued_since: None,
+            is_called: false,
             outcome: Outcome::default(),
             #[cfg(test)]
             trace: Trace::new(asked.now),
@@ -419,6 +428,10 @@ impl<W: Walk> Exchange<W> {
                 note!(self, Happened::Waited, at.now);
                 self.walk_on(Learned::Sub(answer), at)
             }
+            Event::Called => {
+                self.is_called = true;
+                self.open(at)
+            }
             Event::Spawned => self.walk_on(Learned::Spawned, at),
             Event::Head(answer) => self.answered(answer, at),
             Event::Failed { failed, has_body } => self.failed(failed, has_body, at),
@@ -470,7 +483,12 @@ impl<W: Walk> Exchange<W> {
     fn open(&mut self, at: Moment) -> Step<W> {
         self.current = None;
         let Some(Target { pool, sticky, .. }) = &self.target else { return self.refuse(Refusal::NoRoute, at) };
-        let choice = pool.choose(&self.key, sticky.as_ref(), &self.tried);
+        let is_called = std::mem::take(&mut self.is_called);
+        let choice = match pool.choose(&self.key, sticky.as_ref(), &self.tried, is_called) {
+            Pick::Use(choice) => Some(choice),
+            Pick::Full(full) => return self.queue(full, at),
+            Pick::Nobody => None,
+        };
         #[cfg(test)]
         let choice = if Bug::StalePool.is_planted() { self.stale_choice() } else { choice };
         let Some(choice) = choice else {
@@ -492,6 +510,18 @@ impl<W: Walk> Exchange<W> {
         self.current = Some(Attempt { index: choice.index, lease: choice.lease, started: at, status: None });
         self.stage = Stage::Trying;
         Step::Open(endpoint)
+    }
+
+    /// Waits until a backend may have another connection.
+    #[cold]
+    fn queue(&mut self, full: Full, at: Moment) -> Step<W> {
+        let since = *self.queued_since.get_or_insert(at.now);
+        let timeout = full.timeout.saturating_sub(at.now.saturating_duration_since(since));
+        if timeout.is_zero() {
+            self.outcome.failure = Some(Failure::QueueTimeout);
+            return self.refuse(Refusal::Failed(Failure::QueueTimeout), at);
+        }
+        Step::Queue(Full { timeout, ..full })
     }
 
     /// The first backend of the plan as it was when the exchange began.

@@ -28,6 +28,7 @@ pub enum Failure {
     NoLocalPort,
     NoSourceAddress,
     OutOfResources,
+    QueueTimeout,
     StaleConnection,
     Closed,
     Reset,
@@ -115,7 +116,7 @@ const CLOSED_UNIX_SOCKET: &str =
 const DEAD_UNIX_SOCKET: &str = "nobody listens on the socket: its server has ended and left the file behind";
 
 impl Failure {
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::ConnectRefused,
         Self::ConnectUnreachable,
         Self::ConnectReset,
@@ -126,6 +127,7 @@ impl Failure {
         Self::NoLocalPort,
         Self::NoSourceAddress,
         Self::OutOfResources,
+        Self::QueueTimeout,
         Self::StaleConnection,
         Self::Closed,
         Self::Reset,
@@ -169,6 +171,7 @@ impl Failure {
             Self::NoLocalPort => (Balancer, Always, NO, 503, "no-local-port", "the balancer has no local port left for a connection to the backend"),
             Self::NoSourceAddress => (Balancer, Always, NO, 503, "no-source-address", "the balancer does not have the address that it is to connect from"),
             Self::OutOfResources => (Balancer, Never, NO, 503, "out-of-resources", "the balancer cannot open another connection now"),
+            Self::QueueTimeout => (Nobody, Never, NO, 503, "queue-timeout", "every backend has as many connections as it may"),
             Self::StaleConnection => (Nobody, IfIdempotent, NO, 502, "stale-connection", "the backend closed the connection when the request was sent"),
             Self::Closed => (Backend, IfIdempotent, Counts, 502, "closed", "the backend closed the connection before its response"),
             Self::Reset => (Backend, IfIdempotent, Counts, 502, "reset", "the backend reset the connection before its response"),

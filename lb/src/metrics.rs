@@ -69,6 +69,7 @@ pub struct Gauges {
     pub pool_algorithm: IntGaugeVec,
     pub pool_panic: IntGaugeVec,
     pub pool_available: IntGaugeVec,
+    pub pool_queued: IntGaugeVec,
     pub backend_in_flight: IntGaugeVec,
     pub backend_weight: IntGaugeVec,
     pub backend_status: IntGaugeVec,
@@ -331,6 +332,11 @@ impl Metrics {
                     "1 while a pool has a backend that may take traffic, 0 while its requests are answered 503.",
                     &["pool"],
                 ),
+                pool_queued: gauges(
+                    "evenkeel_pool_queued",
+                    "Requests that wait now because every backend has as many connections as it may.",
+                    &["pool"],
+                ),
                 backend_in_flight: gauges(
                     "evenkeel_backend_in_flight",
                     "Exchanges on a backend now, WebSocket tunnels included.",
@@ -523,6 +529,7 @@ impl Gauges {
             &self.backend_endpoints,
             &self.backend_endpoints_usable,
             &self.pool_available,
+            &self.pool_queued,
             &self.backend_in_flight,
             &self.backend_weight,
             &self.backend_status,

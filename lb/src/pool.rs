@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
+use crate::backend::queue::Queue;
 use crate::backend::repeats::More;
 use crate::backend::{Backend, Endpoint, Endpoints, Identity, Lease, Status};
 use crate::balance::{
@@ -50,6 +51,10 @@ pub struct Plan {
     pub sticky: Option<Arc<Sticky>>,
     /// How its backends are connected to: the same from plan to plan while that does not change.
     pub transport: Arc<Transport>,
+    /// Where exchanges wait while all backends have as many connections as they may; goes from plan to plan.
+    pub queue: Arc<Queue>,
+    /// Whether there is such a number for any of them.
+    has_limits: bool,
     members: Box<[Member]>,
     states: Box<[AdminState]>,
     turn: Turn,
@@ -95,6 +100,25 @@ pub struct Remembered {
     pub index: BackendIndex,
 }
 
+/// What came of a choice.
+#[derive(Debug)]
+pub enum Pick {
+    Use(Choice),
+    /// Every backend that is left has as many connections as it may.
+    Full(Full),
+    /// Nobody is left.
+    Nobody,
+}
+
+/// Where an exchange waits for room, and for how long in all.
+#[derive(Debug)]
+pub struct Full {
+    pub queue: Arc<Queue>,
+    /// [`Queue::freed`] when there was none.
+    pub seen: u64,
+    pub timeout: Duration,
+}
+
 /// A backend that was chosen for an exchange, and the plan that says how it is to be treated.
 #[derive(Debug)]
 pub struct Choice {
@@ -135,21 +159,62 @@ impl Pool {
 
     /// Chooses a backend and one of its endpoints, and counts the exchange there. `sticky` is where the client wants back
     /// to; `tried` are those endpoints which failed this exchange: another one of the same backend may be next, as with
-    /// nginx, where each address is a server of its own. `None`: nobody is left.
-    pub fn choose(&self, key: &Key, sticky: Option<&Remembered>, tried: &[Arc<Endpoint>]) -> Option<Choice> {
+    /// nginx, where each address is a server of its own. `is_called`: it has waited for room, and others have not.
+    pub fn choose(&self, key: &Key, sticky: Option<&Remembered>, tried: &[Arc<Endpoint>], is_called: bool) -> Pick {
         let view = self.view.load();
         let plan = &view.plan;
         let sticky = sticky.and_then(|backend| plan.index_of(backend));
         let skips_ejected = !view.standing.is_panicking && view.known_ejections != self.ejections.begun();
-        let candidates = Candidates { backends: &view.standing.backends, usable: &view.usable, tried, skips_ejected };
-        // Those which take no traffic have no endpoints there.
-        let wanted = sticky.and_then(|index| Some((index, candidates.lease(index)?)));
-        let picked = wanted.or_else(|| view.balance.lease(&candidates, key));
-        // When all that are left have been ejected since the view was made, it is for the next view to say what then.
-        let anybody = || view.balance.lease(&Candidates { skips_ejected: false, ..candidates }, key);
-        let (index, lease) = if skips_ejected { picked.or_else(anybody) } else { picked }?;
+        let (backends, usable, skips_full) = (&view.standing.backends, &view.usable, plan.has_limits);
+        let candidates = Candidates { backends, usable, tried, skips_ejected, skips_full };
+        let pick = || {
+            // Those which take no traffic have no endpoints there.
+            let wanted = sticky.and_then(|index| Some((index, candidates.lease(index)?)));
+            let picked = wanted.or_else(|| view.balance.lease(&candidates, key));
+            // When all that are left have been ejected since the view was made, it is for the next view to say what then.
+            let anybody = || view.balance.lease(&Candidates { skips_ejected: false, ..candidates }, key);
+            if skips_ejected { picked.or_else(anybody) } else { picked }
+        };
+        let (index, lease) = match plan.has_limits {
+            false => match pick() {
+                Some(picked) => picked,
+                None => return Pick::Nobody,
+            },
+            true => match self.within_limits(plan, &candidates, pick, is_called) {
+                Ok(picked) => picked,
+                Err(none) => return none,
+            },
+        };
         lease.backend().metrics.attempts.inc();
-        Some(Choice { plan: Arc::clone(plan), index, lease })
+        Pick::Use(Choice { plan: Arc::clone(plan), index, lease })
+    }
+
+    /// What `pick` gives, if its backend may have another connection.
+    #[cold]
+    fn within_limits(
+        &self,
+        plan: &Plan,
+        candidates: &Candidates<'_>,
+        pick: impl Fn() -> Option<(BackendIndex, Lease)>,
+        is_called: bool,
+    ) -> Result<(BackendIndex, Lease), Pick> {
+        /// How often others may take the last connection first.
+        const MAX_PICKS: usize = 16;
+        let seen = plan.queue.freed();
+        // One that has failed somewhere does not wait again; it takes what there is.
+        let may_wait = candidates.tried.is_empty();
+        let is_next = is_called || !may_wait || plan.queue.waiting() == 0;
+        for _ in 0..if is_next { MAX_PICKS } else { 0 } {
+            let Some((index, lease)) = pick() else { break };
+            if let Some(lease) = lease.limited(&plan.queue) {
+                return Ok((index, lease));
+            }
+        }
+        let anybody = Candidates { skips_full: false, ..*candidates };
+        if !may_wait || !anybody.has_any() {
+            return Err(Pick::Nobody);
+        }
+        Err(Pick::Full(Full { queue: Arc::clone(&plan.queue), seen, timeout: plan.settings.queue_timeout }))
     }
 
     /// Takes in that real traffic failed on an endpoint, and puts the endpoint aside when that was too often. Returns
@@ -228,7 +293,10 @@ impl Pool {
         self.known_changes.store(plan.changes(), Ordering::Release);
         let members = plan.members.len();
         if let Some(view) = View::after(&before, plan, known_ejections, now) {
+            let queue = Arc::clone(&view.plan.queue);
             self.view.store(Arc::new(view));
+            // Others may be there now, or may have more connections.
+            queue.free_all();
             self.log_availability();
         }
         if members > FEW {
@@ -312,6 +380,7 @@ impl Plan {
                 }
             };
             backend_here.set_wanted(backend.state, now);
+            backend_here.set_max_connections(backend.max_connections);
             Member { backend: backend_here, weight: backend.weight }
         };
         let members: Box<[Member]> = config.backends.iter().map(member).collect();
@@ -328,6 +397,8 @@ impl Plan {
             settings: config.settings.clone(),
             sticky,
             transport,
+            queue: previous.map(|plan| Arc::clone(&plan.queue)).unwrap_or_default(),
+            has_limits: config.backends.iter().any(|backend| backend.max_connections.is_some()),
             states: config.backends.iter().map(|backend| backend.state).collect(),
             turn: previous.map(|plan| plan.turn.of_members(&plan.members, &members)).unwrap_or_default(),
             ring: if needs_ring { Some(Arc::new(Ring::new(&members))) } else { ring },
@@ -514,6 +585,49 @@ mod tests {
         Pool::new(&config.name, plan(config, None), &Metrics::new())
     }
 
+    fn chosen(pick: Pick) -> Option<Choice> {
+        match pick {
+            Pick::Use(choice) => Some(choice),
+            Pick::Full(_) | Pick::Nobody => None,
+        }
+    }
+
+    #[test]
+    fn no_backend_has_more_connections_than_it_may_and_who_waits_comes_first() {
+        let two = |first: u32| {
+            let mut config = config(&[("a:1", 1), ("b:1", 1)], SETTINGS);
+            for (backend, most) in config.backends.iter_mut().zip([first, 1]) {
+                backend.max_connections = std::num::NonZero::new(most);
+            }
+            config
+        };
+        for algorithm in Algorithm::ALL {
+            let mut config = two(2);
+            config.algorithm = algorithm;
+            let pool = pool(&config);
+            let key = Key { client: std::net::Ipv4Addr::LOCALHOST.into() };
+            let mut leases: Vec<_> =
+                (0..3).map(|_| chosen(pool.choose(&key, None, &[], false)).expect("room")).collect();
+            let on = |address: &str| leases.iter().filter(|c| c.lease.backend().address.as_str() == address).count();
+            assert_eq!((on("a:1"), on("b:1")), (2, 1), "{algorithm:?}");
+            let Pick::Full(full) = pool.choose(&key, None, &[], false) else { panic!("there is room, {algorithm:?}") };
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            let mut waiting = Box::pin(full.queue.wait(full.seen));
+            assert!(waiting.as_mut().poll(&mut cx).is_pending());
+            leases.pop();
+            assert!(matches!(pool.choose(&key, None, &[], false), Pick::Full(_)), "another one was there before");
+            assert!(waiting.as_mut().poll(&mut cx).is_ready());
+            leases.push(chosen(pool.choose(&key, None, &[], true)).expect("it was called"));
+            // A higher limit is room for those who wait.
+            let mut waiting = Box::pin(full.queue.wait(full.queue.freed()));
+            assert!(waiting.as_mut().poll(&mut cx).is_pending());
+            change(&pool, &two(3));
+            assert!(waiting.as_mut().poll(&mut cx).is_ready());
+            drop(waiting);
+            assert!(matches!(pool.choose(&key, None, &[], false), Pick::Use(_)));
+        }
+    }
+
     fn change(pool: &Pool, config: &PoolConfig) {
         pool.adopt(Arc::new(plan(config, Some(&pool.plan()))), Instant::now());
     }
@@ -554,17 +668,18 @@ mod tests {
     fn a_choice_is_made_by_the_plan_in_force() {
         let pool = pool(&config(&[("a:1", 1), ("b:1", 1)], SETTINGS));
         let key = Key { client: std::net::Ipv4Addr::LOCALHOST.into() };
-        let first = pool.choose(&key, None, &[]).expect("two are there");
+        let first = chosen(pool.choose(&key, None, &[], false)).expect("two are there");
         let a = Remembered { backend: Arc::clone(first.lease.backend()), index: first.index };
         assert_eq!((a.backend.address.as_str(), first.plan.settings.retries), ("a:1", 2));
         change(&pool, &config(&[("c:1", 1), ("a:1", 1)], &format!("retries = 3\n{SETTINGS}")));
-        let again = pool.choose(&key, Some(&a), &[]).expect("it is still there");
+        let again = chosen(pool.choose(&key, Some(&a), &[], false)).expect("it is still there");
         assert!(Arc::ptr_eq(again.lease.backend(), &a.backend), "the same one, elsewhere in the list");
         assert_eq!((again.index, again.plan.settings.retries), (1, 3));
-        let other = pool.choose(&key, Some(&a), &[Arc::clone(first.lease.endpoint())]).expect("one is left");
+        let other =
+            chosen(pool.choose(&key, Some(&a), &[Arc::clone(first.lease.endpoint())], false)).expect("one is left");
         assert_eq!(other.lease.backend().address.as_str(), "c:1");
         change(&pool, &config(&[("c:1", 1)], SETTINGS));
-        let gone = pool.choose(&key, Some(&a), &[]).expect("one is left");
+        let gone = chosen(pool.choose(&key, Some(&a), &[], false)).expect("one is left");
         assert_eq!(gone.lease.backend().address.as_str(), "c:1");
     }
 

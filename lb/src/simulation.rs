@@ -38,6 +38,7 @@ use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
 use crate::config::{BackendConfig, Config, HalfClose};
 use crate::control::Control;
+use crate::exchange::headers::Peer;
 use crate::failure::Failure;
 use crate::http::Shared;
 use crate::http::io::Io;
@@ -66,6 +67,7 @@ struct World {
     /// One backend is written by [`NAME`].
     has_name: bool,
     is_tls: bool,
+    are_backends_tls: bool,
     cut: Rc<Signal>,
 }
 
@@ -204,6 +206,16 @@ fn scenario(seed: u64) {
         let template = config.pools[0].backends[0].clone();
         config.pools[0].backends.push(BackendConfig { address: NAME.parse().expect("an address"), ..template });
     }
+    // By the seed itself, so that what is drawn stays as it was.
+    let are_backends_tls = seed % 6 == 1 && scale.most > 1_000;
+    if are_backends_tls {
+        config.pools[0].settings.transport.tls = Some(tls::to_backends());
+    }
+    if seed % 5 == 2 {
+        for (number, backend) in (1..).zip(&mut config.pools[0].backends) {
+            backend.max_connections = NonZero::new(number);
+        }
+    }
     book::trace(|| format!("listener: {:?}\npool: {:?}", config.listeners[0], config.pools[0].settings));
     let half_close = config.listeners[0].settings.half_close;
     let max_body = config.listeners[0].settings.max_body_bytes;
@@ -225,7 +237,17 @@ fn scenario(seed: u64) {
     let engine =
         Arc::new(Engine::new(&control.snapshot().config.listeners[0], &shared, &Arc::from([Arc::clone(&stop)]), 0));
     let is_tls = one_in(10) && scale.most > 1_000;
-    let world = Rc::new(World { control, engine, room, stop, shutdown, has_name, is_tls, cut: Rc::default() });
+    let world = Rc::new(World {
+        control,
+        engine,
+        room,
+        stop,
+        shutdown,
+        has_name,
+        is_tls,
+        are_backends_tls,
+        cut: Rc::default(),
+    });
     note_backends(&world);
     if has_name {
         operator::resolve(&world);
@@ -301,7 +323,7 @@ async fn client_life(world: Rc<World>, number: u64, delay: Duration, plans: Vec<
         spawn(Kind::Balancer, serve(Rc::clone(&world), engine_end, matches!(plan, Plan::Http2(_))));
         match plan {
             Plan::Http1(plan) => {
-                let tls = world.is_tls.then(tls::TlsClient::new);
+                let tls = world.is_tls.then(tls::Tls::client);
                 client::run(plan, wire::End::new(own_end, tls)).await;
             }
             Plan::Http2(plan) => http2::run(plan, own_end).await,
@@ -314,7 +336,7 @@ async fn serve(world: Rc<World>, pipe: Pipe, is_http2: bool) {
     let link = Arc::clone(pipe.link());
     let serving = async {
         let place = world.engine.place().await;
-        let peer = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1 + below(4) as u8));
+        let peer = Peer::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1 + below(4) as u8)));
         if is_http2 {
             return http::h2::serve(Arc::clone(&world.engine), pipe, peer).await;
         }
@@ -484,8 +506,10 @@ fn network(world: &Rc<World>, moods: Vec<Mood>, scale: Scale) -> Box<dyn Fn(Sock
     Box::new(move |address| {
         let IpAddr::V4(ip) = address.ip() else { return Box::pin(async { Err(io::ErrorKind::NotFound.into()) }) };
         let backend = usize::from(ip.octets()[3]);
+        let mut is_tls = false;
         if let Some(world) = world.upgrade() {
             is_wanted(&world, backend);
+            is_tls = world.are_backends_tls;
         }
         let mood = moods[backend % moods.len()];
         let number = count.fetch_add(1, Ordering::Relaxed);
@@ -505,7 +529,7 @@ fn network(world: &Rc<World>, moods: Vec<Mood>, scale: Scale) -> Box<dyn Fn(Sock
             }
             let (engine_end, own_end) = Pipe::pair(format!("b{backend}.{number}"), backend, whims);
             book::with(|book| book.links.push(Arc::clone(own_end.link())));
-            spawn(Kind::Actor, backend::run(backend, own_end, mood));
+            spawn(Kind::Actor, backend::run(backend, own_end, is_tls, mood));
             Ok(engine_end)
         })
     })
@@ -657,6 +681,9 @@ fn finish(world: &World, end: End) {
             if ejections > 0 {
                 book.sights |= 1 << Sight::Ejection as u32;
             }
+            if backend.connections_in_use() != 0 {
+                return Some(format!("backend {number} has {} connections in use", backend.connections_in_use()));
+            }
             if backend.in_flight() != 0 {
                 return Some(format!(
                     "backend {number} has {} exchanges in flight, but all are over",
@@ -741,7 +768,7 @@ fn a_refusal_that_the_stop_cuts_off_is_counted() {
     while let (false, Poll::Ready(written)) = (rest.is_empty(), client.write(&mut cx, rest)) {
         rest = &rest[written.expect("an open connection")..];
     }
-    let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let peer = Peer::new(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let mut serving = Box::pin(http::serve(engine, ClientStream::Io(Io::Pipe(engine_end)), peer));
     (0..200).for_each(|_| assert!(serving.as_mut().poll(&mut cx).is_pending()));
     let refusals = || {

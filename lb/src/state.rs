@@ -333,7 +333,7 @@ fn random_secret() -> Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::backend::{AdminState, Weight};
+    use crate::config::backend::AdminState;
     use crate::config::{BackendConfig, Config};
 
     fn config(text: &str) -> Config {
@@ -352,7 +352,7 @@ mod tests {
         pool.backends[0].state = AdminState::Draining;
         pool.backends[1].state = AdminState::Removing;
         let address = "c:1".parse().expect("valid");
-        pool.backends.push(BackendConfig { address, weight: Weight::ONE, state: AdminState::Active });
+        pool.backends.push(BackendConfig::new(address));
         config
     }
 

@@ -7,9 +7,10 @@ use std::path::Path;
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tests::authority::{Authority, shown};
 use tests::nginx::Nginx;
 use tests::process::installed;
-use tests::{Balancer, Config, End, Origin, Pool, Request, Step, eventually, response, within};
+use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Step, eventually, response, within};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpStream, UnixListener};
 use tokio::task::JoinSet;
@@ -255,4 +256,125 @@ async fn a_lack_of_local_ports_is_told_from_a_backend_that_refuses() {
     let blamed = said.lines().filter(|line| line.contains("failures_total") || line.contains("ejections"));
     assert!(blamed.filter(|line| !line.starts_with('#')).all(|line| line.ends_with(" 0")), "{said}");
     assert!(log.contains("failure=\"no-local-port\""), "{log}");
+}
+
+#[tokio::test]
+async fn backends_are_told_by_the_proxy_protocol_for_which_client_a_connection_speaks() {
+    let authority = Authority::new("Ours");
+    let certified = authority.certify("app", "IP:127.0.0.1");
+    let [plain, secured] = [Port::reserve(), Port::reserve()];
+    let server = |listen: String| {
+        format!(
+            "server {{ listen {listen} proxy_protocol; {}\n\
+             location / {{ return 200 \"$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_addr \
+             $proxy_protocol_server_port $connection\"; }} }}\n",
+            certified.of_nginx()
+        )
+    };
+    let nginx = Nginx::start(&format!(
+        "server {{ listen {{listen}}; }}\n{}{}",
+        server(plain.address().to_string()),
+        server(format!("{} ssl", secured.address())),
+    ))
+    .await;
+    let tls = format!("tls = {{ ca = \"{}\" }}", shown(&authority.file()));
+    for (version, address, tls) in [("v1", &plain, ""), ("v2", &plain, ""), ("v2", &secured, tls.as_str())] {
+        let probe = "path = \"/\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 3";
+        let pool =
+            pool(&address.address().to_string()).set(&format!("proxy_protocol = \"{version}\"\n{tls}")).probe(probe);
+        let config =
+            Config::default().server("threads = 1\ntrusted_proxies = [\"127.0.0.1\"]").pool(pool.without_ejection());
+        let balancer = Balancer::start(config).await;
+        let name = address.address().to_string();
+        eventually("a probe of our own is taken", async || backend(&balancer, &name).await["status"] == "healthy")
+            .await;
+        let here = balancer.address();
+        let [mut one, mut other] = [balancer.connect().await, balancer.connect().await];
+        let asks = async |wire: &mut tests::Wire, request: &Request| {
+            let text = wire.exchange(request).await.text();
+            let (told, connection) = text.rsplit_once(' ').expect("what nginx was told, and a number");
+            (told.to_owned(), connection.to_owned())
+        };
+        let mut connections = Vec::new();
+        for _ in 0..2 {
+            for wire in [&mut one, &mut other] {
+                let client = wire.stream.local_addr().expect("connected");
+                let (told, connection) = asks(wire, &Request::get("/")).await;
+                let expected = format!("{} {} {} {}", client.ip(), client.port(), here.ip(), here.port());
+                assert_eq!(told, expected, "{version}");
+                connections.push(connection);
+            }
+        }
+        assert_eq!((&connections[0], &connections[1]), (&connections[2], &connections[3]), "kept for its client");
+        assert_ne!(connections[0], connections[1], "and for nobody else");
+        // Another client behind the same proxy: of it no port is known.
+        for client in ["192.0.2.7", "192.0.2.8"] {
+            let (told, connection) = asks(&mut one, &Request::get("/").with("X-Forwarded-For", client)).await;
+            // nginx shows no port where it is 0.
+            assert_eq!(told, format!("{client}  {} {}", here.ip(), here.port()), "{version}");
+            assert!(!connections.contains(&connection), "{version}");
+            connections.push(connection);
+        }
+    }
+    drop(nginx);
+}
+
+#[tokio::test]
+async fn no_backend_has_more_connections_in_use_than_it_may() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let config = |timeout: &str, most: u32| {
+        let pool = Pool::empty("app").set(&format!("queue_timeout = \"{timeout}\"")).algorithm("least-connections");
+        let pool = pool.backend(&a.address().to_string(), &format!("max_connections = {most}"));
+        Config::default().pool(pool.backend(&b.address().to_string(), "max_connections = 1"))
+    };
+    let balancer = Balancer::start(config("20s", 2)).await;
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        let mut wire = balancer.connect().await;
+        wire.send(Request::get("/hold").to_bytes()).await;
+        clients.push(wire);
+    }
+    let queued = async || balancer.metrics().await.sum("evenkeel_pool_queued", &[("pool", "app")]);
+    eventually("two wait", async || queued().await == 2.0 && balancer.in_flight().await == 3).await;
+    eventually("the others are asked", async || a.heads() == 2 && b.heads() == 1).await;
+    // One that leaves gives up its turn.
+    let mut leaving = balancer.connect().await;
+    leaving.send(Request::get("/").to_bytes()).await;
+    eventually("a third waits", async || queued().await == 3.0).await;
+    drop(leaving);
+    eventually("it has left", async || queued().await == 2.0).await;
+    // A reload to a higher limit lets one of them in.
+    balancer.configure(&config("20s", 3));
+    balancer.change("POST", "/admin/reload", None).await;
+    eventually("one waits", async || queued().await == 1.0 && a.heads() == 3).await;
+    a.release();
+    b.release();
+    for wire in &mut clients {
+        assert_eq!(wire.reply().await.status, 200);
+    }
+    balancer.is_idle().await;
+    assert_eq!(queued().await, 0.0);
+    // Who waits too long is told so, and nobody is blamed.
+    a.hold();
+    b.hold();
+    balancer.configure(&config("50ms", 1));
+    balancer.change("POST", "/admin/reload", None).await;
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut wire = balancer.connect().await;
+        wire.send(Request::get("/hold").to_bytes()).await;
+        clients.push(wire);
+    }
+    eventually("both are full", async || balancer.in_flight().await == 2).await;
+    let reply = balancer.get("/").await;
+    assert_eq!((reply.status, reply.field("retry-after")), (503, Some("5")));
+    assert!(reply.text().contains("every backend has as many connections as it may"), "{}", reply.text());
+    let metrics = balancer.metrics().await;
+    assert_eq!(metrics.sum("evenkeel_refusals_total", &[("reason", "queue-timeout")]), 1.0);
+    assert_eq!(metrics.sum("evenkeel_backend_failures_total", &[]), 0.0);
+    a.release();
+    b.release();
+    for wire in &mut clients {
+        assert_eq!(wire.reply().await.status, 200);
+    }
 }

@@ -2,6 +2,7 @@
 the same fields about the client for the backend, the same limits, idle connections to backends kept. A *bare* nginx or
 HAProxy has none of these but the idle connections."""
 
+import copy
 import json
 import os
 import pathlib
@@ -126,12 +127,13 @@ class Process:
 class Balancer(Process):
     """Listens on `port`, and with TLS on `tls_port`."""
 
-    def __init__(self, kind, setup, label, threads=1, log=False, bare=False, rules=False, cores=CORE_OF_BALANCER,
-                 prefix=()):
+    def __init__(self, kind, setup, label, threads=1, log=False, bare=False, rules=False, out=False,
+                 cores=CORE_OF_BALANCER, prefix=()):
         directory = WORK / "run" / label
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         self.port, self.tls_port, admin_port = free_ports(3)
+        setup = setup.to_tls() if out else setup
         if bare:
             words = {"nginx": bare_nginx, "haproxy": bare_haproxy}[kind](setup, directory, self.port, self.tls_port)
         elif rules:
@@ -148,6 +150,8 @@ class Setup:
 
     def __init__(self, evenkeel, envoy, origins, log_port, probes=True, sites=ONE_ROUTE):
         self.evenkeel, self.envoy, self.origins, self.log_port, self.probes = evenkeel, envoy, origins, log_port, probes
+        # Origins that speak TLS, with a certificate of this CA; whether they are those to be used.
+        self.tls_origins, self.ca, self.out = [], WORK / "ca.pem", False
         self.sites = sites
         self.certificate, self.key, self.both = WORK / "cert.pem", WORK / "key.pem", WORK / "both.pem"
         if not self.both.exists():
@@ -156,6 +160,69 @@ class Setup:
                  "-days", "3650", "-subj", "/CN=bench.test", "-addext", "subjectAltName=DNS:bench.test",
                  "-keyout", self.key, "-out", self.certificate], check=True, capture_output=True)
             self.both.write_text(self.certificate.read_text() + self.key.read_text())
+
+    def to_tls(self):
+        """The same, with backends that speak TLS."""
+        setup = copy.copy(self)
+        setup.origins, setup.out = self.tls_origins, True
+        return setup
+
+
+class TlsOrigin(Process):
+    """nginx as several origins that speak TLS, whose certificate a CA has signed."""
+
+    def __init__(self, setup, cores):
+        directory = WORK / "run" / "tls-origin"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        leaf, key, ca_key = directory / "leaf.pem", directory / "leaf.key", directory / "ca.key"
+        new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+               "-days", "3650"]
+        for words in [
+            [*new, "-subj", "/CN=bench CA", "-keyout", ca_key, "-out", setup.ca],
+            [*new, "-subj", "/CN=bench.test", "-addext", "subjectAltName=DNS:bench.test", "-addext",
+             "basicConstraints=CA:FALSE", "-CA", setup.ca, "-CAkey", ca_key, "-keyout", key, "-out", leaf],
+        ]:
+            subprocess.run(words, check=True, capture_output=True)
+        (directory / "1m").write_bytes(b"x" * (1 << 20))
+        setup.tls_origins = free_ports(3)
+        listens = "".join(f"listen 127.0.0.1:{port} ssl backlog=4096;\n        " for port in setup.tls_origins)
+        plain, = free_ports(1)
+        (directory / "nginx.conf").write_text(f"""
+daemon off;
+user {'root' if os.geteuid() == 0 else 'nobody'};
+worker_processes 1;
+pid nginx.pid;
+error_log stderr error;
+events {{
+    worker_connections 8192;
+}}
+http {{
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    keepalive_requests 1000000000;
+    root {directory};
+    server {{
+        {listens}listen 127.0.0.1:{plain};
+        ssl_certificate {leaf};
+        ssl_certificate_key {key};
+        ssl_protocols TLSv1.2 TLSv1.3;
+        add_header X-Frame-Options DENY;
+        location /small {{
+            return 200 "{'x' * 200}";
+        }}
+        location /health {{
+            return 200;
+        }}
+    }}
+}}
+""")
+        super().__init__("tls-origin", [command("nginx"), "-p", directory, "-c", directory / "nginx.conf"], cores, directory)
+        self.wait_until_ready(plain)
 
 
 def site_with_rules():
@@ -173,6 +240,7 @@ def evenkeel(setup, directory, port, tls_port, admin_port, threads, log, rules=F
     backends = ", ".join(f'{{ address = "127.0.0.1:{origin}" }}' for origin in setup.origins)
     access_log = '[access_log]\nfile = "access.log"\nformat = "combined"\n' if log else ""
     probe = '[pool.probe]\ntype = "http"\npath = "/health"\ninterval = "2s"\n' if setup.probes else ""
+    tls = f'tls = {{ name = "bench.test", ca = "{setup.ca}" }}' if setup.out else ""
     (directory / "evenkeel.toml").write_text(f"""
 [server]
 threads = {threads}
@@ -198,6 +266,7 @@ persist = false
 [[pool]]
 name = "app"
 backends = [{backends}]
+{tls}
 
 {probe}
 {sites}""")
@@ -210,6 +279,14 @@ def nginx(setup, directory, port, tls_port, admin_port, threads, log, rules=Fals
     servers = "\n".join(f"        server 127.0.0.1:{origin} max_fails=5 fail_timeout=10s;" for origin in setup.origins)
     access_log = "access.log combined buffer=64k flush=1s" if log else "off"
     fields = locations = ""
+    scheme = "http"
+    if setup.out:
+        scheme = "https"
+        fields = f"""proxy_ssl_verify on;
+    proxy_ssl_trusted_certificate {setup.ca};
+    proxy_ssl_name bench.test;
+    proxy_ssl_server_name on;
+    proxy_ssl_protocols TLSv1.2 TLSv1.3;"""
     if rules:
         fields = """proxy_set_header X-Tenant $host;
     proxy_set_header X-Debug "";
@@ -272,7 +349,7 @@ http {{
         ssl_protocols TLSv1.2 TLSv1.3;
 {locations}
         location / {{
-            proxy_pass http://app;
+            proxy_pass {scheme}://app;
         }}
         location /stream {{
             proxy_request_buffering off;
@@ -341,8 +418,9 @@ http {{
 
 
 def haproxy(setup, directory, port, tls_port, admin_port, threads, log):
+    tls = f" ssl verify required ca-file {setup.ca} sni str(bench.test) verifyhost bench.test" if setup.out else ""
     servers = "\n".join(
-        f"    server s{i} 127.0.0.1:{origin} check inter 2s" for i, origin in enumerate(setup.origins))
+        f"    server s{i} 127.0.0.1:{origin} check inter 2s{tls}" for i, origin in enumerate(setup.origins))
     to_log = f"    log 127.0.0.1:{setup.log_port} local0\n    option httplog" if log else ""
     (directory / "haproxy.cfg").write_text(f"""
 global

@@ -15,7 +15,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import report
-from balancers import CORE_OF_LOAD, BOTH_CORES, HERE, ROOT, WORK, Balancer, Process, Setup, command, free_ports
+from balancers import CORE_OF_LOAD, BOTH_CORES, HERE, ROOT, WORK, Balancer, Process, Setup, TlsOrigin, command, free_ports
 from loads import IDLE, SCENARIOS, Failed, idle_bytes
 
 PACKAGES = ["nginx:nginx-light", "haproxy:haproxy", "wrk:wrk", "h2load:nghttp2-client", "openssl:openssl",
@@ -119,6 +119,8 @@ class Run:
         origin = Process("origin", [origin_program, *origins], CORE_OF_LOAD, directory)
         self.processes.append(origin)
         origin.wait_until_ready(origins[0])
+        if any(scenario.instance == "out" for scenario in self.scenarios):
+            self.processes.append(TlsOrigin(self.setup, CORE_OF_LOAD))
 
     def start(self, kind, label, **options):
         balancer = Balancer(kind, self.setup, label, **options)
@@ -131,6 +133,7 @@ class Run:
         name = "plain" if name == "moved" or (kind, name) == ("evenkeel", "bare") else name
         options = {"plain": {}, "bare": {"bare": True}, "log": {"log": True},
                    "rules": {"log": True, "rules": True},
+                   "out": {"out": True},
                    "two": {"threads": 2, "cores": BOTH_CORES}}[name]
         if (kind, name) not in self.instances:
             try:

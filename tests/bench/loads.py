@@ -106,6 +106,8 @@ SCENARIOS = [
     Scenario("post10k", "POST 10 KB", wrk("/post", script="post10k.lua"), (0.8, 0.8)),
     Scenario("post1m", "POST 1 MB, chunked", wrk("/stream", connections=16, script="post1m.lua")),
     Scenario("tls", "TLS, keep-alive", wrk("/small", tls=True), (0.8, 0.8)),
+    Scenario("out-small", "TLS to the backends", wrk("/small"), (0.9, 0.9), instance="out", kinds=BARE),
+    Scenario("out-1m", "1 MB, TLS to the backends", wrk("/1m", connections=16), (0.9, 0.9), instance="out", kinds=BARE),
     Scenario("handshake", "TLS handshake", handshakes, (0.6, 0.6), unit="handshake"),
     Scenario("h2", "HTTP/2", h2load, (1.2, 1.2)),
     Scenario("ws", "WebSocket echo, 64 bytes", echo, unit="message"),

@@ -131,9 +131,9 @@ pub async fn add_backend(
     let wanted: AddBackend = parse(&headers, body)?;
     let address: BackendAddress = wanted.address.parse().map_err(Problem::bad_request)?;
     let backend = BackendConfig {
-        address: address.clone(),
         weight: weight(wanted.weight)?.unwrap_or(Weight::ONE),
         state: state(wanted.state)?.unwrap_or(AdminState::Active),
+        ..BackendConfig::new(address.clone())
     };
     let outcome = change(&admin, Wish::AddBackend { pool: pool.clone(), backend }, &terms).await?;
     let status = if terms.dry_run { StatusCode::OK } else { StatusCode::CREATED };

@@ -246,6 +246,7 @@ pub fn set_gauges(gauges: &Gauges, snapshot: &Snapshot, now: Instant) {
         let (name, plan) = (pool.name.as_str(), pool.plan());
         gauges.pool_panic.with_label_values(&[name]).set(pool.is_panicking().into());
         gauges.pool_available.with_label_values(&[name]).set(pool.is_available().into());
+        gauges.pool_queued.with_label_values(&[name]).set(pool.plan().queue.waiting() as i64);
         for algorithm in Algorithm::ALL {
             let is_used = plan.algorithm == algorithm;
             gauges.pool_algorithm.with_label_values(&[name, algorithm.as_str()]).set(is_used.into());

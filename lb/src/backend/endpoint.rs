@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::queue::Queue;
 use super::{Identity, Status};
 use crate::clock;
 use crate::config::EjectionConfig;
@@ -88,6 +89,8 @@ pub struct Finding {
 pub struct Lease {
     endpoint: Arc<Endpoint>,
     incarnation: Incarnation,
+    /// It counts among the connections of its backend, for whose room others wait here.
+    queue: Option<Arc<Queue>>,
 }
 
 impl Incarnation {
@@ -155,7 +158,7 @@ impl Endpoint {
     }
 
     fn counted(self: &Arc<Self>) -> Lease {
-        Lease { endpoint: Arc::clone(self), incarnation: self.incarnation() }
+        Lease { endpoint: Arc::clone(self), incarnation: self.incarnation(), queue: None }
     }
 
     /// To be asked before a connection is opened, which is kept for the incarnation that was known then.
@@ -417,6 +420,15 @@ impl Lease {
         &self.endpoint.backend
     }
 
+    /// Counts it among the connections that its backend may have. `None`: the backend has as many as it may.
+    pub fn limited(mut self, queue: &Arc<Queue>) -> Option<Self> {
+        if !self.endpoint.backend.use_one() {
+            return None;
+        }
+        self.queue = Some(Arc::clone(queue));
+        Some(self)
+    }
+
     /// Whether an operator has ended this exchange.
     pub fn is_killed(&self) -> bool {
         self.endpoint.is_killed(self.incarnation)
@@ -431,6 +443,10 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if let Some(queue) = &self.queue {
+            self.endpoint.backend.in_use.fetch_sub(1, Ordering::AcqRel);
+            queue.free_one();
+        }
     }
 }
 

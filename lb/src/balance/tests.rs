@@ -56,13 +56,24 @@ impl Bench {
 
     fn pick(&self, client: [u8; 4], tried: &[BackendIndex]) -> Option<BackendIndex> {
         let tried: Vec<_> = tried.iter().map(|&index| endpoint(&self.members[index as usize])).collect();
-        let candidates =
-            Candidates { backends: &self.backends, usable: &self.usable, tried: &tried, skips_ejected: true };
+        let candidates = Candidates {
+            backends: &self.backends,
+            usable: &self.usable,
+            tried: &tried,
+            skips_ejected: true,
+            skips_full: false,
+        };
         self.balance.pick(&candidates, &Key { client: Ipv4Addr::from(client).into() })
     }
 
     fn lease(&self) -> Lease {
-        let candidates = Candidates { backends: &self.backends, usable: &self.usable, tried: &[], skips_ejected: true };
+        let candidates = Candidates {
+            backends: &self.backends,
+            usable: &self.usable,
+            tried: &[],
+            skips_ejected: true,
+            skips_full: false,
+        };
         self.balance.lease(&candidates, &Key { client: Ipv4Addr::LOCALHOST.into() }).expect("a usable backend").1
     }
 
@@ -176,7 +187,8 @@ fn turns_go_on_when_backends_come_go_and_weigh_less() {
     let pick = |turn: &Turn, members: &[Member], usable: &Usable, count: usize| -> Vec<BackendIndex> {
         let backends = candidates(members);
         let balance = balance(Algorithm::Weighted, &backends, usable, turn, || Arc::new(Ring::new(members)));
-        let candidates = Candidates { backends: &backends, usable, tried: &[], skips_ejected: false };
+        let candidates =
+            Candidates { backends: &backends, usable, tried: &[], skips_ejected: false, skips_full: false };
         let key = Key { client: Ipv4Addr::LOCALHOST.into() };
         (0..count).filter_map(|_| balance.pick(&candidates, &key)).collect()
     };

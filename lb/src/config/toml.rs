@@ -34,10 +34,10 @@ use super::{
     StateConfig, StatusRanges, StickyConfig,
 };
 use crate::config::algorithm::Algorithm;
-use crate::config::backend::{AdminState, Weight};
+use crate::config::backend::AdminState;
 use crate::config::route::{HostPattern, PathPrefix};
 use crate::config::site::{ListenerName, Origin};
-use crate::config::transport::{BackendTls, TransportConfig, Trust};
+use crate::config::transport::{BackendTls, ProxyProtocol, TransportConfig, Trust};
 use crate::message::limits::{self, AmbiguousNames, NonAsciiTargets};
 use crate::value::table::Tables;
 use environment::Replaced;
@@ -559,6 +559,7 @@ impl<'t> Reader<'t> {
         let panic_threshold = self.value(section, "panic_threshold", values::whole(0, 100));
         let words = [("share", Addresses::Share), ("each", Addresses::Each)];
         let addresses = self.value(section, "addresses", values::choice(&words));
+        let queue_timeout = self.value(section, "queue_timeout", values::duration(Duration::ZERO, DAY));
         let transport = self.transport(section);
         let probe = self.section(section, "probe");
         let probe = if probe.is_written() { self.probe(&probe).map(Some) } else { Some(None) };
@@ -582,6 +583,7 @@ impl<'t> Reader<'t> {
             max_fields: max_fields?,
             panic_threshold: panic_threshold?,
             addresses: addresses?,
+            queue_timeout: queue_timeout?,
             transport: transport?,
             probe: probe?,
             ejection: ejection?,
@@ -591,6 +593,8 @@ impl<'t> Reader<'t> {
 
     fn transport(&mut self, section: &Section<'t>) -> Option<TransportConfig> {
         let source_address = self.value(section, "source_address", values::ip_address);
+        let versions = [("off", ProxyProtocol::Off), ("v1", ProxyProtocol::V1), ("v2", ProxyProtocol::V2)];
+        let proxy_protocol = self.value(section, "proxy_protocol", values::choice(&versions));
         let tls = match section.written("tls").map(Spanned::get_ref) {
             Some(DeValue::Boolean(false)) => Some(None),
             Some(DeValue::Boolean(true)) => self.backend_tls(&section.without("tls"), section.place("tls")).map(Some),
@@ -606,7 +610,7 @@ impl<'t> Reader<'t> {
             }
             None => Some(None),
         };
-        Some(TransportConfig { source_address: source_address?, tls: tls? })
+        Some(TransportConfig { source_address: source_address?, proxy_protocol: proxy_protocol?, tls: tls? })
     }
 
     fn backend_tls(&mut self, section: &Section<'t>, place: usize) -> Option<BackendTls> {
@@ -674,8 +678,7 @@ impl<'t> Reader<'t> {
                 }
                 _ => {
                     let address = self.read_at(pool, "backends", element, values::backend_address);
-                    let backend = |address| BackendConfig { address, weight: Weight::ONE, state: AdminState::Active };
-                    (address.map(backend), pool.at(element))
+                    (address.map(BackendConfig::new), pool.at(element))
                 }
             };
             if let Some(address) = backend.as_ref().map(|backend| &backend.address) {
@@ -704,7 +707,9 @@ impl<'t> Reader<'t> {
         let address = self.required(section, "address", values::backend_address);
         let weight = self.value(section, "weight", values::weight);
         let state = self.value(section, "state", values::choice(STATES));
-        Some(BackendConfig { address: address?, weight: weight?, state: state? })
+        let max_connections = self.value(section, "max_connections", values::whole(0, u32::MAX.into()));
+        let max_connections = max_connections.map(NonZero::new);
+        Some(BackendConfig { address: address?, weight: weight?, state: state?, max_connections: max_connections? })
     }
 
     fn probe(&mut self, section: &Section<'t>) -> Option<ProbeConfig> {

@@ -21,8 +21,19 @@ use super::backend::BackendAddress;
 pub struct TransportConfig {
     /// An address of this machine to connect from; `None`: as the system chooses.
     pub source_address: Option<IpAddr>,
+    pub proxy_protocol: ProxyProtocol,
     /// `None`: plain.
     pub tls: Option<BackendTls>,
+}
+
+/// Whether a connection tells first for which client it speaks, and in which version of the protocol.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    #[default]
+    Off,
+    V1,
+    V2,
 }
 
 /// TLS to backends.

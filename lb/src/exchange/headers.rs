@@ -15,6 +15,10 @@ use crate::message::authority::without_port;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     pub address: IpAddr,
+    /// 0: it has none.
+    pub port: u16,
+    /// Which of our addresses it connected to, where the connection is not there to be asked.
+    pub local: Option<SocketAddr>,
     text: String,
     /// It speaks plain HTTP where TLS is spoken.
     pub lacks_tls: bool,
@@ -255,7 +259,7 @@ impl Peer {
     pub fn new(address: IpAddr) -> Self {
         let address = address.to_canonical();
         let text = address.to_string();
-        Self { address, text, lacks_tls: false, secured: None }
+        Self { address, port: 0, local: None, text, lacks_tls: false, secured: None }
     }
 
     /// Of a client that speaks plain HTTP where TLS is spoken.
@@ -269,6 +273,12 @@ impl Peer {
 
     pub fn client_certificate(&self) -> Option<&ClientCertificate> {
         self.secured.as_ref()?.client.as_ref()
+    }
+
+    /// With its port, and which of our addresses it connected to, if that is known.
+    #[must_use]
+    pub fn connected(self, port: u16, local: Option<SocketAddr>) -> Self {
+        Self { port, local, ..self }
     }
 
     pub fn as_str(&self) -> &str {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,8 +32,9 @@ use crate::backend::Endpoint;
 use crate::clock::{self, sleep, timeout};
 use crate::config::ListenerSettings;
 use crate::config::site::{AccessLogRule, LogLine, Rules};
+use crate::config::transport::ProxyProtocol;
 use crate::date;
-use crate::dial::Dial;
+use crate::dial::{Dial, proxy};
 use crate::exchange::headers::Peer;
 use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::{Form, Refusal};
@@ -47,6 +49,7 @@ use crate::message::limits::BLANK_BYTES;
 use crate::message::name::Name;
 use crate::message::{Method, Parsed};
 use crate::plant::Bug;
+use crate::pool::{Full, Plan};
 use crate::site::RouteId;
 use crate::snapshot::Snapshot;
 use crate::value::Presence;
@@ -60,6 +63,8 @@ const BLANK_LINES: &[u8; BLANK_BYTES] = b"\r\n\r\n\r\n\r\n";
 pub(super) const LEAST_IDLE: Duration = Duration::from_secs(1);
 /// How long a stream may linger once the process stops, as connections that carry nothing may.
 const LINGERING_AT_STOP: Duration = Duration::from_secs(1);
+/// How long a connection to a backend idles that serves one client alone, which may have left.
+const MAX_IDLE_FOR_ONE_CLIENT: Duration = Duration::from_secs(5);
 /// How long closing an idle connection may take under TLS.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -465,6 +470,13 @@ impl Driver<'_, '_> {
             let prepared = match self.exchange.step(event, at) {
                 Step::Hold => Ok(()),
                 Step::Open(endpoint) => self.open(endpoint, timer).await,
+                Step::Queue(full) => match self.queue(full, timer).await {
+                    Ok(()) => {
+                        event = Event::Called;
+                        continue;
+                    }
+                    Err(failed) => Err(failed),
+                },
                 Step::Pass => self.pass().map_err(Failed::from),
                 Step::Refuse(refusal) => {
                     self.request.write_refusal(&mut self.transfer, refusal, true, Some(&self.exchange));
@@ -524,22 +536,38 @@ impl Driver<'_, '_> {
         }
     }
 
+    /// Waits until a backend may have another connection.
+    #[cold]
+    async fn queue(&mut self, Full { queue, seen, timeout }: Full, timer: &mut Timer) -> Result<(), Failed> {
+        let called = Box::pin(async {
+            queue.wait(seen).await;
+            Ok(())
+        });
+        let limit = (timeout, Failure::QueueTimeout);
+        let called = self.transfer.wait_for(called, || false, self.now, limit, timer).await;
+        self.now = clock::now();
+        called
+    }
+
     /// Sends the request to `endpoint`.
     async fn open(&mut self, endpoint: Arc<Endpoint>, timer: &mut Timer) -> Result<(), Failed> {
         let server = endpoint.incarnation();
         let Some(plan) = self.exchange.plan().map(Arc::clone) else { return Err(Failure::Internal.into()) };
         let limits = self.exchange.own_limits();
-        let upstream = match Upstream::reuse(server, self.now) {
+        let header = self.proxy_header(&plan);
+        let upstream = match Upstream::reuse(server, &header, self.now) {
             Some(upstream) => upstream,
             None => {
                 let address = endpoint.address().ok_or(Failure::Unresolved)?;
-                let dial = Dial { backend: &endpoint.backend.address, address, transport: &plan.transport };
+                let dial =
+                    Dial { backend: &endpoint.backend.address, address, transport: &plan.transport, header: &header };
                 // Large, and rare beside requests on kept connections.
                 let connecting = Box::pin(Upstream::connect(server, &dial, &self.request.engine.backend_room));
                 let limit = limits.as_ref().map_or(plan.settings.connect_timeout, |own| own.connect_timeout);
+                let limit = (limit, Failure::ConnectTimeout);
                 let exchange = &self.exchange;
                 let is_killed = || exchange.is_killed();
-                let connected = self.transfer.connect(connecting, is_killed, self.now, limit, timer).await?;
+                let connected = self.transfer.wait_for(connecting, is_killed, self.now, limit, timer).await?;
                 self.now = clock::now();
                 connected
             }
@@ -549,6 +577,24 @@ impl Driver<'_, '_> {
         work.to_backend.clear();
         request::write_head(self.request, work, &self.exchange, wants_websocket)?;
         Ok(self.transfer.open(upstream, plan, limits, self.request.course.is_bare)?)
+    }
+
+    /// What a connection to a backend begins with that tells for which client it speaks; mostly nothing.
+    fn proxy_header(&self, plan: &Plan) -> Vec<u8> {
+        match plan.transport.config.proxy_protocol {
+            ProxyProtocol::Off => Vec::new(),
+            version => self.header_for_client(version),
+        }
+    }
+
+    /// The client is who trusted proxies say it is; of a client behind them no port is known.
+    #[cold]
+    fn header_for_client(&self, version: ProxyProtocol) -> Vec<u8> {
+        let Peer { address, port, local, .. } = *self.request.peer;
+        let from = self.request.told.client.unwrap_or(address);
+        let from = SocketAddr::new(from, if from == address { port } else { 0 });
+        let to = self.transfer.client.local_address().or(local).unwrap_or(self.request.engine.address);
+        proxy::header(version, Some(proxy::Client { from, to }))
     }
 
     /// Sends the answer whose head has come.
@@ -619,7 +665,9 @@ impl Driver<'_, '_> {
         if let (Disposition::Idle(connection), Some(endpoint), Some(plan)) =
             (self.transfer.release(), self.exchange.endpoint(), self.exchange.plan())
         {
-            let until = self.now + plan.settings.idle_timeout;
+            let own = connection.is_for_one_client().then_some(MAX_IDLE_FOR_ONE_CLIENT);
+            let idle_timeout = own.map_or(plan.settings.idle_timeout, |own| own.min(plan.settings.idle_timeout));
+            let until = self.now + idle_timeout;
             connection.keep(endpoint, until, self.request.engine.most_idle());
         }
     }

@@ -107,7 +107,7 @@ pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, 
                 visits.push(visit);
                 begun
             }
-            Step::Open(_) => break to_backend(&of, &mut work, &exchange),
+            Step::Open(_) | Step::Queue(_) => break to_backend(&of, &mut work, &exchange),
             // Which backends are well, nobody has asked.
             Step::Refuse(Refusal::NoBackend) if exchange.pool().is_some() => {
                 break to_backend(&of, &mut work, &exchange);

@@ -18,9 +18,16 @@ type ByServer = std::collections::BTreeMap<Incarnation, Server>;
 /// A few more than the one that is wanted.
 const MOST_CLOSED_AT_ONCE: usize = 8;
 
+/// A connection to a backend that carries no request.
+pub struct Connection {
+    pub socket: Io,
+    pub place: Place,
+    /// What it began with: requests for which it would be another need another connection.
+    pub header: Box<[u8]>,
+}
+
 struct Idle {
-    stream: Io,
-    place: Place,
+    connection: Connection,
     until: Instant,
 }
 
@@ -41,14 +48,16 @@ thread_local! {
     static CONNECTIONS: RefCell<Connections> = RefCell::default();
 }
 
-/// The connection used last, if one is left that is still open as far as can be seen.
-pub fn take(server: Incarnation, now: Instant) -> Option<(Io, Place)> {
+/// The connection used last of those that began with `header`, if one is left that is still open as far as can be seen.
+pub fn take(server: Incarnation, header: &[u8], now: Instant) -> Option<Connection> {
     CONNECTIONS.with_borrow_mut(|connections| {
         let server = connections.by_server.get_mut(&server)?;
-        while let Some(Idle { mut stream, place, until }) = server.idle.pop() {
+        // Mostly the last one, since all began with nothing.
+        while let Some(index) = server.idle.iter().rposition(|idle| *idle.connection.header == *header) {
+            let Idle { mut connection, until } = server.idle.remove(index);
             connections.count -= 1;
-            if now < until && stream.is_quiet() {
-                return Some((stream, place));
+            if now < until && connection.socket.is_quiet() {
+                return Some(connection);
             }
         }
         None
@@ -57,7 +66,7 @@ pub fn take(server: Incarnation, now: Instant) -> Option<(Io, Place)> {
 
 /// Keeps a connection to `server`, which was the endpoint's when the connection was opened, unless another has taken
 /// its place since or the thread keeps `most` already.
-pub fn keep(endpoint: &Arc<Endpoint>, server: Incarnation, (stream, place): (Io, Place), until: Instant, most: usize) {
+pub fn keep(endpoint: &Arc<Endpoint>, server: Incarnation, connection: Connection, until: Instant, most: usize) {
     if endpoint.incarnation() != server {
         return;
     }
@@ -65,7 +74,7 @@ pub fn keep(endpoint: &Arc<Endpoint>, server: Incarnation, (stream, place): (Io,
         if connections.count < most {
             connections.count += 1;
             let new = || Server { endpoint: Arc::clone(endpoint), idle: Vec::new() };
-            connections.by_server.entry(server).or_insert_with(new).idle.push(Idle { stream, place, until });
+            connections.by_server.entry(server).or_insert_with(new).idle.push(Idle { connection, until });
         }
     });
 }
@@ -84,7 +93,7 @@ pub fn forget(server: Incarnation) {
 pub fn sweep(now: Instant, most: usize) {
     CONNECTIONS.with_borrow_mut(|connections| {
         connections.by_server.retain(|&incarnation, server| {
-            server.idle.retain_mut(|Idle { stream, until, .. }| now < *until && stream.is_quiet());
+            server.idle.retain_mut(|Idle { connection, until }| now < *until && connection.socket.is_quiet());
             !server.idle.is_empty() && server.endpoint.incarnation() == incarnation
         });
         connections.count = connections.by_server.values().map(|server| server.idle.len()).sum();

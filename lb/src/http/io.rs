@@ -16,7 +16,7 @@ use pingora::connectors::l4::BindTo;
 use pingora::prelude::ErrorType;
 use pingora::protocols::l4::ext;
 use rustix::io::Errno;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::coop;
 use tokio_rustls::{TlsConnector, TlsStream};
@@ -48,7 +48,10 @@ pub enum Plain<'a> {
 impl Io {
     /// Connects to an endpoint as its pool says.
     pub async fn connect(dial: &Dial<'_>) -> Result<Self, Failed> {
-        let io = Self::open(dial).await?;
+        let mut io = Self::open(dial).await?;
+        if !dial.header.is_empty() {
+            io.write_all(dial.header).await.map_err(|_| Failure::ConnectReset)?;
+        }
         match &dial.transport.tls {
             None => Ok(io),
             Some(tls) => {

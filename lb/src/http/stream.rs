@@ -3,11 +3,13 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
 use rustix::io::ioctl_fionread;
+use rustix::net::getsockname;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop;
 
@@ -59,6 +61,11 @@ impl ClientStream {
             Self::Io(io) => io.socket(),
             Self::Http2(_) => None,
         }
+    }
+
+    /// Which of our addresses the client connected to; a stream does not know.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        SocketAddr::try_from(getsockname(self.socket()?).ok()?).ok()
     }
 
     /// The protocol for the access log, where a request is in this version of HTTP/1.

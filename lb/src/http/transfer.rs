@@ -263,24 +263,25 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// Waits for `connecting`, unless the client leaves or an operator ends the exchange.
-    pub async fn connect(
+    /// Waits for `event`, unless the client leaves, an operator ends the exchange, or it takes longer than `limit`, which is
+    /// the failure `late`.
+    pub async fn wait_for<T>(
         &mut self,
-        mut connecting: impl Future<Output = Result<Upstream, Failed>> + Unpin,
+        mut event: impl Future<Output = Result<T, Failed>> + Unpin,
         is_killed: impl Fn() -> bool,
         now: Instant,
-        limit: Duration,
+        (limit, late): (Duration, Failure),
         timer: &mut Timer,
-    ) -> Result<Upstream, Failed> {
-        let connected = timer.limit(now, limit, |cx| match Pin::new(&mut connecting).poll(cx) {
-            Poll::Ready(connected) => Poll::Ready(connected),
+    ) -> Result<T, Failed> {
+        let happened = timer.limit(now, limit, |cx| match Pin::new(&mut event).poll(cx) {
+            Poll::Ready(happened) => Poll::Ready(happened),
             Poll::Pending if is_killed() => Poll::Ready(Err(Failure::Killed.into())),
             Poll::Pending => match self.watch_client(cx) {
                 Err(failure) => Poll::Ready(Err(failure.into())),
                 Ok(()) => Poll::Pending,
             },
         });
-        connected.await.unwrap_or(Err(Failure::ConnectTimeout.into()))
+        happened.await.unwrap_or(Err(late.into()))
     }
 
     /// Begins an attempt: what is in `to_backend` is sent, and the content behind it. Whatever came of another attempt is
@@ -416,7 +417,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// Moves both directions until something happens that the exchange has to know. This is the only wait of an
-    /// exchange, but for [`Self::connect`].
+    /// exchange, but for [`Self::wait_for`].
     pub async fn run(&mut self, is_killed: impl Fn() -> bool, now: Instant, timer: &mut Timer) -> Happened {
         timer.end();
         // What is waited for now; most turns wait for nothing.

@@ -9,7 +9,7 @@ use std::time::Instant;
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
-use super::idle;
+use super::idle::{self, Connection};
 use super::io::Io;
 use super::transfer::{Download, Upload};
 use crate::backend::{Endpoint, Incarnation};
@@ -28,6 +28,8 @@ pub struct H1 {
     pub socket: Io,
     /// Among all connections to backends.
     place: Place,
+    /// What it began with.
+    header: Box<[u8]>,
     /// The server that the connection leads to.
     server: Incarnation,
     /// It has carried a request before.
@@ -50,9 +52,9 @@ pub enum Disposition {
 }
 
 impl Upstream {
-    /// An idle connection to `server`, if there is one that is open as far as can be seen.
-    pub fn reuse(server: Incarnation, now: Instant) -> Option<Self> {
-        idle::take(server, now).map(|(socket, place)| Self::new(socket, place, server, true))
+    /// An idle connection to `server` that began with `header`, if there is one that is open as far as can be seen.
+    pub fn reuse(server: Incarnation, header: &[u8], now: Instant) -> Option<Self> {
+        idle::take(server, header, now).map(|connection| Self::new(connection, server, true))
     }
 
     /// Connects to `server`, which is where `dial` says, if there is room for one more connection to a backend, or idle ones
@@ -66,12 +68,13 @@ impl Upstream {
             }
         };
         let socket = Io::connect(dial).await?;
-        Ok(Self::new(socket, place, server, false))
+        Ok(Self::new(Connection { socket, place, header: dial.header.into() }, server, false))
     }
 
-    fn new(socket: Io, place: Place, server: Incarnation, is_reused: bool) -> Self {
+    fn new(connection: Connection, server: Incarnation, is_reused: bool) -> Self {
         let [has_heard, is_reset, keeps_alive, has_surplus] = [false; 4];
-        Self::H1(H1 { socket, place, server, is_reused, has_heard, is_reset, keeps_alive, has_surplus })
+        let Connection { socket, place, header } = connection;
+        Self::H1(H1 { socket, place, header, server, is_reused, has_heard, is_reset, keeps_alive, has_surplus })
     }
 
     /// Decides whether the connection may carry another request. Over HTTP/1.1 both messages have to be over: the
@@ -88,7 +91,13 @@ impl Upstream {
 impl H1 {
     /// Keeps the connection for the next request to `endpoint`, among at most `most` of this thread.
     pub fn keep(self, endpoint: &Arc<Endpoint>, until: Instant, most: usize) {
-        idle::keep(endpoint, self.server, (self.socket, self.place), until, most);
+        let Self { socket, place, header, .. } = self;
+        idle::keep(endpoint, self.server, Connection { socket, place, header }, until, most);
+    }
+
+    /// Whether nobody else's requests may go over it.
+    pub fn is_for_one_client(&self) -> bool {
+        !self.header.is_empty()
     }
 
     /// Appends what comes to `buffer`; how many bytes. An error tells how the connection was lost.
@@ -163,7 +172,7 @@ mod tests {
         let backend = Backend::new(backend, false, BackendMetrics::unregistered());
         let server = backend.endpoints().as_slice()[0].incarnation();
         let transport = Transport::new(&TransportConfig::default());
-        let dial = Dial { backend: &backend.address, address: &address.into(), transport: &transport };
+        let dial = Dial { backend: &backend.address, address: &address.into(), transport: &transport, header: b"" };
         let Upstream::H1(h1) = Upstream::connect(server, &dial, &Room::new(1)).await.expect("a listener");
         let (mut peer, _) = listener.accept().await.expect("a client");
         peer.write_all(b"text").await.expect("a peer");

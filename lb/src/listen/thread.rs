@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
+use rustix::net::getsockname;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -239,14 +240,22 @@ impl Listener {
         let engine = Arc::clone(&self.engine);
         let Some(tls) = self.tls.load_full() else {
             drop(place);
-            return http::serve(engine, ClientStream::Io(Io::Tcp(tcp)), Peer::new(peer.ip())).await;
+            return http::serve(
+                engine,
+                ClientStream::Io(Io::Tcp(tcp)),
+                Peer::new(peer.ip()).connected(peer.port(), None),
+            )
+            .await;
         };
         // The handshake is large and short: in a box of its own it leaves nothing behind.
         let accepted = Box::pin(handshake::accept(&engine, &tls, &self.told, tcp, peer)).await;
         drop((place, tls));
         match accepted {
             Ok(stream) => {
-                let peer = Peer::with_tls(peer.ip(), handshake::secured(&stream));
+                let secured = handshake::secured(&stream);
+                let local = stream.get_ref().0.socket().and_then(|socket| getsockname(socket).ok());
+                let local = local.and_then(|local| SocketAddr::try_from(local).ok());
+                let peer = Peer::with_tls(peer.ip(), secured).connected(peer.port(), local);
                 if stream.get_ref().1.alpn_protocol() == Some(Protocol::Http2.name()) {
                     // Large, and rare beside idle connections of HTTP/1.1.
                     Box::pin(h2::serve(engine, stream, peer)).await;
@@ -255,7 +264,7 @@ impl Listener {
                 }
             }
             Err(Failed::PlainHttp(tcp)) => {
-                let peer = Peer::without_tls(peer.ip());
+                let peer = Peer::without_tls(peer.ip()).connected(peer.port(), None);
                 Box::pin(http::serve(engine, ClientStream::Io(Io::Tcp(tcp)), peer)).await;
             }
             Err(_) => {}

@@ -14,7 +14,7 @@ use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketS
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::backend::Endpoint;
-use crate::dial::{Dial, Transport};
+use crate::dial::{Dial, Transport, proxy};
 use crate::failure::{Failed, Failure};
 use crate::http::io::Io;
 
@@ -33,7 +33,10 @@ pub fn target() -> pingora_load_balancing::Backend {
 impl Way {
     async fn connected(&self) -> Result<Io, Failed> {
         let address = self.endpoint.address().ok_or(Failure::Unresolved)?;
-        Io::connect(&Dial { backend: &self.endpoint.backend.address, address, transport: &self.transport }).await
+        let (backend, transport) = (&self.endpoint.backend.address, &*self.transport);
+        // No client has a part in it.
+        let header = proxy::header(transport.config.proxy_protocol, None);
+        Io::connect(&Dial { backend, address, transport, header: &header }).await
     }
 }
 

@@ -1,11 +1,13 @@
 //! Backends: each takes requests from its connections, checks that every byte is where it belongs, and answers, soundly
 //! or in one of the ways in which servers fail.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::book::{self, Attempt, Framing, Place, Sight, UnderWay, blame, saw, spoil, trace, violated};
 use super::random::{below, between, milliseconds, one_in, pick, size};
+use super::tls::Tls;
 use super::wire::{Broken, End, Head, Source, Stream, send_content};
 use crate::clock;
 use crate::http::io::pipe::{Link, Pipe};
@@ -62,10 +64,19 @@ struct Response {
 }
 
 /// Serves one connection.
-pub async fn run(backend: usize, pipe: Pipe, mood: Mood) {
-    let end = End::new(pipe, None);
+pub async fn run(backend: usize, pipe: Pipe, is_tls: bool, mood: Mood) {
+    let end = End::new(pipe, is_tls.then(Tls::backend));
+    live(backend, &end, mood).await;
+    if let Some(tls) = &end.tls {
+        saw(Sight::BackendTls);
+        // Without it nobody could tell the end of a response from a cut.
+        let _ = poll_fn(|cx| tls.end(cx, &end.pipe)).await;
+    }
+}
+
+async fn live(backend: usize, end: &Rc<End>, mood: Mood) {
     let link = Arc::clone(end.pipe.link());
-    let mut source = Source::new(&end);
+    let mut source = Source::new(end);
     let mut served = 0;
     loop {
         if served > 0 && mood.closes_idle && one_in(3) && source.rest().is_empty() {
@@ -84,7 +95,7 @@ pub async fn run(backend: usize, pipe: Pipe, mood: Mood) {
         if served > 0 {
             saw(Sight::ReusedBackend);
         }
-        if serve(backend, &head, &mut source, &end, mood).await.is_none() {
+        if serve(backend, &head, &mut source, end, mood).await.is_none() {
             trace(|| format!("{} backend closes", link.name));
             return;
         }

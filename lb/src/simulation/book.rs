@@ -171,6 +171,8 @@ pub enum Sight {
     /// A name does not lead any more to an address that it led to.
     NameMoved,
     Tls,
+    /// With a backend.
+    BackendTls,
     Pipelined,
     HalfClosed,
     /// A connection was closed to make room for others.
@@ -186,7 +188,7 @@ pub enum Sight {
 }
 
 impl Sight {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::WholeResponse,
         Self::Refusal,
         Self::Retry,
@@ -208,6 +210,7 @@ impl Sight {
         Self::HealthChange,
         Self::NameMoved,
         Self::Tls,
+        Self::BackendTls,
         Self::Pipelined,
         Self::HalfClosed,
         Self::Shed,

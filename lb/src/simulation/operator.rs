@@ -12,7 +12,7 @@ use crate::change::Author;
 use crate::clock;
 use crate::config::BackendConfig;
 use crate::config::algorithm::Algorithm;
-use crate::config::backend::{AdminState, Weight};
+use crate::config::backend::AdminState;
 use crate::control::{Terms, Wish};
 use crate::http::idle;
 
@@ -55,10 +55,7 @@ fn change(world: &World, backends: u64) {
         5 => Wish::RemoveBackend { pool, backend },
         6 => {
             let address = address.parse().expect("an address");
-            Wish::AddBackend {
-                pool,
-                backend: BackendConfig { address, weight: Weight::ONE, state: AdminState::Active },
-            }
+            Wish::AddBackend { pool, backend: BackendConfig::new(address) }
         }
         7 | 8 => return probe(world, one_in(2)),
         _ => return resolve(world),

@@ -1,21 +1,27 @@
-//! A client's TLS over a pipe. What it sends differs from run to run, but not how much: the key is of Ed25519, whose
+//! TLS over a pipe, as a client's and as a backend's. What it sends differs from run to run, but not how much: the key is of Ed25519, whose
 //! signatures are all of one length, and no session is resumed.
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::NoServerSessionStorage;
+use rustls::{
+    ClientConfig, ClientConnection, Connection, DigitallySignedStruct, Error, ServerConfig, ServerConnection,
+    SignatureScheme,
+};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::tls::TlsConfig;
 use crate::config::tls::material::Material;
+use crate::config::transport::{BackendTls, Trust};
 use crate::http::io::pipe::Pipe;
 use crate::tls::server::ServerTls;
 
@@ -23,7 +29,6 @@ use crate::tls::server::ServerTls;
 const MAX_BUFFERED_BYTES: usize = 4096;
 
 pub static ACCEPTOR: LazyLock<TlsAcceptor> = LazyLock::new(|| {
-    let file = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("src/simulation/test-data").join(name);
     let config = TlsConfig::of_pair(file("cert.pem"), file("key.pem"));
     let material = Material::load(&config).expect("the files are there");
     let tls = ServerTls::new(&config, material, None).expect("a sound configuration");
@@ -39,12 +44,41 @@ pub static CLIENT: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
     Arc::new(config)
 });
 
-pub struct TlsClient(RefCell<ClientConnection>);
+static BACKEND: LazyLock<Arc<ServerConfig>> = LazyLock::new(|| {
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().expect("the versions that ring has");
+    let chain = CertificateDer::pem_file_iter(file("cert.pem")).expect("a file").collect::<Result<_, _>>();
+    let key = PrivateKeyDer::from_pem_file(file("key.pem")).expect("a key");
+    let config = builder.with_no_client_auth().with_single_cert(chain.expect("certificates"), key);
+    let mut config = config.expect("they belong together");
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Arc::new(config)
+});
 
-impl TlsClient {
-    pub fn new() -> Self {
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/simulation/test-data").join(name)
+}
+
+/// What the balancer is told of backends that speak TLS.
+pub fn to_backends() -> BackendTls {
+    let name = Some("localhost".into());
+    BackendTls { name, ca: None, certificate: None, key: None, verify: false, trust: Trust::default() }
+}
+
+/// One end's TLS.
+pub struct Tls(RefCell<Connection>);
+
+impl Tls {
+    pub fn client() -> Self {
         let name = ServerName::try_from("localhost").expect("a name");
-        let mut connection = ClientConnection::new(Arc::clone(&CLIENT), name).expect("a sound configuration");
+        Self::new(ClientConnection::new(Arc::clone(&CLIENT), name).expect("a sound configuration").into())
+    }
+
+    pub fn backend() -> Self {
+        Self::new(ServerConnection::new(Arc::clone(&BACKEND)).expect("a sound configuration").into())
+    }
+
+    fn new(mut connection: Connection) -> Self {
         connection.set_buffer_limit(Some(MAX_BUFFERED_BYTES));
         Self(RefCell::new(connection))
     }
@@ -100,7 +134,7 @@ impl TlsClient {
     }
 }
 
-fn sent(tls: &mut ClientConnection, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Result<()>> {
+fn sent(tls: &mut Connection, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Result<()>> {
     while tls.wants_write() {
         match tls.write_tls(&mut Raw { cx, pipe }) {
             Ok(_) => {}

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::book::{self, Framing};
 use super::random::{below, between, one_in};
-use super::tls::TlsClient;
+use super::tls::Tls;
 use crate::clock;
 use crate::clock::simulated::mixed;
 use crate::http::io::pipe::Pipe;
@@ -79,7 +79,7 @@ impl Stream {
 /// One end of a connection as an actor holds it.
 pub struct End {
     pub pipe: Pipe,
-    pub tls: Option<TlsClient>,
+    pub tls: Option<Tls>,
     pauses: Pauses,
 }
 
@@ -105,7 +105,7 @@ impl Pauses {
 }
 
 impl End {
-    pub fn new(pipe: Pipe, tls: Option<TlsClient>) -> Rc<Self> {
+    pub fn new(pipe: Pipe, tls: Option<Tls>) -> Rc<Self> {
         Rc::new(Self { pipe, tls, pauses: Pauses::new() })
     }
 

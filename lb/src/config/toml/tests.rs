@@ -362,7 +362,7 @@ fn wrong_values_of_required_keys_are_named_with_place_and_fix() {
         (
             "[\"127.0.0.1:9001\"]",
             "[{ address = \"a:1\", §wieght = 2 }]",
-            "pool.backends.wieght is not a setting: did you mean \"weight\"? a backend takes address, state, weight",
+            "pool.backends.wieght is not a setting: did you mean \"weight\"? a backend takes address, max_connections, state, weight",
         ),
         (
             "[\"127.0.0.1:9001\"]",

@@ -9,8 +9,8 @@ use rustls::pki_types::ServerName;
 use toml::de::DeValue;
 
 use super::reader::did_you_mean;
-use super::{Algorithm, HostPattern, PathPrefix, PoolName, StatusRanges, Weight};
-use crate::config::backend::{BackendAddress, MAX_UNIX_PATH_BYTES};
+use super::{Algorithm, HostPattern, PathPrefix, PoolName, StatusRanges};
+use crate::config::backend::{BackendAddress, MAX_UNIX_PATH_BYTES, Weight};
 use crate::config::site::{ListenerName, Share};
 use crate::config::{AccessLogFile, RequestIdField};
 use crate::message::ascii::is_token;

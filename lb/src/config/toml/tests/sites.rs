@@ -820,10 +820,20 @@ fn configuration_files_of_the_history_mean_what_they_meant() {
         }
         for pool in root["pools"].as_array_mut().expect("pools") {
             let pool = pool.as_object_mut().expect("a table");
-            for (key, value) in [("source_address", serde_json::Value::Null), ("tls", serde_json::Value::Null)] {
+            let none = serde_json::Value::Null;
+            for (key, value) in [
+                ("source_address", none.clone()),
+                ("tls", none),
+                ("proxy_protocol", "off".into()),
+                ("queue_timeout", 2.0.into()),
+            ] {
                 assert_eq!(pool.remove(key), Some(value), "{heading}");
             }
             assert_eq!(pool.remove("addresses"), Some("share".into()), "{heading}");
+            for backend in pool["backends"].as_array_mut().expect("backends") {
+                let most = backend.as_object_mut().expect("a table").remove("max_connections");
+                assert_eq!(most, Some(serde_json::Value::Null), "{heading}");
+            }
         }
         let digest = Sha256::digest(sorted(value.clone()).to_string());
         let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();

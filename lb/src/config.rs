@@ -147,6 +147,8 @@ pub struct ListenerSettings {
     /// Bytes per second that a client must move on average; `None`: any.
     pub min_rate: Option<NonZero<u32>>,
     pub half_close: HalfClose,
+    /// Whether clients may speak HTTP/2 in clear text.
+    pub h2c: bool,
     pub ambiguous_names: AmbiguousNames,
     pub non_ascii_targets: NonAsciiTargets,
     /// Largest request line in bytes, without its line end.

@@ -40,6 +40,7 @@ pub enum Failure {
     ResponseTooManyFields,
     ResponseHeadMalformed,
     UnaskedUpgrade,
+    NoWebSocket,
     TooManyInterimResponses,
     ResponseBodyMalformed,
     ResponseTruncated,
@@ -116,7 +117,7 @@ const CLOSED_UNIX_SOCKET: &str =
 const DEAD_UNIX_SOCKET: &str = "nobody listens on the socket: its server has ended and left the file behind";
 
 impl Failure {
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::ConnectRefused,
         Self::ConnectUnreachable,
         Self::ConnectReset,
@@ -139,6 +140,7 @@ impl Failure {
         Self::ResponseTooManyFields,
         Self::ResponseHeadMalformed,
         Self::UnaskedUpgrade,
+        Self::NoWebSocket,
         Self::TooManyInterimResponses,
         Self::ResponseBodyMalformed,
         Self::ResponseTruncated,
@@ -184,6 +186,8 @@ impl Failure {
             Self::ResponseTooManyFields => (Request, Never, NO, 502, "response-too-many-fields", "the response has more fields than are accepted here"),
             Self::ResponseHeadMalformed => (Request, Never, NO, 502, "response-head-malformed", "the response's head is malformed"),
             Self::UnaskedUpgrade => (Request, Never, NO, 502, "unasked-upgrade", "the backend switched protocols unasked"),
+            // Nobody says that there is one: any client may ask for it.
+            Self::NoWebSocket => (Request, Never, NO, 502, "no-websocket", "the backend did not switch to WebSocket"),
             Self::TooManyInterimResponses => (Request, Never, NO, 502, "too-many-interim-responses", "the backend sent too many interim responses"),
             Self::ResponseBodyMalformed => (Backend, IfIdempotent, Counts, 502, "response-body-malformed", "the framing of the response's body is malformed"),
             Self::ResponseTruncated => (Backend, Never, Counts, 502, "response-truncated", "the backend broke its response off"),

@@ -320,7 +320,7 @@ async fn client_life(world: Rc<World>, number: u64, delay: Duration, plans: Vec<
             }
             book.links.push(link);
         });
-        spawn(Kind::Balancer, serve(Rc::clone(&world), engine_end, matches!(plan, Plan::Http2(_))));
+        spawn(Kind::Balancer, serve(Rc::clone(&world), engine_end));
         match plan {
             Plan::Http1(plan) => {
                 let tls = world.is_tls.then(tls::Tls::client);
@@ -332,14 +332,11 @@ async fn client_life(world: Rc<World>, number: u64, delay: Duration, plans: Vec<
 }
 
 /// A connection as the balancer accepts it.
-async fn serve(world: Rc<World>, pipe: Pipe, is_http2: bool) {
+async fn serve(world: Rc<World>, pipe: Pipe) {
     let link = Arc::clone(pipe.link());
     let serving = async {
         let place = world.engine.place().await;
         let peer = Peer::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1 + below(4) as u8)));
-        if is_http2 {
-            return http::h2::serve(Arc::clone(&world.engine), pipe, peer).await;
-        }
         let io = if world.is_tls {
             let handshake = tls::ACCEPTOR.accept(Io::Pipe(pipe));
             let Ok(Ok(tls)) = clock::timeout(Duration::from_secs(10), handshake).await else {

@@ -269,4 +269,6 @@ async fn a_line_tells_of_tls_and_http2() {
     assert_eq!(balancer.lines("own.log", 1).await, ["https HTTP/2.0 h2 /x"]);
     balancer.get("/y").await;
     assert_eq!(balancer.lines("own.log", 2).await[1], "http HTTP/1.1 - /y");
+    assert_eq!(Http2::connect_plain(balancer.address()).await.get("/z").await.status, 200);
+    assert_eq!(balancer.lines("own.log", 3).await[2], "http HTTP/2.0 h2c /z");
 }

@@ -1,12 +1,17 @@
-//! Clients that speak HTTP/2 over TLS: a sound one, and frames by the byte for everything else.
+//! Clients that speak HTTP/2, over TLS or in clear text: a sound one, and frames by the byte for everything else.
 
+use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use h2::SendStream;
+use bytes::{Buf, Bytes};
 use h2::client::{ResponseFuture, SendRequest};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use h2::ext::Protocol;
+use h2::{Reason, RecvStream, SendStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
@@ -16,14 +21,16 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
-use crate::deadline::within;
+use crate::deadline::{eventually, within};
 use crate::wire::{End, Fields, Reply};
 
 /// What a client sends first: the preface and an empty SETTINGS frame.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 pub mod kind {
+    pub const DATA: u8 = 0;
     pub const HEADERS: u8 = 1;
+    pub const PRIORITY: u8 = 2;
     pub const RST_STREAM: u8 = 3;
     pub const SETTINGS: u8 = 4;
     pub const PING: u8 = 6;
@@ -101,27 +108,53 @@ pub fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
 }
 
 /// The payload of the next frame of this kind; those before it are dropped.
-pub async fn payload_of(connection: &mut TlsStream<TcpStream>, kind: u8) -> Vec<u8> {
+pub async fn payload_of(connection: &mut (impl AsyncRead + Unpin), kind: u8) -> Vec<u8> {
     loop {
-        let mut head = [0; 9];
-        connection.read_exact(&mut head).await.expect("a frame");
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        let mut payload = vec![0; length as usize];
-        connection.read_exact(&mut payload).await.expect("a payload");
-        if head[3] == kind {
-            return payload;
+        let frame = next_frame(connection).await.expect("a frame");
+        if frame.kind == kind {
+            return frame.payload;
         }
     }
 }
 
+#[derive(Debug)]
+pub struct Frame {
+    pub kind: u8,
+    pub flags: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
+}
+
+impl Frame {
+    /// The error code of a RST_STREAM or GOAWAY.
+    pub fn reason(&self) -> Option<Reason> {
+        let code = match self.kind {
+            kind::RST_STREAM => self.payload.get(..4)?,
+            kind::GOAWAY => self.payload.get(4..8)?,
+            _ => return None,
+        };
+        Some(u32::from_be_bytes(code.try_into().ok()?).into())
+    }
+}
+
+/// The next frame that comes.
+pub async fn next_frame(connection: &mut (impl AsyncRead + Unpin)) -> io::Result<Frame> {
+    let mut head = [0; 9];
+    connection.read_exact(&mut head).await?;
+    let [a, b, c, kind, flags, stream @ ..] = head;
+    let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+    connection.read_exact(&mut payload).await?;
+    Ok(Frame { kind, flags, stream: u32::from_be_bytes(stream), payload })
+}
+
 /// Whatever comes until the peer closes, in whatever way.
-pub async fn rest(connection: &mut TlsStream<TcpStream>) -> Vec<u8> {
+pub async fn rest(connection: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
     let mut rest = Vec::new();
     let _ = within("the end of the connection", connection.read_to_end(&mut rest)).await;
     rest
 }
 
-pub async fn write(connection: &mut TlsStream<TcpStream>, bytes: &[u8]) {
+pub async fn write(connection: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) {
     within("send", async {
         connection.write_all(bytes).await?;
         connection.flush().await
@@ -146,8 +179,17 @@ impl Http2 {
         Self::over(connect(address).await, h2::client::Builder::new()).await
     }
 
+    /// In clear text.
+    pub async fn connect_plain(address: SocketAddr) -> Self {
+        let tcp = TcpStream::connect(address).await.expect("a listener");
+        within("an HTTP/2 connection", Self::over(tcp, h2::client::Builder::new())).await
+    }
+
     /// Speaks HTTP/2 on a connection, with these settings.
-    pub async fn over(connection: TlsStream<TcpStream>, builder: h2::client::Builder) -> Self {
+    pub async fn over(
+        connection: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        builder: h2::client::Builder,
+    ) -> Self {
         let (sender, driver) = builder.handshake::<_, Bytes>(connection).await.expect("a handshake");
         Self { sender, driver: tokio::spawn(driver) }
     }
@@ -164,6 +206,22 @@ impl Http2 {
         reply(response).await.expect("a response")
     }
 
+    /// Asks for a WebSocket (RFC 8441 §5). The error: another answer, which did not open one.
+    pub async fn websocket(&mut self, path: &str, fields: &[(&str, &str)]) -> Result<(Fields, Tunnel), Reply> {
+        // The peer's SETTINGS have to be there.
+        eventually("the peer offers it", async || self.sender.is_extended_connect_protocol_enabled()).await;
+        let version = [("sec-websocket-version", "13")];
+        let mut asked = request("CONNECT", path, &[&version, fields].concat());
+        asked.extensions_mut().insert(Protocol::from_static("websocket"));
+        let (response, send) = self.begin(asked, false).await;
+        let response = within("a response", response).await.expect("a response");
+        if response.status() != 200 {
+            return Err(whole(response).await);
+        }
+        let (parts, receive) = response.into_parts();
+        Ok((fields_of(&parts.headers), Tunnel { send, receive, data: Bytes::new() }))
+    }
+
     /// Waits until the peer has closed the connection; how.
     pub async fn closed(self) -> Result<(), h2::Error> {
         // It stays open as long as somebody may send.
@@ -171,6 +229,11 @@ impl Http2 {
         let ended = within("the end of the connection", driver).await;
         drop(sender);
         ended.expect("no panic")
+    }
+
+    /// Closes the connection without a word.
+    pub fn leave(self) {
+        self.driver.abort();
     }
 
     pub fn is_closed(&self) -> bool {
@@ -189,7 +252,11 @@ pub fn request(method: &str, path: &str, fields: &[(&str, &str)]) -> http::Reque
 
 /// The whole response, or how the stream ended before its head.
 pub async fn reply(response: ResponseFuture) -> Result<Reply, h2::Error> {
-    let (parts, mut content) = within("a response", response).await?.into_parts();
+    Ok(whole(within("a response", response).await?).await)
+}
+
+async fn whole(response: http::Response<RecvStream>) -> Reply {
+    let (parts, mut content) = response.into_parts();
     let mut body = Vec::new();
     let mut end = End::Complete;
     while let Some(data) = within("content", content.data()).await {
@@ -204,10 +271,68 @@ pub async fn reply(response: ResponseFuture) -> Result<Reply, h2::Error> {
             }
         }
     }
-    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let fields = parts.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
     let (version, status) = (format!("{:?}", parts.version), parts.status.as_u16());
-    Ok(Reply { version, status, fields: Fields(fields), body, end })
+    Reply { version, status, fields: fields_of(&parts.headers), body, end }
+}
+
+fn fields_of(fields: &http::HeaderMap) -> Fields {
+    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    Fields(fields.iter().map(|(name, value)| (name.to_string(), text(value))).collect())
+}
+
+/// What a stream carries both ways, once it has become a tunnel.
+pub struct Tunnel {
+    pub send: SendStream<Bytes>,
+    pub receive: RecvStream,
+    /// Came and was not read.
+    data: Bytes,
+}
+
+impl Tunnel {
+    /// Waits until the peer resets the stream; with which code.
+    pub async fn reset(&mut self) -> Reason {
+        within("a reset", poll_fn(|cx| self.send.poll_reset(cx))).await.expect("a reset")
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        while self.data.is_empty() {
+            match ready!(self.receive.poll_data(cx)) {
+                Some(data) => self.data = data.map_err(io::Error::other)?,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let count = self.data.len().min(buf.remaining());
+        buf.put_slice(&self.data[..count]);
+        self.data.advance(count);
+        // Fails only on a stream that has ended.
+        let _ = self.receive.flow_control().release_capacity(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.send.reserve_capacity(buf.len());
+        while self.send.capacity() == 0 {
+            match ready!(self.send.poll_capacity(cx)) {
+                Some(capacity) => drop(capacity.map_err(io::Error::other)?),
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            }
+        }
+        let count = buf.len().min(self.send.capacity());
+        self.send.send_data(Bytes::copy_from_slice(&buf[..count]), false).map_err(io::Error::other)?;
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.send.send_data(Bytes::new(), true).map_err(io::Error::other))
+    }
 }
 
 /// Takes whatever certificate there is: tests make sure of everything but the peer's name.

@@ -3,7 +3,7 @@
 //! deadline. The modules in the order in which a reader meets them:
 //!
 //! - [`deadline`]: waiting for conditions.
-//! - [`wire`]: HTTP/1.1 by the byte, for clients and origins alike. [`http2`]: clients over TLS, mostly of HTTP/2.
+//! - [`wire`]: HTTP/1.1 by the byte, for clients and origins alike. [`http2`]: clients of HTTP/2, and over TLS.
 //! - [`port`], [`process`]: addresses and child processes that do not outlive a test.
 //! - [`config`], [`balancer`]: a configuration, and the real program running with it.
 //! - [`origin`]: a backend that does as told. [`dns`]: names that lead where a test says. [`link`]: a connection that can

@@ -1,17 +1,21 @@
-//! A WebSocket client: enough to keep a tunnel open and see that it carries what was sent.
+//! A WebSocket client, over HTTP/1.1 or HTTP/2 (RFC 8441): enough to keep a tunnel open and see that it carries what was
+//! sent.
 
 use std::net::SocketAddr;
 
 use futures_util::{SinkExt, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::deadline::within;
+use crate::http2::{Http2, Tunnel};
 
-pub struct WebSocket {
-    stream: WebSocketStream<TcpStream>,
+pub struct WebSocket<S = TcpStream> {
+    stream: WebSocketStream<S>,
     /// Name of the origin at the other end.
     pub origin: String,
 }
@@ -29,6 +33,22 @@ impl WebSocket {
         Ok(Self { stream, origin: origin.unwrap_or_default().to_owned() })
     }
 
+    /// Goes away without a word, with a reset.
+    pub fn vanish(self) {
+        let _ = self.stream.get_ref().set_zero_linger();
+    }
+}
+
+impl WebSocket<Tunnel> {
+    /// On a stream of `client`.
+    pub async fn over(client: &mut Http2, path: &str) -> Self {
+        let (fields, tunnel) = client.websocket(path, &[]).await.expect("a WebSocket");
+        let stream = WebSocketStream::from_raw_socket(tunnel, Role::Client, None).await;
+        Self { stream, origin: fields.get("x-origin").unwrap_or_default().to_owned() }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
     /// Sends `text` and waits for it to come back.
     pub async fn echo(&mut self, text: &str) {
         self.try_echo(text).await.expect("an echo");
@@ -54,10 +74,5 @@ impl WebSocket {
     pub async fn ended(&mut self) {
         let rest = async { while let Some(Ok(_)) = self.stream.next().await {} };
         within("the end of the tunnel", rest).await;
-    }
-
-    /// Goes away without a word, with a reset.
-    pub fn vanish(self) {
-        let _ = self.stream.get_ref().set_zero_linger();
     }
 }

@@ -404,6 +404,7 @@ impl<'t> Reader<'t> {
         let min_rate = self.value(section, "min_rate", values::size::<u32>(0, u32::MAX.into()));
         let half_close = [("cancel", HalfClose::Cancel), ("answer", HalfClose::Answer)];
         let half_close = self.value(section, "half_close", values::choice(&half_close));
+        let h2c = self.value(section, "h2c", values::flag);
         let rules =
             [("drop", AmbiguousNames::Drop), ("pass", AmbiguousNames::Pass), ("reject", AmbiguousNames::Reject)];
         let ambiguous_names = self.value(section, "ambiguous_names", values::choice(&rules));
@@ -427,6 +428,7 @@ impl<'t> Reader<'t> {
                 lingering_timeout: lingering_timeout?,
                 min_rate: min_rate.map(NonZero::new)?,
                 half_close: half_close?,
+                h2c: h2c?,
                 ambiguous_names: ambiguous_names?,
                 non_ascii_targets: non_ascii_targets?,
                 max_request_line_bytes: max_line_bytes?,

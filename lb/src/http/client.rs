@@ -74,6 +74,8 @@ enum Fate {
     /// Waits for the next request.
     Idle,
     Close,
+    /// Speaks HTTP/2 from its first byte on.
+    Http2,
     /// Closed once the client has had the time to read its answer; it may still be sending.
     Linger,
     /// Cut off: what was sent would look complete otherwise, or the client does not take it.
@@ -84,7 +86,8 @@ enum Fate {
 pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Into<Peer>) {
     let peer = peer.into();
     let _carrier = kill::carrier(&engine.control).await;
-    let mut idle = Idle { since: clock::now(), limit: engine.listener().header_timeout, blank_bytes: 0 };
+    let limit = engine.listener().header_timeout;
+    let mut idle = Idle { since: clock::now(), limit, blank_bytes: 0, is_new: true };
     let mut timer = Timer::default();
     let notified = pin!(engine.stop.idle.notified());
     let mut calls = Calls { notified, sheddings: 0 };
@@ -105,6 +108,7 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Int
         let requests = Box::write(room, requests(&engine, busy.0, &mut timer, &peer, &mut lent, &mut idle));
         let fate = Box::into_pin(requests).await;
         std::mem::forget(busy);
+        let read = if fate == Fate::Http2 { lent.from_client.to_vec() } else { Vec::new() };
         work = if fate == Fate::Idle {
             Some(lent)
         } else {
@@ -119,6 +123,10 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Int
             Fate::Close => break,
             Fate::Linger => return Box::pin(linger(&engine, &mut client)).await,
             Fate::Abort => return client.abort(),
+            Fate::Http2 => {
+                let ClientStream::Io(io) = client else { return };
+                return Box::pin(h2::serve(Arc::clone(&engine), io, read, peer)).await;
+            }
         }
     }
     let _ = timeout(SHUTDOWN_TIMEOUT, client.shutdown()).await;
@@ -145,12 +153,12 @@ pub(super) async fn serve_stream(engine: &Engine, mut client: ClientStream, peer
     // The head is there: `requests` begins when a request has begun.
     let _ = client.read_buf(&mut work.from_client).await;
     // A stream has one request and is never idle.
-    let mut idle = Idle { since: clock::now(), limit: Duration::ZERO, blank_bytes: 0 };
+    let mut idle = Idle { since: clock::now(), limit: Duration::ZERO, blank_bytes: 0, is_new: false };
     let fate = requests(engine, &mut client, &mut timer, peer, &mut work, &mut idle).await;
     work.give_back();
     let is_reset = matches!(&client, ClientStream::Http2(stream) if stream.is_reset());
     match fate {
-        Fate::Idle | Fate::Close => {}
+        Fate::Idle | Fate::Close | Fate::Http2 => {}
         Fate::Linger => linger(engine, &mut client).await,
         Fate::Abort => {
             // A reset takes back what the connection has not sent: let it send first.
@@ -193,6 +201,8 @@ struct Idle {
     limit: Duration,
     /// How many bytes of [`BLANK_LINES`] have come. They begin no request, but are part of the one that follows.
     blank_bytes: usize,
+    /// No request has come before.
+    is_new: bool,
 }
 
 /// What an idle connection waits for.
@@ -272,6 +282,7 @@ async fn requests(
             told,
             course: Course::default(),
             is_stream: client.is_stream(),
+            is_tls: client.is_tls(),
             limits: ClientLimits::of_listener(&listener),
         };
         let ended = match read_head(&listener, started, client, timer, peer, work).await {
@@ -284,6 +295,9 @@ async fn requests(
                 request.carry(client, timer, work, head, now).await
             }
             Ok(None) => return Fate::Close,
+            Err(_) if idle.is_new && speaks_h2c(&listener, client, peer) && h2::is_preface(&work.from_client) => {
+                return Fate::Http2;
+            }
             Err(refusal) => {
                 request.told.complete(engine, peer, client.is_tls(), &mut work.text);
                 request.refuse(client, timer, work, refusal, false).await
@@ -292,8 +306,13 @@ async fn requests(
         if ended.fate != Fate::Idle {
             return ended.fate;
         }
-        *idle = Idle { since: ended.at, limit: listener.keepalive_timeout, blank_bytes: 0 };
+        *idle = Idle { since: ended.at, limit: listener.keepalive_timeout, blank_bytes: 0, is_new: false };
     }
+}
+
+/// Whether the client may speak HTTP/2 without having agreed on it.
+fn speaks_h2c(listener: &ListenerSettings, client: &ClientStream, peer: &Peer) -> bool {
+    listener.h2c && !client.is_tls() && !peer.lacks_tls
 }
 
 /// How a request left the client's connection, and when.
@@ -520,7 +539,12 @@ impl Driver<'_, '_> {
                 self.now = clock::now();
                 let response = self.transfer.response();
                 let answer = Answer { status: response.status(), has_body: self.transfer.body.is_at_hand() };
-                match websocket::answers(response, asks_for_websocket(self.transfer.work, &self.exchange)) {
+                let is_asked = asks_for_websocket(self.transfer.work, &self.exchange);
+                match websocket::answers(response, is_asked) {
+                    // Over HTTP/2 it would tell the client that it has its WebSocket (RFC 8441 §5).
+                    Ok(false) if is_asked && self.request.is_stream && matches!(answer.status, 200..=299) => {
+                        self.failed(Failure::NoWebSocket)
+                    }
                     Ok(false) => Event::Head(answer),
                     // Bytes that are still owed would have no place in the tunnel.
                     Ok(true) if self.transfer.has_sent_request() => Event::Head(answer),
@@ -622,7 +646,12 @@ impl Driver<'_, '_> {
             Own::Page(_) => of_status(work, exchange, &facts),
             Own::Action | Own::Preflight => Belongings::default(),
         };
-        let reply = own::reply(own, status, exchange, &facts, form);
+        let opens_websocket =
+            self.request.is_stream && request::asks_for_websocket(work) && matches!(status, 200..=299);
+        let reply = match opens_websocket {
+            true => Err(Refusal::NotImplemented),
+            false => own::reply(own, status, exchange, &facts, form),
+        };
         self.request.course.belongings = belongings;
         match reply {
             Ok(reply) => {

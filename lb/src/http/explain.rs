@@ -81,6 +81,7 @@ pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, 
         told: Told::default(),
         course: Course::default(),
         is_stream: false,
+        is_tls: question.is_tls,
         limits: ClientLimits::of_listener(&listener),
     };
     let mut exchange = match request::begin(&mut of, &mut work, question.is_tls, now) {

@@ -150,7 +150,7 @@ impl Facts for RequestFacts<'_> {
             Variable::ContentLength => one(Name::ContentLength),
             Variable::ContentType => one(Name::ContentType),
             Variable::Hostname => Known::Here(self.of.engine.hostname.as_bytes()),
-            Variable::Http2 => some(self.of.is_stream.then_some(b"h2")),
+            Variable::Http2 => some(self.of.is_stream.then_some(if self.of.is_tls { &b"h2"[..] } else { b"h2c" })),
             Variable::SslProtocol => some(secured().map(|secured| secured.protocol.as_bytes())),
             Variable::SslCipher => some(secured().map(|secured| secured.cipher.as_bytes())),
             Variable::SslServerName => {

@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 
 use super::Engine;
 use super::client::{LEAST_IDLE, serve_stream};
+use super::io::Io;
 use super::pace::{Pace, Total};
 use super::stream::ClientStream;
 use crate::clock::{self, sleep, sleep_until, timeout};
@@ -48,12 +49,23 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// lingering close of HTTP/1.1 takes at most.
 const MAX_LINGERING_TIME: Duration = Duration::from_secs(2);
 
-/// Serves a connection to its end.
-pub async fn serve(engine: Arc<Engine>, mut io: impl AsyncRead + AsyncWrite + Unpin, peer: impl Into<Peer>) {
+/// What a client sends first (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Whether these first bytes of a connection, which the parser of HTTP/1.1 refused, are those of HTTP/2.
+pub fn is_preface(read: &[u8]) -> bool {
+    // So much has come when the version is refused. The rest may be on its way.
+    read.starts_with(b"PRI * HTTP/2.0") && read.iter().zip(PREFACE).all(|(a, b)| a == b)
+}
+
+/// Serves a connection to its end. `read`: what was read of it before.
+pub async fn serve(engine: Arc<Engine>, mut io: Io, read: Vec<u8>, peer: Peer) {
     let streams = Arc::new(Streams::default());
     let total = Total::new(clock::now());
-    let Some(mut connection) = handshake(&engine, Counted { io: &mut io, total: &total }).await else { return };
-    let is_shut_down = match accept(&engine, &mut connection, &streams, &total, Arc::new(peer.into())).await {
+    let is_tls = io.is_tls();
+    let counted = Counted { io: &mut io, read, total: &total };
+    let Some(mut connection) = handshake(&engine, counted).await else { return };
+    let is_shut_down = match accept(&engine, &mut connection, &streams, &total, is_tls, Arc::new(peer)).await {
         Some(reason) => {
             connection.abrupt_shutdown(reason);
             timeout(CLOSE_TIMEOUT, poll_fn(|cx| connection.poll_closed(cx))).await.is_ok()
@@ -99,6 +111,7 @@ async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(engine: &Engine, io: T) ->
         .max_header_list_size(u32::try_from(fields_bytes).unwrap_or(u32::MAX))
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buffer_size(MAX_SEND_BUFFER_BYTES)
+        .enable_connect_protocol()
         .max_local_error_reset_streams(Some(MAX_MALFORMED_STREAMS));
     tokio::select! {
         biased;
@@ -118,6 +131,7 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
     connection: &mut Connection<T, Bytes>,
     streams: &Arc<Streams>,
     total: &Total,
+    is_tls: bool,
     peer: Arc<Peer>,
 ) -> Option<Reason> {
     let mut patience = engine.listener().header_timeout;
@@ -163,7 +177,7 @@ async fn accept<T: AsyncRead + AsyncWrite + Unpin>(
             next = next => match next {
                 Next::Accepted(Some(Ok((request, respond)))) => {
                     patience = engine.listener().keepalive_timeout;
-                    let stream = Http2Stream::new(request, respond, total.clone());
+                    let stream = Http2Stream::new(request, respond, is_tls, total.clone());
                     clock::spawn(carry(Arc::clone(engine), stream, Arc::clone(&peer), OpenStream::new(streams)));
                 }
                 Next::Accepted(Some(Err(_)) | None) => return None,
@@ -224,6 +238,8 @@ async fn takes_no_more(engine: &Engine, total: &Total, since: Instant, written_b
 /// Counts what is written to a client.
 struct Counted<'a, T> {
     io: T,
+    /// What was read before.
+    read: Vec<u8>,
     total: &'a Total,
 }
 
@@ -239,6 +255,15 @@ impl<T> Counted<'_, T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for Counted<'_, T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.read.is_empty() {
+            let count = self.read.len().min(buf.remaining());
+            buf.put_slice(&self.read[..count]);
+            self.read.drain(..count);
+            if self.read.is_empty() {
+                self.read = Vec::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }

@@ -108,6 +108,8 @@ pub struct Request<'a> {
     pub course: Course,
     /// It is one of several that the connection carries at once.
     pub is_stream: bool,
+    /// Its connection speaks TLS.
+    pub is_tls: bool,
     /// How the client is treated: as the route says, once it is known.
     pub limits: ClientLimits,
 }

@@ -22,7 +22,6 @@ const DISCARD_BYTES: usize = 16 * 1024;
 
 pub enum ClientStream {
     Io(Io),
-    /// Over TLS too: browsers speak HTTP/2 no other way.
     Http2(Box<Http2Stream>),
 }
 
@@ -30,7 +29,7 @@ impl ClientStream {
     pub fn is_tls(&self) -> bool {
         match self {
             Self::Io(io) => io.is_tls(),
-            Self::Http2(_) => true,
+            Self::Http2(stream) => stream.is_tls(),
         }
     }
 

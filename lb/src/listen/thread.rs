@@ -258,7 +258,7 @@ impl Listener {
                 let peer = Peer::with_tls(peer.ip(), secured).connected(peer.port(), local);
                 if stream.get_ref().1.alpn_protocol() == Some(Protocol::Http2.name()) {
                     // Large, and rare beside idle connections of HTTP/1.1.
-                    Box::pin(h2::serve(engine, stream, peer)).await;
+                    Box::pin(h2::serve(engine, Io::Tls(stream), Vec::new(), peer)).await;
                 } else {
                     http::serve(engine, ClientStream::Io(Io::Tls(stream)), peer).await;
                 }

@@ -1,9 +1,13 @@
 //! Heads of HTTP/2 written as those of HTTP/1.1 and the other way round (RFC 9113 §8). What HTTP/2 does not allow is
 //! written so that the parser of HTTP/1.1 refuses it: one place says what a request may be.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use h2::ext::Protocol;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
+use crate::clock;
 use crate::http::h1::chunked;
 use crate::http::h1::response::ResponseHead;
 use crate::message::ascii;
@@ -11,10 +15,18 @@ use crate::message::ascii;
 /// No target, name or value holds this byte.
 const REFUSED: u8 = 0x7f;
 
+/// Whether the request asks for a WebSocket (RFC 8441 §5).
+pub fn asks_for_websocket(request: &Parts) -> bool {
+    request.method == Method::CONNECT
+        && request.extensions.get::<Protocol>().is_some_and(|protocol| protocol.as_str() == "websocket")
+}
+
 /// Appends the head of a request as HTTP/1.1 has it. `has_content`: content follows, and is sent in chunks where no
 /// field tells its length. Returns whether it is.
 pub fn write_request(request: &Parts, has_content: bool, out: &mut Vec<u8>) -> bool {
-    out.extend_from_slice(request.method.as_str().as_bytes());
+    let is_websocket = asks_for_websocket(request);
+    let method = if is_websocket { "GET" } else { request.method.as_str() };
+    out.extend_from_slice(method.as_bytes());
     out.push(b' ');
     let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
     out.extend(target.bytes().map(|byte| if byte > b' ' { byte } else { REFUSED }));
@@ -31,6 +43,10 @@ pub fn write_request(request: &Parts, has_content: bool, out: &mut Vec<u8>) -> b
                 is_host_told = true;
             }
             header::COOKIE => {}
+            // The connection to the backend has one of its own.
+            header::SEC_WEBSOCKET_KEY if is_websocket => {}
+            // What follows is no content.
+            header::CONTENT_LENGTH if is_websocket => write_field(&[REFUSED], b"", out),
             _ if !is_trimmed(value) => write_field(name.as_str().as_bytes(), &[REFUSED], out),
             _ if is_of_connection(name) || !ascii::is_token(name.as_str().as_bytes()) => {
                 write_field(&[REFUSED], b"", out)
@@ -39,12 +55,21 @@ pub fn write_request(request: &Parts, has_content: bool, out: &mut Vec<u8>) -> b
         }
     }
     write_cookies(&request.headers, out);
-    let is_chunked = has_content && !request.headers.contains_key(header::CONTENT_LENGTH);
+    if is_websocket {
+        out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
+        write_field(b"sec-websocket-key", websocket_key().as_bytes(), out);
+    }
+    let is_chunked = !is_websocket && has_content && !request.headers.contains_key(header::CONTENT_LENGTH);
     if is_chunked {
         write_field(b"transfer-encoding", b"chunked", out);
     }
     out.extend_from_slice(b"\r\n");
     is_chunked
+}
+
+/// What a backend proves that it speaks WebSocket by (RFC 6455 §4.1). Clients of HTTP/2 send none.
+fn websocket_key() -> String {
+    STANDARD.encode([clock::random().to_ne_bytes(), clock::random().to_ne_bytes()].concat())
 }
 
 /// Cookies that came as several fields become one (RFC 9113 §8.2.3).
@@ -89,12 +114,19 @@ fn is_of_connection(name: &HeaderName) -> bool {
     matches!(name.as_str(), "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade")
 }
 
-/// The head of a response as HTTP/2 has it, from one of HTTP/1.1 in `buf`.
+/// The head of a response as HTTP/2 has it, from one of HTTP/1.1 in `buf`. A 101 opens a WebSocket, which HTTP/2 says
+/// by 200 (RFC 8441 §5).
 pub fn response(head: &ResponseHead, buf: &[u8]) -> Response<()> {
     let mut response = Response::new(());
-    // The parser takes no status but those from 100 to 599.
-    *response.status_mut() = StatusCode::from_u16(head.status()).unwrap_or(StatusCode::BAD_GATEWAY);
     *response.headers_mut() = fields(head.fields().iter(buf));
+    *response.status_mut() = match head.status() {
+        101 => {
+            response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
+            StatusCode::OK
+        }
+        // The parser takes no status but those from 100 to 599.
+        status => StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY),
+    };
     response
 }
 
@@ -124,6 +156,7 @@ fn fields<'a>(named: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> HeaderMap {
 mod tests {
     use super::*;
     use crate::http::h1::head::RequestHead;
+    use crate::http::h1::websocket;
     use crate::message::field::BadField;
     use crate::message::framing::Framing;
     use crate::message::limits::Limits;
@@ -160,6 +193,30 @@ mod tests {
         assert_eq!(status_of(&written("https://a.example/", &[], true)), Ok(Framing::Chunked));
         let told = written("https://a.example/", &[("content-length", "5")], true);
         assert_eq!(status_of(&told), Ok(Framing::Length(5)));
+    }
+
+    #[test]
+    fn a_websocket_is_asked_for_as_http_1_does_it() {
+        let fields = [("sec-websocket-version", "13"), ("sec-websocket-key", "bWluZQ=="), ("origin", "https://a")];
+        let asked = |protocol: &'static str, fields: &[(&str, &str)]| {
+            let mut request =
+                http::Request::connect("https://a.example/x?y").extension(Protocol::from_static(protocol));
+            for (name, value) in fields {
+                request = request.header(*name, *value);
+            }
+            let (parts, ()) = request.body(()).expect("a request").into_parts();
+            let mut out = Vec::new();
+            assert!(!write_request(&parts, true, &mut out), "no chunks");
+            String::from_utf8(out).expect("ASCII")
+        };
+        let text = asked("websocket", &fields);
+        let mut head = RequestHead::default();
+        assert_eq!(head.parse(text.as_bytes(), &Limits::default()), Parsed::Complete(text.len()));
+        assert!(websocket::asks(&head), "{text}");
+        assert!(text.starts_with("GET /x?y HTTP/1.1\r\nhost: a.example\r\n"), "{text}");
+        assert_eq!(text.matches("sec-websocket-key").count(), 1, "{text}");
+        assert!(!text.contains("bWluZQ=="), "{text}");
+        assert_eq!(status_of(&asked("websocket", &[("content-length", "0")])), Err(400));
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //! without a length comes in chunks. After its end nothing comes, since a client that has sent everything is still
 //! there: an error when it resets the stream, the end once the stream was shut down. Writing takes the response, interim
 //! ones included.
+//!
+//! A WebSocket (RFC 8441) is read as its handshake in HTTP/1.1, and behind that what the client sends, to its end.
+//! Once a 101 was written, what is written is sent as it is, and shutting down ends that.
 
 use std::io;
 use std::pin::Pin;
@@ -35,8 +38,9 @@ pub struct Http2Stream {
     output: Output,
     /// Nothing more will be written.
     is_shut_down: bool,
-    /// The client has reset the stream, or left.
+    /// The client has reset the stream, or left, and had no whole response.
     is_reset: bool,
+    is_tls: bool,
     /// Of the whole connection.
     total: Total,
 }
@@ -47,6 +51,10 @@ enum Input {
     Plain,
     /// In chunks; true: one came before.
     Chunked(bool),
+    /// As what a WebSocket has to carry.
+    WebSocket,
+    /// The client has closed its side of a WebSocket.
+    Closed,
     /// To the end.
     Ended,
 }
@@ -56,17 +64,21 @@ enum Output {
     /// A head, with what was written of it.
     Head(Vec<u8>),
     Content(SendStream<Bytes>, BodyReader),
+    /// What a WebSocket carries.
+    WebSocket(SendStream<Bytes>),
     /// Nothing; it is complete.
     Ended,
 }
 
 impl Http2Stream {
-    pub fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>, total: Total) -> Self {
+    pub fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>, is_tls: bool, total: Total) -> Self {
         let (parts, request) = request.into_parts();
         let has_content = !request.is_end_stream();
         let mut text = Vec::with_capacity(512);
         let is_chunked = head::write_request(&parts, has_content, &mut text);
+        let is_websocket = head::asks_for_websocket(&parts);
         let input = match (has_content, is_chunked) {
+            _ if is_websocket => Input::WebSocket,
             (false, _) => Input::Ended,
             (true, false) => Input::Plain,
             (true, true) => Input::Chunked(false),
@@ -77,11 +89,12 @@ impl Http2Stream {
             data: Bytes::new(),
             request,
             input,
-            method: Method::of(parts.method.as_str().as_bytes()),
+            method: if is_websocket { Method::Get } else { Method::of(parts.method.as_str().as_bytes()) },
             respond,
             output: Output::Head(Vec::new()),
             is_shut_down: false,
             is_reset: false,
+            is_tls,
             total,
         }
     }
@@ -90,7 +103,11 @@ impl Http2Stream {
         &self.total
     }
 
-    /// Whether the client has reset the stream before it had the whole response.
+    pub fn is_tls(&self) -> bool {
+        self.is_tls
+    }
+
+    /// Whether the client has reset the stream before it had the whole response, or its WebSocket.
     pub fn is_reset(&self) -> bool {
         self.is_reset
     }
@@ -100,6 +117,8 @@ impl Http2Stream {
         match &mut self.output {
             Output::Head(_) => self.respond.send_reset(Reason::INTERNAL_ERROR),
             Output::Content(send, _) => send.send_reset(Reason::INTERNAL_ERROR),
+            // As a connection's reset is told (RFC 8441 §5).
+            Output::WebSocket(send) => send.send_reset(Reason::CANCEL),
             Output::Ended => {}
         }
     }
@@ -129,7 +148,7 @@ impl Http2Stream {
             self.begin_line(is_later);
             head::write_end(trailers.as_ref(), &mut self.text);
         }
-        self.input = Input::Ended;
+        self.input = if self.input == Input::WebSocket { Input::Closed } else { Input::Ended };
         Poll::Ready(Ok(()))
     }
 
@@ -151,7 +170,7 @@ impl Http2Stream {
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let reset = match &mut self.output {
             Output::Head(_) => self.respond.poll_reset(cx),
-            Output::Content(send, _) => send.poll_reset(cx),
+            Output::Content(send, _) | Output::WebSocket(send) => send.poll_reset(cx),
             Output::Ended if self.is_shut_down => return Poll::Ready(Ok(())),
             Output::Ended => return Poll::Pending,
         };
@@ -166,7 +185,7 @@ impl Http2Stream {
     }
 
     fn reset(&mut self) -> io::Error {
-        self.is_reset = true;
+        self.is_reset = !matches!(self.output, Output::WebSocket(_));
         io::ErrorKind::ConnectionReset.into()
     }
 
@@ -181,10 +200,18 @@ impl Http2Stream {
             Parsed::Partial => return Ok(buf.len()),
             Parsed::Rejected(bad) => return Err(io::Error::new(io::ErrorKind::InvalidData, bad)),
         };
+        // Any such status would open what the client asked for.
+        if matches!(self.input, Input::WebSocket | Input::Closed) && matches!(response.status(), 200..=299) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let message = head::response(&response, head);
         if response.is_interim() {
             head.clear();
             self.respond.send_informational(message).map_err(|_| self.reset())?;
+            return Ok(len - before);
+        }
+        if response.status() == 101 {
+            self.output = Output::WebSocket(self.respond.send_response(message, false).map_err(|_| self.reset())?);
             return Ok(len - before);
         }
         let is_end = matches!(response.framing(), Framing::None | Framing::Length(0));
@@ -194,6 +221,24 @@ impl Http2Stream {
             false => Output::Content(send, BodyReader::new(response.framing(), chunked::Limits::default())),
         };
         Ok(len - before)
+    }
+
+    /// Sends what a WebSocket carries, as much as the client has opened its window for.
+    fn poll_write_websocket(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let Output::WebSocket(send) = &mut self.output else { return Poll::Ready(Ok(0)) };
+        send.reserve_capacity(buf.len());
+        let mut most = send.capacity();
+        while most == 0 && !buf.is_empty() {
+            match ready!(send.poll_capacity(cx)) {
+                Some(Ok(_)) => most = send.capacity(),
+                Some(Err(_)) | None => return Poll::Ready(Err(self.reset())),
+            }
+        }
+        let count = buf.len().min(most);
+        match send.send_data(Bytes::copy_from_slice(&buf[..count]), false) {
+            Ok(()) => Poll::Ready(Ok(count)),
+            Err(_) => Poll::Ready(Err(self.reset())),
+        }
     }
 
     fn poll_write_content(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
@@ -261,6 +306,8 @@ impl AsyncRead for Http2Stream {
                 break;
             } else if this.input == Input::Ended {
                 return this.poll_reset(cx);
+            } else if this.input == Input::Closed {
+                break;
             } else {
                 ready!(this.poll_request(cx))?;
             }
@@ -275,6 +322,7 @@ impl AsyncWrite for Http2Stream {
         match this.output {
             Output::Head(_) => Poll::Ready(this.write_head(buf)),
             Output::Content(..) => this.poll_write_content(cx, buf),
+            Output::WebSocket(_) => this.poll_write_websocket(cx, buf),
             Output::Ended => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }
     }
@@ -284,9 +332,14 @@ impl AsyncWrite for Http2Stream {
         Poll::Ready(Ok(()))
     }
 
-    /// The response has its end by its framing.
+    /// The response has its end by its framing. A WebSocket's output ends.
     fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.is_shut_down = true;
+        if let Output::WebSocket(send) = &mut self.output {
+            // Fails only on a stream that was reset, which reading tells.
+            let _ = send.send_data(Bytes::new(), true);
+            self.output = Output::Ended;
+        }
         Poll::Ready(Ok(()))
     }
 }

@@ -6,7 +6,7 @@
 DEMO_TOOLS := cc:build-essential cmake:cmake
 TEST_TOOLS := $(DEMO_TOOLS) curl:curl openssl:openssl nginx:nginx-light haproxy:haproxy redis-server:redis-server promtool:prometheus \
 	chromium:chromium chromedriver:chromium-driver python3:python3-venv \
-	/usr/lib/postgresql/15/bin/initdb:postgresql
+	/usr/lib/postgresql/15/bin/initdb:postgresql go:golang-go
 # Redis 8 beside Debian 12's 7.0, with the libraries that it needs.
 REDIS_8 := redis-server redis-tools libatomic1 libc6 libcap2 libgcc-s1 libjemalloc2 liblzf1 libssl3t64 libstdc++6 \
 	libsystemd0 libzstd1 zlib1g
@@ -119,6 +119,7 @@ tools-demo:
 tools-test:
 	@sh .ci/tools $(TEST_TOOLS)
 	@sh .ci/trixie $(REDIS_8)
+	@sh .ci/h2spec
 
 python: tools-test
 	@sh .ci/python

@@ -1,5 +1,6 @@
 //! HTTP/2 from clients: the same promises as over HTTP/1.1, and what only HTTP/2 makes possible.
 
+use std::future::poll_fn;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -8,7 +9,8 @@ use http::HeaderMap;
 use tests::http2::{self, Http2, PREFACE, frame, kind, literals, reply, request, rest, tls, tls_over, write};
 use tests::wire::narrow;
 use tests::{Balancer, Config, End, Origin, Pool, Port, Step, eventually, response, within};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 
 const SHORT_TIMEOUTS: &str = "header_timeout = \"300ms\"\nkeepalive_timeout = \"300ms\"\nbody_timeout = \"300ms\"";
@@ -105,7 +107,6 @@ async fn pings_keep_no_connection_open() {
     let mut client = http2::connect(balancer.address()).await;
     write(&mut client, PREFACE).await;
     let pinging = async {
-        use tokio::io::AsyncWriteExt;
         while client.write_all(&frame(kind::PING, 0, 0, b"8 bytes.")).await.is_ok() && client.flush().await.is_ok() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -309,7 +310,6 @@ async fn what_would_be_another_request_in_http_1_goes_no_further() {
         write(&mut client, &frame(kind::HEADERS, 5, 1, &literals(&fields))).await;
         // A sound request behind it has its answer unless the connection was ended.
         let reading = async {
-            use tokio::io::AsyncReadExt;
             let mut received = Vec::new();
             while received.len() < 1 << 20 && client.read_buf(&mut received).await.is_ok_and(|count| count > 0) {
                 if has_ended(&received, 1) {
@@ -398,11 +398,102 @@ async fn interim_responses_and_expectations_pass() {
     let mut client = Http2::connect(balancer.address()).await;
     let fields = [("expect", "100-continue"), ("content-length", "4")];
     let (mut answer, mut body) = client.begin(request("POST", "/", &fields), false).await;
-    let interim = within("100", std::future::poll_fn(|cx| answer.poll_informational(cx))).await;
+    let interim = within("100", poll_fn(|cx| answer.poll_informational(cx))).await;
     assert_eq!(interim.expect("an interim response").expect("100").status(), 100);
     body.send_data(Bytes::from_static(b"body"), true).expect("an open stream");
     assert_eq!(reply(answer).await.expect("a response").status, 200);
     assert_eq!(a.last_request().body, b"body");
+}
+
+#[tokio::test]
+async fn early_hints_pass() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a])).await;
+    a.answer_with("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab");
+    let mut client = Http2::connect(balancer.address()).await;
+    let (mut answer, _) = client.begin(request("GET", "/", &[]), true).await;
+    let interim = within("103", poll_fn(|cx| answer.poll_informational(cx))).await;
+    let interim = interim.expect("an interim response").expect("103");
+    assert_eq!((interim.status().as_u16(), &interim.headers()["link"]), (103, &"</x>".parse().expect("a value")));
+    assert_eq!(reply(answer).await.expect("a response").text(), "ab");
+}
+
+/// A backend of one connection.
+fn backend<F: Future<Output = std::io::Result<()>> + Send>(
+    serve: impl FnOnce(TcpStream) -> F + Send + 'static,
+) -> (Port, Config) {
+    let port = Port::reserve();
+    let listener = port.listen();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await?;
+        serve(stream).await
+    });
+    let pool = Pool::empty("app").backend(&port.address().to_string(), "");
+    (port, Config::default().pool(pool).listener(&tls()))
+}
+
+// Those of responses were dropped. What routes, frames or authenticates a message has no place in them (RFC 9110 §6.5.1).
+#[tokio::test]
+async fn trailers_pass_both_ways_but_those_that_must_not() {
+    let (sender, seen) = tokio::sync::oneshot::channel();
+    let (_port, config) = backend(async move |mut stream: TcpStream| {
+        let mut came = Vec::new();
+        while !came.ends_with(b"x-sum: 6\r\n\r\n") {
+            if stream.read_buf(&mut came).await? == 0 {
+                break;
+            }
+        }
+        let _ = sender.send(String::from_utf8_lossy(&came).into_owned());
+        let trailers = "X-Sum: 9\r\nContent-Length: 3\r\nConnection: x\r\nSet-Cookie: a=b\r\nHost: x\r\n";
+        let text = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n{trailers}\r\n");
+        stream.write_all(text.as_bytes()).await
+    });
+    let balancer = Balancer::start(config).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    let (answer, mut body) = client.begin(request("POST", "/", &[]), false).await;
+    body.send_data(Bytes::from_static(b"content"), false).expect("an open stream");
+    let mut trailers = HeaderMap::new();
+    for (name, value) in [("host", "y"), ("content-length", "3"), ("authorization", "x"), ("x-sum", "6")] {
+        trailers.insert(name, value.parse().expect("a value"));
+    }
+    body.send_trailers(trailers).expect("an open stream");
+    let seen = within("the request", seen).await.expect("a request");
+    assert!(seen.ends_with("7\r\ncontent\r\n0\r\nx-sum: 6\r\n\r\n"), "{seen}");
+    let mut content = within("a response", answer).await.expect("a response").into_body();
+    while let Some(data) = within("content", content.data()).await {
+        assert_eq!(&*data.expect("content"), b"abc");
+    }
+    let trailers = within("trailers", content.trailers()).await.expect("an open stream").expect("trailers");
+    assert_eq!((trailers.len(), &trailers["x-sum"]), (1, &"9".parse().expect("a value")), "{trailers:?}");
+}
+
+#[tokio::test]
+async fn both_directions_stream_at_once() {
+    let (_port, config) = backend(async move |mut stream: TcpStream| {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await?);
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
+        // The chunks of the request are those of the response.
+        let (mut from, mut to) = stream.split();
+        tokio::io::copy(&mut from, &mut to).await.map(drop)
+    });
+    let balancer = Balancer::start(config).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    let (answer, mut body) = client.begin(request("POST", "/", &[]), false).await;
+    let mut content = within("a response", answer).await.expect("a response").into_body();
+    for number in 0..20 {
+        let text = format!("message {number}");
+        body.send_data(Bytes::from(text.clone()), false).expect("an open stream");
+        let back = within("an echo", content.data()).await.expect("more").expect("content");
+        assert_eq!(back, text);
+    }
+    body.send_data(Bytes::new(), true).expect("an open stream");
+    while let Some(rest) = within("the end", content.data()).await {
+        assert!(rest.expect("an orderly end").is_empty());
+    }
+    balancer.is_idle().await;
 }
 
 #[tokio::test]
@@ -716,6 +807,30 @@ async fn refusals_are_told_as_over_http_1() {
             let id = reply.field("x-request-id").expect("an id");
             assert_eq!(reply.text().contains(id), method == "GET", "{}", reply.text());
         }
+    }
+}
+
+#[tokio::test]
+async fn h2spec_finds_nothing() {
+    let program = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), std::path::PathBuf::from);
+    let program = program.join("h2spec/h2spec");
+    assert!(program.exists(), "h2spec is missing: `make tools-test` builds it, with Go");
+    let a = Origin::start("a").await;
+    a.answer_with(response(200, &[], "some content"));
+    // In clear text, what is no preface is a malformed request of HTTP/1.1, and has an answer.
+    for (listener, flags, expected) in [
+        (tls(), &["--tls", "--insecure"][..], "146 tests, 146 passed, 0 skipped, 0 failed"),
+        (String::new(), &[], "146 tests, 145 passed, 0 skipped, 1 failed"),
+    ] {
+        let balancer = Balancer::start(Config::of([&a]).app(Pool::without_ejection).listener(&listener)).await;
+        let mut h2spec = Command::new(&program);
+        h2spec.args(["--strict", "--port", &balancer.address().port().to_string()]).args(flags).kill_on_drop(true);
+        let output = h2spec.output().await.expect("h2spec");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains(expected), "{flags:?}: {text}");
+        let failed: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix('×')).collect();
+        assert!(failed.iter().all(|title| title.contains("Sends invalid connection preface")), "{failed:?}");
     }
 }
 

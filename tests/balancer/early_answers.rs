@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tests::wire::narrow;
 use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Step, Wire, eventually, http2, response, within};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -212,6 +213,71 @@ async fn a_refused_upload_has_its_answer_read_when_everything_is_sent() {
             within("answers", futures_util::future::join_all(numbers.iter().map(|number| upload(*number)))).await;
         }
     }
+}
+
+/// More than a narrow client's side takes: the rest waits at the balancer's, where a reset takes it away.
+const LARGE: usize = 100_000;
+
+async fn is_served(balancer: &Balancer) {
+    let served = async || balancer.metrics().await.sum("evenkeel_requests_total", &[]) == 1.0;
+    eventually("the request is served", served).await;
+}
+
+// The balancer closed at once where nothing more had come yet, and the next request was answered by a reset.
+#[tokio::test]
+async fn requests_behind_an_early_answer_that_is_the_last_take_nothing_of_it() {
+    let port = Port::reserve();
+    let listener = port.listen();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await?;
+        let mut wire = Wire::new(stream);
+        let request = wire.request_head().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let response = response(200, &[], vec![b'x'; LARGE]);
+        let (head, content) = response.split_at(response.len() - LARGE);
+        wire.stream.write_all(head).await?;
+        // The balancer has read the request to its end, though not when it passed the head on.
+        wire.request_body(&request).await?;
+        wire.stream.write_all(content).await?;
+        wire.rest().await;
+        io::Result::Ok(())
+    });
+    let config = Config::default().pool(Pool::empty("app").backend(&port.address().to_string(), ""));
+    let balancer = Balancer::start(config).await;
+    let mut wire = Wire::new(narrow(balancer.address(), 30_000).await);
+    wire.send(UNFINISHED).await;
+    assert_eq!(wire.reply_head().await.field("connection"), Some("close"));
+    wire.send("0\r\n\r\n").await;
+    is_served(&balancer).await;
+    for _ in 0..20 {
+        // After a reset it cannot be sent.
+        let _ = wire.stream.write_all(&Request::get("/next").to_bytes()).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (content, is_orderly) = wire.rest().await;
+    assert_eq!((content.len(), is_orderly), (LARGE, true));
+}
+
+// The alert came to a socket that was closed, and was answered by a reset.
+#[tokio::test]
+async fn a_closing_alert_behind_the_last_request_takes_nothing_of_its_answer() {
+    let a = Origin::start("a").await;
+    a.answer_with(response(200, &[], vec![b'x'; LARGE]));
+    let config = Config::of([&a]).listener(&http2::tls()).listener("half_close = \"answer\"");
+    let balancer = Balancer::start(config).await;
+    let tcp = narrow(balancer.address(), 30_000).await;
+    let mut client = http2::tls_over(b"http/1.1", tcp).await.expect("a handshake");
+    let request = Request::get("/").with("Connection", "close").to_bytes();
+    client.write_all(&request).await.expect("a peer");
+    client.flush().await.expect("a peer");
+    is_served(&balancer).await;
+    // The balancer has closed, if it does so at once.
+    tokio::time::sleep(PAUSE).await;
+    client.shutdown().await.expect("a peer");
+    tokio::time::sleep(PAUSE).await;
+    let mut reply = Vec::new();
+    let ended = client.read_to_end(&mut reply).await;
+    let head = reply.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
+    assert_eq!((reply.len() - head, ended.is_ok()), (LARGE, true), "{ended:?}");
 }
 
 #[tokio::test]

@@ -506,12 +506,20 @@ impl<'a> Transfer<'a> {
             (Download::Sent, _) if !self.body.is_done() => Ending::Unread,
             (Download::Sent, _) if self.keeps_client => Ending::Reusable,
             (Download::Sent, _) if self.work.from_client.len() > self.body.end() => Ending::Unread,
+            (Download::Sent, _) if self.may_client_send_more() => Ending::Unread,
             (Download::Sent, _) => Ending::Complete,
             _ if self.is_until_close || self.is_stuck || self.client.is_stream() => Ending::CutOff,
             _ if Bug::TakenBack.is_planted() => Ending::CutOff,
             // A reset would also take back what is on its way of this response, and of those before it.
             _ => Ending::Unread,
         }
+    }
+
+    /// Whether a client that does as it should may be sending, though its request has been read whole: the next request,
+    /// since it does not know yet that the connection ends, or the closing alert of TLS.
+    fn may_client_send_more(&self) -> bool {
+        let may_alert = self.client.is_tls() && self.listener.half_close == HalfClose::Answer;
+        !self.client.is_stream() && (self.work.request.keeps_alive() || may_alert)
     }
 
     /// Drives both directions. The download goes first: a stream of HTTP/2 whose response is complete reads as closed.

@@ -238,7 +238,7 @@ pub struct Book {
 
 impl Book {
     /// Whether the response may be lost though it was sent, because more requests were sent behind it. One that comes
-    /// when the balancer has closed after a last response is answered by a reset. And a response to HTTP/1.0 may end by
+    /// when the balancer stops and has closed an idle connection is answered by a reset. And a response to HTTP/1.0 may end by
     /// one, because the end of the connection would be its own.
     pub fn may_be_taken_back(&self, exchange: &Exchange) -> bool {
         let client = exchange.client.as_ref();

@@ -13,7 +13,7 @@ pub mod toml;
 pub mod transport;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -123,8 +123,17 @@ pub struct ListenerConfig {
     pub name: ListenerName,
     pub address: SocketAddr,
     pub tls: Option<TlsConfig>,
+    /// Who begins each connection by telling of its client; `None`: nobody does.
+    pub proxy_protocol: Option<ProxySenders>,
     #[serde(flatten)]
     pub settings: ListenerSettings,
+}
+
+/// Networks of load balancers that send a header of the PROXY protocol.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ProxySenders {
+    /// At least one.
+    pub from: Vec<IpNet>,
 }
 
 /// How clients of a listener are treated; a reload changes it.
@@ -432,6 +441,13 @@ impl Config {
     pub fn is_routed(&self, pool: &PoolName) -> bool {
         let mut in_sites = self.sites.iter().flat_map(|site| &site.routes).flat_map(RouteConfig::pools);
         self.routes.iter().any(|route| route.pool == *pool) || in_sites.any(|name| name == pool)
+    }
+}
+
+impl ProxySenders {
+    pub fn contains(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.from.iter().any(|network| network.contains(&peer))
     }
 }
 

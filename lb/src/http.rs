@@ -53,6 +53,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
@@ -267,6 +268,11 @@ impl Engine {
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How long a client may take to send what comes before its request.
+    pub fn header_timeout(&self) -> Duration {
+        self.listener().header_timeout
     }
 
     /// Whether connections may outlive their present exchange.

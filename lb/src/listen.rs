@@ -3,6 +3,7 @@
 //! but the backends' counters.
 
 mod handshake;
+mod proxy;
 pub(crate) mod sockets;
 mod thread;
 
@@ -18,6 +19,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
 use self::handshake::Told;
+use self::proxy::Expected;
 use self::sockets::{Bound, Sockets, cannot_listen, duplicates};
 use self::thread::{Accepting, Listener};
 use crate::config::tls::TlsConfig;
@@ -55,6 +57,7 @@ struct Open {
     config: ListenerConfig,
     /// `None`: it is plain.
     tls: Arc<ArcSwapOption<ServerTls>>,
+    proxies: Arc<Expected>,
     /// When its files were looked at last.
     looked: Instant,
     /// One for each thread.
@@ -185,6 +188,7 @@ impl Listeners {
             match kept {
                 Some(Kept { config, tls, .. }) => {
                     open.tls.store(tls);
+                    open.proxies.set(config.proxy_protocol.as_ref());
                     open.config = config;
                     open.looked = Instant::now();
                     state.open.push(open);
@@ -192,7 +196,7 @@ impl Listeners {
                 None => {
                     tracing::info!(address = %open.config.address, "does not listen any more");
                     open.listeners.iter().for_each(|listener| listener.engine.close(open.config.settings));
-                    self.shared.control.metrics.forget_tls(open.config.name.as_str());
+                    self.shared.control.metrics.forget_listener(open.config.name.as_str());
                     free.append(&mut open.sockets);
                 }
             }
@@ -308,9 +312,11 @@ impl Listeners {
     fn open(&self, Added { config, sockets, tls }: Added) -> Open {
         let tls = Arc::new(ArcSwapOption::new(tls));
         let told = Arc::new(Told::new(self.shared.control.metrics.tls(config.name.as_str())));
+        let metrics = &self.shared.control.metrics;
+        let proxies = Arc::new(Expected::new(config.proxy_protocol.as_ref(), config.name.as_str(), metrics));
         let listener = |thread| {
             let engine = Arc::new(Engine::new(&config, &self.shared, &self.stops, thread));
-            Arc::new(Listener { tls: Arc::clone(&tls), told: Arc::clone(&told), engine })
+            Arc::new(Listener { tls: Arc::clone(&tls), proxies: Arc::clone(&proxies), told: Arc::clone(&told), engine })
         };
         let listeners: Vec<_> = (0..self.threads.len()).map(listener).collect();
         let address = sockets.first().and_then(|socket| socket.local_addr().ok());
@@ -323,7 +329,7 @@ impl Listeners {
         });
         let given = given.collect();
         let group = address.map(|address| Group { address, given, is_open: Arc::downgrade(&is_open) });
-        Open { config, tls, looked: Instant::now(), listeners, sockets: group.into_iter().collect() }
+        Open { config, tls, proxies, looked: Instant::now(), listeners, sockets: group.into_iter().collect() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

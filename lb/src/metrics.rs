@@ -54,6 +54,7 @@ pub struct Metrics {
     pub certificate_renewals: IntCounterVec,
     tls_handshakes: IntCounterVec,
     tls_handshake_failures: IntCounterVec,
+    proxy_protocol_failures: IntCounterVec,
     pub access_log_lost: IntCounter,
     pub log_lost: IntCounter,
     pub client_connections_shed: IntCounter,
@@ -110,6 +111,9 @@ pub const HANDSHAKE_FAILURES: [&str; 10] = [
     "timeout",
     "unknown-name",
 ];
+
+/// Why connections are cut of which a header of the PROXY protocol is demanded.
+pub const PROXY_PROTOCOL_FAILURES: [&str; 6] = ["closed", "malformed", "missing", "shed", "timeout", "too-large"];
 
 /// What a listener counts of its handshakes.
 #[derive(Debug)]
@@ -278,6 +282,11 @@ impl Metrics {
                 "TLS handshakes with clients that succeeded: full ones, and those that resumed a session.",
                 &["listener", "kind"],
             ),
+            proxy_protocol_failures: counters(
+                "evenkeel_proxy_protocol_failures_total",
+                "Connections that were cut because a header of the PROXY protocol was demanded of them, by reason.",
+                &["listener", "reason"],
+            ),
             tls_handshake_failures: counters(
                 "evenkeel_tls_handshake_failures_total",
                 "TLS handshakes with clients that failed, by reason.",
@@ -397,11 +406,25 @@ impl Metrics {
         }
     }
 
+    /// Counts from 0 on.
+    pub fn expect_proxy_protocol(&self, listener: &str) {
+        for reason in PROXY_PROTOCOL_FAILURES {
+            self.proxy_protocol_failures.with_label_values(&[listener, reason]);
+        }
+    }
+
+    pub fn proxy_protocol_failed(&self, listener: &str, reason: &str) {
+        self.proxy_protocol_failures.with_label_values(&[listener, reason]).inc();
+    }
+
     /// Ends the series of a listener that is closed, or has other names now.
-    pub fn forget_tls(&self, listener: &str) {
+    pub fn forget_listener(&self, listener: &str) {
         // An error says that the series was never made, which is as good.
         for kind in ["full", "resumed"] {
             let _ = self.tls_handshakes.remove_label_values(&[listener, kind]);
+        }
+        for reason in PROXY_PROTOCOL_FAILURES {
+            let _ = self.proxy_protocol_failures.remove_label_values(&[listener, reason]);
         }
         for reason in HANDSHAKE_FAILURES {
             let _ = self.tls_handshake_failures.remove_label_values(&[listener, reason]);

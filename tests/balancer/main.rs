@@ -18,6 +18,7 @@ mod http2_floods;
 mod http2_websockets;
 mod jumps;
 mod kill;
+mod listeners;
 mod locations;
 mod logs;
 mod malformed;

@@ -1,5 +1,6 @@
 //! HAProxy, as a second opinion beside nginx.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::process::Command;
 
@@ -18,7 +19,8 @@ pub struct Haproxy {
 }
 
 impl Haproxy {
-    pub async fn start(backend: SocketAddr) -> Self {
+    /// `backend`: its address, with keywords of HAProxy behind it.
+    pub async fn start(backend: impl Display) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let port = Port::reserve();
         let configuration = format!(

@@ -30,8 +30,8 @@ use super::advice::{self, Advice, Subject};
 use super::{
     AccessLogConfig, AccessLogFormat, Addresses, AdminConfig, BackendConfig, Config, EjectionConfig, ForwardedBy,
     HalfClose, HostRoute, ListenerConfig, ListenerSettings, LogConfig, LogFormat, MetricsConfig, PoolConfig, PoolName,
-    PoolSettings, Position, ProbeConfig, ProbeKind, Problem, ResolverConfig, SameSite, SecureCookie, ServerConfig,
-    StateConfig, StatusRanges, StickyConfig,
+    PoolSettings, Position, ProbeConfig, ProbeKind, Problem, ProxySenders, ResolverConfig, SameSite, SecureCookie,
+    ServerConfig, StateConfig, StatusRanges, StickyConfig,
 };
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
@@ -395,6 +395,7 @@ impl<'t> Reader<'t> {
         };
         let tls = self.section(section, "tls");
         let tls = if tls.is_written() { self.tls(&tls).map(Some) } else { Some(None) };
+        let proxy_protocol = self.proxy_protocol(section);
         let keepalive_timeout = self.value(section, "keepalive_timeout", values::duration(MILLISECOND, DAY));
         let header_timeout = self.value(section, "header_timeout", values::duration(MILLISECOND, DAY));
         let body_timeout = self.value(section, "body_timeout", values::duration(MILLISECOND, DAY));
@@ -419,6 +420,7 @@ impl<'t> Reader<'t> {
             name: name?,
             address: address?,
             tls: tls?,
+            proxy_protocol: proxy_protocol?,
             settings: ListenerSettings {
                 keepalive_timeout: keepalive_timeout?,
                 header_timeout: header_timeout?,
@@ -437,6 +439,23 @@ impl<'t> Reader<'t> {
                 max_body_bytes: max_body_bytes.map(|bytes| (bytes != 0).then_some(bytes))?,
             },
         })
+    }
+
+    fn proxy_protocol(&mut self, listener: &Section<'t>) -> Option<Option<ProxySenders>> {
+        let section = self.section(listener, "proxy_protocol");
+        if !section.is_written() {
+            return Some(None);
+        }
+        let from = match section.has("from") {
+            true => self.each(&section, "from", values::network)?,
+            false => Vec::new(),
+        };
+        if from.is_empty() {
+            let message = "listener.proxy_protocol.from names no network: write the addresses of the load balancers that send the header, such as [\"10.0.0.0/8\"]";
+            self.problem(section.first_place(&["from"]), message);
+            return None;
+        }
+        Some(Some(ProxySenders { from }))
     }
 
     fn admin(

@@ -6,13 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::config::transport::ProxyProtocol;
 
-const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+pub const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Version 2, and on whose behalf.
-const LOCAL: u8 = 0x20;
-const PROXY: u8 = 0x21;
+pub const LOCAL: u8 = 0x20;
+pub const PROXY: u8 = 0x21;
 /// A stream over IPv4, and over IPv6.
-const TCP4: u8 = 0x11;
-const TCP6: u8 = 0x21;
+pub const TCP4: u8 = 0x11;
+pub const TCP6: u8 = 0x21;
 
 /// A client's connection: from where, and to which address of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

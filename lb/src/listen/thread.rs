@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::handshake::{self, Failed, Told};
+use super::proxy::Expected;
 use crate::config::tls::Protocol;
 use crate::exchange::headers::Peer;
 use crate::http::io::Io;
@@ -48,6 +49,8 @@ pub(super) struct Accepting {
 pub(super) struct Listener {
     /// As it is for the next connection; `None`: plain.
     pub tls: Arc<ArcSwapOption<ServerTls>>,
+    /// Of whom a header of the PROXY protocol is demanded.
+    pub proxies: Arc<Expected>,
     pub told: Arc<Told>,
     pub engine: Arc<Engine>,
 }
@@ -236,8 +239,15 @@ impl Listener {
         Places { handshake, client: self.engine.place_anyway() }
     }
 
-    async fn connected(&self, tcp: TcpStream, peer: SocketAddr, place: Option<Place>) {
+    async fn connected(&self, mut tcp: TcpStream, mut peer: SocketAddr, place: Option<Place>) {
         let engine = Arc::clone(&self.engine);
+        if self.proxies.of(peer.ip()) {
+            let mut io = Io::Tcp(tcp);
+            let Some(client) = Box::pin(self.proxies.read(&engine, &mut io, peer)).await else { return };
+            peer = client;
+            let Io::Tcp(same) = io else { return };
+            tcp = same;
+        }
         let Some(tls) = self.tls.load_full() else {
             drop(place);
             return http::serve(

@@ -515,6 +515,10 @@ fn settings_that_contradict_each_other_are_found() {
             "listener.address is \"0.0.0.0:8888\", which another [[listener]] has taken with \"127.0.0.1:8888\": write another port",
         ),
         (
+            minimal_but("\"127.0.0.1:8888\"", "\"127.0.0.1:8888\"\nproxy_protocol = { from = §[] }"),
+            "listener.proxy_protocol.from names no network: write the addresses of the load balancers that send the header, such as [\"10.0.0.0/8\"]",
+        ),
+        (
             minimal_with("admin", "address = §\"127.0.0.1:8888\""),
             "admin.address is \"127.0.0.1:8888\", which a [[listener]] has taken with \"127.0.0.1:8888\": write another port",
         ),

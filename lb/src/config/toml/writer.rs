@@ -47,11 +47,11 @@ fn write_settings(text: &mut String, section: &str, settings: &Map<String, Value
     let mut sections = Vec::new();
     for (key, value) in settings {
         match (key.as_str(), value) {
-            ("tls" | "probe" | "sticky", Value::Null) => {}
+            ("tls" | "probe" | "sticky" | "proxy_protocol", Value::Null) => {}
             ("probe", Value::Object(probe)) => sections.push((key, with_kind(probe))),
             ("tls" | "sticky" | "ejection" | "resolver", Value::Object(inner)) => sections.push((key, inner.clone())),
             ("backends", Value::Array(backends)) => write_backends(text, backends),
-            ("certificates", Value::Array(_)) | ("client_certificates", Value::Object(_)) => {
+            ("certificates", Value::Array(_)) | ("client_certificates" | "proxy_protocol", Value::Object(_)) => {
                 let _ = writeln!(text, "{key} = {}", inline(value));
             }
             // Where changes are kept, or that they are not.
@@ -306,6 +306,7 @@ lingering_time = \"1500ms\"
 tls = {{ certificate = \"{pems}/cert.pem\", key = \"{pems}/key.pem\" }}
 [[listener]]
 address = \"127.0.0.1:0\"
+proxy_protocol = {{ from = [\"10.0.0.0/8\", \"::1\"] }}
 [[listener]]
 address = \"127.0.0.1:8443\"
 [listener.tls]

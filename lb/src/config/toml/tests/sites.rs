@@ -818,6 +818,7 @@ fn configuration_files_of_the_history_mean_what_they_meant() {
             listener.remove("name");
             assert_eq!(listener.remove("non_ascii_targets"), Some("reject".into()), "{heading}");
             assert_eq!(listener.remove("h2c"), Some(true.into()), "{heading}");
+            assert_eq!(listener.remove("proxy_protocol"), Some(serde_json::Value::Null), "{heading}");
         }
         for pool in root["pools"].as_array_mut().expect("pools") {
             let pool = pool.as_object_mut().expect("a table");

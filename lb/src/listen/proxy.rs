@@ -1,0 +1,355 @@
+//! The header of the PROXY protocol, by which a load balancer before us tells for whom it connects: versions 1 and 2
+//! (`doc/proxy-protocol.txt` of HAProxy, §2.1 and §2.2). It is demanded of the networks that the listener names, and read
+//! of nobody else, so that no client can pass for another one.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use rustix::net::{RecvFlags, recv};
+use tokio::io::{AsyncReadExt, Interest};
+
+use crate::backend::repeats::Repeats;
+use crate::config::ProxySenders;
+use crate::dial::proxy::{LOCAL, PROXY, SIGNATURE, TCP4, TCP6};
+use crate::http::Engine;
+use crate::http::io::Io;
+use crate::metrics::Metrics;
+
+/// Before the addresses of version 2.
+const FIXED_BYTES: usize = 16;
+const MAX_V1_BYTES: usize = 107;
+/// Of version 2: the longest addresses, two of Unix sockets, and what may be told beside them.
+const MAX_V2_BYTES: usize = FIXED_BYTES + 216 + 4096;
+/// How much time each sender has, even if others wait for its place.
+const LEAST_TIME: Duration = Duration::from_secs(1);
+
+/// Of whom a listener demands the header.
+pub struct Expected {
+    senders: ArcSwapOption<ProxySenders>,
+    listener: String,
+    metrics: Arc<Metrics>,
+    repeats: Repeats,
+}
+
+/// A header that is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    bytes: usize,
+    /// `None`: the connection is the sender's own, or it cannot say whose it is.
+    client: Option<SocketAddr>,
+}
+
+/// Why a connection is cut.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error("it begins with something else")]
+    Missing,
+    #[error("the header is malformed")]
+    Malformed,
+    #[error("the header is longer than {MAX_V2_BYTES} bytes")]
+    TooLarge,
+    #[error("it took too long to send the header")]
+    Timeout,
+    #[error("it had to make room before the header had come")]
+    Shed,
+    #[error("it closed the connection before the header had come")]
+    Closed,
+}
+
+impl Expected {
+    pub fn new(senders: Option<&ProxySenders>, listener: &str, metrics: &Arc<Metrics>) -> Self {
+        let expected = Self {
+            senders: ArcSwapOption::empty(),
+            listener: listener.to_owned(),
+            metrics: Arc::clone(metrics),
+            repeats: Repeats::default(),
+        };
+        expected.set(senders);
+        expected
+    }
+
+    /// Holds for the next connection.
+    pub fn set(&self, senders: Option<&ProxySenders>) {
+        self.metrics.expect_proxy_protocol(&self.listener);
+        self.senders.store(senders.cloned().map(Arc::new));
+    }
+
+    pub fn of(&self, peer: IpAddr) -> bool {
+        self.senders.load().as_ref().is_some_and(|senders| senders.contains(peer))
+    }
+
+    /// Reads the header and nothing behind it: who the client is. `None`: the connection has to be cut.
+    pub async fn read(&self, engine: &Engine, io: &mut Io, peer: SocketAddr) -> Option<SocketAddr> {
+        let shed = async {
+            tokio::time::sleep(LEAST_TIME).await;
+            engine.sheds_handshake().await;
+        };
+        let header = tokio::select! {
+            biased;
+            header = tokio::time::timeout(engine.header_timeout(), read(io)) => header.unwrap_or(Err(Failed::Timeout)),
+            () = shed => Err(Failed::Shed),
+        };
+        match header {
+            Ok(client) => Some(client.unwrap_or(peer)),
+            Err(failed) => {
+                self.failed(&failed, peer);
+                None
+            }
+        }
+    }
+
+    fn failed(&self, failed: &Failed, peer: SocketAddr) {
+        let (reason, now) = (failed.reason(), Instant::now());
+        self.metrics.proxy_protocol_failed(&self.listener, reason);
+        for more in self.repeats.take(now) {
+            let (listener, seconds) = (&self.listener, more.within.as_secs());
+            tracing::warn!(
+                reason = more.word,
+                "listener {listener}: {} more connections were cut for lack of a PROXY header within {seconds} seconds",
+                more.count
+            );
+        }
+        // Whoever only looks whether the port is open does no harm.
+        if !matches!(failed, Failed::Closed) && self.repeats.note(reason, now) {
+            tracing::warn!(
+                %peer,
+                reason,
+                "listener {}: a connection is cut, which proxy_protocol demands a PROXY header of: {failed}",
+                self.listener
+            );
+        } else {
+            tracing::debug!(%peer, reason, "listener {}: no PROXY header: {failed}", self.listener);
+        }
+    }
+}
+
+async fn read(io: &mut Io) -> Result<Option<SocketAddr>, Failed> {
+    let mut buffer = vec![0; MAX_V2_BYTES];
+    let mut taken = 0;
+    loop {
+        // What follows the header belongs to TLS or HTTP, and stays where it is.
+        let seen = taken + peek(io, &mut buffer[taken..]).await.map_err(|_| Failed::Closed)?;
+        if seen == taken {
+            return Err(Failed::Closed);
+        }
+        let header = parse(&buffer[..seen])?;
+        let end = header.map_or(seen, |header| header.bytes);
+        // It has come already, so that this does not wait.
+        io.read_exact(&mut buffer[taken..end]).await.map_err(|_| Failed::Closed)?;
+        if let Some(header) = header {
+            return Ok(header.client);
+        }
+        taken = end;
+    }
+}
+
+/// Copies what has come; 0: the sender has closed.
+async fn peek(io: &Io, buffer: &mut [u8]) -> io::Result<usize> {
+    let socket = io.plain().ok_or(io::ErrorKind::Unsupported)?;
+    loop {
+        poll_fn(|cx| socket.poll_read_ready(cx)).await?;
+        let peek = || Ok(recv(socket, &mut *buffer, RecvFlags::PEEK)?.1);
+        match socket.try_io(Interest::READABLE, peek) {
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            peeked => return peeked,
+        }
+    }
+}
+
+/// The header that `bytes` begin with; `None`: more of it has to come. It never needs more than [`MAX_V2_BYTES`].
+fn parse(bytes: &[u8]) -> Result<Option<Header>, Failed> {
+    const V1: &[u8] = b"PROXY ";
+    let begins = |with: &[u8]| bytes.iter().zip(with).all(|(byte, expected)| byte == expected);
+    match () {
+        () if begins(V1) => parse_v1(bytes),
+        () if begins(SIGNATURE) => parse_v2(bytes),
+        () => Err(Failed::Missing),
+    }
+}
+
+fn parse_v1(bytes: &[u8]) -> Result<Option<Header>, Failed> {
+    let bytes = &bytes[..bytes.len().min(MAX_V1_BYTES)];
+    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
+        return if bytes.len() < MAX_V1_BYTES { Ok(None) } else { Err(Failed::Malformed) };
+    };
+    let line = bytes[..end].strip_suffix(b"\r").and_then(|line| std::str::from_utf8(line).ok());
+    let words: Vec<_> = line.ok_or(Failed::Malformed)?.split(' ').collect();
+    let client = match words[..] {
+        ["PROXY", "UNKNOWN", ..] => None,
+        ["PROXY", family, from, to, from_port, to_port] => {
+            let address = |text: &str| match family {
+                "TCP4" => text.parse::<Ipv4Addr>().ok().map(IpAddr::from),
+                "TCP6" => text.parse::<Ipv6Addr>().ok().map(IpAddr::from),
+                _ => None,
+            };
+            let port = |text: &str| match text.bytes().all(|byte| byte.is_ascii_digit()) {
+                true => text.parse::<u16>().ok(),
+                false => None,
+            };
+            let client = (address(from), port(from_port), address(to), port(to_port));
+            let (Some(from), Some(from_port), Some(_), Some(_)) = client else { return Err(Failed::Malformed) };
+            Some(SocketAddr::new(from, from_port))
+        }
+        _ => return Err(Failed::Malformed),
+    };
+    Ok(Some(Header { bytes: end + 1, client }))
+}
+
+fn parse_v2(bytes: &[u8]) -> Result<Option<Header>, Failed> {
+    let Some((fixed, rest)) = bytes.split_first_chunk::<FIXED_BYTES>() else { return Ok(None) };
+    let [.., command, family, high, low] = *fixed;
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    let bytes = FIXED_BYTES + length;
+    if command != LOCAL && command != PROXY {
+        return Err(Failed::Malformed);
+    }
+    if bytes > MAX_V2_BYTES {
+        return Err(Failed::TooLarge);
+    }
+    let Some(rest) = rest.get(..length) else { return Ok(None) };
+    let port = |at: usize| rest.get(at..at + 2).map(|port| u16::from_be_bytes([port[0], port[1]]));
+    let client = match (command, family) {
+        (LOCAL, _) => None,
+        // A stream over IPv4, and over IPv6: both addresses, then both ports.
+        (_, TCP4) => {
+            let from = rest.first_chunk::<4>().zip(port(8)).filter(|_| length >= 12).ok_or(Failed::Malformed)?;
+            Some(SocketAddr::new(IpAddr::from(*from.0), from.1))
+        }
+        (_, TCP6) => {
+            let from = rest.first_chunk::<16>().zip(port(32)).filter(|_| length >= 36).ok_or(Failed::Malformed)?;
+            Some(SocketAddr::new(IpAddr::from(*from.0), from.1))
+        }
+        // Unknown, over UDP, or by a Unix socket: HAProxy keeps the connection's own address as well.
+        (_, 0x00 | 0x12 | 0x22 | 0x31 | 0x32) => None,
+        _ => return Err(Failed::Malformed),
+    };
+    Ok(Some(Header { bytes, client }))
+}
+
+impl Failed {
+    /// The word that counts it.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Malformed => "malformed",
+            Self::TooLarge => "too-large",
+            Self::Timeout => "timeout",
+            Self::Shed => "shed",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::PROXY_PROTOCOL_FAILURES;
+
+    /// Parses what comes in every way cut in two, and byte by byte: the same each time.
+    fn parsed(bytes: &[u8]) -> Result<(usize, Option<String>), &'static str> {
+        let told = |parsed: Result<Option<Header>, Failed>| match parsed {
+            Ok(Some(header)) => Ok((header.bytes, header.client.map(|client| client.to_string()))),
+            Ok(None) => Err("incomplete"),
+            Err(failed) => Err(failed.reason()),
+        };
+        let whole = told(parse(bytes));
+        for end in 0..bytes.len() {
+            let part = told(parse(&bytes[..end]));
+            assert!(part == Err("incomplete") || part == whole, "{end} bytes: {part:?} instead of {whole:?}");
+        }
+        whole
+    }
+
+    fn v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(rest.len()).expect("short").to_be_bytes();
+        [SIGNATURE, &[command, family][..], &length, rest].concat()
+    }
+
+    #[test]
+    fn lines_of_version_1_are_read_as_the_specification_has_them() {
+        let client = |address: &str| Some(address.to_owned());
+        let longest = format!("PROXY UNKNOWN {}\r\n", "f".repeat(91));
+        for (line, expected) in [
+            ("PROXY TCP4 192.0.2.7 10.0.0.1 56324 443\r\n", Ok(client("192.0.2.7:56324"))),
+            ("PROXY TCP6 2001:db8::7 2001:db8::1 1 65535\r\n", Ok(client("[2001:db8::7]:1"))),
+            ("PROXY UNKNOWN\r\n", Ok(None)),
+            ("PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n", Ok(None)),
+            (&*longest, Ok(None)),
+            ("PROXY TCP4 192.0.2.7 10.0.0.1 56324 443\n", Err("malformed")),
+            ("PROXY TCP4 192.0.2.7 10.0.0.1 56324\r\n", Err("malformed")),
+            ("PROXY TCP4 192.0.2.7 10.0.0.1 56324 443 1\r\n", Err("malformed")),
+            ("PROXY TCP4  192.0.2.7 10.0.0.1 56324 443\r\n", Err("malformed")),
+            ("PROXY TCP4 192.0.2.7 10.0.0.1 65536 443\r\n", Err("malformed")),
+            ("PROXY TCP4 192.0.2.7 10.0.0.1 +1 443\r\n", Err("malformed")),
+            ("PROXY TCP4 192.0.2.7 10.0.0.1  443\r\n", Err("malformed")),
+            ("PROXY TCP4 192.0.2 10.0.0.1 1 443\r\n", Err("malformed")),
+            ("PROXY TCP4 2001:db8::7 2001:db8::1 1 2\r\n", Err("malformed")),
+            ("PROXY TCP6 192.0.2.7 10.0.0.1 1 443\r\n", Err("malformed")),
+            ("PROXY UDP4 192.0.2.7 10.0.0.1 1 443\r\n", Err("malformed")),
+            ("PROXY \r\n", Err("malformed")),
+            ("PROXY UNKNOWNS\r\n", Err("malformed")),
+            ("PROXI TCP4\r\n", Err("missing")),
+            ("GET / HTTP/1.1\r\n", Err("missing")),
+            ("POST / HTTP/1.1\r\n", Err("missing")),
+            ("\r\nPROXY UNKNOWN\r\n", Err("missing")),
+        ] {
+            let expected = expected.map(|client| (line.len(), client));
+            assert_eq!(parsed(line.as_bytes()), expected, "{line:?}");
+            if let Ok((bytes, _)) = expected {
+                let more = [line.as_bytes(), b"GET / HTTP/1.1\r\n\r\n"].concat();
+                assert_eq!(parse(&more).ok().flatten().map(|header| header.bytes), Some(bytes));
+            }
+        }
+        assert_eq!(longest.len(), MAX_V1_BYTES);
+        let too_long = format!("PROXY UNKNOWN {}\r\n", "f".repeat(92));
+        assert_eq!(parsed(too_long.as_bytes()), Err("malformed"));
+    }
+
+    #[test]
+    fn headers_of_version_2_are_read_as_the_specification_has_them() {
+        let four = [192, 0, 2, 7, 10, 0, 0, 1, 0xdc, 4, 1, 0xbb];
+        let mut six = [0; 36];
+        (six[..4]).copy_from_slice(&[0x20, 1, 0x0d, 0xb8]);
+        (six[15], six[33]) = (7, 1);
+        let with_more = |more: usize| [&four[..], &vec![4; more]].concat();
+        let client = |address: &str| Some(address.to_owned());
+        for (command, family, rest, expected) in [
+            (0x21, 0x11, &four[..], Ok(client("192.0.2.7:56324"))),
+            (0x21, 0x21, &six, Ok(client("[2001:db8::7]:1"))),
+            (0x21, 0x11, &with_more(4096), Ok(client("192.0.2.7:56324"))),
+            (0x20, 0x00, &[], Ok(None)),
+            (0x20, 0x11, &four, Ok(None)),
+            (0x20, 0xff, &[], Ok(None)),
+            (0x21, 0x00, &[], Ok(None)),
+            (0x21, 0x12, &four, Ok(None)),
+            (0x21, 0x31, &[0; 216], Ok(None)),
+            (0x21, 0x11, &four[..11], Err("malformed")),
+            (0x21, 0x21, &four, Err("malformed")),
+            (0x21, 0x41, &six, Err("malformed")),
+            (0x22, 0x11, &four, Err("malformed")),
+            (0x11, 0x11, &four, Err("malformed")),
+            (0x21, 0x11, &with_more(4301), Err("too-large")),
+            (0x21, 0x11, &[0; 65535], Err("too-large")),
+        ] {
+            let header = v2(command, family, rest);
+            let expected = expected.map(|client| (header.len(), client));
+            assert_eq!(parsed(&header), expected, "{command:#x} {family:#x} {}", rest.len());
+        }
+        let mut other = v2(0x21, 0x11, &four);
+        other[11] = b'\r';
+        assert_eq!(parsed(&other), Err("missing"));
+    }
+
+    #[test]
+    fn every_reason_is_counted_from_the_start() {
+        for failed in
+            [Failed::Missing, Failed::Malformed, Failed::TooLarge, Failed::Timeout, Failed::Shed, Failed::Closed]
+        {
+            assert!(PROXY_PROTOCOL_FAILURES.contains(&failed.reason()), "{failed}");
+        }
+    }
+}

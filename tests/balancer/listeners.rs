@@ -1,0 +1,185 @@
+//! Where clients connect, and whose connection it is. HAProxy is the load balancer before Evenkeel.
+
+use std::net::IpAddr;
+
+use tempfile::TempDir;
+use tests::haproxy::Haproxy;
+use tests::openssl::{Authority, Kind};
+use tests::{Balancer, Config, Origin, Request, Wire, eventually};
+
+const FROM_HERE: &str = "proxy_protocol = { from = [\"127.0.0.1/32\"] }";
+const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+const FAILURES: &str = "evenkeel_proxy_protocol_failures_total";
+
+/// An address that is not [`FROM_HERE`].
+const ELSEWHERE: &str = "127.0.0.9";
+
+fn elsewhere() -> IpAddr {
+    ELSEWHERE.parse().expect("an address")
+}
+
+/// Version 2 for 192.0.2.7, with so many bytes told beside the address.
+fn v2(more: u16) -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11".to_vec();
+    header.extend((12 + more).to_be_bytes());
+    header.extend([192, 0, 2, 7, 10, 0, 0, 1, 0xdc, 4, 1, 0xbb]);
+    header.extend(vec![4; more.into()]);
+    header
+}
+
+fn told_client(origin: &Origin) -> String {
+    origin.last_request().field("x-forwarded-for").unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn haproxy_tells_of_its_client_by_both_versions_and_before_tls() {
+    let a = Origin::start("a").await;
+    let (folder, authority) = (TempDir::new().expect("a temporary directory"), Authority::new().await);
+    let path = |name: &str| folder.path().join(name);
+    authority.issue(&path("a.pem"), &path("a.key"), Kind::Ecdsa, &["localhost"], 20).await;
+    let plain = Balancer::start(Config::of([&a]).listener(FROM_HERE)).await;
+    let tls = format!("{FROM_HERE}\ntls = {{ certificates = \"{}\" }}", folder.path().display());
+    let tls = Balancer::start(Config::of([&a]).listener(&tls)).await;
+    for server in [
+        format!("{} send-proxy", plain.address()),
+        format!("{} send-proxy-v2", plain.address()),
+        format!("{} send-proxy-v2 proxy-v2-options unique-id,crc32c", plain.address()),
+        format!("{} send-proxy ssl verify none", tls.address()),
+        format!("{} send-proxy-v2 ssl verify none", tls.address()),
+        format!("{} send-proxy-v2 ssl verify none alpn h2", tls.address()),
+    ] {
+        let haproxy = Haproxy::start(&server).await;
+        let mut client = Wire::connect_from(elsewhere(), haproxy.address()).await;
+        assert_eq!(client.exchange(&Request::get("/")).await.status, 200, "{server}");
+        assert_eq!(told_client(&a), ELSEWHERE, "{server}");
+    }
+}
+
+#[tokio::test]
+async fn the_address_of_a_header_is_the_peer_however_its_bytes_come() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).listener(FROM_HERE)).await;
+    let v1 = b"PROXY TCP4 192.0.2.7 10.0.0.1 56324 443\r\n".to_vec();
+    let v6 = b"PROXY TCP6 2001:db8::7 2001:db8::1 56324 443\r\n".to_vec();
+    let unknown = b"PROXY UNKNOWN\r\n".to_vec();
+    let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0".to_vec();
+    for (header, client) in [
+        (v1, "192.0.2.7"),
+        (v6, "2001:db8::7"),
+        (unknown, "127.0.0.1"),
+        (v2(0), "192.0.2.7"),
+        (v2(300), "192.0.2.7"),
+        (local, "127.0.0.1"),
+    ] {
+        let mut wire = balancer.connect().await;
+        wire.send([&header[..], REQUEST.as_bytes(), REQUEST.as_bytes()].concat()).await;
+        assert_eq!((wire.reply().await.status, wire.reply().await.status), (200, 200), "both requests are there");
+        assert_eq!(told_client(&a), client);
+        let mut wire = balancer.connect().await;
+        for byte in header {
+            wire.send([byte]).await;
+        }
+        assert_eq!(wire.exchange(&Request::get("/")).await.status, 200);
+        assert_eq!(told_client(&a), client);
+    }
+    // A large one comes in several reads.
+    let mut wire = balancer.connect().await;
+    wire.send([&v2(4096)[..], REQUEST.as_bytes()].concat()).await;
+    assert_eq!((wire.reply().await.status, told_client(&a)), (200, "192.0.2.7".to_owned()));
+}
+
+#[tokio::test]
+async fn trusted_proxies_are_known_by_the_address_of_the_header() {
+    let a = Origin::start("a").await;
+    let config =
+        |trusted: &str| Config::of([&a]).listener(FROM_HERE).server(&format!("trusted_proxies = [\"{trusted}\"]"));
+    let mut balancer = Balancer::prepare(&config("192.0.2.7"));
+    balancer.launch();
+    balancer.ready().await;
+    let told = async |balancer: &Balancer| {
+        let mut wire = balancer.connect().await;
+        wire.send("PROXY TCP4 192.0.2.7 10.0.0.1 56324 443\r\n").await;
+        assert_eq!(wire.exchange(&Request::get("/").with("X-Forwarded-For", "203.0.113.1")).await.status, 200);
+        told_client(&a)
+    };
+    assert_eq!(told(&balancer).await, "203.0.113.1, 192.0.2.7");
+    // The sender of the header is no peer of the request.
+    balancer.configure(&config("127.0.0.1"));
+    assert_eq!(balancer.admin("POST", "/admin/reload", None).await.status, 200);
+    assert_eq!(told(&balancer).await, "192.0.2.7");
+}
+
+#[tokio::test]
+async fn who_sends_no_header_or_a_wrong_one_is_cut_counted_and_told() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).listener(FROM_HERE)).await;
+    let too_long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(107));
+    for (bytes, reason) in [
+        (REQUEST.as_bytes(), "missing"),
+        (b"\r\n", "closed"),
+        (b"PROXY TCP4 192.0.2.7 10.0.0.1 56324\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "malformed"),
+        (too_long.as_bytes(), "malformed"),
+        (&v2(5000), "too-large"),
+    ] {
+        let before = balancer.metrics().await.sum(FAILURES, &[("reason", reason)]);
+        let mut wire = balancer.connect().await;
+        wire.send(bytes).await;
+        if reason == "closed" {
+            wire.close_sending().await;
+        }
+        assert!(wire.is_closed().await, "{reason}: nobody is answered");
+        let after = balancer.metrics().await.sum(FAILURES, &[("reason", reason)]);
+        assert_eq!(after - before, 1.0, "{reason}");
+    }
+    assert_eq!(a.heads(), 0);
+    balancer.logs(&["proxy_protocol demands", "127.0.0.1:", "begins with something else"]).await;
+    // The same again is counted only.
+    let mut again = balancer.connect().await;
+    again.send(REQUEST).await;
+    assert!(again.is_closed().await);
+    assert_eq!(balancer.log().matches("it begins with something else").count(), 1, "{}", balancer.log());
+}
+
+#[tokio::test]
+async fn a_header_that_does_not_come_ends_with_the_header_timeout() {
+    let a = Origin::start("a").await;
+    let balancer =
+        Balancer::start(Config::of([&a]).listener(&format!("{FROM_HERE}\nheader_timeout = \"200ms\""))).await;
+    let (mut silent, mut half) = (balancer.connect().await, balancer.connect().await);
+    half.send("PROXY TCP4 192.0.2.7").await;
+    assert!(silent.is_closed().await && half.is_closed().await);
+    assert_eq!(balancer.metrics().await.sum(FAILURES, &[("reason", "timeout")]), 2.0);
+}
+
+#[tokio::test]
+async fn nobody_else_can_name_another_client() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).listener(FROM_HERE)).await;
+    let mut own = Wire::connect_from(elsewhere(), balancer.address()).await;
+    assert_eq!(own.exchange(&Request::get("/")).await.status, 200);
+    assert_eq!(told_client(&a), ELSEWHERE);
+    for header in [b"PROXY TCP4 192.0.2.7 10.0.0.1 56324 443\r\n".to_vec(), v2(0)] {
+        let mut other = Wire::connect_from(elsewhere(), balancer.address()).await;
+        other.send([&header[..], REQUEST.as_bytes()].concat()).await;
+        assert_eq!(other.reply().await.status, 400, "the header is no request");
+    }
+    assert_eq!(a.heads(), 1);
+}
+
+#[tokio::test]
+async fn a_reload_changes_of_whom_a_header_is_demanded() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    assert_eq!(balancer.get("/").await.status, 200);
+    balancer.configure(&Config::of([&a]).listener(FROM_HERE));
+    assert_eq!(balancer.admin("POST", "/admin/reload", None).await.status, 200);
+    eventually("a header is demanded", async || {
+        let mut wire = balancer.connect().await;
+        wire.send(REQUEST).await;
+        wire.is_closed().await
+    })
+    .await;
+    let mut wire = balancer.connect().await;
+    wire.send(["PROXY UNKNOWN\r\n", REQUEST].concat()).await;
+    assert_eq!(wire.reply().await.status, 200);
+}

@@ -433,7 +433,14 @@ async fn tunnel(id: u32, attempt: usize, up: u64, source: &mut Source, end: &Rc<
     let (sent, heard) = tokio::join!(sending, hearing);
     match heard {
         Err(Broken::Malformed(what)) => violated(format!("{name}: {what}")),
-        Ok(_) if sent.is_ok() => wrote(id, attempt),
+        Ok(_) if sent.is_ok() => {
+            wrote(id, attempt);
+            if end.tls.is_some() {
+                // Who closes while the other side's alert is coming resets the connection, and takes back what was sent.
+                end.end().await;
+                while source.more().await.is_ok() {}
+            }
+        }
         _ => {}
     }
     None

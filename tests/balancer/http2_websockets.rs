@@ -244,6 +244,66 @@ async fn what_the_client_sends_at_once_arrives() {
     assert!(came.starts_with(b"\x81\x02hi\x88"), "{came:?}");
 }
 
+/// What was sent for a WebSocket that is not opened, and looks like requests, must never be taken for some: they would
+/// come from nobody that has been checked.
+#[tokio::test]
+async fn what_was_sent_for_one_that_is_not_opened_is_no_request() {
+    let a = Origin::start("a").await;
+    let gone = Port::reserve();
+    let text = "[[site]]\nhosts = [\"site.example\"]\n[[site.route]]\npath = \"/text\"\nrespond = { body = \"text\" }\n\
+                [[site.route]]\npath = \"/moved\"\nredirect = \"https://other.example/\"\n\
+                [[site.route]]\npath = \"/gone\"\npool = \"gone\"\n\
+                [[site.route]]\npath = \"/app\"\npool = \"app\"\n";
+    let config = Config::of([&a]).pool(Pool::empty("gone").backend(&gone.address().to_string(), "")).sites(text);
+    let balancer = Balancer::start(config).await;
+    let hidden = [
+        "GET /app/hidden HTTP/1.1\r\nHost: site.example\r\n\r\n".repeat(3),
+        "POST /app/hidden HTTP/1.1\r\nHost: site.example\r\nContent-Length: 4\r\n\r\nbody".to_owned(),
+        "HEAD /app/hidden HTTP/1.1\r\nHost: site.example\r\n\r\n".to_owned(),
+        "\r\nnothing that is a request\r\n\r\n".to_owned(),
+    ];
+    let no_socket = [
+        "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntext",
+        "HTTP/1.1 204 No Content\r\n\r\n",
+        "HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\nHTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno",
+        "HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n",
+        "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+    ];
+    let of_backend = no_socket.map(|answer| ("/app", answer));
+    let own = ["/text", "/moved", "/gone", "/nowhere"].map(|path| (path, ""));
+    for ((path, answer), hidden) in of_backend.iter().chain(&own).flat_map(|case| hidden.iter().map(move |h| (case, h)))
+    {
+        a.answer_with(*answer);
+        let mut client = TcpStream::connect(balancer.address()).await.expect("a listener");
+        let fields = [
+            (":method", "CONNECT"),
+            (":protocol", "websocket"),
+            (":scheme", "http"),
+            (":path", path),
+            (":authority", "site.example"),
+            ("sec-websocket-version", "13"),
+        ];
+        let data = frame(kind::DATA, 0, 1, hidden.as_bytes());
+        write(&mut client, &[PREFACE, &frame(kind::HEADERS, 4, 1, &literals(&fields)), &data].concat()).await;
+        let mut ends = 0;
+        let reading = async {
+            loop {
+                let frame = next_frame(&mut client).await.expect("a frame");
+                if frame.stream == 1 && frame.kind == kind::RST_STREAM {
+                    return frame.reason();
+                }
+                ends += usize::from(frame.stream == 1 && frame.flags & 1 == 1);
+            }
+        };
+        let reason = within("the end of the stream, which the client leaves open", reading).await;
+        assert_eq!((ends, reason), (1, Some(Reason::NO_ERROR)), "{path} {answer:?} {hidden:?}");
+        let paths: Vec<_> = a.requests().into_iter().map(|request| request.target).collect();
+        assert!(paths.iter().all(|path| path == "/app"), "{path} {answer:?} {hidden:?}: {paths:?}");
+    }
+    balancer.is_idle().await;
+    assert_eq!(a.requests().len(), of_backend.len() * hidden.len());
+}
+
 #[tokio::test]
 async fn one_that_stays_silent_ends() {
     let a = Origin::start("a").await;

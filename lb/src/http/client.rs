@@ -150,11 +150,11 @@ pub(super) async fn serve_stream(engine: &Engine, mut client: ClientStream, peer
     let mut timer = Timer::default();
     let mut work = Work::take();
     work.from_client.reserve(HEAD_READ_BYTES);
-    // The head is there: `requests` begins when a request has begun.
-    let _ = client.read_buf(&mut work.from_client).await;
-    // A stream has one request and is never idle.
-    let mut idle = Idle { since: clock::now(), limit: Duration::ZERO, blank_bytes: 0, is_new: false };
-    let fate = requests(engine, &mut client, &mut timer, peer, &mut work, &mut idle).await;
+    // A stream has one request: what comes behind it, whatever it looks like, is never taken for another.
+    let fate = match client.read_buf(&mut work.from_client).await {
+        Ok(1..) => serve_one(engine, &engine.listener(), &mut client, &mut timer, peer, &mut work, false).await.fate,
+        _ => Fate::Close,
+    };
     work.give_back();
     let is_reset = matches!(&client, ClientStream::Http2(stream) if stream.is_reset());
     match fate {
@@ -269,44 +269,57 @@ async fn requests(
             work.from_client.clear();
             return Fate::Idle;
         }
-        let time = engine.access_log.is_on().then(|| Timestamp::try_from(clock::wall()).ok()).flatten();
         let listener = engine.listener();
-        let told = Told::default();
-        let started = clock::now();
-        let mut request = Request {
-            engine,
-            listener: &listener,
-            peer,
-            started,
-            time,
-            told,
-            course: Course::default(),
-            is_stream: client.is_stream(),
-            is_tls: client.is_tls(),
-            limits: ClientLimits::of_listener(&listener),
-        };
-        let ended = match read_head(&listener, started, client, timer, peer, work).await {
-            Ok(Some(_)) if peer.lacks_tls => {
-                request.told.complete(engine, peer, false, &mut work.text);
-                request.refuse(client, timer, work, Refusal::PlainHttp, false).await
-            }
-            Ok(Some(head)) => {
-                let now = if timer.has_waited() { clock::now() } else { started };
-                request.carry(client, timer, work, head, now).await
-            }
-            Ok(None) => return Fate::Close,
-            Err(_) if idle.is_new && speaks_h2c(&listener, client, peer) && h2::is_preface(&work.from_client) => {
-                return Fate::Http2;
-            }
-            Err(refusal) => {
-                request.told.complete(engine, peer, client.is_tls(), &mut work.text);
-                request.refuse(client, timer, work, refusal, false).await
-            }
-        };
+        let ended = serve_one(engine, &listener, client, timer, peer, work, idle.is_new).await;
         if ended.fate != Fate::Idle {
             return ended.fate;
         }
         *idle = Idle { since: ended.at, limit: listener.keepalive_timeout, blank_bytes: 0, is_new: false };
+    }
+}
+
+/// Serves the request that has begun to come, and no other. `is_first`: of the connection.
+async fn serve_one(
+    engine: &Engine,
+    listener: &ListenerSettings,
+    client: &mut ClientStream,
+    timer: &mut Timer,
+    peer: &Peer,
+    work: &mut Work,
+    is_first: bool,
+) -> Ended {
+    let time = engine.access_log.is_on().then(|| Timestamp::try_from(clock::wall()).ok()).flatten();
+    let told = Told::default();
+    let started = clock::now();
+    let mut request = Request {
+        engine,
+        listener,
+        peer,
+        started,
+        time,
+        told,
+        course: Course::default(),
+        is_stream: client.is_stream(),
+        is_tls: client.is_tls(),
+        limits: ClientLimits::of_listener(listener),
+    };
+    match read_head(listener, started, client, timer, peer, work).await {
+        Ok(Some(_)) if peer.lacks_tls => {
+            request.told.complete(engine, peer, false, &mut work.text);
+            request.refuse(client, timer, work, Refusal::PlainHttp, false).await
+        }
+        Ok(Some(head)) => {
+            let now = if timer.has_waited() { clock::now() } else { started };
+            request.carry(client, timer, work, head, now).await
+        }
+        Ok(None) => Ended { fate: Fate::Close, at: started },
+        Err(_) if is_first && speaks_h2c(listener, client, peer) && h2::is_preface(&work.from_client) => {
+            Ended { fate: Fate::Http2, at: started }
+        }
+        Err(refusal) => {
+            request.told.complete(engine, peer, client.is_tls(), &mut work.text);
+            request.refuse(client, timer, work, refusal, false).await
+        }
     }
 }
 

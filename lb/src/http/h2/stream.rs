@@ -4,7 +4,8 @@
 //! ones included.
 //!
 //! A WebSocket (RFC 8441) is read as its handshake in HTTP/1.1, and behind that what the client sends, to its end.
-//! Once a 101 was written, what is written is sent as it is, and shutting down ends that.
+//! Once a 101 was written, what is written is sent as it is, and shutting down ends that. Any other response ends the
+//! request: what the client has sent for the WebSocket is dropped.
 
 use std::io;
 use std::pin::Pin;
@@ -214,6 +215,9 @@ impl Http2Stream {
             self.output = Output::WebSocket(self.respond.send_response(message, false).map_err(|_| self.reset())?);
             return Ok(len - before);
         }
+        if matches!(self.input, Input::WebSocket | Input::Closed) {
+            self.drop_input();
+        }
         let is_end = matches!(response.framing(), Framing::None | Framing::Length(0));
         let send = self.respond.send_response(message, is_end).map_err(|_| self.reset())?;
         self.output = match is_end {
@@ -221,6 +225,12 @@ impl Http2Stream {
             false => Output::Content(send, BodyReader::new(response.framing(), chunked::Limits::default())),
         };
         Ok(len - before)
+    }
+
+    /// Ends the request. The client may have sent more: that goes with the stream, as its flow control does.
+    fn drop_input(&mut self) {
+        self.input = Input::Ended;
+        self.data = Bytes::new();
     }
 
     /// Sends what a WebSocket carries, as much as the client has opened its window for.

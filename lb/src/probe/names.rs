@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::resolver::{Answer, Question, Resolver, Unanswered, reachable};
+use super::resolver::{self, Answer, MAX_ADDRESSES, Question, Resolver, Unanswered, reachable};
 use crate::backend::{Backend, Resolution};
 use crate::config::ResolverConfig;
 use crate::config::backend::{AdminState, BackendAddress};
@@ -22,6 +22,9 @@ const MAX_PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// No question takes longer, whatever servers, attempts and search domains there are.
 const MAX_QUESTION_TIME: Duration = Duration::from_secs(60);
+
+/// A line of the log names no more addresses.
+const MAX_LISTED: usize = 8;
 
 /// Follows the snapshots' names until dropped. `moved` is called when one leads somewhere else.
 pub async fn keep_resolved(control: &Arc<Control>, moved: &Arc<Notify>) {
@@ -87,6 +90,8 @@ struct Known {
     /// Why the last question had no answer. It is told once for each row of failures.
     error: Option<String>,
     was_asked: bool,
+    /// How many addresses of the last answer are not used, since there are too many.
+    left_out: usize,
 }
 
 /// What follows from the end of a question.
@@ -95,6 +100,8 @@ enum Told {
     /// It goes well, as before.
     Nothing,
     Resolved,
+    /// It goes well, but so many addresses are left out. Told once, until there are none.
+    TooMany(usize),
     /// The last addresses are used on, if there are any.
     Failing(String),
     /// They are not used any more.
@@ -116,12 +123,18 @@ impl Known {
         self.was_asked = true;
         let soon = MAX_PAUSE_AFTER_FAILURE.min(config.max_ttl);
         match ended {
-            Ok(Answer { v4, v6, ttl }) => {
+            Ok(Answer { v4, v6, left_out, ttl }) => {
                 // A family that could not be asked for stays as it was.
                 self.v4 = v4.unwrap_or_else(|| std::mem::take(&mut self.v4));
                 self.v6 = v6.unwrap_or_else(|| std::mem::take(&mut self.v6));
                 self.absent_since = None;
-                let told = if self.error.take().is_some() { Told::Resolved } else { Told::Nothing };
+                let left_out = left_out + resolver::bound(&mut self.v4, &mut self.v6);
+                let is_news = std::mem::replace(&mut self.left_out, left_out) == 0 && left_out > 0;
+                let told = match self.error.take() {
+                    _ if is_news => Told::TooMany(left_out),
+                    Some(_) => Told::Resolved,
+                    None => Told::Nothing,
+                };
                 (told, ttl)
             }
             Err(Unanswered::Failed { reason }) => {
@@ -206,6 +219,10 @@ impl Asking<'_> {
         match told {
             Told::Nothing => {}
             Told::Resolved => tracing::info!(%backend, "the name of a backend is resolved again"),
+            Told::TooMany(left_out) => {
+                let used = MAX_ADDRESSES;
+                tracing::warn!(%backend, used, left_out, "the name of a backend has too many addresses: some are left out");
+            }
             Told::Failing(reason) if known.is_empty() => {
                 tracing::warn!(%backend, reason, "the name of a backend is not resolved: nothing can be sent there");
             }
@@ -237,10 +254,6 @@ impl Asking<'_> {
         let addresses = known.addresses();
         self.each(|pool, backend| {
             let moved = backend.resolved(&addresses, Instant::now());
-            let listed = |addresses: &[SocketAddr]| {
-                let texts: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-                texts.join(", ")
-            };
             if !moved.left.is_empty() {
                 let (joined, left) = (listed(&moved.joined), listed(&moved.left));
                 tracing::info!(pool = %pool.name, backend = %backend.address, joined, left, "a name leads to other addresses");
@@ -273,6 +286,15 @@ impl Asking<'_> {
     }
 }
 
+/// The first addresses, and how many more there are.
+fn listed(addresses: &[SocketAddr]) -> String {
+    let texts: Vec<_> = addresses.iter().take(MAX_LISTED).map(ToString::to_string).collect();
+    match addresses.len().saturating_sub(MAX_LISTED) {
+        0 => texts.join(", "),
+        more => format!("{} and {more} more", texts.join(", ")),
+    }
+}
+
 /// A panic while it was held leaves what is known as it was.
 fn lock(known: &Mutex<Known>) -> std::sync::MutexGuard<'_, Known> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
@@ -300,6 +322,7 @@ mod tests {
                 let address = |last| SocketAddrV6::new(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last), 80, 0, 0);
                 all.iter().map(|&last| address(last)).collect()
             }),
+            left_out: 0,
             ttl: Duration::from_secs(7),
         })
     }
@@ -325,6 +348,30 @@ mod tests {
         assert_eq!(known.addresses(), before);
         assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 2]]), Some(&[])), &CONFIG, now).0, Told::Resolved);
         assert_eq!(known.addresses(), ["10.0.0.2:80".parse().expect("an address")]);
+    }
+
+    #[test]
+    fn too_many_addresses_are_left_out_and_told_of_once() {
+        let (mut known, now) = (Known::default(), Instant::now());
+        let many = |count: u8| (0..count).map(|last| [10, 0, 0, last]).collect::<Vec<_>>();
+        let mut learn = |v4: u8| {
+            let told = known.learn(answer(Some(&many(v4)), None), &CONFIG, now).0;
+            (told, known.v4.len() + known.v6.len())
+        };
+        assert_eq!(learn(128), (Told::Nothing, 128));
+        assert_eq!(learn(200), (Told::TooMany(72), 128));
+        assert_eq!(learn(201), (Told::Nothing, 128));
+        assert_eq!(learn(3), (Told::Nothing, 3));
+        assert_eq!(learn(130), (Told::TooMany(2), 128));
+    }
+
+    #[test]
+    fn few_addresses_are_named_in_a_line() {
+        let address = |last: u8| SocketAddr::from(([10, 0, 0, last], 80));
+        let all: Vec<_> = (1..=128).map(address).collect();
+        assert_eq!(listed(&all[..2]), "10.0.0.1:80, 10.0.0.2:80");
+        assert!(listed(&all[..8]).ends_with("10.0.0.8:80"));
+        assert!(listed(&all).ends_with(", 10.0.0.8:80 and 120 more"), "{}", listed(&all));
     }
 
     #[test]

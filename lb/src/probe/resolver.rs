@@ -24,6 +24,9 @@ const HOSTS: &str = "/etc/hosts";
 /// How long a name of `/etc/hosts` is not looked for again.
 const HOSTS_TTL: Duration = Duration::from_secs(5);
 
+/// More addresses of one name, and more hosts of one service, are left out: each address is an endpoint with its probes.
+pub const MAX_ADDRESSES: usize = 128;
+
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Question<'a> {
@@ -38,6 +41,8 @@ pub enum Question<'a> {
 pub struct Answer {
     pub v4: Option<BTreeSet<SocketAddrV4>>,
     pub v6: Option<BTreeSet<SocketAddrV6>>,
+    /// How many more there were than [`MAX_ADDRESSES`].
+    pub left_out: usize,
     /// For how long it holds.
     pub ttl: Duration,
 }
@@ -123,8 +128,8 @@ impl Sources {
 
     async fn addresses(&self, host: &str, port: u16) -> Result<Answer, Unanswered> {
         let name = Name::from_ascii(host).map_err(|e| failed(format!("{host} is no name of DNS: {e}")))?;
-        if let Some(answer) = self.in_hosts(&name, port) {
-            return Ok(answer);
+        if let Some(ended) = self.in_hosts(&name, port) {
+            return ended;
         }
         let dns = self.dns.as_ref().map_err(|e| failed(e.clone()))?;
         let mut absent = (format!("{host} does not exist"), None);
@@ -175,11 +180,16 @@ impl Sources {
         });
         let first = records.clone().map(|srv| srv.priority).min();
         let records = records.filter(|srv| Some(srv.priority) == first);
-        let hosts: Vec<_> = records.map(|srv| (srv.target.to_ascii(), srv.port)).collect();
-        let mut all = Answer { v4: Some(BTreeSet::new()), v6: Some(BTreeSet::new()), ttl };
+        let mut hosts: Vec<_> = records.map(|srv| (srv.target.to_ascii(), srv.port)).collect();
+        // The same ones each time, whatever the order of the answer.
+        hosts.sort_unstable();
+        let left_out = hosts.len().saturating_sub(MAX_ADDRESSES);
+        hosts.truncate(MAX_ADDRESSES);
+        let mut all = Answer { v4: Some(BTreeSet::new()), v6: Some(BTreeSet::new()), left_out, ttl };
         for ended in join_all(hosts.iter().map(|(host, port)| self.addresses(host, *port))).await {
             match ended {
-                Ok(Answer { v4, v6, ttl }) => {
+                Ok(Answer { v4, v6, left_out, ttl }) => {
+                    all.left_out += left_out;
                     all.v4 = all.v4.zip(v4).map(|(all, some)| &all | &some);
                     all.v6 = all.v6.zip(v6).map(|(all, some)| &all | &some);
                     all.ttl = all.ttl.min(ttl);
@@ -197,24 +207,50 @@ impl Sources {
         }
     }
 
-    fn in_hosts(&self, name: &Name, port: u16) -> Option<Answer> {
+    fn in_hosts(&self, name: &Name, port: u16) -> Option<Result<Answer, Unanswered>> {
         let of = |family| self.hosts.lookup_static_host(&Query::query(name.clone(), family));
         let found: Vec<_> = [RecordType::A, RecordType::AAAA].into_iter().filter_map(of).collect();
         let addresses: Vec<_> =
             found.iter().flat_map(|found| found.answers()).filter_map(|r| r.data.ip_addr()).collect();
-        (!addresses.is_empty()).then(|| self.answer(&addresses, port, HOSTS_TTL))
+        if addresses.is_empty() {
+            return None;
+        }
+        Some(match addresses.iter().any(is_usable) {
+            true => Ok(self.answer(&addresses, port, HOSTS_TTL)),
+            false => Err(Unanswered::Absent { reason: format!("{name} has no usable address in {HOSTS}"), ttl: None }),
+        })
     }
 
     fn answer(&self, addresses: &[IpAddr], port: u16, ttl: Duration) -> Answer {
         let (mut v4, mut v6) = (BTreeSet::new(), BTreeSet::new());
-        for address in addresses {
+        for address in addresses.iter().filter(|address| is_usable(address)) {
             match address.to_canonical() {
                 IpAddr::V4(address) => v4.insert(SocketAddrV4::new(address, port)),
                 IpAddr::V6(address) => v6.insert(SocketAddrV6::new(address, port, 0, 0)),
             };
         }
-        Answer { v4: Some(v4), v6: Some(v6), ttl: ttl.clamp(self.config.min_ttl, self.config.max_ttl) }
+        let left_out = bound(&mut v4, &mut v6);
+        Answer { v4: Some(v4), v6: Some(v6), left_out, ttl: ttl.clamp(self.config.min_ttl, self.config.max_ttl) }
     }
+}
+
+/// Leaves out what is more than [`MAX_ADDRESSES`]; how many. The highest go, and no family takes the other's half.
+pub fn bound(v4: &mut BTreeSet<SocketAddrV4>, v6: &mut BTreeSet<SocketAddrV6>) -> usize {
+    let before = v4.len() + v6.len();
+    let half = MAX_ADDRESSES / 2;
+    while v6.len() > half.max(MAX_ADDRESSES.saturating_sub(v4.len())) {
+        v6.pop_last();
+    }
+    while v4.len() + v6.len() > MAX_ADDRESSES {
+        v4.pop_last();
+    }
+    before - v4.len() - v6.len()
+}
+
+/// Whether a server can have this address: `0.0.0.0` and `::` would lead to this machine, and the others to many.
+fn is_usable(address: &IpAddr) -> bool {
+    let address = address.to_canonical();
+    !address.is_unspecified() && !address.is_multicast() && address != IpAddr::V4(Ipv4Addr::BROADCAST)
 }
 
 /// The servers and options of the system; without such a file, or servers in it, this machine itself is asked
@@ -263,7 +299,10 @@ fn failed(reason: String) -> Unanswered {
 /// Asks for the addresses of one family.
 async fn ask(dns: &TokioResolver, name: &Name, family: RecordType) -> Part {
     match lookup(dns, name, family, "address").await {
-        Ok((found, ttl)) => Part::Found(found.iter().filter_map(RData::ip_addr).collect(), ttl),
+        Ok((found, ttl)) => match found.iter().filter_map(RData::ip_addr).filter(is_usable).collect::<Vec<_>>() {
+            usable if usable.is_empty() => Part::Absent(format!("{name} has no usable address"), None),
+            usable => Part::Found(usable, ttl),
+        },
         Err(Unanswered::Absent { reason, ttl }) => Part::Absent(reason, ttl),
         Err(Unanswered::Failed { reason }) => Part::Failed(reason),
     }
@@ -335,6 +374,34 @@ mod tests {
         assert_eq!(asked("web.example", 5).last().map(String::as_str), Some("web.example."));
         assert_eq!(asked("web.example.", 5), ["web.example."]);
         assert_eq!(names(&Name::from_ascii("web").expect("valid"), &[], 1).len(), 1);
+    }
+
+    #[test]
+    fn what_no_server_can_have_is_not_usable() {
+        for bad in ["0.0.0.0", "::", "::ffff:0.0.0.0", "224.0.0.1", "239.1.2.3", "ff02::1", "255.255.255.255"] {
+            assert!(!is_usable(&bad.parse().expect("an address")), "{bad}");
+        }
+        for good in ["127.0.0.1", "10.0.0.255", "::1", "fd00::1", "::ffff:10.0.0.1"] {
+            assert!(is_usable(&good.parse().expect("an address")), "{good}");
+        }
+    }
+
+    #[test]
+    fn addresses_beyond_the_bound_are_left_out_of_both_families() {
+        let left = |v4_count: u16, v6_count: u16| {
+            let [v4, v6] = [v4_count, v6_count].map(|count| 0..count);
+            let mut v4 = v4.map(|n| SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + u32::from(n)), 80)).collect();
+            let mut v6 = v6.map(|n| SocketAddrV6::new([0xfd00, 0, 0, 0, 0, 0, 0, n].into(), 80, 0, 0)).collect();
+            let left_out = bound(&mut v4, &mut v6);
+            (v4.len(), v6.len(), left_out)
+        };
+        assert_eq!(left(4000, 0), (128, 0, 3872));
+        assert_eq!(left(0, 129), (0, 128, 1));
+        assert_eq!(left(4000, 4000), (64, 64, 7872));
+        assert_eq!(left(4000, 3), (125, 3, 3875));
+        assert_eq!(left(3, 4000), (3, 125, 3875));
+        assert_eq!(left(64, 64), (64, 64, 0));
+        assert_eq!(left(0, 0), (0, 0, 0));
     }
 
     #[test]

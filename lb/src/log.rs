@@ -40,7 +40,7 @@ impl Log {
             None => Queue::to_stderr(settings(lost))?,
         };
         let queue = Arc::new(queue);
-        let configured = EnvFilter::new(format!("evenkeel={0},{0}", config.level).replace(",info", ",warn"));
+        let configured = EnvFilter::new(configured(&config.level));
         let (filter, problem) = filter(std::env::var("RUST_LOG").ok().as_deref(), configured);
         let log = tracing_subscriber::fmt()
             .with_env_filter(filter)
@@ -63,6 +63,17 @@ impl Log {
     /// Opens the file again before the next line, for rotation.
     pub fn reopen(&self) {
         self.queue.reopen();
+    }
+}
+
+/// What is logged at a level: of libraries less than of ourselves.
+fn configured(level: &str) -> String {
+    let of_libraries = if level == "info" { "warn" } else { level };
+    let filter = format!("evenkeel={level},{of_libraries}");
+    match level {
+        "debug" | "trace" => filter,
+        // It warns of each packet that answers no question: whoever forges some could fill the log. We tell what fails.
+        _ => format!("{filter},hickory_net=error,hickory_proto=error,hickory_resolver=error"),
     }
 }
 
@@ -223,6 +234,20 @@ mod tests {
         assert!(!line.trim_end().contains(|c: char| breaks_lines(c)), "{line:?}");
         let line = logged(|| tracing::info!(backend = %"[::1]:80", none = Option::<u32>::None, empty = %"", "told"));
         assert_eq!(line, " INFO told backend=[::1]:80 empty=\"\"\n");
+    }
+
+    #[test]
+    fn packets_of_strangers_write_no_lines() {
+        for level in ["error", "warn", "info"] {
+            let subscriber = tracing_subscriber::fmt().with_env_filter(configured(level)).finish();
+            tracing::subscriber::with_default(subscriber, || {
+                assert!(!tracing::enabled!(target: "hickory_net::udp::udp_client_stream", tracing::Level::WARN));
+                assert!(tracing::enabled!(target: "hickory_net::udp::udp_client_stream", tracing::Level::ERROR));
+                assert_eq!(tracing::enabled!(target: "h2", tracing::Level::WARN), level != "error");
+                assert_eq!(tracing::enabled!(target: "evenkeel::pool", tracing::Level::INFO), level == "info");
+            });
+        }
+        assert_eq!(configured("debug"), "evenkeel=debug,debug");
     }
 
     #[test]

@@ -18,7 +18,7 @@ TEST_THREADS := 4
 
 ## One balancer and three app instances on this machine, until Ctrl-C
 demo: tools-demo
-	cargo build --workspace --bins
+	cargo build --package evenkeel --package app --no-default-features --bins
 	exec target/debug/app demo $(DEMO)
 
 ## The whole stack in containers (compose/README.md), and where it is. COMPOSE=docker-compose for version 1.29
@@ -44,6 +44,8 @@ check: tools-demo
 	cargo clippy --workspace --all-targets -- --deny warnings
 	# As README builds it: alone, without the features that other packages ask of its dependencies.
 	cargo check --package evenkeel
+	# As `make demo` builds it.
+	cargo check --package app --no-default-features
 
 ## SQL against CrateDB's grammar, its scripts on a stand-in, compose files against both specifications, dashboards and alerts by promtool
 checks: tools-test python

@@ -5,9 +5,12 @@
 
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
+#[cfg(feature = "network")]
 pub mod cratedb;
+#[cfg(feature = "network")]
 pub mod postgres;
 pub mod sqlite;
+#[cfg(feature = "network")]
 pub mod wire;
 
 use std::{

@@ -38,6 +38,7 @@ pub mod metrics;
 pub mod observed;
 pub mod patience;
 pub mod sqlite;
+#[cfg(feature = "network")]
 pub mod tls;
 
 pub mod demo;
@@ -62,13 +63,18 @@ use crate::{
         Instance, Settings,
         stores::{DataPlace, MediaPlace, SessionsPlace, StoreSettings},
     },
-    data::{DataStore, cratedb::CrateDbData, postgres::PostgresData, sqlite::SqliteData},
+    data::{DataStore, sqlite::SqliteData},
     history::History,
     media::{MediaStore, ObjectMedia},
     metrics::Metrics,
     observed::Observed,
     passwords::Passwords,
-    sessions::{SessionStore, redis_cluster::RedisSessions, sqlite::SqliteSessions},
+    sessions::{SessionStore, sqlite::SqliteSessions},
+};
+#[cfg(feature = "network")]
+use crate::{
+    data::{cratedb::CrateDbData, postgres::PostgresData},
+    sessions::redis_cluster::RedisSessions,
 };
 
 /// One instance: its settings, its stores and what it counts.
@@ -110,24 +116,28 @@ impl Stores {
 
     /// The stores that the settings name; waits for a database that is not there yet. Needs a running runtime, on
     /// which stores are swept and watched for as long as it lives.
+    #[cfg_attr(not(feature = "network"), expect(unused_variables, reason = "embedded stores count nothing"))]
     pub async fn open(settings: &StoreSettings, metrics: &Metrics) -> anyhow::Result<Self> {
         let folder = &settings.folder;
         tracing::info!("sessions in {}, data in {}, media in {}", settings.sessions, settings.data, settings.media);
         Ok(Self {
             sessions: match &settings.sessions {
                 SessionsPlace::Sqlite => sqlite_sessions(folder)?,
+                #[cfg(feature = "network")]
                 SessionsPlace::RedisCluster(redis) => {
                     Arc::new(RedisSessions::new((**redis).clone(), metrics.redis_connections_replaced.clone())?)
                 }
             },
             data: match &settings.data {
                 DataPlace::Sqlite => sqlite_data(folder)?,
+                #[cfg(feature = "network")]
                 DataPlace::Postgres(database) => {
                     let data = PostgresData::start(database.clone()).await?;
                     let wire = data.wire().clone();
                     metrics.ask_pool_size(move || wire.pool_size());
                     Arc::new(data)
                 }
+                #[cfg(feature = "network")]
                 DataPlace::CrateDb(database) => {
                     let data = CrateDbData::start(database.clone()).await?;
                     let wire = data.wire().clone();
@@ -138,6 +148,7 @@ impl Stores {
             },
             media: match &settings.media {
                 MediaPlace::Folder(folder) => media_folder(folder)?,
+                #[cfg(feature = "network")]
                 MediaPlace::Bucket(bucket) => Arc::new(ObjectMedia::in_bucket(bucket, std::env::vars())?),
             },
         })
@@ -206,4 +217,5 @@ impl App {
 }
 
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
+#[cfg(feature = "network")]
 const WATCH_EVERY: Duration = Duration::from_secs(15);

@@ -10,7 +10,6 @@ use app::{
     log::Log,
     metrics::Metrics,
     server::{self, Stop},
-    tls,
 };
 use clap::Parser;
 use tokio::{
@@ -41,7 +40,8 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    tls::choose_provider();
+    #[cfg(feature = "network")]
+    app::tls::choose_provider();
     match cli.command {
         Command::Serve(args) => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

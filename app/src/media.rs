@@ -4,6 +4,7 @@
 //! of 5 MiB to a bucket, which takes no smaller ones. On the way out it is streamed. Only checking decodes it whole, one
 //! at a time, and one of each member's at most waits for its turn beside those of others.
 
+#[cfg(feature = "network")]
 mod bucket;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
@@ -35,6 +36,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+#[cfg(feature = "network")]
 pub use self::bucket::Bucket;
 use crate::{
     data::UserKey,
@@ -406,6 +408,7 @@ impl ObjectMedia {
     }
 
     /// Keeps pictures in `bucket`, reached as `environment` says.
+    #[cfg(feature = "network")]
     pub fn in_bucket(bucket: &Bucket, environment: impl IntoIterator<Item = (String, String)>) -> anyhow::Result<Self> {
         Ok(Self { store: bucket.open(environment)?, part: BUCKET_PART, keeps_type: true })
     }
@@ -463,6 +466,7 @@ impl MediaStore for ObjectMedia {
 
 const FOLDER_PART: usize = 256 * 1024;
 /// S3 takes no smaller parts, but for the last. What is smaller as a whole goes in one request.
+#[cfg(feature = "network")]
 const BUCKET_PART: usize = 5 * 1024 * 1024;
 const COPY: usize = 64 * 1024;
 /// Bytes of memory for what a picture's file holds beside the picture.

@@ -13,8 +13,6 @@ use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::data::wire::PoolSize;
-
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -213,6 +211,16 @@ const OPERATIONS: [(&str, &str); 21] = [
     ("sessions", "strike"),
     ("sessions", "uncount"),
 ];
+
+/// How many connections to a database there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSize {
+    pub most: usize,
+    pub open: usize,
+    pub idle: usize,
+    /// Operations that wait for a connection.
+    pub waiting: usize,
+}
 
 struct AskPoolSize(Box<dyn Fn() -> PoolSize + Send + Sync>);
 

@@ -7,6 +7,7 @@
 
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
+#[cfg(feature = "network")]
 pub mod redis_cluster;
 pub mod sqlite;
 

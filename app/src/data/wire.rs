@@ -31,6 +31,7 @@ use self::connect::{Connections, Link};
 use super::{Cursor, Login, Millis, Picture, Post, Result, Signup, User, UserKey};
 use crate::{
     error::StoreError,
+    metrics::PoolSize,
     patience::{Failure, Patience},
 };
 
@@ -107,16 +108,6 @@ impl Drop for GivenUp {
     fn drop(&mut self) {
         drop(self.0.take().map(Object::take));
     }
-}
-
-/// How many connections there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PoolSize {
-    pub most: usize,
-    pub open: usize,
-    pub idle: usize,
-    /// Operations that wait for a connection.
-    pub waiting: usize,
 }
 
 impl Wire {

@@ -3,6 +3,8 @@
 pub mod proxy;
 pub mod tls;
 
+use std::sync::Arc;
+
 use crate::config::backend::{BackendAddress, SocketAddress};
 use crate::config::transport::TransportConfig;
 use tls::ClientTls;
@@ -22,7 +24,7 @@ pub struct Dial<'a> {
     pub backend: &'a BackendAddress,
     /// Where it is.
     pub address: &'a SocketAddress,
-    pub transport: &'a Transport,
+    pub transport: &'a Arc<Transport>,
     /// What is said first, before TLS; mostly nothing.
     pub header: &'a [u8],
 }

@@ -592,7 +592,7 @@ impl Driver<'_, '_> {
         let Some(plan) = self.exchange.plan().map(Arc::clone) else { return Err(Failure::Internal.into()) };
         let limits = self.exchange.own_limits();
         let header = self.proxy_header(&plan);
-        let upstream = match Upstream::reuse(server, &header, self.now) {
+        let upstream = match Upstream::reuse(server, &plan.transport, &header, self.now) {
             Some(upstream) => upstream,
             None => {
                 let address = endpoint.address().ok_or(Failure::Unresolved)?;

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::io::Io;
 use crate::backend::{Endpoint, Incarnation};
+use crate::dial::Transport;
 use crate::room::Place;
 
 #[cfg(not(test))]
@@ -22,6 +23,8 @@ const MOST_CLOSED_AT_ONCE: usize = 8;
 pub struct Connection {
     pub socket: Io,
     pub place: Place,
+    /// How it was made. A request whose pool says something else of connections needs another one, whatever changed first.
+    pub transport: Arc<Transport>,
     /// What it began with: requests for which it would be another need another connection.
     pub header: Box<[u8]>,
 }
@@ -48,12 +51,16 @@ thread_local! {
     static CONNECTIONS: RefCell<Connections> = RefCell::default();
 }
 
-/// The connection used last of those that began with `header`, if one is left that is still open as far as can be seen.
-pub fn take(server: Incarnation, header: &[u8], now: Instant) -> Option<Connection> {
+/// The connection used last of those that were made by `transport` and began with `header`, if one is left that is still
+/// open as far as can be seen.
+pub fn take(server: Incarnation, transport: &Arc<Transport>, header: &[u8], now: Instant) -> Option<Connection> {
     CONNECTIONS.with_borrow_mut(|connections| {
         let server = connections.by_server.get_mut(&server)?;
-        // Mostly the last one, since all began with nothing.
-        while let Some(index) = server.idle.iter().rposition(|idle| *idle.connection.header == *header) {
+        let fits = |Connection { transport: of, header: with, .. }: &Connection| {
+            Arc::ptr_eq(of, transport) && **with == *header
+        };
+        // Mostly the last one, since all were made alike and began with nothing.
+        while let Some(index) = server.idle.iter().rposition(|idle| fits(&idle.connection)) {
             let Idle { mut connection, until } = server.idle.remove(index);
             connections.count -= 1;
             if now < until && connection.socket.is_quiet() {

@@ -13,7 +13,7 @@ use super::idle::{self, Connection};
 use super::io::Io;
 use super::transfer::{Download, Upload};
 use crate::backend::{Endpoint, Incarnation};
-use crate::dial::{Dial, tls};
+use crate::dial::{Dial, Transport, tls};
 use crate::failure::{Failed, Failure};
 use crate::plant::Bug;
 use crate::room::{Place, Room};
@@ -28,6 +28,8 @@ pub struct H1 {
     pub socket: Io,
     /// Among all connections to backends.
     place: Place,
+    /// How it was made.
+    transport: Arc<Transport>,
     /// What it began with.
     header: Box<[u8]>,
     /// The server that the connection leads to.
@@ -52,9 +54,10 @@ pub enum Disposition {
 }
 
 impl Upstream {
-    /// An idle connection to `server` that began with `header`, if there is one that is open as far as can be seen.
-    pub fn reuse(server: Incarnation, header: &[u8], now: Instant) -> Option<Self> {
-        idle::take(server, header, now).map(|connection| Self::new(connection, server, true))
+    /// An idle connection to `server` that was made by `transport` and began with `header`, if there is one that is open as
+    /// far as can be seen.
+    pub fn reuse(server: Incarnation, transport: &Arc<Transport>, header: &[u8], now: Instant) -> Option<Self> {
+        idle::take(server, transport, header, now).map(|connection| Self::new(connection, server, true))
     }
 
     /// Connects to `server`, which is where `dial` says, if there is room for one more connection to a backend, or idle ones
@@ -68,13 +71,25 @@ impl Upstream {
             }
         };
         let socket = Io::connect(dial).await?;
-        Ok(Self::new(Connection { socket, place, header: dial.header.into() }, server, false))
+        let transport = Arc::clone(dial.transport);
+        Ok(Self::new(Connection { socket, place, transport, header: dial.header.into() }, server, false))
     }
 
     fn new(connection: Connection, server: Incarnation, is_reused: bool) -> Self {
         let [has_heard, is_reset, keeps_alive, has_surplus] = [false; 4];
-        let Connection { socket, place, header } = connection;
-        Self::H1(H1 { socket, place, header, server, is_reused, has_heard, is_reset, keeps_alive, has_surplus })
+        let Connection { socket, place, transport, header } = connection;
+        Self::H1(H1 {
+            socket,
+            place,
+            transport,
+            header,
+            server,
+            is_reused,
+            has_heard,
+            is_reset,
+            keeps_alive,
+            has_surplus,
+        })
     }
 
     /// Decides whether the connection may carry another request. Over HTTP/1.1 both messages have to be over: the
@@ -91,8 +106,8 @@ impl Upstream {
 impl H1 {
     /// Keeps the connection for the next request to `endpoint`, among at most `most` of this thread.
     pub fn keep(self, endpoint: &Arc<Endpoint>, until: Instant, most: usize) {
-        let Self { socket, place, header, .. } = self;
-        idle::keep(endpoint, self.server, Connection { socket, place, header }, until, most);
+        let Self { socket, place, transport, header, .. } = self;
+        idle::keep(endpoint, self.server, Connection { socket, place, transport, header }, until, most);
     }
 
     /// Whether nobody else's requests may go over it.
@@ -161,7 +176,6 @@ mod tests {
     use super::*;
     use crate::backend::Backend;
     use crate::config::transport::TransportConfig;
-    use crate::dial::Transport;
     use crate::metrics::BackendMetrics;
 
     /// A connection whose backend has sent four bytes.
@@ -171,7 +185,7 @@ mod tests {
         let backend = address.to_string().parse().expect("an address");
         let backend = Backend::new(backend, false, BackendMetrics::unregistered());
         let server = backend.endpoints().as_slice()[0].incarnation();
-        let transport = Transport::new(&TransportConfig::default());
+        let transport = Arc::new(Transport::new(&TransportConfig::default()));
         let dial = Dial { backend: &backend.address, address: &address.into(), transport: &transport, header: b"" };
         let Upstream::H1(h1) = Upstream::connect(server, &dial, &Room::new(1)).await.expect("a listener");
         let (mut peer, _) = listener.accept().await.expect("a client");
@@ -190,6 +204,24 @@ mod tests {
                 return (bytes, failed.failure);
             }
         }
+    }
+
+    // After a reload, connections of before carried requests for as long as there were any: plain ones in place of TLS.
+    #[tokio::test]
+    async fn a_connection_that_was_made_otherwise_carries_no_other_request() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let backend = address.to_string().parse().expect("an address");
+        let backend = Backend::new(backend, false, BackendMetrics::unregistered());
+        let endpoint = Arc::clone(&backend.endpoints().as_slice()[0]);
+        let server = endpoint.incarnation();
+        let [before, after] = [(); 2].map(|()| Arc::new(Transport::new(&TransportConfig::default())));
+        let dial = Dial { backend: &backend.address, address: &address.into(), transport: &before, header: b"" };
+        let Upstream::H1(h1) = Upstream::connect(server, &dial, &Room::new(1)).await.expect("a listener");
+        let now = Instant::now();
+        h1.keep(&endpoint, now + std::time::Duration::from_secs(60), 1);
+        assert!(Upstream::reuse(server, &after, b"", now).is_none());
+        assert!(Upstream::reuse(server, &before, b"", now).is_some());
     }
 
     // The write that failed had taken the error: content that ends with the connection was taken for whole.

@@ -33,7 +33,7 @@ pub fn target() -> pingora_load_balancing::Backend {
 impl Way {
     async fn connected(&self) -> Result<Io, Failed> {
         let address = self.endpoint.address().ok_or(Failure::Unresolved)?;
-        let (backend, transport) = (&self.endpoint.backend.address, &*self.transport);
+        let (backend, transport) = (&self.endpoint.backend.address, &self.transport);
         // No client has a part in it.
         let header = proxy::header(transport.config.proxy_protocol, None);
         Io::connect(&Dial { backend, address, transport, header: &header }).await

@@ -264,7 +264,10 @@ impl Listeners {
                 tracing::info!("listener {}: certificate {} is not there any more", config.address, file.display());
             }
             for problem in problems {
-                tracing::warn!("listener {}: {problem}; what was in use before stays so", config.address);
+                tracing::warn!(
+                    "listener {}: {problem}; what was in use before stays so until that is mended or the configuration is reloaded",
+                    config.address
+                );
             }
         }
         let state = self.state();

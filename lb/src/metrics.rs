@@ -369,7 +369,7 @@ impl Metrics {
                 ),
                 certificate_problem: gauges(
                     "evenkeel_certificate_problem",
-                    "1 for a file that has changed and cannot be taken up.",
+                    "1 for a file that has changed and cannot be taken up, or has gone while its certificate is still needed.",
                     &["listener", "certificate"],
                 ),
                 backend_endpoints: gauges(

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tests::http2::{self, Http2};
 use tests::nginx::Nginx;
@@ -342,8 +343,6 @@ async fn a_half_written_pair_keeps_the_one_in_use_until_it_is_whole() {
     // Others are taken up meanwhile, and one that comes new, and it is said once.
     certificates.issue("three", Kind::Ecdsa, &["three.example"]).await;
     eventually("a new one is there", async || server("three.example").await.as_deref() == Some("three")).await;
-    std::fs::remove_file(certificates.path("two.pem")).expect("our file");
-    eventually("one that has gone is not", async || server("two.example").await.as_deref() == Some("one")).await;
     assert_eq!(balancer.log().matches(&said).count(), 1, "{}", balancer.log());
     // A key that does not fit is another problem.
     std::fs::copy(certificates.path("three.key"), certificates.path("one.key")).expect("our files");
@@ -351,10 +350,71 @@ async fn a_half_written_pair_keeps_the_one_in_use_until_it_is_whole() {
     balancer.logs(&["does not belong to the first certificate in"]).await;
     assert_eq!(server("one.example").await.as_deref(), Some("one"));
     certificates.issue("one", Kind::Ecdsa, &["one.example", "more.example"]).await;
-    eventually("it is whole again", async || server("more.example").await.as_deref() == Some("one")).await;
+    let has_no_problem = async || balancer.metrics().await.sum("evenkeel_certificate_problem", &[]) == 0.0;
+    eventually("it is whole again", has_no_problem).await;
+    assert_eq!(server("more.example").await.as_deref(), Some("one"));
     let metrics = balancer.metrics().await;
-    assert_eq!(metrics.sum("evenkeel_certificate_problem", &[]), 0.0);
     assert!(metrics.sum("evenkeel_certificate_renewals_total", &[("result", "failure")]) >= 2.0);
+}
+
+#[tokio::test]
+async fn a_served_name_keeps_its_certificate_until_another_comes_or_a_reload() {
+    let a = Origin::start("a").await;
+    let certificates = Certificates::new().await;
+    for name in ["one", "two", "three", "four"] {
+        certificates.issue(name, Kind::Ecdsa, &[&format!("{name}.example")]).await;
+    }
+    certificates.issue("unused", Kind::Ecdsa, &["unused.example"]).await;
+    let names = ["one", "two", "three", "four"].map(|name| format!("\"{name}.example\""));
+    let site = format!("[[site]]\nhosts = [{}]\npool = \"app\"", names.join(", "));
+    let config = certificates.config(&a, WATCHED).sites(&site);
+    let mut balancer = Balancer::start(config).await;
+    let address = balancer.address();
+    let server = async |name: &str| handshake(address, name, &[]).await.server().map(str::to_owned);
+    let problems = async |balancer: &Balancer| balancer.metrics().await.sum("evenkeel_certificate_problem", &[]);
+    let remove = |file: &str| std::fs::remove_file(certificates.path(file)).expect("our file");
+    // One goes that is the default as well, and one that nobody asks for.
+    remove("four.pem");
+    remove("unused.pem");
+    let said = format!(
+        "{} is not there any more, and no other certificate is for four.example",
+        certificates.text("four.pem")
+    );
+    balancer.logs(&["WARN", &said, "what was in use before stays so until"]).await;
+    eventually("one for no site is given up", async || server("unused.example").await.as_deref() == Some("four")).await;
+    assert_eq!(server("four.example").await.as_deref(), Some("four"));
+    assert_eq!(problems(&balancer).await, 1.0);
+    let admin = format!("http://{}", balancer.admin_address());
+    let status = evenkeel(["status", "--admin", &admin]).await;
+    assert!(status.stdout.contains(&said), "{status:?}");
+    // A pair comes with other names, and one that has expired.
+    certificates.issue("two", Kind::Ecdsa, &["other.example"]).await;
+    let said = format!(
+        "{} is for other names than before, and no other certificate is for two.example",
+        certificates.text("two.pem")
+    );
+    balancer.logs(&["WARN", &said]).await;
+    assert_eq!(server("two.example").await.as_deref(), Some("two"));
+    let expired = Path::new(env!("CARGO_MANIFEST_DIR")).join("balancer/check/tls");
+    std::fs::copy(expired.join("key.pem"), certificates.path("three.key")).expect("our files");
+    std::fs::copy(expired.join("expired.pem"), certificates.path("three.pem")).expect("our files");
+    balancer.logs(&["WARN", &format!("{} is not valid now, but from ", certificates.text("three.pem"))]).await;
+    assert_eq!(server("three.example").await.as_deref(), Some("three"));
+    assert_eq!(problems(&balancer).await, 3.0);
+    // Another file for the names that have none now.
+    certificates.issue("wild", Kind::Ecdsa, &["*.example"]).await;
+    eventually("what was kept is given up", async || server("two.example").await.as_deref() == Some("wild")).await;
+    eventually("another is taken up", async || server("four.example").await.as_deref() == Some("wild")).await;
+    assert_eq!(server("other.example").await.as_deref(), Some("two"));
+    assert_eq!(problems(&balancer).await, 1.0, "the one that is not valid");
+    assert_eq!(balancer.log().matches(&said).count(), 1, "{}", balancer.log());
+    // A reload takes what is there.
+    remove("one.pem");
+    remove("wild.pem");
+    eventually("they are missed", async || problems(&balancer).await == 3.0).await;
+    balancer.signal(Signal::SIGHUP);
+    eventually("it is given up", async || server("one.example").await.as_deref() != Some("one")).await;
+    assert_eq!(problems(&balancer).await, 0.0);
 }
 
 #[tokio::test]
@@ -374,7 +434,7 @@ async fn folders_swapped_by_a_link_are_taken_up_as_kubernetes_and_certbot_do() {
     let balancer = certificates.balancer(&a, WATCHED).await;
     let server = async || handshake(balancer.address(), "", &[]).await.server().map(str::to_owned);
     assert_eq!(server().await.as_deref(), Some("old.example"));
-    issue("..2026_2", &["new.example"]).await;
+    issue("..2026_2", &["new.example", "old.example"]).await;
     link("..2026_2", "..data_tmp");
     std::fs::rename(certificates.path("..data_tmp"), certificates.path("..data")).expect("our folder");
     eventually("the new one is there", async || server().await.as_deref() == Some("new.example")).await;

@@ -36,6 +36,9 @@ pub struct TlsConfig {
     /// The hosts of the listener's sites, if one of these pins a certificate, each with the one that it pins.
     #[serde(skip)]
     pub pins: Vec<(HostPattern, Option<PathBuf>)>,
+    /// The hosts of the routes and of the listener's sites.
+    #[serde(skip)]
+    pub hosts: Vec<HostPattern>,
 }
 
 /// Where a listener's certificates are, as it was written.
@@ -125,6 +128,7 @@ impl TlsConfig {
             handshake_timeout: Duration::from_secs(10),
             watch_interval: Duration::from_secs(5),
             pins: Vec::new(),
+            hosts: Vec::new(),
         }
     }
 }

@@ -52,6 +52,7 @@ impl<'t> Reader<'t> {
             handshake_timeout: handshake_timeout?.unwrap_or(HANDSHAKE_TIMEOUT),
             watch_interval: watch_interval?.unwrap_or(WATCH_INTERVAL),
             pins: Vec::new(),
+            hosts: Vec::new(),
         };
         let Err(faults) = Material::load(&tls) else { return Some(tls) };
         for fault in faults {
@@ -170,12 +171,14 @@ pub fn not_pinnable(pinnable: &Pinnable, listeners: &[ListenerName], certificate
     Some(format!("its listeners have {}", there.join(", ")))
 }
 
-/// Tells each listener which certificates its sites pin.
+/// Tells each listener its hosts, and which certificates its sites pin.
 pub fn pin(listeners: &mut [ListenerConfig], pinnable: &Pinnable, routes: &[HostRoute], sites: &[SiteConfig]) {
     for (listener, (name, certificates)) in listeners.iter_mut().zip(pinnable) {
         let (Some(tls), Some(certificates)) = (&mut listener.tls, certificates) else { continue };
         let pinned = |site: &SiteConfig| site.certificate.clone().filter(|path| certificates.contains(path));
         let here = || sites.iter().filter(|site| site.listeners.is_empty() || site.listeners.contains(name));
+        let of_routes = routes.iter().map(|route| &route.host);
+        tls.hosts = here().flat_map(|site| &site.hosts).chain(of_routes).cloned().collect();
         if here().any(|site| pinned(site).is_some()) {
             let of_sites = here().flat_map(|site| site.hosts.iter().map(move |host| (host.clone(), pinned(site))));
             tls.pins = of_sites.chain(routes.iter().map(|route| (route.host.clone(), None))).collect();

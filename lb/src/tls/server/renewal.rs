@@ -1,16 +1,18 @@
-//! Files that change while they are in use. A pair is taken up when it is whole; until then the one in use stays, and is
-//! told of once. Files are known by what the system says of them, links followed: who renews certificates writes new
+//! Files that change while they are in use. A pair is taken up when it is whole, and costs no name that is served its valid
+//! certificate; until then the one in use stays, and is told of once. Files are known by what the system says of them, links followed: who renews certificates writes new
 //! files and moves them there, or moves a link (Certbot, Kubernetes).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
 use super::ServerTls;
+use crate::config::certificate;
 use crate::config::tls::material::{self, Issuers, Loaded, Material, Unusable};
 use crate::config::tls::{Pair, TlsConfig};
+use crate::site::hosts::HostTable;
 
 /// What the system says of each file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -145,10 +147,8 @@ impl ServerTls {
         for pair in &pairs {
             let former = in_use(&pair.certificate);
             let is_unchanged = pair.files().all(|file| stamps.is_same(before, file));
-            if let Some(former) = former.filter(|former| former.pair == *pair && is_unchanged) {
-                if let Some(message) = known.get(&pair.certificate) {
-                    problems.insert(pair.certificate.clone(), message.clone());
-                }
+            let is_right = !known.contains_key(&pair.certificate);
+            if let Some(former) = former.filter(|former| former.pair == *pair && is_unchanged && is_right) {
                 certificates.push(Arc::clone(former));
                 continue;
             }
@@ -172,12 +172,38 @@ impl ServerTls {
             wanted.default.as_deref().into_iter().chain(pinned).any(|named| named == path)
         };
         let is_last = certificates.is_empty();
-        for former in self.certificates() {
+        let served = HostTable::new(wanted.hosts.iter().map(|host| (host.clone(), ())));
+        // Each that stays may be why the files of another lose a name, so that this begins anew.
+        while let Some((place, former, message)) = self.certificates().iter().enumerate().find_map(|(index, former)| {
             let path = &former.pair.certificate;
-            let has_gone = !pairs.iter().any(|pair| pair.certificate == *path);
-            if has_gone && (is_last || is_named(path)) {
-                problems.insert(path.clone(), format!("{} is not there any more", path.display()));
-                certificates.push(Arc::clone(former));
+            let place = certificates.iter().position(|loaded| loaded.pair.certificate == *path);
+            let Some(place) = place else {
+                let lost = lost_names(former, &certificates, &served);
+                let message = format!("{} is not there any more{}", path.display(), no_other_for(&lost));
+                let stays = is_last || is_named(path) || !lost.is_empty();
+                return stays.then_some((Err(index), former, message));
+            };
+            let loaded = &certificates[place];
+            if loaded.digest == former.digest {
+                return None;
+            }
+            let lost = lost_names(former, &certificates, &served);
+            let message = match (former.is_valid(), loaded.is_valid()) {
+                (false, _) => return None,
+                (true, false) => {
+                    let [from, until] = [loaded.leaf.not_before, loaded.not_after()].map(certificate::date);
+                    format!("{} is not valid now, but from {from} until {until}", path.display())
+                }
+                (true, true) if lost.is_empty() => return None,
+                (true, true) => format!("{} is for other names than before{}", path.display(), no_other_for(&lost)),
+            };
+            Some((Ok(place), former, message))
+        }) {
+            problems.insert(former.pair.certificate.clone(), message);
+            match place {
+                Ok(place) => certificates[place] = Arc::clone(former),
+                // Where it was: the first is the default.
+                Err(index) => certificates.insert(index.min(certificates.len()), Arc::clone(former)),
             }
         }
         certificates
@@ -191,6 +217,32 @@ impl ServerTls {
     pub(super) fn watch(&self, stamps: Stamps, problems: Problems) {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         (watched.stamps, watched.problems) = (stamps, problems);
+    }
+}
+
+/// The names that `former` is for and that are asked for here, but no valid certificate is for now. None where `former` is
+/// not valid itself.
+fn lost_names<'a>(former: &'a Loaded, now: &[Arc<Loaded>], served: &HostTable<()>) -> Vec<&'a str> {
+    if !former.is_valid() {
+        return Vec::new();
+    }
+    let plain = |name: &str| name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    let names = now.iter().filter(|loaded| loaded.is_valid()).flat_map(|loaded| &loaded.leaf.names);
+    let covered: HashSet<String> = names.map(|name| plain(name)).collect();
+    let is_lost = |name: &&str| {
+        let name = plain(name);
+        // Which names a wildcard is used for is not known.
+        let is_served = name.starts_with("*.") || served.find(&name).is_some();
+        let wildcard = name.split_once('.').map(|(_, domain)| format!("*.{domain}"));
+        is_served && !covered.contains(&name) && !wildcard.is_some_and(|wildcard| covered.contains(&wildcard))
+    };
+    former.leaf.names.iter().map(String::as_str).filter(is_lost).collect()
+}
+
+fn no_other_for(names: &[&str]) -> String {
+    match names {
+        [] => String::new(),
+        _ => format!(", and no other certificate is for {}", names.join(", ")),
     }
 }
 

@@ -100,6 +100,32 @@ fn what_is_allowed_or_no_path_of_ours_is_not_complained_of() {
     assert_eq!(violations(&sources), Vec::<String>::new());
 }
 
+#[test]
+fn the_page_on_architecture_shows_the_table() {
+    let page = include_str!("../../docs/ARCHITECTURE.md");
+    let (begin, end) = ("<!-- edges: begin -->\n", "<!-- edges: end -->");
+    let shown = page.split_once(begin).and_then(|(_, rest)| rest.split_once(end)).map(|(shown, _)| shown);
+    assert_eq!(
+        shown,
+        Some(as_markdown().as_str()),
+        "between these marks of docs/ARCHITECTURE.md belongs:\n{}",
+        as_markdown()
+    );
+}
+
+fn as_markdown() -> String {
+    let list = |modules: &[&str]| match modules {
+        [] => "–".to_owned(),
+        _ => modules.iter().map(|module| format!("`{module}`")).collect::<Vec<_>>().join(", "),
+    };
+    let row = |(module, used): &(&str, &[&str])| format!("| `{module}` | {} |\n", list(used));
+    let rows: String = MAY_USE.iter().map(row).collect();
+    let lowest = list(LOWEST);
+    format!(
+        "| module | may use |\n|---|---|\n{rows}| every module | {lowest}: and of these, each the ones behind it |\n"
+    )
+}
+
 type Sources = BTreeMap<PathBuf, String>;
 
 fn one(file: &str, text: &str) -> Sources {

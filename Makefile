@@ -1,12 +1,12 @@
 # The commands of the README. Each installs what it lacks, or says what to install, then builds and runs.
 
-.PHONY: demo up test check checks deny bench bench-selection bench-instructions full simulate mutants fuzz test-compose tools-demo tools-test python
+.PHONY: help demo up test check checks deny bench bench-selection bench-instructions full simulate mutants fuzz test-compose tools-demo tools-test python
 
-# Command to look for, and the Debian package that brings it.
+# Command to look for, and the package of Debian 12 and 13 that brings it. PostgreSQL's lies in a folder of its version.
 DEMO_TOOLS := cc:build-essential cmake:cmake
 TEST_TOOLS := $(DEMO_TOOLS) curl:curl openssl:openssl nginx:nginx-light haproxy:haproxy redis-server:redis-server promtool:prometheus \
 	chromium:chromium chromedriver:chromium-driver python3:python3-venv \
-	/usr/lib/postgresql/15/bin/initdb:postgresql go:golang-go
+	$(firstword $(wildcard /usr/lib/postgresql/*/bin/initdb) /usr/lib/postgresql/bin/initdb):postgresql go:golang-go
 # Redis 8 beside Debian 12's 7.0, with the libraries that it needs.
 REDIS_8 := redis-server redis-tools libatomic1 libc6 libcap2 libgcc-s1 libjemalloc2 liblzf1 libssl3t64 libstdc++6 \
 	libsystemd0 libzstd1 zlib1g
@@ -16,12 +16,17 @@ PYTHON := target/python/bin/python3
 # End-to-end tests mostly wait, so that four at a time suit even two cores.
 TEST_THREADS := 4
 
+## This list
+help:
+	@awk '/^## / { text = substr($$0, 4) } \
+		/^[a-z-]+:/ && text { sub(":.*", ""); printf "  make %-19s %s\n", $$0, text; text = "" }' $(firstword $(MAKEFILE_LIST))
+
 ## One balancer and three app instances on this machine, until Ctrl-C
 demo: tools-demo
 	cargo build --package evenkeel --package app --no-default-features --bins
 	exec target/debug/app demo $(DEMO)
 
-## The whole stack in containers (compose/README.md), and where it is. COMPOSE=docker-compose for version 1.29
+## The whole stack in containers (compose/README.md). COMPOSE=docker-compose for version 1.29
 COMPOSE ?= docker compose
 up:
 	compose/secrets.sh
@@ -47,7 +52,8 @@ check: tools-demo
 	# As `make demo` builds it.
 	cargo check --package app --no-default-features
 
-## SQL against CrateDB's grammar, its scripts on a stand-in, compose files against both specifications, dashboards and alerts by promtool
+## SQL, compose files, dashboards and alerts; part of make test
+# SQL against CrateDB's grammar, its scripts on a stand-in; compose files against both specifications; alerts by promtool.
 checks: tools-test python
 	$(PYTHON) sql/check.py
 	$(PYTHON) sql/test.py
@@ -74,7 +80,7 @@ bench-selection: tools-demo
 bench-instructions: tools-demo
 	sh tests/bench/instructions --check
 
-## What takes longer than the gate may, each part with its time
+## simulate, fuzz and mutants, each with its time: hours
 full:
 	@for part in simulate fuzz mutants; do \
 		start=$$(date +%s); \
@@ -82,7 +88,7 @@ full:
 		echo "$$part took $$(($$(date +%s) - start)) seconds"; \
 	done
 
-## So many schedules of the engine with fresh seeds, and the planted bugs; SEED=… one schedule with its trace
+## A million schedules of the engine, or SCHEDULES=…, and the planted bugs; SEED=… one schedule with its trace
 SCHEDULES ?= 1000000
 SIMULATE = cargo test --workspace --lib --config 'profile.dev.package.evenkeel.opt-level=2' -- --nocapture
 simulate: tools-demo
@@ -92,7 +98,7 @@ else
 	EVENKEEL_SCHEDULES=$(SCHEDULES) $(SIMULATE) simulation::
 endif
 
-## Mutants that the unit tests leave alive: of the pure modules, or with SINCE=main of what has changed since
+## Mutants of the pure modules that no unit test kills; SINCE=main of what has changed since
 MUTANTS ?= balance balance/** health/** exchange/failure exchange/headers route sticky
 mutants: tools-demo
 	@cargo mutants --version >/dev/null 2>&1 || { echo "cargo-mutants is missing: cargo install --locked cargo-mutants"; exit 1; }
@@ -103,7 +109,7 @@ else
 	cargo mutants --package evenkeel $(patsubst %,--file 'lb/src/%.rs',$(MUTANTS)) --output target -- --lib
 endif
 
-## The HTTP/1.1 codec, and values and expressions, against arbitrary bytes, a minute for each (needs cargo-fuzz)
+## The HTTP/1.1 codec, values and expressions against arbitrary bytes, a minute for each
 fuzz: tools-demo
 	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install --locked cargo-fuzz"; exit 1; }
 	for target in request_head response_head chunked value; do \
@@ -111,7 +117,7 @@ fuzz: tools-demo
 			-dict=fuzz/http1.dict -max_total_time=60) || exit 1; \
 	done
 
-## The compose stack on a Docker engine; says so when there is none. VARIANTS="large small hardened" tests those
+## The compose stack on a Docker engine. VARIANTS="large small hardened" tests those
 test-compose: python
 	PATH="$(CURDIR)/target/python/bin:$$PATH" compose/test.sh $(VARIANTS)
 

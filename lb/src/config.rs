@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
 use self::algorithm::Algorithm;
@@ -121,13 +122,18 @@ pub enum RequestIdField {
 pub struct ListenerConfig {
     /// Unique.
     pub name: ListenerName,
-    pub address: SocketAddr,
+    #[serde(flatten)]
+    pub addresses: ListenerAddresses,
     pub tls: Option<TlsConfig>,
     /// Who begins each connection by telling of its client; `None`: nobody does.
     pub proxy_protocol: Option<ProxySenders>,
     #[serde(flatten)]
     pub settings: ListenerSettings,
 }
+
+/// Where a listener accepts: one address or several, none twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerAddresses(Vec<SocketAddr>);
 
 /// Networks of load balancers that send a header of the PROXY protocol.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -441,6 +447,39 @@ impl Config {
     pub fn is_routed(&self, pool: &PoolName) -> bool {
         let mut in_sites = self.sites.iter().flat_map(|site| &site.routes).flat_map(RouteConfig::pools);
         self.routes.iter().any(|route| route.pool == *pool) || in_sites.any(|name| name == pool)
+    }
+}
+
+impl ListenerAddresses {
+    /// `None`: there is none.
+    pub fn new(addresses: Vec<SocketAddr>) -> Option<Self> {
+        (!addresses.is_empty()).then_some(Self(addresses))
+    }
+
+    pub fn first(&self) -> SocketAddr {
+        self.0[0]
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = SocketAddr> {
+        self.0.iter().copied()
+    }
+}
+
+impl Serialize for ListenerAddresses {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(1))?;
+        match &*self.0 {
+            [one] => map.serialize_entry("address", one)?,
+            several => map.serialize_entry("addresses", several)?,
+        }
+        map.end()
+    }
+}
+
+impl fmt::Display for ListenerAddresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<_> = self.iter().map(|address| address.to_string()).collect();
+        f.write_str(&texts.join(", "))
     }
 }
 

@@ -172,7 +172,7 @@ impl Engine {
         Self {
             control: Arc::clone(&shared.control),
             access_log: Arc::clone(&shared.access_log),
-            address: listener.address,
+            address: listener.addresses.first(),
             hostname: std::fs::read_to_string(HOSTNAME_FILE).unwrap_or_default().trim().into(),
             settings: listener.settings,
             last_settings: OnceLock::new(),
@@ -183,6 +183,12 @@ impl Engine {
             backend_room: Arc::clone(&shared.backend_room),
             handshake_room: Arc::clone(&shared.handshake_room),
         }
+    }
+
+    /// The same at another one of the listener's addresses.
+    #[must_use]
+    pub fn at(self, address: SocketAddr) -> Self {
+        Self { address, ..self }
     }
 
     /// Has each answer be the last on its connection, since nobody listens any more. `settings` hold to the end.
@@ -198,7 +204,8 @@ impl Engine {
             return *last;
         }
         let snapshot = self.control.snapshot();
-        match snapshot.config.listeners.iter().find(|listener| listener.address == self.address) {
+        match snapshot.config.listeners.iter().find(|listener| listener.addresses.iter().any(|one| one == self.address))
+        {
             Some(here) => here.settings,
             None => self.settings,
         }

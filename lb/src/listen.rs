@@ -52,9 +52,11 @@ struct State {
     receivers: Vec<UnboundedReceiver<Accepting>>,
 }
 
-/// A listener that accepts.
+/// A listener that accepts at one of its addresses.
 struct Open {
     config: ListenerConfig,
+    /// As it is configured.
+    address: SocketAddr,
     /// `None`: it is plain.
     tls: Arc<ArcSwapOption<ServerTls>>,
     proxies: Arc<Expected>,
@@ -90,6 +92,7 @@ struct Kept {
 
 struct Added {
     config: ListenerConfig,
+    address: SocketAddr,
     /// None where it takes those of a listener that is closed.
     sockets: Vec<TcpListener>,
     tls: Option<Arc<ServerTls>>,
@@ -128,30 +131,50 @@ impl Listeners {
         let mut kept: Vec<Option<Kept>> = state.open.iter().map(|_| None).collect();
         let (mut new, mut problems) = (Vec::new(), Vec::new());
         for (index, config) in wanted.iter().enumerate() {
-            let place = (state.open.iter().zip(&kept))
-                .position(|(open, kept)| kept.is_none() && open.config.address == config.address);
-            let before = place.and_then(|place| state.open.get(place)).and_then(|open| open.tls.load_full());
-            match (load(config.tls.as_ref(), before.as_ref()), place) {
-                (Err(message), _) => problems.push(Problem { listener: index, message }),
-                (Ok(tls), None) => new.push((index, config, tls)),
-                (Ok(tls), Some(place)) => kept[place] = Some(Kept { config: config.clone(), tls, before }),
+            let mut places: Vec<(SocketAddr, Option<usize>)> = Vec::new();
+            for address in config.addresses.iter() {
+                let is_free = |place: usize| places.iter().all(|(_, taken)| *taken != Some(place));
+                let mut open = state.open.iter().zip(&kept).enumerate();
+                let place = open.find_map(|(place, (open, kept))| {
+                    (kept.is_none() && open.address == address && is_free(place)).then_some(place)
+                });
+                places.push((address, place));
+            }
+            let tls_at = |place: usize| state.open.get(place).and_then(|open| open.tls.load_full());
+            let before = places.iter().find_map(|(_, place)| tls_at((*place)?));
+            // All addresses of a listener share it, so that sessions can be resumed at each.
+            let tls = match load(config.tls.as_ref(), before.as_ref()) {
+                Ok(tls) => tls,
+                Err(message) => {
+                    problems.push(Problem { listener: index, message });
+                    continue;
+                }
+            };
+            for (address, place) in places {
+                let tls = tls.clone();
+                match place {
+                    Some(place) => {
+                        kept[place] = Some(Kept { config: config.clone(), tls, before: tls_at(place) });
+                    }
+                    None => new.push((index, config, address, tls)),
+                }
             }
         }
         let mut added = Vec::new();
-        for (index, config, tls) in new {
+        for (index, config, address, tls) in new {
             let count = self.threads.len();
             let is_closed = |(open, kept): (&Open, &Option<Kept>)| {
-                kept.is_none() && open.sockets.iter().any(|group| group.address == config.address)
+                kept.is_none() && open.sockets.iter().any(|group| group.address == address)
             };
-            let opened = match sockets.take(config.address) {
+            let opened = match sockets.take(address) {
                 _ if state.open.iter().zip(&kept).any(is_closed) => Ok(Opened::Ready(Vec::new())),
                 Some(socket) => duplicates(&socket, count).map(Opened::Ready),
-                None => Bound::new(config.address, count, state.is_own(config.address)).map(Opened::Bound),
+                None => Bound::new(address, count, state.is_own(address)).map(Opened::Bound),
             };
             match opened {
-                Ok(opened) => added.push((index, config, opened, tls)),
+                Ok(opened) => added.push((index, config, address, opened, tls)),
                 Err(e) => {
-                    let message = cannot_listen(config.address, "[[listener]] address", &e);
+                    let message = cannot_listen(address, "[[listener]] address", &e);
                     problems.push(Problem { listener: index, message });
                 }
             }
@@ -163,15 +186,15 @@ impl Listeners {
             return Ok(Prepared { kept, added: Vec::new() });
         }
         // Last, since a client that has connected may not be sent away again.
-        let listen = |(index, config, opened, tls): (usize, &ListenerConfig, Opened, _)| {
+        let listen = |(index, config, address, opened, tls): (usize, &ListenerConfig, SocketAddr, Opened, _)| {
             let sockets = match opened {
                 Opened::Ready(sockets) => sockets,
                 Opened::Bound(bound) => bound.listen().map_err(|e| {
-                    let message = cannot_listen(config.address, "[[listener]] address", &e);
+                    let message = cannot_listen(address, "[[listener]] address", &e);
                     vec![Problem { listener: index, message }]
                 })?,
             };
-            Ok::<_, Vec<Problem>>(Added { config: config.clone(), sockets, tls })
+            Ok::<_, Vec<Problem>>(Added { config: config.clone(), address, sockets, tls })
         };
         Ok(Prepared { kept, added: added.into_iter().map(listen).collect::<Result<_, _>>()? })
     }
@@ -183,7 +206,7 @@ impl Listeners {
     pub fn commit(&self, prepared: Prepared) {
         let mut state = self.state();
         let before = std::mem::take(&mut state.open);
-        let mut free = Vec::new();
+        let (mut free, mut closed) = (Vec::new(), Vec::new());
         for (mut open, kept) in before.into_iter().zip(prepared.kept) {
             match kept {
                 Some(Kept { config, tls, .. }) => {
@@ -194,17 +217,16 @@ impl Listeners {
                     state.open.push(open);
                 }
                 None => {
-                    tracing::info!(address = %open.config.address, "does not listen any more");
+                    tracing::info!(address = %open.address, "does not listen any more");
                     open.listeners.iter().for_each(|listener| listener.engine.close(open.config.settings));
-                    self.shared.control.metrics.forget_listener(open.config.name.as_str());
                     free.append(&mut open.sockets);
+                    closed.push(open.config.name);
                 }
             }
         }
         for added in prepared.added {
             let mut open = self.open(added);
-            let (covered, others) =
-                free.into_iter().partition(|group: &Group| covers(open.config.address, group.address));
+            let (covered, others) = free.into_iter().partition(|group: &Group| covers(open.address, group.address));
             free = others;
             for group in covered {
                 for (given, listener) in group.given.iter().zip(&open.listeners) {
@@ -213,10 +235,13 @@ impl Listeners {
                 open.sockets.push(group);
             }
             if let Some(group) = open.sockets.first() {
-                let address = if open.config.address.port() == 0 { group.address } else { open.config.address };
+                let address = if open.address.port() == 0 { group.address } else { open.address };
                 tracing::info!(%address, "listening");
             }
             state.open.push(open);
+        }
+        for name in closed.iter().filter(|name| state.open.iter().all(|open| open.config.name != **name)) {
+            self.shared.control.metrics.forget_listener(name.as_str());
         }
         state.closing.extend(free.into_iter().map(|group| (group.address, group.is_open)));
     }
@@ -240,16 +265,18 @@ impl Listeners {
     /// Takes up certificates whose files have changed, where the time to look has come; how long until it comes again. It
     /// waits for the disk.
     pub fn renew_certificates(&self) -> Duration {
-        for (config, tls, before) in self.due() {
+        for (config, before) in self.due() {
             let Some(wanted) = &config.tls else { continue };
             let Some(Renewed { tls: renewed, taken_up, removed, problems }) = before.renew(wanted) else { continue };
             {
-                let _state = self.state();
-                // A reload has read the files as well.
-                if !tls.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, &before)) {
+                let state = self.state();
+                let is_before = |open: &&Open| open.tls.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, &before));
+                let addresses: Vec<_> = state.open.iter().filter(is_before).collect();
+                // A reload has read the files as well, or it was done for another address of the listener.
+                if addresses.is_empty() {
                     continue;
                 }
-                tls.store(Some(renewed));
+                addresses.iter().for_each(|open| open.tls.store(Some(Arc::clone(&renewed))));
             }
             let count = |result, count: usize| {
                 let renewals = &self.shared.control.metrics.certificate_renewals;
@@ -261,12 +288,12 @@ impl Listeners {
                 tracing::info!("a file has changed: {}", told(&config, &loaded));
             }
             for file in removed {
-                tracing::info!("listener {}: certificate {} is not there any more", config.address, file.display());
+                tracing::info!("listener {}: certificate {} is not there any more", config.addresses, file.display());
             }
             for problem in problems {
                 tracing::warn!(
                     "listener {}: {problem}; what was in use before stays so until that is mended or the configuration is reloaded",
-                    config.address
+                    config.addresses
                 );
             }
         }
@@ -276,7 +303,7 @@ impl Listeners {
     }
 
     /// The listeners whose files are to be looked at now.
-    fn due(&self) -> Vec<(ListenerConfig, Arc<ArcSwapOption<ServerTls>>, Arc<ServerTls>)> {
+    fn due(&self) -> Vec<(ListenerConfig, Arc<ServerTls>)> {
         let (mut state, now) = (self.state(), Instant::now());
         let due = state.open.iter_mut().filter_map(|open| {
             let interval = open.config.tls.as_ref()?.watch_interval;
@@ -284,18 +311,21 @@ impl Listeners {
                 return None;
             }
             open.looked = now;
-            Some((open.config.clone(), Arc::clone(&open.tls), open.tls.load_full()?))
+            Some((open.config.clone(), open.tls.load_full()?))
         });
         due.collect()
     }
 
     /// The certificates of each listener, and files that cannot be taken up.
     pub fn certificates(&self) -> Vec<ListenerCertificate> {
-        let listeners: Vec<_> = {
-            let state = self.state();
-            let with_tls = |open: &Open| Some((open.config.name.clone(), open.tls.load_full()?));
-            state.open.iter().filter_map(with_tls).collect()
-        };
+        let mut listeners: Vec<(_, Arc<ServerTls>)> = Vec::new();
+        for open in &self.state().open {
+            let Some(tls) = open.tls.load_full() else { continue };
+            // Addresses of a listener share it.
+            if !listeners.iter().any(|(_, other)| Arc::ptr_eq(other, &tls)) {
+                listeners.push((open.config.name.clone(), tls));
+            }
+        }
         let mut found = Vec::new();
         for (listener, tls) in listeners {
             let mut problems = tls.problems();
@@ -312,17 +342,17 @@ impl Listeners {
         found
     }
 
-    fn open(&self, Added { config, sockets, tls }: Added) -> Open {
+    fn open(&self, Added { config, address, sockets, tls }: Added) -> Open {
         let tls = Arc::new(ArcSwapOption::new(tls));
         let told = Arc::new(Told::new(self.shared.control.metrics.tls(config.name.as_str())));
         let metrics = &self.shared.control.metrics;
         let proxies = Arc::new(Expected::new(config.proxy_protocol.as_ref(), config.name.as_str(), metrics));
         let listener = |thread| {
-            let engine = Arc::new(Engine::new(&config, &self.shared, &self.stops, thread));
+            let engine = Arc::new(Engine::new(&config, &self.shared, &self.stops, thread).at(address));
             Arc::new(Listener { tls: Arc::clone(&tls), proxies: Arc::clone(&proxies), told: Arc::clone(&told), engine })
         };
         let listeners: Vec<_> = (0..self.threads.len()).map(listener).collect();
-        let address = sockets.first().and_then(|socket| socket.local_addr().ok());
+        let bound = sockets.first().and_then(|socket| socket.local_addr().ok());
         let is_open = Arc::new(());
         let given = sockets.into_iter().zip(self.threads.iter().zip(&listeners)).map(|(socket, (thread, listener))| {
             let (given, listener) = watch::channel(Arc::clone(listener));
@@ -331,8 +361,8 @@ impl Listeners {
             given
         });
         let given = given.collect();
-        let group = address.map(|address| Group { address, given, is_open: Arc::downgrade(&is_open) });
-        Open { config, tls, proxies, looked: Instant::now(), listeners, sockets: group.into_iter().collect() }
+        let group = bound.map(|address| Group { address, given, is_open: Arc::downgrade(&is_open) });
+        Open { config, address, tls, proxies, looked: Instant::now(), listeners, sockets: group.into_iter().collect() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -370,15 +400,18 @@ impl Prepared {
         let told = kept.chain(added).flat_map(|(listener, tls, before)| {
             tls.iter().flat_map(move |tls| tls.new_since(before)).map(|loaded| told(listener, loaded))
         });
-        told.collect()
+        let mut told: Vec<String> = told.collect();
+        // Each address of a listener has the same.
+        told.dedup();
+        told
     }
 }
 
 /// Which certificate a listener has, for whom, until when.
 fn told(listener: &ListenerConfig, loaded: &Loaded) -> String {
-    let (address, file) = (listener.address, loaded.pair.certificate.display());
+    let (addresses, file) = (&listener.addresses, loaded.pair.certificate.display());
     let (names, until) = (loaded.leaf.names.join(", "), certificate::date(loaded.not_after()));
-    format!("listener {address}: certificate {file} for {names}, valid until {until}")
+    format!("listener {addresses}: certificate {file} for {names}, valid until {until}")
 }
 
 /// Whether two sockets would be in each other's way.

@@ -141,8 +141,11 @@ impl Sites {
             _ => Arc::new(Site::compile(config, &pools, metrics, &mut sets)),
         };
         let sites: Box<[Arc<Site>]> = short.iter().chain(&config.sites).map(site).collect();
-        let listeners: Vec<_> =
-            config.listeners.iter().map(|listener| (listener.name.clone(), listener.address)).collect();
+        let addresses = config
+            .listeners
+            .iter()
+            .flat_map(|listener| listener.addresses.iter().map(|address| (listener.name.clone(), address)));
+        let listeners: Vec<_> = addresses.collect();
         if let Some((_, previous)) = previous
             && previous.listeners == listeners
             && previous.sites.len() == sites.len()

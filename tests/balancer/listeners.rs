@@ -1,11 +1,11 @@
 //! Where clients connect, and whose connection it is. HAProxy is the load balancer before Evenkeel.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use tempfile::TempDir;
 use tests::haproxy::Haproxy;
 use tests::openssl::{Authority, Kind};
-use tests::{Balancer, Config, Origin, Request, Wire, eventually};
+use tests::{Balancer, Config, Origin, Port, Request, Wire, eventually};
 
 const FROM_HERE: &str = "proxy_protocol = { from = [\"127.0.0.1/32\"] }";
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -182,4 +182,38 @@ async fn a_reload_changes_of_whom_a_header_is_demanded() {
     let mut wire = balancer.connect().await;
     wire.send(["PROXY UNKNOWN\r\n", REQUEST].concat()).await;
     assert_eq!(wire.reply().await.status, 200);
+}
+
+/// The text of a configuration with these addresses in place of its listener's own.
+fn with_addresses(config: &Config, balancer: &Balancer, addresses: &[SocketAddr]) -> String {
+    let one = format!("address = \"{}\"", balancer.address());
+    let several: Vec<_> = addresses.iter().map(|address| format!("\"{address}\"")).collect();
+    let text = config.text(balancer.address(), balancer.admin_address());
+    text.replacen(&one, &format!("addresses = [{}]", several.join(", ")), 1)
+}
+
+#[tokio::test]
+async fn a_listener_has_several_addresses_and_a_reload_changes_single_ones() {
+    let a = Origin::start("a").await;
+    let sites = "[[site]]\nhosts = [\"\"]\nlisteners = [\"web\"]\npool = \"app\"\n";
+    let config = Config::of([&a]).listener("name = \"web\"").sites(sites);
+    let mut balancer = Balancer::prepare(&config);
+    // Both families at the same port, as with 0.0.0.0 and [::].
+    let ports = Port::reserve_at(["127.0.0.1", "::1", "127.0.0.9"]);
+    let [first, six, last] = [&ports[0], &ports[1], &ports[2]].map(Port::address);
+    balancer.write(&with_addresses(&config, &balancer, &[first, six]));
+    balancer.launch();
+    balancer.ready().await;
+    let mut kept = Wire::connect(six).await;
+    for (address, client) in [(first, "127.0.0.1"), (six, "::1")] {
+        assert_eq!(Wire::connect(address).await.exchange(&Request::get("/")).await.status, 200, "{address}");
+        assert_eq!(told_client(&a), client);
+    }
+    assert_eq!(kept.exchange(&Request::get("/")).await.status, 200);
+    balancer.write(&with_addresses(&config, &balancer, &[six, last]));
+    assert_eq!(balancer.change("POST", "/admin/reload", None).await["warnings"], serde_json::json!([]));
+    eventually("the first address is closed", async || Wire::try_connect(first).await.is_err()).await;
+    assert_eq!(Wire::connect(last).await.exchange(&Request::get("/")).await.status, 200);
+    assert_eq!(Wire::connect(six).await.exchange(&Request::get("/")).await.status, 200);
+    assert_eq!(kept.exchange(&Request::get("/")).await.status, 200, "the connection has stayed");
 }

@@ -124,8 +124,9 @@ fn listener(config: &Config, asks: &Asks<'_>, name: Option<&str>) -> anyhow::Res
             .with_context(|| format!("there is no listener \"{name}\": there are {}", names.join(", ")));
     }
     let is_right = |listener: &ListenerConfig| listener.tls.is_some() == asks.is_https;
-    let found = position(&|listener| is_right(listener) && listener.address.port() == asks.port)
-        .or_else(|| position(&|listener| listener.address.port() == asks.port))
+    let has_port = |listener: &ListenerConfig| listener.addresses.iter().any(|address| address.port() == asks.port);
+    let found = position(&|listener| is_right(listener) && has_port(listener))
+        .or_else(|| position(&has_port))
         .or_else(|| position(&is_right));
     Ok(found.unwrap_or(0))
 }
@@ -150,7 +151,7 @@ fn tell(checked: &Checked, place: usize, explanation: &Explanation, request: &st
     let config = &checked.config;
     let listener = &config.listeners[place];
     let mut text = format!("{request}\n\n");
-    row(&mut text, "listener", &listener.name.to_string(), &listener.address.to_string());
+    row(&mut text, "listener", &listener.name.to_string(), &listener.addresses.to_string());
     let Some(site) = &explanation.site else {
         row(&mut text, "site", "none", "");
         let sites = config.all_sites();

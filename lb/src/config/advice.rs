@@ -13,7 +13,7 @@ use super::certificate::{self, Certificate, Renewal};
 use super::route::HostPattern;
 use super::site::Matcher;
 use super::tls::TlsConfig;
-use super::{BackendConfig, Config, ListenerConfig, PoolConfig, StickyConfig};
+use super::{BackendConfig, Config, PoolConfig, StickyConfig};
 
 /// One thing that is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,11 +204,10 @@ fn literal_star(key: &str, path: &str) -> Option<String> {
 /// Whether a backend is this balancer itself, and what is wrong with that.
 pub fn own_address(config: &Config, address: &BackendAddress) -> Option<(bool, String)> {
     let target = socket_address(address)?;
-    let listens = |listener: &&ListenerConfig| leads_to(target, listener.address);
-    if let Some(listener) = config.listeners.iter().find(listens) {
+    let mut own = config.listeners.iter().flat_map(|listener| listener.addresses.iter());
+    if let Some(own) = own.find(|own| leads_to(target, *own)) {
         let message = format!(
-            "backend {address} is this balancer itself, which listens on {}: each request would come back until it is refused; write the application's address",
-            listener.address
+            "backend {address} is this balancer itself, which listens on {own}: each request would come back until it is refused; write the application's address"
         );
         return Some((true, message));
     }

@@ -29,9 +29,9 @@ use ::toml::de::{DeTable, DeValue};
 use super::advice::{self, Advice, Subject};
 use super::{
     AccessLogConfig, AccessLogFormat, Addresses, AdminConfig, BackendConfig, Config, EjectionConfig, ForwardedBy,
-    HalfClose, HostRoute, ListenerConfig, ListenerSettings, LogConfig, LogFormat, MetricsConfig, PoolConfig, PoolName,
-    PoolSettings, Position, ProbeConfig, ProbeKind, Problem, ProxySenders, ResolverConfig, SameSite, SecureCookie,
-    ServerConfig, StateConfig, StatusRanges, StickyConfig,
+    HalfClose, HostRoute, ListenerAddresses, ListenerConfig, ListenerSettings, LogConfig, LogFormat, MetricsConfig,
+    PoolConfig, PoolName, PoolSettings, Position, ProbeConfig, ProbeKind, Problem, ProxySenders, ResolverConfig,
+    SameSite, SecureCookie, ServerConfig, StateConfig, StatusRanges, StickyConfig,
 };
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
@@ -213,7 +213,11 @@ fn place(files: &[(usize, &DeTable<'_>)], subject: Subject) -> Option<usize> {
         Subject::Algorithm { pool } => Some(within(element("pool", pool)?, &["algorithm"])),
         Subject::Backends { pool } => Some(within(element("pool", pool)?, &["backends"])),
         Subject::Cookie { pool } => Some(within(element("pool", pool)?, &["sticky", "cookie"])),
-        Subject::Listener { listener } => Some(within(element("listener", listener)?, &["address"])),
+        Subject::Listener { listener } => {
+            let listener = element("listener", listener)?;
+            let has_one = listener.1.get_ref().as_table().is_some_and(|listener| listener.contains_key("address"));
+            Some(within(listener, &[if has_one { "address" } else { "addresses" }]))
+        }
         Subject::BackendTls { pool } => Some(within(element("pool", pool)?, &["tls", "verify"])),
         Subject::Source { pool } => Some(within(element("pool", pool)?, &["source_address"])),
         Subject::Pool { pool } => Some(within(element("pool", pool)?, &["name"])),
@@ -361,12 +365,17 @@ impl<'t> Reader<'t> {
         let mut listeners = Some(Vec::new());
         for section in &sections {
             let listener = self.listener(section);
-            if let Some(address) = listener.as_ref().map(|listener| listener.address) {
+            for (index, address) in listener.iter().flat_map(|listener| listener.addresses.iter()).enumerate() {
                 if let Some(taken) = addresses.iter().find(|taken| overlap(**taken, address)) {
-                    self.problem(
-                        section.place("address"),
-                        format!("listener.address is \"{address}\", which another [[listener]] has taken with \"{taken}\": write another port"),
+                    let (place, key) = match element_place(section, "addresses", index) {
+                        Some(place) => (place, "addresses has"),
+                        None => (section.place("address"), "address is"),
+                    };
+                    let other = if index > 0 { "a" } else { "another" };
+                    let message = format!(
+                        "listener.{key} \"{address}\", which {other} [[listener]] has taken with \"{taken}\": write another port"
                     );
+                    self.problem(place, message);
                 }
                 addresses.push(address);
             }
@@ -378,20 +387,23 @@ impl<'t> Reader<'t> {
                         "listener.name is \"{}\", which another [[listener]] has: write another name",
                         listener.name
                     );
-                    self.problem(section.first_place(&["name", "address"]), message);
+                    self.problem(section.first_place(&["name", "address", "addresses"]), message);
                 }
                 names.push((listener.name.clone(), is_given));
             }
-            collect(&mut listeners, listener.map(|listener| (listener, section.place("address"))));
+            collect(
+                &mut listeners,
+                listener.map(|listener| (listener, section.first_place(&["address", "addresses"]))),
+            );
         }
         listeners
     }
 
     fn listener(&mut self, section: &Section<'t>) -> Option<ListenerConfig> {
-        let address = self.required(section, "address", values::socket_address);
+        let addresses = self.addresses(section);
         let name = match section.has("name") {
             true => self.value(section, "name", values::listener_name),
-            false => address.map(ListenerName::from),
+            false => addresses.as_ref().map(|addresses| ListenerName::from(addresses.first())),
         };
         let tls = self.section(section, "tls");
         let tls = if tls.is_written() { self.tls(&tls).map(Some) } else { Some(None) };
@@ -418,7 +430,7 @@ impl<'t> Reader<'t> {
         let max_body_bytes = self.value(section, "max_body_bytes", values::size::<u64>(0, i64::MAX as u64));
         Some(ListenerConfig {
             name: name?,
-            address: address?,
+            addresses: addresses?,
             tls: tls?,
             proxy_protocol: proxy_protocol?,
             settings: ListenerSettings {
@@ -439,6 +451,24 @@ impl<'t> Reader<'t> {
                 max_body_bytes: max_body_bytes.map(|bytes| (bytes != 0).then_some(bytes))?,
             },
         })
+    }
+
+    fn addresses(&mut self, section: &Section<'t>) -> Option<ListenerAddresses> {
+        if !section.has("addresses") {
+            let address = self.required(section, "address", values::socket_address)?;
+            return ListenerAddresses::new(vec![address]);
+        }
+        let addresses = self.each(section, "addresses", values::socket_address)?;
+        if section.has("address") {
+            let message = "listener.address stands beside addresses: write it among them, and leave address out";
+            self.problem(section.place("address"), message);
+        }
+        let addresses = ListenerAddresses::new(addresses);
+        if addresses.is_none() {
+            let message = "listener.addresses is empty: write at least one, such as \"0.0.0.0:8888\"";
+            self.problem(section.place("addresses"), message);
+        }
+        addresses
     }
 
     fn proxy_protocol(&mut self, listener: &Section<'t>) -> Option<Option<ProxySenders>> {
@@ -487,11 +517,12 @@ impl<'t> Reader<'t> {
                 );
                 self.problem(section.place("address"), message);
             }
-            let taken = listeners.iter().flatten().find(|(listener, _)| overlap(listener.address, address));
-            if let Some((listener, place)) = taken {
+            let of_listeners = listeners.iter().flatten();
+            let mut of_listeners =
+                of_listeners.flat_map(|(listener, place)| listener.addresses.iter().map(move |taken| (taken, place)));
+            if let Some((taken, place)) = of_listeners.find(|(taken, _)| overlap(*taken, address)) {
                 let message = format!(
-                    "admin.address is \"{address}\", which a [[listener]] has taken with \"{}\": write another port",
-                    listener.address
+                    "admin.address is \"{address}\", which a [[listener]] has taken with \"{taken}\": write another port"
                 );
                 let place = if section.has("address") { section.place("address") } else { *place };
                 self.problem(place, message);

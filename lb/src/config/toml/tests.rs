@@ -519,6 +519,18 @@ fn settings_that_contradict_each_other_are_found() {
             "listener.proxy_protocol.from names no network: write the addresses of the load balancers that send the header, such as [\"10.0.0.0/8\"]",
         ),
         (
+            minimal_but("address = \"127.0.0.1:8888\"", "addresses = [\"127.0.0.1:8888\", §\"0.0.0.0:8888\"]"),
+            "listener.addresses has \"0.0.0.0:8888\", which a [[listener]] has taken with \"127.0.0.1:8888\": write another port",
+        ),
+        (
+            minimal_but("address = \"127.0.0.1:8888\"", "address = §\"127.0.0.1:8888\"\naddresses = [\"[::1]:8888\"]"),
+            "listener.address stands beside addresses: write it among them, and leave address out",
+        ),
+        (
+            minimal_but("address = \"127.0.0.1:8888\"", "addresses = §[]"),
+            "listener.addresses is empty: write at least one, such as \"0.0.0.0:8888\"",
+        ),
+        (
             minimal_with("admin", "address = §\"127.0.0.1:8888\""),
             "admin.address is \"127.0.0.1:8888\", which a [[listener]] has taken with \"127.0.0.1:8888\": write another port",
         ),

@@ -305,7 +305,7 @@ max_body_bytes = 0
 lingering_time = \"1500ms\"
 tls = {{ certificate = \"{pems}/cert.pem\", key = \"{pems}/key.pem\" }}
 [[listener]]
-address = \"127.0.0.1:0\"
+addresses = [\"127.0.0.1:0\", \"[::1]:8444\"]
 proxy_protocol = {{ from = [\"10.0.0.0/8\", \"::1\"] }}
 [[listener]]
 address = \"127.0.0.1:8443\"

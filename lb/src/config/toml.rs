@@ -365,9 +365,12 @@ impl<'t> Reader<'t> {
         let mut listeners = Some(Vec::new());
         for section in &sections {
             let listener = self.listener(section);
+            let others_place = |index: usize| {
+                element_place(section, "addresses", index.checked_sub(usize::from(section.has("address")))?)
+            };
             for (index, address) in listener.iter().flat_map(|listener| listener.addresses.iter()).enumerate() {
                 if let Some(taken) = addresses.iter().find(|taken| overlap(**taken, address)) {
-                    let (place, key) = match element_place(section, "addresses", index) {
+                    let (place, key) = match others_place(index) {
                         Some(place) => (place, "addresses has"),
                         None => (section.place("address"), "address is"),
                     };
@@ -453,17 +456,17 @@ impl<'t> Reader<'t> {
         })
     }
 
+    /// The one goes before the others.
     fn addresses(&mut self, section: &Section<'t>) -> Option<ListenerAddresses> {
-        if !section.has("addresses") {
-            let address = self.required(section, "address", values::socket_address)?;
-            return ListenerAddresses::new(vec![address]);
-        }
-        let addresses = self.each(section, "addresses", values::socket_address)?;
-        if section.has("address") {
-            let message = "listener.address stands beside addresses: write it among them, and leave address out";
-            self.problem(section.place("address"), message);
-        }
-        let addresses = ListenerAddresses::new(addresses);
+        let one = match section.has("address") || !section.has("addresses") {
+            true => self.required(section, "address", values::socket_address).map(Some),
+            false => Some(None),
+        };
+        let others = match section.has("addresses") {
+            true => self.each(section, "addresses", values::socket_address),
+            false => Some(Vec::new()),
+        };
+        let addresses = ListenerAddresses::new(one?.into_iter().chain(others?).collect());
         if addresses.is_none() {
             let message = "listener.addresses is empty: write at least one, such as \"0.0.0.0:8888\"";
             self.problem(section.place("addresses"), message);

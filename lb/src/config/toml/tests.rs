@@ -523,10 +523,6 @@ fn settings_that_contradict_each_other_are_found() {
             "listener.addresses has \"0.0.0.0:8888\", which a [[listener]] has taken with \"127.0.0.1:8888\": write another port",
         ),
         (
-            minimal_but("address = \"127.0.0.1:8888\"", "address = §\"127.0.0.1:8888\"\naddresses = [\"[::1]:8888\"]"),
-            "listener.address stands beside addresses: write it among them, and leave address out",
-        ),
-        (
             minimal_but("address = \"127.0.0.1:8888\"", "addresses = §[]"),
             "listener.addresses is empty: write at least one, such as \"0.0.0.0:8888\"",
         ),

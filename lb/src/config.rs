@@ -460,6 +460,10 @@ impl ListenerAddresses {
         self.0[0]
     }
 
+    pub fn contains(&self, address: SocketAddr) -> bool {
+        self.0.contains(&address)
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = SocketAddr> {
         self.0.iter().copied()
     }

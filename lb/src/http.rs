@@ -167,7 +167,7 @@ impl Leaving {
 pub struct Counted<'a>(&'a AtomicUsize);
 
 impl Engine {
-    /// For the thread that stands at `thread` in `stops`.
+    /// At the listener's first address, for the thread that stands at `thread` in `stops`.
     pub fn new(listener: &ListenerConfig, shared: &Shared, stops: &Arc<[Arc<Stop>]>, thread: usize) -> Self {
         Self {
             control: Arc::clone(&shared.control),
@@ -204,8 +204,7 @@ impl Engine {
             return *last;
         }
         let snapshot = self.control.snapshot();
-        match snapshot.config.listeners.iter().find(|listener| listener.addresses.iter().any(|one| one == self.address))
-        {
+        match snapshot.config.listeners.iter().find(|listener| listener.addresses.contains(self.address)) {
             Some(here) => here.settings,
             None => self.settings,
         }

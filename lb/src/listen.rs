@@ -22,6 +22,7 @@ use self::handshake::Told;
 use self::proxy::Expected;
 use self::sockets::{Bound, Sockets, cannot_listen, duplicates};
 use self::thread::{Accepting, Listener};
+use crate::config::site::ListenerName;
 use crate::config::tls::TlsConfig;
 use crate::config::tls::material::Loaded;
 use crate::config::{ListenerConfig, certificate};
@@ -82,12 +83,13 @@ pub struct Prepared {
     /// closed.
     kept: Vec<Option<Kept>>,
     added: Vec<Added>,
+    /// Those that are new, or others than before: which, for whom, until when.
+    pub certificates: Vec<String>,
 }
 
 struct Kept {
     config: ListenerConfig,
     tls: Option<Arc<ServerTls>>,
-    before: Option<Arc<ServerTls>>,
 }
 
 struct Added {
@@ -129,7 +131,7 @@ impl Listeners {
         let mut state = self.state();
         state.closing.retain(|(_, is_open)| is_open.strong_count() > 0);
         let mut kept: Vec<Option<Kept>> = state.open.iter().map(|_| None).collect();
-        let (mut new, mut problems) = (Vec::new(), Vec::new());
+        let (mut new, mut problems, mut certificates) = (Vec::new(), Vec::new(), Vec::new());
         for (index, config) in wanted.iter().enumerate() {
             let mut places: Vec<(SocketAddr, Option<usize>)> = Vec::new();
             for address in config.addresses.iter() {
@@ -140,8 +142,7 @@ impl Listeners {
                 });
                 places.push((address, place));
             }
-            let tls_at = |place: usize| state.open.get(place).and_then(|open| open.tls.load_full());
-            let before = places.iter().find_map(|(_, place)| tls_at((*place)?));
+            let before = places.iter().find_map(|(_, place)| state.open.get((*place)?)?.tls.load_full());
             // All addresses of a listener share it, so that sessions can be resumed at each.
             let tls = match load(config.tls.as_ref(), before.as_ref()) {
                 Ok(tls) => tls,
@@ -150,12 +151,12 @@ impl Listeners {
                     continue;
                 }
             };
+            let new_certificates = tls.iter().flat_map(|tls| tls.new_since(before.as_deref()));
+            certificates.extend(new_certificates.map(|loaded| told(config, loaded)));
             for (address, place) in places {
                 let tls = tls.clone();
                 match place {
-                    Some(place) => {
-                        kept[place] = Some(Kept { config: config.clone(), tls, before: tls_at(place) });
-                    }
+                    Some(place) => kept[place] = Some(Kept { config: config.clone(), tls }),
                     None => new.push((index, config, address, tls)),
                 }
             }
@@ -183,7 +184,7 @@ impl Listeners {
             return Err(problems);
         }
         if is_trial {
-            return Ok(Prepared { kept, added: Vec::new() });
+            return Ok(Prepared { kept, added: Vec::new(), certificates });
         }
         // Last, since a client that has connected may not be sent away again.
         let listen = |(index, config, address, opened, tls): (usize, &ListenerConfig, SocketAddr, Opened, _)| {
@@ -196,7 +197,7 @@ impl Listeners {
             };
             Ok::<_, Vec<Problem>>(Added { config: config.clone(), address, sockets, tls })
         };
-        Ok(Prepared { kept, added: added.into_iter().map(listen).collect::<Result<_, _>>()? })
+        Ok(Prepared { kept, added: added.into_iter().map(listen).collect::<Result<_, _>>()?, certificates })
     }
 
     /// Takes up what was prepared last. A listener that is not wanted any more stops to accept, once it has accepted
@@ -209,10 +210,14 @@ impl Listeners {
         let (mut free, mut closed) = (Vec::new(), Vec::new());
         for (mut open, kept) in before.into_iter().zip(prepared.kept) {
             match kept {
-                Some(Kept { config, tls, .. }) => {
+                Some(Kept { config, tls }) => {
                     open.tls.store(tls);
                     open.proxies.set(config.proxy_protocol.as_ref());
-                    open.config = config;
+                    let name = std::mem::replace(&mut open.config, config).name;
+                    if name != open.config.name {
+                        self.rename(&mut open);
+                        closed.push(name);
+                    }
                     open.looked = Instant::now();
                     state.open.push(open);
                 }
@@ -229,9 +234,7 @@ impl Listeners {
             let (covered, others) = free.into_iter().partition(|group: &Group| covers(open.address, group.address));
             free = others;
             for group in covered {
-                for (given, listener) in group.given.iter().zip(&open.listeners) {
-                    given.send_replace(Arc::clone(listener));
-                }
+                group.give(&open.listeners);
                 open.sockets.push(group);
             }
             if let Some(group) = open.sockets.first() {
@@ -244,6 +247,20 @@ impl Listeners {
             self.shared.control.metrics.forget_listener(name.as_str());
         }
         state.closing.extend(free.into_iter().map(|group| (group.address, group.is_open)));
+    }
+
+    /// Has what comes from now on be counted under the listener's present name.
+    fn rename(&self, open: &mut Open) {
+        let (told, proxies) = self.counters(&open.config);
+        let listener = |Listener { tls, engine, .. }: &Listener| Listener {
+            tls: Arc::clone(tls),
+            proxies: Arc::clone(&proxies),
+            told: Arc::clone(&told),
+            engine: Arc::clone(engine),
+        };
+        open.listeners = open.listeners.iter().map(|before| Arc::new(listener(before))).collect();
+        open.sockets.iter().for_each(|group| group.give(&open.listeners));
+        open.proxies = proxies;
     }
 
     /// Starts the threads. Whoever has connected before is served now.
@@ -271,8 +288,9 @@ impl Listeners {
             {
                 let state = self.state();
                 let is_before = |open: &&Open| open.tls.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, &before));
-                let addresses: Vec<_> = state.open.iter().filter(is_before).collect();
-                // A reload has read the files as well, or it was done for another address of the listener.
+                let of_listener = state.open.iter().filter(|open| open.config.name == config.name);
+                let addresses: Vec<_> = of_listener.filter(is_before).collect();
+                // A reload has read the files as well.
                 if addresses.is_empty() {
                     continue;
                 }
@@ -305,24 +323,32 @@ impl Listeners {
     /// The listeners whose files are to be looked at now.
     fn due(&self) -> Vec<(ListenerConfig, Arc<ServerTls>)> {
         let (mut state, now) = (self.state(), Instant::now());
-        let due = state.open.iter_mut().filter_map(|open| {
-            let interval = open.config.tls.as_ref()?.watch_interval;
+        let mut due: Vec<(ListenerConfig, Arc<ServerTls>)> = Vec::new();
+        for open in &mut state.open {
+            let (Some(interval), Some(tls)) =
+                (open.config.tls.as_ref().map(|tls| tls.watch_interval), open.tls.load_full())
+            else {
+                continue;
+            };
             if interval.is_zero() || now.saturating_duration_since(open.looked) < interval {
-                return None;
+                continue;
             }
             open.looked = now;
-            Some((open.config.clone(), open.tls.load_full()?))
-        });
-        due.collect()
+            // Addresses of a listener share it.
+            if !due.iter().any(|(config, other)| config.name == open.config.name && Arc::ptr_eq(other, &tls)) {
+                due.push((open.config.clone(), tls));
+            }
+        }
+        due
     }
 
     /// The certificates of each listener, and files that cannot be taken up.
     pub fn certificates(&self) -> Vec<ListenerCertificate> {
-        let mut listeners: Vec<(_, Arc<ServerTls>)> = Vec::new();
+        let mut listeners: Vec<(ListenerName, Arc<ServerTls>)> = Vec::new();
         for open in &self.state().open {
             let Some(tls) = open.tls.load_full() else { continue };
             // Addresses of a listener share it.
-            if !listeners.iter().any(|(_, other)| Arc::ptr_eq(other, &tls)) {
+            if !listeners.iter().any(|(name, other)| *name == open.config.name && Arc::ptr_eq(other, &tls)) {
                 listeners.push((open.config.name.clone(), tls));
             }
         }
@@ -344,9 +370,7 @@ impl Listeners {
 
     fn open(&self, Added { config, address, sockets, tls }: Added) -> Open {
         let tls = Arc::new(ArcSwapOption::new(tls));
-        let told = Arc::new(Told::new(self.shared.control.metrics.tls(config.name.as_str())));
-        let metrics = &self.shared.control.metrics;
-        let proxies = Arc::new(Expected::new(config.proxy_protocol.as_ref(), config.name.as_str(), metrics));
+        let (told, proxies) = self.counters(&config);
         let listener = |thread| {
             let engine = Arc::new(Engine::new(&config, &self.shared, &self.stops, thread).at(address));
             Arc::new(Listener { tls: Arc::clone(&tls), proxies: Arc::clone(&proxies), told: Arc::clone(&told), engine })
@@ -365,6 +389,13 @@ impl Listeners {
         Open { config, address, tls, proxies, looked: Instant::now(), listeners, sockets: group.into_iter().collect() }
     }
 
+    /// What counts under a listener's name.
+    fn counters(&self, config: &ListenerConfig) -> (Arc<Told>, Arc<Expected>) {
+        let (metrics, name) = (&self.shared.control.metrics, config.name.as_str());
+        let proxies = Expected::new(config.proxy_protocol.as_ref(), name, metrics);
+        (Arc::new(Told::new(metrics.tls(name))), Arc::new(proxies))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -373,6 +404,15 @@ impl Listeners {
 enum Opened {
     Ready(Vec<TcpListener>),
     Bound(Bound),
+}
+
+impl Group {
+    /// Has these, one for each thread, serve the next connections.
+    fn give(&self, listeners: &[Arc<Listener>]) {
+        for (given, listener) in self.given.iter().zip(listeners) {
+            given.send_replace(Arc::clone(listener));
+        }
+    }
 }
 
 impl State {
@@ -389,21 +429,6 @@ impl Threads {
         // A thread that panicked has cut off what it carried.
         let finished: Vec<bool> = self.0.into_iter().map(|thread| thread.join().unwrap_or(false)).collect();
         finished.into_iter().all(|finished| finished)
-    }
-}
-
-impl Prepared {
-    /// The certificates that are new, or others than before: which, for whom, until when.
-    pub fn certificates(&self) -> Vec<String> {
-        let kept = self.kept.iter().flatten().map(|kept| (&kept.config, &kept.tls, kept.before.as_deref()));
-        let added = self.added.iter().map(|added| (&added.config, &added.tls, None));
-        let told = kept.chain(added).flat_map(|(listener, tls, before)| {
-            tls.iter().flat_map(move |tls| tls.new_since(before)).map(|loaded| told(listener, loaded))
-        });
-        let mut told: Vec<String> = told.collect();
-        // Each address of a listener has the same.
-        told.dedup();
-        told
     }
 }
 

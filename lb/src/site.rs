@@ -22,7 +22,7 @@ use self::routes::{Place, RouteTable};
 use crate::config::site::{
     self, BackendRules, JumpTo, ListenerName, Matcher, Redirect, Respond, RouteConfig, RouteName, Rules, SiteConfig,
 };
-use crate::config::{Config, PoolName};
+use crate::config::{Config, ListenerAddresses, PoolName};
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::pool::Pool;
 use crate::value::condition::Condition;
@@ -33,11 +33,11 @@ use crate::value::{Facts, Value};
 #[derive(Debug)]
 pub struct Sites {
     /// As they were compiled for.
-    listeners: Vec<(ListenerName, SocketAddr)>,
+    listeners: Vec<(ListenerName, ListenerAddresses)>,
     /// The sites that are on every listener, by their places.
     everywhere: HostTable<u32>,
     /// For each listener that has others too: all that it has.
-    own: Box<[(SocketAddr, HostTable<u32>)]>,
+    own: Box<[(ListenerAddresses, HostTable<u32>)]>,
     /// Those which top-level routes are short for stand first.
     sites: Box<[Arc<Site>]>,
     short: usize,
@@ -141,11 +141,8 @@ impl Sites {
             _ => Arc::new(Site::compile(config, &pools, metrics, &mut sets)),
         };
         let sites: Box<[Arc<Site>]> = short.iter().chain(&config.sites).map(site).collect();
-        let addresses = config
-            .listeners
-            .iter()
-            .flat_map(|listener| listener.addresses.iter().map(|address| (listener.name.clone(), address)));
-        let listeners: Vec<_> = addresses.collect();
+        let listeners: Vec<_> =
+            config.listeners.iter().map(|listener| (listener.name.clone(), listener.addresses.clone())).collect();
         if let Some((_, previous)) = previous
             && previous.listeners == listeners
             && previous.sites.len() == sites.len()
@@ -155,8 +152,8 @@ impl Sites {
         }
         let everywhere = table(&sites, |site| site.listeners.is_empty());
         let own = listeners.iter().filter(|(name, _)| sites.iter().any(|site| site.config.listeners.contains(name)));
-        let own = own.map(|(name, address)| {
-            (*address, table(&sites, |site| site.listeners.is_empty() || site.listeners.contains(name)))
+        let own = own.map(|(name, addresses)| {
+            (addresses.clone(), table(&sites, |site| site.listeners.is_empty() || site.listeners.contains(name)))
         });
         let own = own.collect();
         Arc::new(Self { listeners, everywhere, own, sites, short: short.len() })
@@ -165,7 +162,7 @@ impl Sites {
     /// The site of `host` on the listener at this address, as a request names it.
     #[inline]
     pub fn site(&self, listener: SocketAddr, host: &str) -> Option<&Arc<Site>> {
-        let own = self.own.iter().find(|(address, _)| *address == listener);
+        let own = self.own.iter().find(|(addresses, _)| addresses.contains(listener));
         let table = own.map_or(&self.everywhere, |(_, table)| table);
         self.sites.get(*table.find(host)? as usize)
     }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use tempfile::TempDir;
 use tests::haproxy::Haproxy;
-use tests::openssl::{Authority, Kind};
+use tests::openssl::{Authority, Kind, handshake};
 use tests::{Balancer, Config, Origin, Port, Request, Wire, eventually};
 
 const FROM_HERE: &str = "proxy_protocol = { from = [\"127.0.0.1/32\"] }";
@@ -215,5 +215,123 @@ async fn a_listener_has_several_addresses_and_a_reload_changes_single_ones() {
     eventually("the first address is closed", async || Wire::try_connect(first).await.is_err()).await;
     assert_eq!(Wire::connect(last).await.exchange(&Request::get("/")).await.status, 200);
     assert_eq!(Wire::connect(six).await.exchange(&Request::get("/")).await.status, 200);
+    assert_eq!(kept.exchange(&Request::get("/")).await.status, 200, "the connection has stayed");
+}
+
+#[tokio::test]
+async fn a_listener_of_which_one_address_cannot_be_had_changes_nothing() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]);
+    let mut balancer = Balancer::prepare(&config);
+    let [first, taken, free] = Port::reserve_at(["127.0.0.1", "127.0.0.8", "127.0.0.9"]);
+    let somebody = taken.listen();
+    balancer.write(&with_addresses(&config, &balancer, &[first.address()]));
+    balancer.launch();
+    balancer.ready().await;
+    let mut kept = Wire::connect(first.address()).await;
+    assert_eq!(kept.exchange(&Request::get("/")).await.status, 200);
+    balancer.write(&with_addresses(&config, &balancer, &[free.address(), taken.address()]));
+    for path in ["/admin/reload?dry_run=true", "/admin/reload"] {
+        let refused = balancer.admin("POST", path, None).await;
+        assert_eq!(refused.status, 400, "{path}: {}", refused.text());
+        let text = refused.text();
+        assert!(text.contains(&format!("cannot listen on {}", taken.address())), "{path}: {text}");
+        assert!(!text.contains(&free.address().to_string()), "{path}: {text}");
+    }
+    assert!(Wire::try_connect(free.address()).await.is_err(), "the address that could be had is not open either");
+    assert_eq!(Wire::connect(first.address()).await.exchange(&Request::get("/")).await.status, 200);
+    assert_eq!(kept.exchange(&Request::get("/")).await.status, 200, "the connection has stayed");
+    drop(somebody);
+    balancer.change("POST", "/admin/reload", None).await;
+    for address in [free.address(), taken.address()] {
+        assert_eq!(Wire::connect(address).await.exchange(&Request::get("/")).await.status, 200, "{address}");
+    }
+}
+
+#[tokio::test]
+async fn every_address_of_both_families_is_listened_on_at_one_port() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]);
+    let mut balancer = Balancer::prepare(&config);
+    // The same port is nobody else's at any of them.
+    let [four, six] = Port::reserve_at(["127.0.0.1", "::1"]).map(|port| port.address());
+    let port = four.port();
+    let everywhere = ["0.0.0.0", "::"].map(|ip| SocketAddr::new(ip.parse().expect("an address"), port));
+    balancer.write(&with_addresses(&config, &balancer, &everywhere));
+    balancer.launch();
+    balancer.ready().await;
+    let mut kept = Wire::connect(four).await;
+    for (address, client) in [(four, "127.0.0.1"), (six, "::1")] {
+        assert_eq!(Wire::connect(address).await.exchange(&Request::get("/")).await.status, 200, "{address}");
+        assert_eq!(told_client(&a), client);
+    }
+    assert_eq!(kept.exchange(&Request::get("/")).await.status, 200);
+    // One of them narrower: its sockets go on, the other's are not touched.
+    balancer.write(&with_addresses(&config, &balancer, &[everywhere[0], six]));
+    balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!(kept.exchange(&Request::get("/")).await.status, 200, "the connection has stayed");
+    assert_eq!(Wire::connect(six).await.exchange(&Request::get("/")).await.status, 200);
+}
+
+#[tokio::test]
+async fn addresses_of_a_listener_share_its_certificates() {
+    let a = Origin::start("a").await;
+    let (folder, authority) = (TempDir::new().expect("a temporary directory"), Authority::new().await);
+    let path = |name: &str| folder.path().join(name);
+    let issue = async || authority.issue(&path("a.pem"), &path("a.key"), Kind::Ecdsa, &["shop.example"], 20).await;
+    issue().await;
+    let tls = format!("tls = {{ certificates = \"{}\", watch_interval = \"50ms\" }}", folder.path().display());
+    let config = Config::of([&a]).listener(&format!("name = \"web\"\n{tls}"));
+    let mut balancer = Balancer::prepare(&config);
+    let addresses = Port::reserve_at(["127.0.0.1", "127.0.0.8"]).map(|port| port.address());
+    balancer.write(&with_addresses(&config, &balancer, &addresses[..1]));
+    balancer.launch();
+    balancer.ready().await;
+    balancer.write(&with_addresses(&config, &balancer, &addresses));
+    let changes = balancer.change("POST", "/admin/reload", None).await["changes"].to_string();
+    assert!(changes.contains("listener web: addresses"), "{changes}");
+    assert!(!changes.contains("shop.example"), "no certificate is other: {changes}");
+    let shown = async |address: SocketAddr| {
+        let client = handshake(address, "shop.example", &[]).await;
+        client.text.split_once("BEGIN CERTIFICATE").expect("a certificate").1.to_owned()
+    };
+    let certificate =
+        async |address| shown(address).await.split_once("END CERTIFICATE").map(|(text, _)| text.to_owned());
+    let before = certificate(addresses[0]).await;
+    assert_eq!(certificate(addresses[1]).await, before);
+    let pools = balancer.change("GET", "/admin/pools", None).await;
+    assert_eq!(pools["certificates"].as_array().map(Vec::len), Some(1), "{pools:#}");
+    issue().await;
+    for address in addresses {
+        eventually("the renewed one is there", async || certificate(address).await != before).await;
+    }
+    balancer.logs(&["a file has changed: listener ", " for shop.example"]).await;
+    assert_eq!(balancer.log().matches("a file has changed").count(), 1, "{}", balancer.log());
+}
+
+#[tokio::test]
+async fn a_listener_counts_under_its_present_name() {
+    let a = Origin::start("a").await;
+    let config = |name: &str| Config::of([&a]).listener(&format!("name = \"{name}\"\n{FROM_HERE}"));
+    let balancer = Balancer::start(config("before")).await;
+    let fail = async || {
+        let mut wire = balancer.connect().await;
+        wire.send(REQUEST).await;
+        assert!(wire.is_closed().await);
+    };
+    let count = async |name: &str| balancer.metrics().await.sum(FAILURES, &[("listener", name), ("reason", "missing")]);
+    fail().await;
+    assert_eq!(count("before").await, 1.0);
+    let mut kept = balancer.connect().await;
+    kept.send(["PROXY UNKNOWN\r\n", REQUEST].concat()).await;
+    assert_eq!(kept.reply().await.status, 200);
+    balancer.configure(&config("after"));
+    balancer.change("POST", "/admin/reload", None).await;
+    eventually("the new name counts", async || {
+        fail().await;
+        count("after").await >= 1.0
+    })
+    .await;
+    assert!(!balancer.admin("GET", "/metrics", None).await.text().contains("listener=\"before\""));
     assert_eq!(kept.exchange(&Request::get("/")).await.status, 200, "the connection has stayed");
 }

@@ -365,23 +365,29 @@ impl<'t> Reader<'t> {
         let mut listeners = Some(Vec::new());
         for section in &sections {
             let listener = self.listener(section);
-            let others_place = |index: usize| {
-                element_place(section, "addresses", index.checked_sub(usize::from(section.has("address")))?)
-            };
+            let mut own: Vec<SocketAddr> = Vec::new();
             for (index, address) in listener.iter().flat_map(|listener| listener.addresses.iter()).enumerate() {
-                if let Some(taken) = addresses.iter().find(|taken| overlap(**taken, address)) {
-                    let (place, key) = match others_place(index) {
-                        Some(place) => (place, "addresses has"),
-                        None => (section.place("address"), "address is"),
+                let place_among_others = index.checked_sub(usize::from(section.has("address")));
+                let (place, key) = match place_among_others.and_then(|index| element_place(section, "addresses", index))
+                {
+                    Some(place) => (place, "addresses has"),
+                    None => (section.place("address"), "address is"),
+                };
+                if let Some(taken) = own.iter().find(|taken| overlap(**taken, address)) {
+                    let why = match *taken == address {
+                        true => "is there already".to_owned(),
+                        false => format!("overlaps with \"{taken}\""),
                     };
-                    let other = if index > 0 { "a" } else { "another" };
+                    self.problem(place, format!("listener.{key} \"{address}\", which {why}: remove one of the two"));
+                } else if let Some(taken) = addresses.iter().find(|taken| overlap(**taken, address)) {
                     let message = format!(
-                        "listener.{key} \"{address}\", which {other} [[listener]] has taken with \"{taken}\": write another port"
+                        "listener.{key} \"{address}\", which another [[listener]] has taken with \"{taken}\": write another port"
                     );
                     self.problem(place, message);
                 }
-                addresses.push(address);
+                own.push(address);
             }
+            addresses.append(&mut own);
             if let Some(listener) = &listener {
                 // Listeners on free ports may have the same address, and so the same name that nobody gave.
                 let is_given = section.has("name");

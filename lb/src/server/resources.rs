@@ -60,7 +60,7 @@ impl Resources for Running {
         let (most, warning) = most_connections(&wanted.server, self.open_files);
         let most_idle = idle_for_each_thread(&wanted.server, most, self.threads);
         let this = self.clone();
-        let changes = listeners.certificates();
+        let changes = listeners.certificates.clone();
         let commit = move || {
             if let Some(access_log) = access_log {
                 this.access_log.switch(access_log);

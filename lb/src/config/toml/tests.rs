@@ -520,7 +520,18 @@ fn settings_that_contradict_each_other_are_found() {
         ),
         (
             minimal_but("address = \"127.0.0.1:8888\"", "addresses = [\"127.0.0.1:8888\", §\"0.0.0.0:8888\"]"),
-            "listener.addresses has \"0.0.0.0:8888\", which a [[listener]] has taken with \"127.0.0.1:8888\": write another port",
+            "listener.addresses has \"0.0.0.0:8888\", which overlaps with \"127.0.0.1:8888\": remove one of the two",
+        ),
+        (
+            minimal_but("\"127.0.0.1:8888\"", "\"127.0.0.1:8888\"\naddresses = [§\"127.0.0.1:8888\"]"),
+            "listener.addresses has \"127.0.0.1:8888\", which is there already: remove one of the two",
+        ),
+        (
+            minimal_but(
+                "\"127.0.0.1:8888\"",
+                "\"127.0.0.1:8888\"\n[[listener]]\naddresses = [\"127.0.0.1:1\", §\"0.0.0.0:8888\"]",
+            ),
+            "listener.addresses has \"0.0.0.0:8888\", which another [[listener]] has taken with \"127.0.0.1:8888\": write another port",
         ),
         (
             minimal_but("address = \"127.0.0.1:8888\"", "addresses = §[]"),

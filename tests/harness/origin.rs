@@ -35,6 +35,8 @@ pub struct Origin {
 #[derive(Debug, Clone)]
 pub enum Step {
     Send(Vec<u8>),
+    /// Sends what is taken within so long, and gives the rest up.
+    SendWithin(Vec<u8>, Duration),
     Wait(Duration),
     /// Waits for [`Origin::release`].
     Hold,
@@ -355,6 +357,11 @@ async fn follow(wire: &mut Wire, shared: &Shared, steps: Vec<Step>) -> Result<bo
     for step in steps {
         match step {
             Step::Send(bytes) => wire.stream.write_all(&bytes).await.map_err(|_| Gone)?,
+            Step::SendWithin(bytes, duration) => {
+                if let Ok(sent) = tokio::time::timeout(duration, wire.stream.write_all(&bytes)).await {
+                    sent.map_err(|_| Gone)?;
+                }
+            }
             Step::Wait(duration) => unless_gone(wire, tokio::time::sleep(duration)).await?,
             Step::Hold => {
                 let mut is_released = shared.is_released.subscribe();

@@ -85,6 +85,8 @@ pub struct Prepared {
     added: Vec<Added>,
     /// Those that are new, or others than before: which, for whom, until when.
     pub certificates: Vec<String>,
+    /// Default certificates that are others than before, though nobody has said so.
+    pub moved_defaults: Vec<String>,
 }
 
 struct Kept {
@@ -131,7 +133,8 @@ impl Listeners {
         let mut state = self.state();
         state.closing.retain(|(_, is_open)| is_open.strong_count() > 0);
         let mut kept: Vec<Option<Kept>> = state.open.iter().map(|_| None).collect();
-        let (mut new, mut problems, mut certificates) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut new, mut problems) = (Vec::new(), Vec::new());
+        let (mut certificates, mut moved_defaults) = (Vec::new(), Vec::new());
         for (index, config) in wanted.iter().enumerate() {
             let mut places: Vec<(SocketAddr, Option<usize>)> = Vec::new();
             for address in config.addresses.iter() {
@@ -153,6 +156,8 @@ impl Listeners {
             };
             let new_certificates = tls.iter().flat_map(|tls| tls.new_since(before.as_deref()));
             certificates.extend(new_certificates.map(|loaded| told(config, loaded)));
+            let both = tls.as_ref().zip(before.as_ref());
+            moved_defaults.extend(both.and_then(|(tls, before)| moved_default(config, tls, before)));
             for (address, place) in places {
                 let tls = tls.clone();
                 match place {
@@ -184,7 +189,7 @@ impl Listeners {
             return Err(problems);
         }
         if is_trial {
-            return Ok(Prepared { kept, added: Vec::new(), certificates });
+            return Ok(Prepared { kept, added: Vec::new(), certificates, moved_defaults });
         }
         // Last, since a client that has connected may not be sent away again.
         let listen = |(index, config, address, opened, tls): (usize, &ListenerConfig, SocketAddr, Opened, _)| {
@@ -197,7 +202,8 @@ impl Listeners {
             };
             Ok::<_, Vec<Problem>>(Added { config: config.clone(), address, sockets, tls })
         };
-        Ok(Prepared { kept, added: added.into_iter().map(listen).collect::<Result<_, _>>()?, certificates })
+        let added = added.into_iter().map(listen).collect::<Result<_, _>>()?;
+        Ok(Prepared { kept, added, certificates, moved_defaults })
     }
 
     /// Takes up what was prepared last. A listener that is not wanted any more stops to accept, once it has accepted
@@ -295,6 +301,9 @@ impl Listeners {
                     continue;
                 }
                 addresses.iter().for_each(|open| open.tls.store(Some(Arc::clone(&renewed))));
+            }
+            if let Some(warning) = moved_default(&config, &renewed, &before) {
+                tracing::warn!("{warning}");
             }
             let count = |result, count: usize| {
                 let renewals = &self.shared.control.metrics.certificate_renewals;
@@ -430,6 +439,19 @@ impl Threads {
         let finished: Vec<bool> = self.0.into_iter().map(|thread| thread.join().unwrap_or(false)).collect();
         finished.into_iter().all(|finished| finished)
     }
+}
+
+/// That clients which ask for no name, or for one that no certificate is for, get another certificate than before without
+/// anybody having said so.
+fn moved_default(listener: &ListenerConfig, tls: &ServerTls, before: &ServerTls) -> Option<String> {
+    let (was, is) = tls.moved_default(listener.tls.as_ref()?, before)?;
+    let [was, is] =
+        [was, is].map(|loaded| format!("{} for {}", loaded.pair.certificate.display(), loaded.leaf.names.join(", ")));
+    Some(format!(
+        "listener {}: the default certificate is {is} now, and was {was}: it is the first of the folder by the name of its \
+         file; write default = \"FILE\" beside certificates to choose one",
+        listener.addresses
+    ))
 }
 
 /// Which certificate a listener has, for whom, until when.

@@ -320,6 +320,39 @@ async fn a_renewed_certificate_is_taken_up_without_a_reload() {
     assert_eq!(metrics.sum("evenkeel_certificate_problem", &[]), 0.0);
 }
 
+// Clients without a name got another certificate as soon as a file was added whose name comes first.
+#[tokio::test]
+async fn a_default_certificate_that_another_file_takes_the_place_of_is_told_of() {
+    let a = Origin::start("a").await;
+    for (settings, is_watched) in [(WATCHED, true), ("watch_interval = \"0s\"", false)] {
+        let certificates = Certificates::new().await;
+        certificates.issue("middle", Kind::Ecdsa, &["middle.example"]).await;
+        let balancer = certificates.balancer(&a, settings).await;
+        certificates.issue("zebra", Kind::Ecdsa, &["zebra.example"]).await;
+        let reload = async || balancer.change("POST", "/admin/reload", None).await["warnings"].to_string();
+        if is_watched {
+            balancer.logs(&["a file has changed: listener", "zebra.example"]).await;
+        } else {
+            assert!(!reload().await.contains("default certificate"));
+        }
+        assert!(!balancer.log().contains("the default certificate"), "{}", balancer.log());
+        certificates.issue("apple", Kind::Ecdsa, &["apple.example"]).await;
+        let [is, was] =
+            ["apple", "middle"].map(|name| format!("{} for {name}.example", certificates.text(&format!("{name}.pem"))));
+        let told = format!("the default certificate is {is} now, and was {was}");
+        match is_watched {
+            true => balancer.logs(&["WARN", &told]).await,
+            false => {
+                let warnings = reload().await;
+                assert!(warnings.contains(&told), "{warnings}");
+            }
+        }
+        let log = balancer.log();
+        assert!(log.matches("the default certificate").count() <= 1, "{log}");
+        assert!(!reload().await.contains("default certificate"), "once");
+    }
+}
+
 #[tokio::test]
 async fn a_half_written_pair_keeps_the_one_in_use_until_it_is_whole() {
     let a = Origin::start("a").await;

@@ -60,7 +60,7 @@ impl Resources for Running {
         let (most, warning) = most_connections(&wanted.server, self.open_files);
         let most_idle = idle_for_each_thread(&wanted.server, most, self.threads);
         let this = self.clone();
-        let changes = listeners.certificates.clone();
+        let (changes, moved) = (listeners.certificates.clone(), listeners.moved_defaults.clone());
         let commit = move || {
             if let Some(access_log) = access_log {
                 this.access_log.switch(access_log);
@@ -71,7 +71,7 @@ impl Resources for Running {
             this.most_idle.store(most_idle, Ordering::Relaxed);
             this.listeners.commit(listeners);
         };
-        Ok(Obtained { changes, warnings: warning.into_iter().collect(), commit: Box::new(commit) })
+        Ok(Obtained { changes, warnings: warning.into_iter().chain(moved).collect(), commit: Box::new(commit) })
     }
 
     fn certificates(&self) -> Vec<ListenerCertificate> {

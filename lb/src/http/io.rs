@@ -8,6 +8,7 @@ use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -26,8 +27,11 @@ use crate::config::backend::SocketAddress;
 use crate::dial::{Dial, tls};
 use crate::failure::{Detail, Failed, Failure};
 
-/// How long to wait for a place in the queue of a Unix socket.
+/// How long to wait for a place in the queue of a Unix socket before it is asked for again; then twice as long each time.
 const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(2);
+const MAX_FULL_QUEUE_PAUSE: Duration = Duration::from_millis(128);
+/// How often it is asked for, within 0.7 s in all.
+const MAX_FULL_QUEUE_TRIES: u32 = 11;
 
 pub enum Io {
     Tcp(TcpStream),
@@ -79,13 +83,7 @@ impl Io {
                 let _ = stream.set_nodelay(true);
                 Ok(Self::Tcp(stream))
             }
-            SocketAddress::Unix(path) => loop {
-                match UnixStream::connect(path).await {
-                    // The server's queue is full. Over TCP the system waits until it has room.
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => clock::sleep(FULL_QUEUE_PAUSE).await,
-                    connected => break connected.map(Self::Unix),
-                }
-            },
+            SocketAddress::Unix(path) => connect_unix(path).await.map(Self::Unix),
         };
         connected.map_err(|e| Failed::of_connecting(address, &e))
     }
@@ -163,6 +161,19 @@ impl Io {
             Self::Pipe(pipe) => pipe.reset(),
         }
     }
+}
+
+/// Connects to a Unix socket. Where its queue is full the system says so at once, while over TCP it waits.
+async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let mut pause = FULL_QUEUE_PAUSE;
+    for _ in 1..MAX_FULL_QUEUE_TRIES {
+        match UnixStream::connect(path).await {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => clock::sleep(pause).await,
+            connected => return connected,
+        }
+        pause = (pause * 2).min(MAX_FULL_QUEUE_PAUSE);
+    }
+    UnixStream::connect(path).await
 }
 
 /// Connects from an address of this machine. Its port is taken when that of the other side is known, so that the same one
@@ -276,5 +287,36 @@ impl AsyncWrite for Io {
             #[cfg(test)]
             Self::Pipe(pipe) => Pin::new(pipe).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    // A server that accepted nothing was asked five hundred times a second by each request that waited.
+    #[tokio::test]
+    async fn a_unix_socket_whose_queue_is_full_is_asked_some_times_and_then_given_up() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("app.sock");
+        let socket =
+            net::socket_with(net::AddressFamily::UNIX, net::SocketType::STREAM, net::SocketFlags::NONBLOCK, None)
+                .expect("a socket");
+        net::bind(&socket, &net::SocketAddrUnix::new(&path).expect("a short path")).expect("a free path");
+        net::listen(&socket, 1).expect("a bound socket");
+        let listener = UnixListener::from_std(socket.into()).expect("a socket that does not block");
+        let mut waiting = Vec::new();
+        while let Ok(connected) = UnixStream::connect(&path).await {
+            waiting.push(connected);
+        }
+        let error = connect_unix(&path).await.expect_err("there is no room");
+        let address = SocketAddress::Unix(path.as_path().into());
+        assert_eq!(Failed::of_connecting(&address, &error).failure, Failure::ConnectQueueFull);
+        let makes_room = async { drop(listener.accept().await.expect("one that waits")) };
+        let (connected, ()) = tokio::join!(connect_unix(&path), makes_room);
+        connected.expect("there is room for one more");
     }
 }

@@ -296,7 +296,7 @@ impl Endpoint {
         if vitals.has_left {
             return None;
         }
-        let duration = vitals.ejection.start(place, rules, now)?;
+        let duration = vitals.ejection.start(place, rules, now, |since| self.has_answered_since(since))?;
         self.is_ejected.store(true, Ordering::Release);
         drop(vitals);
         self.failures_in_a_row.store(0, Ordering::Relaxed);

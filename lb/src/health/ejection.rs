@@ -1,6 +1,7 @@
-//! How long a backend stays aside after real traffic failed on it. The time grows with each ejection and shrinks
-//! back once the backend has behaved for as long as it was last away (after Envoy's outlier detection). Probes that
-//! find it well end an ejection early.
+//! How long a backend stays aside after real traffic failed on it. The time grows with each ejection, and begins anew
+//! once the backend has behaved for as long as it was last away (after Envoy's outlier detection) and has answered since:
+//! one that answers nobody has only not been asked often enough to be ejected again. Probes that find it well end an
+//! ejection early.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -67,12 +68,20 @@ impl Drop for Place {
 }
 
 impl Ejection {
-    /// Begins an ejection; how long it lasts. `None` when one is under way.
-    pub fn start(&mut self, place: Place, rules: &EjectionConfig, now: Instant) -> Option<Duration> {
+    /// Begins an ejection; how long it lasts. `None` when one is under way. `has_answered_since`: whether the backend has
+    /// answered a request since then.
+    pub fn start(
+        &mut self,
+        place: Place,
+        rules: &EjectionConfig,
+        now: Instant,
+        has_answered_since: impl Fn(Instant) -> bool,
+    ) -> Option<Duration> {
         if self.remaining(now).is_some() {
             return None;
         }
-        if self.last.is_some_and(|last| now >= last.until + last.duration) {
+        let has_behaved = |last: Span| now >= last.until + last.duration && has_answered_since(last.from);
+        if self.last.is_some_and(has_behaved) {
             self.times = 0;
         }
         self.times = self.times.saturating_add(1);
@@ -146,7 +155,7 @@ mod tests {
         assert_eq!(ejections.under_way(), 1);
         let mut ejection = Ejection::default();
         let now = Instant::now();
-        ejection.start(ejections.place(2).expect("room"), &RULES, now);
+        ejection.start(ejections.place(2).expect("room"), &RULES, now, |_| true);
         assert_eq!(ejections.under_way(), 2);
         assert!(ejection.expire(now + RULES.base_time));
         assert_eq!(ejections.under_way(), 1);
@@ -157,21 +166,38 @@ mod tests {
         let mut ejection = Ejection::default();
         let mut now = Instant::now();
         for expected in [10, 20, 25, 25] {
-            let duration = ejection.start(place(), &RULES, now).expect("not ejected");
+            let duration = ejection.start(place(), &RULES, now, |_| true).expect("not ejected");
             assert_eq!(duration, Duration::from_secs(expected));
             now += duration;
             assert_eq!(ejection.remaining(now), None);
         }
         now += Duration::from_secs(25);
-        assert_eq!(ejection.start(place(), &RULES, now), Some(Duration::from_secs(10)));
+        assert_eq!(ejection.start(place(), &RULES, now, |_| true), Some(Duration::from_secs(10)));
+    }
+
+    // An address that refuses, asked seldom, was ejected for the shortest time again and again.
+    #[test]
+    fn time_grows_for_one_that_answers_nobody_however_seldom_it_is_asked() {
+        let mut ejection = Ejection::default();
+        let start = Instant::now();
+        for (hour, expected) in [(0, 10), (1, 20), (2, 25), (3, 25)] {
+            let now = start + Duration::from_secs(hour * 3600);
+            let answers_nobody = |since| {
+                assert!(since < now);
+                false
+            };
+            assert_eq!(ejection.start(place(), &RULES, now, answers_nobody), Some(Duration::from_secs(expected)));
+        }
+        let now = start + Duration::from_secs(4 * 3600);
+        assert_eq!(ejection.start(place(), &RULES, now, |_| true), Some(Duration::from_secs(10)));
     }
 
     #[test]
     fn does_not_start_twice() {
         let mut ejection = Ejection::default();
         let now = Instant::now();
-        assert!(ejection.start(place(), &RULES, now).is_some());
-        assert_eq!(ejection.start(place(), &RULES, now + Duration::from_secs(9)), None);
+        assert!(ejection.start(place(), &RULES, now, |_| true).is_some());
+        assert_eq!(ejection.start(place(), &RULES, now + Duration::from_secs(9), |_| true), None);
         assert_eq!(ejection.remaining(now + Duration::from_secs(9)), Some(Duration::from_secs(1)));
     }
 
@@ -180,7 +206,7 @@ mod tests {
         let mut ejection = Ejection::default();
         let start = Instant::now();
         let after = |milliseconds| start + Duration::from_millis(milliseconds);
-        ejection.start(place(), &RULES, after(10));
+        ejection.start(place(), &RULES, after(10), |_| true);
         assert!(!ejection.probed(after(5), true, 1), "it began before the ejection");
         assert!(!ejection.probed(after(20), true, 2));
         assert!(!ejection.probed(after(30), false, 2));
@@ -190,7 +216,7 @@ mod tests {
         assert_eq!(ejection.remaining(after(50)), None);
         assert!(!ejection.expire(after(60_000)), "it is over already");
         // Behaving for less than the ten seconds that follow the ten it was to last does not count as recovery.
-        assert_eq!(ejection.start(place(), &RULES, after(19_000)), Some(Duration::from_secs(20)));
+        assert_eq!(ejection.start(place(), &RULES, after(19_000), |_| true), Some(Duration::from_secs(20)));
     }
 
     #[test]
@@ -198,7 +224,7 @@ mod tests {
         let mut ejection = Ejection::default();
         let now = Instant::now();
         assert!(!ejection.expire(now));
-        ejection.start(place(), &RULES, now);
+        ejection.start(place(), &RULES, now, |_| true);
         assert!(!ejection.expire(now + Duration::from_secs(9)));
         assert!(ejection.expire(now + Duration::from_secs(10)));
         assert!(!ejection.expire(now + Duration::from_secs(10)));

@@ -19,7 +19,7 @@ fn members(count: u32) -> Vec<Member> {
     let member = |i: u32| {
         let address = format!("10.{}.{}.{}:8080", i >> 16 & 255, i >> 8 & 255, i & 255).parse().expect("valid");
         Member {
-            backend: Arc::new(Backend::new(address, false, BackendMetrics::unregistered())),
+            backend: Arc::new(Backend::new(address, false, BackendMetrics::unregistered(), Arc::default())),
             weight: Weight::new(1 + i * 7 % WEIGHTS).expect("valid"),
         }
     };

@@ -55,10 +55,12 @@ pub struct Identity {
     turn: AtomicUsize,
     /// Connections that may be in use at once, on all endpoints together; 0: any number.
     max_connections: AtomicU32,
-    /// Those that count.
+    /// Those that are, also while there is no such number: one that comes counts them.
     in_use: AtomicU32,
 }
 
+    /// Where exchanges wait for room, in the pool of this backend.
+    queue: Arc<Queue>,
 /// What changes seldom: read to list candidates, not for each request.
 #[derive(Debug)]
 struct Vitals {
@@ -102,19 +104,25 @@ pub struct Resolution {
 }
 
 impl Identity {
-    pub fn new(address: BackendAddress, metrics: BackendMetrics) -> Self {
+    pub fn new(address: BackendAddress, metrics: BackendMetrics, queue: Arc<Queue>) -> Self {
         let (is_name, repeats) = (address.socket_address().is_none(), Repeats::default());
         let [max_connections, in_use] = [const { AtomicU32::new(0) }; 2];
         let (changes, turn) = (AtomicU64::new(0), AtomicUsize::new(0));
-        Self { address, is_name, metrics, repeats, changes, turn, max_connections, in_use }
+        Self { address, is_name, metrics, repeats, changes, turn, max_connections, in_use, queue }
     }
 
     /// Has at most so many connections in use from now on; `None`: any number. Those in use beyond it stay.
     pub fn set_max_connections(&self, most: Option<NonZero<u32>>) {
-        self.max_connections.store(most.map_or(0, NonZero::get), Ordering::Relaxed);
+        // In one order with the counts below: who finds no room while this is set is called when one is given back.
+        self.max_connections.store(most.map_or(0, NonZero::get), Ordering::SeqCst);
     }
 
-    /// Those that count among [`Self::set_max_connections`].
+    /// `None`: any number.
+    pub fn max_connections(&self) -> Option<NonZero<u32>> {
+        NonZero::new(self.max_connections.load(Ordering::Relaxed))
+    }
+
+    /// Those that count among [`Self::max_connections`].
     #[cfg(test)]
     pub fn connections_in_use(&self) -> u32 {
         self.in_use.load(Ordering::Relaxed)
@@ -127,14 +135,24 @@ impl Identity {
     }
 
     /// Counts one more in use, if it may be.
-    fn use_one(&self) -> bool {
-        let most = match self.max_connections.load(Ordering::Relaxed) {
+    fn use_one_if_allowed(&self) -> bool {
+        let most = match self.max_connections.load(Ordering::SeqCst) {
             0 => u32::MAX,
             most => most,
         };
-        let used =
-            self.in_use.try_update(Ordering::AcqRel, Ordering::Relaxed, |used| (used < most).then_some(used + 1));
-        used.is_ok()
+        let more = |used| (used < most).then_some(used + 1);
+        self.in_use.try_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
+    }
+
+    fn use_another(&self) {
+        self.in_use.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn use_one_less(&self) {
+        self.in_use.fetch_sub(1, Ordering::SeqCst);
+        if self.max_connections.load(Ordering::SeqCst) != 0 {
+            self.queue.free_one();
+        }
     }
 
     /// How often health, ejections or endpoints have changed.
@@ -156,10 +174,11 @@ impl Deref for Backend {
 }
 
 impl Backend {
-    /// A backend nothing is known about. Without probes (`probed` false) its endpoints count as healthy.
-    pub fn new(address: BackendAddress, probed: bool, metrics: BackendMetrics) -> Self {
+    /// A backend nothing is known about, of the pool in which exchanges wait in `queue`. Without probes (`probed` false) its
+    /// endpoints count as healthy.
+    pub fn new(address: BackendAddress, probed: bool, metrics: BackendMetrics, queue: Arc<Queue>) -> Self {
         let socket_address = address.socket_address();
-        let identity = Arc::new(Identity::new(address, metrics));
+        let identity = Arc::new(Identity::new(address, metrics, queue));
         let endpoint = Endpoint::new(&identity, socket_address, probed);
         Self {
             identity,
@@ -431,7 +450,7 @@ mod tests {
     use super::*;
 
     fn backend(address: &str) -> Backend {
-        Backend::new(address.parse().expect("valid"), true, BackendMetrics::unregistered())
+        Backend::new(address.parse().expect("valid"), true, BackendMetrics::unregistered(), Arc::default())
     }
 
     fn addresses<const N: usize>(addresses: [&str; N]) -> [SocketAddr; N] {

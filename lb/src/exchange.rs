@@ -23,7 +23,7 @@ use self::refusal::Refusal;
 #[cfg(test)]
 use self::trace::{Happened, Trace};
 use self::walk::{Direct, HeadVerdict, Internal, Learned, Walk, WalkStep};
-use crate::backend::{Endpoint, Identity, Lease};
+use crate::backend::{Endpoint, Identity, Incarnation, Lease};
 use crate::balance::{BackendIndex, Key};
 use crate::config::site::{JumpTo, Page, PageStatus, Rules};
 use crate::failure::{Cause, Detail, Ejection, Failed, Failure, Fault, Replay};
@@ -407,6 +407,11 @@ impl<W: Walk> Exchange<W> {
         self.current.as_ref().map(|attempt| attempt.lease.endpoint())
     }
 
+    /// The server that the present attempt is made on.
+    pub fn server(&self) -> Option<Incarnation> {
+        self.current.as_ref().map(|attempt| attempt.lease.incarnation())
+    }
+
     /// Whether an operator has ended what it has open on its backend.
     pub fn is_killed(&self) -> bool {
         self.current.as_ref().is_some_and(|attempt| attempt.lease.is_killed())
@@ -479,9 +484,16 @@ impl<W: Walk> Exchange<W> {
         }
     }
 
-    /// Chooses a backend for the next attempt; the lease on the one before ends.
+    /// Chooses a backend for the next attempt; the lease on the one before ends. One whose connection turned out to be stale
+    /// is asked again: a turn that was waited for is not given away.
     fn open(&mut self, at: Moment) -> Step<W> {
-        self.current = None;
+        if let Some(Attempt { index, lease, .. }) = self.current.take() {
+            if self.may_be_asked_again(&lease) {
+                lease.backend().metrics.attempts.inc();
+                return self.attempt(index, lease, at);
+            }
+            self.is_called = true;
+        }
         let Some(Target { pool, sticky, .. }) = &self.target else { return self.refuse(Refusal::NoRoute, at) };
         let is_called = std::mem::take(&mut self.is_called);
         let choice = match pool.choose(&self.key, sticky.as_ref(), &self.tried, is_called) {
@@ -500,14 +512,25 @@ impl<W: Walk> Exchange<W> {
             }
             target.plan = choice.plan;
         }
-        let endpoint = Arc::clone(choice.lease.endpoint());
+        self.attempt(choice.index, choice.lease, at)
+    }
+
+    /// Whether nothing has changed since the lease was given.
+    fn may_be_asked_again(&self, lease: &Lease) -> bool {
+        let has_same_plan = self.target.as_ref().is_some_and(|target| Arc::ptr_eq(&target.plan, &target.pool.plan()));
+        has_same_plan && lease.is_current() && !lease.endpoint().is_ejected()
+    }
+
+    /// Begins an attempt.
+    fn attempt(&mut self, index: BackendIndex, lease: Lease, at: Moment) -> Step<W> {
+        let endpoint = Arc::clone(lease.endpoint());
         self.outcome.endpoint = Some(Arc::clone(&endpoint));
         self.outcome.attempts += 1;
         self.outcome.is_sticky = self.wants(&endpoint.backend);
         (self.outcome.backend_status, self.outcome.response_time) = (None, None);
         self.first_attempt.get_or_insert(at);
-        note!(self, Happened::Opened(choice.index), at.now);
-        self.current = Some(Attempt { index: choice.index, lease: choice.lease, started: at, status: None });
+        note!(self, Happened::Opened(index), at.now);
+        self.current = Some(Attempt { index, lease, started: at, status: None });
         self.stage = Stage::Trying;
         Step::Open(endpoint)
     }
@@ -519,6 +542,7 @@ impl<W: Walk> Exchange<W> {
         let timeout = full.timeout.saturating_sub(at.now.saturating_duration_since(since));
         if timeout.is_zero() {
             self.outcome.failure = Some(Failure::QueueTimeout);
+            self.pool().into_iter().for_each(|pool| pool.log_queue_timeout(at.now));
             return self.refuse(Refusal::Failed(Failure::QueueTimeout), at);
         }
         Step::Queue(Full { timeout, ..full })
@@ -558,14 +582,18 @@ impl<W: Walk> Exchange<W> {
         }
     }
 
-    /// Counts the failure of the present attempt, and ends its lease. Whether another one may be made.
+    /// Counts the failure of the present attempt, and ends its lease, but for a stale connection. Whether another one may be
+    /// made.
     fn attempt_failed(&mut self, failed: Failed, has_body: bool, at: Moment) -> bool {
         let failure = failed.failure;
         self.last_failure = failure.refusal();
         let Some(Target { pool, plan, .. }) = &self.target else { return false };
         let settings = &limits(&self.site, self.route, &pool.plan());
-        if let Some(attempt) = self.current.take()
-            && failure != Failure::StaleConnection
+        if failure == Failure::QueueTimeout {
+            pool.log_queue_timeout(at.now);
+        }
+        if failure != Failure::StaleConnection
+            && let Some(attempt) = self.current.take()
         {
             let (endpoint, waiting_since) =
                 (attempt.lease.endpoint(), attempt.waiting_since(failure, settings, at.now));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 use crate::backend::queue::Queue;
-use crate::backend::repeats::More;
+use crate::backend::repeats::{More, Repeats};
 use crate::backend::{Backend, Endpoint, Endpoints, Identity, Lease, Status};
 use crate::balance::{
     self, BackendIndex, Balance, Candidate, Candidates, Key, Member, Ring, Turn, Usable, are_same_backends,
@@ -20,7 +20,7 @@ use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
 use crate::config::{Addresses, BackendConfig, PoolConfig, PoolName, PoolSettings, Secret};
 use crate::dial::Transport;
-use crate::failure::Cause;
+use crate::failure::{Cause, Failure};
 use crate::health::ejection::{Ejections, most_ejected};
 use crate::metrics::{Metrics, PoolMetrics};
 use crate::sticky::Sticky;
@@ -30,6 +30,8 @@ use crate::sticky::Sticky;
 pub struct Pool {
     pub name: PoolName,
     pub metrics: PoolMetrics,
+    /// Lines of the log that are counted instead of written.
+    repeats: Repeats,
     ejections: Arc<Ejections>,
     view: ArcSwap<View>,
     /// Held while a view is made, so that the last one made knows of every change. When the next one may be made
@@ -60,6 +62,14 @@ pub struct Plan {
     turn: Turn,
     /// Made where the algorithm needs one, and kept from plan to plan while it fits.
     ring: Option<Arc<Ring>>,
+}
+
+/// A plan that is not in force yet.
+#[derive(Debug)]
+pub struct Draft {
+    plan: Plan,
+    /// What is known of these does not hold any more once the plan is in force, nor does what is learned until then.
+    outdated: Vec<Arc<Backend>>,
 }
 
 /// Who takes traffic now, by which plan. Made away from the threads that carry traffic.
@@ -129,13 +139,14 @@ pub struct Choice {
 
 impl Pool {
     /// A pool that no snapshot has named before.
-    pub fn new(name: &PoolName, plan: Plan, metrics: &Metrics) -> Self {
+    pub fn new(name: &PoolName, Draft { plan, .. }: Draft, metrics: &Metrics) -> Self {
         let now = clock::now();
         let known_changes = AtomicU64::new(plan.changes());
         let view = View::new(Arc::new(plan), 0, now);
         let pool = Self {
             name: name.clone(),
             metrics: metrics.pool(name.as_str()),
+            repeats: Repeats::default(),
             ejections: Arc::default(),
             refreshing: Mutex::new(now),
             was_available: AtomicBool::new(true),
@@ -153,8 +164,14 @@ impl Pool {
     }
 
     /// Goes by another plan from now on.
-    pub fn adopt(&self, plan: Arc<Plan>, now: Instant) {
-        self.list_candidates(Some(plan), now);
+    pub fn adopt(&self, Draft { plan, outdated }: Draft, now: Instant) {
+        self.list_candidates(Some(Arc::new(plan)), now);
+        if !outdated.is_empty() {
+            // Who was given a lease until now may still connect as the plan before says.
+            let now = clock::now();
+            outdated.iter().for_each(|backend| backend.forget(now));
+            self.refresh(now);
+        }
     }
 
     /// Chooses a backend and one of its endpoints, and counts the exchange there. `sticky` is where the client wants back
@@ -177,7 +194,7 @@ impl Pool {
         };
         let (index, lease) = match plan.has_limits {
             false => match pick() {
-                Some(picked) => picked,
+                Some((index, lease)) => (index, lease.in_use()),
                 None => return Pick::Nobody,
             },
             true => match self.within_limits(plan, &candidates, pick, is_called) {
@@ -206,7 +223,7 @@ impl Pool {
         let is_next = is_called || !may_wait || plan.queue.waiting() == 0;
         for _ in 0..if is_next { MAX_PICKS } else { 0 } {
             let Some((index, lease)) = pick() else { break };
-            if let Some(lease) = lease.limited(&plan.queue) {
+            if let Some(lease) = lease.in_use_if_allowed() {
                 return Ok((index, lease));
             }
         }
@@ -233,10 +250,30 @@ impl Pool {
         ejected
     }
 
+    /// Logs that an exchange has waited too long for room, or counts it if that was logged not long ago.
+    #[cold]
+    pub fn log_queue_timeout(&self, now: Instant) {
+        let word = Failure::QueueTimeout.word();
+        if self.repeats.note(word, now) {
+            let plan = self.plan();
+            let (seconds, queued) = (plan.settings.queue_timeout.as_secs_f64(), plan.queue.waiting());
+            tracing::warn!(
+                pool = %self.name, failure = word, seconds, queued,
+                "a request waited too long and is answered 503: every backend has as many connections as its \
+                 max_connections allows",
+            );
+        }
+    }
+
     /// Ends ejections whose time is over, lists the candidates anew if a backend has changed, and logs how often failures
     /// have repeated.
     pub fn catch_up(&self, now: Instant) {
         let plan = self.plan();
+        for More { word, count, within } in self.repeats.take(now) {
+            tracing::warn!(
+                pool = %self.name, failure = word, more = count, "… and {count} more in {} s", within.as_secs(),
+            );
+        }
         for member in &plan.members {
             for More { word, count, within } in member.backend.repeats.take(now) {
                 tracing::warn!(
@@ -343,12 +380,12 @@ impl Pool {
     }
 }
 
-impl Plan {
+impl Draft {
     /// The plan for `config`, around the backends that `previous` has already: these are told what is new about them.
     /// `ring`: one that was made for it beforehand, since that takes long.
     pub fn new(
         config: &PoolConfig,
-        previous: Option<&Self>,
+        previous: Option<&Plan>,
         ring: Option<Arc<Ring>>,
         metrics: &Metrics,
         secret: &Secret,
@@ -363,20 +400,26 @@ impl Plan {
             .flat_map(|plan| plan.backends())
             .map(|(m, state)| (&m.backend.address, (m, state)))
             .collect();
+        let queue = previous.map(|plan| Arc::clone(&plan.queue)).unwrap_or_default();
+        let mut outdated = Vec::new();
         let member = |backend: &BackendConfig| {
             let backend_here = match known.get(&backend.address) {
                 Some(&(known, before)) => {
                     known.backend.set_probed(is_probed);
-                    // What was learned over other connections may not hold over these, and no other is to be used.
-                    if is_connected_anew || may_be_another(before, backend.state) {
+                    // One that comes back must not be taken for what it was. What was learned over other connections may
+                    // not hold over those of this plan; it is learned as long as the plan before is in force.
+                    if may_be_another(before, backend.state) && backend.state != AdminState::Down {
                         known.backend.forget(now);
+                    }
+                    if is_connected_anew || may_be_another(before, backend.state) {
+                        outdated.push(Arc::clone(&known.backend));
                     }
                     Arc::clone(&known.backend)
                 }
                 None => {
                     let is_name = backend.address.socket_address().is_none();
                     let metrics = metrics.backend(config.name.as_str(), backend.address.as_str(), is_name);
-                    Arc::new(Backend::new(backend.address.clone(), is_probed, metrics))
+                    Arc::new(Backend::new(backend.address.clone(), is_probed, metrics, Arc::clone(&queue)))
                 }
             };
             backend_here.set_wanted(backend.state, now);
@@ -384,7 +427,7 @@ impl Plan {
             Member { backend: backend_here, weight: backend.weight }
         };
         let members: Box<[Member]> = config.backends.iter().map(member).collect();
-        let has_same_backends = |plan: &&Self| are_same_backends(&plan.members, &members);
+        let has_same_backends = |plan: &&Plan| are_same_backends(&plan.members, &members);
         let sticky = config.settings.sticky.as_ref().map(|wanted| {
             let before = previous.filter(has_same_backends).and_then(|plan| plan.sticky.as_ref());
             let same = before.filter(|sticky| sticky.config() == wanted).map(Arc::clone);
@@ -392,20 +435,23 @@ impl Plan {
         });
         let ring = ring.or_else(|| previous?.ring_for(config));
         let needs_ring = ring.is_none() && config.algorithm == Algorithm::IpHash;
-        Self {
+        let plan = Plan {
             algorithm: config.algorithm,
             settings: config.settings.clone(),
             sticky,
             transport,
-            queue: previous.map(|plan| Arc::clone(&plan.queue)).unwrap_or_default(),
+            queue,
             has_limits: config.backends.iter().any(|backend| backend.max_connections.is_some()),
             states: config.backends.iter().map(|backend| backend.state).collect(),
             turn: previous.map(|plan| plan.turn.of_members(&plan.members, &members)).unwrap_or_default(),
             ring: if needs_ring { Some(Arc::new(Ring::new(&members))) } else { ring },
             members,
-        }
+        };
+        Self { plan, outdated }
     }
+}
 
+impl Plan {
     /// The ring, if there is one and it is what `config` needs.
     pub fn ring_for(&self, config: &PoolConfig) -> Option<Arc<Ring>> {
         let parts = config.backends.iter().map(|backend| (&backend.address, backend.weight));
@@ -577,12 +623,12 @@ mod tests {
         read.expect("valid").pools.remove(0)
     }
 
-    fn plan(config: &PoolConfig, previous: Option<&Plan>) -> Plan {
-        Plan::new(config, previous, None, &Metrics::new(), &Secret::new("secret").expect("not empty"))
+    fn draft(config: &PoolConfig, previous: Option<&Plan>) -> Draft {
+        Draft::new(config, previous, None, &Metrics::new(), &Secret::new("secret").expect("not empty"))
     }
 
     fn pool(config: &PoolConfig) -> Pool {
-        Pool::new(&config.name, plan(config, None), &Metrics::new())
+        Pool::new(&config.name, draft(config, None), &Metrics::new())
     }
 
     fn chosen(pick: Pick) -> Option<Choice> {
@@ -629,7 +675,7 @@ mod tests {
     }
 
     fn change(pool: &Pool, config: &PoolConfig) {
-        pool.adopt(Arc::new(plan(config, Some(&pool.plan()))), Instant::now());
+        pool.adopt(draft(config, Some(&pool.plan())), Instant::now());
     }
 
     fn backend(pool: &Pool, index: BackendIndex) -> Arc<Backend> {
@@ -681,6 +727,55 @@ mod tests {
         change(&pool, &config(&[("c:1", 1)], SETTINGS));
         let gone = chosen(pool.choose(&key, Some(&a), &[], false)).expect("one is left");
         assert_eq!(gone.lease.backend().address.as_str(), "c:1");
+    }
+
+    // Exchanges that took a lease in between counted for the new connections, over the old ones.
+    #[test]
+    fn what_is_learned_until_a_plan_is_in_force_that_connects_otherwise_does_not_count_after_it() {
+        let pool = pool(&config(&[("a:1", 1)], SETTINGS));
+        let key = Key { client: std::net::Ipv4Addr::LOCALHOST.into() };
+        let choose = || chosen(pool.choose(&key, None, &[], false)).expect("one is there");
+        let transport = Arc::clone(&pool.plan().transport);
+        let other = config(&[("a:1", 1)], &format!("proxy_protocol = \"v1\"\n{SETTINGS}"));
+        let draft = draft(&other, Some(&pool.plan()));
+        let between = choose();
+        assert!(Arc::ptr_eq(&between.plan.transport, &transport) && between.lease.is_current());
+        pool.adopt(draft, Instant::now());
+        assert!(!between.lease.is_current());
+        let after = choose();
+        assert!(!Arc::ptr_eq(&after.plan.transport, &transport) && after.lease.is_current());
+    }
+
+    // Whoever had been let in without a limit was no part of it, and gave no place free.
+    #[test]
+    fn a_limit_counts_what_is_in_flight_when_a_reload_brings_or_lowers_it() {
+        let limited = |most| {
+            let mut config = config(&[("a:1", 1)], SETTINGS);
+            config.backends[0].max_connections = std::num::NonZero::new(most);
+            config
+        };
+        let pool = pool(&limited(0));
+        let key = Key { client: std::net::Ipv4Addr::LOCALHOST.into() };
+        let choose = |is_called| pool.choose(&key, None, &[], is_called);
+        let mut leases: Vec<_> = (0..4).map(|_| chosen(choose(false)).expect("room")).collect();
+        for most in [3, 2] {
+            change(&pool, &limited(most));
+            while leases.len() > most as usize {
+                assert!(matches!(choose(true), Pick::Full(_)), "{} are in use", leases.len());
+                leases.pop();
+            }
+            let Pick::Full(full) = choose(false) else { panic!("{most} are in use already") };
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            let mut waiting = Box::pin(full.queue.wait(full.seen));
+            assert!(waiting.as_mut().poll(&mut cx).is_pending());
+            leases.pop();
+            assert!(waiting.as_mut().poll(&mut cx).is_ready(), "it is called");
+            drop(waiting);
+            leases.push(chosen(choose(true)).expect("room for one"));
+            assert!(matches!(choose(true), Pick::Full(_)));
+        }
+        leases.clear();
+        assert_eq!(backend(&pool, 0).connections_in_use(), 0);
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl Drop for Task {
 
 async fn probe_forever(control: Arc<Control>, pool: PoolName, probed: Probed) {
     let check = health_check(&probed);
-    let Probed { endpoint, config, .. } = probed;
+    let Probed { endpoint, config, transport } = probed;
     let backend = &endpoint.backend;
     let address = endpoint.address().map(tracing::field::display);
     // The first probe is at hand; a call for one that came before would only repeat it.
@@ -140,6 +140,9 @@ async fn probe_forever(control: Arc<Control>, pool: PoolName, probed: Probed) {
             tracing::info!(%pool, backend = %backend.address, address, not_made, "a backend is probed again");
             not_made = 0;
         }
+        if !connects_by(&control, &pool, &transport) {
+            return;
+        }
         let report = ProbeReport { at, duration: at.elapsed(), error: error.map(|error| error.to_string()) };
         let finding = endpoint.probed(report, config.rise, config.fall);
         if let Some(health) = finding.health {
@@ -158,6 +161,12 @@ async fn probe_forever(control: Arc<Control>, pool: PoolName, probed: Probed) {
         }
         pause(&endpoint, &config, at).await;
     }
+}
+
+/// Whether a pool still connects as it did. Else this says nothing of its backends as they are asked now, and the task that
+/// asks so is about to begin. A plan that comes after this makes them forget what was reported before.
+fn connects_by(control: &Control, pool: &PoolName, transport: &Arc<Transport>) -> bool {
+    control.snapshot().pool(pool).is_some_and(|pool| Arc::ptr_eq(&pool.plan().transport, transport))
 }
 
 /// A backend that is lost is a warning; one that is well is not.
@@ -294,5 +303,38 @@ async fn drop_drained(control: &Arc<Control>) {
             Ok((true, _)) | Err(_) => Duration::from_millis(50),
         };
         let _ = tokio::time::timeout(pause, versions.changed()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Secret;
+    use crate::metrics::Metrics;
+    use crate::pool::Draft;
+
+    // A probe over connections of before, which the end of its pause sent out at once, told of those of after.
+    #[test]
+    fn a_probe_counts_only_for_the_connections_that_it_was_made_over() {
+        let text = "[state]\npersist = false\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\npool = \"app\"\n\
+                    [[pool]]\nname = \"app\"\nbackends = [\"127.0.0.1:1\"]\n";
+        let path = Path::new("/evenkeel.toml");
+        let config = crate::config::toml::read(text, path).expect("valid");
+        let control = Control::new(path, config.clone(), Arc::new(Metrics::new()));
+        let pool = Arc::clone(&control.snapshot().pools[0]);
+        let change = |change: &dyn Fn(&mut crate::config::PoolSettings)| {
+            let mut config = config.pools[0].clone();
+            change(&mut config.settings);
+            let secret = Secret::new("secret").expect("not empty");
+            pool.adopt(Draft::new(&config, Some(&pool.plan()), None, &Metrics::new(), &secret), Instant::now());
+        };
+        let before = Arc::clone(&pool.plan().transport);
+        change(&|settings| settings.retries += 1);
+        assert!(connects_by(&control, &pool.name, &before));
+        change(&|settings| settings.transport.proxy_protocol = crate::config::transport::ProxyProtocol::V1);
+        assert!(!connects_by(&control, &pool.name, &before));
+        assert!(connects_by(&control, &pool.name, &pool.plan().transport));
     }
 }

@@ -10,7 +10,7 @@ use crate::config::algorithm::Algorithm;
 use crate::config::backend::{BackendAddress, Weight};
 use crate::config::{Config, PoolConfig, PoolName, Secret};
 use crate::metrics::Metrics;
-use crate::pool::{Plan, Pool};
+use crate::pool::{Draft, Plan, Pool};
 use crate::site::Sites;
 
 #[derive(Debug)]
@@ -31,15 +31,15 @@ impl Snapshot {
     /// A snapshot of `config`. Pools that `previous` names are the same ones, and go by `config` from now on.
     pub fn new(config: Config, previous: Option<&Self>, rings: &Rings, metrics: &Metrics, secret: &Secret) -> Self {
         let pool = |config: &PoolConfig| {
-            let plan = |before| Plan::new(config, before, rings.find(config), metrics, secret);
+            let draft = |before: Option<&Plan>| Draft::new(config, before, rings.find(config), metrics, secret);
             match previous.and_then(|previous| previous.pool_with_config(&config.name)) {
                 Some((pool, before)) => {
                     if before != config {
-                        pool.adopt(Arc::new(plan(Some(&*pool.plan()))), clock::now());
+                        pool.adopt(draft(Some(&*pool.plan())), clock::now());
                     }
                     Arc::clone(pool)
                 }
-                None => Arc::new(Pool::new(&config.name, plan(None), metrics)),
+                None => Arc::new(Pool::new(&config.name, draft(None), metrics)),
             }
         };
         let pools: Vec<Arc<Pool>> = config.pools.iter().map(pool).collect();

@@ -115,7 +115,12 @@ mod tests {
             secret_file: None,
         };
         let member = |address: &&str| Member {
-            backend: Arc::new(Backend::new(address.parse().expect("valid"), false, BackendMetrics::unregistered())),
+            backend: Arc::new(Backend::new(
+                address.parse().expect("valid"),
+                false,
+                BackendMetrics::unregistered(),
+                Arc::default(),
+            )),
             weight: Weight::ONE,
         };
         let members: Vec<_> = addresses.iter().map(member).collect();

@@ -373,8 +373,11 @@ async fn no_backend_has_more_connections_in_use_than_it_may() {
     let reply = balancer.get("/").await;
     assert_eq!((reply.status, reply.field("retry-after")), (503, Some("5")));
     assert!(reply.text().contains("every backend has as many connections as it may"), "{}", reply.text());
+    let refused = [("reason", "queue-timeout")];
+    let is_counted = async || balancer.metrics().await.sum("evenkeel_refusals_total", &refused) == 1.0;
+    eventually("it is counted", is_counted).await;
     let metrics = balancer.metrics().await;
-    assert_eq!(metrics.sum("evenkeel_refusals_total", &[("reason", "queue-timeout")]), 1.0);
+    balancer.logs(&["a request waited too long", "pool=app failure=\"queue-timeout\""]).await;
     assert_eq!(metrics.sum("evenkeel_backend_failures_total", &[]), 0.0);
     a.release();
     b.release();

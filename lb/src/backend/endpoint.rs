@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::queue::Queue;
 use super::{Identity, Status};
 use crate::clock;
 use crate::config::EjectionConfig;
@@ -89,8 +88,8 @@ pub struct Finding {
 pub struct Lease {
     endpoint: Arc<Endpoint>,
     incarnation: Incarnation,
-    /// It counts among the connections of its backend, for whose room others wait here.
-    queue: Option<Arc<Queue>>,
+    /// It counts among the connections in use of its backend.
+    is_in_use: bool,
 }
 
 impl Incarnation {
@@ -158,10 +157,10 @@ impl Endpoint {
     }
 
     fn counted(self: &Arc<Self>) -> Lease {
-        Lease { endpoint: Arc::clone(self), incarnation: self.incarnation(), queue: None }
+        Lease { endpoint: Arc::clone(self), incarnation: self.incarnation(), is_in_use: false }
     }
 
-    /// To be asked before a connection is opened, which is kept for the incarnation that was known then.
+    /// The server that is there now, as far as can be told. A connection belongs to the one that its lease was given on.
     pub fn incarnation(&self) -> Incarnation {
         Incarnation(self.incarnation.load(Ordering::Acquire))
     }
@@ -420,13 +419,22 @@ impl Lease {
         &self.endpoint.backend
     }
 
-    /// Counts it among the connections that its backend may have. `None`: the backend has as many as it may.
-    pub fn limited(mut self, queue: &Arc<Queue>) -> Option<Self> {
-        if !self.endpoint.backend.use_one() {
-            return None;
-        }
-        self.queue = Some(Arc::clone(queue));
-        Some(self)
+    /// The server that it was given on.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// Counts it among the connections in use of its backend, however many there are.
+    pub fn in_use(mut self) -> Self {
+        self.endpoint.backend.use_another();
+        self.is_in_use = true;
+        self
+    }
+
+    /// As [`Self::in_use`]. `None`: the backend has as many as it may.
+    pub fn in_use_if_allowed(mut self) -> Option<Self> {
+        self.is_in_use = self.endpoint.backend.use_one_if_allowed();
+        self.is_in_use.then_some(self)
     }
 
     /// Whether an operator has ended this exchange.
@@ -443,9 +451,8 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
-        if let Some(queue) = &self.queue {
-            self.endpoint.backend.in_use.fetch_sub(1, Ordering::AcqRel);
-            queue.free_one();
+        if self.is_in_use {
+            self.endpoint.backend.use_one_less();
         }
     }
 }
@@ -456,7 +463,8 @@ mod tests {
     use crate::metrics::BackendMetrics;
 
     fn endpoint() -> Arc<Endpoint> {
-        let backend = Identity::new("127.0.0.1:1".parse().expect("valid"), BackendMetrics::unregistered());
+        let address = "127.0.0.1:1".parse().expect("valid");
+        let backend = Identity::new(address, BackendMetrics::unregistered(), Arc::default());
         Arc::new(Endpoint::new(&Arc::new(backend), "127.0.0.1:1".parse().ok().map(SocketAddress::Ip), true))
     }
 

@@ -13,7 +13,7 @@ use crate::metrics::BackendMetrics;
 fn member(address: &str, weight: u32) -> Member {
     let address = address.parse().expect("valid address");
     Member {
-        backend: Arc::new(Backend::new(address, false, BackendMetrics::unregistered())),
+        backend: Arc::new(Backend::new(address, false, BackendMetrics::unregistered(), Arc::default())),
         weight: Weight::new(weight).expect("valid weight"),
     }
 }

@@ -133,6 +133,38 @@ fn another_backend_is_tried_and_then_the_failure_is_told() {
     assert_eq!((outcome.status, outcome.attempts), (504, 2));
 }
 
+// It went to the end of the queue, and could be told that it had waited too long.
+#[test]
+fn a_stale_connection_does_not_cost_the_turn_that_was_waited_for() {
+    let snapshot = snapshot("{ address = \"127.0.0.1:1\", max_connections = 1 }", "");
+    let begin = || Exchange::begin(start(found(&snapshot), asked()), std::iter::empty());
+    let (mut first, mut second) = (begin(), begin());
+    let Step::Open(asked) = first.tell(Event::Begun) else { panic!("no attempt") };
+    let Step::Queue(full) = second.tell(Event::Begun) else { panic!("two at once") };
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut waiting = Box::pin(full.queue.wait(full.seen));
+    assert!(waiting.as_mut().poll(&mut cx).is_pending());
+    let step = first.fails(Failure::StaleConnection);
+    assert!(matches!(&step, Step::Open(again) if Arc::ptr_eq(again, &asked)), "{step:?}");
+    assert_eq!((first.in_flight(), first.outcome().attempts), (1, 2));
+    assert!(waiting.as_mut().poll(&mut cx).is_pending(), "nobody else has the turn");
+    // Once the operator wants something else it is chosen anew, before those who wait.
+    let mut config = snapshot.config.clone();
+    config.pools[0].settings.retries += 1;
+    let secret = Secret::new("secret").expect("not empty");
+    let _after = Snapshot::new(config, Some(&snapshot), &Rings::default(), &Metrics::new(), &secret);
+    assert!(waiting.as_mut().poll(&mut cx).is_ready(), "there may be room for more");
+    drop(waiting);
+    let mut waiting = Box::pin(full.queue.wait(full.queue.freed()));
+    assert!(waiting.as_mut().poll(&mut cx).is_pending());
+    assert!(matches!(first.fails(Failure::StaleConnection), Step::Open(_)));
+    assert!(matches!(first.tell(answer(200)), Step::Pass));
+    assert!(matches!(first.tell(Event::Sent), Step::End));
+    assert!(waiting.as_mut().poll(&mut cx).is_ready());
+    drop(waiting);
+    assert!(matches!(second.tell(Event::Called), Step::Open(_)));
+}
+
 #[test]
 fn what_the_client_does_is_tried_nowhere_else_and_ends_the_lease() {
     for (failure, refusal, status) in [

@@ -588,8 +588,9 @@ impl Driver<'_, '_> {
 
     /// Sends the request to `endpoint`.
     async fn open(&mut self, endpoint: Arc<Endpoint>, timer: &mut Timer) -> Result<(), Failed> {
-        let server = endpoint.incarnation();
-        let Some(plan) = self.exchange.plan().map(Arc::clone) else { return Err(Failure::Internal.into()) };
+        let (Some(server), Some(plan)) = (self.exchange.server(), self.exchange.plan().map(Arc::clone)) else {
+            return Err(Failure::Internal.into());
+        };
         let limits = self.exchange.own_limits();
         let header = self.proxy_header(&plan);
         let upstream = match Upstream::reuse(server, &plan.transport, &header, self.now) {

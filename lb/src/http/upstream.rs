@@ -183,7 +183,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let backend = address.to_string().parse().expect("an address");
-        let backend = Backend::new(backend, false, BackendMetrics::unregistered());
+        let backend = Backend::new(backend, false, BackendMetrics::unregistered(), Arc::default());
         let server = backend.endpoints().as_slice()[0].incarnation();
         let transport = Arc::new(Transport::new(&TransportConfig::default()));
         let dial = Dial { backend: &backend.address, address: &address.into(), transport: &transport, header: b"" };
@@ -212,7 +212,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let backend = address.to_string().parse().expect("an address");
-        let backend = Backend::new(backend, false, BackendMetrics::unregistered());
+        let backend = Backend::new(backend, false, BackendMetrics::unregistered(), Arc::default());
         let endpoint = Arc::clone(&backend.endpoints().as_slice()[0]);
         let server = endpoint.incarnation();
         let [before, after] = [(); 2].map(|()| Arc::new(Transport::new(&TransportConfig::default())));

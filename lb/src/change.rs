@@ -5,6 +5,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -61,6 +62,9 @@ pub enum Edit {
 pub struct BackendSettings {
     pub weight: Weight,
     pub state: AdminState,
+    /// `None`: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<NonZero<u32>>,
 }
 
 /// An edit that was not made: the configuration does not say what it begins with.
@@ -88,7 +92,7 @@ impl Edits {
     }
 
     /// Makes each edit that begins with what `config` says, and returns the others. Those whose end it says already are
-    /// done. A backend's weight and state are looked at one by one: where one of them is another, the other is set.
+    /// done. A backend's weight and state are looked at one by one, as is its limit: where one of them is another, the others are set.
     pub fn apply(&self, config: &mut Config) -> Vec<Conflict> {
         self.0.iter().filter_map(|edit| edit.apply(config).err()).collect()
     }
@@ -170,11 +174,15 @@ impl BackendSettings {
     /// None of a backend that is being removed.
     pub fn of(backend: &BackendConfig) -> Option<Self> {
         let stays = backend.state != AdminState::Removing;
-        stays.then_some(Self { weight: backend.weight, state: backend.state })
+        stays.then_some(Self { weight: backend.weight, state: backend.state, max_connections: backend.max_connections })
     }
 
     fn listed(self) -> String {
-        format!("{}, weight {}", self.state, self.weight)
+        format!("{}, weight {}{}", self.state, self.weight, self.limit())
+    }
+
+    fn limit(self) -> String {
+        self.max_connections.map(|most| format!(", max_connections {most}")).unwrap_or_default()
     }
 }
 
@@ -230,12 +238,15 @@ impl Edit {
                     (Some(before), Some(after), Some(now)) => {
                         let (weight, may_weigh) = merged(before.weight, after.weight, now.weight);
                         let (state, may_be) = merged(before.state, after.state, now.state);
-                        set(pool, backend, Some(BackendSettings { weight, state }));
-                        if !may_weigh || !may_be {
+                        let (max_connections, may_limit) =
+                            merged(before.max_connections, after.max_connections, now.max_connections);
+                        set(pool, backend, Some(BackendSettings { weight, state, max_connections }));
+                        if !may_weigh || !may_be || !may_limit {
                             // What was set is no part of the conflict.
                             let left = BackendSettings {
                                 weight: if may_weigh { before.weight } else { after.weight },
                                 state: if may_be { before.state } else { after.state },
+                                max_connections: if may_limit { before.max_connections } else { after.max_connections },
                             };
                             let (pool, backend) = (self.pool().clone(), backend.clone());
                             let edit = Self::Backend { pool, backend, before: Some(*before), after: Some(left) };
@@ -265,13 +276,13 @@ fn merged<T: Copy + PartialEq>(before: T, after: T, now: T) -> (T, bool) {
 fn set(pool: &mut PoolConfig, address: &BackendAddress, wanted: Option<BackendSettings>) {
     let place = pool.backends.iter().position(|b| b.address == *address);
     match (place, wanted) {
-        (Some(place), Some(BackendSettings { weight, state })) => {
+        (Some(place), Some(BackendSettings { weight, state, max_connections })) => {
             let backend = &mut pool.backends[place];
-            (backend.weight, backend.state) = (weight, state);
+            (backend.weight, backend.state, backend.max_connections) = (weight, state, max_connections);
         }
         (Some(place), None) => pool.backends[place].state = AdminState::Removing,
-        (None, Some(BackendSettings { weight, state })) => {
-            pool.backends.push(BackendConfig { weight, state, ..BackendConfig::new(address.clone()) });
+        (None, Some(BackendSettings { weight, state, max_connections })) => {
+            pool.backends.push(BackendConfig { address: address.clone(), weight, state, max_connections });
         }
         (None, None) => {}
     }
@@ -338,10 +349,10 @@ impl fmt::Display for Edit {
             Self::Backend { pool, backend, before, after } => {
                 write!(f, "pool {pool}: backend {backend} ")?;
                 match (before, after) {
-                    (Some(before), Some(after)) if before.weight == after.weight => {
+                    (Some(before), Some(after)) if BackendSettings { state: after.state, ..*before } == *after => {
                         write!(f, "{} instead of {}", after.state, before.state)
                     }
-                    (Some(before), Some(after)) if before.state == after.state => {
+                    (Some(before), Some(after)) if BackendSettings { weight: after.weight, ..*before } == *after => {
                         write!(f, "weight {} instead of {}", after.weight, before.weight)
                     }
                     (Some(before), Some(after)) => write!(f, "{after} instead of {before}"),
@@ -355,7 +366,7 @@ impl fmt::Display for Edit {
 
 impl fmt::Display for BackendSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} with weight {}", self.state, self.weight)
+        write!(f, "{} with weight {}{}", self.state, self.weight, self.limit())
     }
 }
 

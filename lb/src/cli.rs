@@ -265,6 +265,9 @@ enum BackendCommand {
         /// Its share of the traffic, 1 to 1000
         #[arg(long, default_value_t = 1)]
         weight: u32,
+        /// How many requests it may have in flight at once; any number unless given
+        #[arg(long)]
+        max_connections: Option<u32>,
         #[command(flatten)]
         how: How,
     },
@@ -340,8 +343,12 @@ impl Cli {
             Command::Weight { backend, weight, how } => {
                 backend.change(&client()?, &json!({ "weight": weight }), how, out)?;
             }
-            Command::Backend(BackendCommand::Add { address, pool, weight, how }) => {
-                add(&client()?, &address, pool.as_deref(), weight, how, out)?;
+            Command::Backend(BackendCommand::Add { address, pool, weight, max_connections, how }) => {
+                let mut backend = json!({ "address": address, "weight": weight });
+                if let Some(most) = max_connections {
+                    backend["max_connections"] = json!(most);
+                }
+                add(&client()?, pool.as_deref(), &backend, how, out)?;
             }
             Command::Backend(BackendCommand::Remove { backend, how, deadline }) => {
                 backend.remove(&client()?, how.until(deadline), out)?;
@@ -496,19 +503,12 @@ fn switch(client: &Client, to: Algorithm, pool: Option<&str>, how: How, out: &mu
     Ok(())
 }
 
-fn add(
-    client: &Client,
-    address: &str,
-    pool: Option<&str>,
-    weight: u32,
-    how: How,
-    out: &mut dyn Write,
-) -> anyhow::Result<()> {
+fn add(client: &Client, pool: Option<&str>, backend: &Value, how: How, out: &mut dyn Write) -> anyhow::Result<()> {
     let pool = match pool {
         Some(pool) => pool.to_owned(),
         None => admin::only_pool(&client.pools()?.pools)?,
     };
-    changed(&pool, client.add_backend(&pool, address, weight, how)?, out)
+    changed(&pool, client.add_backend(&pool, backend, how)?, out)
 }
 
 fn changed(pool: &str, answer: admin::Changed, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -591,6 +591,9 @@ fn summary(pool: &str, backend: &admin::Backend) -> String {
         "{} in pool {pool}: {}, weight {}, {in_flight} in flight",
         backend.address, backend.status, backend.weight
     );
+    if let Some(most) = backend.max_connections {
+        text.push_str(&format!(", {most} at most"));
+    }
     if let Some(left) = kill_after(backend) {
         text.push_str(&format!(", killed in {}", status::duration(left)));
     }

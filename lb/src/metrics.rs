@@ -73,6 +73,7 @@ pub struct Gauges {
     pub pool_queued: IntGaugeVec,
     pub backend_in_flight: IntGaugeVec,
     pub backend_weight: IntGaugeVec,
+    pub backend_max_connections: IntGaugeVec,
     pub backend_status: IntGaugeVec,
     pub certificate_not_before: IntGaugeVec,
     pub certificate_not_after: IntGaugeVec,
@@ -351,6 +352,11 @@ impl Metrics {
                     "Exchanges on a backend now, WebSocket tunnels included.",
                     &["pool", "backend"],
                 ),
+                backend_max_connections: gauges(
+                    "evenkeel_backend_max_connections",
+                    "Exchanges that may be on a backend at once; no series where any number may.",
+                    &["pool", "backend"],
+                ),
                 backend_weight: gauges("evenkeel_backend_weight", "Weight of a backend.", &["pool", "backend"]),
                 backend_status: gauges(
                     "evenkeel_backend_status",
@@ -555,6 +561,7 @@ impl Gauges {
             &self.pool_queued,
             &self.backend_in_flight,
             &self.backend_weight,
+            &self.backend_max_connections,
             &self.backend_status,
             &self.certificate_not_before,
             &self.certificate_not_after,

@@ -74,7 +74,7 @@ fn files() -> Vec<PathBuf> {
 
 async fn served() -> BTreeMap<String, Metric> {
     let a = Origin::start("a").await;
-    let named = |pool: Pool| pool.quick_probe().backend("localhost:1", "state = \"down\"");
+    let named = |pool: Pool| pool.quick_probe().backend("localhost:1", "state = \"down\", max_connections = 9");
     let tls = Port::reserve();
     let files = "tls = { certificate = \"cert.pem\", key = \"key.pem\", watch_interval = \"50ms\" }";
     let section = format!("[[listener]]\naddress = \"{}\"\n{files}\n", tls.address());

@@ -385,3 +385,39 @@ async fn no_backend_has_more_connections_in_use_than_it_may() {
         assert_eq!(wire.reply().await.status, 200);
     }
 }
+
+// A limit could be written in the file alone, and was shown nowhere.
+#[tokio::test]
+async fn a_limit_comes_with_a_backend_that_is_added_stays_with_it_and_is_seen() {
+    let [a, b, c] = Origin::several(["a", "b", "c"]).await;
+    let mut balancer = Balancer::start(Config::of([&a])).await;
+    let path = "/admin/pools/app/backends";
+    let wanted = |most: i64| json!({ "address": b.address().to_string(), "max_connections": most });
+    for bad in [-1, 1 << 32] {
+        let reply = balancer.admin("POST", path, Some(wanted(bad))).await;
+        let told = format!("max_connections {bad} is not from 0 (any number) to 4294967295");
+        assert!(reply.status == 400 && reply.text().contains(&told), "{}", reply.text());
+    }
+    let added = balancer.change("POST", path, Some(wanted(8))).await;
+    assert_eq!(added["max_connections"], 8, "{added}");
+    let admin = format!("http://{}", balancer.admin_address());
+    let address = c.address().to_string();
+    let outcome = tests::evenkeel(["backend", "add", &address, "--max-connections", "7", "--admin", &admin]).await;
+    assert!(outcome.status.success() && outcome.stdout.contains("7 at most"), "{outcome:?}");
+    let change = &balancer.change("GET", "/admin/changes", None).await["changes"][0]["edits"][0];
+    assert_eq!(change["after"]["max_connections"], 7, "{change}");
+    assert!(change["text"].as_str().is_some_and(|text| text.ends_with("with weight 1, max_connections 7")), "{change}");
+    let limit = async |balancer: &Balancer, origin: &Origin| {
+        backend(balancer, &origin.address().to_string()).await["max_connections"].clone()
+    };
+    for time in ["as it is added", "after a restart"] {
+        assert_eq!(limit(&balancer, &a).await, Value::Null, "{time}");
+        assert_eq!((limit(&balancer, &b).await, limit(&balancer, &c).await), (json!(8), json!(7)), "{time}");
+        balancer.stop().await;
+        balancer.start_again().await;
+    }
+    let metrics = balancer.metrics().await;
+    assert_eq!(metrics.sum("evenkeel_backend_max_connections", &[]), 15.0);
+    let status = tests::evenkeel(["status", "--admin", &format!("http://{}", balancer.admin_address())]).await;
+    assert!(status.stdout.contains(" 0/8 ") && status.stdout.contains(" 0/7 "), "{}", status.stdout);
+}

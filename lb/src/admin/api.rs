@@ -1,6 +1,7 @@
 //! The handlers. A change is made where blocking is allowed, since a snapshot of large pools takes its time; its
 //! answer waits for the disk, but not for ever.
 
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,7 @@ struct AddBackend {
     address: String,
     weight: Option<i64>,
     state: Option<String>,
+    max_connections: Option<i64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -133,6 +135,7 @@ pub async fn add_backend(
     let backend = BackendConfig {
         weight: weight(wanted.weight)?.unwrap_or(Weight::ONE),
         state: state(wanted.state)?.unwrap_or(AdminState::Active),
+        max_connections: max_connections(wanted.max_connections)?,
         ..BackendConfig::new(address.clone())
     };
     let outcome = change(&admin, Wish::AddBackend { pool: pool.clone(), backend }, &terms).await?;
@@ -497,6 +500,14 @@ fn weight(weight: Option<i64>) -> Result<Option<Weight>, Problem> {
         u32::try_from(weight).map_err(|_| error()).and_then(Weight::try_from)
     };
     weight.map(read).transpose().map_err(Problem::bad_request)
+}
+
+/// 0: any number, as in the configuration.
+fn max_connections(most: Option<i64>) -> Result<Option<NonZero<u32>>, Problem> {
+    let read = |most: i64| {
+        u32::try_from(most).map_err(|_| format!("max_connections {most} is not from 0 (any number) to {}", u32::MAX))
+    };
+    Ok(most.map(read).transpose().map_err(Problem::bad_request)?.and_then(NonZero::new))
 }
 
 fn state(state: Option<String>) -> Result<Option<AdminState>, Problem> {

@@ -1,5 +1,6 @@
 //! What the API shows of pools and backends.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,6 +52,8 @@ pub struct PoolView {
     name: PoolName,
     algorithm: Algorithm,
     panic: bool,
+    /// Requests that wait until a backend may have another connection.
+    queued: usize,
     backends: Vec<BackendView>,
 }
 
@@ -63,6 +66,8 @@ pub struct BackendView {
     status: Status,
     ejected_for_seconds: f64,
     in_flight: u32,
+    /// So many may be; `None`: any number.
+    max_connections: Option<NonZero<u32>>,
     /// After how long what is still in flight is killed.
     deadline_seconds: Option<f64>,
     /// How long its sticky clients are still sent there, while it drains.
@@ -111,6 +116,7 @@ impl PoolView {
             name: pool.name.clone(),
             algorithm: plan.algorithm,
             panic: pool.is_panicking(),
+            queued: plan.queue.waiting(),
             backends: plan.backends().map(|(member, state)| BackendView::new(&plan, member, state, now)).collect(),
         }
     }
@@ -141,6 +147,7 @@ impl BackendView {
             status: backend.status(state, now),
             ejected_for_seconds: ejected_for.and_then(|all| all.into_iter().min()).map_or(0.0, seconds),
             in_flight: backend.in_flight(),
+            max_connections: backend.max_connections(),
             deadline_seconds: backend.deadline().map(|deadline| seconds(deadline.saturating_duration_since(now))),
             grace_seconds: plan.grace_end(member, state).filter(|end| now < *end).map(|end| seconds(end - now)),
             requests: backend.metrics.attempts.get(),
@@ -255,6 +262,9 @@ pub fn set_gauges(gauges: &Gauges, snapshot: &Snapshot, now: Instant) {
             let labels = [name, member.backend.address.as_str()];
             gauges.backend_in_flight.with_label_values(&labels).set(member.backend.in_flight().into());
             gauges.backend_weight.with_label_values(&labels).set(member.weight.as_u32().into());
+            if let Some(most) = member.backend.max_connections() {
+                gauges.backend_max_connections.with_label_values(&labels).set(most.get().into());
+            }
             let endpoints = member.backend.endpoints();
             let endpoints = endpoints.as_slice().iter().filter(|endpoint| endpoint.address().is_some());
             let is_usable = |endpoint: &&Arc<Endpoint>| {

@@ -120,6 +120,8 @@ pub struct Pool {
     pub name: String,
     pub algorithm: String,
     pub panic: bool,
+    #[serde(default)]
+    pub queued: u64,
     pub backends: Vec<Backend>,
 }
 
@@ -130,6 +132,8 @@ pub struct Backend {
     pub status: String,
     pub ejected_for_seconds: f64,
     pub in_flight: u32,
+    #[serde(default)]
+    pub max_connections: Option<u32>,
     pub deadline_seconds: Option<f64>,
     pub grace_seconds: Option<f64>,
     pub requests: u64,
@@ -258,9 +262,8 @@ impl Client {
         self.change(Method::POST, "/admin/algorithm", Some(&wanted), how)
     }
 
-    pub fn add_backend(&self, pool: &str, address: &str, weight: u32, how: How) -> Result<Changed> {
-        let wanted = json!({ "address": address, "weight": weight });
-        self.change(Method::POST, &format!("/admin/pools/{}/backends", encoded(pool)), Some(&wanted), how)
+    pub fn add_backend(&self, pool: &str, backend: &Value, how: How) -> Result<Changed> {
+        self.change(Method::POST, &format!("/admin/pools/{}/backends", encoded(pool)), Some(backend), how)
     }
 
     pub fn change_backend(&self, pool: &str, address: &str, change: &Value, how: How) -> Result<Changed> {
@@ -450,7 +453,7 @@ fn backend_path(pool: &str, address: &str) -> String {
     format!("/admin/pools/{}/backends/{}", encoded(pool), encoded(address))
 }
 
-/// One segment of a path (RFC 3986 §3.3).
+/// One segment of a path (RFC 3986, 3.3).
 fn encoded(segment: &str) -> String {
     let encode = |b: u8| match b {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' => char::from(b).to_string(),

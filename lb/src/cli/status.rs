@@ -176,6 +176,12 @@ fn table(pools: &[Pool], rates: Option<&Rates>, colours: bool) -> String {
         let warning = format!("pool {} panics: too few backends are usable, so it ignores their health", pool.name);
         text.push_str(&format!("\n{}\n", Cell::text(&warning).coloured(RED).shown(0, colours)));
     }
+    for pool in pools.iter().filter(|pool| pool.queued > 0) {
+        let wait = if pool.queued == 1 { "waits" } else { "wait" };
+        let requests = super::counted(pool.queued as usize, "request");
+        let warning = format!("pool {}: {requests} {wait}, since every backend is at its max_connections", pool.name);
+        text.push_str(&format!("\n{}\n", Cell::text(&warning).coloured(YELLOW).shown(0, colours)));
+    }
     for (pool, backend, error) in unresolved(pools) {
         let has_addresses = backend.endpoints.iter().any(|endpoint| endpoint.address.is_some());
         let then = if has_addresses { "its last addresses are used on" } else { "nothing can be sent there" };
@@ -218,7 +224,10 @@ fn row(pool: &Pool, backend: &Backend, rates: Option<&Rates>) -> Vec<Cell> {
         Cell::text(&backend.address),
         status(backend),
         Cell::number(backend.weight.to_string()),
-        Cell::number(count(backend.in_flight.into())),
+        Cell::number(match backend.max_connections {
+            Some(most) => format!("{}/{}", count(backend.in_flight.into()), count(most.into())),
+            None => count(backend.in_flight.into()),
+        }),
         Cell::number(count(backend.requests)),
     ];
     if let Some(rates) = rates {

@@ -7,6 +7,7 @@ fn backend(address: &str) -> Backend {
         status: "healthy".to_owned(),
         ejected_for_seconds: 0.0,
         in_flight: 0,
+        max_connections: None,
         deadline_seconds: None,
         grace_seconds: None,
         requests: 0,
@@ -19,7 +20,7 @@ fn backend(address: &str) -> Backend {
 }
 
 fn pool(name: &str, backends: Vec<Backend>) -> Pool {
-    Pool { name: name.to_owned(), algorithm: "round-robin".to_owned(), panic: false, backends }
+    Pool { name: name.to_owned(), algorithm: "round-robin".to_owned(), panic: false, queued: 0, backends }
 }
 
 fn sample(pools: &[(&str, &str, u64)], at: Instant) -> Sample {
@@ -160,4 +161,21 @@ fn numbers_are_short() {
 #[test]
 fn the_screen_is_overwritten_line_by_line() {
     assert_eq!(over_the_last("a\nb\n"), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J");
+}
+
+#[test]
+fn a_limit_stands_beside_what_it_bounds_and_those_who_wait_below() {
+    let full = Backend { in_flight: 12_345, max_connections: Some(12_345), ..backend("web1:8888") };
+    let one = Backend { in_flight: 1, max_connections: Some(8), ..backend("web2:8888") };
+    let pools = [Pool { queued: 2, ..pool("app", vec![full, one]) }];
+    assert_eq!(
+        table(&pools, None, false),
+        "\
+POOL  ALGORITHM    BACKEND    STATUS   WEIGHT    IN FLIGHT  REQUESTS  FAILURES  LATENCY  LAST PROBE
+app   round-robin  web1:8888  healthy       1  12.3k/12.3k         0         0        -  -
+                   web2:8888  healthy       1          1/8         0         0        -  -
+
+pool app: 2 requests wait, since every backend is at its max_connections
+"
+    );
 }

@@ -160,6 +160,27 @@ async fn the_last_addresses_are_used_while_dns_fails() {
     balancer.logs(&["is resolved again"]).await;
 }
 
+// While a backend was down its name was forgotten, and DNS that did not answer then left it without an address.
+#[tokio::test]
+async fn the_last_addresses_are_used_after_an_operator_took_the_backend_down_and_back() {
+    let [a] = origins(["127.0.0.1"]);
+    let dns = Dns::start().await;
+    dns.set("web.test", ["127.0.0.1"]);
+    let balancer = Balancer::start(config(&dns, &a)).await;
+    leads_to(&balancer, "web.test", &[&a]).await;
+    let path = format!("/admin/pools/app/backends/{}?force=true", backend("web.test", &a));
+    balancer.change("PATCH", &path, Some(json!({ "state": "down" }))).await;
+    dns.set_mood("web.test", Mood::Fails);
+    let asked = dns.asked("web.test");
+    balancer.change("PATCH", &path, Some(json!({ "state": "active" }))).await;
+    eventually("DNS has failed", async || {
+        dns.asked("web.test") > asked && view(&balancer, "web.test").await["resolution"]["error"] != Value::Null
+    })
+    .await;
+    leads_to(&balancer, "web.test", &[&a]).await;
+    assert_eq!(balancer.get("/").await.origin(), "a");
+}
+
 #[tokio::test]
 async fn addresses_of_a_name_that_is_gone_are_held_for_a_while_and_then_left() {
     let [a] = origins(["127.0.0.1"]);

@@ -1,7 +1,7 @@
 //! Keeps the names of backends resolved: one task for each name asks for its addresses again whenever the last answer is
 //! out of date, so that no name waits for another. Where several pools write the same name, it is asked for once.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,18 +34,25 @@ pub async fn keep_resolved(control: &Arc<Control>, moved: &Arc<Notify>) {
     loop {
         let config = control.snapshot().config.server.resolver.clone();
         let wanted = names(control);
-        tasks.retain(|address, _| wanted.contains(address));
-        for address in wanted {
+        tasks.retain(|address, _| wanted.contains_key(address));
+        for (address, is_asked_for) in wanted {
             let task = tasks.remove(&address);
             let asking = Asking { control, resolver: &resolver, moved, config: &config, address: &address };
             let task = match task {
-                Some(task) if task.config == config && !task.handle.is_finished() => {
+                Some(task) if is_asked_for && task.config == config && task.is_running() => {
                     // A pool that is new takes up what the others know.
                     asking.take_up(&lock(&task.known));
                     task
                 }
-                // By other rules what is known stays, and is asked for at once.
-                task => asking.start(task.map(|task| Arc::clone(&task.known)).unwrap_or_default()),
+                task => {
+                    // What is known stays, however long nobody asks. By other rules it is asked for at once.
+                    let known = task.map(|task| Arc::clone(&task.known)).unwrap_or_default();
+                    if is_asked_for {
+                        asking.start(known)
+                    } else {
+                        Task { known, config: config.clone(), handle: None }
+                    }
+                }
             };
             tasks.insert(address, task);
         }
@@ -55,28 +62,37 @@ pub async fn keep_resolved(control: &Arc<Control>, moved: &Arc<Notify>) {
     }
 }
 
-/// Every name that some backend is written by, but for those that take nothing.
-fn names(control: &Control) -> BTreeSet<BackendAddress> {
-    let mut names = BTreeSet::new();
+/// Every name that some backend is written by, and whether it is asked for: not if all those backends are down.
+fn names(control: &Control) -> BTreeMap<BackendAddress, bool> {
+    let mut names = BTreeMap::new();
     for pool in &control.snapshot().pools {
-        let plan = pool.plan();
-        let wanted = plan.backends().filter(|(_, state)| *state != AdminState::Down);
-        let addresses = wanted.map(|(member, _)| &member.backend.address);
-        names.extend(addresses.filter(|address| address.socket_address().is_none()).cloned());
+        for (member, state) in pool.plan().backends() {
+            let address = &member.backend.address;
+            if address.socket_address().is_none() {
+                *names.entry(address.clone()).or_default() |= state != AdminState::Down;
+            }
+        }
     }
     names
 }
 
-/// The asking for one name; ends when dropped.
+/// What is known of one name, and the asking for it, which ends when dropped.
 struct Task {
     known: Arc<Mutex<Known>>,
     config: ResolverConfig,
-    handle: AbortHandle,
+    /// `None`: nobody asks.
+    handle: Option<AbortHandle>,
+}
+
+impl Task {
+    fn is_running(&self) -> bool {
+        self.handle.as_ref().is_some_and(|handle| !handle.is_finished())
+    }
 }
 
 impl Drop for Task {
     fn drop(&mut self) {
-        self.handle.abort();
+        self.handle.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -180,7 +196,7 @@ impl Asking<'_> {
                 Asking { control: &control, resolver: &resolver, moved: &moved, config: &config, address: &address };
             asking.run(&known).await;
         };
-        Task { known: knows, config: self.config.clone(), handle: tokio::spawn(asking).abort_handle() }
+        Task { known: knows, config: self.config.clone(), handle: Some(tokio::spawn(asking).abort_handle()) }
     }
 
     /// Asks again and again.

@@ -6,6 +6,7 @@ pub mod endpoint;
 pub mod queue;
 pub mod repeats;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::ops::Deref;
@@ -18,7 +19,8 @@ use serde::Serialize;
 use crate::config::backend::{AdminState, BackendAddress, SocketAddress};
 use crate::health::tracker::Health;
 use crate::metrics::BackendMetrics;
-pub use endpoint::{Endpoint, Finding, Incarnation, Lease, ProbeReport};
+pub use endpoint::{Endpoint, Finding, Incarnation, Lease, ProbeReport, Share};
+use queue::Queue;
 use repeats::Repeats;
 
 /// The operator's wish, the probes' finding and the traffic's in one word.
@@ -57,10 +59,10 @@ pub struct Identity {
     max_connections: AtomicU32,
     /// Those that are, also while there is no such number: one that comes counts them.
     in_use: AtomicU32,
-}
-
     /// Where exchanges wait for room, in the pool of this backend.
     queue: Arc<Queue>,
+}
+
 /// What changes seldom: read to list candidates, not for each request.
 #[derive(Debug)]
 struct Vitals {
@@ -238,6 +240,13 @@ impl Backend {
         Moved { joined: joined.into_iter().flatten().collect(), left }
     }
 
+    /// Has its endpoints share its exchanges so.
+    pub fn share_out(&self, shares: &BTreeMap<SocketAddr, Share>) {
+        for endpoint in self.endpoints().as_slice() {
+            endpoint.ip().and_then(|ip| shares.get(&ip)).into_iter().for_each(|share| endpoint.set_share(*share));
+        }
+    }
+
     /// Its name was asked for and leads nowhere, as far as is known. Endpoints that it has had stay.
     pub fn is_unresolved(&self) {
         let endpoints = self.endpoints();
@@ -398,15 +407,43 @@ impl Endpoints {
     }
 }
 
-/// The endpoint with the fewest exchanges in flight, and their number; among equals, in turn.
+/// The endpoint of the first priority with the fewest exchanges in flight for its weight, and their number; among equals, in
+/// turn, as often as their weights say.
 fn least_loaded(
     endpoints: &[Arc<Endpoint>],
     is_closed: impl Fn(&Arc<Endpoint>) -> bool,
 ) -> Option<(&Arc<Endpoint>, u32)> {
     let turn = endpoints.first()?.backend.turn.fetch_add(1, Ordering::Relaxed);
-    let (before, from) = endpoints.split_at(turn % endpoints.len());
-    let open = from.iter().chain(before).filter(|endpoint| !is_closed(endpoint));
-    open.map(|endpoint| (endpoint, endpoint.in_flight())).min_by_key(|&(_, in_flight)| in_flight)
+    let open = endpoints.iter().filter(|endpoint| !is_closed(endpoint)).map(|endpoint| (endpoint, endpoint.share()));
+    let first = open.clone().map(|(_, share)| share.priority).min()?;
+    let open = open.filter(|(_, share)| share.priority == first);
+    let mut weights = open.clone().map(|(_, share)| share.weight);
+    let weight = weights.next()?;
+    let place = match weights.all(|other| other == weight) {
+        true => turn % open.clone().count(),
+        false => weighted_place(turn, open.clone().map(|(_, share)| share.weight)),
+    };
+    let in_turn = open.clone().skip(place).chain(open.take(place));
+    let loads = in_turn.map(|(endpoint, share)| (endpoint, endpoint.in_flight(), share.weight));
+    let less = |one: u32, of_one: u32, other: u32, of_other: u32| {
+        u64::from(one) * u64::from(of_other) < u64::from(other) * u64::from(of_one)
+    };
+    let least = loads.reduce(|least, next| if less(next.1, next.2, least.1, least.2) { next } else { least });
+    least.map(|(endpoint, in_flight, _)| (endpoint, in_flight))
+}
+
+/// Whose turn it is by weight, spread evenly: multiples of the golden ratio fill a circle without clusters.
+fn weighted_place(turn: usize, weights: impl Iterator<Item = u32> + Clone) -> usize {
+    const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
+    let all: u64 = weights.clone().map(u64::from).sum();
+    let part = (turn as u64).wrapping_mul(GOLDEN_RATIO);
+    let mut point = ((u128::from(part) * u128::from(all)) >> 64) as u64;
+    let is_here = |weight: u32| {
+        let is_here = point < u64::from(weight);
+        point = point.saturating_sub(weight.into());
+        is_here
+    };
+    weights.map(is_here).position(|is_here| is_here).unwrap_or(0)
 }
 
 impl FromIterator<Arc<Endpoint>> for Endpoints {
@@ -546,6 +583,32 @@ mod tests {
         assert!(endpoints.lease_at(2, |_| false).is_none());
         let last = endpoints.lease_at(3, |_| false).expect("three are in flight");
         assert!(Arc::ptr_eq(last.endpoint(), two));
+    }
+
+    #[test]
+    fn endpoints_share_by_weight_and_those_of_a_later_priority_wait_until_no_other_is_open() {
+        let backend = backend("srv:_http._tcp.test");
+        let [one, two, three] = addresses(["127.0.0.1:1", "127.0.0.2:1", "127.0.0.3:1"]);
+        backend.resolved(&[one, two, three], Instant::now());
+        let share = |priority, weight| Share { priority, weight };
+        backend.share_out(&BTreeMap::from([(one, share(1, 3)), (two, share(1, 1)), (three, share(2, 9))]));
+        let endpoints = backend.endpoints();
+        let asked = |is_closed: &dyn Fn(SocketAddr) -> bool, count: usize| {
+            let mut asked = BTreeMap::<_, usize>::new();
+            for _ in 0..count {
+                let lease = endpoints.lease(|endpoint| endpoint.ip().is_some_and(is_closed)).expect("one is open");
+                *asked.entry(lease.endpoint().ip().expect("an address")).or_default() += 1;
+            }
+            asked.into_iter().collect::<Vec<_>>()
+        };
+        let shared = asked(&|_| false, 400);
+        assert!(matches!(*shared, [(_, 297..=303), (_, 97..=103)]), "{shared:?}");
+        assert_eq!(asked(&|ip| ip == one, 4), [(two, 4)]);
+        assert_eq!(asked(&|ip| ip != three, 4), [(three, 4)]);
+        // With many in flight they are spread in the same way.
+        let leases: Vec<_> = (0..8).map(|_| endpoints.lease(|_| false).expect("two are open")).collect();
+        let on = |ip| leases.iter().filter(|lease| lease.endpoint().ip() == Some(ip)).count();
+        assert_eq!((on(one), on(two), on(three)), (6, 2, 0));
     }
 
     #[test]

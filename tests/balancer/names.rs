@@ -331,21 +331,48 @@ async fn what_is_too_long_for_udp_is_asked_for_by_tcp_and_broken_ipv6_answers_ha
     assert_eq!(balancer.get("/").await.origin(), "a");
 }
 
+// Weights were not looked at, and hosts of other priorities never asked.
 #[tokio::test]
-async fn a_service_leads_to_the_hosts_and_ports_of_its_first_priority() {
-    let [a] = origins(["127.0.0.1"]);
-    let b = Origin::at("b", Port::reserve_at(["127.0.0.2"]).into_iter().next().expect("a port"));
+async fn a_service_leads_to_its_hosts_and_ports_by_priority_and_weight() {
+    let [a, b, c] = ["127.0.0.1", "127.0.0.2", "127.0.0.3"].map(|ip| Port::reserve_at([ip]));
+    let [a, b, c] = [("a", a), ("b", b), ("c", c)].map(|(name, [port])| Origin::at(name, port));
     let dns = Dns::start().await;
     dns.set("one.test", ["127.0.0.1"]);
     dns.set("two.test", ["127.0.0.2"]);
+    dns.set("three.test", ["127.0.0.3"]);
     let port = |origin: &Origin| origin.address().port();
-    let services = [(10, 0, port(&a), "one.test"), (10, 5, port(&b), "two.test"), (20, 0, 1, "two.test")];
-    dns.set_services("_http._tcp.test", services);
-    let pool = Pool::empty("app").backend("srv:_http._tcp.test", "");
+    let services = |a_weight| {
+        [(10, a_weight, port(&a), "one.test"), (10, 1, port(&b), "two.test"), (20, 9, port(&c), "three.test")]
+    };
+    dns.set_services("_http._tcp.test", services(1));
+    let pool = Pool::empty("app").backend("srv:_http._tcp.test", "").quick_probe();
     let balancer = Balancer::start(Config::default().pool(pool).dns(&dns)).await;
-    leads_to(&balancer, "srv:_http._tcp.test", &[&a, &b]).await;
+    leads_to(&balancer, "srv:_http._tcp.test", &[&a, &b, &c]).await;
+    let are_healthy = async || {
+        let view = view(&balancer, "srv:").await;
+        (0..3).all(|place| view["endpoints"][place]["status"] == "healthy")
+    };
+    eventually("all are well", are_healthy).await;
     let answered = balancer.origins_of(20).await;
     assert_eq!((count(&answered, "a"), count(&answered, "b")), (10, 10));
+    dns.set_services("_http._tcp.test", services(3));
+    let asked = dns.services_asked("_http._tcp.test");
+    eventually("it is asked for again", async || dns.services_asked("_http._tcp.test") > asked + 1).await;
+    let answered = balancer.origins_of(40).await;
+    assert!((28..=32).contains(&count(&answered, "a")) && count(&answered, "c") == 0, "{answered:?}");
+    // The next priority is there for when nobody of the first is left.
+    a.set_health(Health::Status(503));
+    b.set_health(Health::Status(503));
+    eventually("the last one is asked", async || balancer.get("/").await.origin() == "c").await;
+    a.set_health(Health::Status(200));
+    b.set_health(Health::Status(200));
+    eventually("the first are back", async || count(&balancer.origins_of(10).await, "c") == 0).await;
+    // Without it those of the first stay, whether it can be asked for or not.
+    dns.set_mood("three.test", Mood::Fails);
+    let failed = dns.asked("three.test");
+    eventually("it is asked for again", async || dns.asked("three.test") > failed + 1).await;
+    leads_to(&balancer, "srv:_http._tcp.test", &[&a, &b, &c]).await;
+    assert_eq!(view(&balancer, "srv:").await["resolution"]["error"], Value::Null);
     dns.set_services("_http._tcp.test", [(20, 0, port(&b), "two.test")]);
     leads_to(&balancer, "srv:_http._tcp.test", &[&b]).await;
     assert_eq!(count(&balancer.origins_of(10).await, "b"), 10);

@@ -118,6 +118,11 @@ impl Dns {
         lock(&self.shared).asked.get(&(name.to_owned(), A)).copied().unwrap_or(0)
     }
 
+    /// How often the services of a name were asked for.
+    pub fn services_asked(&self, name: &str) -> usize {
+        lock(&self.shared).asked.get(&(name.to_owned(), SRV)).copied().unwrap_or(0)
+    }
+
     pub fn asked_by_tcp(&self) -> usize {
         lock(&self.shared).asked_by_tcp
     }

@@ -25,6 +25,8 @@ pub struct Endpoint {
     pub backend: Arc<Identity>,
     /// Where to connect; `None`: the backend's name has not been resolved.
     address: Option<SocketAddress>,
+    /// A [`Share`], packed.
+    share: AtomicU64,
     in_flight: AtomicU32,
     /// As the ejection in `vitals`, for picks, which take no lock.
     is_ejected: AtomicBool,
@@ -74,6 +76,31 @@ pub struct ProbeReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation(u64);
 
+/// Which part of its backend's exchanges an endpoint takes, as DNS says of a service (RFC 2782).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Only those with the lowest number are asked of the endpoints that can be.
+    pub priority: u16,
+    /// Beside that of others of the same priority; not 0.
+    pub weight: u32,
+}
+
+impl Share {
+    fn packed(self) -> u64 {
+        (u64::from(self.priority) << 32) | u64::from(self.weight)
+    }
+
+    fn unpacked(packed: u64) -> Self {
+        Self { priority: (packed >> 32) as u16, weight: packed as u32 }
+    }
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self { priority: 0, weight: 1 }
+    }
+}
+
 /// What a probe's result changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Finding {
@@ -108,6 +135,7 @@ impl Endpoint {
         Self {
             backend: Arc::clone(backend),
             address,
+            share: AtomicU64::new(Share::default().packed()),
             in_flight: AtomicU32::new(0),
             is_ejected: AtomicBool::new(false),
             failures_in_a_row: AtomicU32::new(0),
@@ -142,6 +170,15 @@ impl Endpoint {
     /// Where the backend's name led to; `None` also where the backend is written as an address.
     pub fn resolved_address(&self) -> Option<SocketAddr> {
         self.ip().filter(|_| self.backend.is_name)
+    }
+
+    /// Which part of its backend's exchanges it takes.
+    pub fn share(&self) -> Share {
+        Share::unpacked(self.share.load(Ordering::Relaxed))
+    }
+
+    pub fn set_share(&self, share: Share) {
+        self.share.store(share.packed(), Ordering::Relaxed);
     }
 
     pub fn lease(self: &Arc<Self>) -> Lease {

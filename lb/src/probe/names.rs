@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::resolver::{self, Answer, MAX_ADDRESSES, Question, Resolver, Unanswered, reachable};
-use crate::backend::{Backend, Resolution};
+use crate::backend::{Backend, Resolution, Share};
 use crate::config::ResolverConfig;
 use crate::config::backend::{AdminState, BackendAddress};
 use crate::control::Control;
@@ -101,6 +101,8 @@ impl Drop for Task {
 struct Known {
     v4: BTreeSet<SocketAddrV4>,
     v6: BTreeSet<SocketAddrV6>,
+    /// Of a service: how these addresses share what is sent there.
+    shares: BTreeMap<SocketAddr, Share>,
     /// Since when DNS has said that there is no address.
     absent_since: Option<Instant>,
     /// Why the last question had no answer. It is told once for each row of failures.
@@ -139,12 +141,25 @@ impl Known {
         self.was_asked = true;
         let soon = MAX_PAUSE_AFTER_FAILURE.min(config.max_ttl);
         match ended {
-            Ok(Answer { v4, v6, left_out, ttl }) => {
+            Ok(Answer { mut v4, mut v6, shares, lacks_later, left_out, ttl }) => {
+                let first = shares.values().map(|share| share.priority).min();
+                let later = self.shares.iter().filter(|(_, share)| lacks_later && Some(share.priority) > first);
+                for address in later.map(|(address, _)| address) {
+                    match address {
+                        SocketAddr::V4(address) => v4.iter_mut().for_each(|v4| v4.extend([*address])),
+                        SocketAddr::V6(address) => v6.iter_mut().for_each(|v6| v6.extend([*address])),
+                    }
+                }
                 // A family that could not be asked for stays as it was.
                 self.v4 = v4.unwrap_or_else(|| std::mem::take(&mut self.v4));
                 self.v6 = v6.unwrap_or_else(|| std::mem::take(&mut self.v6));
                 self.absent_since = None;
                 let left_out = left_out + resolver::bound(&mut self.v4, &mut self.v6);
+                self.shares.extend(shares);
+                self.shares.retain(|address, _| match address {
+                    SocketAddr::V4(address) => self.v4.contains(address),
+                    SocketAddr::V6(address) => self.v6.contains(address),
+                });
                 let is_news = std::mem::replace(&mut self.left_out, left_out) == 0 && left_out > 0;
                 let told = match self.error.take() {
                     _ if is_news => Told::TooMany(left_out),
@@ -214,11 +229,8 @@ impl Asking<'_> {
 
     /// Asks once. Who waits for the first answer of all does not wait for long.
     async fn ask(&self, known: &Mutex<Known>) -> Result<Answer, Unanswered> {
-        let question = match self.address.host_and_port() {
-            Some((host, port)) => Question::Host(host, port),
-            None => Question::Service(self.address.service().unwrap_or_default()),
-        };
-        let asking = tokio::time::timeout(MAX_QUESTION_TIME, self.resolver.ask(question, self.config));
+        let question = self.resolver.ask(Question::of(self.address), self.config);
+        let asking = tokio::time::timeout(MAX_QUESTION_TIME, question);
         let late = |_| Err(Unanswered::Failed { reason: "no DNS server answers in time".to_owned() });
         let mut asking = std::pin::pin!(asking);
         if !lock(known).was_asked {
@@ -270,6 +282,7 @@ impl Asking<'_> {
         let addresses = known.addresses();
         self.each(|pool, backend| {
             let moved = backend.resolved(&addresses, Instant::now());
+            backend.share_out(&known.shares);
             if !moved.left.is_empty() {
                 let (joined, left) = (listed(&moved.joined), listed(&moved.left));
                 tracing::info!(pool = %pool.name, backend = %backend.address, joined, left, "a name leads to other addresses");
@@ -338,8 +351,8 @@ mod tests {
                 let address = |last| SocketAddrV6::new(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last), 80, 0, 0);
                 all.iter().map(|&last| address(last)).collect()
             }),
-            left_out: 0,
             ttl: Duration::from_secs(7),
+            ..Answer::default()
         })
     }
 
@@ -399,6 +412,37 @@ mod tests {
         assert!(known.v4.contains(&"10.0.0.2:80".parse().expect("an address")));
         known.learn(answer(None, Some(&[])), &CONFIG, now);
         assert_eq!((known.v4.len(), known.v6.len()), (1, 0));
+    }
+
+    #[test]
+    fn hosts_of_a_later_priority_that_cannot_be_asked_for_stay_as_they_were() {
+        let (mut known, now) = (Known::default(), Instant::now());
+        let answer = |records: &[(u8, u16, u32)], lacks_later| {
+            let ip = |last| std::net::Ipv4Addr::new(10, 0, 0, last);
+            Ok(Answer {
+                v4: Some(records.iter().map(|record| SocketAddrV4::new(ip(record.0), 80)).collect()),
+                v6: Some(BTreeSet::new()),
+                shares: records
+                    .iter()
+                    .map(|&(last, priority, weight)| ((ip(last), 80).into(), Share { priority, weight }))
+                    .collect(),
+                lacks_later,
+                ..Answer::default()
+            })
+        };
+        let shares = |known: &Known| {
+            assert_eq!(known.shares.len(), known.v4.len());
+            let numbers = |(address, share): (&SocketAddr, &Share)| match address {
+                SocketAddr::V4(address) => (address.ip().octets()[3], share.priority, share.weight),
+                SocketAddr::V6(_) => (0, share.priority, share.weight),
+            };
+            known.shares.iter().map(numbers).collect::<Vec<_>>()
+        };
+        known.learn(answer(&[(1, 10, 3), (2, 10, 1), (3, 20, 1)], false), &CONFIG, now);
+        known.learn(answer(&[(2, 10, 5)], true), &CONFIG, now);
+        assert_eq!(shares(&known), [(2, 10, 5), (3, 20, 1)]);
+        known.learn(answer(&[(2, 10, 5)], false), &CONFIG, now);
+        assert_eq!(shares(&known), [(2, 10, 5)]);
     }
 
     #[test]

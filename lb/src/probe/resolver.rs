@@ -3,7 +3,7 @@
 //! `hickory-resolver`, whose own cache, search and look at `/etc/hosts` are not used: it gives up no search domain that
 //! did not answer, and looks for no name in `/etc/hosts` that a search domain could follow.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,9 @@ use hickory_resolver::proto::op::{Query, ResponseCode};
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Hosts, TokioResolver, config, system_conf};
 
+use crate::backend::Share;
 use crate::config::ResolverConfig;
+use crate::config::backend::BackendAddress;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
@@ -41,6 +43,10 @@ pub enum Question<'a> {
 pub struct Answer {
     pub v4: Option<BTreeSet<SocketAddrV4>>,
     pub v6: Option<BTreeSet<SocketAddrV6>>,
+    /// Of a service: how its addresses share what is sent there.
+    pub shares: BTreeMap<SocketAddr, Share>,
+    /// Addresses of hosts behind the first priority could not be asked for.
+    pub lacks_later: bool,
     /// How many more there were than [`MAX_ADDRESSES`].
     pub left_out: usize,
     /// For how long it holds.
@@ -75,6 +81,25 @@ struct Sources {
 
 /// One family's part of an answer.
 enum Part {
+impl Unanswered {
+    /// In words.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Absent { reason, .. } | Self::Failed { reason } => reason,
+        }
+    }
+}
+
+impl<'a> Question<'a> {
+    /// What has to be asked for a backend that is written by name.
+    pub fn of(address: &'a BackendAddress) -> Self {
+        match address.host_and_port() {
+            Some((host, port)) => Self::Host(host, port),
+            None => Self::Service(address.service().unwrap_or_default()),
+        }
+    }
+}
+
     Found(Vec<IpAddr>, Duration),
     Absent(String, Option<Duration>),
     Failed(String),
@@ -161,7 +186,7 @@ impl Sources {
         })
     }
 
-    /// The hosts of the records with the lowest priority. Their weights are not looked at.
+    /// The hosts of all records. Each of them shares by its weight with the others of its priority.
     async fn services(&self, service: &str) -> Result<Answer, Unanswered> {
         let name = Name::from_ascii(service).map_err(|e| failed(format!("{service} is no name of DNS: {e}")))?;
         let dns = self.dns.as_ref().map_err(|e| failed(e.clone()))?;
@@ -178,17 +203,19 @@ impl Sources {
             RData::SRV(srv) if !srv.target.is_root() => Some(srv),
             _ => None,
         });
-        let first = records.clone().map(|srv| srv.priority).min();
-        let records = records.filter(|srv| Some(srv.priority) == first);
-        let mut hosts: Vec<_> = records.map(|srv| (srv.target.to_ascii(), srv.port)).collect();
+        let mut hosts: Vec<_> =
+            records.map(|srv| (srv.priority, srv.target.to_ascii(), srv.port, srv.weight)).collect();
         // The same ones each time, whatever the order of the answer.
         hosts.sort_unstable();
         let left_out = hosts.len().saturating_sub(MAX_ADDRESSES);
         hosts.truncate(MAX_ADDRESSES);
-        let mut all = Answer { v4: Some(BTreeSet::new()), v6: Some(BTreeSet::new()), left_out, ttl };
-        for ended in join_all(hosts.iter().map(|(host, port)| self.addresses(host, *port))).await {
+        let first = hosts.first().map(|host| host.0);
+        let mut all =
+            Answer { v4: Some(BTreeSet::new()), v6: Some(BTreeSet::new()), left_out, ttl, ..Answer::default() };
+        let answers = join_all(hosts.iter().map(|(_, host, port, _)| self.addresses(host, *port))).await;
+        for (&(priority, _, _, weight), ended) in hosts.iter().zip(answers) {
             match ended {
-                Ok(Answer { v4, v6, left_out, ttl }) => {
+                Ok(Answer { v4, v6, left_out, ttl, .. }) => {
                     all.left_out += left_out;
                     all.v4 = all.v4.zip(v4).map(|(all, some)| &all | &some);
                     all.v6 = all.v6.zip(v6).map(|(all, some)| &all | &some);
@@ -201,11 +228,13 @@ impl Sources {
         }
         all.ttl = all.ttl.clamp(self.config.min_ttl, self.config.max_ttl);
         let has_none = all.v4.iter().all(BTreeSet::is_empty) && all.v6.iter().all(BTreeSet::is_empty);
+                    share(&mut all.shares, priority, weight, &addresses(v4.as_ref(), v6.as_ref()));
         match has_none {
             true => Err(Unanswered::Absent { reason: format!("{service} has no host with an address"), ttl: None }),
             false => Ok(all),
         }
     }
+                Err(_) if Some(priority) != first => all.lacks_later = true,
 
     fn in_hosts(&self, name: &Name, port: u16) -> Option<Result<Answer, Unanswered>> {
         let of = |family| self.hosts.lookup_static_host(&Query::query(name.clone(), family));
@@ -230,7 +259,29 @@ impl Sources {
             };
         }
         let left_out = bound(&mut v4, &mut v6);
-        Answer { v4: Some(v4), v6: Some(v6), left_out, ttl: ttl.clamp(self.config.min_ttl, self.config.max_ttl) }
+        let ttl = ttl.clamp(self.config.min_ttl, self.config.max_ttl);
+        Answer { v4: Some(v4), v6: Some(v6), left_out, ttl, ..Answer::default() }
+    }
+}
+
+/// Of both families together.
+fn addresses(v4: Option<&BTreeSet<SocketAddrV4>>, v6: Option<&BTreeSet<SocketAddrV6>>) -> Vec<SocketAddr> {
+    let (v4, v6) = (v4.into_iter().flatten(), v6.into_iter().flatten());
+    v4.copied().map(SocketAddr::V4).chain(v6.copied().map(SocketAddr::V6)).collect()
+}
+
+/// Adds the addresses of one record of a service, which share its weight. One of weight 0 gets very little beside others, and
+/// as much as the others where all have it (RFC 2782). An address of several records has what all of those with the first
+/// priority give it.
+fn share(shares: &mut BTreeMap<SocketAddr, Share>, priority: u16, weight: u16, addresses: &[SocketAddr]) {
+    const OF_ONE: u32 = 1000;
+    let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    let weight = (u32::from(weight) * OF_ONE / count).max(1);
+    for address in addresses {
+        let share = shares.entry(*address).or_insert(Share { priority, weight: 0 });
+        if share.priority == priority {
+            share.weight = share.weight.saturating_add(weight);
+        }
     }
 }
 
@@ -415,6 +466,19 @@ mod tests {
         let (servers, options) = system(&file);
         assert_eq!((servers.name_servers()[0].ip, servers.search().len()), (Ipv4Addr::LOCALHOST.into(), 1));
         assert_eq!((options.ndots, options.timeout, options.attempts), (3, Duration::from_secs(7), 4));
+    #[test]
+    fn the_addresses_of_a_record_share_its_weight() {
+        let address = |last: u8| SocketAddr::from(([10, 0, 0, last], 80));
+        let mut shares = BTreeMap::new();
+        share(&mut shares, 10, 3, &[address(1)]);
+        share(&mut shares, 10, 2, &[address(2), address(3)]);
+        share(&mut shares, 10, 0, &[address(4), address(5)]);
+        share(&mut shares, 10, 1, &[address(2)]);
+        share(&mut shares, 20, 9, &[address(1), address(6)]);
+        let told: Vec<_> = shares.into_values().map(|share| (share.priority, share.weight)).collect();
+        assert_eq!(told, [(10, 3000), (10, 2000), (10, 1000), (10, 1), (10, 1), (20, 4500)]);
+    }
+
         std::fs::write(&file, format!("{text}nameserver 10.0.0.2\n")).expect("written");
         assert_eq!(system(&file).0.name_servers()[0].ip, Ipv4Addr::new(10, 0, 0, 2));
     }

@@ -4,7 +4,7 @@
 
 mod names;
 mod pingora_error;
-mod resolver;
+pub mod resolver;
 mod way;
 
 use std::collections::HashMap;

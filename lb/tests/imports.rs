@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("main", &["cli", "server", "signals"]),
     ("signals", &["server"]),
-    ("cli", &["http", "log", "state"]),
+    ("cli", &["http", "log", "probe::resolver", "state"]),
     ("server", &["admin", "probe", "listen", "log"]),
     ("admin", &["control", "room", "shutdown"]),
-    ("probe", &["control", "http::io"]),
+    ("probe", &["control", "http::io", "probe::resolver"]),
+    ("probe::resolver", &["backend"]),
     ("listen", &["http", "tls"]),
     ("http", &["http::h1", "http::io", "access_log", "room", "shutdown"]),
     ("http::h1", &[]),

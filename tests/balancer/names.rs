@@ -385,6 +385,34 @@ async fn a_service_leads_to_its_hosts_and_ports_by_priority_and_weight() {
     assert_eq!(balancer.get("/").await.origin(), "b");
 }
 
+// It asked the system, nobody where the configuration names servers, and never for services.
+#[tokio::test]
+async fn check_asks_for_names_as_a_balancer_that_runs_does() {
+    let dns = Dns::start().await;
+    dns.set("web.test", ["127.0.0.1"]);
+    dns.set_mood("sick.test", Mood::Fails);
+    dns.set_mood("dead.test", Mood::Silent);
+    dns.set_services("_http._web.test", [(1, 1, 80, "web.test")]);
+    let names = ["web.test:80", "missing.test:80", "sick.test:80", "dead.test:80"];
+    let names = names.into_iter().chain(["srv:_http._web.test", "srv:_http._gone.test"]);
+    let pool = names.fold(Pool::empty("app"), |pool, name| pool.backend(name, ""));
+    let balancer = Balancer::prepare(&Config::default().pool(pool).dns(&dns));
+    let checked = tests::evenkeel(["check", &balancer.config_file().display().to_string()]).await;
+    assert!(checked.status.success(), "{checked:?}");
+    for (name, answer) in [
+        ("missing.test:80", "missing.test. does not exist"),
+        ("sick.test:80", "the DNS server fails"),
+        ("dead.test:80", "no DNS server answers in time"),
+        ("srv:_http._gone.test", "_http._gone.test. does not exist"),
+    ] {
+        let told = format!("warning: the name of backend {name} does not resolve here: {answer}");
+        let line = checked.stderr.lines().find(|line| line.contains(&told));
+        let line = line.unwrap_or_else(|| panic!("{told:?} in\n{}", checked.stderr));
+        assert!(line.ends_with(&format!(" (DNS: {})", dns.address())), "{line}");
+    }
+    assert_eq!(checked.stderr.lines().count(), 4, "{}", checked.stderr);
+}
+
 #[tokio::test]
 async fn names_of_the_hosts_file_are_not_asked_for() {
     let [a] = origins(["127.0.0.1"]);

@@ -4,20 +4,20 @@
 use std::collections::HashSet;
 use std::fs::{self, Metadata};
 use std::io::{self, Write};
-use std::net::ToSocketAddrs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::mpsc::channel;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use futures_util::future::join_all;
+use tokio::time::timeout;
 
 use crate::change::Edits;
 use crate::config::advice::Subject;
 use crate::config::toml::{self, Checked, Warning};
 use crate::config::{AccessLogFile, Config, Problem, advice};
+use crate::probe::resolver::{Question, Resolver};
 use crate::site::unreachable;
 use crate::state;
 
@@ -34,7 +34,7 @@ pub fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Re
         Err(problems) => return Ok(super::report(file, &problems)),
     };
     unreachable::tell(&mut found);
-    found.warnings.extend(unresolved(&found));
+    found.warnings.extend(unresolved(&found)?);
     found.warnings.extend(missing_folders(&found));
     found.warnings.extend(missing_sockets(&found));
     if let Some(user) = user {
@@ -76,32 +76,28 @@ fn whole_file(is_error: bool) -> impl Fn(String) -> Warning {
     move |message| Warning { problem: Problem { file: None, position: None, message }, is_error }
 }
 
-/// Backends whose names do not resolve here.
-fn unresolved(checked: &Checked) -> Vec<Warning> {
-    // The servers that the configuration names may know others than those of this machine.
-    if !checked.config.server.resolver.servers.is_empty() {
-        return Vec::new();
-    }
+/// Backends whose names do not resolve here, asked for as a balancer that runs asks for them, side by side.
+fn unresolved(checked: &Checked) -> anyhow::Result<Vec<Warning>> {
     let names = advice::names_to_resolve(&checked.config);
-    let (sender, answers) = channel();
-    for (index, (address, _)) in names.iter().enumerate() {
-        let Some((host, port)) = address.host_and_port() else { continue };
-        let (sender, host) = (sender.clone(), host.to_owned());
-        // Nobody waits for one that takes too long.
-        thread::spawn(move || sender.send((index, (host.as_str(), port).to_socket_addrs().map(drop))));
+    if names.is_empty() {
+        return Ok(Vec::new());
     }
-    drop(sender);
-    let deadline = Instant::now() + RESOLVING_TIMEOUT;
-    let mut problems: Vec<Option<String>> =
-        names.iter().map(|_| Some(format!("no answer within {} s", RESOLVING_TIMEOUT.as_secs()))).collect();
-    while let Ok((index, answer)) = answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        problems[index] = answer.err().map(|e| e.to_string());
-    }
+    let (resolver, config) = (&Resolver::default(), &checked.config.server.resolver);
+    let ask = |address| async move {
+        match timeout(RESOLVING_TIMEOUT, resolver.ask(Question::of(address), config)).await {
+            Ok(answer) => answer.err().map(|unanswered| unanswered.reason().to_owned()),
+            Err(_) => Some(format!("no answer within {} s", RESOLVING_TIMEOUT.as_secs())),
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("DNS cannot be asked")?;
+    let problems = runtime.block_on(join_all(names.iter().map(|(address, _)| ask(address))));
+    let servers: Vec<_> = resolver.servers(config).iter().map(ToString::to_string).collect();
+    let servers = servers.join(", ");
     let warning = |((address, subject), problem): ((_, _), Option<String>)| {
-        let message = format!("the name of backend {address} does not resolve here: {}", problem?);
+        let message = format!("the name of backend {address} does not resolve here: {} (DNS: {servers})", problem?);
         Some(Warning { problem: checked.problem(subject, message), is_error: false })
     };
-    names.into_iter().zip(problems).filter_map(warning).collect()
+    Ok(names.iter().cloned().zip(problems).filter_map(warning).collect())
 }
 
 /// The files that are written whose folders do not exist. Without its log, and its access log, there is no start.

@@ -47,6 +47,8 @@ pub enum Subject {
 
 /// Everything that is known from the configuration, the files that it names, and the addresses of this machine.
 pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = i64::try_from(since).unwrap_or(i64::MAX);
     let mut told = Vec::new();
     for (pool, settings) in config.pools.iter().enumerate() {
         if !config.is_routed(&settings.name) {
@@ -69,6 +71,9 @@ pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
                 "pool \"{}\" takes any certificate, so whoever is between it and its backends reads and changes everything: write ca = \"FILE\" in place of verify = false",
                 settings.name
             );
+            told.push(Advice { subject: Subject::BackendTls { pool }, is_error: false, message });
+        }
+        for message in dates_of_transport(settings, now) {
             told.push(Advice { subject: Subject::BackendTls { pool }, is_error: false, message });
         }
         if let Some(message) = ignored_weights(settings) {
@@ -310,9 +315,27 @@ fn overlap(a: &HostPattern, b: &HostPattern) -> bool {
     }
 }
 
-fn certificates(config: &Config, listener: usize, tls: &TlsConfig, now: SystemTime, told: &mut Vec<Advice>) {
-    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let now = i64::try_from(seconds(now)).unwrap_or(i64::MAX);
+/// What is wrong with the dates of the certificates that a pool shows its backends, and of those that it trusts.
+fn dates_of_transport(pool: &PoolConfig, now: i64) -> Vec<String> {
+    let Some(tls) = &pool.settings.transport.tls else { return Vec::new() };
+    let mut told = Vec::new();
+    let trusted = tls.ca.as_ref().filter(|_| tls.verify);
+    let files = [(tls.certificate.as_ref(), "backends refuse it"), (trusted, "none that it issued is taken")];
+    for (file, refusal) in files {
+        let Some(file) = file else { continue };
+        let shown = file.display();
+        match certificate::load(file) {
+            Ok(chain) => {
+                let dates = chain.iter().enumerate().filter_map(|(index, one)| date(one, index, &shown, refusal, now));
+                told.extend(dates.map(|problem| format!("pool \"{}\": {problem}", pool.name)));
+            }
+            Err(problem) => told.push(format!("the certificates in {shown} cannot be understood: {problem}")),
+        }
+    }
+    told
+}
+
+fn certificates(config: &Config, listener: usize, tls: &TlsConfig, now: i64, told: &mut Vec<Advice>) {
     let mut tell = |message: String| {
         told.push(Advice { subject: Subject::Certificate { listener }, is_error: false, message });
     };
@@ -360,25 +383,8 @@ fn certificates(config: &Config, listener: usize, tls: &TlsConfig, now: SystemTi
 
 /// What is wrong with a chain of certificates, the leaf first.
 fn of_chain(chain: &[Certificate], file: &impl Display, now: i64) -> Vec<String> {
-    let mut told = Vec::new();
-    for (index, certificate) in chain.iter().enumerate() {
-        let which =
-            if index == 0 { "the certificate".to_owned() } else { format!("certificate {} of the chain", index + 1) };
-        let (from, until) = (certificate::date(certificate.not_before), certificate::date(certificate.not_after));
-        match certificate.renewal(now) {
-            Some(Renewal::Expired) => {
-                told.push(format!("{which} in {file} has expired on {until}: browsers refuse it; renew it"));
-            }
-            _ if certificate.not_before > now => {
-                told.push(format!("{which} in {file} is not valid before {from}: browsers refuse it until then"));
-            }
-            Some(Renewal::Due | Renewal::Urgent) => {
-                let days = certificate.days_left(now);
-                told.push(format!("{which} in {file} expires on {until}, in {days} days: renew it"));
-            }
-            None => {}
-        }
-    }
+    let dates = chain.iter().enumerate();
+    let mut told: Vec<_> = dates.filter_map(|(index, one)| date(one, index, file, "browsers refuse it", now)).collect();
     let is_out_of_order = chain.iter().zip(chain.iter().skip(1)).any(|(one, next)| one.issuer != next.subject);
     if is_out_of_order {
         told.push(format!("the certificates in {file} are no chain: put the leaf first, then each one's issuer"));
@@ -392,19 +398,36 @@ fn of_chain(chain: &[Certificate], file: &impl Display, now: i64) -> Vec<String>
     told
 }
 
+/// What is wrong with the dates of a certificate, which is the one at `index` in its file, and what comes of it.
+fn date(certificate: &Certificate, index: usize, file: &impl Display, refusal: &str, now: i64) -> Option<String> {
+    let which =
+        if index == 0 { "the certificate".to_owned() } else { format!("certificate {} of the chain", index + 1) };
+    let (from, until) = (certificate::date(certificate.not_before), certificate::date(certificate.not_after));
+    match certificate.renewal(now) {
+        Some(Renewal::Expired) => Some(format!("{which} in {file} has expired on {until}: {refusal}; renew it")),
+        _ if certificate.not_before > now => {
+            Some(format!("{which} in {file} is not valid before {from}: {refusal} until then"))
+        }
+        Some(Renewal::Due | Renewal::Urgent) => {
+            let days = certificate.days_left(now);
+            Some(format!("{which} in {file} expires on {until}, in {days} days: renew it"))
+        }
+        None => None,
+    }
+}
+
 fn names(leaf: &Certificate) -> String {
     if leaf.names.is_empty() { "no name at all".to_owned() } else { leaf.names.join(", ") }
 }
 
-/// Names of hosts that some backend is written by, with the place of the first: for those who ask DNS. Those of services
-/// are not among them.
+/// Names that some backend is written by, with the place of the first: for those who ask DNS.
 pub fn names_to_resolve(config: &Config) -> Vec<(BackendAddress, Subject)> {
     let mut names: Vec<(BackendAddress, Subject)> = Vec::new();
     for (pool, settings) in config.pools.iter().enumerate() {
         for (backend, settings) in settings.backends.iter().enumerate() {
             let is_known = names.iter().any(|(known, _)| *known == settings.address);
-            let is_host = settings.address.socket_address().is_none() && settings.address.host_and_port().is_some();
-            if is_host && settings.state != AdminState::Down && !is_known {
+            let is_name = settings.address.socket_address().is_none();
+            if is_name && settings.state != AdminState::Down && !is_known {
                 names.push((settings.address.clone(), Subject::Backend { pool, backend }));
             }
         }

@@ -73,14 +73,14 @@ struct Sources {
     /// When the system's files were changed that these were read from.
     changed: [Option<SystemTime>; 2],
     hosts: Hosts,
+    /// Those that DNS is asked at.
+    servers: Vec<SocketAddr>,
     dns: Result<TokioResolver, String>,
     search: Vec<Name>,
     /// With so many dots a name is asked for as it is before search domains are added.
     ndots: usize,
 }
 
-/// One family's part of an answer.
-enum Part {
 impl Unanswered {
     /// In words.
     pub fn reason(&self) -> &str {
@@ -100,6 +100,8 @@ impl<'a> Question<'a> {
     }
 }
 
+/// One family's part of an answer.
+enum Part {
     Found(Vec<IpAddr>, Duration),
     Absent(String, Option<Duration>),
     Failed(String),
@@ -113,6 +115,11 @@ impl Resolver {
             Question::Host(host, port) => sources.addresses(host, port).await,
             Question::Service(name) => sources.services(name).await,
         }
+    }
+
+    /// The servers that DNS is asked at by these rules.
+    pub fn servers(&self, config: &ResolverConfig) -> Vec<SocketAddr> {
+        self.sources(config).servers.clone()
     }
 
     /// Those by which questions are to be answered now.
@@ -146,9 +153,13 @@ impl Sources {
             search => search.to_vec(),
         };
         let ndots = options.ndots;
+        let server = |server: &NameServerConfig| {
+            SocketAddr::new(server.ip, server.connections.first().map_or(53, |connection| connection.port))
+        };
+        let addresses = servers.name_servers().iter().map(server).collect();
         let builder = TokioResolver::builder_with_config(servers, TokioRuntimeProvider::default());
         let dns = builder.with_options(options).build().map_err(|e| e.to_string());
-        Self { config: config.clone(), changed, hosts, dns, search, ndots }
+        Self { config: config.clone(), changed, hosts, servers: addresses, dns, search, ndots }
     }
 
     async fn addresses(&self, host: &str, port: u16) -> Result<Answer, Unanswered> {
@@ -217,24 +228,24 @@ impl Sources {
             match ended {
                 Ok(Answer { v4, v6, left_out, ttl, .. }) => {
                     all.left_out += left_out;
+                    share(&mut all.shares, priority, weight, &addresses(v4.as_ref(), v6.as_ref()));
                     all.v4 = all.v4.zip(v4).map(|(all, some)| &all | &some);
                     all.v6 = all.v6.zip(v6).map(|(all, some)| &all | &some);
                     all.ttl = all.ttl.min(ttl);
                 }
                 Err(Unanswered::Absent { .. }) => {}
+                Err(_) if Some(priority) != first => all.lacks_later = true,
                 // Which addresses are missing, nobody knows.
                 Err(failure) => return Err(failure),
             }
         }
         all.ttl = all.ttl.clamp(self.config.min_ttl, self.config.max_ttl);
         let has_none = all.v4.iter().all(BTreeSet::is_empty) && all.v6.iter().all(BTreeSet::is_empty);
-                    share(&mut all.shares, priority, weight, &addresses(v4.as_ref(), v6.as_ref()));
         match has_none {
             true => Err(Unanswered::Absent { reason: format!("{service} has no host with an address"), ttl: None }),
             false => Ok(all),
         }
     }
-                Err(_) if Some(priority) != first => all.lacks_later = true,
 
     fn in_hosts(&self, name: &Name, port: u16) -> Option<Result<Answer, Unanswered>> {
         let of = |family| self.hosts.lookup_static_host(&Query::query(name.clone(), family));
@@ -456,17 +467,6 @@ mod tests {
     }
 
     #[test]
-    fn without_servers_in_resolv_conf_this_machine_is_asked() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let file = folder.path().join("resolv.conf");
-        let (servers, options) = system(&file);
-        assert_eq!((servers.name_servers()[0].ip, options.ndots), (Ipv4Addr::LOCALHOST.into(), 1));
-        let text = "search shop.example\noptions ndots:3 timeout:7 attempts:4\n";
-        std::fs::write(&file, text).expect("written");
-        let (servers, options) = system(&file);
-        assert_eq!((servers.name_servers()[0].ip, servers.search().len()), (Ipv4Addr::LOCALHOST.into(), 1));
-        assert_eq!((options.ndots, options.timeout, options.attempts), (3, Duration::from_secs(7), 4));
-    #[test]
     fn the_addresses_of_a_record_share_its_weight() {
         let address = |last: u8| SocketAddr::from(([10, 0, 0, last], 80));
         let mut shares = BTreeMap::new();
@@ -479,6 +479,17 @@ mod tests {
         assert_eq!(told, [(10, 3000), (10, 2000), (10, 1000), (10, 1), (10, 1), (20, 4500)]);
     }
 
+    #[test]
+    fn without_servers_in_resolv_conf_this_machine_is_asked() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("resolv.conf");
+        let (servers, options) = system(&file);
+        assert_eq!((servers.name_servers()[0].ip, options.ndots), (Ipv4Addr::LOCALHOST.into(), 1));
+        let text = "search shop.example\noptions ndots:3 timeout:7 attempts:4\n";
+        std::fs::write(&file, text).expect("written");
+        let (servers, options) = system(&file);
+        assert_eq!((servers.name_servers()[0].ip, servers.search().len()), (Ipv4Addr::LOCALHOST.into(), 1));
+        assert_eq!((options.ndots, options.timeout, options.attempts), (3, Duration::from_secs(7), 4));
         std::fs::write(&file, format!("{text}nameserver 10.0.0.2\n")).expect("written");
         assert_eq!(system(&file).0.name_servers()[0].ip, Ipv4Addr::new(10, 0, 0, 2));
     }

@@ -390,6 +390,33 @@ mod tests {
     }
 
     #[test]
+    fn the_page_on_answers_shows_the_table() {
+        let row = |failure: Failure| {
+            let Verdict { fault, retry, ejection, status, word, sentence } = failure.verdict();
+            let retry = match retry {
+                Retry::Never => "no",
+                Retry::IfIdempotent => "if repeating is safe",
+                Retry::Always => "yes",
+            };
+            let counts = match ejection {
+                Ejection::Never => "no",
+                Ejection::IfSilent => "if it answers nobody",
+                Ejection::Counts => "yes",
+            };
+            let fault = format!("{fault:?}").to_lowercase();
+            format!("| `{word}` | {sentence} | {status} | {fault} | {retry} | {counts} |\n")
+        };
+        let rows: String = Failure::ALL.into_iter().map(row).collect();
+        let head =
+            "| word | what happened | status | whose fault | another backend is tried | counts against the backend |";
+        let table = format!("{head}\n|---|---|---|---|---|---|\n{rows}");
+        let page = include_str!("../../docs/answers.md");
+        let (begin, end) = ("<!-- failures: begin -->\n", "<!-- failures: end -->");
+        let shown = page.split_once(begin).and_then(|(_, rest)| rest.split_once(end)).map(|(shown, _)| shown);
+        assert_eq!(shown, Some(table.as_str()), "between these marks of docs/answers.md belongs:\n{table}");
+    }
+
+    #[test]
     fn each_has_a_word_of_its_own() {
         let words: HashSet<_> = Failure::ALL.map(Failure::word).into();
         assert_eq!(words.len(), Failure::ALL.len());

@@ -73,7 +73,7 @@ fn is_this_machine(host: &[u8]) -> bool {
     name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
 }
 
-/// The token of an `Authorization` field (RFC 6750, 2.1).
+/// The token of an `Authorization` field (RFC 6750 §2.1).
 fn bearer(field: Option<&HeaderValue>) -> Option<&[u8]> {
     let (scheme, token) = field?.as_bytes().split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())

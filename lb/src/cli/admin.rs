@@ -453,7 +453,7 @@ fn backend_path(pool: &str, address: &str) -> String {
     format!("/admin/pools/{}/backends/{}", encoded(pool), encoded(address))
 }
 
-/// One segment of a path (RFC 3986, 3.3).
+/// One segment of a path (RFC 3986 §3.3).
 fn encoded(segment: &str) -> String {
     let encode = |b: u8| match b {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' => char::from(b).to_string(),

@@ -394,7 +394,7 @@ fn write_host_and_proto(host: &str, proto: &str, out: &mut impl Write) -> fmt::R
     out.write_str(proto)
 }
 
-/// Writes a token or quoted string (RFC 9110, 5.6.4).
+/// Writes a token or quoted string (RFC 9110 §5.6.4).
 fn write_quoted(text: &str, out: &mut impl Write) -> fmt::Result {
     if is_token(text.as_bytes()) {
         return out.write_str(text);

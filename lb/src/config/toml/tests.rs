@@ -11,6 +11,7 @@ use super::template::with_examples;
 use super::*;
 use crate::config::AccessLogFile;
 
+mod examples;
 pub mod sites;
 
 const MINIMAL: &str = "

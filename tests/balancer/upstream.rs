@@ -8,6 +8,7 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAdd
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::authority::{Authority, shown};
+use tests::http2::Http2;
 use tests::nginx::Nginx;
 use tests::process::installed;
 use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Step, eventually, response, within};
@@ -286,8 +287,12 @@ async fn backends_are_told_by_the_proxy_protocol_for_which_client_a_connection_s
         let probe = "path = \"/\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 3";
         let pool =
             pool(&address.address().to_string()).set(&format!("proxy_protocol = \"{version}\"\n{tls}")).probe(probe);
+        // Of many addresses, one of which the client chooses.
+        let wide = Port::reserve();
+        let clear_text = format!("[[listener]]\naddress = \"0.0.0.0:{}\"\nh2c = true\n", wide.address().port());
         let config =
             Config::default().server("threads = 1\ntrusted_proxies = [\"127.0.0.1\"]").pool(pool.without_ejection());
+        let config = config.section(&clear_text);
         let balancer = Balancer::start(config).await;
         let name = address.address().to_string();
         eventually("a probe of our own is taken", async || backend(&balancer, &name).await["status"] == "healthy")
@@ -319,6 +324,9 @@ async fn backends_are_told_by_the_proxy_protocol_for_which_client_a_connection_s
             assert!(!connections.contains(&connection), "{version}");
             connections.push(connection);
         }
+        let there = wide.address();
+        let told = Http2::connect_plain(there).await.get("/").await.text();
+        assert!(told.contains(&format!(" {} {} ", there.ip(), there.port())), "{version} over HTTP/2: {told}");
     }
     drop(nginx);
 }

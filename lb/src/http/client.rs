@@ -124,8 +124,10 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Int
             Fate::Linger => return Box::pin(linger(&engine, &mut client)).await,
             Fate::Abort => return client.abort(),
             Fate::Http2 => {
+                // Its streams will not know.
+                let (port, local) = (peer.port, client.local_address());
                 let ClientStream::Io(io) = client else { return };
-                return Box::pin(h2::serve(Arc::clone(&engine), io, read, peer)).await;
+                return Box::pin(h2::serve(Arc::clone(&engine), io, read, peer.connected(port, local))).await;
             }
         }
     }

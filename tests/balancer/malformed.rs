@@ -1,7 +1,7 @@
 //! Malformed and malicious input, by the byte, with the right answer to each. Numbers are sections of RFC 9110 and
 //! RFC 9112. A refused request must not reach a backend, nor may anything that was hidden behind it.
 
-use tests::{Balancer, Config, End, Origin, Request, Step, Wire, within};
+use tests::{Balancer, Config, End, Origin, Request, Step, Wire, response, within};
 use tokio::io::AsyncWriteExt;
 
 /// What may come back, and what was sent.
@@ -391,4 +391,43 @@ async fn blank_lines_before_a_request_are_judged_alike_however_they_come() {
             }
         }
     }
+}
+
+// What a client sends for a WebSocket that it does not get was taken for its next request, as by nginx and HAProxy.
+#[tokio::test]
+async fn what_follows_a_websocket_that_is_not_opened_is_no_request() {
+    let a = Origin::start("a").await;
+    // It takes no WebSocket.
+    a.answer(|request| {
+        let status = request.target.trim_start_matches("/status/").parse().unwrap_or(200);
+        vec![Step::Send(response(status, &[], "text"))]
+    });
+    let sites = "[[site]]\nhosts = [\"a.example\"]\n[[site.route]]\npath = \"/\"\npool = \"app\"\n\
+                 [[site.route]]\npath = \"/own\"\nrespond = { status = 200, body = \"own\" }\n";
+    let balancer = Balancer::start(Config::of([&a]).sites(sites)).await;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    for (first, status, heads) in [
+        ("GET /status/403 HTTP/1.1\r\nHost: a.example\r\n", 403, 1),
+        ("GET /status/200 HTTP/1.1\r\nHost: a.example\r\n", 200, 1),
+        ("GET /own HTTP/1.1\r\nHost: a.example\r\n", 200, 0),
+        ("GET / HTTP/1.1\r\nHost: other.example\r\n", 404, 0),
+        // These do not ask for one as a sound client does, and may mean it all the same.
+        ("POST /status/200 HTTP/1.1\r\nHost: a.example\r\nContent-Length: 0\r\n", 200, 1),
+        ("GET /status/200 HTTP/1.0\r\nHost: a.example\r\nConnection: keep-alive\r\n", 200, 1),
+    ] {
+        let before = a.heads();
+        let mut wire = balancer.connect().await;
+        wire.send([first.as_bytes(), upgrade.as_bytes(), b"\r\n", SMUGGLED].concat()).await;
+        let reply = wire.reply().await;
+        assert_eq!((reply.status, reply.end), (status, End::Complete), "{first}");
+        assert_eq!(reply.field("connection"), Some("close"), "{first}");
+        assert!(wire.is_closed().await, "{first}");
+        assert_eq!(a.heads() - before, heads, "{first}");
+    }
+    // Another protocol is ignored, and curl offers this one with every request.
+    let mut wire = balancer.connect().await;
+    let other = upgrade.replace("websocket", "h2c");
+    wire.send([b"GET / HTTP/1.1\r\nHost: a.example\r\n", other.as_bytes(), b"\r\n", SMUGGLED].concat()).await;
+    assert_eq!((wire.reply().await.status, wire.reply().await.status), (200, 200));
 }

@@ -454,9 +454,16 @@ impl Request<'_> {
     }
 
     fn write_reply(&self, transfer: &mut Transfer<'_>, reply: Reply, may_keep: bool, exchange: Option<&Exchange>) {
+        let may_keep = may_keep && self.may_be_followed(transfer.work);
         transfer.reply(reply, may_keep, |work, keeps| {
             write_head(self, work, Persistence::of(keeps), exchange, false);
         });
+    }
+
+    /// Whether what comes behind the request is the next one for certain. Who asks for a WebSocket may send what is for that
+    /// without having waited for it, and that may look like a request (RFC 9931).
+    fn may_be_followed(&self, work: &Work) -> bool {
+        self.is_stream || !work.request.offers_websocket()
     }
 
     /// The default site's error page for a request that has come to no route.
@@ -647,7 +654,8 @@ impl Driver<'_, '_> {
             return Ok(());
         }
         self.transfer.pass(|work, body| {
-            let keeps = work.request.keeps_alive() && body.is_done() && request.engine.keeps_clients();
+            let may_keep = work.request.keeps_alive() && body.is_done() && request.may_be_followed(work);
+            let keeps = may_keep && request.engine.keeps_clients();
             write_head(request, work, Persistence::of(keeps), Some(exchange), true)
         })
     }

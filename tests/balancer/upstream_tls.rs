@@ -310,7 +310,8 @@ async fn connections_under_tls_are_kept_and_ended_as_others() {
     assert_eq!(balancer.get("/").await.status, 200);
     std::fs::write(authority.file(), std::fs::read(Authority::new("Theirs").file()).expect("a file")).expect("a file");
     let changes = balancer.change("POST", "/admin/reload", None).await;
-    assert!(changes.to_string().contains("another text in a file"), "{changes}");
+    let told = format!("pool app: tls.ca: {} with other content", authority.file().display());
+    assert!(changes.to_string().contains(&told), "{changes}");
     assert_eq!(balancer.get("/").await.status, 502);
     balancer.logs(&["the certificate's issuer is unknown"]).await;
     assert!(count.load(Relaxed) <= before + 1, "no handshake has been made since");

@@ -1,20 +1,53 @@
 //! How two configurations differ, in words, whatever the settings are called: both are compared as the JSON that the
 //! admin API shows. Parts of a list are told apart by what names them, so that one more pool is not a change of all.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::Config;
+use super::{Config, PoolConfig};
 
 /// Each setting that differs, such as `pool app: response_timeout 30s instead of 60s`.
 pub fn difference(before: &Config, after: &Config) -> Vec<String> {
     let value = |config: &Config| serde_json::to_value(config).unwrap_or_default();
     let mut told = Vec::new();
     compare("", &value(before), &value(after), &mut told);
+    for (was, is) in
+        before.pools.iter().flat_map(|was| after.pools.iter().find(|is| is.name == was.name).map(|is| (was, is)))
+    {
+        contents(was, is, &mut told);
+    }
     if told.is_empty() && before != after {
         told.push("another text in a file that is named, or in the environment".to_owned());
     }
     told
+}
+
+/// Files that a pool names as before and that have other content.
+fn contents(before: &PoolConfig, after: &PoolConfig, told: &mut Vec<String>) {
+    let mut tell = |key: &str, path: &Option<PathBuf>| {
+        let what = path.as_ref().map_or("the CAs of the system".to_owned(), |path| path.display().to_string());
+        told.push(format!("pool {}: {key}: {what} with other content", after.name));
+    };
+    if let (Some(was), Some(is)) = (&before.settings.transport.tls, &after.settings.transport.tls) {
+        let (trusted, trusts) = (&was.trust, &is.trust);
+        for (key, paths, has_changed) in [
+            ("tls.ca", [&was.ca, &is.ca], trusted.roots != trusts.roots),
+            ("tls.certificate", [&was.certificate, &is.certificate], trusted.chain != trusts.chain),
+            ("tls.key", [&was.key, &is.key], trusted.key != trusts.key),
+        ] {
+            if has_changed && paths[0] == paths[1] {
+                tell(key, paths[1]);
+            }
+        }
+    }
+    if let (Some(was), Some(is)) = (&before.settings.sticky, &after.settings.sticky)
+        && was.secret_file == is.secret_file
+        && was.secret != is.secret
+    {
+        tell("sticky.secret_file", &is.secret_file);
+    }
 }
 
 /// As [`difference`], of one section.
@@ -159,6 +192,37 @@ pool = \"app\"
             assert!(told.iter().any(|line| line == expected), "{expected:?} in {told:#?}");
         }
         assert_eq!(told.len(), 12, "{told:#?}");
+    }
+
+    #[test]
+    fn files_with_other_content_are_told_by_name() {
+        const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/toml/test-data");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let put = |name: &str, from: &str, before: &str| {
+            let text = std::fs::read_to_string(std::path::Path::new(DATA).join(from)).expect("our file");
+            std::fs::write(folder.path().join(name), format!("{before}{text}")).expect("our folder");
+        };
+        let here = folder.path().display();
+        let tls = format!("tls = {{ ca = \"{here}/ca.pem\", certificate = \"{here}/c.pem\", key = \"{here}/k.pem\" }}");
+        let sticky = format!("sticky = {{ secret_file = \"{here}/s\" }}");
+        let text = BEFORE.replace("backends = [\"a:1\", \"b:1\"]", &format!("backends = [\"a:1\"]\n{tls}\n{sticky}"));
+        let [one, other] = ["first", "other"].map(|line| format!("{line}{}\n", "x".repeat(32)));
+        let put_all = |certificates: &str, key: &str| {
+            put("ca.pem", "cert.pem", certificates);
+            put("c.pem", "cert.pem", certificates);
+            put("k.pem", "key.pem", key);
+        };
+        put_all("", "");
+        std::fs::write(folder.path().join("s"), one).expect("our folder");
+        let before = config(&text);
+        let two = std::fs::read_to_string(std::path::Path::new(DATA).join("cert.pem")).expect("our file");
+        put_all(&two, "Renewed\n");
+        std::fs::write(folder.path().join("s"), other).expect("our folder");
+        let told = difference(&before, &config(&text));
+        let expected =
+            [("tls.ca", "ca.pem"), ("tls.certificate", "c.pem"), ("tls.key", "k.pem"), ("sticky.secret_file", "s")];
+        let expected = expected.map(|(key, file)| format!("pool app: {key}: {here}/{file} with other content"));
+        assert_eq!(told, expected);
     }
 
     #[test]

@@ -63,8 +63,10 @@ pub struct Exchange<W: Walk = Direct> {
     page_status: Option<u16>,
     /// What has come of the request's body, if anything, can go along to where an error leads.
     has_body: bool,
-    /// Endpoints that failed it.
+    /// Endpoints that failed it, or whose backend an operator took it from: none of them is tried again.
     tried: Vec<Arc<Endpoint>>,
+    /// How many attempts have failed.
+    failures: usize,
     /// What the client is told if nobody else can be tried.
     last_failure: Option<Refusal>,
     current: Option<Attempt>,
@@ -265,6 +267,7 @@ impl Exchange {
         (self.route, self.which) = (route, which);
         self.target = Target::of(self.site.route(route), which, cookies);
         self.tried.clear();
+        self.failures = 0;
         self.last_failure = None;
         self.first_attempt = None;
         // Nothing has been sent.
@@ -331,6 +334,7 @@ impl<W: Walk> Exchange<W> {
             page_status: None,
             has_body: true,
             tried: Vec::new(),
+            failures: 0,
             last_failure: None,
             current: None,
             started: asked.now,
@@ -598,12 +602,16 @@ impl<W: Walk> Exchange<W> {
             let (endpoint, waiting_since) =
                 (attempt.lease.endpoint(), attempt.waiting_since(failure, settings, at.now));
             let backend = &endpoint.backend;
+            self.failures += 1;
             self.tried.push(Arc::clone(endpoint));
             if failure.is_backends() {
                 backend.metrics.failed(FailureKind::Attempt(failure));
             }
             if failure == Failure::Killed {
                 backend.metrics.killed.inc();
+                // All of the backend is meant.
+                let endpoints = plan.backend(attempt.index).map(|backend| backend.endpoints());
+                self.tried.extend(endpoints.iter().flat_map(|endpoints| endpoints.as_slice()).map(Arc::clone));
             }
             pool.metrics.not_opened(failure);
             let detail =
@@ -619,7 +627,7 @@ impl<W: Walk> Exchange<W> {
             }
         }
         let taken = self.first_attempt.map_or(Duration::ZERO, |first| at.since(first));
-        let may_try = self.tried.len() <= settings.retries && self.outcome.attempts < MOST_ATTEMPTS;
+        let may_try = self.failures <= settings.retries && self.outcome.attempts < MOST_ATTEMPTS;
         let replay = Replay { is_idempotent: self.is_idempotent, has_body };
         taken < settings.retry_timeout && may_try && failure.allows_retry(replay)
     }

@@ -165,6 +165,35 @@ fn a_stale_connection_does_not_cost_the_turn_that_was_waited_for() {
     assert!(matches!(second.tell(Event::Called), Step::Open(_)));
 }
 
+// A killed request was sent again to another address of the same backend.
+#[test]
+fn what_is_killed_goes_to_another_backend_and_not_to_another_address_of_the_same() {
+    let name = "{ address = \"app.example:80\", weight = 100 }";
+    for (others, goes_on) in [(", \"127.0.0.1:3\"", true), ("", false)] {
+        let snapshot = snapshot(&format!("{name}{others}"), "retries = 3\n");
+        let (pool, now) = (&snapshot.pools[0], Instant::now());
+        let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().expect("an address"));
+        for (member, _) in
+            pool.plan().backends().filter(|(member, _)| member.backend.address.as_str() == "app.example:80")
+        {
+            member.backend.resolved(&addresses, now);
+        }
+        pool.refresh(now);
+        let begin = || Exchange::begin_walk(start(found(&snapshot), asked()), std::iter::empty(), direct);
+        let backend = |step: Step<Direct>| match step {
+            Step::Open(endpoint) => Some(endpoint.backend.address.as_str().to_owned()),
+            _ => None,
+        };
+        let mut failing = begin();
+        assert_eq!(backend(failing.tell(Event::Begun)).as_deref(), Some("app.example:80"));
+        assert_eq!(backend(failing.fails(Failure::Reset)).as_deref(), Some("app.example:80"), "its other address");
+        let mut killed = begin();
+        assert_eq!(backend(killed.tell(Event::Begun)).as_deref(), Some("app.example:80"));
+        assert_eq!(backend(killed.fails(Failure::Killed)).as_deref(), goes_on.then_some("127.0.0.1:3"));
+        assert_eq!(killed.outcome().refusal.map(Refusal::status), (!goes_on).then_some(503));
+    }
+}
+
 #[test]
 fn what_the_client_does_is_tried_nowhere_else_and_ends_the_lease() {
     for (failure, refusal, status) in [

@@ -650,29 +650,99 @@ pub fn position(text: &str, place: usize) -> Position {
     Position { line: before.matches('\n').count() + 1, column: columns + 1 }
 }
 
-/// Directives of nginx whose names are no settings: the section and the keys in their place.
+/// Directives of nginx whose names are no settings: the section and the keys in their place; none: the section itself.
 pub(super) const NGINX_DIRECTIVES: &[(&str, &str, &[&str])] = &[
     ("add_header", "site.route", &["response_headers"]),
+    ("client_body_timeout", "listener", &["body_timeout"]),
+    ("client_header_timeout", "listener", &["header_timeout"]),
     ("client_max_body_size", "listener", &["max_body_bytes"]),
+    ("error_log", "log", &["file"]),
+    ("error_page", "site.route", &["error_pages"]),
+    ("fail_timeout", "pool.ejection", &["base_time"]),
+    ("geo", "values", &[]),
+    ("hash", "pool", &["algorithm"]),
+    ("http2", "listener.tls", &["alpn"]),
+    ("if", "site.route", &["when"]),
+    ("ignore_invalid_headers", "listener", &["ambiguous_names"]),
+    ("ip_hash", "pool", &["algorithm"]),
+    ("keepalive", "server", &["idle_connections"]),
+    ("large_client_header_buffers", "listener", &["max_head_bytes", "max_request_line_bytes"]),
+    ("least_conn", "pool", &["algorithm"]),
     ("listen", "listener", &["address"]),
     ("location", "site.route", &["path", "exact", "prefix", "regex"]),
+    ("log_format", "access_log", &["format"]),
+    ("map", "values", &[]),
+    ("max_conns", "pool.backends", &["max_connections"]),
+    ("max_fails", "pool.ejection", &["consecutive_failures"]),
+    ("proxy_bind", "pool", &["source_address"]),
+    ("proxy_buffer_size", "pool", &["max_head_bytes"]),
+    ("proxy_connect_timeout", "pool", &["connect_timeout"]),
+    ("proxy_cookie_domain", "site.route", &["cookies"]),
+    ("proxy_cookie_flags", "site.route", &["cookies"]),
+    ("proxy_cookie_path", "site.route", &["cookies"]),
+    ("proxy_hide_header", "site.route", &["response_headers"]),
+    ("proxy_intercept_errors", "site.route", &["intercept_errors"]),
+    ("proxy_next_upstream", "pool", &["retries"]),
+    ("proxy_next_upstream_timeout", "pool", &["retry_timeout"]),
+    ("proxy_next_upstream_tries", "pool", &["retries"]),
     ("proxy_pass", "site.route", &["pool"]),
+    ("proxy_read_timeout", "pool", &["response_timeout", "read_timeout"]),
+    ("proxy_redirect", "site.route", &["location"]),
+    ("proxy_send_timeout", "pool", &["write_timeout"]),
     ("proxy_set_header", "site.route", &["request_headers"]),
+    ("proxy_ssl_certificate", "pool.tls", &["certificate"]),
+    ("proxy_ssl_certificate_key", "pool.tls", &["key"]),
+    ("proxy_ssl_name", "pool.tls", &["name"]),
+    ("proxy_ssl_server_name", "pool.tls", &["name"]),
+    ("proxy_ssl_trusted_certificate", "pool.tls", &["ca"]),
+    ("proxy_ssl_verify", "pool.tls", &["verify"]),
+    ("real_ip_header", "server", &["forwarded_by"]),
+    ("resolver", "server", &["resolver"]),
+    ("resolver_timeout", "server.resolver", &["timeout"]),
     ("return", "site.route", &["respond", "redirect"]),
     ("server_name", "site", &["hosts"]),
+    ("set_real_ip_from", "server", &["trusted_proxies"]),
+    ("split_clients", "values", &[]),
+    ("ssl", "listener", &["tls"]),
+    ("ssl_alpn", "listener.tls", &["alpn"]),
     ("ssl_certificate", "listener.tls", &["certificate"]),
     ("ssl_certificate_key", "listener.tls", &["key"]),
+    ("ssl_ciphers", "listener.tls", &["profile"]),
+    ("ssl_client_certificate", "listener.tls.client_certificates", &["ca"]),
+    ("ssl_handshake_timeout", "listener.tls", &["handshake_timeout"]),
     ("ssl_password_file", "listener.tls", &["password_file"]),
+    ("ssl_prefer_server_ciphers", "listener.tls", &["profile"]),
     ("ssl_protocols", "listener.tls", &["profile"]),
     ("ssl_reject_handshake", "listener.tls", &["unknown_names"]),
+    ("ssl_session_ticket_key", "listener.tls", &["ticket_file"]),
+    ("ssl_trusted_certificate", "listener.tls.client_certificates", &["ca"]),
+    ("ssl_verify_client", "listener.tls.client_certificates", &["mode"]),
+    ("underscores_in_headers", "listener", &["ambiguous_names"]),
     ("upstream", "pool", &["name", "backends"]),
     ("worker_connections", "server", &["max_connections"]),
     ("worker_processes", "server", &["threads"]),
 ];
 
+/// Directives of nginx that nothing takes the place of, with what to do.
+pub(super) const NGINX_ABSENT: &[(&str, &str)] = &[
+    ("ssl_crl", "revocation lists are not read; let clients' certificates expire soon (docs/tls.md)"),
+    ("ssl_dhparam", "there are no suites with DHE; remove it"),
+    ("ssl_early_data", "early data is not accepted, since it can be replayed; remove it"),
+    ("ssl_ocsp", "issuers of clients' certificates are not asked; let certificates expire soon (docs/tls.md)"),
+    ("ssl_session_cache", "sessions are resumed by tickets alone; remove it, or share tickets by ticket_file"),
+    ("ssl_stapling", "OCSP responses are not stapled (docs/tls.md); remove it"),
+    ("ssl_verify_depth", "a certificate counts whose chain leads to one in ca; remove it"),
+];
+
 /// `for nginx's … write …; `, where `word` is one of its directives.
 fn in_nginx(word: &str) -> Option<String> {
+    if let Some((_, instead)) = NGINX_ABSENT.iter().find(|(directive, _)| *directive == word) {
+        return Some(format!("nginx's {word} has no counterpart: {instead}; "));
+    }
     let (_, section, keys) = NGINX_DIRECTIVES.iter().find(|(directive, ..)| *directive == word)?;
+    if keys.is_empty() {
+        return Some(format!("for nginx's {word} write {}; ", heading(section)));
+    }
     let joint = if *section == "pool" { " and " } else { " or " };
     Some(format!("for nginx's {word} write {} in {}; ", keys.join(joint), heading(section)))
 }

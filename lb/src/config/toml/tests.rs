@@ -6,7 +6,7 @@ use ::toml::Spanned;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::reader::NGINX_DIRECTIVES;
+use super::reader::{NGINX_ABSENT, NGINX_DIRECTIVES};
 use super::template::with_examples;
 use super::*;
 use crate::config::AccessLogFile;
@@ -429,6 +429,16 @@ fn directives_of_nginx_come_with_what_stands_in_their_place() {
         ("server_name", "hosts in [[site]]"),
         ("location", "path or exact or prefix or regex in [[site.route]]"),
         ("upstream", "name and backends in [[pool]]"),
+        ("map", "[values]"),
+        ("max_conns", "max_connections in a backend"),
+        ("proxy_bind", "source_address in [[pool]]"),
+        ("proxy_ssl_trusted_certificate", "ca in [pool.tls]"),
+        ("resolver", "resolver in [server]"),
+        ("set_real_ip_from", "trusted_proxies in [server]"),
+        ("ssl_certificate", "certificate in [listener.tls]"),
+        ("ssl_client_certificate", "ca in [listener.tls.client_certificates]"),
+        ("ssl_verify_client", "mode in [listener.tls.client_certificates]"),
+        ("ssl_session_ticket_key", "ticket_file in [listener.tls]"),
     ] {
         let message =
             format!("{directive} is not a setting: for nginx's {directive} write {place}; the file takes {sections}");
@@ -440,6 +450,15 @@ fn directives_of_nginx_come_with_what_stands_in_their_place() {
     for (directive, section, keys) in NGINX_DIRECTIVES {
         let section = section.split('.').try_fold(&template, |inside, part| inside.child(part)).expect(section);
         assert!(keys.iter().all(|key| section.child(key).is_some()), "{directive}");
+        let found = problems(&format!("{directive} = 1\n{MINIMAL}"));
+        assert!(matches!(found.as_slice(), [one] if one.message.contains("for nginx's ")), "{directive}: {found:?}");
+    }
+    for (directive, instead) in NGINX_ABSENT {
+        let message = format!(
+            "listener.{directive} is not a setting: nginx's {directive} has no counterpart: {instead}; [[listener]] takes "
+        );
+        let found = problems(&minimal_with("listener", &format!("{directive} = 1")));
+        assert!(matches!(found.as_slice(), [one] if one.message.starts_with(&message)), "{directive}: {found:?}");
     }
 }
 

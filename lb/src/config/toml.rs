@@ -37,14 +37,15 @@ use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
 use crate::config::route::{HostPattern, PathPrefix};
 use crate::config::site::{ListenerName, Origin};
+use crate::config::tls::TlsConfig;
 use crate::config::transport::{BackendTls, ProxyProtocol, TransportConfig, Trust};
 use crate::message::limits::{self, AmbiguousNames, NonAsciiTargets};
-use crate::value::table::Tables;
 use environment::Replaced;
 use reader::{Reader, Section};
 use rules::Surroundings;
 use sources::{Parsed, Sources};
 use template::Template;
+use tls::{Named, Pinnable};
 use values::{DAY, MILLISECOND};
 
 /// Every setting with its default and a line of explanation.
@@ -254,7 +255,7 @@ impl<'t> Reader<'t> {
     fn config(&mut self, roots: &[Section<'t>], file: &Path) -> Option<Config> {
         let server = self.top_section(roots, "server");
         let server = self.server(&server);
-        let listeners = self.listeners(roots);
+        let (listeners, named) = self.listeners(roots);
         let admin = self.top_section(roots, "admin");
         let admin = self.admin(&admin, &listeners);
         let state = self.top_section(roots, "state");
@@ -266,23 +267,16 @@ impl<'t> Reader<'t> {
         let metrics = self.top_section(roots, "metrics");
         let exact_status = self.value(&metrics, "exact_status", values::flag);
         let (pools, names) = self.pools(roots);
-        let values = self.values(roots);
+        let (values, are_values_sound) = self.values(roots);
         let routes = self.routes(roots, &names);
         let listeners: Option<Vec<_>> = listeners.map(|all| all.into_iter().map(|(listener, _)| listener).collect());
-        let certificates = tls::pinnable(listeners.as_deref().unwrap_or_default());
         let sites = {
-            let listeners = listeners.iter().flatten().map(|listener| listener.name.clone()).collect::<Vec<_>>();
-            let surroundings = Surroundings {
-                pools: &names,
-                listeners: &listeners,
-                certificates: &certificates,
-                tables: values.as_ref().unwrap_or(Tables::none()),
-                access_log: access_log.as_ref(),
-            };
+            let surroundings =
+                Surroundings { pools: &names, listeners: &named, tables: &values, access_log: access_log.as_ref() };
             self.sites(roots, routes.as_deref().unwrap_or_default(), &surroundings)
         };
         let (mut listeners, sites) = (listeners?, sites?);
-        tls::pin(&mut listeners, &certificates, routes.as_deref().unwrap_or_default(), &sites);
+        tls::pin(&mut listeners, &named, routes.as_deref().unwrap_or_default(), &sites);
         Some(Config {
             server: server?,
             listeners,
@@ -294,7 +288,7 @@ impl<'t> Reader<'t> {
             pools: pools?,
             routes: routes?,
             sites: sites.into_iter().map(Arc::new).collect(),
-            values: values?,
+            values: are_values_sound.then_some(values)?,
         })
     }
 
@@ -357,14 +351,15 @@ impl<'t> Reader<'t> {
         })
     }
 
-    /// The listeners, each with the place of its address.
-    fn listeners(&mut self, roots: &[Section<'t>]) -> Option<Vec<(ListenerConfig, usize)>> {
+    /// The listeners, each with the place of its address; and what sites can name of them, also where something is wrong.
+    fn listeners(&mut self, roots: &[Section<'t>]) -> (Option<Vec<(ListenerConfig, usize)>>, Vec<Named>) {
         let sections = self.list(roots, "listener", "add one with its address, such as \"0.0.0.0:8888\"");
         let mut addresses: Vec<SocketAddr> = Vec::new();
         let mut names: Vec<(ListenerName, bool)> = Vec::new();
-        let mut listeners = Some(Vec::new());
+        let (mut listeners, mut all_named) = (Some(Vec::new()), Vec::new());
         for section in &sections {
-            let listener = self.listener(section);
+            let (listener, named) = self.listener(section);
+            all_named.push(named);
             let mut own: Vec<SocketAddr> = Vec::new();
             for (index, address) in listener.iter().flat_map(|listener| listener.addresses.iter()).enumerate() {
                 let place_among_others = index.checked_sub(usize::from(section.has("address")));
@@ -405,17 +400,33 @@ impl<'t> Reader<'t> {
                 listener.map(|listener| (listener, section.first_place(&["address", "addresses"]))),
             );
         }
-        listeners
+        (listeners, all_named)
     }
 
-    fn listener(&mut self, section: &Section<'t>) -> Option<ListenerConfig> {
+    fn listener(&mut self, section: &Section<'t>) -> (Option<ListenerConfig>, Named) {
         let addresses = self.addresses(section);
         let name = match section.has("name") {
             true => self.value(section, "name", values::listener_name),
             false => addresses.as_ref().map(|addresses| ListenerName::from(addresses.first())),
         };
-        let tls = self.section(section, "tls");
-        let tls = if tls.is_written() { self.tls(&tls).map(Some) } else { Some(None) };
+        let inner = self.section(section, "tls");
+        let tls = match section.has("tls") {
+            true if inner.is_written() => self.tls(&inner).map(Some),
+            true => None,
+            false => Some(None),
+        };
+        let named = Named { name, certificates: Pinnable::of(tls.as_ref().map(Option::as_ref)) };
+        let listener = self.listener_of(section, named.name.clone(), addresses, tls);
+        (listener, named)
+    }
+
+    fn listener_of(
+        &mut self,
+        section: &Section<'t>,
+        name: Option<ListenerName>,
+        addresses: Option<ListenerAddresses>,
+        tls: Option<Option<TlsConfig>>,
+    ) -> Option<ListenerConfig> {
         let proxy_protocol = self.proxy_protocol(section);
         let keepalive_timeout = self.value(section, "keepalive_timeout", values::duration(MILLISECOND, DAY));
         let header_timeout = self.value(section, "header_timeout", values::duration(MILLISECOND, DAY));

@@ -122,6 +122,11 @@ impl Tables {
         &NONE
     }
 
+    /// Of these names, and without content.
+    pub fn unread(names: impl Iterator<Item = String>) -> Self {
+        Self { tables: names.map(|name| (name.into(), None)).collect() }
+    }
+
     /// Reads tables, which may ask each other but not in a circle. Errors: all that is wrong.
     pub fn read(written: &[Written]) -> Result<Self, Vec<TableProblem>> {
         let mut reader = Reader { written, tables: Self::default(), reading: BTreeSet::new(), problems: Vec::new() };

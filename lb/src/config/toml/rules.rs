@@ -6,14 +6,13 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::reader::{Reader, Section, Setting};
-use super::tls::Pinnable;
+use super::tls::Named;
 use super::values::{self, DAY, MILLISECOND, Read};
 use super::{collect, files};
 use crate::config::route::HostPattern;
 use crate::config::site::{
     AccessLogRule, CookieRewrite, Cors, CorsHeaders, CorsOrigin, Edit, ErrorPage, FieldChange, HeaderEdits,
-    ListenerName, LocationRewrite, LogLine, Page, PageFile, PageStatus, Preset, Replace, Rewrite, Rules, Share, Shown,
-    Text,
+    LocationRewrite, LogLine, Page, PageFile, PageStatus, Preset, Replace, Rewrite, Rules, Share, Shown, Text,
 };
 use crate::config::{AccessLogConfig, AccessLogFormat, PoolName, SameSite, StatusRanges};
 use crate::message::name::Name;
@@ -27,9 +26,9 @@ pub const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 /// What the rest of the configuration has that sites name.
 pub struct Surroundings<'a> {
     pub pools: &'a [PoolName],
-    pub listeners: &'a [ListenerName],
-    pub certificates: &'a Pinnable,
+    pub listeners: &'a [Named],
     pub tables: &'a Tables,
+    /// `None`: something is wrong with it, as is told there.
     pub access_log: Option<&'a AccessLogConfig>,
 }
 
@@ -669,7 +668,7 @@ impl<'t> Reader<'t> {
                 values::log_file(base, value)?.ok_or_else(|| "\"stdout\", or the path of a file".to_owned())
             }),
             false => {
-                if common.is_none() {
+                if common.is_none() && place.around.access_log.is_some() {
                     let message = format!(
                         "{} is missing: write file = \"log/site.json\", since [access_log] has none",
                         table.name_of("file")

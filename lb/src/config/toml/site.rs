@@ -42,8 +42,9 @@ struct RouteAt {
 }
 
 impl<'t> Reader<'t> {
-    /// The tables of `[values]`.
-    pub fn values(&mut self, roots: &[Section<'t>]) -> Option<Tables> {
+    /// The tables of `[values]`, and whether they are sound. Where they are not, they are there by name, so that nobody is
+    /// blamed who names one.
+    pub fn values(&mut self, roots: &[Section<'t>]) -> (Tables, bool) {
         let mut written = Vec::new();
         let mut places: Vec<(usize, Vec<usize>)> = Vec::new();
         let mut is_sound = true;
@@ -59,12 +60,21 @@ impl<'t> Reader<'t> {
                         written.push(table);
                         places.push((entry.key_place, cases));
                     }
-                    None => is_sound = false,
+                    None => {
+                        written.push(Written {
+                            name: entry.name.to_owned(),
+                            from: String::new(),
+                            cases: WrittenCases::Map { cases: Vec::new(), hostnames: false },
+                            default: None,
+                        });
+                        places.push((entry.key_place, Vec::new()));
+                        is_sound = false;
+                    }
                 }
             }
         }
         match Tables::read(&written) {
-            Ok(tables) => is_sound.then_some(tables),
+            Ok(tables) => (tables, is_sound),
             Err(problems) => {
                 for problem in problems {
                     let index = problem.table.0 as usize;
@@ -75,7 +85,7 @@ impl<'t> Reader<'t> {
                     };
                     self.problem(place, format!("values.{}: {}", written[index].name, problem.message));
                 }
-                None
+                (Tables::unread(written.into_iter().map(|table| table.name)), false)
             }
         }
     }
@@ -182,8 +192,9 @@ impl<'t> Reader<'t> {
             true => self.each(section, "listeners", values::listener_name),
             false => Some(Vec::new()),
         };
-        for listener in listeners.iter().flatten().filter(|listener| !around.listeners.contains(listener)) {
-            let names: Vec<_> = around.listeners.iter().map(ListenerName::as_str).collect();
+        let is_known = |name: &&ListenerName| around.listeners.iter().any(|one| one.may_be(name));
+        for listener in listeners.iter().flatten().filter(|name| !is_known(name) && !around.listeners.is_empty()) {
+            let names: Vec<_> = around.listeners.iter().flat_map(|one| &one.name).map(ListenerName::as_str).collect();
             let message = format!(
                 "site.listeners has \"{listener}\", but there is no such listener: {}the listeners are {}",
                 did_you_mean(listener.as_str(), &names),
@@ -278,7 +289,7 @@ impl<'t> Reader<'t> {
         let file = |value: &DeValue<'t>| values::path(base, value)?.ok_or_else(|| "the path of a PEM file".to_owned());
         let certificate = self.optional(section, "certificate", file)?;
         if let Some(path) = &certificate
-            && let Some(problem) = not_pinnable(around.certificates, listeners, path)
+            && let Some(problem) = not_pinnable(around.listeners, listeners, path)
         {
             let message = format!(
                 "site.certificate is {}, but {problem}: name a certificate of the listener's tls by the same path",

@@ -145,26 +145,55 @@ impl<'t> Reader<'t> {
     }
 }
 
-/// The certificates of each listener, by which sites may pin them; `None`: it is plain.
-pub type Pinnable = Vec<(ListenerName, Option<Vec<PathBuf>>)>;
+/// What sites can name of a listener. Where that was not understood, it is said there, and no site is blamed for it.
+pub struct Named {
+    /// `None`: it may be any.
+    pub name: Option<ListenerName>,
+    pub certificates: Pinnable,
+}
 
-pub fn pinnable(listeners: &[ListenerConfig]) -> Pinnable {
-    let certificates = |tls: &TlsConfig| {
-        let pairs = tls.certificates.pairs().unwrap_or_default();
-        pairs.into_iter().map(|pair| pair.certificate).collect()
-    };
-    listeners.iter().map(|listener| (listener.name.clone(), listener.tls.as_ref().map(certificates))).collect()
+/// The certificates of a listener that sites may pin, by the paths that it has for them.
+pub enum Pinnable {
+    /// It has no TLS.
+    Plain,
+    Of(Vec<PathBuf>),
+    /// They may be any.
+    Unknown,
+}
+
+impl Pinnable {
+    /// Of what was read of a listener's TLS; `None`: something is wrong with it.
+    pub fn of(tls: Option<Option<&TlsConfig>>) -> Self {
+        let path = |pair: Pair| pair.certificate;
+        match tls {
+            None => Self::Unknown,
+            Some(None) => Self::Plain,
+            Some(Some(tls)) => Self::Of(tls.certificates.pairs().unwrap_or_default().into_iter().map(path).collect()),
+        }
+    }
+}
+
+impl Named {
+    pub fn may_be(&self, name: &ListenerName) -> bool {
+        self.name.as_ref().is_none_or(|own| own == name)
+    }
 }
 
 /// What keeps a site of these listeners from pinning a certificate, if something does.
-pub fn not_pinnable(pinnable: &Pinnable, listeners: &[ListenerName], certificate: &Path) -> Option<String> {
-    let here = pinnable.iter().filter(|(name, _)| listeners.is_empty() || listeners.contains(name));
-    let mut there = here.filter_map(|(_, certificates)| certificates.as_ref()).flatten().peekable();
-    if there.peek().is_none() {
+pub fn not_pinnable(known: &[Named], listeners: &[ListenerName], certificate: &Path) -> Option<String> {
+    let is_here = |one: &&Named| listeners.is_empty() || listeners.iter().any(|name| one.may_be(name));
+    let here: Vec<_> = known.iter().filter(is_here).map(|one| &one.certificates).collect();
+    // That there is no such listener is said as well.
+    if here.is_empty() || here.iter().any(|certificates| matches!(certificates, Pinnable::Unknown)) {
+        return None;
+    }
+    let paths =
+        |certificates: &&'_ Pinnable| if let Pinnable::Of(paths) = certificates { paths.clone() } else { vec![] };
+    let there: Vec<PathBuf> = here.iter().flat_map(paths).collect();
+    if there.is_empty() {
         return Some("none of its listeners has TLS".to_owned());
     }
-    let there: Vec<&PathBuf> = there.collect();
-    if there.iter().any(|one| *one == certificate) {
+    if there.iter().any(|one| one == certificate) {
         return None;
     }
     let there: Vec<_> = there.into_iter().map(|path| path.display().to_string()).collect();
@@ -172,9 +201,11 @@ pub fn not_pinnable(pinnable: &Pinnable, listeners: &[ListenerName], certificate
 }
 
 /// Tells each listener its hosts, and which certificates its sites pin.
-pub fn pin(listeners: &mut [ListenerConfig], pinnable: &Pinnable, routes: &[HostRoute], sites: &[SiteConfig]) {
-    for (listener, (name, certificates)) in listeners.iter_mut().zip(pinnable) {
-        let (Some(tls), Some(certificates)) = (&mut listener.tls, certificates) else { continue };
+pub fn pin(listeners: &mut [ListenerConfig], named: &[Named], routes: &[HostRoute], sites: &[SiteConfig]) {
+    for (listener, Named { certificates, .. }) in listeners.iter_mut().zip(named) {
+        let (Some(tls), Pinnable::Of(certificates), name) = (&mut listener.tls, certificates, &listener.name) else {
+            continue;
+        };
         let pinned = |site: &SiteConfig| site.certificate.clone().filter(|path| certificates.contains(path));
         let here = || sites.iter().filter(|site| site.listeners.is_empty() || site.listeners.contains(name));
         let of_routes = routes.iter().map(|route| &route.host);

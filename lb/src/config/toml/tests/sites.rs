@@ -335,6 +335,60 @@ pool = \"app\"
     assert_reads_back(&config);
 }
 
+// Every site was told that there was no such listener, or none with TLS.
+#[test]
+fn what_is_wrong_with_something_is_said_of_nothing_that_names_it() {
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/toml/test-data");
+    let pair = format!("certificate = \"{data}/cert.pem\", key = \"{data}/key.pem\"");
+    let site = |host: &str, lines: &str| format!("[[site]]\nhosts = [\"{host}\"]\npool = \"app\"\n{lines}\n");
+    let sites = [
+        site("a", &format!("listeners = [\"secure\"]\ncertificate = \"{data}/cert.pem\"")),
+        site("b", "listeners = [\"secure\", \"plain\"]"),
+        site(
+            "c",
+            &format!("certificate = \"{data}/cert.pem\"\nresponse_headers = {{ set = {{ X-Tier = \"$tier\" }} }}"),
+        ),
+        site("d", "access_log = { when = { values = { \"$tier\" = \"b\" } } }"),
+    ]
+    .concat();
+    let whole = |listener: &str, values: &str, log: &str| {
+        format!(
+            "[access_log]\nfile = {log}\n[values]\ntier = {values}\nlevel = {{ from = \"$tier\", cases = {{ a = \"b\" }} }}\n\
+             [[listener]]\naddress = \"127.0.0.1:80\"\nname = \"plain\"\n[[listener]]\nname = \"secure\"\n{listener}\n\
+             [[pool]]\nname = \"app\"\nbackends = [\"127.0.0.1:1\"]\n{sites}"
+        )
+    };
+    let address = "address = \"127.0.0.1:443\"";
+    let sound = format!("{address}\ntls = {{ {pair} }}");
+    let (values, log) = ("{ from = \"$host\", cases = { a = \"b\" }, default = \"\" }", "\"a.log\"");
+    let read_text = |text: &str| read(text, Path::new("/etc/evenkeel.toml"));
+    read_text(&whole(&sound, values, log)).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    for (listener, values, log, says) in [
+        (
+            format!("{address}\ntls = {{ certificate = \"{data}/missing.pem\", key = \"{data}/key.pem\" }}"),
+            values,
+            log,
+            "missing.pem cannot be read",
+        ),
+        (format!("{address}\ntls = {{ {pair}, alpn = [\"h3\"] }}"), values, log, "listener.tls.alpn"),
+        (format!("{address}\ntls = 1"), values, log, "listener.tls is 1"),
+        (format!("tls = {{ {pair} }}"), values, log, "listener.address is missing"),
+        (format!("{sound}\nheader_timeout = \"x\""), values, log, "listener.header_timeout"),
+        (format!("{sound}\nproxy_protocol = {{}}"), values, log, "listener.proxy_protocol.from names no network"),
+        (sound.clone(), "{ from = 1, cases = { a = \"b\" } }", log, "values.tier.from is 1"),
+        (sound.clone(), "{ from = \"$host\", cases = { a = \"$nothing\" } }", log, "values."),
+        (sound.clone(), values, "1", "access_log.file is 1"),
+    ] {
+        let text = whole(&listener, values, log);
+        let found = read_text(&text).err().unwrap_or_default();
+        assert!(!found.is_empty() && found.iter().all(|one| one.message.contains(says)), "{says}: {found:#?}");
+    }
+    // A listener of which nothing is known may have any name.
+    let nameless = whole(&sound, values, log).replace("name = \"secure\"", "name = 1");
+    let found = read_text(&nameless).err().unwrap_or_default();
+    assert!(matches!(found.as_slice(), [one] if one.message.contains("listener.name is 1")), "{found:#?}");
+}
+
 #[test]
 fn wrong_sites_are_named_with_place_and_fix() {
     for (marked, message) in [

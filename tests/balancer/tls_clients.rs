@@ -347,3 +347,89 @@ async fn a_flood_of_handshakes_leaves_plain_requests_their_turn() {
         assert!(within("the end of a handshake", handshake).await.expect("no panic"), "nobody is sent away");
     }
 }
+
+// As docs/tls.md has it.
+#[tokio::test]
+async fn one_site_of_a_listener_demands_certificates_and_refuses_those_that_were_lost() {
+    let (a, shop) = (Origin::start("a").await, Shop::new().await);
+    let mut pairs = Vec::new();
+    for file in ["sound", "lost"] {
+        shop.issue(file, "/CN=client", &["client.example"]).await;
+        pairs.push([shop.text(&format!("{file}.pem")), shop.text(&format!("{file}.key"))]);
+    }
+    let fingerprint = openssl_with(&["x509", "-in", &pairs[1][0], "-noout", "-fingerprint", "-sha256"], "").await;
+    let fingerprint = fingerprint.text.split('=').nth(1).expect("a fingerprint").trim().replace(':', "").to_lowercase();
+    let sites = format!(
+        "[values]\nlost = {{ from = \"$ssl_client_fingerprint_sha256\", cases = {{ \"{fingerprint}\" = \"yes\" }} }}\n\
+         [[site]]\nhosts = [\"intern.example\"]\nrespond = {{ status = 403 }}\n\
+         [[site.route]]\npath = \"/\"\npool = \"app\"\n\
+         when = {{ values = {{ \"$ssl_client_verify\" = \"SUCCESS\", \"$lost\" = {{ not = \"yes\" }} }} }}\n\
+         [[site]]\nhosts = [\"\"]\npool = \"app\"\n"
+    );
+    let config = Config::of([&a]).listener(&shop.clients("optional")).sites(&sites);
+    let balancer = Balancer::start(config).await;
+    for (host, pair, status) in [
+        ("intern.example", None, 403),
+        ("intern.example", Some(&pairs[0]), 200),
+        ("intern.example", Some(&pairs[1]), 403),
+        ("shop.example", None, 200),
+        ("shop.example", Some(&pairs[1]), 200),
+    ] {
+        let address = balancer.address().to_string();
+        let mut arguments = vec!["s_client", "-connect", &address, "-servername", host, "-ign_eof"];
+        if let Some([certificate, key]) = pair {
+            arguments.extend(["-cert", certificate, "-key", key]);
+        }
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let answer = openssl_with(&arguments, &request).await.text;
+        assert!(answer.contains(&format!("HTTP/1.1 {status} ")), "{host} {pair:?}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_too_large_to_be_told_of_is_refused() {
+    let (a, shop) = (Origin::start("a").await, Shop::new().await);
+    let balancer = Balancer::start(Config::of([&a]).listener(&shop.clients("optional"))).await;
+    let subject =
+        |units: usize| format!("/CN=client{}", "/OU=a unit of an organization with many of them".repeat(units));
+    let names = |count: usize| (0..count).map(|name| format!("client-{name}.example")).collect::<Vec<_>>();
+    for (file, subject, names, is_let_in) in [
+        ("large", subject(30), names(250), true),
+        ("subject", subject(60), names(1), false),
+        ("certificate", subject(1), names(600), false),
+    ] {
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        shop.issue(file, &subject, &names).await;
+        let (certificate, key) = (shop.text(&format!("{file}.pem")), shop.text(&format!("{file}.key")));
+        for version in ["-tls1_2", "-tls1_3"] {
+            let answer = shop.ask(balancer.address(), "", &["-cert", &certificate, "-key", &key, version]).await;
+            assert_eq!(answer.contains("HTTP/1.1 200"), is_let_in, "{file} {version}: {answer}");
+            assert_eq!(answer.contains("SSL alert number"), !is_let_in, "{file} {version}: {answer}");
+        }
+    }
+    assert_eq!(a.requests().len(), 2);
+    assert!(a.last_request().field("client-cert").is_some_and(|told| told.len() > 8000));
+    let metrics = balancer.metrics().await;
+    assert_eq!(metrics.sum("evenkeel_tls_handshake_failures_total", &[("reason", "client-certificate")]), 4.0);
+}
+
+#[tokio::test]
+async fn a_client_that_knows_no_newer_version_than_tls_1_1_is_told_so_as_by_nginx() {
+    let (a, shop) = (Origin::start("a").await, Shop::new().await);
+    let balancer = Balancer::start(Config::of([&a]).listener(&shop.tls(""))).await;
+    let server = format!(
+        "server {{ listen {{listen}} ssl; ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.2 TLSv1.3; \
+         return 200; }}",
+        shop.text("server.pem"),
+        shop.text("server.key")
+    );
+    let nginx = Nginx::start(&server).await;
+    for version in ["-tls1", "-tls1_1"] {
+        for address in [balancer.address(), nginx.address()] {
+            let client = handshake(address, "shop.example", &[version, "-cipher", "ALL:@SECLEVEL=0"]).await;
+            assert!(client.text.contains("SSL alert number 70"), "{version} {address}: {}", client.text);
+        }
+    }
+    let metrics = balancer.metrics().await;
+    assert_eq!(metrics.sum("evenkeel_tls_handshake_failures_total", &[("reason", "incompatible")]), 2.0);
+}

@@ -28,6 +28,10 @@ use crate::tls::server::ServerTls;
 const LEAST_HANDSHAKE: Duration = Duration::from_secs(1);
 /// A fatal alert `unrecognized_name` (RFC 8446 §6, RFC 6066 §3), before anything is encrypted.
 const UNRECOGNIZED_NAME: &[u8] = &[21, 3, 1, 0, 2, 2, 112];
+/// As well `protocol_version`, as RFC 8996 §4 and §5 demand it.
+const PROTOCOL_VERSION: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
+/// So much of what a client sends first tells what it speaks: the header of a record, that of a message, a version.
+const TELLING_BYTES: usize = 5 + 4 + 2;
 /// So many failures of a listener in a row, with no success between, are told as a warning.
 const FREQUENT_FAILURES: u32 = 20;
 
@@ -37,6 +41,8 @@ pub enum Failed {
     /// Speaks HTTP in plain text, as its first byte shows, which is still to be read.
     #[error("the client speaks plain HTTP")]
     PlainHttp(TcpStream),
+    #[error("the client knows no newer version than TLS 1.1")]
+    OldVersion,
     #[error("no certificate is for the name that the client asks for")]
     UnknownName,
     #[error("it took too long")]
@@ -114,11 +120,15 @@ pub async fn accept(
 }
 
 async fn handshake(engine: &Engine, tls: &Arc<ServerTls>, tcp: TcpStream) -> Result<Box<TlsStream<Io>>, Failed> {
-    let mut first = [0];
+    let mut first = [0; TELLING_BYTES];
     match tcp.peek(&mut first).await.map_err(Failed::Io)? {
         0 => return Err(Failed::Io(ErrorKind::UnexpectedEof.into())),
         // No record of TLS begins so, nor one of SSL 2.
         _ if first[0].is_ascii_alphabetic() || matches!(first[0], b'\r' | b'\n') => return Err(Failed::PlainHttp(tcp)),
+        TELLING_BYTES if is_old_hello(&first) => {
+            refuse_old(tcp).await;
+            return Err(Failed::OldVersion);
+        }
         _ => {}
     }
     let mut start = LazyConfigAcceptor::new(Acceptor::default(), Io::Tcp(tcp)).await.map_err(Failed::Io)?;
@@ -136,6 +146,23 @@ async fn handshake(engine: &Engine, tls: &Arc<ServerTls>, tcp: TcpStream) -> Res
     drop(turn);
     let stream = rest.await.map_err(Failed::Io)?;
     Ok(Box::new(stream.into()))
+}
+
+/// Whether this is the beginning of a ClientHello of TLS 1.1 or older. Newer ones say TLS 1.2 here (RFC 8446 §4.1.2). rustls
+/// would tell their client that they cannot agree on signatures.
+fn is_old_hello(first: &[u8; TELLING_BYTES]) -> bool {
+    const HANDSHAKE: u8 = 22;
+    const CLIENT_HELLO: u8 = 1;
+    let [kind, _, _, _, _, message, _, _, _, version @ ..] = *first;
+    (kind, message) == (HANDSHAKE, CLIENT_HELLO) && version < [3, 3]
+}
+
+/// Tells a client that its version is not spoken. Whoever does not read it learns nothing.
+async fn refuse_old(mut tcp: TcpStream) {
+    // Closing on what was not read would reset the connection, and take the alert back.
+    let _ = tcp.try_read(&mut [0; 4096]);
+    let _ = tcp.write_all(PROTOCOL_VERSION).await;
+    let _ = tcp.shutdown().await;
 }
 
 /// What there is to know of a connection.
@@ -202,6 +229,7 @@ impl Failed {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::PlainHttp(_) => "plain-http",
+            Self::OldVersion => "incompatible",
             Self::UnknownName => "unknown-name",
             Self::Timeout => "timeout",
             Self::Shed => "shed",
@@ -233,6 +261,7 @@ mod tests {
     fn every_reason_is_counted_from_the_start() {
         let io = |error: Error| Failed::Io(io::Error::new(ErrorKind::InvalidData, error));
         for (failed, expected) in [
+            (Failed::OldVersion, "incompatible"),
             (Failed::UnknownName, "unknown-name"),
             (Failed::Timeout, "timeout"),
             (Failed::Shed, "shed"),

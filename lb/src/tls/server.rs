@@ -3,6 +3,7 @@
 //! be resumed.
 
 pub mod choice;
+mod clients;
 pub mod renewal;
 mod tickets;
 
@@ -11,12 +12,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustls::crypto::ring::{self, Ticketer, cipher_suite};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, ProducesTickets, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, SupportedProtocolVersion};
 use sha2::{Digest, Sha256};
 
 use self::choice::Choice;
+use self::clients::Clients;
 use self::renewal::{Problems, Stamps};
 use self::tickets::SharedTickets;
 use crate::config::Secret;
@@ -139,7 +142,7 @@ fn server_config(
         Profile::Intermediate => &[&TLS13, &TLS12],
         Profile::Modern => &[&TLS13],
     };
-    let verifier = match (&wanted.client_certificates, &material.issuers) {
+    let verifier: Arc<dyn ClientCertVerifier> = match (&wanted.client_certificates, &material.issuers) {
         (Some(clients), Some(issuers)) => {
             let builder =
                 WebPkiClientVerifier::builder_with_provider(Arc::clone(&issuers.roots), Arc::clone(&provider));
@@ -147,7 +150,7 @@ fn server_config(
                 ClientMode::Optional => builder.allow_unauthenticated(),
                 ClientMode::Required => builder,
             };
-            builder.build().map_err(|e| e.to_string())?
+            Arc::new(Clients(builder.build().map_err(|e| e.to_string())?))
         }
         _ => Arc::new(NoClientAuth),
     };

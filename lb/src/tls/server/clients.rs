@@ -1,0 +1,81 @@
+//! Certificates of clients: which are sound, and small enough to be told of.
+
+use std::sync::Arc;
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
+
+use crate::config::certificate;
+
+/// The largest certificate. Each request to a backend tells of it, a third larger in base64, and many backends take no
+/// field of more than 8 or 16 KiB.
+const MAX_CERTIFICATE_BYTES: usize = 8 * 1024;
+/// The largest subject in it, which is told as text as well.
+const MAX_SUBJECT_BYTES: usize = 2 * 1024;
+
+/// Takes certificates that are sound and no larger than that. A larger one is refused, and not left out of what backends
+/// are told: they would take its client for one without a certificate.
+#[derive(Debug)]
+pub struct Clients(pub Arc<dyn ClientCertVerifier>);
+
+#[derive(Debug, thiserror::Error)]
+enum TooLarge {
+    #[error("the client's certificate has {0} bytes, more than {MAX_CERTIFICATE_BYTES}")]
+    Certificate(usize),
+    #[error("the subject of the client's certificate has {0} bytes, more than {MAX_SUBJECT_BYTES}")]
+    Subject(usize),
+}
+
+impl ClientCertVerifier for Clients {
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        // What cannot be told of is as good as none.
+        let known = certificate::parse(leaf).ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        let too_large = match (leaf.len(), known.subject.len()) {
+            (bytes, _) if bytes > MAX_CERTIFICATE_BYTES => TooLarge::Certificate(bytes),
+            (_, bytes) if bytes > MAX_SUBJECT_BYTES => TooLarge::Subject(bytes),
+            _ => return self.0.verify_client_cert(leaf, intermediates, now),
+        };
+        Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(too_large)))))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls12_signature(message, leaf, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls13_signature(message, leaf, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+}

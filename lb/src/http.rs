@@ -51,7 +51,7 @@ pub mod work;
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -93,6 +93,8 @@ pub struct Engine {
     settings: ListenerSettings,
     /// As they were last, once the listener is closed.
     last_settings: OnceLock<ListenerSettings>,
+    /// Whether others may connect now than when its connections were made.
+    is_revoked: AtomicBool,
     most_idle: Arc<AtomicUsize>,
     stop: Arc<Stop>,
     /// Those of all threads, this one's among them.
@@ -176,6 +178,7 @@ impl Engine {
             hostname: std::fs::read_to_string(HOSTNAME_FILE).unwrap_or_default().trim().into(),
             settings: listener.settings,
             last_settings: OnceLock::new(),
+            is_revoked: AtomicBool::new(false),
             most_idle: Arc::clone(&shared.most_idle),
             stop: Arc::clone(&stops[thread]),
             stops: Arc::clone(stops),
@@ -195,6 +198,13 @@ impl Engine {
     pub fn close(&self, settings: ListenerSettings) {
         // It is closed once.
         let _ = self.last_settings.set(settings);
+        self.stop.call();
+    }
+
+    /// Ends connections, idle ones at once and others with what they carry, since others may connect now than when they
+    /// were made: no further request of theirs is served.
+    pub fn revoke(&self) {
+        self.is_revoked.store(true, Ordering::Release);
         self.stop.call();
     }
 
@@ -286,9 +296,14 @@ impl Engine {
         self.stop.shutdown.phase() == Phase::Running && !self.is_closed()
     }
 
-    /// Whether nobody listens any more where these connections came from.
+    /// Whether each of these connections ends with what it carries: nobody listens any more where they came from, or they
+    /// are [revoked](Self::revoke).
     fn is_closed(&self) -> bool {
-        self.last_settings.get().is_some()
+        self.last_settings.get().is_some() || self.is_revoked()
+    }
+
+    fn is_revoked(&self) -> bool {
+        self.is_revoked.load(Ordering::Acquire)
     }
 
     fn most_idle(&self) -> usize {

@@ -63,7 +63,7 @@ struct Open {
     proxies: Arc<Expected>,
     /// When its files were looked at last.
     looked: Instant,
-    /// One for each thread.
+    /// One for each thread: who serves the connections that come now.
     listeners: Vec<Arc<Listener>>,
     sockets: Vec<Group>,
 }
@@ -217,6 +217,7 @@ impl Listeners {
         for (mut open, kept) in before.into_iter().zip(prepared.kept) {
             match kept {
                 Some(Kept { config, tls }) => {
+                    let is_same = open.admits_same_as(&config, tls.as_deref());
                     open.tls.store(tls);
                     open.proxies.set(config.proxy_protocol.as_ref());
                     let name = std::mem::replace(&mut open.config, config).name;
@@ -225,11 +226,18 @@ impl Listeners {
                         closed.push(name);
                     }
                     open.looked = Instant::now();
+                    if !is_same {
+                        self.revoke(&mut open);
+                    }
                     state.open.push(open);
                 }
                 None => {
                     tracing::info!(address = %open.address, "does not listen any more");
                     open.listeners.iter().for_each(|listener| listener.engine.close(open.config.settings));
+                    let mut heirs = prepared.added.iter().filter(|new| covers(new.address, open.address));
+                    if heirs.any(|new| !open.admits_same_as(&new.config, new.tls.as_deref())) {
+                        open.listeners.iter().for_each(|listener| listener.engine.revoke());
+                    }
                     free.append(&mut open.sockets);
                     closed.push(open.config.name);
                 }
@@ -258,13 +266,11 @@ impl Listeners {
     /// Has what comes from now on be counted under the listener's present name.
     fn rename(&self, open: &mut Open) {
         let (told, proxies) = self.counters(&open.config);
-        let listener = |Listener { tls, engine, .. }: &Listener| Listener {
-            tls: Arc::clone(tls),
-            proxies: Arc::clone(&proxies),
-            told: Arc::clone(&told),
-            engine: Arc::clone(engine),
+        let listener = |before: &Arc<Listener>| {
+            let (proxies, told) = (Arc::clone(&proxies), Arc::clone(&told));
+            Arc::new(Listener { proxies, told, ..Listener::clone(before) })
         };
-        open.listeners = open.listeners.iter().map(|before| Arc::new(listener(before))).collect();
+        open.listeners = open.listeners.iter().map(listener).collect();
         open.sockets.iter().for_each(|group| group.give(&open.listeners));
         open.proxies = proxies;
     }
@@ -292,15 +298,22 @@ impl Listeners {
             let Some(wanted) = &config.tls else { continue };
             let Some(Renewed { tls: renewed, taken_up, removed, problems }) = before.renew(wanted) else { continue };
             {
-                let state = self.state();
-                let is_before = |open: &&Open| open.tls.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, &before));
-                let of_listener = state.open.iter().filter(|open| open.config.name == config.name);
-                let addresses: Vec<_> = of_listener.filter(is_before).collect();
+                let mut state = self.state();
+                let is_before =
+                    |open: &&mut Open| open.tls.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, &before));
+                let of_listener = state.open.iter_mut().filter(|open| open.config.name == config.name);
+                let mut addresses: Vec<_> = of_listener.filter(is_before).collect();
                 // A reload has read the files as well.
                 if addresses.is_empty() {
                     continue;
                 }
-                addresses.iter().for_each(|open| open.tls.store(Some(Arc::clone(&renewed))));
+                let is_same = renewed.asks_same_of_clients(&before);
+                for open in &mut addresses {
+                    open.tls.store(Some(Arc::clone(&renewed)));
+                    if !is_same {
+                        self.revoke(open);
+                    }
+                }
             }
             if let Some(warning) = moved_default(&config, &renewed, &before) {
                 tracing::warn!("{warning}");
@@ -381,8 +394,8 @@ impl Listeners {
         let tls = Arc::new(ArcSwapOption::new(tls));
         let (told, proxies) = self.counters(&config);
         let listener = |thread| {
-            let engine = Arc::new(Engine::new(&config, &self.shared, &self.stops, thread).at(address));
-            Arc::new(Listener { tls: Arc::clone(&tls), proxies: Arc::clone(&proxies), told: Arc::clone(&told), engine })
+            let (tls, proxies, told) = (Arc::clone(&tls), Arc::clone(&proxies), Arc::clone(&told));
+            Arc::new(Listener { tls, proxies, told, engine: self.engine(&config, address, thread) })
         };
         let listeners: Vec<_> = (0..self.threads.len()).map(listener).collect();
         let bound = sockets.first().and_then(|socket| socket.local_addr().ok());
@@ -405,8 +418,40 @@ impl Listeners {
         (Arc::new(Told::new(metrics.tls(name))), Arc::new(proxies))
     }
 
+    fn engine(&self, config: &ListenerConfig, address: SocketAddr, thread: usize) -> Arc<Engine> {
+        Arc::new(Engine::new(config, &self.shared, &self.stops, thread).at(address))
+    }
+
+    /// Has the connections at an address end with what they carry. Those that come now are made by what its listener has.
+    fn revoke(&self, open: &mut Open) {
+        tracing::info!(
+            address = %open.address,
+            "other clients may connect now: connections that were made before end with what they carry"
+        );
+        let anew = |(thread, former): (usize, &Arc<Listener>)| {
+            let engine = self.engine(&open.config, open.address, thread);
+            Arc::new(Listener { engine, ..Listener::clone(former) })
+        };
+        let listeners = open.listeners.iter().enumerate().map(anew).collect();
+        let former = std::mem::replace(&mut open.listeners, listeners);
+        open.sockets.iter().for_each(|group| group.give(&open.listeners));
+        // Who is on the way there ends as well.
+        former.iter().for_each(|listener| listener.engine.revoke());
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    /// Whether all who are connected here could connect by other settings as well, with nothing else demanded of them.
+    fn admits_same_as(&self, config: &ListenerConfig, tls: Option<&ServerTls>) -> bool {
+        let is_same_tls = match (self.tls.load().as_deref(), tls) {
+            (Some(before), Some(now)) => now.asks_same_of_clients(before),
+            (before, now) => before.is_none() && now.is_none(),
+        };
+        is_same_tls && self.config.proxy_protocol == config.proxy_protocol
     }
 }
 

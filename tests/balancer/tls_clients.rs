@@ -1,14 +1,21 @@
 //! TLS towards clients: those that begin it and fall silent, those that speak something else, and those that show
 //! certificates of their own. Clients are `openssl s_client`; where nginx settles what is right, it is asked the same.
 
+use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tempfile::TempDir;
-use tests::http2::{Http2, connect_for, request};
+use tests::http2::{self, Http2, connect_for, frame, kind, literals, next_frame, request};
 use tests::nginx::Nginx;
 use tests::openssl::{Authority, Kind, handshake, openssl_with};
 use tests::wire::Wire;
 use tests::{Balancer, Config, Origin, Port, Request, eventually, within};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 
 /// A server's certificate and those of clients, all of one authority.
 struct Shop {
@@ -432,4 +439,233 @@ async fn a_client_that_knows_no_newer_version_than_tls_1_1_is_told_so_as_by_ngin
     }
     let metrics = balancer.metrics().await;
     assert_eq!(metrics.sum("evenkeel_tls_handshake_failures_total", &[("reason", "incompatible")]), 2.0);
+}
+
+/// A connection, plain or TLS.
+trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+async fn connection(address: SocketAddr, is_tls: bool, protocol: &[u8]) -> Box<dyn Connection> {
+    match is_tls {
+        true => Box::new(connect_for(protocol, address).await.expect("a handshake")),
+        false => Box::new(TcpStream::connect(address).await.expect("a listener")),
+    }
+}
+
+/// HTTP/1.1 on such a connection.
+struct Http1(Box<dyn Connection>);
+
+impl Http1 {
+    async fn connect(address: SocketAddr, is_tls: bool) -> Self {
+        Self(connection(address, is_tls, b"http/1.1").await)
+    }
+
+    async fn ask(&mut self, paths: &[&str]) {
+        let requests: String = paths.iter().map(|path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
+        http2::write(&mut self.0, requests.as_bytes()).await;
+    }
+
+    /// The head of an answer, whose content is read as well.
+    async fn answer(&mut self) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(within("an answer", self.0.read_u8()).await.expect("a head"));
+        }
+        let head = String::from_utf8(head).expect("text");
+        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).expect("a length");
+        let mut content = vec![0; length.parse().expect("a number")];
+        within("content", self.0.read_exact(&mut content)).await.expect("content");
+        head
+    }
+
+    async fn get(&mut self, path: &str) -> String {
+        self.ask(&[path]).await;
+        self.answer().await
+    }
+
+    /// Whatever comes until the peer closes.
+    async fn rest(&mut self) -> String {
+        String::from_utf8_lossy(&http2::rest(&mut self.0).await).into_owned()
+    }
+}
+
+async fn http2_over(address: SocketAddr, is_tls: bool) -> Http2 {
+    let connection = connection(address, is_tls, b"h2").await;
+    within("an HTTP/2 connection", Http2::over(connection, h2::client::Builder::new())).await
+}
+
+async fn reload(balancer: &Balancer, config: &Config) {
+    balancer.configure(config);
+    balancer.change("POST", "/admin/reload", None).await;
+}
+
+/// What a listener demands of its clients, in several ways. A client that has no certificate can connect to each but the
+/// last two.
+struct Demands {
+    plain: String,
+    tls: String,
+    optional: String,
+    of_others: String,
+    required: String,
+    of_senders: String,
+}
+
+impl Demands {
+    fn of(shop: &Shop, others: &Authority) -> Self {
+        let other = others.certificate().display().to_string();
+        let of_others = format!("client_certificates = {{ mode = \"optional\", ca = \"{other}\" }}");
+        Self {
+            plain: String::new(),
+            tls: shop.tls(""),
+            optional: shop.clients("optional"),
+            of_others: shop.tls(&of_others),
+            required: shop.clients("required"),
+            of_senders: "proxy_protocol = { from = [\"127.0.0.0/8\"] }".to_owned(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn connections_end_when_others_may_connect() {
+    let (a, shop, others) = (Origin::start("a").await, Shop::new().await, Authority::new().await);
+    let demands = Demands::of(&shop, &others);
+    let config = |listener: &str| Config::of([&a]).listener(listener);
+    for (what, before, after) in [
+        ("plain becomes TLS", &demands.plain, &demands.tls),
+        ("TLS becomes plain", &demands.tls, &demands.plain),
+        ("certificates are asked for", &demands.tls, &demands.optional),
+        ("certificates are demanded", &demands.optional, &demands.required),
+        ("others issue certificates", &demands.optional, &demands.of_others),
+        ("the PROXY protocol is demanded", &demands.plain, &demands.of_senders),
+    ] {
+        let is_tls = before.starts_with("tls");
+        let balancer = Balancer::start(config(before)).await;
+        let address = balancer.address();
+        a.hold();
+        let heads = a.heads();
+        let (mut idle, mut new) = (Http1::connect(address, is_tls).await, Http1::connect(address, is_tls).await);
+        assert!(idle.get("/").await.starts_with("HTTP/1.1 200"), "{what}");
+        let (mut idle_2, new_2) = (http2_over(address, is_tls).await, http2_over(address, is_tls).await);
+        assert_eq!(idle_2.get("/").await.status, 200, "{what}");
+        let (mut busy, mut busy_2) = (Http1::connect(address, is_tls).await, http2_over(address, is_tls).await);
+        // The second one may not be begun any more.
+        busy.ask(&["/hold", "/behind"]).await;
+        let (response, _) = busy_2.begin(request("GET", "/hold", &[]), true).await;
+        eventually("both are there", async || a.heads() == heads + 4).await;
+
+        reload(&balancer, &config(after)).await;
+        assert_eq!(idle.rest().await, "", "{what}");
+        assert_eq!(new.rest().await, "", "{what}");
+        idle_2.closed().await.unwrap_or_else(|e| panic!("{what}: {e}"));
+        new_2.closed().await.unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(!busy_2.is_closed(), "{what}");
+        a.release();
+        let answer = busy.answer().await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("Connection: close\r\n"), "{what}: {answer}");
+        assert_eq!(busy.rest().await, "", "{what}");
+        assert_eq!(http2::reply(response).await.expect("a whole answer").status, 200, "{what}");
+        busy_2.closed().await.unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!(a.heads(), heads + 4, "{what}");
+        balancer.logs(&["other clients may connect now"]).await;
+    }
+}
+
+#[tokio::test]
+async fn connections_stay_when_the_same_clients_may_connect() {
+    let (a, shop) = (Origin::start("a").await, Shop::new().await);
+    let authority = shop.authority.certificate();
+    let issuers = shop.path("clients.pem");
+    std::fs::copy(&authority, &issuers).expect("our files");
+    let config = |listener: &str, more: &str| {
+        let clients = format!("client_certificates = {{ mode = \"optional\", ca = \"{}\" }}", issuers.display());
+        let tls = format!("{clients}, watch_interval = \"50ms\"{more}");
+        Config::of([&a]).listener(&format!("{listener}\n{}", shop.tls(&tls)))
+    };
+    let balancer = Balancer::start(config("", "")).await;
+    let address = balancer.address();
+    let (mut http1, mut http2) = (Http1::connect(address, true).await, http2_over(address, true).await);
+    let mut serves = async |what: &str| {
+        let answer = http1.get("/").await;
+        assert!(answer.starts_with("HTTP/1.1 200") && !answer.contains("Connection: close"), "{what}: {answer}");
+        assert_eq!(http2.get("/").await.status, 200, "{what}");
+    };
+    serves("before").await;
+    reload(&balancer, &config("keepalive_timeout = \"1h\"", "")).await;
+    serves("another time limit").await;
+    reload(&balancer, &config("", ", profile = \"modern\", alpn = [\"h2\"]")).await;
+    serves("another profile").await;
+    // With another text around them, they are the same issuers.
+    let text = std::fs::read_to_string(&authority).expect("our file");
+    std::fs::write(&issuers, format!("Written anew\n{text}")).expect("our folder");
+    shop.issue("server", "/CN=server", &["shop.example"]).await;
+    let renewed = [("result", "success")];
+    let renewals = async || balancer.metrics().await.sum("evenkeel_certificate_renewals_total", &renewed);
+    eventually("the certificate is renewed", async || renewals().await >= 1.0).await;
+    serves("a renewal").await;
+    shop.issue("server", "/CN=server", &["shop.example"]).await;
+    reload(&balancer, &config("", "")).await;
+    serves("a reload with a renewed certificate").await;
+    assert!(!balancer.log().contains("other clients may connect"), "{}", balancer.log());
+    // Other issuers count without a reload, too.
+    std::fs::copy(Authority::new().await.certificate(), &issuers).expect("our files");
+    assert_eq!(http1.rest().await, "");
+    http2.closed().await.expect("a closed connection");
+}
+
+#[tokio::test]
+async fn a_client_that_ignores_its_goaway_is_served_nothing_more() {
+    let a = Origin::start("a").await;
+    let config = |listener: &str| Config::of([&a]).listener(listener);
+    let balancer = Balancer::start(config("")).await;
+    let get = |stream, path| {
+        let fields = [(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", "x")];
+        frame(kind::HEADERS, 5, stream, &literals(&fields))
+    };
+    let mut client = TcpStream::connect(balancer.address()).await.expect("a listener");
+    http2::write(&mut client, &[http2::PREFACE, &get(1, "/hold")].concat()).await;
+    eventually("it is asked", async || a.heads() == 1).await;
+    reload(&balancer, &config("proxy_protocol = { from = [\"127.0.0.0/8\"] }")).await;
+    within("GOAWAY", http2::payload_of(&mut client, kind::GOAWAY)).await;
+    http2::write(&mut client, &get(3, "/behind")).await;
+    // An answer, or a reset.
+    let stream_3 = async { while next_frame(&mut client).await.expect("a frame").stream != 3 {} };
+    within("what becomes of the request", stream_3).await;
+    a.release();
+    let stream_1 = async { while next_frame(&mut client).await.expect("a frame").stream != 1 {} };
+    within("the answer to what was begun before", stream_1).await;
+    assert_eq!(a.heads(), 1);
+}
+
+#[tokio::test]
+async fn a_handshake_that_began_before_certificates_were_demanded_lets_nobody_in() {
+    let (a, shop) = (Origin::start("a").await, Shop::new().await);
+    let config = |mode: &str| Config::of([&a]).listener(&shop.clients(mode));
+    let balancer = Balancer::start(config("optional")).await;
+    let name = ServerName::try_from("localhost").expect("a name");
+    let mut tls = ClientConnection::new(Arc::new(http2::client(b"http/1.1")), name).expect("a sound configuration");
+    let mut hello = Vec::new();
+    tls.write_tls(&mut hello).expect("a vector");
+    let mut tcp = TcpStream::connect(balancer.address()).await.expect("a listener");
+    tcp.write_all(&hello[..9]).await.expect("a peer");
+    // By then it has been accepted.
+    let mut served = Http1::connect(balancer.address(), true).await;
+    assert!(served.get("/").await.starts_with("HTTP/1.1 200"));
+    let requests = a.heads();
+    reload(&balancer, &config("required")).await;
+    tcp.write_all(&hello[9..]).await.expect("a peer");
+    let tcp = tcp.into_std().expect("an open socket");
+    tcp.set_nonblocking(false).expect("an open socket");
+    let rest = tokio::task::spawn_blocking(move || {
+        let mut stream = StreamOwned::new(tls, tcp);
+        let mut rest = Vec::new();
+        // Whatever ends it.
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").and_then(|()| stream.flush());
+        let _ = stream.read_to_end(&mut rest);
+        rest
+    });
+    let rest = within("the end of the connection", rest).await.expect("no panic");
+    let rest = String::from_utf8_lossy(&rest);
+    assert!(!rest.contains("HTTP/1.1 200"), "{rest}");
+    assert_eq!(a.heads(), requests);
 }

@@ -33,7 +33,7 @@ pub enum Refusal {
     /// An attempt failed, and nothing more could be tried.
     #[error("{0}")]
     Failed(Failure),
-    #[error("this connection was made for another site: ask again on one of its own")]
+    #[error("this connection is not for such a request: ask again on a new one")]
     Misdirected,
     #[error("plain HTTP was sent to a port where HTTPS is spoken")]
     PlainHttp,

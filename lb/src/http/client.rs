@@ -236,6 +236,7 @@ async fn first_bytes<'e>(
             work.give_back();
             match read {
                 Poll::Ready(_) => Poll::Ready(Next::End),
+                Poll::Pending if engine.is_revoked() => Poll::Ready(Next::End),
                 Poll::Pending if engine.stop.has_begun() && !client.has_more_to_read() => Poll::Ready(Next::End),
                 Poll::Pending if calls.ask_to_leave(engine, cx) => Poll::Ready(Next::Shedding),
                 Poll::Pending => Poll::Pending,
@@ -309,6 +310,14 @@ async fn serve_one(
         Ok(Some(_)) if peer.lacks_tls => {
             request.told.complete(engine, peer, false, &mut work.text);
             request.refuse(client, timer, work, Refusal::PlainHttp, false).await
+        }
+        Ok(Some(_)) if engine.is_revoked() => {
+            // Clients know that a connection which was idle may be closed, and ask again (RFC 9112 §9.3.1).
+            if !is_first && !client.is_stream() {
+                return Ended { fate: Fate::Close, at: started };
+            }
+            request.told.complete(engine, peer, client.is_tls(), &mut work.text);
+            request.refuse(client, timer, work, Refusal::Misdirected, false).await
         }
         Ok(Some(head)) => {
             let now = if timer.has_waited() { clock::now() } else { started };

@@ -46,6 +46,7 @@ pub(super) struct Accepting {
 }
 
 /// What serves the connections of one listener on one thread.
+#[derive(Clone)]
 pub(super) struct Listener {
     /// As it is for the next connection; `None`: plain.
     pub tls: Arc<ArcSwapOption<ServerTls>>,

@@ -118,6 +118,11 @@ impl ServerTls {
         (was.pair.certificate != is.pair.certificate).then_some((&**was, &**is))
     }
 
+    /// Whether the same is demanded of clients as by `other`, so that who could connect there can connect here.
+    pub fn asks_same_of_clients(&self, other: &Self) -> bool {
+        self.tickets.context == other.tickets.context
+    }
+
     /// Those of its certificates that `before` had not, or had with other content.
     pub fn new_since<'a>(&'a self, before: Option<&'a Self>) -> impl Iterator<Item = &'a Arc<Loaded>> {
         let is_known = move |loaded: &Loaded| {

@@ -45,7 +45,7 @@ pub struct Loaded {
 #[derive(Debug)]
 pub struct Issuers {
     pub roots: Arc<RootCertStore>,
-    /// Of what stood in the file.
+    /// Of the certificates, in whatever order and with whatever text between they stood in the file.
     pub digest: [u8; 32],
 }
 
@@ -297,13 +297,16 @@ impl Issuers {
                 path.display()
             ));
         }
+        let mut digests: Vec<_> = found.certificates.iter().map(Sha256::digest).collect();
+        digests.sort_unstable();
+        digests.dedup();
         let mut roots = RootCertStore::empty();
         for certificate in found.certificates {
             roots
                 .add(certificate)
                 .map_err(|e| format!("{} has a certificate that cannot issue others: {e}", path.display()))?;
         }
-        Ok(Self { roots: Arc::new(roots), digest: Sha256::digest(&content).into() })
+        Ok(Self { roots: Arc::new(roots), digest: Sha256::digest(digests.concat()).into() })
     }
 }
 

@@ -4,13 +4,13 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Folders without pages of ours.
-const NO_PAGES: [&str; 4] = ["target", "demo-data", "secrets", "node_modules"];
+/// Folders without files of ours.
+const NOT_OURS: [&str; 4] = ["target", "demo-data", "secrets", "node_modules"];
 
 #[test]
 fn every_link_between_pages_leads_somewhere() {
     let (mut links, mut wrong) = (0, Vec::new());
-    for page in pages(&root()) {
+    for page in files(&root(), "md") {
         let text = read(&page);
         for link in links_of(&text) {
             links += 1;
@@ -31,6 +31,28 @@ fn what_the_walkthroughs_name_stands_where_they_say() {
     let is_wrong = |(item, file): &&(String, String)| !defines(&read(&page.with_file_name(file)), item);
     let wrong: Vec<_> = named.iter().filter(is_wrong).collect();
     assert!(wrong.is_empty(), "not there any more: {wrong:#?}");
+}
+
+#[test]
+fn pingora_is_named_where_the_decision_says_and_nowhere_else() {
+    let page = read(&root().join("docs/decisions/engine.md"));
+    let told: BTreeSet<_> =
+        links_of(&page).filter_map(|link| link.strip_prefix("../../lb/src/")).map(str::to_owned).collect();
+    let sources = root().join("lb/src");
+    let names_it = |file: &PathBuf| {
+        read(file).lines().any(|line| !line.trim_start().starts_with("//") && line.contains("pingora"))
+    };
+    let named = files(&sources, "rs")
+        .into_iter()
+        .filter(names_it)
+        .map(|file| file.strip_prefix(&sources).expect("below it").to_string_lossy().into_owned());
+    let mut found = 0;
+    // What is made for servers of Pingora names it throughout; lib.rs only lists modules.
+    for file in named.filter(|file| !file.starts_with("pingora") && file != "lib.rs") {
+        assert!(told.contains(&file), "docs/decisions/engine.md does not say what of Pingora {file} uses");
+        found += 1;
+    }
+    assert!(found > 0, "nobody uses Pingora any more: docs/decisions/engine.md should say so");
 }
 
 #[test]
@@ -77,15 +99,15 @@ fn read(file: &Path) -> String {
     std::fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
 }
 
-fn pages(folder: &Path) -> Vec<PathBuf> {
+fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let is_ours = !name.starts_with('.') || name == ".github";
-        if path.is_dir() && is_ours && !NO_PAGES.contains(&&*name) {
-            found.extend(pages(&path));
-        } else if name.ends_with(".md") {
+        if path.is_dir() && is_ours && !NOT_OURS.contains(&&*name) {
+            found.extend(files(&path, extension));
+        } else if path.extension().is_some_and(|here| here == extension) {
             found.push(path);
         }
     }

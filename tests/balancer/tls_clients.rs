@@ -572,6 +572,26 @@ async fn connections_end_when_others_may_connect() {
 }
 
 #[tokio::test]
+async fn connections_end_when_a_listener_takes_an_address_over_and_demands_more() {
+    let (a, shop) = (Origin::start("a").await, Shop::new().await);
+    let port = Port::reserve();
+    let at = |ip: &str, tls: &str| {
+        let number = port.address().port();
+        Config::of([&a]).section(&format!("[[listener]]\naddress = \"{ip}:{number}\"\n{tls}\n"))
+    };
+    for (tls, is_served) in [(String::new(), true), (shop.tls(""), false)] {
+        let balancer = Balancer::start(at("127.0.0.1", "")).await;
+        let mut client = Http1::connect(port.address(), false).await;
+        assert!(client.get("/").await.starts_with("HTTP/1.1 200"));
+        reload(&balancer, &at("0.0.0.0", &tls)).await;
+        if is_served {
+            assert!(client.get("/").await.contains("Connection: close\r\n"), "one more, and no other");
+        }
+        assert_eq!(client.rest().await, "", "{tls}");
+    }
+}
+
+#[tokio::test]
 async fn connections_stay_when_the_same_clients_may_connect() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     let authority = shop.authority.certificate();

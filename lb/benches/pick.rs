@@ -46,7 +46,7 @@ fn pick(c: &mut Criterion) {
             c.bench_with_input(BenchmarkId::new(format!("pick/{algorithm}"), count), &count, |b, _| {
                 b.iter(|| {
                     client = client.wrapping_add(1);
-                    let key = Key { client: Ipv4Addr::from_bits(client).into() };
+                    let key = Key { client: Some(Ipv4Addr::from_bits(client).into()) };
                     black_box(balance.pick(black_box(&candidates), &key))
                 });
             });

@@ -73,7 +73,8 @@ pub struct Usable {
 /// What of a request an algorithm may look at.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
-    pub client: IpAddr,
+    /// `None`: it has come by a Unix socket.
+    pub client: Option<IpAddr>,
 }
 
 /// Where taking turns stands. It belongs to the pool and goes from snapshot to snapshot, so that a change does not

@@ -24,7 +24,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
 use self::algorithm::Algorithm;
-use self::backend::{AdminState, BackendAddress, Weight};
+use self::backend::{AdminState, BackendAddress, SocketAddress, UNIX, Weight};
 use self::route::{HostPattern, PathPrefix};
 use self::site::{ListenerName, Origin, RouteConfig, SiteConfig};
 use self::tls::TlsConfig;
@@ -62,7 +62,7 @@ pub struct ServerConfig {
     pub shutdown_delay: Duration,
     #[serde(serialize_with = "seconds")]
     pub shutdown_timeout: Duration,
-    pub trusted_proxies: Vec<IpNet>,
+    pub trusted_proxies: TrustedPeers,
     pub forwarded_by: ForwardedBy,
     /// How this balancer is named in `Via`; `None`: it is not.
     pub via: Option<Box<str>>,
@@ -124,6 +124,9 @@ pub struct ListenerConfig {
     pub name: ListenerName,
     #[serde(flatten)]
     pub addresses: ListenerAddresses,
+    /// Of the files of its Unix sockets; `None`: it has none.
+    #[serde(flatten)]
+    pub socket_file: Option<SocketFileRights>,
     pub tls: Option<TlsConfig>,
     /// Who begins each connection by telling of its client; `None`: nobody does.
     pub proxy_protocol: Option<ProxySenders>,
@@ -133,13 +136,39 @@ pub struct ListenerConfig {
 
 /// Where a listener accepts: one address or several, none twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListenerAddresses(Vec<SocketAddr>);
+pub struct ListenerAddresses(Vec<SocketAddress>);
+
+/// Who may connect to a Unix socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SocketFileRights {
+    /// Permission bits.
+    #[serde(serialize_with = "octal")]
+    pub mode: u32,
+    /// `None`: the user and group that the process has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<UserAndGroup>,
+}
+
+/// A user, a group or both, as names or numbers: `www-data`, `www-data:adm`, `:adm`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserAndGroup {
+    pub user: Option<String>,
+    pub group: Option<String>,
+}
+
+/// Peers that are trusted: those of these networks, and those that come by a Unix socket if it says so.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TrustedPeers {
+    pub networks: Vec<IpNet>,
+    /// Written as `unix:`.
+    pub has_unix: bool,
+}
 
 /// Networks of load balancers that send a header of the PROXY protocol.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ProxySenders {
     /// At least one.
-    pub from: Vec<IpNet>,
+    pub from: TrustedPeers,
 }
 
 /// How clients of a listener are treated; a reload changes it.
@@ -452,20 +481,20 @@ impl Config {
 
 impl ListenerAddresses {
     /// `None`: there is none.
-    pub fn new(addresses: Vec<SocketAddr>) -> Option<Self> {
+    pub fn new(addresses: Vec<SocketAddress>) -> Option<Self> {
         (!addresses.is_empty()).then_some(Self(addresses))
     }
 
-    pub fn first(&self) -> SocketAddr {
-        self.0[0]
+    pub fn first(&self) -> &SocketAddress {
+        &self.0[0]
     }
 
-    pub fn contains(&self, address: SocketAddr) -> bool {
-        self.0.contains(&address)
+    pub fn contains(&self, address: &SocketAddress) -> bool {
+        self.0.contains(address)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = SocketAddr> {
-        self.0.iter().copied()
+    pub fn iter(&self) -> impl Iterator<Item = &SocketAddress> {
+        self.0.iter()
     }
 }
 
@@ -487,11 +516,60 @@ impl fmt::Display for ListenerAddresses {
     }
 }
 
-impl ProxySenders {
-    pub fn contains(&self, peer: IpAddr) -> bool {
-        let peer = peer.to_canonical();
-        self.from.iter().any(|network| network.contains(&peer))
+impl SocketFileRights {
+    /// The owner and the group may connect.
+    pub const USUAL_MODE: u32 = 0o660;
+}
+
+impl TrustedPeers {
+    /// `None`: a peer that has come by a Unix socket.
+    pub fn contains(&self, peer: Option<IpAddr>) -> bool {
+        match peer.map(|peer| peer.to_canonical()) {
+            Some(peer) => self.networks.iter().any(|network| network.contains(&peer)),
+            None => self.has_unix,
+        }
     }
+}
+
+impl Serialize for TrustedPeers {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let networks = self.networks.iter().map(ToString::to_string);
+        serializer.collect_seq(networks.chain(self.has_unix.then(|| UNIX.to_owned())))
+    }
+}
+
+impl UserAndGroup {
+    /// Reads `user`, `user:group` or `:group`; `None`: it is neither.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_name = |name: &str| {
+            (1..=255).contains(&name.len())
+                && !name.starts_with('-')
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.$@".contains(&byte))
+        };
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (Some(user).filter(|user| !user.is_empty()), Some(group)),
+            None => (Some(text), None),
+        };
+        let are_names = user.into_iter().chain(group).all(is_name);
+        are_names.then(|| Self { user: user.map(str::to_owned), group: group.map(str::to_owned) })
+    }
+}
+
+impl fmt::Display for UserAndGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.user.as_deref().unwrap_or_default())?;
+        self.group.iter().try_for_each(|group| write!(f, ":{group}"))
+    }
+}
+
+impl Serialize for UserAndGroup {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+fn octal<S: Serializer>(mode: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{mode:04o}"))
 }
 
 impl ListenerSettings {

@@ -205,7 +205,8 @@ pub struct Start {
 /// What has to be known of a request to begin an exchange.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked {
-    pub client: IpAddr,
+    /// `None`: it has come by a Unix socket.
+    pub client: Option<IpAddr>,
     /// Whether the client came by HTTPS, here or to a trusted proxy.
     pub is_https: bool,
     /// RFC 9110 §9.2.2.

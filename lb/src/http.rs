@@ -49,7 +49,6 @@ mod work;
 #[cfg(test)]
 pub mod work;
 
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -58,6 +57,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use crate::access_log::AccessLog;
+use crate::config::backend::SocketAddress;
 use crate::config::{ListenerConfig, ListenerSettings};
 use crate::control::Control;
 use crate::room::{Place, Room};
@@ -86,7 +86,7 @@ pub struct Shared {
 pub struct Engine {
     control: Arc<Control>,
     access_log: Arc<AccessLog>,
-    address: SocketAddr,
+    address: SocketAddress,
     /// The machine's name.
     hostname: Box<str>,
     /// As they were when the listener was opened.
@@ -174,7 +174,7 @@ impl Engine {
         Self {
             control: Arc::clone(&shared.control),
             access_log: Arc::clone(&shared.access_log),
-            address: listener.addresses.first(),
+            address: listener.addresses.first().clone(),
             hostname: std::fs::read_to_string(HOSTNAME_FILE).unwrap_or_default().trim().into(),
             settings: listener.settings,
             last_settings: OnceLock::new(),
@@ -190,7 +190,7 @@ impl Engine {
 
     /// The same at another one of the listener's addresses.
     #[must_use]
-    pub fn at(self, address: SocketAddr) -> Self {
+    pub fn at(self, address: SocketAddress) -> Self {
         Self { address, ..self }
     }
 
@@ -214,7 +214,7 @@ impl Engine {
             return *last;
         }
         let snapshot = self.control.snapshot();
-        match snapshot.config.listeners.iter().find(|listener| listener.addresses.contains(self.address)) {
+        match snapshot.config.listeners.iter().find(|listener| listener.addresses.contains(&self.address)) {
             Some(here) => here.settings,
             None => self.settings,
         }
@@ -282,8 +282,8 @@ impl Engine {
         self.stop.handshake_turn.acquire().await.ok()
     }
 
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> &SocketAddress {
+        &self.address
     }
 
     /// How long a client may take to send what comes before its request.

@@ -51,4 +51,5 @@ pub mod snapshot;
 pub mod state;
 pub mod sticky;
 pub mod tls;
+pub mod user;
 pub mod value;

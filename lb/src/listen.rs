@@ -8,7 +8,6 @@ pub(crate) mod sockets;
 mod thread;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{Builder, JoinHandle};
@@ -20,8 +19,9 @@ use tokio::sync::watch;
 
 use self::handshake::Told;
 use self::proxy::Expected;
-use self::sockets::{Bound, Sockets, cannot_listen, duplicates};
-use self::thread::{Accepting, Listener};
+use self::sockets::{Bound, Listening, SocketFile, Sockets, cannot_listen, set_rights};
+use self::thread::{Accepting, Listener, Turns};
+use crate::config::backend::SocketAddress;
 use crate::config::site::ListenerName;
 use crate::config::tls::TlsConfig;
 use crate::config::tls::material::Loaded;
@@ -48,7 +48,7 @@ pub struct Listeners {
 struct State {
     open: Vec<Open>,
     /// Addresses whose sockets are on their way to be closed.
-    closing: Vec<(SocketAddr, Weak<()>)>,
+    closing: Vec<(SocketAddress, Weak<()>)>,
     /// What the threads will take, until they are started.
     receivers: Vec<UnboundedReceiver<Accepting>>,
 }
@@ -57,7 +57,7 @@ struct State {
 struct Open {
     config: ListenerConfig,
     /// As it is configured.
-    address: SocketAddr,
+    address: SocketAddress,
     /// `None`: it is plain.
     tls: Arc<ArcSwapOption<ServerTls>>,
     proxies: Arc<Expected>,
@@ -71,10 +71,12 @@ struct Open {
 /// Sockets of one address. Dropped, they are closed.
 struct Group {
     /// A port that was free to choose is known.
-    address: SocketAddr,
+    address: SocketAddress,
     /// For each thread, what tells it who serves the next connection.
     given: Vec<watch::Sender<Arc<Listener>>>,
     is_open: Weak<()>,
+    /// Removed when the sockets are closed.
+    file: Option<SocketFile>,
 }
 
 /// Listeners that can be taken up: nothing that could fail is left to do. Dropped, it closes what it has opened.
@@ -96,9 +98,9 @@ struct Kept {
 
 struct Added {
     config: ListenerConfig,
-    address: SocketAddr,
+    address: SocketAddress,
     /// None where it takes those of a listener that is closed.
-    sockets: Vec<TcpListener>,
+    listening: Listening,
     tls: Option<Arc<ServerTls>>,
 }
 
@@ -136,12 +138,13 @@ impl Listeners {
         let (mut new, mut problems) = (Vec::new(), Vec::new());
         let (mut certificates, mut moved_defaults) = (Vec::new(), Vec::new());
         for (index, config) in wanted.iter().enumerate() {
-            let mut places: Vec<(SocketAddr, Option<usize>)> = Vec::new();
+            let mut places: Vec<(&SocketAddress, Option<usize>)> = Vec::new();
             for address in config.addresses.iter() {
                 let is_free = |place: usize| places.iter().all(|(_, taken)| *taken != Some(place));
                 let mut open = state.open.iter().zip(&kept).enumerate();
                 let place = open.find_map(|(place, (open, kept))| {
-                    (kept.is_none() && open.address == address && is_free(place)).then_some(place)
+                    let fits = kept.is_none() && open.address == *address && is_free(place);
+                    (fits && open.is_reachable()).then_some(place)
                 });
                 places.push((address, place));
             }
@@ -170,12 +173,15 @@ impl Listeners {
         for (index, config, address, tls) in new {
             let count = self.threads.len();
             let is_closed = |(open, kept): (&Open, &Option<Kept>)| {
-                kept.is_none() && open.sockets.iter().any(|group| group.address == address)
+                kept.is_none() && open.sockets.iter().any(|group| group.address == *address && group.is_reachable())
             };
-            let opened = match sockets.take(address) {
-                _ if state.open.iter().zip(&kept).any(is_closed) => Ok(Opened::Ready(Vec::new())),
-                Some(socket) => duplicates(&socket, count).map(Opened::Ready),
-                None => Bound::new(address, count, state.is_own(address)).map(Opened::Bound),
+            let opened = if state.open.iter().zip(&kept).any(is_closed) {
+                Ok(Opened::Ready(Listening::default()))
+            } else if let Some(handed) = sockets.take(address, count) {
+                handed.map(Opened::Ready)
+            } else {
+                let is_own = state.is_own(address);
+                Bound::new(address, count, is_own, config.socket_file.as_ref()).map(Opened::Bound)
             };
             match opened {
                 Ok(opened) => added.push((index, config, address, opened, tls)),
@@ -192,17 +198,27 @@ impl Listeners {
             return Ok(Prepared { kept, added: Vec::new(), certificates, moved_defaults });
         }
         // Last, since a client that has connected may not be sent away again.
-        let listen = |(index, config, address, opened, tls): (usize, &ListenerConfig, SocketAddr, Opened, _)| {
-            let sockets = match opened {
-                Opened::Ready(sockets) => sockets,
-                Opened::Bound(bound) => bound.listen().map_err(|e| {
-                    let message = cannot_listen(address, "[[listener]] address", &e);
-                    vec![Problem { listener: index, message }]
-                })?,
+        let problem = |listener: usize, address: &SocketAddress, e: &io::Error| {
+            let message = cannot_listen(address, "[[listener]] address", e);
+            vec![Problem { listener, message }]
+        };
+        let listen = |(index, config, address, opened, tls): (usize, &ListenerConfig, &SocketAddress, Opened, _)| {
+            let listening = match opened {
+                Opened::Ready(listening) => listening,
+                Opened::Bound(bound) => bound.listen().map_err(|e| problem(index, address, &e))?,
             };
-            Ok::<_, Vec<Problem>>(Added { config: config.clone(), address, sockets, tls })
+            Ok::<_, Vec<Problem>>(Added { config: config.clone(), address: address.clone(), listening, tls })
         };
         let added = added.into_iter().map(listen).collect::<Result<_, _>>()?;
+        for (open, kept) in state.open.iter().zip(&kept) {
+            if let (SocketAddress::Unix(path), Some(kept)) = (&open.address, kept)
+                && let Some(rights) = kept.config.socket_file.as_ref()
+                && open.config.socket_file.as_ref() != Some(rights)
+            {
+                let place = wanted.iter().position(|config| config.name == kept.config.name);
+                set_rights(path, rights).map_err(|e| problem(place.unwrap_or(0), &open.address, &e))?;
+            }
+        }
         Ok(Prepared { kept, added, certificates, moved_defaults })
     }
 
@@ -234,7 +250,7 @@ impl Listeners {
                 None => {
                     tracing::info!(address = %open.address, "does not listen any more");
                     open.listeners.iter().for_each(|listener| listener.engine.close(open.config.settings));
-                    let mut heirs = prepared.added.iter().filter(|new| covers(new.address, open.address));
+                    let mut heirs = prepared.added.iter().filter(|new| covers(&new.address, &open.address));
                     if heirs.any(|new| !open.admits_same_as(&new.config, new.tls.as_deref())) {
                         open.listeners.iter().for_each(|listener| listener.engine.revoke());
                     }
@@ -245,14 +261,15 @@ impl Listeners {
         }
         for added in prepared.added {
             let mut open = self.open(added);
-            let (covered, others) = free.into_iter().partition(|group: &Group| covers(open.address, group.address));
+            let goes_on = |group: &Group| covers(&open.address, &group.address) && group.is_reachable();
+            let (covered, others) = free.into_iter().partition(goes_on);
             free = others;
             for group in covered {
                 group.give(&open.listeners);
                 open.sockets.push(group);
             }
             if let Some(group) = open.sockets.first() {
-                let address = if open.address.port() == 0 { group.address } else { open.address };
+                let address = if open.address.port() == Some(0) { &group.address } else { &open.address };
                 tracing::info!(%address, "listening");
             }
             state.open.push(open);
@@ -390,25 +407,37 @@ impl Listeners {
         found
     }
 
-    fn open(&self, Added { config, address, sockets, tls }: Added) -> Open {
+    fn open(&self, Added { config, address, listening, tls }: Added) -> Open {
         let tls = Arc::new(ArcSwapOption::new(tls));
         let (told, proxies) = self.counters(&config);
         let listener = |thread| {
             let (tls, proxies, told) = (Arc::clone(&tls), Arc::clone(&proxies), Arc::clone(&told));
-            Arc::new(Listener { tls, proxies, told, engine: self.engine(&config, address, thread) })
+            Arc::new(Listener { tls, proxies, told, engine: self.engine(&config, &address, thread) })
         };
         let listeners: Vec<_> = (0..self.threads.len()).map(listener).collect();
-        let bound = sockets.first().and_then(|socket| socket.local_addr().ok());
+        let Listening { sockets, is_shared, file } = listening;
+        let bound = sockets.first().and_then(|socket| socket.address(&address));
         let is_open = Arc::new(());
+        let turns = if is_shared && sockets.len() > 1 { Turns::of(sockets.len()) } else { Vec::new() };
+        let mut turns = turns.into_iter();
         let given = sockets.into_iter().zip(self.threads.iter().zip(&listeners)).map(|(socket, (thread, listener))| {
             let (given, listener) = watch::channel(Arc::clone(listener));
+            let is_open = Arc::clone(&is_open);
             // Fails only when the process stops, which closes the socket.
-            let _ = thread.send(Accepting { socket, listener, is_open: Arc::clone(&is_open) });
+            let _ = thread.send(Accepting { socket, listener, is_open, turns: turns.next() });
             given
         });
         let given = given.collect();
-        let group = bound.map(|address| Group { address, given, is_open: Arc::downgrade(&is_open) });
-        Open { config, address, tls, proxies, looked: Instant::now(), listeners, sockets: group.into_iter().collect() }
+        let group = bound.map(|address| Group { address, given, is_open: Arc::downgrade(&is_open), file });
+        let sockets = group.into_iter().collect();
+        Open { config, address, tls, proxies, looked: Instant::now(), listeners, sockets }
+    }
+
+    /// Removes the files of Unix sockets, so that nobody comes any more. To be called when the threads are to stop.
+    pub fn remove_files(&self) {
+        for group in self.state().open.iter_mut().flat_map(|open| &mut open.sockets) {
+            group.file = None;
+        }
     }
 
     /// What counts under a listener's name.
@@ -418,8 +447,8 @@ impl Listeners {
         (Arc::new(Told::new(metrics.tls(name))), Arc::new(proxies))
     }
 
-    fn engine(&self, config: &ListenerConfig, address: SocketAddr, thread: usize) -> Arc<Engine> {
-        Arc::new(Engine::new(config, &self.shared, &self.stops, thread).at(address))
+    fn engine(&self, config: &ListenerConfig, address: &SocketAddress, thread: usize) -> Arc<Engine> {
+        Arc::new(Engine::new(config, &self.shared, &self.stops, thread).at(address.clone()))
     }
 
     /// Has the connections at an address end with what they carry. Those that come now are made by what its listener has.
@@ -429,7 +458,7 @@ impl Listeners {
             "other clients may connect now: connections that were made before end with what they carry"
         );
         let anew = |(thread, former): (usize, &Arc<Listener>)| {
-            let engine = self.engine(&open.config, open.address, thread);
+            let engine = self.engine(&open.config, &open.address, thread);
             Arc::new(Listener { engine, ..Listener::clone(former) })
         };
         let listeners = open.listeners.iter().enumerate().map(anew).collect();
@@ -445,6 +474,11 @@ impl Listeners {
 }
 
 impl Open {
+    /// Whether clients find it at its address, where somebody may have removed its file or put another one in its place.
+    fn is_reachable(&self) -> bool {
+        self.sockets.iter().all(Group::is_reachable)
+    }
+
     /// Whether all who are connected here could connect by other settings as well, with nothing else demanded of them.
     fn admits_same_as(&self, config: &ListenerConfig, tls: Option<&ServerTls>) -> bool {
         let is_same_tls = match (self.tls.load().as_deref(), tls) {
@@ -456,11 +490,15 @@ impl Open {
 }
 
 enum Opened {
-    Ready(Vec<TcpListener>),
+    Ready(Listening),
     Bound(Bound),
 }
 
 impl Group {
+    fn is_reachable(&self) -> bool {
+        self.file.as_ref().is_none_or(SocketFile::is_there)
+    }
+
     /// Has these, one for each thread, serve the next connections.
     fn give(&self, listeners: &[Arc<Listener>]) {
         for (given, listener) in self.given.iter().zip(listeners) {
@@ -471,9 +509,9 @@ impl Group {
 
 impl State {
     /// Whether a socket of this process is in the way of `address`, as where a listener moves from 127.0.0.1 to 0.0.0.0.
-    fn is_own(&self, address: SocketAddr) -> bool {
-        let open = self.open.iter().flat_map(|open| &open.sockets).map(|group| group.address);
-        open.chain(self.closing.iter().map(|(address, _)| *address)).any(|own| overlap(own, address))
+    fn is_own(&self, address: &SocketAddress) -> bool {
+        let open = self.open.iter().flat_map(|open| &open.sockets).map(|group| &group.address);
+        open.chain(self.closing.iter().map(|(address, _)| address)).any(|own| overlap(own, address))
     }
 }
 
@@ -507,14 +545,15 @@ fn told(listener: &ListenerConfig, loaded: &Loaded) -> String {
 }
 
 /// Whether two sockets would be in each other's way.
-fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+fn overlap(a: &SocketAddress, b: &SocketAddress) -> bool {
     covers(a, b) || covers(b, a)
 }
 
 /// Whether who connects to `address` reaches `listener` as well. `[::]` stands for IPv6 alone.
-fn covers(listener: SocketAddr, address: SocketAddr) -> bool {
-    let is_same_family = listener.is_ipv4() == address.is_ipv4();
-    listener == address || (listener.port() == address.port() && is_same_family && listener.ip().is_unspecified())
+fn covers(listener: &SocketAddress, address: &SocketAddress) -> bool {
+    let (SocketAddress::Ip(ip), SocketAddress::Ip(other)) = (listener, address) else { return listener == address };
+    let is_same_family = ip.is_ipv4() == other.is_ipv4();
+    ip == other || (ip.port() == other.port() && is_same_family && ip.ip().is_unspecified())
 }
 
 /// Reads the files of a listener's TLS; the same as `before` where nothing is other, so that clients can still resume

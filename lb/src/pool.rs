@@ -651,7 +651,7 @@ mod tests {
             let mut config = two(2);
             config.algorithm = algorithm;
             let pool = pool(&config);
-            let key = Key { client: std::net::Ipv4Addr::LOCALHOST.into() };
+            let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
             let mut leases: Vec<_> =
                 (0..3).map(|_| chosen(pool.choose(&key, None, &[], false)).expect("room")).collect();
             let on = |address: &str| leases.iter().filter(|c| c.lease.backend().address.as_str() == address).count();
@@ -713,7 +713,7 @@ mod tests {
     #[test]
     fn a_choice_is_made_by_the_plan_in_force() {
         let pool = pool(&config(&[("a:1", 1), ("b:1", 1)], SETTINGS));
-        let key = Key { client: std::net::Ipv4Addr::LOCALHOST.into() };
+        let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
         let first = chosen(pool.choose(&key, None, &[], false)).expect("two are there");
         let a = Remembered { backend: Arc::clone(first.lease.backend()), index: first.index };
         assert_eq!((a.backend.address.as_str(), first.plan.settings.retries), ("a:1", 2));
@@ -733,7 +733,7 @@ mod tests {
     #[test]
     fn what_is_learned_until_a_plan_is_in_force_that_connects_otherwise_does_not_count_after_it() {
         let pool = pool(&config(&[("a:1", 1)], SETTINGS));
-        let key = Key { client: std::net::Ipv4Addr::LOCALHOST.into() };
+        let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
         let choose = || chosen(pool.choose(&key, None, &[], false)).expect("one is there");
         let transport = Arc::clone(&pool.plan().transport);
         let other = config(&[("a:1", 1)], &format!("proxy_protocol = \"v1\"\n{SETTINGS}"));
@@ -755,7 +755,7 @@ mod tests {
             config
         };
         let pool = pool(&limited(0));
-        let key = Key { client: std::net::Ipv4Addr::LOCALHOST.into() };
+        let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
         let choose = |is_called| pool.choose(&key, None, &[], is_called);
         let mut leases: Vec<_> = (0..4).map(|_| chosen(choose(false)).expect("room")).collect();
         for most in [3, 2] {

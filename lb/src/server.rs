@@ -138,7 +138,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) 
     let server = control.snapshot().config.server.clone();
     let finished = {
         let second_stop = pin!(until_second_stop(&mut calls, &access_log));
-        stop_gracefully(&server, threads, &shutdown, second_stop).await
+        stop_gracefully(&server, &listeners, threads, &shutdown, second_stop).await
     };
     match finished {
         Some(true) => tracing::info!("stopped: every exchange has finished"),
@@ -169,6 +169,7 @@ impl Drop for End {
 /// Whether every exchange has finished; `None`: a thread hangs. `second_stop`: to stop at once.
 async fn stop_gracefully(
     server: &ServerConfig,
+    listeners: &Listeners,
     threads: Threads,
     shutdown: &Shutdown,
     mut second_stop: Pin<&mut impl Future<Output = ()>>,
@@ -176,6 +177,7 @@ async fn stop_gracefully(
     tracing::info!(delay_seconds = server.shutdown_delay.as_secs_f64(), "stopping: not ready from now on");
     let mut stopping = pin!(async {
         tokio::time::sleep(server.shutdown_delay).await;
+        listeners.remove_files();
         shutdown.stop(Instant::now() + server.shutdown_timeout);
         std::future::pending::<()>().await
     });
@@ -186,6 +188,7 @@ async fn stop_gracefully(
         () = &mut second_stop => {}
     }
     tracing::warn!("stopping at once: exchanges in flight are cut off");
+    listeners.remove_files();
     // So that what is cut off is reset and logged, as at any deadline.
     shutdown.stop(Instant::now());
     let stopped = tokio::time::timeout(CUT_OFF_TIMEOUT, stopped).await.ok()?;
@@ -205,11 +208,11 @@ async fn first_probes(control: &Control) {
 }
 
 async fn bind_admin(address: SocketAddr, sockets: &mut Sockets) -> anyhow::Result<TcpListener> {
-    if let Some(socket) = sockets.take(address) {
+    if let Some(socket) = sockets.take_tcp(address) {
         socket.set_nonblocking(true)?;
         return Ok(TcpListener::from_std(socket)?);
     }
-    TcpListener::bind(address).await.map_err(|e| anyhow::anyhow!(cannot_listen(address, "[admin] address", &e)))
+    TcpListener::bind(address).await.map_err(|e| anyhow::anyhow!(cannot_listen(&address.into(), "[admin] address", &e)))
 }
 
 /// Takes up certificates whose files have changed, for as long as the process runs.

@@ -336,7 +336,7 @@ async fn serve(world: Rc<World>, pipe: Pipe) {
     let link = Arc::clone(pipe.link());
     let serving = async {
         let place = world.engine.place().await;
-        let peer = Peer::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1 + below(4) as u8)));
+        let peer = Peer::from(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1 + below(4) as u8)));
         let io = if world.is_tls {
             let handshake = tls::ACCEPTOR.accept(Io::Pipe(pipe));
             let Ok(Ok(tls)) = clock::timeout(Duration::from_secs(10), handshake).await else {
@@ -765,7 +765,7 @@ fn a_refusal_that_the_stop_cuts_off_is_counted() {
     while let (false, Poll::Ready(written)) = (rest.is_empty(), client.write(&mut cx, rest)) {
         rest = &rest[written.expect("an open connection")..];
     }
-    let peer = Peer::new(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let peer = Peer::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let mut serving = Box::pin(http::serve(engine, ClientStream::Io(Io::Pipe(engine_end)), peer));
     (0..200).for_each(|_| assert!(serving.as_mut().poll(&mut cx).is_pending()));
     let refusals = || {

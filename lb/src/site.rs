@@ -11,7 +11,6 @@ pub mod routes;
 pub mod unreachable;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -19,6 +18,7 @@ use foldhash::fast::RandomState;
 
 use self::hosts::HostTable;
 use self::routes::{Place, RouteTable};
+use crate::config::backend::SocketAddress;
 use crate::config::site::{
     self, BackendRules, JumpTo, ListenerName, Matcher, Redirect, Respond, RouteConfig, RouteName, Rules, SiteConfig,
 };
@@ -161,7 +161,7 @@ impl Sites {
 
     /// The site of `host` on the listener at this address, as a request names it.
     #[inline]
-    pub fn site(&self, listener: SocketAddr, host: &str) -> Option<&Arc<Site>> {
+    pub fn site(&self, listener: &SocketAddress, host: &str) -> Option<&Arc<Site>> {
         let own = self.own.iter().find(|(addresses, _)| addresses.contains(listener));
         let table = own.map_or(&self.everywhere, |(_, table)| table);
         self.sites.get(*table.find(host)? as usize)
@@ -169,7 +169,7 @@ impl Sites {
 
     /// Where a request goes whose path, decoded and normalised, is `path`. `None`: no site has its host.
     #[inline]
-    pub fn find(&self, listener: SocketAddr, host: &str, path: &[u8], facts: &impl Facts) -> Option<Found<'_>> {
+    pub fn find(&self, listener: &SocketAddress, host: &str, path: &[u8], facts: &impl Facts) -> Option<Found<'_>> {
         let site = self.site(listener, host)?;
         Some(Found { site, route: site.find(path, facts) })
     }

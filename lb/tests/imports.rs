@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("main", &["cli", "server", "signals"]),
     ("signals", &["server"]),
-    ("cli", &["http", "log", "probe::resolver", "state"]),
+    ("cli", &["http", "log", "probe::resolver", "state", "user"]),
     ("server", &["admin", "probe", "listen", "log"]),
     ("admin", &["control", "room", "shutdown"]),
     ("probe", &["control", "http::io", "probe::resolver"]),
     ("probe::resolver", &["backend"]),
-    ("listen", &["http", "tls"]),
+    ("listen", &["http", "tls", "user"]),
     ("http", &["http::h1", "http::io", "access_log", "room", "shutdown"]),
     ("http::h1", &[]),
     ("http::io", &["dial"]),
@@ -37,6 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("log", &["lines"]),
     ("lines", &[]),
     ("room", &[]),
+    ("user", &[]),
     ("shutdown", &[]),
 ];
 

@@ -34,5 +34,6 @@ mod sticky;
 mod stopping;
 mod tls;
 mod tls_clients;
+mod unix_listeners;
 mod upstream;
 mod upstream_tls;

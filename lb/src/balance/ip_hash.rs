@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{BackendIndex, Balance, Candidates, Key, Member};
-use crate::config::backend::{BackendAddress, Weight};
+use crate::config::backend::{BackendAddress, UNIX, Weight};
 
 const POINTS_PER_WEIGHT: u64 = 160;
 
@@ -83,8 +83,8 @@ impl Balance for IpHash {
     }
 }
 
-/// crc32 of the address as text, as `$remote_addr` has it.
-fn hash_of(client: IpAddr) -> u32 {
+/// crc32 of the address as text, as `$remote_addr` has it: all clients without one are the same.
+fn hash_of(client: Option<IpAddr>) -> u32 {
     struct Crc(crc32fast::Hasher);
     impl Write for Crc {
         fn write_str(&mut self, text: &str) -> std::fmt::Result {
@@ -94,7 +94,10 @@ fn hash_of(client: IpAddr) -> u32 {
     }
     let mut crc = Crc(crc32fast::Hasher::new());
     // Neither the formatting of an address nor this writer can fail.
-    let _ = write!(crc, "{client}");
+    let _ = match client {
+        Some(client) => write!(crc, "{client}"),
+        None => crc.write_str(UNIX),
+    };
     crc.0.finalize()
 }
 
@@ -103,7 +106,7 @@ fn hash_of(client: IpAddr) -> u32 {
 fn hashes(address: &BackendAddress) -> impl Iterator<Item = u32> {
     let text = address.as_str();
     let (host, port) = match address.unix_path() {
-        Some(_) => (text.strip_prefix("unix:").unwrap_or(text), ""),
+        Some(_) => (text.strip_prefix(UNIX).unwrap_or(text), ""),
         None if address.service().is_some() => (text, ""),
         None => text.rsplit_once(':').unwrap_or((text, "")),
     };

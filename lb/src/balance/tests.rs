@@ -63,7 +63,7 @@ impl Bench {
             skips_ejected: true,
             skips_full: false,
         };
-        self.balance.pick(&candidates, &Key { client: Ipv4Addr::from(client).into() })
+        self.balance.pick(&candidates, &Key { client: Some(Ipv4Addr::from(client).into()) })
     }
 
     fn lease(&self) -> Lease {
@@ -74,7 +74,7 @@ impl Bench {
             skips_ejected: true,
             skips_full: false,
         };
-        self.balance.lease(&candidates, &Key { client: Ipv4Addr::LOCALHOST.into() }).expect("a usable backend").1
+        self.balance.lease(&candidates, &Key { client: Some(Ipv4Addr::LOCALHOST.into()) }).expect("a usable backend").1
     }
 
     fn picks(&self, count: usize) -> Vec<BackendIndex> {
@@ -189,7 +189,7 @@ fn turns_go_on_when_backends_come_go_and_weigh_less() {
         let balance = balance(Algorithm::Weighted, &backends, usable, turn, || Arc::new(Ring::new(members)));
         let candidates =
             Candidates { backends: &backends, usable, tried: &[], skips_ejected: false, skips_full: false };
-        let key = Key { client: Ipv4Addr::LOCALHOST.into() };
+        let key = Key { client: Some(Ipv4Addr::LOCALHOST.into()) };
         (0..count).filter_map(|_| balance.pick(&candidates, &key)).collect()
     };
     let before = members(&[5, 1, 1]);

@@ -1,34 +1,33 @@
 //! `evenkeel check`: what is wrong with a configuration, what in it cannot work or will not happen, and what only this
 //! machine knows: names that do not resolve, files that a user cannot read, changes that the state file would bring.
 
-use std::collections::HashSet;
-use std::fs::{self, Metadata};
-use std::io::{self, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use crate::change::Edits;
 use crate::config::advice::Subject;
+use crate::config::backend::SocketAddress;
 use crate::config::toml::{self, Checked, Warning};
-use crate::config::{AccessLogFile, Config, Problem, advice};
+use crate::config::{AccessLogFile, Config, Problem, UserAndGroup, advice};
 use crate::probe::resolver::{Question, Resolver};
 use crate::site::unreachable;
 use crate::state;
+use crate::user::{Rights, User, closed_files, folder_of};
 
 /// How long all names together may take to resolve.
 const RESOLVING_TIMEOUT: Duration = Duration::from_secs(5);
-const READ: u32 = 0o4;
-const WRITE: u32 = 0o2;
-const SEARCH: u32 = 0o1;
 
 pub fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let user = user.map(User::named).transpose()?;
+    let user = user.map(named).transpose()?;
     let mut found = match toml::load(file) {
         Ok(checked) => checked,
         Err(problems) => return Ok(super::report(file, &problems)),
@@ -37,8 +36,10 @@ pub fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Re
     found.warnings.extend(unresolved(&found)?);
     found.warnings.extend(missing_folders(&found));
     found.warnings.extend(missing_sockets(&found));
+    found.warnings.extend(unusable_paths(&found));
     if let Some(user) = user {
-        found.warnings.extend(closed_files(&found, &user).into_iter().map(whole_file(true)));
+        let closed = closed_files(&found, Rights::Of(&user));
+        found.warnings.extend(closed.into_iter().map(whole_file(true)));
     }
     found.warnings.extend(kept_changes(&found.config).into_iter().map(whole_file(false)));
     for Warning { problem, is_error } in &found.warnings {
@@ -70,6 +71,11 @@ pub fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Re
     };
     writeln!(out, "{}: ok ({}{sites}){warnings}", file.display(), counts.join(", "))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn named(name: &str) -> anyhow::Result<User> {
+    let wanted = UserAndGroup::parse(name).with_context(|| format!("there is no user \"{name}\""))?;
+    User::find(&wanted).map_err(anyhow::Error::msg)
 }
 
 fn whole_file(is_error: bool) -> impl Fn(String) -> Warning {
@@ -168,6 +174,33 @@ fn missing_sockets(checked: &Checked) -> Vec<Warning> {
     unix_sockets(&checked.config).filter_map(warning).collect()
 }
 
+/// Paths of listeners at which no socket can be.
+fn unusable_paths(checked: &Checked) -> Vec<Warning> {
+    let listeners = checked.config.listeners.iter().enumerate();
+    let paths = listeners.flat_map(|(listener, settings)| {
+        settings.addresses.iter().filter_map(move |address| match address {
+            SocketAddress::Unix(path) => Some((Subject::Listener { listener }, path)),
+            SocketAddress::Ip(_) => None,
+        })
+    });
+    let warning = |(subject, path): (Subject, &Arc<Path>)| {
+        let folder = folder_of(path);
+        let message = match fs::symlink_metadata(path) {
+            Ok(file) if !file.file_type().is_socket() => {
+                format!("listener unix:{} is a file, but no socket: remove it, or write another path", path.display())
+            }
+            _ if !folder.is_dir() => format!(
+                "listener unix:{} has no folder {}: make it, or write another path",
+                path.display(),
+                folder.display()
+            ),
+            _ => return None,
+        };
+        Some(Warning { problem: checked.problem(subject, message), is_error: true })
+    };
+    paths.filter_map(warning).collect()
+}
+
 /// What a start with this configuration would take up from the state file.
 fn kept_changes(config: &Config) -> Vec<String> {
     let Some(path) = &config.state.file else { return Vec::new() };
@@ -182,114 +215,4 @@ fn kept_changes(config: &Config) -> Vec<String> {
         format!("a change at run time, kept in {}, is dropped: {}", path.display(), conflict.with_file())
     });
     told.chain(dropped).collect()
-}
-
-/// Someone whose rights are asked for. Access control lists are not looked at.
-#[derive(Debug)]
-struct User {
-    name: String,
-    id: u32,
-    groups: HashSet<u32>,
-}
-
-impl User {
-    fn named(name: &str) -> anyhow::Result<Self> {
-        let numbers = |option: &str| -> anyhow::Result<Vec<u32>> {
-            let output = Command::new("id").args([option, "--", name]).output().context("`id` cannot be run")?;
-            ensure!(output.status.success(), "there is no user \"{name}\"");
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            Ok(text.split_whitespace().filter_map(|number| number.parse().ok()).collect())
-        };
-        let id = *numbers("-u")?.first().context("`id` names no user")?;
-        Ok(Self { name: name.to_owned(), id, groups: numbers("-G")?.into_iter().collect() })
-    }
-
-    fn may(&self, rights: u32, of: &Metadata) -> bool {
-        let shift = match of.uid() {
-            _ if self.id == 0 => return true,
-            owner if owner == self.id => 6,
-            _ if self.groups.contains(&of.gid()) => 3,
-            _ => 0,
-        };
-        (of.mode() >> shift) & rights == rights
-    }
-
-    /// Whether every folder on the way to a file can be searched, and the file has these rights.
-    fn reaches(&self, path: &Path, rights: u32) -> io::Result<bool> {
-        let path = fs::canonicalize(path)?;
-        for folder in path.ancestors().skip(1) {
-            if !self.may(SEARCH, &fs::metadata(folder)?) {
-                return Ok(false);
-            }
-        }
-        Ok(self.may(rights, &fs::metadata(&path)?))
-    }
-}
-
-/// The files that the user cannot read, and those that it cannot write.
-fn closed_files(checked: &Checked, user: &User) -> Vec<String> {
-    let config = &checked.config;
-    let mut to_read: Vec<PathBuf> = checked.files().map(Path::to_owned).collect();
-    to_read.extend(config.sites.iter().flat_map(|site| site.files()).map(Path::to_owned));
-    for tls in config.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
-        let pairs = tls.certificates.pairs().unwrap_or_default();
-        to_read.extend(pairs.iter().flat_map(|pair| pair.files()).map(Path::to_owned));
-        to_read.extend(tls.client_certificates.as_ref().map(|clients| clients.ca.clone()));
-        to_read.extend(tls.ticket_file.clone());
-    }
-    to_read.extend([&config.admin.token_file, &config.admin.read_token_file].into_iter().flatten().cloned());
-    let sticky = config.pools.iter().filter_map(|pool| pool.settings.sticky.as_ref());
-    to_read.extend(sticky.filter_map(|sticky| sticky.secret_file.clone()));
-    let mut told = Vec::new();
-    for path in to_read {
-        if !user.reaches(&path, READ).unwrap_or(false) {
-            told.push(format!("user {} cannot read {}: give it the right to", user.name, path.display()));
-        }
-    }
-    for (_, path) in unix_sockets(config).filter(|(_, path)| path.exists()) {
-        if !user.reaches(path, WRITE).unwrap_or(false) {
-            told.push(format!(
-                "user {} cannot connect to backend unix:{}: give it the right to write to the socket",
-                user.name,
-                path.display()
-            ));
-        }
-    }
-    // A new state file is moved over the old one. Of a folder that does not exist is told in any case.
-    if let Some(path) = &config.state.file
-        && folder_of(path).is_dir()
-        && !user.reaches(&folder_of(path), WRITE | SEARCH).unwrap_or(false)
-    {
-        told.push(format!(
-            "user {} cannot write to {}, where the state file {} is kept: set [state] file to a path where it can, or persist = false",
-            user.name,
-            folder_of(path).display(),
-            path.display()
-        ));
-    }
-    let access_log = match &config.access_log.file {
-        Some(AccessLogFile::Path(path)) => Some(path),
-        _ => None,
-    };
-    let logs = [("log", config.log.file.as_ref()), ("access log", access_log)];
-    for (which, path) in logs.into_iter().filter_map(|(which, path)| Some((which, path?))) {
-        if !folder_of(path).is_dir() {
-            continue;
-        }
-        let may_write = match path.exists() {
-            true => user.reaches(path, WRITE),
-            false => user.reaches(&folder_of(path), WRITE | SEARCH),
-        };
-        if !may_write.unwrap_or(false) {
-            told.push(format!("user {} cannot write the {which} {}", user.name, path.display()));
-        }
-    }
-    told
-}
-
-fn folder_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-        _ => PathBuf::from("."),
-    }
 }

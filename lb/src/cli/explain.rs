@@ -124,7 +124,8 @@ fn listener(config: &Config, asks: &Asks<'_>, name: Option<&str>) -> anyhow::Res
             .with_context(|| format!("there is no listener \"{name}\": there are {}", names.join(", ")));
     }
     let is_right = |listener: &ListenerConfig| listener.tls.is_some() == asks.is_https;
-    let has_port = |listener: &ListenerConfig| listener.addresses.iter().any(|address| address.port() == asks.port);
+    let has_port =
+        |listener: &ListenerConfig| listener.addresses.iter().any(|address| address.port() == Some(asks.port));
     let found = position(&|listener| is_right(listener) && has_port(listener))
         .or_else(|| position(&has_port))
         .or_else(|| position(&is_right));

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::SystemTime;
 
 use super::algorithm::Algorithm;
-use super::backend::{AdminState, BackendAddress};
+use super::backend::{AdminState, BackendAddress, SocketAddress};
 use super::certificate::{self, Certificate, Renewal};
 use super::route::HostPattern;
 use super::site::Matcher;
@@ -208,15 +208,18 @@ fn literal_star(key: &str, path: &str) -> Option<String> {
 
 /// Whether a backend is this balancer itself, and what is wrong with that.
 pub fn own_address(config: &Config, address: &BackendAddress) -> Option<(bool, String)> {
-    let target = socket_address(address)?;
     let mut own = config.listeners.iter().flat_map(|listener| listener.addresses.iter());
-    if let Some(own) = own.find(|own| leads_to(target, *own)) {
+    let is_target = |own: &&SocketAddress| match own {
+        SocketAddress::Ip(own) => socket_address(address).is_some_and(|target| leads_to(target, *own)),
+        SocketAddress::Unix(own) => address.unix_path() == Some(own),
+    };
+    if let Some(own) = own.find(is_target) {
         let message = format!(
             "backend {address} is this balancer itself, which listens on {own}: each request would come back until it is refused; write the application's address"
         );
         return Some((true, message));
     }
-    leads_to(target, config.admin.address).then(|| {
+    leads_to(socket_address(address)?, config.admin.address).then(|| {
         let message = format!(
             "backend {address} is this balancer's admin API: its routes would let clients change the balancer; write the application's address"
         );

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Where a backend listens: an IP address or a host name, and a port; the path of a Unix socket behind `unix:`; or behind
 /// `srv:` a name whose SRV records have hosts and ports (RFC 2782). Written back exactly as it was configured, because
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 pub struct BackendAddress(String);
 
-/// What can be connected to.
+/// What can be connected to, and listened on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SocketAddress {
     Ip(SocketAddr),
@@ -23,8 +23,8 @@ pub enum SocketAddress {
     Unix(Arc<Path>),
 }
 
-/// What stands before the path of a Unix socket.
-const UNIX: &str = "unix:";
+/// What stands before the path of a Unix socket, and for a peer that has no address since it came by one.
+pub const UNIX: &str = "unix:";
 /// And before the name of a service.
 const SRV: &str = "srv:";
 /// The longest path that the system's address of a socket has room for, with the zero that ends it (unix(7)).
@@ -163,6 +163,11 @@ impl SocketAddress {
             Self::Unix(_) => None,
         }
     }
+
+    /// `None` for a Unix socket.
+    pub fn port(&self) -> Option<u16> {
+        self.ip().map(|address| address.port())
+    }
 }
 
 impl From<SocketAddr> for SocketAddress {
@@ -178,6 +183,12 @@ impl fmt::Display for SocketAddress {
             Self::Ip(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "{UNIX}{}", path.display()),
         }
+    }
+}
+
+impl Serialize for SocketAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use std::time::Duration;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
+use super::backend::SocketAddress;
 use super::route::{HostPattern, PathPrefix};
 use super::{AccessLogFile, HostRoute, PoolName, SameSite, StatusRanges, optional_seconds};
 use crate::message::name::Name;
@@ -500,8 +500,8 @@ impl ListenerName {
     }
 }
 
-impl From<SocketAddr> for ListenerName {
-    fn from(address: SocketAddr) -> Self {
+impl From<&SocketAddress> for ListenerName {
+    fn from(address: &SocketAddress) -> Self {
         Self(address.to_string())
     }
 }

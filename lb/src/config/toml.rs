@@ -17,7 +17,7 @@ pub mod writer;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,16 +25,17 @@ use std::time::{Duration, SystemTime};
 
 use ::toml::Spanned;
 use ::toml::de::{DeTable, DeValue};
+use ipnet::IpNet;
 
 use super::advice::{self, Advice, Subject};
 use super::{
     AccessLogConfig, AccessLogFormat, Addresses, AdminConfig, BackendConfig, Config, EjectionConfig, ForwardedBy,
     HalfClose, HostRoute, ListenerAddresses, ListenerConfig, ListenerSettings, LogConfig, LogFormat, MetricsConfig,
     PoolConfig, PoolName, PoolSettings, Position, ProbeConfig, ProbeKind, Problem, ProxySenders, ResolverConfig,
-    SameSite, SecureCookie, ServerConfig, StateConfig, StatusRanges, StickyConfig,
+    SameSite, SecureCookie, ServerConfig, SocketFileRights, StateConfig, StatusRanges, StickyConfig, TrustedPeers,
 };
 use crate::config::algorithm::Algorithm;
-use crate::config::backend::AdminState;
+use crate::config::backend::{AdminState, SocketAddress};
 use crate::config::route::{HostPattern, PathPrefix};
 use crate::config::site::{ListenerName, Origin};
 use crate::config::tls::TlsConfig;
@@ -296,7 +297,7 @@ impl<'t> Reader<'t> {
         let threads = self.value(section, "threads", values::whole(0, 1024));
         let shutdown_delay = self.value(section, "shutdown_delay", values::duration(Duration::ZERO, DAY));
         let shutdown_timeout = self.value(section, "shutdown_timeout", values::duration(Duration::ZERO, DAY));
-        let trusted_proxies = self.each(section, "trusted_proxies", values::network);
+        let trusted_proxies = self.each(section, "trusted_proxies", values::peer_network).map(trusted_peers);
         let families = [("x-forwarded", ForwardedBy::XForwarded), ("forwarded", ForwardedBy::Forwarded)];
         let forwarded_by = self.value(section, "forwarded_by", values::choice(&families));
         let via = self.value(section, "via", values::token);
@@ -354,13 +355,13 @@ impl<'t> Reader<'t> {
     /// The listeners, each with the place of its address; and what sites can name of them, also where something is wrong.
     fn listeners(&mut self, roots: &[Section<'t>]) -> (Option<Vec<(ListenerConfig, usize)>>, Vec<Named>) {
         let sections = self.list(roots, "listener", "add one with its address, such as \"0.0.0.0:8888\"");
-        let mut addresses: Vec<SocketAddr> = Vec::new();
+        let mut addresses: Vec<SocketAddress> = Vec::new();
         let mut names: Vec<(ListenerName, bool)> = Vec::new();
         let (mut listeners, mut all_named) = (Some(Vec::new()), Vec::new());
         for section in &sections {
             let (listener, named) = self.listener(section);
             all_named.push(named);
-            let mut own: Vec<SocketAddr> = Vec::new();
+            let mut own: Vec<SocketAddress> = Vec::new();
             for (index, address) in listener.iter().flat_map(|listener| listener.addresses.iter()).enumerate() {
                 let place_among_others = index.checked_sub(usize::from(section.has("address")));
                 let (place, key) = match place_among_others.and_then(|index| element_place(section, "addresses", index))
@@ -368,19 +369,20 @@ impl<'t> Reader<'t> {
                     Some(place) => (place, "addresses has"),
                     None => (section.place("address"), "address is"),
                 };
-                if let Some(taken) = own.iter().find(|taken| overlap(**taken, address)) {
-                    let why = match *taken == address {
+                if let Some(taken) = own.iter().find(|taken| overlap(taken, address)) {
+                    let why = match taken == address {
                         true => "is there already".to_owned(),
                         false => format!("overlaps with \"{taken}\""),
                     };
                     self.problem(place, format!("listener.{key} \"{address}\", which {why}: remove one of the two"));
-                } else if let Some(taken) = addresses.iter().find(|taken| overlap(**taken, address)) {
+                } else if let Some(taken) = addresses.iter().find(|taken| overlap(taken, address)) {
+                    let fix = if address.ip().is_some() { "port" } else { "path" };
                     let message = format!(
-                        "listener.{key} \"{address}\", which another [[listener]] has taken with \"{taken}\": write another port"
+                        "listener.{key} \"{address}\", which another [[listener]] has taken with \"{taken}\": write another {fix}"
                     );
                     self.problem(place, message);
                 }
-                own.push(address);
+                own.push(address.clone());
             }
             addresses.append(&mut own);
             if let Some(listener) = &listener {
@@ -427,6 +429,8 @@ impl<'t> Reader<'t> {
         addresses: Option<ListenerAddresses>,
         tls: Option<Option<TlsConfig>>,
     ) -> Option<ListenerConfig> {
+        let has_unix_socket = addresses.as_ref().is_some_and(|all| all.iter().any(|address| address.ip().is_none()));
+        let socket_file = self.socket_file(section, has_unix_socket);
         let proxy_protocol = self.proxy_protocol(section);
         let keepalive_timeout = self.value(section, "keepalive_timeout", values::duration(MILLISECOND, DAY));
         let header_timeout = self.value(section, "header_timeout", values::duration(MILLISECOND, DAY));
@@ -451,6 +455,7 @@ impl<'t> Reader<'t> {
         Some(ListenerConfig {
             name: name?,
             addresses: addresses?,
+            socket_file: socket_file?,
             tls: tls?,
             proxy_protocol: proxy_protocol?,
             settings: ListenerSettings {
@@ -475,12 +480,13 @@ impl<'t> Reader<'t> {
 
     /// The one goes before the others.
     fn addresses(&mut self, section: &Section<'t>) -> Option<ListenerAddresses> {
+        let base = self.base(section);
         let one = match section.has("address") || !section.has("addresses") {
-            true => self.required(section, "address", values::socket_address).map(Some),
+            true => self.required(section, "address", |v| values::listener_address(base, v)).map(Some),
             false => Some(None),
         };
         let others = match section.has("addresses") {
-            true => self.each(section, "addresses", values::socket_address),
+            true => self.each(section, "addresses", |v| values::listener_address(base, v)),
             false => Some(Vec::new()),
         };
         let addresses = ListenerAddresses::new(one?.into_iter().chain(others?).collect());
@@ -491,13 +497,28 @@ impl<'t> Reader<'t> {
         addresses
     }
 
+    fn socket_file(&mut self, section: &Section<'t>, has_unix_socket: bool) -> Option<Option<SocketFileRights>> {
+        let mode = self.optional(section, "mode", values::mode);
+        let owner = self.optional(section, "owner", values::user_and_group);
+        if !has_unix_socket {
+            for key in ["mode", "owner"].into_iter().filter(|key| section.has(key)) {
+                let message = format!(
+                    "listener.{key} means nothing without a Unix socket: remove it, or write address = \"unix:/run/evenkeel.sock\""
+                );
+                self.problem(section.key_place(key), message);
+            }
+        }
+        let rights = SocketFileRights { mode: mode?.unwrap_or(SocketFileRights::USUAL_MODE), owner: owner? };
+        Some(has_unix_socket.then_some(rights))
+    }
+
     fn proxy_protocol(&mut self, listener: &Section<'t>) -> Option<Option<ProxySenders>> {
         let section = self.section(listener, "proxy_protocol");
         if !section.is_written() {
             return Some(None);
         }
         let from = match section.has("from") {
-            true => self.each(&section, "from", values::network)?,
+            true => self.each(&section, "from", values::peer_network)?,
             false => Vec::new(),
         };
         if from.is_empty() {
@@ -505,7 +526,7 @@ impl<'t> Reader<'t> {
             self.problem(section.first_place(&["from"]), message);
             return None;
         }
-        Some(Some(ProxySenders { from }))
+        Some(Some(ProxySenders { from: trusted_peers(from) }))
     }
 
     fn admin(
@@ -540,7 +561,7 @@ impl<'t> Reader<'t> {
             let of_listeners = listeners.iter().flatten();
             let mut of_listeners =
                 of_listeners.flat_map(|(listener, place)| listener.addresses.iter().map(move |taken| (taken, place)));
-            if let Some((taken, place)) = of_listeners.find(|(taken, _)| overlap(*taken, address)) {
+            if let Some((taken, place)) = of_listeners.find(|(taken, _)| overlap(taken, &address.into())) {
                 let message = format!(
                     "admin.address is \"{address}\", which a [[listener]] has taken with \"{taken}\": write another port"
                 );
@@ -939,10 +960,17 @@ impl<'t> Reader<'t> {
 }
 
 /// Whether two listeners would be in each other's way. Port 0 is a free port, another one each time.
-fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+fn overlap(a: &SocketAddress, b: &SocketAddress) -> bool {
+    let (SocketAddress::Ip(a), SocketAddress::Ip(b)) = (a, b) else { return a == b };
     let same_family = matches!((a.ip(), b.ip()), (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)));
     let same_ip = a.ip() == b.ip() || (same_family && (a.ip().is_unspecified() || b.ip().is_unspecified()));
     a.port() == b.port() && a.port() != 0 && same_ip
+}
+
+/// `None` stands for those that come by a Unix socket.
+fn trusted_peers(from: Vec<Option<IpNet>>) -> TrustedPeers {
+    let has_unix = from.contains(&None);
+    TrustedPeers { networks: from.into_iter().flatten().collect(), has_unix }
 }
 
 /// Where an element of the array under `key` stands.

@@ -5,16 +5,25 @@ use std::borrow::Cow;
 use std::fmt::{self, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use ipnet::IpNet;
-
 use crate::clock;
+use crate::config::TrustedPeers;
+use crate::config::backend::UNIX;
 use crate::message::ascii::is_token;
 use crate::message::authority::without_port;
+
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerAddress {
+    Ip(SocketAddr),
+    /// A process of this machine, which has no address.
+    Unix,
+}
 
 /// The other end of a connection: its address, and the same as text, since every request needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    pub address: IpAddr,
+    /// `None`: it has come by a Unix socket.
+    pub address: Option<IpAddr>,
     /// 0: it has none.
     pub port: u16,
     /// Which of our addresses it connected to, where the connection is not there to be asked.
@@ -92,7 +101,8 @@ pub struct XForwarded<'a> {
 /// cannot be read is as good as not told.
 #[derive(Debug, Clone)]
 pub struct Forwarding<'a> {
-    pub client: IpAddr,
+    /// `None`: it has come by a Unix socket, and nobody tells of another one.
+    pub client: Option<IpAddr>,
     /// `http` or `https`.
     pub proto: &'static str,
     /// With the port, where one was named.
@@ -115,10 +125,10 @@ struct Claim<'a> {
 }
 
 impl<'a> Forwarding<'a> {
-    pub fn new(origin: Origin<'a>, trusted: &[IpNet]) -> Self {
+    pub fn new(origin: Origin<'a>, trusted: &TrustedPeers) -> Self {
         let mut chain = Vec::new();
         let peer = origin.peer.address;
-        let is_believed = trusts(trusted, peer);
+        let is_believed = trusted.contains(peer);
         let claim = match origin.claims {
             Claims::XForwarded(claims) if is_believed => claims.read(trusted, peer, &mut chain),
             Claims::Forwarded(list) if is_believed => read_forwarded(list, trusted, peer, &mut chain),
@@ -129,34 +139,45 @@ impl<'a> Forwarding<'a> {
         let host = claim.host.unwrap_or(origin.host);
         let default_port = if proto == "https" { "443" } else { "80" };
         let port = claim.port.or(port_of(host)).unwrap_or(default_port);
-        let client = chain.first().copied().unwrap_or(peer);
+        let client = chain.first().copied().or(peer);
         Self { client, proto, host, port, prefix: claim.prefix, chain, origin }
     }
 
-    /// Writes the value of `X-Forwarded-For`: the chain so far and the peer.
+    /// Writes the value of `X-Forwarded-For`: the chain so far and the peer, if it has an address. Empty where there is
+    /// neither.
     pub fn write_forwarded_for(&self, out: &mut impl Write) -> fmt::Result {
+        let mut comma = "";
         match self.origin.claims {
             Claims::XForwarded(claims) if self.is_told() => {
                 for element in claims.addresses.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
-                    match std::str::from_utf8(element) {
+                    let element = match std::str::from_utf8(element) {
                         Ok("") => continue,
-                        Ok(element) if element.bytes().all(|byte| byte.is_ascii_graphic()) => out.write_str(element)?,
-                        _ => out.write_str("unknown")?,
-                    }
-                    out.write_str(", ")?;
+                        Ok(element) if element.bytes().all(|byte| byte.is_ascii_graphic()) => element,
+                        _ => "unknown",
+                    };
+                    write_all(&[comma, element], out)?;
+                    comma = ", ";
                 }
             }
-            _ => self.chain.iter().try_for_each(|address| write!(out, "{address}, "))?,
+            _ => {
+                for address in &self.chain {
+                    write!(out, "{comma}{address}")?;
+                    comma = ", ";
+                }
+            }
         }
-        out.write_str(&self.origin.peer.text)
+        match self.origin.peer.address {
+            Some(_) => write_all(&[comma, &self.origin.peer.text], out),
+            None => Ok(()),
+        }
     }
 
-    /// Writes the client's address.
+    /// Writes the client's address, or `unix:`.
     pub fn write_client(&self, out: &mut impl Write) -> fmt::Result {
-        if self.client == self.origin.peer.address {
-            return out.write_str(&self.origin.peer.text);
+        match self.client {
+            Some(client) if Some(client) != self.origin.peer.address => write!(out, "{client}"),
+            _ => out.write_str(&self.origin.peer.text),
         }
-        write!(out, "{}", self.client)
     }
 
     /// Writes the value of `Forwarded` (RFC 7239): the elements so far and one for this hop.
@@ -173,17 +194,18 @@ impl<'a> Forwarding<'a> {
             None => {
                 // Every request comes here: the peer's address is text already.
                 match peer {
-                    IpAddr::V4(_) => write_all(&["for=", &self.origin.peer.text], out)?,
-                    IpAddr::V6(_) => write_all(&["for=\"[", &self.origin.peer.text, "]\""], out)?,
+                    Some(IpAddr::V4(_)) => write_all(&["for=", &self.origin.peer.text], out)?,
+                    Some(IpAddr::V6(_)) => write_all(&["for=\"[", &self.origin.peer.text, "]\""], out)?,
+                    None => write_node(None, out)?,
                 }
                 write_host_and_proto(self.host, self.proto, out)
             }
             Some((client, proxies)) => {
-                write_node(*client, out)?;
+                write_node(Some(*client), out)?;
                 write_host_and_proto(self.host, self.proto, out)?;
-                for proxy in proxies.iter().chain([&peer]) {
+                for proxy in proxies.iter().copied().map(Some).chain([peer]) {
                     out.write_str(", ")?;
-                    write_node(*proxy, out)?;
+                    write_node(proxy, out)?;
                 }
                 Ok(())
             }
@@ -198,16 +220,16 @@ impl<'a> Forwarding<'a> {
 
 impl<'a> XForwarded<'a> {
     /// Adds whom the claims name to `chain`, nearest first; what they say of the client.
-    fn read(&'a self, trusted: &[IpNet], peer: IpAddr, chain: &mut Vec<IpAddr>) -> Claim<'a> {
+    fn read(&'a self, trusted: &TrustedPeers, peer: Option<IpAddr>, chain: &mut Vec<IpAddr>) -> Claim<'a> {
         let mut client = peer;
         let mut at = None;
         for (place, element) in elements_from_right(&self.addresses, b',').enumerate() {
-            if !trusts(trusted, client) {
+            if !trusted.contains(client) {
                 break;
             }
             at = Some(place);
             let Some(address) = address(element) else { break };
-            client = address;
+            client = Some(address);
             chain.push(address);
         }
         // A proxy that sets a field anew leaves one value for everybody before it.
@@ -222,11 +244,16 @@ impl<'a> XForwarded<'a> {
 }
 
 /// As [`XForwarded::read`], from a list of RFC 7239.
-fn read_forwarded<'a>(list: &'a [u8], trusted: &[IpNet], peer: IpAddr, chain: &mut Vec<IpAddr>) -> Claim<'a> {
+fn read_forwarded<'a>(
+    list: &'a [u8],
+    trusted: &TrustedPeers,
+    peer: Option<IpAddr>,
+    chain: &mut Vec<IpAddr>,
+) -> Claim<'a> {
     let mut client = peer;
     let mut told = Claim::default();
     for element in elements_from_right(list, b',') {
-        if !trusts(trusted, client) {
+        if !trusted.contains(client) {
             break;
         }
         told = Claim::default();
@@ -244,41 +271,51 @@ fn read_forwarded<'a>(list: &'a [u8], trusted: &[IpNet], peer: IpAddr, chain: &m
         }
         // `unknown`, or an identifier that hides the address (RFC 7239 §6.2, §6.3).
         let Some(address) = node else { break };
-        client = address;
+        client = Some(address);
         chain.push(address);
     }
     told
 }
 
-/// Whether `address` is a proxy that is believed.
-pub fn trusts(trusted: &[IpNet], address: IpAddr) -> bool {
-    trusted.iter().any(|network| network.contains(&address))
+impl PeerAddress {
+    pub fn ip(self) -> Option<IpAddr> {
+        match self {
+            Self::Ip(address) => Some(address.ip()),
+            Self::Unix => None,
+        }
+    }
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Unix => f.write_str(UNIX),
+        }
+    }
 }
 
 impl Peer {
-    pub fn new(address: IpAddr) -> Self {
-        let address = address.to_canonical();
-        let text = address.to_string();
-        Self { address, port: 0, local: None, text, lacks_tls: false, secured: None }
+    pub fn new(address: PeerAddress) -> Self {
+        let (ip, port) = match address {
+            PeerAddress::Ip(address) => (Some(address.ip().to_canonical()), address.port()),
+            PeerAddress::Unix => (None, 0),
+        };
+        let text = ip.map_or_else(|| UNIX.to_owned(), |ip| ip.to_string());
+        Self { address: ip, port, local: None, text, lacks_tls: false, secured: None }
     }
 
     /// Of a client that speaks plain HTTP where TLS is spoken.
-    pub fn without_tls(address: IpAddr) -> Self {
+    pub fn without_tls(address: PeerAddress) -> Self {
         Self { lacks_tls: true, ..Self::new(address) }
     }
 
-    pub fn with_tls(address: IpAddr, secured: Secured) -> Self {
-        Self { secured: Some(Box::new(secured)), ..Self::new(address) }
+    pub fn with_tls(address: PeerAddress, secured: Secured, local: Option<SocketAddr>) -> Self {
+        Self { secured: Some(Box::new(secured)), local, ..Self::new(address) }
     }
 
     pub fn client_certificate(&self) -> Option<&ClientCertificate> {
         self.secured.as_ref()?.client.as_ref()
-    }
-
-    /// With its port, and which of our addresses it connected to, if that is known.
-    #[must_use]
-    pub fn connected(self, port: u16, local: Option<SocketAddr>) -> Self {
-        Self { port, local, ..self }
     }
 
     pub fn as_str(&self) -> &str {
@@ -286,9 +323,10 @@ impl Peer {
     }
 }
 
+/// Of whom no port is known.
 impl From<IpAddr> for Peer {
     fn from(address: IpAddr) -> Self {
-        Self::new(address)
+        Self::new(PeerAddress::Ip(SocketAddr::new(address, 0)))
     }
 }
 
@@ -375,11 +413,13 @@ fn prefix(text: &[u8]) -> Option<&str> {
     text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+;=:@".contains(&b)).then_some(text)
 }
 
-/// Writes `for=` with an address. One of IPv6 stands in brackets and quotes (RFC 7239 §6).
-fn write_node(address: IpAddr, out: &mut impl Write) -> fmt::Result {
+/// Writes `for=` with an address, or with what stands for one that there is none of (RFC 7239 §6.2). One of IPv6 stands in
+/// brackets and quotes (§6).
+fn write_node(address: Option<IpAddr>, out: &mut impl Write) -> fmt::Result {
     match address {
-        IpAddr::V4(address) => write!(out, "for={address}"),
-        IpAddr::V6(address) => write!(out, "for=\"[{address}]\""),
+        Some(IpAddr::V4(address)) => write!(out, "for={address}"),
+        Some(IpAddr::V6(address)) => write!(out, "for=\"[{address}]\""),
+        None => out.write_str("for=unknown"),
     }
 }
 
@@ -445,7 +485,7 @@ mod tests {
     const HOST: &str = "a.example:8888";
 
     fn peer(address: &str) -> Peer {
-        Peer::new(ip(address))
+        Peer::from(ip(address))
     }
 
     fn origin<'a>(peer: &'a Peer, claims: &'a Claims<'a>) -> Origin<'a> {
@@ -474,8 +514,37 @@ mod tests {
         text
     }
 
-    fn trusted() -> Vec<IpNet> {
-        vec!["10.0.0.0/8".parse().expect("a network")]
+    fn trusted() -> TrustedPeers {
+        TrustedPeers { networks: vec!["10.0.0.0/8".parse().expect("a network")], has_unix: false }
+    }
+
+    #[test]
+    fn who_comes_by_a_unix_socket_has_no_address_and_is_trusted_where_it_is_said() {
+        let peer = Peer::new(PeerAddress::Unix);
+        assert_eq!(peer.as_str(), "unix:");
+        let told = Claims::Forwarded(b"for=203.0.113.7;proto=https;host=public.example"[..].into());
+        for claims in [Claims::None, x_forwarded(b"203.0.113.7", "https", "public.example"), told] {
+            let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
+            assert_eq!((forwarding.client, forwarding.proto), (None, "http"));
+            assert_eq!(forwarded_for(&forwarding), "");
+            assert_eq!(forwarded(&forwarding), "for=unknown;host=\"a.example:8888\";proto=http");
+        }
+        let trusted = TrustedPeers { has_unix: true, ..trusted() };
+        let claims = x_forwarded(b"203.0.113.7, 10.0.0.9", "https", "public.example");
+        let forwarding = Forwarding::new(origin(&peer, &claims), &trusted);
+        assert_eq!((forwarding.client, forwarding.proto), (Some(ip("203.0.113.7")), "https"));
+        assert_eq!(forwarded_for(&forwarding), "203.0.113.7, 10.0.0.9");
+        assert_eq!(
+            forwarded(&forwarding),
+            "for=203.0.113.7;host=public.example;proto=https, for=10.0.0.9, for=unknown"
+        );
+        let claims = Claims::Forwarded(b"for=203.0.113.7;proto=https"[..].into());
+        let forwarding = Forwarding::new(origin(&peer, &claims), &trusted);
+        assert_eq!(
+            forwarded(&forwarding),
+            "for=203.0.113.7;proto=https, for=unknown;host=\"a.example:8888\";proto=http"
+        );
+        assert_eq!(forwarded_for(&forwarding), "203.0.113.7");
     }
 
     #[test]
@@ -486,7 +555,7 @@ mod tests {
         ] {
             let peer = peer("192.0.2.1");
             let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
-            assert_eq!(forwarding.client, ip("192.0.2.1"));
+            assert_eq!(forwarding.client, Some(ip("192.0.2.1")));
             assert_eq!(forwarded_for(&forwarding), "192.0.2.1");
             assert_eq!((forwarding.proto, forwarding.host, forwarding.port), ("http", HOST, "8888"));
             assert_eq!(forwarded(&forwarding), "for=192.0.2.1;host=\"a.example:8888\";proto=http");
@@ -498,7 +567,7 @@ mod tests {
         let peer = peer("10.0.0.1");
         let claims = x_forwarded(b"203.0.113.7, 10.0.0.9", "https", "public.example");
         let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
-        assert_eq!(forwarding.client, ip("203.0.113.7"));
+        assert_eq!(forwarding.client, Some(ip("203.0.113.7")));
         assert_eq!(forwarded_for(&forwarding), "203.0.113.7, 10.0.0.9, 10.0.0.1");
         assert_eq!((forwarding.proto, forwarding.host, forwarding.port), ("https", "public.example", "443"));
         assert_eq!(
@@ -508,7 +577,7 @@ mod tests {
         let list = b"for=203.0.113.7;proto=https;host=\"public.example\", for=10.0.0.9";
         let claims = Claims::Forwarded(list[..].into());
         let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
-        assert_eq!(forwarding.client, ip("203.0.113.7"));
+        assert_eq!(forwarding.client, Some(ip("203.0.113.7")));
         assert_eq!(forwarded_for(&forwarding), "203.0.113.7, 10.0.0.9, 10.0.0.1");
         assert_eq!((forwarding.proto, forwarding.host, forwarding.port), ("https", "public.example", "443"));
         let own = "for=10.0.0.1;host=\"a.example:8888\";proto=http";
@@ -538,7 +607,7 @@ mod tests {
             let claims = x_forwarded(chain, "", "");
             let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
             let name = String::from_utf8_lossy(chain);
-            assert_eq!(forwarding.client, ip(expected), "{name}");
+            assert_eq!(forwarding.client, Some(ip(expected)), "{name}");
             assert_eq!(forwarded_for(&forwarding), passed, "{name}");
         }
         for (list, expected) in [
@@ -556,7 +625,7 @@ mod tests {
         ] {
             let claims = Claims::Forwarded(list.into());
             let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
-            assert_eq!(forwarding.client, ip(expected), "{}", String::from_utf8_lossy(list));
+            assert_eq!(forwarding.client, Some(ip(expected)), "{}", String::from_utf8_lossy(list));
             let written = forwarded(&forwarding);
             assert!(written.bytes().filter(|&byte| byte == b'"').count() % 2 == 0, "{written}");
         }
@@ -607,7 +676,7 @@ mod tests {
     #[test]
     fn ipv6_is_written_as_rfc_7239_wants_it() {
         let peer = peer("2001:db8::1");
-        let forwarding = Forwarding::new(origin(&peer, &Claims::None), &[]);
+        let forwarding = Forwarding::new(origin(&peer, &Claims::None), &TrustedPeers::default());
         assert!(forwarded(&forwarding).starts_with("for=\"[2001:db8::1]\";"));
     }
 

@@ -30,7 +30,7 @@ fn exchange<W: Walk>(request: &Request, walk: impl FnOnce(usize) -> W) -> Exchan
 }
 
 fn found(snapshot: &Snapshot) -> Found<'_> {
-    snapshot.sites.find(LISTENER, "a.example", b"/", &NoFacts).expect("a site")
+    snapshot.sites.find(&LISTENER.into(), "a.example", b"/", &NoFacts).expect("a site")
 }
 
 fn start(found: Found<'_>, asked: Asked) -> Start {
@@ -39,7 +39,7 @@ fn start(found: Found<'_>, asked: Asked) -> Start {
 
 fn asked() -> Asked {
     Asked {
-        client: "192.0.2.1".parse().expect("an address"),
+        client: Some("192.0.2.1".parse().expect("an address")),
         is_https: false,
         is_idempotent: true,
         body_length: None,

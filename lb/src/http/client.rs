@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -125,9 +125,10 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Int
             Fate::Abort => return client.abort(),
             Fate::Http2 => {
                 // Its streams will not know.
-                let (port, local) = (peer.port, client.local_address());
+                let mut peer = peer;
+                peer.local = client.local_address();
                 let ClientStream::Io(io) = client else { return };
-                return Box::pin(h2::serve(Arc::clone(&engine), io, read, peer.connected(port, local))).await;
+                return Box::pin(h2::serve(Arc::clone(&engine), io, read, peer)).await;
             }
         }
     }
@@ -647,10 +648,17 @@ impl Driver<'_, '_> {
     #[cold]
     fn header_for_client(&self, version: ProxyProtocol) -> Vec<u8> {
         let Peer { address, port, local, .. } = *self.request.peer;
-        let from = self.request.told.client.unwrap_or(address);
-        let from = SocketAddr::new(from, if from == address { port } else { 0 });
-        let to = self.transfer.client.local_address().or(local).unwrap_or(self.request.engine.address);
-        proxy::header(version, Some(proxy::Client { from, to }))
+        let client = self.request.told.client.or(address).map(|from| {
+            let from = SocketAddr::new(from, if Some(from) == address { port } else { 0 });
+            let to = self.transfer.client.local_address().or(local).or(self.request.engine.address.ip());
+            // A client whom a proxy tells of, which comes by a Unix socket.
+            let nowhere = match from {
+                SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            };
+            proxy::Client { from, to: to.unwrap_or(SocketAddr::new(nowhere, 0)) }
+        });
+        proxy::header(version, client)
     }
 
     /// Sends the answer whose head has come.
@@ -785,7 +793,7 @@ fn without_route<'a>(
     work: &'a Work,
     snapshot: &'a Snapshot,
 ) -> Option<(&'a Rules, RequestFacts<'a>)> {
-    let site = snapshot.sites.site(of.engine.address, "")?;
+    let site = snapshot.sites.site(&of.engine.address, "")?;
     let facts = RequestFacts {
         of,
         head: &work.request,
@@ -865,7 +873,7 @@ fn framing_of_page(work: &Work, exchange: &Exchange) -> Option<Framing> {
 #[cold]
 fn note_fields_without_route(of: &Request<'_>, head: &[u8], work: &mut Work) {
     let snapshot = of.engine.control.snapshot();
-    let site = snapshot.sites.site(of.engine.address, "");
+    let site = snapshot.sites.site(&of.engine.address, "");
     if let Some(logs) = site.and_then(|site| site.rules(RouteId::FALLBACK).access_log.as_deref()) {
         note_fields(logs, &snapshot.config.values, false, head, work);
     }
@@ -1015,9 +1023,10 @@ fn write_record(
     let method = readable(request.method_token(from_client));
     let host = readable(request.authority(from_client).unwrap_or_default());
     let (referer, user_agent) = (field(Name::Referer), field(Name::UserAgent));
+    let client = str::from_utf8(of.told.client_text(text)).unwrap_or_default();
     let record = Record {
         time,
-        client: of.told.client.unwrap_or(of.peer.address),
+        client,
         method: &method,
         host: &host,
         target: &target,

@@ -63,7 +63,7 @@ pub enum End {
 /// Says what becomes of a request on this listener. The error says why the head is none.
 pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, String> {
     let listener = engine.listener();
-    let peer = Peer::new(question.client);
+    let peer = Peer::from(question.client);
     let mut work = Work::default();
     work.from_client.extend_from_slice(question.head);
     match work.request.parse(&work.from_client, &listener.limits()) {

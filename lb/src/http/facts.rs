@@ -222,7 +222,7 @@ impl Facts for RequestFacts<'_> {
                 Some((head, buffer)) => key.write(head.fields().iter(buffer), out),
                 None => Presence::Missing,
             },
-            Variable::ServerPort => display(self.of.engine.address.port(), out),
+            Variable::ServerPort => display_some(self.of.engine.address.port(), out),
             Variable::RequestTime => {
                 let taken = clock::now().saturating_duration_since(self.of.started);
                 display(format_args!("{}.{:03}", taken.as_secs(), taken.subsec_millis()), out)

@@ -4,6 +4,7 @@
 #[cfg(test)]
 pub mod pipe;
 
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
@@ -17,6 +18,7 @@ use pingora::connectors::l4::BindTo;
 use pingora::prelude::ErrorType;
 use pingora::protocols::l4::ext;
 use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::coop;
@@ -121,6 +123,19 @@ impl Io {
         }
     }
 
+    /// Copies what has come, and leaves it to be read; 0: the peer has closed its sending side. Only of a plain socket.
+    pub async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let socket = self.plain().ok_or(io::ErrorKind::Unsupported)?;
+        loop {
+            poll_fn(|cx| socket.poll_read_ready(cx)).await?;
+            let peek = || Ok(recv(socket, &mut *buffer, RecvFlags::PEEK)?.1);
+            match socket.try_io(Interest::READABLE, peek) {
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                peeked => return peeked,
+            }
+        }
+    }
+
     /// The socket, under TLS too.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         match self {
@@ -197,6 +212,18 @@ async fn connect_from(source: IpAddr, address: &SocketAddress, to: SocketAddr) -
             (_, None) => Failure::ConnectUnreachable.into(),
         }
     })
+}
+
+impl fmt::Debug for Io {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(tcp) => tcp.fmt(f),
+            Self::Unix(unix) => unix.fmt(f),
+            Self::Tls(_) => f.write_str("TLS"),
+            #[cfg(test)]
+            Self::Pipe(_) => f.write_str("a pipe"),
+        }
+    }
 }
 
 impl Plain<'_> {

@@ -17,7 +17,7 @@ use super::target;
 use super::work::Work;
 use crate::config::site::{HeaderEdits, JumpTo, Page, Rules};
 use crate::config::{ForwardedBy, ListenerSettings, RequestIdField, ServerConfig};
-use crate::exchange::headers::{Claims, Forwarding, Origin, Peer, XForwarded, trusts, write_request_id};
+use crate::exchange::headers::{Claims, Forwarding, Origin, Peer, XForwarded, write_request_id};
 use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::Refusal;
 use crate::exchange::walk::Internal;
@@ -127,7 +127,7 @@ pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) 
     told.id_field = server.request_id.clone();
     let incoming_id = incoming_id(&server.request_id, request.fields(), from_client);
     // A stranger's own would be found in other people's logs.
-    let incoming_id = incoming_id.filter(|_| trusts(&server.trusted_proxies, peer.address));
+    let incoming_id = incoming_id.filter(|_| server.trusted_proxies.contains(peer.address));
     told.write_id(incoming_id, text);
     if has_been_here(request.fields(), from_client, engine.control.loop_id()) {
         tell_loop(engine, request.authority(from_client), now);
@@ -182,11 +182,11 @@ pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) 
         now,
     };
     let path = told.path(request, from_client, path);
-    let site = snapshot.sites.site(engine.address, origin.host).ok_or(Refusal::NoRoute)?;
+    let site = snapshot.sites.site(&engine.address, origin.host).ok_or(Refusal::NoRoute)?;
     // The certificate that the client has seen is for another site (RFC 9110 §7.4).
     if site.config.certificate.is_some()
         && let Some(name) = peer.secured.as_ref().and_then(|secured| secured.server_name.as_deref())
-        && !snapshot.sites.site(engine.address, name).is_some_and(|asked| Arc::ptr_eq(asked, site))
+        && !snapshot.sites.site(&engine.address, name).is_some_and(|asked| Arc::ptr_eq(asked, site))
     {
         return Err(Refusal::Misdirected);
     }
@@ -505,8 +505,8 @@ impl Told {
             self.id_field = engine.control.snapshot().config.server.request_id.clone();
             self.write_id(None, text);
         }
-        if self.client.is_none() {
-            self.client = Some(peer.address);
+        if self.client_text.is_empty() {
+            self.client = peer.address;
             self.client_text = written(text, |text| text.write_str(peer.as_str()));
             self.proto = if is_tls { "https" } else { "http" };
         }
@@ -514,12 +514,16 @@ impl Told {
 
     /// Writes what a backend is told, behind the id.
     fn read(&mut self, forwarding: &Forwarding<'_>, peer: &Peer, loop_id: &str, text: &mut String) {
-        self.client = Some(forwarding.client);
+        self.client = forwarding.client;
         self.proto = forwarding.proto;
-        line(text, "X-Forwarded-For: ", |text| forwarding.write_forwarded_for(text));
+        if forwarding.client.is_some() {
+            line(text, "X-Forwarded-For: ", |text| forwarding.write_forwarded_for(text));
+        }
         line(text, "X-Forwarded-Proto: ", |text| text.write_str(forwarding.proto));
         self.host = line(text, "X-Forwarded-Host: ", |text| text.write_str(forwarding.host));
-        self.client_text = line(text, "X-Real-IP: ", |text| forwarding.write_client(text));
+        if forwarding.client.is_some() {
+            self.client_text = line(text, "X-Real-IP: ", |text| forwarding.write_client(text));
+        }
         line(text, "Forwarded: ", |text| forwarding.write_forwarded(text));
         // Those of others stay (RFC 8586 §2).
         line(text, "CDN-Loop: ", |text| text.write_str(loop_id));
@@ -531,6 +535,10 @@ impl Told {
             text.push_str(&certificate.lines);
         }
         self.lines.end = text.len();
+        if forwarding.client.is_none() {
+            // No backend is told of an address that is none.
+            self.client_text = written(text, |text| forwarding.write_client(text));
+        }
     }
 }
 
@@ -580,7 +588,7 @@ fn line(text: &mut String, start: &str, write: impl FnOnce(&mut String) -> fmt::
 
 /// What the peer says of the client, if it is a proxy that is believed.
 fn claims<'a>(server: &ServerConfig, peer: &Peer, fields: &'a Fields, buffer: &'a [u8]) -> Claims<'a> {
-    if !trusts(&server.trusted_proxies, peer.address) {
+    if !server.trusted_proxies.contains(peer.address) {
         return Claims::None;
     }
     let list = |name| joined(fields, buffer, name);

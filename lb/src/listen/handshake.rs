@@ -3,7 +3,6 @@
 //! thread after the other, between which everybody else has their turn.
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -13,12 +12,12 @@ use base64::engine::general_purpose::STANDARD;
 use rustls::server::Acceptor;
 use rustls::{AlertDescription, CipherSuite, Error, HandshakeKind, ProtocolVersion};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 
 use crate::backend::repeats::Repeats;
+use crate::config::backend::SocketAddress;
 use crate::config::certificate;
-use crate::exchange::headers::{ClientCertificate, Secured};
+use crate::exchange::headers::{ClientCertificate, PeerAddress, Secured};
 use crate::http::Engine;
 use crate::http::io::Io;
 use crate::metrics::TlsMetrics;
@@ -40,7 +39,7 @@ const FREQUENT_FAILURES: u32 = 20;
 pub enum Failed {
     /// Speaks HTTP in plain text, as its first byte shows, which is still to be read.
     #[error("the client speaks plain HTTP")]
-    PlainHttp(TcpStream),
+    PlainHttp(Io),
     #[error("the client knows no newer version than TLS 1.1")]
     OldVersion,
     #[error("no certificate is for the name that the client asks for")]
@@ -76,7 +75,7 @@ impl Told {
         }
     }
 
-    fn failed(&self, failed: &Failed, peer: SocketAddr, listener: SocketAddr) {
+    fn failed(&self, failed: &Failed, peer: PeerAddress, listener: &SocketAddress) {
         let reason = failed.reason();
         self.metrics.failed(reason);
         tracing::debug!(%peer, reason, "TLS handshake failed: {failed}");
@@ -98,8 +97,8 @@ pub async fn accept(
     engine: &Engine,
     tls: &Arc<ServerTls>,
     told: &Told,
-    tcp: TcpStream,
-    peer: SocketAddr,
+    io: Io,
+    peer: PeerAddress,
 ) -> Result<Box<TlsStream<Io>>, Failed> {
     let shed = async {
         tokio::time::sleep(LEAST_HANDSHAKE).await;
@@ -107,7 +106,7 @@ pub async fn accept(
     };
     let accepted = tokio::select! {
         biased;
-        accepted = tokio::time::timeout(tls.handshake_timeout, handshake(engine, tls, tcp)) => {
+        accepted = tokio::time::timeout(tls.handshake_timeout, handshake(engine, tls, io)) => {
             accepted.unwrap_or(Err(Failed::Timeout))
         }
         () = shed => Err(Failed::Shed),
@@ -119,19 +118,19 @@ pub async fn accept(
     accepted
 }
 
-async fn handshake(engine: &Engine, tls: &Arc<ServerTls>, tcp: TcpStream) -> Result<Box<TlsStream<Io>>, Failed> {
+async fn handshake(engine: &Engine, tls: &Arc<ServerTls>, io: Io) -> Result<Box<TlsStream<Io>>, Failed> {
     let mut first = [0; TELLING_BYTES];
-    match tcp.peek(&mut first).await.map_err(Failed::Io)? {
+    match io.peek(&mut first).await.map_err(Failed::Io)? {
         0 => return Err(Failed::Io(ErrorKind::UnexpectedEof.into())),
         // No record of TLS begins so, nor one of SSL 2.
-        _ if first[0].is_ascii_alphabetic() || matches!(first[0], b'\r' | b'\n') => return Err(Failed::PlainHttp(tcp)),
+        _ if first[0].is_ascii_alphabetic() || matches!(first[0], b'\r' | b'\n') => return Err(Failed::PlainHttp(io)),
         TELLING_BYTES if is_old_hello(&first) => {
-            refuse_old(tcp).await;
+            refuse_old(io).await;
             return Err(Failed::OldVersion);
         }
         _ => {}
     }
-    let mut start = LazyConfigAcceptor::new(Acceptor::default(), Io::Tcp(tcp)).await.map_err(Failed::Io)?;
+    let mut start = LazyConfigAcceptor::new(Acceptor::default(), io).await.map_err(Failed::Io)?;
     if tls.choice.admits(start.client_hello().server_name()).is_err() {
         // Whoever does not read it learns nothing.
         let _ = start.io.write_all(UNRECOGNIZED_NAME).await;
@@ -158,11 +157,11 @@ fn is_old_hello(first: &[u8; TELLING_BYTES]) -> bool {
 }
 
 /// Tells a client that its version is not spoken. Whoever does not read it learns nothing.
-async fn refuse_old(mut tcp: TcpStream) {
+async fn refuse_old(mut io: Io) {
     // Closing on what was not read would reset the connection, and take the alert back.
-    let _ = tcp.try_read(&mut [0; 4096]);
-    let _ = tcp.write_all(PROTOCOL_VERSION).await;
-    let _ = tcp.shutdown().await;
+    let _ = io.try_read(&mut [0; 4096]);
+    let _ = io.write_all(PROTOCOL_VERSION).await;
+    let _ = io.shutdown().await;
 }
 
 /// What there is to know of a connection.

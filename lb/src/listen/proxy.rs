@@ -2,19 +2,17 @@
 //! (`doc/proxy-protocol.txt` of HAProxy, §2.1 and §2.2). It is demanded of the networks that the listener names, and read
 //! of nobody else, so that no client can pass for another one.
 
-use std::future::poll_fn;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use rustix::net::{RecvFlags, recv};
-use tokio::io::{AsyncReadExt, Interest};
+use tokio::io::AsyncReadExt;
 
 use crate::backend::repeats::Repeats;
 use crate::config::ProxySenders;
 use crate::dial::proxy::{LOCAL, PROXY, SIGNATURE, TCP4, TCP6};
+use crate::exchange::headers::PeerAddress;
 use crate::http::Engine;
 use crate::http::io::Io;
 use crate::metrics::Metrics;
@@ -78,12 +76,12 @@ impl Expected {
         self.senders.store(senders.cloned().map(Arc::new));
     }
 
-    pub fn of(&self, peer: IpAddr) -> bool {
-        self.senders.load().as_ref().is_some_and(|senders| senders.contains(peer))
+    pub fn of(&self, peer: PeerAddress) -> bool {
+        self.senders.load().as_ref().is_some_and(|senders| senders.from.contains(peer.ip()))
     }
 
     /// Reads the header and nothing behind it: who the client is. `None`: the connection has to be cut.
-    pub async fn read(&self, engine: &Engine, io: &mut Io, peer: SocketAddr) -> Option<SocketAddr> {
+    pub async fn read(&self, engine: &Engine, io: &mut Io, peer: PeerAddress) -> Option<PeerAddress> {
         let shed = async {
             tokio::time::sleep(LEAST_TIME).await;
             engine.sheds_handshake().await;
@@ -94,7 +92,7 @@ impl Expected {
             () = shed => Err(Failed::Shed),
         };
         match header {
-            Ok(client) => Some(client.unwrap_or(peer)),
+            Ok(client) => Some(client.map_or(peer, PeerAddress::Ip)),
             Err(failed) => {
                 self.failed(&failed, peer);
                 None
@@ -102,7 +100,7 @@ impl Expected {
         }
     }
 
-    fn failed(&self, failed: &Failed, peer: SocketAddr) {
+    fn failed(&self, failed: &Failed, peer: PeerAddress) {
         let (reason, now) = (failed.reason(), Instant::now());
         self.metrics.proxy_protocol_failed(&self.listener, reason);
         for more in self.repeats.take(now) {
@@ -132,7 +130,7 @@ async fn read(io: &mut Io) -> Result<Option<SocketAddr>, Failed> {
     let mut taken = 0;
     loop {
         // What follows the header belongs to TLS or HTTP, and stays where it is.
-        let seen = taken + peek(io, &mut buffer[taken..]).await.map_err(|_| Failed::Closed)?;
+        let seen = taken + io.peek(&mut buffer[taken..]).await.map_err(|_| Failed::Closed)?;
         if seen == taken {
             return Err(Failed::Closed);
         }
@@ -144,19 +142,6 @@ async fn read(io: &mut Io) -> Result<Option<SocketAddr>, Failed> {
             return Ok(header.client);
         }
         taken = end;
-    }
-}
-
-/// Copies what has come; 0: the sender has closed.
-async fn peek(io: &Io, buffer: &mut [u8]) -> io::Result<usize> {
-    let socket = io.plain().ok_or(io::ErrorKind::Unsupported)?;
-    loop {
-        poll_fn(|cx| socket.poll_read_ready(cx)).await?;
-        let peek = || Ok(recv(socket, &mut *buffer, RecvFlags::PEEK)?.1);
-        match socket.try_io(Interest::READABLE, peek) {
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            peeked => return peeked,
-        }
     }
 }
 

@@ -1,11 +1,25 @@
-//! Listening sockets: those that a balancer is handed, and those that it binds itself, one for each thread.
+//! Listening sockets: those that a balancer is handed, and those that it binds itself: of TCP one for each thread, and one
+//! for all where it is a Unix socket, since these cannot share a path.
 
 use std::collections::HashMap;
+use std::fs::{self, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, sockopt,
+};
+
+use crate::config::SocketFileRights;
+use crate::config::backend::{MAX_UNIX_PATH_BYTES, SocketAddress};
+use crate::user::Owner;
 
 const BACKLOG: i32 = 4096;
 
@@ -15,78 +29,304 @@ const UNPRIVILEGED_PORT: u16 = 1024;
 /// Listening sockets that a balancer is handed, by the addresses at which they listen. Where the configuration names
 /// such an address, the socket is used; other addresses are bound.
 #[derive(Debug, Default)]
-pub struct Sockets(HashMap<SocketAddr, TcpListener>);
+pub struct Sockets(HashMap<SocketAddress, Listening>);
 
-impl Sockets {
-    /// Adds a socket that listens.
-    pub fn add(&mut self, socket: TcpListener) -> io::Result<()> {
-        self.0.insert(socket.local_addr()?, socket);
-        Ok(())
-    }
+/// A socket that listens.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
 
-    pub(crate) fn take(&mut self, address: SocketAddr) -> Option<TcpListener> {
-        self.0.remove(&address)
+impl Socket {
+    /// Where it listens, which is configured as `address`.
+    pub(crate) fn address(&self, address: &SocketAddress) -> Option<SocketAddress> {
+        match self {
+            Self::Tcp(socket) => socket.local_addr().ok().map(SocketAddress::Ip),
+            Self::Unix(_) => Some(address.clone()),
+        }
     }
+}
 
-    /// The addresses of those that nobody has taken.
-    pub(crate) fn into_addresses(self) -> impl Iterator<Item = SocketAddr> {
-        self.0.into_keys()
-    }
+/// Sockets of one address that listen.
+#[derive(Debug, Default)]
+pub(crate) struct Listening {
+    pub sockets: Vec<Socket>,
+    /// They are all the same one: whoever accepts first gets a client.
+    pub is_shared: bool,
+    /// What is to be removed at the end.
+    pub file: Option<SocketFile>,
 }
 
 /// Sockets that are bound to one address and do not listen yet.
 #[derive(Debug)]
-pub(crate) struct Bound(Vec<OwnedFd>);
+pub(crate) enum Bound {
+    Tcp(Vec<OwnedFd>),
+    Unix(BoundUnix),
+}
+
+/// A Unix socket that nobody can find by its path yet.
+#[derive(Debug)]
+pub(crate) struct BoundUnix {
+    socket: OwnedFd,
+    /// Where it is until it listens.
+    temporary: SocketFile,
+    path: Arc<Path>,
+    count: usize,
+}
+
+/// The file of a Unix socket of ours. It is removed when this is dropped, unless another one is in its place.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    id: (u64, u64),
+}
+
+impl Sockets {
+    /// Adds a socket that listens.
+    pub fn add(&mut self, socket: TcpListener) -> io::Result<()> {
+        let address = socket.local_addr()?;
+        self.insert(address.into(), Socket::Tcp(socket), None);
+        Ok(())
+    }
+
+    /// Adds a Unix socket that listens, by the path at which clients find it. Its file is left at the end.
+    pub fn add_unix(&mut self, path: &Path, socket: UnixListener) {
+        self.insert(SocketAddress::Unix(path.into()), Socket::Unix(socket), None);
+    }
+
+    fn insert(&mut self, address: SocketAddress, socket: Socket, file: Option<SocketFile>) {
+        self.0.insert(address, Listening { sockets: vec![socket], is_shared: true, file });
+    }
+
+    /// The socket of an address, `count` times.
+    pub(crate) fn take(&mut self, address: &SocketAddress, count: usize) -> Option<io::Result<Listening>> {
+        let Listening { mut sockets, file, .. } = self.0.remove(address)?;
+        let socket = sockets.pop()?;
+        Some(duplicates(&socket, count).map(|sockets| Listening { sockets, is_shared: true, file }))
+    }
+
+    pub(crate) fn take_tcp(&mut self, address: SocketAddr) -> Option<TcpListener> {
+        match self.0.remove(&address.into())?.sockets.pop()? {
+            Socket::Tcp(socket) => Some(socket),
+            Socket::Unix(_) => None,
+        }
+    }
+
+    /// The addresses of those that nobody has taken.
+    pub(crate) fn into_addresses(self) -> impl Iterator<Item = SocketAddress> {
+        self.0.into_keys()
+    }
+}
 
 impl Bound {
-    /// Binds `count` sockets that share an address. Sharing would also let them join those of another process, so that
-    /// nobody else listens is made sure of first, unless this process itself does: `is_own`.
-    pub(crate) fn new(address: SocketAddr, count: usize, is_own: bool) -> io::Result<Self> {
-        if address.port() != 0 && !is_own {
-            let alone = socket_for(address)?;
-            sockopt::set_socket_reuseaddr(&alone, true)?;
-            bind(&alone, &address)?;
+    /// Binds `count` sockets that share an address. Over TCP sharing would also let them join those of another process, so
+    /// that nobody else listens is made sure of first, unless this process itself does: `is_own`. `rights`: of the file of
+    /// a Unix socket.
+    pub(crate) fn new(
+        address: &SocketAddress,
+        count: usize,
+        is_own: bool,
+        rights: Option<&SocketFileRights>,
+    ) -> io::Result<Self> {
+        match (address, rights) {
+            (SocketAddress::Ip(address), _) => bind_tcp(*address, count, is_own).map(Self::Tcp),
+            (SocketAddress::Unix(path), Some(rights)) => BoundUnix::new(path, count, rights).map(Self::Unix),
+            (SocketAddress::Unix(_), None) => Err(io::ErrorKind::InvalidInput.into()),
         }
-        let first = shared_socket(address)?;
-        // A port that was free to choose is known now.
-        let address = SocketAddr::try_from(rustix::net::getsockname(&first)?)?;
-        let mut sockets = vec![first];
-        for _ in 1..count {
-            sockets.push(shared_socket(address)?);
-        }
-        Ok(Self(sockets))
     }
 
     /// Listens: clients can connect from now on, and wait for somebody to accept them.
-    pub(crate) fn listen(self) -> io::Result<Vec<TcpListener>> {
+    pub(crate) fn listen(self) -> io::Result<Listening> {
         let listening = |socket: OwnedFd| {
             listen(&socket, BACKLOG)?;
-            Ok(TcpListener::from(socket))
+            Ok(Socket::Tcp(TcpListener::from(socket)))
         };
-        self.0.into_iter().map(listening).collect()
+        match self {
+            Self::Tcp(sockets) => {
+                let sockets = sockets.into_iter().map(listening).collect::<io::Result<_>>()?;
+                Ok(Listening { sockets, is_shared: false, file: None })
+            }
+            Self::Unix(bound) => bound.listen(),
+        }
+    }
+}
+
+fn bind_tcp(address: SocketAddr, count: usize, is_own: bool) -> io::Result<Vec<OwnedFd>> {
+    if address.port() != 0 && !is_own {
+        let alone = socket_for(address)?;
+        sockopt::set_socket_reuseaddr(&alone, true)?;
+        bind(&alone, &address)?;
+    }
+    let first = shared_socket(address)?;
+    // A port that was free to choose is known now.
+    let address = SocketAddr::try_from(rustix::net::getsockname(&first)?)?;
+    let mut sockets = vec![first];
+    for _ in 1..count {
+        sockets.push(shared_socket(address)?);
+    }
+    Ok(sockets)
+}
+
+impl BoundUnix {
+    /// Binds a socket beside `path`, with the rights that it will have there. Whatever is at `path` stays: an error if
+    /// somebody listens there, or if it is no socket.
+    fn new(path: &Arc<Path>, count: usize, rights: &SocketFileRights) -> io::Result<Self> {
+        is_free(path)?;
+        let owner = owner(rights)?;
+        let socket = unix_socket()?;
+        let temporary = bind_beside(&socket, path)?;
+        // Nobody can connect before it listens, whatever rights the system has given to the file.
+        give_rights(&temporary.path, rights.mode, owner)?;
+        Ok(Self { socket, temporary, path: Arc::clone(path), count })
+    }
+
+    /// Listens, and takes the place at the path in one step: clients find either what was there before or this socket.
+    fn listen(self) -> io::Result<Listening> {
+        let Self { socket, mut temporary, path, count } = self;
+        listen(&socket, BACKLOG)?;
+        let socket = Socket::Unix(UnixListener::from(socket));
+        let sockets = duplicates(&socket, count)?;
+        fs::rename(&temporary.path, &path)?;
+        temporary.path = path.to_path_buf();
+        Ok(Listening { sockets, is_shared: true, file: Some(temporary) })
+    }
+}
+
+/// An error unless nothing is at the path, or a socket that nobody listens on, which a process has left behind that did
+/// not end as it should.
+fn is_free(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+        Ok(file) if !file.file_type().is_socket() => return Err(io::ErrorKind::AlreadyExists.into()),
+        Ok(_) => {}
+    }
+    match connect(unix_socket()?, &SocketAddrUnix::new(path)?).map_err(io::Error::from) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => Ok(()),
+        // Its queue is full.
+        Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(e),
+        _ => Err(io::ErrorKind::AddrInUse.into()),
+    }
+}
+
+/// Binds to a name of its own in the folder of `path`.
+fn bind_beside(socket: &OwnedFd, path: &Path) -> io::Result<SocketFile> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let number = format!("{}.{}.tmp", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    // `ss` and the like show this name.
+    let mut telling = name.to_owned();
+    telling.push(format!(".{number}"));
+    let temporary = folder.join(telling);
+    if temporary.as_os_str().len() <= MAX_UNIX_PATH_BYTES {
+        bind(socket, &SocketAddrUnix::new(&temporary)?)?;
+        return SocketFile::at(temporary);
+    }
+    // The system's address has no room for that: the folder is named by a shorter path.
+    let (temporary, opened) = (folder.join(&number), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC);
+    let folder = open(folder, opened, Mode::empty())?;
+    let short = format!("/proc/self/fd/{}/{number}", folder.as_fd().as_raw_fd());
+    bind(socket, &SocketAddrUnix::new(short)?)?;
+    SocketFile::at(temporary)
+}
+
+/// Gives the file of a Unix socket its rights.
+pub(crate) fn set_rights(path: &Path, rights: &SocketFileRights) -> io::Result<()> {
+    give_rights(path, rights.mode, owner(rights)?)
+}
+
+fn give_rights(path: &Path, mode: u32, Owner { uid, gid }: Owner) -> io::Result<()> {
+    if uid.is_some() || gid.is_some() {
+        chown(path, uid, gid)?;
+    }
+    fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+fn owner(rights: &SocketFileRights) -> io::Result<Owner> {
+    rights.owner.as_ref().map_or(Ok(Owner::default()), |owner| Owner::find(owner).map_err(io::Error::other))
+}
+
+impl SocketFile {
+    fn at(path: PathBuf) -> io::Result<Self> {
+        let file = fs::symlink_metadata(&path)?;
+        Ok(Self { path, id: (file.dev(), file.ino()) })
+    }
+
+    /// Whether it is still at its path.
+    pub(crate) fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.id)
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.is_there()
+            && let Err(e) = fs::remove_file(&self.path)
+        {
+            tracing::info!("the socket {} is left behind, which the next start replaces: {e}", self.path.display());
+        }
     }
 }
 
 /// One socket for each of `count` threads, which all are `socket`.
-pub(crate) fn duplicates(socket: &TcpListener, count: usize) -> io::Result<Vec<TcpListener>> {
-    socket.set_nonblocking(true)?;
-    // Accepted connections inherit it.
-    sockopt::set_tcp_nodelay(socket, true)?;
-    (0..count).map(|_| socket.try_clone()).collect()
+fn duplicates(socket: &Socket, count: usize) -> io::Result<Vec<Socket>> {
+    match socket {
+        Socket::Tcp(tcp) => {
+            tcp.set_nonblocking(true)?;
+            // Accepted connections inherit it.
+            sockopt::set_tcp_nodelay(tcp, true)?;
+            (0..count).map(|_| tcp.try_clone().map(Socket::Tcp)).collect()
+        }
+        Socket::Unix(unix) => {
+            unix.set_nonblocking(true)?;
+            (0..count).map(|_| unix.try_clone().map(Socket::Unix)).collect()
+        }
+    }
 }
 
 /// Why an address cannot be listened on, and what to do about it. `key` is the setting that names the address.
-pub(crate) fn cannot_listen(address: SocketAddr, key: &str, error: &io::Error) -> String {
+pub(crate) fn cannot_listen(address: &SocketAddress, key: &str, error: &io::Error) -> String {
+    let fix = match address {
+        SocketAddress::Ip(address) => fix_of_port(*address, key, error),
+        SocketAddress::Unix(path) => fix_of_path(path, key, error),
+    };
+    format!("cannot listen on {address} ({error}): {fix}")
+}
+
+fn fix_of_port(address: SocketAddr, key: &str, error: &io::Error) -> String {
     let port = address.port();
-    let fix = match error.kind() {
+    match error.kind() {
         io::ErrorKind::PermissionDenied if port < UNPRIVILEGED_PORT => format!(
             "a port below {UNPRIVILEGED_PORT} needs CAP_NET_BIND_SERVICE (AmbientCapabilities= in systemd, or `setcap \
              cap_net_bind_service=+ep` on the program); or change {key}"
         ),
         io::ErrorKind::AddrNotAvailable => format!("this machine has no address {}: change {key}", address.ip()),
         _ => format!("change {key}, or stop what uses port {port}"),
-    };
-    format!("cannot listen on {address} ({error}): {fix}")
+    }
+}
+
+fn fix_of_path(path: &Path, key: &str, error: &io::Error) -> String {
+    let folder = path.parent().unwrap_or(path).display();
+    match error.kind() {
+        io::ErrorKind::AddrInUse => format!("another process listens there: stop it, or change {key}"),
+        io::ErrorKind::AlreadyExists => format!("there is a file that is no socket: remove it, or change {key}"),
+        io::ErrorKind::NotFound => format!("make the folder {folder}, or change {key}"),
+        io::ErrorKind::PermissionDenied => format!(
+            "the process has to be able to write to the folder {folder} (RuntimeDirectory= in systemd) and to the socket \
+             that is there; only root can give it to another owner"
+        ),
+        // Of its owner.
+        io::ErrorKind::Other => "correct owner of the [[listener]]".to_owned(),
+        _ => format!("change {key}"),
+    }
+}
+
+fn unix_socket() -> io::Result<OwnedFd> {
+    Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?)
 }
 
 fn shared_socket(address: SocketAddr) -> io::Result<OwnedFd> {
@@ -111,18 +351,28 @@ fn socket_for(address: SocketAddr) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     #[test]
     fn what_keeps_it_from_listening_is_told_with_the_fix() {
         let told = |address: &str, kind: io::ErrorKind| {
-            cannot_listen(address.parse().expect("an address"), "[[listener]] address", &kind.into())
+            let address = match address.strip_prefix("unix:") {
+                Some(path) => SocketAddress::Unix(Path::new(path).into()),
+                None => SocketAddress::Ip(address.parse().expect("an address")),
+            };
+            cannot_listen(&address, "[[listener]] address", &kind.into())
         };
         for (address, kind, words) in [
             ("0.0.0.0:80", io::ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),
             ("0.0.0.0:8080", io::ErrorKind::PermissionDenied, "change [[listener]] address"),
             ("192.0.2.1:80", io::ErrorKind::AddrNotAvailable, "this machine has no address 192.0.2.1"),
             ("0.0.0.0:80", io::ErrorKind::AddrInUse, "stop what uses port 80"),
+            ("unix:/run/web.sock", io::ErrorKind::AddrInUse, "another process listens there"),
+            ("unix:/run/web.sock", io::ErrorKind::AlreadyExists, "a file that is no socket: remove it"),
+            ("unix:/run/web/sock", io::ErrorKind::NotFound, "make the folder /run/web,"),
+            ("unix:/run/web/sock", io::ErrorKind::PermissionDenied, "write to the folder /run/web "),
         ] {
             let told = told(address, kind);
             assert!(told.starts_with(&format!("cannot listen on {address} (")) && told.contains(words), "{told}");
@@ -131,13 +381,83 @@ mod tests {
 
     #[test]
     fn an_address_that_somebody_listens_on_is_not_shared_unless_it_is_our_own() {
+        let bound = |address: SocketAddr, is_own| Bound::new(&address.into(), 2, is_own, None);
         let free = "127.0.0.1:0".parse().expect("an address");
-        let ours = Bound::new(free, 2, false).expect("a free port").listen().expect("a free port");
-        let address = ours[0].local_addr().expect("a bound socket");
-        assert_eq!(ours[1].local_addr().expect("a bound socket"), address);
-        let refused = Bound::new(address, 1, false).expect_err("it is taken");
+        let ours = bound(free, false).expect("a free port").listen().expect("a free port");
+        let addresses = ours.sockets.iter().map(|socket| match socket {
+            Socket::Tcp(socket) => socket.local_addr().expect("a bound socket"),
+            Socket::Unix(_) => panic!("it is TCP"),
+        });
+        let [address, other] = addresses.collect::<Vec<_>>()[..] else { panic!("there are two") };
+        assert_eq!(other, address);
+        let refused = bound(address, false).expect_err("it is taken");
         assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
         let everywhere = SocketAddr::new([0, 0, 0, 0].into(), address.port());
-        Bound::new(everywhere, 2, true).expect("our own").listen().expect("our own");
+        bound(everywhere, true).expect("our own").listen().expect("our own");
+    }
+
+    const RIGHTS: SocketFileRights = SocketFileRights { mode: 0o640, owner: None };
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).expect("our folder");
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_unix_socket_is_found_with_its_rights_once_it_listens_and_removed_if_it_is_still_ours() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path: Arc<Path> = folder.path().join("web.sock").into();
+        let bound = BoundUnix::new(&path, 2, &RIGHTS).expect("a free path");
+        assert!(!path.exists(), "it does not listen yet");
+        let ours = bound.listen().expect("a free path");
+        assert_eq!(names(folder.path()), ["web.sock"]);
+        assert_eq!(fs::metadata(&path).expect("our socket").mode() & 0o777, 0o640);
+        UnixStream::connect(&path).expect("somebody who listens");
+        assert_eq!(ours.sockets.len(), 2);
+        let refused = BoundUnix::new(&path, 1, &RIGHTS).expect_err("somebody listens");
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        drop(ours);
+        assert_eq!(names(folder.path()), [""; 0]);
+        // One that was bound for nothing leaves nothing.
+        drop(BoundUnix::new(&path, 1, &RIGHTS).expect("a free path"));
+        assert_eq!(names(folder.path()), [""; 0]);
+        // Another one's stays.
+        let ours = BoundUnix::new(&path, 1, &RIGHTS).expect("a free path").listen().expect("a free path");
+        fs::remove_file(&path).expect("our socket");
+        let _others = UnixListener::bind(&path).expect("a free path");
+        assert!(!ours.file.as_ref().expect("a file").is_there());
+        drop(ours);
+        assert_eq!(names(folder.path()), ["web.sock"]);
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_replaced_and_no_other_file_is() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path: Arc<Path> = folder.path().join("web.sock").into();
+        drop(UnixListener::bind(&path).expect("a free path"));
+        assert!(path.exists(), "the socket is left behind");
+        let bound = BoundUnix::new(&path, 1, &RIGHTS).expect("nobody listens");
+        let refused = UnixStream::connect(&path).expect_err("nobody listens");
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused, "there is no moment without a socket");
+        let ours = bound.listen().expect("nobody listens");
+        UnixStream::connect(&path).expect("somebody who listens");
+        drop(ours);
+        fs::write(&*path, "text").expect("our folder");
+        let refused = BoundUnix::new(&path, 1, &RIGHTS).expect_err("it is no socket");
+        assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_to_string(&path).expect("our file"), "text");
+    }
+
+    #[test]
+    fn the_longest_path_is_bound() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let rest = MAX_UNIX_PATH_BYTES - folder.path().as_os_str().len() - 1;
+        let path: Arc<Path> = folder.path().join("x".repeat(rest)).into();
+        let _ours = BoundUnix::new(&path, 1, &RIGHTS).expect("a free path").listen().expect("a free path");
+        UnixStream::connect(&path).expect("somebody who listens");
+        assert_eq!(names(folder.path()).len(), 1);
     }
 }

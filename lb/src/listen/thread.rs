@@ -1,24 +1,26 @@
 //! A thread that carries traffic: it accepts on the sockets that it is given, until they are closed or the process stops,
 //! and serves what it has accepted.
 
-use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpStream as BlockingTcpStream};
+use std::os::unix::net::UnixStream as BlockingUnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use rustix::net::getsockname;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::Builder;
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::handshake::{self, Failed, Told};
 use super::proxy::Expected;
+use super::sockets::Socket;
 use crate::config::tls::Protocol;
-use crate::exchange::headers::Peer;
+use crate::exchange::headers::{Peer, PeerAddress};
 use crate::http::io::Io;
 use crate::http::stream::ClientStream;
 use crate::http::{self, Engine, Stop, h2, idle};
@@ -38,11 +40,49 @@ const SILENT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A socket that a thread has to accept on.
 pub(super) struct Accepting {
-    pub socket: std::net::TcpListener,
+    pub socket: Socket,
     /// Who serves the next connection. The sender is dropped when the socket is to be closed.
     pub listener: watch::Receiver<Arc<Listener>>,
     /// Dropped once the socket is closed.
     pub is_open: Arc<()>,
+    /// All threads accept on the same socket.
+    pub turns: Option<Turns>,
+}
+
+/// Gives each thread as many of a shared socket's clients as any other. Otherwise those who are awake first would get
+/// most, and clients that stay, such as those of a proxy with keep-alive, would be theirs for good.
+pub(super) struct Turns {
+    turn: Turn,
+    /// What the others give this one.
+    given: UnboundedReceiver<Accepted>,
+}
+
+/// Whose turn it is to get a client of a shared socket.
+struct Turn {
+    next: Arc<AtomicUsize>,
+    /// To each thread.
+    threads: Arc<[UnboundedSender<Accepted>]>,
+    /// Which of them is this one.
+    own: usize,
+}
+
+/// A client on its way to another thread.
+pub(super) struct Accepted {
+    stream: Detached,
+    peer: PeerAddress,
+    places: Places,
+}
+
+/// A connection that no runtime knows.
+enum Detached {
+    Tcp(BlockingTcpStream),
+    Unix(BlockingUnixStream),
+}
+
+/// A socket that listens, as the runtime knows it.
+enum Listens {
+    Tcp(TcpListener),
+    Unix(UnixListener),
 }
 
 /// What serves the connections of one listener on one thread.
@@ -80,7 +120,7 @@ pub(super) fn run(
                 biased;
                 _ = &mut stopping => break,
                 Some(socket) = sockets.recv() => {
-                    accepting.spawn(accept(socket, shutdown.clone(), Arc::clone(&alive)));
+                    begin(&mut accepting, socket, shutdown, &alive);
                 }
                 Some(_) = accepting.join_next() => {}
             }
@@ -88,7 +128,7 @@ pub(super) fn run(
         // Clients may wait there already.
         sockets.close();
         while let Some(socket) = sockets.recv().await {
-            accepting.spawn(accept(socket, shutdown.clone(), Arc::clone(&alive)));
+            begin(&mut accepting, socket, shutdown, &alive);
         }
         // They end by themselves: they have seen the same signal.
         while accepting.join_next().await.is_some() {}
@@ -98,6 +138,14 @@ pub(super) fn run(
         idle::clear();
         has_finished
     })
+}
+
+fn begin(tasks: &mut JoinSet<()>, mut accepting: Accepting, shutdown: &Shutdown, alive: &Arc<AtomicUsize>) {
+    let turns = accepting.turns.take().map(|Turns { turn, given }| {
+        tasks.spawn(serve_given(given, accepting.listener.clone(), shutdown.clone(), Arc::clone(alive)));
+        turn
+    });
+    tasks.spawn(accept(accepting, turns, shutdown.clone(), Arc::clone(alive)));
 }
 
 /// Waits until every connection has ended, or none carries an exchange any more and those that are left were given
@@ -128,9 +176,9 @@ async fn sweep_idle(most: Arc<AtomicUsize>) {
 }
 
 /// Accepts until the socket is to be closed or the process stops, and then what had been connected by then.
-async fn accept(accepting: Accepting, shutdown: Shutdown, alive: Arc<AtomicUsize>) {
-    let Accepting { socket, listener: mut given, is_open } = accepting;
-    let socket = match TcpListener::from_std(socket) {
+async fn accept(accepting: Accepting, turn: Option<Turn>, shutdown: Shutdown, alive: Arc<AtomicUsize>) {
+    let Accepting { socket, listener: mut given, is_open, .. } = accepting;
+    let socket = match Listens::new(socket) {
         Ok(socket) => socket,
         Err(e) => return tracing::error!("a listening socket cannot be used: {e}"),
     };
@@ -163,7 +211,10 @@ async fn accept(accepting: Accepting, shutdown: Shutdown, alive: Arc<AtomicUsize
                     }
                     places = listener.places() => places,
                 };
-                spawn(&listener, stream, peer, places, &alive);
+                match &turn {
+                    Some(turn) => turn.give(&listener, stream, peer, places, &alive),
+                    None => spawn(&listener, stream, peer, places, &alive),
+                }
             }
             Err(e) => {
                 tracing::warn!("a connection could not be accepted: {e}");
@@ -180,18 +231,136 @@ async fn accept(accepting: Accepting, shutdown: Shutdown, alive: Arc<AtomicUsize
                 Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => continue,
                 Err(_) => break,
             };
-            let places = listener.places_anyway();
-            match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-                Ok(stream) => spawn(&listener, stream, peer, places, &alive),
-                Err(e) => tracing::warn!("a connection could not be accepted: {e}"),
-            }
+            Accepted { stream, peer, places: listener.places_anyway() }.serve(&listener, &alive);
         },
         Err(e) => tracing::error!("a listening socket cannot be used: {e}"),
     }
     drop(is_open);
 }
 
-fn spawn(listener: &Arc<Listener>, stream: TcpStream, peer: SocketAddr, places: Places, alive: &Arc<AtomicUsize>) {
+/// Serves those that other threads have accepted for this one, until the socket is to be closed or the process stops.
+async fn serve_given(
+    mut accepted: UnboundedReceiver<Accepted>,
+    mut given: watch::Receiver<Arc<Listener>>,
+    shutdown: Shutdown,
+    alive: Arc<AtomicUsize>,
+) {
+    let mut stopping = std::pin::pin!(shutdown.stopping());
+    let serve = |accepted: Accepted, given: &watch::Receiver<Arc<Listener>>| {
+        let listener = Arc::clone(&given.borrow());
+        accepted.serve(&listener, &alive);
+    };
+    loop {
+        tokio::select! {
+            biased;
+            _ = &mut stopping => break,
+            changed = given.changed() => if changed.is_err() { break },
+            next = accepted.recv() => match next {
+                Some(client) => serve(client, &given),
+                None => return,
+            },
+        }
+    }
+    accepted.close();
+    while let Some(client) = accepted.recv().await {
+        serve(client, &given);
+    }
+}
+
+impl Turns {
+    /// For each of so many threads.
+    pub fn of(threads: usize) -> Vec<Self> {
+        let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| unbounded_channel()).unzip();
+        let (next, threads) = (Arc::new(AtomicUsize::new(0)), Arc::from(senders));
+        let turns = receivers.into_iter().enumerate();
+        let turn = |own| Turn { next: Arc::clone(&next), threads: Arc::clone(&threads), own };
+        turns.map(|(own, given)| Self { turn: turn(own), given }).collect()
+    }
+}
+
+impl Turn {
+    /// Has the thread serve the client whose turn it is; this one if that one has stopped.
+    fn give(&self, listener: &Arc<Listener>, stream: Io, peer: PeerAddress, places: Places, alive: &Arc<AtomicUsize>) {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len();
+        if turn == self.own {
+            return spawn(listener, stream, peer, places, alive);
+        }
+        match Detached::new(stream) {
+            Ok(stream) => {
+                if let Err(back) = self.threads[turn].send(Accepted { stream, peer, places }) {
+                    back.0.serve(listener, alive);
+                }
+            }
+            Err(e) => tracing::warn!("a connection could not be accepted: {e}"),
+        }
+    }
+}
+
+impl Accepted {
+    fn serve(self, listener: &Arc<Listener>, alive: &Arc<AtomicUsize>) {
+        match self.stream.attach() {
+            Ok(stream) => spawn(listener, stream, self.peer, self.places, alive),
+            Err(e) => tracing::warn!("a connection could not be accepted: {e}"),
+        }
+    }
+}
+
+impl Detached {
+    fn new(stream: Io) -> io::Result<Self> {
+        match stream {
+            Io::Tcp(tcp) => tcp.into_std().map(Self::Tcp),
+            Io::Unix(unix) => unix.into_std().map(Self::Unix),
+            _ => Err(ErrorKind::Unsupported.into()),
+        }
+    }
+
+    fn attach(self) -> io::Result<Io> {
+        match self {
+            Self::Tcp(tcp) => {
+                tcp.set_nonblocking(true)?;
+                TcpStream::from_std(tcp).map(Io::Tcp)
+            }
+            Self::Unix(unix) => {
+                unix.set_nonblocking(true)?;
+                UnixStream::from_std(unix).map(Io::Unix)
+            }
+        }
+    }
+}
+
+impl Socket {
+    fn accept(&self) -> io::Result<(Detached, PeerAddress)> {
+        match self {
+            Self::Tcp(tcp) => tcp.accept().map(|(stream, peer)| (Detached::Tcp(stream), PeerAddress::Ip(peer))),
+            Self::Unix(unix) => unix.accept().map(|(stream, _)| (Detached::Unix(stream), PeerAddress::Unix)),
+        }
+    }
+}
+
+impl Listens {
+    fn new(socket: Socket) -> io::Result<Self> {
+        match socket {
+            Socket::Tcp(tcp) => TcpListener::from_std(tcp).map(Self::Tcp),
+            Socket::Unix(unix) => UnixListener::from_std(unix).map(Self::Unix),
+        }
+    }
+
+    fn into_std(self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(tcp) => tcp.into_std().map(Socket::Tcp),
+            Self::Unix(unix) => unix.into_std().map(Socket::Unix),
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Io, PeerAddress)> {
+        match self {
+            Self::Tcp(tcp) => tcp.accept().await.map(|(stream, peer)| (Io::Tcp(stream), PeerAddress::Ip(peer))),
+            Self::Unix(unix) => unix.accept().await.map(|(stream, _)| (Io::Unix(stream), PeerAddress::Unix)),
+        }
+    }
+}
+
+fn spawn(listener: &Arc<Listener>, stream: Io, peer: PeerAddress, places: Places, alive: &Arc<AtomicUsize>) {
     let (listener, alive) = (Arc::clone(listener), Alive::new(alive));
     let Places { client, handshake } = places;
     tokio::spawn(async move {
@@ -240,33 +409,25 @@ impl Listener {
         Places { handshake, client: self.engine.place_anyway() }
     }
 
-    async fn connected(&self, mut tcp: TcpStream, mut peer: SocketAddr, place: Option<Place>) {
+    async fn connected(&self, mut io: Io, mut peer: PeerAddress, place: Option<Place>) {
         let engine = Arc::clone(&self.engine);
-        if self.proxies.of(peer.ip()) {
-            let mut io = Io::Tcp(tcp);
+        if self.proxies.of(peer) {
             let Some(client) = Box::pin(self.proxies.read(&engine, &mut io, peer)).await else { return };
             peer = client;
-            let Io::Tcp(same) = io else { return };
-            tcp = same;
         }
         let Some(tls) = self.tls.load_full() else {
             drop(place);
-            return http::serve(
-                engine,
-                ClientStream::Io(Io::Tcp(tcp)),
-                Peer::new(peer.ip()).connected(peer.port(), None),
-            )
-            .await;
+            return http::serve(engine, ClientStream::Io(io), Peer::new(peer)).await;
         };
         // The handshake is large and short: in a box of its own it leaves nothing behind.
-        let accepted = Box::pin(handshake::accept(&engine, &tls, &self.told, tcp, peer)).await;
+        let accepted = Box::pin(handshake::accept(&engine, &tls, &self.told, io, peer)).await;
         drop((place, tls));
         match accepted {
             Ok(stream) => {
                 let secured = handshake::secured(&stream);
                 let local = stream.get_ref().0.socket().and_then(|socket| getsockname(socket).ok());
                 let local = local.and_then(|local| SocketAddr::try_from(local).ok());
-                let peer = Peer::with_tls(peer.ip(), secured).connected(peer.port(), local);
+                let peer = Peer::with_tls(peer, secured, local);
                 if stream.get_ref().1.alpn_protocol() == Some(Protocol::Http2.name()) {
                     // Large, and rare beside idle connections of HTTP/1.1.
                     Box::pin(h2::serve(engine, Io::Tls(stream), Vec::new(), peer)).await;
@@ -274,9 +435,8 @@ impl Listener {
                     http::serve(engine, ClientStream::Io(Io::Tls(stream)), peer).await;
                 }
             }
-            Err(Failed::PlainHttp(tcp)) => {
-                let peer = Peer::without_tls(peer.ip()).connected(peer.port(), None);
-                Box::pin(http::serve(engine, ClientStream::Io(Io::Tcp(tcp)), peer)).await;
+            Err(Failed::PlainHttp(io)) => {
+                Box::pin(http::serve(engine, ClientStream::Io(io), Peer::without_tls(peer))).await;
             }
             Err(_) => {}
         }

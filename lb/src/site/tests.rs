@@ -90,9 +90,13 @@ fn site(hosts: &[&str], listeners: &[&str], routes: Vec<RouteConfig>) -> SiteCon
     }
 }
 
+fn address(text: &str) -> SocketAddress {
+    SocketAddress::Ip(text.parse().expect("an address"))
+}
+
 /// The pool that a request goes to. `None`: no site has its host, or no route of the site its path.
 fn pool(sites: &Sites, listener: &str, host: &str, path: &str, method: &'static str) -> Option<usize> {
-    let found = sites.find(listener.parse().expect("an address"), host, path.as_bytes(), &Method(method))?;
+    let found = sites.find(&address(listener), host, path.as_bytes(), &Method(method))?;
     match &found.site.route(found.route).action {
         Action::Pool(of) => of.pool.name.as_str().parse().ok(),
         Action::Missing => None,
@@ -152,7 +156,7 @@ fn jumps_find_routes_by_name_and_paths_do_not_find_named_ones() {
     named.name = RouteName::new("page");
     config.sites = vec![Arc::new(site(&[""], &[], vec![named]))];
     let snapshot = snapshot(config, None);
-    let site = snapshot.sites.site(LISTENERS[0].parse().expect("valid"), "x").expect("any host");
+    let site = snapshot.sites.site(&address(LISTENERS[0]), "x").expect("any host");
     assert_eq!(site.find(b"/page", &Method("GET")), RouteId::FALLBACK);
     let page = site.named(&RouteName::new("page")).expect("there");
     assert!(matches!(site.route(page).action, Action::Pool(_)));
@@ -191,7 +195,7 @@ fn what_has_not_changed_is_taken_from_the_snapshot_before() {
     let pools = |snapshot: &Snapshot| Arc::clone(&snapshot.pools[0]);
     assert!(!Arc::ptr_eq(&pools(&fourth), &pools(&fifth)));
     let leads_to = |snapshot: &Snapshot, host: &str| {
-        let site = snapshot.sites.site(LISTENERS[0].parse().expect("valid"), host).expect("there");
+        let site = snapshot.sites.site(&address(LISTENERS[0]), host).expect("there");
         let RouteId(_) = site.find(b"/", &Method("GET"));
         site.routes.iter().flat_map(|route| route.action.pools()).map(|of| Arc::clone(&of.pool)).collect::<Vec<_>>()
     };

@@ -123,8 +123,16 @@ fn values_become_what_the_program_needs() {
     let server = config(&minimal_with("server", server)).server;
     assert_eq!(server.threads, 3);
     assert_eq!(server.shutdown_delay, Duration::from_millis(1500));
-    let networks: Vec<_> = server.trusted_proxies.iter().map(ToString::to_string).collect();
+    let networks: Vec<_> = server.trusted_proxies.networks.iter().map(ToString::to_string).collect();
     assert_eq!(networks, ["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"]);
+    assert!(!server.trusted_proxies.has_unix);
+    let server = config(&minimal_with("server", "trusted_proxies = [\"unix:\"]")).server;
+    assert!(server.trusted_proxies.has_unix && server.trusted_proxies.networks.is_empty());
+    let socket = "address = \"unix:run/web.sock\"\nmode = \"0600\"\nowner = \":adm\"";
+    let listener = config(&minimal_but("address = \"127.0.0.1:8888\"", socket)).listeners.remove(0);
+    assert!(listener.addresses.to_string().starts_with("unix:/"), "{}", listener.addresses);
+    let rights = listener.socket_file.expect("it has a Unix socket");
+    assert_eq!((rights.mode, rights.owner.map(|owner| owner.to_string()).as_deref()), (0o600, Some(":adm")));
     let listener = config(&minimal_with("listener", "max_body_bytes = 0")).listeners.remove(0);
     assert_eq!(listener.settings.max_body_bytes, None);
     let pool = |lines: &str| config(&minimal_with("pool", lines)).pools.remove(0).settings;
@@ -181,7 +189,7 @@ fn wrong_values_are_named_with_place_and_fix() {
         (
             "server",
             "trusted_proxies = [\"10.0.0.0/8\", §\"10.0.0.0/33\"]",
-            "server.trusted_proxies is \"10.0.0.0/33\": write a network or an address, such as \"10.0.0.0/8\", \"fd00::/8\" or \"192.0.2.7\"",
+            "server.trusted_proxies is \"10.0.0.0/33\": write a network or an address, such as \"10.0.0.0/8\", \"fd00::/8\" or \"192.0.2.7\", or \"unix:\"",
         ),
         (
             "server",
@@ -332,7 +340,7 @@ fn wrong_values_of_required_keys_are_named_with_place_and_fix() {
         (
             "\"127.0.0.1:8888\"",
             "§8888",
-            "listener.address is 8888: write IP:PORT, such as \"0.0.0.0:8888\", \"127.0.0.1:8888\" or \"[::]:8888\"",
+            "listener.address is 8888: write IP:PORT, such as \"0.0.0.0:8888\", \"127.0.0.1:8888\" or \"[::]:8888\", or \"unix:/run/evenkeel.sock\"",
         ),
         (
             "[\"127.0.0.1:9001\"]",
@@ -552,6 +560,18 @@ fn settings_that_contradict_each_other_are_found() {
                 "\"127.0.0.1:8888\"\n[[listener]]\naddresses = [\"127.0.0.1:1\", §\"0.0.0.0:8888\"]",
             ),
             "listener.addresses has \"0.0.0.0:8888\", which another [[listener]] has taken with \"127.0.0.1:8888\": write another port",
+        ),
+        (
+            minimal_but("\"127.0.0.1:8888\"", "\"127.0.0.1:8888\"\n§mode = \"0660\""),
+            "listener.mode means nothing without a Unix socket: remove it, or write address = \"unix:/run/evenkeel.sock\"",
+        ),
+        (
+            minimal_but("\"127.0.0.1:8888\"", "\"unix:/run/a.sock\"\nmode = §\"660x\""),
+            "listener.mode is \"660x\": write permission bits as octal digits in quotes, such as \"0660\"",
+        ),
+        (
+            minimal_but("\"127.0.0.1:8888\"", "\"unix:/run/a.sock\"\naddresses = [§\"unix:/run/a.sock\"]"),
+            "listener.addresses has \"unix:/run/a.sock\", which is there already: remove one of the two",
         ),
         (
             minimal_but("address = \"127.0.0.1:8888\"", "addresses = §[]"),

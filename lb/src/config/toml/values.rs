@@ -10,9 +10,9 @@ use toml::de::DeValue;
 
 use super::reader::did_you_mean;
 use super::{Algorithm, HostPattern, PathPrefix, PoolName, StatusRanges};
-use crate::config::backend::{BackendAddress, MAX_UNIX_PATH_BYTES, Weight};
+use crate::config::backend::{BackendAddress, MAX_UNIX_PATH_BYTES, SocketAddress, UNIX, Weight};
 use crate::config::site::{ListenerName, Share};
-use crate::config::{AccessLogFile, RequestIdField};
+use crate::config::{AccessLogFile, RequestIdField, UserAndGroup};
 use crate::message::ascii::is_token;
 use crate::value::condition::MethodSet;
 use crate::value::pattern::{Case, Pattern};
@@ -202,6 +202,46 @@ pub fn backend_address(value: &DeValue<'_>) -> Read<BackendAddress> {
             "HOST:PORT with a port from 1 to 65535, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\", the path of a Unix socket, such as \"unix:/run/app.sock\", or a service of DNS, such as \"srv:_http._tcp.example\"".to_owned()
         }
     })
+}
+
+/// Where a listener accepts. The path of a Unix socket is relative to the file.
+pub fn listener_address(base: &Path, value: &DeValue<'_>) -> Read<SocketAddress> {
+    let Some(path) = value.as_str().and_then(|text| text.strip_prefix(UNIX)) else {
+        return socket_address(value)
+            .map(SocketAddress::Ip)
+            .map_err(|e| format!("{e}, or \"unix:/run/evenkeel.sock\""));
+    };
+    if path.is_empty() || path.ends_with('/') || path.chars().any(char::is_control) {
+        return Err("the path of a Unix socket, such as \"unix:/run/evenkeel.sock\"".to_owned());
+    }
+    let path = std::path::absolute(base.join(path)).map_err(|e| format!("the path of a Unix socket: {e}"))?;
+    match path.as_os_str().len() {
+        0..=MAX_UNIX_PATH_BYTES => Ok(SocketAddress::Unix(path.into())),
+        length => Err(format!(
+            "a path of {MAX_UNIX_PATH_BYTES} bytes at most, which is all that the system has room for; {} has {length}",
+            path.display()
+        )),
+    }
+}
+
+/// Permission bits, in octal digits.
+pub fn mode(value: &DeValue<'_>) -> Read<u32> {
+    let digits = value.as_str().filter(|text| (3..=4).contains(&text.len()));
+    let mode = digits.and_then(|digits| u32::from_str_radix(digits, 8).ok()).filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| "permission bits as octal digits in quotes, such as \"0660\"".to_owned())
+}
+
+pub fn user_and_group(value: &DeValue<'_>) -> Read<UserAndGroup> {
+    let read = UserAndGroup::parse(value.as_str().unwrap_or_default());
+    read.ok_or_else(|| "a user, a group or both, such as \"www-data\", \":adm\" or \"www-data:adm\"".to_owned())
+}
+
+/// A network of peers, or `unix:` for those that come by a Unix socket: none.
+pub fn peer_network(value: &DeValue<'_>) -> Read<Option<IpNet>> {
+    match value.as_str() {
+        Some(UNIX) => Ok(None),
+        _ => network(value).map(Some).map_err(|e| format!("{e}, or \"unix:\"")),
+    }
 }
 
 /// An address without a port; none when empty.

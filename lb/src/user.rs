@@ -1,0 +1,249 @@
+//! Users and groups of this machine, by name or number, and what they may do with files.
+
+use std::ffi::CString;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::config::tls::Others;
+use crate::config::toml::Checked;
+use crate::config::{AccessLogFile, Config, UserAndGroup};
+use nix::unistd::{Gid, Group, Uid, getgrouplist};
+
+const READ: u32 = 0o4;
+const WRITE: u32 = 0o2;
+const SEARCH: u32 = 0o1;
+
+/// Someone whom a process can become, or whose rights are asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    pub name: String,
+    pub uid: Uid,
+    pub gid: Gid,
+    /// All, `gid` among them.
+    pub groups: Vec<Gid>,
+}
+
+/// How it is found out what a user may do with a file.
+#[derive(Debug, Clone, Copy)]
+pub enum Rights<'a> {
+    /// By permission bits; access control lists are not looked at.
+    Of(&'a User),
+}
+
+/// Whom a file belongs to; `None`: it stays as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Owner {
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+}
+
+impl User {
+    /// The user of this name, with the groups that it has, or with that one alone which is named. A number need not be
+    /// known to the system: it has no groups then but its own.
+    pub fn find(wanted: &UserAndGroup) -> Result<Self, String> {
+        let name = wanted.user.as_deref().ok_or_else(|| format!("\"{wanted}\" names no user"))?;
+        let known = known_user(name)?;
+        let group = wanted.group.as_deref().map(group_id).transpose()?;
+        let (uid, gid, groups) = match (known, group) {
+            (Some(user), Some(gid)) => (user.uid, gid, vec![gid]),
+            (Some(user), None) => (user.uid, user.gid, groups_of(&user)?),
+            (None, group) => {
+                let uid = name.parse().map_err(|_| format!("there is no user \"{name}\""))?;
+                let gid = group.unwrap_or(Gid::from_raw(uid));
+                (Uid::from_raw(uid), gid, vec![gid])
+            }
+        };
+        Ok(Self { name: name.to_owned(), uid, gid, groups })
+    }
+
+    fn may(&self, rights: u32, of: &Metadata) -> bool {
+        let shift = match of.uid() {
+            _ if self.uid.is_root() => return true,
+            owner if owner == self.uid.as_raw() => 6,
+            _ if self.groups.contains(&Gid::from_raw(of.gid())) => 3,
+            _ => 0,
+        };
+        (of.mode() >> shift) & rights == rights
+    }
+
+    /// The commands that give its group these rights.
+    fn commands(&self, path: &Path, rights: u32) -> String {
+        let group = Group::from_gid(self.gid).ok().flatten().map_or(self.gid.to_string(), |group| group.name);
+        let letters: String = [(READ, 'r'), (WRITE, 'w'), (SEARCH, 'x')]
+            .into_iter()
+            .filter(|(bit, _)| rights & bit != 0)
+            .map(|(_, c)| c)
+            .collect();
+        let path = path.display();
+        format!("`chgrp {group} {path} && chmod g+{letters} {path}`")
+    }
+}
+
+impl Rights<'_> {
+    fn user(&self) -> &User {
+        match self {
+            Self::Of(user) => user,
+        }
+    }
+
+    fn has(&self, path: &Path, rights: u32) -> bool {
+        match self {
+            Self::Of(user) => fs::metadata(path).is_ok_and(|file| user.may(rights, &file)),
+        }
+    }
+
+    /// What gives the user these rights to a file or folder; `None`: it has them, and every folder on the way can be
+    /// searched.
+    fn missing(&self, path: &Path, rights: u32) -> Option<String> {
+        // Where it cannot be followed, the way is as it is written.
+        let path = fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned());
+        let mut folders: Vec<&Path> = path.ancestors().skip(1).collect();
+        folders.reverse();
+        match folders.into_iter().find(|folder| !self.has(folder, SEARCH)) {
+            Some(folder) => Some(self.user().commands(folder, SEARCH)),
+            None => (!self.has(&path, rights)).then(|| self.user().commands(&path, rights)),
+        }
+    }
+}
+
+/// What of all that is opened while a balancer runs a user has no right to, and what gives it that right.
+pub fn closed_files(checked: &Checked, rights: Rights<'_>) -> Vec<String> {
+    let config = &checked.config;
+    let name = &rights.user().name;
+    let mut told = Vec::new();
+    for path in read_again(checked) {
+        if let Some(mended) = rights.missing(&path, READ) {
+            told.push(format!("user {name} cannot read {}: {mended} lets it", path.display()));
+        }
+    }
+    for folder in certificate_folders(config) {
+        if let Some(mended) = rights.missing(folder, READ | SEARCH) {
+            told.push(format!("user {name} cannot read the folder {}: {mended} lets it", folder.display()));
+        }
+    }
+    let backends = config.pools.iter().flat_map(|pool| &pool.backends);
+    for path in backends.filter_map(|backend| backend.address.unix_path()).filter(|path| path.exists()) {
+        if let Some(mended) = rights.missing(path, WRITE) {
+            told.push(format!("user {name} cannot connect to backend unix:{}: {mended} lets it", path.display()));
+        }
+    }
+    // A new state file is moved over the old one. Of a folder that does not exist is told in any case.
+    if let Some(path) = &config.state.file {
+        let folder = folder_of(path);
+        if folder.is_dir() && rights.missing(&folder, WRITE | SEARCH).is_some() {
+            told.push(format!(
+                "user {name} cannot write to {}, where the state file {} is kept: set [state] file to a path where it can, or persist = false",
+                folder.display(),
+                path.display()
+            ));
+        } else if path.exists()
+            && let Some(mended) = rights.missing(path, READ)
+        {
+            told.push(format!("user {name} cannot read the state file {}: {mended} lets it", path.display()));
+        }
+    }
+    for (which, path) in logs(config).filter(|(_, path)| folder_of(path).is_dir()) {
+        let (needed, bits) = match path.exists() {
+            true => (path.to_owned(), WRITE),
+            false => (folder_of(path), WRITE | SEARCH),
+        };
+        if let Some(mended) = rights.missing(&needed, bits) {
+            told.push(format!("user {name} cannot write the {which} {}: {mended} lets it", path.display()));
+        }
+    }
+    told
+}
+
+/// The files that a reload, or a look for renewed certificates, reads.
+fn read_again(checked: &Checked) -> Vec<PathBuf> {
+    let config = &checked.config;
+    let mut files: Vec<PathBuf> = checked.files().map(Path::to_owned).collect();
+    files.extend(config.sites.iter().flat_map(|site| site.files()).map(Path::to_owned));
+    for tls in config.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
+        let pairs = tls.certificates.pairs().unwrap_or_default();
+        files.extend(pairs.iter().flat_map(|pair| pair.files()).map(Path::to_owned));
+        files.extend(tls.client_certificates.as_ref().map(|clients| clients.ca.clone()));
+        files.extend(tls.ticket_file.clone());
+    }
+    for tls in config.pools.iter().filter_map(|pool| pool.settings.transport.tls.as_ref()) {
+        files.extend([&tls.ca, &tls.certificate, &tls.key].into_iter().flatten().cloned());
+    }
+    files.extend([&config.admin.token_file, &config.admin.read_token_file].into_iter().flatten().cloned());
+    let sticky = config.pools.iter().filter_map(|pool| pool.settings.sticky.as_ref());
+    files.extend(sticky.filter_map(|sticky| sticky.secret_file.clone()));
+    files.dedup();
+    files
+}
+
+/// The folders whose certificates are taken up as they come.
+fn certificate_folders(config: &Config) -> impl Iterator<Item = &Path> {
+    let tls = config.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+    tls.filter_map(|tls| match &tls.certificates.others {
+        Some(Others::Folder(folder)) => Some(folder.as_path()),
+        _ => None,
+    })
+}
+
+/// The files that lines are appended to, each once, and what they are called.
+pub fn logs(config: &Config) -> impl Iterator<Item = (&'static str, &Path)> {
+    let mut logs: Vec<(&'static str, &Path)> = Vec::new();
+    logs.extend(config.log.file.as_deref().map(|file| ("log", file)));
+    let rules =
+        config.sites.iter().flat_map(|site| site.routes.iter().map(|route| &route.rules).chain([&site.fallback]));
+    let of_sites = rules.flat_map(|rules| rules.access_log.iter().flatten()).map(|log| &log.file);
+    for file in config.access_log.file.iter().chain(of_sites) {
+        let AccessLogFile::Path(file) = file else { continue };
+        let file = file.as_path();
+        if !logs.iter().any(|(_, known)| *known == file) {
+            logs.push(("access log", file));
+        }
+    }
+    logs.into_iter()
+}
+
+pub fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+impl Owner {
+    pub fn find(wanted: &UserAndGroup) -> Result<Self, String> {
+        let user = |name: &str| match known_user(name)? {
+            Some(user) => Ok(user.uid.as_raw()),
+            None => name.parse().map_err(|_| format!("there is no user \"{name}\"")),
+        };
+        let uid = wanted.user.as_deref().map(user).transpose()?;
+        let gid = wanted.group.as_deref().map(group_id).transpose()?.map(Gid::as_raw);
+        Ok(Self { uid, gid })
+    }
+}
+
+fn known_user(name: &str) -> Result<Option<nix::unistd::User>, String> {
+    let by_name =
+        nix::unistd::User::from_name(name).map_err(|e| format!("the user \"{name}\" cannot be looked up: {e}"))?;
+    match (by_name, name.parse()) {
+        (None, Ok(uid)) => nix::unistd::User::from_uid(Uid::from_raw(uid))
+            .map_err(|e| format!("the user {uid} cannot be looked up: {e}")),
+        (by_name, _) => Ok(by_name),
+    }
+}
+
+fn group_id(name: &str) -> Result<Gid, String> {
+    let group = Group::from_name(name).map_err(|e| format!("the group \"{name}\" cannot be looked up: {e}"))?;
+    match (group, name.parse()) {
+        (Some(group), _) => Ok(group.gid),
+        (None, Ok(gid)) => Ok(Gid::from_raw(gid)),
+        (None, Err(_)) => Err(format!("there is no group \"{name}\"")),
+    }
+}
+
+fn groups_of(user: &nix::unistd::User) -> Result<Vec<Gid>, String> {
+    let cannot =
+        |e: &dyn std::fmt::Display| format!("the groups of the user \"{}\" cannot be looked up: {e}", user.name);
+    let name = CString::new(user.name.as_str()).map_err(|e| cannot(&e))?;
+    getgrouplist(&name, user.gid).map_err(|e| cannot(&e))
+}

@@ -1,0 +1,311 @@
+//! Unix sockets that clients connect to. curl, nginx and HAProxy are the clients.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use serde_json::json;
+use tempfile::TempDir;
+use tests::haproxy::Haproxy;
+use tests::nginx::Nginx;
+use tests::openssl::{Authority, Kind};
+use tests::process::installed;
+use tests::{Balancer, Config, Origin, Request, Wire, eventually, within};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+/// A balancer that listens on a Unix socket too.
+struct Unix {
+    balancer: Balancer,
+    folder: TempDir,
+}
+
+/// A folder whose path leaves room for a socket's name.
+fn folder() -> TempDir {
+    TempDir::new_in("/tmp").expect("a temporary directory")
+}
+
+/// A listener on a Unix socket, as a section.
+fn listener(path: &Path, lines: &str) -> String {
+    format!("[[listener]]\nname = \"unix\"\naddress = \"unix:{}\"\n{lines}\n", path.display())
+}
+
+impl Unix {
+    async fn start(config: Config, lines: &str) -> Self {
+        let folder = folder();
+        let config = config.section(&listener(&folder.path().join("web.sock"), lines));
+        Self { balancer: Balancer::start(config).await, folder }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("web.sock")
+    }
+
+    /// Reads another configuration, in which the listener is `section`.
+    async fn reload(&self, config: Config, section: &str) -> serde_json::Value {
+        self.balancer.configure(&config.section(section));
+        self.balancer.change("POST", "/admin/reload", None).await
+    }
+}
+
+/// Sends a request and reads until the connection is closed.
+async fn try_ask(path: &Path, request: &str) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(path).await?;
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    within("an answer", stream.read_to_string(&mut answer)).await?;
+    Ok(answer)
+}
+
+async fn ask(path: &Path, request: &str) -> String {
+    try_ask(path, request).await.expect("an answer")
+}
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+
+/// One exchange on a connection that stays.
+async fn exchange(stream: &mut UnixStream) {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("somebody who reads");
+    let mut answer = String::new();
+    // The JSON of an origin.
+    while !answer.ends_with('}') {
+        let mut buffer = [0; 4096];
+        let read = within("an answer", stream.read(&mut buffer)).await.expect("an answer");
+        assert!(read > 0, "the connection is closed: {answer}");
+        answer.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    }
+}
+
+/// What curl gets, as text.
+async fn curl(arguments: &[&str]) -> String {
+    let mut command = tokio::process::Command::new(installed("curl", "curl"));
+    command.args(["-sS", "--max-time", "20"]).args(arguments).kill_on_drop(true);
+    let output = within("the end of curl", command.output()).await.expect("a program that starts");
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).expect("a file").mode() & 0o777
+}
+
+#[tokio::test]
+async fn curl_and_nginx_are_served_and_told_of_without_an_address() {
+    let a = Origin::start("a").await;
+    let sites = "[[site]]\nhosts = [\"\"]\npool = \"app\"\n\
+        response_headers = { set = { X-Client = \"$remote_addr|$server_port|\" } }\n";
+    let config = Config::of([&a]).sites(sites).section("[access_log]\nfile = \"access.log\"");
+    let unix = Unix::start(config, "").await;
+    let path = unix.path();
+    let socket = path.to_str().expect("UTF-8");
+    let answer = curl(&["-i", "--unix-socket", socket, "-H", "X-Forwarded-For: 203.0.113.9", "http://a/"]).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.to_ascii_lowercase().contains("x-client: unix:||"), "{answer}");
+    let told = a.last_request();
+    for name in ["x-forwarded-for", "x-real-ip"] {
+        assert_eq!(told.field(name), None, "no address is made up, and none is believed");
+    }
+    assert_eq!(told.field("forwarded"), Some("for=unknown;host=a;proto=http"));
+    assert_eq!(told.field("x-forwarded-proto"), Some("http"));
+    let lines = unix.balancer.lines("access.log", 1).await;
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&lines[0]).expect("JSON")["client"], "unix:");
+    // HTTP/2 without TLS, and a body in both directions.
+    assert!(
+        curl(&["--http2-prior-knowledge", "-i", "--unix-socket", socket, "http://a/"]).await.starts_with("HTTP/2 200")
+    );
+    let nginx = Nginx::start(&format!(
+        "upstream e {{ server unix:{socket}; keepalive 4; }}\n\
+         server {{ listen {{listen}}; location / {{ proxy_pass http://e; proxy_http_version 1.1;\n\
+         proxy_set_header Connection \"\"; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; }} }}"
+    ))
+    .await;
+    let mut client = Wire::connect(nginx.address()).await;
+    for _ in 0..5 {
+        assert_eq!(client.exchange(&Request::post("/", vec![b'x'; 300_000])).await.status, 200);
+    }
+    assert_eq!(a.last_request().field("x-forwarded-for"), None, "nginx is not trusted");
+}
+
+#[tokio::test]
+async fn a_peer_on_a_unix_socket_is_believed_where_it_is_trusted() {
+    let a = Origin::start("a").await;
+    let config = |trusted: &str| Config::of([&a]).server(&format!("trusted_proxies = [{trusted}]"));
+    let unix = Unix::start(config("\"127.0.0.0/8\", \"unix:\""), "").await;
+    let nginx = Nginx::start(&format!(
+        "server {{ listen {{listen}}; location / {{ proxy_pass http://unix:{};\n\
+         proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_set_header X-Forwarded-Proto https; }} }}",
+        unix.path().display()
+    ))
+    .await;
+    let mut client = Wire::connect_from("127.0.0.9".parse().expect("an address"), nginx.address()).await;
+    let ask = Request::get("/").with("X-Forwarded-For", "203.0.113.9");
+    assert_eq!(client.exchange(&ask).await.status, 200);
+    let told = a.last_request();
+    // nginx's own address is trusted in 127.0.0.0/8: the client is the one before it.
+    assert_eq!(told.field("x-forwarded-for"), Some("203.0.113.9, 127.0.0.9"));
+    assert_eq!((told.field("x-real-ip"), told.field("x-forwarded-proto")), (Some("203.0.113.9"), Some("https")));
+    assert_eq!(told.field("forwarded").map(|text| text.ends_with(", for=unknown")), Some(true), "{told:?}");
+    let section = listener(&unix.path(), "");
+    unix.reload(config("\"127.0.0.0/8\""), &section).await;
+    assert_eq!(client.exchange(&ask).await.status, 200);
+    let told = a.last_request();
+    assert_eq!((told.field("x-forwarded-for"), told.field("x-forwarded-proto")), (None, Some("http")));
+}
+
+#[tokio::test]
+async fn proxy_protocol_and_tls_work_over_it() {
+    let a = Origin::start("a").await;
+    let (certificates, authority) = (folder(), Authority::new().await);
+    let file = |name: &str| certificates.path().join(name);
+    authority.issue(&file("a.pem"), &file("a.key"), Kind::Ecdsa, &["shop.example"], 20).await;
+    let tls = format!("tls = {{ certificates = \"{}\" }}", certificates.path().display());
+    let secured = Unix::start(Config::of([&a]), &tls).await;
+    let path = secured.path();
+    let (socket, ca) = (path.to_str().expect("UTF-8"), authority.certificate());
+    let ca = ca.to_str().expect("UTF-8");
+    for version in ["--http1.1", "--http2"] {
+        let answer = curl(&["-i", version, "--cacert", ca, "--unix-socket", socket, "https://shop.example/"]).await;
+        assert!(answer.contains(" 200"), "{answer}");
+        assert_eq!(a.last_request().field("x-forwarded-proto"), Some("https"));
+    }
+    assert!(ask(&path, GET).await.starts_with("HTTP/1.1 400"), "plain HTTP on a socket of TLS");
+    let told = Unix::start(Config::of([&a]), "proxy_protocol = { from = [\"unix:\"] }").await;
+    for version in ["send-proxy", "send-proxy-v2"] {
+        let haproxy = Haproxy::start(format!("unix@{} {version}", told.path().display())).await;
+        let mut client = Wire::connect_from("127.0.0.9".parse().expect("an address"), haproxy.address()).await;
+        assert_eq!(client.exchange(&Request::get("/")).await.status, 200, "{version}");
+        assert_eq!(a.last_request().field("x-forwarded-for"), Some("127.0.0.9"), "{version}");
+    }
+    // What it sent is not read, which is a reset.
+    let cut = try_ask(&told.path(), GET).await;
+    assert!(cut.as_ref().is_ok_and(String::is_empty) || cut.is_err(), "a header is demanded: {cut:?}");
+}
+
+#[tokio::test]
+async fn the_file_has_its_rights_and_is_removed_at_the_end() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]);
+    let mut unix = Unix::start(config.clone(), "").await;
+    let path = unix.path();
+    assert!(fs::metadata(&path).expect("a socket").file_type().is_socket());
+    assert_eq!(mode(&path), 0o660, "the owner and the group may connect");
+    let mut kept = UnixStream::connect(&path).await.expect("a listener");
+    exchange(&mut kept).await;
+    let inode = fs::metadata(&path).expect("a socket").ino();
+    unix.reload(config.clone(), &listener(&path, "mode = \"0600\"")).await;
+    assert_eq!((mode(&path), fs::metadata(&path).expect("a socket").ino()), (0o600, inode));
+    exchange(&mut kept).await;
+    // Somebody has removed it: a reload makes it anew.
+    fs::remove_file(&path).expect("our socket");
+    unix.reload(config.clone(), &listener(&path, "mode = \"0666\"")).await;
+    assert_eq!(mode(&path), 0o666);
+    assert!(ask(&path, GET).await.starts_with("HTTP/1.1 200"));
+    unix.reload(config.clone(), &listener(&path, "mode = \"0606\"")).await;
+    assert_eq!(mode(&path), 0o606);
+    assert!(ask(&path, GET).await.starts_with("HTTP/1.1 200"));
+    // One that is not wanted any more goes.
+    unix.reload(config.clone(), "").await;
+    assert!(!path.exists());
+    unix.reload(config.clone(), &listener(&path, "")).await;
+    assert!(ask(&path, GET).await.starts_with("HTTP/1.1 200"));
+    unix.balancer.stop().await;
+    assert_eq!(fs::read_dir(unix.folder.path()).expect("our folder").count(), 0, "nothing is left");
+    // What another process has put there is not ours.
+    unix.balancer.start_again().await;
+    fs::remove_file(&path).expect("our socket");
+    let _other = std::os::unix::net::UnixListener::bind(&path).expect("a free path");
+    unix.balancer.stop().await;
+    assert!(path.exists());
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_replaced_and_anything_else_is_an_error() {
+    let a = Origin::start("a").await;
+    let mut unix = Unix::start(Config::of([&a]), "").await;
+    let path = unix.path();
+    unix.balancer.kill().await;
+    assert!(path.exists(), "nobody has removed it");
+    unix.balancer.start_again().await;
+    assert!(ask(&path, GET).await.starts_with("HTTP/1.1 200"));
+    // A second process.
+    let mut second = Balancer::prepare(&Config::of([&a]).section(&listener(&path, "")));
+    second.launch();
+    assert!(!second.process().end().await.success());
+    let said = format!("cannot listen on unix:{}", path.display());
+    assert!(second.log().contains(&said) && second.log().contains("another process listens there"), "{}", second.log());
+    assert!(ask(&path, GET).await.starts_with("HTTP/1.1 200"), "the first one is not touched");
+    // A file that is no socket.
+    let file = unix.folder.path().join("file");
+    fs::write(&file, "text").expect("our folder");
+    unix.balancer.configure(&Config::of([&a]).section(&listener(&file, "")));
+    let refused = unix.balancer.admin("POST", "/admin/reload", None).await;
+    assert_eq!(refused.status, 400, "{}", refused.text());
+    assert!(refused.text().contains("a file that is no socket"), "{}", refused.text());
+    assert_eq!(fs::read_to_string(&file).expect("our file"), "text");
+    assert!(ask(&path, GET).await.starts_with("HTTP/1.1 200"), "nothing has changed");
+}
+
+#[tokio::test]
+async fn reloads_fail_no_client() {
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]);
+    let unix = Unix::start(config.clone(), "").await;
+    let path = unix.path();
+    let (is_over, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let client = tokio::spawn({
+        let (path, is_over, asked) = (path.clone(), Arc::clone(&is_over), Arc::clone(&asked));
+        async move {
+            while !is_over.load(Ordering::Relaxed) {
+                // The queue may be full for a moment, of which TCP would tell nobody.
+                match try_ask(&path, GET).await {
+                    Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                    answer => assert!(answer.expect("an answer").starts_with("HTTP/1.1 200")),
+                }
+                asked.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    for round in 0..20 {
+        let before = asked.load(Ordering::Relaxed);
+        unix.reload(config.clone(), &listener(&path, &format!("max_fields = {}", 50 + round))).await;
+        eventually("clients come", async || asked.load(Ordering::Relaxed) > before).await;
+    }
+    is_over.store(true, Ordering::Relaxed);
+    client.await.expect("no client has failed");
+    assert_eq!(fs::read_dir(unix.folder.path()).expect("our folder").count(), 1);
+}
+
+#[tokio::test]
+async fn threads_get_as_many_clients_each() {
+    let a = Origin::start("a").await;
+    let unix = Unix::start(Config::of([&a]).server("threads = 4"), "").await;
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        let mut client = UnixStream::connect(unix.path()).await.expect("a listener");
+        exchange(&mut client).await;
+        clients.push(client);
+    }
+    // A thread has connections to backends of its own, and uses them again.
+    eventually("each thread has served two clients", async || a.open_connections() == 4).await;
+}
+
+#[tokio::test]
+async fn the_path_is_relative_to_the_file_and_no_longer_than_the_system_allows() {
+    let a = Origin::start("a").await;
+    let config = |path: &str| Config::of([&a]).section(&listener(Path::new(path), ""));
+    let balancer = Balancer::start(config("web.sock")).await;
+    assert!(ask(&balancer.file("web.sock"), GET).await.starts_with("HTTP/1.1 200"));
+    let long = format!("/tmp/{}", "x".repeat(103));
+    balancer.configure(&config(&long));
+    let refused = balancer.admin("POST", "/admin/reload", None).await;
+    assert!(refused.text().contains("a path of 107 bytes at most"), "{}", refused.text());
+    // A user who may not write there.
+    let closed = folder();
+    fs::set_permissions(closed.path(), Permissions::from_mode(0o755)).expect("our folder");
+    balancer.configure(&config(closed.path().join("none").join("web.sock").to_str().expect("UTF-8")));
+    let refused = balancer.admin("POST", "/admin/reload", None).await;
+    assert!(refused.text().contains("make the folder"), "{}", refused.text());
+    assert_eq!(balancer.change("GET", "/admin/config", None).await["listeners"][1]["mode"], json!("0660"));
+}

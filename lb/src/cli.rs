@@ -87,7 +87,7 @@ enum Command {
         /// The configuration file
         #[arg(env = "EVENKEEL_CONFIG", default_value = DEFAULT_FILE)]
         file: PathBuf,
-        /// Report files, too, that this user cannot read or write, by their permissions
+        /// Report files, too, that this user cannot read or write, by their permissions; `[server] user` unless given
         #[arg(long, value_name = "NAME")]
         user: Option<String>,
         /// Say what becomes of a request, such as 'GET https://shop.example/cart?id=7', and which line of the file says so

@@ -56,6 +56,9 @@ pub struct Config {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ServerConfig {
+    /// Whom a process becomes that is started as root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserAndGroup>,
     /// Threads that carry traffic, at least 1.
     pub threads: usize,
     #[serde(serialize_with = "seconds")]

@@ -27,7 +27,7 @@ use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress, Weight};
 use crate::config::difference::{difference, difference_of, seconds};
 use crate::config::toml::{self, Checked};
-use crate::config::{BackendConfig, Config, PoolConfig, PoolName, Problem};
+use crate::config::{BackendConfig, Config, PoolConfig, PoolName, Problem, UserAndGroup};
 use crate::metrics::Metrics;
 use crate::pool::Plan;
 use crate::site::unreachable;
@@ -667,6 +667,7 @@ fn keep_until_next_start(wanted: &mut Config, running: &Config) -> Vec<String> {
     wanted.state.clone_from(&running.state);
     wanted.log.clone_from(&running.log);
     wanted.server.threads = running.server.threads;
+    wanted.server.user.clone_from(&running.server.user);
     waiting.into_iter().map(|setting| format!("{setting}, which takes effect at the next start")).collect()
 }
 
@@ -682,6 +683,11 @@ fn awaiting_restart(file: &Config, running: &Config) -> Vec<String> {
     told.extend(difference_of("log", &running.log, &file.log));
     if file.server.threads != running.server.threads {
         told.push(format!("[server] threads {} instead of {}", file.server.threads, running.server.threads));
+    }
+    if file.server.user != running.server.user {
+        let shown = |user: &Option<UserAndGroup>| user.as_ref().map_or("none".to_owned(), ToString::to_string);
+        let (file, running) = (shown(&file.server.user), shown(&running.server.user));
+        told.push(format!("[server] user {file} instead of {running}"));
     }
     told
 }

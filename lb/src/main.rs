@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 
 /// Runs a balancer with the configuration at `path` until it is told to stop.
 fn run(path: &Path) -> anyhow::Result<()> {
-    let Checked { config, warnings, .. } = match toml::load(path) {
+    let checked = match toml::load(path) {
         Ok(mut checked) => {
             unreachable::tell(&mut checked);
             checked
@@ -35,6 +35,10 @@ fn run(path: &Path) -> anyhow::Result<()> {
             bail!("{}", lines.join("\n"));
         }
     };
+    // Before any thread is started.
+    let mut sockets = Sockets::default();
+    let told_of_user = server::give_up_root(&checked, &mut sockets)?;
+    let Checked { config, warnings, .. } = checked;
     let metrics = Arc::new(Metrics::new());
     // To the end, so that the last lines are written.
     let log = Log::start(&config.log, metrics.log_lost.clone()).with_context(|| match &config.log.file {
@@ -47,6 +51,11 @@ fn run(path: &Path) -> anyhow::Result<()> {
     for warning in warnings {
         tracing::warn!("{}", warning.problem.in_file(path));
     }
+    match told_of_user {
+        Some((told, true)) => tracing::warn!("{told}"),
+        Some((told, false)) => tracing::info!("{told}"),
+        None => {}
+    }
     let open_files = raise_open_files_limit();
     // Probes and the admin API have a thread of their own: they stay responsive however busy the traffic is.
     let management = Builder::new_multi_thread().worker_threads(1).thread_name("management").enable_all().build();
@@ -55,7 +64,7 @@ fn run(path: &Path) -> anyhow::Result<()> {
         let (signals, calls) = Signals::new()?;
         let start = Start { path: path.to_owned(), config, metrics, open_files };
         tokio::select! {
-            stopped = server::run(start, Sockets::default(), calls) => stopped,
+            stopped = server::run(start, sockets, calls) => stopped,
             never = signals.translate(&log) => match never {},
         }
     });

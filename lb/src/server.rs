@@ -1,6 +1,7 @@
 //! A balancer from start to stop: bind, probe, serve; reload when told; then say "not ready", stop accepting, finish what
 //! is in flight, and leave. Nothing here belongs to the process as a whole, so that one process can run several.
 
+mod privileges;
 mod resources;
 
 use std::net::SocketAddr;
@@ -32,6 +33,7 @@ use crate::room::Room;
 use crate::shutdown::Shutdown;
 use crate::state::Persistence;
 
+pub use self::privileges::give_up_root;
 pub use crate::listen::sockets::Sockets;
 
 /// How long traffic waits for the first probes before it is served all the same.

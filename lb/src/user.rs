@@ -6,10 +6,15 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{Gid, Group, Uid, getgrouplist, setgid, setgroups, setuid};
+use rustix::fs::{Access, access};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_keep_capabilities, set_no_new_privs,
+};
+
 use crate::config::tls::Others;
 use crate::config::toml::Checked;
 use crate::config::{AccessLogFile, Config, UserAndGroup};
-use nix::unistd::{Gid, Group, Uid, getgrouplist};
 
 const READ: u32 = 0o4;
 const WRITE: u32 = 0o2;
@@ -30,6 +35,8 @@ pub struct User {
 pub enum Rights<'a> {
     /// By permission bits; access control lists are not looked at.
     Of(&'a User),
+    /// By asking the system what this process may do, which is this user.
+    OfProcess(&'a User),
 }
 
 /// Whom a file belongs to; `None`: it stays as it is.
@@ -58,6 +65,31 @@ impl User {
         Ok(Self { name: name.to_owned(), uid, gid, groups })
     }
 
+    /// Makes the whole process this user, which root can. Of root's rights it keeps the one to bind ports below 1024, if it
+    /// has it, so that a reload can open them; whether it does.
+    ///
+    /// No other thread may run yet: capabilities belong to a thread, and those that are started later have them of the one
+    /// that starts them.
+    pub fn become_it(&self) -> io::Result<bool> {
+        if fs::read_dir("/proc/self/task")?.count() != 1 {
+            return Err(io::Error::other("threads are running already"));
+        }
+        let had = capabilities(None)?.permitted;
+        let kept = had & CapabilitySet::NET_BIND_SERVICE;
+        set_keep_capabilities(true)?;
+        setgroups(&self.groups)?;
+        setgid(self.gid)?;
+        setuid(self.uid)?;
+        set_capabilities(
+            None,
+            CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },
+        )?;
+        set_keep_capabilities(false)?;
+        // Whatever it runs gets no more rights than it has.
+        set_no_new_privs(true)?;
+        Ok(!kept.is_empty())
+    }
+
     fn may(&self, rights: u32, of: &Metadata) -> bool {
         let shift = match of.uid() {
             _ if self.uid.is_root() => return true,
@@ -84,13 +116,18 @@ impl User {
 impl Rights<'_> {
     fn user(&self) -> &User {
         match self {
-            Self::Of(user) => user,
+            Self::Of(user) | Self::OfProcess(user) => user,
         }
     }
 
     fn has(&self, path: &Path, rights: u32) -> bool {
         match self {
             Self::Of(user) => fs::metadata(path).is_ok_and(|file| user.may(rights, &file)),
+            Self::OfProcess(_) => {
+                let asked = [(READ, Access::READ_OK), (WRITE, Access::WRITE_OK), (SEARCH, Access::EXEC_OK)];
+                let asked = asked.into_iter().filter(|(bit, _)| rights & bit != 0).map(|(_, access)| access);
+                access(path, asked.fold(Access::EXISTS, |all, one| all | one)).is_ok()
+            }
         }
     }
 

@@ -37,3 +37,4 @@ mod tls_clients;
 mod unix_listeners;
 mod upstream;
 mod upstream_tls;
+mod user;

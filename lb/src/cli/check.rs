@@ -37,9 +37,15 @@ pub fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Re
     found.warnings.extend(missing_folders(&found));
     found.warnings.extend(missing_sockets(&found));
     found.warnings.extend(unusable_paths(&found));
-    if let Some(user) = user {
-        let closed = closed_files(&found, Rights::Of(&user));
-        found.warnings.extend(closed.into_iter().map(whole_file(true)));
+    let user = user.map(Ok).or_else(|| found.config.server.user.as_ref().map(User::find));
+    match user {
+        Some(Ok(user)) => {
+            let closed = closed_files(&found, Rights::Of(&user));
+            found.warnings.extend(closed.into_iter().map(whole_file(true)));
+        }
+        // It may be there where the balancer runs.
+        Some(Err(problem)) => found.warnings.push(whole_file(false)(format!("[server] user: {problem} here"))),
+        None => {}
     }
     found.warnings.extend(kept_changes(&found.config).into_iter().map(whole_file(false)));
     for Warning { problem, is_error } in &found.warnings {

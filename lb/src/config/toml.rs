@@ -294,6 +294,7 @@ impl<'t> Reader<'t> {
     }
 
     fn server(&mut self, section: &Section<'t>) -> Option<ServerConfig> {
+        let user = self.optional(section, "user", values::user);
         let threads = self.value(section, "threads", values::whole(0, 1024));
         let shutdown_delay = self.value(section, "shutdown_delay", values::duration(Duration::ZERO, DAY));
         let shutdown_timeout = self.value(section, "shutdown_timeout", values::duration(Duration::ZERO, DAY));
@@ -308,6 +309,7 @@ impl<'t> Reader<'t> {
         let resolver = self.section(section, "resolver");
         let resolver = self.resolver(&resolver);
         Some(ServerConfig {
+            user: user?,
             threads: match threads? {
                 0 => std::thread::available_parallelism().map_or(1, usize::from),
                 threads => threads,

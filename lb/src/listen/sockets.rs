@@ -96,6 +96,15 @@ impl Sockets {
         self.insert(SocketAddress::Unix(path.into()), Socket::Unix(socket), None);
     }
 
+    /// Binds a Unix socket, whose file is removed at the end.
+    pub(crate) fn bind_unix(&mut self, path: &Arc<Path>, rights: &SocketFileRights) -> io::Result<()> {
+        let mut listening = BoundUnix::new(path, 1, rights)?.listen()?;
+        if let Some(socket) = listening.sockets.pop() {
+            self.insert(SocketAddress::Unix(Arc::clone(path)), socket, listening.file);
+        }
+        Ok(())
+    }
+
     fn insert(&mut self, address: SocketAddress, socket: Socket, file: Option<SocketFile>) {
         self.0.insert(address, Listening { sockets: vec![socket], is_shared: true, file });
     }

@@ -126,7 +126,9 @@ fn values_become_what_the_program_needs() {
     let networks: Vec<_> = server.trusted_proxies.networks.iter().map(ToString::to_string).collect();
     assert_eq!(networks, ["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"]);
     assert!(!server.trusted_proxies.has_unix);
-    let server = config(&minimal_with("server", "trusted_proxies = [\"unix:\"]")).server;
+    let user = "user = \"www-data:adm\"\ntrusted_proxies = [\"unix:\"]";
+    let server = config(&minimal_with("server", user)).server;
+    assert_eq!(server.user.map(|user| user.to_string()).as_deref(), Some("www-data:adm"));
     assert!(server.trusted_proxies.has_unix && server.trusted_proxies.networks.is_empty());
     let socket = "address = \"unix:run/web.sock\"\nmode = \"0600\"\nowner = \":adm\"";
     let listener = config(&minimal_but("address = \"127.0.0.1:8888\"", socket)).listeners.remove(0);
@@ -572,6 +574,10 @@ fn settings_that_contradict_each_other_are_found() {
         (
             minimal_but("\"127.0.0.1:8888\"", "\"unix:/run/a.sock\"\naddresses = [§\"unix:/run/a.sock\"]"),
             "listener.addresses has \"unix:/run/a.sock\", which is there already: remove one of the two",
+        ),
+        (
+            minimal_with("server", "user = §\":adm\""),
+            "server.user is \":adm\": write a user, such as \"www-data\", or a user and a group, such as \"www-data:adm\"",
         ),
         (
             minimal_but("address = \"127.0.0.1:8888\"", "addresses = §[]"),

@@ -231,6 +231,12 @@ pub fn mode(value: &DeValue<'_>) -> Read<u32> {
     mode.ok_or_else(|| "permission bits as octal digits in quotes, such as \"0660\"".to_owned())
 }
 
+/// A user, with a group if it is to have that one alone.
+pub fn user(value: &DeValue<'_>) -> Read<UserAndGroup> {
+    let read = UserAndGroup::parse(value.as_str().unwrap_or_default()).filter(|read| read.user.is_some());
+    read.ok_or_else(|| "a user, such as \"www-data\", or a user and a group, such as \"www-data:adm\"".to_owned())
+}
+
 pub fn user_and_group(value: &DeValue<'_>) -> Read<UserAndGroup> {
     let read = UserAndGroup::parse(value.as_str().unwrap_or_default());
     read.ok_or_else(|| "a user, a group or both, such as \"www-data\", \":adm\" or \"www-data:adm\"".to_owned())

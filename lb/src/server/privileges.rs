@@ -1,0 +1,81 @@
+//! A process that is started as root becomes the user that the configuration names, as nginx's workers do. What only root
+//! can open is opened before; what is opened again later has to be open to that user, which is made sure of at once, and
+//! not when a certificate is renewed months later.
+
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::os::unix::fs::fchown;
+
+use anyhow::{Context, bail};
+use nix::unistd::Uid;
+
+use super::Sockets;
+use crate::config::backend::SocketAddress;
+use crate::config::toml::Checked;
+use crate::config::{Config, SocketFileRights, UserAndGroup};
+use crate::listen::sockets::cannot_listen;
+use crate::user::{Rights, User, closed_files, logs};
+
+/// Becomes `[server] user`, if there is one and the process is root's: what is to be said of it, and whether that is a
+/// warning. Unix sockets are bound before, since they often are where only root can write, and given to `sockets`. No
+/// thread may have been started.
+pub fn give_up_root(checked: &Checked, sockets: &mut Sockets) -> anyhow::Result<Option<(String, bool)>> {
+    let config = &checked.config;
+    let Some(wanted) = &config.server.user else { return Ok(None) };
+    let (found, present) = (User::find(wanted), Uid::effective());
+    if !present.is_root() {
+        let is_other = found.is_ok_and(|user| user.uid != present);
+        let told = format!(
+            "[server] user is \"{wanted}\", but only root can become another user: the process stays user {present}"
+        );
+        return Ok(is_other.then_some((told, true)));
+    }
+    let user = found.map_err(|problem| anyhow::anyhow!("[server] user is \"{wanted}\": {problem}"))?;
+    if user.uid.is_root() {
+        return Ok(None);
+    }
+    create_logs(config, &user)?;
+    bind_unix_sockets(config, &user, sockets)?;
+    let keeps_ports = user.become_it().with_context(|| format!("the process cannot become user {}", user.name))?;
+    let closed = closed_files(checked, Rights::OfProcess(&user));
+    if !closed.is_empty() {
+        bail!("what a reload opens again is closed to [server] user:\n{}", closed.join("\n"));
+    }
+    let ports = match keeps_ports {
+        true => "it may still bind ports below 1024",
+        false => "it cannot bind ports below 1024, for which it lacked CAP_NET_BIND_SERVICE",
+    };
+    Ok(Some((format!("the process has become user {}: {ports}", user.name), false)))
+}
+
+/// Makes logs that are not there yet, in folders where the user may not, and gives them to it.
+fn create_logs(config: &Config, user: &User) -> anyhow::Result<()> {
+    for (which, path) in logs(config) {
+        match OpenOptions::new().append(true).create_new(true).open(path) {
+            Ok(file) => fchown(&file, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+                .with_context(|| format!("the {which} {} cannot be given to user {}", path.display(), user.name))?,
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            Err(e) => bail!(
+                "cannot write the {which} {}: change its setting, or make its folder one that can be written to: {e}",
+                path.display()
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// They belong to the user unless the configuration says otherwise.
+fn bind_unix_sockets(config: &Config, user: &User, sockets: &mut Sockets) -> anyhow::Result<()> {
+    for listener in &config.listeners {
+        let Some(rights) = &listener.socket_file else { continue };
+        let own = || UserAndGroup { user: Some(user.uid.to_string()), group: Some(user.gid.to_string()) };
+        let rights = SocketFileRights { owner: Some(rights.owner.clone().unwrap_or_else(own)), ..*rights };
+        for address in listener.addresses.iter() {
+            if let SocketAddress::Unix(path) = address {
+                let bound = sockets.bind_unix(path, &rights);
+                bound.map_err(|e| anyhow::anyhow!(cannot_listen(address, "[[listener]] address", &e)))?;
+            }
+        }
+    }
+    Ok(())
+}

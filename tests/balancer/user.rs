@@ -1,0 +1,230 @@
+//! A process that is started as root and becomes another user.
+
+use std::fs::{self, Permissions};
+use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Uid;
+use tests::balancer::program;
+use tests::process::Process;
+use tests::{Balancer, Config, Origin, Request, Wire, evenkeel, eventually};
+
+/// `nobody` and its group on Debian.
+const NOBODY: u32 = 65534;
+
+fn is_root() -> bool {
+    let is_root = Uid::effective().is_root();
+    if !is_root {
+        println!("NOT RUN: only root can become another user. Run the tests as root to run this one.");
+    }
+    is_root
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).expect("our file");
+}
+
+/// A folder of `nobody`'s.
+fn own_folder(path: &Path) {
+    fs::create_dir(path).expect("our folder");
+    chown(path, Some(NOBODY), Some(NOBODY)).expect("we are root");
+}
+
+/// What `/proc` says of each thread of a process, by this name.
+fn of_threads(process: u32, name: &str) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("a process");
+    let status = |task: std::io::Result<fs::DirEntry>| fs::read_to_string(task.ok()?.path().join("status")).ok();
+    let statuses: Vec<String> = tasks.filter_map(status).collect();
+    let line = |status: &String| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.expect("a line of this name").split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    statuses.iter().map(line).collect()
+}
+
+/// An address of this machine at a port that only root may bind, and that nobody has.
+fn low_address() -> SocketAddr {
+    let addresses = (400..1000).map(|port| SocketAddr::from(([127, 0, 0, 73], port)));
+    let mut free = addresses.filter(|address| std::net::TcpListener::bind(address).is_ok());
+    free.next().expect("a free port below 1024")
+}
+
+fn listener(address: impl std::fmt::Display) -> String {
+    format!("[[listener]]\naddress = \"{address}\"\n")
+}
+
+const USER: &str = "user = \"nobody\"";
+const FILES: &str = "[state]\nfile = \"own/evenkeel.state.json\"\n[log]\nfile = \"logs/evenkeel.log\"\n\
+    [access_log]\nfile = \"logs/access.log\"\n";
+
+/// A balancer whose folder all may search.
+fn prepare(config: &Config) -> Balancer {
+    let balancer = Balancer::prepare(config);
+    set_mode(&balancer.file(""), 0o755);
+    balancer
+}
+
+#[tokio::test]
+async fn every_thread_becomes_the_user_and_keeps_nothing_but_low_ports() {
+    if !is_root() {
+        return;
+    }
+    let a = Origin::start("a").await;
+    let low = low_address();
+    let sections = |listeners: &str| format!("{listeners}{FILES}");
+    let first = listener(low) + &listener("unix:run/web.sock");
+    let config = |listeners: &str| Config::of([&a]).server(USER).section(&sections(listeners));
+    let mut balancer = prepare(&config(&first));
+    own_folder(&balancer.file("own"));
+    // Only root can write there.
+    for folder in ["logs", "run"] {
+        fs::create_dir(balancer.file(folder)).expect("our folder");
+        set_mode(&balancer.file(folder), 0o755);
+    }
+    balancer.launch();
+    balancer.ready().await;
+    let process = balancer.process().id();
+    let threads = of_threads(process, "Uid");
+    assert!(threads.len() > 3, "{threads:?}");
+    for (name, expected) in [
+        ("Uid", "65534 65534 65534 65534"),
+        ("Gid", "65534 65534 65534 65534"),
+        ("Groups", "65534"),
+        // CAP_NET_BIND_SERVICE is the tenth.
+        ("CapEff", "0000000000000400"),
+        ("CapPrm", "0000000000000400"),
+        ("CapInh", "0000000000000000"),
+        ("CapAmb", "0000000000000000"),
+        ("NoNewPrivs", "1"),
+    ] {
+        let told = of_threads(process, name);
+        assert!(told.iter().all(|told| told == expected), "{name}: {told:?}");
+    }
+    assert_eq!(Wire::connect(low).await.exchange(&Request::get("/")).await.status, 200);
+    assert_eq!(balancer.get("/").await.status, 200);
+    for (file, mode) in [("logs/evenkeel.log", None), ("logs/access.log", None), ("run/web.sock", Some(0o660))] {
+        let file = fs::metadata(balancer.file(file)).expect("it was made");
+        assert_eq!((file.uid(), file.gid()), (NOBODY, NOBODY));
+        assert!(mode.is_none_or(|mode| file.mode() & 0o777 == mode));
+    }
+    let log = async || fs::read_to_string(balancer.file("logs/evenkeel.log")).unwrap_or_default();
+    assert!(log().await.contains("the process has become user nobody: it may still bind ports below 1024"));
+    // A reload opens a low port, a change is kept, and logs are opened again.
+    let next = low_address();
+    balancer.configure(&config(&(first.clone() + &listener(next))));
+    balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!(Wire::connect(next).await.exchange(&Request::get("/")).await.status, 200);
+    balancer.switch_algorithm("least-connections").await;
+    eventually("the change is kept", async || balancer.file("own/evenkeel.state.json").exists()).await;
+    assert_eq!(fs::metadata(balancer.file("own/evenkeel.state.json")).expect("it was made").uid(), NOBODY);
+    // As logrotate does it with `create 0640 nobody nogroup`.
+    fs::rename(balancer.file("logs/access.log"), balancer.file("logs/access.log.1")).expect("our file");
+    fs::write(balancer.file("logs/access.log"), "").expect("our folder");
+    chown(balancer.file("logs/access.log"), Some(NOBODY), Some(NOBODY)).expect("we are root");
+    balancer.signal(Signal::SIGUSR1);
+    eventually("lines go to the new file", async || {
+        balancer.get("/").await;
+        fs::metadata(balancer.file("logs/access.log")).expect("our file").len() > 0
+    })
+    .await;
+    // Another user waits for the next start.
+    let other = Config::of([&a]).server("user = \"daemon\"").section(&sections(&first));
+    balancer.configure(&other);
+    let warnings = balancer.change("POST", "/admin/reload", None).await["warnings"].to_string();
+    assert!(
+        warnings.contains("[server] user daemon instead of nobody, which takes effect at the next start"),
+        "{warnings}"
+    );
+    balancer.stop().await;
+    assert!(balancer.file("run/web.sock").exists(), "the user cannot remove it");
+    balancer.configure(&config(&first));
+    balancer.start_again().await;
+    assert_eq!(Wire::connect(low).await.exchange(&Request::get("/")).await.status, 200, "the next start replaces it");
+}
+
+#[tokio::test]
+async fn what_the_user_cannot_open_again_stops_the_start_and_is_told_by_check() {
+    if !is_root() {
+        return;
+    }
+    let a = Origin::start("a").await;
+    let config = Config::of([&a])
+        .server(USER)
+        .admin("token_file = \"private/token\"")
+        .section("[state]\npersist = false\n[log]\nfile = \"evenkeel.log\"\n");
+    let mut balancer = prepare(&config);
+    let (private, token) = (balancer.file("private"), balancer.file("private/token"));
+    fs::create_dir(&private).expect("our folder");
+    fs::write(&token, "0123456789abcdef0123456789abcdef\n").expect("our folder");
+    fs::write(balancer.file("evenkeel.log"), "").expect("our folder");
+    set_mode(&private, 0o700);
+    set_mode(&token, 0o600);
+    let commands = |path: &Path, letters: &str| {
+        let path = path.display();
+        format!("`chgrp nogroup {path} && chmod g+{letters} {path}`")
+    };
+    let file = balancer.config_file();
+    let checked = async || evenkeel(["check", file.to_str().expect("UTF-8")]).await;
+    for (letters, path) in [("x", &private), ("r", &token), ("w", &balancer.file("evenkeel.log"))] {
+        balancer.launch();
+        assert!(!balancer.process().end().await.success());
+        let said = commands(&fs::canonicalize(path).expect("our file"), letters);
+        assert!(balancer.log().contains(&said), "{said}: {}", balancer.log());
+        let outcome = checked().await;
+        assert!(!outcome.status.success() && outcome.stderr.contains(&said), "{said}: {outcome:?}");
+        let done = Command::new("sh").arg("-c").arg(said.trim_matches('`')).status().expect("a shell");
+        assert!(done.success());
+    }
+    let outcome = checked().await;
+    assert!(outcome.status.success(), "{outcome:?}");
+    balancer.launch();
+    eventually("it listens", async || Wire::try_connect(balancer.address()).await.is_ok()).await;
+    assert_eq!(of_threads(balancer.process().id(), "Uid")[0], "65534 65534 65534 65534");
+}
+
+#[tokio::test]
+async fn a_user_that_is_not_there_stops_the_start_of_root() {
+    if !is_root() {
+        return;
+    }
+    let a = Origin::start("a").await;
+    let mut balancer = prepare(&Config::of([&a]).server("user = \"no-such-user\""));
+    balancer.launch();
+    assert!(!balancer.process().end().await.success());
+    let said = "[server] user is \"no-such-user\": there is no user \"no-such-user\"";
+    assert!(balancer.log().contains(said), "{}", balancer.log());
+    let outcome = evenkeel(["check", balancer.config_file().to_str().expect("UTF-8")]).await;
+    assert!(outcome.status.success() && outcome.stderr.contains("warning: [server] user"), "{outcome:?}");
+}
+
+/// As nginx does: "the "user" directive makes sense only if the master process runs with super-user privileges".
+#[tokio::test]
+async fn who_is_not_root_stays_who_it_is_and_says_so() {
+    if !is_root() {
+        return;
+    }
+    let a = Origin::start("a").await;
+    let folder = tempfile::TempDir::new_in("/tmp").expect("a temporary directory");
+    set_mode(folder.path(), 0o755);
+    // Where nobody may find it, whatever folder the tests were built in.
+    let copy = folder.path().join("evenkeel");
+    fs::copy(program(), &copy).expect("room for the program");
+    for (user, is_told) in [("daemon", true), ("nobody", false)] {
+        let config = Config::of([&a]).server(&format!("user = \"{user}\"")).section("[state]\npersist = false");
+        let balancer = prepare(&config);
+        let log = balancer.file("output");
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy);
+        command.args(["run", "--config"]).arg(balancer.config_file());
+        let process = Process::start(command, &log);
+        eventually("it listens", async || Wire::try_connect(balancer.address()).await.is_ok()).await;
+        assert_eq!(Wire::connect(balancer.address()).await.exchange(&Request::get("/")).await.status, 200);
+        let said = "[server] user is \"daemon\", but only root can become another user: the process stays user 65534";
+        assert_eq!(process.output().contains(said), is_told, "{}", process.output());
+        assert_eq!(process.output().contains("WARN"), is_told, "{}", process.output());
+    }
+    assert_eq!(a.heads(), 2);
+}

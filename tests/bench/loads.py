@@ -69,6 +69,10 @@ def handshakes(balancer, seconds, cores):
     return int(re.search(r"(\d+) connections in \d+ real seconds", text).group(1))
 
 
+def resumed(balancer, seconds, cores):
+    return int(output_of([HERE / "resume.py", balancer.tls_port, seconds], seconds, cores))
+
+
 def echo(balancer, seconds, cores):
     return int(output_of([WORK / "echo", balancer.port, 64, seconds, 64], seconds, cores))
 
@@ -108,7 +112,8 @@ SCENARIOS = [
     Scenario("tls", "TLS, keep-alive", wrk("/small", tls=True), (0.8, 0.8)),
     Scenario("out-small", "TLS to the backends", wrk("/small"), (0.9, 0.9), instance="out", kinds=BARE),
     Scenario("out-1m", "1 MB, TLS to the backends", wrk("/1m", connections=16), (0.9, 0.9), instance="out", kinds=BARE),
-    Scenario("handshake", "TLS handshake", handshakes, (0.6, 0.6), unit="handshake"),
+    Scenario("handshake", "TLS handshake", handshakes, (0.5, 0.5), unit="handshake"),
+    Scenario("resumed", "TLS session resumed, with one request", resumed, (0.8, 0.8), unit="connection"),
     Scenario("h2", "HTTP/2", h2load, (1.2, 1.2)),
     Scenario("ws", "WebSocket echo, 64 bytes", echo, unit="message"),
     Scenario("bare-small", "small, others bare", wrk("/small"), (0.85, 0.85), instance="bare", kinds=BARE),

@@ -63,6 +63,7 @@ use crate::control::Control;
 use crate::room::{Place, Room};
 use crate::shutdown::{Phase, Shutdown};
 pub use client::serve;
+pub use transfer::MAX_READ_BYTES;
 
 /// Where Linux tells the machine's name.
 const HOSTNAME_FILE: &str = "/proc/sys/kernel/hostname";

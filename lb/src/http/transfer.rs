@@ -47,6 +47,10 @@ use crate::pool::Plan;
 
 const READ_BYTES: usize = 16 * 1024;
 const LARGE_READ_BYTES: usize = 64 * 1024;
+/// So much is read at once of content that comes and goes as fast as it is read and written.
+pub const MAX_READ_BYTES: usize = 256 * 1024;
+/// A client that is waited for longer than this is given smaller pieces again.
+const BRISK: Duration = Duration::from_millis(20);
 /// How much of the next requests is taken in while this one is being answered.
 const MOST_PIPELINED_BYTES: usize = 16 * 1024;
 
@@ -120,6 +124,8 @@ pub struct Receiving {
     pipe: Option<Pipe>,
     /// There is no pipe to be had.
     is_copied: bool,
+    /// How much is read at once. Larger pieces wake both sides less often; a client that is slow holds less.
+    read_bytes: usize,
     /// The content goes no further. What came before is still for the client.
     has_broken: bool,
 }
@@ -366,7 +372,13 @@ impl<'a> Transfer<'a> {
         self.sent = body.sent;
         self.download = match body.is_done() {
             true => Download::Flushing,
-            false => Download::Sending(Receiving { body, pipe: None, is_copied: false, has_broken: false }),
+            false => Download::Sending(Receiving {
+                body,
+                pipe: None,
+                is_copied: false,
+                read_bytes: LARGE_READ_BYTES,
+                has_broken: false,
+            }),
         };
         Ok(())
     }
@@ -920,11 +932,14 @@ impl<'a> Transfer<'a> {
         let Work { to_client, from_backend, .. } = &mut *self.work;
         let is_plain = body.is_plain();
         let buffer = if is_plain { &mut *to_client } else { from_backend.end() };
-        buffer.reserve(LARGE_READ_BYTES);
+        buffer.reserve(content.read_bytes);
         match h1.poll_read(cx, buffer) {
             Poll::Pending => return Ok(false),
             Poll::Ready(Ok(count)) => {
                 self.moved.from_backend += count as u64;
+                if count >= content.read_bytes {
+                    content.read_bytes = (2 * content.read_bytes).min(MAX_READ_BYTES);
+                }
                 let used = if is_plain {
                     body.pass(to_client).inspect(|&used| to_client.truncate(used))
                 } else {

@@ -19,6 +19,7 @@ use crate::config::backend::SocketAddress;
 use crate::config::certificate;
 use crate::exchange::headers::{ClientCertificate, PeerAddress, Secured};
 use crate::http::Engine;
+use crate::http::MAX_READ_BYTES;
 use crate::http::io::Io;
 use crate::metrics::TlsMetrics;
 use crate::tls::server::ServerTls;
@@ -143,7 +144,9 @@ async fn handshake(engine: &Engine, tls: &Arc<ServerTls>, io: Io) -> Result<Box<
     // Whoever has become ready meanwhile goes before the next handshake.
     tokio::task::yield_now().await;
     drop(turn);
-    let stream = rest.await.map_err(Failed::Io)?;
+    let mut stream = rest.await.map_err(Failed::Io)?;
+    // What is read at once is written at once.
+    stream.get_mut().1.set_buffer_limit(Some(MAX_READ_BYTES));
     Ok(Box::new(stream.into()))
 }
 

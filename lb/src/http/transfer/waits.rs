@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::super::timer::Timer;
-use super::{Download, Happened, Moved, Receiving, Transfer, Upload, Writing};
+use super::{BRISK, Download, Happened, LARGE_READ_BYTES, Moved, Receiving, Transfer, Upload, Writing};
 use crate::clock;
 use crate::failure::Failure;
 use crate::plant::Bug;
@@ -164,6 +164,9 @@ impl Transfer<'_> {
                 // Sending is progress of the client too.
                 self.pace.moved(from_client, waited);
                 self.client_lag += waited;
+                if let (true, Download::Sending(content)) = (waited > BRISK, &mut self.download) {
+                    content.read_bytes = LARGE_READ_BYTES;
+                }
             } else if lags {
                 self.client_lag = self.client_lag.saturating_sub(waited);
             }

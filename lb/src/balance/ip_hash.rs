@@ -124,3 +124,35 @@ fn hashes(address: &BackendAddress) -> impl Iterator<Item = u32> {
         move |&previous| Some(next(previous))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Recorded by `test-data/record.sh`. Of IPv6 only clients are compared: the crate leaves out the brackets around a
+    /// node's address, which nginx hashes too.
+    #[test]
+    fn clients_and_those_of_lost_backends_go_where_ketama_sends_them() {
+        let recorded = include_str!("ip_hash/test-data/ketama.csv");
+        let (nodes, clients): (Vec<&str>, Vec<&str>) = recorded.lines().partition(|line| line.starts_with('#'));
+        let part = |line: &&str| {
+            let (address, weight) = line.trim_start_matches("# ").split_once(" weight ").expect("a node");
+            let weight = weight.parse().ok().and_then(Weight::new).expect("a weight");
+            (address.parse::<BackendAddress>().expect("an address"), weight)
+        };
+        let parts: Vec<_> = nodes.iter().map(part).collect();
+        let ring = Ring::of(parts.iter().map(|(address, weight)| (address, *weight)));
+        assert!(parts.len() == 5 && clients.len() == 400, "the record is whole");
+        for line in clients {
+            let mut columns = line.split(',');
+            let client: IpAddr = columns.next().and_then(|client| client.parse().ok()).expect("a client");
+            let mut lost = Vec::new();
+            for expected in columns {
+                let index = ring.find(hash_of(client), |index| !lost.contains(&index)).expect("one is left");
+                assert_eq!(parts[index as usize].0.as_str(), expected, "{line} without {lost:?}");
+                lost.push(index);
+            }
+            assert_eq!(lost.len(), parts.len(), "{line}");
+        }
+    }
+}

@@ -15,6 +15,7 @@
 //! - [`message`]: heads and what they are made of; [`value`]: texts with variables, patterns and conditions.
 //! - [`http`]: how bytes move; [`listen`]: where from; [`tls`]: encrypted; [`room`]: for how many clients; [`shutdown`]: until when.
 //! - [`metrics`]: what is counted; [`log`], [`access_log`]: what is written down, by way of [`lines`].
+//! - `pingora`, behind the feature `pingora-proxy`: all of it in a Pingora server of one's own.
 //! - [`plant`]: old bugs, for the simulation of the engine (`simulation`, in tests only) to find.
 //! - [`clock`]: time and randomness, which simulations set; [`date`]: the present as responses tell it.
 
@@ -38,6 +39,8 @@ pub mod listen;
 pub mod log;
 pub mod message;
 pub mod metrics;
+#[cfg(feature = "pingora-proxy")]
+pub mod pingora;
 pub mod plant;
 pub mod pool;
 pub mod probe;

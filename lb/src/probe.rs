@@ -3,7 +3,7 @@
 //! the backend, and the pool lists its candidates anew.
 
 mod names;
-mod pingora_error;
+pub(crate) mod pingora_error;
 pub mod resolver;
 mod way;
 

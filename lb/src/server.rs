@@ -2,7 +2,7 @@
 //! is in flight, and leave. Nothing here belongs to the process as a whole, so that one process can run several.
 
 mod privileges;
-mod resources;
+pub(crate) mod resources;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -198,7 +198,7 @@ async fn stop_gracefully(
 }
 
 /// Waits until every pool was probed once, so that the first requests meet known backends.
-async fn first_probes(control: &Control) {
+pub(crate) async fn first_probes(control: &Control) {
     let probed = async {
         while !control.snapshot().is_probed() {
             tokio::time::sleep(Duration::from_millis(5)).await;

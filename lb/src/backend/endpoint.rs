@@ -125,6 +125,11 @@ impl Incarnation {
         static LAST: AtomicU64 = AtomicU64::new(0);
         Self(LAST.fetch_add(1, Ordering::Relaxed) + 1)
     }
+
+    /// For those who keep connections by a number.
+    pub fn number(self) -> u64 {
+        self.0
+    }
 }
 
 impl Endpoint {

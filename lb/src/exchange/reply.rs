@@ -59,6 +59,22 @@ impl Reply {
         self.content
     }
 
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// Names and values, for whoever does not send them as the lines that they are.
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.fields.split(|&byte| byte == b'\n').filter_map(|line| {
+            let colon = line.iter().position(|&byte| byte == b':')?;
+            Some((&line[..colon], line[colon + 1..].trim_ascii()))
+        })
+    }
+
+    pub fn into_content(self) -> Bytes {
+        self.content
+    }
+
     fn has_content(&self) -> bool {
         !matches!(self.status, 204 | 304)
     }
@@ -98,6 +114,16 @@ mod tests {
         assert_eq!(head, "HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nX-A: b\r\nContent-Length: 2\r\n\r\n");
         assert_eq!(content, "no");
         assert_eq!(written(Reply::new(299)).0, "HTTP/1.1 299 \r\nContent-Length: 0\r\n\r\n");
+    }
+
+    #[test]
+    fn its_fields_and_its_content_can_be_had_by_themselves() {
+        let mut reply = Reply::new(403);
+        reply.content(b"text/plain", "no".into());
+        reply.field(b"X-A", b"b: c");
+        let fields: Vec<_> = reply.fields().collect();
+        assert_eq!(fields, [(&b"Content-Type"[..], &b"text/plain"[..]), (b"X-A", b"b: c")]);
+        assert_eq!((reply.status(), reply.into_content()), (403, Bytes::from_static(b"no")));
     }
 
     #[test]

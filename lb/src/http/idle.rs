@@ -3,7 +3,8 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::io::Io;
 use crate::backend::{Endpoint, Incarnation};
@@ -16,6 +17,8 @@ type ByServer = std::collections::HashMap<Incarnation, Server, foldhash::fast::R
 #[cfg(test)]
 type ByServer = std::collections::BTreeMap<Incarnation, Server>;
 
+/// How often they are looked through.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// A few more than the one that is wanted.
 const MOST_CLOSED_AT_ONCE: usize = 8;
 
@@ -106,6 +109,15 @@ pub fn sweep(now: Instant, most: usize) {
         connections.count = connections.by_server.values().map(|server| server.idle.len()).sum();
         while connections.count > most && connections.close(connections.count - most) > 0 {}
     });
+}
+
+/// Looks through those of the present thread, for as long as that is awaited. `most` may change.
+pub async fn sweep_forever(most: Arc<AtomicUsize>) {
+    let mut tick = tokio::time::interval(SWEEP_INTERVAL);
+    loop {
+        tick.tick().await;
+        sweep(Instant::now(), most.load(Ordering::Relaxed));
+    }
 }
 
 /// Closes some, so that others can be opened: of the server to which most lead, those that idle longest. False: there is

@@ -1,6 +1,8 @@
 //! What is at one side of an exchange: the socket, of TCP or of this machine alone, plain or TLS. Simulations put a pipe
 //! in its place.
 
+#[cfg(feature = "pingora-proxy")]
+pub mod accepted;
 #[cfg(test)]
 pub mod pipe;
 
@@ -39,6 +41,9 @@ pub enum Io {
     Tcp(TcpStream),
     Unix(UnixStream),
     Tls(Box<TlsStream<Self>>),
+    /// A client's connection that a Pingora server has accepted, whatever it is.
+    #[cfg(feature = "pingora-proxy")]
+    Accepted(Box<accepted::Accepted>),
     /// In memory, for simulations.
     #[cfg(test)]
     Pipe(pipe::Pipe),
@@ -111,7 +116,22 @@ impl Io {
     }
 
     pub fn is_tls(&self) -> bool {
-        matches!(self, Self::Tls(_))
+        match self {
+            Self::Tls(_) => true,
+            #[cfg(feature = "pingora-proxy")]
+            Self::Accepted(accepted) => accepted.is_tls(),
+            _ => false,
+        }
+    }
+
+    /// Whether what has come is known only to whoever reads it.
+    pub fn is_opaque(&self) -> bool {
+        match self {
+            Self::Tls(_) => true,
+            #[cfg(feature = "pingora-proxy")]
+            Self::Accepted(_) => true,
+            _ => false,
+        }
     }
 
     /// The socket, where bytes can pass from it and to it without being looked at.
@@ -142,8 +162,20 @@ impl Io {
             Self::Tcp(tcp) => Some(tcp.as_fd()),
             Self::Unix(unix) => Some(unix.as_fd()),
             Self::Tls(tls) => tls.get_ref().0.socket(),
+            #[cfg(feature = "pingora-proxy")]
+            Self::Accepted(_) => None,
             #[cfg(test)]
             Self::Pipe(_) => None,
+        }
+    }
+
+    /// Whether the other side has gone with at least `missing` bytes still to come, where there is no socket to be watched.
+    /// Otherwise `cx` is woken when that may have changed.
+    pub fn is_gone(&mut self, _cx: &mut Context<'_>, _missing: u64) -> bool {
+        match self {
+            #[cfg(feature = "pingora-proxy")]
+            Self::Accepted(accepted) => accepted.is_gone(_cx, _missing),
+            _ => false,
         }
     }
 
@@ -154,6 +186,8 @@ impl Io {
             Self::Tcp(tcp) => tcp.try_read(buffer),
             Self::Unix(unix) => unix.try_read(buffer),
             Self::Tls(_) => Err(io::ErrorKind::WouldBlock.into()),
+            #[cfg(feature = "pingora-proxy")]
+            Self::Accepted(_) => Err(io::ErrorKind::WouldBlock.into()),
             #[cfg(test)]
             Self::Pipe(pipe) => pipe.try_read(buffer),
         }
@@ -172,6 +206,8 @@ impl Io {
             Self::Tcp(tcp) => drop(tcp.set_zero_linger()),
             // The peer is told of a reset only where some of what it sent was not read.
             Self::Unix(_) | Self::Tls(_) => {}
+            #[cfg(feature = "pingora-proxy")]
+            Self::Accepted(_) => {}
             #[cfg(test)]
             Self::Pipe(pipe) => pipe.reset(),
         }
@@ -220,6 +256,8 @@ impl fmt::Debug for Io {
             Self::Tcp(tcp) => tcp.fmt(f),
             Self::Unix(unix) => unix.fmt(f),
             Self::Tls(_) => f.write_str("TLS"),
+            #[cfg(feature = "pingora-proxy")]
+            Self::Accepted(_) => f.write_str("a connection of a Pingora server"),
             #[cfg(test)]
             Self::Pipe(_) => f.write_str("a pipe"),
         }
@@ -265,6 +303,8 @@ impl AsyncRead for Io {
             Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Self::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            #[cfg(feature = "pingora-proxy")]
+            Self::Accepted(accepted) => Pin::new(&mut **accepted).poll_read(cx, buf),
             #[cfg(test)]
             Self::Pipe(pipe) => Pin::new(pipe).poll_read(cx, buf),
         }
@@ -277,6 +317,8 @@ impl AsyncWrite for Io {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Self::Unix(unix) => Pin::new(unix).poll_write(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            #[cfg(feature = "pingora-proxy")]
+            Self::Accepted(accepted) => Pin::new(&mut **accepted).poll_write(cx, buf),
             #[cfg(test)]
             Self::Pipe(pipe) => Pin::new(pipe).poll_write(cx, buf),
         }
@@ -291,6 +333,8 @@ impl AsyncWrite for Io {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Self::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
             Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+            #[cfg(feature = "pingora-proxy")]
+            Self::Accepted(accepted) => Pin::new(&mut **accepted).poll_write_vectored(cx, bufs),
             #[cfg(test)]
             Self::Pipe(pipe) => Pin::new(pipe).poll_write_vectored(cx, bufs),
         }
@@ -301,6 +345,8 @@ impl AsyncWrite for Io {
             Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
             Self::Unix(unix) => Pin::new(unix).poll_flush(cx),
             Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            #[cfg(feature = "pingora-proxy")]
+            Self::Accepted(accepted) => Pin::new(&mut **accepted).poll_flush(cx),
             #[cfg(test)]
             Self::Pipe(pipe) => Pin::new(pipe).poll_flush(cx),
         }
@@ -311,6 +357,8 @@ impl AsyncWrite for Io {
             Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            #[cfg(feature = "pingora-proxy")]
+            Self::Accepted(accepted) => Pin::new(&mut **accepted).poll_shutdown(cx),
             #[cfg(test)]
             Self::Pipe(pipe) => Pin::new(pipe).poll_shutdown(cx),
         }

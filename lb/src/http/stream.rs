@@ -86,7 +86,7 @@ impl ClientStream {
     pub fn has_unread_bytes(&mut self) -> bool {
         match self {
             Self::Http2(_) => false,
-            Self::Io(Io::Tls(_)) => {
+            Self::Io(io) if io.is_opaque() => {
                 // A task that has used up its turn would be told that there is nothing.
                 let discarding = pin!(coop::unconstrained(poll_fn(|cx| self.poll_discard(cx))));
                 matches!(discarding.poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(1..)))
@@ -102,11 +102,14 @@ impl ClientStream {
         Pin::new(self).poll_read(cx, &mut scrap).map_ok(|()| scrap.filled().len())
     }
 
-    /// Whether the client has given its request up, as HTTP/2 tells before what it sent has been read. Otherwise `cx`
-    /// is woken when it does.
-    pub fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
-        let Self::Http2(stream) = self else { return false };
-        stream.is_given_up(cx)
+    /// Whether the client has given its request up, as HTTP/2 tells before what it sent has been read, or has closed a
+    /// connection without a socket of ours with at least `missing` bytes still to come. Otherwise `cx` is woken when it
+    /// does.
+    pub fn is_given_up(&mut self, cx: &mut Context<'_>, missing: u64) -> bool {
+        match self {
+            Self::Http2(stream) => stream.is_given_up(cx),
+            Self::Io(io) => io.is_gone(cx, missing),
+        }
     }
 
     /// Has the connection end by a reset, or under TLS without the closing alert, whenever it is dropped.

@@ -702,7 +702,7 @@ impl<'a> Transfer<'a> {
     fn poll_gone(&mut self, cx: &mut Context<'_>, missing: u64) -> Result<(), Failure> {
         let is_gone = match (self.client.socket(), &self.presence) {
             // A stream tells of it all the same. Until it is dropped it keeps its part of the connection's window.
-            (None, _) => self.client.is_given_up(cx),
+            (None, _) => self.client.is_given_up(cx, missing),
             (Some(_), Some(presence)) => presence.is_gone(cx, missing),
             (Some(socket), None) => match Presence::of(socket, &self.engine.backend_room) {
                 Ok(presence) => self.presence.insert(presence).is_gone(cx, missing),

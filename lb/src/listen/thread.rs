@@ -30,8 +30,6 @@ use crate::tls::server::ServerTls;
 
 /// Pause after a failure to accept for lack of files or memory: connections wait in the backlog meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often idle connections to backends are looked through.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a thread that stops looks whether its last exchange has ended.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// How long a stop waits, beyond the last exchange, for connections that carry none: a TLS handshake, half a head, what a
@@ -113,7 +111,7 @@ pub(super) fn run(
     runtime.block_on(async {
         let alive = Arc::new(AtomicUsize::new(0));
         let mut accepting = JoinSet::new();
-        let sweeping = tokio::spawn(sweep_idle(most_idle));
+        let sweeping = tokio::spawn(idle::sweep_forever(most_idle));
         let mut stopping = std::pin::pin!(shutdown.stopping());
         loop {
             tokio::select! {
@@ -165,14 +163,6 @@ async fn finish(stop: &Stop, alive: &AtomicUsize, shutdown: &Shutdown) -> bool {
         tokio::time::sleep(STOP_CHECK_INTERVAL).await;
     }
     true
-}
-
-async fn sweep_idle(most: Arc<AtomicUsize>) {
-    let mut tick = tokio::time::interval(SWEEP_INTERVAL);
-    loop {
-        tick.tick().await;
-        idle::sweep(Instant::now(), most.load(Ordering::Relaxed));
-    }
 }
 
 /// Accepts until the socket is to be closed or the process stops, and then what had been connected by then.

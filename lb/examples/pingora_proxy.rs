@@ -1,0 +1,121 @@
+//! A Pingora server that balances by Evenkeel: routes, pools and backends from a file in TOML, changed at run time by the
+//! admin API. Pingora's proxy carries the requests, or with `--engine` Evenkeel's own engine. docs/pingora.md tells more.
+//!
+//! ```sh
+//! cargo run --features pingora-proxy --example pingora_proxy -- [--engine] evenkeel.toml [ADDRESS CERTIFICATE KEY]
+//! ```
+//!
+//! At ADDRESS it speaks TLS, as Pingora does.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use evenkeel::config::backend::SocketAddress;
+use evenkeel::config::toml::{self, Checked};
+use evenkeel::config::{Config, Problem, ServerConfig};
+use evenkeel::control::Control;
+use evenkeel::log::Log;
+use evenkeel::metrics::Metrics;
+use evenkeel::pingora::{App, Management, Proxy};
+use pingora_core::apps::HttpServerOptions;
+use pingora_core::listeners::tls::TlsSettings;
+use pingora_core::prelude::{Server, background_service};
+use pingora_core::server::RunArgs;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::services::ServiceWithDependents;
+use pingora_core::services::listening::Service;
+use pingora_proxy::ProxyServiceBuilder;
+use rustix::process::{Resource, getrlimit};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> anyhow::Result<()> {
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let by_engine = arguments.first().is_some_and(|first| first == "--engine");
+    arguments.drain(..usize::from(by_engine));
+    let (path, tls) = match &*arguments {
+        [path] => (PathBuf::from(path), None),
+        [path, address, certificate, key] => (PathBuf::from(path), Some([address, certificate, key])),
+        _ => bail!("write: pingora_proxy [--engine] evenkeel.toml [ADDRESS CERTIFICATE KEY]"),
+    };
+    let (config, warnings) = read(&path)?;
+    let metrics = Arc::new(Metrics::new());
+    // To the end, so that the last lines are written.
+    let _log = Log::start(&config.log, metrics.log_lost.clone()).context("the log cannot be started")?;
+    for warning in warnings {
+        tracing::warn!("{}", warning.in_file(&path));
+    }
+    let mut server = Server::new_with_opt_and_conf(None, of_pingora(&config.server));
+    server.bootstrap();
+    let control = Arc::new(Control::new(&path, config.clone(), metrics));
+    if by_engine {
+        let app = App::new(&control, &server.configuration, open_files())?;
+        let management = app.management()?;
+        let service = Service::new("evenkeel".to_owned(), app);
+        add(&mut server, management, listening(service, &config, tls)?);
+    } else {
+        let proxy = Proxy::new(&control)?;
+        let management = proxy.management()?;
+        let mut options = HttpServerOptions::default();
+        options.h2c = config.listeners.iter().all(|listener| listener.settings.h2c);
+        let service = ProxyServiceBuilder::new(&server.configuration, proxy).server_options(options).build();
+        add(&mut server, management, listening(service, &config, tls)?);
+    }
+    server.run(RunArgs::default());
+    Ok(())
+}
+
+fn read(path: &Path) -> anyhow::Result<(Config, Vec<Problem>)> {
+    match toml::load(path) {
+        Ok(Checked { config, warnings, .. }) => {
+            Ok((config, warnings.into_iter().map(|warning| warning.problem).collect()))
+        }
+        Err(problems) => {
+            let lines: Vec<_> = problems.iter().map(|problem| problem.in_file(path)).collect();
+            bail!("{}", lines.join("\n"));
+        }
+    }
+}
+
+/// What of Pingora's settings Evenkeel's file has.
+fn of_pingora(server: &ServerConfig) -> ServerConf {
+    ServerConf {
+        threads: server.threads,
+        // The engine keeps a connection on one thread.
+        work_stealing: false,
+        // Pingora sleeps for the whole of it.
+        grace_period_seconds: Some(server.shutdown_timeout.as_secs()),
+        graceful_shutdown_timeout_seconds: Some(1),
+        upstream_keepalive_pool_size: server.idle_connections.div_ceil(server.threads),
+        // More than Evenkeel ever makes of one request.
+        max_retries: 33,
+        ..ServerConf::default()
+    }
+}
+
+/// Has the service listen at the addresses of the file, and at one with TLS.
+fn listening<A>(mut service: Service<A>, config: &Config, tls: Option<[&String; 3]>) -> anyhow::Result<Service<A>> {
+    let addresses = config.listeners.iter().flat_map(|listener| listener.addresses.iter());
+    addresses.for_each(|address| match address {
+        SocketAddress::Ip(address) => service.add_tcp(&address.to_string()),
+        SocketAddress::Unix(path) => service.add_uds(&path.to_string_lossy(), None),
+    });
+    if let Some([address, certificate, key]) = tls {
+        let mut settings = TlsSettings::intermediate(certificate, key)?;
+        settings.enable_h2();
+        service.add_tls_with_settings(address, None, settings);
+    }
+    Ok(service)
+}
+
+fn add(server: &mut Server, management: Management, service: impl ServiceWithDependents + 'static) {
+    server.add_service(background_service("evenkeel", management));
+    server.add_service(service);
+}
+
+/// How many files the process may open.
+fn open_files() -> usize {
+    getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,219 @@
+//! [`App`]: the engine behind Pingora's `ServerApp`. Pingora accepts connections and speaks TLS; everything else is as with
+//! `evenkeel run`, but that content is not moved by splice.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::Instant;
+
+use anyhow::bail;
+use async_trait::async_trait;
+use pingora_core::apps::ServerApp;
+use pingora_core::protocols::l4::socket;
+use pingora_core::protocols::{ALPN, Stream};
+use pingora_core::server::ShutdownWatch;
+use pingora_core::server::configuration::ServerConf;
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+use super::head;
+use super::management::{Management, Started};
+use super::settings::{By, check, held};
+use crate::access_log::{AccessLog, Wanted};
+use crate::config::Config;
+use crate::config::advice::Subject;
+use crate::config::backend::SocketAddress;
+use crate::control::Control;
+use crate::control::resources::{ListenerCertificate, Obtained, Resources, Unavailable};
+use crate::exchange::headers::{Peer, Secured};
+use crate::http::io::Io;
+use crate::http::io::accepted::Accepted;
+use crate::http::stream::ClientStream;
+use crate::http::{self, Engine, Shared, Stop, h2, idle};
+use crate::room::Room;
+use crate::server::resources::{Most, cannot_log, idle_for_each_thread, most_connections};
+
+/// A `ServerApp` that serves by the `[[listener]]` whose address a connection came to, or else by the first.
+pub struct App {
+    shared: Shared,
+    started: Started,
+    open_files: usize,
+    /// One for each thread of the service.
+    stops: Arc<[Arc<Stop>]>,
+    threads: Mutex<Threads>,
+    is_told: AtomicBool,
+}
+
+#[derive(Default)]
+struct Threads {
+    /// Each thread with its place among the stops, in the order in which they served first.
+    places: HashMap<ThreadId, usize>,
+    /// By the address of the listener.
+    engines: HashMap<(ThreadId, SocketAddress), Arc<Engine>>,
+}
+
+impl App {
+    /// For a service with so many threads as `server` says. `open_files`: how many files the process may open. `Err`: the
+    /// configuration asks for what Pingora's server does, or the server moves connections from thread to thread.
+    pub fn new(control: &Arc<Control>, server: &ServerConf, open_files: usize) -> anyhow::Result<Self> {
+        let config = &control.snapshot().config;
+        check(config, By::Engine)?;
+        if server.work_stealing && server.threads > 1 {
+            bail!("the engine keeps a connection on one thread: set work_stealing to false in Pingora's configuration");
+        }
+        let access_log = Arc::new(AccessLog::new(control.metrics.access_log_lost.clone()));
+        let opened = access_log.open(&Wanted::of(config));
+        access_log.switch(opened.map_err(|refused| anyhow::anyhow!(cannot_log(&refused)))?);
+        let threads = server.threads.max(1);
+        let (most, warning) = most_connections(&config.server, open_files);
+        if let Some(warning) = warning {
+            tracing::warn!("{warning}");
+        }
+        let started = Started::default();
+        let shutdown = started.shutdown.clone();
+        let shared = Shared {
+            control: Arc::clone(control),
+            access_log,
+            most_idle: Arc::new(AtomicUsize::new(idle_for_each_thread(&config.server, most, threads))),
+            shutdown: shutdown.clone(),
+            room: Room::new(most.clients),
+            backend_room: Room::new(most.backends),
+            handshake_room: Room::for_handshakes(most.handshakes),
+        };
+        let stops = (0..threads).map(|_| Arc::new(Stop::new(shutdown.clone()))).collect();
+        Ok(Self { shared, started, open_files, stops, threads: Mutex::default(), is_told: AtomicBool::new(false) })
+    }
+
+    /// The probes and the admin API, to be added to the server as a service. It listens for the admin API from now on.
+    pub fn management(&self) -> anyhow::Result<Management> {
+        let Shared { control, access_log, most_idle, shutdown, room, backend_room, handshake_room } = &self.shared;
+        let resources = OfApp {
+            access_log: Arc::clone(access_log),
+            room: Arc::clone(room),
+            backend_room: Arc::clone(backend_room),
+            handshake_room: Arc::clone(handshake_room),
+            most_idle: Arc::clone(most_idle),
+            open_files: self.open_files,
+            threads: self.stops.len(),
+        };
+        Management::new(Arc::clone(control), shutdown.clone(), Arc::clone(room), Arc::new(resources), None)
+    }
+
+    /// The engine of this thread for connections to `local`. `None`: it cannot serve here.
+    fn engine(&self, local: Option<&socket::SocketAddr>) -> Option<Arc<Engine>> {
+        let snapshot = self.shared.control.snapshot();
+        let (listener, address) = head::listener(&snapshot.config, local)?;
+        let this = thread::current().id();
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(engine) = threads.engines.get(&(this, address.clone())) {
+            return Some(Arc::clone(engine));
+        }
+        let next = threads.places.len();
+        let place = match threads.places.entry(this) {
+            Entry::Occupied(place) => *place.get(),
+            Entry::Vacant(_) if next == self.stops.len() || !stays_here() => return None,
+            Entry::Vacant(place) => {
+                tokio::spawn(idle::sweep_forever(Arc::clone(&self.shared.most_idle)));
+                *place.insert(next)
+            }
+        };
+        let engine = Arc::new(Engine::new(listener, &self.shared, &self.stops, place).at(address.clone()));
+        threads.engines.insert((this, address.clone()), Arc::clone(&engine));
+        Some(engine)
+    }
+}
+
+/// Whether the present task stays on its thread.
+fn stays_here() -> bool {
+    Handle::try_current().is_ok_and(|runtime| {
+        runtime.runtime_flavor() == RuntimeFlavor::CurrentThread || runtime.metrics().num_workers() == 1
+    })
+}
+
+#[async_trait]
+impl ServerApp for App {
+    async fn process_new(self: &Arc<Self>, stream: Stream, _: &ShutdownWatch) -> Option<Stream> {
+        self.started.wait().await;
+        let addresses = stream.get_socket_digest();
+        let local = addresses.as_ref().and_then(|addresses| addresses.local_addr());
+        let client = head::peer(addresses.as_ref().and_then(|addresses| addresses.peer_addr()));
+        let Some(engine) = self.engine(local) else {
+            if !self.is_told.swap(true, Ordering::Relaxed) {
+                tracing::error!(
+                    "connections are closed: they come on more threads than the App was made for, or would move between \
+                     them; give it the configuration of the server that runs it, with work_stealing set to false"
+                );
+            }
+            return None;
+        };
+        let local = local.and_then(|local| local.as_inet().copied());
+        let mut peer = match secured(&stream) {
+            Some(secured) => Peer::with_tls(client, secured, local),
+            None => Peer::new(client),
+        };
+        peer.local = local;
+        let _place = engine.place().await;
+        let speaks_http2 = stream.selected_alpn_proto() == Some(ALPN::H2);
+        let io = Io::Accepted(Box::new(Accepted::new(stream)));
+        if speaks_http2 {
+            Box::pin(h2::serve(engine, io, Vec::new(), peer)).await;
+        } else {
+            http::serve(engine, ClientStream::Io(io), peer).await;
+        }
+        None
+    }
+
+    /// Nobody is accepted any more: idle connections end, others after their present exchange.
+    async fn cleanup(&self) {
+        let timeout = self.shared.control.snapshot().config.server.shutdown_timeout;
+        self.shared.shutdown.stop(Instant::now() + timeout);
+        self.stops.iter().for_each(|stop| stop.begin());
+    }
+}
+
+/// What Pingora tells of a connection's TLS: neither the name that was asked for nor a client's certificate.
+fn secured(stream: &Stream) -> Option<Secured> {
+    let digest = stream.get_ssl_digest()?;
+    let protocol = if digest.version.contains("1_2") || digest.version.contains("1.2") { "TLSv1.2" } else { "TLSv1.3" };
+    Some(Secured { protocol, cipher: "", server_name: None, is_resumed: false, client: None })
+}
+
+/// What a reload changes beside the snapshot.
+struct OfApp {
+    access_log: Arc<AccessLog>,
+    room: Arc<Room>,
+    backend_room: Arc<Room>,
+    handshake_room: Arc<Room>,
+    most_idle: Arc<AtomicUsize>,
+    open_files: usize,
+    threads: usize,
+}
+
+impl Resources for OfApp {
+    fn prepare(&self, running: &Config, wanted: &Config, _: bool) -> Result<Obtained, Vec<Unavailable>> {
+        let mut warnings = held(running, wanted, By::Engine)?;
+        let logs = Wanted::of(wanted);
+        let opened = (logs != Wanted::of(running)).then(|| self.access_log.open(&logs)).transpose();
+        let opened = opened
+            .map_err(|refused| vec![Unavailable { subject: Subject::AccessLog, message: cannot_log(&refused) }])?;
+        let (most, warning) = most_connections(&wanted.server, self.open_files);
+        warnings.extend(warning);
+        let idle = idle_for_each_thread(&wanted.server, most, self.threads);
+        let (access_log, most_idle) = (Arc::clone(&self.access_log), Arc::clone(&self.most_idle));
+        let rooms = [&self.room, &self.backend_room, &self.handshake_room].map(Arc::clone);
+        let commit = move || {
+            if let Some(opened) = opened {
+                access_log.switch(opened);
+            }
+            let Most { clients, backends, handshakes } = most;
+            rooms.iter().zip([clients, backends, handshakes]).for_each(|(room, most)| room.resize(most));
+            most_idle.store(idle, Ordering::Relaxed);
+        };
+        Ok(Obtained { changes: Vec::new(), warnings, commit: Box::new(commit) })
+    }
+
+    fn certificates(&self) -> Vec<ListenerCertificate> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,104 @@
+//! What an error of Pingora's proxy means in the table of failures.
+
+use pingora_core::prelude::{Error, ErrorSource, ErrorType};
+
+use crate::failure::{Failed, Failure};
+use crate::probe::pingora_error;
+
+/// Where an exchange stood when the error came.
+#[derive(Debug, Clone, Copy)]
+pub struct Stand {
+    /// The head of the response has come.
+    pub has_head: bool,
+    /// The backend's connection had served another request before.
+    pub is_reused: bool,
+    /// The client still had to send some of the request's body.
+    pub is_uploading: bool,
+}
+
+/// How the exchange failed.
+pub fn failed(error: &Error, stand: Stand) -> Failed {
+    if let Some(failed) = error.root_cause().downcast_ref() {
+        return *failed;
+    }
+    match error.esource() {
+        ErrorSource::Downstream => of_client(error.etype()).into(),
+        ErrorSource::Internal => Failure::Internal.into(),
+        ErrorSource::Upstream | ErrorSource::Unset => of_backend(error, stand),
+    }
+}
+
+fn of_client(error: &ErrorType) -> Failure {
+    match error {
+        ErrorType::ReadTimedout => Failure::ClientTimeout,
+        ErrorType::InvalidHTTPHeader | ErrorType::H1Error => Failure::RequestMalformed,
+        ErrorType::Custom(INVALID_CHUNK) => Failure::RequestMalformed,
+        _ => Failure::ClientGone,
+    }
+}
+
+/// As Pingora calls what is wrong with the framing of a body in chunks.
+const INVALID_CHUNK: &str = "InvalidChunk";
+
+fn of_backend(error: &Error, stand: Stand) -> Failed {
+    use ErrorType::{ConnectionClosed, Custom, ReadError, ReadTimedout, WriteError};
+    let failure = match error.etype() {
+        ReadTimedout if stand.has_head => Failure::ResponseStalled,
+        Custom(INVALID_CHUNK) => Failure::ResponseBodyMalformed,
+        _ if stand.has_head => Failure::ResponseTruncated,
+        ConnectionClosed | ReadError | WriteError if stand.is_reused => Failure::StaleConnection,
+        // Pingora waits for the response from the start, so that time is the client's too.
+        ReadTimedout if stand.is_uploading => Failure::ClientTimeout,
+        _ => return pingora_error::failed(error),
+    };
+    failure.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use pingora_core::prelude::OrErr;
+
+    use super::*;
+
+    const WAITING: Stand = Stand { has_head: false, is_reused: false, is_uploading: false };
+
+    #[test]
+    fn a_failure_is_told_by_who_failed_and_when() {
+        use ErrorSource::{Downstream, Internal, Upstream};
+        use ErrorType::{ConnectTimedout, ConnectionClosed, ReadError, ReadTimedout, WriteTimedout};
+        let [passing, reused, uploading] = [
+            Stand { has_head: true, ..WAITING },
+            Stand { is_reused: true, ..WAITING },
+            Stand { is_uploading: true, ..WAITING },
+        ];
+        for (kind, source, stand, expected) in [
+            (ConnectionClosed, Upstream, WAITING, Failure::Closed),
+            (ReadError, Upstream, WAITING, Failure::Reset),
+            (ReadError, Upstream, reused, Failure::StaleConnection),
+            (ReadTimedout, Upstream, WAITING, Failure::ResponseTimeout),
+            (ReadTimedout, Upstream, reused, Failure::ResponseTimeout),
+            (ReadTimedout, Upstream, uploading, Failure::ClientTimeout),
+            (WriteTimedout, Upstream, uploading, Failure::WriteTimeout),
+            (ConnectTimedout, Upstream, WAITING, Failure::ConnectTimeout),
+            (ReadTimedout, Upstream, passing, Failure::ResponseStalled),
+            (ConnectionClosed, Upstream, passing, Failure::ResponseTruncated),
+            (ErrorType::Custom(INVALID_CHUNK), Upstream, passing, Failure::ResponseBodyMalformed),
+            (ConnectionClosed, Downstream, passing, Failure::ClientGone),
+            (ReadTimedout, Downstream, uploading, Failure::ClientTimeout),
+            (ErrorType::Custom(INVALID_CHUNK), Downstream, uploading, Failure::RequestMalformed),
+            (ErrorType::InternalError, Internal, WAITING, Failure::Internal),
+        ] {
+            let mut error = Error::new(kind.clone());
+            error.esource = source;
+            assert_eq!(failed(&error, stand).failure, expected, "{kind:?} {stand:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_said_of_an_attempt_is_found_beneath_what_pingora_says() {
+        let said = Failed::from(Failure::NoLocalPort);
+        let error = Err::<(), _>(said).or_err(ErrorType::ConnectError, "not connected").expect_err("an error");
+        let error = Error::because(ErrorType::InternalError, "Fail to connect", error);
+        assert_eq!(failed(&error, WAITING), said);
+    }
+}

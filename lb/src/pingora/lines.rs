@@ -1,0 +1,251 @@
+//! The connections to backends, which Pingora makes, uses and keeps. Each is connected as the engine connects, and known
+//! here until it is closed, so that a kill ends those at work and none is kept where another server may be.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
+
+use pingora_core::connectors::l4::Connect;
+use pingora_core::prelude::{ErrorType, OrErr};
+use pingora_core::protocols::l4::socket::SocketAddr;
+use pingora_core::protocols::l4::stream::Stream;
+use pingora_core::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
+use pingora_core::upstreams::peer::{Tracer, Tracing};
+use rustix::net::{Shutdown, shutdown};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::backend::{Endpoint, Incarnation};
+use crate::control::Control;
+use crate::control::kill::Done;
+use crate::dial::{Dial, Transport};
+use crate::failure::{Failed, Failure};
+use crate::http::io::Io;
+
+/// The connections that are open, by their file.
+#[derive(Debug, Default)]
+pub struct Lines(Mutex<HashMap<RawFd, Arc<Line>>>);
+
+/// One connection. An exchange that uses it holds it too.
+#[derive(Debug)]
+pub struct Line {
+    /// The same socket by a file of its own, so that it can be shut down whatever Pingora does with its file.
+    socket: OwnedFd,
+    endpoint: Arc<Endpoint>,
+    server: Incarnation,
+    /// By which it was made. Held so that no other one can be at its place in memory while the connection is kept.
+    _transport: Arc<Transport>,
+    /// No exchange has had it yet.
+    is_new: AtomicBool,
+    /// Who waits for its exchange to see that it was killed.
+    waiting: Mutex<Vec<Done>>,
+}
+
+impl Lines {
+    /// The connection with this file, which an exchange begins to use.
+    pub fn take(&self, file: RawFd) -> Option<Arc<Line>> {
+        let line = self.open().get(&file).map(Arc::clone)?;
+        line.is_new.store(false, Ordering::Relaxed);
+        Some(line)
+    }
+
+    /// Closes those to a server that are idle. One that an exchange takes up at this moment is closed as well: the
+    /// exchange meets a stale connection, as it would have a moment later.
+    pub fn forget(&self, server: Incarnation) {
+        self.close(|line| line.server == server);
+    }
+
+    /// Closes those which are idle and lead to where another server may be.
+    pub fn sweep(&self) {
+        self.close(|line| line.endpoint.incarnation() != line.server);
+    }
+
+    fn close(&self, is_meant: impl Fn(&Line) -> bool) {
+        for line in self.open().values().filter(|line| line.is_idle() && is_meant(line)) {
+            line.shut_down();
+        }
+    }
+
+    /// Ends what is killed, whenever the admin API kills, as long as `lines` are there.
+    pub async fn follow(lines: Weak<Self>, control: Arc<Control>) {
+        let mut kills = control.kills();
+        while let Some(done) = kills.recv().await {
+            let Some(lines) = lines.upgrade() else { return };
+            for line in lines.open().values().filter(|line| line.endpoint.is_killed(line.server)) {
+                if !line.is_idle() {
+                    line.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(done.clone());
+                }
+                line.shut_down();
+            }
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<RawFd, Arc<Line>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Line {
+    /// Which server it leads to.
+    pub fn server(&self) -> Incarnation {
+        self.server
+    }
+
+    /// Whether no exchange has it.
+    fn is_idle(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) == 1 && !self.is_new.load(Ordering::Relaxed)
+    }
+
+    /// Whoever reads sees the end; Pingora keeps it no longer.
+    fn shut_down(&self) {
+        // Fails only where the backend has done so before.
+        let _ = shutdown(&self.socket, Shutdown::Both);
+    }
+}
+
+/// How an endpoint is connected to.
+#[derive(Debug)]
+pub struct Way {
+    pub endpoint: Arc<Endpoint>,
+    pub server: Incarnation,
+    pub transport: Arc<Transport>,
+    pub lines: Arc<Lines>,
+    /// The request asks to switch protocols: told the file, which Pingora does not know then.
+    pub tunnel: Option<Arc<AtomicI32>>,
+}
+
+impl Way {
+    async fn connected(&self) -> Result<Stream, Failed> {
+        let address = self.endpoint.address().ok_or(Failure::Unresolved)?;
+        let (backend, transport) = (&self.endpoint.backend.address, &self.transport);
+        let io = Io::connect(&Dial { backend, address, transport, header: &[] }).await?;
+        // No configuration with TLS to backends is taken up.
+        let socket = io.socket().filter(|_| !io.is_tls()).ok_or(Failure::Internal)?;
+        let (line, file) = (self.line(socket)?, socket.as_raw_fd());
+        let closing = Closing { lines: Arc::clone(&self.lines), file };
+        self.lines.open().insert(file, Arc::new(line));
+        if let Some(tunnel) = &self.tunnel {
+            tunnel.store(file, Ordering::Relaxed);
+            let tunnel = Tunnel { io, is_new: true, closing };
+            return Ok(Stream::from(VirtualSocketStream::new(Box::new(tunnel))));
+        }
+        let mut stream = match io {
+            Io::Tcp(tcp) => Stream::from(tcp),
+            Io::Unix(unix) => Stream::from(unix),
+            _ => return Err(Failure::Internal.into()),
+        };
+        stream.tracer = Some(Tracer(Box::new(closing)));
+        Ok(stream)
+    }
+
+    fn line(&self, socket: BorrowedFd<'_>) -> Result<Line, Failed> {
+        Ok(Line {
+            socket: socket.try_clone_to_owned().map_err(|_| Failure::OutOfResources)?,
+            endpoint: Arc::clone(&self.endpoint),
+            server: self.server,
+            _transport: Arc::clone(&self.transport),
+            is_new: AtomicBool::new(true),
+            waiting: Mutex::default(),
+        })
+    }
+}
+
+/// Written without the macro that the trait is written with.
+impl Connect for Way {
+    fn connect<'s, 'a, 'f>(
+        &'s self,
+        _: &'a SocketAddr,
+    ) -> Pin<Box<dyn Future<Output = pingora_core::Result<Stream>> + Send + 'f>>
+    where
+        's: 'f,
+        'a: 'f,
+        Self: 'f,
+    {
+        Box::pin(async { self.connected().await.or_err(ErrorType::ConnectError, "not connected") })
+    }
+}
+
+/// Strikes a connection off when Pingora drops it, which calls this before it closes its file: until then no other
+/// connection can have the same number.
+#[derive(Debug, Clone)]
+struct Closing {
+    lines: Arc<Lines>,
+    file: RawFd,
+}
+
+impl Tracing for Closing {
+    fn on_connected(&self) {}
+
+    fn on_disconnected(&self) {
+        self.lines.open().remove(&self.file);
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Tracing> {
+        Box::new(self.clone())
+    }
+}
+
+/// A connection for a request that asks to switch protocols. Its first read finds nothing: Pingora takes the end of the
+/// request's body for that of the tunnel where it has read a 101 before (cloudflare/pingora issue 946), and it takes up
+/// that end meanwhile.
+struct Tunnel {
+    io: Io,
+    is_new: bool,
+    closing: Closing,
+}
+
+impl Drop for Tunnel {
+    /// Before the file is closed.
+    fn drop(&mut self) {
+        self.closing.on_disconnected();
+    }
+}
+
+impl VirtualSocket for Tunnel {
+    /// It has the options that all connections have.
+    fn set_socket_option(&self, _: VirtualSockOpt) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tunnel")
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if std::mem::take(&mut self.is_new) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,171 @@
+//! What an embedded balancer does beside the requests: probes, names, ejections that end, the admin API.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use pingora_core::server::ShutdownWatch;
+use pingora_core::services::ServiceReadyNotifier;
+use pingora_core::services::background::BackgroundService;
+use tokio::task::JoinSet;
+
+use super::lines::Lines;
+use crate::admin::{self, Admin};
+use crate::config::AdminConfig;
+use crate::config::backend::SocketAddress;
+use crate::control::Control;
+use crate::control::resources::Resources;
+use crate::exchange::refusal::Refusal;
+use crate::listen::sockets::cannot_listen;
+use crate::probe;
+use crate::room::Room;
+use crate::server::first_probes;
+use crate::shutdown::{Phase, Shutdown};
+
+/// How often idle connections to backends are looked through.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the server may take to listen once it may.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_INTERVAL: Duration = Duration::from_millis(2);
+/// Longer than the first probes and the server may take together.
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+const START_INTERVAL: Duration = Duration::from_millis(5);
+
+/// A service of a Pingora server (`background_service`). Requests wait until it has probed every backend, but for five
+/// seconds at most.
+pub struct Management {
+    control: Arc<Control>,
+    room: Arc<Room>,
+    shutdown: Shutdown,
+    /// For the admin API, until it is started.
+    listener: Mutex<Option<TcpListener>>,
+    /// Held for as long as reloads are held to it.
+    _resources: Arc<dyn Resources>,
+    lines: Option<Arc<Lines>>,
+}
+
+/// Whether requests can be served, for those who come before.
+#[derive(Debug, Clone, Default)]
+pub struct Started {
+    pub shutdown: Shutdown,
+    is_given_up: Arc<AtomicBool>,
+}
+
+impl Started {
+    /// Waits for the first probes. Where nobody makes any, that is said, once, and requests are served all the same.
+    pub async fn wait(&self) {
+        let began = Instant::now();
+        while self.shutdown.phase() == Phase::Starting && !self.is_given_up.load(Ordering::Relaxed) {
+            if began.elapsed() > START_TIMEOUT && !self.is_given_up.swap(true, Ordering::Relaxed) {
+                tracing::error!(
+                    "nobody probes the backends, and there is no admin API: add management() to the Pingora server, as a \
+                     background_service"
+                );
+            }
+            tokio::time::sleep(START_INTERVAL).await;
+        }
+    }
+}
+
+impl Management {
+    pub(super) fn new(
+        control: Arc<Control>,
+        shutdown: Shutdown,
+        room: Arc<Room>,
+        resources: Arc<dyn Resources>,
+        lines: Option<&Arc<Lines>>,
+    ) -> anyhow::Result<Self> {
+        let address = control.snapshot().config.admin.address;
+        let listener = TcpListener::bind(address)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .map_err(|e| anyhow::anyhow!(cannot_listen(&address.into(), "[admin] address", &e)))?;
+        control.metrics.expect_refusals(Refusal::all().map(Refusal::reason));
+        control.reload_with(&resources);
+        let lines = lines.map(Arc::clone);
+        Ok(Self { control, room, shutdown, listener: Mutex::new(Some(listener)), _resources: resources, lines })
+    }
+
+    /// Serves the admin API and probes, until what comes back is dropped.
+    fn begin(&self) -> std::io::Result<JoinSet<()>> {
+        let mut tasks = JoinSet::new();
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(listener) = listener {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            let AdminConfig { token, read_token, .. } = self.control.snapshot().config.admin.clone();
+            let (control, room, shutdown) = (Arc::clone(&self.control), Arc::clone(&self.room), self.shutdown.clone());
+            let admin = Admin { control, room, token, read_token, shutdown };
+            tracing::info!(address = %self.control.snapshot().config.admin.address, "admin API ready");
+            tasks.spawn(admin::serve(listener, Arc::new(admin)));
+        }
+        tasks.spawn(probe::run(Arc::clone(&self.control)));
+        if let Some(lines) = &self.lines {
+            tasks.spawn(Lines::follow(Arc::downgrade(lines), Arc::clone(&self.control)));
+            let lines = Arc::clone(lines);
+            tasks.spawn(async move {
+                let mut tick = tokio::time::interval(SWEEP_INTERVAL);
+                loop {
+                    tick.tick().await;
+                    lines.sweep();
+                }
+            });
+        }
+        Ok(tasks)
+    }
+
+    /// Waits until the server listens, which it does not tell: whoever is told that this is ready may connect at once.
+    async fn listening(&self) {
+        let snapshot = Arc::clone(&self.control.snapshot());
+        let addresses = snapshot.config.listeners.iter().flat_map(|listener| listener.addresses.iter());
+        let addresses = addresses.filter_map(SocketAddress::ip).map(reachable);
+        for address in addresses {
+            let connecting = async {
+                while tokio::net::TcpStream::connect(address).await.is_err() {
+                    tokio::time::sleep(CONNECT_INTERVAL).await;
+                }
+            };
+            if tokio::time::timeout(LISTEN_TIMEOUT, connecting).await.is_err() {
+                tracing::warn!(
+                    "nobody listens at {address}, which is the address of a [[listener]]: have a service of the Pingora \
+                     server listen there, or correct it"
+                );
+            }
+        }
+    }
+}
+
+/// An address by which this machine reaches those who listen at all of its addresses.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+#[async_trait]
+impl BackgroundService for Management {
+    async fn start_with_ready_notifier(&self, mut stopping: ShutdownWatch, ready: ServiceReadyNotifier) {
+        let _tasks = match self.begin() {
+            Ok(tasks) => tasks,
+            Err(e) => return tracing::error!("the admin API cannot be served: {e}"),
+        };
+        first_probes(&self.control).await;
+        ready.notify_ready();
+        self.listening().await;
+        self.shutdown.run();
+        // An error says that the server is gone.
+        let _ = stopping.wait_for(|&is_stopping| is_stopping).await;
+        self.shutdown.close();
+        // Until the server ends its runtimes, after its grace period, the state can be asked for.
+        std::future::pending::<()>().await;
+    }
+}
+
+impl Drop for Management {
+    fn drop(&mut self) {
+        self.shutdown.stop(Instant::now());
+    }
+}

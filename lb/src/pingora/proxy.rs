@@ -1,0 +1,543 @@
+//! [`Proxy`]: Evenkeel's choices and its table of failures behind the callbacks of Pingora's proxy. The same exchange that
+//! the engine drives is told what happens here, and says what is next.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
+use ::pingora::http::{RequestHeader, ResponseHeader};
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Version, header};
+use pingora_core::prelude::{Error, ErrorSource, ErrorType};
+use pingora_core::protocols::Digest;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+
+use super::failed::{Stand, failed};
+use super::head::{self, Begun, Told};
+use super::lines::{Line, Lines, Way};
+use super::management::{Management, Started};
+use super::settings::{By, OfProxy, Refused, check};
+use crate::backend::Endpoint;
+use crate::clock;
+use crate::config::backend::SocketAddress;
+use crate::control::Control;
+use crate::exchange::limits::BackendLimits;
+use crate::exchange::refusal::Refusal;
+use crate::exchange::{Answer, Event, Exchange, Moment, Step};
+use crate::failure::{Detail, Failed, Failure};
+use crate::pool::Full;
+use crate::room::Room;
+use crate::shutdown::Phase;
+
+/// A line of a head, beside name and value.
+const FIELD_BYTES: usize = ": \r\n".len();
+/// Pingora keeps no more of a body to send it again.
+const MAX_KEPT_BYTES: usize = 64 * 1024;
+
+/// A `ProxyHttp` by Evenkeel's routes, pools and rules. Clones share them.
+#[derive(Clone)]
+pub struct Proxy {
+    control: Arc<Control>,
+    lines: Arc<Lines>,
+    started: Started,
+}
+
+/// What a request has learned.
+#[derive(Default)]
+pub struct Context(Option<Box<Carried>>);
+
+struct Carried {
+    control: Arc<Control>,
+    told: Told,
+    /// `None`: the request was refused before it became one.
+    exchange: Option<Exchange>,
+    next: Next,
+    /// What the client is told; once there is one, nothing more is tried.
+    refusal: Option<Refusal>,
+    /// The head of the backend's response has come.
+    has_head: bool,
+    /// What the present attempt goes over.
+    line: Option<Arc<Line>>,
+    /// Its file, where the request asks to switch protocols.
+    tunnel: Option<Arc<AtomicI32>>,
+    /// How long the client has kept the exchange waiting, and since when it does so now.
+    client_waited: Duration,
+    waiting_since: Option<Instant>,
+}
+
+/// What is to be done for the next attempt.
+enum Next {
+    Nothing,
+    Open(Arc<Endpoint>),
+    Queue(Full),
+}
+
+impl Proxy {
+    /// Takes what `control` has, and holds its reloads to what a Pingora proxy can do. `Err`: the configuration asks for
+    /// more.
+    pub fn new(control: &Arc<Control>) -> Result<Self, Refused> {
+        check(&control.snapshot().config, By::Proxy)?;
+        Ok(Self { control: Arc::clone(control), lines: Arc::default(), started: Started::default() })
+    }
+
+    /// The probes and the admin API, to be added to the server as a service. It listens for the admin API from now on.
+    pub fn management(&self) -> anyhow::Result<Management> {
+        let (control, shutdown) = (Arc::clone(&self.control), self.started.shutdown.clone());
+        // How many clients there are, Pingora does not tell.
+        Management::new(control, shutdown, Room::new(0), Arc::new(OfProxy), Some(&self.lines))
+    }
+
+    /// Begins with a request. What is to be tried, or what the client is told, stands in what comes back.
+    async fn begin(&self, session: &mut Session) -> Option<Box<Carried>> {
+        let started = Instant::now();
+        let Begun { told, start } = head::begin(&self.control, session, started)?;
+        let mut carried = Box::new(Carried {
+            control: Arc::clone(&self.control),
+            told,
+            exchange: None,
+            next: Next::Nothing,
+            refusal: None,
+            has_head: false,
+            line: None,
+            tunnel: None,
+            client_waited: Duration::ZERO,
+            waiting_since: None,
+        });
+        let start = match start {
+            Ok(start) => start,
+            Err(refusal) => {
+                self.treat(session, &carried.told);
+                carried.refusal = Some(refusal);
+                return Some(carried);
+            }
+        };
+        let head = session.req_header();
+        let length = start.asked.body_length;
+        let cookies = head.headers.get_all(header::COOKIE).iter().map(http::HeaderValue::as_bytes);
+        let exchange = Exchange::begin(start, cookies);
+        carried.told.limits = exchange.client_limits(carried.told.limits);
+        carried.exchange = Some(exchange);
+        self.treat(session, &carried.told);
+        let most = carried.told.limits.max_body_bytes;
+        let is_too_large = length.zip(most).is_some_and(|(length, most)| length > most);
+        let mut step = carried.step(match is_too_large {
+            true => Event::Failed { failed: Failure::BodyTooLarge.into(), has_body: false },
+            false => Event::Begun,
+        });
+        if let Some(Step::Hold) = step {
+            let held = carried.hold(session).await;
+            step = carried.step(held);
+        }
+        carried.follow(step);
+        Some(carried)
+    }
+
+    /// Settings of the client's connection, which Pingora has by the request.
+    fn treat(&self, session: &mut Session, told: &Told) {
+        let keepalive = told.listener.keepalive_timeout.as_secs().max(1);
+        let keeps = self.started.shutdown.phase() <= Phase::Running && session.get_keepalive().is_some();
+        session.set_keepalive(keeps.then_some(keepalive));
+        session.set_read_timeout(Some(told.limits.body_timeout));
+        session.set_write_timeout(Some(told.limits.send_timeout));
+        session.set_total_drain_timeout(Some(told.listener.lingering_time));
+    }
+}
+
+impl Context {
+    fn carried(&mut self) -> Result<&mut Carried, Box<Error>> {
+        self.0.as_deref_mut().ok_or_else(|| Error::explain(ErrorType::InternalError, "no request has begun"))
+    }
+}
+
+impl Carried {
+    fn moment(&self) -> Moment {
+        let now = Instant::now();
+        let waiting = self.waiting_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        Moment { now, client_waited: self.client_waited + waiting }
+    }
+
+    fn step(&mut self, event: Event) -> Option<Step> {
+        let at = self.moment();
+        self.exchange.as_mut().map(|exchange| exchange.step(event, at))
+    }
+
+    /// Takes up what the exchange says is next.
+    fn follow(&mut self, step: Option<Step>) {
+        self.next = Next::Nothing;
+        match step {
+            Some(Step::Open(endpoint)) => self.next = Next::Open(endpoint),
+            Some(Step::Queue(full)) => self.next = Next::Queue(full),
+            Some(Step::Refuse(refusal)) => self.refusal = Some(refusal),
+            // No configuration is taken up that has answers or jumps of its own, and a body is held once.
+            Some(Step::Reply(..) | Step::Replace(_) | Step::Hold) => {
+                if let Some(exchange) = &mut self.exchange {
+                    exchange.reply_failed(Refusal::Internal);
+                }
+                self.refusal = Some(Refusal::Internal);
+            }
+            Some(Step::Pass | Step::End) | None => {}
+            Some(Step::Wait(never) | Step::Sub(never) | Step::Spawn(never)) => match never {},
+        }
+    }
+
+    /// Reads the whole body, which Pingora keeps and sends with each attempt.
+    async fn hold(&mut self, session: &mut Session) -> Event {
+        session.as_mut().enable_retry_buffering();
+        self.waiting_since = Some(Instant::now());
+        let read = loop {
+            match session.read_request_body().await {
+                Ok(Some(_)) => {}
+                Ok(None) => break Ok(()),
+                Err(e) => break Err(e),
+            }
+        };
+        self.client_has_sent(true);
+        match read {
+            Ok(()) => Event::Held,
+            Err(mut e) => {
+                e.as_down();
+                let stand = Stand { has_head: false, is_reused: false, is_uploading: true };
+                Event::Failed { failed: failed(&e, stand), has_body: false }
+            }
+        }
+    }
+
+    /// A piece of the body has come, or its end.
+    fn client_has_sent(&mut self, is_end: bool) {
+        let now = Instant::now();
+        if let Some(since) = self.waiting_since {
+            self.client_waited += now.saturating_duration_since(since);
+        }
+        self.waiting_since = (!is_end).then_some(now);
+    }
+
+    /// Whether all that has come of the body is kept.
+    fn has_body(&self, session: &Session) -> bool {
+        let most = self.exchange.as_ref().map_or(0, Exchange::retry_body_bytes).min(MAX_KEPT_BYTES);
+        !session.as_ref().retry_buffer_truncated() && session.body_bytes_read() <= most
+    }
+
+    /// Tells the exchange that the present attempt failed; whether another one is to be made.
+    fn failed(&mut self, session: &Session, failed: Failed) -> bool {
+        let is_killed = self.exchange.as_ref().is_some_and(Exchange::is_killed);
+        let failed = if is_killed { Failure::Killed.into() } else { failed };
+        let step = self.step(Event::Failed { failed, has_body: self.has_body(session) });
+        // After the exchange has seen it: a kill waits for that.
+        self.line = None;
+        self.waiting_since = None;
+        self.follow(step);
+        !matches!(self.next, Next::Nothing)
+    }
+
+    /// Where the next attempt goes. `None`: nowhere.
+    async fn next(&mut self, session: &Session) -> Option<Arc<Endpoint>> {
+        loop {
+            match std::mem::replace(&mut self.next, Next::Nothing) {
+                Next::Nothing => return None,
+                Next::Open(endpoint) if endpoint.address().is_none() => {
+                    self.failed(session, Failure::Unresolved.into());
+                }
+                Next::Open(endpoint) => return Some(endpoint),
+                Next::Queue(Full { queue, seen, timeout }) => {
+                    let event = match tokio::time::timeout(timeout, queue.wait(seen)).await {
+                        Ok(()) => Event::Called,
+                        Err(_) => {
+                            Event::Failed { failed: Failure::QueueTimeout.into(), has_body: self.has_body(session) }
+                        }
+                    };
+                    let step = self.step(event);
+                    self.follow(step);
+                }
+            }
+        }
+    }
+
+    /// How the backends of the present attempt are treated.
+    fn limits(&self) -> Option<BackendLimits> {
+        let exchange = self.exchange.as_ref()?;
+        let plan = exchange.plan()?;
+        Some(exchange.own_limits().map_or_else(|| BackendLimits::of_pool(&plan.settings), |own| *own))
+    }
+
+    /// How Pingora is to connect to `endpoint` and to treat it.
+    fn peer(&mut self, endpoint: Arc<Endpoint>, lines: &Arc<Lines>, upgrades: bool) -> Option<Box<HttpPeer>> {
+        let limits = self.limits()?;
+        let plan = self.exchange.as_ref()?.plan()?;
+        let mut peer = match endpoint.address()? {
+            SocketAddress::Ip(address) => HttpPeer::new(*address, false, String::new()),
+            SocketAddress::Unix(path) => HttpPeer::new_uds(path.to_str()?, false, String::new()).ok()?,
+        };
+        let server = endpoint.incarnation();
+        let transport = Arc::clone(&plan.transport);
+        // A connection serves those alone that would have made it so, to the same server.
+        peer.group_key = server.number() ^ (Arc::as_ptr(&transport) as u64).rotate_left(32);
+        // One that may become a tunnel is nobody else's.
+        let tunnel = upgrades.then(|| Arc::new(AtomicI32::new(-1)));
+        if upgrades {
+            peer.group_key = clock::random();
+        }
+        peer.options.total_connection_timeout = Some(limits.connect_timeout);
+        // Pingora has one limit for the head, the body and what goes through a tunnel.
+        peer.options.read_timeout = Some(if upgrades { limits.tunnel_timeout } else { limits.response_timeout });
+        peer.options.write_timeout = Some(limits.write_timeout);
+        peer.options.idle_timeout = Some(plan.settings.idle_timeout);
+        let lines = Arc::clone(lines);
+        self.tunnel = tunnel.clone();
+        peer.options.custom_l4 = Some(Arc::new(Way { endpoint, server, transport, lines, tunnel }));
+        Some(Box::new(peer))
+    }
+
+    /// Whether the head of a response is within what its pool says.
+    fn fits(&self, head: &ResponseHeader) -> Result<(), Failed> {
+        let Some(plan) = self.exchange.as_ref().and_then(Exchange::plan) else { return Ok(()) };
+        let (most_fields, most_bytes) = (plan.settings.max_fields as usize, plan.settings.max_head_bytes as usize);
+        let fields = head.headers.len();
+        if fields > most_fields {
+            let setting = "[[pool]] max_fields";
+            let detail = Some(Detail::Limit { setting, limit: most_fields, value: Some(fields) });
+            return Err(Failed { failure: Failure::ResponseTooManyFields, detail });
+        }
+        let lines = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_BYTES);
+        if lines.sum::<usize>() > most_bytes {
+            let setting = "[[pool]] max_head_bytes";
+            let detail = Some(Detail::Limit { setting, limit: most_bytes, value: None });
+            return Err(Failed { failure: Failure::ResponseHeadTooLarge, detail });
+        }
+        Ok(())
+    }
+}
+
+/// However a request ends, it is counted.
+impl Drop for Carried {
+    fn drop(&mut self) {
+        let metrics = &self.control.metrics;
+        let (refusal, status, has_pool) = match &mut self.exchange {
+            Some(exchange) => {
+                let outcome = exchange.finish(Instant::now());
+                (outcome.refusal, outcome.status, exchange.pool().is_some())
+            }
+            None => (self.refusal, self.refusal.map_or(499, Refusal::status), false),
+        };
+        if let Some(refusal) = refusal {
+            metrics.refused(refusal.reason());
+        }
+        if !has_pool {
+            metrics.own_responses.count(status);
+        }
+    }
+}
+
+/// An error for Pingora that says what we say of it.
+fn error(failed: Failed, source: ErrorSource) -> Box<Error> {
+    let mut error = Error::because(ErrorType::InternalError, "", failed);
+    error.esource = source;
+    error
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = Context;
+
+    fn new_ctx(&self) -> Context {
+        Context::default()
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> pingora_core::Result<bool> {
+        self.started.wait().await;
+        let Some(carried) = self.begin(session).await else {
+            return Err(Error::explain(ErrorType::InternalError, "there is no [[listener]]"));
+        };
+        let carried = ctx.0.insert(carried);
+        match carried.refusal {
+            None if matches!(carried.next, Next::Nothing) => {
+                Err(error(Failure::ClientGone.into(), ErrorSource::Downstream))
+            }
+            None => Ok(false),
+            Some(refusal) => {
+                if !refusal.keeps_connection() {
+                    session.set_keepalive(None);
+                }
+                head::refuse(session, &carried.told, refusal).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Context) -> pingora_core::Result<Box<HttpPeer>> {
+        let upgrades = session.is_upgrade_req();
+        let carried = ctx.carried()?;
+        let endpoint = carried.next(session).await;
+        let peer = endpoint.and_then(|endpoint| carried.peer(endpoint, &self.lines, upgrades));
+        peer.ok_or_else(|| error(Failure::Internal.into(), ErrorSource::Internal))
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Session,
+        _: bool,
+        _: &HttpPeer,
+        file: RawFd,
+        _: Option<&Digest>,
+        ctx: &mut Context,
+    ) -> pingora_core::Result<()> {
+        let carried = ctx.carried()?;
+        let file = carried.tunnel.as_ref().map_or(file, |file| file.load(Ordering::Relaxed));
+        carried.line = self.lines.take(file);
+        // Where it was killed on its way here, its connection was not among those that were ended.
+        match carried.exchange.as_ref().is_some_and(Exchange::is_killed) {
+            true => Err(error(Failure::Killed.into(), ErrorSource::Upstream)),
+            false => Ok(()),
+        }
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream_request: &mut RequestHeader,
+        ctx: &mut Context,
+    ) -> pingora_core::Result<()> {
+        let carried = ctx.carried()?;
+        carried.told.write(upstream_request)?;
+        carried.waiting_since = (!session.as_mut().is_body_done()).then(Instant::now);
+        Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        _: &mut Option<Bytes>,
+        is_end: bool,
+        ctx: &mut Context,
+    ) -> pingora_core::Result<()> {
+        let carried = ctx.carried()?;
+        if session.was_upgraded() {
+            return Ok(());
+        }
+        carried.client_has_sent(is_end);
+        let most = carried.told.limits.max_body_bytes;
+        match most.is_some_and(|most| session.body_bytes_read() as u64 > most) {
+            true => Err(error(Failure::BodyTooLarge.into(), ErrorSource::Downstream)),
+            false => Ok(()),
+        }
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        upstream_response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> pingora_core::Result<()> {
+        let status = upstream_response.status;
+        if status.is_informational() && status.as_u16() != 101 {
+            return Ok(());
+        }
+        let carried = ctx.carried()?;
+        carried.fits(upstream_response).map_err(|failed| error(failed, ErrorSource::Upstream))?;
+        let answer = Answer { status: status.as_u16(), has_body: carried.has_body(session) };
+        let step = carried.step(Event::Head(answer));
+        let passes = matches!(step, Some(Step::Pass));
+        if status.as_u16() == 101 {
+            session.set_read_timeout(carried.limits().map(|limits| limits.tunnel_timeout));
+        }
+        carried.has_head = passes;
+        carried.follow(step);
+        if passes { Ok(()) } else { Err(error(Failure::Internal.into(), ErrorSource::Internal)) }
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> pingora_core::Result<()> {
+        let carried = ctx.carried()?;
+        if response.status.is_informational() {
+            return Ok(());
+        }
+        let cookie = carried.exchange.as_ref().and_then(Exchange::set_cookie);
+        carried.told.write_response(response, cookie.as_deref())?;
+        if self.started.shutdown.phase() > Phase::Running && session.req_header().version != Version::HTTP_2 {
+            session.set_keepalive(None);
+        }
+        Ok(())
+    }
+
+    fn fail_to_connect(&self, session: &mut Session, _: &HttpPeer, ctx: &mut Context, mut e: Box<Error>) -> Box<Error> {
+        if let Ok(carried) = ctx.carried() {
+            let stand = Stand { has_head: false, is_reused: false, is_uploading: false };
+            e.set_retry(carried.failed(session, failed(&e, stand)));
+        }
+        e
+    }
+
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        mut e: Box<Error>,
+        ctx: &mut Context,
+        is_reused: bool,
+    ) -> Box<Error> {
+        let is_uploading = !session.as_mut().is_body_done();
+        if let Ok(carried) = ctx.carried() {
+            let stand = Stand { has_head: carried.has_head, is_reused, is_uploading };
+            let failed = failed(&e, stand);
+            if failed.failure == Failure::StaleConnection
+                && let Some(line) = &carried.line
+            {
+                // The others have been idle for longer, so the next attempt is made on a new connection.
+                self.lines.forget(line.server());
+            }
+            e.set_retry(carried.failed(session, failed));
+        }
+        e
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, _: &Error, ctx: &mut Context) -> FailToProxy {
+        let nothing = FailToProxy { error_code: 0, can_reuse_downstream: false };
+        let Ok(carried) = ctx.carried() else { return nothing };
+        if let Next::Open(_) | Next::Queue(_) = carried.next {
+            // Pingora makes no more attempts than `max_retries` says.
+            let last = carried.exchange.as_ref().and_then(|exchange| exchange.outcome().failure);
+            carried.refusal = last.and_then(Failure::refusal);
+            if let (Some(exchange), Some(refusal)) = (&mut carried.exchange, carried.refusal) {
+                exchange.reply_failed(refusal);
+            }
+        }
+        let has_begun = session.response_written().is_some_and(|head| !head.status.is_informational());
+        let Some(refusal) = carried.refusal.filter(|_| !has_begun) else { return nothing };
+        session.set_keepalive(None);
+        match head::refuse(session, &carried.told, refusal).await {
+            Ok(()) => FailToProxy { error_code: refusal.status(), can_reuse_downstream: false },
+            Err(_) => nothing,
+        }
+    }
+
+    async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Context) {
+        let Some(mut carried) = ctx.0.take() else { return };
+        let is_killed = carried.exchange.as_ref().is_some_and(Exchange::is_killed);
+        let is_over = carried.exchange.as_ref().is_none_or(Exchange::is_over);
+        match e {
+            _ if is_over => {}
+            // Whoever used a tunnel has seen its end, as if it were a regular one.
+            None if is_killed => drop(carried.failed(session, Failure::Killed.into())),
+            None => drop(carried.step(Event::Sent)),
+            Some(e) => {
+                let stand = Stand { has_head: carried.has_head, is_reused: false, is_uploading: false };
+                carried.failed(session, failed(e, stand));
+            }
+        }
+    }
+
+    /// What failed, the exchange logs.
+    fn suppress_error_log(&self, _: &Session, _: &Context, _: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Context, _: &Error, _: ProxyWarnLogContext) -> bool {
+        true
+    }
+}

@@ -1,6 +1,7 @@
 """The balancers under measurement, each with the same duties: probes of the backends where it has them, metrics,
 the same fields about the client for the backend, the same limits, idle connections to backends kept. A *bare* nginx or
-HAProxy has none of these but the idle connections."""
+HAProxy has none of these but the idle connections. Pingora's proxy with Evenkeel's choices has the probes, the metrics
+and the fields, and of the limits that on bodies."""
 
 import copy
 import json
@@ -140,7 +141,8 @@ class Balancer(Process):
             write = {"evenkeel": evenkeel, "nginx": nginx}[kind]
             words = write(setup, directory, self.port, self.tls_port, admin_port, threads, log, rules)
         else:
-            write = {"evenkeel": evenkeel, "nginx": nginx, "haproxy": haproxy, "envoy": envoy}[kind]
+            write = {"evenkeel": evenkeel, "nginx": nginx, "haproxy": haproxy, "envoy": envoy,
+                     "pingora-proxy": pingora_proxy, "pingora-engine": pingora_engine}[kind]
             words = write(setup, directory, self.port, self.tls_port, admin_port, threads, log)
         super().__init__(label, [*prefix, *words], cores, directory)
 
@@ -148,8 +150,10 @@ class Balancer(Process):
 class Setup:
     """What all balancers are given. `sites` is what Evenkeel's configuration says of requests."""
 
-    def __init__(self, evenkeel, envoy, origins, log_port, probes=True, sites=ONE_ROUTE):
+    def __init__(self, evenkeel, envoy, origins, log_port, probes=True, sites=ONE_ROUTE, embedded=None):
         self.evenkeel, self.envoy, self.origins, self.log_port, self.probes = evenkeel, envoy, origins, log_port, probes
+        # The example that has Evenkeel in a Pingora server.
+        self.embedded = embedded
         # Origins that speak TLS, with a certificate of this CA; whether they are those to be used.
         self.tls_origins, self.ca, self.out = [], WORK / "ca.pem", False
         self.sites = sites
@@ -235,12 +239,17 @@ response_headers = { set = { X-Frame-Options = "DENY", X-Content-Type-Options = 
 """ + "".join(f'[[site.route]]\n{key} = {what}\npool = "app"\n' for key, what in routes)
 
 
-def evenkeel(setup, directory, port, tls_port, admin_port, threads, log, rules=False):
+def evenkeel(setup, directory, port, tls_port, admin_port, threads, log, rules=False, accepts_tls=True):
     sites = site_with_rules() if rules else setup.sites
     backends = ", ".join(f'{{ address = "127.0.0.1:{origin}" }}' for origin in setup.origins)
     access_log = '[access_log]\nfile = "access.log"\nformat = "combined"\n' if log else ""
     probe = '[pool.probe]\ntype = "http"\npath = "/health"\ninterval = "2s"\n' if setup.probes else ""
     tls = f'tls = {{ name = "bench.test", ca = "{setup.ca}" }}' if setup.out else ""
+    secured = f"""[[listener]]
+address = "127.0.0.1:{tls_port}"
+max_body_bytes = {MOST_BODY_BYTES}
+tls = {{ certificate = "{setup.certificate}", key = "{setup.key}" }}
+""" if accepts_tls else ""
     (directory / "evenkeel.toml").write_text(f"""
 [server]
 threads = {threads}
@@ -251,11 +260,7 @@ max_connections = 15000
 address = "127.0.0.1:{port}"
 max_body_bytes = {MOST_BODY_BYTES}
 
-[[listener]]
-address = "127.0.0.1:{tls_port}"
-max_body_bytes = {MOST_BODY_BYTES}
-tls = {{ certificate = "{setup.certificate}", key = "{setup.key}" }}
-
+{secured}
 [admin]
 address = "127.0.0.1:{admin_port}"
 
@@ -271,6 +276,18 @@ backends = [{backends}]
 {probe}
 {sites}""")
     return [setup.evenkeel, "run", "--config", directory / "evenkeel.toml"]
+
+
+def pingora_proxy(setup, directory, port, tls_port, admin_port, threads, log):
+    """Evenkeel's choices behind Pingora's proxy. Pingora accepts connections, those with TLS too."""
+    *_, config = evenkeel(setup, directory, port, tls_port, admin_port, threads, log, accepts_tls=False)
+    return [setup.embedded, config, f"127.0.0.1:{tls_port}", setup.certificate, setup.key]
+
+
+def pingora_engine(setup, directory, port, tls_port, admin_port, threads, log):
+    """Evenkeel's engine behind Pingora's listeners."""
+    binary, *words = pingora_proxy(setup, directory, port, tls_port, admin_port, threads, log)
+    return [binary, "--engine", *words]
 
 
 def nginx(setup, directory, port, tls_port, admin_port, threads, log, rules=False):

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Measures Evenkeel beside nginx, HAProxy and Envoy: all in one run, in turns, in an order that changes with every
-round. Prints tables and, after a whole run, writes them to docs/performance.md."""
+"""Measures Evenkeel beside nginx, HAProxy, Envoy and Pingora's proxy: all in one run, in turns, in an order that changes
+with every round. Prints tables and, after a whole run, writes them to docs/performance.md."""
 
 import argparse
 import json
@@ -16,13 +16,13 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import report
 from balancers import CORE_OF_LOAD, BOTH_CORES, HERE, ROOT, WORK, Balancer, Process, Setup, TlsOrigin, command, free_ports
-from loads import IDLE, SCENARIOS, Failed, idle_bytes
+from loads import EMBEDDED, IDLE, SCENARIOS, Failed, idle_bytes
 
 PACKAGES = ["nginx:nginx-light", "haproxy:haproxy", "wrk:wrk", "h2load:nghttp2-client", "openssl:openssl",
             "cc:build-essential", "cmake:cmake", "taskset:util-linux", "setpriv:util-linux"]
-PEERS = ["nginx", "haproxy", "envoy"]
+PEERS = ["nginx", "haproxy", "envoy", "pingora-proxy"]
 # For the rounds; what is not done by then is left out and said.
-MOST_SECONDS = 420
+MOST_SECONDS = 540
 
 
 def arguments():
@@ -30,21 +30,22 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=1, help="of each measurement")
     parser.add_argument("--only", default="", help="keys, with commas: " + ",".join([s.key for s in SCENARIOS] + [IDLE]))
-    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--peers", default=",".join(PEERS), help="also pingora-engine; default: %(default)s")
     parser.add_argument("--binary", type=pathlib.Path, help="an evenkeel that is built already")
+    parser.add_argument("--embedded", type=pathlib.Path, help="the example pingora_proxy, built already")
     parser.add_argument("--revision", default="as given by --binary", help="what to call that one")
     parser.add_argument("--write", action="store_true", help="write docs/performance.md even if this is not a whole run")
     parser.add_argument("--most-seconds", type=int, default=MOST_SECONDS)
     return parser.parse_args()
 
 
-def built(binary):
-    """The balancer, in a place where nobody builds."""
+def built(binary, name="evenkeel", words=()):
+    """A program of the balancer's package, in a place where nobody builds."""
     if binary is None:
-        subprocess.run(["cargo", "build", "--release", "--package", "evenkeel"], cwd=ROOT, check=True)
+        subprocess.run(["cargo", "build", "--release", "--package", "evenkeel", *words], cwd=ROOT, check=True)
         metadata = subprocess.check_output(["cargo", "metadata", "--format-version=1", "--no-deps"], cwd=ROOT)
-        binary = pathlib.Path(json.loads(metadata)["target_directory"]) / "release" / "evenkeel"
-    copy = WORK / "evenkeel"
+        binary = pathlib.Path(json.loads(metadata)["target_directory"]) / "release" / name
+    copy = WORK / binary.name
     copy.unlink(missing_ok=True)
     shutil.copy2(binary, copy)
     return copy
@@ -99,6 +100,8 @@ class Run:
             try:
                 if peer == "envoy":
                     envoy = envoy_binary()
+                elif peer in EMBEDDED:
+                    pass
                 elif command(peer) is None:
                     raise FileNotFoundError
                 kinds.append(peer)
@@ -110,10 +113,14 @@ class Run:
         self.kinds = kinds
         self.revision = self.args.revision if self.args.binary else revision()
         binary = built(self.args.binary)
+        embedded = None
+        if any(kind in kinds for kind in EMBEDDED):
+            words = ["--features", "pingora-proxy", "--example", "pingora_proxy"]
+            embedded = built(self.args.embedded, "examples/pingora_proxy", words)
         origin_program = compiled("origin")
         compiled("echo")
         *origins, self.log_port = free_ports(4)
-        self.setup = Setup(binary, envoy, origins, self.log_port)
+        self.setup = Setup(binary, envoy, origins, self.log_port, embedded=embedded)
         directory = WORK / "run" / "origin"
         directory.mkdir(parents=True, exist_ok=True)
         origin = Process("origin", [origin_program, *origins], CORE_OF_LOAD, directory)

@@ -15,7 +15,11 @@ FIELDS = [
 ]
 
 
-KINDS = ("evenkeel", "nginx", "haproxy", "envoy")
+# Evenkeel's choices in a proxy of Pingora's, and its engine in a server of Pingora's: docs/pingora.md.
+EMBEDDED = ("pingora-proxy", "pingora-engine")
+KINDS = ("evenkeel", "nginx", "haproxy", "envoy", *EMBEDDED)
+# Those that write an access log.
+LOGGING = tuple(kind for kind in KINDS if kind != "pingora-proxy")
 # Those of which a bare form says anything.
 BARE = ("evenkeel", "nginx", "haproxy")
 
@@ -101,7 +105,7 @@ class Scenario:
 # `target`: the largest share of nginx's and of HAProxy's CPU per request that Evenkeel is to take.
 SCENARIOS = [
     Scenario("small", "small, keep-alive", wrk("/small"), (0.8, 0.8)),
-    Scenario("log", "the same, access log on", wrk("/small"), instance="log"),
+    Scenario("log", "the same, access log on", wrk("/small"), instance="log", kinds=LOGGING),
     Scenario("rules", "the same, 50 routes with 10 expressions, fields set both ways", wrk("/small"), (0.85, 0.85),
              instance="rules", kinds=("evenkeel", "nginx")),
     Scenario("close", "Connection: close", wrk("/small", fields=["Connection: close"]), (1.0, 1.0)),

@@ -8,9 +8,10 @@ import statistics
 import subprocess
 
 from balancers import ROOT, command
-from loads import IDLE_CLIENTS, SCENARIOS
+from loads import EMBEDDED, IDLE_CLIENTS, SCENARIOS
 
-NAMES = {"evenkeel": "Evenkeel", "nginx": "nginx", "haproxy": "HAProxy", "envoy": "Envoy"}
+NAMES = {"evenkeel": "Evenkeel", "nginx": "nginx", "haproxy": "HAProxy", "envoy": "Envoy",
+         "pingora-proxy": "Pingora proxy", "pingora-engine": "Pingora, our engine"}
 IDLE_TARGET = 6 * 1024
 SCALE_TARGET = 1.8
 
@@ -108,6 +109,9 @@ class Report:
             versions.append("HAProxy " + number_in(first_line([command("haproxy"), "-v"])))
         if "envoy" in self.kinds:
             versions.append("Envoy " + number_in(first_line([self.run.setup.envoy, "--version"]).partition("version:")[2]))
+        if any(kind in self.kinds for kind in EMBEDDED):
+            lock = (ROOT / "Cargo.lock").read_text()
+            versions.append("Pingora " + re.search(r'name = "pingora-core"\nversion = "(.*)"', lock).group(1))
         versions.append("wrk " + number_in(first_line(["wrk", "-v"])))
         versions.append("h2load " + number_in(first_line(["h2load", "--version"])))
         versions.append("OpenSSL " + number_in(first_line(["openssl", "version"])))

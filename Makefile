@@ -4,7 +4,7 @@
 
 # Command to look for, and the package of Debian 12 and 13 that brings it. PostgreSQL's lies in a folder of its version.
 DEMO_TOOLS := cc:build-essential cmake:cmake
-TEST_TOOLS := $(DEMO_TOOLS) curl:curl openssl:openssl nginx:nginx-light haproxy:haproxy redis-server:redis-server promtool:prometheus \
+TEST_TOOLS := $(DEMO_TOOLS) curl:curl ip:iproute2 openssl:openssl nginx:nginx-light haproxy:haproxy redis-server:redis-server promtool:prometheus \
 	chromium:chromium chromedriver:chromium-driver python3:python3-venv \
 	$(firstword $(wildcard /usr/lib/postgresql/*/bin/initdb) /usr/lib/postgresql/bin/initdb):postgresql go:golang-go
 # Redis 8 beside Debian 12's 7.0, with the libraries that it needs.

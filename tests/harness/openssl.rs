@@ -95,9 +95,10 @@ impl Output {
         self.text.lines().find_map(|line| line.trim_start().strip_prefix(mark)).map(str::trim)
     }
 
-    /// The common name of the server's certificate.
+    /// The common name of the server's certificate: `CN = name` before OpenSSL 3.2, `CN=name` since.
     pub fn server(&self) -> Option<&str> {
-        self.after("subject=")?.split("CN = ").nth(1)
+        let (_, name) = self.after("subject=")?.split_once("CN")?;
+        name.trim_start().strip_prefix('=').map(str::trim_start)
     }
 }
 

@@ -159,6 +159,8 @@ impl Listeners {
             };
             let new_certificates = tls.iter().flat_map(|tls| tls.new_since(before.as_deref()));
             certificates.extend(new_certificates.map(|loaded| told(config, loaded)));
+            let gone = tls.iter().flat_map(|tls| tls.gone_since(before.as_deref()));
+            certificates.extend(gone.map(|loaded| format!("{}: removed", told(config, loaded))));
             let both = tls.as_ref().zip(before.as_ref());
             moved_defaults.extend(both.and_then(|(tls, before)| moved_default(config, tls, before)));
             for (address, place) in places {

@@ -441,6 +441,52 @@ async fn a_client_that_knows_no_newer_version_than_tls_1_1_is_told_so_as_by_ngin
     assert_eq!(metrics.sum("evenkeel_tls_handshake_failures_total", &[("reason", "incompatible")]), 2.0);
 }
 
+/// The first record of its ClientHello may be as short as one byte (RFC 8446 §5.1).
+#[tokio::test]
+async fn a_client_whose_hello_comes_in_small_records_is_not_taken_for_an_old_one() {
+    let (a, shop) = (Origin::start("a").await, Shop::new().await);
+    let balancer = Balancer::start(Config::of([&a]).listener(&shop.tls(""))).await;
+    let script = r#"
+import socket, ssl, sys
+host, port = sys.argv[1].rsplit(":", 1)
+context = ssl.create_default_context()
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+for first in (1, 2, 3, 5, 6, 100):
+    took, gives = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(took, gives, server_hostname="shop.example")
+    with socket.create_connection((host, int(port))) as tcp:
+        is_first = True
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                hello = gives.read()
+                if is_first and hello:
+                    parts = [hello[5:5 + first], hello[5 + first:]]
+                    hello = b"".join(b"\x16\x03\x01" + len(part).to_bytes(2, "big") + part for part in parts)
+                    is_first = False
+                tcp.sendall(hello)
+                took.write(tcp.recv(65536))
+        tcp.sendall(gives.read())
+    print(first)
+"#;
+    let python = tokio::process::Command::new("python3")
+        .args(["-c", script, &balancer.address().to_string()])
+        .output()
+        .await
+        .expect("python3 runs");
+    assert_eq!(String::from_utf8_lossy(&python.stdout), "1\n2\n3\n5\n6\n100\n", "{python:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_offers_http_1_0_alone_is_served_as_by_nginx() {
+    let (a, shop) = (Origin::start("a").await, Shop::new().await);
+    let balancer = Balancer::start(Config::of([&a]).listener(&shop.tls(""))).await;
+    let client = handshake(balancer.address(), "shop.example", &["-alpn", "http/1.0"]).await;
+    assert!(client.text.contains("ALPN protocol: http/1.0"), "{}", client.text);
+}
+
 /// A connection, plain or TLS.
 trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 

@@ -186,22 +186,36 @@ impl Pair {
 const NAMES_IN_FOLDERS: [(&str, &str); 2] = [("fullchain.pem", "privkey.pem"), ("tls.crt", "tls.key")];
 
 fn in_folder(folder: &Path) -> io::Result<Vec<Pair>> {
+    // One file of a pair, or a link that leads nowhere, is not the same as no pair: reading it tells what is missing.
+    let is_there = |path: &Path| match path.symlink_metadata() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        found => found.map(|_| true).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display()))),
+    };
     let pair_in = |folder: &Path| {
-        let fitting = NAMES_IN_FOLDERS.iter().map(|(certificate, key)| (folder.join(certificate), folder.join(key)));
-        let mut there = fitting.filter(|(certificate, key)| certificate.is_file() && key.is_file());
-        there.next().map(|(certificate, key)| Pair { certificate, key, password_file: None })
+        for (certificate, key) in NAMES_IN_FOLDERS {
+            let (certificate, key) = (folder.join(certificate), folder.join(key));
+            if is_there(&certificate)? || is_there(&key)? {
+                return Ok(Some(Pair { certificate, key, password_file: None }));
+            }
+        }
+        Ok::<_, io::Error>(None)
     };
     let mut paths = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
     paths.sort();
-    let own = pair_in(folder);
+    let own = pair_in(folder)?;
     let is_visible = |path: &PathBuf| !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
     let has_ending = |path: &Path| path.extension().is_some_and(|ending| ending == "pem" || ending == "crt");
-    let others = paths.into_iter().filter(is_visible).filter_map(|path| match path.is_dir() {
-        true => pair_in(&path),
+    let mut pairs = Vec::new();
+    for path in paths.into_iter().filter(is_visible) {
+        if path.is_dir() {
+            pairs.extend(pair_in(&path)?);
         // Beside such a pair stand its parts.
-        false => (own.is_none() && has_ending(&path)).then(|| Pair::beside(path)),
-    });
-    Ok(others.chain(own.clone()).collect())
+        } else if own.is_none() && has_ending(&path) {
+            pairs.push(Pair::beside(path));
+        }
+    }
+    pairs.extend(own);
+    Ok(pairs)
 }
 
 #[cfg(test)]

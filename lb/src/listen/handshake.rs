@@ -5,16 +5,19 @@
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls::server::Acceptor;
-use rustls::{AlertDescription, CipherSuite, Error, HandshakeKind, ProtocolVersion};
+use rustls::{
+    AlertDescription, CertificateError, CipherSuite, Error, HandshakeKind, ProtocolVersion, ServerConnection,
+};
 use tokio::io::AsyncWriteExt;
 use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 
 use crate::backend::repeats::Repeats;
+use crate::clock;
 use crate::config::backend::SocketAddress;
 use crate::config::certificate;
 use crate::exchange::headers::{ClientCertificate, PeerAddress, Secured};
@@ -147,7 +150,20 @@ async fn handshake(engine: &Engine, tls: &Arc<ServerTls>, io: Io) -> Result<Box<
     let mut stream = rest.await.map_err(Failed::Io)?;
     // What is read at once is written at once.
     stream.get_mut().1.set_buffer_limit(Some(MAX_READ_BYTES));
+    if has_expired(stream.get_ref().1) {
+        return Err(Failed::Io(io::Error::other(Error::InvalidCertificate(CertificateError::Expired))));
+    }
     Ok(Box::new(stream.into()))
+}
+
+/// Whether the certificate that a client has shown when its session began has expired since. A full handshake refuses it.
+fn has_expired(connection: &ServerConnection) -> bool {
+    if connection.handshake_kind() != Some(HandshakeKind::Resumed) {
+        return false;
+    }
+    let shown = connection.peer_certificates().and_then(|chain| chain.first());
+    let now = clock::wall().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    shown.and_then(|leaf| certificate::parse(leaf)).is_some_and(|leaf| leaf.not_after < now.cast_signed())
 }
 
 /// Whether this is the beginning of a ClientHello of TLS 1.1 or older. Newer ones say TLS 1.2 here (RFC 8446 §4.1.2). rustls
@@ -155,8 +171,11 @@ async fn handshake(engine: &Engine, tls: &Arc<ServerTls>, io: Io) -> Result<Box<
 fn is_old_hello(first: &[u8; TELLING_BYTES]) -> bool {
     const HANDSHAKE: u8 = 22;
     const CLIENT_HELLO: u8 = 1;
-    let [kind, _, _, _, _, message, _, _, _, version @ ..] = *first;
-    (kind, message) == (HANDSHAKE, CLIENT_HELLO) && version < [3, 3]
+    let [kind, _, _, length @ .., message, _, _, _, _, _] = *first;
+    let [.., major, minor] = *first;
+    // A shorter record ends before the version, whose bytes are in the next one (RFC 8446 §5.1).
+    let has_version = u16::from_be_bytes(length) >= 6;
+    (kind, message) == (HANDSHAKE, CLIENT_HELLO) && has_version && [major, minor] < [3, 3]
 }
 
 /// Tells a client that its version is not spoken. Whoever does not read it learns nothing.

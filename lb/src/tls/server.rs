@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustls::crypto::ring::{self, Ticketer, cipher_suite};
+use rustls::crypto::ring::{self, cipher_suite};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, ProducesTickets, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use self::choice::Choice;
 use self::clients::Clients;
 use self::renewal::{Problems, Stamps};
-use self::tickets::SharedTickets;
+use self::tickets::TicketKeys;
 use crate::config::Secret;
 use crate::config::tls::material::{Fault, Issuers, Loaded, Material};
 use crate::config::tls::{ClientMode, Profile, TlsConfig};
@@ -57,12 +57,8 @@ struct Tickets {
 }
 
 impl Tickets {
-    fn new(context: [u8; 32], secrets: Option<Arc<[Secret]>>) -> Result<Self, String> {
-        let producer = match &secrets {
-            Some(secrets) => Arc::new(SharedTickets::new(Arc::clone(secrets), context)),
-            None => Ticketer::new().map_err(|e| e.to_string())?,
-        };
-        Ok(Self { producer, context, secrets })
+    fn new(context: [u8; 32], secrets: Option<Arc<[Secret]>>) -> Self {
+        Self { producer: Arc::new(TicketKeys::new(secrets.clone(), context)), context, secrets }
     }
 
     fn is_of(&self, context: [u8; 32], secrets: Option<&Arc<[Secret]>>) -> bool {
@@ -95,7 +91,7 @@ impl ServerTls {
         let secrets = material.ticket_secrets.as_ref();
         let tickets = match before.map(|before| &before.tickets).filter(|tickets| tickets.is_of(context, secrets)) {
             Some(tickets) => tickets.clone(),
-            None => Tickets::new(context, secrets.cloned())?,
+            None => Tickets::new(context, secrets.cloned()),
         };
         let choice = Arc::new(Choice::new(wanted, &material.certificates));
         let config = server_config(wanted, &material, &choice, &tickets)?;
@@ -121,6 +117,16 @@ impl ServerTls {
     /// Whether the same is demanded of clients as by `other`, so that who could connect there can connect here.
     pub fn asks_same_of_clients(&self, other: &Self) -> bool {
         self.tickets.context == other.tickets.context
+    }
+
+    /// Those of `before` whose files it has no certificate of any more.
+    pub fn gone_since<'a>(&'a self, before: Option<&'a Self>) -> impl Iterator<Item = &'a Arc<Loaded>> {
+        let is_there = |gone: &Loaded| {
+            self.certificates()
+                .iter()
+                .any(|one| one.pair.certificate == gone.pair.certificate || one.digest == gone.digest)
+        };
+        before.into_iter().flat_map(Self::certificates).filter(move |loaded| !is_there(loaded))
     }
 
     /// Those of its certificates that `before` had not, or had with other content.
@@ -164,6 +170,10 @@ fn server_config(
     let mut server = builder.with_client_cert_verifier(verifier).with_cert_resolver(Arc::clone(choice) as _);
     server.ignore_client_order = true;
     server.alpn_protocols = wanted.alpn.iter().map(|protocol| protocol.name().to_vec()).collect();
+    // Clients that offer this alone are served as those that offer nothing.
+    if wanted.alpn.contains(&Protocol::Http11) {
+        server.alpn_protocols.push(b"http/1.0".to_vec());
+    }
     // Tickets that every thread can read; one is enough to resume with, and each costs.
     server.ticketer = Arc::clone(&tickets.producer);
     server.send_tls13_tickets = 1;

@@ -47,3 +47,13 @@ fn certbots_and_kubernetes_folders_are_understood() {
     let (_folder, of_one) = folder(&["cert.pem", "chain.pem", "fullchain.pem", "privkey.pem"]);
     assert_eq!(names(&of_one), [pair("fullchain.pem", "privkey.pem")]);
 }
+
+#[test]
+fn a_pair_of_which_a_file_is_missing_is_not_left_out() {
+    let (own, certificates) = folder(&["one/fullchain.pem", "two/privkey.pem", "three/README"]);
+    fs::create_dir(own.path().join("four")).expect("a folder that can be written to");
+    std::os::unix::fs::symlink("nowhere", own.path().join("four/fullchain.pem")).expect("a link");
+    let expected = ["four", "one", "two"].map(|folder| own.path().join(folder).join("fullchain.pem"));
+    let pairs = certificates.pairs().expect("a folder");
+    assert_eq!(pairs.iter().map(|pair| pair.certificate.clone()).collect::<Vec<_>>(), expected);
+}

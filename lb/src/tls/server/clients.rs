@@ -14,6 +14,8 @@ use crate::config::certificate;
 const MAX_CERTIFICATE_BYTES: usize = 8 * 1024;
 /// The largest subject in it, which is told as text as well.
 const MAX_SUBJECT_BYTES: usize = 2 * 1024;
+/// The largest chain behind it. A session's ticket has it, so that the client sends it again with each connection.
+const MAX_CHAIN_BYTES: usize = 24 * 1024;
 
 /// Takes certificates that are sound and no larger than that. A larger one is refused, and not left out of what backends
 /// are told: they would take its client for one without a certificate.
@@ -26,6 +28,8 @@ enum TooLarge {
     Certificate(usize),
     #[error("the subject of the client's certificate has {0} bytes, more than {MAX_SUBJECT_BYTES}")]
     Subject(usize),
+    #[error("the certificates behind the client's have {0} bytes, more than {MAX_CHAIN_BYTES}")]
+    Chain(usize),
 }
 
 impl ClientCertVerifier for Clients {
@@ -37,9 +41,11 @@ impl ClientCertVerifier for Clients {
     ) -> Result<ClientCertVerified, Error> {
         // What cannot be told of is as good as none.
         let known = certificate::parse(leaf).ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        let too_large = match (leaf.len(), known.subject.len()) {
-            (bytes, _) if bytes > MAX_CERTIFICATE_BYTES => TooLarge::Certificate(bytes),
-            (_, bytes) if bytes > MAX_SUBJECT_BYTES => TooLarge::Subject(bytes),
+        let chain: usize = intermediates.iter().map(|certificate| certificate.len()).sum();
+        let too_large = match (leaf.len(), known.subject.len(), chain) {
+            (bytes, ..) if bytes > MAX_CERTIFICATE_BYTES => TooLarge::Certificate(bytes),
+            (_, bytes, _) if bytes > MAX_SUBJECT_BYTES => TooLarge::Subject(bytes),
+            (.., bytes) if bytes > MAX_CHAIN_BYTES => TooLarge::Chain(bytes),
             _ => return self.0.verify_client_cert(leaf, intermediates, now),
         };
         Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(too_large)))))

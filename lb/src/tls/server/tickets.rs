@@ -1,7 +1,8 @@
-//! Tickets by which clients resume sessions (RFC 5077, RFC 8446 §4.6.1), encrypted with keys that come from secrets in a
-//! file, so that balancers which share the file take each other's, also after a restart.
+//! Tickets by which clients resume sessions (RFC 5077, RFC 8446 §4.6.1). They are encrypted with the key of their hour and
+//! taken for twelve hours after it, also where nobody has connected meanwhile. Keys are random, or they come from secrets in
+//! a file, so that balancers which share the file take each other's tickets, also after a restart.
 //!
-//! A key is derived (HKDF, RFC 5869) from a secret, from the hour, and from what is asked of clients: whoever has the same
+//! A random key is forgotten after that, so that nobody can read what was encrypted with it. Of secrets, a key is derived (HKDF, RFC 5869) from a secret, from the hour, and from what is asked of clients: whoever has the same
 //! secret has the same keys at the same time, and nobody has to hand any out. New tickets are encrypted with the key of
 //! the file's first secret and of this hour; those of all its secrets and of the last twelve hours are taken, and of the
 //! next one, since clocks differ. Whoever learns a secret can read all tickets that were ever made with it, and with TLS
@@ -30,8 +31,9 @@ const MAX_TICKET_BYTES: usize = 64 * 1024;
 const SALT: &[u8] = b"evenkeel session tickets 1";
 
 /// Tickets of one context: what is asked of clients. Those of another are not understood.
-pub struct SharedTickets {
-    secrets: Arc<[Secret]>,
+pub struct TicketKeys {
+    /// `None`: keys are random.
+    secrets: Option<Arc<[Secret]>>,
     context: [u8; 32],
     keys: ArcSwap<Keys>,
 }
@@ -41,18 +43,20 @@ struct Keys {
     /// Hours since 1970.
     epoch: u64,
     /// The first one encrypts.
-    keys: Vec<Key>,
+    keys: Vec<Arc<Key>>,
 }
 
 struct Key {
+    /// Whose hour it encrypts in.
+    epoch: u64,
     /// By which a ticket tells its key.
     name: [u8; NAME_BYTES],
     key: LessSafeKey,
 }
 
-impl SharedTickets {
-    /// `secrets`: at least one.
-    pub fn new(secrets: Arc<[Secret]>, context: [u8; 32]) -> Self {
+impl TicketKeys {
+    /// `secrets`: at least one; `None`: the keys are random.
+    pub fn new(secrets: Option<Arc<[Secret]>>, context: [u8; 32]) -> Self {
         let keys = ArcSwap::from_pointee(Keys { epoch: u64::MAX, keys: Vec::new() });
         Self { secrets, context, keys }
     }
@@ -63,22 +67,36 @@ impl SharedTickets {
         if keys.epoch == epoch {
             return keys;
         }
+        // Who makes them of secrets at the same time makes the same ones; of random ones, the first that were made are kept.
+        self.keys.rcu(|keys| match keys.epoch == epoch {
+            true => Arc::clone(keys),
+            false => Arc::new(Keys { epoch, keys: self.keys_of(epoch, keys) }),
+        });
+        self.keys.load_full()
+    }
+
+    fn keys_of(&self, epoch: u64, before: &Keys) -> Vec<Arc<Key>> {
+        let Some(secrets) = &self.secrets else {
+            let kept = before.keys.iter().filter(|key| key.epoch.abs_diff(epoch) <= KEPT).map(Arc::clone);
+            return Key::random(epoch).map(Arc::new).into_iter().chain(kept).take(2 * KEPT as usize).collect();
+        };
         // First this hour's of the first secret.
         let epochs =
             || [epoch, epoch.saturating_add(1)].into_iter().chain((1..=KEPT).map(|ago| epoch.saturating_sub(ago)));
         let of = |secret: &Secret| {
             let prk = Salt::new(HKDF_SHA256, SALT).extract(secret.expose());
-            epochs().map(move |epoch| Key::derive(&prk, &self.context, epoch)).collect::<Vec<_>>()
+            epochs().map(move |epoch| Arc::new(Key::derive(&prk, &self.context, epoch))).collect::<Vec<_>>()
         };
-        let keys = Arc::new(Keys { epoch, keys: self.secrets.iter().flat_map(of).collect() });
-        // Who makes them at the same time makes the same ones.
-        self.keys.store(Arc::clone(&keys));
-        keys
+        secrets.iter().flat_map(of).collect()
     }
 
     fn encrypt_at(&self, now: u64, plain: &[u8]) -> Option<Vec<u8>> {
         let keys = self.keys(now);
-        let Key { name, key } = keys.keys.first()?;
+        let Key { epoch, name, key } = &**keys.keys.first()?;
+        // No random key is to be had.
+        if *epoch != keys.epoch {
+            return None;
+        }
         let mut nonce = [0; NONCE_LEN];
         SystemRandom::new().fill(&mut nonce).ok()?;
         let mut sealed = plain.to_vec();
@@ -94,7 +112,7 @@ impl SharedTickets {
         let (nonce, sealed) = rest.split_at_checked(NONCE_LEN)?;
         let keys = self.keys(now);
         // The names are no secrets: each ticket shows one.
-        let Key { key, .. } = keys.keys.iter().find(|key| key.name == name)?;
+        let Key { key, .. } = &**keys.keys.iter().find(|key| key.name == name)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut plain = sealed.to_vec();
         let length = key.open_in_place(nonce, Aad::from(name), &mut plain).ok()?.len();
@@ -105,12 +123,24 @@ impl SharedTickets {
 
 impl Key {
     fn derive(prk: &Prk, context: &[u8; 32], epoch: u64) -> Self {
-        let epoch = epoch.to_be_bytes();
+        let bytes = epoch.to_be_bytes();
         let (mut key, mut name) = ([0; 32], [0; NAME_BYTES]);
-        expand(prk, &[b"key", context, &epoch], &mut key);
-        expand(prk, &[b"name", context, &epoch], &mut name);
-        let key = UnboundKey::new(&AES_256_GCM, &key).expect("the key has the length that the algorithm wants");
-        Self { name, key: LessSafeKey::new(key) }
+        expand(prk, &[b"key", context, &bytes], &mut key);
+        expand(prk, &[b"name", context, &bytes], &mut name);
+        Self::new(epoch, name, &key)
+    }
+
+    /// `None`: the system gives no random bytes.
+    fn random(epoch: u64) -> Option<Self> {
+        let (mut key, mut name) = ([0; 32], [0; NAME_BYTES]);
+        let random = SystemRandom::new();
+        random.fill(&mut key).and_then(|()| random.fill(&mut name)).ok()?;
+        Some(Self::new(epoch, name, &key))
+    }
+
+    fn new(epoch: u64, name: [u8; NAME_BYTES], key: &[u8; 32]) -> Self {
+        let key = UnboundKey::new(&AES_256_GCM, key).expect("the key has the length that the algorithm wants");
+        Self { epoch, name, key: LessSafeKey::new(key) }
     }
 }
 
@@ -129,7 +159,7 @@ fn now() -> u64 {
     clock::wall().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-impl ProducesTickets for SharedTickets {
+impl ProducesTickets for TicketKeys {
     fn enabled(&self) -> bool {
         true
     }
@@ -147,9 +177,9 @@ impl ProducesTickets for SharedTickets {
     }
 }
 
-impl fmt::Debug for SharedTickets {
+impl fmt::Debug for TicketKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedTickets").finish_non_exhaustive()
+        f.debug_struct("TicketKeys").finish_non_exhaustive()
     }
 }
 
@@ -162,9 +192,9 @@ mod tests {
     const NOW: u64 = 1_800_000_000;
     const CONTEXT: [u8; 32] = [7; 32];
 
-    fn tickets(secrets: &[&str], context: [u8; 32]) -> SharedTickets {
+    fn tickets(secrets: &[&str], context: [u8; 32]) -> TicketKeys {
         let secrets = secrets.iter().map(|secret| Secret::new(secret.as_bytes()).expect("a secret"));
-        SharedTickets::new(secrets.collect(), context)
+        TicketKeys::new(Some(secrets.collect()), context)
     }
 
     const A: &str = "0123456789abcdef0123456789abcdef";
@@ -186,6 +216,19 @@ mod tests {
             assert_eq!(read.as_deref(), is_read.then_some(&b"session"[..]), "{at}");
         }
         assert_eq!(one.decrypt_at(NOW, &ticket).as_deref(), Some(&b"session"[..]), "hours may come in any order");
+    }
+
+    #[test]
+    fn random_keys_are_nobody_elses_and_forgotten_after_twelve_hours() {
+        let (one, other) = (TicketKeys::new(None, CONTEXT), TicketKeys::new(None, CONTEXT));
+        let ticket = one.encrypt_at(NOW, b"session").expect("a ticket");
+        let later = one.encrypt_at(NOW + HOUR, b"session").expect("a ticket");
+        assert_ne!(ticket[..NAME_BYTES], later[..NAME_BYTES]);
+        assert_eq!(other.decrypt_at(NOW, &ticket), None);
+        assert_eq!(one.decrypt_at(NOW + 12 * HOUR, &ticket).as_deref(), Some(&b"session"[..]));
+        // Nobody has connected for so long.
+        assert_eq!(one.decrypt_at(NOW + 13 * HOUR, &ticket), None);
+        assert_eq!(one.decrypt_at(NOW, &ticket), None, "the key is gone");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use self::renewal::{Problems, Stamps};
 use self::tickets::TicketKeys;
 use crate::config::Secret;
 use crate::config::tls::material::{Fault, Issuers, Loaded, Material};
-use crate::config::tls::{ClientMode, Profile, TlsConfig};
+use crate::config::tls::{ClientMode, Profile, Protocol, TlsConfig};
 
 /// What a listener's handshakes are made with.
 pub struct ServerTls {

@@ -33,7 +33,7 @@ use crate::pool::Plan;
 use crate::site::unreachable;
 use crate::snapshot::{Rings, Snapshot};
 use crate::state::{Persistence, StateFile};
-use resources::{ListenerCertificate, Obtained, Resources, Unavailable};
+use resources::{Commit, ListenerCertificate, Obtained, Resources, Unavailable};
 use retired::Retired;
 
 /// More than two configurations ever share.
@@ -408,7 +408,7 @@ impl Control {
             read.map_err(|problems| {
                 ReloadError::Invalid(problems.iter().map(|problem| problem.in_file(&self.path)).collect())
             })?;
-        let Made { snapshot, result: mut reload, .. } = self.take_up(Some(&new), |desk, before| {
+        let prepare = |desk: &Desk, before: &Snapshot| {
             let (mut wanted, overtaken) = Edits::between(&desk.file, &before.config).restore(&new);
             let mut warnings: Vec<_> = found.iter().map(|warning| warning.problem.in_file(&self.path)).collect();
             warnings.extend(overtaken.iter().map(|conflict| format!("{OVERTAKEN}: {}", conflict.with_file())));
@@ -429,10 +429,8 @@ impl Control {
             let note = Note { author: author.clone(), edits, reloaded: Some(changes.clone()), undoes: None };
             let result = Reload { version: before.version, etag: String::new(), changes, drift, warnings };
             Ok::<_, ReloadError>(Prepared { config: (!dry_run).then_some(wanted), note: Some(note), result })
-        })?;
-        if !dry_run {
-            commit();
-        }
+        };
+        let Made { snapshot, result: mut reload, .. } = self.take_up_with(Some(&new), commit, prepare)?;
         (reload.version, reload.etag) = (snapshot.version, self.etag(&snapshot.config));
         Ok(reload)
     }
@@ -440,7 +438,7 @@ impl Control {
     /// Gets what the configuration needs outside of the snapshot.
     fn obtain(&self, checked: &Checked, is_trial: bool) -> Result<Obtained, Vec<Problem>> {
         let Some(resources) = self.resources.get().and_then(Weak::upgrade) else {
-            return Ok(Obtained { changes: Vec::new(), warnings: Vec::new(), commit: Box::new(|| {}) });
+            return Ok(Obtained { changes: Vec::new(), warnings: Vec::new(), commit: no_more() });
         };
         resources.prepare(&self.snapshot().config, &checked.config, is_trial).map_err(|unavailable| {
             let problem = |Unavailable { subject, message }| checked.problem(subject, message);
@@ -483,6 +481,16 @@ impl Control {
         file: Option<&Config>,
         prepare: impl Fn(&Desk, &Snapshot) -> Result<Prepared<T>, E>,
     ) -> Result<Made<T>, E> {
+        self.take_up_with(file, no_more(), prepare)
+    }
+
+    /// As [`Self::take_up`], with what lies outside of the snapshot.
+    fn take_up_with<T, E>(
+        &self,
+        file: Option<&Config>,
+        commit: Commit,
+        prepare: impl Fn(&Desk, &Snapshot) -> Result<Prepared<T>, E>,
+    ) -> Result<Made<T>, E> {
         /// So many changes may come between before this one makes them wait.
         const MAX_ROUNDS: usize = 4;
         let (mut rings, mut rounds) = (Rings::default(), 1);
@@ -500,18 +508,20 @@ impl Control {
             if let Some(file) = file {
                 desk.file.clone_from(file);
             }
-            let snapshot = self.put_in_force(&before, config, &rings);
+            let snapshot = self.put_in_force(&before, config, &rings, commit);
             self.keep(&desk.file);
             let change = note.map(|note| desk.write_down(snapshot.version, note));
             return Ok(Made { snapshot, change, result });
         }
     }
 
-    fn put_in_force(&self, before: &Snapshot, config: Config, rings: &Rings) -> Arc<Snapshot> {
+    fn put_in_force(&self, before: &Snapshot, config: Config, rings: &Rings, commit: Commit) -> Arc<Snapshot> {
         self.metrics.count_each_status(config.metrics.exact_status);
         let former_plans: Vec<Arc<Plan>> = before.pools.iter().map(|pool| pool.plan()).collect();
         let after = Arc::new(Snapshot::new(config, Some(before), rings, &self.metrics, &self.state.secret));
-        let before = self.snapshot.swap(Arc::clone(&after));
+        let mut replaced = None;
+        commit(&mut || replaced = Some(self.snapshot.swap(Arc::clone(&after))));
+        let before = replaced.unwrap_or_else(|| self.snapshot.swap(Arc::clone(&after)));
         self.versions.send_replace(after.version);
         for (pool, former) in before.pools.iter().zip(&former_plans) {
             let plan = after.pool(&pool.name).map(|pool| pool.plan());
@@ -567,6 +577,11 @@ impl Control {
     fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Takes up a configuration that changes nothing outside of the snapshot.
+fn no_more() -> Commit {
+    Box::new(|put_in_force| put_in_force())
 }
 
 impl Desk {

@@ -51,6 +51,7 @@ pub enum Failure {
     ClientTimeout,
     BodyTooLarge,
     RequestMalformed,
+    ConnectionRevoked,
     Shutdown,
     Killed,
     Internal,
@@ -120,7 +121,7 @@ const FULL_UNIX_SOCKET: &str = "its server accepts too slowly: give it more work
 const DEAD_UNIX_SOCKET: &str = "nobody listens on the socket: its server has ended and left the file behind";
 
 impl Failure {
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::ConnectRefused,
         Self::ConnectQueueFull,
         Self::ConnectUnreachable,
@@ -154,6 +155,7 @@ impl Failure {
         Self::ClientTimeout,
         Self::BodyTooLarge,
         Self::RequestMalformed,
+        Self::ConnectionRevoked,
         Self::Shutdown,
         Self::Killed,
         Self::Internal,
@@ -204,6 +206,7 @@ impl Failure {
             Self::ClientTimeout => (Client, Never, NO, 408, "client-timeout", "the client took too long to send its request"),
             Self::BodyTooLarge => (Client, Never, NO, 413, "body-too-large", "the request's body is larger than is accepted here"),
             Self::RequestMalformed => (Client, Never, NO, 400, "malformed", "the request is malformed"),
+            Self::ConnectionRevoked => (Balancer, Never, NO, 421, "connection-revoked", "other clients may connect now than when this connection was made: ask again on a new one"),
             Self::Shutdown => (Balancer, Never, NO, 503, "shutdown", "the balancer stopped before the exchange was over"),
             Self::Killed => (Balancer, IfIdempotent, NO, 503, "killed", "an operator ended the exchanges on the backend"),
             Self::Internal => (Balancer, Never, NO, 500, "internal", "the balancer failed"),

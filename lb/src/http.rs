@@ -54,14 +54,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use crate::access_log::AccessLog;
 use crate::config::backend::SocketAddress;
+use crate::config::site::ListenerName;
 use crate::config::{ListenerConfig, ListenerSettings};
 use crate::control::Control;
 use crate::room::{Place, Room};
 use crate::shutdown::{Phase, Shutdown};
+use crate::site::Sites;
 pub use client::serve;
 pub use transfer::MAX_READ_BYTES;
 
@@ -88,6 +91,8 @@ pub struct Engine {
     control: Arc<Control>,
     access_log: Arc<AccessLog>,
     address: SocketAddress,
+    /// The listener's.
+    name: ArcSwap<ListenerName>,
     /// The machine's name.
     hostname: Box<str>,
     /// As they were when the listener was opened.
@@ -176,6 +181,7 @@ impl Engine {
             control: Arc::clone(&shared.control),
             access_log: Arc::clone(&shared.access_log),
             address: listener.addresses.first().clone(),
+            name: ArcSwap::from_pointee(listener.name.clone()),
             hostname: std::fs::read_to_string(HOSTNAME_FILE).unwrap_or_default().trim().into(),
             settings: listener.settings,
             last_settings: OnceLock::new(),
@@ -195,6 +201,11 @@ impl Engine {
         Self { address, ..self }
     }
 
+    /// Its listener has another name.
+    pub fn rename(&self, name: &ListenerName) {
+        self.name.store(Arc::new(name.clone()));
+    }
+
     /// Has each answer be the last on its connection, since nobody listens any more. `settings` hold to the end.
     pub fn close(&self, settings: ListenerSettings) {
         // It is closed once.
@@ -203,19 +214,25 @@ impl Engine {
     }
 
     /// Ends connections, idle ones at once and others with what they carry, since others may connect now than when they
-    /// were made: no further request of theirs is served.
+    /// were made: no further request of theirs is served. To be called before what these may not have is put in force.
     pub fn revoke(&self) {
         self.is_revoked.store(true, Ordering::Release);
         self.stop.call();
     }
 
-    /// How clients are treated now: as the snapshot has it for this address.
+    /// Where the listener of these connections stands in a snapshot; `None`: it is gone.
+    #[inline]
+    fn place_in(&self, sites: &Sites) -> Option<usize> {
+        sites.listener(&self.address, || self.name.load_full())
+    }
+
+    /// How clients are treated now: as the snapshot has it for their listener.
     fn listener(&self) -> ListenerSettings {
         if let Some(last) = self.last_settings.get() {
             return *last;
         }
         let snapshot = self.control.snapshot();
-        match snapshot.config.listeners.iter().find(|listener| listener.addresses.contains(&self.address)) {
+        match self.place_in(&snapshot.sites).and_then(|place| snapshot.config.listeners.get(place)) {
             Some(here) => here.settings,
             None => self.settings,
         }
@@ -303,6 +320,10 @@ impl Engine {
         self.last_settings.get().is_some() || self.is_revoked()
     }
 
+    /// Whether no further request is served. Where it is asked after a snapshot was loaded, the answer holds for that one:
+    /// [`revoke`](Self::revoke) comes before the snapshot is stored. That store releases what was written before, and the
+    /// load of what it has stored acquires it, so that whoever has the new snapshot sees the connection revoked. Asked
+    /// before, the snapshot could come between.
     fn is_revoked(&self) -> bool {
         self.is_revoked.load(Ordering::Acquire)
     }

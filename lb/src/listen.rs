@@ -28,6 +28,7 @@ use crate::config::tls::material::Loaded;
 use crate::config::{ListenerConfig, certificate};
 use crate::control::resources::ListenerCertificate;
 use crate::http::{Engine, Shared, Stop, splice};
+use crate::site::Sites;
 use crate::tls::server::ServerTls;
 use crate::tls::server::renewal::Renewed;
 
@@ -47,6 +48,8 @@ pub struct Listeners {
 #[derive(Default)]
 struct State {
     open: Vec<Open>,
+    /// Those which accept no more, as long as they have connections.
+    left: Vec<Open>,
     /// Addresses whose sockets are on their way to be closed.
     closing: Vec<(SocketAddress, Weak<()>)>,
     /// What the threads will take, until they are started.
@@ -228,14 +231,44 @@ impl Listeners {
     /// whoever is connected already; its exchanges go on, and each answer is the last on its connection. Where another
     /// listener covers its address, as 0.0.0.0 does 127.0.0.1, its sockets stay and serve that one, so that nobody who
     /// connects meanwhile is sent away.
-    pub fn commit(&self, prepared: Prepared) {
+    ///
+    /// `put_in_force` does so with the snapshot. Connections whose clients it may shut out are revoked before, so that
+    /// whoever sees the snapshot sees that as well; connections that are made from then on, by what the snapshot demands,
+    /// and new listeners come after it, so that nobody who is let in by laxer settings is served the stricter ones'
+    /// content. Who connects between the two is sent away by a 421.
+    pub fn commit(&self, prepared: Prepared, put_in_force: &mut dyn FnMut()) {
         let mut state = self.state();
+        let state = &mut *state;
+        let is_revoked = {
+            let kept = state.open.iter().zip(&prepared.kept);
+            let kept = kept.filter_map(|(open, kept)| {
+                let Kept { config, tls } = kept.as_ref()?;
+                Some((&open.address, config, tls.as_deref()))
+            });
+            let added = prepared.added.iter().map(|new| (&new.address, &new.config, new.tls.as_deref()));
+            let wanted: Vec<Wanted<'_>> = kept.chain(added).collect();
+            let snapshot = self.shared.control.snapshot();
+            state
+                .left
+                .retain(|open| open.is_in_use() && open.revoke_unless(open.may_be_served(&wanted, &snapshot.sites)));
+            let is_revoked = |(open, kept): (&Open, &Option<Kept>)| match kept {
+                Some(Kept { config, tls }) => !open.admits_same_as(config, tls.as_deref()),
+                None => !open.may_be_served(&wanted, &snapshot.sites),
+            };
+            state.open.iter().zip(&prepared.kept).map(is_revoked).collect::<Vec<_>>()
+        };
+        for (open, _) in state.open.iter().zip(&is_revoked).filter(|(_, is_revoked)| **is_revoked) {
+            open.revoke();
+        }
+        for (open, _) in state.open.iter().zip(&prepared.kept).filter(|(_, kept)| kept.is_none()) {
+            open.listeners.iter().for_each(|listener| listener.engine.close(open.config.settings));
+        }
+        put_in_force();
         let before = std::mem::take(&mut state.open);
         let (mut free, mut closed) = (Vec::new(), Vec::new());
-        for (mut open, kept) in before.into_iter().zip(prepared.kept) {
+        for ((mut open, kept), is_revoked) in before.into_iter().zip(prepared.kept).zip(is_revoked) {
             match kept {
                 Some(Kept { config, tls }) => {
-                    let is_same = open.admits_same_as(&config, tls.as_deref());
                     open.tls.store(tls);
                     open.proxies.set(config.proxy_protocol.as_ref());
                     let name = std::mem::replace(&mut open.config, config).name;
@@ -244,26 +277,24 @@ impl Listeners {
                         closed.push(name);
                     }
                     open.looked = Instant::now();
-                    if !is_same {
-                        self.revoke(&mut open);
+                    if is_revoked {
+                        self.replace(&mut open);
                     }
                     state.open.push(open);
                 }
                 None => {
                     tracing::info!(address = %open.address, "does not listen any more");
-                    open.listeners.iter().for_each(|listener| listener.engine.close(open.config.settings));
-                    let mut heirs = prepared.added.iter().filter(|new| covers(&new.address, &open.address));
-                    if heirs.any(|new| !open.admits_same_as(&new.config, new.tls.as_deref())) {
-                        open.listeners.iter().for_each(|listener| listener.engine.revoke());
-                    }
                     free.append(&mut open.sockets);
-                    closed.push(open.config.name);
+                    closed.push(open.config.name.clone());
+                    if !is_revoked {
+                        state.left.push(open);
+                    }
                 }
             }
         }
         for added in prepared.added {
             let mut open = self.open(added);
-            let goes_on = |group: &Group| covers(&open.address, &group.address) && group.is_reachable();
+            let goes_on = |group: &Group| open.address.covers(&group.address) && group.is_reachable();
             let (covered, others) = free.into_iter().partition(goes_on);
             free = others;
             for group in covered {
@@ -287,6 +318,7 @@ impl Listeners {
         let (told, proxies) = self.counters(&open.config);
         let listener = |before: &Arc<Listener>| {
             let (proxies, told) = (Arc::clone(&proxies), Arc::clone(&told));
+            before.engine.rename(&open.config.name);
             Arc::new(Listener { proxies, told, ..Listener::clone(before) })
         };
         open.listeners = open.listeners.iter().map(listener).collect();
@@ -328,11 +360,21 @@ impl Listeners {
                 }
                 let is_same = renewed.asks_same_of_clients(&before);
                 for open in &mut addresses {
+                    if !is_same {
+                        open.revoke();
+                    }
                     open.tls.store(Some(Arc::clone(&renewed)));
                     if !is_same {
-                        self.revoke(open);
+                        self.replace(open);
                     }
                 }
+                // They are served as this listener's, if at all.
+                let is_heir = |open: &Open| {
+                    open.config.name == config.name
+                        || config.addresses.iter().any(|address| address.overlaps(&open.address))
+                };
+                let admits = |open: &Open| !is_heir(open) || open.admits_same_as(&config, Some(&renewed));
+                state.left.retain(|open| open.revoke_unless(admits(open)));
             }
             if let Some(warning) = moved_default(&config, &renewed, &before) {
                 tracing::warn!("{warning}");
@@ -453,21 +495,15 @@ impl Listeners {
         Arc::new(Engine::new(config, &self.shared, &self.stops, thread).at(address.clone()))
     }
 
-    /// Has the connections at an address end with what they carry. Those that come now are made by what its listener has.
-    fn revoke(&self, open: &mut Open) {
-        tracing::info!(
-            address = %open.address,
-            "other clients may connect now: connections that were made before end with what they carry"
-        );
+    /// Has the connections that come now be others than those which were [revoked](Open::revoke).
+    fn replace(&self, open: &mut Open) {
         let anew = |(thread, former): (usize, &Arc<Listener>)| {
             let engine = self.engine(&open.config, &open.address, thread);
             Arc::new(Listener { engine, ..Listener::clone(former) })
         };
         let listeners = open.listeners.iter().enumerate().map(anew).collect();
-        let former = std::mem::replace(&mut open.listeners, listeners);
+        open.listeners = listeners;
         open.sockets.iter().for_each(|group| group.give(&open.listeners));
-        // Who is on the way there ends as well.
-        former.iter().for_each(|listener| listener.engine.revoke());
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -481,6 +517,45 @@ impl Open {
         self.sockets.iter().all(Group::is_reachable)
     }
 
+    /// Whether somebody is connected, or about to be.
+    fn is_in_use(&self) -> bool {
+        let is_held = |listener: &Arc<Listener>| Arc::strong_count(listener) + Arc::strong_count(&listener.engine) > 2;
+        self.listeners.iter().any(is_held)
+    }
+
+    /// Has the connections that were made so far end with what they carry, and those that are on the way.
+    fn revoke(&self) {
+        tracing::info!(
+            address = %self.address,
+            "other clients may connect now: connections that were made before end with what they carry"
+        );
+        self.listeners.iter().for_each(|listener| listener.engine.revoke());
+    }
+
+    /// As [`Self::revoke`], unless they are to stay; whether they are.
+    fn revoke_unless(&self, stays: bool) -> bool {
+        if !stays {
+            self.revoke();
+        }
+        stays
+    }
+
+    /// Whether those who are connected here may be served once nobody accepts here any more and these do. Where the
+    /// listener has moved, that is as the one of its name or of an address that overlaps ([`Sites::listener`]), if that
+    /// demands the same. Where it is gone, they are served what every listener has: if one of them demands the same, and
+    /// if no sites were the gone one's own.
+    fn may_be_served(&self, wanted: &[Wanted<'_>], before: &Sites) -> bool {
+        let admits = |(_, config, tls): &Wanted<'_>| self.admits_same_as(config, *tls);
+        let is_heir =
+            |(address, config, _): &&Wanted<'_>| config.name == self.config.name || address.overlaps(&self.address);
+        let mut heirs = wanted.iter().filter(is_heir).peekable();
+        if heirs.peek().is_some() {
+            return heirs.all(admits);
+        }
+        let place = before.listener(&self.address, || &self.config.name);
+        wanted.iter().any(admits) && !place.is_some_and(|place| before.has_own(place))
+    }
+
     /// Whether all who are connected here could connect by other settings as well, with nothing else demanded of them.
     fn admits_same_as(&self, config: &ListenerConfig, tls: Option<&ServerTls>) -> bool {
         let is_same_tls = match (self.tls.load().as_deref(), tls) {
@@ -490,6 +565,9 @@ impl Open {
         is_same_tls && self.config.proxy_protocol == config.proxy_protocol
     }
 }
+
+/// What listens by a configuration: where, as what, and by which TLS.
+type Wanted<'a> = (&'a SocketAddress, &'a ListenerConfig, Option<&'a ServerTls>);
 
 enum Opened {
     Ready(Listening),
@@ -513,7 +591,7 @@ impl State {
     /// Whether a socket of this process is in the way of `address`, as where a listener moves from 127.0.0.1 to 0.0.0.0.
     fn is_own(&self, address: &SocketAddress) -> bool {
         let open = self.open.iter().flat_map(|open| &open.sockets).map(|group| &group.address);
-        open.chain(self.closing.iter().map(|(address, _)| address)).any(|own| overlap(own, address))
+        open.chain(self.closing.iter().map(|(address, _)| address)).any(|own| own.overlaps(address))
     }
 }
 
@@ -544,18 +622,6 @@ fn told(listener: &ListenerConfig, loaded: &Loaded) -> String {
     let (addresses, file) = (&listener.addresses, loaded.pair.certificate.display());
     let (names, until) = (loaded.leaf.names.join(", "), certificate::date(loaded.not_after()));
     format!("listener {addresses}: certificate {file} for {names}, valid until {until}")
-}
-
-/// Whether two sockets would be in each other's way.
-fn overlap(a: &SocketAddress, b: &SocketAddress) -> bool {
-    covers(a, b) || covers(b, a)
-}
-
-/// Whether who connects to `address` reaches `listener` as well. `[::]` stands for IPv6 alone.
-fn covers(listener: &SocketAddress, address: &SocketAddress) -> bool {
-    let (SocketAddress::Ip(ip), SocketAddress::Ip(other)) = (listener, address) else { return listener == address };
-    let is_same_family = ip.is_ipv4() == other.is_ipv4();
-    ip == other || (ip.port() == other.port() && is_same_family && ip.ip().is_unspecified())
 }
 
 /// Reads the files of a listener's TLS; the same as `before` where nothing is other, so that clients can still resume

@@ -232,7 +232,7 @@ async fn renew_certificates(listeners: Arc<Listeners>) {
 
 fn listen(listeners: &Listeners, config: &Config, sockets: &mut Sockets) -> anyhow::Result<()> {
     match listeners.prepare(&config.listeners, sockets, false) {
-        Ok(prepared) => listeners.commit(prepared),
+        Ok(prepared) => listeners.commit(prepared, &mut || {}),
         Err(problems) => {
             let lines: Vec<_> = problems.into_iter().map(|problem| problem.message).collect();
             bail!("{}", lines.join("\n"));

@@ -11,6 +11,7 @@ pub mod routes;
 pub mod unreachable;
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -36,8 +37,8 @@ pub struct Sites {
     listeners: Vec<(ListenerName, ListenerAddresses)>,
     /// The sites that are on every listener, by their places.
     everywhere: HostTable<u32>,
-    /// For each listener that has others too: all that it has.
-    own: Box<[(ListenerAddresses, HostTable<u32>)]>,
+    /// For each listener: all that it has, if it has others too.
+    own: Box<[Option<HostTable<u32>>]>,
     /// Those which top-level routes are short for stand first.
     sites: Box<[Arc<Site>]>,
     short: usize,
@@ -151,25 +152,62 @@ impl Sites {
             return Arc::clone(previous);
         }
         let everywhere = table(&sites, |site| site.listeners.is_empty());
-        let own = listeners.iter().filter(|(name, _)| sites.iter().any(|site| site.config.listeners.contains(name)));
-        let own = own.map(|(name, addresses)| {
-            (addresses.clone(), table(&sites, |site| site.listeners.is_empty() || site.listeners.contains(name)))
+        let own = listeners.iter().map(|(name, _)| {
+            let has_own = sites.iter().any(|site| site.config.listeners.contains(name));
+            has_own.then(|| table(&sites, |site| site.listeners.is_empty() || site.listeners.contains(name)))
         });
         let own = own.collect();
         Arc::new(Self { listeners, everywhere, own, sites, short: short.len() })
     }
 
-    /// The site of `host` on the listener at this address, as a request names it.
+    /// Where the listener stands in the configuration whose connections came to this address: the one that has the
+    /// address now, or else the one of that name, which has moved, or else the only one whose address covers it or is
+    /// covered by it. `None`: it is gone.
     #[inline]
-    pub fn site(&self, listener: &SocketAddress, host: &str) -> Option<&Arc<Site>> {
-        let own = self.own.iter().find(|(addresses, _)| addresses.contains(listener));
-        let table = own.map_or(&self.everywhere, |(_, table)| table);
-        self.sites.get(*table.find(host)? as usize)
+    pub fn listener<N: Deref<Target = ListenerName>>(
+        &self,
+        address: &SocketAddress,
+        name: impl FnOnce() -> N,
+    ) -> Option<usize> {
+        let here = self.listeners.iter().position(|(_, addresses)| addresses.contains(address));
+        here.or_else(|| self.moved(address, &name()))
+    }
+
+    #[cold]
+    fn moved(&self, address: &SocketAddress, name: &ListenerName) -> Option<usize> {
+        if let Some(place) = self.listeners.iter().position(|(other, _)| other == name) {
+            return Some(place);
+        }
+        let overlaps =
+            |(_, addresses): &(ListenerName, ListenerAddresses)| addresses.iter().any(|a| a.overlaps(address));
+        let mut near = (0..).zip(&self.listeners).filter(|(_, listener)| overlaps(listener)).map(|(place, _)| place);
+        near.next().filter(|_| near.next().is_none())
+    }
+
+    /// Whether a listener has sites that others have not.
+    pub fn has_own(&self, listener: usize) -> bool {
+        self.own.get(listener).is_some_and(Option::is_some)
+    }
+
+    /// The site of `host`, as a request names it, on the listener at this place in the configuration. `None` for the
+    /// listener: it is gone, and what is found is the same on all others.
+    #[inline]
+    pub fn site(&self, listener: Option<usize>, host: &str) -> Option<&Arc<Site>> {
+        let Some(listener) = listener else { return self.site_of_all(host) };
+        let own = self.own.get(listener).and_then(Option::as_ref);
+        self.sites.get(*own.unwrap_or(&self.everywhere).find(host)? as usize)
+    }
+
+    #[cold]
+    fn site_of_all(&self, host: &str) -> Option<&Arc<Site>> {
+        let mut found = (0..self.own.len()).map(|listener| self.site(Some(listener), host));
+        let first = found.next()??;
+        found.all(|other| other.is_some_and(|other| Arc::ptr_eq(first, other))).then_some(first)
     }
 
     /// Where a request goes whose path, decoded and normalised, is `path`. `None`: no site has its host.
     #[inline]
-    pub fn find(&self, listener: &SocketAddress, host: &str, path: &[u8], facts: &impl Facts) -> Option<Found<'_>> {
+    pub fn find(&self, listener: Option<usize>, host: &str, path: &[u8], facts: &impl Facts) -> Option<Found<'_>> {
         let site = self.site(listener, host)?;
         Some(Found { site, route: site.find(path, facts) })
     }

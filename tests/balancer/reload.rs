@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tests::http2::{Http2, request, tls};
+use tests::http2::{Http2, PREFACE, frame, kind, literals, next_frame, request, tls, write};
 use tests::{Balancer, Config, End, Origin, Pool, Port, Request, Step, WebSocket, Wire, eventually, response, within};
+use tokio::net::TcpStream;
 
 /// Has these lines in `[[listener]]` from now on, whatever was there before.
 async fn reload(balancer: &Balancer, a: &Origin, listener: &str) {
@@ -331,6 +332,62 @@ async fn an_address_moves_on_its_port_and_no_request_fails() {
         }
     }
     load.end().await;
+}
+
+/// The content of the answer to a request on a stream of HTTP/2, whatever the peer has said before.
+async fn content(connection: &mut TcpStream, stream: u32, host: &str) -> String {
+    let fields = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", host)];
+    write(connection, &frame(kind::HEADERS, 5, stream, &literals(&fields))).await;
+    let content = async {
+        loop {
+            let frame = next_frame(connection).await.expect("a frame");
+            if frame.stream == stream && frame.kind == kind::DATA {
+                return String::from_utf8(frame.payload).expect("text");
+            }
+        }
+    };
+    within("content", content).await
+}
+
+#[tokio::test]
+async fn a_listener_that_moves_keeps_its_sites() {
+    let a = Origin::start("a").await;
+    let (port, other) = (Port::reserve(), Port::reserve());
+    let config = |name: &str, address: &str| {
+        let site = |hosts: &str, more: &str| {
+            format!("[[site]]\nhosts = [\"{hosts}\"]\n{more}respond = {{ status = 200, body = \"{hosts}\" }}\n")
+        };
+        let sites = site("", "") + &site("own.example", &format!("listeners = [\"{name}\"]\n"));
+        let named = format!("[[listener]]\nname = \"{name}\"\naddress = \"{address}\"\n");
+        Config::of([&a]).section(&named).sites(&sites)
+    };
+    let own = || Request::get("/").with("Host", "own.example");
+    let everywhere = format!("0.0.0.0:{}", port.address().port());
+    let (here, there) = (port.address().to_string(), other.address().to_string());
+    for (name, address, is_served) in
+        [("shop", &everywhere, true), ("shop", &there, true), ("renamed", &here, true), ("renamed", &there, false)]
+    {
+        let mut balancer = Balancer::start(config("shop", &here)).await;
+        let mut idle = Wire::connect(port.address()).await;
+        assert_eq!(idle.exchange(&own()).await.text(), "own.example");
+        let mut silent = Wire::connect(port.address()).await;
+        let mut streams = TcpStream::connect(port.address()).await.expect("a listener");
+        write(&mut streams, PREFACE).await;
+        assert_eq!(content(&mut streams, 1, "own.example").await, "own.example");
+        balancer.configure(&config(name, address));
+        take_up(&mut balancer, By::Api).await;
+        if is_served {
+            for wire in [&mut idle, &mut silent] {
+                assert_eq!(wire.exchange(&own()).await.text(), "own.example", "{name} at {address}");
+            }
+            // It crosses the GOAWAY, if there is one.
+            assert_eq!(content(&mut streams, 3, "own.example").await, "own.example", "{name} at {address}");
+        } else {
+            // Its site is another listener's.
+            assert!(idle.is_closed().await && silent.is_closed().await);
+        }
+        balancer.stop().await;
+    }
 }
 
 /// Clients that send one request after the other, each on a connection of its own and each with one that stays, and bear

@@ -5,13 +5,14 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use tempfile::TempDir;
 use tests::http2::{self, Http2, connect_for, frame, kind, literals, next_frame, request};
 use tests::nginx::Nginx;
 use tests::openssl::{Authority, Kind, handshake, openssl_with};
 use tests::wire::Wire;
-use tests::{Balancer, Config, Origin, Port, Request, eventually, within};
+use tests::{Balancer, Config, Origin, Port, Request, Step, eventually, within};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -635,6 +636,129 @@ async fn connections_end_when_a_listener_takes_an_address_over_and_demands_more(
         }
         assert_eq!(client.rest().await, "", "{tls}");
     }
+}
+
+#[tokio::test]
+async fn connections_end_when_a_listener_moves_and_demands_more() {
+    let (a, shop) = (Origin::start("a").await, Shop::new().await);
+    let (port, other) = (Port::reserve(), Port::reserve());
+    let at = |name: &str, ip: &str, port: &Port, tls: &str| {
+        let number = port.address().port();
+        Config::of([&a]).section(&format!("[[listener]]\n{name}address = \"{ip}:{number}\"\n{tls}\n"))
+    };
+    let name = "name = \"shop\"\n";
+    for (before, after) in [
+        ((name, "127.0.0.1", &port), (name, "127.0.0.1", &other)),
+        ((name, "127.0.0.1", &port), (name, "0.0.0.0", &port)),
+        (("", "0.0.0.0", &port), ("", "127.0.0.1", &port)),
+    ] {
+        let balancer = Balancer::start(at(before.0, before.1, before.2, "")).await;
+        let (mut idle, mut new) =
+            (Http1::connect(port.address(), false).await, Http1::connect(port.address(), false).await);
+        assert!(idle.get("/").await.starts_with("HTTP/1.1 200"));
+        reload(&balancer, &at(after.0, after.1, after.2, &shop.clients("required"))).await;
+        assert_eq!(idle.rest().await, "", "{} to {}", before.1, after.1);
+        assert_eq!(new.rest().await, "", "{} to {}", before.1, after.1);
+    }
+}
+
+#[tokio::test]
+async fn connections_that_were_left_behind_end_when_their_listener_demands_more() {
+    let (a, shop) = (Origin::start("a").await, Shop::new().await);
+    let (port, other) = (Port::reserve(), Port::reserve());
+    let at = |port: &Port, tls: &str| {
+        let address = port.address();
+        Config::of([&a]).section(&format!("[[listener]]\nname = \"shop\"\naddress = \"{address}\"\n{tls}\n"))
+    };
+    let balancer = Balancer::start(at(&port, "")).await;
+    let mut idle = Http1::connect(port.address(), false).await;
+    assert!(idle.get("/").await.starts_with("HTTP/1.1 200"));
+    reload(&balancer, &at(&other, "")).await;
+    reload(&balancer, &at(&other, &shop.clients("required"))).await;
+    assert_eq!(idle.rest().await, "");
+}
+
+// The configuration was in force before connections were shut out by it, and after they were let in by the one before.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_client_is_served_by_a_configuration_that_shuts_it_out() {
+    const ROUNDS: usize = 12;
+    const PIPELINED: usize = 40;
+    let a = Origin::start("a").await;
+    let config = |listener: &str, body: &str| {
+        let site = format!("[[site]]\nhosts = [\"\"]\nrespond = {{ status = 200, body = \"{body}\" }}\n");
+        Config::of([&a]).listener(listener).sites(&site)
+    };
+    let open = config("", "PUBLIC");
+    let shut = config("proxy_protocol = { from = [\"127.0.0.0/8\"] }", "SECRET");
+    let balancer = Balancer::start(open.clone()).await;
+    let (address, is_over) = (balancer.address(), Arc::new(AtomicBool::new(false)));
+    let answered = Arc::new(AtomicUsize::new(0));
+    // Nobody tells of it by the PROXY protocol, ever.
+    let client = |_| {
+        let (is_over, answered) = (Arc::clone(&is_over), Arc::clone(&answered));
+        tokio::spawn(async move {
+            let (mut secrets, mut told) = (0, Vec::new());
+            while !is_over.load(Relaxed) {
+                let Ok(mut tcp) = TcpStream::connect(address).await else { continue };
+                let requests = "GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(PIPELINED);
+                while tcp.write_all(requests.as_bytes()).await.is_ok() {
+                    told.clear();
+                    let count = |word: &[u8], told: &[u8]| told.windows(word.len()).filter(|at| *at == word).count();
+                    let is_open = loop {
+                        if !matches!(tcp.read_buf(&mut told).await, Ok(1..)) {
+                            break false;
+                        }
+                        if count(b"PUBLIC", &told) + count(b"SECRET", &told) >= PIPELINED {
+                            break true;
+                        }
+                    };
+                    answered.fetch_add(count(b"PUBLIC", &told), Relaxed);
+                    secrets += count(b"SECRET", &told);
+                    if !is_open || is_over.load(Relaxed) {
+                        break;
+                    }
+                }
+            }
+            secrets
+        })
+    };
+    let clients: Vec<_> = (0..4).map(client).collect();
+    for _ in 0..ROUNDS {
+        let before = answered.load(Relaxed);
+        eventually("clients are served", async || answered.load(Relaxed) > before + 10 * PIPELINED).await;
+        reload(&balancer, &shut).await;
+        reload(&balancer, &open).await;
+    }
+    is_over.store(true, Relaxed);
+    for client in clients {
+        assert_eq!(within("the end of a client", client).await.expect("no panic"), 0, "answers that were for others");
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_that_is_opened_too_late_is_refused() {
+    let a = Origin::start("a").await;
+    let config = |listener: &str| Config::of([&a]).listener(listener);
+    a.at_head(|_| {
+        let head = "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        vec![Step::Hold, Step::Send(head.as_bytes().to_vec()), Step::Hang]
+    });
+    let balancer = Balancer::start(config("")).await;
+    let mut client = Http1::connect(balancer.address(), false).await;
+    let mut streams = http2_over(balancer.address(), false).await;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==";
+    http2::write(&mut client.0, format!("GET /late HTTP/1.1\r\nHost: a\r\n{upgrade}\r\n\r\n").as_bytes()).await;
+    let mut connect = request("CONNECT", "/late", &[]);
+    connect.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
+    let (response, _content) = streams.begin(connect, false).await;
+    eventually("both are asked for", async || a.heads() == 2).await;
+    reload(&balancer, &config("proxy_protocol = { from = [\"127.0.0.0/8\"] }")).await;
+    a.release();
+    let answer = client.answer().await;
+    assert!(answer.starts_with("HTTP/1.1 421") && answer.contains("Connection: close\r\n"), "{answer}");
+    assert_eq!(client.rest().await, "");
+    assert_eq!(http2::reply(response).await.expect("a whole answer").status, 421);
+    assert_eq!(balancer.in_flight().await, 0);
 }
 
 #[tokio::test]

@@ -168,6 +168,18 @@ impl SocketAddress {
     pub fn port(&self) -> Option<u16> {
         self.ip().map(|address| address.port())
     }
+
+    /// Whether who connects to `address` reaches who listens here as well. `[::]` stands for IPv6 alone.
+    pub fn covers(&self, address: &Self) -> bool {
+        let (Self::Ip(ip), Self::Ip(other)) = (self, address) else { return self == address };
+        let is_same_family = ip.is_ipv4() == other.is_ipv4();
+        ip == other || (ip.port() == other.port() && is_same_family && ip.ip().is_unspecified())
+    }
+
+    /// Whether two sockets would be in each other's way.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.covers(other) || other.covers(self)
+    }
 }
 
 impl From<SocketAddr> for SocketAddress {

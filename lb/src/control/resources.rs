@@ -35,9 +35,12 @@ pub struct Obtained {
     pub changes: Vec<String>,
     /// What was asked for and cannot be had in full.
     pub warnings: Vec<String>,
-    /// Takes it up, and gives up what is not wanted any more. To be called once the configuration is in force.
-    pub commit: Box<dyn FnOnce() + Send>,
+    pub commit: Commit,
 }
+
+/// Takes up what was got, and gives up what is not wanted any more. It calls what it is given, which puts the
+/// configuration in force, once those are shut out who may not be served by it and before anybody else is let in.
+pub type Commit = Box<dyn FnOnce(&mut dyn FnMut()) + Send>;
 
 /// Something that cannot be had, with the fix.
 #[derive(Debug)]

@@ -1,7 +1,5 @@
 //! The machine without a socket: what it says to each event, for a plain route and for a walk that asks for everything.
 
-use std::net::SocketAddr;
-
 use super::*;
 use crate::config::Secret;
 use crate::metrics::Metrics;
@@ -9,8 +7,6 @@ use crate::site::Found;
 use crate::snapshot::{Rings, Snapshot};
 use crate::value::variable::Variable;
 use crate::value::{Facts, Presence};
-
-const LISTENER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
 fn snapshot(backends: &str, settings: &str) -> Snapshot {
     let text = format!(
@@ -30,7 +26,7 @@ fn exchange<W: Walk>(request: &Request, walk: impl FnOnce(usize) -> W) -> Exchan
 }
 
 fn found(snapshot: &Snapshot) -> Found<'_> {
-    snapshot.sites.find(&LISTENER.into(), "a.example", b"/", &NoFacts).expect("a site")
+    snapshot.sites.find(Some(0), "a.example", b"/", &NoFacts).expect("a site")
 }
 
 fn start(found: Found<'_>, asked: Asked) -> Start {

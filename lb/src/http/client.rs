@@ -312,17 +312,9 @@ async fn serve_one(
             request.told.complete(engine, peer, false, &mut work.text);
             request.refuse(client, timer, work, Refusal::PlainHttp, false).await
         }
-        Ok(Some(_)) if engine.is_revoked() => {
-            // Clients know that a connection which was idle may be closed, and ask again (RFC 9112 §9.3.1).
-            if !is_first && !client.is_stream() {
-                return Ended { fate: Fate::Close, at: started };
-            }
-            request.told.complete(engine, peer, client.is_tls(), &mut work.text);
-            request.refuse(client, timer, work, Refusal::Misdirected, false).await
-        }
         Ok(Some(head)) => {
             let now = if timer.has_waited() { clock::now() } else { started };
-            request.carry(client, timer, work, head, now).await
+            request.carry(client, timer, work, head, now, is_first).await
         }
         Ok(None) => Ended { fate: Fate::Close, at: started },
         Err(_) if is_first && speaks_h2c(listener, client, peer) && h2::is_preface(&work.from_client) => {
@@ -394,6 +386,7 @@ impl Request<'_> {
         work: &mut Work,
         head: usize,
         now: Instant,
+        is_first: bool,
     ) -> Ended {
         let _exchange = self.engine.stop.in_exchange();
         match request::begin(self, work, client.is_tls(), now) {
@@ -410,9 +403,13 @@ impl Request<'_> {
                 }
                 ended
             }
+            // Clients know that a connection which was idle may be closed, and ask again (RFC 9112 §9.3.1).
+            Err(_) if self.course.is_shut_out && !is_first && !self.is_stream => {
+                Ended { fate: Fate::Close, at: self.started }
+            }
             Err(refusal) => {
                 self.told.complete(self.engine, self.peer, client.is_tls(), &mut work.text);
-                let is_whole = work.request.framing() == Framing::None;
+                let is_whole = work.request.framing() == Framing::None && !self.course.is_shut_out;
                 let ended = self.refuse(client, timer, work, refusal, is_whole).await;
                 if ended.fate == Fate::Idle {
                     work.from_client.drain(..head);
@@ -479,6 +476,10 @@ impl Request<'_> {
     /// The default site's error page for a request that has come to no route.
     fn page_without_route(&self, work: &Work, refusal: Refusal) -> Option<(Reply, u16)> {
         let snapshot = self.engine.control.snapshot();
+        // Who is shut out sees nothing of what is in force now.
+        if self.engine.is_revoked() {
+            return None;
+        }
         let (rules, facts) = without_route(self, work, &snapshot)?;
         own::page_for(rules, refusal, &facts)
     }
@@ -578,6 +579,8 @@ impl Driver<'_, '_> {
                         self.failed(Failure::NoWebSocket)
                     }
                     Ok(false) => Event::Head(answer),
+                    // The tunnel would outlive what the client may.
+                    Ok(true) if self.request.engine.is_revoked() => self.failed(Failure::ConnectionRevoked),
                     // Bytes that are still owed would have no place in the tunnel.
                     Ok(true) if self.transfer.has_sent_request() => Event::Head(answer),
                     _ => self.failed(Failure::UnaskedUpgrade),
@@ -793,7 +796,7 @@ fn without_route<'a>(
     work: &'a Work,
     snapshot: &'a Snapshot,
 ) -> Option<(&'a Rules, RequestFacts<'a>)> {
-    let site = snapshot.sites.site(&of.engine.address, "")?;
+    let site = snapshot.sites.site(of.engine.place_in(&snapshot.sites), "")?;
     let facts = RequestFacts {
         of,
         head: &work.request,
@@ -873,7 +876,7 @@ fn framing_of_page(work: &Work, exchange: &Exchange) -> Option<Framing> {
 #[cold]
 fn note_fields_without_route(of: &Request<'_>, head: &[u8], work: &mut Work) {
     let snapshot = of.engine.control.snapshot();
-    let site = snapshot.sites.site(&of.engine.address, "");
+    let site = snapshot.sites.site(of.engine.place_in(&snapshot.sites), "");
     if let Some(logs) = site.and_then(|site| site.rules(RouteId::FALLBACK).access_log.as_deref()) {
         note_fields(logs, &snapshot.config.values, false, head, work);
     }
@@ -931,7 +934,7 @@ fn write_changed_head(
     let changed = |rules: &&Rules| !fields::keep_answer(rules, response, from_backend, is_backends);
     let held = match exchange {
         Some(exchange) => exchange.rules().filter(changed).map(|rules| (rules, RequestFacts::of(of, work, exchange))),
-        None => snapshot.as_ref().and_then(|snapshot| without_route(of, work, snapshot)),
+        None => snapshot.as_ref().filter(|_| !of.engine.is_revoked()).and_then(|s| without_route(of, work, s)),
     };
     let no_rules;
     let (rules, facts) = match (held, exchange) {

@@ -62,6 +62,8 @@ pub struct Course {
     pub belongings: Belongings,
     /// What the route was found in. `None`: it only proxies.
     pub snapshot: Option<Arc<Snapshot>>,
+    /// No request is served on its connection any more, since others may connect now, or since its listener is gone.
+    pub is_shut_out: bool,
 }
 
 /// Fields that belong to a status, such as `Retry-After` to 503, for whatever else is sent with it.
@@ -123,6 +125,11 @@ pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) 
     target.clear();
     noted.clear();
     let snapshot = engine.control.snapshot();
+    // Not before the snapshot is there, see `is_revoked`.
+    if engine.is_revoked() {
+        of.course.is_shut_out = true;
+        return Err(Refusal::Misdirected);
+    }
     let server = &snapshot.config.server;
     told.id_field = server.request_id.clone();
     let incoming_id = incoming_id(&server.request_id, request.fields(), from_client);
@@ -182,11 +189,15 @@ pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) 
         now,
     };
     let path = told.path(request, from_client, path);
-    let site = snapshot.sites.site(&engine.address, origin.host).ok_or(Refusal::NoRoute)?;
+    let listener = engine.place_in(&snapshot.sites);
+    let Some(site) = snapshot.sites.site(listener, origin.host) else {
+        of.course.is_shut_out = listener.is_none();
+        return Err(if listener.is_none() { Refusal::Misdirected } else { Refusal::NoRoute });
+    };
     // The certificate that the client has seen is for another site (RFC 9110 §7.4).
     if site.config.certificate.is_some()
         && let Some(name) = peer.secured.as_ref().and_then(|secured| secured.server_name.as_deref())
-        && !snapshot.sites.site(&engine.address, name).is_some_and(|asked| Arc::ptr_eq(asked, site))
+        && !snapshot.sites.site(listener, name).is_some_and(|asked| Arc::ptr_eq(asked, site))
     {
         return Err(Refusal::Misdirected);
     }

@@ -202,7 +202,8 @@ impl Resources for OfApp {
         let idle = idle_for_each_thread(&wanted.server, most, self.threads);
         let (access_log, most_idle) = (Arc::clone(&self.access_log), Arc::clone(&self.most_idle));
         let rooms = [&self.room, &self.backend_room, &self.handshake_room].map(Arc::clone);
-        let commit = move || {
+        let commit = move |put_in_force: &mut dyn FnMut()| {
+            put_in_force();
             if let Some(opened) = opened {
                 access_log.switch(opened);
             }

@@ -97,7 +97,8 @@ pub fn begin(control: &Control, session: &Session, now: Instant) -> Option<Begun
             is_preflight: false,
             now,
         };
-        let site = snapshot.sites.site(address, host).ok_or(Refusal::NoRoute)?;
+        let here = snapshot.sites.listener(address, || &listener.name);
+        let site = snapshot.sites.site(here, host).ok_or(Refusal::NoRoute)?;
         let mut made = Vec::new();
         let path = normalise(path(head), &mut made).map_err(|_| Refusal::Malformed)?;
         // Routes with a condition are not taken up.

@@ -49,7 +49,7 @@ pub struct OfProxy;
 impl Resources for OfProxy {
     fn prepare(&self, running: &Config, wanted: &Config, _: bool) -> Result<Obtained, Vec<Unavailable>> {
         let warnings = held(running, wanted, By::Proxy)?;
-        Ok(Obtained { changes: Vec::new(), warnings, commit: Box::new(|| {}) })
+        Ok(Obtained { changes: Vec::new(), warnings, commit: Box::new(|put_in_force| put_in_force()) })
     }
 
     fn certificates(&self) -> Vec<ListenerCertificate> {

@@ -61,15 +61,18 @@ impl Resources for Running {
         let most_idle = idle_for_each_thread(&wanted.server, most, self.threads);
         let this = self.clone();
         let (changes, moved) = (listeners.certificates.clone(), listeners.moved_defaults.clone());
-        let commit = move || {
-            if let Some(access_log) = access_log {
-                this.access_log.switch(access_log);
-            }
-            this.room.resize(most.clients);
-            this.backend_room.resize(most.backends);
-            this.handshake_room.resize(most.handshakes);
-            this.most_idle.store(most_idle, Ordering::Relaxed);
-            this.listeners.commit(listeners);
+        let commit = move |put_in_force: &mut dyn FnMut()| {
+            let mut access_log = access_log;
+            this.listeners.commit(listeners, &mut || {
+                put_in_force();
+                if let Some(access_log) = access_log.take() {
+                    this.access_log.switch(access_log);
+                }
+                this.room.resize(most.clients);
+                this.backend_room.resize(most.backends);
+                this.handshake_room.resize(most.handshakes);
+                this.most_idle.store(most_idle, Ordering::Relaxed);
+            });
         };
         Ok(Obtained { changes, warnings: warning.into_iter().chain(moved).collect(), commit: Box::new(commit) })
     }

@@ -90,13 +90,9 @@ fn site(hosts: &[&str], listeners: &[&str], routes: Vec<RouteConfig>) -> SiteCon
     }
 }
 
-fn address(text: &str) -> SocketAddress {
-    SocketAddress::Ip(text.parse().expect("an address"))
-}
-
 /// The pool that a request goes to. `None`: no site has its host, or no route of the site its path.
-fn pool(sites: &Sites, listener: &str, host: &str, path: &str, method: &'static str) -> Option<usize> {
-    let found = sites.find(&address(listener), host, path.as_bytes(), &Method(method))?;
+fn pool(sites: &Sites, listener: usize, host: &str, path: &str, method: &'static str) -> Option<usize> {
+    let found = sites.find(Some(listener), host, path.as_bytes(), &Method(method))?;
     match &found.site.route(found.route).action {
         Action::Pool(of) => of.pool.name.as_str().parse().ok(),
         Action::Missing => None,
@@ -125,9 +121,31 @@ fn a_site_is_on_its_listeners_only_and_falls_through_to_no_other() {
         (1, "b.example", "/x", Some(3)),
         (1, "c.example", "/only", Some(0)),
     ] {
-        let found = pool(&snapshot.sites, LISTENERS[listener], host, path, "GET");
+        let found = pool(&snapshot.sites, listener, host, path, "GET");
         assert_eq!(found, expected, "{host}{path} on {}", LISTENERS[listener]);
     }
+}
+
+#[test]
+fn a_listener_is_found_by_its_address_then_its_name_then_an_address_that_overlaps() {
+    let mut config = config(2);
+    config.routes = vec![host_route("", "/", 0)];
+    config.sites = vec![Arc::new(site(&["a.example"], &[LISTENERS[1]], vec![route(path("/"), 1)]))];
+    let sites = &snapshot(config, None).sites;
+    for (address, name, expected) in [
+        (LISTENERS[1], LISTENERS[0], Some(1)),
+        ("127.0.0.1:81", LISTENERS[1], Some(1)),
+        ("0.0.0.0:443", "x", Some(1)),
+        ("[::]:443", "x", None),
+        ("127.0.0.1:81", "x", None),
+    ] {
+        let (address, name) = (SocketAddress::Ip(address.parse().expect("an address")), ListenerName::new(name));
+        let name = name.expect("a name");
+        assert_eq!(sites.listener(&address, || &name), expected, "{name:?} at {address}");
+    }
+    // Who comes from a listener that is gone is served what is the same on all.
+    assert!(sites.site(None, "a.example").is_none());
+    assert!(sites.site(None, "b.example").is_some());
 }
 
 #[test]
@@ -144,7 +162,7 @@ fn a_route_whose_condition_fails_is_passed_over() {
     ];
     config.sites = vec![Arc::new(site(&[""], &[], routes))];
     let snapshot = snapshot(config, None);
-    let pool = |path, method| pool(&snapshot.sites, LISTENERS[0], "", path, method);
+    let pool = |path, method| pool(&snapshot.sites, 0, "", path, method);
     assert_eq!([pool("/a/b", "GET"), pool("/a/c", "GET"), pool("/b", "GET")], [Some(0), Some(1), Some(2)]);
     assert_eq!([pool("/a/b", "PUT"), pool("/a/c", "PUT"), pool("/b", "PUT")], [Some(2); 3]);
 }
@@ -156,7 +174,7 @@ fn jumps_find_routes_by_name_and_paths_do_not_find_named_ones() {
     named.name = RouteName::new("page");
     config.sites = vec![Arc::new(site(&[""], &[], vec![named]))];
     let snapshot = snapshot(config, None);
-    let site = snapshot.sites.site(&address(LISTENERS[0]), "x").expect("any host");
+    let site = snapshot.sites.site(Some(0), "x").expect("any host");
     assert_eq!(site.find(b"/page", &Method("GET")), RouteId::FALLBACK);
     let page = site.named(&RouteName::new("page")).expect("there");
     assert!(matches!(site.route(page).action, Action::Pool(_)));
@@ -183,7 +201,7 @@ fn what_has_not_changed_is_taken_from_the_snapshot_before() {
     let is_same: Vec<_> =
         second.sites.iter().zip(third.sites.iter()).map(|(one, other)| Arc::ptr_eq(one, other)).collect();
     assert_eq!(is_same, [true, true, true, false]);
-    assert_eq!(pool(&third.sites, LISTENERS[0], "b.example", "/", "GET"), Some(0));
+    assert_eq!(pool(&third.sites, 0, "b.example", "/", "GET"), Some(0));
 
     let mut change = config.clone();
     change.pools[0].name = PoolName::new("other").expect("a name");
@@ -195,7 +213,7 @@ fn what_has_not_changed_is_taken_from_the_snapshot_before() {
     let pools = |snapshot: &Snapshot| Arc::clone(&snapshot.pools[0]);
     assert!(!Arc::ptr_eq(&pools(&fourth), &pools(&fifth)));
     let leads_to = |snapshot: &Snapshot, host: &str| {
-        let site = snapshot.sites.site(&address(LISTENERS[0]), host).expect("there");
+        let site = snapshot.sites.site(Some(0), host).expect("there");
         let RouteId(_) = site.find(b"/", &Method("GET"));
         site.routes.iter().flat_map(|route| route.action.pools()).map(|of| Arc::clone(&of.pool)).collect::<Vec<_>>()
     };
@@ -232,7 +250,7 @@ proptest! {
         config.routes = (0..).zip(&routes).map(|(pool, (host, path))| host_route(host, path, pool)).collect();
         let snapshot = snapshot(config, None);
         for (host, path) in asked {
-            let found = pool(&snapshot.sites, LISTENERS[0], &host, &path, "GET");
+            let found = pool(&snapshot.sites, 0, &host, &path, "GET");
             prop_assert_eq!(found, as_before(&routes, &host, &path), "{:?} {}{}", routes, host, path);
         }
     }

@@ -385,6 +385,74 @@ async fn a_service_leads_to_its_hosts_and_ports_by_priority_and_weight() {
     assert_eq!(balancer.get("/").await.origin(), "b");
 }
 
+// One host that DNS failed for kept the others as they were: all traffic went on to a host that had left.
+#[tokio::test]
+async fn a_host_of_a_service_that_dns_fails_for_holds_up_no_other() {
+    let [a] = origins(["127.0.0.1"]);
+    let [b] = origins(["127.0.0.1"]);
+    let [c] = origins(["127.0.0.2"]);
+    let [a_port, b_port, c_port] = [&a, &b, &c].map(|origin| origin.address().port());
+    let dns = Dns::start().await;
+    dns.set("one.test", ["127.0.0.1"]);
+    dns.set("sick.test", ["127.0.0.2"]);
+    dns.set_mood("sick.test", Mood::Fails);
+    dns.set_services("_http._tcp.test", [(1, 1, a_port, "one.test"), (1, 1, c_port, "sick.test")]);
+    let pool = Pool::empty("app").backend("srv:_http._tcp.test", "");
+    let balancer = Balancer::start(Config::default().pool(pool).dns(&dns)).await;
+    leads_to(&balancer, "srv:_http._tcp.test", &[&a]).await;
+    assert_eq!(count(&balancer.origins_of(10).await, "a"), 10);
+    let host = format!("host=sick.test:{c_port}");
+    balancer.logs(&["a host of a service", &host, "the DNS server fails", "pools=app"]).await;
+    // Those that the service lists no longer leave, and new ones join.
+    dns.set_services("_http._tcp.test", [(1, 1, b_port, "one.test"), (1, 1, c_port, "sick.test")]);
+    leads_to(&balancer, "srv:_http._tcp.test", &[&b]).await;
+    assert_eq!(view(&balancer, "srv:").await["resolution"]["error"], Value::Null, "the service itself is known");
+    dns.set_mood("sick.test", Mood::Answers);
+    leads_to(&balancer, "srv:_http._tcp.test", &[&b, &c]).await;
+    // The one that fails keeps its own last addresses, as long as the service lists it.
+    dns.set_mood("sick.test", Mood::Fails);
+    dns.set_services("_http._tcp.test", [(1, 1, a_port, "one.test"), (1, 1, c_port, "sick.test")]);
+    leads_to(&balancer, "srv:_http._tcp.test", &[&a, &c]).await;
+    dns.set_services("_http._tcp.test", [(1, 1, a_port, "one.test")]);
+    leads_to(&balancer, "srv:_http._tcp.test", &[&a]).await;
+    // With nobody else, the last addresses of all are better than none.
+    dns.set_mood("other.test", Mood::Fails);
+    dns.set_services("_http._tcp.test", [(1, 1, b_port, "other.test")]);
+    eventually("DNS fails", async || {
+        view(&balancer, "srv:").await["resolution"]["error"].as_str().is_some_and(|error| error.contains("other.test"))
+    })
+    .await;
+    assert_eq!(count(&balancer.origins_of(10).await, "a"), 10);
+}
+
+#[tokio::test]
+async fn a_service_does_not_wait_for_a_host_that_nobody_answers_for() {
+    let [a] = origins(["127.0.0.1"]);
+    let port = a.address().port();
+    let dns = Dns::start().await;
+    dns.set("one.test", ["127.0.0.1"]);
+    dns.set_mood("dead.test", Mood::Silent);
+    dns.set_services("_http._tcp.test", [(1, 1, port, "one.test"), (1, 1, port, "dead.test"), (1, 1, 0, "one.test")]);
+    let pool = Pool::empty("app").backend("srv:_http._tcp.test", "");
+    // No question for the dead one ends within this test.
+    let resolver = format!("resolver = {{ servers = [\"{}\"], timeout = \"50s\", attempts = 1 }}", dns.address());
+    let balancer = Balancer::start(Config::default().pool(pool).server(&resolver)).await;
+    leads_to(&balancer, "srv:_http._tcp.test", &[&a]).await;
+    assert_eq!(count(&balancer.origins_of(10).await, "a"), 10);
+}
+
+#[tokio::test]
+async fn a_record_of_a_service_with_port_0_is_no_endpoint() {
+    let [a] = origins(["127.0.0.1"]);
+    let dns = Dns::start().await;
+    dns.set("one.test", ["127.0.0.1"]);
+    dns.set_services("_http._tcp.test", [(1, 1, a.address().port(), "one.test"), (1, 9, 0, "one.test")]);
+    let pool = Pool::empty("app").backend("srv:_http._tcp.test", "");
+    let balancer = Balancer::start(Config::default().pool(pool).dns(&dns)).await;
+    leads_to(&balancer, "srv:_http._tcp.test", &[&a]).await;
+    balancer.logs(&["a host of a service", "host=one.test:0", "its record has port 0"]).await;
+}
+
 // It asked the system, nobody where the configuration names servers, and never for services.
 #[tokio::test]
 async fn check_asks_for_names_as_a_balancer_that_runs_does() {

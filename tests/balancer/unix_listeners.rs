@@ -309,3 +309,33 @@ async fn the_path_is_relative_to_the_file_and_no_longer_than_the_system_allows()
     assert!(refused.text().contains("make the folder"), "{}", refused.text());
     assert_eq!(balancer.change("GET", "/admin/config", None).await["listeners"][1]["mode"], json!("0660"));
 }
+
+#[tokio::test]
+async fn an_explanation_tells_of_a_client_of_a_unix_socket_what_traffic_does() {
+    let a = Origin::start("a").await;
+    let unix = Unix::start(Config::of([&a]), "").await;
+    ask(&unix.path(), GET).await;
+    let told = a.last_request();
+    assert_eq!((told.field("x-forwarded-for"), told.field("x-real-ip")), (None, None));
+    let file = unix.balancer.config_file().display().to_string();
+    let explain = async |further: &[&str]| {
+        let arguments = ["check", &file, "--explain", "GET http://a/", "--listener", "unix"];
+        tests::evenkeel(arguments.iter().chain(further).copied()).await
+    };
+    for further in [&[][..], &["--client", "unix:"]] {
+        let explained = explain(further).await;
+        let text = explained.stdout.to_ascii_lowercase();
+        assert!(text.contains("forwarded: for=unknown;host=a;proto=http"), "{explained:?}");
+        assert!(!text.contains("x-forwarded-for") && !text.contains("x-real-ip"), "{explained:?}");
+    }
+    for (further, said) in [
+        (["--client", "10.0.0.7"], "it has Unix sockets alone"),
+        (["--client", "web1"], "write an IP address without a port, such as 192.0.2.1, or unix:"),
+    ] {
+        let refused = explain(&further).await;
+        assert!(!refused.status.success() && refused.stderr.contains(said), "{refused:?}");
+    }
+    let plain = ["check", &file, "--explain", "GET http://a/", "--client", "unix:"];
+    let refused = tests::evenkeel(plain).await;
+    assert!(!refused.status.success() && refused.stderr.contains("by a Unix socket"), "{refused:?}");
+}

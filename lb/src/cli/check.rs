@@ -96,20 +96,32 @@ fn unresolved(checked: &Checked) -> anyhow::Result<Vec<Warning>> {
     }
     let (resolver, config) = (&Resolver::default(), &checked.config.server.resolver);
     let ask = |address| async move {
-        match timeout(RESOLVING_TIMEOUT, resolver.ask(Question::of(address), config)).await {
-            Ok(answer) => answer.err().map(|unanswered| unanswered.reason().to_owned()),
-            Err(_) => Some(format!("no answer within {} s", RESOLVING_TIMEOUT.as_secs())),
-        }
+        let mut early = None;
+        let question = resolver.ask(Question::of(address), config, |answer| early = Some(answer));
+        let answer = match timeout(RESOLVING_TIMEOUT, question).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(unanswered)) => return vec![(None, unanswered.reason().to_owned())],
+            Err(_) => match early {
+                Some(answer) => answer,
+                None => return vec![(None, format!("no answer within {} s", RESOLVING_TIMEOUT.as_secs()))],
+            },
+        };
+        answer.problems().map(|(host, problem)| (Some(host), problem.to_owned())).collect()
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("DNS cannot be asked")?;
     let problems = runtime.block_on(join_all(names.iter().map(|(address, _)| ask(address))));
     let servers: Vec<_> = resolver.servers(config).iter().map(ToString::to_string).collect();
     let servers = servers.join(", ");
-    let warning = |((address, subject), problem): ((_, _), Option<String>)| {
-        let message = format!("the name of backend {address} does not resolve here: {} (DNS: {servers})", problem?);
-        Some(Warning { problem: checked.problem(subject, message), is_error: false })
-    };
-    Ok(names.iter().cloned().zip(problems).filter_map(warning).collect())
+    let mut warnings = Vec::new();
+    for ((address, subject), problems) in names.iter().zip(problems) {
+        for (host, problem) in problems {
+            let host = host.map(|host| format!(", its host {host}")).unwrap_or_default();
+            let message =
+                format!("the name of backend {address}{host} does not resolve here: {problem} (DNS: {servers})");
+            warnings.push(Warning { problem: checked.problem(*subject, message), is_error: false });
+        }
+    }
+    Ok(warnings)
 }
 
 /// The files that are written whose folders do not exist. Without its log, and its access log, there is no start.

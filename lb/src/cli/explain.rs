@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,10 +15,12 @@ use serde_json::{Map, Value};
 
 use crate::access_log::AccessLog;
 use crate::config::advice::Subject;
+use crate::config::backend::{SocketAddress, UNIX};
 use crate::config::site::{Matcher, RouteConfig, Rules};
 use crate::config::toml::{self, Checked};
 use crate::config::{Config, ListenerConfig};
 use crate::control::Control;
+use crate::exchange::headers::PeerAddress;
 use crate::http::explain::{End, Explanation, Question, Visit};
 use crate::http::{Engine, Shared, Stop};
 use crate::message::authority;
@@ -33,9 +35,10 @@ pub struct Asked {
     /// A field of the request, such as 'Cookie: tier=gold'; may be given several times
     #[arg(long, value_name = "NAME: VALUE", requires = "explain")]
     header: Vec<String>,
-    /// Where the request comes from
-    #[arg(long, value_name = "IP", default_value = "192.0.2.1", requires = "explain")]
-    client: IpAddr,
+    /// Where the request comes from: an address, or "unix:" for a process that connects to a Unix socket. Else 192.0.2.1,
+    /// or "unix:" where the listener has no other address
+    #[arg(long, value_name = "IP", value_parser = client, requires = "explain")]
+    client: Option<PeerAddress>,
     /// The listener that it comes to, by name; else the first one with the port or the scheme of the URL
     #[arg(long, value_name = "NAME", requires = "explain")]
     listener: Option<String>,
@@ -63,10 +66,11 @@ pub fn explain(file: &Path, request: &str, asked: &Asked, out: &mut dyn Write) -
     config.state.file = None;
     let asks = Asks::parse(request)?;
     let place = listener(&config, &asks, asked.listener.as_deref())?;
+    let client = asked_by(&config.listeners[place], asked.client)?;
     let head = asks.head(&asked.header)?;
     let control = Arc::new(Control::new(file, config, Arc::new(Metrics::new())));
     let engine = engine(&control, place);
-    let question = Question { head: head.as_bytes(), client: asked.client, is_tls: asks.is_https };
+    let question = Question { head: head.as_bytes(), client, is_tls: asks.is_https };
     let explanation = crate::http::explain::explain(&engine, &question).map_err(anyhow::Error::msg)?;
     let text = tell(&checked, place, &explanation, request);
     out.write_all(text.as_bytes())?;
@@ -130,6 +134,36 @@ fn listener(config: &Config, asks: &Asks<'_>, name: Option<&str>) -> anyhow::Res
         .or_else(|| position(&has_port))
         .or_else(|| position(&is_right));
     Ok(found.unwrap_or(0))
+}
+
+fn client(text: &str) -> Result<PeerAddress, String> {
+    if text == UNIX {
+        return Ok(PeerAddress::Unix);
+    }
+    let ip = text.parse::<IpAddr>();
+    let ip = ip.map_err(|_| "write an IP address without a port, such as 192.0.2.1, or unix:".to_owned())?;
+    Ok(PeerAddress::Ip(SocketAddr::new(ip, 0)))
+}
+
+/// Who asks on this listener. A client of a Unix socket has an address only by the PROXY protocol.
+fn asked_by(listener: &ListenerConfig, client: Option<PeerAddress>) -> anyhow::Result<PeerAddress> {
+    let is_unix = |address: &SocketAddress| matches!(address, SocketAddress::Unix(_));
+    let has_unix = listener.addresses.iter().any(is_unix);
+    let has_ip = !listener.addresses.iter().all(is_unix);
+    let tells_of_others = listener.proxy_protocol.as_ref().is_some_and(|senders| senders.from.has_unix);
+    let (name, addresses) = (&listener.name, &listener.addresses);
+    match client {
+        Some(PeerAddress::Unix) if !has_unix => {
+            bail!("nobody comes to listener {name} by a Unix socket ({addresses}): write the client's address")
+        }
+        Some(PeerAddress::Ip(client)) if !has_ip && !tells_of_others => bail!(
+            "no client of listener {name} has an address such as {}, since it has Unix sockets alone ({addresses}): write --client unix:",
+            client.ip()
+        ),
+        Some(client) => Ok(client),
+        None if has_ip => Ok(PeerAddress::Ip(SocketAddr::from(([192, 0, 2, 1], 0)))),
+        None => Ok(PeerAddress::Unix),
+    }
 }
 
 /// What carries requests of this listener, without anybody who listens.

@@ -13,7 +13,7 @@ use super::certificate::{self, Certificate, Renewal};
 use super::route::HostPattern;
 use super::site::Matcher;
 use super::tls::TlsConfig;
-use super::{BackendConfig, Config, PoolConfig, StickyConfig};
+use super::{BackendConfig, Config, ListenerConfig, PoolConfig, StickyConfig};
 
 /// One thing that is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +36,7 @@ pub enum Subject {
     Cookie { pool: usize },
     Certificate { listener: usize },
     Listener { listener: usize },
+    Proxies { listener: usize },
     Pool { pool: usize },
     Route { route: usize },
     Site { site: usize },
@@ -107,11 +108,31 @@ pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
     }
     cookies(config, &mut told);
     for (index, listener) in config.listeners.iter().enumerate() {
+        if let Some(message) = absent_proxies(listener) {
+            told.push(Advice { subject: Subject::Proxies { listener: index }, is_error: false, message });
+        }
         if let Some(tls) = &listener.tls {
             certificates(config, index, tls, now, &mut told);
         }
     }
     told
+}
+
+/// A listener of the PROXY protocol that none of its senders can connect to.
+fn absent_proxies(listener: &ListenerConfig) -> Option<String> {
+    let senders = &listener.proxy_protocol.as_ref()?.from;
+    let is_unix = |address: &SocketAddress| matches!(address, SocketAddress::Unix(_));
+    let has_unix = listener.addresses.iter().any(is_unix);
+    let has_ip = !listener.addresses.iter().all(is_unix);
+    let can_come = (has_unix && senders.has_unix) || (has_ip && !senders.networks.is_empty());
+    let (has, fix) = match has_ip {
+        true => ("no Unix socket", "write the networks of the load balancers that send the header"),
+        false => ("Unix sockets alone, whose peers are in no network", "write from = [\"unix:\"]"),
+    };
+    (!can_come).then(|| {
+        let name = &listener.name;
+        format!("listener {name} expects the PROXY protocol of nobody who can connect to it, since it has {has}: {fix}")
+    })
 }
 
 /// A pool that a route leads to and where nobody is to take traffic.

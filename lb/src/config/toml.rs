@@ -220,6 +220,7 @@ fn place(files: &[(usize, &DeTable<'_>)], subject: Subject) -> Option<usize> {
             let has_one = listener.1.get_ref().as_table().is_some_and(|listener| listener.contains_key("address"));
             Some(within(listener, &[if has_one { "address" } else { "addresses" }]))
         }
+        Subject::Proxies { listener } => Some(within(element("listener", listener)?, &["proxy_protocol", "from"])),
         Subject::BackendTls { pool } => Some(within(element("pool", pool)?, &["tls", "verify"])),
         Subject::Source { pool } => Some(within(element("pool", pool)?, &["source_address"])),
         Subject::Pool { pool } => Some(within(element("pool", pool)?, &["name"])),

@@ -1,7 +1,6 @@
 //! What becomes of a request that nobody sent: the way through sites and routes and what a backend or the client would be
 //! sent, by the code that carries requests, without a connection.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,7 +12,7 @@ use super::own;
 use super::request::{self, Course, Request, Told};
 use super::work::Work;
 use crate::clock;
-use crate::exchange::headers::Peer;
+use crate::exchange::headers::{Peer, PeerAddress};
 use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::{Form, Refusal};
 use crate::exchange::reply::Reply;
@@ -27,7 +26,7 @@ use crate::site::{RouteId, Site};
 pub struct Question<'a> {
     /// As a client of HTTP/1.1 sends it.
     pub head: &'a [u8],
-    pub client: IpAddr,
+    pub client: PeerAddress,
     pub is_tls: bool,
 }
 
@@ -63,7 +62,7 @@ pub enum End {
 /// Says what becomes of a request on this listener. The error says why the head is none.
 pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, String> {
     let listener = engine.listener();
-    let peer = Peer::from(question.client);
+    let peer = Peer::new(question.client);
     let mut work = Work::default();
     work.from_client.extend_from_slice(question.head);
     match work.request.parse(&work.from_client, &listener.limits()) {

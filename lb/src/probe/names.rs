@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::resolver::{self, Answer, MAX_ADDRESSES, Question, Resolver, Unanswered, reachable};
+use super::resolver::{self, Answer, Host, MAX_ADDRESSES, Question, Resolver, Unanswered, reachable};
 use crate::backend::{Backend, Resolution, Share};
 use crate::config::ResolverConfig;
 use crate::config::backend::{AdminState, BackendAddress};
@@ -99,97 +99,177 @@ impl Drop for Task {
 /// What is known of a name.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Known {
-    v4: BTreeSet<SocketAddrV4>,
-    v6: BTreeSet<SocketAddrV6>,
-    /// Of a service: how these addresses share what is sent there.
+    /// The last addresses of each host: of the name itself, or of those that the service lists.
+    hosts: BTreeMap<String, Addresses>,
+    /// Those of all hosts that are used.
+    all: Addresses,
+    /// Of a service: how these share what is sent there.
     shares: BTreeMap<SocketAddr, Share>,
-    /// Since when DNS has said that there is no address.
+    /// Since when DNS has said that there is no address; a failure in between ends that.
     absent_since: Option<Instant>,
     /// Why the last question had no answer. It is told once for each row of failures.
     error: Option<String>,
+    /// Hosts of a service that have no address, or cannot be asked for, and why. Told once for each row of failures.
+    problems: BTreeMap<String, String>,
     was_asked: bool,
     /// How many addresses of the last answer are not used, since there are too many.
     left_out: usize,
 }
 
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Addresses {
+    v4: BTreeSet<SocketAddrV4>,
+    v6: BTreeSet<SocketAddrV6>,
+}
+
+impl Addresses {
+    fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty()
+    }
+
+    fn to_vec(&self) -> Vec<SocketAddr> {
+        let (v4, v6) = (self.v4.iter().copied().map(SocketAddr::V4), self.v6.iter().copied().map(SocketAddr::V6));
+        v4.chain(v6).collect()
+    }
+
+    /// The same with another port.
+    fn at(&self, port: u16) -> Self {
+        let v4 = self.v4.iter().map(|address| SocketAddrV4::new(*address.ip(), port));
+        let v6 = self.v6.iter().map(|address| SocketAddrV6::new(*address.ip(), port, 0, 0));
+        Self { v4: v4.collect(), v6: v6.collect() }
+    }
+
+    fn contains(&self, address: &SocketAddr) -> bool {
+        match address {
+            SocketAddr::V4(address) => self.v4.contains(address),
+            SocketAddr::V6(address) => self.v6.contains(address),
+        }
+    }
+}
+
 /// What follows from the end of a question.
 #[derive(Debug, PartialEq, Eq)]
 enum Told {
-    /// It goes well, as before.
-    Nothing,
     Resolved,
-    /// It goes well, but so many addresses are left out. Told once, until there are none.
+    /// So many addresses are left out. Told once, until there are none.
     TooMany(usize),
     /// The last addresses are used on, if there are any.
     Failing(String),
     /// They are not used any more.
     Dropped(String),
+    /// A host of the service has no address, or its last ones are used on.
+    HostFailing {
+        host: String,
+        reason: String,
+    },
+    HostResolved(String),
 }
 
 impl Known {
     fn addresses(&self) -> Vec<SocketAddr> {
-        let (v4, v6) = (self.v4.iter().copied().map(SocketAddr::V4), self.v6.iter().copied().map(SocketAddr::V6));
-        reachable(v4.chain(v6).collect())
+        reachable(self.all.to_vec())
     }
 
     fn is_empty(&self) -> bool {
-        self.v4.is_empty() && self.v6.is_empty()
+        self.all.is_empty()
     }
 
     /// Takes in how a question ended: what is to be told of it, and when to ask again.
-    fn learn(&mut self, ended: Result<Answer, Unanswered>, config: &ResolverConfig, now: Instant) -> (Told, Duration) {
+    fn learn(
+        &mut self,
+        ended: Result<Answer, Unanswered>,
+        config: &ResolverConfig,
+        now: Instant,
+    ) -> (Vec<Told>, Duration) {
         self.was_asked = true;
         let soon = MAX_PAUSE_AFTER_FAILURE.min(config.max_ttl);
         match ended {
-            Ok(Answer { mut v4, mut v6, shares, lacks_later, left_out, ttl }) => {
-                let first = shares.values().map(|share| share.priority).min();
-                let later = self.shares.iter().filter(|(_, share)| lacks_later && Some(share.priority) > first);
-                for address in later.map(|(address, _)| address) {
-                    match address {
-                        SocketAddr::V4(address) => v4.iter_mut().for_each(|v4| v4.extend([*address])),
-                        SocketAddr::V6(address) => v6.iter_mut().for_each(|v6| v6.extend([*address])),
-                    }
-                }
-                // A family that could not be asked for stays as it was.
-                self.v4 = v4.unwrap_or_else(|| std::mem::take(&mut self.v4));
-                self.v6 = v6.unwrap_or_else(|| std::mem::take(&mut self.v6));
-                self.absent_since = None;
-                let left_out = left_out + resolver::bound(&mut self.v4, &mut self.v6);
-                self.shares.extend(shares);
-                self.shares.retain(|address, _| match address {
-                    SocketAddr::V4(address) => self.v4.contains(address),
-                    SocketAddr::V6(address) => self.v6.contains(address),
+            Ok(answer) => {
+                let has_failed = answer.hosts.iter().any(Host::has_failed);
+                let pause = if has_failed { answer.ttl.min(soon) } else { answer.ttl };
+                // Where no host has an address that is new, the question as a whole has failed.
+                let nowhere = answer.hosts.iter().all(Host::has_none).then(|| {
+                    let (host, reason) = answer.problems().next().unwrap_or_default();
+                    format!("{host}: {reason}")
                 });
-                let is_news = std::mem::replace(&mut self.left_out, left_out) == 0 && left_out > 0;
-                let told = match self.error.take() {
-                    _ if is_news => Told::TooMany(left_out),
-                    Some(_) => Told::Resolved,
-                    None => Told::Nothing,
-                };
-                (told, ttl)
+                let mut told = Vec::new();
+                if nowhere.is_none() {
+                    self.absent_since = None;
+                    told.extend(self.error.take().map(|_| Told::Resolved));
+                    told.extend(self.note_problems(&answer));
+                }
+                let left_out = self.take_in(answer);
+                if std::mem::replace(&mut self.left_out, left_out) == 0 && left_out > 0 {
+                    told.push(Told::TooMany(left_out));
+                }
+                told.extend(nowhere.and_then(|reason| self.fail(reason)));
+                (told, pause)
             }
-            Err(Unanswered::Failed { reason }) => {
-                let is_news = self.error.is_none();
-                self.error = Some(reason.clone());
-                (if is_news { Told::Failing(reason) } else { Told::Nothing }, soon)
-            }
+            Err(Unanswered::Failed { reason }) => (self.fail(reason).into_iter().collect(), soon),
             Err(Unanswered::Absent { reason, ttl }) => {
                 let since = *self.absent_since.get_or_insert(now);
                 let is_over = now.saturating_duration_since(since) >= config.hold;
                 let is_news = self.error.is_none();
                 self.error = Some(reason.clone());
                 let told = if is_over && !self.is_empty() {
-                    (self.v4, self.v6) = (BTreeSet::new(), BTreeSet::new());
-                    Told::Dropped(reason)
-                } else if is_news {
-                    Told::Failing(reason)
+                    (self.hosts, self.all) = (BTreeMap::new(), Addresses::default());
+                    Some(Told::Dropped(reason))
                 } else {
-                    Told::Nothing
+                    is_news.then_some(Told::Failing(reason))
                 };
                 let pause = ttl.unwrap_or(soon).clamp(config.min_ttl.min(soon), soon);
-                (told, pause)
+                (told.into_iter().collect(), pause)
             }
         }
+    }
+
+    /// Nothing was learnt.
+    fn fail(&mut self, reason: String) -> Option<Told> {
+        self.absent_since = None;
+        let is_news = self.error.is_none();
+        self.error = Some(reason.clone());
+        is_news.then_some(Told::Failing(reason))
+    }
+
+    /// The hosts of an answer are those that there are. One that could not be asked for keeps its own last addresses, and
+    /// so it is with each family. If that leaves no address at all, the last ones of all stay. How many are left out.
+    fn take_in(&mut self, answer: Answer) -> usize {
+        let mut hosts = BTreeMap::new();
+        let (mut all, mut shares) = (Addresses::default(), BTreeMap::new());
+        for Host { name, port, record, v4, v6, .. } in answer.hosts {
+            let last = self.hosts.get(&name).map(|last| last.at(port)).unwrap_or_default();
+            let found = Addresses { v4: v4.unwrap_or(last.v4), v6: v6.unwrap_or(last.v6) };
+            all.v4.extend(&found.v4);
+            all.v6.extend(&found.v6);
+            if let Some(record) = record {
+                resolver::share(&mut shares, record, &found.to_vec());
+            }
+            hosts.insert(name, found);
+        }
+        if all.is_empty() {
+            return self.left_out;
+        }
+        let left_out = answer.left_out + resolver::bound(&mut all.v4, &mut all.v6);
+        shares.retain(|address, _| all.contains(address));
+        (self.hosts, self.all, self.shares) = (hosts, all, shares);
+        left_out
+    }
+
+    /// Which hosts have begun to fail, and which do so no longer.
+    fn note_problems(&mut self, answer: &Answer) -> Vec<Told> {
+        let problems: BTreeMap<_, _> = answer.problems().map(|(host, reason)| (host, reason.to_owned())).collect();
+        let before = std::mem::replace(&mut self.problems, problems);
+        let begun = self.problems.iter().filter(|(host, _)| !before.contains_key(*host));
+        let begun = begun.map(|(host, reason)| Told::HostFailing { host: host.clone(), reason: reason.clone() });
+        let is_listed = |wanted: &str| answer.hosts.iter().any(|host| format!("{}:{}", host.name, host.port) == wanted);
+        let over = before.keys().filter(|host| !self.problems.contains_key(*host) && is_listed(host));
+        begun.chain(over.map(|host| Told::HostResolved(host.clone()))).collect()
+    }
+
+    /// Takes in what is known of a service while some of its hosts are awaited.
+    fn learn_early(&mut self, answer: Answer) {
+        self.take_in(answer);
+        self.was_asked |= !self.is_empty();
     }
 }
 
@@ -220,7 +300,7 @@ impl Asking<'_> {
         loop {
             let ended = self.ask(known).await;
             let (told, pause) = lock(known).learn(ended, self.config, Instant::now());
-            self.tell(&told, &lock(known));
+            told.iter().for_each(|told| self.tell(told, &lock(known)));
             self.note(&lock(known));
             self.take_up(&lock(known));
             tokio::time::sleep(pause).await;
@@ -229,13 +309,18 @@ impl Asking<'_> {
 
     /// Asks once. Who waits for the first answer of all does not wait for long.
     async fn ask(&self, known: &Mutex<Known>) -> Result<Answer, Unanswered> {
-        let question = self.resolver.ask(Question::of(self.address), self.config);
+        let early = |answer| {
+            lock(known).learn_early(answer);
+            self.take_up(&lock(known));
+        };
+        let question = self.resolver.ask(Question::of(self.address), self.config, early);
         let asking = tokio::time::timeout(MAX_QUESTION_TIME, question);
         let late = |_| Err(Unanswered::Failed { reason: "no DNS server answers in time".to_owned() });
         let mut asking = std::pin::pin!(asking);
         if !lock(known).was_asked {
             match tokio::time::timeout(FIRST_ANSWER_TIMEOUT, &mut asking).await {
                 Ok(ended) => return ended.unwrap_or_else(late),
+                Err(_) if lock(known).was_asked => {}
                 Err(_) => self.each(|_, backend| backend.is_unresolved()),
             }
         }
@@ -243,24 +328,38 @@ impl Asking<'_> {
     }
 
     fn tell(&self, told: &Told, known: &Known) {
-        let backend = self.address;
+        let (backend, pools) = (self.address, self.pools());
         match told {
-            Told::Nothing => {}
-            Told::Resolved => tracing::info!(%backend, "the name of a backend is resolved again"),
+            Told::Resolved => tracing::info!(%pools, %backend, "the name of a backend is resolved again"),
             Told::TooMany(left_out) => {
                 let used = MAX_ADDRESSES;
-                tracing::warn!(%backend, used, left_out, "the name of a backend has too many addresses: some are left out");
+                tracing::warn!(%pools, %backend, used, left_out, "the name of a backend has too many addresses: some are left out");
             }
             Told::Failing(reason) if known.is_empty() => {
-                tracing::warn!(%backend, reason, "the name of a backend is not resolved: nothing can be sent there");
+                tracing::warn!(%pools, %backend, reason, "the name of a backend is not resolved: nothing can be sent there");
             }
             Told::Failing(reason) => {
-                tracing::warn!(%backend, reason, "the name of a backend is not resolved: its last addresses are used on");
+                tracing::warn!(%pools, %backend, reason, "the name of a backend is not resolved: its last addresses are used on");
             }
             Told::Dropped(reason) => {
-                tracing::warn!(%backend, reason, "the name of a backend has no address any more: nothing is sent there");
+                tracing::warn!(%pools, %backend, reason, "the name of a backend has no address any more: nothing is sent there");
+            }
+            Told::HostFailing { host, reason } => {
+                tracing::warn!(%pools, %backend, %host, reason, "a host of a service is not resolved: it has its last addresses, or none");
+            }
+            Told::HostResolved(host) => {
+                tracing::info!(%pools, %backend, %host, "a host of a service is resolved again")
             }
         }
+    }
+
+    /// The pools that write the name.
+    fn pools(&self) -> String {
+        let snapshot = self.control.snapshot();
+        let writes =
+            |pool: &&Arc<Pool>| pool.plan().backends().any(|(member, _)| member.backend.address == *self.address);
+        let pools: Vec<_> = snapshot.pools.iter().filter(writes).map(|pool| pool.name.as_str().to_owned()).collect();
+        pools.join(", ")
     }
 
     /// Counts the question that has ended, and has the backends tell of it.
@@ -344,16 +443,37 @@ mod tests {
         hold: Duration::from_secs(30),
     };
 
-    fn answer(v4: Option<&[[u8; 4]]>, v6: Option<&[u16]>) -> Result<Answer, Unanswered> {
-        Ok(Answer {
+    fn host(name: &str, v4: Option<&[[u8; 4]]>, v6: Option<&[u16]>) -> Host {
+        Host {
+            name: name.to_owned(),
+            port: 80,
             v4: v4.map(|all| all.iter().map(|&ip| SocketAddrV4::new(ip.into(), 80)).collect()),
             v6: v6.map(|all| {
                 let address = |last| SocketAddrV6::new(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last), 80, 0, 0);
                 all.iter().map(|&last| address(last)).collect()
             }),
-            ttl: Duration::from_secs(7),
-            ..Answer::default()
-        })
+            ..Host::default()
+        }
+    }
+
+    fn answer(v4: Option<&[[u8; 4]]>, v6: Option<&[u16]>) -> Result<Answer, Unanswered> {
+        Ok(Answer { hosts: vec![host("web", v4, v6)], left_out: 0, ttl: Duration::from_secs(7) })
+    }
+
+    /// A host of a service at 10.0.0.`last`; `None`: DNS fails for it.
+    fn listed_host(name: &str, record: (u16, u16), port: u16, last: Option<u8>) -> Host {
+        let set = |last| BTreeSet::from([SocketAddrV4::new([10, 0, 0, last].into(), port)]);
+        let (v4, v6) = (last.map(set), last.map(|_| BTreeSet::new()));
+        let problem = last.is_none().then(|| "SERVFAIL".to_owned());
+        Host { name: name.to_owned(), port, record: Some(record), v4, v6, problem }
+    }
+
+    fn service(hosts: &[Host]) -> Result<Answer, Unanswered> {
+        Ok(Answer { hosts: hosts.to_vec(), left_out: 0, ttl: Duration::from_secs(7) })
+    }
+
+    fn addresses(known: &Known) -> Vec<String> {
+        known.all.to_vec().iter().map(ToString::to_string).collect()
     }
 
     fn failed() -> Result<Answer, Unanswered> {
@@ -368,14 +488,14 @@ mod tests {
     fn the_last_addresses_stay_while_dns_fails_and_the_failure_is_told_once() {
         let (mut known, now) = (Known::default(), Instant::now());
         let seconds = Duration::from_secs;
-        assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 1]]), Some(&[])), &CONFIG, now), (Told::Nothing, seconds(7)));
+        assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 1]]), Some(&[])), &CONFIG, now), (vec![], seconds(7)));
         let before = known.addresses();
         assert_eq!(before, ["10.0.0.1:80".parse().expect("an address")]);
         let told = Told::Failing("SERVFAIL".to_owned());
-        assert_eq!(known.learn(failed(), &CONFIG, now), (told, seconds(5)));
-        assert_eq!(known.learn(failed(), &CONFIG, now + seconds(9999)), (Told::Nothing, seconds(5)));
+        assert_eq!(known.learn(failed(), &CONFIG, now), (vec![told], seconds(5)));
+        assert_eq!(known.learn(failed(), &CONFIG, now + seconds(9999)), (vec![], seconds(5)));
         assert_eq!(known.addresses(), before);
-        assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 2]]), Some(&[])), &CONFIG, now).0, Told::Resolved);
+        assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 2]]), Some(&[])), &CONFIG, now).0, [Told::Resolved]);
         assert_eq!(known.addresses(), ["10.0.0.2:80".parse().expect("an address")]);
     }
 
@@ -385,13 +505,13 @@ mod tests {
         let many = |count: u8| (0..count).map(|last| [10, 0, 0, last]).collect::<Vec<_>>();
         let mut learn = |v4: u8| {
             let told = known.learn(answer(Some(&many(v4)), None), &CONFIG, now).0;
-            (told, known.v4.len() + known.v6.len())
+            (told, known.all.to_vec().len())
         };
-        assert_eq!(learn(128), (Told::Nothing, 128));
-        assert_eq!(learn(200), (Told::TooMany(72), 128));
-        assert_eq!(learn(201), (Told::Nothing, 128));
-        assert_eq!(learn(3), (Told::Nothing, 3));
-        assert_eq!(learn(130), (Told::TooMany(2), 128));
+        assert_eq!(learn(128), (vec![], 128));
+        assert_eq!(learn(200), (vec![Told::TooMany(72)], 128));
+        assert_eq!(learn(201), (vec![], 128));
+        assert_eq!(learn(3), (vec![], 3));
+        assert_eq!(learn(130), (vec![Told::TooMany(2)], 128));
     }
 
     #[test]
@@ -408,41 +528,58 @@ mod tests {
         let (mut known, now) = (Known::default(), Instant::now());
         known.learn(answer(Some(&[[10, 0, 0, 1]]), Some(&[1])), &CONFIG, now);
         known.learn(answer(Some(&[[10, 0, 0, 2]]), None), &CONFIG, now);
-        assert_eq!((known.v4.len(), known.v6.len()), (1, 1));
-        assert!(known.v4.contains(&"10.0.0.2:80".parse().expect("an address")));
+        assert_eq!((known.all.v4.len(), known.all.v6.len()), (1, 1));
+        assert!(known.all.v4.contains(&"10.0.0.2:80".parse().expect("an address")));
         known.learn(answer(None, Some(&[])), &CONFIG, now);
-        assert_eq!((known.v4.len(), known.v6.len()), (1, 0));
+        assert_eq!((known.all.v4.len(), known.all.v6.len()), (1, 0));
     }
 
     #[test]
-    fn hosts_of_a_later_priority_that_cannot_be_asked_for_stay_as_they_were() {
+    fn a_host_that_fails_keeps_its_own_last_addresses_while_the_service_lists_it() {
         let (mut known, now) = (Known::default(), Instant::now());
-        let answer = |records: &[(u8, u16, u32)], lacks_later| {
-            let ip = |last| std::net::Ipv4Addr::new(10, 0, 0, last);
-            Ok(Answer {
-                v4: Some(records.iter().map(|record| SocketAddrV4::new(ip(record.0), 80)).collect()),
-                v6: Some(BTreeSet::new()),
-                shares: records
-                    .iter()
-                    .map(|&(last, priority, weight)| ((ip(last), 80).into(), Share { priority, weight }))
-                    .collect(),
-                lacks_later,
-                ..Answer::default()
-            })
+        let one = |port, last| listed_host("one", (10, 3), port, last);
+        let two = |port, last| listed_host("two", (10, 1), port, last);
+        let later = |last| listed_host("later", (20, 1), 80, last);
+        let mut learn = |hosts: &[Host]| {
+            let (told, pause) = known.learn(service(hosts), &CONFIG, now);
+            (told, pause.as_secs(), addresses(&known))
         };
-        let shares = |known: &Known| {
-            assert_eq!(known.shares.len(), known.v4.len());
-            let numbers = |(address, share): (&SocketAddr, &Share)| match address {
-                SocketAddr::V4(address) => (address.ip().octets()[3], share.priority, share.weight),
-                SocketAddr::V6(_) => (0, share.priority, share.weight),
-            };
-            known.shares.iter().map(numbers).collect::<Vec<_>>()
-        };
-        known.learn(answer(&[(1, 10, 3), (2, 10, 1), (3, 20, 1)], false), &CONFIG, now);
-        known.learn(answer(&[(2, 10, 5)], true), &CONFIG, now);
-        assert_eq!(shares(&known), [(2, 10, 5), (3, 20, 1)]);
-        known.learn(answer(&[(2, 10, 5)], false), &CONFIG, now);
-        assert_eq!(shares(&known), [(2, 10, 5)]);
+        let failing = |host: &str| Told::HostFailing { host: host.to_owned(), reason: "SERVFAIL".to_owned() };
+        let resolved = |host: &str| Told::HostResolved(host.to_owned());
+        let strings = |all: &[&str]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+        // One that has never had an address has none, and is asked for again soon.
+        let found = learn(&[one(80, Some(1)), two(80, None)]);
+        assert_eq!(found, (vec![failing("two:80")], 5, strings(&["10.0.0.1:80"])));
+        let found = learn(&[one(81, Some(1)), two(80, None)]);
+        assert_eq!(found, (vec![], 5, strings(&["10.0.0.1:81"])));
+        let found = learn(&[one(81, Some(1)), two(80, Some(2)), later(Some(3))]);
+        assert_eq!(found, (vec![resolved("two:80")], 7, strings(&["10.0.0.1:81", "10.0.0.2:80", "10.0.0.3:80"])));
+        // Its addresses are those of the host: the port is that of the record.
+        let found = learn(&[one(81, Some(4)), two(90, None), later(None)]);
+        let told = vec![failing("later:80"), failing("two:90")];
+        assert_eq!(found, (told, 5, strings(&["10.0.0.2:90", "10.0.0.3:80", "10.0.0.4:81"])));
+        let found = learn(&[one(81, Some(4)), later(None)]);
+        assert_eq!(found, (vec![], 5, strings(&["10.0.0.3:80", "10.0.0.4:81"])));
+        let shares: Vec<_> = known.shares.values().map(|share| (share.priority, share.weight)).collect();
+        assert_eq!(shares, [(20, 1000), (10, 3000)]);
+        // The last of all are better than none.
+        let (told, _) = known.learn(service(&[two(80, None)]), &CONFIG, now);
+        assert_eq!(told, [Told::Failing("two:80: SERVFAIL".to_owned())]);
+        assert_eq!(addresses(&known), ["10.0.0.3:80", "10.0.0.4:81"]);
+    }
+
+    #[test]
+    fn hosts_that_are_awaited_hold_up_no_other_and_are_no_news() {
+        let (mut known, now) = (Known::default(), Instant::now());
+        let both = |two| [listed_host("one", (1, 1), 80, Some(1)), listed_host("two", (1, 1), 80, two)];
+        let early = |hosts: &[Host]| Answer { hosts: hosts.to_vec(), ..Answer::default() };
+        known.learn_early(early(&[listed_host("two", (1, 1), 80, None)]));
+        assert!(!known.was_asked, "nothing is known yet");
+        known.learn_early(early(&both(None)));
+        assert_eq!((known.was_asked, addresses(&known)), (true, vec!["10.0.0.1:80".to_owned()]));
+        assert_eq!(known.learn(service(&both(Some(2))), &CONFIG, now).0, []);
+        known.learn_early(early(&both(None)));
+        assert_eq!(addresses(&known), ["10.0.0.1:80", "10.0.0.2:80"]);
     }
 
     #[test]
@@ -451,16 +588,19 @@ mod tests {
         let seconds = Duration::from_secs;
         known.learn(answer(Some(&[[10, 0, 0, 1]]), Some(&[])), &CONFIG, now);
         let reason = || "no such name".to_owned();
-        assert_eq!(known.learn(absent(Some(2)), &CONFIG, now), (Told::Failing(reason()), seconds(2)));
-        assert_eq!(known.learn(absent(Some(600)), &CONFIG, now + seconds(29)), (Told::Nothing, seconds(5)));
-        // Failures in between say nothing of the name.
+        let failing = || vec![Told::Failing(reason())];
+        assert_eq!(known.learn(absent(Some(2)), &CONFIG, now), (failing(), seconds(2)));
+        assert_eq!(known.learn(absent(Some(600)), &CONFIG, now + seconds(29)), (vec![], seconds(5)));
+        // Failures say nothing of the name, so the time begins anew behind them.
         known.learn(failed(), &CONFIG, now + seconds(29));
+        assert_eq!(known.learn(absent(None), &CONFIG, now + seconds(300)), (vec![], seconds(5)));
+        known.learn(absent(None), &CONFIG, now + seconds(329));
         assert!(!known.is_empty());
-        assert_eq!(known.learn(absent(None), &CONFIG, now + seconds(30)), (Told::Dropped(reason()), seconds(5)));
+        assert_eq!(known.learn(absent(None), &CONFIG, now + seconds(330)), (vec![Told::Dropped(reason())], seconds(5)));
         assert!(known.is_empty());
-        assert_eq!(known.learn(absent(None), &CONFIG, now + seconds(60)).0, Told::Nothing);
+        assert_eq!(known.learn(absent(None), &CONFIG, now + seconds(360)).0, []);
         // It may come back.
-        assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 1]]), Some(&[])), &CONFIG, now).0, Told::Resolved);
+        assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 1]]), Some(&[])), &CONFIG, now).0, [Told::Resolved]);
         assert_eq!(known.absent_since, None);
     }
 }

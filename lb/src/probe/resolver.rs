@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
@@ -29,6 +30,9 @@ const HOSTS_TTL: Duration = Duration::from_secs(5);
 /// More addresses of one name, and more hosts of one service, are left out: each address is an endpoint with its probes.
 pub const MAX_ADDRESSES: usize = 128;
 
+/// How long the hosts of a service are awaited before those that have answered are used: less than the first answer may take.
+const PATIENCE_WITH_HOSTS: Duration = Duration::from_millis(500);
+
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Question<'a> {
@@ -38,19 +42,28 @@ pub enum Question<'a> {
     Service(&'a str),
 }
 
-/// Where a name leads. The addresses of a family that could not be asked for are not known.
+/// Where a name leads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Answer {
-    pub v4: Option<BTreeSet<SocketAddrV4>>,
-    pub v6: Option<BTreeSet<SocketAddrV6>>,
-    /// Of a service: how its addresses share what is sent there.
-    pub shares: BTreeMap<SocketAddr, Share>,
-    /// Addresses of hosts behind the first priority could not be asked for.
-    pub lacks_later: bool,
-    /// How many more there were than [`MAX_ADDRESSES`].
+    /// The host itself, or those that the records of a service list, by priority. At least one.
+    pub hosts: Vec<Host>,
+    /// How many more hosts and addresses there were than [`MAX_ADDRESSES`].
     pub left_out: usize,
     /// For how long it holds.
     pub ttl: Duration,
+}
+
+/// One host of an answer, with its port. The addresses of a family that could not be asked for are not known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Host {
+    pub name: String,
+    pub port: u16,
+    /// Priority and weight of its record; `None`: it is no host of a service.
+    pub record: Option<(u16, u16)>,
+    pub v4: Option<BTreeSet<SocketAddrV4>>,
+    pub v6: Option<BTreeSet<SocketAddrV6>>,
+    /// Of a host of a service: why it has no address, or why none is known.
+    pub problem: Option<String>,
 }
 
 /// Why there is no answer.
@@ -90,6 +103,24 @@ impl Unanswered {
     }
 }
 
+impl Host {
+    /// Whether its addresses could not be asked for.
+    pub fn has_failed(&self) -> bool {
+        self.v4.is_none() && self.v6.is_none()
+    }
+
+    pub fn has_none(&self) -> bool {
+        self.v4.iter().all(BTreeSet::is_empty) && self.v6.iter().all(BTreeSet::is_empty)
+    }
+}
+
+impl Answer {
+    /// Each host that is not used, or whose last addresses are used on, and why.
+    pub fn problems(&self) -> impl Iterator<Item = (String, &str)> {
+        self.hosts.iter().filter_map(|host| Some((format!("{}:{}", host.name, host.port), host.problem.as_deref()?)))
+    }
+}
+
 impl<'a> Question<'a> {
     /// What has to be asked for a backend that is written by name.
     pub fn of(address: &'a BackendAddress) -> Self {
@@ -100,7 +131,16 @@ impl<'a> Question<'a> {
     }
 }
 
-/// One family's part of an answer.
+/// The addresses of one host. Those of a family that could not be asked for are not known.
+#[derive(Debug, Default)]
+struct Found {
+    v4: Option<BTreeSet<SocketAddrV4>>,
+    v6: Option<BTreeSet<SocketAddrV6>>,
+    left_out: usize,
+    ttl: Duration,
+}
+
+/// One family's part of it.
 enum Part {
     Found(Vec<IpAddr>, Duration),
     Absent(String, Option<Duration>),
@@ -108,12 +148,22 @@ enum Part {
 }
 
 impl Resolver {
-    /// Answers a question by these rules.
-    pub async fn ask(&self, question: Question<'_>, config: &ResolverConfig) -> Result<Answer, Unanswered> {
+    /// Answers a question by these rules. Where hosts of a service keep it waiting, `early` is told of the others first:
+    /// of those that are awaited nothing is known in that answer.
+    pub async fn ask(
+        &self,
+        question: Question<'_>,
+        config: &ResolverConfig,
+        early: impl FnMut(Answer),
+    ) -> Result<Answer, Unanswered> {
         let sources = self.sources(config);
         match question {
-            Question::Host(host, port) => sources.addresses(host, port).await,
-            Question::Service(name) => sources.services(name).await,
+            Question::Host(host, port) => {
+                let Found { v4, v6, left_out, ttl } = sources.addresses(host, port).await?;
+                let host = Host { name: host.to_owned(), port, record: None, v4, v6, problem: None };
+                Ok(Answer { hosts: vec![host], left_out, ttl })
+            }
+            Question::Service(name) => sources.services(name, early).await,
         }
     }
 
@@ -162,7 +212,7 @@ impl Sources {
         Self { config: config.clone(), changed, hosts, servers: addresses, dns, search, ndots }
     }
 
-    async fn addresses(&self, host: &str, port: u16) -> Result<Answer, Unanswered> {
+    async fn addresses(&self, host: &str, port: u16) -> Result<Found, Unanswered> {
         let name = Name::from_ascii(host).map_err(|e| failed(format!("{host} is no name of DNS: {e}")))?;
         if let Some(ended) = self.in_hosts(&name, port) {
             return ended;
@@ -179,10 +229,10 @@ impl Sources {
                 (Part::Found(v4, ttl), Part::Absent(..)) => return Ok(self.answer(&v4, port, ttl)),
                 (Part::Absent(..), Part::Found(v6, ttl)) => return Ok(self.answer(&v6, port, ttl)),
                 (Part::Found(v4, ttl), Part::Failed(_)) => {
-                    return Ok(Answer { v6: None, ..self.answer(&v4, port, ttl) });
+                    return Ok(Found { v6: None, ..self.answer(&v4, port, ttl) });
                 }
                 (Part::Failed(_), Part::Found(v6, ttl)) => {
-                    return Ok(Answer { v4: None, ..self.answer(&v6, port, ttl) });
+                    return Ok(Found { v4: None, ..self.answer(&v6, port, ttl) });
                 }
                 (Part::Absent(reason, ttl), Part::Absent(_, other)) => absent = (reason, ttl.or(other)),
                 (Part::Failed(reason), _) | (_, Part::Failed(reason)) => {
@@ -197,8 +247,8 @@ impl Sources {
         })
     }
 
-    /// The hosts of all records. Each of them shares by its weight with the others of its priority.
-    async fn services(&self, service: &str) -> Result<Answer, Unanswered> {
+    /// The hosts of all records, each asked for by itself: what becomes of one is no matter of the others.
+    async fn services(&self, service: &str, mut early: impl FnMut(Answer)) -> Result<Answer, Unanswered> {
         let name = Name::from_ascii(service).map_err(|e| failed(format!("{service} is no name of DNS: {e}")))?;
         let dns = self.dns.as_ref().map_err(|e| failed(e.clone()))?;
         let mut ended = Err(failed(String::new()));
@@ -214,40 +264,69 @@ impl Sources {
             RData::SRV(srv) if !srv.target.is_root() => Some(srv),
             _ => None,
         });
-        let mut hosts: Vec<_> =
+        let mut records: Vec<_> =
             records.map(|srv| (srv.priority, srv.target.to_ascii(), srv.port, srv.weight)).collect();
         // The same ones each time, whatever the order of the answer.
-        hosts.sort_unstable();
-        let left_out = hosts.len().saturating_sub(MAX_ADDRESSES);
-        hosts.truncate(MAX_ADDRESSES);
-        let first = hosts.first().map(|host| host.0);
-        let mut all =
-            Answer { v4: Some(BTreeSet::new()), v6: Some(BTreeSet::new()), left_out, ttl, ..Answer::default() };
-        let answers = join_all(hosts.iter().map(|(_, host, port, _)| self.addresses(host, *port))).await;
-        for (&(priority, _, _, weight), ended) in hosts.iter().zip(answers) {
+        records.sort_unstable();
+        let left_out = records.len().saturating_sub(MAX_ADDRESSES);
+        records.truncate(MAX_ADDRESSES);
+        let host = |(priority, name, port, weight): &(u16, String, u16, u16)| Host {
+            name: name.strip_suffix('.').unwrap_or(name).to_owned(),
+            port: *port,
+            record: Some((*priority, *weight)),
+            problem: Some("no DNS server has answered yet".to_owned()),
+            ..Host::default()
+        };
+        let hosts = records.iter().map(host).collect();
+        let mut all = Answer { hosts, left_out, ttl };
+        let ask = records.iter().enumerate().map(|(place, (_, host, port, _))| async move {
+            match *port {
+                0 => (place, Err(Unanswered::Absent { reason: "its record has port 0".to_owned(), ttl: None })),
+                port => (place, self.addresses(host, port).await),
+            }
+        });
+        let mut asked: FuturesUnordered<_> = ask.collect();
+        let mut patience = std::pin::pin!(tokio::time::sleep(PATIENCE_WITH_HOSTS));
+        let mut is_waiting = true;
+        loop {
+            let (place, ended) = tokio::select! {
+                biased;
+                ended = asked.next() => match ended {
+                    Some(ended) => ended,
+                    None => break,
+                },
+                () = &mut patience, if is_waiting => {
+                    is_waiting = false;
+                    early(all.clone());
+                    continue;
+                }
+            };
+            let Some(host) = all.hosts.get_mut(place) else { continue };
+            host.problem = None;
             match ended {
-                Ok(Answer { v4, v6, left_out, ttl, .. }) => {
+                Ok(Found { v4, v6, left_out, ttl }) => {
+                    (host.v4, host.v6) = (v4, v6);
                     all.left_out += left_out;
-                    share(&mut all.shares, priority, weight, &addresses(v4.as_ref(), v6.as_ref()));
-                    all.v4 = all.v4.zip(v4).map(|(all, some)| &all | &some);
-                    all.v6 = all.v6.zip(v6).map(|(all, some)| &all | &some);
                     all.ttl = all.ttl.min(ttl);
                 }
-                Err(Unanswered::Absent { .. }) => {}
-                Err(_) if Some(priority) != first => all.lacks_later = true,
-                // Which addresses are missing, nobody knows.
-                Err(failure) => return Err(failure),
+                Err(Unanswered::Absent { reason, .. }) => {
+                    (host.v4, host.v6) = (Some(BTreeSet::new()), Some(BTreeSet::new()));
+                    host.problem = Some(reason);
+                }
+                Err(Unanswered::Failed { reason }) => host.problem = Some(reason),
             }
         }
         all.ttl = all.ttl.clamp(self.config.min_ttl, self.config.max_ttl);
-        let has_none = all.v4.iter().all(BTreeSet::is_empty) && all.v6.iter().all(BTreeSet::is_empty);
-        match has_none {
-            true => Err(Unanswered::Absent { reason: format!("{service} has no host with an address"), ttl: None }),
-            false => Ok(all),
+        if all.hosts.iter().all(|host| host.has_none() && !host.has_failed()) {
+            let problem =
+                all.problems().next().map(|(host, problem)| format!(": {host}: {problem}")).unwrap_or_default();
+            let reason = format!("{service} has no host with an address{problem}");
+            return Err(Unanswered::Absent { reason, ttl: None });
         }
+        Ok(all)
     }
 
-    fn in_hosts(&self, name: &Name, port: u16) -> Option<Result<Answer, Unanswered>> {
+    fn in_hosts(&self, name: &Name, port: u16) -> Option<Result<Found, Unanswered>> {
         let of = |family| self.hosts.lookup_static_host(&Query::query(name.clone(), family));
         let found: Vec<_> = [RecordType::A, RecordType::AAAA].into_iter().filter_map(of).collect();
         let addresses: Vec<_> =
@@ -261,7 +340,7 @@ impl Sources {
         })
     }
 
-    fn answer(&self, addresses: &[IpAddr], port: u16, ttl: Duration) -> Answer {
+    fn answer(&self, addresses: &[IpAddr], port: u16, ttl: Duration) -> Found {
         let (mut v4, mut v6) = (BTreeSet::new(), BTreeSet::new());
         for address in addresses.iter().filter(|address| is_usable(address)) {
             match address.to_canonical() {
@@ -271,20 +350,14 @@ impl Sources {
         }
         let left_out = bound(&mut v4, &mut v6);
         let ttl = ttl.clamp(self.config.min_ttl, self.config.max_ttl);
-        Answer { v4: Some(v4), v6: Some(v6), left_out, ttl, ..Answer::default() }
+        Found { v4: Some(v4), v6: Some(v6), left_out, ttl }
     }
-}
-
-/// Of both families together.
-fn addresses(v4: Option<&BTreeSet<SocketAddrV4>>, v6: Option<&BTreeSet<SocketAddrV6>>) -> Vec<SocketAddr> {
-    let (v4, v6) = (v4.into_iter().flatten(), v6.into_iter().flatten());
-    v4.copied().map(SocketAddr::V4).chain(v6.copied().map(SocketAddr::V6)).collect()
 }
 
 /// Adds the addresses of one record of a service, which share its weight. One of weight 0 gets very little beside others, and
 /// as much as the others where all have it (RFC 2782). An address of several records has what all of those with the first
 /// priority give it.
-fn share(shares: &mut BTreeMap<SocketAddr, Share>, priority: u16, weight: u16, addresses: &[SocketAddr]) {
+pub fn share(shares: &mut BTreeMap<SocketAddr, Share>, (priority, weight): (u16, u16), addresses: &[SocketAddr]) {
     const OF_ONE: u32 = 1000;
     let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
     let weight = (u32::from(weight) * OF_ONE / count).max(1);
@@ -470,11 +543,11 @@ mod tests {
     fn the_addresses_of_a_record_share_its_weight() {
         let address = |last: u8| SocketAddr::from(([10, 0, 0, last], 80));
         let mut shares = BTreeMap::new();
-        share(&mut shares, 10, 3, &[address(1)]);
-        share(&mut shares, 10, 2, &[address(2), address(3)]);
-        share(&mut shares, 10, 0, &[address(4), address(5)]);
-        share(&mut shares, 10, 1, &[address(2)]);
-        share(&mut shares, 20, 9, &[address(1), address(6)]);
+        share(&mut shares, (10, 3), &[address(1)]);
+        share(&mut shares, (10, 2), &[address(2), address(3)]);
+        share(&mut shares, (10, 0), &[address(4), address(5)]);
+        share(&mut shares, (10, 1), &[address(2)]);
+        share(&mut shares, (20, 9), &[address(1), address(6)]);
         let told: Vec<_> = shares.into_values().map(|share| (share.priority, share.weight)).collect();
         assert_eq!(told, [(10, 3000), (10, 2000), (10, 1000), (10, 1), (10, 1), (20, 4500)]);
     }

@@ -147,6 +147,11 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("path", "$uri"),
     ("query", "$args"),
     ("realip_remote_addr", "$remote_addr"),
+    ("proxy_protocol_addr", "$remote_addr, which has the address that the PROXY protocol tells"),
+    ("ssl_client_cert", "nothing: backends are told of the certificate in Client-Cert (docs/tls.md)"),
+    ("ssl_client_escaped_cert", "nothing: backends are told of the certificate in Client-Cert (docs/tls.md)"),
+    ("ssl_client_raw_cert", "nothing: backends are told of the certificate in Client-Cert (docs/tls.md)"),
+    ("ssl_client_serial", "$ssl_client_fingerprint_sha256, which no two certificates share"),
 ];
 
 impl Variable {

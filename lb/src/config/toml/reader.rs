@@ -302,6 +302,13 @@ impl<'t> Reader<'t> {
                             _ => "503",
                         }
                     ),
+                    Some("proxy_protocol") => format!(
+                        "{path} is {shown}: write proxy_protocol = {{ from = [\"10.0.0.0/8\"] }}, with the networks of the load balancers that send the header"
+                    ),
+                    Some("resolver") => {
+                        let server = if value.get_ref().is_str() { &shown } else { "\"10.0.0.2\"" };
+                        format!("{path} is {shown}: write resolver = {{ servers = [{server}] }}")
+                    }
                     _ => format!("{path} is {shown}: write a section [{path}]"),
                 };
                 self.problem(parent.at(value), message);
@@ -559,7 +566,9 @@ impl<'t> Reader<'t> {
                 self.problem(place, format!("{full} is not there yet in this version of Evenkeel: remove it"));
                 continue;
             }
-            let mut fix = in_nginx(name).unwrap_or_else(|| did_you_mean(name, &valid));
+            let mut fix = in_section(&section.path, name)
+                .or_else(|| elsewhere(name))
+                .unwrap_or_else(|| did_you_mean(name, &valid));
             if fix.is_empty()
                 && section.path.ends_with("_headers")
                 && let Some(value) = section.written(name).filter(|value| value.get_ref().is_str())
@@ -661,6 +670,7 @@ pub(super) const NGINX_DIRECTIVES: &[(&str, &str, &[&str])] = &[
     ("fail_timeout", "pool.ejection", &["base_time"]),
     ("geo", "values", &[]),
     ("hash", "pool", &["algorithm"]),
+    ("health_check", "pool.probe", &[]),
     ("http2", "listener.tls", &["alpn"]),
     ("if", "site.route", &["when"]),
     ("ignore_invalid_headers", "listener", &["ambiguous_names"]),
@@ -688,6 +698,7 @@ pub(super) const NGINX_DIRECTIVES: &[(&str, &str, &[&str])] = &[
     ("proxy_pass", "site.route", &["pool"]),
     ("proxy_read_timeout", "pool", &["response_timeout", "read_timeout"]),
     ("proxy_redirect", "site.route", &["location"]),
+    ("proxy_request_buffering", "pool", &["retry_body_bytes"]),
     ("proxy_send_timeout", "pool", &["write_timeout"]),
     ("proxy_set_header", "site.route", &["request_headers"]),
     ("proxy_ssl_certificate", "pool.tls", &["certificate"]),
@@ -697,7 +708,7 @@ pub(super) const NGINX_DIRECTIVES: &[(&str, &str, &[&str])] = &[
     ("proxy_ssl_trusted_certificate", "pool.tls", &["ca"]),
     ("proxy_ssl_verify", "pool.tls", &["verify"]),
     ("real_ip_header", "server", &["forwarded_by"]),
-    ("resolver", "server", &["resolver"]),
+    ("resolver", "server.resolver", &["servers"]),
     ("resolver_timeout", "server.resolver", &["timeout"]),
     ("return", "site.route", &["respond", "redirect"]),
     ("server_name", "site", &["hosts"]),
@@ -719,23 +730,88 @@ pub(super) const NGINX_DIRECTIVES: &[(&str, &str, &[&str])] = &[
     ("ssl_verify_client", "listener.tls.client_certificates", &["mode"]),
     ("underscores_in_headers", "listener", &["ambiguous_names"]),
     ("upstream", "pool", &["name", "backends"]),
+    ("user", "server", &["user"]),
     ("worker_connections", "server", &["max_connections"]),
     ("worker_processes", "server", &["threads"]),
 ];
 
 /// Directives of nginx that nothing takes the place of, with what to do.
 pub(super) const NGINX_ABSENT: &[(&str, &str)] = &[
+    ("backlog", "4096 connections wait at most, or net.core.somaxconn if that is less; remove it"),
+    ("backup", "addresses of a later priority are those of SRV records (docs/names.md)"),
+    ("ipv6only", "[::] is IPv6 alone; write both addresses where both are meant"),
+    ("pid", "no file has the process's number: whoever starts the process knows it; remove it"),
+    ("proxy_buffering", "a response is passed on as it comes; remove it"),
+    ("proxy_http_version", "backends are spoken to by HTTP/1.1; remove it"),
+    ("proxy_ssl_ciphers", "the suites that backends are offered cannot be chosen; remove it"),
+    ("proxy_ssl_conf_command", "TLS is not OpenSSL's; remove it"),
+    ("proxy_ssl_crl", "revocation lists are not read; let backends' certificates expire soon"),
+    ("proxy_ssl_password_file", "the key in [pool.tls] is read as it is; decrypt the file"),
+    ("proxy_ssl_protocols", "backends are offered TLS 1.2 and 1.3; remove it"),
+    ("proxy_ssl_session_reuse", "sessions with backends are resumed where they allow it; remove it"),
+    ("proxy_ssl_verify_depth", "a certificate counts whose chain leads to one in ca; remove it"),
+    ("resolve", "names are resolved again whenever an answer is out of date (docs/names.md); remove it"),
+    ("reuseport", "each thread has a socket of its own in any case; remove it"),
+    ("slow_start", "a backend that is back has its whole share at once; remove it"),
+    ("so_keepalive", "connections that are silent end by the timeouts of [[listener]]; remove it"),
+    ("ssl_buffer_size", "the size of records cannot be chosen; remove it"),
+    ("ssl_conf_command", "TLS is not OpenSSL's; remove it"),
     ("ssl_crl", "revocation lists are not read; let clients' certificates expire soon (docs/tls.md)"),
     ("ssl_dhparam", "there are no suites with DHE; remove it"),
+    ("ssl_ecdh_curve", "groups of key exchange cannot be chosen; remove it"),
     ("ssl_early_data", "early data is not accepted, since it can be replayed; remove it"),
     ("ssl_ocsp", "issuers of clients' certificates are not asked; let certificates expire soon (docs/tls.md)"),
     ("ssl_session_cache", "sessions are resumed by tickets alone; remove it, or share tickets by ticket_file"),
+    ("ssl_session_tickets", "sessions are resumed by tickets in any case; remove it, or share tickets by ticket_file"),
+    ("ssl_session_timeout", "a session may be resumed for twelve hours at most; remove it"),
     ("ssl_stapling", "OCSP responses are not stapled (docs/tls.md); remove it"),
+    ("ssl_stapling_verify", "OCSP responses are not stapled (docs/tls.md); remove it"),
     ("ssl_verify_depth", "a certificate counts whose chain leads to one in ca; remove it"),
+    ("worker_rlimit_nofile", "as many files may be open as the system lets the process open; remove it"),
+    ("zone", "all threads know the same of a pool; remove it"),
 ];
 
-/// `for nginx's … write …; `, where `word` is one of its directives.
-fn in_nginx(word: &str) -> Option<String> {
+/// Words of nginx and HAProxy that a value takes the place of: what to write.
+pub(super) const VALUES_INSTEAD: &[(&str, &str)] = &[
+    ("default_server", "for nginx's default_server write hosts = [\"\"] in a [[site]]"),
+    ("down", "for nginx's down write state = \"down\" in a backend"),
+    ("group", "the group stands behind the user: write user = \"www-data:www-data\" in [server]"),
+    ("maxconn", "for HAProxy's maxconn write max_connections in a backend, or in [server] for all clients"),
+    ("proxy_ssl", "for nginx's proxy_ssl write tls = true in [[pool]]"),
+    ("queue", "for nginx's queue write max_connections in a backend and queue_timeout in [[pool]]"),
+    ("service", "for nginx's service write address = \"srv:_http._tcp.example\" in a backend"),
+];
+
+/// Words that mean something else in one section than elsewhere: the section, the word, and what to write there.
+pub(super) const WORDS_OF_SECTIONS: &[(&str, &str, &str)] = &[
+    ("", "tls", "[listener.tls] for clients, or [pool.tls] for backends"),
+    ("listener", "ssl", "[listener.tls] with certificate and key"),
+    ("listener", "ssl_certificate", "certificate in [listener.tls]"),
+    ("listener.tls", "certificate_key", "key"),
+    ("listener.tls", "ciphers", "profile"),
+    ("listener.tls", "protocols", "profile"),
+    ("pool", "keepalive_timeout", "idle_timeout"),
+    ("pool", "server", "backends"),
+    ("pool", "servers", "backends"),
+    ("pool", "ssl", "tls = true"),
+    ("pool.backends", "server", "address"),
+    ("pool.backends", "ssl", "tls = true in [[pool]]"),
+    ("pool.tls", "certificate_key", "key"),
+    ("pool.tls", "server_name", "name"),
+    ("pool.tls", "trusted_certificate", "ca"),
+];
+
+/// `write …; `, where `word` is one that people look for in this very section.
+fn in_section(path: &str, word: &str) -> Option<String> {
+    let (.., instead) = WORDS_OF_SECTIONS.iter().find(|(section, other, _)| *section == path && *other == word)?;
+    Some(format!("write {instead}; "))
+}
+
+/// `for nginx's … write …; `, where `word` is one of its directives, or of HAProxy's words.
+fn elsewhere(word: &str) -> Option<String> {
+    if let Some((_, instead)) = VALUES_INSTEAD.iter().find(|(other, _)| *other == word) {
+        return Some(format!("{instead}; "));
+    }
     if let Some((_, instead)) = NGINX_ABSENT.iter().find(|(directive, _)| *directive == word) {
         return Some(format!("nginx's {word} has no counterpart: {instead}; "));
     }

@@ -6,7 +6,7 @@ use ::toml::Spanned;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::reader::{NGINX_ABSENT, NGINX_DIRECTIVES};
+use super::reader::{NGINX_ABSENT, NGINX_DIRECTIVES, VALUES_INSTEAD, WORDS_OF_SECTIONS};
 use super::template::with_examples;
 use super::*;
 use crate::config::AccessLogFile;
@@ -443,7 +443,7 @@ fn directives_of_nginx_come_with_what_stands_in_their_place() {
         ("max_conns", "max_connections in a backend"),
         ("proxy_bind", "source_address in [[pool]]"),
         ("proxy_ssl_trusted_certificate", "ca in [pool.tls]"),
-        ("resolver", "resolver in [server]"),
+        ("resolver", "servers in [server.resolver]"),
         ("set_real_ip_from", "trusted_proxies in [server]"),
         ("ssl_certificate", "certificate in [listener.tls]"),
         ("ssl_client_certificate", "ca in [listener.tls.client_certificates]"),
@@ -473,8 +473,85 @@ fn directives_of_nginx_come_with_what_stands_in_their_place() {
 }
 
 #[test]
+fn words_lead_to_the_settings_of_the_section_that_they_stand_in() {
+    for (word, instead) in VALUES_INSTEAD {
+        let found = problems(&format!("{word} = 1\n{MINIMAL}"));
+        let message = format!("{word} is not a setting: {instead}; the file takes ");
+        assert!(matches!(found.as_slice(), [one] if one.message.starts_with(&message)), "{word}: {found:?}");
+    }
+    for (section, word, instead) in WORDS_OF_SECTIONS {
+        let line = format!("{word} = 1");
+        let text = match *section {
+            "" => format!("{line}\n{MINIMAL}"),
+            "listener" | "pool" => minimal_with(section, &line),
+            "pool.backends" => {
+                minimal_but("\"127.0.0.1:9001\"", &format!("{{ address = \"127.0.0.1:9001\", {line} }}"))
+            }
+            "pool.tls" => minimal_with("pool.tls", &line),
+            _ => minimal_but("[[pool]]", &format!("[{section}]\n{line}\n[[pool]]")),
+        };
+        let name = if section.is_empty() { (*word).to_owned() } else { format!("{section}.{word}") };
+        let message = format!("{name} is not a setting: write {instead}; ");
+        let found = problems(&text);
+        assert!(found.iter().any(|problem| problem.message.starts_with(&message)), "{name}: {found:?}");
+    }
+    // What is to be written can be.
+    for lines in ["tls = true", "idle_timeout = \"1s\"", "tls = { name = \"app.internal\" }", "queue_timeout = \"1s\""]
+    {
+        config(&minimal_with("pool", lines));
+    }
+    config(&minimal_with("server", "resolver = { servers = [\"10.0.0.2\"] }\nuser = \"www-data:www-data\""));
+    config(&minimal_but("8888\"", "8888\"\nproxy_protocol = { from = [\"10.0.0.0/8\"] }"));
+}
+
+#[test]
+fn backends_that_are_written_as_in_nginx_come_with_what_to_write() {
+    for (written, fix) in [
+        ("http://web1:8080", "\"web1:8080\", without \"http://\""),
+        ("http://web1/", "\"web1:80\", without \"http://\""),
+        ("https://10.0.0.5", "\"10.0.0.5:443\", and tls = true in [[pool]]"),
+        (
+            "https://web1:8443/v1",
+            "\"web1:8443\", and tls = true in [[pool]]; the path goes into rewrite = { prefix = \"/v1\" } of a [[site.route]]",
+        ),
+        ("web1:8080 max_conns=5", "{ address = \"web1:8080\", max_connections = 5 }"),
+        ("web1:8080 weight=5 down", "{ address = \"web1:8080\", weight = 5, state = \"down\" }"),
+        (
+            "web1:8080 weight=2  max_fails=3 backup",
+            "{ address = \"web1:8080\", weight = 2 }; max_fails=3 goes into [pool.ejection]; backup is no setting of a backend",
+        ),
+    ] {
+        let message = format!("pool.backends is \"{written}\": write {fix}");
+        assert_problem(&minimal_but("\"127.0.0.1:9001\"", &format!("§\"{written}\"")), &message);
+        let table = fix.split("; ").next().filter(|fix| fix.starts_with('{'));
+        table.iter().for_each(|table| drop(config(&minimal_but("\"127.0.0.1:9001\"", table))));
+    }
+}
+
+#[test]
+fn variables_of_nginx_come_with_what_to_write() {
+    for (name, instead) in [
+        ("proxy_protocol_addr", "$remote_addr, which has the address that the PROXY protocol tells"),
+        ("ssl_client_escaped_cert", "nothing: backends are told of the certificate in Client-Cert (docs/tls.md)"),
+        ("ssl_client_serial", "$ssl_client_fingerprint_sha256, which no two certificates share"),
+    ] {
+        let site = format!("[[site]]\nhosts = [\"\"]\nrespond = {{ status = 200, body = §\"${name}\" }}\n");
+        let message = format!("site.respond.body is \"${name}\": there is no variable ${name}; write {instead}");
+        assert_problem(&minimal_but("[[route]]\npool = \"app\"\n", &site), &message);
+    }
+}
+
+#[test]
 fn sections_of_the_wrong_kind_are_explained() {
     for (marked, message) in [
+        (
+            minimal_but("\"127.0.0.1:8888\"", "\"127.0.0.1:8888\"\nproxy_protocol = §true"),
+            "listener.proxy_protocol is true: write proxy_protocol = { from = [\"10.0.0.0/8\"] }, with the networks of the load balancers that send the header",
+        ),
+        (
+            minimal_with("server", "resolver = §\"10.0.0.2\""),
+            "server.resolver is \"10.0.0.2\": write resolver = { servers = [\"10.0.0.2\"] }",
+        ),
         (
             minimal_but("[[listener]]", "§[listener]"),
             "there can be several of listener: write [[listener]], with two brackets",

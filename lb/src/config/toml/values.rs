@@ -198,10 +198,47 @@ pub fn backend_address(value: &DeValue<'_>) -> Read<BackendAddress> {
         true => format!(
             "\"unix:\" and the whole path of a socket, of {MAX_UNIX_PATH_BYTES} bytes at most, such as \"unix:/run/app.sock\""
         ),
-        false => {
+        false => backend_in_url(text).or_else(|| backend_with_parameters(text)).unwrap_or_else(|| {
             "HOST:PORT with a port from 1 to 65535, such as \"10.0.0.5:8080\", \"[::1]:8080\" or \"web1:8080\", the path of a Unix socket, such as \"unix:/run/app.sock\", or a service of DNS, such as \"srv:_http._tcp.example\"".to_owned()
-        }
+        }),
     })
+}
+
+/// What to write for a backend that is written as a URL, as `proxy_pass` of nginx has it.
+fn backend_in_url(text: &str) -> Option<String> {
+    let (rest, port, is_tls) = match (text.strip_prefix("http://"), text.strip_prefix("https://")) {
+        (Some(rest), _) => (rest, 80, false),
+        (_, Some(rest)) => (rest, 443, true),
+        _ => return None,
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let address = [authority.to_owned(), format!("{authority}:{port}")];
+    let address = address.into_iter().find(|address| address.parse::<BackendAddress>().is_ok())?;
+    let tls = if is_tls { ", and tls = true in [[pool]]" } else { ", without \"http://\"" };
+    let path = match path {
+        "" | "/" => String::new(),
+        path => format!("; the path goes into rewrite = {{ prefix = \"{path}\" }} of a [[site.route]]"),
+    };
+    Some(format!("\"{address}\"{tls}{path}"))
+}
+
+/// What to write for a backend with parameters behind its address, as `server` of nginx has them.
+fn backend_with_parameters(text: &str) -> Option<String> {
+    let (address, parameters) = text.split_once(' ')?;
+    address.parse::<BackendAddress>().ok()?;
+    let mut table = format!("address = \"{address}\"");
+    let mut others = Vec::new();
+    for parameter in parameters.split_whitespace() {
+        match parameter.split_once('=').unwrap_or((parameter, "")) {
+            ("weight", number) => table += &format!(", weight = {number}"),
+            ("max_conns" | "maxconn", number) => table += &format!(", max_connections = {number}"),
+            ("down", _) => table += ", state = \"down\"",
+            ("max_fails" | "fail_timeout", _) => others.push(format!("{parameter} goes into [pool.ejection]")),
+            _ => others.push(format!("{parameter} is no setting of a backend")),
+        }
+    }
+    let others = others.iter().map(|other| format!("; {other}")).collect::<String>();
+    Some(format!("{{ {table} }}{others}"))
 }
 
 /// Where a listener accepts. The path of a Unix socket is relative to the file.

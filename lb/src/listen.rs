@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use self::handshake::Told;
 use self::proxy::Expected;
-use self::sockets::{Bound, Listening, SocketFile, Sockets, cannot_listen, set_rights};
+use self::sockets::{Bound, Listening, RightsChange, SocketFile, Sockets, cannot_listen, identity};
 use self::thread::{Accepting, Listener, Turns};
 use crate::config::backend::SocketAddress;
 use crate::config::site::ListenerName;
@@ -88,6 +88,8 @@ pub struct Prepared {
     /// closed.
     kept: Vec<Option<Kept>>,
     added: Vec<Added>,
+    /// Of sockets that stay.
+    rights: Vec<RightsChange>,
     /// Those that are new, or others than before: which, for whom, until when.
     pub certificates: Vec<String>,
     /// Default certificates that are others than before, though nobody has said so.
@@ -140,6 +142,7 @@ impl Listeners {
         let mut kept: Vec<Option<Kept>> = state.open.iter().map(|_| None).collect();
         let (mut new, mut problems) = (Vec::new(), Vec::new());
         let (mut certificates, mut moved_defaults) = (Vec::new(), Vec::new());
+        problems.extend(same_sockets(wanted).map(|(listener, message)| Problem { listener, message }));
         for (index, config) in wanted.iter().enumerate() {
             let mut places: Vec<(&SocketAddress, Option<usize>)> = Vec::new();
             for address in config.addresses.iter() {
@@ -196,13 +199,28 @@ impl Listeners {
                 }
             }
         }
+        let mut rights = Vec::new();
+        for (open, kept) in state.open.iter().zip(&kept) {
+            if let (SocketAddress::Unix(path), Some(kept)) = (&open.address, kept)
+                && let Some(wanted_rights) = kept.config.socket_file.as_ref()
+                && open.config.socket_file.as_ref() != Some(wanted_rights)
+            {
+                let listener = wanted.iter().position(|config| config.name == kept.config.name).unwrap_or(0);
+                match RightsChange::new(path, wanted_rights) {
+                    Ok(change) => rights.push((listener, &open.address, change)),
+                    Err(e) => {
+                        let message = cannot_listen(&open.address, "[[listener]] address", &e);
+                        problems.push(Problem { listener, message });
+                    }
+                }
+            }
+        }
         if !problems.is_empty() {
             return Err(problems);
         }
         if is_trial {
-            return Ok(Prepared { kept, added: Vec::new(), certificates, moved_defaults });
+            return Ok(Prepared { kept, added: Vec::new(), rights: Vec::new(), certificates, moved_defaults });
         }
-        // Last, since a client that has connected may not be sent away again.
         let problem = |listener: usize, address: &SocketAddress, e: &io::Error| {
             let message = cannot_listen(address, "[[listener]] address", e);
             vec![Problem { listener, message }]
@@ -214,17 +232,13 @@ impl Listeners {
             };
             Ok::<_, Vec<Problem>>(Added { config: config.clone(), address: address.clone(), listening, tls })
         };
-        let added = added.into_iter().map(listen).collect::<Result<_, _>>()?;
-        for (open, kept) in state.open.iter().zip(&kept) {
-            if let (SocketAddress::Unix(path), Some(kept)) = (&open.address, kept)
-                && let Some(rights) = kept.config.socket_file.as_ref()
-                && open.config.socket_file.as_ref() != Some(rights)
-            {
-                let place = wanted.iter().position(|config| config.name == kept.config.name);
-                set_rights(path, rights).map_err(|e| problem(place.unwrap_or(0), &open.address, &e))?;
-            }
+        for (listener, address, change) in &mut rights {
+            change.give().map_err(|e| problem(*listener, address, &e))?;
         }
-        Ok(Prepared { kept, added, certificates, moved_defaults })
+        // Last, since a client that has connected may not be sent away again.
+        let added = added.into_iter().map(listen).collect::<Result<_, _>>()?;
+        let rights = rights.into_iter().map(|(_, _, change)| change).collect();
+        Ok(Prepared { kept, added, rights, certificates, moved_defaults })
     }
 
     /// Takes up what was prepared last. A listener that is not wanted any more stops to accept, once it has accepted
@@ -264,6 +278,7 @@ impl Listeners {
             open.listeners.iter().for_each(|listener| listener.engine.close(open.config.settings));
         }
         put_in_force();
+        prepared.rights.into_iter().for_each(RightsChange::keep);
         let before = std::mem::take(&mut state.open);
         let (mut free, mut closed) = (Vec::new(), Vec::new());
         for ((mut open, kept), is_revoked) in before.into_iter().zip(prepared.kept).zip(is_revoked) {
@@ -622,6 +637,27 @@ fn told(listener: &ListenerConfig, loaded: &Loaded) -> String {
     let (addresses, file) = (&listener.addresses, loaded.pair.certificate.display());
     let (names, until) = (loaded.leaf.names.join(", "), certificate::date(loaded.not_after()));
     format!("listener {addresses}: certificate {file} for {names}, valid until {until}")
+}
+
+/// Listeners, by their places, whose path leads to the Unix socket of another one, though it is written otherwise.
+pub(crate) fn same_sockets(wanted: &[ListenerConfig]) -> impl Iterator<Item = (usize, String)> {
+    let (mut known, mut found) = (Vec::new(), Vec::new());
+    for (listener, config) in wanted.iter().enumerate() {
+        for address in config.addresses.iter() {
+            let SocketAddress::Unix(path) = address else { continue };
+            let Some(identity) = identity(path) else { continue };
+            match known.iter().find(|(other, _)| *other == identity) {
+                Some((_, other)) => {
+                    found.push((
+                        listener,
+                        format!("listener {address} is the same socket as {other}: remove one of them"),
+                    ));
+                }
+                None => known.push((identity, address)),
+            }
+        }
+    }
+    found.into_iter()
 }
 
 /// Reads the files of a listener's TLS; the same as `before` where nothing is other, so that clients can still resume

@@ -1,13 +1,15 @@
 //! Users and groups of this machine, by name or number, and what they may do with files.
 
-use std::ffi::CString;
+use std::collections::VecDeque;
+use std::ffi::{CString, OsString};
 use std::fs::{self, Metadata};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Group, Uid, getgrouplist, setgid, setgroups, setuid};
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, access, getxattr_query};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_keep_capabilities, set_no_new_privs,
 };
@@ -19,6 +21,10 @@ use crate::config::{AccessLogFile, Config, UserAndGroup};
 const READ: u32 = 0o4;
 const WRITE: u32 = 0o2;
 const SEARCH: u32 = 0o1;
+const STICKY: u32 = 0o1000;
+
+/// As many as the system follows (path_resolution(7)).
+const MAX_LINKS: usize = 40;
 
 /// Someone whom a process can become, or whose rights are asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +96,38 @@ impl User {
         Ok(!kept.is_empty())
     }
 
+    /// Whether this user can give its own files to that owner.
+    pub fn can_give(&self, to: Owner) -> bool {
+        let is_same = to.uid.is_none_or(|uid| uid == self.uid.as_raw());
+        let is_member = to.gid.is_none_or(|gid| self.gid.as_raw() == gid || self.groups.contains(&Gid::from_raw(gid)));
+        self.uid.is_root() || (is_same && is_member)
+    }
+
+    /// Whether this user can change nothing about where `path` leads, so that root may make a file there: every folder on
+    /// the way, links included, belongs to root and is closed to the user's writing. In a folder like /tmp, where only the
+    /// owner can exchange an entry, the entry has to be root's.
+    pub fn cannot_redirect(&self, path: &Path) -> bool {
+        let steps = steps(path);
+        let Some((last, way)) = steps.split_last() else { return false };
+        let is_safe = |Step { folder, entry }: &Step| {
+            self.leaves_to_root(folder)
+                || (is_roots(folder, |folder| folder.mode() & STICKY != 0)
+                    && fs::symlink_metadata(entry).is_ok_and(|entry| entry.uid() == 0))
+        };
+        way.iter().all(is_safe) && self.leaves_to_root(&last.folder)
+    }
+
+    /// Whether a folder belongs to root, and this user cannot write to it. Where a group can, an access control list may say
+    /// that others can too.
+    fn leaves_to_root(&self, folder: &Path) -> bool {
+        let has_list = || getxattr_query(folder, "system.posix_acl_access").is_ok();
+        is_roots(folder, |found| {
+            let group = Gid::from_raw(found.gid());
+            let is_closed_to_group = found.mode() & (WRITE << 3) == 0;
+            found.mode() & WRITE == 0 && (is_closed_to_group || !(self.groups.contains(&group) || has_list()))
+        })
+    }
+
     fn may(&self, rights: u32, of: &Metadata) -> bool {
         let shift = match of.uid() {
             _ if self.uid.is_root() => return true,
@@ -134,15 +172,59 @@ impl Rights<'_> {
     /// What gives the user these rights to a file or folder; `None`: it has them, and every folder on the way can be
     /// searched.
     fn missing(&self, path: &Path, rights: u32) -> Option<String> {
-        // Where it cannot be followed, the way is as it is written.
+        if let Some(step) = steps(path).iter().find(|step| !self.has(&step.folder, SEARCH)) {
+            return Some(self.user().commands(&step.folder, SEARCH));
+        }
         let path = fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned());
-        let mut folders: Vec<&Path> = path.ancestors().skip(1).collect();
-        folders.reverse();
-        match folders.into_iter().find(|folder| !self.has(folder, SEARCH)) {
-            Some(folder) => Some(self.user().commands(folder, SEARCH)),
-            None => (!self.has(&path, rights)).then(|| self.user().commands(&path, rights)),
+        (!self.has(&path, rights)).then(|| self.user().commands(&path, rights))
+    }
+
+    /// Whether a start as root makes a log there and gives it to the user, who cannot do so.
+    fn root_makes(&self, path: &Path, config: &Config) -> bool {
+        matches!(self, Self::Of(user) if config.server.user.is_some() && user.cannot_redirect(path))
+    }
+}
+
+/// A name that the system looks up in a folder.
+struct Step {
+    folder: PathBuf,
+    entry: PathBuf,
+}
+
+/// Each name that is looked up on the way to a file, in order, those of links that are followed among them. What cannot be
+/// looked at is taken for no link.
+fn steps(path: &Path) -> Vec<Step> {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let names = |path: &Path| path.components().map(|name| name.as_os_str().to_owned()).collect::<VecDeque<OsString>>();
+    let (mut rest, mut folder) = (names(&path), PathBuf::from("/"));
+    let (mut steps, mut links) = (Vec::new(), 0);
+    while let Some(name) = rest.pop_front() {
+        match name.as_bytes() {
+            b"/" => folder = PathBuf::from("/"),
+            b"." => {}
+            b".." => drop(folder.pop()),
+            _ => {
+                let entry = folder.join(&name);
+                let target = fs::read_link(&entry).ok().filter(|_| links < MAX_LINKS);
+                steps.push(Step { folder: folder.clone(), entry: entry.clone() });
+                match target {
+                    Some(target) => {
+                        links += 1;
+                        let mut target = names(&target);
+                        target.append(&mut rest);
+                        rest = target;
+                    }
+                    None => folder = entry,
+                }
+            }
         }
     }
+    steps
+}
+
+/// Whether a folder belongs to root and is as asked for.
+fn is_roots(folder: &Path, is_fitting: impl FnOnce(&Metadata) -> bool) -> bool {
+    fs::symlink_metadata(folder).is_ok_and(|found| found.is_dir() && found.uid() == 0 && is_fitting(&found))
 }
 
 /// What of all that is opened while a balancer runs a user has no right to, and what gives it that right.
@@ -182,6 +264,9 @@ pub fn closed_files(checked: &Checked, rights: Rights<'_>) -> Vec<String> {
         }
     }
     for (which, path) in logs(config).filter(|(_, path)| folder_of(path).is_dir()) {
+        if !path.exists() && rights.root_makes(path, config) {
+            continue;
+        }
         let (needed, bits) = match path.exists() {
             true => (path.to_owned(), WRITE),
             false => (folder_of(path), WRITE | SEARCH),

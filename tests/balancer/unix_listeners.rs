@@ -12,7 +12,7 @@ use tests::haproxy::Haproxy;
 use tests::nginx::Nginx;
 use tests::openssl::{Authority, Kind};
 use tests::process::installed;
-use tests::{Balancer, Config, Origin, Request, Wire, eventually, within};
+use tests::{Balancer, Config, Origin, Request, Wire, evenkeel, eventually, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -245,6 +245,50 @@ async fn a_stale_socket_is_replaced_and_anything_else_is_an_error() {
     assert!(refused.text().contains("a file that is no socket"), "{}", refused.text());
     assert_eq!(fs::read_to_string(&file).expect("our file"), "text");
     assert!(ask(&path, GET).await.starts_with("HTTP/1.1 200"), "nothing has changed");
+}
+
+#[tokio::test]
+async fn a_reload_that_is_refused_changes_no_rights() {
+    let a = Origin::start("a").await;
+    let unix = Unix::start(Config::of([&a]), "mode = \"0600\"").await;
+    let path = unix.path();
+    let other = |lines: &str| {
+        let path = unix.folder.path().join("other.sock");
+        listener(&path, lines).replace("\"unix\"", "\"other\"")
+    };
+    let first = listener(&path, "mode = \"0666\"");
+    unix.reload(Config::of([&a]), &(listener(&path, "mode = \"0600\"") + &other(""))).await;
+    let refused = async |section: &str, said: &str| {
+        unix.balancer.configure(&Config::of([&a]).section(section));
+        let refused = unix.balancer.admin("POST", "/admin/reload", None).await;
+        assert!(refused.status == 400 && refused.text().contains(said), "{}", refused.text());
+        assert_eq!(mode(&path), 0o600);
+    };
+    refused(&(first.clone() + &other("owner = \"no-such-user\"")), "there is no user").await;
+    // The same socket by another path.
+    let link = unix.folder.path().join("link");
+    std::os::unix::fs::symlink(unix.folder.path(), &link).expect("our folder");
+    let again = listener(&link.join("new.sock"), "").replace("\"unix\"", "\"again\"");
+    let new = listener(&unix.folder.path().join("new.sock"), "").replace("\"unix\"", "\"new\"");
+    refused(&(first + &new + &again), "is the same socket as").await;
+    assert!(!unix.folder.path().join("new.sock").exists());
+    let outcome = evenkeel(["check", unix.balancer.config_file().to_str().expect("UTF-8")]).await;
+    assert!(!outcome.status.success() && outcome.stderr.contains("is the same socket as"), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn check_tells_of_owners_and_folders_that_are_not_there() {
+    let a = Origin::start("a").await;
+    let folder = folder();
+    for (path, lines, is_error, said) in [
+        ("none/web.sock", "", false, "(RuntimeDirectory= in systemd)"),
+        ("web.sock", "owner = \"no-such-user\"", true, "there is no user \"no-such-user\""),
+        ("web.sock", "owner = \":no-such-group\"", true, "there is no group \"no-such-group\""),
+    ] {
+        let balancer = Balancer::prepare(&Config::of([&a]).section(&listener(&folder.path().join(path), lines)));
+        let outcome = evenkeel(["check", balancer.config_file().to_str().expect("UTF-8")]).await;
+        assert!(outcome.status.success() != is_error && outcome.stderr.contains(said), "{outcome:?}");
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -197,7 +197,116 @@ async fn a_user_that_is_not_there_stops_the_start_of_root() {
     let said = "[server] user is \"no-such-user\": there is no user \"no-such-user\"";
     assert!(balancer.log().contains(said), "{}", balancer.log());
     let outcome = evenkeel(["check", balancer.config_file().to_str().expect("UTF-8")]).await;
-    assert!(outcome.status.success() && outcome.stderr.contains("warning: [server] user"), "{outcome:?}");
+    assert!(!outcome.status.success() && outcome.stderr.contains(said), "{outcome:?}");
+}
+
+/// A user who could send root elsewhere by a link would get a file, or a socket, in any folder of root's.
+#[tokio::test]
+async fn root_makes_nothing_where_the_user_can_send_it_by_a_link() {
+    if !is_root() {
+        return;
+    }
+    let a = Origin::start("a").await;
+    let log = "[access_log]\nfile = \"own/link/job\"\n".to_owned();
+    for section in [log, listener("unix:own/link/web.sock")] {
+        let config = Config::of([&a]).server(USER).section(&section).section("[state]\npersist = false");
+        let mut balancer = prepare(&config);
+        own_folder(&balancer.file("own"));
+        fs::create_dir(balancer.file("roots")).expect("our folder");
+        set_mode(&balancer.file("roots"), 0o755);
+        symlink(balancer.file("roots"), balancer.file("own/link")).expect("our folder");
+        balancer.launch();
+        assert!(!balancer.process().end().await.success(), "{}", balancer.log());
+        assert!(balancer.log().contains("own/link"), "{}", balancer.log());
+        assert_eq!(fs::read_dir(balancer.file("roots")).expect("our folder").count(), 0);
+        // The link of root's own is followed.
+        fs::remove_file(balancer.file("own/link")).expect("our link");
+        fs::remove_dir(balancer.file("own")).expect("our folder");
+        fs::create_dir(balancer.file("own")).expect("our folder");
+        set_mode(&balancer.file("own"), 0o755);
+        symlink("../roots", balancer.file("own/link")).expect("our folder");
+        let outcome = evenkeel(["check", balancer.config_file().to_str().expect("UTF-8")]).await;
+        assert!(outcome.status.success(), "{outcome:?}");
+        balancer.launch();
+        balancer.ready().await;
+        let mut made = fs::read_dir(balancer.file("roots")).expect("our folder");
+        assert_eq!(made.next().expect("a file").expect("a file").metadata().expect("a file").uid(), NOBODY);
+    }
+}
+
+#[tokio::test]
+async fn sockets_belong_to_the_user_and_reloads_can_change_their_rights() {
+    if !is_root() {
+        return;
+    }
+    let a = Origin::start("a").await;
+    let config = |first: &str, second: &str| {
+        let [first, second] = [("run/a.sock", first), ("own/b.sock", second)]
+            .map(|(path, lines)| listener(format!("unix:{path}")) + lines + "\n");
+        Config::of([&a]).server(USER).section(&(first + &second)).section("[state]\npersist = false")
+    };
+    let mut balancer = prepare(&config("owner = \":daemon\"", "owner = \":daemon\""));
+    own_folder(&balancer.file("own"));
+    fs::create_dir(balancer.file("run")).expect("our folder");
+    set_mode(&balancer.file("run"), 0o755);
+    let daemon = nix::unistd::Group::from_name("daemon").expect("groups").expect("a group").gid.as_raw();
+    // The user is not in that group.
+    balancer.launch();
+    assert!(!balancer.process().end().await.success());
+    assert!(balancer.log().contains("SupplementaryGroups="), "{}", balancer.log());
+    let outcome = evenkeel(["check", balancer.config_file().to_str().expect("UTF-8")]).await;
+    assert!(outcome.status.success() && outcome.stderr.contains("to whom user nobody cannot give"), "{outcome:?}");
+    // Root can give it to the group, where the folder is root's.
+    balancer.configure(&config("owner = \":daemon\"", ""));
+    balancer.launch();
+    balancer.ready().await;
+    let rights = |path: &str| {
+        let file = fs::metadata(balancer.file(path)).expect("a socket");
+        (file.mode() & 0o777, file.uid(), file.gid())
+    };
+    assert_eq!(rights("run/a.sock"), (0o660, NOBODY, daemon));
+    assert_eq!(rights("own/b.sock"), (0o660, NOBODY, NOBODY));
+    balancer.configure(&config("owner = \":daemon\"\nmode = \"0666\"", ""));
+    balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!(rights("run/a.sock"), (0o666, NOBODY, daemon));
+    // What the user cannot do is refused, and nothing is changed.
+    balancer.configure(&config("mode = \"0600\"", "owner = \"root\""));
+    for path in ["/admin/reload?dry_run=true", "/admin/reload"] {
+        assert_eq!(balancer.admin("POST", path, None).await.status, 400);
+        assert_eq!(rights("run/a.sock"), (0o666, NOBODY, daemon));
+    }
+    // An owner that is taken away leaves what a start gives.
+    balancer.configure(&config("", "mode = \"0606\""));
+    balancer.change("POST", "/admin/reload", None).await;
+    assert_eq!(rights("run/a.sock"), (0o660, NOBODY, NOBODY));
+    assert_eq!(rights("own/b.sock"), (0o606, NOBODY, NOBODY));
+    balancer.stop().await;
+    assert!(!balancer.file("own/b.sock").exists() && balancer.file("run/a.sock").exists());
+}
+
+/// As Certbot has it: the certificate is a link in a closed folder to a file in an open one.
+#[tokio::test]
+async fn check_looks_at_every_folder_that_a_link_leads_through() {
+    if !is_root() {
+        return;
+    }
+    let a = Origin::start("a").await;
+    let config = Config::of([&a]).server(USER).admin("token_file = \"live/token\"").section("[state]\npersist = false");
+    let mut balancer = prepare(&config);
+    for folder in ["live", "archive"] {
+        fs::create_dir(balancer.file(folder)).expect("our folder");
+        set_mode(&balancer.file(folder), 0o755);
+    }
+    fs::write(balancer.file("archive/token1"), "0123456789abcdef0123456789abcdef\n").expect("our folder");
+    set_mode(&balancer.file("archive/token1"), 0o644);
+    symlink("../archive/token1", balancer.file("live/token")).expect("our folder");
+    set_mode(&balancer.file("live"), 0o700);
+    let said = format!("chgrp nogroup {}", fs::canonicalize(balancer.file("live")).expect("our folder").display());
+    let outcome = evenkeel(["check", balancer.config_file().to_str().expect("UTF-8")]).await;
+    assert!(!outcome.status.success() && outcome.stderr.contains(&said), "{said}: {outcome:?}");
+    balancer.launch();
+    assert!(!balancer.process().end().await.success());
+    assert!(balancer.log().contains(&said), "{}", balancer.log());
 }
 
 /// As nginx does: "the "user" directive makes sense only if the master process runs with super-user privileges".

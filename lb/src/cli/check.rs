@@ -18,10 +18,11 @@ use crate::config::advice::Subject;
 use crate::config::backend::SocketAddress;
 use crate::config::toml::{self, Checked, Warning};
 use crate::config::{AccessLogFile, Config, Problem, UserAndGroup, advice};
+use crate::listen::same_sockets;
 use crate::probe::resolver::{Question, Resolver};
 use crate::site::unreachable;
 use crate::state;
-use crate::user::{Rights, User, closed_files, folder_of};
+use crate::user::{Owner, Rights, User, closed_files, folder_of};
 
 /// How long all names together may take to resolve.
 const RESOLVING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,10 +43,14 @@ pub fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Re
         Some(Ok(user)) => {
             let closed = closed_files(&found, Rights::Of(&user));
             found.warnings.extend(closed.into_iter().map(whole_file(true)));
+            found.warnings.extend(owners(&found, Some(&user)));
         }
-        // It may be there where the balancer runs.
-        Some(Err(problem)) => found.warnings.push(whole_file(false)(format!("[server] user: {problem} here"))),
-        None => {}
+        Some(Err(problem)) => {
+            let wanted = found.config.server.user.as_ref().map(ToString::to_string).unwrap_or_default();
+            found.warnings.push(whole_file(true)(format!("[server] user is \"{wanted}\": {problem}")));
+            found.warnings.extend(owners(&found, None));
+        }
+        None => found.warnings.extend(owners(&found, None)),
     }
     found.warnings.extend(kept_changes(&found.config).into_iter().map(whole_file(false)));
     for Warning { problem, is_error } in &found.warnings {
@@ -192,7 +197,33 @@ fn missing_sockets(checked: &Checked) -> Vec<Warning> {
     unix_sockets(&checked.config).filter_map(warning).collect()
 }
 
-/// Paths of listeners at which no socket can be.
+/// Owners of listeners' sockets that are not there, or to whom `user` cannot give a socket.
+fn owners(checked: &Checked, user: Option<&User>) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    for (listener, settings) in checked.config.listeners.iter().enumerate() {
+        let Some(wanted) = settings.socket_file.as_ref().and_then(|rights| rights.owner.as_ref()) else { continue };
+        let (message, is_error) = match (Owner::find(wanted), user) {
+            (Err(problem), _) => {
+                (format!("listener.owner is \"{wanted}\": {problem}: correct it, or leave it out"), true)
+            }
+            (Ok(owner), Some(user)) if !user.can_give(owner) => {
+                let message = format!(
+                    "listener.owner is \"{wanted}\", to whom user {} cannot give a socket: only a start as root can, in a \
+                     folder that belongs to root, and no reload; name the user itself and one of its groups, or add it to \
+                     the group (`usermod -aG GROUP {}`, SupplementaryGroups= in systemd)",
+                    user.name, user.name
+                );
+                (message, false)
+            }
+            (Ok(_), _) => continue,
+        };
+        warnings.push(Warning { problem: checked.problem(Subject::Listener { listener }, message), is_error });
+    }
+    warnings
+}
+
+/// Paths of listeners at which no socket can be. A folder may be made together with the process (RuntimeDirectory= in
+/// systemd).
 fn unusable_paths(checked: &Checked) -> Vec<Warning> {
     let listeners = checked.config.listeners.iter().enumerate();
     let paths = listeners.flat_map(|(listener, settings)| {
@@ -203,20 +234,25 @@ fn unusable_paths(checked: &Checked) -> Vec<Warning> {
     });
     let warning = |(subject, path): (Subject, &Arc<Path>)| {
         let folder = folder_of(path);
-        let message = match fs::symlink_metadata(path) {
+        let (message, is_error) = match fs::symlink_metadata(path) {
             Ok(file) if !file.file_type().is_socket() => {
-                format!("listener unix:{} is a file, but no socket: remove it, or write another path", path.display())
+                let path = path.display();
+                (format!("listener unix:{path} is a file, but no socket: remove it, or write another path"), true)
             }
-            _ if !folder.is_dir() => format!(
-                "listener unix:{} has no folder {}: make it, or write another path",
-                path.display(),
-                folder.display()
-            ),
+            _ if !folder.is_dir() => {
+                let (path, folder) = (path.display(), folder.display());
+                let fix = "make it before the start (RuntimeDirectory= in systemd), or write another path";
+                (format!("listener unix:{path} has no folder {folder} now: {fix}"), false)
+            }
             _ => return None,
         };
-        Some(Warning { problem: checked.problem(subject, message), is_error: true })
+        Some(Warning { problem: checked.problem(subject, message), is_error })
     };
-    paths.filter_map(warning).collect()
+    let same = same_sockets(&checked.config.listeners).map(|(listener, message)| Warning {
+        problem: checked.problem(Subject::Listener { listener }, message),
+        is_error: true,
+    });
+    paths.filter_map(warning).chain(same).collect()
 }
 
 /// What a start with this configuration would take up from the state file.

@@ -2,7 +2,8 @@
 //! for all where it is a Unix socket, since these cannot share a path.
 
 use std::collections::HashMap;
-use std::fs::{self, Permissions};
+use std::ffi::OsString;
+use std::fs::{self, File, Metadata, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -12,19 +13,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{Mode, OFlags, open};
+use nix::unistd::getgroups;
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags, open, renameat_with};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, sockopt,
 };
+use rustix::process::{getegid, geteuid};
 
 use crate::config::SocketFileRights;
 use crate::config::backend::{MAX_UNIX_PATH_BYTES, SocketAddress};
-use crate::user::Owner;
+use crate::user::{Owner, folder_of};
 
 const BACKLOG: i32 = 4096;
 
 /// Ports below are for privileged processes, unless net.ipv4.ip_unprivileged_port_start says otherwise.
 const UNPRIVILEGED_PORT: u16 = 1024;
+
+/// What is made in a folder with this bit gets the folder's group (inode(7)).
+const SETGID: u32 = 0o2000;
 
 /// Listening sockets that a balancer is handed, by the addresses at which they listen. Where the configuration names
 /// such an address, the socket is used; other addresses are bound.
@@ -72,7 +78,31 @@ pub(crate) struct BoundUnix {
     /// Where it is until it listens.
     temporary: SocketFile,
     path: Arc<Path>,
+    /// A socket that nobody listens on was there.
+    is_replacing: bool,
     count: usize,
+}
+
+/// A user and a group, by their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ids {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// What the file of a socket lets whom do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileRights {
+    mode: u32,
+    owner: Ids,
+}
+
+/// Other rights for the file of a socket. Once they are given, they are taken back when this is dropped, unless it is kept.
+pub(crate) struct RightsChange {
+    file: File,
+    before: FileRights,
+    wanted: FileRights,
+    is_given: bool,
 }
 
 /// The file of a Unix socket of ours. It is removed when this is dropped, unless another one is in its place.
@@ -96,9 +126,9 @@ impl Sockets {
         self.insert(SocketAddress::Unix(path.into()), Socket::Unix(socket), None);
     }
 
-    /// Binds a Unix socket, whose file is removed at the end.
-    pub(crate) fn bind_unix(&mut self, path: &Arc<Path>, rights: &SocketFileRights) -> io::Result<()> {
-        let mut listening = BoundUnix::new(path, 1, rights)?.listen()?;
+    /// Binds a Unix socket, whose file is removed at the end. `process`: whom the process will be.
+    pub(crate) fn bind_unix(&mut self, path: &Arc<Path>, rights: &SocketFileRights, process: Ids) -> io::Result<()> {
+        let mut listening = BoundUnix::new(path, 1, rights, process)?.listen()?;
         if let Some(socket) = listening.sockets.pop() {
             self.insert(SocketAddress::Unix(Arc::clone(path)), socket, listening.file);
         }
@@ -141,7 +171,9 @@ impl Bound {
     ) -> io::Result<Self> {
         match (address, rights) {
             (SocketAddress::Ip(address), _) => bind_tcp(*address, count, is_own).map(Self::Tcp),
-            (SocketAddress::Unix(path), Some(rights)) => BoundUnix::new(path, count, rights).map(Self::Unix),
+            (SocketAddress::Unix(path), Some(rights)) => {
+                BoundUnix::new(path, count, rights, Ids::of_process()).map(Self::Unix)
+            }
             (SocketAddress::Unix(_), None) => Err(io::ErrorKind::InvalidInput.into()),
         }
     }
@@ -181,39 +213,57 @@ fn bind_tcp(address: SocketAddr, count: usize, is_own: bool) -> io::Result<Vec<O
 impl BoundUnix {
     /// Binds a socket beside `path`, with the rights that it will have there. Whatever is at `path` stays: an error if
     /// somebody listens there, or if it is no socket.
-    fn new(path: &Arc<Path>, count: usize, rights: &SocketFileRights) -> io::Result<Self> {
-        is_free(path)?;
-        let owner = owner(rights)?;
+    fn new(path: &Arc<Path>, count: usize, rights: &SocketFileRights, process: Ids) -> io::Result<Self> {
+        let is_replacing = !is_free(path)?;
+        let wanted = FileRights::wanted(rights, process, path)?;
         let socket = unix_socket()?;
-        let temporary = bind_beside(&socket, path)?;
+        let (temporary, file) = bind_beside(&socket, path)?;
         // Nobody can connect before it listens, whatever rights the system has given to the file.
-        give_rights(&temporary.path, rights.mode, owner)?;
-        Ok(Self { socket, temporary, path: Arc::clone(path), count })
+        give_rights(&file, wanted)?;
+        Ok(Self { socket, temporary, path: Arc::clone(path), is_replacing, count })
     }
 
     /// Listens, and takes the place at the path in one step: clients find either what was there before or this socket.
     fn listen(self) -> io::Result<Listening> {
-        let Self { socket, mut temporary, path, count } = self;
+        let Self { socket, mut temporary, path, is_replacing, count } = self;
         listen(&socket, BACKLOG)?;
         let socket = Socket::Unix(UnixListener::from(socket));
         let sockets = duplicates(&socket, count)?;
-        fs::rename(&temporary.path, &path)?;
+        move_to(&temporary.path, &path, is_replacing)?;
         temporary.path = path.to_path_buf();
         Ok(Listening { sockets, is_shared: true, file: Some(temporary) })
     }
 }
 
-/// An error unless nothing is at the path, or a socket that nobody listens on, which a process has left behind that did
-/// not end as it should.
-fn is_free(path: &Path) -> io::Result<()> {
+/// Moves a socket to a path. Where nothing was, nothing is replaced that has come since.
+fn move_to(from: &Path, to: &Path, is_replacing: bool) -> io::Result<()> {
+    let flags = if is_replacing { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+    match renameat_with(CWD, from, CWD, to, flags).map_err(io::Error::from) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(io::ErrorKind::AddrInUse.into()),
+        // A file system that does not know it.
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => fs::rename(from, to),
+        moved => moved,
+    }
+}
+
+/// What two paths have in common that lead to the same file, however they are written: the device and the inode of its
+/// folder, and its name. `None`: the folder cannot be found.
+pub(crate) fn identity(path: &Path) -> Option<(u64, u64, OsString)> {
+    let folder = fs::metadata(folder_of(path)).ok()?;
+    Some((folder.dev(), folder.ino(), path.file_name()?.to_owned()))
+}
+
+/// Whether nothing is at the path. An error unless that is so, or a socket is there that nobody listens on, which a process
+/// has left behind that did not end as it should.
+fn is_free(path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
         Err(e) => return Err(e),
         Ok(file) if !file.file_type().is_socket() => return Err(io::ErrorKind::AlreadyExists.into()),
         Ok(_) => {}
     }
     match connect(unix_socket()?, &SocketAddrUnix::new(path)?).map_err(io::Error::from) {
-        Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => Ok(()),
+        Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => Ok(false),
         // Its queue is full.
         Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(e),
         _ => Err(io::ErrorKind::AddrInUse.into()),
@@ -221,7 +271,7 @@ fn is_free(path: &Path) -> io::Result<()> {
 }
 
 /// Binds to a name of its own in the folder of `path`.
-fn bind_beside(socket: &OwnedFd, path: &Path) -> io::Result<SocketFile> {
+fn bind_beside(socket: &OwnedFd, path: &Path) -> io::Result<(SocketFile, File)> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -233,36 +283,105 @@ fn bind_beside(socket: &OwnedFd, path: &Path) -> io::Result<SocketFile> {
     let temporary = folder.join(telling);
     if temporary.as_os_str().len() <= MAX_UNIX_PATH_BYTES {
         bind(socket, &SocketAddrUnix::new(&temporary)?)?;
-        return SocketFile::at(temporary);
+        return SocketFile::bound_at(temporary);
     }
     // The system's address has no room for that: the folder is named by a shorter path.
     let (temporary, opened) = (folder.join(&number), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC);
     let folder = open(folder, opened, Mode::empty())?;
     let short = format!("/proc/self/fd/{}/{number}", folder.as_fd().as_raw_fd());
     bind(socket, &SocketAddrUnix::new(short)?)?;
-    SocketFile::at(temporary)
+    SocketFile::bound_at(temporary)
 }
 
-/// Gives the file of a Unix socket its rights.
-pub(crate) fn set_rights(path: &Path, rights: &SocketFileRights) -> io::Result<()> {
-    give_rights(path, rights.mode, owner(rights)?)
-}
-
-fn give_rights(path: &Path, mode: u32, Owner { uid, gid }: Owner) -> io::Result<()> {
-    if uid.is_some() || gid.is_some() {
-        chown(path, uid, gid)?;
+/// Opens the file of a socket, as which it stays known whatever comes to its path; an error if it is a link or another file.
+fn open_file(path: &Path) -> io::Result<File> {
+    let file = File::from(open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?);
+    match file.metadata()?.file_type().is_socket() {
+        true => Ok(file),
+        false => Err(io::ErrorKind::AlreadyExists.into()),
     }
-    fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
-fn owner(rights: &SocketFileRights) -> io::Result<Owner> {
-    rights.owner.as_ref().map_or(Ok(Owner::default()), |owner| Owner::find(owner).map_err(io::Error::other))
+/// Never by the file's path, where its folder's owner could have put a link to another file by now.
+fn give_rights(file: &File, FileRights { mode, owner }: FileRights) -> io::Result<()> {
+    let before = FileRights::of(&file.metadata()?).owner;
+    let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let (uid, gid) = (Some(owner.uid), Some(owner.gid));
+    if before != owner {
+        chown(&opened, uid.filter(|uid| *uid != before.uid), gid.filter(|gid| *gid != before.gid))?;
+    }
+    fs::set_permissions(opened, Permissions::from_mode(mode))
+}
+
+impl Ids {
+    fn of_process() -> Self {
+        Self { uid: geteuid().as_raw(), gid: getegid().as_raw() }
+    }
+}
+
+impl FileRights {
+    fn of(file: &Metadata) -> Self {
+        Self { mode: file.mode() & 0o7777, owner: Ids { uid: file.uid(), gid: file.gid() } }
+    }
+
+    /// What is not configured is as the system does it: the user is the process's, and the group too, unless the folder
+    /// passes on its own (setgid).
+    fn wanted(rights: &SocketFileRights, process: Ids, path: &Path) -> io::Result<Self> {
+        let wanted = rights.owner.as_ref().map(Owner::find).transpose().map_err(io::Error::other)?.unwrap_or_default();
+        let folder = fs::metadata(folder_of(path))?;
+        let usual_gid = if folder.mode() & SETGID != 0 { folder.gid() } else { process.gid };
+        let owner = Ids { uid: wanted.uid.unwrap_or(process.uid), gid: wanted.gid.unwrap_or(usual_gid) };
+        Ok(Self { mode: rights.mode, owner })
+    }
+}
+
+impl RightsChange {
+    /// Finds out whether they can be given.
+    pub(crate) fn new(path: &Path, rights: &SocketFileRights) -> io::Result<Self> {
+        let process = Ids::of_process();
+        let wanted = FileRights::wanted(rights, process, path)?;
+        let file = open_file(path)?;
+        let before = FileRights::of(&file.metadata()?);
+        let is_member =
+            |gid| process.gid == gid || getgroups().is_ok_and(|own| own.iter().any(|own| own.as_raw() == gid));
+        let is_own = before.owner.uid == process.uid;
+        let can_give =
+            before.owner == wanted.owner || (before.owner.uid == wanted.owner.uid && is_member(wanted.owner.gid));
+        if before != wanted && process.uid != 0 && !(is_own && can_give) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        Ok(Self { file, before, wanted, is_given: false })
+    }
+
+    pub(crate) fn give(&mut self) -> io::Result<()> {
+        self.is_given = true;
+        give_rights(&self.file, self.wanted)
+    }
+
+    pub(crate) fn keep(mut self) {
+        self.is_given = false;
+    }
+}
+
+impl Drop for RightsChange {
+    fn drop(&mut self) {
+        if self.is_given
+            && let Err(e) = give_rights(&self.file, self.before)
+        {
+            tracing::warn!("the file of a Unix socket keeps the rights that were taken back: {e}");
+        }
+    }
 }
 
 impl SocketFile {
-    fn at(path: PathBuf) -> io::Result<Self> {
-        let file = fs::symlink_metadata(&path)?;
-        Ok(Self { path, id: (file.dev(), file.ino()) })
+    /// The file to which this process has bound a socket, and not what somebody else has put in its place since.
+    fn bound_at(path: PathBuf) -> io::Result<(Self, File)> {
+        let file = open_file(&path)?;
+        let found = file.metadata()?;
+        if found.uid() != geteuid().as_raw() {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        Ok((Self { path, id: (found.dev(), found.ino()) }, file))
     }
 
     /// Whether it is still at its path.
@@ -325,8 +444,9 @@ fn fix_of_path(path: &Path, key: &str, error: &io::Error) -> String {
         io::ErrorKind::AlreadyExists => format!("there is a file that is no socket: remove it, or change {key}"),
         io::ErrorKind::NotFound => format!("make the folder {folder}, or change {key}"),
         io::ErrorKind::PermissionDenied => format!(
-            "the process has to be able to write to the folder {folder} (RuntimeDirectory= in systemd) and to the socket \
-             that is there; only root can give it to another owner"
+            "the process has to be able to write to the folder {folder} (RuntimeDirectory= in systemd), the socket has to \
+             be its own, and the group of its owner one that it is in (SupplementaryGroups= in systemd); the rest only a \
+             start as root can do, in a folder that belongs to root"
         ),
         // Of its owner.
         io::ErrorKind::Other => "correct owner of the [[listener]]".to_owned(),
@@ -419,22 +539,23 @@ mod tests {
     fn a_unix_socket_is_found_with_its_rights_once_it_listens_and_removed_if_it_is_still_ours() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path: Arc<Path> = folder.path().join("web.sock").into();
-        let bound = BoundUnix::new(&path, 2, &RIGHTS).expect("a free path");
+        let bound = BoundUnix::new(&path, 2, &RIGHTS, Ids::of_process()).expect("a free path");
         assert!(!path.exists(), "it does not listen yet");
         let ours = bound.listen().expect("a free path");
         assert_eq!(names(folder.path()), ["web.sock"]);
         assert_eq!(fs::metadata(&path).expect("our socket").mode() & 0o777, 0o640);
         UnixStream::connect(&path).expect("somebody who listens");
         assert_eq!(ours.sockets.len(), 2);
-        let refused = BoundUnix::new(&path, 1, &RIGHTS).expect_err("somebody listens");
+        let refused = BoundUnix::new(&path, 1, &RIGHTS, Ids::of_process()).expect_err("somebody listens");
         assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
         drop(ours);
         assert_eq!(names(folder.path()), [""; 0]);
         // One that was bound for nothing leaves nothing.
-        drop(BoundUnix::new(&path, 1, &RIGHTS).expect("a free path"));
+        drop(BoundUnix::new(&path, 1, &RIGHTS, Ids::of_process()).expect("a free path"));
         assert_eq!(names(folder.path()), [""; 0]);
         // Another one's stays.
-        let ours = BoundUnix::new(&path, 1, &RIGHTS).expect("a free path").listen().expect("a free path");
+        let ours =
+            BoundUnix::new(&path, 1, &RIGHTS, Ids::of_process()).expect("a free path").listen().expect("a free path");
         fs::remove_file(&path).expect("our socket");
         let _others = UnixListener::bind(&path).expect("a free path");
         assert!(!ours.file.as_ref().expect("a file").is_there());
@@ -448,16 +569,79 @@ mod tests {
         let path: Arc<Path> = folder.path().join("web.sock").into();
         drop(UnixListener::bind(&path).expect("a free path"));
         assert!(path.exists(), "the socket is left behind");
-        let bound = BoundUnix::new(&path, 1, &RIGHTS).expect("nobody listens");
+        let bound = BoundUnix::new(&path, 1, &RIGHTS, Ids::of_process()).expect("nobody listens");
         let refused = UnixStream::connect(&path).expect_err("nobody listens");
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused, "there is no moment without a socket");
         let ours = bound.listen().expect("nobody listens");
         UnixStream::connect(&path).expect("somebody who listens");
         drop(ours);
         fs::write(&*path, "text").expect("our folder");
-        let refused = BoundUnix::new(&path, 1, &RIGHTS).expect_err("it is no socket");
+        let refused = BoundUnix::new(&path, 1, &RIGHTS, Ids::of_process()).expect_err("it is no socket");
         assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read_to_string(&path).expect("our file"), "text");
+    }
+
+    /// Its folder's owner can exchange the file between the moment when it is bound and that when it gets its rights.
+    #[test]
+    fn what_was_put_in_the_place_of_a_bound_socket_gets_no_rights() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (target, link) = (folder.path().join("secret"), folder.path().join("web.sock.1.0.tmp"));
+        fs::write(&target, "secret").expect("our folder");
+        fs::set_permissions(&target, Permissions::from_mode(0o600)).expect("our file");
+        std::os::unix::fs::symlink(&target, &link).expect("our folder");
+        for path in [&link, &target] {
+            let refused = SocketFile::bound_at(path.clone()).expect_err("it is no socket");
+            assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+        }
+        // Exchanged later, it is still the socket that gets them.
+        let path = folder.path().join("web.sock");
+        let _socket = UnixListener::bind(&path).expect("a free path");
+        let (ours, file) = SocketFile::bound_at(path.clone()).expect("our socket");
+        let moved = folder.path().join("moved");
+        fs::rename(&path, &moved).expect("our socket");
+        fs::rename(&link, &path).expect("our link");
+        give_rights(&file, FileRights { mode: 0o606, owner: Ids::of_process() }).expect("our socket");
+        assert_eq!(fs::metadata(&moved).expect("our socket").mode() & 0o777, 0o606);
+        assert_eq!(fs::metadata(&target).expect("our file").mode() & 0o777, 0o600);
+        drop(ours);
+        assert_eq!(names(folder.path()), ["moved", "secret", "web.sock"]);
+        if geteuid().is_root() {
+            chown(&moved, Some(65534), None).expect("we are root");
+            let refused = SocketFile::bound_at(moved).expect_err("it is another one's");
+            assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+        }
+    }
+
+    #[test]
+    fn a_socket_that_has_come_meanwhile_is_not_replaced() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path: Arc<Path> = folder.path().join("web.sock").into();
+        let bound = BoundUnix::new(&path, 1, &RIGHTS, Ids::of_process()).expect("a free path");
+        let other = UnixListener::bind(&path).expect("a free path");
+        let refused = bound.listen().expect_err("somebody listens");
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        UnixStream::connect(&path).expect("the other one");
+        drop(other);
+        assert_eq!(names(folder.path()), ["web.sock"]);
+    }
+
+    #[test]
+    fn rights_that_were_given_are_taken_back_unless_they_are_kept() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("web.sock");
+        let _socket = UnixListener::bind(&path).expect("a free path");
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("our socket");
+        let mode = || fs::metadata(&path).expect("our socket").mode() & 0o777;
+        let given = || {
+            let mut change = RightsChange::new(&path, &RIGHTS).expect("our socket");
+            change.give().expect("our socket");
+            assert_eq!(mode(), 0o640);
+            change
+        };
+        drop(given());
+        assert_eq!(mode(), 0o600);
+        given().keep();
+        assert_eq!(mode(), 0o640);
     }
 
     #[test]
@@ -465,7 +649,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let rest = MAX_UNIX_PATH_BYTES - folder.path().as_os_str().len() - 1;
         let path: Arc<Path> = folder.path().join("x".repeat(rest)).into();
-        let _ours = BoundUnix::new(&path, 1, &RIGHTS).expect("a free path").listen().expect("a free path");
+        let _ours =
+            BoundUnix::new(&path, 1, &RIGHTS, Ids::of_process()).expect("a free path").listen().expect("a free path");
         UnixStream::connect(&path).expect("somebody who listens");
         assert_eq!(names(folder.path()).len(), 1);
     }

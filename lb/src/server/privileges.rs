@@ -10,15 +10,16 @@ use anyhow::{Context, bail};
 use nix::unistd::Uid;
 
 use super::Sockets;
+use crate::config::Config;
 use crate::config::backend::SocketAddress;
 use crate::config::toml::Checked;
-use crate::config::{Config, SocketFileRights, UserAndGroup};
-use crate::listen::sockets::cannot_listen;
+use crate::listen::sockets::{Ids, cannot_listen};
 use crate::user::{Rights, User, closed_files, logs};
 
 /// Becomes `[server] user`, if there is one and the process is root's: what is to be said of it, and whether that is a
-/// warning. Unix sockets are bound before, since they often are where only root can write, and given to `sockets`. No
-/// thread may have been started.
+/// warning. Unix sockets in folders of root's are bound before and given to `sockets`, and logs are made there. Where the
+/// user could change what a path leads to, nothing is done with root's rights: the user binds and makes it. No thread may
+/// have been started.
 pub fn give_up_root(checked: &Checked, sockets: &mut Sockets) -> anyhow::Result<Option<(String, bool)>> {
     let config = &checked.config;
     let Some(wanted) = &config.server.user else { return Ok(None) };
@@ -48,9 +49,9 @@ pub fn give_up_root(checked: &Checked, sockets: &mut Sockets) -> anyhow::Result<
     Ok(Some((format!("the process has become user {}: {ports}", user.name), false)))
 }
 
-/// Makes logs that are not there yet, in folders where the user may not, and gives them to it.
+/// Makes logs that are not there yet in folders of root's, and gives them to the user.
 fn create_logs(config: &Config, user: &User) -> anyhow::Result<()> {
-    for (which, path) in logs(config) {
+    for (which, path) in logs(config).filter(|(_, path)| user.cannot_redirect(path)) {
         match OpenOptions::new().append(true).create_new(true).open(path) {
             Ok(file) => fchown(&file, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
                 .with_context(|| format!("the {which} {} cannot be given to user {}", path.display(), user.name))?,
@@ -64,15 +65,15 @@ fn create_logs(config: &Config, user: &User) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// They belong to the user unless the configuration says otherwise.
+/// Binds those in folders of root's. They belong to the user unless the configuration says otherwise.
 fn bind_unix_sockets(config: &Config, user: &User, sockets: &mut Sockets) -> anyhow::Result<()> {
     for listener in &config.listeners {
         let Some(rights) = &listener.socket_file else { continue };
-        let own = || UserAndGroup { user: Some(user.uid.to_string()), group: Some(user.gid.to_string()) };
-        let rights = SocketFileRights { owner: Some(rights.owner.clone().unwrap_or_else(own)), ..*rights };
         for address in listener.addresses.iter() {
-            if let SocketAddress::Unix(path) = address {
-                let bound = sockets.bind_unix(path, &rights);
+            if let SocketAddress::Unix(path) = address
+                && user.cannot_redirect(path)
+            {
+                let bound = sockets.bind_unix(path, rights, Ids { uid: user.uid.as_raw(), gid: user.gid.as_raw() });
                 bound.map_err(|e| anyhow::anyhow!(cannot_listen(address, "[[listener]] address", &e)))?;
             }
         }

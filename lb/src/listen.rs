@@ -19,8 +19,9 @@ use tokio::sync::watch;
 
 use self::handshake::Told;
 use self::proxy::Expected;
-use self::sockets::{Bound, Listening, RightsChange, SocketFile, Sockets, cannot_listen, identity};
+use self::sockets::{Bound, Listening, RightsChange, SocketFile, Sockets, cannot_listen};
 use self::thread::{Accepting, Listener, Turns};
+use crate::config::advice::same_sockets;
 use crate::config::backend::SocketAddress;
 use crate::config::site::ListenerName;
 use crate::config::tls::TlsConfig;
@@ -637,27 +638,6 @@ fn told(listener: &ListenerConfig, loaded: &Loaded) -> String {
     let (addresses, file) = (&listener.addresses, loaded.pair.certificate.display());
     let (names, until) = (loaded.leaf.names.join(", "), certificate::date(loaded.not_after()));
     format!("listener {addresses}: certificate {file} for {names}, valid until {until}")
-}
-
-/// Listeners, by their places, whose path leads to the Unix socket of another one, though it is written otherwise.
-pub(crate) fn same_sockets(wanted: &[ListenerConfig]) -> impl Iterator<Item = (usize, String)> {
-    let (mut known, mut found) = (Vec::new(), Vec::new());
-    for (listener, config) in wanted.iter().enumerate() {
-        for address in config.addresses.iter() {
-            let SocketAddress::Unix(path) = address else { continue };
-            let Some(identity) = identity(path) else { continue };
-            match known.iter().find(|(other, _)| *other == identity) {
-                Some((_, other)) => {
-                    found.push((
-                        listener,
-                        format!("listener {address} is the same socket as {other}: remove one of them"),
-                    ));
-                }
-                None => known.push((identity, address)),
-            }
-        }
-    }
-    found.into_iter()
 }
 
 /// Reads the files of a listener's TLS; the same as `before` where nothing is other, so that clients can still resume

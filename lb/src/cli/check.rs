@@ -14,11 +14,10 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use crate::change::Edits;
-use crate::config::advice::Subject;
+use crate::config::advice::{Subject, same_sockets};
 use crate::config::backend::SocketAddress;
 use crate::config::toml::{self, Checked, Warning};
 use crate::config::{AccessLogFile, Config, Problem, UserAndGroup, advice};
-use crate::listen::same_sockets;
 use crate::probe::resolver::{Question, Resolver};
 use crate::site::unreachable;
 use crate::state;

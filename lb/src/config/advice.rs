@@ -3,8 +3,11 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::SystemTime;
 
 use super::algorithm::Algorithm;
@@ -457,4 +460,34 @@ pub fn names_to_resolve(config: &Config) -> Vec<(BackendAddress, Subject)> {
         }
     }
     names
+}
+
+/// Listeners, by their places, whose path leads to the Unix socket of another one, though it is written otherwise.
+pub(crate) fn same_sockets(wanted: &[ListenerConfig]) -> impl Iterator<Item = (usize, String)> {
+    let (mut known, mut found) = (Vec::new(), Vec::new());
+    for (listener, config) in wanted.iter().enumerate() {
+        for address in config.addresses.iter() {
+            let SocketAddress::Unix(path) = address else { continue };
+            let Some(identity) = identity(path) else { continue };
+            match known.iter().find(|(other, _)| *other == identity) {
+                Some((_, other)) => {
+                    found.push((
+                        listener,
+                        format!("listener {address} is the same socket as {other}: remove one of them"),
+                    ));
+                }
+                None => known.push((identity, address)),
+            }
+        }
+    }
+    found.into_iter()
+}
+
+/// What two paths have in common that lead to the same file, however they are written: the device and the inode of its
+/// folder, and its name. `None`: the folder cannot be found.
+fn identity(path: &Path) -> Option<(u64, u64, OsString)> {
+    let folder =
+        std::fs::metadata(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+            .ok()?;
+    Some((folder.dev(), folder.ino(), path.file_name()?.to_owned()))
 }

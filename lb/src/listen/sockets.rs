@@ -2,7 +2,6 @@
 //! for all where it is a Unix socket, since these cannot share a path.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::fs::{self, File, Metadata, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -244,13 +243,6 @@ fn move_to(from: &Path, to: &Path, is_replacing: bool) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::InvalidInput => fs::rename(from, to),
         moved => moved,
     }
-}
-
-/// What two paths have in common that lead to the same file, however they are written: the device and the inode of its
-/// folder, and its name. `None`: the folder cannot be found.
-pub(crate) fn identity(path: &Path) -> Option<(u64, u64, OsString)> {
-    let folder = fs::metadata(folder_of(path)).ok()?;
-    Some((folder.dev(), folder.ino(), path.file_name()?.to_owned()))
 }
 
 /// Whether nothing is at the path. An error unless that is so, or a socket is there that nobody listens on, which a process

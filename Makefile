@@ -109,10 +109,10 @@ else
 	cargo mutants --package evenkeel $(patsubst %,--file 'lb/src/%.rs',$(MUTANTS)) --output target -- --lib
 endif
 
-## The HTTP/1.1 codec, values and expressions against arbitrary bytes, a minute for each
+## The codecs of HTTP/1.1 and HTTP/2, values and expressions against arbitrary bytes, a minute for each
 fuzz: tools-demo
 	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install --locked cargo-fuzz"; exit 1; }
-	for target in request_head response_head chunked value; do \
+	for target in request_head response_head chunked http2 value; do \
 		(cd lb && RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target -- \
 			-dict=fuzz/http1.dict -max_total_time=60) || exit 1; \
 	done

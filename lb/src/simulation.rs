@@ -278,7 +278,7 @@ fn scenario(seed: u64) {
     for client in 0..between(1, 4) {
         let delay = if one_in(2) { Duration::ZERO } else { milliseconds(0, 30) };
         let plan = |_| match !is_tls && one_in(4) {
-            true => Plan::Http2(http2_plan(scale, clients_fail, max_body)),
+            true => Plan::Http2(http2_plan(seed, scale, clients_fail, max_body)),
             false => Plan::Http1(client_plan(scale, clients_fail, half_close, max_body)),
         };
         let plans = (0..between(1, 2)).map(plan).collect();
@@ -404,14 +404,19 @@ fn client_plan(scale: Scale, may_fail: bool, half_close: HalfClose, max_body: Op
     client::Plan { requests, is_pipelined: one_in(4), reads_late, stays: one_in(4), piece: scale.piece, half_close }
 }
 
-fn http2_plan(scale: Scale, may_fail: bool, max_body: Option<u64>) -> http2::Plan {
-    let requests = (0..between(1, 6)).map(|_| {
+fn http2_plan(seed: u64, scale: Scale, may_fail: bool, max_body: Option<u64>) -> http2::Plan {
+    let requests = (0..between(1, 6)).map(|n| {
         let mut asked = request(scale, may_fail, false);
         // Only HTTP/1.1 knows these.
         while matches!(asked.fault, ClientFault::HalfCloses | ClientFault::BadHead | ClientFault::BadChunk) {
             asked = request(scale, may_fail, false);
         }
         (asked.is_http10, asked.closes) = (false, false);
+        // Not drawn from the run's numbers, as above.
+        let drawn = simulated::mixed(seed.wrapping_add(2 + n));
+        if asked.method == "GET" && asked.fault == ClientFault::None && drawn.is_multiple_of(3) {
+            (asked.upgrades, asked.place, asked.size) = (true, Place::Proxy, (drawn >> 32) % scale.most);
+        }
         let is_at_fault = max_body.is_some_and(|most| asked.size > most);
         take_down(&mut asked, is_at_fault, false, true);
         asked

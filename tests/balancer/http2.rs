@@ -334,6 +334,93 @@ fn has_ended(mut frames: &[u8], stream: u8) -> bool {
     false
 }
 
+// It ended the whole connection, and the requests beside it were lost.
+#[tokio::test]
+async fn a_malformed_request_ends_its_own_stream_alone() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a])).await;
+    let sound = [(":method", "GET"), (":scheme", "https"), (":path", "/hold"), (":authority", "x")];
+    let head =
+        |stream, field: &[(&str, &str)]| frame(kind::HEADERS, 5, stream, &literals(&[&sound[..], field].concat()));
+    let odd = [
+        ("X-Upper", "y"),
+        ("x y", "z"),
+        ("x:y", "z"),
+        ("x\"a", "z"),
+        ("", "z"),
+        ("x", "a\0"),
+        ("x", "a\rb"),
+        ("x", "a\nb"),
+        ("connection", "close"),
+        (":late", "x"),
+    ];
+    let mut client = http2::connect(balancer.address()).await;
+    write(&mut client, &[PREFACE, &head(1, &[])].concat()).await;
+    for (stream, field) in (3..).step_by(2).zip(odd) {
+        write(&mut client, &head(stream, &[field])).await;
+        let reset = within("a reset", http2::frame_of(&mut client, kind::RST_STREAM)).await;
+        assert_eq!((reset.stream, reset.reason()), (stream, Some(Reason::PROTOCOL_ERROR)), "{field:?}");
+    }
+    eventually("the sound one has come", async || a.heads() == 1).await;
+    a.release();
+    let answer = within("its answer", http2::frame_of(&mut client, kind::HEADERS)).await;
+    assert_eq!(answer.stream, 1);
+    assert_eq!(a.heads(), 1);
+}
+
+// Their codes were PROTOCOL_ERROR (RFC 9113 §5.1 and §4.3).
+#[tokio::test]
+async fn late_content_and_fields_that_cannot_be_read_are_told_from_other_errors() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a])).await;
+    let head = |stream, path| {
+        let fields = [(":method", "GET"), (":scheme", "https"), (":path", path), (":authority", "x")];
+        frame(kind::HEADERS, 5, stream, &literals(&fields))
+    };
+    let mut client = http2::connect(balancer.address()).await;
+    write(&mut client, &[PREFACE, &head(1, "/hold"), &head(3, "/"), &frame(kind::DATA, 0, 1, b"late")].concat()).await;
+    let reset = within("a reset", http2::frame_of(&mut client, kind::RST_STREAM)).await;
+    assert_eq!((reset.stream, reset.reason()), (1, Some(Reason::STREAM_CLOSED)));
+    let answer = within("the other's answer", http2::frame_of(&mut client, kind::HEADERS)).await;
+    assert_eq!(answer.stream, 3);
+    write(&mut client, &frame(kind::HEADERS, 5, 5, b"\xff\xff\xff\xff\xff\xff")).await;
+    let goaway = within("a GOAWAY", http2::frame_of(&mut client, kind::GOAWAY)).await;
+    assert_eq!(goaway.reason(), Some(Reason::COMPRESSION_ERROR));
+}
+
+// With END_STREAM it ended in INTERNAL_ERROR; 405 had no Allow.
+#[tokio::test]
+async fn methods_are_refused_as_over_http_1() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a])).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    for is_end in [true, false] {
+        let connect = http::Request::connect("other.example:443").body(()).expect("a request");
+        let (answer, _upload) = client.begin(connect, is_end).await;
+        let reply = reply(answer).await.expect("a response");
+        assert_eq!((reply.status, reply.field("allow").is_some()), (405, true), "{is_end}");
+    }
+    let (answer, _) = client.begin(request("TRACE", "/", &[]), true).await;
+    let trace = reply(answer).await.expect("a response");
+    assert_eq!((trace.status, trace.field("allow").is_some()), (405, true));
+    assert_eq!(a.heads(), 0);
+}
+
+#[tokio::test]
+async fn max_forwards_is_obeyed_as_over_http_1() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a])).await;
+    let mut client = Http2::connect(balancer.address()).await;
+    for (method, hops, seen) in [("OPTIONS", "0", None), ("OPTIONS", "5", Some("4")), ("GET", "5", Some("5"))] {
+        let (answer, _) = client.begin(request(method, "/", &[("max-forwards", hops)]), true).await;
+        assert_eq!(reply(answer).await.expect("a response").status, 200);
+        match seen {
+            None => assert_eq!(a.heads(), 0, "ours to answer"),
+            seen => assert_eq!(a.last_request().field("max-forwards"), seen),
+        }
+    }
+}
+
 /// Debian 12's curl takes no answer whose upload was reset before it was sent.
 #[tokio::test]
 async fn curl_reads_the_refusal_of_its_upload() {
@@ -376,12 +463,16 @@ async fn a_response_that_breaks_off_is_no_whole_one() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(config([&a]).app(Pool::without_ejection)).await;
     let mut client = Http2::connect(balancer.address()).await;
-    for head in ["Content-Length: 10\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"] {
+    let heads = ["Content-Length: 10\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"];
+    for head in heads {
         let text = format!("HTTP/1.1 200 OK\r\n{head}");
         a.answer(move |_| vec![Step::Send(text.clone().into_bytes()), Step::Close]);
         let answer = client.get("/").await;
         assert_eq!((answer.status, answer.end), (200, End::CutOff), "{head:?}");
     }
+    // An empty size of a chunk is not the end.
+    a.answer_with("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n\r\n\r\n");
+    assert_eq!(client.get("/").await.status, 502);
     a.answer(|_| vec![Step::Send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nall".to_vec()), Step::Close]);
     let answer = client.get("/").await;
     assert_eq!((answer.text().as_str(), answer.end), ("all", End::Complete));
@@ -520,6 +611,55 @@ async fn a_stop_waits_for_streams_and_not_for_silence() {
     busy.closed().await.expect("a friendly end");
     assert!(balancer.process().end().await.success());
     assert!(!balancer.log().contains("cut off"), "{}", balancer.log());
+}
+
+#[tokio::test]
+async fn a_window_that_is_opened_after_the_stop_is_used() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(config([&a])).await;
+    let content = vec![b'x'; 200_000];
+    a.answer_with(response(200, &[], &content));
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(1000);
+    let mut client = Http2::over(http2::connect(balancer.address()).await, builder).await;
+    let (answer, _) = client.begin(request("GET", "/", &[]), true).await;
+    let (_, mut body) = within("a response", answer).await.expect("a response").into_parts();
+    balancer.signal(nix::sys::signal::Signal::SIGTERM);
+    // Longer than whatever carries nothing has to end.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let mut received = 0;
+    while let Some(data) = within("content", body.data()).await {
+        let data = data.expect("all of the content");
+        received += data.len();
+        body.flow_control().release_capacity(data.len()).expect("an open stream");
+    }
+    assert_eq!(received, content.len());
+    client.closed().await.expect("a friendly end");
+    assert!(balancer.process().end().await.success());
+}
+
+#[tokio::test]
+async fn a_large_response_holds_up_no_small_one() {
+    let a = Origin::start("a").await;
+    a.answer(|request| {
+        vec![Step::Send(response(200, &[], vec![b'x'; if request.target == "/" { 10 } else { 64 << 20 }]))]
+    });
+    let balancer = Balancer::start(config([&a])).await;
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(1 << 30).initial_connection_window_size(1 << 30);
+    let mut client = Http2::over(http2::connect(balancer.address()).await, builder).await;
+    let (answer, _) = client.begin(request("GET", "/large", &[]), true).await;
+    let (_, mut body) = within("a response", answer).await.expect("a response").into_parts();
+    let large = tokio::spawn(async move {
+        let mut received = 0;
+        while let Some(data) = body.data().await {
+            received += data.expect("content").len();
+        }
+        received
+    });
+    assert_eq!(client.get("/").await.body.len(), 10);
+    assert!(!large.is_finished(), "the small one came behind the large one");
+    assert_eq!(large.await.expect("no panic"), 64 << 20);
 }
 
 // What TLS held of a response was taken for sent: a stop gave it a second, and cut it off.

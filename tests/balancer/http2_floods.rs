@@ -83,7 +83,7 @@ async fn floods_end_with_the_right_error_and_bounded_memory() {
         // CVE-2025-8671: the server is made to reset the streams itself.
         (
             "streams whose window is opened by nothing",
-            Reason::PROTOCOL_ERROR,
+            Reason::ENHANCE_YOUR_CALM,
             Box::new(move |n| {
                 [head(whole, id(n), "/hold"), frame(kind::WINDOW_UPDATE, 0, id(n), &increment(0))].concat()
             }),
@@ -102,10 +102,10 @@ async fn floods_end_with_the_right_error_and_bounded_memory() {
                 frame(kind::HEADERS, whole, id(n), &literals(&[(":method", "GET"), ("connection", "x")]))
             }),
         ),
-        // RFC 9113 §5.1 has STREAM_CLOSED; the crate says so only once its own side is closed too.
+        // Each stream ends with STREAM_CLOSED (RFC 9113 §5.1).
         (
             "content after its end",
-            Reason::PROTOCOL_ERROR,
+            Reason::ENHANCE_YOUR_CALM,
             Box::new(move |n| [head(whole, id(n), "/hold"), frame(kind::DATA, 0, id(n), b"x")].concat()),
         ),
         // CVE-2024-27316 and others.
@@ -140,10 +140,10 @@ async fn floods_end_with_the_right_error_and_bounded_memory() {
             Reason::FLOW_CONTROL_ERROR,
             Box::new(move |_| frame(kind::WINDOW_UPDATE, 0, 0, &increment(0x7fff_ffff))),
         ),
-        // A literal with a name whose length needs more bits than there are. RFC 9113 §4.3 has COMPRESSION_ERROR.
+        // A literal with a name whose length needs more bits than there are.
         (
             "a length that overflows",
-            Reason::PROTOCOL_ERROR,
+            Reason::COMPRESSION_ERROR,
             Box::new(move |n| frame(kind::HEADERS, whole, id(n), &[0x00, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f])),
         ),
     ];

@@ -141,6 +141,17 @@ async fn what_the_backend_says_last_arrives_and_then_the_end() {
     balancer.is_idle().await;
 }
 
+// It looked like an end that both sides wanted.
+#[tokio::test]
+async fn a_backend_that_breaks_off_ends_it_by_a_reset() {
+    let port = backend(async |wire: Wire| wire.stream.set_zero_linger());
+    let balancer = Balancer::start(config(&port)).await;
+    let mut client = Http2::connect_plain(balancer.address()).await;
+    let (_, mut tunnel) = client.websocket("/", &[]).await.expect("a WebSocket");
+    assert_eq!(tunnel.reset().await, Reason::CANCEL);
+    balancer.is_idle().await;
+}
+
 #[tokio::test]
 async fn whoever_does_not_read_is_not_sent_more() {
     // The backend sends for as long as it is taken.
@@ -209,11 +220,13 @@ async fn what_opens_no_websocket_is_no_success() {
     assert_eq!(client.get("/text").await.status, 200);
     let (declared, _) = [("content-length", "5")].split_at(1);
     assert_eq!(client.websocket("/", declared).await.err().expect("no WebSocket").status, 400);
-    // Another protocol.
-    let mut other = request("CONNECT", "/", &[]);
-    other.extensions_mut().insert(h2::ext::Protocol::from_static("connect-udp"));
-    let (answer, _) = client.begin(other, true).await;
-    assert_eq!(reply(answer).await.expect("a response").status, 405);
+    // Another protocol; and one whose client has closed its side.
+    for (protocol, status) in [("connect-udp", 405), ("websocket", 400)] {
+        let mut other = request("CONNECT", "/", &[("sec-websocket-version", "13")]);
+        other.extensions_mut().insert(h2::ext::Protocol::from_static(protocol));
+        let (answer, _) = client.begin(other, true).await;
+        assert_eq!(reply(answer).await.expect("a response").status, status, "{protocol}");
+    }
     assert_eq!(balancer.backend(&a).await["failures"], 0, "any client may ask for what is not there");
     balancer.sees(&a, "healthy").await;
 }

@@ -16,7 +16,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import report
 from balancers import CORE_OF_LOAD, BOTH_CORES, HERE, ROOT, WORK, Balancer, Process, Setup, TlsOrigin, command, free_ports
-from loads import EMBEDDED, IDLE, SCENARIOS, Failed, idle_bytes
+from loads import EMBEDDED, IDLE, IDLES, SCENARIOS, Failed, idle_bytes
 
 PACKAGES = ["nginx:nginx-light", "haproxy:haproxy", "wrk:wrk", "h2load:nghttp2-client", "openssl:openssl",
             "cc:build-essential", "cmake:cmake", "taskset:util-linux", "setpriv:util-linux"]
@@ -171,15 +171,16 @@ class Run:
         return True
 
     def measure_idle(self):
-        for kind in self.kinds:
-            balancer = None
-            try:
-                balancer = self.start(kind, f"{kind}-idle")
-                self.idle[kind] = idle_bytes(balancer)
-            except (Failed, RuntimeError) as e:
-                self.missing.append(f"idle clients, {kind}: {e}")
-            if balancer:
-                balancer.stop()
+        for idle in IDLES:
+            for kind in self.kinds:
+                balancer = None
+                try:
+                    balancer = self.start(kind, f"{kind}-idle-{idle.key}")
+                    self.idle.setdefault(idle.key, {})[kind] = idle_bytes(balancer, idle)
+                except (Failed, RuntimeError) as e:
+                    self.missing.append(f"idle clients, {idle.title}, {kind}: {e}")
+                if balancer:
+                    balancer.stop()
 
     def run(self):
         self.prepare()

@@ -2,6 +2,7 @@
 
 import re
 import socket
+import ssl
 import subprocess
 import time
 
@@ -130,15 +131,53 @@ SCENARIOS = [
     Scenario("two", "small, 2 threads on both cores", wrk("/small"), instance="two", cores=BOTH_CORES),
 ]
 IDLE = "idle"
-IDLE_CLIENTS = 10_000
 
 
-def idle_bytes(balancer, clients=IDLE_CLIENTS):
+class Idle:
+    """Clients that keep their connection: over what, how many, and what one may take, if that is told."""
+
+    def __init__(self, key, title, clients, target=None, tls=False, http2=False):
+        self.key, self.title, self.clients, self.target = key, title, clients, target
+        self.tls, self.http2 = tls, http2
+
+    def connect(self, balancer):
+        if not self.tls:
+            return socket.create_connection(("127.0.0.1", balancer.port), 5)
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.set_alpn_protocols(["h2" if self.http2 else "http/1.1"])
+        return context.wrap_socket(socket.create_connection(("127.0.0.1", balancer.tls_port), 5))
+
+    def request(self):
+        fields = [field.split(": ", 1) for field in FIELDS]
+        if not self.http2:
+            head = "GET /small HTTP/1.1\r\nHost: bench.test\r\n" + "".join(f"{n}: {v}\r\n" for n, v in fields)
+            return head.encode() + b"\r\n"
+        fields = [(":authority", "bench.test"), (":path", "/small"), *((n.lower(), v) for n, v in fields)]
+        # GET and https, then literals that are kept.
+        block = b"\x82\x87" + b"".join(
+            b"\x40" + b"".join(bytes([len(text)]) + text.encode() for text in field) for field in fields)
+        frames = [(4, 0, 0, b""), (4, 1, 0, b""), (1, 5, 1, block)]
+        return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"".join(
+            len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+            for kind, flags, stream, payload in frames)
+
+
+IDLES = [
+    Idle("plain", "HTTP/1.1", 10_000, target=6 * 1024),
+    Idle("tls", "HTTP/1.1 over TLS", 2_000, tls=True),
+    Idle("h2", "HTTP/2 over TLS", 2_000, tls=True, http2=True),
+]
+# How much more than over HTTP/1.1 and TLS a client of HTTP/2 may take.
+IDLE_HTTP2_TARGET = 4 * 1024
+
+
+def idle_bytes(balancer, idle):
     """What a client costs that has made one request and keeps its connection."""
-    request = ("GET /small HTTP/1.1\r\nHost: bench.test\r\n" + "\r\n".join(FIELDS) + "\r\n\r\n").encode()
+    request = idle.request()
 
     def one():
-        s = socket.create_connection(("127.0.0.1", balancer.port), 5)
+        s = idle.connect(balancer)
         connections.append(s)
         s.sendall(request)
         answer = b""
@@ -153,17 +192,18 @@ def idle_bytes(balancer, clients=IDLE_CLIENTS):
         for _ in range(50):
             one()
         before = balancer.resident_bytes()
-        for _ in range(clients):
+        for _ in range(idle.clients):
             one()
         time.sleep(0.5)
         for s in connections:
             s.setblocking(False)
             try:
-                if not s.recv(1, socket.MSG_PEEK):
+                # Under TLS nothing can be looked at without being taken.
+                if not (s.recv(1024) if idle.tls else s.recv(1, socket.MSG_PEEK)):
                     raise Failed("a connection was closed while it idled")
-            except BlockingIOError:
+            except (BlockingIOError, ssl.SSLWantReadError):
                 pass
-        return (balancer.resident_bytes() - before) / clients
+        return (balancer.resident_bytes() - before) / idle.clients
     except OSError as e:
         raise Failed(f"after {len(connections)} connections: {e}") from e
     finally:

@@ -109,10 +109,15 @@ pub fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
 
 /// The payload of the next frame of this kind; those before it are dropped.
 pub async fn payload_of(connection: &mut (impl AsyncRead + Unpin), kind: u8) -> Vec<u8> {
+    frame_of(connection, kind).await.payload
+}
+
+/// The next frame of this kind; those before it are dropped.
+pub async fn frame_of(connection: &mut (impl AsyncRead + Unpin), kind: u8) -> Frame {
     loop {
         let frame = next_frame(connection).await.expect("a frame");
         if frame.kind == kind {
-            return frame.payload;
+            return frame;
         }
     }
 }

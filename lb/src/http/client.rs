@@ -147,8 +147,8 @@ impl Drop for Busy<'_> {
     }
 }
 
-/// Serves the one request of an HTTP/2 stream. True: the client reset the stream before it had its answer.
-pub(super) async fn serve_stream(engine: &Engine, mut client: ClientStream, peer: &Peer) -> bool {
+/// Serves the one request of an HTTP/2 stream.
+pub(super) async fn serve_stream(engine: &Engine, mut client: ClientStream, peer: &Peer) {
     let _carrier = kill::carrier(&engine.control).await;
     let mut timer = Timer::default();
     let mut work = Work::take();
@@ -159,17 +159,11 @@ pub(super) async fn serve_stream(engine: &Engine, mut client: ClientStream, peer
         _ => Fate::Close,
     };
     work.give_back();
-    let is_reset = matches!(&client, ClientStream::Http2(stream) if stream.is_reset());
     match fate {
         Fate::Idle | Fate::Close | Fate::Http2 => {}
         Fate::Linger => linger(engine, &mut client).await,
-        Fate::Abort => {
-            // A reset takes back what the connection has not sent: let it send first.
-            tokio::task::yield_now().await;
-            client.abort();
-        }
+        Fate::Abort => client.abort(),
     }
-    is_reset
 }
 
 /// What calls an idle connection from outside: the signal to stop, and the lack of room.

@@ -3,7 +3,7 @@
 
 use std::num::NonZero;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Before it nothing is asked: connections may start slowly.
@@ -34,20 +34,13 @@ struct Counts {
     began: Instant,
     /// When something was last written to the socket, in nanoseconds since the beginning.
     written_at: AtomicU64,
-    /// Some of what is to be written may not have come to the socket: TLS may hold it.
-    is_unflushed: AtomicBool,
 }
 
 impl Total {
     /// Of a connection that begins.
     pub fn new(now: Instant) -> Self {
-        let counts = Counts {
-            moved: AtomicU64::new(0),
-            written: AtomicU64::new(0),
-            began: now,
-            written_at: AtomicU64::new(0),
-            is_unflushed: AtomicBool::new(false),
-        };
+        let counts =
+            Counts { moved: AtomicU64::new(0), written: AtomicU64::new(0), began: now, written_at: AtomicU64::new(0) };
         Self(Arc::new(counts))
     }
 
@@ -56,16 +49,6 @@ impl Total {
         let at = now.saturating_duration_since(self.0.began).as_nanos();
         self.0.written.fetch_add(bytes as u64, Ordering::Relaxed);
         self.0.written_at.store(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    /// Something is to be written, or the client's socket has taken everything.
-    pub fn set_unflushed(&self, is_unflushed: bool) {
-        self.0.is_unflushed.store(is_unflushed, Ordering::Relaxed);
-    }
-
-    /// Whether some of what is to be written may not have come to the client's socket.
-    pub fn is_unflushed(&self) -> bool {
-        self.0.is_unflushed.load(Ordering::Relaxed)
     }
 
     /// How many bytes the client's socket has taken.

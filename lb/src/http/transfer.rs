@@ -510,6 +510,8 @@ impl<'a> Transfer<'a> {
     /// How the client's connection is left, once nothing more is to be done.
     pub fn ending(&self) -> Ending {
         match (&self.download, &self.upload) {
+            // As a connection's reset is told on a stream (RFC 8441 §5).
+            (Download::Tunnel(tunnel), _) if tunnel.has_backend_broken() && self.client.is_stream() => Ending::CutOff,
             (Download::Tunnel(tunnel), _) if tunnel.has_client_ended() => Ending::Complete,
             // Closing at once would reset the connection if the client sends on, and take the end of what it was sent.
             (Download::Tunnel(_), _) => Ending::Unread,

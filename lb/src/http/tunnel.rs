@@ -19,6 +19,8 @@ pub struct Tunnel {
     /// How many bytes that the client is sent are the head.
     head_bytes: u64,
     timeout: Duration,
+    /// The backend's side has ended by an error.
+    has_backend_broken: bool,
 }
 
 /// What came of one look at a tunnel.
@@ -30,7 +32,8 @@ pub enum Flow {
 impl Tunnel {
     /// What was read already goes first, and to the client a head of so many bytes.
     pub fn new(from_client: Vec<u8>, to_client: Vec<u8>, head_bytes: u64, timeout: Duration) -> Self {
-        Self { up: Direction::new(from_client), down: Direction::new(to_client), head_bytes, timeout }
+        let (up, down) = (Direction::new(from_client), Direction::new(to_client));
+        Self { up, down, head_bytes, timeout, has_backend_broken: false }
     }
 
     /// How many bytes the client was sent behind the head.
@@ -46,6 +49,11 @@ impl Tunnel {
     /// Whether the client has closed its side, so that nothing more can come from it.
     pub fn has_client_ended(&self) -> bool {
         self.up.is_ended
+    }
+
+    /// Whether the backend has broken the connection off.
+    pub fn has_backend_broken(&self) -> bool {
+        self.has_backend_broken
     }
 
     /// Whether the backend takes nothing of what the client sent, so that the client is not read.
@@ -67,6 +75,7 @@ impl Tunnel {
             up => up,
         };
         let down = self.down.poll(cx, backend, client);
+        self.has_backend_broken |= matches!(down, Poll::Ready(Err(Broken::Reader)));
         match (up, down) {
             // A backend that has closed is done with its client, and would not notice what comes from it.
             (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_) | Ok(State::Ended))) => Poll::Ready(Flow::Over),

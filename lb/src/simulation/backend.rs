@@ -155,6 +155,13 @@ async fn serve(backend: usize, head: &Head, source: &mut Source, end: &Rc<End>, 
         return tunnel(id, attempt, asked.size, source, end, mood).await;
     }
     let response = plan(id, attempt, head, fault, mood);
+    if asked.upgrades
+        && matches!(response.status, 200..=299)
+        && book::with(|book| book.exchanges[id as usize].is_stream)
+    {
+        // On a stream it would tell that the WebSocket is open: another answer takes its place.
+        spoil(id, attempt);
+    }
     if asked.place == Place::Paged && matches!(response.status, 500 | 503) {
         // Another answer may take its place, unless it is itself one that did: that is not known here.
         spoil(id, attempt);

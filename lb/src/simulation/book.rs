@@ -178,6 +178,8 @@ pub enum Sight {
     /// A connection was closed to make room for others.
     Shed,
     Http2,
+    /// A WebSocket on a stream carried everything.
+    Http2Tunnel,
     StreamReset,
     /// A route answered itself.
     OwnAnswer,
@@ -188,7 +190,7 @@ pub enum Sight {
 }
 
 impl Sight {
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::WholeResponse,
         Self::Refusal,
         Self::Retry,
@@ -215,6 +217,7 @@ impl Sight {
         Self::HalfClosed,
         Self::Shed,
         Self::Http2,
+        Self::Http2Tunnel,
         Self::StreamReset,
         Self::OwnAnswer,
         Self::ErrorPage,

@@ -1,5 +1,5 @@
-//! Clients of HTTP/2, whose requests share a connection. The protocol is that of the `h2` crate, which the balancer uses
-//! on its side: what is held against each other here is what the balancer makes of the streams.
+//! Clients of HTTP/2, whose requests share a connection. The protocol is that of the `h2` crate, so that the balancer's is
+//! held against another implementation.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, ResponseFuture, SendRequest};
+use h2::ext::Protocol;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::book::{
@@ -104,10 +105,21 @@ async fn exchange(client: Rc<Client>, mut send: SendRequest<Bytes>, asked: Asked
     if poll_fn(|cx| send.poll_ready(cx)).await.is_err() {
         return;
     }
+    // Once the balancer's settings are there (RFC 8441 §3).
+    while asked.upgrades && !send.is_extended_connect_protocol_enabled() {
+        if client.pipe.upgrade().is_none() {
+            return;
+        }
+        clock::sleep(Duration::from_millis(1)).await;
+    }
     trace(|| format!("{name} client asks {asked:?}"));
-    let Ok((mut response, mut body)) = send.send_request(head(&asked), asked.framing == Framing::None) else { return };
+    let Ok((mut response, mut body)) =
+        send.send_request(head(&asked), asked.framing == Framing::None && !asked.upgrades)
+    else {
+        return;
+    };
     drop(send);
-    let has_continued = (Cell::new(false), Rc::<Signal>::default());
+    let has_continued = Continued::default();
     tokio::join!(
         upload(&client, &asked, &mut body, &has_continued),
         download(&client, &asked, &mut response, &has_continued)
@@ -126,17 +138,41 @@ fn head(asked: &Asked) -> Request<()> {
     if asked.expects_continue {
         head = head.header("expect", "100-continue");
     }
-    head.body(()).expect("a sound head")
+    let mut head = head.body(()).expect("a sound head");
+    if asked.upgrades {
+        *head.method_mut() = Method::CONNECT;
+        head.extensions_mut().insert(Protocol::from_static("websocket"));
+    }
+    head
 }
 
-type Continued = (Cell<bool>, Rc<Signal>);
+/// What a client waits for that holds its content back.
+#[derive(Default)]
+struct Continued {
+    /// It is asked for it, or has its answer.
+    may_send: Cell<bool>,
+    /// Its WebSocket is open.
+    is_open: Cell<bool>,
+    changed: Rc<Signal>,
+}
+
+impl Continued {
+    fn set(&self) -> bool {
+        let before = self.may_send.replace(true);
+        self.changed.notify();
+        before
+    }
+}
 
 async fn upload(client: &Client, asked: &Asked, body: &mut SendStream<Bytes>, has_continued: &Continued) {
-    if asked.framing == Framing::None {
+    if asked.framing == Framing::None && !asked.upgrades {
         return;
     }
-    if asked.expects_continue {
-        has_continued.1.until(|| has_continued.0.get()).await;
+    if asked.expects_continue || asked.upgrades {
+        has_continued.changed.until(|| has_continued.may_send.get()).await;
+    }
+    if asked.upgrades && !has_continued.is_open.get() {
+        return;
     }
     let (name, id) = (&client.link.name, asked.id);
     let deviates =
@@ -164,6 +200,10 @@ async fn upload(client: &Client, asked: &Asked, body: &mut SendStream<Bytes>, ha
         client.pauses.breathe().await;
     }
     trace(|| format!("{name} client has written {at} bytes of {id}"));
+    if asked.upgrades && !one_in(3) {
+        // The backend ends it.
+        return;
+    }
     if !deviates {
         let _ = body.send_data(Bytes::new(), true);
         return;
@@ -182,8 +222,7 @@ async fn upload(client: &Client, asked: &Asked, body: &mut SendStream<Bytes>, ha
 async fn download(client: &Client, asked: &Asked, response: &mut ResponseFuture, has_continued: &Continued) {
     let outcome = read(client, asked, response, has_continued).await;
     book::with(|book| book.exchanges[asked.id as usize].is_awaiting = false);
-    has_continued.0.set(true);
-    has_continued.1.notify();
+    has_continued.set();
     trace(|| format!("{} client has had {}: {outcome:?}", client.link.name, asked.id));
     if outcome.is_some() {
         return;
@@ -229,17 +268,21 @@ async fn read(
             Ok(Head::Final(head)) => break head,
             Ok(Head::Interim(head)) if head.status() == 100 => {
                 saw(Sight::Continue);
-                if has_continued.0.replace(true) {
+                if has_continued.set() {
                     violated(format!("{name}: a second 100 for exchange {}", asked.id));
                 }
-                has_continued.1.notify();
             }
             Ok(Head::Interim(_)) => saw(Sight::Interim),
             Err(_) => return Some(Outcome::Broken),
         }
     };
     let (head, mut content) = head.into_parts();
-    let status = head.status.as_u16();
+    let is_open = asked.upgrades && head.status == 200;
+    let status = if is_open { 101 } else { head.status.as_u16() };
+    if is_open {
+        has_continued.is_open.set(true);
+        has_continued.set();
+    }
     trace(|| format!("{name} client has a head for {}: {status}", asked.id));
     let Some(id) = number(&head.headers, "x-exchange") else {
         return Some(own_answer(asked, status, &mut content).await);
@@ -272,6 +315,14 @@ async fn read(
         let _ = content.flow_control().release_capacity(bytes.len());
     }
     let made = book::with(|book| book.exchanges[asked.id as usize].attempts[attempt].clone());
+    if is_open {
+        // Its end says nothing of what it carried.
+        if made.is_whole && made.size == at {
+            saw(Sight::Http2Tunnel);
+            book::with(|book| book.exchanges[asked.id as usize].answer = Some(Answer::Backend { attempt }));
+        }
+        return Some(Outcome::Whole);
+    }
     if !is_bare && (!made.is_whole || made.size != at) {
         violated(format!("{name} took {at} bytes of exchange {} for a whole response, of {made:?}", asked.id));
     }

@@ -1,70 +1,277 @@
-//! Heads of HTTP/2 written as those of HTTP/1.1 and the other way round (RFC 9113 §8). What HTTP/2 does not allow is
-//! written so that the parser of HTTP/1.1 refuses it: one place says what a request may be.
+//! Heads of HTTP/2 written as those of HTTP/1.1 and the other way round (RFC 9113 §8). Fields that make a request malformed
+//! are found here, where its stream alone ends by them. What else HTTP/2 does not allow is written so that the parser of
+//! HTTP/1.1 refuses it: one place says what a request may be.
+
+use std::ops::Range;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use h2::ext::Protocol;
-use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
+use super::hpack::{self, FIELD_OVERHEAD};
 use crate::clock;
 use crate::http::h1::chunked;
 use crate::http::h1::response::ResponseHead;
+use crate::message::Method;
 use crate::message::ascii;
+use crate::message::name::Name;
 
 /// No target, name or value holds this byte.
 const REFUSED: u8 = 0x7f;
 
-/// Whether the request asks for a WebSocket (RFC 8441 §5).
-pub fn asks_for_websocket(request: &Parts) -> bool {
-    request.method == Method::CONNECT
-        && request.extensions.get::<Protocol>().is_some_and(|protocol| protocol.as_str() == "websocket")
+/// A request as HTTP/1.1 has it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Its head.
+    pub text: Vec<u8>,
+    pub method: Method,
+    pub content: Content,
+    /// How much content it says to have.
+    pub declared: Option<u64>,
 }
 
-/// Appends the head of a request as HTTP/1.1 has it. `has_content`: content follows, and is sent in chunks where no
-/// field tells its length. Returns whether it is.
-pub fn write_request(request: &Parts, has_content: bool, out: &mut Vec<u8>) -> bool {
-    let is_websocket = asks_for_websocket(request);
-    let method = if is_websocket { "GET" } else { request.method.as_str() };
-    out.extend_from_slice(method.as_bytes());
-    out.push(b' ');
-    let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
-    out.extend(target.bytes().map(|byte| if byte > b' ' { byte } else { REFUSED }));
-    out.extend_from_slice(b" HTTP/1.1\r\n");
-    let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
-    if let Some(authority) = authority {
-        write_field(b"host", authority, out);
+/// What follows a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    Nothing,
+    /// As much as the head says.
+    Plain,
+    /// In chunks.
+    Chunked,
+    /// What a WebSocket carries, or would if it were opened.
+    Tunnel,
+}
+
+/// Makes a request of fields as they come.
+#[derive(Debug)]
+pub struct RequestReader {
+    text: Vec<u8>,
+    /// The values of pseudo-header fields, and the cookies.
+    pseudo: Vec<u8>,
+    method: Option<Range<usize>>,
+    scheme: Option<Range<usize>>,
+    path: Option<Range<usize>>,
+    authority: Option<Range<usize>>,
+    protocol: Option<Range<usize>>,
+    cookies: Vec<u8>,
+    limit: Limit,
+    /// The request line has been written: no pseudo-header field may follow.
+    has_begun: bool,
+    is_malformed: bool,
+    is_connect: bool,
+    is_websocket: bool,
+    is_host_told: bool,
+    has_length: bool,
+    declared: Option<u64>,
+}
+
+/// How much all fields of a block may be, as SETTINGS_MAX_HEADER_LIST_SIZE counts it.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    most: usize,
+    size: usize,
+}
+
+impl Limit {
+    pub fn new(most: usize) -> Self {
+        Self { most, size: 0 }
     }
-    let mut is_host_told = false;
-    for (name, value) in &request.headers {
-        match *name {
-            // One that says the same as `:authority` is left out; another makes a repeated Host of it.
-            header::HOST if !is_host_told && authority.is_some_and(|a| a.eq_ignore_ascii_case(value.as_bytes())) => {
-                is_host_told = true;
-            }
-            header::COOKIE => {}
-            // The connection to the backend has one of its own.
-            header::SEC_WEBSOCKET_KEY if is_websocket => {}
-            // What follows is no content.
-            header::CONTENT_LENGTH if is_websocket => write_field(&[REFUSED], b"", out),
-            _ if !is_trimmed(value) => write_field(name.as_str().as_bytes(), &[REFUSED], out),
-            _ if is_of_connection(name) || !ascii::is_token(name.as_str().as_bytes()) => {
-                write_field(&[REFUSED], b"", out)
-            }
-            _ => write_field(name.as_str().as_bytes(), value.as_bytes(), out),
+
+    fn take(&mut self, name: &[u8], value: &[u8]) {
+        self.size = self.size.saturating_add(name.len() + value.len() + FIELD_OVERHEAD);
+    }
+
+    fn is_passed(self) -> bool {
+        self.size > self.most
+    }
+
+    /// How many times the limit the fields were.
+    pub fn times(self) -> usize {
+        self.size / self.most.max(1)
+    }
+}
+
+impl RequestReader {
+    pub fn new(limit: Limit) -> Self {
+        Self {
+            text: Vec::with_capacity(512),
+            pseudo: Vec::with_capacity(128),
+            method: None,
+            scheme: None,
+            path: None,
+            authority: None,
+            protocol: None,
+            cookies: Vec::new(),
+            limit,
+            has_begun: false,
+            is_malformed: false,
+            is_connect: false,
+            is_websocket: false,
+            is_host_told: false,
+            has_length: false,
+            declared: None,
         }
     }
-    write_cookies(&request.headers, out);
-    if is_websocket {
-        out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
-        write_field(b"sec-websocket-key", websocket_key().as_bytes(), out);
+
+    pub fn limit(&self) -> Limit {
+        self.limit
     }
-    let is_chunked = !is_websocket && has_content && !request.headers.contains_key(header::CONTENT_LENGTH);
-    if is_chunked {
-        write_field(b"transfer-encoding", b"chunked", out);
+
+    pub fn field(&mut self, name: &[u8], value: &[u8]) {
+        self.limit.take(name, value);
+        if self.is_malformed {
+            return;
+        }
+        if name.first() == Some(&b':') {
+            self.is_malformed = self.take_pseudo(name, value).is_none();
+            return;
+        }
+        if !self.has_begun {
+            self.begin();
+        }
+        let known = Name::of(name);
+        if !is_name(name) || !is_value(value) || is_of_connection(known) {
+            self.is_malformed = true;
+        } else if !self.is_malformed && !self.limit.is_passed() {
+            self.take_field(name, value, known);
+        }
     }
-    out.extend_from_slice(b"\r\n");
-    is_chunked
+
+    fn take_pseudo(&mut self, name: &[u8], value: &[u8]) -> Option<()> {
+        let slot = match name {
+            b":method" => &mut self.method,
+            b":scheme" => &mut self.scheme,
+            b":path" => &mut self.path,
+            b":authority" => &mut self.authority,
+            b":protocol" => &mut self.protocol,
+            _ => return None,
+        };
+        let is_sound = value.iter().all(|&byte| byte > b' ' && byte != REFUSED);
+        if self.has_begun || slot.is_some() || !is_sound {
+            return None;
+        }
+        // More of it is not needed to refuse the request.
+        let value = value.get(..self.limit.most).unwrap_or(value);
+        let start = self.pseudo.len();
+        self.pseudo.extend_from_slice(value);
+        *slot = Some(start..self.pseudo.len());
+        Some(())
+    }
+
+    /// Writes the request line and Host.
+    fn begin(&mut self) {
+        self.has_begun = true;
+        self.is_malformed |= self.try_begin().is_none();
+    }
+
+    fn try_begin(&mut self) -> Option<()> {
+        let value = |range: &Option<Range<usize>>| range.clone().and_then(|range| self.pseudo.get(range));
+        let method = value(&self.method).filter(|method| ascii::is_token(method))?;
+        let protocol = value(&self.protocol);
+        let authority = value(&self.authority);
+        self.is_connect = method == b"CONNECT";
+        let target = match (self.is_connect, protocol) {
+            // RFC 9113 §8.5.
+            (true, None) if self.scheme.is_some() || self.path.is_some() => return None,
+            (true, None) => authority?,
+            (false, Some(_)) => return None,
+            // RFC 8441 §4.
+            (true, Some(_)) if authority.is_none() => return None,
+            _ => {
+                value(&self.scheme).filter(|scheme| is_scheme(scheme))?;
+                value(&self.path).filter(|path| path.starts_with(b"/") || *path == b"*")?
+            }
+        };
+        self.is_websocket = protocol == Some(b"websocket");
+        let out = &mut self.text;
+        out.extend_from_slice(if self.is_websocket { b"GET" } else { method });
+        out.push(b' ');
+        out.extend_from_slice(target);
+        out.extend_from_slice(b" HTTP/1.1\r\n");
+        if let Some(authority) = authority {
+            write_field(b"host", authority, out);
+        }
+        Some(())
+    }
+
+    fn take_field(&mut self, name: &[u8], value: &[u8], known: Name) {
+        let is_trimmed = is_trimmed(value);
+        let value = if is_trimmed { value } else { &[REFUSED] };
+        match known {
+            Name::Cookie => {
+                // Those that came as several fields become one (RFC 9113 §8.2.3).
+                self.cookies.extend_from_slice(if self.cookies.is_empty() { b"cookie: " } else { b"; " });
+                self.cookies.extend_from_slice(value);
+                return;
+            }
+            // One that says the same as `:authority` is left out; another makes a repeated Host of it.
+            Name::Host if !self.is_host_told => {
+                self.is_host_told = true;
+                let authority = self.authority.clone().and_then(|range| self.pseudo.get(range));
+                if authority.is_some_and(|authority| authority.eq_ignore_ascii_case(value)) {
+                    return;
+                }
+            }
+            Name::Te if !value.eq_ignore_ascii_case(b"trailers") => {
+                self.is_malformed = true;
+                return;
+            }
+            // The connection to the backend has one of its own.
+            Name::SecWebSocketKey if self.is_websocket => return,
+            // What follows is no content.
+            Name::ContentLength if self.is_websocket => return write_field(&[REFUSED], b"", &mut self.text),
+            Name::ContentLength => {
+                self.has_length = true;
+                let number = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+                self.declared = number.and_then(|number| number.parse().ok());
+            }
+            _ => {}
+        }
+        write_field(name, value, &mut self.text);
+    }
+
+    /// The request, once all of its fields have come. `is_end`: nothing follows them. `None`: it is malformed.
+    pub fn finish(mut self, is_end: bool) -> Option<Request> {
+        if !self.has_begun {
+            self.begin();
+        }
+        if self.is_malformed || is_end && self.declared.is_some_and(|declared| declared > 0) {
+            return None;
+        }
+        let out = &mut self.text;
+        if !self.cookies.is_empty() {
+            out.extend_from_slice(&self.cookies);
+            out.extend_from_slice(b"\r\n");
+        }
+        if self.is_websocket {
+            out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
+            write_field(b"sec-websocket-key", websocket_key().as_bytes(), out);
+            if is_end {
+                // It has nothing to say to what it asks for.
+                write_field(&[REFUSED], b"", out);
+            }
+        }
+        let content = match (is_end, self.is_connect, self.has_length) {
+            (true, ..) => Content::Nothing,
+            (_, true, _) => Content::Tunnel,
+            (_, _, true) => Content::Plain,
+            _ => Content::Chunked,
+        };
+        if content == Content::Chunked {
+            write_field(b"transfer-encoding", b"chunked", out);
+        }
+        if self.limit.is_passed() {
+            // What was left out would make it as large.
+            write_field(b"x", &vec![b'x'; self.limit.most], out);
+        }
+        out.extend_from_slice(b"\r\n");
+        let method = value_of(&self.pseudo, self.method);
+        let method = if self.is_websocket { Method::Get } else { Method::of(method) };
+        Some(Request { text: self.text, method, content, declared: self.declared })
+    }
+}
+
+fn value_of(pseudo: &[u8], range: Option<Range<usize>>) -> &[u8] {
+    range.and_then(|range| pseudo.get(range)).unwrap_or_default()
 }
 
 /// What a backend proves that it speaks WebSocket by (RFC 6455 §4.1). Clients of HTTP/2 send none.
@@ -72,29 +279,42 @@ fn websocket_key() -> String {
     STANDARD.encode([clock::random().to_ne_bytes(), clock::random().to_ne_bytes()].concat())
 }
 
-/// Cookies that came as several fields become one (RFC 9113 §8.2.3).
-fn write_cookies(fields: &HeaderMap, out: &mut Vec<u8>) {
-    let mut before: &[u8] = b"cookie: ";
-    for value in fields.get_all(header::COOKIE) {
-        out.extend_from_slice(before);
-        out.extend_from_slice(if is_trimmed(value) { value.as_bytes() } else { &[REFUSED] });
-        before = b"; ";
+/// Makes lines of trailer fields as they come.
+#[derive(Debug)]
+pub struct TrailerReader {
+    lines: Vec<u8>,
+    limit: Limit,
+    is_malformed: bool,
+}
+
+impl TrailerReader {
+    pub fn new(limit: Limit) -> Self {
+        Self { lines: Vec::new(), limit, is_malformed: false }
     }
-    if before == b"; " {
-        out.extend_from_slice(b"\r\n");
+
+    pub fn limit(&self) -> Limit {
+        self.limit
+    }
+
+    pub fn field(&mut self, name: &[u8], value: &[u8]) {
+        self.limit.take(name, value);
+        // A pseudo-header field has no name that others may have.
+        self.is_malformed |=
+            !is_name(name) || !is_value(value) || is_of_connection(Name::of(name)) || self.limit.is_passed();
+        if !self.is_malformed {
+            write_field(name, if is_trimmed(value) { value } else { &[REFUSED] }, &mut self.lines);
+        }
+    }
+
+    /// The lines; `None`: they are malformed.
+    pub fn finish(self) -> Option<Vec<u8>> {
+        (!self.is_malformed).then_some(self.lines)
     }
 }
 
 /// Appends the last chunk with these trailers.
-pub fn write_end(trailers: Option<&HeaderMap>, out: &mut Vec<u8>) {
-    let mut lines = Vec::new();
-    for (name, value) in trailers.into_iter().flatten() {
-        if ascii::is_token(name.as_str().as_bytes()) && !is_of_connection(name) {
-            let value = if is_trimmed(value) { value.as_bytes() } else { &[REFUSED] };
-            write_field(name.as_str().as_bytes(), value, &mut lines);
-        }
-    }
-    chunked::write_end(&lines, out);
+pub fn write_end(trailers: &[u8], out: &mut Vec<u8>) {
+    chunked::write_end(trailers, out);
 }
 
 fn write_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
@@ -104,52 +324,55 @@ fn write_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Whether it is a name in small letters (RFC 9113 §8.2.1).
+fn is_name(name: &[u8]) -> bool {
+    ascii::is_token(name) && !name.iter().any(u8::is_ascii_uppercase)
+}
+
+/// Whether a value has none of the bytes that no value may have (RFC 9113 §8.2.1). The parser of HTTP/1.1 refuses others.
+fn is_value(value: &[u8]) -> bool {
+    ascii::is_text(value) || !value.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
+}
+
 /// Whether a value has no blank at either end. HTTP/1.1 drops such blanks; in HTTP/2 they are an error (RFC 9113 §8.2.1).
-fn is_trimmed(value: &HeaderValue) -> bool {
-    value.as_bytes().trim_ascii().len() == value.len()
+fn is_trimmed(value: &[u8]) -> bool {
+    !matches!(value.first(), Some(b' ' | b'\t')) && !matches!(value.last(), Some(b' ' | b'\t'))
+}
+
+fn is_scheme(scheme: &[u8]) -> bool {
+    let is_other = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
+    scheme.first().is_some_and(u8::is_ascii_alphabetic) && scheme.iter().all(is_other)
 }
 
 /// Fields of one connection, which HTTP/2 has not (RFC 9113 §8.2.2).
-fn is_of_connection(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade")
+fn is_of_connection(name: Name) -> bool {
+    matches!(name, Name::Connection | Name::KeepAlive | Name::ProxyConnection | Name::TransferEncoding | Name::Upgrade)
 }
 
-/// The head of a response as HTTP/2 has it, from one of HTTP/1.1 in `buf`. A 101 opens a WebSocket, which HTTP/2 says
-/// by 200 (RFC 8441 §5).
-pub fn response(head: &ResponseHead, buf: &[u8]) -> Response<()> {
-    let mut response = Response::new(());
-    *response.headers_mut() = fields(head.fields().iter(buf));
-    *response.status_mut() = match head.status() {
-        101 => {
-            response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
-            StatusCode::OK
-        }
-        // The parser takes no status but those from 100 to 599.
-        status => StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY),
-    };
-    response
-}
-
-/// Trailers from lines of HTTP/1.1; `None`: there are none.
-pub fn trailers(lines: &[u8]) -> Option<HeaderMap> {
-    let lines = lines.split(|&byte| byte == b'\n');
-    let named = lines.filter_map(|line| {
-        let colon = line.iter().position(|&byte| byte == b':')?;
-        Some((&line[..colon], line[colon + 1..].trim_ascii()))
-    });
-    Some(fields(named)).filter(|fields| !fields.is_empty())
-}
-
-fn fields<'a>(named: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> HeaderMap {
-    let mut fields = HeaderMap::new();
-    for (name, value) in named {
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value))
-            && !is_of_connection(&name)
-        {
-            fields.append(name, value);
+/// Appends the fields of a response, from its head of HTTP/1.1 in `buf`. A 101 opens a WebSocket, which HTTP/2 says by
+/// 200 (RFC 8441 §5).
+pub fn write_response(head: &ResponseHead, buf: &[u8], out: &mut Vec<u8>) {
+    let opens_websocket = head.status() == 101;
+    hpack::write_status(if opens_websocket { 200 } else { head.status() }, out);
+    for field in head.fields().all().iter().filter(|field| !field.is_dropped()) {
+        let known = field.known();
+        let is_left_out = is_of_connection(known) || opens_websocket && known == Name::SecWebSocketAccept;
+        if !is_left_out {
+            hpack::write_field(field.name(buf), field.value(buf), out);
         }
     }
-    fields
+}
+
+/// Appends trailers from lines of HTTP/1.1.
+pub fn write_trailers(lines: &[u8], out: &mut Vec<u8>) {
+    for line in lines.split(|&byte| byte == b'\n') {
+        if let Some(colon) = line.iter().position(|&byte| byte == b':') {
+            let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+            if !is_of_connection(Name::of(name)) {
+                hpack::write_field(name, value, out);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -157,83 +380,154 @@ mod tests {
     use super::*;
     use crate::http::h1::head::RequestHead;
     use crate::http::h1::websocket;
+    use crate::message::Parsed;
     use crate::message::field::BadField;
     use crate::message::framing::Framing;
     use crate::message::limits::Limits;
-    use crate::message::{Method, Parsed};
 
-    fn written(uri: &str, fields: &[(&str, &str)], has_content: bool) -> String {
-        let mut request = http::Request::builder().uri(uri);
-        for (name, value) in fields {
-            request = request.header(*name, *value);
-        }
-        let (parts, ()) = request.body(()).expect("a request").into_parts();
-        let mut out = Vec::new();
-        write_request(&parts, has_content, &mut out);
-        String::from_utf8(out).expect("ASCII")
+    const PSEUDO: [(&str, &str); 4] =
+        [(":method", "GET"), (":scheme", "https"), (":authority", "a.example"), (":path", "/x?y")];
+
+    fn request_of(fields: &[(&str, &str)], is_end: bool) -> Option<Request> {
+        let mut reader = RequestReader::new(Limit::new(70_000));
+        fields.iter().for_each(|(name, value)| reader.field(name.as_bytes(), value.as_bytes()));
+        reader.finish(is_end)
     }
 
-    fn status_of(text: &str) -> Result<Framing, u16> {
+    /// The text of a request with these fields behind the usual ones.
+    fn written(fields: &[(&str, &str)], has_content: bool) -> Option<String> {
+        let request = request_of(&[&PSEUDO[..], fields].concat(), !has_content)?;
+        Some(String::from_utf8(request.text).expect("ASCII"))
+    }
+
+    fn status_of(text: &[u8]) -> Result<Framing, u16> {
         let mut head = RequestHead::default();
-        match head.parse(text.as_bytes(), &Limits::default()) {
+        match head.parse(text, &Limits::default()) {
             Parsed::Complete(len) => {
                 assert_eq!(len, text.len());
                 Ok(head.framing())
             }
             Parsed::Rejected(reject) => Err(reject.status()),
-            Parsed::Partial => panic!("not a whole head: {text:?}"),
+            Parsed::Partial => panic!("not a whole head: {}", String::from_utf8_lossy(text)),
         }
     }
 
     #[test]
     fn a_request_reads_as_http_1_has_it() {
-        let text = written("https://a.example/x?y", &[("accept", "*/*"), ("host", "A.example")], false);
+        let text = written(&[("accept", "*/*"), ("host", "A.example")], false).expect("sound");
         assert_eq!(text, "GET /x?y HTTP/1.1\r\nhost: a.example\r\naccept: */*\r\n\r\n");
-        assert_eq!(status_of(&text), Ok(Framing::None));
-        assert_eq!(status_of(&written("https://a.example/", &[], true)), Ok(Framing::Chunked));
-        let told = written("https://a.example/", &[("content-length", "5")], true);
-        assert_eq!(status_of(&told), Ok(Framing::Length(5)));
+        assert_eq!(status_of(text.as_bytes()), Ok(Framing::None));
+        assert_eq!(status_of(written(&[], true).expect("sound").as_bytes()), Ok(Framing::Chunked));
+        let told = written(&[("content-length", "5")], true).expect("sound");
+        assert_eq!(status_of(told.as_bytes()), Ok(Framing::Length(5)));
+        let asterisk = [(":method", "OPTIONS"), (":scheme", "https"), (":authority", "a"), (":path", "*")];
+        assert_eq!(request_of(&asterisk, true).expect("sound").text, b"OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n");
     }
 
     #[test]
     fn a_websocket_is_asked_for_as_http_1_does_it() {
         let fields = [("sec-websocket-version", "13"), ("sec-websocket-key", "bWluZQ=="), ("origin", "https://a")];
-        let asked = |protocol: &'static str, fields: &[(&str, &str)]| {
-            let mut request =
-                http::Request::connect("https://a.example/x?y").extension(Protocol::from_static(protocol));
-            for (name, value) in fields {
-                request = request.header(*name, *value);
-            }
-            let (parts, ()) = request.body(()).expect("a request").into_parts();
-            let mut out = Vec::new();
-            assert!(!write_request(&parts, true, &mut out), "no chunks");
-            String::from_utf8(out).expect("ASCII")
+        let asked = |protocol: &'static str, fields: &[(&str, &str)], is_end: bool| {
+            let pseudo = [(":method", "CONNECT"), (":protocol", protocol), PSEUDO[1], PSEUDO[2], PSEUDO[3]];
+            request_of(&[&pseudo[..], fields].concat(), is_end).expect("sound")
         };
-        let text = asked("websocket", &fields);
+        let request = asked("websocket", &fields, false);
+        assert_eq!((request.method, request.content), (Method::Get, Content::Tunnel));
         let mut head = RequestHead::default();
-        assert_eq!(head.parse(text.as_bytes(), &Limits::default()), Parsed::Complete(text.len()));
+        assert_eq!(head.parse(&request.text, &Limits::default()), Parsed::Complete(request.text.len()));
+        let text = String::from_utf8(request.text).expect("ASCII");
         assert!(websocket::asks(&head), "{text}");
         assert!(text.starts_with("GET /x?y HTTP/1.1\r\nhost: a.example\r\n"), "{text}");
         assert_eq!(text.matches("sec-websocket-key").count(), 1, "{text}");
         assert!(!text.contains("bWluZQ=="), "{text}");
-        assert_eq!(status_of(&asked("websocket", &[("content-length", "0")])), Err(400));
+        assert_eq!(status_of(&asked("websocket", &[("content-length", "0")], false).text), Err(400));
+        assert_eq!(status_of(&asked("websocket", &fields, true).text), Err(400), "its side is closed already");
+        assert_eq!(status_of(&asked("connect-udp", &[], true).text), Err(405));
+        for (name, _) in &PSEUDO[1..] {
+            let pseudo = [(":method", "CONNECT"), (":protocol", "websocket"), PSEUDO[1], PSEUDO[2], PSEUDO[3]];
+            let without: Vec<_> = pseudo.into_iter().filter(|(other, _)| other != name).collect();
+            assert_eq!(request_of(&without, false), None, "without {name}");
+        }
+    }
+
+    #[test]
+    fn connect_is_answered_as_over_http_1() {
+        let connect = |is_end| request_of(&[(":method", "CONNECT"), (":authority", "a.example:443")], is_end);
+        for is_end in [true, false] {
+            assert_eq!(status_of(&connect(is_end).expect("sound").text), Err(405));
+        }
+        assert_eq!(request_of(&[(":method", "CONNECT")], true), None);
+        assert_eq!(request_of(&[(":method", "CONNECT"), (":authority", "a"), (":path", "/")], true), None);
     }
 
     #[test]
     fn cookies_become_one_field() {
-        let text = written("https://a/", &[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2"), ("cookie", "c=3")], false);
-        assert_eq!(text, "GET / HTTP/1.1\r\nhost: a\r\nx: y\r\ncookie: a=1; b=2; c=3\r\n\r\n");
+        let fields = [("cookie", "a=1"), ("x", "y"), ("cookie", "b=2"), ("cookie", "c=3")];
+        let text = written(&fields, false).expect("sound");
+        assert!(text.ends_with("\r\nx: y\r\ncookie: a=1; b=2; c=3\r\n\r\n"), "{text}");
     }
 
     #[test]
-    fn what_http_2_does_not_allow_is_refused() {
+    fn what_http_2_does_not_allow_is_malformed() {
+        let long = "a".repeat(80);
         for fields in [
             &[("transfer-encoding", "chunked")][..],
             &[("connection", "close")],
             &[("upgrade", "websocket")],
             &[("keep-alive", "5")],
             &[("proxy-connection", "close")],
-            &[("host", "b.example")],
+            &[("te", "gzip")],
+            &[("X", "y")],
+            &[("x-Y", "y")],
+            &[("", "y")],
+            &[("x y", "z")],
+            &[("x:y", "z")],
+            &[("x\r\ny", "z")],
+            &[("x\"a", "z")],
+            &[("x", "y\0")],
+            &[("x", "y\rz")],
+            &[("x", "y\nz")],
+            &[("x", &(long.clone() + "\n"))],
+            &[("x", "y"), (":method", "GET")],
+            &[(":method", "GET")],
+            &[(":path", "/x?y")],
+            &[(":status", "200")],
+            &[(":unknown", "x")],
+            &[(":", "x")],
+            &[(":protocol", "websocket")],
+        ] {
+            assert_eq!(written(fields, true), None, "{fields:?}");
+        }
+        let with = |name: &'static str, value: Option<&'static str>| {
+            let others = PSEUDO.into_iter().filter(|(other, _)| *other != name);
+            let own = value.map(|value| (name, value));
+            request_of(&others.chain(own).collect::<Vec<_>>(), true)
+        };
+        for (name, value) in [
+            (":path", ""),
+            (":path", "x"),
+            (":path", "http://other/"),
+            (":path", "/a b"),
+            (":path", "/ HTTP/1.1\r\nhost: x\r\n\r\nGET /smuggled"),
+            (":method", ""),
+            (":method", "G T"),
+            (":method", "GET / HTTP/1.1\r\n"),
+            (":scheme", ""),
+            (":scheme", "1:"),
+            (":authority", "x\r\ny: z"),
+        ] {
+            assert_eq!(with(name, Some(value)), None, "{name} {value:?}");
+        }
+        for name in [":method", ":scheme", ":path"] {
+            assert_eq!(with(name, None), None, "without {name}");
+        }
+        assert_eq!(written(&[("content-length", "5")], false), None, "no content comes");
+    }
+
+    #[test]
+    fn what_no_request_may_have_is_refused() {
+        for fields in [
+            &[("host", "b.example")][..],
             &[("host", "a.example"), ("host", "a.example")],
             &[("content-length", "5"), ("content-length", "5")],
             &[("content-length", "5, 5")],
@@ -242,40 +536,76 @@ mod tests {
             &[("x", "\ty")],
             &[("x", "y\t")],
             &[("x", " ")],
+            &[("x", "\x01")],
             &[("host", "a.example ")],
             &[("cookie", "a=1"), ("cookie", " b=2")],
             &[("content-length", "5 ")],
         ] {
-            assert_eq!(status_of(&written("https://a.example/", fields, true)), Err(400), "{fields:?}");
+            let text = written(fields, true).expect("no malformed one");
+            assert_eq!(status_of(text.as_bytes()), Err(400), "{fields:?}");
         }
-        assert_eq!(status_of(&written("https://u@a.example/", &[], false)), Err(400));
-        assert_eq!(status_of(&written("/", &[], false)), Err(400), "no host at all");
+        let of = |authority: Option<&'static str>| {
+            let fields = authority.map(|authority| (":authority", authority));
+            let fields: Vec<_> = [PSEUDO[0], PSEUDO[1], PSEUDO[3]].into_iter().chain(fields).collect();
+            status_of(&request_of(&fields, true).expect("no malformed one").text)
+        };
+        assert_eq!(of(Some("u@a.example")), Err(400));
+        assert_eq!(of(None), Err(400), "no host at all");
+        assert_eq!(of(Some("a.example")), Ok(Framing::None));
     }
 
     #[test]
-    fn responses_and_trailers_become_fields() {
-        let text = b"HTTP/1.1 201 Created\r\nX-A: b\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+    fn what_is_too_large_is_refused_as_such() {
+        let read = |fields: &mut dyn Iterator<Item = (String, String)>| {
+            let mut reader = RequestReader::new(Limit::new(70_000));
+            PSEUDO.iter().for_each(|(name, value)| reader.field(name.as_bytes(), value.as_bytes()));
+            fields.for_each(|(name, value)| reader.field(name.as_bytes(), value.as_bytes()));
+            (reader.limit().times(), status_of(&reader.finish(true).expect("no malformed one").text))
+        };
+        let many = |name: &'static str, len, count| (0..count).map(move |_| (name.to_owned(), "c".repeat(len)));
+        assert_eq!(read(&mut many("cookie", 0, 1000)), (0, Ok(Framing::None)));
+        assert_eq!(read(&mut many("cookie", 0, 100_000)), (54, Err(431)));
+        assert_eq!(read(&mut many("x", 4000, 10)), (0, Err(431)));
+        assert_eq!(read(&mut many("x", 4000, 30)), (1, Err(431)));
+        let long = format!("/{}", "p".repeat(100_000));
+        let pseudo = [PSEUDO[0], PSEUDO[1], PSEUDO[2], (":path", &long)];
+        assert_eq!(status_of(&request_of(&pseudo, true).expect("no malformed one").text), Err(414));
+    }
+
+    #[test]
+    fn responses_become_fields() {
+        let text =
+            b"HTTP/1.1 201 Created\r\nX-A: b\r\nConnection: close\r\nDate: d\r\nTransfer-Encoding: chunked\r\n\r\n";
         let mut head = ResponseHead::default();
         assert_eq!(head.parse(text, Method::Get, &Limits::default()), Parsed::Complete(text.len()));
-        let response = response(&head, text);
-        assert_eq!(response.status(), 201);
-        assert_eq!(response.headers().len(), 1);
-        assert_eq!(response.headers()["x-a"], "b");
-        assert_eq!(trailers(b"X-Sum: abc\r\n").expect("a trailer")["x-sum"], "abc");
-        assert_eq!(trailers(b""), None);
+        let mut out = Vec::new();
+        write_response(&head, text, &mut out);
+        assert_eq!(out, b"\x08\x03201\x00\x03x-a\x01b\x0f\x12\x01d");
+        out.clear();
+        write_trailers(b"X-Sum: abc\r\nConnection: x\r\n", &mut out);
+        assert_eq!(out, b"\x00\x05x-sum\x03abc");
+        out.clear();
+        write_trailers(b"", &mut out);
+        assert!(out.is_empty());
     }
 
     #[test]
     fn trailers_follow_the_last_chunk() {
-        let mut fields = HeaderMap::new();
-        fields.insert("x-sum", HeaderValue::from_static("abc"));
+        let lines = |fields: &[(&str, &str)]| {
+            let mut reader = TrailerReader::new(Limit::new(1000));
+            fields.iter().for_each(|(name, value)| reader.field(name.as_bytes(), value.as_bytes()));
+            reader.finish()
+        };
         let mut out = Vec::new();
-        write_end(Some(&fields), &mut out);
+        write_end(&lines(&[("x-sum", "abc")]).expect("sound"), &mut out);
         assert_eq!(out, b"0\r\nx-sum: abc\r\n\r\n");
-        fields.insert("x-sum", HeaderValue::from_static("abc "));
         out.clear();
-        write_end(Some(&fields), &mut out);
+        write_end(&lines(&[("x-sum", "abc ")]).expect("sound"), &mut out);
         let mut decoder = chunked::Decoder::new(chunked::Limits::default());
         assert_eq!(decoder.advance(&out), Err(chunked::BadChunk::Trailer(BadField::Control)));
+        for (name, value) in [(":path", "/"), ("X", "y"), ("x", "y\n"), ("connection", "x"), ("x", &*"y".repeat(1000))]
+        {
+            assert_eq!(lines(&[("x-sum", "abc"), (name, value)]), None, "{name}");
+        }
     }
 }

@@ -9,16 +9,15 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
-use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
-use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::super::pace::Total;
-use super::head;
+use super::connection::{Came, Connection};
+use super::frame::Code;
+use super::head::{self, Content, Request};
 use crate::http::h1::body::BodyReader;
 use crate::http::h1::chunked::{self, CHUNK_END, ChunkHeader};
 use crate::http::h1::response::ResponseHead;
@@ -26,24 +25,37 @@ use crate::message::framing::Framing;
 use crate::message::limits::Limits;
 use crate::message::{Method, Parsed};
 
+/// What the task of a connection shares with those of its streams. All run on one thread, so nobody ever waits for the lock;
+/// it is there because the runtime cannot know that.
+pub struct Link {
+    connection: Mutex<Connection>,
+    pub total: Total,
+    pub is_tls: bool,
+}
+
+impl Link {
+    pub fn new(connection: Connection, total: Total, is_tls: bool) -> Self {
+        Self { connection: Mutex::new(connection), total, is_tls }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 pub struct Http2Stream {
-    /// Text of HTTP/1.1 that goes before `data`: the head, or the line of a chunk. `text_at` of it have been read.
+    link: Arc<Link>,
+    id: u32,
+    /// Text of HTTP/1.1 that goes before the content: the head, or the line of a chunk. `text_at` of it have been read.
     text: Vec<u8>,
     text_at: usize,
-    /// Content that came and has not been read.
-    data: Bytes,
-    request: RecvStream,
+    /// So much of the content can be read behind `text`.
+    data: usize,
     input: Input,
     method: Method,
-    respond: SendResponse<Bytes>,
     output: Output,
     /// Nothing more will be written.
     is_shut_down: bool,
-    /// The client has reset the stream, or left, and had no whole response.
-    is_reset: bool,
-    is_tls: bool,
-    /// Of the whole connection.
-    total: Total,
 }
 
 /// How the content of the request is read.
@@ -64,92 +76,68 @@ enum Input {
 enum Output {
     /// A head, with what was written of it.
     Head(Vec<u8>),
-    Content(SendStream<Bytes>, BodyReader),
+    Content(BodyReader),
     /// What a WebSocket carries.
-    WebSocket(SendStream<Bytes>),
+    WebSocket,
     /// Nothing; it is complete.
     Ended,
 }
 
 impl Http2Stream {
-    pub fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>, is_tls: bool, total: Total) -> Self {
-        let (parts, request) = request.into_parts();
-        let has_content = !request.is_end_stream();
-        let mut text = Vec::with_capacity(512);
-        let is_chunked = head::write_request(&parts, has_content, &mut text);
-        let is_websocket = head::asks_for_websocket(&parts);
-        let input = match (has_content, is_chunked) {
-            _ if is_websocket => Input::WebSocket,
-            (false, _) => Input::Ended,
-            (true, false) => Input::Plain,
-            (true, true) => Input::Chunked(false),
+    pub fn new(link: Arc<Link>, id: u32, request: Request) -> Self {
+        let Request { text, method, content, .. } = request;
+        let input = match content {
+            Content::Nothing => Input::Ended,
+            Content::Plain => Input::Plain,
+            Content::Chunked => Input::Chunked(false),
+            Content::Tunnel => Input::WebSocket,
         };
-        Self {
-            text,
-            text_at: 0,
-            data: Bytes::new(),
-            request,
-            input,
-            method: if is_websocket { Method::Get } else { Method::of(parts.method.as_str().as_bytes()) },
-            respond,
-            output: Output::Head(Vec::new()),
-            is_shut_down: false,
-            is_reset: false,
-            is_tls,
-            total,
-        }
+        let output = Output::Head(Vec::new());
+        Self { link, id, text, text_at: 0, data: 0, input, method, output, is_shut_down: false }
     }
 
     pub fn total(&self) -> &Total {
-        &self.total
+        &self.link.total
     }
 
     pub fn is_tls(&self) -> bool {
-        self.is_tls
-    }
-
-    /// Whether the client has reset the stream before it had the whole response, or its WebSocket.
-    pub fn is_reset(&self) -> bool {
-        self.is_reset
+        self.link.is_tls
     }
 
     /// Ends the stream so that the client cannot take what it has for a whole response.
-    pub fn abort(mut self) {
-        match &mut self.output {
-            Output::Head(_) => self.respond.send_reset(Reason::INTERNAL_ERROR),
-            Output::Content(send, _) => send.send_reset(Reason::INTERNAL_ERROR),
+    pub fn abort(self) {
+        let code = match &self.output {
+            Output::Head(_) | Output::Content(_) => Code::Internal,
             // As a connection's reset is told (RFC 8441 §5).
-            Output::WebSocket(send) => send.send_reset(Reason::CANCEL),
-            Output::Ended => {}
-        }
+            Output::WebSocket => Code::Cancel,
+            Output::Ended => return,
+        };
+        self.link.lock().abort(self.id, code);
     }
 
     /// Waits for more of the request; ready when `text` or `data` has some or the request has ended.
     fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let data = match ready!(self.request.poll_data(cx)) {
-            Some(Ok(data)) => data,
-            Some(Err(error)) => return Poll::Ready(Err(self.lost(error))),
-            None => return self.poll_end(cx),
-        };
-        if let (Input::Chunked(is_later), Some(line)) = (self.input, ChunkHeader::new(data.len())) {
-            self.begin_line(is_later);
-            self.text.extend_from_slice(line.as_bytes());
-            self.input = Input::Chunked(true);
+        let mut connection = self.link.lock();
+        match ready!(connection.poll_content(self.id, cx)).map_err(|_| reset())? {
+            Came::Some(count) => {
+                drop(connection);
+                if let (Input::Chunked(is_later), Some(line)) = (self.input, ChunkHeader::new(count)) {
+                    self.begin_line(is_later);
+                    self.text.extend_from_slice(line.as_bytes());
+                    self.input = Input::Chunked(true);
+                }
+                self.data = count;
+            }
+            Came::End => {
+                if let Input::Chunked(is_later) = self.input {
+                    let trailers = connection.take_trailers(self.id);
+                    drop(connection);
+                    self.begin_line(is_later);
+                    head::write_end(&trailers, &mut self.text);
+                }
+                self.input = if self.input == Input::WebSocket { Input::Closed } else { Input::Ended };
+            }
         }
-        self.data = data;
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Input::Chunked(is_later) = self.input {
-            let trailers = match ready!(self.request.poll_trailers(cx)) {
-                Ok(trailers) => trailers,
-                Err(error) => return Poll::Ready(Err(self.lost(error))),
-            };
-            self.begin_line(is_later);
-            head::write_end(trailers.as_ref(), &mut self.text);
-        }
-        self.input = if self.input == Input::WebSocket { Input::Closed } else { Input::Ended };
         Poll::Ready(Ok(()))
     }
 
@@ -169,129 +157,139 @@ impl Http2Stream {
 
     /// Waits until the client gives the stream up. It cannot once it has the whole response.
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let reset = match &mut self.output {
-            Output::Head(_) => self.respond.poll_reset(cx),
-            Output::Content(send, _) | Output::WebSocket(send) => send.poll_reset(cx),
-            Output::Ended if self.is_shut_down => return Poll::Ready(Ok(())),
-            Output::Ended => return Poll::Pending,
-        };
-        reset.map(|_| Err(self.reset()))
-    }
-
-    fn lost(&mut self, error: h2::Error) -> io::Error {
-        if matches!(self.output, Output::Ended) {
-            return io::Error::other(error);
+        match &self.output {
+            Output::Ended if self.is_shut_down => Poll::Ready(Ok(())),
+            Output::Ended => Poll::Pending,
+            _ => self.link.lock().poll_reset(self.id, cx).map(|_| Err(reset())),
         }
-        self.reset()
-    }
-
-    fn reset(&mut self) -> io::Error {
-        self.is_reset = !matches!(self.output, Output::WebSocket(_));
-        io::ErrorKind::ConnectionReset.into()
     }
 
     /// Takes what is left of a head; returns how much of `buf` that was.
-    fn write_head(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let Output::Head(head) = &mut self.output else { return Ok(0) };
-        let before = head.len();
-        head.extend_from_slice(buf);
+    fn poll_write_head(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let Output::Head(begun) = &mut self.output else { return Poll::Ready(Ok(0)) };
+        let mut connection = self.link.lock();
+        ready!(connection.poll_room(self.id, cx)).map_err(|_| reset())?;
+        let before = begun.len();
+        let head = if before == 0 {
+            buf
+        } else {
+            begun.extend_from_slice(buf);
+            &*begun
+        };
         let mut response = ResponseHead::default();
         let len = match response.parse(head, self.method, &Limits::LARGEST) {
             Parsed::Complete(len) => len,
-            Parsed::Partial => return Ok(buf.len()),
-            Parsed::Rejected(bad) => return Err(io::Error::new(io::ErrorKind::InvalidData, bad)),
+            Parsed::Partial => {
+                if before == 0 {
+                    begun.extend_from_slice(buf);
+                }
+                return Poll::Ready(Ok(buf.len()));
+            }
+            Parsed::Rejected(bad) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, bad))),
         };
+        let asks_for_tunnel = matches!(self.input, Input::WebSocket | Input::Closed);
         // Any such status would open what the client asked for.
-        if matches!(self.input, Input::WebSocket | Input::Closed) && matches!(response.status(), 200..=299) {
-            return Err(io::ErrorKind::InvalidData.into());
+        if asks_for_tunnel && matches!(response.status(), 200..=299) {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
-        let message = head::response(&response, head);
-        if response.is_interim() {
-            head.clear();
-            self.respond.send_informational(message).map_err(|_| self.reset())?;
-            return Ok(len - before);
+        let (is_interim, opens_tunnel) = (response.is_interim(), response.status() == 101);
+        let is_end = !is_interim && !opens_tunnel && matches!(response.framing(), Framing::None | Framing::Length(0));
+        connection.send_head(self.id, is_end, opens_tunnel, |out| head::write_response(&response, head, out));
+        if is_interim {
+            begun.clear();
+            return Poll::Ready(Ok(len - before));
         }
-        if response.status() == 101 {
-            self.output = Output::WebSocket(self.respond.send_response(message, false).map_err(|_| self.reset())?);
-            return Ok(len - before);
+        if asks_for_tunnel && !opens_tunnel {
+            // The request ends. The client may have sent more: nobody takes it.
+            (self.input, self.data) = (Input::Ended, 0);
+            connection.drop_content(self.id);
         }
-        if matches!(self.input, Input::WebSocket | Input::Closed) {
-            self.drop_input();
-        }
-        let is_end = matches!(response.framing(), Framing::None | Framing::Length(0));
-        let send = self.respond.send_response(message, is_end).map_err(|_| self.reset())?;
-        self.output = match is_end {
-            true => Output::Ended,
-            false => Output::Content(send, BodyReader::new(response.framing(), chunked::Limits::default())),
+        self.output = match (opens_tunnel, is_end) {
+            (true, _) => Output::WebSocket,
+            (_, true) => Output::Ended,
+            _ => Output::Content(BodyReader::new(response.framing(), chunked::Limits::default())),
         };
-        Ok(len - before)
-    }
-
-    /// Ends the request. The client may have sent more: that goes with the stream, as its flow control does.
-    fn drop_input(&mut self) {
-        self.input = Input::Ended;
-        self.data = Bytes::new();
+        Poll::Ready(Ok(len - before))
     }
 
     /// Sends what a WebSocket carries, as much as the client has opened its window for.
     fn poll_write_websocket(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let Output::WebSocket(send) = &mut self.output else { return Poll::Ready(Ok(0)) };
-        send.reserve_capacity(buf.len());
-        let mut most = send.capacity();
-        while most == 0 && !buf.is_empty() {
-            match ready!(send.poll_capacity(cx)) {
-                Some(Ok(_)) => most = send.capacity(),
-                Some(Err(_)) | None => return Poll::Ready(Err(self.reset())),
-            }
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
         }
+        let mut connection = self.link.lock();
+        let most = ready!(connection.poll_window(self.id, cx)).map_err(|_| reset())?;
         let count = buf.len().min(most);
-        match send.send_data(Bytes::copy_from_slice(&buf[..count]), false) {
-            Ok(()) => Poll::Ready(Ok(count)),
-            Err(_) => Poll::Ready(Err(self.reset())),
-        }
+        let start = connection.begin_content();
+        connection.content().extend_from_slice(&buf[..count]);
+        connection.end_content(start, self.id, false);
+        Poll::Ready(Ok(count))
     }
 
+    /// Sends content, a frame at a time, for as long as it is this stream's turn.
     fn poll_write_content(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let Output::Content(send, reader) = &mut self.output else { return Poll::Ready(Ok(0)) };
-        send.reserve_capacity(buf.len());
-        let mut most = send.capacity();
-        if most == 0 {
-            // What delimits content, and its end, need no window: a client may have opened it for the content alone.
-            let next = reader.clone().advance(buf).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-            if next.data(buf).is_empty() {
-                most = next.consumed;
-            }
-        }
-        while most == 0 {
-            match ready!(send.poll_capacity(cx)) {
-                Some(Ok(_)) => most = send.capacity(),
-                Some(Err(_)) | None => return Poll::Ready(Err(self.reset())),
-            }
-        }
-        let buf = &buf[..buf.len().min(most)];
+        let Output::Content(reader) = &mut self.output else { return Poll::Ready(Ok(0)) };
+        let mut connection = self.link.lock();
         let mut at = 0;
-        let mut sent = Ok(());
-        while at < buf.len() && sent.is_ok() {
-            let progress = reader.advance(&buf[at..]).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-            let data = Bytes::copy_from_slice(progress.data(&buf[at..]));
-            at += progress.consumed;
-            sent = match (progress.done, head::trailers(reader.trailers())) {
-                (false, _) if data.is_empty() => Ok(()),
-                (is_end, None) => send.send_data(data, is_end),
-                // Trailers end chunks, which leave no content for their end.
-                (_, Some(trailers)) => send.send_trailers(trailers),
+        while at < buf.len() && !reader.is_done() {
+            let most = match connection.poll_window(self.id, cx) {
+                Poll::Ready(Ok(most)) => most,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(reset())),
+                // What delimits content, and its end, need no window: a client may have opened it for the content alone.
+                Poll::Pending => {
+                    let next = reader.clone().advance(&buf[at..]).map_err(|_| malformed())?;
+                    match next.data(&buf[at..]).is_empty() {
+                        true => 0,
+                        false if at > 0 => return Poll::Ready(Ok(at)),
+                        false => return Poll::Pending,
+                    }
+                }
             };
-            if progress.done {
-                break;
+            let start = connection.begin_content();
+            let end = start + super::frame::HEAD_BYTES + most;
+            while at < buf.len() && !reader.is_done() {
+                // Without a window: up to the next data.
+                let room = end - connection.content().len();
+                let rest = &buf[at..];
+                let piece = if most == 0 { rest } else { &rest[..rest.len().min(room)] };
+                let progress = match reader.advance(piece) {
+                    Ok(progress) => progress,
+                    Err(_) => {
+                        connection.content().truncate(start);
+                        return Poll::Ready(Err(malformed()));
+                    }
+                };
+                connection.content().extend_from_slice(progress.data(piece));
+                at += progress.consumed;
+                if most == 0 || connection.content().len() == end {
+                    break;
+                }
             }
-        }
-        if sent.is_err() {
-            return Poll::Ready(Err(self.reset()));
+            let is_done = reader.is_done();
+            let trailers = reader.trailers();
+            connection.end_content(start, self.id, is_done && trailers.is_empty());
+            if is_done && !trailers.is_empty() {
+                connection.send_trailers(self.id, |out| head::write_trailers(trailers, out));
+            }
         }
         if reader.is_done() {
             self.output = Output::Ended;
         }
         Poll::Ready(Ok(at))
+    }
+}
+
+fn reset() -> io::Error {
+    io::ErrorKind::ConnectionReset.into()
+}
+
+fn malformed() -> io::Error {
+    io::ErrorKind::InvalidData.into()
+}
+
+impl Drop for Http2Stream {
+    fn drop(&mut self) {
+        self.link.lock().leave(self.id);
     }
 }
 
@@ -304,15 +302,17 @@ impl AsyncRead for Http2Stream {
                 let count = rest.len().min(buf.remaining());
                 buf.put_slice(&rest[..count]);
                 this.text_at += count;
-                if this.data.is_empty() {
+                if this.data == 0 {
                     break;
                 }
-            } else if !this.data.is_empty() {
-                let count = this.data.len().min(buf.remaining());
-                buf.put_slice(&this.data[..count]);
-                this.data.advance(count);
-                // The client may send as much again. Fails only on a stream that has ended.
-                let _ = this.request.flow_control().release_capacity(count);
+            } else if this.data > 0 {
+                let most = this.data.min(buf.remaining());
+                let mut connection = this.link.lock();
+                let count = connection.take_content(this.id, most, |content| buf.put_slice(content));
+                if count == 0 {
+                    return Poll::Ready(Err(reset()));
+                }
+                this.data -= count;
                 break;
             } else if this.input == Input::Ended {
                 return this.poll_reset(cx);
@@ -330,9 +330,9 @@ impl AsyncWrite for Http2Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         match this.output {
-            Output::Head(_) => Poll::Ready(this.write_head(buf)),
+            Output::Head(_) => this.poll_write_head(cx, buf),
             Output::Content(..) => this.poll_write_content(cx, buf),
-            Output::WebSocket(_) => this.poll_write_websocket(cx, buf),
+            Output::WebSocket => this.poll_write_websocket(cx, buf),
             Output::Ended => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }
     }
@@ -345,9 +345,11 @@ impl AsyncWrite for Http2Stream {
     /// The response has its end by its framing. A WebSocket's output ends.
     fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.is_shut_down = true;
-        if let Output::WebSocket(send) = &mut self.output {
-            // Fails only on a stream that was reset, which reading tells.
-            let _ = send.send_data(Bytes::new(), true);
+        if let Output::WebSocket = self.output {
+            let mut connection = self.link.lock();
+            let start = connection.begin_content();
+            connection.end_content(start, self.id, true);
+            drop(connection);
             self.output = Output::Ended;
         }
         Poll::Ready(Ok(()))

@@ -1,0 +1,1021 @@
+//! One connection of HTTP/2 from a client, without its socket (RFC 9113 §5): it is told what came, and asked for what has
+//! to be sent. Each request is a stream, whose content is taken and whose response is given here. Nothing waits: what
+//! cannot go on now has its task woken when it can.
+//!
+//! What a client can make this hold is bounded: [`MAX_STREAMS`] with a window of content each, a block of fields,
+//! [`MAX_QUEUED_BYTES`] of responses and a frame, [`MAX_ANSWER_BYTES`] of answers to frames, and HPACK's table.
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll, Waker};
+
+use super::buffers;
+use super::frame::{
+    self, Bad, Code, FIRST_WINDOW, Frame, HEAD_BYTES, Head, MAX_ID, MAX_PAYLOAD, MAX_WINDOW, Setting, write,
+};
+use super::head::{Limit, Request, RequestReader, TrailerReader};
+use super::hpack;
+
+/// Streams that a client may have open at once. RFC 9113 §6.5.2 recommends no less.
+pub const MAX_STREAMS: usize = 100;
+/// How much content a client may send ahead on all streams together: the windows of all and of one more, so that those
+/// whose backend does not read hold up no other.
+const CONNECTION_WINDOW: i64 = (MAX_STREAMS as i64 + 1) * 64 * 1024;
+/// Responses wait for their turn while so much is to be sent.
+const MAX_QUEUED_BYTES: usize = 64 * 1024;
+/// Nothing more is read while so much is to be sent that frames of the client asked for (CVE-2019-9512, -9515).
+const MAX_ANSWER_BYTES: usize = 16 * 1024;
+/// How many more streams may be lost than are answered: those that the client cancels ("rapid reset", CVE-2023-44487),
+/// and those that end by its errors ("MadeYouReset", CVE-2025-8671).
+const MAX_LOST: u64 = 100;
+/// Frames of content in a row that bring none and end nothing (CVE-2019-9518).
+const MAX_EMPTY_FRAMES: u32 = 100;
+/// CONTINUATION frames of one block (CVE-2024-27316).
+const MAX_CONTINUATIONS: u32 = 32;
+/// A block of so many times the size that is allowed is no mistake.
+const MAX_TIMES_TOO_LARGE: usize = 8;
+/// How many streams are remembered once they are over, to tell what is still under way from what must not come.
+const MAX_REMEMBERED: usize = 128;
+
+/// Asks whether the client has read that it is to leave.
+const LEAVING_PING: [u8; 8] = *b"leaving\0";
+
+/// The stream, or the connection, is over for its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone;
+
+/// What there is of a request's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Came {
+    /// So many bytes can be taken.
+    Some(usize),
+    End,
+}
+
+#[derive(Debug)]
+pub struct Connection {
+    /// How much of the preface has come, then whether the first SETTINGS frame has.
+    preface: usize,
+    has_begun: bool,
+    /// The client knows what we allow.
+    knows_settings: bool,
+    decoder: hpack::Decoder,
+    /// SETTINGS_MAX_HEADER_LIST_SIZE.
+    list_bytes: usize,
+    /// Fields whose end has not come.
+    block: Option<Box<Block>>,
+    /// By their numbers.
+    #[expect(clippy::vec_box, reason = "they move whenever one before them ends, and are large")]
+    streams: Vec<Box<Stream>>,
+    last_id: u32,
+    requests: VecDeque<(u32, Request)>,
+    /// Tasks that serve streams.
+    tasks: usize,
+    ended: Recent,
+    reset: Recent,
+    /// What is to be sent; `out_at` of it has been. Up to `response_end` there are parts of responses.
+    out: Vec<u8>,
+    out_at: usize,
+    response_end: usize,
+    answer_bytes: usize,
+    /// The client's windows: of the connection, and what those of new streams are.
+    send_window: i64,
+    first_send_window: i64,
+    /// HPACK's table has to be given up at the beginning of the next block.
+    is_table_due: bool,
+    /// What the client may still send, and what it may send besides once it is told.
+    receive_window: i64,
+    unreleased: i64,
+    /// Streams that wait for room in `out`, or for the window of the connection, in their order.
+    for_room: VecDeque<u32>,
+    for_window: VecDeque<u32>,
+    /// Streams whose turn it is.
+    turns: usize,
+    answered: u64,
+    lost: u64,
+    empty_frames: u32,
+    leaving: Leaving,
+    /// The client opens no more streams.
+    is_client_leaving: bool,
+    error: Option<(Code, &'static str)>,
+    is_closed: bool,
+    task: Option<Waker>,
+    is_called: bool,
+}
+
+/// How far the client has been told to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    No,
+    /// It has been asked to; what it sent before it reads that is still served.
+    Asked,
+    /// Nothing beyond this stream is served.
+    Told(u32),
+}
+
+#[derive(Debug)]
+struct Block {
+    id: u32,
+    bytes: Vec<u8>,
+    is_end: bool,
+    depends_on_itself: bool,
+    continuations: u32,
+}
+
+#[derive(Debug)]
+struct Stream {
+    id: u32,
+    input: Input,
+    /// What came of its content and has not been taken, from `content_at` on.
+    content: Vec<u8>,
+    content_at: usize,
+    trailers: Vec<u8>,
+    /// How much is still to come, where the head says so.
+    declared: Option<u64>,
+    receive_window: i64,
+    unreleased: i64,
+    output: Output,
+    send_window: i64,
+    reset: Option<Reset>,
+    /// Of the task that serves it.
+    waker: Option<Waker>,
+    /// In one of the two queues.
+    is_queued: bool,
+    has_turn: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Input {
+    Open,
+    /// Nobody wants it.
+    Dropped,
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    Open,
+    /// What a WebSocket carries: a client that resets it ends it.
+    Tunnel,
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reset {
+    ByClient,
+    ByUs,
+}
+
+/// The last streams of a kind.
+#[derive(Debug, Default)]
+struct Recent(VecDeque<u32>);
+
+impl Recent {
+    fn add(&mut self, id: u32) {
+        if self.0.len() == MAX_REMEMBERED {
+            self.0.pop_front();
+        }
+        self.0.push_back(id);
+    }
+
+    fn has(&self, id: u32) -> bool {
+        self.0.contains(&id)
+    }
+}
+
+impl Stream {
+    fn new(id: u32, declared: Option<u64>, is_end: bool, send_window: i64) -> Box<Self> {
+        Box::new(Self {
+            id,
+            input: if is_end { Input::Ended } else { Input::Open },
+            content: Vec::new(),
+            content_at: 0,
+            trailers: Vec::new(),
+            declared,
+            receive_window: FIRST_WINDOW,
+            unreleased: 0,
+            output: Output::Open,
+            send_window,
+            reset: None,
+            waker: None,
+            is_queued: false,
+            has_turn: false,
+        })
+    }
+
+    /// Whether it counts among those that are open at once.
+    fn is_open(&self) -> bool {
+        self.reset.is_none() && !(self.input == Input::Ended && self.output == Output::Ended)
+    }
+
+    fn is_sending(&self) -> bool {
+        self.reset.is_none() && self.output != Output::Ended
+    }
+
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn wait<T>(&mut self, cx: &Context<'_>) -> Poll<T> {
+        wait(&mut self.waker, cx);
+        Poll::Pending
+    }
+
+    /// Gives the content up that nobody has taken; how much that was.
+    fn drop_content(&mut self) -> i64 {
+        let left = self.content.len() - self.content_at;
+        buffers::give_back(std::mem::take(&mut self.content));
+        self.content_at = 0;
+        left as i64
+    }
+}
+
+fn wait(waker: &mut Option<Waker>, cx: &Context<'_>) {
+    match waker {
+        Some(waker) => waker.clone_from(cx.waker()),
+        None => *waker = Some(cx.waker().clone()),
+    }
+}
+
+impl Connection {
+    /// Fields of a request may be `list_bytes` together.
+    pub fn new(list_bytes: usize) -> Self {
+        let mut new = Self {
+            preface: 0,
+            has_begun: false,
+            knows_settings: false,
+            decoder: hpack::Decoder::default(),
+            list_bytes,
+            block: None,
+            streams: Vec::new(),
+            last_id: 0,
+            requests: VecDeque::new(),
+            tasks: 0,
+            ended: Recent::default(),
+            reset: Recent::default(),
+            out: Vec::new(),
+            out_at: 0,
+            response_end: 0,
+            answer_bytes: 0,
+            send_window: FIRST_WINDOW,
+            first_send_window: FIRST_WINDOW,
+            is_table_due: false,
+            receive_window: CONNECTION_WINDOW,
+            unreleased: 0,
+            for_room: VecDeque::new(),
+            for_window: VecDeque::new(),
+            turns: 0,
+            answered: 0,
+            lost: 0,
+            empty_frames: 0,
+            leaving: Leaving::No,
+            is_client_leaving: false,
+            error: None,
+            is_closed: false,
+            task: None,
+            is_called: false,
+        };
+        let settings = [
+            (write::MAX_CONCURRENT_STREAMS, MAX_STREAMS as u32),
+            (write::MAX_HEADER_LIST_SIZE, u32::try_from(list_bytes).unwrap_or(u32::MAX)),
+            (write::ENABLE_CONNECT_PROTOCOL, 1),
+        ];
+        let out = new.out();
+        write::settings(&settings, out);
+        write::window_update(0, (CONNECTION_WINDOW - FIRST_WINDOW) as u32, out);
+        new
+    }
+
+    // --- The socket's side.
+
+    /// Takes what came; how much of it. The rest is to be given again with what comes behind it, and where
+    /// [`Self::is_full`], once that is over.
+    pub fn receive(&mut self, bytes: &[u8]) -> usize {
+        let mut at = 0;
+        if self.preface < frame::PREFACE.len() {
+            let expected = &frame::PREFACE[self.preface..];
+            at = expected.len().min(bytes.len());
+            if bytes[..at] != expected[..at] {
+                self.fail(Code::Protocol, "no preface of HTTP/2");
+            }
+            self.preface += at;
+        }
+        while self.error.is_none() && !self.is_closed && !self.is_full() {
+            let Some((head, rest)) = bytes[at..].split_first_chunk::<HEAD_BYTES>() else { return at };
+            let head = Head::read(head);
+            if head.len > MAX_PAYLOAD {
+                self.fail(Code::FrameSize, "a frame that is too large");
+                break;
+            }
+            let Some(payload) = rest.get(..head.len) else { return at };
+            match self.frame(head, payload) {
+                Ok(()) => {}
+                Err(Bad::Connection(code, why)) => self.fail(code, why),
+                Err(Bad::Stream(id, code)) => self.fail_stream(id, code),
+            }
+            at += HEAD_BYTES + head.len;
+        }
+        if self.error.is_some() || self.is_closed { bytes.len() } else { at }
+    }
+
+    /// Whether nothing can be taken before some of what is to be sent has been.
+    pub fn is_full(&self) -> bool {
+        self.answer_bytes >= MAX_ANSWER_BYTES
+    }
+
+    /// What is to be sent next.
+    pub fn unsent(&self) -> &[u8] {
+        &self.out[self.out_at..]
+    }
+
+    /// So much of it has been sent.
+    pub fn sent(&mut self, count: usize) {
+        self.out_at += count;
+        if self.out_at == self.out.len() {
+            buffers::give_back(std::mem::take(&mut self.out));
+            (self.out_at, self.response_end, self.answer_bytes) = (0, 0, 0);
+        } else if self.out_at >= MAX_QUEUED_BYTES {
+            self.out.drain(..self.out_at);
+            self.response_end = self.response_end.saturating_sub(self.out_at);
+            self.out_at = 0;
+        }
+        self.give_turns();
+    }
+
+    /// Whether parts of responses are still to be sent.
+    pub fn has_unsent_response(&self) -> bool {
+        self.response_end > self.out_at
+    }
+
+    /// A request that has come. Whoever takes it has to [leave](Self::leave) its stream.
+    pub fn next_request(&mut self) -> Option<(u32, Request)> {
+        let next = self.requests.pop_front()?;
+        self.tasks += 1;
+        Some(next)
+    }
+
+    /// Whether requests are being served.
+    pub fn is_serving(&self) -> bool {
+        self.tasks > 0
+    }
+
+    /// Whether the client has sent what a client of HTTP/2 sends first.
+    pub fn has_begun(&self) -> bool {
+        self.has_begun
+    }
+
+    /// Why the connection ends, where that is the client's fault. It has still to be told.
+    pub fn error(&self) -> Option<(Code, &'static str)> {
+        self.error
+    }
+
+    /// Whether the client was told to leave and has nothing more to come, or leaves by itself.
+    pub fn is_over(&self) -> bool {
+        let is_leaving = matches!(self.leaving, Leaving::Told(_)) || self.is_client_leaving;
+        is_leaving && self.tasks == 0 && self.streams.is_empty() && !self.has_unsent_response()
+    }
+
+    /// Asks the client to open no more streams. What it opens before it reads that is served.
+    pub fn ask_to_leave(&mut self) {
+        if self.leaving == Leaving::No && !self.is_closed {
+            self.leaving = Leaving::Asked;
+            write::goaway(MAX_ID, Code::NoError, "", self.out());
+            write::ping(&LEAVING_PING, false, self.out());
+        }
+    }
+
+    /// Tells the client that the connection ends now. Streams that are open end with it.
+    pub fn close(&mut self, code: Code, why: &'static str) {
+        if !self.is_closed {
+            let last = if let Leaving::Told(last) = self.leaving { last } else { self.last_id };
+            write::goaway(last, code, why, self.out());
+        }
+        self.lose();
+    }
+
+    /// The connection is over for the client: those who serve streams learn it.
+    pub fn lose(&mut self) {
+        self.is_closed = true;
+        self.requests.clear();
+        for stream in &mut self.streams {
+            stream.reset.get_or_insert(Reset::ByClient);
+            stream.wake();
+        }
+    }
+
+    /// Has the connection's task woken by whatever concerns the socket. To be called at the end of its turn.
+    pub fn wait(&mut self, cx: &Context<'_>) {
+        self.is_called = false;
+        wait(&mut self.task, cx);
+    }
+
+    fn call(&mut self) {
+        if !std::mem::replace(&mut self.is_called, true)
+            && let Some(task) = &self.task
+        {
+            task.wake_by_ref();
+        }
+    }
+
+    fn fail(&mut self, code: Code, why: &'static str) {
+        if self.error.is_none() {
+            self.error = Some((code, why));
+            self.close(code, why);
+        }
+    }
+
+    // --- Frames.
+
+    fn frame(&mut self, head: Head, payload: &[u8]) -> Result<(), Bad> {
+        let protocol = |why| Err(Bad::Connection(Code::Protocol, why));
+        if !self.has_begun && !head.is_settings() {
+            return protocol("a first frame that is not SETTINGS");
+        }
+        if self.block.is_some() != head.continues() {
+            return protocol("fields that are not continued, or have no beginning");
+        }
+        match head.frame(payload)? {
+            Frame::Data { id, data, size, is_end } => self.data(id, data, size as i64, is_end),
+            Frame::Headers { id, .. } if id % 2 == 0 => protocol("a stream of the client with a number of ours"),
+            Frame::Headers { id, block, is_end, is_last: true, depends_on_itself } => {
+                self.fields(id, block, is_end, depends_on_itself)
+            }
+            Frame::Headers { id, block, is_end, is_last: false, depends_on_itself } => {
+                let bytes = block.to_vec();
+                self.block = Some(Box::new(Block { id, bytes, is_end, depends_on_itself, continuations: 0 }));
+                Ok(())
+            }
+            Frame::Continuation { id, block, is_last } => self.continuation(id, block, is_last),
+            Frame::Priority { id, depends_on_itself: true } => Err(Bad::Stream(id, Code::Protocol)),
+            Frame::Priority { .. } | Frame::Other => Ok(()),
+            Frame::Reset { id } => self.reset_by_client(id),
+            Frame::Settings(payload) => self.settings(payload),
+            Frame::SettingsAck => {
+                self.knows_settings = true;
+                Ok(())
+            }
+            Frame::Ping(data) => {
+                write::ping(&data, true, self.answer());
+                Ok(())
+            }
+            Frame::PingAck(data) => {
+                if data == LEAVING_PING && self.leaving == Leaving::Asked {
+                    let last = self.last_id;
+                    self.leaving = Leaving::Told(last);
+                    write::goaway(last, Code::NoError, "", self.out());
+                }
+                Ok(())
+            }
+            Frame::GoAway => {
+                self.is_client_leaving = true;
+                Ok(())
+            }
+            Frame::WindowUpdate { id, by } => self.window_update(id, by.into()),
+        }
+    }
+
+    fn continuation(&mut self, id: u32, more: &[u8], is_last: bool) -> Result<(), Bad> {
+        let Some(mut block) = self.block.take() else { return Ok(()) };
+        if block.id != id {
+            return Err(Bad::Connection(Code::Protocol, "fields that are continued on another stream"));
+        }
+        block.continuations += 1;
+        // What is refused for its size can be read to its end.
+        let most = (2 * self.list_bytes).max(MAX_PAYLOAD);
+        if block.continuations > MAX_CONTINUATIONS || block.bytes.len() + more.len() > most {
+            return Err(Bad::Connection(Code::EnhanceYourCalm, "fields without end"));
+        }
+        block.bytes.extend_from_slice(more);
+        if is_last {
+            return self.fields(id, &block.bytes, block.is_end, block.depends_on_itself);
+        }
+        self.block = Some(block);
+        Ok(())
+    }
+
+    /// A whole block of fields: the head of a request, or its trailers.
+    fn fields(&mut self, id: u32, block: &[u8], is_end: bool, depends_on_itself: bool) -> Result<(), Bad> {
+        if id > self.last_id {
+            return self.request(id, block, is_end, depends_on_itself);
+        }
+        let Some(at) = self.find(id) else {
+            if self.reset.has(id) {
+                return self.skip(block);
+            }
+            return Err(match self.ended.has(id) {
+                true => Bad::Connection(Code::StreamClosed, "fields on a stream that is closed"),
+                false => Bad::Connection(Code::Protocol, "a stream with a smaller number than others"),
+            });
+        };
+        match (self.streams[at].reset, self.streams[at].input) {
+            (Some(Reset::ByUs), _) => self.skip(block),
+            (Some(Reset::ByClient), _) => Err(Bad::Connection(Code::StreamClosed, "fields on a stream that was reset")),
+            (None, Input::Ended) => self.skip(block).and(Err(Bad::Stream(id, Code::StreamClosed))),
+            (None, Input::Open | Input::Dropped) => {
+                let mut reader = TrailerReader::new(Limit::new(self.list_bytes));
+                self.read(block, |name, value| reader.field(name, value))?;
+                not_far_too_large(reader.limit())?;
+                let stream = &mut self.streams[at];
+                match reader.finish() {
+                    // RFC 9113 §8.1.
+                    Some(trailers) if is_end && !depends_on_itself => {
+                        if stream.output != Output::Tunnel {
+                            stream.trailers = trailers;
+                        }
+                        self.end_input(at)
+                    }
+                    _ => Err(Bad::Stream(id, Code::Protocol)),
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, id: u32, block: &[u8], is_end: bool, depends_on_itself: bool) -> Result<(), Bad> {
+        self.last_id = id;
+        if let Leaving::Told(_) = self.leaving {
+            self.reset.add(id);
+            return self.skip(block);
+        }
+        if self.streams.len() >= MAX_STREAMS && self.streams.iter().filter(|s| s.is_open()).count() >= MAX_STREAMS {
+            self.skip(block)?;
+            self.reset.add(id);
+            write::reset(id, Code::RefusedStream, self.answer());
+            // A client that does not know the limit yet may go beyond it.
+            return if self.knows_settings { self.count_lost() } else { Ok(()) };
+        }
+        let mut reader = RequestReader::new(Limit::new(self.list_bytes));
+        self.read(block, |name, value| reader.field(name, value))?;
+        not_far_too_large(reader.limit())?;
+        match reader.finish(is_end) {
+            Some(request) if !depends_on_itself => {
+                self.empty_frames = 0;
+                self.streams.push(Stream::new(id, request.declared, is_end, self.first_send_window));
+                self.requests.push_back((id, request));
+                Ok(())
+            }
+            _ => Err(Bad::Stream(id, Code::Protocol)),
+        }
+    }
+
+    /// Reads a block that belongs to nothing, since the next ones may refer to it.
+    fn skip(&mut self, block: &[u8]) -> Result<(), Bad> {
+        self.read(block, |_, _| {})
+    }
+
+    fn read(&mut self, block: &[u8], field: impl FnMut(&[u8], &[u8])) -> Result<(), Bad> {
+        self.decoder
+            .read(block, field)
+            .map_err(|_| Bad::Connection(Code::Compression, "fields that cannot be decompressed"))
+    }
+
+    fn data(&mut self, id: u32, data: &[u8], size: i64, is_end: bool) -> Result<(), Bad> {
+        if self.is_idle(id) {
+            return Err(Bad::Connection(Code::Protocol, "content on a stream without a head"));
+        }
+        if size > self.receive_window {
+            return Err(Bad::Connection(Code::FlowControl, "more content than the connection's window"));
+        }
+        self.receive_window -= size;
+        if data.is_empty() && !is_end {
+            self.empty_frames += 1;
+            if self.empty_frames > MAX_EMPTY_FRAMES {
+                return Err(Bad::Connection(Code::EnhanceYourCalm, "frames without content"));
+            }
+        } else {
+            self.empty_frames = 0;
+        }
+        let Some(at) = self.find(id) else {
+            self.release(size);
+            return match self.reset.has(id) {
+                true => Ok(()),
+                false => Err(Bad::Connection(Code::StreamClosed, "content on a stream that is closed")),
+            };
+        };
+        let stream = &mut self.streams[at];
+        let len = data.len() as i64;
+        let bad = match (stream.reset, stream.input) {
+            (Some(Reset::ByUs), _) => {
+                self.release(size);
+                return Ok(());
+            }
+            (Some(Reset::ByClient), _) | (None, Input::Ended) => Some(Code::StreamClosed),
+            _ if size > stream.receive_window => Some(Code::FlowControl),
+            _ if stream.declared.is_some_and(|declared| declared < len as u64) => Some(Code::Protocol),
+            _ => None,
+        };
+        if let Some(code) = bad {
+            self.release(size);
+            return Err(Bad::Stream(id, code));
+        }
+        stream.receive_window -= size;
+        stream.declared = stream.declared.map(|declared| declared - len as u64);
+        let mut released = size - len;
+        stream.unreleased += released;
+        if stream.input == Input::Dropped {
+            released = size;
+        } else if len > 0 {
+            if stream.content.capacity() == 0 {
+                stream.content = buffers::take();
+            }
+            stream.content.extend_from_slice(data);
+        }
+        stream.wake();
+        self.release(released);
+        if is_end { self.end_input(at) } else { Ok(()) }
+    }
+
+    /// The client has sent everything on a stream.
+    fn end_input(&mut self, at: usize) -> Result<(), Bad> {
+        let stream = &mut self.streams[at];
+        if stream.declared.is_some_and(|declared| declared > 0) {
+            return Err(Bad::Stream(stream.id, Code::Protocol));
+        }
+        stream.input = Input::Ended;
+        stream.wake();
+        Ok(())
+    }
+
+    fn reset_by_client(&mut self, id: u32) -> Result<(), Bad> {
+        if self.is_idle(id) {
+            return Err(Bad::Connection(Code::Protocol, "a reset of a stream without a head"));
+        }
+        let Some(at) = self.find(id) else { return Ok(()) };
+        let stream = &mut self.streams[at];
+        if stream.reset.is_some() {
+            return Ok(());
+        }
+        stream.reset = Some(Reset::ByClient);
+        stream.wake();
+        let is_lost = stream.output == Output::Open;
+        self.end_turn(at);
+        if is_lost { self.count_lost() } else { Ok(()) }
+    }
+
+    fn settings(&mut self, payload: &[u8]) -> Result<(), Bad> {
+        self.has_begun = true;
+        for setting in frame::settings(payload) {
+            match setting? {
+                Setting::HeaderTableSize => self.is_table_due = true,
+                Setting::InitialWindowSize(size) => {
+                    let by = size - std::mem::replace(&mut self.first_send_window, size);
+                    for stream in &mut self.streams {
+                        if stream.send_window + by > MAX_WINDOW {
+                            return Err(Bad::Connection(Code::FlowControl, "a window beyond the largest"));
+                        }
+                        stream.send_window += by;
+                        stream.wake();
+                    }
+                }
+            }
+        }
+        write::settings_ack(self.answer());
+        Ok(())
+    }
+
+    fn window_update(&mut self, id: u32, by: i64) -> Result<(), Bad> {
+        if id == 0 {
+            if self.send_window + by > MAX_WINDOW {
+                return Err(Bad::Connection(Code::FlowControl, "a window beyond the largest"));
+            }
+            self.send_window += by;
+            if self.send_window > 0 {
+                self.for_room.append(&mut self.for_window);
+                self.give_turns();
+            }
+            return Ok(());
+        }
+        if self.is_idle(id) {
+            return Err(Bad::Connection(Code::Protocol, "a window of a stream without a head"));
+        }
+        let Some(at) = self.find(id) else { return Ok(()) };
+        let stream = &mut self.streams[at];
+        if stream.send_window + by > MAX_WINDOW {
+            return Err(Bad::Stream(id, Code::FlowControl));
+        }
+        let was_closed = stream.send_window <= 0;
+        stream.send_window += by;
+        if was_closed {
+            stream.wake();
+        }
+        Ok(())
+    }
+
+    /// Whether no stream of this number has been opened.
+    fn is_idle(&self, id: u32) -> bool {
+        id > self.last_id || id.is_multiple_of(2)
+    }
+
+    fn find(&self, id: u32) -> Option<usize> {
+        self.streams.binary_search_by_key(&id, |stream| stream.id).ok()
+    }
+
+    /// Ends a stream by an error of the client's.
+    fn fail_stream(&mut self, id: u32, code: Code) {
+        if self.is_idle(id) {
+            return self.fail(code, "an error on a stream without a head");
+        }
+        match self.find(id) {
+            Some(at) => {
+                let stream = &mut self.streams[at];
+                if stream.reset == Some(Reset::ByUs) {
+                    return;
+                }
+                stream.reset = Some(Reset::ByUs);
+                stream.wake();
+                self.end_turn(at);
+            }
+            None => self.reset.add(id),
+        }
+        write::reset(id, code, self.answer());
+        if let Err(Bad::Connection(code, why)) = self.count_lost() {
+            self.fail(code, why);
+        }
+    }
+
+    fn count_lost(&mut self) -> Result<(), Bad> {
+        self.lost += 1;
+        match self.lost > self.answered + MAX_LOST {
+            true => Err(Bad::Connection(Code::EnhanceYourCalm, "too many streams that are reset")),
+            false => Ok(()),
+        }
+    }
+
+    /// The client may send as much again on the connection.
+    fn release(&mut self, size: i64) {
+        self.unreleased += size;
+        if self.unreleased >= CONNECTION_WINDOW / 2 {
+            let by = std::mem::take(&mut self.unreleased);
+            self.receive_window += by;
+            write::window_update(0, by as u32, self.out());
+            self.call();
+        }
+    }
+
+    /// To be appended to.
+    fn out(&mut self) -> &mut Vec<u8> {
+        if self.out.capacity() == 0 {
+            self.out = buffers::take();
+        }
+        &mut self.out
+    }
+
+    /// To be appended to, a little for a frame of the client's.
+    fn answer(&mut self) -> &mut Vec<u8> {
+        // The longest of them.
+        self.answer_bytes += HEAD_BYTES + 8;
+        self.out()
+    }
+
+    // --- A stream's side. A stream that is not there is gone.
+
+    /// Waits for content of a request, or its end.
+    pub fn poll_content(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Result<Came, Gone>> {
+        let Some(at) = self.find(id) else { return Poll::Ready(Err(Gone)) };
+        let stream = &mut self.streams[at];
+        if stream.reset.is_some() {
+            return Poll::Ready(Err(Gone));
+        }
+        match (stream.content.len() - stream.content_at, stream.input) {
+            (0, Input::Open) => stream.wait(cx),
+            (0, Input::Dropped | Input::Ended) => Poll::Ready(Ok(Came::End)),
+            (count, _) => Poll::Ready(Ok(Came::Some(count))),
+        }
+    }
+
+    /// Takes content, at most so much; the client may then send as much again.
+    pub fn take_content(&mut self, id: u32, most: usize, put: impl FnOnce(&[u8])) -> usize {
+        let Some(at) = self.find(id) else { return 0 };
+        let stream = &mut self.streams[at];
+        let content = &stream.content[stream.content_at..];
+        let count = content.len().min(most);
+        put(&content[..count]);
+        stream.content_at += count;
+        if stream.content_at == stream.content.len() {
+            stream.drop_content();
+        }
+        stream.unreleased += count as i64;
+        if stream.unreleased >= FIRST_WINDOW / 2 && stream.input == Input::Open && stream.reset.is_none() {
+            let by = std::mem::take(&mut stream.unreleased);
+            stream.receive_window += by;
+            write::window_update(id, by as u32, self.out());
+            self.call();
+        }
+        self.release(count as i64);
+        count
+    }
+
+    /// The trailers of a request that has ended, as lines of HTTP/1.1.
+    pub fn take_trailers(&mut self, id: u32) -> Vec<u8> {
+        self.find(id).map_or_else(Vec::new, |at| std::mem::take(&mut self.streams[at].trailers))
+    }
+
+    /// What comes of the request from now on is dropped.
+    pub fn drop_content(&mut self, id: u32) {
+        if let Some(at) = self.find(id) {
+            let stream = &mut self.streams[at];
+            let left = stream.drop_content();
+            if stream.input == Input::Open {
+                stream.input = Input::Dropped;
+            }
+            self.release(left);
+        }
+    }
+
+    /// Waits until the stream is reset.
+    pub fn poll_reset(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Gone> {
+        match self.find(id).map(|at| &mut self.streams[at]) {
+            Some(stream) if stream.reset.is_none() => stream.wait(cx),
+            _ => Poll::Ready(Gone),
+        }
+    }
+
+    /// Waits until fields can be sent.
+    pub fn poll_room(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+        let Some(at) = self.find(id) else { return Poll::Ready(Err(Gone)) };
+        if self.streams[at].reset.is_some() {
+            return Poll::Ready(Err(Gone));
+        }
+        if self.streams[at].has_turn || self.needs_no_turn() {
+            return Poll::Ready(Ok(()));
+        }
+        self.queue(at, false);
+        self.streams[at].wait(cx)
+    }
+
+    /// Waits until content can be sent; how much, in one frame.
+    pub fn poll_window(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Result<usize, Gone>> {
+        let Some(at) = self.find(id) else { return Poll::Ready(Err(Gone)) };
+        let is_open = self.send_window > 0;
+        let stream = &mut self.streams[at];
+        if stream.reset.is_some() {
+            return Poll::Ready(Err(Gone));
+        }
+        if stream.send_window <= 0 {
+            // Its own window wakes it.
+            let waits = stream.wait(cx);
+            self.end_turn(at);
+            return waits;
+        }
+        if is_open && (stream.has_turn || self.needs_no_turn()) {
+            let most = self.send_window.min(self.streams[at].send_window).min(MAX_PAYLOAD as i64);
+            return Poll::Ready(Ok(most as usize));
+        }
+        wait(&mut self.streams[at].waker, cx);
+        if !is_open {
+            self.end_turn(at);
+        }
+        self.queue(at, !is_open);
+        Poll::Pending
+    }
+
+    /// Sends a response's head, whose fields `write` appends. `opens_tunnel`: a WebSocket is open from then on.
+    pub fn send_head(&mut self, id: u32, is_end: bool, opens_tunnel: bool, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(at) = self.find(id) else { return };
+        if opens_tunnel {
+            self.streams[at].output = Output::Tunnel;
+        }
+        self.send_fields(at, is_end, write);
+    }
+
+    /// Ends a response by its trailers.
+    pub fn send_trailers(&mut self, id: u32, write: impl FnOnce(&mut Vec<u8>)) {
+        if let Some(at) = self.find(id) {
+            self.send_fields(at, true, write);
+        }
+    }
+
+    fn send_fields(&mut self, at: usize, is_end: bool, write: impl FnOnce(&mut Vec<u8>)) {
+        let (id, is_table_due) = (self.streams[at].id, std::mem::take(&mut self.is_table_due));
+        let out = self.out();
+        let start = write::begin(out);
+        if is_table_due {
+            hpack::write_no_table(out);
+        }
+        write(out);
+        write::end_headers(start, id, is_end, out);
+        self.sent_part(at, is_end);
+    }
+
+    /// Begins a frame of content, which is then appended to [`Self::content`] up to what [`Self::poll_window`] said.
+    pub fn begin_content(&mut self) -> usize {
+        write::begin(self.out())
+    }
+
+    pub fn content(&mut self) -> &mut Vec<u8> {
+        &mut self.out
+    }
+
+    /// Ends the frame that begins at `start`. One that is empty and ends nothing is not sent.
+    pub fn end_content(&mut self, start: usize, id: u32, is_end: bool) {
+        let len = self.out.len() - start - HEAD_BYTES;
+        let Some(at) = self.find(id) else { return self.out.truncate(start) };
+        if len == 0 && !is_end {
+            self.out.truncate(start);
+            return self.end_turn(at);
+        }
+        write::end_data(start, id, is_end, &mut self.out);
+        self.send_window -= len as i64;
+        self.streams[at].send_window -= len as i64;
+        self.sent_part(at, is_end);
+    }
+
+    fn sent_part(&mut self, at: usize, is_end: bool) {
+        self.response_end = self.out.len();
+        if is_end {
+            let stream = &mut self.streams[at];
+            if std::mem::replace(&mut stream.output, Output::Ended) != Output::Ended {
+                self.answered += 1;
+            }
+        }
+        self.end_turn(at);
+        self.call();
+    }
+
+    /// Ends a stream whose response is not complete, so that its client knows it.
+    pub fn abort(&mut self, id: u32, code: Code) {
+        if let Some(at) = self.find(id)
+            && self.streams[at].reset.is_none()
+        {
+            self.streams[at].reset = Some(Reset::ByUs);
+            write::reset(id, code, self.out());
+            self.response_end = self.out.len();
+        }
+    }
+
+    /// Whoever served the stream is done with it. What is not complete is reset.
+    pub fn leave(&mut self, id: u32) {
+        self.tasks -= 1;
+        self.call();
+        let Some(at) = self.find(id) else { return };
+        match (self.streams[at].input, self.streams[at].output) {
+            _ if self.is_closed => {}
+            (Input::Ended, Output::Ended) => {}
+            // It need not send the rest (RFC 9113 §8.1).
+            (_, Output::Ended) => self.abort(id, Code::NoError),
+            _ => self.abort(id, Code::Cancel),
+        }
+        self.end_turn(at);
+        let mut stream = self.streams.remove(at);
+        self.release(stream.drop_content());
+        match stream.reset {
+            Some(Reset::ByUs) => self.reset.add(id),
+            _ => self.ended.add(id),
+        }
+        if self.streams.is_empty() {
+            self.streams.shrink_to(4);
+            self.for_room = VecDeque::new();
+            self.for_window = VecDeque::new();
+            self.requests.shrink_to(4);
+        }
+    }
+
+    // --- Turns: responses go out a frame at a time, in the order in which they came to wait.
+
+    /// Whether there is room for whoever comes: nobody waits for it.
+    fn needs_no_turn(&self) -> bool {
+        self.turns == 0 && self.for_room.is_empty() && self.has_room()
+    }
+
+    fn has_room(&self) -> bool {
+        self.out.len() - self.out_at + self.turns * MAX_PAYLOAD < MAX_QUEUED_BYTES
+    }
+
+    fn queue(&mut self, at: usize, is_for_window: bool) {
+        let stream = &mut self.streams[at];
+        if !std::mem::replace(&mut stream.is_queued, true) {
+            if is_for_window { &mut self.for_window } else { &mut self.for_room }.push_back(stream.id);
+        }
+    }
+
+    fn give_turns(&mut self) {
+        while self.has_room()
+            && let Some(id) = self.for_room.pop_front()
+        {
+            // One that has nothing more to send would keep its turn.
+            if let Some(at) = self.find(id).filter(|&at| self.streams[at].is_sending()) {
+                let stream = &mut self.streams[at];
+                (stream.is_queued, stream.has_turn) = (false, true);
+                stream.wake();
+                self.turns += 1;
+            }
+        }
+    }
+
+    fn end_turn(&mut self, at: usize) {
+        if std::mem::take(&mut self.streams[at].has_turn) {
+            self.turns -= 1;
+            self.give_turns();
+        }
+    }
+}
+
+fn not_far_too_large(limit: Limit) -> Result<(), Bad> {
+    match limit.times() >= MAX_TIMES_TOO_LARGE {
+        true => Err(Bad::Connection(Code::EnhanceYourCalm, "fields that are far too large")),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,544 @@
+use super::*;
+
+const GET: &[(&str, &str)] = &[(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/")];
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// A client, and the connection with it.
+struct Client {
+    connection: Connection,
+}
+
+/// Kind, flags, stream and payload.
+type Sent = (u8, u8, u32, Vec<u8>);
+
+fn frame(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
+    let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    out.extend([kind, flags]);
+    out.extend(id.to_be_bytes());
+    out.extend_from_slice(payload);
+    out
+}
+
+fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    fields.iter().for_each(|(name, value)| {
+        out.extend([0, name.len() as u8]);
+        out.extend_from_slice(name.as_bytes());
+        out.push(value.len() as u8);
+        out.extend_from_slice(value.as_bytes());
+    });
+    out
+}
+
+fn window(id: u32, by: u32) -> Vec<u8> {
+    frame(8, 0, id, &by.to_be_bytes())
+}
+
+fn setting(name: u8, value: u32) -> Vec<u8> {
+    frame(4, 0, 0, &[&[0, name][..], &value.to_be_bytes()].concat())
+}
+
+fn head(flags: u8, id: u32) -> Vec<u8> {
+    frame(1, flags, id, &block(GET))
+}
+
+fn whole(id: u32) -> Vec<u8> {
+    head(END_STREAM | END_HEADERS, id)
+}
+
+impl Client {
+    fn new() -> Self {
+        let mut client = Self { connection: Connection::new(4096) };
+        client.send(&[frame::PREFACE, &frame(4, 0, 0, b"")].concat());
+        client.sent();
+        client
+    }
+
+    /// A client that has windows for everything.
+    fn with_windows() -> Self {
+        let mut client = Self::new();
+        client.send(&[setting(4, 1 << 30), window(0, 1 << 30)].concat());
+        client.sent();
+        client
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        assert_eq!(self.connection.receive(bytes), bytes.len());
+    }
+
+    /// Sends a request, which is taken.
+    fn ask(&mut self, id: u32) {
+        self.send(&whole(id));
+        assert_eq!(self.connection.next_request().map(|(id, _)| id), Some(id));
+    }
+
+    /// What the client has been sent since it looked last.
+    fn sent(&mut self) -> Vec<Sent> {
+        let mut frames = Vec::new();
+        let mut rest = self.connection.unsent();
+        while let [a, b, c, kind, flags, d, e, f, g, tail @ ..] = rest {
+            let (payload, tail) = tail.split_at(u32::from_be_bytes([0, *a, *b, *c]) as usize);
+            frames.push((*kind, *flags, u32::from_be_bytes([*d, *e, *f, *g]), payload.to_vec()));
+            rest = tail;
+        }
+        let count = self.connection.unsent().len();
+        self.connection.sent(count);
+        frames
+    }
+
+    /// Writes as much of so much content as there is room for; how much.
+    fn write(&mut self, id: u32, len: usize) -> usize {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut written = 0;
+        while written < len
+            && let Poll::Ready(Ok(most)) = self.connection.poll_window(id, &mut cx)
+        {
+            let count = most.min(len - written);
+            let start = self.connection.begin_content();
+            self.connection.content().resize(start + HEAD_BYTES + count, b'x');
+            self.connection.end_content(start, id, false);
+            written += count;
+        }
+        written
+    }
+
+    fn answer(&mut self, id: u32) {
+        self.connection.send_head(id, true, false, |out| hpack::write_status(204, out));
+        self.connection.leave(id);
+    }
+
+    fn error(&self) -> Option<Code> {
+        self.connection.error().map(|(code, _)| code)
+    }
+}
+
+/// The streams that were reset, and why.
+fn resets(frames: &[Sent]) -> Vec<(u32, u8)> {
+    frames.iter().filter(|(kind, ..)| *kind == 3).map(|(_, _, id, payload)| (*id, payload[3])).collect()
+}
+
+fn content(frames: &[Sent]) -> Vec<(u32, usize)> {
+    frames.iter().filter(|(kind, ..)| *kind == 0).map(|(_, _, id, payload)| (*id, payload.len())).collect()
+}
+
+#[test]
+fn responses_take_turns_frame_by_frame() {
+    let mut client = Client::with_windows();
+    for id in [1, 3, 5] {
+        client.ask(id);
+    }
+    let mut left = [(1, 200_000), (3, 100_000), (5, 20_000)];
+    let mut order = Vec::new();
+    for _ in 0..40 {
+        for (id, left) in &mut left {
+            *left -= client.write(*id, *left);
+        }
+        order.extend(content(&client.sent()));
+    }
+    assert!(left.iter().all(|(_, left)| *left == 0), "{left:?}");
+    // The first had the room for itself. From then on nobody has two frames while others wait.
+    let behind = &order[4..];
+    let ends = |id| behind.iter().rposition(|(other, _)| *other == id).expect("a frame");
+    assert!(ends(5) < 8 && ends(3) < 20, "{order:?}");
+    assert!(behind[..ends(5)].chunks_exact(3).all(|turn| turn.iter().any(|(id, _)| *id == 5)), "{order:?}");
+}
+
+#[test]
+fn content_waits_for_both_windows() {
+    let mut client = Client::new();
+    client.ask(1);
+    client.ask(3);
+    assert_eq!(client.write(1, 40_000), 40_000);
+    assert_eq!(client.write(3, 40_000), 25_535, "what the connection has left");
+    assert_eq!(content(&client.sent()), [(1, 16_384), (1, 16_384), (1, 7_232), (3, 16_384), (3, 9_151)]);
+    client.send(&window(0, 10));
+    assert_eq!((client.write(1, 40_000), client.write(3, 40_000)), (0, 10), "who came first waits first");
+    client.sent();
+    client.send(&window(0, 100_000));
+    assert_eq!((client.write(1, 40_000), client.write(3, 10)), (16_384, 10), "a frame each");
+    assert_eq!(client.write(1, 40_000), 9_151, "its own window");
+    // Smaller than what has been sent.
+    client.send(&setting(4, 1_000));
+    client.send(&window(1, 60_000));
+    assert_eq!(client.write(1, 40_000), 0);
+    client.send(&window(1, 4_536));
+    assert_eq!(client.write(1, 40_000), 1);
+}
+
+#[test]
+fn a_stream_whose_turn_came_and_that_is_gone_holds_up_no_other() {
+    let mut client = Client::with_windows();
+    (0..6).for_each(|n| client.ask(2 * n + 1));
+    assert_eq!(client.write(1, 1 << 20), 65_536);
+    for n in 1..6 {
+        assert_eq!(client.write(2 * n + 1, 1 << 20), 0);
+    }
+    client.sent();
+    // The turn of some.
+    for id in [1, 3, 5, 7, 9] {
+        client.connection.leave(id);
+    }
+    client.sent();
+    assert_eq!(client.write(11, 1 << 20), 65_536);
+}
+
+// Its turn would have been everybody's.
+#[test]
+fn a_stream_that_has_ended_takes_no_turn() {
+    let mut client = Client::with_windows();
+    for n in 0..6 {
+        client.send(&head(END_HEADERS, 2 * n + 1));
+        client.connection.next_request();
+    }
+    assert_eq!(client.write(1, 1 << 20), 65_536);
+    for n in 1..6 {
+        assert_eq!(client.write(2 * n + 1, 1 << 20), 0);
+    }
+    // Their responses end here; what is still to come of their requests is waited for.
+    for id in [1, 3, 5, 7, 9] {
+        let start = client.connection.begin_content();
+        client.connection.end_content(start, id, true);
+    }
+    client.sent();
+    assert_eq!(client.write(11, 1 << 20), 65_536);
+    // The client gives one up whose turn it is.
+    client.send(&whole(13));
+    client.connection.next_request();
+    assert_eq!(client.write(13, 1 << 20), 0);
+    client.sent();
+    client.send(&[frame(3, 0, 11, &[0, 0, 0, 8]), frame(3, 0, 13, &[0, 0, 0, 8])].concat());
+    client.send(&whole(15));
+    client.connection.next_request();
+    assert_eq!(client.write(15, 1 << 20), 65_536);
+}
+
+#[test]
+fn a_client_may_send_again_what_was_taken() {
+    let mut client = Client::new();
+    client.send(&head(END_HEADERS, 1));
+    client.connection.next_request();
+    for _ in 0..2 {
+        client.send(&frame(0, 0, 1, &[b'x'; 16_384]));
+    }
+    assert!(client.sent().is_empty());
+    let mut came = 0;
+    assert_eq!(client.connection.take_content(1, 20_000, |content| came += content.len()), 20_000);
+    assert_eq!(client.connection.take_content(1, 20_000, |content| came += content.len()), 12_768);
+    assert_eq!((came, client.sent()), (32_768, vec![(8, 0, 1, 32_768_u32.to_be_bytes().to_vec())]));
+    // Padding counts, and comes back though nobody takes it.
+    for _ in 0..200 {
+        client.send(&frame(0, 8, 1, &[&[255][..], b"x", &[0; 255]].concat()));
+        assert_eq!(client.connection.take_content(1, 10, |_| {}), 1);
+    }
+    let sent = client.sent();
+    assert!(sent.len() == 1 && sent[0].0 == 8, "{sent:?}");
+    // More than its window.
+    for _ in 0..5 {
+        client.send(&frame(0, 0, 1, &[b'x'; 16_384]));
+    }
+    assert_eq!((resets(&client.sent()), client.error()), (vec![(1, 3)], None));
+}
+
+#[test]
+fn uploads_that_nobody_takes_leave_the_connection_its_window() {
+    let mut client = Client::new();
+    for n in 0..100 {
+        let id = 2 * n + 1;
+        client.send(&head(END_HEADERS, id));
+        client.connection.next_request();
+        (0..4).for_each(|_| client.send(&frame(0, 0, id, &[b'x'; 16_383])));
+    }
+    assert_eq!((client.sent().len(), client.error()), (0, None));
+    for n in 0..100 {
+        client.connection.leave(2 * n + 1);
+    }
+    let sent = client.sent();
+    let opened = sent.iter().filter(|(kind, _, id, _)| (*kind, *id) == (8, 0)).count();
+    assert!(opened == 1 && resets(&sent).len() == 100 && resets(&sent).iter().all(|(_, code)| *code == 8));
+}
+
+#[test]
+fn a_malformed_request_ends_its_stream_alone() {
+    for field in [("X", "y"), ("x y", "z"), ("x", "a\0"), ("x", "a\r\nb: c"), (":late", "x"), ("connection", "x")] {
+        let mut client = Client::new();
+        client.ask(1);
+        client.send(&frame(1, 5, 3, &block(&[GET, &[field]].concat())));
+        client.ask(5);
+        assert_eq!((resets(&client.sent()), client.error()), (vec![(3, 1)], None), "{field:?}");
+        assert!(client.connection.next_request().is_none());
+    }
+}
+
+#[test]
+fn errors_of_streams_are_told_on_them() {
+    let get = block(GET);
+    let declared = block(&[GET, &[("content-length", "3")]].concat());
+    let cases: &[(&[&[u8]], u8)] = &[
+        (&[&whole(1), &frame(0, 0, 1, b"late")], 5),
+        (&[&whole(1), &whole(1)], 5),
+        (&[&whole(1), &frame(3, 0, 1, &[0, 0, 0, 8]), &frame(0, 0, 1, b"late")], 5),
+        (&[&whole(1), &window(1, 0)], 1),
+        (&[&whole(1), &window(1, 0x7fff_ffff)], 3),
+        (&[&head(4, 1), &frame(1, 4, 1, b"\x00\x01x\x01y")], 1),
+        (&[&head(4, 1), &frame(1, 5, 1, b"\x82")], 1),
+        (&[&frame(1, 4, 1, &declared), &frame(0, 0, 1, b"four")], 1),
+        (&[&frame(1, 4, 1, &declared), &frame(0, 1, 1, b"ab")], 1),
+        (&[&frame(1, 4, 1, &declared), &frame(1, 5, 1, b"\x00\x01x\x01y")], 1),
+        (&[&frame(1, 5, 1, &declared)], 1),
+        (&[&frame(1, 0x25, 1, &[&[0, 0, 0, 1, 16][..], &get].concat())], 1),
+        (&[&whole(1), &frame(2, 0, 1, &[0, 0, 0, 1, 16])], 1),
+        (&[&whole(1), &frame(2, 0, 1, &[0; 4])], 6),
+    ];
+    for (at, (frames, code)) in cases.iter().enumerate() {
+        let mut client = Client::new();
+        for frame in *frames {
+            client.send(frame);
+            // It is being served meanwhile.
+            client.connection.next_request();
+        }
+        assert_eq!((resets(&client.sent()), client.error()), (vec![(1, *code)], None), "case {at}");
+        // What is under way is no further error.
+        if *code != 5 {
+            client.send(&[frame(0, 0, 1, b"x"), frame(1, 5, 1, b"\x82"), window(1, 5)].concat());
+            assert_eq!((client.sent().len(), client.error()), (0, None), "case {at}");
+        }
+        client.ask(3);
+    }
+}
+
+#[test]
+fn errors_of_the_connection_end_it() {
+    let cases: &[(&[&[u8]], Code)] = &[
+        (&[&frame(0, 0, 1, b"x")], Code::Protocol),
+        (&[&frame(3, 0, 1, &[0; 4])], Code::Protocol),
+        (&[&window(1, 5)], Code::Protocol),
+        (&[&window(0, 0)], Code::Protocol),
+        (&[&window(0, 0x7fff_ffff)], Code::FlowControl),
+        (&[&whole(2)], Code::Protocol),
+        (&[&whole(5), &whole(3)], Code::Protocol),
+        (&[&head(0, 1), &frame(6, 0, 0, &[0; 8])], Code::Protocol),
+        (&[&head(0, 1), &frame(9, 4, 3, b"")], Code::Protocol),
+        (&[&frame(9, 4, 1, b"")], Code::Protocol),
+        (&[&frame(1, 5, 1, b"\x80")], Code::Compression),
+        (&[&frame(1, 5, 1, b"\x00\x7f\xff\xff\xff\xff\x7f")], Code::Compression),
+        (&[&frame(1, 5, 1, b"\x00\x05ab")], Code::Compression),
+        (&[&frame(5, 4, 1, &[0; 4])], Code::Protocol),
+        (&[&setting(2, 2)], Code::Protocol),
+        (&[&setting(4, 1 << 31)], Code::FlowControl),
+        (&[&setting(5, 16_383)], Code::Protocol),
+        (&[&whole(1), &window(1, 0x7fff_0000), &setting(4, 0x7fff_ffff)], Code::FlowControl),
+        (&[&frame(2, 0, 7, &[0, 0, 0, 7, 16])], Code::Protocol),
+    ];
+    for (at, (frames, code)) in cases.iter().enumerate() {
+        let mut client = Client::new();
+        for frame in *frames {
+            client.send(frame);
+            client.connection.next_request();
+        }
+        let sent = client.sent();
+        let (kind, _, _, payload) = sent.last().expect("a frame");
+        assert_eq!((client.error(), *kind, u32::from(payload[7])), (Some(*code), 7, *code as u32), "case {at}");
+        client.send(b"anything more is dropped");
+        assert!(client.sent().is_empty());
+    }
+    let mut client = Client { connection: Connection::new(4096) };
+    client.send(b"PRI * HTTP/2.0\r\n\r\nXX");
+    assert_eq!(client.error(), Some(Code::Protocol));
+    let mut client = Client { connection: Connection::new(4096) };
+    client.send(&[frame::PREFACE, &frame(6, 0, 0, &[0; 8])].concat());
+    assert_eq!(client.error(), Some(Code::Protocol));
+    // Before the rest of it has come.
+    let mut client = Client::new();
+    assert_eq!(client.connection.receive(b"\x00\x40\x01\x00\x00\x00\x00\x00\x01"), 9);
+    assert_eq!(client.error(), Some(Code::FrameSize));
+}
+
+#[test]
+fn a_closed_stream_is_told_from_one_that_never_was() {
+    let mut client = Client::new();
+    client.ask(5);
+    client.answer(5);
+    client.send(&[window(5, 1), frame(3, 0, 5, &[0; 4]), frame(2, 0, 5, &[0, 0, 0, 0, 1])].concat());
+    assert_eq!(client.error(), None);
+    client.send(&whole(5));
+    assert_eq!(client.error(), Some(Code::StreamClosed));
+}
+
+#[test]
+fn what_is_under_way_to_a_stream_that_was_given_up_is_dropped() {
+    let mut client = Client::new();
+    client.send(&head(END_HEADERS, 1));
+    client.connection.next_request();
+    client.send(&frame(0, 0, 1, b"x"));
+    client.connection.send_head(1, true, false, |out| hpack::write_status(413, out));
+    client.connection.leave(1);
+    let sent = client.sent();
+    assert_eq!(resets(&sent), [(1, 0)], "no error");
+    assert!(sent[0].0 == 1 && sent[0].1 == 5);
+    // The trailers change the table, which the next request refers to.
+    client.send(&frame(0, 0, 1, &[b'x'; 10_000]));
+    client.send(&frame(1, 5, 1, b"\x40\x01a\x01b"));
+    client.send(&frame(1, 5, 3, &[&block(GET)[..], b"\xbe"].concat()));
+    let (_, request) = client.connection.next_request().expect("a request");
+    assert!(String::from_utf8_lossy(&request.text).contains("a: b"));
+    assert_eq!((client.sent().len(), client.error()), (0, None));
+}
+
+#[test]
+fn clients_that_lose_more_than_they_get_have_to_leave() {
+    let reset = |id| frame(3, 0, id, &[0, 0, 0, 8]);
+    // Cancelled; broken by a window; malformed.
+    let losses: [&dyn Fn(u32) -> Vec<u8>; 3] =
+        [&|id| [whole(id), reset(id)].concat(), &|id| [whole(id), window(id, 0)].concat(), &|id| {
+            frame(1, 5, id, &block(&[(":method", "GET")]))
+        }];
+    for lose in losses {
+        let mut client = Client::new();
+        let mut lost = 0;
+        while client.error().is_none() {
+            client.send(&lose(2 * lost + 1));
+            while let Some((id, _)) = client.connection.next_request() {
+                client.connection.leave(id);
+            }
+            client.sent();
+            lost += 1;
+        }
+        assert_eq!((client.error(), u64::from(lost)), (Some(Code::EnhanceYourCalm), MAX_LOST + 1));
+        // Who gets as much as it loses may go on.
+        let mut client = Client::new();
+        for n in 0..1_000 {
+            client.send(&lose(4 * n + 1));
+            while let Some((id, _)) = client.connection.next_request() {
+                client.connection.leave(id);
+            }
+            client.ask(4 * n + 3);
+            client.answer(4 * n + 3);
+            client.sent();
+        }
+        assert_eq!(client.error(), None);
+    }
+    // Those who leave a page with WebSockets do no harm.
+    let mut client = Client::new();
+    for n in 0..1_000 {
+        let id = 2 * n + 1;
+        client.ask(id);
+        client.connection.send_head(id, false, true, |out| hpack::write_status(200, out));
+        client.send(&reset(id));
+        client.connection.leave(id);
+        client.sent();
+    }
+    assert_eq!(client.error(), None);
+}
+
+#[test]
+fn streams_beyond_the_limit_are_refused() {
+    let mut client = Client::new();
+    (0..101).for_each(|n| client.send(&whole(2 * n + 1)));
+    assert_eq!((resets(&client.sent()), client.error()), (vec![(201, 7)], None));
+    let mut served = Vec::new();
+    while let Some((id, _)) = client.connection.next_request() {
+        served.push(id);
+    }
+    assert_eq!(served.len(), 100);
+    client.answer(served[7]);
+    client.ask(203);
+    // Again and again, though it knows the limit.
+    client.send(&frame(4, 1, 0, b""));
+    (0..102).for_each(|n| client.send(&whole(2 * n + 205)));
+    assert_eq!(client.error(), Some(Code::EnhanceYourCalm));
+}
+
+#[test]
+fn what_asks_for_an_answer_is_read_no_faster_than_answers_are_taken() {
+    for asking in [frame(6, 0, 0, b"8 bytes."), frame(4, 0, 0, b""), setting(4, 65_535)] {
+        let mut client = Client::new();
+        let flood = asking.repeat(10_000);
+        let mut taken = client.connection.receive(&flood);
+        assert!(taken < flood.len() && client.connection.is_full());
+        assert!(client.connection.unsent().len() < 2 * MAX_ANSWER_BYTES);
+        assert_eq!(client.connection.receive(&flood[taken..]), 0);
+        let mut answers = 0;
+        while taken < flood.len() {
+            answers += client.sent().len();
+            taken += client.connection.receive(&flood[taken..]);
+        }
+        assert_eq!((answers + client.sent().len(), client.error()), (10_000, None));
+    }
+}
+
+#[test]
+fn endless_fields_and_empty_content_end_the_connection() {
+    let mut client = Client::new();
+    client.send(&head(1, 1));
+    (0..=MAX_CONTINUATIONS).for_each(|_| client.send(&frame(9, 0, 1, b"")));
+    assert_eq!(client.error(), Some(Code::EnhanceYourCalm));
+    let mut client = Client::new();
+    client.send(&head(1, 1));
+    (0..2).for_each(|_| client.send(&frame(9, 0, 1, &[0; 10_000])));
+    assert_eq!(client.error(), Some(Code::EnhanceYourCalm));
+    let mut client = Client::new();
+    client.send(&head(4, 1));
+    (0..=MAX_EMPTY_FRAMES).for_each(|_| client.send(&frame(0, 8, 1, &[3, 0, 0, 0])));
+    assert_eq!(client.error(), Some(Code::EnhanceYourCalm));
+    // A small block that stands for a huge one.
+    let mut client = Client::new();
+    client.send(&frame(1, 5, 1, &[&block(GET)[..], b"\x40\x01x\x7f\xa1\x1e", &[b'y'; 4000]].concat()));
+    assert_eq!(client.error(), None);
+    client.send(&frame(1, 5, 3, &[&block(GET)[..], &[0xbe; 16_000]].concat()));
+    assert_eq!(client.error(), Some(Code::EnhanceYourCalm));
+}
+
+#[test]
+fn who_is_asked_to_leave_is_served_what_it_asked_before() {
+    let mut client = Client::new();
+    client.ask(1);
+    client.connection.ask_to_leave();
+    let sent = client.sent();
+    assert_eq!((&sent[0].3[..8], sent[1].0), (&[0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0][..], 6));
+    client.ask(3);
+    client.send(&frame(6, 1, 0, &sent[1].3));
+    assert_eq!(client.sent()[0].3, [0, 0, 0, 3, 0, 0, 0, 0]);
+    // What comes behind it may be repeated elsewhere, and is part of the state of the connection all the same.
+    client.send(&[frame(1, 4, 5, &block(GET)), frame(0, 1, 5, b"x"), window(5, 5)].concat());
+    assert!(client.connection.next_request().is_none() && client.error().is_none());
+    client.answer(1);
+    assert!(!client.connection.is_over());
+    client.answer(3);
+    assert!(!client.connection.is_over(), "its response has still to be sent");
+    client.sent();
+    assert!(client.connection.is_over());
+}
+
+#[test]
+fn what_the_client_says_of_its_table_is_answered_once() {
+    let mut client = Client::new();
+    client.send(&setting(1, 0));
+    client.sent();
+    for (id, first) in [(1, 0x20), (3, 0x89)] {
+        client.ask(id);
+        client.answer(id);
+        assert_eq!(client.sent()[0].3[0], first);
+    }
+}
+
+#[test]
+fn an_idle_connection_holds_next_to_nothing() {
+    let mut client = Client::with_windows();
+    for n in 0..500 {
+        let id = 2 * n + 1;
+        client.ask(id);
+        client.connection.send_head(id, false, false, |out| hpack::write_status(200, out));
+        client.write(id, 50_000);
+        let start = client.connection.begin_content();
+        client.connection.end_content(start, id, true);
+        client.connection.leave(id);
+        client.sent();
+    }
+    let Connection { out, streams, requests, for_room, for_window, ended, reset, block, .. } = &client.connection;
+    assert_eq!((out.capacity(), for_room.capacity(), for_window.capacity()), (0, 0, 0));
+    assert!(block.is_none() && streams.capacity() <= 4 && requests.capacity() <= 4);
+    assert!(ended.0.capacity() + reset.0.capacity() <= 2 * MAX_REMEMBERED);
+    let size = size_of::<Connection>();
+    assert!(size <= 640, "{size} bytes");
+}

@@ -1,0 +1,385 @@
+//! Frames of HTTP/2 (RFC 9113 §4 and §6) over byte slices. What a frame by itself can have wrong is found here; what
+//! it means where it comes is [`super::connection`]'s.
+
+/// The most that a frame may carry: what every peer takes, and what we allow (RFC 9113 §4.2).
+pub const MAX_PAYLOAD: usize = 16_384;
+pub const HEAD_BYTES: usize = 9;
+/// The largest window (RFC 9113 §6.9.1).
+pub const MAX_WINDOW: i64 = (1 << 31) - 1;
+/// What a window is to begin with (RFC 9113 §6.9.2).
+pub const FIRST_WINDOW: i64 = 65_535;
+/// The largest number of a stream.
+pub const MAX_ID: u32 = (1 << 31) - 1;
+
+/// What a client sends first (RFC 9113 §3.4).
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PUSH_PROMISE: u8 = 5;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+
+/// Of DATA and HEADERS. The same bit is [`ACK`] of SETTINGS and PING.
+const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
+const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
+const WITH_PRIORITY: u8 = 0x20;
+
+/// Why a stream or a connection ends (RFC 9113 §7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Code {
+    NoError = 0,
+    Protocol = 1,
+    Internal = 2,
+    FlowControl = 3,
+    StreamClosed = 5,
+    FrameSize = 6,
+    RefusedStream = 7,
+    Cancel = 8,
+    Compression = 9,
+    EnhanceYourCalm = 11,
+}
+
+/// What is wrong with a frame, or with its coming when it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bad {
+    /// The connection ends (RFC 9113 §5.4.1). With what is told of it.
+    Connection(Code, &'static str),
+    /// The stream ends, and no other (RFC 9113 §5.4.2).
+    Stream(u32, Code),
+}
+
+const fn protocol(why: &'static str) -> Bad {
+    Bad::Connection(Code::Protocol, why)
+}
+
+const BAD_SIZE: Bad = Bad::Connection(Code::FrameSize, "a frame of another size than its kind has");
+
+/// The first nine bytes of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub len: usize,
+    kind: u8,
+    flags: u8,
+    id: u32,
+}
+
+/// A frame from a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// `size`: with its padding, which counts as sent.
+    Data {
+        id: u32,
+        data: &'a [u8],
+        size: usize,
+        is_end: bool,
+    },
+    /// `is_last`: no CONTINUATION follows. `depends_on_itself`: as the priority says that it may have.
+    Headers {
+        id: u32,
+        block: &'a [u8],
+        is_end: bool,
+        is_last: bool,
+        depends_on_itself: bool,
+    },
+    Continuation {
+        id: u32,
+        block: &'a [u8],
+        is_last: bool,
+    },
+    Priority {
+        id: u32,
+        depends_on_itself: bool,
+    },
+    Reset {
+        id: u32,
+    },
+    Settings(&'a [u8]),
+    SettingsAck,
+    Ping([u8; 8]),
+    PingAck([u8; 8]),
+    GoAway,
+    WindowUpdate {
+        id: u32,
+        by: u32,
+    },
+    /// Of a kind that is not known, or that says nothing to a server.
+    Other,
+}
+
+impl Head {
+    pub fn read(bytes: &[u8; HEAD_BYTES]) -> Head {
+        let [a, b, c, kind, flags, id @ ..] = *bytes;
+        Head { len: u32::from_be_bytes([0, a, b, c]) as usize, kind, flags, id: u32::from_be_bytes(id) & MAX_ID }
+    }
+
+    fn has(self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Whether it is a CONTINUATION.
+    pub fn continues(self) -> bool {
+        self.kind == CONTINUATION
+    }
+
+    /// Whether it is a SETTINGS frame that acknowledges none.
+    pub fn is_settings(self) -> bool {
+        self.kind == SETTINGS && !self.has(ACK)
+    }
+
+    /// Reads the frame's payload, all of it.
+    pub fn frame(self, payload: &[u8]) -> Result<Frame<'_>, Bad> {
+        let id = self.id;
+        match self.kind {
+            DATA | HEADERS | CONTINUATION | PRIORITY | RST_STREAM if id == 0 => {
+                Err(protocol("a frame of a stream on none"))
+            }
+            SETTINGS | PING | GOAWAY if id != 0 => Err(protocol("a frame of the connection on a stream")),
+            DATA => {
+                let data = self.without_padding(payload)?;
+                Ok(Frame::Data { id, data, size: payload.len(), is_end: self.has(END_STREAM) })
+            }
+            HEADERS => {
+                let mut block = self.without_padding(payload)?;
+                let mut depends_on_itself = false;
+                if self.has(WITH_PRIORITY) {
+                    let (priority, rest) = block.split_first_chunk::<5>().ok_or(BAD_SIZE)?;
+                    depends_on_itself = dependency(priority) == id;
+                    block = rest;
+                }
+                let (is_end, is_last) = (self.has(END_STREAM), self.has(END_HEADERS));
+                Ok(Frame::Headers { id, block, is_end, is_last, depends_on_itself })
+            }
+            CONTINUATION => Ok(Frame::Continuation { id, block: payload, is_last: self.has(END_HEADERS) }),
+            PRIORITY => {
+                let priority = payload.try_into().map_err(|_| Bad::Stream(id, Code::FrameSize))?;
+                Ok(Frame::Priority { id, depends_on_itself: dependency(priority) == id })
+            }
+            RST_STREAM if payload.len() == 4 => Ok(Frame::Reset { id }),
+            SETTINGS if self.has(ACK) && payload.is_empty() => Ok(Frame::SettingsAck),
+            SETTINGS if !self.has(ACK) && payload.len().is_multiple_of(6) => Ok(Frame::Settings(payload)),
+            PUSH_PROMISE => Err(protocol("PUSH_PROMISE from a client")),
+            PING => {
+                let data = payload.try_into().map_err(|_| BAD_SIZE)?;
+                Ok(if self.has(ACK) { Frame::PingAck(data) } else { Frame::Ping(data) })
+            }
+            GOAWAY if payload.len() >= 8 => Ok(Frame::GoAway),
+            WINDOW_UPDATE => {
+                let by = u32::from_be_bytes(payload.try_into().map_err(|_| BAD_SIZE)?) & MAX_ID;
+                match (by, id) {
+                    (0, 0) => Err(protocol("a window opened by nothing")),
+                    (0, _) => Err(Bad::Stream(id, Code::Protocol)),
+                    _ => Ok(Frame::WindowUpdate { id, by }),
+                }
+            }
+            RST_STREAM | SETTINGS | GOAWAY => Err(BAD_SIZE),
+            _ => Ok(Frame::Other),
+        }
+    }
+
+    fn without_padding(self, payload: &[u8]) -> Result<&[u8], Bad> {
+        if !self.has(PADDED) {
+            return Ok(payload);
+        }
+        let (&padding, rest) = payload.split_first().ok_or(BAD_SIZE)?;
+        let len = rest.len().checked_sub(usize::from(padding));
+        len.and_then(|len| rest.get(..len)).ok_or(protocol("more padding than the frame has"))
+    }
+}
+
+/// The stream that this one depends on. All else of priorities is deprecated (RFC 9113 §5.3.2).
+fn dependency(priority: &[u8; 5]) -> u32 {
+    let [a, b, c, d, _] = *priority;
+    u32::from_be_bytes([a, b, c, d]) & MAX_ID
+}
+
+/// A client's setting that changes what we do (RFC 9113 §6.5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    HeaderTableSize,
+    InitialWindowSize(i64),
+}
+
+/// The settings of a frame; those of no consequence are checked and left out.
+pub fn settings(payload: &[u8]) -> impl Iterator<Item = Result<Setting, Bad>> {
+    payload.as_chunks::<6>().0.iter().filter_map(|&[a, b, value @ ..]| {
+        let value = u32::from_be_bytes(value);
+        match u16::from_be_bytes([a, b]) {
+            1 => Some(Ok(Setting::HeaderTableSize)),
+            2 if value > 1 => Some(Err(protocol("ENABLE_PUSH that is neither 0 nor 1"))),
+            4 if i64::from(value) > MAX_WINDOW => {
+                Some(Err(Bad::Connection(Code::FlowControl, "INITIAL_WINDOW_SIZE beyond the largest window")))
+            }
+            4 => Some(Ok(Setting::InitialWindowSize(value.into()))),
+            5 if !(MAX_PAYLOAD as u32..1 << 24).contains(&value) => {
+                Some(Err(protocol("MAX_FRAME_SIZE out of its range")))
+            }
+            _ => None,
+        }
+    })
+}
+
+/// What is sent. Each writer appends a whole frame.
+pub mod write {
+    use super::*;
+
+    pub const MAX_CONCURRENT_STREAMS: u16 = 3;
+    pub const MAX_HEADER_LIST_SIZE: u16 = 6;
+    pub const ENABLE_CONNECT_PROTOCOL: u16 = 8;
+
+    fn frame(kind: u8, flags: u8, id: u32, payload: &[&[u8]], out: &mut Vec<u8>) {
+        let len = payload.iter().map(|piece| piece.len()).sum();
+        out.extend_from_slice(&head(len, kind, flags, id));
+        payload.iter().for_each(|piece| out.extend_from_slice(piece));
+    }
+
+    fn head(len: usize, kind: u8, flags: u8, id: u32) -> [u8; HEAD_BYTES] {
+        debug_assert!(len <= MAX_PAYLOAD);
+        let [_, a, b, c] = (len as u32).to_be_bytes();
+        let [d, e, f, g] = id.to_be_bytes();
+        [a, b, c, kind, flags, d, e, f, g]
+    }
+
+    pub fn settings(settings: &[(u16, u32)], out: &mut Vec<u8>) {
+        out.extend_from_slice(&head(6 * settings.len(), SETTINGS, 0, 0));
+        for (name, value) in settings {
+            out.extend_from_slice(&name.to_be_bytes());
+            out.extend_from_slice(&value.to_be_bytes());
+        }
+    }
+
+    pub fn settings_ack(out: &mut Vec<u8>) {
+        frame(SETTINGS, ACK, 0, &[], out);
+    }
+
+    pub fn ping(data: &[u8; 8], is_ack: bool, out: &mut Vec<u8>) {
+        frame(PING, if is_ack { ACK } else { 0 }, 0, &[data], out);
+    }
+
+    pub fn goaway(last: u32, code: Code, why: &str, out: &mut Vec<u8>) {
+        frame(GOAWAY, 0, 0, &[&last.to_be_bytes(), &(code as u32).to_be_bytes(), why.as_bytes()], out);
+    }
+
+    pub fn window_update(id: u32, by: u32, out: &mut Vec<u8>) {
+        frame(WINDOW_UPDATE, 0, id, &[&by.to_be_bytes()], out);
+    }
+
+    pub fn reset(id: u32, code: Code, out: &mut Vec<u8>) {
+        frame(RST_STREAM, 0, id, &[&(code as u32).to_be_bytes()], out);
+    }
+
+    /// Begins a frame whose payload is appended next; where it begins.
+    pub fn begin(out: &mut Vec<u8>) -> usize {
+        let start = out.len();
+        out.extend_from_slice(&[0; HEAD_BYTES]);
+        start
+    }
+
+    /// Ends a DATA frame that [`begin`] began.
+    pub fn end_data(start: usize, id: u32, is_end: bool, out: &mut [u8]) {
+        let len = out.len() - start - HEAD_BYTES;
+        out[start..start + HEAD_BYTES].copy_from_slice(&head(len, DATA, u8::from(is_end) * END_STREAM, id));
+    }
+
+    /// Ends a HEADERS frame that [`begin`] began, with as many CONTINUATION frames as it needs.
+    pub fn end_headers(start: usize, id: u32, is_end: bool, out: &mut Vec<u8>) {
+        let flags = u8::from(is_end) * END_STREAM;
+        let len = out.len() - start - HEAD_BYTES;
+        if len <= MAX_PAYLOAD {
+            out[start..start + HEAD_BYTES].copy_from_slice(&head(len, HEADERS, flags | END_HEADERS, id));
+            return;
+        }
+        let block = out.split_off(start + HEAD_BYTES);
+        out.truncate(start);
+        let count = block.len().div_ceil(MAX_PAYLOAD);
+        for (at, piece) in block.chunks(MAX_PAYLOAD).enumerate() {
+            let end = if at + 1 == count { END_HEADERS } else { 0 };
+            match at {
+                0 => frame(HEADERS, flags, id, &[piece], out),
+                _ => frame(CONTINUATION, end, id, &[piece], out),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<Frame<'_>, Bad> {
+        let (head, payload) = bytes.split_first_chunk::<HEAD_BYTES>().expect("a head");
+        let head = Head::read(head);
+        assert_eq!(head.len, payload.len());
+        head.frame(payload)
+    }
+
+    #[test]
+    fn padding_and_priority_are_taken_off() {
+        assert_eq!(
+            read(b"\0\0\x06\0\x09\0\0\0\x01\x02abc\0\0"),
+            Ok(Frame::Data { id: 1, data: b"abc", size: 6, is_end: true })
+        );
+        let headers =
+            |depends_on_itself| Frame::Headers { id: 1, block: b"x", is_end: false, is_last: true, depends_on_itself };
+        assert_eq!(read(b"\0\0\x08\x01\x2c\0\0\0\x01\x01\x80\0\0\0\x10x\0"), Ok(headers(false)));
+        assert_eq!(read(b"\0\0\x06\x01\x24\0\0\0\x01\0\0\0\x01\x10x"), Ok(headers(true)));
+        assert!(read(b"\0\0\x02\0\x08\0\0\0\x01\x02a").is_err());
+        assert!(read(b"\0\0\0\0\x08\0\0\0\x01").is_err());
+        assert!(read(b"\0\0\x02\x01\x20\0\0\0\x01ab").is_err());
+    }
+
+    #[test]
+    fn sizes_and_streams_have_to_fit_the_kind() {
+        let size = Err(BAD_SIZE);
+        assert_eq!(read(b"\0\0\x03\x03\0\0\0\0\x01abc"), size);
+        assert_eq!(read(b"\0\0\x05\x04\0\0\0\0\0abcde"), size);
+        assert_eq!(read(b"\0\0\x06\x04\x01\0\0\0\0abcdef"), size);
+        assert_eq!(read(b"\0\0\x07\x06\0\0\0\0\0abcdefg"), size);
+        assert_eq!(read(b"\0\0\x07\x07\0\0\0\0\0abcdefg"), size);
+        assert_eq!(read(b"\0\0\x03\x08\0\0\0\0\0abc"), size);
+        assert_eq!(read(b"\0\0\x04\x02\0\0\0\0\x03abcd"), Err(Bad::Stream(3, Code::FrameSize)));
+        for kind in [DATA, HEADERS, PRIORITY, RST_STREAM, CONTINUATION] {
+            assert!(matches!(read(&[0, 0, 0, kind, 0, 0, 0, 0, 0]), Err(Bad::Connection(Code::Protocol, _))), "{kind}");
+        }
+        for kind in [SETTINGS, PING, GOAWAY, PUSH_PROMISE] {
+            assert!(matches!(read(&[0, 0, 0, kind, 0, 0, 0, 0, 1]), Err(Bad::Connection(Code::Protocol, _))), "{kind}");
+        }
+        assert_eq!(read(&[0, 0, 0, 0xbe, 0, 0, 0, 0, 1]), Ok(Frame::Other));
+        assert_eq!(read(b"\0\0\x04\x08\0\0\0\0\x01\0\0\0\0"), Err(Bad::Stream(1, Code::Protocol)));
+        assert_eq!(read(b"\0\0\x04\x08\0\x80\0\0\x01\x80\0\0\x07"), Ok(Frame::WindowUpdate { id: 1, by: 7 }));
+    }
+
+    #[test]
+    fn a_long_head_is_continued() {
+        for len in [0, MAX_PAYLOAD, MAX_PAYLOAD + 1, 2 * MAX_PAYLOAD, 2 * MAX_PAYLOAD + 5] {
+            let mut out = b"before".to_vec();
+            let start = write::begin(&mut out);
+            out.resize(out.len() + len, b'x');
+            write::end_headers(start, 7, true, &mut out);
+            let (mut rest, mut found, mut is_over) = (&out[6..], 0, false);
+            while let Some((head, tail)) = rest.split_first_chunk::<HEAD_BYTES>() {
+                let head = Head::read(head);
+                assert!(!is_over);
+                match (found, head.frame(&tail[..head.len]).expect("a frame")) {
+                    (0, Frame::Headers { id: 7, block, is_end: true, is_last, .. }) => {
+                        (found, is_over) = (block.len(), is_last);
+                    }
+                    (1.., Frame::Continuation { id: 7, block, is_last }) => {
+                        (found, is_over) = (found + block.len(), is_last);
+                    }
+                    other => panic!("{other:?}"),
+                }
+                rest = &tail[head.len..];
+            }
+            assert_eq!((found, is_over), (len, true));
+        }
+    }
+}

@@ -100,6 +100,134 @@ async fn who_keeps_a_connection_silent_is_let_go() {
     client.closed().await.expect("a friendly end");
 }
 
+// They had no limit for as long as another stream was served.
+#[tokio::test]
+async fn what_is_begun_has_to_end_in_time_whatever_else_is_served() {
+    let a = Origin::start("a").await;
+    let limits = "header_timeout = \"300ms\"\nbody_timeout = \"500ms\"";
+    let balancer = Balancer::start(config([&a]).listener(limits)).await;
+    let held = [(":method", "GET"), (":scheme", "https"), (":path", "/hold"), (":authority", "x")];
+    let held = frame(kind::HEADERS, 5, 1, &literals(&held));
+    let ping = frame(kind::PING, 0, 0, b"8 bytes.");
+    let content = frame(kind::DATA, 0, 1, &[b'x'; 10_000]);
+    // What is begun, and what may follow for good without an end of it.
+    let begun: [(Vec<u8>, &[u8]); 4] = [
+        (half_a_head(3), b""),
+        (half_a_head(3), &frame(kind::CONTINUATION, 0, 3, &literals(&[("x", "y")]))),
+        (ping[..10].to_vec(), b""),
+        (content[..100].to_vec(), b"x"),
+    ];
+    for (begun, more) in begun {
+        let mut client = http2::connect(balancer.address()).await;
+        write(&mut client, &[PREFACE, &held, &begun].concat()).await;
+        let (mut from, mut to) = tokio::io::split(client);
+        let dripping = async {
+            while to.write_all(more).await.is_ok() && to.flush().await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let goaway = async {
+            tokio::select! {
+                goaway = http2::frame_of(&mut from, kind::GOAWAY) => goaway,
+                () = dripping => unreachable!("it never ends"),
+            }
+        };
+        let goaway = within("a GOAWAY", goaway).await;
+        assert_eq!(goaway.reason(), Some(Reason::ENHANCE_YOUR_CALM), "{begun:?}");
+    }
+    balancer.is_idle().await;
+    assert_eq!(balancer.backend(&a).await["failures"], 0);
+}
+
+// A third GOAWAY came before the end.
+#[tokio::test]
+async fn a_stop_tells_by_two_goaways() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(config([&a])).await;
+    let held = [(":method", "GET"), (":scheme", "https"), (":path", "/hold"), (":authority", "x")];
+    let held = [PREFACE, &frame(kind::HEADERS, 5, 1, &literals(&held))].concat();
+    // One answers the PING, one does not, and one closes its side.
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = http2::connect(balancer.address()).await;
+        write(&mut client, &held).await;
+        clients.push(client);
+    }
+    eventually("the requests arrived", async || a.heads() == 3).await;
+    balancer.signal(nix::sys::signal::Signal::SIGTERM);
+    let mut told = Vec::new();
+    for (at, mut client) in clients.into_iter().enumerate() {
+        let goaway = within("a GOAWAY", http2::frame_of(&mut client, kind::GOAWAY)).await;
+        assert_eq!(goaway.payload, [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+        let ping = within("a PING", http2::frame_of(&mut client, kind::PING)).await;
+        match at {
+            0 => write(&mut client, &frame(kind::PING, 1, 0, &ping.payload)).await,
+            1 => {}
+            _ => client.shutdown().await.expect("an open connection"),
+        }
+        told.push(client);
+    }
+    // Those that are still there.
+    eventually("the one that has closed is gone", async || balancer.in_flight().await == 2).await;
+    a.release();
+    for mut client in told.into_iter().take(2) {
+        let mut goaways = Vec::new();
+        let reading = async {
+            while let Ok(frame) = http2::next_frame(&mut client).await {
+                if frame.kind == kind::GOAWAY {
+                    goaways.push(frame.payload);
+                }
+            }
+        };
+        within("the end", reading).await;
+        assert_eq!(goaways, [[0, 0, 0, 1, 0, 0, 0, 0]]);
+    }
+    assert!(balancer.process().end().await.success());
+    assert!(!balancer.log().contains("cut off"), "{}", balancer.log());
+}
+
+// Their backends had paused in the midst of their responses, and held all the turns that there are: nothing moved until one
+// of them went on.
+#[tokio::test]
+async fn responses_that_pause_hold_up_no_others() {
+    let a = Origin::start("a").await;
+    a.answer(|request| match request.target.strip_prefix("/pauses/") {
+        Some(size) => {
+            let size: usize = size.parse().expect("a number");
+            let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let chunk = [format!("{size:x}\r\n").as_bytes(), &vec![b'x'; size], b"\r\n"].concat();
+            vec![Step::Send([head.as_bytes(), &chunk].concat()), Step::Hold, Step::Send(b"0\r\n\r\n".to_vec())]
+        }
+        None => vec![Step::Send(response(200, &[], vec![b'x'; 200_000]))],
+    });
+    let balancer = Balancer::start(config([&a]).server("threads = 1")).await;
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(1 << 30);
+    let mut client = Http2::over(http2::connect(balancer.address()).await, builder).await;
+    // All of the connection's window, which the client opens no further for now.
+    let mut pausing = Vec::new();
+    for size in [16_383, 16_383, 16_383, 16_383, 3] {
+        let (answer, _) = client.begin(request("GET", &format!("/pauses/{size}"), &[]), true).await;
+        let mut content = within("a response", answer).await.expect("a response").into_body();
+        let mut came = 0;
+        while came < size {
+            came += within("content", content.data()).await.expect("more").expect("content").len();
+        }
+        pausing.push((content, came));
+    }
+    for (content, came) in &mut pausing {
+        content.flow_control().release_capacity(*came).expect("an open stream");
+    }
+    assert_eq!(client.get("/").await.body.len(), 200_000);
+    a.release();
+    for (mut content, _) in pausing {
+        while let Some(rest) = within("the end", content.data()).await {
+            assert!(rest.expect("an orderly end").is_empty());
+        }
+    }
+}
+
 #[tokio::test]
 async fn pings_keep_no_connection_open() {
     let a = Origin::start("a").await;

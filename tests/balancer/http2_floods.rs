@@ -26,8 +26,17 @@ fn head(flags: u8, stream: u32, path: &str) -> Vec<u8> {
 
 /// The most memory that the balancer has had so far.
 fn peak_kib(balancer: &mut Balancer) -> u64 {
+    status_kib(balancer, "VmHWM:")
+}
+
+/// The memory that it has now.
+fn resident_kib(balancer: &mut Balancer) -> u64 {
+    status_kib(balancer, "VmRSS:")
+}
+
+fn status_kib(balancer: &mut Balancer, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", balancer.process().id())).expect("a process");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of it");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
@@ -156,6 +165,32 @@ async fn floods_end_with_the_right_error_and_bounded_memory() {
     assert!(grown < MAX_GROWTH_KIB, "{grown} KiB more");
 }
 
+// Every answer allowed one more, without an end.
+#[tokio::test]
+async fn answers_earn_no_flood_of_resets() {
+    let a = Origin::start("a").await;
+    let balancer = balancer(&a).await;
+    let mut client = TcpStream::connect(balancer.address()).await.expect("a listener");
+    write(&mut client, PREFACE).await;
+    let mut id = 1;
+    for _ in 0..10 {
+        let asked: Vec<u8> = (0..50).flat_map(|n| head(END_STREAM | END_HEADERS, id + 2 * n, "/nowhere")).collect();
+        write(&mut client, &asked).await;
+        for _ in 0..50 {
+            within("an answer", http2::frame_of(&mut client, kind::HEADERS)).await;
+        }
+        id += 100;
+    }
+    let reset = |id: u32| frame(kind::RST_STREAM, 0, id, &8_u32.to_be_bytes());
+    let flood: Vec<u8> = (0..150)
+        .flat_map(|n| [head(END_STREAM | END_HEADERS, id + 2 * n, "/hold"), reset(id + 2 * n)].concat())
+        .collect();
+    write(&mut client, &flood).await;
+    let goaway = within("a GOAWAY", http2::frame_of(&mut client, kind::GOAWAY)).await;
+    assert_eq!(goaway.reason(), Some(Reason::ENHANCE_YOUR_CALM));
+    nobody_is_harmed(&balancer, &a).await;
+}
+
 // A field of 4 KiB in the table, and 16,000 references to it in each head: 64 MB for a frame.
 #[tokio::test]
 async fn a_small_head_that_would_become_a_huge_one_is_refused() {
@@ -183,6 +218,32 @@ async fn a_small_head_that_would_become_a_huge_one_is_refused() {
     assert!(a.heads() <= 1, "no more than the first one");
     let grown = peak_kib(&mut balancer) - before;
     assert!(grown < MAX_GROWTH_KIB, "{grown} KiB more");
+    nobody_is_harmed(&balancer, &a).await;
+}
+
+// Each held a buffer of 38 KB for the few bytes.
+#[tokio::test]
+async fn half_a_frame_holds_no_large_buffer() {
+    const CLIENTS: usize = 300;
+    let a = Origin::start("a").await;
+    let mut balancer = balancer(&a).await;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = TcpStream::connect(balancer.address()).await.expect("a listener");
+        write(&mut client, &[PREFACE, &head(END_STREAM | END_HEADERS, 1, "/")].concat()).await;
+        within("an answer", http2::frame_of(&mut client, kind::HEADERS)).await;
+        clients.push(client);
+    }
+    balancer.is_idle().await;
+    let before = resident_kib(&mut balancer);
+    for client in &mut clients {
+        write(client, &frame(kind::PING, 0, 0, b"8 bytes.")).await;
+        write(client, &frame(kind::DATA, 0, 3, &[0; 100])[..50]).await;
+        within("an answer", http2::frame_of(client, kind::PING)).await;
+    }
+    // Those that were answered have been read.
+    let grown = resident_kib(&mut balancer).saturating_sub(before);
+    assert!(grown < CLIENTS as u64 * 8, "{grown} KiB more");
     nobody_is_harmed(&balancer, &a).await;
 }
 

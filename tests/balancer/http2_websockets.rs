@@ -257,6 +257,41 @@ async fn what_the_client_sends_at_once_arrives() {
     assert!(came.starts_with(b"\x81\x02hi\x88"), "{came:?}");
 }
 
+// It ended in INTERNAL_ERROR, and the backend saw its client leave.
+#[tokio::test]
+async fn a_client_that_closes_its_side_at_once_has_its_websocket() {
+    let port = backend(async |mut wire: Wire| {
+        let mut came = Vec::new();
+        wire.stream.read_to_end(&mut came).await?;
+        wire.stream.write_all(&[b"came: ", &came[..]].concat()).await?;
+        wire.stream.shutdown().await
+    });
+    let balancer = Balancer::start(config(&port)).await;
+    let fields = [(":method", "CONNECT"), (":protocol", "websocket"), (":scheme", "http"), (":path", "/")];
+    let fields = literals(&[&fields[..], &[(":authority", "x"), ("sec-websocket-version", "13")]].concat());
+    for content in [&b""[..], b"content"] {
+        let mut client = TcpStream::connect(balancer.address()).await.expect("a listener");
+        let data = frame(kind::DATA, 1, 1, content);
+        write(&mut client, &[PREFACE, &frame(kind::HEADERS, 4, 1, &fields), &data].concat()).await;
+        let mut came = Vec::new();
+        let reading = async {
+            loop {
+                let frame = next_frame(&mut client).await.expect("a frame");
+                assert_ne!(frame.kind, kind::RST_STREAM, "{:?}", frame.reason());
+                if frame.kind == kind::DATA {
+                    came.extend(frame.payload);
+                    if frame.flags & 1 == 1 {
+                        break;
+                    }
+                }
+            }
+        };
+        within("the end of the stream", reading).await;
+        assert_eq!(came, [b"came: ", content].concat());
+        balancer.is_idle().await;
+    }
+}
+
 /// What was sent for a WebSocket that is not opened, and looks like requests, must never be taken for some: they would
 /// come from nobody that has been checked.
 #[tokio::test]

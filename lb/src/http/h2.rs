@@ -35,14 +35,16 @@ use super::timer::Timer;
 use super::{Counted, Engine};
 use crate::clock::{self, timeout};
 use crate::exchange::headers::Peer;
-use connection::Connection;
+use connection::{Connection, Unfinished};
 use frame::{Code, PREFACE};
 use stream::{Http2Stream, Link};
 
 /// How much is read at once.
 const READ_BYTES: usize = 32 * 1024;
-/// How often a connection reads before others have their turn.
+/// How often a connection reads before others have their turn, and how many requests it has served: tasks run in the order
+/// in which they were woken, and a new client would wait for all those of many connections with many requests each.
 const MOST_READS_AT_ONCE: usize = 8;
+const MOST_SERVED_AT_ONCE: usize = 16;
 
 /// How long a closing connection may take to send what it has still to say.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -70,6 +72,7 @@ pub async fn serve(engine: Arc<Engine>, io: Io, read: Vec<u8>, peer: Peer) {
         peer: Arc::new(peer),
         io,
         incoming: read,
+        unfinished: None,
         is_unflushed: false,
         is_response_unflushed: false,
         patience: engine.listener().header_timeout,
@@ -125,8 +128,10 @@ struct Driver<'a> {
     link: &'a Arc<Link>,
     peer: Arc<Peer>,
     io: Io,
-    /// What came and is no whole frame yet, or cannot be taken now.
+    /// What came and is no whole frame yet, or cannot be taken now. No larger than that while the client sends nothing.
     incoming: Vec<u8>,
+    /// What the client has begun and not ended, and since when.
+    unfinished: Option<(Unfinished, Instant)>,
     /// Some of what was written may not have come to the socket: TLS may hold it.
     is_unflushed: bool,
     /// That may be part of a response.
@@ -172,6 +177,8 @@ impl<'a> Driver<'a> {
                 break;
             }
         }
+        self.serve_requests(cx);
+        self.note_unfinished();
         let is = self.phase();
         if std::mem::replace(&mut self.phase, is) != is {
             (self.phase_since, self.written_before) = (clock::now(), self.link.total.written());
@@ -186,7 +193,7 @@ impl<'a> Driver<'a> {
         self.wait(cx, timer)
     }
 
-    /// Reads once, and has the requests that came served. False: there is nothing for now.
+    /// Reads once. False: there is nothing for now.
     fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, Over> {
         let mut connection = self.link.lock();
         if connection.is_full() {
@@ -195,10 +202,11 @@ impl<'a> Driver<'a> {
         let mut used = connection.receive(&self.incoming);
         let mut has_read = used > 0;
         if !has_read && connection.error().is_none() {
-            if self.incoming.capacity() == 0 {
-                self.incoming = buffers::take();
+            if self.incoming.capacity() - self.incoming.len() < READ_BYTES {
+                let begun = std::mem::replace(&mut self.incoming, buffers::take());
+                self.incoming.reserve(begun.len() + READ_BYTES);
+                self.incoming.extend_from_slice(&begun);
             }
-            self.incoming.reserve(READ_BYTES);
             let mut incoming = (&mut self.incoming).limit(READ_BYTES);
             match poll_read_buf(Pin::new(&mut self.io), cx, &mut incoming) {
                 Poll::Ready(Ok(1..)) => {
@@ -213,30 +221,47 @@ impl<'a> Driver<'a> {
             buffers::give_back(std::mem::take(&mut self.incoming));
         } else {
             self.incoming.drain(..used);
+            if !has_read {
+                let begun = self.incoming.to_vec();
+                buffers::give_back(std::mem::replace(&mut self.incoming, begun));
+            }
         }
-        if let Some((code, why)) = connection.error() {
-            tracing::debug!(
-                client = self.peer.as_str(),
-                ?code,
-                why,
-                "an HTTP/2 connection ends by an error of its client"
-            );
-            return Err(Over::Told);
-        }
-        drop(connection);
-        if has_read {
-            self.serve_requests();
+        if connection.error().is_some() {
+            drop(connection);
+            return Err(self.error());
         }
         Ok(has_read)
     }
 
-    fn serve_requests(&mut self) {
-        // A task that is not taken is dropped at once, and leaves its stream.
-        while let Some((id, request)) = { self.link.lock().next_request() } {
+    /// The client has to go for an error of its own.
+    fn error(&self) -> Over {
+        if let Some((code, why)) = self.link.lock().error() {
+            let client = self.peer.as_str();
+            tracing::debug!(client, ?code, why, "an HTTP/2 connection ends by an error of its client");
+        }
+        Over::Told
+    }
+
+    /// Has requests served, some of them at once.
+    fn serve_requests(&mut self, cx: &mut Context<'_>) {
+        for _ in 0..MOST_SERVED_AT_ONCE {
+            let Some((id, request)) = self.link.lock().next_request() else { return };
             self.patience = self.engine.listener().keepalive_timeout;
             let stream = Http2Stream::new(Arc::clone(self.link), id, request);
+            // A task that is not taken is dropped at once, and leaves its stream.
             clock::spawn(carry(Arc::clone(self.engine), stream, Arc::clone(&self.peer)));
         }
+        if self.link.lock().has_request() {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn note_unfinished(&mut self) {
+        let before = self.unfinished.take();
+        self.unfinished = self.link.lock().unfinished(&self.incoming).map(|unfinished| match before {
+            Some((same, since)) if same.at == unfinished.at => (unfinished, since),
+            _ => (unfinished, clock::now()),
+        });
     }
 
     /// Writes what there is, to the last byte that TLS holds. True: more can be read than before.
@@ -285,7 +310,10 @@ impl<'a> Driver<'a> {
         if !self.is_leaving && (engine.is_closed() || !is_idle && !engine.keeps_clients()) {
             self.is_leaving = true;
             self.link.lock().ask_to_leave();
-            self.write(cx)?;
+            if self.write(cx)? {
+                // It reads on in its next turn.
+                cx.waker().wake_by_ref();
+            }
         }
         // Where only the listener is closed, the client has time to read the GOAWAY: a request that crosses it is served.
         let connection = self.link.lock();
@@ -305,21 +333,37 @@ impl<'a> Driver<'a> {
     }
 
     /// Waits, but no longer than it may. While it has only to send what is left of its responses, the client has to take
-    /// some of it within `send_timeout`, at `min_rate`.
+    /// some of it within `send_timeout`, at `min_rate`. Whatever is being served, a head that has begun has to end within
+    /// `header_timeout`, and so has every other frame; one of content within `body_timeout`, where that is longer.
     fn wait(&self, cx: &mut Context<'_>, timer: &mut Timer) -> Result<(), Over> {
+        let listener = self.engine.listener();
+        let of_frame = self.unfinished.map(|(unfinished, since)| match unfinished.is_content {
+            true => (since, listener.header_timeout.max(listener.body_timeout)),
+            false => (since, listener.header_timeout),
+        });
         loop {
-            let (since, limit) = match self.phase {
-                Phase::Serving => return Ok(()),
+            let of_phase = match self.phase {
+                Phase::Serving => None,
                 Phase::Sending => {
                     let now = clock::now();
-                    (now, self.patience_with_reader(now))
+                    Some((now, self.patience_with_reader(now)))
                 }
-                Phase::Flushing => (self.phase_since, self.engine.listener().send_timeout),
-                Phase::Idle => (self.phase_since, self.patience),
+                Phase::Flushing => Some((self.phase_since, listener.send_timeout)),
+                Phase::Idle => Some((self.phase_since, self.patience)),
             };
+            let ends = |(since, limit): &(Instant, Duration)| {
+                let end = since.checked_add(*limit);
+                (end.is_none(), end)
+            };
+            let Some(first) = of_phase.into_iter().chain(of_frame).min_by_key(ends) else { return Ok(()) };
+            let (since, limit) = first;
             timer.begin(since, limit);
             if !limit.is_zero() && timer.poll_elapsed(cx).is_pending() {
                 return Ok(());
+            }
+            if Some(first) != of_phase {
+                self.link.lock().fail(Code::EnhanceYourCalm, "a frame, or a head, that does not end in time");
+                return Err(self.error());
             }
             if self.phase != Phase::Sending || limit.is_zero() {
                 return Err(Over::Leave);

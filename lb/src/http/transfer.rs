@@ -282,7 +282,8 @@ impl<'a> Transfer<'a> {
         let happened = timer.limit(now, limit, |cx| match Pin::new(&mut event).poll(cx) {
             Poll::Ready(happened) => Poll::Ready(happened),
             Poll::Pending if is_killed() => Poll::Ready(Err(Failure::Killed.into())),
-            Poll::Pending => match self.watch_client(cx) {
+            // A stream of HTTP/2 that waited to send an interim response may be called for it now, and others wait for it.
+            Poll::Pending => match self.poll_write_client(cx).and_then(|_| self.watch_client(cx)) {
                 Err(failure) => Poll::Ready(Err(failure.into())),
                 Ok(()) => Poll::Pending,
             },

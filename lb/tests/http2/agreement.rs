@@ -6,7 +6,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use evenkeel::http::h1::response::ResponseHead;
-use evenkeel::http::h2::connection::{Came, Connection};
+use evenkeel::http::h2::connection::{Begins, Came, Connection};
 use evenkeel::http::h2::head;
 use evenkeel::message::limits::Limits;
 use evenkeel::message::{Method, Parsed};
@@ -105,7 +105,8 @@ async fn serve(mut io: DuplexStream, answers: Vec<Message>) -> Vec<Message> {
                 let mut head = ResponseHead::default();
                 let parsed = head.parse(text.as_bytes(), Method::Get, &Limits::LARGEST);
                 assert_eq!(parsed, Parsed::Complete(text.len()));
-                connection.send_head(id, false, false, |out| head::write_response(&head, text.as_bytes(), out));
+                connection
+                    .send_head(id, Begins::Response, false, |out| head::write_response(&head, text.as_bytes(), out));
             }
             let mut sent = sent;
             while sent < answer.content.len() {

@@ -5,7 +5,7 @@
 
 use std::task::{Context, Poll, Waker};
 
-use evenkeel::http::h2::connection::{Came, Connection};
+use evenkeel::http::h2::connection::{Begins, Came, Connection};
 use evenkeel::http::h2::frame::{Code, PREFACE};
 
 const STEPS: [usize; 5] = [1, 2, 9, 100, 10_000];
@@ -132,7 +132,7 @@ fn goes_on(connection: &mut Connection, one: &mut Serving, cx: &mut Context<'_>)
     if !one.has_head {
         match connection.poll_room(id, cx) {
             Poll::Ready(Ok(())) => {
-                connection.send_head(id, one.left == 0, false, |out| out.push(0x88));
+                connection.send_head(id, Begins::Response, one.left == 0, |out| out.push(0x88));
                 one.has_head = true;
             }
             Poll::Ready(Err(_)) => return false,

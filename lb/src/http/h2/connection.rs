@@ -2,11 +2,12 @@
 //! to be sent. Each request is a stream, whose content is taken and whose response is given here. Nothing waits: what
 //! cannot go on now has its task woken when it can.
 //!
-//! What a client can make this hold is bounded: [`MAX_STREAMS`] with a window of content each, a block of fields,
-//! [`MAX_QUEUED_BYTES`] of responses and a frame, [`MAX_ANSWER_BYTES`] of answers to frames, and HPACK's table.
+//! What a client can make this hold is bounded: [`MAX_STREAMS`] that are served and as many requests that wait, with a
+//! window of content each, a block of fields, [`MAX_QUEUED_BYTES`] of responses and a frame, [`MAX_ANSWER_BYTES`] of answers
+//! to frames, and HPACK's table.
 
 use std::collections::VecDeque;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use super::buffers;
 use super::frame::{
@@ -15,18 +16,26 @@ use super::frame::{
 use super::head::{Limit, Request, RequestReader, TrailerReader};
 use super::hpack;
 
-/// Streams that a client may have open at once. RFC 9113 §6.5.2 recommends no less.
+/// Streams that a client may have open at once, and tasks that serve streams, whose end may have come before theirs. RFC 9113
+/// §6.5.2 recommends no less.
 pub const MAX_STREAMS: usize = 100;
 /// How much content a client may send ahead on all streams together: the windows of all and of one more, so that those
 /// whose backend does not read hold up no other.
 const CONNECTION_WINDOW: i64 = (MAX_STREAMS as i64 + 1) * 64 * 1024;
+/// The client may send as much again once so much was taken. Small beside what all streams leave of the connection's window.
+const RELEASED_AT_ONCE: i64 = 32 * 1024;
+/// So much of a stream's content may have been taken and not been freed.
+const MAX_TAKEN_BYTES: usize = 32 * 1024;
 /// Responses wait for their turn while so much is to be sent.
 const MAX_QUEUED_BYTES: usize = 64 * 1024;
 /// Nothing more is read while so much is to be sent that frames of the client asked for (CVE-2019-9512, -9515).
 const MAX_ANSWER_BYTES: usize = 16 * 1024;
-/// How many more streams may be lost than are answered: those that the client cancels ("rapid reset", CVE-2023-44487),
-/// and those that end by its errors ("MadeYouReset", CVE-2025-8671).
-const MAX_LOST: u64 = 100;
+/// How many streams may be lost, where none is answered: those that the client cancels before its response begins ("rapid
+/// reset", CVE-2023-44487), and those that end by its errors ("MadeYouReset", CVE-2025-8671). An answer makes up for one, up
+/// to this many.
+const MAX_LOST: u32 = 100;
+/// How many requests beyond [`MAX_STREAMS`] may be refused in a row. A client that knows the limit asks for none.
+const MAX_REFUSED: u32 = 1_000;
 /// Frames of content in a row that bring none and end nothing (CVE-2019-9518).
 const MAX_EMPTY_FRAMES: u32 = 100;
 /// CONTINUATION frames of one block (CVE-2024-27316).
@@ -51,6 +60,24 @@ pub enum Came {
     End,
 }
 
+/// A frame, or a block of fields, whose end has not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// How many frames came before it.
+    pub at: u64,
+    pub is_content: bool,
+}
+
+/// What a head begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begins {
+    /// Nothing; another head follows.
+    Interim,
+    Response,
+    /// A WebSocket.
+    Tunnel,
+}
+
 #[derive(Debug)]
 pub struct Connection {
     /// How much of the preface has come, then whether the first SETTINGS frame has.
@@ -68,7 +95,7 @@ pub struct Connection {
     streams: Vec<Box<Stream>>,
     last_id: u32,
     requests: VecDeque<(u32, Request)>,
-    /// Tasks that serve streams.
+    /// Tasks that serve streams, [`MAX_STREAMS`] at most. Those of [`Self::requests`] are still to come.
     tasks: usize,
     ended: Recent,
     reset: Recent,
@@ -76,7 +103,7 @@ pub struct Connection {
     out: Vec<u8>,
     out_at: usize,
     response_end: usize,
-    answer_bytes: usize,
+    answers: Answers,
     /// The client's windows: of the connection, and what those of new streams are.
     send_window: i64,
     first_send_window: i64,
@@ -85,14 +112,17 @@ pub struct Connection {
     /// What the client may still send, and what it may send besides once it is told.
     receive_window: i64,
     unreleased: i64,
-    /// Streams that wait for room in `out`, or for the window of the connection, in their order.
-    for_room: VecDeque<u32>,
-    for_window: VecDeque<u32>,
-    /// Streams whose turn it is.
-    turns: usize,
-    answered: u64,
-    lost: u64,
+    /// Streams that have fields to send, or content, and wait for room in `out`, or for the window of the connection. Each is
+    /// there by [`Turn::Waits`], in the order in which they came.
+    waiting: [VecDeque<u32>; 2],
+    /// How many streams have been [called](Turn::Called) to send fields, or content.
+    called: [usize; 2],
+    /// How many more streams may be lost, and requests refused.
+    losses_left: u32,
+    refusals_left: u32,
     empty_frames: u32,
+    /// Frames that have come.
+    frames: u64,
     leaving: Leaving,
     /// The client opens no more streams.
     is_client_leaving: bool,
@@ -112,8 +142,34 @@ enum Leaving {
     Told(u32),
 }
 
+/// Bytes of answers to the client's frames that may still be in `out`. They go among other frames; where each ends is not
+/// kept. Those `before` are sent once so much of `out` is as there was at the `mark`, counted from `out_at`.
+#[derive(Debug, Default)]
+struct Answers {
+    before: usize,
+    mark: usize,
+    behind: usize,
+}
+
+impl Answers {
+    fn bytes(&self) -> usize {
+        self.before + self.behind
+    }
+
+    /// `count` bytes were sent, and so many are left.
+    fn sent(&mut self, count: usize, left: usize) {
+        self.mark = self.mark.saturating_sub(count);
+        if self.mark == 0 {
+            (self.before, self.behind) = (if left == 0 { 0 } else { self.behind }, 0);
+            self.mark = left;
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Block {
+    /// How many frames had come before it.
+    at: u64,
     id: u32,
     bytes: Vec<u8>,
     is_end: bool,
@@ -136,11 +192,30 @@ struct Stream {
     output: Output,
     send_window: i64,
     reset: Option<Reset>,
-    /// Of the task that serves it.
+    /// Of the task that serves it. It waits for all that concerns its stream; without one it has been woken, and has not been
+    /// polled since, or waits for nothing.
     waker: Option<Waker>,
-    /// In one of the two queues.
-    is_queued: bool,
-    has_turn: bool,
+    turn: Turn,
+}
+
+/// Where a stream stands that has something in hand which cannot be sent at once. One that has nothing in hand has no turn
+/// and is in no queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    None,
+    /// In the queue. Its task is to be woken when it is called.
+    Waits(Part),
+    /// Woken to send; there is room and window for a frame of it. Its task has not tried since: whatever comes of that, the
+    /// turn is over.
+    Called(Part),
+}
+
+/// What is to be sent, and the place of its queue in [`Connection::waiting`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Fields = 0,
+    /// Takes of the window.
+    Content = 1,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +229,8 @@ enum Input {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Output {
     Open,
+    /// A final response has begun.
+    Begun,
     /// What a WebSocket carries: a client that resets it ends it.
     Tunnel,
     Ended,
@@ -197,18 +274,13 @@ impl Stream {
             send_window,
             reset: None,
             waker: None,
-            is_queued: false,
-            has_turn: false,
+            turn: Turn::None,
         })
     }
 
     /// Whether it counts among those that are open at once.
     fn is_open(&self) -> bool {
         self.reset.is_none() && !(self.input == Input::Ended && self.output == Output::Ended)
-    }
-
-    fn is_sending(&self) -> bool {
-        self.reset.is_none() && self.output != Output::Ended
     }
 
     fn wake(&mut self) {
@@ -257,18 +329,18 @@ impl Connection {
             out: Vec::new(),
             out_at: 0,
             response_end: 0,
-            answer_bytes: 0,
+            answers: Answers::default(),
             send_window: FIRST_WINDOW,
             first_send_window: FIRST_WINDOW,
             is_table_due: false,
             receive_window: CONNECTION_WINDOW,
             unreleased: 0,
-            for_room: VecDeque::new(),
-            for_window: VecDeque::new(),
-            turns: 0,
-            answered: 0,
-            lost: 0,
+            waiting: [VecDeque::new(), VecDeque::new()],
+            called: [0; 2],
+            losses_left: MAX_LOST,
+            refusals_left: MAX_REFUSED,
             empty_frames: 0,
+            frames: 0,
             leaving: Leaving::No,
             is_client_leaving: false,
             error: None,
@@ -309,6 +381,7 @@ impl Connection {
                 break;
             }
             let Some(payload) = rest.get(..head.len) else { return at };
+            self.frames += 1;
             match self.frame(head, payload) {
                 Ok(()) => {}
                 Err(Bad::Connection(code, why)) => self.fail(code, why),
@@ -321,7 +394,16 @@ impl Connection {
 
     /// Whether nothing can be taken before some of what is to be sent has been.
     pub fn is_full(&self) -> bool {
-        self.answer_bytes >= MAX_ANSWER_BYTES
+        self.answers.bytes() >= MAX_ANSWER_BYTES
+    }
+
+    /// What the client has begun and not ended. `unread`: what [`Self::receive`] did not take.
+    pub fn unfinished(&self, unread: &[u8]) -> Option<Unfinished> {
+        match &self.block {
+            Some(block) => Some(Unfinished { at: block.at, is_content: false }),
+            None if unread.is_empty() || self.is_full() => None,
+            None => Some(Unfinished { at: self.frames, is_content: frame::begins_content(unread) }),
+        }
     }
 
     /// What is to be sent next.
@@ -332,15 +414,16 @@ impl Connection {
     /// So much of it has been sent.
     pub fn sent(&mut self, count: usize) {
         self.out_at += count;
+        self.answers.sent(count, self.out.len() - self.out_at);
         if self.out_at == self.out.len() {
             buffers::give_back(std::mem::take(&mut self.out));
-            (self.out_at, self.response_end, self.answer_bytes) = (0, 0, 0);
+            (self.out_at, self.response_end) = (0, 0);
         } else if self.out_at >= MAX_QUEUED_BYTES {
             self.out.drain(..self.out_at);
             self.response_end = self.response_end.saturating_sub(self.out_at);
             self.out_at = 0;
         }
-        self.give_turns();
+        self.call_next();
     }
 
     /// Whether parts of responses are still to be sent.
@@ -348,16 +431,24 @@ impl Connection {
         self.response_end > self.out_at
     }
 
-    /// A request that has come. Whoever takes it has to [leave](Self::leave) its stream.
+    /// A request that has come, where it may be served. Whoever takes it has to [leave](Self::leave) its stream.
     pub fn next_request(&mut self) -> Option<(u32, Request)> {
+        if self.tasks >= MAX_STREAMS {
+            return None;
+        }
         let next = self.requests.pop_front()?;
         self.tasks += 1;
         Some(next)
     }
 
-    /// Whether requests are being served.
+    /// Whether there is a request that may be served.
+    pub fn has_request(&self) -> bool {
+        self.tasks < MAX_STREAMS && !self.requests.is_empty()
+    }
+
+    /// Whether requests are being served, or are to be.
     pub fn is_serving(&self) -> bool {
-        self.tasks > 0
+        self.tasks > 0 || !self.requests.is_empty()
     }
 
     /// Whether the client has sent what a client of HTTP/2 sends first.
@@ -387,9 +478,10 @@ impl Connection {
 
     /// Tells the client that the connection ends now. Streams that are open end with it.
     pub fn close(&mut self, code: Code, why: &'static str) {
-        if !self.is_closed {
-            let last = if let Leaving::Told(last) = self.leaving { last } else { self.last_id };
-            write::goaway(last, code, why, self.out());
+        let told = if let Leaving::Told(last) = self.leaving { Some(last) } else { None };
+        // Who knows already hears nothing new.
+        if !self.is_closed && (told.is_none() || code != Code::NoError) {
+            write::goaway(told.unwrap_or(self.last_id), code, why, self.out());
         }
         self.lose();
     }
@@ -397,7 +489,9 @@ impl Connection {
     /// The connection is over for the client: those who serve streams learn it.
     pub fn lose(&mut self) {
         self.is_closed = true;
-        self.requests.clear();
+        for (id, _) in std::mem::take(&mut self.requests) {
+            self.remove(id);
+        }
         for stream in &mut self.streams {
             stream.reset.get_or_insert(Reset::ByClient);
             stream.wake();
@@ -418,7 +512,8 @@ impl Connection {
         }
     }
 
-    fn fail(&mut self, code: Code, why: &'static str) {
+    /// Ends the connection by an error of the client's.
+    pub fn fail(&mut self, code: Code, why: &'static str) {
         if self.error.is_none() {
             self.error = Some((code, why));
             self.close(code, why);
@@ -442,8 +537,8 @@ impl Connection {
                 self.fields(id, block, is_end, depends_on_itself)
             }
             Frame::Headers { id, block, is_end, is_last: false, depends_on_itself } => {
-                let bytes = block.to_vec();
-                self.block = Some(Box::new(Block { id, bytes, is_end, depends_on_itself, continuations: 0 }));
+                let (at, bytes) = (self.frames - 1, block.to_vec());
+                self.block = Some(Box::new(Block { at, id, bytes, is_end, depends_on_itself, continuations: 0 }));
                 Ok(())
             }
             Frame::Continuation { id, block, is_last } => self.continuation(id, block, is_last),
@@ -537,12 +632,10 @@ impl Connection {
             self.reset.add(id);
             return self.skip(block);
         }
+        // There are never more than twice as many to look through.
         if self.streams.len() >= MAX_STREAMS && self.streams.iter().filter(|s| s.is_open()).count() >= MAX_STREAMS {
             self.skip(block)?;
-            self.reset.add(id);
-            write::reset(id, Code::RefusedStream, self.answer());
-            // A client that does not know the limit yet may go beyond it.
-            return if self.knows_settings { self.count_lost() } else { Ok(()) };
+            return self.refuse(id);
         }
         let mut reader = RequestReader::new(Limit::new(self.list_bytes));
         self.read(block, |name, value| reader.field(name, value))?;
@@ -550,12 +643,26 @@ impl Connection {
         match reader.finish(is_end) {
             Some(request) if !depends_on_itself => {
                 self.empty_frames = 0;
+                self.refusals_left = MAX_REFUSED;
                 self.streams.push(Stream::new(id, request.declared, is_end, self.first_send_window));
                 self.requests.push_back((id, request));
                 Ok(())
             }
             _ => Err(Bad::Stream(id, Code::Protocol)),
         }
+    }
+
+    /// Refuses a request that is one too many. Nothing of it was done: the client may repeat it.
+    fn refuse(&mut self, id: u32) -> Result<(), Bad> {
+        self.reset.add(id);
+        write::reset(id, Code::RefusedStream, self.answer());
+        // A client that does not know the limit yet may go beyond it.
+        if self.knows_settings {
+            let why = "too many requests beyond the limit";
+            let left = self.refusals_left.checked_sub(1).ok_or(Bad::Connection(Code::EnhanceYourCalm, why))?;
+            self.refusals_left = left;
+        }
+        Ok(())
     }
 
     /// Reads a block that belongs to nothing, since the next ones may refer to it.
@@ -646,10 +753,36 @@ impl Connection {
             return Ok(());
         }
         stream.reset = Some(Reset::ByClient);
-        stream.wake();
         let is_lost = stream.output == Output::Open;
-        self.end_turn(at);
+        self.give_up(at);
         if is_lost { self.count_lost() } else { Ok(()) }
+    }
+
+    /// A stream has been reset. Its task learns it; where there is none yet, there will be none.
+    fn give_up(&mut self, at: usize) {
+        let stream = &mut self.streams[at];
+        stream.wake();
+        let (id, left) = (stream.id, stream.drop_content());
+        self.release(left);
+        self.end_turn(at);
+        self.call_next();
+        if let Some(request) = self.requests.iter().rposition(|(other, _)| *other == id) {
+            self.requests.remove(request);
+            self.remove(id);
+        }
+    }
+
+    /// Forgets a stream that nobody serves.
+    fn remove(&mut self, id: u32) {
+        let Some(at) = self.find(id) else { return };
+        self.end_turn(at);
+        let mut stream = self.streams.remove(at);
+        self.release(stream.drop_content());
+        match stream.reset {
+            Some(Reset::ByUs) => self.reset.add(id),
+            _ => self.ended.add(id),
+        }
+        self.call_next();
     }
 
     fn settings(&mut self, payload: &[u8]) -> Result<(), Bad> {
@@ -679,10 +812,7 @@ impl Connection {
                 return Err(Bad::Connection(Code::FlowControl, "a window beyond the largest"));
             }
             self.send_window += by;
-            if self.send_window > 0 {
-                self.for_room.append(&mut self.for_window);
-                self.give_turns();
-            }
+            self.call_next();
             return Ok(());
         }
         if self.is_idle(id) {
@@ -722,8 +852,7 @@ impl Connection {
                     return;
                 }
                 stream.reset = Some(Reset::ByUs);
-                stream.wake();
-                self.end_turn(at);
+                self.give_up(at);
             }
             None => self.reset.add(id),
         }
@@ -734,17 +863,15 @@ impl Connection {
     }
 
     fn count_lost(&mut self) -> Result<(), Bad> {
-        self.lost += 1;
-        match self.lost > self.answered + MAX_LOST {
-            true => Err(Bad::Connection(Code::EnhanceYourCalm, "too many streams that are reset")),
-            false => Ok(()),
-        }
+        let why = "too many streams that are reset";
+        self.losses_left = self.losses_left.checked_sub(1).ok_or(Bad::Connection(Code::EnhanceYourCalm, why))?;
+        Ok(())
     }
 
     /// The client may send as much again on the connection.
     fn release(&mut self, size: i64) {
         self.unreleased += size;
-        if self.unreleased >= CONNECTION_WINDOW / 2 {
+        if self.unreleased >= RELEASED_AT_ONCE {
             let by = std::mem::take(&mut self.unreleased);
             self.receive_window += by;
             write::window_update(0, by as u32, self.out());
@@ -763,7 +890,7 @@ impl Connection {
     /// To be appended to, a little for a frame of the client's.
     fn answer(&mut self) -> &mut Vec<u8> {
         // The longest of them.
-        self.answer_bytes += HEAD_BYTES + 8;
+        self.answers.behind += HEAD_BYTES + 8;
         self.out()
     }
 
@@ -793,6 +920,9 @@ impl Connection {
         stream.content_at += count;
         if stream.content_at == stream.content.len() {
             stream.drop_content();
+        } else if stream.content_at >= MAX_TAKEN_BYTES {
+            stream.content.drain(..stream.content_at);
+            stream.content_at = 0;
         }
         stream.unreleased += count as i64;
         if stream.unreleased >= FIRST_WINDOW / 2 && stream.input == Input::Open && stream.reset.is_none() {
@@ -830,23 +960,20 @@ impl Connection {
         }
     }
 
-    /// Waits until fields can be sent.
+    /// Waits until fields can be sent. To be asked by who has some in hand. Once it is ready, they are sent next, or
+    /// [`Self::stand_back`] is called.
     pub fn poll_room(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
         let Some(at) = self.find(id) else { return Poll::Ready(Err(Gone)) };
         if self.streams[at].reset.is_some() {
             return Poll::Ready(Err(Gone));
         }
-        if self.streams[at].has_turn || self.needs_no_turn() {
-            return Poll::Ready(Ok(()));
-        }
-        self.queue(at, false);
-        self.streams[at].wait(cx)
+        self.poll_turn(at, Part::Fields, cx).map(Ok)
     }
 
-    /// Waits until content can be sent; how much, in one frame.
+    /// Waits until content can be sent; how much, in one frame. To be asked by who has some in hand. Once it is ready, that is
+    /// sent next, or [`Self::stand_back`] is called.
     pub fn poll_window(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Result<usize, Gone>> {
         let Some(at) = self.find(id) else { return Poll::Ready(Err(Gone)) };
-        let is_open = self.send_window > 0;
         let stream = &mut self.streams[at];
         if stream.reset.is_some() {
             return Poll::Ready(Err(Gone));
@@ -854,26 +981,38 @@ impl Connection {
         if stream.send_window <= 0 {
             // Its own window wakes it.
             let waits = stream.wait(cx);
-            self.end_turn(at);
+            self.stand_back(id);
             return waits;
         }
-        if is_open && (stream.has_turn || self.needs_no_turn()) {
-            let most = self.send_window.min(self.streams[at].send_window).min(MAX_PAYLOAD as i64);
-            return Poll::Ready(Ok(most as usize));
-        }
-        wait(&mut self.streams[at].waker, cx);
-        if !is_open {
-            self.end_turn(at);
-        }
-        self.queue(at, !is_open);
-        Poll::Pending
+        ready!(self.poll_turn(at, Part::Content, cx));
+        Poll::Ready(Ok(self.frame_window(at)))
     }
 
-    /// Sends a response's head, whose fields `write` appends. `opens_tunnel`: a WebSocket is open from then on.
-    pub fn send_head(&mut self, id: u32, is_end: bool, opens_tunnel: bool, write: impl FnOnce(&mut Vec<u8>)) {
+    /// How much content can be sent in one more frame, without waiting.
+    pub fn window(&self, id: u32) -> usize {
+        let at = self.find(id).filter(|_| self.is_free(Part::Content));
+        at.map_or(0, |at| self.frame_window(at))
+    }
+
+    fn frame_window(&self, at: usize) -> usize {
+        self.send_window.min(self.streams[at].send_window).clamp(0, MAX_PAYLOAD as i64) as usize
+    }
+
+    /// Whoever serves the stream has nothing in hand: it takes nobody's turn, and waits for none.
+    pub fn stand_back(&mut self, id: u32) {
+        if let Some(at) = self.find(id) {
+            self.end_turn(at);
+        }
+        self.call_next();
+    }
+
+    /// Sends a head, whose fields `write` appends.
+    pub fn send_head(&mut self, id: u32, begins: Begins, is_end: bool, write: impl FnOnce(&mut Vec<u8>)) {
         let Some(at) = self.find(id) else { return };
-        if opens_tunnel {
-            self.streams[at].output = Output::Tunnel;
+        match begins {
+            Begins::Interim => {}
+            Begins::Response => self.streams[at].output = Output::Begun,
+            Begins::Tunnel => self.streams[at].output = Output::Tunnel,
         }
         self.send_fields(at, is_end, write);
     }
@@ -911,8 +1050,7 @@ impl Connection {
         let len = self.out.len() - start - HEAD_BYTES;
         let Some(at) = self.find(id) else { return self.out.truncate(start) };
         if len == 0 && !is_end {
-            self.out.truncate(start);
-            return self.end_turn(at);
+            return self.out.truncate(start);
         }
         write::end_data(start, id, is_end, &mut self.out);
         self.send_window -= len as i64;
@@ -925,10 +1063,11 @@ impl Connection {
         if is_end {
             let stream = &mut self.streams[at];
             if std::mem::replace(&mut stream.output, Output::Ended) != Output::Ended {
-                self.answered += 1;
+                self.losses_left = (self.losses_left + 1).min(MAX_LOST);
             }
+            self.end_turn(at);
         }
-        self.end_turn(at);
+        self.call_next();
         self.call();
     }
 
@@ -940,6 +1079,8 @@ impl Connection {
             self.streams[at].reset = Some(Reset::ByUs);
             write::reset(id, code, self.out());
             self.response_end = self.out.len();
+            self.end_turn(at);
+            self.call_next();
         }
     }
 
@@ -955,58 +1096,109 @@ impl Connection {
             (_, Output::Ended) => self.abort(id, Code::NoError),
             _ => self.abort(id, Code::Cancel),
         }
-        self.end_turn(at);
-        let mut stream = self.streams.remove(at);
-        self.release(stream.drop_content());
-        match stream.reset {
-            Some(Reset::ByUs) => self.reset.add(id),
-            _ => self.ended.add(id),
-        }
+        self.remove(id);
         if self.streams.is_empty() {
             self.streams.shrink_to(4);
-            self.for_room = VecDeque::new();
-            self.for_window = VecDeque::new();
+            self.waiting = [VecDeque::new(), VecDeque::new()];
             self.requests.shrink_to(4);
         }
     }
 
-    // --- Turns: responses go out a frame at a time, in the order in which they came to wait.
+    // --- Turns: responses go out a frame at a time, in the order in which they came to wait, their fields before content.
+    //
+    // Whoever has something in hand and cannot send it stands in a queue, and its task waits. Whoever is called has been
+    // woken, and has not tried to send since. So if anybody waits, then the next frame is kept from it by bytes that the
+    // socket will take, by a window that the client has to open, or by one that is called, whose task will run: each of them
+    // ends in `call_next`.
 
-    /// Whether there is room for whoever comes: nobody waits for it.
-    fn needs_no_turn(&self) -> bool {
-        self.turns == 0 && self.for_room.is_empty() && self.has_room()
+    /// Whether whoever comes can send a frame without taking the turn of another.
+    fn is_free(&self, part: Part) -> bool {
+        let is_first = match part {
+            Part::Fields => self.waiting[0].is_empty(),
+            Part::Content => self.called == [0; 2] && self.waiting.iter().all(VecDeque::is_empty),
+        };
+        is_first && self.has_room() && (part == Part::Fields || self.has_window())
     }
 
+    /// Whether there is room for another frame than those of who is called.
     fn has_room(&self) -> bool {
-        self.out.len() - self.out_at + self.turns * MAX_PAYLOAD < MAX_QUEUED_BYTES
+        self.out.len() - self.out_at + self.called.iter().sum::<usize>() * MAX_PAYLOAD < MAX_QUEUED_BYTES
     }
 
-    fn queue(&mut self, at: usize, is_for_window: bool) {
+    /// Whether the connection's window has some for another frame than those of who is called.
+    fn has_window(&self) -> bool {
+        self.send_window > (self.called[Part::Content as usize] * MAX_PAYLOAD) as i64
+    }
+
+    /// Ready: a frame can be sent, and the stream has no turn any more. Pending: it has its place in the queue.
+    fn poll_turn(&mut self, at: usize, part: Part, cx: &Context<'_>) -> Poll<()> {
+        let turn = self.streams[at].turn;
+        if turn == Turn::Called(part) || turn != Turn::Waits(part) && self.is_free(part) {
+            self.end_turn(at);
+            return Poll::Ready(());
+        }
+        let waits = self.streams[at].wait(cx);
+        if turn != Turn::Waits(part) {
+            self.end_turn(at);
+            let stream = &mut self.streams[at];
+            stream.turn = Turn::Waits(part);
+            self.waiting[part as usize].push_back(stream.id);
+            self.call_next();
+        }
+        waits
+    }
+
+    /// Takes a stream its turn and its place in the queue. To be followed by [`Self::call_next`].
+    fn end_turn(&mut self, at: usize) {
         let stream = &mut self.streams[at];
-        if !std::mem::replace(&mut stream.is_queued, true) {
-            if is_for_window { &mut self.for_window } else { &mut self.for_room }.push_back(stream.id);
+        let id = stream.id;
+        match std::mem::replace(&mut stream.turn, Turn::None) {
+            Turn::None => {}
+            Turn::Waits(part) => self.waiting[part as usize].retain(|other| *other != id),
+            Turn::Called(part) => self.called[part as usize] -= 1,
         }
     }
 
-    fn give_turns(&mut self) {
-        while self.has_room()
-            && let Some(id) = self.for_room.pop_front()
-        {
-            // One that has nothing more to send would keep its turn.
-            if let Some(at) = self.find(id).filter(|&at| self.streams[at].is_sending()) {
-                let stream = &mut self.streams[at];
-                (stream.is_queued, stream.has_turn) = (false, true);
-                stream.wake();
-                self.turns += 1;
+    /// Calls those whose turn it is.
+    fn call_next(&mut self) {
+        while self.has_room() {
+            let part = match &self.waiting {
+                [fields, _] if !fields.is_empty() => Part::Fields,
+                [_, content] if !content.is_empty() && self.has_window() => Part::Content,
+                _ => return,
+            };
+            if let Some(id) = self.waiting[part as usize].pop_front()
+                && let Some(at) = self.find(id)
+            {
+                self.streams[at].turn = Turn::Called(part);
+                self.streams[at].wake();
+                self.called[part as usize] += 1;
             }
         }
     }
 
-    fn end_turn(&mut self, at: usize) {
-        if std::mem::take(&mut self.streams[at].has_turn) {
-            self.turns -= 1;
-            self.give_turns();
+    /// Checks what is promised above, but for the tasks: `is_awake` tells whether one of a stream is to run.
+    #[cfg(test)]
+    pub fn is_sound(&self, is_awake: impl Fn(u32) -> bool) {
+        for (queue, part) in self.waiting.iter().zip([Part::Fields, Part::Content]) {
+            for id in queue {
+                let stream = self.find(*id).map(|at| &self.streams[at]).expect("a stream");
+                assert!(stream.turn == Turn::Waits(part), "{stream:?}");
+                assert!(stream.reset.is_none() && stream.output != Output::Ended, "{stream:?}");
+                assert!(stream.waker.is_some() || is_awake(*id), "nothing wakes it");
+            }
+            let is_called = |stream: &&Box<Stream>| stream.turn == Turn::Called(part);
+            assert!(self.streams.iter().filter(is_called).all(|stream| is_awake(stream.id)), "called, and not woken");
+            let count = |turn| self.streams.iter().filter(|stream| stream.turn == turn).count();
+            assert_eq!(count(Turn::Waits(part)), queue.len());
+            assert_eq!(count(Turn::Called(part)), self.called[part as usize]);
         }
+        let [fields, content] = &self.waiting;
+        assert!(
+            !self.has_room() || fields.is_empty() && (content.is_empty() || !self.has_window()),
+            "nobody is called"
+        );
+        assert!(self.tasks <= MAX_STREAMS && self.streams.len() <= 2 * MAX_STREAMS);
     }
 }
 

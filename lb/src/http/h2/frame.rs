@@ -195,6 +195,11 @@ impl Head {
     }
 }
 
+/// Whether these first bytes of a frame are those of content.
+pub fn begins_content(bytes: &[u8]) -> bool {
+    bytes.get(3) == Some(&DATA)
+}
+
 /// The stream that this one depends on. All else of priorities is deprecated (RFC 9113 §5.3.2).
 fn dependency(priority: &[u8; 5]) -> u32 {
     let [a, b, c, d, _] = *priority;

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::super::pace::Total;
-use super::connection::{Came, Connection};
+use super::connection::{Begins, Came, Connection};
 use super::frame::Code;
 use super::head::{self, Content, Request};
 use crate::http::h1::body::BodyReader;
@@ -194,7 +194,12 @@ impl Http2Stream {
         }
         let (is_interim, opens_tunnel) = (response.is_interim(), response.status() == 101);
         let is_end = !is_interim && !opens_tunnel && matches!(response.framing(), Framing::None | Framing::Length(0));
-        connection.send_head(self.id, is_end, opens_tunnel, |out| head::write_response(&response, head, out));
+        let begins = match opens_tunnel {
+            true => Begins::Tunnel,
+            false if is_interim => Begins::Interim,
+            false => Begins::Response,
+        };
+        connection.send_head(self.id, begins, is_end, |out| head::write_response(&response, head, out));
         if is_interim {
             begun.clear();
             return Poll::Ready(Ok(len - before));
@@ -232,19 +237,23 @@ impl Http2Stream {
         let mut connection = self.link.lock();
         let mut at = 0;
         while at < buf.len() && !reader.is_done() {
-            let most = match connection.poll_window(self.id, cx) {
-                Poll::Ready(Ok(most)) => most,
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(reset())),
-                // What delimits content, and its end, need no window: a client may have opened it for the content alone.
-                Poll::Pending => {
-                    let next = reader.clone().advance(&buf[at..]).map_err(|_| malformed())?;
-                    match next.data(&buf[at..]).is_empty() {
-                        true => 0,
-                        false if at > 0 => return Poll::Ready(Ok(at)),
-                        false => return Poll::Pending,
-                    }
-                }
+            let most = match at {
+                0 => match connection.poll_window(self.id, cx) {
+                    Poll::Ready(Ok(most)) => most,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(reset())),
+                    Poll::Pending => 0,
+                },
+                _ => connection.window(self.id),
             };
+            // What delimits content, and its end, need no window: a client may have opened it for the content alone.
+            if most == 0 {
+                let next = reader.clone().advance(&buf[at..]).map_err(|_| malformed())?;
+                match next.data(&buf[at..]).is_empty() {
+                    true => {}
+                    false if at > 0 => return Poll::Ready(Ok(at)),
+                    false => return Poll::Pending,
+                }
+            }
             let start = connection.begin_content();
             let end = start + super::frame::HEAD_BYTES + most;
             while at < buf.len() && !reader.is_done() {
@@ -317,6 +326,10 @@ impl AsyncRead for Http2Stream {
             } else if this.input == Input::Ended {
                 return this.poll_reset(cx);
             } else if this.input == Input::Closed {
+                if let Output::Head(_) = this.output {
+                    // The end is one of the WebSocket, once that is open. Before, it says no more than that of a request.
+                    return this.poll_reset(cx);
+                }
                 break;
             } else {
                 ready!(this.poll_request(cx))?;
@@ -329,12 +342,17 @@ impl AsyncRead for Http2Stream {
 impl AsyncWrite for Http2Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        match this.output {
+        let written = match this.output {
             Output::Head(_) => this.poll_write_head(cx, buf),
             Output::Content(..) => this.poll_write_content(cx, buf),
             Output::WebSocket => this.poll_write_websocket(cx, buf),
             Output::Ended => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        };
+        // Only who could not write waits to do so: what comes next may not need it, or may never come.
+        if written.is_ready() {
+            this.link.lock().stand_back(this.id);
         }
+        written
     }
 
     /// The connection sends what its streams have written.
@@ -355,3 +373,6 @@ impl AsyncWrite for Http2Stream {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,7 +104,7 @@ impl Client {
     }
 
     fn answer(&mut self, id: u32) {
-        self.connection.send_head(id, true, false, |out| hpack::write_status(204, out));
+        self.connection.send_head(id, Begins::Response, true, |out| hpack::write_status(204, out));
         self.connection.leave(id);
     }
 
@@ -225,14 +225,15 @@ fn a_client_may_send_again_what_was_taken() {
     let mut came = 0;
     assert_eq!(client.connection.take_content(1, 20_000, |content| came += content.len()), 20_000);
     assert_eq!(client.connection.take_content(1, 20_000, |content| came += content.len()), 12_768);
-    assert_eq!((came, client.sent()), (32_768, vec![(8, 0, 1, 32_768_u32.to_be_bytes().to_vec())]));
+    let update = |id| (8, 0, id, 32_768_u32.to_be_bytes().to_vec());
+    assert_eq!((came, client.sent()), (32_768, vec![update(1), update(0)]));
     // Padding counts, and comes back though nobody takes it.
     for _ in 0..200 {
         client.send(&frame(0, 8, 1, &[&[255][..], b"x", &[0; 255]].concat()));
         assert_eq!(client.connection.take_content(1, 10, |_| {}), 1);
     }
     let sent = client.sent();
-    assert!(sent.len() == 1 && sent[0].0 == 8, "{sent:?}");
+    assert!(sent.len() == 2 && sent.iter().all(|(kind, ..)| *kind == 8), "{sent:?}");
     // More than its window.
     for _ in 0..5 {
         client.send(&frame(0, 0, 1, &[b'x'; 16_384]));
@@ -240,22 +241,74 @@ fn a_client_may_send_again_what_was_taken() {
     assert_eq!((resets(&client.sent()), client.error()), (vec![(1, 3)], None));
 }
 
+// The connection's window was given back by the half of it, 3.3 MB, of which 99 stalled uploads leave nothing.
 #[test]
-fn uploads_that_nobody_takes_leave_the_connection_its_window() {
+fn uploads_that_nobody_takes_leave_the_others_a_whole_window() {
     let mut client = Client::new();
-    for n in 0..100 {
+    for n in 0..99 {
         let id = 2 * n + 1;
         client.send(&head(END_HEADERS, id));
         client.connection.next_request();
         (0..4).for_each(|_| client.send(&frame(0, 0, id, &[b'x'; 16_383])));
     }
-    assert_eq!((client.sent().len(), client.error()), (0, None));
+    client.send(&head(END_HEADERS, 199));
+    client.connection.next_request();
+    let (mut window, mut connection_window) = (FIRST_WINDOW, CONNECTION_WINDOW - 99 * 4 * 16_383);
+    let mut came = 0;
+    for _ in 0..2_000 {
+        assert!(connection_window >= FIRST_WINDOW / 2, "{connection_window} bytes are left");
+        let count = window.min(connection_window).min(10_000);
+        client.send(&frame(0, 0, 199, &vec![b'x'; count as usize]));
+        (window, connection_window) = (window - count, connection_window - count);
+        came += client.connection.take_content(199, count as usize, |_| {});
+        for (kind, _, id, payload) in client.sent() {
+            assert_eq!(kind, 8);
+            let by = i64::from(u32::from_be_bytes(payload.try_into().expect("a window")));
+            *if id == 0 { &mut connection_window } else { &mut window } += by;
+        }
+    }
+    assert!(came > 10_000_000, "{came} bytes came");
+    // All that streams may hold, and what is not yet given back.
+    let held: usize = client.connection.streams.iter().map(|stream| stream.content.len()).sum();
+    assert_eq!(held, 99 * 4 * 16_383);
+    assert!(MAX_STREAMS as i64 * FIRST_WINDOW + RELEASED_AT_ONCE < CONNECTION_WINDOW);
+    // Their end gives everything back.
     for n in 0..100 {
         client.connection.leave(2 * n + 1);
     }
-    let sent = client.sent();
-    let opened = sent.iter().filter(|(kind, _, id, _)| (*kind, *id) == (8, 0)).count();
-    assert!(opened == 1 && resets(&sent).len() == 100 && resets(&sent).iter().all(|(_, code)| *code == 8));
+    assert!(client.connection.receive_window + RELEASED_AT_ONCE > CONNECTION_WINDOW);
+    assert_eq!(resets(&client.sent()).len(), 100);
+}
+
+// What was taken stayed until everything was.
+#[test]
+fn content_that_was_taken_is_freed() {
+    let mut client = Client::new();
+    client.send(&head(END_HEADERS, 1));
+    client.connection.next_request();
+    client.send(&frame(0, 0, 1, &[b'x'; 10_000]));
+    for n in 0..10_000_u32 {
+        client.send(&frame(0, 0, 1, &[n as u8; 10_000]));
+        let mut first = 0;
+        assert_eq!(client.connection.take_content(1, 10_000, |content| first = content[0]), 10_000);
+        assert_eq!(first, if n == 0 { b'x' } else { (n - 1) as u8 });
+        let capacity = client.connection.streams[0].content.capacity();
+        assert!(capacity <= 3 * FIRST_WINDOW as usize, "{capacity} bytes");
+        client.sent();
+    }
+}
+
+// The content of a stream that its client gave up was held until its task had ended.
+#[test]
+fn a_reset_frees_what_the_client_sent() {
+    let mut client = Client::new();
+    client.send(&head(END_HEADERS, 1));
+    client.connection.next_request();
+    (0..4).for_each(|_| client.send(&frame(0, 0, 1, &[b'x'; 16_000])));
+    client.send(&frame(3, 0, 1, &[0, 0, 0, 8]));
+    assert_eq!(client.connection.streams[0].content.capacity(), 0);
+    assert_eq!(client.sent(), [window(0, 64_000)].map(|_| (8, 0, 0, 64_000_u32.to_be_bytes().to_vec())));
+    assert_eq!(client.connection.take_content(1, 100, |_| {}), 0);
 }
 
 #[test]
@@ -371,7 +424,7 @@ fn what_is_under_way_to_a_stream_that_was_given_up_is_dropped() {
     client.send(&head(END_HEADERS, 1));
     client.connection.next_request();
     client.send(&frame(0, 0, 1, b"x"));
-    client.connection.send_head(1, true, false, |out| hpack::write_status(413, out));
+    client.connection.send_head(1, Begins::Response, true, |out| hpack::write_status(413, out));
     client.connection.leave(1);
     let sent = client.sent();
     assert_eq!(resets(&sent), [(1, 0)], "no error");
@@ -404,7 +457,7 @@ fn clients_that_lose_more_than_they_get_have_to_leave() {
             client.sent();
             lost += 1;
         }
-        assert_eq!((client.error(), u64::from(lost)), (Some(Code::EnhanceYourCalm), MAX_LOST + 1));
+        assert_eq!((client.error(), u64::from(lost)), (Some(Code::EnhanceYourCalm), u64::from(MAX_LOST) + 1));
         // Who gets as much as it loses may go on.
         let mut client = Client::new();
         for n in 0..1_000 {
@@ -418,17 +471,69 @@ fn clients_that_lose_more_than_they_get_have_to_leave() {
         }
         assert_eq!(client.error(), None);
     }
-    // Those who leave a page with WebSockets do no harm.
+    // What was earned before allows no more at once.
+    for lose in losses {
+        let mut client = Client::new();
+        let mut id = 1;
+        for _ in 0..1_000 {
+            client.ask(id);
+            client.answer(id);
+            client.sent();
+            id += 2;
+        }
+        let mut lost = 0;
+        while client.error().is_none() && lost < 1_000 {
+            client.send(&lose(id));
+            while let Some((id, _)) = client.connection.next_request() {
+                client.connection.leave(id);
+            }
+            client.sent();
+            (id, lost) = (id + 2, lost + 1);
+        }
+        assert_eq!(lost, MAX_LOST + 1);
+    }
+    // Those who leave a page with WebSockets do no harm, nor those who stop downloads.
     let mut client = Client::new();
     for n in 0..1_000 {
         let id = 2 * n + 1;
         client.ask(id);
-        client.connection.send_head(id, false, true, |out| hpack::write_status(200, out));
+        let begins = if n % 2 == 0 { Begins::Tunnel } else { Begins::Response };
+        client.connection.send_head(id, begins, false, |out| hpack::write_status(200, out));
         client.send(&reset(id));
         client.connection.leave(id);
         client.sent();
     }
     assert_eq!(client.error(), None);
+}
+
+// Their tasks did not count: there could be thousands.
+#[test]
+fn streams_that_are_reset_have_no_more_tasks_than_streams_are_allowed() {
+    let mut client = Client::new();
+    for n in 0..1_000 {
+        let id = 2 * n + 1;
+        client.ask(id);
+        client.connection.send_head(id, Begins::Response, false, |out| hpack::write_status(200, out));
+        client.send(&frame(3, 0, id, &[0, 0, 0, 8]));
+        client.sent();
+        if client.connection.tasks == MAX_STREAMS {
+            break;
+        }
+    }
+    let id = 2 * MAX_STREAMS as u32 + 1;
+    for n in 0..MAX_STREAMS as u32 {
+        client.send(&whole(id + 2 * n));
+        assert!(client.connection.next_request().is_none());
+    }
+    assert_eq!((resets(&client.sent()), client.error()), (Vec::new(), None), "they wait");
+    client.connection.leave(1);
+    assert_eq!(client.connection.next_request().map(|(id, _)| id), Some(id));
+    assert!(client.connection.next_request().is_none());
+    // Who gives up what waits costs next to nothing.
+    client.send(&frame(3, 0, id + 2, &[0, 0, 0, 8]));
+    assert_eq!(client.connection.streams.len(), 2 * MAX_STREAMS - 2);
+    client.connection.leave(3);
+    assert_eq!(client.connection.next_request().map(|(id, _)| id), Some(id + 4));
 }
 
 #[test]
@@ -443,10 +548,33 @@ fn streams_beyond_the_limit_are_refused() {
     assert_eq!(served.len(), 100);
     client.answer(served[7]);
     client.ask(203);
-    // Again and again, though it knows the limit.
+    // It may do so again: it loses nothing by it.
     client.send(&frame(4, 1, 0, b""));
-    (0..102).for_each(|n| client.send(&whole(2 * n + 205)));
+    let mut id = 205;
+    for _ in 0..MAX_REFUSED {
+        client.send(&whole(id));
+        client.sent();
+        id += 2;
+    }
+    assert_eq!(client.error(), None);
+    // But not for good.
+    client.send(&whole(id));
     assert_eq!(client.error(), Some(Code::EnhanceYourCalm));
+}
+
+// They counted until all that was to be sent had been: a client that took a download got no more answers after 964.
+#[test]
+fn answers_that_are_sent_make_room_for_others() {
+    let mut client = Client::with_windows();
+    client.ask(1);
+    for _ in 0..5_000 {
+        client.write(1, 1 << 20);
+        client.send(&frame(6, 0, 0, b"8 bytes."));
+        // There is always something left.
+        let count = client.connection.unsent().len() - 10_000;
+        client.connection.sent(count);
+        assert!(!client.connection.is_full());
+    }
 }
 
 #[test]
@@ -510,6 +638,54 @@ fn who_is_asked_to_leave_is_served_what_it_asked_before() {
     assert!(client.connection.is_over());
 }
 
+// A third one came once the connection was idle.
+#[test]
+fn who_is_asked_to_leave_is_told_twice() {
+    let goaways = |sent: &[Sent]| -> Vec<_> {
+        sent.iter().filter(|(kind, ..)| *kind == 7).map(|(.., payload)| payload[..4].to_vec()).collect()
+    };
+    for answers in [true, false] {
+        let mut client = Client::new();
+        client.ask(1);
+        client.connection.ask_to_leave();
+        let mut sent = client.sent();
+        if answers {
+            let ping = sent[1].3.clone();
+            client.send(&frame(6, 1, 0, &ping));
+        }
+        client.answer(1);
+        sent.extend(client.sent());
+        client.connection.close(Code::NoError, "");
+        sent.extend(client.sent());
+        assert_eq!(goaways(&sent), [[0x7f, 0xff, 0xff, 0xff], [0, 0, 0, 1]], "{answers}");
+    }
+    // One that did nothing wrong before is told of its error all the same.
+    let mut client = Client::new();
+    client.connection.ask_to_leave();
+    let ping = client.sent()[1].3.clone();
+    client.send(&frame(6, 1, 0, &ping));
+    client.sent();
+    client.send(&frame(0, 0, 1, b"x"));
+    assert_eq!(client.sent().len(), 1);
+}
+
+#[test]
+fn what_is_unfinished_is_told_by_where_it_began() {
+    let mut client = Client::new();
+    let mut all = [&head(1, 1)[..], &frame(9, 0, 1, b""), &frame(9, 4, 1, b""), &frame(6, 0, 0, b"8 bytes.")].concat();
+    all.extend(whole(3));
+    let mut began = Vec::new();
+    let mut at = 0;
+    for end in 1..=all.len() {
+        at += client.connection.receive(&all[at..end]);
+        began.push(client.connection.unfinished(&all[at..end]).map(|unfinished| unfinished.at));
+    }
+    assert_eq!(client.error(), None);
+    let changes: Vec<_> = began.chunk_by(|a, b| a == b).map(|same| same[0].is_some()).collect();
+    // The block is one, whatever continues it. The frame that ends it, PING and the next head are one each.
+    assert_eq!(changes, [true, false, true, false, true, false]);
+}
+
 #[test]
 fn what_the_client_says_of_its_table_is_answered_once() {
     let mut client = Client::new();
@@ -528,15 +704,15 @@ fn an_idle_connection_holds_next_to_nothing() {
     for n in 0..500 {
         let id = 2 * n + 1;
         client.ask(id);
-        client.connection.send_head(id, false, false, |out| hpack::write_status(200, out));
+        client.connection.send_head(id, Begins::Response, false, |out| hpack::write_status(200, out));
         client.write(id, 50_000);
         let start = client.connection.begin_content();
         client.connection.end_content(start, id, true);
         client.connection.leave(id);
         client.sent();
     }
-    let Connection { out, streams, requests, for_room, for_window, ended, reset, block, .. } = &client.connection;
-    assert_eq!((out.capacity(), for_room.capacity(), for_window.capacity()), (0, 0, 0));
+    let Connection { out, streams, requests, waiting, ended, reset, block, .. } = &client.connection;
+    assert_eq!((out.capacity(), waiting[0].capacity(), waiting[1].capacity()), (0, 0, 0));
     assert!(block.is_none() && streams.capacity() <= 4 && requests.capacity() <= 4);
     assert!(ended.0.capacity() + reset.0.capacity() <= 2 * MAX_REMEMBERED);
     let size = size_of::<Connection>();

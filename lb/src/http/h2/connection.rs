@@ -13,8 +13,8 @@ use super::buffers;
 use super::frame::{
     self, Bad, Code, FIRST_WINDOW, Frame, HEAD_BYTES, Head, MAX_ID, MAX_PAYLOAD, MAX_WINDOW, Setting, write,
 };
-use super::head::{Limit, Request, RequestReader, TrailerReader};
-use super::hpack;
+use super::head::{Request, RequestReader, TrailerReader};
+use super::hpack::{self, BadBlock};
 
 /// Streams that a client may have open at once, and tasks that serve streams, whose end may have come before theirs. RFC 9113
 /// §6.5.2 recommends no less.
@@ -40,8 +40,6 @@ const MAX_REFUSED: u32 = 1_000;
 const MAX_EMPTY_FRAMES: u32 = 100;
 /// CONTINUATION frames of one block (CVE-2024-27316).
 const MAX_CONTINUATIONS: u32 = 32;
-/// A block of so many times the size that is allowed is no mistake.
-const MAX_TIMES_TOO_LARGE: usize = 8;
 /// How many streams are remembered once they are over, to tell what is still under way from what must not come.
 const MAX_REMEMBERED: usize = 128;
 
@@ -608,13 +606,12 @@ impl Connection {
             (Some(Reset::ByClient), _) => Err(Bad::Connection(Code::StreamClosed, "fields on a stream that was reset")),
             (None, Input::Ended) => self.skip(block).and(Err(Bad::Stream(id, Code::StreamClosed))),
             (None, Input::Open | Input::Dropped) => {
-                let mut reader = TrailerReader::new(Limit::new(self.list_bytes));
-                self.read(block, |name, value| reader.field(name, value))?;
-                not_far_too_large(reader.limit())?;
+                let mut reader = TrailerReader::default();
+                let fits = self.read(block, |name, value| reader.field(name, value))?;
                 let stream = &mut self.streams[at];
                 match reader.finish() {
                     // RFC 9113 §8.1.
-                    Some(trailers) if is_end && !depends_on_itself => {
+                    Some(trailers) if fits && is_end && !depends_on_itself => {
                         if stream.output != Output::Tunnel {
                             stream.trailers = trailers;
                         }
@@ -637,10 +634,9 @@ impl Connection {
             self.skip(block)?;
             return self.refuse(id);
         }
-        let mut reader = RequestReader::new(Limit::new(self.list_bytes));
-        self.read(block, |name, value| reader.field(name, value))?;
-        not_far_too_large(reader.limit())?;
-        match reader.finish(is_end) {
+        let mut reader = RequestReader::new(self.list_bytes);
+        let fits = self.read(block, |name, value| reader.field(name, value))?;
+        match reader.finish(is_end, fits) {
             Some(request) if !depends_on_itself => {
                 self.empty_frames = 0;
                 self.refusals_left = MAX_REFUSED;
@@ -667,13 +663,15 @@ impl Connection {
 
     /// Reads a block that belongs to nothing, since the next ones may refer to it.
     fn skip(&mut self, block: &[u8]) -> Result<(), Bad> {
-        self.read(block, |_, _| {})
+        self.read(block, |_, _| {}).map(drop)
     }
 
-    fn read(&mut self, block: &[u8], field: impl FnMut(&[u8], &[u8])) -> Result<(), Bad> {
-        self.decoder
-            .read(block, field)
-            .map_err(|_| Bad::Connection(Code::Compression, "fields that cannot be decompressed"))
+    /// False: the fields are too large, and not all were given to `field`.
+    fn read(&mut self, block: &[u8], field: impl FnMut(&[u8], &[u8])) -> Result<bool, Bad> {
+        self.decoder.read(block, self.list_bytes, field).map_err(|bad| match bad {
+            BadBlock::TooLarge => Bad::Connection(Code::EnhanceYourCalm, "fields that are far too large"),
+            _ => Bad::Connection(Code::Compression, "fields that cannot be decompressed"),
+        })
     }
 
     fn data(&mut self, id: u32, data: &[u8], size: i64, is_end: bool) -> Result<(), Bad> {
@@ -1199,13 +1197,6 @@ impl Connection {
             "nobody is called"
         );
         assert!(self.tasks <= MAX_STREAMS && self.streams.len() <= 2 * MAX_STREAMS);
-    }
-}
-
-fn not_far_too_large(limit: Limit) -> Result<(), Bad> {
-    match limit.times() >= MAX_TIMES_TOO_LARGE {
-        true => Err(Bad::Connection(Code::EnhanceYourCalm, "fields that are far too large")),
-        false => Ok(()),
     }
 }
 

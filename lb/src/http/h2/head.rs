@@ -7,7 +7,7 @@ use std::ops::Range;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::hpack::{self, FIELD_OVERHEAD};
+use super::hpack;
 use crate::clock;
 use crate::http::h1::chunked;
 use crate::http::h1::response::ResponseHead;
@@ -53,7 +53,8 @@ pub struct RequestReader {
     authority: Option<Range<usize>>,
     protocol: Option<Range<usize>>,
     cookies: Vec<u8>,
-    limit: Limit,
+    /// How much all fields may be.
+    most: usize,
     /// The request line has been written: no pseudo-header field may follow.
     has_begun: bool,
     is_malformed: bool,
@@ -64,34 +65,9 @@ pub struct RequestReader {
     declared: Option<u64>,
 }
 
-/// How much all fields of a block may be, as SETTINGS_MAX_HEADER_LIST_SIZE counts it.
-#[derive(Clone, Copy, Debug)]
-pub struct Limit {
-    most: usize,
-    size: usize,
-}
-
-impl Limit {
-    pub fn new(most: usize) -> Self {
-        Self { most, size: 0 }
-    }
-
-    fn take(&mut self, name: &[u8], value: &[u8]) {
-        self.size = self.size.saturating_add(name.len() + value.len() + FIELD_OVERHEAD);
-    }
-
-    fn is_passed(self) -> bool {
-        self.size > self.most
-    }
-
-    /// How many times the limit the fields were.
-    pub fn times(self) -> usize {
-        self.size / self.most.max(1)
-    }
-}
-
 impl RequestReader {
-    pub fn new(limit: Limit) -> Self {
+    /// Fields may be `most` together, as SETTINGS_MAX_HEADER_LIST_SIZE counts them.
+    pub fn new(most: usize) -> Self {
         Self {
             text: Vec::with_capacity(512),
             pseudo: Vec::with_capacity(128),
@@ -101,7 +77,7 @@ impl RequestReader {
             authority: None,
             protocol: None,
             cookies: Vec::new(),
-            limit,
+            most,
             has_begun: false,
             is_malformed: false,
             is_connect: false,
@@ -112,12 +88,8 @@ impl RequestReader {
         }
     }
 
-    pub fn limit(&self) -> Limit {
-        self.limit
-    }
-
+    /// Takes the next field.
     pub fn field(&mut self, name: &[u8], value: &[u8]) {
-        self.limit.take(name, value);
         if self.is_malformed {
             return;
         }
@@ -131,7 +103,7 @@ impl RequestReader {
         let known = Name::of(name);
         if !is_name(name) || !is_value(value) || is_of_connection(known) {
             self.is_malformed = true;
-        } else if !self.is_malformed && !self.limit.is_passed() {
+        } else if !self.is_malformed {
             self.take_field(name, value, known);
         }
     }
@@ -149,8 +121,6 @@ impl RequestReader {
         if self.has_begun || slot.is_some() || !is_sound {
             return None;
         }
-        // More of it is not needed to refuse the request.
-        let value = value.get(..self.limit.most).unwrap_or(value);
         let start = self.pseudo.len();
         self.pseudo.extend_from_slice(value);
         *slot = Some(start..self.pseudo.len());
@@ -161,6 +131,20 @@ impl RequestReader {
     fn begin(&mut self) {
         self.has_begun = true;
         self.is_malformed |= self.try_begin().is_none();
+    }
+
+    /// The same where even what belongs there may have been too much. The request is refused, so any target will do.
+    fn begin_too_large(&mut self) {
+        if self.is_malformed || self.try_begin().is_some() {
+            return;
+        }
+        let method = value_of(&self.pseudo, self.method.clone());
+        if !ascii::is_token(method) {
+            self.pseudo = b"GET".to_vec();
+            self.method = Some(0..self.pseudo.len());
+        }
+        self.text.extend_from_slice(value_of(&self.pseudo, self.method.clone()));
+        self.text.extend_from_slice(b" / HTTP/1.1\r\n");
     }
 
     fn try_begin(&mut self) -> Option<()> {
@@ -229,10 +213,14 @@ impl RequestReader {
         write_field(name, value, &mut self.text);
     }
 
-    /// The request, once all of its fields have come. `is_end`: nothing follows them. `None`: it is malformed.
-    pub fn finish(mut self, is_end: bool) -> Option<Request> {
+    /// The request, once all of its fields have come. `is_end`: nothing follows them. `fits`: no field was left out for
+    /// being too much. `None`: it is malformed.
+    pub fn finish(mut self, is_end: bool, fits: bool) -> Option<Request> {
         if !self.has_begun {
-            self.begin();
+            match fits {
+                true => self.begin(),
+                false => self.begin_too_large(),
+            }
         }
         if self.is_malformed || is_end && self.declared.is_some_and(|declared| declared > 0) {
             return None;
@@ -259,9 +247,11 @@ impl RequestReader {
         if content == Content::Chunked {
             write_field(b"transfer-encoding", b"chunked", out);
         }
-        if self.limit.is_passed() {
-            // What was left out would make it as large.
-            write_field(b"x", &vec![b'x'; self.limit.most], out);
+        if !fits {
+            // As large as what was left out has made it.
+            out.extend_from_slice(b"x: ");
+            out.resize(out.len() + self.most, b'x');
+            out.extend_from_slice(b"\r\n");
         }
         out.extend_from_slice(b"\r\n");
         let method = value_of(&self.pseudo, self.method);
@@ -280,30 +270,21 @@ fn websocket_key() -> String {
 }
 
 /// Makes lines of trailer fields as they come.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct TrailerReader {
     lines: Vec<u8>,
-    limit: Limit,
     is_malformed: bool,
 }
 
 impl TrailerReader {
-    pub fn new(limit: Limit) -> Self {
-        Self { lines: Vec::new(), limit, is_malformed: false }
-    }
-
-    pub fn limit(&self) -> Limit {
-        self.limit
-    }
-
+    /// Takes the next field.
     pub fn field(&mut self, name: &[u8], value: &[u8]) {
-        self.limit.take(name, value);
         // A pseudo-header field has no name that others may have.
-        self.is_malformed |=
-            !is_name(name) || !is_value(value) || is_of_connection(Name::of(name)) || self.limit.is_passed();
-        if !self.is_malformed {
-            write_field(name, if is_trimmed(value) { value } else { &[REFUSED] }, &mut self.lines);
+        if self.is_malformed || !is_name(name) || !is_value(value) || is_of_connection(Name::of(name)) {
+            self.is_malformed = true;
+            return;
         }
+        write_field(name, if is_trimmed(value) { value } else { &[REFUSED] }, &mut self.lines);
     }
 
     /// The lines; `None`: they are malformed.
@@ -389,9 +370,9 @@ mod tests {
         [(":method", "GET"), (":scheme", "https"), (":authority", "a.example"), (":path", "/x?y")];
 
     fn request_of(fields: &[(&str, &str)], is_end: bool) -> Option<Request> {
-        let mut reader = RequestReader::new(Limit::new(70_000));
+        let mut reader = RequestReader::new(70_000);
         fields.iter().for_each(|(name, value)| reader.field(name.as_bytes(), value.as_bytes()));
-        reader.finish(is_end)
+        reader.finish(is_end, true)
     }
 
     /// The text of a request with these fields behind the usual ones.
@@ -556,20 +537,41 @@ mod tests {
 
     #[test]
     fn what_is_too_large_is_refused_as_such() {
-        let read = |fields: &mut dyn Iterator<Item = (String, String)>| {
-            let mut reader = RequestReader::new(Limit::new(70_000));
-            PSEUDO.iter().for_each(|(name, value)| reader.field(name.as_bytes(), value.as_bytes()));
-            fields.for_each(|(name, value)| reader.field(name.as_bytes(), value.as_bytes()));
-            (reader.limit().times(), status_of(&reader.finish(true).expect("no malformed one").text))
+        // As they come off HPACK.
+        let read = |pseudo: &[(&str, &str)], fields: &mut dyn Iterator<Item = (String, String)>| {
+            let (mut reader, mut block) = (RequestReader::new(70_000), Vec::new());
+            let pseudo = pseudo.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+            for (name, value) in pseudo.chain(fields) {
+                hpack::write_field(name.as_bytes(), value.as_bytes(), &mut block);
+            }
+            let fits = hpack::Decoder::default().read(&block, 70_000, |name, value| reader.field(name, value));
+            let request = reader.finish(true, fits.expect("not far too large"))?;
+            assert!(request.text.len() < 150_000);
+            Some((request.method, status_of(&request.text)))
         };
+        let get = |status| Some((Method::Get, status));
         let many = |name: &'static str, len, count| (0..count).map(move |_| (name.to_owned(), "c".repeat(len)));
-        assert_eq!(read(&mut many("cookie", 0, 1000)), (0, Ok(Framing::None)));
-        assert_eq!(read(&mut many("cookie", 0, 100_000)), (54, Err(431)));
-        assert_eq!(read(&mut many("x", 4000, 10)), (0, Err(431)));
-        assert_eq!(read(&mut many("x", 4000, 30)), (1, Err(431)));
+        assert_eq!(read(&PSEUDO, &mut many("cookie", 0, 1000)), get(Ok(Framing::None)));
+        for (name, len, count) in
+            [("cookie", 0, 10_000), ("cookie", 100_000, 1), ("x", 4000, 10), ("x", 4000, 30), ("x", 69_700, 2)]
+        {
+            assert_eq!(read(&PSEUDO, &mut many(name, len, count)), get(Err(431)), "{count} times {name}");
+        }
+        let malformed = [&PSEUDO[..], &[("connection", "x")]].concat();
+        assert_eq!(read(&malformed, &mut many("x", 4000, 30)), None);
+        let with = |name: &str, value: &str| {
+            let others = PSEUDO.into_iter().filter(|(other, _)| *other != name);
+            let pseudo: Vec<_> = others.chain([(name, value)]).collect();
+            read(&pseudo, &mut std::iter::empty())
+        };
         let long = format!("/{}", "p".repeat(100_000));
-        let pseudo = [PSEUDO[0], PSEUDO[1], PSEUDO[2], (":path", &long)];
-        assert_eq!(status_of(&request_of(&pseudo, true).expect("no malformed one").text), Err(414));
+        assert_eq!(with(":path", &long[..20_000]), get(Err(414)));
+        // Nobody reads what is larger than all fields may be.
+        for name in [":method", ":authority", ":path"] {
+            assert_eq!(with(name, &long), get(Err(431)), "{name}");
+        }
+        let head = [(":method", "HEAD"), PSEUDO[1], PSEUDO[2], (":path", &*long)];
+        assert_eq!(read(&head, &mut std::iter::empty()), Some((Method::Head, Err(431))));
     }
 
     #[test]
@@ -592,7 +594,7 @@ mod tests {
     #[test]
     fn trailers_follow_the_last_chunk() {
         let lines = |fields: &[(&str, &str)]| {
-            let mut reader = TrailerReader::new(Limit::new(1000));
+            let mut reader = TrailerReader::default();
             fields.iter().for_each(|(name, value)| reader.field(name.as_bytes(), value.as_bytes()));
             reader.finish()
         };
@@ -603,8 +605,7 @@ mod tests {
         write_end(&lines(&[("x-sum", "abc ")]).expect("sound"), &mut out);
         let mut decoder = chunked::Decoder::new(chunked::Limits::default());
         assert_eq!(decoder.advance(&out), Err(chunked::BadChunk::Trailer(BadField::Control)));
-        for (name, value) in [(":path", "/"), ("X", "y"), ("x", "y\n"), ("connection", "x"), ("x", &*"y".repeat(1000))]
-        {
+        for (name, value) in [(":path", "/"), ("X", "y"), ("x", "y\n"), ("connection", "x")] {
             assert_eq!(lines(&[("x-sum", "abc"), (name, value)]), None, "{name}");
         }
     }

@@ -1,20 +1,24 @@
 //! HPACK (RFC 7541): the fields of a request read, those of a response written.
 //!
 //! What a client sends is read to the end of its block whatever is in it, since each field may change the table that the
-//! next blocks refer to. Whether a field may stand in a request is not decided here.
+//! next blocks refer to. But a few bytes of a block can stand for a field of [`TABLE_BYTES`]: so fields are given away only
+//! up to a limit, and what takes up [`MAX_TIMES_TOO_LARGE`] times as much is not read on. Whether a field may stand in a
+//! request is not decided here.
 //!
 //! Responses are written with the static table and without Huffman's code. So nothing is kept for a client, and the
 //! streams of a connection need no order among them; nginx and HAProxy have no dynamic table for responses either.
 
 use std::collections::VecDeque;
 
-use super::huffman;
+use super::{buffers, huffman};
 
 /// The most that a client may have us keep, as fields are counted: what it may count on before it knows our settings
 /// (RFC 9113 §6.5.2).
 pub const TABLE_BYTES: usize = 4096;
 /// What a field counts beside its bytes (RFC 7541 §4.1).
 pub const FIELD_OVERHEAD: usize = 32;
+/// Fields that are together so many times as large as is allowed are no mistake.
+const MAX_TIMES_TOO_LARGE: usize = 8;
 
 /// Fields from 1 on (RFC 7541 appendix A).
 static STATIC: [(&str, &str); 61] = [
@@ -93,15 +97,22 @@ pub enum BadBlock {
     Huffman,
     /// A size of the table beyond what was allowed, or in the midst of fields.
     TableSize,
+    /// Its fields are far larger than what is allowed.
+    TooLarge,
 }
 
 /// Reads the blocks of one connection.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Decoder {
     table: Table,
-    /// Texts that are not found in the block as they are; empty between two blocks.
-    name: Vec<u8>,
-    value: Vec<u8>,
+}
+
+/// The fields of a block as they are given away.
+struct List<F> {
+    /// How much they may be, and how much they were. Those that are read once it is more are not given away.
+    most: usize,
+    size: usize,
+    field: F,
 }
 
 /// Fields that the client had us keep, the newest first.
@@ -125,30 +136,36 @@ struct Kept {
     value: u16,
 }
 
-/// Where a name is.
-enum Name {
-    Static(&'static [u8]),
-    Kept(usize),
-    Literal,
-}
-
-impl Default for Decoder {
-    fn default() -> Self {
-        Self { table: Table::new(), name: Vec::new(), value: Vec::new() }
+impl<F: FnMut(&[u8], &[u8])> List<F> {
+    fn take(&mut self, name: &[u8], value: &[u8]) -> Result<(), BadBlock> {
+        self.size += name.len() + value.len() + FIELD_OVERHEAD;
+        if self.size <= self.most {
+            (self.field)(name, value);
+        } else if self.size > self.most.saturating_mul(MAX_TIMES_TOO_LARGE) {
+            return Err(BadBlock::TooLarge);
+        }
+        Ok(())
     }
 }
 
 impl Decoder {
-    /// Reads a whole block; `field` is given each name and value.
-    pub fn read(&mut self, block: &[u8], mut field: impl FnMut(&[u8], &[u8])) -> Result<(), BadBlock> {
-        let read = self.fields(block, &mut field);
-        // What is large is rare, and given up.
-        self.name.shrink_to(0);
-        self.value.shrink_to(0);
-        read
+    /// Reads a whole block, whose fields may be `most` together as SETTINGS_MAX_HEADER_LIST_SIZE counts them. `field` is
+    /// given each name and value. False: they are more. From the first one on that passes the limit none was given away,
+    /// and texts that are not kept in the table were skipped unread.
+    pub fn read(&mut self, block: &[u8], most: usize, field: impl FnMut(&[u8], &[u8])) -> Result<bool, BadBlock> {
+        let mut texts = buffers::take();
+        let mut list = List { most, size: 0, field };
+        let read = self.fields(block, &mut texts, &mut list);
+        buffers::give_back(texts);
+        read.map(|()| list.size <= most)
     }
 
-    fn fields(&mut self, mut rest: &[u8], field: &mut impl FnMut(&[u8], &[u8])) -> Result<(), BadBlock> {
+    fn fields<F: FnMut(&[u8], &[u8])>(
+        &mut self,
+        mut rest: &[u8],
+        texts: &mut Vec<u8>,
+        list: &mut List<F>,
+    ) -> Result<(), BadBlock> {
         let mut is_first = true;
         while let Some(&first) = rest.first() {
             match first {
@@ -157,11 +174,11 @@ impl Decoder {
                     match index.checked_sub(STATIC.len() + 1) {
                         None => {
                             let (name, value) = STATIC[index.checked_sub(1).ok_or(BadBlock::Index)?];
-                            field(name.as_bytes(), value.as_bytes());
+                            list.take(name.as_bytes(), value.as_bytes())?;
                         }
                         Some(kept) => {
                             let (name, value) = self.table.get(kept).ok_or(BadBlock::Index)?;
-                            field(name, value);
+                            list.take(name, value)?;
                         }
                     }
                 }
@@ -176,49 +193,42 @@ impl Decoder {
                     self.table.resize(size);
                     continue;
                 }
-                _ => self.literal(&mut rest, first & 0x40 != 0, field)?,
+                _ => self.literal(&mut rest, first & 0x40 != 0, texts, list)?,
             }
             is_first = false;
         }
         Ok(())
     }
 
-    fn literal(
+    /// `texts`: for those that are not found in the block as they are.
+    fn literal<F: FnMut(&[u8], &[u8])>(
         &mut self,
         rest: &mut &[u8],
         is_kept: bool,
-        field: &mut impl FnMut(&[u8], &[u8]),
+        texts: &mut Vec<u8>,
+        list: &mut List<F>,
     ) -> Result<(), BadBlock> {
         let index = number(rest, if is_kept { 6 } else { 4 })?;
+        // A field that is as long without what it counts besides is neither given away nor kept.
+        let most = list.most.saturating_sub(list.size).max(if is_kept { self.table.max_size } else { 0 });
+        texts.clear();
         let name = match index.checked_sub(1) {
-            None => Name::Literal,
+            None => text(rest, most, texts)?,
             Some(at) => match STATIC.get(at) {
-                Some((name, _)) => Name::Static(name.as_bytes()),
-                None => Name::Kept(at - STATIC.len()),
+                Some((name, _)) => Some(name.as_bytes()),
+                None => {
+                    let (name, _) = self.table.get(at - STATIC.len()).ok_or(BadBlock::Index)?;
+                    // Keeping the field may give up the one that has the name.
+                    texts.extend_from_slice(name);
+                    None
+                }
             },
         };
-        let literal = match name {
-            Name::Literal => text(rest, &mut self.name)?,
-            _ => None,
-        };
-        let value = text(rest, &mut self.value)?.unwrap_or(&self.value);
-        let name = match name {
-            Name::Literal => literal.unwrap_or(&self.name),
-            Name::Static(name) => name,
-            Name::Kept(at) => {
-                let (name, _) = self.table.get(at).ok_or(BadBlock::Index)?;
-                if is_kept {
-                    // Keeping the field may give up the one that has the name.
-                    self.name.clear();
-                    self.name.extend_from_slice(name);
-                    &self.name
-                } else {
-                    field(name, value);
-                    return Ok(());
-                }
-            }
-        };
-        field(name, value);
+        let name_len = texts.len();
+        let value = text(rest, most, texts)?;
+        let (decoded_name, decoded_value) = texts.split_at(name_len);
+        let (name, value) = (name.unwrap_or(decoded_name), value.unwrap_or(decoded_value));
+        list.take(name, value)?;
         if is_kept {
             self.table.add(name, value);
         }
@@ -251,8 +261,8 @@ fn number(rest: &mut &[u8], bits: u32) -> Result<usize, BadBlock> {
     Ok(number)
 }
 
-/// Takes a text off the front (RFC 7541 §5.2). `None`: it was written to `decoded`.
-fn text<'a>(rest: &mut &'a [u8], decoded: &mut Vec<u8>) -> Result<Option<&'a [u8]>, BadBlock> {
+/// Takes a text off the front (RFC 7541 §5.2). `None`: it was appended to `decoded`, until that had `most` bytes.
+fn text<'a>(rest: &mut &'a [u8], most: usize, decoded: &mut Vec<u8>) -> Result<Option<&'a [u8]>, BadBlock> {
     let is_coded = rest.first().is_some_and(|first| first & 0x80 != 0);
     let len = number(rest, 7)?;
     let (text, tail) = rest.split_at_checked(len).ok_or(BadBlock::Truncated)?;
@@ -260,16 +270,17 @@ fn text<'a>(rest: &mut &'a [u8], decoded: &mut Vec<u8>) -> Result<Option<&'a [u8
     if !is_coded {
         return Ok(Some(text));
     }
-    decoded.clear();
-    huffman::decode(text, decoded).map_err(|_| BadBlock::Huffman)?;
+    huffman::decode(text, most, decoded).map_err(|_| BadBlock::Huffman)?;
     Ok(None)
 }
 
-impl Table {
-    fn new() -> Self {
+impl Default for Table {
+    fn default() -> Self {
         Self { fields: VecDeque::new(), text: Vec::new(), start: 0, before: 0, size: 0, max_size: TABLE_BYTES }
     }
+}
 
+impl Table {
     fn get(&self, at: usize) -> Option<(&[u8], &[u8])> {
         let kept = self.fields.get(at)?;
         let text = self.text.get(kept.at.wrapping_sub(self.before)..)?;
@@ -434,7 +445,7 @@ mod tests {
     fn read(decoder: &mut Decoder, block: &[u8]) -> Result<Fields, BadBlock> {
         let mut fields = Fields::new();
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("ASCII");
-        decoder.read(block, |name, value| fields.push((text(name), text(value))))?;
+        decoder.read(block, usize::MAX, |name, value| fields.push((text(name), text(value))))?;
         Ok(fields)
     }
 
@@ -576,6 +587,76 @@ mod tests {
         let larger = [&b"\x40\x01n\x7f\x81\x20"[..], &[b'w'; 4224]].concat();
         assert!(read(&mut decoder, &larger).is_ok());
         assert_eq!(table(&decoder), []);
+    }
+
+    // HPACK bombs: a byte or two of the block stand for 4 KB each.
+    #[test]
+    fn what_a_block_stands_for_is_not_read_beyond_the_limit() {
+        const MOST: usize = 70_000;
+        let long = |first: &[u8]| [first, b"\x7f\xa1\x1e", &[b'v'; 4000]].concat();
+        let name = [&b"\x40\x7f\xa1\x1e"[..], &[b'n'; 4000], b"\x00"].concat();
+        // The field, its name with an empty value, and the same to be kept again.
+        for (beginning, piece) in [
+            (long(b"\x40\x01n"), &b"\xbe"[..]),
+            (name.clone(), b"\xbe"),
+            (name.clone(), b"\x0f\x2f\x00"),
+            (name.clone(), b"\x0f\x2f\x80"),
+            (name, b"\x7e\x00"),
+        ] {
+            let field_size = 4000 + usize::from(beginning.len() == long(b"\x40\x01n").len()) + FIELD_OVERHEAD;
+            // The end of the block is bad in another way: nobody may come there.
+            for (count, end, expected) in
+                [(15, &b""[..], Ok(true)), (100, b"", Ok(false)), (100_000, b"\x80", Err(BadBlock::TooLarge))]
+            {
+                let block = [&beginning[..], &piece.repeat(count), end].concat();
+                let (mut decoder, mut size, mut fields) = (Decoder::default(), 0, 0);
+                let read = decoder.read(&block, MOST, |name, value| {
+                    size += name.len() + value.len() + FIELD_OVERHEAD;
+                    fields += 1;
+                });
+                assert_eq!(read, expected, "{count} times {piece:x?}");
+                assert_eq!(fields, (count + 1).min(MOST / field_size), "{count} times {piece:x?}");
+                assert!(size <= MOST);
+            }
+        }
+    }
+
+    #[test]
+    fn the_table_is_kept_up_to_date_beyond_the_limit() {
+        let coded = huffman::tests::encode(b"www.example.com");
+        let coded = [&[0x80 | coded.len() as u8][..], &coded].concat();
+        let fields = [
+            b"\x40\x01a\x01b".to_vec(),
+            b"\x00\x01c\x01d".to_vec(),
+            [b"\x41", &coded[..]].concat(),
+            [b"\x01", &coded[..]].concat(),
+            b"\xbf".to_vec(),
+            b"\x82".to_vec(),
+        ];
+        for (most, given) in [(33, 0), (40, 1), (80, 2), (200, 4), (257, 5), (258, 6)] {
+            let (mut decoder, mut count) = (Decoder::default(), 0);
+            assert_eq!(decoder.read(&fields.concat(), most, |_, _| count += 1), Ok(given == 6), "{most}");
+            assert_eq!(count, given, "{most}");
+            assert_eq!(table(&decoder), [(":authority", "www.example.com"), ("a", "b")], "{most}");
+        }
+    }
+
+    // Neither is kept nor given away: how much of them is decoded depends on the limit, not on the block.
+    #[test]
+    fn coded_texts_are_decoded_no_further_than_the_limit() {
+        let coded = huffman::tests::encode(&[b'0'; 160_000]);
+        let mut len = Vec::new();
+        write_number(0x80, 7, coded.len(), &mut len);
+        for (first, is_kept) in [(&b"\x00\x01x"[..], false), (b"\x40\x01x", true), (b"\x40", true), (b"\x00", false)] {
+            let block = [first, &len, &coded, if first.len() == 1 { &b"\x00"[..] } else { b"" }].concat();
+            let mut decoder = Decoder::default();
+            let mut texts = Vec::new();
+            let mut list = List { most: 1000, size: 0, field: |_: &[u8], _: &[u8]| panic!("it is too long") };
+            // No more is counted than was decoded.
+            assert_eq!(decoder.fields(&block, &mut texts, &mut list), Ok(()));
+            assert!(texts.capacity() <= if is_kept { 2 * TABLE_BYTES } else { 2000 }, "{}", texts.capacity());
+            assert_eq!(table(&decoder), []);
+        }
     }
 
     #[test]

@@ -84,12 +84,13 @@ impl Code {
     }
 }
 
-/// Appends the text that `coded` stands for: at most 8/5 of its length.
-pub fn decode(coded: &[u8], out: &mut Vec<u8>) -> Result<(), BadCode> {
-    out.reserve(coded.len() * 8 / 5);
+/// Appends the text that `coded` stands for, until there are `most` bytes in `out`: what follows is not looked at.
+pub fn decode(coded: &[u8], most: usize, out: &mut Vec<u8>) -> Result<(), BadCode> {
+    // The shortest codes have five bits.
+    out.reserve((coded.len() * 8 / 5).min(most.saturating_sub(out.len())));
     // The next bits, from the highest on; `count` of them have been read.
     let (mut bits, mut count, mut rest) = (0_u64, 0_u32, coded);
-    loop {
+    while out.len() < most {
         if count < 32 {
             if let Some((word, tail)) = rest.split_first_chunk::<4>() {
                 bits |= u64::from(u32::from_be_bytes(*word)) << (32 - count);
@@ -118,6 +119,7 @@ pub fn decode(coded: &[u8], out: &mut Vec<u8>) -> Result<(), BadCode> {
         bits <<= len;
         count -= len;
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -145,7 +147,7 @@ pub mod tests {
 
     fn decoded(coded: &[u8]) -> Result<Vec<u8>, BadCode> {
         let mut out = Vec::new();
-        decode(coded, &mut out).map(|()| out)
+        decode(coded, usize::MAX, &mut out).map(|()| out)
     }
 
     #[test]
@@ -173,6 +175,22 @@ pub mod tests {
                 assert_eq!(decoded(&encode(&text)), Ok(text.to_vec()));
             }
         }
+    }
+
+    #[test]
+    fn no_more_is_decoded_than_is_wanted() {
+        let text = b"www.example.com";
+        let coded = [&encode(text)[..], &[0xff; 8]].concat();
+        for most in 0..=text.len() {
+            let mut out = Vec::new();
+            assert_eq!(decode(&coded, most, &mut out), Ok(()), "the rest is bad");
+            assert_eq!(out, text[..most]);
+        }
+        let mut out = b"abc".to_vec();
+        assert_eq!(decode(&coded, 2, &mut out), Ok(()));
+        assert_eq!(decode(&coded, 5, &mut out), Ok(()));
+        assert_eq!(out, b"abcww");
+        assert_eq!(decode(&coded, usize::MAX, &mut out), Err(BadCode));
     }
 
     #[test]

@@ -615,6 +615,30 @@ fn endless_fields_and_empty_content_end_the_connection() {
     assert_eq!(client.error(), None);
     client.send(&frame(1, 5, 3, &[&block(GET)[..], &[0xbe; 16_000]].concat()));
     assert_eq!(client.error(), Some(Code::EnhanceYourCalm));
+    // The same as trailers, and on a stream that was reset.
+    for is_reset in [false, true] {
+        let mut client = Client::new();
+        client.send(&head(END_HEADERS, 1));
+        if is_reset {
+            client.connection.abort(1, Code::Cancel);
+        }
+        client.send(&frame(1, 5, 1, &[&b"\x40\x01x\x7f\xa1\x1e"[..], &[b'y'; 4000], &[0xbe; 12_000]].concat()));
+        assert_eq!(client.error(), Some(Code::EnhanceYourCalm));
+    }
+}
+
+#[test]
+fn trailers_that_are_too_large_end_their_stream_alone() {
+    let mut client = Client::new();
+    client.send(&head(END_HEADERS, 1));
+    client.sent();
+    let large = [&b"\x40\x01x\x7f\xa1\x1e"[..], &[b'y'; 4000], &[0xbe; 3], b"\x40\x01a\x01b"].concat();
+    client.send(&frame(1, 5, 1, &large));
+    assert_eq!(client.sent(), [(3, 0, 1, vec![0, 0, 0, 1])]);
+    client.send(&frame(1, 5, 3, &[&block(GET)[..], b"\xbe"].concat()));
+    assert_eq!(client.connection.next_request().map(|(id, _)| id), Some(1));
+    let (_, request) = client.connection.next_request().expect("a request");
+    assert!(request.text.windows(6).any(|line| line == b"a: b\r\n"), "the table holds");
 }
 
 #[test]

@@ -171,7 +171,8 @@ async fn answers_earn_no_flood_of_resets() {
     let a = Origin::start("a").await;
     let balancer = balancer(&a).await;
     let mut client = TcpStream::connect(balancer.address()).await.expect("a listener");
-    write(&mut client, PREFACE).await;
+    // A window for all answers.
+    write(&mut client, &[PREFACE, &frame(kind::WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes())].concat()).await;
     let mut id = 1;
     for _ in 0..10 {
         let asked: Vec<u8> = (0..50).flat_map(|n| head(END_STREAM | END_HEADERS, id + 2 * n, "/nowhere")).collect();

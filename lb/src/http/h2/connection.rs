@@ -1185,8 +1185,8 @@ impl Connection {
                 assert!(stream.reset.is_none() && stream.output != Output::Ended, "{stream:?}");
                 assert!(stream.waker.is_some() || is_awake(*id), "nothing wakes it");
             }
-            let is_called = |stream: &&Box<Stream>| stream.turn == Turn::Called(part);
-            assert!(self.streams.iter().filter(is_called).all(|stream| is_awake(stream.id)), "called, and not woken");
+            let is_asleep = self.streams.iter().any(|one| one.turn == Turn::Called(part) && !is_awake(one.id));
+            assert!(!is_asleep, "called, and not woken");
             let count = |turn| self.streams.iter().filter(|stream| stream.turn == turn).count();
             assert_eq!(count(Turn::Waits(part)), queue.len());
             assert_eq!(count(Turn::Called(part)), self.called[part as usize]);

@@ -17,11 +17,13 @@
 //! - [`splice`]: large content that need not be looked at.
 //! - [`interim`]: how many interim responses pass.
 //! - [`pace`]: clients that are too slow over all.
+//! - [`burst`]: reads and writes of a thread's tasks in groups.
 //! - [`kill`]: wakes the tasks that carry exchanges which an operator ends.
 //! - [`timer`]: time limits that cost nothing until they pass.
 //! - [`tunnel`]: a connection that ceased to be HTTP.
 
 mod body;
+mod burst;
 mod client;
 mod content;
 pub mod explain;

@@ -15,6 +15,7 @@ use tokio::sync::futures::Notified;
 use tokio_util::io::poll_read_buf;
 
 use super::body::{ResponseBody, refusal};
+use super::burst::let_others_read;
 use super::content::Content;
 use super::facts::RequestFacts;
 use super::fields::{self, Changes};
@@ -513,7 +514,9 @@ impl Driver<'_, '_> {
     async fn drive(&mut self, mut event: Event, timer: &mut Timer) -> (Ended, usize) {
         loop {
             let at = Moment { now: self.now, client_waited: self.transfer.body.pace.waited() };
-            let prepared = match self.exchange.step(event, at) {
+            let step = self.exchange.step(event, at);
+            let is_to_write = !matches!(step, Step::Hold);
+            let prepared = match step {
                 Step::Hold => Ok(()),
                 Step::Open(endpoint) => self.open(endpoint, timer).await,
                 Step::Queue(full) => match self.queue(full, timer).await {
@@ -544,6 +547,9 @@ impl Driver<'_, '_> {
             };
             event = match prepared {
                 Ok(()) => {
+                    if is_to_write {
+                        let_others_read().await;
+                    }
                     let exchange = &self.exchange;
                     let happened = self.transfer.run(|| exchange.is_killed(), self.now, timer).await;
                     self.learn(happened)

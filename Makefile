@@ -1,6 +1,6 @@
 # The commands of the README. Each installs what it lacks, or says what to install, then builds and runs.
 
-.PHONY: help demo up test check checks deny bench bench-selection bench-instructions full simulate mutants fuzz test-compose tools-demo tools-test python
+.PHONY: help demo up test test-pingora check checks deny bench bench-selection bench-instructions full simulate mutants fuzz test-compose tools-demo tools-test python
 
 # Command to look for, and the package of Debian 12 and 13 that brings it. PostgreSQL's lies in a folder of its version.
 DEMO_TOOLS := cc:build-essential cmake:cmake
@@ -42,6 +42,17 @@ up:
 test: tools-test python check deny checks
 	cargo build --workspace --bins --tests
 	cargo test --workspace --no-fail-fast -- --test-threads $(TEST_THREADS) --show-output
+	$(MAKE) test-pingora
+
+# What Pingora's proxy does otherwise (docs/pingora.md): it passes a head on before any content has come, and it takes the
+# whole shutdown_timeout to stop.
+NOT_IN_PINGORA := nothing_of_a_response_that_was_given_up_reaches_the_client the_cookie_means_the_same_after_a_restart_and_a_reload
+
+## What holds with Evenkeel as the proxy of a Pingora server; part of make test
+test-pingora: tools-demo
+	cargo build --workspace --example pingora_proxy --features evenkeel/pingora-proxy
+	EVENKEEL_IN=pingora-proxy cargo test --workspace --test balancer -- --test-threads $(TEST_THREADS) \
+		algorithms:: hot_swap:: health:: retry:: sticky:: $(NOT_IN_PINGORA:%=--skip %)
 
 ## Format and lints
 check: tools-demo
@@ -68,7 +79,7 @@ deny:
 		echo "NOT RUN: cargo deny (install it with: cargo install --locked cargo-deny)"; \
 	fi
 
-## Beside nginx, HAProxy and Envoy; writes docs/performance.md
+## Beside nginx, HAProxy, Envoy and Pingora's proxy; writes docs/performance.md
 bench: tools-demo
 	sh tests/bench/run
 

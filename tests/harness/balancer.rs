@@ -85,15 +85,16 @@ impl Balancer {
     }
 
     fn command(&self) -> Command {
+        let (program, arguments) = under_test();
         let mut command = match self.most_files {
             Some(files) => {
                 let mut command = Command::new("prlimit");
-                command.arg(format!("--nofile={files}:{files}")).arg(program());
+                command.arg(format!("--nofile={files}:{files}")).arg(program);
                 command
             }
-            None => Command::new(program()),
+            None => Command::new(program),
         };
-        command.arg("run").arg("--config").arg(self.config_file()).current_dir(self.directory.path());
+        command.args(arguments).arg(self.config_file()).current_dir(self.directory.path());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -311,6 +312,19 @@ pub fn backend_path(origin: &Origin) -> String {
 /// The program under test.
 pub fn program() -> PathBuf {
     built("evenkeel", "evenkeel", "EVENKEEL_BIN")
+}
+
+/// What carries the requests of a test, and the arguments before its file: `evenkeel run`, unless `EVENKEEL_IN` says that it
+/// is to be Evenkeel in a Pingora server, behind Pingora's proxy (`pingora-proxy`) or by its own engine (`pingora-engine`).
+fn under_test() -> (PathBuf, &'static [&'static str]) {
+    const EXAMPLE: &str = "examples/pingora_proxy";
+    const PACKAGE: &str = "evenkeel --features pingora-proxy --example pingora_proxy";
+    match std::env::var("EVENKEEL_IN").as_deref() {
+        Err(_) => (program(), &["run", "--config"]),
+        Ok("pingora-proxy") => (built(EXAMPLE, PACKAGE, "EVENKEEL_EXAMPLE"), &[]),
+        Ok("pingora-engine") => (built(EXAMPLE, PACKAGE, "EVENKEEL_EXAMPLE"), &["--engine"]),
+        Ok(other) => panic!("EVENKEEL_IN is {other:?}: write pingora-proxy or pingora-engine"),
+    }
 }
 
 /// Runs the command line to its end.

@@ -48,15 +48,16 @@ test: tools-test python check deny checks
 # whole shutdown_timeout to stop.
 NOT_IN_PINGORA := nothing_of_a_response_that_was_given_up_reaches_the_client the_cookie_means_the_same_after_a_restart_and_a_reload
 
-## What holds with Evenkeel as the proxy of a Pingora server; part of make test
+## Algorithms, swaps, health, retries and sticky cookies with Evenkeel in a Pingora server; part of make test
 test-pingora: tools-demo
-	cargo build --workspace --example pingora_proxy --features evenkeel/pingora-proxy
+	cargo build --workspace --bins --tests
 	EVENKEEL_IN=pingora-proxy cargo test --workspace --test balancer -- --test-threads $(TEST_THREADS) \
 		algorithms:: hot_swap:: health:: retry:: sticky:: $(NOT_IN_PINGORA:%=--skip %)
 
 ## Format and lints
 check: tools-demo
 	cargo fmt --all --check
+	# With the feature pingora-proxy, which the example asks for.
 	cargo clippy --workspace --all-targets -- --deny warnings
 	# As README builds it: alone, without the features that other packages ask of its dependencies.
 	cargo check --package evenkeel

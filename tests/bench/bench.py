@@ -32,17 +32,17 @@ def arguments():
     parser.add_argument("--only", default="", help="keys, with commas: " + ",".join([s.key for s in SCENARIOS] + [IDLE]))
     parser.add_argument("--peers", default=",".join(PEERS), help="also pingora-engine; default: %(default)s")
     parser.add_argument("--binary", type=pathlib.Path, help="an evenkeel that is built already")
-    parser.add_argument("--embedded", type=pathlib.Path, help="the example pingora_proxy, built already")
+    parser.add_argument("--embedded", type=pathlib.Path, help="the example pingora-server, built already")
     parser.add_argument("--revision", default="as given by --binary", help="what to call that one")
     parser.add_argument("--write", action="store_true", help="write docs/performance.md even if this is not a whole run")
     parser.add_argument("--most-seconds", type=int, default=MOST_SECONDS)
     return parser.parse_args()
 
 
-def built(binary, name="evenkeel", words=()):
-    """A program of the balancer's package, in a place where nobody builds."""
+def built(binary, name="evenkeel"):
+    """The program of a package, in a place where nobody builds."""
     if binary is None:
-        subprocess.run(["cargo", "build", "--release", "--package", "evenkeel", *words], cwd=ROOT, check=True)
+        subprocess.run(["cargo", "build", "--release", "--package", name], cwd=ROOT, check=True)
         metadata = subprocess.check_output(["cargo", "metadata", "--format-version=1", "--no-deps"], cwd=ROOT)
         binary = pathlib.Path(json.loads(metadata)["target_directory"]) / "release" / name
     copy = WORK / binary.name
@@ -115,8 +115,7 @@ class Run:
         binary = built(self.args.binary)
         embedded = None
         if any(kind in kinds for kind in EMBEDDED):
-            words = ["--features", "pingora-proxy", "--example", "pingora_proxy"]
-            embedded = built(self.args.embedded, "examples/pingora_proxy", words)
+            embedded = built(self.args.embedded, "pingora-server")
         origin_program = compiled("origin")
         compiled("echo")
         *origins, self.log_port = free_ports(4)

@@ -317,12 +317,11 @@ pub fn program() -> PathBuf {
 /// What carries the requests of a test, and the arguments before its file: `evenkeel run`, unless `EVENKEEL_IN` says that it
 /// is to be Evenkeel in a Pingora server, behind Pingora's proxy (`pingora-proxy`) or by its own engine (`pingora-engine`).
 fn under_test() -> (PathBuf, &'static [&'static str]) {
-    const EXAMPLE: &str = "examples/pingora_proxy";
-    const PACKAGE: &str = "evenkeel --features pingora-proxy --example pingora_proxy";
+    const SERVER: &str = "pingora-server";
     match std::env::var("EVENKEEL_IN").as_deref() {
         Err(_) => (program(), &["run", "--config"]),
-        Ok("pingora-proxy") => (built(EXAMPLE, PACKAGE, "EVENKEEL_EXAMPLE"), &[]),
-        Ok("pingora-engine") => (built(EXAMPLE, PACKAGE, "EVENKEEL_EXAMPLE"), &["--engine"]),
+        Ok("pingora-proxy") => (built(SERVER, SERVER, "PINGORA_SERVER_BIN"), &[]),
+        Ok("pingora-engine") => (built(SERVER, SERVER, "PINGORA_SERVER_BIN"), &["--engine"]),
         Ok(other) => panic!("EVENKEEL_IN is {other:?}: write pingora-proxy or pingora-engine"),
     }
 }

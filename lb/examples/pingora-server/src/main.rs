@@ -2,7 +2,7 @@
 //! admin API. Pingora's proxy carries the requests, or with `--engine` Evenkeel's own engine. docs/pingora.md tells more.
 //!
 //! ```sh
-//! cargo run --features pingora-proxy --example pingora_proxy -- [--engine] evenkeel.toml [ADDRESS CERTIFICATE KEY]
+//! cargo run --package pingora-server -- [--engine] evenkeel.toml [ADDRESS CERTIFICATE KEY]
 //! ```
 //!
 //! At ADDRESS it speaks TLS, as Pingora does.
@@ -38,7 +38,7 @@ fn main() -> anyhow::Result<()> {
     let (path, tls) = match &*arguments {
         [path] => (PathBuf::from(path), None),
         [path, address, certificate, key] => (PathBuf::from(path), Some([address, certificate, key])),
-        _ => bail!("write: pingora_proxy [--engine] evenkeel.toml [ADDRESS CERTIFICATE KEY]"),
+        _ => bail!("write: pingora-server [--engine] evenkeel.toml [ADDRESS CERTIFICATE KEY]"),
     };
     let (config, warnings) = read(&path)?;
     let metrics = Arc::new(Metrics::new());

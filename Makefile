@@ -52,7 +52,7 @@ NOT_IN_PINGORA := nothing_of_a_response_that_was_given_up_reaches_the_client the
 test-pingora: tools-demo
 	cargo build --workspace --bins --tests
 	EVENKEEL_IN=pingora-proxy cargo test --workspace --test balancer -- --test-threads $(TEST_THREADS) \
-		algorithms:: hot_swap:: health:: retry:: sticky:: $(NOT_IN_PINGORA:%=--skip %)
+		algorithms:: hot_swap:: health:: retry:: sticky:: pingora:: reload::half_closed reload::the_largest_body $(NOT_IN_PINGORA:%=--skip %)
 
 ## Format and lints
 check: tools-demo

@@ -9,12 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntCounter;
+use tracing::Subscriber;
 use tracing::field::{Field, Visit};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer as Out;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{LogConfig, LogFormat};
 use crate::lines::{Queue, Settings, Writer};
@@ -31,6 +34,11 @@ pub struct Log {
     queue: Arc<Queue>,
     writer: Option<Writer>,
 }
+
+/// By which a log of ours is known among those of others.
+struct Ours;
+
+impl<S: Subscriber> Layer<S> for Ours {}
 
 impl Log {
     /// Starts to log as configured; panics are logged, too. `lost` counts lines that the output did not take.
@@ -50,14 +58,19 @@ impl Log {
             .with_writer(Arc::clone(&queue));
         // Fails only when a log was started before, which then serves as well.
         let _ = match config.format {
-            LogFormat::Text => log.with_target(false).fmt_fields(Pairs).try_init(),
-            LogFormat::Json => log.json().try_init(),
+            LogFormat::Text => log.with_target(false).fmt_fields(Pairs).finish().with(Ours).try_init(),
+            LogFormat::Json => log.json().finish().with(Ours).try_init(),
         };
         std::panic::set_hook(Box::new(log_panic));
         if let Some(problem) = problem {
             tracing::warn!("{problem}");
         }
         Ok(Self { queue, writer: Some(writer) })
+    }
+
+    /// Whether what is logged here goes to a log that was started so.
+    pub fn is_ours() -> bool {
+        tracing::dispatcher::get_default(|log| log.is::<Ours>())
     }
 
     /// Opens the file again before the next line, for rotation.

@@ -11,7 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("main", &["cli", "server", "signals"]),
     ("signals", &["server"]),
     ("cli", &["http", "log", "probe::resolver", "state", "user"]),
-    ("pingora", &["server"]),
+    ("pingora", &["log", "server"]),
     ("server", &["admin", "probe", "listen", "log", "user"]),
     ("admin", &["control", "room", "shutdown"]),
     ("probe", &["control", "http::io", "probe::resolver"]),

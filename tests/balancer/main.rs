@@ -25,6 +25,7 @@ mod malformed;
 mod metrics;
 mod names;
 mod observability;
+mod pingora;
 mod reload;
 mod retry;
 mod sites;

@@ -49,6 +49,9 @@ use template::Template;
 use tls::{Named, Pinnable};
 use values::{DAY, MILLISECOND};
 
+#[cfg(test)]
+pub(crate) use tests::keys;
+
 /// Every setting with its default and a line of explanation.
 pub const DEFAULT: &str = include_str!("default.toml");
 

@@ -19,7 +19,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::head;
 use super::management::{Management, Started};
-use super::settings::{By, check, held};
+use super::settings::{By, Host};
 use crate::access_log::{AccessLog, Wanted};
 use crate::config::Config;
 use crate::config::advice::Subject;
@@ -37,6 +37,7 @@ use crate::server::resources::{Most, cannot_log, idle_for_each_thread, most_conn
 /// A `ServerApp` that serves by the `[[listener]]` whose address a connection came to, or else by the first.
 pub struct App {
     shared: Shared,
+    host: Host,
     started: Started,
     open_files: usize,
     /// One for each thread of the service.
@@ -58,7 +59,8 @@ impl App {
     /// configuration asks for what Pingora's server does, or the server moves connections from thread to thread.
     pub fn new(control: &Arc<Control>, server: &ServerConf, open_files: usize) -> anyhow::Result<Self> {
         let config = &control.snapshot().config;
-        check(config, By::Engine)?;
+        let host = Host::new(By::Engine, server);
+        host.check(config)?;
         if server.work_stealing && server.threads > 1 {
             bail!("the engine keeps a connection on one thread: set work_stealing to false in Pingora's configuration");
         }
@@ -82,13 +84,22 @@ impl App {
             handshake_room: Room::for_handshakes(most.handshakes),
         };
         let stops = (0..threads).map(|_| Arc::new(Stop::new(shutdown.clone()))).collect();
-        Ok(Self { shared, started, open_files, stops, threads: Mutex::default(), is_told: AtomicBool::new(false) })
+        Ok(Self {
+            shared,
+            host,
+            started,
+            open_files,
+            stops,
+            threads: Mutex::default(),
+            is_told: AtomicBool::new(false),
+        })
     }
 
     /// The probes and the admin API, to be added to the server as a service. It listens for the admin API from now on.
     pub fn management(&self) -> anyhow::Result<Management> {
         let Shared { control, access_log, most_idle, shutdown, room, backend_room, handshake_room } = &self.shared;
         let resources = OfApp {
+            host: self.host,
             access_log: Arc::clone(access_log),
             room: Arc::clone(room),
             backend_room: Arc::clone(backend_room),
@@ -181,6 +192,7 @@ fn secured(stream: &Stream) -> Option<Secured> {
 
 /// What a reload changes beside the snapshot.
 struct OfApp {
+    host: Host,
     access_log: Arc<AccessLog>,
     room: Arc<Room>,
     backend_room: Arc<Room>,
@@ -192,7 +204,7 @@ struct OfApp {
 
 impl Resources for OfApp {
     fn prepare(&self, running: &Config, wanted: &Config, _: bool) -> Result<Obtained, Vec<Unavailable>> {
-        let mut warnings = held(running, wanted, By::Engine)?;
+        let mut warnings = self.host.held(running, wanted)?;
         let logs = Wanted::of(wanted);
         let opened = (logs != Wanted::of(running)).then(|| self.access_log.open(&logs)).transpose();
         let opened = opened

@@ -19,7 +19,7 @@ use crate::exchange::headers::{Claims, Forwarding, Origin, Peer, PeerAddress, XF
 use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::{Form, Refusal};
 use crate::exchange::{Asked, Start};
-use crate::message::limits::AmbiguousNames;
+use crate::message::limits::{AmbiguousNames, NonAsciiTargets};
 use crate::message::path::normalise;
 use crate::value::variable::Variable;
 use crate::value::{Facts, Presence};
@@ -36,6 +36,8 @@ const OURS: &[&str] = &[
 ];
 /// Those which a trusted proxy may have said in place of us.
 const OF_TRUSTED: &[&str] = &["client-cert", "client-cert-chain", "x-forwarded-client-cert"];
+/// Of a line of a head, beside name and value.
+pub const FIELD_BYTES: usize = ": \r\n".len();
 const CDN_LOOP: &str = "cdn-loop";
 const REQUEST_ID: &str = "X-Request-Id";
 
@@ -113,6 +115,7 @@ fn admit(control: &Control, head: &RequestHeader, listener: &ListenerSettings) -
     if matches!(head.method, Method::TRACE | Method::CONNECT) {
         return Err(Refusal::Method);
     }
+    within(head, listener)?;
     let is_ambiguous = |name: &header::HeaderName| name.as_str().contains(['_', '.']);
     if listener.ambiguous_names == AmbiguousNames::Reject && head.headers.keys().any(is_ambiguous) {
         return Err(Refusal::Malformed);
@@ -128,6 +131,24 @@ fn admit(control: &Control, head: &RequestHeader, listener: &ListenerSettings) -
         return Err(Refusal::Loop);
     }
     Ok(())
+}
+
+/// Whether the head is within what its listener says. Pingora has read all of it by then.
+fn within(head: &RequestHeader, listener: &ListenerSettings) -> Result<(), Refusal> {
+    let limits = listener.limits();
+    let target = head.raw_path();
+    let line_bytes = head.method.as_str().len() + target.len() + "  HTTP/1.1".len();
+    if line_bytes > limits.line_bytes {
+        return Err(Refusal::TargetTooLong);
+    }
+    let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_BYTES);
+    if head.headers.len() > limits.fields || line_bytes + fields.sum::<usize>() + "\r\n\r\n".len() > limits.head_bytes {
+        return Err(Refusal::FieldsTooLarge);
+    }
+    match limits.non_ascii {
+        NonAsciiTargets::Reject if !target.is_ascii() => Err(Refusal::Malformed),
+        NonAsciiTargets::Reject | NonAsciiTargets::Pass => Ok(()),
+    }
 }
 
 impl Told {

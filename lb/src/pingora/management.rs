@@ -1,6 +1,8 @@
 //! What an embedded balancer does beside the requests: probes, names, ejections that end, the admin API.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,12 +11,13 @@ use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::ServiceReadyNotifier;
 use pingora_core::services::background::BackgroundService;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 
 use super::lines::Lines;
 use crate::admin::{self, Admin};
-use crate::config::AdminConfig;
 use crate::config::backend::SocketAddress;
+use crate::config::{AdminConfig, SocketFileRights};
 use crate::control::Control;
 use crate::control::resources::Resources;
 use crate::exchange::refusal::Refusal;
@@ -117,22 +120,45 @@ impl Management {
     /// Waits until the server listens, which it does not tell: whoever is told that this is ready may connect at once.
     async fn listening(&self) {
         let snapshot = Arc::clone(&self.control.snapshot());
-        let addresses = snapshot.config.listeners.iter().flat_map(|listener| listener.addresses.iter());
-        let addresses = addresses.filter_map(SocketAddress::ip).map(reachable);
-        for address in addresses {
-            let connecting = async {
-                while tokio::net::TcpStream::connect(address).await.is_err() {
-                    tokio::time::sleep(CONNECT_INTERVAL).await;
+        for listener in &snapshot.config.listeners {
+            for address in listener.addresses.iter() {
+                let connecting = async {
+                    while !can_connect(address).await {
+                        tokio::time::sleep(CONNECT_INTERVAL).await;
+                    }
+                };
+                if tokio::time::timeout(LISTEN_TIMEOUT, connecting).await.is_err() {
+                    tracing::warn!(
+                        "nobody listens at {address}, which is the address of a [[listener]]: have a service of the Pingora \
+                         server listen there, or correct it"
+                    );
                 }
-            };
-            if tokio::time::timeout(LISTEN_TIMEOUT, connecting).await.is_err() {
-                tracing::warn!(
-                    "nobody listens at {address}, which is the address of a [[listener]]: have a service of the Pingora \
-                     server listen there, or correct it"
-                );
+                if let (SocketAddress::Unix(path), Some(rights)) = (address, &listener.socket_file)
+                    && let Some(mode) = other_mode(path, rights)
+                {
+                    tracing::warn!(
+                        "[[listener]] {address}: mode is {:04o}, and the socket's file has {mode:04o}: have the Pingora server \
+                         make it so (add_uds)",
+                        rights.mode
+                    );
+                }
             }
         }
     }
+}
+
+async fn can_connect(address: &SocketAddress) -> bool {
+    match address {
+        SocketAddress::Ip(address) => TcpStream::connect(reachable(*address)).await.is_ok(),
+        SocketAddress::Unix(path) => UnixStream::connect(path).await.is_ok(),
+    }
+}
+
+/// The permission bits of a socket's file where they are not as configured.
+fn other_mode(file: &Path, rights: &SocketFileRights) -> Option<u32> {
+    const PERMISSIONS: u32 = 0o7777;
+    let mode = std::fs::metadata(file).ok()?.mode() & PERMISSIONS;
+    (mode != rights.mode).then_some(mode)
 }
 
 /// An address by which this machine reaches those who listen at all of its addresses.
@@ -167,5 +193,25 @@ impl BackgroundService for Management {
 impl Drop for Management {
     fn drop(&mut self) {
         self.shutdown.stop(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{Permissions, set_permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_sockets_file_with_other_permissions_is_noticed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("socket");
+        let _socket = std::os::unix::net::UnixListener::bind(&file).expect("bound");
+        let rights = SocketFileRights { mode: 0o660, owner: None };
+        for (mode, other) in [(0o660, None), (0o666, Some(0o666))] {
+            set_permissions(&file, Permissions::from_mode(mode)).expect("given");
+            assert_eq!(other_mode(&file, &rights), other, "{mode:o}");
+        }
     }
 }

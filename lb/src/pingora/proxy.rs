@@ -12,16 +12,18 @@ use bytes::Bytes;
 use http::{Version, header};
 use pingora_core::prelude::{Error, ErrorSource, ErrorType};
 use pingora_core::protocols::Digest;
+use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use super::failed::{Stand, failed};
-use super::head::{self, Begun, Told};
+use super::head::{self, Begun, FIELD_BYTES, Told};
 use super::lines::{Line, Lines, Way};
 use super::management::{Management, Started};
-use super::settings::{By, OfProxy, Refused, check};
+use super::settings::{By, Host, OfProxy, Refused};
 use crate::backend::Endpoint;
 use crate::clock;
+use crate::config::HalfClose;
 use crate::config::backend::SocketAddress;
 use crate::control::Control;
 use crate::exchange::limits::BackendLimits;
@@ -32,8 +34,6 @@ use crate::pool::Full;
 use crate::room::Room;
 use crate::shutdown::Phase;
 
-/// A line of a head, beside name and value.
-const FIELD_BYTES: usize = ": \r\n".len();
 /// Pingora keeps no more of a body to send it again.
 const MAX_KEPT_BYTES: usize = 64 * 1024;
 
@@ -41,6 +41,7 @@ const MAX_KEPT_BYTES: usize = 64 * 1024;
 #[derive(Clone)]
 pub struct Proxy {
     control: Arc<Control>,
+    host: Host,
     lines: Arc<Lines>,
     started: Started,
 }
@@ -76,18 +77,19 @@ enum Next {
 }
 
 impl Proxy {
-    /// Takes what `control` has, and holds its reloads to what a Pingora proxy can do. `Err`: the configuration asks for
-    /// more.
-    pub fn new(control: &Arc<Control>) -> Result<Self, Refused> {
-        check(&control.snapshot().config, By::Proxy)?;
-        Ok(Self { control: Arc::clone(control), lines: Arc::default(), started: Started::default() })
+    /// Takes what `control` has, and holds its reloads to what a Pingora proxy can do in a server with this configuration.
+    /// `Err`: the file asks for more. What of it has no effect, or another one, is logged.
+    pub fn new(control: &Arc<Control>, server: &ServerConf) -> Result<Self, Refused> {
+        let host = Host::new(By::Proxy, server);
+        host.check(&control.snapshot().config)?;
+        Ok(Self { control: Arc::clone(control), host, lines: Arc::default(), started: Started::default() })
     }
 
     /// The probes and the admin API, to be added to the server as a service. It listens for the admin API from now on.
     pub fn management(&self) -> anyhow::Result<Management> {
         let (control, shutdown) = (Arc::clone(&self.control), self.started.shutdown.clone());
         // How many clients there are, Pingora does not tell.
-        Management::new(control, shutdown, Room::new(0), Arc::new(OfProxy), Some(&self.lines))
+        Management::new(control, shutdown, Room::new(0), Arc::new(OfProxy(self.host)), Some(&self.lines))
     }
 
     /// Begins with a request. What is to be tried, or what the client is told, stands in what comes back.
@@ -143,6 +145,7 @@ impl Proxy {
         session.set_read_timeout(Some(told.limits.body_timeout));
         session.set_write_timeout(Some(told.limits.send_timeout));
         session.set_total_drain_timeout(Some(told.listener.lingering_time));
+        session.set_abort_on_close(told.listener.half_close == HalfClose::Cancel);
     }
 }
 

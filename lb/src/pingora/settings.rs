@@ -1,26 +1,38 @@
 //! What of a configuration an embedded balancer takes up. What it cannot do is refused at the start and by a reload; what
-//! is Pingora's to do there has no effect, which is said.
+//! has no effect, or another one, is logged. A test holds this to every setting of `default.toml`.
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
+
+use pingora_core::server::configuration::ServerConf;
 
 use crate::config::advice::Subject;
-use crate::config::site::{Action, HeaderEdits, RouteConfig, Rules};
+use crate::config::site::{Action, HeaderEdits, LocationRewrite, RouteConfig, Rules};
 use crate::config::transport::ProxyProtocol;
-use crate::config::{Config, ListenerConfig, ListenerSettings, PoolConfig, ServerConfig, toml};
+use crate::config::{
+    Config, ListenerConfig, ListenerSettings, LogConfig, PoolConfig, PoolSettings, ServerConfig, toml,
+};
 use crate::control::resources::{ListenerCertificate, Obtained, Resources, Unavailable};
+use crate::exchange::limits::BackendLimits;
+use crate::log::Log;
+use crate::value::condition::Condition;
+
+/// How long Pingora waits for what is in flight unless its configuration says so.
+const GRACE_PERIOD: Duration = Duration::from_secs(300);
+/// The most fields of a request that Pingora reads.
+const MAX_FIELDS: u32 = 256;
+const ELSEWHERE: &str = "a Pingora proxy does not do this: remove it, or have Evenkeel's engine carry the requests (App, or `evenkeel run`)";
+const OF_HTTP1: &str = "holds for HTTP/1.1 alone: Pingora has no such limit for HTTP/2";
+const OF_READS: &str =
+    "has no effect: a Pingora proxy waits as long for more of a response as for its head, by response_timeout";
+
+/// A key, and what becomes of it.
+type Note = (&'static str, String);
 
 /// What a configuration asks for that cannot be had, each with the fix.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refused(pub Vec<String>);
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("\n"))
-    }
-}
-
-impl std::error::Error for Refused {}
 
 /// What carries the requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,24 +43,305 @@ pub enum By {
     Engine,
 }
 
-/// Checks what is configured at the start; what has no effect is logged.
-pub fn check(config: &Config, by: By) -> Result<(), Refused> {
-    let refused = refused(config, by);
-    if !refused.is_empty() {
-        return Err(Refused(refused.into_iter().map(|problem| problem.message).collect()));
+/// What carries the requests, and what the Pingora server around it is set to.
+#[derive(Debug, Clone, Copy)]
+pub struct Host {
+    by: By,
+    threads: usize,
+    grace_period: Duration,
+    /// To backends, for each thread.
+    idle_connections: usize,
+    max_retries: usize,
+    /// What Evenkeel logs goes where the file says.
+    has_log: bool,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
     }
-    for warning in ignored(config, by) {
-        tracing::warn!("{warning}");
+}
+
+impl std::error::Error for Refused {}
+
+impl Host {
+    pub fn new(by: By, server: &ServerConf) -> Self {
+        Self {
+            by,
+            threads: server.threads,
+            grace_period: server.grace_period_seconds.map_or(GRACE_PERIOD, Duration::from_secs),
+            idle_connections: server.upstream_keepalive_pool_size,
+            max_retries: server.max_retries,
+            has_log: Log::is_ours(),
+        }
     }
-    Ok(())
+
+    /// Checks what is configured at the start; what has no effect is logged.
+    pub fn check(&self, config: &Config) -> Result<(), Refused> {
+        let refused = self.refused(config);
+        if !refused.is_empty() {
+            return Err(Refused(refused.into_iter().map(|problem| problem.message).collect()));
+        }
+        for warning in self.ignored(config) {
+            tracing::warn!("{warning}");
+        }
+        Ok(())
+    }
+
+    /// What of a new configuration has no effect. `Err`: what cannot be had while the process runs.
+    pub fn held(&self, running: &Config, wanted: &Config) -> Result<Vec<String>, Vec<Unavailable>> {
+        let mut problems = self.refused(wanted);
+        let addresses = |config: &Config| config.listeners.iter().map(|of| of.addresses.clone()).collect::<Vec<_>>();
+        if addresses(running) != addresses(wanted) {
+            let message = "the addresses of listeners are bound by the Pingora server, which does that at its start: \
+                           keep them as they are, or start it again";
+            problems.push(Unavailable { subject: Subject::Listener { listener: 0 }, message: message.to_owned() });
+        }
+        if problems.is_empty() { Ok(self.ignored(wanted)) } else { Err(problems) }
+    }
+
+    /// What cannot be done.
+    fn refused(&self, config: &Config) -> Vec<Unavailable> {
+        let mut refused = Vec::new();
+        let mut refuse = |subject, message| refused.push(Unavailable { subject, message });
+        if config.server.user.is_some() {
+            let message = "[server] user: whom the process becomes is the Pingora server's to say: remove it, and start \
+                           the server as that user";
+            refuse(Subject::Listener { listener: 0 }, message.to_owned());
+        }
+        for (listener, of) in config.listeners.iter().enumerate() {
+            for (is_there, key) in [(of.tls.is_some(), "tls"), (of.proxy_protocol.is_some(), "proxy_protocol")] {
+                if is_there {
+                    let message = format!(
+                        "[[listener]] {}: {key} is the Pingora server's to do, which accepts the connections: remove it, \
+                         and have the service listen so (add_tls), or use `evenkeel run`",
+                        of.addresses
+                    );
+                    refuse(Subject::Listener { listener }, message);
+                }
+            }
+        }
+        for (site, of) in config.sites.iter().enumerate() {
+            if of.certificate.is_some() {
+                let message = format!("site {}: certificate is the Pingora server's to choose: remove it", of.name);
+                refuse(Subject::Site { site }, message);
+            }
+        }
+        if self.by == By::Engine {
+            return refused;
+        }
+        let mut refuse = |subject, of: &dyn fmt::Display, keys: Vec<&'static str>| {
+            if !keys.is_empty() {
+                refuse(subject, format!("{of}: {}: {ELSEWHERE}", keys.join(", ")));
+            }
+        };
+        for (pool, of) in config.pools.iter().enumerate() {
+            refuse(Subject::Pool { pool }, &format_args!("pool \"{}\"", of.name), of_transport(of));
+        }
+        for (site, of) in config.sites.iter().enumerate() {
+            let of_site = of_rules(&of.fallback);
+            for (route, of) in of.routes.iter().enumerate() {
+                // Its routes have what the site says, which is told once.
+                let keys = of_route(of).into_iter().filter(|key| !of_site.contains(key)).collect();
+                refuse(Subject::RouteOfSite { site, route }, &format_args!("route {}", of.name), keys);
+            }
+            refuse(Subject::Site { site }, &format_args!("site {}", of.name), of_site);
+        }
+        let keys = config.access_log.file.iter().map(|_| "file").collect();
+        refuse(Subject::AccessLog, &"[access_log]", keys);
+        refused
+    }
+
+    /// What has no effect, or another one, where it was set to something else than by default.
+    fn ignored(&self, config: &Config) -> Vec<String> {
+        let Some(plain) = plain() else { return Vec::new() };
+        let mut ignored = Vec::new();
+        let mut tell = |of: &dyn fmt::Display, notes: Vec<Note>| {
+            ignored.extend(notes.into_iter().map(|(key, note)| format!("{of}: {key} {note}")));
+        };
+        tell(&"[server]", self.of_server(&config.server, &plain.server));
+        if !self.has_log {
+            tell(&"[log]", of_log(&config.log, &plain.log));
+        }
+        for of in &config.listeners {
+            if let Some(plain) = plain.listeners.first() {
+                tell(&format_args!("[[listener]] {}", of.addresses), self.of_listener(of, plain));
+            }
+        }
+        if self.by == By::Engine {
+            return ignored;
+        }
+        for of in &config.pools {
+            if let Some(plain) = plain.pools.first() {
+                tell(&format_args!("pool \"{}\"", of.name), self.of_pool(&of.settings, &plain.settings));
+            }
+        }
+        for site in &config.sites {
+            for route in &site.routes {
+                tell(&format_args!("route {}", route.name), self.of_limits(route, config));
+            }
+        }
+        ignored
+    }
+
+    fn of_server(&self, of: &ServerConfig, plain: &ServerConfig) -> Vec<Note> {
+        let mut notes = Vec::new();
+        let mut tell = |is_so: bool, key, note: &dyn fmt::Display| {
+            if is_so {
+                notes.push((key, note.to_string()));
+            }
+        };
+        let Self { by, threads, grace_period, idle_connections, .. } = *self;
+        tell(
+            of.threads != plain.threads && of.threads != threads,
+            "threads",
+            &format_args!("has no effect: the Pingora server has {threads}, by threads in its configuration"),
+        );
+        tell(
+            of.shutdown_delay != plain.shutdown_delay,
+            "shutdown_delay",
+            &"has no effect: a Pingora server that is stopped accepts nobody from then on",
+        );
+        // Pingora sleeps for the whole of it; the engine stops by its own, but no later.
+        let is_other = match by {
+            By::Proxy => grace_period.abs_diff(of.shutdown_timeout) >= Duration::from_secs(1),
+            By::Engine => grace_period < of.shutdown_timeout,
+        };
+        tell(
+            of.shutdown_timeout != plain.shutdown_timeout && is_other,
+            "shutdown_timeout",
+            &format_args!(
+                "has no effect: the Pingora server stops after {} s, by grace_period_seconds in its configuration",
+                grace_period.as_secs()
+            ),
+        );
+        tell(
+            of.max_handshakes != plain.max_handshakes,
+            "max_handshakes",
+            &"has no effect: the Pingora server makes the handshakes, any number of them",
+        );
+        if by == By::Proxy {
+            tell(
+                of.max_connections != plain.max_connections,
+                "max_connections",
+                &"has no effect: Pingora accepts whoever comes",
+            );
+            let kept = idle_connections.saturating_mul(threads);
+            tell(
+                of.idle_connections != plain.idle_connections
+                    && of.idle_connections.div_ceil(threads.max(1)) != idle_connections,
+                "idle_connections",
+                &format_args!(
+                    "has no effect: the Pingora server keeps {kept}, by upstream_keepalive_pool_size, for each thread, in its \
+                     configuration"
+                ),
+            );
+        }
+        notes
+    }
+
+    fn of_listener(&self, of: &ListenerConfig, plain: &ListenerConfig) -> Vec<Note> {
+        // Each is named, so that a new one is not forgotten.
+        let ListenerSettings {
+            keepalive_timeout,
+            header_timeout,
+            body_timeout,
+            send_timeout: _,
+            lingering_time: _,
+            lingering_timeout,
+            min_rate,
+            half_close: _,
+            h2c,
+            ambiguous_names: _,
+            non_ascii_targets: _,
+            max_request_line_bytes: _,
+            max_head_bytes: _,
+            max_fields,
+            max_body_bytes: _,
+        } = of.settings;
+        let plain = &plain.settings;
+        let owner = of.socket_file.as_ref().and_then(|rights| rights.owner.as_ref());
+        let mut notes = Vec::new();
+        let mut tell = |is_so: bool, key, note: &str| {
+            if is_so {
+                notes.push((key, note.to_owned()));
+            }
+        };
+        tell(owner.is_some(), "owner", "has no effect: the socket's file belongs to whom the Pingora server runs as");
+        if self.by == By::Engine {
+            return notes;
+        }
+        let of_http1 = "holds for HTTP/1.1, in whole seconds; for HTTP/2 it is for the service to say: set h2_idle_timeout of its \
+                        HttpServerOptions";
+        tell(keepalive_timeout != plain.keepalive_timeout, "keepalive_timeout", of_http1);
+        tell(body_timeout != plain.body_timeout, "body_timeout", OF_HTTP1);
+        tell(
+            header_timeout != plain.header_timeout,
+            "header_timeout",
+            "has no effect: Pingora limits each read of a head, to 60 s, and not the whole",
+        );
+        tell(
+            lingering_timeout != plain.lingering_timeout,
+            "lingering_timeout",
+            "has no effect: lingering_time alone holds",
+        );
+        tell(min_rate != plain.min_rate, "min_rate", "has no effect: Pingora takes clients however slow they are");
+        tell(
+            h2c != plain.h2c,
+            "h2c",
+            "is for the service to say: set h2c of its HttpServerOptions, which is off by default",
+        );
+        tell(max_fields > MAX_FIELDS, "max_fields", "is more than Pingora reads, which is 256");
+        notes
+    }
+
+    fn of_pool(&self, of: &PoolSettings, plain: &PoolSettings) -> Vec<Note> {
+        let mut notes = self.of_retries(of.retries);
+        if of.continue_timeout != plain.continue_timeout {
+            notes.push((
+                "continue_timeout",
+                "has no effect: a Pingora proxy leaves it to the backend to ask for the body".to_owned(),
+            ));
+        }
+        notes.extend((of.read_timeout != of.response_timeout).then(|| ("read_timeout", OF_READS.to_owned())));
+        notes
+    }
+
+    /// What a route says in place of its listener and its pool.
+    fn of_limits(&self, route: &RouteConfig, config: &Config) -> Vec<Note> {
+        let (client, backend) = (&route.rules.client, &route.rules.backend);
+        let mut notes = backend.retries.map(|retries| self.of_retries(retries)).unwrap_or_default();
+        notes.extend(client.body_timeout.map(|_| ("body_timeout", OF_HTTP1.to_owned())));
+        let pool = route.pools().first().and_then(|name| config.pools.iter().find(|pool| pool.name == *name));
+        let limits = pool.map(|pool| BackendLimits::of_pool(&pool.settings).with(backend));
+        let is_own = backend.read_timeout.is_some() || backend.response_timeout.is_some();
+        if is_own && limits.is_some_and(|limits| limits.read_timeout != limits.response_timeout) {
+            notes.push(("read_timeout", OF_READS.to_owned()));
+        }
+        notes
+    }
+
+    fn of_retries(&self, retries: usize) -> Vec<Note> {
+        // Each attempt may come after one on a stale connection.
+        let wanted = 2 * retries + 1;
+        if self.max_retries >= wanted {
+            return Vec::new();
+        }
+        let note = format!(
+            "may not all be made: the Pingora server ends a request after {} of them, those on stale connections \
+             included: set max_retries in its configuration to {wanted}",
+            self.max_retries
+        );
+        vec![("retries", note)]
+    }
 }
 
 /// Holds reloads to what a Pingora proxy can do.
-pub struct OfProxy;
+pub struct OfProxy(pub Host);
 
 impl Resources for OfProxy {
     fn prepare(&self, running: &Config, wanted: &Config, _: bool) -> Result<Obtained, Vec<Unavailable>> {
-        let warnings = held(running, wanted, By::Proxy)?;
+        let warnings = self.0.held(running, wanted)?;
         Ok(Obtained { changes: Vec::new(), warnings, commit: Box::new(|put_in_force| put_in_force()) })
     }
 
@@ -57,99 +350,33 @@ impl Resources for OfProxy {
     }
 }
 
-/// What of a new configuration has no effect. `Err`: what cannot be had while the process runs.
-pub fn held(running: &Config, wanted: &Config, by: By) -> Result<Vec<String>, Vec<Unavailable>> {
-    let mut problems = refused(wanted, by);
-    let addresses = |config: &Config| config.listeners.iter().map(|of| of.addresses.clone()).collect::<Vec<_>>();
-    if addresses(running) != addresses(wanted) {
-        let message = "the addresses of listeners are bound by the Pingora server, which does that at its start: \
-                       keep them as they are, or start it again";
-        problems.push(Unavailable { subject: Subject::Listener { listener: 0 }, message: message.to_owned() });
-    }
-    if problems.is_empty() { Ok(ignored(wanted, by)) } else { Err(problems) }
-}
-
-/// What cannot be done.
-fn refused(config: &Config, by: By) -> Vec<Unavailable> {
-    let mut refused = Vec::new();
-    if config.server.user.is_some() {
-        let message = "[server] user: whom the process becomes is the Pingora server's to say: remove it, and start the \
-                       server as that user";
-        refused.push(Unavailable { subject: Subject::Listener { listener: 0 }, message: message.to_owned() });
-    }
-    for (listener, of) in config.listeners.iter().enumerate() {
-        for (is_there, key) in [(of.tls.is_some(), "tls"), (of.proxy_protocol.is_some(), "proxy_protocol")] {
-            if is_there {
-                let message = format!(
-                    "[[listener]] {}: {key} is the Pingora server's to do, which accepts the connections: remove it, and \
-                     have the service listen so (add_tls), or use `evenkeel run`",
-                    of.addresses
-                );
-                refused.push(Unavailable { subject: Subject::Listener { listener }, message });
-            }
-        }
-    }
-    for (site, of) in config.sites.iter().enumerate() {
-        if of.certificate.is_some() {
-            let message = format!("site {}: certificate is the Pingora server's to choose: remove it", of.name);
-            refused.push(Unavailable { subject: Subject::Site { site }, message });
-        }
-    }
-    if by == By::Engine {
-        return refused;
-    }
-    for (pool, of) in config.pools.iter().enumerate() {
-        refused.extend(transport(of).map(|what| {
-            let message = format!("pool \"{}\": {what}: {ELSEWHERE}", of.name);
-            Unavailable { subject: Subject::Pool { pool }, message }
-        }));
-    }
-    for (site, of) in config.sites.iter().enumerate() {
-        if let Some(key) = rule(&of.fallback) {
-            let message = format!("site {}: {key}: {ELSEWHERE}", of.name);
-            refused.push(Unavailable { subject: Subject::Site { site }, message });
-            continue;
-        }
-        for (route, of) in of.routes.iter().enumerate() {
-            if let Some(what) = route_refused(of) {
-                let message = format!("route {}: {what}: {ELSEWHERE}", of.name);
-                refused.push(Unavailable { subject: Subject::RouteOfSite { site, route }, message });
-            }
-        }
-    }
-    if config.access_log.file.is_some() {
-        let message = format!("[access_log] file: {ELSEWHERE}");
-        refused.push(Unavailable { subject: Subject::AccessLog, message });
-    }
-    refused
-}
-
-const ELSEWHERE: &str = "this is not to be had in a Pingora proxy: remove it, or have Evenkeel's engine carry the requests (App, or `evenkeel run`)";
-
-fn transport(pool: &PoolConfig) -> Option<&'static str> {
+fn of_transport(pool: &PoolConfig) -> Vec<&'static str> {
     let transport = &pool.settings.transport;
-    match transport.proxy_protocol {
-        _ if transport.tls.is_some() => Some("tls"),
-        ProxyProtocol::Off => None,
-        ProxyProtocol::V1 | ProxyProtocol::V2 => Some("proxy_protocol"),
-    }
+    asked([(transport.tls.is_some(), "tls"), (transport.proxy_protocol != ProxyProtocol::Off, "proxy_protocol")])
 }
 
-fn route_refused(route: &RouteConfig) -> Option<&'static str> {
-    let action = match &route.action {
-        Action::Pool(_) => None,
-        Action::PoolFrom(_) => Some("a pool chosen by a value"),
-        Action::Respond(_) => Some("respond"),
-        Action::Redirect(_) => Some("redirect"),
-        Action::Jump(_) => Some("jump"),
+/// What of a route cannot be had.
+fn of_route(route: &RouteConfig) -> Vec<&'static str> {
+    let mut keys = match &route.action {
+        Action::Pool(_) => Vec::new(),
+        Action::PoolFrom(_) => vec!["pool_from"],
+        Action::Respond(_) => vec!["respond"],
+        Action::Redirect(_) => vec!["redirect"],
+        Action::Jump(_) => vec!["jump"],
     };
-    let condition = route.condition.as_ref().map(|_| "a condition");
-    let internal = route.internal.then_some("internal");
-    action.or(condition).or(internal).or_else(|| rule(&route.rules))
+    if let Some(Condition { methods, networks, tests }) = &route.condition {
+        keys.extend(asked([
+            (methods.is_some(), "methods"),
+            (networks.is_some(), "networks"),
+            (!tests.is_empty(), "when"),
+        ]));
+    }
+    keys.extend(asked([(route.internal, "internal")]));
+    keys.extend(of_rules(&route.rules));
+    keys
 }
 
-/// The first rule that cannot be kept.
-fn rule(rules: &Rules) -> Option<&'static str> {
+fn of_rules(rules: &Rules) -> Vec<&'static str> {
     // Each is named, so that a new one is not forgotten.
     let Rules {
         rewrite,
@@ -166,57 +393,33 @@ fn rule(rules: &Rules) -> Option<&'static str> {
         access_log,
         origins: _,
     } = rules;
-    let plain = Rules::default();
-    let asked = [
+    asked([
         (rewrite.is_some(), "rewrite"),
         (host.is_some() || !changes.is_empty(), "request_headers"),
         (!response_headers.is_empty(), "response_headers"),
-        (preset.is_some(), "a preset of response fields"),
-        (!error_pages.is_empty(), "error_page"),
+        (preset.is_some(), "preset"),
+        (!error_pages.is_empty(), "error_pages"),
         (*intercept_errors, "intercept_errors"),
         (cors.is_some(), "cors"),
-        (*location != plain.location, "rewriting of Location"),
-        (*cookies != plain.cookies, "rewriting of cookies"),
+        // Without a rewrite, and with the client's own Host, "auto" changes nothing.
+        (matches!(location, LocationRewrite::Pairs(_)), "location"),
+        (*cookies != Rules::default().cookies, "cookies"),
         (client.min_rate.is_some(), "min_rate"),
-        (access_log.is_some(), "access_log"),
-    ];
-    asked.into_iter().find_map(|(is_asked, key)| is_asked.then_some(key))
+        // An empty list is "off".
+        (access_log.as_ref().is_some_and(|logs| !logs.is_empty()), "access_log"),
+    ])
 }
 
-/// What is left to Pingora, where it was set to something else than by default.
-fn ignored(config: &Config, by: By) -> Vec<String> {
-    let Some(plain) = plain() else { return Vec::new() };
-    let mut ignored = Vec::new();
-    let mut tell = |of: &dyn fmt::Display, keys: Vec<&'static str>| {
-        if !keys.is_empty() {
-            let keys = keys.join(", ");
-            ignored
-                .push(format!("{of}: {keys}: no effect here, since the Pingora server has settings of its own for it"));
-        }
-    };
-    tell(&"[server]", server(&config.server, &plain.server, by));
-    for of in config.listeners.iter().filter(|of| of.socket_file.is_some()) {
-        tell(&format_args!("[[listener]] {}", of.addresses), vec!["mode and owner of the socket's file"]);
-    }
-    if by == By::Proxy {
-        for of in &config.listeners {
-            if let Some(ListenerConfig { settings, .. }) = plain.listeners.first() {
-                tell(&format_args!("[[listener]] {}", of.addresses), listener(&of.settings, settings));
-            }
-        }
-        for of in &config.pools {
-            let settings = &of.settings;
-            let mut keys = Vec::new();
-            if settings.read_timeout != settings.response_timeout {
-                keys.push("read_timeout (a Pingora proxy waits as long for more of a response as for its head)");
-            }
-            if plain.pools.first().is_some_and(|plain| plain.settings.continue_timeout != settings.continue_timeout) {
-                keys.push("continue_timeout");
-            }
-            tell(&format_args!("pool \"{}\"", of.name), keys);
-        }
-    }
-    ignored
+fn asked<const N: usize>(keys: [(bool, &'static str); N]) -> Vec<&'static str> {
+    keys.into_iter().filter_map(|(is_asked, key)| is_asked.then_some(key)).collect()
+}
+
+/// Whoever wrote the server says where its log goes.
+fn of_log(of: &LogConfig, plain: &LogConfig) -> Vec<Note> {
+    let keys =
+        [(of.file != plain.file, "file"), (of.level != plain.level, "level"), (of.format != plain.format, "format")];
+    let note = "has no effect: the program has a log of its own, or none: have it start that of evenkeel::log::Log";
+    asked(keys).into_iter().map(|key| (key, note.to_owned())).collect()
 }
 
 /// The defaults.
@@ -226,114 +429,5 @@ fn plain() -> Option<Config> {
     toml::read(text, Path::new("/evenkeel.toml")).ok()
 }
 
-fn server(of: &ServerConfig, plain: &ServerConfig, by: By) -> Vec<&'static str> {
-    let keys = [
-        (of.max_connections != plain.max_connections && by == By::Proxy, "max_connections"),
-        (of.max_handshakes != plain.max_handshakes, "max_handshakes"),
-        (of.idle_connections != plain.idle_connections && by == By::Proxy, "idle_connections"),
-    ];
-    keys.into_iter().filter_map(|(is_set, key)| is_set.then_some(key)).collect()
-}
-
-fn listener(of: &ListenerSettings, plain: &ListenerSettings) -> Vec<&'static str> {
-    // Each is named, so that a new one is not forgotten.
-    let ListenerSettings {
-        keepalive_timeout: _,
-        header_timeout,
-        body_timeout: _,
-        send_timeout: _,
-        lingering_time: _,
-        lingering_timeout,
-        min_rate,
-        half_close,
-        h2c,
-        ambiguous_names: _,
-        non_ascii_targets,
-        max_request_line_bytes,
-        max_head_bytes,
-        max_fields,
-        max_body_bytes: _,
-    } = of;
-    let keys = [
-        (*header_timeout != plain.header_timeout, "header_timeout"),
-        (*lingering_timeout != plain.lingering_timeout, "lingering_timeout"),
-        (*min_rate != plain.min_rate, "min_rate"),
-        (*half_close != plain.half_close, "half_close"),
-        (*h2c != plain.h2c, "h2c"),
-        (*non_ascii_targets != plain.non_ascii_targets, "non_ascii_targets"),
-        (*max_request_line_bytes != plain.max_request_line_bytes, "max_request_line_bytes"),
-        (*max_head_bytes != plain.max_head_bytes, "max_head_bytes"),
-        (*max_fields != plain.max_fields, "max_fields"),
-    ];
-    keys.into_iter().filter_map(|(is_set, key)| is_set.then_some(key)).collect()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::ListenerAddresses;
-    use crate::config::backend::SocketAddress;
-
-    fn config(text: &str) -> Config {
-        let text = format!(
-            "[[listener]]\naddress = \"127.0.0.1:8888\"\n{text}\n[[pool]]\nname = \"app\"\nbackends = [{{ address = \"a:1\" }}]\n"
-        );
-        toml::read(&text, Path::new("/evenkeel.toml")).expect("valid")
-    }
-
-    #[test]
-    fn the_plainest_configuration_is_taken_up_without_a_word() {
-        let config = config("[[route]]\npool = \"app\"");
-        for by in [By::Proxy, By::Engine] {
-            assert_eq!(check(&config, by), Ok(()));
-            assert_eq!(ignored(&config, by), Vec::<String>::new());
-        }
-    }
-
-    #[test]
-    fn what_a_pingora_proxy_cannot_do_is_refused_by_name_and_the_engine_does_it() {
-        for (text, key) in [
-            (
-                "[[site]]\nhosts = [\"a.example\"]\nresponse_headers = { set = { X-A = \"1\" } }\npool = \"app\"",
-                "response_headers",
-            ),
-            (
-                "[[site]]\nhosts = [\"a.example\"]\n[[site.route]]\npath = \"/\"\nredirect = \"https://b.example/\"",
-                "redirect",
-            ),
-            (
-                "[[site]]\nhosts = [\"a.example\"]\n[[site.route]]\npath = \"/\"\nmethods = [\"GET\"]\npool = \"app\"",
-                "condition",
-            ),
-            ("[[route]]\npool = \"app\"\n[access_log]\nfile = \"stdout\"", "[access_log] file"),
-        ] {
-            let config = config(text);
-            let Refused(problems) = check(&config, By::Proxy).expect_err(key);
-            assert!(problems.iter().any(|problem| problem.contains(key) && problem.contains("App")), "{problems:?}");
-            assert_eq!(check(&config, By::Engine), Ok(()), "{key}");
-        }
-    }
-
-    #[test]
-    fn what_is_pingoras_to_do_is_said_to_have_no_effect() {
-        let config =
-            config("min_rate = 1000\nmax_fields = 50\n[server]\nmax_handshakes = 3\n[[route]]\npool = \"app\"");
-        let told = ignored(&config, By::Proxy).join("\n");
-        for key in ["min_rate", "max_fields", "max_handshakes"] {
-            assert!(told.contains(key), "{told}");
-        }
-        let told = ignored(&config, By::Engine).join("\n");
-        assert!(!told.contains("min_rate") && told.contains("max_handshakes"), "{told}");
-    }
-
-    #[test]
-    fn a_reload_is_held_to_the_same() {
-        let running = config("[[route]]\npool = \"app\"");
-        assert!(OfProxy.prepare(&running, &running, true).is_ok());
-        let mut elsewhere = running.clone();
-        let other = ListenerAddresses::new(vec![SocketAddress::Ip("127.0.0.1:1".parse().expect("an address"))]);
-        elsewhere.listeners[0].addresses = other.expect("one");
-        let problems = OfProxy.prepare(&running, &elsewhere, true).map(|_| ()).expect_err("its socket is bound");
-        assert!(problems[0].message.contains("start it again"), "{problems:?}");
-    }
-}
+mod tests;

@@ -7,6 +7,8 @@
 //!
 //! At ADDRESS it speaks TLS, as Pingora does.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -56,10 +58,12 @@ fn main() -> anyhow::Result<()> {
         let service = Service::new("evenkeel".to_owned(), app);
         add(&mut server, management, listening(service, &config, tls)?);
     } else {
-        let proxy = Proxy::new(&control)?;
+        let proxy = Proxy::new(&control, &server.configuration)?;
         let management = proxy.management()?;
         let mut options = HttpServerOptions::default();
+        // A service has them once, each listener of the file for itself.
         options.h2c = config.listeners.iter().all(|listener| listener.settings.h2c);
+        options.h2_idle_timeout = config.listeners.iter().map(|listener| listener.settings.keepalive_timeout).max();
         let service = ProxyServiceBuilder::new(&server.configuration, proxy).server_options(options).build();
         add(&mut server, management, listening(service, &config, tls)?);
     }
@@ -86,7 +90,7 @@ fn of_pingora(server: &ServerConfig) -> ServerConf {
         // The engine keeps a connection on one thread.
         work_stealing: false,
         // Pingora sleeps for the whole of it.
-        grace_period_seconds: Some(server.shutdown_timeout.as_secs()),
+        grace_period_seconds: Some(server.shutdown_timeout.as_secs_f64().ceil() as u64),
         graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: server.idle_connections.div_ceil(server.threads),
         // More than Evenkeel ever makes of one request.
@@ -97,11 +101,13 @@ fn of_pingora(server: &ServerConfig) -> ServerConf {
 
 /// Has the service listen at the addresses of the file, and at one with TLS.
 fn listening<A>(mut service: Service<A>, config: &Config, tls: Option<[&String; 3]>) -> anyhow::Result<Service<A>> {
-    let addresses = config.listeners.iter().flat_map(|listener| listener.addresses.iter());
-    addresses.for_each(|address| match address {
-        SocketAddress::Ip(address) => service.add_tcp(&address.to_string()),
-        SocketAddress::Unix(path) => service.add_uds(&path.to_string_lossy(), None),
-    });
+    for listener in &config.listeners {
+        let permissions = listener.socket_file.as_ref().map(|rights| Permissions::from_mode(rights.mode));
+        listener.addresses.iter().for_each(|address| match address {
+            SocketAddress::Ip(address) => service.add_tcp(&address.to_string()),
+            SocketAddress::Unix(path) => service.add_uds(&path.to_string_lossy(), permissions.clone()),
+        });
+    }
     if let Some([address, certificate, key]) = tls {
         let mut settings = TlsSettings::intermediate(certificate, key)?;
         settings.enable_h2();

@@ -1,5 +1,6 @@
 //! In the texts here `§` stands before the character at which the problem must be reported.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use ::toml::Spanned;
@@ -926,6 +927,15 @@ pub fn leaves<'t>(table: &'t DeTable<'t>, path: &str, found: &mut Vec<(String, &
             _ => found.push((path, value)),
         }
     }
+}
+
+/// Every key of `default.toml` that has a value or an example there, such as `pool.probe.path`.
+pub fn keys() -> BTreeSet<String> {
+    let with_examples = with_examples();
+    let table = DeTable::parse(&with_examples).expect("valid");
+    let mut found = Vec::new();
+    leaves(table.get_ref(), "", &mut found);
+    found.into_iter().map(|(key, _)| key).collect()
 }
 
 #[test]

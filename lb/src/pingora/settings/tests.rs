@@ -1,0 +1,436 @@
+//! Each setting of `default.toml` in a configuration of its own.
+
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::config::ListenerAddresses;
+use crate::config::backend::SocketAddress;
+use crate::config::toml::keys;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Has its effect, and nothing is said.
+    Kept,
+    /// Has none, or another one, and a warning names it.
+    Told,
+    /// An error names it.
+    Refused,
+}
+
+use Fate::{Kept, Refused as No, Told};
+
+/// In every configuration of these tests, which is taken up without a word.
+const IN_ALL: [&str; 9] = [
+    "include",
+    "listener.address",
+    "pool.name",
+    "pool.backends.address",
+    "route.host",
+    "route.pool",
+    "site.hosts",
+    "site.route.path",
+    "site.route.pool",
+];
+
+/// A setting, or a table with all below it, with its fate in Pingora's proxy and in the engine, and a value that is not its
+/// default.
+type Setting = (&'static str, Fate, Fate, &'static str);
+
+const SETTINGS: &[Setting] = &[
+    ("server.user", No, No, r#""www-data""#),
+    ("server.threads", Told, Told, "1000"),
+    ("server.shutdown_delay", Told, Told, r#""3s""#),
+    ("server.shutdown_timeout", Told, Kept, r#""7s""#),
+    ("server.trusted_proxies", Kept, Kept, r#"["10.0.0.0/8"]"#),
+    ("server.forwarded_by", Kept, Kept, r#""forwarded""#),
+    ("server.via", Kept, Kept, r#""edge-1""#),
+    ("server.request_id", Kept, Kept, r#""X-Id""#),
+    ("server.max_connections", Told, Kept, "100"),
+    ("server.max_handshakes", Told, Told, "100"),
+    ("server.idle_connections", Told, Kept, "100"),
+    ("server.resolver.servers", Kept, Kept, r#"["10.0.0.2"]"#),
+    ("server.resolver.timeout", Kept, Kept, r#""1s""#),
+    ("server.resolver.attempts", Kept, Kept, "3"),
+    ("server.resolver.min_ttl", Kept, Kept, r#""2s""#),
+    ("server.resolver.max_ttl", Kept, Kept, r#""1m""#),
+    ("server.resolver.hold", Kept, Kept, r#""1m""#),
+    ("listener.addresses", Kept, Kept, r#"["127.0.0.1:8881", "127.0.0.1:8882"]"#),
+    // Looked at once the server listens.
+    ("listener.mode", Kept, Kept, r#""0600""#),
+    ("listener.owner", Told, Told, r#""root:root""#),
+    ("listener.proxy_protocol", No, No, r#"{ from = ["10.0.0.0/8"] }"#),
+    ("listener.name", Kept, Kept, r#""plain""#),
+    ("listener.keepalive_timeout", Told, Kept, r#""7s""#),
+    ("listener.header_timeout", Told, Kept, r#""7s""#),
+    ("listener.body_timeout", Told, Kept, r#""7s""#),
+    ("listener.send_timeout", Kept, Kept, r#""7s""#),
+    ("listener.lingering_time", Kept, Kept, r#""7s""#),
+    ("listener.lingering_timeout", Told, Kept, r#""7s""#),
+    ("listener.min_rate", Told, Kept, "1000"),
+    ("listener.half_close", Kept, Kept, r#""answer""#),
+    ("listener.h2c", Told, Kept, "false"),
+    ("listener.ambiguous_names", Kept, Kept, r#""reject""#),
+    ("listener.non_ascii_targets", Kept, Kept, r#""pass""#),
+    ("listener.max_request_line_bytes", Kept, Kept, "1000"),
+    ("listener.max_head_bytes", Kept, Kept, "1000"),
+    ("listener.max_fields", Kept, Kept, "50"),
+    ("listener.max_body_bytes", Kept, Kept, "1000"),
+    ("listener.tls", No, No, r#"{ certificate = "cert.pem", key = "key.pem" }"#),
+    ("admin.address", Kept, Kept, r#""127.0.0.1:8890""#),
+    ("admin.token_file", Kept, Kept, r#""token""#),
+    ("admin.read_token_file", Kept, Kept, r#""other-token""#),
+    ("state.persist", Kept, Kept, "false"),
+    ("state.file", Kept, Kept, r#""state.json""#),
+    ("log.file", Told, Told, r#""log""#),
+    ("log.level", Told, Told, r#""debug""#),
+    ("log.format", Told, Told, r#""json""#),
+    ("access_log.file", No, Kept, r#""stdout""#),
+    // Without a file it means nothing anywhere.
+    ("access_log.format", Kept, Kept, r#""combined""#),
+    ("metrics.exact_status", Kept, Kept, "true"),
+    ("pool.algorithm", Kept, Kept, r#""ip-hash""#),
+    ("pool.backends.weight", Kept, Kept, "3"),
+    ("pool.backends.state", Kept, Kept, r#""draining""#),
+    ("pool.backends.max_connections", Kept, Kept, "3"),
+    ("pool.connect_timeout", Kept, Kept, r#""7s""#),
+    // As long as read_timeout is no other.
+    ("pool.response_timeout", Told, Kept, r#""7s""#),
+    ("pool.continue_timeout", Told, Kept, r#""7s""#),
+    ("pool.read_timeout", Told, Kept, r#""7s""#),
+    ("pool.write_timeout", Kept, Kept, r#""7s""#),
+    ("pool.tunnel_timeout", Kept, Kept, r#""7s""#),
+    ("pool.idle_timeout", Kept, Kept, r#""7s""#),
+    ("pool.retries", Kept, Kept, "3"),
+    ("pool.retry_timeout", Kept, Kept, r#""7s""#),
+    ("pool.retry_body_bytes", Kept, Kept, "1000"),
+    ("pool.max_head_bytes", Kept, Kept, "1000"),
+    ("pool.max_fields", Kept, Kept, "50"),
+    ("pool.queue_timeout", Kept, Kept, r#""7s""#),
+    ("pool.source_address", Kept, Kept, r#""127.0.0.1""#),
+    ("pool.proxy_protocol", No, Kept, r#""v1""#),
+    ("pool.panic_threshold", Kept, Kept, "50"),
+    ("pool.addresses", Kept, Kept, r#""each""#),
+    ("pool.tls", No, Kept, r#"{ name = "a.example", verify = false }"#),
+    ("pool.probe.type", Kept, Kept, r#""tcp""#),
+    ("pool.probe.path", Kept, Kept, r#""/healthz""#),
+    ("pool.probe.host", Kept, Kept, r#""a.example""#),
+    ("pool.probe.status", Kept, Kept, r#""200""#),
+    ("pool.probe.interval", Kept, Kept, r#""7s""#),
+    ("pool.probe.timeout", Kept, Kept, r#""500ms""#),
+    ("pool.probe.rise", Kept, Kept, "1"),
+    ("pool.probe.fall", Kept, Kept, "1"),
+    ("pool.ejection.consecutive_failures", Kept, Kept, "1"),
+    ("pool.ejection.base_time", Kept, Kept, r#""7s""#),
+    ("pool.ejection.max_time", Kept, Kept, r#""1m""#),
+    ("pool.ejection.max_percent", Kept, Kept, "10"),
+    ("pool.ejection.statuses", Kept, Kept, "[503]"),
+    ("pool.sticky.cookie", Kept, Kept, r#""WAY""#),
+    ("pool.sticky.path", Kept, Kept, r#""/a""#),
+    ("pool.sticky.grace", Kept, Kept, r#""7s""#),
+    ("pool.sticky.max_age", Kept, Kept, r#""1h""#),
+    ("pool.sticky.same_site", Kept, Kept, r#""strict""#),
+    ("pool.sticky.secure", Kept, Kept, r#""always""#),
+    ("pool.sticky.secret_file", Kept, Kept, r#""token""#),
+    ("route.path", Kept, Kept, r#""/b""#),
+    // What uses them is refused.
+    ("values", Kept, Kept, r#"{ tier = { from = "$host", cases = { a = "b" } } }"#),
+    ("site.name", Kept, Kept, r#""shop""#),
+    ("site.listeners", Kept, Kept, r#"["127.0.0.1:8888"]"#),
+    ("site.certificate", No, No, r#""cert.pem""#),
+    ("site.pool", Kept, Kept, r#""app""#),
+    ("site.route.name", Kept, Kept, r#""all""#),
+    ("site.route.exact", Kept, Kept, r#""/a""#),
+    ("site.route.prefix", Kept, Kept, r#""/a""#),
+    ("site.route.regex", Kept, Kept, r#""^/a$""#),
+    ("site.route.over_regex", Kept, Kept, "true"),
+    ("site.route.methods", No, Kept, r#"["GET"]"#),
+    ("site.route.networks", No, Kept, r#"["10.0.0.0/8"]"#),
+    ("site.route.when", No, Kept, "{ query = { debug = true } }"),
+    ("site.route.internal", No, Kept, "true"),
+    ("site.route.pool_from", No, Kept, r#"{ value = "app", pools = ["app"] }"#),
+    ("site.route.respond", No, Kept, "{ status = 200 }"),
+    ("site.route.redirect", No, Kept, r#""https://b.example/""#),
+    ("site.route.jump", No, Kept, r#""/b""#),
+    ("site.route.rewrite", No, Kept, r#"{ prefix = "/v1" }"#),
+    ("site.route.request_headers", No, Kept, r#"{ set = { X-A = "1" } }"#),
+    ("site.route.response_headers", No, Kept, r#"{ set = { X-A = "1" } }"#),
+    ("site.route.preset", No, Kept, r#""secure-headers""#),
+    ("site.route.error_pages", No, Kept, r#"{ "404" = { text = "none" } }"#),
+    ("site.route.intercept_errors", No, Kept, "true"),
+    ("site.route.cors", No, Kept, r#"{ origins = ["https://b.example"] }"#),
+    ("site.route.location", No, Kept, r#"[{ from = "http://a/", to = "/" }]"#),
+    ("site.route.cookies", No, Kept, "{ secure = true }"),
+    ("site.route.access_log", No, Kept, r#""stdout""#),
+    ("site.route.max_body_bytes", Kept, Kept, "1000"),
+    ("site.route.body_timeout", Told, Kept, r#""7s""#),
+    ("site.route.min_rate", No, Kept, "1000"),
+    ("site.route.send_timeout", Kept, Kept, r#""7s""#),
+    ("site.route.connect_timeout", Kept, Kept, r#""7s""#),
+    ("site.route.response_timeout", Told, Kept, r#""7s""#),
+    ("site.route.read_timeout", Told, Kept, r#""7s""#),
+    ("site.route.write_timeout", Kept, Kept, r#""7s""#),
+    ("site.route.tunnel_timeout", Kept, Kept, r#""7s""#),
+    ("site.route.retries", Kept, Kept, "3"),
+    ("site.route.retry_timeout", Kept, Kept, r#""7s""#),
+    ("site.route.retry_body_bytes", Kept, Kept, "1000"),
+];
+
+/// In the order of a file; `backends` is what a backend has beside its address.
+const SECTIONS: [&str; 17] = [
+    "",
+    "server",
+    "server.resolver",
+    "admin",
+    "state",
+    "log",
+    "access_log",
+    "metrics",
+    "listener",
+    "pool",
+    "pool.probe",
+    "pool.ejection",
+    "pool.sticky",
+    "pool.backends",
+    "route",
+    "site",
+    "site.route",
+];
+
+/// A server that is set to nothing.
+fn host(by: By) -> Host {
+    Host { has_log: false, ..Host::new(by, &ServerConf::default()) }
+}
+
+/// Files that the settings name.
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, bytes) in [
+        ("cert.pem", &include_bytes!("../../config/toml/test-data/cert.pem")[..]),
+        ("key.pem", include_bytes!("../../config/toml/test-data/key.pem")),
+        ("token", b"0123456789abcdef0123456789abcdef"),
+        ("other-token", b"fedcba9876543210fedcba9876543210"),
+    ] {
+        fs::write(folder.path().join(name), bytes).expect("written");
+    }
+    folder
+}
+
+/// The configuration with these values for these keys.
+fn config(folder: &TempDir, settings: &[(&str, &str)]) -> Config {
+    let mut lines: Vec<(&str, &str, String)> = [
+        ("listener", "address", "\"127.0.0.1:8888\""),
+        ("pool", "name", "\"app\""),
+        ("route", "pool", "\"app\""),
+        ("site", "hosts", "[\"a.example\"]"),
+        ("site.route", "path", "\"/a\""),
+        ("site.route", "pool", "\"app\""),
+    ]
+    .map(|(section, key, value)| (section, key, value.to_owned()))
+    .into();
+    for (setting, value) in settings {
+        let (section, key) = setting.rsplit_once('.').unwrap_or(("", setting));
+        let replaced = match key {
+            "addresses" if section == "listener" => "address",
+            "exact" | "prefix" | "regex" => "path",
+            "pool_from" | "respond" | "redirect" | "jump" => "pool",
+            _ => key,
+        };
+        lines.retain(|(of, old, _)| (*of, *old) != (section, replaced));
+        if matches!(*setting, "listener.mode" | "listener.owner") {
+            lines.retain(|(_, old, _)| *old != "address");
+            lines.push(("listener", "address", "\"unix:socket\"".to_owned()));
+        }
+        lines.push((section, key, (*value).to_owned()));
+    }
+    let of_section = |section: &'static str| lines.iter().filter(move |(of, ..)| *of == section);
+    let of_backend: Vec<_> = of_section("pool.backends").map(|(_, key, value)| format!(", {key} = {value}")).collect();
+    let mut text = String::new();
+    for section in SECTIONS.into_iter().filter(|section| *section != "pool.backends") {
+        let mut of_section = of_section(section).peekable();
+        match section {
+            _ if of_section.peek().is_none() => continue,
+            "" => {}
+            "listener" | "pool" | "route" | "site" | "site.route" => text += &format!("[[{section}]]\n"),
+            _ => text += &format!("[{section}]\n"),
+        }
+        of_section.for_each(|(_, key, value)| text += &format!("{key} = {value}\n"));
+        if section == "pool" {
+            text += &format!("backends = [{{ address = \"127.0.0.1:9001\"{} }}]\n", of_backend.concat());
+        }
+    }
+    toml::read(&text, &folder.path().join("evenkeel.toml")).unwrap_or_else(|problems| panic!("{text}\n{problems:#?}"))
+}
+
+/// By which a setting is told of.
+fn key(setting: &str) -> &str {
+    match setting.rsplit('.').next().expect("a name") {
+        // One is compared with the other.
+        "response_timeout" => "read_timeout",
+        key => key,
+    }
+}
+
+/// Whether a text has this word.
+fn names(text: &str, key: &str) -> bool {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).any(|word| word == key)
+}
+
+#[test]
+fn the_plainest_configuration_is_taken_up_without_a_word() {
+    assert!(plain().is_some(), "the defaults are read");
+    let config = config(&folder(), &[]);
+    for by in [By::Proxy, By::Engine] {
+        assert_eq!(host(by).check(&config), Ok(()));
+        assert_eq!(host(by).ignored(&config), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn every_setting_is_kept_or_told_of_or_refused() {
+    let folder = folder();
+    let plain = config(&folder, &[]);
+    for &(setting, in_proxy, in_engine, value) in SETTINGS {
+        let mut settings = vec![(setting, value)];
+        settings.extend(match setting {
+            "site.certificate" => Some(("listener.tls", r#"{ certificate = "cert.pem", key = "key.pem" }"#)),
+            "admin.read_token_file" => Some(("admin.token_file", r#""token""#)),
+            _ => None,
+        });
+        let config = config(&folder, &settings);
+        assert!(config != plain || setting == "site.pool", "{setting} = {value} is no other configuration");
+        for (by, fate) in [(By::Proxy, in_proxy), (By::Engine, in_engine)] {
+            let (refused, told) = (host(by).refused(&config), host(by).ignored(&config));
+            let refused: Vec<_> = refused.into_iter().map(|problem| problem.message).collect();
+            let key = key(setting);
+            assert!(told.len() <= 1, "{setting} {by:?} {told:?}");
+            match fate {
+                Kept => assert_eq!((refused, told), (Vec::new(), Vec::new()), "{setting} {by:?}"),
+                Told => assert!(
+                    refused.is_empty() && told.iter().any(|told| names(told, key)),
+                    "{setting} {by:?} {refused:?} {told:?}"
+                ),
+                No => assert!(refused.iter().any(|message| names(message, key)), "{setting} {by:?} {refused:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn no_setting_is_forgotten() {
+    let keys = keys();
+    assert!(keys.len() > 150, "{}", keys.len());
+    let is_below = |key: &str, table: &str| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'));
+    for key in &keys {
+        // A table may stand for what is below it where it is refused as a whole.
+        let is_of = |&&(setting, in_proxy, ..): &&Setting| {
+            setting == key || ((in_proxy == No || setting == "values") && is_below(key, setting))
+        };
+        let count = SETTINGS.iter().filter(is_of).count() + usize::from(IN_ALL.contains(&&**key));
+        assert_eq!(count, 1, "{key}: decide what becomes of it in a Pingora server, and write it into SETTINGS");
+    }
+    let is_there = |setting: &str| keys.iter().any(|key| key == setting || is_below(key, setting));
+    let gone: Vec<_> =
+        SETTINGS.iter().map(|(setting, ..)| *setting).chain(IN_ALL).filter(|key| !is_there(key)).collect();
+    assert_eq!(gone, Vec::<&str>::new(), "no settings any more");
+}
+
+#[test]
+fn the_page_names_what_is_not_kept() {
+    let page = include_str!("../../../../docs/pingora.md");
+    let table = page.split_once("\n## What becomes of each setting\n").expect("the section").1;
+    let table = table.split("\n## ").next().expect("the section");
+    let rows: Vec<_> = table.lines().filter_map(|row| row.strip_prefix("| `")?.split_once(" |")).collect();
+    assert!(rows.len() > 10, "{rows:?}");
+    for &(setting, in_proxy, ..) in
+        SETTINGS.iter().filter(|(_, in_proxy, in_engine, _)| (*in_proxy, *in_engine) != (Kept, Kept))
+    {
+        let word = if in_proxy == No { "refused" } else { "told" };
+        // A name may be that of several settings.
+        let is_of = |(keys, fate): &&(&str, &str)| names(keys, key(setting)) && fate.contains(word);
+        assert!(rows.iter().any(|row| is_of(&row)), "docs/pingora.md does not say that {setting} is {word}");
+    }
+}
+
+#[test]
+fn what_the_server_does_as_the_file_says_is_not_told() {
+    let folder = folder();
+    let settings = [
+        ("server.threads", "3"),
+        ("server.shutdown_timeout", "\"700ms\""),
+        ("server.idle_connections", "100"),
+        ("pool.retries", "12"),
+        ("log.level", "\"debug\""),
+    ];
+    let config = config(&folder, &settings);
+    let told = host(By::Proxy).ignored(&config).join("\n");
+    for (setting, _) in settings {
+        assert!(names(&told, key(setting)), "{setting}: {told}");
+    }
+    let server = ServerConf {
+        threads: 3,
+        grace_period_seconds: Some(1),
+        upstream_keepalive_pool_size: 34,
+        max_retries: 25,
+        ..ServerConf::default()
+    };
+    let host = Host { has_log: true, ..Host::new(By::Proxy, &server) };
+    assert_eq!(host.ignored(&config), Vec::<String>::new());
+    let host = Host { grace_period: Duration::from_millis(600), ..Host::new(By::Engine, &server) };
+    assert!(host.ignored(&config).iter().any(|told| names(told, "shutdown_timeout")), "it stops sooner");
+}
+
+#[test]
+fn what_is_more_than_pingora_can_is_told() {
+    let folder = folder();
+    for (setting, value) in [("listener.max_fields", "300"), ("pool.retries", "16"), ("site.route.retries", "16")] {
+        let config = config(&folder, &[(setting, value)]);
+        assert!(host(By::Proxy).ignored(&config).iter().any(|told| names(told, key(setting))), "{setting}");
+        assert_eq!(host(By::Engine).ignored(&config), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn what_changes_nothing_there_is_taken_up() {
+    let folder = folder();
+    for (setting, value) in
+        [("site.route.location", "\"off\""), ("site.route.access_log", "\"off\""), ("site.route.preset", "\"none\"")]
+    {
+        assert_eq!(host(By::Proxy).check(&config(&folder, &[(setting, value)])), Ok(()), "{setting}");
+    }
+}
+
+#[test]
+fn every_key_that_is_refused_is_named_and_a_sites_own_once() {
+    let settings = [
+        ("site.cors", "{ origins = [\"https://b.example\"] }"),
+        ("site.route.redirect", "\"https://b.example/\""),
+        ("site.route.methods", "[\"GET\"]"),
+        ("pool.tls", "true"),
+    ];
+    let Refused(problems) = host(By::Proxy).check(&config(&folder(), &settings)).expect_err("refused");
+    let [pool, route, site] = &*problems else { panic!("{problems:?}") };
+    assert!(pool.starts_with("pool \"app\": tls: ") && pool.contains("App"), "{pool}");
+    assert!(route.starts_with("route a.example/a: redirect, methods: "), "{route}");
+    assert!(site.starts_with("site a.example: cors: "), "{site}");
+}
+
+#[test]
+fn a_reload_is_held_to_the_same() {
+    let folder = folder();
+    let running = config(&folder, &[]);
+    let reloads = OfProxy(host(By::Proxy));
+    assert!(reloads.prepare(&running, &running, true).is_ok());
+    let with_warning = config(&folder, &[("listener.min_rate", "1000")]);
+    let warnings = reloads.prepare(&running, &with_warning, true).map(|obtained| obtained.warnings).expect("taken up");
+    assert!(names(&warnings.concat(), "min_rate"), "{warnings:?}");
+    let refused = config(&folder, &[("pool.proxy_protocol", "\"v1\"")]);
+    let problems = reloads.prepare(&running, &refused, true).map(|_| ()).expect_err("refused");
+    assert!(names(&problems[0].message, "proxy_protocol"), "{problems:?}");
+    let mut elsewhere = running.clone();
+    let other = ListenerAddresses::new(vec![SocketAddress::Ip("127.0.0.1:1".parse().expect("an address"))]);
+    elsewhere.listeners[0].addresses = other.expect("one");
+    let problems = reloads.prepare(&running, &elsewhere, true).map(|_| ()).expect_err("its socket is bound");
+    assert!(problems[0].message.contains("start it again"), "{problems:?}");
+}

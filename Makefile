@@ -59,6 +59,7 @@ check: tools-demo
 	cargo fmt --all --check
 	# With the feature pingora-proxy, which the example asks for.
 	cargo clippy --workspace --all-targets -- --deny warnings
+	RUSTDOCFLAGS='--deny warnings' cargo doc --workspace --lib --no-deps --document-private-items --quiet
 	# As README builds it: alone, without the features that other packages ask of its dependencies.
 	cargo check --package evenkeel
 	# As `make demo` builds it.

@@ -91,6 +91,7 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         user: Option<String>,
         /// Say what becomes of a request, such as 'GET https://shop.example/cart?id=7', and which line of the file says so
+        #[allow(rustdoc::bare_urls, reason = "it is shown as it is written")]
         #[arg(long, value_name = "REQUEST", conflicts_with = "user")]
         explain: Option<String>,
         #[command(flatten)]

@@ -19,6 +19,8 @@
 //! - [`plant`]: old bugs, for the simulation of the engine (`simulation`, in tests only) to find.
 //! - [`clock`]: time and randomness, which simulations set; [`date`]: the present as responses tell it.
 
+#![forbid(unsafe_code)]
+
 pub mod access_log;
 pub mod admin;
 pub mod backend;

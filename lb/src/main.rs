@@ -1,6 +1,8 @@
 //! The program `evenkeel`: what belongs to the process around a balancer (the command line, the log, the limit on open
 //! files, signals).
 
+#![forbid(unsafe_code)]
+
 mod signals;
 
 use std::path::Path;

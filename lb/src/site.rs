@@ -4,7 +4,7 @@
 //!
 //! - [`hosts`]: which site a host leads to.
 //! - [`routes`]: which route of a site a path leads to.
-//! - [`unreachable`]: what no request can reach.
+//! - [`mod@unreachable`]: what no request can reach.
 
 pub mod hosts;
 pub mod routes;

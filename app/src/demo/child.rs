@@ -44,6 +44,7 @@ impl Child {
         // A group of its own: Ctrl-C reaches this process alone, which then stops the others in order.
         command.process_group(0);
         let parent = Pid::this();
+        #[expect(unsafe_code, reason = "the standard library has no safe call for it")]
         // SAFETY: runs in the child between fork and exec, where only calls that are safe in signal handlers are
         // allowed; both calls are bare system calls, and neither allocates nor locks.
         unsafe {

@@ -76,7 +76,7 @@ checks: tools-test python
 ## Licences, sources and bans of all dependencies
 deny:
 	@if cargo deny --version >/dev/null 2>&1; then \
-		cargo deny --offline --all-features check bans licenses sources; \
+		cargo deny --locked --all-features check bans licenses sources; \
 	else \
 		echo "NOT RUN: cargo deny (install it with: cargo install --locked cargo-deny)"; \
 	fi

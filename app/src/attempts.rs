@@ -64,7 +64,7 @@ impl Refused {
 
 impl Attempt {
     fn new(headers: &HeaderMap) -> Self {
-        let sent = sessions::cookies(headers, DEVICE).flat_map(|ids| ids.split(BETWEEN));
+        let sent = sessions::cookies(headers, DEVICE).flat_map(|ids| ids.split(SEPARATOR));
         let sent = sent.filter_map(|id| id.parse().ok()).take(ACCOUNTS).collect();
         Self { id: Id::default().to_string(), counted: Vec::new(), sent, device: None }
     }
@@ -186,14 +186,14 @@ impl Attempt {
         }
         let others = self.sent.iter().filter(|other| self.device != Some(**other));
         let known: Vec<_> = [&device].into_iter().chain(others).take(ACCOUNTS).map(Id::to_string).collect();
-        Some(sessions::set_cookie(DEVICE, &known.join(BETWEEN), "/accounts/", Some(KNOWN_FOR), secure))
+        Some(sessions::set_cookie(DEVICE, &known.join(SEPARATOR), "/accounts/", Some(DEVICE_TTL), secure))
     }
 }
 
 async fn enrol(store: &dyn SessionStore, account: &UserKey, device: Id, former: Option<Id>) -> Result<(), StoreError> {
     let list = devices(account.as_str());
-    let known = store.enrol(&list, &device.to_string(), KNOWN_FOR).await?;
-    let surplus = known.len().saturating_sub(DEVICES);
+    let known = store.enrol(&list, &device.to_string(), DEVICE_TTL).await?;
+    let surplus = known.len().saturating_sub(MAX_DEVICES);
     let mut gone = known[..surplus].to_vec();
     gone.extend(former.map(|former| former.to_string()));
     store.strike(&list, &gone).await
@@ -224,10 +224,10 @@ const DEVICE: &str = "device";
 /// Accounts to which one browser is known.
 const ACCOUNTS: usize = 8;
 /// In the cookie; no id has one.
-const BETWEEN: &str = ".";
+const SEPARATOR: &str = ".";
 /// Known browsers of one account; one more takes the place of the one that has not logged in for longest.
-const DEVICES: usize = 20;
-const KNOWN_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
+const MAX_DEVICES: usize = 20;
+const DEVICE_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 
 #[cfg(test)]
 mod tests {
@@ -376,7 +376,7 @@ mod tests {
             let key = name.parse::<UserName>().unwrap().key();
             cookie = attempt.succeeded(&*site.store, &key, false).await;
         }
-        let ids = cookie.unwrap().to_str().unwrap().split([';', '=']).nth(1).unwrap().split(BETWEEN).count();
+        let ids = cookie.unwrap().to_str().unwrap().split([';', '=']).nth(1).unwrap().split(SEPARATOR).count();
         assert_eq!(ids, ACCOUNTS);
     }
 
@@ -399,7 +399,7 @@ mod tests {
         for _ in 0..30 {
             site.succeed("ann", "192.0.2.1").await;
         }
-        assert_eq!(site.store.list(&devices("ann")).await.unwrap().len(), DEVICES);
+        assert_eq!(site.store.list(&devices("ann")).await.unwrap().len(), MAX_DEVICES);
         let told = renewed.to_str().unwrap();
         assert!(told.contains("Path=/accounts/; Max-Age=7776000; HttpOnly") && told.ends_with("; Secure"), "{told}");
     }

@@ -245,10 +245,10 @@ impl ServeArgs {
         for (flag, time) in [("--shutdown-delay", self.shutdown_delay), ("--shutdown-deadline", self.shutdown_deadline)]
         {
             anyhow::ensure!(
-                time <= LONGEST_STOP,
+                time <= MAX_SHUTDOWN_TIMEOUT,
                 "{flag} {} is out of range: take 0s to {}",
                 humantime::format_duration(time),
-                humantime::format_duration(LONGEST_STOP),
+                humantime::format_duration(MAX_SHUTDOWN_TIMEOUT),
             );
         }
         Ok(Settings {
@@ -384,7 +384,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Whoever stops an instance waits for it.
-const LONGEST_STOP: Duration = Duration::from_secs(3600);
+const MAX_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
 mod tests {

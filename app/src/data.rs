@@ -174,8 +174,8 @@ impl FromStr for Cursor {
 pub struct UserName(String);
 
 impl UserName {
-    pub const SHORTEST: usize = 3;
-    pub const LONGEST: usize = 32;
+    pub const MIN_CHARS: usize = 3;
+    pub const MAX_CHARS: usize = 32;
 
     pub fn as_str(&self) -> &str {
         &self.0
@@ -221,11 +221,11 @@ impl FromStr for UserName {
 
     fn from_str(text: &str) -> std::result::Result<Self, BadName> {
         // A long text is refused before it is normalised, which may lengthen it many times over.
-        if text.len() > 16 * Self::LONGEST {
+        if text.len() > 16 * Self::MAX_CHARS {
             return Err(BadName::Length);
         }
         let name: String = text.trim().nfkc().collect();
-        if !(Self::SHORTEST..=Self::LONGEST).contains(&name.chars().count()) {
+        if !(Self::MIN_CHARS..=Self::MAX_CHARS).contains(&name.chars().count()) {
             return Err(BadName::Length);
         }
         if !name.starts_with(char::is_alphanumeric) {

@@ -96,7 +96,7 @@ impl Demo {
         admin: SocketAddr,
         apps: &[SocketAddr],
     ) -> anyhow::Result<()> {
-        let deadline = Instant::now() + START_WITHIN;
+        let deadline = Instant::now() + START_TIMEOUT;
         let program = std::env::current_exe().context("cannot tell where this program is")?;
         for (number, address) in (1..).zip(apps) {
             let name = format!("web{number}");
@@ -152,11 +152,11 @@ impl Demo {
     /// Asks everyone to stop: first the balancer, so that it can finish what it has sent on, then the instances.
     async fn stop(&mut self) {
         if let Some(balancer) = &mut self.balancer {
-            balancer.stop(nix::sys::signal::SIGTERM, STOP_WITHIN).await;
+            balancer.stop(nix::sys::signal::SIGTERM, STOP_TIMEOUT).await;
         }
         let children = self.instances.iter_mut().filter_map(|instance| instance.child.as_mut());
         // No balancer is left that they would have to tell.
-        futures_util::future::join_all(children.map(|child| child.stop(nix::sys::signal::SIGINT, STOP_WITHIN))).await;
+        futures_util::future::join_all(children.map(|child| child.stop(nix::sys::signal::SIGINT, STOP_TIMEOUT))).await;
     }
 
     /// Ends whoever is left.
@@ -231,7 +231,7 @@ fn choose_app_ports(asked: &[u16]) -> anyhow::Result<Vec<SocketAddr>> {
     let address = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let is_free = |port| hold_port("--app-ports", port).map(drop);
     if asked.is_empty() {
-        return Ok(USUAL_APP_PORTS.into_iter().map(|port| address(is_free(port).map_or(0, |()| port))).collect());
+        return Ok(PREFERRED_APP_PORTS.into_iter().map(|port| address(is_free(port).map_or(0, |()| port))).collect());
     }
     ensure!(asked.len() == 3, "--app-ports has {} ports: give three, such as 9001,9002,9003", asked.len());
     asked.iter().map(|&port| is_free(port).map(|()| address(port))).collect()
@@ -292,9 +292,9 @@ pool = "app"
 
 /// Waits until the balancer has probed every backend once.
 async fn ready(admin: SocketAddr, deadline: Instant) -> anyhow::Result<()> {
-    while !matches!(timeout(ASK_WITHIN, is_ready(admin)).await, Ok(Ok(true))) {
-        ensure!(Instant::now() < deadline, "the balancer was not ready within {} s", START_WITHIN.as_secs());
-        tokio::time::sleep(ASK_EVERY).await;
+    while !matches!(timeout(REQUEST_TIMEOUT, is_ready(admin)).await, Ok(Ok(true))) {
+        ensure!(Instant::now() < deadline, "the balancer was not ready within {} s", START_TIMEOUT.as_secs());
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     Ok(())
 }
@@ -327,11 +327,11 @@ impl Stops {
     }
 }
 
-const USUAL_APP_PORTS: [u16; 3] = [9001, 9002, 9003];
-const START_WITHIN: Duration = Duration::from_secs(30);
-const STOP_WITHIN: Duration = Duration::from_secs(12);
-const ASK_WITHIN: Duration = Duration::from_secs(2);
-const ASK_EVERY: Duration = Duration::from_millis(50);
+const PREFERRED_APP_PORTS: [u16; 3] = [9001, 9002, 9003];
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(12);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {

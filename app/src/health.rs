@@ -48,7 +48,7 @@ async fn answer_of(host: &str, port: u16, path: &str) -> anyhow::Result<(String,
         let mut stream = TcpStream::connect((host, port)).await?;
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
-        stream.take(LONGEST_ANSWER).read_to_end(&mut answer).await?;
+        stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer).await?;
         std::io::Result::Ok(answer)
     };
     let answer = answer.await.context("cannot be reached")?;
@@ -74,7 +74,7 @@ pub async fn any_is_well(peers: &[Address], limit: Duration) -> bool {
     !asked.is_empty() && matches!(timeout(limit, futures_util::future::select_ok(asked)).await, Ok(Ok(_)))
 }
 
-const LONGEST_ANSWER: u64 = 16 * 1024;
+const MAX_ANSWER_BYTES: u64 = 16 * 1024;
 
 #[cfg(test)]
 mod tests {

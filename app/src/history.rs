@@ -23,7 +23,7 @@ pub struct History {
 impl History {
     /// `lost` counts the records that could not be written.
     pub fn new(data: Arc<dyn DataStore>, lost: IntCounter) -> Self {
-        let (room, writing) = (Arc::new(Semaphore::new(ROOM)), Arc::new(Semaphore::new(WRITERS)));
+        let (room, writing) = (Arc::new(Semaphore::new(QUEUE_LENGTH)), Arc::new(Semaphore::new(WRITERS)));
         Self { data, room, writing, lost }
     }
 
@@ -42,7 +42,7 @@ impl History {
         });
         if task.is_err() {
             self.lost.inc();
-            tracing::warn!("a login is not recorded: {ROOM} records wait to be written");
+            tracing::warn!("a login is not recorded: {QUEUE_LENGTH} records wait to be written");
         }
         async move {
             if let Ok(task) = task {
@@ -53,20 +53,20 @@ impl History {
 
     /// As [`write`](Self::write), and waits a little, so that one's own login is in the list that one looks at next.
     pub async fn write_now(&self, login: Login) {
-        let _ = timeout(PATIENCE, self.write(login)).await;
+        let _ = timeout(WRITE_TIMEOUT, self.write(login)).await;
     }
 
     /// Waits until everything is written, at most until `deadline`. Nothing may be added meanwhile.
     pub async fn finish(&self, deadline: Instant) {
-        let all = u32::try_from(ROOM).expect("a small number");
+        let all = u32::try_from(QUEUE_LENGTH).expect("a small number");
         if timeout_at(deadline, self.room.acquire_many(all)).await.is_err() {
-            let left = ROOM - self.room.available_permits();
+            let left = QUEUE_LENGTH - self.room.available_permits();
             tracing::warn!("stopping: {left} records of logins are not written");
         }
     }
 }
 
 /// Records that wait, each a few hundred bytes.
-const ROOM: usize = 1_000;
+const QUEUE_LENGTH: usize = 1_000;
 const WRITERS: usize = 2;
-const PATIENCE: Duration = Duration::from_secs(1);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -142,7 +142,7 @@ impl Stores {
                     let data = CrateDbData::start(database.clone()).await?;
                     let wire = data.wire().clone();
                     metrics.ask_pool_size(move || wire.pool_size());
-                    tokio::spawn(data.clone().watch(metrics.cratedb.clone(), WATCH_EVERY));
+                    tokio::spawn(data.clone().watch(metrics.cratedb.clone(), WATCH_INTERVAL));
                     Arc::new(data)
                 }
             },
@@ -159,7 +159,7 @@ fn sqlite_sessions(folder: &Path) -> anyhow::Result<Arc<dyn SessionStore>> {
     create(folder)?;
     let sessions =
         SqliteSessions::open(&folder.join("sessions.sqlite3")).with_context(|| told(folder, "its sessions"))?;
-    tokio::spawn(sessions.clone().sweep(SWEEP_EVERY));
+    tokio::spawn(sessions.clone().sweep(SWEEP_INTERVAL));
     Ok(Arc::new(sessions))
 }
 
@@ -216,6 +216,6 @@ impl App {
     }
 }
 
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 #[cfg(feature = "network")]
-const WATCH_EVERY: Duration = Duration::from_secs(15);
+const WATCH_INTERVAL: Duration = Duration::from_secs(15);

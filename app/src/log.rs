@@ -91,7 +91,7 @@ impl Drop for Log {
     fn drop(&mut self) {
         let _ = self.queue.sender.send(Message::End);
         // Nobody is left to be told that standard error does not take the last lines.
-        let _: Result<(), RecvTimeoutError> = self.ended.recv_timeout(LAST_LINES_WITHIN);
+        let _: Result<(), RecvTimeoutError> = self.ended.recv_timeout(FLUSH_TIMEOUT);
     }
 }
 
@@ -99,7 +99,7 @@ impl Queue {
     fn push(&self, line: Vec<u8>) {
         let State { waiting, lost } = &*self.state;
         let size = size(&line);
-        let has_room = waiting.fetch_add(size, Ordering::Relaxed).saturating_add(size) <= MOST_WAITING;
+        let has_room = waiting.fetch_add(size, Ordering::Relaxed).saturating_add(size) <= MAX_QUEUED_BYTES;
         if !has_room || self.sender.send(Message::Line(line)).is_err() {
             waiting.fetch_sub(size, Ordering::Relaxed);
             lost.fetch_add(1, Ordering::Relaxed);
@@ -178,8 +178,8 @@ fn size(line: &Vec<u8>) -> usize {
 }
 
 /// Bytes of lines that may wait for standard error.
-const MOST_WAITING: usize = 1024 * 1024;
+const MAX_QUEUED_BYTES: usize = 1024 * 1024;
 /// Beside the text of a line.
 const LINE_BYTES: usize = 64;
-const LAST_LINES_WITHIN: Duration = Duration::from_secs(2);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(10);

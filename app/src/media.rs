@@ -214,7 +214,7 @@ struct Turn {
 
 impl Default for Checks {
     fn default() -> Self {
-        Self::new(LONGEST_WAIT)
+        Self::new(QUEUE_TIMEOUT)
     }
 }
 
@@ -472,7 +472,7 @@ const COPY: usize = 64 * 1024;
 /// Bytes of memory for what a picture's file holds beside the picture.
 const BESIDE_THE_PICTURE: u64 = 8 << 20;
 /// For a picture's turn to be decoded.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
@@ -558,7 +558,7 @@ mod tests {
         let first = checks.take(&ann).await.unwrap();
         let (second, third, others, ()) =
             tokio::join!(checks.take(&ann), checks.take(&ann), checks.take(&ben), async {
-                tokio::time::sleep(LONGEST_WAIT / 2).await;
+                tokio::time::sleep(QUEUE_TIMEOUT / 2).await;
                 drop(first);
             });
         assert!(others.is_some() && third.is_none(), "{second:?} {third:?} {others:?}");

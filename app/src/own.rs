@@ -26,9 +26,9 @@ impl List {
     /// The rows that the browser which sent `headers` has added, the latest first.
     pub fn own(self, headers: &HeaderMap) -> Vec<Cursor> {
         sessions::cookies(headers, self.cookie())
-            .flat_map(|rows| rows.split(BETWEEN))
+            .flat_map(|rows| rows.split(SEPARATOR))
             .filter_map(|row| row.parse().ok())
-            .take(REMEMBERED)
+            .take(MAX_ENTRIES)
             .collect()
     }
 
@@ -36,16 +36,16 @@ impl List {
     pub fn with(self, row: Cursor, mut before: Vec<Cursor>, secure: bool) -> HeaderValue {
         before.retain(|other| other.id != row.id);
         before.insert(0, row);
-        before.truncate(REMEMBERED);
+        before.truncate(MAX_ENTRIES);
         let rows: Vec<_> = before.iter().map(Cursor::to_string).collect();
-        sessions::set_cookie(self.cookie(), &rows.join(BETWEEN), "/", Some(REMEMBERED_FOR), secure)
+        sessions::set_cookie(self.cookie(), &rows.join(SEPARATOR), "/", Some(MAX_AGE), secure)
     }
 }
 
 /// In each list: as many as somebody can write before the lists have caught up.
-const REMEMBERED: usize = 4;
-const REMEMBERED_FOR: Duration = Duration::from_secs(60);
-const BETWEEN: &str = "_";
+const MAX_ENTRIES: usize = 4;
+const MAX_AGE: Duration = Duration::from_secs(60);
+const SEPARATOR: &str = "_";
 
 #[cfg(test)]
 mod tests {
@@ -71,8 +71,8 @@ mod tests {
     #[test]
     fn what_is_made_up_costs_no_more_than_what_is_ours() {
         let row = Cursor { at: Millis(1), id: Uuid::now_v7() };
-        let many = vec![row.to_string(); 100].join(BETWEEN);
-        for (sent, found) in [(many.as_str(), REMEMBERED), ("", 0), ("x_y", 0), ("1.", 0)] {
+        let many = vec![row.to_string(); 100].join(SEPARATOR);
+        for (sent, found) in [(many.as_str(), MAX_ENTRIES), ("", 0), ("x_y", 0), ("1.", 0)] {
             let mut headers = HeaderMap::new();
             headers.insert(header::COOKIE, format!("posted={sent}").parse().unwrap());
             assert_eq!(List::Posts.own(&headers).len(), found, "{sent}");

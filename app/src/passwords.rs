@@ -39,8 +39,8 @@ impl Cost {
 pub struct Password(String);
 
 impl Password {
-    pub const SHORTEST: usize = 8;
-    pub const LONGEST: usize = 256;
+    pub const MIN_CHARS: usize = 8;
+    pub const MAX_CHARS: usize = 256;
 
     pub fn length(&self) -> usize {
         self.0.chars().count()
@@ -51,7 +51,7 @@ impl From<String> for Password {
     /// Composes letters, so that the same password is the same from every keyboard.
     fn from(typed: String) -> Self {
         // Nothing longer can be right, and normalising it would be work for nothing.
-        if typed.len() > 4 * Self::LONGEST { Self(typed) } else { Self(typed.nfc().collect()) }
+        if typed.len() > 4 * Self::MAX_CHARS { Self(typed) } else { Self(typed.nfc().collect()) }
     }
 }
 
@@ -118,7 +118,7 @@ where
     T: Send + 'static,
     F: FnOnce() -> Result<T, Error> + Send + 'static,
 {
-    let turn = tokio::time::timeout(LONGEST_WAIT, Arc::clone(permits).acquire_owned()).await;
+    let turn = tokio::time::timeout(QUEUE_TIMEOUT, Arc::clone(permits).acquire_owned()).await;
     let permit = turn.map_err(|_| Error::Busy)?.map_err(Error::internal)?;
     tokio::task::spawn_blocking(move || {
         // Held by the work itself: a client that gives up does not make room before the work is done.
@@ -135,7 +135,7 @@ impl fmt::Debug for Passwords {
     }
 }
 
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

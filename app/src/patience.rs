@@ -95,7 +95,7 @@ impl Patience {
         let begun = Instant::now();
         let _waiting = Waiting(begun);
         let waited = WAITED.try_with(Cell::get).unwrap_or_default();
-        let left = self.overall.saturating_sub(waited).max(LAST_CHANCE.min(self.overall));
+        let left = self.overall.saturating_sub(waited).max(MIN_ATTEMPT_TIME.min(self.overall));
         // What other operations have left of the time can be too little to prove anything about this store.
         let is_proof = left >= self.overall / 2;
         self.run_until(part, begun + left, is_proof, attempt).await
@@ -130,7 +130,7 @@ impl Patience {
                 return Err(cause.unwrap_or_else(|| StoreError::unavailable(TooLong(self.overall))));
             }
             sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).min(MAX_PAUSE);
         }
     }
 
@@ -153,9 +153,9 @@ impl fmt::Display for TooLong {
 impl std::error::Error for TooLong {}
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+const MAX_PAUSE: Duration = Duration::from_millis(400);
 /// What an operation gets when those before it have used up all patience: enough where the store is well again.
-const LAST_CHANCE: Duration = Duration::from_millis(250);
+const MIN_ATTEMPT_TIME: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests {
@@ -242,7 +242,7 @@ mod tests {
             (outcomes, patience.run(|| async { Ok(()) }).await)
         });
         assert!(matches!(outcomes.await, ((Ok(()), Err(_), Err(_)), Ok(()))));
-        assert_eq!(begun.elapsed(), Duration::from_secs(8) + LAST_CHANCE);
+        assert_eq!(begun.elapsed(), Duration::from_secs(8) + MIN_ATTEMPT_TIME);
         assert!(!patience.is_away(0));
         of_one_request(patience.run(slow)).await.unwrap();
     }

@@ -48,7 +48,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/readyz", get(service::ready))
         .route("/metrics", get(service::metrics))
         .fallback(layers::nothing_here)
-        .layer(DefaultBodyLimit::max(LARGEST_FORM))
+        .layer(DefaultBodyLimit::max(MAX_FORM_BYTES))
         .layer(from_fn(layers::same_site))
         .layer(from_fn(layers::own_refusals))
         .layer(from_fn_with_state(Arc::clone(&app), layers::deadline))
@@ -96,7 +96,7 @@ fn local(next: &str) -> &str {
 /// Addresses that are also found without their last slash.
 const SLASHED: [&str; 5] = ["/accounts/signup/", "/accounts/login/", "/accounts/logs/", "/posts/", "/api/hello/"];
 /// Bytes of a form without a picture.
-const LARGEST_FORM: usize = 64 * 1024;
+const MAX_FORM_BYTES: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {

@@ -64,7 +64,7 @@ pub async fn run(app: Arc<App>, listener: TcpListener, mut stop: watch::Receiver
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection, trying again");
-                tokio::time::sleep(AFTER_FAILED_ACCEPT).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
@@ -111,10 +111,10 @@ fn connection(
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(app.settings.header_timeout)
-        .max_buf_size(LARGEST_HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES)
         .serve_connection(TokioIo::new(Unstalled::new(stream, app.settings.write_timeout)), service)
 }
 
-const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(200);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of a request's line and headers; also of each read.
-const LARGEST_HEADERS: usize = 64 * 1024;
+const MAX_HEAD_BYTES: usize = 64 * 1024;

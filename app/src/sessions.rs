@@ -49,7 +49,7 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 /// Keeps sessions for every instance, and beside them short lists and counts.
 ///
 /// - **Visibility:** whatever is finished is seen through every instance at once.
-/// - **Ended** sessions stay so: [`save`](Self::save) never brings one back, and for [`ENDED_FOR`] the store still knows
+/// - **Ended** sessions stay so: [`save`](Self::save) never brings one back, and for [`TOMBSTONE_TTL`] the store still knows
 ///   that there was one.
 /// - **Repeatable:** each operation may be sent again, by a retry here, and has the effect of one.
 /// - **Parts** of the store may be away while others are well. What of a name stands in braces says which part it is in;
@@ -98,7 +98,7 @@ pub trait SessionStore: fmt::Debug + Send + Sync + 'static {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Loaded {
     Session(Record),
-    /// A session that was ended within the last [`ENDED_FOR`].
+    /// A session that was ended within the last [`TOMBSTONE_TTL`].
     Ended,
     Nothing,
 }
@@ -160,7 +160,7 @@ impl session_store::SessionStore for OfRequest {
         self.ended.store(false, Ordering::Relaxed);
         let (member, expiry_date) = (member_of(record), record.expiry_date);
         if member.is_some() {
-            record.expiry_date = expiry_date.min(OffsetDateTime::now_utc() + UNLISTED_FOR);
+            record.expiry_date = expiry_date.min(OffsetDateTime::now_utc() + UNLISTED_TTL);
         }
         create_anywhere(&*self.store, record).await?;
         if let Some(member) = member {
@@ -219,7 +219,7 @@ async fn create_anywhere(store: &dyn SessionStore, record: &mut Record) -> Resul
             record.id = Id::default();
         }
         let created = if place < PLACES && !store.is_away(&record.id) {
-            timeout(LONGEST_AT_ONE_PLACE, store.create(record)).await
+            timeout(CREATE_TIMEOUT, store.create(record)).await
         } else {
             Ok(store.create(record).await)
         };
@@ -396,7 +396,7 @@ impl CookieChange {
     fn header(&self, secure: bool) -> HeaderValue {
         match self {
             // The session ends in the store; its cookie is as good as any for as long as browsers keep one.
-            Self::Set { id, member: true } => set_cookie(COOKIE, &id.to_string(), "/", Some(LONGEST_COOKIE), secure),
+            Self::Set { id, member: true } => set_cookie(COOKIE, &id.to_string(), "/", Some(MAX_COOKIE_AGE), secure),
             Self::Set { id, member: false } => set_cookie(COOKIE, &id.to_string(), "/", None, secure),
             Self::Remove => set_cookie(COOKIE, "", "/", Some(Duration::ZERO), secure),
         }
@@ -539,7 +539,7 @@ struct KeptDraft {
 
 impl Draft {
     /// Bytes that are kept; a post with every character that it may have can be somewhat longer.
-    pub const LONGEST: usize = 8 * 1024;
+    pub const MAX_BYTES: usize = 8 * 1024;
 
     /// Bytes as they are stored.
     pub fn length(&self) -> usize {
@@ -581,7 +581,7 @@ impl Draft {
         let Some(kept) = session.get::<KeptDraft>(DRAFT).await? else { return Ok(()) };
         session.remove_value(DRAFT).await?;
         if let Ok(id) = kept.posted.parse() {
-            let expiry_date = OffsetDateTime::now_utc() + ENDED_FOR;
+            let expiry_date = OffsetDateTime::now_utc() + TOMBSTONE_TTL;
             store.create(&Record { id, data: HashMap::new(), expiry_date }).await?;
         }
         Ok(())
@@ -630,17 +630,17 @@ const VISITS: &str = "visits";
 const DRAFT: &str = "draft";
 const RENEWED: &str = "renewed";
 /// How long it is known of a session that it was ended: longer than any request of the same browser is under way.
-pub const ENDED_FOR: Duration = Duration::from_secs(600);
+pub const TOMBSTONE_TTL: Duration = Duration::from_secs(600);
 /// How long a member's session lasts that is not on the member's list yet: longer than it takes to get there.
-const UNLISTED_FOR: time::Duration = time::Duration::minutes(2);
+const UNLISTED_TTL: time::Duration = time::Duration::minutes(2);
 /// Ids that are tried for a new session while parts of the store are away.
 const PLACES: usize = 3;
 /// Ids that are looked at for one in a part that is not known to be away.
 const CANDIDATES: usize = 32;
 /// How long a new session waits for the part of the store that its id is in, before another is tried.
-const LONGEST_AT_ONE_PLACE: Duration = Duration::from_secs(1);
+const CREATE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Browsers cut off what is longer: 400 days (RFC 6265bis, section 5.5).
-const LONGEST_COOKIE: Duration = Duration::from_secs(400 * 24 * 3600);
+const MAX_COOKIE_AGE: Duration = Duration::from_secs(400 * 24 * 3600);
 
 #[cfg(test)]
 mod tests {

@@ -107,7 +107,7 @@ impl Readers {
 
 fn connect(path: &Path, durability: Durability) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
-    connection.busy_timeout(PATIENCE)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     // The switch to the write-ahead log does not heed the busy timeout when several processes try it at once.
     with_patience(|| {
         let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
@@ -124,9 +124,9 @@ fn connect(path: &Path, durability: Durability) -> rusqlite::Result<Connection> 
     Ok(connection)
 }
 
-/// Repeats `attempt` while another process holds the file, for at most [`PATIENCE`].
+/// Repeats `attempt` while another process holds the file, for at most [`BUSY_TIMEOUT`].
 fn with_patience<T>(mut attempt: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + BUSY_TIMEOUT;
     loop {
         match attempt() {
             Err(error) if is_busy(&error) && Instant::now() < deadline => {
@@ -153,7 +153,7 @@ impl From<rusqlite::Error> for StoreError {
 }
 
 /// How long a statement waits for another process before the store counts as unreachable.
-const PATIENCE: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections for reading, per process and file.
 const READERS: usize = 4;
 

@@ -521,7 +521,7 @@ impl fmt::Display for ListenerAddresses {
 
 impl SocketFileRights {
     /// The owner and the group may connect.
-    pub const USUAL_MODE: u32 = 0o660;
+    pub const DEFAULT_MODE: u32 = 0o660;
 }
 
 impl TrustedPeers {

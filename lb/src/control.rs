@@ -200,7 +200,7 @@ pub enum ReloadError {
     Waiting,
 }
 
-const OVERTAKEN: &str = "a change made at run time is dropped, since the file has changed";
+const SUPERSEDED: &str = "a change made at run time is dropped, since the file has changed";
 
 impl Control {
     /// Takes up `config` as read from the file at `path`, with the runtime changes that the state file kept.
@@ -208,7 +208,7 @@ impl Control {
         let (state, kept) = StateFile::open(config.state.file.clone());
         let (in_force, overtaken) = kept.restore(&config);
         for conflict in overtaken {
-            tracing::warn!("{OVERTAKEN}: {}", conflict.with_file());
+            tracing::warn!("{SUPERSEDED}: {}", conflict.with_file());
         }
         let drift = Edits::between(&config, &in_force);
         for edit in drift.iter() {
@@ -411,7 +411,7 @@ impl Control {
         let prepare = |desk: &Desk, before: &Snapshot| {
             let (mut wanted, overtaken) = Edits::between(&desk.file, &before.config).restore(&new);
             let mut warnings: Vec<_> = found.iter().map(|warning| warning.problem.in_file(&self.path)).collect();
-            warnings.extend(overtaken.iter().map(|conflict| format!("{OVERTAKEN}: {}", conflict.with_file())));
+            warnings.extend(overtaken.iter().map(|conflict| format!("{SUPERSEDED}: {}", conflict.with_file())));
             warnings.extend(lacking.iter().cloned());
             warnings.extend(keep_until_next_start(&mut wanted, &before.config));
             // The file's own ones have been told with their lines.

@@ -34,7 +34,7 @@ use crate::pool::{Full, Pick, Plan, Pool, Remembered};
 use crate::site::{Action, Route, RouteId, RoutePool, Site};
 
 /// Bounds attempts on connections that turn out to be stale, which do not count as retries.
-const MOST_ATTEMPTS: usize = 32;
+const MAX_ATTEMPTS: usize = 32;
 /// How often an answer may be replaced by another one; nginx allows as many internal redirects.
 const MAX_REPLACED: u8 = 10;
 
@@ -628,7 +628,7 @@ impl<W: Walk> Exchange<W> {
             }
         }
         let taken = self.first_attempt.map_or(Duration::ZERO, |first| at.since(first));
-        let may_try = self.failures <= settings.retries && self.outcome.attempts < MOST_ATTEMPTS;
+        let may_try = self.failures <= settings.retries && self.outcome.attempts < MAX_ATTEMPTS;
         let replay = Replay { is_idempotent: self.is_idempotent, has_body };
         taken < settings.retry_timeout && may_try && failure.allows_retry(replay)
     }

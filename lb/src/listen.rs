@@ -34,7 +34,7 @@ use crate::tls::server::ServerTls;
 use crate::tls::server::renewal::Renewed;
 
 /// A reload may bring listeners whose files are to be looked at sooner.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What listens, on which threads.
 pub struct Listeners {
@@ -416,7 +416,7 @@ impl Listeners {
         }
         let state = self.state();
         let intervals = state.open.iter().filter_map(|open| open.config.tls.as_ref()).map(|tls| tls.watch_interval);
-        intervals.filter(|interval| !interval.is_zero()).min().unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE)
+        intervals.filter(|interval| !interval.is_zero()).min().unwrap_or(MAX_WATCH_INTERVAL).min(MAX_WATCH_INTERVAL)
     }
 
     /// The listeners whose files are to be looked at now.

@@ -319,9 +319,9 @@ impl Pool {
     /// that carries traffic does.
     fn list_candidates(&self, plan: Option<Arc<Plan>>, now: Instant) {
         /// Making views takes one part in so many of a thread's time, however often backends change.
-        const SHARE: u32 = 5;
+        const REFRESH_TIME_DIVISOR: u32 = 5;
         /// With so many members a view is made so fast that no finding of a probe has to wait for it.
-        const FEW: usize = 256;
+        const SMALL_POOL_MEMBERS: usize = 256;
         let mut not_before = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = clock::now();
         let before = self.view.load();
@@ -336,8 +336,8 @@ impl Pool {
             queue.free_all();
             self.log_availability();
         }
-        if members > FEW {
-            *not_before = clock::now() + clock::now().saturating_duration_since(begun) * (SHARE - 1);
+        if members > SMALL_POOL_MEMBERS {
+            *not_before = clock::now() + clock::now().saturating_duration_since(begun) * (REFRESH_TIME_DIVISOR - 1);
         }
     }
 

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use crate::clock::{self, timeout};
 
 /// A few more than one have to leave, so that not everyone who comes has to wait.
-const MOST_SHED_AT_ONCE: usize = 32;
+const MAX_SHED_AT_ONCE: usize = 32;
 /// How long to wait for a place before more of them have to.
 const SHED_INTERVAL: Duration = Duration::from_millis(100);
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
@@ -26,8 +26,8 @@ pub struct Room {
     warning: &'static str,
 }
 
-const NO_ROOM: &str = "no more clients can be served at once: idle ones have to leave, new ones wait ([server] max_connections, and the limit on open files, say how many)";
-const NO_ROOM_FOR_HANDSHAKES: &str = "no more clients can begin TLS at once: those that are slow with it have to leave, new ones wait ([server] max_handshakes says how many); plain listeners and clients whose handshake is over are served as before";
+const CONNECTIONS_EXHAUSTED: &str = "no more clients can be served at once: idle ones have to leave, new ones wait ([server] max_connections, and the limit on open files, say how many)";
+const HANDSHAKES_EXHAUSTED: &str = "no more clients can begin TLS at once: those that are slow with it have to leave, new ones wait ([server] max_handshakes says how many); plain listeners and clients whose handshake is over are served as before";
 
 /// One connection's place, until dropped.
 #[derive(Debug)]
@@ -35,11 +35,11 @@ pub struct Place(Arc<Room>);
 
 impl Room {
     pub fn new(most: usize) -> Arc<Self> {
-        Self::with_warning(most, NO_ROOM)
+        Self::with_warning(most, CONNECTIONS_EXHAUSTED)
     }
 
     pub fn for_handshakes(most: usize) -> Arc<Self> {
-        Self::with_warning(most, NO_ROOM_FOR_HANDSHAKES)
+        Self::with_warning(most, HANDSHAKES_EXHAUSTED)
     }
 
     fn with_warning(most: usize, warning: &'static str) -> Arc<Self> {
@@ -60,7 +60,7 @@ impl Room {
                 return place;
             }
             self.warn();
-            shed((self.most() / 8).clamp(1, MOST_SHED_AT_ONCE));
+            shed((self.most() / 8).clamp(1, MAX_SHED_AT_ONCE));
             let _ = timeout(SHED_INTERVAL, freed).await;
         }
     }

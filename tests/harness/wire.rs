@@ -14,7 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::deadline::within;
 
 /// Longest head that the harness reads.
-const LONGEST_HEAD: usize = 4 << 20;
+const MAX_HEAD_BYTES: usize = 4 << 20;
 
 /// A request, to be sent or as an origin received it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -353,7 +353,7 @@ async fn read_head(reader: &mut (impl AsyncReadExt + Unpin), buffer: &mut Vec<u8
             let head = std::mem::replace(buffer, rest);
             return parse_head(&head[..end]).map(Some);
         }
-        if buffer.len() > LONGEST_HEAD {
+        if buffer.len() > MAX_HEAD_BYTES {
             return Err(invalid("the head does not end".to_owned()));
         }
         if reader.read_buf(buffer).await? == 0 {

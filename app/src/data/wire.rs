@@ -137,7 +137,7 @@ impl Wire {
     /// statement each, which may run again. Says every few seconds what it waits for.
     pub async fn start(&self, database: &str, ddl: &str) -> anyhow::Result<()> {
         let begun = Instant::now();
-        let mut told = begun - TELL_EVERY;
+        let mut told = begun - LOG_INTERVAL;
         loop {
             let error = match self.prepare(ddl).await {
                 Ok(()) => {
@@ -151,12 +151,12 @@ impl Wire {
             if !error.again || waited >= limit {
                 anyhow::bail!("{database} is not ready after {} s: {}", seconds(waited), error.error);
             }
-            if told.elapsed() >= TELL_EVERY {
+            if told.elapsed() >= LOG_INTERVAL {
                 told = Instant::now();
                 let cause = error.error.to_string();
                 tracing::info!(cause, "waiting for {database}, {} of {} s: {cause}", seconds(waited), seconds(limit));
             }
-            tokio::time::sleep(ASK_EVERY).await;
+            tokio::time::sleep(MASTER_POLL_INTERVAL).await;
         }
     }
 
@@ -472,5 +472,5 @@ impl std::fmt::Display for Told {
 
 impl std::error::Error for Told {}
 
-const TELL_EVERY: Duration = Duration::from_secs(5);
-const ASK_EVERY: Duration = Duration::from_millis(500);
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
+const MASTER_POLL_INTERVAL: Duration = Duration::from_millis(500);

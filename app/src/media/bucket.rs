@@ -118,19 +118,19 @@ impl Bucket {
 fn client(plain: bool) -> ClientOptions {
     ClientOptions::new()
         .with_allow_http(plain)
-        .with_connect_timeout(CONNECT_WITHIN)
+        .with_connect_timeout(CONNECT_TIMEOUT)
         // Not for the whole: how long a picture takes on its way out depends on who reads it.
         .with_timeout_disabled()
-        .with_read_timeout(SILENT_AT_MOST)
+        .with_read_timeout(READ_TIMEOUT)
 }
 
 fn retry() -> RetryConfig {
-    RetryConfig { backoff: BackoffConfig::default(), max_retries: 3, retry_timeout: RETRY_WITHIN }
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: 3, retry_timeout: RETRY_TIMEOUT }
 }
 
-const CONNECT_WITHIN: Duration = Duration::from_secs(3);
-const SILENT_AT_MOST: Duration = Duration::from_secs(10);
-const RETRY_WITHIN: Duration = Duration::from_secs(8);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_TIMEOUT: Duration = Duration::from_secs(8);
 
 #[cfg(test)]
 mod tests {

@@ -45,11 +45,11 @@ impl Credentials {
     /// What is wrong with the draft, if it cannot be kept.
     fn draft_complaint(&self) -> Option<String> {
         let length = self.draft().length();
-        (length > Draft::LONGEST).then(|| {
+        (length > Draft::MAX_BYTES).then(|| {
             format!(
                 "Your post and the description of its picture are {length} bytes; at most {} can be kept while you log in. \
                  Shorten them, or copy them to a safe place and leave them empty here.",
-                Draft::LONGEST
+                Draft::MAX_BYTES
             )
         })
     }
@@ -157,9 +157,9 @@ async fn account(app: &App, name: &UserName) -> Result<Option<(User, UserKey)>, 
 
 fn check_password(password: &Password) -> Result<(), String> {
     match password.length() {
-        0..Password::SHORTEST => Err(format!("A password has at least {} characters.", Password::SHORTEST)),
-        Password::SHORTEST..=Password::LONGEST => Ok(()),
-        _ => Err(format!("A password has at most {} characters.", Password::LONGEST)),
+        0..Password::MIN_CHARS => Err(format!("A password has at least {} characters.", Password::MIN_CHARS)),
+        Password::MIN_CHARS..=Password::MAX_CHARS => Ok(()),
+        _ => Err(format!("A password has at most {} characters.", Password::MAX_CHARS)),
     }
 }
 
@@ -418,11 +418,11 @@ fn carried(filled: &Credentials) -> Markup {
         @if complaint.is_some() {
             (Field {
                 name: "draft_text", label: "Your post", hint: None, error: complaint.as_deref(),
-                input: Input::Area { value: &filled.draft_text, longest: Draft::LONGEST, required: false },
+                input: Input::Area { value: &filled.draft_text, longest: Draft::MAX_BYTES, required: false },
             }.render())
             (Field {
                 name: "draft_alt", label: "What the picture shows", hint: None, error: None,
-                input: Input::Text { value: &filled.draft_alt, longest: Draft::LONGEST },
+                input: Input::Text { value: &filled.draft_alt, longest: Draft::MAX_BYTES },
             }.render())
         } @else {
             @for (name, value) in draft {

@@ -114,8 +114,8 @@ impl Filled {
         let length = self.text.chars().count();
         if self.text.trim().is_empty() {
             self.text_error = Some("Write something first.".into());
-        } else if length > LONGEST_TEXT {
-            self.text_error = Some(format!("That is {length} characters; a post has at most {LONGEST_TEXT}."));
+        } else if length > MAX_TEXT_CHARS {
+            self.text_error = Some(format!("That is {length} characters; a post has at most {MAX_TEXT_CHARS}."));
         } else {
             self.text_error = control_character(&self.text);
         }
@@ -206,7 +206,7 @@ pub async fn create(
     let headers = request.headers().clone();
     let read = body_limit(&app.settings);
     // Pictures of strangers are read and dropped.
-    let parsed = if visitor.member.is_some() { read } else { super::LARGEST_FORM };
+    let parsed = if visitor.member.is_some() { read } else { super::MAX_FORM_BYTES };
     let (request, progress) = parts::bound(request, parts::Limits { parsed, read });
     let form = Multipart::from_request(request, &app).await.map_err(|_| Error::UnsupportedBody)?;
     let member = visitor.member.as_ref().map(Member::key);
@@ -293,7 +293,7 @@ fn assign(filled: &mut Filled, name: &str, value: String) {
     match name {
         "id" => filled.id = value.parse().unwrap_or(filled.id),
         "text" => filled.text = value,
-        "alt" => filled.alt = value.chars().take(LONGEST_ALT).collect(),
+        "alt" => filled.alt = value.chars().take(MAX_ALT_CHARS).collect(),
         "kept" if !filled.has_sent_picture => filled.chosen = Some(Chosen::Earlier(value.parse().ok())),
         _ => {}
     }
@@ -305,7 +305,7 @@ async fn text(part: &mut Part<'_>, progress: &Progress) -> Result<Result<String,
         let chunk = part.chunk().await;
         progress.made();
         match chunk {
-            Ok(Some(chunk)) if bytes.len() + chunk.len() <= super::LARGEST_FORM => bytes.extend_from_slice(&chunk),
+            Ok(Some(chunk)) if bytes.len() + chunk.len() <= super::MAX_FORM_BYTES => bytes.extend_from_slice(&chunk),
             Ok(Some(_)) => return Err(Error::TooLarge),
             Ok(None) => return String::from_utf8(bytes).map(Ok).map_err(|_| Error::BadRequest),
             Err(error) => return Ok(Err(error)),
@@ -407,12 +407,12 @@ fn form(app: &App, filled: &Filled) -> Markup {
                 input type="hidden" name="id" value=(filled.id);
                 (Field {
                     name: "text", label: "Text", hint: None, error: filled.text_error.as_deref(),
-                    input: Input::Area { value: &filled.text, longest: LONGEST_TEXT, required: true },
+                    input: Input::Area { value: &filled.text, longest: MAX_TEXT_CHARS, required: true },
                 }.render())
                 (Field {
                     name: "alt", label: "What the picture shows", error: filled.alt_error.as_deref(),
                     hint: Some("For those who cannot see it. Leave it empty without a picture."),
-                    input: Input::Text { value: &filled.alt, longest: LONGEST_ALT },
+                    input: Input::Text { value: &filled.alt, longest: MAX_ALT_CHARS },
                 }.render())
                 @if let Some(name) = filled.chosen.and_then(Chosen::name) {
                     input type="hidden" name="kept" value=(name);
@@ -453,7 +453,7 @@ fn entry(post: &Post) -> Markup {
 /// its end and refused in the form, with everything else still filled in.
 pub fn body_limit(settings: &Settings) -> usize {
     let picture = usize::try_from(settings.pictures.bytes).unwrap_or(usize::MAX);
-    picture.saturating_mul(4).saturating_add(super::LARGEST_FORM)
+    picture.saturating_mul(4).saturating_add(super::MAX_FORM_BYTES)
 }
 
 fn told_bytes(bytes: u64) -> String {
@@ -464,8 +464,8 @@ fn told_bytes(bytes: u64) -> String {
     }
 }
 
-const LONGEST_TEXT: usize = 2_000;
-const LONGEST_ALT: usize = 300;
+const MAX_TEXT_CHARS: usize = 2_000;
+const MAX_ALT_CHARS: usize = 300;
 /// Posts on one page.
 const PAGE: usize = 20;
 

@@ -67,7 +67,7 @@ pub async fn ready(State(app): State<Arc<App>>, uri: Uri) -> Response {
         }
         return (body + "\n").into_response();
     }
-    if uri.query() == Some("alone") || health::any_is_well(&app.settings.peers, PEERS_WITHIN).await {
+    if uri.query() == Some("alone") || health::any_is_well(&app.settings.peers, PEERS_TIMEOUT).await {
         return (StatusCode::SERVICE_UNAVAILABLE, format!("out of reach: {out_of_reach}\n")).into_response();
     }
     format!("out of reach: {out_of_reach}; and no other instance is known to do better\n").into_response()
@@ -78,7 +78,7 @@ pub async fn ready(State(app): State<Arc<App>>, uri: Uri) -> Response {
 async fn within<T: Send + 'static>(
     asked: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, StoreError> {
-    match tokio::time::timeout(STORES_WITHIN, tokio::spawn(asked)).await {
+    match tokio::time::timeout(STORES_TIMEOUT, tokio::spawn(asked)).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(error)) => Err(StoreError::unavailable(error)),
         Err(_) => Err(StoreError::unavailable("no answer in time")),
@@ -123,5 +123,5 @@ pub async fn robots() -> &'static str {
 }
 
 /// Both together are less than the second that a probe usually gives: an answer that comes too late says no for all.
-const STORES_WITHIN: Duration = Duration::from_millis(500);
-const PEERS_WITHIN: Duration = Duration::from_millis(300);
+const STORES_TIMEOUT: Duration = Duration::from_millis(500);
+const PEERS_TIMEOUT: Duration = Duration::from_millis(300);

@@ -28,7 +28,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Count, ENDED_FOR, Id, Loaded, Reach, Record, Result, SessionStore};
+use super::{Count, Id, Loaded, Reach, Record, Result, SessionStore, TOMBSTONE_TTL};
 use crate::{
     config::{Address, Secret},
     error::StoreError,
@@ -221,7 +221,7 @@ impl SessionStore for RedisSessions {
     }
 
     async fn delete(&self, id: &Id) -> Result<()> {
-        let lifetime = whole_millis(self.0.settings.visitor_lifetime.saturating_add(ENDED_FOR)).to_string();
+        let lifetime = whole_millis(self.0.settings.visitor_lifetime.saturating_add(TOMBSTONE_TTL)).to_string();
         self.run(END, &self.key(id), &[&ended()?, lifetime.as_bytes(), ENDED]).await
     }
 
@@ -300,7 +300,7 @@ fn kept(record: &Record) -> Result<Vec<u8>> {
 
 /// What the key of a session holds from when it is ended.
 fn ended() -> Result<Vec<u8>> {
-    let until = millis(OffsetDateTime::now_utc()).saturating_add(whole_millis(ENDED_FOR));
+    let until = millis(OffsetDateTime::now_utc()).saturating_add(whole_millis(TOMBSTONE_TTL));
     serde_json::to_vec(&Kept { expires_ms: -until, data: HashMap::<String, ()>::new() }).map_err(StoreError::corrupt)
 }
 

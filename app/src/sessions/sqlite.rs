@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, named_params};
 use time::OffsetDateTime;
 
-use super::{Count, ENDED_FOR, Id, Loaded, Reach, Record, Result, SessionStore};
+use super::{Count, Id, Loaded, Reach, Record, Result, SessionStore, TOMBSTONE_TTL};
 use crate::{
     error::StoreError,
     sqlite::{Database, Durability},
@@ -104,7 +104,7 @@ impl SessionStore for SqliteSessions {
     }
 
     async fn delete(&self, id: &Id) -> Result<()> {
-        let (id, expires) = (id.to_string(), after(ENDED_FOR));
+        let (id, expires) = (id.to_string(), after(TOMBSTONE_TTL));
         let deleted = self.0.write(move |db| {
             // No data marks one that was ended.
             db.prepare_cached("UPDATE sessions SET data = '', expires_ms = :expires WHERE id = :id AND data <> ''")?

@@ -266,10 +266,10 @@ impl Endpoint {
     /// A response's head came after `latency`. Peaks count at once, improvement slowly, so that an endpoint which
     /// begins to stall is seen with its first slow answer.
     pub fn observe_latency(&self, latency: Duration) {
-        const SHARE_OF_NEW: f64 = 0.1;
+        const SMOOTHING: f64 = 0.1;
         let new = latency.as_secs_f64();
         let old = f64::from_bits(self.latency.load(Ordering::Relaxed));
-        let average = if old == 0.0 || new > old { new } else { old + (new - old) * SHARE_OF_NEW };
+        let average = if old == 0.0 || new > old { new } else { old + (new - old) * SMOOTHING };
         self.latency.store(average.to_bits(), Ordering::Relaxed);
     }
 

@@ -12,7 +12,7 @@ use crate::config::backend::{BackendAddress, UNIX, Weight};
 const POINTS_PER_WEIGHT: u64 = 160;
 
 /// Most points of a ring: 128 MiB. Beyond it the weights are scaled down to fit.
-const MOST_POINTS: u64 = 1 << 24;
+const MAX_POINTS: u64 = 1 << 24;
 
 /// Points around a circle, each leading to a backend. Depends on addresses and weights only, not on their order.
 #[derive(Debug)]
@@ -39,12 +39,12 @@ impl Ring {
         let total: u64 = parts.iter().map(|(_, weight)| u64::from(weight.as_u32())).sum::<u64>() * POINTS_PER_WEIGHT;
         let count = |weight: Weight| {
             let points = u64::from(weight.as_u32()) * POINTS_PER_WEIGHT;
-            if total > MOST_POINTS { (points * MOST_POINTS / total).max(1) } else { points }
+            if total > MAX_POINTS { (points * MAX_POINTS / total).max(1) } else { points }
         };
         // Equal hashes must not depend on the order of configuration, so the address decides.
         let mut by_address: Vec<(BackendIndex, &(BackendAddress, Weight))> = (0..).zip(&parts).collect();
         by_address.sort_by_key(|(_, (address, _))| address.as_str());
-        let mut points = Vec::with_capacity(total.min(MOST_POINTS) as usize);
+        let mut points = Vec::with_capacity(total.min(MAX_POINTS) as usize);
         for (index, (address, weight)) in by_address {
             points.extend(hashes(address).take(count(*weight) as usize).map(|hash| (hash, index)));
         }

@@ -24,7 +24,7 @@ use crate::state;
 use crate::user::{Owner, Rights, User, closed_files, folder_of};
 
 /// How long all names together may take to resolve.
-const RESOLVING_TIMEOUT: Duration = Duration::from_secs(5);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let user = user.map(named).transpose()?;
@@ -102,12 +102,12 @@ fn unresolved(checked: &Checked) -> anyhow::Result<Vec<Warning>> {
     let ask = |address| async move {
         let mut early = None;
         let question = resolver.ask(Question::of(address), config, |answer| early = Some(answer));
-        let answer = match timeout(RESOLVING_TIMEOUT, question).await {
+        let answer = match timeout(LOOKUP_TIMEOUT, question).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(unanswered)) => return vec![(None, unanswered.reason().to_owned())],
             Err(_) => match early {
                 Some(answer) => answer,
-                None => return vec![(None, format!("no answer within {} s", RESOLVING_TIMEOUT.as_secs()))],
+                None => return vec![(None, format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs()))],
             },
         };
         answer.problems().map(|(host, problem)| (Some(host), problem.to_owned())).collect()

@@ -561,12 +561,12 @@ impl Text {
 }
 
 /// What stands around an expression that has to fit the whole text.
-const WHOLE: (&str, &str) = ("^(?:", ")$");
+const ANCHORS: (&str, &str) = ("^(?:", ")$");
 
 impl CorsOrigin {
     /// The text of [`CorsOrigin::Regex`] for what was written.
     pub fn whole(written: &str) -> String {
-        [WHOLE.0, written, WHOLE.1].concat()
+        [ANCHORS.0, written, ANCHORS.1].concat()
     }
 }
 
@@ -772,7 +772,8 @@ impl Serialize for CorsOrigin {
             Self::Below { scheme, domain } => serializer.collect_str(&format_args!("{scheme}://*.{domain}")),
             Self::Regex(regex) => {
                 let text = regex.text();
-                let written = text.strip_prefix(WHOLE.0).and_then(|text| text.strip_suffix(WHOLE.1)).unwrap_or(text);
+                let written =
+                    text.strip_prefix(ANCHORS.0).and_then(|text| text.strip_suffix(ANCHORS.1)).unwrap_or(text);
                 serializer.collect_str(&format_args!("~{written}"))
             }
         }

@@ -61,7 +61,7 @@ const MAX_HEAD_BYTES: u64 = limits::MAX_HEAD_BYTES as u64;
 const MAX_FIELDS: u64 = limits::MAX_FIELDS as u64;
 
 /// Keys of sites that are not read yet. They are told apart from mistakes.
-const LATER: &[&str] =
+const UNFINISHED: &[&str] =
     &["files", "limits", "auth", "basic", "allow", "deny", "satisfy", "split", "mirror", "compress", "maintenance"];
 
 /// A configuration, and what in it cannot work or will not happen.
@@ -514,7 +514,7 @@ impl<'t> Reader<'t> {
                 self.problem(section.key_place(key), message);
             }
         }
-        let rights = SocketFileRights { mode: mode?.unwrap_or(SocketFileRights::USUAL_MODE), owner: owner? };
+        let rights = SocketFileRights { mode: mode?.unwrap_or(SocketFileRights::DEFAULT_MODE), owner: owner? };
         Some(has_unix_socket.then_some(rights))
     }
 

@@ -12,9 +12,9 @@ use crate::change::Author;
 use crate::clock;
 
 /// How long a kill waits for the threads that carry traffic to have looked.
-const LOOKING_TIMEOUT: Duration = Duration::from_secs(2);
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often it is looked whether a backend has finished before its deadline.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How a backend that was taken out with a deadline has ended.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -52,7 +52,7 @@ impl Control {
             .retain(|thread| thread.send(done.clone()).is_ok());
         drop(done);
         // It ends when the last thread has dropped its part.
-        let _ = tokio::time::timeout(LOOKING_TIMEOUT, all_done.recv()).await;
+        let _ = tokio::time::timeout(KILL_TIMEOUT, all_done.recv()).await;
         let killed = backend.metrics.killed.get() - before;
         tracing::info!(%pool, backend = %backend.address, killed, by = %author, "what was open on a backend is killed");
         killed
@@ -61,10 +61,10 @@ impl Control {
     /// Waits until a backend that has been taken out has finished: nothing is open on it, and its sticky clients are not
     /// sent there any more. At `deadline` it ends both.
     pub async fn kill_at(&self, deadline: Instant, pool: &str, backend: &Arc<Backend>, author: &Author) -> Drained {
-        const UNDONE: Drained = Drained { finished: false, killed: 0 };
+        const PENDING: Drained = Drained { finished: false, killed: 0 };
         loop {
             if backend.deadline() != Some(deadline) {
-                return UNDONE;
+                return PENDING;
             }
             let now = clock::now();
             let found = self.snapshot().pools.iter().find(|found| found.name.as_str() == pool).map(Arc::clone);
@@ -72,7 +72,7 @@ impl Control {
             let left = deadline.saturating_duration_since(now);
             if left.is_zero() || (!is_kept && backend.in_flight() == 0) {
                 if !backend.end_deadline(deadline) {
-                    return UNDONE;
+                    return PENDING;
                 }
                 if let Some(pool) = found {
                     pool.refresh(now);
@@ -80,7 +80,7 @@ impl Control {
                 let killed = if backend.in_flight() > 0 { self.kill(pool, backend, author).await } else { 0 };
                 return Drained { finished: true, killed };
             }
-            tokio::time::sleep(left.min(LOOK_INTERVAL)).await;
+            tokio::time::sleep(left.min(POLL_INTERVAL)).await;
         }
     }
 }

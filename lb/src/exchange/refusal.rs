@@ -76,7 +76,7 @@ pub enum Form {
 }
 
 impl Refusal {
-    const OWN: [Self; 17] = [
+    const STATIC: [Self; 17] = [
         Self::Misdirected,
         Self::PlainHttp,
         Self::Loop,
@@ -98,7 +98,7 @@ impl Refusal {
 
     pub fn all() -> impl Iterator<Item = Self> {
         let failed = |refusal: &Self| matches!(refusal, Self::Failed(_));
-        Self::OWN.into_iter().chain(Failure::ALL.into_iter().filter_map(Failure::refusal).filter(failed))
+        Self::STATIC.into_iter().chain(Failure::ALL.into_iter().filter_map(Failure::refusal).filter(failed))
     }
 
     pub fn status(self) -> u16 {

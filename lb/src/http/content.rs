@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::message::framing::Framing;
 
 /// Less than this is copied behind what goes before it, which is cheaper than to write from two places.
-const LEAST_IN_PLACE_BYTES: usize = 4096;
+const MIN_VECTORED_BYTES: usize = 4096;
 pub const CHUNK_LIMITS: chunked::Limits = chunked::Limits::new(4096, 8192);
 
 pub struct Content {
@@ -137,7 +137,7 @@ impl Content {
     pub fn read(&self, cursor: &mut Cursor, buffer: &[u8], out: &mut Vec<u8>) {
         let unread = self.unread(*cursor);
         if self.framing != Framing::Chunked {
-            if unread.len() < LEAST_IN_PLACE_BYTES {
+            if unread.len() < MIN_VECTORED_BYTES {
                 cursor.pass(unread.len());
                 out.extend_from_slice(&buffer[unread]);
             }

@@ -22,10 +22,10 @@ use crate::value::{Facts, Known, Presence, Value};
 pub struct Changes<'a>(Vec<Entry<'a>>);
 
 /// So many changes need no memory but the stack when they are made to a head.
-const FEW: usize = 8;
+const INLINE_CHANGES: usize = 8;
 
 /// Few values are longer.
-const MADE_BYTES: usize = 64;
+const VALUE_CAPACITY: usize = 64;
 
 struct Entry<'a> {
     name: FieldName<'a>,
@@ -78,10 +78,10 @@ impl<'a> Changes<'a> {
     /// Gives them to `take` as the writer of heads takes them.
     pub fn list<R>(&self, take: impl FnOnce(&[Change<'_>]) -> R) -> R {
         let all = self.0.iter().filter_map(Entry::change);
-        if self.0.len() > FEW {
+        if self.0.len() > INLINE_CHANGES {
             return take(&all.collect::<Vec<_>>());
         }
-        let mut few = [Change::NOTHING; FEW];
+        let mut few = [Change::NOTHING; INLINE_CHANGES];
         let mut count = 0;
         for (place, change) in few.iter_mut().zip(all) {
             *place = change;
@@ -315,7 +315,7 @@ fn field_value<'a>(value: &'a Value, facts: &'a RequestFacts<'a>) -> Option<Cow<
     if let Some(text) = lies.map(ascii::trim) {
         return (!text.is_empty()).then_some(Cow::Borrowed(text));
     }
-    let mut made = Vec::with_capacity(MADE_BYTES);
+    let mut made = Vec::with_capacity(VALUE_CAPACITY);
     (value.write_field(facts, &mut made) == Presence::Present).then_some(Cow::Owned(made))
 }
 
@@ -593,7 +593,7 @@ mod tests {
             }
             assert_eq!(told(&changes), *expected);
         }
-        for count in [FEW, FEW + 1] {
+        for count in [INLINE_CHANGES, INLINE_CHANGES + 1] {
             let mut changes = Changes(Vec::new());
             (0..count).for_each(|_| changes.push(name(), Kind::Add, value("a")));
             assert_eq!(told(&changes), vec!["add a"; count]);

@@ -20,7 +20,7 @@ type ByServer = std::collections::BTreeMap<Incarnation, Server>;
 /// How often they are looked through.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// A few more than the one that is wanted.
-const MOST_CLOSED_AT_ONCE: usize = 8;
+const MAX_CLOSED_AT_ONCE: usize = 8;
 
 /// A connection to a backend that carries no request.
 pub struct Connection {
@@ -123,7 +123,7 @@ pub async fn sweep_forever(most: Arc<AtomicUsize>) {
 /// Closes some, so that others can be opened: of the server to which most lead, those that idle longest. False: there is
 /// none on this thread.
 pub fn make_room() -> bool {
-    CONNECTIONS.with_borrow_mut(|connections| connections.close(MOST_CLOSED_AT_ONCE) > 0)
+    CONNECTIONS.with_borrow_mut(|connections| connections.close(MAX_CLOSED_AT_ONCE) > 0)
 }
 
 impl Connections {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Before it nothing is asked: connections may start slowly.
-const GRACE: Duration = Duration::from_secs(5);
+const RATE_GRACE: Duration = Duration::from_secs(5);
 
 /// One direction of one exchange.
 #[derive(Debug, Clone)]
@@ -91,7 +91,7 @@ impl Pace {
             None => self.moved,
         };
         let earned = Duration::from_secs(moved / u64::from(least.get()));
-        limit.min((GRACE + earned).saturating_sub(self.waited))
+        limit.min((RATE_GRACE + earned).saturating_sub(self.waited))
     }
 
     /// How long the client has kept us waiting in all.
@@ -132,7 +132,7 @@ mod tests {
         for _ in 0..10_000 {
             pace.moved(240, Duration::from_secs(1));
         }
-        assert_eq!(pace.patience(LIMIT), GRACE);
+        assert_eq!(pace.patience(LIMIT), RATE_GRACE);
         pace.moved(240 * 100, Duration::ZERO);
         assert_eq!(pace.patience(LIMIT), LIMIT, "the limit on a single wait stays");
     }
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn another_rate_is_asked_of_all_that_was_moved() {
         let mut pace = Pace::new(None, None);
-        pace.moved(240 * 10, GRACE + Duration::from_secs(7));
+        pace.moved(240 * 10, RATE_GRACE + Duration::from_secs(7));
         pace.ask(NonZero::new(240), None);
         assert_eq!(pace.patience(LIMIT), Duration::from_secs(3));
         pace.ask(None, None);
@@ -158,12 +158,12 @@ mod tests {
     fn what_other_streams_of_the_connection_move_counts() {
         let total = Total::new(Instant::now());
         let mut slow = Pace::new(NonZero::new(240), Some(&total));
-        slow.moved(0, GRACE);
+        slow.moved(0, RATE_GRACE);
         assert_eq!(slow.patience(LIMIT), Duration::ZERO);
         let mut busy = Pace::new(NonZero::new(240), Some(&total));
         busy.moved(2400, Duration::ZERO);
         assert_eq!(slow.patience(LIMIT), Duration::from_secs(10));
-        assert_eq!(Pace::new(NonZero::new(240), Some(&total)).patience(LIMIT), GRACE, "not what was moved before");
+        assert_eq!(Pace::new(NonZero::new(240), Some(&total)).patience(LIMIT), RATE_GRACE, "not what was moved before");
     }
 
     #[test]

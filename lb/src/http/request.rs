@@ -37,7 +37,7 @@ use crate::snapshot::Snapshot;
 use crate::value::table::Tables;
 
 /// Fields that only we tell a backend, whatever came in.
-const OURS: NameSet = NameSet::of(&[
+const GENERATED_FIELDS: NameSet = NameSet::of(&[
     Name::Forwarded,
     Name::XForwardedFor,
     Name::XForwardedHost,
@@ -48,7 +48,7 @@ const OURS: NameSet = NameSet::of(&[
 ]);
 
 /// Fields that tell a backend of the client's certificate, which no client is believed (RFC 9440 §4).
-const OF_CLIENT_CERTIFICATES: NameSet =
+const CLIENT_CERTIFICATE_FIELDS: NameSet =
     NameSet::of(&[Name::ClientCert, Name::ClientCertChain, Name::XForwardedClientCert]);
 
 /// What a request has become on its way, where that is not what was received.
@@ -382,7 +382,7 @@ fn write_changed_head(
     }
     let (changes, lines) = Changes::made(plan.changes, plan.lines, |changes| {
         if of.course.is_bare {
-            for name in OF_CONTENT {
+            for name in CONTENT_FIELDS {
                 changes.remove(FieldName::known(*name));
             }
         }
@@ -412,7 +412,7 @@ fn write_changed_head(
 }
 
 /// Fields that speak of the content.
-const OF_CONTENT: &[Name] = &[Name::ContentType, Name::ContentEncoding, Name::ContentRange];
+const CONTENT_FIELDS: &[Name] = &[Name::ContentType, Name::ContentEncoding, Name::ContentRange];
 
 const CONDITIONS: &[Name] =
     &[Name::Range, Name::IfRange, Name::IfMatch, Name::IfNoneMatch, Name::IfModifiedSince, Name::IfUnmodifiedSince];
@@ -461,12 +461,12 @@ impl Told {
 
     /// What tells the backend of the client, and of the request's id by its usual field.
     fn lines<'a>(&self, text: &'a str) -> Lines<'a> {
-        let mut replaced = OURS;
+        let mut replaced = GENERATED_FIELDS;
         if self.id_field == RequestIdField::Usual {
             replaced = replaced.with(Name::XRequestId);
         }
         if !self.continues_client_certificate {
-            replaced = replaced.union(OF_CLIENT_CERTIFICATES);
+            replaced = replaced.union(CLIENT_CERTIFICATE_FIELDS);
         }
         if !self.continues_x_forwarded {
             replaced = replaced.with(Name::XForwardedServer);

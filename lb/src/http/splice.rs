@@ -11,11 +11,11 @@ use tokio::io::Interest;
 use super::io::Plain;
 
 /// Less than this is read and written, which costs fewer system calls.
-pub const LEAST_BYTES: u64 = 128 * 1024;
+pub const MIN_SPLICE_BYTES: u64 = 128 * 1024;
 const PIPE_BYTES: usize = 256 * 1024;
-const LEAST_PIPE_BYTES: usize = 64 * 1024;
+const MIN_PIPE_BYTES: usize = 64 * 1024;
 /// Pipes that a thread keeps for the next content.
-const MOST_SPARE: usize = 16;
+const MAX_SPARE: usize = 16;
 
 /// A pipe, with what is in it.
 pub struct Pipe {
@@ -48,7 +48,7 @@ impl Pipe {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // Where the user's share of pipes is used up they are tiny.
         let _ = fcntl_setpipe_size(&writer, PIPE_BYTES);
-        if fcntl_getpipe_size(&writer)? < LEAST_PIPE_BYTES {
+        if fcntl_getpipe_size(&writer)? < MIN_PIPE_BYTES {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         OPEN.set(OPEN.get() + 1);
@@ -58,7 +58,7 @@ impl Pipe {
     /// Keeps an empty pipe for the next content. One that is not empty is closed with what is in it.
     pub fn give_back(self) {
         SPARE.with_borrow_mut(|spare| {
-            if self.filled == 0 && spare.len() < MOST_SPARE {
+            if self.filled == 0 && spare.len() < MAX_SPARE {
                 spare.push(self);
             }
         });

@@ -50,13 +50,13 @@ const LARGE_READ_BYTES: usize = 64 * 1024;
 /// So much is read at once of content that comes and goes as fast as it is read and written.
 pub const MAX_READ_BYTES: usize = 256 * 1024;
 /// A client that is waited for longer than this is given smaller pieces again.
-const BRISK: Duration = Duration::from_millis(20);
+const MAX_LARGE_READ_WAIT: Duration = Duration::from_millis(20);
 /// How much of the next requests is taken in while this one is being answered.
-const MOST_PIPELINED_BYTES: usize = 16 * 1024;
+const MAX_PIPELINED_BYTES: usize = 16 * 1024;
 
 /// How often the client is read before the other direction has its turn. Without it a client that sends as fast as it is
 /// read uses up what tokio lets a task do at once, and the backend is not heard.
-const MOST_READS_AT_ONCE: usize = 16;
+const MAX_CONSECUTIVE_READS: usize = 16;
 
 /// No backend gives up a client sooner that does not take its response.
 const MIN_CLIENT_LAG: Duration = Duration::from_secs(1);
@@ -593,7 +593,7 @@ impl<'a> Transfer<'a> {
 
     /// Sends the request on as far as it goes.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        for _ in 0..MOST_READS_AT_ONCE {
+        for _ in 0..MAX_CONSECUTIVE_READS {
             if !self.poll_write_backend(cx) {
                 // Nothing of the client is read meanwhile.
                 return self.poll_presence(cx);
@@ -676,7 +676,7 @@ impl<'a> Transfer<'a> {
     /// Notices a client that leaves, and takes in what it sends ahead.
     fn watch_client(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         while !self.has_half_closed {
-            if self.work.from_client.len() >= self.body.end() + MOST_PIPELINED_BYTES {
+            if self.work.from_client.len() >= self.body.end() + MAX_PIPELINED_BYTES {
                 return self.poll_presence(cx);
             }
             self.work.from_client.reserve(1024);
@@ -719,7 +719,7 @@ impl<'a> Transfer<'a> {
     /// Reads what the client sends and drops it, and notices a client that leaves. What it sends beyond its content does not
     /// count as progress, or one that never reads its answer could go on for good.
     fn drop_input(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        for _ in 0..MOST_READS_AT_ONCE {
+        for _ in 0..MAX_CONSECUTIVE_READS {
             if self.has_half_closed {
                 return Ok(());
             }
@@ -899,7 +899,7 @@ impl<'a> Transfer<'a> {
             return Err(Failure::ResponseBodyMalformed);
         }
         let body = &mut content.body;
-        if content.pipe.is_none() && !content.is_copied && body.plain_bytes_left() >= Some(splice::LEAST_BYTES) {
+        if content.pipe.is_none() && !content.is_copied && body.plain_bytes_left() >= Some(splice::MIN_SPLICE_BYTES) {
             content.pipe = self.client.plain().and(h1.socket.plain()).and_then(|_| Pipe::take().ok());
             content.is_copied = content.pipe.is_none();
         }

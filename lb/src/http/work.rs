@@ -14,9 +14,9 @@ use crate::message::limits::Limits;
 use crate::value::variable::Variable;
 
 /// How many a thread keeps for the next connections.
-const MOST_SPARE: usize = 128;
+const MAX_SPARE: usize = 128;
 /// A buffer that grew beyond this is not kept.
-const MOST_KEPT_BYTES: usize = 128 * 1024;
+const MAX_SPARE_CAPACITY: usize = 128 * 1024;
 /// What those that a thread keeps may hold together.
 const MAX_SPARE_BYTES: usize = 8 * 1024 * 1024;
 
@@ -44,7 +44,7 @@ pub struct Work {
 pub struct Received(Vec<u8>);
 
 /// By how much a head may grow in its place: an id of the request, and some fields that are set.
-const HEAD_ROOM: usize = 128;
+const HEADROOM_BYTES: usize = 128;
 
 #[derive(Default)]
 struct Spare {
@@ -97,17 +97,17 @@ impl Work {
             [&mut self.from_client, &mut self.to_backend, &mut self.to_client, &mut self.path, &mut self.target]
         {
             buffer.clear();
-            buffer.shrink_to(MOST_KEPT_BYTES);
+            buffer.shrink_to(MAX_SPARE_CAPACITY);
         }
         self.from_backend.clear();
-        self.from_backend.0.shrink_to(MOST_KEPT_BYTES);
+        self.from_backend.0.shrink_to(MAX_SPARE_CAPACITY);
         self.text.clear();
-        self.text.shrink_to(MOST_KEPT_BYTES);
+        self.text.shrink_to(MAX_SPARE_CAPACITY);
         // Few routes need it.
         self.noted = Vec::new();
         SPARE.with_borrow_mut(|spare| {
             let bytes = spare.bytes + self.bytes();
-            if spare.works.len() < MOST_SPARE && bytes <= MAX_SPARE_BYTES {
+            if spare.works.len() < MAX_SPARE && bytes <= MAX_SPARE_BYTES {
                 spare.bytes = bytes;
                 spare.works.push(self);
             }
@@ -124,15 +124,15 @@ impl Work {
 
 impl Received {
     pub fn clear(&mut self) {
-        self.0.truncate(HEAD_ROOM);
+        self.0.truncate(HEADROOM_BYTES);
     }
 
     pub fn truncate(&mut self, len: usize) {
-        self.0.truncate(HEAD_ROOM + len);
+        self.0.truncate(HEADROOM_BYTES + len);
     }
 
     pub fn drop_first(&mut self, count: usize) {
-        self.0.drain(HEAD_ROOM..HEAD_ROOM + count);
+        self.0.drain(HEADROOM_BYTES..HEADROOM_BYTES + count);
     }
 
     /// To be appended to.
@@ -142,7 +142,7 @@ impl Received {
 
     /// Where a head so long begins in the place of one that ends at `head`, if it fits there.
     pub fn place_of_head(&self, head: usize, len: usize) -> Option<usize> {
-        (HEAD_ROOM + head).checked_sub(len)
+        (HEADROOM_BYTES + head).checked_sub(len)
     }
 
     /// Puts `new` at the place that was found for it, and has the two buffers change places.
@@ -150,13 +150,13 @@ impl Received {
         self.0[start..start + new.len()].copy_from_slice(new);
         std::mem::swap(&mut self.0, new);
         self.0.clear();
-        self.0.resize(HEAD_ROOM, 0);
+        self.0.resize(HEADROOM_BYTES, 0);
     }
 }
 
 impl Default for Received {
     fn default() -> Self {
-        Self(vec![0; HEAD_ROOM])
+        Self(vec![0; HEADROOM_BYTES])
     }
 }
 
@@ -164,7 +164,7 @@ impl Deref for Received {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0[HEAD_ROOM..]
+        &self.0[HEADROOM_BYTES..]
     }
 }
 
@@ -178,7 +178,7 @@ mod tests {
         let mut received = Received::default();
         received.end().extend_from_slice(b"headcontent");
         for (new, fits) in
-            [("a longer head", true), (&"x".repeat(HEAD_ROOM + 4), true), (&"x".repeat(HEAD_ROOM + 5), false)]
+            [("a longer head", true), (&"x".repeat(HEADROOM_BYTES + 4), true), (&"x".repeat(HEADROOM_BYTES + 5), false)]
         {
             let mut received = Received::default();
             received.end().extend_from_slice(b"headcontent and more");
@@ -219,26 +219,26 @@ mod tests {
     #[test]
     fn what_was_noted_of_an_answer_is_not_kept() {
         let mut work = Work::take();
-        work.noted.push((Variable::Host, vec![0; MOST_KEPT_BYTES]));
-        work.text.reserve(2 * MOST_KEPT_BYTES);
+        work.noted.push((Variable::Host, vec![0; MAX_SPARE_CAPACITY]));
+        work.text.reserve(2 * MAX_SPARE_CAPACITY);
         work.give_back();
         let work = Work::take();
-        assert!(work.noted.is_empty() && work.noted.capacity() == 0 && work.text.capacity() <= MOST_KEPT_BYTES);
+        assert!(work.noted.is_empty() && work.noted.capacity() == 0 && work.text.capacity() <= MAX_SPARE_CAPACITY);
     }
 
     #[test]
     fn what_is_spare_is_bounded_in_bytes() {
-        let works: Vec<_> = (0..MOST_SPARE)
+        let works: Vec<_> = (0..MAX_SPARE)
             .map(|_| {
                 let mut work = Work::take();
-                work.from_client.reserve(MOST_KEPT_BYTES);
-                work.to_client.reserve(2 * MOST_KEPT_BYTES);
+                work.from_client.reserve(MAX_SPARE_CAPACITY);
+                work.to_client.reserve(2 * MAX_SPARE_CAPACITY);
                 work
             })
             .collect();
         works.into_iter().for_each(Work::give_back);
         let (count, bytes) = SPARE.with_borrow(|spare| (spare.works.len(), spare.bytes));
-        assert!(count > 1 && count < MOST_SPARE && bytes <= MAX_SPARE_BYTES, "{count} of {bytes} bytes");
+        assert!(count > 1 && count < MAX_SPARE && bytes <= MAX_SPARE_BYTES, "{count} of {bytes} bytes");
         for _ in 0..count {
             drop(Work::take());
         }

@@ -28,13 +28,13 @@ use crate::metrics::TlsMetrics;
 use crate::tls::server::ServerTls;
 
 /// How much time each client has, even if others wait for its place.
-const LEAST_HANDSHAKE: Duration = Duration::from_secs(1);
+const MIN_HANDSHAKE_TIME: Duration = Duration::from_secs(1);
 /// A fatal alert `unrecognized_name` (RFC 8446 §6, RFC 6066 §3), before anything is encrypted.
 const UNRECOGNIZED_NAME: &[u8] = &[21, 3, 1, 0, 2, 2, 112];
 /// As well `protocol_version`, as RFC 8996 §4 and §5 demand it.
 const PROTOCOL_VERSION: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
 /// So much of what a client sends first tells what it speaks: the header of a record, that of a message, a version.
-const TELLING_BYTES: usize = 5 + 4 + 2;
+const CLIENT_HELLO_PREFIX_BYTES: usize = 5 + 4 + 2;
 /// So many failures of a listener in a row, with no success between, are told as a warning.
 const FREQUENT_FAILURES: u32 = 20;
 
@@ -105,7 +105,7 @@ pub async fn accept(
     peer: PeerAddress,
 ) -> Result<Box<TlsStream<Io>>, Failed> {
     let shed = async {
-        tokio::time::sleep(LEAST_HANDSHAKE).await;
+        tokio::time::sleep(MIN_HANDSHAKE_TIME).await;
         engine.sheds_handshake().await;
     };
     let accepted = tokio::select! {
@@ -123,12 +123,12 @@ pub async fn accept(
 }
 
 async fn handshake(engine: &Engine, tls: &Arc<ServerTls>, io: Io) -> Result<Box<TlsStream<Io>>, Failed> {
-    let mut first = [0; TELLING_BYTES];
+    let mut first = [0; CLIENT_HELLO_PREFIX_BYTES];
     match io.peek(&mut first).await.map_err(Failed::Io)? {
         0 => return Err(Failed::Io(ErrorKind::UnexpectedEof.into())),
         // No record of TLS begins so, nor one of SSL 2.
         _ if first[0].is_ascii_alphabetic() || matches!(first[0], b'\r' | b'\n') => return Err(Failed::PlainHttp(io)),
-        TELLING_BYTES if is_old_hello(&first) => {
+        CLIENT_HELLO_PREFIX_BYTES if is_old_hello(&first) => {
             refuse_old(io).await;
             return Err(Failed::OldVersion);
         }
@@ -168,7 +168,7 @@ fn has_expired(connection: &ServerConnection) -> bool {
 
 /// Whether this is the beginning of a ClientHello of TLS 1.1 or older. Newer ones say TLS 1.2 here (RFC 8446 §4.1.2). rustls
 /// would tell their client that they cannot agree on signatures.
-fn is_old_hello(first: &[u8; TELLING_BYTES]) -> bool {
+fn is_old_hello(first: &[u8; CLIENT_HELLO_PREFIX_BYTES]) -> bool {
     const HANDSHAKE: u8 = 22;
     const CLIENT_HELLO: u8 = 1;
     let [kind, _, _, length @ .., message, _, _, _, _, _] = *first;

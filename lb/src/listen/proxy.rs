@@ -23,7 +23,7 @@ const MAX_V1_BYTES: usize = 107;
 /// Of version 2: the longest addresses, two of Unix sockets, and what may be told beside them.
 const MAX_V2_BYTES: usize = FIXED_BYTES + 216 + 4096;
 /// How much time each sender has, even if others wait for its place.
-const LEAST_TIME: Duration = Duration::from_secs(1);
+const MIN_HEADER_TIME: Duration = Duration::from_secs(1);
 
 /// Of whom a listener demands the header.
 pub struct Expected {
@@ -83,7 +83,7 @@ impl Expected {
     /// Reads the header and nothing behind it: who the client is. `None`: the connection has to be cut.
     pub async fn read(&self, engine: &Engine, io: &mut Io, peer: PeerAddress) -> Option<PeerAddress> {
         let shed = async {
-            tokio::time::sleep(LEAST_TIME).await;
+            tokio::time::sleep(MIN_HEADER_TIME).await;
             engine.sheds_handshake().await;
         };
         let header = tokio::select! {

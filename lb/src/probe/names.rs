@@ -21,7 +21,7 @@ const MAX_PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// How long traffic and the start wait for the first answer, before a name counts as one that leads nowhere.
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// No question takes longer, whatever servers, attempts and search domains there are.
-const MAX_QUESTION_TIME: Duration = Duration::from_secs(60);
+const MAX_LOOKUP_TIME: Duration = Duration::from_secs(60);
 
 /// A line of the log names no more addresses.
 const MAX_LISTED: usize = 8;
@@ -314,7 +314,7 @@ impl Asking<'_> {
             self.take_up(&lock(known));
         };
         let question = self.resolver.ask(Question::of(self.address), self.config, early);
-        let asking = tokio::time::timeout(MAX_QUESTION_TIME, question);
+        let asking = tokio::time::timeout(MAX_LOOKUP_TIME, question);
         let late = |_| Err(Unanswered::Failed { reason: "no DNS server answers in time".to_owned() });
         let mut asking = std::pin::pin!(asking);
         if !lock(known).was_asked {

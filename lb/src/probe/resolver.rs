@@ -31,7 +31,7 @@ const HOSTS_TTL: Duration = Duration::from_secs(5);
 pub const MAX_ADDRESSES: usize = 128;
 
 /// How long the hosts of a service are awaited before those that have answered are used: less than the first answer may take.
-const PATIENCE_WITH_HOSTS: Duration = Duration::from_millis(500);
+const HOSTS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -286,7 +286,7 @@ impl Sources {
             }
         });
         let mut asked: FuturesUnordered<_> = ask.collect();
-        let mut patience = std::pin::pin!(tokio::time::sleep(PATIENCE_WITH_HOSTS));
+        let mut patience = std::pin::pin!(tokio::time::sleep(HOSTS_TIMEOUT));
         let mut is_waiting = true;
         loop {
             let (place, ended) = tokio::select! {

@@ -15,11 +15,11 @@ use crate::value::condition::Condition;
 use crate::value::pattern::Sets;
 
 /// Regexes that fit every path.
-const OF_ANY: &[&str] =
+const MATCHES_ANY_PATH: &[&str] =
     &["", ".", ".*", "/", "^", "^.", "^.*", "^/", "^/.*", "^/.*$", "^.*$", "^(.*)$", "^/(.*)$", "(.*)"];
 
 /// Regexes that fit every host.
-const OF_ANY_HOST: &[&str] = &["", ".", ".*", ".+", "^", "^.", "^.*", "^.+", "^.*$", "^.+$", "^(.*)$", "^(.+)$"];
+const MATCHES_ANY_HOST: &[&str] = &["", ".", ".*", ".+", "^", "^.", "^.*", "^.+", "^.*$", "^.+$", "^(.*)$", "^(.+)$"];
 
 /// Adds what no request can reach to the warnings.
 pub fn tell(checked: &mut Checked) {
@@ -55,7 +55,7 @@ fn hosts(config: &Config, told: &mut Vec<Advice>) {
                 HostPattern::Starting(labels) => {
                     start.strip_prefix(labels.as_str()).is_some_and(|rest| rest.starts_with('.'))
                 }
-                HostPattern::Regex(regex) => other < place && OF_ANY_HOST.contains(&regex.text()),
+                HostPattern::Regex(regex) => other < place && MATCHES_ANY_HOST.contains(&regex.text()),
                 HostPattern::Exact(_) | HostPattern::Any => false,
             };
             let hiding = others().filter(|(_, other)| is_wherever(other, site)).find_map(|(index, other)| {
@@ -286,7 +286,7 @@ fn jumps(site: &SiteConfig) -> impl Iterator<Item = &JumpTo> {
 }
 
 fn is_of_any(matcher: &Matcher) -> bool {
-    matches!(matcher, Matcher::Regex(regex) if OF_ANY.contains(&regex.text()))
+    matches!(matcher, Matcher::Regex(regex) if MATCHES_ANY_PATH.contains(&regex.text()))
 }
 
 /// What every path begins with that a regex fits, as far as it is plain to see.

@@ -104,7 +104,7 @@ const MAX_COMPILED_BYTES: usize = 1 << 20;
 const MAX_CACHE_BYTES: usize = 256 << 10;
 
 /// From so many expressions on they are asked together first.
-const LEAST_TOGETHER: usize = 4;
+const MIN_SET_PATTERNS: usize = 4;
 
 /// Texts that are compared one by one.
 const MAX_TEXTS: usize = 16;
@@ -235,7 +235,7 @@ impl<T> Patterns<T> {
         let all = all.into();
         let others = all.iter().filter(|(one, _)| !one.is_plain()).map(|(one, _)| one.translated().to_owned());
         let others: Box<[String]> = others.collect();
-        let any = if others.len() < LEAST_TOGETHER { None } else { sets.set(others) };
+        let any = if others.len() < MIN_SET_PATTERNS { None } else { sets.set(others) };
         Self { all, any }
     }
 

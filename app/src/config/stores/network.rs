@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// No request should wait longer for a store.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl RedisArgs {
     pub(super) fn settings(&self, visitor_lifetime: Duration) -> anyhow::Result<redis_cluster::Settings> {
@@ -36,7 +36,7 @@ impl RedisArgs {
             ("--redis-attempt-timeout", self.redis_attempt_timeout),
             ("--redis-timeout", self.redis_timeout),
         ] {
-            check_range(flag, time, LONGEST_WAIT)?;
+            check_range(flag, time, MAX_TIMEOUT)?;
         }
         ensure!(
             self.redis_response_timeout <= self.redis_attempt_timeout
@@ -68,9 +68,9 @@ impl DatabaseArgs {
             format!("--data {kind} needs --database-url, such as postgresql://crate@cratedb-1:5432,cratedb-2:5432/doc")
         })?;
         for (flag, time, longest) in [
-            ("--database-connect-timeout", self.database_connect_timeout, LONGEST_WAIT),
-            ("--database-statement-timeout", self.database_statement_timeout, LONGEST_WAIT),
-            ("--database-timeout", self.database_timeout, LONGEST_WAIT),
+            ("--database-connect-timeout", self.database_connect_timeout, MAX_TIMEOUT),
+            ("--database-statement-timeout", self.database_statement_timeout, MAX_TIMEOUT),
+            ("--database-timeout", self.database_timeout, MAX_TIMEOUT),
             ("--database-start-deadline", self.database_start_deadline, Duration::from_secs(24 * 3600)),
         ] {
             check_range(flag, time, longest)?;

@@ -93,9 +93,9 @@ fn one_node(all: &Config, host: &Host, port: u16, password: Option<&Secret>) -> 
         (None, None) => &mut node,
     };
     // What was sent and is not acknowledged within this time ends a connection, as does silence for a while.
-    node.tcp_user_timeout(all.get_tcp_user_timeout().copied().unwrap_or(UNACKNOWLEDGED))
-        .keepalives_idle(SILENCE)
-        .keepalives_interval(SILENCE / 4)
+    node.tcp_user_timeout(all.get_tcp_user_timeout().copied().unwrap_or(TCP_USER_TIMEOUT))
+        .keepalives_idle(KEEPALIVE_IDLE)
+        .keepalives_interval(KEEPALIVE_IDLE / 4)
         .keepalives_retries(3);
     node
 }
@@ -159,7 +159,7 @@ impl Link {
         self.client.as_ref().expect("only `cancel` takes it, and nobody sends a statement after that")
     }
 
-    /// Has the server end the statement that runs, and waits until it has, for at most [`CANCEL_WITHIN`]: a node that hangs
+    /// Has the server end the statement that runs, and waits until it has, for at most [`CANCEL_TIMEOUT`]: a node that hangs
     /// never does. The connection serves no more.
     pub async fn cancel(&mut self) {
         let Some(client) = self.client.take().filter(|client| !client.is_closed()) else { return };
@@ -173,12 +173,12 @@ impl Link {
                     Some(tls) => token.cancel_query(tls).await?,
                 }
                 // A request that arrives before the statement does is in vain.
-                if timeout(CANCEL_AGAIN, &mut self.task).await.is_ok() {
+                if timeout(CANCEL_INTERVAL, &mut self.task).await.is_ok() {
                     return Ok::<_, tokio_postgres::Error>(());
                 }
             }
         };
-        match timeout(CANCEL_WITHIN, cancelling).await {
+        match timeout(CANCEL_TIMEOUT, cancelling).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(error = %Told(error), "a statement could not be cancelled"),
             Err(_) => tracing::debug!("a statement was not cancelled in time"),
@@ -323,7 +323,7 @@ impl Manager for Connections {
             return Err(RecycleError::message("it has ended"));
         }
         // A connection never moves: without an age, a node that was away would be left out for ever.
-        if metrics.created.elapsed() > LONGEST_LIFE {
+        if metrics.created.elapsed() > MAX_CONNECTION_AGE {
             return Err(RecycleError::message("it is old"));
         }
         Ok(())
@@ -331,12 +331,12 @@ impl Manager for Connections {
 }
 
 /// Beyond it a statement is left to run: its place in the pool is worth more.
-const CANCEL_WITHIN: Duration = Duration::from_millis(500);
-const CANCEL_AGAIN: Duration = Duration::from_millis(100);
-const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
-const SILENCE: Duration = Duration::from_secs(10);
+const CANCEL_TIMEOUT: Duration = Duration::from_millis(500);
+const CANCEL_INTERVAL: Duration = Duration::from_millis(100);
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const AVOID_FOR_MS: u64 = 10_000;
-const LONGEST_LIFE: Duration = Duration::from_secs(300);
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {

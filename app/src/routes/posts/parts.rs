@@ -101,7 +101,7 @@ impl Stream for Pieces {
         }
         let length = self.chunk.len().min(PIECE);
         let piece = self.chunk.split_to(length);
-        if self.progress.pending.fetch_add(length, Ordering::Relaxed) + length > MOST_PENDING {
+        if self.progress.pending.fetch_add(length, Ordering::Relaxed) + length > MAX_PENDING_BYTES {
             return Poll::Ready(Some(Err("too much stands between the parts of the form".into())));
         }
         self.has_given = true;
@@ -111,4 +111,4 @@ impl Stream for Pieces {
 
 const PIECE: usize = 16 * 1024;
 /// Bytes between the contents of two parts, one piece of them included.
-const MOST_PENDING: usize = 2 * PIECE;
+const MAX_PENDING_BYTES: usize = 2 * PIECE;

@@ -13,7 +13,7 @@ use super::environment::{Replaced, Text};
 use super::sources::{Parsed, Sources};
 use super::template::Template;
 use super::values::{self, Read};
-use super::{DEFAULT, LATER, Position, Problem};
+use super::{DEFAULT, Position, Problem, UNFINISHED};
 use crate::config::site::Origin;
 use crate::config::transport;
 use crate::value::pattern::Pattern;
@@ -21,7 +21,7 @@ use crate::value::pattern::Pattern;
 const EXAMPLE_OF_VALUES: &str = "{ from = \"$cookie_tier\", cases = { gold = \"fast\" }, default = \"slow\" }";
 
 /// Longest part of a value that a message repeats.
-const SHOWN_CHARS: usize = 48;
+const MAX_SHOWN_CHARS: usize = 48;
 
 pub struct Reader<'t> {
     /// The CAs of the system, once they have been read.
@@ -562,7 +562,7 @@ impl<'t> Reader<'t> {
                 continue;
             }
             let is_of_site = matches!(section.path.as_str(), "" | "site" | "site.route" | "route");
-            if is_of_site && LATER.contains(&name) {
+            if is_of_site && UNFINISHED.contains(&name) {
                 self.problem(place, format!("{full} is not there yet in this version of Evenkeel: remove it"));
                 continue;
             }
@@ -872,7 +872,7 @@ fn join(path: &str, key: &str) -> String {
 
 pub fn shortened(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default();
-    match line.char_indices().nth(SHOWN_CHARS) {
+    match line.char_indices().nth(MAX_SHOWN_CHARS) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None if line.len() < text.len() => format!("{line}…"),
         None => line.to_owned(),

@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 use super::DEFAULT;
 
 /// Tables whose keys are the operator's own: what is below them is known of `*`.
-const FREE: &[&str] = &["values", "error_pages"];
+const USER_KEYED: &[&str] = &["values", "error_pages"];
 
 /// What of a route its site cannot say.
 const ROUTES_ONLY: &[&str] =
@@ -75,7 +75,7 @@ impl<'t> Template<'t> {
                 child.is_default = !is_comment(key.span().start);
             }
             match value.get_ref() {
-                DeValue::Table(inner) if FREE.contains(&name) => child.add_free(inner),
+                DeValue::Table(inner) if USER_KEYED.contains(&name) => child.add_free(inner),
                 DeValue::Table(inner) => child.add(inner),
                 DeValue::Array(elements) => {
                     elements

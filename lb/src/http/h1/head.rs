@@ -498,7 +498,7 @@ impl RequestHead {
 }
 
 /// Fields that the balancer sets, or from which it has understood the request.
-const OURS: NameSet = NameSet::of(&[
+const INTERPRETED_FIELDS: NameSet = NameSet::of(&[
     Name::CdnLoop,
     Name::ClientCert,
     Name::ClientCertChain,
@@ -525,11 +525,11 @@ const OURS: NameSet = NameSet::of(&[
     Name::XRequestId,
 ]);
 
-/// Whether an application that takes `_` and `.` for hyphens reads `name` as one of [`OURS`].
+/// Whether an application that takes `_` and `.` for hyphens reads `name` as one of [`INTERPRETED_FIELDS`].
 #[cold]
 fn reads_as_ours(name: &[u8]) -> bool {
     let folded: Vec<u8> = name.iter().map(|byte| if matches!(byte, b'_' | b'.') { b'-' } else { *byte }).collect();
-    OURS.has(Name::of(&folded))
+    INTERPRETED_FIELDS.has(Name::of(&folded))
 }
 
 /// Where the request line begins, `None` while only blank lines have come.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::super::timer::Timer;
-use super::{BRISK, Download, Happened, LARGE_READ_BYTES, Moved, Receiving, Transfer, Upload, Writing};
+use super::{Download, Happened, LARGE_READ_BYTES, MAX_LARGE_READ_WAIT, Moved, Receiving, Transfer, Upload, Writing};
 use crate::clock;
 use crate::failure::Failure;
 use crate::plant::Bug;
@@ -164,7 +164,7 @@ impl Transfer<'_> {
                 // Sending is progress of the client too.
                 self.pace.moved(from_client, waited);
                 self.client_lag += waited;
-                if let (true, Download::Sending(content)) = (waited > BRISK, &mut self.download) {
+                if let (true, Download::Sending(content)) = (waited > MAX_LARGE_READ_WAIT, &mut self.download) {
                     content.read_bytes = LARGE_READ_BYTES;
                 }
             } else if lags {

@@ -23,8 +23,8 @@ use crate::config::Secret;
 /// How long a key encrypts.
 const ROTATION_SECONDS: u64 = 60 * 60;
 /// For how many rotations it decrypts after that.
-const KEPT: u64 = 12;
-const LIFETIME_SECONDS: u32 = (KEPT * ROTATION_SECONDS) as u32;
+const RETAINED_ROTATIONS: u64 = 12;
+const LIFETIME_SECONDS: u32 = (RETAINED_ROTATIONS * ROTATION_SECONDS) as u32;
 const NAME_BYTES: usize = 16;
 /// What is longer is no ticket of ours, whatever chain of certificates a client has shown.
 const MAX_TICKET_BYTES: usize = 64 * 1024;
@@ -77,12 +77,20 @@ impl TicketKeys {
 
     fn keys_of(&self, epoch: u64, before: &Keys) -> Vec<Arc<Key>> {
         let Some(secrets) = &self.secrets else {
-            let kept = before.keys.iter().filter(|key| key.epoch.abs_diff(epoch) <= KEPT).map(Arc::clone);
-            return Key::random(epoch).map(Arc::new).into_iter().chain(kept).take(2 * KEPT as usize).collect();
+            let kept = before.keys.iter().filter(|key| key.epoch.abs_diff(epoch) <= RETAINED_ROTATIONS).map(Arc::clone);
+            return Key::random(epoch)
+                .map(Arc::new)
+                .into_iter()
+                .chain(kept)
+                .take(2 * RETAINED_ROTATIONS as usize)
+                .collect();
         };
         // First this hour's of the first secret.
-        let epochs =
-            || [epoch, epoch.saturating_add(1)].into_iter().chain((1..=KEPT).map(|ago| epoch.saturating_sub(ago)));
+        let epochs = || {
+            [epoch, epoch.saturating_add(1)]
+                .into_iter()
+                .chain((1..=RETAINED_ROTATIONS).map(|ago| epoch.saturating_sub(ago)))
+        };
         let of = |secret: &Secret| {
             let prk = Salt::new(HKDF_SHA256, SALT).extract(secret.expose());
             epochs().map(move |epoch| Arc::new(Key::derive(&prk, &self.context, epoch))).collect::<Vec<_>>()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use evenkeel::backend::Backend;
-use evenkeel::balance::{Candidates, Key, Member, Ring, Turn, Usable, balance};
+use evenkeel::balance::{Candidates, Key, Member, Ring, SharedTurns, Usable, balance};
 use evenkeel::config::algorithm::Algorithm;
 use evenkeel::config::backend::Weight;
 use evenkeel::metrics::BackendMetrics;
@@ -34,7 +34,8 @@ fn pick(c: &mut Criterion) {
         let backends: Vec<_> = members.iter().map(Member::candidate).collect();
         let _leases: Vec<_> = backends.iter().map(|backend| backend.endpoints.lease(|_| false)).collect();
         for algorithm in Algorithm::ALL {
-            let balance = balance(algorithm, &backends, &usable, &Turn::default(), || Arc::new(Ring::new(&members)));
+            let balance =
+                balance(algorithm, &backends, &usable, &SharedTurns::default(), || Arc::new(Ring::new(&members)));
             let candidates = Candidates {
                 backends: &backends,
                 usable: &usable,
@@ -63,7 +64,9 @@ fn make_ready(c: &mut Criterion) {
         let usable = Usable::new(members.len(), (0..count).collect());
         for algorithm in [Algorithm::Weighted, Algorithm::IpHash] {
             group.bench_with_input(BenchmarkId::new(algorithm.as_str(), count), &count, |b, _| {
-                b.iter(|| balance(algorithm, &backends, &usable, &Turn::default(), || Arc::new(Ring::new(&members))));
+                b.iter(|| {
+                    balance(algorithm, &backends, &usable, &SharedTurns::default(), || Arc::new(Ring::new(&members)))
+                });
             });
         }
     }

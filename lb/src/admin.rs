@@ -18,8 +18,8 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 
 use crate::config::Secret;
+use crate::connection_limit::ConnectionLimit;
 use crate::control::Control;
-use crate::room::Room;
 use crate::shutdown::Shutdown;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 /// What the handlers work on.
 pub struct Admin {
     pub control: Arc<Control>,
-    pub room: Arc<Room>,
+    pub client_limit: Arc<ConnectionLimit>,
     pub token: Option<Secret>,
     /// Reads, but changes nothing.
     pub read_token: Option<Secret>,

@@ -19,9 +19,9 @@ use serde::Serialize;
 use crate::config::backend::{AdminState, BackendAddress, SocketAddress};
 use crate::health::tracker::Health;
 use crate::metrics::BackendMetrics;
-pub use endpoint::{Endpoint, Finding, Incarnation, Lease, ProbeReport, Share};
+pub use endpoint::{Endpoint, HealthChange, Incarnation, Lease, ProbeReport, Share};
 use queue::Queue;
-use repeats::Repeats;
+use repeats::RepeatedFailures;
 
 /// The operator's wish, the probes' finding and the traffic's in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -39,7 +39,7 @@ pub enum Status {
 #[derive(Debug)]
 pub struct Backend {
     identity: Arc<Identity>,
-    vitals: Mutex<Vitals>,
+    vitals: Mutex<SelectionState>,
 }
 
 /// What a backend is to its endpoints and to exchanges: how it is written, what is counted and logged of it.
@@ -50,7 +50,7 @@ pub struct Identity {
     is_name: bool,
     pub metrics: BackendMetrics,
     /// Failures that are counted instead of logged.
-    pub repeats: Repeats,
+    pub repeats: RepeatedFailures,
     /// Counts changes of health, ejections and endpoints, by which a pool sees that its list of candidates is out of date.
     changes: AtomicU64,
     /// Whose turn it is among several endpoints.
@@ -65,7 +65,7 @@ pub struct Identity {
 
 /// What changes seldom: read to list candidates, not for each request.
 #[derive(Debug)]
-struct Vitals {
+struct SelectionState {
     is_probed: bool,
     /// It is no part of its pool any more.
     has_left: bool,
@@ -92,7 +92,7 @@ pub enum Endpoints {
 
 /// What an answer of the resolver changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Moved {
+pub struct AddressChanges {
     pub joined: Vec<SocketAddr>,
     pub left: Vec<SocketAddr>,
 }
@@ -107,7 +107,7 @@ pub struct Resolution {
 
 impl Identity {
     pub fn new(address: BackendAddress, metrics: BackendMetrics, queue: Arc<Queue>) -> Self {
-        let (is_name, repeats) = (address.socket_address().is_none(), Repeats::default());
+        let (is_name, repeats) = (address.socket_address().is_none(), RepeatedFailures::default());
         let [max_connections, in_use] = [const { AtomicU32::new(0) }; 2];
         let (changes, turn) = (AtomicU64::new(0), AtomicUsize::new(0));
         Self { address, is_name, metrics, repeats, changes, turn, max_connections, in_use, queue }
@@ -184,7 +184,7 @@ impl Backend {
         let endpoint = Endpoint::new(&identity, socket_address, probed);
         Self {
             identity,
-            vitals: Mutex::new(Vitals {
+            vitals: Mutex::new(SelectionState {
                 is_probed: probed,
                 has_left: false,
                 endpoints: Endpoints::One(Arc::new(endpoint)),
@@ -209,7 +209,7 @@ impl Backend {
 
     /// Takes in the addresses that its name leads to. An endpoint whose address is among them stays as it is; the others
     /// finish what is in flight. A name that leads nowhere has one endpoint without an address, which takes no traffic.
-    pub fn resolved(&self, addresses: &[SocketAddr], now: Instant) -> Moved {
+    pub fn resolved(&self, addresses: &[SocketAddr], now: Instant) -> AddressChanges {
         let mut wanted: Vec<Option<SocketAddr>> = addresses.iter().copied().map(Some).collect();
         wanted.sort_unstable();
         wanted.dedup();
@@ -223,7 +223,7 @@ impl Backend {
         let known = |address| stay.iter().find(|endpoint| endpoint.ip() == address);
         let joined: Vec<_> = wanted.iter().copied().filter(|&address| known(address).is_none()).collect();
         if vitals.has_left || (joined.is_empty() && leave.is_empty()) {
-            return Moved::default();
+            return AddressChanges::default();
         }
         let is_probed = vitals.is_probed;
         let endpoint = |&address: &Option<SocketAddr>| match known(address) {
@@ -237,7 +237,7 @@ impl Backend {
         leave.iter().for_each(|endpoint| endpoint.leave(now));
         self.has_changed();
         let left = leave.iter().filter_map(|endpoint| endpoint.ip()).collect();
-        Moved { joined: joined.into_iter().flatten().collect(), left }
+        AddressChanges { joined: joined.into_iter().flatten().collect(), left }
     }
 
     /// Has its endpoints share its exchanges so.
@@ -366,7 +366,7 @@ impl Backend {
         Some(vitals.deadline.map_or(end, |deadline| deadline.min(end)))
     }
 
-    fn vitals(&self) -> MutexGuard<'_, Vitals> {
+    fn vitals(&self) -> MutexGuard<'_, SelectionState> {
         self.vitals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -528,17 +528,17 @@ mod tests {
         backend.is_unresolved();
         assert_eq!(backend.health(), Health::Unhealthy);
         let [first, second] = addresses(["127.0.0.1:1", "127.0.0.2:1"]);
-        assert_eq!(backend.resolved(&[first], now), Moved { joined: vec![first], left: vec![] });
+        assert_eq!(backend.resolved(&[first], now), AddressChanges { joined: vec![first], left: vec![] });
         assert_eq!(backend.health(), Health::Unknown);
         probe(&backend.endpoints().as_slice()[0]);
-        assert_eq!(backend.resolved(&[first], now), Moved::default());
+        assert_eq!(backend.resolved(&[first], now), AddressChanges::default());
         backend.is_unresolved();
         assert_eq!(backend.health(), Health::Healthy, "the last answer is kept");
-        assert_eq!(backend.resolved(&[second], now), Moved { joined: vec![second], left: vec![first] });
+        assert_eq!(backend.resolved(&[second], now), AddressChanges { joined: vec![second], left: vec![first] });
         assert_eq!(backend.health(), Health::Unknown);
-        assert_eq!(backend.resolved(&[], now), Moved { joined: vec![], left: vec![second] });
+        assert_eq!(backend.resolved(&[], now), AddressChanges { joined: vec![], left: vec![second] });
         assert_eq!(backend.endpoints().as_slice()[0].address(), None);
-        assert_eq!(backend.resolved(&[], now), Moved::default());
+        assert_eq!(backend.resolved(&[], now), AddressChanges::default());
     }
 
     #[test]
@@ -553,7 +553,7 @@ mod tests {
         probe(one);
         probe(two);
         let (held, kept) = (one.lease(), two.lease());
-        assert_eq!(backend.resolved(&[third, second], now), Moved { joined: vec![third], left: vec![first] });
+        assert_eq!(backend.resolved(&[third, second], now), AddressChanges { joined: vec![third], left: vec![first] });
         assert!(!held.is_current() && kept.is_current());
         assert_eq!(two.health(), Health::Healthy);
         assert_eq!(backend.in_flight(), 2, "what is in flight on an address that left counts until it ends");
@@ -562,7 +562,7 @@ mod tests {
         drop((held, kept));
         assert_eq!(backend.in_flight(), 0);
         backend.leave(now);
-        assert_eq!(backend.resolved(&[first], now), Moved::default(), "it is in no pool");
+        assert_eq!(backend.resolved(&[first], now), AddressChanges::default(), "it is in no pool");
     }
 
     #[test]

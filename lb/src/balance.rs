@@ -79,7 +79,7 @@ pub struct Key {
 
 /// Where taking turns stands. It belongs to the pool and goes from snapshot to snapshot, so that a change does not
 /// start every turn at the first backend again.
-pub type Turn = Arc<Turns>;
+pub type SharedTurns = Arc<Turns>;
 
 /// Whether these are the same backends in the same order, whatever their weights.
 pub fn are_same_backends(these: &[Member], those: &[Member]) -> bool {
@@ -91,7 +91,7 @@ pub fn balance(
     algorithm: Algorithm,
     backends: &[Candidate],
     usable: &Usable,
-    turn: &Turn,
+    turn: &SharedTurns,
     ring: impl FnOnce() -> Arc<Ring>,
 ) -> Box<dyn Balance> {
     match algorithm {

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use crate::backend::repeats::{More, Repeats};
+use crate::backend::repeats::{RepeatedFailures, SuppressedFailures};
 use crate::change::{Author, Change, Edits, Record};
 use crate::clock;
 use crate::config::advice;
@@ -48,7 +48,7 @@ pub struct Control {
     /// How this process names itself in `CDN-Loop` (RFC 8586).
     loop_id: String,
     /// Requests that came back to this process.
-    pub loops: Repeats,
+    pub loops: RepeatedFailures,
     /// Tells this process's configurations from those of others in an ETag.
     boot_id: u32,
     desk: Mutex<Desk>,
@@ -227,7 +227,7 @@ impl Control {
             state,
             boot_id: rand::random(),
             loop_id: format!("evenkeel-{:016x}", rand::random::<u64>()),
-            loops: Repeats::default(),
+            loops: RepeatedFailures::default(),
             desk: Mutex::new(Desk { file: config, record: Record::default() }),
             resources: OnceLock::new(),
             reloading: Mutex::new(()),
@@ -262,7 +262,7 @@ impl Control {
 
     /// Logs how many more requests have come back to this process.
     pub fn catch_up(&self, now: Instant) {
-        for More { count, within, .. } in self.loops.take(now) {
+        for SuppressedFailures { count, within, .. } in self.loops.take(now) {
             tracing::warn!(more = count, "… and {count} more requests came back in {} s", within.as_secs());
         }
     }

@@ -21,16 +21,16 @@ use std::time::{Duration, Instant};
 use self::limits::{BackendLimits, ClientLimits};
 use self::refusal::Refusal;
 #[cfg(test)]
-use self::trace::{Happened, Trace};
-use self::walk::{Direct, HeadVerdict, Internal, Learned, Walk, WalkStep};
+use self::trace::{Trace, TraceEventKind};
+use self::walk::{DirectWalk, HeadVerdict, InternalRedirect, Walk, WalkEvent, WalkStep};
 use crate::backend::{Endpoint, Identity, Incarnation, Lease};
 use crate::balance::{BackendIndex, Key};
 use crate::config::site::{JumpTo, Page, PageStatus, Rules};
-use crate::failure::{Cause, Detail, Ejection, Failed, Failure, Fault, Replay};
+use crate::failure::{AttemptError, BackendFailure, Detail, EjectionRule, Failure, Fault, Replay};
 use crate::metrics::{FailureKind, RouteMetrics};
 #[cfg(test)]
 use crate::plant::Bug;
-use crate::pool::{Full, Pick, Plan, Pool, Remembered};
+use crate::pool::{BackendHint, Pick, Plan, Pool, QueueTicket};
 use crate::site::{Action, Route, RouteId, RoutePool, Site};
 
 /// Bounds attempts on connections that turn out to be stale, which do not count as retries.
@@ -39,11 +39,11 @@ const MAX_ATTEMPTS: usize = 32;
 const MAX_REPLACED: u8 = 10;
 
 #[derive(Debug)]
-pub struct Exchange<W: Walk = Direct> {
+pub struct Exchange<W: Walk = DirectWalk> {
     site: Arc<Site>,
     route: RouteId,
     /// Among the pools that the route may lead to.
-    which: usize,
+    pool_index: usize,
     /// `None`: the answer is our own.
     target: Option<Target>,
     walk: W,
@@ -75,7 +75,7 @@ pub struct Exchange<W: Walk = Direct> {
     first_attempt: Option<Moment>,
     /// Since when it waits for a backend that may have another connection, and whether it was called.
     queued_since: Option<Instant>,
-    is_called: bool,
+    was_notified: bool,
     outcome: Outcome,
     /// What has happened so far.
     #[cfg(test)]
@@ -99,12 +99,12 @@ struct Target {
     /// The plan by which the last choice was made, or which was in force when the exchange came here.
     plan: Arc<Plan>,
     /// Where the client's cookie points.
-    sticky: Option<Remembered>,
+    sticky: Option<BackendHint>,
 }
 
 /// An answer that the operator wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Own {
+pub enum ConfiguredReply {
     /// That of the route's action.
     Action,
     /// To a preflight of CORS.
@@ -129,7 +129,7 @@ enum Stage {
 
 /// What is to be done next, and by which event it is answered.
 #[derive(Debug)]
-pub enum Step<W: Walk = Direct> {
+pub enum Step<W: Walk = DirectWalk> {
     /// [`Event::Waited`].
     Wait(W::Wait),
     /// Read the body before anybody is asked: [`Event::Held`].
@@ -138,30 +138,30 @@ pub enum Step<W: Walk = Direct> {
     Sub(W::SubRequest),
     /// Make one whose answer nobody waits for: [`Event::Spawned`].
     Spawn(W::SubRequest),
-    /// Wait for a backend that may have another connection, for no longer than this: [`Event::Called`].
-    Queue(Full),
+    /// Wait for a backend that may have another connection, for no longer than this: [`Event::CapacityFreed`].
+    Queue(QueueTicket),
     /// Send the request to this endpoint of a backend: [`Event::Head`].
     Open(Arc<Endpoint>),
     /// Send the client the answer whose head has come: [`Event::Sent`].
     Pass,
     /// Throw that answer away and go on with this: [`Event::Begun`].
-    Replace(Internal),
+    Replace(InternalRedirect),
     /// Send the client this answer: [`Event::Sent`].
     Refuse(Refusal),
     /// Send the client what the operator wrote, with this status: [`Event::Sent`].
-    Reply(Own, u16),
+    Reply(ConfiguredReply, u16),
     /// Nothing is left to be done.
     End,
 }
 
 /// What happened.
-pub enum Event<W: Walk = Direct> {
+pub enum Event<W: Walk = DirectWalk> {
     Begun,
     Waited(W::Waited),
     /// The body is there as a whole.
     Held,
     /// There may be room.
-    Called,
+    CapacityFreed,
     Sub(Answer),
     Spawned,
     /// The head of the backend's answer came. Nothing of it has been sent.
@@ -169,7 +169,7 @@ pub enum Event<W: Walk = Direct> {
     /// What the last step asked for did not come about. The client's leaving is such a failure too. `has_body`: all
     /// that was taken of the body is kept, so that it can be sent again.
     Failed {
-        failed: Failed,
+        failed: AttemptError,
         has_body: bool,
     },
     /// The whole answer was sent.
@@ -194,17 +194,17 @@ pub struct Moment {
 
 /// How an exchange begins: where the request goes, and what has to be known of it.
 #[derive(Debug)]
-pub struct Start {
+pub struct ExchangeStart {
     pub site: Arc<Site>,
     pub route: RouteId,
     /// Among the pools that the route may lead to.
-    pub which: usize,
-    pub asked: Asked,
+    pub pool_index: usize,
+    pub request: RequestInfo,
 }
 
 /// What has to be known of a request to begin an exchange.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked {
+pub struct RequestInfo {
     /// `None`: it has come by a Unix socket.
     pub client: Option<IpAddr>,
     /// Whether the client came by HTTPS, here or to a trusted proxy.
@@ -250,10 +250,10 @@ const MAX_READ_BYTES: usize = 64 * 1024;
 
 impl Exchange {
     /// `cookies` are the values of the request's `Cookie` fields.
-    pub fn begin<'c>(start: Start, cookies: impl Iterator<Item = &'c [u8]>) -> Self {
-        let is_preflight = start.asked.is_preflight;
-        let (body_length, is_held) = (start.asked.body_length, may_be_held(start.site.route(start.route)));
-        let walk = |most| Direct { holds_body: is_held && is_held_length(body_length, most), is_preflight };
+    pub fn begin<'c>(start: ExchangeStart, cookies: impl Iterator<Item = &'c [u8]>) -> Self {
+        let is_preflight = start.request.is_preflight;
+        let (body_length, is_held) = (start.request.body_length, may_be_held(start.site.route(start.route)));
+        let walk = |most| DirectWalk { holds_body: is_held && is_held_length(body_length, most), is_preflight };
         Self::begin_walk(start, cookies, walk)
     }
 
@@ -261,12 +261,12 @@ impl Exchange {
     pub fn enter<'c>(
         &mut self,
         route: RouteId,
-        which: usize,
+        pool_index: usize,
         keeps_body: bool,
         cookies: impl Iterator<Item = &'c [u8]>,
     ) {
-        (self.route, self.which) = (route, which);
-        self.target = Target::of(self.site.route(route), which, cookies);
+        (self.route, self.pool_index) = (route, pool_index);
+        self.target = Target::of(self.site.route(route), pool_index, cookies);
         self.tried.clear();
         self.failures = 0;
         self.last_failure = None;
@@ -280,7 +280,7 @@ impl Exchange {
         }
         let most = most_read(&self.site, self.route, self.target.as_ref());
         let holds_body = may_be_held(self.route()) && is_held_length(self.body_length, most);
-        self.walk = Direct { holds_body, is_preflight: false };
+        self.walk = DirectWalk { holds_body, is_preflight: false };
     }
 }
 
@@ -300,12 +300,12 @@ fn most_read(site: &Site, route: RouteId, target: Option<&Target>) -> usize {
 }
 
 impl Target {
-    fn of<'c>(route: &Route, which: usize, cookies: impl Iterator<Item = &'c [u8]>) -> Option<Self> {
-        let RoutePool { pool, .. } = route.action.pools().get(which)?;
+    fn of<'c>(route: &Route, pool_index: usize, cookies: impl Iterator<Item = &'c [u8]>) -> Option<Self> {
+        let RoutePool { pool, .. } = route.action.pools().get(pool_index)?;
         let plan = pool.plan();
         let sticky = plan.sticky.as_ref().and_then(|sticky| sticky.backend(cookies));
         let sticky =
-            sticky.and_then(|index| Some(Remembered { backend: Arc::clone(plan.backend(index)?.identity()), index }));
+            sticky.and_then(|index| Some(BackendHint { backend: Arc::clone(plan.backend(index)?.identity()), index }));
         Some(Self { pool: Arc::clone(pool), plan, sticky })
     }
 }
@@ -313,24 +313,24 @@ impl Target {
 impl<W: Walk> Exchange<W> {
     #[inline]
     fn begin_walk<'c>(
-        Start { site, route, which, asked }: Start,
+        ExchangeStart { site, route, pool_index, request }: ExchangeStart,
         cookies: impl Iterator<Item = &'c [u8]>,
         walk: impl FnOnce(usize) -> W,
     ) -> Self {
-        let target = Target::of(site.route(route), which, cookies);
+        let target = Target::of(site.route(route), pool_index, cookies);
         let most = most_read(&site, route, target.as_ref());
         Self {
             site,
             route,
-            which,
+            pool_index,
             target,
             walk: walk(most),
             stage: Stage::Walking,
             replaced: 0,
-            key: Key { client: asked.client },
-            is_https: asked.is_https,
-            is_idempotent: asked.is_idempotent,
-            body_length: asked.body_length,
+            key: Key { client: request.client },
+            is_https: request.is_https,
+            is_idempotent: request.is_idempotent,
+            body_length: request.body_length,
             is_page: false,
             page_status: None,
             has_body: true,
@@ -338,13 +338,13 @@ impl<W: Walk> Exchange<W> {
             failures: 0,
             last_failure: None,
             current: None,
-            started: asked.now,
+            started: request.now,
             first_attempt: None,
             queued_since: None,
-            is_called: false,
+            was_notified: false,
             outcome: Outcome::default(),
             #[cfg(test)]
-            trace: Trace::new(asked.now),
+            trace: Trace::new(request.now),
         }
     }
 
@@ -425,28 +425,28 @@ impl<W: Walk> Exchange<W> {
     /// Takes in what happened; what is to be done next.
     pub fn step(&mut self, event: Event<W>, at: Moment) -> Step<W> {
         match event {
-            Event::Begun => self.walk_on(Learned::Begun, at),
+            Event::Begun => self.walk_on(WalkEvent::Begun, at),
             Event::Waited(waited) => {
-                note!(self, Happened::Waited, at.now);
-                self.walk_on(Learned::Waited(waited), at)
+                note!(self, TraceEventKind::Waited, at.now);
+                self.walk_on(WalkEvent::Waited(waited), at)
             }
             Event::Held => {
-                note!(self, Happened::Held, at.now);
-                self.walk_on(Learned::Held, at)
+                note!(self, TraceEventKind::Held, at.now);
+                self.walk_on(WalkEvent::Held, at)
             }
             Event::Sub(answer) => {
-                note!(self, Happened::Waited, at.now);
-                self.walk_on(Learned::Sub(answer), at)
+                note!(self, TraceEventKind::Waited, at.now);
+                self.walk_on(WalkEvent::Sub(answer), at)
             }
-            Event::Called => {
-                self.is_called = true;
+            Event::CapacityFreed => {
+                self.was_notified = true;
                 self.open(at)
             }
-            Event::Spawned => self.walk_on(Learned::Spawned, at),
+            Event::Spawned => self.walk_on(WalkEvent::Spawned, at),
             Event::Head(answer) => self.answered(answer, at),
             Event::Failed { failed, has_body } => self.failed(failed, has_body, at),
             Event::Sent => {
-                note!(self, Happened::Sent, at.now);
+                note!(self, TraceEventKind::Sent, at.now);
                 self.leave_backend();
                 self.stage = Stage::Over;
                 Step::End
@@ -454,16 +454,16 @@ impl<W: Walk> Exchange<W> {
         }
     }
 
-    fn walk_on(&mut self, learned: Learned<W>, at: Moment) -> Step<W> {
+    fn walk_on(&mut self, event: WalkEvent<W>, at: Moment) -> Step<W> {
         self.stage = Stage::Walking;
-        match self.walk.step(learned) {
+        match self.walk.step(event) {
             WalkStep::Act => self.act(at),
             WalkStep::Wait(wait) => Step::Wait(wait),
             WalkStep::Hold => Step::Hold,
             WalkStep::Sub(request) => Step::Sub(request),
             WalkStep::Spawn(request) => Step::Spawn(request),
             WalkStep::Answer(refusal) => self.refuse(refusal, at),
-            WalkStep::Preflight => self.reply(Own::Preflight, 204, at),
+            WalkStep::Preflight => self.reply(ConfiguredReply::Preflight, 204, at),
         }
     }
 
@@ -473,17 +473,17 @@ impl<W: Walk> Exchange<W> {
             Action::Pool(_) => self.open(at),
             Action::PoolFrom { .. } if self.target.is_some() => self.open(at),
             Action::PoolFrom { .. } => self.refuse(Refusal::NoPool, at),
-            Action::Jump { .. } => self.replace(Internal::Action, at),
+            Action::Jump { .. } => self.replace(InternalRedirect::Action, at),
             Action::Missing => self.refuse(Refusal::NoRoute, at),
             Action::Redirect { to, .. } => {
                 let status = to.status;
-                self.reply(Own::Action, status, at)
+                self.reply(ConfiguredReply::Action, status, at)
             }
             Action::Respond { with, .. } => {
                 let (status, is_bare) = (with.status, with.body.is_none());
                 match self.page_for(status).filter(|_| is_bare) {
                     Some(page) => self.turn_to_page(page, status, at),
-                    None => self.reply(Own::Action, status, at),
+                    None => self.reply(ConfiguredReply::Action, status, at),
                 }
             }
         }
@@ -497,14 +497,14 @@ impl<W: Walk> Exchange<W> {
                 lease.backend().metrics.attempts.inc();
                 return self.attempt(index, lease, at);
             }
-            self.is_called = true;
+            self.was_notified = true;
         }
         let Some(Target { pool, sticky, .. }) = &self.target else { return self.refuse(Refusal::NoRoute, at) };
-        let is_called = std::mem::take(&mut self.is_called);
-        let choice = match pool.choose(&self.key, sticky.as_ref(), &self.tried, is_called) {
+        let was_notified = std::mem::take(&mut self.was_notified);
+        let choice = match pool.choose(&self.key, sticky.as_ref(), &self.tried, was_notified) {
             Pick::Use(choice) => Some(choice),
-            Pick::Full(full) => return self.queue(full, at),
-            Pick::Nobody => None,
+            Pick::Queue(full) => return self.queue(full, at),
+            Pick::NoBackend => None,
         };
         #[cfg(test)]
         let choice = if Bug::StalePool.is_planted() { self.stale_choice() } else { choice };
@@ -534,7 +534,7 @@ impl<W: Walk> Exchange<W> {
         self.outcome.is_sticky = self.wants(&endpoint.backend);
         (self.outcome.backend_status, self.outcome.response_time) = (None, None);
         self.first_attempt.get_or_insert(at);
-        note!(self, Happened::Opened(index), at.now);
+        note!(self, TraceEventKind::Opened(index), at.now);
         self.current = Some(Attempt { index, lease, started: at, status: None });
         self.stage = Stage::Trying;
         Step::Open(endpoint)
@@ -542,7 +542,7 @@ impl<W: Walk> Exchange<W> {
 
     /// Waits until a backend may have another connection.
     #[cold]
-    fn queue(&mut self, full: Full, at: Moment) -> Step<W> {
+    fn queue(&mut self, full: QueueTicket, at: Moment) -> Step<W> {
         let since = *self.queued_since.get_or_insert(at.now);
         let timeout = full.timeout.saturating_sub(at.now.saturating_duration_since(since));
         if timeout.is_zero() {
@@ -550,7 +550,7 @@ impl<W: Walk> Exchange<W> {
             self.pool().into_iter().for_each(|pool| pool.log_queue_timeout(at.now));
             return self.refuse(Refusal::Failed(Failure::QueueTimeout), at);
         }
-        Step::Queue(Full { timeout, ..full })
+        Step::Queue(QueueTicket { timeout, ..full })
     }
 
     /// The first backend of the plan as it was when the exchange began.
@@ -567,9 +567,9 @@ impl<W: Walk> Exchange<W> {
     }
 
     /// An attempt failed, or the client did.
-    fn failed(&mut self, failed: Failed, has_body: bool, at: Moment) -> Step<W> {
+    fn failed(&mut self, failed: AttemptError, has_body: bool, at: Moment) -> Step<W> {
         let failure = failed.failure;
-        note!(self, Happened::Failed(failure), at.now);
+        note!(self, TraceEventKind::Failed(failure), at.now);
         if matches!(self.stage, Stage::Refusing | Stage::Over) {
             // The reason is told by the refusal.
             return self.end();
@@ -589,7 +589,7 @@ impl<W: Walk> Exchange<W> {
 
     /// Counts the failure of the present attempt, and ends its lease, but for a stale connection. Whether another one may be
     /// made.
-    fn attempt_failed(&mut self, failed: Failed, has_body: bool, at: Moment) -> bool {
+    fn attempt_failed(&mut self, failed: AttemptError, has_body: bool, at: Moment) -> bool {
         let failure = failed.failure;
         self.last_failure = failure.refusal();
         let Some(Target { pool, plan, .. }) = &self.target else { return false };
@@ -617,14 +617,14 @@ impl<W: Walk> Exchange<W> {
             pool.metrics.not_opened(failure);
             let detail =
                 failed.detail.or_else(|| limit_on(failure, &limits(&self.site, self.route, plan)).map(Detail::After));
-            let cause = Cause::Attempt(Failed { failure, detail });
+            let cause = BackendFailure::Attempt(AttemptError { failure, detail });
             log_failure(pool, endpoint, cause, at.now);
             match failure.verdict().ejection {
-                Ejection::Counts => count_failure(pool, &attempt.lease, cause, at.now),
-                Ejection::IfSilent if !endpoint.has_answered_since(waiting_since) => {
+                EjectionRule::Counts => count_failure(pool, &attempt.lease, cause, at.now),
+                EjectionRule::IfSilent if !endpoint.has_answered_since(waiting_since) => {
                     count_failure(pool, &attempt.lease, cause, at.now)
                 }
-                Ejection::IfSilent | Ejection::Never => {}
+                EjectionRule::IfSilent | EjectionRule::Never => {}
             }
         }
         let taken = self.first_attempt.map_or(Duration::ZERO, |first| at.since(first));
@@ -637,7 +637,7 @@ impl<W: Walk> Exchange<W> {
     fn answered(&mut self, answer: Answer, at: Moment) -> Step<W> {
         let status = answer.status;
         self.has_body = answer.has_body;
-        note!(self, Happened::Answered(status), at.now);
+        note!(self, TraceEventKind::Answered(status), at.now);
         if let Some(attempt) = &mut self.current {
             attempt.status = Some(status);
         }
@@ -657,8 +657,8 @@ impl<W: Walk> Exchange<W> {
             if self.is_failure(status) {
                 backend.metrics.failed(FailureKind::Status);
                 if let Some(Target { pool, .. }) = &self.target {
-                    log_failure(pool, endpoint, Cause::Status(status), at.now);
-                    count_failure(pool, &attempt.lease, Cause::Status(status), at.now);
+                    log_failure(pool, endpoint, BackendFailure::Status(status), at.now);
+                    count_failure(pool, &attempt.lease, BackendFailure::Status(status), at.now);
                 }
             }
         }
@@ -718,13 +718,13 @@ impl<W: Walk> Exchange<W> {
         if is_jump {
             // Where it leads may depend on it.
             self.outcome.status = page_status.unwrap_or(status);
-            return self.replace(Internal::Page(index), at);
+            return self.replace(InternalRedirect::Page(index), at);
         }
-        self.reply(Own::Page(index), 200, at)
+        self.reply(ConfiguredReply::Page(index), 200, at)
     }
 
     /// Goes on with something else in place of an answer, but not for ever.
-    fn replace(&mut self, internal: Internal, at: Moment) -> Step<W> {
+    fn replace(&mut self, internal: InternalRedirect, at: Moment) -> Step<W> {
         if self.replaced == MAX_REPLACED {
             let route = self.route();
             if !route.is_circle_told.swap(true, Ordering::Relaxed) {
@@ -737,7 +737,7 @@ impl<W: Walk> Exchange<W> {
             return self.refuse(Refusal::Internal, at);
         }
         self.replaced += 1;
-        note!(self, Happened::Replaced, at.now);
+        note!(self, TraceEventKind::Replaced, at.now);
         self.leave_backend();
         self.stage = Stage::Walking;
         Step::Replace(internal)
@@ -745,9 +745,9 @@ impl<W: Walk> Exchange<W> {
 
     /// Sends what the operator wrote, whose own status is `status`.
     #[cold]
-    fn reply(&mut self, own: Own, status: u16, at: Moment) -> Step<W> {
+    fn reply(&mut self, own: ConfiguredReply, status: u16, at: Moment) -> Step<W> {
         let status = self.page_status(status);
-        note!(self, Happened::Replied(status), at.now);
+        note!(self, TraceEventKind::Replied(status), at.now);
         self.leave_backend();
         self.outcome.status = status;
         self.stage = Stage::Refusing;
@@ -762,7 +762,7 @@ impl<W: Walk> Exchange<W> {
 
     /// The lease ends before the refusal is sent: a slow client holds no backend by it.
     fn refuse(&mut self, refusal: Refusal, at: Moment) -> Step<W> {
-        note!(self, Happened::Refused(refusal), at.now);
+        note!(self, TraceEventKind::Refused(refusal), at.now);
         self.leave_backend();
         self.outcome.refusal = Some(refusal);
         let status = refusal.status();
@@ -812,7 +812,9 @@ impl<W: Walk> Exchange<W> {
     fn metrics(&self) -> Option<&RouteMetrics> {
         match &self.route().action {
             Action::Pool(of) => Some(&of.metrics),
-            Action::PoolFrom { pools, metrics, .. } => Some(pools.get(self.which).map_or(metrics, |of| &of.metrics)),
+            Action::PoolFrom { pools, metrics, .. } => {
+                Some(pools.get(self.pool_index).map_or(metrics, |of| &of.metrics))
+            }
             Action::Respond { metrics, .. } | Action::Redirect { metrics, .. } | Action::Jump { metrics, .. } => {
                 Some(metrics)
             }
@@ -880,7 +882,7 @@ impl Attempt {
     }
 }
 
-fn count_failure(pool: &Pool, lease: &Lease, cause: Cause, now: Instant) {
+fn count_failure(pool: &Pool, lease: &Lease, cause: BackendFailure, now: Instant) {
     if let Some(duration) = pool.failed(lease, cause, now) {
         let (endpoint, rules) = (lease.endpoint(), &pool.plan().settings.ejection);
         let last_failures = endpoint.last_failures(rules.consecutive_failures.try_into().unwrap_or(usize::MAX));
@@ -905,15 +907,15 @@ fn limit_on(failure: Failure, settings: &BackendLimits) -> Option<Duration> {
 
 /// Logs a failure on an endpoint, or counts it if one of its kind was logged not long ago.
 #[cold]
-fn log_failure(pool: &Pool, endpoint: &Endpoint, cause: Cause, now: Instant) {
+fn log_failure(pool: &Pool, endpoint: &Endpoint, cause: BackendFailure, now: Instant) {
     let backend = &endpoint.backend;
     if !backend.repeats.note(cause.word(), now) {
         return;
     }
     let (name, address) = (&pool.name, endpoint.address().map(tracing::field::display));
     let (failure, detail) = match cause {
-        Cause::Attempt(Failed { failure, detail }) => (failure, detail),
-        Cause::Status(status) => {
+        BackendFailure::Attempt(AttemptError { failure, detail }) => (failure, detail),
+        BackendFailure::Status(status) => {
             return tracing::warn!(
                 pool = %name, backend = %backend.address, address, failure = cause.word(), status,
                 "a response counts as a failure: [pool.ejection] statuses lists its status",

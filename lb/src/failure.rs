@@ -62,7 +62,7 @@ pub enum Failure {
 pub struct Verdict {
     pub fault: Fault,
     pub retry: Retry,
-    pub ejection: Ejection,
+    pub ejection: EjectionRule,
     /// The status code that the client is sent, or that stands for it in log and metrics if it is gone.
     pub status: u16,
     /// The value of labels and log fields.
@@ -96,7 +96,7 @@ pub enum Retry {
 
 /// Whether a failure counts towards the ejection of its backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ejection {
+pub enum EjectionRule {
     Never,
     /// If no other response's head has come from the backend during the wait: one slow address among others that are
     /// answered is no sign of a frozen backend.
@@ -162,10 +162,10 @@ impl Failure {
     ];
 
     pub const fn verdict(self) -> Verdict {
-        use Ejection::{Counts, IfSilent};
+        use EjectionRule::{Counts, IfSilent};
         use Fault::{Backend, Balancer, Client, Nobody, Request};
         use Retry::{Always, IfIdempotent, Never};
-        const NO: Ejection = Ejection::Never;
+        const NO: EjectionRule = EjectionRule::Never;
         #[rustfmt::skip]
         let (fault, retry, ejection, status, word, sentence) = match self {
             Self::ConnectRefused => (Backend, Always, Counts, 502, "connect-refused", "the backend refused the connection"),
@@ -250,7 +250,7 @@ impl Failure {
 
 /// A failure and what is known of it beyond its word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Failed {
+pub struct AttemptError {
     pub failure: Failure,
     pub detail: Option<Detail>,
 }
@@ -270,13 +270,13 @@ pub enum Detail {
 
 /// Why real traffic failed on a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    Attempt(Failed),
+pub enum BackendFailure {
+    Attempt(AttemptError),
     /// It answered with one of `[pool.ejection] statuses`.
     Status(u16),
 }
 
-impl Failed {
+impl AttemptError {
     /// Why no connection to `address` was made.
     pub fn of_connecting(address: &SocketAddress, error: &io::Error) -> Self {
         let errno = Errno::from_io_error(error);
@@ -295,7 +295,7 @@ impl Failed {
 }
 
 /// The failure's word, and what is known beyond it.
-impl fmt::Display for Failed {
+impl fmt::Display for AttemptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.detail {
             None => f.write_str(self.failure.word()),
@@ -304,15 +304,15 @@ impl fmt::Display for Failed {
     }
 }
 
-impl std::error::Error for Failed {}
+impl std::error::Error for AttemptError {}
 
-impl From<Failure> for Failed {
+impl From<Failure> for AttemptError {
     fn from(failure: Failure) -> Self {
         Self { failure, detail: None }
     }
 }
 
-impl Cause {
+impl BackendFailure {
     /// The word by which log and metrics name it.
     pub const fn word(self) -> &'static str {
         match self {
@@ -322,7 +322,7 @@ impl Cause {
     }
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for BackendFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status(status) => write!(f, "status {status}"),
@@ -384,7 +384,7 @@ mod tests {
         for failure in Failure::ALL {
             let Verdict { fault, retry, ejection, .. } = failure.verdict();
             if fault != Fault::Backend {
-                assert_eq!(ejection, Ejection::Never, "{failure:?}");
+                assert_eq!(ejection, EjectionRule::Never, "{failure:?}");
             }
             if matches!(fault, Fault::Client | Fault::Request) {
                 assert_eq!(retry, Retry::Never, "{failure:?}");
@@ -402,9 +402,9 @@ mod tests {
                 Retry::Always => "yes",
             };
             let counts = match ejection {
-                Ejection::Never => "no",
-                Ejection::IfSilent => "if it answers nobody",
-                Ejection::Counts => "yes",
+                EjectionRule::Never => "no",
+                EjectionRule::IfSilent => "if it answers nobody",
+                EjectionRule::Counts => "yes",
             };
             let fault = format!("{fault:?}").to_lowercase();
             format!("| `{word}` | {sentence} | {status} | {fault} | {retry} | {counts} |\n")
@@ -450,8 +450,8 @@ mod tests {
             (Errno::CONNREFUSED, Failure::ConnectRefused, DEAD_UNIX_SOCKET),
             (Errno::AGAIN, Failure::ConnectQueueFull, FULL_UNIX_SOCKET),
         ] {
-            let failed = Failed::of_connecting(&address, &io::Error::from_raw_os_error(errno.raw_os_error()));
-            assert_eq!(failed, Failed { failure, detail: Some(Detail::Reason(reason)) });
+            let failed = AttemptError::of_connecting(&address, &io::Error::from_raw_os_error(errno.raw_os_error()));
+            assert_eq!(failed, AttemptError { failure, detail: Some(Detail::Reason(reason)) });
         }
     }
 }

@@ -63,8 +63,8 @@ use crate::access_log::AccessLog;
 use crate::config::backend::SocketAddress;
 use crate::config::site::ListenerName;
 use crate::config::{ListenerConfig, ListenerSettings};
+use crate::connection_limit::{ConnectionLimit, ConnectionPermit};
 use crate::control::Control;
-use crate::room::{Place, Room};
 use crate::shutdown::{Phase, Shutdown};
 use crate::site::Sites;
 pub use client::serve;
@@ -78,14 +78,14 @@ pub struct Shared {
     pub control: Arc<Control>,
     pub access_log: Arc<AccessLog>,
     /// Idle connections to backends that each thread may keep.
-    pub most_idle: Arc<AtomicUsize>,
+    pub max_idle: Arc<AtomicUsize>,
     pub shutdown: Shutdown,
     /// For clients.
-    pub room: Arc<Room>,
+    pub client_limit: Arc<ConnectionLimit>,
     /// For connections to backends.
-    pub backend_room: Arc<Room>,
+    pub backend_limit: Arc<ConnectionLimit>,
     /// For handshakes of TLS with clients.
-    pub handshake_room: Arc<Room>,
+    pub handshake_limit: Arc<ConnectionLimit>,
 }
 
 /// What all connections of one listener on one thread have in common.
@@ -103,13 +103,13 @@ pub struct Engine {
     last_settings: OnceLock<ListenerSettings>,
     /// Whether others may connect now than when its connections were made.
     is_revoked: AtomicBool,
-    most_idle: Arc<AtomicUsize>,
+    max_idle: Arc<AtomicUsize>,
     stop: Arc<Stop>,
     /// Those of all threads, this one's among them.
     stops: Arc<[Arc<Stop>]>,
-    room: Arc<Room>,
-    backend_room: Arc<Room>,
-    handshake_room: Arc<Room>,
+    room: Arc<ConnectionLimit>,
+    backend_limit: Arc<ConnectionLimit>,
+    handshake_limit: Arc<ConnectionLimit>,
 }
 
 /// Tells the connections of one thread to end when they can.
@@ -118,9 +118,9 @@ pub struct Stop {
     shutdown: Shutdown,
     idle: Notify,
     /// Clients that linger: they have had their answer and still send.
-    lingering: Leaving,
+    lingering: ShedGroup,
     /// Clients that are slow with their handshake of TLS.
-    handshakes: Leaving,
+    handshakes: ShedGroup,
     /// Whose handshake may use the processor.
     handshake_turn: Semaphore,
     /// Exchanges that the thread carries now. Only its own tasks count here.
@@ -133,21 +133,21 @@ pub struct Stop {
 
 /// Clients of a kind that have to leave when others want their places.
 #[derive(Debug)]
-struct Leaving {
+struct ShedGroup {
     count: AtomicUsize,
     /// How many of them have to, and what tells them.
     to_shed: AtomicUsize,
     shed: Notify,
 }
 
-impl Leaving {
+impl ShedGroup {
     const fn new() -> Self {
         Self { count: AtomicUsize::new(0), to_shed: AtomicUsize::new(0), shed: Notify::const_new() }
     }
 
     /// Returns when the client that awaits it has to leave, since `room` is full.
-    async fn sheds(&self, room: &Room) {
-        let _counted = Counted::new(&self.count);
+    async fn sheds(&self, room: &ConnectionLimit) {
+        let _counted = CountGuard::new(&self.count);
         loop {
             let mut notified = pin!(self.shed.notified());
             notified.as_mut().enable();
@@ -174,7 +174,7 @@ impl Leaving {
 /// Counts one more until dropped. Only the tasks of one thread count, others at most look: so counting is no
 /// read-modify-write, which would cost more than all else in here.
 #[derive(Debug)]
-pub struct Counted<'a>(&'a AtomicUsize);
+pub struct CountGuard<'a>(&'a AtomicUsize);
 
 impl Engine {
     /// At the listener's first address, for the thread that stands at `thread` in `stops`.
@@ -188,12 +188,12 @@ impl Engine {
             settings: listener.settings,
             last_settings: OnceLock::new(),
             is_revoked: AtomicBool::new(false),
-            most_idle: Arc::clone(&shared.most_idle),
+            max_idle: Arc::clone(&shared.max_idle),
             stop: Arc::clone(&stops[thread]),
             stops: Arc::clone(stops),
-            room: Arc::clone(&shared.room),
-            backend_room: Arc::clone(&shared.backend_room),
-            handshake_room: Arc::clone(&shared.handshake_room),
+            room: Arc::clone(&shared.client_limit),
+            backend_limit: Arc::clone(&shared.backend_limit),
+            handshake_limit: Arc::clone(&shared.handshake_limit),
         }
     }
 
@@ -234,7 +234,7 @@ impl Engine {
             return *last;
         }
         let snapshot = self.control.snapshot();
-        match self.place_in(&snapshot.sites).and_then(|place| snapshot.config.listeners.get(place)) {
+        match self.place_in(&snapshot.sites).and_then(|index| snapshot.config.listeners.get(index)) {
             Some(here) => here.settings,
             None => self.settings,
         }
@@ -242,23 +242,23 @@ impl Engine {
 
     /// A client's place, as soon as there is one. Idle clients leave to make room: of this thread, and where that does not
     /// help, of each.
-    pub async fn place(&self) -> Place {
+    pub async fn admit(&self) -> ConnectionPermit {
         let mut has_asked = false;
         let shed = |count: usize| match std::mem::replace(&mut has_asked, true) {
             false => self.stop.shed(count),
             true => self.stops.iter().for_each(|stop| stop.shed(count.div_ceil(self.stops.len()))),
         };
-        let place = self.room.place(shed).await;
+        let permit = self.room.acquire(shed).await;
         if has_asked {
             // Who was asked to leave and has not need not any more.
             self.stops.iter().for_each(|stop| stop.shed_nobody());
         }
-        place
+        permit
     }
 
     /// A place for a client that cannot be kept waiting.
-    pub fn place_anyway(&self) -> Place {
-        self.room.place_anyway()
+    pub fn admit_over_limit(&self) -> ConnectionPermit {
+        self.room.acquire_over_limit()
     }
 
     /// To be awaited while a client lingers: returns when it has to leave to make room.
@@ -268,7 +268,7 @@ impl Engine {
     }
 
     /// A place for a handshake, as soon as there is one. Clients that are slow with theirs leave to make room.
-    pub async fn handshake_place(&self) -> Place {
+    pub async fn admit_handshake(&self) -> ConnectionPermit {
         let mut has_asked = false;
         let shed = |count: usize| {
             has_asked = true;
@@ -276,23 +276,23 @@ impl Engine {
                 stop.handshakes.shed(count.div_ceil(self.stops.len()));
             }
         };
-        let place = self.handshake_room.place(shed).await;
+        let permit = self.handshake_limit.acquire(shed).await;
         if has_asked {
             self.stops.iter().for_each(|stop| stop.handshakes.shed_nobody());
         }
-        place
+        permit
     }
 
     /// A place for the handshake of a client that cannot be kept waiting.
-    pub fn handshake_place_anyway(&self) -> Place {
-        self.handshake_room.place_anyway()
+    pub fn admit_handshake_over_limit(&self) -> ConnectionPermit {
+        self.handshake_limit.acquire_over_limit()
     }
 
     /// To be awaited while a handshake is slow: returns when the client has to leave to make room.
     pub async fn sheds_handshake(&self) {
         tokio::select! {
             () = self.stop.lingering.sheds(&self.room) => {}
-            () = self.stop.handshakes.sheds(&self.handshake_room) => {}
+            () = self.stop.handshakes.sheds(&self.handshake_limit) => {}
         }
         self.control.metrics.client_connections_shed.inc();
     }
@@ -330,15 +330,15 @@ impl Engine {
         self.is_revoked.load(Ordering::Acquire)
     }
 
-    fn most_idle(&self) -> usize {
-        self.most_idle.load(Ordering::Relaxed)
+    fn max_idle(&self) -> usize {
+        self.max_idle.load(Ordering::Relaxed)
     }
 }
 
 impl Stop {
     pub fn new(shutdown: Shutdown) -> Self {
         let [exchanges, to_shed, sheddings] = [const { AtomicUsize::new(0) }; 3];
-        let [lingering, handshakes] = [const { Leaving::new() }; 2];
+        let [lingering, handshakes] = [const { ShedGroup::new() }; 2];
         let (idle, handshake_turn) = (Notify::const_new(), Semaphore::const_new(1));
         Self { shutdown, idle, lingering, handshakes, handshake_turn, exchanges, to_shed, sheddings }
     }
@@ -355,8 +355,8 @@ impl Stop {
     }
 
     /// To be held from a request's head to the end of its answer, by which a stop knows what it has to wait for.
-    pub fn in_exchange(&self) -> Counted<'_> {
-        Counted::new(&self.exchanges)
+    pub fn in_exchange(&self) -> CountGuard<'_> {
+        CountGuard::new(&self.exchanges)
     }
 
     pub fn exchanges(&self) -> usize {
@@ -390,14 +390,14 @@ fn take_one(count: &AtomicUsize) -> bool {
     count.try_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1)).is_ok()
 }
 
-impl<'a> Counted<'a> {
+impl<'a> CountGuard<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
         count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         Self(count)
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for CountGuard<'_> {
     fn drop(&mut self) {
         self.0.store(self.0.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
     }

@@ -13,7 +13,8 @@
 //! - [`dial`]: how a backend is connected to. [`probe`]: asks backends whether they are well.
 //! - [`exchange`]: what is decided about a request; [`failure`]: what follows from each way to fail.
 //! - [`message`]: heads and what they are made of; [`value`]: texts with variables, patterns and conditions.
-//! - [`http`]: how bytes move; [`listen`]: where from; [`tls`]: encrypted; [`room`]: for how many clients; [`shutdown`]: until when.
+//! - [`http`]: how bytes move; [`listen`]: where from; [`tls`]: encrypted; [`connection_limit`]: for how many clients;
+//!   [`shutdown`]: until when.
 //! - [`metrics`]: what is counted; [`log`], [`access_log`]: what is written down, by way of [`lines`].
 //! - `pingora`, behind the feature `pingora-proxy`: all of it in a Pingora server of one's own.
 //! - [`plant`]: old bugs, for the simulation of the engine (`simulation`, in tests only) to find.
@@ -29,6 +30,7 @@ pub mod change;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod connection_limit;
 pub mod control;
 pub mod date;
 pub mod dial;
@@ -46,7 +48,6 @@ pub mod pingora;
 pub mod plant;
 pub mod pool;
 pub mod probe;
-pub mod room;
 pub mod server;
 pub mod shutdown;
 #[cfg(test)]

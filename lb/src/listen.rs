@@ -348,10 +348,10 @@ impl Listeners {
         let max_pipes = self.max_pipes / self.threads.len();
         let start = |(number, (receiver, stop)): (usize, (_, &Arc<Stop>))| {
             let (stop, shutdown) = (Arc::clone(stop), self.shared.shutdown.clone());
-            let most_idle = Arc::clone(&self.shared.most_idle);
+            let max_idle = Arc::clone(&self.shared.max_idle);
             Builder::new().name(format!("traffic-{number}")).spawn(move || {
                 splice::allow(max_pipes);
-                thread::run(receiver, &stop, &shutdown, most_idle)
+                thread::run(receiver, &stop, &shutdown, max_idle)
             })
         };
         let threads = receivers.into_iter().zip(self.stops.iter()).enumerate().map(start).collect::<io::Result<_>>()?;

@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 use crate::backend::queue::Queue;
-use crate::backend::repeats::{More, Repeats};
+use crate::backend::repeats::{RepeatedFailures, SuppressedFailures};
 use crate::backend::{Backend, Endpoint, Endpoints, Identity, Lease, Status};
 use crate::balance::{
-    self, BackendIndex, Balance, Candidate, Candidates, Key, Member, Ring, Turn, Usable, are_same_backends,
+    self, BackendIndex, Balance, Candidate, Candidates, Key, Member, Ring, SharedTurns, Usable, are_same_backends,
 };
 use crate::clock;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
 use crate::config::{Addresses, BackendConfig, PoolConfig, PoolName, PoolSettings, Secret};
 use crate::dial::Transport;
-use crate::failure::{Cause, Failure};
+use crate::failure::{BackendFailure, Failure};
 use crate::health::ejection::{Ejections, most_ejected};
 use crate::metrics::{Metrics, PoolMetrics};
 use crate::sticky::Sticky;
@@ -31,7 +31,7 @@ pub struct Pool {
     pub name: PoolName,
     pub metrics: PoolMetrics,
     /// Lines of the log that are counted instead of written.
-    repeats: Repeats,
+    repeats: RepeatedFailures,
     ejections: Arc<Ejections>,
     view: ArcSwap<View>,
     /// Held while a view is made, so that the last one made knows of every change. When the next one may be made
@@ -59,7 +59,7 @@ pub struct Plan {
     has_limits: bool,
     members: Box<[Member]>,
     states: Box<[AdminState]>,
-    turn: Turn,
+    turn: SharedTurns,
     /// Made where the algorithm needs one, and kept from plan to plan while it fits.
     ring: Option<Arc<Ring>>,
 }
@@ -78,26 +78,26 @@ struct View {
     plan: Arc<Plan>,
     /// [`Ejections::begun`] when it was made: later ones are not left out of it.
     known_ejections: u64,
-    standing: Standing,
+    standing: BackendStates,
     usable: Usable,
     balance: Box<dyn Balance>,
 }
 
 /// How the backends of a plan are at one moment.
 #[derive(Debug, PartialEq)]
-struct Standing {
+struct BackendStates {
     /// Each backend of the plan with those of its endpoints that take traffic.
     backends: Box<[Candidate]>,
     /// How many endpoints there are, whatever their state.
     endpoints: usize,
     /// Backends that drain and still take those of their clients whose cookie names them.
-    keeping: Keeping,
+    keeping: StickyGrace,
     is_panicking: bool,
 }
 
 /// Draining backends within the sticky grace, and when the first of them leaves it.
 #[derive(Debug, Default, PartialEq)]
-struct Keeping {
+struct StickyGrace {
     backends: Vec<BackendIndex>,
     until: Option<Instant>,
 }
@@ -105,7 +105,7 @@ struct Keeping {
 /// A backend that an exchange keeps in mind from one choice to the next. The position is that in the plan it was found
 /// in, so in another it is only where to look first.
 #[derive(Debug, Clone)]
-pub struct Remembered {
+pub struct BackendHint {
     pub backend: Arc<Identity>,
     pub index: BackendIndex,
 }
@@ -115,14 +115,14 @@ pub struct Remembered {
 pub enum Pick {
     Use(Choice),
     /// Every backend that is left has as many connections as it may.
-    Full(Full),
+    Queue(QueueTicket),
     /// Nobody is left.
-    Nobody,
+    NoBackend,
 }
 
 /// Where an exchange waits for room, and for how long in all.
 #[derive(Debug)]
-pub struct Full {
+pub struct QueueTicket {
     pub queue: Arc<Queue>,
     /// [`Queue::freed`] when there was none.
     pub seen: u64,
@@ -146,7 +146,7 @@ impl Pool {
         let pool = Self {
             name: name.clone(),
             metrics: metrics.pool(name.as_str()),
-            repeats: Repeats::default(),
+            repeats: RepeatedFailures::default(),
             ejections: Arc::default(),
             refreshing: Mutex::new(now),
             was_available: AtomicBool::new(true),
@@ -177,7 +177,7 @@ impl Pool {
     /// Chooses a backend and one of its endpoints, and counts the exchange there. `sticky` is where the client wants back
     /// to; `tried` are those endpoints which failed this exchange: another one of the same backend may be next, as with
     /// nginx, where each address is a server of its own. `is_called`: it has waited for room, and others have not.
-    pub fn choose(&self, key: &Key, sticky: Option<&Remembered>, tried: &[Arc<Endpoint>], is_called: bool) -> Pick {
+    pub fn choose(&self, key: &Key, sticky: Option<&BackendHint>, tried: &[Arc<Endpoint>], is_called: bool) -> Pick {
         let view = self.view.load();
         let plan = &view.plan;
         let sticky = sticky.and_then(|backend| plan.index_of(backend));
@@ -195,7 +195,7 @@ impl Pool {
         let (index, lease) = match plan.has_limits {
             false => match pick() {
                 Some((index, lease)) => (index, lease.in_use()),
-                None => return Pick::Nobody,
+                None => return Pick::NoBackend,
             },
             true => match self.within_limits(plan, &candidates, pick, is_called) {
                 Ok(picked) => picked,
@@ -229,21 +229,21 @@ impl Pool {
         }
         let anybody = Candidates { skips_full: false, ..*candidates };
         if !may_wait || !anybody.has_any() {
-            return Err(Pick::Nobody);
+            return Err(Pick::NoBackend);
         }
-        Err(Pick::Full(Full { queue: Arc::clone(&plan.queue), seen, timeout: plan.settings.queue_timeout }))
+        Err(Pick::Queue(QueueTicket { queue: Arc::clone(&plan.queue), seen, timeout: plan.settings.queue_timeout }))
     }
 
     /// Takes in that real traffic failed on an endpoint, and puts the endpoint aside when that was too often. Returns
     /// for how long it was put aside.
-    pub fn failed(&self, lease: &Lease, cause: Cause, now: Instant) -> Option<Duration> {
+    pub fn failed(&self, lease: &Lease, cause: BackendFailure, now: Instant) -> Option<Duration> {
         let view = self.view.load();
         let (endpoint, rules) = (lease.endpoint(), &view.plan.settings.ejection);
         if !lease.is_current() || !endpoint.failed(cause, rules) {
             return None;
         }
-        let place = self.ejections.place(most_ejected(view.standing.endpoints, rules.max_percent))?;
-        let ejected = endpoint.eject(place, rules, now);
+        let permit = self.ejections.try_acquire(most_ejected(view.standing.endpoints, rules.max_percent))?;
+        let ejected = endpoint.eject(permit, rules, now);
         if ejected.is_some() {
             self.ejections.has_begun();
         }
@@ -269,13 +269,13 @@ impl Pool {
     /// have repeated.
     pub fn catch_up(&self, now: Instant) {
         let plan = self.plan();
-        for More { word, count, within } in self.repeats.take(now) {
+        for SuppressedFailures { word, count, within } in self.repeats.take(now) {
             tracing::warn!(
                 pool = %self.name, failure = word, more = count, "… and {count} more in {} s", within.as_secs(),
             );
         }
         for member in &plan.members {
-            for More { word, count, within } in member.backend.repeats.take(now) {
+            for SuppressedFailures { word, count, within } in member.backend.repeats.take(now) {
                 tracing::warn!(
                     pool = %self.name, backend = %member.backend.address, failure = word, more = count,
                     "… and {count} more in {} s", within.as_secs(),
@@ -473,7 +473,7 @@ impl Plan {
     }
 
     /// Where a backend stands in this plan; `None` when it does not.
-    fn index_of(&self, wanted: &Remembered) -> Option<BackendIndex> {
+    fn index_of(&self, wanted: &BackendHint) -> Option<BackendIndex> {
         let is_it =
             |index: BackendIndex| self.backend(index).is_some_and(|here| Arc::ptr_eq(here.identity(), &wanted.backend));
         if is_it(wanted.index) {
@@ -494,8 +494,8 @@ impl Plan {
     }
 
     /// Who drains and still keeps its sticky clients; their endpoints that are well go to `backends`.
-    fn keeping(&self, backends: &mut [Candidate], now: Instant) -> Keeping {
-        let mut keeping = Keeping::default();
+    fn keeping(&self, backends: &mut [Candidate], now: Instant) -> StickyGrace {
+        let mut keeping = StickyGrace::default();
         for (index, (member, state)) in (0..).zip(self.backends()) {
             let Some(until) = self.grace_end(member, state).filter(|until| now < *until) else { continue };
             let is_well = |endpoint: &&Arc<Endpoint>| {
@@ -514,20 +514,20 @@ impl Plan {
 
 impl View {
     fn new(plan: Arc<Plan>, known_ejections: u64, now: Instant) -> Self {
-        let (standing, usable) = Standing::of(&plan, now);
+        let (standing, usable) = BackendStates::of(&plan, now);
         Self::of(plan, standing, usable, known_ejections)
     }
 
     /// The view that follows `before`; `None` when nothing is different.
     fn after(before: &Self, plan: Arc<Plan>, known_ejections: u64, now: Instant) -> Option<Self> {
-        let (standing, usable) = Standing::of(&plan, now);
+        let (standing, usable) = BackendStates::of(&plan, now);
         let is_same = Arc::ptr_eq(&before.plan, &plan)
             && before.standing == standing
             && before.known_ejections == known_ejections;
         (!is_same).then(|| Self::of(plan, standing, usable, known_ejections))
     }
 
-    fn of(plan: Arc<Plan>, standing: Standing, usable: Vec<BackendIndex>, known_ejections: u64) -> Self {
+    fn of(plan: Arc<Plan>, standing: BackendStates, usable: Vec<BackendIndex>, known_ejections: u64) -> Self {
         let usable = Usable::new(plan.members.len(), usable);
         let ring = || plan.ring.clone().unwrap_or_else(|| Arc::new(Ring::new(&plan.members)));
         let balance = balance::balance(plan.algorithm, &standing.backends, &usable, &plan.turn, ring);
@@ -535,7 +535,7 @@ impl View {
     }
 }
 
-impl Standing {
+impl BackendStates {
     /// Asks every endpoint how it is; also the backends of which some take traffic.
     fn of(plan: &Plan, now: Instant) -> (Self, Vec<BackendIndex>) {
         let mut endpoints: Vec<(BackendIndex, Arc<Endpoint>)> = Vec::with_capacity(plan.members.len());
@@ -552,7 +552,8 @@ impl Standing {
         let mut in_order = Vec::with_capacity(backends.len());
         for places in usable.chunk_by(|&one, &next| endpoints[one].0 == endpoints[next].0) {
             let index = endpoints[places[0]].0;
-            backends[index as usize].endpoints = places.iter().map(|&place| Arc::clone(&endpoints[place].1)).collect();
+            backends[index as usize].endpoints =
+                places.iter().map(|&permit| Arc::clone(&endpoints[permit].1)).collect();
             if plan.settings.addresses == Addresses::Each {
                 let count = u32::try_from(places.len()).unwrap_or(u32::MAX);
                 let weight = &mut backends[index as usize].weight;
@@ -576,7 +577,7 @@ fn may_be_another(before: AdminState, after: AdminState) -> bool {
 /// `panic_threshold` percent of those of active backends are either, all of these, whatever their health ("panic").
 fn usable(statuses: &[Status], panic_threshold: u8) -> (Vec<usize>, bool) {
     let having = |wanted: &[Status]| -> Vec<usize> {
-        (0..).zip(statuses).filter(|(_, status)| wanted.contains(status)).map(|(place, _)| place).collect()
+        (0..).zip(statuses).filter(|(_, status)| wanted.contains(status)).map(|(permit, _)| permit).collect()
     };
     let healthy = having(&[Status::Healthy]);
     let unknown = having(&[Status::Unknown]);
@@ -634,7 +635,7 @@ mod tests {
     fn chosen(pick: Pick) -> Option<Choice> {
         match pick {
             Pick::Use(choice) => Some(choice),
-            Pick::Full(_) | Pick::Nobody => None,
+            Pick::Queue(_) | Pick::NoBackend => None,
         }
     }
 
@@ -656,12 +657,12 @@ mod tests {
                 (0..3).map(|_| chosen(pool.choose(&key, None, &[], false)).expect("room")).collect();
             let on = |address: &str| leases.iter().filter(|c| c.lease.backend().address.as_str() == address).count();
             assert_eq!((on("a:1"), on("b:1")), (2, 1), "{algorithm:?}");
-            let Pick::Full(full) = pool.choose(&key, None, &[], false) else { panic!("there is room, {algorithm:?}") };
+            let Pick::Queue(full) = pool.choose(&key, None, &[], false) else { panic!("there is room, {algorithm:?}") };
             let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
             let mut waiting = Box::pin(full.queue.wait(full.seen));
             assert!(waiting.as_mut().poll(&mut cx).is_pending());
             leases.pop();
-            assert!(matches!(pool.choose(&key, None, &[], false), Pick::Full(_)), "another one was there before");
+            assert!(matches!(pool.choose(&key, None, &[], false), Pick::Queue(_)), "another one was there before");
             assert!(waiting.as_mut().poll(&mut cx).is_ready());
             leases.push(chosen(pool.choose(&key, None, &[], true)).expect("it was called"));
             // A higher limit is room for those who wait.
@@ -691,7 +692,7 @@ mod tests {
         (0..10).find_map(|_| pool.failed(&lease(backend), FAILURE, now))
     }
 
-    const FAILURE: Cause = Cause::Status(500);
+    const FAILURE: BackendFailure = BackendFailure::Status(500);
     const SETTINGS: &str = "[pool.ejection]\nconsecutive_failures = 5\nbase_time = \"10s\"\nmax_percent = 34\n";
 
     #[test]
@@ -715,7 +716,7 @@ mod tests {
         let pool = pool(&config(&[("a:1", 1), ("b:1", 1)], SETTINGS));
         let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
         let first = chosen(pool.choose(&key, None, &[], false)).expect("two are there");
-        let a = Remembered { backend: Arc::clone(first.lease.backend()), index: first.index };
+        let a = BackendHint { backend: Arc::clone(first.lease.backend()), index: first.index };
         assert_eq!((a.backend.address.as_str(), first.plan.settings.retries), ("a:1", 2));
         change(&pool, &config(&[("c:1", 1), ("a:1", 1)], &format!("retries = 3\n{SETTINGS}")));
         let again = chosen(pool.choose(&key, Some(&a), &[], false)).expect("it is still there");
@@ -761,10 +762,10 @@ mod tests {
         for most in [3, 2] {
             change(&pool, &limited(most));
             while leases.len() > most as usize {
-                assert!(matches!(choose(true), Pick::Full(_)), "{} are in use", leases.len());
+                assert!(matches!(choose(true), Pick::Queue(_)), "{} are in use", leases.len());
                 leases.pop();
             }
-            let Pick::Full(full) = choose(false) else { panic!("{most} are in use already") };
+            let Pick::Queue(full) = choose(false) else { panic!("{most} are in use already") };
             let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
             let mut waiting = Box::pin(full.queue.wait(full.seen));
             assert!(waiting.as_mut().poll(&mut cx).is_pending());
@@ -772,7 +773,7 @@ mod tests {
             assert!(waiting.as_mut().poll(&mut cx).is_ready(), "it is called");
             drop(waiting);
             leases.push(chosen(choose(true)).expect("room for one"));
-            assert!(matches!(choose(true), Pick::Full(_)));
+            assert!(matches!(choose(true), Pick::Queue(_)));
         }
         leases.clear();
         assert_eq!(backend(&pool, 0).connections_in_use(), 0);

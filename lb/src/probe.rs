@@ -20,12 +20,12 @@ use rand::RngExt;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use crate::backend::{Endpoint, Finding, ProbeReport};
+use crate::backend::{Endpoint, HealthChange, ProbeReport};
 use crate::config::backend::{AdminState, BackendAddress, SocketAddress};
 use crate::config::{PoolName, ProbeConfig, ProbeKind};
 use crate::control::Control;
 use crate::dial::Transport;
-use crate::failure::{Detail, Failed, Failure, Fault};
+use crate::failure::{AttemptError, Detail, Failure, Fault};
 use crate::health::tracker::Health;
 use way::Way;
 
@@ -154,7 +154,7 @@ async fn probe_forever(control: Arc<Control>, pool: PoolName, probed: Probed) {
                 "backend is back: probes since its ejection have found it well",
             );
         }
-        if finding != Finding::default()
+        if finding != HealthChange::default()
             && let Some(pool) = control.snapshot().pool(&pool)
         {
             pool.refresh_soon(Instant::now());
@@ -191,7 +191,7 @@ async fn pause(endpoint: &Endpoint, config: &ProbeConfig, at: Instant) {
 /// Why a probe failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ProbeError {
-    Failed(Failed),
+    Failed(AttemptError),
     /// The backend answered with a status code that is not expected.
     Status(u16),
 }

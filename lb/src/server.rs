@@ -16,11 +16,12 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 
-use self::resources::{Running, cannot_log, idle_for_each_thread, max_pipes, most_connections};
+use self::resources::{Running, cannot_log, connection_limits, max_idle_per_thread, max_pipes};
 use crate::access_log::{AccessLog, Wanted};
 use crate::admin::{self, Admin};
 use crate::change::Author;
 use crate::config::{AdminConfig, Config, ServerConfig};
+use crate::connection_limit::ConnectionLimit;
 use crate::control::Control;
 use crate::control::resources::Resources;
 use crate::exchange::refusal::Refusal;
@@ -29,7 +30,6 @@ use crate::listen::sockets::cannot_listen;
 use crate::listen::{Listeners, Threads};
 use crate::metrics::Metrics;
 use crate::probe;
-use crate::room::Room;
 use crate::shutdown::Shutdown;
 use crate::state::Persistence;
 
@@ -80,30 +80,30 @@ pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) 
     let AdminConfig { token, read_token, .. } = config.admin.clone();
     metrics.expect_refusals(Refusal::all().map(Refusal::reason));
     let control = Arc::new(Control::new(&path, config.clone(), metrics));
-    let (most, warning) = most_connections(&config.server, open_files);
-    let (room, backend_room) = (Room::new(most.clients), Room::new(most.backends));
-    let handshake_room = Room::for_handshakes(most.handshakes);
+    let (limit, warning) = connection_limits(&config.server, open_files);
+    let (client_limit, backend_limit) = (ConnectionLimit::new(limit.clients), ConnectionLimit::new(limit.backends));
+    let handshake_limit = ConnectionLimit::for_handshakes(limit.handshakes);
     tracing::info!(
         "evenkeel {} starts with {}, as user {}: {} threads, {} clients at most, {open_files} open files",
         env!("CARGO_PKG_VERSION"),
         path.display(),
         rustix::process::getuid().as_raw(),
         config.server.threads,
-        most.clients,
+        limit.clients,
     );
     if let Some(warning) = warning {
         tracing::warn!("{warning}");
     }
     let threads = config.server.threads;
-    let most_idle = Arc::new(AtomicUsize::new(idle_for_each_thread(&config.server, most, threads)));
+    let max_idle = Arc::new(AtomicUsize::new(max_idle_per_thread(&config.server, limit, threads)));
     let shared = Shared {
         control: Arc::clone(&control),
         access_log: Arc::clone(&access_log),
-        most_idle: Arc::clone(&most_idle),
+        max_idle: Arc::clone(&max_idle),
         shutdown: shutdown.clone(),
-        room: Arc::clone(&room),
-        backend_room: Arc::clone(&backend_room),
-        handshake_room: Arc::clone(&handshake_room),
+        client_limit: Arc::clone(&client_limit),
+        backend_limit: Arc::clone(&backend_limit),
+        handshake_limit: Arc::clone(&handshake_limit),
     };
     let listeners = Arc::new(Listeners::new(threads, shared, max_pipes(open_files)));
     listen(&listeners, &config, &mut sockets)?;
@@ -113,10 +113,10 @@ pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) 
     let resources: Arc<dyn Resources> = Arc::new(Running {
         listeners: Arc::clone(&listeners),
         access_log: Arc::clone(&access_log),
-        room: Arc::clone(&room),
-        backend_room,
-        handshake_room,
-        most_idle,
+        client_limit: Arc::clone(&client_limit),
+        backend_limit,
+        handshake_limit,
+        max_idle,
         open_files,
         threads,
     });
@@ -124,7 +124,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) 
 
     // They end with this function.
     let mut background = JoinSet::new();
-    let admin = Admin { control: Arc::clone(&control), room, token, read_token, shutdown: shutdown.clone() };
+    let admin = Admin { control: Arc::clone(&control), client_limit, token, read_token, shutdown: shutdown.clone() };
     background.spawn(admin::serve(admin_listener, Arc::new(admin)));
     tracing::info!(address = %admin_address, "admin API ready");
     background.spawn(probe::run(Arc::clone(&control)));

@@ -37,6 +37,7 @@ use crate::clock::{self, simulated};
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
 use crate::config::{BackendConfig, Config, HalfClose};
+use crate::connection_limit::ConnectionLimit;
 use crate::control::Control;
 use crate::exchange::headers::Peer;
 use crate::failure::Failure;
@@ -47,7 +48,6 @@ use crate::http::stream::ClientStream;
 use crate::http::{self, Engine, Stop, idle};
 use crate::metrics::Metrics;
 use crate::plant::{self, Bug};
-use crate::room::Room;
 use crate::shutdown::Shutdown;
 use backend::Mood;
 use book::{Answer, Asked, ClientFault, Exchange, Framing, Place, Sight, Signal, blame, saw, violated};
@@ -61,7 +61,7 @@ const MAX_TIME: Duration = Duration::from_secs(30 * 60);
 struct World {
     control: Arc<Control>,
     engine: Arc<Engine>,
-    room: Arc<Room>,
+    client_limit: Arc<ConnectionLimit>,
     stop: Arc<Stop>,
     shutdown: Shutdown,
     /// One backend is written by [`NAME`].
@@ -220,19 +220,19 @@ fn scenario(seed: u64) {
     let half_close = config.listeners[0].settings.half_close;
     let max_body = config.listeners[0].settings.max_body_bytes;
     let control = Arc::new(Control::new(Path::new("/evenkeel.toml"), config, METRICS.with(Arc::clone)));
-    let room = Room::new(if one_in(8) { between(1, 3) as usize } else { 1000 });
+    let client_limit = ConnectionLimit::new(if one_in(8) { between(1, 3) as usize } else { 1000 });
     let shutdown = Shutdown::new();
     shutdown.run();
     let stop = Arc::new(Stop::new(shutdown.clone()));
-    let most_idle = pick(&[0, 1, 64, 64, 64]);
+    let max_idle = pick(&[0, 1, 64, 64, 64]);
     let shared = Shared {
         control: Arc::clone(&control),
         access_log: Arc::new(AccessLog::new(METRICS.with(|metrics| metrics.access_log_lost.clone()))),
-        most_idle: Arc::new(AtomicUsize::new(most_idle)),
+        max_idle: Arc::new(AtomicUsize::new(max_idle)),
         shutdown: shutdown.clone(),
-        room: Arc::clone(&room),
-        backend_room: Room::new(100_000),
-        handshake_room: Room::for_handshakes(1),
+        client_limit: Arc::clone(&client_limit),
+        backend_limit: ConnectionLimit::new(100_000),
+        handshake_limit: ConnectionLimit::for_handshakes(1),
     };
     let engine =
         Arc::new(Engine::new(&control.snapshot().config.listeners[0], &shared, &Arc::from([Arc::clone(&stop)]), 0));
@@ -240,7 +240,7 @@ fn scenario(seed: u64) {
     let world = Rc::new(World {
         control,
         engine,
-        room,
+        client_limit,
         stop,
         shutdown,
         has_name,
@@ -335,7 +335,7 @@ async fn client_life(world: Rc<World>, number: u64, delay: Duration, plans: Vec<
 async fn serve(world: Rc<World>, pipe: Pipe) {
     let link = Arc::clone(pipe.link());
     let serving = async {
-        let place = world.engine.place().await;
+        let place = world.engine.admit().await;
         let peer = Peer::from(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1 + below(4) as u8)));
         let io = if world.is_tls {
             let handshake = tls::ACCEPTOR.accept(Io::Pipe(pipe));
@@ -696,8 +696,8 @@ fn finish(world: &World, end: End) {
         book.links.iter().find(|link| link.flow(1).is_open).map(|link| format!("{} is still open", link.name))
     });
     wrong.into_iter().for_each(violated);
-    if world.room.taken() != 0 || world.stop.exchanges() != 0 {
-        violated(format!("{} places and {} exchanges are left", world.room.taken(), world.stop.exchanges()));
+    if world.client_limit.in_use() != 0 || world.stop.exchanges() != 0 {
+        violated(format!("{} places and {} exchanges are left", world.client_limit.in_use(), world.stop.exchanges()));
     }
 }
 
@@ -755,11 +755,11 @@ fn a_refusal_that_the_stop_cuts_off_is_counted() {
     let shared = Shared {
         control: Arc::clone(&control),
         access_log: Arc::new(AccessLog::new(metrics.access_log_lost.clone())),
-        most_idle: Arc::default(),
+        max_idle: Arc::default(),
         shutdown: shutdown.clone(),
-        backend_room: Room::new(100_000),
-        handshake_room: Room::for_handshakes(1),
-        room: Room::new(1),
+        backend_limit: ConnectionLimit::new(100_000),
+        handshake_limit: ConnectionLimit::for_handshakes(1),
+        client_limit: ConnectionLimit::new(1),
     };
     let stop = Arc::new(Stop::new(shutdown));
     let engine = Arc::new(Engine::new(&control.snapshot().config.listeners[0], &shared, &Arc::from([stop]), 0));

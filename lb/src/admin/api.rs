@@ -283,9 +283,9 @@ pub async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     let text = metrics.scrape(|gauges| {
         set_gauges(gauges, &admin.control.snapshot(), Instant::now());
         set_certificates(gauges, &admin.control.certificates());
-        let room = &admin.room;
-        gauges.client_connections.set(i64::try_from(room.taken()).unwrap_or(i64::MAX));
-        gauges.client_connections_limit.set(i64::try_from(room.most()).unwrap_or(i64::MAX));
+        let client_limit = &admin.client_limit;
+        gauges.client_connections.set(i64::try_from(client_limit.in_use()).unwrap_or(i64::MAX));
+        gauges.client_connections_limit.set(i64::try_from(client_limit.limit()).unwrap_or(i64::MAX));
     });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }

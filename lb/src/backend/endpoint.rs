@@ -14,8 +14,8 @@ use super::{Identity, Status};
 use crate::clock;
 use crate::config::EjectionConfig;
 use crate::config::backend::{AdminState, SocketAddress};
-use crate::failure::Cause;
-use crate::health::ejection::{Ejection, Place};
+use crate::failure::BackendFailure;
+use crate::health::ejection::{Ejection, EjectionPermit};
 use crate::health::tracker::{Health, Tracker};
 
 /// An endpoint of a backend, from the answer that first names its address to the last exchange on it.
@@ -41,12 +41,12 @@ pub struct Endpoint {
     born: Instant,
     /// When the last response's head came, in nanoseconds after `born`; 0 before the first.
     last_head: AtomicU64,
-    vitals: Mutex<Vitals>,
+    vitals: Mutex<SelectionState>,
 }
 
 /// What changes seldom: read to list candidates, not for each request.
 #[derive(Debug)]
-struct Vitals {
+struct SelectionState {
     is_probed: bool,
     /// It is no part of its backend any more, or that is no part of its pool.
     has_left: bool,
@@ -56,7 +56,7 @@ struct Vitals {
     ejection: Ejection,
     last_probe: Option<ProbeReport>,
     /// Why real traffic failed on it, the newest at the end.
-    last_failures: VecDeque<Cause>,
+    last_failures: VecDeque<BackendFailure>,
 }
 
 /// How many failures an ejection's line in the log names.
@@ -103,7 +103,7 @@ impl Default for Share {
 
 /// What a probe's result changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Finding {
+pub struct HealthChange {
     /// The new health, when it is another one.
     pub health: Option<Health>,
     /// The ejection is over before its time.
@@ -150,7 +150,7 @@ impl Endpoint {
             latency: AtomicU64::new(0),
             born: now,
             last_head: AtomicU64::new(0),
-            vitals: Mutex::new(Vitals {
+            vitals: Mutex::new(SelectionState {
                 is_probed,
                 has_left: false,
                 since: now,
@@ -301,7 +301,7 @@ impl Endpoint {
     }
 
     /// Counts a failure of real traffic; true when it is the one that should eject the endpoint.
-    pub fn failed(&self, cause: Cause, rules: &EjectionConfig) -> bool {
+    pub fn failed(&self, cause: BackendFailure, rules: &EjectionConfig) -> bool {
         let mut vitals = self.vitals();
         if vitals.last_failures.len() == MAX_LAST_FAILURES {
             vitals.last_failures.pop_front();
@@ -316,7 +316,7 @@ impl Endpoint {
     pub fn last_failures(&self, most: usize) -> String {
         let vitals = self.vitals();
         let failures = &vitals.last_failures;
-        let mut rows: Vec<(Cause, usize)> = Vec::new();
+        let mut rows: Vec<(BackendFailure, usize)> = Vec::new();
         for &failure in failures.range(failures.len().saturating_sub(most)..) {
             match rows.last_mut() {
                 Some((last, times)) if *last == failure => *times += 1,
@@ -332,12 +332,12 @@ impl Endpoint {
     }
 
     /// Puts the endpoint aside, for longer each time. `None` when it is aside already, or has left.
-    pub fn eject(&self, place: Place, rules: &EjectionConfig, now: Instant) -> Option<Duration> {
+    pub fn eject(&self, permit: EjectionPermit, rules: &EjectionConfig, now: Instant) -> Option<Duration> {
         let mut vitals = self.vitals();
         if vitals.has_left {
             return None;
         }
-        let duration = vitals.ejection.start(place, rules, now, |since| self.has_answered_since(since))?;
+        let duration = vitals.ejection.start(permit, rules, now, |since| self.has_answered_since(since))?;
         self.is_ejected.store(true, Ordering::Release);
         drop(vitals);
         self.failures_in_a_row.store(0, Ordering::Relaxed);
@@ -381,13 +381,13 @@ impl Endpoint {
     }
 
     /// Takes in a probe's result, unless the probe began before all was forgotten.
-    pub fn probed(&self, report: ProbeReport, rise: u32, fall: u32) -> Finding {
+    pub fn probed(&self, report: ProbeReport, rise: u32, fall: u32) -> HealthChange {
         let mut vitals = self.vitals();
         if report.at < vitals.since {
-            return Finding::default();
+            return HealthChange::default();
         }
         let succeeded = report.error.is_none();
-        let finding = Finding {
+        let finding = HealthChange {
             health: vitals.tracker.observe(succeeded, rise, fall),
             ends_ejection: vitals.ejection.probed(report.at, succeeded, rise),
         };
@@ -395,7 +395,7 @@ impl Endpoint {
         if finding.ends_ejection {
             self.return_from_ejection();
         }
-        if finding != Finding::default() {
+        if finding != HealthChange::default() {
             self.backend.has_changed();
         }
         finding
@@ -441,7 +441,7 @@ impl Endpoint {
         }
     }
 
-    fn vitals(&self) -> MutexGuard<'_, Vitals> {
+    fn vitals(&self) -> MutexGuard<'_, SelectionState> {
         self.vitals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -544,10 +544,10 @@ mod tests {
         };
         let endpoint = endpoint();
         let failed = |cause| endpoint.failed(cause, &rules);
-        assert!(!failed(Cause::Status(500)));
+        assert!(!failed(BackendFailure::Status(500)));
         endpoint.succeeded();
-        assert!(!failed(Cause::Status(503)));
-        assert!(failed(Cause::Status(503)));
+        assert!(!failed(BackendFailure::Status(503)));
+        assert!(failed(BackendFailure::Status(503)));
         assert_eq!(endpoint.last_failures(2), "status 503 at 127.0.0.1:1 (2 times)");
         assert_eq!(endpoint.last_failures(9), "status 500 at 127.0.0.1:1, status 503 at 127.0.0.1:1 (2 times)");
     }
@@ -608,7 +608,7 @@ mod tests {
         assert!(endpoint.last_probe().is_none());
         assert_ne!(endpoint.incarnation(), incarnation);
         assert!(!lease.is_current() && endpoint.lease().is_current());
-        assert_eq!(endpoint.probed(report(start + Duration::from_secs(1)), 1, 1), Finding::default());
+        assert_eq!(endpoint.probed(report(start + Duration::from_secs(1)), 1, 1), HealthChange::default());
         assert_eq!(endpoint.health(), Health::Unknown);
         endpoint.probed(report(start + Duration::from_secs(3)), 1, 1);
         assert_eq!(endpoint.health(), Health::Healthy);

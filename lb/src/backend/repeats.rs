@@ -11,7 +11,7 @@ pub const WINDOW: Duration = Duration::from_secs(10);
 
 /// The failures of one backend by their words.
 #[derive(Debug, Default)]
-pub struct Repeats {
+pub struct RepeatedFailures {
     kinds: Mutex<Vec<Kind>>,
     /// Whether there is anything in `kinds`, so that it can be found out without the lock.
     is_counting: AtomicBool,
@@ -28,14 +28,14 @@ struct Kind {
 
 /// How many failures of a kind came that were not logged by themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct More {
+pub struct SuppressedFailures {
     pub word: &'static str,
     pub count: u64,
     /// In how long.
     pub within: Duration,
 }
 
-impl Repeats {
+impl RepeatedFailures {
     /// Takes in a failure; true when it is to be logged by itself.
     pub fn note(&self, word: &'static str, now: Instant) -> bool {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,7 +49,7 @@ impl Repeats {
     }
 
     /// What has come in windows that are over. A kind of which nothing came is logged by itself again.
-    pub fn take(&self, now: Instant) -> Vec<More> {
+    pub fn take(&self, now: Instant) -> Vec<SuppressedFailures> {
         let mut told = Vec::new();
         if !self.is_counting.load(Ordering::Acquire) {
             return told;
@@ -62,7 +62,7 @@ impl Repeats {
             }
             let count = std::mem::take(&mut kind.more);
             if count > 0 {
-                told.push(More { word: kind.word, count, within });
+                told.push(SuppressedFailures { word: kind.word, count, within });
             }
             kind.since = now;
             count > 0
@@ -78,9 +78,9 @@ mod tests {
 
     #[test]
     fn the_first_of_a_kind_is_logged_and_the_others_are_counted_in_windows() {
-        let repeats = Repeats::default();
+        let repeats = RepeatedFailures::default();
         let start = Instant::now();
-        let words = |told: &[More]| told.iter().map(|more| (more.word, more.count)).collect::<Vec<_>>();
+        let words = |told: &[SuppressedFailures]| told.iter().map(|more| (more.word, more.count)).collect::<Vec<_>>();
         assert!(repeats.note("reset", start));
         for _ in 0..312 {
             assert!(!repeats.note("reset", start));

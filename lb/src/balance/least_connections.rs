@@ -4,14 +4,14 @@ use std::sync::atomic::Ordering;
 
 use crate::backend::Lease;
 
-use super::{BackendIndex, Balance, Candidate, Candidates, Key, Turn, Usable};
+use super::{BackendIndex, Balance, Candidate, Candidates, Key, SharedTurns, Usable};
 
 /// How often a request picks anew because others took its choice first. More would be a thread that starves.
 const MAX_PICKS: usize = 16;
 
 #[derive(Debug)]
 pub struct LeastConnections {
-    turn: Turn,
+    turn: SharedTurns,
     /// All weights are equal: turns need no lock, and a search may end with the first idle backend.
     is_even: bool,
 }
@@ -24,7 +24,7 @@ struct Load {
 }
 
 impl LeastConnections {
-    pub fn new(backends: &[Candidate], usable: &Usable, turn: Turn) -> Self {
+    pub fn new(backends: &[Candidate], usable: &Usable, turn: SharedTurns) -> Self {
         let mut weights = usable.as_slice().iter().filter_map(|&index| backends.get(index as usize)).map(|b| b.weight);
         let first = weights.next();
         let is_even = weights.all(|weight| Some(weight) == first);

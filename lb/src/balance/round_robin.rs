@@ -2,18 +2,18 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{BackendIndex, Balance, Candidates, Key, Turn};
+use super::{BackendIndex, Balance, Candidates, Key, SharedTurns};
 
 /// Turns of ejected or full backends that are passed over in a pick before the first of the others is taken.
 const MAX_SKIPPED: usize = 64;
 
 #[derive(Debug)]
 pub struct RoundRobin {
-    turn: Turn,
+    turn: SharedTurns,
 }
 
 impl RoundRobin {
-    pub fn new(turn: Turn) -> Self {
+    pub fn new(turn: SharedTurns) -> Self {
         Self { turn }
     }
 }

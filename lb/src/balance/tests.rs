@@ -50,7 +50,7 @@ impl Bench {
     fn new(algorithm: Algorithm, members: Vec<Member>, usable: Vec<BackendIndex>) -> Self {
         let usable = Usable::new(members.len(), usable);
         let backends = candidates(&members);
-        let balance = balance(algorithm, &backends, &usable, &Turn::default(), || Arc::new(Ring::new(&members)));
+        let balance = balance(algorithm, &backends, &usable, &SharedTurns::default(), || Arc::new(Ring::new(&members)));
         Self { members, backends, usable, balance }
     }
 
@@ -183,8 +183,8 @@ fn weights_may_change_between_two_picks() {
 
 #[test]
 fn turns_go_on_when_backends_come_go_and_weigh_less() {
-    let turn = Turn::default();
-    let pick = |turn: &Turn, members: &[Member], usable: &Usable, count: usize| -> Vec<BackendIndex> {
+    let turn = SharedTurns::default();
+    let pick = |turn: &SharedTurns, members: &[Member], usable: &Usable, count: usize| -> Vec<BackendIndex> {
         let backends = candidates(members);
         let balance = balance(Algorithm::Weighted, &backends, usable, turn, || Arc::new(Ring::new(members)));
         let candidates =
@@ -210,7 +210,7 @@ fn turns_go_on_when_backends_come_go_and_weigh_less() {
 
     // A thousand times the weight leaves no debt of a thousand turns behind.
     let heavy = members(&[1000, 1000, 3]);
-    let turn = Turn::default();
+    let turn = SharedTurns::default();
     pick(&turn, &heavy, &Usable::new(3, all(&heavy)), 1);
     let mut light = heavy.clone();
     light.iter_mut().for_each(|member| member.weight = Weight::ONE);
@@ -237,7 +237,7 @@ fn no_algorithm_picks_what_was_ejected_meanwhile() {
             let bench = Bench::new(algorithm, members, usable);
             let ejections = Arc::new(Ejections::default());
             for left in (0..3).rev() {
-                let place = ejections.place(3).expect("room");
+                let place = ejections.try_acquire(3).expect("room");
                 assert!(endpoint(&bench.members[left]).eject(place, &rules, Instant::now()).is_some());
                 let picks: Vec<_> = (0..60).filter_map(|client| bench.pick([10, 0, 0, client], &[])).collect();
                 assert_eq!(picks.len(), if left == 0 { 0 } else { 60 }, "{algorithm}");

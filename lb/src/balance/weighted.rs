@@ -1,14 +1,14 @@
 //! Smooth weighted round robin, nginx's `weight=`: 5:1:1 goes a a b a c a a, never a burst.
 
-use super::{BackendIndex, Balance, Candidate, Candidates, Key, Turn, Usable};
+use super::{BackendIndex, Balance, Candidate, Candidates, Key, SharedTurns, Usable};
 
 #[derive(Debug)]
 pub struct Weighted {
-    turn: Turn,
+    turn: SharedTurns,
 }
 
 impl Weighted {
-    pub fn new(backends: &[Candidate], usable: &Usable, turn: Turn) -> Self {
+    pub fn new(backends: &[Candidate], usable: &Usable, turn: SharedTurns) -> Self {
         turn.prepare(backends, usable);
         Self { turn }
     }

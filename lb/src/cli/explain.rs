@@ -19,13 +19,13 @@ use crate::config::backend::{SocketAddress, UNIX};
 use crate::config::site::{Matcher, RouteConfig, Rules};
 use crate::config::toml::{self, Checked};
 use crate::config::{Config, ListenerConfig};
+use crate::connection_limit::ConnectionLimit;
 use crate::control::Control;
 use crate::exchange::headers::PeerAddress;
 use crate::http::explain::{End, Explanation, Question, Visit};
 use crate::http::{Engine, Shared, Stop};
 use crate::message::authority;
 use crate::metrics::Metrics;
-use crate::room::Room;
 use crate::shutdown::Shutdown;
 use crate::site::{RouteId, Site};
 
@@ -173,11 +173,11 @@ fn engine(control: &Arc<Control>, listener: usize) -> Engine {
     let shared = Shared {
         control: Arc::clone(control),
         access_log: Arc::new(AccessLog::new(control.metrics.access_log_lost.clone())),
-        most_idle: Arc::new(AtomicUsize::new(0)),
+        max_idle: Arc::new(AtomicUsize::new(0)),
         shutdown,
-        room: Room::new(1),
-        backend_room: Room::new(1),
-        handshake_room: Room::for_handshakes(1),
+        client_limit: ConnectionLimit::new(1),
+        backend_limit: ConnectionLimit::new(1),
+        handshake_limit: ConnectionLimit::for_handshakes(1),
     };
     Engine::new(&control.snapshot().config.listeners[listener], &shared, &stops, 0)
 }

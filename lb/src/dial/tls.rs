@@ -11,7 +11,7 @@ use rustls::{AlertDescription, CertificateError, ClientConfig, Error, OtherError
 use super::Dial;
 use crate::config::backend::SocketAddress;
 use crate::config::transport::BackendTls;
-use crate::failure::{Detail, Failed, Failure};
+use crate::failure::{AttemptError, Detail, Failure};
 
 /// Sessions that are kept for one endpoint; rustls takes no less.
 const MAX_SESSIONS: usize = 8;
@@ -33,10 +33,10 @@ impl ClientTls {
     }
 
     /// What a connection to an endpoint is made with, and the name that is asked for.
-    pub fn client(&self, dial: &Dial<'_>) -> Result<(Arc<ClientConfig>, ServerName<'static>), Failed> {
+    pub fn client(&self, dial: &Dial<'_>) -> Result<(Arc<ClientConfig>, ServerName<'static>), AttemptError> {
         let unusable = |reason: &String| {
             tracing::error!(backend = %dial.backend, "TLS to a backend cannot be used: {reason}");
-            Failed::from(Failure::Internal)
+            AttemptError::from(Failure::Internal)
         };
         let name = self.config.server_name(dial.backend).map_err(|_| reason(Failure::TlsCertificate, NO_NAME))?;
         let client = self.client.as_ref().map_err(unusable)?;
@@ -53,26 +53,26 @@ impl ClientTls {
     }
 }
 
-fn reason(failure: Failure, reason: &'static str) -> Failed {
-    Failed { failure, detail: Some(Detail::Reason(reason)) }
+fn reason(failure: Failure, reason: &'static str) -> AttemptError {
+    AttemptError { failure, detail: Some(Detail::Reason(reason)) }
 }
 
 const NO_NAME: &str = "nobody knows whose certificate to demand: write tls.name";
 
 /// Why a handshake failed, and what to do.
-pub fn failed(error: &io::Error) -> Failed {
+pub fn failed(error: &io::Error) -> AttemptError {
     match tls_error(error) {
         Some(error) => of_tls(error),
         None if error.kind() == io::ErrorKind::UnexpectedEof => {
             reason(Failure::TlsHandshake, "the backend closed the connection: it may speak no TLS at this address")
         }
-        None => Failed::from(Failure::ConnectReset),
+        None => AttemptError::from(Failure::ConnectReset),
     }
 }
 
 /// Whether a backend ended a connection because it does not take us for a client, of which it may tell behind its part
 /// of the handshake (RFC 8446 §4.4.2.4).
-pub fn refuses_client(error: &io::Error) -> Option<Failed> {
+pub fn refuses_client(error: &io::Error) -> Option<AttemptError> {
     let error = tls_error(error)?;
     matches!(error, Error::AlertReceived(_)).then(|| of_tls(error))
 }
@@ -81,7 +81,7 @@ fn tls_error(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
 
-fn of_tls(error: &Error) -> Failed {
+fn of_tls(error: &Error) -> AttemptError {
     use Failure::{TlsCertificate, TlsHandshake};
     match error {
         Error::InvalidCertificate(error) => reason(TlsCertificate, of_certificate(error)),

@@ -32,12 +32,12 @@ pub struct Peer {
     /// It speaks plain HTTP where TLS is spoken.
     pub lacks_tls: bool,
     /// `None`: the connection has no TLS.
-    pub secured: Option<Box<Secured>>,
+    pub tls: Option<Box<TlsInfo>>,
 }
 
 /// What is known of a connection's TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Secured {
+pub struct TlsInfo {
     /// `TLSv1.3` or the like.
     pub protocol: &'static str,
     /// By OpenSSL's name.
@@ -68,14 +68,14 @@ pub struct Origin<'a> {
     pub is_tls: bool,
     /// As the client named it, port and all.
     pub host: &'a str,
-    /// [`Claims::None`] unless the peer is trusted.
-    pub claims: &'a Claims<'a>,
+    /// [`ProxyClaims::None`] unless the peer is trusted.
+    pub claims: &'a ProxyClaims<'a>,
 }
 
 /// What a proxy said of its client, out of one family of fields. The other family is never believed: a proxy that does
 /// not know it passes on what its client made up.
 #[derive(Debug, Clone, Default)]
-pub enum Claims<'a> {
+pub enum ProxyClaims<'a> {
     #[default]
     None,
     XForwarded(XForwarded<'a>),
@@ -117,7 +117,7 @@ pub struct Forwarding<'a> {
 
 /// One client among those that the claims name.
 #[derive(Debug, Clone, Copy, Default)]
-struct Claim<'a> {
+struct ClientClaim<'a> {
     proto: Option<&'static str>,
     host: Option<&'a str>,
     port: Option<&'a str>,
@@ -130,9 +130,9 @@ impl<'a> Forwarding<'a> {
         let peer = origin.peer.address;
         let is_believed = trusted.contains(peer);
         let claim = match origin.claims {
-            Claims::XForwarded(claims) if is_believed => claims.read(trusted, peer, &mut chain),
-            Claims::Forwarded(list) if is_believed => read_forwarded(list, trusted, peer, &mut chain),
-            _ => Claim::default(),
+            ProxyClaims::XForwarded(claims) if is_believed => claims.read(trusted, peer, &mut chain),
+            ProxyClaims::Forwarded(list) if is_believed => read_forwarded(list, trusted, peer, &mut chain),
+            _ => ClientClaim::default(),
         };
         chain.reverse();
         let proto = claim.proto.unwrap_or(origin.scheme());
@@ -148,7 +148,7 @@ impl<'a> Forwarding<'a> {
     pub fn write_forwarded_for(&self, out: &mut impl Write) -> fmt::Result {
         let mut comma = "";
         match self.origin.claims {
-            Claims::XForwarded(claims) if self.is_told() => {
+            ProxyClaims::XForwarded(claims) if self.is_told() => {
                 for element in claims.addresses.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
                     let element = match std::str::from_utf8(element) {
                         Ok("") => continue,
@@ -183,7 +183,7 @@ impl<'a> Forwarding<'a> {
     /// Writes the value of `Forwarded` (RFC 7239): the elements so far and one for this hop.
     pub fn write_forwarded(&self, out: &mut impl Write) -> fmt::Result {
         let peer = self.origin.peer.address;
-        if let Claims::Forwarded(list) = self.origin.claims
+        if let ProxyClaims::Forwarded(list) = self.origin.claims
             && let Some(list) = whole_list(list).filter(|_| self.is_told())
         {
             write!(out, "{list}, ")?;
@@ -220,7 +220,7 @@ impl<'a> Forwarding<'a> {
 
 impl<'a> XForwarded<'a> {
     /// Adds whom the claims name to `chain`, nearest first; what they say of the client.
-    fn read(&'a self, trusted: &TrustedPeers, peer: Option<IpAddr>, chain: &mut Vec<IpAddr>) -> Claim<'a> {
+    fn read(&'a self, trusted: &TrustedPeers, peer: Option<IpAddr>, chain: &mut Vec<IpAddr>) -> ClientClaim<'a> {
         let mut client = peer;
         let mut at = None;
         for (place, element) in elements_from_right(&self.addresses, b',').enumerate() {
@@ -234,7 +234,7 @@ impl<'a> XForwarded<'a> {
         }
         // A proxy that sets a field anew leaves one value for everybody before it.
         let told = |list: &'a [u8]| elements_from_right(list, b',').take(at.unwrap_or(0) + 1).last();
-        Claim {
+        ClientClaim {
             proto: told(&self.proto).and_then(scheme),
             host: told(&self.host).and_then(host),
             port: told(&self.port).and_then(port),
@@ -249,14 +249,14 @@ fn read_forwarded<'a>(
     trusted: &TrustedPeers,
     peer: Option<IpAddr>,
     chain: &mut Vec<IpAddr>,
-) -> Claim<'a> {
+) -> ClientClaim<'a> {
     let mut client = peer;
-    let mut told = Claim::default();
+    let mut told = ClientClaim::default();
     for element in elements_from_right(list, b',') {
         if !trusted.contains(client) {
             break;
         }
-        told = Claim::default();
+        told = ClientClaim::default();
         let mut node = None;
         for pair in elements_from_right(element, b';') {
             let Some(equals) = pair.iter().position(|&byte| byte == b'=') else { continue };
@@ -302,7 +302,7 @@ impl Peer {
             PeerAddress::Unix => (None, 0),
         };
         let text = ip.map_or_else(|| UNIX.to_owned(), |ip| ip.to_string());
-        Self { address: ip, port, local: None, text, lacks_tls: false, secured: None }
+        Self { address: ip, port, local: None, text, lacks_tls: false, tls: None }
     }
 
     /// Of a client that speaks plain HTTP where TLS is spoken.
@@ -310,12 +310,12 @@ impl Peer {
         Self { lacks_tls: true, ..Self::new(address) }
     }
 
-    pub fn with_tls(address: PeerAddress, secured: Secured, local: Option<SocketAddr>) -> Self {
-        Self { secured: Some(Box::new(secured)), local, ..Self::new(address) }
+    pub fn with_tls(address: PeerAddress, tls: TlsInfo, local: Option<SocketAddr>) -> Self {
+        Self { tls: Some(Box::new(tls)), local, ..Self::new(address) }
     }
 
     pub fn client_certificate(&self) -> Option<&ClientCertificate> {
-        self.secured.as_ref()?.client.as_ref()
+        self.tls.as_ref()?.client.as_ref()
     }
 
     pub fn as_str(&self) -> &str {
@@ -488,13 +488,13 @@ mod tests {
         Peer::from(ip(address))
     }
 
-    fn origin<'a>(peer: &'a Peer, claims: &'a Claims<'a>) -> Origin<'a> {
+    fn origin<'a>(peer: &'a Peer, claims: &'a ProxyClaims<'a>) -> Origin<'a> {
         Origin { peer, is_tls: false, host: HOST, claims }
     }
 
-    fn x_forwarded<'a>(addresses: &'a [u8], proto: &'a str, host: &'a str) -> Claims<'a> {
+    fn x_forwarded<'a>(addresses: &'a [u8], proto: &'a str, host: &'a str) -> ProxyClaims<'a> {
         let of = |text: &'a str| Cow::Borrowed(text.as_bytes());
-        Claims::XForwarded(XForwarded {
+        ProxyClaims::XForwarded(XForwarded {
             addresses: addresses.into(),
             proto: of(proto),
             host: of(host),
@@ -522,8 +522,8 @@ mod tests {
     fn who_comes_by_a_unix_socket_has_no_address_and_is_trusted_where_it_is_said() {
         let peer = Peer::new(PeerAddress::Unix);
         assert_eq!(peer.as_str(), "unix:");
-        let told = Claims::Forwarded(b"for=203.0.113.7;proto=https;host=public.example"[..].into());
-        for claims in [Claims::None, x_forwarded(b"203.0.113.7", "https", "public.example"), told] {
+        let told = ProxyClaims::Forwarded(b"for=203.0.113.7;proto=https;host=public.example"[..].into());
+        for claims in [ProxyClaims::None, x_forwarded(b"203.0.113.7", "https", "public.example"), told] {
             let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
             assert_eq!((forwarding.client, forwarding.proto), (None, "http"));
             assert_eq!(forwarded_for(&forwarding), "");
@@ -538,7 +538,7 @@ mod tests {
             forwarded(&forwarding),
             "for=203.0.113.7;host=public.example;proto=https, for=10.0.0.9, for=unknown"
         );
-        let claims = Claims::Forwarded(b"for=203.0.113.7;proto=https"[..].into());
+        let claims = ProxyClaims::Forwarded(b"for=203.0.113.7;proto=https"[..].into());
         let forwarding = Forwarding::new(origin(&peer, &claims), &trusted);
         assert_eq!(
             forwarded(&forwarding),
@@ -551,7 +551,7 @@ mod tests {
     fn a_strangers_claims_are_forgotten() {
         for claims in [
             x_forwarded(b"203.0.113.7", "https", "public.example"),
-            Claims::Forwarded(b"for=203.0.113.7;proto=https;host=public.example"[..].into()),
+            ProxyClaims::Forwarded(b"for=203.0.113.7;proto=https;host=public.example"[..].into()),
         ] {
             let peer = peer("192.0.2.1");
             let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
@@ -575,7 +575,7 @@ mod tests {
             "for=203.0.113.7;host=public.example;proto=https, for=10.0.0.9, for=10.0.0.1"
         );
         let list = b"for=203.0.113.7;proto=https;host=\"public.example\", for=10.0.0.9";
-        let claims = Claims::Forwarded(list[..].into());
+        let claims = ProxyClaims::Forwarded(list[..].into());
         let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
         assert_eq!(forwarding.client, Some(ip("203.0.113.7")));
         assert_eq!(forwarded_for(&forwarding), "203.0.113.7, 10.0.0.9, 10.0.0.1");
@@ -623,7 +623,7 @@ mod tests {
             (b"proto=https", "10.0.0.1"),
             (b"", "10.0.0.1"),
         ] {
-            let claims = Claims::Forwarded(list.into());
+            let claims = ProxyClaims::Forwarded(list.into());
             let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
             assert_eq!(forwarding.client, Some(ip(expected)), "{}", String::from_utf8_lossy(list));
             let written = forwarded(&forwarding);
@@ -649,7 +649,7 @@ mod tests {
             ("", "https", "b.example:70000", "0", "", ("https", HOST, "8888", None)),
         ] {
             let of = |text: &'static str| Cow::Borrowed(text.as_bytes());
-            let claims = Claims::XForwarded(XForwarded {
+            let claims = ProxyClaims::XForwarded(XForwarded {
                 addresses: of(addresses),
                 proto: of(proto),
                 host: of(host),
@@ -667,7 +667,7 @@ mod tests {
             ),
             ("for=unknown;proto=https;host=b", ("https", "b", "443")),
         ] {
-            let claims = Claims::Forwarded(list.as_bytes().into());
+            let claims = ProxyClaims::Forwarded(list.as_bytes().into());
             let told = Forwarding::new(origin(&peer, &claims), &trusted());
             assert_eq!((told.proto, told.host, told.port), expected, "{list}");
         }
@@ -676,7 +676,7 @@ mod tests {
     #[test]
     fn ipv6_is_written_as_rfc_7239_wants_it() {
         let peer = peer("2001:db8::1");
-        let forwarding = Forwarding::new(origin(&peer, &Claims::None), &TrustedPeers::default());
+        let forwarding = Forwarding::new(origin(&peer, &ProxyClaims::None), &TrustedPeers::default());
         assert!(forwarded(&forwarding).starts_with("for=\"[2001:db8::1]\";"));
     }
 

@@ -1,7 +1,7 @@
 //! The answers that Evenkeel gives itself, each with its status, the word that counts it and a fixed sentence: what
 //! a client sent is never repeated to it.
 
-use super::reply::{Reply, Title};
+use super::reply::{Reply, StatusText};
 use crate::failure::Failure;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -46,17 +46,17 @@ pub enum Refusal {
 }
 
 /// The answer to a failure of which only its status was said.
-pub fn usual(status: u16, form: Form, request_id: &str) -> Reply {
+pub fn usual(status: u16, form: RefusalFormat, request_id: &str) -> Reply {
     let mut reply = Reply::new(status);
-    let title = Title(status);
+    let title = StatusText(status);
     let body = match form {
-        Form::Text if request_id.is_empty() => format!("{title}\n"),
-        Form::Text => format!("{title}\nRequest id: {request_id}\n"),
-        Form::Html => format!(
+        RefusalFormat::Text if request_id.is_empty() => format!("{title}\n"),
+        RefusalFormat::Text => format!("{title}\nRequest id: {request_id}\n"),
+        RefusalFormat::Html => format!(
             "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{title}</title>\n\
              <h1>{title}</h1>\n<p>Request id: <code>{request_id}</code></p>\n</html>\n"
         ),
-        Form::Json => format!(
+        RefusalFormat::Json => format!(
             "{{\"type\":\"about:blank\",\"title\":\"{}\",\"status\":{status},\"request_id\":\"{request_id}\"}}\n",
             title.name(),
         ),
@@ -68,7 +68,7 @@ pub fn usual(status: u16, form: Form, request_id: &str) -> Reply {
 
 /// In which form a refusal is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum RefusalFormat {
     Text,
     Html,
     /// RFC 9457.
@@ -172,7 +172,7 @@ impl Refusal {
     }
 
     /// The answer. `request_id`: of letters, digits and `-_.:/+=@`; empty: there is none.
-    pub fn reply(self, form: Form, request_id: &str) -> Reply {
+    pub fn reply(self, form: RefusalFormat, request_id: &str) -> Reply {
         let mut reply = Reply::new(self.status());
         reply.content(form.media_type().as_bytes(), self.body(form, request_id).into());
         self.add_fields(&mut reply);
@@ -191,16 +191,16 @@ impl Refusal {
     }
 
     /// The answer's content. Nothing in it is the client's but the request's id, which needs no escaping in any form.
-    fn body(self, form: Form, request_id: &str) -> String {
-        let (title, status, reason) = (Title(self.status()), self.status(), self.reason());
+    fn body(self, form: RefusalFormat, request_id: &str) -> String {
+        let (title, status, reason) = (StatusText(self.status()), self.status(), self.reason());
         match form {
-            Form::Text if request_id.is_empty() => format!("{title}: {self}.\n"),
-            Form::Text => format!("{title}: {self}.\nRequest id: {request_id}\n"),
-            Form::Html => format!(
+            RefusalFormat::Text if request_id.is_empty() => format!("{title}: {self}.\n"),
+            RefusalFormat::Text => format!("{title}: {self}.\nRequest id: {request_id}\n"),
+            RefusalFormat::Html => format!(
                 "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{title}</title>\n\
                  <h1>{title}</h1>\n<p>{self}.</p>\n<p>Request id: <code>{request_id}</code></p>\n</html>\n"
             ),
-            Form::Json => format!(
+            RefusalFormat::Json => format!(
                 "{{\"type\":\"about:blank\",\"title\":\"{}\",\"status\":{status},\"detail\":\"{self}\",\
                  \"reason\":\"{reason}\",\"request_id\":\"{request_id}\"}}\n",
                 title.name(),
@@ -209,7 +209,7 @@ impl Refusal {
     }
 }
 
-impl Form {
+impl RefusalFormat {
     /// What is asked for by these values of `Accept` (RFC 9110 §12.5.1). HTML and JSON have to be named: whoever takes
     /// anything gets text.
     pub fn asked<'a>(accept: impl Iterator<Item = &'a [u8]>) -> Self {
@@ -270,13 +270,14 @@ mod tests {
     #[test]
     fn bodies_name_the_status_the_cause_and_the_request() {
         let text = "503 Service Unavailable: no backend can serve this request now.\n";
-        assert_eq!(Refusal::NoBackend.body(Form::Text, ""), text);
-        assert_eq!(Refusal::NoBackend.body(Form::Text, "abc"), format!("{text}Request id: abc\n"));
+        assert_eq!(Refusal::NoBackend.body(RefusalFormat::Text, ""), text);
+        assert_eq!(Refusal::NoBackend.body(RefusalFormat::Text, "abc"), format!("{text}Request id: abc\n"));
         for refusal in Refusal::all() {
-            let json: serde_json::Value = serde_json::from_str(&refusal.body(Form::Json, "a-b.c")).expect("JSON");
+            let json: serde_json::Value =
+                serde_json::from_str(&refusal.body(RefusalFormat::Json, "a-b.c")).expect("JSON");
             assert_eq!((&json["status"], &json["request_id"]), (&refusal.status().into(), &"a-b.c".into()), "{json}");
             assert_eq!((&json["detail"], &json["reason"]), (&refusal.to_string().into(), &refusal.reason().into()));
-            let html = refusal.body(Form::Html, "a-b.c");
+            let html = refusal.body(RefusalFormat::Html, "a-b.c");
             assert!(html.contains(&format!("<p>{refusal}.</p>")) && html.contains("<code>a-b.c</code>"), "{html}");
             assert!(!refusal.to_string().contains(['<', '>', '&', '"', '\\']), "{refusal}");
         }
@@ -284,7 +285,7 @@ mod tests {
 
     #[test]
     fn the_form_is_the_one_that_is_asked_for() {
-        use Form::{Html, Json, Text};
+        use RefusalFormat::{Html, Json, Text};
         for (accept, form) in [
             (&[][..], Text),
             (&["*/*"], Text),
@@ -307,7 +308,7 @@ mod tests {
             (&["text/html\u{e4}"], Text),
             (&[",;q=1,,text/html"], Html),
         ] {
-            assert_eq!(Form::asked(accept.iter().map(|value| value.as_bytes())), form, "{accept:?}");
+            assert_eq!(RefusalFormat::asked(accept.iter().map(|value| value.as_bytes())), form, "{accept:?}");
         }
     }
 

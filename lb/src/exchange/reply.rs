@@ -47,7 +47,7 @@ impl Reply {
     /// Appends status line and fields, those that delimit the content included; what follows them.
     pub fn write(self, out: &mut Vec<u8>) -> Bytes {
         out.extend_from_slice(b"HTTP/1.1 ");
-        out.extend_from_slice(Title(self.status).to_string().as_bytes());
+        out.extend_from_slice(StatusText(self.status).to_string().as_bytes());
         out.extend_from_slice(b"\r\n");
         out.extend_from_slice(&self.fields);
         if self.has_content() {
@@ -81,15 +81,15 @@ impl Reply {
 }
 
 /// A status code with its name.
-pub struct Title(pub u16);
+pub struct StatusText(pub u16);
 
-impl Title {
+impl StatusText {
     pub fn name(&self) -> &'static str {
         message::reason(self.0)
     }
 }
 
-impl fmt::Display for Title {
+impl fmt::Display for StatusText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.0, self.name())
     }

@@ -21,20 +21,20 @@ fn snapshot(backends: &str, settings: &str) -> Snapshot {
 fn exchange<W: Walk>(request: &Request, walk: impl FnOnce(usize) -> W) -> Exchange<W> {
     let snapshot = snapshot("\"127.0.0.1:1\", \"127.0.0.1:2\", \"127.0.0.1:3\"", "retries = 1\n");
     let found = found(&snapshot);
-    let asked = Asked { is_idempotent: request.is_idempotent, body_length: request.body_length, ..asked() };
-    Exchange::begin_walk(start(found, asked), std::iter::empty(), walk)
+    let info = RequestInfo { is_idempotent: request.is_idempotent, body_length: request.body_length, ..info() };
+    Exchange::begin_walk(start(found, info), std::iter::empty(), walk)
 }
 
 fn found(snapshot: &Snapshot) -> Found<'_> {
     snapshot.sites.find(Some(0), "a.example", b"/", &NoFacts).expect("a site")
 }
 
-fn start(found: Found<'_>, asked: Asked) -> Start {
-    Start { site: Arc::clone(found.site), route: found.route, which: 0, asked }
+fn start(found: Found<'_>, info: RequestInfo) -> ExchangeStart {
+    ExchangeStart { site: Arc::clone(found.site), route: found.route, pool_index: 0, request: info }
 }
 
-fn asked() -> Asked {
-    Asked {
+fn info() -> RequestInfo {
+    RequestInfo {
         client: Some("192.0.2.1".parse().expect("an address")),
         is_https: false,
         is_idempotent: true,
@@ -59,8 +59,8 @@ struct Request {
 
 const GET: Request = Request { is_idempotent: true, body_length: None };
 
-fn direct(_: usize) -> Direct {
-    Direct { holds_body: false, is_preflight: false }
+fn direct(_: usize) -> DirectWalk {
+    DirectWalk { holds_body: false, is_preflight: false }
 }
 
 impl<W: Walk> Exchange<W> {
@@ -91,7 +91,10 @@ fn a_plain_request_is_opened_passed_and_ended() {
     assert!(matches!(exchange.tell(Event::Sent), Step::End));
     assert_eq!(exchange.in_flight(), 0);
     let happened: Vec<_> = exchange.trace.events().iter().map(|event| event.what).collect();
-    assert_eq!(happened, [Happened::Begun, Happened::Opened(0), Happened::Answered(204), Happened::Sent]);
+    assert_eq!(
+        happened,
+        [TraceEventKind::Begun, TraceEventKind::Opened(0), TraceEventKind::Answered(204), TraceEventKind::Sent]
+    );
     let outcome = exchange.finish(Instant::now());
     assert_eq!((outcome.status, outcome.attempts, outcome.failure), (204, 1, None));
 }
@@ -103,8 +106,8 @@ fn a_small_body_is_held_before_anybody_is_asked() {
     for (body_length, holds) in
         [(None, false), (Some(0), false), (Some(1), true), (Some(keep), true), (Some(keep + 1), false)]
     {
-        let asked = Asked { is_idempotent: false, body_length, ..asked() };
-        let mut exchange = Exchange::begin(start(found(&snapshot), asked), std::iter::empty());
+        let info = RequestInfo { is_idempotent: false, body_length, ..info() };
+        let mut exchange = Exchange::begin(start(found(&snapshot), info), std::iter::empty());
         let step = exchange.tell(Event::Begun);
         assert_eq!(matches!(step, Step::Hold), holds, "{body_length:?}: {step:?}");
         if holds {
@@ -133,15 +136,15 @@ fn another_backend_is_tried_and_then_the_failure_is_told() {
 #[test]
 fn a_stale_connection_does_not_cost_the_turn_that_was_waited_for() {
     let snapshot = snapshot("{ address = \"127.0.0.1:1\", max_connections = 1 }", "");
-    let begin = || Exchange::begin(start(found(&snapshot), asked()), std::iter::empty());
+    let begin = || Exchange::begin(start(found(&snapshot), info()), std::iter::empty());
     let (mut first, mut second) = (begin(), begin());
-    let Step::Open(asked) = first.tell(Event::Begun) else { panic!("no attempt") };
+    let Step::Open(info) = first.tell(Event::Begun) else { panic!("no attempt") };
     let Step::Queue(full) = second.tell(Event::Begun) else { panic!("two at once") };
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     let mut waiting = Box::pin(full.queue.wait(full.seen));
     assert!(waiting.as_mut().poll(&mut cx).is_pending());
     let step = first.fails(Failure::StaleConnection);
-    assert!(matches!(&step, Step::Open(again) if Arc::ptr_eq(again, &asked)), "{step:?}");
+    assert!(matches!(&step, Step::Open(again) if Arc::ptr_eq(again, &info)), "{step:?}");
     assert_eq!((first.in_flight(), first.outcome().attempts), (1, 2));
     assert!(waiting.as_mut().poll(&mut cx).is_pending(), "nobody else has the turn");
     // Once the operator wants something else it is chosen anew, before those who wait.
@@ -158,7 +161,7 @@ fn a_stale_connection_does_not_cost_the_turn_that_was_waited_for() {
     assert!(matches!(first.tell(Event::Sent), Step::End));
     assert!(waiting.as_mut().poll(&mut cx).is_ready());
     drop(waiting);
-    assert!(matches!(second.tell(Event::Called), Step::Open(_)));
+    assert!(matches!(second.tell(Event::CapacityFreed), Step::Open(_)));
 }
 
 // A killed request was sent again to another address of the same backend.
@@ -175,8 +178,8 @@ fn what_is_killed_goes_to_another_backend_and_not_to_another_address_of_the_same
             member.backend.resolved(&addresses, now);
         }
         pool.refresh(now);
-        let begin = || Exchange::begin_walk(start(found(&snapshot), asked()), std::iter::empty(), direct);
-        let backend = |step: Step<Direct>| match step {
+        let begin = || Exchange::begin_walk(start(found(&snapshot), info()), std::iter::empty(), direct);
+        let backend = |step: Step<DirectWalk>| match step {
             Step::Open(endpoint) => Some(endpoint.backend.address.as_str().to_owned()),
             _ => None,
         };
@@ -249,12 +252,12 @@ struct Script {
     steps: std::vec::IntoIter<WalkStep<Script>>,
     /// How many answers are still replaced.
     replaces: u32,
-    learned: Vec<&'static str>,
+    event: Vec<&'static str>,
 }
 
 impl Script {
     fn new(steps: Vec<WalkStep<Self>>, replaces: u32) -> Self {
-        Self { steps: steps.into_iter(), replaces, learned: Vec::new() }
+        Self { steps: steps.into_iter(), replaces, event: Vec::new() }
     }
 }
 
@@ -263,15 +266,15 @@ impl Walk for Script {
     type Waited = bool;
     type SubRequest = &'static str;
 
-    fn step(&mut self, learned: Learned<Self>) -> WalkStep<Self> {
-        self.learned.push(match learned {
-            Learned::Begun => "begun",
-            Learned::Waited(true) => "waited",
-            Learned::Waited(false) => "waited in vain",
-            Learned::Held => "held",
-            Learned::Sub(Answer { status: 200, has_body: true }) => "allowed",
-            Learned::Sub(_) => "forbidden",
-            Learned::Spawned => "spawned",
+    fn step(&mut self, event: WalkEvent<Self>) -> WalkStep<Self> {
+        self.event.push(match event {
+            WalkEvent::Begun => "begun",
+            WalkEvent::Waited(true) => "waited",
+            WalkEvent::Waited(false) => "waited in vain",
+            WalkEvent::Held => "held",
+            WalkEvent::Sub(Answer { status: 200, has_body: true }) => "allowed",
+            WalkEvent::Sub(_) => "forbidden",
+            WalkEvent::Spawned => "spawned",
         });
         self.steps.next().unwrap_or(WalkStep::Act)
     }
@@ -281,7 +284,7 @@ impl Walk for Script {
             return HeadVerdict::Pass;
         }
         self.replaces -= 1;
-        HeadVerdict::Replace(Internal::Page(0))
+        HeadVerdict::Replace(InternalRedirect::Page(0))
     }
 }
 
@@ -291,13 +294,13 @@ fn a_walk_waits_holds_and_asks_before_it_acts() {
     let steps =
         vec![WalkStep::Wait(wait), WalkStep::Hold, WalkStep::Sub("/auth"), WalkStep::Spawn("/mirror"), WalkStep::Act];
     let mut exchange = exchange(&GET, |_| Script::new(steps, 0));
-    assert!(matches!(exchange.tell(Event::Begun), Step::Wait(asked) if asked == wait));
+    assert!(matches!(exchange.tell(Event::Begun), Step::Wait(info) if info == wait));
     assert!(matches!(exchange.tell(Event::Waited(true)), Step::Hold));
     assert!(matches!(exchange.tell(Event::Held), Step::Sub("/auth")));
     assert!(matches!(exchange.tell(Event::Sub(Answer { status: 200, has_body: true })), Step::Spawn("/mirror")));
     assert_eq!(exchange.in_flight(), 0);
     assert!(matches!(exchange.tell(Event::Spawned), Step::Open(_)));
-    assert_eq!(exchange.walk.learned, ["begun", "waited", "held", "allowed", "spawned"]);
+    assert_eq!(exchange.walk.event, ["begun", "waited", "held", "allowed", "spawned"]);
     assert!(matches!(exchange.tell(answer(200)), Step::Pass));
 }
 
@@ -323,7 +326,7 @@ fn a_walk_may_answer_itself_and_a_client_may_leave_it() {
 fn an_answer_is_replaced_ten_times_at_most() {
     let mut replaced = exchange(&GET, |_| Script::new(Vec::new(), 1));
     replaced.tell(Event::Begun);
-    assert!(matches!(replaced.tell(answer(404)), Step::Replace(Internal::Page(0))));
+    assert!(matches!(replaced.tell(answer(404)), Step::Replace(InternalRedirect::Page(0))));
     assert_eq!(replaced.in_flight(), 0, "the answer that was thrown away holds no backend");
     assert!(matches!(replaced.tell(Event::Begun), Step::Open(_)));
     assert!(matches!(replaced.tell(answer(404)), Step::Pass));

@@ -23,11 +23,11 @@ pub struct Trace {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceEvent {
     micros: u32,
-    pub what: Happened,
+    pub what: TraceEventKind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Happened {
+pub enum TraceEventKind {
     /// The exchange began: its route is known.
     Begun,
     /// The body was read ahead.
@@ -50,12 +50,12 @@ pub enum Happened {
 
 impl Trace {
     pub fn new(started: Instant) -> Self {
-        let begun = TraceEvent { micros: 0, what: Happened::Begun };
+        let begun = TraceEvent { micros: 0, what: TraceEventKind::Begun };
         Self { started, events: [begun; MAX_EVENTS], count: 1 }
     }
 
     #[inline]
-    pub fn push(&mut self, what: Happened, now: Instant) {
+    pub fn push(&mut self, what: TraceEventKind, now: Instant) {
         if let Some(event) = self.events.get_mut(self.count as usize) {
             // Beyond 71 minutes it is only known to be later.
             let micros = now.saturating_duration_since(self.started).as_micros();
@@ -90,12 +90,12 @@ mod tests {
         let started = Instant::now();
         let mut trace = Trace::new(started);
         for status in 1..100 {
-            trace.push(Happened::Answered(status), started + Duration::from_millis(status.into()));
+            trace.push(TraceEventKind::Answered(status), started + Duration::from_millis(status.into()));
         }
         assert_eq!((trace.events().len(), trace.lost()), (MAX_EVENTS, 84));
-        assert_eq!(trace.events()[0].what, Happened::Begun);
+        assert_eq!(trace.events()[0].what, TraceEventKind::Begun);
         let last = trace.events()[MAX_EVENTS - 1];
-        assert_eq!((last.what, last.after()), (Happened::Answered(15), Duration::from_millis(15)));
+        assert_eq!((last.what, last.after()), (TraceEventKind::Answered(15), Duration::from_millis(15)));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! What a route asks for on a request's way to its action, and what it makes of the answer's head. The exchange turns
-//! it into steps of its own. Those of today walk [`Direct`]ly, at the price of a branch.
+//! it into steps of its own. Those of today walk [`DirectWalk`]ly, at the price of a branch.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -17,7 +17,7 @@ pub trait Walk: fmt::Debug {
     /// A request of our own, on behalf of the client's.
     type SubRequest: fmt::Debug;
     /// The next step towards the action.
-    fn step(&mut self, learned: Learned<Self>) -> WalkStep<Self>;
+    fn step(&mut self, event: WalkEvent<Self>) -> WalkStep<Self>;
 
     /// What becomes of an answer, of which nothing has been sent.
     fn head(&mut self, answer: &Answer) -> HeadVerdict;
@@ -25,7 +25,7 @@ pub trait Walk: fmt::Debug {
 
 /// What an exchange goes on with in place of an answer, by who says where that is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Internal {
+pub enum InternalRedirect {
     /// The route's action.
     Action,
     /// The error page at this place among those of the route.
@@ -33,7 +33,7 @@ pub enum Internal {
 }
 
 /// What a walk learns.
-pub enum Learned<W: Walk + ?Sized> {
+pub enum WalkEvent<W: Walk + ?Sized> {
     /// It begins, also after an answer was replaced.
     Begun,
     Waited(W::Waited),
@@ -62,29 +62,29 @@ pub enum WalkStep<W: Walk + ?Sized> {
 #[derive(Debug)]
 pub enum HeadVerdict {
     Pass,
-    Replace(Internal),
+    Replace(InternalRedirect),
 }
 
 /// The walk of a route that asks nobody on the way.
 #[derive(Debug, Clone, Copy)]
-pub struct Direct {
+pub struct DirectWalk {
     /// Whether the body is read as a whole before there is an answer.
     pub holds_body: bool,
     pub is_preflight: bool,
 }
 
-impl Walk for Direct {
+impl Walk for DirectWalk {
     type Wait = Infallible;
     type Waited = Infallible;
     type SubRequest = Infallible;
 
     #[inline]
-    fn step(&mut self, learned: Learned<Self>) -> WalkStep<Self> {
-        match learned {
-            Learned::Begun if self.is_preflight => WalkStep::Preflight,
-            Learned::Begun if self.holds_body => WalkStep::Hold,
-            Learned::Waited(never) => match never {},
-            Learned::Begun | Learned::Held | Learned::Sub(_) | Learned::Spawned => WalkStep::Act,
+    fn step(&mut self, event: WalkEvent<Self>) -> WalkStep<Self> {
+        match event {
+            WalkEvent::Begun if self.is_preflight => WalkStep::Preflight,
+            WalkEvent::Begun if self.holds_body => WalkStep::Hold,
+            WalkEvent::Waited(never) => match never {},
+            WalkEvent::Begun | WalkEvent::Held | WalkEvent::Sub(_) | WalkEvent::Spawned => WalkStep::Act,
         }
     }
 

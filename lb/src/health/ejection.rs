@@ -18,7 +18,7 @@ pub struct Ejections {
 
 /// One ejection under way, counted until dropped.
 #[derive(Debug)]
-pub struct Place(Arc<Ejections>);
+pub struct EjectionPermit(Arc<Ejections>);
 
 #[derive(Debug, Default)]
 pub struct Ejection {
@@ -26,7 +26,7 @@ pub struct Ejection {
     times: u32,
     /// The ejection under way, or the last one.
     last: Option<Span>,
-    under_way: Option<Place>,
+    under_way: Option<EjectionPermit>,
     /// Probes in a row that succeeded and began after the ejection.
     good_probes: u32,
 }
@@ -40,10 +40,10 @@ struct Span {
 
 impl Ejections {
     /// Makes room for one more ejection, unless `max` are under way.
-    pub fn place(self: &Arc<Self>, max: usize) -> Option<Place> {
+    pub fn try_acquire(self: &Arc<Self>, max: usize) -> Option<EjectionPermit> {
         let more = |count| (count < max).then_some(count + 1);
         self.under_way.try_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
-        Some(Place(Arc::clone(self)))
+        Some(EjectionPermit(Arc::clone(self)))
     }
 
     pub fn under_way(&self) -> usize {
@@ -61,7 +61,7 @@ impl Ejections {
     }
 }
 
-impl Drop for Place {
+impl Drop for EjectionPermit {
     fn drop(&mut self) {
         self.0.under_way.fetch_sub(1, Ordering::AcqRel);
     }
@@ -72,7 +72,7 @@ impl Ejection {
     /// answered a request since then.
     pub fn start(
         &mut self,
-        place: Place,
+        permit: EjectionPermit,
         rules: &EjectionConfig,
         now: Instant,
         has_answered_since: impl Fn(Instant) -> bool,
@@ -87,7 +87,7 @@ impl Ejection {
         self.times = self.times.saturating_add(1);
         let duration = rules.base_time.saturating_mul(self.times).min(rules.max_time);
         self.last = Some(Span { from: now, until: now + duration, duration });
-        self.under_way = Some(place);
+        self.under_way = Some(permit);
         self.good_probes = 0;
         Some(duration)
     }
@@ -140,22 +140,22 @@ mod tests {
         statuses: Vec::new(),
     };
 
-    fn place() -> Place {
-        Arc::new(Ejections::default()).place(1).expect("nobody is ejected")
+    fn permit() -> EjectionPermit {
+        Arc::new(Ejections::default()).try_acquire(1).expect("nobody is ejected")
     }
 
     #[test]
     fn no_more_than_the_limit_are_under_way_at_once() {
         let ejections = Arc::new(Ejections::default());
-        assert!(ejections.place(0).is_none());
-        let first = ejections.place(2).expect("room");
-        let _second = ejections.place(2).expect("room");
-        assert!(ejections.place(2).is_none());
+        assert!(ejections.try_acquire(0).is_none());
+        let first = ejections.try_acquire(2).expect("room");
+        let _second = ejections.try_acquire(2).expect("room");
+        assert!(ejections.try_acquire(2).is_none());
         drop(first);
         assert_eq!(ejections.under_way(), 1);
         let mut ejection = Ejection::default();
         let now = Instant::now();
-        ejection.start(ejections.place(2).expect("room"), &RULES, now, |_| true);
+        ejection.start(ejections.try_acquire(2).expect("room"), &RULES, now, |_| true);
         assert_eq!(ejections.under_way(), 2);
         assert!(ejection.expire(now + RULES.base_time));
         assert_eq!(ejections.under_way(), 1);
@@ -166,13 +166,13 @@ mod tests {
         let mut ejection = Ejection::default();
         let mut now = Instant::now();
         for expected in [10, 20, 25, 25] {
-            let duration = ejection.start(place(), &RULES, now, |_| true).expect("not ejected");
+            let duration = ejection.start(permit(), &RULES, now, |_| true).expect("not ejected");
             assert_eq!(duration, Duration::from_secs(expected));
             now += duration;
             assert_eq!(ejection.remaining(now), None);
         }
         now += Duration::from_secs(25);
-        assert_eq!(ejection.start(place(), &RULES, now, |_| true), Some(Duration::from_secs(10)));
+        assert_eq!(ejection.start(permit(), &RULES, now, |_| true), Some(Duration::from_secs(10)));
     }
 
     // An address that refuses, asked seldom, was ejected for the shortest time again and again.
@@ -186,18 +186,18 @@ mod tests {
                 assert!(since < now);
                 false
             };
-            assert_eq!(ejection.start(place(), &RULES, now, answers_nobody), Some(Duration::from_secs(expected)));
+            assert_eq!(ejection.start(permit(), &RULES, now, answers_nobody), Some(Duration::from_secs(expected)));
         }
         let now = start + Duration::from_secs(4 * 3600);
-        assert_eq!(ejection.start(place(), &RULES, now, |_| true), Some(Duration::from_secs(10)));
+        assert_eq!(ejection.start(permit(), &RULES, now, |_| true), Some(Duration::from_secs(10)));
     }
 
     #[test]
     fn does_not_start_twice() {
         let mut ejection = Ejection::default();
         let now = Instant::now();
-        assert!(ejection.start(place(), &RULES, now, |_| true).is_some());
-        assert_eq!(ejection.start(place(), &RULES, now + Duration::from_secs(9), |_| true), None);
+        assert!(ejection.start(permit(), &RULES, now, |_| true).is_some());
+        assert_eq!(ejection.start(permit(), &RULES, now + Duration::from_secs(9), |_| true), None);
         assert_eq!(ejection.remaining(now + Duration::from_secs(9)), Some(Duration::from_secs(1)));
     }
 
@@ -206,7 +206,7 @@ mod tests {
         let mut ejection = Ejection::default();
         let start = Instant::now();
         let after = |milliseconds| start + Duration::from_millis(milliseconds);
-        ejection.start(place(), &RULES, after(10), |_| true);
+        ejection.start(permit(), &RULES, after(10), |_| true);
         assert!(!ejection.probed(after(5), true, 1), "it began before the ejection");
         assert!(!ejection.probed(after(20), true, 2));
         assert!(!ejection.probed(after(30), false, 2));
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(ejection.remaining(after(50)), None);
         assert!(!ejection.expire(after(60_000)), "it is over already");
         // Behaving for less than the ten seconds that follow the ten it was to last does not count as recovery.
-        assert_eq!(ejection.start(place(), &RULES, after(19_000), |_| true), Some(Duration::from_secs(20)));
+        assert_eq!(ejection.start(permit(), &RULES, after(19_000), |_| true), Some(Duration::from_secs(20)));
     }
 
     #[test]
@@ -224,7 +224,7 @@ mod tests {
         let mut ejection = Ejection::default();
         let now = Instant::now();
         assert!(!ejection.expire(now));
-        ejection.start(place(), &RULES, now, |_| true);
+        ejection.start(permit(), &RULES, now, |_| true);
         assert!(!ejection.expire(now + Duration::from_secs(9)));
         assert!(ejection.expire(now + Duration::from_secs(10)));
         assert!(!ejection.expire(now + Duration::from_secs(10)));

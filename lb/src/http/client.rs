@@ -21,10 +21,10 @@ use super::facts::RequestFacts;
 use super::fields::{self, Changes};
 use super::own;
 use super::pace::Pace;
-use super::request::{self, Belongings, Course, Request, Told};
+use super::request::{self, ForwardedFields, Request, RequestState, StatusFields};
 use super::stream::ClientStream;
 use super::timer::Timer;
-use super::transfer::{Ending, Happened, Transfer};
+use super::transfer::{ClientConnectionState, Transfer, TransferEvent};
 use super::upstream::{Disposition, Upstream};
 use super::work::Work;
 use super::{Engine, h2, kill};
@@ -38,11 +38,11 @@ use crate::date;
 use crate::dial::{Dial, proxy};
 use crate::exchange::headers::Peer;
 use crate::exchange::limits::ClientLimits;
-use crate::exchange::refusal::{Form, Refusal};
+use crate::exchange::refusal::{Refusal, RefusalFormat};
 use crate::exchange::reply::Reply;
-use crate::exchange::walk::Internal;
-use crate::exchange::{Answer, Event, Exchange, Moment, Outcome, Own, Step};
-use crate::failure::{Failed, Failure};
+use crate::exchange::walk::InternalRedirect;
+use crate::exchange::{Answer, ConfiguredReply, Event, Exchange, Moment, Outcome, Step};
+use crate::failure::{AttemptError, Failure};
 use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Persistence, ResponsePlan};
 use crate::http::h1::websocket;
 use crate::message::framing::Framing;
@@ -50,7 +50,7 @@ use crate::message::limits::BLANK_BYTES;
 use crate::message::name::Name;
 use crate::message::{Method, Parsed};
 use crate::plant::Bug;
-use crate::pool::{Full, Plan};
+use crate::pool::{Plan, QueueTicket};
 use crate::site::RouteId;
 use crate::snapshot::Snapshot;
 use crate::value::Presence;
@@ -71,7 +71,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What becomes of the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum ConnectionAction {
     /// Waits for the next request.
     Idle,
     Close,
@@ -91,40 +91,42 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Int
     let mut idle = Idle { since: clock::now(), limit, blank_bytes: 0, is_new: true };
     let mut timer = Timer::default();
     let notified = pin!(engine.stop.idle.notified());
-    let mut calls = Calls { notified, sheddings: 0 };
+    let mut wakeups = IdleWakeups { notified, sheddings: 0 };
     poll_fn(|cx| {
-        calls.listen(&engine, cx);
+        wakeups.listen(&engine, cx);
         Poll::Ready(())
     })
     .await;
     let mut work = None;
     loop {
-        let Some(mut lent) = first_bytes(&engine, &mut client, &mut timer, &mut calls, &idle, work).await else {
+        let Some(mut lent) = first_bytes(&engine, &mut client, &mut timer, &mut wakeups, &idle, work).await else {
             break;
         };
         // In a box of its own, so that an idle connection is small.
-        let busy = Busy(&mut client);
+        let guard = ResetOnDrop(&mut client);
         // The room first: then the future is made in it, and not moved there.
         let room = Box::new_uninit();
-        let requests = Box::write(room, requests(&engine, busy.0, &mut timer, &peer, &mut lent, &mut idle));
-        let fate = Box::into_pin(requests).await;
-        std::mem::forget(busy);
-        let read = if fate == Fate::Http2 { lent.from_client.to_vec() } else { Vec::new() };
-        work = if fate == Fate::Idle {
+        let requests = Box::write(room, requests(&engine, guard.0, &mut timer, &peer, &mut lent, &mut idle));
+        let action = Box::into_pin(requests).await;
+        std::mem::forget(guard);
+        let read = if action == ConnectionAction::Http2 { lent.from_client.to_vec() } else { Vec::new() };
+        work = if action == ConnectionAction::Idle {
             Some(lent)
         } else {
             lent.give_back();
             None
         };
-        match fate {
-            Fate::Idle => {}
-            Fate::Close if client.has_unread_bytes() => return Box::pin(linger(&engine, &mut client)).await,
+        match action {
+            ConnectionAction::Idle => {}
+            ConnectionAction::Close if client.has_unread_bytes() => {
+                return Box::pin(linger(&engine, &mut client)).await;
+            }
             // Closing the socket says as much as shutting it down before.
-            Fate::Close if !client.is_tls() => return,
-            Fate::Close => break,
-            Fate::Linger => return Box::pin(linger(&engine, &mut client)).await,
-            Fate::Abort => return client.abort(),
-            Fate::Http2 => {
+            ConnectionAction::Close if !client.is_tls() => return,
+            ConnectionAction::Close => break,
+            ConnectionAction::Linger => return Box::pin(linger(&engine, &mut client)).await,
+            ConnectionAction::Abort => return client.abort(),
+            ConnectionAction::Http2 => {
                 // Its streams will not know.
                 let mut peer = peer;
                 peer.local = client.local_address();
@@ -138,9 +140,9 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Int
 
 /// A connection that carries requests. Where that ends in their midst, by a panic or because the time to stop is over, the
 /// connection is reset: a client of HTTP/1.0 would take the regular end of the connection for the end of its response.
-struct Busy<'a>(&'a mut ClientStream);
+struct ResetOnDrop<'a>(&'a mut ClientStream);
 
-impl Drop for Busy<'_> {
+impl Drop for ResetOnDrop<'_> {
     fn drop(&mut self) {
         if !Bug::CleanCutOff.is_planted() {
             self.0.reset_when_closed();
@@ -155,27 +157,27 @@ pub(super) async fn serve_stream(engine: &Engine, mut client: ClientStream, peer
     let mut work = Work::take();
     work.from_client.reserve(HEAD_READ_BYTES);
     // A stream has one request: what comes behind it, whatever it looks like, is never taken for another.
-    let fate = match client.read_buf(&mut work.from_client).await {
-        Ok(1..) => serve_one(engine, &engine.listener(), &mut client, &mut timer, peer, &mut work, false).await.fate,
-        _ => Fate::Close,
+    let action = match client.read_buf(&mut work.from_client).await {
+        Ok(1..) => serve_one(engine, &engine.listener(), &mut client, &mut timer, peer, &mut work, false).await.action,
+        _ => ConnectionAction::Close,
     };
     work.give_back();
-    match fate {
-        Fate::Idle | Fate::Close | Fate::Http2 => {}
-        Fate::Linger => linger(engine, &mut client).await,
-        Fate::Abort => client.abort(),
+    match action {
+        ConnectionAction::Idle | ConnectionAction::Close | ConnectionAction::Http2 => {}
+        ConnectionAction::Linger => linger(engine, &mut client).await,
+        ConnectionAction::Abort => client.abort(),
     }
 }
 
 /// What calls an idle connection from outside: the signal to stop, and the lack of room.
-struct Calls<'p, 'e> {
+struct IdleWakeups<'p, 'e> {
     /// Polled so that a call wakes this task; what was called stands in [`super::Stop`].
     notified: Pin<&'p mut Notified<'e>>,
     /// Of those the connection knows.
     sheddings: usize,
 }
 
-impl<'e> Calls<'_, 'e> {
+impl<'e> IdleWakeups<'_, 'e> {
     fn listen(&mut self, engine: &'e Engine, cx: &mut Context<'_>) {
         self.sheddings = engine.stop.sheddings.load(Ordering::Acquire);
         while self.notified.as_mut().poll(cx).is_ready() {
@@ -204,7 +206,7 @@ struct Idle {
 }
 
 /// What an idle connection waits for.
-enum Next {
+enum IdleEvent {
     Request(Box<Work>),
     End,
     /// Those that have been idle for long have to leave.
@@ -216,7 +218,7 @@ async fn first_bytes<'e>(
     engine: &'e Engine,
     client: &mut ClientStream,
     timer: &mut Timer,
-    calls: &mut Calls<'_, 'e>,
+    wakeups: &mut IdleWakeups<'_, 'e>,
     idle: &Idle,
     mut work: Option<Box<Work>>,
 ) -> Option<Box<Work>> {
@@ -227,21 +229,21 @@ async fn first_bytes<'e>(
             work.from_client.extend_from_slice(&BLANK_LINES[..idle.blank_bytes]);
             let read = poll_read_buf(Pin::new(&mut *client), cx, &mut work.from_client);
             if matches!(read, Poll::Ready(Ok(count)) if count > 0) {
-                return Poll::Ready(Next::Request(work));
+                return Poll::Ready(IdleEvent::Request(work));
             }
             work.give_back();
             match read {
-                Poll::Ready(_) => Poll::Ready(Next::End),
-                Poll::Pending if engine.is_revoked() => Poll::Ready(Next::End),
-                Poll::Pending if engine.stop.has_begun() && !client.has_more_to_read() => Poll::Ready(Next::End),
-                Poll::Pending if calls.ask_to_leave(engine, cx) => Poll::Ready(Next::Shedding),
+                Poll::Ready(_) => Poll::Ready(IdleEvent::End),
+                Poll::Pending if engine.is_revoked() => Poll::Ready(IdleEvent::End),
+                Poll::Pending if engine.stop.has_begun() && !client.has_more_to_read() => Poll::Ready(IdleEvent::End),
+                Poll::Pending if wakeups.ask_to_leave(engine, cx) => Poll::Ready(IdleEvent::Shedding),
                 Poll::Pending => Poll::Pending,
             }
         });
         match waiting.await {
-            Ok(Next::Request(work)) => return Some(work),
-            Ok(Next::Shedding) => {}
-            Ok(Next::End) | Err(_) => return None,
+            Ok(IdleEvent::Request(work)) => return Some(work),
+            Ok(IdleEvent::Shedding) => {}
+            Ok(IdleEvent::End) | Err(_) => return None,
         }
         // A client that is about to send its next request is not idle.
         let is_idle = clock::now().saturating_duration_since(idle.since) >= LEAST_IDLE;
@@ -260,18 +262,18 @@ async fn requests(
     peer: &Peer,
     work: &mut Work,
     idle: &mut Idle,
-) -> Fate {
+) -> ConnectionAction {
     loop {
         // What else is blank, the parser refuses.
         if BLANK_LINES.starts_with(&work.from_client) {
             idle.blank_bytes = work.from_client.len();
             work.from_client.clear();
-            return Fate::Idle;
+            return ConnectionAction::Idle;
         }
         let listener = engine.listener();
         let ended = serve_one(engine, &listener, client, timer, peer, work, idle.is_new).await;
-        if ended.fate != Fate::Idle {
-            return ended.fate;
+        if ended.action != ConnectionAction::Idle {
+            return ended.action;
         }
         *idle = Idle { since: ended.at, limit: listener.keepalive_timeout, blank_bytes: 0, is_new: false };
     }
@@ -286,9 +288,9 @@ async fn serve_one(
     peer: &Peer,
     work: &mut Work,
     is_first: bool,
-) -> Ended {
+) -> RequestEnd {
     let time = engine.access_log.is_on().then(|| Timestamp::try_from(clock::wall()).ok()).flatten();
-    let told = Told::default();
+    let forwarded = ForwardedFields::default();
     let started = clock::now();
     let mut request = Request {
         engine,
@@ -296,27 +298,27 @@ async fn serve_one(
         peer,
         started,
         time,
-        told,
-        course: Course::default(),
+        forwarded,
+        state: RequestState::default(),
         is_stream: client.is_stream(),
         is_tls: client.is_tls(),
         limits: ClientLimits::of_listener(listener),
     };
     match read_head(listener, started, client, timer, peer, work).await {
         Ok(Some(_)) if peer.lacks_tls => {
-            request.told.complete(engine, peer, false, &mut work.text);
+            request.forwarded.complete(engine, peer, false, &mut work.text);
             request.refuse(client, timer, work, Refusal::PlainHttp, false).await
         }
         Ok(Some(head)) => {
             let now = if timer.has_waited() { clock::now() } else { started };
             request.carry(client, timer, work, head, now, is_first).await
         }
-        Ok(None) => Ended { fate: Fate::Close, at: started },
+        Ok(None) => RequestEnd { action: ConnectionAction::Close, at: started },
         Err(_) if is_first && speaks_h2c(listener, client, peer) && h2::is_preface(&work.from_client) => {
-            Ended { fate: Fate::Http2, at: started }
+            RequestEnd { action: ConnectionAction::Http2, at: started }
         }
         Err(refusal) => {
-            request.told.complete(engine, peer, client.is_tls(), &mut work.text);
+            request.forwarded.complete(engine, peer, client.is_tls(), &mut work.text);
             request.refuse(client, timer, work, refusal, false).await
         }
     }
@@ -328,8 +330,8 @@ fn speaks_h2c(listener: &ListenerSettings, client: &ClientStream, peer: &Peer) -
 }
 
 /// How a request left the client's connection, and when.
-struct Ended {
-    fate: Fate,
+struct RequestEnd {
+    action: ConnectionAction,
     at: Instant,
 }
 
@@ -365,7 +367,7 @@ async fn read_head(
 }
 
 /// A request that has become an exchange. However it ends, it is counted and logged when it is dropped.
-struct Driver<'a, 'r> {
+struct ExchangeDriver<'a, 'r> {
     request: &'a mut Request<'r>,
     exchange: Exchange,
     transfer: Transfer<'a>,
@@ -382,7 +384,7 @@ impl Request<'_> {
         head: usize,
         now: Instant,
         is_first: bool,
-    ) -> Ended {
+    ) -> RequestEnd {
         let _exchange = self.engine.stop.in_exchange();
         match request::begin(self, work, client.is_tls(), now) {
             Ok(start) => {
@@ -392,21 +394,21 @@ impl Request<'_> {
                 let pace = Pace::new(self.limits.min_rate, client.total());
                 let body = Content::new(work.request.framing(), head, self.limits.max_body_bytes, keep, pace);
                 let transfer = Transfer::new(self.engine, self.listener, self.limits, client, work, body);
-                let (ended, end) = Driver { request: self, exchange, transfer, now }.drive(event, timer).await;
-                if ended.fate == Fate::Idle {
+                let (ended, end) = ExchangeDriver { request: self, exchange, transfer, now }.drive(event, timer).await;
+                if ended.action == ConnectionAction::Idle {
                     work.from_client.drain(..end);
                 }
                 ended
             }
             // Clients know that a connection which was idle may be closed, and ask again (RFC 9112 §9.3.1).
-            Err(_) if self.course.is_shut_out && !is_first && !self.is_stream => {
-                Ended { fate: Fate::Close, at: self.started }
+            Err(_) if self.state.is_misdirected && !is_first && !self.is_stream => {
+                RequestEnd { action: ConnectionAction::Close, at: self.started }
             }
             Err(refusal) => {
-                self.told.complete(self.engine, self.peer, client.is_tls(), &mut work.text);
-                let is_whole = work.request.framing() == Framing::None && !self.course.is_shut_out;
+                self.forwarded.complete(self.engine, self.peer, client.is_tls(), &mut work.text);
+                let is_whole = work.request.framing() == Framing::None && !self.state.is_misdirected;
                 let ended = self.refuse(client, timer, work, refusal, is_whole).await;
-                if ended.fate == Fate::Idle {
+                if ended.action == ConnectionAction::Idle {
                     work.from_client.drain(..head);
                 }
                 ended
@@ -422,14 +424,14 @@ impl Request<'_> {
         work: &mut Work,
         refusal: Refusal,
         has_read_all: bool,
-    ) -> Ended {
+    ) -> RequestEnd {
         work.to_client.clear();
         work.noted.clear();
         let transfer = Transfer::new(self.engine, self.listener, self.limits, client, work, Content::none());
-        let mut answer = OwnAnswer { request: self, transfer, refusal, status: refusal.status() };
+        let mut answer = RefusalDriver { request: self, transfer, refusal, status: refusal.status() };
         answer.status = self.write_refusal(&mut answer.transfer, refusal, has_read_all, None);
         answer.transfer.run(|| false, clock::now(), timer).await;
-        Ended { fate: fate(answer.transfer.ending()), at: clock::now() }
+        RequestEnd { action: action(answer.transfer.ending()), at: clock::now() }
     }
 
     /// Writes what tells of a refusal; its status.
@@ -447,10 +449,10 @@ impl Request<'_> {
 
     /// What tells of a refusal, and its status.
     pub(super) fn refusal(&self, work: &Work, refusal: Refusal, exchange: Option<&Exchange>) -> (Reply, u16) {
-        let form = Form::asked(work.request.fields().named(&work.from_client, b"accept"));
+        let form = RefusalFormat::asked(work.request.fields().named(&work.from_client, b"accept"));
         let page = exchange.is_none().then(|| self.page_without_route(work, refusal)).flatten();
         page.unwrap_or_else(|| {
-            let id = work.text.get(self.told.request_id.clone()).unwrap_or_default();
+            let id = work.text.get(self.forwarded.request_id.clone()).unwrap_or_default();
             (refusal.reply(form, id), refusal.status())
         })
     }
@@ -493,14 +495,14 @@ impl Request<'_> {
 }
 
 /// The answer to a request that is no exchange. However it ends, the request is counted and logged when it is dropped.
-struct OwnAnswer<'a> {
+struct RefusalDriver<'a> {
     request: &'a Request<'a>,
     transfer: Transfer<'a>,
     refusal: Refusal,
     status: u16,
 }
 
-impl Drop for OwnAnswer<'_> {
+impl Drop for RefusalDriver<'_> {
     fn drop(&mut self) {
         let refusal = self.refusal;
         let outcome = Outcome { refusal: Some(refusal), status: self.status, ..Outcome::default() };
@@ -508,10 +510,10 @@ impl Drop for OwnAnswer<'_> {
     }
 }
 
-impl Driver<'_, '_> {
+impl ExchangeDriver<'_, '_> {
     /// Does what the exchange says, step by step, to its end. What becomes of the client's connection, and where the next
     /// request begins in what came on it.
-    async fn drive(&mut self, mut event: Event, timer: &mut Timer) -> (Ended, usize) {
+    async fn drive(&mut self, mut event: Event, timer: &mut Timer) -> (RequestEnd, usize) {
         loop {
             let at = Moment { now: self.now, client_waited: self.transfer.body.pace.waited() };
             let step = self.exchange.step(event, at);
@@ -521,12 +523,12 @@ impl Driver<'_, '_> {
                 Step::Open(endpoint) => self.open(endpoint, timer).await,
                 Step::Queue(full) => match self.queue(full, timer).await {
                     Ok(()) => {
-                        event = Event::Called;
+                        event = Event::CapacityFreed;
                         continue;
                     }
                     Err(failed) => Err(failed),
                 },
-                Step::Pass => self.pass().map_err(Failed::from),
+                Step::Pass => self.pass().map_err(AttemptError::from),
                 Step::Refuse(refusal) => {
                     self.request.write_refusal(&mut self.transfer, refusal, true, Some(&self.exchange));
                     Ok(())
@@ -540,7 +542,7 @@ impl Driver<'_, '_> {
                     continue;
                 }
                 Step::End => {
-                    let ended = Ended { fate: fate(self.transfer.ending()), at: self.now };
+                    let ended = RequestEnd { action: action(self.transfer.ending()), at: self.now };
                     return (ended, self.transfer.body.end());
                 }
                 Step::Wait(never) | Step::Sub(never) | Step::Spawn(never) => match never {},
@@ -560,15 +562,15 @@ impl Driver<'_, '_> {
     }
 
     /// What happened, as the exchange is told of it.
-    fn learn(&mut self, happened: Happened) -> Event {
+    fn learn(&mut self, happened: TransferEvent) -> Event {
         match happened {
-            Happened::Held => {
+            TransferEvent::Held => {
                 if !self.transfer.body.pace.waited().is_zero() {
                     self.now = clock::now();
                 }
                 Event::Held
             }
-            Happened::Head => {
+            TransferEvent::Head => {
                 self.now = clock::now();
                 let response = self.transfer.response();
                 let answer = Answer { status: response.status(), has_body: self.transfer.body.is_at_hand() };
@@ -586,18 +588,22 @@ impl Driver<'_, '_> {
                     _ => self.failed(Failure::UnaskedUpgrade),
                 }
             }
-            Happened::Sent => {
+            TransferEvent::Sent => {
                 self.now = clock::now();
                 self.release();
                 Event::Sent
             }
-            Happened::Failed(failure) => self.failed(failure),
+            TransferEvent::Failed(failure) => self.failed(failure),
         }
     }
 
     /// Waits until a backend may have another connection.
     #[cold]
-    async fn queue(&mut self, Full { queue, seen, timeout }: Full, timer: &mut Timer) -> Result<(), Failed> {
+    async fn queue(
+        &mut self,
+        QueueTicket { queue, seen, timeout }: QueueTicket,
+        timer: &mut Timer,
+    ) -> Result<(), AttemptError> {
         let called = Box::pin(async {
             queue.wait(seen).await;
             Ok(())
@@ -609,7 +615,7 @@ impl Driver<'_, '_> {
     }
 
     /// Sends the request to `endpoint`.
-    async fn open(&mut self, endpoint: Arc<Endpoint>, timer: &mut Timer) -> Result<(), Failed> {
+    async fn open(&mut self, endpoint: Arc<Endpoint>, timer: &mut Timer) -> Result<(), AttemptError> {
         let (Some(server), Some(plan)) = (self.exchange.server(), self.exchange.plan().map(Arc::clone)) else {
             return Err(Failure::Internal.into());
         };
@@ -622,7 +628,7 @@ impl Driver<'_, '_> {
                 let dial =
                     Dial { backend: &endpoint.backend.address, address, transport: &plan.transport, header: &header };
                 // Large, and rare beside requests on kept connections.
-                let connecting = Box::pin(Upstream::connect(server, &dial, &self.request.engine.backend_room));
+                let connecting = Box::pin(Upstream::connect(server, &dial, &self.request.engine.backend_limit));
                 let limit = limits.as_ref().map_or(plan.settings.connect_timeout, |own| own.connect_timeout);
                 let limit = (limit, Failure::ConnectTimeout);
                 let exchange = &self.exchange;
@@ -636,7 +642,7 @@ impl Driver<'_, '_> {
         let wants_websocket = asks_for_websocket(work, &self.exchange);
         work.to_backend.clear();
         request::write_head(self.request, work, &self.exchange, wants_websocket)?;
-        Ok(self.transfer.open(upstream, plan, limits, self.request.course.is_bare)?)
+        Ok(self.transfer.open(upstream, plan, limits, self.request.state.omits_body)?)
     }
 
     /// What a connection to a backend begins with that tells for which client it speaks; mostly nothing.
@@ -651,7 +657,7 @@ impl Driver<'_, '_> {
     #[cold]
     fn header_for_client(&self, version: ProxyProtocol) -> Vec<u8> {
         let Peer { address, port, local, .. } = *self.request.peer;
-        let client = self.request.told.client.or(address).map(|from| {
+        let client = self.request.forwarded.client.or(address).map(|from| {
             let from = SocketAddr::new(from, if Some(from) == address { port } else { 0 });
             let to = self.transfer.client.local_address().or(local).or(self.request.engine.address.ip());
             // A client whom a proxy tells of, which comes by a Unix socket.
@@ -682,13 +688,13 @@ impl Driver<'_, '_> {
 
     /// Sends an answer that the operator wrote.
     #[cold]
-    fn reply(&mut self, own: Own, status: u16) {
+    fn reply(&mut self, own: ConfiguredReply, status: u16) {
         let (work, exchange) = (&*self.transfer.work, &self.exchange);
-        let form = Form::asked(work.request.fields().named(&work.from_client, b"accept"));
+        let form = RefusalFormat::asked(work.request.fields().named(&work.from_client, b"accept"));
         let facts = RequestFacts::of(self.request, work, exchange);
-        let belongings = match own {
-            Own::Page(_) => of_status(work, exchange, &facts),
-            Own::Action | Own::Preflight => Belongings::default(),
+        let status_fields = match own {
+            ConfiguredReply::Page(_) => of_status(work, exchange, &facts),
+            ConfiguredReply::Action | ConfiguredReply::Preflight => StatusFields::default(),
         };
         let opens_websocket =
             self.request.is_stream && request::asks_for_websocket(work) && matches!(status, 200..=299);
@@ -696,7 +702,7 @@ impl Driver<'_, '_> {
             true => Err(Refusal::NotImplemented),
             false => own::reply(own, status, exchange, &facts, form),
         };
-        self.request.course.belongings = belongings;
+        self.request.state.status_fields = status_fields;
         match reply {
             Ok(reply) => {
                 let may_keep = exchange.outcome().refusal.is_none_or(Refusal::keeps_connection);
@@ -711,11 +717,11 @@ impl Driver<'_, '_> {
 
     /// Goes on along another route, in place of the answer that there is, or would be; how the exchange begins there.
     #[cold]
-    fn turn(&mut self, internal: Internal) -> Event {
+    fn turn(&mut self, internal: InternalRedirect) -> Event {
         let is_at_hand = self.transfer.body.is_at_hand();
-        if matches!(internal, Internal::Page(_)) {
+        if matches!(internal, InternalRedirect::Page(_)) {
             let facts = RequestFacts::of(self.request, self.transfer.work, &self.exchange);
-            self.request.course.belongings = of_status(self.transfer.work, &self.exchange, &facts);
+            self.request.state.status_fields = of_status(self.transfer.work, &self.exchange, &facts);
         }
         // The answer that was there goes nowhere, and neither does its backend's connection.
         self.transfer.give_up();
@@ -724,11 +730,11 @@ impl Driver<'_, '_> {
         event
     }
 
-    fn failed(&mut self, failed: impl Into<Failed>) -> Event {
+    fn failed(&mut self, failed: impl Into<AttemptError>) -> Event {
         let mut failed = failed.into();
         failed.detail = failed.detail.or_else(|| self.transfer.explain(failed.failure));
         self.now = clock::now();
-        let has_body = self.request.course.is_bare || self.transfer.body.is_at_hand();
+        let has_body = self.request.state.omits_body || self.transfer.body.is_at_hand();
         self.transfer.give_up();
         Event::Failed { failed, has_body }
     }
@@ -741,12 +747,12 @@ impl Driver<'_, '_> {
             let own = connection.is_for_one_client().then_some(MAX_IDLE_FOR_ONE_CLIENT);
             let idle_timeout = own.map_or(plan.settings.idle_timeout, |own| own.min(plan.settings.idle_timeout));
             let until = self.now + idle_timeout;
-            connection.keep(endpoint, until, self.request.engine.most_idle());
+            connection.keep(endpoint, until, self.request.engine.max_idle());
         }
     }
 }
 
-impl Drop for Driver<'_, '_> {
+impl Drop for ExchangeDriver<'_, '_> {
     fn drop(&mut self) {
         if !self.exchange.is_over() {
             self.now = clock::now();
@@ -756,12 +762,12 @@ impl Drop for Driver<'_, '_> {
     }
 }
 
-fn fate(ending: Ending) -> Fate {
+fn action(ending: ClientConnectionState) -> ConnectionAction {
     match ending {
-        Ending::Reusable => Fate::Idle,
-        Ending::Complete => Fate::Close,
-        Ending::Unread => Fate::Linger,
-        Ending::CutOff => Fate::Abort,
+        ClientConnectionState::Reusable => ConnectionAction::Idle,
+        ClientConnectionState::Complete => ConnectionAction::Close,
+        ClientConnectionState::Unread => ConnectionAction::Linger,
+        ClientConnectionState::CutOff => ConnectionAction::Abort,
     }
 }
 
@@ -771,22 +777,22 @@ fn asks_for_websocket(work: &Work, exchange: &Exchange) -> bool {
 }
 
 /// What of the answer that an error page takes the place of belongs to its status: a backend's, or one of our own.
-fn of_status(work: &Work, exchange: &Exchange, facts: &RequestFacts<'_>) -> Belongings {
+fn of_status(work: &Work, exchange: &Exchange, facts: &RequestFacts<'_>) -> StatusFields {
     let outcome = exchange.outcome();
     match (outcome.refusal, outcome.backend_status) {
         (Some(refusal), _) => {
             let seconds = refusal.retry_after().map(|seconds| ("Retry-After", seconds.to_string().into_bytes()));
             let methods = refusal.allow().map(|methods| ("Allow", methods.as_bytes().to_vec()));
-            Belongings { status: refusal.status(), fields: seconds.into_iter().chain(methods).collect() }
+            StatusFields { status: refusal.status(), fields: seconds.into_iter().chain(methods).collect() }
         }
         (None, Some(status)) => {
             let facts = RequestFacts { response: Some((&work.response, &work.from_backend)), ..*facts };
-            Belongings {
+            StatusFields {
                 status,
                 fields: exchange.rules().map_or_else(Vec::new, |rules| fields::of_status(status, rules, &facts)),
             }
         }
-        (None, None) => Belongings::default(),
+        (None, None) => StatusFields::default(),
     }
 }
 
@@ -827,19 +833,19 @@ pub(super) fn write_head(
     let cookie = exchange.filter(|_| is_backends).and_then(Exchange::set_cookie);
     let cookie = cookie.as_ref().and_then(|cookie| FieldValue::new(cookie.as_bytes()));
     let cookie = cookie.map(|cookie| Change { name: FieldName::known(Name::SetCookie), edit: Edit::Add(cookie) });
-    let id = of.told.named_id(&work.text);
+    let id = of.forwarded.named_id(&work.text);
     let changes = [cookie.or(id), id.filter(|_| cookie.is_some())];
     let changes = changes.map(|change| change.unwrap_or(Change::NOTHING));
     let changes = &changes[..usize::from(id.is_some()) + usize::from(cookie.is_some())];
     let date = work.response.fields().value(&work.from_backend, Name::Date).is_none().then(date::now);
     let mut plan = ResponsePlan::new(&work.response, work.request.version(), persistence, changes);
-    plan.lines = of.told.id_lines(&work.text);
+    plan.lines = of.forwarded.id_lines(&work.text);
     plan.date = date.as_ref().and_then(|date| FieldValue::new(date));
     let (framing, keeps) = (plan.framing, plan.persistence == Persistence::KeepAlive);
     let body = ResponseBody::new(work.response.framing(), framing);
     let has_route = exchange.is_some();
     let mut body = body;
-    if has_route && of.course.snapshot.is_none() {
+    if has_route && of.state.snapshot.is_none() {
         rewrite::response(&work.response, &work.from_backend, &plan, &mut work.to_client);
     } else {
         if let Some(exchange) = exchange.filter(|exchange| exchange.is_page())
@@ -960,10 +966,10 @@ fn write_changed_head(
             }
         }
         if exchange.is_some_and(Exchange::is_page) {
-            changes.page(&of.course.belongings, status, &facts);
+            changes.page(&of.state.status_fields, status, &facts);
         }
         if let Some(preset) = rules.preset {
-            changes.preset(preset, of.told.proto() == "https");
+            changes.preset(preset, of.forwarded.proto() == "https");
         }
         if let Some(cors) = &rules.cors {
             changes.cors(cors, &facts);
@@ -1026,7 +1032,7 @@ fn write_record(
     let method = readable(request.method_token(from_client));
     let host = readable(request.authority(from_client).unwrap_or_default());
     let (referer, user_agent) = (field(Name::Referer), field(Name::UserAgent));
-    let client = str::from_utf8(of.told.client_text(text)).unwrap_or_default();
+    let client = str::from_utf8(of.forwarded.client_text(text)).unwrap_or_default();
     let record = Record {
         time,
         client,
@@ -1037,7 +1043,7 @@ fn write_record(
         status: outcome.status,
         bytes: transfer.sent,
         duration: now.saturating_duration_since(of.started),
-        request_id: text.get(of.told.request_id.clone()).unwrap_or_default(),
+        request_id: text.get(of.forwarded.request_id.clone()).unwrap_or_default(),
         referer: referer.as_deref(),
         user_agent: user_agent.as_deref(),
         served: Served::new(exchange, outcome),

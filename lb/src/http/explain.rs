@@ -9,12 +9,12 @@ use super::Engine;
 use super::client;
 use super::facts::RequestFacts;
 use super::own;
-use super::request::{self, Course, Request, Told};
+use super::request::{self, ForwardedFields, Request, RequestState};
 use super::work::Work;
 use crate::clock;
 use crate::exchange::headers::{Peer, PeerAddress};
 use crate::exchange::limits::ClientLimits;
-use crate::exchange::refusal::{Form, Refusal};
+use crate::exchange::refusal::{Refusal, RefusalFormat};
 use crate::exchange::reply::Reply;
 use crate::exchange::{Event, Exchange, Moment, Step};
 use crate::http::h1::rewrite::Persistence;
@@ -77,8 +77,8 @@ pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, 
         peer: &peer,
         started: now,
         time: None,
-        told: Told::default(),
-        course: Course::default(),
+        forwarded: ForwardedFields::default(),
+        state: RequestState::default(),
         is_stream: false,
         is_tls: question.is_tls,
         limits: ClientLimits::of_listener(&listener),
@@ -86,7 +86,7 @@ pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, 
     let mut exchange = match request::begin(&mut of, &mut work, question.is_tls, now) {
         Ok(start) => request::exchange(&mut of, &work, start),
         Err(refusal) => {
-            of.told.complete(engine, &peer, question.is_tls, &mut work.text);
+            of.forwarded.complete(engine, &peer, question.is_tls, &mut work.text);
             return Ok(Explanation { site: None, visits: Vec::new(), end: refused(&of, &mut work, refusal, None) });
         }
     };
@@ -115,7 +115,7 @@ pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, 
             Step::Refuse(refusal) => break refused(&of, &mut work, refusal, Some(&exchange)),
             Step::Reply(own, status) => {
                 let facts = RequestFacts::of(&of, &work, &exchange);
-                let form = Form::asked(work.request.fields().named(&work.from_client, b"accept"));
+                let form = RefusalFormat::asked(work.request.fields().named(&work.from_client, b"accept"));
                 break match own::reply(own, status, &exchange, &facts, form) {
                     Ok(reply) => answer(&of, &mut work, reply, exchange.outcome().refusal, Some(&exchange)),
                     Err(refusal) => {

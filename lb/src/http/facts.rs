@@ -11,7 +11,7 @@ use crate::clock;
 use crate::config::route::HostPattern;
 use crate::config::site::Matcher;
 use crate::exchange::{Exchange, Outcome};
-use crate::http::h1::head::{Form, RequestHead};
+use crate::http::h1::head::{RequestHead, TargetForm};
 use crate::http::h1::response::ResponseHead;
 use crate::message::Version;
 use crate::message::name::Name;
@@ -56,7 +56,7 @@ impl<'a> RequestFacts<'a> {
             head,
             from_client,
             text,
-            path: of.told.path(head, from_client, path),
+            path: of.forwarded.path(head, from_client, path),
             target,
             tables: of.tables(),
             place: Some((exchange.site(), exchange.route_id())),
@@ -116,12 +116,12 @@ impl<'a> RequestFacts<'a> {
 
 impl Facts for RequestFacts<'_> {
     fn find(&self, variable: &Variable) -> Known<'_> {
-        let told = &self.of.told;
+        let forwarded = &self.of.forwarded;
         let one = |name| match self.head.fields().values(self.from_client, name).nth(1) {
             Some(_) => Known::Made,
             None => some(self.head.fields().value(self.from_client, name)),
         };
-        let secured = || self.of.peer.secured.as_deref();
+        let tls = || self.of.peer.tls.as_deref();
         let certificate = || self.of.peer.client_certificate();
         match variable {
             Variable::Host => match self.host() {
@@ -133,15 +133,15 @@ impl Facts for RequestFacts<'_> {
                 Known::Here(if self.query().is_some_and(|query| !query.is_empty()) { b"?" } else { b"" })
             }
             Variable::Uri => Known::Here(self.path),
-            Variable::RequestUri if self.head.form() == Form::Origin => {
+            Variable::RequestUri if self.head.form() == TargetForm::Origin => {
                 Known::Here(self.head.path_and_query(self.from_client))
             }
-            Variable::RequestMethod if self.of.course.is_get => Known::Here(b"GET"),
+            Variable::RequestMethod if self.of.state.is_get => Known::Here(b"GET"),
             Variable::RequestMethod => Known::Here(self.head.method_token(self.from_client)),
-            Variable::Scheme => Known::Here(told.proto().as_bytes()),
+            Variable::Scheme => Known::Here(forwarded.proto().as_bytes()),
             Variable::ServerName => some(self.place.and_then(|(site, _)| site.config.hosts.first()).and_then(name_of)),
-            Variable::RemoteAddr => Known::Here(told.client_text(self.text)),
-            Variable::RequestId => Known::Here(told.request_id(self.text)),
+            Variable::RemoteAddr => Known::Here(forwarded.client_text(self.text)),
+            Variable::RequestId => Known::Here(forwarded.request_id(self.text)),
             Variable::ServerProtocol => Known::Here(match (self.of.is_stream, self.head.version()) {
                 (true, _) => b"HTTP/2.0",
                 (_, Version::Http10) => b"HTTP/1.0",
@@ -151,16 +151,12 @@ impl Facts for RequestFacts<'_> {
             Variable::ContentType => one(Name::ContentType),
             Variable::Hostname => Known::Here(self.of.engine.hostname.as_bytes()),
             Variable::Http2 => some(self.of.is_stream.then_some(if self.of.is_tls { &b"h2"[..] } else { b"h2c" })),
-            Variable::SslProtocol => some(secured().map(|secured| secured.protocol.as_bytes())),
-            Variable::SslCipher => some(secured().map(|secured| secured.cipher.as_bytes())),
-            Variable::SslServerName => {
-                some(secured().and_then(|secured| secured.server_name.as_deref()).map(str::as_bytes))
-            }
-            Variable::SslSessionReused => {
-                some(secured().map(|secured| if secured.is_resumed { &b"r"[..] } else { b"." }))
-            }
+            Variable::SslProtocol => some(tls().map(|tls| tls.protocol.as_bytes())),
+            Variable::SslCipher => some(tls().map(|tls| tls.cipher.as_bytes())),
+            Variable::SslServerName => some(tls().and_then(|tls| tls.server_name.as_deref()).map(str::as_bytes)),
+            Variable::SslSessionReused => some(tls().map(|tls| if tls.is_resumed { &b"r"[..] } else { b"." })),
             Variable::SslClientVerify => {
-                some(secured().map(|secured| if secured.client.is_some() { &b"SUCCESS"[..] } else { b"NONE" }))
+                some(tls().map(|tls| if tls.client.is_some() { &b"SUCCESS"[..] } else { b"NONE" }))
             }
             Variable::SslClientSDn => some(certificate().map(|client| client.subject.as_bytes())),
             Variable::SslClientIDn => some(certificate().map(|client| client.issuer.as_bytes())),
@@ -208,7 +204,8 @@ impl Facts for RequestFacts<'_> {
                 Presence::Present
             }
             Variable::RequestUri => {
-                let path = if self.head.form() == Form::Asterisk { b"/" } else { self.head.path(self.from_client) };
+                let path =
+                    if self.head.form() == TargetForm::Asterisk { b"/" } else { self.head.path(self.from_client) };
                 out.extend_from_slice(path);
                 if let Some(query) = self.head.query(self.from_client) {
                     out.push(b'?');
@@ -259,7 +256,7 @@ impl Facts for RequestFacts<'_> {
     }
 
     fn client(&self) -> Option<std::net::IpAddr> {
-        self.of.told.client
+        self.of.forwarded.client
     }
 }
 

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use super::facts::RequestFacts;
-use super::request::Belongings;
+use super::request::StatusFields;
 use super::target;
 use crate::config::SameSite;
 use crate::config::site::{
@@ -184,13 +184,13 @@ impl<'a> Changes<'a> {
 
     /// Has an error page say what belongs to the status that it is sent with, unless it does.
     #[cold]
-    pub fn page(&mut self, belongings: &'a Belongings, status: u16, facts: &RequestFacts<'_>) {
+    pub fn page(&mut self, status_fields: &'a StatusFields, status: u16, facts: &RequestFacts<'_>) {
         let Some((page, buffer)) = facts.response else { return };
         if status != page.status() {
             // A page that is a part of something is no part of an error.
             self.remove(FieldName::known(Name::ContentRange));
         }
-        for (name, value) in belongings.fields.iter().filter(|_| belongings.status == status) {
+        for (name, value) in status_fields.fields.iter().filter(|_| status_fields.status == status) {
             let is_said = page.fields().named(buffer, name.as_bytes()).next().is_some();
             if let Some(name) = FieldName::new(name.as_bytes()).filter(|_| !is_said) {
                 self.add(name, &**value);
@@ -418,8 +418,8 @@ fn mapped_location(location: &[u8], rules: &Rules, facts: &RequestFacts<'_>) -> 
         target::keep_on_host(&mut out, 0);
         return Some(out);
     };
-    let told = &facts.of.told;
-    let own = told.host(facts.text);
+    let forwarded = &facts.of.forwarded;
+    let own = forwarded.host(facts.text);
     let sent = host(rules, facts).map_or(Cow::Borrowed(own), Cow::Owned);
     let rest = &location[scheme.len()..];
     let path = rest.get(sent.len()..).filter(|_| rest[..sent.len()].eq_ignore_ascii_case(&sent))?;
@@ -433,13 +433,13 @@ fn mapped_location(location: &[u8], rules: &Rules, facts: &RequestFacts<'_>) -> 
         out.extend_from_slice(&location[..scheme.len() + sent.len()]);
     } else if own.is_empty() {
         // Without a host, what follows the scheme would be read as one: the path stands alone.
-    } else if scheme == b"https://" && told.proto() != "https" {
+    } else if scheme == b"https://" && forwarded.proto() != "https" {
         // The client's port is that of another scheme.
         let own = std::str::from_utf8(own).ok()?;
         out.extend_from_slice(scheme);
         out.extend_from_slice(authority::without_port(own).as_bytes());
     } else {
-        out.extend_from_slice(told.proto().as_bytes());
+        out.extend_from_slice(forwarded.proto().as_bytes());
         out.extend_from_slice(b"://");
         out.extend_from_slice(own);
     }
@@ -591,12 +591,12 @@ mod tests {
             for (kind, text) in kinds {
                 changes.push(name(), *kind, value(text));
             }
-            assert_eq!(told(&changes), *expected);
+            assert_eq!(forwarded(&changes), *expected);
         }
         for count in [INLINE_CHANGES, INLINE_CHANGES + 1] {
             let mut changes = Changes(Vec::new());
             (0..count).for_each(|_| changes.push(name(), Kind::Add, value("a")));
-            assert_eq!(told(&changes), vec!["add a"; count]);
+            assert_eq!(forwarded(&changes), vec!["add a"; count]);
         }
     }
 
@@ -607,7 +607,7 @@ mod tests {
         let lines = Lines::new(b"X-Real-IP: 1\r\nCDN-Loop: me\r\n", replaced, NameSet::of(&[cdn_loop]));
         let made = |name, kind| {
             let (changes, left) = Changes::made(&[], lines, |changes| changes.push(name, kind, Cow::Borrowed(b"2")));
-            (told(&changes), left)
+            (forwarded(&changes), left)
         };
         let other = FieldName::new(b"X-A").expect("a name");
         assert_eq!(made(other, Kind::Set), (vec!["set 2".to_owned()], lines), "they stay as they are");
@@ -627,7 +627,7 @@ mod tests {
         }
     }
 
-    fn told(changes: &Changes<'_>) -> Vec<String> {
+    fn forwarded(changes: &Changes<'_>) -> Vec<String> {
         let one = |change: &Change<'_>| {
             let text = |value: FieldValue<'_>| String::from_utf8_lossy(value.get()).into_owned();
             match change.edit {

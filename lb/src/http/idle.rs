@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::io::Io;
 use crate::backend::{Endpoint, Incarnation};
+use crate::connection_limit::ConnectionPermit;
 use crate::dial::Transport;
-use crate::room::Place;
 
 #[cfg(not(test))]
 type ByServer = std::collections::HashMap<Incarnation, Server, foldhash::fast::RandomState>;
@@ -25,7 +25,7 @@ const MAX_CLOSED_AT_ONCE: usize = 8;
 /// A connection to a backend that carries no request.
 pub struct Connection {
     pub socket: Io,
-    pub place: Place,
+    pub permit: ConnectionPermit,
     /// How it was made. A request whose pool says something else of connections needs another one, whatever changed first.
     pub transport: Arc<Transport>,
     /// What it began with: requests for which it would be another need another connection.
@@ -75,13 +75,13 @@ pub fn take(server: Incarnation, transport: &Arc<Transport>, header: &[u8], now:
 }
 
 /// Keeps a connection to `server`, which was the endpoint's when the connection was opened, unless another has taken
-/// its place since or the thread keeps `most` already.
-pub fn keep(endpoint: &Arc<Endpoint>, server: Incarnation, connection: Connection, until: Instant, most: usize) {
+/// its place since or the thread keeps `limit` already.
+pub fn keep(endpoint: &Arc<Endpoint>, server: Incarnation, connection: Connection, until: Instant, limit: usize) {
     if endpoint.incarnation() != server {
         return;
     }
     CONNECTIONS.with_borrow_mut(|connections| {
-        if connections.count < most {
+        if connections.count < limit {
             connections.count += 1;
             let new = || Server { endpoint: Arc::clone(endpoint), idle: Vec::new() };
             connections.by_server.entry(server).or_insert_with(new).idle.push(Idle { connection, until });
@@ -99,24 +99,24 @@ pub fn forget(server: Incarnation) {
 }
 
 /// Closes those which idled too long, which the backend closed, or whose server another may have replaced, and what is
-/// beyond `most`.
-pub fn sweep(now: Instant, most: usize) {
+/// beyond `limit`.
+pub fn sweep(now: Instant, limit: usize) {
     CONNECTIONS.with_borrow_mut(|connections| {
         connections.by_server.retain(|&incarnation, server| {
             server.idle.retain_mut(|Idle { connection, until }| now < *until && connection.socket.is_quiet());
             !server.idle.is_empty() && server.endpoint.incarnation() == incarnation
         });
         connections.count = connections.by_server.values().map(|server| server.idle.len()).sum();
-        while connections.count > most && connections.close(connections.count - most) > 0 {}
+        while connections.count > limit && connections.close(connections.count - limit) > 0 {}
     });
 }
 
-/// Looks through those of the present thread, for as long as that is awaited. `most` may change.
-pub async fn sweep_forever(most: Arc<AtomicUsize>) {
+/// Looks through those of the present thread, for as long as that is awaited. `limit` may change.
+pub async fn sweep_forever(limit: Arc<AtomicUsize>) {
     let mut tick = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         tick.tick().await;
-        sweep(Instant::now(), most.load(Ordering::Relaxed));
+        sweep(Instant::now(), limit.load(Ordering::Relaxed));
     }
 }
 
@@ -128,9 +128,9 @@ pub fn make_room() -> bool {
 
 impl Connections {
     /// Closes so many of the server to which most lead; how many it were.
-    fn close(&mut self, most: usize) -> usize {
+    fn close(&mut self, limit: usize) -> usize {
         let largest = self.by_server.values_mut().max_by_key(|server| server.idle.len());
-        let closed = largest.map_or(0, |server| server.idle.drain(..server.idle.len().min(most)).count());
+        let closed = largest.map_or(0, |server| server.idle.drain(..server.idle.len().min(limit)).count());
         self.count -= closed;
         closed
     }

@@ -29,7 +29,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use crate::clock;
 use crate::config::backend::SocketAddress;
 use crate::dial::{Dial, tls};
-use crate::failure::{Detail, Failed, Failure};
+use crate::failure::{AttemptError, Detail, Failure};
 
 /// How long to wait for a place in the queue of a Unix socket before it is asked for again; then twice as long each time.
 const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(2);
@@ -58,7 +58,7 @@ pub enum Plain<'a> {
 
 impl Io {
     /// Connects to an endpoint as its pool says.
-    pub async fn connect(dial: &Dial<'_>) -> Result<Self, Failed> {
+    pub async fn connect(dial: &Dial<'_>) -> Result<Self, AttemptError> {
         let mut io = Self::open(dial).await?;
         if !dial.header.is_empty() {
             io.write_all(dial.header).await.map_err(|_| Failure::ConnectReset)?;
@@ -75,16 +75,16 @@ impl Io {
         }
     }
 
-    async fn open(Dial { address, transport, .. }: &Dial<'_>) -> Result<Self, Failed> {
+    async fn open(Dial { address, transport, .. }: &Dial<'_>) -> Result<Self, AttemptError> {
         #[cfg(test)]
         if let Some(connecting) = address.ip().and_then(pipe::connect) {
-            return connecting.await.map(Self::Pipe).map_err(|e| Failed::of_connecting(address, &e));
+            return connecting.await.map(Self::Pipe).map_err(|e| AttemptError::of_connecting(address, &e));
         }
         let connected = match address {
             SocketAddress::Ip(ip) => {
                 let stream = match transport.config.source_address {
                     Some(source) => connect_from(source, address, *ip).await?,
-                    None => TcpStream::connect(ip).await.map_err(|e| Failed::of_connecting(address, &e))?,
+                    None => TcpStream::connect(ip).await.map_err(|e| AttemptError::of_connecting(address, &e))?,
                 };
                 // Fails only on a socket that is gone already.
                 let _ = stream.set_nodelay(true);
@@ -92,7 +92,7 @@ impl Io {
             }
             SocketAddress::Unix(path) => connect_unix(path).await.map(Self::Unix),
         };
-        connected.map_err(|e| Failed::of_connecting(address, &e))
+        connected.map_err(|e| AttemptError::of_connecting(address, &e))
     }
 
     /// Whether nothing has come on an idle connection: neither its end nor bytes that nobody asked for. What TLS says for
@@ -229,7 +229,7 @@ async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
 
 /// Connects from an address of this machine. Its port is taken when that of the other side is known, so that the same one
 /// serves for many of them (`IP_BIND_ADDRESS_NO_PORT`).
-async fn connect_from(source: IpAddr, address: &SocketAddress, to: SocketAddr) -> Result<TcpStream, Failed> {
+async fn connect_from(source: IpAddr, address: &SocketAddress, to: SocketAddr) -> Result<TcpStream, AttemptError> {
     let mut bind_to = BindTo::default();
     bind_to.addr = Some(SocketAddr::new(source, 0));
     ext::connect(&to, Some(&bind_to)).await.map_err(|e| {
@@ -242,9 +242,9 @@ async fn connect_from(source: IpAddr, address: &SocketAddress, to: SocketAddr) -
         match (e.etype(), error) {
             (ErrorType::BindError, error) => {
                 let errno = error.and_then(Errno::from_io_error).map(Detail::Errno);
-                Failed { failure: Failure::NoSourceAddress, detail: errno }
+                AttemptError { failure: Failure::NoSourceAddress, detail: errno }
             }
-            (_, Some(error)) => Failed::of_connecting(address, error),
+            (_, Some(error)) => AttemptError::of_connecting(address, error),
             (_, None) => Failure::ConnectUnreachable.into(),
         }
     })
@@ -389,7 +389,7 @@ mod tests {
         }
         let error = connect_unix(&path).await.expect_err("there is no room");
         let address = SocketAddress::Unix(path.as_path().into());
-        assert_eq!(Failed::of_connecting(&address, &error).failure, Failure::ConnectQueueFull);
+        assert_eq!(AttemptError::of_connecting(&address, &error).failure, Failure::ConnectQueueFull);
         let makes_room = async { drop(listener.accept().await.expect("one that waits")) };
         let (connected, ()) = tokio::join!(connect_unix(&path), makes_room);
         connected.expect("there is room for one more");

@@ -13,11 +13,11 @@ use tokio::task::yield_now;
 use crate::control::Control;
 
 thread_local! {
-    static CARRIERS: RefCell<Carriers> = RefCell::default();
+    static EXCHANGE_TASKS: RefCell<ExchangeTasks> = RefCell::default();
 }
 
 #[derive(Default)]
-struct Carriers {
+struct ExchangeTasks {
     wakers: Vec<Option<Waker>>,
     free: Vec<usize>,
     /// Somebody wakes them.
@@ -25,12 +25,12 @@ struct Carriers {
 }
 
 /// A task that carries exchanges, listed until dropped.
-pub struct Carrier(usize);
+pub struct ExchangeTask(usize);
 
 /// Lists the present task, which stays on this thread.
-pub async fn carrier(control: &Arc<Control>) -> Carrier {
+pub async fn carrier(control: &Arc<Control>) -> ExchangeTask {
     poll_fn(|cx| {
-        let place = CARRIERS.with_borrow_mut(|carriers| {
+        let place = EXCHANGE_TASKS.with_borrow_mut(|carriers| {
             // Simulations have no runtime, and kill nothing.
             if !carriers.are_followed
                 && let Ok(runtime) = Handle::try_current()
@@ -50,15 +50,15 @@ pub async fn carrier(control: &Arc<Control>) -> Carrier {
                 }
             }
         });
-        Poll::Ready(Carrier(place))
+        Poll::Ready(ExchangeTask(place))
     })
     .await
 }
 
-impl Drop for Carrier {
+impl Drop for ExchangeTask {
     fn drop(&mut self) {
         // The list may be gone already at the end of the thread.
-        let _ = CARRIERS.try_with(|carriers| {
+        let _ = EXCHANGE_TASKS.try_with(|carriers| {
             let mut carriers = carriers.borrow_mut();
             carriers.wakers[self.0] = None;
             carriers.free.push(self.0);
@@ -70,7 +70,7 @@ impl Drop for Carrier {
 async fn follow(control: Arc<Control>) {
     let mut kills = control.kills();
     while let Some(done) = kills.recv().await {
-        CARRIERS.with_borrow(|carriers| carriers.wakers.iter().flatten().for_each(Waker::wake_by_ref));
+        EXCHANGE_TASKS.with_borrow(|carriers| carriers.wakers.iter().flatten().for_each(Waker::wake_by_ref));
         // They are ready before this task is again, so that all have looked when it says so.
         yield_now().await;
         drop(done);

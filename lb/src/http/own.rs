@@ -4,35 +4,37 @@ use bytes::Bytes;
 
 use super::facts::RequestFacts;
 use crate::config::site::{Page, Respond, Rules};
-use crate::exchange::refusal::{Form, Refusal, usual};
+use crate::exchange::refusal::{Refusal, RefusalFormat, usual};
 use crate::exchange::reply::Reply;
-use crate::exchange::{Exchange, Outcome, Own};
+use crate::exchange::{ConfiguredReply, Exchange, Outcome};
 use crate::site::Action;
 use crate::value::{Presence, Value};
 
 /// What the exchange answers itself with. The error is told in its place: the request leaves a redirect without a host, or
 /// makes the answer's head too large.
 pub fn reply(
-    own: Own,
+    own: ConfiguredReply,
     status: u16,
     exchange: &Exchange,
     facts: &RequestFacts<'_>,
-    form: Form,
+    form: RefusalFormat,
 ) -> Result<Reply, Refusal> {
     let reply = match own {
-        Own::Preflight => Ok(Reply::new(status)),
-        Own::Page(index) => {
+        ConfiguredReply::Preflight => Ok(Reply::new(status)),
+        ConfiguredReply::Page(index) => {
             let page = exchange.rules().and_then(|rules| rules.error_pages.get(index)).ok_or(Refusal::Internal)?;
             page_reply(&page.page, status, exchange.outcome().refusal, facts)
         }
-        Own::Action => match &exchange.route().action {
+        ConfiguredReply::Action => match &exchange.route().action {
             Action::Redirect { to, .. } => redirect(&to.to, status, facts),
             Action::Respond { with: Respond { body: Some(body), content_type, .. }, .. } => {
                 Ok(text(body, content_type, status, facts))
             }
-            Action::Respond { .. } if status >= 400 => {
-                Ok(usual(status, form, std::str::from_utf8(facts.of.told.request_id(facts.text)).unwrap_or_default()))
-            }
+            Action::Respond { .. } if status >= 400 => Ok(usual(
+                status,
+                form,
+                std::str::from_utf8(facts.of.forwarded.request_id(facts.text)).unwrap_or_default(),
+            )),
             Action::Respond { .. } => Ok(Reply::new(status)),
             _ => Err(Refusal::Internal),
         },

@@ -10,21 +10,21 @@ use rustix::io::ioctl_fionread;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::room::{Place, Room};
+use crate::connection_limit::{ConnectionLimit, ConnectionPermit};
 
 /// The client's socket, registered a second time: what it tells here is not told to those who read it.
 pub struct Presence {
     socket: TcpStream,
     /// It takes a file, as a connection to a backend does.
-    _place: Place,
+    _permit: ConnectionPermit,
 }
 
 impl Presence {
     /// An error where there is no room for it, or no file.
-    pub fn of(client: BorrowedFd<'_>, room: &Arc<Room>) -> io::Result<Self> {
-        let place = room.try_spare_place().ok_or(io::ErrorKind::QuotaExceeded)?;
+    pub fn of(client: BorrowedFd<'_>, limit: &Arc<ConnectionLimit>) -> io::Result<Self> {
+        let permit = limit.try_acquire_spare().ok_or(io::ErrorKind::QuotaExceeded)?;
         let socket = std::net::TcpStream::from(client.try_clone_to_owned()?);
-        Ok(Self { socket: TcpStream::from_std(socket)?, _place: place })
+        Ok(Self { socket: TcpStream::from_std(socket)?, _permit: permit })
     }
 
     /// Whether the client has gone: it has reset the connection, or closed its side though at least `missing` bytes are
@@ -67,7 +67,7 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("a listener");
         let (accepted, _) = listener.accept().await.expect("a client");
         client.write_all(&[b'x'; 10]).await.expect("a peer");
-        (client, Presence::of(accepted.as_fd(), &Room::new(1)).expect("a file"))
+        (client, Presence::of(accepted.as_fd(), &ConnectionLimit::new(1)).expect("a file"))
     }
 
     async fn leaves(presence: &Presence, missing: u64) -> bool {

@@ -17,13 +17,13 @@ use super::target;
 use super::work::Work;
 use crate::config::site::{HeaderEdits, JumpTo, Page, Rules};
 use crate::config::{ForwardedBy, ListenerSettings, RequestIdField, ServerConfig};
-use crate::exchange::headers::{Claims, Forwarding, Origin, Peer, XForwarded, write_request_id};
+use crate::exchange::headers::{Forwarding, Origin, Peer, ProxyClaims, XForwarded, write_request_id};
 use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::Refusal;
-use crate::exchange::walk::Internal;
-use crate::exchange::{Asked, Event, Exchange, Start};
+use crate::exchange::walk::InternalRedirect;
+use crate::exchange::{Event, Exchange, ExchangeStart, RequestInfo};
 use crate::failure::{Failure, Fault};
-use crate::http::h1::head::{Form, RequestHead};
+use crate::http::h1::head::{RequestHead, TargetForm};
 use crate::http::h1::reject::Reject;
 use crate::http::h1::rewrite::{self, Change, Edit, FieldName, FieldValue, Lines, Persistence, RequestPlan, Target};
 use crate::http::h1::websocket;
@@ -53,29 +53,29 @@ const CLIENT_CERTIFICATE_FIELDS: NameSet =
 
 /// What a request has become on its way, where that is not what was received.
 #[derive(Default)]
-pub struct Course {
+pub struct RequestState {
     /// GET is asked.
     pub is_get: bool,
     /// The content does not go along.
-    pub is_bare: bool,
+    pub omits_body: bool,
     /// Of the answer that an error page takes the place of.
-    pub belongings: Belongings,
+    pub status_fields: StatusFields,
     /// What the route was found in. `None`: it only proxies.
     pub snapshot: Option<Arc<Snapshot>>,
     /// No request is served on its connection any more, since others may connect now, or since its listener is gone.
-    pub is_shut_out: bool,
+    pub is_misdirected: bool,
 }
 
 /// Fields that belong to a status, such as `Retry-After` to 503, for whatever else is sent with it.
 #[derive(Default)]
-pub struct Belongings {
+pub struct StatusFields {
     pub status: u16,
     pub fields: Vec<(&'static str, Vec<u8>)>,
 }
 
 /// What the backend is told besides what the client said, as places in the text of the work.
 #[derive(Default)]
-pub struct Told {
+pub struct ForwardedFields {
     pub client: Option<IpAddr>,
     pub request_id: Range<usize>,
     /// By which field the id is told.
@@ -106,8 +106,8 @@ pub struct Request<'a> {
     pub started: Instant,
     /// Only the access log needs it.
     pub time: Option<Timestamp>,
-    pub told: Told,
-    pub course: Course,
+    pub forwarded: ForwardedFields,
+    pub state: RequestState,
     /// It is one of several that the connection carries at once.
     pub is_stream: bool,
     /// Its connection speaks TLS.
@@ -117,8 +117,8 @@ pub struct Request<'a> {
 }
 
 /// Lets the request in, or says why not. What is told is filled in as far as it gets.
-pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) -> Result<Start, Refusal> {
-    let Request { engine, peer, told, .. } = of;
+pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) -> Result<ExchangeStart, Refusal> {
+    let Request { engine, peer, forwarded, .. } = of;
     let engine = *engine;
     let Work { request, from_client, text, path, target, noted, .. } = work;
     text.clear();
@@ -127,15 +127,15 @@ pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) 
     let snapshot = engine.control.snapshot();
     // Not before the snapshot is there, see `is_revoked`.
     if engine.is_revoked() {
-        of.course.is_shut_out = true;
+        of.state.is_misdirected = true;
         return Err(Refusal::Misdirected);
     }
     let server = &snapshot.config.server;
-    told.id_field = server.request_id.clone();
+    forwarded.id_field = server.request_id.clone();
     let incoming_id = incoming_id(&server.request_id, request.fields(), from_client);
     // A stranger's own would be found in other people's logs.
     let incoming_id = incoming_id.filter(|_| server.trusted_proxies.contains(peer.address));
-    told.write_id(incoming_id, text);
+    forwarded.write_id(incoming_id, text);
     if has_been_here(request.fields(), from_client, engine.control.loop_id()) {
         tell_loop(engine, request.authority(from_client), now);
         return Err(Refusal::Loop);
@@ -144,8 +144,8 @@ pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) 
         return Err(Refusal::LastHop);
     }
     let received = request.path(from_client);
-    told.is_path_made = match request.form() {
-        Form::Asterisk => {
+    forwarded.is_path_made = match request.form() {
+        TargetForm::Asterisk => {
             path.clear();
             path.push(b'/');
             true
@@ -156,9 +156,10 @@ pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) 
         }
     };
     let claims = claims(server, peer, request.fields(), from_client);
-    told.continues_x_forwarded = matches!(claims, Claims::XForwarded(_));
+    forwarded.continues_x_forwarded = matches!(claims, ProxyClaims::XForwarded(_));
     // Only of a proxy that is trusted something is claimed.
-    told.continues_client_certificate = !matches!(claims, Claims::None) && peer.client_certificate().is_none();
+    forwarded.continues_client_certificate =
+        !matches!(claims, ProxyClaims::None) && peer.client_certificate().is_none();
     let origin = Origin {
         peer,
         is_tls,
@@ -167,20 +168,20 @@ pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) 
         claims: &claims,
     };
     let forwarding = Forwarding::new(origin, &server.trusted_proxies);
-    told.read(&forwarding, peer, engine.control.loop_id(), text);
+    forwarded.read(&forwarding, peer, engine.control.loop_id(), text);
     if let Some(name) = &server.via {
         let version = match (of.is_stream, request.version()) {
             (true, _) => "2.0",
             (_, Version::Http10) => "1.0",
             (_, Version::Http11) => "1.1",
         };
-        told.via = written(text, |text| write!(text, "{version} {name}"));
+        forwarded.via = written(text, |text| write!(text, "{version} {name}"));
     }
     let body_length = match request.framing() {
         Framing::Length(length) if !request.expects_continue() => Some(length),
         _ => None,
     };
-    let mut asked = Asked {
+    let mut info = RequestInfo {
         client: forwarding.client,
         is_https: forwarding.proto == "https",
         is_idempotent: request.method().is_idempotent(),
@@ -188,16 +189,16 @@ pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) 
         is_preflight: false,
         now,
     };
-    let path = told.path(request, from_client, path);
+    let path = forwarded.path(request, from_client, path);
     let listener = engine.place_in(&snapshot.sites);
     let Some(site) = snapshot.sites.site(listener, origin.host) else {
-        of.course.is_shut_out = listener.is_none();
+        of.state.is_misdirected = listener.is_none();
         return Err(if listener.is_none() { Refusal::Misdirected } else { Refusal::NoRoute });
     };
     // The certificate that the client has seen is for another site (RFC 9110 §7.4).
     if site.config.certificate.is_some()
-        && let Some(name) = peer.secured.as_ref().and_then(|secured| secured.server_name.as_deref())
-        && !snapshot.sites.site(listener, name).is_some_and(|asked| Arc::ptr_eq(asked, site))
+        && let Some(name) = peer.tls.as_ref().and_then(|tls| tls.server_name.as_deref())
+        && !snapshot.sites.site(listener, name).is_some_and(|info| Arc::ptr_eq(info, site))
     {
         return Err(Refusal::Misdirected);
     }
@@ -221,23 +222,23 @@ pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) 
         found = RouteId::FALLBACK;
     }
     let route = site.route(found);
-    let mut which = 0;
+    let mut pool_index = 0;
     let is_plain = !route.has_rules && matches!(route.action, Action::Pool(_));
     if !is_plain {
         let facts = facts(found);
-        which = pool_of(route, &facts);
-        asked.is_preflight = site.rules(found).cors.is_some() && fields::is_preflight(&facts);
+        pool_index = pool_of(route, &facts);
+        info.is_preflight = site.rules(found).cors.is_some() && fields::is_preflight(&facts);
     }
-    let start = Start { site: Arc::clone(site), route: found, which, asked };
+    let start = ExchangeStart { site: Arc::clone(site), route: found, pool_index, request: info };
     if !is_plain {
-        of.course.snapshot = Some(Arc::clone(&snapshot));
+        of.state.snapshot = Some(Arc::clone(&snapshot));
     }
     Ok(start)
 }
 
 /// The exchange of a request that was let in. The client is treated as it says.
 #[inline]
-pub fn exchange(of: &mut Request<'_>, work: &Work, start: Start) -> Exchange {
+pub fn exchange(of: &mut Request<'_>, work: &Work, start: ExchangeStart) -> Exchange {
     let exchange = Exchange::begin(start, work.request.fields().values(&work.from_client, Name::Cookie));
     of.limits = exchange.client_limits(ClientLimits::of_listener(of.listener));
     exchange
@@ -258,17 +259,17 @@ pub fn turn(
     of: &mut Request<'_>,
     work: &mut Work,
     exchange: &mut Exchange,
-    internal: Internal,
+    internal: InternalRedirect,
     is_body_at_hand: bool,
 ) -> Event {
     let site = Arc::clone(exchange.site());
-    let is_page = matches!(internal, Internal::Page(_));
+    let is_page = matches!(internal, InternalRedirect::Page(_));
     let to = match internal {
-        Internal::Action => match &site.route(exchange.route_id()).action {
+        InternalRedirect::Action => match &site.route(exchange.route_id()).action {
             Action::Jump { to, .. } => Some(to),
             _ => None,
         },
-        Internal::Page(index) => {
+        InternalRedirect::Page(index) => {
             let pages = &site.rules(exchange.route_id()).error_pages;
             pages.get(index).and_then(|page| match &page.page {
                 Page::Jump(to) => Some(to),
@@ -280,7 +281,7 @@ pub fn turn(
     // Content that a client did not send as it has to goes nowhere. No backend is asked by a page's name then.
     let is_clients = |failure: Failure| failure.verdict().fault == Fault::Client;
     let has_failed = exchange.outcome().failure.is_some_and(is_clients);
-    let keeps_body = is_body_at_hand && !of.course.is_bare && !has_failed && !is_page_by_path;
+    let keeps_body = is_body_at_hand && !of.state.omits_body && !has_failed && !is_page_by_path;
     let mut target = Vec::new();
     if let Some(JumpTo::Path(path)) = to {
         target::write(path, &RequestFacts::of(of, work, exchange), &mut target);
@@ -288,8 +289,8 @@ pub fn turn(
     let has_content = !matches!(work.request.framing(), Framing::None | Framing::Length(0));
     // Before the route is looked up: it may ask for the method.
     if is_page_by_path || has_content && !keeps_body {
-        of.course.is_bare = true;
-        of.course.is_get = work.request.method() != Method::Head;
+        of.state.omits_body = true;
+        of.state.is_get = work.request.method() != Method::Head;
     }
     let mut route = RouteId::FALLBACK;
     let mut leads_nowhere = false;
@@ -302,7 +303,7 @@ pub fn turn(
                 Ok(path) => {
                     work.path = path.to_vec();
                     work.target = target;
-                    of.told.path_is_made();
+                    of.forwarded.path_is_made();
                     let facts = RequestFacts::of(of, work, exchange);
                     route = site.find(&work.path, &facts);
                     let may_choose = matches!(to, Some(JumpTo::Path(to)) if !target::names(to, route, &facts));
@@ -316,9 +317,9 @@ pub fn turn(
         None => {}
     }
     let facts = RequestFacts::of(of, work, exchange);
-    let which = pool_of(site.route(route), &RequestFacts { place: Some((&site, route)), ..facts });
+    let pool_index = pool_of(site.route(route), &RequestFacts { place: Some((&site, route)), ..facts });
     let cookies = work.request.fields().values(&work.from_client, Name::Cookie);
-    exchange.enter(route, which, keeps_body, cookies);
+    exchange.enter(route, pool_index, keeps_body, cookies);
     of.limits = exchange.client_limits(ClientLimits::of_listener(of.listener));
     match leads_nowhere {
         true => Event::Failed { failed: Failure::RequestMalformed.into(), has_body: false },
@@ -328,7 +329,7 @@ pub fn turn(
 
 /// How an exchange begins along its route: not at all where the content is too large for that.
 pub fn beginning(of: &Request<'_>, work: &Work) -> Event {
-    let most = of.limits.max_body_bytes.filter(|_| !of.course.is_bare);
+    let most = of.limits.max_body_bytes.filter(|_| !of.state.omits_body);
     match most.is_some_and(|most| work.request.framing().exceeds(most)) {
         true => Event::Failed { failed: Failure::BodyTooLarge.into(), has_body: false },
         false => Event::Begun,
@@ -338,14 +339,14 @@ pub fn beginning(of: &Request<'_>, work: &Work) -> Event {
 /// Writes the head for the backend. `websocket`: ask it to switch protocols. The error: what it was to be asked for is no
 /// target.
 pub fn write_head(of: &Request<'_>, work: &mut Work, exchange: &Exchange, websocket: bool) -> Result<(), Failure> {
-    let told = &of.told;
-    let named_id = told.named_id(&work.text);
+    let forwarded = &of.forwarded;
+    let named_id = forwarded.named_id(&work.text);
     let mut plan = RequestPlan::new(&work.request, named_id.as_slice());
-    plan.lines = told.lines(&work.text);
+    plan.lines = forwarded.lines(&work.text);
     plan.expect_continue = work.request.expects_continue();
-    plan.via = told.via(&work.text);
+    plan.via = forwarded.via(&work.text);
     plan.persistence = if websocket { Persistence::WebSocket } else { Persistence::KeepAlive };
-    if of.course.snapshot.is_some() && is_changed(of, work, exchange) {
+    if of.state.snapshot.is_some() && is_changed(of, work, exchange) {
         let mut out = std::mem::take(&mut work.to_backend);
         let written = write_changed_head(of, work, exchange, plan, &mut out);
         work.to_backend = out;
@@ -361,8 +362,8 @@ fn is_changed(of: &Request<'_>, work: &Work, exchange: &Exchange) -> bool {
         let HeaderEdits { host, changes } = &rules.request_headers;
         rules.rewrite.is_some() || host.is_some() || !changes.is_empty()
     };
-    let Course { is_get, is_bare, .. } = of.course;
-    is_get || is_bare || exchange.is_page() || !work.target.is_empty() || exchange.rules().is_some_and(changes)
+    let RequestState { is_get, omits_body, .. } = of.state;
+    is_get || omits_body || exchange.is_page() || !work.target.is_empty() || exchange.rules().is_some_and(changes)
 }
 
 /// Writes the head as the rules of the route and the jumps on the way have it.
@@ -376,12 +377,12 @@ fn write_changed_head(
 ) -> Result<(), Failure> {
     let facts = RequestFacts::of(of, work, exchange);
     let rules = exchange.rules();
-    plan.is_get = of.course.is_get;
-    if of.course.is_bare {
+    plan.is_get = of.state.is_get;
+    if of.state.omits_body {
         (plan.framing, plan.expect_continue) = (Framing::None, false);
     }
     let (changes, lines) = Changes::made(plan.changes, plan.lines, |changes| {
-        if of.course.is_bare {
+        if of.state.omits_body {
             for name in CONTENT_FIELDS {
                 changes.remove(FieldName::known(*name));
             }
@@ -425,11 +426,11 @@ pub fn asks_for_websocket(work: &Work) -> bool {
 impl Request<'_> {
     /// The tables that its values ask.
     pub fn tables(&self) -> &Tables {
-        self.course.snapshot.as_ref().map_or(Tables::none(), |snapshot| &snapshot.config.values)
+        self.state.snapshot.as_ref().map_or(Tables::none(), |snapshot| &snapshot.config.values)
     }
 }
 
-impl Told {
+impl ForwardedFields {
     /// `http` or `https`, as it is for the client.
     pub fn proto(&self) -> &'static str {
         self.proto
@@ -598,20 +599,20 @@ fn line(text: &mut String, start: &str, write: impl FnOnce(&mut String) -> fmt::
 }
 
 /// What the peer says of the client, if it is a proxy that is believed.
-fn claims<'a>(server: &ServerConfig, peer: &Peer, fields: &'a Fields, buffer: &'a [u8]) -> Claims<'a> {
+fn claims<'a>(server: &ServerConfig, peer: &Peer, fields: &'a Fields, buffer: &'a [u8]) -> ProxyClaims<'a> {
     if !server.trusted_proxies.contains(peer.address) {
-        return Claims::None;
+        return ProxyClaims::None;
     }
     let list = |name| joined(fields, buffer, name);
     match server.forwarded_by {
-        ForwardedBy::XForwarded => Claims::XForwarded(XForwarded {
+        ForwardedBy::XForwarded => ProxyClaims::XForwarded(XForwarded {
             addresses: list(Name::XForwardedFor),
             proto: list(Name::XForwardedProto),
             host: list(Name::XForwardedHost),
             port: list(Name::XForwardedPort),
             prefix: list(Name::XForwardedPrefix),
         }),
-        ForwardedBy::Forwarded => Claims::Forwarded(list(Name::Forwarded)),
+        ForwardedBy::Forwarded => ProxyClaims::Forwarded(list(Name::Forwarded)),
     }
 }
 

@@ -31,14 +31,14 @@ use super::presence::Presence;
 use super::splice::{self, Pipe};
 use super::stream::ClientStream;
 use super::timer::Timer;
-use super::tunnel::{Flow, Tunnel};
+use super::tunnel::{Tunnel, TunnelProgress};
 use super::upstream::{Disposition, Upstream};
 use super::work::Work;
 use crate::clock;
 use crate::config::{HalfClose, ListenerSettings};
 use crate::exchange::limits::{BackendLimits, ClientLimits};
 use crate::exchange::reply::Reply;
-use crate::failure::{Detail, Failed, Failure};
+use crate::failure::{AttemptError, Detail, Failure};
 use crate::message::framing::Framing;
 use crate::message::limits::Limits;
 use crate::message::{Parsed, Version};
@@ -70,21 +70,21 @@ pub enum Upload {
     /// There is no backend. What has come of the body waits.
     Holding,
     /// Head and content are on their way. More content may have to be read from the client.
-    Sending(Writing),
+    Sending(RequestWriter),
     /// The client has sent everything, the backend has not taken it yet.
-    Flushing(Writing),
+    Flushing(RequestWriter),
     /// Every byte of the request was written to the backend.
     Sent,
     /// Nobody takes the rest.
-    Abandoned(Why),
+    Abandoned(AbandonReason),
 }
 
 /// What is to be written to the backend: `to_backend`, then the content that the cursor has still to read.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Writing {
+pub struct RequestWriter {
     cursor: Cursor,
     /// The request goes without its content, which nobody reads.
-    is_bare: bool,
+    omits_body: bool,
     /// How much of `to_backend` has been written.
     written: usize,
     /// Some of what was written may be held back by TLS.
@@ -92,7 +92,7 @@ pub struct Writing {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
+pub enum AbandonReason {
     /// The backend takes no more of it. Its response may come all the same.
     Stopped,
     /// The request is refused.
@@ -107,7 +107,7 @@ pub enum Download {
     /// take its place.
     Held(usize),
     /// Content is still to come from the backend.
-    Sending(Receiving),
+    Sending(ResponseContent),
     /// Content of our own has still to be sent.
     Replying(Bytes),
     /// The rest of the answer is on its way to the client.
@@ -118,7 +118,7 @@ pub enum Download {
 }
 
 /// Content that comes from the backend.
-pub struct Receiving {
+pub struct ResponseContent {
     body: ResponseBody,
     /// In use while it passes without being looked at.
     pipe: Option<Pipe>,
@@ -132,7 +132,7 @@ pub struct Receiving {
 
 /// What the exchange has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Happened {
+pub enum TransferEvent {
     /// The body is there as a whole.
     Held,
     /// The head of the final response came.
@@ -176,7 +176,7 @@ pub struct Transfer<'a> {
     upload_waited: Duration,
     /// How long the download's present wait has lasted.
     download_waited: Duration,
-    moved: Moved,
+    moved: BytesMoved,
     /// Bytes of the client that were read and dropped.
     dropped: u64,
     /// Whether the client's connection may carry another request, as the answer says.
@@ -193,7 +193,7 @@ pub struct Transfer<'a> {
 
 /// Bytes that moved in the present turn.
 #[derive(Debug, Default, Clone, Copy)]
-struct Moved {
+struct BytesMoved {
     from_client: u64,
     to_backend: u64,
     from_backend: u64,
@@ -204,8 +204,8 @@ struct Moved {
 
 /// What came of one look at both directions.
 #[derive(Debug, Clone, Copy)]
-enum Turn {
-    Happened(Happened),
+enum PollOutcome {
+    Event(TransferEvent),
     /// They may move on at once.
     Unfinished,
     /// Each is woken when it can move on, or has nothing to do.
@@ -214,7 +214,7 @@ enum Turn {
 
 /// How an exchange left the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub enum ClientConnectionState {
     /// It may carry the next request.
     Reusable,
     /// Nothing more is to come on it.
@@ -259,7 +259,7 @@ impl<'a> Transfer<'a> {
             upload_wait: None,
             upload_waited: Duration::ZERO,
             download_waited: Duration::ZERO,
-            moved: Moved::default(),
+            moved: BytesMoved::default(),
             dropped: 0,
             keeps_client: false,
             is_until_close: false,
@@ -273,12 +273,12 @@ impl<'a> Transfer<'a> {
     /// the failure `late`.
     pub async fn wait_for<T>(
         &mut self,
-        mut event: impl Future<Output = Result<T, Failed>> + Unpin,
+        mut event: impl Future<Output = Result<T, AttemptError>> + Unpin,
         is_killed: impl Fn() -> bool,
         now: Instant,
         (limit, late): (Duration, Failure),
         timer: &mut Timer,
-    ) -> Result<T, Failed> {
+    ) -> Result<T, AttemptError> {
         let happened = timer.limit(now, limit, |cx| match Pin::new(&mut event).poll(cx) {
             Poll::Ready(happened) => Poll::Ready(happened),
             Poll::Pending if is_killed() => Poll::Ready(Err(Failure::Killed.into())),
@@ -292,17 +292,17 @@ impl<'a> Transfer<'a> {
     }
 
     /// Begins an attempt: what is in `to_backend` is sent, and the content behind it. Whatever came of another attempt is
-    /// forgotten. `is_bare`: the content is not sent. Else its beginning has to be there.
+    /// forgotten. `omits_body`: the content is not sent. Else its beginning has to be there.
     pub fn open(
         &mut self,
         upstream: Upstream,
         plan: Arc<Plan>,
         limits: Option<Box<BackendLimits>>,
-        is_bare: bool,
+        omits_body: bool,
     ) -> Result<(), Failure> {
         let Work { from_client, to_backend, from_backend, response, .. } = &mut *self.work;
-        let mut writing = Writing { is_bare, ..Writing::default() };
-        if !is_bare {
+        let mut writing = RequestWriter { omits_body, ..RequestWriter::default() };
+        if !omits_body {
             // A part of it would be read as the next request on the connection.
             if !self.body.has_beginning() {
                 return Err(Failure::Internal);
@@ -373,7 +373,7 @@ impl<'a> Transfer<'a> {
         self.sent = body.sent;
         self.download = match body.is_done() {
             true => Download::Flushing,
-            false => Download::Sending(Receiving {
+            false => Download::Sending(ResponseContent {
                 body,
                 pipe: None,
                 is_copied: false,
@@ -412,7 +412,7 @@ impl<'a> Transfer<'a> {
         write(self.work, self.keeps_client);
         self.work.from_backend.clear();
         self.sent = 0;
-        self.upload = Upload::Abandoned(Why::Refused);
+        self.upload = Upload::Abandoned(AbandonReason::Refused);
         self.download = Download::Replying(if has_content { content } else { Bytes::new() });
         self.reply_on();
     }
@@ -431,21 +431,21 @@ impl<'a> Transfer<'a> {
 
     /// Moves both directions until something happens that the exchange has to know. This is the only wait of an
     /// exchange, but for [`Self::wait_for`].
-    pub async fn run(&mut self, is_killed: impl Fn() -> bool, now: Instant, timer: &mut Timer) -> Happened {
+    pub async fn run(&mut self, is_killed: impl Fn() -> bool, now: Instant, timer: &mut Timer) -> TransferEvent {
         timer.end();
         // What is waited for now; most turns wait for nothing.
         let mut waits = None;
         poll_fn(|cx| {
             loop {
                 let turn = self.poll(cx);
-                if !matches!(turn, Turn::Blocked) || self.moved.is_anything() {
+                if !matches!(turn, PollOutcome::Blocked) || self.moved.is_anything() {
                     self.count_moved(waits.take(), timer);
                 }
                 match turn {
-                    Turn::Happened(happened) => return Poll::Ready(happened),
-                    Turn::Unfinished => continue,
-                    Turn::Blocked if is_killed() => return Poll::Ready(Happened::Failed(Failure::Killed)),
-                    Turn::Blocked => {}
+                    PollOutcome::Event(happened) => return Poll::Ready(happened),
+                    PollOutcome::Unfinished => continue,
+                    PollOutcome::Blocked if is_killed() => return Poll::Ready(TransferEvent::Failed(Failure::Killed)),
+                    PollOutcome::Blocked => {}
                 }
                 if waits.is_none() {
                     // The first wait begins with the run.
@@ -509,24 +509,26 @@ impl<'a> Transfer<'a> {
     }
 
     /// How the client's connection is left, once nothing more is to be done.
-    pub fn ending(&self) -> Ending {
+    pub fn ending(&self) -> ClientConnectionState {
         match (&self.download, &self.upload) {
             // As a connection's reset is told on a stream (RFC 8441 §5).
-            (Download::Tunnel(tunnel), _) if tunnel.has_backend_broken() && self.client.is_stream() => Ending::CutOff,
-            (Download::Tunnel(tunnel), _) if tunnel.has_client_ended() => Ending::Complete,
+            (Download::Tunnel(tunnel), _) if tunnel.has_backend_broken() && self.client.is_stream() => ClientConnectionState::CutOff,
+            (Download::Tunnel(tunnel), _) if tunnel.has_client_ended() => ClientConnectionState::Complete,
             // Closing at once would reset the connection if the client sends on, and take the end of what it was sent.
-            (Download::Tunnel(_), _) => Ending::Unread,
-            (Download::Sent, Upload::Abandoned(Why::Refused)) if self.keeps_client => Ending::Reusable,
-            (Download::Sent, Upload::Abandoned(Why::Refused)) => Ending::Unread,
-            (Download::Sent, _) if !self.body.is_done() => Ending::Unread,
-            (Download::Sent, _) if self.keeps_client => Ending::Reusable,
-            (Download::Sent, _) if self.work.from_client.len() > self.body.end() => Ending::Unread,
-            (Download::Sent, _) if self.may_client_send_more() => Ending::Unread,
-            (Download::Sent, _) => Ending::Complete,
-            _ if self.is_until_close || self.is_stuck || self.client.is_stream() => Ending::CutOff,
-            _ if Bug::TakenBack.is_planted() => Ending::CutOff,
+            (Download::Tunnel(_), _) => ClientConnectionState::Unread,
+            (Download::Sent, Upload::Abandoned(AbandonReason::Refused)) if self.keeps_client => {
+                ClientConnectionState::Reusable
+            }
+            (Download::Sent, Upload::Abandoned(AbandonReason::Refused)) => ClientConnectionState::Unread,
+            (Download::Sent, _) if !self.body.is_done() => ClientConnectionState::Unread,
+            (Download::Sent, _) if self.keeps_client => ClientConnectionState::Reusable,
+            (Download::Sent, _) if self.work.from_client.len() > self.body.end() => ClientConnectionState::Unread,
+            (Download::Sent, _) if self.may_client_send_more() => ClientConnectionState::Unread,
+            (Download::Sent, _) => ClientConnectionState::Complete,
+            _ if self.is_until_close || self.is_stuck || self.client.is_stream() => ClientConnectionState::CutOff,
+            _ if Bug::TakenBack.is_planted() => ClientConnectionState::CutOff,
             // A reset would also take back what is on its way of this response, and of those before it.
-            _ => Ending::Unread,
+            _ => ClientConnectionState::Unread,
         }
     }
 
@@ -538,23 +540,23 @@ impl<'a> Transfer<'a> {
     }
 
     /// Drives both directions. The download goes first: a stream of HTTP/2 whose response is complete reads as closed.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Turn {
+    fn poll(&mut self, cx: &mut Context<'_>) -> PollOutcome {
         let happened = match self.poll_download(cx) {
             Ok(None) if Bug::HalfDuplex.is_planted() && !self.work.to_client.is_empty() => Ok(None),
             Ok(None) => self.poll_upload(cx),
             happened => happened,
         };
         match happened {
-            Err(failure) => Turn::Happened(Happened::Failed(failure)),
-            Ok(Some(happened)) => Turn::Happened(happened),
-            Ok(None) if self.moved.is_unfinished => Turn::Unfinished,
-            Ok(None) => Turn::Blocked,
+            Err(failure) => PollOutcome::Event(TransferEvent::Failed(failure)),
+            Ok(Some(happened)) => PollOutcome::Event(happened),
+            Ok(None) if self.moved.is_unfinished => PollOutcome::Unfinished,
+            Ok(None) => PollOutcome::Blocked,
         }
     }
 
     // --- The upload.
 
-    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<Option<Happened>, Failure> {
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<Option<TransferEvent>, Failure> {
         if matches!(self.download, Download::Tunnel(_)) {
             return Ok(None);
         }
@@ -563,23 +565,25 @@ impl<'a> Transfer<'a> {
             Upload::Sending(_) | Upload::Flushing(_) => self.poll_send(cx)?,
             Upload::Sent => self.watch_client(cx)?,
             // Another attempt may still need the body.
-            Upload::Abandoned(Why::Stopped) if matches!(self.download, Download::Waiting) => self.watch_client(cx)?,
-            Upload::Abandoned(Why::Stopped) if self.body.is_done() => self.watch_client(cx)?,
+            Upload::Abandoned(AbandonReason::Stopped) if matches!(self.download, Download::Waiting) => {
+                self.watch_client(cx)?
+            }
+            Upload::Abandoned(AbandonReason::Stopped) if self.body.is_done() => self.watch_client(cx)?,
             // A client may read only when it has sent everything, which nobody wants any more.
-            Upload::Abandoned(Why::Stopped) => self.drop_input(cx)?,
-            Upload::Abandoned(Why::Refused) if self.keeps_client => {}
+            Upload::Abandoned(AbandonReason::Stopped) => self.drop_input(cx)?,
+            Upload::Abandoned(AbandonReason::Refused) if self.keeps_client => {}
             // It is sent the refusal as long as it takes it.
-            Upload::Abandoned(Why::Refused) => drop(self.drop_input(cx)),
+            Upload::Abandoned(AbandonReason::Refused) => drop(self.drop_input(cx)),
         }
         Ok(None)
     }
 
     /// Reads a small body whole, so that no backend waits for a slow client.
-    fn poll_hold(&mut self, cx: &mut Context<'_>) -> Result<Option<Happened>, Failure> {
+    fn poll_hold(&mut self, cx: &mut Context<'_>) -> Result<Option<TransferEvent>, Failure> {
         loop {
             self.body.take_in(&mut self.work.from_client)?;
             if self.body.is_done() {
-                return Ok(Some(Happened::Held));
+                return Ok(Some(TransferEvent::Held));
             }
             let missing = self.body.bytes_left(&self.work.from_client).and_then(|left| usize::try_from(left).ok());
             self.work.from_client.reserve(missing.unwrap_or(READ_BYTES));
@@ -623,7 +627,7 @@ impl<'a> Transfer<'a> {
         let Work { to_backend, from_client, .. } = &mut *self.work;
         loop {
             let text = &to_backend[writing.written..];
-            let content = if writing.is_bare { 0..0 } else { self.body.unread(writing.cursor) };
+            let content = if writing.omits_body { 0..0 } else { self.body.unread(writing.cursor) };
             if text.is_empty() && content.is_empty() {
                 match h1.poll_flush(cx) {
                     Poll::Ready(Ok(())) => writing.is_unflushed = false,
@@ -635,8 +639,9 @@ impl<'a> Transfer<'a> {
                 }
                 to_backend.clear();
                 writing.written = 0;
-                if writing.is_bare {
-                    self.upload = if self.body.is_done() { Upload::Sent } else { Upload::Abandoned(Why::Stopped) };
+                if writing.omits_body {
+                    self.upload =
+                        if self.body.is_done() { Upload::Sent } else { Upload::Abandoned(AbandonReason::Stopped) };
                     return true;
                 }
                 self.body.forget(&[writing.cursor], from_client);
@@ -660,7 +665,7 @@ impl<'a> Transfer<'a> {
 
     /// The backend takes no more of the request.
     fn stop_upload(&mut self) -> bool {
-        self.upload = Upload::Abandoned(Why::Stopped);
+        self.upload = Upload::Abandoned(AbandonReason::Stopped);
         self.moved.is_unfinished = true;
         true
     }
@@ -707,7 +712,7 @@ impl<'a> Transfer<'a> {
             // A stream tells of it all the same. Until it is dropped it keeps its part of the connection's window.
             (None, _) => self.client.is_given_up(cx, missing),
             (Some(_), Some(presence)) => presence.is_gone(cx, missing),
-            (Some(socket), None) => match Presence::of(socket, &self.engine.backend_room) {
+            (Some(socket), None) => match Presence::of(socket, &self.engine.backend_limit) {
                 Ok(presence) => self.presence.insert(presence).is_gone(cx, missing),
                 // Where there is no file left for it, the limits on the waits have to do.
                 Err(_) => false,
@@ -747,20 +752,20 @@ impl<'a> Transfer<'a> {
 
     // --- The download.
 
-    fn poll_download(&mut self, cx: &mut Context<'_>) -> Result<Option<Happened>, Failure> {
+    fn poll_download(&mut self, cx: &mut Context<'_>) -> Result<Option<TransferEvent>, Failure> {
         if let Download::Tunnel(tunnel) = &mut self.download {
-            let Some(Upstream::H1(h1)) = &mut self.upstream else { return Ok(Some(Happened::Sent)) };
+            let Some(Upstream::H1(h1)) = &mut self.upstream else { return Ok(Some(TransferEvent::Sent)) };
             let flow = tunnel.poll(cx, self.client, &mut h1.socket);
             self.sent = tunnel.sent();
-            self.moved.is_unfinished |= matches!(flow, Poll::Ready(Flow::Moved));
+            self.moved.is_unfinished |= matches!(flow, Poll::Ready(TunnelProgress::Moved));
             // A client may close its side while the backend has still to take what it sent.
             let is_stuck = tunnel.is_up_stuck();
             let is_over = match flow {
-                Poll::Ready(Flow::Over) => true,
+                Poll::Ready(TunnelProgress::Over) => true,
                 Poll::Pending if is_stuck => self.poll_gone(cx, 0).is_err(),
                 _ => false,
             };
-            return Ok(is_over.then_some(Happened::Sent));
+            return Ok(is_over.then_some(TransferEvent::Sent));
         }
         // Twice: what has come is written at once.
         for _ in 0..2 {
@@ -777,7 +782,7 @@ impl<'a> Transfer<'a> {
                 Download::Replying(_) => self.reply_on(),
                 Download::Flushing => {
                     self.download = Download::Sent;
-                    return Ok(Some(Happened::Sent));
+                    return Ok(Some(TransferEvent::Sent));
                 }
                 Download::Held(_) | Download::Sent | Download::Tunnel(_) => return Ok(None),
             }
@@ -819,7 +824,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// Reads the head of the final response. Interim ones are passed on.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Result<Option<Happened>, Failure> {
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Result<Option<TransferEvent>, Failure> {
         let Some(Upstream::H1(h1)) = &mut self.upstream else { return Ok(None) };
         let limits = self.plan.as_ref().map_or_else(Limits::default, |plan| plan.settings.limits());
         loop {
@@ -845,12 +850,12 @@ impl<'a> Transfer<'a> {
             received.reserve(READ_BYTES);
             match h1.poll_read(cx, received) {
                 Poll::Ready(Ok(count)) => self.moved.from_backend += count as u64,
-                Poll::Ready(Err(Failed { failure: Failure::Closed | Failure::Reset, .. }))
+                Poll::Ready(Err(AttemptError { failure: Failure::Closed | Failure::Reset, .. }))
                     if self.is_waiting_for_content() =>
                 {
                     return Err(Failure::ClosedDuringUpload);
                 }
-                Poll::Ready(Err(Failed { failure, detail })) => {
+                Poll::Ready(Err(AttemptError { failure, detail })) => {
                     self.detail = detail;
                     return Err(failure);
                 }
@@ -859,14 +864,14 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    fn hold(&mut self, head: usize) -> Result<Happened, Failure> {
+    fn hold(&mut self, head: usize) -> Result<TransferEvent, Failure> {
         let Work { response, from_backend, .. } = &*self.work;
         // What came with the head is looked at while another backend may still be asked.
         if !ResponseBody::begins_well(response.framing(), &from_backend[head..]) {
             return Err(Failure::ResponseBodyMalformed);
         }
         self.download = Download::Held(head);
-        Ok(Happened::Head)
+        Ok(TransferEvent::Head)
     }
 
     /// Passes an interim response on. A client is asked for its body once: an earlier attempt or Evenkeel itself may
@@ -976,7 +981,7 @@ impl<'a> Transfer<'a> {
     }
 }
 
-impl Moved {
+impl BytesMoved {
     fn is_anything(&self) -> bool {
         self.is_unfinished || self.from_client + self.to_backend + self.from_backend + self.to_client > 0
     }
@@ -1015,11 +1020,11 @@ mod tests {
 
     use super::*;
     use crate::access_log::AccessLog;
+    use crate::connection_limit::ConnectionLimit;
     use crate::control::Control;
     use crate::http::io::Io;
     use crate::http::{Shared, Stop};
     use crate::metrics::Metrics;
-    use crate::room::Room;
     use crate::shutdown::Shutdown;
 
     fn engine() -> Engine {
@@ -1031,11 +1036,11 @@ mod tests {
         let shared = Shared {
             control: Arc::new(Control::new(Path::new("/evenkeel.toml"), config.clone(), Arc::clone(&metrics))),
             access_log: Arc::new(AccessLog::new(metrics.access_log_lost.clone())),
-            most_idle: Arc::new(AtomicUsize::new(0)),
+            max_idle: Arc::new(AtomicUsize::new(0)),
             shutdown: shutdown.clone(),
-            backend_room: Room::new(1),
-            handshake_room: Room::for_handshakes(1),
-            room: Room::new(1),
+            backend_limit: ConnectionLimit::new(1),
+            handshake_limit: ConnectionLimit::for_handshakes(1),
+            client_limit: ConnectionLimit::new(1),
         };
         Engine::new(&config.listeners[0], &shared, &Arc::from([Arc::new(Stop::new(shutdown))]), 0)
     }
@@ -1054,7 +1059,7 @@ mod tests {
             let mut work = Work::take();
             let content = Content::new(Framing::Length(4), 0, None, 0, Pace::new(None, None));
             let mut transfer = Transfer::new(&engine, &settings, limits, &mut client, &mut work, content);
-            transfer.upload = Upload::Abandoned(Why::Stopped);
+            transfer.upload = Upload::Abandoned(AbandonReason::Stopped);
             transfer.download = Download::Flushing;
             peer.write_all(b"rest").await.expect("a peer");
             peer.shutdown().await.expect("an open socket");

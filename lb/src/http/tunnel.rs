@@ -24,7 +24,7 @@ pub struct Tunnel {
 }
 
 /// What came of one look at a tunnel.
-pub enum Flow {
+pub enum TunnelProgress {
     Moved,
     Over,
 }
@@ -61,14 +61,14 @@ impl Tunnel {
         !self.up.buffer.is_empty()
     }
 
-    pub fn poll<C, B>(&mut self, cx: &mut Context<'_>, client: &mut C, backend: &mut B) -> Poll<Flow>
+    pub fn poll<C, B>(&mut self, cx: &mut Context<'_>, client: &mut C, backend: &mut B) -> Poll<TunnelProgress>
     where
         C: AsyncRead + AsyncWrite + Unpin,
         B: AsyncRead + AsyncWrite + Unpin,
     {
         let up = match self.up.poll(cx, client, backend) {
             // What the backend sent before is still owed to the client.
-            Poll::Ready(Err(Broken::Writer)) => {
+            Poll::Ready(Err(FailedSide::Writer)) => {
                 self.up.is_dropped = true;
                 Poll::Ready(Ok(State::Open))
             }
@@ -78,8 +78,8 @@ impl Tunnel {
         self.has_backend_broken |= matches!(down, Poll::Ready(Err(Broken::Reader)));
         match (up, down) {
             // A backend that has closed is done with its client, and would not notice what comes from it.
-            (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_) | Ok(State::Ended))) => Poll::Ready(Flow::Over),
-            (Poll::Ready(Ok(State::Open)), _) | (_, Poll::Ready(Ok(State::Open))) => Poll::Ready(Flow::Moved),
+            (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_) | Ok(State::Ended))) => Poll::Ready(TunnelProgress::Over),
+            (Poll::Ready(Ok(State::Open)), _) | (_, Poll::Ready(Ok(State::Open))) => Poll::Ready(TunnelProgress::Moved),
             _ => Poll::Pending,
         }
     }
@@ -100,7 +100,7 @@ struct Direction {
 }
 
 /// Which side of a direction is broken.
-enum Broken {
+enum FailedSide {
     Reader,
     Writer,
 }
@@ -115,7 +115,7 @@ impl Direction {
         cx: &mut Context<'_>,
         reader: &mut R,
         writer: &mut W,
-    ) -> Poll<Result<State, Broken>> {
+    ) -> Poll<Result<State, FailedSide>> {
         if self.is_ended {
             return Poll::Ready(Ok(State::Ended));
         }
@@ -126,9 +126,9 @@ impl Direction {
                 self.buffer = Vec::new();
                 return Poll::Pending;
             };
-            if read.map_err(|_| Broken::Reader)? == 0 {
+            if read.map_err(|_| FailedSide::Reader)? == 0 {
                 if !self.is_dropped {
-                    ready!(Pin::new(writer).poll_shutdown(cx)).map_err(|_| Broken::Writer)?;
+                    ready!(Pin::new(writer).poll_shutdown(cx)).map_err(|_| FailedSide::Writer)?;
                 }
                 self.is_ended = true;
                 return Poll::Ready(Ok(State::Open));
@@ -144,10 +144,10 @@ impl Direction {
                     self.written += count;
                     self.moved += count as u64;
                 }
-                _ => return Poll::Ready(Err(Broken::Writer)),
+                _ => return Poll::Ready(Err(FailedSide::Writer)),
             }
         }
-        ready!(Pin::new(writer).poll_flush(cx)).map_err(|_| Broken::Writer)?;
+        ready!(Pin::new(writer).poll_flush(cx)).map_err(|_| FailedSide::Writer)?;
         self.buffer.clear();
         self.written = 0;
         Poll::Ready(Ok(State::Open))
@@ -210,8 +210,8 @@ mod tests {
         let mut backend = Side { sends: b"goodbye", ends: true, has_gone: true, turns: 0, taken: Vec::new() };
         let mut tunnel = Tunnel::new(Vec::new(), Vec::new(), 0, Duration::from_secs(60));
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        let is_over =
-            (0..10).any(|_| matches!(tunnel.poll(&mut cx, &mut client, &mut backend), Poll::Ready(Flow::Over)));
+        let is_over = (0..10)
+            .any(|_| matches!(tunnel.poll(&mut cx, &mut client, &mut backend), Poll::Ready(TunnelProgress::Over)));
         assert_eq!((is_over, client.taken.as_slice()), (true, &b"goodbye"[..]));
         assert!(!tunnel.has_client_ended());
     }

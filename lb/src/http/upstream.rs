@@ -13,10 +13,10 @@ use super::idle::{self, Connection};
 use super::io::Io;
 use super::transfer::{Download, Upload};
 use crate::backend::{Endpoint, Incarnation};
+use crate::connection_limit::{ConnectionLimit, ConnectionPermit};
 use crate::dial::{Dial, Transport, tls};
-use crate::failure::{Failed, Failure};
+use crate::failure::{AttemptError, Failure};
 use crate::plant::Bug;
-use crate::room::{Place, Room};
 
 /// A backend, by the protocol that it speaks.
 pub enum Upstream {
@@ -27,7 +27,7 @@ pub enum Upstream {
 pub struct H1 {
     pub socket: Io,
     /// Among all connections to backends.
-    place: Place,
+    permit: ConnectionPermit,
     /// How it was made.
     transport: Arc<Transport>,
     /// What it began with.
@@ -62,25 +62,29 @@ impl Upstream {
 
     /// Connects to `server`, which is where `dial` says, if there is room for one more connection to a backend, or idle ones
     /// can be closed for it.
-    pub async fn connect(server: Incarnation, dial: &Dial<'_>, room: &Arc<Room>) -> Result<Self, Failed> {
-        let place = loop {
-            match room.try_place() {
-                Some(place) => break place,
+    pub async fn connect(
+        server: Incarnation,
+        dial: &Dial<'_>,
+        limit: &Arc<ConnectionLimit>,
+    ) -> Result<Self, AttemptError> {
+        let permit = loop {
+            match limit.try_acquire() {
+                Some(permit) => break permit,
                 None if idle::make_room() => {}
                 None => return Err(Failure::OutOfResources.into()),
             }
         };
         let socket = Io::connect(dial).await?;
         let transport = Arc::clone(dial.transport);
-        Ok(Self::new(Connection { socket, place, transport, header: dial.header.into() }, server, false))
+        Ok(Self::new(Connection { socket, permit, transport, header: dial.header.into() }, server, false))
     }
 
     fn new(connection: Connection, server: Incarnation, is_reused: bool) -> Self {
         let [has_heard, is_reset, keeps_alive, has_surplus] = [false; 4];
-        let Connection { socket, place, transport, header } = connection;
+        let Connection { socket, permit, transport, header } = connection;
         Self::H1(H1 {
             socket,
-            place,
+            permit,
             transport,
             header,
             server,
@@ -104,10 +108,10 @@ impl Upstream {
 }
 
 impl H1 {
-    /// Keeps the connection for the next request to `endpoint`, among at most `most` of this thread.
-    pub fn keep(self, endpoint: &Arc<Endpoint>, until: Instant, most: usize) {
-        let Self { socket, place, transport, header, .. } = self;
-        idle::keep(endpoint, self.server, Connection { socket, place, transport, header }, until, most);
+    /// Keeps the connection for the next request to `endpoint`, among at most `limit` of this thread.
+    pub fn keep(self, endpoint: &Arc<Endpoint>, until: Instant, limit: usize) {
+        let Self { socket, permit, transport, header, .. } = self;
+        idle::keep(endpoint, self.server, Connection { socket, permit, transport, header }, until, limit);
     }
 
     /// Whether nobody else's requests may go over it.
@@ -116,7 +120,7 @@ impl H1 {
     }
 
     /// Appends what comes to `buffer`; how many bytes. An error tells how the connection was lost.
-    pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<Result<usize, Failed>> {
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<Result<usize, AttemptError>> {
         poll_read_buf(Pin::new(&mut self.socket), cx, buffer).map(|read| match read {
             Ok(0) => Err(self.lost(if self.is_reset { Failure::Reset } else { Failure::Closed }).into()),
             Ok(count) => {
@@ -129,7 +133,7 @@ impl H1 {
 
     /// Whether the backend, which speaks TLS, has not taken us for a client.
     #[cold]
-    fn refused(&self, error: &io::Error) -> Option<Failed> {
+    fn refused(&self, error: &io::Error) -> Option<AttemptError> {
         let is_new = !self.is_reused && !self.has_heard;
         tls::refuses_client(error).filter(|_| is_new)
     }
@@ -187,7 +191,7 @@ mod tests {
         let server = backend.endpoints().as_slice()[0].incarnation();
         let transport = Arc::new(Transport::new(&TransportConfig::default()));
         let dial = Dial { backend: &backend.address, address: &address.into(), transport: &transport, header: b"" };
-        let Upstream::H1(h1) = Upstream::connect(server, &dial, &Room::new(1)).await.expect("a listener");
+        let Upstream::H1(h1) = Upstream::connect(server, &dial, &ConnectionLimit::new(1)).await.expect("a listener");
         let (mut peer, _) = listener.accept().await.expect("a client");
         peer.write_all(b"text").await.expect("a peer");
         (h1, peer)
@@ -217,7 +221,7 @@ mod tests {
         let server = endpoint.incarnation();
         let [before, after] = [(); 2].map(|()| Arc::new(Transport::new(&TransportConfig::default())));
         let dial = Dial { backend: &backend.address, address: &address.into(), transport: &before, header: b"" };
-        let Upstream::H1(h1) = Upstream::connect(server, &dial, &Room::new(1)).await.expect("a listener");
+        let Upstream::H1(h1) = Upstream::connect(server, &dial, &ConnectionLimit::new(1)).await.expect("a listener");
         let now = Instant::now();
         h1.keep(&endpoint, now + std::time::Duration::from_secs(60), 1);
         assert!(Upstream::reuse(server, &after, b"", now).is_none());

@@ -26,7 +26,7 @@ pub struct Work {
     pub response: ResponseHead,
     /// What the client sent: the head, then what came after it.
     pub from_client: Vec<u8>,
-    pub from_backend: Received,
+    pub from_backend: ResponseBuffer,
     pub to_backend: Vec<u8>,
     pub to_client: Vec<u8>,
     /// Values of the fields that we add.
@@ -41,7 +41,7 @@ pub struct Work {
 
 /// What a backend sent, behind room for the head that goes out to be longer than the one that came: then the content need
 /// not be moved.
-pub struct Received(Vec<u8>);
+pub struct ResponseBuffer(Vec<u8>);
 
 /// By how much a head may grow in its place: an id of the request, and some fields that are set.
 const HEADROOM_BYTES: usize = 128;
@@ -122,7 +122,7 @@ impl Work {
     }
 }
 
-impl Received {
+impl ResponseBuffer {
     pub fn clear(&mut self) {
         self.0.truncate(HEADROOM_BYTES);
     }
@@ -154,13 +154,13 @@ impl Received {
     }
 }
 
-impl Default for Received {
+impl Default for ResponseBuffer {
     fn default() -> Self {
         Self(vec![0; HEADROOM_BYTES])
     }
 }
 
-impl Deref for Received {
+impl Deref for ResponseBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -175,12 +175,12 @@ mod tests {
 
     #[test]
     fn a_longer_head_takes_the_place_of_the_one_that_came() {
-        let mut received = Received::default();
+        let mut received = ResponseBuffer::default();
         received.end().extend_from_slice(b"headcontent");
         for (new, fits) in
             [("a longer head", true), (&"x".repeat(HEADROOM_BYTES + 4), true), (&"x".repeat(HEADROOM_BYTES + 5), false)]
         {
-            let mut received = Received::default();
+            let mut received = ResponseBuffer::default();
             received.end().extend_from_slice(b"headcontent and more");
             received.truncate(11);
             let place = received.place_of_head(4, new.len());

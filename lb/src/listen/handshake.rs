@@ -16,11 +16,11 @@ use rustls::{
 use tokio::io::AsyncWriteExt;
 use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 
-use crate::backend::repeats::Repeats;
+use crate::backend::repeats::RepeatedFailures;
 use crate::clock;
 use crate::config::backend::SocketAddress;
 use crate::config::certificate;
-use crate::exchange::headers::{ClientCertificate, PeerAddress, Secured};
+use crate::exchange::headers::{ClientCertificate, PeerAddress, TlsInfo};
 use crate::http::Engine;
 use crate::http::MAX_READ_BYTES;
 use crate::http::io::Io;
@@ -61,12 +61,12 @@ pub struct Told {
     pub metrics: TlsMetrics,
     /// Since the last success.
     failures: AtomicU32,
-    repeats: Repeats,
+    repeats: RepeatedFailures,
 }
 
 impl Told {
     pub fn new(metrics: TlsMetrics) -> Self {
-        Self { metrics, failures: AtomicU32::new(0), repeats: Repeats::default() }
+        Self { metrics, failures: AtomicU32::new(0), repeats: RepeatedFailures::default() }
     }
 
     fn succeeded(&self, stream: &TlsStream<Io>) {
@@ -187,7 +187,7 @@ async fn refuse_old(mut io: Io) {
 }
 
 /// What there is to know of a connection.
-pub fn secured(stream: &TlsStream<Io>) -> Secured {
+pub fn tls(stream: &TlsStream<Io>) -> TlsInfo {
     let (_, connection) = stream.get_ref();
     let cipher = connection.negotiated_cipher_suite().map_or(CipherSuite::Unknown(0), |suite| suite.suite());
     let server_name = match stream {
@@ -195,7 +195,7 @@ pub fn secured(stream: &TlsStream<Io>) -> Secured {
         TlsStream::Client(_) => None,
     };
     let certificate = connection.peer_certificates().and_then(|chain| chain.first());
-    Secured {
+    TlsInfo {
         protocol: match connection.protocol_version() {
             Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
             Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use tokio::io::AsyncReadExt;
 
-use crate::backend::repeats::Repeats;
+use crate::backend::repeats::RepeatedFailures;
 use crate::config::ProxySenders;
 use crate::dial::proxy::{LOCAL, PROXY, SIGNATURE, TCP4, TCP6};
 use crate::exchange::headers::PeerAddress;
@@ -30,7 +30,7 @@ pub struct Expected {
     senders: ArcSwapOption<ProxySenders>,
     listener: String,
     metrics: Arc<Metrics>,
-    repeats: Repeats,
+    repeats: RepeatedFailures,
 }
 
 /// A header that is whole.
@@ -64,7 +64,7 @@ impl Expected {
             senders: ArcSwapOption::empty(),
             listener: listener.to_owned(),
             metrics: Arc::clone(metrics),
-            repeats: Repeats::default(),
+            repeats: RepeatedFailures::default(),
         };
         expected.set(senders);
         expected

@@ -20,11 +20,11 @@ use super::handshake::{self, Failed, Told};
 use super::proxy::Expected;
 use super::sockets::Socket;
 use crate::config::tls::Protocol;
+use crate::connection_limit::ConnectionPermit;
 use crate::exchange::headers::{Peer, PeerAddress};
 use crate::http::io::Io;
 use crate::http::stream::ClientStream;
 use crate::http::{self, Engine, Stop, h2, idle};
-use crate::room::Place;
 use crate::shutdown::Shutdown;
 use crate::tls::server::ServerTls;
 
@@ -68,7 +68,7 @@ struct Turn {
 pub(super) struct Accepted {
     stream: Detached,
     peer: PeerAddress,
-    places: Places,
+    permits: ClientPermits,
 }
 
 /// A connection that no runtime knows.
@@ -99,7 +99,7 @@ pub(super) fn run(
     mut sockets: UnboundedReceiver<Accepting>,
     stop: &Stop,
     shutdown: &Shutdown,
-    most_idle: Arc<AtomicUsize>,
+    max_idle: Arc<AtomicUsize>,
 ) -> bool {
     let runtime = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -111,7 +111,7 @@ pub(super) fn run(
     runtime.block_on(async {
         let alive = Arc::new(AtomicUsize::new(0));
         let mut accepting = JoinSet::new();
-        let sweeping = tokio::spawn(idle::sweep_forever(most_idle));
+        let sweeping = tokio::spawn(idle::sweep_forever(max_idle));
         let mut stopping = std::pin::pin!(shutdown.stopping());
         loop {
             tokio::select! {
@@ -189,21 +189,21 @@ async fn accept(accepting: Accepting, turn: Option<Turn>, shutdown: Shutdown, al
         };
         match accepted {
             Ok((stream, peer)) => {
-                let places = tokio::select! {
+                let permits = tokio::select! {
                     biased;
                     _ = &mut stopping => {
-                        spawn(&listener, stream, peer, listener.places_anyway(), &alive);
+                        spawn(&listener, stream, peer, listener.permits_over_limit(), &alive);
                         break;
                     }
                     _ = given.changed() => {
                         listener = Arc::clone(&given.borrow());
-                        listener.places_anyway()
+                        listener.permits_over_limit()
                     }
-                    places = listener.places() => places,
+                    permits = listener.permits() => permits,
                 };
                 match &turn {
-                    Some(turn) => turn.give(&listener, stream, peer, places, &alive),
-                    None => spawn(&listener, stream, peer, places, &alive),
+                    Some(turn) => turn.give(&listener, stream, peer, permits, &alive),
+                    None => spawn(&listener, stream, peer, permits, &alive),
                 }
             }
             Err(e) => {
@@ -221,7 +221,7 @@ async fn accept(accepting: Accepting, turn: Option<Turn>, shutdown: Shutdown, al
                 Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => continue,
                 Err(_) => break,
             };
-            Accepted { stream, peer, places: listener.places_anyway() }.serve(&listener, &alive);
+            Accepted { stream, peer, permits: listener.permits_over_limit() }.serve(&listener, &alive);
         },
         Err(e) => tracing::error!("a listening socket cannot be used: {e}"),
     }
@@ -270,14 +270,21 @@ impl Turns {
 
 impl Turn {
     /// Has the thread serve the client whose turn it is; this one if that one has stopped.
-    fn give(&self, listener: &Arc<Listener>, stream: Io, peer: PeerAddress, places: Places, alive: &Arc<AtomicUsize>) {
+    fn give(
+        &self,
+        listener: &Arc<Listener>,
+        stream: Io,
+        peer: PeerAddress,
+        permits: ClientPermits,
+        alive: &Arc<AtomicUsize>,
+    ) {
         let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len();
         if turn == self.own {
-            return spawn(listener, stream, peer, places, alive);
+            return spawn(listener, stream, peer, permits, alive);
         }
         match Detached::new(stream) {
             Ok(stream) => {
-                if let Err(back) = self.threads[turn].send(Accepted { stream, peer, places }) {
+                if let Err(back) = self.threads[turn].send(Accepted { stream, peer, permits }) {
                     back.0.serve(listener, alive);
                 }
             }
@@ -289,7 +296,7 @@ impl Turn {
 impl Accepted {
     fn serve(self, listener: &Arc<Listener>, alive: &Arc<AtomicUsize>) {
         match self.stream.attach() {
-            Ok(stream) => spawn(listener, stream, self.peer, self.places, alive),
+            Ok(stream) => spawn(listener, stream, self.peer, self.permits, alive),
             Err(e) => tracing::warn!("a connection could not be accepted: {e}"),
         }
     }
@@ -350,9 +357,9 @@ impl Listens {
     }
 }
 
-fn spawn(listener: &Arc<Listener>, stream: Io, peer: PeerAddress, places: Places, alive: &Arc<AtomicUsize>) {
+fn spawn(listener: &Arc<Listener>, stream: Io, peer: PeerAddress, permits: ClientPermits, alive: &Arc<AtomicUsize>) {
     let (listener, alive) = (Arc::clone(listener), Alive::new(alive));
-    let Places { client, handshake } = places;
+    let ClientPermits { client, handshake } = permits;
     tokio::spawn(async move {
         listener.connected(stream, peer, handshake).await;
         drop((alive, client));
@@ -360,10 +367,10 @@ fn spawn(listener: &Arc<Listener>, stream: Io, peer: PeerAddress, places: Places
 }
 
 /// What a client that is accepted takes up.
-struct Places {
-    client: Place,
+struct ClientPermits {
+    client: ConnectionPermit,
     /// Until its handshake is over.
-    handshake: Option<Place>,
+    handshake: Option<ConnectionPermit>,
 }
 
 /// Counts a connection until dropped.
@@ -389,35 +396,35 @@ impl Listener {
 
     /// Places for a client, as soon as there are some. The handshake's comes first: who waits for one takes no place from
     /// clients without TLS.
-    async fn places(&self) -> Places {
-        let handshake = if self.has_tls() { Some(self.engine.handshake_place().await) } else { None };
-        Places { handshake, client: self.engine.place().await }
+    async fn permits(&self) -> ClientPermits {
+        let handshake = if self.has_tls() { Some(self.engine.admit_handshake().await) } else { None };
+        ClientPermits { handshake, client: self.engine.admit().await }
     }
 
-    fn places_anyway(&self) -> Places {
-        let handshake = self.has_tls().then(|| self.engine.handshake_place_anyway());
-        Places { handshake, client: self.engine.place_anyway() }
+    fn permits_over_limit(&self) -> ClientPermits {
+        let handshake = self.has_tls().then(|| self.engine.admit_handshake_over_limit());
+        ClientPermits { handshake, client: self.engine.admit_over_limit() }
     }
 
-    async fn connected(&self, mut io: Io, mut peer: PeerAddress, place: Option<Place>) {
+    async fn connected(&self, mut io: Io, mut peer: PeerAddress, permit: Option<ConnectionPermit>) {
         let engine = Arc::clone(&self.engine);
         if self.proxies.of(peer) {
             let Some(client) = Box::pin(self.proxies.read(&engine, &mut io, peer)).await else { return };
             peer = client;
         }
         let Some(tls) = self.tls.load_full() else {
-            drop(place);
+            drop(permit);
             return http::serve(engine, ClientStream::Io(io), Peer::new(peer)).await;
         };
         // The handshake is large and short: in a box of its own it leaves nothing behind.
         let accepted = Box::pin(handshake::accept(&engine, &tls, &self.told, io, peer)).await;
-        drop((place, tls));
+        drop((permit, tls));
         match accepted {
             Ok(stream) => {
-                let secured = handshake::secured(&stream);
+                let tls = handshake::tls(&stream);
                 let local = stream.get_ref().0.socket().and_then(|socket| getsockname(socket).ok());
                 let local = local.and_then(|local| SocketAddr::try_from(local).ok());
-                let peer = Peer::with_tls(peer, secured, local);
+                let peer = Peer::with_tls(peer, tls, local);
                 if stream.get_ref().1.alpn_protocol() == Some(Protocol::Http2.name()) {
                     // Large, and rare beside idle connections of HTTP/1.1.
                     Box::pin(h2::serve(engine, Io::Tls(stream), Vec::new(), peer)).await;

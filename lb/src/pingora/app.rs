@@ -24,15 +24,15 @@ use crate::access_log::{AccessLog, Wanted};
 use crate::config::Config;
 use crate::config::advice::Subject;
 use crate::config::backend::SocketAddress;
+use crate::connection_limit::ConnectionLimit;
 use crate::control::Control;
 use crate::control::resources::{ListenerCertificate, Obtained, Resources, Unavailable};
-use crate::exchange::headers::{Peer, Secured};
+use crate::exchange::headers::{Peer, TlsInfo};
 use crate::http::io::Io;
 use crate::http::io::accepted::Accepted;
 use crate::http::stream::ClientStream;
 use crate::http::{self, Engine, Shared, Stop, h2, idle};
-use crate::room::Room;
-use crate::server::resources::{Most, cannot_log, idle_for_each_thread, most_connections};
+use crate::server::resources::{ConnectionLimits, cannot_log, connection_limits, max_idle_per_thread};
 
 /// A `ServerApp` that serves by the `[[listener]]` whose address a connection came to, or else by the first.
 pub struct App {
@@ -68,7 +68,7 @@ impl App {
         let opened = access_log.open(&Wanted::of(config));
         access_log.switch(opened.map_err(|refused| anyhow::anyhow!(cannot_log(&refused)))?);
         let threads = server.threads.max(1);
-        let (most, warning) = most_connections(&config.server, open_files);
+        let (limit, warning) = connection_limits(&config.server, open_files);
         if let Some(warning) = warning {
             tracing::warn!("{warning}");
         }
@@ -77,11 +77,11 @@ impl App {
         let shared = Shared {
             control: Arc::clone(control),
             access_log,
-            most_idle: Arc::new(AtomicUsize::new(idle_for_each_thread(&config.server, most, threads))),
+            max_idle: Arc::new(AtomicUsize::new(max_idle_per_thread(&config.server, limit, threads))),
             shutdown: shutdown.clone(),
-            room: Room::new(most.clients),
-            backend_room: Room::new(most.backends),
-            handshake_room: Room::for_handshakes(most.handshakes),
+            client_limit: ConnectionLimit::new(limit.clients),
+            backend_limit: ConnectionLimit::new(limit.backends),
+            handshake_limit: ConnectionLimit::for_handshakes(limit.handshakes),
         };
         let stops = (0..threads).map(|_| Arc::new(Stop::new(shutdown.clone()))).collect();
         Ok(Self {
@@ -97,18 +97,19 @@ impl App {
 
     /// The probes and the admin API, to be added to the server as a service. It listens for the admin API from now on.
     pub fn management(&self) -> anyhow::Result<Management> {
-        let Shared { control, access_log, most_idle, shutdown, room, backend_room, handshake_room } = &self.shared;
+        let Shared { control, access_log, max_idle, shutdown, client_limit, backend_limit, handshake_limit } =
+            &self.shared;
         let resources = OfApp {
             host: self.host,
             access_log: Arc::clone(access_log),
-            room: Arc::clone(room),
-            backend_room: Arc::clone(backend_room),
-            handshake_room: Arc::clone(handshake_room),
-            most_idle: Arc::clone(most_idle),
+            client_limit: Arc::clone(client_limit),
+            backend_limit: Arc::clone(backend_limit),
+            handshake_limit: Arc::clone(handshake_limit),
+            max_idle: Arc::clone(max_idle),
             open_files: self.open_files,
             threads: self.stops.len(),
         };
-        Management::new(Arc::clone(control), shutdown.clone(), Arc::clone(room), Arc::new(resources), None)
+        Management::new(Arc::clone(control), shutdown.clone(), Arc::clone(client_limit), Arc::new(resources), None)
     }
 
     /// The engine of this thread for connections to `local`. `None`: it cannot serve here.
@@ -125,7 +126,7 @@ impl App {
             Entry::Occupied(place) => *place.get(),
             Entry::Vacant(_) if next == self.stops.len() || !stays_here() => return None,
             Entry::Vacant(place) => {
-                tokio::spawn(idle::sweep_forever(Arc::clone(&self.shared.most_idle)));
+                tokio::spawn(idle::sweep_forever(Arc::clone(&self.shared.max_idle)));
                 *place.insert(next)
             }
         };
@@ -159,8 +160,8 @@ impl ServerApp for App {
             return None;
         };
         let local = local.and_then(|local| local.as_inet().copied());
-        let mut peer = match secured(&stream) {
-            Some(secured) => Peer::with_tls(client, secured, local),
+        let mut peer = match tls(&stream) {
+            Some(tls) => Peer::with_tls(client, tls, local),
             None => Peer::new(client),
         };
         peer.local = local;
@@ -184,20 +185,20 @@ impl ServerApp for App {
 }
 
 /// What Pingora tells of a connection's TLS: neither the name that was asked for nor a client's certificate.
-fn secured(stream: &Stream) -> Option<Secured> {
+fn tls(stream: &Stream) -> Option<TlsInfo> {
     let digest = stream.get_ssl_digest()?;
     let protocol = if digest.version.contains("1_2") || digest.version.contains("1.2") { "TLSv1.2" } else { "TLSv1.3" };
-    Some(Secured { protocol, cipher: "", server_name: None, is_resumed: false, client: None })
+    Some(TlsInfo { protocol, cipher: "", server_name: None, is_resumed: false, client: None })
 }
 
 /// What a reload changes beside the snapshot.
 struct OfApp {
     host: Host,
     access_log: Arc<AccessLog>,
-    room: Arc<Room>,
-    backend_room: Arc<Room>,
-    handshake_room: Arc<Room>,
-    most_idle: Arc<AtomicUsize>,
+    client_limit: Arc<ConnectionLimit>,
+    backend_limit: Arc<ConnectionLimit>,
+    handshake_limit: Arc<ConnectionLimit>,
+    max_idle: Arc<AtomicUsize>,
     open_files: usize,
     threads: usize,
 }
@@ -209,19 +210,22 @@ impl Resources for OfApp {
         let opened = (logs != Wanted::of(running)).then(|| self.access_log.open(&logs)).transpose();
         let opened = opened
             .map_err(|refused| vec![Unavailable { subject: Subject::AccessLog, message: cannot_log(&refused) }])?;
-        let (most, warning) = most_connections(&wanted.server, self.open_files);
+        let (limit, warning) = connection_limits(&wanted.server, self.open_files);
         warnings.extend(warning);
-        let idle = idle_for_each_thread(&wanted.server, most, self.threads);
-        let (access_log, most_idle) = (Arc::clone(&self.access_log), Arc::clone(&self.most_idle));
-        let rooms = [&self.room, &self.backend_room, &self.handshake_room].map(Arc::clone);
+        let idle = max_idle_per_thread(&wanted.server, limit, self.threads);
+        let (access_log, max_idle) = (Arc::clone(&self.access_log), Arc::clone(&self.max_idle));
+        let limits = [&self.client_limit, &self.backend_limit, &self.handshake_limit].map(Arc::clone);
         let commit = move |put_in_force: &mut dyn FnMut()| {
             put_in_force();
             if let Some(opened) = opened {
                 access_log.switch(opened);
             }
-            let Most { clients, backends, handshakes } = most;
-            rooms.iter().zip([clients, backends, handshakes]).for_each(|(room, most)| room.resize(most));
-            most_idle.store(idle, Ordering::Relaxed);
+            let ConnectionLimits { clients, backends, handshakes } = limit;
+            rooms
+                .iter()
+                .zip([clients, backends, handshakes])
+                .for_each(|(client_limit, limit)| client_limit.resize(limit));
+            max_idle.store(idle, Ordering::Relaxed);
         };
         Ok(Obtained { changes: Vec::new(), warnings, commit: Box::new(commit) })
     }

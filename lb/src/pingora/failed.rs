@@ -2,7 +2,7 @@
 
 use pingora_core::prelude::{Error, ErrorSource, ErrorType};
 
-use crate::failure::{Failed, Failure};
+use crate::failure::{AttemptError, Failure};
 use crate::probe::pingora_error;
 
 /// Where an exchange stood when the error came.
@@ -17,7 +17,7 @@ pub struct Stand {
 }
 
 /// How the exchange failed.
-pub fn failed(error: &Error, stand: Stand) -> Failed {
+pub fn failed(error: &Error, stand: Stand) -> AttemptError {
     if let Some(failed) = error.root_cause().downcast_ref() {
         return *failed;
     }
@@ -40,7 +40,7 @@ fn of_client(error: &ErrorType) -> Failure {
 /// As Pingora calls what is wrong with the framing of a body in chunks.
 const INVALID_CHUNK: &str = "InvalidChunk";
 
-fn of_backend(error: &Error, stand: Stand) -> Failed {
+fn of_backend(error: &Error, stand: Stand) -> AttemptError {
     use ErrorType::{ConnectionClosed, Custom, ReadError, ReadTimedout, WriteError};
     let failure = match error.etype() {
         ReadTimedout if stand.has_head => Failure::ResponseStalled,
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn what_was_said_of_an_attempt_is_found_beneath_what_pingora_says() {
-        let said = Failed::from(Failure::NoLocalPort);
+        let said = AttemptError::from(Failure::NoLocalPort);
         let error = Err::<(), _>(said).or_err(ErrorType::ConnectError, "not connected").expect_err("an error");
         let error = Error::because(ErrorType::InternalError, "Fail to connect", error);
         assert_eq!(failed(&error, WAITING), said);

@@ -15,10 +15,10 @@ use crate::config::backend::SocketAddress;
 use crate::config::{Config, ForwardedBy, ListenerConfig, ListenerSettings, RequestIdField, ServerConfig};
 use crate::control::Control;
 use crate::date;
-use crate::exchange::headers::{Claims, Forwarding, Origin, Peer, PeerAddress, XForwarded, write_request_id};
+use crate::exchange::headers::{Forwarding, Origin, Peer, PeerAddress, ProxyClaims, XForwarded, write_request_id};
 use crate::exchange::limits::ClientLimits;
-use crate::exchange::refusal::{Form, Refusal};
-use crate::exchange::{Asked, Start};
+use crate::exchange::refusal::{RefusalFormat, Refusal};
+use crate::exchange::{RequestInfo, ExchangeStart};
 use crate::message::limits::{AmbiguousNames, NonAsciiTargets};
 use crate::message::path::normalise;
 use crate::value::variable::Variable;
@@ -43,7 +43,7 @@ const REQUEST_ID: &str = "X-Request-Id";
 
 /// What is told of a request.
 #[derive(Debug)]
-pub struct Told {
+pub struct ForwardedFields {
     pub id: String,
     id_field: RequestIdField,
     /// How its client is treated.
@@ -60,8 +60,8 @@ pub struct Told {
 /// A request that is let in goes on as an exchange; one that is not is told why.
 #[derive(Debug)]
 pub struct Begun {
-    pub told: Told,
-    pub start: Result<Start, Refusal>,
+    pub forwarded: ForwardedFields,
+    pub start: Result<ExchangeStart, Refusal>,
 }
 
 /// Looks at the request's head, and for where it leads. `None`: the configuration has no listener.
@@ -76,7 +76,7 @@ pub fn begin(control: &Control, session: &Session, now: Instant) -> Option<Begun
     let host = authority(head);
     let forwarding = Forwarding::new(Origin { peer: &peer, is_tls, host, claims: &claims }, &server.trusted_proxies);
     let is_trusted = server.trusted_proxies.contains(peer.address);
-    let mut told = Told {
+    let mut forwarded = ForwardedFields {
         id: String::new(),
         id_field: server.request_id.clone(),
         limits: ClientLimits::of_listener(&listener.settings),
@@ -84,14 +84,14 @@ pub fn begin(control: &Control, session: &Session, now: Instant) -> Option<Begun
         fields: Vec::with_capacity(10),
         via: via(server, head.version),
         is_trusted,
-        continues_x_forwarded: matches!(claims, Claims::XForwarded(_)),
+        continues_x_forwarded: matches!(claims, ProxyClaims::XForwarded(_)),
     };
     let own_id = head.headers.get(server.request_id.as_str()).or_else(|| head.headers.get(REQUEST_ID));
     // Writing to a string does not fail.
-    let _ = write_request_id(own_id.filter(|_| is_trusted).map(HeaderValue::as_bytes), &mut told.id);
-    told.read(&forwarding, control.loop_id());
+    let _ = write_request_id(own_id.filter(|_| is_trusted).map(HeaderValue::as_bytes), &mut forwarded.id);
+    forwarded.read(&forwarding, control.loop_id());
     let start = admit(control, head, &listener.settings).and_then(|()| {
-        let asked = Asked {
+        let info = RequestInfo {
             client: forwarding.client,
             is_https: forwarding.proto == "https",
             is_idempotent: head.method.is_idempotent(),
@@ -105,9 +105,9 @@ pub fn begin(control: &Control, session: &Session, now: Instant) -> Option<Begun
         let path = normalise(path(head), &mut made).map_err(|_| Refusal::Malformed)?;
         // Routes with a condition are not taken up.
         let route = site.find(path, &Nothing);
-        Ok(Start { site: Arc::clone(site), route, which: 0, asked })
+        Ok(ExchangeStart { site: Arc::clone(site), route, pool_index: 0, request: info })
     });
-    Some(Begun { told, start })
+    Some(Begun { forwarded, start })
 }
 
 /// Whether the request is one that is passed on.
@@ -151,7 +151,7 @@ fn within(head: &RequestHeader, listener: &ListenerSettings) -> Result<(), Refus
     }
 }
 
-impl Told {
+impl ForwardedFields {
     fn read(&mut self, forwarding: &Forwarding<'_>, loop_id: &str) {
         self.field("X-Forwarded-For", |text| forwarding.write_forwarded_for(text));
         self.field("X-Forwarded-Proto", |text| text.write_str(forwarding.proto));
@@ -223,16 +223,16 @@ impl Told {
 }
 
 /// Sends what tells of a refusal.
-pub async fn refuse(session: &mut Session, told: &Told, refusal: Refusal) -> pingora_core::Result<()> {
+pub async fn refuse(session: &mut Session, forwarded: &ForwardedFields, refusal: Refusal) -> pingora_core::Result<()> {
     let accept = session.req_header().headers.get_all(header::ACCEPT);
-    let reply = refusal.reply(Form::asked(accept.iter().map(HeaderValue::as_bytes)), &told.id);
+    let reply = refusal.reply(RefusalFormat::asked(accept.iter().map(HeaderValue::as_bytes)), &forwarded.id);
     let mut head = ResponseHeader::build(reply.status(), Some(8))?;
     for (name, value) in reply.fields() {
         head.append_header(String::from_utf8_lossy(name).into_owned(), value)?;
     }
     let content = reply.into_content();
     head.insert_header("Content-Length", content.len().to_string())?;
-    told.write_response(&mut head, None)?;
+    forwarded.write_response(&mut head, None)?;
     let is_bare = content.is_empty() || session.req_header().method == Method::HEAD;
     session.write_response_header(Box::new(head), is_bare).await?;
     if is_bare { Ok(()) } else { session.write_response_body(Some(content), true).await }
@@ -301,20 +301,20 @@ fn via(server: &ServerConfig, version: Version) -> Option<HeaderValue> {
 }
 
 /// What the peer says of the client, if it is a proxy that is believed.
-fn claims<'a>(server: &ServerConfig, peer: Option<IpAddr>, head: &'a RequestHeader) -> Claims<'a> {
+fn claims<'a>(server: &ServerConfig, peer: Option<IpAddr>, head: &'a RequestHeader) -> ProxyClaims<'a> {
     if !server.trusted_proxies.contains(peer) {
-        return Claims::None;
+        return ProxyClaims::None;
     }
     let list = |name| joined(head, name);
     match server.forwarded_by {
-        ForwardedBy::XForwarded => Claims::XForwarded(XForwarded {
+        ForwardedBy::XForwarded => ProxyClaims::XForwarded(XForwarded {
             addresses: list("x-forwarded-for"),
             proto: list("x-forwarded-proto"),
             host: list("x-forwarded-host"),
             port: list("x-forwarded-port"),
             prefix: list("x-forwarded-prefix"),
         }),
-        ForwardedBy::Forwarded => Claims::Forwarded(list("forwarded")),
+        ForwardedBy::Forwarded => ProxyClaims::Forwarded(list("forwarded")),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::backend::{Endpoint, Incarnation};
 use crate::control::Control;
 use crate::control::kill::Done;
 use crate::dial::{Dial, Transport};
-use crate::failure::{Failed, Failure};
+use crate::failure::{AttemptError, Failure};
 use crate::http::io::Io;
 
 /// The connections that are open, by their file.
@@ -119,7 +119,7 @@ pub struct Way {
 }
 
 impl Way {
-    async fn connected(&self) -> Result<Stream, Failed> {
+    async fn connected(&self) -> Result<Stream, AttemptError> {
         let address = self.endpoint.address().ok_or(Failure::Unresolved)?;
         let (backend, transport) = (&self.endpoint.backend.address, &self.transport);
         let io = Io::connect(&Dial { backend, address, transport, header: &[] }).await?;
@@ -142,7 +142,7 @@ impl Way {
         Ok(stream)
     }
 
-    fn line(&self, socket: BorrowedFd<'_>) -> Result<Line, Failed> {
+    fn line(&self, socket: BorrowedFd<'_>) -> Result<Line, AttemptError> {
         Ok(Line {
             socket: socket.try_clone_to_owned().map_err(|_| Failure::OutOfResources)?,
             endpoint: Arc::clone(&self.endpoint),

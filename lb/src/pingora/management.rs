@@ -18,12 +18,12 @@ use super::lines::Lines;
 use crate::admin::{self, Admin};
 use crate::config::backend::SocketAddress;
 use crate::config::{AdminConfig, SocketFileRights};
+use crate::connection_limit::ConnectionLimit;
 use crate::control::Control;
 use crate::control::resources::Resources;
 use crate::exchange::refusal::Refusal;
 use crate::listen::sockets::cannot_listen;
 use crate::probe;
-use crate::room::Room;
 use crate::server::first_probes;
 use crate::shutdown::{Phase, Shutdown};
 
@@ -40,7 +40,7 @@ const START_INTERVAL: Duration = Duration::from_millis(5);
 /// seconds at most.
 pub struct Management {
     control: Arc<Control>,
-    room: Arc<Room>,
+    client_limit: Arc<ConnectionLimit>,
     shutdown: Shutdown,
     /// For the admin API, until it is started.
     listener: Mutex<Option<TcpListener>>,
@@ -76,7 +76,7 @@ impl Management {
     pub(super) fn new(
         control: Arc<Control>,
         shutdown: Shutdown,
-        room: Arc<Room>,
+        client_limit: Arc<ConnectionLimit>,
         resources: Arc<dyn Resources>,
         lines: Option<&Arc<Lines>>,
     ) -> anyhow::Result<Self> {
@@ -87,7 +87,7 @@ impl Management {
         control.metrics.expect_refusals(Refusal::all().map(Refusal::reason));
         control.reload_with(&resources);
         let lines = lines.map(Arc::clone);
-        Ok(Self { control, room, shutdown, listener: Mutex::new(Some(listener)), _resources: resources, lines })
+        Ok(Self { control, client_limit, shutdown, listener: Mutex::new(Some(listener)), _resources: resources, lines })
     }
 
     /// Serves the admin API and probes, until what comes back is dropped.
@@ -97,8 +97,9 @@ impl Management {
         if let Some(listener) = listener {
             let listener = tokio::net::TcpListener::from_std(listener)?;
             let AdminConfig { token, read_token, .. } = self.control.snapshot().config.admin.clone();
-            let (control, room, shutdown) = (Arc::clone(&self.control), Arc::clone(&self.room), self.shutdown.clone());
-            let admin = Admin { control, room, token, read_token, shutdown };
+            let (control, client_limit, shutdown) =
+                (Arc::clone(&self.control), Arc::clone(&self.client_limit), self.shutdown.clone());
+            let admin = Admin { control, client_limit, token, read_token, shutdown };
             tracing::info!(address = %self.control.snapshot().config.admin.address, "admin API ready");
             tasks.spawn(admin::serve(listener, Arc::new(admin)));
         }

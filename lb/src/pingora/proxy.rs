@@ -17,7 +17,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use super::failed::{Stand, failed};
-use super::head::{self, Begun, FIELD_BYTES, Told};
+use super::head::{self, Begun, FIELD_BYTES, ForwardedFields};
 use super::lines::{Line, Lines, Way};
 use super::management::{Management, Started};
 use super::settings::{By, Host, OfProxy, Refused};
@@ -25,13 +25,13 @@ use crate::backend::Endpoint;
 use crate::clock;
 use crate::config::HalfClose;
 use crate::config::backend::SocketAddress;
+use crate::connection_limit::ConnectionLimit;
 use crate::control::Control;
 use crate::exchange::limits::BackendLimits;
 use crate::exchange::refusal::Refusal;
 use crate::exchange::{Answer, Event, Exchange, Moment, Step};
-use crate::failure::{Detail, Failed, Failure};
-use crate::pool::Full;
-use crate::room::Room;
+use crate::failure::{AttemptError, Detail, Failure};
+use crate::pool::QueueTicket;
 use crate::shutdown::Phase;
 
 /// Pingora keeps no more of a body to send it again.
@@ -52,7 +52,7 @@ pub struct Context(Option<Box<Carried>>);
 
 struct Carried {
     control: Arc<Control>,
-    told: Told,
+    forwarded: ForwardedFields,
     /// `None`: the request was refused before it became one.
     exchange: Option<Exchange>,
     next: Next,
@@ -73,7 +73,7 @@ struct Carried {
 enum Next {
     Nothing,
     Open(Arc<Endpoint>),
-    Queue(Full),
+    Queue(QueueTicket),
 }
 
 impl Proxy {
@@ -89,16 +89,16 @@ impl Proxy {
     pub fn management(&self) -> anyhow::Result<Management> {
         let (control, shutdown) = (Arc::clone(&self.control), self.started.shutdown.clone());
         // How many clients there are, Pingora does not tell.
-        Management::new(control, shutdown, Room::new(0), Arc::new(OfProxy(self.host)), Some(&self.lines))
+        Management::new(control, shutdown, ConnectionLimit::new(0), Arc::new(OfProxy(self.host)), Some(&self.lines))
     }
 
     /// Begins with a request. What is to be tried, or what the client is told, stands in what comes back.
     async fn begin(&self, session: &mut Session) -> Option<Box<Carried>> {
         let started = Instant::now();
-        let Begun { told, start } = head::begin(&self.control, session, started)?;
+        let Begun { forwarded, start } = head::begin(&self.control, session, started)?;
         let mut carried = Box::new(Carried {
             control: Arc::clone(&self.control),
-            told,
+            forwarded,
             exchange: None,
             next: Next::Nothing,
             refusal: None,
@@ -111,20 +111,20 @@ impl Proxy {
         let start = match start {
             Ok(start) => start,
             Err(refusal) => {
-                self.treat(session, &carried.told);
+                self.treat(session, &carried.forwarded);
                 carried.refusal = Some(refusal);
                 return Some(carried);
             }
         };
         let head = session.req_header();
-        let length = start.asked.body_length;
+        let length = start.request.body_length;
         let cookies = head.headers.get_all(header::COOKIE).iter().map(http::HeaderValue::as_bytes);
         let exchange = Exchange::begin(start, cookies);
-        carried.told.limits = exchange.client_limits(carried.told.limits);
+        carried.forwarded.limits = exchange.client_limits(carried.forwarded.limits);
         carried.exchange = Some(exchange);
-        self.treat(session, &carried.told);
-        let most = carried.told.limits.max_body_bytes;
-        let is_too_large = length.zip(most).is_some_and(|(length, most)| length > most);
+        self.treat(session, &carried.forwarded);
+        let limit = carried.forwarded.limits.max_body_bytes;
+        let is_too_large = length.zip(limit).is_some_and(|(length, limit)| length > limit);
         let mut step = carried.step(match is_too_large {
             true => Event::Failed { failed: Failure::BodyTooLarge.into(), has_body: false },
             false => Event::Begun,
@@ -138,14 +138,14 @@ impl Proxy {
     }
 
     /// Settings of the client's connection, which Pingora has by the request.
-    fn treat(&self, session: &mut Session, told: &Told) {
-        let keepalive = told.listener.keepalive_timeout.as_secs().max(1);
+    fn treat(&self, session: &mut Session, forwarded: &ForwardedFields) {
+        let keepalive = forwarded.listener.keepalive_timeout.as_secs().max(1);
         let keeps = self.started.shutdown.phase() <= Phase::Running && session.get_keepalive().is_some();
         session.set_keepalive(keeps.then_some(keepalive));
-        session.set_read_timeout(Some(told.limits.body_timeout));
-        session.set_write_timeout(Some(told.limits.send_timeout));
-        session.set_total_drain_timeout(Some(told.listener.lingering_time));
-        session.set_abort_on_close(told.listener.half_close == HalfClose::Cancel);
+        session.set_read_timeout(Some(forwarded.limits.body_timeout));
+        session.set_write_timeout(Some(forwarded.limits.send_timeout));
+        session.set_total_drain_timeout(Some(forwarded.listener.lingering_time));
+        session.set_abort_on_close(forwarded.listener.half_close == HalfClose::Cancel);
     }
 }
 
@@ -219,12 +219,12 @@ impl Carried {
 
     /// Whether all that has come of the body is kept.
     fn has_body(&self, session: &Session) -> bool {
-        let most = self.exchange.as_ref().map_or(0, Exchange::retry_body_bytes).min(MAX_KEPT_BYTES);
-        !session.as_ref().retry_buffer_truncated() && session.body_bytes_read() <= most
+        let limit = self.exchange.as_ref().map_or(0, Exchange::retry_body_bytes).min(MAX_KEPT_BYTES);
+        !session.as_ref().retry_buffer_truncated() && session.body_bytes_read() <= limit
     }
 
     /// Tells the exchange that the present attempt failed; whether another one is to be made.
-    fn failed(&mut self, session: &Session, failed: Failed) -> bool {
+    fn failed(&mut self, session: &Session, failed: AttemptError) -> bool {
         let is_killed = self.exchange.as_ref().is_some_and(Exchange::is_killed);
         let failed = if is_killed { Failure::Killed.into() } else { failed };
         let step = self.step(Event::Failed { failed, has_body: self.has_body(session) });
@@ -244,9 +244,9 @@ impl Carried {
                     self.failed(session, Failure::Unresolved.into());
                 }
                 Next::Open(endpoint) => return Some(endpoint),
-                Next::Queue(Full { queue, seen, timeout }) => {
+                Next::Queue(QueueTicket { queue, seen, timeout }) => {
                     let event = match tokio::time::timeout(timeout, queue.wait(seen)).await {
-                        Ok(()) => Event::Called,
+                        Ok(()) => Event::CapacityFreed,
                         Err(_) => {
                             Event::Failed { failed: Failure::QueueTimeout.into(), has_body: self.has_body(session) }
                         }
@@ -294,20 +294,20 @@ impl Carried {
     }
 
     /// Whether the head of a response is within what its pool says.
-    fn fits(&self, head: &ResponseHeader) -> Result<(), Failed> {
+    fn fits(&self, head: &ResponseHeader) -> Result<(), AttemptError> {
         let Some(plan) = self.exchange.as_ref().and_then(Exchange::plan) else { return Ok(()) };
         let (most_fields, most_bytes) = (plan.settings.max_fields as usize, plan.settings.max_head_bytes as usize);
         let fields = head.headers.len();
         if fields > most_fields {
             let setting = "[[pool]] max_fields";
             let detail = Some(Detail::Limit { setting, limit: most_fields, value: Some(fields) });
-            return Err(Failed { failure: Failure::ResponseTooManyFields, detail });
+            return Err(AttemptError { failure: Failure::ResponseTooManyFields, detail });
         }
         let lines = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_BYTES);
         if lines.sum::<usize>() > most_bytes {
             let setting = "[[pool]] max_head_bytes";
             let detail = Some(Detail::Limit { setting, limit: most_bytes, value: None });
-            return Err(Failed { failure: Failure::ResponseHeadTooLarge, detail });
+            return Err(AttemptError { failure: Failure::ResponseHeadTooLarge, detail });
         }
         Ok(())
     }
@@ -334,7 +334,7 @@ impl Drop for Carried {
 }
 
 /// An error for Pingora that says what we say of it.
-fn error(failed: Failed, source: ErrorSource) -> Box<Error> {
+fn error(failed: AttemptError, source: ErrorSource) -> Box<Error> {
     let mut error = Error::because(ErrorType::InternalError, "", failed);
     error.esource = source;
     error
@@ -363,7 +363,7 @@ impl ProxyHttp for Proxy {
                 if !refusal.keeps_connection() {
                     session.set_keepalive(None);
                 }
-                head::refuse(session, &carried.told, refusal).await?;
+                head::refuse(session, &carried.forwarded, refusal).await?;
                 Ok(true)
             }
         }
@@ -403,7 +403,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Context,
     ) -> pingora_core::Result<()> {
         let carried = ctx.carried()?;
-        carried.told.write(upstream_request)?;
+        carried.forwarded.write(upstream_request)?;
         carried.waiting_since = (!session.as_mut().is_body_done()).then(Instant::now);
         Ok(())
     }
@@ -420,8 +420,8 @@ impl ProxyHttp for Proxy {
             return Ok(());
         }
         carried.client_has_sent(is_end);
-        let most = carried.told.limits.max_body_bytes;
-        match most.is_some_and(|most| session.body_bytes_read() as u64 > most) {
+        let limit = carried.forwarded.limits.max_body_bytes;
+        match limit.is_some_and(|limit| session.body_bytes_read() as u64 > limit) {
             true => Err(error(Failure::BodyTooLarge.into(), ErrorSource::Downstream)),
             false => Ok(()),
         }
@@ -461,7 +461,7 @@ impl ProxyHttp for Proxy {
             return Ok(());
         }
         let cookie = carried.exchange.as_ref().and_then(Exchange::set_cookie);
-        carried.told.write_response(response, cookie.as_deref())?;
+        carried.forwarded.write_response(response, cookie.as_deref())?;
         if self.started.shutdown.phase() > Phase::Running && session.req_header().version != Version::HTTP_2 {
             session.set_keepalive(None);
         }
@@ -513,7 +513,7 @@ impl ProxyHttp for Proxy {
         let has_begun = session.response_written().is_some_and(|head| !head.status.is_informational());
         let Some(refusal) = carried.refusal.filter(|_| !has_begun) else { return nothing };
         session.set_keepalive(None);
-        match head::refuse(session, &carried.told, refusal).await {
+        match head::refuse(session, &carried.forwarded, refusal).await {
             Ok(()) => FailToProxy { error_code: refusal.status(), can_reuse_downstream: false },
             Err(_) => nothing,
         }

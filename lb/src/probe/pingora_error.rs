@@ -2,10 +2,10 @@
 
 use pingora::prelude::{Error, ErrorType};
 
-use crate::failure::{Failed, Failure};
+use crate::failure::{AttemptError, Failure};
 
 /// How an exchange with a backend failed before the head of its response had come.
-pub fn failed(error: &Error) -> Failed {
+pub fn failed(error: &Error) -> AttemptError {
     // The connection is made by us, and Pingora passes on what we say of it.
     if let Some(failed) = error.root_cause().downcast_ref() {
         return *failed;
@@ -32,7 +32,7 @@ mod tests {
     #[test]
     fn what_was_said_of_a_connection_is_found_beneath_what_pingora_says() {
         let detail = Some(Detail::Reason("there is no such file"));
-        let said = Failed { failure: Failure::ConnectUnreachable, detail };
+        let said = AttemptError { failure: Failure::ConnectUnreachable, detail };
         let error = Err::<(), _>(said).or_err(ErrorType::ConnectError, "not connected").expect_err("an error");
         let error = Error::because(ErrorType::InternalError, "Fail to connect", error);
         assert_eq!(failed(&error), said);

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::backend::Endpoint;
 use crate::dial::{Dial, Transport, proxy};
-use crate::failure::{Failed, Failure};
+use crate::failure::{AttemptError, Failure};
 use crate::http::io::Io;
 
 /// How an endpoint is connected to.
@@ -31,7 +31,7 @@ pub fn target() -> pingora_load_balancing::Backend {
 }
 
 impl Way {
-    async fn connected(&self) -> Result<Io, Failed> {
+    async fn connected(&self) -> Result<Io, AttemptError> {
         let address = self.endpoint.address().ok_or(Failure::Unresolved)?;
         let (backend, transport) = (&self.endpoint.backend.address, &self.transport);
         // No client has a part in it.

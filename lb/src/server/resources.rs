@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::access_log::{AccessLog, CannotOpen, Wanted};
 use crate::config::advice::Subject;
 use crate::config::{AccessLogFile, Config, ServerConfig};
+use crate::connection_limit::ConnectionLimit;
 use crate::control::resources::{ListenerCertificate, Obtained, Resources, Unavailable};
 use crate::listen::Listeners;
 use crate::listen::sockets::Sockets;
-use crate::room::Room;
 
 /// For the admin API, probes, listeners and logs.
 const RESERVED_FILES: usize = 256;
@@ -23,10 +23,10 @@ const MAX_PIPES: usize = 4096;
 pub struct Running {
     pub listeners: Arc<Listeners>,
     pub access_log: Arc<AccessLog>,
-    pub room: Arc<Room>,
-    pub backend_room: Arc<Room>,
-    pub handshake_room: Arc<Room>,
-    pub most_idle: Arc<AtomicUsize>,
+    pub client_limit: Arc<ConnectionLimit>,
+    pub backend_limit: Arc<ConnectionLimit>,
+    pub handshake_limit: Arc<ConnectionLimit>,
+    pub max_idle: Arc<AtomicUsize>,
     /// How many files the process may have open.
     pub open_files: usize,
     /// Threads that carry traffic.
@@ -57,8 +57,8 @@ impl Resources for Running {
                 return Err(problems);
             }
         };
-        let (most, warning) = most_connections(&wanted.server, self.open_files);
-        let most_idle = idle_for_each_thread(&wanted.server, most, self.threads);
+        let (limit, warning) = connection_limits(&wanted.server, self.open_files);
+        let max_idle = max_idle_per_thread(&wanted.server, limit, self.threads);
         let this = self.clone();
         let (changes, moved) = (listeners.certificates.clone(), listeners.moved_defaults.clone());
         let commit = move |put_in_force: &mut dyn FnMut()| {
@@ -68,10 +68,10 @@ impl Resources for Running {
                 if let Some(access_log) = access_log.take() {
                     this.access_log.switch(access_log);
                 }
-                this.room.resize(most.clients);
-                this.backend_room.resize(most.backends);
-                this.handshake_room.resize(most.handshakes);
-                this.most_idle.store(most_idle, Ordering::Relaxed);
+                this.client_limit.resize(limit.clients);
+                this.backend_limit.resize(limit.backends);
+                this.handshake_limit.resize(limit.handshakes);
+                this.max_idle.store(max_idle, Ordering::Relaxed);
             });
         };
         Ok(Obtained { changes, warnings: warning.into_iter().chain(moved).collect(), commit: Box::new(commit) })
@@ -84,9 +84,9 @@ impl Resources for Running {
 
 /// How many idle connections to backends each thread may keep. Half of what there may be is left to those at work, which
 /// can close none but those of their own thread.
-pub fn idle_for_each_thread(server: &ServerConfig, most: Most, threads: usize) -> usize {
+pub fn max_idle_per_thread(server: &ServerConfig, limit: ConnectionLimits, threads: usize) -> usize {
     let threads = threads.max(1);
-    server.idle_connections.div_ceil(threads).min(most.backends / 2 / threads)
+    server.idle_connections.div_ceil(threads).min(limit.backends / 2 / threads)
 }
 
 /// How many pipes there may be for large content: a sixteenth of the open files at most, and no more than are of use.
@@ -97,7 +97,7 @@ pub fn max_pipes(open_files: usize) -> usize {
 
 /// How many connections there may be at once. Together they leave files for the rest of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Most {
+pub struct ConnectionLimits {
     pub clients: usize,
     /// To backends, at work or idle: a client of HTTP/2 may have many.
     pub backends: usize,
@@ -107,7 +107,7 @@ pub struct Most {
 
 /// Clients as told, but no more than there are files for beside connections to backends, and a warning then. Where nothing
 /// is told, each client may have a backend at work for it.
-pub fn most_connections(server: &ServerConfig, open_files: usize) -> (Most, Option<String>) {
+pub fn connection_limits(server: &ServerConfig, open_files: usize) -> (ConnectionLimits, Option<String>) {
     let reserved = RESERVED_FILES.min(open_files / 4) + PIPE_FILES * max_pipes(open_files);
     let affordable = (open_files - reserved).max(4);
     let wanted = server.max_connections.map_or(affordable / 2, NonZero::get);
@@ -120,8 +120,8 @@ pub fn most_connections(server: &ServerConfig, open_files: usize) -> (Most, Opti
         )
     });
     let most_handshakes = (clients / 2).max(1);
-    let handshakes = server.max_handshakes.map_or(most_handshakes, |most| most.get().min(most_handshakes));
-    (Most { clients, backends, handshakes }, warning)
+    let handshakes = server.max_handshakes.map_or(most_handshakes, |limit| limit.get().min(most_handshakes));
+    (ConnectionLimits { clients, backends, handshakes }, warning)
 }
 
 pub fn cannot_log(CannotOpen { file, is_common, error }: &CannotOpen) -> String {

@@ -19,7 +19,7 @@ const METHOD_BYTES: usize = 32;
 
 /// The forms of a request target (RFC 9112 §3.2). The authority form is for CONNECT, which is refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Form {
+pub enum TargetForm {
     /// `/path?query`.
     #[default]
     Origin,
@@ -43,7 +43,7 @@ pub struct RequestHead {
 struct Facts {
     method: Method,
     version: Version,
-    form: Form,
+    form: TargetForm,
     framing: Framing,
     connection: ConnectionOptions,
     expects_continue: bool,
@@ -120,7 +120,7 @@ impl RequestHead {
     }
 
     /// The form of the request target.
-    pub fn form(&self) -> Form {
+    pub fn form(&self) -> TargetForm {
         self.facts.form
     }
 
@@ -128,7 +128,7 @@ impl RequestHead {
     /// decoded: route by [`path::normalise`], but for the asterisk form, which is about the whole server.
     pub fn path<'b>(&self, buf: &'b [u8]) -> &'b [u8] {
         match self.facts.path.of(buf) {
-            _ if self.facts.form == Form::Asterisk => b"*",
+            _ if self.facts.form == TargetForm::Asterisk => b"*",
             b"" => b"/",
             path => path,
         }
@@ -303,11 +303,11 @@ impl RequestHead {
         }
         let path_at = match target.of(buf) {
             [b'/', ..] => {
-                self.facts.form = Form::Origin;
+                self.facts.form = TargetForm::Origin;
                 target.start()
             }
             b"*" if self.facts.method == Method::Options => {
-                self.facts.form = Form::Asterisk;
+                self.facts.form = TargetForm::Asterisk;
                 target.start()
             }
             b"*" => return Err(Reject::AsteriskForm),
@@ -315,7 +315,7 @@ impl RequestHead {
         };
         self.split_query(buf, Span::new(path_at, target.end()), holds);
         if path_at == target.end() && self.facts.method == Method::Options {
-            self.facts.form = Form::Asterisk;
+            self.facts.form = TargetForm::Asterisk;
         }
         if holds & PERCENT != 0 && !path::escapes_are_sound(self.facts.path.of(buf)) {
             return Err(Reject::PathEscape);
@@ -333,9 +333,9 @@ impl RequestHead {
         }
         let scheme = uri.get(..colon).unwrap_or_default();
         self.facts.form = if scheme.eq_ignore_ascii_case(b"http") {
-            Form::Http
+            TargetForm::Http
         } else if scheme.eq_ignore_ascii_case(b"https") {
-            Form::Https
+            TargetForm::Https
         } else {
             return Err(Reject::Scheme);
         };

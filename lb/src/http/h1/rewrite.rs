@@ -6,7 +6,7 @@
 //! balancer has to say comes in as a list of [`Change`]s. Lines that already read as we would write them are copied in
 //! runs, so a head with little to change costs a few moves of memory.
 
-use super::head::{Form, RequestHead};
+use super::head::{RequestHead, TargetForm};
 use super::response::ResponseHead;
 use crate::message::ascii::{self, TARGET};
 use crate::message::field::{Fields, Span};
@@ -367,7 +367,7 @@ fn write_status_line(status: u16, reason: &[u8], out: &mut Vec<u8>) {
 fn write_target(head: &RequestHead, buf: &[u8], target: Option<Target<'_>>, out: &mut Vec<u8>) {
     match target {
         Some(target) => out.extend_from_slice(target.0),
-        None if head.form() == Form::Origin => out.extend_from_slice(head.path_and_query(buf)),
+        None if head.form() == TargetForm::Origin => out.extend_from_slice(head.path_and_query(buf)),
         None => {
             out.extend_from_slice(head.path(buf));
             if let Some(query) = head.query(buf) {

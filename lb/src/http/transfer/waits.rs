@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use super::super::timer::Timer;
-use super::{Download, Happened, LARGE_READ_BYTES, MAX_LARGE_READ_WAIT, Moved, Receiving, Transfer, Upload, Writing};
+use super::{
+    BytesMoved, Download, LARGE_READ_BYTES, MAX_LARGE_READ_WAIT, RequestWriter, ResponseContent, Transfer,
+    TransferEvent, Upload,
+};
 use crate::clock;
 use crate::failure::Failure;
 use crate::plant::Bug;
@@ -76,8 +79,8 @@ impl Transfer<'_> {
     }
 
     /// Whether there is something for the backend that it has not taken.
-    fn owes_backend(&self, writing: &Writing) -> bool {
-        let owes_content = !writing.is_bare && !self.body.unread(writing.cursor).is_empty();
+    fn owes_backend(&self, writing: &RequestWriter) -> bool {
+        let owes_content = !writing.omits_body && !self.body.unread(writing.cursor).is_empty();
         owes_content || writing.is_unflushed || writing.written < self.work.to_backend.len()
     }
 
@@ -109,7 +112,7 @@ impl Transfer<'_> {
                         .then(|| (wait, rest(own.map_or(settings.response_timeout, |own| own.response_timeout)))),
                 }
             }
-            Download::Sending(Receiving { pipe: Some(pipe), .. }) if !pipe.is_empty() => client(),
+            Download::Sending(ResponseContent { pipe: Some(pipe), .. }) if !pipe.is_empty() => client(),
             Download::Sending(_) => {
                 let is_clients = matches!(upload, Some((Wait::Content, _))) && !self.holds_content_back();
                 let failure = if is_clients { Failure::ClientTimeout } else { Failure::ResponseStalled };
@@ -141,7 +144,7 @@ impl Transfer<'_> {
 
     /// Whether nothing moved but what a client that is too slow sends: by itself that keeps no response alive.
     fn only_drips(&self) -> bool {
-        let Moved { from_backend, to_client, is_unfinished, .. } = self.moved;
+        let BytesMoved { from_backend, to_client, is_unfinished, .. } = self.moved;
         let is_upload_alone = from_backend + to_client == 0 && !is_unfinished;
         is_upload_alone
             && matches!(self.download, Download::Sending(_))
@@ -150,7 +153,7 @@ impl Transfer<'_> {
 
     /// Holds the waits that are over against whoever was waited for.
     pub(super) fn count_waits(&mut self, waits: Option<Waits>, timer: &Timer) {
-        let Moved { from_client, to_backend, to_client, .. } = std::mem::take(&mut self.moved);
+        let BytesMoved { from_client, to_backend, to_client, .. } = std::mem::take(&mut self.moved);
         let waits = waits.unwrap_or_default();
         let is_of = |wait: Option<(Wait, Duration)>, of| wait.is_some_and(|(wait, _)| wait == of);
         self.pace.moved(to_client, Duration::ZERO);
@@ -178,16 +181,16 @@ impl Transfer<'_> {
     }
 
     /// A wait has lasted as long as it might. What the client moved meanwhile in other exchanges may allow it more.
-    pub(super) fn late(&mut self) -> Option<Happened> {
+    pub(super) fn late(&mut self) -> Option<TransferEvent> {
         let (wait, _) = self.waits().all().find(|(_, limit)| limit.is_zero())?;
         match wait {
-            Wait::Content => Some(Happened::Failed(Failure::ClientTimeout)),
+            Wait::Content => Some(TransferEvent::Failed(Failure::ClientTimeout)),
             Wait::Client => {
                 self.is_stuck = true;
-                Some(Happened::Failed(Failure::ClientGone))
+                Some(TransferEvent::Failed(Failure::ClientGone))
             }
-            Wait::Backend(failure) => Some(Happened::Failed(failure)),
-            Wait::Tunnel => Some(Happened::Sent),
+            Wait::Backend(failure) => Some(TransferEvent::Failed(failure)),
+            Wait::Tunnel => Some(TransferEvent::Sent),
             // The backend ignores the expectation, as it may (RFC 9110 §10.1.1): the client is asked in its place.
             Wait::Continue => {
                 self.body.has_continued = true;

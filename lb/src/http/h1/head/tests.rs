@@ -44,7 +44,7 @@ fn reads_a_browsers_request() {
     let text = "GET /a/b?c=d&e HTTP/1.1\r\nHost: Example.com:8888\r\nAccept: */*\r\nCookie: x=y\r\ncookie: z\r\n\r\n";
     let head = accepted(text);
     let buf = text.as_bytes();
-    assert_eq!((head.method(), head.version(), head.form()), (Method::Get, Version::Http11, Form::Origin));
+    assert_eq!((head.method(), head.version(), head.form()), (Method::Get, Version::Http11, TargetForm::Origin));
     assert_eq!((head.path(buf), head.query(buf)), (&b"/a/b"[..], Some(&b"c=d&e"[..])));
     assert_eq!((head.host(buf), head.port()), (Some(&b"Example.com"[..]), Some(8888)));
     assert_eq!(head.authority(buf), Some(&b"Example.com:8888"[..]));
@@ -73,7 +73,7 @@ fn serves_again_after_clear() {
     assert!(matches!(head.parse(second, &Limits::default()), Parsed::Complete(_)));
     assert_eq!((head.framing(), head.keeps_alive(), head.expects_continue()), (Framing::None, false, false));
     assert_eq!((head.authority(second), head.host(second), head.query(second)), (None, None, None));
-    assert_eq!((head.form(), head.fields().all().len()), (Form::Origin, 0));
+    assert_eq!((head.form(), head.fields().all().len()), (TargetForm::Origin, 0));
 }
 
 #[test]
@@ -203,9 +203,9 @@ fn absolute_target_other_than_host() {
     let text = absolute("HTTP://A:80?q?r", "a:80");
     let head = accepted(&text);
     let buf = text.as_bytes();
-    assert_eq!((head.form(), head.path(buf), head.query(buf)), (Form::Http, &b"/"[..], Some(&b"q?r"[..])));
+    assert_eq!((head.form(), head.path(buf), head.query(buf)), (TargetForm::Http, &b"/"[..], Some(&b"q?r"[..])));
     assert_eq!((head.host(buf), head.port()), (Some(&b"A"[..]), Some(80)));
-    assert_eq!(accepted(&absolute("https://a/x", "A")).form(), Form::Https);
+    assert_eq!(accepted(&absolute("https://a/x", "A")).form(), TargetForm::Https);
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn target_form_against_the_method() {
     refused(&line("GET a:80 HTTP/1.1"), Reject::PathNotAbsolute);
     let text = line("OPTIONS * HTTP/1.1");
     let head = accepted(&text);
-    assert_eq!((head.form(), head.path(text.as_bytes())), (Form::Asterisk, &b"*"[..]));
+    assert_eq!((head.form(), head.path(text.as_bytes())), (TargetForm::Asterisk, &b"*"[..]));
     let text = line("OPTIONS http://a HTTP/1.1");
     assert_eq!(accepted(&text).path(text.as_bytes()), b"*");
     let text = line("OPTIONS http://a/ HTTP/1.1");

@@ -17,9 +17,9 @@ const SHED_INTERVAL: Duration = Duration::from_millis(100);
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
-pub struct Room {
-    most: AtomicUsize,
-    taken: AtomicUsize,
+pub struct ConnectionLimit {
+    limit: AtomicUsize,
+    in_use: AtomicUsize,
     freed: Notify,
     warned: Mutex<Option<Instant>>,
     /// What is said when it is full.
@@ -31,89 +31,89 @@ const HANDSHAKES_EXHAUSTED: &str = "no more clients can begin TLS at once: those
 
 /// One connection's place, until dropped.
 #[derive(Debug)]
-pub struct Place(Arc<Room>);
+pub struct ConnectionPermit(Arc<ConnectionLimit>);
 
-impl Room {
-    pub fn new(most: usize) -> Arc<Self> {
-        Self::with_warning(most, CONNECTIONS_EXHAUSTED)
+impl ConnectionLimit {
+    pub fn new(limit: usize) -> Arc<Self> {
+        Self::with_warning(limit, CONNECTIONS_EXHAUSTED)
     }
 
-    pub fn for_handshakes(most: usize) -> Arc<Self> {
-        Self::with_warning(most, HANDSHAKES_EXHAUSTED)
+    pub fn for_handshakes(limit: usize) -> Arc<Self> {
+        Self::with_warning(limit, HANDSHAKES_EXHAUSTED)
     }
 
-    fn with_warning(most: usize, warning: &'static str) -> Arc<Self> {
+    fn with_warning(limit: usize, warning: &'static str) -> Arc<Self> {
         Arc::new(Self {
             warning,
-            most: AtomicUsize::new(most),
-            taken: AtomicUsize::new(0),
+            limit: AtomicUsize::new(limit),
+            in_use: AtomicUsize::new(0),
             freed: Notify::new(),
             warned: Mutex::new(None),
         })
     }
 
     /// A place, as soon as there is one. `shed` has so many idle clients leave.
-    pub async fn place(self: &Arc<Self>, mut shed: impl FnMut(usize)) -> Place {
+    pub async fn acquire(self: &Arc<Self>, mut shed: impl FnMut(usize)) -> ConnectionPermit {
         loop {
             let freed = self.freed.notified();
-            if let Some(place) = self.try_place() {
-                return place;
+            if let Some(acquire) = self.try_acquire() {
+                return acquire;
             }
             self.warn();
-            shed((self.most() / 8).clamp(1, MAX_SHED_AT_ONCE));
+            shed((self.limit() / 8).clamp(1, MAX_SHED_AT_ONCE));
             let _ = timeout(SHED_INTERVAL, freed).await;
         }
     }
 
     /// A place, if there is one now.
-    pub fn try_place(self: &Arc<Self>) -> Option<Place> {
-        let taken = self
-            .taken
-            .try_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < self.most()).then_some(taken + 1));
-        taken.ok().map(|_| Place(Arc::clone(self)))
+    pub fn try_acquire(self: &Arc<Self>) -> Option<ConnectionPermit> {
+        let in_use = self
+            .in_use
+            .try_update(Ordering::AcqRel, Ordering::Acquire, |in_use| (in_use < self.limit()).then_some(in_use + 1));
+        in_use.ok().map(|_| ConnectionPermit(Arc::clone(self)))
     }
 
     /// A place for what can be done without, if half of them are free.
-    pub fn try_spare_place(self: &Arc<Self>) -> Option<Place> {
-        if self.taken() < self.most().div_ceil(2) { self.try_place() } else { None }
+    pub fn try_acquire_spare(self: &Arc<Self>) -> Option<ConnectionPermit> {
+        if self.in_use() < self.limit().div_ceil(2) { self.try_acquire() } else { None }
     }
 
     /// A place even if there is none, for a client that was accepted and cannot be kept waiting.
-    pub fn place_anyway(self: &Arc<Self>) -> Place {
-        self.taken.fetch_add(1, Ordering::AcqRel);
-        Place(Arc::clone(self))
+    pub fn acquire_over_limit(self: &Arc<Self>) -> ConnectionPermit {
+        self.in_use.fetch_add(1, Ordering::AcqRel);
+        ConnectionPermit(Arc::clone(self))
     }
 
     pub fn is_full(&self) -> bool {
-        self.taken() >= self.most()
+        self.in_use() >= self.limit()
     }
 
-    pub fn most(&self) -> usize {
-        self.most.load(Ordering::Relaxed)
+    pub fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
     }
 
-    /// Has room for `most` clients from now on. Where more are connected, they stay until others want their places.
-    pub fn resize(&self, most: usize) {
-        self.most.store(most, Ordering::Relaxed);
+    /// Has room for `limit` clients from now on. Where more are connected, they stay until others want their places.
+    pub fn resize(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
         self.freed.notify_waiters();
     }
 
-    pub fn taken(&self) -> usize {
-        self.taken.load(Ordering::Relaxed)
+    pub fn in_use(&self) -> usize {
+        self.in_use.load(Ordering::Relaxed)
     }
 
     fn warn(&self) {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         if warned.is_none_or(|warned| clock::now().saturating_duration_since(warned) > WARNING_INTERVAL) {
             *warned = Some(clock::now());
-            tracing::warn!(clients = self.most(), "{}", self.warning);
+            tracing::warn!(clients = self.limit(), "{}", self.warning);
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        if self.0.taken.fetch_sub(1, Ordering::AcqRel) >= self.0.most() {
+        if self.0.in_use.fetch_sub(1, Ordering::AcqRel) >= self.0.limit() {
             self.0.freed.notify_waiters();
         }
     }
@@ -125,37 +125,37 @@ mod tests {
 
     #[tokio::test]
     async fn who_comes_too_many_waits_for_a_place() {
-        let room = Room::new(2);
+        let limit = ConnectionLimit::new(2);
         let nobody = |_| panic!("there is room");
-        let first = room.place(nobody).await;
-        let _second = room.place(nobody).await;
+        let first = limit.acquire(nobody).await;
+        let _second = limit.acquire(nobody).await;
         let asked = AtomicUsize::new(0);
         let ask = |_| {
             asked.fetch_add(1, Ordering::Relaxed);
         };
-        let mut third = std::pin::pin!(room.place(ask));
+        let mut third = std::pin::pin!(limit.acquire(ask));
         assert!(timeout(SHED_INTERVAL * 3, &mut third).await.is_err());
-        assert_eq!(room.taken(), 2);
+        assert_eq!(limit.in_use(), 2);
         assert!(asked.load(Ordering::Relaxed) > 1, "asks again until there is room");
         drop(first);
         let _third = third.await;
-        assert_eq!(room.taken(), 2);
-        let beyond = room.place_anyway();
-        assert_eq!(room.taken(), 3);
+        assert_eq!(limit.in_use(), 2);
+        let beyond = limit.acquire_over_limit();
+        assert_eq!(limit.in_use(), 3);
         drop(beyond);
-        assert_eq!(room.taken(), 2);
+        assert_eq!(limit.in_use(), 2);
     }
 
     #[tokio::test]
     async fn who_waits_comes_in_when_there_is_more_room() {
-        let room = Room::new(1);
-        let _first = room.place(|_| {}).await;
-        let mut second = std::pin::pin!(room.place(|_| {}));
+        let limit = ConnectionLimit::new(1);
+        let _first = limit.acquire(|_| {}).await;
+        let mut second = std::pin::pin!(limit.acquire(|_| {}));
         assert!(timeout(Duration::ZERO, &mut second).await.is_err());
-        room.resize(2);
+        limit.resize(2);
         let _second = second.await;
-        room.resize(1);
-        assert!(room.is_full());
-        assert!(timeout(SHED_INTERVAL * 2, room.place(|_| {})).await.is_err());
+        limit.resize(1);
+        assert!(limit.is_full());
+        assert!(timeout(SHED_INTERVAL * 2, limit.acquire(|_| {})).await.is_err());
     }
 }

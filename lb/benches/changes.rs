@@ -11,7 +11,7 @@ use evenkeel::change::Author;
 use evenkeel::config::algorithm::Algorithm;
 use evenkeel::config::backend::{AdminState, Weight};
 use evenkeel::config::toml;
-use evenkeel::control::{Control, Outcome, Terms, Wish};
+use evenkeel::control::{ChangeOptions, ChangeOutcome, ChangeRequest, Control};
 use evenkeel::metrics::Metrics;
 
 const BACKENDS: u32 = 10_000;
@@ -32,16 +32,16 @@ fn control(algorithm: Algorithm) -> Control {
     Control::new(path, config, Arc::new(Metrics::new()))
 }
 
-fn make(control: &Control, wish: Wish) -> Outcome {
+fn make(control: &Control, request: ChangeRequest) -> ChangeOutcome {
     let author = Author { by: "local", from: None };
     control
-        .make(&wish, &Terms { author, if_match: None, dry_run: false, force: false, deadline: None })
+        .make(&request, &ChangeOptions { author, if_match: None, dry_run: false, force: false, deadline: None })
         .expect("it can be made")
 }
 
-fn change(control: &Control, backend: &str, weight: Option<Weight>, state: Option<AdminState>) -> Outcome {
+fn change(control: &Control, backend: &str, weight: Option<Weight>, state: Option<AdminState>) -> ChangeOutcome {
     let (pool, backend) = ("app".to_owned(), backend.to_owned());
-    make(control, Wish::ChangeBackend { pool, backend, weight, state })
+    make(control, ChangeRequest::ChangeBackend { pool, backend, weight, state })
 }
 
 /// Weights that differ from one change to the next.
@@ -70,7 +70,7 @@ fn changes(c: &mut Criterion) {
         let control = control(first);
         let mut algorithms = [second, first].into_iter().cycle();
         group.bench_function(format!("algorithm/{first} and {second}"), |b| {
-            b.iter(|| make(&control, Wish::Algorithm { pool: None, to: algorithms.next().expect("endless") }));
+            b.iter(|| make(&control, ChangeRequest::Algorithm { pool: None, to: algorithms.next().expect("endless") }));
         });
     }
     group.finish();

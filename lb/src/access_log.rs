@@ -131,7 +131,7 @@ pub struct Opened {
 
 /// What access logs a configuration has. It need not be applied to another one that has the same.
 #[derive(Debug, PartialEq)]
-pub struct Wanted<'a> {
+pub struct AccessLogSpec<'a> {
     common: Option<(&'a AccessLogFile, AccessLogFormat)>,
     /// Each once.
     files: Vec<&'a AccessLogFile>,
@@ -139,14 +139,14 @@ pub struct Wanted<'a> {
 
 /// A file that cannot be written to.
 #[derive(Debug)]
-pub struct CannotOpen {
+pub struct OpenError {
     pub file: AccessLogFile,
     /// Whether it is the one of `[access_log]`.
     pub is_common: bool,
     pub error: io::Error,
 }
 
-impl<'a> Wanted<'a> {
+impl<'a> AccessLogSpec<'a> {
     pub fn of(config: &'a Config) -> Self {
         let common = config.access_log.file.as_ref().map(|file| (file, config.access_log.format));
         let sites = config.sites.iter().map(|site| &**site);
@@ -170,14 +170,14 @@ impl AccessLog {
     }
 
     /// Opens what is wanted and not open yet, for [`Self::switch`].
-    pub fn open(&self, wanted: &Wanted<'_>) -> Result<Opened, CannotOpen> {
+    pub fn open(&self, wanted: &AccessLogSpec<'_>) -> Result<Opened, OpenError> {
         let running = self.outputs.load();
         let (mut open, mut writers) = (Vec::new(), Vec::new());
         for &file in &wanted.files {
             let queue = match running.queue(file) {
                 Some(queue) => Arc::clone(queue),
                 None => {
-                    let (queue, writer) = self.start(file).map_err(|error| CannotOpen {
+                    let (queue, writer) = self.start(file).map_err(|error| OpenError {
                         file: file.clone(),
                         is_common: wanted.common.is_some_and(|(common, _)| common == file),
                         error,
@@ -401,7 +401,7 @@ fn some_seconds<S: serde::Serializer>(duration: &Option<Duration>, serializer: S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::value::condition::{Condition, Is, Test};
+    use crate::value::condition::{Comparison, Condition, Test};
     use crate::value::variable::Variable;
     use crate::value::{Phase, Presence, Scope};
 
@@ -414,7 +414,7 @@ mod tests {
         log.write(&record());
         for name in ["a", "b", "a"] {
             let file = file(name);
-            let wanted = Wanted { common: Some((&file, AccessLogFormat::Combined)), files: vec![&file] };
+            let wanted = AccessLogSpec { common: Some((&file, AccessLogFormat::Combined)), files: vec![&file] };
             log.switch(log.open(&wanted).expect("writable"));
             (0..100).for_each(|_| log.write(&record()));
         }
@@ -427,7 +427,7 @@ mod tests {
         assert_eq!((lines("a"), lines("b"), log.lost.get()), (200, 100, 0));
     }
 
-    const OFF: Wanted<'static> = Wanted { common: None, files: Vec::new() };
+    const OFF: AccessLogSpec<'static> = AccessLogSpec { common: None, files: Vec::new() };
 
     /// `$status` is told, and a field of a client that tries to write lines of its own.
     struct Told(&'static str);
@@ -448,7 +448,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = |name: &str| AccessLogFile::Path(folder.path().join(name));
         let value = |text| Value::parse(text, &Scope::new(Phase::End)).expect(text);
-        let is_500 = Test { of: value("$status"), is: Is::Equal(value("500")), negated: false };
+        let is_500 = Test { of: value("$status"), is: Comparison::Equal(value("500")), negated: false };
         let when = Some(Condition { tests: vec![is_500], ..Condition::default() });
         let share = |share| Share::new(share).expect("a share");
         let all = AccessLogRule {
@@ -469,7 +469,7 @@ mod tests {
         ];
         let files: Vec<_> = rules.iter().map(|rule| &rule.file).collect();
         let log = AccessLog::new(IntCounter::new("lost", "Lost.").expect("a name"));
-        log.switch(log.open(&Wanted { common: None, files }).expect("writable"));
+        log.switch(log.open(&AccessLogSpec { common: None, files }).expect("writable"));
         assert!(log.is_on());
         // Evenly spread.
         let mut next = 0;
@@ -505,7 +505,8 @@ mod tests {
         let (good, bad) = (folder.path().join("good"), folder.path().join("none").join("bad"));
         let (good, bad) = (AccessLogFile::Path(good), AccessLogFile::Path(bad));
         let log = AccessLog::new(IntCounter::new("lost", "Lost.").expect("a name"));
-        let refused = log.open(&Wanted { common: Some((&good, AccessLogFormat::Json)), files: vec![&good, &bad] });
+        let refused =
+            log.open(&AccessLogSpec { common: Some((&good, AccessLogFormat::Json)), files: vec![&good, &bad] });
         let refused = refused.expect_err("there is no such folder");
         assert!(refused.file == bad && !refused.is_common && !log.is_on());
     }

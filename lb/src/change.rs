@@ -69,7 +69,7 @@ pub struct BackendSettings {
 
 /// An edit that was not made: the configuration does not say what it begins with.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Conflict {
+pub struct EditConflict {
     pub edit: Edit,
     /// What the configuration says instead.
     pub instead: String,
@@ -77,7 +77,7 @@ pub struct Conflict {
 
 /// The last changes, the newest at the end.
 #[derive(Debug, Default)]
-pub struct Record {
+pub struct ChangeHistory {
     last_id: u64,
     changes: VecDeque<Arc<Change>>,
 }
@@ -93,13 +93,13 @@ impl Edits {
 
     /// Makes each edit that begins with what `config` says, and returns the others. Those whose end it says already are
     /// done. A backend's weight and state are looked at one by one, as is its limit: where one of them is another, the others are set.
-    pub fn apply(&self, config: &mut Config) -> Vec<Conflict> {
+    pub fn apply(&self, config: &mut Config) -> Vec<EditConflict> {
         self.0.iter().filter_map(|edit| edit.apply(config).err()).collect()
     }
 
     /// The configuration of a file with these edits, where backends that were removed are gone: also those whose weight or
     /// state the file has changed, since it had them before too. Those edits which the file has overtaken are returned.
-    pub fn restore(&self, file: &Config) -> (Config, Vec<Conflict>) {
+    pub fn restore(&self, file: &Config) -> (Config, Vec<EditConflict>) {
         let mut config = file.clone();
         let overtaken = self.0.iter().filter_map(|edit| edit.begun_by(file).apply(&mut config).err()).collect();
         for pool in &mut config.pools {
@@ -134,12 +134,12 @@ impl Edits {
 impl Serialize for Edits {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
-        struct Told<'a> {
+        struct SerializedEdit<'a> {
             #[serde(flatten)]
             edit: &'a Edit,
             text: String,
         }
-        serializer.collect_seq(self.0.iter().map(|edit| Told { edit, text: edit.to_string() }))
+        serializer.collect_seq(self.0.iter().map(|edit| SerializedEdit { edit, text: edit.to_string() }))
     }
 }
 
@@ -222,8 +222,8 @@ impl Edit {
         }
     }
 
-    fn apply(&self, config: &mut Config) -> Result<(), Conflict> {
-        let conflict = |instead: String| Err(Conflict { edit: self.clone(), instead });
+    fn apply(&self, config: &mut Config) -> Result<(), EditConflict> {
+        let conflict = |instead: String| Err(EditConflict { edit: self.clone(), instead });
         let Some(pool) = config.pools.iter_mut().find(|pool| pool.name == *self.pool()) else {
             return conflict("no such pool".to_owned());
         };
@@ -250,7 +250,7 @@ impl Edit {
                             };
                             let (pool, backend) = (self.pool().clone(), backend.clone());
                             let edit = Self::Backend { pool, backend, before: Some(*before), after: Some(left) };
-                            return Err(Conflict { edit, instead: now.listed() });
+                            return Err(EditConflict { edit, instead: now.listed() });
                         }
                     }
                     _ if now == *before => set(pool, backend, *after),
@@ -288,14 +288,14 @@ fn set(pool: &mut PoolConfig, address: &BackendAddress, wanted: Option<BackendSe
     }
 }
 
-impl Conflict {
+impl EditConflict {
     /// In words, where the configuration is that of the file.
     pub fn with_file(&self) -> String {
         format!("{} (the file now says: {})", self.edit, self.instead)
     }
 }
 
-impl Record {
+impl ChangeHistory {
     /// Older ones are forgotten.
     const MAX_CHANGES: usize = 1000;
 
@@ -370,7 +370,7 @@ impl fmt::Display for BackendSettings {
     }
 }
 
-impl fmt::Display for Conflict {
+impl fmt::Display for EditConflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (now: {})", self.edit, self.instead)
     }
@@ -448,7 +448,7 @@ mod tests {
         let file = |backend: &str| config(&format!("backends = [{{ address = \"a:1\", {backend} }}]"));
         let restored = |before: &str, after: &str, now: &str| {
             let (config, conflicts) = Edits::between(&file(before), &file(after)).restore(&file(now));
-            let told: Vec<_> = conflicts.iter().map(Conflict::with_file).collect();
+            let told: Vec<_> = conflicts.iter().map(EditConflict::with_file).collect();
             (config.pools[0].backends[0].weight.as_u32(), config.pools[0].backends[0].state, told.join("; "))
         };
         let draining = "weight = 1, state = \"draining\"";
@@ -473,18 +473,18 @@ mod tests {
 
     #[test]
     fn the_record_is_bounded_and_numbers_go_on() {
-        let mut record = Record::default();
+        let mut history = ChangeHistory::default();
         let author = Author { by: "local", from: None };
-        for _ in 0..Record::MAX_CHANGES + 2 {
-            let id = record.next_id();
+        for _ in 0..ChangeHistory::MAX_CHANGES + 2 {
+            let id = history.next_id();
             let edits = Edits::default();
             let at = Timestamp::UNIX_EPOCH;
-            record.push(Change { id, at, author: author.clone(), version: id, edits, reloaded: None, undoes: None });
+            history.push(Change { id, at, author: author.clone(), version: id, edits, reloaded: None, undoes: None });
         }
-        assert!(record.find(2).is_none() && record.find(3).is_some());
-        let ids: Vec<_> = record.newest_first().iter().map(|change| change.id).collect();
-        assert_eq!((ids.len(), ids[0]), (Record::MAX_CHANGES, 1002));
-        let told = serde_json::to_value(&*record.newest_first()[0]).expect("JSON");
+        assert!(history.find(2).is_none() && history.find(3).is_some());
+        let ids: Vec<_> = history.newest_first().iter().map(|change| change.id).collect();
+        assert_eq!((ids.len(), ids[0]), (ChangeHistory::MAX_CHANGES, 1002));
+        let told = serde_json::to_value(&*history.newest_first()[0]).expect("JSON");
         let expected = serde_json::json!({ "id": 1002, "at": "1970-01-01T00:00:00.000Z", "by": "local", "version": 1002, "edits": [] });
         assert_eq!(told, expected);
     }

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use crate::config::algorithm::Algorithm;
 use crate::config::toml;
-use admin::{AdminUrl, Client, Told, printable};
+use admin::{AdminUrl, ChangeResponse, Client, printable};
 
 const DEFAULT_FILE: &str = "evenkeel.toml";
 
@@ -95,7 +95,7 @@ enum Command {
         #[arg(long, value_name = "REQUEST", conflicts_with = "user")]
         explain: Option<String>,
         #[command(flatten)]
-        asked: explain::Asked,
+        asked: explain::RequestArgs,
     },
     /// Print a configuration: the file's with all defaults, as JSON
     Config {
@@ -145,7 +145,7 @@ enum Command {
         #[arg(long)]
         pool: Option<String>,
         #[command(flatten)]
-        how: How,
+        args: ChangeArgs,
     },
     /// Let a backend finish what it has and give it nothing new
     ///
@@ -159,7 +159,7 @@ enum Command {
         #[command(flatten)]
         backend: BackendArgument,
         #[command(flatten)]
-        how: How,
+        args: ChangeArgs,
         #[command(flatten)]
         deadline: DeadlineArgument,
     },
@@ -179,7 +179,7 @@ enum Command {
         #[command(flatten)]
         backend: BackendArgument,
         #[command(flatten)]
-        how: How,
+        args: ChangeArgs,
     },
     /// Change a backend's share of the traffic
     Weight {
@@ -188,7 +188,7 @@ enum Command {
         /// 1 to 1000
         weight: u32,
         #[command(flatten)]
-        how: How,
+        args: ChangeArgs,
     },
     /// Add or remove a backend
     #[command(subcommand)]
@@ -200,7 +200,7 @@ enum Command {
         /// The id that `evenkeel changes` shows
         id: u64,
         #[command(flatten)]
-        how: How,
+        args: ChangeArgs,
     },
     /// Take every change back that is in force and not in the configuration file
     Reset {
@@ -208,7 +208,7 @@ enum Command {
         #[arg(long)]
         pool: Option<String>,
         #[command(flatten)]
-        how: How,
+        args: ChangeArgs,
     },
     /// Succeed if the balancer is ready for traffic
     Health,
@@ -216,7 +216,7 @@ enum Command {
 
 /// How a change is made.
 #[derive(Debug, Clone, Copy, Default, Args)]
-struct How {
+struct ChangeArgs {
     /// Change nothing; say what would happen to whom
     #[arg(long)]
     dry_run: bool,
@@ -235,7 +235,7 @@ struct DeadlineArgument {
     deadline: Option<Duration>,
 }
 
-impl How {
+impl ChangeArgs {
     fn until(self, DeadlineArgument { deadline }: DeadlineArgument) -> Self {
         Self { deadline, ..self }
     }
@@ -270,14 +270,14 @@ enum BackendCommand {
         #[arg(long)]
         max_connections: Option<u32>,
         #[command(flatten)]
-        how: How,
+        args: ChangeArgs,
     },
     /// Remove a backend as soon as it has finished what it has
     Remove {
         #[command(flatten)]
         backend: BackendArgument,
         #[command(flatten)]
-        how: How,
+        args: ChangeArgs,
         #[command(flatten)]
         deadline: DeadlineArgument,
     },
@@ -335,28 +335,32 @@ impl Cli {
             Command::Status { json: true, .. } => writeln!(out, "{}", client()?.get("/admin/pools")?)?,
             Command::Status { .. } => status::print(&client()?, out)?,
             Command::Algorithm { name: None, pool, .. } => algorithms(&client()?, pool.as_deref(), out)?,
-            Command::Algorithm { name: Some(name), pool, how } => switch(&client()?, name, pool.as_deref(), how, out)?,
-            Command::Drain { backend, how, deadline } => {
-                backend.change(&client()?, &json!({ "state": "draining" }), how.until(deadline), out)?;
+            Command::Algorithm { name: Some(name), pool, args } => {
+                switch(&client()?, name, pool.as_deref(), args, out)?
+            }
+            Command::Drain { backend, args, deadline } => {
+                backend.change(&client()?, &json!({ "state": "draining" }), args.until(deadline), out)?;
             }
             Command::Kill { backend, dry_run } => backend.kill(&client()?, dry_run, out)?,
-            Command::Undrain { backend, how } => backend.change(&client()?, &json!({ "state": "active" }), how, out)?,
-            Command::Weight { backend, weight, how } => {
-                backend.change(&client()?, &json!({ "weight": weight }), how, out)?;
+            Command::Undrain { backend, args } => {
+                backend.change(&client()?, &json!({ "state": "active" }), args, out)?
             }
-            Command::Backend(BackendCommand::Add { address, pool, weight, max_connections, how }) => {
+            Command::Weight { backend, weight, args } => {
+                backend.change(&client()?, &json!({ "weight": weight }), args, out)?;
+            }
+            Command::Backend(BackendCommand::Add { address, pool, weight, max_connections, args }) => {
                 let mut backend = json!({ "address": address, "weight": weight });
                 if let Some(most) = max_connections {
                     backend["max_connections"] = json!(most);
                 }
-                add(&client()?, pool.as_deref(), &backend, how, out)?;
+                add(&client()?, pool.as_deref(), &backend, args, out)?;
             }
-            Command::Backend(BackendCommand::Remove { backend, how, deadline }) => {
-                backend.remove(&client()?, how.until(deadline), out)?;
+            Command::Backend(BackendCommand::Remove { backend, args, deadline }) => {
+                backend.remove(&client()?, args.until(deadline), out)?;
             }
             Command::Changes => changes(&client()?, out)?,
-            Command::Undo { id, how } => restore(&client()?.undo(id, how)?, out)?,
-            Command::Reset { pool, how } => restore(&client()?.reset(pool.as_deref(), how)?, out)?,
+            Command::Undo { id, args } => restore(&client()?.undo(id, args)?, out)?,
+            Command::Reset { pool, args } => restore(&client()?.reset(pool.as_deref(), args)?, out)?,
             Command::Health => writeln!(out, "{}", client()?.ready()?)?,
         }
         Ok(ExitCode::SUCCESS)
@@ -409,7 +413,7 @@ fn changes(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 /// What undo and reset have put back.
-fn restore(answer: &Told, out: &mut dyn Write) -> anyhow::Result<()> {
+fn restore(answer: &ChangeResponse, out: &mut dyn Write) -> anyhow::Result<()> {
     if tell(answer, out)? {
         return Ok(());
     }
@@ -423,7 +427,7 @@ fn restore(answer: &Told, out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 /// Passes warnings on and, for a dry run, what would happen. True when this was one.
-fn tell(told: &Told, out: &mut dyn Write) -> io::Result<bool> {
+fn tell(told: &ChangeResponse, out: &mut dyn Write) -> io::Result<bool> {
     for warning in &told.warnings {
         eprintln!("warning: {}", printable(warning));
     }
@@ -490,8 +494,14 @@ fn algorithms(client: &Client, pool: Option<&str>, out: &mut dyn Write) -> anyho
     Ok(())
 }
 
-fn switch(client: &Client, to: Algorithm, pool: Option<&str>, how: How, out: &mut dyn Write) -> anyhow::Result<()> {
-    let answer = client.switch_algorithm(to.as_str(), pool, how)?;
+fn switch(
+    client: &Client,
+    to: Algorithm,
+    pool: Option<&str>,
+    args: ChangeArgs,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let answer = client.switch_algorithm(to.as_str(), pool, args)?;
     if tell(&answer.told, out)? {
         return Ok(());
     }
@@ -504,12 +514,18 @@ fn switch(client: &Client, to: Algorithm, pool: Option<&str>, how: How, out: &mu
     Ok(())
 }
 
-fn add(client: &Client, pool: Option<&str>, backend: &Value, how: How, out: &mut dyn Write) -> anyhow::Result<()> {
+fn add(
+    client: &Client,
+    pool: Option<&str>,
+    backend: &Value,
+    args: ChangeArgs,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
     let pool = match pool {
         Some(pool) => pool.to_owned(),
         None => admin::only_pool(&client.pools()?.pools)?,
     };
-    changed(&pool, client.add_backend(&pool, backend, how)?, out)
+    changed(&pool, client.add_backend(&pool, backend, args)?, out)
 }
 
 fn changed(pool: &str, answer: admin::Changed, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -535,14 +551,14 @@ fn killed(count: Option<usize>, out: &mut dyn Write) -> io::Result<()> {
 }
 
 impl BackendArgument {
-    fn change(&self, client: &Client, change: &Value, how: How, out: &mut dyn Write) -> anyhow::Result<()> {
+    fn change(&self, client: &Client, change: &Value, args: ChangeArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let pool = self.pool(client)?;
-        changed(&pool, client.change_backend(&pool, &self.address, change, how)?, out)
+        changed(&pool, client.change_backend(&pool, &self.address, change, args)?, out)
     }
 
-    fn remove(&self, client: &Client, how: How, out: &mut dyn Write) -> anyhow::Result<()> {
+    fn remove(&self, client: &Client, args: ChangeArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let pool = self.pool(client)?;
-        let removal = client.remove_backend(&pool, &self.address, how)?;
+        let removal = client.remove_backend(&pool, &self.address, args)?;
         if tell(&removal.told, out)? {
             return Ok(());
         }

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use self::algorithm::Algorithm;
 use self::backend::{AdminState, BackendAddress, SocketAddress, UNIX, Weight};
 use self::route::{HostPattern, PathPrefix};
-use self::site::{ListenerName, Origin, RouteConfig, SiteConfig};
+use self::site::{ListenerName, RouteConfig, SiteConfig, SourceLocation};
 use self::tls::TlsConfig;
 use self::transport::TransportConfig;
 use crate::message::ascii::is_token;
@@ -440,7 +440,7 @@ pub struct HostRoute {
     pub path: PathPrefix,
     pub pool: PoolName,
     #[serde(skip)]
-    pub place: Origin,
+    pub place: SourceLocation,
 }
 
 /// Name of a pool: 1 to 64 letters, digits, `-`, `_` and `.`.

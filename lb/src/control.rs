@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use crate::backend::repeats::{RepeatedFailures, SuppressedFailures};
-use crate::change::{Author, Change, Edits, Record};
+use crate::change::{Author, Change, ChangeHistory, Edits};
 use crate::clock;
 use crate::config::advice;
 use crate::config::algorithm::Algorithm;
@@ -33,7 +33,7 @@ use crate::pool::Plan;
 use crate::site::unreachable;
 use crate::snapshot::{Rings, Snapshot};
 use crate::state::{Persistence, StateFile};
-use resources::{Commit, ListenerCertificate, Obtained, Resources, Unavailable};
+use resources::{Commit, ListenerCertificate, PreparedResources, Resources, Unavailable};
 use retired::Retired;
 
 /// More than two configurations ever share.
@@ -51,7 +51,7 @@ pub struct Control {
     pub loops: RepeatedFailures,
     /// Tells this process's configurations from those of others in an ETag.
     boot_id: u32,
-    desk: Mutex<Desk>,
+    change_state: Mutex<ChangeState>,
     /// What lies outside of the snapshot; none where there is nothing but the snapshot.
     resources: OnceLock<Weak<dyn Resources>>,
     /// Held from reading the file to taking it up, so that the newest one read is in force in the end.
@@ -64,23 +64,23 @@ pub struct Control {
 
 /// Held while a change is made.
 #[derive(Debug)]
-struct Desk {
+struct ChangeState {
     /// The configuration file as last read.
     file: Config,
-    record: Record,
+    history: ChangeHistory,
 }
 
 /// A change that is not made yet.
-struct Prepared<T> {
+struct PreparedChange<T> {
     /// `None`: nothing is to be changed.
     config: Option<Config>,
     /// `None`: it is not recorded.
-    note: Option<Note>,
+    record: Option<ChangeRecord>,
     result: T,
 }
 
 /// What became of a change.
-struct Made<T> {
+struct AppliedChange<T> {
     /// In force now.
     snapshot: Arc<Snapshot>,
     /// As it was recorded, if it was.
@@ -89,7 +89,7 @@ struct Made<T> {
 }
 
 /// What is recorded of a change.
-struct Note {
+struct ChangeRecord {
     author: Author,
     edits: Edits,
     reloaded: Option<Vec<String>>,
@@ -98,7 +98,7 @@ struct Note {
 
 /// What is to be changed.
 #[derive(Debug, Clone)]
-pub enum Wish {
+pub enum ChangeRequest {
     /// Another algorithm for one pool, or for all.
     Algorithm {
         pool: Option<String>,
@@ -130,7 +130,7 @@ pub enum Wish {
 
 /// How a change is to be made.
 #[derive(Debug, Clone)]
-pub struct Terms {
+pub struct ChangeOptions {
     pub author: Author,
     /// ETags of which one must be that of the configuration in force.
     pub if_match: Option<Vec<String>>,
@@ -144,7 +144,7 @@ pub struct Terms {
 
 /// What a change does, or would do.
 #[derive(Debug, Clone)]
-pub struct Outcome {
+pub struct ChangeOutcome {
     /// Of the snapshot in force afterwards.
     pub version: u64,
     /// Of the configuration in force afterwards.
@@ -174,14 +174,14 @@ pub enum ChangeError {
     #[error("change {id} cannot be undone, since what it made is not in force any more: {conflicts}")]
     Superseded { id: u64, conflicts: String },
     #[error("nobody would be left to take traffic of pool \"{pool}\": {would}; repeat it with ?force=true to do it")]
-    NobodyLeft { pool: PoolName, would: String },
+    NoActiveBackend { pool: PoolName, would: String },
     #[error("the configuration in force is another one than that of If-Match: read it again")]
     NoMatch,
 }
 
 /// What became of a configuration that was read again.
 #[derive(Debug)]
-pub struct Reload {
+pub struct ReloadOutcome {
     pub version: u64,
     pub etag: String,
     /// What is in force now and was not before, in words.
@@ -228,7 +228,7 @@ impl Control {
             boot_id: rand::random(),
             loop_id: format!("evenkeel-{:016x}", rand::random::<u64>()),
             loops: RepeatedFailures::default(),
-            desk: Mutex::new(Desk { file: config, record: Record::default() }),
+            change_state: Mutex::new(ChangeState { file: config, history: ChangeHistory::default() }),
             resources: OnceLock::new(),
             reloading: Mutex::new(()),
             reload_waits: AtomicBool::new(false),
@@ -236,7 +236,7 @@ impl Control {
             retired: Mutex::default(),
         };
         // Writes the secret that signs sticky cookies at the first start, and finds out early that it cannot.
-        control.keep(&control.desk().file);
+        control.keep(&control.change_state().file);
         control
     }
 
@@ -273,42 +273,42 @@ impl Control {
     }
 
     /// Makes a change, or says what it would do. What is so already makes no version and no record.
-    pub fn make(&self, wish: &Wish, terms: &Terms) -> Result<Outcome, ChangeError> {
-        let Made { snapshot, change, result: mut outcome } = self.take_up(None, |desk, before| {
-            if let Some(wanted) = &terms.if_match
+    pub fn make(&self, request: &ChangeRequest, options: &ChangeOptions) -> Result<ChangeOutcome, ChangeError> {
+        let AppliedChange { snapshot, change, result: mut outcome } = self.take_up(None, |change_state, before| {
+            if let Some(wanted) = &options.if_match
                 && !wanted.iter().any(|tag| tag == "*")
                 && !wanted.contains(&self.etag(&before.config))
             {
                 return Err(ChangeError::NoMatch);
             }
             let mut wanted = before.config.clone();
-            desk.edit(&mut wanted, wish)?;
+            change_state.edit(&mut wanted, request)?;
             let (edits, now) = (Edits::between(&before.config, &wanted), clock::now());
-            let mut effects = effects::of(&edits, before, &wanted, terms.deadline, now);
-            if !terms.force
-                && let Some((pool, would)) = effects::nobody_left(&edits, before, &wanted, now)
+            let mut effects = effects::of(&edits, before, &wanted, options.deadline, now);
+            if !options.force
+                && let Some((pool, would)) = effects::leaves_no_active_backend(&edits, before, &wanted, now)
             {
-                let refused = ChangeError::NobodyLeft { pool, would };
-                if !terms.dry_run {
+                let refused = ChangeError::NoActiveBackend { pool, would };
+                if !options.dry_run {
                     return Err(refused);
                 }
                 effects.push(format!("it would be refused: {refused}"));
             }
-            if let Some(deadline) = terms.deadline {
+            if let Some(deadline) = options.deadline {
                 effects.push(format!("what is still open after {} is killed", seconds(deadline.as_secs_f64())));
             }
-            let is_made = !terms.dry_run && !edits.is_empty();
-            let undoes = if let Wish::Undo(id) = wish { Some(*id) } else { None };
-            let outcome = Outcome {
+            let is_made = !options.dry_run && !edits.is_empty();
+            let undoes = if let ChangeRequest::Undo(id) = request { Some(*id) } else { None };
+            let outcome = ChangeOutcome {
                 version: before.version,
                 etag: String::new(),
                 change: None,
                 effects,
-                warnings: effects::ignored(wish, &edits, &wanted),
+                warnings: effects::ignored(request, &edits, &wanted),
                 edits: edits.clone(),
             };
-            let note = Note { author: terms.author.clone(), edits, reloaded: None, undoes };
-            Ok(Prepared { config: is_made.then_some(wanted), note: Some(note), result: outcome })
+            let record = ChangeRecord { author: options.author.clone(), edits, reloaded: None, undoes };
+            Ok(PreparedChange { config: is_made.then_some(wanted), record: Some(record), result: outcome })
         })?;
         // Nobody waits for this one.
         outcome.etag = self.etag(&snapshot.config);
@@ -318,20 +318,20 @@ impl Control {
 
     /// The last changes of this process, the newest first.
     pub fn changes(&self) -> Vec<Arc<Change>> {
-        self.desk().record.newest_first()
+        self.change_state().history.newest_first()
     }
 
     /// What is in force and not in the configuration file as it was last read.
     pub fn drift(&self) -> Edits {
-        let desk = self.desk();
-        Edits::between(&desk.file, &self.snapshot.load().config)
+        let change_state = self.change_state();
+        Edits::between(&change_state.file, &self.snapshot.load().config)
     }
 
     /// What the configuration file as it was last read says of settings that only a start takes up, where something else
     /// runs: each with both values.
     pub fn awaiting_restart(&self) -> Vec<String> {
-        let desk = self.desk();
-        awaiting_restart(&desk.file, &self.snapshot.load().config)
+        let change_state = self.change_state();
+        awaiting_restart(&change_state.file, &self.snapshot.load().config)
     }
 
     /// The configuration file.
@@ -372,7 +372,7 @@ impl Control {
                     // Whoever was added again meanwhile stays.
                     pool.backends.retain(|b| b.state != AdminState::Removing || !is_drained(b));
                 }
-                Ok::<_, Infallible>(Prepared { config: Some(wanted), note: None, result: () })
+                Ok::<_, Infallible>(PreparedChange { config: Some(wanted), record: None, result: () })
             });
             let Ok(_) = dropped;
         }
@@ -382,7 +382,7 @@ impl Control {
     /// Reads the configuration file again and takes it up, keeping runtime changes that it does not overtake; nothing is
     /// taken up of one that asks for what cannot be had. Waits for the disk; while one reload does, one more may wait for
     /// it. `dry_run`: only says what would happen.
-    pub fn reload(&self, author: Author, dry_run: bool) -> Result<Reload, ReloadError> {
+    pub fn reload(&self, author: Author, dry_run: bool) -> Result<ReloadOutcome, ReloadError> {
         let _one_at_a_time = match self.reloading.try_lock() {
             Ok(first) => first,
             Err(TryLockError::Poisoned(first)) => first.into_inner(),
@@ -404,12 +404,14 @@ impl Control {
             let result = if read.is_ok() { "success" } else { "failure" };
             self.metrics.reloads.with_label_values(&[result]).inc();
         }
-        let (Checked { config: new, warnings: found, .. }, Obtained { changes: others, warnings: lacking, commit }) =
-            read.map_err(|problems| {
-                ReloadError::Invalid(problems.iter().map(|problem| problem.in_file(&self.path)).collect())
-            })?;
-        let prepare = |desk: &Desk, before: &Snapshot| {
-            let (mut wanted, overtaken) = Edits::between(&desk.file, &before.config).restore(&new);
+        let (
+            Checked { config: new, warnings: found, .. },
+            PreparedResources { changes: others, warnings: lacking, commit },
+        ) = read.map_err(|problems| {
+            ReloadError::Invalid(problems.iter().map(|problem| problem.in_file(&self.path)).collect())
+        })?;
+        let prepare = |change_state: &ChangeState, before: &Snapshot| {
+            let (mut wanted, overtaken) = Edits::between(&change_state.file, &before.config).restore(&new);
             let mut warnings: Vec<_> = found.iter().map(|warning| warning.problem.in_file(&self.path)).collect();
             warnings.extend(overtaken.iter().map(|conflict| format!("{SUPERSEDED}: {}", conflict.with_file())));
             warnings.extend(lacking.iter().cloned());
@@ -426,19 +428,19 @@ impl Control {
             let mut changes = difference(&before.config, &wanted);
             changes.extend(others.iter().cloned());
             let edits = Edits::between(&before.config, &wanted);
-            let note = Note { author: author.clone(), edits, reloaded: Some(changes.clone()), undoes: None };
-            let result = Reload { version: before.version, etag: String::new(), changes, drift, warnings };
-            Ok::<_, ReloadError>(Prepared { config: (!dry_run).then_some(wanted), note: Some(note), result })
+            let record = ChangeRecord { author: author.clone(), edits, reloaded: Some(changes.clone()), undoes: None };
+            let result = ReloadOutcome { version: before.version, etag: String::new(), changes, drift, warnings };
+            Ok::<_, ReloadError>(PreparedChange { config: (!dry_run).then_some(wanted), record: Some(record), result })
         };
-        let Made { snapshot, result: mut reload, .. } = self.take_up_with(Some(&new), commit, prepare)?;
+        let AppliedChange { snapshot, result: mut reload, .. } = self.take_up_with(Some(&new), commit, prepare)?;
         (reload.version, reload.etag) = (snapshot.version, self.etag(&snapshot.config));
         Ok(reload)
     }
 
     /// Gets what the configuration needs outside of the snapshot.
-    fn obtain(&self, checked: &Checked, is_trial: bool) -> Result<Obtained, Vec<Problem>> {
+    fn obtain(&self, checked: &Checked, is_trial: bool) -> Result<PreparedResources, Vec<Problem>> {
         let Some(resources) = self.resources.get().and_then(Weak::upgrade) else {
-            return Ok(Obtained { changes: Vec::new(), warnings: Vec::new(), commit: no_more() });
+            return Ok(PreparedResources { changes: Vec::new(), warnings: Vec::new(), commit: no_more() });
         };
         resources.prepare(&self.snapshot().config, &checked.config, is_trial).map_err(|unavailable| {
             let problem = |Unavailable { subject, message }| checked.problem(subject, message);
@@ -447,7 +449,7 @@ impl Control {
     }
 
     /// As [`Self::reload`], and tells in the log how it ended.
-    pub fn reload_and_log(&self, author: Author) -> Result<Reload, ReloadError> {
+    pub fn reload_and_log(&self, author: Author) -> Result<ReloadOutcome, ReloadError> {
         let reloaded = self.reload(author, false);
         match &reloaded {
             Ok(reload) => {
@@ -479,8 +481,8 @@ impl Control {
     fn take_up<T, E>(
         &self,
         file: Option<&Config>,
-        prepare: impl Fn(&Desk, &Snapshot) -> Result<Prepared<T>, E>,
-    ) -> Result<Made<T>, E> {
+        prepare: impl Fn(&ChangeState, &Snapshot) -> Result<PreparedChange<T>, E>,
+    ) -> Result<AppliedChange<T>, E> {
         self.take_up_with(file, no_more(), prepare)
     }
 
@@ -489,29 +491,29 @@ impl Control {
         &self,
         file: Option<&Config>,
         commit: Commit,
-        prepare: impl Fn(&Desk, &Snapshot) -> Result<Prepared<T>, E>,
-    ) -> Result<Made<T>, E> {
+        prepare: impl Fn(&ChangeState, &Snapshot) -> Result<PreparedChange<T>, E>,
+    ) -> Result<AppliedChange<T>, E> {
         /// So many changes may come between before this one makes them wait.
         const MAX_ROUNDS: usize = 4;
         let (mut rings, mut rounds) = (Rings::default(), 1);
         loop {
-            let mut desk = self.desk();
+            let mut change_state = self.change_state();
             let before = self.snapshot.load_full();
-            let Prepared { config, note, result } = prepare(&desk, &before)?;
-            let Some(config) = config else { return Ok(Made { snapshot: before, change: None, result }) };
+            let PreparedChange { config, record, result } = prepare(&change_state, &before)?;
+            let Some(config) = config else { return Ok(AppliedChange { snapshot: before, change: None, result }) };
             if rounds < MAX_ROUNDS && !rings.are_complete(&config, &before) {
-                drop(desk);
+                drop(change_state);
                 rounds += 1;
                 rings.make_missing(&config, &before);
                 continue;
             }
             if let Some(file) = file {
-                desk.file.clone_from(file);
+                change_state.file.clone_from(file);
             }
             let snapshot = self.put_in_force(&before, config, &rings, commit);
-            self.keep(&desk.file);
-            let change = note.map(|note| desk.write_down(snapshot.version, note));
-            return Ok(Made { snapshot, change, result });
+            self.keep(&change_state.file);
+            let change = record.map(|record| change_state.write_down(snapshot.version, record));
+            return Ok(AppliedChange { snapshot, change, result });
         }
     }
 
@@ -574,8 +576,8 @@ impl Control {
         self.state.keep(Edits::between(file, &self.snapshot.load().config));
     }
 
-    fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    fn change_state(&self) -> MutexGuard<'_, ChangeState> {
+        self.change_state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -584,13 +586,15 @@ fn no_more() -> Commit {
     Box::new(|put_in_force| put_in_force())
 }
 
-impl Desk {
+impl ChangeState {
     /// Changes `config`, which is in force, as wished.
-    fn edit(&self, config: &mut Config, wish: &Wish) -> Result<(), ChangeError> {
-        match wish {
-            Wish::Algorithm { pool: Some(pool), to } => find_pool(config, pool)?.algorithm = *to,
-            Wish::Algorithm { pool: None, to } => config.pools.iter_mut().for_each(|pool| pool.algorithm = *to),
-            Wish::AddBackend { pool, backend } => {
+    fn edit(&self, config: &mut Config, request: &ChangeRequest) -> Result<(), ChangeError> {
+        match request {
+            ChangeRequest::Algorithm { pool: Some(pool), to } => find_pool(config, pool)?.algorithm = *to,
+            ChangeRequest::Algorithm { pool: None, to } => {
+                config.pools.iter_mut().for_each(|pool| pool.algorithm = *to)
+            }
+            ChangeRequest::AddBackend { pool, backend } => {
                 let pool = find_pool(config, pool)?;
                 let address = backend.address.canonical();
                 match pool.backends.iter_mut().find(|b| b.address.canonical() == address) {
@@ -603,16 +607,16 @@ impl Desk {
                     }
                 }
             }
-            Wish::ChangeBackend { pool, backend, weight, state } => {
+            ChangeRequest::ChangeBackend { pool, backend, weight, state } => {
                 let backend = find_backend(find_pool(config, pool)?, backend)?;
                 backend.weight = weight.unwrap_or(backend.weight);
                 backend.state = state.unwrap_or(backend.state);
             }
-            Wish::RemoveBackend { pool, backend } => {
+            ChangeRequest::RemoveBackend { pool, backend } => {
                 find_backend(find_pool(config, pool)?, backend)?.state = AdminState::Removing;
             }
-            Wish::Undo(id) => self.undo(config, *id)?,
-            Wish::Reset { pool } => {
+            ChangeRequest::Undo(id) => self.undo(config, *id)?,
+            ChangeRequest::Reset { pool } => {
                 if let Some(pool) = pool {
                     find_pool(config, pool)?;
                 }
@@ -629,7 +633,7 @@ impl Desk {
     }
 
     fn undo(&self, config: &mut Config, id: u64) -> Result<(), ChangeError> {
-        let change = self.record.find(id).ok_or(ChangeError::NoChange { id })?;
+        let change = self.history.find(id).ok_or(ChangeError::NoChange { id })?;
         if change.reloaded.is_some() {
             return Err(ChangeError::Reload { id });
         }
@@ -642,16 +646,16 @@ impl Desk {
     }
 
     /// Records a change, here and in the log.
-    fn write_down(&mut self, version: u64, note: Note) -> Arc<Change> {
-        let Note { author, edits, reloaded, undoes } = note;
-        let id = self.record.next_id();
+    fn write_down(&mut self, version: u64, record: ChangeRecord) -> Arc<Change> {
+        let ChangeRecord { author, edits, reloaded, undoes } = record;
+        let id = self.history.next_id();
         let told = match &reloaded {
             Some(changes) if changes.is_empty() => "reloaded, nothing has changed".to_owned(),
             Some(changes) => format!("reloaded: {}", changes.join("; ")),
             None => edits.to_string(),
         };
         tracing::info!(change = id, version, by = %author, "{told}");
-        self.record.push(Change { id, at: Timestamp::now(), author, version, edits, reloaded, undoes })
+        self.history.push(Change { id, at: Timestamp::now(), author, version, edits, reloaded, undoes })
     }
 }
 
@@ -730,12 +734,12 @@ mod tests {
     /// Has every pool use `algorithm`; how often the change was looked at.
     fn rounds(control: &Control, algorithm: Algorithm) -> usize {
         let rounds = Cell::new(0);
-        let switch = |_: &Desk, before: &Snapshot| {
+        let switch = |_: &ChangeState, before: &Snapshot| {
             rounds.set(rounds.get() + 1);
-            assert!(control.desk.try_lock().is_err(), "nothing changes while a change is looked at");
+            assert!(control.change_state.try_lock().is_err(), "nothing changes while a change is looked at");
             let mut wanted = before.config.clone();
             wanted.pools.iter_mut().for_each(|pool| pool.algorithm = algorithm);
-            Ok::<_, Infallible>(Prepared { config: Some(wanted), note: None, result: () })
+            Ok::<_, Infallible>(PreparedChange { config: Some(wanted), record: None, result: () })
         };
         let switched = control.take_up(None, switch);
         assert!(switched.is_ok());
@@ -754,18 +758,18 @@ mod tests {
         change_backend(&control, Weight::new(2), None);
         assert_eq!(rounds(&control, Algorithm::Weighted), 1);
         let new = BackendConfig { address: "c:1".parse().expect("valid"), ..backend() };
-        make(&control, Wish::AddBackend { pool: "app".into(), backend: new });
+        make(&control, ChangeRequest::AddBackend { pool: "app".into(), backend: new });
         assert_eq!(rounds(&control, Algorithm::IpHash), 2, "of other backends");
     }
 
-    fn make(control: &Control, wish: Wish) {
+    fn make(control: &Control, request: ChangeRequest) {
         let author = Author { by: "local", from: None };
-        let terms = Terms { author, if_match: None, dry_run: false, force: false, deadline: None };
-        control.make(&wish, &terms).expect("it can be made");
+        let options = ChangeOptions { author, if_match: None, dry_run: false, force: false, deadline: None };
+        control.make(&request, &options).expect("it can be made");
     }
 
     fn change_backend(control: &Control, weight: Option<Weight>, state: Option<AdminState>) {
-        make(control, Wish::ChangeBackend { pool: "app".into(), backend: "a:1".into(), weight, state });
+        make(control, ChangeRequest::ChangeBackend { pool: "app".into(), backend: "a:1".into(), weight, state });
     }
 
     fn backend() -> BackendConfig {
@@ -776,10 +780,10 @@ mod tests {
     fn pools_and_routes_are_the_same_after_a_change_of_what_is_in_a_pool() {
         let control = control();
         let (sites, pool_before) = (Arc::clone(&control.snapshot().sites), pool(&control));
-        make(&control, Wish::Algorithm { pool: None, to: Algorithm::IpHash });
+        make(&control, ChangeRequest::Algorithm { pool: None, to: Algorithm::IpHash });
         change_backend(&control, Weight::new(9), None);
-        make(&control, Wish::AddBackend { pool: "app".into(), backend: backend() });
-        make(&control, Wish::RemoveBackend { pool: "app".into(), backend: "x:1".into() });
+        make(&control, ChangeRequest::AddBackend { pool: "app".into(), backend: backend() });
+        make(&control, ChangeRequest::RemoveBackend { pool: "app".into(), backend: "x:1".into() });
         assert!(!control.drop_drained());
         assert!(Arc::ptr_eq(&sites, &control.snapshot().sites));
         assert!(Arc::ptr_eq(&pool_before, &pool(&control)));
@@ -794,11 +798,11 @@ mod tests {
         let (snapshot, site, plan) =
             (Arc::downgrade(&control.snapshot()), Arc::downgrade(&in_use.0), Arc::downgrade(&in_use.1));
         let is_there = || [snapshot.strong_count() > 0, site.strong_count() > 0, plan.strong_count() > 0];
-        let change = |_: &Desk, before: &Snapshot| {
+        let change = |_: &ChangeState, before: &Snapshot| {
             let mut wanted = before.config.clone();
             wanted.routes[0].path = PathPrefix::parse("/other").expect("a path");
             wanted.pools[0].settings.retries += 1;
-            Ok::<_, Infallible>(Prepared { config: Some(wanted), note: None, result: () })
+            Ok::<_, Infallible>(PreparedChange { config: Some(wanted), record: None, result: () })
         };
         assert!(control.take_up(None, change).is_ok());
         assert!(control.drop_retired(), "two are in use");
@@ -814,19 +818,19 @@ mod tests {
         let control = control();
         let series = || String::from_utf8(control.metrics.scrape(|_| {})).expect("text");
         let rename = |from: &'static str, to: &'static str| {
-            let change = move |_: &Desk, before: &Snapshot| {
+            let change = move |_: &ChangeState, before: &Snapshot| {
                 let mut wanted = before.config.clone();
                 let name = PoolName::new(to).expect("valid");
                 wanted.pools.iter_mut().filter(|p| p.name.as_str() == from).for_each(|p| p.name = name.clone());
                 wanted.routes.iter_mut().for_each(|route| route.pool = name.clone());
-                Ok::<_, Infallible>(Prepared { config: Some(wanted), note: None, result: () })
+                Ok::<_, Infallible>(PreparedChange { config: Some(wanted), record: None, result: () })
             };
             assert!(control.take_up(None, change).is_ok());
         };
         let app = pool(&control);
         app.metrics.retries.inc();
         assert!(series().contains("evenkeel_retries_total{pool=\"app\"} 1"));
-        make(&control, Wish::Algorithm { pool: None, to: Algorithm::IpHash });
+        make(&control, ChangeRequest::Algorithm { pool: None, to: Algorithm::IpHash });
         assert!(series().contains("evenkeel_retries_total{pool=\"app\"} 1"), "taken over");
         rename("app", "other");
         app.metrics.retries.inc();

@@ -17,15 +17,15 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
-use self::handshake::Told;
-use self::proxy::Expected;
+use self::handshake::HandshakeStats;
+use self::proxy::ProxyHeaderPolicy;
 use self::sockets::{Bound, Listening, RightsChange, SocketFile, Sockets, cannot_listen};
 use self::thread::{Accepting, Listener, Turns};
 use crate::config::advice::same_sockets;
 use crate::config::backend::SocketAddress;
 use crate::config::site::ListenerName;
 use crate::config::tls::TlsConfig;
-use crate::config::tls::material::Loaded;
+use crate::config::tls::material::LoadedCertificate;
 use crate::config::{ListenerConfig, certificate};
 use crate::control::resources::ListenerCertificate;
 use crate::http::{Engine, Shared, Stop, splice};
@@ -64,7 +64,7 @@ struct Open {
     address: SocketAddress,
     /// `None`: it is plain.
     tls: Arc<ArcSwapOption<ServerTls>>,
-    proxies: Arc<Expected>,
+    proxies: Arc<ProxyHeaderPolicy>,
     /// When its files were looked at last.
     looked: Instant,
     /// One for each thread: who serves the connections that come now.
@@ -87,8 +87,8 @@ struct Group {
 pub struct Prepared {
     /// What becomes of those that listen now, in their order: where each stands in the configuration; `None`: it is
     /// closed.
-    kept: Vec<Option<Kept>>,
-    added: Vec<Added>,
+    kept: Vec<Option<KeptListener>>,
+    added: Vec<AddedListener>,
     /// Of sockets that stay.
     rights: Vec<RightsChange>,
     /// Those that are new, or others than before: which, for whom, until when.
@@ -97,12 +97,12 @@ pub struct Prepared {
     pub moved_defaults: Vec<String>,
 }
 
-struct Kept {
+struct KeptListener {
     config: ListenerConfig,
     tls: Option<Arc<ServerTls>>,
 }
 
-struct Added {
+struct AddedListener {
     config: ListenerConfig,
     address: SocketAddress,
     /// None where it takes those of a listener that is closed.
@@ -140,7 +140,7 @@ impl Listeners {
     ) -> Result<Prepared, Vec<Problem>> {
         let mut state = self.state();
         state.closing.retain(|(_, is_open)| is_open.strong_count() > 0);
-        let mut kept: Vec<Option<Kept>> = state.open.iter().map(|_| None).collect();
+        let mut kept: Vec<Option<KeptListener>> = state.open.iter().map(|_| None).collect();
         let (mut new, mut problems) = (Vec::new(), Vec::new());
         let (mut certificates, mut moved_defaults) = (Vec::new(), Vec::new());
         problems.extend(same_sockets(wanted).map(|(listener, message)| Problem { listener, message }));
@@ -165,15 +165,15 @@ impl Listeners {
                 }
             };
             let new_certificates = tls.iter().flat_map(|tls| tls.new_since(before.as_deref()));
-            certificates.extend(new_certificates.map(|loaded| told(config, loaded)));
+            certificates.extend(new_certificates.map(|loaded| stats(config, loaded)));
             let gone = tls.iter().flat_map(|tls| tls.gone_since(before.as_deref()));
-            certificates.extend(gone.map(|loaded| format!("{}: removed", told(config, loaded))));
+            certificates.extend(gone.map(|loaded| format!("{}: removed", stats(config, loaded))));
             let both = tls.as_ref().zip(before.as_ref());
             moved_defaults.extend(both.and_then(|(tls, before)| moved_default(config, tls, before)));
             for (address, place) in places {
                 let tls = tls.clone();
                 match place {
-                    Some(place) => kept[place] = Some(Kept { config: config.clone(), tls }),
+                    Some(place) => kept[place] = Some(KeptListener { config: config.clone(), tls }),
                     None => new.push((index, config, address, tls)),
                 }
             }
@@ -181,7 +181,7 @@ impl Listeners {
         let mut added = Vec::new();
         for (index, config, address, tls) in new {
             let count = self.threads.len();
-            let is_closed = |(open, kept): (&Open, &Option<Kept>)| {
+            let is_closed = |(open, kept): (&Open, &Option<KeptListener>)| {
                 kept.is_none() && open.sockets.iter().any(|group| group.address == *address && group.is_reachable())
             };
             let opened = if state.open.iter().zip(&kept).any(is_closed) {
@@ -231,7 +231,7 @@ impl Listeners {
                 Opened::Ready(listening) => listening,
                 Opened::Bound(bound) => bound.listen().map_err(|e| problem(index, address, &e))?,
             };
-            Ok::<_, Vec<Problem>>(Added { config: config.clone(), address: address.clone(), listening, tls })
+            Ok::<_, Vec<Problem>>(AddedListener { config: config.clone(), address: address.clone(), listening, tls })
         };
         for (listener, address, change) in &mut rights {
             change.give().map_err(|e| problem(*listener, address, &e))?;
@@ -257,17 +257,17 @@ impl Listeners {
         let is_revoked = {
             let kept = state.open.iter().zip(&prepared.kept);
             let kept = kept.filter_map(|(open, kept)| {
-                let Kept { config, tls } = kept.as_ref()?;
+                let KeptListener { config, tls } = kept.as_ref()?;
                 Some((&open.address, config, tls.as_deref()))
             });
             let added = prepared.added.iter().map(|new| (&new.address, &new.config, new.tls.as_deref()));
-            let wanted: Vec<Wanted<'_>> = kept.chain(added).collect();
+            let wanted: Vec<ListenerSpec<'_>> = kept.chain(added).collect();
             let snapshot = self.shared.control.snapshot();
             state
                 .left
                 .retain(|open| open.is_in_use() && open.revoke_unless(open.may_be_served(&wanted, &snapshot.sites)));
-            let is_revoked = |(open, kept): (&Open, &Option<Kept>)| match kept {
-                Some(Kept { config, tls }) => !open.admits_same_as(config, tls.as_deref()),
+            let is_revoked = |(open, kept): (&Open, &Option<KeptListener>)| match kept {
+                Some(KeptListener { config, tls }) => !open.admits_same_as(config, tls.as_deref()),
                 None => !open.may_be_served(&wanted, &snapshot.sites),
             };
             state.open.iter().zip(&prepared.kept).map(is_revoked).collect::<Vec<_>>()
@@ -284,7 +284,7 @@ impl Listeners {
         let (mut free, mut closed) = (Vec::new(), Vec::new());
         for ((mut open, kept), is_revoked) in before.into_iter().zip(prepared.kept).zip(is_revoked) {
             match kept {
-                Some(Kept { config, tls }) => {
+                Some(KeptListener { config, tls }) => {
                     open.tls.store(tls);
                     open.proxies.set(config.proxy_protocol.as_ref());
                     let name = std::mem::replace(&mut open.config, config).name;
@@ -331,11 +331,11 @@ impl Listeners {
 
     /// Has what comes from now on be counted under the listener's present name.
     fn rename(&self, open: &mut Open) {
-        let (told, proxies) = self.counters(&open.config);
+        let (stats, proxies) = self.counters(&open.config);
         let listener = |before: &Arc<Listener>| {
-            let (proxies, told) = (Arc::clone(&proxies), Arc::clone(&told));
+            let (proxies, stats) = (Arc::clone(&proxies), Arc::clone(&stats));
             before.engine.rename(&open.config.name);
-            Arc::new(Listener { proxies, told, ..Listener::clone(before) })
+            Arc::new(Listener { proxies, stats, ..Listener::clone(before) })
         };
         open.listeners = open.listeners.iter().map(listener).collect();
         open.sockets.iter().for_each(|group| group.give(&open.listeners));
@@ -402,7 +402,7 @@ impl Listeners {
             count("success", taken_up.len());
             count("failure", problems.len());
             for loaded in taken_up {
-                tracing::info!("a file has changed: {}", told(&config, &loaded));
+                tracing::info!("a file has changed: {}", stats(&config, &loaded));
             }
             for file in removed {
                 tracing::info!("listener {}: certificate {} is not there any more", config.addresses, file.display());
@@ -467,12 +467,12 @@ impl Listeners {
         found
     }
 
-    fn open(&self, Added { config, address, listening, tls }: Added) -> Open {
+    fn open(&self, AddedListener { config, address, listening, tls }: AddedListener) -> Open {
         let tls = Arc::new(ArcSwapOption::new(tls));
-        let (told, proxies) = self.counters(&config);
+        let (stats, proxies) = self.counters(&config);
         let listener = |thread| {
-            let (tls, proxies, told) = (Arc::clone(&tls), Arc::clone(&proxies), Arc::clone(&told));
-            Arc::new(Listener { tls, proxies, told, engine: self.engine(&config, &address, thread) })
+            let (tls, proxies, stats) = (Arc::clone(&tls), Arc::clone(&proxies), Arc::clone(&stats));
+            Arc::new(Listener { tls, proxies, stats, engine: self.engine(&config, &address, thread) })
         };
         let listeners: Vec<_> = (0..self.threads.len()).map(listener).collect();
         let Listening { sockets, is_shared, file } = listening;
@@ -501,10 +501,10 @@ impl Listeners {
     }
 
     /// What counts under a listener's name.
-    fn counters(&self, config: &ListenerConfig) -> (Arc<Told>, Arc<Expected>) {
+    fn counters(&self, config: &ListenerConfig) -> (Arc<HandshakeStats>, Arc<ProxyHeaderPolicy>) {
         let (metrics, name) = (&self.shared.control.metrics, config.name.as_str());
-        let proxies = Expected::new(config.proxy_protocol.as_ref(), name, metrics);
-        (Arc::new(Told::new(metrics.tls(name))), Arc::new(proxies))
+        let proxies = ProxyHeaderPolicy::new(config.proxy_protocol.as_ref(), name, metrics);
+        (Arc::new(HandshakeStats::new(metrics.tls(name))), Arc::new(proxies))
     }
 
     fn engine(&self, config: &ListenerConfig, address: &SocketAddress, thread: usize) -> Arc<Engine> {
@@ -560,10 +560,11 @@ impl Open {
     /// listener has moved, that is as the one of its name or of an address that overlaps ([`Sites::listener`]), if that
     /// demands the same. Where it is gone, they are served what every listener has: if one of them demands the same, and
     /// if no sites were the gone one's own.
-    fn may_be_served(&self, wanted: &[Wanted<'_>], before: &Sites) -> bool {
-        let admits = |(_, config, tls): &Wanted<'_>| self.admits_same_as(config, *tls);
-        let is_heir =
-            |(address, config, _): &&Wanted<'_>| config.name == self.config.name || address.overlaps(&self.address);
+    fn may_be_served(&self, wanted: &[ListenerSpec<'_>], before: &Sites) -> bool {
+        let admits = |(_, config, tls): &ListenerSpec<'_>| self.admits_same_as(config, *tls);
+        let is_heir = |(address, config, _): &&ListenerSpec<'_>| {
+            config.name == self.config.name || address.overlaps(&self.address)
+        };
         let mut heirs = wanted.iter().filter(is_heir).peekable();
         if heirs.peek().is_some() {
             return heirs.all(admits);
@@ -583,7 +584,7 @@ impl Open {
 }
 
 /// What listens by a configuration: where, as what, and by which TLS.
-type Wanted<'a> = (&'a SocketAddress, &'a ListenerConfig, Option<&'a ServerTls>);
+type ListenerSpec<'a> = (&'a SocketAddress, &'a ListenerConfig, Option<&'a ServerTls>);
 
 enum Opened {
     Ready(Listening),
@@ -634,7 +635,7 @@ fn moved_default(listener: &ListenerConfig, tls: &ServerTls, before: &ServerTls)
 }
 
 /// Which certificate a listener has, for whom, until when.
-fn told(listener: &ListenerConfig, loaded: &Loaded) -> String {
+fn stats(listener: &ListenerConfig, loaded: &LoadedCertificate) -> String {
     let (addresses, file) = (&listener.addresses, loaded.pair.certificate.display());
     let (names, until) = (loaded.leaf.names.join(", "), certificate::date(loaded.not_after()));
     format!("listener {addresses}: certificate {file} for {names}, valid until {until}")

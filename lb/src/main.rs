@@ -63,10 +63,10 @@ fn run(path: &Path) -> anyhow::Result<()> {
     let management = Builder::new_multi_thread().worker_threads(1).thread_name("management").enable_all().build();
     let management = management.context("the management thread cannot be started")?;
     let stopped = management.block_on(async {
-        let (signals, calls) = Signals::new()?;
+        let (signals, commands) = Signals::new()?;
         let start = Start { path: path.to_owned(), config, metrics, open_files };
         tokio::select! {
-            stopped = server::run(start, sockets, calls) => stopped,
+            stopped = server::run(start, sockets, commands) => stopped,
             never = signals.translate(&log) => match never {},
         }
     });

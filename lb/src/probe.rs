@@ -27,7 +27,7 @@ use crate::control::Control;
 use crate::dial::Transport;
 use crate::failure::{AttemptError, Detail, Failure, Fault};
 use crate::health::tracker::Health;
-use way::Way;
+use way::ProbeConnector;
 
 /// How often pools look whether their candidates have changed.
 const CATCH_UP_INTERVAL: Duration = Duration::from_millis(100);
@@ -205,7 +205,7 @@ async fn probe(check: &(dyn HealthCheck + Send + Sync), timeout: Duration) -> Re
 }
 
 fn health_check(Probed { endpoint, config, transport }: &Probed) -> Box<dyn HealthCheck + Send + Sync> {
-    let way = Way { endpoint: Arc::clone(endpoint), transport: Arc::clone(transport) };
+    let way = ProbeConnector { endpoint: Arc::clone(endpoint), transport: Arc::clone(transport) };
     let way: Arc<dyn Connect + Send + Sync> = Arc::new(way);
     match &config.kind {
         ProbeKind::Tcp => {

@@ -16,8 +16,8 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 
-use self::resources::{Running, cannot_log, connection_limits, max_idle_per_thread, max_pipes};
-use crate::access_log::{AccessLog, Wanted};
+use self::resources::{RunningResources, cannot_log, connection_limits, max_idle_per_thread, max_pipes};
+use crate::access_log::{AccessLog, AccessLogSpec};
 use crate::admin::{self, Admin};
 use crate::change::Author;
 use crate::config::{AdminConfig, Config, ServerConfig};
@@ -57,7 +57,7 @@ pub struct Start {
 
 /// What a running balancer is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Call {
+pub enum Command {
     /// Read the configuration file again.
     Reload,
     /// Open the access log again, after its file was moved away.
@@ -68,10 +68,10 @@ pub enum Call {
 
 /// Runs a balancer until it is called to stop, or nobody can call it any more. It listens on `sockets` where they have the
 /// addresses that the configuration names, and binds the others. Dropped before its end, it cuts off what is in flight.
-pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) -> anyhow::Result<()> {
+pub async fn run(start: Start, mut sockets: Sockets, mut commands: Receiver<Command>) -> anyhow::Result<()> {
     let Start { path, config, metrics, open_files } = start;
     let access_log = Arc::new(AccessLog::new(metrics.access_log_lost.clone()));
-    let opened = access_log.open(&Wanted::of(&config));
+    let opened = access_log.open(&AccessLogSpec::of(&config));
     access_log.switch(opened.map_err(|refused| anyhow::anyhow!(cannot_log(&refused)))?);
     let shutdown = Shutdown::new();
     let _end = End(shutdown.clone());
@@ -110,7 +110,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) 
     for address in sockets.into_addresses() {
         tracing::warn!(%address, "a socket was handed over that no [[listener]] and no [admin] names");
     }
-    let resources: Arc<dyn Resources> = Arc::new(Running {
+    let resources: Arc<dyn Resources> = Arc::new(RunningResources {
         listeners: Arc::clone(&listeners),
         access_log: Arc::clone(&access_log),
         client_limit: Arc::clone(&client_limit),
@@ -135,11 +135,11 @@ pub async fn run(start: Start, mut sockets: Sockets, mut calls: Receiver<Call>) 
     shutdown.run();
     let threads = listeners.start().context("traffic cannot be served")?;
 
-    until_stop(&mut calls, &control, &access_log).await;
+    until_stop(&mut commands, &control, &access_log).await;
     shutdown.close();
     let server = control.snapshot().config.server.clone();
     let finished = {
-        let second_stop = pin!(until_second_stop(&mut calls, &access_log));
+        let second_stop = pin!(until_second_stop(&mut commands, &access_log));
         stop_gracefully(&server, &listeners, threads, &shutdown, second_stop).await
     };
     match finished {
@@ -241,23 +241,23 @@ fn listen(listeners: &Listeners, config: &Config, sockets: &mut Sockets) -> anyh
     Ok(())
 }
 
-async fn until_stop(calls: &mut Receiver<Call>, control: &Arc<Control>, access_log: &AccessLog) {
+async fn until_stop(commands: &mut Receiver<Command>, control: &Arc<Control>, access_log: &AccessLog) {
     loop {
-        match calls.recv().await {
+        match commands.recv().await {
             // A disk that hangs must not keep the call to stop from being heard.
-            Some(Call::Reload) => drop(tokio::spawn(reload(Arc::clone(control)))),
-            Some(Call::ReopenLogs) => access_log.reopen(),
-            Some(Call::Stop) | None => return,
+            Some(Command::Reload) => drop(tokio::spawn(reload(Arc::clone(control)))),
+            Some(Command::ReopenLogs) => access_log.reopen(),
+            Some(Command::Stop) | None => return,
         }
     }
 }
 
-async fn until_second_stop(calls: &mut Receiver<Call>, access_log: &AccessLog) {
+async fn until_second_stop(commands: &mut Receiver<Command>, access_log: &AccessLog) {
     loop {
-        match calls.recv().await {
-            Some(Call::Reload) => tracing::warn!("a reload is ignored: the process is stopping"),
-            Some(Call::ReopenLogs) => access_log.reopen(),
-            Some(Call::Stop) => return,
+        match commands.recv().await {
+            Some(Command::Reload) => tracing::warn!("a reload is ignored: the process is stopping"),
+            Some(Command::ReopenLogs) => access_log.reopen(),
+            Some(Command::Stop) => return,
             None => std::future::pending().await,
         }
     }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use anyhow::Context;
 use evenkeel::log::Log;
-use evenkeel::server::Call;
+use evenkeel::server::Command;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
@@ -21,14 +21,14 @@ pub struct Signals {
     hangup: Signal,
     user1: Signal,
     user2: Signal,
-    calls: Sender<Call>,
+    commands: Sender<Command>,
 }
 
 impl Signals {
     /// Takes the signals from now on, and gives what a balancer hears of them.
-    pub fn new() -> anyhow::Result<(Self, Receiver<Call>)> {
+    pub fn new() -> anyhow::Result<(Self, Receiver<Command>)> {
         let on = |kind| signal(kind).context("signals cannot be received");
-        let (calls, receiver) = channel(MAX_WAITING);
+        let (commands, receiver) = channel(MAX_WAITING);
         let signals = Self {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
@@ -36,7 +36,7 @@ impl Signals {
             hangup: on(SignalKind::hangup())?,
             user1: on(SignalKind::user_defined1())?,
             user2: on(SignalKind::user_defined2())?,
-            calls,
+            commands,
         };
         ignore_other_signals();
         Ok((signals, receiver))
@@ -45,14 +45,14 @@ impl Signals {
     /// Tells the balancer of each signal.
     pub async fn translate(mut self, log: &Log) -> Infallible {
         loop {
-            let call = tokio::select! {
-                _ = self.terminate.recv() => Call::Stop,
-                _ = self.interrupt.recv() => Call::Stop,
-                _ = self.quit.recv() => Call::Stop,
-                _ = self.hangup.recv() => Call::Reload,
+            let command = tokio::select! {
+                _ = self.terminate.recv() => Command::Stop,
+                _ = self.interrupt.recv() => Command::Stop,
+                _ = self.quit.recv() => Command::Stop,
+                _ = self.hangup.recv() => Command::Reload,
                 _ = self.user1.recv() => {
                     log.reopen();
-                    Call::ReopenLogs
+                    Command::ReopenLogs
                 }
                 _ = self.user2.recv() => {
                     refuse_upgrade();
@@ -60,7 +60,7 @@ impl Signals {
                 }
             };
             // It fails only when the balancer is about to end.
-            let _ = self.calls.send(call).await;
+            let _ = self.commands.send(command).await;
         }
     }
 }

@@ -14,7 +14,7 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_keep_capabilities, set_no_new_privs,
 };
 
-use crate::config::tls::Others;
+use crate::config::tls::AdditionalCertificates;
 use crate::config::toml::Checked;
 use crate::config::{AccessLogFile, Config, UserAndGroup};
 
@@ -303,7 +303,7 @@ fn read_again(checked: &Checked) -> Vec<PathBuf> {
 fn certificate_folders(config: &Config) -> impl Iterator<Item = &Path> {
     let tls = config.listeners.iter().filter_map(|listener| listener.tls.as_ref());
     tls.filter_map(|tls| match &tls.certificates.others {
-        Some(Others::Folder(folder)) => Some(folder.as_path()),
+        Some(AdditionalCertificates::Folder(folder)) => Some(folder.as_path()),
         _ => None,
     })
 }

@@ -68,7 +68,7 @@ pub enum Presence {
 
 /// Where a variable's text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Known<'a> {
+pub enum VariableText<'a> {
     Missing,
     Here(&'a [u8]),
     /// [`Facts::write`] makes it.
@@ -81,8 +81,8 @@ pub trait Facts {
     fn write(&self, variable: &Variable, out: &mut Vec<u8>) -> Presence;
 
     /// The text of `variable` if it need not be made.
-    fn find(&self, _variable: &Variable) -> Known<'_> {
-        Known::Made
+    fn find(&self, _variable: &Variable) -> VariableText<'_> {
+        VariableText::Made
     }
 
     /// The address of `$remote_addr`.
@@ -278,21 +278,21 @@ impl From<PartRef<'_>> for Part {
 
 fn write_variable(variable: &Variable, facts: &impl Facts, out: &mut Vec<u8>) -> Presence {
     match facts.find(variable) {
-        Known::Missing => Presence::Missing,
-        Known::Here(text) => {
+        VariableText::Missing => Presence::Missing,
+        VariableText::Here(text) => {
             out.extend_from_slice(text);
             Presence::Present
         }
-        Known::Made => facts.write(variable, out),
+        VariableText::Made => facts.write(variable, out),
     }
 }
 
 /// The text of `variable` where it lies, or else in `scratch`, which is overwritten.
 fn read_variable<'a>(variable: &Variable, facts: &'a impl Facts, scratch: &'a mut Vec<u8>) -> Option<&'a [u8]> {
     match facts.find(variable) {
-        Known::Missing => None,
-        Known::Here(text) => Some(text),
-        Known::Made => {
+        VariableText::Missing => None,
+        VariableText::Here(text) => Some(text),
+        VariableText::Made => {
             scratch.clear();
             (facts.write(variable, scratch) == Presence::Present).then_some(scratch)
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel::config::toml;
 use evenkeel::metrics::Metrics;
-use evenkeel::server::{self, Call, Sockets, Start};
+use evenkeel::server::{self, Command, Sockets, Start};
 use tokio::sync::mpsc::{Sender, channel};
 use tokio::task::JoinHandle;
 
@@ -25,7 +25,7 @@ struct Backend {
 struct Balancer {
     address: SocketAddr,
     admin: SocketAddr,
-    calls: Sender<Call>,
+    commands: Sender<Command>,
     running: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -67,9 +67,9 @@ impl Balancer {
         let start = Start { path, config, metrics: Arc::new(Metrics::new()), open_files: 1024 };
         let mut sockets = Sockets::default();
         [traffic, admin].into_iter().for_each(|socket| sockets.add(socket).expect("a bound socket"));
-        let (calls, receiver) = channel(1);
+        let (commands, receiver) = channel(1);
         let running = tokio::spawn(server::run(start, sockets, receiver));
-        Self { address, admin: admin_address, calls, running }
+        Self { address, admin: admin_address, commands, running }
     }
 
     async fn ready(&self) {
@@ -143,12 +143,12 @@ async fn two_balancers_in_one_process_share_nothing() {
     assert!(state(0).expect("a state file").contains("ip-hash"));
     assert!(!state(1).expect("a state file").contains("ip-hash"));
 
-    one.calls.send(Call::Stop).await.expect("a running balancer");
+    one.commands.send(Command::Stop).await.expect("a running balancer");
     let ended = tokio::time::timeout(LIMIT, one.running).await.expect("it ends");
     ended.expect("no panic").expect("an orderly end");
     assert!(TcpStream::connect(one.address).is_err() && TcpStream::connect(one.admin).is_err(), "it is gone");
     assert!(ask(other.address, "GET", "/", "").await.ends_with("\r\n\r\nb"), "the other goes on");
     // Nobody can call it any more: that ends it as well.
-    drop(other.calls);
+    drop(other.commands);
     tokio::time::timeout(LIMIT, other.running).await.expect("it ends").expect("no panic").expect("an orderly end");
 }

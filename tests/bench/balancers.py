@@ -18,7 +18,7 @@ BOTH_CORES = {0, 1}
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 WORK = ROOT / "target" / "bench"
-MOST_BODY_BYTES = 67108864
+MAX_BODY_BYTES = 67108864
 START_SECONDS = 15
 
 # What a balancer's configuration says of requests where only one thing is done with all.
@@ -247,7 +247,7 @@ def evenkeel(setup, directory, port, tls_port, admin_port, threads, log, rules=F
     tls = f'tls = {{ name = "bench.test", ca = "{setup.ca}" }}' if setup.out else ""
     secured = f"""[[listener]]
 address = "127.0.0.1:{tls_port}"
-max_body_bytes = {MOST_BODY_BYTES}
+max_body_bytes = {MAX_BODY_BYTES}
 tls = {{ certificate = "{setup.certificate}", key = "{setup.key}" }}
 """ if accepts_tls else ""
     (directory / "evenkeel.toml").write_text(f"""
@@ -258,7 +258,7 @@ max_connections = 15000
 
 [[listener]]
 address = "127.0.0.1:{port}"
-max_body_bytes = {MOST_BODY_BYTES}
+max_body_bytes = {MAX_BODY_BYTES}
 
 {secured}
 [admin]
@@ -335,7 +335,7 @@ http {{
     client_header_timeout 10s;
     client_body_timeout 60s;
     send_timeout 60s;
-    client_max_body_size {MOST_BODY_BYTES};
+    client_max_body_size {MAX_BODY_BYTES};
     upstream app {{
 {servers}
         keepalive 1024;
@@ -459,7 +459,7 @@ frontend clients
 {to_log}
     bind 127.0.0.1:{port} backlog 4096
     bind 127.0.0.1:{tls_port} backlog 4096 ssl crt {setup.both} alpn h2,http/1.1
-    http-request deny deny_status 413 if {{ req.hdr_val(content-length) gt {MOST_BODY_BYTES} }}
+    http-request deny deny_status 413 if {{ req.hdr_val(content-length) gt {MAX_BODY_BYTES} }}
     http-request set-header X-Forwarded-For %[src]
     http-request set-header X-Forwarded-Proto https if {{ ssl_fc }}
     http-request set-header X-Forwarded-Proto http unless {{ ssl_fc }}

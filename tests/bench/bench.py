@@ -22,7 +22,7 @@ PACKAGES = ["nginx:nginx-light", "haproxy:haproxy", "wrk:wrk", "h2load:nghttp2-c
             "cc:build-essential", "cmake:cmake", "taskset:util-linux", "setpriv:util-linux"]
 PEERS = ["nginx", "haproxy", "envoy", "pingora-proxy"]
 # For the rounds; what is not done by then is left out and said.
-MOST_SECONDS = 540
+MAX_SECONDS = 540
 
 
 def arguments():
@@ -35,7 +35,7 @@ def arguments():
     parser.add_argument("--embedded", type=pathlib.Path, help="the example pingora-server, built already")
     parser.add_argument("--revision", default="as given by --binary", help="what to call that one")
     parser.add_argument("--write", action="store_true", help="write docs/performance.md even if this is not a whole run")
-    parser.add_argument("--most-seconds", type=int, default=MOST_SECONDS)
+    parser.add_argument("--max-seconds", type=int, default=MAX_SECONDS)
     return parser.parse_args()
 
 
@@ -184,7 +184,7 @@ class Run:
     def run(self):
         self.prepare()
         started = time.monotonic()
-        self.deadline = started + self.args.most_seconds
+        self.deadline = started + self.args.max_seconds
         self.load = os.getloadavg()
         if self.measures_idle:
             self.measure_idle()

@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MOST_CONNECTIONS = 1024, EVENTS = 256 };
+enum { MAX_CONNECTIONS = 1024, EVENTS = 256 };
 
 static double now(void)
 {
@@ -57,10 +57,10 @@ int main(int argc, char **argv)
 {
     if (argc != 5) return 2;
     int port = atoi(argv[1]), connections = atoi(argv[2]), seconds = atoi(argv[3]), size = atoi(argv[4]);
-    if (connections > MOST_CONNECTIONS || size > 125) return 2;
+    if (connections > MAX_CONNECTIONS || size > 125) return 2;
     int epoll = epoll_create1(0);
-    size_t received[MOST_CONNECTIONS] = {0};
-    int sockets[MOST_CONNECTIONS];
+    size_t received[MAX_CONNECTIONS] = {0};
+    int sockets[MAX_CONNECTIONS];
     char frame[6 + 125] = {(char)0x82, (char)(0x80 | size), 1, 2, 3, 4};
     unsigned long echoes = 0;
     for (int i = 0; i < connections; i++) {

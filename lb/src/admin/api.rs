@@ -25,8 +25,8 @@ use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, BackendAddress, Weight};
 use crate::config::toml::deadline;
 use crate::config::{BackendConfig, PoolConfig};
-use crate::control::kill::Drained;
-use crate::control::{ChangeError, Outcome, ReloadError, Terms, Wish};
+use crate::control::kill::DrainOutcome;
+use crate::control::{ChangeError, ChangeOptions, ChangeOutcome, ChangeRequest, ReloadError};
 use crate::shutdown::Phase;
 use crate::state::Persistence;
 
@@ -83,14 +83,14 @@ pub async fn algorithms(State(admin): State<Arc<Admin>>) -> Response {
 
 pub async fn switch_algorithm(
     State(admin): State<Arc<Admin>>,
-    terms: Terms,
+    options: ChangeOptions,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
     let wanted: SwitchAlgorithm = parse(&headers, body)?;
     let to: Algorithm = wanted.algorithm.parse().map_err(Problem::bad_request)?;
     let before = admin.control.snapshot().config.clone();
-    let outcome = change(&admin, Wish::Algorithm { pool: wanted.pool.clone(), to }, &terms).await?;
+    let outcome = change(&admin, ChangeRequest::Algorithm { pool: wanted.pool.clone(), to }, &options).await?;
     let previous = |pool: &PoolConfig| {
         let edited = outcome.edits.iter().find_map(|edit| match edit {
             Edit::Algorithm { pool: edited, before, .. } if *edited == pool.name => Some(*before),
@@ -102,7 +102,7 @@ pub async fn switch_algorithm(
         before.pools.iter().filter(|pool| wanted.pool.as_deref().is_none_or(|name| pool.name.as_str() == name));
     let pools: Vec<_> =
         wanted.map(|pool| json!({ "pool": pool.name, "previous": previous(pool), "current": to })).collect();
-    Ok(changed(&admin, StatusCode::OK, json!({ "version": outcome.version, "pools": pools }), &terms, &outcome).await)
+    Ok(changed(&admin, StatusCode::OK, json!({ "version": outcome.version, "pools": pools }), &options, &outcome).await)
 }
 
 pub async fn pools(State(admin): State<Arc<Admin>>) -> Response {
@@ -126,7 +126,7 @@ pub async fn pool(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> 
 pub async fn add_backend(
     State(admin): State<Arc<Admin>>,
     Path(pool): Path<String>,
-    terms: Terms,
+    options: ChangeOptions,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
@@ -138,15 +138,15 @@ pub async fn add_backend(
         max_connections: max_connections(wanted.max_connections)?,
         ..BackendConfig::new(address.clone())
     };
-    let outcome = change(&admin, Wish::AddBackend { pool: pool.clone(), backend }, &terms).await?;
-    let status = if terms.dry_run { StatusCode::OK } else { StatusCode::CREATED };
-    Ok(changed(&admin, status, backend_view(&admin, &pool, address.as_str()), &terms, &outcome).await)
+    let outcome = change(&admin, ChangeRequest::AddBackend { pool: pool.clone(), backend }, &options).await?;
+    let status = if options.dry_run { StatusCode::OK } else { StatusCode::CREATED };
+    Ok(changed(&admin, status, backend_view(&admin, &pool, address.as_str()), &options, &outcome).await)
 }
 
 pub async fn change_backend(
     State(admin): State<Arc<Admin>>,
     Path((pool, backend)): Path<(String, String)>,
-    terms: Terms,
+    options: ChangeOptions,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
@@ -156,46 +156,47 @@ pub async fn change_backend(
         return Err(Problem::bad_request("give a weight, a state or both"));
     }
     let leaving = find_backend(&admin, &pool, &backend);
-    let wish = Wish::ChangeBackend { pool: pool.clone(), backend: backend.clone(), weight, state };
-    let outcome = change(&admin, wish, &terms).await?;
-    let drained = at_deadline(&admin, &pool, leaving, &terms).await?;
-    let answer = Ended { answer: backend_view(&admin, &pool, &backend), drained };
-    Ok(changed(&admin, StatusCode::OK, answer, &terms, &outcome).await)
+    let request = ChangeRequest::ChangeBackend { pool: pool.clone(), backend: backend.clone(), weight, state };
+    let outcome = change(&admin, request, &options).await?;
+    let drained = at_deadline(&admin, &pool, leaving, &options).await?;
+    let answer = ChangedBackend { answer: backend_view(&admin, &pool, &backend), drained };
+    Ok(changed(&admin, StatusCode::OK, answer, &options, &outcome).await)
 }
 
 pub async fn remove_backend(
     State(admin): State<Arc<Admin>>,
     Path((pool, backend)): Path<(String, String)>,
-    terms: Terms,
+    options: ChangeOptions,
 ) -> Answer {
     let leaving = find_backend(&admin, &pool, &backend);
-    let outcome = change(&admin, Wish::RemoveBackend { pool: pool.clone(), backend: backend.clone() }, &terms).await?;
-    let drained = at_deadline(&admin, &pool, leaving, &terms).await?;
+    let outcome =
+        change(&admin, ChangeRequest::RemoveBackend { pool: pool.clone(), backend: backend.clone() }, &options).await?;
+    let drained = at_deadline(&admin, &pool, leaving, &options).await?;
     let (status, answer) = match backend_view(&admin, &pool, &backend) {
-        Some(_) if terms.dry_run => (StatusCode::OK, json!({ "removed": false })),
+        Some(_) if options.dry_run => (StatusCode::OK, json!({ "removed": false })),
         Some(left) => (StatusCode::ACCEPTED, json!({ "removed": false, "in_flight": left.in_flight() })),
         None => (StatusCode::OK, json!({ "removed": true })),
     };
-    Ok(changed(&admin, status, Ended { answer, drained }, &terms, &outcome).await)
+    Ok(changed(&admin, status, ChangedBackend { answer, drained }, &options, &outcome).await)
 }
 
 /// Ends what is open on a backend now. What is wanted of the backend stays.
 pub async fn kill(
     State(admin): State<Arc<Admin>>,
     Path((pool, address)): Path<(String, String)>,
-    terms: Terms,
+    options: ChangeOptions,
 ) -> Answer {
-    if terms.force || terms.deadline.is_some() || terms.if_match.is_some() {
+    if options.force || options.deadline.is_some() || options.if_match.is_some() {
         return Err(Problem::bad_request("a kill takes dry_run only"));
     }
     let backend = find_backend(&admin, &pool, &address).ok_or_else(|| {
         Problem::new(StatusCode::NOT_FOUND, format!("no pool \"{pool}\" has a backend {address}: GET /admin/pools"))
     })?;
-    let answer = if terms.dry_run {
+    let answer = if options.dry_run {
         let effect = format!("{address}: what is open now would be killed, {} in flight", backend.in_flight());
         json!({ "killed": 0, "in_flight": backend.in_flight(), "dry_run": true, "effects": [effect] })
     } else {
-        let killed = admin.control.kill(&pool, &backend, &terms.author).await;
+        let killed = admin.control.kill(&pool, &backend, &options.author).await;
         json!({ "killed": killed, "in_flight": backend.in_flight() })
     };
     Ok(Json(answer).into_response())
@@ -208,23 +209,23 @@ pub async fn changes(State(admin): State<Arc<Admin>>) -> Response {
     Json(json!({ "changes": changes })).into_response()
 }
 
-pub async fn undo(State(admin): State<Arc<Admin>>, Path(id): Path<String>, terms: Terms) -> Answer {
+pub async fn undo(State(admin): State<Arc<Admin>>, Path(id): Path<String>, options: ChangeOptions) -> Answer {
     let id = id.parse().map_err(|_| Problem::bad_request(format!("\"{id}\" is no id of a change: write a number")))?;
-    let outcome = change(&admin, Wish::Undo(id), &terms).await?;
-    Ok(changed(&admin, StatusCode::OK, json!({ "version": outcome.version }), &terms, &outcome).await)
+    let outcome = change(&admin, ChangeRequest::Undo(id), &options).await?;
+    Ok(changed(&admin, StatusCode::OK, json!({ "version": outcome.version }), &options, &outcome).await)
 }
 
 /// Back to the file, in one pool or in all.
 pub async fn reset(
     State(admin): State<Arc<Admin>>,
-    terms: Terms,
+    options: ChangeOptions,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
     let has_body = body.as_ref().map_or(true, |body| !body.is_empty());
     let wanted: Reset = if has_body { parse(&headers, body)? } else { Reset::default() };
-    let outcome = change(&admin, Wish::Reset { pool: wanted.pool }, &terms).await?;
-    Ok(changed(&admin, StatusCode::OK, json!({ "version": outcome.version }), &terms, &outcome).await)
+    let outcome = change(&admin, ChangeRequest::Reset { pool: wanted.pool }, &options).await?;
+    Ok(changed(&admin, StatusCode::OK, json!({ "version": outcome.version }), &options, &outcome).await)
 }
 
 /// What is in force and not in the configuration file.
@@ -237,16 +238,16 @@ pub async fn drift(State(admin): State<Arc<Admin>>) -> Response {
     Json(answer).into_response()
 }
 
-pub async fn reload(State(admin): State<Arc<Admin>>, terms: Terms) -> Answer {
-    if terms.deadline.is_some() {
+pub async fn reload(State(admin): State<Arc<Admin>>, options: ChangeOptions) -> Answer {
+    if options.deadline.is_some() {
         return Err(Problem::bad_request("a reload has no deadline"));
     }
-    let (control, dry_run) = (Arc::clone(&admin.control), terms.dry_run);
+    let (control, dry_run) = (Arc::clone(&admin.control), options.dry_run);
     // A task of its own, which goes on and tells in the log how it ended when nobody waits any more.
     let reloading = tokio::spawn(async move {
         let reload = move || match dry_run {
-            true => control.reload(terms.author, true),
-            false => control.reload_and_log(terms.author),
+            true => control.reload(options.author, true),
+            false => control.reload_and_log(options.author),
         };
         let reloaded = tokio::task::spawn_blocking(reload).await;
         reloaded.map_err(|_| Problem::internal())?.map_err(|error| match error {
@@ -334,8 +335,8 @@ async fn changed(
     admin: &Admin,
     status: StatusCode,
     answer: impl Serialize,
-    terms: &Terms,
-    outcome: &Outcome,
+    options: &ChangeOptions,
+    outcome: &ChangeOutcome,
 ) -> Response {
     #[derive(Serialize)]
     struct Changed<'a, T> {
@@ -352,7 +353,7 @@ async fn changed(
     let answer = Changed {
         answer,
         change: outcome.change.as_ref().map(|change| change.id),
-        dry_run: terms.dry_run,
+        dry_run: options.dry_run,
         edits: &outcome.edits,
         effects: &outcome.effects,
         warnings: &outcome.warnings,
@@ -383,11 +384,11 @@ fn with_etag(mut response: Response, etag: &str) -> Response {
 
 /// What was made of a backend, and how it ended, if there was a deadline.
 #[derive(Serialize)]
-struct Ended<T> {
+struct ChangedBackend<T> {
     #[serde(flatten)]
     answer: T,
     #[serde(flatten)]
-    drained: Option<Drained>,
+    drained: Option<DrainOutcome>,
 }
 
 /// Waits until a backend that was taken out has finished, or its deadline has passed. Goes on when nobody waits any more.
@@ -395,9 +396,9 @@ async fn at_deadline(
     admin: &Admin,
     pool: &str,
     backend: Option<Arc<Backend>>,
-    terms: &Terms,
-) -> Result<Option<Drained>, Problem> {
-    let (Some(after), Some(backend), false) = (terms.deadline, backend, terms.dry_run) else { return Ok(None) };
+    options: &ChangeOptions,
+) -> Result<Option<DrainOutcome>, Problem> {
+    let (Some(after), Some(backend), false) = (options.deadline, backend, options.dry_run) else { return Ok(None) };
     let deadline = clock::now() + after;
     backend.set_deadline(Some(deadline));
     // Whoever makes it active from here on ends the deadline.
@@ -406,7 +407,7 @@ async fn at_deadline(
     if find_member(admin, pool, backend.address.as_str()).is_some_and(is_active) {
         backend.set_deadline(None);
     }
-    let (control, pool, author) = (Arc::clone(&admin.control), pool.to_owned(), terms.author.clone());
+    let (control, pool, author) = (Arc::clone(&admin.control), pool.to_owned(), options.author.clone());
     let waiting = tokio::spawn(async move {
         let drained = control.kill_at(deadline, &pool, &backend, &author).await;
         let _ = tokio::task::spawn_blocking(move || control.drop_drained()).await;
@@ -428,20 +429,20 @@ fn find_member(admin: &Admin, pool: &str, address: &str) -> Option<(Arc<Backend>
 }
 
 /// Makes a change where it may take its time.
-async fn change(admin: &Admin, wish: Wish, terms: &Terms) -> Result<Outcome, Problem> {
-    let takes_out = match &wish {
-        Wish::RemoveBackend { .. } => true,
-        Wish::ChangeBackend { state, .. } => state.is_some_and(|state| state != AdminState::Active),
+async fn change(admin: &Admin, request: ChangeRequest, options: &ChangeOptions) -> Result<ChangeOutcome, Problem> {
+    let takes_out = match &request {
+        ChangeRequest::RemoveBackend { .. } => true,
+        ChangeRequest::ChangeBackend { state, .. } => state.is_some_and(|state| state != AdminState::Active),
         _ => false,
     };
-    if terms.deadline.is_some() && !takes_out {
+    if options.deadline.is_some() && !takes_out {
         return Err(Problem::bad_request(
             "deadline is for what takes a backend out: DELETE, or PATCH with the state draining or down",
         ));
     }
-    let (control, terms) = (Arc::clone(&admin.control), terms.clone());
+    let (control, options) = (Arc::clone(&admin.control), options.clone());
     let making = tokio::task::spawn_blocking(move || {
-        let outcome = control.make(&wish, &terms)?;
+        let outcome = control.make(&request, &options)?;
         // Who has nothing in flight has left before this is answered.
         control.drop_drained();
         Ok::<_, ChangeError>(outcome)
@@ -450,7 +451,7 @@ async fn change(admin: &Admin, wish: Wish, terms: &Terms) -> Result<Outcome, Pro
 }
 
 /// By the query `dry_run`, `force` and `deadline`, and the field `If-Match`.
-impl FromRequestParts<Arc<Admin>> for Terms {
+impl FromRequestParts<Arc<Admin>> for ChangeOptions {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &Arc<Admin>) -> Result<Self, Problem> {
@@ -543,7 +544,7 @@ impl From<ChangeError> for Problem {
             ChangeError::Exists { .. }
             | ChangeError::Reload { .. }
             | ChangeError::Superseded { .. }
-            | ChangeError::NobodyLeft { .. } => StatusCode::CONFLICT,
+            | ChangeError::NoActiveBackend { .. } => StatusCode::CONFLICT,
             ChangeError::NoMatch => StatusCode::PRECONDITION_FAILED,
         };
         Self::new(status, error.to_string())

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use ureq::http::{Method, Request, Response};
 use ureq::{Agent, Body};
 
-use super::How;
+use super::ChangeArgs;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -52,7 +52,7 @@ pub type Result<T> = std::result::Result<T, AdminError>;
 /// What all changes are answered with.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct Told {
+pub struct ChangeResponse {
     pub dry_run: bool,
     pub edits: Vec<Edit>,
     pub effects: Vec<String>,
@@ -187,7 +187,7 @@ pub struct PoolAlgorithm {
 pub struct Switches {
     pub pools: Vec<Switch>,
     #[serde(flatten)]
-    pub told: Told,
+    pub told: ChangeResponse,
 }
 
 /// A backend that was added or changed.
@@ -201,7 +201,7 @@ pub struct Changed {
     /// False when the change was undone before the deadline.
     pub finished: Option<bool>,
     #[serde(flatten)]
-    pub told: Told,
+    pub told: ChangeResponse,
 }
 
 /// What a kill has cost.
@@ -225,7 +225,7 @@ pub struct Removal {
     pub killed: Option<usize>,
     pub finished: Option<bool>,
     #[serde(flatten)]
-    pub told: Told,
+    pub told: ChangeResponse,
 }
 
 #[derive(Debug, Deserialize)]
@@ -254,29 +254,29 @@ impl Client {
         self.call(Method::GET, "/admin/algorithm", None)
     }
 
-    pub fn switch_algorithm(&self, algorithm: &str, pool: Option<&str>, how: How) -> Result<Switches> {
+    pub fn switch_algorithm(&self, algorithm: &str, pool: Option<&str>, args: ChangeArgs) -> Result<Switches> {
         let mut wanted = json!({ "algorithm": algorithm });
         if let Some(pool) = pool {
             wanted["pool"] = pool.into();
         }
-        self.change(Method::POST, "/admin/algorithm", Some(&wanted), how)
+        self.change(Method::POST, "/admin/algorithm", Some(&wanted), args)
     }
 
-    pub fn add_backend(&self, pool: &str, backend: &Value, how: How) -> Result<Changed> {
-        self.change(Method::POST, &format!("/admin/pools/{}/backends", encoded(pool)), Some(backend), how)
+    pub fn add_backend(&self, pool: &str, backend: &Value, args: ChangeArgs) -> Result<Changed> {
+        self.change(Method::POST, &format!("/admin/pools/{}/backends", encoded(pool)), Some(backend), args)
     }
 
-    pub fn change_backend(&self, pool: &str, address: &str, change: &Value, how: How) -> Result<Changed> {
-        self.change(Method::PATCH, &backend_path(pool, address), Some(change), how)
+    pub fn change_backend(&self, pool: &str, address: &str, change: &Value, args: ChangeArgs) -> Result<Changed> {
+        self.change(Method::PATCH, &backend_path(pool, address), Some(change), args)
     }
 
-    pub fn remove_backend(&self, pool: &str, address: &str, how: How) -> Result<Removal> {
-        self.change(Method::DELETE, &backend_path(pool, address), None, how)
+    pub fn remove_backend(&self, pool: &str, address: &str, args: ChangeArgs) -> Result<Removal> {
+        self.change(Method::DELETE, &backend_path(pool, address), None, args)
     }
 
     pub fn kill(&self, pool: &str, address: &str, dry_run: bool) -> Result<Killed> {
-        let how = How { dry_run, ..How::default() };
-        self.change(Method::POST, &format!("{}/kill", backend_path(pool, address)), None, how)
+        let args = ChangeArgs { dry_run, ..ChangeArgs::default() };
+        self.change(Method::POST, &format!("{}/kill", backend_path(pool, address)), None, args)
     }
 
     pub fn changes(&self) -> Result<Changes> {
@@ -287,17 +287,17 @@ impl Client {
         self.call(Method::GET, "/admin/drift", None)
     }
 
-    pub fn undo(&self, id: u64, how: How) -> Result<Told> {
-        self.change(Method::POST, &format!("/admin/changes/{id}/undo"), None, how)
+    pub fn undo(&self, id: u64, args: ChangeArgs) -> Result<ChangeResponse> {
+        self.change(Method::POST, &format!("/admin/changes/{id}/undo"), None, args)
     }
 
-    pub fn reset(&self, pool: Option<&str>, how: How) -> Result<Told> {
+    pub fn reset(&self, pool: Option<&str>, args: ChangeArgs) -> Result<ChangeResponse> {
         let wanted = pool.map(|pool| json!({ "pool": pool }));
-        self.change(Method::POST, "/admin/reset", wanted.as_ref(), how)
+        self.change(Method::POST, "/admin/reset", wanted.as_ref(), args)
     }
 
     pub fn reload(&self, dry_run: bool) -> Result<Reloaded> {
-        self.change(Method::POST, "/admin/reload", None, How { dry_run, ..How::default() })
+        self.change(Method::POST, "/admin/reload", None, ChangeArgs { dry_run, ..ChangeArgs::default() })
     }
 
     /// The word that a balancer ready for traffic says.
@@ -311,16 +311,22 @@ impl Client {
         }
     }
 
-    fn change<T: DeserializeOwned>(&self, method: Method, path: &str, wanted: Option<&Value>, how: How) -> Result<T> {
+    fn change<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        wanted: Option<&Value>,
+        args: ChangeArgs,
+    ) -> Result<T> {
         let options = [
-            how.dry_run.then(|| "dry_run=true".to_owned()),
-            how.force.then(|| "force=true".to_owned()),
-            how.deadline.map(|deadline| format!("deadline={}ms", deadline.as_millis())),
+            args.dry_run.then(|| "dry_run=true".to_owned()),
+            args.force.then(|| "force=true".to_owned()),
+            args.deadline.map(|deadline| format!("deadline={}ms", deadline.as_millis())),
         ];
         let options: Vec<_> = options.into_iter().flatten().collect();
         let query = if options.is_empty() { String::new() } else { format!("?{}", options.join("&")) };
         let path = format!("{path}{query}");
-        match how.deadline {
+        match args.deadline {
             // It is answered when the deadline has passed, if not before.
             Some(deadline) => self.call_with(&agent(TIMEOUT + deadline), method, &path, wanted),
             None => self.call(method, &path, wanted),

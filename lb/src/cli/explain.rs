@@ -31,7 +31,7 @@ use crate::site::{RouteId, Site};
 
 /// What of a request is not in its line.
 #[derive(Debug, Args)]
-pub struct Asked {
+pub struct RequestArgs {
     /// A field of the request, such as 'Cookie: tier=gold'; may be given several times
     #[arg(long, value_name = "NAME: VALUE", requires = "explain")]
     header: Vec<String>,
@@ -45,7 +45,7 @@ pub struct Asked {
 }
 
 /// A request as the command line has it.
-struct Asks<'a> {
+struct RequestLine<'a> {
     method: &'a str,
     is_https: bool,
     authority: &'a str,
@@ -56,7 +56,7 @@ struct Asks<'a> {
 /// Of a content, no more is shown.
 const MAX_SHOWN_BYTES: usize = 200;
 
-pub fn explain(file: &Path, request: &str, asked: &Asked, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+pub fn explain(file: &Path, request: &str, asked: &RequestArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let checked = match toml::load(file) {
         Ok(checked) => checked,
         Err(problems) => return Ok(super::report(file, &problems)),
@@ -64,7 +64,7 @@ pub fn explain(file: &Path, request: &str, asked: &Asked, out: &mut dyn Write) -
     let mut config = checked.config.clone();
     // Nothing outside is touched: no state is read or written, and no line is logged.
     config.state.file = None;
-    let asks = Asks::parse(request)?;
+    let asks = RequestLine::parse(request)?;
     let place = listener(&config, &asks, asked.listener.as_deref())?;
     let client = asked_by(&config.listeners[place], asked.client)?;
     let head = asks.head(&asked.header)?;
@@ -77,7 +77,7 @@ pub fn explain(file: &Path, request: &str, asked: &Asked, out: &mut dyn Write) -
     Ok(ExitCode::SUCCESS)
 }
 
-impl<'a> Asks<'a> {
+impl<'a> RequestLine<'a> {
     /// Reads `GET https://host:port/path?query`; without a method it is GET.
     fn parse(request: &'a str) -> anyhow::Result<Self> {
         let (method, url) = match request.trim().split_once(' ') {
@@ -120,7 +120,7 @@ impl<'a> Asks<'a> {
 }
 
 /// The place of the listener that is meant.
-fn listener(config: &Config, asks: &Asks<'_>, name: Option<&str>) -> anyhow::Result<usize> {
+fn listener(config: &Config, asks: &RequestLine<'_>, name: Option<&str>) -> anyhow::Result<usize> {
     let position = |fits: &dyn Fn(&ListenerConfig) -> bool| config.listeners.iter().position(fits);
     if let Some(name) = name {
         let names: Vec<_> = config.listeners.iter().map(|listener| listener.name.as_str()).collect();

@@ -35,7 +35,7 @@ pub struct SiteConfig {
     pub routes: Vec<RouteConfig>,
     /// What holds where no route fits.
     pub fallback: Rules,
-    pub place: Origin,
+    pub place: SourceLocation,
 }
 
 /// Name of a listener: 1 to 64 visible ASCII characters. Its address unless it is given another.
@@ -55,7 +55,7 @@ pub struct RouteConfig {
     pub internal: bool,
     pub action: Action,
     pub rules: Rules,
-    pub place: Origin,
+    pub place: SourceLocation,
 }
 
 /// Name of a route, which metrics, logs and explanations show; unique but for the routes that a site has from less
@@ -146,7 +146,7 @@ pub struct Rules {
     /// `None`: as `[access_log]` says. An empty list: off.
     pub access_log: Option<Vec<AccessLogRule>>,
     #[serde(skip)]
-    pub origins: Origins,
+    pub origins: SourceLocations,
 }
 
 /// What path and query a backend is asked for.
@@ -201,12 +201,12 @@ pub enum Edit {
 pub struct Text {
     pub value: Value,
     /// What is shown in its place.
-    pub shown: Option<Shown>,
+    pub shown: Option<SecretSource>,
 }
 
 /// Where a secret comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Shown {
+pub enum SecretSource {
     /// A file, without the line ending at its end.
     File(PathBuf),
     /// Text with variables of the environment, as it was written.
@@ -395,7 +395,7 @@ pub struct Share(u32);
 
 /// Where something was said. No part of what a configuration is: two that differ in places only are equal.
 #[derive(Debug, Clone)]
-pub struct Origin {
+pub struct SourceLocation {
     pub file: Arc<Path>,
     /// Counted from 1.
     pub line: usize,
@@ -403,7 +403,7 @@ pub struct Origin {
 
 /// Which line said each key of some rules; what is not there is a default. Equal to every other.
 #[derive(Debug, Clone, Default)]
-pub struct Origins(Vec<(&'static str, Origin)>);
+pub struct SourceLocations(Vec<(&'static str, SourceLocation)>);
 
 impl SiteConfig {
     /// The sites that the top-level routes are short for, one for each of their hosts. Where a host has no route for a
@@ -459,7 +459,7 @@ impl SiteConfig {
             });
             let changes = rules.request_headers.changes.iter().chain(&rules.response_headers);
             pages.chain(changes.filter_map(|change| match &change.value.shown {
-                Some(Shown::File(file)) => Some(file.as_path()),
+                Some(SecretSource::File(file)) => Some(file.as_path()),
                 _ => None,
             }))
         })
@@ -591,38 +591,38 @@ impl Share {
     }
 }
 
-impl Origins {
+impl SourceLocations {
     /// Notes who said a key, in place of who said it before.
-    pub fn note(&mut self, key: &'static str, origin: Origin) {
+    pub fn note(&mut self, key: &'static str, origin: SourceLocation) {
         self.0.retain(|(known, _)| *known != key);
         self.0.push((key, origin));
     }
 
     /// `None`: it is the default.
-    pub fn of(&self, key: &str) -> Option<&Origin> {
+    pub fn of(&self, key: &str) -> Option<&SourceLocation> {
         self.0.iter().find(|(known, _)| *known == key).map(|(_, origin)| origin)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Origin)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &SourceLocation)> {
         self.0.iter().map(|(key, origin)| (*key, origin))
     }
 }
 
-impl PartialEq for Origin {
+impl PartialEq for SourceLocation {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl Eq for Origin {}
+impl Eq for SourceLocation {}
 
-impl PartialEq for Origins {
+impl PartialEq for SourceLocations {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for SourceLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file.display(), self.line)
     }
@@ -709,12 +709,12 @@ impl Serialize for JumpTo {
 impl Serialize for Text {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match &self.shown {
-            Some(Shown::File(file)) => {
+            Some(SecretSource::File(file)) => {
                 let mut map = serializer.serialize_map(Some(1))?;
                 map.serialize_entry("file", file)?;
                 map.end()
             }
-            Some(Shown::Written(text)) => serializer.serialize_str(text),
+            Some(SecretSource::Written(text)) => serializer.serialize_str(text),
             None => self.value.serialize(serializer),
         }
     }

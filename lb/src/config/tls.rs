@@ -48,12 +48,12 @@ pub struct Certificates {
     #[serde(flatten)]
     pub one: Option<Pair>,
     #[serde(rename = "certificates", skip_serializing_if = "Option::is_none")]
-    pub others: Option<Others>,
+    pub others: Option<AdditionalCertificates>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
-pub enum Others {
+pub enum AdditionalCertificates {
     Listed(Vec<Pair>),
     /// All in a folder, whatever is there when it is read.
     Folder(PathBuf),
@@ -147,8 +147,8 @@ impl Certificates {
     /// The pairs that there are. Those of a folder are in the order of their names.
     pub fn pairs(&self) -> io::Result<Vec<Pair>> {
         let others = match &self.others {
-            Some(Others::Listed(pairs)) => pairs.clone(),
-            Some(Others::Folder(folder)) => in_folder(folder)?,
+            Some(AdditionalCertificates::Listed(pairs)) => pairs.clone(),
+            Some(AdditionalCertificates::Folder(folder)) => in_folder(folder)?,
             None => Vec::new(),
         };
         Ok(self.one.iter().cloned().chain(others).collect())
@@ -157,7 +157,7 @@ impl Certificates {
     /// The folder, if there is one.
     pub fn folder(&self) -> Option<&Path> {
         match &self.others {
-            Some(Others::Folder(folder)) => Some(folder),
+            Some(AdditionalCertificates::Folder(folder)) => Some(folder),
             _ => None,
         }
     }

@@ -37,13 +37,13 @@ use super::{
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::{AdminState, SocketAddress};
 use crate::config::route::{HostPattern, PathPrefix};
-use crate::config::site::{ListenerName, Origin};
+use crate::config::site::{ListenerName, SourceLocation};
 use crate::config::tls::TlsConfig;
 use crate::config::transport::{BackendTls, ProxyProtocol, TransportConfig, Trust};
 use crate::message::limits::{self, AmbiguousNames, NonAsciiTargets};
 use environment::Replaced;
 use reader::{Reader, Section};
-use rules::Surroundings;
+use rules::References;
 use sources::{Parsed, Sources};
 use template::Template;
 use tls::{Named, Pinnable};
@@ -155,7 +155,7 @@ impl Checked {
     }
 
     /// Which line says a setting of a section: of a listener, a pool, or `[access_log]`. `None`: it is a default.
-    pub fn origin(&self, section: Subject, key: &str) -> Option<Origin> {
+    pub fn origin(&self, section: Subject, key: &str) -> Option<SourceLocation> {
         let parsed = self.sources.parse();
         let tables = tables(&self.sources, &parsed);
         let (list, index) = match section {
@@ -176,7 +176,7 @@ impl Checked {
         let (key, _) = element.as_table()?.get_key_value(key)?;
         let place = start + key.span().start;
         let file = Arc::clone(&self.sources.source(place).file);
-        Some(Origin { file, line: self.sources.position(place).line })
+        Some(SourceLocation { file, line: self.sources.position(place).line })
     }
 
     /// The files that it was read from.
@@ -276,9 +276,9 @@ impl<'t> Reader<'t> {
         let routes = self.routes(roots, &names);
         let listeners: Option<Vec<_>> = listeners.map(|all| all.into_iter().map(|(listener, _)| listener).collect());
         let sites = {
-            let surroundings =
-                Surroundings { pools: &names, listeners: &named, tables: &values, access_log: access_log.as_ref() };
-            self.sites(roots, routes.as_deref().unwrap_or_default(), &surroundings)
+            let references =
+                References { pools: &names, listeners: &named, tables: &values, access_log: access_log.as_ref() };
+            self.sites(roots, routes.as_deref().unwrap_or_default(), &references)
         };
         let (mut listeners, sites) = (listeners?, sites?);
         tls::pin(&mut listeners, &named, routes.as_deref().unwrap_or_default(), &sites);

@@ -83,7 +83,7 @@ impl BackendTls {
                 let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
                 verifier.build().map_err(|e| e.to_string())?
             }
-            false => Arc::new(Anybody(algorithms)),
+            false => Arc::new(AcceptAnyCertificate(algorithms)),
         });
         let mut client = match &self.trust.key {
             Some(key) => {
@@ -115,9 +115,9 @@ pub fn system_roots() -> Result<Arc<[CertificateDer<'static>]>, String> {
 
 /// Takes every certificate whose key the peer has.
 #[derive(Debug)]
-struct Anybody(WebPkiSupportedAlgorithms);
+struct AcceptAnyCertificate(WebPkiSupportedAlgorithms);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::Wish;
+use super::ChangeRequest;
 use crate::backend::Status;
 use crate::change::{BackendSettings, Edit, Edits};
 use crate::config::advice;
@@ -31,7 +31,7 @@ pub fn of(edits: &Edits, before: &Snapshot, after: &Config, deadline: Option<Dur
 }
 
 /// What was wished and means nothing.
-pub fn ignored(wish: &Wish, edits: &Edits, after: &Config) -> Vec<String> {
+pub fn ignored(request: &ChangeRequest, edits: &Edits, after: &Config) -> Vec<String> {
     let mut told = Vec::new();
     for pool in &after.pools {
         let touched = edits.iter().any(|edit| edit.pool() == &pool.name);
@@ -42,10 +42,10 @@ pub fn ignored(wish: &Wish, edits: &Edits, after: &Config) -> Vec<String> {
             told.extend(advice::no_active_backend(after, pool));
         }
     }
-    if let Wish::AddBackend { backend, .. } = wish {
+    if let ChangeRequest::AddBackend { backend, .. } = request {
         told.extend(advice::own_address(after, &backend.address).map(|(_, message)| message));
     }
-    if let Wish::ChangeBackend { pool, backend, .. } = wish
+    if let ChangeRequest::ChangeBackend { pool, backend, .. } = request
         && let Some(pool) = after.pools.iter().find(|p| p.name.as_str() == pool)
         && pool.backends.iter().any(|b| b.address.as_str() == backend && b.state == AdminState::Removing)
     {
@@ -59,7 +59,12 @@ pub fn ignored(wish: &Wish, edits: &Edits, after: &Config) -> Vec<String> {
 
 /// The pool in which only backends whose health is bad would be left, and what would happen then. Without any active
 /// backend at all it is what the operator wants.
-pub fn nobody_left(edits: &Edits, before: &Snapshot, after: &Config, now: Instant) -> Option<(PoolName, String)> {
+pub fn leaves_no_active_backend(
+    edits: &Edits,
+    before: &Snapshot,
+    after: &Config,
+    now: Instant,
+) -> Option<(PoolName, String)> {
     pools_of(edits, before, after).find_map(|(pool, config)| {
         let (usable_now, _) = left(pool, before.config.pools.iter().find(|p| p.name == pool.name)?, now);
         let (usable, active) = left(pool, config, now);

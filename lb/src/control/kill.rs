@@ -18,7 +18,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How a backend that was taken out with a deadline has ended.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct Drained {
+pub struct DrainOutcome {
     /// False when it was made active again, or another deadline took the place of this one.
     pub finished: bool,
     /// How many exchanges were killed at the deadline.
@@ -26,15 +26,15 @@ pub struct Drained {
 }
 
 /// Dropped by each thread that carries traffic once its tasks have looked whether they are meant.
-pub type Done = mpsc::Sender<()>;
+pub type ThreadDone = mpsc::Sender<()>;
 
 /// The threads that carry traffic.
 #[derive(Debug, Default)]
-pub struct Threads(Mutex<Vec<mpsc::UnboundedSender<Done>>>);
+pub struct Threads(Mutex<Vec<mpsc::UnboundedSender<ThreadDone>>>);
 
 impl Control {
     /// Tells of each kill, one thread. All tasks that carry exchanges then have to look whether theirs is meant.
-    pub fn kills(&self) -> mpsc::UnboundedReceiver<Done> {
+    pub fn kills(&self) -> mpsc::UnboundedReceiver<ThreadDone> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.threads.0.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
         receiver
@@ -60,8 +60,14 @@ impl Control {
 
     /// Waits until a backend that has been taken out has finished: nothing is open on it, and its sticky clients are not
     /// sent there any more. At `deadline` it ends both.
-    pub async fn kill_at(&self, deadline: Instant, pool: &str, backend: &Arc<Backend>, author: &Author) -> Drained {
-        const PENDING: Drained = Drained { finished: false, killed: 0 };
+    pub async fn kill_at(
+        &self,
+        deadline: Instant,
+        pool: &str,
+        backend: &Arc<Backend>,
+        author: &Author,
+    ) -> DrainOutcome {
+        const PENDING: DrainOutcome = DrainOutcome { finished: false, killed: 0 };
         loop {
             if backend.deadline() != Some(deadline) {
                 return PENDING;
@@ -78,7 +84,7 @@ impl Control {
                     pool.refresh(now);
                 }
                 let killed = if backend.in_flight() > 0 { self.kill(pool, backend, author).await } else { 0 };
-                return Drained { finished: true, killed };
+                return DrainOutcome { finished: true, killed };
             }
             tokio::time::sleep(left.min(POLL_INTERVAL)).await;
         }

@@ -12,7 +12,8 @@ use crate::config::site::ListenerName;
 pub trait Resources: Send + Sync {
     /// Gets what `wanted` needs and `running` has not. `is_trial`: it is only to be found out whether that can be done, and
     /// nobody may notice. What was got is given back when it is dropped. One call at a time, each with its commit.
-    fn prepare(&self, running: &Config, wanted: &Config, is_trial: bool) -> Result<Obtained, Vec<Unavailable>>;
+    fn prepare(&self, running: &Config, wanted: &Config, is_trial: bool)
+    -> Result<PreparedResources, Vec<Unavailable>>;
 
     /// The certificates that clients get now.
     fn certificates(&self) -> Vec<ListenerCertificate>;
@@ -30,7 +31,7 @@ pub struct ListenerCertificate {
 }
 
 /// What was got. Nothing that could fail is left to do.
-pub struct Obtained {
+pub struct PreparedResources {
     /// What is other than before and no setting tells, such as a certificate whose file has another content.
     pub changes: Vec<String>,
     /// What was asked for and cannot be had in full.

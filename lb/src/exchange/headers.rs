@@ -63,7 +63,7 @@ pub struct ClientCertificate {
 
 /// A request's connection, and what a trusted proxy says of the client before it.
 #[derive(Debug, Clone, Copy)]
-pub struct Origin<'a> {
+pub struct RequestOrigin<'a> {
     pub peer: &'a Peer,
     pub is_tls: bool,
     /// As the client named it, port and all.
@@ -112,7 +112,7 @@ pub struct Forwarding<'a> {
     pub prefix: Option<&'a str>,
     /// What was told and believed: the client, then the proxies after it, without the peer.
     chain: Vec<IpAddr>,
-    origin: Origin<'a>,
+    origin: RequestOrigin<'a>,
 }
 
 /// One client among those that the claims name.
@@ -125,7 +125,7 @@ struct ClientClaim<'a> {
 }
 
 impl<'a> Forwarding<'a> {
-    pub fn new(origin: Origin<'a>, trusted: &TrustedPeers) -> Self {
+    pub fn new(origin: RequestOrigin<'a>, trusted: &TrustedPeers) -> Self {
         let mut chain = Vec::new();
         let peer = origin.peer.address;
         let is_believed = trusted.contains(peer);
@@ -330,7 +330,7 @@ impl From<IpAddr> for Peer {
     }
 }
 
-impl Origin<'_> {
+impl RequestOrigin<'_> {
     fn scheme(&self) -> &'static str {
         if self.is_tls { "https" } else { "http" }
     }
@@ -488,8 +488,8 @@ mod tests {
         Peer::from(ip(address))
     }
 
-    fn origin<'a>(peer: &'a Peer, claims: &'a ProxyClaims<'a>) -> Origin<'a> {
-        Origin { peer, is_tls: false, host: HOST, claims }
+    fn origin<'a>(peer: &'a Peer, claims: &'a ProxyClaims<'a>) -> RequestOrigin<'a> {
+        RequestOrigin { peer, is_tls: false, host: HOST, claims }
     }
 
     fn x_forwarded<'a>(addresses: &'a [u8], proto: &'a str, host: &'a str) -> ProxyClaims<'a> {

@@ -20,7 +20,7 @@ use crate::value::pattern::Groups;
 use crate::value::request::{FieldKey, argument, cookie};
 use crate::value::table::Tables;
 use crate::value::variable::{GroupOf, Variable};
-use crate::value::{Facts, Known, Presence};
+use crate::value::{Facts, Presence, VariableText};
 
 /// The facts of one request, borrowed from where they lie.
 #[derive(Clone, Copy)]
@@ -115,41 +115,41 @@ impl<'a> RequestFacts<'a> {
 }
 
 impl Facts for RequestFacts<'_> {
-    fn find(&self, variable: &Variable) -> Known<'_> {
+    fn find(&self, variable: &Variable) -> VariableText<'_> {
         let forwarded = &self.of.forwarded;
         let one = |name| match self.head.fields().values(self.from_client, name).nth(1) {
-            Some(_) => Known::Made,
+            Some(_) => VariableText::Made,
             None => some(self.head.fields().value(self.from_client, name)),
         };
         let tls = || self.of.peer.tls.as_deref();
         let certificate = || self.of.peer.client_certificate();
         match variable {
             Variable::Host => match self.host() {
-                Some(host) if host.iter().any(u8::is_ascii_uppercase) => Known::Made,
+                Some(host) if host.iter().any(u8::is_ascii_uppercase) => VariableText::Made,
                 host => some(host),
             },
             Variable::Args => some(self.query()),
             Variable::IsArgs => {
-                Known::Here(if self.query().is_some_and(|query| !query.is_empty()) { b"?" } else { b"" })
+                VariableText::Here(if self.query().is_some_and(|query| !query.is_empty()) { b"?" } else { b"" })
             }
-            Variable::Uri => Known::Here(self.path),
+            Variable::Uri => VariableText::Here(self.path),
             Variable::RequestUri if self.head.form() == TargetForm::Origin => {
-                Known::Here(self.head.path_and_query(self.from_client))
+                VariableText::Here(self.head.path_and_query(self.from_client))
             }
-            Variable::RequestMethod if self.of.state.is_get => Known::Here(b"GET"),
-            Variable::RequestMethod => Known::Here(self.head.method_token(self.from_client)),
-            Variable::Scheme => Known::Here(forwarded.proto().as_bytes()),
+            Variable::RequestMethod if self.of.state.is_get => VariableText::Here(b"GET"),
+            Variable::RequestMethod => VariableText::Here(self.head.method_token(self.from_client)),
+            Variable::Scheme => VariableText::Here(forwarded.proto().as_bytes()),
             Variable::ServerName => some(self.place.and_then(|(site, _)| site.config.hosts.first()).and_then(name_of)),
-            Variable::RemoteAddr => Known::Here(forwarded.client_text(self.text)),
-            Variable::RequestId => Known::Here(forwarded.request_id(self.text)),
-            Variable::ServerProtocol => Known::Here(match (self.of.is_stream, self.head.version()) {
+            Variable::RemoteAddr => VariableText::Here(forwarded.client_text(self.text)),
+            Variable::RequestId => VariableText::Here(forwarded.request_id(self.text)),
+            Variable::ServerProtocol => VariableText::Here(match (self.of.is_stream, self.head.version()) {
                 (true, _) => b"HTTP/2.0",
                 (_, Version::Http10) => b"HTTP/1.0",
                 (_, Version::Http11) => b"HTTP/1.1",
             }),
             Variable::ContentLength => one(Name::ContentLength),
             Variable::ContentType => one(Name::ContentType),
-            Variable::Hostname => Known::Here(self.of.engine.hostname.as_bytes()),
+            Variable::Hostname => VariableText::Here(self.of.engine.hostname.as_bytes()),
             Variable::Http2 => some(self.of.is_stream.then_some(if self.of.is_tls { &b"h2"[..] } else { b"h2c" })),
             Variable::SslProtocol => some(tls().map(|tls| tls.protocol.as_bytes())),
             Variable::SslCipher => some(tls().map(|tls| tls.cipher.as_bytes())),
@@ -168,7 +168,7 @@ impl Facts for RequestFacts<'_> {
             Variable::UpstreamAddr => {
                 let endpoint = self.outcome().and_then(|outcome| outcome.endpoint.as_ref());
                 match endpoint {
-                    Some(endpoint) if endpoint.resolved_address().is_some() => Known::Made,
+                    Some(endpoint) if endpoint.resolved_address().is_some() => VariableText::Made,
                     _ => some(endpoint.map(|endpoint| endpoint.backend.address.as_str().as_bytes())),
                 }
             }
@@ -187,15 +187,15 @@ impl Facts for RequestFacts<'_> {
             Variable::Group { of: GroupOf::Rewrite, index } => {
                 some(self.rewrite.and_then(|(groups, subject)| groups.text(*index, subject)))
             }
-            _ => Known::Made,
+            _ => VariableText::Made,
         }
     }
 
     fn write(&self, variable: &Variable, out: &mut Vec<u8>) -> Presence {
         match self.find(variable) {
-            Known::Missing => return Presence::Missing,
-            Known::Here(text) => return write_some(Some(text), out),
-            Known::Made => {}
+            VariableText::Missing => return Presence::Missing,
+            VariableText::Here(text) => return write_some(Some(text), out),
+            VariableText::Made => {}
         }
         let outcome = self.outcome();
         match variable {
@@ -260,16 +260,16 @@ impl Facts for RequestFacts<'_> {
     }
 }
 
-fn some(text: Option<&[u8]>) -> Known<'_> {
-    text.map_or(Known::Missing, Known::Here)
+fn some(text: Option<&[u8]>) -> VariableText<'_> {
+    text.map_or(VariableText::Missing, VariableText::Here)
 }
 
-fn find_field<'a>(key: &FieldKey, fields: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Known<'a> {
+fn find_field<'a>(key: &FieldKey, fields: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> VariableText<'a> {
     let mut fitting = fields.filter(|(name, _)| key.fits(name));
     match (fitting.next(), fitting.next()) {
-        (None, _) => Known::Missing,
-        (Some((_, value)), None) => Known::Here(value),
-        _ => Known::Made,
+        (None, _) => VariableText::Missing,
+        (Some((_, value)), None) => VariableText::Here(value),
+        _ => VariableText::Made,
     }
 }
 

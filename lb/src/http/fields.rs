@@ -15,7 +15,7 @@ use crate::http::h1::rewrite::{Change, Edit, FieldName, FieldValue, Lines};
 use crate::message::ascii::{self, same_token};
 use crate::message::name::Name;
 use crate::message::{Method, authority};
-use crate::value::{Facts, Known, Presence, Value};
+use crate::value::{Facts, Presence, Value, VariableText};
 
 /// Changes in the order in which they are made. Those of one name are put together, so that at most one of them is
 /// anything but an addition.
@@ -306,9 +306,9 @@ fn field_value<'a>(value: &'a Value, facts: &'a RequestFacts<'a>) -> Option<Cow<
     let lies = match (value.as_constant(), value.as_variable()) {
         (Some(text), _) => Some(text),
         (_, Some(variable)) => match facts.find(variable) {
-            Known::Missing => return None,
-            Known::Here(text) => Some(text),
-            Known::Made => None,
+            VariableText::Missing => return None,
+            VariableText::Here(text) => Some(text),
+            VariableText::Made => None,
         },
         _ => None,
     };

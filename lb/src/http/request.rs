@@ -17,7 +17,7 @@ use super::target;
 use super::work::Work;
 use crate::config::site::{HeaderEdits, JumpTo, Page, Rules};
 use crate::config::{ForwardedBy, ListenerSettings, RequestIdField, ServerConfig};
-use crate::exchange::headers::{Forwarding, Origin, Peer, ProxyClaims, XForwarded, write_request_id};
+use crate::exchange::headers::{Forwarding, Peer, ProxyClaims, RequestOrigin, XForwarded, write_request_id};
 use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::Refusal;
 use crate::exchange::walk::InternalRedirect;
@@ -160,7 +160,7 @@ pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) 
     // Only of a proxy that is trusted something is claimed.
     forwarded.continues_client_certificate =
         !matches!(claims, ProxyClaims::None) && peer.client_certificate().is_none();
-    let origin = Origin {
+    let origin = RequestOrigin {
         peer,
         is_tls,
         // The parser takes no host but in ASCII.

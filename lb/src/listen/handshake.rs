@@ -40,7 +40,7 @@ const FREQUENT_FAILURES: u32 = 20;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub enum Failed {
+pub enum HandshakeError {
     /// Speaks HTTP in plain text, as its first byte shows, which is still to be read.
     #[error("the client speaks plain HTTP")]
     PlainHttp(Io),
@@ -57,14 +57,14 @@ pub enum Failed {
 }
 
 /// What of a listener's handshakes is counted and told.
-pub struct Told {
+pub struct HandshakeStats {
     pub metrics: TlsMetrics,
     /// Since the last success.
     failures: AtomicU32,
     repeats: RepeatedFailures,
 }
 
-impl Told {
+impl HandshakeStats {
     pub fn new(metrics: TlsMetrics) -> Self {
         Self { metrics, failures: AtomicU32::new(0), repeats: RepeatedFailures::default() }
     }
@@ -79,7 +79,7 @@ impl Told {
         }
     }
 
-    fn failed(&self, failed: &Failed, peer: PeerAddress, listener: &SocketAddress) {
+    fn failed(&self, failed: &HandshakeError, peer: PeerAddress, listener: &SocketAddress) {
         let reason = failed.reason();
         self.metrics.failed(reason);
         tracing::debug!(%peer, reason, "TLS handshake failed: {failed}");
@@ -100,10 +100,10 @@ impl Told {
 pub async fn accept(
     engine: &Engine,
     tls: &Arc<ServerTls>,
-    told: &Told,
+    stats: &HandshakeStats,
     io: Io,
     peer: PeerAddress,
-) -> Result<Box<TlsStream<Io>>, Failed> {
+) -> Result<Box<TlsStream<Io>>, HandshakeError> {
     let shed = async {
         tokio::time::sleep(MIN_HANDSHAKE_TIME).await;
         engine.sheds_handshake().await;
@@ -111,35 +111,37 @@ pub async fn accept(
     let accepted = tokio::select! {
         biased;
         accepted = tokio::time::timeout(tls.handshake_timeout, handshake(engine, tls, io)) => {
-            accepted.unwrap_or(Err(Failed::Timeout))
+            accepted.unwrap_or(Err(HandshakeError::Timeout))
         }
-        () = shed => Err(Failed::Shed),
+        () = shed => Err(HandshakeError::Shed),
     };
     match &accepted {
-        Ok(stream) => told.succeeded(stream),
-        Err(failed) => told.failed(failed, peer, engine.address()),
+        Ok(stream) => stats.succeeded(stream),
+        Err(failed) => stats.failed(failed, peer, engine.address()),
     }
     accepted
 }
 
-async fn handshake(engine: &Engine, tls: &Arc<ServerTls>, io: Io) -> Result<Box<TlsStream<Io>>, Failed> {
+async fn handshake(engine: &Engine, tls: &Arc<ServerTls>, io: Io) -> Result<Box<TlsStream<Io>>, HandshakeError> {
     let mut first = [0; CLIENT_HELLO_PREFIX_BYTES];
-    match io.peek(&mut first).await.map_err(Failed::Io)? {
-        0 => return Err(Failed::Io(ErrorKind::UnexpectedEof.into())),
+    match io.peek(&mut first).await.map_err(HandshakeError::Io)? {
+        0 => return Err(HandshakeError::Io(ErrorKind::UnexpectedEof.into())),
         // No record of TLS begins so, nor one of SSL 2.
-        _ if first[0].is_ascii_alphabetic() || matches!(first[0], b'\r' | b'\n') => return Err(Failed::PlainHttp(io)),
+        _ if first[0].is_ascii_alphabetic() || matches!(first[0], b'\r' | b'\n') => {
+            return Err(HandshakeError::PlainHttp(io));
+        }
         CLIENT_HELLO_PREFIX_BYTES if is_old_hello(&first) => {
             refuse_old(io).await;
-            return Err(Failed::OldVersion);
+            return Err(HandshakeError::OldVersion);
         }
         _ => {}
     }
-    let mut start = LazyConfigAcceptor::new(Acceptor::default(), io).await.map_err(Failed::Io)?;
+    let mut start = LazyConfigAcceptor::new(Acceptor::default(), io).await.map_err(HandshakeError::Io)?;
     if tls.choice.admits(start.client_hello().server_name()).is_err() {
         // Whoever does not read it learns nothing.
         let _ = start.io.write_all(UNRECOGNIZED_NAME).await;
         let _ = start.io.shutdown().await;
-        return Err(Failed::UnknownName);
+        return Err(HandshakeError::UnknownName);
     }
     let turn = engine.handshake_turn().await;
     // Keys are exchanged and the certificate's key signs here.
@@ -147,11 +149,11 @@ async fn handshake(engine: &Engine, tls: &Arc<ServerTls>, io: Io) -> Result<Box<
     // Whoever has become ready meanwhile goes before the next handshake.
     tokio::task::yield_now().await;
     drop(turn);
-    let mut stream = rest.await.map_err(Failed::Io)?;
+    let mut stream = rest.await.map_err(HandshakeError::Io)?;
     // What is read at once is written at once.
     stream.get_mut().1.set_buffer_limit(Some(MAX_READ_BYTES));
     if has_expired(stream.get_ref().1) {
-        return Err(Failed::Io(io::Error::other(Error::InvalidCertificate(CertificateError::Expired))));
+        return Err(HandshakeError::Io(io::Error::other(Error::InvalidCertificate(CertificateError::Expired))));
     }
     Ok(Box::new(stream.into()))
 }
@@ -245,7 +247,7 @@ fn client_certificate(der: &[u8]) -> Option<ClientCertificate> {
     })
 }
 
-impl Failed {
+impl HandshakeError {
     /// The word that counts it.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -280,13 +282,13 @@ mod tests {
 
     #[test]
     fn every_reason_is_counted_from_the_start() {
-        let io = |error: Error| Failed::Io(io::Error::new(ErrorKind::InvalidData, error));
+        let io = |error: Error| HandshakeError::Io(io::Error::new(ErrorKind::InvalidData, error));
         for (failed, expected) in [
-            (Failed::OldVersion, "incompatible"),
-            (Failed::UnknownName, "unknown-name"),
-            (Failed::Timeout, "timeout"),
-            (Failed::Shed, "shed"),
-            (Failed::Io(ErrorKind::UnexpectedEof.into()), "closed"),
+            (HandshakeError::OldVersion, "incompatible"),
+            (HandshakeError::UnknownName, "unknown-name"),
+            (HandshakeError::Timeout, "timeout"),
+            (HandshakeError::Shed, "shed"),
+            (HandshakeError::Io(ErrorKind::UnexpectedEof.into()), "closed"),
             (io(Error::NoCertificatesPresented), "no-client-certificate"),
             (io(Error::InvalidCertificate(rustls::CertificateError::Expired)), "client-certificate"),
             (io(Error::PeerIncompatible(rustls::PeerIncompatible::NoCipherSuitesInCommon)), "incompatible"),

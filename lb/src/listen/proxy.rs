@@ -26,7 +26,7 @@ const MAX_V2_BYTES: usize = FIXED_BYTES + 216 + 4096;
 const MIN_HEADER_TIME: Duration = Duration::from_secs(1);
 
 /// Of whom a listener demands the header.
-pub struct Expected {
+pub struct ProxyHeaderPolicy {
     senders: ArcSwapOption<ProxySenders>,
     listener: String,
     metrics: Arc<Metrics>,
@@ -43,7 +43,7 @@ struct Header {
 
 /// Why a connection is cut.
 #[derive(Debug, thiserror::Error)]
-enum Failed {
+enum ProxyHeaderError {
     #[error("it begins with something else")]
     Missing,
     #[error("the header is malformed")]
@@ -58,7 +58,7 @@ enum Failed {
     Closed,
 }
 
-impl Expected {
+impl ProxyHeaderPolicy {
     pub fn new(senders: Option<&ProxySenders>, listener: &str, metrics: &Arc<Metrics>) -> Self {
         let expected = Self {
             senders: ArcSwapOption::empty(),
@@ -88,8 +88,8 @@ impl Expected {
         };
         let header = tokio::select! {
             biased;
-            header = tokio::time::timeout(engine.header_timeout(), read(io)) => header.unwrap_or(Err(Failed::Timeout)),
-            () = shed => Err(Failed::Shed),
+            header = tokio::time::timeout(engine.header_timeout(), read(io)) => header.unwrap_or(Err(ProxyHeaderError::Timeout)),
+            () = shed => Err(ProxyHeaderError::Shed),
         };
         match header {
             Ok(client) => Some(client.map_or(peer, PeerAddress::Ip)),
@@ -100,7 +100,7 @@ impl Expected {
         }
     }
 
-    fn failed(&self, failed: &Failed, peer: PeerAddress) {
+    fn failed(&self, failed: &ProxyHeaderError, peer: PeerAddress) {
         let (reason, now) = (failed.reason(), Instant::now());
         self.metrics.proxy_protocol_failed(&self.listener, reason);
         for more in self.repeats.take(now) {
@@ -112,7 +112,7 @@ impl Expected {
             );
         }
         // Whoever only looks whether the port is open does no harm.
-        if !matches!(failed, Failed::Closed) && self.repeats.note(reason, now) {
+        if !matches!(failed, ProxyHeaderError::Closed) && self.repeats.note(reason, now) {
             tracing::warn!(
                 %peer,
                 reason,
@@ -125,19 +125,19 @@ impl Expected {
     }
 }
 
-async fn read(io: &mut Io) -> Result<Option<SocketAddr>, Failed> {
+async fn read(io: &mut Io) -> Result<Option<SocketAddr>, ProxyHeaderError> {
     let mut buffer = vec![0; MAX_V2_BYTES];
     let mut taken = 0;
     loop {
         // What follows the header belongs to TLS or HTTP, and stays where it is.
-        let seen = taken + io.peek(&mut buffer[taken..]).await.map_err(|_| Failed::Closed)?;
+        let seen = taken + io.peek(&mut buffer[taken..]).await.map_err(|_| ProxyHeaderError::Closed)?;
         if seen == taken {
-            return Err(Failed::Closed);
+            return Err(ProxyHeaderError::Closed);
         }
         let header = parse(&buffer[..seen])?;
         let end = header.map_or(seen, |header| header.bytes);
         // It has come already, so that this does not wait.
-        io.read_exact(&mut buffer[taken..end]).await.map_err(|_| Failed::Closed)?;
+        io.read_exact(&mut buffer[taken..end]).await.map_err(|_| ProxyHeaderError::Closed)?;
         if let Some(header) = header {
             return Ok(header.client);
         }
@@ -146,23 +146,23 @@ async fn read(io: &mut Io) -> Result<Option<SocketAddr>, Failed> {
 }
 
 /// The header that `bytes` begin with; `None`: more of it has to come. It never needs more than [`MAX_V2_BYTES`].
-fn parse(bytes: &[u8]) -> Result<Option<Header>, Failed> {
+fn parse(bytes: &[u8]) -> Result<Option<Header>, ProxyHeaderError> {
     const V1: &[u8] = b"PROXY ";
     let begins = |with: &[u8]| bytes.iter().zip(with).all(|(byte, expected)| byte == expected);
     match () {
         () if begins(V1) => parse_v1(bytes),
         () if begins(SIGNATURE) => parse_v2(bytes),
-        () => Err(Failed::Missing),
+        () => Err(ProxyHeaderError::Missing),
     }
 }
 
-fn parse_v1(bytes: &[u8]) -> Result<Option<Header>, Failed> {
+fn parse_v1(bytes: &[u8]) -> Result<Option<Header>, ProxyHeaderError> {
     let bytes = &bytes[..bytes.len().min(MAX_V1_BYTES)];
     let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
-        return if bytes.len() < MAX_V1_BYTES { Ok(None) } else { Err(Failed::Malformed) };
+        return if bytes.len() < MAX_V1_BYTES { Ok(None) } else { Err(ProxyHeaderError::Malformed) };
     };
     let line = bytes[..end].strip_suffix(b"\r").and_then(|line| std::str::from_utf8(line).ok());
-    let words: Vec<_> = line.ok_or(Failed::Malformed)?.split(' ').collect();
+    let words: Vec<_> = line.ok_or(ProxyHeaderError::Malformed)?.split(' ').collect();
     let client = match words[..] {
         ["PROXY", "UNKNOWN", ..] => None,
         ["PROXY", family, from, to, from_port, to_port] => {
@@ -176,24 +176,26 @@ fn parse_v1(bytes: &[u8]) -> Result<Option<Header>, Failed> {
                 false => None,
             };
             let client = (address(from), port(from_port), address(to), port(to_port));
-            let (Some(from), Some(from_port), Some(_), Some(_)) = client else { return Err(Failed::Malformed) };
+            let (Some(from), Some(from_port), Some(_), Some(_)) = client else {
+                return Err(ProxyHeaderError::Malformed);
+            };
             Some(SocketAddr::new(from, from_port))
         }
-        _ => return Err(Failed::Malformed),
+        _ => return Err(ProxyHeaderError::Malformed),
     };
     Ok(Some(Header { bytes: end + 1, client }))
 }
 
-fn parse_v2(bytes: &[u8]) -> Result<Option<Header>, Failed> {
+fn parse_v2(bytes: &[u8]) -> Result<Option<Header>, ProxyHeaderError> {
     let Some((fixed, rest)) = bytes.split_first_chunk::<FIXED_BYTES>() else { return Ok(None) };
     let [.., command, family, high, low] = *fixed;
     let length = usize::from(u16::from_be_bytes([high, low]));
     let bytes = FIXED_BYTES + length;
     if command != LOCAL && command != PROXY {
-        return Err(Failed::Malformed);
+        return Err(ProxyHeaderError::Malformed);
     }
     if bytes > MAX_V2_BYTES {
-        return Err(Failed::TooLarge);
+        return Err(ProxyHeaderError::TooLarge);
     }
     let Some(rest) = rest.get(..length) else { return Ok(None) };
     let port = |at: usize| rest.get(at..at + 2).map(|port| u16::from_be_bytes([port[0], port[1]]));
@@ -201,21 +203,23 @@ fn parse_v2(bytes: &[u8]) -> Result<Option<Header>, Failed> {
         (LOCAL, _) => None,
         // A stream over IPv4, and over IPv6: both addresses, then both ports.
         (_, TCP4) => {
-            let from = rest.first_chunk::<4>().zip(port(8)).filter(|_| length >= 12).ok_or(Failed::Malformed)?;
+            let from =
+                rest.first_chunk::<4>().zip(port(8)).filter(|_| length >= 12).ok_or(ProxyHeaderError::Malformed)?;
             Some(SocketAddr::new(IpAddr::from(*from.0), from.1))
         }
         (_, TCP6) => {
-            let from = rest.first_chunk::<16>().zip(port(32)).filter(|_| length >= 36).ok_or(Failed::Malformed)?;
+            let from =
+                rest.first_chunk::<16>().zip(port(32)).filter(|_| length >= 36).ok_or(ProxyHeaderError::Malformed)?;
             Some(SocketAddr::new(IpAddr::from(*from.0), from.1))
         }
         // Unknown, over UDP, or by a Unix socket: HAProxy keeps the connection's own address as well.
         (_, 0x00 | 0x12 | 0x22 | 0x31 | 0x32) => None,
-        _ => return Err(Failed::Malformed),
+        _ => return Err(ProxyHeaderError::Malformed),
     };
     Ok(Some(Header { bytes, client }))
 }
 
-impl Failed {
+impl ProxyHeaderError {
     /// The word that counts it.
     fn reason(&self) -> &'static str {
         match self {
@@ -236,14 +240,14 @@ mod tests {
 
     /// Parses what comes in every way cut in two, and byte by byte: the same each time.
     fn parsed(bytes: &[u8]) -> Result<(usize, Option<String>), &'static str> {
-        let told = |parsed: Result<Option<Header>, Failed>| match parsed {
+        let stats = |parsed: Result<Option<Header>, ProxyHeaderError>| match parsed {
             Ok(Some(header)) => Ok((header.bytes, header.client.map(|client| client.to_string()))),
             Ok(None) => Err("incomplete"),
             Err(failed) => Err(failed.reason()),
         };
-        let whole = told(parse(bytes));
+        let whole = stats(parse(bytes));
         for end in 0..bytes.len() {
-            let part = told(parse(&bytes[..end]));
+            let part = stats(parse(&bytes[..end]));
             assert!(part == Err("incomplete") || part == whole, "{end} bytes: {part:?} instead of {whole:?}");
         }
         whole
@@ -331,9 +335,14 @@ mod tests {
 
     #[test]
     fn every_reason_is_counted_from_the_start() {
-        for failed in
-            [Failed::Missing, Failed::Malformed, Failed::TooLarge, Failed::Timeout, Failed::Shed, Failed::Closed]
-        {
+        for failed in [
+            ProxyHeaderError::Missing,
+            ProxyHeaderError::Malformed,
+            ProxyHeaderError::TooLarge,
+            ProxyHeaderError::Timeout,
+            ProxyHeaderError::Shed,
+            ProxyHeaderError::Closed,
+        ] {
             assert!(PROXY_PROTOCOL_FAILURES.contains(&failed.reason()), "{failed}");
         }
     }

@@ -478,7 +478,7 @@ mod tests {
 
     #[test]
     fn what_keeps_it_from_listening_is_told_with_the_fix() {
-        let told = |address: &str, kind: io::ErrorKind| {
+        let stats = |address: &str, kind: io::ErrorKind| {
             let address = match address.strip_prefix("unix:") {
                 Some(path) => SocketAddress::Unix(Path::new(path).into()),
                 None => SocketAddress::Ip(address.parse().expect("an address")),
@@ -495,8 +495,8 @@ mod tests {
             ("unix:/run/web/sock", io::ErrorKind::NotFound, "make the folder /run/web,"),
             ("unix:/run/web/sock", io::ErrorKind::PermissionDenied, "write to the folder /run/web "),
         ] {
-            let told = told(address, kind);
-            assert!(told.starts_with(&format!("cannot listen on {address} (")) && told.contains(words), "{told}");
+            let stats = stats(address, kind);
+            assert!(stats.starts_with(&format!("cannot listen on {address} (")) && stats.contains(words), "{stats}");
         }
     }
 

@@ -16,8 +16,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::handshake::{self, Failed, Told};
-use super::proxy::Expected;
+use super::handshake::{self, HandshakeError, HandshakeStats};
+use super::proxy::ProxyHeaderPolicy;
 use super::sockets::Socket;
 use crate::config::tls::Protocol;
 use crate::connection_limit::ConnectionPermit;
@@ -78,7 +78,7 @@ enum Detached {
 }
 
 /// A socket that listens, as the runtime knows it.
-enum Listens {
+enum AsyncListener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
@@ -89,8 +89,8 @@ pub(super) struct Listener {
     /// As it is for the next connection; `None`: plain.
     pub tls: Arc<ArcSwapOption<ServerTls>>,
     /// Of whom a header of the PROXY protocol is demanded.
-    pub proxies: Arc<Expected>,
-    pub told: Arc<Told>,
+    pub proxies: Arc<ProxyHeaderPolicy>,
+    pub stats: Arc<HandshakeStats>,
     pub engine: Arc<Engine>,
 }
 
@@ -168,7 +168,7 @@ async fn finish(stop: &Stop, alive: &AtomicUsize, shutdown: &Shutdown) -> bool {
 /// Accepts until the socket is to be closed or the process stops, and then what had been connected by then.
 async fn accept(accepting: Accepting, turn: Option<Turn>, shutdown: Shutdown, alive: Arc<AtomicUsize>) {
     let Accepting { socket, listener: mut given, is_open, .. } = accepting;
-    let socket = match Listens::new(socket) {
+    let socket = match AsyncListener::new(socket) {
         Ok(socket) => socket,
         Err(e) => return tracing::error!("a listening socket cannot be used: {e}"),
     };
@@ -334,7 +334,7 @@ impl Socket {
     }
 }
 
-impl Listens {
+impl AsyncListener {
     fn new(socket: Socket) -> io::Result<Self> {
         match socket {
             Socket::Tcp(tcp) => TcpListener::from_std(tcp).map(Self::Tcp),
@@ -358,7 +358,7 @@ impl Listens {
 }
 
 fn spawn(listener: &Arc<Listener>, stream: Io, peer: PeerAddress, permits: ClientPermits, alive: &Arc<AtomicUsize>) {
-    let (listener, alive) = (Arc::clone(listener), Alive::new(alive));
+    let (listener, alive) = (Arc::clone(listener), ConnectionGuard::new(alive));
     let ClientPermits { client, handshake } = permits;
     tokio::spawn(async move {
         listener.connected(stream, peer, handshake).await;
@@ -374,16 +374,16 @@ struct ClientPermits {
 }
 
 /// Counts a connection until dropped.
-struct Alive(Arc<AtomicUsize>);
+struct ConnectionGuard(Arc<AtomicUsize>);
 
-impl Alive {
+impl ConnectionGuard {
     fn new(count: &Arc<AtomicUsize>) -> Self {
         count.fetch_add(1, Ordering::AcqRel);
         Self(Arc::clone(count))
     }
 }
 
-impl Drop for Alive {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -417,7 +417,7 @@ impl Listener {
             return http::serve(engine, ClientStream::Io(io), Peer::new(peer)).await;
         };
         // The handshake is large and short: in a box of its own it leaves nothing behind.
-        let accepted = Box::pin(handshake::accept(&engine, &tls, &self.told, io, peer)).await;
+        let accepted = Box::pin(handshake::accept(&engine, &tls, &self.stats, io, peer)).await;
         drop((permit, tls));
         match accepted {
             Ok(stream) => {
@@ -432,7 +432,7 @@ impl Listener {
                     http::serve(engine, ClientStream::Io(Io::Tls(stream)), peer).await;
                 }
             }
-            Err(Failed::PlainHttp(io)) => {
+            Err(HandshakeError::PlainHttp(io)) => {
                 Box::pin(http::serve(engine, ClientStream::Io(io), Peer::without_tls(peer))).await;
             }
             Err(_) => {}

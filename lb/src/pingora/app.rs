@@ -26,7 +26,7 @@ use crate::config::advice::Subject;
 use crate::config::backend::SocketAddress;
 use crate::connection_limit::ConnectionLimit;
 use crate::control::Control;
-use crate::control::resources::{ListenerCertificate, Obtained, Resources, Unavailable};
+use crate::control::resources::{ListenerCertificate, PreparedResources, Resources, Unavailable};
 use crate::exchange::headers::{Peer, TlsInfo};
 use crate::http::io::Io;
 use crate::http::io::accepted::Accepted;
@@ -65,7 +65,7 @@ impl App {
             bail!("the engine keeps a connection on one thread: set work_stealing to false in Pingora's configuration");
         }
         let access_log = Arc::new(AccessLog::new(control.metrics.access_log_lost.clone()));
-        let opened = access_log.open(&Wanted::of(config));
+        let opened = access_log.open(&AccessLogSpec::of(config));
         access_log.switch(opened.map_err(|refused| anyhow::anyhow!(cannot_log(&refused)))?);
         let threads = server.threads.max(1);
         let (limit, warning) = connection_limits(&config.server, open_files);
@@ -204,7 +204,7 @@ struct OfApp {
 }
 
 impl Resources for OfApp {
-    fn prepare(&self, running: &Config, wanted: &Config, _: bool) -> Result<Obtained, Vec<Unavailable>> {
+    fn prepare(&self, running: &Config, wanted: &Config, _: bool) -> Result<PreparedResources, Vec<Unavailable>> {
         let mut warnings = self.host.held(running, wanted)?;
         let logs = Wanted::of(wanted);
         let opened = (logs != Wanted::of(running)).then(|| self.access_log.open(&logs)).transpose();
@@ -227,7 +227,7 @@ impl Resources for OfApp {
                 .for_each(|(client_limit, limit)| client_limit.resize(limit));
             max_idle.store(idle, Ordering::Relaxed);
         };
-        Ok(Obtained { changes: Vec::new(), warnings, commit: Box::new(commit) })
+        Ok(PreparedResources { changes: Vec::new(), warnings, commit: Box::new(commit) })
     }
 
     fn certificates(&self) -> Vec<ListenerCertificate> {

@@ -15,7 +15,9 @@ use crate::config::backend::SocketAddress;
 use crate::config::{Config, ForwardedBy, ListenerConfig, ListenerSettings, RequestIdField, ServerConfig};
 use crate::control::Control;
 use crate::date;
-use crate::exchange::headers::{Forwarding, Origin, Peer, PeerAddress, ProxyClaims, XForwarded, write_request_id};
+use crate::exchange::headers::{
+    Forwarding, Peer, PeerAddress, ProxyClaims, RequestOrigin, XForwarded, write_request_id,
+};
 use crate::exchange::limits::ClientLimits;
 use crate::exchange::refusal::{RefusalFormat, Refusal};
 use crate::exchange::{RequestInfo, ExchangeStart};
@@ -74,7 +76,8 @@ pub fn begin(control: &Control, session: &Session, now: Instant) -> Option<Begun
     let is_tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
     let claims = claims(server, peer.address, head);
     let host = authority(head);
-    let forwarding = Forwarding::new(Origin { peer: &peer, is_tls, host, claims: &claims }, &server.trusted_proxies);
+    let forwarding =
+        Forwarding::new(RequestOrigin { peer: &peer, is_tls, host, claims: &claims }, &server.trusted_proxies);
     let is_trusted = server.trusted_proxies.contains(peer.address);
     let mut forwarded = ForwardedFields {
         id: String::new(),

@@ -13,7 +13,7 @@ use crate::config::transport::ProxyProtocol;
 use crate::config::{
     Config, ListenerConfig, ListenerSettings, LogConfig, PoolConfig, PoolSettings, ServerConfig, toml,
 };
-use crate::control::resources::{ListenerCertificate, Obtained, Resources, Unavailable};
+use crate::control::resources::{ListenerCertificate, PreparedResources, Resources, Unavailable};
 use crate::exchange::limits::BackendLimits;
 use crate::log::Log;
 use crate::value::condition::Condition;
@@ -340,9 +340,9 @@ impl Host {
 pub struct OfProxy(pub Host);
 
 impl Resources for OfProxy {
-    fn prepare(&self, running: &Config, wanted: &Config, _: bool) -> Result<Obtained, Vec<Unavailable>> {
+    fn prepare(&self, running: &Config, wanted: &Config, _: bool) -> Result<PreparedResources, Vec<Unavailable>> {
         let warnings = self.0.held(running, wanted)?;
-        Ok(Obtained { changes: Vec::new(), warnings, commit: Box::new(|put_in_force| put_in_force()) })
+        Ok(PreparedResources { changes: Vec::new(), warnings, commit: Box::new(|put_in_force| put_in_force()) })
     }
 
     fn certificates(&self) -> Vec<ListenerCertificate> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::resolver::{self, Answer, Host, MAX_ADDRESSES, Question, Resolver, Unanswered, reachable};
+use super::resolver::{self, Answer, Host, LookupError, MAX_ADDRESSES, Question, Resolver, reachable};
 use crate::backend::{Backend, Resolution, Share};
 use crate::config::ResolverConfig;
 use crate::config::backend::{AdminState, BackendAddress};
@@ -149,7 +149,7 @@ impl Addresses {
 
 /// What follows from the end of a question.
 #[derive(Debug, PartialEq, Eq)]
-enum Told {
+enum NameEvent {
     Resolved,
     /// So many addresses are left out. Told once, until there are none.
     TooMany(usize),
@@ -177,10 +177,10 @@ impl Known {
     /// Takes in how a question ended: what is to be told of it, and when to ask again.
     fn learn(
         &mut self,
-        ended: Result<Answer, Unanswered>,
+        ended: Result<Answer, LookupError>,
         config: &ResolverConfig,
         now: Instant,
-    ) -> (Vec<Told>, Duration) {
+    ) -> (Vec<NameEvent>, Duration) {
         self.was_asked = true;
         let soon = MAX_PAUSE_AFTER_FAILURE.min(config.max_ttl);
         match ended {
@@ -195,27 +195,27 @@ impl Known {
                 let mut told = Vec::new();
                 if nowhere.is_none() {
                     self.absent_since = None;
-                    told.extend(self.error.take().map(|_| Told::Resolved));
+                    told.extend(self.error.take().map(|_| NameEvent::Resolved));
                     told.extend(self.note_problems(&answer));
                 }
                 let left_out = self.take_in(answer);
                 if std::mem::replace(&mut self.left_out, left_out) == 0 && left_out > 0 {
-                    told.push(Told::TooMany(left_out));
+                    told.push(NameEvent::TooMany(left_out));
                 }
                 told.extend(nowhere.and_then(|reason| self.fail(reason)));
                 (told, pause)
             }
-            Err(Unanswered::Failed { reason }) => (self.fail(reason).into_iter().collect(), soon),
-            Err(Unanswered::Absent { reason, ttl }) => {
+            Err(LookupError::Failed { reason }) => (self.fail(reason).into_iter().collect(), soon),
+            Err(LookupError::Absent { reason, ttl }) => {
                 let since = *self.absent_since.get_or_insert(now);
                 let is_over = now.saturating_duration_since(since) >= config.hold;
                 let is_news = self.error.is_none();
                 self.error = Some(reason.clone());
                 let told = if is_over && !self.is_empty() {
                     (self.hosts, self.all) = (BTreeMap::new(), Addresses::default());
-                    Some(Told::Dropped(reason))
+                    Some(NameEvent::Dropped(reason))
                 } else {
-                    is_news.then_some(Told::Failing(reason))
+                    is_news.then_some(NameEvent::Failing(reason))
                 };
                 let pause = ttl.unwrap_or(soon).clamp(config.min_ttl.min(soon), soon);
                 (told.into_iter().collect(), pause)
@@ -224,11 +224,11 @@ impl Known {
     }
 
     /// Nothing was learnt.
-    fn fail(&mut self, reason: String) -> Option<Told> {
+    fn fail(&mut self, reason: String) -> Option<NameEvent> {
         self.absent_since = None;
         let is_news = self.error.is_none();
         self.error = Some(reason.clone());
-        is_news.then_some(Told::Failing(reason))
+        is_news.then_some(NameEvent::Failing(reason))
     }
 
     /// The hosts of an answer are those that there are. One that could not be asked for keeps its own last addresses, and
@@ -256,14 +256,14 @@ impl Known {
     }
 
     /// Which hosts have begun to fail, and which do so no longer.
-    fn note_problems(&mut self, answer: &Answer) -> Vec<Told> {
+    fn note_problems(&mut self, answer: &Answer) -> Vec<NameEvent> {
         let problems: BTreeMap<_, _> = answer.problems().map(|(host, reason)| (host, reason.to_owned())).collect();
         let before = std::mem::replace(&mut self.problems, problems);
         let begun = self.problems.iter().filter(|(host, _)| !before.contains_key(*host));
-        let begun = begun.map(|(host, reason)| Told::HostFailing { host: host.clone(), reason: reason.clone() });
+        let begun = begun.map(|(host, reason)| NameEvent::HostFailing { host: host.clone(), reason: reason.clone() });
         let is_listed = |wanted: &str| answer.hosts.iter().any(|host| format!("{}:{}", host.name, host.port) == wanted);
         let over = before.keys().filter(|host| !self.problems.contains_key(*host) && is_listed(host));
-        begun.chain(over.map(|host| Told::HostResolved(host.clone()))).collect()
+        begun.chain(over.map(|host| NameEvent::HostResolved(host.clone()))).collect()
     }
 
     /// Takes in what is known of a service while some of its hosts are awaited.
@@ -308,14 +308,14 @@ impl Asking<'_> {
     }
 
     /// Asks once. Who waits for the first answer of all does not wait for long.
-    async fn ask(&self, known: &Mutex<Known>) -> Result<Answer, Unanswered> {
+    async fn ask(&self, known: &Mutex<Known>) -> Result<Answer, LookupError> {
         let early = |answer| {
             lock(known).learn_early(answer);
             self.take_up(&lock(known));
         };
         let question = self.resolver.ask(Question::of(self.address), self.config, early);
         let asking = tokio::time::timeout(MAX_LOOKUP_TIME, question);
-        let late = |_| Err(Unanswered::Failed { reason: "no DNS server answers in time".to_owned() });
+        let late = |_| Err(LookupError::Failed { reason: "no DNS server answers in time".to_owned() });
         let mut asking = std::pin::pin!(asking);
         if !lock(known).was_asked {
             match tokio::time::timeout(FIRST_ANSWER_TIMEOUT, &mut asking).await {
@@ -327,27 +327,27 @@ impl Asking<'_> {
         asking.await.unwrap_or_else(late)
     }
 
-    fn tell(&self, told: &Told, known: &Known) {
+    fn tell(&self, told: &NameEvent, known: &Known) {
         let (backend, pools) = (self.address, self.pools());
         match told {
-            Told::Resolved => tracing::info!(%pools, %backend, "the name of a backend is resolved again"),
-            Told::TooMany(left_out) => {
+            NameEvent::Resolved => tracing::info!(%pools, %backend, "the name of a backend is resolved again"),
+            NameEvent::TooMany(left_out) => {
                 let used = MAX_ADDRESSES;
                 tracing::warn!(%pools, %backend, used, left_out, "the name of a backend has too many addresses: some are left out");
             }
-            Told::Failing(reason) if known.is_empty() => {
+            NameEvent::Failing(reason) if known.is_empty() => {
                 tracing::warn!(%pools, %backend, reason, "the name of a backend is not resolved: nothing can be sent there");
             }
-            Told::Failing(reason) => {
+            NameEvent::Failing(reason) => {
                 tracing::warn!(%pools, %backend, reason, "the name of a backend is not resolved: its last addresses are used on");
             }
-            Told::Dropped(reason) => {
+            NameEvent::Dropped(reason) => {
                 tracing::warn!(%pools, %backend, reason, "the name of a backend has no address any more: nothing is sent there");
             }
-            Told::HostFailing { host, reason } => {
+            NameEvent::HostFailing { host, reason } => {
                 tracing::warn!(%pools, %backend, %host, reason, "a host of a service is not resolved: it has its last addresses, or none");
             }
-            Told::HostResolved(host) => {
+            NameEvent::HostResolved(host) => {
                 tracing::info!(%pools, %backend, %host, "a host of a service is resolved again")
             }
         }
@@ -456,7 +456,7 @@ mod tests {
         }
     }
 
-    fn answer(v4: Option<&[[u8; 4]]>, v6: Option<&[u16]>) -> Result<Answer, Unanswered> {
+    fn answer(v4: Option<&[[u8; 4]]>, v6: Option<&[u16]>) -> Result<Answer, LookupError> {
         Ok(Answer { hosts: vec![host("web", v4, v6)], left_out: 0, ttl: Duration::from_secs(7) })
     }
 
@@ -468,7 +468,7 @@ mod tests {
         Host { name: name.to_owned(), port, record: Some(record), v4, v6, problem }
     }
 
-    fn service(hosts: &[Host]) -> Result<Answer, Unanswered> {
+    fn service(hosts: &[Host]) -> Result<Answer, LookupError> {
         Ok(Answer { hosts: hosts.to_vec(), left_out: 0, ttl: Duration::from_secs(7) })
     }
 
@@ -476,12 +476,12 @@ mod tests {
         known.all.to_vec().iter().map(ToString::to_string).collect()
     }
 
-    fn failed() -> Result<Answer, Unanswered> {
-        Err(Unanswered::Failed { reason: "SERVFAIL".to_owned() })
+    fn failed() -> Result<Answer, LookupError> {
+        Err(LookupError::Failed { reason: "SERVFAIL".to_owned() })
     }
 
-    fn absent(ttl: Option<u64>) -> Result<Answer, Unanswered> {
-        Err(Unanswered::Absent { reason: "no such name".to_owned(), ttl: ttl.map(Duration::from_secs) })
+    fn absent(ttl: Option<u64>) -> Result<Answer, LookupError> {
+        Err(LookupError::Absent { reason: "no such name".to_owned(), ttl: ttl.map(Duration::from_secs) })
     }
 
     #[test]
@@ -491,11 +491,11 @@ mod tests {
         assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 1]]), Some(&[])), &CONFIG, now), (vec![], seconds(7)));
         let before = known.addresses();
         assert_eq!(before, ["10.0.0.1:80".parse().expect("an address")]);
-        let told = Told::Failing("SERVFAIL".to_owned());
+        let told = NameEvent::Failing("SERVFAIL".to_owned());
         assert_eq!(known.learn(failed(), &CONFIG, now), (vec![told], seconds(5)));
         assert_eq!(known.learn(failed(), &CONFIG, now + seconds(9999)), (vec![], seconds(5)));
         assert_eq!(known.addresses(), before);
-        assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 2]]), Some(&[])), &CONFIG, now).0, [Told::Resolved]);
+        assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 2]]), Some(&[])), &CONFIG, now).0, [NameEvent::Resolved]);
         assert_eq!(known.addresses(), ["10.0.0.2:80".parse().expect("an address")]);
     }
 
@@ -508,10 +508,10 @@ mod tests {
             (told, known.all.to_vec().len())
         };
         assert_eq!(learn(128), (vec![], 128));
-        assert_eq!(learn(200), (vec![Told::TooMany(72)], 128));
+        assert_eq!(learn(200), (vec![NameEvent::TooMany(72)], 128));
         assert_eq!(learn(201), (vec![], 128));
         assert_eq!(learn(3), (vec![], 3));
-        assert_eq!(learn(130), (vec![Told::TooMany(2)], 128));
+        assert_eq!(learn(130), (vec![NameEvent::TooMany(2)], 128));
     }
 
     #[test]
@@ -544,8 +544,8 @@ mod tests {
             let (told, pause) = known.learn(service(hosts), &CONFIG, now);
             (told, pause.as_secs(), addresses(&known))
         };
-        let failing = |host: &str| Told::HostFailing { host: host.to_owned(), reason: "SERVFAIL".to_owned() };
-        let resolved = |host: &str| Told::HostResolved(host.to_owned());
+        let failing = |host: &str| NameEvent::HostFailing { host: host.to_owned(), reason: "SERVFAIL".to_owned() };
+        let resolved = |host: &str| NameEvent::HostResolved(host.to_owned());
         let strings = |all: &[&str]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
         // One that has never had an address has none, and is asked for again soon.
         let found = learn(&[one(80, Some(1)), two(80, None)]);
@@ -564,7 +564,7 @@ mod tests {
         assert_eq!(shares, [(20, 1000), (10, 3000)]);
         // The last of all are better than none.
         let (told, _) = known.learn(service(&[two(80, None)]), &CONFIG, now);
-        assert_eq!(told, [Told::Failing("two:80: SERVFAIL".to_owned())]);
+        assert_eq!(told, [NameEvent::Failing("two:80: SERVFAIL".to_owned())]);
         assert_eq!(addresses(&known), ["10.0.0.3:80", "10.0.0.4:81"]);
     }
 
@@ -588,7 +588,7 @@ mod tests {
         let seconds = Duration::from_secs;
         known.learn(answer(Some(&[[10, 0, 0, 1]]), Some(&[])), &CONFIG, now);
         let reason = || "no such name".to_owned();
-        let failing = || vec![Told::Failing(reason())];
+        let failing = || vec![NameEvent::Failing(reason())];
         assert_eq!(known.learn(absent(Some(2)), &CONFIG, now), (failing(), seconds(2)));
         assert_eq!(known.learn(absent(Some(600)), &CONFIG, now + seconds(29)), (vec![], seconds(5)));
         // Failures say nothing of the name, so the time begins anew behind them.
@@ -596,11 +596,14 @@ mod tests {
         assert_eq!(known.learn(absent(None), &CONFIG, now + seconds(300)), (vec![], seconds(5)));
         known.learn(absent(None), &CONFIG, now + seconds(329));
         assert!(!known.is_empty());
-        assert_eq!(known.learn(absent(None), &CONFIG, now + seconds(330)), (vec![Told::Dropped(reason())], seconds(5)));
+        assert_eq!(
+            known.learn(absent(None), &CONFIG, now + seconds(330)),
+            (vec![NameEvent::Dropped(reason())], seconds(5))
+        );
         assert!(known.is_empty());
         assert_eq!(known.learn(absent(None), &CONFIG, now + seconds(360)).0, []);
         // It may come back.
-        assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 1]]), Some(&[])), &CONFIG, now).0, [Told::Resolved]);
+        assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 1]]), Some(&[])), &CONFIG, now).0, [NameEvent::Resolved]);
         assert_eq!(known.absent_since, None);
     }
 }

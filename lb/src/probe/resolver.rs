@@ -68,7 +68,7 @@ pub struct Host {
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unanswered {
+pub enum LookupError {
     /// There is no such name, or it has no address: so says DNS. For how long that holds, if it says so.
     Absent { reason: String, ttl: Option<Duration> },
     /// Nothing is known of the name: servers fail, or do not answer.
@@ -94,7 +94,7 @@ struct Sources {
     ndots: usize,
 }
 
-impl Unanswered {
+impl LookupError {
     /// In words.
     pub fn reason(&self) -> &str {
         match self {
@@ -155,7 +155,7 @@ impl Resolver {
         question: Question<'_>,
         config: &ResolverConfig,
         early: impl FnMut(Answer),
-    ) -> Result<Answer, Unanswered> {
+    ) -> Result<Answer, LookupError> {
         let sources = self.sources(config);
         match question {
             Question::Host(host, port) => {
@@ -212,7 +212,7 @@ impl Sources {
         Self { config: config.clone(), changed, hosts, servers: addresses, dns, search, ndots }
     }
 
-    async fn addresses(&self, host: &str, port: u16) -> Result<Found, Unanswered> {
+    async fn addresses(&self, host: &str, port: u16) -> Result<Found, LookupError> {
         let name = Name::from_ascii(host).map_err(|e| failed(format!("{host} is no name of DNS: {e}")))?;
         if let Some(ended) = self.in_hosts(&name, port) {
             return ended;
@@ -243,18 +243,18 @@ impl Sources {
         // As long as one of them may be the name that is meant, nothing is known.
         Err(match failure {
             Some(reason) => failed(reason),
-            None => Unanswered::Absent { reason: absent.0, ttl: absent.1 },
+            None => LookupError::Absent { reason: absent.0, ttl: absent.1 },
         })
     }
 
     /// The hosts of all records, each asked for by itself: what becomes of one is no matter of the others.
-    async fn services(&self, service: &str, mut early: impl FnMut(Answer)) -> Result<Answer, Unanswered> {
+    async fn services(&self, service: &str, mut early: impl FnMut(Answer)) -> Result<Answer, LookupError> {
         let name = Name::from_ascii(service).map_err(|e| failed(format!("{service} is no name of DNS: {e}")))?;
         let dns = self.dns.as_ref().map_err(|e| failed(e.clone()))?;
         let mut ended = Err(failed(String::new()));
         for name in names(&name, &self.search, self.ndots) {
             ended = lookup(dns, &name, RecordType::SRV, "service").await;
-            if !matches!(ended, Err(Unanswered::Absent { .. })) {
+            if !matches!(ended, Err(LookupError::Absent { .. })) {
                 break;
             }
         }
@@ -281,7 +281,7 @@ impl Sources {
         let mut all = Answer { hosts, left_out, ttl };
         let ask = records.iter().enumerate().map(|(place, (_, host, port, _))| async move {
             match *port {
-                0 => (place, Err(Unanswered::Absent { reason: "its record has port 0".to_owned(), ttl: None })),
+                0 => (place, Err(LookupError::Absent { reason: "its record has port 0".to_owned(), ttl: None })),
                 port => (place, self.addresses(host, port).await),
             }
         });
@@ -309,11 +309,11 @@ impl Sources {
                     all.left_out += left_out;
                     all.ttl = all.ttl.min(ttl);
                 }
-                Err(Unanswered::Absent { reason, .. }) => {
+                Err(LookupError::Absent { reason, .. }) => {
                     (host.v4, host.v6) = (Some(BTreeSet::new()), Some(BTreeSet::new()));
                     host.problem = Some(reason);
                 }
-                Err(Unanswered::Failed { reason }) => host.problem = Some(reason),
+                Err(LookupError::Failed { reason }) => host.problem = Some(reason),
             }
         }
         all.ttl = all.ttl.clamp(self.config.min_ttl, self.config.max_ttl);
@@ -321,12 +321,12 @@ impl Sources {
             let problem =
                 all.problems().next().map(|(host, problem)| format!(": {host}: {problem}")).unwrap_or_default();
             let reason = format!("{service} has no host with an address{problem}");
-            return Err(Unanswered::Absent { reason, ttl: None });
+            return Err(LookupError::Absent { reason, ttl: None });
         }
         Ok(all)
     }
 
-    fn in_hosts(&self, name: &Name, port: u16) -> Option<Result<Found, Unanswered>> {
+    fn in_hosts(&self, name: &Name, port: u16) -> Option<Result<Found, LookupError>> {
         let of = |family| self.hosts.lookup_static_host(&Query::query(name.clone(), family));
         let found: Vec<_> = [RecordType::A, RecordType::AAAA].into_iter().filter_map(of).collect();
         let addresses: Vec<_> =
@@ -336,7 +336,7 @@ impl Sources {
         }
         Some(match addresses.iter().any(is_usable) {
             true => Ok(self.answer(&addresses, port, HOSTS_TTL)),
-            false => Err(Unanswered::Absent { reason: format!("{name} has no usable address in {HOSTS}"), ttl: None }),
+            false => Err(LookupError::Absent { reason: format!("{name} has no usable address in {HOSTS}"), ttl: None }),
         })
     }
 
@@ -427,8 +427,8 @@ fn names(name: &Name, search: &[Name], ndots: usize) -> Vec<Name> {
     names
 }
 
-fn failed(reason: String) -> Unanswered {
-    Unanswered::Failed { reason }
+fn failed(reason: String) -> LookupError {
+    LookupError::Failed { reason }
 }
 
 /// Asks for the addresses of one family.
@@ -438,8 +438,8 @@ async fn ask(dns: &TokioResolver, name: &Name, family: RecordType) -> Part {
             usable if usable.is_empty() => Part::Absent(format!("{name} has no usable address"), None),
             usable => Part::Found(usable, ttl),
         },
-        Err(Unanswered::Absent { reason, ttl }) => Part::Absent(reason, ttl),
-        Err(Unanswered::Failed { reason }) => Part::Failed(reason),
+        Err(LookupError::Absent { reason, ttl }) => Part::Absent(reason, ttl),
+        Err(LookupError::Failed { reason }) => Part::Failed(reason),
     }
 }
 
@@ -449,7 +449,7 @@ async fn lookup(
     name: &Name,
     of: RecordType,
     what: &str,
-) -> Result<(Vec<RData>, Duration), Unanswered> {
+) -> Result<(Vec<RData>, Duration), LookupError> {
     let seconds = |ttl: u32| Duration::from_secs(ttl.into());
     match dns.lookup(name.clone(), of).await {
         Ok(lookup) => {
@@ -459,7 +459,7 @@ async fn lookup(
             // What leads to them (CNAME) holds for no longer than it says either.
             let ttl = answers.iter().map(|record| record.ttl).min().unwrap_or_default();
             match records.is_empty() {
-                true => Err(Unanswered::Absent { reason: format!("{name} has no {what}"), ttl: None }),
+                true => Err(LookupError::Absent { reason: format!("{name} has no {what}"), ttl: None }),
                 false => Ok((records, seconds(ttl))),
             }
         }
@@ -468,7 +468,7 @@ async fn lookup(
                 ResponseCode::NoError => format!("{name} has no {what}"),
                 _ => format!("{name} does not exist"),
             };
-            Err(Unanswered::Absent { reason, ttl: none.negative_ttl.map(seconds) })
+            Err(LookupError::Absent { reason, ttl: none.negative_ttl.map(seconds) })
         }
         Err(NetError::Dns(DnsError::ResponseCode(code))) => Err(failed(format!("the DNS server fails: {code}"))),
         Err(NetError::Timeout) => Err(failed("no DNS server answers in time".to_owned())),

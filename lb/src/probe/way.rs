@@ -20,17 +20,17 @@ use crate::http::io::Io;
 
 /// How an endpoint is connected to.
 #[derive(Debug)]
-pub struct Way {
+pub struct ProbeConnector {
     pub endpoint: Arc<Endpoint>,
     pub transport: Arc<Transport>,
 }
 
-/// What checks are told to connect to; [`Way`] knows better.
+/// What checks are told to connect to; [`ProbeConnector`] knows better.
 pub fn target() -> pingora_load_balancing::Backend {
     pingora_load_balancing::Backend::new("0.0.0.0:1").expect("an address")
 }
 
-impl Way {
+impl ProbeConnector {
     async fn connected(&self) -> Result<Io, AttemptError> {
         let address = self.endpoint.address().ok_or(Failure::Unresolved)?;
         let (backend, transport) = (&self.endpoint.backend.address, &self.transport);
@@ -41,7 +41,7 @@ impl Way {
 }
 
 /// Written without the macro that the trait is written with.
-impl Connect for Way {
+impl Connect for ProbeConnector {
     fn connect<'s, 'a, 'f>(
         &'s self,
         _: &'a SocketAddr,

@@ -4,11 +4,11 @@ use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::access_log::{AccessLog, CannotOpen, Wanted};
+use crate::access_log::{AccessLog, AccessLogSpec, OpenError};
 use crate::config::advice::Subject;
 use crate::config::{AccessLogFile, Config, ServerConfig};
 use crate::connection_limit::ConnectionLimit;
-use crate::control::resources::{ListenerCertificate, Obtained, Resources, Unavailable};
+use crate::control::resources::{ListenerCertificate, PreparedResources, Resources, Unavailable};
 use crate::listen::Listeners;
 use crate::listen::sockets::Sockets;
 
@@ -20,7 +20,7 @@ const MAX_PIPES: usize = 4096;
 
 /// Everything that a reload can change beside the snapshot.
 #[derive(Clone)]
-pub struct Running {
+pub struct RunningResources {
     pub listeners: Arc<Listeners>,
     pub access_log: Arc<AccessLog>,
     pub client_limit: Arc<ConnectionLimit>,
@@ -33,11 +33,16 @@ pub struct Running {
     pub threads: usize,
 }
 
-impl Resources for Running {
-    fn prepare(&self, running: &Config, wanted: &Config, is_trial: bool) -> Result<Obtained, Vec<Unavailable>> {
+impl Resources for RunningResources {
+    fn prepare(
+        &self,
+        running: &Config,
+        wanted: &Config,
+        is_trial: bool,
+    ) -> Result<PreparedResources, Vec<Unavailable>> {
         let mut problems = Vec::new();
-        let logs = Wanted::of(wanted);
-        let access_log = (logs != Wanted::of(running)).then(|| self.access_log.open(&logs));
+        let logs = AccessLogSpec::of(wanted);
+        let access_log = (logs != AccessLogSpec::of(running)).then(|| self.access_log.open(&logs));
         let access_log = access_log.transpose().unwrap_or_else(|refused| {
             problems.push(Unavailable { subject: Subject::AccessLog, message: cannot_log(&refused) });
             None
@@ -74,7 +79,11 @@ impl Resources for Running {
                 this.max_idle.store(max_idle, Ordering::Relaxed);
             });
         };
-        Ok(Obtained { changes, warnings: warning.into_iter().chain(moved).collect(), commit: Box::new(commit) })
+        Ok(PreparedResources {
+            changes,
+            warnings: warning.into_iter().chain(moved).collect(),
+            commit: Box::new(commit),
+        })
     }
 
     fn certificates(&self) -> Vec<ListenerCertificate> {
@@ -124,7 +133,7 @@ pub fn connection_limits(server: &ServerConfig, open_files: usize) -> (Connectio
     (ConnectionLimits { clients, backends, handshakes }, warning)
 }
 
-pub fn cannot_log(CannotOpen { file, is_common, error }: &CannotOpen) -> String {
+pub fn cannot_log(OpenError { file, is_common, error }: &OpenError) -> String {
     let file = match file {
         AccessLogFile::Path(path) => path.display().to_string(),
         AccessLogFile::Stdout => "stdout".to_owned(),

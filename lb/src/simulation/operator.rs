@@ -13,7 +13,7 @@ use crate::clock;
 use crate::config::BackendConfig;
 use crate::config::algorithm::Algorithm;
 use crate::config::backend::AdminState;
-use crate::control::{Terms, Wish};
+use crate::control::{ChangeOptions, ChangeRequest};
 use crate::http::idle;
 
 /// Ends idle connections and ejections in time, as the threads of the process do.
@@ -45,24 +45,31 @@ fn change(world: &World, backends: u64) {
     let what = below(if world.has_name { 15 } else { 9 });
     trace(|| format!("operator: change {what} of {address}"));
     let (pool, backend) = ("app".to_owned(), address.clone());
-    let state =
-        |state| Wish::ChangeBackend { pool: pool.clone(), backend: backend.clone(), weight: None, state: Some(state) };
+    let state = |state| ChangeRequest::ChangeBackend {
+        pool: pool.clone(),
+        backend: backend.clone(),
+        weight: None,
+        state: Some(state),
+    };
     let wish = match what {
-        0 => Wish::Algorithm { pool: None, to: pick(&Algorithm::ALL) },
+        0 => ChangeRequest::Algorithm { pool: None, to: pick(&Algorithm::ALL) },
         1 => state(AdminState::Draining),
         2 => state(AdminState::Down),
         3 | 4 => state(AdminState::Active),
-        5 => Wish::RemoveBackend { pool, backend },
+        5 => ChangeRequest::RemoveBackend { pool, backend },
         6 => {
             let address = address.parse().expect("an address");
-            Wish::AddBackend { pool, backend: BackendConfig::new(address) }
+            ChangeRequest::AddBackend { pool, backend: BackendConfig::new(address) }
         }
         7 | 8 => return probe(world, one_in(2)),
         _ => return resolve(world),
     };
     let author = Author { by: "simulation", from: None };
     // Not every change can be made at any time.
-    if world.control.make(&wish, &Terms { author, if_match: None, dry_run: false, force: true, deadline: None }).is_ok()
+    if world
+        .control
+        .make(&wish, &ChangeOptions { author, if_match: None, dry_run: false, force: true, deadline: None })
+        .is_ok()
     {
         saw(Sight::MembershipChange);
     }

@@ -38,7 +38,7 @@ pub static ACCEPTOR: LazyLock<TlsAcceptor> = LazyLock::new(|| {
 pub static CLIENT: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let builder = builder.with_safe_default_protocol_versions().expect("the versions that ring has");
-    let verifier = builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody));
+    let verifier = builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAnyCertificate));
     let mut config = verifier.with_no_client_auth();
     config.resumption = Resumption::disabled();
     Arc::new(config)
@@ -175,9 +175,9 @@ impl Write for Raw<'_, '_> {
 
 /// Takes every certificate: whose it is, other tests ask.
 #[derive(Debug)]
-struct Anybody;
+struct AcceptAnyCertificate;
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

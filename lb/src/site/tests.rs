@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::route::{HostPattern, PathPrefix};
-use crate::config::site::{ListenerName, Origin};
+use crate::config::site::{ListenerName, SourceLocation};
 use crate::config::{HostRoute, Secret, toml};
 use crate::snapshot::{Rings, Snapshot};
 use crate::value::Presence;
@@ -44,8 +44,8 @@ fn snapshot(config: Config, previous: Option<&Snapshot>) -> Snapshot {
     Snapshot::new(config, previous, &Rings::default(), &Metrics::new(), &Secret::new("secret").expect("not empty"))
 }
 
-fn origin() -> Origin {
-    Origin { file: Arc::from(Path::new("evenkeel.toml")), line: 1 }
+fn origin() -> SourceLocation {
+    SourceLocation { file: Arc::from(Path::new("evenkeel.toml")), line: 1 }
 }
 
 fn pool_name(pool: usize) -> PoolName {

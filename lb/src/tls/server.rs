@@ -23,7 +23,7 @@ use self::clients::Clients;
 use self::renewal::{Problems, Stamps};
 use self::tickets::TicketKeys;
 use crate::config::Secret;
-use crate::config::tls::material::{Fault, Issuers, Loaded, Material};
+use crate::config::tls::material::{Issuers, LoadedCertificate, Material, TlsFileError};
 use crate::config::tls::{ClientMode, Profile, Protocol, TlsConfig};
 
 /// What a listener's handshakes are made with.
@@ -71,7 +71,7 @@ impl ServerTls {
     pub fn load(wanted: &TlsConfig, before: Option<&Arc<Self>>) -> Result<Arc<Self>, String> {
         // Before they are read: what changes meanwhile is seen later.
         let stamps = Stamps::of(wanted);
-        let in_one = |faults: Vec<Fault>| {
+        let in_one = |faults: Vec<TlsFileError>| {
             let messages: Vec<_> = faults.into_iter().map(|fault| fault.message).collect();
             messages.join("; ")
         };
@@ -100,13 +100,17 @@ impl ServerTls {
         Ok(Arc::new(Self { config, choice, handshake_timeout, material, digest, tickets, watched }))
     }
 
-    pub fn certificates(&self) -> &[Arc<Loaded>] {
+    pub fn certificates(&self) -> &[Arc<LoadedCertificate>] {
         &self.material.certificates
     }
 
     /// Where the place in a folder decides which certificate is the default, and decides otherwise than `before`: the one that
     /// was it, and the one that is.
-    pub fn moved_default<'a>(&'a self, wanted: &TlsConfig, before: &'a Self) -> Option<(&'a Loaded, &'a Loaded)> {
+    pub fn moved_default<'a>(
+        &'a self,
+        wanted: &TlsConfig,
+        before: &'a Self,
+    ) -> Option<(&'a LoadedCertificate, &'a LoadedCertificate)> {
         if wanted.default.is_some() || wanted.certificates.folder().is_none() {
             return None;
         }
@@ -120,8 +124,8 @@ impl ServerTls {
     }
 
     /// Those of `before` whose files it has no certificate of any more.
-    pub fn gone_since<'a>(&'a self, before: Option<&'a Self>) -> impl Iterator<Item = &'a Arc<Loaded>> {
-        let is_there = |gone: &Loaded| {
+    pub fn gone_since<'a>(&'a self, before: Option<&'a Self>) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {
+        let is_there = |gone: &LoadedCertificate| {
             self.certificates()
                 .iter()
                 .any(|one| one.pair.certificate == gone.pair.certificate || one.digest == gone.digest)
@@ -130,8 +134,8 @@ impl ServerTls {
     }
 
     /// Those of its certificates that `before` had not, or had with other content.
-    pub fn new_since<'a>(&'a self, before: Option<&'a Self>) -> impl Iterator<Item = &'a Arc<Loaded>> {
-        let is_known = move |loaded: &Loaded| {
+    pub fn new_since<'a>(&'a self, before: Option<&'a Self>) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {
+        let is_known = move |loaded: &LoadedCertificate| {
             before.is_some_and(|before| before.certificates().iter().any(|one| one.digest == loaded.digest))
         };
         self.certificates().iter().filter(move |loaded| !is_known(loaded))

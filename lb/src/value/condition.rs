@@ -28,7 +28,7 @@ pub struct Condition {
 pub struct Test {
     pub of: Value,
     #[serde(flatten)]
-    pub is: Is,
+    pub is: Comparison,
     /// Whether it holds where it would not, and the other way round.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub negated: bool,
@@ -37,7 +37,7 @@ pub struct Test {
 /// What a value must be. What is missing equals nothing and matches nothing, not even the empty text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Is {
+pub enum Comparison {
     /// There is one, even if it is empty.
     Present(Always),
     /// Byte by byte.
@@ -98,7 +98,7 @@ impl Condition {
     pub fn each_asked(&self, tables: &Tables, asked: &mut impl FnMut(&Variable)) {
         for Test { of, is, .. } in &self.tests {
             of.each_asked(tables, asked);
-            if let Is::Equal(value) = is {
+            if let Comparison::Equal(value) = is {
                 value.each_asked(tables, asked);
             }
         }
@@ -116,20 +116,20 @@ impl Test {
         let value = self.of.read(facts, &mut scratch);
         let holds = match (&self.is, value) {
             (_, None) => false,
-            (Is::Present(_), Some(_)) => true,
-            (Is::Equal(other), Some(value)) => {
+            (Comparison::Present(_), Some(_)) => true,
+            (Comparison::Equal(other), Some(value)) => {
                 let mut scratch = Vec::new();
                 other.read(facts, &mut scratch).is_some_and(|other| other == value)
             }
-            (Is::OneOf(texts), Some(value)) => texts.contains(value),
-            (Is::Matches(pattern), Some(value)) => pattern.is_match(value),
+            (Comparison::OneOf(texts), Some(value)) => texts.contains(value),
+            (Comparison::Matches(pattern), Some(value)) => pattern.is_match(value),
         };
         holds != self.negated
     }
 
     fn phase(&self, tables: &Tables) -> Phase {
         let other = match &self.is {
-            Is::Equal(value) => value.phase(tables),
+            Comparison::Equal(value) => value.phase(tables),
             _ => Phase::Head,
         };
         self.of.phase(tables).max(other)

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use super::pattern::{Case, Groups, Pattern};
 use super::variable::{GroupOf, Variable};
-use super::{Facts, Known, Phase, Presence, Scope, Value, names};
+use super::{Facts, Phase, Presence, Scope, Value, VariableText, names};
 
 /// Which one of the tables: they are counted in the order in which they were written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -534,10 +534,10 @@ impl<F: Facts> Facts for WithCase<'_, F> {
         self.facts.write(variable, out)
     }
 
-    fn find(&self, variable: &Variable) -> Known<'_> {
+    fn find(&self, variable: &Variable) -> VariableText<'_> {
         match variable {
             Variable::Group { of: GroupOf::Case, index } => {
-                self.groups.text(*index, self.subject).map_or(Known::Missing, Known::Here)
+                self.groups.text(*index, self.subject).map_or(VariableText::Missing, VariableText::Here)
             }
             other => self.facts.find(other),
         }

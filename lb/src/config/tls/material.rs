@@ -23,7 +23,7 @@ const MAX_TICKET_SECRETS: usize = 8;
 #[derive(Debug, Clone)]
 pub struct Material {
     /// At least one; see [`Certificates::pairs`] for their order.
-    pub certificates: Vec<Arc<Loaded>>,
+    pub certificates: Vec<Arc<LoadedCertificate>>,
     /// `None`: clients are asked for no certificates.
     pub issuers: Option<Arc<Issuers>>,
     /// `None`: tickets are nobody else's.
@@ -32,7 +32,7 @@ pub struct Material {
 
 /// A certificate with its key.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct LoadedCertificate {
     pub pair: Pair,
     pub certified: Arc<CertifiedKey>,
     /// What the leaf says.
@@ -51,15 +51,15 @@ pub struct Issuers {
 
 /// What is wrong with a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    pub at: At,
+pub struct TlsFileError {
+    pub at: TlsFileSetting,
     /// Names the file and the fix.
     pub message: String,
 }
 
 /// Which setting names the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum At {
+pub enum TlsFileSetting {
     /// All certificates.
     Certificates,
     /// Of the pair in this place.
@@ -73,7 +73,7 @@ pub enum At {
 
 /// A pair that is not taken up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unusable {
+pub enum PairError {
     Certificate(String),
     Key(String),
     Password(String),
@@ -83,20 +83,20 @@ pub enum Unusable {
 
 impl Material {
     /// Reads everything that `config` names. The error: all that is wrong.
-    pub fn load(config: &TlsConfig) -> Result<Self, Vec<Fault>> {
+    pub fn load(config: &TlsConfig) -> Result<Self, Vec<TlsFileError>> {
         let mut faults = Vec::new();
         let certificates = load_all(&config.certificates, &mut faults);
         let has = |path: &Path| certificates.iter().any(|loaded| loaded.pair.certificate == path);
         if let Some(default) = config.default.as_deref().filter(|path| faults.is_empty() && !has(path)) {
-            faults.push(Fault { at: At::Default, message: not_among(default, &certificates) });
+            faults.push(TlsFileError { at: TlsFileSetting::Default, message: not_among(default, &certificates) });
         }
         let issuers = config.client_certificates.as_ref().map(|clients| Issuers::load(&clients.ca)).transpose();
         let issuers = issuers.unwrap_or_else(|message| {
-            faults.push(Fault { at: At::Issuers, message });
+            faults.push(TlsFileError { at: TlsFileSetting::Issuers, message });
             None
         });
         let ticket_secrets = config.ticket_file.as_deref().map(ticket_secrets).transpose().unwrap_or_else(|message| {
-            faults.push(Fault { at: At::Tickets, message });
+            faults.push(TlsFileError { at: TlsFileSetting::Tickets, message });
             None
         });
         match faults.is_empty() {
@@ -131,40 +131,41 @@ pub fn ticket_secrets(path: &Path) -> Result<Arc<[Secret]>, String> {
 }
 
 /// That no certificate is at `path`, and where there are some.
-pub fn not_among(path: &Path, certificates: &[Arc<Loaded>]) -> String {
+pub fn not_among(path: &Path, certificates: &[Arc<LoadedCertificate>]) -> String {
     let there: Vec<_> = certificates.iter().map(|loaded| loaded.pair.certificate.display().to_string()).collect();
     format!("{} is none of the listener's certificates, which are {}", path.display(), there.join(", "))
 }
 
-fn load_all(certificates: &Certificates, faults: &mut Vec<Fault>) -> Vec<Arc<Loaded>> {
+fn load_all(certificates: &Certificates, faults: &mut Vec<TlsFileError>) -> Vec<Arc<LoadedCertificate>> {
     let mut loaded = Vec::new();
     let pairs = match certificates.pairs() {
         Ok(pairs) => pairs,
         Err(e) => {
             let folder = certificates.folder().unwrap_or(Path::new("")).display();
             let message = format!("{folder} cannot be read as a folder: {e}");
-            faults.push(Fault { at: At::Certificates, message });
+            faults.push(TlsFileError { at: TlsFileSetting::Certificates, message });
             return loaded;
         }
     };
     let is_folder = certificates.folder().is_some();
     for (index, pair) in pairs.into_iter().enumerate() {
-        let (at, message) = match Loaded::load(pair.clone()) {
+        let (at, message) = match LoadedCertificate::load(pair.clone()) {
             Ok(one) => {
                 loaded.push(Arc::new(one));
                 continue;
             }
-            Err(Unusable::KeyAlone) if is_folder => continue,
+            Err(PairError::KeyAlone) if is_folder => continue,
             Err(unusable) => match unusable {
-                Unusable::Certificate(message) => (At::Certificate(index), message),
-                Unusable::Key(message) => (At::Key(index), message),
-                Unusable::Password(message) => (At::Password(index), message),
-                Unusable::KeyAlone => {
-                    (At::Certificate(index), format!("{} has a key and no certificate", pair.certificate.display()))
-                }
+                PairError::Certificate(message) => (TlsFileSetting::Certificate(index), message),
+                PairError::Key(message) => (TlsFileSetting::Key(index), message),
+                PairError::Password(message) => (TlsFileSetting::Password(index), message),
+                PairError::KeyAlone => (
+                    TlsFileSetting::Certificate(index),
+                    format!("{} has a key and no certificate", pair.certificate.display()),
+                ),
             },
         };
-        faults.push(Fault { at, message });
+        faults.push(TlsFileError { at, message });
     }
     if loaded.is_empty() && faults.is_empty() {
         let message = match certificates.folder() {
@@ -173,28 +174,28 @@ fn load_all(certificates: &Certificates, faults: &mut Vec<Fault>) -> Vec<Arc<Loa
             }
             None => "there is no certificate: name at least one".to_owned(),
         };
-        faults.push(Fault { at: At::Certificates, message });
+        faults.push(TlsFileError { at: TlsFileSetting::Certificates, message });
     }
     loaded
 }
 
-impl Loaded {
+impl LoadedCertificate {
     /// Reads a pair, and makes sure that its parts fit.
-    pub fn load(pair: Pair) -> Result<Self, Unusable> {
+    pub fn load(pair: Pair) -> Result<Self, PairError> {
         let mut digest = Sha256::new();
         let mut content = |path: &Path| {
             let content = pem::content(path)?;
             digest.update(Sha256::digest(&content));
             Ok::<_, String>(content)
         };
-        let certificate = content(&pair.certificate).map_err(Unusable::Certificate)?;
-        let mut found = pem::read(&certificate, &pair.certificate).map_err(Unusable::Certificate)?;
+        let certificate = content(&pair.certificate).map_err(PairError::Certificate)?;
+        let mut found = pem::read(&certificate, &pair.certificate).map_err(PairError::Certificate)?;
         let shown = pair.certificate.display();
         let is_same_file = pair.key == pair.certificate;
         if found.certificates.is_empty() && !(is_same_file && matches!(found.key, Some(Key::Traditional))) {
             return Err(match found.key {
-                Some(_) => Unusable::KeyAlone,
-                None => Unusable::Certificate(format!(
+                Some(_) => PairError::KeyAlone,
+                None => PairError::Certificate(format!(
                     "{shown} has no certificate: it must be a PEM file, the leaf certificate first"
                 )),
             });
@@ -202,21 +203,21 @@ impl Loaded {
         let key = match is_same_file {
             true => found.key.take(),
             false => {
-                let key = content(&pair.key).map_err(Unusable::Key)?;
-                pem::read(&key, &pair.key).map_err(Unusable::Key)?.key
+                let key = content(&pair.key).map_err(PairError::Key)?;
+                pem::read(&key, &pair.key).map_err(PairError::Key)?.key
             }
         };
         let key = open(key, &pair, &mut content)?;
         let Pem { certificates, .. } = found;
         let mut chain = certificates.iter().map(|der| certificate::parse(der));
-        let broken = || Unusable::Certificate(format!("{shown} holds something that is no X.509 certificate"));
+        let broken = || PairError::Certificate(format!("{shown} holds something that is no X.509 certificate"));
         let leaf = chain.next().flatten().ok_or_else(broken)?;
         if chain.any(|certificate| certificate.is_none()) {
             return Err(broken());
         }
         let key_file = pair.key.display();
         let key = ring::default_provider().key_provider.load_private_key(key).map_err(|_| {
-            Unusable::Key(format!(
+            PairError::Key(format!(
                 "the key in {key_file} is of no kind that is used here: make one of ECDSA (P-256, P-384), Ed25519 or RSA (2048 to 4096 bits)"
             ))
         })?;
@@ -227,13 +228,13 @@ impl Loaded {
                 let message = format!(
                     "the key in {shown} does not belong to the first certificate there: put the leaf certificate first"
                 );
-                return Err(Unusable::Key(message));
+                return Err(PairError::Key(message));
             }
             Err(_) => {
                 let message = format!(
                     "the key in {key_file} does not belong to the first certificate in {shown}: name the key that it was made for, and put the leaf certificate first"
                 );
-                return Err(Unusable::Key(message));
+                return Err(PairError::Key(message));
             }
         }
         Ok(Self { pair, certified: Arc::new(certified), leaf, digest: digest.finalize().into() })
@@ -255,30 +256,30 @@ fn open(
     key: Option<Key>,
     pair: &Pair,
     content: &mut impl FnMut(&Path) -> Result<Vec<u8>, String>,
-) -> Result<PrivateKeyDer<'static>, Unusable> {
+) -> Result<PrivateKeyDer<'static>, PairError> {
     let file = pair.key.display();
     match (key, &pair.password_file) {
         (None, _) if pair.key == pair.certificate => {
             let beside = pair.certificate.with_extension("key");
-            Err(Unusable::Key(format!(
+            Err(PairError::Key(format!(
                 "there is no private key for {file}: put it into {} or into the same file",
                 beside.display()
             )))
         }
-        (None, _) => Err(Unusable::Key(format!("{file} has no private key: it must be a PEM file with one"))),
+        (None, _) => Err(PairError::Key(format!("{file} has no private key: it must be a PEM file with one"))),
         (Some(Key::Plain(key)), _) => Ok(key),
-        (Some(Key::Traditional), _) => Err(Unusable::Key(format!(
+        (Some(Key::Traditional), _) => Err(PairError::Key(format!(
             "the key in {file} is encrypted in OpenSSL's old way: convert it by \"openssl pkcs8 -topk8 -v2 aes-256-cbc -in {file} -out NEW\""
         ))),
-        (Some(Key::Encrypted(_)), None) => Err(Unusable::Password(format!(
+        (Some(Key::Encrypted(_)), None) => Err(PairError::Password(format!(
             "the key in {file} is encrypted: write password_file, a file with its password"
         ))),
         (Some(Key::Encrypted(der)), Some(password_file)) => {
-            let password = content(password_file).map_err(Unusable::Password)?;
+            let password = content(password_file).map_err(PairError::Password)?;
             let password = password.strip_suffix(b"\n").unwrap_or(&password);
             let password = password.strip_suffix(b"\r").unwrap_or(password);
             pem::decrypt(&der, password).ok_or_else(|| {
-                Unusable::Password(format!(
+                PairError::Password(format!(
                     "the password in {} does not open the key in {file}, or the key is encrypted in a way that is not known here: \"openssl pkey -in {file} -noout\" asks for the password",
                     password_file.display()
                 ))
@@ -311,7 +312,7 @@ impl Issuers {
 }
 
 /// All in one line, for a log.
-impl std::fmt::Display for Unusable {
+impl std::fmt::Display for PairError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Certificate(message) | Self::Key(message) | Self::Password(message) => f.write_str(message),

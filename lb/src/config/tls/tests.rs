@@ -15,7 +15,8 @@ fn folder(files: &[&str]) -> (tempfile::TempDir, Certificates) {
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder that can be written to");
         fs::write(path, "").expect("a folder that can be written to");
     }
-    let certificates = Certificates { one: None, others: Some(Others::Folder(folder.path().to_owned())) };
+    let certificates =
+        Certificates { one: None, others: Some(AdditionalCertificates::Folder(folder.path().to_owned())) };
     (folder, certificates)
 }
 

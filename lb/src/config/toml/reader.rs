@@ -14,7 +14,7 @@ use super::sources::{Parsed, Sources};
 use super::template::Template;
 use super::values::{self, Read};
 use super::{DEFAULT, Position, Problem, UNFINISHED};
-use crate::config::site::Origin;
+use crate::config::site::SourceLocation;
 use crate::config::transport;
 use crate::value::pattern::Pattern;
 
@@ -30,7 +30,7 @@ pub struct Reader<'t> {
     template: &'t Template<'t>,
     replaced: &'t Replaced,
     /// For each file.
-    broken: Vec<Broken>,
+    broken: Vec<SyntaxErrors>,
     problems: Vec<(Option<usize>, String)>,
     /// Expressions that were read already: sites often have the same ones, and each takes long to compile.
     patterns: HashMap<String, Pattern>,
@@ -38,7 +38,7 @@ pub struct Reader<'t> {
 
 /// What of a file may have been understood wrongly.
 #[derive(Clone, Default)]
-struct Broken {
+struct SyntaxErrors {
     /// From this line on everything, and what is absent may only be unread: nothing is said of either before the
     /// syntax is right.
     from: Option<usize>,
@@ -181,7 +181,7 @@ impl<'t> Reader<'t> {
         replaced: &'t Replaced,
         template: &'t Template<'t>,
     ) -> Self {
-        let broken = vec![Broken::default(); parsed.len()];
+        let broken = vec![SyntaxErrors::default(); parsed.len()];
         let patterns = HashMap::default();
         let mut reader =
             Self { system_roots: None, sources, template, replaced, broken, problems: Vec::new(), patterns };
@@ -214,8 +214,8 @@ impl<'t> Reader<'t> {
         self.sources.position(place)
     }
 
-    pub fn origin(&self, place: usize) -> Origin {
-        Origin { file: Arc::clone(&self.sources.source(place).file), line: self.position(place).line }
+    pub fn origin(&self, place: usize) -> SourceLocation {
+        SourceLocation { file: Arc::clone(&self.sources.source(place).file), line: self.position(place).line }
     }
 
     /// `line 7`, with the file if it is another one.
@@ -228,7 +228,7 @@ impl<'t> Reader<'t> {
     }
 
     pub fn problem(&mut self, place: usize, message: impl Into<String>) {
-        let Broken { from, lines } = &self.broken[self.sources.index(place)];
+        let SyntaxErrors { from, lines } = &self.broken[self.sources.index(place)];
         let line = self.position(place).line;
         // What stands there in place of a variable of the environment is not known.
         let is_unset = self.replaced.problems.iter().any(|(unset, _)| *unset == place);

@@ -12,7 +12,7 @@ use super::{collect, files};
 use crate::config::route::HostPattern;
 use crate::config::site::{
     AccessLogRule, CookieRewrite, Cors, CorsHeaders, CorsOrigin, Edit, ErrorPage, FieldChange, HeaderEdits,
-    LocationRewrite, LogLine, Page, PageFile, PageStatus, Preset, Replace, Rewrite, Rules, Share, Shown, Text,
+    LocationRewrite, LogLine, Page, PageFile, PageStatus, Preset, Replace, Rewrite, Rules, SecretSource, Share, Text,
 };
 use crate::config::{AccessLogConfig, AccessLogFormat, PoolName, SameSite, StatusRanges};
 use crate::message::name::Name;
@@ -24,7 +24,7 @@ use crate::value::{Phase, Scope, Value};
 pub const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 
 /// What the rest of the configuration has that sites name.
-pub struct Surroundings<'a> {
+pub struct References<'a> {
     pub pools: &'a [PoolName],
     pub listeners: &'a [Named],
     pub tables: &'a Tables,
@@ -34,15 +34,15 @@ pub struct Surroundings<'a> {
 
 /// Where rules are said: whose groups their values can name.
 #[derive(Clone, Copy)]
-pub struct Place<'a> {
-    pub around: &'a Surroundings<'a>,
+pub struct RuleScope<'a> {
+    pub around: &'a References<'a>,
     pub host: Option<&'a Pattern>,
     pub route: Option<&'a Pattern>,
     /// Whether `$server_name` is anything: the site's first host is neither `""` nor a regex.
     pub has_server_name: bool,
 }
 
-impl<'a> Place<'a> {
+impl<'a> RuleScope<'a> {
     pub fn scope(&self, known: Phase) -> Scope<'a> {
         Scope { tables: self.around.tables, host: self.host, route: self.route, ..Scope::new(known) }
     }
@@ -62,7 +62,7 @@ const NO_FIELDS: &[(&str, &str)] = &[
 
 impl<'t> Reader<'t> {
     /// What is in force where `section` is: each key that it has, and `outer` for the others.
-    pub fn rules(&mut self, section: &Section<'t>, outer: &Rules, place: &Place<'_>) -> Option<Rules> {
+    pub fn rules(&mut self, section: &Section<'t>, outer: &Rules, place: &RuleScope<'_>) -> Option<Rules> {
         let mut rules = outer.clone();
         let mut is_sound = true;
         macro_rules! take {
@@ -119,7 +119,7 @@ impl<'t> Reader<'t> {
         &mut self,
         section: &Section<'t>,
         key: &str,
-        place: &Place<'_>,
+        place: &RuleScope<'_>,
         known: Phase,
     ) -> Option<Value> {
         match section.setting(key) {
@@ -135,7 +135,7 @@ impl<'t> Reader<'t> {
         &mut self,
         section: &Section<'t>,
         key: &str,
-        place: &Place<'_>,
+        place: &RuleScope<'_>,
         known: Phase,
     ) -> Option<Option<Value>> {
         match section.setting(key) {
@@ -166,7 +166,7 @@ impl<'t> Reader<'t> {
     }
 
     /// The inner `None`: what a site says does not hold here.
-    fn rewrite(&mut self, section: &Section<'t>, place: &Place<'_>) -> Option<Option<Rewrite>> {
+    fn rewrite(&mut self, section: &Section<'t>, place: &RuleScope<'_>) -> Option<Option<Rewrite>> {
         let inner = self.section(section, "rewrite");
         if !inner.is_written() {
             return None;
@@ -216,7 +216,7 @@ impl<'t> Reader<'t> {
         &mut self,
         section: &Section<'t>,
         outer: &HeaderEdits,
-        place: &Place<'_>,
+        place: &RuleScope<'_>,
     ) -> Option<HeaderEdits> {
         let tables = self.one_or_several(section, "request_headers")?;
         let keeps = self.keeps_outer(&tables)?;
@@ -242,7 +242,7 @@ impl<'t> Reader<'t> {
         &mut self,
         section: &Section<'t>,
         outer: &[FieldChange],
-        place: &Place<'_>,
+        place: &RuleScope<'_>,
     ) -> Option<Vec<FieldChange>> {
         let tables = self.one_or_several(section, "response_headers")?;
         let keeps = self.keeps_outer(&tables)?;
@@ -264,7 +264,7 @@ impl<'t> Reader<'t> {
         keeps.map(|keeps| keeps.contains(&Some(true)))
     }
 
-    fn field_changes(&mut self, table: &Section<'t>, place: &Place<'_>, known: Phase) -> Option<Vec<FieldChange>> {
+    fn field_changes(&mut self, table: &Section<'t>, place: &RuleScope<'_>, known: Phase) -> Option<Vec<FieldChange>> {
         const EDITS: &[(&str, Edit)] =
             &[("set", Edit::Set), ("add", Edit::Add), ("append", Edit::Append), ("default", Edit::SetIfMissing)];
         let on = self.optional(table, "status", values::status_ranges);
@@ -327,12 +327,12 @@ impl<'t> Reader<'t> {
                 };
                 let base = self.base(section);
                 let (path, text) = self.read_at(section, key, file, |value| files::text(base, value))?;
-                (Value::constant(&text), Some(Shown::File(path)))
+                (Value::constant(&text), Some(SecretSource::File(path)))
             }
             _ => {
                 let read = self.value_in(setting, scope)?;
                 let written = self.replaced(setting.place()).map(|text| text.written.clone());
-                (read, written.map(Shown::Written))
+                (read, written.map(SecretSource::Written))
             }
         };
         if let Some(constant) = value_read.as_constant()
@@ -348,7 +348,12 @@ impl<'t> Reader<'t> {
         Some(Text { value: value_read, shown })
     }
 
-    fn error_pages(&mut self, section: &Section<'t>, outer: &[ErrorPage], place: &Place<'_>) -> Option<Vec<ErrorPage>> {
+    fn error_pages(
+        &mut self,
+        section: &Section<'t>,
+        outer: &[ErrorPage],
+        place: &RuleScope<'_>,
+    ) -> Option<Vec<ErrorPage>> {
         let entries = self.entries(section, "error_pages")?;
         let mut pages = Some(Vec::new());
         let mut keeps = false;
@@ -389,7 +394,7 @@ impl<'t> Reader<'t> {
         Some(pages)
     }
 
-    fn error_page(&mut self, setting: Setting<'_, 't>, place: &Place<'_>) -> Option<(PageStatus, Page)> {
+    fn error_page(&mut self, setting: Setting<'_, 't>, place: &RuleScope<'_>) -> Option<(PageStatus, Page)> {
         const FORMS: &str =
             "\"/path\", or a table with one of path, file, text and redirect, such as { file = \"errors/404.html\" }";
         let Setting { section, key, value } = setting;
@@ -538,7 +543,7 @@ impl<'t> Reader<'t> {
         Some(Some(cors))
     }
 
-    fn location(&mut self, section: &Section<'t>, place: &Place<'_>) -> Option<LocationRewrite> {
+    fn location(&mut self, section: &Section<'t>, place: &RuleScope<'_>) -> Option<LocationRewrite> {
         if let Some(text) = section.written("location").and_then(|value| value.get_ref().as_str())
             && text.starts_with(['/', '~', '=', '^', '@'])
         {
@@ -580,7 +585,7 @@ impl<'t> Reader<'t> {
         pairs.map(LocationRewrite::Pairs)
     }
 
-    fn cookies(&mut self, section: &Section<'t>, outer: &Rules, place: &Place<'_>) -> Option<CookieRewrite> {
+    fn cookies(&mut self, section: &Section<'t>, outer: &Rules, place: &RuleScope<'_>) -> Option<CookieRewrite> {
         const SAME_SITE: &[(&str, SameSite)] =
             &[("lax", SameSite::Lax), ("strict", SameSite::Strict), ("none", SameSite::None)];
         let inner = self.section(section, "cookies");
@@ -609,7 +614,12 @@ impl<'t> Reader<'t> {
     }
 
     /// A table from what is to what shall be.
-    fn replacements(&mut self, section: &Section<'t>, key: &str, place: &Place<'_>) -> Option<Option<Vec<Replace>>> {
+    fn replacements(
+        &mut self,
+        section: &Section<'t>,
+        key: &str,
+        place: &RuleScope<'_>,
+    ) -> Option<Option<Vec<Replace>>> {
         if !section.has(key) {
             return Some(None);
         }
@@ -622,7 +632,12 @@ impl<'t> Reader<'t> {
         pairs.map(Some)
     }
 
-    fn access_logs(&mut self, section: &Section<'t>, outer: &Rules, place: &Place<'_>) -> Option<Vec<AccessLogRule>> {
+    fn access_logs(
+        &mut self,
+        section: &Section<'t>,
+        outer: &Rules,
+        place: &RuleScope<'_>,
+    ) -> Option<Vec<AccessLogRule>> {
         let base = self.base(section);
         let common = place.around.access_log.and_then(|log| {
             let format = match log.format {
@@ -660,7 +675,7 @@ impl<'t> Reader<'t> {
         &mut self,
         table: &Section<'t>,
         common: Option<&AccessLogRule>,
-        place: &Place<'_>,
+        place: &RuleScope<'_>,
     ) -> Option<AccessLogRule> {
         let base = self.base(table);
         let file = match table.has("file") {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use toml::de::DeValue;
 
 use super::reader::{Reader, Section, Setting, did_you_mean};
-use super::rules::{Place, Surroundings};
+use super::rules::{References, RuleScope};
 use super::tls::not_pinnable;
 use super::{collect, values};
 use crate::config::route::{HostPattern, PathPrefix};
@@ -15,7 +15,7 @@ use crate::config::site::{
     SiteConfig,
 };
 use crate::config::{HostRoute, PoolName};
-use crate::value::condition::{Condition, Is, MethodSet, NetSet, Test, TextSet};
+use crate::value::condition::{Comparison, Condition, MethodSet, NetSet, Test, TextSet};
 use crate::value::table::{Percent, Tables, Written, WrittenCases};
 use crate::value::variable::Variable;
 use crate::value::{Phase, Scope, Value};
@@ -170,7 +170,7 @@ impl<'t> Reader<'t> {
         &mut self,
         roots: &[Section<'t>],
         routes: &[HostRoute],
-        around: &Surroundings<'_>,
+        around: &References<'_>,
     ) -> Option<Vec<SiteConfig>> {
         let sections: Vec<_> = roots.iter().flat_map(|root| self.tables(root, "site")).collect();
         let mut sites = Some(Vec::new());
@@ -185,7 +185,7 @@ impl<'t> Reader<'t> {
         Some(sites.into_iter().map(|site| site.site).collect())
     }
 
-    fn site(&mut self, section: &Section<'t>, around: &Surroundings<'_>) -> Option<SiteAt> {
+    fn site(&mut self, section: &Section<'t>, around: &References<'_>) -> Option<SiteAt> {
         let name = self.optional(section, "name", values::site_name);
         let hosts = self.hosts(section);
         let listeners = match section.has("listeners") {
@@ -210,7 +210,7 @@ impl<'t> Reader<'t> {
         let expressions: Vec<_> = expression.collect();
         let host = if let [one] = expressions.as_slice() { Some(*one) } else { None };
         let has_server_name = !matches!(hosts.iter().flatten().next(), Some(HostPattern::Any | HostPattern::Regex(_)));
-        let place = Place { around, host, route: None, has_server_name };
+        let place = RuleScope { around, host, route: None, has_server_name };
         let rules = self.rules(section, &Rules::default(), &place);
         let mut routes = Some(Vec::new());
         let mut at = Vec::new();
@@ -283,7 +283,7 @@ impl<'t> Reader<'t> {
         &mut self,
         section: &Section<'t>,
         listeners: &[ListenerName],
-        around: &Surroundings<'_>,
+        around: &References<'_>,
     ) -> Option<Option<PathBuf>> {
         let base = self.base(section);
         let file = |value: &DeValue<'t>| values::path(base, value)?.ok_or_else(|| "the path of a PEM file".to_owned());
@@ -477,12 +477,12 @@ impl<'t> Reader<'t> {
         &mut self,
         section: &Section<'t>,
         outer: &Rules,
-        place: &Place<'_>,
+        place: &RuleScope<'_>,
     ) -> Option<(RouteConfig, RouteAt)> {
         let name = self.optional(section, "name", values::route_name);
         let matcher = self.matcher(section);
         let expression = if let Some(Matcher::Regex(regex)) = &matcher { Some(regex) } else { None };
-        let place = Place { route: expression, ..*place };
+        let place = RuleScope { route: expression, ..*place };
         let condition = self.condition(section, &place);
         let over_regex = self.optional(section, "over_regex", values::flag);
         let internal = self.optional(section, "internal", values::flag);
@@ -569,7 +569,7 @@ impl<'t> Reader<'t> {
     }
 
     /// `methods`, `networks` and `when`. The inner `None` is no condition at all.
-    fn condition(&mut self, section: &Section<'t>, place: &Place<'_>) -> Option<Option<Condition>> {
+    fn condition(&mut self, section: &Section<'t>, place: &RuleScope<'_>) -> Option<Option<Condition>> {
         let (mut is_sound, mut condition) = (true, Condition::default());
         if section.has("methods") {
             let methods = self.each(section, "methods", values::text);
@@ -614,7 +614,7 @@ impl<'t> Reader<'t> {
     pub fn condition_within(
         &mut self,
         section: &Section<'t>,
-        place: &Place<'_>,
+        place: &RuleScope<'_>,
         known: Phase,
     ) -> Option<Option<Condition>> {
         let mut condition = Condition { tests: self.tests(section, place, known)?, ..Condition::default() };
@@ -635,7 +635,7 @@ impl<'t> Reader<'t> {
     }
 
     /// Tests of `headers`, `cookies`, `query` and `values`.
-    fn tests(&mut self, when: &Section<'t>, place: &Place<'_>, known: Phase) -> Option<Vec<Test>> {
+    fn tests(&mut self, when: &Section<'t>, place: &RuleScope<'_>, known: Phase) -> Option<Vec<Test>> {
         let mut tests = Some(Vec::new());
         for (key, prefix) in [("headers", "http_"), ("cookies", "cookie_"), ("query", "arg_"), ("values", "")] {
             for entry in self.entries(when, key).unwrap_or_default() {
@@ -663,7 +663,7 @@ impl<'t> Reader<'t> {
     }
 
     /// What a value must be, and whether it must not.
-    fn test(&mut self, setting: Setting<'_, 't>, scope: &Scope<'_>) -> Option<(Is, bool)> {
+    fn test(&mut self, setting: Setting<'_, 't>, scope: &Scope<'_>) -> Option<(Comparison, bool)> {
         let Setting { section, key, value } = setting;
         if let DeValue::Table(table) = value.get_ref()
             && let (Some(inner), 1) = (table.get("not"), table.len())
@@ -672,27 +672,27 @@ impl<'t> Reader<'t> {
             return Some((is, !negated));
         }
         self.read_at(section, key, value, |value| match value {
-            DeValue::Boolean(present) => Ok((Is::Present(Default::default()), !present)),
+            DeValue::Boolean(present) => Ok((Comparison::Present(Default::default()), !present)),
             DeValue::String(text) => match text.strip_prefix('~') {
-                Some(regex) => values::regex_in(regex).map(|regex| (Is::Matches(regex), false)),
+                Some(regex) => values::regex_in(regex).map(|regex| (Comparison::Matches(regex), false)),
                 None => {
                     let text = text.strip_prefix('\\').filter(|rest| rest.starts_with('~')).unwrap_or(text);
                     let value = Value::parse(text, scope).map_err(|message| format!("another value: {message}"));
-                    value.map(|value| (Is::Equal(value), false))
+                    value.map(|value| (Comparison::Equal(value), false))
                 }
             },
             DeValue::Array(elements) if !elements.is_empty() => {
                 let texts = elements.iter().map(|element| element.get_ref().as_str());
                 let texts: Option<Vec<_>> = texts.collect();
                 let texts = texts.ok_or_else(|| "texts in quotes, such as [\"a\", \"b\"]".to_owned())?;
-                Ok((Is::OneOf(TextSet::new(texts)), false))
+                Ok((Comparison::OneOf(TextSet::new(texts)), false))
             }
             _ => Err("a text that it must be, [\"several\", \"texts\"], \"~REGEX\", true (it is there), false (it is not), or { not = … }".to_owned()),
         })
     }
 
     /// The only action that is written, with the routes that it leads to by name.
-    fn action(&mut self, section: &Section<'t>, place: &Place<'_>) -> Option<(Action, Vec<(RouteName, usize)>)> {
+    fn action(&mut self, section: &Section<'t>, place: &RuleScope<'_>) -> Option<(Action, Vec<(RouteName, usize)>)> {
         let written: Vec<_> = ACTIONS.iter().filter(|action| section.has(action)).collect();
         if let [first, second, ..] = written.as_slice() {
             let message = format!(
@@ -728,12 +728,12 @@ impl<'t> Reader<'t> {
         actions.pop().flatten().filter(|_| is_one).map(|action| (action, jumps))
     }
 
-    fn pool_of(&mut self, section: &Section<'t>, key: &str, place: &Place<'_>) -> Option<PoolName> {
+    fn pool_of(&mut self, section: &Section<'t>, key: &str, place: &RuleScope<'_>) -> Option<PoolName> {
         let pool = self.required(section, key, values::pool_name)?;
         self.known_pool(section, key, &pool, place.around.pools).then_some(pool)
     }
 
-    fn pool_from(&mut self, section: &Section<'t>, place: &Place<'_>) -> Option<PoolFrom> {
+    fn pool_from(&mut self, section: &Section<'t>, place: &RuleScope<'_>) -> Option<PoolFrom> {
         let value = self.required_value(section, "value", place, Phase::Route);
         if !section.has("pools") {
             self.missing(section, "pools");
@@ -753,7 +753,7 @@ impl<'t> Reader<'t> {
         is_sound.then_some(PoolFrom { value, pools })
     }
 
-    fn respond(&mut self, section: &Section<'t>, place: &Place<'_>) -> Option<Respond> {
+    fn respond(&mut self, section: &Section<'t>, place: &RuleScope<'_>) -> Option<Respond> {
         let status = self.optional(section, "status", values::whole(200, 599));
         let body = self.optional_value(section, "body", place, Phase::Route);
         let content_type = self.optional_value(section, "content_type", place, Phase::Route);
@@ -790,7 +790,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    fn redirect(&mut self, section: &Section<'t>, place: &Place<'_>) -> Option<Redirect> {
+    fn redirect(&mut self, section: &Section<'t>, place: &RuleScope<'_>) -> Option<Redirect> {
         const KEY: &str = "redirect";
         let value = section.written(KEY)?;
         let (to, status) = match value.get_ref() {
@@ -814,7 +814,7 @@ impl<'t> Reader<'t> {
     }
 
     /// A redirect whose host a request can choose would lead people anywhere.
-    pub fn check_redirect(&mut self, setting: Setting<'_, 't>, to: &Value, place: &Place<'_>) -> Option<()> {
+    pub fn check_redirect(&mut self, setting: Setting<'_, 't>, to: &Value, place: &RuleScope<'_>) -> Option<()> {
         let Err(why) = is_safe(to, place) else { return Some(()) };
         self.problem(setting.place(), format!("{}: {why}", setting.name()));
         None
@@ -845,7 +845,7 @@ fn overlap(a: &SiteConfig, b: &SiteConfig) -> bool {
 }
 
 /// As [`Value::check_location`]. A host that is empty for every request is none either.
-fn is_safe(to: &Value, place: &Place<'_>) -> Result<(), String> {
+fn is_safe(to: &Value, place: &RuleScope<'_>) -> Result<(), String> {
     to.check_location(place.around.tables)?;
     if !place.has_server_name && names_server(to, place.around.tables) {
         return Err(format!(

@@ -9,9 +9,10 @@ use super::reader::{Reader, Section};
 use super::values::{self, DAY, MILLISECOND};
 use super::{collect, element_place};
 use crate::config::site::{ListenerName, SiteConfig};
-use crate::config::tls::material::{At, Fault, Material};
+use crate::config::tls::material::{Material, TlsFileError, TlsFileSetting};
 use crate::config::tls::{
-    Certificates, ClientCertificates, ClientMode, Others, Pair, Profile, Protocol, TlsConfig, UnknownNames,
+    AdditionalCertificates, Certificates, ClientCertificates, ClientMode, Pair, Profile, Protocol, TlsConfig,
+    UnknownNames,
 };
 use crate::config::{HostRoute, ListenerConfig};
 
@@ -62,21 +63,25 @@ impl<'t> Reader<'t> {
     }
 
     /// Says what is wrong with a file where it is named.
-    fn fault(&mut self, section: &Section<'t>, Fault { at, message }: Fault) {
+    fn fault(&mut self, section: &Section<'t>, TlsFileError { at, message }: TlsFileError) {
         // The one beside the others goes first.
         let place = |index: usize| match (index, section.has("certificate")) {
             (0, true) => None,
             (index, has_one) => Some(index - usize::from(has_one)),
         };
         let (key, index) = match at {
-            At::Certificate(index) if place(index).is_none() => ("certificate", None),
-            At::Password(index) if place(index).is_none() && section.has("password_file") => ("password_file", None),
-            At::Key(index) | At::Password(index) if place(index).is_none() => ("key", None),
-            At::Certificate(index) | At::Key(index) | At::Password(index) => ("certificates", place(index)),
-            At::Certificates => ("certificates", None),
-            At::Default => ("default", None),
-            At::Issuers => ("client_certificates", None),
-            At::Tickets => ("ticket_file", None),
+            TlsFileSetting::Certificate(index) if place(index).is_none() => ("certificate", None),
+            TlsFileSetting::Password(index) if place(index).is_none() && section.has("password_file") => {
+                ("password_file", None)
+            }
+            TlsFileSetting::Key(index) | TlsFileSetting::Password(index) if place(index).is_none() => ("key", None),
+            TlsFileSetting::Certificate(index) | TlsFileSetting::Key(index) | TlsFileSetting::Password(index) => {
+                ("certificates", place(index))
+            }
+            TlsFileSetting::Certificates => ("certificates", None),
+            TlsFileSetting::Default => ("default", None),
+            TlsFileSetting::Issuers => ("client_certificates", None),
+            TlsFileSetting::Tickets => ("ticket_file", None),
         };
         let place = index.and_then(|index| element_place(section, key, index)).unwrap_or(section.place(key));
         self.problem(place, format!("listener.tls.{key}: {message}"));
@@ -94,12 +99,12 @@ impl<'t> Reader<'t> {
         Some(Certificates { one: one?, others: others? })
     }
 
-    fn others(&mut self, section: &Section<'t>) -> Option<Others> {
+    fn others(&mut self, section: &Section<'t>) -> Option<AdditionalCertificates> {
         let base = self.base(section);
         if section.is_text("certificates") {
             let folder =
                 |value: &DeValue<'t>| values::path(base, value)?.ok_or_else(|| "the path of a folder".to_owned());
-            return self.value(section, "certificates", folder).map(Others::Folder);
+            return self.value(section, "certificates", folder).map(AdditionalCertificates::Folder);
         }
         let mut pairs = Some(Vec::new());
         for element in self.elements(section, "certificates")? {
@@ -115,7 +120,7 @@ impl<'t> Reader<'t> {
             };
             collect(&mut pairs, pair);
         }
-        pairs.map(Others::Listed)
+        pairs.map(AdditionalCertificates::Listed)
     }
 
     fn pair(&mut self, section: &Section<'t>) -> Option<Pair> {

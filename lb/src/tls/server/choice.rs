@@ -10,7 +10,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{SignatureAlgorithm, SignatureScheme};
 
-use crate::config::tls::material::Loaded;
+use crate::config::tls::material::LoadedCertificate;
 use crate::config::tls::{TlsConfig, UnknownNames};
 use crate::site::hosts::HostTable;
 
@@ -38,8 +38,8 @@ pub struct UnknownName;
 
 impl Choice {
     /// Of `certificates`, at least one; the default and the pinned ones are among them, or the first takes their place.
-    pub fn new(config: &TlsConfig, certificates: &[Arc<Loaded>]) -> Self {
-        let mut names: HashMap<String, Vec<&Arc<Loaded>>> = HashMap::new();
+    pub fn new(config: &TlsConfig, certificates: &[Arc<LoadedCertificate>]) -> Self {
+        let mut names: HashMap<String, Vec<&Arc<LoadedCertificate>>> = HashMap::new();
         for loaded in certificates {
             for name in &loaded.leaf.names {
                 let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
@@ -114,9 +114,9 @@ impl ResolvesServerCert for Choice {
 
 impl Group {
     /// Those that cost a handshake least come first; among equals the one that is valid, and that for longest.
-    fn of(certificates: &[&Arc<Loaded>]) -> Self {
+    fn of(certificates: &[&Arc<LoadedCertificate>]) -> Self {
         let mut certificates = certificates.to_vec();
-        let cost = |loaded: &Loaded| match loaded.certified.key.algorithm() {
+        let cost = |loaded: &LoadedCertificate| match loaded.certified.key.algorithm() {
             SignatureAlgorithm::ECDSA => 0,
             SignatureAlgorithm::ED25519 => 1,
             _ => 2,
@@ -125,7 +125,7 @@ impl Group {
         Self::of_in_order(certificates)
     }
 
-    fn of_in_order<'a>(certificates: impl IntoIterator<Item = &'a Arc<Loaded>>) -> Self {
+    fn of_in_order<'a>(certificates: impl IntoIterator<Item = &'a Arc<LoadedCertificate>>) -> Self {
         Self(certificates.into_iter().map(|loaded| Arc::clone(&loaded.certified)).collect())
     }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::ServerTls;
 use crate::config::certificate;
-use crate::config::tls::material::{self, Issuers, Loaded, Material, Unusable};
+use crate::config::tls::material::{self, Issuers, LoadedCertificate, Material, PairError};
 use crate::config::tls::{Pair, TlsConfig};
 use crate::site::hosts::HostTable;
 
@@ -33,7 +33,7 @@ struct Stamp {
 pub struct Renewed {
     pub tls: Arc<ServerTls>,
     /// Which are new, or have other content.
-    pub taken_up: Vec<Arc<Loaded>>,
+    pub taken_up: Vec<Arc<LoadedCertificate>>,
     /// Which are not there any more.
     pub removed: Vec<PathBuf>,
     /// What is wrong and was not before.
@@ -117,8 +117,9 @@ impl ServerTls {
         });
         let is_new = |(path, message): (&PathBuf, &String)| (known.get(path) != Some(message)).then(|| message.clone());
         let new_problems = problems.iter().filter_map(is_new).collect();
-        let is_there =
-            |loaded: &Arc<Loaded>| tls.certificates().iter().any(|one| one.pair.certificate == loaded.pair.certificate);
+        let is_there = |loaded: &Arc<LoadedCertificate>| {
+            tls.certificates().iter().any(|one| one.pair.certificate == loaded.pair.certificate)
+        };
         let removed = self.certificates().iter().filter(|loaded| !is_there(loaded));
         let removed = removed.map(|loaded| loaded.pair.certificate.clone()).collect();
         let taken_up = tls.new_since(Some(self)).map(Arc::clone).collect();
@@ -133,7 +134,7 @@ impl ServerTls {
         before: &Stamps,
         known: &Problems,
         problems: &mut Problems,
-    ) -> Vec<Arc<Loaded>> {
+    ) -> Vec<Arc<LoadedCertificate>> {
         let pairs = match wanted.certificates.pairs() {
             Ok(pairs) => pairs,
             Err(e) => {
@@ -152,9 +153,9 @@ impl ServerTls {
                 certificates.push(Arc::clone(former));
                 continue;
             }
-            match (Loaded::load(pair.clone()), former) {
+            match (LoadedCertificate::load(pair.clone()), former) {
                 (Ok(loaded), _) => certificates.push(Arc::new(loaded)),
-                (Err(Unusable::KeyAlone), None) if wanted.certificates.folder().is_some() => {}
+                (Err(PairError::KeyAlone), None) if wanted.certificates.folder().is_some() => {}
                 // One file was read before it was replaced, the other after that.
                 (Err(_), Some(former)) if !stamps.hold_for(pair) => {
                     stamps.forget(pair);
@@ -222,7 +223,11 @@ impl ServerTls {
 
 /// The names that `former` is for and that are asked for here, but no valid certificate is for now. None where `former` is
 /// not valid itself.
-fn lost_names<'a>(former: &'a Loaded, now: &[Arc<Loaded>], served: &HostTable<()>) -> Vec<&'a str> {
+fn lost_names<'a>(
+    former: &'a LoadedCertificate,
+    now: &[Arc<LoadedCertificate>],
+    served: &HostTable<()>,
+) -> Vec<&'a str> {
     if !former.is_valid() {
         return Vec::new();
     }

@@ -4,11 +4,11 @@ use crate::value::pattern::Case;
 use crate::value::request::FieldKey;
 use crate::value::tests::Told;
 
-fn test(of: Variable, is: Is, negated: bool) -> Test {
+fn test(of: Variable, is: Comparison, negated: bool) -> Test {
     Test { of: Value::variable(of), is, negated }
 }
 
-fn header(is: Is, negated: bool) -> Condition {
+fn header(is: Comparison, negated: bool) -> Condition {
     let test = test(Variable::Field(FieldKey::exact("X-A")), is, negated);
     Condition { tests: vec![test], ..Condition::default() }
 }
@@ -20,18 +20,18 @@ fn an_empty_condition_holds() {
 
 #[test]
 fn values_are_tested_and_what_is_missing_only_by_negation() {
-    let matches = |text| Is::Matches(Pattern::parse(text, Case::Sensitive).expect(text));
-    let equal = |text| Is::Equal(Value::parse(text, &Scope::new(Phase::Head)).expect(text));
+    let matches = |text| Comparison::Matches(Pattern::parse(text, Case::Sensitive).expect(text));
+    let equal = |text| Comparison::Equal(Value::parse(text, &Scope::new(Phase::Head)).expect(text));
     for (is, value, expected) in [
-        (Is::Present(Always), Some(""), true),
-        (Is::Present(Always), None, false),
+        (Comparison::Present(Always), Some(""), true),
+        (Comparison::Present(Always), None, false),
         (equal("on"), Some("on"), true),
         (equal("on"), Some("On"), false),
         (equal(""), None, false),
         (equal("$host"), Some("a.example"), true),
         (equal("$arg_none"), Some(""), false),
-        (Is::OneOf(TextSet::new(["a", "b"])), Some("b"), true),
-        (Is::OneOf(TextSet::new(["a", "b"])), Some("c"), false),
+        (Comparison::OneOf(TextSet::new(["a", "b"])), Some("b"), true),
+        (Comparison::OneOf(TextSet::new(["a", "b"])), Some("c"), false),
         (matches("^a"), Some("ab"), true),
         (matches("^$"), None, false),
     ] {
@@ -49,7 +49,7 @@ fn all_of_a_condition_must_hold() {
     let condition = Condition {
         methods: Some(MethodSet::new(["GET", "PURGE"]).expect("valid")),
         networks: Some(networks),
-        ..header(Is::Present(Always), false)
+        ..header(Comparison::Present(Always), false)
     };
     for (method, client, has_field, expected) in [
         ("GET", "10.1.2.3", true, true),
@@ -82,7 +82,7 @@ fn a_condition_is_told_as_it_is_written() {
     let condition = Condition {
         methods: Some(MethodSet::new(["GET"]).expect("valid")),
         networks: Some(NetSet::new(["10.0.0.0/8".parse().expect("a network")])),
-        tests: vec![test(Variable::Cookie(b"a".as_slice().into()), Is::OneOf(TextSet::new(["x"])), true)],
+        tests: vec![test(Variable::Cookie(b"a".as_slice().into()), Comparison::OneOf(TextSet::new(["x"])), true)],
     };
     let expected =
         r#"{"methods":["GET"],"networks":["10.0.0.0/8"],"tests":[{"of":"$cookie_a","one_of":["x"],"negated":true}]}"#;

@@ -14,11 +14,11 @@ const KEYS: [&str; 2] = [
 ];
 
 /// A certificate for these names, with a key of ECDSA or of RSA, valid until then.
-fn loaded(file: &str, names: &[&str], is_rsa: bool, not_after: i64) -> Arc<Loaded> {
+fn loaded(file: &str, names: &[&str], is_rsa: bool, not_after: i64) -> Arc<LoadedCertificate> {
     let key = PrivateKeyDer::from_pem_file(KEYS[usize::from(is_rsa)]).expect("a key");
     let key = default_provider().key_provider.load_private_key(key).expect("a key that is used");
     let names = names.iter().map(|name| (*name).to_owned()).collect();
-    Arc::new(Loaded {
+    Arc::new(LoadedCertificate {
         pair: Pair { certificate: file.into(), key: file.into(), password_file: None },
         // By its first byte it is known.
         certified: Arc::new(CertifiedKey::new(vec![file.as_bytes().to_vec().into()], key)),

@@ -9,19 +9,18 @@
 //! and counted alone, as in OWASP's "device cookies". For all others the limit of the account, once reached by whomever,
 //! still leaves one attempt to each address.
 
-use std::{net::IpAddr, time::Duration};
+use std::net::IpAddr;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::{HeaderMap, HeaderValue};
 
-use crate::{
-    data::UserKey,
-    error::StoreError,
-    sessions::{self, Id, SessionStore},
-};
+use crate::data::UserKey;
+use crate::error::StoreError;
+use crate::sessions::{self, Id, SessionStore};
 
 /// Failed attempts within a window. Each limit is the number that is still checked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// From the first failure on.
     pub window: Duration,
@@ -49,7 +48,7 @@ pub struct Attempt {
 }
 
 /// Too many have failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refused {
     pub try_again_in: Duration,
 }
@@ -236,7 +235,8 @@ mod tests {
     use http::header;
 
     use super::*;
-    use crate::{data::UserName, sessions::sqlite::SqliteSessions};
+    use crate::data::UserName;
+    use crate::sessions::sqlite::SqliteSessions;
 
     const LIMITS: Limits =
         Limits { window: Duration::from_secs(3600), together: 3, per_account: 5, per_address: 8, signups: 3 };

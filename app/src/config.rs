@@ -2,21 +2,20 @@
 
 pub mod stores;
 
-use std::{net::SocketAddr, str::FromStr, time::Duration};
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use self::stores::StoreArgs;
 pub use self::stores::{Address, Secret};
-use crate::{
-    attempts,
-    demo::DemoArgs,
-    health::HealthArgs,
-    media,
-    passwords::Cost,
-    sessions::{self, Lifetimes},
-};
+use crate::demo::DemoArgs;
+use crate::health::HealthArgs;
+use crate::passwords::Cost;
+use crate::sessions::{self, Lifetimes};
+use crate::{attempts, media};
 
 /// The web application that Evenkeel balances.
 ///
@@ -45,7 +44,7 @@ pub enum Command {
     Health(HealthArgs),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     Text,
     Json,
@@ -149,7 +148,7 @@ pub struct ServeArgs {
     pub stores: StoreArgs,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SecureCookies {
     Auto,
     Always,
@@ -157,7 +156,7 @@ pub enum SecureCookies {
 }
 
 /// One instance, as the program needs it.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
     pub secure_cookies: SecureCookies,
@@ -295,20 +294,20 @@ impl ServeArgs {
 }
 
 /// One of several instances, and its colour.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct Instance {
     pub name: String,
-    pub tint: Tint,
+    pub tint: Colour,
 }
 
 impl Instance {
     pub fn new(name: InstanceName) -> Self {
-        Self { tint: Tint::of(&name.0), name: name.0 }
+        Self { tint: Colour::of(&name.0), name: name.0 }
     }
 }
 
 /// 1 to 63 letters, digits, dots, dashes and underscores.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstanceName(String);
 
 impl FromStr for InstanceName {
@@ -325,10 +324,10 @@ impl FromStr for InstanceName {
 }
 
 /// One of the colours that tell instances apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tint(usize);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Colour(usize);
 
-impl Tint {
+impl Colour {
     /// As in the style sheet, where each is a class.
     pub const COLOURS: [&str; 6] = ["#1d5fd1", "#b4430a", "#0b7350", "#7436cf", "#ae2167", "#0d6e85"];
 
@@ -352,7 +351,7 @@ impl Tint {
 }
 
 /// A network in CIDR notation, or a single address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network(IpNet);
 
 impl FromStr for Network {
@@ -398,11 +397,11 @@ mod tests {
 
     #[test]
     fn the_three_of_the_demonstration_have_three_colours() {
-        let tints = ["web1", "web2", "web3"].map(|name| Tint::of(name).number());
+        let tints = ["web1", "web2", "web3"].map(|name| Colour::of(name).number());
         assert_eq!(tints, [1, 2, 3]);
         assert_eq!(
-            Tint::of("web99999999999999999999999999").number(),
-            Tint::of("web99999999999999999999999999").number()
+            Colour::of("web99999999999999999999999999").number(),
+            Colour::of("web99999999999999999999999999").number()
         );
     }
 

@@ -13,19 +13,18 @@ pub mod sqlite;
 #[cfg(feature = "network")]
 pub mod wire;
 
-use std::{
-    fmt,
-    net::IpAddr,
-    str::FromStr,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use unicode_normalization::UnicodeNormalization;
 use uuid::Uuid;
 
-use crate::{error::StoreError, media::MediaName};
+use crate::error::StoreError;
+use crate::media::MediaName;
 
 pub type Result<T> = std::result::Result<T, StoreError>;
 
@@ -62,7 +61,7 @@ pub trait DataStore: fmt::Debug + Send + Sync + 'static {
 }
 
 /// What a store that answers can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readiness {
     Ready,
     /// What is there can be read, and every write fails.
@@ -70,14 +69,14 @@ pub enum Readiness {
 }
 
 /// What became of a sign-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signup {
     Created,
     /// Someone else has the name.
     Taken,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     pub id: Uuid,
     pub name: UserName,
@@ -87,7 +86,7 @@ pub struct User {
 }
 
 /// One attempt to log in to an account that exists.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Login {
     pub id: Uuid,
     pub user: UserKey,
@@ -105,7 +104,7 @@ impl Login {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Post {
     pub id: Uuid,
     pub created: Millis,
@@ -121,7 +120,7 @@ impl Post {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {
     pub name: MediaName,
     pub alt: String,
@@ -130,7 +129,7 @@ pub struct Picture {
 }
 
 /// A time in milliseconds since 1970: the precision that every store keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Millis(pub i64);
 
 impl Millis {
@@ -147,7 +146,7 @@ impl From<SystemTime> for Millis {
 }
 
 /// The place after which a list goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cursor {
     pub at: Millis,
     pub id: Uuid,
@@ -169,7 +168,7 @@ impl FromStr for Cursor {
 }
 
 /// A name as its owner writes it: 3 to 32 letters, digits, dots, dashes and underscores of any script.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct UserName(String);
 
@@ -259,7 +258,7 @@ impl fmt::Display for UserName {
 }
 
 /// Why a name was refused, in words for the person who chose it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadName {
     #[error("A name has 3 to 32 characters.")]
     Length,
@@ -272,7 +271,7 @@ pub enum BadName {
 }
 
 /// The primary key of an account; only a [`UserName`] makes one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct UserKey(String);
 
 impl UserKey {

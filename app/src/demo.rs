@@ -6,20 +6,16 @@
 mod child;
 mod guide;
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
-    signal::unix::{Signal, SignalKind, signal},
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use self::child::{Child, Speech};
 
@@ -46,7 +42,7 @@ pub struct DemoArgs {
 /// Runs until told to stop, or until the balancer ends.
 pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
     // Before anything is started, so that a stop meanwhile is not missed.
-    let mut stops = Stops::new()?;
+    let mut stops = StopSignals::new()?;
     let evenkeel = find_evenkeel(args.evenkeel.as_deref())?;
     let (listen, listen_held) = hold_port("--port", args.port)?;
     let (admin, admin_held) = hold_port("--admin-port", args.admin_port)?;
@@ -132,7 +128,7 @@ impl Demo {
     }
 
     /// Reports who ends, until told to stop. That an instance ends is part of the demonstration.
-    async fn watch(&mut self, stops: &mut Stops) -> anyhow::Result<()> {
+    async fn watch(&mut self, stops: &mut StopSignals) -> anyhow::Result<()> {
         loop {
             let balancer = self.balancer.as_mut().context("the balancer is not running")?;
             tokio::select! {
@@ -309,12 +305,12 @@ async fn is_ready(admin: SocketAddr) -> std::io::Result<bool> {
 }
 
 /// The wish to stop, from the terminal or from the system.
-struct Stops {
+struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Stops {
+impl StopSignals {
     fn new() -> std::io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }

@@ -132,7 +132,7 @@ impl Error {
 }
 
 /// A refusal on its way out: what `layers` needs to render it, carried in the response's extensions.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct Problem {
     pub status: StatusCode,
     pub heading: &'static str,

@@ -1,10 +1,8 @@
 //! Futures that are dropped on their way, as when a client leaves: for the contracts of the stores.
 
-use std::{
-    future::{Future, poll_fn},
-    pin::pin,
-    task::Poll,
-};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 
 use futures_util::future::BoxFuture;
 

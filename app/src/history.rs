@@ -1,12 +1,11 @@
 //! Writes the login history beside the requests: a login must not fail, nor take longer, because its record does.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus::IntCounter;
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::data::{DataStore, Login};
 

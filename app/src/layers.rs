@@ -1,34 +1,28 @@
 //! What every request passes on its way in and every answer on its way out: who asks, where it was sent from,
 //! how long it may take, and how it is logged, counted and shown when it fails.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use axum::{
-    Json,
-    body::Body,
-    extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State},
-    middleware::Next,
-    response::{IntoResponse, Response},
-};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use serde_json::json;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::{
-    App,
-    config::{SecureCookies, Settings},
-    error::{Error, Problem},
-    metrics::Held,
-    page, patience,
-};
+use crate::config::{SecureCookies, Settings};
+use crate::error::{Error, Problem};
+use crate::metrics::GaugeGuard;
+use crate::{App, page, retry};
 
 /// Who asks, as far as the connection and the balancers we trust can tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Client {
     pub address: IpAddr,
     /// Whether the browser's own connection is TLS.
@@ -77,7 +71,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Client {
 }
 
 /// The number under which a request is found again in the logs of balancer and application.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 struct RequestId(String);
 
 impl RequestId {
@@ -94,7 +88,7 @@ impl RequestId {
 /// Outermost: names the request, counts and times it, renders refusals, writes the access line.
 pub async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let _held = Held::new(&app.metrics.requests_in_flight);
+    let _held = GaugeGuard::new(&app.metrics.requests_in_flight);
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
     let peer = peer.unwrap_or(IpAddr::from([0, 0, 0, 0]));
     let client = Client::new(peer, request.headers(), &app.settings);
@@ -217,7 +211,7 @@ fn guard(headers: &mut HeaderMap) {
 pub async fn deadline(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let posts_picture = request.method() == Method::POST && request.uri().path() == "/posts/";
     let limit = if posts_picture { app.settings.upload_timeout } else { app.settings.request_timeout };
-    match tokio::time::timeout(limit, patience::of_one_request(next.run(request))).await {
+    match tokio::time::timeout(limit, retry::of_one_request(next.run(request))).await {
         Ok(response) => response,
         Err(_) => Error::TimedOut.into_response(),
     }

@@ -9,7 +9,7 @@
 //! 4. [`routes`] answers it, in the frame of [`page`].
 //! 5. [`attempts`] bounds how often a login may fail; [`history`] records it.
 //! 6. [`data`], [`sessions`] and [`media`] are the stores, each a small trait with its contract; [`observed`]
-//!    times them, and [`patience`] says how long those on the network may keep a request waiting.
+//!    times them, and [`retry`] says how long those on the network may keep a request waiting.
 //!
 //! [`demo`] runs a balancer and three instances on one machine.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test says what went wrong by failing"))]
@@ -36,7 +36,7 @@ pub mod sessions;
 pub mod log;
 pub mod metrics;
 pub mod observed;
-pub mod patience;
+pub mod retry;
 pub mod sqlite;
 #[cfg(feature = "network")]
 pub mod tls;
@@ -46,31 +46,25 @@ pub mod demo;
 mod given_up;
 pub mod health;
 
-use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use http::HeaderValue;
 
-use crate::{
-    config::{
-        Instance, Settings,
-        stores::{DataPlace, MediaPlace, SessionsPlace, StoreSettings},
-    },
-    data::{DataStore, sqlite::SqliteData},
-    history::History,
-    media::{MediaStore, ObjectMedia},
-    metrics::Metrics,
-    observed::Observed,
-    passwords::Passwords,
-    sessions::{SessionStore, sqlite::SqliteSessions},
-};
+use crate::config::stores::{DataLocation, MediaLocation, SessionsLocation, StoreSettings};
+use crate::config::{Instance, Settings};
+use crate::data::DataStore;
+use crate::data::sqlite::SqliteData;
+use crate::history::History;
+use crate::media::{MediaStore, ObjectMedia};
+use crate::metrics::Metrics;
+use crate::observed::Observed;
+use crate::passwords::Passwords;
+use crate::sessions::SessionStore;
+use crate::sessions::sqlite::SqliteSessions;
 #[cfg(feature = "network")]
 use crate::{
     data::{cratedb::CrateDbData, postgres::PostgresData},
@@ -95,7 +89,7 @@ pub struct App {
 }
 
 /// The three stores of an instance.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct Stores {
     pub sessions: Arc<dyn SessionStore>,
     pub data: Arc<dyn DataStore>,
@@ -122,23 +116,23 @@ impl Stores {
         tracing::info!("sessions in {}, data in {}, media in {}", settings.sessions, settings.data, settings.media);
         Ok(Self {
             sessions: match &settings.sessions {
-                SessionsPlace::Sqlite => sqlite_sessions(folder)?,
+                SessionsLocation::Sqlite => sqlite_sessions(folder)?,
                 #[cfg(feature = "network")]
-                SessionsPlace::RedisCluster(redis) => {
+                SessionsLocation::RedisCluster(redis) => {
                     Arc::new(RedisSessions::new((**redis).clone(), metrics.redis_connections_replaced.clone())?)
                 }
             },
             data: match &settings.data {
-                DataPlace::Sqlite => sqlite_data(folder)?,
+                DataLocation::Sqlite => sqlite_data(folder)?,
                 #[cfg(feature = "network")]
-                DataPlace::Postgres(database) => {
+                DataLocation::Postgres(database) => {
                     let data = PostgresData::start(database.clone()).await?;
                     let wire = data.wire().clone();
                     metrics.ask_pool_size(move || wire.pool_size());
                     Arc::new(data)
                 }
                 #[cfg(feature = "network")]
-                DataPlace::CrateDb(database) => {
+                DataLocation::CrateDb(database) => {
                     let data = CrateDbData::start(database.clone()).await?;
                     let wire = data.wire().clone();
                     metrics.ask_pool_size(move || wire.pool_size());
@@ -147,9 +141,9 @@ impl Stores {
                 }
             },
             media: match &settings.media {
-                MediaPlace::Folder(folder) => media_folder(folder)?,
+                MediaLocation::Folder(folder) => media_folder(folder)?,
                 #[cfg(feature = "network")]
-                MediaPlace::Bucket(bucket) => Arc::new(ObjectMedia::in_bucket(bucket, std::env::vars())?),
+                MediaLocation::Bucket(bucket) => Arc::new(ObjectMedia::in_bucket(bucket, std::env::vars())?),
             },
         })
     }

@@ -1,23 +1,20 @@
 //! What the process says on standard error. Lines go through a bounded queue to a thread of their own: a pipe that
 //! nobody reads, or a terminal that is held, stops no request, and not the end either.
 
-use std::{
-    fs::File,
-    io::{self, ErrorKind, IsTerminal, Write},
-    os::fd::AsFd,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
-    },
-    thread,
-    time::Duration,
-};
+use std::fs::File;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
-use crate::{config::LogFormat, data::is_default_ignorable};
+use crate::config::LogFormat;
+use crate::data::is_default_ignorable;
 
 /// The log of the process. What still waits when this is dropped is written, but not waited for longer than 2 s.
 #[derive(Debug)]

@@ -1,22 +1,19 @@
 //! `app serve` runs one instance, `app demo` a balancer and three of them.
 
-use std::{io::Write, process::ExitCode, sync::Arc};
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
-use app::{
-    App, Stores,
-    config::{Cli, Command, ServeArgs},
-    demo, health,
-    log::Log,
-    metrics::Metrics,
-    server::{self, Stop},
-};
+use app::config::{Cli, Command, ServeArgs};
+use app::log::Log;
+use app::metrics::Metrics;
+use app::server::{self, Stop};
+use app::{App, Stores, demo, health};
 use clap::Parser;
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

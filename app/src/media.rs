@@ -9,39 +9,33 @@ mod bucket;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 
-use std::{
-    collections::HashMap,
-    fmt,
-    fs::File,
-    io::{self, BufRead},
-    ops::Range,
-    path::Path,
-    str::FromStr,
-    sync::{Arc, Mutex, PoisonError, Weak},
-    time::Duration,
-};
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufRead};
+use std::ops::Range;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::{TryStreamExt, stream::BoxStream};
+use futures_util::TryStreamExt;
+use futures_util::stream::BoxStream;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
-use object_store::{
-    Attribute, Attributes, GetOptions, GetRange, ObjectStore, ObjectStoreExt, buffered::BufWriter,
-    local::LocalFileSystem,
-};
+use object_store::buffered::BufWriter;
+use object_store::local::LocalFileSystem;
+use object_store::{Attribute, Attributes, GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 use sha2::{Digest, Sha256};
-use tokio::{
-    io::{AsyncSeekExt, AsyncWriteExt},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout_at},
-};
+use tokio::io::{AsyncSeekExt, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
 #[cfg(feature = "network")]
 pub use self::bucket::Bucket;
-use crate::{
-    data::UserKey,
-    error::{Error, StoreError},
-};
+use crate::data::UserKey;
+use crate::error::{Error, StoreError};
 
 /// Keeps pictures for every instance.
 ///
@@ -70,7 +64,7 @@ pub struct Media {
 }
 
 /// The kinds of picture that are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     Png,
     Jpeg,
@@ -160,19 +154,19 @@ impl FromStr for MediaName {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not the name of a picture")]
 pub struct NotAMediaName;
 
 /// What is asked of a picture.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub bytes: u64,
     pub pixels: u64,
 }
 
 /// Why a picture was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     TooManyBytes,
     TooManyPixels,
@@ -277,7 +271,7 @@ impl Spool {
         checks: &Checks,
         member: &UserKey,
         limits: Limits,
-    ) -> Result<Result<Kept, Refusal>, Error> {
+    ) -> Result<Result<StoredPicture, Refusal>, Error> {
         if self.size > self.limit {
             return Ok(Err(Refusal::TooManyBytes));
         }
@@ -301,13 +295,13 @@ impl Spool {
         let mut file = tokio::fs::File::from_std(file);
         file.rewind().await.map_err(StoreError::unavailable)?;
         store.put(&name, file).await?;
-        Ok(Ok(Kept { name, width, height }))
+        Ok(Ok(StoredPicture { name, width, height }))
     }
 }
 
 /// A picture that was checked and stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredPicture {
     pub name: MediaName,
     pub width: u32,
     pub height: u32,
@@ -389,7 +383,7 @@ fn jpeg_ends(mut content: impl BufRead) -> io::Result<bool> {
 }
 
 /// Pictures in an object store: a folder that the instances share, or a bucket.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct ObjectMedia {
     store: Arc<dyn ObjectStore>,
     /// Bytes that are kept in memory while a picture is on its way in.
@@ -488,7 +482,7 @@ mod tests {
         contract::run(&one, &other).await;
     }
 
-    async fn receive(content: &[u8]) -> Result<Kept, Refusal> {
+    async fn receive(content: &[u8]) -> Result<StoredPicture, Refusal> {
         let folder = tempfile::tempdir().unwrap();
         let store = ObjectMedia::in_folder(folder.path()).unwrap();
         let mut spool = Spool::new(LIMITS).await.unwrap();

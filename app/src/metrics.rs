@@ -1,12 +1,10 @@
 //! What this instance counts, in a registry of its own. Labels come from our routes and stores, never from the
 //! request.
 
-use std::{
-    fmt,
-    future::Future,
-    sync::Mutex,
-    time::{Duration, Instant},
-};
+use std::fmt;
+use std::future::Future;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 use prometheus::{
@@ -29,7 +27,7 @@ pub struct Metrics {
     pub redis_connections_replaced: IntCounter,
     data_connections: IntGaugeVec,
     pub cratedb: CrateDbGauges,
-    pool_size: Mutex<Option<AskPoolSize>>,
+    pool_size: Mutex<Option<PoolSizeFn>>,
 }
 
 impl Metrics {
@@ -164,12 +162,12 @@ impl Metrics {
 
     /// Asks for the size of a pool whenever the metrics are read.
     pub fn ask_pool_size(&self, ask: impl Fn() -> PoolSize + Send + Sync + 'static) {
-        *self.pool_size.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(AskPoolSize(Box::new(ask)));
+        *self.pool_size.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(PoolSizeFn(Box::new(ask)));
     }
 
     fn read_pool_size(&self) {
         let ask = self.pool_size.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let Some(AskPoolSize(ask)) = &*ask else { return };
+        let Some(PoolSizeFn(ask)) = &*ask else { return };
         let size = ask();
         let busy = size.open.saturating_sub(size.idle);
         for (state, count) in [("most", size.most), ("idle", size.idle), ("busy", busy), ("waiting", size.waiting)] {
@@ -213,7 +211,7 @@ const OPERATIONS: [(&str, &str); 21] = [
 ];
 
 /// How many connections to a database there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolSize {
     pub most: usize,
     pub open: usize,
@@ -222,16 +220,16 @@ pub struct PoolSize {
     pub waiting: usize,
 }
 
-struct AskPoolSize(Box<dyn Fn() -> PoolSize + Send + Sync>);
+struct PoolSizeFn(Box<dyn Fn() -> PoolSize + Send + Sync>);
 
-impl fmt::Debug for AskPoolSize {
+impl fmt::Debug for PoolSizeFn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AskPoolSize(..)")
     }
 }
 
 /// How the CrateDB cluster is, as its own tables tell.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct CrateDbGauges {
     nodes: IntGaugeVec,
     shards: IntGaugeVec,
@@ -251,7 +249,7 @@ impl CrateDbGauges {
 }
 
 /// What became of an attempt to log in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoginResult {
     Succeeded,
     WrongPassword,
@@ -275,16 +273,16 @@ impl LoginResult {
 
 /// Counts one up until dropped.
 #[derive(Debug)]
-pub struct Held(IntGauge);
+pub struct GaugeGuard(IntGauge);
 
-impl Held {
+impl GaugeGuard {
     pub fn new(gauge: &IntGauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
 }
 
-impl Drop for Held {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -1,16 +1,17 @@
 //! The stores as the application uses them: any implementation, its operations timed and its failures counted.
 
-use std::{fmt, ops::Range, sync::Arc, time::Duration};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::{
-    data::{Cursor, DataStore, Login, Post, Readiness, Result, Signup, User, UserKey},
-    error::StoreError,
-    media::{Media, MediaName, MediaStore},
-    metrics::Metrics,
-    sessions::{Count, Id, Loaded, Reach, Record, SessionStore},
-};
+use crate::data::{Cursor, DataStore, Login, Post, Readiness, Result, Signup, User, UserKey};
+use crate::error::StoreError;
+use crate::media::{Media, MediaName, MediaStore};
+use crate::metrics::Metrics;
+use crate::sessions::{Count, Id, Loaded, Reachability, Record, SessionStore};
 
 /// `inner`, watched.
 pub struct Observed<S: ?Sized> {
@@ -122,7 +123,7 @@ impl SessionStore for Observed<dyn SessionStore> {
         self.metrics.watch("sessions", "uncount", self.inner.uncount(name, entry)).await
     }
 
-    async fn reach(&self) -> Result<Reach> {
+    async fn reach(&self) -> Result<Reachability> {
         self.metrics.watch("sessions", "reach", self.inner.reach()).await
     }
 

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 
-use crate::{data::Cursor, sessions};
+use crate::data::Cursor;
+use crate::sessions;
 
 /// The lists that somebody may find their own writes in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum List {
     Posts,
     Logins,

@@ -5,9 +5,12 @@ use std::sync::LazyLock;
 use axum::response::Html;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest, Sha256};
-use time::{OffsetDateTime, macros::format_description};
+use time::OffsetDateTime;
+use time::macros::format_description;
 
-use crate::{config::Instance, data::Millis, sessions::Visitor};
+use crate::config::Instance;
+use crate::data::Millis;
+use crate::sessions::Visitor;
 
 /// A page in its frame.
 pub struct Page<'p> {

@@ -1,19 +1,20 @@
 //! Password hashing: argon2id, off the async threads and a few at a time, because each takes tens of
 //! milliseconds and megabytes.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
-use argon2::{
-    Algorithm, Argon2, Params, Version,
-    password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash},
-};
+use argon2::password_hash::phc::PasswordHash;
+use argon2::password_hash::{PasswordHasher, PasswordVerifier};
+use argon2::{Algorithm, Argon2, Params, Version};
 use tokio::sync::Semaphore;
 use unicode_normalization::UnicodeNormalization;
 
 use crate::error::Error;
 
 /// What one hash costs. More memory or more passes make guessing dearer, and logging in as well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cost {
     pub memory_kib: u32,
     pub passes: u32,
@@ -34,7 +35,7 @@ impl Cost {
 }
 
 /// A password as typed. Does not print.
-#[derive(Clone, serde::Deserialize, Default)]
+#[derive(Clone, Default, serde::Deserialize)]
 #[serde(from = "String")]
 pub struct Password(String);
 

@@ -6,20 +6,22 @@ mod media;
 mod posts;
 mod service;
 
-use std::{convert::Infallible, sync::Arc};
+use std::convert::Infallible;
+use std::sync::Arc;
 
-use axum::{
-    Router,
-    extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request, rejection::FormRejection},
-    middleware::{from_fn, from_fn_with_state},
-    response::Redirect,
-    routing::{get, post},
-};
-use http::{StatusCode, request::Parts};
+use axum::Router;
+use axum::extract::rejection::FormRejection;
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::Redirect;
+use axum::routing::{get, post};
+use http::StatusCode;
+use http::request::Parts;
 use serde::de::DeserializeOwned;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::{App, error::Error, layers, sessions};
+use crate::error::Error;
+use crate::{App, layers, sessions};
 
 pub fn router(app: Arc<App>) -> Router {
     let pages = Router::new()

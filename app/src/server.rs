@@ -4,26 +4,28 @@
 
 mod stalled;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
-use axum::{Router, extract::ConnectInfo};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
-    time::{Instant, timeout_at},
-};
+use axum::Router;
+use axum::extract::ConnectInfo;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
 use tower::ServiceExt;
 
-use self::stalled::Unstalled;
-use crate::{App, metrics::Held, routes};
+use self::stalled::StallTimeout;
+use crate::metrics::GaugeGuard;
+use crate::{App, routes};
 
 /// Whether an instance should go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
     No,
     /// After the balancers have been told and have had `shutdown_delay` to hear it.
@@ -54,7 +56,7 @@ pub async fn run(app: Arc<App>, listener: TcpListener, mut stop: watch::Receiver
         match accepted {
             Ok((stream, peer)) => {
                 let connection = connections.watch(connection(&app, &router, stream, peer));
-                let held = Held::new(&app.metrics.connections);
+                let held = GaugeGuard::new(&app.metrics.connections);
                 tokio::spawn(async move {
                     let _held = (permit, held);
                     if let Err(error) = connection.await {
@@ -97,7 +99,7 @@ fn connection(
     stream: TcpStream,
     peer: SocketAddr,
 ) -> http1::Connection<
-    TokioIo<Unstalled<TcpStream>>,
+    TokioIo<StallTimeout<TcpStream>>,
     impl hyper::service::HttpService<Incoming, ResBody = axum::body::Body, Error = std::convert::Infallible, Future: Send>
     + use<>,
 > {
@@ -112,7 +114,7 @@ fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(app.settings.header_timeout)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(Unstalled::new(stream, app.settings.write_timeout)), service)
+        .serve_connection(TokioIo::new(StallTimeout::new(stream, app.settings.write_timeout)), service)
 }
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);

@@ -11,38 +11,30 @@ pub mod contract;
 pub mod redis_cluster;
 pub mod sqlite;
 
-use std::{
-    collections::{HashMap, VecDeque},
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use axum::{
-    extract::{FromRequestParts, Request, State},
-    middleware::Next,
-    response::Response,
-};
-use http::{HeaderMap, HeaderValue, header, request::Parts};
+use axum::extract::{FromRequestParts, Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, header};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::time::timeout;
-pub use tower_sessions_core::{
-    Session,
-    session::{Id, Record},
-};
-use tower_sessions_core::{session::Expiry, session_store};
+pub use tower_sessions_core::Session;
+use tower_sessions_core::session::Expiry;
+pub use tower_sessions_core::session::{Id, Record};
+use tower_sessions_core::session_store;
 
-use crate::{
-    App,
-    data::{UserKey, UserName},
-    error::{Error, StoreError},
-    layers::Client,
-};
+use crate::App;
+use crate::data::{UserKey, UserName};
+use crate::error::{Error, StoreError};
+use crate::layers::Client;
 
 pub type Result<T> = std::result::Result<T, StoreError>;
 
@@ -85,7 +77,7 @@ pub trait SessionStore: fmt::Debug + Send + Sync + 'static {
     async fn uncount(&self, name: &str, entry: &str) -> Result<()>;
 
     /// How much of the store can be reached; an error if none.
-    async fn reach(&self) -> Result<Reach>;
+    async fn reach(&self) -> Result<Reachability>;
 
     /// Whether the part that `id` is in is known to be away.
     fn is_away(&self, id: &Id) -> bool {
@@ -95,7 +87,7 @@ pub trait SessionStore: fmt::Debug + Send + Sync + 'static {
 }
 
 /// What is under an id.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Loaded {
     Session(Record),
     /// A session that was ended within the last [`TOMBSTONE_TTL`].
@@ -112,7 +104,7 @@ impl Loaded {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Count {
     /// This one included.
     pub number: u32,
@@ -120,17 +112,17 @@ pub struct Count {
     pub left: Duration,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reach {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reachability {
     Whole,
     /// Some sessions cannot be reached, by whichever instance. Says which part.
-    Part(String),
+    Partial(String),
 }
 
 /// The store as one request's [`Session`] uses it: holds members to their number of sessions, and notes what became of
 /// the session that the browser has sent.
 #[derive(Debug)]
-struct OfRequest {
+struct RequestStore {
     store: Arc<dyn SessionStore>,
     limits: Limits,
     /// The session at hand was ended while the request was under way, or a little earlier.
@@ -141,7 +133,7 @@ struct OfRequest {
     is_saved: AtomicBool,
 }
 
-impl OfRequest {
+impl RequestStore {
     fn note_ended(&self) {
         self.ended.store(true, Ordering::Relaxed);
     }
@@ -152,7 +144,7 @@ impl OfRequest {
 }
 
 #[async_trait]
-impl session_store::SessionStore for OfRequest {
+impl session_store::SessionStore for RequestStore {
     /// A member's session is short-lived until it is on the member's list. Whoever gives up on the way, or loses its place
     /// to logins at the same time, leaves nothing behind that nobody counts. If the list is out of reach, the session is
     /// counted from its next renewal on.
@@ -278,7 +270,7 @@ fn list_of(member: &UserKey) -> String {
 }
 
 /// How long sessions last after their last use.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Lifetimes {
     pub member: Duration,
     /// For visitors who are not logged in: short, because anyone can make one by leaving out the cookie.
@@ -286,7 +278,7 @@ pub struct Lifetimes {
 }
 
 /// How many sessions there may be, and for how long.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub lifetimes: Lifetimes,
     /// Beyond it those go that were not used for longest.
@@ -298,7 +290,7 @@ pub struct Limits {
 pub async fn keep(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let secure = request.extensions().get::<Client>().is_some_and(|client| client.tls);
     let sent = cookie(request.headers(), COOKIE);
-    let store = Arc::new(OfRequest {
+    let store = Arc::new(RequestStore {
         store: Arc::clone(&app.sessions),
         limits: app.settings.sessions,
         ended: AtomicBool::new(false),
@@ -307,7 +299,7 @@ pub async fn keep(State(app): State<Arc<App>>, mut request: Request, next: Next)
     });
     let session = Session::new(sent, Arc::clone(&store), None);
     request.extensions_mut().insert(session.clone());
-    request.extensions_mut().insert(Entering { session: session.clone(), store: Arc::clone(&store) });
+    request.extensions_mut().insert(LoggingIn { session: session.clone(), store: Arc::clone(&store) });
 
     let mut response = next.run(request).await;
 
@@ -324,7 +316,7 @@ pub async fn keep(State(app): State<Arc<App>>, mut request: Request, next: Next)
     response
 }
 
-async fn finish(app: &App, store: &OfRequest, session: &Session, sent: Option<Id>) -> Result<Option<CookieChange>> {
+async fn finish(app: &App, store: &RequestStore, session: &Session, sent: Option<Id>) -> Result<Option<CookieChange>> {
     let is_saved = store.is_saved.load(Ordering::Relaxed);
     if !is_saved && !session.is_modified() && !used_after_long(session, store.limits.lifetimes.member).await {
         return Ok(None);
@@ -354,7 +346,7 @@ async fn finish(app: &App, store: &OfRequest, session: &Session, sent: Option<Id
 }
 
 /// Saves the session for as long as it lasts from now on.
-async fn save(store: &OfRequest, session: &Session) -> Result<()> {
+async fn save(store: &RequestStore, session: &Session) -> Result<()> {
     let (member, limits) = (signed_in(session).await?, store.limits);
     let lifetime = if member.is_some() { limits.lifetimes.member } else { limits.lifetimes.visitor };
     let expiry = time::Duration::try_from(lifetime).unwrap_or(time::Duration::weeks(2));
@@ -427,7 +419,7 @@ pub fn cookies<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = &
 }
 
 /// Who is logged in, as the session remembers it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     pub name: UserName,
     /// Of sessions that are older than this field, it is the name's former key.
@@ -446,13 +438,13 @@ impl Member {
 }
 
 /// The session of a browser that logs in.
-#[derive(Clone, Debug)]
-pub struct Entering {
+#[derive(Debug, Clone)]
+pub struct LoggingIn {
     session: Session,
-    store: Arc<OfRequest>,
+    store: Arc<RequestStore>,
 }
 
-impl Entering {
+impl LoggingIn {
     /// Makes the session that of `member`, under a new id, so that an id known before the login is worth nothing, and
     /// saves it. What the browser had before stays if it was not another member's and can be reached.
     pub async fn sign_in(&self, member: &Member, draft: &Draft) -> Result<()> {
@@ -474,7 +466,7 @@ impl Entering {
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Entering {
+impl<S: Send + Sync> FromRequestParts<S> for LoggingIn {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> std::result::Result<Self, Error> {
@@ -500,7 +492,7 @@ pub async fn signed_in(session: &Session) -> Result<Option<Member>> {
 }
 
 /// How often this session has seen the home page, and who answered of late.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Visits {
     pub count: u64,
     /// Instances by name, the latest first.
@@ -522,7 +514,7 @@ impl Visits {
 }
 
 /// A post that was being written when its author turned out to be logged out.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Draft {
     pub text: String,
     pub alt: String,
@@ -589,7 +581,7 @@ impl Draft {
 }
 
 /// Whoever asks, for pages that anyone may see. Never refuses: a store out of reach makes a stranger, and says so.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Visitor {
     pub member: Option<Member>,
     pub sessions_out_of_reach: bool,

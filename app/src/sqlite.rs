@@ -3,11 +3,9 @@
 //! Every statement runs off the async threads. A dropped future does not undo its statement: once it has begun
 //! it runs to its end, so callers make writes repeatable.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{Mutex, Semaphore};
@@ -15,7 +13,7 @@ use tokio::sync::{Mutex, Semaphore};
 use crate::error::StoreError;
 
 /// How safe a write is once it was acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
     /// Survives the death of the process; the last moments may be lost when the machine loses power.
     Process,

@@ -3,11 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::{CryptoProvider, ring},
-    pki_types::CertificateDer,
-};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
 
 /// Chooses the provider for the whole process; libraries that are not told use the one chosen here.
 pub fn choose_provider() {

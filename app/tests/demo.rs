@@ -2,19 +2,15 @@
 //! is started, reported and stopped. The real pair is proved in the `tests` package.
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
-use std::{
-    io::{BufRead, BufReader},
-    net::TcpListener,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    process::{Child, ChildStdout, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 const APP: &str = env!("CARGO_BIN_EXE_app");

@@ -4,7 +4,7 @@
 //!
 //! - [`stream`]: a client's connection, plain or TLS.
 //! - [`io`]: what either side's socket is.
-//! - [`work`]: buffers, lent for as long as a connection is busy.
+//! - [`buffers`]: lent for as long as a connection is busy.
 //! - [`idle`]: connections to backends that wait for their next request.
 //! - [`client`]: one client's requests, one after the other.
 //! - [`h2`]: connections of HTTP/2, whose streams are carried as HTTP/1.1.
@@ -23,6 +23,10 @@
 //! - [`tunnel`]: a connection that ceased to be HTTP.
 
 mod body;
+#[cfg(not(test))]
+mod buffers;
+#[cfg(test)]
+pub mod buffers;
 mod burst;
 mod client;
 mod content;
@@ -46,10 +50,6 @@ mod timer;
 mod transfer;
 mod tunnel;
 mod upstream;
-#[cfg(not(test))]
-mod work;
-#[cfg(test)]
-pub mod work;
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -11,7 +11,7 @@ pub mod name;
 pub mod path;
 
 /// How far the bytes so far have taken a parser. `R` names the ways to refuse them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parsed<R> {
     /// More bytes are needed.
     Partial,
@@ -22,7 +22,7 @@ pub enum Parsed<R> {
 }
 
 /// Request methods (RFC 9110 §9). They are case-sensitive; extension methods are [`Method::Other`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it all")]
 pub enum Method {
     #[default]
@@ -63,7 +63,7 @@ impl Method {
 }
 
 /// The protocol version of a message. A minor version above 1 is served as 1.1 (RFC 9110 §2.5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Version {
     /// HTTP/1.0.
     Http10,
@@ -73,7 +73,7 @@ pub enum Version {
 }
 
 /// What is wrong with a version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BadVersion {
     /// Not `HTTP/` digit `.` digit.
     Syntax,

@@ -115,7 +115,7 @@ fn run(seed: u64, traces: bool) -> Run {
     simulated::enter(seed);
     book::open(traces);
     idle::clear();
-    http::work::clear();
+    http::buffers::clear();
     pipe::set_tracer(traces.then_some(|line| book::trace(|| line)));
     // A panic is a violation like others; what it leaves behind ends with the run.
     let outcome = catch_unwind(AssertUnwindSafe(|| scenario(seed)));

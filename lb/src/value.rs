@@ -25,13 +25,13 @@ use self::variable::{GroupOf, Variable};
 
 /// Text with variables, such as `https://$host$request_uri`. Two are equal if they were written the same and mean the
 /// same: a name may stand for another expression's group, or for another table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Value {
     text: Box<str>,
     parts: Parts,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Parts {
     Constant(Box<[u8]>),
     One(Variable),
@@ -40,14 +40,14 @@ enum Parts {
 }
 
 /// A piece of a value. No two texts are neighbours, and none is empty.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Text(Box<[u8]>),
     Variable(Variable),
 }
 
 /// When a value is known. A value is refused where it would be asked too early.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     /// From the request's head on.
     Head,
@@ -60,14 +60,14 @@ pub enum Phase {
 }
 
 /// Whether there is such a thing. Only logs tell an empty value from a missing one, and conditions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
     Missing,
     Present,
 }
 
 /// Where a variable's text is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VariableText<'a> {
     Missing,
     Here(&'a [u8]),
@@ -94,7 +94,7 @@ pub trait Facts {
 }
 
 /// What the variables of a text can mean where it is written.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Scope<'a> {
     pub tables: &'a Tables,
     /// The expression among the site's hosts, if it is one.
@@ -261,7 +261,7 @@ impl Value {
 }
 
 /// A piece of a value, borrowed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum PartRef<'a> {
     Text(&'a [u8]),
     Variable(&'a Variable),

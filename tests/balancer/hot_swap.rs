@@ -2,7 +2,8 @@
 //! request, no count and no finding about a backend is lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use serde_json::{Value, json};
 use tests::balancer::backend_path;

@@ -4,25 +4,21 @@
 //! Its calls wait by blocking: in an asynchronous test, what shall go on meanwhile needs threads of its own.
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
-use std::{
-    env,
-    ffi::OsString,
-    fs,
-    net::TcpListener,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
-    time::{Duration, Instant},
-};
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// What kind of cluster.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct Options {
     pub masters: usize,
     pub replicas_of_each: usize,
@@ -34,7 +30,7 @@ pub struct Options {
 }
 
 /// Which `redis-server` and `redis-cli`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum Server {
     /// Those that are installed, unless `REDIS_BIN` names another folder. Debian 12 has 7.0.
     Installed,
@@ -60,7 +56,7 @@ impl Server {
 }
 
 /// Files in PEM format.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct Certificates {
     pub ca: PathBuf,
     pub certificate: PathBuf,

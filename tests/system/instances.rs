@@ -1,7 +1,8 @@
 //! Instances of the application behind a real balancer: sessions and data are everybody's, and nobody notices when
 //! one instance goes.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use nix::sys::signal::Signal;
 use serde_json::json;

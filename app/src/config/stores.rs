@@ -3,12 +3,10 @@
 #[cfg(feature = "network")]
 mod network;
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    str::FromStr,
-    time::Duration,
-};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
@@ -36,7 +34,7 @@ pub struct StoreArgs {
     pub media: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SessionsKind {
     Sqlite,
     RedisCluster,
@@ -84,7 +82,7 @@ pub struct RedisArgs {
     pub redis_timeout: Duration,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DataKind {
     Sqlite,
     Postgres,
@@ -124,23 +122,23 @@ pub struct DatabaseArgs {
 }
 
 /// The stores, as the program needs them.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct StoreSettings {
     pub folder: PathBuf,
-    pub sessions: SessionsPlace,
-    pub data: DataPlace,
-    pub media: MediaPlace,
+    pub sessions: SessionsLocation,
+    pub data: DataLocation,
+    pub media: MediaLocation,
 }
 
-#[derive(Clone, Debug)]
-pub enum SessionsPlace {
+#[derive(Debug, Clone)]
+pub enum SessionsLocation {
     Sqlite,
     #[cfg(feature = "network")]
     RedisCluster(Box<redis_cluster::Settings>),
 }
 
-#[derive(Clone, Debug)]
-pub enum DataPlace {
+#[derive(Debug, Clone)]
+pub enum DataLocation {
     Sqlite,
     #[cfg(feature = "network")]
     Postgres(wire::Settings),
@@ -148,14 +146,14 @@ pub enum DataPlace {
     CrateDb(wire::Settings),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MediaPlace {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MediaLocation {
     Folder(PathBuf),
     #[cfg(feature = "network")]
     Bucket(Bucket),
 }
 
-impl fmt::Display for SessionsPlace {
+impl fmt::Display for SessionsLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite => f.write_str("SQLite"),
@@ -169,7 +167,7 @@ impl fmt::Display for SessionsPlace {
     }
 }
 
-impl fmt::Display for DataPlace {
+impl fmt::Display for DataLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite => f.write_str("SQLite"),
@@ -181,7 +179,7 @@ impl fmt::Display for DataPlace {
     }
 }
 
-impl fmt::Display for MediaPlace {
+impl fmt::Display for MediaLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(folder) => folder.display().fmt(f),
@@ -202,12 +200,12 @@ impl StoreArgs {
         Ok(StoreSettings {
             folder: self.data_dir.clone(),
             sessions: match self.sessions {
-                SessionsKind::Sqlite => SessionsPlace::Sqlite,
+                SessionsKind::Sqlite => SessionsLocation::Sqlite,
                 #[cfg(not(feature = "network"))]
                 SessionsKind::RedisCluster => return Err(not_built("--sessions redis-cluster")),
                 #[cfg(feature = "network")]
                 SessionsKind::RedisCluster => {
-                    SessionsPlace::RedisCluster(Box::new(self.redis.settings(visitor_lifetime)?))
+                    SessionsLocation::RedisCluster(Box::new(self.redis.settings(visitor_lifetime)?))
                 }
             },
             data: self.database.place()?,
@@ -217,27 +215,27 @@ impl StoreArgs {
 }
 
 impl DatabaseArgs {
-    fn place(&self) -> anyhow::Result<DataPlace> {
+    fn place(&self) -> anyhow::Result<DataLocation> {
         Ok(match self.data {
-            DataKind::Sqlite => DataPlace::Sqlite,
+            DataKind::Sqlite => DataLocation::Sqlite,
             #[cfg(not(feature = "network"))]
             DataKind::Postgres | DataKind::Cratedb => return Err(not_built("--data")),
             #[cfg(feature = "network")]
-            DataKind::Postgres => DataPlace::Postgres(self.settings("postgres")?),
+            DataKind::Postgres => DataLocation::Postgres(self.settings("postgres")?),
             #[cfg(feature = "network")]
-            DataKind::Cratedb => DataPlace::CrateDb(self.settings("cratedb")?),
+            DataKind::Cratedb => DataLocation::CrateDb(self.settings("cratedb")?),
         })
     }
 }
 
-fn media_place(place: &str, folder: &Path) -> anyhow::Result<MediaPlace> {
+fn media_place(place: &str, folder: &Path) -> anyhow::Result<MediaLocation> {
     Ok(match place.split_once("://") {
         #[cfg(not(feature = "network"))]
         Some(_) => return Err(not_built("--media")),
         #[cfg(feature = "network")]
-        Some(_) => MediaPlace::Bucket(network::bucket(place)?),
-        None if place == "folder" => MediaPlace::Folder(folder.join("media")),
-        None if place.contains('/') => MediaPlace::Folder(place.into()),
+        Some(_) => MediaLocation::Bucket(network::bucket(place)?),
+        None if place == "folder" => MediaLocation::Folder(folder.join("media")),
+        None if place.contains('/') => MediaLocation::Folder(place.into()),
         None => bail!("--media {place:?} is no place: take folder, a folder such as ./pictures, s3://… or gs://…"),
     })
 }
@@ -272,7 +270,7 @@ impl fmt::Debug for Secret {
 }
 
 /// A host and a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     pub host: String,
     pub port: u16,

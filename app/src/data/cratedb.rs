@@ -6,13 +6,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{
-    Cursor, DataStore, Login, Post, Readiness, Result, Signup, User, UserKey,
-    wire::{Settings, Wire, statements},
-};
+use super::wire::{Settings, Wire, statements};
+use super::{Cursor, DataStore, Login, Post, Readiness, Result, Signup, User, UserKey};
 use crate::metrics::CrateDbGauges;
 
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct CrateDbData(Wire);
 
 impl CrateDbData {

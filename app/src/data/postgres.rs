@@ -2,12 +2,10 @@
 
 use async_trait::async_trait;
 
-use super::{
-    Cursor, DataStore, Login, Post, Readiness, Result, Signup, User, UserKey,
-    wire::{Settings, Wire},
-};
+use super::wire::{Settings, Wire};
+use super::{Cursor, DataStore, Login, Post, Readiness, Result, Signup, User, UserKey};
 
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct PostgresData(Wire);
 
 impl PostgresData {

@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use async_trait::async_trait;
-use rusqlite::{Row, named_params, types::Type};
+use rusqlite::types::Type;
+use rusqlite::{Row, named_params};
 use uuid::Uuid;
 
 use super::{Cursor, DataStore, Login, Millis, Picture, Post, Readiness, Result, Signup, User, UserKey};
 use crate::sqlite::{Database, Durability};
 
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct SqliteData(Database);
 
 impl SqliteData {

@@ -10,33 +10,28 @@
 mod connect;
 pub mod statements;
 
-use std::{
-    pin::pin,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use deadpool::managed::{Object, Pool, PoolError, Timeouts};
 use futures_util::TryStreamExt;
-use tokio::{runtime::Handle, time::timeout};
-use tokio_postgres::{
-    Row,
-    error::SqlState,
-    types::{ToSql, Type},
-};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 pub use self::connect::Nodes;
 use self::connect::{Connections, Link};
 use super::{Cursor, Login, Millis, Picture, Post, Result, Signup, User, UserKey};
-use crate::{
-    error::StoreError,
-    metrics::PoolSize,
-    patience::{Failure, Patience},
-};
+use crate::error::StoreError;
+use crate::metrics::PoolSize;
+use crate::retry::{Failure, Retry};
 
 /// Where the database is and how long it may take.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     pub nodes: Nodes,
     pub connections: usize,
@@ -51,10 +46,10 @@ pub struct Settings {
 }
 
 /// A database of either kind. Clones share their connections.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct Wire {
     pool: Pool<Connections>,
-    patience: Arc<Patience>,
+    retry: Arc<Retry>,
     settings: Arc<Settings>,
 }
 
@@ -88,7 +83,7 @@ impl Loan {
 impl Drop for Loan {
     fn drop(&mut self) {
         let Some(unanswered) = self.0.take() else { return };
-        let mut given_up = GivenUp(Some(unanswered));
+        let mut given_up = ClosedOnDrop(Some(unanswered));
         let cancelling = async move {
             if let Some(link) = &mut given_up.0 {
                 link.cancel().await;
@@ -102,9 +97,9 @@ impl Drop for Loan {
 }
 
 /// A connection that serves no more: dropped in whatever way, it is closed, and its place in the pool is free.
-struct GivenUp(Option<Object<Connections>>);
+struct ClosedOnDrop(Option<Object<Connections>>);
 
-impl Drop for GivenUp {
+impl Drop for ClosedOnDrop {
     fn drop(&mut self) {
         drop(self.0.take().map(Object::take));
     }
@@ -124,8 +119,8 @@ impl Wire {
             })
             .runtime(deadpool::Runtime::Tokio1)
             .build()?;
-        let patience = Arc::new(Patience::new(settings.overall_timeout));
-        Ok(Self { pool, patience, settings: Arc::new(settings) })
+        let retry = Arc::new(Retry::new(settings.overall_timeout));
+        Ok(Self { pool, retry, settings: Arc::new(settings) })
     }
 
     pub fn pool_size(&self) -> PoolSize {
@@ -194,7 +189,7 @@ impl Wire {
 
     /// Sends a statement until it is answered, for as long as an operation may take.
     async fn run(&self, statement: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>> {
-        self.patience.run(|| self.attempt(statement, parameters)).await
+        self.retry.run(|| self.attempt(statement, parameters)).await
     }
 
     /// One number.
@@ -440,7 +435,7 @@ fn failure(error: tokio_postgres::Error) -> Failure {
     let again = error.code().is_none_or(|code| !is_lasting(code));
     // Class 22 of SQLSTATE: data exceptions.
     let is_unfit = error.code().is_some_and(|code| code.code().starts_with("22"));
-    let error = Told(error);
+    let error = DatabaseErrorText(error);
     Failure { error: if is_unfit { StoreError::unfit(error) } else { StoreError::unavailable(error) }, again }
 }
 
@@ -455,9 +450,9 @@ fn is_lasting(code: &SqlState) -> bool {
 
 /// The library's own words are "db error"; those of the database come second.
 #[derive(Debug)]
-struct Told(tokio_postgres::Error);
+struct DatabaseErrorText(tokio_postgres::Error);
 
-impl std::fmt::Display for Told {
+impl std::fmt::Display for DatabaseErrorText {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if let Some(error) = self.0.as_db_error() {
             return write!(f, "{} ({})", error.message(), error.code().code());
@@ -470,7 +465,7 @@ impl std::fmt::Display for Told {
     }
 }
 
-impl std::error::Error for Told {}
+impl std::error::Error for DatabaseErrorText {}
 
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 const MASTER_POLL_INTERVAL: Duration = Duration::from_millis(500);

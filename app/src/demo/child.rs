@@ -1,16 +1,16 @@
 //! A process that the demonstration started, and that does not outlive it.
 
-use std::{ffi::OsString, fs::File, os::unix::process::ExitStatusExt, path::Path, path::PathBuf, process::Stdio};
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use anyhow::Context;
-use nix::{
-    sys::{prctl, signal},
-    unistd::{Pid, getppid},
-};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
-    process::{ChildStdout, Command},
-};
+use nix::sys::{prctl, signal};
+use nix::unistd::{Pid, getppid};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{ChildStdout, Command};
 
 use super::{Duration, Instant, timeout, timeout_at};
 
@@ -22,7 +22,7 @@ pub struct Child {
 }
 
 /// Where standard output goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Speech {
     /// Its first line is waited for.
     Awaited,
@@ -102,10 +102,10 @@ impl Child {
         if lines.is_empty() { String::new() } else { format!(". The end of {}:{lines}", self.log.display()) }
     }
 
-    /// Asks it to end by `signal`, and makes it once `patience` is over.
-    pub async fn stop(&mut self, signal: signal::Signal, patience: Duration) {
+    /// Asks it to end by `signal`, and makes it once `retry` is over.
+    pub async fn stop(&mut self, signal: signal::Signal, retry: Duration) {
         self.send(signal);
-        if timeout(patience, self.process.wait()).await.is_err() {
+        if timeout(retry, self.process.wait()).await.is_err() {
             eprintln!("{} did not stop in time and is ended", self.log.display());
             self.kill();
             let _ = self.process.wait().await;

@@ -1,10 +1,8 @@
 //! What the demonstration says: where to look, and what to try.
 
-use std::{
-    fmt::Write,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use super::{Demo, Instance, serve_arguments};
 

@@ -1,27 +1,28 @@
 //! Buckets of S3 and of Google Cloud Storage, and of whatever speaks like them.
 
-use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use object_store::{
-    BackoffConfig, ClientOptions, ObjectStore, RetryConfig,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey},
-    gcp::{GoogleCloudStorageBuilder, GoogleConfigKey},
-    path::Path,
-    prefix::PrefixStore,
-};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::path::Path;
+use object_store::prefix::PrefixStore;
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
 use crate::tls;
 
 /// Where in which bucket.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bucket {
     provider: Provider,
     name: String,
     prefix: Path,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Provider {
     S3,
     GoogleCloud,

@@ -1,7 +1,8 @@
 //! What every [`MediaStore`] must do. Each implementation calls [`run`] from its own test.
 #![allow(clippy::unwrap_used, reason = "a suite of assertions")]
 
-use std::{io::Write, ops::Range};
+use std::io::Write;
+use std::ops::Range;
 
 use bytes::BytesMut;
 use futures_util::TryStreamExt;

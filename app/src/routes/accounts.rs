@@ -2,28 +2,24 @@
 
 use std::sync::Arc;
 
-use axum::{
-    extract::State,
-    response::{AppendHeaders, Html, IntoResponse, Redirect, Response},
-};
+use axum::extract::State;
+use axum::response::{AppendHeaders, Html, IntoResponse, Redirect, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use maud::{Markup, html};
 use serde::Deserialize;
 use uuid::Uuid;
 
 use super::{Form, Params, local};
-use crate::{
-    App,
-    attempts::{Attempt, Refused},
-    data::{Cursor, Login, Millis, Signup, User, UserKey, UserName},
-    error::{Error, StoreError},
-    layers::Client,
-    metrics::LoginResult,
-    own::List,
-    page::{Field, Input, Page, alert, in_query, moment},
-    passwords::Password,
-    sessions::{self, Draft, Entering, Member, Session, Visitor},
-};
+use crate::App;
+use crate::attempts::{Attempt, Refused};
+use crate::data::{Cursor, Login, Millis, Signup, User, UserKey, UserName};
+use crate::error::{Error, StoreError};
+use crate::layers::Client;
+use crate::metrics::LoginResult;
+use crate::own::List;
+use crate::page::{Field, Input, Page, alert, in_query, moment};
+use crate::passwords::Password;
+use crate::sessions::{self, Draft, LoggingIn, Member, Session, Visitor};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -82,7 +78,7 @@ pub async fn signup_form(
 
 pub async fn signup(
     State(app): State<Arc<App>>,
-    entering: Entering,
+    entering: LoggingIn,
     client: Client,
     headers: HeaderMap,
     Form(filled): Form<Credentials>,
@@ -177,7 +173,7 @@ pub async fn login_form(
 
 pub async fn login(
     State(app): State<Arc<App>>,
-    entering: Entering,
+    entering: LoggingIn,
     client: Client,
     headers: HeaderMap,
     Form(filled): Form<Credentials>,
@@ -285,7 +281,7 @@ fn record(app: &App, user: UserKey, client: Client, succeeded: bool) -> Login {
 /// Logs a member in, whose password was right.
 async fn enter(
     app: &App,
-    entering: &Entering,
+    entering: &LoggingIn,
     member: &Member,
     client: Client,
     filled: &Credentials,

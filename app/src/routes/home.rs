@@ -1,21 +1,19 @@
 //! The page that shows who answers, and its short form for programs.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-use axum::{
-    Json,
-    extract::State,
-    response::{Html, IntoResponse},
-};
+use axum::Json;
+use axum::extract::State;
+use axum::response::{Html, IntoResponse};
 use maud::{Markup, html};
 use serde::Serialize;
 
-use crate::{
-    App,
-    config::Tint,
-    page::Page,
-    sessions::{Session, Visitor, Visits},
-};
+use crate::App;
+use crate::config::Colour;
+use crate::page::Page;
+use crate::sessions::{Session, Visitor, Visits};
 
 #[derive(Serialize)]
 struct Hello<'h> {
@@ -65,7 +63,7 @@ fn session_card(visits: &Visits, visitor: &Visitor) -> Markup {
             h2 { "Who answered your last visits" }
             ul.shares {
                 @for (name, count) in &shares {
-                    li class=(Tint::of(name).class()) {
+                    li class=(Colour::of(name).class()) {
                         b { (name) }
                         svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" {
                             rect height="8" width=(100 * count / remembered) {}
@@ -76,7 +74,7 @@ fn session_card(visits: &Visits, visitor: &Visitor) -> Markup {
             }
             p.hint #order { "The latest first:" }
             ol.answers aria-describedby="order" {
-                @for name in &visits.answered { li class=(Tint::of(name).class()) { (name) } }
+                @for name in &visits.answered { li class=(Colour::of(name).class()) { (name) } }
             }
         }
     }

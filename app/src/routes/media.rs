@@ -1,15 +1,16 @@
 //! Pictures on their way out. A name stands for one content for ever, so they are cached for ever.
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
+use std::sync::Arc;
 
-use axum::{
-    body::Body,
-    extract::{Path, State},
-    response::{IntoResponse, Response},
-};
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use crate::{App, error::Error, media::MediaName};
+use crate::App;
+use crate::error::Error;
+use crate::media::MediaName;
 
 pub async fn show(State(app): State<Arc<App>>, Path(name): Path<String>, sent: HeaderMap) -> Result<Response, Error> {
     let name: MediaName = name.parse().map_err(|_| Error::NotFound)?;

@@ -4,13 +4,9 @@ mod parts;
 
 use std::sync::Arc;
 
-use axum::{
-    extract::{
-        FromRequest, Multipart, Request, State,
-        multipart::{Field as Part, MultipartError},
-    },
-    response::{Html, IntoResponse, Redirect, Response},
-};
+use axum::extract::multipart::{Field as Part, MultipartError};
+use axum::extract::{FromRequest, Multipart, Request, State};
+use axum::response::{Html, IntoResponse, Redirect, Response};
 use futures_util::TryStreamExt;
 use http::{HeaderMap, StatusCode, header};
 use maud::{Markup, html};
@@ -18,18 +14,17 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use self::parts::Progress;
-use super::{Params, accounts::session_ended};
-use crate::{
-    App,
-    config::Settings,
-    data::{Cursor, Millis, Picture, Post, UserKey},
-    error::{Error, StoreError},
-    layers::Client,
-    media::{Kept, Media, MediaName, Refusal, Spool},
-    own::List,
-    page::{Field, Input, Page, alert, moment},
-    sessions::{Draft, Member, Session, Visitor},
-};
+use super::Params;
+use super::accounts::session_ended;
+use crate::App;
+use crate::config::Settings;
+use crate::data::{Cursor, Millis, Picture, Post, UserKey};
+use crate::error::{Error, StoreError};
+use crate::layers::Client;
+use crate::media::{Media, MediaName, Refusal, Spool, StoredPicture};
+use crate::own::List;
+use crate::page::{Field, Input, Page, alert, moment};
+use crate::sessions::{Draft, Member, Session, Visitor};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -57,10 +52,10 @@ pub async fn list(
 }
 
 /// A picture that is stored.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 enum Chosen {
     /// It came with this form.
-    Now(Kept),
+    Now(StoredPicture),
     /// It came with an earlier one, by the word of this one; `None` if that is no name of a picture.
     Earlier(Option<MediaName>),
 }

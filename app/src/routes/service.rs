@@ -1,23 +1,19 @@
 //! What is there for machines: health, readiness, metrics, style sheet and icons.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::Duration;
 
-use axum::{
-    extract::{Path, State},
-    response::{IntoResponse, Redirect, Response},
-};
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Redirect, Response};
 use http::{StatusCode, Uri, header};
 
-use crate::{
-    App,
-    config::Tint,
-    data::Readiness,
-    error::{Error, StoreError},
-    health,
-    layers::Client,
-    page::{self, STYLE},
-    sessions::Reach,
-};
+use crate::config::Colour;
+use crate::data::Readiness;
+use crate::error::{Error, StoreError};
+use crate::layers::Client;
+use crate::page::{self, STYLE};
+use crate::sessions::Reachability;
+use crate::{App, health};
 
 /// The process is alive, and not about to end: for balancers that ask nothing else. Says nothing about the stores:
 /// restarting this would not mend them.
@@ -57,7 +53,7 @@ pub async fn ready(State(app): State<Arc<App>>, uri: Uri) -> Response {
     let out_of_reach = out_of_reach.join(", ");
     if out_of_reach.is_empty() {
         let mut body = "ready".to_owned();
-        if let Ok(Reach::Part(part)) = sessions {
+        if let Ok(Reachability::Partial(part)) = sessions {
             tracing::warn!(part, "a part of the sessions cannot be reached: {part}");
             body += &format!(", but for some sessions: {part}");
         }
@@ -108,7 +104,7 @@ pub async fn asset(Path(name): Path<String>) -> Result<Response, Error> {
         .strip_prefix("icon-")
         .and_then(|name| name.strip_suffix(".svg"))
         .and_then(|number| number.parse::<usize>().ok())
-        .and_then(|number| Tint::COLOURS.get(number.checked_sub(1)?));
+        .and_then(|number| Colour::COLOURS.get(number.checked_sub(1)?));
     let colour = colour.ok_or(Error::NotFound)?;
     let cached = (header::CACHE_CONTROL, "public, max-age=86400");
     Ok(([(header::CONTENT_TYPE, "image/svg+xml"), cached], page::icon(colour)).into_response())

@@ -1,20 +1,16 @@
 //! A connection that is given up when its peer takes nothing for too long.
 
-use std::{
-    io::{self, IoSlice},
-    pin::Pin,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep},
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
 
 /// `inner`, writing to which fails once it has stood still for `limit`.
 #[derive(Debug)]
-pub struct Unstalled<S> {
+pub struct StallTimeout<S> {
     inner: S,
     limit: Duration,
     timer: Pin<Box<Sleep>>,
@@ -22,7 +18,7 @@ pub struct Unstalled<S> {
     waiting: bool,
 }
 
-impl<S> Unstalled<S> {
+impl<S> StallTimeout<S> {
     pub fn new(inner: S, limit: Duration) -> Self {
         Self { inner, limit, timer: Box::pin(sleep(limit)), waiting: false }
     }
@@ -42,13 +38,13 @@ impl<S> Unstalled<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for StallTimeout<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_read(cx, buffer)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for StallTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.inner).poll_write(cx, buffer);
         self.within(cx, outcome)
@@ -89,7 +85,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_takes_nothing_is_given_up_at_the_limit() {
         let (ours, _theirs) = duplex(10);
-        let mut stream = Unstalled::new(ours, LIMIT);
+        let mut stream = StallTimeout::new(ours, LIMIT);
         let begun = Instant::now();
         let error = stream.write_all(&[0; 11]).await.unwrap_err();
         assert_eq!((error.kind(), begun.elapsed()), (io::ErrorKind::TimedOut, LIMIT));
@@ -98,7 +94,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_takes_a_little_now_and_then_is_served() {
         let (ours, mut theirs) = duplex(10);
-        let mut stream = Unstalled::new(ours, LIMIT);
+        let mut stream = StallTimeout::new(ours, LIMIT);
         let writing = tokio::spawn(async move { stream.write_all(&[0; 100]).await });
         let mut taken = [0; 10];
         for _ in 0..10 {

@@ -7,12 +7,12 @@ use futures_util::future::join_all;
 use serde_json::json;
 use time::{Duration, OffsetDateTime};
 
-use super::{Id, Loaded, Reach, Record, SessionStore};
+use super::{Id, Loaded, Reachability, Record, SessionStore};
 use crate::given_up;
 
 /// Runs the suite. `one` and `other` are two handles, as of two instances, on the same sessions.
 pub async fn run(one: &dyn SessionStore, other: &dyn SessionStore) {
-    assert_eq!(one.reach().await.unwrap(), Reach::Whole);
+    assert_eq!(one.reach().await.unwrap(), Reachability::Whole);
     a_created_session_is_seen_through_every_handle(one, other).await;
     an_id_that_is_taken_is_not_taken_again(one, other).await;
     saving_replaces_the_whole_record(one, other).await;
@@ -201,7 +201,7 @@ async fn an_operation_given_up_leaves_the_answers_of_others_alone(store: &dyn Se
         &|| Box::pin(async { store.strike(&lists, &["c".into()]).await.unwrap() }),
         &|| Box::pin(async { assert!(store.count(&counts, "a", HOUR).await.unwrap().number > 0) }),
         &|| Box::pin(async { store.uncount(&counts, "a").await.unwrap() }),
-        &|| Box::pin(async { assert_eq!(store.reach().await.unwrap(), Reach::Whole) }),
+        &|| Box::pin(async { assert_eq!(store.reach().await.unwrap(), Reachability::Whole) }),
     ];
     for operation in operations {
         for waits in 0.. {

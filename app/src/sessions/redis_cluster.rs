@@ -9,34 +9,33 @@
 //! Reads go to masters. A replica may lag behind, and a session that was just written and is not found is somebody
 //! logged out: nothing that is kept here tolerates that, so there is no setting to read from replicas.
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use prometheus::IntCounter;
+use redis::cluster::{ClusterClient, ClusterClientBuilder};
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
 use redis::{
     Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, TlsCertificates, TlsMode,
-    cluster::{ClusterClient, ClusterClientBuilder},
-    cluster_async::ClusterConnection,
-    cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo},
     from_redis_value,
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use tokio::{
-    sync::Mutex,
-    time::{Instant, timeout},
-};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
 
-use super::{Count, Id, Loaded, Reach, Record, Result, SessionStore, TOMBSTONE_TTL};
-use crate::{
-    config::{Address, Secret},
-    error::StoreError,
-    patience::{Failure, Patience},
-};
+use super::{Count, Id, Loaded, Reachability, Record, Result, SessionStore, TOMBSTONE_TTL};
+use crate::config::{Address, Secret};
+use crate::error::StoreError;
+use crate::retry::{Failure, Retry};
 
 /// Where the cluster is and how long it may take. The defaults of the flags come from measured failovers.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// Any nodes of the cluster; the others are found through them.
     pub nodes: Vec<Address>,
@@ -62,7 +61,7 @@ pub struct Settings {
     pub visitor_lifetime: Duration,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct Tls {
     /// Certificates in PEM format to trust, in place of the system's.
     pub ca: Option<Vec<u8>>,
@@ -74,7 +73,7 @@ pub struct RedisSessions(Arc<Cluster>);
 struct Cluster {
     client: ClusterClient,
     settings: Settings,
-    patience: Patience,
+    retry: Retry,
     link: ArcSwapOption<Link>,
     /// Held while a connection is made. When that failed last.
     making: Mutex<Option<Instant>>,
@@ -88,9 +87,9 @@ impl RedisSessions {
     /// Connects when it is first used. `replaced` counts the connections given up for new ones.
     pub fn new(settings: Settings, replaced: IntCounter) -> anyhow::Result<Self> {
         let client = client(&settings)?;
-        let patience = Patience::with_parts(settings.overall_timeout, PARTS + 1);
+        let retry = Retry::with_parts(settings.overall_timeout, PARTS + 1);
         let (link, making) = (ArcSwapOption::empty(), Mutex::new(None));
-        Ok(Self(Arc::new(Cluster { client, settings, patience, link, making, replaced })))
+        Ok(Self(Arc::new(Cluster { client, settings, retry, link, making, replaced })))
     }
 
     fn key(&self, id: &Id) -> String {
@@ -110,7 +109,7 @@ impl RedisSessions {
         routing: Option<RoutingInfo>,
     ) -> Result<T> {
         let cluster = &self.0;
-        cluster.patience.run_in(part, || Arc::clone(cluster).attempt(part, command, routing.clone())).await
+        cluster.retry.run_in(part, || Arc::clone(cluster).attempt(part, command, routing.clone())).await
     }
 
     /// Runs a script on one key, which all of it happens to at once.
@@ -138,7 +137,7 @@ impl Cluster {
             None => self.make(None).await?,
         };
         let mut connection = link.0.clone();
-        let away = self.patience.is_away(part);
+        let away = self.retry.is_away(part);
         // The client has the same limit; this is for the day on which it does not keep it.
         let limit = if away { self.settings.response_timeout } else { self.settings.attempt_timeout + GRACE };
         let asked = async {
@@ -261,7 +260,7 @@ impl SessionStore for RedisSessions {
     }
 
     /// What any master says that answers: a node that is away takes its slots with it.
-    async fn reach(&self) -> Result<Reach> {
+    async fn reach(&self) -> Result<Reachability> {
         let masters = (MultipleNodeRoutingInfo::AllMasters, Some(ResponsePolicy::OneSucceeded));
         let said: String =
             self.ask_part(PARTS, Cmd::new().arg("CLUSTER").arg("INFO"), Some(RoutingInfo::MultiNode(masters))).await?;
@@ -270,11 +269,15 @@ impl SessionStore for RedisSessions {
         };
         let served =
             figure("cluster_slots_ok").ok_or_else(|| StoreError::corrupt("CLUSTER INFO without its figures"))?;
-        Ok(if served == SLOTS { Reach::Whole } else { Reach::Part(format!("{served} of {SLOTS} slots are served")) })
+        Ok(if served == SLOTS {
+            Reachability::Whole
+        } else {
+            Reachability::Partial(format!("{served} of {SLOTS} slots are served"))
+        })
     }
 
     fn is_away(&self, id: &Id) -> bool {
-        self.0.patience.is_away(part_of(&self.key(id)))
+        self.0.retry.is_away(part_of(&self.key(id)))
     }
 }
 

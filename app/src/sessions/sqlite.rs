@@ -1,18 +1,17 @@
 //! Sessions in one SQLite file shared by the instances of one machine: the embedded default.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, named_params};
 use time::OffsetDateTime;
 
-use super::{Count, Id, Loaded, Reach, Record, Result, SessionStore, TOMBSTONE_TTL};
-use crate::{
-    error::StoreError,
-    sqlite::{Database, Durability},
-};
+use super::{Count, Id, Loaded, Reachability, Record, Result, SessionStore, TOMBSTONE_TTL};
+use crate::error::StoreError;
+use crate::sqlite::{Database, Durability};
 
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct SqliteSessions(Database);
 
 impl SqliteSessions {
@@ -195,9 +194,9 @@ impl SessionStore for SqliteSessions {
         Ok(())
     }
 
-    async fn reach(&self) -> Result<Reach> {
+    async fn reach(&self) -> Result<Reachability> {
         self.load(&Id::default()).await?;
-        Ok(Reach::Whole)
+        Ok(Reachability::Whole)
     }
 }
 

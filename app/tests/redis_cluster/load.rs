@@ -1,14 +1,11 @@
 //! Members who use their sessions while something goes on, and a record of how it went for them.
 
-use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use app::sessions::{Id, Record, SessionStore, contract, redis_cluster::RedisSessions};
+use app::sessions::redis_cluster::RedisSessions;
+use app::sessions::{Id, Record, SessionStore, contract};
 use prometheus::IntCounter;
 use serde_json::json;
 use time::OffsetDateTime;

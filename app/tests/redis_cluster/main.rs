@@ -8,14 +8,10 @@ mod load;
 
 use std::time::{Duration, Instant};
 
-use app::{
-    config::{Address, Secret},
-    error::StoreError,
-    sessions::{
-        Id, Reach, SessionStore, contract,
-        redis_cluster::{RedisSessions, Settings, Tls},
-    },
-};
+use app::config::{Address, Secret};
+use app::error::StoreError;
+use app::sessions::redis_cluster::{RedisSessions, Settings, Tls};
+use app::sessions::{Id, Reachability, SessionStore, contract};
 use load::Load;
 use prometheus::IntCounter;
 use tests::redis_cluster::{Certificates, Options, RedisCluster};
@@ -286,12 +282,13 @@ async fn a_part_that_is_away_is_waited_for_once_and_told_from_the_others() {
 async fn tells_a_part_that_is_away_from_the_whole() {
     let mut cluster = RedisCluster::start(Options { replicas_of_each: 0, ..as_in_production() });
     let (store, _) = store(settings(&cluster));
-    assert_eq!(store.reach().await.unwrap(), Reach::Whole);
+    assert_eq!(store.reach().await.unwrap(), Reachability::Whole);
     cluster.stop_node(1);
     let (begun, mut in_a_row) = (Instant::now(), 0);
     // Whichever answers; they notice at different times. Never an error: two of three answer.
     while in_a_row < 20 {
-        let is_part = matches!(store.reach().await.unwrap(), Reach::Part(which) if which.contains(" of 16384 slots"));
+        let is_part =
+            matches!(store.reach().await.unwrap(), Reachability::Partial(which) if which.contains(" of 16384 slots"));
         in_a_row = if is_part { in_a_row + 1 } else { 0 };
         assert!(begun.elapsed() < Duration::from_secs(20), "they did not notice");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -304,7 +301,7 @@ async fn tells_a_part_that_is_away_from_the_whole() {
         cluster.start_node(place);
     }
     let begun = Instant::now();
-    while !matches!(store.reach().await, Ok(Reach::Whole)) {
+    while !matches!(store.reach().await, Ok(Reachability::Whole)) {
         assert!(begun.elapsed() < Duration::from_secs(30), "it did not recover");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -1,11 +1,10 @@
 use std::time::Duration;
 
-use app::{data::UserName, server::Stop};
+use app::data::UserName;
+use app::server::Stop;
 
-use crate::{
-    failing::failing,
-    fixture::{Answer, Browser, PASSWORD, Running, Site, eventually},
-};
+use crate::failing::failing;
+use crate::fixture::{Answer, Browser, PASSWORD, Running, Site, eventually};
 
 #[tokio::test]
 async fn signing_up_logs_in() {

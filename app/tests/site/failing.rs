@@ -1,16 +1,12 @@
 //! Stores that fail as a test says.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use app::{
-    Stores,
-    data::{self, Cursor, DataStore, Login, Post, Readiness, Signup, User, UserKey},
-    error::StoreError,
-    sessions::{Count, Id, Loaded, Reach, Record, SessionStore},
-};
+use app::Stores;
+use app::data::{self, Cursor, DataStore, Login, Post, Readiness, Signup, User, UserKey};
+use app::error::StoreError;
+use app::sessions::{Count, Id, Loaded, Reach, Record, SessionStore};
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 

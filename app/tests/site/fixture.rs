@@ -1,31 +1,25 @@
 //! A site of one or more instances on one folder, and a browser that keeps its cookies.
 
-use std::{
-    io::Cursor,
-    net::SocketAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::io::Cursor;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use app::{
-    App, Stores,
-    config::Instance,
-    config::Settings,
-    media::Limits,
-    metrics::Metrics,
-    passwords::Cost,
-    server::{self, Stop},
-    tls,
-};
+use app::config::{Instance, Settings};
+use app::media::Limits;
+use app::metrics::Metrics;
+use app::passwords::Cost;
+use app::server::{self, Stop};
+use app::{App, Stores, tls};
 use image::{ImageFormat, RgbImage};
-use reqwest::{
-    Client, RequestBuilder, Response, StatusCode,
-    multipart::{Form, Part},
-    redirect::Policy,
-};
+use reqwest::multipart::{Form, Part};
+use reqwest::redirect::Policy;
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use tempfile::TempDir;
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 pub struct Site {
     folder: TempDir,

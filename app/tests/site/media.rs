@@ -2,10 +2,8 @@ use std::time::Duration;
 
 use app::media::Limits;
 use reqwest::StatusCode;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::fixture::{Browser, Running, Site, png};
 

@@ -1,11 +1,9 @@
 use std::time::Duration;
 
 use reqwest::multipart::{Form, Part};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::fixture::{Answer, Browser, PASSWORD, Site, png};

@@ -1,18 +1,16 @@
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
-use app::{
-    Stores,
-    data::{self, Cursor, DataStore, Login, Post, Readiness, Signup, User, UserKey},
-    error::StoreError,
-    media::{Media, MediaName, MediaStore},
-    server::Stop,
-    sessions::{Count, Id, Loaded, Reach, Record, SessionStore},
-};
+use app::Stores;
+use app::data::{self, Cursor, DataStore, Login, Post, Readiness, Signup, User, UserKey};
+use app::error::StoreError;
+use app::media::{Media, MediaName, MediaStore};
+use app::server::Stop;
+use app::sessions::{Count, Id, Loaded, Reach, Record, SessionStore};
 use async_trait::async_trait;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::fixture::{Browser, Site};
 

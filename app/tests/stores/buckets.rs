@@ -1,16 +1,12 @@
 //! Pictures in buckets of both kinds.
 
-use std::{
-    io::{Seek, Write},
-    time::Instant,
-};
+use std::io::{Seek, Write};
+use std::time::Instant;
 
-use app::{
-    data::UserName,
-    error::StoreError,
-    media::{Bucket, Checks, Limits, MediaName, MediaStore, ObjectMedia, Spool, contract},
-    tls,
-};
+use app::data::UserName;
+use app::error::StoreError;
+use app::media::{Bucket, Checks, Limits, MediaName, MediaStore, ObjectMedia, Spool, contract};
+use app::tls;
 use futures_util::TryStreamExt;
 
 use crate::emulator::Emulator;

@@ -3,19 +3,17 @@
 
 use std::time::{Duration, Instant};
 
-use app::{
-    config::Secret,
-    data::{
-        DataStore, Login, Millis, Post, Readiness, Signup, User, UserName, contract,
-        cratedb::CrateDbData,
-        postgres::PostgresData,
-        wire::{Nodes, Settings, statements},
-    },
-    error::StoreError,
-};
+use app::config::Secret;
+use app::data::cratedb::CrateDbData;
+use app::data::postgres::PostgresData;
+use app::data::wire::{Nodes, Settings, statements};
+use app::data::{DataStore, Login, Millis, Post, Readiness, Signup, User, UserName, contract};
+use app::error::StoreError;
 use uuid::Uuid;
 
-use crate::{link::Link, postgres::Postgres, standin::CrateStandIn};
+use crate::link::Link;
+use crate::postgres::Postgres;
+use crate::standin::CrateStandIn;
 
 fn settings(url: &str, password: Option<&str>) -> Settings {
     Settings {

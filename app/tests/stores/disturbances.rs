@@ -4,22 +4,21 @@
 //! `compose/README.md` has the same table of a real cluster. Its times are too long for a test: with
 //! `EVENKEEL_DISTURBANCES=full` these are them.
 
-use std::{
-    collections::BTreeSet,
-    sync::Mutex,
-    time::{Duration, Instant},
-};
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use app::tls;
-use reqwest::{Client, RequestBuilder, multipart::Form, redirect::Policy};
+use reqwest::multipart::Form;
+use reqwest::redirect::Policy;
+use reqwest::{Client, RequestBuilder};
 use tests::{Balancer, Config, Pool, eventually};
-use tokio::{sync::watch, time::sleep};
+use tokio::sync::watch;
+use tokio::time::sleep;
 
-use crate::{
-    databases::one_node,
-    standin::{CrateStandIn, NODES},
-    whole::{Data, Shared},
-};
+use crate::databases::one_node;
+use crate::standin::{CrateStandIn, NODES};
+use crate::whole::{Data, Shared};
 
 const MEMBERS: usize = 8;
 
@@ -80,7 +79,7 @@ impl Times {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Disturbance {
     None,
     FollowerHangs,
@@ -143,7 +142,7 @@ impl Disturbance {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Post,
     List,

@@ -1,9 +1,7 @@
 //! Emulators of buckets, from PyPI: processes of the test's own on free ports, gone with the test.
 
-use std::{
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
-};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 
 use crate::python::python_with;
 

@@ -1,12 +1,11 @@
 //! Every statement that CrateDB can be sent, before the parser that is generated from CrateDB's own grammar. It knows
 //! no types and no functions: what it takes may still be refused by a server.
 
-use std::{
-    io::Write,
-    process::{Command, Stdio},
-};
+use std::io::Write;
+use std::process::{Command, Stdio};
 
-use app::data::{cratedb, wire::statements};
+use app::data::cratedb;
+use app::data::wire::statements;
 
 use crate::python::python_with;
 

@@ -1,6 +1,7 @@
 //! The Python that has what `requirements.txt` names.
 
-use std::{path::Path, path::PathBuf, process::Command};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The one that `TEST_PYTHON` names, else that of `target/python`, which `make test` makes, else the system's.
 pub fn python() -> PathBuf {

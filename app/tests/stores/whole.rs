@@ -1,22 +1,21 @@
 //! The whole site as it runs in production: processes that share a Redis Cluster, a database and a bucket, and nothing
 //! on any disk of theirs.
 
-use std::{
-    fs,
-    io::{BufRead, BufReader, Cursor},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::fs;
+use std::io::{BufRead, BufReader, Cursor};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use app::tls;
-use reqwest::{
-    Client, Response,
-    multipart::{Form, Part},
-    redirect::Policy,
-};
+use reqwest::multipart::{Form, Part};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response};
 use tests::redis_cluster::{Options, RedisCluster};
 
-use crate::{databases::in_own_schema, emulator::Emulator, postgres::Postgres, standin::CrateStandIn};
+use crate::databases::in_own_schema;
+use crate::emulator::Emulator;
+use crate::postgres::Postgres;
+use crate::standin::CrateStandIn;
 
 /// A process of `app serve`.
 pub struct Instance {

@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize, Serializer};
 /// Where a backend listens: an IP address or a host name, and a port; the path of a Unix socket behind `unix:`; or behind
 /// `srv:` a name whose SRV records have hosts and ports (RFC 2782). Written back exactly as it was configured, because
 /// consistent hashing works on this text.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct BackendAddress(String);
 
 /// What can be connected to, and listened on.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SocketAddress {
     Ip(SocketAddr),
     /// The absolute path of a Unix socket, of at most [`MAX_UNIX_PATH_BYTES`].

@@ -60,7 +60,7 @@ pub struct RouteConfig {
 
 /// Name of a route, which metrics, logs and explanations show; unique but for the routes that a site has from less
 /// specific hosts, which are the same there.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouteName(Arc<str>);
 
 /// What a path must be: decoded, without `//`, `.` and `..`, as [`PathPrefix`] has it.

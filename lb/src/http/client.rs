@@ -15,6 +15,7 @@ use tokio::sync::futures::Notified;
 use tokio_util::io::poll_read_buf;
 
 use super::body::{ResponseBody, refusal};
+use super::buffers::Buffers;
 use super::burst::let_others_read;
 use super::content::Content;
 use super::facts::RequestFacts;
@@ -26,7 +27,6 @@ use super::stream::ClientStream;
 use super::timer::Timer;
 use super::transfer::{ClientConnectionState, Transfer, TransferEvent};
 use super::upstream::{Disposition, Upstream};
-use super::work::Work;
 use super::{Engine, h2, kill};
 use crate::access_log::{AccessLog, Record, Served};
 use crate::backend::Endpoint;
@@ -97,9 +97,9 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Int
         Poll::Ready(())
     })
     .await;
-    let mut work = None;
+    let mut buffers = None;
     loop {
-        let Some(mut lent) = first_bytes(&engine, &mut client, &mut timer, &mut wakeups, &idle, work).await else {
+        let Some(mut lent) = first_bytes(&engine, &mut client, &mut timer, &mut wakeups, &idle, buffers).await else {
             break;
         };
         // In a box of its own, so that an idle connection is small.
@@ -110,7 +110,7 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Int
         let action = Box::into_pin(requests).await;
         std::mem::forget(guard);
         let read = if action == ConnectionAction::Http2 { lent.from_client.to_vec() } else { Vec::new() };
-        work = if action == ConnectionAction::Idle {
+        buffers = if action == ConnectionAction::Idle {
             Some(lent)
         } else {
             lent.give_back();
@@ -154,14 +154,16 @@ impl Drop for ResetOnDrop<'_> {
 pub(super) async fn serve_stream(engine: &Engine, mut client: ClientStream, peer: &Peer) {
     let _carrier = kill::carrier(&engine.control).await;
     let mut timer = Timer::default();
-    let mut work = Work::take();
-    work.from_client.reserve(HEAD_READ_BYTES);
+    let mut buffers = Buffers::take();
+    buffers.from_client.reserve(HEAD_READ_BYTES);
     // A stream has one request: what comes behind it, whatever it looks like, is never taken for another.
-    let action = match client.read_buf(&mut work.from_client).await {
-        Ok(1..) => serve_one(engine, &engine.listener(), &mut client, &mut timer, peer, &mut work, false).await.action,
+    let action = match client.read_buf(&mut buffers.from_client).await {
+        Ok(1..) => {
+            serve_one(engine, &engine.listener(), &mut client, &mut timer, peer, &mut buffers, false).await.action
+        }
         _ => ConnectionAction::Close,
     };
-    work.give_back();
+    buffers.give_back();
     match action {
         ConnectionAction::Idle | ConnectionAction::Close | ConnectionAction::Http2 => {}
         ConnectionAction::Linger => linger(engine, &mut client).await,
@@ -207,31 +209,31 @@ struct Idle {
 
 /// What an idle connection waits for.
 enum IdleEvent {
-    Request(Box<Work>),
+    Request(Box<Buffers>),
     End,
     /// Those that have been idle for long have to leave.
     Shedding,
 }
 
-/// Waits for a request to begin, without holding a buffer: `work` is used, then given back. `None`: there will be none.
+/// Waits for a request to begin, without holding a buffer: `buffers` is used, then given back. `None`: there will be none.
 async fn first_bytes<'e>(
     engine: &'e Engine,
     client: &mut ClientStream,
     timer: &mut Timer,
     wakeups: &mut IdleWakeups<'_, 'e>,
     idle: &Idle,
-    mut work: Option<Box<Work>>,
-) -> Option<Box<Work>> {
+    mut buffers: Option<Box<Buffers>>,
+) -> Option<Box<Buffers>> {
     loop {
         let waiting = timer.limit(idle.since, idle.limit, |cx| {
-            let mut work = work.take().unwrap_or_else(Work::take);
-            work.from_client.reserve(HEAD_READ_BYTES);
-            work.from_client.extend_from_slice(&BLANK_LINES[..idle.blank_bytes]);
-            let read = poll_read_buf(Pin::new(&mut *client), cx, &mut work.from_client);
+            let mut buffers = buffers.take().unwrap_or_else(Buffers::take);
+            buffers.from_client.reserve(HEAD_READ_BYTES);
+            buffers.from_client.extend_from_slice(&BLANK_LINES[..idle.blank_bytes]);
+            let read = poll_read_buf(Pin::new(&mut *client), cx, &mut buffers.from_client);
             if matches!(read, Poll::Ready(Ok(count)) if count > 0) {
-                return Poll::Ready(IdleEvent::Request(work));
+                return Poll::Ready(IdleEvent::Request(buffers));
             }
-            work.give_back();
+            buffers.give_back();
             match read {
                 Poll::Ready(_) => Poll::Ready(IdleEvent::End),
                 Poll::Pending if engine.is_revoked() => Poll::Ready(IdleEvent::End),
@@ -241,7 +243,7 @@ async fn first_bytes<'e>(
             }
         });
         match waiting.await {
-            Ok(IdleEvent::Request(work)) => return Some(work),
+            Ok(IdleEvent::Request(buffers)) => return Some(buffers),
             Ok(IdleEvent::Shedding) => {}
             Ok(IdleEvent::End) | Err(_) => return None,
         }
@@ -260,18 +262,18 @@ async fn requests(
     client: &mut ClientStream,
     timer: &mut Timer,
     peer: &Peer,
-    work: &mut Work,
+    buffers: &mut Buffers,
     idle: &mut Idle,
 ) -> ConnectionAction {
     loop {
         // What else is blank, the parser refuses.
-        if BLANK_LINES.starts_with(&work.from_client) {
-            idle.blank_bytes = work.from_client.len();
-            work.from_client.clear();
+        if BLANK_LINES.starts_with(&buffers.from_client) {
+            idle.blank_bytes = buffers.from_client.len();
+            buffers.from_client.clear();
             return ConnectionAction::Idle;
         }
         let listener = engine.listener();
-        let ended = serve_one(engine, &listener, client, timer, peer, work, idle.is_new).await;
+        let ended = serve_one(engine, &listener, client, timer, peer, buffers, idle.is_new).await;
         if ended.action != ConnectionAction::Idle {
             return ended.action;
         }
@@ -286,7 +288,7 @@ async fn serve_one(
     client: &mut ClientStream,
     timer: &mut Timer,
     peer: &Peer,
-    work: &mut Work,
+    buffers: &mut Buffers,
     is_first: bool,
 ) -> RequestEnd {
     let time = engine.access_log.is_on().then(|| Timestamp::try_from(clock::wall()).ok()).flatten();
@@ -304,22 +306,22 @@ async fn serve_one(
         is_tls: client.is_tls(),
         limits: ClientLimits::of_listener(listener),
     };
-    match read_head(listener, started, client, timer, peer, work).await {
+    match read_head(listener, started, client, timer, peer, buffers).await {
         Ok(Some(_)) if peer.lacks_tls => {
-            request.forwarded.complete(engine, peer, false, &mut work.text);
-            request.refuse(client, timer, work, Refusal::PlainHttp, false).await
+            request.forwarded.complete(engine, peer, false, &mut buffers.text);
+            request.refuse(client, timer, buffers, Refusal::PlainHttp, false).await
         }
         Ok(Some(head)) => {
             let now = if timer.has_waited() { clock::now() } else { started };
-            request.carry(client, timer, work, head, now, is_first).await
+            request.carry(client, timer, buffers, head, now, is_first).await
         }
         Ok(None) => RequestEnd { action: ConnectionAction::Close, at: started },
-        Err(_) if is_first && speaks_h2c(listener, client, peer) && h2::is_preface(&work.from_client) => {
+        Err(_) if is_first && speaks_h2c(listener, client, peer) && h2::is_preface(&buffers.from_client) => {
             RequestEnd { action: ConnectionAction::Http2, at: started }
         }
         Err(refusal) => {
-            request.forwarded.complete(engine, peer, client.is_tls(), &mut work.text);
-            request.refuse(client, timer, work, refusal, false).await
+            request.forwarded.complete(engine, peer, client.is_tls(), &mut buffers.text);
+            request.refuse(client, timer, buffers, refusal, false).await
         }
     }
 }
@@ -342,13 +344,13 @@ async fn read_head(
     client: &mut ClientStream,
     timer: &mut Timer,
     peer: &Peer,
-    work: &mut Work,
+    buffers: &mut Buffers,
 ) -> Result<Option<usize>, Refusal> {
-    work.request.clear();
+    buffers.request.clear();
     let limits = listener.limits();
     let reading = timer.limit(now, listener.header_timeout, |cx| {
         loop {
-            match work.request.parse(&work.from_client, &limits) {
+            match buffers.request.parse(&buffers.from_client, &limits) {
                 Parsed::Complete(head) => return Poll::Ready(Ok(Some(head))),
                 Parsed::Rejected(reject) => {
                     tracing::debug!(client = peer.as_str(), reason = reject.reason(), "a request is refused");
@@ -356,8 +358,8 @@ async fn read_head(
                 }
                 Parsed::Partial => {}
             }
-            work.from_client.reserve(HEAD_READ_BYTES);
-            match ready!(poll_read_buf(Pin::new(&mut *client), cx, &mut work.from_client)) {
+            buffers.from_client.reserve(HEAD_READ_BYTES);
+            match ready!(poll_read_buf(Pin::new(&mut *client), cx, &mut buffers.from_client)) {
                 Ok(count) if count > 0 => {}
                 _ => return Poll::Ready(Ok(None)),
             }
@@ -380,23 +382,23 @@ impl Request<'_> {
         &mut self,
         client: &mut ClientStream,
         timer: &mut Timer,
-        work: &mut Work,
+        buffers: &mut Buffers,
         head: usize,
         now: Instant,
         is_first: bool,
     ) -> RequestEnd {
         let _exchange = self.engine.stop.in_exchange();
-        match request::begin(self, work, client.is_tls(), now) {
+        match request::begin(self, buffers, client.is_tls(), now) {
             Ok(start) => {
-                let exchange = request::exchange(self, work, start);
-                let event = request::beginning(self, work);
+                let exchange = request::exchange(self, buffers, start);
+                let event = request::beginning(self, buffers);
                 let keep = exchange.retry_body_bytes();
                 let pace = Pace::new(self.limits.min_rate, client.total());
-                let body = Content::new(work.request.framing(), head, self.limits.max_body_bytes, keep, pace);
-                let transfer = Transfer::new(self.engine, self.listener, self.limits, client, work, body);
+                let body = Content::new(buffers.request.framing(), head, self.limits.max_body_bytes, keep, pace);
+                let transfer = Transfer::new(self.engine, self.listener, self.limits, client, buffers, body);
                 let (ended, end) = ExchangeDriver { request: self, exchange, transfer, now }.drive(event, timer).await;
                 if ended.action == ConnectionAction::Idle {
-                    work.from_client.drain(..end);
+                    buffers.from_client.drain(..end);
                 }
                 ended
             }
@@ -405,11 +407,11 @@ impl Request<'_> {
                 RequestEnd { action: ConnectionAction::Close, at: self.started }
             }
             Err(refusal) => {
-                self.forwarded.complete(self.engine, self.peer, client.is_tls(), &mut work.text);
-                let is_whole = work.request.framing() == Framing::None && !self.state.is_misdirected;
-                let ended = self.refuse(client, timer, work, refusal, is_whole).await;
+                self.forwarded.complete(self.engine, self.peer, client.is_tls(), &mut buffers.text);
+                let is_whole = buffers.request.framing() == Framing::None && !self.state.is_misdirected;
+                let ended = self.refuse(client, timer, buffers, refusal, is_whole).await;
                 if ended.action == ConnectionAction::Idle {
-                    work.from_client.drain(..head);
+                    buffers.from_client.drain(..head);
                 }
                 ended
             }
@@ -421,13 +423,13 @@ impl Request<'_> {
         &self,
         client: &mut ClientStream,
         timer: &mut Timer,
-        work: &mut Work,
+        buffers: &mut Buffers,
         refusal: Refusal,
         has_read_all: bool,
     ) -> RequestEnd {
-        work.to_client.clear();
-        work.noted.clear();
-        let transfer = Transfer::new(self.engine, self.listener, self.limits, client, work, Content::none());
+        buffers.to_client.clear();
+        buffers.noted.clear();
+        let transfer = Transfer::new(self.engine, self.listener, self.limits, client, buffers, Content::none());
         let mut answer = RefusalDriver { request: self, transfer, refusal, status: refusal.status() };
         answer.status = self.write_refusal(&mut answer.transfer, refusal, has_read_all, None);
         answer.transfer.run(|| false, clock::now(), timer).await;
@@ -442,42 +444,42 @@ impl Request<'_> {
         may_keep: bool,
         exchange: Option<&Exchange>,
     ) -> u16 {
-        let (reply, status) = self.refusal(transfer.work, refusal, exchange);
+        let (reply, status) = self.refusal(transfer.buffers, refusal, exchange);
         self.write_reply(transfer, reply, may_keep && refusal.keeps_connection(), exchange);
         status
     }
 
     /// What tells of a refusal, and its status.
-    pub(super) fn refusal(&self, work: &Work, refusal: Refusal, exchange: Option<&Exchange>) -> (Reply, u16) {
-        let form = RefusalFormat::asked(work.request.fields().named(&work.from_client, b"accept"));
-        let page = exchange.is_none().then(|| self.page_without_route(work, refusal)).flatten();
+    pub(super) fn refusal(&self, buffers: &Buffers, refusal: Refusal, exchange: Option<&Exchange>) -> (Reply, u16) {
+        let form = RefusalFormat::asked(buffers.request.fields().named(&buffers.from_client, b"accept"));
+        let page = exchange.is_none().then(|| self.page_without_route(buffers, refusal)).flatten();
         page.unwrap_or_else(|| {
-            let id = work.text.get(self.forwarded.request_id.clone()).unwrap_or_default();
+            let id = buffers.text.get(self.forwarded.request_id.clone()).unwrap_or_default();
             (refusal.reply(form, id), refusal.status())
         })
     }
 
     fn write_reply(&self, transfer: &mut Transfer<'_>, reply: Reply, may_keep: bool, exchange: Option<&Exchange>) {
-        let may_keep = may_keep && self.may_be_followed(transfer.work);
-        transfer.reply(reply, may_keep, |work, keeps| {
-            write_head(self, work, Persistence::of(keeps), exchange, false);
+        let may_keep = may_keep && self.may_be_followed(transfer.buffers);
+        transfer.reply(reply, may_keep, |buffers, keeps| {
+            write_head(self, buffers, Persistence::of(keeps), exchange, false);
         });
     }
 
     /// Whether what comes behind the request is the next one for certain. Who asks for a WebSocket may send what is for that
     /// without having waited for it, and that may look like a request (RFC 9931).
-    fn may_be_followed(&self, work: &Work) -> bool {
-        self.is_stream || !work.request.offers_websocket()
+    fn may_be_followed(&self, buffers: &Buffers) -> bool {
+        self.is_stream || !buffers.request.offers_websocket()
     }
 
     /// The default site's error page for a request that has come to no route.
-    fn page_without_route(&self, work: &Work, refusal: Refusal) -> Option<(Reply, u16)> {
+    fn page_without_route(&self, buffers: &Buffers, refusal: Refusal) -> Option<(Reply, u16)> {
         let snapshot = self.engine.control.snapshot();
         // Who is shut out sees nothing of what is in force now.
         if self.engine.is_revoked() {
             return None;
         }
-        let (rules, facts) = without_route(self, work, &snapshot)?;
+        let (rules, facts) = without_route(self, buffers, &snapshot)?;
         own::page_for(rules, refusal, &facts)
     }
 
@@ -574,7 +576,7 @@ impl ExchangeDriver<'_, '_> {
                 self.now = clock::now();
                 let response = self.transfer.response();
                 let answer = Answer { status: response.status(), has_body: self.transfer.body.is_at_hand() };
-                let is_asked = asks_for_websocket(self.transfer.work, &self.exchange);
+                let is_asked = asks_for_websocket(self.transfer.buffers, &self.exchange);
                 match websocket::answers(response, is_asked) {
                     // Over HTTP/2 it would tell the client that it has its WebSocket (RFC 8441 §5).
                     Ok(false) if is_asked && self.request.is_stream && matches!(answer.status, 200..=299) => {
@@ -638,10 +640,10 @@ impl ExchangeDriver<'_, '_> {
                 connected
             }
         };
-        let work = &mut *self.transfer.work;
-        let wants_websocket = asks_for_websocket(work, &self.exchange);
-        work.to_backend.clear();
-        request::write_head(self.request, work, &self.exchange, wants_websocket)?;
+        let buffers = &mut *self.transfer.buffers;
+        let wants_websocket = asks_for_websocket(buffers, &self.exchange);
+        buffers.to_backend.clear();
+        request::write_head(self.request, buffers, &self.exchange, wants_websocket)?;
         Ok(self.transfer.open(upstream, plan, limits, self.request.state.omits_body)?)
     }
 
@@ -674,30 +676,30 @@ impl ExchangeDriver<'_, '_> {
     fn pass(&mut self) -> Result<(), Failure> {
         let (request, exchange) = (&*self.request, &self.exchange);
         if self.transfer.response().status() == 101 {
-            self.transfer.switch(|work| {
-                write_head(request, work, Persistence::WebSocket, Some(exchange), true);
+            self.transfer.switch(|buffers| {
+                write_head(request, buffers, Persistence::WebSocket, Some(exchange), true);
             });
             return Ok(());
         }
-        self.transfer.pass(|work, body| {
-            let may_keep = work.request.keeps_alive() && body.is_done() && request.may_be_followed(work);
+        self.transfer.pass(|buffers, body| {
+            let may_keep = buffers.request.keeps_alive() && body.is_done() && request.may_be_followed(buffers);
             let keeps = may_keep && request.engine.keeps_clients();
-            write_head(request, work, Persistence::of(keeps), Some(exchange), true)
+            write_head(request, buffers, Persistence::of(keeps), Some(exchange), true)
         })
     }
 
     /// Sends an answer that the operator wrote.
     #[cold]
     fn reply(&mut self, own: ConfiguredReply, status: u16) {
-        let (work, exchange) = (&*self.transfer.work, &self.exchange);
-        let form = RefusalFormat::asked(work.request.fields().named(&work.from_client, b"accept"));
-        let facts = RequestFacts::of(self.request, work, exchange);
+        let (buffers, exchange) = (&*self.transfer.buffers, &self.exchange);
+        let form = RefusalFormat::asked(buffers.request.fields().named(&buffers.from_client, b"accept"));
+        let facts = RequestFacts::of(self.request, buffers, exchange);
         let status_fields = match own {
-            ConfiguredReply::Page(_) => of_status(work, exchange, &facts),
+            ConfiguredReply::Page(_) => of_status(buffers, exchange, &facts),
             ConfiguredReply::Action | ConfiguredReply::Preflight => StatusFields::default(),
         };
         let opens_websocket =
-            self.request.is_stream && request::asks_for_websocket(work) && matches!(status, 200..=299);
+            self.request.is_stream && request::asks_for_websocket(buffers) && matches!(status, 200..=299);
         let reply = match opens_websocket {
             true => Err(Refusal::NotImplemented),
             false => own::reply(own, status, exchange, &facts, form),
@@ -720,12 +722,12 @@ impl ExchangeDriver<'_, '_> {
     fn turn(&mut self, internal: InternalRedirect) -> Event {
         let is_at_hand = self.transfer.body.is_at_hand();
         if matches!(internal, InternalRedirect::Page(_)) {
-            let facts = RequestFacts::of(self.request, self.transfer.work, &self.exchange);
-            self.request.state.status_fields = of_status(self.transfer.work, &self.exchange, &facts);
+            let facts = RequestFacts::of(self.request, self.transfer.buffers, &self.exchange);
+            self.request.state.status_fields = of_status(self.transfer.buffers, &self.exchange, &facts);
         }
         // The answer that was there goes nowhere, and neither does its backend's connection.
         self.transfer.give_up();
-        let event = request::turn(self.request, self.transfer.work, &mut self.exchange, internal, is_at_hand);
+        let event = request::turn(self.request, self.transfer.buffers, &mut self.exchange, internal, is_at_hand);
         self.transfer.limit(self.request.limits, self.exchange.retry_body_bytes());
         event
     }
@@ -772,12 +774,12 @@ fn action(ending: ClientConnectionState) -> ConnectionAction {
 }
 
 /// Whether the request asks to become a WebSocket. A page in place of its answer is none.
-fn asks_for_websocket(work: &Work, exchange: &Exchange) -> bool {
-    request::asks_for_websocket(work) && !exchange.is_page()
+fn asks_for_websocket(buffers: &Buffers, exchange: &Exchange) -> bool {
+    request::asks_for_websocket(buffers) && !exchange.is_page()
 }
 
 /// What of the answer that an error page takes the place of belongs to its status: a backend's, or one of our own.
-fn of_status(work: &Work, exchange: &Exchange, facts: &RequestFacts<'_>) -> StatusFields {
+fn of_status(buffers: &Buffers, exchange: &Exchange, facts: &RequestFacts<'_>) -> StatusFields {
     let outcome = exchange.outcome();
     match (outcome.refusal, outcome.backend_status) {
         (Some(refusal), _) => {
@@ -786,7 +788,7 @@ fn of_status(work: &Work, exchange: &Exchange, facts: &RequestFacts<'_>) -> Stat
             StatusFields { status: refusal.status(), fields: seconds.into_iter().chain(methods).collect() }
         }
         (None, Some(status)) => {
-            let facts = RequestFacts { response: Some((&work.response, &work.from_backend)), ..*facts };
+            let facts = RequestFacts { response: Some((&buffers.response, &buffers.from_backend)), ..*facts };
             StatusFields {
                 status,
                 fields: exchange.rules().map_or_else(Vec::new, |rules| fields::of_status(status, rules, &facts)),
@@ -799,15 +801,15 @@ fn of_status(work: &Work, exchange: &Exchange, facts: &RequestFacts<'_>) -> Stat
 /// What holds for a request that has come to no route: the rules of the default site, and the facts as it has them.
 fn without_route<'a>(
     of: &'a Request<'a>,
-    work: &'a Work,
+    buffers: &'a Buffers,
     snapshot: &'a Snapshot,
 ) -> Option<(&'a Rules, RequestFacts<'a>)> {
     let site = snapshot.sites.site(of.engine.place_in(&snapshot.sites), "")?;
     let facts = RequestFacts {
         of,
-        head: &work.request,
-        from_client: &work.from_client,
-        text: &work.text,
+        head: &buffers.request,
+        from_client: &buffers.from_client,
+        text: &buffers.text,
         path: b"/",
         target: b"",
         tables: &snapshot.config.values,
@@ -816,7 +818,7 @@ fn without_route<'a>(
         response: None,
         rewrite: None,
         ended: None,
-        noted: &work.noted,
+        noted: &buffers.noted,
     };
     Some((site.rules(RouteId::FALLBACK), facts))
 }
@@ -825,7 +827,7 @@ fn without_route<'a>(
 /// from a backend.
 pub(super) fn write_head(
     of: &Request<'_>,
-    work: &mut Work,
+    buffers: &mut Buffers,
     persistence: Persistence,
     exchange: Option<&Exchange>,
     is_backends: bool,
@@ -833,65 +835,65 @@ pub(super) fn write_head(
     let cookie = exchange.filter(|_| is_backends).and_then(Exchange::set_cookie);
     let cookie = cookie.as_ref().and_then(|cookie| FieldValue::new(cookie.as_bytes()));
     let cookie = cookie.map(|cookie| Change { name: FieldName::known(Name::SetCookie), edit: Edit::Add(cookie) });
-    let id = of.forwarded.named_id(&work.text);
+    let id = of.forwarded.named_id(&buffers.text);
     let changes = [cookie.or(id), id.filter(|_| cookie.is_some())];
     let changes = changes.map(|change| change.unwrap_or(Change::NOTHING));
     let changes = &changes[..usize::from(id.is_some()) + usize::from(cookie.is_some())];
-    let date = work.response.fields().value(&work.from_backend, Name::Date).is_none().then(date::now);
-    let mut plan = ResponsePlan::new(&work.response, work.request.version(), persistence, changes);
-    plan.lines = of.forwarded.id_lines(&work.text);
+    let date = buffers.response.fields().value(&buffers.from_backend, Name::Date).is_none().then(date::now);
+    let mut plan = ResponsePlan::new(&buffers.response, buffers.request.version(), persistence, changes);
+    plan.lines = of.forwarded.id_lines(&buffers.text);
     plan.date = date.as_ref().and_then(|date| FieldValue::new(date));
     let (framing, keeps) = (plan.framing, plan.persistence == Persistence::KeepAlive);
-    let body = ResponseBody::new(work.response.framing(), framing);
+    let body = ResponseBody::new(buffers.response.framing(), framing);
     let has_route = exchange.is_some();
     let mut body = body;
     if has_route && of.state.snapshot.is_none() {
-        rewrite::response(&work.response, &work.from_backend, &plan, &mut work.to_client);
+        rewrite::response(&buffers.response, &buffers.from_backend, &plan, &mut buffers.to_client);
     } else {
         if let Some(exchange) = exchange.filter(|exchange| exchange.is_page())
-            && let Some(framing) = framing_of_page(work, exchange)
+            && let Some(framing) = framing_of_page(buffers, exchange)
         {
             plan.framing = framing;
-            body = ResponseBody::new(work.response.framing(), framing);
+            body = ResponseBody::new(buffers.response.framing(), framing);
         }
-        let mut out = std::mem::take(&mut work.to_client);
+        let mut out = std::mem::take(&mut buffers.to_client);
         let start = out.len();
-        write_changed_head(of, work, plan, exchange, is_backends, &mut out);
+        write_changed_head(of, buffers, plan, exchange, is_backends, &mut out);
         match exchange {
             Some(exchange) => {
                 if let Some(logs) = exchange.rules().and_then(|rules| rules.access_log.as_deref()) {
-                    note_fields(logs, of.tables(), is_backends, &out[start..], work);
+                    note_fields(logs, of.tables(), is_backends, &out[start..], buffers);
                 }
             }
-            None => note_fields_without_route(of, &out[start..], work),
+            None => note_fields_without_route(of, &out[start..], buffers),
         }
-        work.to_client = out;
+        buffers.to_client = out;
     }
     (body, keeps)
 }
 
 /// How an error page goes out that came without content, as a 204 does, where its new status would have some.
 #[cold]
-fn framing_of_page(work: &Work, exchange: &Exchange) -> Option<Framing> {
+fn framing_of_page(buffers: &Buffers, exchange: &Exchange) -> Option<Framing> {
     let status = exchange.outcome().status;
-    let lacks_content = matches!(work.response.status(), 204 | 304) && !matches!(status, 204 | 304);
-    (lacks_content && work.request.method() != Method::Head).then_some(Framing::Length(0))
+    let lacks_content = matches!(buffers.response.status(), 204 | 304) && !matches!(status, 204 | 304);
+    (lacks_content && buffers.request.method() != Method::Head).then_some(Framing::Length(0))
 }
 
 /// As [`note_fields`], for the logs of the default site.
 #[cold]
-fn note_fields_without_route(of: &Request<'_>, head: &[u8], work: &mut Work) {
+fn note_fields_without_route(of: &Request<'_>, head: &[u8], buffers: &mut Buffers) {
     let snapshot = of.engine.control.snapshot();
     let site = snapshot.sites.site(of.engine.place_in(&snapshot.sites), "");
     if let Some(logs) = site.and_then(|site| site.rules(RouteId::FALLBACK).access_log.as_deref()) {
-        note_fields(logs, &snapshot.config.values, false, head, work);
+        note_fields(logs, &snapshot.config.values, false, head, buffers);
     }
 }
 
 /// Keeps the fields of the answer that logs ask for, since its head is gone when they do. `head` is what the client is sent.
 #[cold]
-fn note_fields(logs: &[AccessLogRule], tables: &Tables, is_backends: bool, head: &[u8], work: &mut Work) {
-    let Work { response, from_backend, noted, .. } = work;
+fn note_fields(logs: &[AccessLogRule], tables: &Tables, is_backends: bool, head: &[u8], buffers: &mut Buffers) {
+    let Buffers { response, from_backend, noted, .. } = buffers;
     let mut note = |variable: &Variable| {
         let mut text = Vec::new();
         let presence = match variable {
@@ -925,13 +927,13 @@ fn lines(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 #[inline(never)]
 fn write_changed_head(
     of: &Request<'_>,
-    work: &Work,
+    buffers: &Buffers,
     mut plan: ResponsePlan<'_>,
     exchange: Option<&Exchange>,
     is_backends: bool,
     out: &mut Vec<u8>,
 ) {
-    let (response, from_backend) = (&work.response, &*work.from_backend);
+    let (response, from_backend) = (&buffers.response, &*buffers.from_backend);
     let status = exchange.map_or(response.status(), |exchange| exchange.outcome().status);
     if is_backends {
         plan.status = Some(status);
@@ -939,15 +941,17 @@ fn write_changed_head(
     let snapshot = exchange.is_none().then(|| of.engine.control.snapshot());
     let changed = |rules: &&Rules| !fields::keep_answer(rules, response, from_backend, is_backends);
     let held = match exchange {
-        Some(exchange) => exchange.rules().filter(changed).map(|rules| (rules, RequestFacts::of(of, work, exchange))),
-        None => snapshot.as_ref().filter(|_| !of.engine.is_revoked()).and_then(|s| without_route(of, work, s)),
+        Some(exchange) => {
+            exchange.rules().filter(changed).map(|rules| (rules, RequestFacts::of(of, buffers, exchange)))
+        }
+        None => snapshot.as_ref().filter(|_| !of.engine.is_revoked()).and_then(|s| without_route(of, buffers, s)),
     };
     let no_rules;
     let (rules, facts) = match (held, exchange) {
         (Some(held), _) => held,
         (None, Some(exchange)) if exchange.is_page() => {
             no_rules = Rules::default();
-            (&no_rules, RequestFacts::of(of, work, exchange))
+            (&no_rules, RequestFacts::of(of, buffers, exchange))
         }
         _ => return rewrite::response(response, from_backend, &plan, out),
     };
@@ -1020,7 +1024,7 @@ fn write_record(
     outcome: &Outcome,
     now: Instant,
 ) {
-    let Work { request, from_client, text, .. } = &*transfer.work;
+    let Buffers { request, from_client, text, .. } = &*transfer.buffers;
     // Nearly all is ASCII, which is found out faster so.
     let readable = |bytes| str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed);
     let field = |name| request.fields().value(from_client, name).map(readable);
@@ -1052,7 +1056,7 @@ fn write_record(
     let Some(exchange) = exchange else {
         // As the default site says, if there is one.
         let snapshot = of.engine.control.snapshot();
-        let held = without_route(of, transfer.work, &snapshot);
+        let held = without_route(of, transfer.buffers, &snapshot);
         return match held.and_then(|(rules, facts)| Some((rules.access_log.as_deref()?, facts))) {
             None => log.write(&record),
             Some((rules, facts)) => log.write_by(rules, &record, &RequestFacts { ended, ..facts }, clock::random),
@@ -1061,7 +1065,7 @@ fn write_record(
     match exchange.rules().and_then(|rules| rules.access_log.as_deref()) {
         None => log.write(&record),
         Some(rules) => {
-            let facts = RequestFacts { ended, ..RequestFacts::of(of, transfer.work, exchange) };
+            let facts = RequestFacts { ended, ..RequestFacts::of(of, transfer.buffers, exchange) };
             log.write_by(rules, &record, &facts, clock::random);
         }
     }

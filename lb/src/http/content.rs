@@ -35,7 +35,7 @@ pub struct Content {
 }
 
 /// How far one reader has come.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cursor {
     /// From the beginning of the content.
     at: u64,

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Engine;
+use super::buffers::Buffers;
 use super::client;
 use super::facts::RequestFacts;
 use super::own;
 use super::request::{self, ForwardedFields, Request, RequestState};
-use super::work::Work;
 use crate::clock;
 use crate::exchange::headers::{Peer, PeerAddress};
 use crate::exchange::limits::ClientLimits;
@@ -63,9 +63,9 @@ pub enum End {
 pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, String> {
     let listener = engine.listener();
     let peer = Peer::new(question.client);
-    let mut work = Work::default();
-    work.from_client.extend_from_slice(question.head);
-    match work.request.parse(&work.from_client, &listener.limits()) {
+    let mut buffers = Buffers::default();
+    buffers.from_client.extend_from_slice(question.head);
+    match buffers.request.parse(&buffers.from_client, &listener.limits()) {
         Parsed::Complete(_) => {}
         Parsed::Partial => return Err("the head of the request does not end".to_owned()),
         Parsed::Rejected(reject) => return Err(format!("the request is refused: {}", reject.reason())),
@@ -83,48 +83,48 @@ pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, 
         is_tls: question.is_tls,
         limits: ClientLimits::of_listener(&listener),
     };
-    let mut exchange = match request::begin(&mut of, &mut work, question.is_tls, now) {
-        Ok(start) => request::exchange(&mut of, &work, start),
+    let mut exchange = match request::begin(&mut of, &mut buffers, question.is_tls, now) {
+        Ok(start) => request::exchange(&mut of, &buffers, start),
         Err(refusal) => {
-            of.forwarded.complete(engine, &peer, question.is_tls, &mut work.text);
-            return Ok(Explanation { site: None, visits: Vec::new(), end: refused(&of, &mut work, refusal, None) });
+            of.forwarded.complete(engine, &peer, question.is_tls, &mut buffers.text);
+            return Ok(Explanation { site: None, visits: Vec::new(), end: refused(&of, &mut buffers, refusal, None) });
         }
     };
     let site = Arc::clone(exchange.site());
-    let mut visits = vec![visit(&of, &work, &exchange)];
+    let mut visits = vec![visit(&of, &buffers, &exchange)];
     let at = Moment { now, client_waited: std::time::Duration::ZERO };
-    let mut event = request::beginning(&of, &work);
+    let mut event = request::beginning(&of, &buffers);
     let end = loop {
         event = match exchange.step(event, at) {
             Step::Hold => Event::Held,
             Step::Replace(internal) => {
-                let path_before = work.path.clone();
-                let begun = request::turn(&mut of, &mut work, &mut exchange, internal, true);
-                let mut visit = visit(&of, &work, &exchange);
-                if work.path == path_before {
+                let path_before = buffers.path.clone();
+                let begun = request::turn(&mut of, &mut buffers, &mut exchange, internal, true);
+                let mut visit = visit(&of, &buffers, &exchange);
+                if buffers.path == path_before {
                     (visit.path, visit.asked) = (None, Vec::new());
                 }
                 visits.push(visit);
                 begun
             }
-            Step::Open(_) | Step::Queue(_) => break to_backend(&of, &mut work, &exchange),
+            Step::Open(_) | Step::Queue(_) => break to_backend(&of, &mut buffers, &exchange),
             // Which backends are well, nobody has asked.
             Step::Refuse(Refusal::NoBackend) if exchange.pool().is_some() => {
-                break to_backend(&of, &mut work, &exchange);
+                break to_backend(&of, &mut buffers, &exchange);
             }
-            Step::Refuse(refusal) => break refused(&of, &mut work, refusal, Some(&exchange)),
+            Step::Refuse(refusal) => break refused(&of, &mut buffers, refusal, Some(&exchange)),
             Step::Reply(own, status) => {
-                let facts = RequestFacts::of(&of, &work, &exchange);
-                let form = RefusalFormat::asked(work.request.fields().named(&work.from_client, b"accept"));
+                let facts = RequestFacts::of(&of, &buffers, &exchange);
+                let form = RefusalFormat::asked(buffers.request.fields().named(&buffers.from_client, b"accept"));
                 break match own::reply(own, status, &exchange, &facts, form) {
-                    Ok(reply) => answer(&of, &mut work, reply, exchange.outcome().refusal, Some(&exchange)),
+                    Ok(reply) => answer(&of, &mut buffers, reply, exchange.outcome().refusal, Some(&exchange)),
                     Err(refusal) => {
                         exchange.reply_failed(refusal);
-                        refused(&of, &mut work, refusal, Some(&exchange))
+                        refused(&of, &mut buffers, refusal, Some(&exchange))
                     }
                 };
             }
-            Step::Pass | Step::End => break refused(&of, &mut work, Refusal::Internal, Some(&exchange)),
+            Step::Pass | Step::End => break refused(&of, &mut buffers, Refusal::Internal, Some(&exchange)),
             Step::Wait(never) | Step::Sub(never) | Step::Spawn(never) => match never {},
         };
     };
@@ -132,9 +132,9 @@ pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, 
 }
 
 /// The route that the exchange has come to, and who else was asked.
-fn visit(of: &Request<'_>, work: &Work, exchange: &Exchange) -> Visit {
+fn visit(of: &Request<'_>, buffers: &Buffers, exchange: &Exchange) -> Visit {
     let site = exchange.site();
-    let facts = RequestFacts { place: Some((site, RouteId::FALLBACK)), ..RequestFacts::of(of, work, exchange) };
+    let facts = RequestFacts { place: Some((site, RouteId::FALLBACK)), ..RequestFacts::of(of, buffers, exchange) };
     let mut asked = Vec::new();
     site.search(facts.path, |id, route| {
         let holds = route.holds(&facts);
@@ -144,30 +144,30 @@ fn visit(of: &Request<'_>, work: &Work, exchange: &Exchange) -> Visit {
     Visit { route: exchange.route_id(), path: Some(facts.path.to_vec()), asked }
 }
 
-fn to_backend(of: &Request<'_>, work: &mut Work, exchange: &Exchange) -> End {
-    work.to_backend.clear();
-    let websocket = request::asks_for_websocket(work) && !exchange.is_page();
-    if request::write_head(of, work, exchange, websocket).is_err() {
-        return refused(of, work, Refusal::Internal, Some(exchange));
+fn to_backend(of: &Request<'_>, buffers: &mut Buffers, exchange: &Exchange) -> End {
+    buffers.to_backend.clear();
+    let websocket = request::asks_for_websocket(buffers) && !exchange.is_page();
+    if request::write_head(of, buffers, exchange, websocket).is_err() {
+        return refused(of, buffers, Refusal::Internal, Some(exchange));
     }
     let name = exchange.pool().map(|pool| pool.name.to_string()).unwrap_or_default();
-    End::Pool { name, head: std::mem::take(&mut work.to_backend) }
+    End::Pool { name, head: std::mem::take(&mut buffers.to_backend) }
 }
 
-fn refused(of: &Request<'_>, work: &mut Work, refusal: Refusal, exchange: Option<&Exchange>) -> End {
-    let (reply, _) = of.refusal(work, refusal, exchange);
-    answer(of, work, reply, Some(refusal), exchange)
+fn refused(of: &Request<'_>, buffers: &mut Buffers, refusal: Refusal, exchange: Option<&Exchange>) -> End {
+    let (reply, _) = of.refusal(buffers, refusal, exchange);
+    answer(of, buffers, reply, Some(refusal), exchange)
 }
 
 fn answer(
     of: &Request<'_>,
-    work: &mut Work,
+    buffers: &mut Buffers,
     reply: Reply,
     refusal: Option<Refusal>,
     exchange: Option<&Exchange>,
 ) -> End {
-    let content = work.take_reply(reply);
-    work.to_client.clear();
-    client::write_head(of, work, Persistence::KeepAlive, exchange, false);
-    End::Answer { refusal, head: std::mem::take(&mut work.to_client), content }
+    let content = buffers.take_reply(reply);
+    buffers.to_client.clear();
+    client::write_head(of, buffers, Persistence::KeepAlive, exchange, false);
+    End::Answer { refusal, head: std::mem::take(&mut buffers.to_client), content }
 }

@@ -5,8 +5,8 @@ use std::io::Write as _;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use super::buffers::Buffers;
 use super::request::Request;
-use super::work::Work;
 use crate::clock;
 use crate::config::route::HostPattern;
 use crate::config::site::Matcher;
@@ -49,8 +49,8 @@ pub struct RequestFacts<'a> {
 
 impl<'a> RequestFacts<'a> {
     /// Those of a request on its way, before there is an answer.
-    pub fn of(of: &'a Request<'a>, work: &'a Work, exchange: &'a Exchange) -> Self {
-        let Work { request: head, from_client, text, path, target, .. } = work;
+    pub fn of(of: &'a Request<'a>, buffers: &'a Buffers, exchange: &'a Exchange) -> Self {
+        let Buffers { request: head, from_client, text, path, target, .. } = buffers;
         Self {
             of,
             head,
@@ -64,7 +64,7 @@ impl<'a> RequestFacts<'a> {
             response: None,
             rewrite: None,
             ended: None,
-            noted: &work.noted,
+            noted: &buffers.noted,
         }
     }
 

@@ -11,10 +11,10 @@ use jiff::Timestamp;
 
 use super::Engine;
 use super::body::refusal;
+use super::buffers::Buffers;
 use super::facts::RequestFacts;
 use super::fields::{self, Changes};
 use super::target;
-use super::work::Work;
 use crate::config::site::{HeaderEdits, JumpTo, Page, Rules};
 use crate::config::{ForwardedBy, ListenerSettings, RequestIdField, ServerConfig};
 use crate::exchange::headers::{Forwarding, Peer, ProxyClaims, RequestOrigin, XForwarded, write_request_id};
@@ -117,10 +117,15 @@ pub struct Request<'a> {
 }
 
 /// Lets the request in, or says why not. What is told is filled in as far as it gets.
-pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) -> Result<ExchangeStart, Refusal> {
+pub fn begin(
+    of: &mut Request<'_>,
+    buffers: &mut Buffers,
+    is_tls: bool,
+    now: Instant,
+) -> Result<ExchangeStart, Refusal> {
     let Request { engine, peer, forwarded, .. } = of;
     let engine = *engine;
-    let Work { request, from_client, text, path, target, noted, .. } = work;
+    let Buffers { request, from_client, text, path, target, noted, .. } = buffers;
     text.clear();
     target.clear();
     noted.clear();
@@ -238,8 +243,8 @@ pub fn begin(of: &mut Request<'_>, work: &mut Work, is_tls: bool, now: Instant) 
 
 /// The exchange of a request that was let in. The client is treated as it says.
 #[inline]
-pub fn exchange(of: &mut Request<'_>, work: &Work, start: ExchangeStart) -> Exchange {
-    let exchange = Exchange::begin(start, work.request.fields().values(&work.from_client, Name::Cookie));
+pub fn exchange(of: &mut Request<'_>, buffers: &Buffers, start: ExchangeStart) -> Exchange {
+    let exchange = Exchange::begin(start, buffers.request.fields().values(&buffers.from_client, Name::Cookie));
     of.limits = exchange.client_limits(ClientLimits::of_listener(of.listener));
     exchange
 }
@@ -257,7 +262,7 @@ pub fn pool_of(route: &Route, facts: &RequestFacts<'_>) -> usize {
 #[cold]
 pub fn turn(
     of: &mut Request<'_>,
-    work: &mut Work,
+    buffers: &mut Buffers,
     exchange: &mut Exchange,
     internal: InternalRedirect,
     is_body_at_hand: bool,
@@ -284,13 +289,13 @@ pub fn turn(
     let keeps_body = is_body_at_hand && !of.state.omits_body && !has_failed && !is_page_by_path;
     let mut target = Vec::new();
     if let Some(JumpTo::Path(path)) = to {
-        target::write(path, &RequestFacts::of(of, work, exchange), &mut target);
+        target::write(path, &RequestFacts::of(of, buffers, exchange), &mut target);
     }
-    let has_content = !matches!(work.request.framing(), Framing::None | Framing::Length(0));
+    let has_content = !matches!(buffers.request.framing(), Framing::None | Framing::Length(0));
     // Before the route is looked up: it may ask for the method.
     if is_page_by_path || has_content && !keeps_body {
         of.state.omits_body = true;
-        of.state.is_get = work.request.method() != Method::Head;
+        of.state.is_get = buffers.request.method() != Method::Head;
     }
     let mut route = RouteId::FALLBACK;
     let mut leads_nowhere = false;
@@ -301,11 +306,11 @@ pub fn turn(
             let mut scratch = Vec::new();
             match normalise(&target[..end], &mut scratch) {
                 Ok(path) => {
-                    work.path = path.to_vec();
-                    work.target = target;
+                    buffers.path = path.to_vec();
+                    buffers.target = target;
                     of.forwarded.path_is_made();
-                    let facts = RequestFacts::of(of, work, exchange);
-                    route = site.find(&work.path, &facts);
+                    let facts = RequestFacts::of(of, buffers, exchange);
+                    route = site.find(&buffers.path, &facts);
                     let may_choose = matches!(to, Some(JumpTo::Path(to)) if !target::names(to, route, &facts));
                     if site.route(route).is_internal && may_choose {
                         route = RouteId::FALLBACK;
@@ -316,21 +321,21 @@ pub fn turn(
         }
         None => {}
     }
-    let facts = RequestFacts::of(of, work, exchange);
+    let facts = RequestFacts::of(of, buffers, exchange);
     let pool_index = pool_of(site.route(route), &RequestFacts { place: Some((&site, route)), ..facts });
-    let cookies = work.request.fields().values(&work.from_client, Name::Cookie);
+    let cookies = buffers.request.fields().values(&buffers.from_client, Name::Cookie);
     exchange.enter(route, pool_index, keeps_body, cookies);
     of.limits = exchange.client_limits(ClientLimits::of_listener(of.listener));
     match leads_nowhere {
         true => Event::Failed { failed: Failure::RequestMalformed.into(), has_body: false },
-        false => beginning(of, work),
+        false => beginning(of, buffers),
     }
 }
 
 /// How an exchange begins along its route: not at all where the content is too large for that.
-pub fn beginning(of: &Request<'_>, work: &Work) -> Event {
+pub fn beginning(of: &Request<'_>, buffers: &Buffers) -> Event {
     let most = of.limits.max_body_bytes.filter(|_| !of.state.omits_body);
-    match most.is_some_and(|most| work.request.framing().exceeds(most)) {
+    match most.is_some_and(|most| buffers.request.framing().exceeds(most)) {
         true => Event::Failed { failed: Failure::BodyTooLarge.into(), has_body: false },
         false => Event::Begun,
     }
@@ -338,44 +343,49 @@ pub fn beginning(of: &Request<'_>, work: &Work) -> Event {
 
 /// Writes the head for the backend. `websocket`: ask it to switch protocols. The error: what it was to be asked for is no
 /// target.
-pub fn write_head(of: &Request<'_>, work: &mut Work, exchange: &Exchange, websocket: bool) -> Result<(), Failure> {
+pub fn write_head(
+    of: &Request<'_>,
+    buffers: &mut Buffers,
+    exchange: &Exchange,
+    websocket: bool,
+) -> Result<(), Failure> {
     let forwarded = &of.forwarded;
-    let named_id = forwarded.named_id(&work.text);
-    let mut plan = RequestPlan::new(&work.request, named_id.as_slice());
-    plan.lines = forwarded.lines(&work.text);
-    plan.expect_continue = work.request.expects_continue();
-    plan.via = forwarded.via(&work.text);
+    let named_id = forwarded.named_id(&buffers.text);
+    let mut plan = RequestPlan::new(&buffers.request, named_id.as_slice());
+    plan.lines = forwarded.lines(&buffers.text);
+    plan.expect_continue = buffers.request.expects_continue();
+    plan.via = forwarded.via(&buffers.text);
     plan.persistence = if websocket { Persistence::WebSocket } else { Persistence::KeepAlive };
-    if of.state.snapshot.is_some() && is_changed(of, work, exchange) {
-        let mut out = std::mem::take(&mut work.to_backend);
-        let written = write_changed_head(of, work, exchange, plan, &mut out);
-        work.to_backend = out;
+    if of.state.snapshot.is_some() && is_changed(of, buffers, exchange) {
+        let mut out = std::mem::take(&mut buffers.to_backend);
+        let written = write_changed_head(of, buffers, exchange, plan, &mut out);
+        buffers.to_backend = out;
         return written;
     }
-    rewrite::request(&work.request, &work.from_client, &plan, &mut work.to_backend);
+    rewrite::request(&buffers.request, &buffers.from_client, &plan, &mut buffers.to_backend);
     Ok(())
 }
 
 /// Whether the rules of the route or the jumps on the way have the backend be sent another head than without them.
-fn is_changed(of: &Request<'_>, work: &Work, exchange: &Exchange) -> bool {
+fn is_changed(of: &Request<'_>, buffers: &Buffers, exchange: &Exchange) -> bool {
     let changes = |rules: &Rules| {
         let HeaderEdits { host, changes } = &rules.request_headers;
         rules.rewrite.is_some() || host.is_some() || !changes.is_empty()
     };
     let RequestState { is_get, omits_body, .. } = of.state;
-    is_get || omits_body || exchange.is_page() || !work.target.is_empty() || exchange.rules().is_some_and(changes)
+    is_get || omits_body || exchange.is_page() || !buffers.target.is_empty() || exchange.rules().is_some_and(changes)
 }
 
 /// Writes the head as the rules of the route and the jumps on the way have it.
 #[inline(never)]
 fn write_changed_head(
     of: &Request<'_>,
-    work: &Work,
+    buffers: &Buffers,
     exchange: &Exchange,
     mut plan: RequestPlan<'_>,
     out: &mut Vec<u8>,
 ) -> Result<(), Failure> {
-    let facts = RequestFacts::of(of, work, exchange);
+    let facts = RequestFacts::of(of, buffers, exchange);
     let rules = exchange.rules();
     plan.is_get = of.state.is_get;
     if of.state.omits_body {
@@ -399,7 +409,7 @@ fn write_changed_head(
     });
     let host = rules.and_then(|rules| fields::host(rules, &facts));
     let target = rules.and_then(|rules| target::rewritten(rules.rewrite.as_ref()?, &facts));
-    let target = match target.as_deref().unwrap_or(&work.target) {
+    let target = match target.as_deref().unwrap_or(&buffers.target) {
         b"" => None,
         // The backend must not get what was received in place of what the operator meant it to get.
         target => Some(Target::new(target).ok_or(Failure::Internal)?),
@@ -407,7 +417,7 @@ fn write_changed_head(
     let host = host.as_deref().and_then(FieldValue::new);
     changes.list(|changes| {
         let plan = RequestPlan { target, host, changes, lines, ..plan };
-        rewrite::request(&work.request, &work.from_client, &plan, out);
+        rewrite::request(&buffers.request, &buffers.from_client, &plan, out);
     });
     Ok(())
 }
@@ -419,8 +429,8 @@ const CONDITIONS: &[Name] =
     &[Name::Range, Name::IfRange, Name::IfMatch, Name::IfNoneMatch, Name::IfModifiedSince, Name::IfUnmodifiedSince];
 
 /// Whether the request asks to become a WebSocket.
-pub fn asks_for_websocket(work: &Work) -> bool {
-    websocket::asks(&work.request)
+pub fn asks_for_websocket(buffers: &Buffers) -> bool {
+    websocket::asks(&buffers.request)
 }
 
 impl Request<'_> {

@@ -22,6 +22,7 @@ use tokio_util::io::poll_read_buf;
 use self::waits::Wait;
 use super::Engine;
 use super::body::ResponseBody;
+use super::buffers::Buffers;
 use super::content::{Content, Cursor};
 use super::h1::response::{BadResponse, ResponseHead};
 use super::h1::rewrite::{self, Persistence, ResponsePlan};
@@ -33,7 +34,6 @@ use super::stream::ClientStream;
 use super::timer::Timer;
 use super::tunnel::{Tunnel, TunnelProgress};
 use super::upstream::{Disposition, Upstream};
-use super::work::Work;
 use crate::clock;
 use crate::config::{HalfClose, ListenerSettings};
 use crate::exchange::limits::{BackendLimits, ClientLimits};
@@ -80,7 +80,7 @@ pub enum Upload {
 }
 
 /// What is to be written to the backend: `to_backend`, then the content that the cursor has still to read.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct RequestWriter {
     cursor: Cursor,
     /// The request goes without its content, which nobody reads.
@@ -150,7 +150,7 @@ pub struct Transfer<'a> {
     /// How the backend of the present attempt is treated, where that is not as its pool says.
     own_limits: Option<Box<BackendLimits>>,
     pub client: &'a mut ClientStream,
-    pub work: &'a mut Work,
+    pub buffers: &'a mut Buffers,
     /// What is known of the backend's failure beyond its word.
     detail: Option<Detail>,
     pub body: Content,
@@ -192,7 +192,7 @@ pub struct Transfer<'a> {
 }
 
 /// Bytes that moved in the present turn.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct BytesMoved {
     from_client: u64,
     to_backend: u64,
@@ -232,7 +232,7 @@ impl<'a> Transfer<'a> {
         listener: &'a ListenerSettings,
         limits: ClientLimits,
         client: &'a mut ClientStream,
-        work: &'a mut Work,
+        buffers: &'a mut Buffers,
         body: Content,
     ) -> Self {
         let pace = Pace::new(limits.min_rate, client.total());
@@ -241,7 +241,7 @@ impl<'a> Transfer<'a> {
             listener,
             limits,
             client,
-            work,
+            buffers,
             body,
             upload: Upload::Holding,
             download: Download::Waiting,
@@ -300,7 +300,7 @@ impl<'a> Transfer<'a> {
         limits: Option<Box<BackendLimits>>,
         omits_body: bool,
     ) -> Result<(), Failure> {
-        let Work { from_client, to_backend, from_backend, response, .. } = &mut *self.work;
+        let Buffers { from_client, to_backend, from_backend, response, .. } = &mut *self.buffers;
         let mut writing = RequestWriter { omits_body, ..RequestWriter::default() };
         if !omits_body {
             // A part of it would be read as the next request on the connection.
@@ -329,7 +329,7 @@ impl<'a> Transfer<'a> {
         self.upload = Upload::Holding;
         self.download = Download::Waiting;
         self.head_by = None;
-        self.work.to_backend.clear();
+        self.buffers.to_backend.clear();
     }
 
     /// Treats the client by other limits from now on. `keep`: how many bytes of the content may stay to be sent again.
@@ -344,18 +344,18 @@ impl<'a> Transfer<'a> {
 
     /// Sends the answer whose head is held. `write` writes the head for the client; how its content is framed, and
     /// whether the connection stays.
-    pub fn pass(&mut self, write: impl FnOnce(&mut Work, &Content) -> (ResponseBody, bool)) -> Result<(), Failure> {
+    pub fn pass(&mut self, write: impl FnOnce(&mut Buffers, &Content) -> (ResponseBody, bool)) -> Result<(), Failure> {
         let (Download::Held(head), Some(Upstream::H1(h1))) = (&self.download, &mut self.upstream) else {
             return Ok(());
         };
         let head = *head;
-        h1.keeps_alive = self.work.response.keeps_alive();
-        let before = self.work.to_client.len();
-        let (mut body, keeps_client) = write(self.work, &self.body);
+        h1.keeps_alive = self.buffers.response.keeps_alive();
+        let before = self.buffers.to_client.len();
+        let (mut body, keeps_client) = write(self.buffers, &self.body);
         self.keeps_client = keeps_client;
         self.is_until_close = body.is_until_close();
         let bad = |_| Failure::ResponseBodyMalformed;
-        let Work { to_client, from_backend, .. } = &mut *self.work;
+        let Buffers { to_client, from_backend, .. } = &mut *self.buffers;
         let content = &from_backend[head..];
         h1.has_surplus = match from_backend.place_of_head(head, to_client.len()) {
             // The head that goes out is put in the place of the one that came, and the content stays where it is.
@@ -385,32 +385,32 @@ impl<'a> Transfer<'a> {
     }
 
     /// Goes on as a tunnel, whose head for the client is in `to_client`.
-    pub fn switch(&mut self, write: impl FnOnce(&mut Work)) {
+    pub fn switch(&mut self, write: impl FnOnce(&mut Buffers)) {
         let (Download::Held(head), Some(plan)) = (&self.download, &self.plan) else { return };
         let own = self.own_limits.as_ref().map(|own| own.tunnel_timeout);
         let (head, tunnel_timeout) = (*head, own.unwrap_or(plan.settings.tunnel_timeout));
-        write(self.work);
-        let mut down = std::mem::take(&mut self.work.to_client);
+        write(self.buffers);
+        let mut down = std::mem::take(&mut self.buffers.to_client);
         down.drain(..self.written);
         self.written = 0;
         let head_bytes = down.len();
-        down.extend_from_slice(&self.work.from_backend[head..]);
-        let early = self.work.from_client.split_off(self.body.end());
+        down.extend_from_slice(&self.buffers.from_backend[head..]);
+        let early = self.buffers.from_client.split_off(self.body.end());
         self.download = Download::Tunnel(Box::new(Tunnel::new(early, down, head_bytes as u64, tunnel_timeout)));
     }
 
     /// Sends an answer of our own; `write` writes its head, which is in `response` as if a backend had sent it, for the
     /// client, and is told whether the connection stays. `may_keep`: as far as the answer goes. What is left of the
     /// request is dropped.
-    pub fn reply(&mut self, reply: Reply, may_keep: bool, write: impl FnOnce(&mut Work, bool)) {
+    pub fn reply(&mut self, reply: Reply, may_keep: bool, write: impl FnOnce(&mut Buffers, bool)) {
         self.upstream = None;
-        self.work.to_client.truncate(self.interim_bytes);
-        let content = self.work.take_reply(reply);
-        let has_content = !matches!(self.work.response.framing(), Framing::None);
+        self.buffers.to_client.truncate(self.interim_bytes);
+        let content = self.buffers.take_reply(reply);
+        let has_content = !matches!(self.buffers.response.framing(), Framing::None);
         self.keeps_client =
-            may_keep && self.body.is_done() && self.work.request.keeps_alive() && self.engine.keeps_clients();
-        write(self.work, self.keeps_client);
-        self.work.from_backend.clear();
+            may_keep && self.body.is_done() && self.buffers.request.keeps_alive() && self.engine.keeps_clients();
+        write(self.buffers, self.keeps_client);
+        self.buffers.from_backend.clear();
         self.sent = 0;
         self.upload = Upload::Abandoned(AbandonReason::Refused);
         self.download = Download::Replying(if has_content { content } else { Bytes::new() });
@@ -421,7 +421,7 @@ impl<'a> Transfer<'a> {
     fn reply_on(&mut self) {
         let Download::Replying(content) = &mut self.download else { return };
         let piece = content.len().min(LARGE_READ_BYTES);
-        self.work.to_client.extend_from_slice(&content[..piece]);
+        self.buffers.to_client.extend_from_slice(&content[..piece]);
         content.advance(piece);
         self.sent += piece as u64;
         if content.is_empty() {
@@ -465,7 +465,7 @@ impl<'a> Transfer<'a> {
 
     /// The head that is held, and that no part of it was sent.
     pub fn response(&self) -> &ResponseHead {
-        &self.work.response
+        &self.buffers.response
     }
 
     /// What is known of a failure that the response's head caused. To be asked before the attempt is given up.
@@ -478,7 +478,7 @@ impl<'a> Transfer<'a> {
             return None;
         }
         let limits = self.plan.as_ref().map_or_else(Limits::default, |plan| plan.settings.limits());
-        let Work { from_backend, request, response, .. } = &mut *self.work;
+        let Buffers { from_backend, request, response, .. } = &mut *self.buffers;
         // What was refused is refused again.
         response.clear();
         let Parsed::Rejected(bad) = response.parse(from_backend, request.method(), &limits) else { return None };
@@ -522,7 +522,7 @@ impl<'a> Transfer<'a> {
             (Download::Sent, Upload::Abandoned(AbandonReason::Refused)) => ClientConnectionState::Unread,
             (Download::Sent, _) if !self.body.is_done() => ClientConnectionState::Unread,
             (Download::Sent, _) if self.keeps_client => ClientConnectionState::Reusable,
-            (Download::Sent, _) if self.work.from_client.len() > self.body.end() => ClientConnectionState::Unread,
+            (Download::Sent, _) if self.buffers.from_client.len() > self.body.end() => ClientConnectionState::Unread,
             (Download::Sent, _) if self.may_client_send_more() => ClientConnectionState::Unread,
             (Download::Sent, _) => ClientConnectionState::Complete,
             _ if self.is_until_close || self.is_stuck || self.client.is_stream() => ClientConnectionState::CutOff,
@@ -536,13 +536,13 @@ impl<'a> Transfer<'a> {
     /// since it does not know yet that the connection ends, or the closing alert of TLS.
     fn may_client_send_more(&self) -> bool {
         let may_alert = self.client.is_tls() && self.listener.half_close == HalfClose::Answer;
-        !self.client.is_stream() && (self.work.request.keeps_alive() || may_alert)
+        !self.client.is_stream() && (self.buffers.request.keeps_alive() || may_alert)
     }
 
     /// Drives both directions. The download goes first: a stream of HTTP/2 whose response is complete reads as closed.
     fn poll(&mut self, cx: &mut Context<'_>) -> PollOutcome {
         let happened = match self.poll_download(cx) {
-            Ok(None) if Bug::HalfDuplex.is_planted() && !self.work.to_client.is_empty() => Ok(None),
+            Ok(None) if Bug::HalfDuplex.is_planted() && !self.buffers.to_client.is_empty() => Ok(None),
             Ok(None) => self.poll_upload(cx),
             happened => happened,
         };
@@ -581,13 +581,13 @@ impl<'a> Transfer<'a> {
     /// Reads a small body whole, so that no backend waits for a slow client.
     fn poll_hold(&mut self, cx: &mut Context<'_>) -> Result<Option<TransferEvent>, Failure> {
         loop {
-            self.body.take_in(&mut self.work.from_client)?;
+            self.body.take_in(&mut self.buffers.from_client)?;
             if self.body.is_done() {
                 return Ok(Some(TransferEvent::Held));
             }
-            let missing = self.body.bytes_left(&self.work.from_client).and_then(|left| usize::try_from(left).ok());
-            self.work.from_client.reserve(missing.unwrap_or(READ_BYTES));
-            match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.work.from_client) {
+            let missing = self.body.bytes_left(&self.buffers.from_client).and_then(|left| usize::try_from(left).ok());
+            self.buffers.from_client.reserve(missing.unwrap_or(READ_BYTES));
+            match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.buffers.from_client) {
                 Poll::Ready(Ok(count)) if count > 0 => self.moved.from_client += count as u64,
                 Poll::Ready(_) => return Err(Failure::ClientGone),
                 Poll::Pending => return Ok(None),
@@ -603,7 +603,7 @@ impl<'a> Transfer<'a> {
                 return self.poll_presence(cx);
             }
             let Upload::Sending(writing) = &mut self.upload else { return self.watch_client(cx) };
-            let Work { to_backend, from_client, .. } = &mut *self.work;
+            let Buffers { to_backend, from_client, .. } = &mut *self.buffers;
             from_client.reserve(READ_BYTES);
             match poll_read_buf(Pin::new(&mut *self.client), cx, from_client) {
                 Poll::Ready(Ok(count)) if count > 0 => {
@@ -624,7 +624,7 @@ impl<'a> Transfer<'a> {
     fn poll_write_backend(&mut self, cx: &mut Context<'_>) -> bool {
         let (Upload::Sending(writing) | Upload::Flushing(writing)) = &mut self.upload else { return true };
         let Some(Upstream::H1(h1)) = &mut self.upstream else { return true };
-        let Work { to_backend, from_client, .. } = &mut *self.work;
+        let Buffers { to_backend, from_client, .. } = &mut *self.buffers;
         loop {
             let text = &to_backend[writing.written..];
             let content = if writing.omits_body { 0..0 } else { self.body.unread(writing.cursor) };
@@ -681,11 +681,11 @@ impl<'a> Transfer<'a> {
     /// Notices a client that leaves, and takes in what it sends ahead.
     fn watch_client(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         while !self.has_half_closed {
-            if self.work.from_client.len() >= self.body.end() + MAX_PIPELINED_BYTES {
+            if self.buffers.from_client.len() >= self.body.end() + MAX_PIPELINED_BYTES {
                 return self.poll_presence(cx);
             }
-            self.work.from_client.reserve(1024);
-            match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.work.from_client) {
+            self.buffers.from_client.reserve(1024);
+            match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.buffers.from_client) {
                 Poll::Ready(Ok(count)) if count > 0 => {}
                 Poll::Ready(read) => self.input_ended(read)?,
                 Poll::Pending => return Ok(()),
@@ -696,7 +696,7 @@ impl<'a> Transfer<'a> {
 
     /// Notices a client that has gone while nothing of it is read.
     fn poll_presence(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        let missing = match (self.body.bytes_left(&self.work.from_client), self.listener.half_close) {
+        let missing = match (self.body.bytes_left(&self.buffers.from_client), self.listener.half_close) {
             (Some(0), HalfClose::Cancel) => u64::MAX,
             (Some(missing), _) => missing,
             (None, _) => 1,
@@ -731,7 +731,7 @@ impl<'a> Transfer<'a> {
             match self.client.poll_discard(cx) {
                 Poll::Ready(Ok(count)) if count > 0 => {
                     self.dropped += count as u64;
-                    let content = self.body.bytes_left(&self.work.from_client).or(self.limits.max_body_bytes);
+                    let content = self.body.bytes_left(&self.buffers.from_client).or(self.limits.max_body_bytes);
                     if content.is_none_or(|content| self.dropped <= content) {
                         self.moved.from_client += count as u64;
                     }
@@ -793,7 +793,7 @@ impl<'a> Transfer<'a> {
 
     /// Writes to the client what is there for it, to the last byte that TLS holds back. False: it takes no more for now.
     fn poll_write_client(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
-        let to_client = &mut self.work.to_client;
+        let to_client = &mut self.buffers.to_client;
         if to_client.is_empty() {
             return Ok(true);
         }
@@ -828,7 +828,7 @@ impl<'a> Transfer<'a> {
         let Some(Upstream::H1(h1)) = &mut self.upstream else { return Ok(None) };
         let limits = self.plan.as_ref().map_or_else(Limits::default, |plan| plan.settings.limits());
         loop {
-            let Work { from_backend, request, response, .. } = &mut *self.work;
+            let Buffers { from_backend, request, response, .. } = &mut *self.buffers;
             if !from_backend.is_empty() {
                 match response.parse(from_backend, request.method(), &limits) {
                     Parsed::Complete(head) if !response.is_interim() => return self.hold(head).map(Some),
@@ -846,7 +846,7 @@ impl<'a> Transfer<'a> {
                     Parsed::Rejected(bad) => return Err(failure_of(bad)),
                 }
             }
-            let received = self.work.from_backend.end();
+            let received = self.buffers.from_backend.end();
             received.reserve(READ_BYTES);
             match h1.poll_read(cx, received) {
                 Poll::Ready(Ok(count)) => self.moved.from_backend += count as u64,
@@ -865,7 +865,7 @@ impl<'a> Transfer<'a> {
     }
 
     fn hold(&mut self, head: usize) -> Result<TransferEvent, Failure> {
-        let Work { response, from_backend, .. } = &*self.work;
+        let Buffers { response, from_backend, .. } = &*self.buffers;
         // What came with the head is looked at while another backend may still be asked.
         if !ResponseBody::begins_well(response.framing(), &from_backend[head..]) {
             return Err(Failure::ResponseBodyMalformed);
@@ -880,7 +880,7 @@ impl<'a> Transfer<'a> {
         if !self.interim.allows(clock::now()) {
             return Err(Failure::TooManyInterimResponses);
         }
-        let Work { response, from_backend, to_client, request, .. } = &mut *self.work;
+        let Buffers { response, from_backend, to_client, request, .. } = &mut *self.buffers;
         let is_said = response.status() == 100 && std::mem::replace(&mut self.body.has_continued, true);
         if request.version() == Version::Http11 && !is_said {
             let plan = ResponsePlan::new(response, Version::Http11, Persistence::KeepAlive, &[]);
@@ -937,7 +937,7 @@ impl<'a> Transfer<'a> {
                 Poll::Pending => Ok(false),
             };
         }
-        let Work { to_client, from_backend, .. } = &mut *self.work;
+        let Buffers { to_client, from_backend, .. } = &mut *self.buffers;
         let is_plain = body.is_plain();
         let buffer = if is_plain { &mut *to_client } else { from_backend.end() };
         buffer.reserve(content.read_bytes);
@@ -1056,9 +1056,9 @@ mod tests {
             let mut peer = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("a listener");
             let (socket, _) = listener.accept().await.expect("a client");
             let mut client = ClientStream::Io(Io::Tcp(socket));
-            let mut work = Work::take();
+            let mut buffers = Buffers::take();
             let content = Content::new(Framing::Length(4), 0, None, 0, Pace::new(None, None));
-            let mut transfer = Transfer::new(&engine, &settings, limits, &mut client, &mut work, content);
+            let mut transfer = Transfer::new(&engine, &settings, limits, &mut client, &mut buffers, content);
             transfer.upload = Upload::Abandoned(AbandonReason::Stopped);
             transfer.download = Download::Flushing;
             peer.write_all(b"rest").await.expect("a peer");

@@ -13,7 +13,7 @@ use super::ascii::{self, HOST};
 const MAX_HOST_BYTES: usize = 254;
 
 /// The parts of an authority.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Authority<'a> {
     /// The host as received: a name, an IPv4 address, or an IPv6 address in brackets. Never empty.
     pub host: &'a [u8],

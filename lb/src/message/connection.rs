@@ -37,7 +37,7 @@ const PROTECTED: NameSet = NameSet::of(&[
 ]);
 
 /// The connection options of one head, all Connection lines together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ConnectionOptions {
     /// `close` is among them.
     pub close: bool,
@@ -51,7 +51,7 @@ pub struct ConnectionOptions {
 }
 
 /// What is wrong with a Connection field.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadConnection {
     /// An option is not a token.
     Syntax,

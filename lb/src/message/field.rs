@@ -11,7 +11,7 @@ use super::name::{Name, NameSet};
 const INLINE_FIELDS: usize = 32;
 
 /// A piece of the buffer a head was parsed from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Span {
     start: u32,
     end: u32,
@@ -56,7 +56,7 @@ impl Span {
 }
 
 /// One field line, as offsets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Field {
     name: Span,
     value: Span,
@@ -118,7 +118,7 @@ impl Field {
 }
 
 /// The fields of one head, in the order received.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct Fields {
     /// All of them, while they fit.
     inline: [Field; INLINE_FIELDS],
@@ -220,7 +220,7 @@ impl Fields {
 }
 
 /// What is wrong with a field line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadField {
     /// A line without a name before its colon.
     EmptyName,

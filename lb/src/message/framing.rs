@@ -1,7 +1,7 @@
 //! How content is delimited (RFC 9112 §6).
 
 /// How the content of a message is delimited, on the way in or on the way out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Framing {
     /// There is none, and no field says so.
     #[default]

@@ -14,7 +14,7 @@ pub const MAX_FIELDS: usize = 4096;
 pub(crate) const BLANK_BYTES: usize = 8;
 
 /// Limits on a head, checked once when they are made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     pub(crate) line_bytes: usize,
     pub(crate) head_bytes: usize,
@@ -27,7 +27,7 @@ pub struct Limits {
 ///
 /// CGI and its heirs read `X_Forwarded_For` and `X.Forwarded.For` as `X-Forwarded-For`: such a name passes our checks
 /// as one field and reaches the application as another. Trailers with such names are left out in any case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AmbiguousNames {
     /// Leave the field out and serve the request, as nginx does.
@@ -40,7 +40,7 @@ pub enum AmbiguousNames {
 }
 
 /// What to do with a request target that holds bytes above ASCII, which should have been escaped (RFC 3986 §2.1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NonAsciiTargets {
     /// Refuse the request with 400.
@@ -117,7 +117,7 @@ impl Default for Limits {
 }
 
 /// Why limits make no sense.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadLimits {
     /// The first line must be allowed 16 bytes, and fit the largest head.
     Line,

@@ -8,7 +8,7 @@ use super::ascii;
 macro_rules! names {
     ($($variant:ident = $text:literal),* $(,)?) => {
         /// A field name the balancer knows, or [`Name::Other`].
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         #[repr(u8)]
         pub enum Name {
             /// A name without meaning here; its text is in the buffer.
@@ -146,7 +146,7 @@ const fn multiplier() -> u32 {
 }
 
 /// A set of known names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct NameSet(u64);
 
 const _: () = assert!(ALL.len() < 64, "a name set has 64 places");

@@ -6,7 +6,7 @@
 use super::ascii;
 
 /// Why a path has no normal form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadPath {
     /// It does not begin with `/`.
     NotAbsolute,

@@ -97,7 +97,7 @@ impl Drop for Task {
 }
 
 /// What is known of a name.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Known {
     /// The last addresses of each host: of the name itself, or of those that the service lists.
     hosts: BTreeMap<String, Addresses>,
@@ -116,7 +116,7 @@ struct Known {
     left_out: usize,
 }
 
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Addresses {
     v4: BTreeSet<SocketAddrV4>,
     v6: BTreeSet<SocketAddrV6>,

@@ -11,7 +11,7 @@ use super::{Facts, Phase, Value, read_variable};
 use crate::message::ascii::is_token;
 
 /// Holds if everything in it does; an empty one always.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Condition {
     /// `None`: any.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -24,7 +24,7 @@ pub struct Condition {
 }
 
 /// One test of a value.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Test {
     pub of: Value,
     #[serde(flatten)]
@@ -35,7 +35,7 @@ pub struct Test {
 }
 
 /// What a value must be. What is missing equals nothing and matches nothing, not even the empty text.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Comparison {
     /// There is one, even if it is empty.
@@ -47,16 +47,16 @@ pub enum Comparison {
 }
 
 /// Written as `true`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Always;
 
 /// Methods, which are case-sensitive (RFC 9110 §9.1), in the order in which they were written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct MethodSet(Box<[Box<str>]>);
 
 /// Networks, in the order in which they were written.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct NetSet {
     networks: Box<[IpNet]>,
@@ -65,7 +65,7 @@ pub struct NetSet {
 }
 
 /// Texts, in the order in which they were written.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 pub struct TextSet {
     texts: Box<[Box<str>]>,

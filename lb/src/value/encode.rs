@@ -18,7 +18,7 @@ use super::{Facts, Part, PartRef, Parts, Presence, Value, write_variable};
 use crate::message::ascii::{HOST, TARGET, TEXT, hex_value, is, trim};
 
 /// How values are escaped in a line of a log, as nginx's `log_format escape=` does it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Escape {
     /// `"`, `\` and all but visible ASCII as `\xXX`; what is missing is `-`.
@@ -237,14 +237,14 @@ fn scheme_length(text: &[u8]) -> Option<usize> {
     length("https://").or_else(|| length("http://"))
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Target,
     Location,
 }
 
 /// What form a variable's text has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     /// That of a request target.
     Target,
@@ -290,7 +290,7 @@ impl Variable {
 }
 
 /// Where in a URI something stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// It may still become a scheme or a path.
     Start,
@@ -318,7 +318,7 @@ impl Place {
 }
 
 /// What stays as it is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 enum Allowed {
     /// What the operator wrote, or is in a target's form: only what cannot be there is encoded.
     Written(Kind),

@@ -17,14 +17,14 @@ use self::pcre::{Node, Set};
 use super::variable::Variable;
 
 /// Whether letters fit in either case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Case {
     Sensitive,
     Insensitive,
 }
 
 /// A regular expression. Two are equal if they were written the same.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct Pattern(Arc<Compiled>);
 
 #[derive(Debug)]
@@ -77,7 +77,7 @@ enum Matcher {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Anchored {
     Start,
     End,
@@ -85,7 +85,7 @@ enum Anchored {
 }
 
 /// Where the groups of a match are in its subject.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Groups {
     /// From group 1 on. [`ABSENT`]: it took no part.
     spans: [(u32, u32); MAX_GROUPS],

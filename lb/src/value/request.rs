@@ -7,7 +7,7 @@ use crate::message::ascii::trim;
 use crate::message::name::Name;
 
 /// A field's name. As part of a variable it is lower-case with `_` for `-`, and stands for fields with either.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct FieldKey {
     /// `_` stands for itself and for `-`.
     key: Box<[u8]>,

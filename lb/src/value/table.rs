@@ -13,18 +13,18 @@ use super::variable::{GroupOf, Variable};
 use super::{Facts, Phase, Presence, Scope, Value, VariableText, names};
 
 /// Which one of the tables: they are counted in the order in which they were written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableId(pub u32);
 
 /// All tables of a configuration.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tables {
     /// `None`: it is being read, or it is wrong.
     tables: Vec<(Box<str>, Option<Table>)>,
 }
 
 /// A variable that the operator made.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Table {
     of: Value,
     cases: Cases,
@@ -36,7 +36,7 @@ pub struct Table {
 }
 
 /// What the value is by what `of` is.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 enum Cases {
     Map(Box<MapCases>),
     Networks { written: Vec<(IpNet, Value)>, by_network: NetMap<usize> },
@@ -45,7 +45,7 @@ enum Cases {
 
 /// In this order: the text, the longest `*.x`, the longest `x.*`, the first expression. All but expressions without regard
 /// to case.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 struct MapCases {
     hostnames: bool,
     written: Vec<(Box<str>, Value)>,
@@ -58,7 +58,7 @@ struct MapCases {
     longest_name: usize,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 struct Share {
     percent: Percent,
     value: Value,
@@ -67,11 +67,11 @@ struct Share {
 }
 
 /// Hundredths of a percent, 1 to 10,000.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Percent(u32);
 
 /// A table as it was written.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct Written {
     pub name: String,
     /// What it asks, such as `$host`.
@@ -81,7 +81,7 @@ pub struct Written {
     pub default: Option<String>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub enum WrittenCases {
     /// A case that begins with `~` is an expression, with `~*` one that ignores case; a `\` before it makes it a text.
     /// With `hostnames`, `*.x` and `x.*` stand for many names, and `.x` for `x` and `*.x`.
@@ -95,7 +95,7 @@ pub enum WrittenCases {
 }
 
 /// What is wrong with a table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableProblem {
     pub table: TableId,
     pub at: At,
@@ -103,7 +103,7 @@ pub struct TableProblem {
 }
 
 /// The part of a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum At {
     Name,
     From,
@@ -560,7 +560,7 @@ impl Cases {
 }
 
 /// A map by networks: the longest that holds an address counts. Addresses of IPv4 written as IPv6 are of IPv4.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct NetMap<T> {
     /// By length of the prefix, the longest first.
     v4: Vec<(u8, HashMap<u128, T>)>,

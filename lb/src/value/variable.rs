@@ -10,7 +10,7 @@ use crate::message::ascii::is_token;
 macro_rules! variables {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $phase:ident;)*) => {
         /// Something that is known of a request. Its text is asked of [`super::Facts`].
-        #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+        #[derive(Debug, Clone, PartialEq, Eq, Hash)]
         pub enum Variable {
             $($(#[$doc])* $variant,)*
             /// `$http_NAME`: a field of the request.
@@ -116,7 +116,7 @@ variables! {
 }
 
 /// Whose group a variable is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GroupOf {
     /// The expression among the site's hosts.
     Host,

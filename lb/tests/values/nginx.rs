@@ -17,7 +17,7 @@ use evenkeel::value::{Facts, Phase, Presence, Scope, Value};
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// What one request has that values ask for.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Request {
     /// Path and query.
     target: String,

@@ -1,16 +1,15 @@
 //! Settings of the stores that are reached over the network.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
 use super::{DatabaseArgs, RedisArgs, Secret};
-use crate::{
-    config::check_range,
-    data::wire,
-    media::Bucket,
-    sessions::redis_cluster::{self, Tls},
-};
+use crate::config::check_range;
+use crate::data::wire;
+use crate::media::Bucket;
+use crate::sessions::redis_cluster::{self, Tls};
 
 /// No request should wait longer for a store.
 const MAX_TIMEOUT: Duration = Duration::from_secs(60);

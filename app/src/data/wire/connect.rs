@@ -1,27 +1,26 @@
 //! Connections to the nodes of a database, each node with its own time limit, those that failed lately last.
 
-use std::{
-    fmt,
-    hash::{BuildHasher, Hasher, RandomState},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use deadpool::managed::{Manager, Metrics, RecycleError, RecycleResult};
-use rustls::pki_types::{CertificateDer, pem::PemObject};
-use tokio::{task::JoinHandle, time::timeout};
-use tokio_postgres::{
-    Client, Config, NoTls,
-    config::{Host, SslMode},
-};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{Told, failure};
-use crate::{config::Secret, error::StoreError, patience::Failure, tls};
+use super::{DatabaseErrorText, failure};
+use crate::config::Secret;
+use crate::error::StoreError;
+use crate::retry::Failure;
+use crate::tls;
 
 /// How each node is reached.
 #[derive(Clone)]
@@ -180,7 +179,7 @@ impl Link {
         };
         match timeout(CANCEL_TIMEOUT, cancelling).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(error = %Told(error), "a statement could not be cancelled"),
+            Ok(Err(error)) => tracing::debug!(error = %DatabaseErrorText(error), "a statement could not be cancelled"),
             Err(_) => tracing::debug!("a statement was not cancelled in time"),
         }
     }
@@ -283,7 +282,7 @@ impl Connections {
 /// Moves what a connection has to send and receive, until it ends.
 async fn drive(connection: impl Future<Output = Result<(), tokio_postgres::Error>>) {
     if let Err(error) = connection.await {
-        tracing::debug!(error = %Told(error), "a connection to the database has ended");
+        tracing::debug!(error = %DatabaseErrorText(error), "a connection to the database has ended");
     }
 }
 

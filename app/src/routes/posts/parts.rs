@@ -3,25 +3,19 @@
 //! The parser keeps in memory what stands between the contents of parts (boundaries and headers) until it has the end of
 //! it, and has no limit of its own for that.
 
-use std::{
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    task::{Context, Poll, ready},
-};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 
-use axum::{
-    BoxError,
-    body::{Body, BodyDataStream},
-    extract::Request,
-};
+use axum::BoxError;
+use axum::body::{Body, BodyDataStream};
+use axum::extract::Request;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 
 /// Bytes of a form.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Given to the parser. The rest is read and dropped: a browser shows the answer only once it has sent everything.
     pub parsed: usize,

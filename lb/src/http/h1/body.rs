@@ -4,7 +4,7 @@ use super::chunked::{self, BadChunk};
 use crate::message::framing::Framing;
 
 /// What one call made of its input.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Where content begins in the input.
     pub data_start: usize,
@@ -28,11 +28,11 @@ impl Progress {
 }
 
 /// The peer closed before the content was complete.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Truncated;
 
 /// Reads the content of one message, however it is delimited.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub enum BodyReader {
     /// Nothing, or nothing more.
     #[default]

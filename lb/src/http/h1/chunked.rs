@@ -16,7 +16,7 @@ pub const CHUNK_END: &[u8] = b"\r\n";
 const SIZE_DIGITS: u8 = 16;
 
 /// How much of a chunked message may be something else than data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     extension_bytes: u16,
     is_per_chunk: bool,
@@ -45,7 +45,7 @@ impl Default for Limits {
 }
 
 /// What is wrong with a chunked message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadChunk {
     /// No size, a byte that is not a hexadecimal digit, or more digits than 64 bits need.
     Size,
@@ -79,7 +79,7 @@ impl BadChunk {
 }
 
 /// Where in the grammar the next byte stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Size {
         digits: u8,
@@ -104,7 +104,7 @@ enum State {
 }
 
 /// Decodes one chunked message.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct Decoder {
     state: State,
     /// The size while it is read, then what is left of the chunk's data.
@@ -279,7 +279,7 @@ impl Decoder {
 }
 
 /// The line before a chunk's data, formatted on the stack.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct ChunkHeader {
     bytes: [u8; 18],
     start: u8,

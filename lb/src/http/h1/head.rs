@@ -18,7 +18,7 @@ use crate::message::{self, BadVersion, Method, Parsed, VERSION_BYTES, Version};
 const METHOD_BYTES: usize = 32;
 
 /// The forms of a request target (RFC 9112 §3.2). The authority form is for CONNECT, which is refused.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum TargetForm {
     /// `/path?query`.
     #[default]
@@ -32,14 +32,14 @@ pub enum TargetForm {
 }
 
 /// A request head, parsed.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct RequestHead {
     facts: Facts,
     fields: Fields,
 }
 
 /// All but the fields: small enough to be put back to its default for every request.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Facts {
     method: Method,
     version: Version,
@@ -63,7 +63,7 @@ struct Facts {
 }
 
 /// What is known of the framing and of Host before the last field is read.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Seen {
     host: bool,
     length: Option<u64>,
@@ -71,7 +71,7 @@ struct Seen {
 }
 
 /// The transfer codings so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Coding {
     #[default]
     None,

@@ -9,7 +9,7 @@ use crate::message::field::BadField;
 use crate::message::path::BadPath;
 
 /// Why a request is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "`reason` has a sentence for each")]
 pub enum Reject {
     TooManyBlankLines,

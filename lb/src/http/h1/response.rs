@@ -15,14 +15,14 @@ use crate::message::name::Name;
 use crate::message::{self, Method, Parsed, VERSION_BYTES, Version};
 
 /// A response head, parsed. Like a request's it borrows nothing and is made to be used again.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct ResponseHead {
     facts: Facts,
     fields: Fields,
 }
 
 /// All but the fields.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Facts {
     status: u16,
     version: Version,
@@ -37,7 +37,7 @@ struct Facts {
 }
 
 /// Why a response is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "`reason` has a sentence for each")]
 pub enum BadResponse {
     Version,

@@ -35,7 +35,7 @@ const OWN_IN_REQUESTS: NameSet = OWN.with(Name::Expect).with(Name::Host).with(Na
 const SPARE_BYTES: usize = 256;
 
 /// The name of a field that may be changed: any but those this module writes itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FieldName<'a> {
     text: &'a [u8],
     known: Name,
@@ -75,7 +75,7 @@ impl FieldName<'static> {
 }
 
 /// A field value that cannot break out of its line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FieldValue<'a>(&'a [u8]);
 
 impl<'a> FieldValue<'a> {
@@ -93,7 +93,7 @@ impl<'a> FieldValue<'a> {
 }
 
 /// Whole field lines that were made beforehand.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lines<'a> {
     text: &'a [u8],
     replaced: NameSet,
@@ -137,7 +137,7 @@ impl<'a> Lines<'a> {
 }
 
 /// A path with query to ask the backend for in place of the one received.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target<'a>(&'a [u8]);
 
 impl<'a> Target<'a> {
@@ -149,7 +149,7 @@ impl<'a> Target<'a> {
 }
 
 /// One thing to do to the fields of a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change<'a> {
     /// Whose fields.
     pub name: FieldName<'a>,
@@ -158,7 +158,7 @@ pub struct Change<'a> {
 }
 
 /// What to do to the fields of a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Edit<'a> {
     /// Those received give way to this one.
     Set(FieldValue<'a>),
@@ -192,7 +192,7 @@ impl Change<'_> {
 }
 
 /// What is said of the connection the head is written to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Persistence {
     /// Another message may follow.
     #[default]
@@ -211,7 +211,7 @@ impl Persistence {
 }
 
 /// How a request goes to a backend.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct RequestPlan<'a> {
     /// Whether GET is asked in place of the method received.
     pub is_get: bool,
@@ -252,7 +252,7 @@ impl<'a> RequestPlan<'a> {
 }
 
 /// How a response goes to a client.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct ResponsePlan<'a> {
     /// Another status than the one received.
     pub status: Option<u16>,

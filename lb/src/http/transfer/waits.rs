@@ -30,7 +30,7 @@ pub(super) enum Wait {
 }
 
 /// What the directions wait for, and how much longer each may.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Waits {
     upload: Option<(Wait, Duration)>,
     download: Option<(Wait, Duration)>,
@@ -55,7 +55,7 @@ impl Transfer<'_> {
             Upload::Sent | Upload::Abandoned(_) => return None,
         };
         // A backend may read no further before it has been rid of what it writes, which the client does not take.
-        if matches!(wait, Wait::Backend(_)) && !self.work.to_client.is_empty() {
+        if matches!(wait, Wait::Backend(_)) && !self.buffers.to_client.is_empty() {
             self.upload_wait = None;
             return None;
         }
@@ -81,7 +81,7 @@ impl Transfer<'_> {
     /// Whether there is something for the backend that it has not taken.
     fn owes_backend(&self, writing: &RequestWriter) -> bool {
         let owes_content = !writing.omits_body && !self.body.unread(writing.cursor).is_empty();
-        owes_content || writing.is_unflushed || writing.written < self.work.to_backend.len()
+        owes_content || writing.is_unflushed || writing.written < self.buffers.to_backend.len()
     }
 
     /// What the download waits for besides, and how long it may. While the client owes content, a backend's silence is
@@ -97,7 +97,7 @@ impl Transfer<'_> {
         if let Download::Tunnel(tunnel) = &self.download {
             return Some((Wait::Tunnel, rest(tunnel.patience())));
         }
-        if !self.work.to_client.is_empty() {
+        if !self.buffers.to_client.is_empty() {
             return client();
         }
         let settings = &self.plan.as_ref()?.settings;
@@ -129,7 +129,7 @@ impl Transfer<'_> {
 
     /// Whether the client was not asked for content that it sends only when asked.
     fn holds_content_back(&self) -> bool {
-        self.work.request.expects_continue() && self.body.is_untouched() && !self.body.has_continued
+        self.buffers.request.expects_continue() && self.body.is_untouched() && !self.body.has_continued
     }
 
     /// Ends `waits`, after which something has moved.
@@ -198,8 +198,8 @@ impl Transfer<'_> {
                 if !Bug::ChargedContinue.is_planted() {
                     self.download_waited = Duration::ZERO;
                 }
-                self.work.to_client.extend_from_slice(CONTINUE);
-                self.interim_bytes = self.work.to_client.len();
+                self.buffers.to_client.extend_from_slice(CONTINUE);
+                self.interim_bytes = self.buffers.to_client.len();
                 None
             }
         }

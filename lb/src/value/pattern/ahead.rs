@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use super::pcre::{Node, Refused, Set, sequence};
 
 /// What must match, or must not, at a place in the subject.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Guard {
     /// Bytes before it.
     pub offset: u32,
@@ -42,7 +42,7 @@ pub(super) fn resolve(node: Node) -> Result<(Node, Vec<Guard>), Refused> {
 }
 
 /// Where a node is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Place {
     /// Where it begins; `None`: here and there, or not in every match.
     offset: Option<Offset>,
@@ -51,7 +51,7 @@ struct Place {
     in_group: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Offset {
     /// Nothing was read, and the match may begin anywhere.
     Unanchored,
@@ -60,7 +60,7 @@ enum Offset {
 }
 
 /// What follows a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rest {
     Nothing,
     Something,
@@ -219,7 +219,7 @@ impl Run {
 }
 
 /// One step of a text that must not follow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     One(Set),
     End,

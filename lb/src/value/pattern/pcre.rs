@@ -4,10 +4,10 @@
 use std::fmt;
 
 /// A set of bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Set([u64; 4]);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Node {
     Empty,
     /// One byte.
@@ -188,7 +188,7 @@ impl fmt::Display for Refused {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Flags {
     ignores_case: bool,
     dot_is_all: bool,

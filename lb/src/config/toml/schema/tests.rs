@@ -4,7 +4,8 @@ use std::path::Path;
 
 use regex::Regex;
 
-use super::super::{read, tests::leaves};
+use super::super::read;
+use super::super::tests::leaves;
 use super::*;
 
 /// Whether an instance fits a schema; of JSON Schema as much as ours uses, and nothing else may be used.

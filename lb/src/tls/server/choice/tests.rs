@@ -1,7 +1,8 @@
 use std::path::PathBuf;
 
 use rustls::crypto::ring::default_provider;
-use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
 
 use super::*;
 use crate::config::certificate::Certificate;

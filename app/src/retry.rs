@@ -6,13 +6,11 @@
 //! well; then only a success of the same part counts. And a page that asks its stores several times waits once: what
 //! one operation has taken is not there for the next.
 
-use std::{
-    cell::Cell,
-    fmt,
-    future::Future,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::cell::Cell;
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -29,7 +27,7 @@ pub async fn of_one_request<F: Future>(answer: F) -> F::Output {
 }
 
 #[derive(Debug)]
-pub struct Patience {
+pub struct Retry {
     /// From the first attempt to the error, for one operation and for those of one request together.
     overall: Duration,
     /// How many operations have spent all that time in vain, in whichever part.
@@ -67,7 +65,7 @@ impl Failure {
     }
 }
 
-impl Patience {
+impl Retry {
     pub fn new(overall: Duration) -> Self {
         Self::with_parts(overall, 1)
     }
@@ -169,60 +167,60 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_comes_back_in_time_was_never_away() {
-        let patience = Patience::new(Duration::from_secs(8));
+        let retry = Retry::new(Duration::from_secs(8));
         let begun = Instant::now();
-        let outcome = patience
+        let outcome = retry
             .run(|| async move { if begun.elapsed() < Duration::from_secs(4) { fail().await } else { Ok(7) } })
             .await;
         assert_eq!(outcome.unwrap(), 7);
-        assert!(!patience.is_away(0));
+        assert!(!retry.is_away(0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_attempt_that_never_returns_is_ended_at_the_limit() {
-        let patience = Patience::new(Duration::from_secs(8));
+        let retry = Retry::new(Duration::from_secs(8));
         let begun = Instant::now();
-        let error = patience.run(std::future::pending::<Result<(), Failure>>).await.unwrap_err();
+        let error = retry.run(std::future::pending::<Result<(), Failure>>).await.unwrap_err();
         assert_eq!(begun.elapsed(), Duration::from_secs(8));
         assert!(error.to_string().contains("no answer within 8s"), "{error}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn once_away_each_gets_one_attempt_until_one_succeeds() {
-        let patience = Patience::new(Duration::from_secs(8));
-        patience.run(fail::<()>).await.unwrap_err();
-        assert!(patience.is_away(0));
+        let retry = Retry::new(Duration::from_secs(8));
+        retry.run(fail::<()>).await.unwrap_err();
+        assert!(retry.is_away(0));
         let begun = Instant::now();
-        patience.run(fail::<()>).await.unwrap_err();
+        retry.run(fail::<()>).await.unwrap_err();
         assert_eq!(begun.elapsed(), Duration::ZERO);
-        patience.run(|| async { Ok(()) }).await.unwrap();
-        assert!(!patience.is_away(0));
+        retry.run(|| async { Ok(()) }).await.unwrap();
+        assert!(!retry.is_away(0));
     }
 
     // Successes elsewhere made each operation on the part that was away wait for all of the time.
     #[tokio::test(start_paused = true)]
     async fn a_part_that_is_well_says_nothing_of_another() {
-        let patience = Patience::with_parts(Duration::from_secs(8), 3);
-        patience.run_in(0, fail::<()>).await.unwrap_err();
-        patience.run_in(1, || async { Ok(()) }).await.unwrap();
+        let retry = Retry::with_parts(Duration::from_secs(8), 3);
+        retry.run_in(0, fail::<()>).await.unwrap_err();
+        retry.run_in(1, || async { Ok(()) }).await.unwrap();
         let begun = Instant::now();
         // The third may be away for the same reason, as far as anybody knows.
         for part in [0, 2, 0] {
-            patience.run_in(part, fail::<()>).await.unwrap_err();
+            retry.run_in(part, fail::<()>).await.unwrap_err();
         }
         assert_eq!(begun.elapsed(), Duration::ZERO);
-        patience.run_in(1, fail::<()>).await.unwrap_err();
+        retry.run_in(1, fail::<()>).await.unwrap_err();
         assert!(begun.elapsed() > Duration::from_secs(7), "one that was well is waited for");
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_operation_that_is_dropped_has_taken_its_time() {
-        let patience = Patience::new(Duration::from_secs(8));
+        let retry = Retry::new(Duration::from_secs(8));
         let begun = Instant::now();
         of_one_request(async {
-            let dropped = patience.run(std::future::pending::<Result<(), Failure>>);
+            let dropped = retry.run(std::future::pending::<Result<(), Failure>>);
             tokio::time::timeout(Duration::from_secs(6), dropped).await.unwrap_err();
-            patience.run(std::future::pending::<Result<(), Failure>>).await.unwrap_err();
+            retry.run(std::future::pending::<Result<(), Failure>>).await.unwrap_err();
         })
         .await;
         assert_eq!(begun.elapsed(), Duration::from_secs(8));
@@ -230,28 +228,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_operations_of_one_request_share_the_limit() {
-        let patience = Patience::new(Duration::from_secs(8));
+        let retry = Retry::new(Duration::from_secs(8));
         let begun = Instant::now();
         let slow = || async {
             sleep(Duration::from_secs(6)).await;
             Ok(())
         };
         let outcomes = of_one_request(async {
-            let outcomes = (patience.run(slow).await, patience.run(slow).await, patience.run(slow).await);
+            let outcomes = (retry.run(slow).await, retry.run(slow).await, retry.run(slow).await);
             // The store is well again: nothing is refused that it can answer.
-            (outcomes, patience.run(|| async { Ok(()) }).await)
+            (outcomes, retry.run(|| async { Ok(()) }).await)
         });
         assert!(matches!(outcomes.await, ((Ok(()), Err(_), Err(_)), Ok(()))));
         assert_eq!(begun.elapsed(), Duration::from_secs(8) + MIN_ATTEMPT_TIME);
-        assert!(!patience.is_away(0));
-        of_one_request(patience.run(slow)).await.unwrap();
+        assert!(!retry.is_away(0));
+        of_one_request(retry.run(slow)).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_cannot_be_mended_is_not_tried_again() {
-        let patience = Patience::new(Duration::from_secs(8));
+        let retry = Retry::new(Duration::from_secs(8));
         let attempts = Cell::new(0);
-        let outcome: Result<(), _> = patience
+        let outcome: Result<(), _> = retry
             .run(|| {
                 attempts.set(attempts.get() + 1);
                 async { Err(Failure::lasting(StoreError::unavailable("wrong password"))) }
@@ -259,6 +257,6 @@ mod tests {
             .await;
         assert!(outcome.is_err());
         assert_eq!(attempts.get(), 1);
-        assert!(!patience.is_away(0));
+        assert!(!retry.is_away(0));
     }
 }

@@ -21,7 +21,7 @@ const MAX_SPARE_CAPACITY: usize = 128 * 1024;
 const MAX_SPARE_BYTES: usize = 8 * 1024 * 1024;
 
 #[derive(Default)]
-pub struct Work {
+pub struct Buffers {
     pub request: RequestHead,
     pub response: ResponseHead,
     /// What the client sent: the head, then what came after it.
@@ -49,7 +49,7 @@ const HEADROOM_BYTES: usize = 128;
 #[derive(Default)]
 struct Spare {
     #[expect(clippy::vec_box, reason = "a work moves between here and its borrower, and is large")]
-    works: Vec<Box<Work>>,
+    idle: Vec<Box<Buffers>>,
     /// What all of them hold.
     bytes: usize,
 }
@@ -64,10 +64,10 @@ pub fn clear() {
     SPARE.take();
 }
 
-impl Work {
+impl Buffers {
     pub fn take() -> Box<Self> {
         let spare = SPARE.with_borrow_mut(|spare| {
-            let work = spare.works.pop()?;
+            let work = spare.idle.pop()?;
             spare.bytes -= work.bytes();
             Some(work)
         });
@@ -107,9 +107,9 @@ impl Work {
         self.noted = Vec::new();
         SPARE.with_borrow_mut(|spare| {
             let bytes = spare.bytes + self.bytes();
-            if spare.works.len() < MAX_SPARE && bytes <= MAX_SPARE_BYTES {
+            if spare.idle.len() < MAX_SPARE && bytes <= MAX_SPARE_BYTES {
                 spare.bytes = bytes;
-                spare.works.push(self);
+                spare.idle.push(self);
             }
         });
     }
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_reply_that_is_no_response_is_replaced_by_one_with_framing() {
-        let mut work = Work::take();
+        let mut work = Buffers::take();
         let mut reply = Reply::new(301);
         reply.field(b"Location", &vec![b'a'; 3 * 1024 * 1024]);
         assert!(!reply.is_sendable());
@@ -218,30 +218,30 @@ mod tests {
 
     #[test]
     fn what_was_noted_of_an_answer_is_not_kept() {
-        let mut work = Work::take();
+        let mut work = Buffers::take();
         work.noted.push((Variable::Host, vec![0; MAX_SPARE_CAPACITY]));
         work.text.reserve(2 * MAX_SPARE_CAPACITY);
         work.give_back();
-        let work = Work::take();
+        let work = Buffers::take();
         assert!(work.noted.is_empty() && work.noted.capacity() == 0 && work.text.capacity() <= MAX_SPARE_CAPACITY);
     }
 
     #[test]
     fn what_is_spare_is_bounded_in_bytes() {
-        let works: Vec<_> = (0..MAX_SPARE)
+        let idle: Vec<_> = (0..MAX_SPARE)
             .map(|_| {
-                let mut work = Work::take();
+                let mut work = Buffers::take();
                 work.from_client.reserve(MAX_SPARE_CAPACITY);
                 work.to_client.reserve(2 * MAX_SPARE_CAPACITY);
                 work
             })
             .collect();
-        works.into_iter().for_each(Work::give_back);
-        let (count, bytes) = SPARE.with_borrow(|spare| (spare.works.len(), spare.bytes));
+        idle.into_iter().for_each(Buffers::give_back);
+        let (count, bytes) = SPARE.with_borrow(|spare| (spare.idle.len(), spare.bytes));
         assert!(count > 1 && count < MAX_SPARE && bytes <= MAX_SPARE_BYTES, "{count} of {bytes} bytes");
         for _ in 0..count {
-            drop(Work::take());
+            drop(Buffers::take());
         }
-        assert_eq!(SPARE.with_borrow(|spare| (spare.works.len(), spare.bytes)), (0, 0));
+        assert_eq!(SPARE.with_borrow(|spare| (spare.idle.len(), spare.bytes)), (0, 0));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use app::Stores;
 use app::data::{self, Cursor, DataStore, Login, Post, Readiness, Signup, User, UserKey};
 use app::error::StoreError;
-use app::sessions::{Count, Id, Loaded, Reach, Record, SessionStore};
+use app::sessions::{Count, Id, Loaded, Reachability, Record, SessionStore};
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
@@ -153,7 +153,7 @@ impl SessionStore for Failing<dyn SessionStore> {
         self.inner.uncount(name, entry).await
     }
 
-    async fn reach(&self) -> Result<Reach, StoreError> {
+    async fn reach(&self) -> Result<Reachability, StoreError> {
         self.inner.reach().await
     }
 

@@ -7,7 +7,7 @@ use app::data::{self, Cursor, DataStore, Login, Post, Readiness, Signup, User, U
 use app::error::StoreError;
 use app::media::{Media, MediaName, MediaStore};
 use app::server::Stop;
-use app::sessions::{Count, Id, Loaded, Reach, Record, SessionStore};
+use app::sessions::{Count, Id, Loaded, Reachability, Record, SessionStore};
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -363,7 +363,7 @@ impl SessionStore for OutOfReach {
         Self::fail()
     }
 
-    async fn reach(&self) -> Result<Reach, StoreError> {
+    async fn reach(&self) -> Result<Reachability, StoreError> {
         Self::fail()
     }
 }

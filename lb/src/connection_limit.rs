@@ -1,6 +1,6 @@
-//! How many clients, and how many backends, are connected at once. When all places of clients are taken, clients that only keep a connection open are
-//! asked to leave, and whoever comes waits in the kernel's queue until there is room: those who are served are served
-//! well, and files are left for backends and for the admin API.
+//! Limits on connections, as semaphores: of clients, of backends, of TLS handshakes. When the limit of clients is
+//! reached, idle clients are shed and new ones wait in the listen queue of the kernel. So the clients that are served
+//! get good service, and files remain for backends and the admin API.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,9 +10,9 @@ use tokio::sync::Notify;
 
 use crate::clock::{self, timeout};
 
-/// A few more than one have to leave, so that not everyone who comes has to wait.
+/// Idle clients that are shed at once at most. It is more than one, so that the next clients need not wait.
 const MAX_SHED_AT_ONCE: usize = 32;
-/// How long to wait for a place before more of them have to.
+/// How long to wait for a permit before more idle clients are shed.
 const SHED_INTERVAL: Duration = Duration::from_millis(100);
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -22,14 +22,14 @@ pub struct ConnectionLimit {
     in_use: AtomicUsize,
     freed: Notify,
     warned: Mutex<Option<Instant>>,
-    /// What is said when it is full.
+    /// Logged when the limit is reached.
     warning: &'static str,
 }
 
 const CONNECTIONS_EXHAUSTED: &str = "no more clients can be served at once: idle ones have to leave, new ones wait ([server] max_connections, and the limit on open files, say how many)";
 const HANDSHAKES_EXHAUSTED: &str = "no more clients can begin TLS at once: those that are slow with it have to leave, new ones wait ([server] max_handshakes says how many); plain listeners and clients whose handshake is over are served as before";
 
-/// One connection's place, until dropped.
+/// Counts one connection until dropped.
 #[derive(Debug)]
 pub struct ConnectionPermit(Arc<ConnectionLimit>);
 
@@ -52,7 +52,7 @@ impl ConnectionLimit {
         })
     }
 
-    /// A place, as soon as there is one. `shed` has so many idle clients leave.
+    /// Waits for a permit. `shed` is called with the number of idle clients to shed while there is none.
     pub async fn acquire(self: &Arc<Self>, mut shed: impl FnMut(usize)) -> ConnectionPermit {
         loop {
             let freed = self.freed.notified();
@@ -65,7 +65,7 @@ impl ConnectionLimit {
         }
     }
 
-    /// A place, if there is one now.
+    /// A permit, unless the limit is reached.
     pub fn try_acquire(self: &Arc<Self>) -> Option<ConnectionPermit> {
         let in_use = self
             .in_use
@@ -73,12 +73,12 @@ impl ConnectionLimit {
         in_use.ok().map(|_| ConnectionPermit(Arc::clone(self)))
     }
 
-    /// A place for what can be done without, if half of them are free.
+    /// A permit for something optional: only while at least half of the permits are free.
     pub fn try_acquire_spare(self: &Arc<Self>) -> Option<ConnectionPermit> {
         if self.in_use() < self.limit().div_ceil(2) { self.try_acquire() } else { None }
     }
 
-    /// A place even if there is none, for a client that was accepted and cannot be kept waiting.
+    /// A permit beyond the limit, for a client that is accepted already and cannot wait.
     pub fn acquire_over_limit(self: &Arc<Self>) -> ConnectionPermit {
         self.in_use.fetch_add(1, Ordering::AcqRel);
         ConnectionPermit(Arc::clone(self))
@@ -92,7 +92,7 @@ impl ConnectionLimit {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Has room for `limit` clients from now on. Where more are connected, they stay until others want their places.
+    /// Changes the limit. Connections beyond a lower one stay until new clients need their permits.
     pub fn resize(&self, limit: usize) {
         self.limit.store(limit, Ordering::Relaxed);
         self.freed.notify_waiters();

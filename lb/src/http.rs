@@ -1,6 +1,6 @@
-//! HTTP by a data path of our own, on both sides. A request's head is parsed where it was read and written anew
-//! for the backend in one pass; buffers and idle connections to backends belong to the thread, so an exchange
-//! allocates next to nothing and waits for no lock. An idle client costs its socket and a small task.
+//! The HTTP engine: client side, backend side and the transfer between them. A request's head is parsed in the read
+//! buffer and rewritten for the backend in one pass. Buffers and idle backend connections belong to the thread, so an
+//! exchange allocates almost nothing and takes no lock. An idle client costs its socket and a small task.
 //!
 //! - [`stream`]: a client's connection, plain or TLS.
 //! - [`io`]: what either side's socket is.
@@ -77,7 +77,7 @@ const HOSTNAME_FILE: &str = "/proc/sys/kernel/hostname";
 pub struct Shared {
     pub control: Arc<Control>,
     pub access_log: Arc<AccessLog>,
-    /// Idle connections to backends that each thread may keep.
+    /// Maximum of idle backend connections of each thread.
     pub max_idle: Arc<AtomicUsize>,
     pub shutdown: Shutdown,
     /// For clients.
@@ -97,15 +97,15 @@ pub struct Engine {
     name: ArcSwap<ListenerName>,
     /// The machine's name.
     hostname: Box<str>,
-    /// As they were when the listener was opened.
+    /// The settings when the listener was opened.
     settings: ListenerSettings,
-    /// As they were last, once the listener is closed.
+    /// The last settings of a listener that has been closed.
     last_settings: OnceLock<ListenerSettings>,
-    /// Whether others may connect now than when its connections were made.
+    /// Set when a change of who may connect has invalidated the existing connections.
     is_revoked: AtomicBool,
     max_idle: Arc<AtomicUsize>,
     stop: Arc<Stop>,
-    /// Those of all threads, this one's among them.
+    /// One of each thread, this one included.
     stops: Arc<[Arc<Stop>]>,
     room: Arc<ConnectionLimit>,
     backend_limit: Arc<ConnectionLimit>,
@@ -117,25 +117,25 @@ pub struct Engine {
 pub struct Stop {
     shutdown: Shutdown,
     idle: Notify,
-    /// Clients that linger: they have had their answer and still send.
+    /// Clients in a lingering close: they have their response and still send.
     lingering: ShedGroup,
-    /// Clients that are slow with their handshake of TLS.
+    /// Clients whose TLS handshake is slow.
     handshakes: ShedGroup,
-    /// Whose handshake may use the processor.
+    /// Lets one handshake at a time use the CPU.
     handshake_turn: Semaphore,
-    /// Exchanges that the thread carries now. Only its own tasks count here.
+    /// Exchanges in flight on this thread. Only its own tasks write this.
     exchanges: AtomicUsize,
-    /// How many idle connections have to leave to make room.
+    /// Idle connections that still have to be shed.
     to_shed: AtomicUsize,
-    /// How often some had to.
+    /// Counts sheddings, so that an idle connection notices a new one.
     sheddings: AtomicUsize,
 }
 
-/// Clients of a kind that have to leave when others want their places.
+/// Clients of one kind that are shed when the connection limit is reached.
 #[derive(Debug)]
 struct ShedGroup {
     count: AtomicUsize,
-    /// How many of them have to, and what tells them.
+    /// How many of them still have to be shed, and what wakes them.
     to_shed: AtomicUsize,
     shed: Notify,
 }
@@ -145,7 +145,7 @@ impl ShedGroup {
         Self { count: AtomicUsize::new(0), to_shed: AtomicUsize::new(0), shed: Notify::const_new() }
     }
 
-    /// Returns when the client that awaits it has to leave, since `room` is full.
+    /// Resolves when the client that awaits it is to be shed because `room` is full.
     async fn sheds(&self, room: &ConnectionLimit) {
         let _counted = CountGuard::new(&self.count);
         loop {
@@ -158,7 +158,7 @@ impl ShedGroup {
         }
     }
 
-    /// Has up to `count` leave; how many there are for that.
+    /// Sheds up to `count` of them. Returns how many.
     fn shed(&self, count: usize) -> usize {
         let here = count.min(self.count.load(Ordering::Relaxed));
         self.to_shed.store(here, Ordering::Release);
@@ -171,8 +171,8 @@ impl ShedGroup {
     }
 }
 
-/// Counts one more until dropped. Only the tasks of one thread count, others at most look: so counting is no
-/// read-modify-write, which would cost more than all else in here.
+/// Counts one more until dropped. Only the tasks of one thread write the counter, others only read it. So a plain load
+/// and store suffice; an atomic read-modify-write would cost more than all the rest.
 #[derive(Debug)]
 pub struct CountGuard<'a>(&'a AtomicUsize);
 
@@ -197,7 +197,7 @@ impl Engine {
         }
     }
 
-    /// The same at another one of the listener's addresses.
+    /// The same engine at another address of the listener.
     #[must_use]
     pub fn at(self, address: SocketAddress) -> Self {
         Self { address, ..self }
@@ -208,27 +208,28 @@ impl Engine {
         self.name.store(Arc::new(name.clone()));
     }
 
-    /// Has each answer be the last on its connection, since nobody listens any more. `settings` hold to the end.
+    /// Closes each connection after its current response, because its listener is closed. `settings` apply until then.
     pub fn close(&self, settings: ListenerSettings) {
         // It is closed once.
         let _ = self.last_settings.set(settings);
         self.stop.call();
     }
 
-    /// Ends connections, idle ones at once and others with what they carry, since others may connect now than when they
-    /// were made: no further request of theirs is served. To be called before what these may not have is put in force.
+    /// Closes idle connections at once and busy ones after their current exchange, because who may connect has changed.
+    /// No further request on them is served. Call this before the snapshot that these clients must not see is put in
+    /// force.
     pub fn revoke(&self) {
         self.is_revoked.store(true, Ordering::Release);
         self.stop.call();
     }
 
-    /// Where the listener of these connections stands in a snapshot; `None`: it is gone.
+    /// The index of this listener in a snapshot; `None` if the snapshot has it no more.
     #[inline]
     fn place_in(&self, sites: &Sites) -> Option<usize> {
         sites.listener(&self.address, || self.name.load_full())
     }
 
-    /// How clients are treated now: as the snapshot has it for their listener.
+    /// The listener's settings in the current snapshot.
     fn listener(&self) -> ListenerSettings {
         if let Some(last) = self.last_settings.get() {
             return *last;
@@ -240,8 +241,7 @@ impl Engine {
         }
     }
 
-    /// A client's place, as soon as there is one. Idle clients leave to make room: of this thread, and where that does not
-    /// help, of each.
+    /// Waits until another client may connect. Sheds idle clients of this thread first, then of all threads.
     pub async fn admit(&self) -> ConnectionPermit {
         let mut has_asked = false;
         let shed = |count: usize| match std::mem::replace(&mut has_asked, true) {
@@ -250,24 +250,24 @@ impl Engine {
         };
         let permit = self.room.acquire(shed).await;
         if has_asked {
-            // Who was asked to leave and has not need not any more.
+            // Clients that have not left yet may stay.
             self.stops.iter().for_each(|stop| stop.shed_nobody());
         }
         permit
     }
 
-    /// A place for a client that cannot be kept waiting.
+    /// A permit beyond the limit, for a client that cannot wait.
     pub fn admit_over_limit(&self) -> ConnectionPermit {
         self.room.acquire_over_limit()
     }
 
-    /// To be awaited while a client lingers: returns when it has to leave to make room.
+    /// Resolves when a client in a lingering close is to be shed.
     pub async fn sheds_lingering(&self) {
         self.stop.lingering.sheds(&self.room).await;
         self.control.metrics.client_connections_shed.inc();
     }
 
-    /// A place for a handshake, as soon as there is one. Clients that are slow with theirs leave to make room.
+    /// Waits until another TLS handshake may begin. Sheds clients whose handshake is slow.
     pub async fn admit_handshake(&self) -> ConnectionPermit {
         let mut has_asked = false;
         let shed = |count: usize| {
@@ -283,12 +283,12 @@ impl Engine {
         permit
     }
 
-    /// A place for the handshake of a client that cannot be kept waiting.
+    /// A handshake permit beyond the limit, for a client that cannot wait.
     pub fn admit_handshake_over_limit(&self) -> ConnectionPermit {
         self.handshake_limit.acquire_over_limit()
     }
 
-    /// To be awaited while a handshake is slow: returns when the client has to leave to make room.
+    /// Resolves when a client whose handshake is slow is to be shed.
     pub async fn sheds_handshake(&self) {
         tokio::select! {
             () = self.stop.lingering.sheds(&self.room) => {}
@@ -297,7 +297,7 @@ impl Engine {
         self.control.metrics.client_connections_shed.inc();
     }
 
-    /// The right to what costs the processor in a handshake. Nobody closes the semaphore.
+    /// Permission for the CPU-bound part of a handshake. The semaphore is never closed, so this is never `None`.
     pub async fn handshake_turn(&self) -> Option<SemaphorePermit<'_>> {
         self.stop.handshake_turn.acquire().await.ok()
     }
@@ -306,26 +306,25 @@ impl Engine {
         &self.address
     }
 
-    /// How long a client may take to send what comes before its request.
+    /// How long a client may take to send what precedes its first request, such as a PROXY header.
     pub fn header_timeout(&self) -> Duration {
         self.listener().header_timeout
     }
 
-    /// Whether connections may outlive their present exchange.
+    /// Whether connections are kept alive after their current exchange.
     fn keeps_clients(&self) -> bool {
         self.stop.shutdown.phase() == Phase::Running && !self.is_closed()
     }
 
-    /// Whether each of these connections ends with what it carries: nobody listens any more where they came from, or they
-    /// are [revoked](Self::revoke).
+    /// Whether connections close after their current exchange, because the listener is closed or they are
+    /// [revoked](Self::revoke).
     fn is_closed(&self) -> bool {
         self.last_settings.get().is_some() || self.is_revoked()
     }
 
-    /// Whether no further request is served. Where it is asked after a snapshot was loaded, the answer holds for that one:
-    /// [`revoke`](Self::revoke) comes before the snapshot is stored. That store releases what was written before, and the
-    /// load of what it has stored acquires it, so that whoever has the new snapshot sees the connection revoked. Asked
-    /// before, the snapshot could come between.
+    /// Whether no further request is served. Ask this after loading the snapshot: [`revoke`](Self::revoke) is called
+    /// before the new snapshot is stored, and storing releases what loading acquires, so whoever has the new snapshot
+    /// sees the revocation. If asked before, the new snapshot could be stored in between.
     fn is_revoked(&self) -> bool {
         self.is_revoked.load(Ordering::Acquire)
     }
@@ -343,18 +342,18 @@ impl Stop {
         Self { shutdown, idle, lingering, handshakes, handshake_turn, exchanges, to_shed, sheddings }
     }
 
-    /// Has idle connections see that the stop has begun.
+    /// Wakes idle connections when the stop begins.
     pub fn begin(&self) {
         self.idle.notify_waiters();
     }
 
-    /// Has idle connections look whether something has changed.
+    /// Wakes idle connections so that they check for changes.
     fn call(&self) {
         self.sheddings.fetch_add(1, Ordering::AcqRel);
         self.idle.notify_waiters();
     }
 
-    /// To be held from a request's head to the end of its answer, by which a stop knows what it has to wait for.
+    /// Counts an exchange in flight until dropped. A graceful stop waits for it.
     pub fn in_exchange(&self) -> CountGuard<'_> {
         CountGuard::new(&self.exchanges)
     }
@@ -375,12 +374,12 @@ impl Stop {
         self.to_shed.store(0, Ordering::Release);
     }
 
-    /// Whether the idle connection that asks is one of those which have to leave.
+    /// Takes one of the sheddings that are due. True: the idle connection that asks has to close.
     fn sheds_one(&self) -> bool {
         take_one(&self.to_shed)
     }
 
-    /// From then on connections end with the exchange they carry, idle ones at once.
+    /// Whether the stop has begun. From then on idle connections close at once, busy ones after their current exchange.
     pub fn has_begun(&self) -> bool {
         self.shutdown.phase() == Phase::Stopping
     }

@@ -1,4 +1,4 @@
-//! One client's requests, one after the other: read, begun, tried on backends until one answers, and told of.
+//! Reads, routes, proxies and logs the requests of one client connection, one after the other.
 
 use std::borrow::Cow;
 use std::future::{Future, poll_fn};
@@ -58,28 +58,28 @@ use crate::value::table::Tables;
 use crate::value::variable::Variable;
 
 const HEAD_READ_BYTES: usize = 4096;
-/// What may go before a request line (RFC 9112 §2.2).
+/// Empty lines that are accepted before a request line (RFC 9112 §2.2).
 const BLANK_LINES: &[u8; BLANK_BYTES] = b"\r\n\r\n\r\n\r\n";
-/// How long a client has to be idle before it has to leave to make room for others.
+/// How long a client must have been idle before it may be shed.
 pub(super) const LEAST_IDLE: Duration = Duration::from_secs(1);
-/// How long a stream may linger once the process stops, as connections that carry nothing may.
+/// How long a stream's lingering close may last once the process stops.
 const LINGERING_AT_STOP: Duration = Duration::from_secs(1);
-/// How long a connection to a backend idles that serves one client alone, which may have left.
+/// Maximum idle time of a backend connection that serves one client only. That client may have left.
 const MAX_IDLE_FOR_ONE_CLIENT: Duration = Duration::from_secs(5);
 /// How long closing an idle connection may take under TLS.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What becomes of the client's connection.
+/// What is done with the client's connection after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ConnectionAction {
-    /// Waits for the next request.
+    /// Wait for the next request.
     Idle,
     Close,
-    /// Speaks HTTP/2 from its first byte on.
+    /// It speaks HTTP/2 from its first byte on.
     Http2,
-    /// Closed once the client has had the time to read its answer; it may still be sending.
+    /// Lingering close: the client may still be sending and has to be able to read its response.
     Linger,
-    /// Cut off: what was sent would look complete otherwise, or the client does not take it.
+    /// Reset: a truncated response would look complete otherwise, or the client does not read it.
     Abort,
 }
 
@@ -104,7 +104,7 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Int
         };
         // In a box of its own, so that an idle connection is small.
         let guard = ResetOnDrop(&mut client);
-        // The room first: then the future is made in it, and not moved there.
+        // Allocate first, then build the future in place, instead of moving it there.
         let room = Box::new_uninit();
         let requests = Box::write(room, requests(&engine, guard.0, &mut timer, &peer, &mut lent, &mut idle));
         let action = Box::into_pin(requests).await;
@@ -127,7 +127,7 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Int
             ConnectionAction::Linger => return Box::pin(linger(&engine, &mut client)).await,
             ConnectionAction::Abort => return client.abort(),
             ConnectionAction::Http2 => {
-                // Its streams will not know.
+                // Streams cannot ask for the local address.
                 let mut peer = peer;
                 peer.local = client.local_address();
                 let ClientStream::Io(io) = client else { return };
@@ -138,8 +138,8 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Int
     let _ = timeout(SHUTDOWN_TIMEOUT, client.shutdown()).await;
 }
 
-/// A connection that carries requests. Where that ends in their midst, by a panic or because the time to stop is over, the
-/// connection is reset: a client of HTTP/1.0 would take the regular end of the connection for the end of its response.
+/// Resets the connection when dropped during a request, by a panic or at the shutdown deadline. A regular close would
+/// tell an HTTP/1.0 client that its response is complete.
 struct ResetOnDrop<'a>(&'a mut ClientStream);
 
 impl Drop for ResetOnDrop<'_> {
@@ -156,7 +156,7 @@ pub(super) async fn serve_stream(engine: &Engine, mut client: ClientStream, peer
     let mut timer = Timer::default();
     let mut buffers = Buffers::take();
     buffers.from_client.reserve(HEAD_READ_BYTES);
-    // A stream has one request: what comes behind it, whatever it looks like, is never taken for another.
+    // A stream has one request. Whatever follows it is never read as another one.
     let action = match client.read_buf(&mut buffers.from_client).await {
         Ok(1..) => {
             serve_one(engine, &engine.listener(), &mut client, &mut timer, peer, &mut buffers, false).await.action
@@ -171,11 +171,11 @@ pub(super) async fn serve_stream(engine: &Engine, mut client: ClientStream, peer
     }
 }
 
-/// What calls an idle connection from outside: the signal to stop, and the lack of room.
+/// What wakes an idle connection: shutdown, or shedding.
 struct IdleWakeups<'p, 'e> {
-    /// Polled so that a call wakes this task; what was called stands in [`super::Stop`].
+    /// Polled so that this task is woken. The reason is in [`super::Stop`].
     notified: Pin<&'p mut Notified<'e>>,
-    /// Of those the connection knows.
+    /// The last shedding that this connection has seen.
     sheddings: usize,
 }
 
@@ -187,7 +187,7 @@ impl<'e> IdleWakeups<'_, 'e> {
         }
     }
 
-    /// Whether idle connections have been asked to leave since the last call.
+    /// Whether idle connections have been asked to close since the last call of this.
     fn ask_to_leave(&mut self, engine: &'e Engine, cx: &mut Context<'_>) -> bool {
         let asks = engine.stop.sheddings.load(Ordering::Acquire) != self.sheddings;
         if asks {
@@ -197,25 +197,27 @@ impl<'e> IdleWakeups<'_, 'e> {
     }
 }
 
-/// Since when a connection carries no request, and for how long it may.
+/// An idle connection: since when, and until when it may be.
 struct Idle {
     since: Instant,
     limit: Duration,
-    /// How many bytes of [`BLANK_LINES`] have come. They begin no request, but are part of the one that follows.
+    /// How many bytes of [`BLANK_LINES`] have come. They start no request of their own and are parsed with the next
+    /// one.
     blank_bytes: usize,
-    /// No request has come before.
+    /// The connection has not had a request yet.
     is_new: bool,
 }
 
-/// What an idle connection waits for.
+/// What ends the wait of an idle connection.
 enum IdleEvent {
     Request(Box<Buffers>),
     End,
-    /// Those that have been idle for long have to leave.
+    /// Connections that have been idle for long are to close.
     Shedding,
 }
 
-/// Waits for a request to begin, without holding a buffer: `buffers` is used, then given back. `None`: there will be none.
+/// Waits for the first bytes of a request without holding buffers: `buffers` serves the first read and is given back. `None`: the
+/// connection is to be closed.
 async fn first_bytes<'e>(
     engine: &'e Engine,
     client: &mut ClientStream,
@@ -247,7 +249,7 @@ async fn first_bytes<'e>(
             Ok(IdleEvent::Shedding) => {}
             Ok(IdleEvent::End) | Err(_) => return None,
         }
-        // A client that is about to send its next request is not idle.
+        // A client between two requests in quick succession is not idle.
         let is_idle = clock::now().saturating_duration_since(idle.since) >= LEAST_IDLE;
         if is_idle && engine.room.is_full() && engine.stop.sheds_one() {
             engine.control.metrics.client_connections_shed.inc();
@@ -256,7 +258,7 @@ async fn first_bytes<'e>(
     }
 }
 
-/// Serves requests one after the other until none has begun to come, as `idle` then tells, or the connection ends.
+/// Serves requests in turn until the connection is idle (`idle` is then updated) or ends.
 async fn requests(
     engine: &Engine,
     client: &mut ClientStream,
@@ -266,7 +268,7 @@ async fn requests(
     idle: &mut Idle,
 ) -> ConnectionAction {
     loop {
-        // What else is blank, the parser refuses.
+        // The parser rejects any other blank input.
         if BLANK_LINES.starts_with(&buffers.from_client) {
             idle.blank_bytes = buffers.from_client.len();
             buffers.from_client.clear();
@@ -281,7 +283,7 @@ async fn requests(
     }
 }
 
-/// Serves the request that has begun to come, and no other. `is_first`: of the connection.
+/// Serves the one request that has begun to arrive. `is_first`: it is the first on the connection.
 async fn serve_one(
     engine: &Engine,
     listener: &ListenerSettings,
@@ -326,18 +328,18 @@ async fn serve_one(
     }
 }
 
-/// Whether the client may speak HTTP/2 without having agreed on it.
+/// Whether HTTP/2 with prior knowledge is allowed (RFC 9113 §3.3).
 fn speaks_h2c(listener: &ListenerSettings, client: &ClientStream, peer: &Peer) -> bool {
     listener.h2c && !client.is_tls() && !peer.lacks_tls
 }
 
-/// How a request left the client's connection, and when.
+/// What is to be done with the client's connection after a request, and when the request ended.
 struct RequestEnd {
     action: ConnectionAction,
     at: Instant,
 }
 
-/// Reads the rest of a head; where it ends. `None`: the client left.
+/// Reads the rest of a head. Returns its length; `None` if the client left.
 async fn read_head(
     listener: &ListenerSettings,
     now: Instant,
@@ -368,7 +370,7 @@ async fn read_head(
     reading.await.unwrap_or(Err(Refusal::ClientTimeout))
 }
 
-/// A request that has become an exchange. However it ends, it is counted and logged when it is dropped.
+/// Drives an exchange to its end. The request is counted and logged on drop, however it ends.
 struct ExchangeDriver<'a, 'r> {
     request: &'a mut Request<'r>,
     exchange: Exchange,
@@ -402,7 +404,7 @@ impl Request<'_> {
                 }
                 ended
             }
-            // Clients know that a connection which was idle may be closed, and ask again (RFC 9112 §9.3.1).
+            // Clients expect that an idle connection may close, and retry (RFC 9112 §9.3.1).
             Err(_) if self.state.is_misdirected && !is_first && !self.is_stream => {
                 RequestEnd { action: ConnectionAction::Close, at: self.started }
             }
@@ -418,7 +420,7 @@ impl Request<'_> {
         }
     }
 
-    /// Answers a request that is no exchange. `has_read_all`: nothing of it is left to read.
+    /// Answers a request that does not become an exchange. `has_read_all`: no part of it is left to read.
     async fn refuse(
         &self,
         client: &mut ClientStream,
@@ -436,7 +438,7 @@ impl Request<'_> {
         RequestEnd { action: action(answer.transfer.ending()), at: clock::now() }
     }
 
-    /// Writes what tells of a refusal; its status.
+    /// Writes the response for a refusal. Returns its status.
     fn write_refusal(
         &self,
         transfer: &mut Transfer<'_>,
@@ -449,7 +451,7 @@ impl Request<'_> {
         status
     }
 
-    /// What tells of a refusal, and its status.
+    /// The response for a refusal, and its status.
     pub(super) fn refusal(&self, buffers: &Buffers, refusal: Refusal, exchange: Option<&Exchange>) -> (Reply, u16) {
         let form = RefusalFormat::asked(buffers.request.fields().named(&buffers.from_client, b"accept"));
         let page = exchange.is_none().then(|| self.page_without_route(buffers, refusal)).flatten();
@@ -466,16 +468,16 @@ impl Request<'_> {
         });
     }
 
-    /// Whether what comes behind the request is the next one for certain. Who asks for a WebSocket may send what is for that
-    /// without having waited for it, and that may look like a request (RFC 9931).
+    /// Whether the bytes after this request are certainly the next request. A client that asks for a WebSocket may send
+    /// WebSocket data before the response, which may look like a request (RFC 9931).
     fn may_be_followed(&self, buffers: &Buffers) -> bool {
         self.is_stream || !buffers.request.offers_websocket()
     }
 
-    /// The default site's error page for a request that has come to no route.
+    /// The default site's error page for a request without a route.
     fn page_without_route(&self, buffers: &Buffers, refusal: Refusal) -> Option<(Reply, u16)> {
         let snapshot = self.engine.control.snapshot();
-        // Who is shut out sees nothing of what is in force now.
+        // A revoked connection must not see the current configuration.
         if self.engine.is_revoked() {
             return None;
         }
@@ -496,7 +498,7 @@ impl Request<'_> {
     }
 }
 
-/// The answer to a request that is no exchange. However it ends, the request is counted and logged when it is dropped.
+/// Sends the answer to a request that is not an exchange. The request is counted and logged on drop, however it ends.
 struct RefusalDriver<'a> {
     request: &'a Request<'a>,
     transfer: Transfer<'a>,
@@ -513,8 +515,8 @@ impl Drop for RefusalDriver<'_> {
 }
 
 impl ExchangeDriver<'_, '_> {
-    /// Does what the exchange says, step by step, to its end. What becomes of the client's connection, and where the next
-    /// request begins in what came on it.
+    /// Carries out the exchange's steps until it ends. Returns what to do with the client's connection, and the offset
+    /// of the next request in what was received.
     async fn drive(&mut self, mut event: Event, timer: &mut Timer) -> (RequestEnd, usize) {
         loop {
             let at = Moment { now: self.now, client_waited: self.transfer.body.pace.waited() };
@@ -563,7 +565,7 @@ impl ExchangeDriver<'_, '_> {
         }
     }
 
-    /// What happened, as the exchange is told of it.
+    /// Translates what happened in the transfer to an event for the exchange.
     fn learn(&mut self, happened: TransferEvent) -> Event {
         match happened {
             TransferEvent::Held => {
@@ -578,14 +580,14 @@ impl ExchangeDriver<'_, '_> {
                 let answer = Answer { status: response.status(), has_body: self.transfer.body.is_at_hand() };
                 let is_asked = asks_for_websocket(self.transfer.buffers, &self.exchange);
                 match websocket::answers(response, is_asked) {
-                    // Over HTTP/2 it would tell the client that it has its WebSocket (RFC 8441 §5).
+                    // Over HTTP/2 a 2xx would tell the client that the WebSocket is open (RFC 8441 §5).
                     Ok(false) if is_asked && self.request.is_stream && matches!(answer.status, 200..=299) => {
                         self.failed(Failure::NoWebSocket)
                     }
                     Ok(false) => Event::Head(answer),
-                    // The tunnel would outlive what the client may.
+                    // A tunnel would outlive the client's permission to connect.
                     Ok(true) if self.request.engine.is_revoked() => self.failed(Failure::ConnectionRevoked),
-                    // Bytes that are still owed would have no place in the tunnel.
+                    // Request bytes that are not sent yet cannot be sent in the tunnel.
                     Ok(true) if self.transfer.has_sent_request() => Event::Head(answer),
                     _ => self.failed(Failure::UnaskedUpgrade),
                 }
@@ -629,7 +631,7 @@ impl ExchangeDriver<'_, '_> {
                 let address = endpoint.address().ok_or(Failure::Unresolved)?;
                 let dial =
                     Dial { backend: &endpoint.backend.address, address, transport: &plan.transport, header: &header };
-                // Large, and rare beside requests on kept connections.
+                // The future is large and rarely needed: most requests reuse a connection.
                 let connecting = Box::pin(Upstream::connect(server, &dial, &self.request.engine.backend_limit));
                 let limit = limits.as_ref().map_or(plan.settings.connect_timeout, |own| own.connect_timeout);
                 let limit = (limit, Failure::ConnectTimeout);
@@ -647,7 +649,7 @@ impl ExchangeDriver<'_, '_> {
         Ok(self.transfer.open(upstream, plan, limits, self.request.state.omits_body)?)
     }
 
-    /// What a connection to a backend begins with that tells for which client it speaks; mostly nothing.
+    /// The PROXY header for a connection to a backend; empty unless the pool asks for one.
     fn proxy_header(&self, plan: &Plan) -> Vec<u8> {
         match plan.transport.config.proxy_protocol {
             ProxyProtocol::Off => Vec::new(),
@@ -655,14 +657,14 @@ impl ExchangeDriver<'_, '_> {
         }
     }
 
-    /// The client is who trusted proxies say it is; of a client behind them no port is known.
+    /// The client as named by trusted proxies. A client behind them has no known port.
     #[cold]
     fn header_for_client(&self, version: ProxyProtocol) -> Vec<u8> {
         let Peer { address, port, local, .. } = *self.request.peer;
         let client = self.request.forwarded.client.or(address).map(|from| {
             let from = SocketAddr::new(from, if Some(from) == address { port } else { 0 });
             let to = self.transfer.client.local_address().or(local).or(self.request.engine.address.ip());
-            // A client whom a proxy tells of, which comes by a Unix socket.
+            // The client was named by a proxy that connected through a Unix socket.
             let nowhere = match from {
                 SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
                 SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
@@ -672,7 +674,7 @@ impl ExchangeDriver<'_, '_> {
         proxy::header(version, client)
     }
 
-    /// Sends the answer whose head has come.
+    /// Sends the backend's response, whose head has arrived.
     fn pass(&mut self) -> Result<(), Failure> {
         let (request, exchange) = (&*self.request, &self.exchange);
         if self.transfer.response().status() == 101 {
@@ -688,7 +690,7 @@ impl ExchangeDriver<'_, '_> {
         })
     }
 
-    /// Sends an answer that the operator wrote.
+    /// Sends a response from the configuration.
     #[cold]
     fn reply(&mut self, own: ConfiguredReply, status: u16) {
         let (buffers, exchange) = (&*self.transfer.buffers, &self.exchange);
@@ -717,7 +719,8 @@ impl ExchangeDriver<'_, '_> {
         }
     }
 
-    /// Goes on along another route, in place of the answer that there is, or would be; how the exchange begins there.
+    /// Continues on another route instead of sending the current answer. Returns the event that begins the exchange
+    /// there.
     #[cold]
     fn turn(&mut self, internal: InternalRedirect) -> Event {
         let is_at_hand = self.transfer.body.is_at_hand();
@@ -725,7 +728,7 @@ impl ExchangeDriver<'_, '_> {
             let facts = RequestFacts::of(self.request, self.transfer.buffers, &self.exchange);
             self.request.state.status_fields = of_status(self.transfer.buffers, &self.exchange, &facts);
         }
-        // The answer that was there goes nowhere, and neither does its backend's connection.
+        // The current answer is discarded, and so is its backend connection.
         self.transfer.give_up();
         let event = request::turn(self.request, self.transfer.buffers, &mut self.exchange, internal, is_at_hand);
         self.transfer.limit(self.request.limits, self.exchange.retry_body_bytes());
@@ -741,7 +744,7 @@ impl ExchangeDriver<'_, '_> {
         Event::Failed { failed, has_body }
     }
 
-    /// Lets the backend's connection go.
+    /// Returns the backend connection to the idle ones, if it can be reused.
     fn release(&mut self) {
         if let (Disposition::Idle(connection), Some(endpoint), Some(plan)) =
             (self.transfer.release(), self.exchange.endpoint(), self.exchange.plan())
@@ -773,12 +776,12 @@ fn action(ending: ClientConnectionState) -> ConnectionAction {
     }
 }
 
-/// Whether the request asks to become a WebSocket. A page in place of its answer is none.
+/// Whether the request asks for a WebSocket and gets the route's own answer, not an error page.
 fn asks_for_websocket(buffers: &Buffers, exchange: &Exchange) -> bool {
     request::asks_for_websocket(buffers) && !exchange.is_page()
 }
 
-/// What of the answer that an error page takes the place of belongs to its status: a backend's, or one of our own.
+/// The fields of the replaced answer that belong to its status, whether it came from a backend or from us.
 fn of_status(buffers: &Buffers, exchange: &Exchange, facts: &RequestFacts<'_>) -> StatusFields {
     let outcome = exchange.outcome();
     match (outcome.refusal, outcome.backend_status) {
@@ -798,7 +801,7 @@ fn of_status(buffers: &Buffers, exchange: &Exchange, facts: &RequestFacts<'_>) -
     }
 }
 
-/// What holds for a request that has come to no route: the rules of the default site, and the facts as it has them.
+/// The rules and facts for a request without a route: those of the default site.
 fn without_route<'a>(
     of: &'a Request<'a>,
     buffers: &'a Buffers,
@@ -823,8 +826,8 @@ fn without_route<'a>(
     Some((site.rules(RouteId::FALLBACK), facts))
 }
 
-/// Writes the head for the client; how the content goes to it, and whether its connection stays. `is_backends`: it came
-/// from a backend.
+/// Writes the response head for the client. Returns how the content is sent, and whether the connection is kept alive.
+/// `is_backends`: the response came from a backend.
 pub(super) fn write_head(
     of: &Request<'_>,
     buffers: &mut Buffers,
@@ -872,7 +875,7 @@ pub(super) fn write_head(
     (body, keeps)
 }
 
-/// How an error page goes out that came without content, as a 204 does, where its new status would have some.
+/// The framing of an error page without content, such as a 204, when its new status requires some.
 #[cold]
 fn framing_of_page(buffers: &Buffers, exchange: &Exchange) -> Option<Framing> {
     let status = exchange.outcome().status;
@@ -890,7 +893,8 @@ fn note_fields_without_route(of: &Request<'_>, head: &[u8], buffers: &mut Buffer
     }
 }
 
-/// Keeps the fields of the answer that logs ask for, since its head is gone when they do. `head` is what the client is sent.
+/// Keeps the response fields that the logs need: the head is gone when they are written. `head` is as sent to the
+/// client.
 #[cold]
 fn note_fields(logs: &[AccessLogRule], tables: &Tables, is_backends: bool, head: &[u8], buffers: &mut Buffers) {
     let Buffers { response, from_backend, noted, .. } = buffers;
@@ -915,7 +919,7 @@ fn note_fields(logs: &[AccessLogRule], tables: &Tables, is_backends: bool, head:
     }
 }
 
-/// The fields of a head that was written.
+/// The fields of a serialized head.
 fn lines(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     head.split(|&byte| byte == b'\n').skip(1).filter_map(|line| {
         let colon = line.iter().position(|&byte| byte == b':')?;
@@ -923,7 +927,7 @@ fn lines(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
-/// Writes the head as the rules of the route have it, or those of the default site where there is no route.
+/// Writes the head with the changes of the route's rules, or of the default site's without a route.
 #[inline(never)]
 fn write_changed_head(
     of: &Request<'_>,
@@ -956,7 +960,7 @@ fn write_changed_head(
         _ => return rewrite::response(response, from_backend, &plan, out),
     };
     let facts = RequestFacts { response: Some((response, from_backend)), ..facts };
-    // The sticky cookie is no cookie of the backend's.
+    // Cookie rules apply to the backend's cookies, not to the sticky cookie.
     let (cookies, id) =
         plan.changes.split_at(plan.changes.partition_point(|change| matches!(change.edit, Edit::Add(_))));
     let (changes, lines) = Changes::made(id, plan.lines, |changes| {
@@ -985,11 +989,12 @@ fn write_changed_head(
     });
 }
 
-/// Closes our side, then reads and drops what the client still sends (RFC 9112 §9.6; nginx's `lingering_close`). Closing
-/// at once would reset the connection, and a client that sends everything before it reads would never see its answer.
+/// Lingering close (RFC 9112 §9.6; nginx's `lingering_close`): closes our side, then reads and discards what the client
+/// still sends. Closing at once would reset the connection, and a client that sends everything before it reads would
+/// never see its response.
 async fn linger(engine: &Engine, client: &mut ClientStream) {
     let listener = engine.listener();
-    // A stream holds no place of its own.
+    // A stream has no connection permit of its own.
     let is_stream = client.is_stream();
     let lingering = async {
         let mut is_shut_down = false;
@@ -1009,7 +1014,8 @@ async fn linger(engine: &Engine, client: &mut ClientStream) {
         biased;
         _ = timeout(listener.lingering_time, lingering) => {}
         () = engine.sheds_lingering(), if !is_stream => {}
-        // Connections are not waited for while they linger, but one of HTTP/2 is for its streams.
+        // The shutdown does not wait for connections in a lingering close, but an HTTP/2 connection waits for its
+        // streams.
         () = stop, if is_stream => {}
     }
 }
@@ -1025,7 +1031,7 @@ fn write_record(
     now: Instant,
 ) {
     let Buffers { request, from_client, text, .. } = &*transfer.buffers;
-    // Nearly all is ASCII, which is found out faster so.
+    // Nearly all values are ASCII: check for valid UTF-8 first.
     let readable = |bytes| str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed);
     let field = |name| request.fields().value(from_client, name).map(readable);
     let path = readable(request.path(from_client));
@@ -1054,7 +1060,7 @@ fn write_record(
     };
     let ended = Some((outcome, transfer.sent));
     let Some(exchange) = exchange else {
-        // As the default site says, if there is one.
+        // By the rules of the default site, if there is one.
         let snapshot = of.engine.control.snapshot();
         let held = without_route(of, transfer.buffers, &snapshot);
         return match held.and_then(|(rules, facts)| Some((rules.access_log.as_deref()?, facts))) {

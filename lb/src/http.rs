@@ -107,7 +107,7 @@ pub struct Engine {
     stop: Arc<Stop>,
     /// One of each thread, this one included.
     stops: Arc<[Arc<Stop>]>,
-    room: Arc<ConnectionLimit>,
+    client_limit: Arc<ConnectionLimit>,
     backend_limit: Arc<ConnectionLimit>,
     handshake_limit: Arc<ConnectionLimit>,
 }
@@ -191,7 +191,7 @@ impl Engine {
             max_idle: Arc::clone(&shared.max_idle),
             stop: Arc::clone(&stops[thread]),
             stops: Arc::clone(stops),
-            room: Arc::clone(&shared.client_limit),
+            client_limit: Arc::clone(&shared.client_limit),
             backend_limit: Arc::clone(&shared.backend_limit),
             handshake_limit: Arc::clone(&shared.handshake_limit),
         }
@@ -248,7 +248,7 @@ impl Engine {
             false => self.stop.shed(count),
             true => self.stops.iter().for_each(|stop| stop.shed(count.div_ceil(self.stops.len()))),
         };
-        let permit = self.room.acquire(shed).await;
+        let permit = self.client_limit.acquire(shed).await;
         if has_asked {
             // Clients that have not left yet may stay.
             self.stops.iter().for_each(|stop| stop.shed_nobody());
@@ -258,12 +258,12 @@ impl Engine {
 
     /// A permit beyond the limit, for a client that cannot wait.
     pub fn admit_over_limit(&self) -> ConnectionPermit {
-        self.room.acquire_over_limit()
+        self.client_limit.acquire_over_limit()
     }
 
     /// Resolves when a client in a lingering close is to be shed.
     pub async fn sheds_lingering(&self) {
-        self.stop.lingering.sheds(&self.room).await;
+        self.stop.lingering.sheds(&self.client_limit).await;
         self.control.metrics.client_connections_shed.inc();
     }
 
@@ -291,7 +291,7 @@ impl Engine {
     /// Resolves when a client whose handshake is slow is to be shed.
     pub async fn sheds_handshake(&self) {
         tokio::select! {
-            () = self.stop.lingering.sheds(&self.room) => {}
+            () = self.stop.lingering.sheds(&self.client_limit) => {}
             () = self.stop.handshakes.sheds(&self.handshake_limit) => {}
         }
         self.control.metrics.client_connections_shed.inc();

@@ -48,7 +48,7 @@ const HEADROOM_BYTES: usize = 128;
 
 #[derive(Default)]
 struct Spare {
-    #[expect(clippy::vec_box, reason = "a work moves between here and its borrower, and is large")]
+    #[expect(clippy::vec_box, reason = "a value moves between here and its borrower, and is large")]
     idle: Vec<Box<Buffers>>,
     /// What all of them hold.
     bytes: usize,
@@ -67,9 +67,9 @@ pub fn clear() {
 impl Buffers {
     pub fn take() -> Box<Self> {
         let spare = SPARE.with_borrow_mut(|spare| {
-            let work = spare.idle.pop()?;
-            spare.bytes -= work.bytes();
-            Some(work)
+            let buffers = spare.idle.pop()?;
+            spare.bytes -= buffers.bytes();
+            Some(buffers)
         });
         spare.unwrap_or_default()
     }
@@ -203,37 +203,39 @@ mod tests {
 
     #[test]
     fn a_reply_that_is_no_response_is_replaced_by_one_with_framing() {
-        let mut work = Buffers::take();
+        let mut buffers = Buffers::take();
         let mut reply = Reply::new(301);
         reply.field(b"Location", &vec![b'a'; 3 * 1024 * 1024]);
         assert!(!reply.is_sendable());
-        assert!(work.take_reply(reply).is_empty());
-        assert_eq!((work.response.status(), work.response.framing()), (500, Framing::Length(0)));
+        assert!(buffers.take_reply(reply).is_empty());
+        assert_eq!((buffers.response.status(), buffers.response.framing()), (500, Framing::Length(0)));
         let mut reply = Reply::new(301);
         reply.field(b"Location", &vec![b'a'; 1024 * 1024 - 12]);
         assert!(reply.is_sendable());
-        work.take_reply(reply);
-        assert_eq!(work.response.status(), 301);
+        buffers.take_reply(reply);
+        assert_eq!(buffers.response.status(), 301);
     }
 
     #[test]
     fn what_was_noted_of_an_answer_is_not_kept() {
-        let mut work = Buffers::take();
-        work.noted.push((Variable::Host, vec![0; MAX_SPARE_CAPACITY]));
-        work.text.reserve(2 * MAX_SPARE_CAPACITY);
-        work.give_back();
-        let work = Buffers::take();
-        assert!(work.noted.is_empty() && work.noted.capacity() == 0 && work.text.capacity() <= MAX_SPARE_CAPACITY);
+        let mut buffers = Buffers::take();
+        buffers.noted.push((Variable::Host, vec![0; MAX_SPARE_CAPACITY]));
+        buffers.text.reserve(2 * MAX_SPARE_CAPACITY);
+        buffers.give_back();
+        let buffers = Buffers::take();
+        assert!(
+            buffers.noted.is_empty() && buffers.noted.capacity() == 0 && buffers.text.capacity() <= MAX_SPARE_CAPACITY
+        );
     }
 
     #[test]
     fn what_is_spare_is_bounded_in_bytes() {
         let idle: Vec<_> = (0..MAX_SPARE)
             .map(|_| {
-                let mut work = Buffers::take();
-                work.from_client.reserve(MAX_SPARE_CAPACITY);
-                work.to_client.reserve(2 * MAX_SPARE_CAPACITY);
-                work
+                let mut buffers = Buffers::take();
+                buffers.from_client.reserve(MAX_SPARE_CAPACITY);
+                buffers.to_client.reserve(2 * MAX_SPARE_CAPACITY);
+                buffers
             })
             .collect();
         idle.into_iter().for_each(Buffers::give_back);

@@ -61,7 +61,7 @@ const HEAD_READ_BYTES: usize = 4096;
 /// Empty lines that are accepted before a request line (RFC 9112 §2.2).
 const BLANK_LINES: &[u8; BLANK_BYTES] = b"\r\n\r\n\r\n\r\n";
 /// How long a client must have been idle before it may be shed.
-pub(super) const LEAST_IDLE: Duration = Duration::from_secs(1);
+pub(super) const MIN_IDLE: Duration = Duration::from_secs(1);
 /// How long a stream's lingering close may last once the process stops.
 const LINGERING_AT_STOP: Duration = Duration::from_secs(1);
 /// Maximum idle time of a backend connection that serves one client only. That client may have left.
@@ -250,8 +250,8 @@ async fn first_bytes<'e>(
             Ok(IdleEvent::End) | Err(_) => return None,
         }
         // A client between two requests in quick succession is not idle.
-        let is_idle = clock::now().saturating_duration_since(idle.since) >= LEAST_IDLE;
-        if is_idle && engine.room.is_full() && engine.stop.sheds_one() {
+        let is_idle = clock::now().saturating_duration_since(idle.since) >= MIN_IDLE;
+        if is_idle && engine.client_limit.is_full() && engine.stop.sheds_one() {
             engine.control.metrics.client_connections_shed.inc();
             return None;
         }

@@ -27,12 +27,12 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::sync::futures::Notified;
 use tokio_util::io::poll_read_buf;
 
-use super::client::{LEAST_IDLE, serve_stream};
+use super::client::{MIN_IDLE, serve_stream};
 use super::io::Io;
 use super::pace::{Pace, Total};
 use super::stream::ClientStream;
 use super::timer::Timer;
-use super::{Counted, Engine};
+use super::{CountGuard, Engine};
 use crate::clock::{self, timeout};
 use crate::exchange::headers::Peer;
 use connection::{Connection, Unfinished};
@@ -145,7 +145,7 @@ struct Driver<'a> {
     /// The client has been asked to leave.
     is_leaving: bool,
     /// A stop waits for what is still to be sent, too.
-    exchange: Option<Counted<'a>>,
+    exchange: Option<CountGuard<'a>>,
 }
 
 impl<'a> Driver<'a> {
@@ -323,8 +323,8 @@ impl<'a> Driver<'a> {
     /// Whether the place of an idle connection is wanted.
     fn is_shed(&self) -> bool {
         let engine = self.engine;
-        let is_shed = engine.room.is_full()
-            && clock::now().saturating_duration_since(self.phase_since) >= LEAST_IDLE
+        let is_shed = engine.client_limit.is_full()
+            && clock::now().saturating_duration_since(self.phase_since) >= MIN_IDLE
             && engine.stop.sheds_one();
         if is_shed {
             engine.control.metrics.client_connections_shed.inc();

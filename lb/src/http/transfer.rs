@@ -512,7 +512,9 @@ impl<'a> Transfer<'a> {
     pub fn ending(&self) -> ClientConnectionState {
         match (&self.download, &self.upload) {
             // As a connection's reset is told on a stream (RFC 8441 §5).
-            (Download::Tunnel(tunnel), _) if tunnel.has_backend_broken() && self.client.is_stream() => ClientConnectionState::CutOff,
+            (Download::Tunnel(tunnel), _) if tunnel.has_backend_broken() && self.client.is_stream() => {
+                ClientConnectionState::CutOff
+            }
             (Download::Tunnel(tunnel), _) if tunnel.has_client_ended() => ClientConnectionState::Complete,
             // Closing at once would reset the connection if the client sends on, and take the end of what it was sent.
             (Download::Tunnel(_), _) => ClientConnectionState::Unread,

@@ -75,7 +75,7 @@ impl Tunnel {
             up => up,
         };
         let down = self.down.poll(cx, backend, client);
-        self.has_backend_broken |= matches!(down, Poll::Ready(Err(Broken::Reader)));
+        self.has_backend_broken |= matches!(down, Poll::Ready(Err(FailedSide::Reader)));
         match (up, down) {
             // A backend that has closed is done with its client, and would not notice what comes from it.
             (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_) | Ok(State::Ended))) => Poll::Ready(TunnelProgress::Over),

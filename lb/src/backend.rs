@@ -1,6 +1,6 @@
-//! One line of a pool as the operator wrote it, and the endpoints that it leads to: the one address that it is, or those
-//! that its name resolves to. A backend is shared by every snapshot that names it and outlives them, so that no change
-//! of configuration forgets what is known. What is true of a server belongs to its endpoint.
+//! A backend is one entry of a pool in the configuration. It has one endpoint for its address, or one for each address
+//! of its name. Snapshots share backends, so that a change of the configuration does not lose their state. The state of
+//! a server belongs to its endpoint.
 
 pub mod endpoint;
 pub mod queue;
@@ -23,7 +23,7 @@ pub use endpoint::{Endpoint, HealthChange, Incarnation, Lease, ProbeReport, Shar
 use queue::Queue;
 use repeats::RepeatedFailures;
 
-/// The operator's wish, the probes' finding and the traffic's in one word.
+/// The combined status from the configured state, probes and ejection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
@@ -42,24 +42,24 @@ pub struct Backend {
     vitals: Mutex<SelectionState>,
 }
 
-/// What a backend is to its endpoints and to exchanges: how it is written, what is counted and logged of it.
+/// The part of a backend that its endpoints and exchanges share: address, metrics, log throttling, connection limit.
 #[derive(Debug)]
 pub struct Identity {
     pub address: BackendAddress,
-    /// Whether its addresses have to be asked for.
+    /// Whether its addresses have to be resolved.
     is_name: bool,
     pub metrics: BackendMetrics,
-    /// Failures that are counted instead of logged.
+    /// Throttles the log of repeated failures.
     pub repeats: RepeatedFailures,
-    /// Counts changes of health, ejections and endpoints, by which a pool sees that its list of candidates is out of date.
+    /// Counts changes of health, ejections and endpoints. By it the pool notices that its view is outdated.
     changes: AtomicU64,
-    /// Whose turn it is among several endpoints.
+    /// Round robin position among several endpoints.
     turn: AtomicUsize,
-    /// Connections that may be in use at once, on all endpoints together; 0: any number.
+    /// Limit of connections in use, on all endpoints together; 0: no limit.
     max_connections: AtomicU32,
-    /// Those that are, also while there is no such number: one that comes counts them.
+    /// Connections in use. Counted also without a limit, because one may be set later.
     in_use: AtomicU32,
-    /// Where exchanges wait for room, in the pool of this backend.
+    /// The queue of its pool.
     queue: Arc<Queue>,
 }
 
@@ -67,21 +67,21 @@ pub struct Identity {
 #[derive(Debug)]
 struct SelectionState {
     is_probed: bool,
-    /// It is no part of its pool any more.
+    /// It has left its pool.
     has_left: bool,
-    /// Never empty: a name that has not been resolved has one endpoint without an address.
+    /// Never empty: an unresolved name has one endpoint without an address.
     endpoints: Endpoints,
-    /// Those which the name does not lead to any more, as long as anybody uses them.
+    /// Endpoints whose address the name no longer has, while they are still in use.
     left: Vec<Weak<Endpoint>>,
     resolution: Option<Resolution>,
     draining_since: Option<Instant>,
-    /// A deadline has ended the grace of its sticky clients; only while it drains.
+    /// A deadline has ended the sticky grace. Only while it drains.
     is_grace_ended: bool,
-    /// When what is still open on it then is killed; only while it is not active.
+    /// When its remaining exchanges are killed. Only while it is not active.
     deadline: Option<Instant>,
 }
 
-/// Some endpoints of one backend, in the order of their addresses. Most backends have one, which costs no list.
+/// Endpoints of one backend, in the order of their addresses. Most backends have one, which needs no allocation.
 #[derive(Debug, Clone, Default)]
 pub enum Endpoints {
     #[default]
@@ -90,18 +90,18 @@ pub enum Endpoints {
     Several(Box<[Arc<Endpoint>]>),
 }
 
-/// What an answer of the resolver changed.
+/// The endpoints that a new resolution has added and removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AddressChanges {
     pub joined: Vec<SocketAddr>,
     pub left: Vec<SocketAddr>,
 }
 
-/// How a question for the addresses of a name ended.
+/// The result of resolving a name.
 #[derive(Debug, Clone)]
 pub struct Resolution {
     pub at: Instant,
-    /// Why there is no answer; the addresses are those of the last one then.
+    /// The error, if there is one. The addresses are then those of the last success.
     pub error: Option<String>,
 }
 
@@ -113,30 +113,30 @@ impl Identity {
         Self { address, is_name, metrics, repeats, changes, turn, max_connections, in_use, queue }
     }
 
-    /// Has at most so many connections in use from now on; `None`: any number. Those in use beyond it stay.
+    /// Sets the limit of connections in use; `None`: no limit. Connections beyond it stay.
     pub fn set_max_connections(&self, most: Option<NonZero<u32>>) {
-        // In one order with the counts below: who finds no room while this is set is called when one is given back.
+        // Sequentially consistent with the counter: whoever finds no capacity is woken when a connection is given back.
         self.max_connections.store(most.map_or(0, NonZero::get), Ordering::SeqCst);
     }
 
-    /// `None`: any number.
+    /// `None` if there is no limit.
     pub fn max_connections(&self) -> Option<NonZero<u32>> {
         NonZero::new(self.max_connections.load(Ordering::Relaxed))
     }
 
-    /// Those that count among [`Self::max_connections`].
+    /// Connections that count against [`Self::max_connections`].
     #[cfg(test)]
     pub fn connections_in_use(&self) -> u32 {
         self.in_use.load(Ordering::Relaxed)
     }
 
-    /// Whether no other connection may be in use now.
+    /// Whether the limit is reached.
     pub fn is_full(&self) -> bool {
         let most = self.max_connections.load(Ordering::Relaxed);
         most != 0 && self.in_use.load(Ordering::Relaxed) >= most
     }
 
-    /// Counts one more in use, if it may be.
+    /// Counts one more connection, unless the limit is reached.
     fn use_one_if_allowed(&self) -> bool {
         let most = match self.max_connections.load(Ordering::SeqCst) {
             0 => u32::MAX,
@@ -157,7 +157,7 @@ impl Identity {
         }
     }
 
-    /// How often health, ejections or endpoints have changed.
+    /// The counter of changes of health, ejections and endpoints.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
@@ -176,8 +176,7 @@ impl Deref for Backend {
 }
 
 impl Backend {
-    /// A backend nothing is known about, of the pool in which exchanges wait in `queue`. Without probes (`probed` false) its
-    /// endpoints count as healthy.
+    /// A new backend, in the pool with this `queue`. Without probes (`probed` is false) its endpoints count as healthy.
     pub fn new(address: BackendAddress, probed: bool, metrics: BackendMetrics, queue: Arc<Queue>) -> Self {
         let socket_address = address.socket_address();
         let identity = Arc::new(Identity::new(address, metrics, queue));
@@ -197,18 +196,18 @@ impl Backend {
         }
     }
 
-    /// What its endpoints know it by.
+    /// The part that its endpoints share.
     pub fn identity(&self) -> &Arc<Identity> {
         &self.identity
     }
 
-    /// All that it leads to now: at least one.
+    /// Its current endpoints: at least one.
     pub fn endpoints(&self) -> Endpoints {
         self.vitals().endpoints.clone()
     }
 
-    /// Takes in the addresses that its name leads to. An endpoint whose address is among them stays as it is; the others
-    /// finish what is in flight. A name that leads nowhere has one endpoint without an address, which takes no traffic.
+    /// Sets the addresses of its name. Endpoints whose address remains are unchanged; the others finish their
+    /// exchanges. A name without addresses has one endpoint without an address, which takes no traffic.
     pub fn resolved(&self, addresses: &[SocketAddr], now: Instant) -> AddressChanges {
         let mut wanted: Vec<Option<SocketAddr>> = addresses.iter().copied().map(Some).collect();
         wanted.sort_unstable();
@@ -240,14 +239,14 @@ impl Backend {
         AddressChanges { joined: joined.into_iter().flatten().collect(), left }
     }
 
-    /// Has its endpoints share its exchanges so.
+    /// Sets the shares of its endpoints.
     pub fn share_out(&self, shares: &BTreeMap<SocketAddr, Share>) {
         for endpoint in self.endpoints().as_slice() {
             endpoint.ip().and_then(|ip| shares.get(&ip)).into_iter().for_each(|share| endpoint.set_share(*share));
         }
     }
 
-    /// Its name was asked for and leads nowhere, as far as is known. Endpoints that it has had stay.
+    /// Notes that its name did not resolve. Existing endpoints stay.
     pub fn is_unresolved(&self) {
         let endpoints = self.endpoints();
         endpoints.as_slice().iter().filter(|endpoint| endpoint.address().is_none()).for_each(|endpoint| {
@@ -255,22 +254,22 @@ impl Backend {
         });
     }
 
-    /// Notes how the last question for its name ended.
+    /// Sets the result of the last resolution.
     pub fn asked(&self, resolution: Resolution) {
         self.vitals().resolution = Some(resolution);
     }
 
-    /// How the last question for its name ended; `None` for an address, and before the first.
+    /// The result of the last resolution; `None` for an address, and before the first.
     pub fn resolution(&self) -> Option<Resolution> {
         self.vitals().resolution.clone()
     }
 
-    /// As [`Endpoint::forget`], of all of them.
+    /// [`Endpoint::forget`] for all endpoints.
     pub fn forget(&self, now: Instant) {
         self.endpoints().as_slice().iter().for_each(|endpoint| endpoint.forget(now));
     }
 
-    /// The backend has left its pool for good: an address that is added again is another backend.
+    /// Marks the backend as removed from its pool. An address that is added again is a new backend.
     pub fn leave(&self, now: Instant) {
         let mut vitals = self.vitals();
         vitals.has_left = true;
@@ -279,45 +278,45 @@ impl Backend {
         endpoints.as_slice().iter().for_each(|endpoint| endpoint.leave(now));
     }
 
-    /// As [`Endpoint::kill`], of all endpoints that anything is in flight on.
+    /// [`Endpoint::kill`] for all endpoints with exchanges in flight.
     pub fn kill(&self) {
         self.each(Endpoint::kill);
     }
 
-    /// Exchanges in flight on all endpoints, also on those which the name does not lead to any more.
+    /// Exchanges in flight on all endpoints, including former ones.
     pub fn in_flight(&self) -> u32 {
         let mut count = 0;
         self.each(|endpoint| count += endpoint.in_flight());
         count
     }
 
-    /// Does something with every endpoint, also with those that have left and are still used.
+    /// Calls a function with every endpoint, including former ones that are still in use.
     fn each(&self, mut does: impl FnMut(&Endpoint)) {
         let vitals = self.vitals();
         vitals.endpoints.as_slice().iter().for_each(|endpoint| does(endpoint));
         vitals.left.iter().filter_map(Weak::upgrade).for_each(|endpoint| does(&endpoint));
     }
 
-    /// That of the endpoint which is best off.
+    /// The best health among its endpoints.
     pub fn health(&self) -> Health {
         let endpoints = self.endpoints();
         let has = |health| endpoints.as_slice().iter().any(|endpoint| endpoint.health() == health);
         [Health::Healthy, Health::Unknown].into_iter().find(|&health| has(health)).unwrap_or(Health::Unhealthy)
     }
 
-    /// Whether nothing is known yet of an endpoint.
+    /// Whether an endpoint has not been probed yet.
     pub fn is_unknown(&self) -> bool {
         self.endpoints().as_slice().iter().any(|endpoint| endpoint.health() == Health::Unknown)
     }
 
-    /// The configuration began or ceased to probe.
+    /// Updates the health after probes were turned on or off.
     pub fn set_probed(&self, probed: bool) {
         let mut vitals = self.vitals();
         vitals.is_probed = probed;
         vitals.endpoints.as_slice().iter().for_each(|endpoint| endpoint.set_probed(probed));
     }
 
-    /// The operator's wish; else that of the endpoint which is best off.
+    /// The configured state if it is not *active*, else the best status among its endpoints.
     pub fn status(&self, state: AdminState, now: Instant) -> Status {
         const BEST_FIRST: [Status; 3] = [Status::Healthy, Status::Unknown, Status::Ejected];
         let endpoints = self.endpoints();
@@ -326,8 +325,8 @@ impl Backend {
         best.or_else(|| statuses().next()).unwrap_or(Status::Unknown)
     }
 
-    /// Notes what the operator wants of it. A draining that goes on keeps its beginning; a deadline ends when the backend
-    /// is active again.
+    /// Sets the configured state. Draining that continues keeps its start time. A deadline ends when the backend is
+    /// active again.
     pub fn set_wanted(&self, state: AdminState, now: Instant) {
         let mut vitals = self.vitals();
         let is_draining = state == AdminState::Draining;
@@ -338,7 +337,7 @@ impl Backend {
         }
     }
 
-    /// Sets when what is still open then is killed, in place of an earlier deadline.
+    /// Sets the deadline at which remaining exchanges are killed. Replaces an earlier one.
     pub fn set_deadline(&self, deadline: Option<Instant>) {
         self.vitals().deadline = deadline;
     }
@@ -347,7 +346,7 @@ impl Backend {
         self.vitals().deadline
     }
 
-    /// Ends a deadline, and with it the grace of sticky clients. False when it is not in force any more.
+    /// Ends a deadline, and with it the sticky grace. Returns false if the deadline was replaced or cancelled.
     pub fn end_deadline(&self, deadline: Instant) -> bool {
         let mut vitals = self.vitals();
         let is_in_force = vitals.deadline == Some(deadline);
@@ -358,8 +357,8 @@ impl Backend {
         is_in_force
     }
 
-    /// When the grace of its sticky clients ends, if it drains and no deadline has ended it. A restart of the process
-    /// begins it anew.
+    /// When its sticky grace ends, if it is draining and no deadline has ended the grace. It starts anew with the
+    /// process.
     pub fn grace_end(&self, grace: Duration) -> Option<Instant> {
         let vitals = self.vitals();
         let end = vitals.draining_since.filter(|_| !vitals.is_grace_ended)? + grace;
@@ -380,12 +379,12 @@ impl Endpoints {
         }
     }
 
-    /// Exchanges in flight on all of them.
+    /// Exchanges in flight on all endpoints.
     pub fn in_flight(&self) -> u32 {
         self.as_slice().iter().map(|endpoint| endpoint.in_flight()).sum()
     }
 
-    /// Counts an exchange on one of them, but not on those which are closed to it.
+    /// Counts an exchange on one of the endpoints that is not closed to it.
     pub fn lease(&self, is_closed: impl Fn(&Arc<Endpoint>) -> bool) -> Option<Lease> {
         match self {
             Self::None => None,
@@ -394,7 +393,7 @@ impl Endpoints {
         }
     }
 
-    /// As [`Self::lease`], if so many exchanges are in flight on all of them now, neither more nor fewer.
+    /// As [`Self::lease`], but only if exactly this many exchanges are in flight on all endpoints.
     pub fn lease_at(&self, in_flight: u32, is_closed: impl Fn(&Arc<Endpoint>) -> bool) -> Option<Lease> {
         match self {
             Self::None => None,
@@ -407,8 +406,8 @@ impl Endpoints {
     }
 }
 
-/// The endpoint of the first priority with the fewest exchanges in flight for its weight, and their number; among equals, in
-/// turn, as often as their weights say.
+/// The endpoint of the first priority with the fewest exchanges in flight per weight, and their number. Among equals,
+/// weighted round robin.
 fn least_loaded(
     endpoints: &[Arc<Endpoint>],
     is_closed: impl Fn(&Arc<Endpoint>) -> bool,
@@ -432,7 +431,7 @@ fn least_loaded(
     least.map(|(endpoint, in_flight, _)| (endpoint, in_flight))
 }
 
-/// Whose turn it is by weight, spread evenly: multiples of the golden ratio fill a circle without clusters.
+/// Weighted round robin with even spacing: multiples of the golden ratio fill a circle without clusters.
 fn weighted_place(turn: usize, weights: impl Iterator<Item = u32> + Clone) -> usize {
     const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
     let all: u64 = weights.clone().map(u64::from).sum();
@@ -457,7 +456,7 @@ impl FromIterator<Arc<Endpoint>> for Endpoints {
     }
 }
 
-/// The same endpoints.
+/// Whether the endpoints are the same.
 impl PartialEq for Endpoints {
     fn eq(&self, other: &Self) -> bool {
         let (these, those) = (self.as_slice(), other.as_slice());

@@ -1,6 +1,6 @@
-//! Which candidate takes a request. Every algorithm is exact under any number of threads, and none allocates in a
-//! pick: what takes time is done when the list of candidates changes, away from requests. Only turns by weight are
-//! taken under a lock, for one pass over the candidates, as nginx locks an upstream's zone.
+//! Load balancing algorithms. Each is exact with any number of threads. A pick does not allocate: expensive work is
+//! done when the list of candidates changes, not during requests. Only weighted round robin takes a lock, for one pass
+//! over the candidates, as nginx locks an upstream's zone.
 
 mod ip_hash;
 mod least_connections;
@@ -23,29 +23,29 @@ pub type BackendIndex = u32;
 
 /// A way to choose among candidates.
 pub trait Balance: fmt::Debug + Send + Sync {
-    /// The choice for this request, never one that it has tried; `None` when no candidate is left.
+    /// Picks a backend for this request, never one that was tried. `None` if no candidate is left.
     fn pick(&self, candidates: &Candidates<'_>, key: &Key) -> Option<BackendIndex>;
 
-    /// As [`Self::pick`], with the exchange counted on the choice.
+    /// As [`Self::pick`], and counts the exchange on the backend.
     fn lease(&self, candidates: &Candidates<'_>, key: &Key) -> Option<(BackendIndex, Lease)> {
         let index = self.pick(candidates, key)?;
         Some((index, candidates.lease(index)?))
     }
 }
 
-/// A backend as its pool is configured.
+/// A backend with its configuration in the pool.
 #[derive(Debug, Clone)]
 pub struct Member {
     pub backend: Arc<Backend>,
     pub weight: Weight,
 }
 
-/// A backend as it is at one moment.
+/// A backend with its state at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
-    /// Those that may be sent requests; none of a backend that takes no traffic.
+    /// The endpoints that take traffic; none if the backend takes none.
     pub endpoints: Endpoints,
-    /// Its share of traffic relative to the others.
+    /// Its weight relative to the others.
     pub weight: u32,
 }
 
@@ -55,11 +55,11 @@ pub struct Candidates<'a> {
     /// Every backend of the pool, by its position.
     pub backends: &'a [Candidate],
     pub usable: &'a Usable,
-    /// Where this request has been tried. A backend is left out once this is so of all its endpoints.
+    /// The endpoints that this request has tried. A backend is excluded once all of its endpoints have been tried.
     pub tried: &'a [Arc<Endpoint>],
-    /// Endpoints have been ejected since `usable` was listed, and are left out.
+    /// Endpoints have been ejected since `usable` was made, and are excluded.
     pub skips_ejected: bool,
-    /// Some may have no more than a number of connections, and are left out that have it.
+    /// Some backends have `max_connections`; those at the limit are excluded.
     pub skips_full: bool,
 }
 
@@ -70,23 +70,23 @@ pub struct Usable {
     contains: Box<[bool]>,
 }
 
-/// What of a request an algorithm may look at.
+/// The request attributes that an algorithm may use.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
-    /// `None`: it has come by a Unix socket.
+    /// `None` if it came through a Unix socket.
     pub client: Option<IpAddr>,
 }
 
-/// Where taking turns stands. It belongs to the pool and goes from snapshot to snapshot, so that a change does not
-/// start every turn at the first backend again.
+/// The state of round robin. It belongs to the pool and outlives snapshots, so that a change does not start again at
+/// the first backend.
 pub type SharedTurns = Arc<Turns>;
 
-/// Whether these are the same backends in the same order, whatever their weights.
+/// Whether these are the same backends in the same order, with any weights.
 pub fn are_same_backends(these: &[Member], those: &[Member]) -> bool {
     these.len() == those.len() && these.iter().zip(those).all(|(this, that)| Arc::ptr_eq(&this.backend, &that.backend))
 }
 
-/// `algorithm`, ready for these backends. `ring` is the pool's, made when first needed.
+/// An instance of `algorithm` for these backends. `ring` is the pool's hash ring, made when first needed.
 pub fn balance(
     algorithm: Algorithm,
     backends: &[Candidate],
@@ -105,7 +105,7 @@ pub fn balance(
 }
 
 impl Usable {
-    /// Some of `members` backends, in the pool's order.
+    /// The usable ones of `members` backends, given `in_order` of the pool.
     pub fn new(members: usize, in_order: Vec<BackendIndex>) -> Self {
         let mut contains = vec![false; members];
         for &index in &in_order {
@@ -124,13 +124,13 @@ impl Usable {
 }
 
 impl Candidates<'_> {
-    /// Whether a usable backend is not to be picked.
+    /// Whether a usable backend must not be picked.
     pub fn is_excluded(&self, index: BackendIndex) -> bool {
         let has_closed = !self.tried.is_empty() || self.skips_ejected;
         self.is_full(index) || has_closed && self.endpoints(index).iter().all(|endpoint| self.is_closed(endpoint))
     }
 
-    /// Counts an exchange on one of a backend's endpoints. `None`: it is excluded, or takes no traffic.
+    /// Counts an exchange on one of the backend's endpoints. `None` if the backend is excluded or takes no traffic.
     pub fn lease(&self, index: BackendIndex) -> Option<Lease> {
         if self.is_full(index) {
             return None;
@@ -142,12 +142,12 @@ impl Candidates<'_> {
         self.skips_full && self.endpoints(index).first().is_some_and(|endpoint| endpoint.backend.is_full())
     }
 
-    /// Whether there is any that may be picked.
+    /// Whether any backend may be picked.
     pub fn has_any(&self) -> bool {
         self.iter().next().is_some()
     }
 
-    /// As [`Self::lease`], if the backend has so many exchanges in flight now.
+    /// As [`Self::lease`], but only if the backend has exactly this many exchanges in flight.
     fn lease_at(&self, index: BackendIndex, in_flight: u32) -> Option<Lease> {
         self.backends.get(index as usize)?.endpoints.lease_at(in_flight, |endpoint| self.is_closed(endpoint))
     }

@@ -1,5 +1,5 @@
-//! The one place where the snapshot changes: runtime changes, reloads, and what they leave in the state file.
-//! Changes come one after the other; readers never wait, and no change waits for a disk.
+//! All changes of the snapshot: runtime changes, reloads, and their record in the state file. Changes are serialized.
+//! Readers never wait, and no change waits for a disk.
 
 mod effects;
 pub mod kill;
@@ -36,7 +36,7 @@ use crate::state::{Persistence, StateFile};
 use resources::{Commit, ListenerCertificate, PreparedResources, Resources, Unavailable};
 use retired::Retired;
 
-/// More than two configurations ever share.
+/// Enough that two configurations do not collide.
 const ETAG_HASH_BYTES: usize = 8;
 
 pub struct Control {
@@ -45,50 +45,50 @@ pub struct Control {
     state: StateFile,
     snapshot: ArcSwap<Snapshot>,
     versions: watch::Sender<u64>,
-    /// How this process names itself in `CDN-Loop` (RFC 8586).
+    /// This process's name in `CDN-Loop` (RFC 8586).
     loop_id: String,
-    /// Requests that came back to this process.
+    /// Throttles the log of forwarding loops.
     pub loops: RepeatedFailures,
-    /// Tells this process's configurations from those of others in an ETag.
+    /// Part of ETags, so that those of different processes differ.
     boot_id: u32,
     change_state: Mutex<ChangeState>,
-    /// What lies outside of the snapshot; none where there is nothing but the snapshot.
+    /// Sockets, log files and limits outside of the snapshot, if there are any.
     resources: OnceLock<Weak<dyn Resources>>,
-    /// Held from reading the file to taking it up, so that the newest one read is in force in the end.
+    /// Held from reading the file until it is in force, so that the last file read wins.
     reloading: Mutex<()>,
-    /// Whether a reload waits for another to end.
+    /// Whether another reload is waiting for the current one.
     reload_waits: AtomicBool,
     threads: kill::Threads,
     retired: Mutex<Retired>,
 }
 
-/// Held while a change is made.
+/// The state that a change reads and updates under a lock.
 #[derive(Debug)]
 struct ChangeState {
-    /// The configuration file as last read.
+    /// The configuration file as it was last read.
     file: Config,
     history: ChangeHistory,
 }
 
-/// A change that is not made yet.
+/// A change that is ready to be put in force.
 struct PreparedChange<T> {
-    /// `None`: nothing is to be changed.
+    /// `None` if nothing changes.
     config: Option<Config>,
-    /// `None`: it is not recorded.
+    /// `None` if the change is not recorded.
     record: Option<ChangeRecord>,
     result: T,
 }
 
-/// What became of a change.
+/// The result of a change.
 struct AppliedChange<T> {
-    /// In force now.
+    /// The snapshot in force now.
     snapshot: Arc<Snapshot>,
-    /// As it was recorded, if it was.
+    /// The record, if it was recorded.
     change: Option<Arc<Change>>,
     result: T,
 }
 
-/// What is recorded of a change.
+/// The record of a change, before it has a number.
 struct ChangeRecord {
     author: Author,
     edits: Edits,
@@ -96,15 +96,15 @@ struct ChangeRecord {
     undoes: Option<u64>,
 }
 
-/// What is to be changed.
+/// A change that is requested through the admin API.
 #[derive(Debug, Clone)]
 pub enum ChangeRequest {
-    /// Another algorithm for one pool, or for all.
+    /// Set the algorithm of one pool, or of all.
     Algorithm {
         pool: Option<String>,
         to: Algorithm,
     },
-    /// A further backend; one that is being removed comes back.
+    /// Add a backend. One that is being removed is restored.
     AddBackend {
         pool: String,
         backend: BackendConfig,
@@ -115,50 +115,50 @@ pub enum ChangeRequest {
         weight: Option<Weight>,
         state: Option<AdminState>,
     },
-    /// Lets a backend finish what it has in flight, after which [`Control::drop_drained`] takes it out.
+    /// Drain a backend, which [`Control::drop_drained`] then removes.
     RemoveBackend {
         pool: String,
         backend: String,
     },
-    /// Puts back what was before a change, if all that it made is still in force.
+    /// Undo a change, if all of it is still in force.
     Undo(u64),
-    /// What the configuration file says, in one pool or in all.
+    /// Go back to the configuration file, in one pool or in all.
     Reset {
         pool: Option<String>,
     },
 }
 
-/// How a change is to be made.
+/// Options of a change.
 #[derive(Debug, Clone)]
 pub struct ChangeOptions {
     pub author: Author,
-    /// ETags of which one must be that of the configuration in force.
+    /// `If-Match`: one of these ETags must be that of the configuration in force.
     pub if_match: Option<Vec<String>>,
-    /// Only say what would happen.
+    /// Only report what would happen.
     pub dry_run: bool,
-    /// Even where nobody would be left to take traffic.
+    /// Make the change even if no backend would be left to take traffic.
     pub force: bool,
-    /// After how long what is still open on a backend that is taken out is to be killed. Left to whoever makes the change.
+    /// After how long the remaining exchanges of a backend that is taken out are killed. The caller does that.
     pub deadline: Option<Duration>,
 }
 
-/// What a change does, or would do.
+/// The effect of a change, or of a dry run.
 #[derive(Debug, Clone)]
 pub struct ChangeOutcome {
-    /// Of the snapshot in force afterwards.
+    /// The version of the snapshot in force afterwards.
     pub version: u64,
-    /// Of the configuration in force afterwards.
+    /// The ETag of the configuration in force afterwards.
     pub etag: String,
-    /// `None`: nothing was changed, because it was so already or for a dry run.
+    /// `None` if nothing was changed: it was so already, or it is a dry run.
     pub change: Option<Arc<Change>>,
     pub edits: Edits,
-    /// What that means for exchanges, clients and backends.
+    /// What the change means for exchanges, clients and backends.
     pub effects: Vec<String>,
-    /// What was asked for and does not happen.
+    /// Requested effects that do not happen.
     pub warnings: Vec<String>,
 }
 
-/// Why a change was refused. Nothing has changed then.
+/// Why a change was refused. It then has no effect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
     #[error("there is no pool \"{name}\"; the pools are {existing}")]
@@ -179,14 +179,14 @@ pub enum ChangeError {
     NoMatch,
 }
 
-/// What became of a configuration that was read again.
+/// The result of a reload.
 #[derive(Debug)]
 pub struct ReloadOutcome {
     pub version: u64,
     pub etag: String,
-    /// What is in force now and was not before, in words.
+    /// Descriptions of the changes.
     pub changes: Vec<String>,
-    /// What is in force and not in the file.
+    /// Runtime changes that differ from the file.
     pub drift: Edits,
     pub warnings: Vec<String>,
 }
@@ -194,16 +194,16 @@ pub struct ReloadOutcome {
 /// Why nothing was reloaded.
 #[derive(Debug)]
 pub enum ReloadError {
-    /// The problems, each with the file's name.
+    /// Problems of the file, each with the file's name.
     Invalid(Vec<String>),
-    /// One reload is reading and another waits for it, which will read the file as it is now.
+    /// One reload is running and another one is waiting, which will read the file as it is now.
     Waiting,
 }
 
 const SUPERSEDED: &str = "a change made at run time is dropped, since the file has changed";
 
 impl Control {
-    /// Takes up `config` as read from the file at `path`, with the runtime changes that the state file kept.
+    /// Starts with `config`, read from the file at `path`, and the runtime changes in the state file.
     pub fn new(path: &Path, config: Config, metrics: Arc<Metrics>) -> Self {
         let (state, kept) = StateFile::open(config.state.file.clone());
         let (in_force, overtaken) = kept.restore(&config);
@@ -235,18 +235,19 @@ impl Control {
             threads: kill::Threads::default(),
             retired: Mutex::default(),
         };
-        // Writes the secret that signs sticky cookies at the first start, and finds out early that it cannot.
+        // At the first start this writes the secret that signs sticky cookies. It also detects early that the file
+        // cannot be written.
         control.keep(&control.change_state().file);
         control
     }
 
-    /// Has reloads get and give back what lies outside of the snapshot, for as long as `resources` is there.
+    /// Sets the resources outside of the snapshot, which reloads prepare and release.
     pub fn reload_with(&self, resources: &Arc<dyn Resources>) {
-        // The first stays.
+        // Only the first call has an effect.
         let _ = self.resources.set(Arc::downgrade(resources));
     }
 
-    /// The certificates that clients get now.
+    /// The certificates in use.
     pub fn certificates(&self) -> Vec<ListenerCertificate> {
         self.resources.get().and_then(Weak::upgrade).map_or(Vec::new(), |resources| resources.certificates())
     }
@@ -255,24 +256,24 @@ impl Control {
         self.snapshot.load()
     }
 
-    /// How this process names itself to those that it passes requests on to: a token that no other process has.
+    /// A unique token that names this process in forwarded requests (`CDN-Loop`).
     pub fn loop_id(&self) -> &str {
         &self.loop_id
     }
 
-    /// Logs how many more requests have come back to this process.
+    /// Logs how many more forwarding loops there were.
     pub fn catch_up(&self, now: Instant) {
         for SuppressedFailures { count, within, .. } in self.loops.take(now) {
             tracing::warn!(more = count, "… and {count} more requests came back in {} s", within.as_secs());
         }
     }
 
-    /// Tells of each new snapshot.
+    /// Notifies of each new snapshot.
     pub fn versions(&self) -> watch::Receiver<u64> {
         self.versions.subscribe()
     }
 
-    /// Makes a change, or says what it would do. What is so already makes no version and no record.
+    /// Makes a change, or reports what it would do. A change without effect makes no version and no record.
     pub fn make(&self, request: &ChangeRequest, options: &ChangeOptions) -> Result<ChangeOutcome, ChangeError> {
         let AppliedChange { snapshot, change, result: mut outcome } = self.take_up(None, |change_state, before| {
             if let Some(wanted) = &options.if_match
@@ -310,36 +311,36 @@ impl Control {
             let record = ChangeRecord { author: options.author.clone(), edits, reloaded: None, undoes };
             Ok(PreparedChange { config: is_made.then_some(wanted), record: Some(record), result: outcome })
         })?;
-        // Nobody waits for this one.
+        // Computed after the lock is released.
         outcome.etag = self.etag(&snapshot.config);
         (outcome.version, outcome.change) = (snapshot.version, change);
         Ok(outcome)
     }
 
-    /// The last changes of this process, the newest first.
+    /// The recent changes of this process, the newest first.
     pub fn changes(&self) -> Vec<Arc<Change>> {
         self.change_state().history.newest_first()
     }
 
-    /// What is in force and not in the configuration file as it was last read.
+    /// The differences between what is in force and the configuration file as it was last read.
     pub fn drift(&self) -> Edits {
         let change_state = self.change_state();
         Edits::between(&change_state.file, &self.snapshot.load().config)
     }
 
-    /// What the configuration file as it was last read says of settings that only a start takes up, where something else
-    /// runs: each with both values.
+    /// Settings that take effect only at a start, where the configuration file as it was last read differs from what
+    /// runs. Each with both values.
     pub fn awaiting_restart(&self) -> Vec<String> {
         let change_state = self.change_state();
         awaiting_restart(&change_state.file, &self.snapshot.load().config)
     }
 
-    /// The configuration file.
+    /// Path of the configuration file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Another one after each change, and after each start (RFC 9110 §8.8.3).
+    /// The ETag of a configuration (RFC 9110 §8.8.3). It differs after each change and each start.
     pub fn etag(&self, config: &Config) -> String {
         let text = serde_json::to_vec(config).unwrap_or_default();
         let hash = Sha256::digest(&text);
@@ -352,7 +353,7 @@ impl Control {
         etag
     }
 
-    /// Takes out the backends that are to be removed and have nothing in flight. True when some are left.
+    /// Removes the backends in state *removing* that have no exchange in flight. Returns true if some are left.
     pub fn drop_drained(&self) -> bool {
         let (mut drained, mut left) = (Vec::new(), false);
         for pool in &self.snapshot().pools {
@@ -369,7 +370,7 @@ impl Control {
                 for pool in &mut wanted.pools {
                     let is_drained =
                         |b: &BackendConfig| drained.iter().any(|(p, a)| *p == pool.name && *a == b.address);
-                    // Whoever was added again meanwhile stays.
+                    // A backend that was added again meanwhile stays.
                     pool.backends.retain(|b| b.state != AdminState::Removing || !is_drained(b));
                 }
                 Ok::<_, Infallible>(PreparedChange { config: Some(wanted), record: None, result: () })
@@ -379,9 +380,9 @@ impl Control {
         left
     }
 
-    /// Reads the configuration file again and takes it up, keeping runtime changes that it does not overtake; nothing is
-    /// taken up of one that asks for what cannot be had. Waits for the disk; while one reload does, one more may wait for
-    /// it. `dry_run`: only says what would happen.
+    /// Reloads the configuration file. Runtime changes are kept unless the file has changed in the same place. If the
+    /// file is invalid or a resource cannot be had, nothing changes. Blocks on the disk. While one reload runs, one
+    /// more may wait. `dry_run`: only reports what would happen.
     pub fn reload(&self, author: Author, dry_run: bool) -> Result<ReloadOutcome, ReloadError> {
         let _one_at_a_time = match self.reloading.try_lock() {
             Ok(first) => first,
@@ -416,7 +417,7 @@ impl Control {
             warnings.extend(overtaken.iter().map(|conflict| format!("{SUPERSEDED}: {}", conflict.with_file())));
             warnings.extend(lacking.iter().cloned());
             warnings.extend(keep_until_next_start(&mut wanted, &before.config));
-            // The file's own ones have been told with their lines.
+            // Warnings about the file itself have been added already, with their lines.
             let is_told = |pool: &PoolConfig| {
                 new.pools.iter().any(|p| p.name == pool.name && advice::no_active_backend(&new, p).is_some())
             };
@@ -437,7 +438,7 @@ impl Control {
         Ok(reload)
     }
 
-    /// Gets what the configuration needs outside of the snapshot.
+    /// Prepares the resources outside of the snapshot.
     fn obtain(&self, checked: &Checked, is_trial: bool) -> Result<PreparedResources, Vec<Problem>> {
         let Some(resources) = self.resources.get().and_then(Weak::upgrade) else {
             return Ok(PreparedResources { changes: Vec::new(), warnings: Vec::new(), commit: no_more() });
@@ -448,7 +449,7 @@ impl Control {
         })
     }
 
-    /// As [`Self::reload`], and tells in the log how it ended.
+    /// As [`Self::reload`], and logs the result.
     pub fn reload_and_log(&self, author: Author) -> Result<ReloadOutcome, ReloadError> {
         let reloaded = self.reload(author, false);
         match &reloaded {
@@ -470,14 +471,14 @@ impl Control {
         reloaded
     }
 
-    /// Whether all changes so far would survive a restart, after waiting for the disk no longer than `patience`.
+    /// Whether all changes so far would survive a restart. Waits for the disk for at most `patience`.
     pub async fn persistence(&self, patience: Duration) -> Persistence {
         self.state.persistence(patience).await
     }
 
-    /// Puts in force what `prepare` makes of the configuration file as last read and of the snapshot in force. It may be
-    /// asked several times: what takes long is made before the change is, while other changes may be made. `file` takes
-    /// the place of the file as last read.
+    /// Puts in force what `prepare` makes of the file as last read and the current snapshot. `prepare` may be called
+    /// several times: expensive parts are built without the lock, and other changes may come in between. `file`
+    /// replaces the file as last read.
     fn take_up<T, E>(
         &self,
         file: Option<&Config>,
@@ -486,14 +487,14 @@ impl Control {
         self.take_up_with(file, no_more(), prepare)
     }
 
-    /// As [`Self::take_up`], with what lies outside of the snapshot.
+    /// As [`Self::take_up`], and commits resources outside of the snapshot.
     fn take_up_with<T, E>(
         &self,
         file: Option<&Config>,
         commit: Commit,
         prepare: impl Fn(&ChangeState, &Snapshot) -> Result<PreparedChange<T>, E>,
     ) -> Result<AppliedChange<T>, E> {
-        /// So many changes may come between before this one makes them wait.
+        /// After this many rounds the lock is kept, and other changes wait.
         const MAX_ROUNDS: usize = 4;
         let (mut rings, mut rounds) = (Rings::default(), 1);
         loop {
@@ -550,7 +551,7 @@ impl Control {
         after
     }
 
-    /// Keeps what `after` has not from being dropped by an exchange that uses it.
+    /// Keeps what `after` no longer has until no exchange uses it, so that no exchange has to drop it.
     fn retire(&self, before: Arc<Snapshot>, former_plans: &[Arc<Plan>], after: &Snapshot) {
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
         let stay: HashSet<_> = after.sites.iter().map(Arc::as_ptr).collect();
@@ -565,7 +566,7 @@ impl Control {
         retired.drop_unused();
     }
 
-    /// Drops what is not in force any more and not in use either. True when some of it still is.
+    /// Drops retired objects that are no longer in use. Returns true if some still are.
     pub fn drop_retired(&self) -> bool {
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
         retired.drop_unused();
@@ -581,13 +582,13 @@ impl Control {
     }
 }
 
-/// Takes up a configuration that changes nothing outside of the snapshot.
+/// A commit without resources outside of the snapshot.
 fn no_more() -> Commit {
     Box::new(|put_in_force| put_in_force())
 }
 
 impl ChangeState {
-    /// Changes `config`, which is in force, as wished.
+    /// Applies `request` to `config`, which is in force.
     fn edit(&self, config: &mut Config, request: &ChangeRequest) -> Result<(), ChangeError> {
         match request {
             ChangeRequest::Algorithm { pool: Some(pool), to } => find_pool(config, pool)?.algorithm = *to,
@@ -625,7 +626,7 @@ impl ChangeState {
                     Some(pool) => drift.of_pool(pool),
                     None => drift,
                 };
-                // They begin with what is in force.
+                // The inverted edits start from what is in force, so they cannot conflict.
                 drift.inverted().apply(config);
             }
         }
@@ -645,7 +646,7 @@ impl ChangeState {
         Ok(())
     }
 
-    /// Records a change, here and in the log.
+    /// Records a change in the history and the log.
     fn write_down(&mut self, version: u64, record: ChangeRecord) -> Arc<Change> {
         let ChangeRecord { author, edits, reloaded, undoes } = record;
         let id = self.history.next_id();
@@ -678,8 +679,8 @@ fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
-/// Takes back what a reload cannot change, so that what is said to be in force is, and tells of it: at each reload, as
-/// long as the file says something else than what runs.
+/// Resets the settings that a reload cannot change to the running values, so that the snapshot is what is really in
+/// force. Returns a warning for each, at every reload for as long as the file differs.
 fn keep_until_next_start(wanted: &mut Config, running: &Config) -> Vec<String> {
     let waiting = awaiting_restart(wanted, running);
     wanted.admin.clone_from(&running.admin);
@@ -690,10 +691,10 @@ fn keep_until_next_start(wanted: &mut Config, running: &Config) -> Vec<String> {
     waiting.into_iter().map(|setting| format!("{setting}, which takes effect at the next start")).collect()
 }
 
-/// What the file says of settings that only a start takes up, where something else runs.
+/// Settings that take effect only at a start, where the file differs from what runs.
 fn awaiting_restart(file: &Config, running: &Config) -> Vec<String> {
     let mut told = difference_of("admin", &running.admin, &file.admin);
-    // What they hold is not shown.
+    // Tokens are not shown.
     let tokens = |config: &Config| [config.admin.token.clone(), config.admin.read_token.clone()];
     if told.is_empty() && tokens(file) != tokens(running) {
         told.push("[admin] another token in the same file".to_owned());

@@ -1,9 +1,9 @@
-//! What is decided about a request, apart from how its bytes move: where it goes, what is tried when a backend fails,
-//! what is told to the backend and to the client, what is counted. Plain Rust without sockets.
+//! The decisions about a request: its route, the attempts and retries, what backend and client are sent, what is
+//! counted. How bytes move is not decided here. Plain Rust without sockets.
 //!
-//! An [`Exchange`] is one request and what it has learned: its route, the backends it tried, the lease on the one it is
-//! with. It is a step machine that never waits: `http` tells it each [`Event`], it returns the [`Step`] to be done next.
-//! A plain request is `Begun` → `Open`, `Head` → `Pass`, `Sent` → `End`.
+//! An [`Exchange`] is one request with its state: the route, the backends that were tried, the lease on the current
+//! one. It is a state machine that never waits: `http` passes in each [`Event`] and carries out the [`Step`] that is
+//! returned. For a plain request these are `Begun` → `Open`, `Head` → `Pass`, `Sent` → `End`.
 
 pub mod headers;
 pub mod limits;
@@ -33,47 +33,47 @@ use crate::plant::Bug;
 use crate::pool::{BackendHint, Pick, Plan, Pool, QueueTicket};
 use crate::site::{Action, Route, RouteId, RoutePool, Site};
 
-/// Bounds attempts on connections that turn out to be stale, which do not count as retries.
+/// Limit on all attempts. Attempts on stale connections do not count as retries, so `retries` does not bound them.
 const MAX_ATTEMPTS: usize = 32;
-/// How often an answer may be replaced by another one; nginx allows as many internal redirects.
+/// Limit on internal redirects, as in nginx.
 const MAX_REPLACED: u8 = 10;
 
 #[derive(Debug)]
 pub struct Exchange<W: Walk = DirectWalk> {
     site: Arc<Site>,
     route: RouteId,
-    /// Among the pools that the route may lead to.
+    /// Index among the pools of the route's action.
     pool_index: usize,
-    /// `None`: the answer is our own.
+    /// `None` if the route's action is not a pool.
     target: Option<Target>,
     walk: W,
     stage: Stage,
-    /// How many answers were replaced.
+    /// Number of internal redirects so far.
     replaced: u8,
     key: Key,
     /// Whether the client came by HTTPS, here or to a trusted proxy.
     is_https: bool,
     /// RFC 9110 §9.2.2.
     is_idempotent: bool,
-    /// How many bytes of a body may be read ahead; `None`: it must not be.
+    /// Length of the body if it can be buffered before a backend is chosen; `None` if it must not be.
     body_length: Option<u64>,
-    /// An error page takes the place of an answer, so that none takes its own.
+    /// The answer is an error page, which is not replaced by another error page.
     is_page: bool,
-    /// The status that such a page has to have.
+    /// The status that is sent with the error page.
     page_status: Option<u16>,
-    /// What has come of the request's body, if anything, can go along to where an error leads.
+    /// The part of the body that has arrived is still buffered, so that an internal redirect can take it along.
     has_body: bool,
-    /// Endpoints that failed it, or whose backend an operator took it from: none of them is tried again.
+    /// Endpoints that have failed this exchange, or whose exchanges an operator killed. None is tried again.
     tried: Vec<Arc<Endpoint>>,
-    /// How many attempts have failed.
+    /// Number of failed attempts.
     failures: usize,
-    /// What the client is told if nobody else can be tried.
+    /// The refusal to send if no further attempt is possible.
     last_failure: Option<Refusal>,
     current: Option<Attempt>,
     started: Instant,
     /// When the first attempt began.
     first_attempt: Option<Moment>,
-    /// Since when it waits for a backend that may have another connection, and whether it was called.
+    /// When it began to wait for a backend below `max_connections`, and whether it was woken since.
     queued_since: Option<Instant>,
     was_notified: bool,
     outcome: Outcome,
@@ -82,7 +82,7 @@ pub struct Exchange<W: Walk = DirectWalk> {
     trace: Trace,
 }
 
-/// Keeps in mind what has happened, for tests: nothing else asks for it.
+/// Records an event in the trace. Only tests read it.
 macro_rules! note {
     ($exchange:expr, $what:expr, $now:expr) => {
         #[cfg(test)]
@@ -96,29 +96,29 @@ macro_rules! note {
 #[derive(Debug)]
 struct Target {
     pool: Arc<Pool>,
-    /// The plan by which the last choice was made, or which was in force when the exchange came here.
+    /// The plan of the last choice; before that, the one in force when the exchange came to this pool.
     plan: Arc<Plan>,
-    /// Where the client's cookie points.
+    /// The backend that the client's sticky cookie names.
     sticky: Option<BackendHint>,
 }
 
-/// An answer that the operator wrote.
+/// A response that is written in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConfiguredReply {
-    /// That of the route's action.
+    /// The route's action: `respond` or `redirect`.
     Action,
-    /// To a preflight of CORS.
+    /// The answer to a CORS preflight.
     Preflight,
-    /// The error page at this place among those of the route.
+    /// The error page with this index in the route's rules.
     Page(usize),
 }
 
-/// Where an exchange stands.
+/// The state of an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// On the way to its action.
+    /// Before the route's action.
     Walking,
-    /// With a backend, whose head has not come.
+    /// Waiting for the head of a backend's response.
     Trying,
     /// A backend's answer is being sent.
     Passing,
@@ -127,28 +127,28 @@ enum Stage {
     Over,
 }
 
-/// What is to be done next, and by which event it is answered.
+/// What the caller does next, and the event with which it answers.
 #[derive(Debug)]
 pub enum Step<W: Walk = DirectWalk> {
     /// [`Event::Waited`].
     Wait(W::Wait),
-    /// Read the body before anybody is asked: [`Event::Held`].
+    /// Buffer the whole body before choosing a backend: [`Event::Held`].
     Hold,
-    /// Make a request of our own: [`Event::Sub`].
+    /// Make a subrequest: [`Event::Sub`].
     Sub(W::SubRequest),
-    /// Make one whose answer nobody waits for: [`Event::Spawned`].
+    /// Start a subrequest without waiting for its answer: [`Event::Spawned`].
     Spawn(W::SubRequest),
-    /// Wait for a backend that may have another connection, for no longer than this: [`Event::CapacityFreed`].
+    /// Wait in the pool's queue, for no longer than this: [`Event::CapacityFreed`].
     Queue(QueueTicket),
-    /// Send the request to this endpoint of a backend: [`Event::Head`].
+    /// Send the request to this endpoint: [`Event::Head`].
     Open(Arc<Endpoint>),
-    /// Send the client the answer whose head has come: [`Event::Sent`].
+    /// Send the client the backend's response: [`Event::Sent`].
     Pass,
-    /// Throw that answer away and go on with this: [`Event::Begun`].
+    /// Discard the current answer and redirect internally: [`Event::Begun`].
     Replace(InternalRedirect),
-    /// Send the client this answer: [`Event::Sent`].
+    /// Send the client this refusal: [`Event::Sent`].
     Refuse(Refusal),
-    /// Send the client what the operator wrote, with this status: [`Event::Sent`].
+    /// Send the client a response from the configuration, with this status: [`Event::Sent`].
     Reply(ConfiguredReply, u16),
     /// Nothing is left to be done.
     End,
@@ -158,16 +158,16 @@ pub enum Step<W: Walk = DirectWalk> {
 pub enum Event<W: Walk = DirectWalk> {
     Begun,
     Waited(W::Waited),
-    /// The body is there as a whole.
+    /// The whole body is buffered.
     Held,
-    /// There may be room.
+    /// A backend of the queue may have capacity again.
     CapacityFreed,
     Sub(Answer),
     Spawned,
-    /// The head of the backend's answer came. Nothing of it has been sent.
+    /// The head of the backend's response has arrived. Nothing of it has been sent.
     Head(Answer),
-    /// What the last step asked for did not come about. The client's leaving is such a failure too. `has_body`: all
-    /// that was taken of the body is kept, so that it can be sent again.
+    /// The last step failed, or the client left. `has_body`: the part of the body that has arrived is still buffered,
+    /// so that it can be sent again.
     Failed {
         failed: AttemptError,
         has_body: bool,
@@ -176,44 +176,44 @@ pub enum Event<W: Walk = DirectWalk> {
     Sent,
 }
 
-/// What decisions need of an answer's head.
+/// The parts of a response head that decisions depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
-    /// All that was taken of the request's body is kept, so that it can be sent again.
+    /// The part of the request body that has arrived is still buffered, so that it can be sent again.
     pub has_body: bool,
 }
 
-/// A point in an exchange's time. What the client takes for its upload is no time of a backend.
+/// A point in time, with the time spent waiting for the client until then. Timeouts of backends do not count that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
     pub now: Instant,
-    /// How long the client has kept the exchange waiting so far.
+    /// Total time spent waiting for the client so far.
     pub client_waited: Duration,
 }
 
-/// How an exchange begins: where the request goes, and what has to be known of it.
+/// What an exchange begins with: the route that was found, and the request's properties.
 #[derive(Debug)]
 pub struct ExchangeStart {
     pub site: Arc<Site>,
     pub route: RouteId,
-    /// Among the pools that the route may lead to.
+    /// Index among the pools of the route's action.
     pub pool_index: usize,
     pub request: RequestInfo,
 }
 
-/// What has to be known of a request to begin an exchange.
+/// The properties of a request on which an exchange's decisions depend.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestInfo {
-    /// `None`: it has come by a Unix socket.
+    /// `None` if it came through a Unix socket.
     pub client: Option<IpAddr>,
     /// Whether the client came by HTTPS, here or to a trusted proxy.
     pub is_https: bool,
     /// RFC 9110 §9.2.2.
     pub is_idempotent: bool,
-    /// How long the body is that can be read ahead: its length is known, and the client does not hold it back.
+    /// Length of a body that can be buffered: the length is declared, and the client does not wait for 100 (Continue).
     pub body_length: Option<u64>,
-    /// It asks what CORS allows.
+    /// It is a CORS preflight.
     pub is_preflight: bool,
     pub now: Instant,
 }
@@ -223,29 +223,29 @@ struct Attempt {
     index: BackendIndex,
     lease: Lease,
     started: Moment,
-    /// Of its answer, once the head has come.
+    /// Status of the response, once its head has arrived.
     status: Option<u16>,
 }
 
-/// What the access log tells of an exchange.
+/// The result of an exchange, for access log and metrics.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
-    /// As sent to the client, or what stands for it when nothing was.
+    /// The status sent to the client, or 499 if it left before.
     pub status: u16,
     pub refusal: Option<Refusal>,
-    /// The endpoint of a backend that answered, or was tried last.
+    /// The endpoint that answered, or else was tried last.
     pub endpoint: Option<Arc<Endpoint>>,
     pub attempts: usize,
     pub backend_status: Option<u16>,
-    /// From choosing the backend to the head of its response, without the time that it waited for the client.
+    /// Time from the choice of the backend to the head of its response, without the time spent waiting for the client.
     pub response_time: Option<Duration>,
     pub is_tunnel: bool,
     pub is_sticky: bool,
-    /// What went wrong last, even if another attempt then succeeded.
+    /// The last failure, even if a later attempt succeeded.
     pub failure: Option<Failure>,
 }
 
-/// A body so long is read before an answer of our own is sent, so that its connection stays.
+/// A request body up to this size is read before we answer ourselves, so that the connection can be kept alive.
 const MAX_READ_BYTES: usize = 64 * 1024;
 
 impl Exchange {
@@ -257,7 +257,7 @@ impl Exchange {
         Self::begin_walk(start, cookies, walk)
     }
 
-    /// Goes on along another route of the site, in place of an answer. `keeps_body`: the request's body goes along.
+    /// Continues on another route of the site. `keeps_body`: with the request's body.
     pub fn enter<'c>(
         &mut self,
         route: RouteId,
@@ -275,7 +275,7 @@ impl Exchange {
         self.outcome.status = 0;
         if !keeps_body {
             self.body_length = None;
-            // A page is asked for by GET.
+            // An error page is requested by GET.
             self.is_idempotent = true;
         }
         let most = most_read(&self.site, self.route, self.target.as_ref());
@@ -284,17 +284,17 @@ impl Exchange {
     }
 }
 
-/// Whether a body may be read as a whole before the route's action begins.
+/// Whether the route's action allows the body to be buffered first.
 fn may_be_held(route: &Route) -> bool {
     !matches!(route.action, Action::Jump { .. } | Action::Missing)
 }
 
-/// Whether one of this length is.
+/// Whether a body of this length is buffered.
 fn is_held_length(body_length: Option<u64>, most: usize) -> bool {
     body_length.is_some_and(|length| (1..=most as u64).contains(&length))
 }
 
-/// How large a body may be to be read as a whole.
+/// Maximum size of a body that is buffered.
 fn most_read(site: &Site, route: RouteId, target: Option<&Target>) -> usize {
     target.map_or(MAX_READ_BYTES, |target| retry_body_bytes(site, route, &target.plan))
 }
@@ -360,69 +360,69 @@ impl<W: Walk> Exchange<W> {
         self.site.route(self.route)
     }
 
-    /// `None`: no route fits.
+    /// `None` if no route matches.
     pub fn route_name(&self) -> Option<&str> {
         let route = self.route();
         (!matches!(route.action, Action::Missing)).then(|| route.name.as_str())
     }
 
-    /// What is in force for the route, if that is anything but the defaults.
+    /// The route's rules; `None` if they are the defaults.
     pub fn rules(&self) -> Option<&Rules> {
         self.route().has_rules.then(|| self.site.rules(self.route))
     }
 
-    /// `None`: the answer is our own.
+    /// `None` if the route's action is not a pool.
     pub fn pool(&self) -> Option<&Pool> {
         self.target.as_ref().map(|target| &*target.pool)
     }
 
-    /// The plan that says how the present attempt is to be made.
+    /// The plan of the current attempt.
     pub fn plan(&self) -> Option<&Arc<Plan>> {
         self.target.as_ref().map(|target| &target.plan)
     }
 
-    /// How the backends of the present attempt are to be treated, where the route says anything of it.
+    /// The backend limits of the current attempt, if the route overrides any.
     pub fn own_limits(&self) -> Option<Box<BackendLimits>> {
         let rules = self.rules().filter(|_| self.route().limits_backends)?;
         Some(Box::new(BackendLimits::of_pool(&self.plan()?.settings).with(&rules.backend)))
     }
 
-    /// How much of the body is kept to be sent again.
+    /// How much of the body is buffered for a retry.
     pub fn retry_body_bytes(&self) -> usize {
         most_read(&self.site, self.route, self.target.as_ref())
     }
 
-    /// How the client is to be treated, whose listener says `listener`.
+    /// The client limits: those of the route, else `listener`.
     pub fn client_limits(&self, listener: ClientLimits) -> ClientLimits {
         self.rules().map_or(listener, |rules| listener.with(&rules.client))
     }
 
-    /// Whether an error page takes the place of an answer.
+    /// Whether the answer is an error page.
     pub fn is_page(&self) -> bool {
         self.is_page
     }
 
-    /// What is known of it so far.
+    /// The result so far.
     pub fn outcome(&self) -> &Outcome {
         &self.outcome
     }
 
-    /// Where the present attempt is made.
+    /// The endpoint of the current attempt.
     pub fn endpoint(&self) -> Option<&Arc<Endpoint>> {
         self.current.as_ref().map(|attempt| attempt.lease.endpoint())
     }
 
-    /// The server that the present attempt is made on.
+    /// The server of the current attempt.
     pub fn server(&self) -> Option<Incarnation> {
         self.current.as_ref().map(|attempt| attempt.lease.incarnation())
     }
 
-    /// Whether an operator has ended what it has open on its backend.
+    /// Whether an operator has killed the current attempt.
     pub fn is_killed(&self) -> bool {
         self.current.as_ref().is_some_and(|attempt| attempt.lease.is_killed())
     }
 
-    /// Takes in what happened; what is to be done next.
+    /// Advances the exchange by `event`. Returns what to do next.
     pub fn step(&mut self, event: Event<W>, at: Moment) -> Step<W> {
         match event {
             Event::Begun => self.walk_on(WalkEvent::Begun, at),
@@ -467,7 +467,7 @@ impl<W: Walk> Exchange<W> {
         }
     }
 
-    /// Has the route's action answer.
+    /// Begins the route's action.
     fn act(&mut self, at: Moment) -> Step<W> {
         match &self.route().action {
             Action::Pool(_) => self.open(at),
@@ -489,8 +489,8 @@ impl<W: Walk> Exchange<W> {
         }
     }
 
-    /// Chooses a backend for the next attempt; the lease on the one before ends. One whose connection turned out to be stale
-    /// is asked again: a turn that was waited for is not given away.
+    /// Chooses a backend for the next attempt and ends the previous lease. After a stale connection the same backend is
+    /// used again, so that a turn in the queue is not lost.
     fn open(&mut self, at: Moment) -> Step<W> {
         if let Some(Attempt { index, lease, .. }) = self.current.take() {
             if self.may_be_asked_again(&lease) {
@@ -520,7 +520,7 @@ impl<W: Walk> Exchange<W> {
         self.attempt(choice.index, choice.lease, at)
     }
 
-    /// Whether nothing has changed since the lease was given.
+    /// Whether plan and server are the same as when the lease was given, and the endpoint is not ejected.
     fn may_be_asked_again(&self, lease: &Lease) -> bool {
         let has_same_plan = self.target.as_ref().is_some_and(|target| Arc::ptr_eq(&target.plan, &target.pool.plan()));
         has_same_plan && lease.is_current() && !lease.endpoint().is_ejected()
@@ -540,7 +540,7 @@ impl<W: Walk> Exchange<W> {
         Step::Open(endpoint)
     }
 
-    /// Waits until a backend may have another connection.
+    /// Waits in the queue until a backend is below `max_connections`.
     #[cold]
     fn queue(&mut self, full: QueueTicket, at: Moment) -> Step<W> {
         let since = *self.queued_since.get_or_insert(at.now);
@@ -566,29 +566,29 @@ impl<W: Walk> Exchange<W> {
         Some(crate::pool::Choice { index, lease, plan: Arc::clone(plan) })
     }
 
-    /// An attempt failed, or the client did.
+    /// An attempt failed, or the client failed to send its request.
     fn failed(&mut self, failed: AttemptError, has_body: bool, at: Moment) -> Step<W> {
         let failure = failed.failure;
         note!(self, TraceEventKind::Failed(failure), at.now);
         if matches!(self.stage, Stage::Refusing | Stage::Over) {
-            // The reason is told by the refusal.
+            // The refusal states the reason.
             return self.end();
         }
         self.outcome.failure = Some(failure);
-        // A body that the client did not send as it has to goes nowhere.
+        // A malformed or incomplete body is not sent anywhere.
         let is_clients = failure.verdict().fault == Fault::Client;
         self.has_body = has_body && !is_clients;
         let may_try = !is_clients && self.attempt_failed(failed, has_body, at);
         match (self.stage, failure.refusal()) {
-            // Half an answer cannot be taken back.
+            // A response that is partly sent cannot be replaced.
             (Stage::Passing, _) | (_, None) => self.end(),
             (_, Some(_)) if may_try => self.open(at),
             (_, Some(refusal)) => self.refuse(refusal, at),
         }
     }
 
-    /// Counts the failure of the present attempt, and ends its lease, but for a stale connection. Whether another one may be
-    /// made.
+    /// Counts the failure of the current attempt and ends its lease, unless its connection was stale. Returns whether
+    /// another attempt may be made.
     fn attempt_failed(&mut self, failed: AttemptError, has_body: bool, at: Moment) -> bool {
         let failure = failed.failure;
         self.last_failure = failure.refusal();
@@ -610,7 +610,7 @@ impl<W: Walk> Exchange<W> {
             }
             if failure == Failure::Killed {
                 backend.metrics.killed.inc();
-                // All of the backend is meant.
+                // A kill concerns all endpoints of the backend.
                 let endpoints = plan.backend(attempt.index).map(|backend| backend.endpoints());
                 self.tried.extend(endpoints.iter().flat_map(|endpoints| endpoints.as_slice()).map(Arc::clone));
             }
@@ -633,7 +633,7 @@ impl<W: Walk> Exchange<W> {
         taken < settings.retry_timeout && may_try && failure.allows_retry(replay)
     }
 
-    /// The head of the backend's response came.
+    /// Handles the head of a backend's response.
     fn answered(&mut self, answer: Answer, at: Moment) -> Step<W> {
         let status = answer.status;
         self.has_body = answer.has_body;
@@ -673,27 +673,26 @@ impl<W: Walk> Exchange<W> {
         }
     }
 
-    /// The status that an answer gets whose own is `status`.
+    /// The status to send for an answer whose own status is `status`.
     fn page_status(&self, status: u16) -> u16 {
         self.page_status.unwrap_or(status)
     }
 
-    /// The error page for an answer of the backend.
+    /// The error page for a backend's response, if the route intercepts errors.
     fn page_of_backend(&self, status: u16) -> Option<usize> {
         self.rules().filter(|rules| rules.intercept_errors)?;
         self.page_for(status)
     }
 
-    /// The error page for a status. One that takes the place of an answer has none, and a 304 is no error: what the
-    /// client has is still right. A route by name gets the request as it is, or not at all: without its body a POST
-    /// would be another request.
+    /// The error page for a status. An error page is not replaced again, and 304 is not an error. A named route is used
+    /// only if it gets the request unchanged: a POST without its body would be another request.
     fn page_for(&self, status: u16) -> Option<usize> {
         let pages = &self.rules().filter(|_| !self.is_page && status != 304)?.error_pages;
         let index = pages.iter().position(|page| page.on.contains(status))?;
         (self.has_body || !self.asks_by_name(&pages.get(index)?.page)).then_some(index)
     }
 
-    /// Whether a page is a route by its name that answers with anything else than what the operator wrote.
+    /// Whether a page is a named route whose action is not a fixed response.
     fn asks_by_name(&self, page: &Page) -> bool {
         let Page::Jump(JumpTo::Route(name)) = page else { return false };
         let action = self.site.named(name).map(|route| &self.site.route(route).action);
@@ -716,14 +715,14 @@ impl<W: Walk> Exchange<W> {
         let is_jump = matches!(page.page, Page::Jump(_));
         (self.is_page, self.page_status) = (true, page_status);
         if is_jump {
-            // Where it leads may depend on it.
+            // Its target may depend on the request.
             self.outcome.status = page_status.unwrap_or(status);
             return self.replace(InternalRedirect::Page(index), at);
         }
         self.reply(ConfiguredReply::Page(index), 200, at)
     }
 
-    /// Goes on with something else in place of an answer, but not for ever.
+    /// Redirects internally, at most [`MAX_REPLACED`] times.
     fn replace(&mut self, internal: InternalRedirect, at: Moment) -> Step<W> {
         if self.replaced == MAX_REPLACED {
             let route = self.route();
@@ -743,7 +742,7 @@ impl<W: Walk> Exchange<W> {
         Step::Replace(internal)
     }
 
-    /// Sends what the operator wrote, whose own status is `status`.
+    /// Sends a response from the configuration, whose own status is `status`.
     #[cold]
     fn reply(&mut self, own: ConfiguredReply, status: u16, at: Moment) -> Step<W> {
         let status = self.page_status(status);
@@ -754,13 +753,13 @@ impl<W: Walk> Exchange<W> {
         Step::Reply(own, status)
     }
 
-    /// What the operator wrote cannot be said of this request: it is told this refusal in its place.
+    /// The configured response cannot be made for this request, so `refusal` is sent instead.
     #[cold]
     pub fn reply_failed(&mut self, refusal: Refusal) {
         (self.outcome.refusal, self.outcome.status) = (Some(refusal), refusal.status());
     }
 
-    /// The lease ends before the refusal is sent: a slow client holds no backend by it.
+    /// Ends the lease before the refusal is sent, so that a slow client does not occupy the backend.
     fn refuse(&mut self, refusal: Refusal, at: Moment) -> Step<W> {
         note!(self, TraceEventKind::Refused(refusal), at.now);
         self.leave_backend();
@@ -780,7 +779,7 @@ impl<W: Walk> Exchange<W> {
         Step::End
     }
 
-    /// Ends the lease on a backend that has not failed.
+    /// Ends the lease on a backend that did not fail.
     fn leave_backend(&mut self) {
         if let Some(attempt) = self.current.take()
             && attempt.status.is_some_and(|status| !self.is_failure(status))
@@ -790,25 +789,25 @@ impl<W: Walk> Exchange<W> {
         }
     }
 
-    /// The `Set-Cookie` field to send, when the client is to come back to another backend than it asked for.
+    /// The sticky cookie to set, if the client did not send one for the current backend.
     pub fn set_cookie(&self) -> Option<String> {
         let sticky = self.plan()?.sticky.as_ref()?;
         let attempt = self.current.as_ref()?;
         (!self.wants(attempt.lease.backend())).then(|| sticky.set_cookie(attempt.index, self.is_https))
     }
 
-    /// Whether the client's cookie points to this backend.
+    /// Whether the client's sticky cookie names this backend.
     fn wants(&self, backend: &Arc<Identity>) -> bool {
         let sticky = self.target.as_ref().and_then(|target| target.sticky.as_ref());
         sticky.is_some_and(|sticky| Arc::ptr_eq(&sticky.backend, backend))
     }
 
-    /// Whether the operator takes a response of this status for a failure of its backend.
+    /// Whether `[pool.ejection] statuses` counts a response with this status as a failure.
     fn is_failure(&self, status: u16) -> bool {
         self.plan().is_some_and(|plan| plan.settings.ejection.statuses.contains(&status))
     }
 
-    /// Those of the route, for where its request goes.
+    /// The request metrics of the route and pool.
     fn metrics(&self) -> Option<&RouteMetrics> {
         match &self.route().action {
             Action::Pool(of) => Some(&of.metrics),
@@ -827,7 +826,8 @@ impl<W: Walk> Exchange<W> {
         self.stage == Stage::Over
     }
 
-    /// Ends the lease; what is told of the exchange. One that is not over has been cut off, by a panic or by the shutdown.
+    /// Ends the lease and returns the result. An exchange that is not over has been cut off, by a panic or by the
+    /// shutdown.
     pub fn finish(&mut self, now: Instant) -> Outcome {
         if !self.is_over() {
             let cut_off = if std::thread::panicking() { Failure::Internal } else { Failure::Shutdown };
@@ -857,14 +857,14 @@ fn retry_body_bytes(site: &Site, route: RouteId, plan: &Plan) -> usize {
     rules.and_then(|rules| rules.backend.retry_body_bytes).unwrap_or(plan.settings.retry_body_bytes)
 }
 
-/// How the backends of a plan are treated along a route.
+/// The backend limits of a plan on a route.
 fn limits(site: &Site, route: RouteId, plan: &Plan) -> BackendLimits {
     let limits = BackendLimits::of_pool(&plan.settings);
     if site.route(route).limits_backends { limits.with(&site.rules(route).backend) } else { limits }
 }
 
 impl Moment {
-    /// How long it has been since `earlier`, without the time for which the client was waited for.
+    /// Time since `earlier`, without the time spent waiting for the client.
     fn since(self, earlier: Self) -> Duration {
         let waited = self.client_waited.saturating_sub(earlier.client_waited);
         self.now.saturating_duration_since(earlier.now).saturating_sub(waited)
@@ -872,7 +872,7 @@ impl Moment {
 }
 
 impl Attempt {
-    /// Since when nothing has come of what a timeout waited for, but not before the attempt began.
+    /// When the wait that timed out began, but not before the attempt.
     fn waiting_since(&self, failure: Failure, settings: &BackendLimits, now: Instant) -> Instant {
         let limit = match failure {
             Failure::WriteTimeout => settings.write_timeout,
@@ -894,7 +894,7 @@ fn count_failure(pool: &Pool, lease: &Lease, cause: BackendFailure, now: Instant
     }
 }
 
-/// How long a failure of this kind was waited for.
+/// The timeout that led to this failure.
 fn limit_on(failure: Failure, settings: &BackendLimits) -> Option<Duration> {
     match failure {
         Failure::ConnectTimeout => Some(settings.connect_timeout),
@@ -905,7 +905,7 @@ fn limit_on(failure: Failure, settings: &BackendLimits) -> Option<Duration> {
     }
 }
 
-/// Logs a failure on an endpoint, or counts it if one of its kind was logged not long ago.
+/// Logs a failure on an endpoint, or only counts it if one of its kind was logged recently.
 #[cold]
 fn log_failure(pool: &Pool, endpoint: &Endpoint, cause: BackendFailure, now: Instant) {
     let backend = &endpoint.backend;

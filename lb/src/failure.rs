@@ -1,6 +1,6 @@
-//! The one table of failures. For each way in which an exchange can fail it says whose fault that is, whether another
-//! backend may be tried, whether it counts towards an ejection, what the client is answered, and the one word by which
-//! log, metrics and answer name it.
+//! The table of failures. For each way in which an exchange can fail it states whose fault that is, whether another
+//! backend may be tried, whether it counts towards an ejection, the answer to the client, and the name in logs, metrics
+//! and answers.
 //!
 //! What a client or its request causes never counts against a backend and is not tried on the others: one address that
 //! always fails must not take a whole pool out of service. A malformed field or a head above our limits is such a case,
@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use crate::config::backend::SocketAddress;
 
-/// How an attempt on a backend failed, or why its client ended it.
+/// How an attempt on a backend failed, or why the client ended it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     ConnectRefused,
@@ -63,11 +63,11 @@ pub struct Verdict {
     pub fault: Fault,
     pub retry: Retry,
     pub ejection: EjectionRule,
-    /// The status code that the client is sent, or that stands for it in log and metrics if it is gone.
+    /// The status code that the client is sent. If the client has left, it only appears in log and metrics.
     pub status: u16,
     /// The value of labels and log fields.
     pub word: &'static str,
-    /// For the client, which sees it behind the status.
+    /// A sentence for the client, sent after the status.
     sentence: &'static str,
 }
 
@@ -75,12 +75,12 @@ pub struct Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     Client,
-    /// What was asked for: every backend would fail in the same way.
+    /// The request itself: every backend would fail in the same way.
     Request,
     Backend,
     Balancer,
-    /// Both sides did as they may: a connection was closed and used at the same moment, or closed by a backend whose
-    /// patience with a slow client is shorter than ours.
+    /// Nobody is at fault: a connection was closed and used at the same moment, or the backend has a shorter timeout
+    /// for slow clients than we have.
     Nobody,
 }
 
@@ -88,7 +88,7 @@ pub enum Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
     Never,
-    /// The backend may have begun with the request.
+    /// The backend may have begun to process the request.
     IfIdempotent,
     /// Nothing of the request was sent.
     Always,
@@ -104,12 +104,12 @@ pub enum EjectionRule {
     Counts,
 }
 
-/// What is known of the request when it has to be decided whether it is sent again.
+/// The properties of a request that decide whether it may be sent again.
 #[derive(Debug, Clone, Copy)]
 pub struct Replay {
     /// RFC 9110 §9.2.2.
     pub is_idempotent: bool,
-    /// Nothing of the body was taken from the client yet, or all that was is kept.
+    /// All of the body that has been read from the client is still buffered.
     pub has_body: bool,
 }
 
@@ -214,12 +214,12 @@ impl Failure {
         Verdict { fault, retry, ejection, status, word, sentence }
     }
 
-    /// The word by which log and metrics name it.
+    /// Its name in logs and metrics.
     pub const fn word(self) -> &'static str {
         self.verdict().word
     }
 
-    /// Whether the failure is counted among those of its backend.
+    /// Whether it counts as a failure of the backend.
     pub fn is_backends(self) -> bool {
         self.verdict().fault == Fault::Backend
     }
@@ -233,7 +233,7 @@ impl Failure {
         }
     }
 
-    /// Why a connection was not made.
+    /// The failure for an error of `connect`.
     pub fn of_connecting(error: &io::Error) -> Self {
         match Errno::from_io_error(error) {
             Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Self::OutOfResources,
@@ -248,36 +248,36 @@ impl Failure {
     }
 }
 
-/// A failure and what is known of it beyond its word.
+/// A failed attempt: the failure, with details for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttemptError {
     pub failure: Failure,
     pub detail: Option<Detail>,
 }
 
-/// What the log says of a failure beside its word.
+/// Details of a failure for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
-    /// What the system says.
+    /// The error of the operating system.
     Errno(Errno),
-    /// More came than a setting allows; how much, where all of it was counted.
+    /// A limit was exceeded. `value` is the actual size, if it is known.
     Limit { setting: &'static str, limit: usize, value: Option<usize> },
-    /// How long was waited in vain.
+    /// The timeout that has passed.
     After(Duration),
     /// A fixed sentence.
     Reason(&'static str),
 }
 
-/// Why real traffic failed on a backend.
+/// A failure of real traffic on a backend, which counts towards its ejection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendFailure {
     Attempt(AttemptError),
-    /// It answered with one of `[pool.ejection] statuses`.
+    /// A response with one of `[pool.ejection] statuses`.
     Status(u16),
 }
 
 impl AttemptError {
-    /// Why no connection to `address` was made.
+    /// The error for a failed `connect` to `address`.
     pub fn of_connecting(address: &SocketAddress, error: &io::Error) -> Self {
         let errno = Errno::from_io_error(error);
         let reason = match (address, errno) {
@@ -294,7 +294,7 @@ impl AttemptError {
     }
 }
 
-/// The failure's word, and what is known beyond it.
+/// The failure's name, and details if there are any.
 impl fmt::Display for AttemptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.detail {
@@ -313,7 +313,7 @@ impl From<Failure> for AttemptError {
 }
 
 impl BackendFailure {
-    /// The word by which log and metrics name it.
+    /// Its name in logs and metrics.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Attempt(failed) => failed.failure.word(),

@@ -1,6 +1,6 @@
-//! Backends that serve the same thing, and the choice among them. What the operator wants of a pool is its *plan*,
-//! never altered and swapped whole; what is true of it stays beside, so that routes hold the pool itself and every
-//! choice is made from what is wanted and true at that moment. Both together make the *view*: who takes traffic now.
+//! Pools of equivalent backends, and the choice among them. The configuration of a pool is its *plan*: immutable and
+//! swapped as a whole. Its state is kept beside the plan. So routes refer to the pool itself, and every choice uses the
+//! current configuration and state. Both are combined in the *view*: the backends that take traffic now.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,111 +25,110 @@ use crate::health::ejection::{Ejections, most_ejected};
 use crate::metrics::{Metrics, PoolMetrics};
 use crate::sticky::Sticky;
 
-/// A pool from the first snapshot that names it to the last.
+/// A pool. It lives from the first snapshot that names it to the last.
 #[derive(Debug)]
 pub struct Pool {
     pub name: PoolName,
     pub metrics: PoolMetrics,
-    /// Lines of the log that are counted instead of written.
+    /// Throttles repeated log lines.
     repeats: RepeatedFailures,
     ejections: Arc<Ejections>,
     view: ArcSwap<View>,
-    /// Held while a view is made, so that the last one made knows of every change. When the next one may be made
-    /// without taking too much of its thread's time.
+    /// Held while a view is made, so that the last view includes every change. The value is the earliest time for the
+    /// next view, to bound the CPU time for views.
     refreshing: Mutex<Instant>,
-    /// What was last logged of [`Self::is_available`].
+    /// The value of [`Self::is_available`] that was logged last.
     was_available: AtomicBool,
-    /// What was last logged of [`Self::is_panicking`].
+    /// The value of [`Self::is_panicking`] that was logged last.
     was_panicking: AtomicBool,
-    /// The changes of all backends together that the view knows of.
+    /// The sum of the backends' change counters when the view was made.
     known_changes: AtomicU64,
 }
 
-/// What the operator wants of a pool at one moment, around backends that outlive it.
+/// The configuration of a pool in one snapshot, with its backends, which outlive it.
 #[derive(Debug)]
 pub struct Plan {
     pub algorithm: Algorithm,
     pub settings: PoolSettings,
     pub sticky: Option<Arc<Sticky>>,
-    /// How its backends are connected to: the same from plan to plan while that does not change.
+    /// How to connect to backends. Shared between plans while it does not change.
     pub transport: Arc<Transport>,
-    /// Where exchanges wait while all backends have as many connections as they may; goes from plan to plan.
+    /// The queue of exchanges that wait for a backend below `max_connections`. Shared between plans.
     pub queue: Arc<Queue>,
-    /// Whether there is such a number for any of them.
+    /// Whether any backend has `max_connections`.
     has_limits: bool,
     members: Box<[Member]>,
     states: Box<[AdminState]>,
     turn: SharedTurns,
-    /// Made where the algorithm needs one, and kept from plan to plan while it fits.
+    /// The hash ring, if the algorithm needs one. Shared between plans while it fits.
     ring: Option<Arc<Ring>>,
 }
 
-/// A plan that is not in force yet.
+/// A plan that is not in use yet.
 #[derive(Debug)]
 pub struct Draft {
     plan: Plan,
-    /// What is known of these does not hold any more once the plan is in force, nor does what is learned until then.
+    /// Backends whose state is reset once the plan is in use, including what is learned until then.
     outdated: Vec<Arc<Backend>>,
 }
 
-/// Who takes traffic now, by which plan. Made away from the threads that carry traffic.
+/// The backends that take traffic now, and the plan. It is not made by threads that carry traffic.
 #[derive(Debug)]
 struct View {
     plan: Arc<Plan>,
-    /// [`Ejections::begun`] when it was made: later ones are not left out of it.
+    /// [`Ejections::begun`] when the view was made. It may contain backends that were ejected later.
     known_ejections: u64,
     standing: BackendStates,
     usable: Usable,
     balance: Box<dyn Balance>,
 }
 
-/// How the backends of a plan are at one moment.
+/// The states of a plan's backends at one moment.
 #[derive(Debug, PartialEq)]
 struct BackendStates {
-    /// Each backend of the plan with those of its endpoints that take traffic.
+    /// Each backend of the plan, with its endpoints that take traffic.
     backends: Box<[Candidate]>,
-    /// How many endpoints there are, whatever their state.
+    /// Number of endpoints in any state.
     endpoints: usize,
-    /// Backends that drain and still take those of their clients whose cookie names them.
+    /// Draining backends within the sticky grace.
     keeping: StickyGrace,
     is_panicking: bool,
 }
 
-/// Draining backends within the sticky grace, and when the first of them leaves it.
+/// Draining backends that still take clients whose cookie names them, and when the first such grace ends.
 #[derive(Debug, Default, PartialEq)]
 struct StickyGrace {
     backends: Vec<BackendIndex>,
     until: Option<Instant>,
 }
 
-/// A backend that an exchange keeps in mind from one choice to the next. The position is that in the plan it was found
-/// in, so in another it is only where to look first.
+/// A backend with its index in the plan in which it was found. In another plan the index is only where to look first.
 #[derive(Debug, Clone)]
 pub struct BackendHint {
     pub backend: Arc<Identity>,
     pub index: BackendIndex,
 }
 
-/// What came of a choice.
+/// The result of a choice.
 #[derive(Debug)]
 pub enum Pick {
     Use(Choice),
-    /// Every backend that is left has as many connections as it may.
+    /// All remaining backends are at `max_connections`.
     Queue(QueueTicket),
-    /// Nobody is left.
+    /// No backend is left.
     NoBackend,
 }
 
-/// Where an exchange waits for room, and for how long in all.
+/// The queue in which an exchange waits, and its timeout.
 #[derive(Debug)]
 pub struct QueueTicket {
     pub queue: Arc<Queue>,
-    /// [`Queue::freed`] when there was none.
+    /// [`Queue::freed`] before no capacity was found.
     pub seen: u64,
     pub timeout: Duration,
 }
 
-/// A backend that was chosen for an exchange, and the plan that says how it is to be treated.
+/// The backend chosen for an exchange, and the plan whose settings apply.
 #[derive(Debug)]
 pub struct Choice {
     pub plan: Arc<Plan>,
@@ -138,7 +137,7 @@ pub struct Choice {
 }
 
 impl Pool {
-    /// A pool that no snapshot has named before.
+    /// A new pool.
     pub fn new(name: &PoolName, Draft { plan, .. }: Draft, metrics: &Metrics) -> Self {
         let now = clock::now();
         let known_changes = AtomicU64::new(plan.changes());
@@ -158,26 +157,27 @@ impl Pool {
         pool
     }
 
-    /// What is wanted now.
+    /// The current plan.
     pub fn plan(&self) -> Arc<Plan> {
         Arc::clone(&self.view.load().plan)
     }
 
-    /// Goes by another plan from now on.
+    /// Switches to another plan.
     pub fn adopt(&self, Draft { plan, outdated }: Draft, now: Instant) {
         self.list_candidates(Some(Arc::new(plan)), now);
         if !outdated.is_empty() {
-            // Who was given a lease until now may still connect as the plan before says.
+            // Exchanges that have a lease already may still connect by the former plan.
             let now = clock::now();
             outdated.iter().for_each(|backend| backend.forget(now));
             self.refresh(now);
         }
     }
 
-    /// Chooses a backend and one of its endpoints, and counts the exchange there. `sticky` is where the client wants back
-    /// to; `tried` are those endpoints which failed this exchange: another one of the same backend may be next, as with
-    /// nginx, where each address is a server of its own. `is_called`: it has waited for room, and others have not.
-    pub fn choose(&self, key: &Key, sticky: Option<&BackendHint>, tried: &[Arc<Endpoint>], is_called: bool) -> Pick {
+    /// Chooses a backend and one of its endpoints, and counts the exchange there. `sticky` is the backend that the
+    /// client's cookie names. `tried` are the endpoints that have failed this exchange; another endpoint of the same
+    /// backend may be next, as in nginx, where each address is a server of its own. `was_notified`: the exchange has
+    /// waited in the queue and goes before others.
+    pub fn choose(&self, key: &Key, sticky: Option<&BackendHint>, tried: &[Arc<Endpoint>], was_notified: bool) -> Pick {
         let view = self.view.load();
         let plan = &view.plan;
         let sticky = sticky.and_then(|backend| plan.index_of(backend));
@@ -185,10 +185,10 @@ impl Pool {
         let (backends, usable, skips_full) = (&view.standing.backends, &view.usable, plan.has_limits);
         let candidates = Candidates { backends, usable, tried, skips_ejected, skips_full };
         let pick = || {
-            // Those which take no traffic have no endpoints there.
+            // Backends that take no traffic have no endpoints here.
             let wanted = sticky.and_then(|index| Some((index, candidates.lease(index)?)));
             let picked = wanted.or_else(|| view.balance.lease(&candidates, key));
-            // When all that are left have been ejected since the view was made, it is for the next view to say what then.
+            // If all remaining ones have been ejected since, the next view decides.
             let anybody = || view.balance.lease(&Candidates { skips_ejected: false, ..candidates }, key);
             if skips_ejected { picked.or_else(anybody) } else { picked }
         };
@@ -197,7 +197,7 @@ impl Pool {
                 Some((index, lease)) => (index, lease.in_use()),
                 None => return Pick::NoBackend,
             },
-            true => match self.within_limits(plan, &candidates, pick, is_called) {
+            true => match self.within_limits(plan, &candidates, pick, was_notified) {
                 Ok(picked) => picked,
                 Err(none) => return none,
             },
@@ -206,21 +206,21 @@ impl Pool {
         Pick::Use(Choice { plan: Arc::clone(plan), index, lease })
     }
 
-    /// What `pick` gives, if its backend may have another connection.
+    /// The result of `pick`, if its backend is below `max_connections`.
     #[cold]
     fn within_limits(
         &self,
         plan: &Plan,
         candidates: &Candidates<'_>,
         pick: impl Fn() -> Option<(BackendIndex, Lease)>,
-        is_called: bool,
+        was_notified: bool,
     ) -> Result<(BackendIndex, Lease), Pick> {
-        /// How often others may take the last connection first.
+        /// Attempts to win the last connection against other threads.
         const MAX_PICKS: usize = 16;
         let seen = plan.queue.freed();
-        // One that has failed somewhere does not wait again; it takes what there is.
+        // An exchange that has failed before does not wait again.
         let may_wait = candidates.tried.is_empty();
-        let is_next = is_called || !may_wait || plan.queue.waiting() == 0;
+        let is_next = was_notified || !may_wait || plan.queue.waiting() == 0;
         for _ in 0..if is_next { MAX_PICKS } else { 0 } {
             let Some((index, lease)) = pick() else { break };
             if let Some(lease) = lease.in_use_if_allowed() {
@@ -234,8 +234,8 @@ impl Pool {
         Err(Pick::Queue(QueueTicket { queue: Arc::clone(&plan.queue), seen, timeout: plan.settings.queue_timeout }))
     }
 
-    /// Takes in that real traffic failed on an endpoint, and puts the endpoint aside when that was too often. Returns
-    /// for how long it was put aside.
+    /// Counts a failure of real traffic on an endpoint, and ejects the endpoint after too many. Returns the ejection
+    /// time.
     pub fn failed(&self, lease: &Lease, cause: BackendFailure, now: Instant) -> Option<Duration> {
         let view = self.view.load();
         let (endpoint, rules) = (lease.endpoint(), &view.plan.settings.ejection);
@@ -250,7 +250,7 @@ impl Pool {
         ejected
     }
 
-    /// Logs that an exchange has waited too long for room, or counts it if that was logged not long ago.
+    /// Logs a queue timeout, or only counts it if one was logged recently.
     #[cold]
     pub fn log_queue_timeout(&self, now: Instant) {
         let word = Failure::QueueTimeout.word();
@@ -265,8 +265,8 @@ impl Pool {
         }
     }
 
-    /// Ends ejections whose time is over, lists the candidates anew if a backend has changed, and logs how often failures
-    /// have repeated.
+    /// Ends ejections whose time is over, makes a new view if a backend has changed, and logs the counts of repeated
+    /// failures.
     pub fn catch_up(&self, now: Instant) {
         let plan = self.plan();
         for SuppressedFailures { word, count, within } in self.repeats.take(now) {
@@ -302,8 +302,8 @@ impl Pool {
         }
     }
 
-    /// Lists the candidates anew after a backend has changed, or leaves it to [`Self::catch_up`] when many change in
-    /// a short time and each list takes long.
+    /// Makes a new view after a backend has changed. If many change in a short time and views are expensive, leaves it
+    /// to [`Self::catch_up`].
     pub fn refresh_soon(&self, now: Instant) {
         let not_before = *self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         if now >= not_before {
@@ -315,12 +315,12 @@ impl Pool {
         self.list_candidates(None, now);
     }
 
-    /// Lists the candidates anew, by another plan if there is one. It asks every backend under its lock: no thread
-    /// that carries traffic does.
+    /// Makes a new view, of another plan if there is one. It locks every backend, so threads that carry traffic must
+    /// not call it.
     fn list_candidates(&self, plan: Option<Arc<Plan>>, now: Instant) {
-        /// Making views takes one part in so many of a thread's time, however often backends change.
+        /// Making views takes at most one fifth of a thread's time.
         const REFRESH_TIME_DIVISOR: u32 = 5;
-        /// With so many members a view is made so fast that no finding of a probe has to wait for it.
+        /// Up to this size a view is so fast that it is made at once.
         const SMALL_POOL_MEMBERS: usize = 256;
         let mut not_before = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = clock::now();
@@ -332,7 +332,7 @@ impl Pool {
         if let Some(view) = View::after(&before, plan, known_ejections, now) {
             let queue = Arc::clone(&view.plan.queue);
             self.view.store(Arc::new(view));
-            // Others may be there now, or may have more connections.
+            // There may be new backends, or higher limits.
             queue.free_all();
             self.log_availability();
         }
@@ -359,7 +359,7 @@ impl Pool {
         }
     }
 
-    /// Whether a backend drains and may still be sent its sticky clients.
+    /// Whether a draining backend may still be sent its sticky clients.
     pub fn keeps_clients_of(&self, backend: &Arc<Backend>, now: Instant) -> bool {
         let view = self.view.load();
         let found = (0..).zip(view.plan.backends()).find(|(_, (member, _))| Arc::ptr_eq(&member.backend, backend));
@@ -374,15 +374,15 @@ impl Pool {
         self.view.load().standing.is_panicking
     }
 
-    /// Whether a backend may take traffic, if only because the pool panics.
+    /// Whether any backend may take traffic, even if only because of panic mode.
     pub fn is_available(&self) -> bool {
         !self.view.load().usable.as_slice().is_empty()
     }
 }
 
 impl Draft {
-    /// The plan for `config`, around the backends that `previous` has already: these are told what is new about them.
-    /// `ring`: one that was made for it beforehand, since that takes long.
+    /// The plan for `config`. Reuses and updates the backends of `previous`. `ring` is made beforehand because that
+    /// takes long.
     pub fn new(
         config: &PoolConfig,
         previous: Option<&Plan>,
@@ -452,13 +452,13 @@ impl Draft {
 }
 
 impl Plan {
-    /// The ring, if there is one and it is what `config` needs.
+    /// The ring, if it fits `config`.
     pub fn ring_for(&self, config: &PoolConfig) -> Option<Arc<Ring>> {
         let parts = config.backends.iter().map(|backend| (&backend.address, backend.weight));
         self.ring.as_ref().filter(|ring| ring.is_of(parts)).map(Arc::clone)
     }
 
-    /// Every backend with what the operator wants of it, in the order of the configuration.
+    /// Every backend with its configured state, in the order of the configuration.
     pub fn backends(&self) -> impl Iterator<Item = (&Member, AdminState)> {
         self.members.iter().zip(self.states.iter().copied())
     }
@@ -467,12 +467,12 @@ impl Plan {
         self.members.get(index as usize).map(|member| &member.backend)
     }
 
-    /// Whether every backend that is to be probed has been.
+    /// Whether every backend with probes has been probed.
     pub fn is_probed(&self) -> bool {
         self.backends().all(|(m, state)| state == AdminState::Down || !m.backend.is_unknown())
     }
 
-    /// Where a backend stands in this plan; `None` when it does not.
+    /// The index of a backend in this plan, if it is a member.
     fn index_of(&self, wanted: &BackendHint) -> Option<BackendIndex> {
         let is_it =
             |index: BackendIndex| self.backend(index).is_some_and(|here| Arc::ptr_eq(here.identity(), &wanted.backend));
@@ -486,14 +486,14 @@ impl Plan {
         self.members.iter().map(|member| member.backend.changes()).sum()
     }
 
-    /// When a backend that drains is not sent its sticky clients any more, where it has been.
+    /// When the sticky grace of a draining backend ends.
     pub fn grace_end(&self, member: &Member, state: AdminState) -> Option<Instant> {
         let grace = self.settings.sticky.as_ref()?.grace;
         let has_grace = state == AdminState::Draining && !grace.is_zero();
         has_grace.then(|| member.backend.grace_end(grace))?
     }
 
-    /// Who drains and still keeps its sticky clients; their endpoints that are well go to `backends`.
+    /// The draining backends within the sticky grace. Adds their usable endpoints to `backends`.
     fn keeping(&self, backends: &mut [Candidate], now: Instant) -> StickyGrace {
         let mut keeping = StickyGrace::default();
         for (index, (member, state)) in (0..).zip(self.backends()) {
@@ -518,7 +518,7 @@ impl View {
         Self::of(plan, standing, usable, known_ejections)
     }
 
-    /// The view that follows `before`; `None` when nothing is different.
+    /// The view that replaces `before`; `None` if nothing has changed.
     fn after(before: &Self, plan: Arc<Plan>, known_ejections: u64, now: Instant) -> Option<Self> {
         let (standing, usable) = BackendStates::of(&plan, now);
         let is_same = Arc::ptr_eq(&before.plan, &plan)
@@ -536,7 +536,7 @@ impl View {
 }
 
 impl BackendStates {
-    /// Asks every endpoint how it is; also the backends of which some take traffic.
+    /// Reads the state of every endpoint. Returns also the backends that take traffic.
     fn of(plan: &Plan, now: Instant) -> (Self, Vec<BackendIndex>) {
         let mut endpoints: Vec<(BackendIndex, Arc<Endpoint>)> = Vec::with_capacity(plan.members.len());
         let mut statuses = Vec::with_capacity(plan.members.len());
@@ -566,8 +566,8 @@ impl BackendStates {
     }
 }
 
-/// Whether such a change of what the operator wants says that another server may be behind the address. While a
-/// backend drains, probes go on and see it.
+/// Whether such a change of the configured state means that another server may be behind the address. A draining
+/// backend is still probed, so probes notice that.
 fn may_be_another(before: AdminState, after: AdminState) -> bool {
     use AdminState::{Down, Removing};
     before != after && (after == Down || matches!(before, Down | Removing))
@@ -757,7 +757,7 @@ mod tests {
         };
         let pool = pool(&limited(0));
         let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
-        let choose = |is_called| pool.choose(&key, None, &[], is_called);
+        let choose = |was_notified| pool.choose(&key, None, &[], was_notified);
         let mut leases: Vec<_> = (0..4).map(|_| chosen(choose(false)).expect("room")).collect();
         for most in [3, 2] {
             change(&pool, &limited(most));

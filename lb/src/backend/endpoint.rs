@@ -1,6 +1,5 @@
-//! One address of a backend, and everything that is true of the server behind it right now: exchanges in flight, health,
-//! ejection, latency. What was learned of one server is forgotten where another may have taken its place: its
-//! *incarnation* then is another one.
+//! One address of a backend, with the state of the server behind it: exchanges in flight, health, ejection, latency.
+//! This state is reset when another server may be behind the address; the endpoint then gets a new *incarnation*.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -18,25 +17,25 @@ use crate::failure::BackendFailure;
 use crate::health::ejection::{Ejection, EjectionPermit};
 use crate::health::tracker::{Health, Tracker};
 
-/// An endpoint of a backend, from the answer that first names its address to the last exchange on it.
+/// An endpoint of a backend. It lives from the resolution that first names its address to its last exchange.
 #[derive(Debug)]
 pub struct Endpoint {
-    /// What it is an endpoint of.
+    /// Its backend.
     pub backend: Arc<Identity>,
     /// Where to connect; `None`: the backend's name has not been resolved.
     address: Option<SocketAddress>,
     /// A [`Share`], packed.
     share: AtomicU64,
     in_flight: AtomicU32,
-    /// As the ejection in `vitals`, for picks, which take no lock.
+    /// Mirrors the ejection in `vitals` for picks, which take no lock.
     is_ejected: AtomicBool,
     failures_in_a_row: AtomicU32,
     incarnation: AtomicU64,
-    /// Exchanges that were opened with an incarnation before this one have been killed.
+    /// Exchanges of earlier incarnations than this one have been killed.
     killed_before: AtomicU64,
-    /// Calls for a probe before its time, since nothing is known any more.
+    /// Requests an immediate probe after the state was reset.
     forgotten: Notify,
-    /// Bits of an `f64` in seconds; 0 before the first response.
+    /// Seconds, as the bits of an `f64`; 0 before the first response.
     latency: AtomicU64,
     born: Instant,
     /// When the last response's head came, in nanoseconds after `born`; 0 before the first.
@@ -44,25 +43,25 @@ pub struct Endpoint {
     vitals: Mutex<SelectionState>,
 }
 
-/// What changes seldom: read to list candidates, not for each request.
+/// State that changes rarely. It is read when a view is made, not for each request.
 #[derive(Debug)]
 struct SelectionState {
     is_probed: bool,
-    /// It is no part of its backend any more, or that is no part of its pool.
+    /// It has left its backend, or the backend its pool.
     has_left: bool,
-    /// What began before is not believed.
+    /// Results of probes that began before are ignored.
     since: Instant,
     tracker: Tracker,
     ejection: Ejection,
     last_probe: Option<ProbeReport>,
-    /// Why real traffic failed on it, the newest at the end.
+    /// The last failures of real traffic, the newest at the end.
     last_failures: VecDeque<BackendFailure>,
 }
 
-/// How many failures an ejection's line in the log names.
+/// How many failures the log line of an ejection names.
 const MAX_LAST_FAILURES: usize = 5;
 
-/// How one probe ended.
+/// The result of one probe.
 #[derive(Debug, Clone)]
 pub struct ProbeReport {
     pub at: Instant,
@@ -71,15 +70,15 @@ pub struct ProbeReport {
     pub error: Option<String>,
 }
 
-/// Which server is behind an endpoint's address, as far as can be told: no two endpoints of this process, and no two
-/// servers that one endpoint has had, share the number.
+/// Identifies the server behind an endpoint's address, as far as it can be known. The number is unique in the process:
+/// no two endpoints and no two successive servers of an endpoint share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation(u64);
 
-/// Which part of its backend's exchanges an endpoint takes, as DNS says of a service (RFC 2782).
+/// Priority and weight of an endpoint within its backend, from SRV records (RFC 2782).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
-    /// Only those with the lowest number are asked of the endpoints that can be.
+    /// Only usable endpoints with the lowest number are used.
     pub priority: u16,
     /// Beside that of others of the same priority; not 0.
     pub weight: u32,
@@ -101,21 +100,21 @@ impl Default for Share {
     }
 }
 
-/// What a probe's result changed.
+/// What a probe's result has changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HealthChange {
-    /// The new health, when it is another one.
+    /// The new health, if it has changed.
     pub health: Option<Health>,
-    /// The ejection is over before its time.
+    /// The ejection was ended early.
     pub ends_ejection: bool,
 }
 
-/// Counts one exchange in flight on an endpoint until dropped, however the exchange ends.
+/// Counts one exchange in flight on an endpoint until dropped.
 #[derive(Debug)]
 pub struct Lease {
     endpoint: Arc<Endpoint>,
     incarnation: Incarnation,
-    /// It counts among the connections in use of its backend.
+    /// It counts against the backend's `max_connections`.
     is_in_use: bool,
 }
 
@@ -133,7 +132,7 @@ impl Incarnation {
 }
 
 impl Endpoint {
-    /// An endpoint nothing is known about. Without probes it counts as healthy, if it has an address.
+    /// A new endpoint. Without probes it counts as healthy, if it has an address.
     pub fn new(backend: &Arc<Identity>, address: Option<SocketAddress>, is_probed: bool) -> Self {
         let now = clock::now();
         let tracker = Tracker::new(unprobed(address.as_ref(), is_probed));
@@ -263,8 +262,8 @@ impl Endpoint {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// A response's head came after `latency`. Peaks count at once, improvement slowly, so that an endpoint which
-    /// begins to stall is seen with its first slow answer.
+    /// Updates the latency average. A higher value counts at once, a lower one slowly (peak EWMA), so that an endpoint
+    /// which begins to stall is noticed with its first slow response.
     pub fn observe_latency(&self, latency: Duration) {
         const SMOOTHING: f64 = 0.1;
         let new = latency.as_secs_f64();
@@ -300,7 +299,7 @@ impl Endpoint {
         }
     }
 
-    /// Counts a failure of real traffic; true when it is the one that should eject the endpoint.
+    /// Counts a failure of real traffic. Returns true if the endpoint is to be ejected now.
     pub fn failed(&self, cause: BackendFailure, rules: &EjectionConfig) -> bool {
         let mut vitals = self.vitals();
         if vitals.last_failures.len() == MAX_LAST_FAILURES {
@@ -331,7 +330,7 @@ impl Endpoint {
         told.collect::<Vec<_>>().join(", ")
     }
 
-    /// Puts the endpoint aside, for longer each time. `None` when it is aside already, or has left.
+    /// Ejects the endpoint, each time for longer. `None` if it is ejected already or has left.
     pub fn eject(&self, permit: EjectionPermit, rules: &EjectionConfig, now: Instant) -> Option<Duration> {
         let mut vitals = self.vitals();
         if vitals.has_left {
@@ -380,7 +379,7 @@ impl Endpoint {
         self.vitals().last_probe.clone()
     }
 
-    /// Takes in a probe's result, unless the probe began before all was forgotten.
+    /// Takes a probe's result, unless the probe began before the state was reset.
     pub fn probed(&self, report: ProbeReport, rise: u32, fall: u32) -> HealthChange {
         let mut vitals = self.vitals();
         if report.at < vitals.since {
@@ -461,7 +460,7 @@ impl Lease {
         &self.endpoint.backend
     }
 
-    /// The server that it was given on.
+    /// The server for which the lease was given.
     pub fn incarnation(&self) -> Incarnation {
         self.incarnation
     }
@@ -479,12 +478,12 @@ impl Lease {
         self.is_in_use.then_some(self)
     }
 
-    /// Whether an operator has ended this exchange.
+    /// Whether an operator has killed this exchange.
     pub fn is_killed(&self) -> bool {
         self.endpoint.is_killed(self.incarnation)
     }
 
-    /// Whether what this exchange learns is true of the server that is behind the endpoint now.
+    /// Whether the endpoint still has the same server as when the lease was given.
     pub fn is_current(&self) -> bool {
         self.incarnation == self.endpoint.incarnation()
     }

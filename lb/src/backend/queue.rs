@@ -1,4 +1,4 @@
-//! Exchanges that wait until one of their pool's backends may have another connection. Who waits longest is called first.
+//! The queue of exchanges that wait because all backends of the pool are at `max_connections`. First in, first out.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -8,12 +8,12 @@ use tokio::sync::Notify;
 #[derive(Debug, Default)]
 pub struct Queue {
     waiting: AtomicUsize,
-    /// How often there may have come to be room.
+    /// Counts the times at which capacity may have become free.
     freed: AtomicU64,
     called: Notify,
 }
 
-/// Counts one that waits until dropped.
+/// Counts a waiting exchange until dropped.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Queue {
@@ -21,12 +21,12 @@ impl Queue {
         self.waiting.load(Ordering::SeqCst)
     }
 
-    /// To be asked before it is looked for room, so that none is missed that comes to be meanwhile.
+    /// Read this before looking for capacity, so that capacity that becomes free in between is not missed.
     pub fn freed(&self) -> u64 {
         self.freed.load(Ordering::SeqCst)
     }
 
-    /// There is room for one.
+    /// Wakes one exchange: capacity for one is free.
     pub fn free_one(&self) {
         self.freed.fetch_add(1, Ordering::SeqCst);
         if self.waiting() > 0 {
@@ -34,14 +34,14 @@ impl Queue {
         }
     }
 
-    /// There may be room for any number.
+    /// Wakes all exchanges: the limits have changed.
     pub fn free_all(&self) {
         self.freed.fetch_add(1, Ordering::SeqCst);
         self.called.notify_waiters();
     }
 
-    /// Returns once there may have come to be room since [`Self::freed`] was `seen`. One that is dropped when it has been
-    /// called passes the call on.
+    /// Resolves when capacity may have become free since [`Self::freed`] returned `seen`. If dropped after being woken,
+    /// it wakes the next one.
     pub async fn wait(&self, seen: u64) {
         let _waiting = Waiting::new(&self.waiting);
         let mut called = pin!(self.called.notified());
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(second.as_mut().poll(&mut cx), Poll::Ready(()));
         drop(second);
         assert_eq!(queue.waiting(), 0);
-        // Room that came to be before the wait began is not missed.
+        // Capacity that became free before the wait began is not missed.
         assert_eq!(Box::pin(queue.wait(seen)).as_mut().poll(&mut cx), Poll::Ready(()));
     }
 }

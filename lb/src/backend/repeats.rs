@@ -1,5 +1,5 @@
-//! Failures that repeat: the first of a kind is logged, those that follow are counted, and the count is logged every ten
-//! seconds for as long as they go on. So a backend that fails each request writes two lines a kind, then one in ten
+//! Throttles the log of repeated failures. The first of each kind is logged. Further ones are counted, and the count is
+//! logged every ten seconds. So a backend that fails every request writes two lines for each kind, then one every ten
 //! seconds.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 /// How long failures are counted before the count is logged.
 pub const WINDOW: Duration = Duration::from_secs(10);
 
-/// The failures of one backend by their words.
+/// The repeated failures of one backend, by name.
 #[derive(Debug, Default)]
 pub struct RepeatedFailures {
     kinds: Mutex<Vec<Kind>>,
-    /// Whether there is anything in `kinds`, so that it can be found out without the lock.
+    /// Whether `kinds` is not empty, readable without the lock.
     is_counting: AtomicBool,
 }
 
@@ -22,21 +22,21 @@ struct Kind {
     word: &'static str,
     /// When the window began.
     since: Instant,
-    /// How many have come in it that were not logged.
+    /// Failures in this window that were not logged.
     more: u64,
 }
 
-/// How many failures of a kind came that were not logged by themselves.
+/// The number of failures of one kind that were not logged individually.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SuppressedFailures {
     pub word: &'static str,
     pub count: u64,
-    /// In how long.
+    /// The length of the window.
     pub within: Duration,
 }
 
 impl RepeatedFailures {
-    /// Takes in a failure; true when it is to be logged by itself.
+    /// Counts a failure. Returns true if it is to be logged individually.
     pub fn note(&self, word: &'static str, now: Instant) -> bool {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kind) = kinds.iter_mut().find(|kind| kind.word == word) {
@@ -48,7 +48,8 @@ impl RepeatedFailures {
         true
     }
 
-    /// What has come in windows that are over. A kind of which nothing came is logged by itself again.
+    /// Returns the counts of windows that are over. A kind without further failures is logged individually again next
+    /// time.
     pub fn take(&self, now: Instant) -> Vec<SuppressedFailures> {
         let mut told = Vec::new();
         if !self.is_counting.load(Ordering::Acquire) {

@@ -1,5 +1,5 @@
-//! What a backend is told about the client. Fields by which a proxy speaks of the client (X-Forwarded-*, Forwarded) are
-//! made anew; what came in counts only when it came from a network that the operator trusts.
+//! The fields that tell a backend about the client: X-Forwarded-* and Forwarded. They are always generated. Values in
+//! the request are used only if it comes from a trusted proxy.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
@@ -11,44 +11,44 @@ use crate::config::backend::UNIX;
 use crate::message::ascii::is_token;
 use crate::message::authority::without_port;
 
-/// Where a connection comes from.
+/// The remote address of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerAddress {
     Ip(SocketAddr),
-    /// A process of this machine, which has no address.
+    /// A Unix socket, whose peer has no address.
     Unix,
 }
 
-/// The other end of a connection: its address, and the same as text, since every request needs it.
+/// The remote end of a connection. The address is also kept as text, because every request needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// `None`: it has come by a Unix socket.
     pub address: Option<IpAddr>,
-    /// 0: it has none.
+    /// 0 if there is none.
     pub port: u16,
-    /// Which of our addresses it connected to, where the connection is not there to be asked.
+    /// The local address, where the connection cannot be asked for it later.
     pub local: Option<SocketAddr>,
     text: String,
-    /// It speaks plain HTTP where TLS is spoken.
+    /// It sent plain HTTP to a TLS listener.
     pub lacks_tls: bool,
-    /// `None`: the connection has no TLS.
+    /// `None` without TLS.
     pub tls: Option<Box<TlsInfo>>,
 }
 
-/// What is known of a connection's TLS.
+/// The TLS parameters of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsInfo {
     /// `TLSv1.3` or the like.
     pub protocol: &'static str,
     /// By OpenSSL's name.
     pub cipher: &'static str,
-    /// What the client asked for (SNI).
+    /// The server name that the client sent (SNI).
     pub server_name: Option<Box<str>>,
     pub is_resumed: bool,
     pub client: Option<ClientCertificate>,
 }
 
-/// The certificate that a client has shown, which was verified.
+/// A verified client certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificate {
     /// RFC 2253.
@@ -57,23 +57,23 @@ pub struct ClientCertificate {
     /// SHA-1, as nginx has it, and SHA-256, in hexadecimal digits.
     pub sha1: Box<str>,
     pub sha256: Box<str>,
-    /// Whole lines that tell a backend of it.
+    /// The field lines that tell a backend about it.
     pub lines: Box<str>,
 }
 
-/// A request's connection, and what a trusted proxy says of the client before it.
+/// The connection of a request, and what a trusted proxy claims about the client.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestOrigin<'a> {
     pub peer: &'a Peer,
     pub is_tls: bool,
-    /// As the client named it, port and all.
+    /// The request's host, including the port.
     pub host: &'a str,
     /// [`ProxyClaims::None`] unless the peer is trusted.
     pub claims: &'a ProxyClaims<'a>,
 }
 
-/// What a proxy said of its client, out of one family of fields. The other family is never believed: a proxy that does
-/// not know it passes on what its client made up.
+/// What a proxy claims about its client, in one family of fields. The other family is ignored: a proxy that does not
+/// know it forwards whatever its client has sent.
 #[derive(Debug, Clone, Default)]
 pub enum ProxyClaims<'a> {
     #[default]
@@ -83,7 +83,7 @@ pub enum ProxyClaims<'a> {
     Forwarded(Cow<'a, [u8]>),
 }
 
-/// The fields X-Forwarded-*, several of a name joined with commas; empty where there is none.
+/// The X-Forwarded-* fields. Several of one name are joined with commas; missing ones are empty.
 #[derive(Debug, Clone, Default)]
 pub struct XForwarded<'a> {
     pub addresses: Cow<'a, [u8]>,
@@ -93,29 +93,29 @@ pub struct XForwarded<'a> {
     pub prefix: Cow<'a, [u8]>,
 }
 
-/// What is true of the client: from the connection, or from a trusted proxy. Whoever speaks of the client asks here:
-/// the fields for the backend, ip-hash, the logs and the sticky cookie. Routes are chosen by what was received.
+/// The client's properties, from the connection or from trusted proxies. They are used for the fields for the backend,
+/// ip-hash, logs and sticky cookies. Routing uses the request as received.
 ///
 /// Claims are lists to which every proxy appends, so they are read from the right: the client is the last address that
-/// no trusted proxy has. Its scheme, host, port and prefix are those told by the proxy that told its address. What
-/// cannot be read is as good as not told.
+/// is not a trusted proxy's. Its scheme, host, port and prefix are taken from the proxy that named its address.
+/// Malformed values are ignored.
 #[derive(Debug, Clone)]
 pub struct Forwarding<'a> {
-    /// `None`: it has come by a Unix socket, and nobody tells of another one.
+    /// `None` if it came through a Unix socket and no proxy names an address.
     pub client: Option<IpAddr>,
     /// `http` or `https`.
     pub proto: &'static str,
-    /// With the port, where one was named.
+    /// With the port, if there is one.
     pub host: &'a str,
     /// Decimal digits.
     pub port: &'a str,
     pub prefix: Option<&'a str>,
-    /// What was told and believed: the client, then the proxies after it, without the peer.
+    /// The addresses that were accepted: the client, then the proxies after it, without the peer.
     chain: Vec<IpAddr>,
     origin: RequestOrigin<'a>,
 }
 
-/// One client among those that the claims name.
+/// The properties of one client in the claims.
 #[derive(Debug, Clone, Copy, Default)]
 struct ClientClaim<'a> {
     proto: Option<&'static str>,
@@ -143,8 +143,7 @@ impl<'a> Forwarding<'a> {
         Self { client, proto, host, port, prefix: claim.prefix, chain, origin }
     }
 
-    /// Writes the value of `X-Forwarded-For`: the chain so far and the peer, if it has an address. Empty where there is
-    /// neither.
+    /// Writes the value of `X-Forwarded-For`: the chain and the peer, if it has an address. May be empty.
     pub fn write_forwarded_for(&self, out: &mut impl Write) -> fmt::Result {
         let mut comma = "";
         match self.origin.claims {
@@ -180,7 +179,7 @@ impl<'a> Forwarding<'a> {
         }
     }
 
-    /// Writes the value of `Forwarded` (RFC 7239): the elements so far and one for this hop.
+    /// Writes the value of `Forwarded` (RFC 7239): the accepted elements and one for this hop.
     pub fn write_forwarded(&self, out: &mut impl Write) -> fmt::Result {
         let peer = self.origin.peer.address;
         if let ProxyClaims::Forwarded(list) = self.origin.claims
@@ -192,7 +191,7 @@ impl<'a> Forwarding<'a> {
         }
         match self.chain.split_first() {
             None => {
-                // Every request comes here: the peer's address is text already.
+                // The common case: the peer's address exists as text already.
                 match peer {
                     Some(IpAddr::V4(_)) => write_all(&["for=", &self.origin.peer.text], out)?,
                     Some(IpAddr::V6(_)) => write_all(&["for=\"[", &self.origin.peer.text, "]\""], out)?,
@@ -212,14 +211,14 @@ impl<'a> Forwarding<'a> {
         }
     }
 
-    /// Whether the peer is a trusted proxy that names somebody.
+    /// Whether the peer is a trusted proxy that names a client.
     fn is_told(&self) -> bool {
         !self.chain.is_empty()
     }
 }
 
 impl<'a> XForwarded<'a> {
-    /// Adds whom the claims name to `chain`, nearest first; what they say of the client.
+    /// Appends the addresses of the claims to `chain`, nearest first. Returns the client's properties.
     fn read(&'a self, trusted: &TrustedPeers, peer: Option<IpAddr>, chain: &mut Vec<IpAddr>) -> ClientClaim<'a> {
         let mut client = peer;
         let mut at = None;
@@ -232,7 +231,7 @@ impl<'a> XForwarded<'a> {
             client = Some(address);
             chain.push(address);
         }
-        // A proxy that sets a field anew leaves one value for everybody before it.
+        // A proxy that overwrites a field leaves one value for all hops before it.
         let told = |list: &'a [u8]| elements_from_right(list, b',').take(at.unwrap_or(0) + 1).last();
         ClientClaim {
             proto: told(&self.proto).and_then(scheme),
@@ -305,7 +304,7 @@ impl Peer {
         Self { address: ip, port, local: None, text, lacks_tls: false, tls: None }
     }
 
-    /// Of a client that speaks plain HTTP where TLS is spoken.
+    /// The peer of a client that sent plain HTTP to a TLS listener.
     pub fn without_tls(address: PeerAddress) -> Self {
         Self { lacks_tls: true, ..Self::new(address) }
     }
@@ -323,7 +322,7 @@ impl Peer {
     }
 }
 
-/// Of whom no port is known.
+/// A peer whose port is unknown.
 impl From<IpAddr> for Peer {
     fn from(address: IpAddr) -> Self {
         Self::new(PeerAddress::Ip(SocketAddr::new(address, 0)))

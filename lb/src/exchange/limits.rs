@@ -1,4 +1,4 @@
-//! The limits of an exchange, each in one place: as the route says, else as its listener or its pool does.
+//! The limits of an exchange: the route's, else those of its listener or pool.
 
 use std::num::NonZero;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::site::{BackendRules, ClientRules};
 use crate::config::{ListenerSettings, PoolSettings};
 
-/// How a client is treated while its request is carried.
+/// Limits for a client during an exchange.
 #[derive(Debug, Clone, Copy)]
 pub struct ClientLimits {
     /// `None`: no limit.
@@ -17,7 +17,7 @@ pub struct ClientLimits {
     pub send_timeout: Duration,
 }
 
-/// How a backend is treated.
+/// Limits for a backend during an attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct BackendLimits {
     pub connect_timeout: Duration,
@@ -35,7 +35,7 @@ impl ClientLimits {
         Self { max_body_bytes, body_timeout, min_rate, send_timeout }
     }
 
-    /// With what the route says in place of what the listener does.
+    /// These limits with the overrides of a route.
     #[must_use]
     pub fn with(self, rules: &ClientRules) -> Self {
         Self {
@@ -62,7 +62,7 @@ impl BackendLimits {
         }
     }
 
-    /// With what the route says in place of what the pool does.
+    /// These limits with the overrides of a route.
     #[must_use]
     pub fn with(self, rules: &BackendRules) -> Self {
         let response_timeout = rules.response_timeout.unwrap_or(self.response_timeout);

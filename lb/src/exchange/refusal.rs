@@ -1,5 +1,5 @@
-//! The answers that Evenkeel gives itself, each with its status, the word that counts it and a fixed sentence: what
-//! a client sent is never repeated to it.
+//! The errors that Evenkeel answers itself, each with a status, a word for metrics and logs, and a fixed sentence.
+//! Nothing that a client sent is repeated in the answer.
 
 use super::reply::{Reply, StatusText};
 use crate::failure::Failure;
@@ -45,7 +45,7 @@ pub enum Refusal {
     Internal,
 }
 
-/// The answer to a failure of which only its status was said.
+/// The default answer for an error status without further information.
 pub fn usual(status: u16, form: RefusalFormat, request_id: &str) -> Reply {
     let mut reply = Reply::new(status);
     let title = StatusText(status);
@@ -66,7 +66,7 @@ pub fn usual(status: u16, form: RefusalFormat, request_id: &str) -> Reply {
     reply
 }
 
-/// In which form a refusal is told.
+/// The content type of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalFormat {
     Text,
@@ -147,12 +147,12 @@ impl Refusal {
         }
     }
 
-    /// Seconds after which a new try makes sense.
+    /// Seconds after which the client may retry (`Retry-After`).
     pub fn retry_after(self) -> Option<u32> {
         (self.status() == 503).then_some(5)
     }
 
-    /// Whether the connection can carry another request: not when what follows on it is in doubt.
+    /// Whether the connection may be kept alive: not if it is unclear where the next request begins.
     pub fn keeps_connection(self) -> bool {
         matches!(
             self,
@@ -166,12 +166,12 @@ impl Refusal {
         )
     }
 
-    /// The methods that are served, for the answers that must or may name them.
+    /// The value of `Allow`, for statuses that need it.
     pub fn allow(self) -> Option<&'static str> {
         matches!(self, Self::Method | Self::LastHop).then_some("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH")
     }
 
-    /// The answer. `request_id`: of letters, digits and `-_.:/+=@`; empty: there is none.
+    /// The response. `request_id` consists of letters, digits and `-_.:/+=@`, or is empty.
     pub fn reply(self, form: RefusalFormat, request_id: &str) -> Reply {
         let mut reply = Reply::new(self.status());
         reply.content(form.media_type().as_bytes(), self.body(form, request_id).into());
@@ -179,7 +179,7 @@ impl Refusal {
         reply
     }
 
-    /// Adds the fields that go with it, whatever its content is.
+    /// Adds the fields that this refusal needs with any content.
     pub fn add_fields(self, reply: &mut Reply) {
         reply.field(b"Cache-Control", b"no-store");
         if let Some(seconds) = self.retry_after() {
@@ -190,7 +190,7 @@ impl Refusal {
         }
     }
 
-    /// The answer's content. Nothing in it is the client's but the request's id, which needs no escaping in any form.
+    /// The content. The only part that may come from the client is the request id, whose characters need no escaping.
     fn body(self, form: RefusalFormat, request_id: &str) -> String {
         let (title, status, reason) = (StatusText(self.status()), self.status(), self.reason());
         match form {
@@ -210,10 +210,10 @@ impl Refusal {
 }
 
 impl RefusalFormat {
-    /// What is asked for by these values of `Accept` (RFC 9110 §12.5.1). HTML and JSON have to be named: whoever takes
-    /// anything gets text.
+    /// The format that these values of `Accept` prefer (RFC 9110 §12.5.1). HTML and JSON must be named; `*/*` gets
+    /// text.
     pub fn asked<'a>(accept: impl Iterator<Item = &'a [u8]>) -> Self {
-        // Weight in thousandths, and whether the form is named; the first of equals stays.
+        // Weight in thousandths, and whether the format is named. Among equals the first wins.
         let mut best = ((0, false), Self::Text);
         for range in accept.flat_map(|list| list.split(|&byte| byte == b',')) {
             let mut parts = range.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
@@ -250,7 +250,7 @@ fn thousandths(weight: &[u8]) -> Option<u32> {
 }
 
 impl Failure {
-    /// What the client is answered if nothing more can be tried; `None` when it is gone.
+    /// The refusal for a failure after which nothing more is tried; `None` if the client has left.
     pub fn refusal(self) -> Option<Refusal> {
         match self {
             Self::ClientGone => None,

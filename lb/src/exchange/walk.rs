@@ -1,5 +1,5 @@
-//! What a route asks for on a request's way to its action, and what it makes of the answer's head. The exchange turns
-//! it into steps of its own. Those of today walk [`DirectWalk`]ly, at the price of a branch.
+//! The phases of a request before its route's action, and the decision on the response head. The exchange translates
+//! them to its own steps. All routes of today use [`DirectWalk`], which costs one branch.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -7,8 +7,8 @@ use std::fmt;
 use super::Answer;
 use super::refusal::Refusal;
 
-/// A walk never waits: it returns what it needs, and is told how that went. What a walk cannot ask for has the type
-/// [`Infallible`], so that whoever carries out its steps need not know how.
+/// The phases before a route's action. A walk never waits: it returns a step and is called again with the result. A
+/// step that an implementation never takes has the type [`Infallible`], so that callers need not implement it.
 pub trait Walk: fmt::Debug {
     /// A wait: for a moment, a file, a name, a password to be checked.
     type Wait: fmt::Debug;
@@ -19,11 +19,11 @@ pub trait Walk: fmt::Debug {
     /// The next step towards the action.
     fn step(&mut self, event: WalkEvent<Self>) -> WalkStep<Self>;
 
-    /// What becomes of an answer, of which nothing has been sent.
+    /// Decides on a response of which nothing has been sent.
     fn head(&mut self, answer: &Answer) -> HeadVerdict;
 }
 
-/// What an exchange goes on with in place of an answer, by who says where that is.
+/// Where an internal redirect goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InternalRedirect {
     /// The route's action.
@@ -32,7 +32,7 @@ pub enum InternalRedirect {
     Page(usize),
 }
 
-/// What a walk learns.
+/// The result of the last step.
 pub enum WalkEvent<W: Walk + ?Sized> {
     /// It begins, also after an answer was replaced.
     Begun,
@@ -65,7 +65,7 @@ pub enum HeadVerdict {
     Replace(InternalRedirect),
 }
 
-/// The walk of a route that asks nobody on the way.
+/// The walk of a route without subrequests and waits.
 #[derive(Debug, Clone, Copy)]
 pub struct DirectWalk {
     /// Whether the body is read as a whole before there is an answer.

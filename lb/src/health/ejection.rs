@@ -1,7 +1,7 @@
-//! How long a backend stays aside after real traffic failed on it. The time grows with each ejection, and begins anew
-//! once the backend has behaved for as long as it was last away (after Envoy's outlier detection) and has answered since:
-//! one that answers nobody has only not been asked often enough to be ejected again. Probes that find it well end an
-//! ejection early.
+//! Ejection of backends on which real traffic fails (Envoy: outlier detection). The ejection time grows with each
+//! ejection. It starts again at `base_time` once the backend was not ejected for as long as the last ejection lasted,
+//! and has answered in that time: without an answer it may only have had too little traffic to be ejected. Successful
+//! probes end an ejection early.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,22 +9,22 @@ use std::time::{Duration, Instant};
 
 use crate::config::EjectionConfig;
 
-/// The ejections of a pool, counted so that no thread has to ask every backend.
+/// The number of current ejections of a pool, so that no thread has to ask every backend.
 #[derive(Debug, Default)]
 pub struct Ejections {
     begun: AtomicU64,
     under_way: AtomicUsize,
 }
 
-/// One ejection under way, counted until dropped.
+/// Permission for one ejection, counted until dropped.
 #[derive(Debug)]
 pub struct EjectionPermit(Arc<Ejections>);
 
 #[derive(Debug, Default)]
 pub struct Ejection {
-    /// Ejections of late: what the time grows with.
+    /// Recent ejections, by which the ejection time is multiplied.
     times: u32,
-    /// The ejection under way, or the last one.
+    /// The current ejection, or the last one.
     last: Option<Span>,
     under_way: Option<EjectionPermit>,
     /// Probes in a row that succeeded and began after the ejection.
@@ -39,7 +39,7 @@ struct Span {
 }
 
 impl Ejections {
-    /// Makes room for one more ejection, unless `max` are under way.
+    /// Permits one more ejection, unless `max` are current.
     pub fn try_acquire(self: &Arc<Self>, max: usize) -> Option<EjectionPermit> {
         let more = |count| (count < max).then_some(count + 1);
         self.under_way.try_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
@@ -50,12 +50,12 @@ impl Ejections {
         self.under_way.load(Ordering::Acquire)
     }
 
-    /// To be told once a backend can be seen to be ejected.
+    /// Call this once the ejection is visible to other threads.
     pub fn has_begun(&self) {
         self.begun.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Ejections since the start. A list of candidates that was made at another number may name ejected ones.
+    /// Ejections since the start. A list of candidates that was made at another number may contain ejected ones.
     pub fn begun(&self) -> u64 {
         self.begun.load(Ordering::Acquire)
     }
@@ -68,8 +68,8 @@ impl Drop for EjectionPermit {
 }
 
 impl Ejection {
-    /// Begins an ejection; how long it lasts. `None` when one is under way. `has_answered_since`: whether the backend has
-    /// answered a request since then.
+    /// Begins an ejection and returns its duration. `None` if the backend is ejected already. `has_answered_since`
+    /// tells whether the backend has answered a request since a time.
     pub fn start(
         &mut self,
         permit: EjectionPermit,
@@ -97,8 +97,8 @@ impl Ejection {
         until.checked_duration_since(now).filter(|left| !left.is_zero())
     }
 
-    /// Takes in a probe that began at `at`; true when it ends the ejection, since `rise` in a row have succeeded that
-    /// began after it. The next ejection is as long as if this one had lasted its time.
+    /// Takes a probe's result. Returns true if it ends the ejection, because `rise` consecutive probes that began after
+    /// it have succeeded. The next ejection lasts as long as if this one had not been shortened.
     pub fn probed(&mut self, at: Instant, succeeded: bool, rise: u32) -> bool {
         if self.under_way.is_none() || self.last.is_some_and(|last| at < last.from) {
             return false;
@@ -107,7 +107,7 @@ impl Ejection {
         self.good_probes >= rise && self.end()
     }
 
-    /// Ends an ejection whose time is over; true once for each.
+    /// Ends an ejection whose time is over. Returns true once for each ejection.
     pub fn expire(&mut self, now: Instant) -> bool {
         self.remaining(now).is_none() && self.end()
     }
@@ -118,8 +118,8 @@ impl Ejection {
     }
 }
 
-/// How many of `members` backends may be aside at once: the percentage, but one in a pool of two or more, and none
-/// of a single one, since that would only turn its errors into ours.
+/// How many of `members` may be ejected at once: the percentage, but at least one of two or more. A single one is never
+/// ejected, because that would only replace its errors by ours.
 pub fn most_ejected(members: usize, max_percent: u8) -> usize {
     let share = members * usize::from(max_percent) / 100;
     match (members, max_percent) {

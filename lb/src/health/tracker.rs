@@ -1,18 +1,18 @@
-//! Turns a row of probe results into a state that does not flap.
+//! Derives a backend's health from consecutive probe results, without flapping.
 
 use serde::Serialize;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
-    /// Never probed: usable only when no healthy backend is there.
+    /// Not probed yet: used only if no backend is healthy.
     Unknown,
     Healthy,
     Unhealthy,
 }
 
 impl Health {
-    /// As the admin API names it.
+    /// Its name in the admin API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
@@ -25,7 +25,7 @@ impl Health {
 #[derive(Debug)]
 pub struct Tracker {
     health: Health,
-    /// Results in a row that speak against the present state.
+    /// Consecutive results that contradict the current state.
     against: u32,
 }
 
@@ -38,8 +38,8 @@ impl Tracker {
         self.health
     }
 
-    /// Takes in a result; the new health when that changed it. An unknown backend believes its first probe; after
-    /// that `rise` successes or `fall` failures in a row are needed.
+    /// Takes a probe's result. Returns the new health if it has changed. The first probe decides at once; after that
+    /// `rise` consecutive successes or `fall` consecutive failures are needed.
     pub fn observe(&mut self, succeeded: bool, rise: u32, fall: u32) -> Option<Health> {
         let found = if succeeded { Health::Healthy } else { Health::Unhealthy };
         if found == self.health {

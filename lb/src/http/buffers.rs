@@ -1,5 +1,5 @@
-//! The buffers that a busy connection works with. They are lent by the thread when bytes have come and returned when
-//! the connection falls idle, so ten thousand idle clients hold none.
+//! The buffers of a busy connection. A thread lends them when bytes have arrived and takes them back when the
+//! connection is idle, so idle clients hold none.
 
 use std::cell::RefCell;
 use std::ops::Deref;
@@ -13,44 +13,44 @@ use crate::message::Parsed;
 use crate::message::limits::Limits;
 use crate::value::variable::Variable;
 
-/// How many a thread keeps for the next connections.
+/// How many a thread keeps for reuse.
 const MAX_SPARE: usize = 128;
-/// A buffer that grew beyond this is not kept.
+/// Larger buffers are shrunk to this before they are kept.
 const MAX_SPARE_CAPACITY: usize = 128 * 1024;
-/// What those that a thread keeps may hold together.
+/// Limit on the memory of all that a thread keeps.
 const MAX_SPARE_BYTES: usize = 8 * 1024 * 1024;
 
 #[derive(Default)]
 pub struct Buffers {
     pub request: RequestHead,
     pub response: ResponseHead,
-    /// What the client sent: the head, then what came after it.
+    /// Bytes from the client: the head and what follows it.
     pub from_client: Vec<u8>,
     pub from_backend: ResponseBuffer,
     pub to_backend: Vec<u8>,
     pub to_client: Vec<u8>,
-    /// Values of the fields that we add.
+    /// Values of generated fields.
     pub text: String,
-    /// The path, decoded and normalised, where that is not as it was received.
+    /// The decoded and normalised path, if it differs from the received one.
     pub path: Vec<u8>,
-    /// Path and query that took the place of those received; empty: none did.
+    /// Path and query after an internal redirect; empty without one.
     pub target: Vec<u8>,
-    /// Fields of the answer that the access log asks for.
+    /// Response fields for the access log.
     pub noted: Vec<(Variable, Vec<u8>)>,
 }
 
-/// What a backend sent, behind room for the head that goes out to be longer than the one that came: then the content need
-/// not be moved.
+/// Bytes from the backend, with headroom in front: the rewritten head may be longer than the received one, and the
+/// content need not be moved then.
 pub struct ResponseBuffer(Vec<u8>);
 
-/// By how much a head may grow in its place: an id of the request, and some fields that are set.
+/// By how much a head may grow in place: enough for a request id and some fields.
 const HEADROOM_BYTES: usize = 128;
 
 #[derive(Default)]
 struct Spare {
     #[expect(clippy::vec_box, reason = "a value moves between here and its borrower, and is large")]
     idle: Vec<Box<Buffers>>,
-    /// What all of them hold.
+    /// Their memory.
     bytes: usize,
 }
 
@@ -58,7 +58,7 @@ thread_local! {
     static SPARE: RefCell<Spare> = RefCell::default();
 }
 
-/// Forgets what this thread keeps, whose sizes tell of what went before.
+/// Drops the buffers that this thread keeps, whose sizes depend on former runs.
 #[cfg(test)]
 pub fn clear() {
     SPARE.take();
@@ -74,9 +74,9 @@ impl Buffers {
         spare.unwrap_or_default()
     }
 
-    /// Puts the head of an answer of our own where that of a backend would be; its content.
+    /// Stores the head of our own response in place of a backend's. Returns the content.
     pub fn take_reply(&mut self, reply: Reply) -> Bytes {
-        // Values make no reply that is not sendable. Were there one, its head would have no framing: another goes out.
+        // Replies are always sendable. If one were not, a 500 is sent instead.
         let content = self.put_reply(reply);
         content.or_else(|| self.put_reply(Reply::new(500))).unwrap_or_default()
     }
@@ -114,7 +114,7 @@ impl Buffers {
         });
     }
 
-    /// What its buffers hold in memory.
+    /// The memory of its buffers.
     fn bytes(&self) -> usize {
         let Self { from_client, from_backend, to_backend, to_client, text, path, target, .. } = self;
         let buffers = [from_client, &from_backend.0, to_backend, to_client, path, target];

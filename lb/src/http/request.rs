@@ -1,4 +1,4 @@
-//! Where a request goes, and the head that its backend is sent.
+//! Routing of a request, and the head that is sent to its backend.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
@@ -36,7 +36,7 @@ use crate::site::{Action, Route, RouteId};
 use crate::snapshot::Snapshot;
 use crate::value::table::Tables;
 
-/// Fields that only we tell a backend, whatever came in.
+/// Fields that are always generated: values in the request are not forwarded as they are.
 const GENERATED_FIELDS: NameSet = NameSet::of(&[
     Name::Forwarded,
     Name::XForwardedFor,
@@ -47,76 +47,76 @@ const GENERATED_FIELDS: NameSet = NameSet::of(&[
     Name::XRealIp,
 ]);
 
-/// Fields that tell a backend of the client's certificate, which no client is believed (RFC 9440 §4).
+/// Fields about the client's certificate. They are not accepted from clients (RFC 9440 §4).
 const CLIENT_CERTIFICATE_FIELDS: NameSet =
     NameSet::of(&[Name::ClientCert, Name::ClientCertChain, Name::XForwardedClientCert]);
 
-/// What a request has become on its way, where that is not what was received.
+/// Changes to a request by internal redirects and error pages.
 #[derive(Default)]
 pub struct RequestState {
-    /// GET is asked.
+    /// The method is GET.
     pub is_get: bool,
-    /// The content does not go along.
+    /// The request is sent without its content.
     pub omits_body: bool,
-    /// Of the answer that an error page takes the place of.
+    /// Fields of the answer that an error page replaces.
     pub status_fields: StatusFields,
-    /// What the route was found in. `None`: it only proxies.
+    /// The snapshot of the route. `None` if the route only proxies.
     pub snapshot: Option<Arc<Snapshot>>,
-    /// No request is served on its connection any more, since others may connect now, or since its listener is gone.
+    /// No further request is served on its connection, because who may connect has changed or its listener is gone.
     pub is_misdirected: bool,
 }
 
-/// Fields that belong to a status, such as `Retry-After` to 503, for whatever else is sent with it.
+/// Fields that belong to a status, such as `Retry-After` to 503, and are sent with any content.
 #[derive(Default)]
 pub struct StatusFields {
     pub status: u16,
     pub fields: Vec<(&'static str, Vec<u8>)>,
 }
 
-/// What the backend is told besides what the client said, as places in the text of the work.
+/// The generated fields for the backend, as ranges of [`Buffers::text`].
 #[derive(Default)]
 pub struct ForwardedFields {
     pub client: Option<IpAddr>,
     pub request_id: Range<usize>,
-    /// By which field the id is told.
+    /// The field that carries the request id.
     pub id_field: RequestIdField,
     proto: &'static str,
     host: Range<usize>,
-    /// Whether a trusted proxy has told what is told now, X-Forwarded-Server included.
+    /// Whether a trusted proxy has sent X-Forwarded fields, X-Forwarded-Server included.
     continues_x_forwarded: bool,
-    /// Whether a trusted proxy, which has shown no certificate of its own, has told of its client's.
+    /// Whether a trusted proxy without a certificate of its own has sent its client's.
     continues_client_certificate: bool,
     client_text: Range<usize>,
-    /// Whole lines, the id's among them if it has its usual field.
+    /// Whole lines, including the request id if it has the usual field.
     lines: Range<usize>,
-    /// The id's line, if it has its usual field.
+    /// The line of the request id, if it has the usual field.
     id_line: Range<usize>,
-    /// Empty: nothing is said.
+    /// Empty if no `Via` is sent.
     via: Range<usize>,
-    /// Whether the path as received is not normal.
+    /// Whether the path had to be normalised.
     is_path_made: bool,
 }
 
-/// One request, with what is told of it.
+/// A request and the fields that are generated for it.
 pub struct Request<'a> {
     pub engine: &'a Engine,
-    /// As they were when the request began.
+    /// The listener's settings when the request began.
     pub listener: &'a ListenerSettings,
     pub peer: &'a Peer,
     pub started: Instant,
-    /// Only the access log needs it.
+    /// Only for the access log.
     pub time: Option<Timestamp>,
     pub forwarded: ForwardedFields,
     pub state: RequestState,
-    /// It is one of several that the connection carries at once.
+    /// It is an HTTP/2 stream.
     pub is_stream: bool,
-    /// Its connection speaks TLS.
+    /// Its connection uses TLS.
     pub is_tls: bool,
-    /// How the client is treated: as the route says, once it is known.
+    /// The client limits: the listener's, then the route's once it is known.
     pub limits: ClientLimits,
 }
 
-/// Lets the request in, or says why not. What is told is filled in as far as it gets.
+/// Finds the route of a request, or refuses it. `forwarded` is filled in as far as it gets.
 pub fn begin(
     of: &mut Request<'_>,
     buffers: &mut Buffers,
@@ -130,7 +130,7 @@ pub fn begin(
     target.clear();
     noted.clear();
     let snapshot = engine.control.snapshot();
-    // Not before the snapshot is there, see `is_revoked`.
+    // Check this after loading the snapshot, see `is_revoked`.
     if engine.is_revoked() {
         of.state.is_misdirected = true;
         return Err(Refusal::Misdirected);
@@ -138,7 +138,7 @@ pub fn begin(
     let server = &snapshot.config.server;
     forwarded.id_field = server.request_id.clone();
     let incoming_id = incoming_id(&server.request_id, request.fields(), from_client);
-    // A stranger's own would be found in other people's logs.
+    // An id chosen by an untrusted client could be another request's in the logs.
     let incoming_id = incoming_id.filter(|_| server.trusted_proxies.contains(peer.address));
     forwarded.write_id(incoming_id, text);
     if has_been_here(request.fields(), from_client, engine.control.loop_id()) {
@@ -162,13 +162,13 @@ pub fn begin(
     };
     let claims = claims(server, peer, request.fields(), from_client);
     forwarded.continues_x_forwarded = matches!(claims, ProxyClaims::XForwarded(_));
-    // Only of a proxy that is trusted something is claimed.
+    // There are claims only from a trusted proxy.
     forwarded.continues_client_certificate =
         !matches!(claims, ProxyClaims::None) && peer.client_certificate().is_none();
     let origin = RequestOrigin {
         peer,
         is_tls,
-        // The parser takes no host but in ASCII.
+        // The parser accepts only ASCII hosts.
         host: request.authority(from_client).and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default(),
         claims: &claims,
     };
@@ -200,7 +200,7 @@ pub fn begin(
         of.state.is_misdirected = listener.is_none();
         return Err(if listener.is_none() { Refusal::Misdirected } else { Refusal::NoRoute });
     };
-    // The certificate that the client has seen is for another site (RFC 9110 §7.4).
+    // The client was shown the certificate of another site (RFC 9110 §7.4).
     if site.config.certificate.is_some()
         && let Some(name) = peer.tls.as_ref().and_then(|tls| tls.server_name.as_deref())
         && !snapshot.sites.site(listener, name).is_some_and(|info| Arc::ptr_eq(info, site))
@@ -241,7 +241,7 @@ pub fn begin(
     Ok(start)
 }
 
-/// The exchange of a request that was let in. The client is treated as it says.
+/// Begins the exchange of a routed request, and applies its client limits.
 #[inline]
 pub fn exchange(of: &mut Request<'_>, buffers: &Buffers, start: ExchangeStart) -> Exchange {
     let exchange = Exchange::begin(start, buffers.request.fields().values(&buffers.from_client, Name::Cookie));
@@ -249,7 +249,7 @@ pub fn exchange(of: &mut Request<'_>, buffers: &Buffers, start: ExchangeStart) -
     exchange
 }
 
-/// Which of its pools a route leads to; too large a number for none.
+/// The index of the pool among the route's pools; out of range for none.
 pub fn pool_of(route: &Route, facts: &RequestFacts<'_>) -> usize {
     let Action::PoolFrom { value, pools, .. } = &route.action else { return 0 };
     let mut scratch = Vec::new();
@@ -257,8 +257,8 @@ pub fn pool_of(route: &Route, facts: &RequestFacts<'_>) -> usize {
     pools.iter().position(|of| of.pool.name.as_str().as_bytes() == name).unwrap_or(usize::MAX)
 }
 
-/// Goes on along another route, in place of the answer that there is, or would be; how the exchange begins there.
-/// `is_body_at_hand`: all that has come of the body is kept.
+/// Redirects internally. Returns the event that begins the exchange on the new route. `is_body_at_hand`: the part of
+/// the body that has arrived is still buffered.
 #[cold]
 pub fn turn(
     of: &mut Request<'_>,
@@ -283,7 +283,7 @@ pub fn turn(
         }
     };
     let is_page_by_path = is_page && matches!(to, Some(JumpTo::Path(_)));
-    // Content that a client did not send as it has to goes nowhere. No backend is asked by a page's name then.
+    // Malformed or incomplete content is not sent anywhere, so error pages by name do not reach a backend then.
     let is_clients = |failure: Failure| failure.verdict().fault == Fault::Client;
     let has_failed = exchange.outcome().failure.is_some_and(is_clients);
     let keeps_body = is_body_at_hand && !of.state.omits_body && !has_failed && !is_page_by_path;
@@ -292,7 +292,7 @@ pub fn turn(
         target::write(path, &RequestFacts::of(of, buffers, exchange), &mut target);
     }
     let has_content = !matches!(buffers.request.framing(), Framing::None | Framing::Length(0));
-    // Before the route is looked up: it may ask for the method.
+    // Before the route is looked up, since its conditions may depend on the method.
     if is_page_by_path || has_content && !keeps_body {
         of.state.omits_body = true;
         of.state.is_get = buffers.request.method() != Method::Head;
@@ -332,7 +332,7 @@ pub fn turn(
     }
 }
 
-/// How an exchange begins along its route: not at all where the content is too large for that.
+/// The first event of an exchange on its route: a failure if the content is too large.
 pub fn beginning(of: &Request<'_>, buffers: &Buffers) -> Event {
     let most = of.limits.max_body_bytes.filter(|_| !of.state.omits_body);
     match most.is_some_and(|most| buffers.request.framing().exceeds(most)) {
@@ -341,8 +341,8 @@ pub fn beginning(of: &Request<'_>, buffers: &Buffers) -> Event {
     }
 }
 
-/// Writes the head for the backend. `websocket`: ask it to switch protocols. The error: what it was to be asked for is no
-/// target.
+/// Writes the request head for the backend. `websocket`: ask to switch protocols. Fails if the rewritten target is
+/// invalid.
 pub fn write_head(
     of: &Request<'_>,
     buffers: &mut Buffers,
@@ -366,7 +366,7 @@ pub fn write_head(
     Ok(())
 }
 
-/// Whether the rules of the route or the jumps on the way have the backend be sent another head than without them.
+/// Whether the route's rules or internal redirects change the head for the backend.
 fn is_changed(of: &Request<'_>, buffers: &Buffers, exchange: &Exchange) -> bool {
     let changes = |rules: &Rules| {
         let HeaderEdits { host, changes } = &rules.request_headers;
@@ -376,7 +376,7 @@ fn is_changed(of: &Request<'_>, buffers: &Buffers, exchange: &Exchange) -> bool 
     is_get || omits_body || exchange.is_page() || !buffers.target.is_empty() || exchange.rules().is_some_and(changes)
 }
 
-/// Writes the head as the rules of the route and the jumps on the way have it.
+/// Writes the head with the changes by the route's rules and internal redirects.
 #[inline(never)]
 fn write_changed_head(
     of: &Request<'_>,
@@ -398,7 +398,7 @@ fn write_changed_head(
             }
         }
         if exchange.is_page() {
-            // A page takes the place of an answer: no part of it is asked for, and it is not known already.
+            // Range and conditional fields were meant for the answer that the page replaces.
             for name in CONDITIONS {
                 changes.remove(FieldName::known(*name));
             }

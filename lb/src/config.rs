@@ -571,6 +571,11 @@ impl Serialize for UserAndGroup {
     }
 }
 
+/// The folder of a file: the parent of its path, or `.` if the path has none.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 fn octal<S: Serializer>(mode: &u32, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{mode:04o}"))
 }

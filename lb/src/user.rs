@@ -16,7 +16,7 @@ use rustix::thread::{
 
 use crate::config::tls::AdditionalCertificates;
 use crate::config::toml::Checked;
-use crate::config::{AccessLogFile, Config, UserAndGroup};
+use crate::config::{AccessLogFile, Config, UserAndGroup, folder_of};
 
 const READ: u32 = 0o4;
 const WRITE: u32 = 0o2;
@@ -251,7 +251,7 @@ pub fn closed_files(checked: &Checked, rights: Rights<'_>) -> Vec<String> {
     // A new state file is moved over the old one. Of a folder that does not exist is told in any case.
     if let Some(path) = &config.state.file {
         let folder = folder_of(path);
-        if folder.is_dir() && rights.missing(&folder, WRITE | SEARCH).is_some() {
+        if folder.is_dir() && rights.missing(folder, WRITE | SEARCH).is_some() {
             told.push(format!(
                 "user {name} cannot write to {}, where the state file {} is kept: set [state] file to a path where it can, or persist = false",
                 folder.display(),
@@ -269,7 +269,7 @@ pub fn closed_files(checked: &Checked, rights: Rights<'_>) -> Vec<String> {
         }
         let (needed, bits) = match path.exists() {
             true => (path.to_owned(), WRITE),
-            false => (folder_of(path), WRITE | SEARCH),
+            false => (folder_of(path).to_owned(), WRITE | SEARCH),
         };
         if let Some(mended) = rights.missing(&needed, bits) {
             told.push(format!("user {name} cannot write the {which} {}: {mended} lets it", path.display()));
@@ -323,13 +323,6 @@ pub fn logs(config: &Config) -> impl Iterator<Item = (&'static str, &Path)> {
         }
     }
     logs.into_iter()
-}
-
-pub fn folder_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-        _ => PathBuf::from("."),
-    }
 }
 
 impl Owner {

@@ -16,12 +16,13 @@ use tokio::time::timeout;
 use crate::change::Edits;
 use crate::config::advice::{Subject, same_sockets};
 use crate::config::backend::SocketAddress;
+use crate::config::folder_of;
 use crate::config::toml::{self, Checked, Warning};
 use crate::config::{AccessLogFile, Config, Problem, UserAndGroup, advice};
 use crate::probe::resolver::{Question, Resolver};
 use crate::site::unreachable;
 use crate::state;
-use crate::user::{Owner, Rights, User, closed_files, folder_of};
+use crate::user::{Owner, Rights, User, closed_files};
 
 /// How long all names together may take to resolve.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);

@@ -16,7 +16,7 @@ use super::certificate::{self, Certificate, Renewal};
 use super::route::HostPattern;
 use super::site::Matcher;
 use super::tls::TlsConfig;
-use super::{BackendConfig, Config, ListenerConfig, PoolConfig, StickyConfig};
+use super::{BackendConfig, Config, ListenerConfig, PoolConfig, StickyConfig, folder_of};
 
 /// One thing that is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -483,11 +483,9 @@ pub(crate) fn same_sockets(wanted: &[ListenerConfig]) -> impl Iterator<Item = (u
     found.into_iter()
 }
 
-/// What two paths have in common that lead to the same file, however they are written: the device and the inode of its
-/// folder, and its name. `None`: the folder cannot be found.
+/// Identifies a file that need not exist: the device and inode of its folder, and its name. Equal for all paths that lead
+/// to the same file. `None` if the folder cannot be found.
 fn identity(path: &Path) -> Option<(u64, u64, OsString)> {
-    let folder =
-        std::fs::metadata(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))
-            .ok()?;
+    let folder = std::fs::metadata(folder_of(path)).ok()?;
     Some((folder.dev(), folder.ino(), path.file_name()?.to_owned()))
 }

@@ -631,7 +631,7 @@ const PLACES: usize = 3;
 const CANDIDATES: usize = 32;
 /// How long a new session waits for the part of the store that its id is in, before another is tried.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Browsers cut off what is longer: 400 days (RFC 6265bis, section 5.5).
+/// Browsers cut off what is longer: 400 days (RFC 6265bis §5.5).
 const MAX_COOKIE_AGE: Duration = Duration::from_secs(400 * 24 * 3600);
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use super::head;
 use super::management::{Management, Started};
 use super::settings::{By, Host};
-use crate::access_log::{AccessLog, Wanted};
+use crate::access_log::{AccessLog, AccessLogSpec};
 use crate::config::Config;
 use crate::config::advice::Subject;
 use crate::config::backend::SocketAddress;
@@ -165,7 +165,7 @@ impl ServerApp for App {
             None => Peer::new(client),
         };
         peer.local = local;
-        let _place = engine.place().await;
+        let _permit = engine.admit().await;
         let speaks_http2 = stream.selected_alpn_proto() == Some(ALPN::H2);
         let io = Io::Accepted(Box::new(Accepted::new(stream)));
         if speaks_http2 {
@@ -206,8 +206,8 @@ struct OfApp {
 impl Resources for OfApp {
     fn prepare(&self, running: &Config, wanted: &Config, _: bool) -> Result<PreparedResources, Vec<Unavailable>> {
         let mut warnings = self.host.held(running, wanted)?;
-        let logs = Wanted::of(wanted);
-        let opened = (logs != Wanted::of(running)).then(|| self.access_log.open(&logs)).transpose();
+        let logs = AccessLogSpec::of(wanted);
+        let opened = (logs != AccessLogSpec::of(running)).then(|| self.access_log.open(&logs)).transpose();
         let opened = opened
             .map_err(|refused| vec![Unavailable { subject: Subject::AccessLog, message: cannot_log(&refused) }])?;
         let (limit, warning) = connection_limits(&wanted.server, self.open_files);
@@ -221,10 +221,7 @@ impl Resources for OfApp {
                 access_log.switch(opened);
             }
             let ConnectionLimits { clients, backends, handshakes } = limit;
-            rooms
-                .iter()
-                .zip([clients, backends, handshakes])
-                .for_each(|(client_limit, limit)| client_limit.resize(limit));
+            limits.iter().zip([clients, backends, handshakes]).for_each(|(limit, size)| limit.resize(size));
             max_idle.store(idle, Ordering::Relaxed);
         };
         Ok(PreparedResources { changes: Vec::new(), warnings, commit: Box::new(commit) })

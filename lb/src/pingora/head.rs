@@ -19,8 +19,8 @@ use crate::exchange::headers::{
     Forwarding, Peer, PeerAddress, ProxyClaims, RequestOrigin, XForwarded, write_request_id,
 };
 use crate::exchange::limits::ClientLimits;
-use crate::exchange::refusal::{RefusalFormat, Refusal};
-use crate::exchange::{RequestInfo, ExchangeStart};
+use crate::exchange::refusal::{Refusal, RefusalFormat};
+use crate::exchange::{ExchangeStart, RequestInfo};
 use crate::message::limits::{AmbiguousNames, NonAsciiTargets};
 use crate::message::path::normalise;
 use crate::value::variable::Variable;

@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::backend::{Endpoint, Incarnation};
 use crate::control::Control;
-use crate::control::kill::Done;
+use crate::control::kill::ThreadDone;
 use crate::dial::{Dial, Transport};
 use crate::failure::{AttemptError, Failure};
 use crate::http::io::Io;
@@ -42,7 +42,7 @@ pub struct Line {
     /// No exchange has had it yet.
     is_new: AtomicBool,
     /// Who waits for its exchange to see that it was killed.
-    waiting: Mutex<Vec<Done>>,
+    waiting: Mutex<Vec<ThreadDone>>,
 }
 
 impl Lines {

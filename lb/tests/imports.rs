@@ -13,7 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cli", &["http", "log", "probe::resolver", "state", "user"]),
     ("pingora", &["log", "server"]),
     ("server", &["admin", "probe", "listen", "log", "user"]),
-    ("admin", &["control", "connection_limit", "shutdown"]),
+    ("admin", &["connection_limit", "control", "shutdown"]),
     ("probe", &["control", "http::io", "probe::resolver"]),
     ("probe::resolver", &["backend"]),
     ("listen", &["http", "tls", "user"]),

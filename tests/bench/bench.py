@@ -171,7 +171,7 @@ class Run:
 
     def measure_idle(self):
         for idle in IDLES:
-            for kind in self.kinds:
+            for kind in filter(idle.kinds.__contains__, self.kinds):
                 balancer = None
                 try:
                     balancer = self.start(kind, f"{kind}-idle-{idle.key}")

@@ -56,16 +56,24 @@ def wrk(path, connections=64, fields=(), tls=False, script=None):
     return load
 
 
-def h2load(balancer, seconds, cores):
-    words = ["h2load", "-t", 1, "-c", 16, "-m", 8, "-D", seconds]
-    for field in FIELDS:
-        words += ["-H", field]
-    text = output_of([*words, f"https://127.0.0.1:{balancer.tls_port}/small"], seconds, cores)
-    done = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", text)
-    # What is still under way when the time is up counts as neither.
-    if "h2" not in text or not int(done.group(1)) or int(done.group(2)) > 16 * 8:
-        raise Failed(" ".join(text.split())[-200:])
-    return int(done.group(1))
+def h2load(path, connections, streams, content=None):
+    """`content`: how much each request sends, in bytes."""
+    def load(balancer, seconds, cores):
+        words = ["h2load", "-t", 1, "-c", connections, "-m", streams, "-D", seconds]
+        for field in FIELDS:
+            words += ["-H", field]
+        if content:
+            file = WORK / f"content-{content}"
+            file.write_bytes(b"x" * content)
+            words += ["-d", file]
+        text = output_of([*words, f"https://127.0.0.1:{balancer.tls_port}{path}"], seconds, cores)
+        done = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", text)
+        good = re.search(r"status codes: (\d+) 2xx, 0 3xx, 0 4xx, 0 5xx", text)
+        # What is still under way when the time is up counts as neither.
+        if "h2" not in text or not good or not int(done.group(1)) or int(done.group(2)) > connections * streams:
+            raise Failed(" ".join(text.split())[-300:])
+        return int(done.group(1))
+    return load
 
 
 def handshakes(balancer, seconds, cores):
@@ -119,7 +127,9 @@ SCENARIOS = [
     Scenario("out-1m", "1 MB, TLS to the backends", wrk("/1m", connections=16), (0.9, 0.9), instance="out", kinds=BARE),
     Scenario("handshake", "TLS handshake", handshakes, (0.5, 0.5), unit="handshake"),
     Scenario("resumed", "TLS session resumed, with one request", resumed, (0.8, 0.8), unit="connection"),
-    Scenario("h2", "HTTP/2", h2load, (1.2, 1.2)),
+    Scenario("h2", "HTTP/2", h2load("/small", 16, 8), (1.0, 1.0)),
+    Scenario("h2-1m", "HTTP/2, 1 MB", h2load("/1m", 4, 4), (0.8, 0.8)),
+    Scenario("h2-post1m", "HTTP/2, POST 1 MB", h2load("/stream", 4, 4, content=1 << 20)),
     Scenario("ws", "WebSocket echo, 64 bytes", echo, unit="message"),
     Scenario("bare-small", "small, others bare", wrk("/small"), (0.85, 0.85), instance="bare", kinds=BARE),
     Scenario("bare-10k", "10 KB, others bare", wrk("/10k"), (0.8, 0.8), instance="bare", kinds=BARE),
@@ -134,11 +144,12 @@ IDLE = "idle"
 
 
 class Idle:
-    """Clients that keep their connection: over what, how many, and what one may take, if that is told."""
+    """Clients that keep their connection: over what, how many, and what one may take, if that is told. `beside`: or how much
+    more than one of those may."""
 
-    def __init__(self, key, title, clients, target=None, tls=False, http2=False):
+    def __init__(self, key, title, clients, target=None, tls=False, http2=False, beside=None, kinds=KINDS):
         self.key, self.title, self.clients, self.target = key, title, clients, target
-        self.tls, self.http2 = tls, http2
+        self.tls, self.http2, self.beside, self.kinds = tls, http2, beside, kinds
 
     def connect(self, balancer):
         if not self.tls:
@@ -166,9 +177,11 @@ class Idle:
 IDLES = [
     Idle("plain", "HTTP/1.1", 10_000, target=6 * 1024),
     Idle("tls", "HTTP/1.1 over TLS", 2_000, tls=True),
-    Idle("h2", "HTTP/2 over TLS", 2_000, tls=True, http2=True),
+    # nginx has one protocol for a port in clear text.
+    Idle("h2c", "HTTP/2 in clear text", 10_000, http2=True, beside="plain", kinds=("evenkeel", "haproxy", "envoy")),
+    Idle("h2", "HTTP/2 over TLS", 2_000, tls=True, http2=True, beside="tls"),
 ]
-# How much more than over HTTP/1.1 and TLS a client of HTTP/2 may take.
+# How much more than over HTTP/1.1 a client of HTTP/2 may take.
 IDLE_HTTP2_TARGET = 4 * 1024
 
 

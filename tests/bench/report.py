@@ -98,8 +98,8 @@ class Report:
         """The row of these idle clients."""
         found = self.run.idle.get(idle.key, {})
         target, ours = idle.target, found.get("evenkeel")
-        if idle.http2 and "evenkeel" in self.run.idle.get("tls", {}):
-            target = self.run.idle["tls"]["evenkeel"] + IDLE_HTTP2_TARGET
+        if "evenkeel" in self.run.idle.get(idle.beside, {}):
+            target = self.run.idle[idle.beside]["evenkeel"] + IDLE_HTTP2_TARGET
         verdict = "" if target is None or ours is None else f"{target:,.0f}: {'met' if ours <= target else 'missed'}"
         cells = [f"{found[kind]:,.0f}" if kind in found else "–" for kind in self.kinds]
         return [idle.title, f"{idle.clients:,}", *cells, verdict]

@@ -12,6 +12,8 @@ const STEPS: [usize; 5] = [1, 2, 9, 100, 10_000];
 const LIST_BYTES: usize = 4096;
 /// More than a connection has to hold of what it has to send, whatever comes.
 const MAX_UNSENT_BYTES: usize = 192 * 1024;
+/// The most content that may have come on a stream and not been taken.
+const MAX_WINDOW: usize = 65_535 + 1024 * 1024;
 /// How many streams may be open, and some that have ended while nobody looked.
 const MOST_TASKS: usize = 256;
 
@@ -115,7 +117,7 @@ fn goes_on(connection: &mut Connection, one: &mut Serving, cx: &mut Context<'_>)
         3 => {}
         _ => match connection.poll_content(id, cx) {
             Poll::Ready(Ok(Came::Some(count))) => {
-                assert!(count <= 65_535);
+                assert!(count <= MAX_WINDOW);
                 let mut came = 0;
                 let taken = connection.take_content(id, 10_000, |content| came = content.len());
                 assert!(taken == came && taken == count.min(10_000));

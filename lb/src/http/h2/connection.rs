@@ -19,12 +19,15 @@ use super::hpack::{self, BadBlock};
 /// Streams that a client may have open at once, and tasks that serve streams, whose end may have come before theirs. RFC 9113
 /// §6.5.2 recommends no less.
 pub const MAX_STREAMS: usize = 100;
+/// How much further than their first windows streams may be opened whose content is taken as fast as it comes, all of them
+/// together. Without it an upload is held to 64 KiB for each round trip.
+const EXTRA_WINDOW: i64 = 1024 * 1024;
 /// How much content a client may send ahead on all streams together: the windows of all and of one more, so that those
 /// whose backend does not read hold up no other.
-const CONNECTION_WINDOW: i64 = (MAX_STREAMS as i64 + 1) * 64 * 1024;
+const CONNECTION_WINDOW: i64 = (MAX_STREAMS as i64 + 1) * 64 * 1024 + EXTRA_WINDOW;
 /// The client may send as much again once so much was taken. Small beside what all streams leave of the connection's window.
 const RELEASED_AT_ONCE: i64 = 32 * 1024;
-/// So much of a stream's content may have been taken and not been freed.
+/// So much of a stream's content may have been taken and not been freed, or as much as has not been taken.
 const MAX_TAKEN_BYTES: usize = 32 * 1024;
 /// Responses wait for their turn while so much is to be sent.
 const MAX_QUEUED_BYTES: usize = 64 * 1024;
@@ -110,6 +113,8 @@ pub struct Connection {
     /// What the client may still send, and what it may send besides once it is told.
     receive_window: i64,
     unreleased: i64,
+    /// What no stream has of [`EXTRA_WINDOW`].
+    extra_window: i64,
     /// Streams that have fields to send, or content, and wait for room in `out`, or for the window of the connection. Each is
     /// there by [`Turn::Waits`], in the order in which they came.
     waiting: [VecDeque<u32>; 2],
@@ -187,6 +192,8 @@ struct Stream {
     declared: Option<u64>,
     receive_window: i64,
     unreleased: i64,
+    /// How much further than at first it is open.
+    extra_window: i64,
     output: Output,
     send_window: i64,
     reset: Option<Reset>,
@@ -268,6 +275,7 @@ impl Stream {
             declared,
             receive_window: FIRST_WINDOW,
             unreleased: 0,
+            extra_window: 0,
             output: Output::Open,
             send_window,
             reset: None,
@@ -333,6 +341,7 @@ impl Connection {
             is_table_due: false,
             receive_window: CONNECTION_WINDOW,
             unreleased: 0,
+            extra_window: EXTRA_WINDOW,
             waiting: [VecDeque::new(), VecDeque::new()],
             called: [0; 2],
             losses_left: MAX_LOST,
@@ -776,6 +785,7 @@ impl Connection {
         self.end_turn(at);
         let mut stream = self.streams.remove(at);
         self.release(stream.drop_content());
+        self.extra_window += stream.extra_window;
         match stream.reset {
             Some(Reset::ByUs) => self.reset.add(id),
             _ => self.ended.add(id),
@@ -908,7 +918,7 @@ impl Connection {
         }
     }
 
-    /// Takes content, at most so much; the client may then send as much again.
+    /// Takes content, at most so much; the client may then send as much again, or more where that was all there is.
     pub fn take_content(&mut self, id: u32, most: usize, put: impl FnOnce(&[u8])) -> usize {
         let Some(at) = self.find(id) else { return 0 };
         let stream = &mut self.streams[at];
@@ -918,13 +928,20 @@ impl Connection {
         stream.content_at += count;
         if stream.content_at == stream.content.len() {
             stream.drop_content();
-        } else if stream.content_at >= MAX_TAKEN_BYTES {
+        } else if stream.content_at >= MAX_TAKEN_BYTES.max(stream.content.len() / 2) {
             stream.content.drain(..stream.content_at);
             stream.content_at = 0;
         }
         stream.unreleased += count as i64;
         if stream.unreleased >= FIRST_WINDOW / 2 && stream.input == Input::Open && stream.reset.is_none() {
-            let by = std::mem::take(&mut stream.unreleased);
+            let mut by = std::mem::take(&mut stream.unreleased);
+            if stream.content.is_empty() {
+                // Whoever takes it is no slower than the client: let more be under way.
+                let more = by.min(self.extra_window);
+                stream.extra_window += more;
+                self.extra_window -= more;
+                by += more;
+            }
             stream.receive_window += by;
             write::window_update(id, by as u32, self.out());
             self.call();

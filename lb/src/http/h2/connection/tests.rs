@@ -138,7 +138,7 @@ fn responses_take_turns_frame_by_frame() {
     }
     assert!(left.iter().all(|(_, left)| *left == 0), "{left:?}");
     // The first had the room for itself. From then on nobody has two frames while others wait.
-    let behind = &order[4..];
+    let behind = &order[MAX_QUEUED_BYTES / MAX_PAYLOAD..];
     let ends = |id| behind.iter().rposition(|(other, _)| *other == id).expect("a frame");
     assert!(ends(5) < 8 && ends(3) < 20, "{order:?}");
     assert!(behind[..ends(5)].chunks_exact(3).all(|turn| turn.iter().any(|(id, _)| *id == 5)), "{order:?}");
@@ -170,7 +170,7 @@ fn content_waits_for_both_windows() {
 fn a_stream_whose_turn_came_and_that_is_gone_holds_up_no_other() {
     let mut client = Client::with_windows();
     (0..6).for_each(|n| client.ask(2 * n + 1));
-    assert_eq!(client.write(1, 1 << 20), 65_536);
+    assert_eq!(client.write(1, 1 << 20), MAX_QUEUED_BYTES);
     for n in 1..6 {
         assert_eq!(client.write(2 * n + 1, 1 << 20), 0);
     }
@@ -180,7 +180,7 @@ fn a_stream_whose_turn_came_and_that_is_gone_holds_up_no_other() {
         client.connection.leave(id);
     }
     client.sent();
-    assert_eq!(client.write(11, 1 << 20), 65_536);
+    assert_eq!(client.write(11, 1 << 20), MAX_QUEUED_BYTES);
 }
 
 // Its turn would have been everybody's.
@@ -191,7 +191,7 @@ fn a_stream_that_has_ended_takes_no_turn() {
         client.send(&head(END_HEADERS, 2 * n + 1));
         client.connection.next_request();
     }
-    assert_eq!(client.write(1, 1 << 20), 65_536);
+    assert_eq!(client.write(1, 1 << 20), MAX_QUEUED_BYTES);
     for n in 1..6 {
         assert_eq!(client.write(2 * n + 1, 1 << 20), 0);
     }
@@ -201,7 +201,7 @@ fn a_stream_that_has_ended_takes_no_turn() {
         client.connection.end_content(start, id, true);
     }
     client.sent();
-    assert_eq!(client.write(11, 1 << 20), 65_536);
+    assert_eq!(client.write(11, 1 << 20), MAX_QUEUED_BYTES);
     // The client gives one up whose turn it is.
     client.send(&whole(13));
     client.connection.next_request();
@@ -210,7 +210,7 @@ fn a_stream_that_has_ended_takes_no_turn() {
     client.send(&[frame(3, 0, 11, &[0, 0, 0, 8]), frame(3, 0, 13, &[0, 0, 0, 8])].concat());
     client.send(&whole(15));
     client.connection.next_request();
-    assert_eq!(client.write(15, 1 << 20), 65_536);
+    assert_eq!(client.write(15, 1 << 20), MAX_QUEUED_BYTES);
 }
 
 #[test]
@@ -225,8 +225,8 @@ fn a_client_may_send_again_what_was_taken() {
     let mut came = 0;
     assert_eq!(client.connection.take_content(1, 20_000, |content| came += content.len()), 20_000);
     assert_eq!(client.connection.take_content(1, 20_000, |content| came += content.len()), 12_768);
-    let update = |id| (8, 0, id, 32_768_u32.to_be_bytes().to_vec());
-    assert_eq!((came, client.sent()), (32_768, vec![update(1), update(0)]));
+    let update = |id, by: u32| (8, 0, id, by.to_be_bytes().to_vec());
+    assert_eq!((came, client.sent()), (32_768, vec![update(1, 65_536), update(0, 32_768)]), "it was all there was");
     // Padding counts, and comes back though nobody takes it.
     for _ in 0..200 {
         client.send(&frame(0, 8, 1, &[&[255][..], b"x", &[0; 255]].concat()));
@@ -235,7 +235,7 @@ fn a_client_may_send_again_what_was_taken() {
     let sent = client.sent();
     assert!(sent.len() == 2 && sent.iter().all(|(kind, ..)| *kind == 8), "{sent:?}");
     // More than its window.
-    for _ in 0..5 {
+    for _ in 0..10 {
         client.send(&frame(0, 0, 1, &[b'x'; 16_384]));
     }
     assert_eq!((resets(&client.sent()), client.error()), (vec![(1, 3)], None));
@@ -271,13 +271,62 @@ fn uploads_that_nobody_takes_leave_the_others_a_whole_window() {
     // All that streams may hold, and what is not yet given back.
     let held: usize = client.connection.streams.iter().map(|stream| stream.content.len()).sum();
     assert_eq!(held, 99 * 4 * 16_383);
-    assert!(MAX_STREAMS as i64 * FIRST_WINDOW + RELEASED_AT_ONCE < CONNECTION_WINDOW);
+    assert!(MAX_STREAMS as i64 * FIRST_WINDOW + EXTRA_WINDOW + RELEASED_AT_ONCE < CONNECTION_WINDOW);
     // Their end gives everything back.
     for n in 0..100 {
         client.connection.leave(2 * n + 1);
     }
     assert!(client.connection.receive_window + RELEASED_AT_ONCE > CONNECTION_WINDOW);
     assert_eq!(resets(&client.sent()).len(), 100);
+}
+
+// One upload was held to 64 KiB for each round trip.
+#[test]
+fn uploads_that_are_taken_at_once_get_larger_windows() {
+    /// A round trip: the client sends all it may, which is taken as it comes, or so much of it in the end.
+    fn round_trip(client: &mut Client, id: u32, window: &mut i64, taken: Option<usize>) {
+        while *window > 0 {
+            let count = (*window).min(16_000);
+            client.send(&frame(0, 0, id, &vec![b'x'; count as usize]));
+            *window -= count;
+            if taken.is_none() {
+                assert_eq!(client.connection.take_content(id, 16_000, |_| {}), count as usize);
+            }
+        }
+        if let Some(taken) = taken {
+            assert_eq!(client.connection.take_content(id, taken, |_| {}), taken);
+        }
+        for (kind, _, of, payload) in client.sent() {
+            assert_eq!(kind, 8);
+            *window += if of == id { i64::from(u32::from_be_bytes(payload.try_into().expect("a window"))) } else { 0 };
+        }
+    }
+    let mut client = Client::new();
+    for id in [1, 3, 5] {
+        client.send(&head(END_HEADERS, id));
+        client.connection.next_request();
+    }
+    let (mut first, mut second, mut slow) = (FIRST_WINDOW, FIRST_WINDOW, FIRST_WINDOW);
+    for _ in 0..10 {
+        round_trip(&mut client, 1, &mut first, None);
+        round_trip(&mut client, 5, &mut slow, Some(32_768));
+        assert!((32_768..=FIRST_WINDOW).contains(&slow), "some is left each time: {slow}");
+        assert!(client.connection.receive_window >= first + second + slow);
+    }
+    assert!(first > EXTRA_WINDOW, "{first} bytes");
+    for _ in 0..10 {
+        round_trip(&mut client, 3, &mut second, None);
+        assert!(second <= FIRST_WINDOW, "nothing is left for it");
+    }
+    assert!(client.connection.receive_window >= first + second + slow);
+    client.connection.leave(1);
+    assert_eq!(resets(&client.sent()).len(), 1);
+    for _ in 0..10 {
+        round_trip(&mut client, 3, &mut second, None);
+    }
+    assert!(second > EXTRA_WINDOW, "{second} bytes");
+    [3, 5].into_iter().for_each(|id| client.connection.leave(id));
+    assert_eq!(client.connection.extra_window, EXTRA_WINDOW);
 }
 
 // What was taken stayed until everything was.

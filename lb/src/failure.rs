@@ -442,6 +442,45 @@ mod tests {
     }
 
     #[test]
+    fn only_backends_are_blamed_for_what_they_do() {
+        assert!(Failure::Reset.is_backends() && Failure::ResponseStalled.is_backends());
+        for failure in [Failure::ClientGone, Failure::NoWebSocket, Failure::Killed, Failure::StaleConnection] {
+            assert!(!failure.is_backends(), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn a_failure_is_told_with_what_is_known_of_it() {
+        let limit = |value| Detail::Limit { setting: "max_fields", limit: 100, value };
+        for (detail, expected) in [
+            (None, "reset"),
+            (Some(Detail::Errno(Errno::CONNRESET)), "reset (Connection reset by peer (os error 104))"),
+            (Some(limit(Some(120))), "reset (120, more than max_fields (100))"),
+            (Some(limit(None)), "reset (more than max_fields (100))"),
+            (Some(Detail::After(Duration::from_millis(1500))), "reset (after 1.5s)"),
+            (Some(Detail::Reason("nobody listens")), "reset (nobody listens)"),
+        ] {
+            let error = AttemptError { failure: Failure::Reset, detail };
+            assert_eq!(error.to_string(), expected);
+            let failure = BackendFailure::Attempt(error);
+            assert_eq!((failure.to_string().as_str(), failure.word()), (expected, "reset"));
+        }
+        let failure = BackendFailure::Status(503);
+        assert_eq!((failure.to_string().as_str(), failure.word()), ("status 503", "status"));
+        assert_eq!(Failure::Killed.to_string(), "an operator ended the exchanges on the backend");
+    }
+
+    #[test]
+    fn why_tcp_does_not_connect_is_told_by_the_system() {
+        let address = SocketAddress::Ip(([192, 0, 2, 1], 80).into());
+        for errno in [Errno::NOENT, Errno::ACCESS, Errno::CONNREFUSED, Errno::AGAIN] {
+            let error = AttemptError::of_connecting(&address, &io::Error::from_raw_os_error(errno.raw_os_error()));
+            assert_eq!(error.detail, Some(Detail::Errno(errno)));
+            assert_ne!(error.failure, Failure::ConnectQueueFull);
+        }
+    }
+
+    #[test]
     fn what_is_wrong_with_a_unix_socket_is_told_with_what_to_do() {
         let address = SocketAddress::Unix(std::path::Path::new("/run/app.sock").into());
         for (errno, failure, reason) in [

@@ -36,17 +36,13 @@ impl Ring {
     /// The ring of backends with these addresses and weights.
     pub fn of<'a>(parts: impl Iterator<Item = (&'a BackendAddress, Weight)>) -> Self {
         let parts: Box<[_]> = parts.map(|(address, weight)| (address.clone(), weight)).collect();
-        let total: u64 = parts.iter().map(|(_, weight)| u64::from(weight.as_u32())).sum::<u64>() * POINTS_PER_WEIGHT;
-        let count = |weight: Weight| {
-            let points = u64::from(weight.as_u32()) * POINTS_PER_WEIGHT;
-            if total > MAX_POINTS { (points * MAX_POINTS / total).max(1) } else { points }
-        };
+        let total = parts.iter().map(|(_, weight)| u64::from(weight.as_u32())).sum::<u64>() * POINTS_PER_WEIGHT;
         // Equal hashes must not depend on the order of configuration, so the address decides.
         let mut by_address: Vec<(BackendIndex, &(BackendAddress, Weight))> = (0..).zip(&parts).collect();
         by_address.sort_by_key(|(_, (address, _))| address.as_str());
         let mut points = Vec::with_capacity(total.min(MAX_POINTS) as usize);
         for (index, (address, weight)) in by_address {
-            points.extend(hashes(address).take(count(*weight) as usize).map(|hash| (hash, index)));
+            points.extend(hashes(address).take(points_of(*weight, total) as usize).map(|hash| (hash, index)));
         }
         points.sort_by_key(|&(hash, _)| hash);
         points.dedup_by_key(|&mut (hash, _)| hash);
@@ -81,6 +77,12 @@ impl Balance for IpHash {
         let accepts = |index| candidates.usable.contains(index) && !candidates.is_excluded(index);
         self.ring.find(hash_of(key.client), accepts)
     }
+}
+
+/// How many points a backend has, of `total` that all would have without a limit.
+fn points_of(weight: Weight, total: u64) -> u64 {
+    let points = u64::from(weight.as_u32()) * POINTS_PER_WEIGHT;
+    if total > MAX_POINTS { (points * MAX_POINTS / total).max(1) } else { points }
 }
 
 /// crc32 of the address as text, as `$remote_addr` has it: all clients without one are the same.
@@ -154,5 +156,29 @@ mod tests {
             }
             assert_eq!(lost.len(), parts.len(), "{line}");
         }
+    }
+
+    #[test]
+    fn what_has_no_port_or_no_address_is_hashed_as_documented() {
+        for (address, hashed) in [
+            ("web:80", &b"web\x0080\0\0\0\0"[..]),
+            ("unix:/run/app.sock", b"/run/app.sock\0\0\0\0\0"),
+            ("srv:_http._tcp.app.example", b"srv:_http._tcp.app.example\0\0\0\0\0"),
+        ] {
+            let parsed = address.parse().expect("an address");
+            let mut points = hashes(&parsed);
+            let first = crc32fast::hash(hashed);
+            let second = crc32fast::hash(&[&hashed[..hashed.len() - 4], &first.to_le_bytes()].concat());
+            assert_eq!([points.next(), points.next()], [Some(first), Some(second)], "{address}");
+        }
+        assert_eq!(hash_of(None), crc32fast::hash(b"unix:"));
+    }
+
+    #[test]
+    fn a_ring_that_would_be_too_large_keeps_the_proportions() {
+        let weight = |weight| Weight::new(weight).expect("a weight");
+        assert_eq!(points_of(weight(3), MAX_POINTS), 480);
+        assert_eq!(points_of(weight(1000), MAX_POINTS * 2), 80_000);
+        assert_eq!(points_of(weight(1), MAX_POINTS * 1000), 1, "none is left out");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -111,6 +112,50 @@ fn round_robin_takes_turns_and_ignores_weights() {
     let members = members(&[1, 9, 1]);
     let usable = all(&members);
     assert_eq!(Bench::new(Algorithm::RoundRobin, members, usable).picks(7), [0, 1, 2, 0, 1, 2, 0]);
+}
+
+// Without turns of its own for each that is left out, the first one would have theirs.
+#[test]
+fn round_robin_gives_equal_turns_to_those_that_are_not_left_out() {
+    let rules = EjectionConfig {
+        consecutive_failures: 1,
+        base_time: Duration::from_secs(60),
+        max_time: Duration::from_secs(60),
+        max_percent: 100,
+        statuses: Vec::new(),
+    };
+    let members = members(&[1, 1, 1]);
+    let usable = all(&members);
+    let bench = Bench::new(Algorithm::RoundRobin, members, usable);
+    let permit = Arc::new(Ejections::default()).try_acquire(1).expect("room");
+    assert!(endpoint(&bench.members[1]).eject(permit, &rules, Instant::now()).is_some());
+    assert_eq!(bench.picks(6), [0, 2, 0, 2, 0, 2]);
+}
+
+#[test]
+fn no_algorithm_picks_or_leases_what_is_full() {
+    for algorithm in Algorithm::ALL {
+        for weights in [[1, 1, 1], [3, 2, 1]] {
+            let members = members(&weights);
+            let (backends, usable) = (candidates(&members), Usable::new(3, all(&members)));
+            let balance =
+                balance(algorithm, &backends, &usable, &SharedTurns::default(), || Arc::new(Ring::new(&members)));
+            let candidates =
+                Candidates { backends: &backends, usable: &usable, tried: &[], skips_ejected: false, skips_full: true };
+            let mut in_use = Vec::new();
+            for left in (0..3).rev() {
+                let backend = &members[left].backend;
+                backend.set_max_connections(NonZero::new(1));
+                in_use.push(endpoint(&members[left]).lease().in_use_if_allowed().expect("one is free"));
+                let key = |client| Key { client: Some(Ipv4Addr::new(10, 0, 0, client).into()) };
+                let picks: Vec<_> = (0..60).filter_map(|client| balance.pick(&candidates, &key(client))).collect();
+                assert_eq!(picks.len(), if left == 0 { 0 } else { 60 }, "{algorithm}");
+                assert!(picks.iter().all(|&index| (index as usize) < left), "{algorithm}: {picks:?}");
+                assert_eq!(candidates.has_any(), left > 0);
+                assert!(candidates.lease(left as BackendIndex).is_none());
+            }
+        }
+    }
 }
 
 #[test]

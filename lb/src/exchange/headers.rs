@@ -679,6 +679,95 @@ mod tests {
         assert!(forwarded(&forwarding).starts_with("for=\"[2001:db8::1]\";"));
     }
 
+    #[test]
+    fn the_client_is_written_as_claimed_or_as_the_peer() {
+        let claimed = x_forwarded(b"203.0.113.7", "", "");
+        for (peer, claims, expected) in [
+            (peer("10.0.0.1"), &claimed, "203.0.113.7"),
+            (peer("10.0.0.1"), &ProxyClaims::None, "10.0.0.1"),
+            (peer("192.0.2.1"), &claimed, "192.0.2.1"),
+            (Peer::new(PeerAddress::Unix), &ProxyClaims::None, "unix:"),
+        ] {
+            let mut text = String::new();
+            Forwarding::new(origin(&peer, claims), &trusted()).write_client(&mut text).unwrap();
+            assert_eq!(text, expected);
+        }
+    }
+
+    #[test]
+    fn a_list_that_no_other_element_may_follow_is_written_anew() {
+        let peer = peer("10.0.0.1");
+        for list in [
+            &b"for=\"x, for=203.0.113.7"[..],
+            b"by=\"a\\\"b\";for=203.0.113.7",
+            b"by=a\\b;for=203.0.113.7",
+            b"by=\xc3\xa9;for=203.0.113.7",
+            b"by=\xff;for=203.0.113.7",
+            b"by=\x07;for=203.0.113.7",
+        ] {
+            let claims = ProxyClaims::Forwarded(list.into());
+            let written = forwarded(&Forwarding::new(origin(&peer, &claims), &trusted()));
+            let expected = "for=203.0.113.7;host=\"a.example:8888\";proto=http, for=10.0.0.1";
+            assert_eq!(written, expected, "{}", String::from_utf8_lossy(list));
+        }
+    }
+
+    #[test]
+    fn a_host_may_name_an_empty_port_and_what_is_none_is_not_believed() {
+        let peer = peer("10.0.0.1");
+        for (told, host, port) in [
+            ("b.example:", "b.example:", "80"),
+            ("b-c_d~e:65535", "b-c_d~e:65535", "65535"),
+            ("b.example:0", HOST, "8888"),
+            ("b.example:+1", HOST, "8888"),
+            ("[2001:db8::1]", "[2001:db8::1]", "80"),
+            ("[x]", HOST, "8888"),
+            (":81", HOST, "8888"),
+        ] {
+            let claims = x_forwarded(b"203.0.113.7", "", told);
+            let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
+            assert_eq!((forwarding.host, forwarding.port), (host, port), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_peer_is_told_by_its_address() {
+        let address: SocketAddr = "[::ffff:192.0.2.1]:4711".parse().expect("an address");
+        let ip_address = PeerAddress::Ip(address);
+        assert_eq!((ip_address.ip(), ip_address.to_string()), (Some(address.ip()), address.to_string()));
+        assert_eq!((PeerAddress::Unix.ip(), PeerAddress::Unix.to_string()), (None, "unix:".to_owned()));
+        let peer = Peer::without_tls(ip_address);
+        assert_eq!((peer.address, peer.port, peer.as_str()), (Some(ip("192.0.2.1")), 4711, "192.0.2.1"));
+        assert!(peer.lacks_tls && peer.client_certificate().is_none());
+        let certificate = ClientCertificate {
+            subject: "CN=a".into(),
+            issuer: "CN=b".into(),
+            sha1: "1".into(),
+            sha256: "2".into(),
+            lines: "".into(),
+        };
+        let tls = TlsInfo {
+            protocol: "TLSv1.3",
+            cipher: "TLS_AES_128_GCM_SHA256",
+            server_name: None,
+            is_resumed: false,
+            client: Some(certificate.clone()),
+        };
+        let peer = Peer::with_tls(ip_address, tls, Some(address));
+        assert_eq!((peer.client_certificate(), peer.local), (Some(&certificate), Some(address)));
+        assert!(!peer.lacks_tls);
+    }
+
+    #[test]
+    fn a_request_id_that_is_made_has_all_digits_of_two_random_numbers() {
+        clock::simulated::enter(1);
+        let id = request_id(None);
+        clock::simulated::enter(1);
+        let expected = format!("{:016x}{:016x}", clock::random(), clock::random());
+        clock::simulated::leave();
+        assert_eq!(id, expected);
+    }
+
     fn request_id(incoming: Option<&[u8]>) -> String {
         let mut id = String::new();
         write_request_id(incoming, &mut id).unwrap();

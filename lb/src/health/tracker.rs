@@ -87,6 +87,13 @@ mod tests {
     }
 
     #[test]
+    fn is_named_as_it_is_serialized() {
+        for health in [Health::Unknown, Health::Healthy, Health::Unhealthy] {
+            assert_eq!(serde_json::to_string(&health).expect("a word"), format!("{:?}", health.as_str()));
+        }
+    }
+
+    #[test]
     fn reports_a_change_once() {
         let mut tracker = Tracker::new(Health::Healthy);
         assert_eq!(tracker.observe(false, 1, 1), Some(Health::Unhealthy));

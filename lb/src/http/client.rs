@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::futures::Notified;
 use tokio_util::io::poll_read_buf;
 
@@ -20,6 +20,7 @@ use super::burst::let_others_read;
 use super::content::Content;
 use super::facts::RequestFacts;
 use super::fields::{self, Changes};
+use super::h2::stream::Http2Stream;
 use super::own;
 use super::pace::Pace;
 use super::request::{self, ForwardedFields, Request, RequestState, StatusFields};
@@ -151,20 +152,16 @@ impl Drop for ResetOnDrop<'_> {
 }
 
 /// Serves the one request of an HTTP/2 stream.
-pub(super) async fn serve_stream(engine: &Engine, mut client: ClientStream, peer: &Peer) {
+pub(super) async fn serve_stream(engine: &Engine, mut stream: Http2Stream, peer: &Peer) {
     let _carrier = kill::carrier(&engine.control).await;
     let mut timer = Timer::default();
     let mut buffers = Buffers::take();
-    buffers.from_client.reserve(HEAD_READ_BYTES);
+    buffers.from_client.extend_from_slice(&stream.take_head());
+    let mut client = ClientStream::Http2(Box::new(stream));
     // A stream has one request. Whatever follows it is never read as another one.
-    let action = match client.read_buf(&mut buffers.from_client).await {
-        Ok(1..) => {
-            serve_one(engine, &engine.listener(), &mut client, &mut timer, peer, &mut buffers, false).await.action
-        }
-        _ => ConnectionAction::Close,
-    };
+    let served = serve_one(engine, &engine.listener(), &mut client, &mut timer, peer, &mut buffers, false).await;
     buffers.give_back();
-    match action {
+    match served.action {
         ConnectionAction::Idle | ConnectionAction::Close | ConnectionAction::Http2 => {}
         ConnectionAction::Linger => linger(engine, &mut client).await,
         ConnectionAction::Abort => client.abort(),
@@ -358,6 +355,7 @@ async fn read_head(
                     tracing::debug!(client = peer.as_str(), reason = reject.reason(), "a request is refused");
                     return Poll::Ready(Err(refusal(reject)));
                 }
+                Parsed::Partial if client.has_too_large_head() => return Poll::Ready(Err(Refusal::FieldsTooLarge)),
                 Parsed::Partial => {}
             }
             buffers.from_client.reserve(HEAD_READ_BYTES);

@@ -30,7 +30,6 @@ use tokio_util::io::poll_read_buf;
 use super::client::{MIN_IDLE, serve_stream};
 use super::io::Io;
 use super::pace::{Pace, Total};
-use super::stream::ClientStream;
 use super::timer::Timer;
 use super::{CountGuard, Engine};
 use crate::clock::{self, timeout};
@@ -420,7 +419,7 @@ impl<'a> Driver<'a> {
 }
 
 async fn carry(engine: Arc<Engine>, stream: Http2Stream, peer: Arc<Peer>) {
-    serve_stream(&engine, ClientStream::Http2(Box::new(stream)), &peer).await;
+    serve_stream(&engine, stream, &peer).await;
 }
 
 /// Reads and drops what the client still sends after the GOAWAY, until it closes. Closing at once would reset the

@@ -38,6 +38,11 @@ impl ClientStream {
         matches!(self, Self::Http2(_))
     }
 
+    /// Whether the request's head is known to be larger than one may be. Then it has no end.
+    pub fn has_too_large_head(&self) -> bool {
+        matches!(self, Self::Http2(stream) if stream.is_too_large())
+    }
+
     /// What the connection has moved, where it carries several exchanges at once.
     pub fn total(&self) -> Option<&Total> {
         match self {

@@ -17,12 +17,16 @@ use crate::message::name::Name;
 
 /// No target, name or value holds this byte.
 const REFUSED: u8 = 0x7f;
+/// How much is kept, beyond the request line, of a head that is too large: for the log, and for what the client accepts.
+const MAX_CUT_BYTES: usize = 4096;
 
 /// A request as HTTP/1.1 has it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Request {
     /// Its head.
     pub text: Vec<u8>,
+    /// The head is larger than one may be. The text holds its first lines, without an end.
+    pub is_too_large: bool,
     pub method: Method,
     pub content: Content,
     /// How much content it says to have.
@@ -66,7 +70,8 @@ pub struct RequestReader {
 }
 
 impl RequestReader {
-    /// Fields may be `most` together, as SETTINGS_MAX_HEADER_LIST_SIZE counts them.
+    /// Fields may be `most` together, as SETTINGS_MAX_HEADER_LIST_SIZE counts them. The limit of a head is less than half of
+    /// that.
     pub fn new(most: usize) -> Self {
         Self {
             text: Vec::with_capacity(512),
@@ -225,6 +230,18 @@ impl RequestReader {
         if self.is_malformed || is_end && self.declared.is_some_and(|declared| declared > 0) {
             return None;
         }
+        let method = value_of(&self.pseudo, self.method);
+        let method = if self.is_websocket { Method::Get } else { Method::of(method) };
+        let content = match (is_end, self.is_connect, self.has_length) {
+            (true, ..) => Content::Nothing,
+            (_, true, _) => Content::Tunnel,
+            (_, _, true) => Content::Plain,
+            _ => Content::Chunked,
+        };
+        let is_too_large = !fits || self.text.len() + self.cookies.len() > self.most / 2;
+        if is_too_large {
+            return Some(Request { text: cut(&self.text), is_too_large, method, content, declared: self.declared });
+        }
         let out = &mut self.text;
         if !self.cookies.is_empty() {
             out.extend_from_slice(&self.cookies);
@@ -238,26 +255,20 @@ impl RequestReader {
                 write_field(&[REFUSED], b"", out);
             }
         }
-        let content = match (is_end, self.is_connect, self.has_length) {
-            (true, ..) => Content::Nothing,
-            (_, true, _) => Content::Tunnel,
-            (_, _, true) => Content::Plain,
-            _ => Content::Chunked,
-        };
         if content == Content::Chunked {
             write_field(b"transfer-encoding", b"chunked", out);
         }
-        if !fits {
-            // As large as what was left out has made it.
-            out.extend_from_slice(b"x: ");
-            out.resize(out.len() + self.most, b'x');
-            out.extend_from_slice(b"\r\n");
-        }
         out.extend_from_slice(b"\r\n");
-        let method = value_of(&self.pseudo, self.method);
-        let method = if self.is_websocket { Method::Get } else { Method::of(method) };
-        Some(Request { text: self.text, method, content, declared: self.declared })
+        Some(Request { text: self.text, is_too_large, method, content, declared: self.declared })
     }
+}
+
+/// The request line, and as many whole lines behind it as are kept of a head that is too large.
+fn cut(text: &[u8]) -> Vec<u8> {
+    let line = text.iter().position(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    let kept = &text[..text.len().min(line + MAX_CUT_BYTES)];
+    let end = kept.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    kept[..end].to_vec()
 }
 
 fn value_of(pseudo: &[u8], range: Option<Range<usize>>) -> &[u8] {
@@ -546,8 +557,18 @@ mod tests {
             }
             let fits = hpack::Decoder::default().read(&block, 70_000, |name, value| reader.field(name, value));
             let request = reader.finish(true, fits.expect("not far too large"))?;
-            assert!(request.text.len() < 150_000);
-            Some((request.method, status_of(&request.text)))
+            if !request.is_too_large {
+                return Some((request.method, status_of(&request.text)));
+            }
+            // There was a filler of as much as all fields may be.
+            let line = request.text.iter().position(|&byte| byte == b'\n').expect("a line");
+            assert!(request.text.capacity() <= line + 1 + MAX_CUT_BYTES);
+            let status = match RequestHead::default().parse(&request.text, &Limits::default()) {
+                Parsed::Partial => 431,
+                Parsed::Rejected(reject) => reject.status(),
+                Parsed::Complete(_) => panic!("an end"),
+            };
+            Some((request.method, Err(status)))
         };
         let get = |status| Some((Method::Get, status));
         let many = |name: &'static str, len, count| (0..count).map(move |_| (name.to_owned(), "c".repeat(len)));
@@ -566,6 +587,7 @@ mod tests {
         };
         let long = format!("/{}", "p".repeat(100_000));
         assert_eq!(with(":path", &long[..20_000]), get(Err(414)));
+        assert_eq!(with(":path", &long[..40_000]), get(Err(414)), "also where it is cut");
         // Nobody reads what is larger than all fields may be.
         for name in [":method", ":authority", ":path"] {
             assert_eq!(with(name, &long), get(Err(431)), "{name}");

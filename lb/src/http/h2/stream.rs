@@ -25,6 +25,9 @@ use crate::message::framing::Framing;
 use crate::message::limits::Limits;
 use crate::message::{Method, Parsed};
 
+/// A larger text is freed once it has been read: the lines of chunks are small, and a stream may live long.
+const MAX_KEPT_BYTES: usize = 64;
+
 /// What the task of a connection shares with those of its streams. All run on one thread, so nobody ever waits for the lock;
 /// it is there because the runtime cannot know that.
 pub struct Link {
@@ -49,6 +52,7 @@ pub struct Http2Stream {
     /// Text of HTTP/1.1 that goes before the content: the head, or the line of a chunk. `text_at` of it have been read.
     text: Vec<u8>,
     text_at: usize,
+    is_too_large: bool,
     /// So much of the content can be read behind `text`.
     data: usize,
     input: Input,
@@ -85,7 +89,7 @@ enum Output {
 
 impl Http2Stream {
     pub fn new(link: Arc<Link>, id: u32, request: Request) -> Self {
-        let Request { text, method, content, .. } = request;
+        let Request { text, is_too_large, method, content, .. } = request;
         let input = match content {
             Content::Nothing => Input::Ended,
             Content::Plain => Input::Plain,
@@ -93,7 +97,17 @@ impl Http2Stream {
             Content::Tunnel => Input::WebSocket,
         };
         let output = Output::Head(Vec::new());
-        Self { link, id, text, text_at: 0, data: 0, input, method, output, is_shut_down: false }
+        Self { link, id, text, text_at: 0, is_too_large, data: 0, input, method, output, is_shut_down: false }
+    }
+
+    /// Whether the head of the request is larger than one may be. Then it has no end.
+    pub fn is_too_large(&self) -> bool {
+        self.is_too_large
+    }
+
+    /// The head of the request, which is not held here any more.
+    pub fn take_head(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.text)
     }
 
     pub fn total(&self) -> &Total {
@@ -311,6 +325,9 @@ impl AsyncRead for Http2Stream {
                 let count = rest.len().min(buf.remaining());
                 buf.put_slice(&rest[..count]);
                 this.text_at += count;
+                if this.text_at == this.text.len() && this.text.capacity() > MAX_KEPT_BYTES {
+                    (this.text, this.text_at) = (Vec::new(), 0);
+                }
                 if this.data == 0 {
                     break;
                 }

@@ -848,6 +848,11 @@ impl Connection {
         self.streams.binary_search_by_key(&id, |stream| stream.id).ok()
     }
 
+    /// One that was reset by nobody.
+    fn find_unreset(&self, id: u32) -> Option<usize> {
+        self.find(id).filter(|&at| self.streams[at].reset.is_none())
+    }
+
     /// Ends a stream by an error of the client's.
     fn fail_stream(&mut self, id: u32, code: Code) {
         if self.is_idle(id) {
@@ -978,21 +983,15 @@ impl Connection {
     /// Waits until fields can be sent. To be asked by who has some in hand. Once it is ready, they are sent next, or
     /// [`Self::stand_back`] is called.
     pub fn poll_room(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
-        let Some(at) = self.find(id) else { return Poll::Ready(Err(Gone)) };
-        if self.streams[at].reset.is_some() {
-            return Poll::Ready(Err(Gone));
-        }
+        let Some(at) = self.find_unreset(id) else { return Poll::Ready(Err(Gone)) };
         self.poll_turn(at, Part::Fields, cx).map(Ok)
     }
 
     /// Waits until content can be sent; how much, in one frame. To be asked by who has some in hand. Once it is ready, that is
     /// sent next, or [`Self::stand_back`] is called.
     pub fn poll_window(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Result<usize, Gone>> {
-        let Some(at) = self.find(id) else { return Poll::Ready(Err(Gone)) };
+        let Some(at) = self.find_unreset(id) else { return Poll::Ready(Err(Gone)) };
         let stream = &mut self.streams[at];
-        if stream.reset.is_some() {
-            return Poll::Ready(Err(Gone));
-        }
         if stream.send_window <= 0 {
             // Its own window wakes it.
             let waits = stream.wait(cx);
@@ -1021,9 +1020,9 @@ impl Connection {
         self.call_next();
     }
 
-    /// Sends a head, whose fields `write` appends.
+    /// Sends a head, whose fields `write` appends. Nothing is sent on a stream that was reset, here and below.
     pub fn send_head(&mut self, id: u32, begins: Begins, is_end: bool, write: impl FnOnce(&mut Vec<u8>)) {
-        let Some(at) = self.find(id) else { return };
+        let Some(at) = self.find_unreset(id) else { return };
         match begins {
             Begins::Interim => {}
             Begins::Response => self.streams[at].output = Output::Begun,
@@ -1034,7 +1033,7 @@ impl Connection {
 
     /// Ends a response by its trailers.
     pub fn send_trailers(&mut self, id: u32, write: impl FnOnce(&mut Vec<u8>)) {
-        if let Some(at) = self.find(id) {
+        if let Some(at) = self.find_unreset(id) {
             self.send_fields(at, true, write);
         }
     }
@@ -1063,14 +1062,18 @@ impl Connection {
     /// Ends the frame that begins at `start`. One that is empty and ends nothing is not sent.
     pub fn end_content(&mut self, start: usize, id: u32, is_end: bool) {
         let len = self.out.len() - start - HEAD_BYTES;
-        let Some(at) = self.find(id) else { return self.out.truncate(start) };
-        if len == 0 && !is_end {
-            return self.out.truncate(start);
-        }
+        let Some(at) = self.find_unreset(id).filter(|_| len > 0 || is_end) else { return self.drop_frame(start) };
         write::end_data(start, id, is_end, &mut self.out);
         self.send_window -= len as i64;
         self.streams[at].send_window -= len as i64;
         self.sent_part(at, is_end);
+    }
+
+    fn drop_frame(&mut self, start: usize) {
+        self.out.truncate(start);
+        if start == 0 {
+            buffers::give_back(std::mem::take(&mut self.out));
+        }
     }
 
     fn sent_part(&mut self, at: usize, is_end: bool) {
@@ -1088,9 +1091,7 @@ impl Connection {
 
     /// Ends a stream whose response is not complete, so that its client knows it.
     pub fn abort(&mut self, id: u32, code: Code) {
-        if let Some(at) = self.find(id)
-            && self.streams[at].reset.is_none()
-        {
+        if let Some(at) = self.find_unreset(id) {
             self.streams[at].reset = Some(Reset::ByUs);
             write::reset(id, code, self.out());
             self.response_end = self.out.len();

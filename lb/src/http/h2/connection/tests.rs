@@ -487,6 +487,37 @@ fn what_is_under_way_to_a_stream_that_was_given_up_is_dropped() {
     assert_eq!((client.sent().len(), client.error()), (0, None));
 }
 
+// A WebSocket that was reset got the end of its content behind that (RFC 9113 §5.1), which counted as an answer.
+#[test]
+fn nothing_is_sent_on_a_stream_that_was_reset() {
+    type End = dyn Fn(&mut Client);
+    let ends: [&End; 5] = [
+        &|client| {
+            let start = client.connection.begin_content();
+            client.connection.end_content(start, 1, true);
+        },
+        &|client| client.connection.send_head(1, Begins::Response, true, |out| hpack::write_status(204, out)),
+        &|client| client.connection.send_trailers(1, |out| out.extend_from_slice(b"\x00\x01x\x01y")),
+        &|client| client.connection.abort(1, Code::Internal),
+        &|client| client.connection.leave(1),
+    ];
+    let resets: [&End; 2] = [&|client| client.send(&frame(3, 0, 1, &[0, 0, 0, 8])), &|client| {
+        client.connection.abort(1, Code::Cancel);
+    }];
+    for (at, (reset, end)) in resets.iter().flat_map(|reset| ends.map(|end| (reset, end))).enumerate() {
+        let mut client = Client::new();
+        client.send(&head(END_HEADERS, 1));
+        client.connection.next_request();
+        client.connection.send_head(1, Begins::Tunnel, false, |out| hpack::write_status(200, out));
+        client.connection.losses_left = 7;
+        reset(&mut client);
+        client.sent();
+        end(&mut client);
+        assert_eq!((client.sent(), client.connection.losses_left), (Vec::new(), 7), "case {at}");
+        assert_eq!(client.connection.out.capacity(), 0, "case {at}");
+    }
+}
+
 #[test]
 fn clients_that_lose_more_than_they_get_have_to_leave() {
     let reset = |id| frame(3, 0, id, &[0, 0, 0, 8]);

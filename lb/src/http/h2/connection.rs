@@ -100,6 +100,8 @@ pub struct Connection {
     tasks: usize,
     ended: Recent,
     reset: Recent,
+    /// Those that were served, where all the content has come that was declared, and the client has still to say so.
+    unended: Recent,
     /// What is to be sent; `out_at` of it has been. Up to `response_end` there are parts of responses.
     out: Vec<u8>,
     out_at: usize,
@@ -252,11 +254,17 @@ enum Reset {
 struct Recent(VecDeque<u32>);
 
 impl Recent {
-    fn add(&mut self, id: u32) {
-        if self.0.len() == MAX_REMEMBERED {
-            self.0.pop_front();
-        }
+    /// The one that is forgotten for it.
+    fn add(&mut self, id: u32) -> Option<u32> {
+        let forgotten = if self.0.len() == MAX_REMEMBERED { self.0.pop_front() } else { None };
         self.0.push_back(id);
+        forgotten
+    }
+
+    /// Whether it was there.
+    fn take(&mut self, id: u32) -> bool {
+        let at = self.0.iter().position(|other| *other == id);
+        at.and_then(|at| self.0.remove(at)).is_some()
     }
 
     fn has(&self, id: u32) -> bool {
@@ -332,6 +340,7 @@ impl Connection {
             tasks: 0,
             ended: Recent::default(),
             reset: Recent::default(),
+            unended: Recent::default(),
             out: Vec::new(),
             out_at: 0,
             response_end: 0,
@@ -605,6 +614,11 @@ impl Connection {
             if self.reset.has(id) {
                 return self.skip(block);
             }
+            if self.unended.take(id) {
+                self.ended.add(id);
+                self.skip(block)?;
+                return if is_end { Ok(()) } else { Err(Bad::Stream(id, Code::Protocol)) };
+            }
             return Err(match self.ended.has(id) {
                 true => Bad::Connection(Code::StreamClosed, "fields on a stream that is closed"),
                 false => Bad::Connection(Code::Protocol, "a stream with a smaller number than others"),
@@ -701,10 +715,14 @@ impl Connection {
         }
         let Some(at) = self.find(id) else {
             self.release(size);
-            return match self.reset.has(id) {
-                true => Ok(()),
-                false => Err(Bad::Connection(Code::StreamClosed, "content on a stream that is closed")),
-            };
+            if self.reset.has(id) || self.unended.has(id) && data.is_empty() && !is_end {
+                return Ok(());
+            }
+            if self.unended.take(id) {
+                self.ended.add(id);
+                return if data.is_empty() { Ok(()) } else { Err(Bad::Stream(id, Code::Protocol)) };
+            }
+            return Err(Bad::Connection(Code::StreamClosed, "content on a stream that is closed"));
         };
         let stream = &mut self.streams[at];
         let len = data.len() as i64;
@@ -754,11 +772,11 @@ impl Connection {
         if self.is_idle(id) {
             return Err(Bad::Connection(Code::Protocol, "a reset of a stream without a head"));
         }
-        let Some(at) = self.find(id) else { return Ok(()) };
-        let stream = &mut self.streams[at];
-        if stream.reset.is_some() {
-            return Ok(());
+        if self.unended.take(id) {
+            self.ended.add(id);
         }
+        let Some(at) = self.find_unreset(id) else { return Ok(()) };
+        let stream = &mut self.streams[at];
         stream.reset = Some(Reset::ByClient);
         let is_lost = stream.output == Output::Open;
         self.give_up(at);
@@ -786,9 +804,16 @@ impl Connection {
         let mut stream = self.streams.remove(at);
         self.release(stream.drop_content());
         self.extra_window += stream.extra_window;
-        match stream.reset {
-            Some(Reset::ByUs) => self.reset.add(id),
-            _ => self.ended.add(id),
+        match (stream.reset, stream.input) {
+            (Some(Reset::ByUs), _) => drop(self.reset.add(id)),
+            (None, Input::Open | Input::Dropped) => {
+                // Some clients never end theirs.
+                if let Some(oldest) = self.unended.add(id) {
+                    self.reset.add(oldest);
+                    write::reset(oldest, Code::NoError, self.out());
+                }
+            }
+            _ => drop(self.ended.add(id)),
         }
         self.call_next();
     }
@@ -1105,9 +1130,12 @@ impl Connection {
         self.tasks -= 1;
         self.call();
         let Some(at) = self.find(id) else { return };
-        match (self.streams[at].input, self.streams[at].output) {
+        let stream = &self.streams[at];
+        match (stream.input, stream.output) {
             _ if self.is_closed => {}
             (Input::Ended, Output::Ended) => {}
+            // Its end may be under way, in a frame of its own.
+            (_, Output::Ended) if stream.declared == Some(0) => {}
             // It need not send the rest (RFC 9113 §8.1).
             (_, Output::Ended) => self.abort(id, Code::NoError),
             _ => self.abort(id, Code::Cancel),

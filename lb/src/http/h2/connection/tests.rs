@@ -467,6 +467,52 @@ fn a_closed_stream_is_told_from_one_that_never_was() {
     assert_eq!(client.error(), Some(Code::StreamClosed));
 }
 
+// Such a stream was reset as soon as its response had been given, and clients failed by that.
+#[test]
+fn a_request_that_is_whole_may_end_behind_its_response() {
+    let post = block(&[GET, &[("content-length", "4")]].concat());
+    let ask = |client: &mut Client, id| {
+        client.send(&[frame(1, 4, id, &post), frame(0, 0, id, b"four")].concat());
+        client.connection.next_request().expect("a request");
+        assert_eq!(client.connection.take_content(id, 10, |_| {}), 4);
+        client.answer(id);
+        assert_eq!(resets(&client.sent()), []);
+    };
+    let trailers = frame(1, 5, 1, b"\x40\x01a\x01b");
+    let reset = frame(3, 0, 1, &[0, 0, 0, 8]);
+    for end in [frame(0, 1, 1, b""), [frame(0, 0, 1, b""), frame(0, 1, 1, b"")].concat(), trailers, reset] {
+        let mut client = Client::new();
+        ask(&mut client, 1);
+        client.send(&end);
+        assert_eq!((client.sent().len(), client.error()), (0, None));
+        // Once.
+        client.send(&frame(0, 1, 1, b""));
+        assert_eq!(client.error(), Some(Code::StreamClosed));
+    }
+    // More than it said.
+    for more in [frame(0, 1, 1, b"x"), frame(1, 4, 1, b"")] {
+        let mut client = Client::new();
+        ask(&mut client, 1);
+        client.send(&more);
+        assert_eq!((resets(&client.sent()), client.error()), (vec![(1, 1)], None));
+        client.send(&frame(0, 1, 1, b""));
+        assert_eq!(client.error(), None, "it was under way");
+    }
+    // Those that never end are not kept.
+    let mut client = Client::new();
+    for n in 0..MAX_REMEMBERED as u32 {
+        ask(&mut client, 2 * n + 1);
+    }
+    assert!(client.connection.streams.is_empty());
+    let id = 2 * MAX_REMEMBERED as u32 + 1;
+    client.send(&[frame(1, 4, id, &post), frame(0, 0, id, b"four")].concat());
+    client.connection.next_request().expect("a request");
+    client.answer(id);
+    assert_eq!(resets(&client.sent()), [(1, 0)]);
+    client.send(&[frame(0, 1, 1, b""), frame(0, 1, 3, b""), frame(0, 1, id, b"")].concat());
+    assert_eq!(client.error(), None);
+}
+
 #[test]
 fn what_is_under_way_to_a_stream_that_was_given_up_is_dropped() {
     let mut client = Client::new();
@@ -816,10 +862,10 @@ fn an_idle_connection_holds_next_to_nothing() {
         client.connection.leave(id);
         client.sent();
     }
-    let Connection { out, streams, requests, waiting, ended, reset, block, .. } = &client.connection;
+    let Connection { out, streams, requests, waiting, ended, reset, unended, block, .. } = &client.connection;
     assert_eq!((out.capacity(), waiting[0].capacity(), waiting[1].capacity()), (0, 0, 0));
     assert!(block.is_none() && streams.capacity() <= 4 && requests.capacity() <= 4);
-    assert!(ended.0.capacity() + reset.0.capacity() <= 2 * MAX_REMEMBERED);
+    assert!(ended.0.capacity() + reset.0.capacity() + unended.0.capacity() <= 3 * MAX_REMEMBERED);
     let size = size_of::<Connection>();
     assert!(size <= 640, "{size} bytes");
 }

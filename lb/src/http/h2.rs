@@ -40,9 +40,11 @@ use stream::{Http2Stream, Link};
 
 /// How much is read at once.
 const READ_BYTES: usize = 32 * 1024;
-/// How often a connection reads before others have their turn, and how many requests it has served: tasks run in the order
-/// in which they were woken, and a new client would wait for all those of many connections with many requests each.
+/// How often a connection reads before others have their turn, how many frames it takes, which may be tiny, and how many
+/// requests it has served: tasks run in the order in which they were woken, and a new client would wait for all those of many
+/// connections with many requests each.
 const MOST_READS_AT_ONCE: usize = 8;
+const MOST_FRAMES_AT_ONCE: usize = 256;
 const MOST_SERVED_AT_ONCE: usize = 16;
 
 /// How long a closing connection may take to send what it has still to say.
@@ -163,15 +165,15 @@ impl<'a> Driver<'a> {
 
     /// Goes on as far as it can.
     fn advance(&mut self, cx: &mut Context<'_>, timer: &mut Timer) -> Result<(), Over> {
-        let mut reads = 0;
+        let (mut reads, mut frames_left) = (0, MOST_FRAMES_AT_ONCE);
         loop {
-            let has_read = self.read(cx)?;
+            let has_read = self.read(cx, &mut frames_left)?;
             let may_read_on = self.write(cx)?;
             if !has_read && !may_read_on {
                 break;
             }
             reads += 1;
-            if reads == MOST_READS_AT_ONCE {
+            if reads == MOST_READS_AT_ONCE || frames_left == 0 {
                 cx.waker().wake_by_ref();
                 break;
             }
@@ -192,13 +194,13 @@ impl<'a> Driver<'a> {
         self.wait(cx, timer)
     }
 
-    /// Reads once. False: there is nothing for now.
-    fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, Over> {
+    /// Reads once, and takes so many frames at most. False: there is nothing for now.
+    fn read(&mut self, cx: &mut Context<'_>, frames_left: &mut usize) -> Result<bool, Over> {
         let mut connection = self.link.lock();
         if connection.is_full() {
             return Ok(false);
         }
-        let mut used = connection.receive(&self.incoming);
+        let mut used = connection.receive_frames(&self.incoming, frames_left);
         let mut has_read = used > 0;
         if !has_read && connection.error().is_none() {
             if self.incoming.capacity() - self.incoming.len() < READ_BYTES {
@@ -209,7 +211,7 @@ impl<'a> Driver<'a> {
             let mut incoming = (&mut self.incoming).limit(READ_BYTES);
             match poll_read_buf(Pin::new(&mut self.io), cx, &mut incoming) {
                 Poll::Ready(Ok(1..)) => {
-                    used = connection.receive(&self.incoming);
+                    used = connection.receive_frames(&self.incoming, frames_left);
                     has_read = true;
                 }
                 Poll::Ready(_) => return Err(Over::Gone),

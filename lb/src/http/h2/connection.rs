@@ -39,8 +39,13 @@ const MAX_ANSWER_BYTES: usize = 16 * 1024;
 const MAX_LOST: u32 = 100;
 /// How many requests beyond [`MAX_STREAMS`] may be refused in a row. A client that knows the limit asks for none.
 const MAX_REFUSED: u32 = 1_000;
-/// Frames of content in a row that bring none and end nothing (CVE-2019-9518).
-const MAX_EMPTY_FRAMES: u32 = 100;
+/// How many frames that bring nothing a client may send: PRIORITY, frames of kinds that nobody knows, content without any,
+/// acknowledgements, resets of what is over (CVE-2019-9513, -9518), and those that open windows. So many at first and for each
+/// stream that it opens, and so many for each frame of content that it is sent, which it may open windows for. What is left
+/// of them is bounded, too.
+const IDLE_FRAMES_OF_STREAM: u32 = 100;
+const IDLE_FRAMES_OF_CONTENT: u32 = 20;
+const MAX_IDLE_FRAMES: u32 = 10_000;
 /// CONTINUATION frames of one block (CVE-2024-27316).
 const MAX_CONTINUATIONS: u32 = 32;
 /// How many streams are remembered once they are over, to tell what is still under way from what must not come.
@@ -125,7 +130,8 @@ pub struct Connection {
     /// How many more streams may be lost, and requests refused.
     losses_left: u32,
     refusals_left: u32,
-    empty_frames: u32,
+    /// How many frames may still come that bring nothing.
+    idle_frames_left: u32,
     /// Frames that have come.
     frames: u64,
     leaving: Leaving,
@@ -254,11 +260,16 @@ enum Reset {
 struct Recent(VecDeque<u32>);
 
 impl Recent {
-    /// The one that is forgotten for it.
-    fn add(&mut self, id: u32) -> Option<u32> {
-        let forgotten = if self.0.len() == MAX_REMEMBERED { self.0.pop_front() } else { None };
+    fn add(&mut self, id: u32) {
+        if self.0.len() == MAX_REMEMBERED {
+            self.0.pop_front();
+        }
         self.0.push_back(id);
-        forgotten
+    }
+
+    /// The one that is forgotten for the next.
+    fn oldest(&self) -> Option<u32> {
+        self.0.front().copied().filter(|_| self.0.len() == MAX_REMEMBERED)
     }
 
     /// Whether it was there.
@@ -355,7 +366,7 @@ impl Connection {
             called: [0; 2],
             losses_left: MAX_LOST,
             refusals_left: MAX_REFUSED,
-            empty_frames: 0,
+            idle_frames_left: IDLE_FRAMES_OF_STREAM,
             frames: 0,
             leaving: Leaving::No,
             is_client_leaving: false,
@@ -380,6 +391,11 @@ impl Connection {
     /// Takes what came; how much of it. The rest is to be given again with what comes behind it, and where
     /// [`Self::is_full`], once that is over.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
+        self.receive_frames(bytes, &mut usize::MAX.clone())
+    }
+
+    /// As [`Self::receive`], no more than so many frames; how many more they may be.
+    pub fn receive_frames(&mut self, bytes: &[u8], frames_left: &mut usize) -> usize {
         let mut at = 0;
         if self.preface < frame::PREFACE.len() {
             let expected = &frame::PREFACE[self.preface..];
@@ -389,7 +405,7 @@ impl Connection {
             }
             self.preface += at;
         }
-        while self.error.is_none() && !self.is_closed && !self.is_full() {
+        while self.error.is_none() && !self.is_closed && !self.is_full() && *frames_left > 0 {
             let Some((head, rest)) = bytes[at..].split_first_chunk::<HEAD_BYTES>() else { return at };
             let head = Head::read(head);
             if head.len > MAX_PAYLOAD {
@@ -398,6 +414,7 @@ impl Connection {
             }
             let Some(payload) = rest.get(..head.len) else { return at };
             self.frames += 1;
+            *frames_left -= 1;
             match self.frame(head, payload) {
                 Ok(()) => {}
                 Err(Bad::Connection(code, why)) => self.fail(code, why),
@@ -559,12 +576,12 @@ impl Connection {
             }
             Frame::Continuation { id, block, is_last } => self.continuation(id, block, is_last),
             Frame::Priority { id, depends_on_itself: true } => Err(Bad::Stream(id, Code::Protocol)),
-            Frame::Priority { .. } | Frame::Other => Ok(()),
+            Frame::Priority { .. } | Frame::Other => self.count_idle(),
             Frame::Reset { id } => self.reset_by_client(id),
             Frame::Settings(payload) => self.settings(payload),
             Frame::SettingsAck => {
                 self.knows_settings = true;
-                Ok(())
+                self.count_idle()
             }
             Frame::Ping(data) => {
                 write::ping(&data, true, self.answer());
@@ -576,13 +593,16 @@ impl Connection {
                     self.leaving = Leaving::Told(last);
                     write::goaway(last, Code::NoError, "", self.out());
                 }
-                Ok(())
+                self.count_idle()
             }
             Frame::GoAway => {
                 self.is_client_leaving = true;
-                Ok(())
+                self.count_idle()
             }
-            Frame::WindowUpdate { id, by } => self.window_update(id, by.into()),
+            Frame::WindowUpdate { id, by } => {
+                self.count_idle()?;
+                self.window_update(id, by.into())
+            }
         }
     }
 
@@ -661,7 +681,7 @@ impl Connection {
         let fits = self.read(block, |name, value| reader.field(name, value))?;
         match reader.finish(is_end, fits) {
             Some(request) if !depends_on_itself => {
-                self.empty_frames = 0;
+                self.allow_idle(IDLE_FRAMES_OF_STREAM);
                 self.refusals_left = MAX_REFUSED;
                 self.streams.push(Stream::new(id, request.declared, is_end, self.first_send_window));
                 self.requests.push_back((id, request));
@@ -706,12 +726,7 @@ impl Connection {
         }
         self.receive_window -= size;
         if data.is_empty() && !is_end {
-            self.empty_frames += 1;
-            if self.empty_frames > MAX_EMPTY_FRAMES {
-                return Err(Bad::Connection(Code::EnhanceYourCalm, "frames without content"));
-            }
-        } else {
-            self.empty_frames = 0;
+            self.count_idle()?;
         }
         let Some(at) = self.find(id) else {
             self.release(size);
@@ -775,7 +790,7 @@ impl Connection {
         if self.unended.take(id) {
             self.ended.add(id);
         }
-        let Some(at) = self.find_unreset(id) else { return Ok(()) };
+        let Some(at) = self.find_unreset(id) else { return self.count_idle() };
         let stream = &mut self.streams[at];
         stream.reset = Some(Reset::ByClient);
         let is_lost = stream.output == Output::Open;
@@ -805,35 +820,36 @@ impl Connection {
         self.release(stream.drop_content());
         self.extra_window += stream.extra_window;
         match (stream.reset, stream.input) {
-            (Some(Reset::ByUs), _) => drop(self.reset.add(id)),
+            (Some(Reset::ByUs), _) => self.reset.add(id),
             (None, Input::Open | Input::Dropped) => {
-                // Some clients never end theirs.
-                if let Some(oldest) = self.unended.add(id) {
+                if let Some(oldest) = self.unended.oldest() {
                     self.reset.add(oldest);
                     write::reset(oldest, Code::NoError, self.out());
                 }
+                self.unended.add(id);
             }
-            _ => drop(self.ended.add(id)),
+            _ => self.ended.add(id),
         }
         self.call_next();
     }
 
     fn settings(&mut self, payload: &[u8]) -> Result<(), Bad> {
         self.has_begun = true;
+        let mut first_window = self.first_send_window;
         for setting in frame::settings(payload) {
             match setting? {
                 Setting::HeaderTableSize => self.is_table_due = true,
-                Setting::InitialWindowSize(size) => {
-                    let by = size - std::mem::replace(&mut self.first_send_window, size);
-                    for stream in &mut self.streams {
-                        if stream.send_window + by > MAX_WINDOW {
-                            return Err(Bad::Connection(Code::FlowControl, "a window beyond the largest"));
-                        }
-                        stream.send_window += by;
-                        stream.wake();
-                    }
-                }
+                // A frame may hold a thousand of them.
+                Setting::InitialWindowSize(size) => first_window = size,
             }
+        }
+        let by = first_window - std::mem::replace(&mut self.first_send_window, first_window);
+        for stream in self.streams.iter_mut().filter(|_| by != 0) {
+            if stream.send_window + by > MAX_WINDOW {
+                return Err(Bad::Connection(Code::FlowControl, "a window beyond the largest"));
+            }
+            stream.send_window += by;
+            stream.wake();
         }
         write::settings_ack(self.answer());
         Ok(())
@@ -898,6 +914,18 @@ impl Connection {
         if let Err(Bad::Connection(code, why)) = self.count_lost() {
             self.fail(code, why);
         }
+    }
+
+    /// A frame has come that brings nothing.
+    fn count_idle(&mut self) -> Result<(), Bad> {
+        let why = "too many frames that bring nothing";
+        let left = self.idle_frames_left.checked_sub(1).ok_or(Bad::Connection(Code::EnhanceYourCalm, why))?;
+        self.idle_frames_left = left;
+        Ok(())
+    }
+
+    fn allow_idle(&mut self, more: u32) {
+        self.idle_frames_left = (self.idle_frames_left + more).min(MAX_IDLE_FRAMES);
     }
 
     fn count_lost(&mut self) -> Result<(), Bad> {
@@ -1089,6 +1117,9 @@ impl Connection {
         let len = self.out.len() - start - HEAD_BYTES;
         let Some(at) = self.find_unreset(id).filter(|_| len > 0 || is_end) else { return self.drop_frame(start) };
         write::end_data(start, id, is_end, &mut self.out);
+        if len > 0 {
+            self.allow_idle(IDLE_FRAMES_OF_CONTENT);
+        }
         self.send_window -= len as i64;
         self.streams[at].send_window -= len as i64;
         self.sent_part(at, is_end);

@@ -1,5 +1,9 @@
 //! A thread that carries traffic: it accepts on the sockets that it is given, until they are closed or the process stops,
 //! and serves what it has accepted.
+//!
+//! Accepting and handshakes do not wait in the queue of the tasks that serve clients, where they would come after thousands
+//! of others each time. They are tasks of the thread's own future, which runs whenever the thread looks which sockets are
+//! ready. How much is done there at once is bounded, so that clients that are being served wait no longer than new ones.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream as BlockingTcpStream};
@@ -14,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet, LocalSet};
 
 use super::handshake::{self, HandshakeError, HandshakeStats};
 use super::proxy::ProxyHeaderPolicy;
@@ -33,6 +37,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How many tasks run before the thread looks which sockets are ready. With tokio's 61, whoever comes beside clients that keep
 /// it busy waits four times as long.
 const EVENT_INTERVAL: u32 = 16;
+/// How many clients are accepted before others have their turn.
+const MOST_ACCEPTED_AT_ONCE: u32 = 16;
 /// How often a thread that stops looks whether its last exchange has ended.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// How long a stop waits, beyond the last exchange, for connections that carry none: a TLS handshake, half a head, what a
@@ -111,7 +117,8 @@ pub(super) fn run(
             return false;
         }
     };
-    runtime.block_on(async {
+    let clients = LocalSet::new();
+    runtime.block_on(clients.run_until(async {
         let alive = Arc::new(AtomicUsize::new(0));
         let mut accepting = JoinSet::new();
         let sweeping = tokio::spawn(idle::sweep_forever(max_idle));
@@ -138,15 +145,15 @@ pub(super) fn run(
         sweeping.abort();
         idle::clear();
         has_finished
-    })
+    }))
 }
 
 fn begin(tasks: &mut JoinSet<()>, mut accepting: Accepting, shutdown: &Shutdown, alive: &Arc<AtomicUsize>) {
     let turns = accepting.turns.take().map(|Turns { turn, given }| {
-        tasks.spawn(serve_given(given, accepting.listener.clone(), shutdown.clone(), Arc::clone(alive)));
+        tasks.spawn_local(serve_given(given, accepting.listener.clone(), shutdown.clone(), Arc::clone(alive)));
         turn
     });
-    tasks.spawn(accept(accepting, turns, shutdown.clone(), Arc::clone(alive)));
+    tasks.spawn_local(accept(accepting, turns, shutdown.clone(), Arc::clone(alive)));
 }
 
 /// Waits until every connection has ended, or none carries an exchange any more and those that are left were given
@@ -177,7 +184,12 @@ async fn accept(accepting: Accepting, turn: Option<Turn>, shutdown: Shutdown, al
     };
     let mut stopping = std::pin::pin!(shutdown.stopping());
     let mut listener = Arc::clone(&given.borrow_and_update());
+    let mut count = 0_u32;
     loop {
+        count = count.wrapping_add(1);
+        if count.is_multiple_of(MOST_ACCEPTED_AT_ONCE) {
+            task::yield_now().await;
+        }
         let accepted = tokio::select! {
             biased;
             _ = &mut stopping => break,
@@ -363,10 +375,32 @@ impl AsyncListener {
 fn spawn(listener: &Arc<Listener>, stream: Io, peer: PeerAddress, permits: ClientPermits, alive: &Arc<AtomicUsize>) {
     let (listener, alive) = (Arc::clone(listener), ConnectionGuard::new(alive));
     let ClientPermits { client, handshake } = permits;
-    tokio::spawn(async move {
-        listener.connected(stream, peer, handshake).await;
-        drop((alive, client));
+    task::spawn_local(async move {
+        if let Some(connected) = listener.connected(stream, peer, handshake).await {
+            tokio::spawn(async move {
+                connected.serve(Arc::clone(&listener.engine)).await;
+                drop((alive, client));
+            });
+        }
     });
+}
+
+/// A client that may send requests.
+struct Connected {
+    io: Io,
+    peer: Peer,
+    is_http2: bool,
+}
+
+impl Connected {
+    async fn serve(self, engine: Arc<Engine>) {
+        let Self { io, peer, is_http2 } = self;
+        match is_http2 {
+            // Large, and rare beside idle connections of HTTP/1.1.
+            true => Box::pin(h2::serve(engine, io, Vec::new(), peer)).await,
+            false => http::serve(engine, ClientStream::Io(io), peer).await,
+        }
+    }
 }
 
 /// What a client that is accepted takes up.
@@ -409,36 +443,34 @@ impl Listener {
         ClientPermits { handshake, client: self.engine.admit_over_limit() }
     }
 
-    async fn connected(&self, mut io: Io, mut peer: PeerAddress, permit: Option<ConnectionPermit>) {
-        let engine = Arc::clone(&self.engine);
+    /// Has the client say what goes before its requests. `None`: it did not.
+    async fn connected(
+        &self,
+        mut io: Io,
+        mut peer: PeerAddress,
+        permit: Option<ConnectionPermit>,
+    ) -> Option<Connected> {
+        let engine = &self.engine;
         if self.proxies.of(peer) {
-            let Some(client) = Box::pin(self.proxies.read(&engine, &mut io, peer)).await else { return };
-            peer = client;
+            peer = self.proxies.read(engine, &mut io, peer).await?;
         }
         let Some(tls) = self.tls.load_full() else {
-            drop(permit);
-            return http::serve(engine, ClientStream::Io(io), Peer::new(peer)).await;
+            return Some(Connected { io, peer: Peer::new(peer), is_http2: false });
         };
-        // The handshake is large and short: in a box of its own it leaves nothing behind.
-        let accepted = Box::pin(handshake::accept(&engine, &tls, &self.stats, io, peer)).await;
-        drop((permit, tls));
+        let accepted = handshake::accept(engine, &tls, &self.stats, io, peer).await;
+        drop(permit);
         match accepted {
             Ok(stream) => {
                 let tls = handshake::tls(&stream);
                 let local = stream.get_ref().0.socket().and_then(|socket| getsockname(socket).ok());
                 let local = local.and_then(|local| SocketAddr::try_from(local).ok());
-                let peer = Peer::with_tls(peer, tls, local);
-                if stream.get_ref().1.alpn_protocol() == Some(Protocol::Http2.name()) {
-                    // Large, and rare beside idle connections of HTTP/1.1.
-                    Box::pin(h2::serve(engine, Io::Tls(stream), Vec::new(), peer)).await;
-                } else {
-                    http::serve(engine, ClientStream::Io(Io::Tls(stream)), peer).await;
-                }
+                let is_http2 = stream.get_ref().1.alpn_protocol() == Some(Protocol::Http2.name());
+                Some(Connected { io: Io::Tls(stream), peer: Peer::with_tls(peer, tls, local), is_http2 })
             }
             Err(HandshakeError::PlainHttp(io)) => {
-                Box::pin(http::serve(engine, ClientStream::Io(io), Peer::without_tls(peer))).await;
+                Some(Connected { io, peer: Peer::without_tls(peer), is_http2: false })
             }
-            Err(_) => {}
+            Err(_) => None,
         }
     }
 }

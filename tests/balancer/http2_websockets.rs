@@ -7,12 +7,11 @@ use h2::Reason;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tests::balancer::backend_path;
-use tests::http2::{Http2, PREFACE, frame, kind, literals, next_frame, reply, request, tls, write};
+use tests::http2::{Http2, PREFACE, frame, frame_of, kind, literals, next_frame, reply, request, tls, write};
 use tests::{Balancer, Config, Origin, Pool, Port, WebSocket, Wire, eventually, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-const SWITCHING: &str = "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// A backend that opens every tunnel and does with it what it is told.
 fn backend<F: Future<Output = std::io::Result<()>> + Send>(then: impl Fn(Wire) -> F + Clone + Send + 'static) -> Port {
@@ -23,8 +22,10 @@ fn backend<F: Future<Output = std::io::Result<()>> + Send>(then: impl Fn(Wire) -
             let then = then.clone();
             tokio::spawn(async move {
                 let mut wire = Wire::new(stream);
-                wire.request_head().await?;
-                wire.stream.write_all(SWITCHING.as_bytes()).await?;
+                let Some(asked) = wire.request_head().await? else { return Ok(()) };
+                let accept = derive_accept_key(asked.field("sec-websocket-key").unwrap_or_default().as_bytes());
+                let head = "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: ";
+                wire.stream.write_all(format!("{head}{accept}\r\n\r\n").as_bytes()).await?;
                 then(wire).await
             });
         }
@@ -141,6 +142,40 @@ async fn what_the_backend_says_last_arrives_and_then_the_end() {
     balancer.is_idle().await;
 }
 
+// The end of the content came behind the reset (RFC 9113 §5.1).
+#[tokio::test]
+async fn nothing_comes_on_one_that_was_reset() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let fields = [(":method", "CONNECT"), (":protocol", "websocket"), (":scheme", "http"), (":path", "/socket")];
+    let fields = literals(&[&fields[..], &[(":authority", "x"), ("sec-websocket-version", "13")]].concat());
+    let by_client = frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
+    // We are to reset it.
+    let by_us = frame(kind::WINDOW_UPDATE, 0, 1, &[0; 4]);
+    for (reset, count) in [(by_client, 0), (by_us, 1)] {
+        let mut client = TcpStream::connect(balancer.address()).await.expect("a listener");
+        write(&mut client, &[PREFACE, &frame(kind::HEADERS, 4, 1, &fields)].concat()).await;
+        within("its head", frame_of(&mut client, kind::HEADERS)).await;
+        write(&mut client, &reset).await;
+        balancer.is_idle().await;
+        write(&mut client, &frame(kind::PING, 0, 0, b"8 bytes.")).await;
+        let mut resets = 0;
+        let reading = async {
+            loop {
+                match next_frame(&mut client).await.expect("a frame") {
+                    frame if frame.kind == kind::PING => break,
+                    frame => {
+                        assert!(frame.stream != 1 || frame.kind == kind::RST_STREAM, "{frame:?}");
+                        resets += usize::from(frame.kind == kind::RST_STREAM);
+                    }
+                }
+            }
+        };
+        within("the answer", reading).await;
+        assert_eq!(resets, count);
+    }
+}
+
 // It looked like an end that both sides wanted.
 #[tokio::test]
 async fn a_backend_that_breaks_off_ends_it_by_a_reset() {
@@ -208,6 +243,13 @@ async fn what_opens_no_websocket_is_no_success() {
         ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntext", 502),
         ("HTTP/1.1 204 No Content\r\n\r\n", 502),
         ("HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 502),
+        // Such a backend may read what follows as requests (RFC 6455 §4.1).
+        ("HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 502),
+        (
+            "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
+            502,
+        ),
         ("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno", 403),
         ("HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", 302),
     ] {
@@ -316,6 +358,7 @@ async fn what_was_sent_for_one_that_is_not_opened_is_no_request() {
         "HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\nHTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno",
         "HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n",
         "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
     ];
     let of_backend = no_socket.map(|answer| ("/app", answer));
     let own = ["/text", "/moved", "/gone", "/nowhere"].map(|path| (path, ""));

@@ -583,6 +583,8 @@ impl ExchangeDriver<'_, '_> {
                         self.failed(Failure::NoWebSocket)
                     }
                     Ok(false) => Event::Head(answer),
+                    // The client cannot check it: the key is ours.
+                    Ok(true) if self.request.is_stream && !self.proves_websocket() => self.failed(Failure::NoWebSocket),
                     // A tunnel would outlive the client's permission to connect.
                     Ok(true) if self.request.engine.is_revoked() => self.failed(Failure::ConnectionRevoked),
                     // Request bytes that are not sent yet cannot be sent in the tunnel.
@@ -597,6 +599,15 @@ impl ExchangeDriver<'_, '_> {
             }
             TransferEvent::Failed(failure) => self.failed(failure),
         }
+    }
+
+    /// Whether the backend has understood what it was asked, and does not only repeat it (RFC 6455 §4.1). Otherwise it would
+    /// read what the client sends through the tunnel as requests.
+    fn proves_websocket(&self) -> bool {
+        let Buffers { request, from_client, response, from_backend, .. } = &*self.transfer.buffers;
+        let key = request.fields().value(from_client, Name::SecWebSocketKey).unwrap_or_default();
+        let accept = response.fields().value(from_backend, Name::SecWebSocketAccept).unwrap_or_default();
+        accept == websocket::accept_of(key).as_bytes()
     }
 
     /// Waits until a backend may have another connection.

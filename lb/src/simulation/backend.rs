@@ -10,6 +10,7 @@ use super::random::{below, between, milliseconds, one_in, pick, size};
 use super::tls::Tls;
 use super::wire::{Broken, End, Head, Source, Stream, send_content};
 use crate::clock;
+use crate::http::h1::websocket;
 use crate::http::io::pipe::{Link, Pipe};
 
 /// How a backend is in this run.
@@ -152,7 +153,8 @@ async fn serve(backend: usize, head: &Head, source: &mut Source, end: &Rc<End>, 
         end.breathe().await;
     }
     if asked.upgrades && head.lists("upgrade", "websocket") && !one_in(4) {
-        return tunnel(id, attempt, asked.size, source, end, mood).await;
+        let key = head.field("sec-websocket-key").unwrap_or_default().to_owned();
+        return tunnel(id, attempt, &key, asked.size, source, end, mood).await;
     }
     let response = plan(id, attempt, head, fault, mood);
     if asked.upgrades
@@ -422,15 +424,25 @@ fn wrote(id: u32, attempt: usize) {
     book::with(|book| book.exchanges[id as usize].attempts[attempt].is_whole = true);
 }
 
-async fn tunnel(id: u32, attempt: usize, up: u64, source: &mut Source, end: &Rc<End>, mood: Mood) -> Option<()> {
+async fn tunnel(
+    id: u32,
+    attempt: usize,
+    key: &str,
+    up: u64,
+    source: &mut Source,
+    end: &Rc<End>,
+    mood: Mood,
+) -> Option<()> {
     let down = size(mood.most);
     let name = end.pipe.link().name.clone();
     book::with(|book| {
         let made = &mut book.exchanges[id as usize].attempts[attempt];
         (made.status, made.size) = (101, down);
     });
+    let accept = websocket::accept_of(key.as_bytes());
     let head = format!(
-        "HTTP/1.1 101 Switching\r\nX-Exchange: {id}\r\nX-Attempt: {attempt}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        "HTTP/1.1 101 Switching\r\nX-Exchange: {id}\r\nX-Attempt: {attempt}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
     );
     trace(|| format!("{name} backend opens a tunnel for {id}: {down} bytes down, {up} up"));
     end.send(head.as_bytes()).await.ok()?;

@@ -3,6 +3,10 @@
 //! A tunnel opens only when a sound request was answered by a sound 101. In every other case Upgrade goes no further
 //! and both sides stay with HTTP/1.1.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
+
 use super::head::RequestHead;
 use super::response::{BadResponse, ResponseHead};
 use crate::message::framing::Framing;
@@ -20,6 +24,17 @@ pub fn asks(request: &RequestHead) -> bool {
         && request.offers_websocket()
 }
 
+/// What belongs to every key (RFC 6455 §1.3).
+const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// The Sec-WebSocket-Accept that proves to who has sent this Sec-WebSocket-Key that a WebSocket is open (RFC 6455 §4.2.2).
+pub fn accept_of(key: &[u8]) -> String {
+    let mut sha1 = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
+    sha1.update(key);
+    sha1.update(GUID);
+    STANDARD.encode(sha1.finish())
+}
+
 /// Whether the response opens the tunnel, given whether the request [asked](asks) for one and that was passed on. A 101
 /// that nobody asked for, or to something else, is no response at all.
 pub fn answers(response: &ResponseHead, asked: bool) -> Result<bool, BadResponse> {
@@ -31,4 +46,14 @@ pub fn answers(response: &ResponseHead, asked: bool) -> Result<bool, BadResponse
     }
     let sound = response.version() == Version::Http11 && response.connection().upgrade && response.takes_websocket();
     if sound { Ok(true) } else { Err(BadResponse::Upgrade) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_has_the_answer_that_the_rfc_gives_as_an_example() {
+        assert_eq!(accept_of(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
 }

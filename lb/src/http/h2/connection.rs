@@ -35,7 +35,7 @@ const MAX_QUEUED_BYTES: usize = 64 * 1024;
 const MAX_ANSWER_BYTES: usize = 16 * 1024;
 /// How many streams may be lost, where none is answered: those that the client cancels before its response begins ("rapid
 /// reset", CVE-2023-44487), and those that end by its errors ("MadeYouReset", CVE-2025-8671). An answer makes up for one, up
-/// to this many.
+/// to this many. A head that is too large counts as two, since it costs more than others that are refused.
 const MAX_LOST: u32 = 100;
 /// How many requests beyond [`MAX_STREAMS`] may be refused in a row. A client that knows the limit asks for none.
 const MAX_REFUSED: u32 = 1_000;
@@ -257,29 +257,34 @@ enum Reset {
 
 /// The last streams of a kind.
 #[derive(Debug, Default)]
-struct Recent(VecDeque<u32>);
+struct Recent {
+    ids: VecDeque<u32>,
+    /// The last one that is not remembered.
+    forgotten: u32,
+}
 
 impl Recent {
     fn add(&mut self, id: u32) {
-        if self.0.len() == MAX_REMEMBERED {
-            self.0.pop_front();
+        if let Some(oldest) = self.oldest() {
+            self.ids.pop_front();
+            self.forgotten = self.forgotten.max(oldest);
         }
-        self.0.push_back(id);
+        self.ids.push_back(id);
     }
 
     /// The one that is forgotten for the next.
     fn oldest(&self) -> Option<u32> {
-        self.0.front().copied().filter(|_| self.0.len() == MAX_REMEMBERED)
+        self.ids.front().copied().filter(|_| self.ids.len() == MAX_REMEMBERED)
     }
 
     /// Whether it was there.
     fn take(&mut self, id: u32) -> bool {
-        let at = self.0.iter().position(|other| *other == id);
-        at.and_then(|at| self.0.remove(at)).is_some()
+        let at = self.ids.iter().position(|other| *other == id);
+        at.and_then(|at| self.ids.remove(at)).is_some()
     }
 
     fn has(&self, id: u32) -> bool {
-        self.0.contains(&id)
+        self.ids.contains(&id)
     }
 }
 
@@ -631,7 +636,7 @@ impl Connection {
             return self.request(id, block, is_end, depends_on_itself);
         }
         let Some(at) = self.find(id) else {
-            if self.reset.has(id) {
+            if self.reset.has(id) || self.has_forgotten(id) {
                 return self.skip(block);
             }
             if self.unended.take(id) {
@@ -683,6 +688,8 @@ impl Connection {
             Some(request) if !depends_on_itself => {
                 self.allow_idle(IDLE_FRAMES_OF_STREAM);
                 self.refusals_left = MAX_REFUSED;
+                // Its answer makes up for one of them.
+                (0..2 * u32::from(request.is_too_large)).try_for_each(|_| self.count_lost())?;
                 self.streams.push(Stream::new(id, request.declared, is_end, self.first_send_window));
                 self.requests.push_back((id, request));
                 Ok(())
@@ -730,7 +737,7 @@ impl Connection {
         }
         let Some(at) = self.find(id) else {
             self.release(size);
-            if self.reset.has(id) || self.unended.has(id) && data.is_empty() && !is_end {
+            if self.reset.has(id) || self.has_forgotten(id) || self.unended.has(id) && data.is_empty() && !is_end {
                 return Ok(());
             }
             if self.unended.take(id) {
@@ -887,6 +894,11 @@ impl Connection {
 
     fn find(&self, id: u32) -> Option<usize> {
         self.streams.binary_search_by_key(&id, |stream| stream.id).ok()
+    }
+
+    /// Whether nobody knows any more how a stream ended: it may have been reset, and what comes on it may be under way.
+    fn has_forgotten(&self, id: u32) -> bool {
+        id <= self.ended.forgotten.max(self.reset.forgotten) && !self.ended.has(id) && !self.unended.has(id)
     }
 
     /// One that was reset by nobody.

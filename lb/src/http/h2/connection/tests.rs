@@ -513,6 +513,45 @@ fn a_request_that_is_whole_may_end_behind_its_response() {
     assert_eq!(client.error(), None);
 }
 
+// They ended the connection with all its streams.
+#[test]
+fn what_is_under_way_to_the_first_of_many_refused_streams_is_dropped() {
+    let mut client = Client::new();
+    for n in 0..100 {
+        client.ask(2 * n + 1);
+    }
+    for n in 100..400 {
+        client.send(&head(END_HEADERS, 2 * n + 1));
+    }
+    assert_eq!(resets(&client.sent()).len(), 300);
+    for n in 100..400 {
+        client.send(&frame(0, 0, 2 * n + 1, b"content"));
+        client.send(&frame(1, 5, 2 * n + 1, b"\x00\x01x\x01y"));
+    }
+    assert_eq!((client.sent().len(), client.error()), (0, None));
+    client.answer(1);
+    client.ask(801);
+}
+
+// Each is an answer, and there was no end of them.
+#[test]
+fn heads_that_are_too_large_are_bounded_though_they_are_answered() {
+    let mut client = Client::new();
+    // Fifty bytes in the table, and as many references to them as are too many.
+    let large = |id| frame(1, 5, id, &[&block(GET)[..], b"\x40\x01x\x10sixteen or so...", &[0xbe; 100]].concat());
+    let mut count = 0;
+    while client.error().is_none() && count < 1_000 {
+        client.send(&large(2 * count + 1));
+        if let Some((id, request)) = client.connection.next_request() {
+            assert!(request.is_too_large);
+            client.answer(id);
+        }
+        client.sent();
+        count += 1;
+    }
+    assert_eq!((client.error(), count), (Some(Code::EnhanceYourCalm), MAX_LOST));
+}
+
 #[test]
 fn what_is_under_way_to_a_stream_that_was_given_up_is_dropped() {
     let mut client = Client::new();
@@ -942,7 +981,7 @@ fn an_idle_connection_holds_next_to_nothing() {
     let Connection { out, streams, requests, waiting, ended, reset, unended, block, .. } = &client.connection;
     assert_eq!((out.capacity(), waiting[0].capacity(), waiting[1].capacity()), (0, 0, 0));
     assert!(block.is_none() && streams.capacity() <= 4 && requests.capacity() <= 4);
-    assert!(ended.0.capacity() + reset.0.capacity() + unended.0.capacity() <= 3 * MAX_REMEMBERED);
+    assert!([ended, reset, unended].iter().all(|recent| recent.ids.capacity() <= MAX_REMEMBERED));
     let size = size_of::<Connection>();
     assert!(size <= 640, "{size} bytes");
 }

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::Reason;
 use http::HeaderMap;
-use tests::http2::{self, Http2, PREFACE, frame, kind, literals, reply, request, rest, tls, tls_over, write};
+use tests::http2::{
+    self, Http2, PREFACE, frame, kind, literals, next_frame, reply, request, rest, tls, tls_over, write,
+};
 use tests::wire::narrow;
 use tests::{Balancer, Config, End, Origin, Pool, Port, Step, eventually, response, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -372,6 +374,43 @@ async fn content_that_ends_in_an_empty_frame_has_one_last_chunk() {
     }
     assert_eq!(client.get("/").await.status, 200);
     assert_eq!((a.requests().len(), a.connections()), (3, 1), "nothing came between two requests");
+}
+
+// The stream was reset behind its response, which clients that had still to end their request took for a failure.
+#[tokio::test]
+async fn a_request_of_a_known_length_may_end_behind_its_response() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a])).await;
+    let mut client = TcpStream::connect(balancer.address()).await.expect("a listener");
+    let fields =
+        [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "x"), ("content-length", "4")];
+    write(&mut client, PREFACE).await;
+    for stream in [1, 3, 5] {
+        let asked = [frame(kind::HEADERS, 4, stream, &literals(&fields)), frame(kind::DATA, 0, stream, b"four")];
+        write(&mut client, &asked.concat()).await;
+        let answered = async {
+            loop {
+                let frame = next_frame(&mut client).await.expect("a frame");
+                if frame.stream == stream && frame.flags & 1 == 1 {
+                    break;
+                }
+            }
+        };
+        within("the end of the response", answered).await;
+        balancer.is_idle().await;
+        write(&mut client, &frame(kind::DATA, 1, stream, b"")).await;
+    }
+    write(&mut client, &frame(kind::PING, 0, 0, b"8 bytes.")).await;
+    let pong = async {
+        loop {
+            match next_frame(&mut client).await.expect("a frame") {
+                frame if frame.kind == kind::PING => break,
+                frame => assert!(![kind::RST_STREAM, kind::GOAWAY].contains(&frame.kind), "{frame:?}"),
+            }
+        }
+    };
+    within("the answer", pong).await;
+    assert_eq!(a.requests().len(), 3);
 }
 
 #[tokio::test]

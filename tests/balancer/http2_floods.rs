@@ -86,7 +86,7 @@ async fn floods_end_with_the_right_error_and_bounded_memory() {
     let reset = move |n| frame(kind::RST_STREAM, 0, id(n), &8_u32.to_be_bytes());
     let whole = END_STREAM | END_HEADERS;
     let increment = |n: u32| n.to_be_bytes();
-    let floods: [(&str, Reason, Next); 11] = [
+    let floods: [(&str, Reason, Next); 15] = [
         // CVE-2023-44487.
         ("rapid reset", Reason::ENHANCE_YOUR_CALM, Box::new(move |n| [head(whole, id(n), "/hold"), reset(n)].concat())),
         // CVE-2025-8671: the server is made to reset the streams itself.
@@ -142,6 +142,26 @@ async fn floods_end_with_the_right_error_and_bounded_memory() {
                 0 => head(END_HEADERS, 1, "/hold"),
                 _ => frame(kind::DATA, 0, 1, b""),
             }),
+        ),
+        (
+            "content of which nearly all is empty",
+            Reason::ENHANCE_YOUR_CALM,
+            Box::new(move |n| match n {
+                0 => head(END_HEADERS, 1, "/hold"),
+                _ => frame(kind::DATA, 0, 1, if n % 50 == 0 { b"x" } else { b"" }),
+            }),
+        ),
+        // CVE-2019-9513.
+        (
+            "priorities",
+            Reason::ENHANCE_YOUR_CALM,
+            Box::new(|_| frame(kind::PRIORITY, 0, 1, b"\0\0\0\0\x10").repeat(100)),
+        ),
+        ("frames that nobody knows", Reason::ENHANCE_YOUR_CALM, Box::new(|_| frame(0xbe, 0, 0, b"").repeat(100))),
+        (
+            "windows for nothing",
+            Reason::ENHANCE_YOUR_CALM,
+            Box::new(move |_| frame(kind::WINDOW_UPDATE, 0, 0, &increment(1)).repeat(100)),
         ),
         ("a frame that is too long", Reason::FRAME_SIZE_ERROR, Box::new(|_| frame(kind::DATA, 0, 1, &[0; 17_000]))),
         (
@@ -219,6 +239,38 @@ async fn a_small_head_that_would_become_a_huge_one_is_refused() {
     assert!(a.heads() <= 1, "no more than the first one");
     let grown = peak_kib(&mut balancer) - before;
     assert!(grown < MAX_GROWTH_KIB, "{grown} KiB more");
+    nobody_is_harmed(&balancer, &a).await;
+}
+
+// Each of them held 270 KB while its answer waited for the client's window.
+#[tokio::test]
+async fn heads_that_are_too_large_hold_next_to_nothing() {
+    const CLIENTS: usize = 8;
+    const HEADS: u32 = 45;
+    let a = Origin::start("a").await;
+    let mut balancer = balancer(&a).await;
+    assert_eq!(balancer.get("/").await.status, 200);
+    let before = resident_kib(&mut balancer);
+    let sound = literals(&[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "x")]);
+    let indexed = [&[0x40, 1, b'x', 0x7f, 0xa1, 0x1e][..], &[b'y'; 4000]].concat();
+    let whole = END_STREAM | END_HEADERS;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = TcpStream::connect(balancer.address()).await.expect("a listener");
+        write(&mut client, &[PREFACE, &frame(kind::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])].concat()).await;
+        write(&mut client, &frame(kind::HEADERS, whole, 1, &[&sound[..], &indexed].concat())).await;
+        for n in 1..=HEADS {
+            write(&mut client, &frame(kind::HEADERS, whole, 2 * n + 1, &[&sound[..], &[0xbe; 30]].concat())).await;
+        }
+        for _ in 0..=HEADS {
+            within("an answer", http2::frame_of(&mut client, kind::HEADERS)).await;
+        }
+        clients.push(client);
+    }
+    let grown = resident_kib(&mut balancer).saturating_sub(before);
+    assert!(grown < CLIENTS as u64 * u64::from(HEADS) * 40, "{grown} KiB more");
+    drop(clients);
+    assert!(a.heads() <= 1 + CLIENTS as u64, "no more than the first ones");
     nobody_is_harmed(&balancer, &a).await;
 }
 

@@ -24,7 +24,8 @@ fn backend<F: Future<Output = std::io::Result<()>> + Send>(then: impl Fn(Wire) -
                 let mut wire = Wire::new(stream);
                 let Some(asked) = wire.request_head().await? else { return Ok(()) };
                 let accept = derive_accept_key(asked.field("sec-websocket-key").unwrap_or_default().as_bytes());
-                let head = "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: ";
+                let head =
+                    "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: ";
                 wire.stream.write_all(format!("{head}{accept}\r\n\r\n").as_bytes()).await?;
                 then(wire).await
             });

@@ -502,7 +502,8 @@ impl Connection {
     /// Whether the client was told to leave and has nothing more to come, or leaves by itself.
     pub fn is_over(&self) -> bool {
         let is_leaving = matches!(self.leaving, Leaving::Told(_)) || self.is_client_leaving;
-        is_leaving && self.tasks == 0 && self.streams.is_empty() && !self.has_unsent_response()
+        let has_ended = self.tasks == 0 && self.streams.is_empty() && self.unended.ids.is_empty();
+        is_leaving && has_ended && !self.has_unsent_response()
     }
 
     /// Asks the client to open no more streams. What it opens before it reads that is served.
@@ -516,6 +517,10 @@ impl Connection {
 
     /// Tells the client that the connection ends now. Streams that are open end with it.
     pub fn close(&mut self, code: Code, why: &'static str) {
+        // The end of the connection would be one of their responses for some clients.
+        for id in std::mem::take(&mut self.unended.ids) {
+            write::reset(id, Code::NoError, self.out());
+        }
         let told = if let Leaving::Told(last) = self.leaving { Some(last) } else { None };
         // Who knows already hears nothing new.
         if !self.is_closed && (told.is_none() || code != Code::NoError) {

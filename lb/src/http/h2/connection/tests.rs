@@ -498,6 +498,22 @@ fn a_request_that_is_whole_may_end_behind_its_response() {
         client.send(&frame(0, 1, 1, b""));
         assert_eq!(client.error(), None, "it was under way");
     }
+    // The connection stays for it, or tells that it will not.
+    for ends in [true, false] {
+        let mut client = Client::new();
+        ask(&mut client, 1);
+        client.connection.ask_to_leave();
+        let ping = client.sent()[1].3.clone();
+        client.send(&frame(6, 1, 0, &ping));
+        client.sent();
+        assert!(!client.connection.is_over());
+        if ends {
+            client.send(&frame(0, 1, 1, b""));
+            assert!(client.connection.is_over());
+        }
+        client.connection.close(Code::NoError, "");
+        assert_eq!(client.sent(), if ends { Vec::new() } else { vec![(3, 0, 1, vec![0; 4])] });
+    }
     // Those that never end are not kept.
     let mut client = Client::new();
     for n in 0..MAX_REMEMBERED as u32 {

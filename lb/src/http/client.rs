@@ -583,10 +583,10 @@ impl ExchangeDriver<'_, '_> {
                         self.failed(Failure::NoWebSocket)
                     }
                     Ok(false) => Event::Head(answer),
-                    // The client cannot check it: the key is ours.
-                    Ok(true) if self.request.is_stream && !self.proves_websocket() => self.failed(Failure::NoWebSocket),
                     // A tunnel would outlive the client's permission to connect.
                     Ok(true) if self.request.engine.is_revoked() => self.failed(Failure::ConnectionRevoked),
+                    // The client cannot check it: the key is ours.
+                    Ok(true) if self.request.is_stream && !self.proves_websocket() => self.failed(Failure::NoWebSocket),
                     // Request bytes that are not sent yet cannot be sent in the tunnel.
                     Ok(true) if self.transfer.has_sent_request() => Event::Head(answer),
                     _ => self.failed(Failure::UnaskedUpgrade),

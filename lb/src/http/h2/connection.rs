@@ -770,7 +770,6 @@ impl Connection {
         stream.receive_window -= size;
         stream.declared = stream.declared.map(|declared| declared - len as u64);
         let mut released = size - len;
-        stream.unreleased += released;
         if stream.input == Input::Dropped {
             released = size;
         } else if len > 0 {
@@ -780,6 +779,7 @@ impl Connection {
             stream.content.extend_from_slice(data);
         }
         stream.wake();
+        self.release_on_stream(at, size - len);
         self.release(released);
         if is_end { self.end_input(at) } else { Ok(()) }
     }
@@ -962,6 +962,26 @@ impl Connection {
         }
     }
 
+    /// The client may send as much again on the stream, or more where nobody has to take anything of it.
+    fn release_on_stream(&mut self, at: usize, size: i64) {
+        let stream = &mut self.streams[at];
+        stream.unreleased += size;
+        if stream.unreleased >= FIRST_WINDOW / 2 && stream.input == Input::Open && stream.reset.is_none() {
+            let mut by = std::mem::take(&mut stream.unreleased);
+            if stream.content.is_empty() {
+                // Whoever takes it is no slower than the client: let more be under way.
+                let more = by.min(self.extra_window);
+                stream.extra_window += more;
+                self.extra_window -= more;
+                by += more;
+            }
+            stream.receive_window += by;
+            let id = stream.id;
+            write::window_update(id, by as u32, self.out());
+            self.call();
+        }
+    }
+
     /// To be appended to.
     fn out(&mut self) -> &mut Vec<u8> {
         if self.out.capacity() == 0 {
@@ -1007,20 +1027,7 @@ impl Connection {
             stream.content.drain(..stream.content_at);
             stream.content_at = 0;
         }
-        stream.unreleased += count as i64;
-        if stream.unreleased >= FIRST_WINDOW / 2 && stream.input == Input::Open && stream.reset.is_none() {
-            let mut by = std::mem::take(&mut stream.unreleased);
-            if stream.content.is_empty() {
-                // Whoever takes it is no slower than the client: let more be under way.
-                let more = by.min(self.extra_window);
-                stream.extra_window += more;
-                self.extra_window -= more;
-                by += more;
-            }
-            stream.receive_window += by;
-            write::window_update(id, by as u32, self.out());
-            self.call();
-        }
+        self.release_on_stream(at, count as i64);
         self.release(count as i64);
         count
     }

@@ -234,6 +234,15 @@ fn a_client_may_send_again_what_was_taken() {
     }
     let sent = client.sent();
     assert!(sent.len() == 2 && sent.iter().all(|(kind, ..)| *kind == 8), "{sent:?}");
+    // Also where nothing but padding comes, of which there are no more frames than others that bring nothing.
+    let mut padding = Client::new();
+    padding.send(&head(END_HEADERS, 1));
+    padding.connection.next_request();
+    for _ in 0..190 {
+        padding.send(&frame(0, 8, 1, &[&[255][..], &[0; 255]].concat()));
+    }
+    let sent = padding.sent();
+    assert_eq!(sent.iter().map(|(_, _, id, _)| *id).collect::<Vec<_>>(), [1, 0]);
     // More than its window.
     for _ in 0..10 {
         client.send(&frame(0, 0, 1, &[b'x'; 16_384]));

@@ -47,6 +47,10 @@ const MOST_READS_AT_ONCE: usize = 8;
 const MOST_FRAMES_AT_ONCE: usize = 256;
 const MOST_SERVED_AT_ONCE: usize = 16;
 
+/// Time that makes up for one stream that a client has lost: a proxy may give up many of its own clients' requests to a slow
+/// backend, in the course of hours.
+const MAKES_UP_IN: Duration = Duration::from_millis(100);
+
 /// How long a closing connection may take to send what it has still to say.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long in all a client is read after its GOAWAY. It has to do no more than read that, so this is less than the
@@ -79,6 +83,7 @@ pub async fn serve(engine: Arc<Engine>, io: Io, read: Vec<u8>, peer: Peer) {
         patience: engine.listener().header_timeout,
         phase: Phase::Idle,
         phase_since: clock::now(),
+        made_up_at: clock::now(),
         written_before: 0,
         is_leaving: false,
         exchange: None,
@@ -141,6 +146,8 @@ struct Driver<'a> {
     patience: Duration,
     phase: Phase,
     phase_since: Instant,
+    /// Until when time has made up for lost streams.
+    made_up_at: Instant,
     /// How much the client had taken by then.
     written_before: u64,
     /// The client has been asked to leave.
@@ -165,6 +172,7 @@ impl<'a> Driver<'a> {
 
     /// Goes on as far as it can.
     fn advance(&mut self, cx: &mut Context<'_>, timer: &mut Timer) -> Result<(), Over> {
+        self.make_up();
         let (mut reads, mut frames_left) = (0, MOST_FRAMES_AT_ONCE);
         loop {
             let has_read = self.read(cx, &mut frames_left)?;
@@ -192,6 +200,14 @@ impl<'a> Driver<'a> {
         }
         self.leave(cx, is_idle)?;
         self.wait(cx, timer)
+    }
+
+    fn make_up(&mut self) {
+        let since = clock::now().saturating_duration_since(self.made_up_at);
+        if let Ok(count @ 1..) = u32::try_from(since.as_millis() / MAKES_UP_IN.as_millis()) {
+            self.made_up_at += count * MAKES_UP_IN;
+            self.link.lock().make_up(count);
+        }
     }
 
     /// Reads once, and takes so many frames at most. False: there is nothing for now.

@@ -34,8 +34,8 @@ const MAX_QUEUED_BYTES: usize = 64 * 1024;
 /// Nothing more is read while so much is to be sent that frames of the client asked for (CVE-2019-9512, -9515).
 const MAX_ANSWER_BYTES: usize = 16 * 1024;
 /// How many streams may be lost, where none is answered: those that the client cancels before its response begins ("rapid
-/// reset", CVE-2023-44487), and those that end by its errors ("MadeYouReset", CVE-2025-8671). An answer makes up for one, up
-/// to this many. A head that is too large counts as two, since it costs more than others that are refused.
+/// reset", CVE-2023-44487), and those that end by its errors ("MadeYouReset", CVE-2025-8671). An answer makes up for one, and
+/// so does some time, up to this many. A head that is too large counts as two, since it costs more than others that are refused.
 const MAX_LOST: u32 = 100;
 /// How many requests beyond [`MAX_STREAMS`] may be refused in a row. A client that knows the limit asks for none.
 const MAX_REFUSED: u32 = 1_000;
@@ -951,6 +951,11 @@ impl Connection {
         Ok(())
     }
 
+    /// Time has made up for so many streams that were lost.
+    pub fn make_up(&mut self, count: u32) {
+        self.losses_left = self.losses_left.saturating_add(count).min(MAX_LOST);
+    }
+
     /// The client may send as much again on the connection.
     fn release(&mut self, size: i64) {
         self.unreleased += size;
@@ -1161,7 +1166,7 @@ impl Connection {
         if is_end {
             let stream = &mut self.streams[at];
             if std::mem::replace(&mut stream.output, Output::Ended) != Output::Ended {
-                self.losses_left = (self.losses_left + 1).min(MAX_LOST);
+                self.make_up(1);
             }
             self.end_turn(at);
         }

@@ -661,6 +661,19 @@ fn clients_that_lose_more_than_they_get_have_to_leave() {
         }
         assert_eq!(client.error(), None);
     }
+    // So may who loses few in a long time.
+    for lose in losses {
+        let mut client = Client::new();
+        for n in 0..1_000 {
+            client.send(&lose(2 * n + 1));
+            while let Some((id, _)) = client.connection.next_request() {
+                client.connection.leave(id);
+            }
+            client.sent();
+            client.connection.make_up(u32::from(n % 2 == 0) * 2);
+        }
+        assert_eq!(client.error(), None);
+    }
     // What was earned before allows no more at once.
     for lose in losses {
         let mut client = Client::new();
@@ -671,6 +684,7 @@ fn clients_that_lose_more_than_they_get_have_to_leave() {
             client.sent();
             id += 2;
         }
+        client.connection.make_up(1_000);
         let mut lost = 0;
         while client.error().is_none() && lost < 1_000 {
             client.send(&lose(id));

@@ -65,10 +65,7 @@ pub fn is_preface(read: &[u8]) -> bool {
 
 /// Serves a connection to its end. `read`: what was read of it before.
 pub async fn serve(engine: Arc<Engine>, io: Io, read: Vec<u8>, peer: Peer) {
-    let limits = engine.listener().limits();
-    // Beyond it no field is kept. Twice the limits, which have an answer of their own.
-    let list_bytes = 2 * (limits.head_bytes() + hpack::FIELD_OVERHEAD * limits.fields());
-    let link = Arc::new(Link::new(Connection::new(list_bytes), Total::new(clock::now()), io.is_tls()));
+    let link = Arc::new(Link::new(Connection::new(list_bytes(&engine)), Total::new(clock::now()), io.is_tls()));
     // However this ends, the streams learn it.
     let _end = End(&link);
     let mut driver = Driver {
@@ -93,6 +90,12 @@ pub async fn serve(engine: Arc<Engine>, io: Io, read: Vec<u8>, peer: Peer) {
     let over = poll_fn(|cx| driver.poll(cx, notified.as_mut(), &mut timer)).await;
     // Rare beside an idle connection, and larger.
     Box::pin(driver.close(over)).await;
+}
+
+/// Beyond it no field is kept. Twice the limits, which have an answer of their own.
+fn list_bytes(engine: &Engine) -> usize {
+    let limits = engine.listener().limits();
+    2 * (limits.head_bytes() + hpack::FIELD_OVERHEAD * limits.fields())
 }
 
 /// Tells the streams of a connection when it has ended.
@@ -173,6 +176,8 @@ impl<'a> Driver<'a> {
     /// Goes on as far as it can.
     fn advance(&mut self, cx: &mut Context<'_>, timer: &mut Timer) -> Result<(), Over> {
         self.make_up();
+        // A reload may have changed them.
+        self.link.lock().limit_fields(list_bytes(self.engine));
         let (mut reads, mut frames_left) = (0, MOST_FRAMES_AT_ONCE);
         loop {
             let has_read = self.read(cx, &mut frames_left)?;

@@ -92,7 +92,7 @@ pub struct Connection {
     /// The client knows what we allow.
     knows_settings: bool,
     decoder: hpack::Decoder,
-    /// SETTINGS_MAX_HEADER_LIST_SIZE.
+    /// SETTINGS_MAX_HEADER_LIST_SIZE, as it was told, or is by now.
     list_bytes: usize,
     /// Fields whose end has not come.
     block: Option<Box<Block>>,
@@ -428,6 +428,11 @@ impl Connection {
             at += HEAD_BYTES + head.len;
         }
         if self.error.is_some() || self.is_closed { bytes.len() } else { at }
+    }
+
+    /// From now on fields of a request may be so many bytes together.
+    pub fn limit_fields(&mut self, list_bytes: usize) {
+        self.list_bytes = list_bytes;
     }
 
     /// Whether nothing can be taken before some of what is to be sent has been.

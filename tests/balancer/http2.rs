@@ -915,6 +915,43 @@ async fn a_stream_is_as_slow_as_its_whole_connection() {
     assert_eq!(balancer.backend(&a).await["failures"], 0, "the client's fault, not the backend's");
 }
 
+// PINGs, or responses on other streams, used to keep it open for good.
+#[tokio::test]
+async fn a_stream_whose_window_stays_shut_ends_whatever_else_moves() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(config([&a]).listener("send_timeout = \"500ms\"")).await;
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(0);
+    let mut client = Http2::over(http2::connect(balancer.address()).await, builder).await;
+    let (answer, _) = client.begin(request("GET", "/", &[]), true).await;
+    let mut content = within("a head", answer).await.expect("a response").into_body();
+    let ended = tokio::spawn(async move { content.data().await });
+    let busy = async {
+        while !ended.is_finished() {
+            let (answer, _) = client.begin(request("HEAD", "/", &[]), true).await;
+            assert_eq!(answer.await.expect("a response").status(), 200);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("the end of the stream", busy).await;
+    let Ok(Some(Err(reset))) = ended.await else { panic!("content that no window was opened for") };
+    assert!(reset.is_reset(), "{reset}");
+    let mut client = http2::connect(balancer.address()).await;
+    let settings = frame(kind::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let fields = [(":method", "GET"), (":scheme", "https"), (":path", "/"), (":authority", "x")];
+    let asked = frame(kind::HEADERS, 5, 1, &literals(&fields));
+    write(&mut client, &[PREFACE, &settings, &asked].concat()).await;
+    let (mut reading, mut writing) = tokio::io::split(client);
+    let reset = tokio::spawn(async move { http2::frame_of(&mut reading, kind::RST_STREAM).await });
+    let pinging = async {
+        while !reset.is_finished() {
+            write(&mut writing, &frame(kind::PING, 0, 0, b"8 bytes.")).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("a reset", pinging).await;
+}
+
 // The lease used to be kept until the refusal was written.
 #[tokio::test]
 async fn a_refusal_that_a_client_does_not_read_holds_no_backend() {

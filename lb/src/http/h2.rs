@@ -293,11 +293,15 @@ impl<'a> Driver<'a> {
         let was_full = connection.is_full();
         while !connection.unsent().is_empty() {
             *is_unflushed = true;
-            *is_response_unflushed |= connection.has_unsent_response();
+            let is_of_response = connection.has_unsent_response();
+            *is_response_unflushed |= is_of_response;
             match Pin::new(&mut *io).poll_write(cx, connection.unsent()) {
                 Poll::Ready(Ok(count @ 1..)) => {
                     connection.sent(count);
-                    link.total.wrote(count, clock::now());
+                    // Whoever takes only answers to PING takes nothing of what it asked for.
+                    if is_of_response {
+                        link.total.wrote(count, clock::now());
+                    }
                 }
                 Poll::Ready(_) => return Err(Over::Gone),
                 Poll::Pending => return Ok(false),

@@ -29,10 +29,10 @@ pub struct Total(Arc<Counts>);
 struct Counts {
     /// By exchanges. What they write may still be in a buffer of the connection.
     moved: AtomicU64,
-    /// To the client's socket, with all that the connection says.
+    /// To the client's socket, of responses, with what the connection says between them.
     written: AtomicU64,
     began: Instant,
-    /// When something was last written to the socket, in nanoseconds since the beginning.
+    /// When some of that was last written, in nanoseconds since the beginning.
     written_at: AtomicU64,
 }
 
@@ -44,19 +44,19 @@ impl Total {
         Self(Arc::new(counts))
     }
 
-    /// The client's socket has taken so many bytes.
+    /// The client's socket has taken so many bytes, some of them of responses.
     pub fn wrote(&self, bytes: usize, now: Instant) {
         let at = now.saturating_duration_since(self.0.began).as_nanos();
         self.0.written.fetch_add(bytes as u64, Ordering::Relaxed);
         self.0.written_at.store(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// How many bytes the client's socket has taken.
+    /// How many bytes the client's socket has so taken.
     pub fn written(&self) -> u64 {
         self.0.written.load(Ordering::Relaxed)
     }
 
-    /// For how long the client's socket has taken nothing.
+    /// For how long the client's socket has taken nothing of a response.
     pub fn stalled(&self, now: Instant) -> Duration {
         let since = Duration::from_nanos(self.0.written_at.load(Ordering::Relaxed));
         now.saturating_duration_since(self.0.began).saturating_sub(since)

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use rustix::io::ioctl_fionread;
 use rustix::net::getsockname;
@@ -47,6 +48,15 @@ impl ClientStream {
     pub fn total(&self) -> Option<&Total> {
         match self {
             Self::Http2(stream) => Some(stream.total()),
+            _ => None,
+        }
+    }
+
+    /// For how long the connection has taken nothing of any response, where it carries several exchanges at once and this
+    /// one waits for its turn. A stream whose own window is shut waits for nothing but the client.
+    pub fn stalled(&self, now: Instant) -> Option<Duration> {
+        match self {
+            Self::Http2(stream) if !stream.is_window_shut() => Some(stream.total().stalled(now)),
             _ => None,
         }
     }

@@ -1059,6 +1059,11 @@ impl Connection {
         }
     }
 
+    /// Whether the client has to open the stream's own window before it is sent more.
+    pub fn is_window_shut(&self, id: u32) -> bool {
+        self.find(id).is_some_and(|at| self.streams[at].send_window <= 0)
+    }
+
     /// Waits until the stream is reset.
     pub fn poll_reset(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Gone> {
         match self.find(id).map(|at| &mut self.streams[at]) {

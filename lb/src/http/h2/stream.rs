@@ -118,6 +118,11 @@ impl Http2Stream {
         self.link.is_tls
     }
 
+    /// Whether nothing but its client keeps the response from being sent.
+    pub fn is_window_shut(&self) -> bool {
+        self.link.lock().is_window_shut(self.id)
+    }
+
     /// Ends the stream so that the client cannot take what it has for a whole response.
     pub fn abort(self) {
         let code = match &self.output {

@@ -90,7 +90,7 @@ impl Transfer<'_> {
         let rest = |limit: Duration| limit.saturating_sub(self.download_waited);
         let client = || {
             // A stream has its turn when the client has taken what is before it on the connection.
-            let stalled = self.client.total().map_or(Duration::MAX, |total| total.stalled(clock::now()));
+            let stalled = self.client.stalled(clock::now()).unwrap_or(Duration::MAX);
             let limit = self.limits.send_timeout.saturating_sub(self.download_waited.min(stalled));
             Some((Wait::Client, self.pace.patience(limit)))
         };

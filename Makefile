@@ -1,6 +1,6 @@
 # The commands of the README. Each installs what it lacks, or says what to install, then builds and runs.
 
-.PHONY: help demo up test test-pingora check checks deny bench bench-selection bench-instructions full simulate mutants fuzz test-compose tools-demo tools-test python
+.PHONY: help demo up test test-pingora check checks deny bench bench-selection bench-instructions full properties simulate mutants fuzz test-compose tools-demo tools-test python
 
 # Command to look for, and the package of Debian 12 and 13 that brings it. PostgreSQL's lies in a folder of its version.
 DEMO_TOOLS := cc:build-essential cmake:cmake
@@ -41,7 +41,8 @@ up:
 ## All tests and checks but those of the compose stack; CI runs this, then test-compose
 test: tools-test python check deny checks
 	cargo build --workspace --bins --tests
-	cargo test --workspace --no-fail-fast -- --test-threads $(TEST_THREADS) --show-output
+	# The same cases each time, so that a change fails by what it changes; make properties tries fresh ones.
+	PROPTEST_RNG_SEED=1 cargo test --workspace --no-fail-fast -- --test-threads $(TEST_THREADS) --show-output
 	$(MAKE) test-pingora
 
 # What Pingora's proxy does otherwise (docs/pingora.md): it passes a head on before any content has come, and it takes the
@@ -93,12 +94,19 @@ bench-selection: tools-demo
 bench-instructions: tools-demo
 	sh tests/bench/instructions --check
 
-## simulate, fuzz and mutants, each with its time: hours
+## properties, simulate, fuzz and mutants, each with its time: hours
 full:
-	@for part in simulate fuzz mutants; do \
+	@for part in properties simulate fuzz mutants; do \
 		start=$$(date +%s); \
 		$(MAKE) $$part || exit 1; \
 		echo "$$part took $$(($$(date +%s) - start)) seconds"; \
+	done
+
+## Properties of values, messages and frames with fresh cases, RUNS times
+RUNS ?= 20
+properties: tools-demo
+	for run in $$(seq $(RUNS)); do \
+		cargo test --package evenkeel --lib --test values --test http1 --test http2 --quiet -- --skip simulation:: || exit 1; \
 	done
 
 ## A million schedules of the engine, or SCHEDULES=…, and the planted bugs; SEED=… one schedule with its trace

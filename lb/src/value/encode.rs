@@ -220,11 +220,18 @@ impl Value {
     }
 }
 
-/// Whether it begins with a dot and a domain of two labels or more.
+/// Whether it begins with a dot and a domain name of two labels or more. Numbers would make an IPv4 address of what is
+/// before them.
 fn begins_with_domain(text: &[u8]) -> bool {
     let Some((b'.', rest)) = text.split_first() else { return false };
-    let domain = rest.split(|byte| !is(*byte, HOST)).next().unwrap_or_default();
-    domain.iter().position(|byte| *byte == b'.').is_some_and(|dot| dot > 0 && dot + 1 < domain.len())
+    let end = rest.iter().position(|byte| matches!(byte, b':' | b'/' | b'?' | b'#')).unwrap_or(rest.len());
+    let name = rest[..end].strip_suffix(b".").unwrap_or(&rest[..end]);
+    let is_label = |label: &[u8]| {
+        !label.is_empty() && label.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    let labels = name.split(|byte| *byte == b'.');
+    let top = labels.clone().next_back().unwrap_or_default();
+    labels.clone().count() > 1 && labels.clone().all(is_label) && !top[0].is_ascii_digit()
 }
 
 /// The bytes of `http://` or `https://` at the start.

@@ -27,6 +27,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::sync::futures::Notified;
 use tokio_util::io::poll_read_buf;
 
+use super::burst::wake_after_others;
 use super::client::{MIN_IDLE, serve_stream};
 use super::io::Io;
 use super::pace::{Pace, Total};
@@ -187,7 +188,7 @@ impl<'a> Driver<'a> {
             }
             reads += 1;
             if reads == MOST_READS_AT_ONCE || frames_left == 0 {
-                cx.waker().wake_by_ref();
+                wake_after_others(cx);
                 break;
             }
         }
@@ -274,7 +275,7 @@ impl<'a> Driver<'a> {
             clock::spawn(carry(Arc::clone(self.engine), stream, Arc::clone(&self.peer)));
         }
         if self.link.lock().has_request() {
-            cx.waker().wake_by_ref();
+            wake_after_others(cx);
         }
     }
 

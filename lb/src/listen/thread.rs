@@ -34,9 +34,6 @@ use crate::tls::server::ServerTls;
 
 /// Pause after a failure to accept for lack of files or memory: connections wait in the backlog meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How many tasks run before the thread looks which sockets are ready. With tokio's 61, whoever comes beside clients that keep
-/// it busy waits four times as long.
-const EVENT_INTERVAL: u32 = 16;
 /// How many clients are accepted before others have their turn.
 const MOST_ACCEPTED_AT_ONCE: u32 = 16;
 /// How often a thread that stops looks whether its last exchange has ended.
@@ -110,7 +107,7 @@ pub(super) fn run(
     shutdown: &Shutdown,
     max_idle: Arc<AtomicUsize>,
 ) -> bool {
-    let runtime = match Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build() {
+    let runtime = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
             tracing::error!("a thread for traffic cannot be started: {e}");
@@ -375,12 +372,18 @@ impl AsyncListener {
 fn spawn(listener: &Arc<Listener>, stream: Io, peer: PeerAddress, permits: ClientPermits, alive: &Arc<AtomicUsize>) {
     let (listener, alive) = (Arc::clone(listener), ConnectionGuard::new(alive));
     let ClientPermits { client, handshake } = permits;
+    let serve = move |connected: Connected, engine: Arc<Engine>| {
+        tokio::spawn(async move {
+            connected.serve(engine).await;
+            drop((alive, client));
+        });
+    };
+    if !listener.has_tls() && !listener.proxies.of(peer) {
+        return serve(Connected { io: stream, peer: Peer::new(peer), is_http2: false }, Arc::clone(&listener.engine));
+    }
     task::spawn_local(async move {
         if let Some(connected) = listener.connected(stream, peer, handshake).await {
-            tokio::spawn(async move {
-                connected.serve(Arc::clone(&listener.engine)).await;
-                drop((alive, client));
-            });
+            serve(connected, Arc::clone(&listener.engine));
         }
     });
 }

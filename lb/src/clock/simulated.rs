@@ -13,6 +13,8 @@ type Spawner = Box<dyn Fn(Task)>;
 thread_local! {
     static SPAWNER: RefCell<Option<Spawner>> = const { RefCell::new(None) };
     static WORLD: Cell<Option<World>> = const { Cell::new(None) };
+    /// The state of the generator. Apart from the world, since it is asked more often than anything else.
+    static RANDOM: Cell<Option<u64>> = const { Cell::new(None) };
     static ALARMS: RefCell<BinaryHeap<Alarm>> = const { RefCell::new(BinaryHeap::new()) };
 }
 
@@ -20,8 +22,6 @@ thread_local! {
 struct World {
     start: Instant,
     now: Instant,
-    /// The state of the generator.
-    random: u64,
     /// Numbers alarms, so that those of one moment go off in the order in which they were set.
     alarms: u64,
 }
@@ -49,12 +49,14 @@ pub enum Sleep {
 /// Enters a simulation: from now on time stands still on this thread, and randomness comes from the seed.
 pub fn enter(seed: u64) {
     let start = Instant::now();
-    WORLD.set(Some(World { start, now: start, random: seed, alarms: 0 }));
+    WORLD.set(Some(World { start, now: start, alarms: 0 }));
+    RANDOM.set(Some(seed));
     ALARMS.with_borrow_mut(BinaryHeap::clear);
 }
 
 pub fn leave() {
     WORLD.set(None);
+    RANDOM.set(None);
     ALARMS.with_borrow_mut(BinaryHeap::clear);
 }
 
@@ -91,11 +93,11 @@ pub fn wall() -> SystemTime {
 }
 
 pub fn random() -> u64 {
-    let Some(mut world) = WORLD.get() else { return rand::random() };
+    let Some(state) = RANDOM.get() else { return rand::random() };
     // SplitMix64.
-    world.random = world.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    WORLD.set(Some(world));
-    mixed(world.random)
+    let state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    RANDOM.set(Some(state));
+    mixed(state)
 }
 
 /// The output function of SplitMix64.

@@ -215,12 +215,17 @@ impl Pipe {
         &self.link
     }
 
-    /// Reads into `buffer`, at most `most` bytes; 0: the other side has ended.
+    /// Reads into `buffer`; 0: the other side has ended.
     pub fn read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.read_with(cx, buffer.len(), |bytes| buffer[..bytes.len()].copy_from_slice(bytes))
+    }
+
+    /// Gives `sink` what is read, at most `most` bytes. How many there were; 0: the other side has ended.
+    fn read_with(&self, cx: &mut Context<'_>, most: usize, sink: impl FnOnce(&[u8])) -> Poll<io::Result<usize>> {
         let mut state = self.link.state();
         let State { directions, whims, .. } = &mut *state;
         let incoming = &mut directions[1 - self.side];
-        let possible = incoming.unread().min(buffer.len());
+        let possible = incoming.unread().min(most);
         if possible == 0 {
             return match (incoming.unread() == 0, incoming.is_reset, incoming.has_ended) {
                 (false, ..) => Poll::Ready(Ok(0)),
@@ -241,7 +246,7 @@ impl Pipe {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         };
-        buffer[..count].copy_from_slice(incoming.take(count));
+        sink(incoming.take(count));
         self.trace(|| format!("reads {count} bytes"));
         incoming.wake_writer();
         Poll::Ready(Ok(count))
@@ -347,7 +352,7 @@ impl Drop for Pipe {
 
 impl AsyncRead for Pipe {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.read(cx, buf.initialize_unfilled()).map_ok(|count| buf.advance(count))
+        self.read_with(cx, buf.remaining(), |bytes| buf.put_slice(bytes)).map_ok(drop)
     }
 }
 

@@ -7,6 +7,7 @@
 //! - [`buffers`]: lent for as long as a connection is busy.
 //! - [`idle`]: connections to backends that wait for their next request.
 //! - [`client`]: one client's requests, one after the other.
+//! - [`linger`]: how a connection closes whose client may still send.
 //! - [`h2`]: connections of HTTP/2, whose streams are carried as HTTP/1.1.
 //! - [`request`]: where a request goes and what its backend is told.
 //! - [`facts`]: what is true of a request, for values; [`fields`] and [`target`]: what is made of them; [`own`]: answers
@@ -39,6 +40,7 @@ pub mod idle;
 mod interim;
 pub mod io;
 pub mod kill;
+mod linger;
 mod own;
 mod pace;
 mod presence;
@@ -399,5 +401,28 @@ impl<'a> CountGuard<'a> {
 impl Drop for CountGuard<'_> {
     fn drop(&mut self) {
         self.0.store(self.0.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+impl Engine {
+    /// Of one listener with default settings, for one client, and without a backend.
+    fn alone() -> Self {
+        let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[state]\npersist = false\n[[route]]\npool = \"app\"\n\
+                    [[pool]]\nname = \"app\"\nbackends = []\n";
+        let file = std::path::Path::new("/evenkeel.toml");
+        let config = crate::config::toml::read(text, file).expect("a sound configuration");
+        let metrics = Arc::new(crate::metrics::Metrics::new());
+        let shutdown = Shutdown::new();
+        let shared = Shared {
+            control: Arc::new(Control::new(file, config.clone(), Arc::clone(&metrics))),
+            access_log: Arc::new(AccessLog::new(metrics.access_log_lost.clone())),
+            max_idle: Arc::default(),
+            shutdown: shutdown.clone(),
+            backend_limit: ConnectionLimit::new(1),
+            handshake_limit: ConnectionLimit::for_handshakes(1),
+            client_limit: ConnectionLimit::new(1),
+        };
+        Self::new(&config.listeners[0], &shared, &Arc::from([Arc::new(Stop::new(shutdown))]), 0)
     }
 }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::futures::Notified;
 use tokio_util::io::poll_read_buf;
 
@@ -21,6 +21,7 @@ use super::content::Content;
 use super::facts::RequestFacts;
 use super::fields::{self, Changes};
 use super::h2::stream::Http2Stream;
+use super::linger::{SHUTDOWN_TIMEOUT, linger};
 use super::own;
 use super::pace::Pace;
 use super::request::{self, ForwardedFields, Request, RequestState, StatusFields};
@@ -31,7 +32,7 @@ use super::upstream::{Disposition, Upstream};
 use super::{Engine, h2, kill};
 use crate::access_log::{AccessLog, Record, Served};
 use crate::backend::Endpoint;
-use crate::clock::{self, sleep, timeout};
+use crate::clock::{self, timeout};
 use crate::config::ListenerSettings;
 use crate::config::site::{AccessLogRule, LogLine, Rules};
 use crate::config::transport::ProxyProtocol;
@@ -63,12 +64,8 @@ const HEAD_READ_BYTES: usize = 4096;
 const BLANK_LINES: &[u8; BLANK_BYTES] = b"\r\n\r\n\r\n\r\n";
 /// How long a client must have been idle before it may be shed.
 pub(super) const MIN_IDLE: Duration = Duration::from_secs(1);
-/// How long a stream's lingering close may last once the process stops.
-const LINGERING_AT_STOP: Duration = Duration::from_secs(1);
 /// Maximum idle time of a backend connection that serves one client only. That client may have left.
 const MAX_IDLE_FOR_ONE_CLIENT: Duration = Duration::from_secs(5);
-/// How long closing an idle connection may take under TLS.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is done with the client's connection after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -996,37 +993,6 @@ fn write_changed_head(
     changes.list(|changes| {
         rewrite::response(response, from_backend, &ResponsePlan { changes, lines, ..plan }, out);
     });
-}
-
-/// Lingering close (RFC 9112 §9.6; nginx's `lingering_close`): closes our side, then reads and discards what the client
-/// still sends. Closing at once would reset the connection, and a client that sends everything before it reads would
-/// never see its response.
-async fn linger(engine: &Engine, client: &mut ClientStream) {
-    let listener = engine.listener();
-    // A stream has no connection permit of its own.
-    let is_stream = client.is_stream();
-    let lingering = async {
-        let mut is_shut_down = false;
-        let mut discard = |cx: &mut Context<'_>| {
-            if !is_shut_down {
-                is_shut_down = Pin::new(&mut *client).poll_shutdown(cx).is_ready();
-            }
-            client.poll_discard(cx)
-        };
-        while let Ok(Ok(1..)) = timeout(listener.lingering_timeout, poll_fn(&mut discard)).await {}
-    };
-    let stop = async {
-        h2::stopping(engine).await;
-        sleep(LINGERING_AT_STOP).await;
-    };
-    tokio::select! {
-        biased;
-        _ = timeout(listener.lingering_time, lingering) => {}
-        () = engine.sheds_lingering(), if !is_stream => {}
-        // The shutdown does not wait for connections in a lingering close, but an HTTP/2 connection waits for its
-        // streams.
-        () = stop, if is_stream => {}
-    }
 }
 
 #[inline(never)]

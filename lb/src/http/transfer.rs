@@ -1014,43 +1014,17 @@ fn fields_in(received: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::path::Path;
-    use std::sync::atomic::AtomicUsize;
 
     use tokio::io::AsyncWriteExt;
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
-    use crate::access_log::AccessLog;
-    use crate::connection_limit::ConnectionLimit;
-    use crate::control::Control;
     use crate::http::io::Io;
-    use crate::http::{Shared, Stop};
-    use crate::metrics::Metrics;
-    use crate::shutdown::Shutdown;
-
-    fn engine() -> Engine {
-        let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[state]\npersist = false\n[[route]]\npool = \"app\"\n\
-                    [[pool]]\nname = \"app\"\nbackends = []\n";
-        let config = crate::config::toml::read(text, Path::new("/evenkeel.toml")).expect("a sound configuration");
-        let metrics = Arc::new(Metrics::new());
-        let shutdown = Shutdown::new();
-        let shared = Shared {
-            control: Arc::new(Control::new(Path::new("/evenkeel.toml"), config.clone(), Arc::clone(&metrics))),
-            access_log: Arc::new(AccessLog::new(metrics.access_log_lost.clone())),
-            max_idle: Arc::new(AtomicUsize::new(0)),
-            shutdown: shutdown.clone(),
-            backend_limit: ConnectionLimit::new(1),
-            handshake_limit: ConnectionLimit::for_handshakes(1),
-            client_limit: ConnectionLimit::new(1),
-        };
-        Engine::new(&config.listeners[0], &shared, &Arc::from([Arc::new(Stop::new(shutdown))]), 0)
-    }
 
     // With "answer" too, the answer was cut off where the backend had taken no more of the request.
     #[tokio::test]
     async fn who_closes_its_side_of_an_upload_that_nobody_takes_is_answered_where_that_is_wanted() {
-        let engine = engine();
+        let engine = Engine::alone();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         for (half_close, expected) in [(HalfClose::Answer, Ok(())), (HalfClose::Cancel, Err(Failure::ClientGone))] {
             let settings = ListenerSettings { half_close, ..engine.settings };

@@ -237,6 +237,7 @@ fn scenario(seed: u64) {
     let engine =
         Arc::new(Engine::new(&control.snapshot().config.listeners[0], &shared, &Arc::from([Arc::clone(&stop)]), 0));
     let is_tls = one_in(10) && scale.most > 1_000;
+    book::trace(|| format!("TLS with clients: {is_tls}, with backends: {are_backends_tls}"));
     let world = Rc::new(World {
         control,
         engine,

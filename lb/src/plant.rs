@@ -27,10 +27,12 @@ pub enum Bug {
     /// A reset that a write was told of was forgotten. The read found the end behind it, and took a response that broke
     /// off for a whole one.
     ForgottenReset,
+    /// A lingering close under TLS ended with the client's side, before the closing alert was sent.
+    LostAlert,
 }
 
 impl Bug {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::PoisonedConnection,
         Self::HalfDuplex,
         Self::BlamedBackend,
@@ -40,6 +42,7 @@ impl Bug {
         Self::TakenBack,
         Self::ChargedContinue,
         Self::ForgottenReset,
+        Self::LostAlert,
     ];
 
     /// Whether the bug is to be there.

@@ -329,7 +329,9 @@ async fn read_one(
         Err(Broken::Ended { is_clean }) => {
             saw(Sight::Truncation);
             if !is_clean && framing.0 != Framing::UntilClose && !may_be_cut_off(plan, asked) {
-                violated(format!("{name} was reset, or not sent the closing alert, within a response to {id} that shows where it is incomplete"));
+                violated(format!(
+                    "{name} was reset, or not sent the closing alert, within a response to {id} that shows where it is incomplete"
+                ));
             }
             Outcome::Broken
         }

@@ -27,3 +27,44 @@ pub async fn let_others_read() {
 pub fn wake_after_others(cx: &mut Context<'_>) {
     _ = pin!(yield_now()).poll(cx);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream as BlockingUnixStream;
+    use std::rc::Rc;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixStream;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_has_done_enough_runs_once_before_a_new_request_is_seen() {
+        let (mut client, server) = BlockingUnixStream::pair().expect("two sockets");
+        server.set_nonblocking(true).expect("a socket");
+        let mut server = UnixStream::from_std(server).expect("a socket");
+        let turns = Rc::new(Cell::new(0));
+        let busy = Rc::clone(&turns);
+        let tasks = LocalSet::new();
+        tasks.spawn_local(async move {
+            poll_fn(|cx| {
+                busy.set(busy.get() + 1);
+                if busy.get() == 100 {
+                    client.write_all(b"x").expect("an open socket");
+                }
+                wake_after_others(cx);
+                Poll::<()>::Pending
+            })
+            .await;
+        });
+        let reading = async {
+            server.read_u8().await.expect("a byte");
+            turns.get()
+        };
+        let seen_at = tasks.run_until(reading).await;
+        assert!(seen_at <= 102, "{seen_at}");
+    }
+}

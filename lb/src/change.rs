@@ -20,12 +20,15 @@ use crate::config::{BackendConfig, Config, PoolConfig, PoolName};
 pub struct Change {
     /// Counts the changes of this process from 1.
     pub id: u64,
+    /// When it was put in force.
     #[serde(serialize_with = "rfc_3339")]
     pub at: Timestamp,
+    /// Who made it.
     #[serde(flatten)]
     pub author: Author,
     /// The version of the snapshot that it made.
     pub version: u64,
+    /// What it changed.
     pub edits: Edits,
     /// All that a reload changed, in words; `None`: this was no reload.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -53,14 +56,34 @@ pub struct Edits(Vec<Edit>);
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "setting", rename_all = "lowercase")]
 pub enum Edit {
-    Algorithm { pool: PoolName, before: Algorithm, after: Algorithm },
-    Backend { pool: PoolName, backend: BackendAddress, before: Option<BackendSettings>, after: Option<BackendSettings> },
+    /// The algorithm of a pool.
+    Algorithm {
+        /// Whose algorithm.
+        pool: PoolName,
+        /// What it was.
+        before: Algorithm,
+        /// What it is.
+        after: Algorithm,
+    },
+    /// A backend of a pool.
+    Backend {
+        /// Whose backend.
+        pool: PoolName,
+        /// Which one.
+        backend: BackendAddress,
+        /// `None`: it is added.
+        before: Option<BackendSettings>,
+        /// `None`: it is removed.
+        after: Option<BackendSettings>,
+    },
 }
 
 /// What is wanted of a backend that is part of its pool.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BackendSettings {
+    /// Its share of the traffic.
     pub weight: Weight,
+    /// What the operator wants of it.
     pub state: AdminState,
     /// `None`: any number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,6 +93,7 @@ pub struct BackendSettings {
 /// An edit that was not made: the configuration does not say what it begins with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EditConflict {
+    /// The part of the edit that was not made.
     pub edit: Edit,
     /// What the configuration says instead.
     pub instead: String,
@@ -113,18 +137,22 @@ impl Edits {
         Self(self.0.iter().rev().map(Edit::inverted).collect())
     }
 
+    /// Those of one pool.
     pub fn of_pool(self, name: &str) -> Self {
         Self(self.0.into_iter().filter(|edit| edit.pool().as_str() == name).collect())
     }
 
+    /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
+    /// The number of edits.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
+    /// In the order of the configuration.
     pub fn iter(&self) -> std::slice::Iter<'_, Edit> {
         self.0.iter()
     }
@@ -187,6 +215,7 @@ impl BackendSettings {
 }
 
 impl Edit {
+    /// The pool that it concerns.
     pub fn pool(&self) -> &PoolName {
         match self {
             Self::Algorithm { pool, .. } | Self::Backend { pool, .. } => pool,
@@ -299,10 +328,12 @@ impl ChangeHistory {
     /// Older ones are forgotten.
     const MAX_CHANGES: usize = 1000;
 
+    /// The number of the next change.
     pub fn next_id(&self) -> u64 {
         self.last_id + 1
     }
 
+    /// Adds a change; the oldest is forgotten when there are too many.
     pub fn push(&mut self, change: Change) -> Arc<Change> {
         self.last_id = change.id;
         if self.changes.len() == Self::MAX_CHANGES {
@@ -313,6 +344,7 @@ impl ChangeHistory {
         change
     }
 
+    /// `None`: there was none of that number, or it is forgotten.
     pub fn find(&self, id: u64) -> Option<Arc<Change>> {
         self.changes.iter().find(|change| change.id == id).cloned()
     }

@@ -1,11 +1,11 @@
 //! What the operator wants, checked and ready to use. Whatever reads a file (`toml` here, nginx's language later)
 //! produces this model or a list of problems, never something in between.
 
-pub mod advice;
+pub(crate) mod advice;
 pub mod algorithm;
 pub mod backend;
-pub mod certificate;
-pub mod difference;
+pub(crate) mod certificate;
+pub(crate) mod difference;
 pub mod route;
 pub mod site;
 pub mod tls;
@@ -37,13 +37,21 @@ use crate::value::table::Tables;
 /// A whole configuration. Every reference in it resolves: each route names a pool that exists.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Config {
+    /// Section `[server]`.
     pub server: ServerConfig,
+    /// In the order of the file; names and addresses are unique.
     pub listeners: Vec<ListenerConfig>,
+    /// Section `[admin]`.
     pub admin: AdminConfig,
+    /// Section `[state]`.
     pub state: StateConfig,
+    /// Section `[log]`.
     pub log: LogConfig,
+    /// Section `[access_log]`: the access log of all routes that have none of their own.
     pub access_log: AccessLogConfig,
+    /// Section `[metrics]`.
     pub metrics: MetricsConfig,
+    /// In the order of the file; names are unique.
     pub pools: Vec<PoolConfig>,
     /// The top-level routes, which are short for sites of their own: see [`Config::all_sites`].
     pub routes: Vec<HostRoute>,
@@ -54,6 +62,7 @@ pub struct Config {
     pub values: Tables,
 }
 
+/// What holds for the whole process, or for all listeners. Ranges and defaults are in `default.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ServerConfig {
     /// Whom a process becomes that is started as root.
@@ -61,20 +70,27 @@ pub struct ServerConfig {
     pub user: Option<UserAndGroup>,
     /// Threads that carry traffic, at least 1.
     pub threads: usize,
+    /// How long the balancer answers "not ready" before it closes its listeners.
     #[serde(serialize_with = "seconds")]
     pub shutdown_delay: Duration,
+    /// How long exchanges in flight may take to finish once the listeners are closed.
     #[serde(serialize_with = "seconds")]
     pub shutdown_timeout: Duration,
+    /// Peers whose forwarded fields are believed.
     pub trusted_proxies: TrustedPeers,
+    /// The fields by which trusted proxies describe their clients. The others are ignored and written anew.
     pub forwarded_by: ForwardedBy,
     /// How this balancer is named in `Via`; `None`: it is not.
     pub via: Option<Box<str>>,
+    /// The field that carries a request's id to backends and clients.
     pub request_id: RequestIdField,
     /// Clients connected at once; `None`: as many as the limit on open files allows.
     pub max_connections: Option<NonZero<usize>>,
     /// Clients that may be in the midst of a TLS handshake; `None`: half of all.
     pub max_handshakes: Option<NonZero<usize>>,
+    /// Idle connections to all backends together.
     pub idle_connections: usize,
+    /// Section `[server.resolver]`.
     pub resolver: ResolverConfig,
 }
 
@@ -121,18 +137,22 @@ pub enum RequestIdField {
     Named(Arc<str>),
 }
 
+/// Where clients connect, and how they are treated.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ListenerConfig {
     /// Unique.
     pub name: ListenerName,
+    /// Where it accepts connections.
     #[serde(flatten)]
     pub addresses: ListenerAddresses,
     /// Of the files of its Unix sockets; `None`: it has none.
     #[serde(flatten)]
     pub socket_file: Option<SocketFileRights>,
+    /// `None`: clients speak clear text.
     pub tls: Option<TlsConfig>,
     /// Who begins each connection by telling of its client; `None`: nobody does.
     pub proxy_protocol: Option<ProxySenders>,
+    /// Time limits, sizes and rules of HTTP.
     #[serde(flatten)]
     pub settings: ListenerSettings,
 }
@@ -155,13 +175,16 @@ pub struct SocketFileRights {
 /// A user, a group or both, as names or numbers: `www-data`, `www-data:adm`, `:adm`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserAndGroup {
+    /// Its name or number; `None`: the user stays as it is.
     pub user: Option<String>,
+    /// Its name or number; `None`: the user's own groups.
     pub group: Option<String>,
 }
 
 /// Peers that are trusted: those of these networks, and those that come by a Unix socket if it says so.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedPeers {
+    /// Of IPv4 and IPv6.
     pub networks: Vec<IpNet>,
     /// Written as `unix:`.
     pub has_unix: bool,
@@ -177,12 +200,16 @@ pub struct ProxySenders {
 /// How clients of a listener are treated; a reload changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct ListenerSettings {
+    /// How long a connection may be idle between two requests; over HTTP/2, without an open stream.
     #[serde(serialize_with = "seconds")]
     pub keepalive_timeout: Duration,
+    /// How long a client may take for the head of a request: then 408.
     #[serde(serialize_with = "seconds")]
     pub header_timeout: Duration,
+    /// How long a client may pause within a request body: then 408.
     #[serde(serialize_with = "seconds")]
     pub body_timeout: Duration,
+    /// How long a client may take to accept more of a response.
     #[serde(serialize_with = "seconds")]
     pub send_timeout: Duration,
     /// How long in all a client that still sends is read after its last answer (nginx's `lingering_time`).
@@ -193,10 +220,13 @@ pub struct ListenerSettings {
     pub lingering_timeout: Duration,
     /// Bytes per second that a client must move on average; `None`: any.
     pub min_rate: Option<NonZero<u32>>,
+    /// What a client means that closes its sending side early.
     pub half_close: HalfClose,
     /// Whether clients may speak HTTP/2 in clear text.
     pub h2c: bool,
+    /// What becomes of fields with `_` or `.` in their names.
     pub ambiguous_names: AmbiguousNames,
+    /// What becomes of a request target that holds bytes above ASCII.
     pub non_ascii_targets: NonAsciiTargets,
     /// Largest request line in bytes, without its line end.
     pub max_request_line_bytes: u32,
@@ -214,11 +244,14 @@ pub struct ListenerSettings {
 pub enum HalfClose {
     /// Its exchange ends: mostly it has left, and cannot be told apart.
     Cancel,
+    /// It is answered all the same (HTTP/1.1).
     Answer,
 }
 
+/// The admin API: where it listens, and who may use it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AdminConfig {
+    /// Where it listens.
     pub address: SocketAddr,
     /// Set unless the address is loopback.
     #[serde(skip)]
@@ -228,62 +261,84 @@ pub struct AdminConfig {
     pub read_token: Option<Secret>,
     /// Where the tokens come from.
     pub token_file: Option<PathBuf>,
+    /// The file of [`AdminConfig::read_token`].
     pub read_token_file: Option<PathBuf>,
 }
 
+/// Whether changes made at run time survive a restart.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StateConfig {
     /// `None`: runtime changes end with the process.
     pub file: Option<PathBuf>,
 }
 
+/// The log of the process; access logs are separate.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LogConfig {
     /// `None`: standard error.
     pub file: Option<PathBuf>,
+    /// `error`, `warn`, `info`, `debug` or `trace`. The variable `RUST_LOG` overrides it.
     pub level: String,
+    /// How a line is written.
     pub format: LogFormat,
 }
 
+/// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
+    /// Text for people; with colours on a terminal.
     Text,
+    /// One JSON object a line.
     Json,
 }
 
+/// Which series there are.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MetricsConfig {
     /// Whether each status code is counted by itself, and not only those of failures.
     pub exact_status: bool,
 }
 
+/// One line for each request.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AccessLogConfig {
     /// `None`: off.
     pub file: Option<AccessLogFile>,
+    /// How a line is written.
     pub format: AccessLogFormat,
 }
 
+/// Where an access log is written.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLogFile {
+    /// Standard output.
     Stdout,
+    /// Appended to this file.
     Path(PathBuf),
 }
 
+/// The format of the access log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLogFormat {
+    /// One JSON object a line (`docs/observability.md` lists the fields).
     Json,
+    /// The combined format of nginx and Apache.
     Combined,
 }
 
+/// The backends of one service, and how one of them is chosen for a request.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PoolConfig {
+    /// Unique.
     pub name: PoolName,
+    /// How a backend is chosen. The admin API can change it.
     pub algorithm: Algorithm,
+    /// No address twice. May be empty: requests are then answered with 503.
     pub backends: Vec<BackendConfig>,
+    /// All other settings.
     #[serde(flatten)]
     pub settings: PoolSettings,
 }
@@ -291,19 +346,25 @@ pub struct PoolConfig {
 /// What a pool is told besides its backends and its algorithm; only a reload changes it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PoolSettings {
+    /// For opening a connection: then the next backend, else 504.
     #[serde(serialize_with = "seconds")]
     pub connect_timeout: Duration,
+    /// From a request sent to the head of its response: then the next backend where repeating is safe, else 504.
     #[serde(serialize_with = "seconds")]
     pub response_timeout: Duration,
     /// How long a backend may leave an expectation of 100 unanswered before the client is told to go on.
     #[serde(serialize_with = "seconds")]
     pub continue_timeout: Duration,
+    /// Longest pause within a response body: then the response is cut off.
     #[serde(serialize_with = "seconds")]
     pub read_timeout: Duration,
+    /// Longest pause while a request is sent to a backend.
     #[serde(serialize_with = "seconds")]
     pub write_timeout: Duration,
+    /// How long a WebSocket may be silent in both directions.
     #[serde(serialize_with = "seconds")]
     pub tunnel_timeout: Duration,
+    /// How long an idle connection is kept for reuse.
     #[serde(serialize_with = "seconds")]
     pub idle_timeout: Duration,
     /// Further backends tried after the first, 0 to 16.
@@ -311,6 +372,7 @@ pub struct PoolSettings {
     /// How long after the first attempt another may begin.
     #[serde(serialize_with = "seconds")]
     pub retry_timeout: Duration,
+    /// Largest request body in bytes that is kept for another attempt, 0 to 65536.
     pub retry_body_bytes: usize,
     /// Largest head of a response in bytes.
     pub max_head_bytes: u32,
@@ -321,11 +383,16 @@ pub struct PoolSettings {
     pub queue_timeout: Duration,
     /// Percentage, 0 to 100.
     pub panic_threshold: u8,
+    /// What weight the addresses of a backend's name have.
     pub addresses: Addresses,
+    /// How backends are connected to.
     #[serde(flatten)]
     pub transport: TransportConfig,
+    /// `None`: backends count as healthy until traffic fails on them.
     pub probe: Option<ProbeConfig>,
+    /// When traffic that fails takes a backend out.
     pub ejection: EjectionConfig,
+    /// `None`: no cookie.
     pub sticky: Option<StickyConfig>,
 }
 
@@ -339,10 +406,14 @@ pub enum Addresses {
     Each,
 }
 
+/// One server of a pool.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BackendConfig {
+    /// Unique in its pool.
     pub address: BackendAddress,
+    /// Its share of the traffic.
     pub weight: Weight,
+    /// What the operator wants of it. The admin API can change it.
     pub state: AdminState,
     /// Connections in use at once; `None`: any number.
     pub max_connections: Option<NonZero<u32>>,
@@ -355,11 +426,15 @@ impl BackendConfig {
     }
 }
 
+/// Active health checks.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ProbeConfig {
+    /// What is asked.
     pub kind: ProbeKind,
+    /// Between two probes of one address, give or take a tenth.
     #[serde(serialize_with = "seconds")]
     pub interval: Duration,
+    /// For one probe; not longer than the interval.
     #[serde(serialize_with = "seconds")]
     pub timeout: Duration,
     /// 1 to 100.
@@ -368,14 +443,19 @@ pub struct ProbeConfig {
     pub fall: u32,
 }
 
+/// What a probe asks, and what it expects.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProbeKind {
+    /// A connection can be opened.
     Tcp,
+    /// A GET request is answered with an expected status.
     Http {
+        /// The request target.
         path: String,
         /// `None`: the backend's address.
         host: Option<String>,
+        /// The expected codes.
         status: StatusRanges,
     },
 }
@@ -384,12 +464,15 @@ pub enum ProbeKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StatusRanges(Vec<(u16, u16)>);
 
+/// Passive health checks: backends on which real traffic fails are taken out for a time.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EjectionConfig {
     /// 0: never eject.
     pub consecutive_failures: u32,
+    /// Length of the first ejection; the second in a row takes twice that, the third three times, and so on.
     #[serde(serialize_with = "seconds")]
     pub base_time: Duration,
+    /// The longest ejection.
     #[serde(serialize_with = "seconds")]
     pub max_time: Duration,
     /// Percentage, 0 to 100.
@@ -398,8 +481,10 @@ pub struct EjectionConfig {
     pub statuses: Vec<u16>,
 }
 
+/// A cookie that brings a client back to its backend.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StickyConfig {
+    /// Name of the cookie.
     pub cookie: String,
     /// How long a draining backend still takes the clients whose cookie names it.
     #[serde(serialize_with = "seconds")]
@@ -409,36 +494,51 @@ pub struct StickyConfig {
     /// `None`: until the browser closes.
     #[serde(serialize_with = "optional_seconds")]
     pub max_age: Option<Duration>,
+    /// Its attribute `SameSite`.
     pub same_site: SameSite,
+    /// When it has the attribute `Secure`.
     pub secure: SecureCookie,
     /// `None`: the random one of the state file.
     #[serde(skip)]
     pub secret: Option<Secret>,
+    /// The file that the secret was read from.
     pub secret_file: Option<PathBuf>,
 }
 
+/// The attribute `SameSite` of a cookie (RFC 6265bis).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SameSite {
+    /// Also sent when a user follows a link from another site.
     Lax,
+    /// Only sent by the cookie's own site.
     Strict,
+    /// Also sent within pages of other sites.
     None,
 }
 
+/// When a cookie has the attribute `Secure`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SecureCookie {
+    /// When the client came by HTTPS, here or to a trusted proxy.
     Auto,
+    /// Always.
     Always,
+    /// Never.
     Never,
 }
 
 /// A top-level route, which leads to a pool and says nothing else.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HostRoute {
+    /// Hosts whose requests it is for.
     pub host: HostPattern,
+    /// Paths that it is for; the longest match wins.
     pub path: PathPrefix,
+    /// The pool that answers.
     pub pool: PoolName,
+    /// The line of the file.
     #[serde(skip)]
     pub place: SourceLocation,
 }
@@ -463,9 +563,12 @@ pub struct Problem {
     pub message: String,
 }
 
+/// A place in a text file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
+    /// Counted from 1.
     pub line: usize,
+    /// Counted from 1, in characters.
     pub column: usize,
 }
 
@@ -488,14 +591,17 @@ impl ListenerAddresses {
         (!addresses.is_empty()).then_some(Self(addresses))
     }
 
+    /// The address that the listener is named after, unless it has a name.
     pub fn first(&self) -> &SocketAddress {
         &self.0[0]
     }
 
+    /// Whether the listener has this very address.
     pub fn contains(&self, address: &SocketAddress) -> bool {
         self.0.contains(address)
     }
 
+    /// In the order of the file.
     pub fn iter(&self) -> impl Iterator<Item = &SocketAddress> {
         self.0.iter()
     }
@@ -633,11 +739,13 @@ impl Serialize for RequestIdField {
 }
 
 impl PoolName {
+    /// `None` if the text is no such name.
     pub fn new(name: &str) -> Option<Self> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         ((1..=64).contains(&name.len()) && name.bytes().all(allowed)).then(|| Self(name.to_owned()))
     }
 
+    /// As it was written.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -679,6 +787,7 @@ impl StatusRanges {
         (100..=599).filter(|&code| self.contains(code)).collect()
     }
 
+    /// Whether a code is in one of the ranges.
     pub fn contains(&self, code: u16) -> bool {
         self.0.iter().any(|&(low, high)| (low..=high).contains(&code))
     }
@@ -704,6 +813,7 @@ impl Secret {
         (!bytes.is_empty()).then_some(Self(bytes))
     }
 
+    /// The bytes, for the one use that they are for.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }

@@ -2,8 +2,8 @@
 //! Readers never wait, and no change waits for a disk.
 
 mod effects;
-pub mod kill;
-pub mod resources;
+pub(crate) mod kill;
+pub(crate) mod resources;
 mod retired;
 
 use std::collections::HashSet;
@@ -39,8 +39,9 @@ use retired::Retired;
 /// Enough that two configurations do not collide.
 const ETAG_HASH_BYTES: usize = 8;
 
+/// A configuration in force and everything that is known of its backends. Shared by all who serve, probe or change.
 pub struct Control {
-    pub metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<Metrics>,
     path: PathBuf,
     state: StateFile,
     snapshot: ArcSwap<Snapshot>,
@@ -48,7 +49,7 @@ pub struct Control {
     /// This process's name in `CDN-Loop` (RFC 8586).
     loop_id: String,
     /// Throttles the log of forwarding loops.
-    pub loops: RepeatedFailures,
+    pub(crate) loops: RepeatedFailures,
     /// Part of ETags, so that those of different processes differ.
     boot_id: u32,
     change_state: Mutex<ChangeState>,
@@ -101,29 +102,41 @@ struct ChangeRecord {
 pub enum ChangeRequest {
     /// Set the algorithm of one pool, or of all.
     Algorithm {
+        /// `None`: all pools.
         pool: Option<String>,
+        /// The new algorithm.
         to: Algorithm,
     },
     /// Add a backend. One that is being removed is restored.
     AddBackend {
+        /// Name of the pool.
         pool: String,
+        /// The new backend.
         backend: BackendConfig,
     },
+    /// Change weight or state of a backend.
     ChangeBackend {
+        /// Name of the pool.
         pool: String,
+        /// Address of the backend.
         backend: String,
+        /// `None`: as it is.
         weight: Option<Weight>,
+        /// `None`: as it is.
         state: Option<AdminState>,
     },
     /// Drain a backend, which [`Control::drop_drained`] then removes.
     RemoveBackend {
+        /// Name of the pool.
         pool: String,
+        /// Address of the backend.
         backend: String,
     },
     /// Undo a change, if all of it is still in force.
     Undo(u64),
     /// Go back to the configuration file, in one pool or in all.
     Reset {
+        /// `None`: all pools.
         pool: Option<String>,
     },
 }
@@ -131,6 +144,7 @@ pub enum ChangeRequest {
 /// Options of a change.
 #[derive(Debug, Clone)]
 pub struct ChangeOptions {
+    /// Who makes the change.
     pub author: Author,
     /// `If-Match`: one of these ETags must be that of the configuration in force.
     pub if_match: Option<Vec<String>>,
@@ -151,6 +165,7 @@ pub struct ChangeOutcome {
     pub etag: String,
     /// `None` if nothing was changed: it was so already, or it is a dry run.
     pub change: Option<Arc<Change>>,
+    /// The settings that differ afterwards.
     pub edits: Edits,
     /// What the change means for exchanges, clients and backends.
     pub effects: Vec<String>,
@@ -161,20 +176,61 @@ pub struct ChangeOutcome {
 /// Why a change was refused. It then has no effect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
+    /// There is no such pool.
     #[error("there is no pool \"{name}\"; the pools are {existing}")]
-    NoPool { name: String, existing: String },
+    NoPool {
+        /// The name that was given.
+        name: String,
+        /// The pools that there are.
+        existing: String,
+    },
+    /// The pool has no such backend.
     #[error("pool \"{pool}\" has no backend {address}; its backends are {existing}")]
-    NoBackend { pool: PoolName, address: String, existing: String },
+    NoBackend {
+        /// The pool.
+        pool: PoolName,
+        /// The address that was given.
+        address: String,
+        /// The backends that it has.
+        existing: String,
+    },
+    /// The backend to add is part of its pool already.
     #[error("pool \"{pool}\" has backend {address} already; change it with PATCH")]
-    Exists { pool: PoolName, address: BackendAddress },
+    Exists {
+        /// The pool.
+        pool: PoolName,
+        /// The backend.
+        address: BackendAddress,
+    },
+    /// There is no such change to undo.
     #[error("there is no change {id}; GET /admin/changes lists those of this process")]
-    NoChange { id: u64 },
+    NoChange {
+        /// The number that was given.
+        id: u64,
+    },
+    /// A reload cannot be undone.
     #[error("change {id} is a reload: put the former file back and reload")]
-    Reload { id: u64 },
+    Reload {
+        /// Its number.
+        id: u64,
+    },
+    /// What a change made has been changed again.
     #[error("change {id} cannot be undone, since what it made is not in force any more: {conflicts}")]
-    Superseded { id: u64, conflicts: String },
+    Superseded {
+        /// Its number.
+        id: u64,
+        /// What is in force in its place.
+        conflicts: String,
+    },
+    /// The change would leave a pool without a backend that takes traffic.
     #[error("nobody would be left to take traffic of pool \"{pool}\": {would}; repeat it with ?force=true to do it")]
-    NoActiveBackend { pool: PoolName, would: String },
+    NoActiveBackend {
+        /// The pool.
+        pool: PoolName,
+        /// What would be left.
+        would: String,
+    },
+    /// The configuration in force has another ETag than those of [`ChangeOptions::if_match`].
     #[error("the configuration in force is another one than that of If-Match: read it again")]
     NoMatch,
 }
@@ -182,12 +238,15 @@ pub enum ChangeError {
 /// The result of a reload.
 #[derive(Debug)]
 pub struct ReloadOutcome {
+    /// The version of the snapshot in force afterwards.
     pub version: u64,
+    /// The ETag of the configuration in force afterwards.
     pub etag: String,
     /// Descriptions of the changes.
     pub changes: Vec<String>,
     /// Runtime changes that differ from the file.
     pub drift: Edits,
+    /// What of the file cannot work, or does not take effect.
     pub warnings: Vec<String>,
 }
 
@@ -198,6 +257,13 @@ pub enum ReloadError {
     Invalid(Vec<String>),
     /// One reload is running and another one is waiting, which will read the file as it is now.
     Waiting,
+}
+
+/// Reads the configuration file at `path`. The warnings include routes that no request can reach.
+pub fn load(path: &Path) -> Result<Checked, Vec<Problem>> {
+    let mut checked = toml::load(path)?;
+    unreachable::tell(&mut checked);
+    Ok(checked)
 }
 
 const SUPERSEDED: &str = "a change made at run time is dropped, since the file has changed";
@@ -242,34 +308,35 @@ impl Control {
     }
 
     /// Sets the resources outside of the snapshot, which reloads prepare and release.
-    pub fn reload_with(&self, resources: &Arc<dyn Resources>) {
+    pub(crate) fn reload_with(&self, resources: &Arc<dyn Resources>) {
         // Only the first call has an effect.
         let _ = self.resources.set(Arc::downgrade(resources));
     }
 
     /// The certificates in use.
-    pub fn certificates(&self) -> Vec<ListenerCertificate> {
+    pub(crate) fn certificates(&self) -> Vec<ListenerCertificate> {
         self.resources.get().and_then(Weak::upgrade).map_or(Vec::new(), |resources| resources.certificates())
     }
 
-    pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {
+    /// The snapshot in force.
+    pub(crate) fn snapshot(&self) -> Guard<Arc<Snapshot>> {
         self.snapshot.load()
     }
 
     /// A unique token that names this process in forwarded requests (`CDN-Loop`).
-    pub fn loop_id(&self) -> &str {
+    pub(crate) fn loop_id(&self) -> &str {
         &self.loop_id
     }
 
     /// Logs how many more forwarding loops there were.
-    pub fn catch_up(&self, now: Instant) {
+    pub(crate) fn catch_up(&self, now: Instant) {
         for SuppressedFailures { count, within, .. } in self.loops.take(now) {
             tracing::warn!(more = count, "… and {count} more requests came back in {} s", within.as_secs());
         }
     }
 
     /// Notifies of each new snapshot.
-    pub fn versions(&self) -> watch::Receiver<u64> {
+    pub(crate) fn versions(&self) -> watch::Receiver<u64> {
         self.versions.subscribe()
     }
 
@@ -354,7 +421,7 @@ impl Control {
     }
 
     /// Removes the backends in state *removing* that have no exchange in flight. Returns true if some are left.
-    pub fn drop_drained(&self) -> bool {
+    pub(crate) fn drop_drained(&self) -> bool {
         let (mut drained, mut left) = (Vec::new(), false);
         for pool in &self.snapshot().pools {
             for (member, _) in pool.plan().backends().filter(|(_, state)| *state == AdminState::Removing) {
@@ -396,8 +463,7 @@ impl Control {
                 second
             }
         };
-        let read = toml::load(&self.path).and_then(|mut checked| {
-            unreachable::tell(&mut checked);
+        let read = load(&self.path).and_then(|checked| {
             let obtained = self.obtain(&checked, dry_run)?;
             Ok((checked, obtained))
         });
@@ -450,7 +516,7 @@ impl Control {
     }
 
     /// As [`Self::reload`], and logs the result.
-    pub fn reload_and_log(&self, author: Author) -> Result<ReloadOutcome, ReloadError> {
+    pub(crate) fn reload_and_log(&self, author: Author) -> Result<ReloadOutcome, ReloadError> {
         let reloaded = self.reload(author, false);
         match &reloaded {
             Ok(reload) => {
@@ -472,7 +538,7 @@ impl Control {
     }
 
     /// Whether all changes so far would survive a restart. Waits for the disk for at most `patience`.
-    pub async fn persistence(&self, patience: Duration) -> Persistence {
+    pub(crate) async fn persistence(&self, patience: Duration) -> Persistence {
         self.state.persistence(patience).await
     }
 
@@ -567,7 +633,7 @@ impl Control {
     }
 
     /// Drops retired objects that are no longer in use. Returns true if some still are.
-    pub fn drop_retired(&self) -> bool {
+    pub(crate) fn drop_retired(&self) -> bool {
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
         retired.drop_unused();
         !retired.is_empty()

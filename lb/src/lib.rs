@@ -19,43 +19,54 @@
 //! - `pingora`, behind the feature `pingora-proxy`: all of it in a Pingora server of one's own.
 //! - [`plant`]: old bugs, for the simulation of the engine (`simulation`, in tests only) to find.
 //! - [`clock`]: time and randomness, which simulations set; [`date`]: the present as responses tell it.
+//!
+//! What other programs use is public and documented: `cli` and `server` make the program `evenkeel`; `config`, `control`,
+//! `change`, `log`, `metrics` and `pingora` are what a Pingora server of one's own needs. The benchmarks and tests beside
+//! `src` look at more than that. What they look at is public too, but hidden, and may change at any time.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
 
-pub mod access_log;
-pub mod admin;
+mod access_log;
+mod admin;
+#[doc(hidden)]
 pub mod backend;
+#[doc(hidden)]
 pub mod balance;
 pub mod change;
 pub mod cli;
-pub mod clock;
+mod clock;
 pub mod config;
-pub mod connection_limit;
+mod connection_limit;
 pub mod control;
-pub mod date;
-pub mod dial;
-pub mod exchange;
-pub mod failure;
-pub mod health;
+mod date;
+mod dial;
+mod exchange;
+mod failure;
+mod health;
+#[doc(hidden)]
 pub mod http;
-pub mod lines;
-pub mod listen;
+mod lines;
+mod listen;
 pub mod log;
+#[doc(hidden)]
 pub mod message;
 pub mod metrics;
 #[cfg(feature = "pingora-proxy")]
 pub mod pingora;
-pub mod plant;
-pub mod pool;
-pub mod probe;
+mod plant;
+mod pool;
+mod probe;
 pub mod server;
-pub mod shutdown;
+mod shutdown;
 #[cfg(test)]
 mod simulation;
-pub mod site;
+mod site;
+#[doc(hidden)]
 pub mod snapshot;
-pub mod state;
-pub mod sticky;
-pub mod tls;
-pub mod user;
+mod state;
+mod sticky;
+mod tls;
+mod user;
+#[doc(hidden)]
 pub mod value;

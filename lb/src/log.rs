@@ -69,7 +69,7 @@ impl Log {
     }
 
     /// Whether what is logged here goes to a log that was started so.
-    pub fn is_ours() -> bool {
+    pub(crate) fn is_ours() -> bool {
         tracing::dispatcher::get_default(|log| log.is::<Ours>())
     }
 
@@ -117,7 +117,7 @@ fn filter(asked: Option<&str>, configured: EnvFilter) -> (EnvFilter, Option<Stri
 
 /// Writes a line to standard error as it is, for what is said before the log has started or after its end. Waits for at
 /// most 2 s.
-pub fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let lost = IntCounter::new("lost", "Nobody reads this.").expect("the name is valid");
     if let Ok((queue, writer)) = Queue::to_stderr(settings(lost)) {
         queue.push(format!("{line}\n").into_bytes());

@@ -10,11 +10,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use evenkeel::config::toml::{self, Checked};
+use evenkeel::config::toml::Checked;
+use evenkeel::control;
 use evenkeel::log::Log;
 use evenkeel::metrics::Metrics;
 use evenkeel::server::{self, Sockets, Start};
-use evenkeel::site::unreachable;
 use signals::Signals;
 use tokio::runtime::Builder;
 
@@ -27,11 +27,8 @@ fn main() -> ExitCode {
 
 /// Runs a balancer with the configuration at `path` until it is told to stop.
 fn run(path: &Path) -> anyhow::Result<()> {
-    let checked = match toml::load(path) {
-        Ok(mut checked) => {
-            unreachable::tell(&mut checked);
-            checked
-        }
+    let checked = match control::load(path) {
+        Ok(checked) => checked,
         Err(problems) => {
             let lines: Vec<_> = problems.iter().map(|problem| problem.in_file(path)).collect();
             bail!("{}", lines.join("\n"));

@@ -30,13 +30,14 @@ const NOT_OPENED: [Failure; 3] = [Failure::NoLocalPort, Failure::NoSourceAddress
 
 const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
+/// The metrics of one balancer, in a registry of its own.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     responses: IntCounterVec,
     /// Of answers that come from no pool.
-    pub own_responses: StatusCounters,
+    pub(crate) own_responses: StatusCounters,
     counts_each_status: Arc<AtomicBool>,
     request_duration: HistogramVec,
     retries: IntCounterVec,
@@ -50,45 +51,46 @@ pub struct Metrics {
     backend_killed: IntCounterVec,
     connections_not_opened: IntCounterVec,
     backend_resolutions: IntCounterVec,
-    pub reloads: IntCounterVec,
-    pub certificate_renewals: IntCounterVec,
+    pub(crate) reloads: IntCounterVec,
+    pub(crate) certificate_renewals: IntCounterVec,
     tls_handshakes: IntCounterVec,
     tls_handshake_failures: IntCounterVec,
     proxy_protocol_failures: IntCounterVec,
-    pub access_log_lost: IntCounter,
+    pub(crate) access_log_lost: IntCounter,
+    /// Lines of the log that were lost since nobody took them; [`crate::log::Log::start`] counts them.
     pub log_lost: IntCounter,
-    pub client_connections_shed: IntCounter,
+    pub(crate) client_connections_shed: IntCounter,
     gauges: Mutex<Gauges>,
 }
 
 /// Emptied and set anew at each scrape.
 #[derive(Debug)]
-pub struct Gauges {
-    pub snapshot_version: IntGauge,
-    pub client_connections: IntGauge,
-    pub client_connections_limit: IntGauge,
-    pub pool_algorithm: IntGaugeVec,
-    pub pool_panic: IntGaugeVec,
-    pub pool_available: IntGaugeVec,
-    pub pool_queued: IntGaugeVec,
-    pub backend_in_flight: IntGaugeVec,
-    pub backend_weight: IntGaugeVec,
-    pub backend_max_connections: IntGaugeVec,
-    pub backend_status: IntGaugeVec,
-    pub certificate_not_before: IntGaugeVec,
-    pub certificate_not_after: IntGaugeVec,
-    pub certificate_problem: IntGaugeVec,
-    pub backend_endpoints: IntGaugeVec,
-    pub backend_endpoints_usable: IntGaugeVec,
+pub(crate) struct Gauges {
+    pub(crate) snapshot_version: IntGauge,
+    pub(crate) client_connections: IntGauge,
+    pub(crate) client_connections_limit: IntGauge,
+    pub(crate) pool_algorithm: IntGaugeVec,
+    pub(crate) pool_panic: IntGaugeVec,
+    pub(crate) pool_available: IntGaugeVec,
+    pub(crate) pool_queued: IntGaugeVec,
+    pub(crate) backend_in_flight: IntGaugeVec,
+    pub(crate) backend_weight: IntGaugeVec,
+    pub(crate) backend_max_connections: IntGaugeVec,
+    pub(crate) backend_status: IntGaugeVec,
+    pub(crate) certificate_not_before: IntGaugeVec,
+    pub(crate) certificate_not_after: IntGaugeVec,
+    pub(crate) certificate_problem: IntGaugeVec,
+    pub(crate) backend_endpoints: IntGaugeVec,
+    pub(crate) backend_endpoints_usable: IntGaugeVec,
 }
 
 /// Counts by class of status code.
 #[derive(Debug)]
-pub struct CodeCounters([IntCounter; 5]);
+pub(crate) struct CodeCounters([IntCounter; 5]);
 
 /// Counts of [`WATCHED_STATUSES`], and of all others while each status is counted.
 #[derive(Debug)]
-pub struct StatusCounters {
+pub(crate) struct StatusCounters {
     watched: [IntCounter; WATCHED_STATUSES.len()],
     /// By status, from the first of [`STATUSES`] on; each made when it is first sent.
     others: Box<[OnceLock<IntCounter>]>,
@@ -100,7 +102,7 @@ pub struct StatusCounters {
 }
 
 /// Why handshakes of TLS fail.
-pub const HANDSHAKE_FAILURES: [&str; 10] = [
+pub(crate) const HANDSHAKE_FAILURES: [&str; 10] = [
     "client-certificate",
     "closed",
     "incompatible",
@@ -114,19 +116,19 @@ pub const HANDSHAKE_FAILURES: [&str; 10] = [
 ];
 
 /// Why connections are cut of which a header of the PROXY protocol is demanded.
-pub const PROXY_PROTOCOL_FAILURES: [&str; 6] = ["closed", "malformed", "missing", "shed", "timeout", "too-large"];
+pub(crate) const PROXY_PROTOCOL_FAILURES: [&str; 6] = ["closed", "malformed", "missing", "shed", "timeout", "too-large"];
 
 /// What a listener counts of its handshakes.
 #[derive(Debug)]
-pub struct TlsMetrics {
-    pub full: IntCounter,
-    pub resumed: IntCounter,
+pub(crate) struct TlsMetrics {
+    pub(crate) full: IntCounter,
+    pub(crate) resumed: IntCounter,
     /// By [`HANDSHAKE_FAILURES`].
     failures: [IntCounter; HANDSHAKE_FAILURES.len()],
 }
 
 impl TlsMetrics {
-    pub fn failed(&self, reason: &str) {
+    pub(crate) fn failed(&self, reason: &str) {
         if let Some(place) = HANDSHAKE_FAILURES.iter().position(|known| *known == reason) {
             self.failures[place].inc();
         }
@@ -135,16 +137,16 @@ impl TlsMetrics {
 
 /// What requests to one route count.
 #[derive(Debug)]
-pub struct RouteMetrics {
-    pub requests: CodeCounters,
+pub(crate) struct RouteMetrics {
+    pub(crate) requests: CodeCounters,
 }
 
 /// What a pool counts.
 #[derive(Debug)]
-pub struct PoolMetrics {
-    pub responses: StatusCounters,
-    pub request_duration: Histogram,
-    pub retries: IntCounter,
+pub(crate) struct PoolMetrics {
+    pub(crate) responses: StatusCounters,
+    pub(crate) request_duration: Histogram,
+    pub(crate) retries: IntCounter,
     /// By [`NOT_OPENED`].
     not_opened: [IntCounter; NOT_OPENED.len()],
 }
@@ -152,24 +154,24 @@ pub struct PoolMetrics {
 /// What a backend counts, kept by the backend.
 #[derive(Debug)]
 pub struct BackendMetrics {
-    pub requests: CodeCounters,
-    pub attempts: IntCounter,
-    pub response: Histogram,
-    pub ejections: IntCounter,
-    pub probes_succeeded: IntCounter,
-    pub probes_failed: IntCounter,
+    pub(crate) requests: CodeCounters,
+    pub(crate) attempts: IntCounter,
+    pub(crate) response: Histogram,
+    pub(crate) ejections: IntCounter,
+    pub(crate) probes_succeeded: IntCounter,
+    pub(crate) probes_failed: IntCounter,
     /// Exchanges that an operator ended.
-    pub killed: IntCounter,
+    pub(crate) killed: IntCounter,
     /// Of a backend that is written by name.
-    pub resolutions: Option<Resolutions>,
+    pub(crate) resolutions: Option<Resolutions>,
     failures: FailureCounters,
 }
 
 /// Questions for the addresses of a name.
 #[derive(Debug)]
-pub struct Resolutions {
-    pub succeeded: IntCounter,
-    pub failed: IntCounter,
+pub(crate) struct Resolutions {
+    pub(crate) succeeded: IntCounter,
+    pub(crate) failed: IntCounter,
 }
 
 /// One counter for each [`FailureKind`] that is a backend's fault.
@@ -178,13 +180,14 @@ struct FailureCounters(Box<[(FailureKind, IntCounter)]>);
 
 /// The ways in which a backend fails real traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FailureKind {
+pub(crate) enum FailureKind {
     Attempt(Failure),
     /// It answered with one of the pool's `[pool.ejection] statuses`.
     Status,
 }
 
 impl Metrics {
+    /// Every metric at zero.
     pub fn new() -> Self {
         let registry = Registry::new();
         let counters = |name: &str, help: &str, labels: &[&str]| {
@@ -402,7 +405,7 @@ impl Metrics {
         metrics
     }
 
-    pub fn tls(&self, listener: &str) -> TlsMetrics {
+    pub(crate) fn tls(&self, listener: &str) -> TlsMetrics {
         let handshakes = |kind| self.tls_handshakes.with_label_values(&[listener, kind]);
         let failure = |reason| self.tls_handshake_failures.with_label_values(&[listener, reason]);
         TlsMetrics {
@@ -413,18 +416,18 @@ impl Metrics {
     }
 
     /// Counts from 0 on.
-    pub fn expect_proxy_protocol(&self, listener: &str) {
+    pub(crate) fn expect_proxy_protocol(&self, listener: &str) {
         for reason in PROXY_PROTOCOL_FAILURES {
             self.proxy_protocol_failures.with_label_values(&[listener, reason]);
         }
     }
 
-    pub fn proxy_protocol_failed(&self, listener: &str, reason: &str) {
+    pub(crate) fn proxy_protocol_failed(&self, listener: &str, reason: &str) {
         self.proxy_protocol_failures.with_label_values(&[listener, reason]).inc();
     }
 
     /// Ends the series of a listener that is closed, or has other names now.
-    pub fn forget_listener(&self, listener: &str) {
+    pub(crate) fn forget_listener(&self, listener: &str) {
         // An error says that the series was never made, which is as good.
         for kind in ["full", "resumed"] {
             let _ = self.tls_handshakes.remove_label_values(&[listener, kind]);
@@ -440,11 +443,11 @@ impl Metrics {
         }
     }
 
-    pub fn route(&self, route: &str, pool: &str) -> RouteMetrics {
+    pub(crate) fn route(&self, route: &str, pool: &str) -> RouteMetrics {
         RouteMetrics { requests: CodeCounters::new(|code| self.requests.with_label_values(&[route, pool, code])) }
     }
 
-    pub fn pool(&self, pool: &str) -> PoolMetrics {
+    pub(crate) fn pool(&self, pool: &str) -> PoolMetrics {
         PoolMetrics {
             responses: StatusCounters::new(&self.responses, &self.counts_each_status, pool),
             request_duration: self.request_duration.with_label_values(&[pool]),
@@ -454,12 +457,12 @@ impl Metrics {
     }
 
     /// Whether [`StatusCounters`] count every status code from now on. Series that are there stay until the next start.
-    pub fn count_each_status(&self, wanted: bool) {
+    pub(crate) fn count_each_status(&self, wanted: bool) {
         self.counts_each_status.store(wanted, Ordering::Relaxed);
     }
 
     /// What a backend counts. `is_name`: its addresses are asked for.
-    pub fn backend(&self, pool: &str, backend: &str, is_name: bool) -> BackendMetrics {
+    pub(crate) fn backend(&self, pool: &str, backend: &str, is_name: bool) -> BackendMetrics {
         let failures = |kind: &str| self.backend_failures.with_label_values(&[pool, backend, kind]);
         let probes = |result| self.backend_probes.with_label_values(&[pool, backend, result]);
         BackendMetrics {
@@ -480,7 +483,7 @@ impl Metrics {
 
     /// Ends the series of a route that is gone, or leads to another pool. Exchanges in flight count on, for nobody to
     /// see; the same holds below.
-    pub fn forget_route(&self, route: &str, pool: &str) {
+    pub(crate) fn forget_route(&self, route: &str, pool: &str) {
         // An error says that the series was never made, which is as good.
         for code in CODE_CLASSES {
             let _ = self.requests.remove_label_values(&[route, pool, code]);
@@ -488,7 +491,7 @@ impl Metrics {
     }
 
     /// Ends the series of a pool that is gone, but for those of its backends.
-    pub fn forget_pool(&self, pool: &str, metrics: &PoolMetrics) {
+    pub(crate) fn forget_pool(&self, pool: &str, metrics: &PoolMetrics) {
         metrics.responses.is_forgotten.store(true, Ordering::Relaxed);
         for status in STATUSES {
             let _ = self.responses.remove_label_values(&[pool, &status.to_string()]);
@@ -501,7 +504,7 @@ impl Metrics {
     }
 
     /// Ends the series of a backend that left its pool.
-    pub fn forget_backend(&self, pool: &str, backend: &str) {
+    pub(crate) fn forget_backend(&self, pool: &str, backend: &str) {
         // An error says that the series was never made, which is as good.
         for code in CODE_CLASSES {
             let _ = self.backend_requests.remove_label_values(&[pool, backend, code]);
@@ -520,16 +523,16 @@ impl Metrics {
     }
 
     /// Shows a count of zero for each reason, so that a first refusal is seen to be one.
-    pub fn expect_refusals<'a>(&self, reasons: impl Iterator<Item = &'a str>) {
+    pub(crate) fn expect_refusals<'a>(&self, reasons: impl Iterator<Item = &'a str>) {
         reasons.for_each(|reason| drop(self.refusals.with_label_values(&[reason])));
     }
 
-    pub fn refused(&self, reason: &str) {
+    pub(crate) fn refused(&self, reason: &str) {
         self.refusals.with_label_values(&[reason]).inc();
     }
 
     /// Everything in Prometheus's text format, after `set` has set the gauges: two scrapes at once do not mix them.
-    pub fn scrape(&self, set: impl FnOnce(&Gauges)) -> Vec<u8> {
+    pub(crate) fn scrape(&self, set: impl FnOnce(&Gauges)) -> Vec<u8> {
         let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
         gauges.reset();
         set(&gauges);
@@ -577,7 +580,7 @@ impl CodeCounters {
         Self(CODE_CLASSES.map(counter))
     }
 
-    pub fn count(&self, code: u16) {
+    pub(crate) fn count(&self, code: u16) {
         let class = usize::from(code / 100).clamp(1, CODE_CLASSES.len()) - 1;
         self.0[class].inc();
     }
@@ -595,7 +598,7 @@ impl StatusCounters {
         }
     }
 
-    pub fn count(&self, status: u16) {
+    pub(crate) fn count(&self, status: u16) {
         if let Some(index) = WATCHED_STATUSES.iter().position(|watched| *watched == status) {
             self.watched[index].inc();
         } else if self.counts_each.load(Ordering::Relaxed)
@@ -627,7 +630,7 @@ impl BackendMetrics {
     }
 
     /// Counts a failure that is the backend's fault.
-    pub fn failed(&self, kind: FailureKind) {
+    pub(crate) fn failed(&self, kind: FailureKind) {
         if let Some((_, counter)) = self.failures.0.iter().find(|(counted, _)| *counted == kind) {
             counter.inc();
         }
@@ -635,19 +638,19 @@ impl BackendMetrics {
 
     /// Attempts that failed in this way.
     #[cfg(test)]
-    pub fn failures_of(&self, failure: Failure) -> u64 {
+    pub(crate) fn failures_of(&self, failure: Failure) -> u64 {
         let of = |kind: &FailureKind| *kind == FailureKind::Attempt(failure);
         self.failures.0.iter().find(|(kind, _)| of(kind)).map_or(0, |(_, counter)| counter.get())
     }
 
-    pub fn failures(&self) -> u64 {
+    pub(crate) fn failures(&self) -> u64 {
         self.failures.0.iter().map(|(_, counter)| counter.get()).sum()
     }
 }
 
 impl PoolMetrics {
     /// Counts a connection that was not opened, if that was for what the balancer itself lacked.
-    pub fn not_opened(&self, why: Failure) {
+    pub(crate) fn not_opened(&self, why: Failure) {
         let counter = NOT_OPENED.iter().position(|kind| *kind == why).and_then(|kind| self.not_opened.get(kind));
         counter.into_iter().for_each(IntCounter::inc);
     }

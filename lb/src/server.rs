@@ -49,7 +49,9 @@ const LAST_CHANGES_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Start {
     /// The file that was read, which a reload reads again.
     pub path: PathBuf,
+    /// What was read from it.
     pub config: Config,
+    /// The metrics that the admin API shows.
     pub metrics: Arc<Metrics>,
     /// How many files it may have open.
     pub open_files: usize,

@@ -17,10 +17,10 @@ use crate::change::Edits;
 use crate::config::advice::{Subject, same_sockets};
 use crate::config::backend::SocketAddress;
 use crate::config::folder_of;
-use crate::config::toml::{self, Checked, Warning};
+use crate::config::toml::{Checked, Warning};
 use crate::config::{AccessLogFile, Config, Problem, UserAndGroup, advice};
+use crate::control;
 use crate::probe::resolver::{Question, Resolver};
-use crate::site::unreachable;
 use crate::state;
 use crate::user::{Owner, Rights, User, closed_files};
 
@@ -29,11 +29,10 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let user = user.map(named).transpose()?;
-    let mut found = match toml::load(file) {
+    let mut found = match control::load(file) {
         Ok(checked) => checked,
         Err(problems) => return Ok(super::report(file, &problems)),
     };
-    unreachable::tell(&mut found);
     found.warnings.extend(unresolved(&found)?);
     found.warnings.extend(missing_folders(&found));
     found.warnings.extend(missing_sockets(&found));

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// How one backend of several is chosen for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
@@ -19,8 +20,10 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// In the order of the documentation.
     pub const ALL: [Self; 4] = [Self::RoundRobin, Self::Weighted, Self::LeastConnections, Self::IpHash];
 
+    /// The name in settings, metrics and the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RoundRobin => "round-robin",

@@ -18,6 +18,7 @@ pub struct BackendAddress(String);
 /// What can be connected to, and listened on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SocketAddress {
+    /// An IP address and a port.
     Ip(SocketAddr),
     /// The absolute path of a Unix socket, of at most [`MAX_UNIX_PATH_BYTES`].
     Unix(Arc<Path>),
@@ -39,6 +40,7 @@ pub struct Weight(u16);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AdminState {
+    /// Takes traffic.
     Active,
     /// Finishes what is in flight, takes nothing new.
     Draining,
@@ -50,6 +52,7 @@ pub enum AdminState {
 }
 
 impl BackendAddress {
+    /// As it was configured.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -225,13 +228,17 @@ impl fmt::Display for BackendAddress {
 }
 
 impl Weight {
+    /// The weight of a backend that is given none.
     pub const ONE: Self = Self(1);
+    /// The largest weight.
     pub const MAX: u32 = 1000;
 
+    /// `None` unless it is from 1 to [`Weight::MAX`].
     pub fn new(weight: u32) -> Option<Self> {
         (1..=Self::MAX).contains(&weight).then_some(Self(weight as u16))
     }
 
+    /// From 1 to [`Weight::MAX`].
     pub fn as_u32(self) -> u32 {
         self.0.into()
     }
@@ -260,6 +267,7 @@ impl From<Weight> for u32 {
 }
 
 impl AdminState {
+    /// The name in settings, metrics and the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",

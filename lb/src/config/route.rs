@@ -10,6 +10,7 @@ use crate::value::pattern::Pattern;
 /// Hosts, in lower case, without port and without a dot at the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostPattern {
+    /// Every host, and requests without one.
     Any,
     /// A name or an address.
     Exact(String),
@@ -52,6 +53,7 @@ impl HostPattern {
         }
     }
 
+    /// Whether a host, without port, is one of these.
     pub fn matches(&self, host: &str) -> bool {
         match self {
             Self::Any => true,
@@ -135,6 +137,7 @@ impl PathPrefix {
         (clean && is_normal && !text.match_indices('%').any(is_escape)).then(|| Self(text.to_owned()))
     }
 
+    /// As it was written.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -144,6 +147,7 @@ impl PathPrefix {
         self.matches(other.0.as_bytes())
     }
 
+    /// Whether a decoded, normalised path is this one or below it.
     pub fn matches(&self, path: &[u8]) -> bool {
         let prefix = self.0.strip_suffix('/').unwrap_or(&self.0);
         match path.strip_prefix(prefix.as_bytes()) {

@@ -35,6 +35,7 @@ pub struct SiteConfig {
     pub routes: Vec<RouteConfig>,
     /// What holds where no route fits.
     pub fallback: Rules,
+    /// The line of the file.
     pub place: SourceLocation,
 }
 
@@ -45,7 +46,9 @@ pub struct ListenerName(String);
 /// Which requests of a site, and what is done with them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RouteConfig {
+    /// Unique in its site.
     pub name: RouteName,
+    /// Which paths.
     pub matcher: Matcher,
     /// Where it fails, the next best route is asked.
     pub condition: Option<Condition>,
@@ -53,8 +56,11 @@ pub struct RouteConfig {
     pub over_regex: bool,
     /// Whether only jumps and error pages lead here.
     pub internal: bool,
+    /// What answers.
     pub action: Action,
+    /// All that is in force for its requests.
     pub rules: Rules,
+    /// The line of the file.
     pub place: SourceLocation,
 }
 
@@ -68,9 +74,11 @@ pub struct RouteName(Arc<str>);
 pub enum Matcher {
     /// The path and everything below it, on whole segments.
     Path(PathPrefix),
+    /// This path and no other.
     Exact(String),
     /// On bytes, as nginx's locations.
     Prefix(String),
+    /// Paths that the regex fits, at any place unless it is anchored.
     Regex(Pattern),
     /// No path: only jumps and error pages lead here, by the route's name.
     Named,
@@ -80,30 +88,39 @@ pub enum Matcher {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
+    /// A backend of this pool.
     Pool(PoolName),
+    /// A backend of the pool that a value names.
     PoolFrom(PoolFrom),
+    /// A response that the operator wrote.
     Respond(Respond),
+    /// A redirect.
     Redirect(Redirect),
+    /// Another route of the same site.
     Jump(JumpTo),
 }
 
 /// The pool whose name the value is. Any other value is answered with 502.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PoolFrom {
+    /// Computed for each request.
     pub value: Value,
     /// The ones that it may be; at least one.
     pub pools: Vec<PoolName>,
 }
 
+/// A response that the operator wrote.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Respond {
     /// 200 to 599.
     pub status: u16,
     /// `None`: no body was written, so a failure's usual one, and an empty one with a success.
     pub body: Option<Value>,
+    /// Its `Content-Type`; empty: none.
     pub content_type: Value,
 }
 
+/// A redirect of the client.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Redirect {
     /// Either an absolute URL or a path of the same host. The reader refuses what a request could turn into another host;
@@ -125,26 +142,35 @@ pub enum JumpTo {
 /// What is in force: defaults, then the site's, then the route's.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Rules {
+    /// `None`: backends are asked for what the client asked.
     pub rewrite: Option<Rewrite>,
+    /// Changes of the request that backends are sent.
     pub request_headers: HeaderEdits,
     /// The operator's, which come after those of [`Rules::preset`].
     #[serde(serialize_with = "field_changes")]
     pub response_headers: Vec<FieldChange>,
+    /// Fields of responses that belong together.
     pub preset: Option<Preset>,
     /// The first that is for a status is taken.
     #[serde(serialize_with = "error_pages")]
     pub error_pages: Vec<ErrorPage>,
     /// Whether the backend's errors get an error page too.
     pub intercept_errors: bool,
+    /// `None`: cross-origin requests are the backend's to answer.
     pub cors: Option<Cors>,
+    /// What becomes of redirects of the backend.
     pub location: LocationRewrite,
+    /// What becomes of cookies of the backend.
     pub cookies: CookieRewrite,
+    /// Limits of clients.
     #[serde(flatten)]
     pub client: ClientRules,
+    /// Time limits and retries of backends.
     #[serde(flatten)]
     pub backend: BackendRules,
     /// `None`: as `[access_log]` says. An empty list: off.
     pub access_log: Option<Vec<AccessLogRule>>,
+    /// Which line said what of these.
     #[serde(skip)]
     pub origins: SourceLocations,
 }
@@ -154,13 +180,25 @@ pub struct Rules {
 #[serde(untagged)]
 pub enum Rewrite {
     /// In place of the route's own path or prefix; begins with `/`.
-    Prefix { prefix: String },
+    Prefix {
+        /// The path in place of the route's.
+        prefix: String,
+    },
     /// Where the regex fits the path. The query stays unless `to` has one.
-    Regex { regex: Pattern, to: Value },
+    Regex {
+        /// The paths that are rewritten.
+        regex: Pattern,
+        /// The new path, with the groups of the regex as variables.
+        to: Value,
+    },
     /// The query stays unless `to` has one.
-    To { to: Value },
+    To {
+        /// The new path.
+        to: Value,
+    },
 }
 
+/// Changes of the fields of a request.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HeaderEdits {
     /// The `Host` that backends are sent; `None`: the client's.
@@ -174,7 +212,9 @@ pub struct HeaderEdits {
 pub struct FieldChange {
     /// As it is sent; a token.
     pub name: String,
+    /// The same name as a symbol.
     pub known: Name,
+    /// How it is changed.
     pub edit: Edit,
     /// Where it is empty, or nothing of it is there, the field is not sent. Means nothing to [`Edit::Remove`].
     pub value: Text,
@@ -185,6 +225,7 @@ pub struct FieldChange {
 /// How a field is changed; those of one table of the file in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Edit {
+    /// All of its lines are removed.
     Remove,
     /// In place of all of its lines.
     Set,
@@ -199,6 +240,7 @@ pub enum Edit {
 /// A value that may be a secret.
 #[derive(Clone, PartialEq)]
 pub struct Text {
+    /// With its variables.
     pub value: Value,
     /// What is shown in its place.
     pub shown: Option<SecretSource>,
@@ -217,6 +259,7 @@ pub enum SecretSource {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
+    /// `Strict-Transport-Security`, `X-Content-Type-Options`, `X-Frame-Options` and `Referrer-Policy`.
     SecureHeaders,
 }
 
@@ -225,39 +268,63 @@ pub enum Preset {
 pub struct PresetField {
     /// A token without other meaning.
     pub name: &'static str,
+    /// The value that is sent.
     pub value: &'static str,
     /// Only where the client came by HTTPS, here or to a trusted proxy.
     pub only_https: bool,
 }
 
+/// What a client gets in place of an error.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ErrorPage {
+    /// The statuses that it is for.
     pub on: StatusRanges,
+    /// The status that the client gets.
     pub status: PageStatus,
+    /// The content.
     pub page: Page,
 }
 
+/// The status of an error page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PageStatus {
     /// That of the error.
     Keep,
+    /// This one.
     Is(u16),
     /// That of the page.
     OfPage,
 }
 
+/// The content of an error page.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Page {
+    /// What another route of the site answers.
     Jump(JumpTo),
-    Text { text: Value, content_type: Value },
-    File { file: PageFile, content_type: Value },
+    /// A text with variables.
+    Text {
+        /// The text.
+        text: Value,
+        /// Its `Content-Type`; empty: none.
+        content_type: Value,
+    },
+    /// The content of a file.
+    File {
+        /// The file as it was read.
+        file: PageFile,
+        /// Its `Content-Type`; empty: none.
+        content_type: Value,
+    },
+    /// A redirect to this URL or path.
     Redirect(Value),
 }
 
 /// A file that was read when the configuration was; compared by what was in it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PageFile {
+    /// Where it was read from.
     pub path: PathBuf,
+    /// What was in it.
     pub bytes: Arc<[u8]>,
 }
 
@@ -268,9 +335,11 @@ pub struct Cors {
     pub origins: Vec<CorsOrigin>,
     /// Methods that a preflight allows.
     pub methods: Vec<String>,
+    /// Fields that a preflight allows in requests.
     pub headers: CorsHeaders,
     /// Fields of the response that scripts may read.
     pub expose: Vec<String>,
+    /// Whether scripts may send cookies along.
     pub credentials: bool,
     /// How long browsers keep the answer to a preflight.
     #[serde(serialize_with = "optional_seconds")]
@@ -285,7 +354,12 @@ pub enum CorsOrigin {
     /// Lower-case scheme and host, and the port where it is not the scheme's, such as `https://shop.example`.
     Exact(String),
     /// Those of the hosts below a domain, such as `https://*.shop.example`.
-    Below { scheme: String, domain: String },
+    Below {
+        /// In lower case.
+        scheme: String,
+        /// In lower case, with the port where it is not the scheme's.
+        domain: String,
+    },
     /// Must fit the whole origin.
     Regex(Pattern),
 }
@@ -295,6 +369,7 @@ pub enum CorsOrigin {
 pub enum CorsHeaders {
     /// Whatever the preflight asks for.
     Asked,
+    /// These names.
     These(Vec<String>),
 }
 
@@ -305,14 +380,18 @@ pub enum LocationRewrite {
     /// the client asked.
     #[default]
     Auto,
+    /// They stay as they are.
     Off,
     /// The first whose `from` it begins with, in its place.
     Pairs(Vec<Replace>),
 }
 
+/// A text in place of another.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Replace {
+    /// What is replaced.
     pub from: String,
+    /// What takes its place.
     pub to: Value,
 }
 
@@ -325,7 +404,9 @@ pub struct CookieRewrite {
     pub path: Vec<Replace>,
     /// `None`: as the backend says.
     pub secure: Option<bool>,
+    /// Whether it has `HttpOnly`; `None`: as the backend says.
     pub http_only: Option<bool>,
+    /// Its `SameSite`; `None`: as the backend says.
     pub same_site: Option<SameSite>,
 }
 
@@ -334,10 +415,12 @@ pub struct CookieRewrite {
 pub struct ClientRules {
     /// Largest request body; 0: no limit.
     pub max_body_bytes: Option<u64>,
+    /// Longest pause within a request body.
     #[serde(serialize_with = "optional_seconds")]
     pub body_timeout: Option<Duration>,
     /// Bytes per second; 0: any.
     pub min_rate: Option<u32>,
+    /// How long a client may take to accept more of a response.
     #[serde(serialize_with = "optional_seconds")]
     pub send_timeout: Option<Duration>,
 }
@@ -345,14 +428,19 @@ pub struct ClientRules {
 /// How backends are treated; `None`: as their pool says.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct BackendRules {
+    /// For opening a connection.
     #[serde(serialize_with = "optional_seconds")]
     pub connect_timeout: Option<Duration>,
+    /// From a request sent to the head of its response.
     #[serde(serialize_with = "optional_seconds")]
     pub response_timeout: Option<Duration>,
+    /// Longest pause within a response body.
     #[serde(serialize_with = "optional_seconds")]
     pub read_timeout: Option<Duration>,
+    /// Longest pause while a request is sent.
     #[serde(serialize_with = "optional_seconds")]
     pub write_timeout: Option<Duration>,
+    /// How long a WebSocket may be silent in both directions.
     #[serde(serialize_with = "optional_seconds")]
     pub tunnel_timeout: Option<Duration>,
     /// 0 to 16.
@@ -360,13 +448,16 @@ pub struct BackendRules {
     /// Zero: as long as the response timeout that holds.
     #[serde(serialize_with = "optional_seconds")]
     pub retry_timeout: Option<Duration>,
+    /// Largest request body in bytes that is kept for another attempt.
     pub retry_body_bytes: Option<usize>,
 }
 
 /// One access log of several that a request may have a line in.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AccessLogRule {
+    /// Where its lines are written.
     pub file: AccessLogFile,
+    /// How a line is written.
     pub format: LogLine,
     /// How values are written in a line of the operator's own; `None`: [`Escape::Json`] in a line that begins with `{`, else
     /// [`Escape::Default`].
@@ -374,6 +465,7 @@ pub struct AccessLogRule {
     pub escape: Option<Escape>,
     /// Which requests, by their statuses and by a condition, which are asked at their end. `None`: all.
     pub status: Option<StatusRanges>,
+    /// A condition that is evaluated at the end of a request.
     pub when: Option<Condition>,
     /// How many of those.
     pub share: Share,
@@ -381,9 +473,12 @@ pub struct AccessLogRule {
     pub or_share: Share,
 }
 
+/// The format of an access log.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LogLine {
+    /// One JSON object a line.
     Json,
+    /// The combined format of nginx and Apache.
     Combined,
     /// Its line break is not in it.
     Own(Value),
@@ -396,6 +491,7 @@ pub struct Share(u32);
 /// Where something was said. No part of what a configuration is: two that differ in places only are equal.
 #[derive(Debug, Clone)]
 pub struct SourceLocation {
+    /// The file's path.
     pub file: Arc<Path>,
     /// Counted from 1.
     pub line: usize,
@@ -491,10 +587,12 @@ impl RouteConfig {
 }
 
 impl ListenerName {
+    /// `None` if the text is no such name.
     pub fn new(name: &str) -> Option<Self> {
         ((1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic())).then(|| Self(name.to_owned()))
     }
 
+    /// As it was written.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -513,10 +611,12 @@ impl fmt::Display for ListenerName {
 }
 
 impl RouteName {
+    /// A name that the caller has made unique.
     pub fn new(name: &str) -> Self {
         Self(name.into())
     }
 
+    /// As metrics, logs and explanations show it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -535,6 +635,7 @@ impl fmt::Display for RouteName {
 }
 
 impl Preset {
+    /// The fields, in the order in which they are sent.
     pub fn fields(self) -> &'static [PresetField] {
         match self {
             Self::SecureHeaders => SECURE_HEADERS,
@@ -555,6 +656,7 @@ const SECURE_HEADERS: &[PresetField] = &[
 ];
 
 impl Text {
+    /// A value that is no secret.
     pub fn of(value: Value) -> Self {
         Self { value, shown: None }
     }
@@ -578,7 +680,9 @@ impl AccessLogRule {
 }
 
 impl Share {
+    /// All of them.
     pub const ALL: Self = Self(1_000_000);
+    /// None of them.
     pub const NONE: Self = Self(0);
 
     /// From 0 to 1.
@@ -586,6 +690,7 @@ impl Share {
         (0.0..=1.0).contains(&share).then(|| Self((share * 1e6).round() as u32))
     }
 
+    /// From 0 to 1,000,000.
     pub fn millionths(self) -> u32 {
         self.0
     }
@@ -603,6 +708,7 @@ impl SourceLocations {
         self.0.iter().find(|(known, _)| *known == key).map(|(_, origin)| origin)
     }
 
+    /// In the order in which they were noted.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &SourceLocation)> {
         self.0.iter().map(|(key, origin)| (*key, origin))
     }

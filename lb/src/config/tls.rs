@@ -1,7 +1,7 @@
 //! TLS towards clients, as the operator wants it: certificates, protocols, client certificates, tickets of sessions.
 
-pub mod material;
-pub mod pem;
+pub(crate) mod material;
+pub(crate) mod pem;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,19 +15,25 @@ use super::seconds;
 /// TLS of a listener. Its files were readable and fitted together when the configuration was checked.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TlsConfig {
+    /// At least one.
     #[serde(flatten)]
     pub certificates: Certificates,
     /// The certificate of clients that name no server, and of unknown names; `None`: the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default: Option<PathBuf>,
+    /// What clients get that ask for another name.
     pub unknown_names: UnknownNames,
+    /// Which versions of TLS.
     pub profile: Profile,
     /// In the order of preference.
     pub alpn: Vec<Protocol>,
+    /// `None`: clients are not asked for any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_certificates: Option<ClientCertificates>,
+    /// Secrets that the keys of session tickets are derived from; `None`: random keys of this process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ticket_file: Option<PathBuf>,
+    /// How long a handshake may take.
     #[serde(serialize_with = "seconds")]
     pub handshake_timeout: Duration,
     /// How often files are looked at for new content; zero: only when the configuration is read.
@@ -47,13 +53,16 @@ pub struct Certificates {
     /// It goes first.
     #[serde(flatten)]
     pub one: Option<Pair>,
+    /// The others.
     #[serde(rename = "certificates", skip_serializing_if = "Option::is_none")]
     pub others: Option<AdditionalCertificates>,
 }
 
+/// Certificates beside the first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum AdditionalCertificates {
+    /// Each was written.
     Listed(Vec<Pair>),
     /// All in a folder, whatever is there when it is read.
     Folder(PathBuf),
@@ -62,9 +71,11 @@ pub enum AdditionalCertificates {
 /// A chain of certificates, the leaf first, and the leaf's private key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Pair {
+    /// PEM file, the leaf first.
     pub certificate: PathBuf,
     /// May be the same file.
     pub key: PathBuf,
+    /// The file with the password of an encrypted key; `None`: the key is not encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
 }
@@ -92,8 +103,10 @@ pub enum Profile {
 /// A protocol that clients are offered (RFC 7301).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Protocol {
+    /// HTTP/2.
     #[serde(rename = "h2")]
     Http2,
+    /// HTTP/1.1.
     #[serde(rename = "http/1.1")]
     Http11,
 }
@@ -101,16 +114,19 @@ pub enum Protocol {
 /// Which certificates clients show of themselves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ClientCertificates {
+    /// Whether a client has to show one.
     pub mode: ClientMode,
     /// PEM file with the certificates of those who issue them.
     pub ca: PathBuf,
 }
 
+/// Whether clients have to show a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientMode {
     /// A client may show none. One that is shown has to be sound.
     Optional,
+    /// A handshake without one fails.
     Required,
 }
 

@@ -5,7 +5,7 @@ mod environment;
 mod files;
 mod reader;
 mod rules;
-pub mod schema;
+pub(crate) mod schema;
 mod site;
 mod sources;
 mod template;
@@ -13,7 +13,7 @@ mod template;
 mod tests;
 mod tls;
 mod values;
-pub mod writer;
+pub(crate) mod writer;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -68,20 +68,23 @@ const UNFINISHED: &[&str] =
 #[derive(Debug)]
 pub struct Checked {
     sources: Sources,
+    /// The configuration.
     pub config: Config,
+    /// In the order of the files.
     pub warnings: Vec<Warning>,
 }
 
 /// What does not keep a configuration from being used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
+    /// What it is, and where.
     pub problem: Problem,
     /// Whether it cannot work, which is an error where a file is only checked.
     pub is_error: bool,
 }
 
 /// A deadline out of text such as `30s`; an error says what to write instead.
-pub fn deadline(text: &str) -> Result<Duration, String> {
+pub(crate) fn deadline(text: &str) -> Result<Duration, String> {
     values::duration_in(text.trim(), Duration::ZERO, DAY)
 }
 
@@ -140,7 +143,7 @@ pub fn check(text: &str, file: &Path) -> Result<Checked, Vec<Problem>> {
 
 impl Checked {
     /// Adds advice to the warnings, which are in the order of the file.
-    pub fn advise(&mut self, advice: Vec<Advice>) {
+    pub(crate) fn advise(&mut self, advice: Vec<Advice>) {
         if advice.is_empty() {
             return;
         }
@@ -155,7 +158,7 @@ impl Checked {
     }
 
     /// Which line says a setting of a section: of a listener, a pool, or `[access_log]`. `None`: it is a default.
-    pub fn origin(&self, section: Subject, key: &str) -> Option<SourceLocation> {
+    pub(crate) fn origin(&self, section: Subject, key: &str) -> Option<SourceLocation> {
         let parsed = self.sources.parse();
         let tables = tables(&self.sources, &parsed);
         let (list, index) = match section {
@@ -185,7 +188,7 @@ impl Checked {
     }
 
     /// A problem with something that the configuration names, which is found out later.
-    pub fn problem(&self, subject: Subject, message: String) -> Problem {
+    pub(crate) fn problem(&self, subject: Subject, message: String) -> Problem {
         let parsed = self.sources.parse();
         self.sources.problem(place(&tables(&self.sources, &parsed), subject), message)
     }

@@ -17,10 +17,12 @@ use serde::Serialize;
 use super::Secret;
 use super::backend::BackendAddress;
 
+/// How connections to the backends of a pool are made.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct TransportConfig {
     /// An address of this machine to connect from; `None`: as the system chooses.
     pub source_address: Option<IpAddr>,
+    /// Whether a connection begins with a header of the PROXY protocol.
     pub proxy_protocol: ProxyProtocol,
     /// `None`: plain.
     pub tls: Option<BackendTls>,
@@ -30,9 +32,12 @@ pub struct TransportConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProxyProtocol {
+    /// No header.
     #[default]
     Off,
+    /// Version 1, as text.
     V1,
+    /// Version 2, as binary.
     V2,
 }
 
@@ -45,6 +50,7 @@ pub struct BackendTls {
     pub ca: Option<PathBuf>,
     /// What is shown to backends that ask for it.
     pub certificate: Option<PathBuf>,
+    /// PEM file with its private key.
     pub key: Option<PathBuf>,
     /// Whether certificates are verified.
     pub verify: bool,
@@ -56,7 +62,9 @@ pub struct BackendTls {
 /// Certificates and keys as they were read.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Trust {
+    /// Certificates of the CAs that are trusted.
     pub roots: Arc<[CertificateDer<'static>]>,
+    /// The certificate that backends are shown, leaf first; empty: none.
     pub chain: Vec<CertificateDer<'static>>,
     /// In PEM.
     pub key: Option<Secret>,

@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use evenkeel::config::backend::SocketAddress;
-use evenkeel::config::toml::{self, Checked};
+use evenkeel::config::toml::Checked;
 use evenkeel::config::{Config, Problem, ServerConfig};
-use evenkeel::control::Control;
+use evenkeel::control::{self, Control};
 use evenkeel::log::Log;
 use evenkeel::metrics::Metrics;
 use evenkeel::pingora::{App, Management, Proxy};
@@ -72,7 +72,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn read(path: &Path) -> anyhow::Result<(Config, Vec<Problem>)> {
-    match toml::load(path) {
+    match control::load(path) {
         Ok(Checked { config, warnings, .. }) => {
             Ok((config, warnings.into_iter().map(|warning| warning.problem).collect()))
         }

@@ -605,6 +605,19 @@ impl ListenerAddresses {
     pub fn iter(&self) -> impl Iterator<Item = &SocketAddress> {
         self.0.iter()
     }
+
+    /// Whether one of them covers `address` or is covered by it ([`SocketAddress::overlaps`]).
+    pub(crate) fn overlap(&self, address: &SocketAddress) -> bool {
+        self.iter().any(|own| own.overlaps(address))
+    }
+}
+
+impl ListenerConfig {
+    /// Whether this may be, after a reload, the listener of connections that came to `address` while it was called
+    /// `name`: it has the name still, or an address that covers that one or is covered by it.
+    pub(crate) fn may_succeed(&self, name: &ListenerName, address: &SocketAddress) -> bool {
+        self.name == *name || self.addresses.overlap(address)
+    }
 }
 
 impl Serialize for ListenerAddresses {

@@ -255,12 +255,11 @@ impl Listeners {
         let mut state = self.state();
         let state = &mut *state;
         let is_revoked = {
-            let kept = state.open.iter().zip(&prepared.kept);
-            let kept = kept.filter_map(|(open, kept)| {
+            let kept = prepared.kept.iter().filter_map(|kept| {
                 let KeptListener { config, tls } = kept.as_ref()?;
-                Some((&open.address, config, tls.as_deref()))
+                Some((config, tls.as_deref()))
             });
-            let added = prepared.added.iter().map(|new| (&new.address, &new.config, new.tls.as_deref()));
+            let added = prepared.added.iter().map(|new| (&new.config, new.tls.as_deref()));
             let wanted: Vec<ListenerSpec<'_>> = kept.chain(added).collect();
             let snapshot = self.shared.control.snapshot();
             state
@@ -385,11 +384,10 @@ impl Listeners {
                     }
                 }
                 // They are served as this listener's, if at all.
-                let is_heir = |open: &Open| {
-                    open.config.name == config.name
-                        || config.addresses.iter().any(|address| address.overlaps(&open.address))
+                let admits = |open: &Open| {
+                    !config.may_succeed(&open.config.name, &open.address)
+                        || open.admits_same_as(&config, Some(&renewed))
                 };
-                let admits = |open: &Open| !is_heir(open) || open.admits_same_as(&config, Some(&renewed));
                 state.left.retain(|open| open.revoke_unless(admits(open)));
             }
             if let Some(warning) = moved_default(&config, &renewed, &before) {
@@ -556,18 +554,17 @@ impl Open {
         stays
     }
 
-    /// Whether those who are connected here may be served once nobody accepts here any more and these do. Where the
-    /// listener has moved, that is as the one of its name or of an address that overlaps ([`Sites::listener`]), if that
-    /// demands the same. Where it is gone, they are served what every listener has: if one of them demands the same, and
-    /// if no sites were the gone one's own.
+    /// Whether connections that were made here may be served once nobody accepts here any more and `wanted` do. Where
+    /// other listeners may succeed this one ([`ListenerConfig::may_succeed`]), each of them has to demand the same of its
+    /// clients. Where none may, the connections are served the sites that every listener has: if some listener demands
+    /// the same, and if no sites were this one's own.
     fn may_be_served(&self, wanted: &[ListenerSpec<'_>], before: &Sites) -> bool {
-        let admits = |(_, config, tls): &ListenerSpec<'_>| self.admits_same_as(config, *tls);
-        let is_heir = |(address, config, _): &&ListenerSpec<'_>| {
-            config.name == self.config.name || address.overlaps(&self.address)
-        };
-        let mut heirs = wanted.iter().filter(is_heir).peekable();
-        if heirs.peek().is_some() {
-            return heirs.all(admits);
+        let admits = |(config, tls): &ListenerSpec<'_>| self.admits_same_as(config, *tls);
+        let may_succeed =
+            |(config, _): &&ListenerSpec<'_>| config.may_succeed(&self.config.name, &self.address);
+        let mut successors = wanted.iter().filter(may_succeed).peekable();
+        if successors.peek().is_some() {
+            return successors.all(admits);
         }
         let place = before.listener(&self.address, || &self.config.name);
         wanted.iter().any(admits) && !place.is_some_and(|place| before.has_own(place))
@@ -583,8 +580,8 @@ impl Open {
     }
 }
 
-/// What listens by a configuration: where, as what, and by which TLS.
-type ListenerSpec<'a> = (&'a SocketAddress, &'a ListenerConfig, Option<&'a ServerTls>);
+/// A listener that is wanted, and its TLS.
+type ListenerSpec<'a> = (&'a ListenerConfig, Option<&'a ServerTls>);
 
 enum Opened {
     Ready(Listening),

@@ -160,9 +160,11 @@ impl Sites {
         Arc::new(Self { listeners, everywhere, own, sites, short: short.len() })
     }
 
-    /// Where the listener stands in the configuration whose connections came to this address: the one that has the
-    /// address now, or else the one of that name, which has moved, or else the only one whose address covers it or is
-    /// covered by it. `None`: it is gone.
+    /// The position in the configuration of the listener that serves connections which came to `address`: the one that
+    /// has the address now; else, of those that may succeed it ([`ListenerConfig::may_succeed`]), the one of the same
+    /// name, or the only one whose addresses overlap. `None`: it is gone.
+    ///
+    /// [`ListenerConfig::may_succeed`]: crate::config::ListenerConfig::may_succeed
     #[inline]
     pub fn listener<N: Deref<Target = ListenerName>>(
         &self,
@@ -178,8 +180,7 @@ impl Sites {
         if let Some(place) = self.listeners.iter().position(|(other, _)| other == name) {
             return Some(place);
         }
-        let overlaps =
-            |(_, addresses): &(ListenerName, ListenerAddresses)| addresses.iter().any(|a| a.overlaps(address));
+        let overlaps = |(_, addresses): &(ListenerName, ListenerAddresses)| addresses.overlap(address);
         let mut near = (0..).zip(&self.listeners).filter(|(_, listener)| overlaps(listener)).map(|(place, _)| place);
         near.next().filter(|_| near.next().is_none())
     }

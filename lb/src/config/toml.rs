@@ -13,6 +13,7 @@ mod template;
 mod tests;
 mod tls;
 mod values;
+mod words;
 pub(crate) mod writer;
 
 use std::collections::HashMap;

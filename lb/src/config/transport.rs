@@ -121,9 +121,9 @@ pub fn system_roots() -> Result<Arc<[CertificateDer<'static>]>, String> {
     if roots.is_empty() { Err("there are none".to_owned()) } else { Ok(roots.into()) }
 }
 
-/// Takes every certificate whose key the peer has.
+/// Accepts every certificate whose key the peer has.
 #[derive(Debug)]
-struct AcceptAnyCertificate(WebPkiSupportedAlgorithms);
+pub(crate) struct AcceptAnyCertificate(pub(crate) WebPkiSupportedAlgorithms);
 
 impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(

@@ -8,20 +8,16 @@ use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::NoServerSessionStorage;
-use rustls::{
-    ClientConfig, ClientConnection, Connection, DigitallySignedStruct, Error, ServerConfig, ServerConnection,
-    SignatureScheme,
-};
+use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::tls::TlsConfig;
 use crate::config::tls::material::Material;
-use crate::config::transport::{BackendTls, Trust};
+use crate::config::transport::{AcceptAnyCertificate, BackendTls, Trust};
 use crate::http::io::pipe::Pipe;
 use crate::tls::server::ServerTls;
 
@@ -36,9 +32,12 @@ pub static ACCEPTOR: LazyLock<TlsAcceptor> = LazyLock::new(|| {
 });
 
 pub static CLIENT: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let provider = ring::default_provider();
+    // Whose the certificate is, other tests ask.
+    let verifier = AcceptAnyCertificate(provider.signature_verification_algorithms);
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider));
     let builder = builder.with_safe_default_protocol_versions().expect("the versions that ring has");
-    let verifier = builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAnyCertificate));
+    let verifier = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = verifier.with_no_client_auth();
     config.resumption = Resumption::disabled();
     Arc::new(config)
@@ -170,44 +169,5 @@ impl Write for Raw<'_, '_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// Takes every certificate: whose it is, other tests ask.
-#[derive(Debug)]
-struct AcceptAnyCertificate;
-
-impl ServerCertVerifier for AcceptAnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519, SignatureScheme::ECDSA_NISTP256_SHA256]
     }
 }

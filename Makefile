@@ -1,6 +1,6 @@
 # The commands of the README. Each installs what it lacks, or says what to install, then builds and runs.
 
-.PHONY: help demo up test test-pingora check checks deny bench bench-selection bench-instructions full properties simulate mutants fuzz test-compose tools-demo tools-test python
+.PHONY: help demo up test test-pingora check checks deny bench bench-selection bench-instructions full flaky properties simulate mutants fuzz test-compose tools-demo tools-test python
 
 # Command to look for, and the package of Debian 12 and 13 that brings it. PostgreSQL's lies in a folder of its version.
 DEMO_TOOLS := cc:build-essential cmake:cmake
@@ -101,6 +101,12 @@ full:
 		$(MAKE) $$part || exit 1; \
 		echo "$$part took $$(($$(date +%s) - start)) seconds"; \
 	done
+
+## The tests ROUNDS times beside a busy loop on each core, to find flaky ones; TESTS="--test balancer retry::" for some
+ROUNDS ?= 10
+flaky: tools-test python
+	cargo build --workspace --bins --tests
+	.ci/flaky $(ROUNDS) $(TESTS) -- --test-threads $(TEST_THREADS)
 
 ## Properties of values, messages and frames with fresh cases, RUNS times
 RUNS ?= 20

@@ -37,10 +37,10 @@ pub struct Admin {
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
+pub(crate) struct Peer(pub SocketAddr);
 
 /// Serves until the future is dropped.
-pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     let router = router(admin);
     loop {
         let (stream, peer) = match listener.accept().await {

@@ -6,39 +6,39 @@
 //! the timers would all have to take it; and tokio's paused clock cannot be moved while tasks are scheduled by a seed.
 
 #[cfg(test)]
-pub mod simulated;
+pub(crate) mod simulated;
 
 #[cfg(not(test))]
 mod real {
     use std::time::{Instant, SystemTime};
 
-    pub use tokio::time::{Sleep, sleep, sleep_until, timeout};
+    pub(crate) use tokio::time::{Sleep, sleep, sleep_until, timeout};
 
     /// The present by the clock that only runs forward.
     #[inline(always)]
-    pub fn now() -> Instant {
+    pub(crate) fn now() -> Instant {
         Instant::now()
     }
 
     /// The present by the calendar.
     #[inline(always)]
-    pub fn wall() -> SystemTime {
+    pub(crate) fn wall() -> SystemTime {
         SystemTime::now()
     }
 
     #[inline(always)]
-    pub fn random() -> u64 {
+    pub(crate) fn random() -> u64 {
         rand::random()
     }
 
     /// Has another task run.
     #[inline(always)]
-    pub fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
         tokio::spawn(task);
     }
 }
 
 #[cfg(not(test))]
-pub use real::{Sleep, now, random, sleep, sleep_until, spawn, timeout, wall};
+pub(crate) use real::{Sleep, now, random, sleep, sleep_until, spawn, timeout, wall};
 #[cfg(test)]
-pub use simulated::{Sleep, now, random, sleep, sleep_until, spawn, timeout, wall};
+pub(crate) use simulated::{Sleep, now, random, sleep, sleep_until, spawn, timeout, wall};

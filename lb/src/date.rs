@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::clock;
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT`
-pub type Date = [u8; 29];
+pub(crate) type Date = [u8; 29];
 
 thread_local! {
     /// The second since 1970, and its text.
@@ -16,7 +16,7 @@ thread_local! {
 }
 
 /// The present second.
-pub fn now() -> Date {
+pub(crate) fn now() -> Date {
     // A clock that stands before 1970 is told as that.
     let second = clock::wall().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let (last, date) = LAST.get();

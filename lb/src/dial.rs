@@ -1,7 +1,7 @@
 //! How one endpoint is connected to: where it is, and what its pool says of connections.
 
-pub mod proxy;
-pub mod tls;
+pub(crate) mod proxy;
+pub(crate) mod tls;
 
 use std::sync::Arc;
 

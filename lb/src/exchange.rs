@@ -5,13 +5,13 @@
 //! one. It is a state machine that never waits: `http` passes in each [`Event`] and carries out the [`Step`] that is
 //! returned. For a plain request these are `Begun` → `Open`, `Head` → `Pass`, `Sent` → `End`.
 
-pub mod headers;
-pub mod limits;
-pub mod refusal;
-pub mod reply;
+pub(crate) mod headers;
+pub(crate) mod limits;
+pub(crate) mod refusal;
+pub(crate) mod reply;
 #[cfg(test)]
 mod trace;
-pub mod walk;
+pub(crate) mod walk;
 
 use std::net::IpAddr;
 use std::sync::Arc;

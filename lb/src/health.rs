@@ -1,4 +1,4 @@
 //! Whether a backend can be trusted with a request: what probes find, and what real traffic finds.
 
-pub mod ejection;
-pub mod tracker;
+pub(crate) mod ejection;
+pub(crate) mod tracker;

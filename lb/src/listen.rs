@@ -37,7 +37,7 @@ use crate::tls::server::renewal::Renewed;
 const MAX_WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What listens, on which threads.
-pub struct Listeners {
+pub(crate) struct Listeners {
     shared: Shared,
     /// For each thread, what gives it sockets.
     threads: Vec<UnboundedSender<Accepting>>,
@@ -84,7 +84,7 @@ struct Group {
 }
 
 /// Listeners that can be taken up: nothing that could fail is left to do. Dropped, it closes what it has opened.
-pub struct Prepared {
+pub(crate) struct Prepared {
     /// What becomes of those that listen now, in their order: where each stands in the configuration; `None`: it is
     /// closed.
     kept: Vec<Option<KeptListener>>,
@@ -112,19 +112,19 @@ struct AddedListener {
 
 /// Why listeners cannot be taken up.
 #[derive(Debug)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// Its place in the configuration.
     pub listener: usize,
     pub message: String,
 }
 
 /// Threads that carry traffic.
-pub struct Threads(Vec<JoinHandle<bool>>);
+pub(crate) struct Threads(Vec<JoinHandle<bool>>);
 
 impl Listeners {
     /// No listener yet, for so many threads, at least one, which [`Self::start`] starts. `max_pipes`: pipes for large
     /// content on all threads together.
-    pub fn new(threads: usize, shared: Shared, max_pipes: usize) -> Self {
+    pub(crate) fn new(threads: usize, shared: Shared, max_pipes: usize) -> Self {
         let (threads, receivers): (Vec<_>, _) = (0..threads.max(1)).map(|_| unbounded_channel()).unzip();
         let stops = threads.iter().map(|_| Arc::new(Stop::new(shared.shutdown.clone()))).collect();
         Self { shared, threads, stops, state: Mutex::new(State { receivers, ..State::default() }), max_pipes }
@@ -132,7 +132,7 @@ impl Listeners {
 
     /// Opens what `wanted` has and nobody listens on yet, taking it from `sockets` where it is there, and reads
     /// certificates again. `is_trial`: it is only to be found out whether that can be done, and no client may notice.
-    pub fn prepare(
+    pub(crate) fn prepare(
         &self,
         wanted: &[ListenerConfig],
         sockets: &mut Sockets,
@@ -251,7 +251,7 @@ impl Listeners {
     /// whoever sees the snapshot sees that as well; connections that are made from then on, by what the snapshot demands,
     /// and new listeners come after it, so that nobody who is let in by laxer settings is served the stricter ones'
     /// content. Who connects between the two is sent away by a 421.
-    pub fn commit(&self, prepared: Prepared, put_in_force: &mut dyn FnMut()) {
+    pub(crate) fn commit(&self, prepared: Prepared, put_in_force: &mut dyn FnMut()) {
         let mut state = self.state();
         let state = &mut *state;
         let is_revoked = {
@@ -342,7 +342,7 @@ impl Listeners {
     }
 
     /// Starts the threads. Whoever has connected before is served now.
-    pub fn start(&self) -> io::Result<Threads> {
+    pub(crate) fn start(&self) -> io::Result<Threads> {
         let receivers = std::mem::take(&mut self.state().receivers);
         let max_pipes = self.max_pipes / self.threads.len();
         let start = |(number, (receiver, stop)): (usize, (_, &Arc<Stop>))| {
@@ -359,7 +359,7 @@ impl Listeners {
 
     /// Takes up certificates whose files have changed, where the time to look has come; how long until it comes again. It
     /// waits for the disk.
-    pub fn renew_certificates(&self) -> Duration {
+    pub(crate) fn renew_certificates(&self) -> Duration {
         for (config, before) in self.due() {
             let Some(wanted) = &config.tls else { continue };
             let Some(Renewed { tls: renewed, taken_up, removed, problems }) = before.renew(wanted) else { continue };
@@ -440,7 +440,7 @@ impl Listeners {
     }
 
     /// The certificates of each listener, and files that cannot be taken up.
-    pub fn certificates(&self) -> Vec<ListenerCertificate> {
+    pub(crate) fn certificates(&self) -> Vec<ListenerCertificate> {
         let mut listeners: Vec<(ListenerName, Arc<ServerTls>)> = Vec::new();
         for open in &self.state().open {
             let Some(tls) = open.tls.load_full() else { continue };
@@ -492,7 +492,7 @@ impl Listeners {
     }
 
     /// Removes the files of Unix sockets, so that nobody comes any more. To be called when the threads are to stop.
-    pub fn remove_files(&self) {
+    pub(crate) fn remove_files(&self) {
         for group in self.state().open.iter_mut().flat_map(|open| &mut open.sockets) {
             group.file = None;
         }
@@ -560,8 +560,7 @@ impl Open {
     /// the same, and if no sites were this one's own.
     fn may_be_served(&self, wanted: &[ListenerSpec<'_>], before: &Sites) -> bool {
         let admits = |(config, tls): &ListenerSpec<'_>| self.admits_same_as(config, *tls);
-        let may_succeed =
-            |(config, _): &&ListenerSpec<'_>| config.may_succeed(&self.config.name, &self.address);
+        let may_succeed = |(config, _): &&ListenerSpec<'_>| config.may_succeed(&self.config.name, &self.address);
         let mut successors = wanted.iter().filter(may_succeed).peekable();
         if successors.peek().is_some() {
             return successors.all(admits);
@@ -611,7 +610,7 @@ impl State {
 
 impl Threads {
     /// Waits until they have stopped. False: something was cut off.
-    pub fn join(self) -> bool {
+    pub(crate) fn join(self) -> bool {
         // A thread that panicked has cut off what it carried.
         let finished: Vec<bool> = self.0.into_iter().map(|thread| thread.join().unwrap_or(false)).collect();
         finished.into_iter().all(|finished| finished)

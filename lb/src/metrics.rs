@@ -116,7 +116,8 @@ pub(crate) const HANDSHAKE_FAILURES: [&str; 10] = [
 ];
 
 /// Why connections are cut of which a header of the PROXY protocol is demanded.
-pub(crate) const PROXY_PROTOCOL_FAILURES: [&str; 6] = ["closed", "malformed", "missing", "shed", "timeout", "too-large"];
+pub(crate) const PROXY_PROTOCOL_FAILURES: [&str; 6] =
+    ["closed", "malformed", "missing", "shed", "timeout", "too-large"];
 
 /// What a listener counts of its handshakes.
 #[derive(Debug)]
@@ -137,7 +138,8 @@ impl TlsMetrics {
 
 /// What requests to one route count.
 #[derive(Debug)]
-pub(crate) struct RouteMetrics {
+#[doc(hidden)]
+pub struct RouteMetrics {
     pub(crate) requests: CodeCounters,
 }
 

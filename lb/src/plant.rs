@@ -6,7 +6,7 @@
 
 /// A bug that there was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bug {
+pub(crate) enum Bug {
     /// A backend's connection was used again though it was still owed bytes of the request before.
     PoisonedConnection,
     /// While the client took nothing of its response, nothing of its request moved.
@@ -14,6 +14,7 @@ pub enum Bug {
     /// A client that was slow with its upload was counted as a backend that did not respond.
     BlamedBackend,
     /// A choice was made from the pool as it was when the exchange began.
+    #[cfg(test)]
     StalePool,
     /// What TLS held back of a response was taken for sent.
     UnflushedTls,
@@ -48,12 +49,12 @@ impl Bug {
     /// Whether the bug is to be there.
     #[cfg(not(test))]
     #[inline(always)]
-    pub const fn is_planted(self) -> bool {
+    pub(crate) const fn is_planted(self) -> bool {
         false
     }
 
     #[cfg(test)]
-    pub fn is_planted(self) -> bool {
+    pub(crate) fn is_planted(self) -> bool {
         PLANTED.get() == Some(self)
     }
 }
@@ -65,6 +66,6 @@ thread_local! {
 
 /// Plants a bug on this thread, in place of the one before.
 #[cfg(test)]
-pub fn plant(bug: Option<Bug>) {
+pub(crate) fn plant(bug: Option<Bug>) {
     PLANTED.set(bug);
 }

@@ -29,7 +29,7 @@ use crate::sticky::Sticky;
 #[derive(Debug)]
 pub struct Pool {
     pub name: PoolName,
-    pub metrics: PoolMetrics,
+    pub(crate) metrics: PoolMetrics,
     /// Throttles repeated log lines.
     repeats: RepeatedFailures,
     ejections: Arc<Ejections>,

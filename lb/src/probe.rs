@@ -4,7 +4,7 @@
 
 mod names;
 pub(crate) mod pingora_error;
-pub mod resolver;
+pub(crate) mod resolver;
 mod way;
 
 use std::collections::HashMap;
@@ -33,7 +33,7 @@ use way::ProbeConnector;
 const CATCH_UP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Probes what the snapshots name, resolves host names and brings ejected backends back, until dropped.
-pub async fn run(control: Arc<Control>) {
+pub(crate) async fn run(control: Arc<Control>) {
     // Called when a name leads somewhere else.
     let moved = Arc::new(Notify::new());
     tokio::join!(

@@ -14,7 +14,7 @@ mod executor;
 mod http2;
 mod operator;
 mod random;
-pub mod tls;
+pub(crate) mod tls;
 mod wire;
 
 use std::future::{Future, poll_fn};

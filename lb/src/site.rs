@@ -6,9 +6,9 @@
 //! - [`routes`]: which route of a site a path leads to.
 //! - [`mod@unreachable`]: what no request can reach.
 
-pub mod hosts;
-pub mod routes;
-pub mod unreachable;
+pub(crate) mod hosts;
+pub(crate) mod routes;
+pub(crate) mod unreachable;
 
 use std::collections::HashMap;
 use std::ops::Deref;

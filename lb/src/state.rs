@@ -86,7 +86,7 @@ impl From<Changes> for Edits {
 
 /// The file that keeps the changes, and the secret that signs sticky cookies.
 #[derive(Debug)]
-pub struct StateFile {
+pub(crate) struct StateFile {
     pub secret: Secret,
     /// `None`: nothing is kept.
     writing: Option<Writing>,
@@ -95,7 +95,7 @@ pub struct StateFile {
 /// Whether the changes that are in force would survive a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Persistence {
+pub(crate) enum Persistence {
     /// The configuration keeps no changes.
     Off,
     Saved,
@@ -143,7 +143,7 @@ struct Document {
 impl StateFile {
     /// Opens the file and reads what it keeps. A file that cannot be understood is set aside under another name and
     /// never stops the start; one that cannot be read, or set aside, is not written over; nothing is kept without a path.
-    pub fn open(path: Option<PathBuf>) -> (Self, Edits) {
+    pub(crate) fn open(path: Option<PathBuf>) -> (Self, Edits) {
         let Some(path) = path else { return (Self { secret: random_secret(), writing: None }, Edits::default()) };
         let found = read_or_set_aside(&path);
         let may_write = found.is_ok();
@@ -153,14 +153,14 @@ impl StateFile {
     }
 
     /// Has the changes written, without waiting for it.
-    pub fn keep(&self, edits: Edits) {
+    pub(crate) fn keep(&self, edits: Edits) {
         if let Some(writing) = &self.writing {
             writing.wanted.put(edits);
         }
     }
 
     /// What became of all that was to be kept so far, after waiting for the disk no longer than `patience`.
-    pub async fn persistence(&self, patience: Duration) -> Persistence {
+    pub(crate) async fn persistence(&self, patience: Duration) -> Persistence {
         let Some(writing) = &self.writing else { return Persistence::Off };
         let number = writing.wanted.newest().number;
         let mut written = writing.written.clone();
@@ -308,7 +308,7 @@ fn secret_of(bytes: &[u8]) -> Option<Secret> {
 }
 
 /// What the file at `path` keeps, which is left alone. `Err` says what is wrong with the file.
-pub fn peek(path: &Path) -> Result<Edits, String> {
+pub(crate) fn peek(path: &Path) -> Result<Edits, String> {
     match fs::read(path) {
         Ok(bytes) => parse(&bytes).map(|(_, edits)| edits).map_err(|problem| format!("is corrupt: {problem}")),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Edits::default()),

@@ -2,4 +2,4 @@
 //!
 //! - [`server`]: towards clients.
 
-pub mod server;
+pub(crate) mod server;

@@ -28,7 +28,7 @@ const MAX_LINKS: usize = 40;
 
 /// Someone whom a process can become, or whose rights are asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct User {
+pub(crate) struct User {
     pub name: String,
     pub uid: Uid,
     pub gid: Gid,
@@ -38,7 +38,7 @@ pub struct User {
 
 /// How it is found out what a user may do with a file.
 #[derive(Debug, Clone, Copy)]
-pub enum Rights<'a> {
+pub(crate) enum Rights<'a> {
     /// By permission bits; access control lists are not looked at.
     Of(&'a User),
     /// By asking the system what this process may do, which is this user.
@@ -47,7 +47,7 @@ pub enum Rights<'a> {
 
 /// Whom a file belongs to; `None`: it stays as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Owner {
+pub(crate) struct Owner {
     pub uid: Option<u32>,
     pub gid: Option<u32>,
 }
@@ -55,7 +55,7 @@ pub struct Owner {
 impl User {
     /// The user of this name, with the groups that it has, or with that one alone which is named. A number need not be
     /// known to the system: it has no groups then but its own.
-    pub fn find(wanted: &UserAndGroup) -> Result<Self, String> {
+    pub(crate) fn find(wanted: &UserAndGroup) -> Result<Self, String> {
         let name = wanted.user.as_deref().ok_or_else(|| format!("\"{wanted}\" names no user"))?;
         let known = known_user(name)?;
         let group = wanted.group.as_deref().map(group_id).transpose()?;
@@ -76,7 +76,7 @@ impl User {
     ///
     /// No other thread may run yet: capabilities belong to a thread, and those that are started later have them of the one
     /// that starts them.
-    pub fn become_it(&self) -> io::Result<bool> {
+    pub(crate) fn become_it(&self) -> io::Result<bool> {
         if fs::read_dir("/proc/self/task")?.count() != 1 {
             return Err(io::Error::other("threads are running already"));
         }
@@ -97,7 +97,7 @@ impl User {
     }
 
     /// Whether this user can give its own files to that owner.
-    pub fn can_give(&self, to: Owner) -> bool {
+    pub(crate) fn can_give(&self, to: Owner) -> bool {
         let is_same = to.uid.is_none_or(|uid| uid == self.uid.as_raw());
         let is_member = to.gid.is_none_or(|gid| self.gid.as_raw() == gid || self.groups.contains(&Gid::from_raw(gid)));
         self.uid.is_root() || (is_same && is_member)
@@ -106,7 +106,7 @@ impl User {
     /// Whether this user can change nothing about where `path` leads, so that root may make a file there: every folder on
     /// the way, links included, belongs to root and is closed to the user's writing. In a folder like /tmp, where only the
     /// owner can exchange an entry, the entry has to be root's.
-    pub fn cannot_redirect(&self, path: &Path) -> bool {
+    pub(crate) fn cannot_redirect(&self, path: &Path) -> bool {
         let steps = steps(path);
         let Some((last, way)) = steps.split_last() else { return false };
         let is_safe = |Step { folder, entry }: &Step| {
@@ -228,7 +228,7 @@ fn is_roots(folder: &Path, is_fitting: impl FnOnce(&Metadata) -> bool) -> bool {
 }
 
 /// What of all that is opened while a balancer runs a user has no right to, and what gives it that right.
-pub fn closed_files(checked: &Checked, rights: Rights<'_>) -> Vec<String> {
+pub(crate) fn closed_files(checked: &Checked, rights: Rights<'_>) -> Vec<String> {
     let config = &checked.config;
     let name = &rights.user().name;
     let mut told = Vec::new();
@@ -309,7 +309,7 @@ fn certificate_folders(config: &Config) -> impl Iterator<Item = &Path> {
 }
 
 /// The files that lines are appended to, each once, and what they are called.
-pub fn logs(config: &Config) -> impl Iterator<Item = (&'static str, &Path)> {
+pub(crate) fn logs(config: &Config) -> impl Iterator<Item = (&'static str, &Path)> {
     let mut logs: Vec<(&'static str, &Path)> = Vec::new();
     logs.extend(config.log.file.as_deref().map(|file| ("log", file)));
     let rules =
@@ -326,7 +326,7 @@ pub fn logs(config: &Config) -> impl Iterator<Item = (&'static str, &Path)> {
 }
 
 impl Owner {
-    pub fn find(wanted: &UserAndGroup) -> Result<Self, String> {
+    pub(crate) fn find(wanted: &UserAndGroup) -> Result<Self, String> {
         let user = |name: &str| match known_user(name)? {
             Some(user) => Ok(user.uid.as_raw()),
             None => name.parse().map_err(|_| format!("there is no user \"{name}\"")),

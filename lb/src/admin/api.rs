@@ -73,7 +73,7 @@ struct ChangeBackend {
     state: Option<String>,
 }
 
-pub async fn algorithms(State(admin): State<Arc<Admin>>) -> Response {
+pub(super) async fn algorithms(State(admin): State<Arc<Admin>>) -> Response {
     let snapshot = admin.control.snapshot();
     let pools: Vec<_> =
         snapshot.pools.iter().map(|pool| json!({ "pool": pool.name, "algorithm": pool.plan().algorithm })).collect();
@@ -81,7 +81,7 @@ pub async fn algorithms(State(admin): State<Arc<Admin>>) -> Response {
     with_etag(answer.into_response(), &admin.control.etag(&snapshot.config))
 }
 
-pub async fn switch_algorithm(
+pub(super) async fn switch_algorithm(
     State(admin): State<Arc<Admin>>,
     options: ChangeOptions,
     headers: HeaderMap,
@@ -105,7 +105,7 @@ pub async fn switch_algorithm(
     Ok(changed(&admin, StatusCode::OK, json!({ "version": outcome.version, "pools": pools }), &options, &outcome).await)
 }
 
-pub async fn pools(State(admin): State<Arc<Admin>>) -> Response {
+pub(super) async fn pools(State(admin): State<Arc<Admin>>) -> Response {
     let (snapshot, now) = (admin.control.snapshot(), Instant::now());
     let pools: Vec<_> = snapshot.pools.iter().map(|pool| PoolView::new(pool, now)).collect();
     let (drift, awaiting_restart) = (admin.control.drift().len(), admin.control.awaiting_restart());
@@ -113,7 +113,7 @@ pub async fn pools(State(admin): State<Arc<Admin>>) -> Response {
     Json(PoolsView { version: snapshot.version, drift, awaiting_restart, certificates, pools }).into_response()
 }
 
-pub async fn pool(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Answer {
+pub(super) async fn pool(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Answer {
     let snapshot = admin.control.snapshot();
     let found = snapshot.pools.iter().find(|pool| pool.name.as_str() == name);
     let pool = found.ok_or_else(|| {
@@ -123,7 +123,7 @@ pub async fn pool(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> 
     Ok(Json(PoolView::new(pool, Instant::now())).into_response())
 }
 
-pub async fn add_backend(
+pub(super) async fn add_backend(
     State(admin): State<Arc<Admin>>,
     Path(pool): Path<String>,
     options: ChangeOptions,
@@ -143,7 +143,7 @@ pub async fn add_backend(
     Ok(changed(&admin, status, backend_view(&admin, &pool, address.as_str()), &options, &outcome).await)
 }
 
-pub async fn change_backend(
+pub(super) async fn change_backend(
     State(admin): State<Arc<Admin>>,
     Path((pool, backend)): Path<(String, String)>,
     options: ChangeOptions,
@@ -163,7 +163,7 @@ pub async fn change_backend(
     Ok(changed(&admin, StatusCode::OK, answer, &options, &outcome).await)
 }
 
-pub async fn remove_backend(
+pub(super) async fn remove_backend(
     State(admin): State<Arc<Admin>>,
     Path((pool, backend)): Path<(String, String)>,
     options: ChangeOptions,
@@ -181,7 +181,7 @@ pub async fn remove_backend(
 }
 
 /// Ends what is open on a backend now. What is wanted of the backend stays.
-pub async fn kill(
+pub(super) async fn kill(
     State(admin): State<Arc<Admin>>,
     Path((pool, address)): Path<(String, String)>,
     options: ChangeOptions,
@@ -203,20 +203,20 @@ pub async fn kill(
 }
 
 /// The last changes of this process.
-pub async fn changes(State(admin): State<Arc<Admin>>) -> Response {
+pub(super) async fn changes(State(admin): State<Arc<Admin>>) -> Response {
     let changes = admin.control.changes();
     let changes: Vec<&Change> = changes.iter().map(Arc::as_ref).collect();
     Json(json!({ "changes": changes })).into_response()
 }
 
-pub async fn undo(State(admin): State<Arc<Admin>>, Path(id): Path<String>, options: ChangeOptions) -> Answer {
+pub(super) async fn undo(State(admin): State<Arc<Admin>>, Path(id): Path<String>, options: ChangeOptions) -> Answer {
     let id = id.parse().map_err(|_| Problem::bad_request(format!("\"{id}\" is no id of a change: write a number")))?;
     let outcome = change(&admin, ChangeRequest::Undo(id), &options).await?;
     Ok(changed(&admin, StatusCode::OK, json!({ "version": outcome.version }), &options, &outcome).await)
 }
 
 /// Back to the file, in one pool or in all.
-pub async fn reset(
+pub(super) async fn reset(
     State(admin): State<Arc<Admin>>,
     options: ChangeOptions,
     headers: HeaderMap,
@@ -229,7 +229,7 @@ pub async fn reset(
 }
 
 /// What is in force and not in the configuration file.
-pub async fn drift(State(admin): State<Arc<Admin>>) -> Response {
+pub(super) async fn drift(State(admin): State<Arc<Admin>>) -> Response {
     let answer = json!({
         "file": admin.control.path().display().to_string(),
         "edits": admin.control.drift(),
@@ -238,7 +238,7 @@ pub async fn drift(State(admin): State<Arc<Admin>>) -> Response {
     Json(answer).into_response()
 }
 
-pub async fn reload(State(admin): State<Arc<Admin>>, options: ChangeOptions) -> Answer {
+pub(super) async fn reload(State(admin): State<Arc<Admin>>, options: ChangeOptions) -> Answer {
     if options.deadline.is_some() {
         return Err(Problem::bad_request("a reload has no deadline"));
     }
@@ -274,12 +274,12 @@ pub async fn reload(State(admin): State<Arc<Admin>>, options: ChangeOptions) -> 
     Ok(saved(&admin, StatusCode::OK, answer, &reload.etag).await)
 }
 
-pub async fn config(State(admin): State<Arc<Admin>>) -> Response {
+pub(super) async fn config(State(admin): State<Arc<Admin>>) -> Response {
     let snapshot = admin.control.snapshot();
     with_etag(Json(&snapshot.config).into_response(), &admin.control.etag(&snapshot.config))
 }
 
-pub async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     let metrics = &admin.control.metrics;
     let text = metrics.scrape(|gauges| {
         set_gauges(gauges, &admin.control.snapshot(), Instant::now());
@@ -291,20 +291,20 @@ pub async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
-pub async fn healthz() -> &'static str {
+pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
 /// What `/readyz` may be asked for.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Readiness {
+pub(super) struct Readiness {
     pool: Option<String>,
 }
 
 /// Whether the process serves; with `?pool=NAME`, whether that pool has a backend to serve with as well. Without a
 /// token, so no answer lists the pools.
-pub async fn readyz(
+pub(super) async fn readyz(
     State(admin): State<Arc<Admin>>,
     asked: Result<Query<Readiness>, QueryRejection>,
 ) -> (StatusCode, &'static str) {
@@ -322,11 +322,11 @@ pub async fn readyz(
     }
 }
 
-pub async fn not_found(uri: Uri) -> Problem {
+pub(super) async fn not_found(uri: Uri) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()))
 }
 
-pub async fn method_not_allowed(uri: Uri) -> Problem {
+pub(super) async fn method_not_allowed(uri: Uri) -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take this method", uri.path()))
 }
 

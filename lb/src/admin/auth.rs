@@ -17,7 +17,7 @@ use crate::message::authority::without_port;
 
 /// Lets a request through that bears the token, or any when none is configured, and notes whose it is. The token for
 /// reading takes no method that changes anything.
-pub async fn demand_token(State(admin): State<Arc<Admin>>, mut request: Request, next: Next) -> Response {
+pub(super) async fn demand_token(State(admin): State<Arc<Admin>>, mut request: Request, next: Next) -> Response {
     let from = request.extensions().get::<Peer>().map(|Peer(address)| *address);
     let by = if admin.token.is_some() { "admin" } else { "local" };
     request.extensions_mut().insert(Author { by, from });

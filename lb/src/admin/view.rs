@@ -22,7 +22,7 @@ use crate::pool::{Plan, Pool};
 use crate::snapshot::Snapshot;
 
 #[derive(Debug, Serialize)]
-pub struct PoolsView {
+pub(super) struct PoolsView {
     pub version: u64,
     /// How many settings are in force and not in the configuration file.
     pub drift: usize,
@@ -34,7 +34,7 @@ pub struct PoolsView {
 }
 
 #[derive(Debug, Serialize)]
-pub struct CertificateView {
+pub(super) struct CertificateView {
     listener: ListenerName,
     file: PathBuf,
     names: Vec<String>,
@@ -48,7 +48,7 @@ pub struct CertificateView {
 }
 
 #[derive(Debug, Serialize)]
-pub struct PoolView {
+pub(super) struct PoolView {
     name: PoolName,
     algorithm: Algorithm,
     panic: bool,
@@ -58,7 +58,7 @@ pub struct PoolView {
 }
 
 #[derive(Debug, Serialize)]
-pub struct BackendView {
+pub(super) struct BackendView {
     address: BackendAddress,
     weight: u32,
     state: AdminState,
@@ -110,7 +110,7 @@ struct ProbeView {
 }
 
 impl PoolView {
-    pub fn new(pool: &Pool, now: Instant) -> Self {
+    pub(super) fn new(pool: &Pool, now: Instant) -> Self {
         let plan = pool.plan();
         Self {
             name: pool.name.clone(),
@@ -123,13 +123,13 @@ impl PoolView {
 }
 
 impl BackendView {
-    pub fn find(pool: &Pool, address: &str, now: Instant) -> Option<Self> {
+    pub(super) fn find(pool: &Pool, address: &str, now: Instant) -> Option<Self> {
         let plan = pool.plan();
         let (member, state) = plan.backends().find(|(member, _)| member.backend.address.as_str() == address)?;
         Some(Self::new(&plan, member, state, now))
     }
 
-    pub fn in_flight(&self) -> u32 {
+    pub(super) fn in_flight(&self) -> u32 {
         self.in_flight
     }
 
@@ -206,7 +206,7 @@ fn seconds(duration: Duration) -> f64 {
 }
 
 impl CertificateView {
-    pub fn of(certificates: &[ListenerCertificate]) -> Vec<Self> {
+    pub(super) fn of(certificates: &[ListenerCertificate]) -> Vec<Self> {
         let now = Timestamp::now().as_second();
         let view = |certificate: &ListenerCertificate| {
             let leaf = certificate.leaf.as_ref();
@@ -231,7 +231,7 @@ impl CertificateView {
 }
 
 /// Sets the gauges of certificates.
-pub fn set_certificates(gauges: &Gauges, certificates: &[ListenerCertificate]) {
+pub(super) fn set_certificates(gauges: &Gauges, certificates: &[ListenerCertificate]) {
     for ListenerCertificate { listener, file, leaf, problem } in certificates {
         let (listener, file) = (listener.as_str(), file.to_string_lossy());
         if let Some(leaf) = leaf {
@@ -247,7 +247,7 @@ pub fn set_certificates(gauges: &Gauges, certificates: &[ListenerCertificate]) {
 }
 
 /// Sets the gauges to what is true now.
-pub fn set_gauges(gauges: &Gauges, snapshot: &Snapshot, now: Instant) {
+pub(super) fn set_gauges(gauges: &Gauges, snapshot: &Snapshot, now: Instant) {
     gauges.snapshot_version.set(i64::try_from(snapshot.version).unwrap_or(i64::MAX));
     for pool in &snapshot.pools {
         let (name, plan) = (pool.name.as_str(), pool.plan());

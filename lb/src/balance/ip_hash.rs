@@ -24,7 +24,7 @@ pub struct Ring {
 }
 
 #[derive(Debug)]
-pub struct IpHash {
+pub(super) struct IpHash {
     ring: Arc<Ring>,
 }
 
@@ -65,7 +65,7 @@ impl Ring {
 }
 
 impl IpHash {
-    pub fn new(ring: Arc<Ring>) -> Self {
+    pub(super) fn new(ring: Arc<Ring>) -> Self {
         Self { ring }
     }
 }

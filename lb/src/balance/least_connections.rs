@@ -10,7 +10,7 @@ use super::{BackendIndex, Balance, Candidate, Candidates, Key, SharedTurns, Usab
 const MAX_PICKS: usize = 16;
 
 #[derive(Debug)]
-pub struct LeastConnections {
+pub(super) struct LeastConnections {
     turn: SharedTurns,
     /// All weights are equal: turns need no lock, and a search may end with the first idle backend.
     is_even: bool,
@@ -24,7 +24,7 @@ struct Load {
 }
 
 impl LeastConnections {
-    pub fn new(backends: &[Candidate], usable: &Usable, turn: SharedTurns) -> Self {
+    pub(super) fn new(backends: &[Candidate], usable: &Usable, turn: SharedTurns) -> Self {
         let mut weights = usable.as_slice().iter().filter_map(|&index| backends.get(index as usize)).map(|b| b.weight);
         let first = weights.next();
         let is_even = weights.all(|weight| Some(weight) == first);

@@ -8,12 +8,12 @@ use super::{BackendIndex, Balance, Candidates, Key, SharedTurns};
 const MAX_SKIPPED: usize = 64;
 
 #[derive(Debug)]
-pub struct RoundRobin {
+pub(super) struct RoundRobin {
     turn: SharedTurns,
 }
 
 impl RoundRobin {
-    pub fn new(turn: SharedTurns) -> Self {
+    pub(super) fn new(turn: SharedTurns) -> Self {
         Self { turn }
     }
 }

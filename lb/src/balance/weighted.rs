@@ -3,12 +3,12 @@
 use super::{BackendIndex, Balance, Candidate, Candidates, Key, SharedTurns, Usable};
 
 #[derive(Debug)]
-pub struct Weighted {
+pub(super) struct Weighted {
     turn: SharedTurns,
 }
 
 impl Weighted {
-    pub fn new(backends: &[Candidate], usable: &Usable, turn: SharedTurns) -> Self {
+    pub(super) fn new(backends: &[Candidate], usable: &Usable, turn: SharedTurns) -> Self {
         turn.prepare(backends, usable);
         Self { turn }
     }

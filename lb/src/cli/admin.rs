@@ -18,17 +18,17 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where an admin API listens, without a slash at the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdminUrl(String);
+pub(super) struct AdminUrl(String);
 
 #[derive(Debug)]
-pub struct Client {
+pub(super) struct Client {
     agent: Agent,
     url: AdminUrl,
     token: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum AdminError {
+pub(super) enum AdminError {
     /// It may be there again later.
     #[error(
         "cannot reach the admin API at {url}: {reason}. Is Evenkeel running, and is this its [admin] address? Name another with --admin or EVENKEEL_ADMIN"
@@ -47,12 +47,12 @@ pub enum AdminError {
     NotAdmin { url: AdminUrl, reason: String },
 }
 
-pub type Result<T> = std::result::Result<T, AdminError>;
+pub(super) type Result<T> = std::result::Result<T, AdminError>;
 
 /// What all changes are answered with.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct ChangeResponse {
+pub(super) struct ChangeResponse {
     pub dry_run: bool,
     pub edits: Vec<Edit>,
     pub effects: Vec<String>,
@@ -60,12 +60,12 @@ pub struct ChangeResponse {
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Edit {
+pub(super) struct Edit {
     pub text: String,
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Drift {
+pub(super) struct Drift {
     pub file: String,
     pub edits: Vec<Edit>,
     /// Settings of the file that only a start takes up, where something else runs.
@@ -74,12 +74,12 @@ pub struct Drift {
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Changes {
+pub(super) struct Changes {
     pub changes: Vec<Change>,
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Change {
+pub(super) struct Change {
     pub id: u64,
     pub at: String,
     pub by: String,
@@ -90,7 +90,7 @@ pub struct Change {
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Pools {
+pub(super) struct Pools {
     pub version: u64,
     /// How many settings are in force and not in the file.
     #[serde(default)]
@@ -105,7 +105,7 @@ pub struct Pools {
 
 /// A certificate of a listener.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Certificate {
+pub(super) struct Certificate {
     pub listener: String,
     pub file: String,
     pub names: Vec<String>,
@@ -116,7 +116,7 @@ pub struct Certificate {
 }
 
 #[derive(Debug, Clone, Deserialize)]
-pub struct Pool {
+pub(super) struct Pool {
     pub name: String,
     pub algorithm: String,
     pub panic: bool,
@@ -126,7 +126,7 @@ pub struct Pool {
 }
 
 #[derive(Debug, Clone, Deserialize)]
-pub struct Backend {
+pub(super) struct Backend {
     pub address: String,
     pub weight: u32,
     pub status: String,
@@ -148,7 +148,7 @@ pub struct Backend {
 
 /// One of the addresses that a backend leads to.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Endpoint {
+pub(super) struct Endpoint {
     pub address: Option<String>,
     pub status: String,
     pub ejected_for_seconds: f64,
@@ -158,13 +158,13 @@ pub struct Endpoint {
 }
 
 #[derive(Debug, Clone, Deserialize)]
-pub struct Resolution {
+pub(super) struct Resolution {
     /// Why the name is not resolved now.
     pub error: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-pub struct Probe {
+pub(super) struct Probe {
     pub ok: bool,
     pub seconds_ago: f64,
     pub duration_seconds: f64,
@@ -172,19 +172,19 @@ pub struct Probe {
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Algorithms {
+pub(super) struct Algorithms {
     pub choices: Vec<String>,
     pub pools: Vec<PoolAlgorithm>,
 }
 
 #[derive(Debug, Deserialize)]
-pub struct PoolAlgorithm {
+pub(super) struct PoolAlgorithm {
     pub pool: String,
     pub algorithm: String,
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Switches {
+pub(super) struct Switches {
     pub pools: Vec<Switch>,
     #[serde(flatten)]
     pub told: ChangeResponse,
@@ -192,7 +192,7 @@ pub struct Switches {
 
 /// A backend that was added or changed.
 #[derive(Debug, Deserialize)]
-pub struct Changed {
+pub(super) struct Changed {
     /// `None`: it was not added, for a dry run.
     #[serde(flatten)]
     pub backend: Option<Backend>,
@@ -206,20 +206,20 @@ pub struct Changed {
 
 /// What a kill has cost.
 #[derive(Debug, Deserialize)]
-pub struct Killed {
+pub(super) struct Killed {
     pub killed: usize,
     pub in_flight: usize,
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Switch {
+pub(super) struct Switch {
     pub pool: String,
     pub previous: String,
     pub current: String,
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Removal {
+pub(super) struct Removal {
     #[serde(default)]
     pub in_flight: usize,
     pub killed: Option<usize>,
@@ -229,7 +229,7 @@ pub struct Removal {
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Reloaded {
+pub(super) struct Reloaded {
     pub version: u64,
     #[serde(default)]
     pub changes: Vec<String>,
@@ -237,24 +237,24 @@ pub struct Reloaded {
 }
 
 impl Client {
-    pub fn new(url: AdminUrl, token_file: Option<&Path>) -> anyhow::Result<Self> {
+    pub(super) fn new(url: AdminUrl, token_file: Option<&Path>) -> anyhow::Result<Self> {
         let token = token_file.map(super::read_token).transpose()?;
         Ok(Self { agent: agent(TIMEOUT), url, token })
     }
 
-    pub fn get(&self, path: &str) -> Result<Value> {
+    pub(super) fn get(&self, path: &str) -> Result<Value> {
         self.call(Method::GET, path, None)
     }
 
-    pub fn pools(&self) -> Result<Pools> {
+    pub(super) fn pools(&self) -> Result<Pools> {
         self.call(Method::GET, "/admin/pools", None)
     }
 
-    pub fn algorithms(&self) -> Result<Algorithms> {
+    pub(super) fn algorithms(&self) -> Result<Algorithms> {
         self.call(Method::GET, "/admin/algorithm", None)
     }
 
-    pub fn switch_algorithm(&self, algorithm: &str, pool: Option<&str>, args: ChangeArgs) -> Result<Switches> {
+    pub(super) fn switch_algorithm(&self, algorithm: &str, pool: Option<&str>, args: ChangeArgs) -> Result<Switches> {
         let mut wanted = json!({ "algorithm": algorithm });
         if let Some(pool) = pool {
             wanted["pool"] = pool.into();
@@ -262,46 +262,52 @@ impl Client {
         self.change(Method::POST, "/admin/algorithm", Some(&wanted), args)
     }
 
-    pub fn add_backend(&self, pool: &str, backend: &Value, args: ChangeArgs) -> Result<Changed> {
+    pub(super) fn add_backend(&self, pool: &str, backend: &Value, args: ChangeArgs) -> Result<Changed> {
         self.change(Method::POST, &format!("/admin/pools/{}/backends", encoded(pool)), Some(backend), args)
     }
 
-    pub fn change_backend(&self, pool: &str, address: &str, change: &Value, args: ChangeArgs) -> Result<Changed> {
+    pub(super) fn change_backend(
+        &self,
+        pool: &str,
+        address: &str,
+        change: &Value,
+        args: ChangeArgs,
+    ) -> Result<Changed> {
         self.change(Method::PATCH, &backend_path(pool, address), Some(change), args)
     }
 
-    pub fn remove_backend(&self, pool: &str, address: &str, args: ChangeArgs) -> Result<Removal> {
+    pub(super) fn remove_backend(&self, pool: &str, address: &str, args: ChangeArgs) -> Result<Removal> {
         self.change(Method::DELETE, &backend_path(pool, address), None, args)
     }
 
-    pub fn kill(&self, pool: &str, address: &str, dry_run: bool) -> Result<Killed> {
+    pub(super) fn kill(&self, pool: &str, address: &str, dry_run: bool) -> Result<Killed> {
         let args = ChangeArgs { dry_run, ..ChangeArgs::default() };
         self.change(Method::POST, &format!("{}/kill", backend_path(pool, address)), None, args)
     }
 
-    pub fn changes(&self) -> Result<Changes> {
+    pub(super) fn changes(&self) -> Result<Changes> {
         self.call(Method::GET, "/admin/changes", None)
     }
 
-    pub fn drift(&self) -> Result<Drift> {
+    pub(super) fn drift(&self) -> Result<Drift> {
         self.call(Method::GET, "/admin/drift", None)
     }
 
-    pub fn undo(&self, id: u64, args: ChangeArgs) -> Result<ChangeResponse> {
+    pub(super) fn undo(&self, id: u64, args: ChangeArgs) -> Result<ChangeResponse> {
         self.change(Method::POST, &format!("/admin/changes/{id}/undo"), None, args)
     }
 
-    pub fn reset(&self, pool: Option<&str>, args: ChangeArgs) -> Result<ChangeResponse> {
+    pub(super) fn reset(&self, pool: Option<&str>, args: ChangeArgs) -> Result<ChangeResponse> {
         let wanted = pool.map(|pool| json!({ "pool": pool }));
         self.change(Method::POST, "/admin/reset", wanted.as_ref(), args)
     }
 
-    pub fn reload(&self, dry_run: bool) -> Result<Reloaded> {
+    pub(super) fn reload(&self, dry_run: bool) -> Result<Reloaded> {
         self.change(Method::POST, "/admin/reload", None, ChangeArgs { dry_run, ..ChangeArgs::default() })
     }
 
     /// The word that a balancer ready for traffic says.
-    pub fn ready(&self) -> Result<String> {
+    pub(super) fn ready(&self) -> Result<String> {
         let (status, body) = self.exchange(&self.agent, Method::GET, "/readyz", None)?;
         let word = printable(body.trim());
         match status {
@@ -418,12 +424,12 @@ fn agent(timeout: Duration) -> Agent {
 }
 
 /// What the API says of its query, in the words of the command line.
-pub fn with_options(told: &str) -> String {
+pub(super) fn with_options(told: &str) -> String {
     told.replace("?force=true", "--force")
 }
 
 /// The one pool that has the backend.
-pub fn pool_with(pools: &[Pool], address: &str) -> Result<String> {
+pub(super) fn pool_with(pools: &[Pool], address: &str) -> Result<String> {
     let has = |pool: &&Pool| pool.backends.iter().any(|backend| backend.address == address);
     let having: Vec<_> = pools.iter().filter(has).map(|pool| pool.name.as_str()).collect();
     match having.as_slice() {
@@ -440,7 +446,7 @@ pub fn pool_with(pools: &[Pool], address: &str) -> Result<String> {
 }
 
 /// The pool that is meant when none is named.
-pub fn only_pool(pools: &[Pool]) -> Result<String> {
+pub(super) fn only_pool(pools: &[Pool]) -> Result<String> {
     match pools {
         [pool] => Ok(pool.name.clone()),
         _ => {
@@ -451,7 +457,7 @@ pub fn only_pool(pools: &[Pool]) -> Result<String> {
 }
 
 /// Text from elsewhere, without what would steer a terminal.
-pub fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

@@ -27,7 +27,7 @@ use crate::user::{Owner, Rights, User, closed_files};
 /// How long all names together may take to resolve.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+pub(super) fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let user = user.map(named).transpose()?;
     let mut found = match control::load(file) {
         Ok(checked) => checked,

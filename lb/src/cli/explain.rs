@@ -31,7 +31,7 @@ use crate::site::{RouteId, Site};
 
 /// What of a request is not in its line.
 #[derive(Debug, Args)]
-pub struct RequestArgs {
+pub(super) struct RequestArgs {
     /// A field of the request, such as 'Cookie: tier=gold'; may be given several times
     #[arg(long, value_name = "NAME: VALUE", requires = "explain")]
     header: Vec<String>,
@@ -56,7 +56,12 @@ struct RequestLine<'a> {
 /// Of a content, no more is shown.
 const MAX_SHOWN_BYTES: usize = 200;
 
-pub fn explain(file: &Path, request: &str, asked: &RequestArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+pub(super) fn explain(
+    file: &Path,
+    request: &str,
+    asked: &RequestArgs,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitCode> {
     let checked = match toml::load(file) {
         Ok(checked) => checked,
         Err(problems) => return Ok(super::report(file, &problems)),

@@ -28,7 +28,7 @@ struct Cell {
     colour: Option<u8>,
 }
 
-pub fn print(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
+pub(super) fn print(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
     let shown = client.pools()?;
     out.write_all(table(&shown.pools, None, super::wants_colours()).as_bytes())?;
     out.write_all(drift(&shown).as_bytes())?;
@@ -37,7 +37,7 @@ pub fn print(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 /// Shows the state every second until the process is told to end. A balancer that goes away is waited for.
-pub fn watch(client: &Client, as_json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
+pub(super) fn watch(client: &Client, as_json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
     if as_json {
         return watch_json(client, out);
     }
@@ -301,7 +301,7 @@ fn per_second(rate: f64) -> String {
     if rate < 99.95 { format!("{rate:.1}") } else { count(rate.round() as u64) }
 }
 
-pub fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 0.000_999_5 => format!("{:.0}µs", s * 1e6),
         s if s < 0.9995 => format!("{}ms", three_digits(s * 1e3)),

@@ -34,10 +34,10 @@ struct Alarm {
 
 /// A limit has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Elapsed;
+pub(crate) struct Elapsed;
 
 /// As tokio's, in simulated time where this thread has entered a simulation.
-pub enum Sleep {
+pub(crate) enum Sleep {
     Real(Pin<Box<tokio::time::Sleep>>),
     Simulated {
         deadline: Instant,
@@ -47,26 +47,26 @@ pub enum Sleep {
 }
 
 /// Enters a simulation: from now on time stands still on this thread, and randomness comes from the seed.
-pub fn enter(seed: u64) {
+pub(crate) fn enter(seed: u64) {
     let start = Instant::now();
     WORLD.set(Some(World { start, now: start, alarms: 0 }));
     RANDOM.set(Some(seed));
     ALARMS.with_borrow_mut(BinaryHeap::clear);
 }
 
-pub fn leave() {
+pub(crate) fn leave() {
     WORLD.set(None);
     RANDOM.set(None);
     ALARMS.with_borrow_mut(BinaryHeap::clear);
 }
 
 /// How long the simulation has lasted by its own clock.
-pub fn elapsed() -> Duration {
+pub(crate) fn elapsed() -> Duration {
     WORLD.get().map_or(Duration::ZERO, |world| world.now - world.start)
 }
 
 /// Moves the clock to the next alarm and rings all that are due. False: there is none.
-pub fn advance() -> bool {
+pub(crate) fn advance() -> bool {
     let Some(mut world) = WORLD.get() else { return false };
     let Some(first) = ALARMS.with_borrow_mut(BinaryHeap::pop) else { return false };
     world.now = world.now.max(first.at);
@@ -81,18 +81,18 @@ pub fn advance() -> bool {
     true
 }
 
-pub fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     WORLD.get().map_or_else(Instant::now, |world| world.now)
 }
 
-pub fn wall() -> SystemTime {
+pub(crate) fn wall() -> SystemTime {
     match WORLD.get() {
         Some(world) => UNIX_EPOCH + Duration::from_secs(1_800_000_000) + (world.now - world.start),
         None => SystemTime::now(),
     }
 }
 
-pub fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     let Some(state) = RANDOM.get() else { return rand::random() };
     // SplitMix64.
     let state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -101,21 +101,21 @@ pub fn random() -> u64 {
 }
 
 /// The output function of SplitMix64.
-pub fn mixed(state: u64) -> u64 {
+pub(crate) fn mixed(state: u64) -> u64 {
     let mut z = state;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
 
-pub fn sleep(limit: Duration) -> Sleep {
+pub(crate) fn sleep(limit: Duration) -> Sleep {
     match WORLD.get() {
         Some(world) => Sleep::Simulated { deadline: world.now + limit, is_set: false },
         None => Sleep::Real(Box::pin(tokio::time::sleep(limit))),
     }
 }
 
-pub fn sleep_until(deadline: tokio::time::Instant) -> Sleep {
+pub(crate) fn sleep_until(deadline: tokio::time::Instant) -> Sleep {
     match WORLD.get() {
         Some(_) => Sleep::Simulated { deadline: deadline.into_std(), is_set: false },
         None => Sleep::Real(Box::pin(tokio::time::sleep_until(deadline))),
@@ -123,18 +123,18 @@ pub fn sleep_until(deadline: tokio::time::Instant) -> Sleep {
 }
 
 /// Has `spawner` run the tasks that are spawned on this thread; `None`: the runtime.
-pub fn set_spawner(spawner: Option<Spawner>) {
+pub(crate) fn set_spawner(spawner: Option<Spawner>) {
     SPAWNER.set(spawner);
 }
 
-pub fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     SPAWNER.with_borrow(|spawner| match spawner {
         Some(spawner) => spawner(Box::pin(task)),
         None => drop(tokio::spawn(task)),
     });
 }
 
-pub async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
+pub(crate) async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
     let (mut future, mut alarm) = (pin!(future), pin!(sleep(limit)));
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Ok(output)),
@@ -144,21 +144,21 @@ pub async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output,
 }
 
 impl Sleep {
-    pub fn deadline(&self) -> tokio::time::Instant {
+    pub(crate) fn deadline(&self) -> tokio::time::Instant {
         match self {
             Self::Real(sleep) => sleep.deadline(),
             Self::Simulated { deadline, .. } => (*deadline).into(),
         }
     }
 
-    pub fn is_elapsed(&self) -> bool {
+    pub(crate) fn is_elapsed(&self) -> bool {
         match self {
             Self::Real(sleep) => sleep.is_elapsed(),
             Self::Simulated { deadline, .. } => now() >= *deadline,
         }
     }
 
-    pub fn reset(self: Pin<&mut Self>, at: tokio::time::Instant) {
+    pub(crate) fn reset(self: Pin<&mut Self>, at: tokio::time::Instant) {
         match self.get_mut() {
             Self::Real(sleep) => sleep.as_mut().reset(at),
             Self::Simulated { deadline, is_set } => (*deadline, *is_set) = (at.into_std(), false),

@@ -20,7 +20,7 @@ use super::{BackendConfig, Config, ListenerConfig, PoolConfig, StickyConfig, fol
 
 /// One thing that is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Advice {
+pub(crate) struct Advice {
     pub subject: Subject,
     /// Whether it cannot work: then `check` fails. A start or a reload warns and goes on all the same, since what works
     /// beside it is needed.
@@ -30,7 +30,7 @@ pub struct Advice {
 
 /// What of a configuration is meant, by its place in its list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Subject {
+pub(crate) enum Subject {
     Algorithm { pool: usize },
     Backends { pool: usize },
     Backend { pool: usize, backend: usize },
@@ -50,7 +50,7 @@ pub enum Subject {
 }
 
 /// Everything that is known from the configuration, the files that it names, and the addresses of this machine.
-pub fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
+pub(crate) fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
     let since = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let now = i64::try_from(since).unwrap_or(i64::MAX);
     let mut told = Vec::new();
@@ -139,14 +139,14 @@ fn absent_proxies(listener: &ListenerConfig) -> Option<String> {
 }
 
 /// A pool that a route leads to and where nobody is to take traffic.
-pub fn no_active_backend(config: &Config, pool: &PoolConfig) -> Option<String> {
+pub(crate) fn no_active_backend(config: &Config, pool: &PoolConfig) -> Option<String> {
     let has_one = pool.backends.iter().any(|backend| backend.state == AdminState::Active);
     (config.is_routed(&pool.name) && !has_one)
         .then(|| format!("pool {} has no active backend: its requests get 503", pool.name))
 }
 
 /// What is wrong with the address that a pool connects from, and whether it cannot work.
-pub fn wrong_source(pool: &PoolConfig) -> Vec<(bool, String)> {
+pub(crate) fn wrong_source(pool: &PoolConfig) -> Vec<(bool, String)> {
     let Some(source) = pool.settings.transport.source_address else { return Vec::new() };
     let is_other = |address: &BackendAddress| {
         let ip = address.socket_address().and_then(|address| address.ip());
@@ -176,7 +176,7 @@ pub fn wrong_source(pool: &PoolConfig) -> Vec<(bool, String)> {
 }
 
 /// Backends of which nobody knows whose certificate they have to show.
-pub fn nameless(pool: &PoolConfig) -> Vec<(usize, String)> {
+pub(crate) fn nameless(pool: &PoolConfig) -> Vec<(usize, String)> {
     let Some(tls) = &pool.settings.transport.tls else { return Vec::new() };
     let problem = |(index, backend): (usize, &BackendConfig)| {
         let problem = tls.server_name(&backend.address).err()?;
@@ -187,7 +187,7 @@ pub fn nameless(pool: &PoolConfig) -> Vec<(usize, String)> {
 }
 
 /// Weights that differ and mean nothing.
-pub fn ignored_weights(pool: &PoolConfig) -> Option<String> {
+pub(crate) fn ignored_weights(pool: &PoolConfig) -> Option<String> {
     let first = pool.backends.first()?.weight;
     let differ = pool.backends.iter().any(|backend| backend.weight != first);
     (pool.algorithm == Algorithm::RoundRobin && differ).then(|| {
@@ -231,7 +231,7 @@ fn literal_star(key: &str, path: &str) -> Option<String> {
 }
 
 /// Whether a backend is this balancer itself, and what is wrong with that.
-pub fn own_address(config: &Config, address: &BackendAddress) -> Option<(bool, String)> {
+pub(crate) fn own_address(config: &Config, address: &BackendAddress) -> Option<(bool, String)> {
     let mut own = config.listeners.iter().flat_map(|listener| listener.addresses.iter());
     let is_target = |own: &&SocketAddress| match own {
         SocketAddress::Ip(own) => socket_address(address).is_some_and(|target| leads_to(target, *own)),
@@ -448,7 +448,7 @@ fn names(leaf: &Certificate) -> String {
 }
 
 /// Names that some backend is written by, with the place of the first: for those who ask DNS.
-pub fn names_to_resolve(config: &Config) -> Vec<(BackendAddress, Subject)> {
+pub(crate) fn names_to_resolve(config: &Config) -> Vec<(BackendAddress, Subject)> {
     let mut names: Vec<(BackendAddress, Subject)> = Vec::new();
     for (pool, settings) in config.pools.iter().enumerate() {
         for (backend, settings) in settings.backends.iter().enumerate() {

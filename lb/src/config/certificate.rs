@@ -12,7 +12,7 @@ use rustls::pki_types::pem::PemObject;
 
 /// The parts that are told of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Certificate {
+pub(crate) struct Certificate {
     /// Distinguished names in DER.
     pub issuer: Vec<u8>,
     pub subject: Vec<u8>,
@@ -44,7 +44,7 @@ const IP_ADDRESS: u8 = 0x87;
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
 
 /// A distinguished name as text: RFC 2253, as nginx's `$ssl_client_s_dn` has it. `name`: the content of its sequence, in DER.
-pub fn distinguished_name(name: &[u8]) -> String {
+pub(crate) fn distinguished_name(name: &[u8]) -> String {
     let mut parts = Vec::new();
     let mut sets = Der(name);
     while let Some(set) = sets.take(SET) {
@@ -143,7 +143,7 @@ fn dotted(identifier: &[u8]) -> String {
 }
 
 /// The certificates of a PEM file in its order.
-pub fn load(path: &Path) -> Result<Vec<Certificate>, String> {
+pub(crate) fn load(path: &Path) -> Result<Vec<Certificate>, String> {
     let certificates = CertificateDer::pem_file_iter(path).map_err(|e| e.to_string())?;
     let read = |der: Result<CertificateDer<'_>, _>| {
         let der = der.map_err(|e: rustls::pki_types::pem::Error| e.to_string())?;
@@ -156,7 +156,7 @@ const DAY_SECONDS: i64 = 24 * 60 * 60;
 
 /// How soon a certificate has to be renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Renewal {
+pub(crate) enum Renewal {
     /// Less than 30 days are left, and less than a third of its time: who renews certificates has done so by then.
     Due,
     /// Less than 7 days are left, and less than a tenth of its time.
@@ -165,13 +165,13 @@ pub enum Renewal {
 }
 
 /// The day on which a time falls, in UTC.
-pub fn date(seconds: i64) -> String {
+pub(crate) fn date(seconds: i64) -> String {
     Timestamp::from_second(seconds).map_or("an unknown day".to_owned(), |time| time.strftime("%Y-%m-%d").to_string())
 }
 
 impl Certificate {
     /// Whether it has to be renewed, `now` in seconds since 1970.
-    pub fn renewal(&self, now: i64) -> Option<Renewal> {
+    pub(crate) fn renewal(&self, now: i64) -> Option<Renewal> {
         let (left, lifetime) = (self.not_after.saturating_sub(now), self.not_after.saturating_sub(self.not_before));
         match left {
             ..0 => Some(Renewal::Expired),
@@ -182,12 +182,12 @@ impl Certificate {
     }
 
     /// Whole days until it expires; none once it has.
-    pub fn days_left(&self, now: i64) -> i64 {
+    pub(crate) fn days_left(&self, now: i64) -> i64 {
         self.not_after.saturating_sub(now).max(0) / DAY_SECONDS
     }
 
     /// Whether a browser takes it for `host`, as far as names go (RFC 6125 §6.4: a `*` stands for one label).
-    pub fn is_for(&self, host: &str) -> bool {
+    pub(crate) fn is_for(&self, host: &str) -> bool {
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         self.names.iter().any(|name| match name.strip_prefix("*.") {
             Some(domain) => host.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(domain)),
@@ -196,7 +196,7 @@ impl Certificate {
     }
 }
 
-pub fn parse(der: &[u8]) -> Option<Certificate> {
+pub(crate) fn parse(der: &[u8]) -> Option<Certificate> {
     let mut certificate = Der(Der(der).take(SEQUENCE)?);
     let mut fields = Der(certificate.take(SEQUENCE)?);
     fields.skip(VERSION);

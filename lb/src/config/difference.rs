@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::{Config, PoolConfig};
 
 /// Each setting that differs, such as `pool app: response_timeout 30s instead of 60s`.
-pub fn difference(before: &Config, after: &Config) -> Vec<String> {
+pub(crate) fn difference(before: &Config, after: &Config) -> Vec<String> {
     let value = |config: &Config| serde_json::to_value(config).unwrap_or_default();
     let mut told = Vec::new();
     compare("", &value(before), &value(after), &mut told);
@@ -51,7 +51,7 @@ fn contents(before: &PoolConfig, after: &PoolConfig, told: &mut Vec<String>) {
 }
 
 /// As [`difference`], of one section.
-pub fn difference_of<T: Serialize>(section: &str, before: &T, after: &T) -> Vec<String> {
+pub(crate) fn difference_of<T: Serialize>(section: &str, before: &T, after: &T) -> Vec<String> {
     let value = |config: &T| serde_json::to_value(config).unwrap_or_default();
     let mut told = Vec::new();
     compare(&format!("[{section}]"), &value(before), &value(after), &mut told);
@@ -126,7 +126,7 @@ fn shown(value: &Value) -> String {
 }
 
 /// A duration as the file takes it: in whole seconds, or else in milliseconds.
-pub fn seconds(seconds: f64) -> String {
+pub(crate) fn seconds(seconds: f64) -> String {
     let milliseconds = (seconds * 1000.0).round();
     if milliseconds % 1000.0 == 0.0 { format!("{}s", milliseconds / 1000.0) } else { format!("{milliseconds}ms") }
 }

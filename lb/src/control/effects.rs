@@ -18,7 +18,13 @@ use crate::snapshot::Snapshot;
 const MAX_EFFECTS: usize = 100;
 
 /// One sentence for each edit, up to so many, and one for each pool that gains or loses a backend.
-pub fn of(edits: &Edits, before: &Snapshot, after: &Config, deadline: Option<Duration>, now: Instant) -> Vec<String> {
+pub(super) fn of(
+    edits: &Edits,
+    before: &Snapshot,
+    after: &Config,
+    deadline: Option<Duration>,
+    now: Instant,
+) -> Vec<String> {
     let told = edits.iter().take(MAX_EFFECTS).filter_map(|edit| effect(edit, before, deadline, now));
     let mut told: Vec<String> = told.collect();
     for (pool, config) in pools_of(edits, before, after) {
@@ -31,7 +37,7 @@ pub fn of(edits: &Edits, before: &Snapshot, after: &Config, deadline: Option<Dur
 }
 
 /// What was wished and means nothing.
-pub fn ignored(request: &ChangeRequest, edits: &Edits, after: &Config) -> Vec<String> {
+pub(super) fn ignored(request: &ChangeRequest, edits: &Edits, after: &Config) -> Vec<String> {
     let mut told = Vec::new();
     for pool in &after.pools {
         let touched = edits.iter().any(|edit| edit.pool() == &pool.name);
@@ -59,7 +65,7 @@ pub fn ignored(request: &ChangeRequest, edits: &Edits, after: &Config) -> Vec<St
 
 /// The pool in which only backends whose health is bad would be left, and what would happen then. Without any active
 /// backend at all it is what the operator wants.
-pub fn leaves_no_active_backend(
+pub(super) fn leaves_no_active_backend(
     edits: &Edits,
     before: &Snapshot,
     after: &Config,

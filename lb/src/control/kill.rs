@@ -26,11 +26,11 @@ pub struct DrainOutcome {
 }
 
 /// Dropped by each thread that carries traffic once its tasks have looked whether they are meant.
-pub type ThreadDone = mpsc::Sender<()>;
+pub(crate) type ThreadDone = mpsc::Sender<()>;
 
 /// The threads that carry traffic.
 #[derive(Debug, Default)]
-pub struct Threads(Mutex<Vec<mpsc::UnboundedSender<ThreadDone>>>);
+pub(crate) struct Threads(Mutex<Vec<mpsc::UnboundedSender<ThreadDone>>>);
 
 impl Control {
     /// Tells of each kill, one thread. All tasks that carry exchanges then have to look whether theirs is meant.

@@ -9,7 +9,7 @@ use crate::config::site::ListenerName;
 
 /// Whoever holds them. A reload gets what is new before it puts anything in force, so that it fails as a whole or not at
 /// all.
-pub trait Resources: Send + Sync {
+pub(crate) trait Resources: Send + Sync {
     /// Gets what `wanted` needs and `running` has not. `is_trial`: it is only to be found out whether that can be done, and
     /// nobody may notice. What was got is given back when it is dropped. One call at a time, each with its commit.
     fn prepare(&self, running: &Config, wanted: &Config, is_trial: bool)
@@ -21,7 +21,7 @@ pub trait Resources: Send + Sync {
 
 /// A certificate of a listener, or a file that cannot be taken up as one.
 #[derive(Debug)]
-pub struct ListenerCertificate {
+pub(crate) struct ListenerCertificate {
     pub listener: ListenerName,
     pub file: PathBuf,
     /// The one that clients get; `None`: none of this file.
@@ -31,7 +31,7 @@ pub struct ListenerCertificate {
 }
 
 /// What was got. Nothing that could fail is left to do.
-pub struct PreparedResources {
+pub(crate) struct PreparedResources {
     /// What is other than before and no setting tells, such as a certificate whose file has another content.
     pub changes: Vec<String>,
     /// What was asked for and cannot be had in full.
@@ -41,11 +41,11 @@ pub struct PreparedResources {
 
 /// Takes up what was got, and gives up what is not wanted any more. It calls what it is given, which puts the
 /// configuration in force, once those are shut out who may not be served by it and before anybody else is let in.
-pub type Commit = Box<dyn FnOnce(&mut dyn FnMut()) + Send>;
+pub(crate) type Commit = Box<dyn FnOnce(&mut dyn FnMut()) + Send>;
 
 /// Something that cannot be had, with the fix.
 #[derive(Debug)]
-pub struct Unavailable {
+pub(crate) struct Unavailable {
     pub subject: Subject,
     pub message: String,
 }

@@ -6,23 +6,23 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::config::transport::ProxyProtocol;
 
-pub const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+pub(crate) const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Version 2, and on whose behalf.
-pub const LOCAL: u8 = 0x20;
-pub const PROXY: u8 = 0x21;
+pub(crate) const LOCAL: u8 = 0x20;
+pub(crate) const PROXY: u8 = 0x21;
 /// A stream over IPv4, and over IPv6.
-pub const TCP4: u8 = 0x11;
-pub const TCP6: u8 = 0x21;
+pub(crate) const TCP4: u8 = 0x11;
+pub(crate) const TCP6: u8 = 0x21;
 
 /// A client's connection: from where, and to which address of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Client {
+pub(crate) struct Client {
     pub from: SocketAddr,
     pub to: SocketAddr,
 }
 
 /// The header for a client; `None`: the connection is the balancer's own, as those of probes are. Empty: none is sent.
-pub fn header(version: ProxyProtocol, client: Option<Client>) -> Vec<u8> {
+pub(crate) fn header(version: ProxyProtocol, client: Option<Client>) -> Vec<u8> {
     let client = client.map(|Client { from, to }| of_one_family(from, to));
     match version {
         ProxyProtocol::Off => Vec::new(),

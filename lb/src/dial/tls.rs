@@ -60,7 +60,7 @@ fn reason(failure: Failure, reason: &'static str) -> AttemptError {
 const NO_NAME: &str = "nobody knows whose certificate to demand: write tls.name";
 
 /// Why a handshake failed, and what to do.
-pub fn failed(error: &io::Error) -> AttemptError {
+pub(crate) fn failed(error: &io::Error) -> AttemptError {
     match tls_error(error) {
         Some(error) => of_tls(error),
         None if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -72,7 +72,7 @@ pub fn failed(error: &io::Error) -> AttemptError {
 
 /// Whether a backend ended a connection because it does not take us for a client, of which it may tell behind its part
 /// of the handshake (RFC 8446 §4.4.2.4).
-pub fn refuses_client(error: &io::Error) -> Option<AttemptError> {
+pub(crate) fn refuses_client(error: &io::Error) -> Option<AttemptError> {
     let error = tls_error(error)?;
     matches!(error, Error::AlertReceived(_)).then(|| of_tls(error))
 }

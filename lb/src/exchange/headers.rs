@@ -63,7 +63,7 @@ pub struct ClientCertificate {
 
 /// The connection of a request, and what a trusted proxy claims about the client.
 #[derive(Debug, Clone, Copy)]
-pub struct RequestOrigin<'a> {
+pub(crate) struct RequestOrigin<'a> {
     pub peer: &'a Peer,
     pub is_tls: bool,
     /// The request's host, including the port.
@@ -75,7 +75,7 @@ pub struct RequestOrigin<'a> {
 /// What a proxy claims about its client, in one family of fields. The other family is ignored: a proxy that does not
 /// know it forwards whatever its client has sent.
 #[derive(Debug, Clone, Default)]
-pub enum ProxyClaims<'a> {
+pub(crate) enum ProxyClaims<'a> {
     #[default]
     None,
     XForwarded(XForwarded<'a>),
@@ -85,7 +85,7 @@ pub enum ProxyClaims<'a> {
 
 /// The X-Forwarded-* fields. Several of one name are joined with commas; missing ones are empty.
 #[derive(Debug, Clone, Default)]
-pub struct XForwarded<'a> {
+pub(crate) struct XForwarded<'a> {
     pub addresses: Cow<'a, [u8]>,
     pub proto: Cow<'a, [u8]>,
     pub host: Cow<'a, [u8]>,
@@ -100,7 +100,7 @@ pub struct XForwarded<'a> {
 /// is not a trusted proxy's. Its scheme, host, port and prefix are taken from the proxy that named its address.
 /// Malformed values are ignored.
 #[derive(Debug, Clone)]
-pub struct Forwarding<'a> {
+pub(crate) struct Forwarding<'a> {
     /// `None` if it came through a Unix socket and no proxy names an address.
     pub client: Option<IpAddr>,
     /// `http` or `https`.
@@ -125,7 +125,7 @@ struct ClientClaim<'a> {
 }
 
 impl<'a> Forwarding<'a> {
-    pub fn new(origin: RequestOrigin<'a>, trusted: &TrustedPeers) -> Self {
+    pub(crate) fn new(origin: RequestOrigin<'a>, trusted: &TrustedPeers) -> Self {
         let mut chain = Vec::new();
         let peer = origin.peer.address;
         let is_believed = trusted.contains(peer);
@@ -144,7 +144,7 @@ impl<'a> Forwarding<'a> {
     }
 
     /// Writes the value of `X-Forwarded-For`: the chain and the peer, if it has an address. May be empty.
-    pub fn write_forwarded_for(&self, out: &mut impl Write) -> fmt::Result {
+    pub(crate) fn write_forwarded_for(&self, out: &mut impl Write) -> fmt::Result {
         let mut comma = "";
         match self.origin.claims {
             ProxyClaims::XForwarded(claims) if self.is_told() => {
@@ -172,7 +172,7 @@ impl<'a> Forwarding<'a> {
     }
 
     /// Writes the client's address, or `unix:`.
-    pub fn write_client(&self, out: &mut impl Write) -> fmt::Result {
+    pub(crate) fn write_client(&self, out: &mut impl Write) -> fmt::Result {
         match self.client {
             Some(client) if Some(client) != self.origin.peer.address => write!(out, "{client}"),
             _ => out.write_str(&self.origin.peer.text),
@@ -180,7 +180,7 @@ impl<'a> Forwarding<'a> {
     }
 
     /// Writes the value of `Forwarded` (RFC 7239): the accepted elements and one for this hop.
-    pub fn write_forwarded(&self, out: &mut impl Write) -> fmt::Result {
+    pub(crate) fn write_forwarded(&self, out: &mut impl Write) -> fmt::Result {
         let peer = self.origin.peer.address;
         if let ProxyClaims::Forwarded(list) = self.origin.claims
             && let Some(list) = whole_list(list).filter(|_| self.is_told())
@@ -449,7 +449,7 @@ fn write_quoted(text: &str, out: &mut impl Write) -> fmt::Result {
 }
 
 /// Writes the client's request id when it is one that a log can bear, else a new one of 128 random bits.
-pub fn write_request_id(incoming: Option<&[u8]>, out: &mut impl Write) -> fmt::Result {
+pub(crate) fn write_request_id(incoming: Option<&[u8]>, out: &mut impl Write) -> fmt::Result {
     let is_bearable = |id: &&[u8]| {
         (1..=128).contains(&id.len()) && id.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.:/+=@".contains(b))
     };

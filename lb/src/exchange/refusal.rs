@@ -46,7 +46,7 @@ pub enum Refusal {
 }
 
 /// The default answer for an error status without further information.
-pub fn usual(status: u16, form: RefusalFormat, request_id: &str) -> Reply {
+pub(crate) fn usual(status: u16, form: RefusalFormat, request_id: &str) -> Reply {
     let mut reply = Reply::new(status);
     let title = StatusText(status);
     let body = match form {

@@ -81,10 +81,10 @@ impl Reply {
 }
 
 /// A status code with its name.
-pub struct StatusText(pub u16);
+pub(crate) struct StatusText(pub u16);
 
 impl StatusText {
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         message::reason(self.0)
     }
 }

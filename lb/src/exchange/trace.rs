@@ -12,7 +12,7 @@ const MAX_EVENTS: usize = 16;
 
 /// The events of one exchange, in the order in which they happened.
 #[derive(Debug, Clone)]
-pub struct Trace {
+pub(super) struct Trace {
     started: Instant,
     events: [TraceEvent; MAX_EVENTS],
     /// Of all that happened, whether kept or not.
@@ -21,13 +21,13 @@ pub struct Trace {
 
 /// One event, and how long after the beginning of the exchange it happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TraceEvent {
+pub(super) struct TraceEvent {
     micros: u32,
     pub what: TraceEventKind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TraceEventKind {
+pub(super) enum TraceEventKind {
     /// The exchange began: its route is known.
     Begun,
     /// The body was read ahead.
@@ -49,13 +49,13 @@ pub enum TraceEventKind {
 }
 
 impl Trace {
-    pub fn new(started: Instant) -> Self {
+    pub(super) fn new(started: Instant) -> Self {
         let begun = TraceEvent { micros: 0, what: TraceEventKind::Begun };
         Self { started, events: [begun; MAX_EVENTS], count: 1 }
     }
 
     #[inline]
-    pub fn push(&mut self, what: TraceEventKind, now: Instant) {
+    pub(super) fn push(&mut self, what: TraceEventKind, now: Instant) {
         if let Some(event) = self.events.get_mut(self.count as usize) {
             // Beyond 71 minutes it is only known to be later.
             let micros = now.saturating_duration_since(self.started).as_micros();
@@ -64,19 +64,19 @@ impl Trace {
         self.count = self.count.saturating_add(1);
     }
 
-    pub fn events(&self) -> &[TraceEvent] {
+    pub(super) fn events(&self) -> &[TraceEvent] {
         self.events.get(..self.count as usize).unwrap_or(&self.events)
     }
 
     /// How many events happened after the last one that was kept.
-    pub fn lost(&self) -> u32 {
+    pub(super) fn lost(&self) -> u32 {
         self.count.saturating_sub(MAX_EVENTS as u32)
     }
 }
 
 impl TraceEvent {
     /// After the beginning of the exchange.
-    pub fn after(&self) -> Duration {
+    pub(super) fn after(&self) -> Duration {
         Duration::from_micros(self.micros.into())
     }
 }

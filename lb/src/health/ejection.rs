@@ -11,7 +11,7 @@ use crate::config::EjectionConfig;
 
 /// The number of current ejections of a pool, so that no thread has to ask every backend.
 #[derive(Debug, Default)]
-pub struct Ejections {
+pub(crate) struct Ejections {
     begun: AtomicU64,
     under_way: AtomicUsize,
 }
@@ -21,7 +21,7 @@ pub struct Ejections {
 pub struct EjectionPermit(Arc<Ejections>);
 
 #[derive(Debug, Default)]
-pub struct Ejection {
+pub(crate) struct Ejection {
     /// Recent ejections, by which the ejection time is multiplied.
     times: u32,
     /// The current ejection, or the last one.
@@ -40,23 +40,23 @@ struct Span {
 
 impl Ejections {
     /// Permits one more ejection, unless `max` are current.
-    pub fn try_acquire(self: &Arc<Self>, max: usize) -> Option<EjectionPermit> {
+    pub(crate) fn try_acquire(self: &Arc<Self>, max: usize) -> Option<EjectionPermit> {
         let more = |count| (count < max).then_some(count + 1);
         self.under_way.try_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
         Some(EjectionPermit(Arc::clone(self)))
     }
 
-    pub fn under_way(&self) -> usize {
+    pub(crate) fn under_way(&self) -> usize {
         self.under_way.load(Ordering::Acquire)
     }
 
     /// Call this once the ejection is visible to other threads.
-    pub fn has_begun(&self) {
+    pub(crate) fn has_begun(&self) {
         self.begun.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Ejections since the start. A list of candidates that was made at another number may contain ejected ones.
-    pub fn begun(&self) -> u64 {
+    pub(crate) fn begun(&self) -> u64 {
         self.begun.load(Ordering::Acquire)
     }
 }
@@ -70,7 +70,7 @@ impl Drop for EjectionPermit {
 impl Ejection {
     /// Begins an ejection and returns its duration. `None` if the backend is ejected already. `has_answered_since`
     /// tells whether the backend has answered a request since a time.
-    pub fn start(
+    pub(crate) fn start(
         &mut self,
         permit: EjectionPermit,
         rules: &EjectionConfig,
@@ -92,14 +92,14 @@ impl Ejection {
         Some(duration)
     }
 
-    pub fn remaining(&self, now: Instant) -> Option<Duration> {
+    pub(crate) fn remaining(&self, now: Instant) -> Option<Duration> {
         let until = self.last.filter(|_| self.under_way.is_some())?.until;
         until.checked_duration_since(now).filter(|left| !left.is_zero())
     }
 
     /// Takes a probe's result. Returns true if it ends the ejection, because `rise` consecutive probes that began after
     /// it have succeeded. The next ejection lasts as long as if this one had not been shortened.
-    pub fn probed(&mut self, at: Instant, succeeded: bool, rise: u32) -> bool {
+    pub(crate) fn probed(&mut self, at: Instant, succeeded: bool, rise: u32) -> bool {
         if self.under_way.is_none() || self.last.is_some_and(|last| at < last.from) {
             return false;
         }
@@ -108,19 +108,19 @@ impl Ejection {
     }
 
     /// Ends an ejection whose time is over. Returns true once for each ejection.
-    pub fn expire(&mut self, now: Instant) -> bool {
+    pub(crate) fn expire(&mut self, now: Instant) -> bool {
         self.remaining(now).is_none() && self.end()
     }
 
     /// Ends an ejection early; true if one was under way.
-    pub fn end(&mut self) -> bool {
+    pub(crate) fn end(&mut self) -> bool {
         self.under_way.take().is_some()
     }
 }
 
 /// How many of `members` may be ejected at once: the percentage, but at least one of two or more. A single one is never
 /// ejected, because that would only replace its errors by ours.
-pub fn most_ejected(members: usize, max_percent: u8) -> usize {
+pub(crate) fn most_ejected(members: usize, max_percent: u8) -> usize {
     let share = members * usize::from(max_percent) / 100;
     match (members, max_percent) {
         (0 | 1, _) | (_, 0) => 0,

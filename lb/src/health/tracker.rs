@@ -23,24 +23,24 @@ impl Health {
 }
 
 #[derive(Debug)]
-pub struct Tracker {
+pub(crate) struct Tracker {
     health: Health,
     /// Consecutive results that contradict the current state.
     against: u32,
 }
 
 impl Tracker {
-    pub fn new(health: Health) -> Self {
+    pub(crate) fn new(health: Health) -> Self {
         Self { health, against: 0 }
     }
 
-    pub fn health(&self) -> Health {
+    pub(crate) fn health(&self) -> Health {
         self.health
     }
 
     /// Takes a probe's result. Returns the new health if it has changed. The first probe decides at once; after that
     /// `rise` consecutive successes or `fall` consecutive failures are needed.
-    pub fn observe(&mut self, succeeded: bool, rise: u32, fall: u32) -> Option<Health> {
+    pub(crate) fn observe(&mut self, succeeded: bool, rise: u32, fall: u32) -> Option<Health> {
         let found = if succeeded { Health::Healthy } else { Health::Unhealthy };
         if found == self.health {
             self.against = 0;

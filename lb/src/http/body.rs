@@ -12,7 +12,7 @@ use crate::message::framing::Framing;
 const LIMITS: chunked::Limits = CHUNK_LIMITS.per_chunk();
 
 /// A response's content.
-pub struct ResponseBody {
+pub(super) struct ResponseBody {
     reader: BodyReader,
     framing: Framing,
     /// Bytes of content passed on.
@@ -21,16 +21,16 @@ pub struct ResponseBody {
 
 impl ResponseBody {
     /// Content that comes in one framing and leaves in another.
-    pub fn new(from: Framing, to: Framing) -> Self {
+    pub(super) fn new(from: Framing, to: Framing) -> Self {
         Self { reader: BodyReader::new(from, LIMITS), framing: to, sent: 0 }
     }
 
-    pub fn is_done(&self) -> bool {
+    pub(super) fn is_done(&self) -> bool {
         self.reader.is_done()
     }
 
     /// Whether content that is framed so may begin with these bytes.
-    pub fn begins_well(framing: Framing, bytes: &[u8]) -> bool {
+    pub(super) fn begins_well(framing: Framing, bytes: &[u8]) -> bool {
         let mut reader = match framing {
             Framing::Chunked => BodyReader::new(framing, LIMITS),
             _ => return true,
@@ -44,17 +44,17 @@ impl ResponseBody {
     }
 
     /// Whether the bytes leave as they come, so that they need not be copied.
-    pub fn is_plain(&self) -> bool {
+    pub(super) fn is_plain(&self) -> bool {
         !matches!(self.framing, Framing::Chunked) && !matches!(self.reader, BodyReader::Chunked(_))
     }
 
     /// Whether only the end of the connection tells the client that it has everything.
-    pub fn is_until_close(&self) -> bool {
+    pub(super) fn is_until_close(&self) -> bool {
         self.framing == Framing::UntilClose
     }
 
     /// Appends the content in `input` to `out`; how much of the input belonged to this response.
-    pub fn take(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<usize, BadResponse> {
+    pub(super) fn take(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<usize, BadResponse> {
         let mut at = 0;
         while at < input.len() && !self.is_done() {
             let progress = self.reader.advance(&input[at..])?;
@@ -70,7 +70,7 @@ impl ResponseBody {
     }
 
     /// How much is still to come, where that is known and the bytes leave as they come.
-    pub fn plain_bytes_left(&self) -> Option<u64> {
+    pub(super) fn plain_bytes_left(&self) -> Option<u64> {
         match self.reader {
             BodyReader::Length(left) if self.is_plain() => Some(left),
             _ => None,
@@ -78,7 +78,7 @@ impl ResponseBody {
     }
 
     /// So many bytes of plain content have been passed on without being looked at.
-    pub fn skip(&mut self, count: u64) {
+    pub(super) fn skip(&mut self, count: u64) {
         self.sent += count;
         match self.reader {
             BodyReader::Length(left) if left > count => self.reader = BodyReader::Length(left - count),
@@ -87,14 +87,14 @@ impl ResponseBody {
     }
 
     /// Like [`Self::take`] for plain content that is in its place already.
-    pub fn pass(&mut self, content: &[u8]) -> Result<usize, BadResponse> {
+    pub(super) fn pass(&mut self, content: &[u8]) -> Result<usize, BadResponse> {
         let progress = self.reader.advance(content)?;
         self.sent += progress.consumed as u64;
         Ok(progress.consumed)
     }
 
     /// The backend closed its side: the regular end of some content, too early for other.
-    pub fn end_of_input(&mut self, out: &mut Vec<u8>) -> Result<(), BadResponse> {
+    pub(super) fn end_of_input(&mut self, out: &mut Vec<u8>) -> Result<(), BadResponse> {
         self.reader.end_of_input().map_err(|_| BadResponse::Truncated)?;
         if self.framing == Framing::Chunked {
             write_end(&[], out);
@@ -113,7 +113,7 @@ fn append(framing: Framing, data: &[u8], out: &mut Vec<u8>) {
 }
 
 /// What the client is answered for what the parser refused.
-pub fn refusal(reject: Reject) -> Refusal {
+pub(super) fn refusal(reject: Reject) -> Refusal {
     match reject.status() {
         405 => Refusal::Method,
         414 => Refusal::TargetTooLong,

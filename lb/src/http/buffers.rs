@@ -21,7 +21,7 @@ const MAX_SPARE_CAPACITY: usize = 128 * 1024;
 const MAX_SPARE_BYTES: usize = 8 * 1024 * 1024;
 
 #[derive(Default)]
-pub struct Buffers {
+pub(crate) struct Buffers {
     pub request: RequestHead,
     pub response: ResponseHead,
     /// Bytes from the client: the head and what follows it.
@@ -41,7 +41,7 @@ pub struct Buffers {
 
 /// Bytes from the backend, with headroom in front: the rewritten head may be longer than the received one, and the
 /// content need not be moved then.
-pub struct ResponseBuffer(Vec<u8>);
+pub(crate) struct ResponseBuffer(Vec<u8>);
 
 /// By how much a head may grow in place: enough for a request id and some fields.
 const HEADROOM_BYTES: usize = 128;
@@ -60,12 +60,12 @@ thread_local! {
 
 /// Drops the buffers that this thread keeps, whose sizes depend on former runs.
 #[cfg(test)]
-pub fn clear() {
+pub(crate) fn clear() {
     SPARE.take();
 }
 
 impl Buffers {
-    pub fn take() -> Box<Self> {
+    pub(crate) fn take() -> Box<Self> {
         let spare = SPARE.with_borrow_mut(|spare| {
             let buffers = spare.idle.pop()?;
             spare.bytes -= buffers.bytes();
@@ -75,7 +75,7 @@ impl Buffers {
     }
 
     /// Stores the head of our own response in place of a backend's. Returns the content.
-    pub fn take_reply(&mut self, reply: Reply) -> Bytes {
+    pub(crate) fn take_reply(&mut self, reply: Reply) -> Bytes {
         // Replies are always sendable. If one were not, a 500 is sent instead.
         let content = self.put_reply(reply);
         content.or_else(|| self.put_reply(Reply::new(500))).unwrap_or_default()
@@ -92,7 +92,7 @@ impl Buffers {
         }
     }
 
-    pub fn give_back(mut self: Box<Self>) {
+    pub(crate) fn give_back(mut self: Box<Self>) {
         for buffer in
             [&mut self.from_client, &mut self.to_backend, &mut self.to_client, &mut self.path, &mut self.target]
         {
@@ -123,30 +123,30 @@ impl Buffers {
 }
 
 impl ResponseBuffer {
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.0.truncate(HEADROOM_BYTES);
     }
 
-    pub fn truncate(&mut self, len: usize) {
+    pub(crate) fn truncate(&mut self, len: usize) {
         self.0.truncate(HEADROOM_BYTES + len);
     }
 
-    pub fn drop_first(&mut self, count: usize) {
+    pub(crate) fn drop_first(&mut self, count: usize) {
         self.0.drain(HEADROOM_BYTES..HEADROOM_BYTES + count);
     }
 
     /// To be appended to.
-    pub fn end(&mut self) -> &mut Vec<u8> {
+    pub(crate) fn end(&mut self) -> &mut Vec<u8> {
         &mut self.0
     }
 
     /// Where a head so long begins in the place of one that ends at `head`, if it fits there.
-    pub fn place_of_head(&self, head: usize, len: usize) -> Option<usize> {
+    pub(crate) fn place_of_head(&self, head: usize, len: usize) -> Option<usize> {
         (HEADROOM_BYTES + head).checked_sub(len)
     }
 
     /// Puts `new` at the place that was found for it, and has the two buffers change places.
-    pub fn put_head(&mut self, start: usize, new: &mut Vec<u8>) {
+    pub(crate) fn put_head(&mut self, start: usize, new: &mut Vec<u8>) {
         self.0[start..start + new.len()].copy_from_slice(new);
         std::mem::swap(&mut self.0, new);
         self.0.clear();

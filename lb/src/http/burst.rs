@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use tokio::task::yield_now;
 
 /// Has the tasks run first that have been woken by now. At once where there are none.
-pub async fn let_others_read() {
+pub(super) async fn let_others_read() {
     let mut has_waited = false;
     poll_fn(|cx| match mem::replace(&mut has_waited, true) {
         true => Poll::Ready(()),

@@ -14,9 +14,9 @@ use crate::message::framing::Framing;
 
 /// Less than this is copied behind what goes before it, which is cheaper than to write from two places.
 const MIN_VECTORED_BYTES: usize = 4096;
-pub const CHUNK_LIMITS: chunked::Limits = chunked::Limits::new(4096, 8192);
+pub(super) const CHUNK_LIMITS: chunked::Limits = chunked::Limits::new(4096, 8192);
 
-pub struct Content {
+pub(super) struct Content {
     framing: Framing,
     /// How far what the client sent has been understood.
     reader: BodyReader,
@@ -36,7 +36,7 @@ pub struct Content {
 
 /// How far one reader has come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Cursor {
+pub(super) struct Cursor {
     /// From the beginning of the content.
     at: u64,
     /// The end of chunked content has been read too.
@@ -45,48 +45,48 @@ pub struct Cursor {
 
 impl Content {
     /// Content behind a head that ends at `start`.
-    pub fn new(framing: Framing, start: usize, most: Option<u64>, keep: usize, pace: Pace) -> Self {
+    pub(super) fn new(framing: Framing, start: usize, most: Option<u64>, keep: usize, pace: Pace) -> Self {
         let reader = BodyReader::new(framing, CHUNK_LIMITS);
         Self { framing, reader, start, end: start, dropped: 0, most, keep, has_continued: false, pace }
     }
 
     /// Of a request whose content nobody reads.
-    pub fn none() -> Self {
+    pub(super) fn none() -> Self {
         Self::new(Framing::None, 0, None, 0, Pace::new(None, None))
     }
 
     /// Goes on under other limits. What is held stays, however much it is.
-    pub fn limit(&mut self, most: Option<u64>, keep: usize) {
+    pub(super) fn limit(&mut self, most: Option<u64>, keep: usize) {
         (self.most, self.keep) = (most, keep.max(self.end - self.start));
     }
 
     /// Whether the client has sent the last byte, and it has been taken in.
-    pub fn is_done(&self) -> bool {
+    pub(super) fn is_done(&self) -> bool {
         self.reader.is_done()
     }
 
     /// Whether all that was taken in can be read from the beginning.
-    pub fn is_at_hand(&self) -> bool {
+    pub(super) fn is_at_hand(&self) -> bool {
         self.dropped == 0 && self.end - self.start <= self.keep
     }
 
     /// Whether its beginning is there, for a cursor that has read nothing.
-    pub fn has_beginning(&self) -> bool {
+    pub(super) fn has_beginning(&self) -> bool {
         self.dropped == 0
     }
 
     /// Whether nothing of it has been taken in.
-    pub fn is_untouched(&self) -> bool {
+    pub(super) fn is_untouched(&self) -> bool {
         self.received() == 0
     }
 
     /// Where the next request begins in the buffer, once this one is done.
-    pub fn end(&self) -> usize {
+    pub(super) fn end(&self) -> usize {
         self.end
     }
 
     /// How many bytes the client has still to send beyond what is in `buffer`; `None`: its length is not told.
-    pub fn bytes_left(&self, buffer: &[u8]) -> Option<u64> {
+    pub(super) fn bytes_left(&self, buffer: &[u8]) -> Option<u64> {
         match self.reader {
             BodyReader::Done => Some(0),
             BodyReader::Length(left) => Some(left.saturating_sub(buffer.len().saturating_sub(self.end) as u64)),
@@ -100,7 +100,7 @@ impl Content {
     }
 
     /// Takes in what has come in `buffer`. Chunks are put together where they lie.
-    pub fn take_in(&mut self, buffer: &mut Vec<u8>) -> Result<(), Failure> {
+    pub(super) fn take_in(&mut self, buffer: &mut Vec<u8>) -> Result<(), Failure> {
         let before = self.received();
         let mut at = self.end;
         while at < buffer.len() && !self.is_done() {
@@ -120,21 +120,21 @@ impl Content {
     }
 
     /// Where what `cursor` has still to read lies in the buffer.
-    pub fn unread(&self, cursor: Cursor) -> Range<usize> {
+    pub(super) fn unread(&self, cursor: Cursor) -> Range<usize> {
         let at = cursor.at.saturating_sub(self.dropped);
         let at = usize::try_from(at).map_or(self.end, |at| (self.start + at).min(self.end));
         at..self.end
     }
 
     /// Whether `cursor` has read everything, the end included.
-    pub fn is_read(&self, cursor: Cursor) -> bool {
+    pub(super) fn is_read(&self, cursor: Cursor) -> bool {
         let needs_end = self.framing == Framing::Chunked;
         self.is_done() && cursor.at == self.received() && (cursor.has_end || !needs_end)
     }
 
     /// Reads on with `cursor`, as far as the content has come, and appends it to `out` as it is sent. What is plain and
     /// large is left where it lies, to be written from there.
-    pub fn read(&self, cursor: &mut Cursor, buffer: &[u8], out: &mut Vec<u8>) {
+    pub(super) fn read(&self, cursor: &mut Cursor, buffer: &[u8], out: &mut Vec<u8>) {
         let unread = self.unread(*cursor);
         if self.framing != Framing::Chunked {
             if unread.len() < MIN_VECTORED_BYTES {
@@ -153,7 +153,7 @@ impl Content {
     }
 
     /// Drops what all of `cursors` have passed, if it is more than may be sent again.
-    pub fn forget(&mut self, cursors: &[Cursor], buffer: &mut Vec<u8>) {
+    pub(super) fn forget(&mut self, cursors: &[Cursor], buffer: &mut Vec<u8>) {
         if self.end - self.start <= self.keep && self.dropped == 0 {
             return;
         }
@@ -166,7 +166,7 @@ impl Content {
 
 impl Cursor {
     /// Moves on by so many bytes, which were written from where they lie.
-    pub fn pass(&mut self, count: usize) {
+    pub(super) fn pass(&mut self, count: usize) {
         self.at += count as u64;
     }
 }

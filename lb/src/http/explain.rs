@@ -23,7 +23,7 @@ use crate::site::{RouteId, Site};
 
 /// A request and where it comes from.
 #[derive(Debug)]
-pub struct Question<'a> {
+pub(crate) struct Question<'a> {
     /// As a client of HTTP/1.1 sends it.
     pub head: &'a [u8],
     pub client: PeerAddress,
@@ -32,7 +32,7 @@ pub struct Question<'a> {
 
 /// What becomes of it.
 #[derive(Debug)]
-pub struct Explanation {
+pub(crate) struct Explanation {
     /// `None`: no site has its host, or it is refused before it comes to one.
     pub site: Option<Arc<Site>>,
     /// The routes that it comes to, one after the other.
@@ -42,7 +42,7 @@ pub struct Explanation {
 
 /// A route, and how it was chosen.
 #[derive(Debug)]
-pub struct Visit {
+pub(crate) struct Visit {
     pub route: RouteId,
     /// The path for which routes were searched, decoded and normalised; `None`: a jump named the route.
     pub path: Option<Vec<u8>>,
@@ -52,7 +52,7 @@ pub struct Visit {
 
 /// How it ends, if backends do what they are to do.
 #[derive(Debug)]
-pub enum End {
+pub(crate) enum End {
     /// A backend of this pool is sent this head.
     Pool { name: String, head: Vec<u8> },
     /// The client is sent this.
@@ -60,7 +60,7 @@ pub enum End {
 }
 
 /// Says what becomes of a request on this listener. The error says why the head is none.
-pub fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, String> {
+pub(crate) fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, String> {
     let listener = engine.listener();
     let peer = Peer::new(question.client);
     let mut buffers = Buffers::default();

@@ -24,7 +24,7 @@ use crate::value::{Facts, Presence, VariableText};
 
 /// The facts of one request, borrowed from where they lie.
 #[derive(Clone, Copy)]
-pub struct RequestFacts<'a> {
+pub(super) struct RequestFacts<'a> {
     pub of: &'a Request<'a>,
     pub head: &'a RequestHead,
     pub from_client: &'a [u8],
@@ -49,7 +49,7 @@ pub struct RequestFacts<'a> {
 
 impl<'a> RequestFacts<'a> {
     /// Those of a request on its way, before there is an answer.
-    pub fn of(of: &'a Request<'a>, buffers: &'a Buffers, exchange: &'a Exchange) -> Self {
+    pub(super) fn of(of: &'a Request<'a>, buffers: &'a Buffers, exchange: &'a Exchange) -> Self {
         let Buffers { request: head, from_client, text, path, target, .. } = buffers;
         Self {
             of,
@@ -73,7 +73,7 @@ impl<'a> RequestFacts<'a> {
     }
 
     /// The query as it is now.
-    pub fn query(&self) -> Option<&'a [u8]> {
+    pub(super) fn query(&self) -> Option<&'a [u8]> {
         match self.target {
             b"" => self.head.query(self.from_client),
             target => target.iter().position(|&byte| byte == b'?').map(|at| &target[at + 1..]),

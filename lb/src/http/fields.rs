@@ -19,7 +19,7 @@ use crate::value::{Facts, Presence, Value, VariableText};
 
 /// Changes in the order in which they are made. Those of one name are put together, so that at most one of them is
 /// anything but an addition.
-pub struct Changes<'a>(Vec<Entry<'a>>);
+pub(super) struct Changes<'a>(Vec<Entry<'a>>);
 
 /// So many changes need no memory but the stack when they are made to a head.
 const INLINE_CHANGES: usize = 8;
@@ -51,7 +51,7 @@ enum Kind {
 impl<'a> Changes<'a> {
     /// `first`, then what `edit` makes. Where that is about fields of `lines`, these are among the changes, and none are
     /// left.
-    pub fn made(first: &[Change<'a>], lines: Lines<'a>, edit: impl Fn(&mut Self)) -> (Self, Lines<'a>) {
+    pub(super) fn made(first: &[Change<'a>], lines: Lines<'a>, edit: impl Fn(&mut Self)) -> (Self, Lines<'a>) {
         let mut all = Self(Vec::new());
         first.iter().for_each(|change| all.make(*change));
         edit(&mut all);
@@ -76,7 +76,7 @@ impl<'a> Changes<'a> {
     }
 
     /// Gives them to `take` as the writer of heads takes them.
-    pub fn list<R>(&self, take: impl FnOnce(&[Change<'_>]) -> R) -> R {
+    pub(super) fn list<R>(&self, take: impl FnOnce(&[Change<'_>]) -> R) -> R {
         let all = self.0.iter().filter_map(Entry::change);
         if self.0.len() > INLINE_CHANGES {
             return take(&all.collect::<Vec<_>>());
@@ -91,11 +91,11 @@ impl<'a> Changes<'a> {
     }
 
     /// Removes the fields of a name.
-    pub fn remove(&mut self, name: FieldName<'a>) {
+    pub(super) fn remove(&mut self, name: FieldName<'a>) {
         self.push(name, Kind::Remove, Cow::Borrowed(b""));
     }
 
-    pub fn add(&mut self, name: FieldName<'a>, value: impl Into<Cow<'a, [u8]>>) {
+    pub(super) fn add(&mut self, name: FieldName<'a>, value: impl Into<Cow<'a, [u8]>>) {
         self.push(name, Kind::Add, value.into());
     }
 
@@ -104,7 +104,7 @@ impl<'a> Changes<'a> {
     }
 
     /// Makes the operator's own edits, for an answer with `status`.
-    pub fn edit(&mut self, changes: &'a [site::FieldChange], status: Option<u16>, facts: &'a RequestFacts<'a>) {
+    pub(super) fn edit(&mut self, changes: &'a [site::FieldChange], status: Option<u16>, facts: &'a RequestFacts<'a>) {
         for change in changes {
             let is_for = |on: &crate::config::StatusRanges| status.is_some_and(|status| on.contains(status));
             if !change.on.as_ref().is_none_or(is_for) {
@@ -132,7 +132,7 @@ impl<'a> Changes<'a> {
     }
 
     /// The fields of the preset, where the answer does not have them.
-    pub fn preset(&mut self, preset: site::Preset, is_https: bool) {
+    pub(super) fn preset(&mut self, preset: site::Preset, is_https: bool) {
         for field in preset.fields().iter().filter(|field| is_https || !field.only_https) {
             if let Some(name) = FieldName::of_token(field.name.as_bytes(), Name::Other) {
                 self.push(name, Kind::SetIfMissing, Cow::Borrowed(field.value.as_bytes()));
@@ -141,7 +141,7 @@ impl<'a> Changes<'a> {
     }
 
     /// What CORS has the answer say, in place of what the backend says of it.
-    pub fn cors(&mut self, cors: &'a Cors, facts: &RequestFacts<'a>) {
+    pub(super) fn cors(&mut self, cors: &'a Cors, facts: &RequestFacts<'a>) {
         for name in ["Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "Access-Control-Expose-Headers"]
         {
             self.remove(cors_name(name));
@@ -184,7 +184,7 @@ impl<'a> Changes<'a> {
 
     /// Has an error page say what belongs to the status that it is sent with, unless it does.
     #[cold]
-    pub fn page(&mut self, status_fields: &'a StatusFields, status: u16, facts: &RequestFacts<'_>) {
+    pub(super) fn page(&mut self, status_fields: &'a StatusFields, status: u16, facts: &RequestFacts<'_>) {
         let Some((page, buffer)) = facts.response else { return };
         if status != page.status() {
             // A page that is a part of something is no part of an error.
@@ -199,7 +199,7 @@ impl<'a> Changes<'a> {
     }
 
     /// Has what a backend says of places in `Location` and `Refresh` mean what the client would have to ask.
-    pub fn locations(&mut self, rules: &'a Rules, facts: &RequestFacts<'a>) {
+    pub(super) fn locations(&mut self, rules: &'a Rules, facts: &RequestFacts<'a>) {
         let Some((head, buffer)) = facts.response else { return };
         if let Some(location) = head.fields().value(buffer, Name::Location)
             && let Some(mapped) = mapped_location(location, rules, facts)
@@ -218,7 +218,7 @@ impl<'a> Changes<'a> {
     }
 
     /// Has the cookies of a backend be as the operator wants them.
-    pub fn cookies(&mut self, rewrite: &CookieRewrite, facts: &RequestFacts<'_>) {
+    pub(super) fn cookies(&mut self, rewrite: &CookieRewrite, facts: &RequestFacts<'_>) {
         let Some((head, buffer)) = facts.response else { return };
         if head.fields().value(buffer, Name::SetCookie).is_none() || *rewrite == CookieRewrite::default() {
             return;
@@ -295,7 +295,7 @@ impl Text<'_> {
 }
 
 /// Whether the rules have the head of an answer be as it is, whatever their values are.
-pub fn keep_answer(rules: &Rules, head: &ResponseHead, buffer: &[u8], is_backends: bool) -> bool {
+pub(super) fn keep_answer(rules: &Rules, head: &ResponseHead, buffer: &[u8], is_backends: bool) -> bool {
     let has = |name| head.fields().value(buffer, name).is_some();
     let may_be_mapped = is_backends && (has(Name::Location) || has(Name::Refresh) || has(Name::SetCookie));
     rules.response_headers.is_empty() && rules.preset.is_none() && rules.cors.is_none() && !may_be_mapped
@@ -320,7 +320,7 @@ fn field_value<'a>(value: &'a Value, facts: &'a RequestFacts<'a>) -> Option<Cow<
 }
 
 /// The `Host` that the backend is sent in place of the client's.
-pub fn host(rules: &Rules, facts: &RequestFacts<'_>) -> Option<Vec<u8>> {
+pub(super) fn host(rules: &Rules, facts: &RequestFacts<'_>) -> Option<Vec<u8>> {
     let value = rules.request_headers.host.as_ref()?;
     let mut host = Vec::new();
     let presence = value.write_field(facts, &mut host);
@@ -328,7 +328,7 @@ pub fn host(rules: &Rules, facts: &RequestFacts<'_>) -> Option<Vec<u8>> {
 }
 
 /// Whether a browser asks what CORS allows.
-pub fn is_preflight(facts: &RequestFacts<'_>) -> bool {
+pub(super) fn is_preflight(facts: &RequestFacts<'_>) -> bool {
     facts.head.method() == Method::Options
         && origin(facts).is_some()
         && field(facts, b"access-control-request-method").is_some()
@@ -358,7 +358,7 @@ fn asked_fields(facts: &RequestFacts<'_>) -> Vec<u8> {
 
 /// What of the answer's head belongs to its status (RFC 9110 §10.2.3, §11.6.1, §15.4, §15.5; RFC 6585 §4), as the client
 /// would have got it. `Proxy-Authenticate` and `Upgrade` are for the connection to the backend alone.
-pub fn of_status(status: u16, rules: &Rules, facts: &RequestFacts<'_>) -> Vec<(&'static str, Vec<u8>)> {
+pub(super) fn of_status(status: u16, rules: &Rules, facts: &RequestFacts<'_>) -> Vec<(&'static str, Vec<u8>)> {
     let name = match status {
         300..=399 => "Location",
         401 => "WWW-Authenticate",

@@ -23,7 +23,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_CLOSED_AT_ONCE: usize = 8;
 
 /// A connection to a backend that carries no request.
-pub struct Connection {
+pub(crate) struct Connection {
     pub socket: Io,
     pub permit: ConnectionPermit,
     /// How it was made. A request whose pool says something else of connections needs another one, whatever changed first.
@@ -56,7 +56,7 @@ thread_local! {
 
 /// The connection used last of those that were made by `transport` and began with `header`, if one is left that is still
 /// open as far as can be seen.
-pub fn take(server: Incarnation, transport: &Arc<Transport>, header: &[u8], now: Instant) -> Option<Connection> {
+pub(crate) fn take(server: Incarnation, transport: &Arc<Transport>, header: &[u8], now: Instant) -> Option<Connection> {
     CONNECTIONS.with_borrow_mut(|connections| {
         let server = connections.by_server.get_mut(&server)?;
         let fits = |Connection { transport: of, header: with, .. }: &Connection| {
@@ -76,7 +76,13 @@ pub fn take(server: Incarnation, transport: &Arc<Transport>, header: &[u8], now:
 
 /// Keeps a connection to `server`, which was the endpoint's when the connection was opened, unless another has taken
 /// its place since or the thread keeps `limit` already.
-pub fn keep(endpoint: &Arc<Endpoint>, server: Incarnation, connection: Connection, until: Instant, limit: usize) {
+pub(crate) fn keep(
+    endpoint: &Arc<Endpoint>,
+    server: Incarnation,
+    connection: Connection,
+    until: Instant,
+    limit: usize,
+) {
     if endpoint.incarnation() != server {
         return;
     }
@@ -90,7 +96,7 @@ pub fn keep(endpoint: &Arc<Endpoint>, server: Incarnation, connection: Connectio
 }
 
 /// Closes those to `server`.
-pub fn forget(server: Incarnation) {
+pub(crate) fn forget(server: Incarnation) {
     CONNECTIONS.with_borrow_mut(|connections| {
         if let Some(server) = connections.by_server.remove(&server) {
             connections.count -= server.idle.len();
@@ -100,7 +106,7 @@ pub fn forget(server: Incarnation) {
 
 /// Closes those which idled too long, which the backend closed, or whose server another may have replaced, and what is
 /// beyond `limit`.
-pub fn sweep(now: Instant, limit: usize) {
+pub(crate) fn sweep(now: Instant, limit: usize) {
     CONNECTIONS.with_borrow_mut(|connections| {
         connections.by_server.retain(|&incarnation, server| {
             server.idle.retain_mut(|Idle { connection, until }| now < *until && connection.socket.is_quiet());
@@ -112,7 +118,7 @@ pub fn sweep(now: Instant, limit: usize) {
 }
 
 /// Looks through those of the present thread, for as long as that is awaited. `limit` may change.
-pub async fn sweep_forever(limit: Arc<AtomicUsize>) {
+pub(crate) async fn sweep_forever(limit: Arc<AtomicUsize>) {
     let mut tick = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         tick.tick().await;
@@ -122,7 +128,7 @@ pub async fn sweep_forever(limit: Arc<AtomicUsize>) {
 
 /// Closes some, so that others can be opened: of the server to which most lead, those that idle longest. False: there is
 /// none on this thread.
-pub fn make_room() -> bool {
+pub(crate) fn make_room() -> bool {
     CONNECTIONS.with_borrow_mut(|connections| connections.close(MAX_CLOSED_AT_ONCE) > 0)
 }
 
@@ -137,6 +143,6 @@ impl Connections {
 }
 
 /// Closes all.
-pub fn clear() {
+pub(crate) fn clear() {
     CONNECTIONS.with_borrow_mut(|connections| *connections = Connections::default());
 }

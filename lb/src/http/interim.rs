@@ -10,13 +10,13 @@ const INTERVAL: Duration = Duration::from_millis(250);
 
 /// The interim responses to one request. The bucket is kept as the time at which it will be full again.
 #[derive(Debug, Default)]
-pub struct InterimRate {
+pub(super) struct InterimRate {
     full_at: Option<Instant>,
 }
 
 impl InterimRate {
     /// Takes one that came `now`. False: there are too many.
-    pub fn allows(&mut self, now: Instant) -> bool {
+    pub(super) fn allows(&mut self, now: Instant) -> bool {
         let full_at = self.full_at.map_or(now, |full_at| full_at.max(now)) + INTERVAL;
         self.full_at = Some(full_at);
         full_at - now <= INTERVAL * MAX_BURST

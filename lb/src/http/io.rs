@@ -2,9 +2,9 @@
 //! in its place.
 
 #[cfg(feature = "pingora-proxy")]
-pub mod accepted;
+pub(crate) mod accepted;
 #[cfg(test)]
-pub mod pipe;
+pub(crate) mod pipe;
 
 use std::fmt;
 use std::future::{Future, poll_fn};

@@ -25,10 +25,10 @@ struct ExchangeTasks {
 }
 
 /// A task that carries exchanges, listed until dropped.
-pub struct ExchangeTask(usize);
+pub(crate) struct ExchangeTask(usize);
 
 /// Lists the present task, which stays on this thread.
-pub async fn carrier(control: &Arc<Control>) -> ExchangeTask {
+pub(crate) async fn carrier(control: &Arc<Control>) -> ExchangeTask {
     poll_fn(|cx| {
         let place = EXCHANGE_TASKS.with_borrow_mut(|carriers| {
             // Simulations have no runtime, and kill nothing.

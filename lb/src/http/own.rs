@@ -12,7 +12,7 @@ use crate::value::{Presence, Value};
 
 /// What the exchange answers itself with. The error is told in its place: the request leaves a redirect without a host, or
 /// makes the answer's head too large.
-pub fn reply(
+pub(super) fn reply(
     own: ConfiguredReply,
     status: u16,
     exchange: &Exchange,
@@ -43,7 +43,7 @@ pub fn reply(
 }
 
 /// The error page among `rules` that needs no backend, for a refusal without a route.
-pub fn page_for(rules: &Rules, refusal: Refusal, facts: &RequestFacts<'_>) -> Option<(Reply, u16)> {
+pub(super) fn page_for(rules: &Rules, refusal: Refusal, facts: &RequestFacts<'_>) -> Option<(Reply, u16)> {
     use crate::config::site::PageStatus;
 
     let error = refusal.status();

@@ -11,7 +11,7 @@ const RATE_GRACE: Duration = Duration::from_secs(5);
 
 /// One direction of one exchange.
 #[derive(Debug, Clone)]
-pub struct Pace {
+pub(super) struct Pace {
     /// Bytes per second.
     least: Option<NonZero<u32>>,
     moved: u64,
@@ -68,14 +68,14 @@ impl Total {
 }
 
 impl Pace {
-    pub fn new(least: Option<NonZero<u32>>, connection: Option<&Total>) -> Self {
+    pub(super) fn new(least: Option<NonZero<u32>>, connection: Option<&Total>) -> Self {
         let mut pace = Self { least: None, moved: 0, waited: Duration::ZERO, connection: None };
         pace.ask(least, connection);
         pace
     }
 
     /// Asks for another rate, of all that was moved and waited for.
-    pub fn ask(&mut self, least: Option<NonZero<u32>>, connection: Option<&Total>) {
+    pub(super) fn ask(&mut self, least: Option<NonZero<u32>>, connection: Option<&Total>) {
         self.least = least;
         if self.connection.is_none() {
             let connection = connection.filter(|_| least.is_some());
@@ -84,7 +84,7 @@ impl Pace {
     }
 
     /// How long the client may keep us waiting now, where a single wait may last `limit`.
-    pub fn patience(&self, limit: Duration) -> Duration {
+    pub(super) fn patience(&self, limit: Duration) -> Duration {
         let Some(least) = self.least else { return limit };
         let moved = match &self.connection {
             Some((total, before)) => total.moved().saturating_sub(*before),
@@ -95,12 +95,12 @@ impl Pace {
     }
 
     /// How long the client has kept us waiting in all.
-    pub fn waited(&self) -> Duration {
+    pub(super) fn waited(&self) -> Duration {
         self.waited
     }
 
     /// The client kept us waiting for `waited` and then moved so many bytes.
-    pub fn moved(&mut self, bytes: u64, waited: Duration) {
+    pub(super) fn moved(&mut self, bytes: u64, waited: Duration) {
         self.moved = self.moved.saturating_add(bytes);
         if let Some((total, _)) = &self.connection {
             total.0.moved.fetch_add(bytes, Ordering::Relaxed);

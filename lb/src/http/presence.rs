@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use crate::connection_limit::{ConnectionLimit, ConnectionPermit};
 
 /// The client's socket, registered a second time: what it tells here is not told to those who read it.
-pub struct Presence {
+pub(super) struct Presence {
     socket: TcpStream,
     /// It takes a file, as a connection to a backend does.
     _permit: ConnectionPermit,
@@ -21,7 +21,7 @@ pub struct Presence {
 
 impl Presence {
     /// An error where there is no room for it, or no file.
-    pub fn of(client: BorrowedFd<'_>, limit: &Arc<ConnectionLimit>) -> io::Result<Self> {
+    pub(super) fn of(client: BorrowedFd<'_>, limit: &Arc<ConnectionLimit>) -> io::Result<Self> {
         let permit = limit.try_acquire_spare().ok_or(io::ErrorKind::QuotaExceeded)?;
         let socket = std::net::TcpStream::from(client.try_clone_to_owned()?);
         Ok(Self { socket: TcpStream::from_std(socket)?, _permit: permit })
@@ -29,7 +29,7 @@ impl Presence {
 
     /// Whether the client has gone: it has reset the connection, or closed its side though at least `missing` bytes are
     /// still to come. Otherwise `cx` is woken when that may have changed.
-    pub fn is_gone(&self, cx: &mut Context<'_>, missing: u64) -> bool {
+    pub(super) fn is_gone(&self, cx: &mut Context<'_>, missing: u64) -> bool {
         while let Poll::Ready(Ok(())) = self.socket.poll_read_ready(cx) {
             let mut sockets = [PollFd::new(&self.socket, PollFlags::RDHUP)];
             if poll(&mut sockets, Some(&Timespec::default())).is_err() {

@@ -53,7 +53,7 @@ const CLIENT_CERTIFICATE_FIELDS: NameSet =
 
 /// Changes to a request by internal redirects and error pages.
 #[derive(Default)]
-pub struct RequestState {
+pub(super) struct RequestState {
     /// The method is GET.
     pub is_get: bool,
     /// The request is sent without its content.
@@ -68,14 +68,14 @@ pub struct RequestState {
 
 /// Fields that belong to a status, such as `Retry-After` to 503, and are sent with any content.
 #[derive(Default)]
-pub struct StatusFields {
+pub(super) struct StatusFields {
     pub status: u16,
     pub fields: Vec<(&'static str, Vec<u8>)>,
 }
 
 /// The generated fields for the backend, as ranges of [`Buffers::text`].
 #[derive(Default)]
-pub struct ForwardedFields {
+pub(super) struct ForwardedFields {
     pub client: Option<IpAddr>,
     pub request_id: Range<usize>,
     /// The field that carries the request id.
@@ -98,7 +98,7 @@ pub struct ForwardedFields {
 }
 
 /// A request and the fields that are generated for it.
-pub struct Request<'a> {
+pub(super) struct Request<'a> {
     pub engine: &'a Engine,
     /// The listener's settings when the request began.
     pub listener: &'a ListenerSettings,
@@ -117,7 +117,7 @@ pub struct Request<'a> {
 }
 
 /// Finds the route of a request, or refuses it. `forwarded` is filled in as far as it gets.
-pub fn begin(
+pub(super) fn begin(
     of: &mut Request<'_>,
     buffers: &mut Buffers,
     is_tls: bool,
@@ -243,14 +243,14 @@ pub fn begin(
 
 /// Begins the exchange of a routed request, and applies its client limits.
 #[inline]
-pub fn exchange(of: &mut Request<'_>, buffers: &Buffers, start: ExchangeStart) -> Exchange {
+pub(super) fn exchange(of: &mut Request<'_>, buffers: &Buffers, start: ExchangeStart) -> Exchange {
     let exchange = Exchange::begin(start, buffers.request.fields().values(&buffers.from_client, Name::Cookie));
     of.limits = exchange.client_limits(ClientLimits::of_listener(of.listener));
     exchange
 }
 
 /// The index of the pool among the route's pools; out of range for none.
-pub fn pool_of(route: &Route, facts: &RequestFacts<'_>) -> usize {
+pub(super) fn pool_of(route: &Route, facts: &RequestFacts<'_>) -> usize {
     let Action::PoolFrom { value, pools, .. } = &route.action else { return 0 };
     let mut scratch = Vec::new();
     let name = value.read(facts, &mut scratch).unwrap_or_default();
@@ -260,7 +260,7 @@ pub fn pool_of(route: &Route, facts: &RequestFacts<'_>) -> usize {
 /// Redirects internally. Returns the event that begins the exchange on the new route. `is_body_at_hand`: the part of
 /// the body that has arrived is still buffered.
 #[cold]
-pub fn turn(
+pub(super) fn turn(
     of: &mut Request<'_>,
     buffers: &mut Buffers,
     exchange: &mut Exchange,
@@ -333,7 +333,7 @@ pub fn turn(
 }
 
 /// The first event of an exchange on its route: a failure if the content is too large.
-pub fn beginning(of: &Request<'_>, buffers: &Buffers) -> Event {
+pub(super) fn beginning(of: &Request<'_>, buffers: &Buffers) -> Event {
     let most = of.limits.max_body_bytes.filter(|_| !of.state.omits_body);
     match most.is_some_and(|most| buffers.request.framing().exceeds(most)) {
         true => Event::Failed { failed: Failure::BodyTooLarge.into(), has_body: false },
@@ -343,7 +343,7 @@ pub fn beginning(of: &Request<'_>, buffers: &Buffers) -> Event {
 
 /// Writes the request head for the backend. `websocket`: ask to switch protocols. Fails if the rewritten target is
 /// invalid.
-pub fn write_head(
+pub(super) fn write_head(
     of: &Request<'_>,
     buffers: &mut Buffers,
     exchange: &Exchange,
@@ -429,44 +429,44 @@ const CONDITIONS: &[Name] =
     &[Name::Range, Name::IfRange, Name::IfMatch, Name::IfNoneMatch, Name::IfModifiedSince, Name::IfUnmodifiedSince];
 
 /// Whether the request asks to become a WebSocket.
-pub fn asks_for_websocket(buffers: &Buffers) -> bool {
+pub(super) fn asks_for_websocket(buffers: &Buffers) -> bool {
     websocket::asks(&buffers.request)
 }
 
 impl Request<'_> {
     /// The tables that its values ask.
-    pub fn tables(&self) -> &Tables {
+    pub(super) fn tables(&self) -> &Tables {
         self.state.snapshot.as_ref().map_or(Tables::none(), |snapshot| &snapshot.config.values)
     }
 }
 
 impl ForwardedFields {
     /// `http` or `https`, as it is for the client.
-    pub fn proto(&self) -> &'static str {
+    pub(super) fn proto(&self) -> &'static str {
         self.proto
     }
 
     /// The host and port that the client named.
-    pub fn host<'a>(&self, text: &'a str) -> &'a [u8] {
+    pub(super) fn host<'a>(&self, text: &'a str) -> &'a [u8] {
         text.as_bytes().get(self.host.clone()).unwrap_or_default()
     }
 
     /// The client's address.
-    pub fn client_text<'a>(&self, text: &'a str) -> &'a [u8] {
+    pub(super) fn client_text<'a>(&self, text: &'a str) -> &'a [u8] {
         text.as_bytes().get(self.client_text.clone()).unwrap_or_default()
     }
 
-    pub fn request_id<'a>(&self, text: &'a str) -> &'a [u8] {
+    pub(super) fn request_id<'a>(&self, text: &'a str) -> &'a [u8] {
         text.as_bytes().get(self.request_id.clone()).unwrap_or_default()
     }
 
     /// The path as it is now, decoded and normalised. `made` is the one that is not as received.
-    pub fn path<'a>(&self, head: &RequestHead, from_client: &'a [u8], made: &'a [u8]) -> &'a [u8] {
+    pub(super) fn path<'a>(&self, head: &RequestHead, from_client: &'a [u8], made: &'a [u8]) -> &'a [u8] {
         if self.is_path_made { made } else { head.path(from_client) }
     }
 
     /// The path has been made anew.
-    pub fn path_is_made(&mut self) {
+    pub(super) fn path_is_made(&mut self) {
         self.is_path_made = true;
     }
 
@@ -487,14 +487,14 @@ impl ForwardedFields {
     }
 
     /// What tells the client of the request's id, by its usual field.
-    pub fn id_lines<'a>(&self, text: &'a str) -> Lines<'a> {
+    pub(super) fn id_lines<'a>(&self, text: &'a str) -> Lines<'a> {
         let line = text.as_bytes().get(self.id_line.clone()).unwrap_or_default();
         let replaced = if line.is_empty() { NameSet::EMPTY } else { NameSet::of(&[Name::XRequestId]) };
         Lines::new(line, replaced, NameSet::EMPTY)
     }
 
     /// What tells of the request's id by another field.
-    pub fn named_id<'a>(&'a self, text: &'a str) -> Option<Change<'a>> {
+    pub(super) fn named_id<'a>(&'a self, text: &'a str) -> Option<Change<'a>> {
         let RequestIdField::Named(name) = &self.id_field else { return None };
         let value = FieldValue::new(self.request_id(text));
         // A value that could break out of its line is none.
@@ -521,7 +521,7 @@ impl ForwardedFields {
 
     /// Fills in what a request lacks that was refused before it was read: an id, and its client, who is the peer.
     #[cold]
-    pub fn complete(&mut self, engine: &Engine, peer: &Peer, is_tls: bool, text: &mut String) {
+    pub(super) fn complete(&mut self, engine: &Engine, peer: &Peer, is_tls: bool, text: &mut String) {
         if self.request_id.is_empty() {
             text.clear();
             self.id_field = engine.control.snapshot().config.server.request_id.clone();

@@ -11,14 +11,14 @@ use tokio::io::Interest;
 use super::io::Plain;
 
 /// Less than this is read and written, which costs fewer system calls.
-pub const MIN_SPLICE_BYTES: u64 = 128 * 1024;
+pub(crate) const MIN_SPLICE_BYTES: u64 = 128 * 1024;
 const PIPE_BYTES: usize = 256 * 1024;
 const MIN_PIPE_BYTES: usize = 64 * 1024;
 /// Pipes that a thread keeps for the next content.
 const MAX_SPARE: usize = 16;
 
 /// A pipe, with what is in it.
-pub struct Pipe {
+pub(crate) struct Pipe {
     reader: OwnedFd,
     writer: OwnedFd,
     filled: usize,
@@ -32,13 +32,13 @@ thread_local! {
 }
 
 /// Lets this thread have so many pipes open; none before this is called.
-pub fn allow(pipes: usize) {
+pub(crate) fn allow(pipes: usize) {
     MAX_OPEN.set(pipes);
 }
 
 impl Pipe {
     /// An empty pipe. `Err`: there is none of use to be had; read and write instead.
-    pub fn take() -> io::Result<Self> {
+    pub(crate) fn take() -> io::Result<Self> {
         if let Some(spare) = SPARE.with_borrow_mut(Vec::pop) {
             return Ok(spare);
         }
@@ -56,7 +56,7 @@ impl Pipe {
     }
 
     /// Keeps an empty pipe for the next content. One that is not empty is closed with what is in it.
-    pub fn give_back(self) {
+    pub(crate) fn give_back(self) {
         SPARE.with_borrow_mut(|spare| {
             if self.filled == 0 && spare.len() < MAX_SPARE {
                 spare.push(self);
@@ -64,12 +64,12 @@ impl Pipe {
         });
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.filled == 0
     }
 
     /// Takes in at most `most` bytes from `from`; 0: it has ended.
-    pub fn poll_fill(&mut self, cx: &mut Context<'_>, from: Plain<'_>, most: usize) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, from: Plain<'_>, most: usize) -> Poll<io::Result<usize>> {
         loop {
             ready!(from.poll_read_ready(cx))?;
             match from.try_io(Interest::READABLE, || moved(from, &self.writer, most.min(PIPE_BYTES))) {
@@ -84,7 +84,7 @@ impl Pipe {
     }
 
     /// Lets out what is in it to `to`; how much went.
-    pub fn poll_empty(&mut self, cx: &mut Context<'_>, to: Plain<'_>) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_empty(&mut self, cx: &mut Context<'_>, to: Plain<'_>) -> Poll<io::Result<usize>> {
         loop {
             ready!(to.poll_write_ready(cx))?;
             match to.try_io(Interest::WRITABLE, || moved(&self.reader, to, self.filled)) {

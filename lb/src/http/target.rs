@@ -8,7 +8,7 @@ use crate::value::encode::{has_dot_segments, write_path, write_query, write_writ
 use crate::value::{Facts, Presence, Value};
 
 /// Appends `value` as path and query. What cannot be such is `/`.
-pub fn write(value: &Value, facts: &impl Facts, out: &mut Vec<u8>) {
+pub(super) fn write(value: &Value, facts: &impl Facts, out: &mut Vec<u8>) {
     if value.write_target(facts, out) == Presence::Missing {
         out.push(b'/');
     }
@@ -16,7 +16,7 @@ pub fn write(value: &Value, facts: &impl Facts, out: &mut Vec<u8>) {
 
 /// Whether the operator has written that a jump leads to this route: where a client has a say in the path, what stands
 /// before that is a path of the route already. Else a client could choose an internal one.
-pub fn names(to: &Value, route: RouteId, facts: &RequestFacts<'_>) -> bool {
+pub(super) fn names(to: &Value, route: RouteId, facts: &RequestFacts<'_>) -> bool {
     let mut own = Vec::new();
     if to.write_own_target(facts.tables, facts, &mut own) {
         return true;
@@ -28,7 +28,7 @@ pub fn names(to: &Value, route: RouteId, facts: &RequestFacts<'_>) -> bool {
 }
 
 /// What begins with `//` names another host, and to browsers `/\` does too: one slash is left.
-pub fn keep_on_host(out: &mut Vec<u8>, start: usize) {
+pub(super) fn keep_on_host(out: &mut Vec<u8>, start: usize) {
     if out.get(start) == Some(&b'/') {
         let more = out[start + 1..].iter().take_while(|byte| matches!(byte, b'/' | b'\\')).count();
         out.drain(start + 1..start + 1 + more);
@@ -36,7 +36,7 @@ pub fn keep_on_host(out: &mut Vec<u8>, start: usize) {
 }
 
 /// What the backend is asked for in place of path and query as they are now; `None`: those stay.
-pub fn rewritten(rewrite: &Rewrite, facts: &RequestFacts<'_>) -> Option<Vec<u8>> {
+pub(super) fn rewritten(rewrite: &Rewrite, facts: &RequestFacts<'_>) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     match rewrite {
         Rewrite::Prefix { prefix } => {

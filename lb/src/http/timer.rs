@@ -12,7 +12,7 @@ use tokio::task::coop::unconstrained;
 use crate::clock::{self, Sleep};
 
 #[derive(Default)]
-pub struct Timer {
+pub(super) struct Timer {
     deadline: Option<Instant>,
     /// When the present wait, or the last one, began; `None`: there was nothing to wait for.
     waits_since: Option<Instant>,
@@ -28,12 +28,12 @@ struct Alarm {
 
 /// The limit has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Elapsed;
+pub(super) struct Elapsed;
 
 impl Timer {
     /// Waits for `poll` to be ready, at most for `limit` from `now` on. The caller tells the present, since mostly it has
     /// just read the clock.
-    pub async fn limit<T>(
+    pub(super) async fn limit<T>(
         &mut self,
         now: Instant,
         limit: Duration,
@@ -53,17 +53,17 @@ impl Timer {
     }
 
     /// Whether there was anything to wait for, or still is.
-    pub fn has_waited(&self) -> bool {
+    pub(super) fn has_waited(&self) -> bool {
         self.waits_since.is_some()
     }
 
     /// How long the present or the last wait has taken.
-    pub fn waited(&self) -> Duration {
+    pub(super) fn waited(&self) -> Duration {
         self.waits_since.map_or(Duration::ZERO, |since| clock::now().saturating_duration_since(since))
     }
 
     /// Begins a wait, in place of the one before.
-    pub fn begin(&mut self, now: Instant, limit: Duration) {
+    pub(super) fn begin(&mut self, now: Instant, limit: Duration) {
         self.waits_since = Some(now);
         // So far away that it never comes.
         let deadline = now.checked_add(limit);
@@ -76,12 +76,12 @@ impl Timer {
     }
 
     /// Nothing is waited for any more.
-    pub fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         self.waits_since = None;
     }
 
     /// Whether the limit of the present wait has passed. Otherwise `cx` is woken when it does.
-    pub fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = self.deadline else { return Poll::Pending };
         let alarm = self.alarm.get_or_insert_with(|| Alarm::at(deadline));
         while alarm.poll(cx).is_ready() {

@@ -66,7 +66,7 @@ const MAX_UNSEEN_TLS_BYTES: u64 = 128 * 1024;
 
 /// Where the request's way to a backend stands.
 #[derive(Debug)]
-pub enum Upload {
+pub(super) enum Upload {
     /// There is no backend. What has come of the body waits.
     Holding,
     /// Head and content are on their way. More content may have to be read from the client.
@@ -81,7 +81,7 @@ pub enum Upload {
 
 /// What is to be written to the backend: `to_backend`, then the content that the cursor has still to read.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct RequestWriter {
+pub(super) struct RequestWriter {
     cursor: Cursor,
     /// The request goes without its content, which nobody reads.
     omits_body: bool,
@@ -92,7 +92,7 @@ pub struct RequestWriter {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AbandonReason {
+pub(super) enum AbandonReason {
     /// The backend takes no more of it. Its response may come all the same.
     Stopped,
     /// The request is refused.
@@ -100,7 +100,7 @@ pub enum AbandonReason {
 }
 
 /// Where the answer's way to the client stands. Interim responses pass while it waits.
-pub enum Download {
+pub(super) enum Download {
     /// For the head of the final response.
     Waiting,
     /// The head is there and ends so far into `from_backend`. Nothing of it has been sent, so another answer may still
@@ -118,7 +118,7 @@ pub enum Download {
 }
 
 /// Content that comes from the backend.
-pub struct ResponseContent {
+pub(super) struct ResponseContent {
     body: ResponseBody,
     /// In use while it passes without being looked at.
     pipe: Option<Pipe>,
@@ -132,7 +132,7 @@ pub struct ResponseContent {
 
 /// What the exchange has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TransferEvent {
+pub(super) enum TransferEvent {
     /// The body is there as a whole.
     Held,
     /// The head of the final response came.
@@ -142,7 +142,7 @@ pub enum TransferEvent {
     Failed(Failure),
 }
 
-pub struct Transfer<'a> {
+pub(super) struct Transfer<'a> {
     engine: &'a Engine,
     listener: &'a ListenerSettings,
     /// How the client is treated.
@@ -214,7 +214,7 @@ enum PollOutcome {
 
 /// How an exchange left the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClientConnectionState {
+pub(super) enum ClientConnectionState {
     /// It may carry the next request.
     Reusable,
     /// Nothing more is to come on it.
@@ -227,7 +227,7 @@ pub enum ClientConnectionState {
 }
 
 impl<'a> Transfer<'a> {
-    pub fn new(
+    pub(super) fn new(
         engine: &'a Engine,
         listener: &'a ListenerSettings,
         limits: ClientLimits,
@@ -271,7 +271,7 @@ impl<'a> Transfer<'a> {
 
     /// Waits for `event`, unless the client leaves, an operator ends the exchange, or it takes longer than `limit`, which is
     /// the failure `late`.
-    pub async fn wait_for<T>(
+    pub(super) async fn wait_for<T>(
         &mut self,
         mut event: impl Future<Output = Result<T, AttemptError>> + Unpin,
         is_killed: impl Fn() -> bool,
@@ -293,7 +293,7 @@ impl<'a> Transfer<'a> {
 
     /// Begins an attempt: what is in `to_backend` is sent, and the content behind it. Whatever came of another attempt is
     /// forgotten. `omits_body`: the content is not sent. Else its beginning has to be there.
-    pub fn open(
+    pub(super) fn open(
         &mut self,
         upstream: Upstream,
         plan: Arc<Plan>,
@@ -324,7 +324,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// Gives the present attempt up, with its connection.
-    pub fn give_up(&mut self) {
+    pub(super) fn give_up(&mut self) {
         self.upstream = None;
         self.upload = Upload::Holding;
         self.download = Download::Waiting;
@@ -334,7 +334,7 @@ impl<'a> Transfer<'a> {
 
     /// Treats the client by other limits from now on. `keep`: how many bytes of the content may stay to be sent again.
     #[cold]
-    pub fn limit(&mut self, limits: ClientLimits, keep: usize) {
+    pub(super) fn limit(&mut self, limits: ClientLimits, keep: usize) {
         self.limits = limits;
         self.body.limit(limits.max_body_bytes, keep);
         let total = self.client.total();
@@ -344,7 +344,10 @@ impl<'a> Transfer<'a> {
 
     /// Sends the answer whose head is held. `write` writes the head for the client; how its content is framed, and
     /// whether the connection stays.
-    pub fn pass(&mut self, write: impl FnOnce(&mut Buffers, &Content) -> (ResponseBody, bool)) -> Result<(), Failure> {
+    pub(super) fn pass(
+        &mut self,
+        write: impl FnOnce(&mut Buffers, &Content) -> (ResponseBody, bool),
+    ) -> Result<(), Failure> {
         let (Download::Held(head), Some(Upstream::H1(h1))) = (&self.download, &mut self.upstream) else {
             return Ok(());
         };
@@ -385,7 +388,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// Goes on as a tunnel, whose head for the client is in `to_client`.
-    pub fn switch(&mut self, write: impl FnOnce(&mut Buffers)) {
+    pub(super) fn switch(&mut self, write: impl FnOnce(&mut Buffers)) {
         let (Download::Held(head), Some(plan)) = (&self.download, &self.plan) else { return };
         let own = self.own_limits.as_ref().map(|own| own.tunnel_timeout);
         let (head, tunnel_timeout) = (*head, own.unwrap_or(plan.settings.tunnel_timeout));
@@ -402,7 +405,7 @@ impl<'a> Transfer<'a> {
     /// Sends an answer of our own; `write` writes its head, which is in `response` as if a backend had sent it, for the
     /// client, and is told whether the connection stays. `may_keep`: as far as the answer goes. What is left of the
     /// request is dropped.
-    pub fn reply(&mut self, reply: Reply, may_keep: bool, write: impl FnOnce(&mut Buffers, bool)) {
+    pub(super) fn reply(&mut self, reply: Reply, may_keep: bool, write: impl FnOnce(&mut Buffers, bool)) {
         self.upstream = None;
         self.buffers.to_client.truncate(self.interim_bytes);
         let content = self.buffers.take_reply(reply);
@@ -431,7 +434,7 @@ impl<'a> Transfer<'a> {
 
     /// Moves both directions until something happens that the exchange has to know. This is the only wait of an
     /// exchange, but for [`Self::wait_for`].
-    pub async fn run(&mut self, is_killed: impl Fn() -> bool, now: Instant, timer: &mut Timer) -> TransferEvent {
+    pub(super) async fn run(&mut self, is_killed: impl Fn() -> bool, now: Instant, timer: &mut Timer) -> TransferEvent {
         timer.end();
         // What is waited for now; most turns wait for nothing.
         let mut waits = None;
@@ -464,13 +467,13 @@ impl<'a> Transfer<'a> {
     }
 
     /// The head that is held, and that no part of it was sent.
-    pub fn response(&self) -> &ResponseHead {
+    pub(super) fn response(&self) -> &ResponseHead {
         &self.buffers.response
     }
 
     /// What is known of a failure that the response's head caused. To be asked before the attempt is given up.
     #[cold]
-    pub fn explain(&mut self, failure: Failure) -> Option<Detail> {
+    pub(super) fn explain(&mut self, failure: Failure) -> Option<Detail> {
         if let Some(detail) = self.detail.take() {
             return Some(detail);
         }
@@ -496,12 +499,12 @@ impl<'a> Transfer<'a> {
     }
 
     /// Whether every byte of the request was written to the backend.
-    pub fn has_sent_request(&self) -> bool {
+    pub(super) fn has_sent_request(&self) -> bool {
         matches!(self.upload, Upload::Sent)
     }
 
     /// Decides what becomes of the backend's connection, once the answer has been sent.
-    pub fn release(&mut self) -> Disposition {
+    pub(super) fn release(&mut self) -> Disposition {
         match self.upstream.take() {
             Some(upstream) => upstream.release(&self.upload, &self.download),
             None => Disposition::Close,
@@ -509,7 +512,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// How the client's connection is left, once nothing more is to be done.
-    pub fn ending(&self) -> ClientConnectionState {
+    pub(super) fn ending(&self) -> ClientConnectionState {
         match (&self.download, &self.upload) {
             // As a connection's reset is told on a stream (RFC 8441 §5).
             (Download::Tunnel(tunnel), _) if tunnel.has_backend_broken() && self.client.is_stream() => {

@@ -13,7 +13,7 @@ const BUFFER_BYTES: usize = 16 * 1024;
 const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Both directions. It is over when the backend has closed, one side breaks, or both are silent for too long.
-pub struct Tunnel {
+pub(super) struct Tunnel {
     up: Direction,
     down: Direction,
     /// How many bytes that the client is sent are the head.
@@ -24,44 +24,44 @@ pub struct Tunnel {
 }
 
 /// What came of one look at a tunnel.
-pub enum TunnelProgress {
+pub(super) enum TunnelProgress {
     Moved,
     Over,
 }
 
 impl Tunnel {
     /// What was read already goes first, and to the client a head of so many bytes.
-    pub fn new(from_client: Vec<u8>, to_client: Vec<u8>, head_bytes: u64, timeout: Duration) -> Self {
+    pub(super) fn new(from_client: Vec<u8>, to_client: Vec<u8>, head_bytes: u64, timeout: Duration) -> Self {
         let (up, down) = (Direction::new(from_client), Direction::new(to_client));
         Self { up, down, head_bytes, timeout, has_backend_broken: false }
     }
 
     /// How many bytes the client was sent behind the head.
-    pub fn sent(&self) -> u64 {
+    pub(super) fn sent(&self) -> u64 {
         self.down.moved.saturating_sub(self.head_bytes)
     }
 
     /// How long both sides may be silent.
-    pub fn patience(&self) -> Duration {
+    pub(super) fn patience(&self) -> Duration {
         if self.up.is_ended { HALF_CLOSED_TIMEOUT.min(self.timeout) } else { self.timeout }
     }
 
     /// Whether the client has closed its side, so that nothing more can come from it.
-    pub fn has_client_ended(&self) -> bool {
+    pub(super) fn has_client_ended(&self) -> bool {
         self.up.is_ended
     }
 
     /// Whether the backend has broken the connection off.
-    pub fn has_backend_broken(&self) -> bool {
+    pub(super) fn has_backend_broken(&self) -> bool {
         self.has_backend_broken
     }
 
     /// Whether the backend takes nothing of what the client sent, so that the client is not read.
-    pub fn is_up_stuck(&self) -> bool {
+    pub(super) fn is_up_stuck(&self) -> bool {
         !self.up.buffer.is_empty()
     }
 
-    pub fn poll<C, B>(&mut self, cx: &mut Context<'_>, client: &mut C, backend: &mut B) -> Poll<TunnelProgress>
+    pub(super) fn poll<C, B>(&mut self, cx: &mut Context<'_>, client: &mut C, backend: &mut B) -> Poll<TunnelProgress>
     where
         C: AsyncRead + AsyncWrite + Unpin,
         B: AsyncRead + AsyncWrite + Unpin,

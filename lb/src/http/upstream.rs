@@ -19,12 +19,12 @@ use crate::failure::{AttemptError, Failure};
 use crate::plant::Bug;
 
 /// A backend, by the protocol that it speaks.
-pub enum Upstream {
+pub(super) enum Upstream {
     H1(H1),
 }
 
 /// A connection that speaks HTTP/1.1.
-pub struct H1 {
+pub(super) struct H1 {
     pub socket: Io,
     /// Among all connections to backends.
     permit: ConnectionPermit,
@@ -47,7 +47,7 @@ pub struct H1 {
 }
 
 /// What becomes of a connection at the end of an exchange.
-pub enum Disposition {
+pub(super) enum Disposition {
     /// It waits for the next request.
     Idle(H1),
     Close,
@@ -56,13 +56,13 @@ pub enum Disposition {
 impl Upstream {
     /// An idle connection to `server` that was made by `transport` and began with `header`, if there is one that is open as
     /// far as can be seen.
-    pub fn reuse(server: Incarnation, transport: &Arc<Transport>, header: &[u8], now: Instant) -> Option<Self> {
+    pub(super) fn reuse(server: Incarnation, transport: &Arc<Transport>, header: &[u8], now: Instant) -> Option<Self> {
         idle::take(server, transport, header, now).map(|connection| Self::new(connection, server, true))
     }
 
     /// Connects to `server`, which is where `dial` says, if there is room for one more connection to a backend, or idle ones
     /// can be closed for it.
-    pub async fn connect(
+    pub(super) async fn connect(
         server: Incarnation,
         dial: &Dial<'_>,
         limit: &Arc<ConnectionLimit>,
@@ -99,7 +99,7 @@ impl Upstream {
     /// Decides whether the connection may carry another request. Over HTTP/1.1 both messages have to be over: the
     /// response was read to its end, and every byte of the request was written. Bytes that are still owed would be read
     /// as part of the next request, or it as part of them.
-    pub fn release(self, upload: &Upload, download: &Download) -> Disposition {
+    pub(super) fn release(self, upload: &Upload, download: &Download) -> Disposition {
         let Self::H1(h1) = self;
         let is_sent = matches!(upload, Upload::Sent) || Bug::PoisonedConnection.is_planted();
         let is_over = is_sent && matches!(download, Download::Sent);
@@ -109,18 +109,22 @@ impl Upstream {
 
 impl H1 {
     /// Keeps the connection for the next request to `endpoint`, among at most `limit` of this thread.
-    pub fn keep(self, endpoint: &Arc<Endpoint>, until: Instant, limit: usize) {
+    pub(super) fn keep(self, endpoint: &Arc<Endpoint>, until: Instant, limit: usize) {
         let Self { socket, permit, transport, header, .. } = self;
         idle::keep(endpoint, self.server, Connection { socket, permit, transport, header }, until, limit);
     }
 
     /// Whether nobody else's requests may go over it.
-    pub fn is_for_one_client(&self) -> bool {
+    pub(super) fn is_for_one_client(&self) -> bool {
         !self.header.is_empty()
     }
 
     /// Appends what comes to `buffer`; how many bytes. An error tells how the connection was lost.
-    pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<Result<usize, AttemptError>> {
+    pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut Vec<u8>,
+    ) -> Poll<Result<usize, AttemptError>> {
         poll_read_buf(Pin::new(&mut self.socket), cx, buffer).map(|read| match read {
             Ok(0) => Err(self.lost(if self.is_reset { Failure::Reset } else { Failure::Closed }).into()),
             Ok(count) => {
@@ -139,7 +143,7 @@ impl H1 {
     }
 
     /// Has what was written leave, where it is held back until then.
-    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.socket {
             Io::Tls(tls) => Pin::new(tls).poll_flush(cx),
             _ => Poll::Ready(Ok(())),
@@ -147,7 +151,7 @@ impl H1 {
     }
 
     /// Writes from one or the other, or both.
-    pub fn poll_write(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
         let socket = Pin::new(&mut self.socket);
         let written = match (first, second) {
             (only, []) | ([], only) => socket.poll_write(cx, only),

@@ -40,7 +40,7 @@ const FREQUENT_FAILURES: u32 = 20;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub enum HandshakeError {
+pub(super) enum HandshakeError {
     /// Speaks HTTP in plain text, as its first byte shows, which is still to be read.
     #[error("the client speaks plain HTTP")]
     PlainHttp(Io),
@@ -57,7 +57,7 @@ pub enum HandshakeError {
 }
 
 /// What of a listener's handshakes is counted and told.
-pub struct HandshakeStats {
+pub(super) struct HandshakeStats {
     pub metrics: TlsMetrics,
     /// Since the last success.
     failures: AtomicU32,
@@ -65,7 +65,7 @@ pub struct HandshakeStats {
 }
 
 impl HandshakeStats {
-    pub fn new(metrics: TlsMetrics) -> Self {
+    pub(super) fn new(metrics: TlsMetrics) -> Self {
         Self { metrics, failures: AtomicU32::new(0), repeats: RepeatedFailures::default() }
     }
 
@@ -97,7 +97,7 @@ impl HandshakeStats {
 }
 
 /// Takes as long as the listener's `handshake_timeout` at most.
-pub async fn accept(
+pub(super) async fn accept(
     engine: &Engine,
     tls: &Arc<ServerTls>,
     stats: &HandshakeStats,
@@ -189,7 +189,7 @@ async fn refuse_old(mut io: Io) {
 }
 
 /// What there is to know of a connection.
-pub fn tls(stream: &TlsStream<Io>) -> TlsInfo {
+pub(super) fn tls(stream: &TlsStream<Io>) -> TlsInfo {
     let (_, connection) = stream.get_ref();
     let cipher = connection.negotiated_cipher_suite().map_or(CipherSuite::Unknown(0), |suite| suite.suite());
     let server_name = match stream {
@@ -249,7 +249,7 @@ fn client_certificate(der: &[u8]) -> Option<ClientCertificate> {
 
 impl HandshakeError {
     /// The word that counts it.
-    pub fn reason(&self) -> &'static str {
+    pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::PlainHttp(_) => "plain-http",
             Self::OldVersion => "incompatible",

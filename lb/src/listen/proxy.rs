@@ -26,7 +26,7 @@ const MAX_V2_BYTES: usize = FIXED_BYTES + 216 + 4096;
 const MIN_HEADER_TIME: Duration = Duration::from_secs(1);
 
 /// Of whom a listener demands the header.
-pub struct ProxyHeaderPolicy {
+pub(super) struct ProxyHeaderPolicy {
     senders: ArcSwapOption<ProxySenders>,
     listener: String,
     metrics: Arc<Metrics>,
@@ -59,7 +59,7 @@ enum ProxyHeaderError {
 }
 
 impl ProxyHeaderPolicy {
-    pub fn new(senders: Option<&ProxySenders>, listener: &str, metrics: &Arc<Metrics>) -> Self {
+    pub(super) fn new(senders: Option<&ProxySenders>, listener: &str, metrics: &Arc<Metrics>) -> Self {
         let expected = Self {
             senders: ArcSwapOption::empty(),
             listener: listener.to_owned(),
@@ -71,17 +71,17 @@ impl ProxyHeaderPolicy {
     }
 
     /// Holds for the next connection.
-    pub fn set(&self, senders: Option<&ProxySenders>) {
+    pub(super) fn set(&self, senders: Option<&ProxySenders>) {
         self.metrics.expect_proxy_protocol(&self.listener);
         self.senders.store(senders.cloned().map(Arc::new));
     }
 
-    pub fn of(&self, peer: PeerAddress) -> bool {
+    pub(super) fn of(&self, peer: PeerAddress) -> bool {
         self.senders.load().as_ref().is_some_and(|senders| senders.from.contains(peer.ip()))
     }
 
     /// Reads the header and nothing behind it: who the client is. `None`: the connection has to be cut.
-    pub async fn read(&self, engine: &Engine, io: &mut Io, peer: PeerAddress) -> Option<PeerAddress> {
+    pub(super) async fn read(&self, engine: &Engine, io: &mut Io, peer: PeerAddress) -> Option<PeerAddress> {
         let shed = async {
             tokio::time::sleep(MIN_HEADER_TIME).await;
             engine.sheds_handshake().await;

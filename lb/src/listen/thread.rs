@@ -271,7 +271,7 @@ async fn serve_given(
 
 impl Turns {
     /// For each of so many threads.
-    pub fn of(threads: usize) -> Vec<Self> {
+    pub(super) fn of(threads: usize) -> Vec<Self> {
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| unbounded_channel()).unzip();
         let (next, threads) = (Arc::new(AtomicUsize::new(0)), Arc::from(senders));
         let turns = receivers.into_iter().enumerate();

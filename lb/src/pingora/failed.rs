@@ -7,7 +7,7 @@ use crate::probe::pingora_error;
 
 /// Where an exchange stood when the error came.
 #[derive(Debug, Clone, Copy)]
-pub struct Stand {
+pub(super) struct Stand {
     /// The head of the response has come.
     pub has_head: bool,
     /// The backend's connection had served another request before.
@@ -17,7 +17,7 @@ pub struct Stand {
 }
 
 /// How the exchange failed.
-pub fn failed(error: &Error, stand: Stand) -> AttemptError {
+pub(super) fn failed(error: &Error, stand: Stand) -> AttemptError {
     if let Some(failed) = error.root_cause().downcast_ref() {
         return *failed;
     }

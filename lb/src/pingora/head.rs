@@ -39,13 +39,13 @@ const OURS: &[&str] = &[
 /// Those which a trusted proxy may have said in place of us.
 const OF_TRUSTED: &[&str] = &["client-cert", "client-cert-chain", "x-forwarded-client-cert"];
 /// Of a line of a head, beside name and value.
-pub const FIELD_BYTES: usize = ": \r\n".len();
+pub(super) const FIELD_BYTES: usize = ": \r\n".len();
 const CDN_LOOP: &str = "cdn-loop";
 const REQUEST_ID: &str = "X-Request-Id";
 
 /// What is told of a request.
 #[derive(Debug)]
-pub struct ForwardedFields {
+pub(super) struct ForwardedFields {
     pub id: String,
     id_field: RequestIdField,
     /// How its client is treated.
@@ -61,13 +61,13 @@ pub struct ForwardedFields {
 
 /// A request that is let in goes on as an exchange; one that is not is told why.
 #[derive(Debug)]
-pub struct Begun {
+pub(super) struct Begun {
     pub forwarded: ForwardedFields,
     pub start: Result<ExchangeStart, Refusal>,
 }
 
 /// Looks at the request's head, and for where it leads. `None`: the configuration has no listener.
-pub fn begin(control: &Control, session: &Session, now: Instant) -> Option<Begun> {
+pub(super) fn begin(control: &Control, session: &Session, now: Instant) -> Option<Begun> {
     let snapshot = control.snapshot();
     let server = &snapshot.config.server;
     let head = session.req_header();
@@ -177,7 +177,7 @@ impl ForwardedFields {
     }
 
     /// The request as its backend gets it.
-    pub fn write(&self, head: &mut RequestHeader) -> pingora_core::Result<()> {
+    pub(super) fn write(&self, head: &mut RequestHeader) -> pingora_core::Result<()> {
         let is_ambiguous = |name: &&header::HeaderName| name.as_str().contains(['_', '.']);
         let ambiguous: Vec<_> = head.headers.keys().filter(is_ambiguous).cloned().collect();
         for name in ambiguous {
@@ -209,7 +209,7 @@ impl ForwardedFields {
     }
 
     /// What the client is told besides.
-    pub fn write_response(&self, head: &mut ResponseHeader, cookie: Option<&str>) -> pingora_core::Result<()> {
+    pub(super) fn write_response(&self, head: &mut ResponseHeader, cookie: Option<&str>) -> pingora_core::Result<()> {
         match &self.id_field {
             RequestIdField::Off => {}
             RequestIdField::Usual => head.insert_header(REQUEST_ID, &self.id)?,
@@ -226,7 +226,11 @@ impl ForwardedFields {
 }
 
 /// Sends what tells of a refusal.
-pub async fn refuse(session: &mut Session, forwarded: &ForwardedFields, refusal: Refusal) -> pingora_core::Result<()> {
+pub(super) async fn refuse(
+    session: &mut Session,
+    forwarded: &ForwardedFields,
+    refusal: Refusal,
+) -> pingora_core::Result<()> {
     let accept = session.req_header().headers.get_all(header::ACCEPT);
     let reply = refusal.reply(RefusalFormat::asked(accept.iter().map(HeaderValue::as_bytes)), &forwarded.id);
     let mut head = ResponseHeader::build(reply.status(), Some(8))?;
@@ -247,7 +251,7 @@ fn is_ours(name: &str) -> bool {
 
 /// The listener that a connection came to, and at which of its addresses: the socket is Pingora's, and may have been bound
 /// to all addresses.
-pub fn listener<'c>(
+pub(super) fn listener<'c>(
     config: &'c Config,
     local: Option<&socket::SocketAddr>,
 ) -> Option<(&'c ListenerConfig, &'c SocketAddress)> {
@@ -266,12 +270,12 @@ pub fn listener<'c>(
 }
 
 /// Who is at the other end, as Pingora has it.
-pub fn peer(address: Option<&socket::SocketAddr>) -> PeerAddress {
+pub(super) fn peer(address: Option<&socket::SocketAddr>) -> PeerAddress {
     address.and_then(socket::SocketAddr::as_inet).map_or(PeerAddress::Unix, |address| PeerAddress::Ip(*address))
 }
 
 /// Host and port as the client named them.
-pub fn authority(head: &RequestHeader) -> &str {
+pub(super) fn authority(head: &RequestHeader) -> &str {
     let of_target = head.uri.authority().map(|authority| authority.as_str());
     let of_field = || head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let named = of_target.or_else(of_field).unwrap_or_default();

@@ -28,11 +28,11 @@ use crate::http::io::Io;
 
 /// The connections that are open, by their file.
 #[derive(Debug, Default)]
-pub struct Lines(Mutex<HashMap<RawFd, Arc<Line>>>);
+pub(super) struct Lines(Mutex<HashMap<RawFd, Arc<Line>>>);
 
 /// One connection. An exchange that uses it holds it too.
 #[derive(Debug)]
-pub struct Line {
+pub(super) struct Line {
     /// The same socket by a file of its own, so that it can be shut down whatever Pingora does with its file.
     socket: OwnedFd,
     endpoint: Arc<Endpoint>,
@@ -47,7 +47,7 @@ pub struct Line {
 
 impl Lines {
     /// The connection with this file, which an exchange begins to use.
-    pub fn take(&self, file: RawFd) -> Option<Arc<Line>> {
+    pub(super) fn take(&self, file: RawFd) -> Option<Arc<Line>> {
         let line = self.open().get(&file).map(Arc::clone)?;
         line.is_new.store(false, Ordering::Relaxed);
         Some(line)
@@ -55,12 +55,12 @@ impl Lines {
 
     /// Closes those to a server that are idle. One that an exchange takes up at this moment is closed as well: the
     /// exchange meets a stale connection, as it would have a moment later.
-    pub fn forget(&self, server: Incarnation) {
+    pub(super) fn forget(&self, server: Incarnation) {
         self.close(|line| line.server == server);
     }
 
     /// Closes those which are idle and lead to where another server may be.
-    pub fn sweep(&self) {
+    pub(super) fn sweep(&self) {
         self.close(|line| line.endpoint.incarnation() != line.server);
     }
 
@@ -71,7 +71,7 @@ impl Lines {
     }
 
     /// Ends what is killed, whenever the admin API kills, as long as `lines` are there.
-    pub async fn follow(lines: Weak<Self>, control: Arc<Control>) {
+    pub(super) async fn follow(lines: Weak<Self>, control: Arc<Control>) {
         let mut kills = control.kills();
         while let Some(done) = kills.recv().await {
             let Some(lines) = lines.upgrade() else { return };
@@ -91,7 +91,7 @@ impl Lines {
 
 impl Line {
     /// Which server it leads to.
-    pub fn server(&self) -> Incarnation {
+    pub(super) fn server(&self) -> Incarnation {
         self.server
     }
 
@@ -109,7 +109,7 @@ impl Line {
 
 /// How an endpoint is connected to.
 #[derive(Debug)]
-pub struct Way {
+pub(super) struct Way {
     pub endpoint: Arc<Endpoint>,
     pub server: Incarnation,
     pub transport: Arc<Transport>,

@@ -51,14 +51,14 @@ pub struct Management {
 
 /// Whether requests can be served, for those who come before.
 #[derive(Debug, Clone, Default)]
-pub struct Started {
+pub(super) struct Started {
     pub shutdown: Shutdown,
     is_given_up: Arc<AtomicBool>,
 }
 
 impl Started {
     /// Waits for the first probes. Where nobody makes any, that is said, once, and requests are served all the same.
-    pub async fn wait(&self) {
+    pub(super) async fn wait(&self) {
         let began = Instant::now();
         while self.shutdown.phase() == Phase::Starting && !self.is_given_up.load(Ordering::Relaxed) {
             if began.elapsed() > START_TIMEOUT && !self.is_given_up.swap(true, Ordering::Relaxed) {

@@ -36,7 +36,7 @@ pub struct Refused(pub Vec<String>);
 
 /// What carries the requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum By {
+pub(super) enum By {
     /// Pingora's proxy.
     Proxy,
     /// The engine.
@@ -45,7 +45,7 @@ pub enum By {
 
 /// What carries the requests, and what the Pingora server around it is set to.
 #[derive(Debug, Clone, Copy)]
-pub struct Host {
+pub(super) struct Host {
     by: By,
     threads: usize,
     grace_period: Duration,
@@ -65,7 +65,7 @@ impl fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 impl Host {
-    pub fn new(by: By, server: &ServerConf) -> Self {
+    pub(super) fn new(by: By, server: &ServerConf) -> Self {
         Self {
             by,
             threads: server.threads,
@@ -77,7 +77,7 @@ impl Host {
     }
 
     /// Checks what is configured at the start; what has no effect is logged.
-    pub fn check(&self, config: &Config) -> Result<(), Refused> {
+    pub(super) fn check(&self, config: &Config) -> Result<(), Refused> {
         let refused = self.refused(config);
         if !refused.is_empty() {
             return Err(Refused(refused.into_iter().map(|problem| problem.message).collect()));
@@ -89,7 +89,7 @@ impl Host {
     }
 
     /// What of a new configuration has no effect. `Err`: what cannot be had while the process runs.
-    pub fn held(&self, running: &Config, wanted: &Config) -> Result<Vec<String>, Vec<Unavailable>> {
+    pub(super) fn held(&self, running: &Config, wanted: &Config) -> Result<Vec<String>, Vec<Unavailable>> {
         let mut problems = self.refused(wanted);
         let addresses = |config: &Config| config.listeners.iter().map(|of| of.addresses.clone()).collect::<Vec<_>>();
         if addresses(running) != addresses(wanted) {
@@ -337,7 +337,7 @@ impl Host {
 }
 
 /// Holds reloads to what a Pingora proxy can do.
-pub struct OfProxy(pub Host);
+pub(super) struct OfProxy(pub Host);
 
 impl Resources for OfProxy {
     fn prepare(&self, running: &Config, wanted: &Config, _: bool) -> Result<PreparedResources, Vec<Unavailable>> {

@@ -27,7 +27,7 @@ const MAX_LOOKUP_TIME: Duration = Duration::from_secs(60);
 const MAX_LISTED: usize = 8;
 
 /// Follows the snapshots' names until dropped. `moved` is called when one leads somewhere else.
-pub async fn keep_resolved(control: &Arc<Control>, moved: &Arc<Notify>) {
+pub(super) async fn keep_resolved(control: &Arc<Control>, moved: &Arc<Notify>) {
     let mut versions = control.versions();
     let resolver = Arc::new(Resolver::default());
     let mut tasks = HashMap::<BackendAddress, Task>::new();

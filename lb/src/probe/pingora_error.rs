@@ -5,7 +5,7 @@ use pingora::prelude::{Error, ErrorType};
 use crate::failure::{AttemptError, Failure};
 
 /// How an exchange with a backend failed before the head of its response had come.
-pub fn failed(error: &Error) -> AttemptError {
+pub(crate) fn failed(error: &Error) -> AttemptError {
     // The connection is made by us, and Pingora passes on what we say of it.
     if let Some(failed) = error.root_cause().downcast_ref() {
         return *failed;

@@ -28,14 +28,14 @@ const HOSTS: &str = "/etc/hosts";
 const HOSTS_TTL: Duration = Duration::from_secs(5);
 
 /// More addresses of one name, and more hosts of one service, are left out: each address is an endpoint with its probes.
-pub const MAX_ADDRESSES: usize = 128;
+pub(crate) const MAX_ADDRESSES: usize = 128;
 
 /// How long the hosts of a service are awaited before those that have answered are used: less than the first answer may take.
 const HOSTS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Question<'a> {
+pub(crate) enum Question<'a> {
     /// The addresses of a host, for this port.
     Host(&'a str, u16),
     /// Those of the hosts of a service, with their ports (RFC 2782).
@@ -44,7 +44,7 @@ pub enum Question<'a> {
 
 /// Where a name leads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// The host itself, or those that the records of a service list, by priority. At least one.
     pub hosts: Vec<Host>,
     /// How many more hosts and addresses there were than [`MAX_ADDRESSES`].
@@ -55,7 +55,7 @@ pub struct Answer {
 
 /// One host of an answer, with its port. The addresses of a family that could not be asked for are not known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Host {
+pub(crate) struct Host {
     pub name: String,
     pub port: u16,
     /// Priority and weight of its record; `None`: it is no host of a service.
@@ -68,7 +68,7 @@ pub struct Host {
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LookupError {
+pub(crate) enum LookupError {
     /// There is no such name, or it has no address: so says DNS. For how long that holds, if it says so.
     Absent { reason: String, ttl: Option<Duration> },
     /// Nothing is known of the name: servers fail, or do not answer.
@@ -77,7 +77,7 @@ pub enum LookupError {
 
 /// Answers questions by a configuration, which is followed, as the system's files are.
 #[derive(Debug, Default)]
-pub struct Resolver(Mutex<Option<Arc<Sources>>>);
+pub(crate) struct Resolver(Mutex<Option<Arc<Sources>>>);
 
 /// Where answers come from.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ struct Sources {
 
 impl LookupError {
     /// In words.
-    pub fn reason(&self) -> &str {
+    pub(crate) fn reason(&self) -> &str {
         match self {
             Self::Absent { reason, .. } | Self::Failed { reason } => reason,
         }
@@ -105,25 +105,25 @@ impl LookupError {
 
 impl Host {
     /// Whether its addresses could not be asked for.
-    pub fn has_failed(&self) -> bool {
+    pub(crate) fn has_failed(&self) -> bool {
         self.v4.is_none() && self.v6.is_none()
     }
 
-    pub fn has_none(&self) -> bool {
+    pub(crate) fn has_none(&self) -> bool {
         self.v4.iter().all(BTreeSet::is_empty) && self.v6.iter().all(BTreeSet::is_empty)
     }
 }
 
 impl Answer {
     /// Each host that is not used, or whose last addresses are used on, and why.
-    pub fn problems(&self) -> impl Iterator<Item = (String, &str)> {
+    pub(crate) fn problems(&self) -> impl Iterator<Item = (String, &str)> {
         self.hosts.iter().filter_map(|host| Some((format!("{}:{}", host.name, host.port), host.problem.as_deref()?)))
     }
 }
 
 impl<'a> Question<'a> {
     /// What has to be asked for a backend that is written by name.
-    pub fn of(address: &'a BackendAddress) -> Self {
+    pub(crate) fn of(address: &'a BackendAddress) -> Self {
         match address.host_and_port() {
             Some((host, port)) => Self::Host(host, port),
             None => Self::Service(address.service().unwrap_or_default()),
@@ -150,7 +150,7 @@ enum Part {
 impl Resolver {
     /// Answers a question by these rules. Where hosts of a service keep it waiting, `early` is told of the others first:
     /// of those that are awaited nothing is known in that answer.
-    pub async fn ask(
+    pub(crate) async fn ask(
         &self,
         question: Question<'_>,
         config: &ResolverConfig,
@@ -168,7 +168,7 @@ impl Resolver {
     }
 
     /// The servers that DNS is asked at by these rules.
-    pub fn servers(&self, config: &ResolverConfig) -> Vec<SocketAddr> {
+    pub(crate) fn servers(&self, config: &ResolverConfig) -> Vec<SocketAddr> {
         self.sources(config).servers.clone()
     }
 
@@ -357,7 +357,11 @@ impl Sources {
 /// Adds the addresses of one record of a service, which share its weight. One of weight 0 gets very little beside others, and
 /// as much as the others where all have it (RFC 2782). An address of several records has what all of those with the first
 /// priority give it.
-pub fn share(shares: &mut BTreeMap<SocketAddr, Share>, (priority, weight): (u16, u16), addresses: &[SocketAddr]) {
+pub(crate) fn share(
+    shares: &mut BTreeMap<SocketAddr, Share>,
+    (priority, weight): (u16, u16),
+    addresses: &[SocketAddr],
+) {
     const OF_ONE: u32 = 1000;
     let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
     let weight = (u32::from(weight) * OF_ONE / count).max(1);
@@ -370,7 +374,7 @@ pub fn share(shares: &mut BTreeMap<SocketAddr, Share>, (priority, weight): (u16,
 }
 
 /// Leaves out what is more than [`MAX_ADDRESSES`]; how many. The highest go, and no family takes the other's half.
-pub fn bound(v4: &mut BTreeSet<SocketAddrV4>, v6: &mut BTreeSet<SocketAddrV6>) -> usize {
+pub(crate) fn bound(v4: &mut BTreeSet<SocketAddrV4>, v6: &mut BTreeSet<SocketAddrV6>) -> usize {
     let before = v4.len() + v6.len();
     let half = MAX_ADDRESSES / 2;
     while v6.len() > half.max(MAX_ADDRESSES.saturating_sub(v4.len())) {
@@ -477,7 +481,7 @@ async fn lookup(
 }
 
 /// Those of the addresses to which this machine has a route; all of them if it has one to none. Finding out sends nothing.
-pub fn reachable(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+pub(crate) fn reachable(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let has_route = |address: &&SocketAddr| {
         let any: IpAddr = match address.ip() {
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),

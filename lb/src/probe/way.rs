@@ -20,13 +20,13 @@ use crate::http::io::Io;
 
 /// How an endpoint is connected to.
 #[derive(Debug)]
-pub struct ProbeConnector {
+pub(super) struct ProbeConnector {
     pub endpoint: Arc<Endpoint>,
     pub transport: Arc<Transport>,
 }
 
 /// What checks are told to connect to; [`ProbeConnector`] knows better.
-pub fn target() -> pingora_load_balancing::Backend {
+pub(super) fn target() -> pingora_load_balancing::Backend {
     pingora_load_balancing::Backend::new("0.0.0.0:1").expect("an address")
 }
 

@@ -20,7 +20,7 @@ const MAX_PIPES: usize = 4096;
 
 /// Everything that a reload can change beside the snapshot.
 #[derive(Clone)]
-pub struct RunningResources {
+pub(crate) struct RunningResources {
     pub listeners: Arc<Listeners>,
     pub access_log: Arc<AccessLog>,
     pub client_limit: Arc<ConnectionLimit>,
@@ -93,20 +93,20 @@ impl Resources for RunningResources {
 
 /// How many idle connections to backends each thread may keep. Half of what there may be is left to those at work, which
 /// can close none but those of their own thread.
-pub fn max_idle_per_thread(server: &ServerConfig, limit: ConnectionLimits, threads: usize) -> usize {
+pub(crate) fn max_idle_per_thread(server: &ServerConfig, limit: ConnectionLimits, threads: usize) -> usize {
     let threads = threads.max(1);
     server.idle_connections.div_ceil(threads).min(limit.backends / 2 / threads)
 }
 
 /// How many pipes there may be for large content: a sixteenth of the open files at most, and no more than are of use.
 /// Where there is none left, content is read and written.
-pub fn max_pipes(open_files: usize) -> usize {
+pub(crate) fn max_pipes(open_files: usize) -> usize {
     (open_files / 16 / PIPE_FILES).min(MAX_PIPES)
 }
 
 /// How many connections there may be at once. Together they leave files for the rest of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConnectionLimits {
+pub(crate) struct ConnectionLimits {
     pub clients: usize,
     /// To backends, at work or idle: a client of HTTP/2 may have many.
     pub backends: usize,
@@ -116,7 +116,7 @@ pub struct ConnectionLimits {
 
 /// Clients as told, but no more than there are files for beside connections to backends, and a warning then. Where nothing
 /// is told, each client may have a backend at work for it.
-pub fn connection_limits(server: &ServerConfig, open_files: usize) -> (ConnectionLimits, Option<String>) {
+pub(crate) fn connection_limits(server: &ServerConfig, open_files: usize) -> (ConnectionLimits, Option<String>) {
     let reserved = RESERVED_FILES.min(open_files / 4) + PIPE_FILES * max_pipes(open_files);
     let affordable = (open_files - reserved).max(4);
     let wanted = server.max_connections.map_or(affordable / 2, NonZero::get);
@@ -133,7 +133,7 @@ pub fn connection_limits(server: &ServerConfig, open_files: usize) -> (Connectio
     (ConnectionLimits { clients, backends, handshakes }, warning)
 }
 
-pub fn cannot_log(OpenError { file, is_common, error }: &OpenError) -> String {
+pub(crate) fn cannot_log(OpenError { file, is_common, error }: &OpenError) -> String {
     let file = match file {
         AccessLogFile::Path(path) => path.display().to_string(),
         AccessLogFile::Stdout => "stdout".to_owned(),

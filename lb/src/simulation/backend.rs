@@ -15,7 +15,7 @@ use crate::http::io::pipe::{Link, Pipe};
 
 /// How a backend is in this run.
 #[derive(Debug, Clone, Copy)]
-pub struct Mood {
+pub(super) struct Mood {
     /// One request in so many goes wrong; 0: none.
     pub fails: u64,
     /// One connection in so many is not accepted; 0: none.
@@ -65,7 +65,7 @@ struct Response {
 }
 
 /// Serves one connection.
-pub async fn run(backend: usize, pipe: Pipe, is_tls: bool, mood: Mood) {
+pub(super) async fn run(backend: usize, pipe: Pipe, is_tls: bool, mood: Mood) {
     let end = End::new(pipe, is_tls.then(Tls::backend));
     live(backend, &end, mood).await;
     if let Some(tls) = &end.tls {

@@ -13,7 +13,7 @@ use crate::http::io::pipe::Link;
 
 /// A request as its client means to send it.
 #[derive(Debug, Clone)]
-pub struct Asked {
+pub(super) struct Asked {
     pub id: u32,
     pub place: Place,
     pub method: &'static str,
@@ -30,7 +30,7 @@ pub struct Asked {
 
 /// The route that a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub(super) enum Place {
     /// Leads to the pool.
     Proxy,
     /// Answers itself, with 418 and a little content.
@@ -43,7 +43,7 @@ pub enum Place {
 }
 
 impl Place {
-    pub fn prefix(self) -> &'static str {
+    pub(super) fn prefix(self) -> &'static str {
         match self {
             Self::Proxy => "/e/",
             Self::Own => "/own/",
@@ -53,7 +53,7 @@ impl Place {
     }
 
     /// How much content an answer has that the route gives itself.
-    pub fn own_bytes(self) -> Option<u64> {
+    pub(super) fn own_bytes(self) -> Option<u64> {
         match self {
             Self::Own => Some(100),
             Self::Large => Some(150_000),
@@ -63,7 +63,7 @@ impl Place {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
+pub(super) enum Framing {
     None,
     Length,
     Chunked,
@@ -72,7 +72,7 @@ pub enum Framing {
 
 /// How a client deviates from what it should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClientFault {
+pub(super) enum ClientFault {
     None,
     /// Pauses within what it sends, for longer than any limit.
     StallsSending,
@@ -89,7 +89,7 @@ pub enum ClientFault {
 
 /// What a backend made of a request.
 #[derive(Debug, Clone)]
-pub struct Attempt {
+pub(super) struct Attempt {
     pub status: u16,
     pub size: u64,
     /// The backend has done nothing wrong, as far as it got.
@@ -104,7 +104,7 @@ pub struct Attempt {
 }
 
 #[derive(Debug)]
-pub struct Exchange {
+pub(super) struct Exchange {
     pub asked: Asked,
     pub attempts: Vec<Attempt>,
     /// The client has deviated, in this exchange or before on the same connection.
@@ -134,21 +134,21 @@ pub struct Exchange {
 }
 
 #[derive(Debug, Clone)]
-pub struct UnderWay {
+pub(super) struct UnderWay {
     pub backend: Arc<Link>,
     /// Of what the backend has written, so much belongs to this response or to those before.
     pub down_to: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
+pub(super) enum Answer {
     Backend { attempt: usize },
     Balancer { status: u16 },
 }
 
 /// What a run has come by: a simulation that never sees a retry proves nothing about retries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Sight {
+pub(super) enum Sight {
     WholeResponse,
     Refusal,
     Retry,
@@ -190,7 +190,7 @@ pub enum Sight {
 }
 
 impl Sight {
-    pub const ALL: [Self; 31] = [
+    pub(super) const ALL: [Self; 31] = [
         Self::WholeResponse,
         Self::Refusal,
         Self::Retry,
@@ -226,7 +226,7 @@ impl Sight {
 }
 
 #[derive(Default)]
-pub struct Book {
+pub(super) struct Book {
     pub exchanges: Vec<Exchange>,
     /// By backend: what it did that may count against it.
     pub faults: Vec<u64>,
@@ -243,7 +243,7 @@ impl Book {
     /// Whether the response may be lost though it was sent, because more requests were sent behind it. One that comes
     /// when the balancer stops and has closed an idle connection is answered by a reset. And a response to HTTP/1.0 may end by
     /// one, because the end of the connection would be its own.
-    pub fn may_be_taken_back(&self, exchange: &Exchange) -> bool {
+    pub(super) fn may_be_taken_back(&self, exchange: &Exchange) -> bool {
         let client = exchange.client.as_ref();
         let is_on_it = |other: &Exchange| other.client.as_ref().zip(client).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
         let mut from_it_on = self.exchanges.iter().skip(exchange.asked.id as usize);
@@ -260,19 +260,19 @@ thread_local! {
     static TRACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-pub fn open(traces: bool) {
+pub(super) fn open(traces: bool) {
     BOOK.set(Book::default());
     VIOLATION.set(None);
     IS_VIOLATED.set(false);
     TRACE.set(traces.then(String::new));
 }
 
-pub fn with<T>(read: impl FnOnce(&mut Book) -> T) -> T {
+pub(super) fn with<T>(read: impl FnOnce(&mut Book) -> T) -> T {
     BOOK.with_borrow_mut(read)
 }
 
 /// The balancer has done what it must not.
-pub fn violated(what: String) {
+pub(super) fn violated(what: String) {
     trace(|| format!("VIOLATION: {what}"));
     IS_VIOLATED.set(true);
     VIOLATION.with_borrow_mut(|violation| {
@@ -280,15 +280,15 @@ pub fn violated(what: String) {
     });
 }
 
-pub fn is_violated() -> bool {
+pub(super) fn is_violated() -> bool {
     IS_VIOLATED.get()
 }
 
-pub fn violation() -> Option<String> {
+pub(super) fn violation() -> Option<String> {
     VIOLATION.take()
 }
 
-pub fn trace(line: impl FnOnce() -> String) {
+pub(super) fn trace(line: impl FnOnce() -> String) {
     TRACE.with_borrow_mut(|trace| {
         if let Some(trace) = trace {
             let _ = writeln!(trace, "{:>12.6} {}", simulated::elapsed().as_secs_f64(), line());
@@ -296,16 +296,16 @@ pub fn trace(line: impl FnOnce() -> String) {
     });
 }
 
-pub fn taken_trace() -> String {
+pub(super) fn taken_trace() -> String {
     TRACE.take().unwrap_or_default()
 }
 
-pub fn saw(sight: Sight) {
+pub(super) fn saw(sight: Sight) {
     with(|book| book.sights |= 1 << sight as u32);
 }
 
 /// What a backend does now may count against it.
-pub fn blame(backend: usize) {
+pub(super) fn blame(backend: usize) {
     with(|book| {
         if book.faults.len() <= backend {
             book.faults.resize(backend + 1, 0);
@@ -315,12 +315,12 @@ pub fn blame(backend: usize) {
 }
 
 /// The attempt is not what it should be, whoever looks at it.
-pub fn spoil(id: u32, attempt: usize) {
+pub(super) fn spoil(id: u32, attempt: usize) {
     with(|book| book.exchanges[id as usize].attempts[attempt].is_sound = false);
 }
 
 /// The first `count` bytes of `stream` have been written by its sender.
-pub fn written(stream: Stream, count: u64) {
+pub(super) fn written(stream: Stream, count: u64) {
     with(|book| {
         let exchange = &mut book.exchanges[stream.id as usize];
         let written =
@@ -330,7 +330,7 @@ pub fn written(stream: Stream, count: u64) {
 }
 
 /// The first `count` bytes of `stream` have come to its receiver, over this connection.
-pub fn received(stream: Stream, over: &Arc<Link>, count: u64) {
+pub(super) fn received(stream: Stream, over: &Arc<Link>, count: u64) {
     with(|book| {
         let Exchange { attempts, under_way, downloaded, .. } = &mut book.exchanges[stream.id as usize];
         let is_under_way = under_way.as_ref().is_some_and(|under_way| Arc::ptr_eq(&under_way.backend, over));
@@ -342,22 +342,22 @@ pub fn received(stream: Stream, over: &Arc<Link>, count: u64) {
     });
 }
 
-pub fn client_at_fault(id: u32) {
+pub(super) fn client_at_fault(id: u32) {
     with(|book| book.exchanges[id as usize].is_client_at_fault = true);
 }
 
 /// Wakes whoever waits for something to have changed.
 #[derive(Default)]
-pub struct Signal {
+pub(super) struct Signal {
     wakers: RefCell<Vec<std::task::Waker>>,
 }
 
 impl Signal {
-    pub fn notify(&self) {
+    pub(super) fn notify(&self) {
         self.wakers.take().into_iter().for_each(std::task::Waker::wake);
     }
 
-    pub async fn until(self: &Rc<Self>, is_true: impl Fn() -> bool) {
+    pub(super) async fn until(self: &Rc<Self>, is_true: impl Fn() -> bool) {
         std::future::poll_fn(|cx| {
             if is_true() {
                 return std::task::Poll::Ready(());

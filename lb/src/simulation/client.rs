@@ -13,7 +13,7 @@ use crate::clock;
 use crate::config::HalfClose;
 
 /// What one connection of a client is to do.
-pub struct Plan {
+pub(super) struct Plan {
     pub requests: Vec<Asked>,
     /// Sends requests before the responses to those before have come.
     pub is_pipelined: bool,
@@ -44,7 +44,7 @@ impl Progress {
 }
 
 /// Lives through a connection, to its end.
-pub async fn run(plan: Plan, end: Rc<End>) {
+pub(super) async fn run(plan: Plan, end: Rc<End>) {
     let name = end.pipe.link().name.clone();
     let progress = Progress::default();
     if end.tls.is_some() {
@@ -349,7 +349,7 @@ fn may_be_cut_off(plan: &Plan, asked: &Asked) -> bool {
 }
 
 /// Whether a head that says it is of exchange `id` is that of an attempt of `asked`, unchanged.
-pub fn is_of(asked: u32, name: &str, id: u64, attempt: usize, status: u16) -> bool {
+pub(super) fn is_of(asked: u32, name: &str, id: u64, attempt: usize, status: u16) -> bool {
     if id != u64::from(asked) {
         violated(format!("{name} was given the response of exchange {id} for exchange {asked}"));
         return false;

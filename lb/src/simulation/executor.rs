@@ -15,11 +15,11 @@ use super::random::{below, one_in};
 /// More steps than any run that goes on needs.
 const MAX_STEPS: u64 = 400_000;
 
-pub type Task = Pin<Box<dyn Future<Output = ()>>>;
+pub(super) type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Whose task it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// Of the balancer: a run in which it does not end has failed.
     Balancer,
     /// A client or a backend.
@@ -66,7 +66,7 @@ enum Order {
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub(super) enum End {
     /// No task but those of the background is left.
     Finished,
     /// Tasks are left which nothing will ever wake, or which wake for ever.
@@ -75,12 +75,12 @@ pub enum End {
 }
 
 /// Has another task run.
-pub fn spawn(kind: Kind, task: impl Future<Output = ()> + 'static) {
+pub(super) fn spawn(kind: Kind, task: impl Future<Output = ()> + 'static) {
     SPAWNED.with_borrow_mut(|spawned| spawned.push((kind, Box::pin(task))));
 }
 
 /// Runs until all is done. `at_rest` is called whenever nothing can move before the clock does.
-pub fn run(limit: Duration, mut at_rest: impl FnMut()) -> End {
+pub(super) fn run(limit: Duration, mut at_rest: impl FnMut()) -> End {
     READY.with_borrow_mut(Vec::clear);
     let order = match below(4) {
         0 => Order::Priorities,

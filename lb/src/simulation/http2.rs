@@ -32,7 +32,7 @@ use crate::http::io::pipe::{Link, Pipe};
 const AMPLE_WINDOW: u32 = 1 << 30;
 
 /// What one connection of a client is to do.
-pub struct Plan {
+pub(super) struct Plan {
     pub requests: Vec<Asked>,
     /// Keeps the connection until the balancer closes it.
     pub stays: bool,
@@ -54,7 +54,7 @@ struct Client {
 }
 
 /// Lives through a connection, to its end.
-pub async fn run(plan: Plan, pipe: Pipe) {
+pub(super) async fn run(plan: Plan, pipe: Pipe) {
     saw(Sight::Http2);
     // Responses that are not read would take the window of the others.
     let leaves_unread = plan.requests.iter().any(|asked| asked.fault == ClientFault::StallsReading);

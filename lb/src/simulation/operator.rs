@@ -17,7 +17,7 @@ use crate::control::{ChangeOptions, ChangeRequest};
 use crate::http::idle;
 
 /// Ends idle connections and ejections in time, as the threads of the process do.
-pub async fn housekeeping(world: Rc<World>) {
+pub(super) async fn housekeeping(world: Rc<World>) {
     loop {
         clock::sleep(Duration::from_secs(1)).await;
         idle::sweep(clock::now(), usize::MAX);
@@ -29,7 +29,7 @@ pub async fn housekeeping(world: Rc<World>) {
 }
 
 /// Makes `changes` changes, at any time.
-pub async fn changes(world: Rc<World>, changes: u64, backends: u64) {
+pub(super) async fn changes(world: Rc<World>, changes: u64, backends: u64) {
     for _ in 0..changes {
         clock::sleep(milliseconds(0, if one_in(4) { 3000 } else { 12 })).await;
         change(&world, backends);
@@ -97,7 +97,7 @@ fn probe(world: &World, succeeds: bool) {
 }
 
 /// The name leads to some addresses, or to none.
-pub fn resolve(world: &World) {
+pub(super) fn resolve(world: &World) {
     let addresses = NAMED.filter(|_| one_in(2)).map(|n| address(n).parse().expect("an address"));
     let addresses: Vec<SocketAddr> = addresses.collect();
     let snapshot = world.control.snapshot();
@@ -115,7 +115,7 @@ pub fn resolve(world: &World) {
 }
 
 /// Stops the balancer at some time.
-pub async fn stop(world: Rc<World>) {
+pub(super) async fn stop(world: Rc<World>) {
     clock::sleep(milliseconds(0, if one_in(3) { 8000 } else { 40 })).await;
     saw(Sight::GracefulStop);
     trace(|| "operator: the balancer closes".to_owned());

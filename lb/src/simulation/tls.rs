@@ -24,14 +24,14 @@ use crate::tls::server::ServerTls;
 /// How much may wait to be sent.
 const MAX_BUFFERED_BYTES: usize = 4096;
 
-pub static ACCEPTOR: LazyLock<TlsAcceptor> = LazyLock::new(|| {
+pub(crate) static ACCEPTOR: LazyLock<TlsAcceptor> = LazyLock::new(|| {
     let config = TlsConfig::of_pair(file("cert.pem"), file("key.pem"));
     let material = Material::load(&config).expect("the files are there");
     let tls = ServerTls::new(&config, material, None).expect("a sound configuration");
     TlsAcceptor::from(Arc::clone(&tls.config))
 });
 
-pub static CLIENT: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
+pub(crate) static CLIENT: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
     let provider = ring::default_provider();
     // Whose the certificate is, other tests ask.
     let verifier = AcceptAnyCertificate(provider.signature_verification_algorithms);
@@ -59,21 +59,21 @@ fn file(name: &str) -> PathBuf {
 }
 
 /// What the balancer is told of backends that speak TLS.
-pub fn to_backends() -> BackendTls {
+pub(crate) fn to_backends() -> BackendTls {
     let name = Some("localhost".into());
     BackendTls { name, ca: None, certificate: None, key: None, verify: false, trust: Trust::default() }
 }
 
 /// One end's TLS.
-pub struct Tls(RefCell<Connection>);
+pub(crate) struct Tls(RefCell<Connection>);
 
 impl Tls {
-    pub fn client() -> Self {
+    pub(crate) fn client() -> Self {
         let name = ServerName::try_from("localhost").expect("a name");
         Self::new(ClientConnection::new(Arc::clone(&CLIENT), name).expect("a sound configuration").into())
     }
 
-    pub fn backend() -> Self {
+    pub(crate) fn backend() -> Self {
         Self::new(ServerConnection::new(Arc::clone(&BACKEND)).expect("a sound configuration").into())
     }
 
@@ -82,7 +82,7 @@ impl Tls {
         Self(RefCell::new(connection))
     }
 
-    pub fn read(&self, cx: &mut Context<'_>, pipe: &Pipe, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    pub(crate) fn read(&self, cx: &mut Context<'_>, pipe: &Pipe, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut tls = self.0.borrow_mut();
         loop {
             // What is to be sent, of a handshake above all, is sent whoever calls.
@@ -101,7 +101,7 @@ impl Tls {
         }
     }
 
-    pub fn write(&self, cx: &mut Context<'_>, pipe: &Pipe, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    pub(crate) fn write(&self, cx: &mut Context<'_>, pipe: &Pipe, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut tls = self.0.borrow_mut();
         loop {
             let flushed = sent(&mut tls, cx, pipe)?;
@@ -121,12 +121,12 @@ impl Tls {
         }
     }
 
-    pub fn flush(&self, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Result<()>> {
+    pub(crate) fn flush(&self, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Result<()>> {
         sent(&mut self.0.borrow_mut(), cx, pipe)
     }
 
     /// Says farewell.
-    pub fn end(&self, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Result<()>> {
+    pub(crate) fn end(&self, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Result<()>> {
         let mut tls = self.0.borrow_mut();
         tls.send_close_notify();
         sent(&mut tls, cx, pipe)

@@ -22,7 +22,7 @@ thread_local! {
 
 /// One direction of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stream {
+pub(super) struct Stream {
     pub id: u32,
     pub attempt: usize,
     pub is_down: bool,
@@ -30,11 +30,11 @@ pub struct Stream {
 
 impl Stream {
     /// What the client sends, on all attempts.
-    pub fn up(id: u32) -> Self {
+    pub(super) fn up(id: u32) -> Self {
         Self { id, attempt: 0, is_down: false }
     }
 
-    pub fn down(id: u32, attempt: usize) -> Self {
+    pub(super) fn down(id: u32, attempt: usize) -> Self {
         Self { id, attempt, is_down: true }
     }
 
@@ -43,7 +43,7 @@ impl Stream {
         mixed(mixed(stream + 1).wrapping_add(number)).to_le_bytes()
     }
 
-    pub fn write(self, from: u64, count: u64, out: &mut Vec<u8>) {
+    pub(super) fn write(self, from: u64, count: u64, out: &mut Vec<u8>) {
         let mut at = from;
         while at < from + count {
             let word = self.word(at / 8);
@@ -55,7 +55,7 @@ impl Stream {
     }
 
     /// Where `bytes` differ from what stands at `from`; `None`: nowhere.
-    pub fn difference(self, from: u64, bytes: &[u8]) -> Option<u64> {
+    pub(super) fn difference(self, from: u64, bytes: &[u8]) -> Option<u64> {
         let mut at = from;
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -73,7 +73,7 @@ impl Stream {
     }
 
     /// Says what is wrong with content that differs.
-    pub fn complaint(self, from: u64, bytes: &[u8]) -> Option<String> {
+    pub(super) fn complaint(self, from: u64, bytes: &[u8]) -> Option<String> {
         let at = self.difference(from, bytes)?;
         let found = &bytes[(at - from) as usize..];
         let found = &found[..found.len().min(24)];
@@ -82,22 +82,22 @@ impl Stream {
 }
 
 /// One end of a connection as an actor holds it.
-pub struct End {
+pub(super) struct End {
     pub pipe: Pipe,
     pub tls: Option<Tls>,
     pauses: Pauses,
 }
 
 /// Short pauses that one side may still make: they are never long enough for a limit.
-pub struct Pauses(Cell<u32>);
+pub(super) struct Pauses(Cell<u32>);
 
 impl Pauses {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Cell::new(if one_in(2) { 0 } else { between(1, 40) as u32 }))
     }
 
     /// Pauses a little, or lets others run, or does nothing.
-    pub async fn breathe(&self) {
+    pub(super) async fn breathe(&self) {
         match below(8) {
             0 if self.0.get() > 0 => {
                 self.0.set(self.0.get() - 1);
@@ -110,12 +110,12 @@ impl Pauses {
 }
 
 impl End {
-    pub fn new(pipe: Pipe, tls: Option<Tls>) -> Rc<Self> {
+    pub(super) fn new(pipe: Pipe, tls: Option<Tls>) -> Rc<Self> {
         Rc::new(Self { pipe, tls, pauses: Pauses::new() })
     }
 
     /// Reads what is there; 0: the other side has ended.
-    pub async fn read(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    pub(super) async fn read(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         poll_fn(|cx| {
             SCRAP.with_borrow_mut(|scrap| {
                 let count = ready!(match &self.tls {
@@ -129,7 +129,7 @@ impl End {
         .await
     }
 
-    pub async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(super) async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let count = poll_fn(|cx| match &self.tls {
                 Some(tls) => tls.write(cx, &self.pipe, bytes),
@@ -145,7 +145,7 @@ impl End {
     }
 
     /// Sends the bytes in pieces, with pauses.
-    pub async fn send(&self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) async fn send(&self, bytes: &[u8]) -> io::Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
             let count = if one_in(3) { 1 + below(rest.len() as u64) as usize } else { rest.len() };
@@ -160,12 +160,12 @@ impl End {
     }
 
     /// Pauses a little, or lets others run, or does nothing.
-    pub async fn breathe(&self) {
+    pub(super) async fn breathe(&self) {
         self.pauses.breathe().await;
     }
 
     /// Says that no more will be sent.
-    pub async fn end(&self) {
+    pub(super) async fn end(&self) {
         if let Some(tls) = &self.tls {
             let _ = poll_fn(|cx| tls.end(cx, &self.pipe)).await;
         }
@@ -173,7 +173,7 @@ impl End {
     }
 }
 
-pub async fn yield_now() {
+pub(super) async fn yield_now() {
     let mut has_yielded = false;
     poll_fn(|cx| {
         if std::mem::replace(&mut has_yielded, true) {
@@ -187,7 +187,7 @@ pub async fn yield_now() {
 
 /// A head as it came.
 #[derive(Debug, Clone, Default)]
-pub struct Head {
+pub(super) struct Head {
     pub first: Vec<String>,
     fields: Vec<(String, String)>,
 }
@@ -207,20 +207,20 @@ impl Head {
         Ok(Self { first, fields })
     }
 
-    pub fn field(&self, name: &str) -> Option<&str> {
+    pub(super) fn field(&self, name: &str) -> Option<&str> {
         self.fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    pub fn number(&self, name: &str) -> Option<u64> {
+    pub(super) fn number(&self, name: &str) -> Option<u64> {
         self.field(name)?.parse().ok()
     }
 
-    pub fn lists(&self, name: &str, option: &str) -> bool {
+    pub(super) fn lists(&self, name: &str, option: &str) -> bool {
         self.field(name).is_some_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(option)))
     }
 
     /// How the content is framed, with its length, by RFC 9112 §6.3; `otherwise` where no field says so.
-    pub fn framing(&self, otherwise: Framing) -> (Framing, u64) {
+    pub(super) fn framing(&self, otherwise: Framing) -> (Framing, u64) {
         if self.lists("transfer-encoding", "chunked") {
             return (Framing::Chunked, 0);
         }
@@ -233,7 +233,7 @@ impl Head {
 
 /// How reading a message ended before its end.
 #[derive(Debug)]
-pub enum Broken {
+pub(super) enum Broken {
     /// The connection ended; false: by a reset, or without the farewell of TLS.
     Ended {
         is_clean: bool,
@@ -242,7 +242,7 @@ pub enum Broken {
 }
 
 /// What comes on a connection.
-pub struct Source {
+pub(super) struct Source {
     pub end: Rc<End>,
     buffer: Vec<u8>,
     at: usize,
@@ -251,12 +251,12 @@ pub struct Source {
 }
 
 impl Source {
-    pub fn new(end: &Rc<End>) -> Self {
+    pub(super) fn new(end: &Rc<End>) -> Self {
         Self { end: Rc::clone(end), buffer: Vec::new(), at: 0, taken: 0 }
     }
 
     /// What has come and not been taken.
-    pub fn rest(&self) -> &[u8] {
+    pub(super) fn rest(&self) -> &[u8] {
         &self.buffer[self.at..]
     }
 
@@ -270,7 +270,7 @@ impl Source {
     }
 
     /// Waits for more.
-    pub async fn more(&mut self) -> Result<(), Broken> {
+    pub(super) async fn more(&mut self) -> Result<(), Broken> {
         self.end.breathe().await;
         match self.end.read(&mut self.buffer).await {
             Ok(0) => Err(Broken::Ended { is_clean: true }),
@@ -280,7 +280,7 @@ impl Source {
     }
 
     /// The next head.
-    pub async fn head(&mut self) -> Result<Head, Broken> {
+    pub(super) async fn head(&mut self) -> Result<Head, Broken> {
         loop {
             if let Some(end) = self.rest().windows(4).position(|four| four == b"\r\n\r\n") {
                 let head = Head::parse(&self.rest()[..end]).map_err(Broken::Malformed)?;
@@ -309,7 +309,7 @@ impl Source {
     }
 
     /// Reads `count` bytes, whatever they are.
-    pub async fn skip(&mut self, mut count: u64) -> Result<(), Broken> {
+    pub(super) async fn skip(&mut self, mut count: u64) -> Result<(), Broken> {
         while count > 0 {
             if self.rest().is_empty() {
                 self.more().await?;
@@ -340,7 +340,7 @@ impl Source {
     }
 
     /// Reads content to its end, or `most` bytes of it; `at` counts them. True: it has ended.
-    pub async fn content(
+    pub(super) async fn content(
         &mut self,
         stream: Stream,
         framing: (Framing, u64),
@@ -398,7 +398,7 @@ impl Source {
 }
 
 /// Writes content of `stream` from `at` up to `to` in pieces, framed so. The last chunk is for the caller to write.
-pub async fn send_content(
+pub(super) async fn send_content(
     end: &End,
     stream: Stream,
     framing: Framing,

@@ -14,7 +14,7 @@ use crate::value::pattern::Pattern;
 /// The keys are the operator's, and a quick hash is enough for them: whoever chooses what is looked up cannot make
 /// lookups longer than the keys do.
 #[derive(Debug)]
-pub struct HostTable<T> {
+pub(crate) struct HostTable<T> {
     exact: Names<T>,
     /// By the domain without `*.`.
     below: Names<T>,
@@ -31,7 +31,7 @@ const MAX_HOST_BYTES: usize = 255;
 
 impl<T> HostTable<T> {
     /// Where two say the same, the first one is kept.
-    pub fn new(hosts: impl IntoIterator<Item = (HostPattern, T)>) -> Self {
+    pub(crate) fn new(hosts: impl IntoIterator<Item = (HostPattern, T)>) -> Self {
         let mut table = Self {
             exact: Names::default(),
             below: Names::default(),
@@ -61,7 +61,7 @@ impl<T> HostTable<T> {
     /// Where `host` leads to, as a request names it: in any case, with a port and a final dot or without. Empty: it
     /// names none.
     #[inline]
-    pub fn find(&self, host: &str) -> Option<&T> {
+    pub(crate) fn find(&self, host: &str) -> Option<&T> {
         if self.exact.is_empty() && self.below.is_empty() && self.starting.is_empty() && self.patterns.is_empty() {
             return self.any.as_ref();
         }
@@ -101,7 +101,7 @@ impl<T> HostTable<T> {
 
 /// A host as tables and values have it: in lower case, without port and final dot. `None` for one that is too long to
 /// be any.
-pub fn lower_case<'a>(host: &str, buffer: &'a mut [u8; MAX_HOST_BYTES]) -> Option<&'a str> {
+pub(crate) fn lower_case<'a>(host: &str, buffer: &'a mut [u8; MAX_HOST_BYTES]) -> Option<&'a str> {
     let host = without_port(host);
     let host = host.strip_suffix('.').unwrap_or(host);
     let lower = buffer.get_mut(..host.len())?;

@@ -7,7 +7,7 @@ use crate::value::pattern::{Pattern, Patterns, Sets};
 /// The routes of a site, each with what it leads to. Texts stand in one piece of memory, so that a search among a few
 /// touches a few cache lines.
 #[derive(Debug)]
-pub struct RouteTable<T> {
+pub(crate) struct RouteTable<T> {
     texts: Box<[u8]>,
     /// Sorted by text; those of one text stand in the order of the file.
     exact: Box<[(Span, T)]>,
@@ -19,7 +19,7 @@ pub struct RouteTable<T> {
 
 /// The paths that a route is for.
 #[derive(Debug, Clone)]
-pub enum Place {
+pub(crate) enum Place {
     Exact(Box<str>),
     /// Whole segments: `/api` covers `/api` and `/api/x`, not `/apix`; `/api/` covers what is below it.
     Segments {
@@ -52,7 +52,7 @@ struct Span {
 }
 
 impl<T> RouteTable<T> {
-    pub fn new(routes: impl IntoIterator<Item = (Place, T)>, sets: &mut Sets) -> Self {
+    pub(crate) fn new(routes: impl IntoIterator<Item = (Place, T)>, sets: &mut Sets) -> Self {
         let (mut exact, mut prefixes, mut patterns) = (Vec::new(), Vec::new(), Vec::new());
         for (place, target) in routes {
             match place {
@@ -76,7 +76,7 @@ impl<T> RouteTable<T> {
 
     /// What serves `path`, which is decoded and normalised: the best route of which `holds` says that it does.
     #[inline]
-    pub fn find(&self, path: &[u8], mut holds: impl FnMut(&T) -> bool) -> Option<&T> {
+    pub(crate) fn find(&self, path: &[u8], mut holds: impl FnMut(&T) -> bool) -> Option<&T> {
         if let [only] = &*self.prefixes
             && self.exact.is_empty()
             && self.patterns.is_empty()
@@ -96,12 +96,6 @@ impl<T> RouteTable<T> {
             return Some(target);
         }
         longest.map(|prefix| &prefix.target)
-    }
-
-    /// All targets, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
-        let prefixes = self.prefixes.iter().map(|prefix| &prefix.target);
-        self.exact.iter().map(|(_, target)| target).chain(prefixes).chain(self.patterns.targets())
     }
 
     fn exactly<'a>(&'a self, path: &[u8]) -> impl Iterator<Item = &'a T> {
@@ -133,7 +127,7 @@ impl<T> RouteTable<T> {
 
 impl Place {
     /// Whether a route that is there serves `path`, if no other one does.
-    pub fn covers(&self, path: &[u8]) -> bool {
+    pub(crate) fn covers(&self, path: &[u8]) -> bool {
         match self {
             Self::Exact(text) => text.as_bytes() == path,
             Self::Segments { text, .. } => covers(text.as_bytes(), true, path),
@@ -255,13 +249,6 @@ mod tests {
         assert_eq!(table.find(b"/a/b", |&place| place >= 5), Some(&5), "it is over the regexes");
         assert_eq!(table.find(b"/a/b", |&place| place == 2 || place == 7), Some(&7));
         assert_eq!(table.find(b"/a/b", |_| false), None);
-    }
-
-    #[test]
-    fn all_targets_are_told_once() {
-        let mut all: Vec<_> = table(&["= /a", "/", "~ x", "segments /b", "= /a", "/"]).iter().copied().collect();
-        all.sort_unstable();
-        assert_eq!(all, [0, 1, 2, 3, 4, 5]);
     }
 
     /// As the rules are written, without any table.

@@ -22,7 +22,7 @@ const MATCHES_ANY_PATH: &[&str] =
 const MATCHES_ANY_HOST: &[&str] = &["", ".", ".*", ".+", "^", "^.", "^.*", "^.+", "^.*$", "^.+$", "^(.*)$", "^(.+)$"];
 
 /// Adds what no request can reach to the warnings.
-pub fn tell(checked: &mut Checked) {
+pub(crate) fn tell(checked: &mut Checked) {
     checked.advise(of(&checked.config));
 }
 

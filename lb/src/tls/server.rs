@@ -2,9 +2,9 @@
 //! something else or files have other content. What tickets are encrypted with outlives it, so that sessions can still
 //! be resumed.
 
-pub mod choice;
+pub(crate) mod choice;
 mod clients;
-pub mod renewal;
+pub(crate) mod renewal;
 mod tickets;
 
 use std::fmt;
@@ -27,7 +27,7 @@ use crate::config::tls::material::{Issuers, LoadedCertificate, Material, TlsFile
 use crate::config::tls::{ClientMode, Profile, Protocol, TlsConfig};
 
 /// What a listener's handshakes are made with.
-pub struct ServerTls {
+pub(crate) struct ServerTls {
     pub config: Arc<ServerConfig>,
     pub choice: Arc<Choice>,
     pub handshake_timeout: Duration,
@@ -68,7 +68,7 @@ impl Tickets {
 
 impl ServerTls {
     /// Reads the files that `wanted` names. As [`Self::new`]; the error: all that is wrong.
-    pub fn load(wanted: &TlsConfig, before: Option<&Arc<Self>>) -> Result<Arc<Self>, String> {
+    pub(crate) fn load(wanted: &TlsConfig, before: Option<&Arc<Self>>) -> Result<Arc<Self>, String> {
         // Before they are read: what changes meanwhile is seen later.
         let stamps = Stamps::of(wanted);
         let in_one = |faults: Vec<TlsFileError>| {
@@ -82,7 +82,7 @@ impl ServerTls {
 
     /// With what encrypted the tickets of `before`, if they may still be taken. Nothing new where nothing is other than
     /// `before`. The error is no file's fault.
-    pub fn new(wanted: &TlsConfig, material: Material, before: Option<&Arc<Self>>) -> Result<Arc<Self>, String> {
+    pub(crate) fn new(wanted: &TlsConfig, material: Material, before: Option<&Arc<Self>>) -> Result<Arc<Self>, String> {
         let digest = digest(wanted, &material);
         if let Some(before) = before.filter(|before| before.digest == digest) {
             return Ok(Arc::clone(before));
@@ -100,13 +100,13 @@ impl ServerTls {
         Ok(Arc::new(Self { config, choice, handshake_timeout, material, digest, tickets, watched }))
     }
 
-    pub fn certificates(&self) -> &[Arc<LoadedCertificate>] {
+    pub(crate) fn certificates(&self) -> &[Arc<LoadedCertificate>] {
         &self.material.certificates
     }
 
     /// Where the place in a folder decides which certificate is the default, and decides otherwise than `before`: the one that
     /// was it, and the one that is.
-    pub fn moved_default<'a>(
+    pub(crate) fn moved_default<'a>(
         &'a self,
         wanted: &TlsConfig,
         before: &'a Self,
@@ -119,12 +119,15 @@ impl ServerTls {
     }
 
     /// Whether the same is demanded of clients as by `other`, so that who could connect there can connect here.
-    pub fn asks_same_of_clients(&self, other: &Self) -> bool {
+    pub(crate) fn asks_same_of_clients(&self, other: &Self) -> bool {
         self.tickets.context == other.tickets.context
     }
 
     /// Those of `before` whose files it has no certificate of any more.
-    pub fn gone_since<'a>(&'a self, before: Option<&'a Self>) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {
+    pub(crate) fn gone_since<'a>(
+        &'a self,
+        before: Option<&'a Self>,
+    ) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {
         let is_there = |gone: &LoadedCertificate| {
             self.certificates()
                 .iter()
@@ -134,7 +137,10 @@ impl ServerTls {
     }
 
     /// Those of its certificates that `before` had not, or had with other content.
-    pub fn new_since<'a>(&'a self, before: Option<&'a Self>) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {
+    pub(crate) fn new_since<'a>(
+        &'a self,
+        before: Option<&'a Self>,
+    ) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {
         let is_known = move |loaded: &LoadedCertificate| {
             before.is_some_and(|before| before.certificates().iter().any(|one| one.digest == loaded.digest))
         };

@@ -254,11 +254,6 @@ impl<T> Patterns<T> {
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
-
-    /// What all of them lead to, in their order.
-    pub fn targets(&self) -> impl Iterator<Item = &T> {
-        self.all.iter().map(|(_, target)| target)
-    }
 }
 
 impl Sets {

@@ -21,7 +21,7 @@ const MAX_TICKET_SECRETS: usize = 8;
 
 /// What a listener's TLS is made of.
 #[derive(Debug, Clone)]
-pub struct Material {
+pub(crate) struct Material {
     /// At least one; see [`Certificates::pairs`] for their order.
     pub certificates: Vec<Arc<LoadedCertificate>>,
     /// `None`: clients are asked for no certificates.
@@ -32,7 +32,7 @@ pub struct Material {
 
 /// A certificate with its key.
 #[derive(Debug)]
-pub struct LoadedCertificate {
+pub(crate) struct LoadedCertificate {
     pub pair: Pair,
     pub certified: Arc<CertifiedKey>,
     /// What the leaf says.
@@ -43,7 +43,7 @@ pub struct LoadedCertificate {
 
 /// Those who issue clients' certificates.
 #[derive(Debug)]
-pub struct Issuers {
+pub(crate) struct Issuers {
     pub roots: Arc<RootCertStore>,
     /// Of the certificates, in whatever order and with whatever text between they stood in the file.
     pub digest: [u8; 32],
@@ -51,7 +51,7 @@ pub struct Issuers {
 
 /// What is wrong with a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFileError {
+pub(crate) struct TlsFileError {
     pub at: TlsFileSetting,
     /// Names the file and the fix.
     pub message: String,
@@ -59,7 +59,7 @@ pub struct TlsFileError {
 
 /// Which setting names the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TlsFileSetting {
+pub(crate) enum TlsFileSetting {
     /// All certificates.
     Certificates,
     /// Of the pair in this place.
@@ -73,7 +73,7 @@ pub enum TlsFileSetting {
 
 /// A pair that is not taken up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PairError {
+pub(crate) enum PairError {
     Certificate(String),
     Key(String),
     Password(String),
@@ -83,7 +83,7 @@ pub enum PairError {
 
 impl Material {
     /// Reads everything that `config` names. The error: all that is wrong.
-    pub fn load(config: &TlsConfig) -> Result<Self, Vec<TlsFileError>> {
+    pub(crate) fn load(config: &TlsConfig) -> Result<Self, Vec<TlsFileError>> {
         let mut faults = Vec::new();
         let certificates = load_all(&config.certificates, &mut faults);
         let has = |path: &Path| certificates.iter().any(|loaded| loaded.pair.certificate == path);
@@ -107,7 +107,7 @@ impl Material {
 }
 
 /// The secrets of a file, one in each line; at least one. Lines that begin with `#` are comments.
-pub fn ticket_secrets(path: &Path) -> Result<Arc<[Secret]>, String> {
+pub(crate) fn ticket_secrets(path: &Path) -> Result<Arc<[Secret]>, String> {
     let content = pem::content(path)?;
     let lines = content.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
     let mut secrets = Vec::new();
@@ -131,7 +131,7 @@ pub fn ticket_secrets(path: &Path) -> Result<Arc<[Secret]>, String> {
 }
 
 /// That no certificate is at `path`, and where there are some.
-pub fn not_among(path: &Path, certificates: &[Arc<LoadedCertificate>]) -> String {
+pub(crate) fn not_among(path: &Path, certificates: &[Arc<LoadedCertificate>]) -> String {
     let there: Vec<_> = certificates.iter().map(|loaded| loaded.pair.certificate.display().to_string()).collect();
     format!("{} is none of the listener's certificates, which are {}", path.display(), there.join(", "))
 }
@@ -181,7 +181,7 @@ fn load_all(certificates: &Certificates, faults: &mut Vec<TlsFileError>) -> Vec<
 
 impl LoadedCertificate {
     /// Reads a pair, and makes sure that its parts fit.
-    pub fn load(pair: Pair) -> Result<Self, PairError> {
+    pub(crate) fn load(pair: Pair) -> Result<Self, PairError> {
         let mut digest = Sha256::new();
         let mut content = |path: &Path| {
             let content = pem::content(path)?;
@@ -241,12 +241,12 @@ impl LoadedCertificate {
     }
 
     /// Seconds since 1970.
-    pub fn not_after(&self) -> i64 {
+    pub(crate) fn not_after(&self) -> i64 {
         self.leaf.not_after
     }
 
     /// Whether it is valid now.
-    pub fn is_valid(&self) -> bool {
+    pub(crate) fn is_valid(&self) -> bool {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
         (self.leaf.not_before..=self.leaf.not_after).contains(&now)
     }
@@ -289,7 +289,7 @@ fn open(
 }
 
 impl Issuers {
-    pub fn load(path: &Path) -> Result<Self, String> {
+    pub(crate) fn load(path: &Path) -> Result<Self, String> {
         let content = pem::content(path)?;
         let found = pem::read(&content, path)?;
         if found.certificates.is_empty() {

@@ -18,14 +18,14 @@ const TRADITIONAL: &str = "Proc-Type: 4,ENCRYPTED";
 
 /// What a PEM file holds that TLS needs.
 #[derive(Debug, Default)]
-pub struct Pem {
+pub(crate) struct Pem {
     pub certificates: Vec<CertificateDer<'static>>,
     pub key: Option<Key>,
 }
 
 /// A private key as it stands in a file.
 #[derive(Debug)]
-pub enum Key {
+pub(crate) enum Key {
     Plain(PrivateKeyDer<'static>),
     /// PKCS #8 (RFC 5958 §3), in DER.
     Encrypted(Vec<u8>),
@@ -34,7 +34,7 @@ pub enum Key {
 }
 
 /// The content of a file.
-pub fn content(path: &Path) -> Result<Vec<u8>, String> {
+pub(crate) fn content(path: &Path) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
     read.map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
@@ -45,7 +45,7 @@ pub fn content(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// What stands in a PEM file, the first key if there are several.
-pub fn read(content: &[u8], path: &Path) -> Result<Pem, String> {
+pub(crate) fn read(content: &[u8], path: &Path) -> Result<Pem, String> {
     let text = String::from_utf8_lossy(content);
     let mut found = Pem::default();
     let mut rest: &[u8] = content;
@@ -70,17 +70,8 @@ pub fn read(content: &[u8], path: &Path) -> Result<Pem, String> {
     Ok(found)
 }
 
-/// Only certificates, of which there is at least one.
-pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let found = read(&content(path)?, path)?;
-    match found.certificates.is_empty() {
-        true => Err(format!("{} has no certificate: it must be a PEM file with \"BEGIN CERTIFICATE\"", path.display())),
-        false => Ok(found.certificates),
-    }
-}
-
 /// The private key of a PKCS #8 structure that `password` opens.
-pub fn decrypt(der: &[u8], password: &[u8]) -> Option<PrivateKeyDer<'static>> {
+pub(crate) fn decrypt(der: &[u8], password: &[u8]) -> Option<PrivateKeyDer<'static>> {
     let key = EncryptedPrivateKeyInfoRef::try_from(der).ok()?.decrypt(password).ok()?;
     Some(PrivateKeyDer::Pkcs8(key.as_bytes().to_vec().into()))
 }

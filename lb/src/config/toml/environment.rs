@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 /// What was put in place of variables of the environment.
 #[derive(Debug, Default)]
-pub struct Replaced {
+pub(super) struct Replaced {
     /// Each text in which something was replaced, by its place.
     pub texts: HashMap<usize, Text>,
     /// What is wrong, with its place.
@@ -15,7 +15,7 @@ pub struct Replaced {
 }
 
 #[derive(Debug)]
-pub struct Text {
+pub(super) struct Text {
     /// As it was written: what stands in it now may be a secret.
     pub written: String,
     /// With the dollar signs of what was put in doubled, as values want it.
@@ -24,7 +24,12 @@ pub struct Text {
 
 impl Replaced {
     /// Replaces in all texts of a file whose first byte is at `start`; keys stay as they are.
-    pub fn replace(&mut self, table: &mut DeTable<'_>, start: usize, variable: &impl Fn(&str) -> Option<String>) {
+    pub(super) fn replace(
+        &mut self,
+        table: &mut DeTable<'_>,
+        start: usize,
+        variable: &impl Fn(&str) -> Option<String>,
+    ) {
         for (_, value) in table.iter_mut() {
             self.value(value, start, variable);
         }

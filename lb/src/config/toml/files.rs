@@ -20,7 +20,7 @@ const MAX_PAGE_BYTES: u64 = 1 << 20;
 const MAX_PEM_BYTES: u64 = 1 << 20;
 
 /// A bearer token, which must fit into a header; none when no file is named.
-pub fn token(base: &Path, value: &DeValue<'_>) -> Read<Option<Secret>> {
+pub(super) fn token(base: &Path, value: &DeValue<'_>) -> Read<Option<Secret>> {
     let secret = secret(base, value)?;
     match &secret {
         Some(token) if !token.expose().iter().all(u8::is_ascii_graphic) => {
@@ -31,7 +31,7 @@ pub fn token(base: &Path, value: &DeValue<'_>) -> Read<Option<Secret>> {
 }
 
 /// The bytes of a file but for the line ending that editors leave; none when no file is named.
-pub fn secret(base: &Path, value: &DeValue<'_>) -> Read<Option<Secret>> {
+pub(super) fn secret(base: &Path, value: &DeValue<'_>) -> Read<Option<Secret>> {
     let Some(path) = values::path(base, value)? else { return Ok(None) };
     let bytes = readable(&path)?;
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
@@ -48,7 +48,7 @@ pub fn secret(base: &Path, value: &DeValue<'_>) -> Read<Option<Secret>> {
 }
 
 /// The text of a file without the line ending at its end, with its path: a value of a field, which may be a secret.
-pub fn text(base: &Path, value: &DeValue<'_>) -> Read<(PathBuf, String)> {
+pub(super) fn text(base: &Path, value: &DeValue<'_>) -> Read<(PathBuf, String)> {
     let path = values::path(base, value)?.ok_or("the path of a file")?;
     let bytes = readable(&path)?;
     if bytes.len() > MAX_SECRET_BYTES {
@@ -64,7 +64,7 @@ pub fn text(base: &Path, value: &DeValue<'_>) -> Read<(PathBuf, String)> {
 }
 
 /// A page that is answered with, and its path.
-pub fn page(base: &Path, value: &DeValue<'_>) -> Read<(PathBuf, Vec<u8>)> {
+pub(super) fn page(base: &Path, value: &DeValue<'_>) -> Read<(PathBuf, Vec<u8>)> {
     let path = values::path(base, value)?.ok_or("the path of a file")?;
     let mut bytes = Vec::new();
     let read = File::open(&path).and_then(|file| file.take(MAX_PAGE_BYTES + 1).read_to_end(&mut bytes));
@@ -76,7 +76,7 @@ pub fn page(base: &Path, value: &DeValue<'_>) -> Read<(PathBuf, Vec<u8>)> {
 }
 
 /// The media type of a page by the ending of its name.
-pub fn content_type(path: &Path) -> &'static str {
+pub(super) fn content_type(path: &Path) -> &'static str {
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     match ending.to_ascii_lowercase().as_str() {
         "html" | "htm" => "text/html; charset=utf-8",
@@ -93,7 +93,7 @@ pub fn content_type(path: &Path) -> &'static str {
 }
 
 /// The certificates of a PEM file, with its path; none when empty.
-pub fn certificates(base: &Path, value: &DeValue<'_>) -> Read<Option<(PathBuf, Vec<CertificateDer<'static>>)>> {
+pub(super) fn certificates(base: &Path, value: &DeValue<'_>) -> Read<Option<(PathBuf, Vec<CertificateDer<'static>>)>> {
     let Some(path) = values::path(base, value)? else { return Ok(None) };
     let bytes = pem_bytes(&path)?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
@@ -104,7 +104,7 @@ pub fn certificates(base: &Path, value: &DeValue<'_>) -> Read<Option<(PathBuf, V
 }
 
 /// A private key in PEM, with the path of its file; none when empty.
-pub fn key(base: &Path, value: &DeValue<'_>) -> Read<Option<(PathBuf, Secret)>> {
+pub(super) fn key(base: &Path, value: &DeValue<'_>) -> Read<Option<(PathBuf, Secret)>> {
     let Some(path) = values::path(base, value)? else { return Ok(None) };
     let bytes = pem_bytes(&path)?;
     match (PrivateKeyDer::from_pem_slice(&bytes), Secret::new(bytes)) {

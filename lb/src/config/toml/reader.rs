@@ -24,7 +24,7 @@ const EXAMPLE_OF_VALUES: &str = "{ from = \"$cookie_tier\", cases = { gold = \"f
 /// Longest part of a value that a message repeats.
 const MAX_SHOWN_CHARS: usize = 48;
 
-pub struct Reader<'t> {
+pub(super) struct Reader<'t> {
     /// The CAs of the system, once they have been read.
     system_roots: Option<Result<Arc<[CertificateDer<'static>]>, String>>,
     sources: &'t Sources,
@@ -48,7 +48,7 @@ struct SyntaxErrors {
 }
 
 /// A table of a file, beside the part of `default.toml` that lists its keys and their defaults.
-pub struct Section<'t> {
+pub(super) struct Section<'t> {
     /// As messages name it: `pool.probe`; empty for the whole file.
     path: String,
     place: usize,
@@ -60,7 +60,7 @@ pub struct Section<'t> {
 }
 
 /// A value under a key that is no setting but the operator's own, such as a field's name.
-pub struct Entry<'t> {
+pub(super) struct Entry<'t> {
     pub name: &'t str,
     pub key_place: usize,
     pub value: &'t Spanned<DeValue<'t>>,
@@ -68,7 +68,7 @@ pub struct Entry<'t> {
 
 /// A value that was written under a key of a section, or within what stands there.
 #[derive(Clone, Copy)]
-pub struct Setting<'s, 't> {
+pub(super) struct Setting<'s, 't> {
     pub section: &'s Section<'t>,
     /// As messages name it within the section.
     pub key: &'s str,
@@ -77,87 +77,87 @@ pub struct Setting<'s, 't> {
 
 impl Setting<'_, '_> {
     /// As messages name it.
-    pub fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         self.section.name_of(self.key)
     }
 
     /// Where the value stands.
-    pub fn place(&self) -> usize {
+    pub(super) fn place(&self) -> usize {
         self.section.at(self.value)
     }
 }
 
 impl<'t> Section<'t> {
     /// What is written under a key.
-    pub fn setting<'s>(&'s self, key: &'s str) -> Option<Setting<'s, 't>> {
+    pub(super) fn setting<'s>(&'s self, key: &'s str) -> Option<Setting<'s, 't>> {
         self.written(key).map(|value| self.within(key, value))
     }
 
     /// A value within what is written.
-    pub fn within<'s>(&'s self, key: &'s str, value: &'t Spanned<DeValue<'t>>) -> Setting<'s, 't> {
+    pub(super) fn within<'s>(&'s self, key: &'s str, value: &'t Spanned<DeValue<'t>>) -> Setting<'s, 't> {
         Setting { section: self, key, value }
     }
 
-    pub fn is_written(&self) -> bool {
+    pub(super) fn is_written(&self) -> bool {
         self.table.is_some()
     }
 
     /// Whether it is written and has no keys.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.table.is_some_and(|table| table.is_empty())
     }
 
     /// The section that `key` would hold, all defaults.
-    pub fn without(&self, key: &str) -> Self {
+    pub(super) fn without(&self, key: &str) -> Self {
         let template = self.template.and_then(|template| template.child(key));
         Self { path: self.name_of(key), place: self.place(key), start: self.start, table: None, template }
     }
 
-    pub fn has(&self, key: &str) -> bool {
+    pub(super) fn has(&self, key: &str) -> bool {
         self.written(key).is_some()
     }
 
-    pub fn is_text(&self, key: &str) -> bool {
+    pub(super) fn is_text(&self, key: &str) -> bool {
         self.written(key).is_some_and(|value| value.get_ref().is_str())
     }
 
     /// Place of a value in it.
-    pub fn at(&self, value: &Spanned<DeValue<'_>>) -> usize {
+    pub(super) fn at(&self, value: &Spanned<DeValue<'_>>) -> usize {
         self.start + value.span().start
     }
 
     /// Where the section begins.
-    pub fn own_place(&self) -> usize {
+    pub(super) fn own_place(&self) -> usize {
         self.place
     }
 
     /// Where the key's value stands; the section itself when it is not written.
-    pub fn place(&self, key: &str) -> usize {
+    pub(super) fn place(&self, key: &str) -> usize {
         self.written(key).map_or(self.place, |value| self.at(value))
     }
 
     /// Where the key itself stands.
-    pub fn key_place(&self, key: &str) -> usize {
+    pub(super) fn key_place(&self, key: &str) -> usize {
         let entry = self.table.and_then(|table| table.get_key_value(key));
         entry.map_or(self.place, |(key, _)| self.start + key.span().start)
     }
 
     /// Where the first of the keys that are written has its value.
-    pub fn first_place(&self, keys: &[&str]) -> usize {
+    pub(super) fn first_place(&self, keys: &[&str]) -> usize {
         keys.iter().find(|key| self.has(key)).map_or(self.place, |key| self.place(key))
     }
 
-    pub fn written(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
+    pub(super) fn written(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
         self.table.and_then(|table| table.get(key))
     }
 
     /// As messages name a key of it.
-    pub fn name_of(&self, key: &str) -> String {
+    pub(super) fn name_of(&self, key: &str) -> String {
         join(&self.path, key)
     }
 
     /// What a key may have, in one line; mostly what `default.toml` has.
-    pub fn example(&self, key: &str) -> &'static str {
+    pub(super) fn example(&self, key: &str) -> &'static str {
         match key {
             "request_headers" | "response_headers" => return "{ set = { X-Name = \"value\" } }",
             "error_pages" => return "{ \"404\" = \"/errors/404\" }",
@@ -176,7 +176,7 @@ impl<'t> Section<'t> {
 }
 
 impl<'t> Reader<'t> {
-    pub fn new(
+    pub(super) fn new(
         sources: &'t Sources,
         parsed: &[Parsed<'_>],
         replaced: &'t Replaced,
@@ -195,32 +195,32 @@ impl<'t> Reader<'t> {
         reader
     }
 
-    pub fn into_problems(self) -> Vec<Problem> {
+    pub(super) fn into_problems(self) -> Vec<Problem> {
         let mut problems = self.problems;
         problems.sort_by_key(|(place, _)| *place);
         problems.into_iter().map(|(place, message)| self.sources.problem(place, message)).collect()
     }
 
     /// The CAs that the system trusts, read once for a configuration.
-    pub fn system_roots(&mut self) -> Result<Arc<[CertificateDer<'static>]>, String> {
+    pub(super) fn system_roots(&mut self) -> Result<Arc<[CertificateDer<'static>]>, String> {
         self.system_roots.get_or_insert_with(transport::system_roots).clone()
     }
 
     /// Where relative paths of a section start.
-    pub fn base(&self, section: &Section<'t>) -> &'t Path {
+    pub(super) fn base(&self, section: &Section<'t>) -> &'t Path {
         self.sources.source(section.start).file.parent().unwrap_or(Path::new(""))
     }
 
-    pub fn position(&self, place: usize) -> Position {
+    pub(super) fn position(&self, place: usize) -> Position {
         self.sources.position(place)
     }
 
-    pub fn origin(&self, place: usize) -> SourceLocation {
+    pub(super) fn origin(&self, place: usize) -> SourceLocation {
         SourceLocation { file: Arc::clone(&self.sources.source(place).file), line: self.position(place).line }
     }
 
     /// `line 7`, with the file if it is another one.
-    pub fn line(&self, place: usize, from: usize) -> String {
+    pub(super) fn line(&self, place: usize, from: usize) -> String {
         let line = self.position(place).line;
         match self.sources.index(place) == self.sources.index(from) {
             true => format!("line {line}"),
@@ -228,7 +228,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    pub fn problem(&mut self, place: usize, message: impl Into<String>) {
+    pub(super) fn problem(&mut self, place: usize, message: impl Into<String>) {
         let SyntaxErrors { from, lines } = &self.broken[self.sources.index(place)];
         let line = self.position(place).line;
         // What stands there in place of a variable of the environment is not known.
@@ -242,19 +242,19 @@ impl<'t> Reader<'t> {
     }
 
     /// Something that should be there is not; `place` is `None` when it could be anywhere.
-    pub fn absent(&mut self, place: Option<usize>, message: impl Into<String>) {
+    pub(super) fn absent(&mut self, place: Option<usize>, message: impl Into<String>) {
         if self.broken.iter().all(|broken| broken.from.is_none()) {
             self.problems.push((place, message.into()));
         }
     }
 
     /// A text that the environment has a part in.
-    pub fn replaced(&self, place: usize) -> Option<&'t Text> {
+    pub(super) fn replaced(&self, place: usize) -> Option<&'t Text> {
         self.replaced.texts.get(&place)
     }
 
     /// The files, each as one section.
-    pub fn roots(&mut self, parsed: &'t [Parsed<'t>]) -> Vec<Section<'t>> {
+    pub(super) fn roots(&mut self, parsed: &'t [Parsed<'t>]) -> Vec<Section<'t>> {
         let mut roots = Vec::new();
         for (source, (table, _)) in self.sources.iter().zip(parsed) {
             let root = Section {
@@ -271,7 +271,7 @@ impl<'t> Reader<'t> {
     }
 
     /// The section that `key` holds in one of the files.
-    pub fn top_section(&mut self, roots: &[Section<'t>], key: &str) -> Section<'t> {
+    pub(super) fn top_section(&mut self, roots: &[Section<'t>], key: &str) -> Section<'t> {
         let mut writing = roots.iter().filter(|root| root.has(key));
         let root = writing.next().unwrap_or(&roots[0]);
         for other in writing {
@@ -283,7 +283,7 @@ impl<'t> Reader<'t> {
     }
 
     /// The table that `key` holds. Unwritten, or something else than a table, it is all defaults.
-    pub fn section(&mut self, parent: &Section<'t>, key: &str) -> Section<'t> {
+    pub(super) fn section(&mut self, parent: &Section<'t>, key: &str) -> Section<'t> {
         let path = parent.name_of(key);
         let table = match parent.written(key).map(|value| (value, value.get_ref())) {
             None => None,
@@ -323,7 +323,7 @@ impl<'t> Reader<'t> {
     }
 
     /// The tables of an array such as `[[pool]]` in all files; without any, `fix` says what to do.
-    pub fn list(&mut self, roots: &[Section<'t>], key: &str, fix: &str) -> Vec<Section<'t>> {
+    pub(super) fn list(&mut self, roots: &[Section<'t>], key: &str, fix: &str) -> Vec<Section<'t>> {
         let found: Vec<_> = roots.iter().flat_map(|root| self.tables(root, key)).collect();
         let is_empty = |root: &Section<'t>| match root.written(key) {
             None => true,
@@ -336,7 +336,7 @@ impl<'t> Reader<'t> {
     }
 
     /// The tables of an array such as `[[site.route]]`; none if it is not written.
-    pub fn tables(&mut self, parent: &Section<'t>, key: &str) -> Vec<Section<'t>> {
+    pub(super) fn tables(&mut self, parent: &Section<'t>, key: &str) -> Vec<Section<'t>> {
         let name = parent.name_of(key);
         match parent.written(key).map(|value| (value, value.get_ref())) {
             None => Vec::new(),
@@ -360,7 +360,7 @@ impl<'t> Reader<'t> {
     }
 
     /// One inline table, or several of them in an array.
-    pub fn one_or_several(&mut self, parent: &Section<'t>, key: &str) -> Option<Vec<Section<'t>>> {
+    pub(super) fn one_or_several(&mut self, parent: &Section<'t>, key: &str) -> Option<Vec<Section<'t>>> {
         let value = parent.written(key)?;
         let elements = match value.get_ref() {
             DeValue::Array(elements) => elements.iter().collect(),
@@ -387,7 +387,7 @@ impl<'t> Reader<'t> {
     }
 
     /// The values of a table whose keys are the operator's own, in the order of the file; none if it is not written.
-    pub fn entries(&mut self, section: &Section<'t>, key: &str) -> Option<Vec<Entry<'t>>> {
+    pub(super) fn entries(&mut self, section: &Section<'t>, key: &str) -> Option<Vec<Entry<'t>>> {
         let Some(value) = section.written(key) else { return Some(Vec::new()) };
         let DeValue::Table(table) = value.get_ref() else {
             let (shown, example) = (self.shown(section, value), section.example(key));
@@ -405,7 +405,7 @@ impl<'t> Reader<'t> {
     }
 
     /// A table under a key of the operator's own; what it may hold is known of `*` below `key`.
-    pub fn free_section(
+    pub(super) fn free_section(
         &mut self,
         root: &Section<'t>,
         path: &str,
@@ -425,7 +425,12 @@ impl<'t> Reader<'t> {
     }
 
     /// The table of an error page, which stands under a key of the operator's own.
-    pub fn free_page(&mut self, section: &Section<'t>, key: &str, value: &'t Spanned<DeValue<'t>>) -> Section<'t> {
+    pub(super) fn free_page(
+        &mut self,
+        section: &Section<'t>,
+        key: &str,
+        value: &'t Spanned<DeValue<'t>>,
+    ) -> Section<'t> {
         let template = section.template.and_then(|template| template.child("error_pages")?.child("*"));
         let table = value.get_ref().as_table();
         let page =
@@ -440,7 +445,12 @@ impl<'t> Reader<'t> {
     }
 
     /// One table of an array of them.
-    pub fn element(&mut self, parent: &Section<'t>, key: &str, element: &'t Spanned<DeValue<'t>>) -> Section<'t> {
+    pub(super) fn element(
+        &mut self,
+        parent: &Section<'t>,
+        key: &str,
+        element: &'t Spanned<DeValue<'t>>,
+    ) -> Section<'t> {
         let section = Section {
             path: parent.name_of(key),
             place: parent.at(element),
@@ -453,7 +463,7 @@ impl<'t> Reader<'t> {
     }
 
     /// The elements of the array that `key` holds, or of its default.
-    pub fn elements(&mut self, section: &Section<'t>, key: &str) -> Option<&'t [Spanned<DeValue<'t>>]> {
+    pub(super) fn elements(&mut self, section: &Section<'t>, key: &str) -> Option<&'t [Spanned<DeValue<'t>>]> {
         let value = section.written(key).or_else(|| section.default(key))?;
         match value.get_ref() {
             DeValue::Array(elements) => Some(elements),
@@ -467,7 +477,12 @@ impl<'t> Reader<'t> {
     }
 
     /// The value of `key`, or its default.
-    pub fn value<T>(&mut self, section: &Section<'t>, key: &str, read: impl Fn(&DeValue<'t>) -> Read<T>) -> Option<T> {
+    pub(super) fn value<T>(
+        &mut self,
+        section: &Section<'t>,
+        key: &str,
+        read: impl Fn(&DeValue<'t>) -> Read<T>,
+    ) -> Option<T> {
         match section.written(key) {
             Some(value) => self.read_at(section, key, value, read),
             None => read(section.default(key)?.get_ref()).ok(),
@@ -475,7 +490,7 @@ impl<'t> Reader<'t> {
     }
 
     /// The value of `key` if it is written. `None`: it is wrong.
-    pub fn optional<T>(
+    pub(super) fn optional<T>(
         &mut self,
         section: &Section<'t>,
         key: &str,
@@ -488,7 +503,7 @@ impl<'t> Reader<'t> {
     }
 
     /// The expression of `key`, which has no default.
-    pub fn regex(&mut self, section: &Section<'t>, key: &str) -> Option<Pattern> {
+    pub(super) fn regex(&mut self, section: &Section<'t>, key: &str) -> Option<Pattern> {
         let known = RefCell::new(std::mem::take(&mut self.patterns));
         let read = self.required(section, key, |value| {
             if let Some(known) = value.as_str().and_then(|text| known.borrow().get(text).cloned()) {
@@ -503,7 +518,7 @@ impl<'t> Reader<'t> {
     }
 
     /// The value of `key`, which has no default.
-    pub fn required<T>(
+    pub(super) fn required<T>(
         &mut self,
         section: &Section<'t>,
         key: &str,
@@ -519,7 +534,7 @@ impl<'t> Reader<'t> {
     }
 
     /// The values of the array that `key` holds, or of its default.
-    pub fn each<T>(
+    pub(super) fn each<T>(
         &mut self,
         section: &Section<'t>,
         key: &str,
@@ -530,7 +545,7 @@ impl<'t> Reader<'t> {
         read.into_iter().collect()
     }
 
-    pub fn read_at<T>(
+    pub(super) fn read_at<T>(
         &mut self,
         section: &Section<'t>,
         key: &str,
@@ -547,7 +562,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    pub fn missing(&mut self, section: &Section<'t>, key: &str) {
+    pub(super) fn missing(&mut self, section: &Section<'t>, key: &str) {
         let message = format!("{} is missing: write {key} = {}", section.name_of(key), section.example(key));
         self.absent(Some(section.place), message);
     }
@@ -642,7 +657,7 @@ impl<'t> Reader<'t> {
     }
 
     /// A value as it stands in the file.
-    pub fn shown(&self, section: &Section<'t>, value: &Spanned<DeValue<'_>>) -> String {
+    pub(super) fn shown(&self, section: &Section<'t>, value: &Spanned<DeValue<'_>>) -> String {
         match value.get_ref() {
             DeValue::Table(_) => "a table".to_owned(),
             DeValue::Array(_) => "an array".to_owned(),
@@ -652,7 +667,7 @@ impl<'t> Reader<'t> {
 }
 
 /// Line and column of a byte of the text.
-pub fn position(text: &str, place: usize) -> Position {
+pub(super) fn position(text: &str, place: usize) -> Position {
     let before = &text[..text.floor_char_boundary(place)];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     // A byte order mark is no character that an editor counts.
@@ -661,7 +676,7 @@ pub fn position(text: &str, place: usize) -> Position {
 }
 
 /// `did you mean "…"? ` when one of the choices is likely a word mistyped, else nothing.
-pub fn did_you_mean(word: &str, choices: &[&str]) -> String {
+pub(super) fn did_you_mean(word: &str, choices: &[&str]) -> String {
     let close = |choice: &&str| {
         let distance = edits(&word.to_ascii_lowercase(), choice);
         (distance <= 1 + choice.len() / 4 && distance < choice.len()).then_some(distance)
@@ -707,7 +722,7 @@ fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
-pub fn shortened(text: &str) -> String {
+pub(super) fn shortened(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default();
     match line.char_indices().nth(MAX_SHOWN_CHARS) {
         Some((end, _)) => format!("{}…", &line[..end]),

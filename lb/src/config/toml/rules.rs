@@ -21,10 +21,10 @@ use crate::value::pattern::Pattern;
 use crate::value::table::Tables;
 use crate::value::{Phase, Scope, Value};
 
-pub const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
+pub(super) const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 
 /// What the rest of the configuration has that sites name.
-pub struct References<'a> {
+pub(super) struct References<'a> {
     pub pools: &'a [PoolName],
     pub listeners: &'a [Named],
     pub tables: &'a Tables,
@@ -34,7 +34,7 @@ pub struct References<'a> {
 
 /// Where rules are said: whose groups their values can name.
 #[derive(Clone, Copy)]
-pub struct RuleScope<'a> {
+pub(super) struct RuleScope<'a> {
     pub around: &'a References<'a>,
     pub host: Option<&'a Pattern>,
     pub route: Option<&'a Pattern>,
@@ -43,7 +43,7 @@ pub struct RuleScope<'a> {
 }
 
 impl<'a> RuleScope<'a> {
-    pub fn scope(&self, known: Phase) -> Scope<'a> {
+    pub(super) fn scope(&self, known: Phase) -> Scope<'a> {
         Scope { tables: self.around.tables, host: self.host, route: self.route, ..Scope::new(known) }
     }
 }
@@ -62,7 +62,7 @@ const NO_FIELDS: &[(&str, &str)] = &[
 
 impl<'t> Reader<'t> {
     /// What is in force where `section` is: each key that it has, and `outer` for the others.
-    pub fn rules(&mut self, section: &Section<'t>, outer: &Rules, place: &RuleScope<'_>) -> Option<Rules> {
+    pub(super) fn rules(&mut self, section: &Section<'t>, outer: &Rules, place: &RuleScope<'_>) -> Option<Rules> {
         let mut rules = outer.clone();
         let mut is_sound = true;
         macro_rules! take {
@@ -115,7 +115,7 @@ impl<'t> Reader<'t> {
     }
 
     /// A value at a key that must be there.
-    pub fn required_value(
+    pub(super) fn required_value(
         &mut self,
         section: &Section<'t>,
         key: &str,
@@ -131,7 +131,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    pub fn optional_value(
+    pub(super) fn optional_value(
         &mut self,
         section: &Section<'t>,
         key: &str,
@@ -144,7 +144,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    pub fn value_in(&mut self, setting: Setting<'_, 't>, scope: &Scope<'_>) -> Option<Value> {
+    pub(super) fn value_in(&mut self, setting: Setting<'_, 't>, scope: &Scope<'_>) -> Option<Value> {
         let Setting { section, value, .. } = setting;
         let replaced = self.replaced(setting.place()).map(|text| text.value.as_str());
         let text = match value.get_ref() {

@@ -67,7 +67,7 @@ const RANGES: &[(&str, i64, i64)] = &[
 ];
 
 /// The schema (JSON Schema, draft 2020-12).
-pub fn schema() -> Value {
+pub(crate) fn schema() -> Value {
     let text = template::with_examples();
     let table = DeTable::parse(&text).expect("a test reads default.toml");
     let mut schema = object(&Template::of(table.get_ref()), "");

@@ -44,7 +44,7 @@ struct RouteAt {
 impl<'t> Reader<'t> {
     /// The tables of `[values]`, and whether they are sound. Where they are not, they are there by name, so that nobody is
     /// blamed who names one.
-    pub fn values(&mut self, roots: &[Section<'t>]) -> (Tables, bool) {
+    pub(super) fn values(&mut self, roots: &[Section<'t>]) -> (Tables, bool) {
         let mut written = Vec::new();
         let mut places: Vec<(usize, Vec<usize>)> = Vec::new();
         let mut is_sound = true;
@@ -166,7 +166,7 @@ impl<'t> Reader<'t> {
         Some((Written { name: name.to_owned(), from: from?, cases, default: default? }, places))
     }
 
-    pub fn sites(
+    pub(super) fn sites(
         &mut self,
         roots: &[Section<'t>],
         routes: &[HostRoute],
@@ -611,7 +611,7 @@ impl<'t> Reader<'t> {
     }
 
     /// As `condition`, with all of it in one table.
-    pub fn condition_within(
+    pub(super) fn condition_within(
         &mut self,
         section: &Section<'t>,
         place: &RuleScope<'_>,
@@ -814,14 +814,14 @@ impl<'t> Reader<'t> {
     }
 
     /// A redirect whose host a request can choose would lead people anywhere.
-    pub fn check_redirect(&mut self, setting: Setting<'_, 't>, to: &Value, place: &RuleScope<'_>) -> Option<()> {
+    pub(super) fn check_redirect(&mut self, setting: Setting<'_, 't>, to: &Value, place: &RuleScope<'_>) -> Option<()> {
         let Err(why) = is_safe(to, place) else { return Some(()) };
         self.problem(setting.place(), format!("{}: {why}", setting.name()));
         None
     }
 
     /// A path, or the name of a route.
-    pub fn jump(&mut self, setting: Setting<'_, 't>, scope: &Scope<'_>) -> Option<JumpTo> {
+    pub(super) fn jump(&mut self, setting: Setting<'_, 't>, scope: &Scope<'_>) -> Option<JumpTo> {
         let Setting { section, key, value } = setting;
         let is_path = value.get_ref().as_str().is_some_and(|text| text.starts_with(['/', '$']));
         match is_path {

@@ -13,10 +13,10 @@ use crate::config::{Position, Problem};
 
 /// All texts of a configuration, one after the other: a place is a byte of all of them.
 #[derive(Debug, Clone)]
-pub struct Sources(Vec<Source>);
+pub(super) struct Sources(Vec<Source>);
 
 #[derive(Debug, Clone)]
-pub struct Source {
+pub(super) struct Source {
     pub file: Arc<Path>,
     pub text: String,
     /// Place of its first byte.
@@ -27,20 +27,20 @@ pub struct Source {
 
 /// What is said of files that are included, each with its place.
 #[derive(Debug, Default)]
-pub struct Included {
+pub(super) struct Included {
     pub problems: Vec<(usize, String)>,
     pub warnings: Vec<(usize, String)>,
 }
 
 /// The tables of a file, and what of it is no TOML.
-pub type Parsed<'t> = (Spanned<DeTable<'t>>, Vec<Error>);
+pub(super) type Parsed<'t> = (Spanned<DeTable<'t>>, Vec<Error>);
 
 /// Files that one configuration may have.
 const MAX_FILES: usize = 10_000;
 
 impl Sources {
     /// What `text` includes as if it stood in `file`, and what is to be said of that.
-    pub fn of(text: &str, file: &Path) -> (Self, Included) {
+    pub(super) fn of(text: &str, file: &Path) -> (Self, Included) {
         let mut sources = Self(vec![Source::new(file, text.to_owned(), 0)]);
         let mut included = Included::default();
         let mut next = 0;
@@ -51,23 +51,23 @@ impl Sources {
         (sources, included)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Source> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Source> {
         self.0.iter()
     }
 
-    pub fn parse(&self) -> Vec<Parsed<'_>> {
+    pub(super) fn parse(&self) -> Vec<Parsed<'_>> {
         self.0.iter().map(|source| DeTable::parse_recoverable(&source.text)).collect()
     }
 
-    pub fn index(&self, place: usize) -> usize {
+    pub(super) fn index(&self, place: usize) -> usize {
         self.0.partition_point(|source| source.start <= place).saturating_sub(1)
     }
 
-    pub fn source(&self, place: usize) -> &Source {
+    pub(super) fn source(&self, place: usize) -> &Source {
         &self.0[self.index(place)]
     }
 
-    pub fn position(&self, place: usize) -> Position {
+    pub(super) fn position(&self, place: usize) -> Position {
         let source = self.source(place);
         let at = place - source.start;
         let line = source.lines.partition_point(|start| *start <= at).max(1);
@@ -76,7 +76,7 @@ impl Sources {
     }
 
     /// A problem at a place; without one, of the file that was named.
-    pub fn problem(&self, place: Option<usize>, message: String) -> Problem {
+    pub(super) fn problem(&self, place: Option<usize>, message: String) -> Problem {
         let file = place.map(|place| self.index(place)).filter(|index| *index > 0);
         Problem {
             file: file.map(|index| Arc::clone(&self.0[index].file)),

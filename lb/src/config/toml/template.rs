@@ -15,7 +15,7 @@ const ROUTES_ONLY: &[&str] =
 
 /// A key with those below it.
 #[derive(Debug, Clone, Default)]
-pub struct Template<'t> {
+pub(super) struct Template<'t> {
     pub children: Vec<(&'t str, Template<'t>)>,
     /// What stands there: a default, or an example of what is off.
     pub value: Option<&'t Spanned<DeValue<'t>>>,
@@ -23,7 +23,7 @@ pub struct Template<'t> {
 }
 
 /// `default.toml` with the examples that stand there as comments, each byte in its place.
-pub fn with_examples() -> String {
+pub(super) fn with_examples() -> String {
     let is_setting = |text: &str| {
         let name = text.trim_start_matches('[');
         let end = name.find(|c: char| !(c.is_ascii_lowercase() || "_.".contains(c))).unwrap_or(name.len());
@@ -38,7 +38,7 @@ pub fn with_examples() -> String {
 }
 
 impl<'t> Template<'t> {
-    pub fn of(root: &'t DeTable<'t>) -> Self {
+    pub(super) fn of(root: &'t DeTable<'t>) -> Self {
         let mut template = Self::default();
         template.add(root);
         if let Some((_, site)) = template.children.iter_mut().find(|(key, _)| *key == "site") {
@@ -52,11 +52,11 @@ impl<'t> Template<'t> {
         template
     }
 
-    pub fn child(&self, key: &str) -> Option<&Self> {
+    pub(super) fn child(&self, key: &str) -> Option<&Self> {
         self.children.iter().find(|(name, _)| *name == key).map(|(_, child)| child)
     }
 
-    pub fn keys(&self) -> impl Iterator<Item = &'t str> {
+    pub(super) fn keys(&self) -> impl Iterator<Item = &'t str> {
         self.children.iter().map(|(name, _)| *name)
     }
 

@@ -12,7 +12,7 @@ use super::*;
 use crate::config::AccessLogFile;
 
 mod examples;
-pub mod sites;
+pub(super) mod sites;
 mod words;
 
 const MINIMAL: &str = "
@@ -772,7 +772,7 @@ fn files_that_cannot_be_read_as_text_are_problems() {
 }
 
 /// Every value of `default.toml`, tables aside, with its name.
-pub fn leaves<'t>(table: &'t DeTable<'t>, path: &str, found: &mut Vec<(String, &'t Spanned<DeValue<'t>>)>) {
+pub(super) fn leaves<'t>(table: &'t DeTable<'t>, path: &str, found: &mut Vec<(String, &'t Spanned<DeValue<'t>>)>) {
     for (key, value) in table {
         let path = if path.is_empty() { key.get_ref().to_string() } else { format!("{path}.{}", key.get_ref()) };
         match value.get_ref() {
@@ -788,7 +788,7 @@ pub fn leaves<'t>(table: &'t DeTable<'t>, path: &str, found: &mut Vec<(String, &
 }
 
 /// Every key of `default.toml` that has a value or an example there, such as `pool.probe.path`.
-pub fn keys() -> BTreeSet<String> {
+pub(crate) fn keys() -> BTreeSet<String> {
     let with_examples = with_examples();
     let table = DeTable::parse(&with_examples).expect("valid");
     let mut found = Vec::new();

@@ -151,14 +151,14 @@ impl<'t> Reader<'t> {
 }
 
 /// What sites can name of a listener. Where that was not understood, it is said there, and no site is blamed for it.
-pub struct Named {
+pub(super) struct Named {
     /// `None`: it may be any.
     pub name: Option<ListenerName>,
     pub certificates: Pinnable,
 }
 
 /// The certificates of a listener that sites may pin, by the paths that it has for them.
-pub enum Pinnable {
+pub(super) enum Pinnable {
     /// It has no TLS.
     Plain,
     Of(Vec<PathBuf>),
@@ -168,7 +168,7 @@ pub enum Pinnable {
 
 impl Pinnable {
     /// Of what was read of a listener's TLS; `None`: something is wrong with it.
-    pub fn of(tls: Option<Option<&TlsConfig>>) -> Self {
+    pub(super) fn of(tls: Option<Option<&TlsConfig>>) -> Self {
         let path = |pair: Pair| pair.certificate;
         match tls {
             None => Self::Unknown,
@@ -179,13 +179,13 @@ impl Pinnable {
 }
 
 impl Named {
-    pub fn may_be(&self, name: &ListenerName) -> bool {
+    pub(super) fn may_be(&self, name: &ListenerName) -> bool {
         self.name.as_ref().is_none_or(|own| own == name)
     }
 }
 
 /// What keeps a site of these listeners from pinning a certificate, if something does.
-pub fn not_pinnable(known: &[Named], listeners: &[ListenerName], certificate: &Path) -> Option<String> {
+pub(super) fn not_pinnable(known: &[Named], listeners: &[ListenerName], certificate: &Path) -> Option<String> {
     let is_here = |one: &&Named| listeners.is_empty() || listeners.iter().any(|name| one.may_be(name));
     let here: Vec<_> = known.iter().filter(is_here).map(|one| &one.certificates).collect();
     // That there is no such listener is said as well.
@@ -206,7 +206,7 @@ pub fn not_pinnable(known: &[Named], listeners: &[ListenerName], certificate: &P
 }
 
 /// Tells each listener its hosts, and which certificates its sites pin.
-pub fn pin(listeners: &mut [ListenerConfig], named: &[Named], routes: &[HostRoute], sites: &[SiteConfig]) {
+pub(super) fn pin(listeners: &mut [ListenerConfig], named: &[Named], routes: &[HostRoute], sites: &[SiteConfig]) {
     for (listener, Named { certificates, .. }) in listeners.iter_mut().zip(named) {
         let (Some(tls), Pinnable::Of(certificates), name) = (&mut listener.tls, certificates, &listener.name) else {
             continue;

@@ -17,14 +17,14 @@ use crate::message::ascii::is_token;
 use crate::value::condition::MethodSet;
 use crate::value::pattern::{Case, Pattern};
 
-pub type Read<T> = Result<T, String>;
+pub(super) type Read<T> = Result<T, String>;
 
-pub const MILLISECOND: Duration = Duration::from_millis(1);
-pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 const UNITS: &[(&str, u64)] = &[("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
 
-pub fn whole<T: TryFrom<u64>>(min: u64, max: u64) -> impl Fn(&DeValue<'_>) -> Read<T> {
+pub(super) fn whole<T: TryFrom<u64>>(min: u64, max: u64) -> impl Fn(&DeValue<'_>) -> Read<T> {
     move |value| {
         let number = value.as_integer().and_then(|i| u64::from_str_radix(i.as_str(), i.radix()).ok());
         let in_range = number.filter(|number| (min..=max).contains(number));
@@ -36,7 +36,7 @@ pub fn whole<T: TryFrom<u64>>(min: u64, max: u64) -> impl Fn(&DeValue<'_>) -> Re
 }
 
 /// A number of bytes, or text with a unit.
-pub fn size<T: TryFrom<u64>>(min: u64, max: u64) -> impl Fn(&DeValue<'_>) -> Read<T> {
+pub(super) fn size<T: TryFrom<u64>>(min: u64, max: u64) -> impl Fn(&DeValue<'_>) -> Read<T> {
     const SIZES: &[(&str, u64)] = &[
         ("B", 1),
         ("KB", 1000),
@@ -73,7 +73,7 @@ pub fn size<T: TryFrom<u64>>(min: u64, max: u64) -> impl Fn(&DeValue<'_>) -> Rea
     }
 }
 
-pub fn duration(min: Duration, max: Duration) -> impl Fn(&DeValue<'_>) -> Read<Duration> {
+pub(super) fn duration(min: Duration, max: Duration) -> impl Fn(&DeValue<'_>) -> Read<Duration> {
     move |value| match value {
         DeValue::String(text) => duration_in(text.trim(), min, max),
         DeValue::Integer(number) => Err(with_unit(number.as_str())),
@@ -82,7 +82,7 @@ pub fn duration(min: Duration, max: Duration) -> impl Fn(&DeValue<'_>) -> Read<D
 }
 
 /// A duration from `min` to `max` out of text such as `30s`.
-pub fn duration_in(text: &str, min: Duration, max: Duration) -> Read<Duration> {
+pub(super) fn duration_in(text: &str, min: Duration, max: Duration) -> Read<Duration> {
     let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(unit_at);
     if unit.starts_with(['.', ',']) {
@@ -115,7 +115,7 @@ fn written(duration: Duration) -> String {
 }
 
 /// A token (RFC 9110 §5.6.2); `None`: an empty text.
-pub fn token(value: &DeValue<'_>) -> Read<Option<Box<str>>> {
+pub(super) fn token(value: &DeValue<'_>) -> Read<Option<Box<str>>> {
     match value.as_str() {
         Some("") => Ok(None),
         Some(token) if is_token(token.as_bytes()) => Ok(Some(token.into())),
@@ -123,7 +123,7 @@ pub fn token(value: &DeValue<'_>) -> Read<Option<Box<str>>> {
     }
 }
 
-pub fn choice<T: Copy>(choices: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Read<T> {
+pub(super) fn choice<T: Copy>(choices: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Read<T> {
     move |value| {
         let written = value.as_str().unwrap_or_default();
         let chosen = choices.iter().find(|(name, _)| *name == written).map(|(_, choice)| *choice);
@@ -138,7 +138,7 @@ pub fn choice<T: Copy>(choices: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Read<T
     }
 }
 
-pub fn algorithm(value: &DeValue<'_>) -> Read<Algorithm> {
+pub(super) fn algorithm(value: &DeValue<'_>) -> Read<Algorithm> {
     let algorithms = Algorithm::ALL.map(|algorithm| (algorithm.as_str(), algorithm));
     choice(&algorithms)(value).map_err(|fix| match Algorithm::meant(value.as_str().unwrap_or_default()) {
         Some(meant) if !fix.contains("did you mean") => format!("{fix} (did you mean \"{meant}\"?)"),
@@ -147,7 +147,7 @@ pub fn algorithm(value: &DeValue<'_>) -> Read<Algorithm> {
 }
 
 /// One code that counts as a failure, or a range of them in text.
-pub fn failing_statuses(value: &DeValue<'_>) -> Read<Vec<u16>> {
+pub(super) fn failing_statuses(value: &DeValue<'_>) -> Read<Vec<u16>> {
     let codes = match value {
         DeValue::String(text) => StatusRanges::parse(text).map(|ranges| ranges.codes()),
         _ => whole(500, 599)(value).ok().map(|code| vec![code]),
@@ -156,23 +156,23 @@ pub fn failing_statuses(value: &DeValue<'_>) -> Read<Vec<u16>> {
     codes.ok_or_else(|| "codes from 500 to 599, such as [502, 503] or \"500-599\"".to_owned())
 }
 
-pub fn flag(value: &DeValue<'_>) -> Read<bool> {
+pub(super) fn flag(value: &DeValue<'_>) -> Read<bool> {
     value.as_bool().ok_or_else(|| "true or false, without quotes".to_owned())
 }
 
 /// A path from the configuration's folder; none when empty.
-pub fn path(base: &Path, value: &DeValue<'_>) -> Read<Option<PathBuf>> {
+pub(super) fn path(base: &Path, value: &DeValue<'_>) -> Read<Option<PathBuf>> {
     let text = value.as_str().filter(|text| !text.contains('\0')).ok_or("the path of a file in quotes")?;
     Ok((!text.is_empty()).then(|| base.join(text)))
 }
 
-pub fn socket_address(value: &DeValue<'_>) -> Read<SocketAddr> {
+pub(super) fn socket_address(value: &DeValue<'_>) -> Read<SocketAddr> {
     let address = value.as_str().and_then(|text| text.parse().ok());
     address.ok_or_else(|| "IP:PORT, such as \"0.0.0.0:8888\", \"127.0.0.1:8888\" or \"[::]:8888\"".to_owned())
 }
 
 /// A DNS server, at port 53 unless it is given.
-pub fn name_server(value: &DeValue<'_>) -> Read<SocketAddr> {
+pub(super) fn name_server(value: &DeValue<'_>) -> Read<SocketAddr> {
     const PORT: u16 = 53;
     let text = value.as_str().unwrap_or_default();
     let address = text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, PORT)));
@@ -182,17 +182,17 @@ pub fn name_server(value: &DeValue<'_>) -> Read<SocketAddr> {
 }
 
 /// A network, or one address as a network of its own.
-pub fn network(value: &DeValue<'_>) -> Read<IpNet> {
+pub(super) fn network(value: &DeValue<'_>) -> Read<IpNet> {
     network_in(value.as_str().unwrap_or_default())
 }
 
-pub fn network_in(text: &str) -> Read<IpNet> {
+pub(super) fn network_in(text: &str) -> Read<IpNet> {
     let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     let network = network.ok_or("a network or an address, such as \"10.0.0.0/8\", \"fd00::/8\" or \"192.0.2.7\"")?;
     Ok(network.trunc())
 }
 
-pub fn backend_address(value: &DeValue<'_>) -> Read<BackendAddress> {
+pub(super) fn backend_address(value: &DeValue<'_>) -> Read<BackendAddress> {
     let text = value.as_str().unwrap_or_default();
     text.parse().map_err(|_| match text.starts_with("unix:") {
         true => format!(
@@ -242,7 +242,7 @@ fn backend_with_parameters(text: &str) -> Option<String> {
 }
 
 /// Where a listener accepts. The path of a Unix socket is relative to the file.
-pub fn listener_address(base: &Path, value: &DeValue<'_>) -> Read<SocketAddress> {
+pub(super) fn listener_address(base: &Path, value: &DeValue<'_>) -> Read<SocketAddress> {
     let Some(path) = value.as_str().and_then(|text| text.strip_prefix(UNIX)) else {
         return socket_address(value)
             .map(SocketAddress::Ip)
@@ -262,25 +262,25 @@ pub fn listener_address(base: &Path, value: &DeValue<'_>) -> Read<SocketAddress>
 }
 
 /// Permission bits, in octal digits.
-pub fn mode(value: &DeValue<'_>) -> Read<u32> {
+pub(super) fn mode(value: &DeValue<'_>) -> Read<u32> {
     let digits = value.as_str().filter(|text| (3..=4).contains(&text.len()));
     let mode = digits.and_then(|digits| u32::from_str_radix(digits, 8).ok()).filter(|mode| *mode <= 0o777);
     mode.ok_or_else(|| "permission bits as octal digits in quotes, such as \"0660\"".to_owned())
 }
 
 /// A user, with a group if it is to have that one alone.
-pub fn user(value: &DeValue<'_>) -> Read<UserAndGroup> {
+pub(super) fn user(value: &DeValue<'_>) -> Read<UserAndGroup> {
     let read = UserAndGroup::parse(value.as_str().unwrap_or_default()).filter(|read| read.user.is_some());
     read.ok_or_else(|| "a user, such as \"www-data\", or a user and a group, such as \"www-data:adm\"".to_owned())
 }
 
-pub fn user_and_group(value: &DeValue<'_>) -> Read<UserAndGroup> {
+pub(super) fn user_and_group(value: &DeValue<'_>) -> Read<UserAndGroup> {
     let read = UserAndGroup::parse(value.as_str().unwrap_or_default());
     read.ok_or_else(|| "a user, a group or both, such as \"www-data\", \":adm\" or \"www-data:adm\"".to_owned())
 }
 
 /// A network of peers, or `unix:` for those that come by a Unix socket: none.
-pub fn peer_network(value: &DeValue<'_>) -> Read<Option<IpNet>> {
+pub(super) fn peer_network(value: &DeValue<'_>) -> Read<Option<IpNet>> {
     match value.as_str() {
         Some(UNIX) => Ok(None),
         _ => network(value).map(Some).map_err(|e| format!("{e}, or \"unix:\"")),
@@ -288,7 +288,7 @@ pub fn peer_network(value: &DeValue<'_>) -> Read<Option<IpNet>> {
 }
 
 /// An address without a port; none when empty.
-pub fn ip_address(value: &DeValue<'_>) -> Read<Option<IpAddr>> {
+pub(super) fn ip_address(value: &DeValue<'_>) -> Read<Option<IpAddr>> {
     match value.as_str() {
         Some("") => Ok(None),
         Some(text) if let Ok(address) = text.parse() => Ok(Some(address)),
@@ -297,7 +297,7 @@ pub fn ip_address(value: &DeValue<'_>) -> Read<Option<IpAddr>> {
 }
 
 /// What a certificate can be for; none when empty.
-pub fn certificate_name(value: &DeValue<'_>) -> Read<Option<Box<str>>> {
+pub(super) fn certificate_name(value: &DeValue<'_>) -> Read<Option<Box<str>>> {
     match value.as_str() {
         Some("") => Ok(None),
         Some(name) if ServerName::try_from(name).is_ok() => Ok(Some(name.into())),
@@ -305,7 +305,7 @@ pub fn certificate_name(value: &DeValue<'_>) -> Read<Option<Box<str>>> {
     }
 }
 
-pub fn weight(value: &DeValue<'_>) -> Read<Weight> {
+pub(super) fn weight(value: &DeValue<'_>) -> Read<Weight> {
     let number: u32 = whole(0, u32::MAX.into())(value).unwrap_or(u32::MAX);
     Weight::new(number).ok_or_else(|| match number {
         0 => format!("a whole number from 1 to {}; to send a backend nothing write state = \"down\"", Weight::MAX),
@@ -313,7 +313,7 @@ pub fn weight(value: &DeValue<'_>) -> Read<Weight> {
     })
 }
 
-pub fn pool_name(value: &DeValue<'_>) -> Read<PoolName> {
+pub(super) fn pool_name(value: &DeValue<'_>) -> Read<PoolName> {
     let name = value.as_str().and_then(PoolName::new);
     name.ok_or_else(|| match value.as_str().unwrap_or_default() {
         text if text.contains("://") => {
@@ -326,16 +326,16 @@ pub fn pool_name(value: &DeValue<'_>) -> Read<PoolName> {
     })
 }
 
-pub fn listener_name(value: &DeValue<'_>) -> Read<ListenerName> {
+pub(super) fn listener_name(value: &DeValue<'_>) -> Read<ListenerName> {
     let name = value.as_str().and_then(ListenerName::new);
     name.ok_or_else(|| "a name of 1 to 64 characters without spaces, such as \"plain\"".to_owned())
 }
 
-pub fn text(value: &DeValue<'_>) -> Read<String> {
+pub(super) fn text(value: &DeValue<'_>) -> Read<String> {
     value.as_str().map(str::to_owned).ok_or_else(|| "text in quotes".to_owned())
 }
 
-pub fn number(value: &DeValue<'_>) -> Read<f64> {
+pub(super) fn number(value: &DeValue<'_>) -> Read<f64> {
     let text = match value {
         DeValue::Integer(number) => Some(number.as_str()),
         DeValue::Float(number) => Some(number.as_str()),
@@ -345,32 +345,32 @@ pub fn number(value: &DeValue<'_>) -> Read<f64> {
 }
 
 /// A part of the whole, 0 to 1.
-pub fn share(value: &DeValue<'_>) -> Read<Share> {
+pub(super) fn share(value: &DeValue<'_>) -> Read<Share> {
     number(value).ok().and_then(Share::new).ok_or_else(|| "a number from 0 to 1, such as 0.01".to_owned())
 }
 
-pub fn site_name(value: &DeValue<'_>) -> Read<String> {
+pub(super) fn site_name(value: &DeValue<'_>) -> Read<String> {
     let is_name = |name: &&str| (1..=128).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic());
     let name = value.as_str().filter(is_name);
     name.map(str::to_owned).ok_or_else(|| "a name of 1 to 128 characters without spaces, such as \"shop\"".to_owned())
 }
 
 /// The name of a route, which no path can be taken for.
-pub fn route_name(value: &DeValue<'_>) -> Read<String> {
+pub(super) fn route_name(value: &DeValue<'_>) -> Read<String> {
     let name = site_name(value).ok().filter(|name| !name.starts_with(['/', '$']));
     name.ok_or_else(|| {
         "a name of 1 to 128 characters without spaces that begins with a letter, such as \"fallback\"".to_owned()
     })
 }
 
-pub fn regex(value: &DeValue<'_>) -> Read<Pattern> {
+pub(super) fn regex(value: &DeValue<'_>) -> Read<Pattern> {
     match value.as_str() {
         Some(text) => regex_in(text),
         None => Err("a regular expression in quotes, such as '^/u/(?<id>[0-9]+)$'".to_owned()),
     }
 }
 
-pub fn regex_in(text: &str) -> Read<Pattern> {
+pub(super) fn regex_in(text: &str) -> Read<Pattern> {
     if text.starts_with(['~', '*']) {
         return Err("the expression alone, without nginx's \"~\" and \"~*\"; (?i) at its beginning ignores case, and a \"~\" itself is \\~".to_owned());
     }
@@ -378,7 +378,7 @@ pub fn regex_in(text: &str) -> Read<Pattern> {
 }
 
 /// A host of a site.
-pub fn site_host(value: &DeValue<'_>) -> Read<HostPattern> {
+pub(super) fn site_host(value: &DeValue<'_>) -> Read<HostPattern> {
     let text = value.as_str().unwrap_or_default();
     if let Some(regex) = text.strip_prefix('~') {
         return regex_in(regex).map(HostPattern::Regex);
@@ -398,7 +398,7 @@ pub fn site_host(value: &DeValue<'_>) -> Read<HostPattern> {
 }
 
 /// A path that others begin with, byte by byte: the last segment need not be whole.
-pub fn byte_prefix(value: &DeValue<'_>) -> Read<String> {
+pub(super) fn byte_prefix(value: &DeValue<'_>) -> Read<String> {
     let text = value.as_str().unwrap_or_default();
     let folder = text.rfind('/').map_or("", |slash| &text[..=slash]);
     let is_prefix = PathPrefix::parse(folder).is_some() && PathPrefix::parse(&format!("{text}x")).is_some();
@@ -407,11 +407,11 @@ pub fn byte_prefix(value: &DeValue<'_>) -> Read<String> {
     })
 }
 
-pub fn is_redirect(status: u16) -> bool {
+pub(super) fn is_redirect(status: u16) -> bool {
     matches!(status, 301 | 302 | 303 | 307 | 308)
 }
 
-pub fn redirect_status(value: &DeValue<'_>) -> Read<u16> {
+pub(super) fn redirect_status(value: &DeValue<'_>) -> Read<u16> {
     let status = whole(100, 599)(value).ok().filter(|status| is_redirect(*status));
     status.ok_or_else(|| {
         "301, 302, 303, 307 or 308 (301 and 308 are kept by browsers; 307 and 308 keep the method)".to_owned()
@@ -419,12 +419,12 @@ pub fn redirect_status(value: &DeValue<'_>) -> Read<u16> {
 }
 
 /// A token as a field's name.
-pub fn field_token(name: &str) -> Read<String> {
+pub(super) fn field_token(name: &str) -> Read<String> {
     let is_name = is_token(name.as_bytes());
     is_name.then(|| name.to_owned()).ok_or_else(|| "the name of a field, such as \"X-Robots-Tag\"".to_owned())
 }
 
-pub fn method(value: &DeValue<'_>) -> Read<String> {
+pub(super) fn method(value: &DeValue<'_>) -> Read<String> {
     let methods = MethodSet::new(value.as_str());
     match methods {
         Ok(methods) if value.is_str() => Ok(methods.iter().collect()),
@@ -433,14 +433,14 @@ pub fn method(value: &DeValue<'_>) -> Read<String> {
 }
 
 /// Standard output or a file; none when empty.
-pub fn log_file(base: &Path, value: &DeValue<'_>) -> Read<Option<AccessLogFile>> {
+pub(super) fn log_file(base: &Path, value: &DeValue<'_>) -> Read<Option<AccessLogFile>> {
     match value.as_str() {
         Some("stdout") => Ok(Some(AccessLogFile::Stdout)),
         _ => Ok(path(base, value)?.map(AccessLogFile::Path)),
     }
 }
 
-pub fn host_pattern(value: &DeValue<'_>) -> Read<HostPattern> {
+pub(super) fn host_pattern(value: &DeValue<'_>) -> Read<HostPattern> {
     let text = value.as_str();
     text.and_then(HostPattern::parse).ok_or_else(|| match text.unwrap_or_default() {
         "*" | "_" => "host = \"\" for any host".to_owned(),
@@ -458,7 +458,7 @@ pub fn host_pattern(value: &DeValue<'_>) -> Read<HostPattern> {
     })
 }
 
-pub fn path_prefix(value: &DeValue<'_>) -> Read<PathPrefix> {
+pub(super) fn path_prefix(value: &DeValue<'_>) -> Read<PathPrefix> {
     let text = value.as_str().unwrap_or_default();
     let nginx = [
         ("= ", "exact = \""),
@@ -479,21 +479,21 @@ pub fn path_prefix(value: &DeValue<'_>) -> Read<PathPrefix> {
 }
 
 /// The `Path` of a cookie (RFC 6265 §4.1.1).
-pub fn cookie_path(value: &DeValue<'_>) -> Read<String> {
+pub(super) fn cookie_path(value: &DeValue<'_>) -> Read<String> {
     let is_path = |text: &&str| text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b';');
     let path = value.as_str().filter(is_path);
     path.map(str::to_owned)
         .ok_or_else(|| "a path that starts with \"/\", without \";\" and spaces, such as \"/shop\"".to_owned())
 }
 
-pub fn request_target(value: &DeValue<'_>) -> Read<String> {
+pub(super) fn request_target(value: &DeValue<'_>) -> Read<String> {
     let is_target = |text: &&str| text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
     let target = value.as_str().filter(is_target);
     target.map(str::to_owned).ok_or_else(|| "a request target that starts with \"/\", such as \"/healthz\"".to_owned())
 }
 
 /// A `Host` field; none when empty.
-pub fn host_field(value: &DeValue<'_>) -> Read<Option<String>> {
+pub(super) fn host_field(value: &DeValue<'_>) -> Read<Option<String>> {
     let text = value.as_str().ok_or("a host in quotes, such as \"example.com\"")?;
     let is_host =
         |host: &str| !matches!(HostPattern::parse(host), None | Some(HostPattern::Any | HostPattern::Below(_)));
@@ -504,18 +504,18 @@ pub fn host_field(value: &DeValue<'_>) -> Read<Option<String>> {
     }
 }
 
-pub fn status_ranges(value: &DeValue<'_>) -> Read<StatusRanges> {
+pub(super) fn status_ranges(value: &DeValue<'_>) -> Read<StatusRanges> {
     let ranges = value.as_str().and_then(StatusRanges::parse);
     ranges.ok_or_else(|| "codes from 100 to 599 in quotes, such as \"200\", \"200-399\" or \"200-299,304\"".to_owned())
 }
 
 /// A token of RFC 6265.
-pub fn request_id_field(value: &DeValue<'_>) -> Read<RequestIdField> {
+pub(super) fn request_id_field(value: &DeValue<'_>) -> Read<RequestIdField> {
     let error = || "the name of a field that means nothing else here, such as \"X-Request-Id\", or \"\"".to_owned();
     value.as_str().and_then(RequestIdField::new).ok_or_else(error)
 }
 
-pub fn cookie_name(value: &DeValue<'_>) -> Read<String> {
+pub(super) fn cookie_name(value: &DeValue<'_>) -> Read<String> {
     let is_token_byte = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     let is_name = |text: &&str| (1..=128).contains(&text.len()) && text.bytes().all(is_token_byte);
     let name = value.as_str().filter(is_name);

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::config::difference::seconds;
 
 /// Every setting of a configuration as TOML. Secrets are not in it, but the files that hold them are.
-pub fn write(config: &Value) -> String {
+pub(crate) fn write(config: &Value) -> String {
     let mut text = String::new();
     for section in ["server", "admin", "state", "log", "access_log", "metrics"] {
         if let Some(settings) = config[section].as_object() {

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::clock::simulated::random;
 
-pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Pipe>> + Send>>;
+pub(crate) type Connecting = Pin<Box<dyn Future<Output = io::Result<Pipe>> + Send>>;
 type Network = Box<dyn Fn(SocketAddr) -> Connecting>;
 
 type Observer = Box<dyn Fn(&Link)>;
@@ -25,22 +25,22 @@ thread_local! {
 }
 
 /// Has what this thread connects to be answered by `network`; `None`: by the system.
-pub fn set_network(network: Option<Network>) {
+pub(crate) fn set_network(network: Option<Network>) {
     NETWORK.set(network);
 }
 
 /// A connection in the network of this thread's simulation; `None`: there is no simulation.
-pub fn connect(address: SocketAddr) -> Option<Connecting> {
+pub(crate) fn connect(address: SocketAddr) -> Option<Connecting> {
     NETWORK.with_borrow(|network| network.as_ref().map(|network| network(address)))
 }
 
 /// Has `tracer` told what the first end of each connection does.
-pub fn set_tracer(tracer: Option<fn(String)>) {
+pub(crate) fn set_tracer(tracer: Option<fn(String)>) {
     TRACER.set(tracer);
 }
 
 /// Has `observer` told when a connection that is [watched](Link::watch) is written to from its first end.
-pub fn set_observer(observer: Option<Observer>) {
+pub(crate) fn set_observer(observer: Option<Observer>) {
     OBSERVER.set(observer);
 }
 

@@ -16,7 +16,7 @@ use crate::site::hosts::HostTable;
 
 /// Finds a certificate by the name that a client asks for, in any case, with a final dot or without.
 #[derive(Debug)]
-pub struct Choice {
+pub(crate) struct Choice {
     exact: Names,
     /// By the domain without `*.`; the star stands for one label (RFC 9525 §6.3).
     wildcard: Names,
@@ -34,11 +34,11 @@ struct Group(Arc<[Arc<CertifiedKey>]>);
 
 /// A name that no certificate is for, where such names are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UnknownName;
+pub(crate) struct UnknownName;
 
 impl Choice {
     /// Of `certificates`, at least one; the default and the pinned ones are among them, or the first takes their place.
-    pub fn new(config: &TlsConfig, certificates: &[Arc<LoadedCertificate>]) -> Self {
+    pub(crate) fn new(config: &TlsConfig, certificates: &[Arc<LoadedCertificate>]) -> Self {
         let mut names: HashMap<String, Vec<&Arc<LoadedCertificate>>> = HashMap::new();
         for loaded in certificates {
             for name in &loaded.leaf.names {
@@ -77,7 +77,7 @@ impl Choice {
     }
 
     /// Whether the name that a client asks for, if it asks for one, is served.
-    pub fn admits(&self, name: Option<&str>) -> Result<(), UnknownName> {
+    pub(crate) fn admits(&self, name: Option<&str>) -> Result<(), UnknownName> {
         match name {
             Some(name) if self.refuses_unknown && self.find(name).is_none() => Err(UnknownName),
             _ => Ok(()),

@@ -20,7 +20,7 @@ const MAX_CHAIN_BYTES: usize = 24 * 1024;
 /// Takes certificates that are sound and no larger than that. A larger one is refused, and not left out of what backends
 /// are told: they would take its client for one without a certificate.
 #[derive(Debug)]
-pub struct Clients(pub Arc<dyn ClientCertVerifier>);
+pub(super) struct Clients(pub Arc<dyn ClientCertVerifier>);
 
 #[derive(Debug, thiserror::Error)]
 enum TooLarge {

@@ -16,7 +16,7 @@ use crate::site::hosts::HostTable;
 
 /// What the system says of each file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Stamps(BTreeMap<PathBuf, Option<Stamp>>);
+pub(crate) struct Stamps(BTreeMap<PathBuf, Option<Stamp>>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
@@ -30,7 +30,7 @@ struct Stamp {
 
 /// What has become of files that changed.
 #[derive(Debug)]
-pub struct Renewed {
+pub(crate) struct Renewed {
     pub tls: Arc<ServerTls>,
     /// Which are new, or have other content.
     pub taken_up: Vec<Arc<LoadedCertificate>>,
@@ -41,11 +41,11 @@ pub struct Renewed {
 }
 
 /// What is wrong with files, by their paths: with those of a pair by the certificate's.
-pub type Problems = BTreeMap<PathBuf, String>;
+pub(crate) type Problems = BTreeMap<PathBuf, String>;
 
 impl Stamps {
     /// Of all files that `wanted` names, and of the folder.
-    pub fn of(wanted: &TlsConfig) -> Self {
+    pub(crate) fn of(wanted: &TlsConfig) -> Self {
         let pairs = wanted.certificates.pairs().unwrap_or_default();
         let clients = wanted.client_certificates.as_ref().map(|clients| clients.ca.as_path());
         let others = [wanted.certificates.folder(), clients, wanted.ticket_file.as_deref()];
@@ -85,7 +85,7 @@ impl Stamp {
 
 impl ServerTls {
     /// Looks at the files again, and takes up those that have changed and are sound. `None`: nothing has changed.
-    pub fn renew(self: &Arc<Self>, wanted: &TlsConfig) -> Option<Renewed> {
+    pub(crate) fn renew(self: &Arc<Self>, wanted: &TlsConfig) -> Option<Renewed> {
         let mut stamps = Stamps::of(wanted);
         let (before, known) = {
             let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
@@ -211,7 +211,7 @@ impl ServerTls {
     }
 
     /// What is wrong with its files.
-    pub fn problems(&self) -> Problems {
+    pub(crate) fn problems(&self) -> Problems {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).problems.clone()
     }
 

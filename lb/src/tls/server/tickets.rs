@@ -31,7 +31,7 @@ const MAX_TICKET_BYTES: usize = 64 * 1024;
 const SALT: &[u8] = b"evenkeel session tickets 1";
 
 /// Tickets of one context: what is asked of clients. Those of another are not understood.
-pub struct TicketKeys {
+pub(super) struct TicketKeys {
     /// `None`: keys are random.
     secrets: Option<Arc<[Secret]>>,
     context: [u8; 32],
@@ -56,7 +56,7 @@ struct Key {
 
 impl TicketKeys {
     /// `secrets`: at least one; `None`: the keys are random.
-    pub fn new(secrets: Option<Arc<[Secret]>>, context: [u8; 32]) -> Self {
+    pub(super) fn new(secrets: Option<Arc<[Secret]>>, context: [u8; 32]) -> Self {
         let keys = ArcSwap::from_pointee(Keys { epoch: u64::MAX, keys: Vec::new() });
         Self { secrets, context, keys }
     }

@@ -10,7 +10,7 @@ use crate::config::site::{
     Preset, Rewrite, RouteConfig, Rules, Share, SiteConfig,
 };
 
-pub const BASE: &str = "
+pub(crate) const BASE: &str = "
 [[listener]]
 address = \"127.0.0.1:80\"
 name = \"plain\"

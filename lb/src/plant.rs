@@ -33,7 +33,8 @@ pub(crate) enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 10] = [
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 10] = [
         Self::PoisonedConnection,
         Self::HalfDuplex,
         Self::BlamedBackend,

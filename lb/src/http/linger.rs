@@ -20,11 +20,11 @@ use crate::clock::{sleep, timeout};
 use crate::plant::Bug;
 
 /// How long closing our side may take under TLS, where somebody waits for it.
-pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a stream's lingering close may last once the process stops.
 const LINGERING_AT_STOP: Duration = Duration::from_secs(1);
 
-pub async fn linger(engine: &Engine, client: &mut ClientStream) {
+pub(super) async fn linger(engine: &Engine, client: &mut ClientStream) {
     let listener = engine.listener();
     // A stream has no connection permit of its own.
     let is_stream = client.is_stream();

@@ -35,6 +35,9 @@ use crate::site::{Action, Route, RouteId, RoutePool, Site};
 
 /// Limit on all attempts. Attempts on stale connections do not count as retries, so `retries` does not bound them.
 const MAX_ATTEMPTS: usize = 32;
+/// A backend that closes an idle connection has not seen the request yet, so that its end comes within a round trip. One that
+/// closes it later was given the request, and has failed.
+const MAX_STALE_TIME: Duration = Duration::from_secs(1);
 /// Limit on internal redirects, as in nginx.
 const MAX_REPLACED: u8 = 10;
 
@@ -67,6 +70,8 @@ pub struct Exchange<W: Walk = DirectWalk> {
     tried: Vec<Arc<Endpoint>>,
     /// Number of failed attempts.
     failures: usize,
+    /// An attempt met a stale connection.
+    met_stale: bool,
     /// The refusal to send if no further attempt is possible.
     last_failure: Option<Refusal>,
     current: Option<Attempt>,
@@ -271,6 +276,9 @@ impl Exchange {
         self.failures = 0;
         self.last_failure = None;
         self.first_attempt = None;
+        // It waits in the queue of another pool.
+        self.queued_since = None;
+        self.was_notified = false;
         // Nothing has been sent.
         self.outcome.status = 0;
         if !keeps_body {
@@ -337,6 +345,7 @@ impl<W: Walk> Exchange<W> {
             tried: Vec::new(),
             failures: 0,
             last_failure: None,
+            met_stale: false,
             current: None,
             started: request.now,
             first_attempt: None,
@@ -415,6 +424,12 @@ impl<W: Walk> Exchange<W> {
     /// The server of the current attempt.
     pub fn server(&self) -> Option<Incarnation> {
         self.current.as_ref().map(|attempt| attempt.lease.incarnation())
+    }
+
+    /// Whether the current attempt must not use an idle connection, since one was stale. A backend that fails as soon as it
+    /// reads the request cannot be told from one that closes an idle connection; on a new connection it can.
+    pub fn needs_new_connection(&self) -> bool {
+        self.met_stale
     }
 
     /// Whether an operator has killed the current attempt.
@@ -567,7 +582,14 @@ impl<W: Walk> Exchange<W> {
     }
 
     /// An attempt failed, or the client failed to send its request.
-    fn failed(&mut self, failed: AttemptError, has_body: bool, at: Moment) -> Step<W> {
+    fn failed(&mut self, mut failed: AttemptError, has_body: bool, at: Moment) -> Step<W> {
+        if failed.failure == Failure::StaleConnection {
+            let is_late = |attempt: &Attempt| at.since(attempt.started) > MAX_STALE_TIME;
+            match self.current.as_ref().is_some_and(is_late) {
+                true => failed.failure = Failure::Closed,
+                false => self.met_stale = true,
+            }
+        }
         let failure = failed.failure;
         note!(self, TraceEventKind::Failed(failure), at.now);
         if matches!(self.stage, Stage::Refusing | Stage::Over) {
@@ -587,8 +609,8 @@ impl<W: Walk> Exchange<W> {
         }
     }
 
-    /// Counts the failure of the current attempt and ends its lease, unless its connection was stale. Returns whether
-    /// another attempt may be made.
+    /// Counts the failure of the current attempt and ends its lease, unless its connection was stale, which is nobody's
+    /// failure. Returns whether another attempt may be made.
     fn attempt_failed(&mut self, failed: AttemptError, has_body: bool, at: Moment) -> bool {
         let failure = failed.failure;
         self.last_failure = failure.refusal();
@@ -630,7 +652,11 @@ impl<W: Walk> Exchange<W> {
         let taken = self.first_attempt.map_or(Duration::ZERO, |first| at.since(first));
         let may_try = self.failures <= settings.retries && self.outcome.attempts < MAX_ATTEMPTS;
         let replay = Replay { is_idempotent: self.is_idempotent, has_body };
-        taken < settings.retry_timeout && may_try && failure.allows_retry(replay)
+        let is_retried = taken < settings.retry_timeout && may_try && failure.allows_retry(replay);
+        if let (Failure::StaleConnection, false, Some(attempt)) = (failure, is_retried, &self.current) {
+            log_failure(pool, attempt.lease.endpoint(), BackendFailure::Attempt(failed), at.now);
+        }
+        is_retried
     }
 
     /// Handles the head of a backend's response.

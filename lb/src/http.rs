@@ -55,7 +55,7 @@ mod tunnel;
 mod upstream;
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -73,6 +73,12 @@ use crate::site::Sites;
 pub use client::serve;
 pub use transfer::MAX_READ_BYTES;
 
+/// How long a client must have been idle before it may be shed: between two requests in quick succession it is not. Once a
+/// new client has waited for so many rounds of shedding, of which there are ten a second, a shorter time is enough, or clients
+/// that keep asking would shut it out for good.
+const MIN_IDLE: Duration = Duration::from_secs(1);
+const MAX_PATIENT_ROUNDS: u32 = 10;
+const MIN_IDLE_OF_FULL: Duration = Duration::from_millis(100);
 /// Where Linux tells the machine's name.
 const HOSTNAME_FILE: &str = "/proc/sys/kernel/hostname";
 
@@ -128,8 +134,9 @@ pub struct Stop {
     handshake_turn: Semaphore,
     /// Exchanges in flight on this thread. Only its own tasks write this.
     exchanges: AtomicUsize,
-    /// Idle connections that still have to be shed.
+    /// Idle connections that still have to be shed, and for how many milliseconds they have been idle at least.
     to_shed: AtomicUsize,
+    min_idle_ms: AtomicU64,
     /// Counts sheddings, so that an idle connection notices a new one.
     sheddings: AtomicUsize,
 }
@@ -246,13 +253,17 @@ impl Engine {
 
     /// Waits until another client may connect. Sheds idle clients of this thread first, then of all threads.
     pub async fn admit(&self) -> ConnectionPermit {
-        let mut has_asked = false;
-        let shed = |count: usize| match std::mem::replace(&mut has_asked, true) {
-            false => self.stop.shed(count),
-            true => self.stops.iter().for_each(|stop| stop.shed(count.div_ceil(self.stops.len()))),
+        let mut rounds = 0;
+        let shed = |count: usize| {
+            rounds += 1;
+            let min_idle = if rounds <= MAX_PATIENT_ROUNDS { MIN_IDLE } else { MIN_IDLE_OF_FULL };
+            match rounds {
+                1 => self.stop.shed(count, min_idle),
+                _ => self.stops.iter().for_each(|stop| stop.shed(count.div_ceil(self.stops.len()), min_idle)),
+            }
         };
         let permit = self.client_limit.acquire(shed).await;
-        if has_asked {
+        if rounds > 0 {
             // Clients that have not left yet may stay.
             self.stops.iter().for_each(|stop| stop.shed_nobody());
         }
@@ -342,7 +353,8 @@ impl Stop {
         let [exchanges, to_shed, sheddings] = [const { AtomicUsize::new(0) }; 3];
         let [lingering, handshakes] = [const { ShedGroup::new() }; 2];
         let (idle, handshake_turn) = (Notify::const_new(), Semaphore::const_new(1));
-        Self { shutdown, idle, lingering, handshakes, handshake_turn, exchanges, to_shed, sheddings }
+        let min_idle_ms = AtomicU64::new(0);
+        Self { shutdown, idle, lingering, handshakes, handshake_turn, exchanges, to_shed, min_idle_ms, sheddings }
     }
 
     /// Wakes idle connections when the stop begins.
@@ -366,8 +378,9 @@ impl Stop {
     }
 
     /// Sheds `count` connections: those that linger, then idle ones, longest-waiting first.
-    fn shed(&self, count: usize) {
+    fn shed(&self, count: usize, min_idle: Duration) {
         let lingering = self.lingering.shed(count);
+        self.min_idle_ms.store(min_idle.as_millis() as u64, Ordering::Relaxed);
         self.to_shed.store(count - lingering, Ordering::Release);
         self.call();
     }
@@ -377,9 +390,9 @@ impl Stop {
         self.to_shed.store(0, Ordering::Release);
     }
 
-    /// Takes one of the sheddings that are due. True: the idle connection that asks has to close.
-    fn sheds_one(&self) -> bool {
-        take_one(&self.to_shed)
+    /// Takes one of the sheddings that are due. True: the connection that asks, which has been idle for so long, has to close.
+    fn sheds_one(&self, idle_for: Duration) -> bool {
+        idle_for.as_millis() >= u128::from(self.min_idle_ms.load(Ordering::Relaxed)) && take_one(&self.to_shed)
     }
 
     /// Whether the stop has begun. From then on idle connections close at once, busy ones after their current exchange.

@@ -85,8 +85,9 @@ fn configured(level: &str) -> String {
     let filter = format!("evenkeel={level},{of_libraries}");
     match level {
         "debug" | "trace" => filter,
-        // It warns of each packet that answers no question: whoever forges some could fill the log. We tell what fails.
-        _ => format!("{filter},hickory_net=error,hickory_proto=error,hickory_resolver=error"),
+        // They warn of what anybody may send: packets that answer no question, an address as the server's name. Whoever sends
+        // many could fill the log. We tell what fails.
+        _ => format!("{filter},rustls=error,hickory_net=error,hickory_proto=error,hickory_resolver=error"),
     }
 }
 

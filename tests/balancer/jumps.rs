@@ -1,6 +1,9 @@
 //! Jumps and error pages that lead a request to another backend: what goes along, and what is true of it there.
 
-use tests::{Balancer, Config, Origin, Pool, Request, Step, response};
+use std::time::Duration;
+
+use tests::{Balancer, Config, Origin, Pool, Request, Step, response, within};
+use tokio::io::AsyncWriteExt;
 
 /// A site whose routes are `lines`. Its pools are `app` of `a`, and `next` of `next`.
 fn config<'a>(a: &'a Origin, next: impl IntoIterator<Item = &'a Origin>, lines: &str) -> Config {
@@ -204,6 +207,30 @@ async fn what_a_client_did_wrong_goes_to_no_backend_by_name_but_to_one_by_path()
                 _ => assert_eq!(reply.field("x-origin"), None, "{rest:?}"),
             }
         }
+    }
+}
+
+// Each byte of the content that nobody read renewed the limit.
+#[tokio::test]
+async fn content_that_is_dropped_keeps_no_response_waited_for() {
+    let [a, b] = Origin::several(["a", "b"]).await;
+    let head = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n".to_vec();
+    for (begun, status) in [(head, 413), (Vec::new(), 504)] {
+        b.answer(move |_| vec![Step::Send(begun.clone()), Step::Hang]);
+        let lines = "[[site.route]]\npath = \"/\"\nmax_body_bytes = 9\npool = \"app\"\nerror_pages = { \"413\" = \"/page\" }\n\
+            [[site.route]]\npath = \"/page\"\npool = \"slow\"\n";
+        let timeouts = "read_timeout = \"300ms\"\nresponse_timeout = \"300ms\"\nretries = 0";
+        let config = config(&a, [], lines).pool(Pool::of("slow", [&b]).set(timeouts).without_ejection());
+        let balancer = Balancer::start(config).await;
+        let mut wire = balancer.connect().await;
+        wire.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n").await;
+        let dripping = async {
+            while balancer.in_flight().await > 0 && wire.stream.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        within("the limit", dripping).await;
+        assert_eq!(wire.reply().await.status, status);
     }
 }
 

@@ -1,6 +1,7 @@
 //! A failure is repeated on another backend where that is safe, and only there.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 use tests::balancer::backend_path;
@@ -275,6 +276,46 @@ async fn any_number_of_stale_connections_costs_no_request() {
     }
     balancer.is_idle().await;
     assert_eq!(balancer.get("/next").await.text(), "here");
+}
+
+// A backend that crashed over requests on kept connections was never blamed: no log line, no failure counted.
+#[tokio::test]
+async fn a_backend_that_breaks_off_long_after_it_was_given_the_request_has_failed() {
+    let a = Origin::start("a").await;
+    a.answer(|request| match request.method.as_str() {
+        // So much later that it is no idle connection that was closed.
+        "POST" => vec![Step::Wait(Duration::from_millis(1500)), Step::Reset],
+        _ => vec![Step::Send(response(200, &[], "here"))],
+    });
+    let balancer = Balancer::start(Config::of([&a]).server("threads = 1")).await;
+    assert_eq!(balancer.get("/").await.status, 200);
+    balancer.is_idle().await;
+    let reply = balancer.send(&Request::post("/", "once")).await;
+    assert_eq!((reply.status, a.connections()), (502, 1), "on the connection of before");
+    let metrics = balancer.metrics().await;
+    assert_eq!(metrics.sum("evenkeel_backend_failures_total", &[("kind", "closed")]), 1.0);
+}
+
+// Each attempt met another idle connection: six requests for one.
+#[tokio::test]
+async fn a_request_that_fails_its_backends_at_once_meets_one_stale_connection_at_most() {
+    let backends = Origin::several(["a", "b", "c"]).await;
+    for backend in &backends {
+        backend.answer(|request| match request.target.as_str() {
+            "/fails" => vec![Step::Reset],
+            _ => vec![Step::Send(response(200, &[], "here"))],
+        });
+    }
+    let balancer =
+        Balancer::start(Config::of(&backends).server("threads = 1").app(|pool| pool.without_ejection())).await;
+    for _ in 0..3 {
+        assert_eq!(balancer.get("/").await.status, 200);
+    }
+    balancer.is_idle().await;
+    let before: u64 = backends.iter().map(Origin::heads).sum();
+    assert_eq!(balancer.get("/fails").await.status, 502);
+    let after: u64 = backends.iter().map(Origin::heads).sum();
+    assert_eq!(after - before, 4, "three attempts, and the one on an idle connection");
 }
 
 #[tokio::test]

@@ -222,6 +222,30 @@ async fn idle_clients_of_each_thread_make_room() {
     }
 }
 
+// They were never idle for a second, so that whoever came later was never served.
+#[tokio::test]
+async fn clients_that_keep_asking_make_room_too() {
+    let a = Origin::start("a").await;
+    let balancer = Balancer::start(Config::of([&a]).server("max_connections = 2\nthreads = 1")).await;
+    let asking = async || {
+        let mut wire = balancer.connect().await;
+        while wire.try_exchange(&Request::get("/")).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    };
+    let later = async {
+        eventually("the others are served", async || a.heads() > 3).await;
+        let mut wire = balancer.connect().await;
+        wire.exchange(&Request::get("/")).await.status
+    };
+    let (first, second) = (std::pin::pin!(asking()), std::pin::pin!(asking()));
+    let both = async { tokio::join!(first, second) };
+    tokio::select! {
+        status = later => assert_eq!(status, 200),
+        _ = both => panic!("both were closed for one"),
+    }
+}
+
 #[tokio::test]
 async fn silent_tls_clients_make_room() {
     let a = Origin::start("a").await;

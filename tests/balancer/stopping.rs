@@ -106,6 +106,27 @@ async fn a_stop_serves_whoever_has_connected() {
     assert!(status.success(), "{status}");
 }
 
+// It was closed at once.
+#[tokio::test]
+async fn a_stop_gives_a_new_client_time_for_its_first_request() {
+    let a = Origin::start("a").await;
+    let mut balancer = Balancer::start(Config::of([&a]).server("threads = 2")).await;
+    let mut wires = Vec::new();
+    for _ in 0..8 {
+        wires.push(balancer.connect().await);
+    }
+    eventually("all are accepted", async || balancer.metrics().await.sum("evenkeel_client_connections", &[]) == 8.0)
+        .await;
+    balancer.signal(Signal::SIGTERM);
+    eventually("it stops", async || Wire::try_connect(balancer.address()).await.is_err()).await;
+    for wire in &mut wires {
+        assert_eq!(wire.exchange(&Request::get("/")).await.status, 200);
+        assert!(wire.is_closed().await);
+    }
+    let status = balancer.process().end().await;
+    assert!(status.success(), "{status}");
+}
+
 #[tokio::test]
 async fn before_it_stops_accepting_every_answer_is_the_last_on_its_connection() {
     let a = Origin::start("a").await;

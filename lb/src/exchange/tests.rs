@@ -164,6 +164,29 @@ fn a_stale_connection_does_not_cost_the_turn_that_was_waited_for() {
     assert!(matches!(second.tell(Event::CapacityFreed), Step::Open(_)));
 }
 
+// A backend that crashed over a request was never blamed, and was asked again without limit.
+#[test]
+fn a_reused_connection_that_ends_late_is_a_failure_of_the_backend() {
+    for (taken, client_waited, failure) in [
+        (Duration::from_millis(900), Duration::ZERO, Failure::StaleConnection),
+        (Duration::from_millis(1100), Duration::ZERO, Failure::Closed),
+        (Duration::from_secs(60), Duration::from_secs(60), Failure::StaleConnection),
+    ] {
+        let mut exchange = exchange(&GET, direct);
+        let now = Instant::now();
+        let begun = exchange.step(Event::Begun, Moment { now, client_waited: Duration::ZERO });
+        let Step::Open(first) = begun else { panic!("no attempt") };
+        let failed = Event::Failed { failed: Failure::StaleConnection.into(), has_body: true };
+        let step = exchange.step(failed, Moment { now: now + taken, client_waited });
+        let Step::Open(next) = step else { panic!("no retry: {step:?}") };
+        let is_stale = failure == Failure::StaleConnection;
+        assert_eq!(exchange.outcome().failure, Some(failure), "{taken:?}");
+        assert_eq!((Arc::ptr_eq(&first, &next), exchange.needs_new_connection()), (is_stale, is_stale), "{taken:?}");
+        let failures = first.backend.metrics.failures_of(Failure::Closed);
+        assert_eq!(failures, u64::from(!is_stale), "{taken:?}");
+    }
+}
+
 // A killed request was sent again to another address of the same backend.
 #[test]
 fn what_is_killed_goes_to_another_backend_and_not_to_another_address_of_the_same() {

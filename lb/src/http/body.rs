@@ -53,18 +53,36 @@ impl ResponseBody {
         self.framing == Framing::UntilClose
     }
 
-    /// Appends the content in `input` to `out`; how much of the input belonged to this response.
-    pub(super) fn take(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<usize, BadResponse> {
-        let mut at = 0;
+    /// Appends the content in `input` to `out`, small chunks joined into one; how much of the input belonged to this response.
+    /// The input is used up: its content may be moved together in it.
+    pub(super) fn take(&mut self, input: &mut [u8], out: &mut Vec<u8>) -> Result<usize, BadResponse> {
+        let (mut at, mut content) = (0, 0..0);
+        let mut failed = None;
         while at < input.len() && !self.is_done() {
-            let progress = self.reader.advance(&input[at..])?;
-            let data = progress.data(&input[at..]);
-            self.sent += data.len() as u64;
-            append(self.framing, data, out);
+            let progress = match self.reader.advance(&input[at..]) {
+                Ok(progress) => progress,
+                Err(e) => {
+                    failed = Some(e.into());
+                    break;
+                }
+            };
+            let data = at + progress.data_start..at + progress.data_end;
             at += progress.consumed;
-            if progress.done && self.framing == Framing::Chunked {
-                write_end(self.reader.trailers(), out);
+            if content.is_empty() {
+                content = data;
+            } else if !data.is_empty() {
+                let end = content.end + data.len();
+                input.copy_within(data, content.end);
+                content.end = end;
             }
+        }
+        self.sent += content.len() as u64;
+        append(self.framing, &input[content], out);
+        if let Some(failed) = failed {
+            return Err(failed);
+        }
+        if self.is_done() && self.framing == Framing::Chunked {
+            write_end(self.reader.trailers(), out);
         }
         Ok(at)
     }
@@ -122,5 +140,36 @@ pub(super) fn refusal(reject: Reject) -> Refusal {
         501 => Refusal::NotImplemented,
         505 => Refusal::Version,
         _ => Refusal::Malformed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_chunks_leave_as_one() {
+        let sent = b"1;x=y\r\na\r\n3\r\nbcd\r\n2\r\nef\r\n0\r\nX-End: yes\r\n\r\nHTTP";
+        let whole = b"6\r\nabcdef\r\n0\r\nX-End: yes\r\n\r\n";
+        for (framing, expected) in [(Framing::Chunked, &whole[..]), (Framing::UntilClose, b"abcdef")] {
+            let (mut body, mut out) = (ResponseBody::new(Framing::Chunked, framing), b"head".to_vec());
+            assert_eq!(body.take(&mut sent.to_vec(), &mut out), Ok(sent.len() - 4), "{framing:?}");
+            assert_eq!(out.strip_prefix(b"head"), Some(expected), "{framing:?}");
+            assert_eq!((body.sent, body.is_done()), (6, true), "{framing:?}");
+        }
+        for step in 1..sent.len() {
+            let (mut body, mut out) = (ResponseBody::new(Framing::Chunked, Framing::UntilClose), Vec::new());
+            for piece in sent.chunks(step) {
+                body.take(&mut piece.to_vec(), &mut out).expect("valid");
+            }
+            assert_eq!(out, b"abcdef", "by {step}");
+        }
+    }
+
+    #[test]
+    fn what_came_before_an_error_is_passed_on() {
+        let (mut body, mut out) = (ResponseBody::new(Framing::Chunked, Framing::Chunked), Vec::new());
+        assert!(body.take(&mut b"1\r\na\r\n1\r\nb\r\nno size\r\n".to_vec(), &mut out).is_err());
+        assert_eq!(out, b"2\r\nab\r\n");
     }
 }

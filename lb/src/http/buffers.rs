@@ -2,7 +2,7 @@
 //! connection is idle, so idle clients hold none.
 
 use std::cell::RefCell;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 
 use bytes::Bytes;
 
@@ -165,6 +165,12 @@ impl Deref for ResponseBuffer {
 
     fn deref(&self) -> &[u8] {
         &self.0[HEADROOM_BYTES..]
+    }
+}
+
+impl DerefMut for ResponseBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.0[HEADROOM_BYTES..]
     }
 }
 

@@ -62,8 +62,6 @@ use crate::value::variable::Variable;
 const HEAD_READ_BYTES: usize = 4096;
 /// Empty lines that are accepted before a request line (RFC 9112 §2.2).
 const BLANK_LINES: &[u8; BLANK_BYTES] = b"\r\n\r\n\r\n\r\n";
-/// How long a client must have been idle before it may be shed.
-pub(super) const MIN_IDLE: Duration = Duration::from_secs(1);
 /// Maximum idle time of a backend connection that serves one client only. That client may have left.
 const MAX_IDLE_FOR_ONE_CLIENT: Duration = Duration::from_secs(5);
 
@@ -233,7 +231,10 @@ async fn first_bytes<'e>(
             match read {
                 Poll::Ready(_) => Poll::Ready(IdleEvent::End),
                 Poll::Pending if engine.is_revoked() => Poll::Ready(IdleEvent::End),
-                Poll::Pending if engine.stop.has_begun() && !client.has_more_to_read() => Poll::Ready(IdleEvent::End),
+                // A new client's first request may be on its way; the stop does not wait for long.
+                Poll::Pending if engine.stop.has_begun() && !idle.is_new && !client.has_more_to_read() => {
+                    Poll::Ready(IdleEvent::End)
+                }
                 Poll::Pending if wakeups.ask_to_leave(engine, cx) => Poll::Ready(IdleEvent::Shedding),
                 Poll::Pending => Poll::Pending,
             }
@@ -243,9 +244,8 @@ async fn first_bytes<'e>(
             Ok(IdleEvent::Shedding) => {}
             Ok(IdleEvent::End) | Err(_) => return None,
         }
-        // A client between two requests in quick succession is not idle.
-        let is_idle = clock::now().saturating_duration_since(idle.since) >= MIN_IDLE;
-        if is_idle && engine.client_limit.is_full() && engine.stop.sheds_one() {
+        let idle_for = clock::now().saturating_duration_since(idle.since);
+        if engine.client_limit.is_full() && engine.stop.sheds_one(idle_for) {
             engine.control.metrics.client_connections_shed.inc();
             return None;
         }
@@ -631,7 +631,11 @@ impl ExchangeDriver<'_, '_> {
         };
         let limits = self.exchange.own_limits();
         let header = self.proxy_header(&plan);
-        let upstream = match Upstream::reuse(server, &plan.transport, &header, self.now) {
+        let reused = match self.exchange.needs_new_connection() {
+            true => None,
+            false => Upstream::reuse(server, &plan.transport, &header, self.now),
+        };
+        let upstream = match reused {
             Some(upstream) => upstream,
             None => {
                 let address = endpoint.address().ok_or(Failure::Unresolved)?;

@@ -60,6 +60,10 @@ impl Content {
         (self.most, self.keep) = (most, keep.max(self.end - self.start));
     }
 
+    pub(super) fn is_chunked(&self) -> bool {
+        self.framing == Framing::Chunked
+    }
+
     /// Whether the client has sent the last byte, and it has been taken in.
     pub(super) fn is_done(&self) -> bool {
         self.reader.is_done()

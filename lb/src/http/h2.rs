@@ -28,7 +28,7 @@ use tokio::sync::futures::Notified;
 use tokio_util::io::poll_read_buf;
 
 use super::burst::wake_after_others;
-use super::client::{MIN_IDLE, serve_stream};
+use super::client::serve_stream;
 use super::io::Io;
 use super::pace::{Pace, Total};
 use super::timer::Timer;
@@ -350,9 +350,8 @@ impl<'a> Driver<'a> {
     /// Whether the place of an idle connection is wanted.
     fn is_shed(&self) -> bool {
         let engine = self.engine;
-        let is_shed = engine.client_limit.is_full()
-            && clock::now().saturating_duration_since(self.phase_since) >= MIN_IDLE
-            && engine.stop.sheds_one();
+        let idle_for = clock::now().saturating_duration_since(self.phase_since);
+        let is_shed = engine.client_limit.is_full() && engine.stop.sheds_one(idle_for);
         if is_shed {
             engine.control.metrics.client_connections_shed.inc();
         }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes};
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
@@ -23,6 +23,7 @@ use self::waits::Wait;
 use super::Engine;
 use super::body::ResponseBody;
 use super::buffers::Buffers;
+use super::burst::wake_after_others;
 use super::content::{Content, Cursor};
 use super::h1::response::{BadResponse, ResponseHead};
 use super::h1::rewrite::{self, Persistence, ResponsePlan};
@@ -54,6 +55,10 @@ const MAX_LARGE_READ_WAIT: Duration = Duration::from_millis(20);
 /// How much of the next requests is taken in while this one is being answered.
 const MAX_PIPELINED_BYTES: usize = 16 * 1024;
 
+/// How much may be read, from both sides, before other exchanges have their turn. Chunks may be of a byte each, which cost a
+/// hundred times as much as plain content.
+const MAX_BYTES_AT_ONCE: u64 = 1024 * 1024;
+const MAX_CHUNKED_BYTES_AT_ONCE: u64 = 128 * 1024;
 /// How often the client is read before the other direction has its turn. Without it a client that sends as fast as it is
 /// read uses up what tokio lets a task do at once, and the backend is not heard.
 const MAX_CONSECUTIVE_READS: usize = 16;
@@ -370,7 +375,10 @@ impl<'a> Transfer<'a> {
                 self.written = start;
                 has_surplus
             }
-            _ => body.take(content, to_client).map_err(bad)? < content.len(),
+            _ => {
+                let content = &mut from_backend[head..];
+                body.take(content, to_client).map_err(bad)? < content.len()
+            }
         };
         from_backend.clear();
         self.sent = body.sent;
@@ -439,15 +447,23 @@ impl<'a> Transfer<'a> {
         // What is waited for now; most turns wait for nothing.
         let mut waits = None;
         poll_fn(|cx| {
+            let mut bytes_left = self.most_at_once();
             loop {
                 let turn = self.poll(cx);
+                bytes_left = bytes_left.saturating_sub(self.moved.from_client + self.moved.from_backend);
                 if !matches!(turn, PollOutcome::Blocked) || self.moved.is_anything() {
                     self.count_moved(waits.take(), timer);
                 }
                 match turn {
                     PollOutcome::Event(happened) => return Poll::Ready(happened),
-                    PollOutcome::Unfinished => continue,
-                    PollOutcome::Blocked if is_killed() => return Poll::Ready(TransferEvent::Failed(Failure::Killed)),
+                    PollOutcome::Unfinished if bytes_left > 0 => continue,
+                    PollOutcome::Blocked | PollOutcome::Unfinished if is_killed() => {
+                        return Poll::Ready(TransferEvent::Failed(Failure::Killed));
+                    }
+                    PollOutcome::Unfinished => {
+                        wake_after_others(cx);
+                        return Poll::Pending;
+                    }
                     PollOutcome::Blocked => {}
                 }
                 if waits.is_none() {
@@ -464,6 +480,15 @@ impl<'a> Transfer<'a> {
             }
         })
         .await
+    }
+
+    /// How much may be read before other exchanges have their turn.
+    fn most_at_once(&self) -> u64 {
+        let has_chunks = match &self.download {
+            Download::Sending(content) => !content.body.is_plain(),
+            _ => false,
+        };
+        if has_chunks || self.body.is_chunked() { MAX_CHUNKED_BYTES_AT_ONCE } else { MAX_BYTES_AT_ONCE }
     }
 
     /// The head that is held, and that no part of it was sent.
@@ -610,7 +635,7 @@ impl<'a> Transfer<'a> {
             let Upload::Sending(writing) = &mut self.upload else { return self.watch_client(cx) };
             let Buffers { to_backend, from_client, .. } = &mut *self.buffers;
             from_client.reserve(READ_BYTES);
-            match poll_read_buf(Pin::new(&mut *self.client), cx, from_client) {
+            match poll_read_buf(Pin::new(&mut *self.client), cx, &mut (&mut *from_client).limit(READ_BYTES)) {
                 Poll::Ready(Ok(count)) if count > 0 => {
                     self.moved.from_client += count as u64;
                     self.body.take_in(from_client)?;
@@ -670,6 +695,8 @@ impl<'a> Transfer<'a> {
 
     /// The backend takes no more of the request.
     fn stop_upload(&mut self) -> bool {
+        // Something was on its way, so the backend did not wait for the client.
+        self.upload_wait = None;
         self.upload = Upload::Abandoned(AbandonReason::Stopped);
         self.moved.is_unfinished = true;
         true

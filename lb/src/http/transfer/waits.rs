@@ -134,7 +134,7 @@ impl Transfer<'_> {
 
     /// Ends `waits`, after which something has moved.
     pub(super) fn count_moved(&mut self, waits: Option<Waits>, timer: &Timer) {
-        if !self.only_drips() {
+        if !self.only_drips(waits) {
             self.download_waited = Duration::ZERO;
         } else if waits.is_some() {
             self.download_waited += timer.waited();
@@ -142,13 +142,18 @@ impl Transfer<'_> {
         self.count_waits(waits, timer);
     }
 
-    /// Whether nothing moved but what a client that is too slow sends: by itself that keeps no response alive.
-    fn only_drips(&self) -> bool {
-        let BytesMoved { from_backend, to_client, is_unfinished, .. } = self.moved;
-        let is_upload_alone = from_backend + to_client == 0 && !is_unfinished;
-        is_upload_alone
-            && matches!(self.download, Download::Sending(_))
-            && self.body.pace.patience(Duration::MAX).is_zero()
+    /// Whether nothing moved but what a client sends that is too slow, or whose content is dropped while the backend is waited
+    /// for: by itself that keeps no response alive.
+    fn only_drips(&self, waits: Option<Waits>) -> bool {
+        let BytesMoved { from_backend, to_client, .. } = self.moved;
+        from_backend + to_client == 0
+            && match (&self.upload, &self.download) {
+                (Upload::Abandoned(_), Download::Waiting | Download::Sending(_)) => {
+                    !matches!(waits, Some(Waits { download: Some((Wait::Client, _)), .. }))
+                }
+                (_, Download::Sending(_)) => self.body.pace.patience(Duration::MAX).is_zero(),
+                _ => false,
+            }
     }
 
     /// Holds the waits that are over against whoever was waited for.
@@ -177,6 +182,7 @@ impl Transfer<'_> {
         }
         if from_client + to_backend > 0 {
             self.upload_waited = Duration::ZERO;
+            self.upload_wait = None;
         }
     }
 

@@ -28,7 +28,6 @@ mod body;
 mod buffers;
 #[cfg(test)]
 pub(crate) mod buffers;
-#[allow(unreachable_pub)]
 mod burst;
 mod client;
 mod content;

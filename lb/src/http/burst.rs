@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use tokio::task::yield_now;
 
 /// Has the tasks run first that have been woken by now. At once where there are none.
-pub async fn let_others_read() {
+pub(super) async fn let_others_read() {
     let mut has_waited = false;
     poll_fn(|cx| match mem::replace(&mut has_waited, true) {
         true => Poll::Ready(()),
@@ -24,7 +24,7 @@ pub async fn let_others_read() {
 
 /// Has the task that is being polled run again once the runtime has looked which sockets are ready. For a task that has done
 /// as much as it may at once: woken as usual, it would run up to 61 times before the runtime learns of new requests.
-pub fn wake_after_others(cx: &mut Context<'_>) {
+pub(super) fn wake_after_others(cx: &mut Context<'_>) {
     _ = pin!(yield_now()).poll(cx);
 }
 

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use super::buffers;
 use super::frame::{
-    self, Bad, Code, FIRST_WINDOW, Frame, HEAD_BYTES, Head, MAX_ID, MAX_PAYLOAD, MAX_WINDOW, Setting, write,
+    self, Bad, Code, DataFrame, FIRST_WINDOW, Frame, HEAD_BYTES, Head, MAX_ID, MAX_PAYLOAD, MAX_WINDOW, Setting, write,
 };
 use super::head::{Request, RequestReader, TrailerReader};
 use super::hpack::{self, BadBlock};
@@ -69,7 +69,7 @@ pub enum Came {
 /// A frame, or a block of fields, whose end has not come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unfinished {
-    /// How many frames came before it.
+    /// What came before it, by [`Connection::arrivals`]: of content another one whenever some of it comes.
     pub at: u64,
     pub is_content: bool,
 }
@@ -96,6 +96,8 @@ pub struct Connection {
     list_bytes: usize,
     /// Fields whose end has not come.
     block: Option<Box<Block>>,
+    /// A DATA frame whose end has not come.
+    data: Option<IncomingData>,
     /// By their numbers.
     #[expect(clippy::vec_box, reason = "they move whenever one before them ends, and are large")]
     streams: Vec<Box<Stream>>,
@@ -132,8 +134,8 @@ pub struct Connection {
     refusals_left: u32,
     /// How many frames may still come that bring nothing.
     idle_frames_left: u32,
-    /// Frames that have come.
-    frames: u64,
+    /// Frames that have come, where each piece of a DATA frame counts as one.
+    arrivals: u64,
     leaving: Leaving,
     /// The client opens no more streams.
     is_client_leaving: bool,
@@ -177,9 +179,22 @@ impl Answers {
     }
 }
 
+/// What is still to come of a DATA frame, and what nobody takes of it.
+#[derive(Debug)]
+struct IncomingData {
+    id: u32,
+    content: usize,
+    padding: usize,
+    is_end: bool,
+    /// Its padding, with the length of that.
+    overhead: i64,
+    /// Content of a stream that is over, or that nobody wants.
+    dropped: i64,
+}
+
 #[derive(Debug)]
 struct Block {
-    /// How many frames had come before it.
+    /// What had come before it, by [`Connection::arrivals`].
     at: u64,
     id: u32,
     bytes: Vec<u8>,
@@ -350,6 +365,7 @@ impl Connection {
             decoder: hpack::Decoder::default(),
             list_bytes,
             block: None,
+            data: None,
             streams: Vec::new(),
             last_id: 0,
             requests: VecDeque::new(),
@@ -372,7 +388,7 @@ impl Connection {
             losses_left: MAX_LOST,
             refusals_left: MAX_REFUSED,
             idle_frames_left: IDLE_FRAMES_OF_STREAM,
-            frames: 0,
+            arrivals: 0,
             leaving: Leaving::No,
             is_client_leaving: false,
             error: None,
@@ -411,21 +427,19 @@ impl Connection {
             self.preface += at;
         }
         while self.error.is_none() && !self.is_closed && !self.is_full() && *frames_left > 0 {
-            let Some((head, rest)) = bytes[at..].split_first_chunk::<HEAD_BYTES>() else { return at };
-            let head = Head::read(head);
-            if head.len > MAX_PAYLOAD {
-                self.fail(Code::FrameSize, "a frame that is too large");
-                break;
-            }
-            let Some(payload) = rest.get(..head.len) else { return at };
-            self.frames += 1;
-            *frames_left -= 1;
-            match self.frame(head, payload) {
+            let rest = &bytes[at..];
+            let came = match self.data.take() {
+                Some(data) => self.go_on_with_data(data, rest),
+                None => self.next_frame(rest).inspect(|_| *frames_left -= 1),
+            };
+            let Some((used, outcome)) = came else { return at };
+            self.arrivals += 1;
+            at += used;
+            match outcome {
                 Ok(()) => {}
                 Err(Bad::Connection(code, why)) => self.fail(code, why),
                 Err(Bad::Stream(id, code)) => self.fail_stream(id, code),
             }
-            at += HEAD_BYTES + head.len;
         }
         if self.error.is_some() || self.is_closed { bytes.len() } else { at }
     }
@@ -444,8 +458,11 @@ impl Connection {
     pub fn unfinished(&self, unread: &[u8]) -> Option<Unfinished> {
         match &self.block {
             Some(block) => Some(Unfinished { at: block.at, is_content: false }),
-            None if unread.is_empty() || self.is_full() => None,
-            None => Some(Unfinished { at: self.frames, is_content: frame::begins_content(unread) }),
+            None if self.is_full() || unread.is_empty() && self.data.is_none() => None,
+            None => {
+                let is_content = self.data.is_some() || frame::begins_content(unread);
+                Some(Unfinished { at: self.arrivals, is_content })
+            }
         }
     }
 
@@ -570,7 +587,36 @@ impl Connection {
 
     // --- Frames.
 
-    fn frame(&mut self, head: Head, payload: &[u8]) -> Result<(), Bad> {
+    /// Takes a frame, or what is there of a DATA frame; how much that was, and what came of it. `None`: that is too little.
+    fn next_frame(&mut self, bytes: &[u8]) -> Option<(usize, Result<(), Bad>)> {
+        let (head, rest) = bytes.split_first_chunk::<HEAD_BYTES>()?;
+        let head = Head::read(head);
+        if head.len > MAX_PAYLOAD {
+            let too_large = Bad::Connection(Code::FrameSize, "a frame that is too large");
+            return Some((HEAD_BYTES, Err(too_large)));
+        }
+        if !head.is_data() {
+            let payload = rest.get(..head.len)?;
+            return Some((HEAD_BYTES + head.len, self.may_come(head).and_then(|()| self.frame(head, payload))));
+        }
+        match self.may_come(head).and_then(|()| head.data(rest)) {
+            Ok(data) => {
+                let data = data?;
+                let begun = HEAD_BYTES + data.size - data.content - data.padding;
+                Some(match self.begin_data(data) {
+                    Ok(incoming) => {
+                        let (used, outcome) = self.take_data(incoming, &bytes[begun..]);
+                        (begun + used, outcome)
+                    }
+                    Err(bad) => (begun, Err(bad)),
+                })
+            }
+            Err(bad) => Some((HEAD_BYTES, Err(bad))),
+        }
+    }
+
+    /// Whether this frame may come now.
+    fn may_come(&self, head: Head) -> Result<(), Bad> {
         let protocol = |why| Err(Bad::Connection(Code::Protocol, why));
         if !self.has_begun && !head.is_settings() {
             return protocol("a first frame that is not SETTINGS");
@@ -578,14 +624,18 @@ impl Connection {
         if self.block.is_some() != head.continues() {
             return protocol("fields that are not continued, or have no beginning");
         }
+        Ok(())
+    }
+
+    fn frame(&mut self, head: Head, payload: &[u8]) -> Result<(), Bad> {
+        let protocol = |why| Err(Bad::Connection(Code::Protocol, why));
         match head.frame(payload)? {
-            Frame::Data { id, data, size, is_end } => self.data(id, data, size as i64, is_end),
             Frame::Headers { id, .. } if id % 2 == 0 => protocol("a stream of the client with a number of ours"),
             Frame::Headers { id, block, is_end, is_last: true, depends_on_itself } => {
                 self.fields(id, block, is_end, depends_on_itself)
             }
             Frame::Headers { id, block, is_end, is_last: false, depends_on_itself } => {
-                let (at, bytes) = (self.frames - 1, block.to_vec());
+                let (at, bytes) = (self.arrivals, block.to_vec());
                 self.block = Some(Box::new(Block { at, id, bytes, is_end, depends_on_itself, continuations: 0 }));
                 Ok(())
             }
@@ -734,7 +784,11 @@ impl Connection {
         })
     }
 
-    fn data(&mut self, id: u32, data: &[u8], size: i64, is_end: bool) -> Result<(), Bad> {
+    /// A DATA frame begins, and counts against the windows as a whole. A stream's error ends the stream; what is still to come of
+    /// the frame is dropped.
+    fn begin_data(&mut self, frame: DataFrame) -> Result<IncomingData, Bad> {
+        let DataFrame { id, content, padding, size, is_end } = frame;
+        let size = size as i64;
         if self.is_idle(id) {
             return Err(Bad::Connection(Code::Protocol, "content on a stream without a head"));
         }
@@ -742,51 +796,91 @@ impl Connection {
             return Err(Bad::Connection(Code::FlowControl, "more content than the connection's window"));
         }
         self.receive_window -= size;
-        if data.is_empty() && !is_end {
+        if content == 0 && !is_end {
             self.count_idle()?;
         }
+        if let Some(code) = self.content_error(id, content, size)? {
+            self.fail_stream(id, code);
+        }
+        if let Some(at) = self.find_unreset(id) {
+            let stream = &mut self.streams[at];
+            stream.receive_window -= size;
+            stream.declared = stream.declared.map(|declared| declared - content as u64);
+        }
+        Ok(IncomingData { id, content, padding, is_end, overhead: size - content as i64, dropped: 0 })
+    }
+
+    /// What is wrong with content on a stream.
+    fn content_error(&mut self, id: u32, content: usize, size: i64) -> Result<Option<Code>, Bad> {
         let Some(at) = self.find(id) else {
-            self.release(size);
-            if self.reset.has(id) || self.has_forgotten(id) || self.unended.has(id) && data.is_empty() && !is_end {
-                return Ok(());
-            }
-            if self.unended.take(id) {
-                self.ended.add(id);
-                return if data.is_empty() { Ok(()) } else { Err(Bad::Stream(id, Code::Protocol)) };
-            }
-            return Err(Bad::Connection(Code::StreamClosed, "content on a stream that is closed"));
+            return match self.reset.has(id) || self.has_forgotten(id) || self.unended.has(id) && content == 0 {
+                true => Ok(None),
+                false if self.unended.take(id) => Ok(Some(Code::Protocol)),
+                false => Err(Bad::Connection(Code::StreamClosed, "content on a stream that is closed")),
+            };
         };
-        let stream = &mut self.streams[at];
-        let len = data.len() as i64;
-        let bad = match (stream.reset, stream.input) {
-            (Some(Reset::ByUs), _) => {
-                self.release(size);
-                return Ok(());
-            }
+        let stream = &self.streams[at];
+        Ok(match (stream.reset, stream.input) {
+            (Some(Reset::ByUs), _) => None,
             (Some(Reset::ByClient), _) | (None, Input::Ended) => Some(Code::StreamClosed),
             _ if size > stream.receive_window => Some(Code::FlowControl),
-            _ if stream.declared.is_some_and(|declared| declared < len as u64) => Some(Code::Protocol),
+            _ if stream.declared.is_some_and(|declared| declared < content as u64) => Some(Code::Protocol),
             _ => None,
-        };
-        if let Some(code) = bad {
-            self.release(size);
-            return Err(Bad::Stream(id, code));
+        })
+    }
+
+    /// Hands on what came of a DATA frame; how much that was. `None`: nothing came.
+    fn go_on_with_data(&mut self, data: IncomingData, bytes: &[u8]) -> Option<(usize, Result<(), Bad>)> {
+        if bytes.is_empty() {
+            self.data = Some(data);
+            return None;
         }
-        stream.receive_window -= size;
-        stream.declared = stream.declared.map(|declared| declared - len as u64);
-        let mut released = size - len;
-        if stream.input == Input::Dropped {
-            released = size;
-        } else if len > 0 {
-            if stream.content.capacity() == 0 {
-                stream.content = buffers::take();
+        Some(self.take_data(data, bytes))
+    }
+
+    fn take_data(&mut self, mut data: IncomingData, bytes: &[u8]) -> (usize, Result<(), Bad>) {
+        let (content, rest) = bytes.split_at(data.content.min(bytes.len()));
+        let padding = data.padding.min(rest.len());
+        data.content -= content.len();
+        data.padding -= padding;
+        match self.find_unreset(data.id).map(|at| &mut self.streams[at]) {
+            Some(stream) if stream.input == Input::Open => {
+                if !content.is_empty() {
+                    if stream.content.capacity() == 0 {
+                        stream.content = buffers::take();
+                    }
+                    stream.content.extend_from_slice(content);
+                    stream.wake();
+                }
             }
-            stream.content.extend_from_slice(data);
+            _ => data.dropped += content.len() as i64,
         }
-        stream.wake();
-        self.release_on_stream(at, size - len);
-        self.release(released);
-        if is_end { self.end_input(at) } else { Ok(()) }
+        let used = content.len() + padding;
+        if data.content + data.padding > 0 {
+            self.data = Some(data);
+            return (used, Ok(()));
+        }
+        (used, self.end_data(&data))
+    }
+
+    /// The end of a DATA frame has come: the client may send as much again as nobody takes of it.
+    fn end_data(&mut self, data: &IncomingData) -> Result<(), Bad> {
+        let IncomingData { id, is_end, overhead, dropped, .. } = *data;
+        let at = self.find_unreset(id);
+        if let Some(at) = at {
+            self.release_on_stream(at, overhead);
+        }
+        self.release(overhead + dropped);
+        match at {
+            _ if !is_end => Ok(()),
+            Some(at) => self.end_input(at),
+            None => {
+                if self.unended.take(id) {
+                    self.ended.add(id);
+                }
+                Ok(())
+            }
+        }
     }
 
     /// The client has sent everything on a stream.

@@ -62,6 +62,8 @@ const fn protocol(why: &'static str) -> Bad {
 }
 
 const BAD_SIZE: Bad = Bad::Connection(Code::FrameSize, "a frame of another size than its kind has");
+const OF_NO_STREAM: Bad = protocol("a frame of a stream on none");
+const TOO_MUCH_PADDING: Bad = protocol("more padding than the frame has");
 
 /// The first nine bytes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,16 +74,21 @@ pub struct Head {
     id: u32,
 }
 
-/// A frame from a client.
+/// A DATA frame of a client, whose payload is read as it comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataFrame {
+    pub id: u32,
+    /// How many bytes of content come first, and how many of padding behind them.
+    pub content: usize,
+    pub padding: usize,
+    /// How much the frame takes of the windows: with the length of its padding.
+    pub size: usize,
+    pub is_end: bool,
+}
+
+/// A frame from a client, but for [`DataFrame`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
-    /// `size`: with its padding, which counts as sent.
-    Data {
-        id: u32,
-        data: &'a [u8],
-        size: usize,
-        is_end: bool,
-    },
     /// `is_last`: no CONTINUATION follows. `depends_on_itself`: as the priority says that it may have.
     Headers {
         id: u32,
@@ -135,18 +142,33 @@ impl Head {
         self.kind == SETTINGS && !self.has(ACK)
     }
 
-    /// Reads the frame's payload, all of it.
+    /// Whether it is a DATA frame.
+    pub fn is_data(self) -> bool {
+        self.kind == DATA
+    }
+
+    /// How a DATA frame goes on, whose payload begins so. `None`: that has not come yet.
+    pub fn data(self, payload: &[u8]) -> Result<Option<DataFrame>, Bad> {
+        let Self { len, id, .. } = self;
+        if id == 0 {
+            return Err(OF_NO_STREAM);
+        }
+        let (before, padding) = match (self.has(PADDED), payload.first()) {
+            (false, _) => (0, 0),
+            (true, _) if len == 0 => return Err(BAD_SIZE),
+            (true, None) => return Ok(None),
+            (true, Some(&padding)) => (1, usize::from(padding)),
+        };
+        let content = len.checked_sub(before + padding).ok_or(TOO_MUCH_PADDING)?;
+        Ok(Some(DataFrame { id, content, padding, size: len, is_end: self.has(END_STREAM) }))
+    }
+
+    /// Reads the payload of any other frame, all of it.
     pub fn frame(self, payload: &[u8]) -> Result<Frame<'_>, Bad> {
         let id = self.id;
         match self.kind {
-            DATA | HEADERS | CONTINUATION | PRIORITY | RST_STREAM if id == 0 => {
-                Err(protocol("a frame of a stream on none"))
-            }
+            HEADERS | CONTINUATION | PRIORITY | RST_STREAM if id == 0 => Err(OF_NO_STREAM),
             SETTINGS | PING | GOAWAY if id != 0 => Err(protocol("a frame of the connection on a stream")),
-            DATA => {
-                let data = self.without_padding(payload)?;
-                Ok(Frame::Data { id, data, size: payload.len(), is_end: self.has(END_STREAM) })
-            }
             HEADERS => {
                 let mut block = self.without_padding(payload)?;
                 let mut depends_on_itself = false;
@@ -191,7 +213,7 @@ impl Head {
         }
         let (&padding, rest) = payload.split_first().ok_or(BAD_SIZE)?;
         let len = rest.len().checked_sub(usize::from(padding));
-        len.and_then(|len| rest.get(..len)).ok_or(protocol("more padding than the frame has"))
+        len.and_then(|len| rest.get(..len)).ok_or(TOO_MUCH_PADDING)
     }
 }
 
@@ -326,18 +348,31 @@ mod tests {
         head.frame(payload)
     }
 
+    fn data(bytes: &[u8]) -> Result<Option<DataFrame>, Bad> {
+        let (head, payload) = bytes.split_first_chunk::<HEAD_BYTES>().expect("a head");
+        let head = Head::read(head);
+        assert!(head.is_data());
+        head.data(payload)
+    }
+
     #[test]
     fn padding_and_priority_are_taken_off() {
         assert_eq!(
-            read(b"\0\0\x06\0\x09\0\0\0\x01\x02abc\0\0"),
-            Ok(Frame::Data { id: 1, data: b"abc", size: 6, is_end: true })
+            data(b"\0\0\x06\0\x09\0\0\0\x01\x02abc\0\0"),
+            Ok(Some(DataFrame { id: 1, content: 3, padding: 2, size: 6, is_end: true }))
+        );
+        assert_eq!(data(b"\0\0\x06\0\x09\0\0\0\x01"), Ok(None));
+        assert_eq!(
+            data(b"\0\0\x06\0\0\0\0\0\x01"),
+            Ok(Some(DataFrame { id: 1, content: 6, padding: 0, size: 6, is_end: false }))
         );
         let headers =
             |depends_on_itself| Frame::Headers { id: 1, block: b"x", is_end: false, is_last: true, depends_on_itself };
         assert_eq!(read(b"\0\0\x08\x01\x2c\0\0\0\x01\x01\x80\0\0\0\x10x\0"), Ok(headers(false)));
         assert_eq!(read(b"\0\0\x06\x01\x24\0\0\0\x01\0\0\0\x01\x10x"), Ok(headers(true)));
-        assert!(read(b"\0\0\x02\0\x08\0\0\0\x01\x02a").is_err());
-        assert!(read(b"\0\0\0\0\x08\0\0\0\x01").is_err());
+        assert!(data(b"\0\0\x02\0\x08\0\0\0\x01\x02a").is_err());
+        assert!(data(b"\0\0\0\0\x08\0\0\0\x01").is_err());
+        assert!(data(b"\0\0\x02\0\0\0\0\0\0ab").is_err());
         assert!(read(b"\0\0\x02\x01\x20\0\0\0\x01ab").is_err());
     }
 
@@ -351,7 +386,7 @@ mod tests {
         assert_eq!(read(b"\0\0\x07\x07\0\0\0\0\0abcdefg"), size);
         assert_eq!(read(b"\0\0\x03\x08\0\0\0\0\0abc"), size);
         assert_eq!(read(b"\0\0\x04\x02\0\0\0\0\x03abcd"), Err(Bad::Stream(3, Code::FrameSize)));
-        for kind in [DATA, HEADERS, PRIORITY, RST_STREAM, CONTINUATION] {
+        for kind in [HEADERS, PRIORITY, RST_STREAM, CONTINUATION] {
             assert!(matches!(read(&[0, 0, 0, kind, 0, 0, 0, 0, 0]), Err(Bad::Connection(Code::Protocol, _))), "{kind}");
         }
         for kind in [SETTINGS, PING, GOAWAY, PUSH_PROMISE] {

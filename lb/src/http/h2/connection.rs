@@ -3,7 +3,7 @@
 //! cannot go on now has its task woken when it can.
 //!
 //! What a client can make this hold is bounded: [`MAX_STREAMS`] that are served and as many requests that wait, with a
-//! window of content each, a block of fields, [`MAX_QUEUED_BYTES`] of responses and a frame, [`MAX_ANSWER_BYTES`] of answers
+//! window of content each, a block of fields, [`MAX_QUEUED_BYTES`] of responses and a frame, [`MAX_CONTROL_BYTES`] of answers
 //! to frames, and HPACK's table.
 
 use std::collections::VecDeque;
@@ -31,8 +31,9 @@ const RELEASED_AT_ONCE: i64 = 32 * 1024;
 const MAX_TAKEN_BYTES: usize = 32 * 1024;
 /// Responses wait for their turn while so much is to be sent.
 const MAX_QUEUED_BYTES: usize = 64 * 1024;
-/// Nothing more is read while so much is to be sent that frames of the client asked for (CVE-2019-9512, -9515).
-const MAX_ANSWER_BYTES: usize = 16 * 1024;
+/// Nothing more is read while so much of control frames is to be sent that the client has caused: answers to PING and
+/// SETTINGS (CVE-2019-9512, -9515), resets of streams, and windows that are given back.
+const MAX_CONTROL_BYTES: usize = 16 * 1024;
 /// How many streams may be lost, where none is answered: those that the client cancels before its response begins ("rapid
 /// reset", CVE-2023-44487), and those that end by its errors ("MadeYouReset", CVE-2025-8671). An answer makes up for one, and
 /// so does some time, up to this many. A head that is too large counts as two, since it costs more than others that are refused.
@@ -113,7 +114,7 @@ pub struct Connection {
     out: Vec<u8>,
     out_at: usize,
     response_end: usize,
-    answers: Answers,
+    controls: ControlBytes,
     /// The client's windows: of the connection, and what those of new streams are.
     send_window: i64,
     first_send_window: i64,
@@ -155,16 +156,16 @@ enum Leaving {
     Told(u32),
 }
 
-/// Bytes of answers to the client's frames that may still be in `out`. They go among other frames; where each ends is not
-/// kept. Those `before` are sent once so much of `out` is as there was at the `mark`, counted from `out_at`.
+/// Bytes of [control frames](Connection::control) that may still be in `out`. They go among other frames; where each ends is
+/// not kept. Those `before` are sent once so much of `out` is as there was at the `mark`, counted from `out_at`.
 #[derive(Debug, Default)]
-struct Answers {
+struct ControlBytes {
     before: usize,
     mark: usize,
     behind: usize,
 }
 
-impl Answers {
+impl ControlBytes {
     fn bytes(&self) -> usize {
         self.before + self.behind
     }
@@ -376,7 +377,7 @@ impl Connection {
             out: Vec::new(),
             out_at: 0,
             response_end: 0,
-            answers: Answers::default(),
+            controls: ControlBytes::default(),
             send_window: FIRST_WINDOW,
             first_send_window: FIRST_WINDOW,
             is_table_due: false,
@@ -451,7 +452,7 @@ impl Connection {
 
     /// Whether nothing can be taken before some of what is to be sent has been.
     pub fn is_full(&self) -> bool {
-        self.answers.bytes() >= MAX_ANSWER_BYTES
+        self.controls.bytes() >= MAX_CONTROL_BYTES
     }
 
     /// What the client has begun and not ended. `unread`: what [`Self::receive`] did not take.
@@ -474,7 +475,7 @@ impl Connection {
     /// So much of it has been sent.
     pub fn sent(&mut self, count: usize) {
         self.out_at += count;
-        self.answers.sent(count, self.out.len() - self.out_at);
+        self.controls.sent(count, self.out.len() - self.out_at);
         if self.out_at == self.out.len() {
             buffers::give_back(std::mem::take(&mut self.out));
             (self.out_at, self.response_end) = (0, 0);
@@ -649,7 +650,7 @@ impl Connection {
                 self.count_idle()
             }
             Frame::Ping(data) => {
-                write::ping(&data, true, self.answer());
+                write::ping(&data, true, self.control());
                 Ok(())
             }
             Frame::PingAck(data) => {
@@ -761,7 +762,7 @@ impl Connection {
     /// Refuses a request that is one too many. Nothing of it was done: the client may repeat it.
     fn refuse(&mut self, id: u32) -> Result<(), Bad> {
         self.reset.add(id);
-        write::reset(id, Code::RefusedStream, self.answer());
+        write::reset(id, Code::RefusedStream, self.control());
         // A client that does not know the limit yet may go beyond it.
         if self.knows_settings {
             let why = "too many requests beyond the limit";
@@ -935,7 +936,7 @@ impl Connection {
             (None, Input::Open | Input::Dropped) => {
                 if let Some(oldest) = self.unended.oldest() {
                     self.reset.add(oldest);
-                    write::reset(oldest, Code::NoError, self.out());
+                    write::reset(oldest, Code::NoError, self.control());
                 }
                 self.unended.add(id);
             }
@@ -962,7 +963,7 @@ impl Connection {
             stream.send_window += by;
             stream.wake();
         }
-        write::settings_ack(self.answer());
+        write::settings_ack(self.control());
         Ok(())
     }
 
@@ -1026,7 +1027,7 @@ impl Connection {
             }
             None => self.reset.add(id),
         }
-        write::reset(id, code, self.answer());
+        write::reset(id, code, self.control());
         if let Err(Bad::Connection(code, why)) = self.count_lost() {
             self.fail(code, why);
         }
@@ -1061,7 +1062,7 @@ impl Connection {
         if self.unreleased >= RELEASED_AT_ONCE {
             let by = std::mem::take(&mut self.unreleased);
             self.receive_window += by;
-            write::window_update(0, by as u32, self.out());
+            write::window_update(0, by as u32, self.control());
             self.call();
         }
     }
@@ -1081,7 +1082,7 @@ impl Connection {
             }
             stream.receive_window += by;
             let id = stream.id;
-            write::window_update(id, by as u32, self.out());
+            write::window_update(id, by as u32, self.control());
             self.call();
         }
     }
@@ -1094,10 +1095,10 @@ impl Connection {
         &mut self.out
     }
 
-    /// To be appended to, a little for a frame of the client's.
-    fn answer(&mut self) -> &mut Vec<u8> {
-        // The longest of them.
-        self.answers.behind += HEAD_BYTES + 8;
+    /// To be appended to by a control frame that the client has caused.
+    fn control(&mut self) -> &mut Vec<u8> {
+        // The longest of them: a PING.
+        self.controls.behind += HEAD_BYTES + 8;
         self.out()
     }
 
@@ -1282,7 +1283,7 @@ impl Connection {
     pub fn abort(&mut self, id: u32, code: Code) {
         if let Some(at) = self.find_unreset(id) {
             self.streams[at].reset = Some(Reset::ByUs);
-            write::reset(id, code, self.out());
+            write::reset(id, code, self.control());
             self.response_end = self.out.len();
             self.end_turn(at);
             self.call_next();

@@ -81,6 +81,8 @@ enum Output {
     /// A head, with what was written of it.
     Head(Vec<u8>),
     Content(BodyReader),
+    /// Trailers, which wait for room like a head. Content has been read to its end.
+    Trailers(BodyReader),
     /// What a WebSocket carries.
     WebSocket,
     /// Nothing; it is complete.
@@ -126,7 +128,7 @@ impl Http2Stream {
     /// Ends the stream so that the client cannot take what it has for a whole response.
     pub fn abort(self) {
         let code = match &self.output {
-            Output::Head(_) | Output::Content(_) => Code::Internal,
+            Output::Head(_) | Output::Content(_) | Output::Trailers(_) => Code::Internal,
             // As a connection's reset is told (RFC 8441 §5).
             Output::WebSocket => Code::Cancel,
             Output::Ended => return,
@@ -293,17 +295,27 @@ impl Http2Stream {
                     break;
                 }
             }
-            let is_done = reader.is_done();
-            let trailers = reader.trailers();
-            connection.end_content(start, self.id, is_done && trailers.is_empty());
-            if is_done && !trailers.is_empty() {
-                connection.send_trailers(self.id, |out| head::write_trailers(trailers, out));
-            }
+            connection.end_content(start, self.id, reader.is_done() && reader.trailers().is_empty());
         }
         if reader.is_done() {
-            self.output = Output::Ended;
+            self.output = match reader.trailers() {
+                [] => Output::Ended,
+                _ => Output::Trailers(reader.clone()),
+            };
         }
         Poll::Ready(Ok(at))
+    }
+
+    /// Sends the trailers, if there are any left to send.
+    fn poll_send_trailers(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Output::Trailers(reader) = &self.output {
+            let mut connection = self.link.lock();
+            ready!(connection.poll_room(self.id, cx)).map_err(|_| reset())?;
+            connection.send_trailers(self.id, |out| head::write_trailers(reader.trailers(), out));
+            drop(connection);
+            self.output = Output::Ended;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -368,7 +380,7 @@ impl AsyncWrite for Http2Stream {
             Output::Head(_) => this.poll_write_head(cx, buf),
             Output::Content(..) => this.poll_write_content(cx, buf),
             Output::WebSocket => this.poll_write_websocket(cx, buf),
-            Output::Ended => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            Output::Trailers(_) | Output::Ended => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         };
         // Only who could not write waits to do so: what comes next may not need it, or may never come.
         if written.is_ready() {
@@ -377,9 +389,9 @@ impl AsyncWrite for Http2Stream {
         written
     }
 
-    /// The connection sends what its streams have written.
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    /// Ready once the connection has all that was written. It sends that by itself.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_send_trailers(cx)
     }
 
     /// The response has its end by its framing. A WebSocket's output ends.

@@ -788,7 +788,7 @@ fn what_asks_for_an_answer_is_read_no_faster_than_answers_are_taken() {
         let flood = asking.repeat(10_000);
         let mut taken = client.connection.receive(&flood);
         assert!(taken < flood.len() && client.connection.is_full());
-        assert!(client.connection.unsent().len() < 2 * MAX_ANSWER_BYTES);
+        assert!(client.connection.unsent().len() < 2 * MAX_CONTROL_BYTES);
         assert_eq!(client.connection.receive(&flood[taken..]), 0);
         let mut answers = 0;
         while taken < flood.len() {

@@ -77,6 +77,8 @@ enum ConnectionAction {
     Linger,
     /// Reset: a truncated response would look complete otherwise, or the client does not read it.
     Abort,
+    /// Tell that nothing was done for the request, which the client may repeat on another connection (HTTP/2).
+    Refuse,
 }
 
 /// Serves a connection to its end.
@@ -121,7 +123,7 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Int
             ConnectionAction::Close if !client.is_tls() => return,
             ConnectionAction::Close => break,
             ConnectionAction::Linger => return Box::pin(linger(&engine, &mut client)).await,
-            ConnectionAction::Abort => return client.abort(),
+            ConnectionAction::Abort | ConnectionAction::Refuse => return client.abort(),
             ConnectionAction::Http2 => {
                 // Streams cannot ask for the local address.
                 let mut peer = peer;
@@ -160,6 +162,7 @@ pub(super) async fn serve_stream(engine: &Engine, mut stream: Http2Stream, peer:
         ConnectionAction::Idle | ConnectionAction::Close | ConnectionAction::Http2 => {}
         ConnectionAction::Linger => linger(engine, &mut client).await,
         ConnectionAction::Abort => client.abort(),
+        ConnectionAction::Refuse => client.refuse(),
     }
 }
 
@@ -402,6 +405,11 @@ impl Request<'_> {
             // Clients expect that an idle connection may close, and retry (RFC 9112 §9.3.1).
             Err(_) if self.state.is_misdirected && !is_first && !self.is_stream => {
                 RequestEnd { action: ConnectionAction::Close, at: self.started }
+            }
+            // Clients repeat what crossed the GOAWAY on a new connection, which is judged anew. An answer of 421 they would take
+            // for the end of it.
+            Err(_) if self.state.is_misdirected && self.is_stream => {
+                RequestEnd { action: ConnectionAction::Refuse, at: self.started }
             }
             Err(refusal) => {
                 self.forwarded.complete(self.engine, self.peer, client.is_tls(), &mut buffers.text);

@@ -135,6 +135,14 @@ impl ClientStream {
         }
     }
 
+    /// Tells the client that nothing was done for the request of its stream.
+    pub fn refuse(self) {
+        match self {
+            Self::Io(io) => io.abort(),
+            Self::Http2(stream) => stream.refuse(),
+        }
+    }
+
     /// Ends the connection so that the client cannot take what it has for a whole message.
     pub fn abort(self) {
         match self {

@@ -136,6 +136,11 @@ impl Http2Stream {
         self.link.lock().abort(self.id, code);
     }
 
+    /// Ends the stream so that its client may repeat the request on another connection: nothing of it was done (RFC 9113 §8.7).
+    pub fn refuse(self) {
+        self.link.lock().abort(self.id, Code::RefusedStream);
+    }
+
     /// Waits for more of the request; ready when `text` or `data` has some or the request has ended.
     fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut connection = self.link.lock();

@@ -16,6 +16,8 @@ pub(super) struct Pace {
     least: Option<NonZero<u32>>,
     moved: u64,
     waited: Duration,
+    /// How much of `waited` nothing of the connection's other exchanges could have kept the client from ending.
+    waited_alone: Duration,
     /// Where a connection carries several exchanges at once, and how much it had moved when this one began.
     connection: Option<(Total, u64)>,
 }
@@ -68,8 +70,9 @@ impl Total {
 }
 
 impl Pace {
-    pub(super) fn new(least: Option<NonZero<u32>>, connection: Option<&Total>) -> Self {
-        let mut pace = Self { least: None, moved: 0, waited: Duration::ZERO, connection: None };
+    pub fn new(least: Option<NonZero<u32>>, connection: Option<&Total>) -> Self {
+        let (waited, waited_alone) = (Duration::ZERO, Duration::ZERO);
+        let mut pace = Self { least: None, moved: 0, waited, waited_alone, connection: None };
         pace.ask(least, connection);
         pace
     }
@@ -84,14 +87,23 @@ impl Pace {
     }
 
     /// How long the client may keep us waiting now, where a single wait may last `limit`.
-    pub(super) fn patience(&self, limit: Duration) -> Duration {
-        let Some(least) = self.least else { return limit };
+    pub fn patience(&self, limit: Duration) -> Duration {
         let moved = match &self.connection {
             Some((total, before)) => total.moved().saturating_sub(*before),
             None => self.moved,
         };
-        let earned = Duration::from_secs(moved / u64::from(least.get()));
-        limit.min((RATE_GRACE + earned).saturating_sub(self.waited))
+        limit.min(self.earned(moved).saturating_sub(self.waited))
+    }
+
+    /// The same where the client waits for nothing before it moves more in this exchange: only what moved in this one counts,
+    /// and only [such waits](Self::waited_alone).
+    pub fn patience_alone(&self, limit: Duration) -> Duration {
+        limit.min(self.earned(self.moved).saturating_sub(self.waited_alone))
+    }
+
+    /// For how long the client may keep us waiting in all, where so much has moved.
+    fn earned(&self, moved: u64) -> Duration {
+        self.least.map_or(Duration::MAX, |least| RATE_GRACE + Duration::from_secs(moved / u64::from(least.get())))
     }
 
     /// How long the client has kept us waiting in all.
@@ -106,6 +118,11 @@ impl Pace {
             total.0.moved.fetch_add(bytes, Ordering::Relaxed);
         }
         self.waited = self.waited.saturating_add(waited);
+    }
+
+    /// `waited` that was told to [`Self::moved`] was for this exchange alone.
+    pub fn waited_alone(&mut self, waited: Duration) {
+        self.waited_alone = self.waited_alone.saturating_add(waited);
     }
 }
 
@@ -164,6 +181,22 @@ mod tests {
         busy.moved(2400, Duration::ZERO);
         assert_eq!(slow.patience(LIMIT), Duration::from_secs(10));
         assert_eq!(Pace::new(NonZero::new(240), Some(&total)).patience(LIMIT), RATE_GRACE, "not what was moved before");
+    }
+
+    // A stream whose window is shut is waited for whatever else its client takes.
+    #[test]
+    fn what_other_streams_move_does_not_count_where_one_is_waited_for_alone() {
+        let total = Total::new(Instant::now());
+        let mut slow = Pace::new(NonZero::new(240), Some(&total));
+        let mut busy = Pace::new(NonZero::new(240), Some(&total));
+        busy.moved(240_000, Duration::ZERO);
+        slow.moved(0, Duration::from_secs(7));
+        assert_eq!(slow.patience_alone(LIMIT), RATE_GRACE, "it had no turn");
+        slow.moved(240, Duration::from_secs(4));
+        slow.waited_alone(Duration::from_secs(4));
+        assert_eq!((slow.patience(LIMIT), slow.patience_alone(LIMIT)), (LIMIT, Duration::from_secs(2)));
+        slow.ask(None, None);
+        assert_eq!(slow.patience_alone(LIMIT), LIMIT);
     }
 
     #[test]

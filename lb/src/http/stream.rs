@@ -52,13 +52,14 @@ impl ClientStream {
         }
     }
 
-    /// For how long the connection has taken nothing of any response, where it carries several exchanges at once and this
-    /// one waits for its turn. A stream whose own window is shut waits for nothing but the client.
+    /// For how long the connection has taken nothing of any response, where it carries several exchanges at once.
     pub fn stalled(&self, now: Instant) -> Option<Duration> {
-        match self {
-            Self::Http2(stream) if !stream.is_window_shut() => Some(stream.total().stalled(now)),
-            _ => None,
-        }
+        self.total().map(|total| total.stalled(now))
+    }
+
+    /// Whether nothing but the window of its own stream kept the last write back.
+    pub fn is_window_shut(&self) -> bool {
+        matches!(self, Self::Http2(stream) if stream.is_window_shut())
     }
 
     /// The socket, where bytes can pass to it without being looked at.

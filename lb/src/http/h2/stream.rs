@@ -58,6 +58,8 @@ pub struct Http2Stream {
     input: Input,
     method: Method,
     output: Output,
+    /// The last write was kept back by nothing but the stream's own window.
+    is_window_shut: bool,
     /// Nothing more will be written.
     is_shut_down: bool,
 }
@@ -99,7 +101,19 @@ impl Http2Stream {
             Content::Tunnel => Input::WebSocket,
         };
         let output = Output::Head(Vec::new());
-        Self { link, id, text, text_at: 0, is_too_large, data: 0, input, method, output, is_shut_down: false }
+        Self {
+            link,
+            id,
+            text,
+            text_at: 0,
+            is_too_large,
+            data: 0,
+            input,
+            method,
+            output,
+            is_window_shut: false,
+            is_shut_down: false,
+        }
     }
 
     /// Whether the head of the request is larger than one may be. Then it has no end.
@@ -120,9 +134,9 @@ impl Http2Stream {
         self.link.is_tls
     }
 
-    /// Whether nothing but its client keeps the response from being sent.
+    /// Whether nothing but the stream's own window kept the last write back: its client can open it at any time.
     pub fn is_window_shut(&self) -> bool {
-        self.link.lock().is_window_shut(self.id)
+        self.is_window_shut
     }
 
     /// Ends the stream so that the client cannot take what it has for a whole response.
@@ -249,7 +263,11 @@ impl Http2Stream {
             return Poll::Ready(Ok(0));
         }
         let mut connection = self.link.lock();
-        let most = ready!(connection.poll_window(self.id, cx)).map_err(|_| reset())?;
+        let Poll::Ready(window) = connection.poll_window(self.id, cx) else {
+            self.is_window_shut = connection.is_window_shut(self.id);
+            return Poll::Pending;
+        };
+        let most = window.map_err(|_| reset())?;
         let count = buf.len().min(most);
         let start = connection.begin_content();
         connection.content().extend_from_slice(&buf[..count]);
@@ -277,7 +295,10 @@ impl Http2Stream {
                 match next.data(&buf[at..]).is_empty() {
                     true => {}
                     false if at > 0 => return Poll::Ready(Ok(at)),
-                    false => return Poll::Pending,
+                    false => {
+                        self.is_window_shut = connection.is_window_shut(self.id);
+                        return Poll::Pending;
+                    }
                 }
             }
             let start = connection.begin_content();
@@ -381,6 +402,7 @@ impl AsyncRead for Http2Stream {
 impl AsyncWrite for Http2Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.is_window_shut = false;
         let written = match this.output {
             Output::Head(_) => this.poll_write_head(cx, buf),
             Output::Content(..) => this.poll_write_content(cx, buf),

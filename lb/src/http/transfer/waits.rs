@@ -23,6 +23,8 @@ pub(super) enum Wait {
     Continue,
     /// The client, to take what it is sent.
     Client,
+    /// The client, to open the window of its stream: it could do so at once, whatever else its connection carries.
+    Window,
     /// The backend; what it means when that takes too long.
     Backend(Failure),
     /// Either side of a tunnel.
@@ -89,9 +91,15 @@ impl Transfer<'_> {
     fn download_wait(&self, upload: Option<(Wait, Duration)>) -> Option<(Wait, Duration)> {
         let rest = |limit: Duration| limit.saturating_sub(self.download_waited);
         let client = || {
+            let limit = self.limits.send_timeout;
+            // `min_rate` holds for such a stream by itself, as for a response over HTTP/1.1. Else a byte now and then would keep it,
+            // and what it holds, for as long as others move. nginx asks for no more than that byte within `send_timeout`.
+            if self.client.is_window_shut() {
+                return Some((Wait::Window, self.pace.patience_alone(rest(limit))));
+            }
             // A stream has its turn when the client has taken what is before it on the connection.
             let stalled = self.client.stalled(clock::now()).unwrap_or(Duration::MAX);
-            let limit = self.limits.send_timeout.saturating_sub(self.download_waited.min(stalled));
+            let limit = limit.saturating_sub(self.download_waited.min(stalled));
             Some((Wait::Client, self.pace.patience(limit)))
         };
         if let Download::Tunnel(tunnel) = &self.download {
@@ -149,7 +157,7 @@ impl Transfer<'_> {
         from_backend + to_client == 0
             && match (&self.upload, &self.download) {
                 (Upload::Abandoned(_), Download::Waiting | Download::Sending(_)) => {
-                    !matches!(waits, Some(Waits { download: Some((Wait::Client, _)), .. }))
+                    !matches!(waits, Some(Waits { download: Some((Wait::Client | Wait::Window, _)), .. }))
                 }
                 (_, Download::Sending(_)) => self.body.pace.patience(Duration::MAX).is_zero(),
                 _ => false,
@@ -163,14 +171,19 @@ impl Transfer<'_> {
         let is_of = |wait: Option<(Wait, Duration)>, of| wait.is_some_and(|(wait, _)| wait == of);
         self.pace.moved(to_client, Duration::ZERO);
         let lags = waits.download.is_some() && !self.client_lag.is_zero();
-        if waits.upload.is_some() || is_of(waits.download, Wait::Client) || lags {
+        let is_for_window = is_of(waits.download, Wait::Window);
+        let is_for_client = is_for_window || is_of(waits.download, Wait::Client);
+        if waits.upload.is_some() || is_for_client || lags {
             let waited = timer.waited();
             if is_of(waits.upload, Wait::Content) {
                 self.body.pace.moved(0, waited);
             }
-            if is_of(waits.download, Wait::Client) {
+            if is_for_client {
                 // Sending is progress of the client too.
                 self.pace.moved(from_client, waited);
+                if is_for_window {
+                    self.pace.waited_alone(waited);
+                }
                 self.client_lag += waited;
                 if let (true, Download::Sending(content)) = (waited > MAX_LARGE_READ_WAIT, &mut self.download) {
                     content.read_bytes = LARGE_READ_BYTES;
@@ -191,7 +204,7 @@ impl Transfer<'_> {
         let (wait, _) = self.waits().all().find(|(_, limit)| limit.is_zero())?;
         match wait {
             Wait::Content => Some(TransferEvent::Failed(Failure::ClientTimeout)),
-            Wait::Client => {
+            Wait::Client | Wait::Window => {
                 self.is_stuck = true;
                 Some(TransferEvent::Failed(Failure::ClientGone))
             }

@@ -1038,14 +1038,14 @@ fn write_record(
         target: &target,
         protocol: transfer.client.protocol(request.version()),
         status: outcome.status,
-        bytes: transfer.sent,
+        bytes: transfer.content_sent(),
         duration: now.saturating_duration_since(of.started),
         request_id: text.get(of.forwarded.request_id.clone()).unwrap_or_default(),
         referer: referer.as_deref(),
         user_agent: user_agent.as_deref(),
         served: Served::new(exchange, outcome),
     };
-    let ended = Some((outcome, transfer.sent));
+    let ended = Some((outcome, record.bytes));
     let Some(exchange) = exchange else {
         // By the rules of the default site, if there is one.
         let snapshot = of.engine.control.snapshot();

@@ -192,8 +192,8 @@ pub(super) struct Transfer<'a> {
     client_lag: Duration,
     /// The client has taken nothing, or too little, for as long as it may.
     is_stuck: bool,
-    /// Content that the client was sent.
-    pub sent: u64,
+    /// Content that was made ready to be sent: some of it may still be in `to_client`.
+    ready: u64,
 }
 
 /// Bytes that moved in the present turn.
@@ -270,7 +270,7 @@ impl<'a> Transfer<'a> {
             is_until_close: false,
             client_lag: Duration::ZERO,
             is_stuck: false,
-            sent: 0,
+            ready: 0,
         }
     }
 
@@ -381,7 +381,7 @@ impl<'a> Transfer<'a> {
             }
         };
         from_backend.clear();
-        self.sent = body.sent;
+        self.ready = body.sent;
         self.download = match body.is_done() {
             true => Download::Flushing,
             false => Download::Sending(ResponseContent {
@@ -422,7 +422,7 @@ impl<'a> Transfer<'a> {
             may_keep && self.body.is_done() && self.buffers.request.keeps_alive() && self.engine.keeps_clients();
         write(self.buffers, self.keeps_client);
         self.buffers.from_backend.clear();
-        self.sent = 0;
+        self.ready = 0;
         self.upload = Upload::Abandoned(AbandonReason::Refused);
         self.download = Download::Replying(if has_content { content } else { Bytes::new() });
         self.reply_on();
@@ -434,7 +434,7 @@ impl<'a> Transfer<'a> {
         let piece = content.len().min(LARGE_READ_BYTES);
         self.buffers.to_client.extend_from_slice(&content[..piece]);
         content.advance(piece);
-        self.sent += piece as u64;
+        self.ready += piece as u64;
         if content.is_empty() {
             self.download = Download::Flushing;
         }
@@ -526,6 +526,11 @@ impl<'a> Transfer<'a> {
     /// Whether every byte of the request was written to the backend.
     pub(super) fn has_sent_request(&self) -> bool {
         matches!(self.upload, Upload::Sent)
+    }
+
+    /// How much content the client was sent. What frames it counts as content in the part that it has not taken.
+    pub fn content_sent(&self) -> u64 {
+        self.ready.saturating_sub((self.buffers.to_client.len() - self.written) as u64)
     }
 
     /// Decides what becomes of the backend's connection, once the answer has been sent.
@@ -788,7 +793,7 @@ impl<'a> Transfer<'a> {
         if let Download::Tunnel(tunnel) = &mut self.download {
             let Some(Upstream::H1(h1)) = &mut self.upstream else { return Ok(Some(TransferEvent::Sent)) };
             let flow = tunnel.poll(cx, self.client, &mut h1.socket);
-            self.sent = tunnel.sent();
+            self.ready = tunnel.sent();
             self.moved.is_unfinished |= matches!(flow, Poll::Ready(TunnelProgress::Moved));
             // A client may close its side while the backend has still to take what it sent.
             let is_stuck = tunnel.is_up_stuck();
@@ -946,7 +951,7 @@ impl<'a> Transfer<'a> {
                     Poll::Ready(Ok(count)) if count > 0 => {
                         self.moved.to_client += count as u64;
                         body.skip(count as u64);
-                        self.sent = body.sent;
+                        self.ready = body.sent;
                         if body.is_done() {
                             if let Some(pipe) = content.pipe.take() {
                                 pipe.give_back();
@@ -999,7 +1004,7 @@ impl<'a> Transfer<'a> {
                 self.moved.is_unfinished = true;
             }
         }
-        self.sent = body.sent;
+        self.ready = body.sent;
         if body.is_done() {
             self.download = Download::Flushing;
         }

@@ -25,7 +25,7 @@ import dashboards
 
 HERE = Path(__file__).resolve().parent
 # What a query may lack data for on a day when nothing is wrong.
-QUIET = {"Failures and retries": ["> 0"], "Handshakes": ["> 0"], "Errors and refusals": ["refusals", "responses"], "Slots, as each node sees them": ["> 0"], "Time of a command": ["cmd"]}
+QUIET = {"Failures and retries": ["> 0"], "Handshakes": ["> 0"], "Errors and refusals": ["refusals", "responses", "http2"], "Slots, as each node sees them": ["> 0"], "Time of a command": ["cmd"]}
 OWN_OF_PROMETHEUS = {"up", "ALERTS"}
 WORDS = set("by without on ignoring group_left group_right and or unless offset bool le inf nan".split())
 

@@ -155,7 +155,8 @@ OVERVIEW = dashboard(
             lines("Errors and refusals", "reqps", (f'sum(rate(evenkeel_requests_total{{{P}, code="5xx"}}[{RATE}]))', "5xx"),
                   (f"sum by (status) (rate(evenkeel_responses_total{{{P}}}[{RATE}])) > 0", "{{status}}"),
                   (f"sum by (reason) (rate(evenkeel_refusals_total[{RATE}])) > 0", "refused: {{reason}}"),
-                  help_text="Requests that failed, by status (499: the client left), and those that Evenkeel answered itself, by reason."),
+                  (f"sum by (reason) (rate(evenkeel_http2_connection_errors_total[{RATE}])) > 0", "HTTP/2 connections: {{reason}}"),
+                  help_text="Requests that failed, by status (499: the client left), those that Evenkeel answered itself, by reason, and HTTP/2 connections that it ended for an error of their client; enhance-your-calm: a flood."),
         ]),
         ("Backends", [
             lines("Share of each backend", "percentunit",

@@ -50,6 +50,8 @@ pub struct Control {
     loop_id: String,
     /// Throttles the log of forwarding loops.
     pub(crate) loops: RepeatedFailures,
+    /// And that of clients whose HTTP/2 connections are ended by their errors.
+    pub(crate) http2_errors: RepeatedFailures,
     /// Part of ETags, so that those of different processes differ.
     boot_id: u32,
     change_state: Mutex<ChangeState>,
@@ -294,6 +296,7 @@ impl Control {
             boot_id: rand::random(),
             loop_id: format!("evenkeel-{:016x}", rand::random::<u64>()),
             loops: RepeatedFailures::default(),
+            http2_errors: RepeatedFailures::default(),
             change_state: Mutex::new(ChangeState { file: config, history: ChangeHistory::default() }),
             resources: OnceLock::new(),
             reloading: Mutex::new(()),
@@ -328,8 +331,15 @@ impl Control {
         &self.loop_id
     }
 
-    /// Logs how many more forwarding loops there were.
+    /// Logs how many more forwarding loops there were, and how many more errors of HTTP/2 clients.
     pub(crate) fn catch_up(&self, now: Instant) {
+        for SuppressedFailures { word, count, within } in self.http2_errors.take(now) {
+            tracing::warn!(
+                reason = word,
+                "… and {count} more HTTP/2 connections were ended by errors of their clients in {} s",
+                within.as_secs()
+            );
+        }
         for SuppressedFailures { count, within, .. } in self.loops.take(now) {
             tracing::warn!(more = count, "… and {count} more requests came back in {} s", within.as_secs());
         }

@@ -502,6 +502,7 @@ impl Listeners {
     fn counters(&self, config: &ListenerConfig) -> (Arc<HandshakeStats>, Arc<ProxyHeaderPolicy>) {
         let (metrics, name) = (&self.shared.control.metrics, config.name.as_str());
         let proxies = ProxyHeaderPolicy::new(config.proxy_protocol.as_ref(), name, metrics);
+        metrics.expect_http2(name);
         (Arc::new(HandshakeStats::new(metrics.tls(name))), Arc::new(proxies))
     }
 

@@ -56,6 +56,7 @@ pub struct Metrics {
     tls_handshakes: IntCounterVec,
     tls_handshake_failures: IntCounterVec,
     proxy_protocol_failures: IntCounterVec,
+    http2_connection_errors: IntCounterVec,
     pub(crate) access_log_lost: IntCounter,
     /// Lines of the log that were lost since nobody took them; [`crate::log::Log::start`] counts them.
     pub log_lost: IntCounter,
@@ -118,6 +119,17 @@ pub(crate) const HANDSHAKE_FAILURES: [&str; 10] = [
 /// Why connections are cut of which a header of the PROXY protocol is demanded.
 pub(crate) const PROXY_PROTOCOL_FAILURES: [&str; 6] =
     ["closed", "malformed", "missing", "shed", "timeout", "too-large"];
+
+/// Why connections of HTTP/2 are ended: what their clients are told (RFC 9113 §7), or that something did not end in time.
+pub(crate) const HTTP2_ERRORS: [&str; 7] = [
+    "compression-error",
+    "enhance-your-calm",
+    "flow-control-error",
+    "frame-size-error",
+    "protocol-error",
+    "stream-closed",
+    "timeout",
+];
 
 /// What a listener counts of its handshakes.
 #[derive(Debug)]
@@ -293,6 +305,11 @@ impl Metrics {
                 "Connections that were cut because a header of the PROXY protocol was demanded of them, by reason.",
                 &["listener", "reason"],
             ),
+            http2_connection_errors: counters(
+                "evenkeel_http2_connection_errors_total",
+                "Connections of HTTP/2 that were ended by an error of their client, by reason.",
+                &["listener", "reason"],
+            ),
             tls_handshake_failures: counters(
                 "evenkeel_tls_handshake_failures_total",
                 "TLS handshakes with clients that failed, by reason.",
@@ -428,6 +445,18 @@ impl Metrics {
         self.proxy_protocol_failures.with_label_values(&[listener, reason]).inc();
     }
 
+    /// Counts from 0 on.
+    pub(crate) fn expect_http2(&self, listener: &str) {
+        for reason in HTTP2_ERRORS {
+            self.http2_connection_errors.with_label_values(&[listener, reason]);
+        }
+    }
+
+    /// `reason`: one of [`HTTP2_ERRORS`].
+    pub(crate) fn http2_connection_failed(&self, listener: &str, reason: &str) {
+        self.http2_connection_errors.with_label_values(&[listener, reason]).inc();
+    }
+
     /// Ends the series of a listener that is closed, or has other names now.
     pub(crate) fn forget_listener(&self, listener: &str) {
         // An error says that the series was never made, which is as good.
@@ -436,6 +465,9 @@ impl Metrics {
         }
         for reason in PROXY_PROTOCOL_FAILURES {
             let _ = self.proxy_protocol_failures.remove_label_values(&[listener, reason]);
+        }
+        for reason in HTTP2_ERRORS {
+            let _ = self.http2_connection_errors.remove_label_values(&[listener, reason]);
         }
         for reason in HANDSHAKE_FAILURES {
             let _ = self.tls_handshake_failures.remove_label_values(&[listener, reason]);

@@ -251,16 +251,22 @@ impl<'a> Driver<'a> {
         }
         if connection.error().is_some() {
             drop(connection);
-            return Err(self.error());
+            return Err(self.error(None));
         }
         Ok(has_read)
     }
 
-    /// The client has to go for an error of its own.
-    fn error(&self) -> Over {
+    /// The client has to go for an error of its own. `reason`: the word for it, unless that of its code says it.
+    fn error(&self, reason: Option<&'static str>) -> Over {
         if let Some((code, why)) = self.link.lock().error() {
-            let client = self.peer.as_str();
-            tracing::debug!(client, ?code, why, "an HTTP/2 connection ends by an error of its client");
+            let (control, client) = (&self.engine.control, self.peer.as_str());
+            let reason = reason.unwrap_or(code.word());
+            control.metrics.http2_connection_failed(self.engine.name.load().as_str(), reason);
+            if control.http2_errors.note(reason, clock::now()) {
+                tracing::warn!(client, reason, "an HTTP/2 connection is ended by an error of its client: {why}");
+            } else {
+                tracing::debug!(client, reason, "an HTTP/2 connection is ended by an error of its client: {why}");
+            }
         }
         Over::Told
     }
@@ -389,7 +395,7 @@ impl<'a> Driver<'a> {
             }
             if Some(first) != of_phase {
                 self.link.lock().fail(Code::EnhanceYourCalm, "a frame, or a head, that does not end in time");
-                return Err(self.error());
+                return Err(self.error(Some("timeout")));
             }
             if self.phase != Phase::Sending || limit.is_zero() {
                 return Err(Over::Leave);

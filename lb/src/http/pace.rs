@@ -70,7 +70,7 @@ impl Total {
 }
 
 impl Pace {
-    pub fn new(least: Option<NonZero<u32>>, connection: Option<&Total>) -> Self {
+    pub(super) fn new(least: Option<NonZero<u32>>, connection: Option<&Total>) -> Self {
         let (waited, waited_alone) = (Duration::ZERO, Duration::ZERO);
         let mut pace = Self { least: None, moved: 0, waited, waited_alone, connection: None };
         pace.ask(least, connection);
@@ -87,7 +87,7 @@ impl Pace {
     }
 
     /// How long the client may keep us waiting now, where a single wait may last `limit`.
-    pub fn patience(&self, limit: Duration) -> Duration {
+    pub(super) fn patience(&self, limit: Duration) -> Duration {
         let moved = match &self.connection {
             Some((total, before)) => total.moved().saturating_sub(*before),
             None => self.moved,
@@ -97,7 +97,7 @@ impl Pace {
 
     /// The same where the client waits for nothing before it moves more in this exchange: only what moved in this one counts,
     /// and only [such waits](Self::waited_alone).
-    pub fn patience_alone(&self, limit: Duration) -> Duration {
+    pub(super) fn patience_alone(&self, limit: Duration) -> Duration {
         limit.min(self.earned(self.moved).saturating_sub(self.waited_alone))
     }
 
@@ -121,7 +121,7 @@ impl Pace {
     }
 
     /// `waited` that was told to [`Self::moved`] was for this exchange alone.
-    pub fn waited_alone(&mut self, waited: Duration) {
+    pub(super) fn waited_alone(&mut self, waited: Duration) {
         self.waited_alone = self.waited_alone.saturating_add(waited);
     }
 }

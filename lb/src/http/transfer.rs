@@ -529,7 +529,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// How much content the client was sent. What frames it counts as content in the part that it has not taken.
-    pub fn content_sent(&self) -> u64 {
+    pub(super) fn content_sent(&self) -> u64 {
         self.ready.saturating_sub((self.buffers.to_client.len() - self.written) as u64)
     }
 

@@ -48,6 +48,24 @@ pub enum Code {
     EnhanceYourCalm = 11,
 }
 
+impl Code {
+    /// For logs and metrics, if it is an error of a client's that ends a connection.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Protocol => "protocol-error",
+            Self::FlowControl => "flow-control-error",
+            Self::StreamClosed => "stream-closed",
+            Self::FrameSize => "frame-size-error",
+            Self::Compression => "compression-error",
+            Self::EnhanceYourCalm => "enhance-your-calm",
+            Self::NoError => "no-error",
+            Self::Internal => "internal-error",
+            Self::RefusedStream => "refused-stream",
+            Self::Cancel => "cancel",
+        }
+    }
+}
+
 /// What is wrong with a frame, or with its coming when it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bad {
@@ -395,6 +413,14 @@ mod tests {
         assert_eq!(read(&[0, 0, 0, 0xbe, 0, 0, 0, 0, 1]), Ok(Frame::Other));
         assert_eq!(read(b"\0\0\x04\x08\0\0\0\0\x01\0\0\0\0"), Err(Bad::Stream(1, Code::Protocol)));
         assert_eq!(read(b"\0\0\x04\x08\0\x80\0\0\x01\x80\0\0\x07"), Ok(Frame::WindowUpdate { id: 1, by: 7 }));
+    }
+
+    #[test]
+    fn errors_of_clients_are_counted_by_words_that_metrics_know() {
+        use Code::{Compression, EnhanceYourCalm, FlowControl, FrameSize, Protocol, StreamClosed};
+        for code in [Compression, EnhanceYourCalm, FlowControl, FrameSize, Protocol, StreamClosed] {
+            assert!(crate::metrics::HTTP2_ERRORS.contains(&code.word()), "{code:?}");
+        }
     }
 
     #[test]

@@ -44,9 +44,9 @@ const READ_BYTES: usize = 32 * 1024;
 /// How often a connection reads before others have their turn, how many frames it takes, which may be tiny, and how many
 /// requests it has served: tasks run in the order in which they were woken, and a new client would wait for all those of many
 /// connections with many requests each.
-const MOST_READS_AT_ONCE: usize = 8;
-const MOST_FRAMES_AT_ONCE: usize = 256;
-const MOST_SERVED_AT_ONCE: usize = 16;
+const MAX_READS_AT_ONCE: usize = 8;
+const MAX_FRAMES_AT_ONCE: usize = 256;
+const MAX_SERVED_AT_ONCE: usize = 16;
 
 /// Time that makes up for one stream that a client has lost: a proxy may give up many of its own clients' requests to a slow
 /// backend, in the course of hours.
@@ -179,7 +179,7 @@ impl<'a> Driver<'a> {
         self.make_up();
         // A reload may have changed them.
         self.link.lock().limit_fields(list_bytes(self.engine));
-        let (mut reads, mut frames_left) = (0, MOST_FRAMES_AT_ONCE);
+        let (mut reads, mut frames_left) = (0, MAX_FRAMES_AT_ONCE);
         loop {
             let has_read = self.read(cx, &mut frames_left)?;
             let may_read_on = self.write(cx)?;
@@ -187,7 +187,7 @@ impl<'a> Driver<'a> {
                 break;
             }
             reads += 1;
-            if reads == MOST_READS_AT_ONCE || frames_left == 0 {
+            if reads == MAX_READS_AT_ONCE || frames_left == 0 {
                 wake_after_others(cx);
                 break;
             }
@@ -273,7 +273,7 @@ impl<'a> Driver<'a> {
 
     /// Has requests served, some of them at once.
     fn serve_requests(&mut self, cx: &mut Context<'_>) {
-        for _ in 0..MOST_SERVED_AT_ONCE {
+        for _ in 0..MAX_SERVED_AT_ONCE {
             let Some((id, request)) = self.link.lock().next_request() else { return };
             self.patience = self.engine.listener().keepalive_timeout;
             let stream = Http2Stream::new(Arc::clone(self.link), id, request);

@@ -15,7 +15,7 @@ const MAX_UNSENT_BYTES: usize = 192 * 1024;
 /// The most content that may have come on a stream and not been taken.
 const MAX_WINDOW: usize = 65_535 + 1024 * 1024;
 /// How many streams may be open, and some that have ended while nobody looked.
-const MOST_TASKS: usize = 256;
+const MAX_TASKS: usize = 256;
 
 /// Bytes of a SETTINGS frame without settings.
 pub const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
@@ -91,7 +91,7 @@ fn is_served(data: &[u8], step: usize) {
         while let Some((id, _)) = connection.next_request() {
             serving.push(Serving { id, has_head: false, left: (id as usize * 7_919) % 100_000 });
         }
-        assert!(serving.len() <= MOST_TASKS, "{} requests", serving.len());
+        assert!(serving.len() <= MAX_TASKS, "{} requests", serving.len());
         serving.retain_mut(|one| {
             let stays = goes_on(&mut connection, one, &mut cx);
             if !stays {

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 
 /// How many a thread keeps, and the largest.
-const MOST_SPARE: usize = 64;
-const MOST_KEPT_BYTES: usize = 128 * 1024;
+const MAX_SPARE: usize = 64;
+const MAX_KEPT_BYTES: usize = 128 * 1024;
 /// What those that a thread keeps may hold together.
 const MAX_SPARE_BYTES: usize = 4 * 1024 * 1024;
 
@@ -31,14 +31,14 @@ pub fn take() -> Vec<u8> {
 
 pub fn give_back(mut buffer: Vec<u8>) {
     let bytes = buffer.capacity();
-    if bytes == 0 || bytes > MOST_KEPT_BYTES {
+    if bytes == 0 || bytes > MAX_KEPT_BYTES {
         return;
     }
     buffer.clear();
     // The thread may be ending.
     let _ = SPARE.try_with(|spare| {
         let mut spare = spare.borrow_mut();
-        if spare.buffers.len() < MOST_SPARE && spare.bytes + bytes <= MAX_SPARE_BYTES {
+        if spare.buffers.len() < MAX_SPARE && spare.bytes + bytes <= MAX_SPARE_BYTES {
             spare.bytes += bytes;
             spare.buffers.push(buffer);
         }
@@ -51,8 +51,8 @@ mod tests {
 
     #[test]
     fn what_is_spare_is_bounded() {
-        for size in [10, MOST_KEPT_BYTES, MOST_KEPT_BYTES + 1] {
-            let lent: Vec<_> = (0..2 * MOST_SPARE)
+        for size in [10, MAX_KEPT_BYTES, MAX_KEPT_BYTES + 1] {
+            let lent: Vec<_> = (0..2 * MAX_SPARE)
                 .map(|_| {
                     let mut buffer = take();
                     buffer.reserve_exact(size);
@@ -62,9 +62,9 @@ mod tests {
                 .collect();
             lent.into_iter().for_each(give_back);
             SPARE.with_borrow(|spare| {
-                assert!(spare.buffers.len() <= MOST_SPARE && spare.bytes <= MAX_SPARE_BYTES);
+                assert!(spare.buffers.len() <= MAX_SPARE && spare.bytes <= MAX_SPARE_BYTES);
                 assert_eq!(spare.bytes, spare.buffers.iter().map(Vec::capacity).sum::<usize>());
-                assert!(spare.buffers.iter().all(|buffer| buffer.is_empty() && buffer.capacity() <= MOST_KEPT_BYTES));
+                assert!(spare.buffers.iter().all(|buffer| buffer.is_empty() && buffer.capacity() <= MAX_KEPT_BYTES));
             });
         }
     }

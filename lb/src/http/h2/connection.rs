@@ -6,51 +6,35 @@
 //! window of content each, a block of fields, [`MAX_QUEUED_BYTES`] of responses and a frame, [`MAX_CONTROL_BYTES`] of answers
 //! to frames, and HPACK's table.
 
+mod budgets;
+mod content;
+mod ended;
+mod turns;
+
 use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker, ready};
 
 use super::buffers;
 use super::frame::{
-    self, Bad, Code, DataFrame, FIRST_WINDOW, Frame, HEAD_BYTES, Head, MAX_ID, MAX_PAYLOAD, MAX_WINDOW, Setting, write,
+    self, Bad, Code, FIRST_WINDOW, Frame, HEAD_BYTES, Head, MAX_ID, MAX_PAYLOAD, MAX_WINDOW, Setting, write,
 };
 use super::head::{Request, RequestReader, TrailerReader};
 use super::hpack::{self, BadBlock};
+use budgets::Budgets;
+use content::{CONNECTION_WINDOW, EXTRA_WINDOW, IncomingData};
+use ended::EndedStreams;
+use turns::{Part, Turn};
 
 /// Streams that a client may have open at once, and tasks that serve streams, whose end may have come before theirs. RFC 9113
 /// §6.5.2 recommends no less.
 pub const MAX_STREAMS: usize = 100;
-/// How much further than their first windows streams may be opened whose content is taken as fast as it comes, all of them
-/// together. Without it an upload is held to 64 KiB for each round trip.
-const EXTRA_WINDOW: i64 = 1024 * 1024;
-/// How much content a client may send ahead on all streams together: the windows of all and of one more, so that those
-/// whose backend does not read hold up no other.
-const CONNECTION_WINDOW: i64 = (MAX_STREAMS as i64 + 1) * 64 * 1024 + EXTRA_WINDOW;
-/// The client may send as much again once so much was taken. Small beside what all streams leave of the connection's window.
-const RELEASED_AT_ONCE: i64 = 32 * 1024;
-/// So much of a stream's content may have been taken and not been freed, or as much as has not been taken.
-const MAX_TAKEN_BYTES: usize = 32 * 1024;
 /// Responses wait for their turn while so much is to be sent.
 const MAX_QUEUED_BYTES: usize = 64 * 1024;
 /// Nothing more is read while so much of control frames is to be sent that the client has caused: answers to PING and
 /// SETTINGS (CVE-2019-9512, -9515), resets of streams, and windows that are given back.
 const MAX_CONTROL_BYTES: usize = 16 * 1024;
-/// How many streams may be lost, where none is answered: those that the client cancels before its response begins ("rapid
-/// reset", CVE-2023-44487), and those that end by its errors ("MadeYouReset", CVE-2025-8671). An answer makes up for one, and
-/// so does some time, up to this many. A head that is too large counts as two, since it costs more than others that are refused.
-const MAX_LOST: u32 = 100;
-/// How many requests beyond [`MAX_STREAMS`] may be refused in a row. A client that knows the limit asks for none.
-const MAX_REFUSED: u32 = 1_000;
-/// How many frames that bring nothing a client may send: PRIORITY, frames of kinds that nobody knows, content without any,
-/// acknowledgements, resets of what is over (CVE-2019-9513, -9518), and those that open windows. So many at first and for each
-/// stream that it opens, and so many for each frame of content that it is sent, which it may open windows for. What is left
-/// of them is bounded, too.
-const IDLE_FRAMES_OF_STREAM: u32 = 100;
-const IDLE_FRAMES_OF_CONTENT: u32 = 20;
-const MAX_IDLE_FRAMES: u32 = 10_000;
 /// CONTINUATION frames of one block (CVE-2024-27316).
 const MAX_CONTINUATIONS: u32 = 32;
-/// How many streams are remembered once they are over, to tell what is still under way from what must not come.
-const MAX_REMEMBERED: usize = 128;
 
 /// Asks whether the client has read that it is to leave.
 const LEAVING_PING: [u8; 8] = *b"leaving\0";
@@ -106,10 +90,7 @@ pub struct Connection {
     requests: VecDeque<(u32, Request)>,
     /// Tasks that serve streams, [`MAX_STREAMS`] at most. Those of [`Self::requests`] are still to come.
     tasks: usize,
-    ended: Recent,
-    reset: Recent,
-    /// Those that were served, where all the content has come that was declared, and the client has still to say so.
-    unended: Recent,
+    ended: EndedStreams,
     /// What is to be sent; `out_at` of it has been. Up to `response_end` there are parts of responses.
     out: Vec<u8>,
     out_at: usize,
@@ -130,11 +111,7 @@ pub struct Connection {
     waiting: [VecDeque<u32>; 2],
     /// How many streams have been [called](Turn::Called) to send fields, or content.
     called: [usize; 2],
-    /// How many more streams may be lost, and requests refused.
-    losses_left: u32,
-    refusals_left: u32,
-    /// How many frames may still come that bring nothing.
-    idle_frames_left: u32,
+    budgets: Budgets,
     /// Frames that have come, where each piece of a DATA frame counts as one.
     arrivals: u64,
     leaving: Leaving,
@@ -180,19 +157,6 @@ impl ControlBytes {
     }
 }
 
-/// What is still to come of a DATA frame, and what nobody takes of it.
-#[derive(Debug)]
-struct IncomingData {
-    id: u32,
-    content: usize,
-    padding: usize,
-    is_end: bool,
-    /// Its padding, with the length of that.
-    overhead: i64,
-    /// Content of a stream that is over, or that nobody wants.
-    dropped: i64,
-}
-
 #[derive(Debug)]
 struct Block {
     /// What had come before it, by [`Connection::arrivals`].
@@ -227,26 +191,6 @@ struct Stream {
     turn: Turn,
 }
 
-/// Where a stream stands that has something in hand which cannot be sent at once. One that has nothing in hand has no turn
-/// and is in no queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
-    None,
-    /// In the queue. Its task is to be woken when it is called.
-    Waits(Part),
-    /// Woken to send; there is room and window for a frame of it. Its task has not tried since: whatever comes of that, the
-    /// turn is over.
-    Called(Part),
-}
-
-/// What is to be sent, and the place of its queue in [`Connection::waiting`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    Fields = 0,
-    /// Takes of the window.
-    Content = 1,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Input {
     Open,
@@ -269,39 +213,6 @@ enum Output {
 enum Reset {
     ByClient,
     ByUs,
-}
-
-/// The last streams of a kind.
-#[derive(Debug, Default)]
-struct Recent {
-    ids: VecDeque<u32>,
-    /// The last one that is not remembered.
-    forgotten: u32,
-}
-
-impl Recent {
-    fn add(&mut self, id: u32) {
-        if let Some(oldest) = self.oldest() {
-            self.ids.pop_front();
-            self.forgotten = self.forgotten.max(oldest);
-        }
-        self.ids.push_back(id);
-    }
-
-    /// The one that is forgotten for the next.
-    fn oldest(&self) -> Option<u32> {
-        self.ids.front().copied().filter(|_| self.ids.len() == MAX_REMEMBERED)
-    }
-
-    /// Whether it was there.
-    fn take(&mut self, id: u32) -> bool {
-        let at = self.ids.iter().position(|other| *other == id);
-        at.and_then(|at| self.ids.remove(at)).is_some()
-    }
-
-    fn has(&self, id: u32) -> bool {
-        self.ids.contains(&id)
-    }
 }
 
 impl Stream {
@@ -371,9 +282,7 @@ impl Connection {
             last_id: 0,
             requests: VecDeque::new(),
             tasks: 0,
-            ended: Recent::default(),
-            reset: Recent::default(),
-            unended: Recent::default(),
+            ended: EndedStreams::default(),
             out: Vec::new(),
             out_at: 0,
             response_end: 0,
@@ -386,9 +295,7 @@ impl Connection {
             extra_window: EXTRA_WINDOW,
             waiting: [VecDeque::new(), VecDeque::new()],
             called: [0; 2],
-            losses_left: MAX_LOST,
-            refusals_left: MAX_REFUSED,
-            idle_frames_left: IDLE_FRAMES_OF_STREAM,
+            budgets: Budgets::default(),
             arrivals: 0,
             leaving: Leaving::No,
             is_client_leaving: false,
@@ -525,7 +432,7 @@ impl Connection {
     /// Whether the client was told to leave and has nothing more to come, or leaves by itself.
     pub fn is_over(&self) -> bool {
         let is_leaving = matches!(self.leaving, Leaving::Told(_)) || self.is_client_leaving;
-        let has_ended = self.tasks == 0 && self.streams.is_empty() && self.unended.ids.is_empty();
+        let has_ended = self.tasks == 0 && self.streams.is_empty() && !self.ended.has_unended();
         is_leaving && has_ended && !self.has_unsent_response()
     }
 
@@ -541,7 +448,7 @@ impl Connection {
     /// Tells the client that the connection ends now. Streams that are open end with it.
     pub fn close(&mut self, code: Code, why: &'static str) {
         // The end of the connection would be one of their responses for some clients.
-        for id in std::mem::take(&mut self.unended.ids) {
+        for id in self.ended.take_unended() {
             write::reset(id, Code::NoError, self.out());
         }
         let told = if let Leaving::Told(last) = self.leaving { Some(last) } else { None };
@@ -642,12 +549,12 @@ impl Connection {
             }
             Frame::Continuation { id, block, is_last } => self.continuation(id, block, is_last),
             Frame::Priority { id, depends_on_itself: true } => Err(Bad::Stream(id, Code::Protocol)),
-            Frame::Priority { .. } | Frame::Other => self.count_idle(),
+            Frame::Priority { .. } | Frame::Other => self.budgets.idle_frame(),
             Frame::Reset { id } => self.reset_by_client(id),
             Frame::Settings(payload) => self.settings(payload),
             Frame::SettingsAck => {
                 self.knows_settings = true;
-                self.count_idle()
+                self.budgets.idle_frame()
             }
             Frame::Ping(data) => {
                 write::ping(&data, true, self.control());
@@ -659,14 +566,14 @@ impl Connection {
                     self.leaving = Leaving::Told(last);
                     write::goaway(last, Code::NoError, "", self.out());
                 }
-                self.count_idle()
+                self.budgets.idle_frame()
             }
             Frame::GoAway => {
                 self.is_client_leaving = true;
-                self.count_idle()
+                self.budgets.idle_frame()
             }
             Frame::WindowUpdate { id, by } => {
-                self.count_idle()?;
+                self.budgets.idle_frame()?;
                 self.window_update(id, by.into())
             }
         }
@@ -697,15 +604,14 @@ impl Connection {
             return self.request(id, block, is_end, depends_on_itself);
         }
         let Some(at) = self.find(id) else {
-            if self.reset.has(id) || self.has_forgotten(id) {
+            if self.ended.was_reset(id) {
                 return self.skip(block);
             }
-            if self.unended.take(id) {
-                self.ended.add(id);
+            if self.ended.end(id) {
                 self.skip(block)?;
                 return if is_end { Ok(()) } else { Err(Bad::Stream(id, Code::Protocol)) };
             }
-            return Err(match self.ended.has(id) {
+            return Err(match self.ended.has_ended(id) {
                 true => Bad::Connection(Code::StreamClosed, "fields on a stream that is closed"),
                 false => Bad::Connection(Code::Protocol, "a stream with a smaller number than others"),
             });
@@ -735,7 +641,7 @@ impl Connection {
     fn request(&mut self, id: u32, block: &[u8], is_end: bool, depends_on_itself: bool) -> Result<(), Bad> {
         self.last_id = id;
         if let Leaving::Told(_) = self.leaving {
-            self.reset.add(id);
+            self.ended.add_reset(id);
             return self.skip(block);
         }
         // There are never more than twice as many to look through.
@@ -747,10 +653,9 @@ impl Connection {
         let fits = self.read(block, |name, value| reader.field(name, value))?;
         match reader.finish(is_end, fits) {
             Some(request) if !depends_on_itself => {
-                self.allow_idle(IDLE_FRAMES_OF_STREAM);
-                self.refusals_left = MAX_REFUSED;
+                self.budgets.stream_opened();
                 // Its answer makes up for one of them.
-                (0..2 * u32::from(request.is_too_large)).try_for_each(|_| self.count_lost())?;
+                (0..2 * u32::from(request.is_too_large)).try_for_each(|_| self.budgets.lose())?;
                 self.streams.push(Stream::new(id, request.declared, is_end, self.first_send_window));
                 self.requests.push_back((id, request));
                 Ok(())
@@ -761,15 +666,10 @@ impl Connection {
 
     /// Refuses a request that is one too many. Nothing of it was done: the client may repeat it.
     fn refuse(&mut self, id: u32) -> Result<(), Bad> {
-        self.reset.add(id);
+        self.ended.add_reset(id);
         write::reset(id, Code::RefusedStream, self.control());
         // A client that does not know the limit yet may go beyond it.
-        if self.knows_settings {
-            let why = "too many requests beyond the limit";
-            let left = self.refusals_left.checked_sub(1).ok_or(Bad::Connection(Code::EnhanceYourCalm, why))?;
-            self.refusals_left = left;
-        }
-        Ok(())
+        if self.knows_settings { self.budgets.refuse() } else { Ok(()) }
     }
 
     /// Reads a block that belongs to nothing, since the next ones may refer to it.
@@ -785,129 +685,17 @@ impl Connection {
         })
     }
 
-    /// A DATA frame begins, and counts against the windows as a whole. A stream's error ends the stream; what is still to come of
-    /// the frame is dropped.
-    fn begin_data(&mut self, frame: DataFrame) -> Result<IncomingData, Bad> {
-        let DataFrame { id, content, padding, size, is_end } = frame;
-        let size = size as i64;
-        if self.is_idle(id) {
-            return Err(Bad::Connection(Code::Protocol, "content on a stream without a head"));
-        }
-        if size > self.receive_window {
-            return Err(Bad::Connection(Code::FlowControl, "more content than the connection's window"));
-        }
-        self.receive_window -= size;
-        if content == 0 && !is_end {
-            self.count_idle()?;
-        }
-        if let Some(code) = self.content_error(id, content, size)? {
-            self.fail_stream(id, code);
-        }
-        if let Some(at) = self.find_unreset(id) {
-            let stream = &mut self.streams[at];
-            stream.receive_window -= size;
-            stream.declared = stream.declared.map(|declared| declared - content as u64);
-        }
-        Ok(IncomingData { id, content, padding, is_end, overhead: size - content as i64, dropped: 0 })
-    }
-
-    /// What is wrong with content on a stream.
-    fn content_error(&mut self, id: u32, content: usize, size: i64) -> Result<Option<Code>, Bad> {
-        let Some(at) = self.find(id) else {
-            return match self.reset.has(id) || self.has_forgotten(id) || self.unended.has(id) && content == 0 {
-                true => Ok(None),
-                false if self.unended.take(id) => Ok(Some(Code::Protocol)),
-                false => Err(Bad::Connection(Code::StreamClosed, "content on a stream that is closed")),
-            };
-        };
-        let stream = &self.streams[at];
-        Ok(match (stream.reset, stream.input) {
-            (Some(Reset::ByUs), _) => None,
-            (Some(Reset::ByClient), _) | (None, Input::Ended) => Some(Code::StreamClosed),
-            _ if size > stream.receive_window => Some(Code::FlowControl),
-            _ if stream.declared.is_some_and(|declared| declared < content as u64) => Some(Code::Protocol),
-            _ => None,
-        })
-    }
-
-    /// Hands on what came of a DATA frame; how much that was. `None`: nothing came.
-    fn go_on_with_data(&mut self, data: IncomingData, bytes: &[u8]) -> Option<(usize, Result<(), Bad>)> {
-        if bytes.is_empty() {
-            self.data = Some(data);
-            return None;
-        }
-        Some(self.take_data(data, bytes))
-    }
-
-    fn take_data(&mut self, mut data: IncomingData, bytes: &[u8]) -> (usize, Result<(), Bad>) {
-        let (content, rest) = bytes.split_at(data.content.min(bytes.len()));
-        let padding = data.padding.min(rest.len());
-        data.content -= content.len();
-        data.padding -= padding;
-        match self.find_unreset(data.id).map(|at| &mut self.streams[at]) {
-            Some(stream) if stream.input == Input::Open => {
-                if !content.is_empty() {
-                    if stream.content.capacity() == 0 {
-                        stream.content = buffers::take();
-                    }
-                    stream.content.extend_from_slice(content);
-                    stream.wake();
-                }
-            }
-            _ => data.dropped += content.len() as i64,
-        }
-        let used = content.len() + padding;
-        if data.content + data.padding > 0 {
-            self.data = Some(data);
-            return (used, Ok(()));
-        }
-        (used, self.end_data(&data))
-    }
-
-    /// The end of a DATA frame has come: the client may send as much again as nobody takes of it.
-    fn end_data(&mut self, data: &IncomingData) -> Result<(), Bad> {
-        let IncomingData { id, is_end, overhead, dropped, .. } = *data;
-        let at = self.find_unreset(id);
-        if let Some(at) = at {
-            self.release_on_stream(at, overhead);
-        }
-        self.release(overhead + dropped);
-        match at {
-            _ if !is_end => Ok(()),
-            Some(at) => self.end_input(at),
-            None => {
-                if self.unended.take(id) {
-                    self.ended.add(id);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// The client has sent everything on a stream.
-    fn end_input(&mut self, at: usize) -> Result<(), Bad> {
-        let stream = &mut self.streams[at];
-        if stream.declared.is_some_and(|declared| declared > 0) {
-            return Err(Bad::Stream(stream.id, Code::Protocol));
-        }
-        stream.input = Input::Ended;
-        stream.wake();
-        Ok(())
-    }
-
     fn reset_by_client(&mut self, id: u32) -> Result<(), Bad> {
         if self.is_idle(id) {
             return Err(Bad::Connection(Code::Protocol, "a reset of a stream without a head"));
         }
-        if self.unended.take(id) {
-            self.ended.add(id);
-        }
-        let Some(at) = self.find_unreset(id) else { return self.count_idle() };
+        self.ended.end(id);
+        let Some(at) = self.find_unreset(id) else { return self.budgets.idle_frame() };
         let stream = &mut self.streams[at];
         stream.reset = Some(Reset::ByClient);
         let is_lost = stream.output == Output::Open;
         self.give_up(at);
-        if is_lost { self.count_lost() } else { Ok(()) }
+        if is_lost { self.budgets.lose() } else { Ok(()) }
     }
 
     /// A stream has been reset. Its task learns it; where there is none yet, there will be none.
@@ -932,15 +720,13 @@ impl Connection {
         self.release(stream.drop_content());
         self.extra_window += stream.extra_window;
         match (stream.reset, stream.input) {
-            (Some(Reset::ByUs), _) => self.reset.add(id),
+            (Some(Reset::ByUs), _) => self.ended.add_reset(id),
             (None, Input::Open | Input::Dropped) => {
-                if let Some(oldest) = self.unended.oldest() {
-                    self.reset.add(oldest);
+                if let Some(oldest) = self.ended.add_unended(id) {
                     write::reset(oldest, Code::NoError, self.control());
                 }
-                self.unended.add(id);
             }
-            _ => self.ended.add(id),
+            _ => self.ended.add_ended(id),
         }
         self.call_next();
     }
@@ -1001,11 +787,6 @@ impl Connection {
         self.streams.binary_search_by_key(&id, |stream| stream.id).ok()
     }
 
-    /// Whether nobody knows any more how a stream ended: it may have been reset, and what comes on it may be under way.
-    fn has_forgotten(&self, id: u32) -> bool {
-        id <= self.ended.forgotten.max(self.reset.forgotten) && !self.ended.has(id) && !self.unended.has(id)
-    }
-
     /// One that was reset by nobody.
     fn find_unreset(&self, id: u32) -> Option<usize> {
         self.find(id).filter(|&at| self.streams[at].reset.is_none())
@@ -1025,66 +806,17 @@ impl Connection {
                 stream.reset = Some(Reset::ByUs);
                 self.give_up(at);
             }
-            None => self.reset.add(id),
+            None => self.ended.add_reset(id),
         }
         write::reset(id, code, self.control());
-        if let Err(Bad::Connection(code, why)) = self.count_lost() {
+        if let Err(Bad::Connection(code, why)) = self.budgets.lose() {
             self.fail(code, why);
         }
     }
 
-    /// A frame has come that brings nothing.
-    fn count_idle(&mut self) -> Result<(), Bad> {
-        let why = "too many frames that bring nothing";
-        let left = self.idle_frames_left.checked_sub(1).ok_or(Bad::Connection(Code::EnhanceYourCalm, why))?;
-        self.idle_frames_left = left;
-        Ok(())
-    }
-
-    fn allow_idle(&mut self, more: u32) {
-        self.idle_frames_left = (self.idle_frames_left + more).min(MAX_IDLE_FRAMES);
-    }
-
-    fn count_lost(&mut self) -> Result<(), Bad> {
-        let why = "too many streams that are reset";
-        self.losses_left = self.losses_left.checked_sub(1).ok_or(Bad::Connection(Code::EnhanceYourCalm, why))?;
-        Ok(())
-    }
-
     /// Time has made up for so many streams that were lost.
     pub fn make_up(&mut self, count: u32) {
-        self.losses_left = self.losses_left.saturating_add(count).min(MAX_LOST);
-    }
-
-    /// The client may send as much again on the connection.
-    fn release(&mut self, size: i64) {
-        self.unreleased += size;
-        if self.unreleased >= RELEASED_AT_ONCE {
-            let by = std::mem::take(&mut self.unreleased);
-            self.receive_window += by;
-            write::window_update(0, by as u32, self.control());
-            self.call();
-        }
-    }
-
-    /// The client may send as much again on the stream, or more where nobody has to take anything of it.
-    fn release_on_stream(&mut self, at: usize, size: i64) {
-        let stream = &mut self.streams[at];
-        stream.unreleased += size;
-        if stream.unreleased >= FIRST_WINDOW / 2 && stream.input == Input::Open && stream.reset.is_none() {
-            let mut by = std::mem::take(&mut stream.unreleased);
-            if stream.content.is_empty() {
-                // Whoever takes it is no slower than the client: let more be under way.
-                let more = by.min(self.extra_window);
-                stream.extra_window += more;
-                self.extra_window -= more;
-                by += more;
-            }
-            stream.receive_window += by;
-            let id = stream.id;
-            write::window_update(id, by as u32, self.control());
-            self.call();
-        }
+        self.budgets.make_up(count);
     }
 
     /// To be appended to.
@@ -1103,56 +835,6 @@ impl Connection {
     }
 
     // --- A stream's side. A stream that is not there is gone.
-
-    /// Waits for content of a request, or its end.
-    pub fn poll_content(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Result<Came, Gone>> {
-        let Some(at) = self.find(id) else { return Poll::Ready(Err(Gone)) };
-        let stream = &mut self.streams[at];
-        if stream.reset.is_some() {
-            return Poll::Ready(Err(Gone));
-        }
-        match (stream.content.len() - stream.content_at, stream.input) {
-            (0, Input::Open) => stream.wait(cx),
-            (0, Input::Dropped | Input::Ended) => Poll::Ready(Ok(Came::End)),
-            (count, _) => Poll::Ready(Ok(Came::Some(count))),
-        }
-    }
-
-    /// Takes content, at most so much; the client may then send as much again, or more where that was all there is.
-    pub fn take_content(&mut self, id: u32, most: usize, put: impl FnOnce(&[u8])) -> usize {
-        let Some(at) = self.find(id) else { return 0 };
-        let stream = &mut self.streams[at];
-        let content = &stream.content[stream.content_at..];
-        let count = content.len().min(most);
-        put(&content[..count]);
-        stream.content_at += count;
-        if stream.content_at == stream.content.len() {
-            stream.drop_content();
-        } else if stream.content_at >= MAX_TAKEN_BYTES.max(stream.content.len() / 2) {
-            stream.content.drain(..stream.content_at);
-            stream.content_at = 0;
-        }
-        self.release_on_stream(at, count as i64);
-        self.release(count as i64);
-        count
-    }
-
-    /// The trailers of a request that has ended, as lines of HTTP/1.1.
-    pub fn take_trailers(&mut self, id: u32) -> Vec<u8> {
-        self.find(id).map_or_else(Vec::new, |at| std::mem::take(&mut self.streams[at].trailers))
-    }
-
-    /// What comes of the request from now on is dropped.
-    pub fn drop_content(&mut self, id: u32) {
-        if let Some(at) = self.find(id) {
-            let stream = &mut self.streams[at];
-            let left = stream.drop_content();
-            if stream.input == Input::Open {
-                stream.input = Input::Dropped;
-            }
-            self.release(left);
-        }
-    }
 
     /// Whether the client has to open the stream's own window before it is sent more.
     pub fn is_window_shut(&self, id: u32) -> bool {
@@ -1252,7 +934,7 @@ impl Connection {
         let Some(at) = self.find_unreset(id).filter(|_| len > 0 || is_end) else { return self.drop_frame(start) };
         write::end_data(start, id, is_end, &mut self.out);
         if len > 0 {
-            self.allow_idle(IDLE_FRAMES_OF_CONTENT);
+            self.budgets.content_sent();
         }
         self.send_window -= len as i64;
         self.streams[at].send_window -= len as i64;
@@ -1271,7 +953,7 @@ impl Connection {
         if is_end {
             let stream = &mut self.streams[at];
             if std::mem::replace(&mut stream.output, Output::Ended) != Output::Ended {
-                self.make_up(1);
+                self.budgets.make_up(1);
             }
             self.end_turn(at);
         }
@@ -1311,103 +993,6 @@ impl Connection {
             self.waiting = [VecDeque::new(), VecDeque::new()];
             self.requests.shrink_to(4);
         }
-    }
-
-    // --- Turns: responses go out a frame at a time, in the order in which they came to wait, their fields before content.
-    //
-    // Whoever has something in hand and cannot send it stands in a queue, and its task waits. Whoever is called has been
-    // woken, and has not tried to send since. So if anybody waits, then the next frame is kept from it by bytes that the
-    // socket will take, by a window that the client has to open, or by one that is called, whose task will run: each of them
-    // ends in `call_next`.
-
-    /// Whether whoever comes can send a frame without taking the turn of another.
-    fn is_free(&self, part: Part) -> bool {
-        let is_first = match part {
-            Part::Fields => self.waiting[0].is_empty(),
-            Part::Content => self.called == [0; 2] && self.waiting.iter().all(VecDeque::is_empty),
-        };
-        is_first && self.has_room() && (part == Part::Fields || self.has_window())
-    }
-
-    /// Whether there is room for another frame than those of who is called.
-    fn has_room(&self) -> bool {
-        self.out.len() - self.out_at + self.called.iter().sum::<usize>() * MAX_PAYLOAD < MAX_QUEUED_BYTES
-    }
-
-    /// Whether the connection's window has some for another frame than those of who is called.
-    fn has_window(&self) -> bool {
-        self.send_window > (self.called[Part::Content as usize] * MAX_PAYLOAD) as i64
-    }
-
-    /// Ready: a frame can be sent, and the stream has no turn any more. Pending: it has its place in the queue.
-    fn poll_turn(&mut self, at: usize, part: Part, cx: &Context<'_>) -> Poll<()> {
-        let turn = self.streams[at].turn;
-        if turn == Turn::Called(part) || turn != Turn::Waits(part) && self.is_free(part) {
-            self.end_turn(at);
-            return Poll::Ready(());
-        }
-        let waits = self.streams[at].wait(cx);
-        if turn != Turn::Waits(part) {
-            self.end_turn(at);
-            let stream = &mut self.streams[at];
-            stream.turn = Turn::Waits(part);
-            self.waiting[part as usize].push_back(stream.id);
-            self.call_next();
-        }
-        waits
-    }
-
-    /// Takes a stream its turn and its place in the queue. To be followed by [`Self::call_next`].
-    fn end_turn(&mut self, at: usize) {
-        let stream = &mut self.streams[at];
-        let id = stream.id;
-        match std::mem::replace(&mut stream.turn, Turn::None) {
-            Turn::None => {}
-            Turn::Waits(part) => self.waiting[part as usize].retain(|other| *other != id),
-            Turn::Called(part) => self.called[part as usize] -= 1,
-        }
-    }
-
-    /// Calls those whose turn it is.
-    fn call_next(&mut self) {
-        while self.has_room() {
-            let part = match &self.waiting {
-                [fields, _] if !fields.is_empty() => Part::Fields,
-                [_, content] if !content.is_empty() && self.has_window() => Part::Content,
-                _ => return,
-            };
-            if let Some(id) = self.waiting[part as usize].pop_front()
-                && let Some(at) = self.find(id)
-            {
-                self.streams[at].turn = Turn::Called(part);
-                self.streams[at].wake();
-                self.called[part as usize] += 1;
-            }
-        }
-    }
-
-    /// Checks what is promised above, but for the tasks: `is_awake` tells whether one of a stream is to run.
-    #[cfg(test)]
-    pub fn is_sound(&self, is_awake: impl Fn(u32) -> bool) {
-        for (queue, part) in self.waiting.iter().zip([Part::Fields, Part::Content]) {
-            for id in queue {
-                let stream = self.find(*id).map(|at| &self.streams[at]).expect("a stream");
-                assert!(stream.turn == Turn::Waits(part), "{stream:?}");
-                assert!(stream.reset.is_none() && stream.output != Output::Ended, "{stream:?}");
-                assert!(stream.waker.is_some() || is_awake(*id), "nothing wakes it");
-            }
-            let is_asleep = self.streams.iter().any(|one| one.turn == Turn::Called(part) && !is_awake(one.id));
-            assert!(!is_asleep, "called, and not woken");
-            let count = |turn| self.streams.iter().filter(|stream| stream.turn == turn).count();
-            assert_eq!(count(Turn::Waits(part)), queue.len());
-            assert_eq!(count(Turn::Called(part)), self.called[part as usize]);
-        }
-        let [fields, content] = &self.waiting;
-        assert!(
-            !self.has_room() || fields.is_empty() && (content.is_empty() || !self.has_window()),
-            "nobody is called"
-        );
-        assert!(self.tasks <= MAX_STREAMS && self.streams.len() <= 2 * MAX_STREAMS);
     }
 }
 

@@ -235,6 +235,14 @@ impl Head {
     }
 }
 
+/// A frame by the byte.
+#[cfg(test)]
+pub fn raw(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    write::frame(kind, flags, id, &[payload], &mut out);
+    out
+}
+
 /// Whether these first bytes of a frame are those of content.
 pub fn begins_content(bytes: &[u8]) -> bool {
     bytes.get(3) == Some(&DATA)
@@ -280,7 +288,7 @@ pub mod write {
     pub const MAX_HEADER_LIST_SIZE: u16 = 6;
     pub const ENABLE_CONNECT_PROTOCOL: u16 = 8;
 
-    fn frame(kind: u8, flags: u8, id: u32, payload: &[&[u8]], out: &mut Vec<u8>) {
+    pub(super) fn frame(kind: u8, flags: u8, id: u32, payload: &[&[u8]], out: &mut Vec<u8>) {
         let len = payload.iter().map(|piece| piece.len()).sum();
         out.extend_from_slice(&head(len, kind, flags, id));
         payload.iter().for_each(|piece| out.extend_from_slice(piece));

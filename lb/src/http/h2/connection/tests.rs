@@ -1,3 +1,7 @@
+use super::super::frame::raw as frame;
+use super::budgets::{IDLE_FRAMES_OF_CONTENT, IDLE_FRAMES_OF_STREAM, MAX_IDLE_FRAMES, MAX_LOST, MAX_REFUSED};
+use super::content::RELEASED_AT_ONCE;
+use super::ended::MAX_REMEMBERED;
 use super::*;
 
 const GET: &[(&str, &str)] = &[(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/")];
@@ -11,14 +15,6 @@ struct Client {
 
 /// Kind, flags, stream and payload.
 type Sent = (u8, u8, u32, Vec<u8>);
-
-fn frame(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
-    let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    out.extend([kind, flags]);
-    out.extend(id.to_be_bytes());
-    out.extend_from_slice(payload);
-    out
-}
 
 fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut out = Vec::new();
@@ -619,11 +615,11 @@ fn nothing_is_sent_on_a_stream_that_was_reset() {
         client.send(&head(END_HEADERS, 1));
         client.connection.next_request();
         client.connection.send_head(1, Begins::Tunnel, false, |out| hpack::write_status(200, out));
-        client.connection.losses_left = 7;
+        *client.connection.budgets.losses() = 7;
         reset(&mut client);
         client.sent();
         end(&mut client);
-        assert_eq!((client.sent(), client.connection.losses_left), (Vec::new(), 7), "case {at}");
+        assert_eq!((client.sent(), *client.connection.budgets.losses()), (Vec::new(), 7), "case {at}");
         assert_eq!(client.connection.out.capacity(), 0, "case {at}");
     }
 }
@@ -1017,10 +1013,10 @@ fn an_idle_connection_holds_next_to_nothing() {
         client.connection.leave(id);
         client.sent();
     }
-    let Connection { out, streams, requests, waiting, ended, reset, unended, block, .. } = &client.connection;
+    let Connection { out, streams, requests, waiting, ended, block, .. } = &client.connection;
     assert_eq!((out.capacity(), waiting[0].capacity(), waiting[1].capacity()), (0, 0, 0));
     assert!(block.is_none() && streams.capacity() <= 4 && requests.capacity() <= 4);
-    assert!([ended, reset, unended].iter().all(|recent| recent.ids.capacity() <= MAX_REMEMBERED));
+    assert!(ended.capacities().iter().all(|capacity| *capacity <= MAX_REMEMBERED));
     let size = size_of::<Connection>();
     assert!(size <= 640, "{size} bytes");
 }

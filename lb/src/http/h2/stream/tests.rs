@@ -8,7 +8,7 @@ use std::task::{Wake, Waker};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::super::frame::{FIRST_WINDOW, MAX_WINDOW, PREFACE};
+use super::super::frame::{FIRST_WINDOW, MAX_WINDOW, PREFACE, raw as frame};
 use super::*;
 
 const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -123,14 +123,6 @@ struct World {
     window: i64,
     first_window: i64,
     windows: HashMap<u32, i64>,
-}
-
-fn frame(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
-    let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    out.extend([kind, flags]);
-    out.extend(id.to_be_bytes());
-    out.extend_from_slice(payload);
-    out
 }
 
 impl World {

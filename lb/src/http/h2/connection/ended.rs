@@ -1,0 +1,100 @@
+//! Streams that are over. The last of them are remembered, to tell what is still under way to them from what must not come
+//! (RFC 9113 §5.1).
+
+use std::collections::VecDeque;
+
+/// How many streams of each kind are remembered.
+pub const MAX_REMEMBERED: usize = 128;
+
+/// No stream is of more than one kind.
+#[derive(Debug, Default)]
+pub struct EndedStreams {
+    /// Both sides have ended, or the client has reset the stream.
+    ended: Recent,
+    /// Reset or refused by us.
+    reset: Recent,
+    /// They were served, and all the content has come that was declared. The client has still to say so.
+    unended: Recent,
+}
+
+/// The last streams of a kind.
+#[derive(Debug, Default)]
+struct Recent {
+    ids: VecDeque<u32>,
+    /// The last one that is not remembered.
+    forgotten: u32,
+}
+
+impl EndedStreams {
+    pub fn add_ended(&mut self, id: u32) {
+        self.ended.add(id);
+    }
+
+    pub fn add_reset(&mut self, id: u32) {
+        self.reset.add(id);
+    }
+
+    /// The stream that has to be reset to make room for it, if one has.
+    pub fn add_unended(&mut self, id: u32) -> Option<u32> {
+        let oldest = self.unended.add(id);
+        if let Some(oldest) = oldest {
+            self.reset.add(oldest);
+        }
+        oldest
+    }
+
+    pub fn has_ended(&self, id: u32) -> bool {
+        self.ended.ids.contains(&id)
+    }
+
+    /// Whether what comes on a stream may have been under way when we reset it. Nobody knows any more how the oldest ones have
+    /// ended.
+    pub fn was_reset(&self, id: u32) -> bool {
+        let is_forgotten = id <= self.ended.forgotten.max(self.reset.forgotten);
+        self.reset.ids.contains(&id) || is_forgotten && !self.has_ended(id) && !self.is_unended(id)
+    }
+
+    pub fn is_unended(&self, id: u32) -> bool {
+        self.unended.ids.contains(&id)
+    }
+
+    /// Whether there are any that the client has still to end.
+    pub fn has_unended(&self) -> bool {
+        !self.unended.ids.is_empty()
+    }
+
+    /// The client has ended one of them; false: it is none of them.
+    pub fn end(&mut self, id: u32) -> bool {
+        let was_unended = self.unended.take(id);
+        if was_unended {
+            self.ended.add(id);
+        }
+        was_unended
+    }
+
+    /// Forgets those that the client has still to end, to reset them.
+    pub fn take_unended(&mut self) -> impl Iterator<Item = u32> + use<> {
+        std::mem::take(&mut self.unended.ids).into_iter()
+    }
+
+    #[cfg(test)]
+    pub fn capacities(&self) -> [usize; 3] {
+        [&self.ended, &self.reset, &self.unended].map(|recent| recent.ids.capacity())
+    }
+}
+
+impl Recent {
+    /// The one that is forgotten for it.
+    fn add(&mut self, id: u32) -> Option<u32> {
+        let oldest = if self.ids.len() == MAX_REMEMBERED { self.ids.pop_front() } else { None };
+        self.forgotten = self.forgotten.max(oldest.unwrap_or(0));
+        self.ids.push_back(id);
+        oldest
+    }
+
+    /// Whether it was there.
+    fn take(&mut self, id: u32) -> bool {
+        let at = self.ids.iter().position(|other| *other == id);
+        at.and_then(|at| self.ids.remove(at)).is_some()
+    }
+}

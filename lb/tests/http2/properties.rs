@@ -13,7 +13,7 @@ const LIST_BYTES: usize = 4096;
 /// More than a connection has to hold of what it has to send, whatever comes.
 const MAX_UNSENT_BYTES: usize = 192 * 1024;
 /// The most content that may have come on a stream and not been taken.
-const MAX_WINDOW: usize = 65_535 + 1024 * 1024;
+const MAX_WINDOW: usize = 65_535 + 4 * 1024 * 1024;
 /// How many streams may be open, and some that have ended while nobody looked.
 const MAX_TASKS: usize = 256;
 

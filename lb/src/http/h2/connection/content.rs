@@ -8,8 +8,10 @@ use super::super::frame::{Bad, Code, DataFrame, FIRST_WINDOW, write};
 use super::{Came, Connection, Gone, Input, MAX_STREAMS, Reset};
 
 /// How much further than their first windows streams may be opened whose content is taken as fast as it comes, all of them
-/// together. Without it an upload is held to 64 KiB for each round trip.
-pub const EXTRA_WINDOW: i64 = 1024 * 1024;
+/// together. Without it an upload is held to 64 KiB for each round trip. About what Linux lets a connection of TCP have.
+pub const EXTRA_WINDOW: i64 = 4 * 1024 * 1024;
+/// By how many times of what it is given back such a stream is opened further: its window grows fourfold in a round trip.
+const WINDOW_GROWTH: i64 = 3;
 /// How much content a client may send ahead on all streams together: the windows of all and of one more, so that those
 /// whose backend does not read hold up no other.
 pub const CONNECTION_WINDOW: i64 = (MAX_STREAMS as i64 + 1) * 64 * 1024 + EXTRA_WINDOW;
@@ -159,7 +161,7 @@ impl Connection {
             let mut by = std::mem::take(&mut stream.unreleased);
             if stream.content.is_empty() {
                 // Whoever takes it is no slower than the client: let more be under way.
-                let more = by.min(self.extra_window);
+                let more = (WINDOW_GROWTH * by).min(self.extra_window);
                 stream.extra_window += more;
                 self.extra_window -= more;
                 by += more;

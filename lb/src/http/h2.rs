@@ -48,11 +48,11 @@ const MAX_READS_AT_ONCE: usize = 8;
 const MAX_FRAMES_AT_ONCE: usize = 256;
 const MAX_SERVED_AT_ONCE: usize = 16;
 
-/// Time that makes up for one stream that a client has lost: a proxy may give up many of its own clients' requests to a slow
-/// backend, in the course of hours.
-const MAKES_UP_IN: Duration = Duration::from_millis(100);
+/// A client is forgiven one lost stream each time this has passed: a proxy may cancel many requests of its own clients to a slow
+/// backend in the course of hours.
+const LOSS_FORGIVEN_IN: Duration = Duration::from_millis(100);
 
-/// How long a closing connection may take to send what it has still to say.
+/// How long a connection that ends may take to write what is left, its GOAWAY included.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long in all a client is read after its GOAWAY. It has to do no more than read that, so this is less than the
 /// lingering close of HTTP/1.1 takes at most.
@@ -60,14 +60,14 @@ const MAX_LINGERING_TIME: Duration = Duration::from_secs(2);
 
 /// Whether these first bytes of a connection, which the parser of HTTP/1.1 refused, are those of HTTP/2.
 pub fn is_preface(read: &[u8]) -> bool {
-    // So much has come when the version is refused. The rest may be on its way.
+    // The parser refuses the version after so many bytes. The rest may not have come yet.
     read.starts_with(b"PRI * HTTP/2.0") && read.iter().zip(PREFACE).all(|(a, b)| a == b)
 }
 
 /// Serves a connection to its end. `read`: what was read of it before.
 pub async fn serve(engine: Arc<Engine>, io: Io, read: Vec<u8>, peer: Peer) {
     let link = Arc::new(Link::new(Connection::new(list_bytes(&engine)), Total::new(clock::now()), io.is_tls()));
-    // However this ends, the streams learn it.
+    // Also if this future is dropped.
     let _end = End(&link);
     let mut driver = Driver {
         engine: &engine,
@@ -81,7 +81,7 @@ pub async fn serve(engine: Arc<Engine>, io: Io, read: Vec<u8>, peer: Peer) {
         patience: engine.listener().header_timeout,
         phase: Phase::Idle,
         phase_since: clock::now(),
-        made_up_at: clock::now(),
+        forgiven_at: clock::now(),
         written_before: 0,
         is_leaving: false,
         exchange: None,
@@ -93,13 +93,13 @@ pub async fn serve(engine: Arc<Engine>, io: Io, read: Vec<u8>, peer: Peer) {
     Box::pin(driver.close(over)).await;
 }
 
-/// Beyond it no field is kept. Twice the limits, which have an answer of their own.
+/// The limit on a block's fields for the decoder: twice those of the listener, whose excess is answered 431.
 fn list_bytes(engine: &Engine) -> usize {
     let limits = engine.listener().limits();
     2 * (limits.head_bytes() + hpack::FIELD_OVERHEAD * limits.fields())
 }
 
-/// Tells the streams of a connection when it has ended.
+/// Ends the streams of a connection when dropped.
 struct End<'a>(&'a Link);
 
 impl Drop for End<'_> {
@@ -108,14 +108,14 @@ impl Drop for End<'_> {
     }
 }
 
-/// How a connection comes to its end.
+/// Why a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Over {
-    /// The client has gone.
+    /// The client has closed it, or the socket has failed.
     Gone,
-    /// The client was told why.
+    /// The client has its GOAWAY, or it is queued.
     Told,
-    /// It has to leave.
+    /// The client has to leave, and its GOAWAY is still to be queued.
     Leave,
 }
 
@@ -138,25 +138,26 @@ struct Driver<'a> {
     link: &'a Arc<Link>,
     peer: Arc<Peer>,
     io: Io,
-    /// What came and is no whole frame yet, or cannot be taken now. No larger than that while the client sends nothing.
+    /// Bytes that were read and not taken: a part of a frame, or frames that cannot be taken now. A buffer is kept only while there
+    /// are some.
     incoming: Vec<u8>,
-    /// What the client has begun and not ended, and since when.
+    /// The frame or block that has come in part, and since when.
     unfinished: Option<(Unfinished, Instant)>,
-    /// Some of what was written may not have come to the socket: TLS may hold it.
+    /// TLS may hold bytes that were written.
     is_unflushed: bool,
-    /// That may be part of a response.
+    /// They may be of a response.
     is_response_unflushed: bool,
     /// How long it may be idle.
     patience: Duration,
     phase: Phase,
     phase_since: Instant,
-    /// Until when time has made up for lost streams.
-    made_up_at: Instant,
-    /// How much the client had taken by then.
+    /// Up to when lost streams have been forgiven.
+    forgiven_at: Instant,
+    /// How many bytes had been written when `phase` began.
     written_before: u64,
     /// The client has been asked to leave.
     is_leaving: bool,
-    /// A stop waits for what is still to be sent, too.
+    /// Held while the connection is not idle, so that a stop waits for it.
     exchange: Option<CountGuard<'a>>,
 }
 
@@ -174,9 +175,9 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Goes on as far as it can.
+    /// One poll: reads, writes, begins to serve requests, and checks the limits on time.
     fn advance(&mut self, cx: &mut Context<'_>, timer: &mut Timer) -> Result<(), Over> {
-        self.make_up();
+        self.forgive_losses();
         // A reload may have changed them.
         self.link.lock().limit_fields(list_bytes(self.engine));
         let (mut reads, mut frames_left) = (0, MAX_FRAMES_AT_ONCE);
@@ -208,15 +209,15 @@ impl<'a> Driver<'a> {
         self.wait(cx, timer)
     }
 
-    fn make_up(&mut self) {
-        let since = clock::now().saturating_duration_since(self.made_up_at);
-        if let Ok(count @ 1..) = u32::try_from(since.as_millis() / MAKES_UP_IN.as_millis()) {
-            self.made_up_at += count * MAKES_UP_IN;
-            self.link.lock().make_up(count);
+    fn forgive_losses(&mut self) {
+        let since = clock::now().saturating_duration_since(self.forgiven_at);
+        if let Ok(count @ 1..) = u32::try_from(since.as_millis() / LOSS_FORGIVEN_IN.as_millis()) {
+            self.forgiven_at += count * LOSS_FORGIVEN_IN;
+            self.link.lock().forgive(count);
         }
     }
 
-    /// Reads once, and takes so many frames at most. False: there is nothing for now.
+    /// Reads once and takes at most `frames_left` frames. False: nothing came.
     fn read(&mut self, cx: &mut Context<'_>, frames_left: &mut usize) -> Result<bool, Over> {
         let mut connection = self.link.lock();
         if connection.is_full() {
@@ -271,7 +272,7 @@ impl<'a> Driver<'a> {
         Over::Told
     }
 
-    /// Has requests served, some of them at once.
+    /// Spawns tasks for requests, a limited number at a time.
     fn serve_requests(&mut self, cx: &mut Context<'_>) {
         for _ in 0..MAX_SERVED_AT_ONCE {
             let Some((id, request)) = self.link.lock().next_request() else { return };
@@ -293,7 +294,7 @@ impl<'a> Driver<'a> {
         });
     }
 
-    /// Writes what there is, to the last byte that TLS holds. True: more can be read than before.
+    /// Writes and flushes what there is. True: the connection was full before, and can receive again.
     fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, Over> {
         let Self { link, io, is_unflushed, is_response_unflushed, .. } = self;
         let mut connection = link.lock();
@@ -305,7 +306,7 @@ impl<'a> Driver<'a> {
             match Pin::new(&mut *io).poll_write(cx, connection.unsent()) {
                 Poll::Ready(Ok(count @ 1..)) => {
                     connection.sent(count);
-                    // Whoever takes only answers to PING takes nothing of what it asked for.
+                    // Taking nothing but acknowledgements of PING is no progress of a response.
                     if is_of_response {
                         link.total.wrote(count, clock::now());
                     }
@@ -334,7 +335,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Sees to it that the client leaves where it has to.
+    /// Ends an idle connection, or asks the client of a busy one to leave, where that is due.
     fn leave(&mut self, cx: &mut Context<'_>, is_idle: bool) -> Result<(), Over> {
         let engine = self.engine;
         if is_idle && (engine.stop.has_begun() || self.is_leaving && !engine.is_closed() || self.is_shed()) {
@@ -344,7 +345,7 @@ impl<'a> Driver<'a> {
             self.is_leaving = true;
             self.link.lock().ask_to_leave();
             if self.write(cx)? {
-                // It reads on in its next turn.
+                // It can receive again in its next poll.
                 cx.waker().wake_by_ref();
             }
         }
@@ -412,13 +413,13 @@ impl<'a> Driver<'a> {
         pace.patience(listener.send_timeout.saturating_sub(total.stalled(now).min(waited)))
     }
 
-    /// Tells the client of the end, where it is there, and waits for the streams.
+    /// Writes what is left, closes the socket in stages, and waits for the tasks of the streams.
     async fn close(mut self, over: Over) {
         let has_begun = {
             let mut connection = self.link.lock();
             match over {
                 Over::Leave => connection.close(Code::NoError, ""),
-                // What streams are left learn now that the client has gone.
+                // The client has had its GOAWAY, or is gone.
                 Over::Gone | Over::Told => connection.lose(),
             }
             connection.has_begun()

@@ -1,6 +1,6 @@
-//! One connection of HTTP/2 from a client, without its socket (RFC 9113 §5): it is told what came, and asked for what has
-//! to be sent. Each request is a stream, whose content is taken and whose response is given here. Nothing waits: what
-//! cannot go on now has its task woken when it can.
+//! The state of one HTTP/2 connection from a client, without its socket (RFC 9113 §5). Its task puts in the bytes that were read
+//! and takes out the bytes to write. The tasks of its streams take the content of requests and put in responses. No method
+//! blocks: one that returns `Pending` has kept the waker of the task.
 //!
 //! What a client can make this hold is bounded: [`MAX_STREAMS`] that are served and as many requests that wait, with a
 //! window of content each, a block of fields, [`MAX_QUEUED_BYTES`] of responses and a frame, [`MAX_CONTROL_BYTES`] of answers
@@ -25,21 +25,21 @@ use content::{CONNECTION_WINDOW, EXTRA_WINDOW, IncomingData};
 use ended::EndedStreams;
 use turns::{Part, Turn};
 
-/// Streams that a client may have open at once, and tasks that serve streams, whose end may have come before theirs. RFC 9113
-/// §6.5.2 recommends no less.
+/// Maximum of open streams (SETTINGS_MAX_CONCURRENT_STREAMS), and of tasks that serve streams: a task may outlive its stream. RFC
+/// 9113 §6.5.2 recommends no less.
 pub const MAX_STREAMS: usize = 100;
-/// Responses wait for their turn while so much is to be sent.
+/// Responses [wait for their turn](turns) while so many bytes are still to be written.
 const MAX_QUEUED_BYTES: usize = 64 * 1024;
-/// Nothing more is read while so much of control frames is to be sent that the client has caused: answers to PING and
-/// SETTINGS (CVE-2019-9512, -9515), resets of streams, and windows that are given back.
+/// Nothing more is read while so many bytes of control frames that the client has caused are still to be written:
+/// acknowledgements of PING and SETTINGS (CVE-2019-9512, -9515), RST_STREAM and WINDOW_UPDATE.
 const MAX_CONTROL_BYTES: usize = 16 * 1024;
-/// CONTINUATION frames of one block (CVE-2024-27316).
+/// Maximum of CONTINUATION frames of one block (CVE-2024-27316).
 const MAX_CONTINUATIONS: u32 = 32;
 
-/// Asks whether the client has read that it is to leave.
+/// Sent behind the first GOAWAY: its acknowledgement shows that the client has read that.
 const LEAVING_PING: [u8; 8] = *b"leaving\0";
 
-/// The stream, or the connection, is over for its client.
+/// The client has reset the stream, or the connection has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
 
@@ -51,10 +51,10 @@ pub enum Came {
     End,
 }
 
-/// A frame, or a block of fields, whose end has not come.
+/// A frame, or a block of fields, of which only a part has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unfinished {
-    /// What came before it, by [`Connection::arrivals`]: of content another one whenever some of it comes.
+    /// The value of [`Connection::arrivals`] when it began, which tells it from others. For DATA when its last piece came.
     pub at: u64,
     pub is_content: bool,
 }
@@ -71,70 +71,76 @@ pub enum Begins {
 
 #[derive(Debug)]
 pub struct Connection {
-    /// How much of the preface has come, then whether the first SETTINGS frame has.
+    /// How many bytes of the preface have come.
     preface: usize,
+    /// The client's first SETTINGS frame has come.
     has_begun: bool,
-    /// The client knows what we allow.
+    /// The client has acknowledged our SETTINGS.
     knows_settings: bool,
     decoder: hpack::Decoder,
-    /// SETTINGS_MAX_HEADER_LIST_SIZE, as it was told, or is by now.
+    /// The limit on the fields of a request. A reload may have changed it since SETTINGS_MAX_HEADER_LIST_SIZE was sent.
     list_bytes: usize,
-    /// Fields whose end has not come.
+    /// A block of fields whose END_HEADERS has not come.
     block: Option<Box<Block>>,
-    /// A DATA frame whose end has not come.
+    /// A DATA frame of which only a part has come.
     data: Option<IncomingData>,
-    /// By their numbers.
+    /// Ascending by id.
     #[expect(clippy::vec_box, reason = "they move whenever one before them ends, and are large")]
     streams: Vec<Box<Stream>>,
+    /// The highest id that the client has used.
     last_id: u32,
+    /// Requests without a task yet, oldest first. Each has its stream in `streams`.
     requests: VecDeque<(u32, Request)>,
-    /// Tasks that serve streams, [`MAX_STREAMS`] at most. Those of [`Self::requests`] are still to come.
+    /// How many tasks serve streams: at most [`MAX_STREAMS`]. [`Self::next_request`] adds one, [`Self::leave`] takes one away.
     tasks: usize,
     ended: EndedStreams,
-    /// What is to be sent; `out_at` of it has been. Up to `response_end` there are parts of responses.
+    /// Bytes to be written to the socket; the first `out_at` have been. Bytes of responses lie before `response_end` only.
     out: Vec<u8>,
     out_at: usize,
     response_end: usize,
     controls: ControlBytes,
-    /// The client's windows: of the connection, and what those of new streams are.
+    /// The client's flow-control windows: the connection's, and the initial one of new streams.
     send_window: i64,
     first_send_window: i64,
-    /// HPACK's table has to be given up at the beginning of the next block.
+    /// The next block of fields has to begin with a dynamic table size update (RFC 7541 §4.2).
     is_table_due: bool,
-    /// What the client may still send, and what it may send besides once it is told.
+    /// Our window: how much the client may still send, and how much was taken for which no WINDOW_UPDATE was sent yet.
     receive_window: i64,
     unreleased: i64,
-    /// What no stream has of [`EXTRA_WINDOW`].
+    /// How much of [`EXTRA_WINDOW`] no stream has.
     extra_window: i64,
-    /// Streams that have fields to send, or content, and wait for room in `out`, or for the window of the connection. Each is
-    /// there by [`Turn::Waits`], in the order in which they came.
+    /// Ids of streams that wait to send fields, and content, oldest first: those with [`Turn::Waits`].
     waiting: [VecDeque<u32>; 2],
-    /// How many streams have been [called](Turn::Called) to send fields, or content.
+    /// How many streams have [`Turn::Called`] to send fields, and content.
     called: [usize; 2],
     budgets: Budgets,
-    /// Frames that have come, where each piece of a DATA frame counts as one.
+    /// How many frames have come. Each piece of a DATA frame counts as one.
     arrivals: u64,
     leaving: Leaving,
-    /// The client opens no more streams.
+    /// The client has sent GOAWAY.
     is_client_leaving: bool,
+    /// The client's error that ends the connection, and what it is told about it.
     error: Option<(Code, &'static str)>,
+    /// The connection has ended for the streams; nothing more is received.
     is_closed: bool,
+    /// The task that moves the socket's bytes, and whether it has been woken since its last [`Self::wait`].
     task: Option<Waker>,
     is_called: bool,
 }
 
-/// How far the client has been told to leave.
+/// The graceful shutdown of RFC 9113 §6.8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leaving {
     No,
-    /// It has been asked to; what it sent before it reads that is still served.
+    /// GOAWAY was sent with the largest id: streams that the client opens before it has read that are served.
     Asked,
-    /// Nothing beyond this stream is served.
+    /// GOAWAY was sent with this id: no later stream is served.
     Told(u32),
 }
 
-/// Bytes of [control frames](Connection::control) that may still be in `out`. They go among other frames; where each ends is
-/// not kept. Those `before` are sent once so much of `out` is as there was at the `mark`, counted from `out_at`.
+/// How many bytes of [control frames](Connection::control) may still be in `out`. Where each frame lies is not kept: they are
+/// counted in two groups, on either side of a mark `mark` bytes behind `out_at`. Those `before` it have been written when the
+/// mark is reached; then a new one is set at the end of `out`.
 #[derive(Debug, Default)]
 struct ControlBytes {
     before: usize,
@@ -172,21 +178,23 @@ struct Block {
 struct Stream {
     id: u32,
     input: Input,
-    /// What came of its content and has not been taken, from `content_at` on.
+    /// Content that has come; the first `content_at` bytes have been taken.
     content: Vec<u8>,
     content_at: usize,
     trailers: Vec<u8>,
-    /// How much is still to come, where the head says so.
+    /// How many bytes of content are still to come by Content-Length. A DATA frame that has begun counts as come.
     declared: Option<u64>,
+    /// Our window, and how much was taken for which no WINDOW_UPDATE was sent yet.
     receive_window: i64,
     unreleased: i64,
-    /// How much further than at first it is open.
+    /// How much of [`EXTRA_WINDOW`] it has.
     extra_window: i64,
     output: Output,
+    /// The client's window.
     send_window: i64,
     reset: Option<Reset>,
-    /// Of the task that serves it. It waits for all that concerns its stream; without one it has been woken, and has not been
-    /// polled since, or waits for nothing.
+    /// Of the task that serves the stream, while it waits for anything that concerns it. `None`: it has been woken, or waits for
+    /// nothing.
     waker: Option<Waker>,
     turn: Turn,
 }
@@ -235,7 +243,7 @@ impl Stream {
         })
     }
 
-    /// Whether it counts among those that are open at once.
+    /// Whether it counts against SETTINGS_MAX_CONCURRENT_STREAMS.
     fn is_open(&self) -> bool {
         self.reset.is_none() && !(self.input == Input::Ended && self.output == Output::Ended)
     }
@@ -251,7 +259,7 @@ impl Stream {
         Poll::Pending
     }
 
-    /// Gives the content up that nobody has taken; how much that was.
+    /// Drops the content that was not taken. Returns how many bytes that was.
     fn drop_content(&mut self) -> i64 {
         let left = self.content.len() - self.content_at;
         buffers::give_back(std::mem::take(&mut self.content));
@@ -317,13 +325,13 @@ impl Connection {
 
     // --- The socket's side.
 
-    /// Takes what came; how much of it. The rest is to be given again with what comes behind it, and where
-    /// [`Self::is_full`], once that is over.
+    /// Takes bytes that the client sent; returns how many. The caller keeps the rest and passes it again when more has come, and if
+    /// [`Self::is_full`] once it is not any more.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
         self.receive_frames(bytes, &mut usize::MAX.clone())
     }
 
-    /// As [`Self::receive`], no more than so many frames; how many more they may be.
+    /// As [`Self::receive`], for at most `frames_left` frames, from which those that were taken are subtracted.
     pub fn receive_frames(&mut self, bytes: &[u8], frames_left: &mut usize) -> usize {
         let mut at = 0;
         if self.preface < frame::PREFACE.len() {
@@ -352,17 +360,17 @@ impl Connection {
         if self.error.is_some() || self.is_closed { bytes.len() } else { at }
     }
 
-    /// From now on fields of a request may be so many bytes together.
+    /// Sets the limit on the fields of a request.
     pub fn limit_fields(&mut self, list_bytes: usize) {
         self.list_bytes = list_bytes;
     }
 
-    /// Whether nothing can be taken before some of what is to be sent has been.
+    /// Whether nothing more is received until control frames have been written.
     pub fn is_full(&self) -> bool {
         self.controls.bytes() >= MAX_CONTROL_BYTES
     }
 
-    /// What the client has begun and not ended. `unread`: what [`Self::receive`] did not take.
+    /// The frame or block of fields that has come in part. `unread`: what [`Self::receive`] did not take.
     pub fn unfinished(&self, unread: &[u8]) -> Option<Unfinished> {
         match &self.block {
             Some(block) => Some(Unfinished { at: block.at, is_content: false }),
@@ -374,12 +382,12 @@ impl Connection {
         }
     }
 
-    /// What is to be sent next.
+    /// Bytes to be written to the socket.
     pub fn unsent(&self) -> &[u8] {
         &self.out[self.out_at..]
     }
 
-    /// So much of it has been sent.
+    /// The first `count` bytes of [`Self::unsent`] have been written.
     pub fn sent(&mut self, count: usize) {
         self.out_at += count;
         self.controls.sent(count, self.out.len() - self.out_at);
@@ -394,12 +402,12 @@ impl Connection {
         self.call_next();
     }
 
-    /// Whether parts of responses are still to be sent.
+    /// Whether bytes of responses are still to be written.
     pub fn has_unsent_response(&self) -> bool {
         self.response_end > self.out_at
     }
 
-    /// A request that has come, where it may be served. Whoever takes it has to [leave](Self::leave) its stream.
+    /// The next request to be served. The caller has to [leave](Self::leave) its stream in the end.
     pub fn next_request(&mut self) -> Option<(u32, Request)> {
         if self.tasks >= MAX_STREAMS {
             return None;
@@ -409,34 +417,34 @@ impl Connection {
         Some(next)
     }
 
-    /// Whether there is a request that may be served.
+    /// Whether [`Self::next_request`] would give one.
     pub fn has_request(&self) -> bool {
         self.tasks < MAX_STREAMS && !self.requests.is_empty()
     }
 
-    /// Whether requests are being served, or are to be.
+    /// Whether requests are being served, or wait to be.
     pub fn is_serving(&self) -> bool {
         self.tasks > 0 || !self.requests.is_empty()
     }
 
-    /// Whether the client has sent what a client of HTTP/2 sends first.
+    /// Whether the client has sent the preface with its SETTINGS frame.
     pub fn has_begun(&self) -> bool {
         self.has_begun
     }
 
-    /// Why the connection ends, where that is the client's fault. It has still to be told.
+    /// The client's error that ends the connection, if there was one. Its GOAWAY is in [`Self::unsent`].
     pub fn error(&self) -> Option<(Code, &'static str)> {
         self.error
     }
 
-    /// Whether the client was told to leave and has nothing more to come, or leaves by itself.
+    /// Whether either side has sent its last GOAWAY, and all streams have ended and been written.
     pub fn is_over(&self) -> bool {
         let is_leaving = matches!(self.leaving, Leaving::Told(_)) || self.is_client_leaving;
         let has_ended = self.tasks == 0 && self.streams.is_empty() && !self.ended.has_unended();
         is_leaving && has_ended && !self.has_unsent_response()
     }
 
-    /// Asks the client to open no more streams. What it opens before it reads that is served.
+    /// Begins a graceful shutdown: asks the client to open no more streams, and serves those that it opens before it reads that.
     pub fn ask_to_leave(&mut self) {
         if self.leaving == Leaving::No && !self.is_closed {
             self.leaving = Leaving::Asked;
@@ -445,21 +453,21 @@ impl Connection {
         }
     }
 
-    /// Tells the client that the connection ends now. Streams that are open end with it.
+    /// Ends the connection and its streams. Queues GOAWAY.
     pub fn close(&mut self, code: Code, why: &'static str) {
-        // The end of the connection would be one of their responses for some clients.
+        // Some clients would take the end of the connection for a failure of these streams, which have been answered.
         for id in self.ended.take_unended() {
             write::reset(id, Code::NoError, self.out());
         }
         let told = if let Leaving::Told(last) = self.leaving { Some(last) } else { None };
-        // Who knows already hears nothing new.
+        // It would repeat the last one.
         if !self.is_closed && (told.is_none() || code != Code::NoError) {
             write::goaway(told.unwrap_or(self.last_id), code, why, self.out());
         }
         self.lose();
     }
 
-    /// The connection is over for the client: those who serve streams learn it.
+    /// Ends the streams without a word to the client: their tasks see them as reset.
     pub fn lose(&mut self) {
         self.is_closed = true;
         for (id, _) in std::mem::take(&mut self.requests) {
@@ -471,7 +479,7 @@ impl Connection {
         }
     }
 
-    /// Has the connection's task woken by whatever concerns the socket. To be called at the end of its turn.
+    /// Registers the connection's task, to be woken when there is something to write. To be called at the end of each of its polls.
     pub fn wait(&mut self, cx: &Context<'_>) {
         self.is_called = false;
         wait(&mut self.task, cx);
@@ -485,7 +493,7 @@ impl Connection {
         }
     }
 
-    /// Ends the connection by an error of the client's.
+    /// Ends the connection because of an error of the client.
     pub fn fail(&mut self, code: Code, why: &'static str) {
         if self.error.is_none() {
             self.error = Some((code, why));
@@ -495,7 +503,8 @@ impl Connection {
 
     // --- Frames.
 
-    /// Takes a frame, or what is there of a DATA frame; how much that was, and what came of it. `None`: that is too little.
+    /// Takes the next frame, or what has come of it if it is DATA. Returns how many bytes that was, and the error that they made.
+    /// `None`: too little has come.
     fn next_frame(&mut self, bytes: &[u8]) -> Option<(usize, Result<(), Bad>)> {
         let (head, rest) = bytes.split_first_chunk::<HEAD_BYTES>()?;
         let head = Head::read(head);
@@ -585,7 +594,7 @@ impl Connection {
             return Err(Bad::Connection(Code::Protocol, "fields that are continued on another stream"));
         }
         block.continuations += 1;
-        // What is refused for its size can be read to its end.
+        // Larger than what is answered 431, so that such a head can be read to its end.
         let most = (2 * self.list_bytes).max(MAX_PAYLOAD);
         if block.continuations > MAX_CONTINUATIONS || block.bytes.len() + more.len() > most {
             return Err(Bad::Connection(Code::EnhanceYourCalm, "fields without end"));
@@ -644,7 +653,7 @@ impl Connection {
             self.ended.add_reset(id);
             return self.skip(block);
         }
-        // There are never more than twice as many to look through.
+        // `streams` has at most twice MAX_STREAMS.
         if self.streams.len() >= MAX_STREAMS && self.streams.iter().filter(|s| s.is_open()).count() >= MAX_STREAMS {
             self.skip(block)?;
             return self.refuse(id);
@@ -664,7 +673,7 @@ impl Connection {
         }
     }
 
-    /// Refuses a request that is one too many. Nothing of it was done: the client may repeat it.
+    /// Refuses a request beyond the limit. The client may repeat it (RFC 9113 §8.7).
     fn refuse(&mut self, id: u32) -> Result<(), Bad> {
         self.ended.add_reset(id);
         write::reset(id, Code::RefusedStream, self.control());
@@ -672,12 +681,12 @@ impl Connection {
         if self.knows_settings { self.budgets.refuse() } else { Ok(()) }
     }
 
-    /// Reads a block that belongs to nothing, since the next ones may refer to it.
+    /// Decodes a block whose fields are not needed: it may change the dynamic table.
     fn skip(&mut self, block: &[u8]) -> Result<(), Bad> {
         self.read(block, |_, _| {}).map(drop)
     }
 
-    /// False: the fields are too large, and not all were given to `field`.
+    /// Decodes a block. False: its fields exceed the limit, and `field` did not get them all.
     fn read(&mut self, block: &[u8], field: impl FnMut(&[u8], &[u8])) -> Result<bool, Bad> {
         self.decoder.read(block, self.list_bytes, field).map_err(|bad| match bad {
             BadBlock::TooLarge => Bad::Connection(Code::EnhanceYourCalm, "fields that are far too large"),
@@ -698,7 +707,7 @@ impl Connection {
         if is_lost { self.budgets.lose() } else { Ok(()) }
     }
 
-    /// A stream has been reset. Its task learns it; where there is none yet, there will be none.
+    /// A stream has been reset: its task is woken, or if it has none yet, the request is dropped.
     fn give_up(&mut self, at: usize) {
         let stream = &mut self.streams[at];
         stream.wake();
@@ -712,7 +721,7 @@ impl Connection {
         }
     }
 
-    /// Forgets a stream that nobody serves.
+    /// Removes a stream without a task, and remembers how it ended.
     fn remove(&mut self, id: u32) {
         let Some(at) = self.find(id) else { return };
         self.end_turn(at);
@@ -787,12 +796,12 @@ impl Connection {
         self.streams.binary_search_by_key(&id, |stream| stream.id).ok()
     }
 
-    /// One that was reset by nobody.
+    /// As [`Self::find`], if the stream was not reset.
     fn find_unreset(&self, id: u32) -> Option<usize> {
         self.find(id).filter(|&at| self.streams[at].reset.is_none())
     }
 
-    /// Ends a stream by an error of the client's.
+    /// Ends a stream because of an error of the client.
     fn fail_stream(&mut self, id: u32, code: Code) {
         if self.is_idle(id) {
             return self.fail(code, "an error on a stream without a head");
@@ -814,12 +823,12 @@ impl Connection {
         }
     }
 
-    /// Time has made up for so many streams that were lost.
-    pub fn make_up(&mut self, count: u32) {
-        self.budgets.make_up(count);
+    /// Forgives the client so many lost streams, since time has passed.
+    pub fn forgive(&mut self, count: u32) {
+        self.budgets.forgive(count);
     }
 
-    /// To be appended to.
+    /// The buffer of bytes to be written, to append to.
     fn out(&mut self) -> &mut Vec<u8> {
         if self.out.capacity() == 0 {
             self.out = buffers::take();
@@ -827,16 +836,16 @@ impl Connection {
         &mut self.out
     }
 
-    /// To be appended to by a control frame that the client has caused.
+    /// The same, to append one control frame that the client has caused.
     fn control(&mut self) -> &mut Vec<u8> {
-        // The longest of them: a PING.
+        // As long as the longest of them, a PING.
         self.controls.behind += HEAD_BYTES + 8;
         self.out()
     }
 
-    // --- A stream's side. A stream that is not there is gone.
+    // --- The streams' side. One that is not there is `Gone`.
 
-    /// Whether the client has to open the stream's own window before it is sent more.
+    /// Whether the client has to send WINDOW_UPDATE for this stream before it can be sent more content.
     pub fn is_window_shut(&self, id: u32) -> bool {
         self.find(id).is_some_and(|at| self.streams[at].send_window <= 0)
     }
@@ -849,20 +858,20 @@ impl Connection {
         }
     }
 
-    /// Waits until fields can be sent. To be asked by who has some in hand. Once it is ready, they are sent next, or
-    /// [`Self::stand_back`] is called.
+    /// Waits until fields can be sent. The caller has some to send: when this is ready, it sends them at once or calls
+    /// [`Self::stand_back`].
     pub fn poll_room(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
         let Some(at) = self.find_unreset(id) else { return Poll::Ready(Err(Gone)) };
         self.poll_turn(at, Part::Fields, cx).map(Ok)
     }
 
-    /// Waits until content can be sent; how much, in one frame. To be asked by who has some in hand. Once it is ready, that is
-    /// sent next, or [`Self::stand_back`] is called.
+    /// Waits until content can be sent; how many bytes, in one frame. The caller has some to send: when this is ready, it sends
+    /// them at once or calls [`Self::stand_back`].
     pub fn poll_window(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Result<usize, Gone>> {
         let Some(at) = self.find_unreset(id) else { return Poll::Ready(Err(Gone)) };
         let stream = &mut self.streams[at];
         if stream.send_window <= 0 {
-            // Its own window wakes it.
+            // WINDOW_UPDATE or SETTINGS wakes it.
             let waits = stream.wait(cx);
             self.stand_back(id);
             return waits;
@@ -871,7 +880,7 @@ impl Connection {
         Poll::Ready(Ok(self.frame_window(at)))
     }
 
-    /// How much content can be sent in one more frame, without waiting.
+    /// How many bytes of content can be sent in another frame without waiting.
     pub fn window(&self, id: u32) -> usize {
         let at = self.find(id).filter(|_| self.is_free(Part::Content));
         at.map_or(0, |at| self.frame_window(at))
@@ -881,7 +890,7 @@ impl Connection {
         self.send_window.min(self.streams[at].send_window).clamp(0, MAX_PAYLOAD as i64) as usize
     }
 
-    /// Whoever serves the stream has nothing in hand: it takes nobody's turn, and waits for none.
+    /// The stream has nothing to send for now: it gives up its turn, or its place in the queue.
     pub fn stand_back(&mut self, id: u32) {
         if let Some(at) = self.find(id) {
             self.end_turn(at);
@@ -889,7 +898,7 @@ impl Connection {
         self.call_next();
     }
 
-    /// Sends a head, whose fields `write` appends. Nothing is sent on a stream that was reset, here and below.
+    /// Sends a head, whose fields `write` appends. This and the methods below send nothing on a stream that was reset.
     pub fn send_head(&mut self, id: u32, begins: Begins, is_end: bool, write: impl FnOnce(&mut Vec<u8>)) {
         let Some(at) = self.find_unreset(id) else { return };
         match begins {
@@ -919,7 +928,7 @@ impl Connection {
         self.sent_part(at, is_end);
     }
 
-    /// Begins a frame of content, which is then appended to [`Self::content`] up to what [`Self::poll_window`] said.
+    /// Begins a DATA frame; where it begins. The caller appends to [`Self::content`] at most what [`Self::poll_window`] allowed.
     pub fn begin_content(&mut self) -> usize {
         write::begin(self.out())
     }
@@ -928,7 +937,7 @@ impl Connection {
         &mut self.out
     }
 
-    /// Ends the frame that begins at `start`. One that is empty and ends nothing is not sent.
+    /// Ends the DATA frame that begins at `start`. Without content and END_STREAM it is not sent.
     pub fn end_content(&mut self, start: usize, id: u32, is_end: bool) {
         let len = self.out.len() - start - HEAD_BYTES;
         let Some(at) = self.find_unreset(id).filter(|_| len > 0 || is_end) else { return self.drop_frame(start) };
@@ -953,7 +962,7 @@ impl Connection {
         if is_end {
             let stream = &mut self.streams[at];
             if std::mem::replace(&mut stream.output, Output::Ended) != Output::Ended {
-                self.budgets.make_up(1);
+                self.budgets.forgive(1);
             }
             self.end_turn(at);
         }
@@ -961,7 +970,7 @@ impl Connection {
         self.call();
     }
 
-    /// Ends a stream whose response is not complete, so that its client knows it.
+    /// Resets a stream.
     pub fn abort(&mut self, id: u32, code: Code) {
         if let Some(at) = self.find_unreset(id) {
             self.streams[at].reset = Some(Reset::ByUs);
@@ -972,7 +981,7 @@ impl Connection {
         }
     }
 
-    /// Whoever served the stream is done with it. What is not complete is reset.
+    /// The task that served the stream is done. A stream that is not complete is reset.
     pub fn leave(&mut self, id: u32) {
         self.tasks -= 1;
         self.call();
@@ -981,9 +990,9 @@ impl Connection {
         match (stream.input, stream.output) {
             _ if self.is_closed => {}
             (Input::Ended, Output::Ended) => {}
-            // Its end may be under way, in a frame of its own.
+            // All content has come; END_STREAM may follow in a frame of its own.
             (_, Output::Ended) if stream.declared == Some(0) => {}
-            // It need not send the rest (RFC 9113 §8.1).
+            // The client need not send the rest (RFC 9113 §8.1).
             (_, Output::Ended) => self.abort(id, Code::NoError),
             _ => self.abort(id, Code::Cancel),
         }

@@ -25,7 +25,7 @@ use crate::message::framing::Framing;
 use crate::message::limits::Limits;
 use crate::message::{Method, Parsed};
 
-/// A larger text is freed once it has been read: the lines of chunks are small, and a stream may live long.
+/// A larger `text` is freed once it has been read. The lines of chunks are smaller.
 const MAX_KEPT_BYTES: usize = 64;
 
 /// What the task of a connection shares with those of its streams. All run on one thread, so nobody ever waits for the lock;
@@ -53,7 +53,7 @@ pub struct Http2Stream {
     text: Vec<u8>,
     text_at: usize,
     is_too_large: bool,
-    /// So much of the content can be read behind `text`.
+    /// How much content can be read behind `text`.
     data: usize,
     input: Input,
     method: Method,
@@ -190,12 +190,12 @@ impl Http2Stream {
         }
     }
 
-    /// Whether the client has given the stream up; to be asked where nothing is read.
+    /// Whether the client has reset the stream, where nothing is read that would tell. Otherwise `cx` is woken when it does.
     pub fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
         matches!(self.poll_reset(cx), Poll::Ready(Err(_)))
     }
 
-    /// Waits until the client gives the stream up. It cannot once it has the whole response.
+    /// Waits until the client resets the stream. Once the response is complete, that makes no difference.
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.output {
             Output::Ended if self.is_shut_down => Poll::Ready(Ok(())),
@@ -228,7 +228,7 @@ impl Http2Stream {
             Parsed::Rejected(bad) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, bad))),
         };
         let asks_for_tunnel = matches!(self.input, Input::WebSocket | Input::Closed);
-        // Any such status would open what the client asked for.
+        // To a CONNECT any 2xx would say that the WebSocket is open.
         if asks_for_tunnel && matches!(response.status(), 200..=299) {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
@@ -245,7 +245,7 @@ impl Http2Stream {
             return Poll::Ready(Ok(len - before));
         }
         if asks_for_tunnel && !opens_tunnel {
-            // The request ends. The client may have sent more: nobody takes it.
+            // The client may have sent data for the WebSocket already.
             (self.input, self.data) = (Input::Ended, 0);
             connection.drop_content(self.id);
         }
@@ -289,7 +289,7 @@ impl Http2Stream {
                 },
                 _ => connection.window(self.id),
             };
-            // What delimits content, and its end, need no window: a client may have opened it for the content alone.
+            // Chunk lines and the end of content need no window: the client may have opened it for the content alone.
             if most == 0 {
                 let next = reader.clone().advance(&buf[at..]).map_err(|_| malformed())?;
                 match next.data(&buf[at..]).is_empty() {
@@ -409,7 +409,7 @@ impl AsyncWrite for Http2Stream {
             Output::WebSocket => this.poll_write_websocket(cx, buf),
             Output::Trailers(_) | Output::Ended => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         };
-        // Only who could not write waits to do so: what comes next may not need it, or may never come.
+        // Only a stream whose write is pending may stay in the queue: the next write may need no turn, or never come.
         if written.is_ready() {
             this.link.lock().stand_back(this.id);
         }
@@ -421,7 +421,7 @@ impl AsyncWrite for Http2Stream {
         self.get_mut().poll_send_trailers(cx)
     }
 
-    /// The response has its end by its framing. A WebSocket's output ends.
+    /// Ends a WebSocket's output. The framing of any other response has ended it.
     fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.is_shut_down = true;
         if let Output::WebSocket = self.output {

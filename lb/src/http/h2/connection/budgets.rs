@@ -6,20 +6,20 @@ use super::super::frame::{Bad, Code};
 /// How many streams may be lost, where none is answered: those that the client cancels before its response begins ("rapid
 /// reset", CVE-2023-44487), and those that end by its errors ("MadeYouReset", CVE-2025-8671). A head that is too large counts as
 /// two, since it costs more than others that are refused.
-pub const MAX_LOST: u32 = 100;
+pub(super) const MAX_LOST: u32 = 100;
 /// How many requests beyond [`super::MAX_STREAMS`] may be refused in a row. A client that knows the limit asks for none.
-pub const MAX_REFUSED: u32 = 1_000;
+pub(super) const MAX_REFUSED: u32 = 1_000;
 /// How many frames that bring nothing may come: PRIORITY, frames of kinds that nobody knows, content without any,
 /// acknowledgements, resets of what is over (CVE-2019-9513, -9518), and those that open windows. So many at first and for each
 /// stream that the client opens, and so many for each frame of content that it is sent, which it may open windows for.
-pub const IDLE_FRAMES_OF_STREAM: u32 = 100;
-pub const IDLE_FRAMES_OF_CONTENT: u32 = 20;
+pub(super) const IDLE_FRAMES_OF_STREAM: u32 = 100;
+pub(super) const IDLE_FRAMES_OF_CONTENT: u32 = 20;
 /// What may be left of them.
-pub const MAX_IDLE_FRAMES: u32 = 10_000;
+pub(super) const MAX_IDLE_FRAMES: u32 = 10_000;
 
 /// How much of each is left.
 #[derive(Debug)]
-pub struct Budgets {
+pub(super) struct Budgets {
     losses: u32,
     refusals: u32,
     idle_frames: u32,
@@ -33,33 +33,33 @@ impl Default for Budgets {
 
 impl Budgets {
     /// A stream was lost.
-    pub fn lose(&mut self) -> Result<(), Bad> {
+    pub(super) fn lose(&mut self) -> Result<(), Bad> {
         use_up(&mut self.losses, "too many streams that are reset")
     }
 
     /// So many lost streams are forgiven: one for each answer, and one each time that some time has passed.
-    pub fn make_up(&mut self, count: u32) {
+    pub(super) fn forgive(&mut self, count: u32) {
         self.losses = self.losses.saturating_add(count).min(MAX_LOST);
     }
 
     /// A request beyond the limit was refused.
-    pub fn refuse(&mut self) -> Result<(), Bad> {
+    pub(super) fn refuse(&mut self) -> Result<(), Bad> {
         use_up(&mut self.refusals, "too many requests beyond the limit")
     }
 
     /// A frame came that brings nothing.
-    pub fn idle_frame(&mut self) -> Result<(), Bad> {
+    pub(super) fn idle_frame(&mut self) -> Result<(), Bad> {
         use_up(&mut self.idle_frames, "too many frames that bring nothing")
     }
 
     /// The client has opened a stream.
-    pub fn stream_opened(&mut self) {
+    pub(super) fn stream_opened(&mut self) {
         self.refusals = MAX_REFUSED;
         self.allow_idle(IDLE_FRAMES_OF_STREAM);
     }
 
     /// The client is sent a frame of content.
-    pub fn content_sent(&mut self) {
+    pub(super) fn content_sent(&mut self) {
         self.allow_idle(IDLE_FRAMES_OF_CONTENT);
     }
 
@@ -68,7 +68,7 @@ impl Budgets {
     }
 
     #[cfg(test)]
-    pub fn losses(&mut self) -> &mut u32 {
+    pub(super) fn losses(&mut self) -> &mut u32 {
         &mut self.losses
     }
 }

@@ -7,35 +7,34 @@ use super::super::buffers;
 use super::super::frame::{Bad, Code, DataFrame, FIRST_WINDOW, write};
 use super::{Came, Connection, Gone, Input, MAX_STREAMS, Reset};
 
-/// How much further than their first windows streams may be opened whose content is taken as fast as it comes, all of them
-/// together. Without it an upload is held to 64 KiB for each round trip. About what Linux lets a connection of TCP have.
-pub const EXTRA_WINDOW: i64 = 4 * 1024 * 1024;
-/// By how many times of what it is given back such a stream is opened further: its window grows fourfold in a round trip.
+/// By how much the windows of all streams together may grow beyond their first 64 KiB, where content is taken as fast as it
+/// comes: else an upload is held to 64 KiB for each round trip. About as much as Linux lets a receive buffer of TCP grow.
+pub(super) const EXTRA_WINDOW: i64 = 4 * 1024 * 1024;
+/// Such a stream's window grows by this many times what was taken, so that it is four times as large after a round trip.
 const WINDOW_GROWTH: i64 = 3;
-/// How much content a client may send ahead on all streams together: the windows of all and of one more, so that those
-/// whose backend does not read hold up no other.
-pub const CONNECTION_WINDOW: i64 = (MAX_STREAMS as i64 + 1) * 64 * 1024 + EXTRA_WINDOW;
-/// The client may send as much again once so much was taken. Small beside what all streams leave of the connection's window.
-pub const RELEASED_AT_ONCE: i64 = 32 * 1024;
-/// So much of a stream's content may have been taken and not been freed, or as much as has not been taken.
+/// The connection's window: those of all streams and of one more, so that streams whose backends do not read hold up no other.
+pub(super) const CONNECTION_WINDOW: i64 = (MAX_STREAMS as i64 + 1) * 64 * 1024 + EXTRA_WINDOW;
+/// WINDOW_UPDATE of the connection is sent once so much was taken: less than what all streams leave of its window.
+pub(super) const RELEASED_AT_ONCE: i64 = 32 * 1024;
+/// Content that was taken is freed once it is so much, and as much as is left.
 const MAX_TAKEN_BYTES: usize = 32 * 1024;
 
-/// What is still to come of a DATA frame, and what nobody takes of it.
+/// A DATA frame of which only a part has come: how many bytes are still to come.
 #[derive(Debug)]
-pub struct IncomingData {
+pub(super) struct IncomingData {
     id: u32,
     content: usize,
     padding: usize,
     is_end: bool,
-    /// Its padding, with the length of that.
+    /// Its padding with the length of that, which counts against the windows.
     overhead: i64,
-    /// Content of a stream that is over, or that nobody wants.
+    /// How much content has come that no task takes: its stream has ended, or the request was answered.
     dropped: i64,
 }
 
 impl Connection {
-    /// A DATA frame begins, and counts against the windows as a whole. A stream's error ends the stream; what is still to come of
-    /// the frame is dropped.
+    /// Begins a DATA frame. It is checked, and counts against the windows, as a whole, so that nothing depends on how it is cut. An
+    /// error of the stream resets that, and its content is dropped.
     pub(super) fn begin_data(&mut self, frame: DataFrame) -> Result<IncomingData, Bad> {
         let DataFrame { id, content, padding, size, is_end } = frame;
         let size = size as i64;
@@ -60,7 +59,7 @@ impl Connection {
         Ok(IncomingData { id, content, padding, is_end, overhead: size - content as i64, dropped: 0 })
     }
 
-    /// What is wrong with content on a stream.
+    /// The error of a stream on which content must not come. Err: that of the connection.
     fn content_error(&mut self, id: u32, content: usize, size: i64) -> Result<Option<Code>, Bad> {
         let Some(at) = self.find(id) else {
             return match self.ended.was_reset(id) || self.ended.is_unended(id) && content == 0 {
@@ -79,7 +78,7 @@ impl Connection {
         })
     }
 
-    /// Hands on what came of a DATA frame; how much that was. `None`: nothing came.
+    /// Goes on with a DATA frame that has begun. Returns as [`Self::next_frame`].
     pub(super) fn go_on_with_data(&mut self, data: IncomingData, bytes: &[u8]) -> Option<(usize, Result<(), Bad>)> {
         if bytes.is_empty() {
             self.data = Some(data);
@@ -113,7 +112,7 @@ impl Connection {
         (used, self.end_data(&data))
     }
 
-    /// The end of a DATA frame has come: the client may send as much again as nobody takes of it.
+    /// Ends a DATA frame: what no task takes of it is given back.
     fn end_data(&mut self, data: &IncomingData) -> Result<(), Bad> {
         let IncomingData { id, is_end, overhead, dropped, .. } = *data;
         let at = self.find_unreset(id);
@@ -131,7 +130,7 @@ impl Connection {
         }
     }
 
-    /// The client has sent everything on a stream.
+    /// END_STREAM has come.
     pub(super) fn end_input(&mut self, at: usize) -> Result<(), Bad> {
         let stream = &mut self.streams[at];
         if stream.declared.is_some_and(|declared| declared > 0) {
@@ -142,7 +141,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The client may send as much again on the connection.
+    /// Gives so many bytes back to the connection's window.
     pub(super) fn release(&mut self, size: i64) {
         self.unreleased += size;
         if self.unreleased >= RELEASED_AT_ONCE {
@@ -153,14 +152,14 @@ impl Connection {
         }
     }
 
-    /// The client may send as much again on the stream, or more where nobody has to take anything of it.
+    /// Gives so many bytes back to the stream's window, and more of [`EXTRA_WINDOW`] if all its content has been taken.
     fn release_on_stream(&mut self, at: usize, size: i64) {
         let stream = &mut self.streams[at];
         stream.unreleased += size;
         if stream.unreleased >= FIRST_WINDOW / 2 && stream.input == Input::Open && stream.reset.is_none() {
             let mut by = std::mem::take(&mut stream.unreleased);
             if stream.content.is_empty() {
-                // Whoever takes it is no slower than the client: let more be under way.
+                // It is taken as fast as it comes.
                 let more = (WINDOW_GROWTH * by).min(self.extra_window);
                 stream.extra_window += more;
                 self.extra_window -= more;
@@ -173,7 +172,7 @@ impl Connection {
         }
     }
 
-    // --- A stream's side.
+    // --- The streams' side.
 
     /// Waits for content of a request, or its end.
     pub fn poll_content(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<Result<Came, Gone>> {
@@ -189,7 +188,7 @@ impl Connection {
         }
     }
 
-    /// Takes content, at most so much; the client may then send as much again, or more where that was all there is.
+    /// Takes at most `most` bytes of content; returns how many. They are given back to the windows.
     pub fn take_content(&mut self, id: u32, most: usize, put: impl FnOnce(&[u8])) -> usize {
         let Some(at) = self.find(id) else { return 0 };
         let stream = &mut self.streams[at];
@@ -213,7 +212,7 @@ impl Connection {
         self.find(id).map_or_else(Vec::new, |at| std::mem::take(&mut self.streams[at].trailers))
     }
 
-    /// What comes of the request from now on is dropped.
+    /// Drops the content that has not been taken, and all that is still to come.
     pub fn drop_content(&mut self, id: u32) {
         if let Some(at) = self.find(id) {
             let stream = &mut self.streams[at];

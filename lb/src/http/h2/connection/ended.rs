@@ -4,11 +4,11 @@
 use std::collections::VecDeque;
 
 /// How many streams of each kind are remembered.
-pub const MAX_REMEMBERED: usize = 128;
+pub(super) const MAX_REMEMBERED: usize = 128;
 
 /// No stream is of more than one kind.
 #[derive(Debug, Default)]
-pub struct EndedStreams {
+pub(super) struct EndedStreams {
     /// Both sides have ended, or the client has reset the stream.
     ended: Recent,
     /// Reset or refused by us.
@@ -26,16 +26,16 @@ struct Recent {
 }
 
 impl EndedStreams {
-    pub fn add_ended(&mut self, id: u32) {
+    pub(super) fn add_ended(&mut self, id: u32) {
         self.ended.add(id);
     }
 
-    pub fn add_reset(&mut self, id: u32) {
+    pub(super) fn add_reset(&mut self, id: u32) {
         self.reset.add(id);
     }
 
     /// The stream that has to be reset to make room for it, if one has.
-    pub fn add_unended(&mut self, id: u32) -> Option<u32> {
+    pub(super) fn add_unended(&mut self, id: u32) -> Option<u32> {
         let oldest = self.unended.add(id);
         if let Some(oldest) = oldest {
             self.reset.add(oldest);
@@ -43,28 +43,28 @@ impl EndedStreams {
         oldest
     }
 
-    pub fn has_ended(&self, id: u32) -> bool {
+    pub(super) fn has_ended(&self, id: u32) -> bool {
         self.ended.ids.contains(&id)
     }
 
     /// Whether what comes on a stream may have been under way when we reset it. Nobody knows any more how the oldest ones have
     /// ended.
-    pub fn was_reset(&self, id: u32) -> bool {
+    pub(super) fn was_reset(&self, id: u32) -> bool {
         let is_forgotten = id <= self.ended.forgotten.max(self.reset.forgotten);
         self.reset.ids.contains(&id) || is_forgotten && !self.has_ended(id) && !self.is_unended(id)
     }
 
-    pub fn is_unended(&self, id: u32) -> bool {
+    pub(super) fn is_unended(&self, id: u32) -> bool {
         self.unended.ids.contains(&id)
     }
 
     /// Whether there are any that the client has still to end.
-    pub fn has_unended(&self) -> bool {
+    pub(super) fn has_unended(&self) -> bool {
         !self.unended.ids.is_empty()
     }
 
     /// The client has ended one of them; false: it is none of them.
-    pub fn end(&mut self, id: u32) -> bool {
+    pub(super) fn end(&mut self, id: u32) -> bool {
         let was_unended = self.unended.take(id);
         if was_unended {
             self.ended.add(id);
@@ -73,12 +73,12 @@ impl EndedStreams {
     }
 
     /// Forgets those that the client has still to end, to reset them.
-    pub fn take_unended(&mut self) -> impl Iterator<Item = u32> + use<> {
+    pub(super) fn take_unended(&mut self) -> impl Iterator<Item = u32> + use<> {
         std::mem::take(&mut self.unended.ids).into_iter()
     }
 
     #[cfg(test)]
-    pub fn capacities(&self) -> [usize; 3] {
+    pub(super) fn capacities(&self) -> [usize; 3] {
         [&self.ended, &self.reset, &self.unended].map(|recent| recent.ids.capacity())
     }
 }

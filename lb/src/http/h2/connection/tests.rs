@@ -666,7 +666,7 @@ fn clients_that_lose_more_than_they_get_have_to_leave() {
                 client.connection.leave(id);
             }
             client.sent();
-            client.connection.make_up(u32::from(n % 2 == 0) * 2);
+            client.connection.forgive(u32::from(n % 2 == 0) * 2);
         }
         assert_eq!(client.error(), None);
     }
@@ -680,7 +680,7 @@ fn clients_that_lose_more_than_they_get_have_to_leave() {
             client.sent();
             id += 2;
         }
-        client.connection.make_up(1_000);
+        client.connection.forgive(1_000);
         let mut lost = 0;
         while client.error().is_none() && lost < 1_000 {
             client.send(&lose(id));

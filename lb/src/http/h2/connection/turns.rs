@@ -1,9 +1,10 @@
-//! Turns: responses go out a frame at a time, in the order in which they came to wait, their fields before content.
+//! The order in which streams send: a frame each, oldest first, fields before content.
 //!
-//! Whoever has something in hand and cannot send it stands in a queue, and its task waits. Whoever is called has been woken,
-//! and has not tried to send since. So if anybody waits, then the next frame is kept from it by bytes that the socket will
-//! take, by a window that the client has to open, or by one that is called, whose task will run: each of them ends in
-//! [`Connection::call_next`].
+//! A stream that has something to send and may not is put in a queue, and its task sleeps. When there is room in
+//! `out`, and window, for another frame, [`Connection::call_next`] takes the first out of the queue and wakes it: it is *called*, and
+//! that room is kept for it until its task tries to send. No stream waits for ever: what it waits for is the socket, which will
+//! take bytes; the client, which has to open the connection's window; or a stream that is called, whose task will run. Each of
+//! these ends in `call_next`.
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll};
@@ -13,28 +14,27 @@ use super::{Connection, MAX_QUEUED_BYTES};
 #[cfg(test)]
 use super::{MAX_STREAMS, Output};
 
-/// Where a stream stands that has something in hand which cannot be sent at once. One that has nothing in hand has no turn
-/// and is in no queue.
+/// How far a stream has come in the queue. One that has nothing to send is `None`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub(super) enum Turn {
     None,
-    /// In the queue. Its task is to be woken when it is called.
+    /// In the queue.
     Waits(Part),
-    /// Woken to send; there is room and window for a frame of it. Its task has not tried since: whatever comes of that, the
-    /// turn is over.
+    /// Out of the queue and woken. Room and window for one frame are kept for it until its task has tried to send, whether it does
+    /// or not.
     Called(Part),
 }
 
-/// What is to be sent, and the place of its queue in [`Connection::waiting`].
+/// What a stream has to send: the index of its queue in [`Connection::waiting`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub(super) enum Part {
     Fields = 0,
-    /// Takes of the window.
+    /// Needs window, too.
     Content = 1,
 }
 
 impl Connection {
-    /// Whether whoever comes can send a frame without taking the turn of another.
+    /// Whether a stream that is not in the queue may send a frame at once: no other waits for that.
     pub(super) fn is_free(&self, part: Part) -> bool {
         let is_first = match part {
             Part::Fields => self.waiting[0].is_empty(),
@@ -43,17 +43,17 @@ impl Connection {
         is_first && self.has_room() && (part == Part::Fields || self.has_window())
     }
 
-    /// Whether there is room for another frame than those of who is called.
+    /// Whether there is room for a frame besides those of the streams that are called.
     fn has_room(&self) -> bool {
         self.out.len() - self.out_at + self.called.iter().sum::<usize>() * MAX_PAYLOAD < MAX_QUEUED_BYTES
     }
 
-    /// Whether the connection's window has some for another frame than those of who is called.
+    /// Whether the connection's window allows a frame besides those of the streams that are called.
     fn has_window(&self) -> bool {
         self.send_window > (self.called[Part::Content as usize] * MAX_PAYLOAD) as i64
     }
 
-    /// Ready: a frame can be sent, and the stream has no turn any more. Pending: it has its place in the queue.
+    /// Ready: the stream may send a frame now. Pending: it is in the queue.
     pub(super) fn poll_turn(&mut self, at: usize, part: Part, cx: &Context<'_>) -> Poll<()> {
         let turn = self.streams[at].turn;
         if turn == Turn::Called(part) || turn != Turn::Waits(part) && self.is_free(part) {
@@ -71,7 +71,7 @@ impl Connection {
         waits
     }
 
-    /// Takes a stream its turn and its place in the queue. To be followed by [`Self::call_next`].
+    /// Takes a stream out of the queue, or its turn away. To be followed by [`Self::call_next`].
     pub(super) fn end_turn(&mut self, at: usize) {
         let stream = &mut self.streams[at];
         let id = stream.id;
@@ -82,7 +82,7 @@ impl Connection {
         }
     }
 
-    /// Calls those whose turn it is.
+    /// Calls streams from the queues while there is room.
     pub(super) fn call_next(&mut self) {
         while self.has_room() {
             let part = match &self.waiting {
@@ -100,7 +100,7 @@ impl Connection {
         }
     }
 
-    /// Checks what is promised above, but for the tasks: `is_awake` tells whether one of a stream is to run.
+    /// Asserts what this module promises. `is_awake`: whether the task of a stream is scheduled to run.
     #[cfg(test)]
     pub fn is_sound(&self, is_awake: impl Fn(u32) -> bool) {
         for (queue, part) in self.waiting.iter().zip([Part::Fields, Part::Content]) {

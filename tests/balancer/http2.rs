@@ -111,13 +111,15 @@ async fn what_is_begun_has_to_end_in_time_whatever_else_is_served() {
     let held = [(":method", "GET"), (":scheme", "https"), (":path", "/hold"), (":authority", "x")];
     let held = frame(kind::HEADERS, 5, 1, &literals(&held));
     let ping = frame(kind::PING, 0, 0, b"8 bytes.");
-    let content = frame(kind::DATA, 0, 1, &[b'x'; 10_000]);
+    let upload = [(":method", "POST"), (":scheme", "https"), (":path", "/"), (":authority", "x")];
+    let upload = frame(kind::HEADERS, 4, 3, &literals(&upload));
+    let content = frame(kind::DATA, 0, 3, &[b'x'; 10_000]);
     // What is begun, and what may follow for good without an end of it.
     let begun: [(Vec<u8>, &[u8]); 4] = [
         (half_a_head(3), b""),
         (half_a_head(3), &frame(kind::CONTINUATION, 0, 3, &literals(&[("x", "y")]))),
         (ping[..10].to_vec(), b""),
-        (content[..100].to_vec(), b"x"),
+        ([&upload[..], &content[..100]].concat(), b""),
     ];
     for (begun, more) in begun {
         let mut client = http2::connect(balancer.address()).await;
@@ -140,6 +142,37 @@ async fn what_is_begun_has_to_end_in_time_whatever_else_is_served() {
     }
     balancer.is_idle().await;
     assert_eq!(balancer.backend(&a).await["failures"], 0);
+    let errors = balancer.metrics().await.sum("evenkeel_http2_connection_errors_total", &[("reason", "timeout")]);
+    assert_eq!(errors, 4.0);
+    balancer.logs(&["WARN", "timeout", "an HTTP/2 connection"]).await;
+}
+
+// A frame was no progress before all of it had come: it ended the upload, and the connection with all its streams.
+#[tokio::test]
+async fn content_counts_as_it_comes_however_large_its_frame_is() {
+    let a = Origin::start("a").await;
+    let limits = "header_timeout = \"500ms\"\nbody_timeout = \"500ms\"";
+    let balancer = Balancer::start(config([&a]).listener(limits)).await;
+    let mut client = http2::connect(balancer.address()).await;
+    let fields = [(":method", "POST"), (":scheme", "https"), (":path", "/"), (":authority", "x")];
+    write(&mut client, &[PREFACE, &frame(kind::HEADERS, 4, 1, &literals(&fields))].concat()).await;
+    let content = frame(kind::DATA, 1, 1, &[b'x'; 16_000]);
+    for piece in content.chunks(1_000) {
+        write(&mut client, piece).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let answer = async {
+        loop {
+            let frame = next_frame(&mut client).await.expect("a frame");
+            if frame.stream == 1 {
+                break frame;
+            }
+        }
+    };
+    let answer = within("an answer", answer).await;
+    // HPACK's number for ":status 200".
+    assert_eq!((answer.kind, answer.payload[0]), (kind::HEADERS, 0x88), "{answer:?}");
+    assert_eq!(a.last_request().body.len(), 16_000);
 }
 
 // A third GOAWAY came before the end.
@@ -950,6 +983,55 @@ async fn a_stream_whose_window_stays_shut_ends_whatever_else_moves() {
         }
     };
     within("a reset", pinging).await;
+}
+
+// A byte of window renewed `send_timeout`, and `min_rate` was asked of all streams together.
+#[tokio::test]
+async fn a_stream_whose_window_is_opened_too_slowly_ends_whatever_else_moves() {
+    let a = Origin::start("a").await;
+    a.answer(|request| match request.method.as_str() {
+        "HEAD" => vec![Step::Send(response(204, &[], ""))],
+        _ => vec![Step::Send(response(200, &[], vec![b'x'; 10_000]))],
+    });
+    let balancer = Balancer::start(config([&a]).listener("min_rate = 1000")).await;
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(1);
+    let mut client = Http2::over(http2::connect(balancer.address()).await, builder).await;
+    let (answer, _) = client.begin(request("GET", "/", &[]), true).await;
+    let mut content = within("a head", answer).await.expect("a response").into_body();
+    let sipping = tokio::spawn(async move {
+        while let Some(data) = content.data().await {
+            let sip = data?.len();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            content.flow_control().release_capacity(sip)?;
+        }
+        Ok::<_, h2::Error>(())
+    });
+    let busy = async {
+        while !sipping.is_finished() {
+            let (answer, _) = client.begin(request("HEAD", "/", &[]), true).await;
+            assert_eq!(answer.await.expect("a response").status(), 204);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("the end of the stream", busy).await;
+    let reset = sipping.await.expect("no panic").expect_err("content that is taken too slowly");
+    assert!(reset.is_reset(), "{reset}");
+}
+
+// The log counted up to 16 KiB that no window had been opened for.
+#[tokio::test]
+async fn the_log_tells_how_much_of_a_response_was_sent() {
+    let a = Origin::start("a").await;
+    a.answer_with(response(200, &[], vec![b'x'; 1 << 20]));
+    let log = "[access_log]\nfile = \"access.log\"";
+    let balancer = Balancer::start(config([&a]).listener("send_timeout = \"300ms\"").section(log)).await;
+    let mut client = http2::connect(balancer.address()).await;
+    let fields = [(":method", "GET"), (":scheme", "https"), (":path", "/"), (":authority", "x")];
+    write(&mut client, &[PREFACE, &frame(kind::HEADERS, 5, 1, &literals(&fields))].concat()).await;
+    let lines = balancer.lines("access.log", 1).await;
+    let line: serde_json::Value = serde_json::from_str(&lines[0]).expect("JSON");
+    assert_eq!(line["bytes"], 65_535, "a window: {line}");
 }
 
 // The lease used to be kept until the refusal was written.

@@ -181,6 +181,19 @@ async fn floods_end_with_the_right_error_and_bounded_memory() {
         assert_eq!(reason, expected, "{name}");
         nobody_is_harmed(&balancer, &a).await;
     }
+    let metrics = balancer.metrics().await;
+    for (reason, count) in [
+        ("enhance-your-calm", 12.0),
+        ("frame-size-error", 1.0),
+        ("flow-control-error", 1.0),
+        ("compression-error", 1.0),
+    ] {
+        let errors = metrics.sum("evenkeel_http2_connection_errors_total", &[("reason", reason)]);
+        assert_eq!(errors, count, "{reason}");
+        balancer.logs(&["WARN", reason, "an HTTP/2 connection"]).await;
+    }
+    let told = balancer.log().matches("an HTTP/2 connection").count();
+    assert_eq!(told, 4, "once for each reason: {}", balancer.log());
     let grown = peak_kib(&mut balancer) - before;
     assert!(grown < MAX_GROWTH_KIB, "{grown} KiB more");
 }
@@ -291,7 +304,7 @@ async fn half_a_frame_holds_no_large_buffer() {
     let before = resident_kib(&mut balancer);
     for client in &mut clients {
         write(client, &frame(kind::PING, 0, 0, b"8 bytes.")).await;
-        write(client, &frame(kind::DATA, 0, 3, &[0; 100])[..50]).await;
+        write(client, &head(END_STREAM | END_HEADERS, 3, "/")[..20]).await;
         within("an answer", http2::frame_of(client, kind::PING)).await;
     }
     // Those that were answered have been read.

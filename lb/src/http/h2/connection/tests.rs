@@ -222,7 +222,7 @@ fn a_client_may_send_again_what_was_taken() {
     assert_eq!(client.connection.take_content(1, 20_000, |content| came += content.len()), 20_000);
     assert_eq!(client.connection.take_content(1, 20_000, |content| came += content.len()), 12_768);
     let update = |id, by: u32| (8, 0, id, by.to_be_bytes().to_vec());
-    assert_eq!((came, client.sent()), (32_768, vec![update(1, 65_536), update(0, 32_768)]), "it was all there was");
+    assert_eq!((came, client.sent()), (32_768, vec![update(1, 131_072), update(0, 32_768)]), "it was all there was");
     // Padding counts, and comes back though nobody takes it.
     for _ in 0..200 {
         client.send(&frame(0, 8, 1, &[&[255][..], b"x", &[0; 255]].concat()));
@@ -307,6 +307,16 @@ fn uploads_that_are_taken_at_once_get_larger_windows() {
         }
     }
     let mut client = Client::new();
+    client.send(&head(END_HEADERS, 1));
+    client.connection.next_request();
+    let (mut window, mut sent, mut round_trips) = (FIRST_WINDOW, 0, 0);
+    while sent < 10_000_000 {
+        sent += window;
+        round_trip(&mut client, 1, &mut window, None);
+        round_trips += 1;
+    }
+    assert!(round_trips <= 6, "{round_trips} for 10 MB");
+    let mut client = Client::new();
     for id in [1, 3, 5] {
         client.send(&head(END_HEADERS, id));
         client.connection.next_request();
@@ -332,6 +342,82 @@ fn uploads_that_are_taken_at_once_get_larger_windows() {
     assert!(second > EXTRA_WINDOW, "{second} bytes");
     [3, 5].into_iter().for_each(|id| client.connection.leave(id));
     assert_eq!(client.connection.extra_window, EXTRA_WINDOW);
+}
+
+// A frame was kept until all of it had come, however slowly it did.
+#[test]
+fn content_is_handed_on_before_its_frame_has_ended() {
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut client = Client::new();
+    client.send(&head(END_HEADERS, 1));
+    client.connection.next_request();
+    let all = frame(0, 8 | END_STREAM, 1, &[&[3][..], &[b'x'; 100], &[0; 3]].concat());
+    assert_eq!(client.connection.receive(&all[..9]), 0, "its padding is not known");
+    client.send(&all[..10]);
+    let mut began = client.connection.unfinished(b"").expect("a frame");
+    for (at, byte) in all[10..].iter().enumerate() {
+        assert!(began.is_content);
+        client.send(&[*byte]);
+        let came = Came::Some(100.min(at + 1));
+        assert_eq!(client.connection.poll_content(1, &mut cx), Poll::Ready(Ok(came)));
+        if let Some(more) = client.connection.unfinished(b"") {
+            assert_ne!(std::mem::replace(&mut began, more), more, "it is progress");
+        }
+    }
+    assert_eq!((client.connection.unfinished(b""), client.error()), (None, None));
+    assert_eq!(client.connection.take_content(1, 1_000, |content| assert_eq!(content, [b'x'; 100])), 100);
+    assert_eq!(client.connection.poll_content(1, &mut cx), Poll::Ready(Ok(Came::End)));
+    client.ask(3);
+}
+
+#[test]
+fn content_whose_stream_ends_within_its_frame_gives_its_window_back() {
+    let ends: [&dyn Fn(&mut Client); 4] = [
+        &|client| client.connection.drop_content(1),
+        &|client| {
+            client.connection.abort(1, Code::Cancel);
+            client.connection.leave(1);
+        },
+        &|client| client.connection.leave(1),
+        &|client| client.answer(1),
+    ];
+    let post = block(&[GET, &[("content-length", "1000")]].concat());
+    let all = frame(0, 8 | END_STREAM, 1, &[&[200][..], &[b'x'; 1_000], &[0; 200]].concat());
+    for (case, end) in ends.iter().enumerate() {
+        let mut client = Client::new();
+        client.send(&frame(1, END_HEADERS, 1, &post));
+        client.connection.next_request();
+        client.send(&all[..500]);
+        end(&mut client);
+        client.send(&all[500..]);
+        client.ask(3);
+        let Connection { receive_window, unreleased, .. } = &client.connection;
+        assert_eq!((receive_window + unreleased, client.error()), (CONNECTION_WINDOW, None), "case {case}");
+        client.connection.close(Code::NoError, "");
+        let resets = resets(&client.sent());
+        assert_eq!(resets.len(), usize::from((1..3).contains(&case)), "case {case}: {resets:?}");
+    }
+}
+
+// Each 32 KiB that were taken added a frame, whether any of them was sent.
+#[test]
+fn an_upload_is_read_no_faster_than_its_windows_are_taken() {
+    let mut client = Client::new();
+    client.send(&head(END_HEADERS, 1));
+    client.connection.next_request();
+    let content = frame(0, 0, 1, &[b'x'; 16_000]);
+    let mut frames = 0;
+    while !client.connection.is_full() && frames < 100_000 {
+        client.send(&content);
+        client.connection.take_content(1, 16_000, |_| {});
+        frames += 1;
+    }
+    let unsent = client.connection.unsent().len();
+    assert!(client.connection.is_full() && unsent < 2 * MAX_CONTROL_BYTES, "{unsent} bytes after {frames} frames");
+    assert_eq!(client.connection.receive(&content), 0);
+    client.sent();
+    client.send(&content);
+    assert_eq!(client.error(), None);
 }
 
 // What was taken stayed until everything was.

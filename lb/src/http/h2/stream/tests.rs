@@ -69,9 +69,14 @@ impl Server {
         }
     }
 
+    /// With trailers where an odd number of bytes was given.
     fn end(&mut self) {
+        self.end_with(if self.given.is_multiple_of(2) { "" } else { "x-sum: 1\r\n" });
+    }
+
+    fn end_with(&mut self, trailers: &str) {
         if !std::mem::replace(&mut self.has_ended, true) {
-            self.in_hand.extend(b"0\r\n\r\n");
+            self.in_hand.extend(format!("0\r\n{trailers}\r\n").into_bytes());
             self.task.call();
         }
     }
@@ -88,6 +93,11 @@ impl Server {
                 Poll::Ready(Err(_)) => return false,
                 Poll::Pending => break,
             }
+        }
+        if self.in_hand.is_empty()
+            && let Poll::Ready(Err(_)) = Pin::new(&mut self.stream).poll_flush(&mut cx)
+        {
+            return false;
         }
         let mut scrap = [0; 4096];
         for _ in 0..16 {
@@ -432,4 +442,25 @@ fn a_window_that_is_opened_by_little_is_shared() {
     }
     let grown: Vec<_> = [1, 3, 5, 7].iter().zip(before).map(|(id, before)| world.came[id].content - before).collect();
     assert!(grown.iter().all(|grown| *grown == 20_000), "{grown:?}");
+}
+
+// They were queued behind whatever was queued before.
+#[test]
+fn trailers_wait_for_room() {
+    let mut world = World::new();
+    world.set_window(1 << 20);
+    world.open_window(None, 1 << 30);
+    for _ in 0..14 {
+        world.open(true);
+    }
+    world.settle();
+    world.servers[13].1.give(1 << 20);
+    world.poll(13);
+    for at in 0..13 {
+        world.servers[at].1.end_with(&format!("x-long: {}\r\n", "x".repeat(8_000)));
+        world.poll(at);
+    }
+    let unsent = world.link.lock().unsent().len();
+    assert!(unsent < 90_000, "{unsent} bytes");
+    world.is_served();
 }

@@ -887,9 +887,8 @@ impl<'a> Transfer<'a> {
             received.reserve(READ_BYTES);
             match h1.poll_read(cx, received) {
                 Poll::Ready(Ok(count)) => self.moved.from_backend += count as u64,
-                Poll::Ready(Err(AttemptError { failure: Failure::Closed | Failure::Reset, .. }))
-                    if self.is_waiting_for_content() =>
-                {
+                // It has read everything, or it would have been a reset.
+                Poll::Ready(Err(AttemptError { failure: Failure::Closed, .. })) if self.is_waiting_for_content() => {
                     return Err(Failure::ClosedDuringUpload);
                 }
                 Poll::Ready(Err(AttemptError { failure, detail })) => {

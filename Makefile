@@ -47,7 +47,7 @@ test: tools-test python check deny checks
 
 # What Pingora's proxy does otherwise (docs/pingora.md): it passes a head on before any content has come, and it takes the
 # whole shutdown_timeout to stop.
-NOT_IN_PINGORA := nothing_of_a_response_that_was_given_up_reaches_the_client the_cookie_means_the_same_after_a_restart_and_a_reload
+NOT_IN_PINGORA := nothing_of_an_abandoned_response_reaches_the_client the_cookie_outlives_restarts_and_reloads
 
 ## Algorithms, swaps, health, retries and sticky cookies with Evenkeel in a Pingora server; part of make test
 test-pingora: tools-demo

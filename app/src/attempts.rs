@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_may_fail_a_few_times_on_an_account_and_then_waits() {
+    async fn failures_of_an_address_on_an_account_are_limited() {
         let site = Site::new();
         for _ in 0..3 {
             site.begin("ann", "192.0.2.1", None).await.unwrap();
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_may_not_try_account_after_account() {
+    async fn failures_of_an_address_over_all_accounts_are_limited() {
         let site = Site::new();
         for number in 0..7 {
             site.begin(&format!("user{number}"), "2001:db8::1", None).await.unwrap();
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_known_browser_is_counted_alone() {
+    async fn a_known_browser_has_its_own_count() {
         let site = Site::new();
         let cookie = site.succeed("ann", "192.0.2.1").await;
         while site.begin("ann", "192.0.2.1", None).await.is_ok() {}
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_succeeds_is_not_counted() {
+    async fn successful_attempts_are_not_counted() {
         let site = Site::new();
         for _ in 0..20 {
             site.succeed("ann", "192.0.2.1").await;
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_may_ask_for_a_few_accounts_and_then_waits() {
+    async fn signups_from_an_address_are_limited() {
         let site = Site::new();
         let sign_up = async |address: &str| {
             let address = address.parse().unwrap();
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_refused_or_withdrawn_is_not_counted() {
+    async fn refused_and_withdrawn_attempts_are_not_counted() {
         let site = Site::new();
         for _ in 0..3 {
             site.begin("ann", "192.0.2.1", None).await.unwrap();
@@ -381,14 +381,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn attempts_at_once_do_not_exceed_a_limit_together() {
+    async fn concurrent_attempts_respect_the_limit() {
         let site = Site::new();
         let attempts = futures_util::future::join_all((0..40).map(|_| site.begin("ann", "192.0.2.1", None))).await;
         assert_eq!(attempts.iter().filter(|attempt| attempt.is_ok()).count(), 3);
     }
 
     #[tokio::test]
-    async fn an_account_knows_a_bounded_number_of_browsers_by_ids_of_its_own() {
+    async fn an_account_knows_a_bounded_number_of_browsers_by_its_own_ids() {
         let site = Site::new();
         let key = "ann".parse::<UserName>().unwrap().key();
         let first = site.succeed("ann", "192.0.2.1").await;

@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn the_three_of_the_demonstration_have_three_colours() {
+    fn the_three_demo_instances_have_three_colours() {
         let tints = ["web1", "web2", "web3"].map(|name| Colour::of(name).number());
         assert_eq!(tints, [1, 2, 3]);
         assert_eq!(

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_without_its_case_stays_the_same_however_often_it_is_folded() {
+    fn case_folding_of_names_is_idempotent() {
         for c in ('\0'..=char::MAX).filter(|c| c.is_alphanumeric() && c.to_string().nfkc().eq([*c])) {
             let once: String = folded(&c.to_string()).nfkc().collect();
             let twice: String = folded(&once).nfkc().collect();
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_that_nobody_sees_are_refused_and_stored_names_are_read_all_the_same() {
+    fn invisible_letters_are_refused_in_new_names_but_read_in_stored_ones() {
         for unseen in ["admin\u{3164}", "a\u{115f}dmin", "\u{3164}\u{3164}\u{3164}", "admin\u{1160}", "admin\u{ffa0}"] {
             assert_eq!(UserName::chosen(unseen), Err(BadName::Unseen), "{unseen:?}");
             assert!(unseen.parse::<UserName>().is_ok());
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn unfit_names_say_why() {
+    fn invalid_names_are_explained() {
         let refuse = |name: &str| name.parse::<UserName>().unwrap_err();
         assert_eq!(refuse("ab"), BadName::Length);
         assert_eq!(refuse(&"a".repeat(33)), BadName::Length);

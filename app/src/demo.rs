@@ -336,7 +336,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_taken_port_is_named_with_its_flag() {
+    async fn a_port_in_use_is_named_with_its_flag() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let error = hold_port("--admin-port", port).unwrap_err().to_string();
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_that_is_held_can_be_listened_on_by_a_child() {
+    async fn a_child_can_listen_on_a_reserved_port() {
         let (address, held) = hold_port("--port", 0).unwrap();
         let listening = TcpListener::bind(address).unwrap();
         drop(held);

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cause_is_kept_apart_from_what_the_client_reads() {
+    fn the_cause_is_logged_and_hidden_from_the_client() {
         let response = Error::internal("secret detail").into_response();
         let problem = response.extensions().get::<Problem>().unwrap();
         assert!(!problem.sentence.contains("secret"));

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_200_is_well() {
+    async fn only_200_is_healthy() {
         asked("HTTP/1.1 200 OK\r\n\r\nok\n").await.unwrap();
         let error = asked("HTTP/1.1 503 Service Unavailable\r\n\r\nout of reach: data\n").await.unwrap_err();
         assert!(error.to_string().contains("503: out of reach: data"), "{error}");
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silence_is_not_waited_for_for_long() {
+    async fn a_silent_server_times_out() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
         let error = ask(HealthArgs { url, timeout: Duration::from_millis(50) }).await.unwrap_err();

@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clients_protocol_is_what_its_own_proxy_said() {
+    fn the_protocol_is_that_of_the_proxy_next_to_the_client() {
         let settings = Settings { trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()], ..Settings::default() };
         for (forwarded_for, protocols, tls) in [
             ("192.0.2.1", "https", true),
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_comes_by_a_proxy_of_any_kind_counts_as_passed_on() {
+    fn requests_with_any_forwarding_field_count_as_proxied() {
         let settings = Settings::default();
         for name in ["x-forwarded-for", "forwarded", "via", "x-real-ip"] {
             assert!(Client::new([127, 0, 0, 1].into(), &headers(&[(name, "x")]), &settings).forwarded, "{name}");
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_id_from_the_proxy_is_kept_if_it_looks_like_one() {
+    fn a_request_id_from_the_proxy_is_kept_if_valid() {
         let longest = "x".repeat(128);
         for id in ["0af7651916cd43dd", "1", "Root=1-67891233:a/b+c@d_e.f", &longest] {
             assert_eq!(RequestId::new(&headers(&[("x-request-id", id)])).0, id);

@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_picture_is_refused_whatever_it_claims() {
+    async fn files_that_are_not_pictures_are_refused_whatever_their_type() {
         assert_eq!(receive(b"<html><script>alert(1)</script>").await, Err(Refusal::OtherKind));
         assert_eq!(receive(b"<svg xmlns='http://www.w3.org/2000/svg'/>").await, Err(Refusal::OtherKind));
         assert_eq!(receive(b"\x89PNG\r\n\x1a\n<script>").await, Err(Refusal::Broken));
@@ -546,7 +546,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_members_pictures_keep_others_waiting_for_one_of_them() {
+    async fn pictures_of_one_member_delay_others_by_one_picture_at_most() {
         let checks = Checks::default();
         let (ann, ben) = (member("ann"), member("ben"));
         let first = checks.take(&ann).await.unwrap();
@@ -594,7 +594,7 @@ mod tests {
     // The turn was the future's: whoever left in the middle made room for one more picture to be decoded, and who waited
     // for a slow bucket made none.
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_check_holds_its_turn_to_its_own_end_and_no_longer() {
+    async fn a_check_holds_its_turn_until_it_ends() {
         let limits = Limits { bytes: 4_000_000, pixels: 25_000_000 };
         let content = picture(5_000, 5_000, ImageFormat::Png);
         let checks = Arc::new(Checks::default());
@@ -632,7 +632,7 @@ mod tests {
     }
 
     #[test]
-    fn names_lead_nowhere_else() {
+    fn media_names_cannot_leave_the_folder() {
         let name = format!("{}.png", "0a".repeat(32));
         assert_eq!(name.parse::<MediaName>().unwrap().to_string(), name);
         for bad in ["", "..", "a.png", "../../etc/passwd", &"0A".repeat(32), &format!("{}.svg", "0a".repeat(32))] {

@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn invented_methods_share_one_label() {
+    fn unknown_methods_share_one_label() {
         let metrics = Metrics::new().unwrap();
         metrics.answered("/", &Method::from_bytes(b"BREW").unwrap(), StatusCode::METHOD_NOT_ALLOWED, Duration::ZERO);
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();

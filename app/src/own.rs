@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_up_costs_no_more_than_what_is_ours() {
+    fn entries_of_a_forged_cookie_are_bounded() {
         let row = Cursor { at: Millis(1), id: Uuid::now_v7() };
         let many = vec![row.to_string(); 100].join(SEPARATOR);
         for (sent, found) in [(many.as_str(), MAX_ENTRIES), ("", 0), ("x_y", 0), ("1.", 0)] {
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cookies_are_kept_from_scripts_and_other_sites() {
+    fn the_cookies_are_http_only_and_same_site() {
         let row = Cursor { at: Millis(1), id: Uuid::now_v7() };
         let cookie = |secure| List::Logins.with(row, Vec::new(), secure).to_str().unwrap().to_owned();
         assert!(cookie(false).contains("; Max-Age=60; HttpOnly; SameSite=Lax") && !cookie(false).contains("Secure"));

@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_people_wrote_is_escaped() {
+    fn user_text_is_escaped() {
         let field = Field {
             name: "text",
             label: "Text",
@@ -245,13 +245,13 @@ mod tests {
     }
 
     #[test]
-    fn times_read_well() {
+    fn times_are_readable() {
         let markup = moment(Millis(1_763_697_600_123)).into_string();
         assert_eq!(markup, r#"<time datetime="2025-11-21T04:00:00Z">21 Nov 2025, 04:00:00 UTC</time>"#);
     }
 
     #[test]
-    fn query_values_cannot_break_out() {
+    fn query_values_cannot_leave_their_parameter() {
         assert_eq!(in_query("/posts/?after=1&x=\r\n\"é"), "/posts/%3Fafter%3D1%26x%3D%0D%0A%22%C3%A9");
     }
 }

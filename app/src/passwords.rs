@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_password_opens_its_own_hash_only() {
+    async fn a_password_verifies_only_against_its_own_hash() {
         let passwords = passwords();
         let hash = passwords.hash(typed("correct horse")).await.unwrap();
         assert!(hash.starts_with("$argon2id$"));
@@ -161,7 +161,7 @@ mod tests {
 
     // Whoever signed up in great numbers kept everybody from logging in.
     #[tokio::test]
-    async fn those_who_sign_up_do_not_take_the_turns_of_those_who_log_in() {
+    async fn signups_do_not_delay_logins() {
         let passwords = passwords();
         let _signing_up = passwords.signups.acquire_many(1).await.unwrap();
         assert!(!passwords.verify(typed("correct horse"), None).await.unwrap());
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_is_let_in_even_with_the_decoys_password() {
+    async fn the_password_of_the_decoy_logs_nobody_in() {
         assert!(!passwords().verify(typed("nobody's password"), None).await.unwrap());
     }
 

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_comes_back_in_time_was_never_away() {
+    async fn a_failure_that_recovers_in_time_is_hidden() {
         let retry = Retry::new(Duration::from_secs(8));
         let begun = Instant::now();
         let outcome = retry
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn once_away_each_gets_one_attempt_until_one_succeeds() {
+    async fn during_an_outage_operations_get_one_attempt_until_one_succeeds() {
         let retry = Retry::new(Duration::from_secs(8));
         retry.run(fail::<()>).await.unwrap_err();
         assert!(retry.is_away(0));
@@ -199,7 +199,7 @@ mod tests {
 
     // Successes elsewhere made each operation on the part that was away wait for all of the time.
     #[tokio::test(start_paused = true)]
-    async fn a_part_that_is_well_says_nothing_of_another() {
+    async fn a_success_of_one_shard_does_not_end_the_outage_of_another() {
         let retry = Retry::with_parts(Duration::from_secs(8), 3);
         retry.run_in(0, fail::<()>).await.unwrap_err();
         retry.run_in(1, || async { Ok(()) }).await.unwrap();
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_operation_that_is_dropped_has_taken_its_time() {
+    async fn a_dropped_operation_counts_its_time() {
         let retry = Retry::new(Duration::from_secs(8));
         let begun = Instant::now();
         of_one_request(async {
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_cannot_be_mended_is_not_tried_again() {
+    async fn permanent_failures_are_not_retried() {
         let retry = Retry::new(Duration::from_secs(8));
         let attempts = Cell::new(0);
         let outcome: Result<(), _> = retry

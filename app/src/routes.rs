@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_login_leads_nowhere_but_here() {
+    fn login_redirects_stay_on_this_site() {
         assert_eq!(local("/posts/?after=1.2"), "/posts/?after=1.2");
         for elsewhere in
             ["https://evil.example/", "//evil.example", "/\\evil.example", "", "posts", "/a\r\nb", "/\t/evil"]

@@ -647,7 +647,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_id_is_no_id() {
+    fn a_malformed_session_id_is_ignored() {
         for value in ["id=", "id=short", "id=!!!!", "identity=AAAAAAAAAAAAAAAAAAAAAA"] {
             let mut headers = HeaderMap::new();
             headers.insert(header::COOKIE, value.parse().unwrap());
@@ -656,7 +656,7 @@ mod tests {
     }
 
     #[test]
-    fn cookies_are_kept_from_scripts_and_other_sites() {
+    fn cookies_are_http_only_and_same_site() {
         let told = |member, secure| {
             let change = CookieChange::Set { id: Id::default(), member };
             change.header(secure).to_str().unwrap().to_owned()

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_one_handle_writes_another_reads() {
+    async fn writes_of_one_handle_are_visible_to_another() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("shared.sqlite3");
         let schema = "CREATE TABLE IF NOT EXISTS t (n INTEGER)";

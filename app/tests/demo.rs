@@ -96,7 +96,7 @@ fn is_gone(pid: Pid) -> bool {
 }
 
 #[test]
-fn starts_all_reports_a_death_and_stops_all() {
+fn demo_starts_all_processes_reports_a_death_and_stops_all() {
     let mut demo = Demo::start();
     let guide = demo.says("Ctrl-C stops everything");
     assert!(guide.starts_with("demo ready on http://127.0.0.1:"), "{guide}");
@@ -113,7 +113,7 @@ fn starts_all_reports_a_death_and_stops_all() {
 }
 
 #[test]
-fn killed_outright_it_leaves_nothing_running() {
+fn a_killed_demo_leaves_no_process_behind() {
     let mut demo = Demo::start();
     let pids = pids(&demo.says("Ctrl-C stops everything"));
     kill(demo.pid(), Signal::SIGKILL).unwrap();
@@ -121,7 +121,7 @@ fn killed_outright_it_leaves_nothing_running() {
 }
 
 #[test]
-fn stops_with_an_error_when_the_balancer_ends() {
+fn demo_fails_when_the_balancer_ends() {
     let mut demo = Demo::start();
     let pids = pids(&demo.says("Ctrl-C stops everything"));
     kill(pids[0], Signal::SIGKILL).unwrap();
@@ -130,7 +130,7 @@ fn stops_with_an_error_when_the_balancer_ends() {
 }
 
 #[test]
-fn a_taken_port_stops_it_before_anything_starts() {
+fn a_port_in_use_fails_the_demo_before_anything_starts() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let folder = tempfile::tempdir().unwrap();
@@ -142,7 +142,7 @@ fn a_taken_port_stops_it_before_anything_starts() {
 }
 
 #[test]
-fn a_balancer_that_fails_at_once_is_told_with_its_last_words() {
+fn a_balancer_that_fails_at_once_is_reported_with_its_last_lines() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = command(folder.path(), "0");
     std::fs::write(folder.path().join("evenkeel"), "#!/bin/sh\necho no such setting >&2\nexit 3\n").unwrap();

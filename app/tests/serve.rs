@@ -21,7 +21,7 @@ fn serve(folder: &Path) -> Command {
 }
 
 #[test]
-fn says_where_it_listens_and_ends_well_on_either_signal() {
+fn logs_its_address_and_stops_on_either_signal() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let folder = tempfile::tempdir().unwrap();
         let mut process = serve(folder.path())
@@ -45,7 +45,7 @@ fn says_where_it_listens_and_ends_well_on_either_signal() {
 
 /// A full pipe stopped whoever wrote the next line: first the requests, then the end.
 #[test]
-fn a_log_that_nobody_reads_stops_neither_requests_nor_the_end() {
+fn a_full_log_pipe_blocks_neither_requests_nor_the_stop() {
     for is_read_at_last in [false, true] {
         let folder = tempfile::tempdir().unwrap();
         let mut process = serve(folder.path())
@@ -88,7 +88,7 @@ fn a_log_that_nobody_reads_stops_neither_requests_nor_the_end() {
 
 /// The end waited for whatever was still being worked on, a large picture for instance, without any limit.
 #[test]
-fn the_end_does_not_wait_for_work_beyond_the_deadline() {
+fn the_stop_does_not_wait_beyond_its_deadline() {
     let folder = tempfile::tempdir().unwrap();
     // A picture whose file nobody ever opens for writing: reading it never ends.
     let name = format!("{}.png", "0a".repeat(32));
@@ -113,7 +113,7 @@ fn the_end_does_not_wait_for_work_beyond_the_deadline() {
 
 /// A colour profile of some hundred megabytes, in a picture of a few pixels in half a megabyte, was unpacked.
 #[tokio::test]
-async fn what_is_packed_beside_a_picture_does_not_fill_the_memory() {
+async fn picture_metadata_does_not_fill_the_memory() {
     let folder = tempfile::tempdir().unwrap();
     let (mut process, address) = listening(&mut serve(folder.path()));
     let url = format!("http://{address}");
@@ -138,7 +138,7 @@ async fn what_is_packed_beside_a_picture_does_not_fill_the_memory() {
 
 /// A path from the network turned the rest of its line around in a terminal.
 #[test]
-fn the_log_shows_what_a_path_holds() {
+fn the_log_escapes_paths() {
     let folder = tempfile::tempdir().unwrap();
     let (mut process, address) = listening(serve(folder.path()).stderr(Stdio::piped()));
     let mut stderr = process.stderr.take().unwrap();
@@ -157,7 +157,7 @@ fn the_log_shows_what_a_path_holds() {
 }
 
 #[test]
-fn a_taken_port_is_told_with_the_fix() {
+fn a_port_in_use_is_reported_with_the_fix() {
     let folder = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -168,7 +168,7 @@ fn a_taken_port_is_told_with_the_fix() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_told_with_its_flag() {
+fn a_folder_that_cannot_be_written_is_reported_with_its_flag() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     std::fs::write(&file, "").unwrap();

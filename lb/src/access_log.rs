@@ -406,7 +406,7 @@ mod tests {
     use crate::value::{Phase, Presence, Scope};
 
     #[test]
-    fn a_switch_loses_no_line_and_ends_the_former_writer() {
+    fn switching_logs_loses_no_line_and_ends_the_previous_writer() {
         const LIMIT: Duration = Duration::from_secs(20);
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = |name: &str| AccessLogFile::Path(folder.path().join(name));
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn several_logs_take_the_lines_that_they_are_for() {
+    fn each_log_gets_the_lines_that_match_it() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = |name: &str| AccessLogFile::Path(folder.path().join(name));
         let value = |text| Value::parse(text, &Scope::new(Phase::End)).expect(text);
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_opened_is_named_and_nothing_changes() {
+    fn a_file_that_cannot_be_opened_is_named_and_nothing_changes() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (good, bad) = (folder.path().join("good"), folder.path().join("none").join("bad"));
         let (good, bad) = (AccessLogFile::Path(good), AccessLogFile::Path(bad));
@@ -541,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn combined_is_what_log_readers_know() {
+    fn combined_is_the_format_of_nginx() {
         assert_eq!(
             combined(&record(), &Times::of(TimeZone::UTC)),
             "192.0.2.1 - - [21/Nov/2026:10:30:00 +0000] \"GET /x?y=1 HTTP/1.1\" 200 12 \"-\" \"a \\x22browser\\x22\\x0A\\xC2\\x9B\\xE2\\x80\\xA8\u{e4}\""
@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn each_second_is_written_as_itself() {
+    fn the_cached_time_changes_every_second() {
         let times = Times::of(TimeZone::UTC);
         for (second, expected) in [(0, "00:00:00"), (0, "00:00:00"), (1, "00:00:01"), (0, "00:00:00"), (-1, "23:59:59")]
         {
@@ -570,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn json_carries_the_same_and_more() {
+    fn json_has_all_of_combined_and_more() {
         let line = serde_json::to_value(record()).expect("serializable");
         assert_eq!(line["time"], "2026-11-21T10:30:00.123Z");
         assert_eq!(line["duration_seconds"], 0.0015);

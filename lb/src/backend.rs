@@ -498,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_ends_when_the_backend_is_active_again() {
+    fn activating_a_backend_ends_its_deadline() {
         let backend = backend("127.0.0.1:1");
         let now = Instant::now();
         backend.set_deadline(Some(now));
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn the_operators_word_comes_before_probes_and_traffic() {
+    fn the_operators_state_outranks_probes_and_ejection() {
         let backend = backend("127.0.0.1:1");
         let now = Instant::now();
         assert_eq!(backend.status(AdminState::Active, now), Status::Unknown);
@@ -520,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_leads_to_another_address_leads_to_another_server() {
+    fn a_new_address_of_a_name_is_a_new_endpoint() {
         let backend = backend("web:1");
         let now = Instant::now();
         assert_eq!(backend.endpoints().as_slice()[0].address(), None);
@@ -541,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_stays_keeps_what_is_known_and_one_that_leaves_finishes_what_it_has() {
+    fn remaining_addresses_keep_their_state_and_removed_ones_finish_their_exchanges() {
         let backend = backend("web:1");
         let now = Instant::now();
         let [first, second, third] = addresses(["127.0.0.1:1", "127.0.0.2:1", "127.0.0.3:1"]);
@@ -565,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_loaded_endpoint_is_taken_and_equals_take_turns() {
+    fn the_least_loaded_endpoint_is_picked_and_equals_take_turns() {
         let backend = backend("web:1");
         backend.resolved(&addresses(["127.0.0.1:1", "127.0.0.2:1", "127.0.0.3:1"]), Instant::now());
         let endpoints = backend.endpoints();
@@ -585,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_share_by_weight_and_those_of_a_later_priority_wait_until_no_other_is_open() {
+    fn endpoints_share_by_weight_and_later_priorities_wait_for_earlier_ones_to_fail() {
         let backend = backend("srv:_http._tcp.test");
         let [one, two, three] = addresses(["127.0.0.1:1", "127.0.0.2:1", "127.0.0.3:1"]);
         backend.resolved(&[one, two, three], Instant::now());
@@ -611,7 +611,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_is_as_well_as_its_best_endpoint() {
+    fn a_backend_has_the_health_of_its_best_endpoint() {
         let backend = backend("web:1");
         let now = Instant::now();
         backend.resolved(&addresses(["127.0.0.1:1", "127.0.0.2:1"]), now);

@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn edits_lead_from_one_configuration_to_the_other_and_back() {
+    fn edits_convert_one_configuration_into_the_other_and_back() {
         let edits = Edits::between(&before(), &after());
         let mut config = before();
         assert_eq!(edits.apply(&mut config), []);
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edit_is_not_made_where_the_configuration_says_something_else() {
+    fn an_edit_conflicts_where_the_configuration_has_another_value() {
         let edits = Edits::between(&before(), &after());
         let mut elsewhere = config("algorithm = \"least-connections\"\nbackends = [\"a:1\"]");
         let conflicts: Vec<_> = edits.apply(&mut elsewhere).iter().map(ToString::to_string).collect();
@@ -476,7 +476,7 @@ mod tests {
 
     // A new weight in the file put a drained backend back into traffic.
     #[test]
-    fn weight_and_state_of_a_backend_are_changed_one_by_one() {
+    fn weight_and_state_of_a_backend_change_independently() {
         let file = |backend: &str| config(&format!("backends = [{{ address = \"a:1\", {backend} }}]"));
         let restored = |before: &str, after: &str, now: &str| {
             let (config, conflicts) = Edits::between(&file(before), &file(after)).restore(&file(now));
@@ -497,14 +497,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_so_already_is_no_conflict() {
+    fn an_edit_already_in_force_is_no_conflict() {
         let mut config = after();
         assert_eq!(Edits::between(&before(), &after()).apply(&mut config), []);
         assert_eq!(config, after());
     }
 
     #[test]
-    fn the_record_is_bounded_and_numbers_go_on() {
+    fn the_history_is_bounded_and_its_numbers_continue() {
         let mut history = ChangeHistory::default();
         let author = Author { by: "local", from: None };
         for _ in 0..ChangeHistory::MAX_CHANGES + 2 {

@@ -879,7 +879,7 @@ mod tests {
     }
 
     #[test]
-    fn status_ranges_refuse_nonsense() {
+    fn status_ranges_refuse_invalid_codes() {
         for text in ["", "abc", "20", "600", "300-200", "200-", "200,,204"] {
             assert_eq!(StatusRanges::parse(text), None, "{text:?}");
         }

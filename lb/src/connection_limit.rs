@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_comes_too_many_waits_for_a_place() {
+    async fn acquire_waits_at_the_limit() {
         let limit = ConnectionLimit::new(2);
         let nobody = |_| panic!("there is room");
         let first = limit.acquire(nobody).await;
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_comes_in_when_there_is_more_room() {
+    async fn raising_the_limit_wakes_waiters() {
         let limit = ConnectionLimit::new(1);
         let _first = limit.acquire(|_| {}).await;
         let mut second = std::pin::pin!(limit.acquire(|_| {}));

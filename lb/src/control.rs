@@ -825,7 +825,7 @@ mod tests {
 
     // Other changes had to wait until a ring of millions of points was there.
     #[test]
-    fn a_ring_is_made_between_two_looks_at_a_change_and_no_more_often_than_needed() {
+    fn a_ring_is_built_outside_the_lock_and_only_when_needed() {
         let control = control();
         assert_eq!(rounds(&control, Algorithm::Weighted), 1);
         assert_eq!(rounds(&control, Algorithm::IpHash), 2, "without the lock in between");
@@ -854,7 +854,7 @@ mod tests {
     }
 
     #[test]
-    fn pools_and_routes_are_the_same_after_a_change_of_what_is_in_a_pool() {
+    fn changing_a_pools_backends_keeps_pools_and_routes() {
         let control = control();
         let (sites, pool_before) = (Arc::clone(&control.snapshot().sites), pool(&control));
         make(&control, ChangeRequest::Algorithm { pool: None, to: Algorithm::IpHash });
@@ -869,7 +869,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_longer_in_force_is_dropped_by_control_and_not_by_the_exchange_that_used_it() {
+    fn retired_snapshots_are_dropped_by_control_and_not_by_exchanges() {
         let control = control();
         let in_use = (Arc::clone(control.snapshot().sites.iter().next().expect("a site")), pool(&control).plan());
         let (snapshot, site, plan) =
@@ -891,7 +891,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_end_with_the_last_snapshot_that_names_them() {
+    fn counters_are_dropped_with_the_last_snapshot_that_names_them() {
         let control = control();
         let series = || String::from_utf8(control.metrics.scrape(|_| {})).expect("text");
         let rename = |from: &'static str, to: &'static str| {

@@ -40,14 +40,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_are_written_as_rfc_9110_has_them() {
+    fn dates_are_formatted_as_rfc_9110_requires() {
         assert_eq!(written(784_111_777).as_ref(), Some(b"Sun, 06 Nov 1994 08:49:37 GMT"));
         assert_eq!(written(0), Some(LAST.get().1));
         assert_eq!(written(u64::MAX), None);
     }
 
     #[test]
-    fn the_present_is_told() {
+    fn the_current_time_is_formatted() {
         let before = SystemTime::now();
         let date = now();
         let second = |time: SystemTime| time.duration_since(UNIX_EPOCH).expect("after 1970").as_secs();

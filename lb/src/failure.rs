@@ -356,7 +356,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_safe_is_sent_again() {
+    fn only_safe_attempts_are_repeated() {
         for (failure, is_idempotent, has_body, expected) in [
             (Failure::ConnectRefused, false, true, true),
             (Failure::ConnectRefused, true, true, true),
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_backends_fault_neither_counts_against_it_nor_is_tried_on_others() {
+    fn failures_that_are_not_the_backends_fault_are_neither_counted_nor_retried() {
         for failure in Failure::ALL {
             let Verdict { fault, retry, ejection, .. } = failure.verdict();
             if fault != Fault::Backend {
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_on_answers_shows_the_table() {
+    fn docs_show_the_table_of_failures() {
         let row = |failure: Failure| {
             let Verdict { fault, retry, ejection, status, word, sentence } = failure.verdict();
             let retry = match retry {
@@ -420,13 +420,13 @@ mod tests {
     }
 
     #[test]
-    fn each_has_a_word_of_its_own() {
+    fn each_failure_has_its_own_word() {
         let words: HashSet<_> = Failure::ALL.map(Failure::word).into();
         assert_eq!(words.len(), Failure::ALL.len());
     }
 
     #[test]
-    fn a_lack_of_files_memory_or_ports_is_told_from_a_backend_that_cannot_be_reached() {
+    fn lack_of_files_memory_or_ports_is_distinguished_from_an_unreachable_backend() {
         for (errno, failure) in [
             (Errno::MFILE, Failure::OutOfResources),
             (Errno::ADDRNOTAVAIL, Failure::NoLocalPort),
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn only_backends_are_blamed_for_what_they_do() {
+    fn only_failures_of_the_backend_are_its_fault() {
         assert!(Failure::Reset.is_backends() && Failure::ResponseStalled.is_backends());
         for failure in [Failure::ClientGone, Failure::NoWebSocket, Failure::Killed, Failure::StaleConnection] {
             assert!(!failure.is_backends(), "{failure:?}");
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_told_with_what_is_known_of_it() {
+    fn a_failure_is_displayed_with_its_details() {
         let limit = |value| Detail::Limit { setting: "max_fields", limit: 100, value };
         for (detail, expected) in [
             (None, "reset"),
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn why_tcp_does_not_connect_is_told_by_the_system() {
+    fn tcp_connect_errors_have_the_text_of_the_system() {
         let address = SocketAddress::Ip(([192, 0, 2, 1], 80).into());
         for errno in [Errno::NOENT, Errno::ACCESS, Errno::CONNREFUSED, Errno::AGAIN] {
             let error = AttemptError::of_connecting(&address, &io::Error::from_raw_os_error(errno.raw_os_error()));
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_unix_socket_is_told_with_what_to_do() {
+    fn unix_socket_connect_errors_explain_the_fix() {
         let address = SocketAddress::Unix(std::path::Path::new("/run/app.sock").into());
         for (errno, failure, reason) in [
             (Errno::NOENT, Failure::ConnectUnreachable, NO_UNIX_SOCKET),

@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moved_file_is_opened_anew() {
+    fn a_moved_file_is_reopened() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("access.log");
         let (queue, writer) = Queue::to_file(&path, unbounded()).expect("writable");
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_queued_is_written_while_others_still_hold_the_queue() {
+    fn queued_lines_are_written_while_others_hold_the_queue() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("access.log");
         let settings = unbounded();
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_reader_that_does_not_read() {
+    fn a_reader_that_does_not_read_blocks_no_writer() {
         const MAX_BYTES: usize = 1024 * 1024;
         let (mut reader, output) = io::pipe().expect("a pipe");
         let settings = settings(MAX_BYTES);
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_that_does_not_block_is_waited_for() {
+    fn a_nonblocking_output_is_waited_for() {
         let (mut reader, output) = io::pipe().expect("a pipe");
         rustix::io::ioctl_fionbio(&output, true).expect("an option of every pipe");
         let settings = unbounded();

@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn no_value_ends_its_line_or_its_field() {
+    fn values_cannot_inject_lines_or_fields() {
         let evil = "a b=\"c\"\n ERROR x\u{1b}[31m\u{9b}\u{2028}\u{85}";
         let quoted = "\"a b=\\\"c\\\"\\n ERROR x\\u{1b}[31m\\u{9b}\\u{2028}\\u{85}\"";
         let line = logged(|| tracing::warn!(text = evil, shown = %evil, count = 3, word = %"plain", "told"));
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_of_strangers_write_no_lines() {
+    fn untrusted_packets_write_no_log_lines() {
         for level in ["error", "warn", "info"] {
             let subscriber = tracing_subscriber::fmt().with_env_filter(configured(level)).finish();
             tracing::subscriber::with_default(subscriber, || {
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_rust_log_cannot_mean_is_told() {
+    fn invalid_rust_log_directives_are_reported() {
         let asked = |text| filter(Some(text), EnvFilter::new("warn"));
         for (text, reason) in
             [("verbose", "\"verbose\" is no level"), ("evenkeel=loud", ""), ("info,deubg", "\"deubg\"")]

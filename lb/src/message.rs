@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_exact() {
+    fn http_versions_are_matched_exactly() {
         assert_eq!(Version::read(b"HTTP/1.1\r\n"), Ok(Some(Version::Http11)));
         assert_eq!(Version::read(b"HTTP/1.0"), Ok(Some(Version::Http10)));
         assert_eq!(Version::read(b"HTTP/1.9"), Ok(Some(Version::Http11)));
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn only_some_methods_may_be_sent_twice() {
+    fn only_idempotent_methods_may_be_repeated() {
         for method in [Method::Get, Method::Head, Method::Put, Method::Delete, Method::Options] {
             assert!(method.is_idempotent());
         }

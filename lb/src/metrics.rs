@@ -725,7 +725,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_backend_that_left_shows_no_series() {
+    fn a_removed_backend_has_no_series() {
         let metrics = Metrics::new();
         let backend = metrics.backend("app", "web1:80", true);
         backend.requests.count(200);
@@ -735,7 +735,7 @@ mod tests {
     }
 
     #[test]
-    fn exactly_the_watched_statuses_are_counted_one_by_one() {
+    fn exactly_the_configured_statuses_are_counted_singly() {
         let metrics = Metrics::new();
         let pool = metrics.pool("app");
         for status in [200, 404, 429, 499, 499, 500, 503] {
@@ -754,7 +754,7 @@ mod tests {
     }
 
     #[test]
-    fn each_status_is_counted_when_that_is_wanted() {
+    fn each_status_is_counted_where_configured() {
         let metrics = Metrics::new();
         let pool = metrics.pool("app");
         for is_wanted in [false, true, false] {
@@ -779,7 +779,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_and_a_route_that_are_gone_show_no_series() {
+    fn removed_pools_and_routes_have_no_series() {
         let metrics = Metrics::new();
         let before = metrics.text();
         let pool = metrics.pool("old");
@@ -793,7 +793,7 @@ mod tests {
     }
 
     #[test]
-    fn every_usual_bucket_is_there() {
+    fn every_standard_bucket_exists() {
         for usual in prometheus::DEFAULT_BUCKETS {
             assert!(DURATION_BUCKETS.contains(usual), "{usual}");
         }
@@ -801,7 +801,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_codes_count_in_the_nearest_class() {
+    fn unassigned_status_codes_count_in_the_nearest_class() {
         let metrics = Metrics::new();
         let route = metrics.route("/", "app");
         for code in [0, 99, 100, 200, 599, 999] {

@@ -640,7 +640,7 @@ mod tests {
     }
 
     #[test]
-    fn no_backend_has_more_connections_than_it_may_and_who_waits_comes_first() {
+    fn max_connections_is_kept_and_queued_requests_go_first() {
         let two = |first: u32| {
             let mut config = config(&[("a:1", 1), ("b:1", 1)], SETTINGS);
             for (backend, most) in config.backends.iter_mut().zip([first, 1]) {
@@ -696,7 +696,7 @@ mod tests {
     const SETTINGS: &str = "[pool.ejection]\nconsecutive_failures = 5\nbase_time = \"10s\"\nmax_percent = 34\n";
 
     #[test]
-    fn a_backend_that_leaves_while_ejected_gives_its_place_to_another() {
+    fn removing_an_ejected_backend_frees_its_ejection_permit() {
         let settings = format!("{SETTINGS}[pool.probe]\npath = \"/\"\n");
         let pool = pool(&config(&[("a:1", 1), ("b:1", 1), ("c:1", 1)], &settings));
         let now = Instant::now();
@@ -712,7 +712,7 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_is_made_by_the_plan_in_force() {
+    fn picks_use_the_current_plan() {
         let pool = pool(&config(&[("a:1", 1), ("b:1", 1)], SETTINGS));
         let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
         let first = chosen(pool.choose(&key, None, &[], false)).expect("two are there");
@@ -732,7 +732,7 @@ mod tests {
 
     // Exchanges that took a lease in between counted for the new connections, over the old ones.
     #[test]
-    fn what_is_learned_until_a_plan_is_in_force_that_connects_otherwise_does_not_count_after_it() {
+    fn results_from_before_a_change_of_how_to_connect_are_ignored() {
         let pool = pool(&config(&[("a:1", 1)], SETTINGS));
         let key = Key { client: Some(std::net::Ipv4Addr::LOCALHOST.into()) };
         let choose = || chosen(pool.choose(&key, None, &[], false)).expect("one is there");
@@ -749,7 +749,7 @@ mod tests {
 
     // Whoever had been let in without a limit was no part of it, and gave no place free.
     #[test]
-    fn a_limit_counts_what_is_in_flight_when_a_reload_brings_or_lowers_it() {
+    fn a_new_or_lower_max_connections_counts_exchanges_in_flight() {
         let limited = |most| {
             let mut config = config(&[("a:1", 1)], SETTINGS);
             config.backends[0].max_connections = std::num::NonZero::new(most);
@@ -780,7 +780,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ejection_that_a_list_overlooked_is_taken_in_by_the_next() {
+    fn an_ejection_missed_by_one_list_of_candidates_is_in_the_next() {
         let pool = pool(&config(&[("a:1", 1), ("b:1", 1)], SETTINGS));
         // As when a list is made after the backend was ejected and before that was counted.
         pool.ejections.has_begun();
@@ -789,7 +789,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_during_an_ejection_do_not_count_after_it() {
+    fn failures_during_an_ejection_are_ignored_after_it() {
         let pool = pool(&config(&[("a:1", 1), ("b:1", 1)], SETTINGS));
         let now = Instant::now();
         let a = backend(&pool, 0);

@@ -317,7 +317,7 @@ mod tests {
 
     // A probe over connections of before, which the end of its pause sent out at once, told of those of after.
     #[test]
-    fn a_probe_counts_only_for_the_connections_that_it_was_made_over() {
+    fn probe_results_from_before_a_change_of_how_to_connect_are_ignored() {
         let text = "[state]\npersist = false\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\npool = \"app\"\n\
                     [[pool]]\nname = \"app\"\nbackends = [\"127.0.0.1:1\"]\n";
         let path = Path::new("/evenkeel.toml");

@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_only_moves_towards_the_end() {
+    async fn shutdown_phases_only_advance() {
         let shutdown = Shutdown::new();
         assert_eq!(shutdown.phase(), Phase::Starting);
         shutdown.run();

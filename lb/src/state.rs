@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_come_back_and_a_backend_being_removed_stays_away() {
+    fn changes_are_restored_and_a_backend_being_removed_stays_removed() {
         let (restored, overtaken) = Edits::between(&file(), &changed()).restore(&file());
         assert_eq!(overtaken, []);
         assert_eq!(restored.pools[0].algorithm, Algorithm::IpHash);
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_wins_for_what_it_changed_since() {
+    fn the_file_overrides_runtime_changes_of_what_it_changed_since() {
         let newer = config(
             "[[pool]]\nname = \"app\"\nalgorithm = \"least-connections\"\n\
              backends = [{ address = \"a:1\" }, { address = \"b:1\", weight = 7 }]",
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_an_earlier_version_reads_back() {
+    fn a_state_file_of_an_earlier_version_is_read() {
         let text = br#"{"format":1,"sticky_secret":"YQ==","pools":{"app":{
             "algorithm":{"configured":"round-robin","current":"ip-hash"},
             "backends":{"a:1":{"configured":{"weight":1,"state":"active"},"current":null}}}}}"#;
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_saved_state_reads_back_with_its_secret() {
+    async fn a_saved_state_is_restored_with_its_secret() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("evenkeel.state.json");
         let (state, none) = StateFile::open(Some(path.clone()));
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_cannot_be_read_is_not_written_over() {
+    async fn an_unreadable_state_file_is_not_overwritten() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("evenkeel.state.json");
         // A link to itself cannot be read, not even by root, yet another file could be moved over it.
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_of_a_file_that_is_not_understood_is_kept() {
+    fn the_secret_of_a_state_file_of_an_unknown_version_is_kept() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("evenkeel.state.json");
         fs::write(&path, r#"{"format":9,"sticky_secret":"YWJj","sites":{}}"#).expect("writable");
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_corrupt_file_that_cannot_be_set_aside_is_not_written_over() {
+    async fn a_corrupt_state_file_that_cannot_be_set_aside_is_not_overwritten() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         // The longest name that a file may have, after which there is no other.
         let path = folder.path().join("s".repeat(251));
@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn files_whose_names_differ_in_the_end_share_no_other_file() {
+    fn corrupt_files_set_aside_keep_the_whole_name_of_the_state_file() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         for name in ["state.one", "state.two"] {
             fs::write(folder.path().join(name), name).expect("writable");

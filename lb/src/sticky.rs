@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_leads_back_whatever_the_order_of_backends() {
+    fn a_cookie_finds_its_backend_whatever_the_order_of_backends() {
         let here = sticky("secret", &["a:1", "b:1", "c:1"]);
         let there = sticky("secret", &["c:1", "a:1", "b:1"]);
         let field = here.set_cookie(1, false);
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forged_or_foreign_cookie_leads_nowhere() {
+    fn a_forged_or_foreign_cookie_finds_no_backend() {
         let here = sticky("secret", &["a:1", "b:1"]);
         let other = sticky("another", &["a:1", "b:1"]).set_cookie(0, false);
         for cookie in ["ROUTEID=a:1", "ROUTEID=", "ROUTEID", "", "XROUTEID=1", cookie_of(&other), "ROUTEID=\u{ff}"] {
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cookie_hides_the_backend_and_is_locked_down() {
+    fn the_cookie_hides_the_backend_and_has_safe_attributes() {
         let sticky = sticky("secret", &["web1.internal:8080"]);
         let field = sticky.set_cookie(0, true);
         assert!(!field.contains("web1"), "{field}");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const NOT_OURS: [&str; 4] = ["target", "demo-data", "secrets", "node_modules"];
 
 #[test]
-fn every_link_between_pages_leads_somewhere() {
+fn every_link_between_pages_has_a_target() {
     let (mut links, mut wrong) = (0, Vec::new());
     for page in files(&root(), "md") {
         let text = read(&page);
@@ -24,7 +24,7 @@ fn every_link_between_pages_leads_somewhere() {
 }
 
 #[test]
-fn what_the_walkthroughs_name_stands_where_they_say() {
+fn names_in_the_walkthroughs_exist_where_they_say() {
     let page = root().join("docs/ARCHITECTURE.md");
     let named = named_items(&read(&page));
     assert!(named.len() > 50, "only {} items are found", named.len());
@@ -34,7 +34,7 @@ fn what_the_walkthroughs_name_stands_where_they_say() {
 }
 
 #[test]
-fn pingora_is_named_where_the_decision_says_and_nowhere_else() {
+fn pingora_is_used_only_where_the_decision_allows() {
     let page = read(&root().join("docs/decisions/engine.md"));
     let told: BTreeSet<_> =
         links_of(&page).filter_map(|link| link.strip_prefix("../../lb/src/")).map(str::to_owned).collect();
@@ -56,7 +56,7 @@ fn pingora_is_named_where_the_decision_says_and_nowhere_else() {
 }
 
 #[test]
-fn the_map_names_every_module() {
+fn the_module_map_lists_every_module() {
     let page = read(&root().join("docs/ARCHITECTURE.md"));
     let map = page.split_once("```\nlb/src/").and_then(|(_, rest)| rest.split_once("```")).expect("a map").0;
     let named: BTreeSet<_> = map.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
@@ -67,7 +67,7 @@ fn the_map_names_every_module() {
 }
 
 #[test]
-fn what_is_wrong_is_found() {
+fn the_checks_of_the_documentation_find_planted_errors() {
     let page = root().join("README.md");
     for link in ["docs/none.md", "CONTRIBUTING.md#no-such-heading", "#no-such-heading", "docs/../../README.md"] {
         assert!(follow(&page, "# A heading", link).is_err(), "{link}");

@@ -61,7 +61,7 @@ fn the_table_has_no_cycle() {
 }
 
 #[test]
-fn a_planted_edge_is_found_however_it_is_written() {
+fn a_planted_import_is_found_in_every_notation() {
     for (file, text) in [
         ("pool.rs", "use crate::server::run;"),
         ("pool.rs", "use crate::{config, server as s};"),
@@ -85,7 +85,7 @@ fn a_planted_edge_is_found_however_it_is_written() {
 }
 
 #[test]
-fn what_is_allowed_or_no_path_of_ours_is_not_complained_of() {
+fn allowed_and_foreign_imports_are_accepted() {
     for (file, text) in [
         ("pool.rs", "use crate::metrics::Metrics; use crate::pool::Plan; use crate::message::x;"),
         ("pool.rs", "// crate::server\n/* crate::server /* crate::http */ crate::server */"),
@@ -104,7 +104,7 @@ fn what_is_allowed_or_no_path_of_ours_is_not_complained_of() {
 }
 
 #[test]
-fn the_page_on_architecture_shows_the_table() {
+fn architecture_md_shows_the_table() {
     let page = include_str!("../../docs/ARCHITECTURE.md");
     let (begin, end) = ("<!-- edges: begin -->\n", "<!-- edges: end -->");
     let shown = page.split_once(begin).and_then(|(_, rest)| rest.split_once(end)).map(|(shown, _)| shown);

@@ -7,7 +7,7 @@ use tests::{Balancer, Config, Origin, Pool, Reply, Request, evenkeel, eventually
 const CHOICES: [&str; 4] = ["round-robin", "weighted", "least-connections", "ip-hash"];
 
 #[tokio::test]
-async fn algorithm_lists_the_pools_and_the_choices() {
+async fn get_algorithm_lists_pools_and_choices() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(two_pools(&a, &b)).await;
     let answer = balancer.change("GET", "/admin/algorithm", None).await;
@@ -20,7 +20,7 @@ async fn algorithm_lists_the_pools_and_the_choices() {
 }
 
 #[tokio::test]
-async fn one_post_switches_every_pool_or_the_one_it_names() {
+async fn post_algorithm_switches_all_pools_or_one() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(two_pools(&a, &b)).await;
     let before = balancer.version().await;
@@ -43,7 +43,7 @@ async fn one_post_switches_every_pool_or_the_one_it_names() {
 }
 
 #[tokio::test]
-async fn a_wrong_request_is_told_what_is_right_and_changes_nothing() {
+async fn invalid_requests_explain_the_fix_and_change_nothing() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let backend = &backend_path(&a);
@@ -93,7 +93,7 @@ async fn a_wrong_request_is_told_what_is_right_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_no_json_is_refused() {
+async fn a_body_that_is_not_json_is_refused() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let before = balancer.version().await;
@@ -120,7 +120,7 @@ async fn a_body_that_is_no_json_is_refused() {
 }
 
 #[tokio::test]
-async fn pools_show_what_is_wanted_and_what_is_true() {
+async fn get_pools_shows_configuration_and_live_state() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.quick_probe())).await;
     balancer.origins_of(4).await;
@@ -177,7 +177,7 @@ async fn a_backend_can_be_added_out_of_service() {
 }
 
 #[tokio::test]
-async fn a_draining_backend_finishes_and_takes_nothing_new() {
+async fn a_draining_backend_finishes_requests_and_gets_no_new_ones() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b])).await;
     let mut held = balancer.connect().await;
@@ -193,7 +193,7 @@ async fn a_draining_backend_finishes_and_takes_nothing_new() {
 }
 
 #[tokio::test]
-async fn removing_waits_for_what_is_in_flight() {
+async fn removal_waits_for_requests_in_flight() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b])).await;
     let mut held = balancer.connect().await;
@@ -215,7 +215,7 @@ async fn removing_waits_for_what_is_in_flight() {
 }
 
 #[tokio::test]
-async fn a_removed_backend_that_is_added_again_starts_anew() {
+async fn a_removed_backend_that_is_added_again_starts_with_fresh_state() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b])).await;
     balancer.origins_of(4).await;
@@ -248,7 +248,7 @@ async fn the_configuration_in_force_includes_changes_and_no_secrets() {
 
 /// What takes effect at the next start only was shown as if it were in force, and the second reload was silent.
 #[tokio::test]
-async fn the_configuration_in_force_leaves_out_what_waits_for_the_next_start() {
+async fn the_configuration_in_force_omits_settings_that_need_a_restart() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]);
     let balancer = Balancer::start(config.clone()).await;
@@ -281,7 +281,7 @@ async fn the_configuration_in_force_leaves_out_what_waits_for_the_next_start() {
 }
 
 #[tokio::test]
-async fn a_token_guards_everything_but_health() {
+async fn every_endpoint_but_health_requires_the_token() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::prepare(&Config::of([&a]).admin("token_file = \"token\""));
     std::fs::write(balancer.file("token"), "open-sesame-open-sesame\n").expect("a writable directory");
@@ -323,7 +323,7 @@ async fn health_endpoints_say_ok_and_ready() {
 }
 
 #[tokio::test]
-async fn elsewhere_than_on_loopback_it_does_not_start_without_a_token() {
+async fn an_address_off_loopback_requires_a_token() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::prepare(&Config::of([&a]));
     let port = balancer.admin_address().port();
@@ -357,7 +357,7 @@ async fn the_admin_api_answers_while_all_traffic_waits() {
 }
 
 #[tokio::test]
-async fn the_command_line_does_the_same() {
+async fn cli_makes_the_same_changes_as_the_api() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b])).await;
     let admin = format!("http://{}", balancer.admin_address());
@@ -402,7 +402,7 @@ async fn the_command_line_does_the_same() {
 }
 
 #[tokio::test]
-async fn the_command_line_takes_its_token_from_a_file() {
+async fn cli_reads_its_token_from_a_file() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::prepare(&Config::of([&a]).admin("token_file = \"token\""));
     std::fs::write(balancer.file("token"), "open-sesame-open-sesame\n").expect("a writable directory");
@@ -418,7 +418,7 @@ async fn the_command_line_takes_its_token_from_a_file() {
 }
 
 #[tokio::test]
-async fn the_command_line_says_what_went_wrong() {
+async fn cli_reports_what_went_wrong() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::start(Config::of([&a])).await;
     let admin = format!("http://{}", balancer.admin_address());
@@ -437,7 +437,7 @@ async fn the_command_line_says_what_went_wrong() {
 }
 
 #[tokio::test]
-async fn every_change_makes_the_next_version() {
+async fn every_change_increments_the_version() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let start = balancer.version().await;
@@ -481,7 +481,7 @@ fn found_pool(config: &Value) -> &Value {
 }
 
 #[tokio::test]
-async fn without_a_token_no_page_from_elsewhere_is_served() {
+async fn without_a_token_cross_origin_requests_are_refused() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let before = balancer.version().await;

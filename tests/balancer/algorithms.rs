@@ -30,14 +30,14 @@ async fn round_robin_ignores_weights() {
 
 /// Weights were ignored in silence where no algorithm was named.
 #[tokio::test]
-async fn weights_count_where_no_algorithm_is_named() {
+async fn the_default_algorithm_respects_weights() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::default().pool(Pool::empty("app").weighted(&a, 2).weighted(&b, 1))).await;
     assert_eq!(balancer.origins_of(6).await.concat(), "abaaba");
 }
 
 #[tokio::test]
-async fn weighted_five_to_one_to_one_is_spread_without_a_burst() {
+async fn weighted_spreads_five_to_one_to_one_without_bursts() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
     let pool = Pool::empty("app").weighted(&a, 5).weighted(&b, 1).weighted(&c, 1).algorithm("weighted");
     let balancer = Balancer::start(Config::default().pool(pool)).await;
@@ -92,7 +92,7 @@ async fn least_connections_avoids_a_backend_that_is_busy() {
 }
 
 #[tokio::test]
-async fn ip_hash_keeps_a_client_and_two_balancers_agree_whatever_the_order_of_backends() {
+async fn ip_hash_maps_clients_alike_in_two_balancers_whatever_the_order_of_backends() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
     let here = Balancer::start(Config::of([&a, &b, &c]).app(|pool| pool.algorithm("ip-hash"))).await;
     let there = Balancer::start(Config::of([&c, &a, &b]).app(|pool| pool.algorithm("ip-hash"))).await;
@@ -134,7 +134,7 @@ async fn ip_hash_moves_only_the_clients_of_a_lost_backend() {
 }
 
 #[tokio::test]
-async fn ip_hash_sends_every_client_where_nginx_sends_it() {
+async fn ip_hash_chooses_the_same_backend_as_nginx() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
     let weights = [(&a, 1), (&b, 2), (&c, 5)];
     let servers: String =
@@ -158,7 +158,7 @@ async fn ip_hash_sends_every_client_where_nginx_sends_it() {
 }
 
 #[tokio::test]
-async fn an_algorithm_takes_over_with_the_next_request() {
+async fn a_new_algorithm_applies_from_the_next_request() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
     let balancer = Balancer::start(Config::of([&a, &b, &c])).await;
     balancer.patch(&b, json!({ "weight": 7 })).await;

@@ -21,7 +21,7 @@ fn texts(edits: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn what_is_so_already_makes_no_version_and_no_record() {
+async fn a_change_to_the_current_value_makes_no_version_and_no_record() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let version = balancer.version().await;
@@ -65,7 +65,7 @@ async fn every_change_is_recorded_with_who_and_what() {
 }
 
 #[tokio::test]
-async fn a_dry_run_tells_what_would_happen_to_whom_and_changes_nothing() {
+async fn a_dry_run_reports_the_effects_and_changes_nothing() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b])).await;
     let mut held = balancer.connect().await;
@@ -100,7 +100,7 @@ async fn a_dry_run_tells_what_would_happen_to_whom_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn undo_puts_back_what_is_still_in_force() {
+async fn undo_restores_what_no_later_change_touched() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b])).await;
     balancer.switch_algorithm("ip-hash").await;
@@ -137,7 +137,7 @@ async fn undo_puts_back_what_is_still_in_force() {
 }
 
 #[tokio::test]
-async fn a_change_can_depend_on_what_was_read() {
+async fn a_change_can_depend_on_the_version_that_was_read() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let etag = |reply: &Reply| reply.field("etag").expect("an ETag").to_owned();
@@ -160,7 +160,7 @@ async fn a_change_can_depend_on_what_was_read() {
 }
 
 #[tokio::test]
-async fn a_change_that_is_not_in_the_file_is_said_everywhere() {
+async fn changes_that_the_file_lacks_are_shown_everywhere() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let mut balancer = Balancer::start(Config::of([&a, &b])).await;
     let config = balancer.config_file().display().to_string();
@@ -199,7 +199,7 @@ async fn a_change_that_is_not_in_the_file_is_said_everywhere() {
 }
 
 #[tokio::test]
-async fn reset_can_be_for_one_pool() {
+async fn reset_can_be_limited_to_one_pool() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let config = Config::of([&a]).pool(Pool::of("other", [&b])).route("", "/", "app").route("", "/other", "other");
     let balancer = Balancer::start(config).await;
@@ -212,7 +212,7 @@ async fn reset_can_be_for_one_pool() {
 }
 
 #[tokio::test]
-async fn what_is_in_force_can_be_written_as_a_file() {
+async fn the_configuration_in_force_can_be_saved_as_a_file() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let config = Config::of([&a]).app(|pool| pool.quick_probe().sticky("max_age = \"1h\""));
     let balancer = Balancer::start(config).await;
@@ -227,7 +227,7 @@ async fn what_is_in_force_can_be_written_as_a_file() {
 }
 
 #[tokio::test]
-async fn a_reload_tells_what_it_changed() {
+async fn a_reload_reports_what_it_changed() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b])).await;
     balancer.configure(&Config::of([&a]).app(|pool| pool.set("response_timeout = \"7s\"\nretry_timeout = \"60s\"")));
@@ -241,7 +241,7 @@ async fn a_reload_tells_what_it_changed() {
 }
 
 #[tokio::test]
-async fn the_last_backend_that_is_well_is_not_taken_out_unasked() {
+async fn taking_the_last_healthy_backend_out_needs_force() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
     let balancer = Balancer::start(Config::of([&a, &b, &c]).app(|pool| pool.quick_probe())).await;
     b.stop().await;
@@ -277,7 +277,7 @@ async fn the_last_backend_that_is_well_is_not_taken_out_unasked() {
 }
 
 #[tokio::test]
-async fn a_token_for_reading_changes_nothing() {
+async fn a_read_only_token_changes_nothing() {
     let a = Origin::start("a").await;
     let tokens = "token_file = \"token\"\nread_token_file = \"read-token\"";
     let mut balancer = Balancer::prepare(&Config::of([&a]).admin(tokens));
@@ -320,7 +320,7 @@ async fn a_token_for_reading_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_query_that_readiness_does_not_know_is_an_error() {
+async fn an_unknown_query_parameter_of_readiness_is_an_error() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let reply = balancer.admin("GET", "/readyz?pol=app", None).await;
@@ -329,7 +329,7 @@ async fn a_query_that_readiness_does_not_know_is_an_error() {
 }
 
 #[tokio::test]
-async fn whoever_takes_the_last_active_backend_out_is_warned() {
+async fn taking_the_last_active_backend_out_warns() {
     const WARNING: &str = "pool app has no active backend: its requests get 503";
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b])).await;
@@ -355,7 +355,7 @@ async fn whoever_takes_the_last_active_backend_out_is_warned() {
 }
 
 #[tokio::test]
-async fn a_file_without_an_active_backend_is_warned_of() {
+async fn a_file_without_an_active_backend_gives_a_warning() {
     const WARNING: &str = "pool app has no active backend: its requests get 503";
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
@@ -372,7 +372,7 @@ async fn a_file_without_an_active_backend_is_warned_of() {
 }
 
 #[tokio::test]
-async fn a_backend_that_drains_is_said_to_come_back_at_once() {
+async fn activating_a_backend_reports_whether_it_takes_traffic_at_once() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.quick_probe())).await;
     balancer.sees(&a, "healthy").await;

@@ -26,7 +26,7 @@ fn files(is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn each_file_is_told_what_is_wrong_with_it_and_nothing_else() {
+async fn each_file_gets_exactly_the_expected_messages() {
     for name in files(|name| !name.ends_with(".clean.toml")) {
         let text = std::fs::read_to_string(Path::new(FOLDER).join(&name)).expect("readable");
         let outcome = check(&name).await;
@@ -45,7 +45,7 @@ async fn each_file_is_told_what_is_wrong_with_it_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn nothing_is_said_about_their_twins() {
+async fn clean_files_get_no_message() {
     for name in files(|name| name.ends_with(".clean.toml")) {
         let outcome = check(&name).await;
         assert!(outcome.status.success() && outcome.stderr.is_empty(), "{name}: {outcome:?}");
@@ -54,7 +54,7 @@ async fn nothing_is_said_about_their_twins() {
 }
 
 #[tokio::test]
-async fn files_that_a_user_cannot_read_are_named() {
+async fn check_names_files_that_the_user_cannot_read() {
     let directory = TempDir::new().expect("a temporary directory");
     std::fs::set_permissions(directory.path(), permissions(0o755)).expect("our directory");
     for name in ["cert.pem", "key.pem"] {
@@ -92,7 +92,7 @@ fn permissions(mode: u32) -> std::fs::Permissions {
 }
 
 #[tokio::test]
-async fn start_reload_and_api_say_the_same() {
+async fn start_reload_and_api_give_the_same_warnings_as_check() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let pool = |algorithm| Pool::empty("app").weighted(&a, 1).weighted(&b, 2).algorithm(algorithm);
     let round_robin = Config::default().pool(pool("round-robin"));
@@ -124,7 +124,7 @@ async fn start_reload_and_api_say_the_same() {
 
 /// What the tables of sites know is told at the start and by a reload too.
 #[tokio::test]
-async fn start_and_reload_tell_what_no_request_can_reach() {
+async fn start_and_reload_warn_of_unreachable_routes() {
     let a = Origin::start("a").await;
     let config = |regex: &str| {
         let routes = format!(
@@ -157,7 +157,7 @@ async fn a_reload_names_the_file_that_has_problems() {
 
 /// Twenty of twenty visits went to the other backend, since each pool overwrote the cookie of the other.
 #[tokio::test]
-async fn two_sticky_pools_on_one_host_keep_their_clients_with_paths_of_their_own() {
+async fn sticky_pools_whose_cookies_have_different_paths_keep_their_clients_on_one_host() {
     let [a, b, c, d] = Origin::several(["a", "b", "c", "d"]).await;
     let pool = |name, origins: [&Origin; 2], path| Pool::of(name, origins).sticky(&format!("path = \"{path}\""));
     let config = Config::default().pool(pool("shop", [&a, &b], "/shop")).pool(pool("wiki", [&c, &d], "/wiki"));

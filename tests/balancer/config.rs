@@ -60,7 +60,7 @@ const PROBLEMS: [(usize, &str); 15] = [
 ];
 
 #[tokio::test]
-async fn check_reports_every_problem_with_its_place() {
+async fn check_reports_every_problem_with_its_position() {
     let directory = TempDir::new().expect("a temporary directory");
     let file = directory.path().join("wrong.toml");
     std::fs::write(&file, WRONG).expect("a writable directory");
@@ -76,7 +76,7 @@ async fn check_reports_every_problem_with_its_place() {
 }
 
 #[tokio::test]
-async fn a_wrong_algorithm_is_answered_with_the_right_ones() {
+async fn an_unknown_algorithm_is_answered_with_the_valid_ones() {
     let directory = TempDir::new().expect("a temporary directory");
     let file = directory.path().join("wrong.toml");
     std::fs::write(&file, WRONG).expect("a writable directory");
@@ -103,7 +103,7 @@ async fn run_reports_the_same_problems_and_does_not_start() {
 }
 
 #[tokio::test]
-async fn a_sound_file_passes() {
+async fn check_accepts_a_valid_file() {
     let a = Origin::start("a").await;
     let balancer = Balancer::prepare(&Config::of([&a]));
     let outcome = evenkeel(["check".as_ref(), balancer.config_file().as_os_str()]).await;
@@ -111,7 +111,7 @@ async fn a_sound_file_passes() {
 }
 
 #[tokio::test]
-async fn the_printed_default_is_a_sound_file() {
+async fn the_printed_defaults_are_a_valid_file() {
     let printed = evenkeel(["config", "--default"]).await;
     assert!(printed.status.success(), "{printed:?}");
     assert!(printed.stdout.contains("[[listener]]") && printed.stdout.contains('#'), "{}", printed.stdout);
@@ -132,7 +132,7 @@ async fn a_missing_file_is_named() {
 }
 
 #[tokio::test]
-async fn it_explains_itself() {
+async fn help_explains_the_commands() {
     let help = evenkeel(["--help"]).await;
     assert!(help.status.success());
     for command in ["run", "check", "config", "status", "algorithm", "drain", "undrain", "weight", "completions"] {

@@ -85,7 +85,7 @@ const BODIES: [&str; 8] = [
 ];
 
 #[tokio::test]
-async fn what_is_let_through_is_read_as_nginx_and_haproxy_read_it() {
+async fn forwarded_requests_mean_the_same_to_nginx_and_haproxy() {
     let origin = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&origin])).await;
     let nginx = Nginx::start(&format!(

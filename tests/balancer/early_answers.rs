@@ -63,7 +63,7 @@ fn upload(length: usize, is_chunked: bool) -> Request {
 // A connection used to be kept when the body had been read from the client, though the backend was still owed some of
 // it. The next request, another client's, was then read as the rest of that body.
 #[tokio::test]
-async fn a_request_that_was_not_sent_whole_never_swallows_the_next() {
+async fn a_backend_connection_with_an_unfinished_request_is_not_reused() {
     let refusing = Origin::start("refusing").await;
     let hasty = Hasty::start();
     // Every second request is tried elsewhere first.
@@ -125,7 +125,7 @@ async fn send_then_read(mut client: Box<dyn Connection>, request: &Request) -> i
 
 // Waiting for TLS to flush used to move nothing else: the client waited for us to read, and we for it.
 #[tokio::test]
-async fn both_directions_move_though_the_client_reads_only_at_the_end() {
+async fn upload_and_response_progress_when_the_client_reads_only_at_the_end() {
     const LENGTH: usize = 24 * MEGABYTE;
     let port = Port::reserve();
     let listener = port.listen();
@@ -174,7 +174,7 @@ async fn closes_early(mut stream: TcpStream) -> io::Result<()> {
 
 // Lingering used to end after 2 seconds and 1 MiB, and the reset that followed took the answer away.
 #[tokio::test]
-async fn a_refused_upload_has_its_answer_read_when_everything_is_sent() {
+async fn a_client_that_sends_its_whole_refused_upload_can_read_the_refusal() {
     let port = Port::reserve();
     let listener = port.listen();
     tokio::spawn(async move {
@@ -225,7 +225,7 @@ async fn is_served(balancer: &Balancer) {
 
 // The balancer closed at once where nothing more had come yet, and the next request was answered by a reset.
 #[tokio::test]
-async fn requests_behind_an_early_answer_that_is_the_last_take_nothing_of_it() {
+async fn pipelined_requests_do_not_truncate_the_last_response_of_a_connection() {
     let port = Port::reserve();
     let listener = port.listen();
     tokio::spawn(async move {
@@ -259,7 +259,7 @@ async fn requests_behind_an_early_answer_that_is_the_last_take_nothing_of_it() {
 
 // The alert came to a socket that was closed, and was answered by a reset.
 #[tokio::test]
-async fn a_closing_alert_behind_the_last_request_takes_nothing_of_its_answer() {
+async fn a_close_notify_does_not_truncate_the_last_response_of_a_connection() {
     let a = Origin::start("a").await;
     a.answer_with(response(200, &[], vec![b'x'; LARGE]));
     let config = Config::of([&a]).listener(&http2::tls()).listener("half_close = \"answer\"");
@@ -281,7 +281,7 @@ async fn a_closing_alert_behind_the_last_request_takes_nothing_of_its_answer() {
 }
 
 #[tokio::test]
-async fn clients_that_linger_leave_first_when_room_is_wanted() {
+async fn lingering_clients_are_shed_first() {
     let a = Origin::start("a").await;
     let listener = "max_body_bytes = 10\nlingering_time = \"1h\"\nlingering_timeout = \"1h\"";
     let config = Config::of([&a]).listener(listener).server("max_connections = 2\nthreads = 1");
@@ -300,7 +300,7 @@ async fn clients_that_linger_leave_first_when_room_is_wanted() {
 
 // There used to be 16 at most.
 #[tokio::test]
-async fn any_number_of_interim_responses_passes_below_a_rate() {
+async fn any_number_of_interim_responses_passes_within_a_rate() {
     const INTERIM: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.set("response_timeout = \"2s\""))).await;
@@ -332,7 +332,7 @@ const UNFINISHED: &str = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunk
 
 // It was cut off once its client had owed the content for too long.
 #[tokio::test]
-async fn an_answer_outlasts_a_body_that_does_not_come() {
+async fn a_response_is_passed_on_though_the_rest_of_the_request_body_never_comes() {
     let a = Origin::start("a").await;
     let pause = Step::Wait(Duration::from_secs(1));
     a.at_head(move |_| vec![Step::Send(BEGUN.to_vec()), pause.clone(), Step::Send(ENDED.to_vec()), Step::Hang]);
@@ -357,7 +357,7 @@ async fn an_answer_outlasts_a_body_that_does_not_come() {
 }
 
 #[tokio::test]
-async fn an_answer_that_pauses_meanwhile_is_cut_off_as_any_other() {
+async fn a_response_that_stalls_during_an_unfinished_upload_is_cut_off() {
     let a = Origin::start("a").await;
     a.at_head(|_| vec![Step::Send(BEGUN.to_vec()), Step::Hang]);
     let pool = |pool: Pool| pool.set("read_timeout = \"200ms\"").without_ejection();
@@ -375,7 +375,7 @@ async fn an_answer_that_pauses_meanwhile_is_cut_off_as_any_other() {
 }
 
 #[tokio::test]
-async fn a_pause_in_an_answer_ends_with_what_is_taken_of_the_body_unless_that_drips() {
+async fn upload_progress_renews_the_read_timeout_unless_the_upload_drips() {
     let a = Origin::start("a").await;
     let listener = "min_rate = 100000";
     let config = Config::of([&a]).app(|pool| pool.set("read_timeout = \"1s\"")).listener(listener);
@@ -411,7 +411,7 @@ async fn a_pause_in_an_answer_ends_with_what_is_taken_of_the_body_unless_that_dr
 
 // The upload was held against the backend, though its client took nothing of the answer, or though it was answering.
 #[tokio::test]
-async fn an_upload_that_is_not_taken_cuts_no_answer_off() {
+async fn a_backend_that_answers_without_reading_the_upload_is_not_cut_off() {
     const LENGTH: usize = 24 * MEGABYTE;
     let port = Port::reserve();
     let listener = port.listen_with_small_buffers();

@@ -174,7 +174,7 @@ async fn explanations_and_the_running_balancer_agree() {
 
 /// Each setting in force comes with the line that says it, or as a default.
 #[tokio::test]
-async fn every_setting_is_told_with_its_line() {
+async fn explain_names_the_line_of_every_setting() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let text = "[[listener]]\naddress = \"127.0.0.1:80\"\nbody_timeout = \"5s\"\nheader_timeout = \"4s\"\n\
         [[listener]]\naddress = \"127.0.0.1:81\"\nname = \"other\"\n\
@@ -220,7 +220,7 @@ async fn every_setting_is_told_with_its_line() {
 }
 
 #[tokio::test]
-async fn secrets_are_not_told() {
+async fn explain_hides_secrets() {
     let origin = Origin::start("a").await;
     let config = Config::of([&origin]).sites(
         "[[site]]\nhosts = [\"\"]\nresponse_headers = { set = { X-Answer = { file = \"secret.txt\" } } }\n\

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 #[tokio::test]
-async fn refused_everywhere_is_502() {
+async fn connections_refused_by_all_backends_are_502() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.without_ejection())).await;
     a.stop().await;
@@ -23,7 +23,7 @@ async fn refused_everywhere_is_502() {
 }
 
 #[tokio::test]
-async fn a_backend_that_breaks_off_before_its_response_is_502() {
+async fn a_backend_that_closes_before_its_response_is_502() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     for steps in [
@@ -44,7 +44,7 @@ async fn a_backend_that_breaks_off_before_its_response_is_502() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_no_http_is_502() {
+async fn a_response_that_is_not_http_is_502() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.without_ejection())).await;
     for head in [
@@ -69,7 +69,7 @@ async fn a_head_that_is_no_http_is_502() {
 
 // What a request causes was tried on every backend, counted against each and put them aside.
 #[tokio::test]
-async fn what_a_request_causes_is_neither_tried_elsewhere_nor_counted() {
+async fn responses_over_our_limits_are_neither_retried_nor_counted_as_failures() {
     let lines = |count: usize| (0..count).map(|n| format!("X-{n}: x\r\n")).collect::<String>();
     let head = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n");
     for (head, word, logged) in [
@@ -112,7 +112,7 @@ async fn what_a_request_causes_is_neither_tried_elsewhere_nor_counted() {
 }
 
 #[tokio::test]
-async fn a_backend_that_speaks_no_http_is_tried_elsewhere_and_put_aside() {
+async fn a_backend_that_does_not_speak_http_is_retried_elsewhere_and_ejected() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.answer_with("SSH-2.0-OpenSSH_9.2\r\n\r\n");
     let rules = "consecutive_failures = 2\nbase_time = \"60s\"";
@@ -126,7 +126,7 @@ const EXPECTING: &str = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nExpe
 
 // A backend that ignored the expectation was taken for one that does not answer.
 #[tokio::test]
-async fn a_client_that_waits_for_100_is_asked_once_by_whoever_is_first() {
+async fn a_client_that_expects_100_gets_exactly_one_from_backend_or_balancer() {
     let a = Origin::start("a").await;
     // An origin without a script at the head sends a 100 by itself.
     for (script, late) in [
@@ -154,7 +154,7 @@ async fn a_client_that_waits_for_100_is_asked_once_by_whoever_is_first() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_asked_for_its_body_and_sends_none_is_408_and_no_failure() {
+async fn a_client_that_sends_no_body_after_100_gets_408_and_no_backend_is_blamed() {
     let [a, b] = Origin::several(["a", "b"]).await;
     for origin in [&a, &b] {
         origin.at_head(|_| vec![Step::Hang]);
@@ -179,7 +179,7 @@ async fn a_client_that_is_asked_for_its_body_and_sends_none_is_408_and_no_failur
 }
 
 #[tokio::test]
-async fn what_follows_a_response_unasked_reaches_nobody() {
+async fn an_unsolicited_second_response_reaches_no_client() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut bytes = response(200, &[], "first");
@@ -192,7 +192,7 @@ async fn what_follows_a_response_unasked_reaches_nobody() {
 }
 
 #[tokio::test]
-async fn with_nobody_to_serve_it_is_503_and_when_to_come_back() {
+async fn without_a_usable_backend_the_answer_is_503_with_retry_after() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let config = Config::of([&a, &b]).app(|pool| pool.quick_probe().set("panic_threshold = 0"));
     let balancer = Balancer::start(config).await;
@@ -222,7 +222,7 @@ async fn an_empty_pool_is_503() {
 }
 
 #[tokio::test]
-async fn a_response_that_does_not_come_in_time_is_504() {
+async fn a_response_timeout_is_504() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let config = Config::of([&a, &b]).app(|pool| pool.set("response_timeout = \"150ms\""));
     let balancer = Balancer::start(config).await;
@@ -234,7 +234,7 @@ async fn a_response_that_does_not_come_in_time_is_504() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_not_made_in_time_moves_on_and_at_last_is_504() {
+async fn connect_timeouts_are_retried_and_end_as_504() {
     let deaf = Deaf::new().await;
     let a = Origin::start("a").await;
     let pool = Pool::empty("app").backend(&deaf.address().to_string(), "").backend(&a.address().to_string(), "");
@@ -249,7 +249,7 @@ async fn a_connection_that_is_not_made_in_time_moves_on_and_at_last_is_504() {
 }
 
 #[tokio::test]
-async fn a_truncated_body_never_looks_whole() {
+async fn a_truncated_response_never_looks_complete() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let half = chunked(b"half a body");
     let begun = half[..half.len() - 5].to_vec();
@@ -300,7 +300,7 @@ fn break_off(origin: &Origin) {
 
 // The reset by which it ended took back what the client had still to read of it, and of the whole response before it.
 #[tokio::test]
-async fn a_response_that_breaks_off_takes_back_nothing_that_was_sent() {
+async fn the_reset_of_a_truncated_response_discards_nothing_already_sent() {
     let a = Origin::start("a").await;
     break_off(&a);
     let plain = Balancer::start(Config::of([&a]).app(|pool| pool.without_ejection())).await;
@@ -343,7 +343,7 @@ async fn read_to_end(stream: &mut (impl AsyncRead + Unpin)) -> (usize, bool) {
 
 // A client that closes its side is taken for one that has left, and what it had been sent was taken back by a reset.
 #[tokio::test]
-async fn a_client_that_closes_its_side_has_what_it_was_sent_before() {
+async fn a_client_that_half_closes_still_receives_earlier_responses() {
     let a = Origin::start("a").await;
     break_off(&a);
     let balancer = Balancer::start(Config::of([&a])).await;
@@ -358,7 +358,7 @@ async fn a_client_that_closes_its_side_has_what_it_was_sent_before() {
 }
 
 #[tokio::test]
-async fn half_a_response_that_the_end_of_the_connection_would_complete_ends_by_a_reset() {
+async fn a_truncated_response_delimited_by_close_ends_with_a_reset() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.without_ejection())).await;
     let chunk = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n".to_vec();
@@ -378,7 +378,7 @@ async fn half_a_response_that_the_end_of_the_connection_would_complete_ends_by_a
 
 // A backend that closes because its response is not taken was counted as one that breaks its responses off, and ejected.
 #[tokio::test]
-async fn a_backend_that_gives_up_a_client_that_does_not_read_is_not_blamed() {
+async fn a_backend_that_times_out_on_a_slow_reader_is_not_blamed() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.ejection("consecutive_failures = 1"))).await;
     // With a length it passes by splice. It is more than all buffers on the way hold, which the system makes larger where
@@ -413,7 +413,7 @@ async fn a_body_that_stalls_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_link_that_is_cut_within_a_body_cuts_off_the_response() {
+async fn a_connection_lost_within_a_response_truncates_it() {
     let a = Origin::start("a").await;
     let link = Link::to(a.address());
     let config = Config::default().pool(Pool::empty("app").backend(&link.address().to_string(), ""));
@@ -433,7 +433,7 @@ async fn a_link_that_is_cut_within_a_body_cuts_off_the_response() {
 }
 
 #[tokio::test]
-async fn a_link_that_stalls_costs_a_timeout_and_recovers() {
+async fn a_stalled_link_costs_a_timeout_and_recovers() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let link = Link::to(a.address());
     let pool = Pool::empty("app").backend(&link.address().to_string(), "").backend(&b.address().to_string(), "");
@@ -481,7 +481,7 @@ async fn a_body_over_the_limit_is_413_and_the_connection_ends() {
 }
 
 #[tokio::test]
-async fn without_a_limit_any_body_passes() {
+async fn without_a_limit_bodies_of_any_size_pass() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).listener("max_body_bytes = 0")).await;
     let reply = balancer.send(&Request::post("/", vec![b'x'; 70_000_000])).await;
@@ -536,7 +536,7 @@ async fn an_idle_client_connection_is_closed() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_let_go() {
+async fn a_client_that_does_not_read_is_disconnected() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).listener("send_timeout = \"200ms\"")).await;
     a.answer_with(response(200, &[], vec![b'x'; 40_000_000]));
@@ -549,7 +549,7 @@ async fn a_client_that_does_not_read_is_let_go() {
 // It used to be noticed at `write_timeout`, and logged as 504. Where the client has closed instead, its kernel says so only
 // once we have taken everything.
 #[tokio::test]
-async fn a_client_that_leaves_an_upload_which_nobody_takes_is_noticed() {
+async fn a_client_that_disconnects_during_a_stalled_upload_is_noticed() {
     let port = Port::reserve();
     let _never_reads = port.listen_with_small_buffers();
     let pool = Pool::empty("app").backend(&port.address().to_string(), "").set("write_timeout = \"1h\"");
@@ -572,7 +572,7 @@ async fn a_client_that_leaves_an_upload_which_nobody_takes_is_noticed() {
 
 // Over TLS it was noticed at `write_timeout`, and held against the backend.
 #[tokio::test]
-async fn so_is_one_that_speaks_tls() {
+async fn a_tls_client_that_disconnects_during_a_stalled_upload_is_noticed() {
     let port = Port::reserve();
     let _never_reads = port.listen_with_small_buffers();
     let pool = Pool::empty("app").backend(&port.address().to_string(), "").set("write_timeout = \"1h\"");
@@ -588,7 +588,7 @@ async fn so_is_one_that_speaks_tls() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_with_many_requests_unread_is_noticed() {
+async fn a_client_that_disconnects_behind_many_pipelined_requests_is_noticed() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     for by_reset in [true, false] {
@@ -607,7 +607,7 @@ async fn a_client_that_leaves_with_many_requests_unread_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_before_a_connection_is_made_is_noticed() {
+async fn a_client_that_disconnects_while_connecting_to_a_backend_is_noticed() {
     let deaf = Deaf::new().await;
     let pool = Pool::empty("app").backend(&deaf.address().to_string(), "").set("connect_timeout = \"1h\"");
     let balancer = Balancer::start(Config::default().pool(pool)).await;
@@ -662,7 +662,7 @@ impl Deaf {
 
 // Success used to be counted with the response's head, so such a backend was never put aside.
 #[tokio::test]
-async fn a_backend_that_always_breaks_off_is_ejected() {
+async fn a_backend_that_always_truncates_responses_is_ejected() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.answer(|_| vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf".to_vec()), Step::Close]);
     let rules = "consecutive_failures = 3\nbase_time = \"60s\"";
@@ -679,7 +679,7 @@ async fn a_backend_that_always_breaks_off_is_ejected() {
 
 // An exchange tells the pool that it began with, which a swap has replaced.
 #[tokio::test]
-async fn an_ejection_learned_before_a_swap_holds_after_it() {
+async fn an_ejection_outlives_a_swap_of_the_configuration() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.answer(|_| vec![Step::Hang]);
     let rules = "consecutive_failures = 1\nbase_time = \"60s\"";
@@ -703,7 +703,7 @@ async fn an_ejection_learned_before_a_swap_holds_after_it() {
 
 // Closing a socket with something unread resets it, and with it what the client has not taken yet.
 #[tokio::test]
-async fn a_stray_line_behind_the_last_request_costs_no_byte_of_its_answer() {
+async fn a_stray_line_break_does_not_truncate_the_last_response_of_a_connection() {
     let a = Origin::start("a").await;
     a.answer_with(response(200, &[], "x".repeat(3_000_000)));
     let balancer = Balancer::start(Config::of([&a])).await;
@@ -716,7 +716,7 @@ async fn a_stray_line_behind_the_last_request_costs_no_byte_of_its_answer() {
 }
 
 #[tokio::test]
-async fn a_refusal_comes_in_the_form_that_is_asked_for_with_the_requests_id() {
+async fn refusals_have_the_format_of_accept_and_the_request_id() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]).app(|pool| pool.without_ejection().set("retries = 0"));
     let balancer = Balancer::start(config.section("[access_log]\nfile = \"access.log\"")).await;

@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const TRUSTING: &str = "trusted_proxies = [\"127.0.0.1/32\"]";
 
 #[tokio::test]
-async fn method_target_host_fields_and_body_arrive_as_sent() {
+async fn method_target_host_fields_and_body_are_forwarded_unchanged() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let request = Request::post("/path/%E2%82%AC/a%2Fb;c=d?q=1&q=2+%26?x", "a body")
@@ -44,7 +44,7 @@ async fn method_target_host_fields_and_body_arrive_as_sent() {
 }
 
 #[tokio::test]
-async fn methods_pass_whatever_they_are() {
+async fn extension_methods_are_forwarded() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "PURGE"] {
@@ -55,7 +55,7 @@ async fn methods_pass_whatever_they_are() {
 }
 
 #[tokio::test]
-async fn the_client_is_named_in_rebuilt_fields() {
+async fn forwarding_fields_are_rebuilt_with_the_client() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut wire = Wire::connect_from([127, 0, 0, 9].into(), balancer.address()).await;
@@ -64,7 +64,7 @@ async fn the_client_is_named_in_rebuilt_fields() {
 }
 
 #[tokio::test]
-async fn a_strangers_word_about_the_client_is_not_believed() {
+async fn forwarding_fields_of_untrusted_clients_are_ignored() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).server("trusted_proxies = [\"10.0.0.0/8\"]")).await;
     let lies = Request::get("/")
@@ -83,7 +83,7 @@ async fn a_strangers_word_about_the_client_is_not_believed() {
 }
 
 #[tokio::test]
-async fn a_trusted_proxys_word_is_believed_and_continued() {
+async fn forwarding_fields_of_trusted_proxies_are_extended() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).server(TRUSTING)).await;
     let request = Request::get("/")
@@ -105,7 +105,7 @@ async fn a_trusted_proxys_word_is_believed_and_continued() {
 
 /// Most proxies pass on a `Forwarded` that their client made up.
 #[tokio::test]
-async fn one_family_is_believed_and_the_other_made_anew() {
+async fn one_family_of_forwarding_fields_is_trusted_and_the_other_rebuilt() {
     let a = Origin::start("a").await;
     let believing = |family: &str| format!("{TRUSTING}\nforwarded_by = \"{family}\"");
     let request = Request::get("/")
@@ -158,7 +158,7 @@ async fn one_family_is_believed_and_the_other_made_anew() {
 }
 
 #[tokio::test]
-async fn fields_of_the_connection_stay_on_the_connection() {
+async fn hop_by_hop_fields_are_not_forwarded() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let request = Request::get("/")
@@ -222,7 +222,7 @@ async fn every_request_has_an_id_and_a_trusted_proxys_own_is_kept() {
 }
 
 #[tokio::test]
-async fn a_websocket_is_told_its_id_too_and_one_with_a_cookie() {
+async fn a_websocket_response_has_the_request_id_and_the_sticky_cookie() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.sticky(""))).await;
     let mut wire = balancer.connect().await;
@@ -240,7 +240,7 @@ async fn a_websocket_is_told_its_id_too_and_one_with_a_cookie() {
 }
 
 #[tokio::test]
-async fn a_request_that_comes_back_is_answered_508_at_once() {
+async fn a_forwarding_loop_is_answered_508() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let others = ["one.example; v=\"a,b\"", "evenkeel-0123456789abcdef"];
@@ -283,7 +283,7 @@ async fn a_request_that_comes_back_is_answered_508_at_once() {
 }
 
 #[tokio::test]
-async fn routes_go_by_host_and_by_the_longest_path() {
+async fn routes_match_by_host_and_longest_path() {
     let [a, b, c, d] = Origin::several(["a", "b", "c", "d"]).await;
     let config = Config::default()
         .pool(Pool::of("a", [&a]))
@@ -315,7 +315,7 @@ async fn routes_go_by_host_and_by_the_longest_path() {
 }
 
 #[tokio::test]
-async fn names_that_applications_confuse_follow_the_setting() {
+async fn ambiguous_field_names_are_handled_as_configured() {
     let a = Origin::start("a").await;
     let request = Request::get("/").with("X_Forwarded.For", "6.6.6.6").with("My_Field", "1").with("!~|", "2");
     for (rule, status, mine) in [("drop", 200, None), ("pass", 200, Some("1")), ("reject", 400, None)] {
@@ -349,7 +349,7 @@ async fn a_response_without_a_date_gets_one() {
 }
 
 #[tokio::test]
-async fn responses_without_a_body_have_none() {
+async fn responses_without_content_have_no_body() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut wire = balancer.connect().await;
@@ -372,7 +372,7 @@ async fn responses_without_a_body_have_none() {
 }
 
 #[tokio::test]
-async fn chunked_bodies_pass_both_ways() {
+async fn chunked_bodies_pass_in_both_directions() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let body = pattern(12_345);
@@ -389,7 +389,7 @@ async fn chunked_bodies_pass_both_ways() {
 }
 
 #[tokio::test]
-async fn a_body_that_ends_with_the_connection_is_framed_anew() {
+async fn a_response_delimited_by_close_is_reframed() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     a.answer(|_| vec![Step::Send(b"HTTP/1.1 200 OK\r\n\r\nuntil the end".to_vec()), Step::Close]);
@@ -424,7 +424,7 @@ async fn a_response_streams_as_it_comes() {
 }
 
 #[tokio::test]
-async fn large_bodies_arrive_intact_both_ways() {
+async fn large_bodies_arrive_intact_in_both_directions() {
     const LENGTH: usize = 50_000_000;
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
@@ -492,7 +492,7 @@ async fn a_tunnel_counts_as_in_flight_until_its_end() {
 }
 
 #[tokio::test]
-async fn a_tunnel_ends_when_the_backend_goes() {
+async fn a_tunnel_ends_when_the_backend_closes() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut socket = WebSocket::open(balancer.address(), "/socket").await;
@@ -504,7 +504,7 @@ async fn a_tunnel_ends_when_the_backend_goes() {
 
 // It used to be noticed at `tunnel_timeout`.
 #[tokio::test]
-async fn a_tunnel_whose_backend_takes_nothing_ends_when_its_client_goes() {
+async fn a_tunnel_with_a_stalled_backend_ends_when_its_client_closes() {
     let port = Port::reserve();
     let listener = port.listen_with_small_buffers();
     tokio::spawn(async move {
@@ -533,7 +533,7 @@ async fn a_tunnel_whose_backend_takes_nothing_ends_when_its_client_goes() {
 }
 
 #[tokio::test]
-async fn a_tunnel_that_stays_silent_ends() {
+async fn an_idle_tunnel_times_out() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.set("tunnel_timeout = \"200ms\""))).await;
     let mut socket = WebSocket::open(balancer.address(), "/socket").await;
@@ -544,7 +544,7 @@ async fn a_tunnel_that_stays_silent_ends() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_the_backend_declines_is_an_ordinary_response() {
+async fn a_declined_upgrade_is_an_ordinary_response() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     a.answer_with(response(426, &[("X-Why", "no")], "not here"));
@@ -560,7 +560,7 @@ async fn an_upgrade_that_the_backend_declines_is_an_ordinary_response() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_frees_its_backend() {
+async fn a_client_that_disconnects_frees_its_backend() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     for leave_by_reset in [true, false] {
@@ -581,7 +581,7 @@ async fn a_client_that_leaves_frees_its_backend() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_within_its_body_frees_its_backend() {
+async fn a_client_that_disconnects_within_its_body_frees_its_backend() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut wire = balancer.connect().await;
@@ -595,7 +595,7 @@ async fn a_client_that_leaves_within_its_body_frees_its_backend() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_within_the_response_frees_its_backend() {
+async fn a_client_that_disconnects_within_the_response_frees_its_backend() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let body = pattern(30_000_000);
@@ -638,7 +638,7 @@ fn forwarded(fields: &Fields) -> String {
 }
 
 #[tokio::test]
-async fn what_the_origin_tells_back_can_be_trusted() {
+async fn the_test_origin_reports_requests_faithfully() {
     // The harness itself, without a balancer in between.
     let a = Origin::start("a").await;
     let reply = Wire::connect(a.address()).await.exchange(&Request::post("/x?y", "body")).await;
@@ -647,7 +647,7 @@ async fn what_the_origin_tells_back_can_be_trusted() {
 }
 
 #[tokio::test]
-async fn backends_are_told_by_via_where_that_is_wanted() {
+async fn via_is_sent_where_it_is_configured() {
     let a = Origin::start("a").await;
     let fred = Request::get("/").with("Via", "1.0 fred");
     let balancer = Balancer::start(Config::of([&a])).await;

@@ -14,7 +14,7 @@ const ALGORITHMS: [&str; 4] = ["weighted", "least-connections", "ip-hash", "roun
 const PATIENT_PROBE: &str = "path = \"/probe\"\ninterval = \"60s\"\ntimeout = \"60s\"";
 
 #[tokio::test]
-async fn it_is_ready_once_every_backend_was_probed() {
+async fn ready_once_every_backend_was_probed() {
     let [a, b] = Origin::several(["a", "b"]).await;
     b.set_health(Health::Hold);
     let mut balancer = Balancer::prepare(&Config::of([&a, &b]).app(|pool| pool.probe(PATIENT_PROBE)));
@@ -27,7 +27,7 @@ async fn it_is_ready_once_every_backend_was_probed() {
 }
 
 #[tokio::test]
-async fn it_is_ready_when_the_first_probes_have_timed_out() {
+async fn ready_when_the_first_probes_have_timed_out() {
     let [a, b] = Origin::several(["a", "b"]).await;
     b.set_health(Health::Hold);
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.probe(PATIENT_PROBE))).await;
@@ -35,7 +35,7 @@ async fn it_is_ready_when_the_first_probes_have_timed_out() {
 }
 
 #[tokio::test]
-async fn it_stays_ready_whatever_is_added_and_however_its_backends_are() {
+async fn stays_ready_whatever_the_health_of_its_backends() {
     // Every balancer of a fleet left service at once when a backend was added.
     let [a, b] = Origin::several(["a", "b"]).await;
     let config = Config::of([&a]).app(|pool| pool.probe(PATIENT_PROBE));
@@ -63,7 +63,7 @@ async fn it_stays_ready_whatever_is_added_and_however_its_backends_are() {
 }
 
 #[tokio::test]
-async fn a_pool_with_nobody_to_serve_says_so() {
+async fn readiness_names_pools_without_usable_backends() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let answers = async |path: &str| {
@@ -89,7 +89,7 @@ async fn a_pool_with_nobody_to_serve_says_so() {
 }
 
 #[tokio::test]
-async fn an_unknown_backend_is_used_only_while_no_healthy_one_exists() {
+async fn backends_of_unknown_health_are_used_only_without_healthy_ones() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.set_health(Health::Hold);
     b.set_health(Health::Hold);
@@ -107,7 +107,7 @@ async fn an_unknown_backend_is_used_only_while_no_healthy_one_exists() {
 }
 
 #[tokio::test]
-async fn an_unhealthy_backend_gets_nothing_until_it_is_back() {
+async fn an_unhealthy_backend_gets_no_requests_until_it_recovers() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.quick_probe())).await;
     for _ in 0..3 {
@@ -124,7 +124,7 @@ async fn an_unhealthy_backend_gets_nothing_until_it_is_back() {
 }
 
 #[tokio::test]
-async fn health_turns_only_after_results_in_a_row() {
+async fn health_changes_only_after_consecutive_results() {
     let a = Origin::start("a").await;
     let probe = "path = \"/probe\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 4\nfall = 3";
     let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.probe(probe))).await;
@@ -153,7 +153,7 @@ async fn health_turns_only_after_results_in_a_row() {
 }
 
 #[tokio::test]
-async fn a_probe_asks_as_told_and_expects_the_codes_it_was_told() {
+async fn probes_use_the_configured_request_and_statuses() {
     let a = Origin::start("a").await;
     let probe = "path = \"/probe\"\nhost = \"health.example\"\nstatus = \"200-299,418\"\n\
                  interval = \"100ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 1";
@@ -170,14 +170,14 @@ async fn a_probe_asks_as_told_and_expects_the_codes_it_was_told() {
 }
 
 #[tokio::test]
-async fn a_probe_without_a_host_names_the_backend() {
+async fn probes_without_a_host_send_the_backends_address() {
     let a = Origin::start("a").await;
     let _balancer = Balancer::start(Config::of([&a]).app(|pool| pool.quick_probe())).await;
     assert_eq!(a.last_probe().field("host"), Some(a.address().to_string().as_str()));
 }
 
 #[tokio::test]
-async fn a_probe_that_hangs_fails_at_its_timeout() {
+async fn a_hanging_probe_fails_at_its_timeout() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.quick_probe())).await;
     a.set_health(Health::Hold);
@@ -187,7 +187,7 @@ async fn a_probe_that_hangs_fails_at_its_timeout() {
 }
 
 #[tokio::test]
-async fn a_tcp_probe_wants_no_more_than_a_connection() {
+async fn a_tcp_probe_only_connects() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.set_health(Health::Status(500));
     let probe = "type = \"tcp\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 2";
@@ -201,7 +201,7 @@ async fn a_tcp_probe_wants_no_more_than_a_connection() {
 }
 
 #[tokio::test]
-async fn failures_in_a_row_eject_for_longer_each_time() {
+async fn consecutive_failures_eject_for_longer_each_time() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let rules = "consecutive_failures = 3\nbase_time = \"1s\"\nmax_time = \"2500ms\"\nstatuses = [503]";
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;
@@ -221,7 +221,7 @@ async fn failures_in_a_row_eject_for_longer_each_time() {
 }
 
 #[tokio::test]
-async fn an_ejection_ends_early_when_probes_find_the_backend_well() {
+async fn successful_probes_end_an_ejection_early() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let probe = "path = \"/probe\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 2\nfall = 100";
     let rules = "consecutive_failures = 1\nbase_time = \"300s\"\nmax_time = \"900s\"\nstatuses = [503]";
@@ -292,7 +292,7 @@ async fn a_backend_that_is_added_again_while_it_leaves_is_unknown_until_it_is_pr
 }
 
 #[tokio::test]
-async fn an_ejection_ends_when_the_operator_brings_back_what_is_not_probed() {
+async fn reactivating_a_backend_without_probes_ends_its_ejection() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let rules = "consecutive_failures = 1\nbase_time = \"300s\"\nstatuses = [503]";
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;
@@ -305,7 +305,7 @@ async fn an_ejection_ends_when_the_operator_brings_back_what_is_not_probed() {
 }
 
 #[tokio::test]
-async fn idle_connections_end_when_another_server_may_be_there() {
+async fn idle_connections_are_closed_when_the_server_may_have_changed() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).server("threads = 1")).await;
     balancer.origins_of(3).await;
@@ -321,7 +321,7 @@ async fn idle_connections_end_when_another_server_may_be_there() {
 }
 
 #[tokio::test]
-async fn what_an_exchange_learns_of_the_server_before_is_not_believed() {
+async fn results_of_exchanges_with_the_previous_server_are_ignored() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let rules = "consecutive_failures = 1\nbase_time = \"300s\"";
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.set("retries = 0").ejection(rules))).await;
@@ -343,7 +343,7 @@ async fn what_an_exchange_learns_of_the_server_before_is_not_believed() {
 }
 
 #[tokio::test]
-async fn a_success_in_between_prevents_the_ejection() {
+async fn a_success_between_failures_prevents_an_ejection() {
     let a = Origin::start("a").await;
     let b = Origin::start("b").await;
     let rules = "consecutive_failures = 3\nbase_time = \"60s\"\nstatuses = [503]";
@@ -360,7 +360,7 @@ async fn a_success_in_between_prevents_the_ejection() {
 }
 
 #[tokio::test]
-async fn what_the_application_answers_deliberately_does_not_eject() {
+async fn statuses_that_an_application_chooses_do_not_eject() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection("consecutive_failures = 1"))).await;
     for status in [400, 401, 403, 404, 409, 429, 500, 501, 502, 503, 504] {
@@ -374,7 +374,7 @@ async fn what_the_application_answers_deliberately_does_not_eject() {
 
 // One slow address used to eject every backend, one after the other.
 #[tokio::test]
-async fn a_slow_address_ejects_nobody_while_others_are_answered_and_a_frozen_backend_goes() {
+async fn timeouts_of_one_slow_path_eject_no_backend_but_a_frozen_backend_is_ejected() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let rules = "consecutive_failures = 1\nbase_time = \"60s\"";
     let pool = |pool: Pool| pool.set("response_timeout = \"1s\"\nretries = 0").ejection(rules);
@@ -410,7 +410,7 @@ async fn a_slow_address_ejects_nobody_while_others_are_answered_and_a_frozen_bac
 }
 
 #[tokio::test]
-async fn a_backend_that_refuses_connections_is_ejected_and_no_client_notices() {
+async fn a_backend_that_refuses_connections_is_ejected_without_failed_requests() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let rules = "consecutive_failures = 3\nbase_time = \"60s\"";
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;
@@ -452,7 +452,7 @@ async fn an_ejection_names_the_last_failures() {
 
 // Failures of a backend were in the access log alone, and a response's refused head wrote a line each time.
 #[tokio::test]
-async fn failures_are_logged_once_and_then_counted() {
+async fn repeated_failures_are_logged_once_and_then_counted() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
     a.answer(|_| vec![Step::Reset]);
     let large = format!("HTTP/1.1 200 OK\r\nX-Large: {}\r\nContent-Length: 0\r\n\r\n", "x".repeat(33_000));
@@ -475,7 +475,7 @@ async fn failures_are_logged_once_and_then_counted() {
 }
 
 #[tokio::test]
-async fn no_more_than_the_share_of_a_pool_is_ejected() {
+async fn no_more_than_the_configured_share_of_a_pool_is_ejected() {
     let origins = Origin::several(["a", "b", "c", "d"]).await;
     for (count, max_percent, ejected) in [(4, 50, 2), (4, 25, 1), (2, 50, 1), (2, 10, 1), (1, 100, 0), (3, 0, 0)] {
         let rules =
@@ -492,7 +492,7 @@ async fn no_more_than_the_share_of_a_pool_is_ejected() {
 }
 
 #[tokio::test]
-async fn with_too_few_usable_backends_the_pool_panics_and_says_so() {
+async fn a_pool_with_too_few_usable_backends_panics_and_reports_it() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.quick_probe())).await;
     a.set_health(Health::Status(503));
@@ -517,7 +517,7 @@ async fn with_too_few_usable_backends_the_pool_panics_and_says_so() {
 }
 
 #[tokio::test]
-async fn probes_for_which_there_is_no_file_are_told_once_and_counted() {
+async fn probes_that_lack_file_descriptors_are_logged_once_and_counted() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::start(Config::of([&a]).app(|pool| pool.quick_probe())).await;
     let id = balancer.process().id();
@@ -557,7 +557,7 @@ async fn the_panic_threshold_is_a_share_of_the_active_backends() {
 }
 
 #[tokio::test]
-async fn findings_outlive_every_switch_and_reload() {
+async fn health_outlives_algorithm_switches_and_reloads() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
     // Unhealthy by its first probe, while the next ones of the other change nothing: good ones would end its ejection.
     let probe = "path = \"/probe\"\ninterval = \"1s\"\ntimeout = \"1s\"\nfall = 100";
@@ -588,7 +588,7 @@ async fn findings_outlive_every_switch_and_reload() {
 }
 
 #[tokio::test]
-async fn a_backend_in_a_reset_storm_recovers_without_help() {
+async fn a_backend_recovers_from_a_storm_of_resets() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let rules = "consecutive_failures = 2\nbase_time = \"100ms\"\nmax_time = \"100ms\"";
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.ejection(rules))).await;

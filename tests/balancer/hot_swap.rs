@@ -38,7 +38,7 @@ struct Tally {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_changes_under_load_and_nothing_is_lost() {
+async fn changes_of_every_kind_under_load_lose_no_request() {
     let [a, b, c, d] = Origin::several(["a", "b", "c", "d"]).await;
     let balancer = Balancer::start(Config::of([&a, &b, &c]).app(|pool| pool.probe(PROBE))).await;
     let tally = Arc::new(Tally::default());

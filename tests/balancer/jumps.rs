@@ -14,7 +14,7 @@ fn config<'a>(a: &'a Origin, next: impl IntoIterator<Item = &'a Origin>, lines: 
 }
 
 #[tokio::test]
-async fn content_that_does_not_go_along_is_not_announced_whatever_the_method() {
+async fn a_request_for_an_error_page_announces_no_content_that_it_does_not_send() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.answer(|_| vec![Step::Send(response(404, &[], ""))]);
     let lines = "[[site.route]]\npath = \"/path\"\npool = \"app\"\nintercept_errors = true\n\
@@ -45,7 +45,7 @@ async fn content_that_does_not_go_along_is_not_announced_whatever_the_method() {
 }
 
 #[tokio::test]
-async fn a_page_is_asked_for_again_though_the_content_of_its_request_is_gone() {
+async fn requests_for_error_pages_are_retried_without_the_original_content() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
     a.answer(|_| vec![Step::Send(response(404, &[], ""))]);
     c.answer(|_| vec![Step::Close]);
@@ -61,7 +61,7 @@ async fn a_page_is_asked_for_again_though_the_content_of_its_request_is_gone() {
 }
 
 #[tokio::test]
-async fn behind_a_jump_a_request_is_sent_again_with_its_content() {
+async fn retries_after_a_jump_repeat_the_content() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
     c.answer(|_| vec![Step::Close]);
     let lines = "[[site.route]]\npath = \"/\"\njump = \"there\"\n\
@@ -82,7 +82,7 @@ async fn behind_a_jump_a_request_is_sent_again_with_its_content() {
 }
 
 #[tokio::test]
-async fn a_page_by_name_is_asked_for_alike_however_long_the_content_is() {
+async fn an_error_page_by_route_name_gets_the_request_whatever_its_size() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let lines = "[[site.route]]\npath = \"/\"\nrespond = { status = 404 }\nerror_pages = { \"404\" = \"spare\" }\n\
         [[site.route]]\nname = \"spare\"\npool = \"next\"\n";
@@ -95,7 +95,7 @@ async fn a_page_by_name_is_asked_for_alike_however_long_the_content_is() {
 }
 
 #[tokio::test]
-async fn a_jump_leads_to_the_limits_of_where_it_leads() {
+async fn a_jump_applies_the_limits_of_its_target() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let lines = "[[site.route]]\npath = \"/jump\"\njump = \"small\"\n\
         [[site.route]]\npath = \"/path\"\njump = \"/there\"\n\
@@ -120,7 +120,7 @@ async fn a_jump_leads_to_the_limits_of_where_it_leads() {
 
 /// Without its content, a POST would be another request: GET at the spare pool looked like success.
 #[tokio::test]
-async fn a_route_by_name_that_asks_a_backend_gets_the_request_as_it_is_or_not_at_all() {
+async fn an_error_page_by_route_name_gets_the_whole_request_or_none() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.answer(|request| match request.target.as_str() {
         "/breaks" => vec![Step::Close],
@@ -168,7 +168,7 @@ async fn a_route_by_name_that_asks_a_backend_gets_the_request_as_it_is_or_not_at
 }
 
 #[tokio::test]
-async fn what_a_client_did_wrong_goes_to_no_backend_by_name_but_to_one_by_path() {
+async fn requests_refused_for_client_errors_reach_error_pages_by_path_only() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let page =
         |page: &str| format!("error_pages = {{ \"400\" = \"{page}\", \"408\" = \"{page}\", \"413\" = \"{page}\" }}");
@@ -236,7 +236,7 @@ async fn content_that_is_dropped_keeps_no_response_waited_for() {
 
 /// The page is another answer, but it has to say what its status needs.
 #[tokio::test]
-async fn a_page_keeps_the_fields_of_the_status_that_it_keeps() {
+async fn an_error_page_keeps_the_fields_that_its_status_needs() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.answer(|request| {
         let (status, fields): (u16, &[(&str, &str)]) = match request.target.split('/').next_back() {
@@ -295,7 +295,7 @@ async fn a_page_keeps_the_fields_of_the_status_that_it_keeps() {
 
 /// A page of 204 left an error looking like success, and one of 206 looked like a part.
 #[tokio::test]
-async fn what_a_page_says_of_itself_does_not_change_what_the_error_is() {
+async fn the_status_of_an_error_page_response_does_not_replace_the_error() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.answer(|request| {
         let path = request.target.split('?').next().unwrap_or_default();
@@ -343,7 +343,7 @@ async fn what_a_page_says_of_itself_does_not_change_what_the_error_is() {
 }
 
 #[tokio::test]
-async fn a_client_chooses_no_internal_route() {
+async fn clients_cannot_choose_internal_routes() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let lines = "[[site.route]]\npath = \"/any\"\njump = \"$arg_to\"\n\
         [[site.route]]\npath = \"/table\"\njump = \"$of_arg\"\n\
@@ -384,7 +384,7 @@ async fn a_client_chooses_no_internal_route() {
 }
 
 #[tokio::test]
-async fn the_route_of_a_page_is_looked_up_by_the_method_that_asks_for_it() {
+async fn the_route_of_an_error_page_is_found_by_the_method_of_its_request() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let lines = "[[site.route]]\npath = \"/\"\nrespond = { status = 404 }\nerror_pages = { \"404\" = \"/page/$request_method\" }\n\
         [[site.route]]\npath = \"/page\"\nmethods = [\"GET\"]\npool = \"next\"\n\

@@ -54,7 +54,7 @@ async fn is_told(balancer: &Balancer, origin: &Origin, killed: usize) {
 }
 
 #[tokio::test]
-async fn a_deadline_ends_what_is_still_open() {
+async fn a_drain_deadline_ends_open_exchanges() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).section(ACCESS_LOG)).await;
     let mut socket = WebSocket::open(balancer.address(), "/socket").await;
@@ -77,7 +77,7 @@ async fn a_deadline_ends_what_is_still_open() {
 }
 
 #[tokio::test]
-async fn a_deadline_waits_for_nothing_that_is_not_open() {
+async fn a_drain_without_open_exchanges_ends_before_its_deadline() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let begun = Instant::now();
@@ -126,7 +126,7 @@ async fn balancer_record(balancer: &Balancer, key: &str) -> Value {
 }
 
 #[tokio::test]
-async fn whoever_makes_the_backend_active_ends_the_deadline() {
+async fn reactivating_a_backend_cancels_its_drain_deadline() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut socket = WebSocket::open(balancer.address(), "/socket").await;
@@ -167,7 +167,7 @@ async fn whoever_makes_the_backend_active_ends_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_deadline_ends_the_grace_of_sticky_clients_and_a_grace_is_waited_for() {
+async fn a_drain_deadline_ends_sticky_grace_and_a_drain_waits_for_it() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let config = |grace: &str| Config::of([&a, &b]).app(|pool| pool.sticky(&format!("grace = \"{grace}\"")));
     let balancer = Balancer::start(config("1h").section(ACCESS_LOG)).await;
@@ -215,7 +215,7 @@ async fn a_deadline_ends_the_grace_of_sticky_clients_and_a_grace_is_waited_for()
 }
 
 #[tokio::test]
-async fn kill_ends_what_is_open_now_and_nothing_else() {
+async fn kill_ends_only_what_is_open_now() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b]).section(ACCESS_LOG)).await;
     let mut sockets = Vec::new();
@@ -267,7 +267,7 @@ async fn kill_ends_what_is_open_now_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_killed_request_without_an_answer_goes_elsewhere_if_it_can() {
+async fn a_killed_request_without_a_response_is_retried_if_possible() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b]).section(ACCESS_LOG)).await;
     endless(&a);
@@ -297,7 +297,7 @@ async fn a_killed_request_without_an_answer_goes_elsewhere_if_it_can() {
 }
 
 #[tokio::test]
-async fn streams_of_http_2_are_killed_one_by_one() {
+async fn http_2_streams_are_killed_without_their_connection() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b]).listener(&tls()).section(ACCESS_LOG)).await;
     endless(&a);

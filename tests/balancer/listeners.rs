@@ -32,7 +32,7 @@ fn told_client(origin: &Origin) -> String {
 }
 
 #[tokio::test]
-async fn haproxy_tells_of_its_client_by_both_versions_and_before_tls() {
+async fn proxy_headers_of_haproxy_are_read_in_both_versions_and_before_tls() {
     let a = Origin::start("a").await;
     let (folder, authority) = (TempDir::new().expect("a temporary directory"), Authority::new().await);
     let path = |name: &str| folder.path().join(name);
@@ -56,7 +56,7 @@ async fn haproxy_tells_of_its_client_by_both_versions_and_before_tls() {
 }
 
 #[tokio::test]
-async fn the_address_of_a_header_is_the_peer_however_its_bytes_come() {
+async fn the_address_in_a_proxy_header_is_the_peer_however_it_is_split() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).listener(FROM_HERE)).await;
     let v1 = b"PROXY TCP4 192.0.2.7 10.0.0.1 56324 443\r\n".to_vec();
@@ -89,7 +89,7 @@ async fn the_address_of_a_header_is_the_peer_however_its_bytes_come() {
 }
 
 #[tokio::test]
-async fn trusted_proxies_are_known_by_the_address_of_the_header() {
+async fn trusted_proxies_are_matched_by_the_address_in_the_proxy_header() {
     let a = Origin::start("a").await;
     let config =
         |trusted: &str| Config::of([&a]).listener(FROM_HERE).server(&format!("trusted_proxies = [\"{trusted}\"]"));
@@ -110,7 +110,7 @@ async fn trusted_proxies_are_known_by_the_address_of_the_header() {
 }
 
 #[tokio::test]
-async fn who_sends_no_header_or_a_wrong_one_is_cut_counted_and_told() {
+async fn missing_and_malformed_proxy_headers_are_disconnected_counted_and_logged() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).listener(FROM_HERE)).await;
     let too_long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(107));
@@ -141,7 +141,7 @@ async fn who_sends_no_header_or_a_wrong_one_is_cut_counted_and_told() {
 }
 
 #[tokio::test]
-async fn a_header_that_does_not_come_ends_with_the_header_timeout() {
+async fn a_missing_proxy_header_times_out() {
     let a = Origin::start("a").await;
     let balancer =
         Balancer::start(Config::of([&a]).listener(&format!("{FROM_HERE}\nheader_timeout = \"200ms\""))).await;
@@ -152,7 +152,7 @@ async fn a_header_that_does_not_come_ends_with_the_header_timeout() {
 }
 
 #[tokio::test]
-async fn nobody_else_can_name_another_client() {
+async fn untrusted_peers_cannot_send_a_proxy_header() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).listener(FROM_HERE)).await;
     let mut own = Wire::connect_from(elsewhere(), balancer.address()).await;
@@ -167,7 +167,7 @@ async fn nobody_else_can_name_another_client() {
 }
 
 #[tokio::test]
-async fn a_reload_changes_of_whom_a_header_is_demanded() {
+async fn a_reload_changes_which_peers_must_send_a_proxy_header() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     assert_eq!(balancer.get("/").await.status, 200);
@@ -193,7 +193,7 @@ fn with_addresses(config: &Config, balancer: &Balancer, addresses: &[SocketAddr]
 }
 
 #[tokio::test]
-async fn a_listener_has_several_addresses_and_a_reload_changes_single_ones() {
+async fn a_reload_changes_single_addresses_of_a_listener() {
     let a = Origin::start("a").await;
     let sites = "[[site]]\nhosts = [\"\"]\nlisteners = [\"web\"]\npool = \"app\"\n";
     let config = Config::of([&a]).listener("name = \"web\"").sites(sites);
@@ -219,7 +219,7 @@ async fn a_listener_has_several_addresses_and_a_reload_changes_single_ones() {
 }
 
 #[tokio::test]
-async fn a_listener_of_which_one_address_cannot_be_had_changes_nothing() {
+async fn a_listener_with_an_unavailable_address_changes_nothing() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]);
     let mut balancer = Balancer::prepare(&config);
@@ -249,7 +249,7 @@ async fn a_listener_of_which_one_address_cannot_be_had_changes_nothing() {
 }
 
 #[tokio::test]
-async fn every_address_of_both_families_is_listened_on_at_one_port() {
+async fn a_listener_can_have_all_addresses_of_both_families_on_one_port() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]);
     let mut balancer = Balancer::prepare(&config);
@@ -310,7 +310,7 @@ async fn addresses_of_a_listener_share_its_certificates() {
 }
 
 #[tokio::test]
-async fn a_listener_counts_under_its_present_name() {
+async fn connections_are_counted_under_the_current_name_of_the_listener() {
     let a = Origin::start("a").await;
     let config = |name: &str| Config::of([&a]).listener(&format!("name = \"{name}\"\n{FROM_HERE}"));
     let balancer = Balancer::start(config("before")).await;

@@ -13,7 +13,7 @@ fn config(origin: &Origin, lines: &str) -> Config {
 }
 
 #[tokio::test]
-async fn a_line_of_ones_own_tells_what_each_phase_knew() {
+async fn a_custom_format_has_the_variables_of_each_phase() {
     let a = Origin::start("a").await;
     a.answer_with(response(201, &[("X-Kind", "book"), ("Server", "secret")], "four"));
     let lines = "response_headers = { set = { X-Sent = \"$route\" }, remove = [\"Server\"] }\n\
@@ -37,7 +37,7 @@ async fn a_line_of_ones_own_tells_what_each_phase_knew() {
 }
 
 #[tokio::test]
-async fn a_request_has_a_line_in_each_log_that_takes_it() {
+async fn a_request_is_logged_in_each_log_that_matches() {
     let a = Origin::start("a").await;
     let lines = "access_log = { file = \"all.json\", format = \"json\" }\n\
         [[site.route]]\npath = \"/\"\nrespond = { body = \"fine\" }\n\
@@ -79,7 +79,7 @@ async fn a_request_has_a_line_in_each_log_that_takes_it() {
 
 /// Half of the requests, and those of a status all: the bounds are ten standard deviations away.
 #[tokio::test]
-async fn a_share_of_the_requests_is_logged() {
+async fn sampling_logs_a_share_of_the_requests() {
     let a = Origin::start("a").await;
     let lines = "[[site.route]]\npath = \"/\"\nrespond = { status = 204 }\n\
         access_log = [{ file = \"half.log\", format = \"$uri\", share = 0.5 }, \
@@ -99,7 +99,7 @@ async fn a_share_of_the_requests_is_logged() {
 
 /// A line for each way in which a request ends, each with what is not known of it as `-`.
 #[tokio::test]
-async fn own_answers_refusals_and_what_has_no_route_have_lines() {
+async fn configured_replies_refusals_and_unrouted_requests_are_logged() {
     let a = Origin::start("a").await;
     let lines = "access_log = { file = \"site.log\", format = \"$status $request_method $uri $route $pool $upstream_status $sent_http_x_a\" }\n\
         response_headers = { set = { X-A = \"$status\" } }\n\
@@ -131,7 +131,7 @@ async fn own_answers_refusals_and_what_has_no_route_have_lines() {
 }
 
 #[tokio::test]
-async fn a_client_cannot_break_out_of_a_line() {
+async fn clients_cannot_inject_log_lines() {
     let a = Origin::start("a").await;
     let lines = "access_log = [{ file = \"own.log\", format = '\"$uri\" \"$http_x\" \"$arg_a\"' }, \
         { file = \"own.json\", format = '{\"uri\":\"$uri\",\"x\":\"$http_x\",\"none\":\"$http_none\"}' }, \
@@ -155,7 +155,7 @@ async fn a_client_cannot_break_out_of_a_line() {
 }
 
 #[tokio::test]
-async fn values_are_escaped_as_the_log_says() {
+async fn values_are_escaped_as_configured() {
     let a = Origin::start("a").await;
     let format = "format = '\"$http_x\" $uri [$http_none]'";
     let logs: Vec<_> = ["default", "json", "none"]
@@ -180,7 +180,7 @@ async fn values_are_escaped_as_the_log_says() {
 
 /// What is told of a backend is told of the one that was asked last.
 #[tokio::test]
-async fn behind_a_jump_a_line_tells_of_the_backend_there() {
+async fn after_a_jump_the_line_names_the_backend_of_its_target() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
     a.answer_with(response(404, &[], "none"));
     b.answer_with(response(203, &[], "page"));
@@ -205,7 +205,7 @@ async fn behind_a_jump_a_line_tells_of_the_backend_there() {
 }
 
 #[tokio::test]
-async fn files_are_opened_again_on_sigusr1_and_by_a_reload() {
+async fn log_files_are_reopened_on_sigusr1_and_by_a_reload() {
     let a = Origin::start("a").await;
     let of = |file: &str| {
         config(
@@ -255,7 +255,7 @@ async fn files_are_opened_again_on_sigusr1_and_by_a_reload() {
 }
 
 #[tokio::test]
-async fn a_line_tells_of_tls_and_http2() {
+async fn lines_have_the_variables_of_tls_and_http2() {
     let a = Origin::start("a").await;
     let tls = Port::reserve();
     let lines = "access_log = { file = \"own.log\", format = \"$scheme $server_protocol $http2 $uri\" }\n\

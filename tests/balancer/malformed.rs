@@ -134,7 +134,7 @@ const BROKEN_CHUNKS: &[Row] = &[
 ];
 
 #[tokio::test]
-async fn malformed_requests_are_refused_and_hide_nothing() {
+async fn malformed_requests_are_refused_and_smuggle_nothing() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let wrong = wrong_answers(&balancer, &a, REFUSED, true).await;
@@ -142,7 +142,7 @@ async fn malformed_requests_are_refused_and_hide_nothing() {
 }
 
 #[tokio::test]
-async fn malformed_chunks_are_refused_and_hide_nothing() {
+async fn malformed_chunks_are_refused_and_smuggle_nothing() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let wrong = wrong_answers(&balancer, &a, BROKEN_CHUNKS, false).await;
@@ -150,7 +150,7 @@ async fn malformed_chunks_are_refused_and_hide_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_too_long_is_told_so() {
+async fn too_long_request_lines_and_heads_get_their_own_status() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let long_target = format!("GET /{} HTTP/1.1\r\nHost: a.example\r\n\r\n", "x".repeat(2 << 20));
@@ -183,7 +183,7 @@ async fn a_client_that_drips_its_head_is_408_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn sound_but_rare_requests_are_served() {
+async fn rare_but_valid_requests_are_served() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     for (name, request) in [
@@ -212,7 +212,7 @@ async fn sound_but_rare_requests_are_served() {
 }
 
 #[tokio::test]
-async fn an_http_1_0_client_gets_nothing_it_cannot_read() {
+async fn http_1_0_clients_get_only_what_http_1_0_defines() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     a.answer_with("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n");
@@ -224,7 +224,7 @@ async fn an_http_1_0_client_gets_nothing_it_cannot_read() {
 }
 
 #[tokio::test]
-async fn requests_in_a_row_without_waiting_are_answered_in_order() {
+async fn pipelined_requests_are_answered_in_order() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let requests = ["/1", "/2", "/3"].map(|target| Request::get(target).to_bytes()).concat();
@@ -259,7 +259,7 @@ async fn an_upgrade_without_its_connection_option_is_no_upgrade() {
 }
 
 #[tokio::test]
-async fn bytes_behind_a_declined_upgrade_are_the_next_request_or_nothing() {
+async fn bytes_after_a_declined_upgrade_are_the_next_request_or_dropped() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     a.answer(|request| match request.target.as_str() {
@@ -278,7 +278,7 @@ async fn bytes_behind_a_declined_upgrade_are_the_next_request_or_nothing() {
 }
 
 #[tokio::test]
-async fn malformed_responses_are_502_or_mended() {
+async fn malformed_responses_are_502_or_corrected() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.without_ejection())).await;
     for (name, response, status) in [
@@ -347,7 +347,7 @@ async fn answer(balancer: &Balancer, request: &[u8]) -> Option<u16> {
 // All extensions of a response were counted together, and a response that had more than 4,096 bytes of them was cut off
 // and held against its backend.
 #[tokio::test]
-async fn extensions_of_a_response_are_ignored_however_many_there_are() {
+async fn any_number_of_chunk_extensions_of_a_response_is_ignored() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut bytes = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
@@ -364,7 +364,7 @@ async fn extensions_of_a_response_are_ignored_however_many_there_are() {
 
 // What came alone was taken for nothing, whatever it was, and half an end of line was lost.
 #[tokio::test]
-async fn blank_lines_before_a_request_are_judged_alike_however_they_come() {
+async fn blank_lines_before_a_request_are_treated_alike_however_they_are_split() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -395,7 +395,7 @@ async fn blank_lines_before_a_request_are_judged_alike_however_they_come() {
 
 // What a client sends for a WebSocket that it does not get was taken for its next request, as by nginx and HAProxy.
 #[tokio::test]
-async fn what_follows_a_websocket_that_is_not_opened_is_no_request() {
+async fn bytes_after_a_websocket_that_is_not_opened_are_not_a_request() {
     let a = Origin::start("a").await;
     // It takes no WebSocket.
     a.answer(|request| {

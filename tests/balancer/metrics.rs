@@ -16,7 +16,7 @@ struct Metric {
 }
 
 #[tokio::test]
-async fn the_documentation_lists_exactly_what_is_served() {
+async fn the_documentation_lists_exactly_the_metrics_that_are_served() {
     let text = std::fs::read_to_string(Path::new(ROOT).join("docs/metrics.md")).expect("readable");
     let rows = text.lines().filter(|line| line.starts_with("| `")).filter_map(|line| {
         let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
@@ -34,7 +34,7 @@ async fn the_documentation_lists_exactly_what_is_served() {
 }
 
 #[tokio::test]
-async fn what_dashboards_alerts_and_documents_name_exists() {
+async fn metrics_named_by_dashboards_alerts_and_documents_exist() {
     let served = served().await;
     let exists = |name: &str| {
         let series = ["_bucket", "_sum", "_count"].iter().filter_map(|suffix| name.strip_suffix(suffix));

@@ -49,7 +49,7 @@ fn count(origins: &[String], name: &str) -> usize {
 
 // It was 502 for ever where the first address was the one that nobody listens at; nginx answers 200.
 #[tokio::test]
-async fn a_name_is_served_by_the_one_of_its_addresses_that_listens() {
+async fn a_name_is_served_by_whichever_address_listens() {
     let [refusing, listening] = Port::reserve_at(["::1", "127.0.0.1"]);
     let origin = Origin::at("a", listening);
     let dns = Dns::start().await;
@@ -69,7 +69,7 @@ async fn a_name_is_served_by_the_one_of_its_addresses_that_listens() {
 
 // All traffic went to one of them.
 #[tokio::test]
-async fn every_address_of_a_name_has_its_share_and_is_probed() {
+async fn every_address_of_a_name_gets_a_share_and_is_probed() {
     let [a, b] = origins(["127.0.0.1", "127.0.0.2"]);
     let dns = Dns::start().await;
     dns.set("web.test", ["127.0.0.2", "127.0.0.1"]);
@@ -103,7 +103,7 @@ async fn every_address_of_a_name_has_its_share_and_is_probed() {
 
 // A name was resolved after the other, and one that does not answer held up all others for ten seconds each time.
 #[tokio::test]
-async fn a_name_that_nobody_answers_for_holds_up_no_other_and_no_start() {
+async fn a_name_without_a_dns_answer_delays_neither_others_nor_the_start() {
     let [a, b] = origins(["127.0.0.1", "127.0.0.2"]);
     let dns = Dns::start().await;
     dns.set("web.test", ["127.0.0.1"]);
@@ -182,7 +182,7 @@ async fn the_last_addresses_are_used_after_an_operator_took_the_backend_down_and
 }
 
 #[tokio::test]
-async fn addresses_of_a_name_that_is_gone_are_held_for_a_while_and_then_left() {
+async fn addresses_of_a_name_that_no_longer_exists_are_kept_for_a_while() {
     let [a] = origins(["127.0.0.1"]);
     let dns = Dns::start().await;
     dns.set("web.test", ["127.0.0.1"]);
@@ -208,7 +208,7 @@ async fn addresses_of_a_name_that_is_gone_are_held_for_a_while_and_then_left() {
 }
 
 #[tokio::test]
-async fn names_that_resolve_anew_end_no_exchange_and_move_nobody_else() {
+async fn a_name_with_new_addresses_ends_no_exchange_and_moves_no_other_client() {
     let [a, b, c] = origins(["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
     let dns = Dns::start().await;
     dns.set("web.test", ["127.0.0.1"]);
@@ -276,7 +276,7 @@ async fn a_retry_may_go_to_another_address_of_the_same_name() {
 }
 
 #[tokio::test]
-async fn addresses_share_the_weight_of_their_line_or_each_has_all_of_it() {
+async fn addresses_share_the_weight_of_the_backend_or_each_have_it_whole() {
     let [a, b, c] = origins(["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
     let dns = Dns::start().await;
     dns.set("web.test", ["127.0.0.1", "127.0.0.2"]);
@@ -292,7 +292,7 @@ async fn addresses_share_the_weight_of_their_line_or_each_has_all_of_it() {
 }
 
 #[tokio::test]
-async fn an_answer_is_used_for_its_ttl_within_limits() {
+async fn dns_answers_are_used_for_their_ttl_within_limits() {
     let [a] = origins(["127.0.0.1"]);
     let dns = Dns::start().await;
     let names = ["long.test", "short.test"];
@@ -316,7 +316,7 @@ async fn an_answer_is_used_for_its_ttl_within_limits() {
 }
 
 #[tokio::test]
-async fn what_is_too_long_for_udp_is_asked_for_by_tcp_and_broken_ipv6_answers_harm_nobody() {
+async fn truncated_dns_answers_are_repeated_over_tcp_and_broken_ipv6_answers_are_harmless() {
     let [a] = origins(["127.0.0.1"]);
     let dns = Dns::start().await;
     dns.set("web.test", ["127.0.0.1"]);
@@ -333,7 +333,7 @@ async fn what_is_too_long_for_udp_is_asked_for_by_tcp_and_broken_ipv6_answers_ha
 
 // Weights were not looked at, and hosts of other priorities never asked.
 #[tokio::test]
-async fn a_service_leads_to_its_hosts_and_ports_by_priority_and_weight() {
+async fn srv_records_give_hosts_ports_priorities_and_weights() {
     let [a, b, c] = ["127.0.0.1", "127.0.0.2", "127.0.0.3"].map(|ip| Port::reserve_at([ip]));
     let [a, b, c] = [("a", a), ("b", b), ("c", c)].map(|(name, [port])| Origin::at(name, port));
     let dns = Dns::start().await;
@@ -387,7 +387,7 @@ async fn a_service_leads_to_its_hosts_and_ports_by_priority_and_weight() {
 
 // One host that DNS failed for kept the others as they were: all traffic went on to a host that had left.
 #[tokio::test]
-async fn a_host_of_a_service_that_dns_fails_for_holds_up_no_other() {
+async fn a_failing_host_of_an_srv_record_delays_no_other() {
     let [a] = origins(["127.0.0.1"]);
     let [b] = origins(["127.0.0.1"]);
     let [c] = origins(["127.0.0.2"]);
@@ -426,7 +426,7 @@ async fn a_host_of_a_service_that_dns_fails_for_holds_up_no_other() {
 }
 
 #[tokio::test]
-async fn a_service_does_not_wait_for_a_host_that_nobody_answers_for() {
+async fn an_srv_name_does_not_wait_for_a_host_without_an_answer() {
     let [a] = origins(["127.0.0.1"]);
     let port = a.address().port();
     let dns = Dns::start().await;
@@ -442,7 +442,7 @@ async fn a_service_does_not_wait_for_a_host_that_nobody_answers_for() {
 }
 
 #[tokio::test]
-async fn a_record_of_a_service_with_port_0_is_no_endpoint() {
+async fn an_srv_record_with_port_0_is_no_endpoint() {
     let [a] = origins(["127.0.0.1"]);
     let dns = Dns::start().await;
     dns.set("one.test", ["127.0.0.1"]);
@@ -455,7 +455,7 @@ async fn a_record_of_a_service_with_port_0_is_no_endpoint() {
 
 // It asked the system, nobody where the configuration names servers, and never for services.
 #[tokio::test]
-async fn check_asks_for_names_as_a_balancer_that_runs_does() {
+async fn check_resolves_names_as_a_running_balancer_does() {
     let dns = Dns::start().await;
     dns.set("web.test", ["127.0.0.1"]);
     dns.set_mood("sick.test", Mood::Fails);
@@ -482,7 +482,7 @@ async fn check_asks_for_names_as_a_balancer_that_runs_does() {
 }
 
 #[tokio::test]
-async fn names_of_the_hosts_file_are_not_asked_for() {
+async fn names_in_the_hosts_file_need_no_dns() {
     let [a] = origins(["127.0.0.1"]);
     let dns = Dns::start().await;
     let pool = Pool::empty("app").backend(&backend("localhost", &a), "");
@@ -492,7 +492,7 @@ async fn names_of_the_hosts_file_are_not_asked_for() {
 }
 
 #[tokio::test]
-async fn the_access_log_tells_which_address_of_a_name_answered() {
+async fn the_access_log_has_the_address_that_answered() {
     let [a] = origins(["127.0.0.2"]);
     let dns = Dns::start().await;
     dns.set("web.test", ["127.0.0.2"]);

@@ -52,7 +52,7 @@ async fn every_metric_is_there_from_the_start() {
 }
 
 #[tokio::test]
-async fn counts_are_exactly_what_was_sent() {
+async fn counters_match_the_traffic_exactly() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let config = Config::of([&a, &b]).app(|pool| pool.ejection("consecutive_failures = 0\nstatuses = [503]"));
     let config = config.route("", "/", "app").route("", "/status", "app");
@@ -151,7 +151,7 @@ async fn a_client_that_gives_up_is_499() {
 }
 
 #[tokio::test]
-async fn gauges_follow_what_is_true() {
+async fn gauges_follow_the_current_state() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b])).await;
     let socket = WebSocket::open(balancer.address(), "/socket").await;
@@ -173,7 +173,7 @@ async fn gauges_follow_what_is_true() {
 }
 
 #[tokio::test]
-async fn no_request_makes_a_series() {
+async fn requests_create_no_series() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     balancer.get("/").await;
@@ -188,7 +188,7 @@ async fn no_request_makes_a_series() {
 }
 
 #[tokio::test]
-async fn what_is_gone_has_no_series() {
+async fn removed_pools_routes_and_backends_have_no_series() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let config = |name: &str, pools: &[Pool]| {
         let config = pools.iter().cloned().fold(Config::default(), Config::pool);
@@ -278,7 +278,7 @@ async fn the_access_log_has_one_json_line_for_each_request() {
 }
 
 #[tokio::test]
-async fn the_access_log_tells_attempts_and_tunnels() {
+async fn the_access_log_has_attempts_and_tunnels() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let log = "[access_log]\nfile = \"access.log\"";
     let balancer = Balancer::start(Config::of([&a, &b]).section(log)).await;
@@ -296,7 +296,7 @@ async fn the_access_log_tells_attempts_and_tunnels() {
 }
 
 #[tokio::test]
-async fn the_combined_format_is_what_log_readers_know() {
+async fn the_combined_format_is_that_of_nginx() {
     let a = Origin::start("a").await;
     let log = "[access_log]\nfile = \"access.log\"\nformat = \"combined\"";
     let balancer = Balancer::start(Config::of([&a]).section(log)).await;
@@ -312,7 +312,7 @@ async fn the_combined_format_is_what_log_readers_know() {
 }
 
 #[tokio::test]
-async fn the_access_log_is_opened_again_on_sigusr1() {
+async fn the_access_log_is_reopened_on_sigusr1() {
     let a = Origin::start("a").await;
     let log = "[access_log]\nfile = \"access.log\"";
     let mut balancer = Balancer::start(Config::of([&a]).section(log)).await;
@@ -340,7 +340,7 @@ async fn every_line_is_written_before_the_process_ends() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_named() {
+async fn a_port_in_use_is_named() {
     let a = Origin::start("a").await;
     let first = Balancer::start(Config::of([&a])).await;
     for taken in [first.address(), first.admin_address()] {
@@ -359,7 +359,7 @@ async fn a_port_that_is_taken_is_named() {
 }
 
 #[tokio::test]
-async fn the_log_speaks_json_when_asked() {
+async fn the_log_can_be_json() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::start(Config::of([&a]).section("[log]\nformat = \"json\"")).await;
     balancer.switch_algorithm("ip-hash").await;
@@ -373,7 +373,7 @@ async fn the_log_speaks_json_when_asked() {
 }
 
 #[tokio::test]
-async fn the_log_can_be_a_file_that_is_opened_again_on_sigusr1() {
+async fn the_log_can_be_a_file_that_is_reopened_on_sigusr1() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::start(Config::of([&a]).section("[log]\nfile = \"error.log\"")).await;
     let log = balancer.file("error.log");
@@ -410,7 +410,7 @@ async fn a_log_that_cannot_be_opened_is_named() {
 }
 
 #[tokio::test]
-async fn a_level_that_rust_log_does_not_know_is_told() {
+async fn an_unknown_level_in_rust_log_is_reported() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::prepare(&Config::of([&a]));
     balancer.environment = vec![("RUST_LOG".to_owned(), "verbose".to_owned())];
@@ -420,7 +420,7 @@ async fn a_level_that_rust_log_does_not_know_is_told() {
 }
 
 #[tokio::test]
-async fn a_standard_error_that_nobody_reads_stops_nothing() {
+async fn a_full_pipe_on_standard_error_blocks_nothing() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::prepare(&Config::of([&a]).section("[log]\nlevel = \"debug\""));
     let (mut unread, error) = std::io::pipe().expect("a pipe");
@@ -460,7 +460,7 @@ async fn a_standard_error_that_nobody_reads_stops_nothing() {
 }
 
 #[tokio::test]
-async fn a_standard_error_that_nobody_reads_does_not_hold_up_the_end() {
+async fn a_full_pipe_on_standard_error_does_not_delay_the_stop() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::prepare(&Config::of([&a]));
     let (_unread, error) = std::io::pipe().expect("a pipe");
@@ -486,7 +486,7 @@ async fn counted(balancer: &Balancer, name: &str, sum: f64) {
 }
 
 #[tokio::test]
-async fn the_latency_of_a_backend_is_without_the_upload_of_its_client() {
+async fn backend_latency_excludes_the_clients_upload() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut wire = balancer.connect().await;
@@ -504,7 +504,7 @@ async fn the_latency_of_a_backend_is_without_the_upload_of_its_client() {
 }
 
 #[tokio::test]
-async fn every_status_is_counted_by_itself_when_that_is_wanted_and_a_reload_decides() {
+async fn single_statuses_are_counted_when_configured_and_a_reload_changes_it() {
     let a = Origin::start("a").await;
     let config = |wanted: bool| Config::of([&a]).section(&format!("[metrics]\nexact_status = {wanted}"));
     let balancer = Balancer::start(config(false)).await;
@@ -529,7 +529,7 @@ async fn every_status_is_counted_by_itself_when_that_is_wanted_and_a_reload_deci
 
 // With everything logged that there is, whatever clients send.
 #[tokio::test]
-async fn nothing_that_a_client_sends_ends_a_line_of_the_log_or_makes_one() {
+async fn clients_cannot_inject_lines_into_the_log() {
     let a = Origin::start("a").await;
     let log = "[access_log]\nfile = \"access.log\"\nformat = \"combined\"";
     let mut balancer = Balancer::prepare(&Config::of([&a]).section(log).listener(&tests::http2::tls()));

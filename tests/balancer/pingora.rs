@@ -3,7 +3,7 @@
 use tests::{Balancer, Config, Origin, Request};
 
 #[tokio::test]
-async fn a_request_is_held_to_the_limits_of_its_listener() {
+async fn requests_are_held_to_the_limits_of_their_listener() {
     let a = Origin::start("a").await;
     let limits = "max_request_line_bytes = 300\nmax_head_bytes = 1000\nmax_fields = 20";
     let balancer = Balancer::start(Config::of([&a]).listener(limits)).await;
@@ -18,7 +18,7 @@ async fn a_request_is_held_to_the_limits_of_its_listener() {
 }
 
 #[tokio::test]
-async fn targets_with_bytes_above_ascii_are_refused_or_passed_on() {
+async fn targets_with_bytes_above_ascii_are_refused_or_forwarded() {
     let a = Origin::start("a").await;
     for (rule, status) in [("reject", 400), ("pass", 200)] {
         let config = Config::of([&a]).listener(&format!("non_ascii_targets = \"{rule}\""));

@@ -26,7 +26,7 @@ async fn served(balancer: &Balancer) -> Wire {
 }
 
 #[tokio::test]
-async fn the_largest_body_changes_both_ways() {
+async fn max_body_bytes_changes_both_ways() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).listener("max_body_bytes = 10")).await;
     let mut wire = served(&balancer).await;
@@ -38,7 +38,7 @@ async fn the_largest_body_changes_both_ways() {
 }
 
 #[tokio::test]
-async fn the_rule_for_ambiguous_names_changes() {
+async fn ambiguous_names_changes() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut wire = served(&balancer).await;
@@ -53,7 +53,7 @@ async fn the_rule_for_ambiguous_names_changes() {
 }
 
 #[tokio::test]
-async fn half_closed_clients_are_answered_or_not() {
+async fn half_close_changes() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).listener("half_close = \"answer\"")).await;
     for (rule, is_answered) in [("cancel", false), ("answer", true)] {
@@ -126,7 +126,7 @@ async fn lingering_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reloads_under_load_lose_nothing() {
+async fn reloads_under_load_lose_no_request() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let load = Load::start(balancer.address(), || Request::post("/", "x".repeat(100)));
@@ -189,7 +189,7 @@ async fn is_refused(address: SocketAddr) {
 }
 
 #[tokio::test]
-async fn a_listener_comes_and_goes_and_finishes_what_it_has() {
+async fn a_listener_can_be_added_and_removed_and_finishes_its_requests() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]);
     let mut balancer = Balancer::start(config.clone()).await;
@@ -256,7 +256,7 @@ fn sockets(balancer: &mut Balancer) -> usize {
 }
 
 #[tokio::test]
-async fn a_listener_that_cannot_be_had_refuses_the_reload_as_a_whole() {
+async fn a_listener_that_cannot_be_opened_fails_the_whole_reload() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]);
     let mut balancer = Balancer::start(config.clone()).await;
@@ -311,7 +311,7 @@ async fn a_listener_that_cannot_be_had_refuses_the_reload_as_a_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_moves_on_its_port_and_no_request_fails() {
+async fn a_listener_moves_between_all_addresses_and_one_without_failed_requests() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]);
     let mut balancer = Balancer::start(config.clone()).await;
@@ -476,7 +476,7 @@ async fn the_access_log_changes_under_load_and_loses_no_line() {
 }
 
 #[tokio::test]
-async fn the_number_of_clients_changes() {
+async fn max_connections_changes() {
     let a = Origin::start("a").await;
     let config = |most: usize| Config::of([&a]).server(&format!("threads = 1\nmax_connections = {most}"));
     let mut balancer = Balancer::start(config(1)).await;
@@ -501,7 +501,7 @@ async fn the_number_of_clients_changes() {
 }
 
 #[tokio::test]
-async fn tls_comes_and_goes_and_a_renewed_certificate_is_read() {
+async fn tls_can_be_turned_on_and_off_and_certificates_are_read_again() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]);
     let mut balancer = Balancer::start(config.clone()).await;
@@ -555,7 +555,7 @@ fn large(bytes: usize, fields: usize) -> Request {
 }
 
 #[tokio::test]
-async fn limits_of_a_requests_head_change() {
+async fn limits_of_request_heads_change() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let long = Request::get(&format!("/{}", "x".repeat(20_000)));
@@ -597,7 +597,7 @@ async fn limits_of_a_requests_head_change() {
 }
 
 #[tokio::test]
-async fn limits_of_a_responses_head_change() {
+async fn limits_of_response_heads_change() {
     let a = Origin::start("a").await;
     let log = "[access_log]\nfile = \"access.log\"";
     let config = |lines: &str| Config::of([&a]).section(log).app(|pool| pool.set(lines).without_ejection());
@@ -631,7 +631,7 @@ async fn limits_of_a_responses_head_change() {
 
 // The later of two reloads at once could put the older file in force.
 #[tokio::test]
-async fn of_two_reloads_at_once_the_second_reads_when_the_first_is_over() {
+async fn concurrent_reloads_read_the_file_one_after_the_other() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     // Reading a pipe waits until somebody writes it.

@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::Barrier;
 
 #[tokio::test]
-async fn a_refused_connection_moves_on_whatever_the_method() {
+async fn refused_connections_are_retried_whatever_the_method() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b]).app(|pool| pool.without_ejection())).await;
     a.stop().await;
@@ -46,7 +46,7 @@ async fn a_refused_connection_moves_on_whatever_the_method() {
 }
 
 #[tokio::test]
-async fn what_may_have_reached_a_backend_is_repeated_only_if_idempotent() {
+async fn requests_that_may_have_reached_a_backend_are_retried_only_if_idempotent() {
     for (request, is_repeated) in [
         (Request::get("/"), true),
         (Request::new("HEAD", "/"), true),
@@ -78,7 +78,7 @@ async fn what_may_have_reached_a_backend_is_repeated_only_if_idempotent() {
 }
 
 #[tokio::test]
-async fn the_body_that_is_kept_at_hand_is_as_large_as_configured() {
+async fn bodies_up_to_the_configured_size_are_kept_for_retries() {
     for (limit, length, status) in [(0, 0, 200), (0, 1, 502), (1000, 1000, 200), (1000, 1001, 502)] {
         let [a, b] = Origin::several(["a", "b"]).await;
         a.answer(|_| vec![Step::Reset]);
@@ -90,7 +90,7 @@ async fn the_body_that_is_kept_at_hand_is_as_large_as_configured() {
 }
 
 #[tokio::test]
-async fn tries_are_bounded_and_no_backend_is_tried_twice() {
+async fn attempts_are_bounded_and_no_backend_is_tried_twice() {
     for (retries, tries) in [(0, 1), (1, 2), (2, 3), (16, 4)] {
         let origins = Origin::several(["a", "b", "c", "d"]).await;
         for origin in &origins {
@@ -108,7 +108,7 @@ async fn tries_are_bounded_and_no_backend_is_tried_twice() {
 
 // A request that had used its whole time was run again on every other backend, and its client waited for each.
 #[tokio::test]
-async fn no_try_begins_later_than_retry_timeout_after_the_first() {
+async fn no_attempt_begins_after_retry_timeout() {
     for (retry_timeout, tries) in [("0s", 1), ("60s", 3)] {
         let origins = Origin::several(["a", "b", "c"]).await;
         let settings = format!("response_timeout = \"150ms\"\nretry_timeout = \"{retry_timeout}\"");
@@ -121,7 +121,7 @@ async fn no_try_begins_later_than_retry_timeout_after_the_first() {
 }
 
 #[tokio::test]
-async fn time_that_the_client_takes_to_upload_is_not_counted() {
+async fn retry_timeout_excludes_the_clients_upload() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.answer(|_| vec![Step::Reset]);
     let config = Config::of([&a, &b]).app(|pool| pool.set("retry_timeout = \"2s\""));
@@ -138,7 +138,7 @@ async fn time_that_the_client_takes_to_upload_is_not_counted() {
 
 // A body that is read before a backend is chosen used to count, and its time was taken for the backend's.
 #[tokio::test]
-async fn nor_is_the_time_for_a_body_that_is_read_before() {
+async fn retry_timeout_excludes_a_body_that_is_buffered_first() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.answer(|_| vec![Step::Reset]);
     let config = Config::of([&a, &b]).app(|pool| pool.set("retry_timeout = \"300ms\""));
@@ -156,7 +156,7 @@ async fn nor_is_the_time_for_a_body_that_is_read_before() {
 // A retry went by the pool that the exchange had begun with: drained and removed backends were still chosen, and what
 // had been tried was known by its position, which is another backend's after a change.
 #[tokio::test]
-async fn a_retry_asks_the_pool_in_force_and_remembers_whom_it_tried() {
+async fn a_retry_uses_the_current_pool_and_skips_backends_already_tried() {
     for (state, status) in [("active", 200), ("down", 502)] {
         let [a, b, c] = Origin::several(["a", "b", "c"]).await;
         a.at_head(|_| vec![Step::Hold, Step::Reset]);
@@ -179,7 +179,7 @@ async fn a_retry_asks_the_pool_in_force_and_remembers_whom_it_tried() {
 }
 
 #[tokio::test]
-async fn a_choice_made_after_a_slow_body_knows_of_drains_and_removals() {
+async fn a_backend_drained_or_removed_during_a_slow_body_is_not_chosen() {
     for is_removed in [false, true] {
         let [a, b] = Origin::several(["a", "b"]).await;
         let balancer = Balancer::start(Config::of([&a, &b])).await;
@@ -199,7 +199,7 @@ async fn a_choice_made_after_a_slow_body_knows_of_drains_and_removals() {
 }
 
 #[tokio::test]
-async fn every_algorithm_moves_on() {
+async fn every_algorithm_retries_on_another_backend() {
     for algorithm in ["round-robin", "weighted", "least-connections", "ip-hash"] {
         let [a, b, c] = Origin::several(["a", "b", "c"]).await;
         let config = Config::of([&a, &b, &c]).app(|pool| pool.without_ejection().algorithm(algorithm));
@@ -211,7 +211,7 @@ async fn every_algorithm_moves_on() {
 }
 
 #[tokio::test]
-async fn a_response_that_has_begun_is_not_repeated() {
+async fn a_request_whose_response_has_begun_is_not_retried() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.answer(|_| vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf".to_vec()), Step::Reset]);
     let balancer = Balancer::start(Config::of([&a, &b])).await;
@@ -221,7 +221,7 @@ async fn a_response_that_has_begun_is_not_repeated() {
 }
 
 #[tokio::test]
-async fn an_answer_of_the_backend_is_an_answer() {
+async fn error_statuses_of_a_backend_are_not_retried() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a, &b])).await;
     for status in [500, 502, 503, 504] {
@@ -233,7 +233,7 @@ async fn an_answer_of_the_backend_is_an_answer() {
 }
 
 #[tokio::test]
-async fn a_connection_that_the_backend_closed_meanwhile_costs_no_request() {
+async fn a_stale_connection_costs_no_request() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut wire = balancer.connect().await;
@@ -319,7 +319,7 @@ async fn a_request_that_fails_its_backends_at_once_meets_one_stale_connection_at
 }
 
 #[tokio::test]
-async fn nothing_of_a_response_that_was_given_up_reaches_the_client() {
+async fn nothing_of_an_abandoned_response_reaches_the_client() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let malformed = b"HTTP/1.1 200 OK\r\nX-From: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nwrong\r\nno size\r\n";
     a.answer(|_| vec![Step::Send(malformed.to_vec()), Step::Hang]);

@@ -71,7 +71,7 @@ fn route(lines: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_route_answers_itself_without_a_backend() {
+async fn routes_can_answer_without_a_backend() {
     let a = Origin::start("a").await;
     let lines =
         route("respond = { status = 418, body = \"$request_method on $host: $arg_q\", content_type = \"text/x\" }");
@@ -110,7 +110,7 @@ async fn a_route_answers_itself_without_a_backend() {
 }
 
 #[tokio::test]
-async fn a_large_answer_of_ones_own_is_sent_as_it_is_taken() {
+async fn a_large_configured_reply_is_sent_at_the_clients_pace() {
     let a = Origin::start("a").await;
     let lines =
         "error_pages = { \"404\" = { file = \"large.html\" } }\n[[site.route]]\npath = \"/there\"\npool = \"app\"\n";
@@ -131,7 +131,7 @@ async fn a_large_answer_of_ones_own_is_sent_as_it_is_taken() {
 }
 
 #[tokio::test]
-async fn redirects_lead_where_the_operator_says_and_nowhere_else() {
+async fn clients_cannot_change_where_a_redirect_leads() {
     let a = Origin::start("a").await;
     let lines = "[[site.route]]\npath = \"/tls\"\nredirect = { to = \"https://$host$request_uri\", status = 308 }\n\
                  [[site.route]]\nregex = '^/u/(?<id>[^!]+)$'\nredirect = { to = \"/users/${id}\", status = 301 }\n\
@@ -154,7 +154,7 @@ async fn redirects_lead_where_the_operator_says_and_nowhere_else() {
 
 /// A browser reads `https:///evil.example/x` as `https://evil.example/x`.
 #[tokio::test]
-async fn a_request_without_a_host_is_not_redirected_to_one_of_its_path() {
+async fn a_request_without_a_host_is_not_redirected_to_a_host_in_its_path() {
     let a = Origin::start("a").await;
     let shop = Shop::start(&a, &route("redirect = \"https://$host$request_uri\"")).await;
     for head in [
@@ -174,7 +174,7 @@ async fn a_request_without_a_host_is_not_redirected_to_one_of_its_path() {
 }
 
 #[tokio::test]
-async fn fields_are_changed_on_both_ways_and_on_own_errors() {
+async fn fields_are_changed_in_requests_responses_and_refusals() {
     let a = Origin::start("a").await;
     a.answer_with(response(200, &[("Server", "secret"), ("Vary", "Accept"), ("X-Kept", "a")], "ok"));
     let lines = "response_headers = [{ remove = [\"Server\"], set = { X-Site = \"$site\", X-Kept = \"b\" }, \
@@ -215,7 +215,7 @@ async fn fields_are_changed_on_both_ways_and_on_own_errors() {
 }
 
 #[tokio::test]
-async fn a_client_cannot_break_out_of_a_field() {
+async fn clients_cannot_inject_fields() {
     let a = Origin::start("a").await;
     a.answer_with(response(200, &[], "ok"));
     let lines = "response_headers = { set = { X-Uri = \"$uri\" } }\n".to_owned()
@@ -230,7 +230,7 @@ async fn a_client_cannot_break_out_of_a_field() {
 
 /// What the backend is asked for, in the states that a target can have: as received or changed, its prefix usable or not.
 #[tokio::test]
-async fn targets_go_on_as_received_or_as_rewritten() {
+async fn targets_are_forwarded_as_received_or_as_rewritten() {
     let a = Origin::start("a").await;
     let lines = "[[site.route]]\npath = \"/plain\"\npool = \"app\"\n\
                  [[site.route]]\npath = \"/up\"\npool = \"app\"\nrewrite = { prefix = \"/v1\" }\n\
@@ -266,7 +266,7 @@ async fn targets_go_on_as_received_or_as_rewritten() {
 
 /// nginx's `location /api { alias /; }` hands out what lies beside the folder: `/api../x` is `/../x`.
 #[tokio::test]
-async fn what_follows_a_prefix_of_bytes_cannot_climb_out() {
+async fn the_rest_behind_a_byte_prefix_cannot_leave_its_folder() {
     let a = Origin::start("a").await;
     let lines = "[[site.route]]\nprefix = \"/api\"\npool = \"app\"\nrewrite = { prefix = \"/\" }\n\
                  [[site.route]]\nprefix = \"/deep\"\npool = \"app\"\nrewrite = { prefix = \"/v1/\" }\n";
@@ -290,7 +290,7 @@ async fn what_follows_a_prefix_of_bytes_cannot_climb_out() {
 }
 
 #[tokio::test]
-async fn error_pages_take_the_place_of_errors() {
+async fn error_pages_replace_errors() {
     let a = Origin::start("a").await;
     a.answer(|request| match request.target.as_str() {
         "/pages/404.html" | "/kept" => vec![Step::Send(response(200, &[], "the page"))],
@@ -338,7 +338,7 @@ async fn error_pages_take_the_place_of_errors() {
 }
 
 #[tokio::test]
-async fn jumps_end_and_internal_routes_are_reached_by_them_alone() {
+async fn jumps_are_bounded_and_internal_routes_are_reached_only_by_jumps() {
     let a = Origin::start("a").await;
     let lines = "[[site.route]]\npath = \"/round\"\njump = \"/round\"\n\
         [[site.route]]\npath = \"/there\"\njump = \"/inside/x?y=$arg_q\"\n\
@@ -358,7 +358,7 @@ async fn jumps_end_and_internal_routes_are_reached_by_them_alone() {
 }
 
 #[tokio::test]
-async fn refusals_before_a_route_have_the_default_sites_pages() {
+async fn refusals_before_routing_use_the_error_pages_of_the_default_site() {
     let a = Origin::start("a").await;
     let lines = "error_pages = { \"400\" = { text = \"bad\", status = 499 }, \"414\" = { redirect = \"/shorter\" } }\n"
         .to_owned()
@@ -376,7 +376,7 @@ async fn refusals_before_a_route_have_the_default_sites_pages() {
 
 /// What is known of a connection is known of a request whose head is none, or that is refused for its path.
 #[tokio::test]
-async fn refusals_before_a_route_know_the_client_and_their_status() {
+async fn refusals_before_routing_have_client_and_status_variables() {
     let a = Origin::start("a").await;
     let lines = "error_pages = { \"400\" = { text = \"$remote_addr by $scheme: $status\" } }\n\
                  response_headers = { set = { X-Client = \"$remote_addr $status\" } }\n"
@@ -396,7 +396,7 @@ async fn refusals_before_a_route_know_the_client_and_their_status() {
 
 /// What a client sent may be three times as long in a place where it has to be encoded.
 #[tokio::test]
-async fn an_answer_whose_head_would_be_too_large_is_none() {
+async fn a_configured_reply_with_too_large_a_head_is_500() {
     let a = Origin::start("a").await;
     let lines = "[[site.route]]\npath = \"/\"\nredirect = \"https://h.example$uri\"\n\
                  [[site.route]]\npath = \"/page\"\nrespond = { status = 404 }\n\
@@ -417,7 +417,7 @@ async fn an_answer_whose_head_would_be_too_large_is_none() {
 }
 
 #[tokio::test]
-async fn what_a_backend_says_of_places_and_cookies_means_what_the_client_asked() {
+async fn location_refresh_and_cookies_of_a_backend_are_rewritten_for_the_client() {
     let a = Origin::start("a").await;
     a.answer(|request| {
         let location = request.target.split_once('=').map_or("", |(_, location)| location);
@@ -479,7 +479,7 @@ async fn what_a_backend_says_of_places_and_cookies_means_what_the_client_asked()
 }
 
 #[tokio::test]
-async fn cors_is_answered_for_origins_that_may_ask() {
+async fn cors_answers_allowed_origins() {
     let a = Origin::start("a").await;
     a.answer_with(response(200, &[("Access-Control-Allow-Origin", "*"), ("Vary", "Accept")], "ok"));
     let lines = route(
@@ -515,7 +515,7 @@ async fn cors_is_answered_for_origins_that_may_ask() {
 }
 
 #[tokio::test]
-async fn what_a_preflight_asks_for_is_allowed_by_names_alone() {
+async fn preflights_are_answered_with_field_names_only() {
     let a = Origin::start("a").await;
     a.answer_with(response(200, &[], "ok"));
     let lines = route(
@@ -561,7 +561,7 @@ async fn what_a_preflight_asks_for_is_allowed_by_names_alone() {
 }
 
 #[tokio::test]
-async fn paths_of_cookies_are_changed_on_whole_segments() {
+async fn cookie_paths_are_rewritten_by_whole_segments() {
     let a = Origin::start("a").await;
     a.answer(|request| {
         let path = request.target.split_once('=').map_or("", |(_, path)| path);
@@ -618,7 +618,7 @@ async fn sites_need_no_pool() {
 }
 
 #[tokio::test]
-async fn the_preset_fills_in_what_the_answer_lacks() {
+async fn secure_headers_adds_only_missing_fields() {
     let a = Origin::start("a").await;
     a.answer_with(response(200, &[("X-Frame-Options", "DENY")], "ok"));
     let shop = Shop::start(&a, &("preset = \"secure-headers\"\n".to_owned() + &route("pool = \"app\""))).await;
@@ -633,7 +633,7 @@ async fn the_preset_fills_in_what_the_answer_lacks() {
 }
 
 #[tokio::test]
-async fn a_value_names_one_of_the_declared_pools() {
+async fn a_value_chooses_among_the_declared_pools() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let tls = Port::reserve();
     let config = Shop::config(&a, &tls, &route("pool_from = { value = \"$arg_p\", pools = [\"app\", \"next\"] }"));
@@ -670,7 +670,7 @@ async fn a_route_has_limits_of_its_own() {
 /// What stands in included files, and in files that a site names, is read again by a reload, and what is wrong there is
 /// refused by its own name.
 #[tokio::test]
-async fn a_reload_reads_included_files_again() {
+async fn a_reload_rereads_included_files() {
     let origin = Origin::start("a").await;
     let config = Config::of([&origin]).sites("");
     let mut balancer = Balancer::prepare(&config);
@@ -708,7 +708,7 @@ async fn a_reload_reads_included_files_again() {
 }
 
 #[tokio::test]
-async fn a_failure_may_lead_to_another_pool_with_the_request_or_to_a_page() {
+async fn error_pages_can_send_the_request_to_another_pool() {
     let [a, b] = Origin::several(["a", "b"]).await;
     a.answer(|_| vec![Step::Close]);
     let lines = "[[site.route]]\npath = \"/named\"\npool = \"app\"\nerror_pages = { \"502\" = { path = \"spare\", status = \"page\" } }\n\
@@ -747,7 +747,7 @@ async fn a_failure_may_lead_to_another_pool_with_the_request_or_to_a_page() {
 }
 
 #[tokio::test]
-async fn routes_are_chosen_by_what_is_true_of_the_request() {
+async fn routes_match_by_conditions_on_the_request() {
     let a = Origin::start("a").await;
     let lines = "[[site.route]]\npath = \"/\"\nmethods = [\"DELETE\"]\nrespond = { status = 405 }\n\
         [[site.route]]\npath = \"/\"\nwhen = { headers = { X-Beta = \"on\" }, cookies = { id = true } }\nrespond = { body = \"beta\" }\n\
@@ -773,7 +773,7 @@ async fn routes_are_chosen_by_what_is_true_of_the_request() {
 }
 
 #[tokio::test]
-async fn targets_with_bytes_above_ascii_are_taken_where_that_is_wanted() {
+async fn targets_with_bytes_above_ascii_are_accepted_where_configured() {
     let a = Origin::start("a").await;
     let lines = "[[site.route]]\npath = \"/caf\u{e9}\"\npool = \"app\"\nrewrite = { prefix = \"/v1\" }\n\
                  [[site.route]]\npath = \"/jump\"\njump = \"/caf\u{e9}$request_uri\"\n"

@@ -16,7 +16,7 @@ fn post(length: usize) -> String {
 }
 
 #[tokio::test]
-async fn a_small_body_costs_no_backend_anything_until_it_is_whole() {
+async fn a_small_body_is_buffered_before_a_backend_is_chosen() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut wire = balancer.connect().await;
@@ -36,7 +36,7 @@ async fn a_small_body_costs_no_backend_anything_until_it_is_whole() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_within_a_small_body_is_nobodys_failure() {
+async fn a_client_that_disconnects_within_a_small_body_is_no_backend_failure() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     for leave_by_reset in [true, false] {
@@ -53,7 +53,7 @@ async fn a_client_that_leaves_within_a_small_body_is_nobodys_failure() {
 }
 
 #[tokio::test]
-async fn a_body_that_drips_is_408_though_no_single_wait_is_long() {
+async fn a_dripping_body_is_408_at_min_rate() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).listener(BRISK)).await;
     for length in [1000, LARGE] {
@@ -92,7 +92,7 @@ async fn a_client_that_has_sent_much_may_pause() {
 }
 
 #[tokio::test]
-async fn a_client_that_drinks_in_sips_is_let_go() {
+async fn a_client_that_reads_in_sips_is_disconnected() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).listener(BRISK)).await;
     // By splice, and by copying.
@@ -114,7 +114,7 @@ async fn a_client_that_drinks_in_sips_is_let_go() {
 }
 
 #[tokio::test]
-async fn a_client_in_no_hurry_is_served_as_long_as_it_keeps_moving() {
+async fn a_slow_client_above_min_rate_is_served() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let mut wire = balancer.connect().await;
@@ -129,7 +129,7 @@ async fn a_client_in_no_hurry_is_served_as_long_as_it_keeps_moving() {
 
 // Servers have limits of their own on how long they wait for content. Five such clients put a backend aside.
 #[tokio::test]
-async fn a_backend_that_waits_no_longer_for_a_slow_body_has_not_failed() {
+async fn a_backend_that_gives_up_on_a_slow_body_has_not_failed() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).app(|pool| pool.ejection("consecutive_failures = 1"))).await;
     let reason = [("reason", "closed-during-upload")];
@@ -171,7 +171,7 @@ async fn blank_lines_keep_no_connection_open() {
 }
 
 #[tokio::test]
-async fn a_client_that_closes_its_sending_side_is_answered_where_that_is_wanted() {
+async fn half_closed_clients_are_answered_where_configured() {
     let a = Origin::start("a").await;
     for (setting, is_answered) in [("half_close = \"cancel\"", false), ("half_close = \"answer\"", true)] {
         let balancer = Balancer::start(Config::of([&a]).listener(setting)).await;
@@ -206,7 +206,7 @@ async fn a_client_that_closes_its_sending_side_is_answered_where_that_is_wanted(
 
 /// Whichever thread the clients are with.
 #[tokio::test]
-async fn idle_clients_of_each_thread_make_room() {
+async fn idle_clients_of_every_thread_are_shed() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).server("max_connections = 4\nthreads = 8")).await;
     let mut idle = Vec::new();
@@ -247,7 +247,7 @@ async fn clients_that_keep_asking_make_room_too() {
 }
 
 #[tokio::test]
-async fn silent_tls_clients_make_room() {
+async fn silent_tls_clients_are_shed() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).server("max_connections = 2\nthreads = 1").listener(&tls())).await;
     let _silent = [balancer.connect().await, balancer.connect().await];
@@ -257,7 +257,7 @@ async fn silent_tls_clients_make_room() {
 }
 
 #[tokio::test]
-async fn connections_to_backends_leave_files_for_the_rest() {
+async fn backend_connections_leave_file_descriptors_for_the_rest() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let pools = [Pool::of("a", [&a]), Pool::of("b", [&b])];
     let config = pools.into_iter().fold(Config::default(), Config::pool).route("", "/a", "a").route("", "/b", "b");
@@ -278,7 +278,7 @@ async fn connections_to_backends_leave_files_for_the_rest() {
 
 /// To notice that they leave takes a file more, but none that another client needs.
 #[tokio::test]
-async fn clients_that_wait_with_more_to_send_leave_files_for_others() {
+async fn pipelining_clients_leave_file_descriptors_for_others() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::prepare(&Config::of([&a]).server("threads = 1"));
     balancer.most_files = Some(200);
@@ -322,7 +322,7 @@ async fn ask_at_once(balancer: &Balancer, origin: &Origin, path: &str, count: u6
 }
 
 #[tokio::test]
-async fn where_there_is_no_room_idle_clients_leave_and_others_wait() {
+async fn at_the_limit_idle_clients_are_shed_and_new_ones_wait() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::of([&a]).server("max_connections = 8\nthreads = 2")).await;
     let clients = async || balancer.metrics().await.sum("evenkeel_client_connections", &[]);

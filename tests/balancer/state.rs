@@ -53,7 +53,7 @@ async fn a_change_that_was_answered_survives_an_immediate_kill() {
 }
 
 #[tokio::test]
-async fn the_file_wins_for_what_it_changed_since() {
+async fn the_file_overrides_runtime_changes_of_what_it_changed_since() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
     let pool = |algorithm, weight_of_a, weight_of_b| {
         Pool::empty("app").weighted(&a, weight_of_a).weighted(&b, weight_of_b).algorithm(algorithm)
@@ -79,7 +79,7 @@ async fn the_file_wins_for_what_it_changed_since() {
 }
 
 #[tokio::test]
-async fn a_backend_that_the_file_no_longer_names_is_gone() {
+async fn a_backend_that_the_file_no_longer_names_is_removed() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let mut balancer = Balancer::start(Config::of([&a, &b])).await;
     balancer.patch(&b, json!({ "weight": 9 })).await;
@@ -91,7 +91,7 @@ async fn a_backend_that_the_file_no_longer_names_is_gone() {
 
 // Another weight in the file put a drained backend back into traffic.
 #[tokio::test]
-async fn a_setting_of_a_backend_that_the_file_changes_leaves_the_others_as_changed() {
+async fn a_setting_changed_in_the_file_leaves_runtime_changes_of_other_settings() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
     let pool = |weight, state: &str| {
         let pool = Pool::empty("app").weighted(&a, weight);
@@ -119,7 +119,7 @@ async fn a_setting_of_a_backend_that_the_file_changes_leaves_the_others_as_chang
 }
 
 #[tokio::test]
-async fn a_setting_that_the_file_changes_too_is_said_with_both_values() {
+async fn a_runtime_change_that_the_file_overrides_is_reported_with_both_values() {
     let a = Origin::start("a").await;
     let balancer = Balancer::start(Config::default().pool(Pool::empty("app").weighted(&a, 1))).await;
     balancer.patch(&a, json!({ "weight": 3 })).await;
@@ -135,7 +135,7 @@ async fn a_setting_that_the_file_changes_too_is_said_with_both_values() {
 }
 
 #[tokio::test]
-async fn reload_keeps_runtime_changes_that_the_file_does_not_touch() {
+async fn a_reload_keeps_runtime_changes_that_the_file_does_not_touch() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let config = Config::of([&a, &b]);
     let balancer = Balancer::start(config.clone()).await;
@@ -183,7 +183,7 @@ async fn a_state_file_that_cannot_be_written_is_not_fatal() {
 }
 
 #[tokio::test]
-async fn a_disk_that_hangs_stops_neither_probes_nor_the_api() {
+async fn a_hanging_disk_blocks_neither_probes_nor_the_api() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let mut balancer = Balancer::prepare(&Config::of([&a, &b]).app(|pool| pool.quick_probe()));
     let hanging = hanging_disk(&mut balancer);
@@ -218,7 +218,7 @@ async fn a_disk_that_hangs_stops_neither_probes_nor_the_api() {
 }
 
 #[tokio::test]
-async fn a_disk_that_hangs_does_not_keep_it_from_stopping() {
+async fn a_hanging_disk_does_not_block_the_stop() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::prepare(&Config::of([&a]));
     let hanging = hanging_disk(&mut balancer);
@@ -231,7 +231,7 @@ async fn a_disk_that_hangs_does_not_keep_it_from_stopping() {
 }
 
 #[tokio::test]
-async fn a_configuration_file_that_hangs_stops_neither_the_api_nor_the_stop() {
+async fn a_hanging_configuration_file_blocks_neither_the_api_nor_the_stop() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]).app(|pool| pool.algorithm("ip-hash"));
     let mut balancer = Balancer::start(Config::of([&a])).await;
@@ -278,7 +278,7 @@ fn hanging_disk(balancer: &mut Balancer) -> PathBuf {
 }
 
 #[tokio::test]
-async fn without_persistence_a_restart_is_a_fresh_start() {
+async fn without_persistence_a_restart_drops_runtime_changes() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::start(Config::of([&a]).section("[state]\npersist = false")).await;
     balancer.switch_algorithm("ip-hash").await;

@@ -11,7 +11,7 @@ fn config<'a>(origins: impl IntoIterator<Item = &'a Origin>) -> Config {
 }
 
 #[tokio::test]
-async fn a_client_comes_back_whatever_the_algorithm() {
+async fn a_client_returns_to_its_backend_with_every_algorithm() {
     let origins = Origin::several(["a", "b", "c"]).await;
     let balancer = Balancer::start(config(&origins)).await;
     let (cookie, origin) = first_visit(&balancer).await;
@@ -25,14 +25,14 @@ async fn a_client_comes_back_whatever_the_algorithm() {
 }
 
 #[tokio::test]
-async fn clients_without_the_cookie_are_still_spread() {
+async fn clients_without_the_cookie_are_balanced() {
     let origins = Origin::several(["a", "b", "c"]).await;
     let balancer = Balancer::start(config(&origins)).await;
     assert_eq!(balancer.origins_of(6).await.concat(), "abcabc");
 }
 
 #[tokio::test]
-async fn the_cookie_is_opaque_and_out_of_reach_of_scripts() {
+async fn the_cookie_is_opaque_and_http_only() {
     let origins = Origin::several(["a"]).await;
     let balancer = Balancer::start(config(&origins)).await;
     let cookie = balancer.get("/").await.set_cookie("ROUTEID").expect("a cookie");
@@ -45,7 +45,7 @@ async fn the_cookie_is_opaque_and_out_of_reach_of_scripts() {
 }
 
 #[tokio::test]
-async fn the_cookie_is_as_configured() {
+async fn the_cookie_has_the_configured_attributes() {
     let origins = Origin::several(["a"]).await;
     let keys = "cookie = \"lb\"\nmax_age = \"1h\"\nsame_site = \"strict\"\nsecure = \"always\"";
     let balancer = Balancer::start(Config::of(&origins).app(|pool| pool.sticky(keys))).await;
@@ -56,7 +56,7 @@ async fn the_cookie_is_as_configured() {
 }
 
 #[tokio::test]
-async fn a_tampered_cookie_is_ignored_and_renewed() {
+async fn a_forged_cookie_is_ignored_and_replaced() {
     let origins = Origin::several(["a", "b", "c"]).await;
     let balancer = Balancer::start(config(&origins)).await;
     let (cookie, _) = first_visit(&balancer).await;
@@ -118,7 +118,7 @@ async fn a_client_moves_when_its_backend_is_ejected() {
 }
 
 #[tokio::test]
-async fn a_client_moves_within_one_request_when_its_backend_just_died() {
+async fn a_client_moves_within_one_request_when_its_backend_is_down() {
     let origins = Origin::several(["a", "b", "c"]).await;
     let config = Config::of(&origins).app(|pool| pool.sticky("cookie = \"ROUTEID\"").without_ejection());
     let balancer = Balancer::start(config).await;
@@ -133,7 +133,7 @@ async fn a_client_moves_within_one_request_when_its_backend_just_died() {
 
 // The way home was a position, which is another backend's after a change.
 #[tokio::test]
-async fn a_backend_inserted_before_the_choice_leads_nobody_astray() {
+async fn a_backend_inserted_before_the_choice_changes_no_clients_backend() {
     let origins = Origin::several(["a", "b", "c"]).await;
     let balancer = Balancer::start(config(&origins)).await;
     let (cookie, name) = first_visit(&balancer).await;
@@ -152,7 +152,7 @@ async fn a_backend_inserted_before_the_choice_leads_nobody_astray() {
 }
 
 #[tokio::test]
-async fn the_cookie_means_the_same_after_a_restart_and_a_reload() {
+async fn the_cookie_outlives_restarts_and_reloads() {
     let origins = Origin::several(["a", "b", "c"]).await;
     let mut balancer = Balancer::start(config(&origins)).await;
     let (cookie, name) = first_visit(&balancer).await;
@@ -186,7 +186,7 @@ async fn balancers_that_share_a_secret_share_the_cookie() {
 }
 
 #[tokio::test]
-async fn pools_do_not_mistake_each_others_cookies() {
+async fn pools_ignore_each_others_cookies() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let pool = |name| Pool::of(name, [&a, &b]).sticky("cookie = \"ROUTEID\"");
     let config = Config::default().pool(pool("one")).pool(pool("two")).route("", "/", "one").route("", "/two", "two");
@@ -224,7 +224,7 @@ fn value(cookie: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_draining_backend_keeps_its_clients_for_the_grace_and_one_that_is_down_does_not() {
+async fn draining_backends_keep_their_clients_for_the_grace_and_down_backends_do_not() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let config = |grace: &str| Config::of([&a, &b]).app(|pool| pool.sticky(&format!("grace = \"{grace}\"")));
     let balancer = Balancer::start(config("1h")).await;
@@ -247,7 +247,7 @@ async fn a_draining_backend_keeps_its_clients_for_the_grace_and_one_that_is_down
 }
 
 #[tokio::test]
-async fn the_grace_is_for_a_backend_that_is_well_and_stays() {
+async fn the_grace_applies_only_to_healthy_backends_that_stay_in_the_pool() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let config = Config::of([&a, &b]).app(|pool| pool.quick_probe().sticky("grace = \"1h\""));
     let balancer = Balancer::start(config).await;

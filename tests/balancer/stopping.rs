@@ -8,7 +8,7 @@ use tests::http2::tls;
 use tests::{Balancer, Config, Origin, Pool, Request, Step, WebSocket, Wire, eventually};
 
 #[tokio::test]
-async fn sigterm_lets_what_is_in_flight_finish() {
+async fn sigterm_finishes_requests_in_flight() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::start(Config::of([&a])).await;
     let mut held = held(&balancer).await;
@@ -31,7 +31,7 @@ async fn sigterm_lets_what_is_in_flight_finish() {
 }
 
 #[tokio::test]
-async fn before_it_stops_accepting_it_says_so_for_as_long_as_told() {
+async fn unready_for_the_configured_delay_before_it_stops_accepting() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::start(Config::of([&a]).server("shutdown_delay = \"1s\"")).await;
     balancer.signal(Signal::SIGTERM);
@@ -42,7 +42,7 @@ async fn before_it_stops_accepting_it_says_so_for_as_long_as_told() {
 }
 
 #[tokio::test]
-async fn the_deadline_ends_what_does_not_end() {
+async fn the_shutdown_deadline_ends_open_exchanges() {
     let a = Origin::start("a").await;
     let log = "[access_log]\nfile = \"access.log\"";
     let config = Config::of([&a]).server("shutdown_timeout = \"300ms\"").section(log);
@@ -64,7 +64,7 @@ async fn the_deadline_ends_what_does_not_end() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_exchanges_as_the_deadline_does() {
+async fn a_second_signal_ends_open_exchanges() {
     let a = Origin::start("a").await;
     a.answer(|_| {
         vec![Step::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n".into()), Step::Hang]
@@ -87,7 +87,7 @@ async fn a_second_signal_ends_exchanges_as_the_deadline_does() {
 
 /// More than a thread accepts at once.
 #[tokio::test]
-async fn a_stop_serves_whoever_has_connected() {
+async fn a_stop_serves_clients_that_have_connected() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::start(Config::of([&a]).server("threads = 2")).await;
     balancer.signal(Signal::SIGSTOP);
@@ -128,7 +128,7 @@ async fn a_stop_gives_a_new_client_time_for_its_first_request() {
 }
 
 #[tokio::test]
-async fn before_it_stops_accepting_every_answer_is_the_last_on_its_connection() {
+async fn during_the_delay_every_response_closes_its_connection() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]).server("shutdown_delay = \"1h\"").route("shop.example", "/", "app");
     let mut balancer = Balancer::start(config).await;
@@ -144,7 +144,7 @@ async fn before_it_stops_accepting_every_answer_is_the_last_on_its_connection() 
 }
 
 #[tokio::test]
-async fn a_stop_waits_for_nobody_who_is_merely_connected() {
+async fn a_stop_does_not_wait_for_idle_clients() {
     let a = Origin::start("a").await;
     // Longer than the test waits for the end, and shorter than anything else takes.
     for timeout in ["1h", "50ms"] {
@@ -167,7 +167,7 @@ async fn a_stop_waits_for_nobody_who_is_merely_connected() {
 }
 
 #[tokio::test]
-async fn signals_that_mean_nothing_are_ignored_with_a_line() {
+async fn unused_signals_are_ignored_and_logged() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::start(Config::of([&a])).await;
     for (signal, line) in [
@@ -196,7 +196,7 @@ async fn signals_that_mean_nothing_are_ignored_with_a_line() {
 }
 
 #[tokio::test]
-async fn a_log_that_may_not_grow_loses_lines_and_not_the_process() {
+async fn a_log_at_its_size_limit_loses_lines_but_not_the_process() {
     let a = Origin::start("a").await;
     let log = "[access_log]\nfile = \"access.log\"";
     let mut balancer = Balancer::start(Config::of([&a]).section(log)).await;
@@ -222,7 +222,7 @@ async fn a_log_that_may_not_grow_loses_lines_and_not_the_process() {
 }
 
 #[tokio::test]
-async fn sigint_and_sigquit_stop_it_gracefully_as_well() {
+async fn sigint_and_sigquit_stop_gracefully() {
     for signal in [Signal::SIGINT, Signal::SIGQUIT] {
         let a = Origin::start("a").await;
         let mut balancer = Balancer::start(Config::of([&a])).await;
@@ -238,7 +238,7 @@ async fn sigint_and_sigquit_stop_it_gracefully_as_well() {
 }
 
 #[tokio::test]
-async fn it_starts_again_on_the_same_ports_at_once() {
+async fn restarts_on_the_same_ports_at_once() {
     let a = Origin::start("a").await;
     let mut balancer = Balancer::start(Config::of([&a])).await;
     for _ in 0..3 {
@@ -250,7 +250,7 @@ async fn it_starts_again_on_the_same_ports_at_once() {
 }
 
 #[tokio::test]
-async fn reload_moves_new_requests_and_keeps_those_in_flight() {
+async fn a_reload_routes_new_requests_and_keeps_those_in_flight() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let mut balancer = Balancer::start(Config::of([&a])).await;
     let mut kept_alive = balancer.connect().await;
@@ -275,7 +275,7 @@ async fn reload_moves_new_requests_and_keeps_those_in_flight() {
 }
 
 #[tokio::test]
-async fn reload_through_the_admin_api_answers_with_the_new_version() {
+async fn a_reload_by_the_admin_api_returns_the_new_version() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let balancer = Balancer::start(Config::of([&a])).await;
     let version = balancer.version().await;
@@ -287,7 +287,7 @@ async fn reload_through_the_admin_api_answers_with_the_new_version() {
 }
 
 #[tokio::test]
-async fn reload_keeps_counts_and_turns() {
+async fn a_reload_keeps_counters_and_turns() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
     let config = Config::of([&a, &b, &c]);
     let balancer = Balancer::start(config.clone()).await;
@@ -304,7 +304,7 @@ async fn reload_keeps_counts_and_turns() {
 }
 
 #[tokio::test]
-async fn a_bad_file_changes_nothing_and_every_problem_is_told() {
+async fn a_reload_of_an_invalid_file_changes_nothing_and_reports_every_problem() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let mut balancer = Balancer::start(Config::of([&a])).await;
     let before = (balancer.version().await, balancer.admin("GET", "/admin/config", None).await.text());
@@ -331,7 +331,7 @@ async fn a_bad_file_changes_nothing_and_every_problem_is_told() {
 }
 
 #[tokio::test]
-async fn a_pool_that_leaves_the_file_serves_its_last_requests() {
+async fn a_removed_pool_finishes_its_requests() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let two = Config::default().pool(Pool::of("app", [&a])).pool(Pool::of("old", [&b]));
     let balancer = Balancer::start(two.route("", "/", "app").route("", "/hold", "old")).await;

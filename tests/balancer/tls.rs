@@ -70,7 +70,7 @@ impl Certificates {
 }
 
 #[tokio::test]
-async fn a_client_gets_the_certificate_of_the_name_that_it_asks_for_as_from_nginx() {
+async fn certificates_are_chosen_by_sni_as_by_nginx() {
     let a = Origin::start("a").await;
     let certificates = Certificates::new().await;
     certificates.issue("default", Kind::Ecdsa, &["default.example"]).await;
@@ -105,7 +105,7 @@ async fn a_client_gets_the_certificate_of_the_name_that_it_asks_for_as_from_ngin
 }
 
 #[tokio::test]
-async fn ecdsa_and_rsa_stand_side_by_side_as_in_nginx() {
+async fn ecdsa_and_rsa_certificates_are_chosen_as_by_nginx() {
     let a = Origin::start("a").await;
     let certificates = Certificates::new().await;
     certificates.issue("ecdsa", Kind::Ecdsa, &["shop.example"]).await;
@@ -125,7 +125,7 @@ async fn ecdsa_and_rsa_stand_side_by_side_as_in_nginx() {
 }
 
 #[tokio::test]
-async fn unknown_names_are_refused_where_that_is_wanted_as_by_nginx() {
+async fn unknown_names_are_refused_where_configured_as_by_nginx() {
     let a = Origin::start("a").await;
     let certificates = Certificates::new().await;
     certificates.issue("shop", Kind::Ecdsa, &["shop.example"]).await;
@@ -169,7 +169,7 @@ async fn a_site_may_pin_a_certificate() {
 }
 
 #[tokio::test]
-async fn profiles_and_protocols_are_as_told() {
+async fn profiles_and_protocols_are_as_configured() {
     let a = Origin::start("a").await;
     let certificates = Certificates::new().await;
     certificates.issue("shop", Kind::Rsa, &["shop.example"]).await;
@@ -242,7 +242,7 @@ async fn a_key_may_be_encrypted() {
 }
 
 #[tokio::test]
-async fn everything_that_is_wrong_with_files_is_said_at_once() {
+async fn all_problems_with_files_are_reported_at_once() {
     let a = Origin::start("a").await;
     let certificates = Certificates::new().await;
     for file in ["fine", "other", "lonely"] {
@@ -294,7 +294,7 @@ async fn everything_that_is_wrong_with_files_is_said_at_once() {
 const WATCHED: &str = "watch_interval = \"50ms\"";
 
 #[tokio::test]
-async fn a_renewed_certificate_is_taken_up_without_a_reload() {
+async fn a_renewed_certificate_is_loaded_without_a_reload() {
     let a = Origin::start("a").await;
     let certificates = Certificates::new().await;
     certificates.issue("shop", Kind::Ecdsa, &["shop.example"]).await;
@@ -322,7 +322,7 @@ async fn a_renewed_certificate_is_taken_up_without_a_reload() {
 
 // Clients without a name got another certificate as soon as a file was added whose name comes first.
 #[tokio::test]
-async fn a_default_certificate_that_another_file_takes_the_place_of_is_told_of() {
+async fn a_default_certificate_that_moves_to_another_file_is_reported() {
     let a = Origin::start("a").await;
     for (settings, is_watched) in [(WATCHED, true), ("watch_interval = \"0s\"", false)] {
         let certificates = Certificates::new().await;
@@ -354,7 +354,7 @@ async fn a_default_certificate_that_another_file_takes_the_place_of_is_told_of()
 }
 
 #[tokio::test]
-async fn a_half_written_pair_keeps_the_one_in_use_until_it_is_whole() {
+async fn a_half_written_pair_is_not_used_until_it_is_complete() {
     let a = Origin::start("a").await;
     let certificates = Certificates::new().await;
     certificates.issue("one", Kind::Ecdsa, &["one.example"]).await;
@@ -391,7 +391,7 @@ async fn a_half_written_pair_keeps_the_one_in_use_until_it_is_whole() {
 }
 
 #[tokio::test]
-async fn a_served_name_keeps_its_certificate_until_another_comes_or_a_reload() {
+async fn a_name_keeps_its_certificate_until_it_is_replaced_or_a_reload() {
     let a = Origin::start("a").await;
     let certificates = Certificates::new().await;
     for name in ["one", "two", "three", "four"] {
@@ -451,7 +451,7 @@ async fn a_served_name_keeps_its_certificate_until_another_comes_or_a_reload() {
 }
 
 #[tokio::test]
-async fn folders_swapped_by_a_link_are_taken_up_as_kubernetes_and_certbot_do() {
+async fn folders_swapped_by_symlink_are_loaded_as_kubernetes_and_certbot_write_them() {
     let a = Origin::start("a").await;
     let certificates = Certificates::new().await;
     let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, certificates.path(name)).expect("our folder");
@@ -500,7 +500,7 @@ async fn tickets_survive_a_renewal() {
 }
 
 #[tokio::test]
-async fn balancers_that_share_a_file_of_secrets_take_each_others_tickets() {
+async fn balancers_that_share_a_secret_file_accept_each_others_tickets() {
     let a = Origin::start("a").await;
     let certificates = Certificates::new().await;
     certificates.issue("shop", Kind::Ecdsa, &["shop.example"]).await;
@@ -550,7 +550,7 @@ const RENEWALS: u64 = 20;
 
 /// Its figures are printed.
 #[tokio::test]
-async fn renewals_under_load_drop_no_connection_and_fail_no_handshake() {
+async fn renewals_under_load_fail_no_connection_and_no_handshake() {
     #[derive(Default)]
     struct Counts {
         full: AtomicU64,

@@ -67,7 +67,7 @@ impl Shop {
 }
 
 #[tokio::test]
-async fn plain_http_on_a_port_of_tls_is_answered_400_as_by_nginx() {
+async fn plain_http_on_a_tls_port_is_answered_400_as_by_nginx() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     let config = Config::of([&a]).listener(&shop.tls("")).section("[access_log]\nfile = \"access.log\"");
     let balancer = Balancer::start(config).await;
@@ -96,7 +96,7 @@ async fn plain_http_on_a_port_of_tls_is_answered_400_as_by_nginx() {
 }
 
 #[tokio::test]
-async fn silent_clients_of_tls_hold_up_no_plain_ones() {
+async fn silent_tls_clients_do_not_delay_plain_ones() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     let tls = Port::reserve();
     let section = format!("[[listener]]\naddress = \"{}\"\n{}\n", tls.address(), shop.tls(""));
@@ -165,7 +165,7 @@ async fn failed_handshakes_are_counted_by_reason() {
 const SUBJECT: &str = "/C=DE/O=Shop, Ltd./OU=\"Ops\"/CN=Jos\u{e9}";
 
 #[tokio::test]
-async fn certificates_of_clients_are_verified_and_told_as_by_nginx() {
+async fn client_certificates_are_verified_and_described_as_by_nginx() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     shop.issue("client", SUBJECT, &["client.example"]).await;
     let facts = "$ssl_client_verify|$ssl_client_s_dn|$ssl_client_i_dn|$ssl_client_fingerprint|$ssl_protocol|$ssl_cipher|$ssl_server_name|$ssl_session_reused";
@@ -207,7 +207,7 @@ async fn certificates_of_clients_are_verified_and_told_as_by_nginx() {
 }
 
 #[tokio::test]
-async fn backends_are_told_of_certificates_and_clients_are_not_believed() {
+async fn client_certificate_fields_are_sent_to_backends_and_not_taken_from_clients() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     shop.issue("client", "/CN=client", &["client.example"]).await;
     let plain = Port::reserve();
@@ -244,7 +244,7 @@ async fn backends_are_told_of_certificates_and_clients_are_not_believed() {
 }
 
 #[tokio::test]
-async fn who_has_to_show_a_certificate_gets_nothing_without() {
+async fn required_client_certificates_are_enforced() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     shop.issue("client", "/CN=client", &["client.example"]).await;
     let strange = Authority::new().await;
@@ -272,7 +272,7 @@ async fn who_has_to_show_a_certificate_gets_nothing_without() {
 }
 
 #[tokio::test]
-async fn a_session_without_a_certificate_does_not_get_in_where_one_is_required() {
+async fn a_session_without_a_certificate_is_not_resumed_where_one_is_required() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     let secrets = shop.path("secrets");
     std::fs::write(&secrets, "s".repeat(32)).expect("our folder");
@@ -298,7 +298,7 @@ async fn a_session_without_a_certificate_does_not_get_in_where_one_is_required()
 }
 
 #[tokio::test]
-async fn a_request_for_a_pinned_site_on_another_sites_connection_is_sent_back() {
+async fn a_request_for_a_pinned_site_on_another_sites_connection_is_421() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     shop.issue("pinned", "/CN=pinned", &["pinned.example"]).await;
     let pair = format!("{{ certificate = \"{}\", key = \"{}\" }}", shop.text("pinned.pem"), shop.text("pinned.key"));
@@ -341,7 +341,7 @@ async fn a_request_for_a_pinned_site_on_another_sites_connection_is_sent_back() 
 }
 
 #[tokio::test]
-async fn a_flood_of_handshakes_leaves_plain_requests_their_turn() {
+async fn a_flood_of_handshakes_does_not_starve_plain_requests() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     let tls = Port::reserve();
     let section = format!("[[listener]]\naddress = \"{}\"\n{}\n", tls.address(), shop.tls(""));
@@ -359,7 +359,7 @@ async fn a_flood_of_handshakes_leaves_plain_requests_their_turn() {
 
 // As docs/tls.md has it.
 #[tokio::test]
-async fn one_site_of_a_listener_demands_certificates_and_refuses_those_that_were_lost() {
+async fn one_site_of_a_listener_requires_certificates_and_refuses_listed_fingerprints() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     let mut pairs = Vec::new();
     for file in ["sound", "lost"] {
@@ -396,7 +396,7 @@ async fn one_site_of_a_listener_demands_certificates_and_refuses_those_that_were
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_too_large_to_be_told_of_is_refused() {
+async fn a_client_certificate_too_large_to_forward_is_refused() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     let balancer = Balancer::start(Config::of([&a]).listener(&shop.clients("optional"))).await;
     let subject =
@@ -423,7 +423,7 @@ async fn a_certificate_that_is_too_large_to_be_told_of_is_refused() {
 }
 
 #[tokio::test]
-async fn a_client_that_knows_no_newer_version_than_tls_1_1_is_told_so_as_by_nginx() {
+async fn clients_limited_to_tls_1_1_get_a_protocol_version_alert_as_by_nginx() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     let balancer = Balancer::start(Config::of([&a]).listener(&shop.tls(""))).await;
     let server = format!(
@@ -445,7 +445,7 @@ async fn a_client_that_knows_no_newer_version_than_tls_1_1_is_told_so_as_by_ngin
 
 /// The first record of its ClientHello may be as short as one byte (RFC 8446 §5.1).
 #[tokio::test]
-async fn a_client_whose_hello_comes_in_small_records_is_not_taken_for_an_old_one() {
+async fn a_client_hello_in_small_records_is_not_taken_for_an_old_version() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     let balancer = Balancer::start(Config::of([&a]).listener(&shop.tls(""))).await;
     let script = r#"
@@ -482,7 +482,7 @@ for first in (1, 2, 3, 5, 6, 100):
 }
 
 #[tokio::test]
-async fn a_client_that_offers_http_1_0_alone_is_served_as_by_nginx() {
+async fn a_client_that_offers_only_http_1_0_by_alpn_is_served_as_by_nginx() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     let balancer = Balancer::start(Config::of([&a]).listener(&shop.tls(""))).await;
     let client = handshake(balancer.address(), "shop.example", &["-alpn", "http/1.0"]).await;
@@ -575,7 +575,7 @@ impl Demands {
 }
 
 #[tokio::test]
-async fn connections_end_when_others_may_connect() {
+async fn connections_end_when_a_reload_changes_who_may_connect() {
     let (a, shop, others) = (Origin::start("a").await, Shop::new().await, Authority::new().await);
     let demands = Demands::of(&shop, &others);
     let config = |listener: &str| Config::of([&a]).listener(listener);
@@ -620,7 +620,7 @@ async fn connections_end_when_others_may_connect() {
 }
 
 #[tokio::test]
-async fn connections_end_when_a_listener_takes_an_address_over_and_demands_more() {
+async fn connections_end_when_a_stricter_listener_takes_their_address_over() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     let port = Port::reserve();
     let at = |ip: &str, tls: &str| {
@@ -640,7 +640,7 @@ async fn connections_end_when_a_listener_takes_an_address_over_and_demands_more(
 }
 
 #[tokio::test]
-async fn connections_end_when_a_listener_moves_and_demands_more() {
+async fn connections_end_when_a_listener_moves_and_gets_stricter() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     let (port, other) = (Port::reserve(), Port::reserve());
     let at = |name: &str, ip: &str, port: &Port, tls: &str| {
@@ -664,7 +664,7 @@ async fn connections_end_when_a_listener_moves_and_demands_more() {
 }
 
 #[tokio::test]
-async fn connections_that_were_left_behind_end_when_their_listener_demands_more() {
+async fn connections_on_a_former_address_end_when_their_listener_gets_stricter() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     let (port, other) = (Port::reserve(), Port::reserve());
     let at = |port: &Port, tls: &str| {
@@ -681,7 +681,7 @@ async fn connections_that_were_left_behind_end_when_their_listener_demands_more(
 
 // The configuration was in force before connections were shut out by it, and after they were let in by the one before.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_client_is_served_by_a_configuration_that_shuts_it_out() {
+async fn no_client_is_served_by_a_configuration_that_excludes_it() {
     const ROUNDS: usize = 12;
     const PIPELINED: usize = 40;
     let a = Origin::start("a").await;
@@ -763,7 +763,7 @@ async fn a_websocket_that_is_opened_too_late_is_refused() {
 }
 
 #[tokio::test]
-async fn connections_stay_when_the_same_clients_may_connect() {
+async fn connections_stay_when_a_reload_does_not_change_who_may_connect() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     let authority = shop.authority.certificate();
     let issuers = shop.path("clients.pem");
@@ -805,7 +805,7 @@ async fn connections_stay_when_the_same_clients_may_connect() {
 }
 
 #[tokio::test]
-async fn a_client_that_ignores_its_goaway_is_served_nothing_more() {
+async fn a_client_that_ignores_goaway_is_served_no_more_streams() {
     let a = Origin::start("a").await;
     let config = |listener: &str| Config::of([&a]).listener(listener);
     let balancer = Balancer::start(config("")).await;
@@ -829,7 +829,7 @@ async fn a_client_that_ignores_its_goaway_is_served_nothing_more() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_began_before_certificates_were_demanded_lets_nobody_in() {
+async fn a_handshake_begun_before_certificates_were_required_admits_nobody() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
     let config = |mode: &str| Config::of([&a]).listener(&shop.clients(mode));
     let balancer = Balancer::start(config("optional")).await;

@@ -92,7 +92,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[tokio::test]
-async fn curl_and_nginx_are_served_and_told_of_without_an_address() {
+async fn clients_of_a_unix_socket_are_served_and_logged_without_an_address() {
     let a = Origin::start("a").await;
     let sites = "[[site]]\nhosts = [\"\"]\npool = \"app\"\n\
         response_headers = { set = { X-Client = \"$remote_addr|$server_port|\" } }\n";
@@ -129,7 +129,7 @@ async fn curl_and_nginx_are_served_and_told_of_without_an_address() {
 }
 
 #[tokio::test]
-async fn a_peer_on_a_unix_socket_is_believed_where_it_is_trusted() {
+async fn a_peer_on_a_unix_socket_can_be_a_trusted_proxy() {
     let a = Origin::start("a").await;
     let config = |trusted: &str| Config::of([&a]).server(&format!("trusted_proxies = [{trusted}]"));
     let unix = Unix::start(config("\"127.0.0.0/8\", \"unix:\""), "").await;
@@ -155,7 +155,7 @@ async fn a_peer_on_a_unix_socket_is_believed_where_it_is_trusted() {
 }
 
 #[tokio::test]
-async fn proxy_protocol_and_tls_work_over_it() {
+async fn proxy_protocol_and_tls_work_over_unix_sockets() {
     let a = Origin::start("a").await;
     let (certificates, authority) = (folder(), Authority::new().await);
     let file = |name: &str| certificates.path().join(name);
@@ -184,7 +184,7 @@ async fn proxy_protocol_and_tls_work_over_it() {
 }
 
 #[tokio::test]
-async fn the_file_has_its_rights_and_is_removed_at_the_end() {
+async fn the_socket_file_has_its_permissions_and_is_removed_at_the_end() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]);
     let mut unix = Unix::start(config.clone(), "").await;
@@ -248,7 +248,7 @@ async fn a_stale_socket_is_replaced_and_anything_else_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_reload_that_is_refused_changes_no_rights() {
+async fn a_refused_reload_changes_no_permissions() {
     let a = Origin::start("a").await;
     let unix = Unix::start(Config::of([&a]), "mode = \"0600\"").await;
     let path = unix.path();
@@ -277,7 +277,7 @@ async fn a_reload_that_is_refused_changes_no_rights() {
 }
 
 #[tokio::test]
-async fn check_tells_of_owners_and_folders_that_are_not_there() {
+async fn check_reports_missing_owners_and_folders() {
     let a = Origin::start("a").await;
     let folder = folder();
     for (path, lines, is_error, said) in [
@@ -292,7 +292,7 @@ async fn check_tells_of_owners_and_folders_that_are_not_there() {
 }
 
 #[tokio::test]
-async fn reloads_fail_no_client() {
+async fn reloads_under_load_fail_no_client_of_a_unix_socket() {
     let a = Origin::start("a").await;
     let config = Config::of([&a]);
     let unix = Unix::start(config.clone(), "").await;
@@ -322,7 +322,7 @@ async fn reloads_fail_no_client() {
 }
 
 #[tokio::test]
-async fn threads_get_as_many_clients_each() {
+async fn threads_get_equal_numbers_of_clients() {
     let a = Origin::start("a").await;
     let unix = Unix::start(Config::of([&a]).server("threads = 4"), "").await;
     let mut clients = Vec::new();
@@ -355,7 +355,7 @@ async fn the_path_is_relative_to_the_file_and_no_longer_than_the_system_allows()
 }
 
 #[tokio::test]
-async fn an_explanation_tells_of_a_client_of_a_unix_socket_what_traffic_does() {
+async fn explain_treats_clients_of_a_unix_socket_as_traffic_does() {
     let a = Origin::start("a").await;
     let unix = Unix::start(Config::of([&a]), "").await;
     ask(&unix.path(), GET).await;

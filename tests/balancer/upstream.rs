@@ -47,7 +47,7 @@ async fn backend(balancer: &Balancer, address: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_unix_socket_is_probed_and_serves_as_any_backend() {
+async fn a_unix_socket_backend_is_probed_and_serves() {
     let folder = folder();
     let content: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
     std::fs::write(folder.path().join("large"), &content).expect("a writable directory");
@@ -80,7 +80,7 @@ async fn a_unix_socket_is_probed_and_serves_as_any_backend() {
 }
 
 #[tokio::test]
-async fn what_is_sent_to_a_unix_socket_and_its_connections_are_as_over_tcp() {
+async fn requests_to_a_unix_socket_backend_are_as_over_tcp() {
     let folder = folder();
     let origin = Origin::start("a").await;
     let path = folder.path().join("app.sock");
@@ -110,7 +110,7 @@ async fn what_is_sent_to_a_unix_socket_and_its_connections_are_as_over_tcp() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_unix_socket_is_told() {
+async fn problems_with_a_unix_socket_backend_are_explained() {
     let folder = folder();
     let path = |name: &str| folder.path().join(name);
     drop(std::os::unix::net::UnixListener::bind(path("dead")).expect("a free path"));
@@ -141,7 +141,7 @@ async fn what_is_wrong_with_a_unix_socket_is_told() {
 
 // Each request asked for a place every 2 ms until `connect_timeout`.
 #[tokio::test]
-async fn a_unix_socket_whose_queue_stays_full_fails_as_one_that_refuses() {
+async fn a_unix_socket_backend_with_a_full_queue_counts_as_refusing() {
     let folder = folder();
     let origin = Origin::start("a").await;
     let path = folder.path().join("app.sock");
@@ -174,7 +174,7 @@ fn listener_with_short_queue(path: &Path) -> UnixListener {
 }
 
 #[tokio::test]
-async fn backends_see_the_source_address() {
+async fn source_address_is_used_for_connections_to_backends() {
     let nginx = Nginx::start("server { listen {listen}; location / { return 200 $remote_addr; } }").await;
     let address = nginx.address().to_string();
     let probe = "path = \"/\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 3";
@@ -209,7 +209,7 @@ async fn backends_see_the_source_address() {
 
 // Whoever has no port left is not told to blame a backend, and another address still has one.
 #[tokio::test]
-async fn a_lack_of_local_ports_is_told_from_a_backend_that_refuses() {
+async fn a_lack_of_local_ports_is_distinguished_from_a_refusing_backend() {
     let folder = folder();
     let path = |name: &str| folder.path().join(name).display().to_string();
     std::fs::write(folder.path().join("slow"), vec![b'x'; 1 << 20]).expect("a writable directory");
@@ -264,7 +264,7 @@ async fn a_lack_of_local_ports_is_told_from_a_backend_that_refuses() {
 }
 
 #[tokio::test]
-async fn backends_are_told_by_the_proxy_protocol_for_which_client_a_connection_speaks() {
+async fn proxy_headers_name_the_client_of_each_backend_connection() {
     let authority = Authority::new("Ours");
     let certified = authority.certify("app", "IP:127.0.0.1");
     let [plain, secured] = [Port::reserve(), Port::reserve()];
@@ -332,7 +332,7 @@ async fn backends_are_told_by_the_proxy_protocol_for_which_client_a_connection_s
 }
 
 #[tokio::test]
-async fn no_backend_has_more_connections_in_use_than_it_may() {
+async fn no_backend_exceeds_its_max_connections() {
     let [a, b] = Origin::several(["a", "b"]).await;
     let config = |timeout: &str, most: u32| {
         let pool = Pool::empty("app").set(&format!("queue_timeout = \"{timeout}\"")).algorithm("least-connections");
@@ -396,7 +396,7 @@ async fn no_backend_has_more_connections_in_use_than_it_may() {
 
 // A limit could be written in the file alone, and was shown nowhere.
 #[tokio::test]
-async fn a_limit_comes_with_a_backend_that_is_added_stays_with_it_and_is_seen() {
+async fn max_connections_of_an_added_backend_is_applied_kept_and_shown() {
     let [a, b, c] = Origin::several(["a", "b", "c"]).await;
     let mut balancer = Balancer::start(Config::of([&a])).await;
     let path = "/admin/pools/app/backends";

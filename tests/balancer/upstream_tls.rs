@@ -99,7 +99,7 @@ async fn s_server(certified: &Certified, options: &str) -> (Process, Port) {
 }
 
 #[tokio::test]
-async fn a_backend_is_asked_by_name_verified_and_its_sessions_are_resumed() {
+async fn backends_get_sni_are_verified_and_sessions_are_resumed() {
     let authority = Authority::new("Ours");
     let certified = authority.certify("app", "DNS:app.test,DNS:localhost,IP:127.0.0.1");
     let folder = tempfile::TempDir::new_in("/tmp").expect("a temporary directory");
@@ -158,7 +158,7 @@ async fn a_backend_is_asked_by_name_verified_and_its_sessions_are_resumed() {
 }
 
 #[tokio::test]
-async fn each_certificate_that_is_not_taken_is_told_with_what_to_do() {
+async fn each_rejected_backend_certificate_is_explained_with_the_fix() {
     let (authority, stranger) = (Authority::new("Ours"), Authority::new("Theirs"));
     let expired = authority.certify_until("expired", "IP:127.0.0.1", "20210101000000Z");
     let other = authority.certify("other", "DNS:other.test");
@@ -207,7 +207,7 @@ async fn each_certificate_that_is_not_taken_is_told_with_what_to_do() {
 }
 
 #[tokio::test]
-async fn another_backend_takes_over_from_one_with_a_wrong_certificate() {
+async fn requests_are_retried_when_a_backend_has_a_wrong_certificate() {
     let authority = Authority::new("Ours");
     let [expired, good] = [
         authority.certify_until("expired", "IP:127.0.0.1", "20210101000000Z"),
@@ -241,7 +241,7 @@ async fn another_backend_takes_over_from_one_with_a_wrong_certificate() {
 }
 
 #[tokio::test]
-async fn a_client_certificate_is_shown_to_whom_asks_for_it() {
+async fn a_client_certificate_is_sent_to_backends_that_ask_for_one() {
     let (authority, stranger) = (Authority::new("Ours"), Authority::new("Theirs"));
     let certified = authority.certify("app", "IP:127.0.0.1");
     let [client, wrong] = [authority.certify("balancer", "DNS:balancer"), stranger.certify("stranger", "DNS:balancer")];
@@ -275,7 +275,7 @@ async fn a_client_certificate_is_shown_to_whom_asks_for_it() {
 }
 
 #[tokio::test]
-async fn connections_under_tls_are_kept_and_ended_as_others() {
+async fn tls_connections_to_backends_are_reused_and_closed_as_plain_ones() {
     let authority = Authority::new("Ours");
     let certified = authority.certify("app", "IP:127.0.0.1");
     let origin = Origin::start("a").await;
@@ -319,7 +319,7 @@ async fn connections_under_tls_are_kept_and_ended_as_others() {
 }
 
 #[tokio::test]
-async fn tls_that_cannot_work_is_an_error_of_the_configuration() {
+async fn backend_tls_that_cannot_work_is_a_configuration_error() {
     let authority = Authority::new("Ours");
     let [one, two] = [authority.certify("one", "DNS:one"), authority.certify("two", "DNS:two")];
     let empty = one.certificate.with_file_name("index");

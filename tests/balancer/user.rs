@@ -68,7 +68,7 @@ fn prepare(config: &Config) -> Balancer {
 }
 
 #[tokio::test]
-async fn every_thread_becomes_the_user_and_keeps_nothing_but_low_ports() {
+async fn every_thread_becomes_the_user_and_keeps_only_the_right_to_low_ports() {
     if !is_root() {
         return;
     }
@@ -146,7 +146,7 @@ async fn every_thread_becomes_the_user_and_keeps_nothing_but_low_ports() {
 }
 
 #[tokio::test]
-async fn what_the_user_cannot_open_again_stops_the_start_and_is_told_by_check() {
+async fn files_that_the_user_cannot_reopen_fail_start_and_check() {
     if !is_root() {
         return;
     }
@@ -186,7 +186,7 @@ async fn what_the_user_cannot_open_again_stops_the_start_and_is_told_by_check() 
 }
 
 #[tokio::test]
-async fn a_user_that_is_not_there_stops_the_start_of_root() {
+async fn an_unknown_user_fails_the_start_as_root() {
     if !is_root() {
         return;
     }
@@ -202,7 +202,7 @@ async fn a_user_that_is_not_there_stops_the_start_of_root() {
 
 /// A user who could send root elsewhere by a link would get a file, or a socket, in any folder of root's.
 #[tokio::test]
-async fn root_makes_nothing_where_the_user_can_send_it_by_a_link() {
+async fn root_creates_nothing_behind_links_that_the_user_controls() {
     if !is_root() {
         return;
     }
@@ -235,7 +235,7 @@ async fn root_makes_nothing_where_the_user_can_send_it_by_a_link() {
 }
 
 #[tokio::test]
-async fn sockets_belong_to_the_user_and_reloads_can_change_their_rights() {
+async fn sockets_belong_to_the_user_and_reloads_can_change_their_permissions() {
     if !is_root() {
         return;
     }
@@ -311,7 +311,7 @@ async fn check_looks_at_every_folder_that_a_link_leads_through() {
 
 /// As nginx does: "the "user" directive makes sense only if the master process runs with super-user privileges".
 #[tokio::test]
-async fn who_is_not_root_stays_who_it_is_and_says_so() {
+async fn a_process_that_is_not_root_stays_its_user_and_logs_that() {
     if !is_root() {
         return;
     }

@@ -45,7 +45,7 @@ impl Nodes {
 }
 
 #[tokio::test]
-async fn tables_are_made_with_two_of_three_nodes() {
+async fn tables_are_created_with_two_of_three_nodes() {
     let mut nodes = Nodes::new();
     let all = nodes.addresses.join(",");
     nodes.start(1, &all).await;
@@ -55,7 +55,7 @@ async fn tables_are_made_with_two_of_three_nodes() {
 }
 
 #[tokio::test]
-async fn tables_are_made_though_the_first_node_is_cut_off_from_the_others() {
+async fn tables_are_created_though_the_first_node_is_partitioned() {
     let mut nodes = Nodes::new();
     let all = nodes.addresses.join(",");
     let (alone, silent) = (nodes.addresses[0].clone(), Port::reserve());
@@ -69,7 +69,7 @@ async fn tables_are_made_though_the_first_node_is_cut_off_from_the_others() {
 
 // Half an answer ended the job with a stack trace.
 #[tokio::test]
-async fn tables_are_made_though_the_first_node_ends_amid_its_answers() {
+async fn tables_are_created_though_the_first_node_dies_while_answering() {
     let mut nodes = Nodes::new();
     let all = nodes.addresses.join(",");
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -95,7 +95,7 @@ async fn tables_are_made_though_the_first_node_ends_amid_its_answers() {
 }
 
 #[tokio::test]
-async fn with_one_of_three_nodes_it_says_what_is_missing() {
+async fn with_one_of_three_nodes_init_reports_what_is_missing() {
     let mut nodes = Nodes::new();
     let all = nodes.addresses.join(",");
     nodes.start(1, &all).await;

@@ -73,7 +73,7 @@ async fn a_person_signs_up_posts_a_picture_and_loses_nothing_when_an_instance_di
 }
 
 #[tokio::test]
-async fn every_instance_takes_part_and_says_its_name() {
+async fn every_instance_serves_and_shows_its_name() {
     let mut demo = Demo::start().await;
     let mut wire = Wire::connect(demo.address).await;
     let mut names = Vec::new();
@@ -88,7 +88,7 @@ async fn every_instance_takes_part_and_says_its_name() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_told_before_anything_starts() {
+async fn a_port_in_use_is_reported_before_anything_starts() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("an address").port();
     let directory = TempDir::new().expect("a temporary directory");

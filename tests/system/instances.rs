@@ -48,7 +48,7 @@ impl Cluster {
 }
 
 #[tokio::test]
-async fn a_session_holds_on_every_instance_and_over_every_algorithm() {
+async fn a_session_works_on_every_instance_with_every_algorithm() {
     let cluster = Cluster::start().await;
     let cookie = sign_up(&cluster.balancer).await;
     for algorithm in ALGORITHMS {
@@ -62,7 +62,7 @@ async fn a_session_holds_on_every_instance_and_over_every_algorithm() {
 }
 
 #[tokio::test]
-async fn a_killed_instance_costs_no_visitor_anything_and_comes_back() {
+async fn a_killed_instance_fails_no_request_and_returns() {
     let mut cluster = Cluster::start().await;
     let cookie = sign_up(&cluster.balancer).await;
     let (is_over, visits) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -93,7 +93,7 @@ async fn a_killed_instance_costs_no_visitor_anything_and_comes_back() {
 }
 
 #[tokio::test]
-async fn an_instance_that_freezes_is_put_aside_and_returns() {
+async fn a_frozen_instance_is_ejected_and_returns() {
     let cluster = Cluster::start().await;
     let cookie = sign_up(&cluster.balancer).await;
     cluster.instances[0].signal(Signal::SIGSTOP);
@@ -106,7 +106,7 @@ async fn an_instance_that_freezes_is_put_aside_and_returns() {
 }
 
 #[tokio::test]
-async fn a_rolling_restart_costs_nothing() {
+async fn a_rolling_restart_fails_no_request() {
     let mut cluster = Cluster::start().await;
     let cookie = sign_up(&cluster.balancer).await;
     let data = cluster.directory.path().join("data");
@@ -187,7 +187,7 @@ async fn a_rolling_restart_by_signal_loses_no_post() {
 }
 
 #[tokio::test]
-async fn the_application_knows_the_client_and_not_the_balancer() {
+async fn the_application_sees_the_clients_address() {
     let cluster = Cluster::start().await;
     let cookie = sign_up(&cluster.balancer).await;
     let request = Request::get("/accounts/logs/").with("Host", "site.example").with("Cookie", &cookie);

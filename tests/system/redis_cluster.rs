@@ -107,7 +107,7 @@ async fn members_stay_logged_in_while_slots_move_and_roles_change() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_redis_away_pages_without_session_work_and_everything_recovers() {
+async fn without_redis_pages_without_a_session_work_and_everything_recovers() {
     let mut site = Site::start(Options::default()).await;
     let load = Load::start(&site).await;
     let begun = Instant::now();

@@ -13,12 +13,12 @@ use tests::redis_cluster::{Options, RedisCluster, Server, eventually};
 const KEYS: usize = 40;
 
 #[test]
-fn a_node_is_added_and_taken_out_by_scripts_that_are_killed_and_started_again() {
+fn scripts_that_add_and_remove_a_node_can_be_killed_and_restarted() {
     nodes_come_and_go(Server::Installed);
 }
 
 #[test]
-fn a_node_of_redis_8_is_added_and_taken_out_by_scripts_that_are_killed_and_started_again() {
+fn scripts_that_add_and_remove_a_redis_8_node_can_be_killed_and_restarted() {
     nodes_come_and_go(Server::Debian13);
 }
 
@@ -75,7 +75,7 @@ fn nodes_come_and_go(server: Server) {
 }
 
 #[test]
-fn a_node_that_hangs_while_slots_move_is_not_waited_for_for_good() {
+fn moving_slots_gives_up_on_a_hanging_node() {
     let mut cluster = RedisCluster::start(Options { replicas_of_each: 0, ..Options::default() });
     let new = cluster.start_stranger();
     let mut script = add_node(&cluster, new, "--master");
@@ -93,7 +93,7 @@ fn a_node_that_hangs_while_slots_move_is_not_waited_for_for_good() {
 }
 
 #[test]
-fn a_node_that_is_dead_or_was_never_a_member_can_be_taken_out() {
+fn a_dead_node_or_one_that_was_never_a_member_can_be_removed() {
     let mut cluster = RedisCluster::start(Options::default());
     let dead = cluster.replica_of(cluster.masters(0)[0]);
     let asked = usize::from(dead == 0);
@@ -118,7 +118,7 @@ fn a_node_that_is_dead_or_was_never_a_member_can_be_taken_out() {
 }
 
 #[test]
-fn a_cluster_is_formed_though_a_node_is_dead_and_completed_when_it_comes() {
+fn a_cluster_is_formed_without_a_dead_node_and_completed_when_it_starts() {
     let mut cluster = RedisCluster::start_unformed(Options { server: Server::Debian13, ..Options::default() });
     cluster.kill(1);
     let said = succeeds(init(&cluster));
@@ -175,7 +175,7 @@ fn a_cluster_is_formed_though_a_node_hangs() {
 }
 
 #[test]
-fn forming_a_cluster_goes_on_where_it_broke_off() {
+fn forming_a_cluster_resumes_after_an_interruption() {
     let cluster = RedisCluster::start_unformed(Options::default());
     let answers = [
         cluster.cli(0, &["cluster", "addslotsrange", "0", "5460"]),
@@ -188,7 +188,7 @@ fn forming_a_cluster_goes_on_where_it_broke_off() {
 }
 
 #[test]
-fn a_cluster_that_is_there_starts_without_one_of_its_masters_but_not_without_most_nodes() {
+fn an_existing_cluster_starts_without_one_master_but_not_without_most_nodes() {
     let mut cluster = RedisCluster::start(Options::default());
     let lost = cluster.masters(0)[0];
     for place in 0..6 {

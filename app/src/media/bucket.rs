@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_is_read_and_told_in_one_form() {
+    fn a_bucket_url_parses_and_prints_alike() {
         for (text, told) in [
             ("s3://pictures", "s3://pictures/"),
             ("s3://pictures/a/b/", "s3://pictures/a/b"),
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_text_has_to_be_asked_for() {
+    fn plain_http_must_be_enabled() {
         let bucket: Bucket = "s3://pictures".parse().unwrap();
         let open = |endpoint: &str| {
             bucket.open([

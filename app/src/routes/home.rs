@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_are_told_in_their_largest_unit() {
+    fn durations_are_shown_in_their_largest_unit() {
         for (seconds, told) in [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3_600, "1 h"), (172_800, "2 days")] {
             assert_eq!(roughly(Duration::from_secs(seconds)), told);
         }

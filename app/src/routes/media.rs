@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn tags_are_found_in_lists() {
+    fn etags_are_found_in_lists() {
         for tags in ["\"a\"", "W/\"a\"", "\"b\", \"a\"", "\"\u{e9}\",\"a\""] {
             assert!(lists(&HeaderValue::from_bytes(tags.as_bytes()).unwrap(), "\"a\""), "{tags}");
         }

@@ -469,7 +469,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_told_in_round_units() {
+    fn sizes_are_shown_in_round_units() {
         for (bytes, told) in [(1_024, "1 KiB"), (5_242_880, "5 MiB"), (5_767_168, "5.5 MiB")] {
             assert_eq!(told_bytes(bytes), told);
         }

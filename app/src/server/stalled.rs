@@ -83,7 +83,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(30);
 
     #[tokio::test(start_paused = true)]
-    async fn who_takes_nothing_is_given_up_at_the_limit() {
+    async fn a_client_that_reads_nothing_times_out() {
         let (ours, _theirs) = duplex(10);
         let mut stream = StallTimeout::new(ours, LIMIT);
         let begun = Instant::now();
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_takes_a_little_now_and_then_is_served() {
+    async fn a_client_that_reads_slowly_is_served() {
         let (ours, mut theirs) = duplex(10);
         let mut stream = StallTimeout::new(ours, LIMIT);
         let writing = tokio::spawn(async move { stream.write_all(&[0; 100]).await });

@@ -465,7 +465,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_in_the_slots_that_redis_says() {
+    fn keys_hash_to_the_slots_of_redis() {
         // From the specification, and from CLUSTER KEYSLOT.
         assert_eq!(crc16(b"123456789"), 0x31c3);
         for (key, slot) in [("foo", 12_182), ("{foo}bar", 12_182), ("a{foo}{x}", 12_182), ("foo{}{bar}", 8_363)] {

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn sweeping_removes_what_has_expired_and_nothing_else() {
+    async fn sweeping_removes_exactly_the_expired_sessions() {
         let folder = tempfile::tempdir().unwrap();
         let store = SqliteSessions::open(&folder.path().join("sessions.sqlite3")).unwrap();
         let now = OffsetDateTime::now_utc();

@@ -48,7 +48,7 @@ fn store(settings: Settings) -> (RedisSessions, IntCounter) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keeps_the_contract_and_lets_redis_expire_what_is_over() {
+async fn keeps_the_contract_and_expires_sessions_in_redis() {
     let cluster = RedisCluster::start(Options { replicas_of_each: 0, ..Options::default() });
     let (one, _) = store(settings(&cluster));
     let (other, _) = store(settings(&cluster));
@@ -202,7 +202,7 @@ async fn survives_all_nodes_restarted_with_their_append_only_files() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_redis_away_fails_within_the_limit_and_recovers_by_itself() {
+async fn without_redis_fails_within_the_limit_and_recovers() {
     let mut cluster = RedisCluster::start(Options { replicas_of_each: 0, ..Options::default() });
     let limit = Duration::from_secs(3);
     let (store, _) = store(Settings { overall_timeout: limit, ..settings(&cluster) });
@@ -253,7 +253,7 @@ async fn with_redis_away_fails_within_the_limit_and_recovers_by_itself() {
 
 // A success elsewhere made each operation on the part that was away wait for the whole limit again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_part_that_is_away_is_waited_for_once_and_told_from_the_others() {
+async fn an_unreachable_shard_is_waited_for_once_and_does_not_affect_the_others() {
     let mut cluster = RedisCluster::start(Options { replicas_of_each: 0, ..Options::default() });
     let limit = Duration::from_secs(3);
     let (store, _) = store(Settings { overall_timeout: limit, ..settings(&cluster) });
@@ -279,7 +279,7 @@ async fn a_part_that_is_away_is_waited_for_once_and_told_from_the_others() {
 
 /// An instance that asked for one session found one of three of them out of reach, and called itself unready for that.
 #[tokio::test(flavor = "multi_thread")]
-async fn tells_a_part_that_is_away_from_the_whole() {
+async fn reports_an_unreachable_shard_apart_from_an_unreachable_cluster() {
     let mut cluster = RedisCluster::start(Options { replicas_of_each: 0, ..as_in_production() });
     let (store, _) = store(settings(&cluster));
     assert_eq!(store.reach().await.unwrap(), Reachability::Whole);

@@ -16,7 +16,7 @@ async fn signing_up_logs_in() {
 }
 
 #[tokio::test]
-async fn a_taken_name_is_told_and_kept_in_the_form() {
+async fn a_taken_name_is_reported_and_stays_in_the_form() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     Browser::new().sign_up(&web1, "ann").await;
@@ -28,7 +28,7 @@ async fn a_taken_name_is_told_and_kept_in_the_form() {
 }
 
 #[tokio::test]
-async fn unfit_names_and_passwords_are_told_field_by_field() {
+async fn invalid_names_and_passwords_are_reported_by_field() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -43,7 +43,7 @@ async fn unfit_names_and_passwords_are_told_field_by_field() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_and_an_unknown_name_are_told_alike() {
+async fn a_wrong_password_and_an_unknown_name_get_the_same_answer() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     Browser::new().sign_up(&web1, "ann").await;
@@ -74,7 +74,7 @@ async fn login_renews_the_session_id_and_keeps_the_visits() {
 }
 
 #[tokio::test]
-async fn logging_out_ends_the_session_for_whoever_kept_its_id() {
+async fn logging_out_ends_the_session_on_the_server() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -115,7 +115,7 @@ async fn the_history_shows_successes_failures_addresses_and_instances() {
 }
 
 #[tokio::test]
-async fn a_long_history_goes_on_over_pages() {
+async fn a_long_history_has_several_pages() {
     let mut site = Site::new();
     site.settings.attempts.together = 100;
     let web1 = site.start("web1").await;
@@ -137,7 +137,7 @@ async fn a_long_history_goes_on_over_pages() {
 }
 
 #[tokio::test]
-async fn a_page_for_members_sends_strangers_to_log_in_and_back() {
+async fn a_members_page_redirects_to_the_login_and_back() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     Browser::new().sign_up(&web1, "ann").await;
@@ -199,7 +199,7 @@ async fn a_form_too_large_or_of_another_type_is_refused_clearly() {
 }
 
 #[tokio::test]
-async fn members_are_not_shown_the_forms_to_enter() {
+async fn members_are_redirected_from_the_login_forms() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -210,7 +210,7 @@ async fn members_are_not_shown_the_forms_to_enter() {
 }
 
 #[tokio::test]
-async fn a_request_that_a_login_overtook_does_not_take_its_cookie_away() {
+async fn a_request_overtaken_by_a_login_keeps_its_cookie() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     Browser::new().sign_up(&web1, "ann").await;
@@ -237,7 +237,7 @@ async fn a_request_that_a_login_overtook_does_not_take_its_cookie_away() {
 }
 
 #[tokio::test]
-async fn a_member_has_so_many_sessions_and_the_longest_unused_goes() {
+async fn sessions_of_a_member_are_limited_and_the_longest_unused_ends() {
     let mut site = Site::new();
     site.settings.sessions.sessions_per_member = 2;
     let (web1, web2) = (site.start("web1").await, site.start("web2").await);
@@ -256,7 +256,7 @@ async fn a_member_has_so_many_sessions_and_the_longest_unused_goes() {
 }
 
 #[tokio::test]
-async fn logins_at_once_through_several_instances_leave_no_more_sessions_than_allowed() {
+async fn concurrent_logins_on_several_instances_respect_the_session_limit() {
     let mut site = Site::new();
     site.settings.sessions.sessions_per_member = 3;
     // Attempts count as failed until their passwords have been checked.
@@ -277,7 +277,7 @@ async fn logins_at_once_through_several_instances_leave_no_more_sessions_than_al
 }
 
 #[tokio::test]
-async fn a_draft_too_long_to_be_kept_is_told_in_the_form_and_can_be_shortened() {
+async fn a_draft_too_long_to_keep_is_reported_in_the_form() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     Browser::new().sign_up(&web1, "ann").await;
@@ -298,7 +298,7 @@ async fn a_draft_too_long_to_be_kept_is_told_in_the_form_and_can_be_shortened() 
 }
 
 #[tokio::test]
-async fn failed_logins_are_limited_over_all_instances_and_lock_nobody_out() {
+async fn failed_logins_are_limited_over_all_instances_without_locking_anybody_out() {
     let site = Site::new();
     let (web1, web2) = (site.start("web1").await, site.start("web2").await);
     let ann = Browser::new();
@@ -332,7 +332,7 @@ async fn failed_logins_are_limited_over_all_instances_and_lock_nobody_out() {
 }
 
 #[tokio::test]
-async fn an_address_may_ask_for_so_many_accounts_over_all_instances() {
+async fn signups_from_an_address_are_limited_over_all_instances() {
     let mut site = Site::new();
     site.settings.attempts.signups = 3;
     let (web1, web2) = (site.start("web1").await, site.start("web2").await);
@@ -359,7 +359,7 @@ async fn an_address_may_ask_for_so_many_accounts_over_all_instances() {
 }
 
 #[tokio::test]
-async fn a_login_that_cannot_be_recorded_is_a_login() {
+async fn a_login_succeeds_though_it_cannot_be_recorded() {
     let site = Site::new();
     let (stores, data, _) = failing(&site);
     let web1 = site.start_on("web1", stores).await;
@@ -386,7 +386,7 @@ async fn a_login_that_cannot_be_recorded_is_a_login() {
 
 // A foreign cookie that is no text hid all cookies of its line.
 #[tokio::test]
-async fn a_cookie_that_is_no_text_hides_no_other() {
+async fn a_cookie_that_is_not_text_hides_no_other() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -401,7 +401,7 @@ async fn a_cookie_that_is_no_text_hides_no_other() {
 
 // During an outage of the database each login with the right password counted as a wrong one.
 #[tokio::test]
-async fn an_attempt_that_ends_without_a_verdict_is_no_failure() {
+async fn an_attempt_that_the_database_could_not_check_is_no_failure() {
     let mut site = Site::new();
     site.settings.attempts.together = 3;
     let (stores, data, _) = failing(&site);
@@ -416,7 +416,7 @@ async fn an_attempt_that_ends_without_a_verdict_is_no_failure() {
 }
 
 #[tokio::test]
-async fn an_attempt_that_is_refused_is_no_failure() {
+async fn a_rate_limited_attempt_is_no_failure() {
     let mut site = Site::new();
     (site.settings.attempts.together, site.settings.attempts.per_address) = (2, 4);
     let web1 = site.start("web1").await;
@@ -429,7 +429,7 @@ async fn an_attempt_that_is_refused_is_no_failure() {
 
 // With a third of a Redis Cluster away nearly nobody could log in, and strangers saw an error in place of pages.
 #[tokio::test]
-async fn who_has_the_right_password_gets_in_while_a_part_of_the_sessions_is_away() {
+async fn login_works_while_some_sessions_are_unreachable() {
     let site = Site::new();
     let (stores, _, sessions) = failing(&site);
     let web1 = site.start_on("web1", stores).await;
@@ -475,7 +475,7 @@ async fn who_has_the_right_password_gets_in_while_a_part_of_the_sessions_is_away
 
 // The cookie by which a browser is known held one account: logging in to another one forgot the first.
 #[tokio::test]
-async fn a_browser_is_known_to_each_account_that_it_has_logged_in_to() {
+async fn each_account_remembers_browsers_that_logged_in() {
     let mut site = Site::new();
     site.settings.attempts.together = 2;
     let web1 = site.start("web1").await;
@@ -498,7 +498,7 @@ async fn a_browser_is_known_to_each_account_that_it_has_logged_in_to() {
 
 // Names that are one since case is folded in full were two before: both accounts remain their owners'.
 #[tokio::test]
-async fn an_account_from_before_is_found_by_the_name_that_it_was_made_with() {
+async fn an_account_of_an_earlier_version_is_found_by_its_name() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let fields = [("name", "Stra\u{df}e"), ("password", "another password")];
@@ -518,7 +518,7 @@ async fn an_account_from_before_is_found_by_the_name_that_it_was_made_with() {
 }
 
 #[tokio::test]
-async fn names_that_look_the_same_are_one_name() {
+async fn names_that_look_alike_are_one_account() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let sign_up = async |name: &str| {
@@ -541,7 +541,7 @@ async fn names_that_look_the_same_are_one_name() {
 }
 
 #[tokio::test]
-async fn a_logout_that_a_login_overtook_does_not_take_its_cookie_away() {
+async fn a_logout_overtaken_by_a_login_keeps_the_cookie() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -558,7 +558,7 @@ async fn a_logout_that_a_login_overtook_does_not_take_its_cookie_away() {
 }
 
 #[tokio::test]
-async fn what_was_written_as_one_member_is_not_shown_to_the_next() {
+async fn a_draft_of_one_member_is_not_shown_to_the_next() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     Browser::new().sign_up(&web1, "ben").await;

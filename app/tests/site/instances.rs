@@ -1,7 +1,7 @@
 use crate::fixture::{Browser, PASSWORD, Site, png};
 
 #[tokio::test]
-async fn who_logs_in_through_one_instance_is_logged_in_on_every_other() {
+async fn a_login_on_one_instance_counts_on_every_other() {
     let site = Site::new();
     let (web1, web2) = (site.start("web1").await, site.start("web2").await);
     let browser = Browser::new();
@@ -12,7 +12,7 @@ async fn who_logs_in_through_one_instance_is_logged_in_on_every_other() {
 }
 
 #[tokio::test]
-async fn who_logged_in_through_an_instance_stays_so_when_it_is_gone() {
+async fn a_login_outlives_its_instance() {
     let site = Site::new();
     let (web1, web2) = (site.start("web1").await, site.start("web2").await);
     let browser = Browser::new();
@@ -22,7 +22,7 @@ async fn who_logged_in_through_an_instance_stays_so_when_it_is_gone() {
 }
 
 #[tokio::test]
-async fn an_account_made_through_one_can_log_in_through_another() {
+async fn an_account_created_on_one_instance_can_log_in_on_another() {
     let site = Site::new();
     let (web1, web2) = (site.start("web1").await, site.start("web2").await);
     Browser::new().sign_up(&web1, "ann").await;
@@ -32,7 +32,7 @@ async fn an_account_made_through_one_can_log_in_through_another() {
 }
 
 #[tokio::test]
-async fn posts_and_pictures_are_everywhere_at_once() {
+async fn posts_and_pictures_appear_on_every_instance_at_once() {
     let site = Site::new();
     let (web1, web2) = (site.start("web1").await, site.start("web2").await);
     let browser = Browser::new();
@@ -46,7 +46,7 @@ async fn posts_and_pictures_are_everywhere_at_once() {
 }
 
 #[tokio::test]
-async fn the_home_page_shows_who_answered_and_counts_visits_over_all_instances() {
+async fn the_home_page_names_the_instance_and_counts_visits_over_all() {
     let site = Site::new();
     let (web1, web2) = (site.start("web1").await, site.start("web2").await);
     let browser = Browser::new();

@@ -16,7 +16,7 @@ async fn posted(browser: &Browser, instance: &Running) -> (String, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn a_picture_is_served_whole_typed_and_for_ever() {
+async fn a_picture_is_served_with_its_type_and_cached_forever() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -33,7 +33,7 @@ async fn a_picture_is_served_whole_typed_and_for_ever() {
 }
 
 #[tokio::test]
-async fn a_picture_one_has_is_not_sent_again() {
+async fn a_cached_picture_is_not_sent_again() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -52,7 +52,7 @@ async fn a_picture_one_has_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn parts_of_a_picture_can_be_asked_for() {
+async fn ranges_of_a_picture_are_served() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -73,7 +73,7 @@ async fn parts_of_a_picture_can_be_asked_for() {
 }
 
 #[tokio::test]
-async fn other_names_lead_to_nothing() {
+async fn unknown_picture_names_are_404() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -85,7 +85,7 @@ async fn other_names_lead_to_nothing() {
 }
 
 #[tokio::test]
-async fn who_asks_for_a_picture_and_does_not_take_it_is_let_go() {
+async fn a_client_that_does_not_read_its_picture_is_disconnected() {
     let mut site = Site::new();
     site.settings.write_timeout = Duration::from_millis(200);
     // More than all buffers on the way hold.

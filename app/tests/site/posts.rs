@@ -41,7 +41,7 @@ async fn a_post_needs_no_picture() {
 }
 
 #[tokio::test]
-async fn the_same_form_sent_twice_makes_one_post() {
+async fn a_form_sent_twice_makes_one_post() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -55,7 +55,7 @@ async fn the_same_form_sent_twice_makes_one_post() {
 }
 
 #[tokio::test]
-async fn an_unfit_text_is_told_and_the_picture_is_kept() {
+async fn an_invalid_text_is_reported_and_the_picture_is_kept() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -149,7 +149,7 @@ async fn a_draft_survives_a_wrong_password_too() {
 }
 
 #[tokio::test]
-async fn posts_go_on_over_pages() {
+async fn posts_have_several_pages() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -169,7 +169,7 @@ async fn posts_go_on_over_pages() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_no_form_is_refused_clearly() {
+async fn a_body_that_is_not_a_form_is_refused_clearly() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -185,7 +185,7 @@ async fn a_body_that_is_no_form_is_refused_clearly() {
 
 // PostgreSQL takes no NUL: it was a failure of ours at any member's will.
 #[tokio::test]
-async fn control_characters_are_told_in_the_form() {
+async fn control_characters_are_reported_in_the_form() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -200,7 +200,7 @@ async fn control_characters_are_told_in_the_form() {
 }
 
 #[tokio::test]
-async fn a_kept_picture_that_is_not_there_is_told_in_the_form() {
+async fn a_missing_kept_picture_is_reported_in_the_form() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -227,7 +227,7 @@ async fn a_form_has_one_picture() {
 
 // All of it was kept in memory while the end of the headers was looked for.
 #[tokio::test]
-async fn what_stands_between_parts_is_bounded() {
+async fn bytes_between_multipart_parts_are_bounded() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     Browser::new().sign_up(&web1, "ann").await;
@@ -254,7 +254,7 @@ async fn what_stands_between_parts_is_bounded() {
 }
 
 #[tokio::test]
-async fn a_stranger_with_a_picture_is_asked_to_log_in_and_keeps_the_text() {
+async fn posting_without_a_login_asks_for_it_and_keeps_the_text() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let large = Browser::new().upload(&web1, &[("text", "Long thoughts")], Some(vec![7; 150_000])).await;

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use crate::fixture::{Browser, Site};
 
 #[tokio::test]
-async fn hello_tells_message_and_hostname() {
+async fn hello_has_message_and_hostname() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let answer = Browser::new().get(&web1, "/api/hello/").await;
@@ -27,7 +27,7 @@ async fn hello_tells_message_and_hostname() {
 }
 
 #[tokio::test]
-async fn an_unknown_address_is_a_page_for_people_and_json_for_programs() {
+async fn unknown_paths_are_404_as_html_or_json() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     Browser::new().get(&web1, "/nowhere").await.says(404, &["Nothing here", "<nav"]);
@@ -37,7 +37,7 @@ async fn an_unknown_address_is_a_page_for_people_and_json_for_programs() {
 }
 
 #[tokio::test]
-async fn a_wrong_method_names_the_right_ones() {
+async fn a_wrong_method_is_405_with_allow() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let answer = Browser::new().post(&web1, "/", &[]).await;
@@ -46,7 +46,7 @@ async fn a_wrong_method_names_the_right_ones() {
 }
 
 #[tokio::test]
-async fn every_page_is_guarded_and_carries_its_number() {
+async fn every_page_has_security_headers_and_a_request_id() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     for path in ["/", "/posts/", "/accounts/login/", "/nowhere"] {
@@ -61,7 +61,7 @@ async fn every_page_is_guarded_and_carries_its_number() {
 }
 
 #[tokio::test]
-async fn the_style_sheet_of_each_page_is_there() {
+async fn the_style_sheet_of_each_page_exists() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -80,7 +80,7 @@ async fn the_style_sheet_of_each_page_is_there() {
 }
 
 #[tokio::test]
-async fn an_address_without_its_last_slash_leads_to_the_one_with_it() {
+async fn a_path_without_its_last_slash_is_redirected() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let answer = Browser::new().get(&web1, "/accounts/login").await;
@@ -88,7 +88,7 @@ async fn an_address_without_its_last_slash_leads_to_the_one_with_it() {
 }
 
 #[tokio::test]
-async fn metrics_count_by_route_and_stay_inside() {
+async fn metrics_count_by_route_and_are_not_public() {
     let site = Site::new();
     let web1 = site.start("web1").await;
     let browser = Browser::new();
@@ -111,7 +111,7 @@ async fn metrics_count_by_route_and_stay_inside() {
 }
 
 #[tokio::test]
-async fn stopping_finishes_what_is_in_flight_and_says_so_before() {
+async fn stopping_becomes_unready_and_finishes_requests_in_flight() {
     let mut site = Site::new();
     // Until the test says so.
     site.settings.shutdown_delay = Duration::from_secs(3600);
@@ -160,7 +160,7 @@ async fn stopping_finishes_what_is_in_flight_and_says_so_before() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_finishes_its_headers_is_let_go() {
+async fn a_client_that_never_finishes_its_head_is_disconnected() {
     let mut site = Site::new();
     site.settings.header_timeout = Duration::from_millis(50);
     let web1 = site.start("web1").await;
@@ -172,7 +172,7 @@ async fn a_client_that_never_finishes_its_headers_is_let_go() {
 }
 
 #[tokio::test]
-async fn a_body_that_never_ends_is_given_up() {
+async fn a_body_that_never_ends_times_out() {
     let mut site = Site::new();
     site.settings.request_timeout = Duration::from_millis(50);
     let web1 = site.start("web1").await;
@@ -184,7 +184,7 @@ async fn a_body_that_never_ends_is_given_up() {
 }
 
 #[tokio::test]
-async fn without_its_sessions_the_home_page_still_tells_who_answered() {
+async fn without_sessions_the_home_page_still_names_the_instance() {
     let site = Site::new();
     let stores = Stores { sessions: Arc::new(OutOfReach), ..site.stores() };
     let web1 = site.start_on("web1", stores).await;
@@ -202,7 +202,7 @@ async fn without_its_sessions_the_home_page_still_tells_who_answered() {
 }
 
 #[tokio::test]
-async fn without_its_data_the_site_says_so_and_tells_no_cause() {
+async fn without_data_the_site_answers_503_and_hides_the_cause() {
     let site = Site::new();
     let stores = Stores { data: Arc::new(OutOfReach), media: Arc::new(OutOfReach), ..site.stores() };
     let web1 = site.start_on("web1", stores).await;
@@ -219,7 +219,7 @@ async fn without_its_data_the_site_says_so_and_tells_no_cause() {
 }
 
 #[tokio::test]
-async fn who_has_lost_a_store_leaves_only_while_another_instance_has_not() {
+async fn an_instance_without_a_store_is_unready_only_while_a_peer_has_it() {
     let mut site = Site::new();
     let lost = |site: &Site| Stores { sessions: Arc::new(OutOfReach), ..site.stores() };
     let peers = |instances: &[&crate::fixture::Running]| {

@@ -31,7 +31,7 @@ async fn a_bucket_of_google_cloud_keeps_the_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_picture_goes_in_parts_and_keeps_its_type() {
+async fn a_large_picture_is_uploaded_in_parts_and_keeps_its_type() {
     let emulator = Emulator::s3();
     let media = open("s3://pictures/site", &emulator);
     let name = name().await;
@@ -55,7 +55,7 @@ async fn a_large_picture_goes_in_parts_and_keeps_its_type() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bucket_away_is_out_of_reach_soon() {
+async fn an_unreachable_bucket_fails_soon() {
     let emulator = Emulator::s3();
     let media = open("s3://pictures/site", &emulator);
     media.ready().await.unwrap();

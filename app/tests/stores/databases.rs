@@ -64,7 +64,7 @@ async fn postgres_keeps_the_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_comes_later_is_waited_for() {
+async fn start_waits_for_the_database() {
     let mut server = Postgres::start();
     server.stop();
     let url = server.url(&[server.port]);
@@ -79,7 +79,7 @@ async fn a_database_that_comes_later_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password_and_forbidden_tables_are_told_at_once() {
+async fn a_wrong_password_and_forbidden_tables_fail_at_once() {
     let server = Postgres::start();
     let url = server.url(&[server.port]);
     let error = PostgresData::start(settings(&url, Some("wrong"))).await.unwrap_err().to_string();
@@ -113,7 +113,7 @@ async fn under_tls_the_certificate_is_checked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_ends_or_hangs_is_left_for_another() {
+async fn a_node_that_ends_or_hangs_is_replaced_by_another() {
     let server = Postgres::start();
     // Two ways to one database stand for two nodes of a cluster.
     let (one, other) = (Link::to(server.port).await, Link::to(server.port).await);
@@ -157,7 +157,7 @@ async fn a_node_that_ends_or_hangs_is_left_for_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_away_fails_within_the_limit_and_recovers_by_itself() {
+async fn an_unreachable_database_fails_within_the_limit_and_recovers() {
     let mut server = Postgres::start();
     let url = server.url(&[server.port]);
     let limit = Duration::from_secs(2);
@@ -224,7 +224,7 @@ async fn most_running_while_clients_leave(
 
 // They went from 7 to 43 in five seconds, with a pool of four.
 #[tokio::test(flavor = "multi_thread")]
-async fn statements_that_were_given_up_run_no_longer_than_they_hold_a_connection() {
+async fn abandoned_statements_end_before_their_connection_is_reused() {
     let server = Postgres::start();
     // Clients leave, and no statement of theirs takes too long.
     let long = Duration::from_secs(60);
@@ -253,7 +253,7 @@ async fn statements_that_were_given_up_run_no_longer_than_they_hold_a_connection
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_given_up_on_cratedb_is_cancelled() {
+async fn abandoned_statements_are_cancelled_on_cratedb() {
     let crate_db = CrateStandIn::start().await;
     let long = Duration::from_secs(60);
     let settings = Settings { statement_timeout: long, overall_timeout: long, ..settings(&crate_db.url(), None) };
@@ -272,7 +272,7 @@ async fn what_was_given_up_on_cratedb_is_cancelled() {
 
 /// Until then neither tables nor users are known, which would be lasting otherwise.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_of_cratedb_that_recovers_its_state_is_waited_for() {
+async fn start_waits_for_a_recovering_cratedb_cluster() {
     let crate_db = CrateStandIn::start().await;
     for user in ["crate", "evenkeel"] {
         let data = CrateDbData::start(settings(&crate_db.url_of(user), None)).await.unwrap();
@@ -290,7 +290,7 @@ async fn a_cluster_of_cratedb_that_recovers_its_state_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cratedb_without_a_master_is_ready_to_read_only() {
+async fn cratedb_without_a_master_is_ready_for_reads_only() {
     let crate_db = CrateStandIn::start().await;
     let hasty = Settings { overall_timeout: Duration::from_secs(1), ..settings(&crate_db.url(), None) };
     let hasty = Settings { statement_timeout: Duration::from_secs(1), ..hasty };
@@ -310,7 +310,7 @@ async fn cratedb_without_a_master_is_ready_to_read_only() {
 
 /// With nothing granted of `sys`, CrateDB says that there is no such schema.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_applications_user_may_ask_of_cratedb_what_it_asks() {
+async fn the_applications_user_has_the_privileges_that_it_needs_in_cratedb() {
     let crate_db = CrateStandIn::start().await;
     let (client, connection) =
         tokio_postgres::connect(&one_node(&crate_db.url_of("evenkeel")), tokio_postgres::NoTls).await.unwrap();
@@ -337,7 +337,7 @@ async fn the_applications_user_may_ask_of_cratedb_what_it_asks() {
 /// The other nodes answer nothing about a table until fault detection has taken the frozen one out of the cluster: who
 /// waits longer than that fails nobody.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_node_of_cratedb_is_outlasted_where_it_is_detected_in_time() {
+async fn a_frozen_cratedb_node_is_survived_where_it_is_detected_in_time() {
     let overall = Duration::from_secs(4);
     for (detection, fails) in [(Duration::from_millis(1500), false), (overall * 3, true)] {
         let crate_db = CrateStandIn::start().await;
@@ -377,7 +377,7 @@ async fn a_frozen_node_of_cratedb_is_outlasted_where_it_is_detected_in_time() {
 
 // CrateDB says so after all its nodes were restarted, until they have recovered its state.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_is_not_there_yet_is_waited_for() {
+async fn start_waits_for_missing_tables() {
     let server = Postgres::start();
     let data = PostgresData::start(settings(&server.url(&[server.port]), Some(Postgres::PASSWORD))).await.unwrap();
     let ann = user();
@@ -433,7 +433,7 @@ async fn the_stand_in_for_cratedb_has_a_replica_that_lags_behind() {
 
 /// Else nobody could tell a write that is listed from one that is merged.
 #[tokio::test(flavor = "multi_thread")]
-async fn lists_on_the_stand_in_for_cratedb_show_what_was_refreshed() {
+async fn lists_on_the_stand_in_for_cratedb_show_only_refreshed_rows() {
     let crate_db = CrateStandIn::start().await;
     crate_db.set_refreshes(false);
     let data = CrateDbData::start(settings(&crate_db.url(), None)).await.unwrap();
@@ -450,7 +450,7 @@ async fn lists_on_the_stand_in_for_cratedb_show_what_was_refreshed() {
 
 // A refresh took 241 ms on a real cluster, beside 50 for the INSERT of a post.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_to_cratedb_is_one_statement_and_in_its_authors_next_list() {
+async fn a_write_to_cratedb_is_one_statement_and_appears_in_its_authors_next_list() {
     let crate_db = CrateStandIn::start().await;
     crate_db.set_refreshes(false);
     let start = || CrateDbData::start(settings(&crate_db.url(), None));
@@ -469,7 +469,7 @@ async fn a_write_to_cratedb_is_one_statement_and_in_its_authors_next_list() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_of_cratedb_asks_for_own_rows_only_where_they_are_lacking() {
+async fn a_list_of_cratedb_reads_own_rows_only_where_they_are_missing() {
     let crate_db = CrateStandIn::start().await;
     let data = CrateDbData::start(settings(&crate_db.url(), None)).await.unwrap();
     let posts: Vec<_> = (1..=3).map(|at| Post { created: Millis(at), ..post() }).collect();
@@ -563,7 +563,7 @@ async fn lookups_beside_those_given_up(on: &str, data: &CrateDbData) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signup_that_timed_out_is_told_from_anothers_while_the_replica_lags() {
+async fn a_signup_that_timed_out_is_distinguished_from_anothers_despite_replica_lag() {
     let crate_db = CrateStandIn::start().await;
     let data = CrateDbData::start(settings(&crate_db.url(), None)).await.unwrap();
     let short = Duration::from_millis(200);

@@ -252,7 +252,7 @@ async fn the_whole_site_runs_on_cratedb_where_there_is_one() {
 }
 
 #[test]
-fn what_is_missing_or_does_not_fit_is_told_before_anything_starts() {
+fn missing_or_conflicting_settings_fail_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let empty = folder.path().join("empty");
     fs::write(&empty, "\n").unwrap();

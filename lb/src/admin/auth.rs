@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_machine_is_an_address_or_localhost() {
+    fn hosts_must_be_ip_addresses_or_localhost() {
         for host in ["127.0.0.1:8889", "localhost", "LOCALHOST:1", "[::1]:8889", "10.0.0.1"] {
             assert!(is_this_machine(host.as_bytes()), "{host}");
         }
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_bearer_scheme_bears_a_token() {
+    fn only_the_bearer_scheme_is_accepted() {
         for (field, expected) in [
             ("Bearer abc", Some(&b"abc"[..])),
             ("bearer  abc ", Some(b"abc")),

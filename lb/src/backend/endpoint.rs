@@ -522,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_is_asked_for_at_a_count_is_given_at_no_other() {
+    fn a_lease_at_an_expected_count_fails_at_any_other() {
         let endpoint = endpoint();
         let first = endpoint.lease_at(0).expect("idle");
         assert!(endpoint.lease_at(0).is_none());
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_ends_the_row_of_failures() {
+    fn a_success_resets_consecutive_failures() {
         let rules = EjectionConfig {
             consecutive_failures: 2,
             base_time: Duration::from_secs(1),
@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_open_is_killed_and_nothing_is_forgotten() {
+    fn kill_ends_only_open_leases_and_keeps_the_state() {
         let endpoint = endpoint();
         let now = Instant::now();
         endpoint.probed(report(now), 1, 1);
@@ -569,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_is_silent_until_a_head_comes() {
+    fn an_endpoint_counts_as_silent_until_a_response_head_arrives() {
         let endpoint = endpoint();
         let sent = Instant::now();
         assert!(!endpoint.has_answered_since(sent));
@@ -594,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_began_before_is_believed_once_another_server_may_be_there() {
+    fn results_of_attempts_begun_before_the_server_changed_are_ignored() {
         let endpoint = endpoint();
         let start = Instant::now();
         endpoint.probed(report(start), 1, 1);

@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_waits_longest_is_called_and_passes_the_call_on_when_it_leaves() {
+    fn the_longest_waiter_is_notified_and_passes_it_on_when_it_leaves() {
         let queue = Queue::default();
         let mut cx = Context::from_waker(Waker::noop());
         let seen = queue.freed();

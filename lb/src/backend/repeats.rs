@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_of_a_kind_is_logged_and_the_others_are_counted_in_windows() {
+    fn the_first_failure_of_a_kind_is_logged_and_others_are_counted_per_window() {
         let repeats = RepeatedFailures::default();
         let start = Instant::now();
         let words = |told: &[SuppressedFailures]| told.iter().map(|more| (more.word, more.count)).collect::<Vec<_>>();

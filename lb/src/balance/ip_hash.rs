@@ -134,7 +134,7 @@ mod tests {
     /// Recorded by `test-data/record.sh`. Of IPv6 only clients are compared: the crate leaves out the brackets around a
     /// node's address, which nginx hashes too.
     #[test]
-    fn clients_and_those_of_lost_backends_go_where_ketama_sends_them() {
+    fn ip_hash_maps_clients_as_ketama_does_before_and_after_a_loss() {
         let recorded = include_str!("ip_hash/test-data/ketama.csv");
         let (nodes, clients): (Vec<&str>, Vec<&str>) = recorded.lines().partition(|line| line.starts_with('#'));
         let part = |line: &&str| {
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_port_or_no_address_is_hashed_as_documented() {
+    fn backends_without_port_and_clients_without_address_are_hashed_as_documented() {
         for (address, hashed) in [
             ("web:80", &b"web\x0080\0\0\0\0"[..]),
             ("unix:/run/app.sock", b"/run/app.sock\0\0\0\0\0"),
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_that_would_be_too_large_keeps_the_proportions() {
+    fn a_ring_at_its_size_limit_keeps_the_proportions() {
         let weight = |weight| Weight::new(weight).expect("a weight");
         assert_eq!(points_of(weight(3), MAX_POINTS), 480);
         assert_eq!(points_of(weight(1000), MAX_POINTS * 2), 80_000);

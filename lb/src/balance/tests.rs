@@ -116,7 +116,7 @@ fn round_robin_takes_turns_and_ignores_weights() {
 
 // Without turns of its own for each that is left out, the first one would have theirs.
 #[test]
-fn round_robin_gives_equal_turns_to_those_that_are_not_left_out() {
+fn round_robin_gives_equal_turns_to_the_usable_backends() {
     let rules = EjectionConfig {
         consecutive_failures: 1,
         base_time: Duration::from_secs(60),
@@ -133,7 +133,7 @@ fn round_robin_gives_equal_turns_to_those_that_are_not_left_out() {
 }
 
 #[test]
-fn no_algorithm_picks_or_leases_what_is_full() {
+fn no_algorithm_picks_or_leases_a_full_backend() {
     for algorithm in Algorithm::ALL {
         for weights in [[1, 1, 1], [3, 2, 1]] {
             let members = members(&weights);
@@ -190,7 +190,7 @@ impl ByTheBook {
 }
 
 #[test]
-fn weighted_agrees_with_the_rule_by_the_book() {
+fn weighted_agrees_with_a_reference_implementation() {
     let many: Vec<u32> = (0..1000).map(|i| 1 + i * 7 % 500).collect();
     for weights in [
         &[5, 1, 1][..],
@@ -227,7 +227,7 @@ fn weights_may_change_between_two_picks() {
 }
 
 #[test]
-fn turns_go_on_when_backends_come_go_and_weigh_less() {
+fn turns_continue_when_backends_or_weights_change() {
     let turn = SharedTurns::default();
     let pick = |turn: &SharedTurns, members: &[Member], usable: &Usable, count: usize| -> Vec<BackendIndex> {
         let backends = candidates(members);
@@ -267,7 +267,7 @@ fn turns_go_on_when_backends_come_go_and_weigh_less() {
 }
 
 #[test]
-fn no_algorithm_picks_what_was_ejected_meanwhile() {
+fn no_algorithm_picks_a_backend_ejected_meanwhile() {
     let rules = EjectionConfig {
         consecutive_failures: 1,
         base_time: Duration::from_secs(60),
@@ -293,7 +293,7 @@ fn no_algorithm_picks_what_was_ejected_meanwhile() {
 }
 
 #[test]
-fn weighted_keeps_proportions_among_those_that_are_left() {
+fn weighted_keeps_proportions_among_the_remaining_backends() {
     let members = members(&[5, 2, 1]);
     let picks = Bench::new(Algorithm::Weighted, members, vec![1, 2]).picks(300);
     assert_eq!(picks.iter().filter(|&&i| i == 1).count(), 200);
@@ -316,7 +316,7 @@ fn least_connections_takes_turns_among_some_equals() {
 
 // Two requests could be counted on the backend that both had found idle.
 #[test]
-fn least_connections_never_has_two_meet_on_one_of_two_idle_backends() {
+fn least_connections_spreads_concurrent_picks_over_idle_backends() {
     const ROUNDS: usize = 5000;
     for weights in [[1, 1], [2, 1]] {
         let members = members(&weights);
@@ -454,7 +454,7 @@ fn turns_are_exact_under_threads() {
 }
 
 #[test]
-fn names_read_back() {
+fn algorithm_names_parse_back() {
     for algorithm in Algorithm::ALL {
         assert_eq!(algorithm.as_str().parse(), Ok(algorithm));
     }

@@ -103,7 +103,7 @@ fn problem(detail: &str) -> Value {
 }
 
 #[test]
-fn the_command_line_is_sound() {
+fn the_command_line_definition_is_valid() {
     Cli::command().debug_assert();
 }
 
@@ -120,7 +120,7 @@ fn run_gets_the_path_of_the_configuration() {
 }
 
 #[test]
-fn check_counts_what_it_found_or_fails() {
+fn check_prints_counts_or_fails() {
     let folder = TempDir::new().expect("a temporary folder");
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);
@@ -204,7 +204,7 @@ fn a_mistyped_algorithm_is_answered_with_the_choices() {
 }
 
 #[test]
-fn a_backend_is_looked_up_when_no_pool_is_named() {
+fn a_backend_is_found_without_naming_its_pool() {
     let all = pools(&[("app", &["a:1", "b:1"]), ("we/b", &["[::1]:80"])]);
     let admin = Admin::answering([("200 OK", all), ("200 OK", backend("[::1]:80"))]);
     let told = "[::1]:80 in pool we/b: draining, weight 2, 3 in flight\n";
@@ -216,7 +216,7 @@ fn a_backend_is_looked_up_when_no_pool_is_named() {
 }
 
 #[test]
-fn each_change_of_a_backend_says_what_is_wanted() {
+fn each_backend_command_sends_its_change() {
     for (arguments, line, body) in [
         (vec!["undrain", "a:1"], "PATCH /admin/pools/app/backends/a:1 HTTP/1.1", json!({ "state": "active" })),
         (vec!["weight", "a:1", "9"], "PATCH /admin/pools/app/backends/a:1 HTTP/1.1", json!({ "weight": 9 })),
@@ -235,7 +235,7 @@ fn each_change_of_a_backend_says_what_is_wanted() {
 }
 
 #[test]
-fn a_removal_tells_whether_the_backend_is_gone() {
+fn a_removal_reports_whether_it_has_finished() {
     let gone = Admin::answering([("200 OK", json!({ "removed": true }))]);
     let remove = ["backend", "remove", "a:1", "--pool", "app"];
     assert_eq!(ask(&gone, &remove).as_deref(), Ok("a:1 is removed from pool app\n"));
@@ -257,7 +257,7 @@ fn ambiguous_and_unknown_backends_are_explained() {
 }
 
 #[test]
-fn reload_passes_warnings_on() {
+fn reload_prints_warnings() {
     let warnings = json!(["threads only change at a start"]);
     let changes = json!(["pool app: read_timeout 1s instead of 2s"]);
     let answer = json!({ "version": 9, "warnings": warnings, "changes": changes });
@@ -269,7 +269,7 @@ fn reload_passes_warnings_on() {
 }
 
 #[test]
-fn a_dry_run_of_a_reload_tells_what_would_change() {
+fn a_dry_run_of_a_reload_prints_the_changes() {
     let answer = |changes| json!({ "version": 9, "warnings": [], "changes": changes, "dry_run": true });
     let answers = [json!(["listener 0.0.0.0:80 added"]), json!([])].map(|changes| ("200 OK", answer(changes)));
     let admin = Admin::answering(answers);
@@ -280,7 +280,7 @@ fn a_dry_run_of_a_reload_tells_what_would_change() {
 }
 
 #[test]
-fn errors_of_the_api_are_told_in_its_words_without_control_characters() {
+fn api_errors_are_printed_without_control_characters() {
     let admin = Admin::answering([("400 Bad Request", problem("weight 0 is not\n from 1 \u{1b}[31m"))]);
     assert_eq!(ask(&admin, &["weight", "a:1", "0", "--pool", "app"]), Err("weight 0 is not  from 1  [31m".to_owned()));
 }
@@ -325,7 +325,7 @@ fn the_token_is_read_from_its_file_and_sent() {
 }
 
 #[test]
-fn nobody_there_and_somebody_else_there_are_told_apart() {
+fn no_server_and_another_server_are_distinguished() {
     let admin = Admin::answering_text([("404 Not Found".to_owned(), "<html>".to_owned())]);
     let other = ask(&admin, &["status"]).expect_err("refused");
     assert_eq!(

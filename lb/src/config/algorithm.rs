@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_other_balancers_are_understood_and_answered_with_ours() {
+    fn names_of_algorithms_in_other_balancers_are_answered_with_ours() {
         for (text, meant) in [
             ("rr", Some(Algorithm::RoundRobin)),
             ("leastconn", Some(Algorithm::LeastConnections)),

@@ -302,7 +302,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_checked_and_kept_as_written() {
+    fn addresses_are_validated_and_kept_as_written() {
         for text in [
             "127.0.0.1:80",
             "[::1]:8080",
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn the_path_of_a_unix_socket_is_as_long_as_the_system_takes() {
+    fn unix_socket_paths_are_limited_as_by_the_system() {
         let of = |length: usize| format!("unix:/{}", "s".repeat(length - 1));
         let address: BackendAddress = of(MAX_UNIX_PATH_BYTES).parse().expect("valid");
         let Some(SocketAddress::Unix(path)) = address.socket_address() else { panic!("{address} is no Unix socket") };

@@ -300,7 +300,7 @@ mod tests {
     const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/toml/test-data");
 
     #[test]
-    fn a_certificate_tells_for_whom_it_is_and_until_when() {
+    fn names_and_validity_of_a_certificate_are_read() {
         let chain = load(&Path::new(FOLDER).join("cert.pem")).expect("a certificate");
         let [certificate] = chain.as_slice() else { panic!("{chain:?}") };
         assert_eq!(certificate.names, ["localhost"]);
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_for_one_label() {
+    fn a_wildcard_matches_one_label() {
         let names = vec!["*.example.com".to_owned(), "10.0.0.1".to_owned()];
         let certificate = Certificate { issuer: vec![], subject: vec![], not_before: 0, not_after: 0, names };
         assert!(certificate.is_for("www.example.com") && certificate.is_for("10.0.0.1"));
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_written_as_openssl_does() {
+    fn subjects_are_formatted_as_by_openssl() {
         let pair = |kind: &[u8], tag: u8, value: &[u8]| {
             let mut pair = [&[OBJECT_IDENTIFIER, kind.len() as u8], kind, &[tag, value.len() as u8], value].concat();
             pair.splice(0..0, [SEQUENCE, pair.len() as u8]);
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_due_for_renewal_by_its_own_time() {
+    fn renewal_is_due_by_the_lifetime_of_the_certificate() {
         let with_days = |days: i64| Certificate {
             issuer: vec![],
             subject: vec![],
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_is_none_and_never_panics() {
+    fn malformed_certificates_are_refused_without_panic() {
         let whole = CertificateDer::from_pem_file(format!("{FOLDER}/cert.pem")).expect("a certificate").to_vec();
         assert!(parse(&whole).is_some());
         for end in 0..whole.len() {

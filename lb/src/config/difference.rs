@@ -153,7 +153,7 @@ pool = \"app\"
 ";
 
     #[test]
-    fn each_setting_that_differs_is_told_with_both_values() {
+    fn each_changed_setting_is_reported_with_both_values() {
         let after = "
 [server]
 trusted_proxies = [\"10.0.0.0/8\"]
@@ -195,7 +195,7 @@ pool = \"app\"
     }
 
     #[test]
-    fn files_with_other_content_are_told_by_name() {
+    fn files_with_changed_content_are_reported_by_name() {
         const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/toml/test-data");
         let folder = tempfile::tempdir().expect("a temporary folder");
         let put = |name: &str, from: &str, before: &str| {
@@ -226,12 +226,12 @@ pool = \"app\"
     }
 
     #[test]
-    fn equal_configurations_do_not_differ() {
+    fn equal_configurations_have_no_difference() {
         assert_eq!(difference(&config(BEFORE), &config(BEFORE)), [""; 0]);
     }
 
     #[test]
-    fn what_differs_in_sites_is_told_by_site_and_route() {
+    fn differences_in_sites_name_site_and_route() {
         let of = |site: &str| {
             let text = format!("{BEFORE}[[site]]\nhosts = [\"a.example\"]\n{site}");
             crate::config::toml::read(&text, std::path::Path::new("/evenkeel.toml")).expect("valid")

@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refuses_what_can_be_no_host_or_path() {
+    fn refuses_invalid_hosts_and_paths() {
         for host in ["a b", "http://x", "x/y", "*.", "*", "x:80", "[::1", "[nonsense]"] {
             assert_eq!(HostPattern::parse(host), None, "{host:?}");
         }

@@ -1015,7 +1015,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_of_routes_has_those_of_less_specific_hosts_that_it_does_not_hide() {
+    fn routes_of_a_host_include_unhidden_routes_of_less_specific_hosts() {
         let sites = sites(&[
             ("", "/", "a"),
             ("", "/x/y", "a"),
@@ -1038,7 +1038,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_with_a_slash_does_not_hide_the_one_without() {
+    fn a_prefix_with_a_slash_does_not_hide_the_one_without() {
         let sites = sites(&[("", "/api", "a"), ("h.example", "/api/", "b")]);
         assert_eq!(sites[1].1, ["/api/ b", "/api a"]);
         let sites = self::sites(&[("", "/api/", "a"), ("h.example", "/api", "b")]);

@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_those_of_the_specification() {
+    fn proxy_headers_match_the_specification() {
         let four = client("192.0.2.7:56324", "10.0.0.1:443");
         let six = client("[2001:db8::7]:1", "[2001:db8::1]:65535");
         let mixed = client("192.0.2.7:1", "[2001:db8::1]:2");

@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_by_a_unix_socket_has_no_address_and_is_trusted_where_it_is_said() {
+    fn unix_socket_peers_have_no_address_and_are_trusted_where_configured() {
         let peer = Peer::new(PeerAddress::Unix);
         assert_eq!(peer.as_str(), "unix:");
         let told = ProxyClaims::Forwarded(b"for=203.0.113.7;proto=https;host=public.example"[..].into());
@@ -547,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strangers_claims_are_forgotten() {
+    fn claims_of_untrusted_peers_are_dropped() {
         for claims in [
             x_forwarded(b"203.0.113.7", "https", "public.example"),
             ProxyClaims::Forwarded(b"for=203.0.113.7;proto=https;host=public.example"[..].into()),
@@ -562,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trusted_proxys_claims_are_kept_and_told_in_both_families() {
+    fn claims_of_trusted_proxies_are_extended_in_both_families() {
         let peer = peer("10.0.0.1");
         let claims = x_forwarded(b"203.0.113.7, 10.0.0.9", "https", "public.example");
         let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
@@ -584,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_is_the_last_address_nobody_trusted_vouches_for() {
+    fn the_client_is_the_rightmost_untrusted_address() {
         let peer = peer("10.0.0.1");
         for (chain, expected, passed) in [
             (&b""[..], "10.0.0.1", "10.0.0.1"),
@@ -673,7 +673,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_is_written_as_rfc_7239_wants_it() {
+    fn ipv6_is_formatted_as_rfc_7239_requires() {
         let peer = peer("2001:db8::1");
         let forwarding = Forwarding::new(origin(&peer, &ProxyClaims::None), &TrustedPeers::default());
         assert!(forwarded(&forwarding).starts_with("for=\"[2001:db8::1]\";"));
@@ -695,7 +695,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_no_other_element_may_follow_is_written_anew() {
+    fn a_malformed_list_is_replaced() {
         let peer = peer("10.0.0.1");
         for list in [
             &b"for=\"x, for=203.0.113.7"[..],
@@ -713,7 +713,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_may_name_an_empty_port_and_what_is_none_is_not_believed() {
+    fn a_host_may_have_an_empty_port_and_malformed_hosts_are_ignored() {
         let peer = peer("10.0.0.1");
         for (told, host, port) in [
             ("b.example:", "b.example:", "80"),
@@ -731,7 +731,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_is_told_by_its_address() {
+    fn a_peer_is_described_by_its_address() {
         let address: SocketAddr = "[::ffff:192.0.2.1]:4711".parse().expect("an address");
         let ip_address = PeerAddress::Ip(address);
         assert_eq!((ip_address.ip(), ip_address.to_string()), (Some(address.ip()), address.to_string()));
@@ -759,7 +759,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_id_that_is_made_has_all_digits_of_two_random_numbers() {
+    fn a_generated_request_id_has_128_random_bits() {
         clock::simulated::enter(1);
         let id = request_id(None);
         clock::simulated::enter(1);
@@ -775,7 +775,7 @@ mod tests {
     }
 
     #[test]
-    fn request_ids_are_kept_when_harmless_and_made_otherwise() {
+    fn request_ids_are_kept_when_safe_and_generated_otherwise() {
         // As the application has it.
         let longest = "x".repeat(128);
         for id in ["0af7651916cd43dd", "1", "Root=1-67891233:a/b+c@d_e.f", &longest] {

@@ -268,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bodies_name_the_status_the_cause_and_the_request() {
+    fn refusal_bodies_have_status_cause_and_request_id() {
         let text = "503 Service Unavailable: no backend can serve this request now.\n";
         assert_eq!(Refusal::NoBackend.body(RefusalFormat::Text, ""), text);
         assert_eq!(Refusal::NoBackend.body(RefusalFormat::Text, "abc"), format!("{text}Request id: abc\n"));
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_form_is_the_one_that_is_asked_for() {
+    fn the_format_follows_accept() {
         use RefusalFormat::{Html, Json, Text};
         for (accept, form) in [
             (&[][..], Text),
@@ -313,14 +313,14 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_pass_soon_invites_back() {
+    fn only_temporary_refusals_have_retry_after() {
         assert_eq!(Refusal::NoBackend.retry_after(), Some(5));
         assert_eq!(Refusal::Failed(Failure::OutOfResources).retry_after(), Some(5));
         assert_eq!(Refusal::Failed(Failure::Reset).retry_after(), None);
     }
 
     #[test]
-    fn a_failure_and_its_answer_say_the_same() {
+    fn the_reason_of_a_refusal_matches_its_failure() {
         for failure in Failure::ALL {
             let Some(refusal) = failure.refusal() else {
                 assert_eq!(failure, Failure::ClientGone);

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_is_a_head_and_its_content() {
+    fn a_reply_has_head_and_content() {
         let mut reply = Reply::new(403);
         reply.content(b"text/plain", "no".into());
         reply.field(b"X-A", b" b ");
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn its_fields_and_its_content_can_be_had_by_themselves() {
+    fn fields_and_content_of_a_reply_are_available_separately() {
         let mut reply = Reply::new(403);
         reply.content(b"text/plain", "no".into());
         reply.field(b"X-A", b"b: c");
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_no_content_has_none() {
+    fn replies_without_content_have_no_body() {
         for status in [204, 304] {
             let mut reply = Reply::new(status);
             reply.content(b"text/plain", "no".into());
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_cannot_break_out_of_its_line() {
+    fn fields_of_a_reply_cannot_inject_lines() {
         let mut reply = Reply::new(200);
         for (name, value) in [("X-A", "a\r\nX-B: b"), ("X-A\r\nX-B", "b"), ("X A", "b"), ("", "b"), ("X-A", "a\0")] {
             reply.field(name.as_bytes(), value.as_bytes());

@@ -83,7 +83,7 @@ fn answer<W: Walk>(status: u16) -> Event<W> {
 }
 
 #[test]
-fn a_plain_request_is_opened_passed_and_ended() {
+fn a_plain_request_needs_open_pass_and_end() {
     let mut exchange = exchange(&GET, direct);
     assert!(matches!(exchange.tell(Event::Begun), Step::Open(_)));
     assert_eq!(exchange.in_flight(), 1);
@@ -100,7 +100,7 @@ fn a_plain_request_is_opened_passed_and_ended() {
 }
 
 #[test]
-fn a_small_body_is_held_before_anybody_is_asked() {
+fn a_small_body_is_held_before_a_backend_is_chosen() {
     let snapshot = snapshot("\"127.0.0.1:1\"", "");
     let keep = snapshot.pools[0].plan().settings.retry_body_bytes as u64;
     for (body_length, holds) in
@@ -118,7 +118,7 @@ fn a_small_body_is_held_before_anybody_is_asked() {
 }
 
 #[test]
-fn another_backend_is_tried_and_then_the_failure_is_told() {
+fn a_failure_is_retried_and_then_refused() {
     let mut exchange = exchange(&GET, direct);
     let Step::Open(first) = exchange.tell(Event::Begun) else { panic!("no attempt") };
     let Step::Open(second) = exchange.fails(Failure::Reset) else { panic!("no retry") };
@@ -134,7 +134,7 @@ fn another_backend_is_tried_and_then_the_failure_is_told() {
 
 // It went to the end of the queue, and could be told that it had waited too long.
 #[test]
-fn a_stale_connection_does_not_cost_the_turn_that_was_waited_for() {
+fn a_stale_connection_keeps_the_queued_turn() {
     let snapshot = snapshot("{ address = \"127.0.0.1:1\", max_connections = 1 }", "");
     let begin = || Exchange::begin(start(found(&snapshot), info()), std::iter::empty());
     let (mut first, mut second) = (begin(), begin());
@@ -189,7 +189,7 @@ fn a_reused_connection_that_ends_late_is_a_failure_of_the_backend() {
 
 // A killed request was sent again to another address of the same backend.
 #[test]
-fn what_is_killed_goes_to_another_backend_and_not_to_another_address_of_the_same() {
+fn a_killed_exchange_is_retried_on_another_backend_not_another_address() {
     let name = "{ address = \"app.example:80\", weight = 100 }";
     for (others, goes_on) in [(", \"127.0.0.1:3\"", true), ("", false)] {
         let snapshot = snapshot(&format!("{name}{others}"), "retries = 3\n");
@@ -217,7 +217,7 @@ fn what_is_killed_goes_to_another_backend_and_not_to_another_address_of_the_same
 }
 
 #[test]
-fn what_the_client_does_is_tried_nowhere_else_and_ends_the_lease() {
+fn client_errors_are_not_retried_and_end_the_lease() {
     for (failure, refusal, status) in [
         (Failure::ClientTimeout, Some(Refusal::ClientTimeout), 408),
         (Failure::BodyTooLarge, Some(Refusal::BodyTooLarge), 413),
@@ -237,7 +237,7 @@ fn what_the_client_does_is_tried_nowhere_else_and_ends_the_lease() {
 }
 
 #[test]
-fn half_an_answer_is_not_followed_by_another() {
+fn a_response_that_has_begun_is_never_retried() {
     let mut exchange = exchange(&GET, direct);
     exchange.tell(Event::Begun);
     exchange.tell(answer(200));
@@ -247,7 +247,7 @@ fn half_an_answer_is_not_followed_by_another() {
 }
 
 #[test]
-fn a_client_that_leaves_while_it_is_refused_changes_no_reason() {
+fn a_client_that_disconnects_during_a_refusal_does_not_change_its_reason() {
     let mut exchange = exchange(&GET, direct);
     exchange.tell(Event::Begun);
     exchange.fails(Failure::BodyTooLarge);
@@ -257,7 +257,7 @@ fn a_client_that_leaves_while_it_is_refused_changes_no_reason() {
 }
 
 #[test]
-fn the_time_that_the_client_takes_is_none_of_the_retries() {
+fn retry_time_excludes_time_spent_on_the_client() {
     let wait = Duration::from_secs(3600);
     for (client_waited, is_tried) in [(wait, true), (Duration::ZERO, false)] {
         let mut exchange = exchange(&GET, direct);
@@ -312,7 +312,7 @@ impl Walk for Script {
 }
 
 #[test]
-fn a_walk_waits_holds_and_asks_before_it_acts() {
+fn a_walk_can_wait_hold_and_ask_before_it_acts() {
     let wait = Duration::from_millis(1);
     let steps =
         vec![WalkStep::Wait(wait), WalkStep::Hold, WalkStep::Sub("/auth"), WalkStep::Spawn("/mirror"), WalkStep::Act];
@@ -328,7 +328,7 @@ fn a_walk_waits_holds_and_asks_before_it_acts() {
 }
 
 #[test]
-fn a_walk_may_answer_itself_and_a_client_may_leave_it() {
+fn a_walk_can_answer_and_the_client_can_disconnect() {
     let mut forbidden =
         exchange(&GET, |_| Script::new(vec![WalkStep::Sub("/auth"), WalkStep::Answer(Refusal::Method)], 0));
     forbidden.tell(Event::Begun);
@@ -346,7 +346,7 @@ fn a_walk_may_answer_itself_and_a_client_may_leave_it() {
 }
 
 #[test]
-fn an_answer_is_replaced_ten_times_at_most() {
+fn a_response_is_replaced_ten_times_at_most() {
     let mut replaced = exchange(&GET, |_| Script::new(Vec::new(), 1));
     replaced.tell(Event::Begun);
     assert!(matches!(replaced.tell(answer(404)), Step::Replace(InternalRedirect::Page(0))));
@@ -368,7 +368,7 @@ fn an_answer_is_replaced_ten_times_at_most() {
 
 // It was told of as cut off by the shutdown.
 #[test]
-fn a_panic_is_no_shutdown() {
+fn a_panic_and_a_shutdown_have_different_outcomes() {
     struct Finished<'a>(Exchange, &'a mut Outcome);
     impl Drop for Finished<'_> {
         fn drop(&mut self) {

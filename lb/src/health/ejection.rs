@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_the_limit_are_under_way_at_once() {
+    fn ejections_stay_within_the_limit() {
         let ejections = Arc::new(Ejections::default());
         assert!(ejections.try_acquire(0).is_none());
         let first = ejections.try_acquire(2).expect("room");
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_have_begun_are_counted_for_good() {
+    fn ejections_are_counted() {
         let ejections = Arc::new(Ejections::default());
         assert_eq!(ejections.begun(), 0);
         for begun in 1..=3 {
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn time_grows_to_its_limit_and_recovers() {
+    fn ejection_time_grows_to_its_limit_and_recovers() {
         let mut ejection = Ejection::default();
         let mut now = Instant::now();
         for expected in [10, 20, 25, 25] {
@@ -189,7 +189,7 @@ mod tests {
 
     // An address that refuses, asked seldom, was ejected for the shortest time again and again.
     #[test]
-    fn time_grows_for_one_that_answers_nobody_however_seldom_it_is_asked() {
+    fn ejection_time_grows_for_a_dead_backend_however_rarely_it_is_tried() {
         let mut ejection = Ejection::default();
         let start = Instant::now();
         for (hour, expected) in [(0, 10), (1, 20), (2, 25), (3, 25)] {
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn does_not_start_twice() {
+    fn an_ejection_does_not_start_twice() {
         let mut ejection = Ejection::default();
         let now = Instant::now();
         assert!(ejection.start(permit(), &RULES, now, |_| true).is_some());
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn good_probes_in_a_row_end_it_early_and_the_next_is_longer_all_the_same() {
+    fn consecutive_good_probes_end_an_ejection_early_and_the_next_still_grows() {
         let mut ejection = Ejection::default();
         let start = Instant::now();
         let after = |milliseconds| start + Duration::from_millis(milliseconds);
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn it_expires_once() {
+    fn an_ejection_expires_once() {
         let mut ejection = Ejection::default();
         let now = Instant::now();
         assert!(!ejection.expire(now));
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_a_pool_but_one_of_two_and_none_of_one() {
+    fn the_limit_is_a_share_of_the_pool_but_at_least_one_of_two() {
         for (members, expected) in [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (10, 5)] {
             assert_eq!(most_ejected(members, 50), expected, "{members}");
         }

@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn falls_and_rises_only_after_results_in_a_row() {
+    fn health_changes_only_after_consecutive_results() {
         assert_eq!(run(Health::Healthy, "--+--", 2, 3), Health::Healthy);
         assert_eq!(run(Health::Healthy, "--+---", 2, 3), Health::Unhealthy);
         assert_eq!(run(Health::Unhealthy, "+-+-", 2, 3), Health::Unhealthy);

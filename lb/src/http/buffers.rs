@@ -180,7 +180,7 @@ mod tests {
     use crate::message::framing::Framing;
 
     #[test]
-    fn a_longer_head_takes_the_place_of_the_one_that_came() {
+    fn a_longer_head_replaces_the_received_one() {
         let mut received = ResponseBuffer::default();
         received.end().extend_from_slice(b"headcontent");
         for (new, fits) in
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_that_is_no_response_is_replaced_by_one_with_framing() {
+    fn an_unsendable_reply_is_replaced_by_500() {
         let mut buffers = Buffers::take();
         let mut reply = Reply::new(301);
         reply.field(b"Location", &vec![b'a'; 3 * 1024 * 1024]);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_noted_of_an_answer_is_not_kept() {
+    fn notes_about_a_response_are_cleared() {
         let mut buffers = Buffers::take();
         buffers.noted.push((Variable::Host, vec![0; MAX_SPARE_CAPACITY]));
         buffers.text.reserve(2 * MAX_SPARE_CAPACITY);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_spare_is_bounded_in_bytes() {
+    fn spare_buffers_are_bounded_in_bytes() {
         let idle: Vec<_> = (0..MAX_SPARE)
             .map(|_| {
                 let mut buffers = Buffers::take();

@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn several_cursors_read_the_same_each_at_its_own_pace() {
+    fn cursors_read_the_same_bytes_independently() {
         for (framing, sent, expected) in [
             (Framing::Chunked, CHUNKED, &b"7\r\nabcdefg\r\n0\r\nX-End: yes\r\n\r\n"[..]),
             (Framing::Length(7), b"abcdefg", b"abcdefg"),
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_every_cursor_has_passed_is_dropped_and_only_beyond_what_is_kept() {
+    fn bytes_are_dropped_once_every_cursor_passed_them_beyond_the_replay_limit() {
         let mut content = content(Framing::Length(20_000), 10_000);
         let mut buffer = HEAD.to_vec();
         let (mut fast, mut slow) = (Cursor::default(), Cursor::default());
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_lost_its_beginning_is_not_read_by_a_cursor_that_still_needs_it() {
+    fn a_new_cursor_fails_once_the_beginning_is_dropped() {
         let mut content = content(Framing::Length(7), 0);
         let mut buffer = [HEAD, b"abcdefg"].concat();
         content.take_in(&mut buffer).expect("sound");
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_stays_under_other_limits() {
+    fn held_content_stays_when_limits_change() {
         let mut content = content(Framing::Length(9), 100);
         let mut buffer = [HEAD, b"abcdefg"].concat();
         content.take_in(&mut buffer).expect("sound");
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_or_malformed_is_refused() {
+    fn too_large_or_malformed_content_is_refused() {
         let mut large = content(Framing::Length(200_000), 10);
         let mut buffer = [HEAD, &[b'x'; 100_001]].concat();
         assert_eq!(large.take_in(&mut buffer), Err(Failure::BodyTooLarge));
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_still_to_come_is_known_where_its_length_is_told() {
+    fn the_rest_is_known_where_a_length_is_declared() {
         let buffer = [HEAD, b"abc"].concat();
         assert_eq!(content(Framing::Length(7), 10).bytes_left(&buffer), Some(4));
         assert_eq!(content(Framing::Chunked, 10).bytes_left(&buffer), None);

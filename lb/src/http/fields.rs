@@ -571,7 +571,7 @@ mod tests {
     use crate::message::name::NameSet;
 
     #[test]
-    fn changes_of_one_name_are_put_together() {
+    fn changes_of_one_name_are_combined() {
         let name = || FieldName::new(b"X-A").expect("a name");
         let value = |text: &'static str| Cow::Borrowed(text.as_bytes());
         for (kinds, expected) in [
@@ -601,7 +601,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_our_own_fields_is_made_to_them() {
+    fn configured_changes_apply_to_generated_fields() {
         let (real_ip, prefix, cdn_loop) = (Name::XRealIp, Name::XForwardedPrefix, Name::CdnLoop);
         let replaced = NameSet::of(&[real_ip, prefix]);
         let lines = Lines::new(b"X-Real-IP: 1\r\nCDN-Loop: me\r\n", replaced, NameSet::of(&[cdn_loop]));

@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_passes_and_what_exceeds_the_rate_does_not() {
+    fn a_burst_passes_and_more_than_the_rate_does_not() {
         let mut rate = InterimRate::default();
         let start = Instant::now();
         assert!((0..MAX_BURST).all(|_| rate.allows(start)));
@@ -36,7 +36,7 @@ mod tests {
     }
 
     #[test]
-    fn any_number_passes_in_time() {
+    fn any_number_passes_within_the_rate() {
         let mut rate = InterimRate::default();
         let start = Instant::now();
         assert!((0..100_000).all(|number| rate.allows(start + number * INTERVAL)));

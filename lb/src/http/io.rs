@@ -374,7 +374,7 @@ mod tests {
 
     // A server that accepted nothing was asked five hundred times a second by each request that waited.
     #[tokio::test]
-    async fn a_unix_socket_whose_queue_is_full_is_asked_some_times_and_then_given_up() {
+    async fn connecting_to_a_full_unix_socket_is_retried_and_then_fails() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("app.sock");
         let socket =

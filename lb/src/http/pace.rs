@@ -133,7 +133,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(60);
 
     #[test]
-    fn a_drip_in_time_for_every_single_wait_is_too_slow_for_all_of_them() {
+    fn a_drip_below_the_rate_is_too_slow_though_every_wait_is_short() {
         let mut pace = Pace::new(NonZero::new(240), None);
         let mut waits = 0;
         while pace.patience(LIMIT) > Duration::from_secs(1) {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn who_keeps_the_pace_may_take_any_time() {
+    fn a_transfer_above_the_rate_may_take_any_time() {
         let mut pace = Pace::new(NonZero::new(240), None);
         for _ in 0..10_000 {
             pace.moved(240, Duration::from_secs(1));
@@ -155,14 +155,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_asked_where_nothing_is_configured() {
+    fn without_a_rate_nothing_is_too_slow() {
         let mut pace = Pace::new(None, None);
         pace.moved(0, Duration::from_secs(3600));
         assert_eq!(pace.patience(LIMIT), LIMIT);
     }
 
     #[test]
-    fn another_rate_is_asked_of_all_that_was_moved() {
+    fn a_changed_rate_applies_to_everything_moved_so_far() {
         let mut pace = Pace::new(None, None);
         pace.moved(240 * 10, RATE_GRACE + Duration::from_secs(7));
         pace.ask(NonZero::new(240), None);
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_streams_of_the_connection_move_counts() {
+    fn bytes_of_other_streams_of_the_connection_count() {
         let total = Total::new(Instant::now());
         let mut slow = Pace::new(NonZero::new(240), Some(&total));
         slow.moved(0, RATE_GRACE);
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_socket_takes_ends_its_stall() {
+    fn a_write_that_the_socket_accepts_ends_its_stall() {
         let (now, second) = (Instant::now(), Duration::from_secs(1));
         let total = Total::new(now);
         assert_eq!(total.stalled(now + second), second);

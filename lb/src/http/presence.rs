@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_close_says_that_the_client_has_gone_if_bytes_are_missing() {
+    async fn a_close_means_disconnect_if_bytes_are_missing() {
         for (missing, expected) in [(11, true), (10, false)] {
             let (mut client, presence) = client().await;
             client.shutdown().await.expect("an open socket");

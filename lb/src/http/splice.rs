@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_has_no_more_pipes_open_than_it_may() {
+    fn a_threads_open_pipes_are_limited() {
         assert!(Pipe::take().is_err(), "none unless allowed");
         allow(2);
         let (first, second) = (Pipe::take().expect("a pipe"), Pipe::take().expect("a pipe"));

@@ -200,7 +200,7 @@ mod tests {
 
     // Such a task was told that there was nothing.
     #[tokio::test]
-    async fn what_has_come_under_tls_is_found_by_a_task_that_has_used_up_its_turn() {
+    async fn buffered_tls_data_is_found_by_a_task_without_budget() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let peer = std::thread::spawn(move || {

@@ -126,7 +126,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(600);
 
     #[tokio::test]
-    async fn a_limit_ends_a_wait_and_the_next_one_begins_anew() {
+    async fn a_time_limit_ends_a_wait_and_the_next_one_starts_fresh() {
         let mut timer = Timer::default();
         for _ in 0..2 {
             let started = Instant::now();

@@ -1057,7 +1057,7 @@ mod tests {
 
     // With "answer" too, the answer was cut off where the backend had taken no more of the request.
     #[tokio::test]
-    async fn who_closes_its_side_of_an_upload_that_nobody_takes_is_answered_where_that_is_wanted() {
+    async fn a_client_that_half_closes_a_stalled_upload_is_answered_where_configured() {
         let engine = Engine::alone();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         for (half_close, expected) in [(HalfClose::Answer, Ok(())), (HalfClose::Cancel, Err(Failure::ClientGone))] {

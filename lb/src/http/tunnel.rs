@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_words_of_a_backend_reach_a_client_that_is_still_sending() {
+    fn the_last_bytes_of_a_backend_reach_a_client_that_is_still_sending() {
         let mut client = Side { sends: b"more", ends: false, has_gone: false, turns: 0, taken: Vec::new() };
         let mut backend = Side { sends: b"goodbye", ends: true, has_gone: true, turns: 0, taken: Vec::new() };
         let mut tunnel = Tunnel::new(Vec::new(), Vec::new(), 0, Duration::from_secs(60));

@@ -216,7 +216,7 @@ mod tests {
 
     // After a reload, connections of before carried requests for as long as there were any: plain ones in place of TLS.
     #[tokio::test]
-    async fn a_connection_that_was_made_otherwise_carries_no_other_request() {
+    async fn a_connection_made_with_other_settings_is_not_reused() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let backend = address.to_string().parse().expect("an address");
@@ -234,7 +234,7 @@ mod tests {
 
     // The write that failed had taken the error: content that ends with the connection was taken for whole.
     #[tokio::test]
-    async fn a_reset_that_a_write_was_told_of_is_no_end_to_a_read() {
+    async fn a_reset_reported_to_a_write_is_not_an_end_of_file_to_a_read() {
         let (h1, peer) = connected().await;
         peer.set_zero_linger().expect("an open socket");
         drop(peer);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reset_behind_the_end_leaves_it_an_end() {
+    async fn a_reset_after_the_end_of_file_stays_an_end_of_file() {
         let (h1, peer) = connected().await;
         drop(peer);
         assert_eq!(write_then_read(h1).await, (b"text".to_vec(), Failure::Closed));

@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_version_1_are_read_as_the_specification_has_them() {
+    fn version_1_headers_are_parsed_as_specified() {
         let client = |address: &str| Some(address.to_owned());
         let longest = format!("PROXY UNKNOWN {}\r\n", "f".repeat(91));
         for (line, expected) in [
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_version_2_are_read_as_the_specification_has_them() {
+    fn version_2_headers_are_parsed_as_specified() {
         let four = [192, 0, 2, 7, 10, 0, 0, 1, 0xdc, 4, 1, 0xbb];
         let mut six = [0; 36];
         (six[..4]).copy_from_slice(&[0x20, 1, 0x0d, 0xb8]);

@@ -478,7 +478,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_keeps_it_from_listening_is_told_with_the_fix() {
+    fn listen_errors_explain_the_fix() {
         let stats = |address: &str, kind: io::ErrorKind| {
             let address = match address.strip_prefix("unix:") {
                 Some(path) => SocketAddress::Unix(Path::new(path).into()),
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_somebody_listens_on_is_not_shared_unless_it_is_our_own() {
+    fn an_address_in_use_is_shared_only_with_ourselves() {
         let bound = |address: SocketAddr, is_own| Bound::new(&address.into(), 2, is_own, None);
         let free = "127.0.0.1:0".parse().expect("an address");
         let ours = bound(free, false).expect("a free port").listen().expect("a free port");
@@ -529,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unix_socket_is_found_with_its_rights_once_it_listens_and_removed_if_it_is_still_ours() {
+    fn a_unix_socket_appears_with_its_permissions_and_is_removed_if_still_ours() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path: Arc<Path> = folder.path().join("web.sock").into();
         let bound = BoundUnix::new(&path, 2, &RIGHTS, Ids::of_process()).expect("a free path");
@@ -557,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_process_left_is_replaced_and_no_other_file_is() {
+    fn a_stale_socket_is_replaced_and_no_other_file_is() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path: Arc<Path> = folder.path().join("web.sock").into();
         drop(UnixListener::bind(&path).expect("a free path"));
@@ -576,7 +576,7 @@ mod tests {
 
     /// Its folder's owner can exchange the file between the moment when it is bound and that when it gets its rights.
     #[test]
-    fn what_was_put_in_the_place_of_a_bound_socket_gets_no_rights() {
+    fn a_file_that_replaced_a_bound_socket_gets_no_permissions() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (target, link) = (folder.path().join("secret"), folder.path().join("web.sock.1.0.tmp"));
         fs::write(&target, "secret").expect("our folder");
@@ -606,7 +606,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_has_come_meanwhile_is_not_replaced() {
+    fn a_socket_created_meanwhile_is_not_replaced() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path: Arc<Path> = folder.path().join("web.sock").into();
         let bound = BoundUnix::new(&path, 1, &RIGHTS, Ids::of_process()).expect("a free path");
@@ -619,7 +619,7 @@ mod tests {
     }
 
     #[test]
-    fn rights_that_were_given_are_taken_back_unless_they_are_kept() {
+    fn changed_permissions_are_reverted_unless_committed() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("web.sock");
         let _socket = UnixListener::bind(&path).expect("a free path");

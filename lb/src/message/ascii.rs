@@ -253,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_run_stops_where_the_table_says() {
+    fn text_runs_end_at_the_first_byte_outside_the_table() {
         for length in 0..40 {
             for stop in 0..length {
                 for byte in 0..=255u8 {
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn same_token_knows_case_only() {
+    fn tokens_are_compared_ignoring_ascii_case_only() {
         assert!(same_token(b"Transfer-Encoding", b"tRANSFER-eNCODING"));
         assert!(!same_token(b"Transfer-Encoding", b"Transfer-Encodinh"));
         assert!(!same_token(b"host", b"hos"));
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn decimals_are_written_as_they_read() {
+    fn decimals_format_and_parse_alike() {
         for value in [0, 7, 10, 99, 12_345, u64::MAX] {
             let mut out = Vec::new();
             write_decimal(value, &mut out);

@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_names_and_addresses_apart() {
+    fn parses_names_and_addresses() {
         for (text, host, port) in [
             ("example.com", "example.com", None),
             ("example.com:", "example.com", None),
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_whatever_else() {
+    fn refuses_everything_else() {
         let long = "a".repeat(255);
         for text in [
             "",

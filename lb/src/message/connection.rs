@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn options_of_all_lines_count_in_any_case() {
+    fn options_of_all_lines_are_read_ignoring_case() {
         let options = read(&["Keep-Alive", ", ,\tUpgrade ,", "X-Mine"]).unwrap();
         assert!(options.keep_alive && options.upgrade && options.names_fields && !options.close);
         assert!(options.persists(false));
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn options_must_be_tokens_and_few_and_leave_others_alone() {
+    fn options_must_be_tokens_and_bounded() {
         for bad in ["close;x", "keep alive", "\"close\"", "a=b"] {
             assert_eq!(read(&[bad]), Err(BadConnection::Syntax), "{bad}");
         }

@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn trims_values_and_keeps_what_is_inside() {
+    fn trims_values_but_keeps_inner_space() {
         for (text, name, value) in [
             ("A: b\r\n", "A", "b"),
             ("A:b\r\n", "A", "b"),
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_with_the_right_cause() {
+    fn refusals_name_the_right_cause() {
         for (text, cause) in [
             (": b\r\n", BadField::EmptyName),
             ("A : b\r\n", BadField::SpaceBeforeColon),
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn more_fields_than_have_a_place_inline_are_kept_in_order() {
+    fn fields_beyond_the_inline_index_are_kept_in_order() {
         let mut fields = Fields::default();
         let text: String = (0..100).map(|number| format!("Field-{number}: {number}\r\n")).collect();
         let text = format!("Connection: field-3, field-90\r\n{text}");
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn only_lines_as_we_write_them_are_canonical() {
+    fn only_lines_in_our_own_format_are_canonical() {
         for (text, canonical) in
             [("A: b\r\n", true), ("A:b\r\n", false), ("A:\tb\r\n", false), ("A: b \r\n", false), ("A:  b\r\n", false)]
         {

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_must_fit_each_other_and_the_offsets() {
+    fn limits_must_be_consistent_and_fit_the_offsets() {
         assert_eq!(Limits::new(8192, 32_768, 100), Ok(Limits::default()));
         assert_eq!(Limits::new(15, 4096, 100), Err(BadLimits::Line));
         assert_eq!(Limits::new(4096, 4096, 100), Err(BadLimits::Head));

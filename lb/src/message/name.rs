@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn near_misses_are_other() {
+    fn similar_names_are_other() {
         for text in ["", "a", "Hos", "Hosts", "Host_", "Content-Lengt", "Content_Length", "X-Forwarded-Fox", "Accept"] {
             assert_eq!(Name::of(text.as_bytes()), Name::Other, "{text}");
         }

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_to_climb_and_what_is_not_an_escape() {
+    fn refuses_paths_above_the_root_and_malformed_escapes() {
         for path in ["/..", "/../a", "/a/../..", "/%2e%2e/a", "/./..", "//..", "/a/..%2f..", "/..%2f"] {
             assert_eq!(normal(path), Err(BadPath::AboveRoot), "{path}");
         }
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_a_normal_path_where_it_is() {
+    fn borrows_a_normalised_path() {
         let mut scratch = Vec::new();
         normalise(b"/static/app.9f3.js", &mut scratch).unwrap();
         assert_eq!(scratch.capacity(), 0);

@@ -63,7 +63,7 @@ mod tests {
     const WAITING: Stand = Stand { has_head: false, is_reused: false, is_uploading: false };
 
     #[test]
-    fn a_failure_is_told_by_who_failed_and_when() {
+    fn pingora_errors_map_to_failures_by_side_and_stage() {
         use ErrorSource::{Downstream, Internal, Upstream};
         use ErrorType::{ConnectTimedout, ConnectionClosed, ReadError, ReadTimedout, WriteTimedout};
         let [passing, reused, uploading] = [
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_of_an_attempt_is_found_beneath_what_pingora_says() {
+    fn our_error_is_found_beneath_pingoras() {
         let said = AttemptError::from(Failure::NoLocalPort);
         let error = Err::<(), _>(said).or_err(ErrorType::ConnectError, "not connected").expect_err("an error");
         let error = Error::because(ErrorType::InternalError, "Fail to connect", error);

@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sockets_file_with_other_permissions_is_noticed() {
+    fn a_socket_file_with_other_permissions_is_reported() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("socket");
         let _socket = std::os::unix::net::UnixListener::bind(&file).expect("bound");

@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_addresses_stay_while_dns_fails_and_the_failure_is_told_once() {
+    fn the_last_addresses_stay_while_dns_fails_and_the_failure_is_logged_once() {
         let (mut known, now) = (Known::default(), Instant::now());
         let seconds = Duration::from_secs;
         assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 1]]), Some(&[])), &CONFIG, now), (vec![], seconds(7)));
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_addresses_are_left_out_and_told_of_once() {
+    fn surplus_addresses_are_left_out_and_logged_once() {
         let (mut known, now) = (Known::default(), Instant::now());
         let many = |count: u8| (0..count).map(|last| [10, 0, 0, last]).collect::<Vec<_>>();
         let mut learn = |v4: u8| {
@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn few_addresses_are_named_in_a_line() {
+    fn few_addresses_are_listed_in_a_line() {
         let address = |last: u8| SocketAddr::from(([10, 0, 0, last], 80));
         let all: Vec<_> = (1..=128).map(address).collect();
         assert_eq!(listed(&all[..2]), "10.0.0.1:80, 10.0.0.2:80");
@@ -524,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_that_cannot_be_asked_for_stays_as_it_was() {
+    fn an_address_family_whose_lookup_fails_keeps_its_addresses() {
         let (mut known, now) = (Known::default(), Instant::now());
         known.learn(answer(Some(&[[10, 0, 0, 1]]), Some(&[1])), &CONFIG, now);
         known.learn(answer(Some(&[[10, 0, 0, 2]]), None), &CONFIG, now);
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_fails_keeps_its_own_last_addresses_while_the_service_lists_it() {
+    fn a_failing_host_keeps_its_last_addresses_while_srv_lists_it() {
         let (mut known, now) = (Known::default(), Instant::now());
         let one = |port, last| listed_host("one", (10, 3), port, last);
         let two = |port, last| listed_host("two", (10, 1), port, last);
@@ -569,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_are_awaited_hold_up_no_other_and_are_no_news() {
+    fn pending_hosts_delay_no_other_and_are_not_logged() {
         let (mut known, now) = (Known::default(), Instant::now());
         let both = |two| [listed_host("one", (1, 1), 80, Some(1)), listed_host("two", (1, 1), 80, two)];
         let early = |hosts: &[Host]| Answer { hosts: hosts.to_vec(), ..Answer::default() };
@@ -583,7 +583,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_a_name_that_has_none_any_more_are_held_for_a_while() {
+    fn addresses_of_an_emptied_name_are_kept_for_a_while() {
         let (mut known, now) = (Known::default(), Instant::now());
         let seconds = Duration::from_secs;
         known.learn(answer(Some(&[[10, 0, 0, 1]]), Some(&[])), &CONFIG, now);

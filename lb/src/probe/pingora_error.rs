@@ -30,7 +30,7 @@ mod tests {
     use crate::failure::Detail;
 
     #[test]
-    fn what_was_said_of_a_connection_is_found_beneath_what_pingora_says() {
+    fn our_connect_error_is_found_beneath_pingoras() {
         let detail = Some(Detail::Reason("there is no such file"));
         let said = AttemptError { failure: Failure::ConnectUnreachable, detail };
         let error = Err::<(), _>(said).or_err(ErrorType::ConnectError, "not connected").expect_err("an error");

@@ -498,7 +498,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_asked_for_in_the_order_of_resolv_conf() {
+    fn search_domains_are_tried_in_the_order_of_resolv_conf() {
         let search =
             ["shop.svc.cluster.local", "svc.cluster.local"].map(|domain| Name::from_ascii(domain).expect("valid"));
         let asked = |name: &str, ndots| {
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_server_can_have_is_not_usable() {
+    fn addresses_that_no_server_can_have_are_unusable() {
         for bad in ["0.0.0.0", "::", "::ffff:0.0.0.0", "224.0.0.1", "239.1.2.3", "ff02::1", "255.255.255.255"] {
             assert!(!is_usable(&bad.parse().expect("an address")), "{bad}");
         }
@@ -526,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_beyond_the_bound_are_left_out_of_both_families() {
+    fn addresses_beyond_the_limit_are_dropped_from_both_families() {
         let left = |v4_count: u16, v6_count: u16| {
             let [v4, v6] = [v4_count, v6_count].map(|count| 0..count);
             let mut v4 = v4.map(|n| SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + u32::from(n)), 80)).collect();
@@ -557,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn without_servers_in_resolv_conf_this_machine_is_asked() {
+    fn without_nameservers_in_resolv_conf_localhost_is_asked() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("resolv.conf");
         let (servers, options) = system(&file);

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn exact_then_longest_domain_then_longest_beginning_then_regexes_in_order_then_any() {
+    fn hosts_match_exact_then_longest_suffix_then_longest_prefix_then_regexes_then_any() {
         let hosts = ["www.a.example", "*.example", "*.a.example", "www.*", "www.b.*", "~^v\\d", "~^v1", ""];
         let table = table(&hosts);
         for (host, expected) in [
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn case_port_and_final_dot_are_nothing() {
+    fn case_port_and_final_dot_are_ignored() {
         let table = table(&["shop.example", "*.test", "[::1]", "~^v\\d\\.io$"]);
         for (host, expected) in [
             ("SHOP.Example", 0),
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_site_without_others_takes_any_host() {
+    fn the_only_site_matches_any_host() {
         assert_eq!(find(&table(&[""]), "x"), Some(0));
         assert_eq!(find(&table(&[]), "x"), None);
     }

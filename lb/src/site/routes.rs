@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn exact_then_the_longest_prefix_unless_a_regex_fits() {
+    fn routes_match_exact_then_longest_prefix_unless_a_regex_matches() {
         let places = ["/", "/docs/", "^~ /images/", "= /", "= /docs/index.php", "~ \\.php$", "~ x", "/docs/x/"];
         for (path, expected) in [
             ("/", "= /"),
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_segments_are_narrower_than_bytes() {
+    fn segment_prefixes_outrank_byte_prefixes() {
         let places = ["/api", "segments /api", "segments /api/v2/", "/"];
         for (path, expected) in [
             ("/api", "segments /api"),
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn where_conditions_do_not_hold_the_next_best_is_asked_in_the_order_of_the_file() {
+    fn when_conditions_fail_the_next_best_route_is_tried_in_file_order() {
         let places =
             ["= /a/b", "= /a/b", "segments /a", "~ b", "segments /a", "^~ /a", "/", "~ ^/a", "/a/b/c", "= /a/b/c"];
         let table = table(&places);

@@ -101,7 +101,7 @@ fn pool(sites: &Sites, listener: usize, host: &str, path: &str, method: &'static
 }
 
 #[test]
-fn a_site_is_on_its_listeners_only_and_falls_through_to_no_other() {
+fn a_site_exists_only_on_its_listeners_without_fallback() {
     let mut config = config(4);
     config.routes = vec![host_route("", "/", 0)];
     config.sites = vec![
@@ -149,7 +149,7 @@ fn a_listener_is_found_by_its_address_then_its_name_then_an_address_that_overlap
 }
 
 #[test]
-fn a_route_whose_condition_fails_is_passed_over() {
+fn a_route_whose_condition_fails_is_skipped() {
     let mut config = config(3);
     let only_get = |mut route: RouteConfig| {
         route.condition = Some(Condition { methods: MethodSet::new(["GET"]).ok(), ..Condition::default() });
@@ -182,7 +182,7 @@ fn jumps_find_routes_by_name_and_paths_do_not_find_named_ones() {
 }
 
 #[test]
-fn what_has_not_changed_is_taken_from_the_snapshot_before() {
+fn unchanged_parts_are_reused_from_the_previous_snapshot() {
     let mut config = config(2);
     config.routes = vec![host_route("c.example", "/", 0), host_route("", "/", 1)];
     let own = |host: &str, pool| Arc::new(site(&[host], &[], vec![route(path("/"), pool)]));
@@ -238,7 +238,7 @@ fn as_before(routes: &[(String, String)], host: &str, path: &str) -> Option<usiz
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn top_level_routes_mean_what_they_meant_before_there_were_sites(
+    fn top_level_routes_keep_their_meaning_from_before_sites(
         routes in prop::collection::hash_set(
             (r"|(\*\.)?[ab](\.[ab]){0,2}", r"/([ab](/[ab]){0,2}/?)?"),
             1..12,

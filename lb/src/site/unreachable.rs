@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_others_go_before_are_told() {
+    fn hosts_hidden_by_others_are_reported() {
         let told = |sites: &[&str]| {
             let mut text = "[[listener]]\naddress = \"127.0.0.1:0\"\nname = \"a\"\n[[listener]]\naddress = \"127.0.0.1:0\"\nname = \"b\"\n".to_owned();
             for site in sites {
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn circles_of_jumps_are_told_once() {
+    fn loops_of_jumps_are_reported_once() {
         for (routes, expected) in [
             (&["path = \"/\"; jump = \"/\""][..], &[0][..]),
             (&["path = \"/\"; jump = \"a\"", "name = \"a\"; jump = \"b\"", "name = \"b\"; jump = \"a\""], &[1]),
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_that_others_hide_are_told_and_no_others() {
+    fn only_hidden_routes_are_reported() {
         let any = "path = \"/\"; pool = \"app\"";
         for (routes, expected) in [
             // Methods.

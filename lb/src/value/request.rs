@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_argument_of_a_name_counts_as_it_was_sent() {
+    fn the_first_argument_of_a_name_is_used_as_sent() {
         for (query, expected) in [
             ("a=1", Some("1")),
             ("A=1&a=2", Some("1")),
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_cookie_of_a_name_counts() {
+    fn the_first_cookie_of_a_name_is_used() {
         for (fields, expected) in [
             (vec!["a=1; b=2"], Some("2")),
             (vec!["a=1", "B=3; b=2"], Some("3")),

@@ -75,7 +75,7 @@ fn every_variable_is_found_by_the_name_that_it_is_written_with() {
 }
 
 #[test]
-fn what_cannot_be_read_is_refused_with_the_fix() {
+fn malformed_values_are_refused_with_the_fix() {
     let regex = Pattern::parse("^/(a)(?<n>b)", Case::Sensitive).expect("valid");
     let route = Scope { route: Some(&regex), ..Scope::new(Phase::Route) };
     for (text, why) in [
@@ -105,7 +105,7 @@ fn what_cannot_be_read_is_refused_with_the_fix() {
 }
 
 #[test]
-fn groups_are_of_the_innermost_expression() {
+fn groups_belong_to_the_innermost_expression() {
     let of = |text| Pattern::parse(text, Case::Sensitive).expect(text);
     let (host, route, rewrite) = (of("^(?<a>x)(?<h>y)$"), of("^/(?<a>x)(?<r>y)$"), of("^/(?<w>x)$"));
     let scope = Scope { host: Some(&host), route: Some(&route), rewrite: Some(&rewrite), ..Scope::new(Phase::Route) };
@@ -136,7 +136,7 @@ fn map(name: &str, from: &str, cases: &[(&str, &str)], default: Option<&str>) ->
 }
 
 #[test]
-fn maps_take_texts_before_expressions_and_these_in_order() {
+fn maps_match_texts_before_expressions_in_order() {
     let tables = Tables::read(&[
         map(
             "m",
@@ -168,7 +168,7 @@ fn maps_take_texts_before_expressions_and_these_in_order() {
 }
 
 #[test]
-fn names_of_hosts_are_wild_only_where_asked() {
+fn host_wildcards_match_only_where_enabled() {
     let cases = [
         ("*.a.example", "1"),
         ("*.example", "2"),
@@ -209,7 +209,7 @@ fn names_of_hosts_are_wild_only_where_asked() {
 
 /// Each name that is looked up is hashed: a value of many dots must not cost its length for each.
 #[test]
-fn a_long_value_is_looked_up_by_names_no_longer_than_those_of_the_table() {
+fn long_values_are_looked_up_by_names_no_longer_than_the_tables() {
     let long = "a.".repeat(20_000);
     let bytes = |names: &mut dyn Iterator<Item = &[u8]>| names.map(<[u8]>::len).sum::<usize>();
     let key = long.as_bytes();
@@ -232,7 +232,7 @@ fn a_long_value_is_looked_up_by_names_no_longer_than_those_of_the_table() {
 }
 
 #[test]
-fn the_longest_network_counts() {
+fn the_longest_network_wins() {
     let networks = [("10.0.0.0/8", "1"), ("10.1.0.0/16", "2"), ("0.0.0.0/0", "3"), ("fd00::/8", "4"), ("::1/128", "5")];
     let networks = networks.map(|(network, value)| (network.parse().expect(network), value.to_owned())).into();
     let table = Written {
@@ -262,7 +262,7 @@ fn the_longest_network_counts() {
 }
 
 #[test]
-fn tables_that_are_wrong_are_refused_by_their_part() {
+fn errors_in_tables_name_the_part() {
     let problems = |tables: &[Written]| {
         let problems = Tables::read(tables).expect_err("wrong");
         problems.into_iter().map(|problem| (problem.table.0, problem.at, problem.message)).collect::<Vec<_>>()
@@ -301,7 +301,7 @@ fn tables_that_are_wrong_are_refused_by_their_part() {
 }
 
 #[test]
-fn a_table_is_known_when_all_that_it_is_made_of_is() {
+fn a_tables_phase_is_the_latest_of_its_parts() {
     let tables = Tables::read(&[
         map("early", "$host", &[], None),
         map("late", "$host", &[("a", "$status")], None),

@@ -95,7 +95,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_is_accepted_of_broken_heads_reads_the_same(
+    fn mutated_heads_that_are_accepted_read_as_httparse_reads_them(
         fields in field_lines(),
         at in any::<prop::sample::Index>(),
         byte in any::<u8>(),

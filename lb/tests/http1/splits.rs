@@ -126,25 +126,25 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn requests_mean_the_same_however_they_are_cut(bytes in head(REQUEST_LINES)) {
+    fn requests_parse_the_same_however_they_are_split(bytes in head(REQUEST_LINES)) {
         properties::request_holds(&bytes);
         properties::request_holds_at_every_cut(&bytes);
     }
 
     #[test]
-    fn responses_mean_the_same_however_they_are_cut(bytes in head(STATUS_LINES)) {
+    fn responses_parse_the_same_however_they_are_split(bytes in head(STATUS_LINES)) {
         properties::response_holds(&bytes);
         properties::response_holds_at_every_cut(&bytes);
     }
 
     #[test]
-    fn chunks_mean_the_same_however_they_are_cut(bytes in chunks()) {
+    fn chunks_parse_the_same_however_they_are_split(bytes in chunks()) {
         properties::chunked_holds(&bytes);
         properties::chunked_holds_at_every_cut(&bytes);
     }
 
     #[test]
-    fn any_bytes_do_no_harm(bytes in vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_do_not_panic(bytes in vec(any::<u8>(), 0..200)) {
         properties::request_holds(&bytes);
         properties::response_holds(&bytes);
         properties::chunked_holds(&bytes);

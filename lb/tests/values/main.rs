@@ -79,12 +79,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_a_client_sends_stays_where_it_is_written(text in text(), data in data()) {
+    fn values_sent_by_clients_cannot_leave_their_context(text in text(), data in data()) {
         properties::value_holds(&text, &data);
     }
 
     #[test]
-    fn expressions_decide_one_way_only(text in text(), data in data()) {
+    fn expressions_decide_deterministically(text in text(), data in data()) {
         properties::pattern_holds(&text, &data);
     }
 }

@@ -162,7 +162,7 @@ const SUBJECTS: &[&str] = &[
 ];
 
 #[test]
-fn tables_and_look_ups_are_as_nginx_has_them() {
+fn tables_look_up_as_nginx_maps_do() {
     let mut tables = Vec::new();
     for (place, expression) in EXPRESSIONS.iter().enumerate() {
         let groups = evenkeel::value::pattern::Pattern::parse(expression, evenkeel::value::pattern::Case::Sensitive)

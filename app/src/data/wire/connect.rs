@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_told_without_the_password() {
+    fn invalid_urls_are_reported_without_the_password() {
         for url in
             ["postgresql://u:s3cret@/doc", "http://u:s3cret@a", "postgresql://a/doc", "host=a user=u port=x s3cret"]
         {
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_failed_lately_comes_last() {
+    fn a_node_that_failed_recently_is_tried_last() {
         let nodes = Nodes::parse("host=a,b,c user=u", None, None).unwrap();
         let connections = Connections::new(nodes, Duration::from_secs(1), None).unwrap();
         connections.nodes[1].failures.now(connections.begun);

@@ -64,7 +64,7 @@ empty  round-robin  no backends
 }
 
 #[test]
-fn each_address_of_a_name_has_a_line_and_a_name_that_is_not_resolved_is_pointed_out() {
+fn each_address_of_a_name_has_a_line_and_unresolved_names_are_marked() {
     let endpoint = |address: &str, status: &str| Endpoint {
         address: Some(address.to_owned()),
         status: status.to_owned(),
@@ -91,7 +91,7 @@ backend web:80 of pool app is not resolved, its last addresses are used on: SERV
 }
 
 #[test]
-fn a_panicking_pool_is_pointed_out() {
+fn a_panicking_pool_is_marked() {
     let text = table(&[Pool { panic: true, ..pool("app", vec![backend("a:1")]) }], None, false);
     assert!(text.ends_with("\npool app panics: too few backends are usable, so it ignores their health\n"), "{text}");
 }
@@ -164,7 +164,7 @@ fn the_screen_is_overwritten_line_by_line() {
 }
 
 #[test]
-fn a_limit_stands_beside_what_it_bounds_and_those_who_wait_below() {
+fn limits_are_shown_beside_their_counts_and_queued_requests_below() {
     let full = Backend { in_flight: 12_345, max_connections: Some(12_345), ..backend("web1:8888") };
     let one = Backend { in_flight: 1, max_connections: Some(8), ..backend("web2:8888") };
     let pools = [Pool { queued: 2, ..pool("app", vec![full, one]) }];

@@ -25,7 +25,7 @@ fn pair(certificate: &str, key: &str) -> (String, String, bool) {
 }
 
 #[test]
-fn a_folder_has_its_pairs_by_name() {
+fn a_folder_is_read_as_pairs_by_file_name() {
     let (_folder, certificates) =
         folder(&["b.pem", "b.key", "b.pass", "a.crt", "a.key", "c.pem", ".hidden.pem", "README", "d.key"]);
     let expected = [pair("a.crt", "a.key"), ("b.pem".to_owned(), "b.key".to_owned(), true), pair("c.pem", "c.pem")];
@@ -33,7 +33,7 @@ fn a_folder_has_its_pairs_by_name() {
 }
 
 #[test]
-fn certbots_and_kubernetes_folders_are_understood() {
+fn folders_of_certbot_and_kubernetes_are_read() {
     let (_folder, certificates) = folder(&[
         "live/cert.pem",
         "live/chain.pem",
@@ -50,7 +50,7 @@ fn certbots_and_kubernetes_folders_are_understood() {
 }
 
 #[test]
-fn a_pair_of_which_a_file_is_missing_is_not_left_out() {
+fn an_incomplete_pair_is_an_error() {
     let (own, certificates) = folder(&["one/fullchain.pem", "two/privkey.pem", "three/README"]);
     fs::create_dir(own.path().join("four")).expect("a folder that can be written to");
     std::os::unix::fs::symlink("nowhere", own.path().join("four/fullchain.pem")).expect("a link");

@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stars_and_question_marks_fit_within_a_name() {
+    fn include_wildcards_match_within_a_file_name() {
         for (pattern, name, expected) in [
             ("*.toml", "a.toml", true),
             ("*.toml", ".toml", false),

@@ -87,7 +87,7 @@ impl Config {
 }
 
 #[test]
-fn probe_and_sticky_are_there_when_written_even_empty() {
+fn empty_probe_and_sticky_tables_enable_them() {
     let text = minimal_with("pool", "probe = {}\nsticky = {}");
     let (read, full) = (config(&text), config(DEFAULT));
     assert_eq!(read.pools[0].settings.probe, full.pools[0].settings.probe);
@@ -95,7 +95,7 @@ fn probe_and_sticky_are_there_when_written_even_empty() {
 }
 
 #[test]
-fn inline_tables_dotted_keys_and_headings_say_the_same() {
+fn inline_tables_dotted_keys_and_headings_are_equivalent() {
     let inline = minimal_with("pool", "probe = { path = \"/up\", rise = 7 }\nejection = { max_percent = 9 }");
     let dotted = minimal_with("pool", "probe.path = \"/up\"\nprobe.rise = 7\nejection.max_percent = 9");
     let heading = minimal_with("pool.probe", "path = \"/up\"\nrise = 7\n[pool.ejection]\nmax_percent = 9");
@@ -118,7 +118,7 @@ fn backends_can_be_addresses_or_tables() {
 }
 
 #[test]
-fn values_become_what_the_program_needs() {
+fn values_are_converted_to_their_types() {
     let server =
         "threads = 3\ntrusted_proxies = [\"10.1.2.3/8\", \"192.0.2.7\", \"fd00::/8\"]\nshutdown_delay = \"1500ms\"";
     let server = config(&minimal_with("server", server)).server;
@@ -156,7 +156,7 @@ fn values_become_what_the_program_needs() {
 }
 
 #[test]
-fn relative_paths_start_at_the_configuration() {
+fn relative_paths_are_relative_to_the_configuration_file() {
     let of = |lines: &str| config(&format!("{lines}\n{MINIMAL}"));
     let log = |file: &str| of(&format!("[access_log]\nfile = \"{file}\"")).access_log.file;
     assert_eq!(log("a.log"), Some(AccessLogFile::Path("/etc/a.log".into())));
@@ -170,7 +170,7 @@ fn relative_paths_start_at_the_configuration() {
 }
 
 #[test]
-fn wrong_values_are_named_with_place_and_fix() {
+fn wrong_values_are_reported_with_position_and_fix() {
     let duration = "listener.header_timeout is";
     let address = "write IP:PORT, such as \"0.0.0.0:8888\", \"127.0.0.1:8888\" or \"[::]:8888\"";
     for (section, line, message) in [
@@ -338,7 +338,7 @@ fn wrong_values_are_named_with_place_and_fix() {
 }
 
 #[test]
-fn wrong_values_of_required_keys_are_named_with_place_and_fix() {
+fn wrong_values_of_required_keys_are_reported_with_position_and_fix() {
     for (old, new, message) in [
         (
             "\"127.0.0.1:8888\"",
@@ -392,7 +392,7 @@ fn wrong_values_of_required_keys_are_named_with_place_and_fix() {
 }
 
 #[test]
-fn pool_names_are_checked_wherever_they_stand() {
+fn pool_names_are_checked_wherever_they_occur() {
     let fix = "write a name of 1 to 64 letters, digits, \"-\", \"_\" and \".\"";
     let text = minimal_but("name = \"app\"", "name = \"my app\"");
     let messages: Vec<_> = problems(&text).into_iter().map(|problem| problem.message).collect();
@@ -434,7 +434,7 @@ fn sections_of_the_wrong_kind_are_explained() {
 }
 
 #[test]
-fn what_is_required_is_missed_where_it_should_be() {
+fn missing_required_keys_are_reported_at_their_section() {
     for (old, message) in [
         ("address = \"127.0.0.1:8888\"", "listener.address is missing: write address = \"127.0.0.1:8888\""),
         ("name = \"app\"", "pool.name is missing: write name = \"app\""),
@@ -455,7 +455,7 @@ fn what_is_required_is_missed_where_it_should_be() {
 }
 
 #[test]
-fn an_empty_file_lacks_listener_pool_and_route() {
+fn an_empty_file_is_missing_listener_pool_and_route() {
     let messages: Vec<_> = problems("").iter().map(ToString::to_string).collect();
     assert_eq!(
         messages,
@@ -469,7 +469,7 @@ fn an_empty_file_lacks_listener_pool_and_route() {
 }
 
 #[test]
-fn settings_that_contradict_each_other_are_found() {
+fn contradictory_settings_are_reported() {
     let second_listener = |address: &str| format!("{MINIMAL}[[listener]]\naddress = §\"{address}\"\n");
     for (marked, message) in [
         (
@@ -580,7 +580,7 @@ fn settings_that_contradict_each_other_are_found() {
 }
 
 #[test]
-fn syntax_errors_are_explained_without_false_alarms_behind_them() {
+fn syntax_errors_cause_no_follow_up_errors() {
     for (marked, message) in [
         ("[server§\nthreads = 1\n[[listener]]\n", "this is not TOML: unclosed table, expected `]`"),
         (
@@ -600,7 +600,7 @@ fn syntax_errors_are_explained_without_false_alarms_behind_them() {
 }
 
 #[test]
-fn missing_quotes_hide_nothing_else() {
+fn missing_quotes_hide_no_other_problem() {
     let text = minimal_with("pool", "algorithm = least-connections\nretries = 17\nconnect_timeout = 2s");
     let messages: Vec<_> = problems(&text).iter().map(ToString::to_string).collect();
     assert_eq!(
@@ -614,7 +614,7 @@ fn missing_quotes_hide_nothing_else() {
 }
 
 #[test]
-fn all_problems_come_at_once_in_the_order_of_the_file() {
+fn all_problems_are_reported_at_once_in_file_order() {
     let text = "[server]
 threads = \"two\"
 [[listener]]
@@ -732,7 +732,7 @@ fn sticky_secrets_may_be_any_bytes() {
 /// Made with `openssl ecparam -name prime256v1 -genkey -noout | openssl pkcs8 -topk8 -nocrypt -out key.pem` and
 /// `openssl req -x509 -key key.pem -subj /CN=localhost -days 36500 -out cert.pem`.
 #[test]
-fn certificates_and_keys_must_be_there_and_fit() {
+fn certificates_and_keys_must_exist_and_match() {
     let folder = folder(&[
         ("cert.pem", include_bytes!("test-data/cert.pem")),
         ("key.pem", include_bytes!("test-data/key.pem")),
@@ -817,12 +817,12 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     #[test]
-    fn no_text_makes_it_panic(text in "\\PC{0,200}|[\\[\\]{}=\",.#a-z0-9\n \t-]{0,120}") {
+    fn no_text_panics(text in "\\PC{0,200}|[\\[\\]{}=\",.#a-z0-9\n \t-]{0,120}") {
         check_positions(&text);
     }
 
     #[test]
-    fn no_mutation_of_the_defaults_makes_it_panic(
+    fn no_mutation_of_the_defaults_panics(
         edits in prop::collection::vec((any::<prop::sample::Index>(), 0..40_usize, "[\\[\\]{}=\",.#a-z0-9\n -]{0,8}"), 1..6),
     ) {
         let mut text = template::with_examples();

@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_reads_back_the_same() {
+    fn a_written_configuration_reads_back_the_same() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("evenkeel.toml");
         for name in ["token", "read", "secret"] {

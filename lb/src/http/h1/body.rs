@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_takes_its_bytes_and_leaves_the_rest() {
+    fn a_body_of_known_length_takes_exactly_its_bytes() {
         let mut body = reader(Framing::Length(5));
         assert_eq!(body.advance(b"he"), Ok(Progress::plain(2, false)));
         assert!(!body.is_done());
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_end_of_the_connection_ends_the_unbounded() {
+    fn a_body_delimited_by_close_ends_only_with_the_connection() {
         let mut body = reader(Framing::UntilClose);
         assert_eq!(body.advance(b"abc"), Ok(Progress::plain(3, false)));
         assert_eq!(body.end_of_input(), Ok(()));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_cut_short_are_truncated() {
+    fn incomplete_chunks_are_truncation() {
         let mut body = reader(Framing::Chunked);
         body.advance(b"5\r\nhel").unwrap();
         assert_eq!(body.end_of_input(), Err(Truncated));

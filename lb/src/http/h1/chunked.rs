@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_the_next_message_alone() {
+    fn does_not_read_into_the_next_message() {
         let (data, _, taken, done) = all_steps(b"1\r\nx\r\n0\r\n\r\nGET / HTTP/1.1\r\n").unwrap();
         assert_eq!((data.as_slice(), taken, done), (&b"x"[..], 11, true));
     }
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_the_largest_size_there_is() {
+    fn accepts_the_largest_chunk_size() {
         let (data, _, _, done) = all_steps(b"ffffffffffffffff\r\nabc").unwrap();
         assert_eq!((data.as_slice(), done), (&b"abc"[..], false));
     }
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_trailers_but_those_that_harm() {
+    fn keeps_trailers_but_drops_forbidden_ones() {
         let text = "0\r\nX-Sum:  abc \r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\nHost: x\r\n\
                     Authorization: y\r\nX_Sum: z\r\nSet-Cookie: a=b\r\ngrpc-status: 0\r\n\r\n";
         let (_, trailers, taken, done) = all_steps(text.as_bytes()).unwrap();
@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_what_is_not_data() {
+    fn bounds_bytes_that_are_not_data() {
         let limits = Limits::new(6, 12);
         for step in 1..40 {
             assert!(decode(b"1;ab\r\nx\r\n1;ab\r\nx\r\n0\r\nA: 34567\r\n\r\n", step, limits).is_ok());
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn fails_for_good() {
+    fn stays_failed_after_an_error() {
         let mut decoder = Decoder::new(Limits::default());
         assert_eq!(decoder.advance(b"x"), Err(BadChunk::Size));
         assert_eq!(decoder.advance(b"5\r\nhello"), Err(BadChunk::Size));

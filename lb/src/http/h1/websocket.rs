@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_has_the_answer_that_the_rfc_gives_as_an_example() {
+    fn the_accept_key_matches_the_example_of_the_rfc() {
         assert_eq!(accept_of(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 }

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_closes_is_noticed_and_one_that_only_waits_is_not() {
+    async fn a_closed_client_is_noticed_and_a_waiting_one_is_not() {
         let (client, mut accepted) = accepted();
         assert!(!is_gone(&mut accepted, u64::MAX));
         drop(client);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_read_to_see_whether_it_is_there_is_not_lost() {
+    async fn bytes_read_to_detect_a_close_are_not_lost() {
         let (mut client, mut accepted) = accepted();
         client.write_all(b"GET /").await.expect("room");
         for _ in 0..3 {

@@ -278,7 +278,7 @@ fn names(text: &str, key: &str) -> bool {
 }
 
 #[test]
-fn the_plainest_configuration_is_taken_up_without_a_word() {
+fn the_plainest_configuration_is_accepted_without_notes() {
     assert!(plain().is_some(), "the defaults are read");
     let config = config(&folder(), &[]);
     for by in [By::Proxy, By::Engine] {
@@ -288,7 +288,7 @@ fn the_plainest_configuration_is_taken_up_without_a_word() {
 }
 
 #[test]
-fn every_setting_is_kept_or_told_of_or_refused() {
+fn every_setting_is_honoured_reported_or_refused() {
     let folder = folder();
     let plain = config(&folder, &[]);
     for &(setting, in_proxy, in_engine, value) in SETTINGS {
@@ -337,7 +337,7 @@ fn no_setting_is_forgotten() {
 }
 
 #[test]
-fn the_page_names_what_is_not_kept() {
+fn docs_list_the_settings_that_are_not_honoured() {
     let page = include_str!("../../../../docs/pingora.md");
     let table = page.split_once("\n## What becomes of each setting\n").expect("the section").1;
     let table = table.split("\n## ").next().expect("the section");
@@ -354,7 +354,7 @@ fn the_page_names_what_is_not_kept() {
 }
 
 #[test]
-fn what_the_server_does_as_the_file_says_is_not_told() {
+fn settings_that_the_server_honours_are_not_reported() {
     let folder = folder();
     let settings = [
         ("server.threads", "3"),
@@ -382,7 +382,7 @@ fn what_the_server_does_as_the_file_says_is_not_told() {
 }
 
 #[test]
-fn what_is_more_than_pingora_can_is_told() {
+fn settings_beyond_pingoras_abilities_are_reported() {
     let folder = folder();
     for (setting, value) in [("listener.max_fields", "300"), ("pool.retries", "16"), ("site.route.retries", "16")] {
         let config = config(&folder, &[(setting, value)]);
@@ -392,7 +392,7 @@ fn what_is_more_than_pingora_can_is_told() {
 }
 
 #[test]
-fn what_changes_nothing_there_is_taken_up() {
+fn settings_without_effect_under_pingora_are_accepted() {
     let folder = folder();
     for (setting, value) in
         [("site.route.location", "\"off\""), ("site.route.access_log", "\"off\""), ("site.route.preset", "\"none\"")]
@@ -402,7 +402,7 @@ fn what_changes_nothing_there_is_taken_up() {
 }
 
 #[test]
-fn every_key_that_is_refused_is_named_and_a_sites_own_once() {
+fn every_refused_key_is_named_and_keys_of_a_site_once() {
     let settings = [
         ("site.cors", "{ origins = [\"https://b.example\"] }"),
         ("site.route.redirect", "\"https://b.example/\""),
@@ -417,7 +417,7 @@ fn every_key_that_is_refused_is_named_and_a_sites_own_once() {
 }
 
 #[test]
-fn a_reload_is_held_to_the_same() {
+fn a_reload_is_checked_as_a_start_is() {
     let folder = folder();
     let running = config(&folder, &[]);
     let reloads = OfProxy(host(By::Proxy));

@@ -258,7 +258,7 @@ mod tests {
     const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/toml/test-data");
 
     #[test]
-    fn a_pair_is_taken_up_when_it_is_whole_and_told_of_once() {
+    fn a_pair_is_loaded_when_complete_and_logged_once() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let [certificate, key] = ["cert.pem", "key.pem"].map(|name| folder.path().join(name));
         let put = |name: &str, to: &Path| {
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_while_it_is_read_is_read_again() {
+    fn files_that_change_while_being_read_are_read_again() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let [certificate, key] = ["cert.pem", "key.pem"].map(|name| folder.path().join(name));
         fs::write(&certificate, "a").expect("written");

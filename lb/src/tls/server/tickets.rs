@@ -209,7 +209,7 @@ mod tests {
     const B: &str = "fedcba9876543210fedcba9876543210";
 
     #[test]
-    fn whoever_has_the_secret_reads_a_ticket_for_twelve_hours() {
+    fn a_shared_secret_decrypts_tickets_for_twelve_hours() {
         let (one, other) = (tickets(&[A], CONTEXT), tickets(&[A], CONTEXT));
         let ticket = one.encrypt_at(NOW, b"session").expect("a ticket");
         for (at, is_read) in [
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn random_keys_are_nobody_elses_and_forgotten_after_twelve_hours() {
+    fn random_keys_are_private_and_dropped_after_twelve_hours() {
         let (one, other) = (TicketKeys::new(None, CONTEXT), TicketKeys::new(None, CONTEXT));
         let ticket = one.encrypt_at(NOW, b"session").expect("a ticket");
         let later = one.encrypt_at(NOW + HOUR, b"session").expect("a ticket");
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_counts_only_where_the_same_is_asked_of_clients() {
+    fn a_ticket_is_valid_only_under_the_same_client_requirements() {
         let ticket = tickets(&[A], CONTEXT).encrypt_at(NOW, b"x").expect("a ticket");
         assert_eq!(tickets(&[A], [8; 32]).decrypt_at(NOW, &ticket), None);
     }
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_altered_or_is_no_ticket_is_not_read() {
+    fn altered_or_malformed_tickets_are_rejected() {
         let tickets = tickets(&[A], CONTEXT);
         let ticket = tickets.encrypt_at(NOW, b"session").expect("a ticket");
         for index in 0..ticket.len() {
@@ -282,7 +282,7 @@ mod tests {
 
     /// Another version of Evenkeel has to derive the same keys. The name was computed by another implementation of HKDF.
     #[test]
-    fn keys_are_derived_as_ever() {
+    fn key_derivation_is_stable() {
         let tickets = tickets(&[A], [0; 32]);
         let name = tickets.keys(NOW).keys[0].name;
         let hex: String = name.iter().map(|byte| format!("{byte:02x}")).collect();

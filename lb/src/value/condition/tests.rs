@@ -19,7 +19,7 @@ fn an_empty_condition_holds() {
 }
 
 #[test]
-fn values_are_tested_and_what_is_missing_only_by_negation() {
+fn missing_values_match_only_negated_tests() {
     let matches = |text| Comparison::Matches(Pattern::parse(text, Case::Sensitive).expect(text));
     let equal = |text| Comparison::Equal(Value::parse(text, &Scope::new(Phase::Head)).expect(text));
     for (is, value, expected) in [
@@ -68,7 +68,7 @@ fn all_of_a_condition_must_hold() {
 }
 
 #[test]
-fn methods_that_are_none_are_refused() {
+fn invalid_methods_are_refused() {
     for (methods, why) in
         [(&["get"][..], "write \"GET\""), (&[""], "no method"), (&["A B"], "no method"), (&["A", "A"], "twice")]
     {
@@ -78,7 +78,7 @@ fn methods_that_are_none_are_refused() {
 }
 
 #[test]
-fn a_condition_is_told_as_it_is_written() {
+fn a_condition_is_displayed_as_written() {
     let condition = Condition {
         methods: Some(MethodSet::new(["GET"]).expect("valid")),
         networks: Some(NetSet::new(["10.0.0.0/8".parse().expect("a network")])),

@@ -19,7 +19,7 @@ fn location(text: &str, facts: &Told) -> String {
 }
 
 #[test]
-fn a_location_whose_host_is_empty_is_none() {
+fn a_location_with_an_empty_host_is_missing() {
     let facts = Told::new(&[("$scheme", "https"), ("$request_uri", "/evil.example/x"), ("$uri", "/x"), ("$args", "a")]);
     for text in [
         "https://$host$request_uri",
@@ -44,7 +44,7 @@ fn target(text: &str, facts: &Told) -> Option<String> {
 }
 
 #[test]
-fn what_is_in_a_location_stays_there() {
+fn values_in_a_location_cannot_leave_their_part() {
     let facts = Told::new(&[
         ("$host", "a.example"),
         ("$request_uri", "/a%20b?c=d&e"),
@@ -82,7 +82,7 @@ fn what_is_in_a_location_stays_there() {
 }
 
 #[test]
-fn what_is_in_a_target_stays_there() {
+fn values_in_a_target_cannot_leave_their_part() {
     let facts = Told::new(&[
         ("$request_uri", "/a%20b?c=d&e"),
         ("$uri", "/a b?/%2e"),

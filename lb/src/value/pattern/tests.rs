@@ -22,7 +22,7 @@ fn refusal(text: &str) -> String {
 }
 
 #[test]
-fn dot_files_are_caught_but_for_one_folder() {
+fn dot_files_match_except_in_one_folder() {
     for text in [r"/\.(?!well-known)", r"/\.(?!well-known).*", r"/\.(?!well-known\/)", r"(?i)/\.(?!well-known)"] {
         let pattern = pattern(text);
         for (path, expected) in [
@@ -47,7 +47,7 @@ fn dot_files_are_caught_but_for_one_folder() {
 }
 
 #[test]
-fn groups_of_look_ahead_are_those_of_pcre() {
+fn groups_of_look_ahead_match_pcre() {
     for (text, subject, expected) in [
         (r"^/(?!api/|static/)(.*)$", "/app/x", Some(vec!["app/x"])),
         (r"^/(?!api/|static/)(.*)$", "/api/x", None),
@@ -70,7 +70,7 @@ fn groups_of_look_ahead_are_those_of_pcre() {
 
 /// A rule that denies `^/admin/.*$` denies `/admin/x%0a` to nginx.
 #[test]
-fn a_dollar_fits_before_a_last_line_break_and_a_dot_fits_none() {
+fn a_dollar_matches_before_a_final_line_break_and_a_dot_matches_none() {
     for (text, subject, expected) in [
         (r"\.php$", "/x.php\n", true),
         (r"\.php$", "/x.php", true),
@@ -114,7 +114,7 @@ fn a_dollar_fits_before_a_last_line_break_and_a_dot_fits_none() {
 }
 
 #[test]
-fn pcre_s_dialect_is_read() {
+fn the_dialect_of_pcre_is_parsed() {
     for (text, subject, expected) in [
         (r"^a\hb$", "a\tb", true),
         (r"^a{$", "a{", true),
@@ -189,7 +189,7 @@ fn what_needs_backtracking_is_refused_with_a_reason() {
 }
 
 #[test]
-fn plain_texts_are_compared_and_decide_as_the_expression_does() {
+fn plain_patterns_are_compared_as_text_with_the_same_result() {
     for (text, plain) in [
         (r"\.(css|js)$", true),
         (r"\.(?:css|jsx?)$", true),
@@ -217,7 +217,7 @@ fn plain_texts_are_compared_and_decide_as_the_expression_does() {
 }
 
 #[test]
-fn patterns_are_told_as_they_were_written() {
+fn patterns_are_displayed_as_written() {
     let ignoring = Pattern::parse("^/x", Case::Insensitive).expect("valid");
     assert_eq!(serde_json::to_value(&ignoring).expect("a text"), "(?i)^/x");
     assert!(ignoring.is_match(b"/X") && ignoring != pattern("^/x"));
@@ -225,7 +225,7 @@ fn patterns_are_told_as_they_were_written() {
 }
 
 #[test]
-fn the_first_of_many_is_found_as_if_each_were_asked() {
+fn the_first_match_of_a_set_is_that_of_single_matching() {
     let texts = ["^/api/v[0-9]+/", r"/\.(?!well-known)", r"\.php$", "^/u/[0-9]+$", "x+y", "^/(a|b)$", "[0-9]{4}"];
     let parsed = |text: &&str| Pattern::parse(text, Case::Sensitive).expect("an expression");
     let each: Vec<(Pattern, usize)> = texts.iter().map(parsed).zip(0..).collect();

@@ -69,7 +69,7 @@ fn instance(text: &str) -> Value {
 }
 
 #[test]
-fn what_is_valid_fits_the_schema() {
+fn valid_configurations_match_the_schema() {
     let schema = schema();
     assert!(fits(&schema, &instance(DEFAULT)), "default.toml");
     assert!(fits(&schema, &instance(&template::with_examples())), "with the examples");
@@ -87,7 +87,7 @@ fn what_is_valid_fits_the_schema() {
 
 /// Each key, with another kind of value, and each word.
 #[test]
-fn what_the_reader_refuses_the_schema_refuses() {
+fn the_schema_refuses_what_the_reader_refuses() {
     let schema = schema();
     let text = template::with_examples();
     let table = DeTable::parse(&text).expect("valid");
@@ -153,7 +153,7 @@ fn numbers_have_the_ranges_of_the_reader() {
 }
 
 #[test]
-fn keys_are_explained_and_have_their_defaults() {
+fn the_schema_describes_keys_and_defaults() {
     let schema = schema();
     let retries = &schema["properties"]["pool"]["items"]["properties"]["retries"];
     assert_eq!(retries["default"], 2);

@@ -17,7 +17,7 @@ const FILES: [(&str, &[u8]); 8] = [
 ];
 
 #[test]
-fn each_example_is_valid_without_a_warning_and_listed() {
+fn each_example_is_valid_without_warnings_and_listed() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let list = fs::read_to_string(examples.join("README.md")).expect("a list");
     let folder = folder(&FILES);

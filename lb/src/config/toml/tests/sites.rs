@@ -92,7 +92,7 @@ fn the_examples_of_default_toml_are_a_valid_configuration() {
 }
 
 #[test]
-fn a_site_has_routes_by_path_and_an_action_for_the_rest() {
+fn a_site_has_routes_by_path_and_a_default_action() {
     let text = "
 [[site]]
 hosts = [\"shop.example\", \"*.Shop.Example\", \"shop.*\", '~^s[0-9]\\.example$']
@@ -179,7 +179,7 @@ fn each_action_is_read() {
 }
 
 #[test]
-fn what_a_route_does_not_say_its_site_says() {
+fn routes_inherit_the_settings_of_their_site() {
     let site = site(
         "
 response_timeout = \"9s\"
@@ -301,7 +301,7 @@ pool = \"app\"
 }
 
 #[test]
-fn everything_that_can_be_said_reads_back() {
+fn every_setting_reads_back() {
     let text = "
 [access_log]
 file = \"stdout\"
@@ -337,7 +337,7 @@ pool = \"app\"
 
 // Every site was told that there was no such listener, or none with TLS.
 #[test]
-fn what_is_wrong_with_something_is_said_of_nothing_that_names_it() {
+fn a_problem_is_reported_once_and_not_where_it_is_referenced() {
     let data = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/toml/test-data");
     let pair = format!("certificate = \"{data}/cert.pem\", key = \"{data}/key.pem\"");
     let site = |host: &str, lines: &str| format!("[[site]]\nhosts = [\"{host}\"]\npool = \"app\"\n{lines}\n");
@@ -390,7 +390,7 @@ fn what_is_wrong_with_something_is_said_of_nothing_that_names_it() {
 }
 
 #[test]
-fn wrong_sites_are_named_with_place_and_fix() {
+fn wrong_sites_are_reported_with_position_and_fix() {
     for (marked, message) in [
         (
             "§[[site]]\npool = \"app\"\n",
@@ -444,7 +444,7 @@ fn wrong_sites_are_named_with_place_and_fix() {
 }
 
 #[test]
-fn wrong_routes_are_named_with_place_and_fix() {
+fn wrong_routes_are_reported_with_position_and_fix() {
     for (marked, message) in [
         (
             "pool = \"app\"\n§exact = \"/b\"",
@@ -603,7 +603,7 @@ fn wrong_routes_are_named_with_place_and_fix() {
 
 /// What operators type who come from nginx, or who have not seen all of TOML.
 #[test]
-fn likely_mistakes_are_told_with_what_was_meant() {
+fn likely_mistakes_are_answered_with_the_intended_setting() {
     for (text, expected) in [
         (
             "response_headers = { X-A = \"b\" }",
@@ -638,7 +638,7 @@ fn a_site_needs_no_pool() {
 }
 
 #[test]
-fn an_include_of_no_file_is_told() {
+fn an_include_that_matches_no_file_is_reported() {
     let folder = folder(&[("sites/a.toml", b"")]);
     let file = folder.path().join("evenkeel.toml");
     let told = |pattern: &str| {
@@ -651,7 +651,7 @@ fn an_include_of_no_file_is_told() {
 }
 
 #[test]
-fn all_problems_of_sites_come_at_once() {
+fn all_problems_of_sites_are_reported_at_once() {
     let text = "
 [values]
 a = { from = \"$nobody\", cases = { x = \"1\" } }
@@ -686,7 +686,7 @@ response_headers = { set = { \"a b\" = \"x\", B = \"$nobody\" }, ad = {} }
 }
 
 #[test]
-fn tables_of_values_are_checked_where_they_stand() {
+fn tables_of_values_are_reported_at_their_position() {
     for (marked, message) in [
         (
             "§a = { from = \"$nobody\", cases = { x = \"1\" } }",
@@ -792,7 +792,7 @@ fn each_problem_names_the_file_that_it_is_in() {
 }
 
 #[test]
-fn warnings_name_the_file_that_they_are_about() {
+fn warnings_name_the_file_that_they_concern() {
     let folder = folder(&[("a.toml", b"\n[[pool]]\nname = \"unused\"\nbackends = []\n")]);
     let file = folder.path().join("evenkeel.toml");
     let checked = check(&format!("include = [\"a.toml\"]\n{MINIMAL}"), &file).expect("valid");
@@ -839,7 +839,7 @@ fn top_level_routes_keep_their_meaning() {
 
 /// What stood in the repository's history and was valid before there were sites is so still, and means the same.
 #[test]
-fn configuration_files_of_the_history_mean_what_they_meant() {
+fn configuration_files_of_earlier_versions_keep_their_meaning() {
     fn sorted(value: serde_json::Value) -> serde_json::Value {
         match value {
             serde_json::Value::Object(map) => {
@@ -910,7 +910,7 @@ fn configuration_files_of_the_history_mean_what_they_meant() {
 }
 
 #[test]
-fn advice_about_sites_stands_where_they_are_written() {
+fn advice_about_sites_is_reported_at_their_position() {
     let text = format!(
         "{BASE}[[site]]\nhosts = [\"a.example\"]\n[[site.route]]\npath = \"/x/*\"\npool = \"app\"\n[[site.route]]\npath = \"/y\"\npool = \"api\"\n"
     );
@@ -924,7 +924,7 @@ fn advice_about_sites_stands_where_they_are_written() {
 }
 
 #[test]
-fn sticky_cookies_of_a_site_clash_as_those_of_routes() {
+fn sticky_cookies_of_sites_clash_as_those_of_routes() {
     let text = BASE
         .replace("[\"127.0.0.1:9001\"]", "[\"127.0.0.1:9001\"]\nsticky = {}")
         .replace("[\"127.0.0.1:9002\"]", "[\"127.0.0.1:9002\"]\nsticky = {}");
@@ -964,7 +964,7 @@ fn many_sites_are_read_in_time_linear_in_their_number() {
 
 /// A whole configuration with much of what there is.
 #[test]
-fn a_shop_is_said_in_a_few_lines() {
+fn a_shop_is_configured_in_a_few_lines() {
     let folder = folder(&[
         ("tls/cert.pem", include_bytes!("../test-data/cert.pem")),
         ("tls/key.pem", include_bytes!("../test-data/key.pem")),
@@ -1032,7 +1032,7 @@ pool = \"app\"
 }
 
 #[test]
-fn a_redirect_by_a_table_is_as_safe_as_each_of_its_cases() {
+fn a_redirect_by_a_table_is_checked_case_by_case() {
     let text = |result: &str| {
         format!(
             "[values]\nnew = {{ from = \"$uri\", cases = {{ \"/a\" = \"https://a.example/\", \"~^/b/(.*)$\" = \"{result}\" }} }}\n[[site]]\nhosts = [\"\"]\nredirect = \"$new\"\n"
@@ -1048,7 +1048,7 @@ fn a_redirect_by_a_table_is_as_safe_as_each_of_its_cases() {
 
 /// What an operator who comes from nginx writes is refused with what there is instead.
 #[test]
-fn habits_of_nginx_are_answered_with_the_key_that_does_it() {
+fn nginx_idioms_are_answered_with_the_equivalent_key() {
     for (text, fix) in [
         ("[[site.route]]\npath = \"= /x\"\npool = \"app\"\n", "write exact = \"/x\""),
         ("[[site.route]]\npath = \"^~ /x\"\npool = \"app\"\n", "over_regex = true and prefix = \"/x\""),
@@ -1073,7 +1073,7 @@ fn habits_of_nginx_are_answered_with_the_key_that_does_it() {
 }
 
 #[test]
-fn an_expression_that_is_written_twice_is_compiled_once() {
+fn an_expression_used_twice_is_compiled_once() {
     let config = config_of(
         "[[site]]\nhosts = [\"a\"]\n[[site.route]]\nregex = 'x+y'\npool = \"app\"\n\
          [[site.route]]\nregex = 'x+z'\npool = \"app\"\nrewrite = { regex = 'x+y', to = \"/y\" }\n\

@@ -4,7 +4,7 @@ use super::super::words::{NGINX_ABSENT, NGINX_DIRECTIVES, VALUES_INSTEAD, WORDS_
 use super::*;
 
 #[test]
-fn unknown_keys_come_with_the_nearest_or_the_valid_ones() {
+fn unknown_keys_suggest_the_nearest_or_list_the_valid_ones() {
     let sections = "access_log, admin, include, listener, log, metrics, pool, route, server, site, state, values";
     for (marked, message) in [
         (
@@ -33,7 +33,7 @@ fn unknown_keys_come_with_the_nearest_or_the_valid_ones() {
 }
 
 #[test]
-fn directives_of_nginx_come_with_what_stands_in_their_place() {
+fn directives_of_nginx_suggest_the_setting_here() {
     let sections = "access_log, admin, include, listener, log, metrics, pool, route, server, site, state, values";
     for (directive, place) in [
         ("worker_connections", "max_connections in [server]"),
@@ -77,7 +77,7 @@ fn directives_of_nginx_come_with_what_stands_in_their_place() {
 }
 
 #[test]
-fn words_lead_to_the_settings_of_the_section_that_they_stand_in() {
+fn words_of_nginx_suggest_settings_of_their_section() {
     for (word, instead) in VALUES_INSTEAD {
         let found = problems(&format!("{word} = 1\n{MINIMAL}"));
         let message = format!("{word} is not a setting: {instead}; the file takes ");
@@ -109,7 +109,7 @@ fn words_lead_to_the_settings_of_the_section_that_they_stand_in() {
 }
 
 #[test]
-fn backends_that_are_written_as_in_nginx_come_with_what_to_write() {
+fn backends_in_nginx_syntax_suggest_the_syntax_here() {
     for (written, fix) in [
         ("http://web1:8080", "\"web1:8080\", without \"http://\""),
         ("http://web1/", "\"web1:80\", without \"http://\""),
@@ -133,7 +133,7 @@ fn backends_that_are_written_as_in_nginx_come_with_what_to_write() {
 }
 
 #[test]
-fn variables_of_nginx_come_with_what_to_write() {
+fn variables_of_nginx_suggest_the_variable_here() {
     for (name, instead) in [
         ("proxy_protocol_addr", "$remote_addr, which has the address that the PROXY protocol tells"),
         ("ssl_client_escaped_cert", "nothing: backends are told of the certificate in Client-Cert (docs/tls.md)"),

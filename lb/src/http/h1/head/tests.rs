@@ -56,14 +56,14 @@ fn reads_a_browsers_request() {
 }
 
 #[test]
-fn leaves_the_next_request_alone() {
+fn does_not_read_into_the_next_request() {
     let text = "GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\n";
     let (_, verdict) = parse_within(text.as_bytes(), &Limits::default());
     assert_eq!(verdict, Parsed::Complete(27));
 }
 
 #[test]
-fn serves_again_after_clear() {
+fn is_reusable_after_clear() {
     let mut head = RequestHead::default();
     let first = b"POST http://a/?q HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nConnection: close, x\r\n\
                   Expect: 100-continue\r\n\r\n";
@@ -318,7 +318,7 @@ fn head_too_large_or_fields_too_many() {
 }
 
 #[test]
-fn a_verdict_comes_with_the_byte_that_decides_it() {
+fn errors_are_reported_at_the_deciding_byte() {
     let limits = Limits::new(64, 128, 3).unwrap();
     let decided_by = |text: String, reject: Reject| {
         let all_but_one = text.len() - 1;
@@ -430,7 +430,7 @@ fn ambiguous_names_follow_the_rule() {
 }
 
 #[test]
-fn upgrade_only_as_a_whole() {
+fn upgrade_needs_all_its_fields() {
     let get = |rest: &str| websocket::asks(&accepted(&format!("GET / HTTP/1.{rest}\r\n\r\n")));
     assert!(get("1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket"));
     assert!(get("1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c, websocket"));

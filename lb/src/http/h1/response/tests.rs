@@ -77,7 +77,7 @@ fn status_lines_against_the_grammar() {
 }
 
 #[test]
-fn lengths_that_are_not_one_number() {
+fn content_lengths_that_are_not_one_number() {
     for value in ["+5", "-5", "0x5", "", "5,5", "5, 5", "18446744073709551616"] {
         refused(&ok_with(&format!("Content-Length: {value}")), BadResponse::ContentLength);
     }
@@ -120,7 +120,7 @@ fn framing_follows_request_and_status() {
 }
 
 #[test]
-fn interim_and_204_have_no_content_whatever_they_say() {
+fn interim_and_204_have_no_content_whatever_they_declare() {
     for status in [100, 101, 103, 199, 204] {
         for fields in [
             "Content-Length: 5",
@@ -136,7 +136,7 @@ fn interim_and_204_have_no_content_whatever_they_say() {
 }
 
 #[test]
-fn connections_that_can_be_used_again() {
+fn persistent_connections() {
     assert!(accepted(&ok_with("Content-Length: 0")).keeps_alive());
     assert!(!accepted(&ok_with("Content-Length: 0\r\nConnection: close")).keeps_alive());
     assert!(!accepted(&ok_with("A: b")).keeps_alive());
@@ -147,7 +147,7 @@ fn connections_that_can_be_used_again() {
 }
 
 #[test]
-fn fields_named_by_connection_end_here() {
+fn fields_named_by_connection_are_dropped() {
     let text = ok_with("Connection: X-Mine\r\nX-Mine: a\r\nX-Other: b\r\nContent-Length: 0");
     let head = accepted(&text);
     assert_eq!(head.fields().named(text.as_bytes(), b"x-mine").count(), 0);
@@ -184,7 +184,7 @@ fn sizes_are_bounded() {
 }
 
 #[test]
-fn a_101_opens_a_tunnel_only_when_asked_and_sound() {
+fn a_101_opens_a_tunnel_only_when_requested_and_valid() {
     let answer = |text: &str, asked| websocket::answers(&accepted(text), asked);
     let sound = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     assert_eq!(answer(sound, true), Ok(true));

@@ -49,7 +49,7 @@ fn answered_to(
 }
 
 #[test]
-fn a_request_loses_what_is_of_one_connection_only() {
+fn hop_by_hop_fields_of_requests_are_dropped() {
     let text = "POST /a?b HTTP/1.0\r\nConnection: keep-alive, X-Mine\r\nX-Mine: 1\r\nHost: a\r\nAccept:*/*\r\n\
                 Keep-Alive: 5\r\nProxy-Connection: close\r\nTE: trailers\r\nTrailer: X-Sum\r\nUpgrade: h2c\r\n\
                 HTTP2-Settings: x\r\nProxy-Authorization: y\r\nContent-Length: 005\r\nX_Y: 2\r\n\
@@ -81,7 +81,7 @@ fn changes_replace_append_add_and_remove() {
 }
 
 #[test]
-fn targets_leave_in_origin_form() {
+fn targets_are_sent_in_origin_form() {
     let first = |line: &str| {
         let text = format!("{line} HTTP/1.1\r\nHost: a\r\n\r\n");
         sent(&text, &[], |_, _| {}).lines().next().map(String::from)
@@ -107,7 +107,7 @@ fn host_is_the_authority_unless_replaced() {
 }
 
 #[test]
-fn framing_is_made_anew() {
+fn framing_fields_are_regenerated() {
     let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: CHUNKED\r\nTrailer: X\r\n\r\n";
     let start = "POST / HTTP/1.1\r\nHost: a\r\n";
     assert_eq!(sent(chunked, &[], |_, _| {}), format!("{start}Trailer: X\r\nTransfer-Encoding: chunked\r\n\r\n"));
@@ -130,7 +130,7 @@ fn max_forwards_counts_down_for_options_only() {
 }
 
 #[test]
-fn an_upgrade_is_asked_for_in_our_words() {
+fn an_upgrade_is_requested_with_generated_fields() {
     let text = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: h2c, WebSocket\r\n\
                 Sec-WebSocket-Key: k\r\n\r\n";
     let upgraded = sent(text, &[], |head, plan| {
@@ -144,7 +144,7 @@ fn an_upgrade_is_asked_for_in_our_words() {
 }
 
 #[test]
-fn a_response_loses_what_is_of_one_connection_only() {
+fn hop_by_hop_fields_of_responses_are_dropped() {
     let text = "HTTP/1.0 200 Fine\r\nServer: app\r\nConnection: keep-alive, X-Mine\r\nX-Mine: 1\r\nKeep-Alive: 5\r\n\
                 Upgrade: h2c\r\nTrailer: X\r\nX_Y: 2\r\nDate : d\r\nContent-Length: 05\r\nSet-Cookie: a\r\n\
                 Set-Cookie: b\r\nX-Powered-By: x\r\n\r\n";
@@ -161,7 +161,7 @@ fn a_response_loses_what_is_of_one_connection_only() {
 }
 
 #[test]
-fn content_of_unknown_length_goes_as_the_client_can_take_it() {
+fn content_of_unknown_length_is_framed_for_the_clients_version() {
     for text in ["HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n"] {
         assert_eq!(
             answered(text, Version::Http11, Persistence::KeepAlive, &[]),
@@ -175,7 +175,7 @@ fn content_of_unknown_length_goes_as_the_client_can_take_it() {
 }
 
 #[test]
-fn persistence_is_said_as_the_client_understands_it() {
+fn persistence_is_signalled_for_the_clients_version() {
     let text = "HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n";
     let start = "HTTP/1.1 200 \r\nContent-Length: 0\r\n";
     let said = |client, persistence| answered(text, client, persistence, &[]).strip_prefix(start).map(String::from);
@@ -186,7 +186,7 @@ fn persistence_is_said_as_the_client_understands_it() {
 }
 
 #[test]
-fn responses_without_content_keep_only_what_tells_of_it() {
+fn responses_without_content_keep_only_representation_fields() {
     let to = |method, status: u16| {
         let text = format!("HTTP/1.1 {status} x\r\nContent-Length: 5\r\n\r\n");
         answered_to(method, &text, Version::Http11, Persistence::Close, &[], Some("now"))
@@ -199,7 +199,7 @@ fn responses_without_content_keep_only_what_tells_of_it() {
 }
 
 #[test]
-fn a_switch_is_answered_in_our_words() {
+fn a_101_is_sent_with_generated_fields() {
     let text = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\
                 Sec-WebSocket-Accept: k\r\n\r\n";
     assert_eq!(
@@ -210,7 +210,7 @@ fn a_switch_is_answered_in_our_words() {
 }
 
 #[test]
-fn names_values_and_targets_cannot_break_out() {
+fn names_values_and_targets_cannot_inject_lines() {
     for name in ["", "a b", "a:", "a\r\n", "Content-Length", "connection", "Host", "Transfer-Encoding", "\u{e9}"] {
         assert_eq!(FieldName::new(name.as_bytes()), None, "{name:?}");
     }

@@ -43,7 +43,7 @@ fn file(choice: &Choice, name: Option<&str>, schemes: &[SignatureScheme]) -> Str
 }
 
 #[test]
-fn an_exact_name_goes_before_a_star_and_that_before_the_default() {
+fn exact_names_outrank_wildcards_and_these_the_default() {
     let certificates = [
         loaded("first", &["first.example"], false, LATER),
         loaded("star", &["*.shop.example", "shop.example"], false, LATER),
@@ -69,7 +69,7 @@ fn an_exact_name_goes_before_a_star_and_that_before_the_default() {
 }
 
 #[test]
-fn unknown_names_are_refused_where_that_is_wanted() {
+fn unknown_names_are_refused_where_configured() {
     let config = TlsConfig { unknown_names: UnknownNames::Refuse, ..config() };
     let choice = Choice::new(&config, &[loaded("star", &["*.shop.example"], false, LATER)]);
     assert_eq!(choice.admits(Some("a.shop.example")), Ok(()));
@@ -79,7 +79,7 @@ fn unknown_names_are_refused_where_that_is_wanted() {
 }
 
 #[test]
-fn ecdsa_and_rsa_stand_side_by_side() {
+fn ecdsa_and_rsa_are_chosen_by_the_clients_offer() {
     let certificates = [
         loaded("rsa", &["shop.example"], true, LATER),
         loaded("ecdsa", &["shop.example"], false, LATER),
@@ -97,7 +97,7 @@ fn ecdsa_and_rsa_stand_side_by_side() {
 }
 
 #[test]
-fn of_equals_the_one_that_is_valid_longest_is_taken() {
+fn of_equal_certificates_the_longest_valid_is_chosen() {
     let certificates = [
         loaded("expired", &["a.example"], false, 1),
         loaded("longer", &["a.example"], false, LATER + 1),

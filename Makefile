@@ -53,7 +53,7 @@ NOT_IN_PINGORA := nothing_of_an_abandoned_response_reaches_the_client the_cookie
 test-pingora: tools-demo
 	cargo build --workspace --bins --tests
 	EVENKEEL_IN=pingora-proxy cargo test --workspace --test balancer -- --test-threads $(TEST_THREADS) \
-		algorithms:: hot_swap:: health:: retry:: sticky:: pingora:: reload::half_closed reload::the_largest_body $(NOT_IN_PINGORA:%=--skip %)
+		algorithms:: hot_swap:: health:: retry:: sticky:: pingora:: reload::half_close_changes reload::max_body_bytes_changes $(NOT_IN_PINGORA:%=--skip %)
 
 ## Format and lints
 check: tools-demo

@@ -193,9 +193,9 @@ async fn enrol(store: &dyn SessionStore, account: &UserKey, device: Id, former: 
     let list = devices(account.as_str());
     let known = store.enrol(&list, &device.to_string(), DEVICE_TTL).await?;
     let surplus = known.len().saturating_sub(MAX_DEVICES);
-    let mut gone = known[..surplus].to_vec();
-    gone.extend(former.map(|former| former.to_string()));
-    store.strike(&list, &gone).await
+    let mut stale = known[..surplus].to_vec();
+    stale.extend(former.map(|former| former.to_string()));
+    store.strike(&list, &stale).await
 }
 
 impl sessions::Count {
@@ -400,7 +400,10 @@ mod tests {
             site.succeed("ann", "192.0.2.1").await;
         }
         assert_eq!(site.store.list(&devices("ann")).await.unwrap().len(), MAX_DEVICES);
-        let told = renewed.to_str().unwrap();
-        assert!(told.contains("Path=/accounts/; Max-Age=7776000; HttpOnly") && told.ends_with("; Secure"), "{told}");
+        let cookie = renewed.to_str().unwrap();
+        assert!(
+            cookie.contains("Path=/accounts/; Max-Age=7776000; HttpOnly") && cookie.ends_with("; Secure"),
+            "{cookie}"
+        );
     }
 }

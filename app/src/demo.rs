@@ -136,8 +136,8 @@ impl Demo {
                 ended = balancer.ended() => {
                     bail!("the balancer {ended}, so there is nothing more to show{}", balancer.last_words())
                 }
-                (place, ended) = any_ended(&mut self.instances) => {
-                    let instance = &mut self.instances[place];
+                (index, ended) = any_ended(&mut self.instances) => {
+                    let instance = &mut self.instances[index];
                     instance.child = None;
                     guide::print_ended(instance, &ended, &self.folder);
                 }
@@ -167,8 +167,8 @@ async fn any_ended(instances: &mut [Instance]) -> (usize, String) {
     let running: Vec<_> = instances
         .iter_mut()
         .enumerate()
-        .filter_map(|(place, instance)| instance.child.as_mut().map(|child| (place, child)))
-        .map(|(place, child)| Box::pin(async move { (place, child.ended().await) }))
+        .filter_map(|(index, instance)| instance.child.as_mut().map(|child| (index, child)))
+        .map(|(index, child)| Box::pin(async move { (index, child.ended().await) }))
         .collect();
     if running.is_empty() {
         return std::future::pending().await;
@@ -235,9 +235,9 @@ fn choose_app_ports(asked: &[u16]) -> anyhow::Result<Vec<SocketAddr>> {
 
 /// The data folder by its full name, with all that goes into it.
 fn prepare(folder: &Path) -> anyhow::Result<PathBuf> {
-    let told = || format!("--data-dir {}: cannot create it; choose a folder that may be written", folder.display());
-    std::fs::create_dir_all(folder.join("logs")).with_context(told)?;
-    folder.canonicalize().with_context(told)
+    let context = || format!("--data-dir {}: cannot create it; choose a folder that may be written", folder.display());
+    std::fs::create_dir_all(folder.join("logs")).with_context(context)?;
+    folder.canonicalize().with_context(context)
 }
 
 /// The balancer's.

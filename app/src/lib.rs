@@ -22,7 +22,6 @@ pub mod layers;
 pub mod routes;
 
 pub mod error;
-pub mod own;
 pub mod page;
 
 // What it may need.
@@ -31,6 +30,7 @@ pub mod data;
 pub mod history;
 pub mod media;
 pub mod passwords;
+pub mod recent_writes;
 pub mod sessions;
 
 pub mod log;
@@ -152,14 +152,14 @@ impl Stores {
 fn sqlite_sessions(folder: &Path) -> anyhow::Result<Arc<dyn SessionStore>> {
     create(folder)?;
     let sessions =
-        SqliteSessions::open(&folder.join("sessions.sqlite3")).with_context(|| told(folder, "its sessions"))?;
+        SqliteSessions::open(&folder.join("sessions.sqlite3")).with_context(|| folder_error(folder, "its sessions"))?;
     tokio::spawn(sessions.clone().sweep(SWEEP_INTERVAL));
     Ok(Arc::new(sessions))
 }
 
 fn sqlite_data(folder: &Path) -> anyhow::Result<Arc<dyn DataStore>> {
     create(folder)?;
-    let data = SqliteData::open(&folder.join("data.sqlite3")).with_context(|| told(folder, "its data"))?;
+    let data = SqliteData::open(&folder.join("data.sqlite3")).with_context(|| folder_error(folder, "its data"))?;
     Ok(Arc::new(data))
 }
 
@@ -169,10 +169,10 @@ fn media_folder(folder: &Path) -> anyhow::Result<Arc<dyn MediaStore>> {
 }
 
 fn create(folder: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| told(folder, "it; choose one that may be written"))
+    std::fs::create_dir_all(folder).with_context(|| folder_error(folder, "it; choose one that may be written"))
 }
 
-fn told(folder: &Path, what: &str) -> String {
+fn folder_error(folder: &Path, what: &str) -> String {
     format!("the folder of --data-dir, {}: cannot open {what}", folder.display())
 }
 

@@ -147,8 +147,8 @@ impl FromStr for MediaName {
             return Err(NotAMediaName);
         }
         let mut digest = [0; 32];
-        for (place, byte) in digest.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&hex[2 * place..2 * place + 2], 16).map_err(|_| NotAMediaName)?;
+        for (index, byte) in digest.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&hex[2 * index..2 * index + 2], 16).map_err(|_| NotAMediaName)?;
         }
         Ok(Self { digest, kind })
     }

@@ -239,9 +239,9 @@ pub struct CrateDbGauges {
 impl CrateDbGauges {
     /// Nodes, shards, and shards without a node; or that nothing is known.
     pub fn set(&self, observed: Option<[i64; 3]>) {
-        for (place, gauge) in [&self.nodes, &self.shards, &self.unassigned].into_iter().enumerate() {
+        for (index, gauge) in [&self.nodes, &self.shards, &self.unassigned].into_iter().enumerate() {
             match observed {
-                Some(observed) => gauge.with_label_values::<&str>(&[]).set(observed[place]),
+                Some(observed) => gauge.with_label_values::<&str>(&[]).set(observed[index]),
                 None => gauge.reset(),
             }
         }

@@ -200,9 +200,9 @@ impl From<StoreError> for session_store::Error {
 
 /// Keeps a new record under an id that is not taken, in whichever part of the store is well.
 async fn create_anywhere(store: &dyn SessionStore, record: &mut Record) -> Result<()> {
-    let mut place = 0;
+    let mut attempts = 0;
     loop {
-        place += 1;
+        attempts += 1;
         // Any will do if all are away.
         for _ in 0..CANDIDATES {
             if !store.is_away(&record.id) {
@@ -210,14 +210,16 @@ async fn create_anywhere(store: &dyn SessionStore, record: &mut Record) -> Resul
             }
             record.id = Id::default();
         }
-        let created = if place < PLACES && !store.is_away(&record.id) {
+        let created = if attempts < MAX_ATTEMPTS && !store.is_away(&record.id) {
             timeout(CREATE_TIMEOUT, store.create(record)).await
         } else {
             Ok(store.create(record).await)
         };
         match created {
             Ok(Ok(true)) => return Ok(()),
-            Ok(Err(error)) if place >= PLACES || !matches!(error, StoreError::Unavailable(_)) => return Err(error),
+            Ok(Err(error)) if attempts >= MAX_ATTEMPTS || !matches!(error, StoreError::Unavailable(_)) => {
+                return Err(error);
+            }
             // Nobody was told this id, so what may be there is left to expire.
             Ok(Ok(false) | Err(_)) | Err(_) => record.id = Id::default(),
         }
@@ -239,14 +241,14 @@ async fn try_to_admit(store: &dyn SessionStore, member: &UserKey, id: &Id, limit
     if listed.len() <= most {
         return Ok(());
     }
-    let (mut alive, mut gone) = (Vec::new(), Vec::new());
+    let (mut alive, mut stale) = (Vec::new(), Vec::new());
     for entry in listed {
         let is_alive = match entry.parse() {
             // As far as anybody knows.
             Ok(id) => store.load(&id).await.map_or(true, |loaded| loaded.session().is_some()),
             Err(_) => false,
         };
-        if is_alive { &mut alive } else { &mut gone }.push(entry);
+        if is_alive { &mut alive } else { &mut stale }.push(entry);
     }
     let surplus = alive.len().saturating_sub(most);
     // Of two who do this at once, both end the same sessions; perhaps that of one of them.
@@ -255,9 +257,9 @@ async fn try_to_admit(store: &dyn SessionStore, member: &UserKey, id: &Id, limit
         if let Ok(id) = entry.parse() {
             store.delete(&id).await?;
         }
-        gone.push(entry);
+        stale.push(entry);
     }
-    store.strike(&list, &gone).await
+    store.strike(&list, &stale).await
 }
 
 fn member_of(record: &Record) -> Option<UserKey> {
@@ -626,7 +628,7 @@ pub const TOMBSTONE_TTL: Duration = Duration::from_secs(600);
 /// How long a member's session lasts that is not on the member's list yet: longer than it takes to get there.
 const UNLISTED_TTL: time::Duration = time::Duration::minutes(2);
 /// Ids that are tried for a new session while parts of the store are away.
-const PLACES: usize = 3;
+const MAX_ATTEMPTS: usize = 3;
 /// Ids that are looked at for one in a part that is not known to be away.
 const CANDIDATES: usize = 32;
 /// How long a new session waits for the part of the store that its id is in, before another is tried.
@@ -657,14 +659,14 @@ mod tests {
 
     #[test]
     fn cookies_are_http_only_and_same_site() {
-        let told = |member, secure| {
+        let cookie = |member, secure| {
             let change = CookieChange::Set { id: Id::default(), member };
             change.header(secure).to_str().unwrap().to_owned()
         };
-        let plain = told(true, false);
+        let plain = cookie(true, false);
         assert!(plain.contains("; HttpOnly") && plain.contains("; SameSite=Lax") && plain.contains("Max-Age=34560000"));
         assert!(!plain.contains("Secure"));
-        assert!(told(true, true).ends_with("; Secure"));
-        assert!(!told(false, false).contains("Max-Age"), "a visitor's ends with the browser");
+        assert!(cookie(true, true).ends_with("; Secure"));
+        assert!(!cookie(false, false).contains("Max-Age"), "a visitor's ends with the browser");
     }
 }

@@ -208,14 +208,14 @@ impl StoreArgs {
                     SessionsLocation::RedisCluster(Box::new(self.redis.settings(visitor_lifetime)?))
                 }
             },
-            data: self.database.place()?,
-            media: media_place(&self.media, &self.data_dir)?,
+            data: self.database.location()?,
+            media: media_location(&self.media, &self.data_dir)?,
         })
     }
 }
 
 impl DatabaseArgs {
-    fn place(&self) -> anyhow::Result<DataLocation> {
+    fn location(&self) -> anyhow::Result<DataLocation> {
         Ok(match self.data {
             DataKind::Sqlite => DataLocation::Sqlite,
             #[cfg(not(feature = "network"))]
@@ -228,15 +228,15 @@ impl DatabaseArgs {
     }
 }
 
-fn media_place(place: &str, folder: &Path) -> anyhow::Result<MediaLocation> {
-    Ok(match place.split_once("://") {
+fn media_location(location: &str, folder: &Path) -> anyhow::Result<MediaLocation> {
+    Ok(match location.split_once("://") {
         #[cfg(not(feature = "network"))]
         Some(_) => return Err(not_built("--media")),
         #[cfg(feature = "network")]
-        Some(_) => MediaLocation::Bucket(network::bucket(place)?),
-        None if place == "folder" => MediaLocation::Folder(folder.join("media")),
-        None if place.contains('/') => MediaLocation::Folder(place.into()),
-        None => bail!("--media {place:?} is no place: take folder, a folder such as ./pictures, s3://… or gs://…"),
+        Some(_) => MediaLocation::Bucket(network::bucket(location)?),
+        None if location == "folder" => MediaLocation::Folder(folder.join("media")),
+        None if location.contains('/') => MediaLocation::Folder(location.into()),
+        None => bail!("--media {location:?} is no place: take folder, a folder such as ./pictures, s3://… or gs://…"),
     })
 }
 

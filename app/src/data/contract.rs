@@ -112,7 +112,7 @@ async fn an_operation_given_up_leaves_the_answers_of_others_alone(store: &dyn Da
             // More at once than a store has connections.
             let lookups = join_all(
                 (0..6)
-                    .map(|place| [&ann, &ben, &nobody][place % 3])
+                    .map(|index| [&ann, &ben, &nobody][index % 3])
                     .map(|asked| async move { (asked, store.user(&asked.name.key()).await.unwrap()) }),
             );
             for (asked, found) in lookups.await {

@@ -61,8 +61,8 @@ impl DataStore for CrateDbData {
 
     async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> Result<Vec<Login>> {
         let mut page = self.0.logins(key, after, limit).await?;
-        for place in lacking(&page, Login::cursor, after, limit, own) {
-            page.extend(self.0.login_by_key(key, place).await?);
+        for cursor in lacking(&page, Login::cursor, after, limit, own) {
+            page.extend(self.0.login_by_key(key, cursor).await?);
         }
         Ok(in_order(page, Login::cursor, after, limit))
     }
@@ -73,8 +73,8 @@ impl DataStore for CrateDbData {
 
     async fn posts(&self, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> Result<Vec<Post>> {
         let mut page = self.0.posts(after, limit).await?;
-        for place in lacking(&page, Post::cursor, after, limit, own) {
-            page.extend(self.0.post_by_key(place).await?);
+        for cursor in lacking(&page, Post::cursor, after, limit, own) {
+            page.extend(self.0.post_by_key(cursor).await?);
         }
         Ok(in_order(page, Post::cursor, after, limit))
     }
@@ -95,19 +95,25 @@ impl DataStore for CrateDbData {
 }
 
 /// Those of `own` that seem to belong on the page and are not on it.
-fn lacking<T>(page: &[T], place: fn(&T) -> Cursor, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> Vec<Cursor> {
-    let last = page.last().filter(|_| page.len() >= limit).map(place);
+fn lacking<T>(
+    page: &[T],
+    cursor: fn(&T) -> Cursor,
+    after: Option<Cursor>,
+    limit: usize,
+    own: &[Cursor],
+) -> Vec<Cursor> {
+    let last = page.last().filter(|_| page.len() >= limit).map(cursor);
     let belongs = |row: &Cursor| after.is_none_or(|after| *row < after) && last.is_none_or(|last| *row > last);
-    let is_listed = |row: &Cursor| page.iter().any(|listed| place(listed).id == row.id);
+    let is_listed = |row: &Cursor| page.iter().any(|listed| cursor(listed).id == row.id);
     own.iter().filter(|row| belongs(row) && !is_listed(row)).copied().collect()
 }
 
 /// A page to which rows were added. A write that was repeated has the time of its first attempt, which may put it on
 /// another page than its author thinks.
-fn in_order<T>(mut page: Vec<T>, place: fn(&T) -> Cursor, after: Option<Cursor>, limit: usize) -> Vec<T> {
-    page.retain(|row| after.is_none_or(|after| place(row) < after));
-    page.sort_by_key(|row| std::cmp::Reverse(place(row)));
-    page.dedup_by_key(|row| place(row));
+fn in_order<T>(mut page: Vec<T>, cursor: fn(&T) -> Cursor, after: Option<Cursor>, limit: usize) -> Vec<T> {
+    page.retain(|row| after.is_none_or(|after| cursor(row) < after));
+    page.sort_by_key(|row| std::cmp::Reverse(cursor(row)));
+    page.dedup_by_key(|row| cursor(row));
     page.truncate(limit);
     page
 }

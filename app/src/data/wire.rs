@@ -132,7 +132,7 @@ impl Wire {
     /// statement each, which may run again. Says every few seconds what it waits for.
     pub async fn start(&self, database: &str, ddl: &str) -> anyhow::Result<()> {
         let begun = Instant::now();
-        let mut told = begun - LOG_INTERVAL;
+        let mut logged_at = begun - LOG_INTERVAL;
         loop {
             let error = match self.prepare(ddl).await {
                 Ok(()) => {
@@ -146,8 +146,8 @@ impl Wire {
             if !error.again || waited >= limit {
                 anyhow::bail!("{database} is not ready after {} s: {}", seconds(waited), error.error);
             }
-            if told.elapsed() >= LOG_INTERVAL {
-                told = Instant::now();
+            if logged_at.elapsed() >= LOG_INTERVAL {
+                logged_at = Instant::now();
                 let cause = error.error.to_string();
                 tracing::info!(cause, "waiting for {database}, {} of {} s: {cause}", seconds(waited), seconds(limit));
             }
@@ -169,9 +169,9 @@ impl Wire {
                 if missing.is_empty() {
                     return Ok(());
                 }
-                let told =
+                let message =
                     format!("the tables {} are missing and cannot be made: {}", missing.join(", "), failure.error);
-                return Err(Failure { error: StoreError::unavailable(told), again: true });
+                return Err(Failure { error: StoreError::unavailable(message), again: true });
             }
         }
         Ok(())
@@ -319,9 +319,9 @@ impl Wire {
         self.run(statements::LOGINS, &parameters).await?.iter().map(login).collect()
     }
 
-    pub(super) async fn login_by_key(&self, key: &UserKey, place: Cursor) -> Result<Option<Login>> {
-        let (key, id) = (key.as_str(), place.id.to_string());
-        let parameters = [text(&key), (&place.at.0 as &(dyn ToSql + Sync), Type::INT8), text(&id)];
+    pub(super) async fn login_by_key(&self, key: &UserKey, cursor: Cursor) -> Result<Option<Login>> {
+        let (key, id) = (key.as_str(), cursor.id.to_string());
+        let parameters = [text(&key), (&cursor.at.0 as &(dyn ToSql + Sync), Type::INT8), text(&id)];
         self.run(statements::LOGIN_BY_KEY, &parameters).await?.first().map(login).transpose()
     }
 
@@ -355,8 +355,8 @@ impl Wire {
         self.run(statements::POSTS, &parameters).await?.iter().map(post).collect()
     }
 
-    pub(super) async fn post_by_key(&self, place: Cursor) -> Result<Option<Post>> {
-        let id = place.id.to_string();
+    pub(super) async fn post_by_key(&self, cursor: Cursor) -> Result<Option<Post>> {
+        let id = cursor.id.to_string();
         self.run(statements::POST_BY_KEY, &[text(&id)]).await?.first().map(post).transpose()
     }
 

@@ -33,11 +33,11 @@ pub enum Speech {
 impl Child {
     /// Starts `program`. What it logs goes to the file `log`, which begins anew.
     pub fn spawn(program: &Path, arguments: &[OsString], log: &Path, speech: Speech) -> anyhow::Result<Self> {
-        let told = || format!("cannot start {}", program.display());
+        let context = || format!("cannot start {}", program.display());
         let errors = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let output = match speech {
             Speech::Awaited => Stdio::piped(),
-            Speech::Logged => errors.try_clone().with_context(told)?.into(),
+            Speech::Logged => errors.try_clone().with_context(context)?.into(),
         };
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(output).stderr(errors).kill_on_drop(true);
@@ -55,8 +55,8 @@ impl Child {
                 if getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
             });
         }
-        let mut process = command.spawn().with_context(told)?;
-        let pid = process.id().with_context(told)?;
+        let mut process = command.spawn().with_context(context)?;
+        let pid = process.id().with_context(context)?;
         let stdout = process.stdout.take().map(BufReader::new);
         Ok(Self { process, stdout, pid, log: log.to_owned() })
     }

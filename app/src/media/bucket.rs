@@ -68,15 +68,15 @@ impl Bucket {
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> anyhow::Result<Arc<dyn ObjectStore>> {
         tls::choose_provider();
-        let told = || format!("the bucket {self} cannot be used: check the environment");
+        let context = || format!("the bucket {self} cannot be used: check the environment");
         let environment = environment.into_iter();
         Ok(match self.provider {
             Provider::S3 => {
-                let store = self.s3(environment).build().with_context(told)?;
+                let store = self.s3(environment).build().with_context(context)?;
                 Arc::new(PrefixStore::new(store, self.prefix.clone()))
             }
             Provider::GoogleCloud => {
-                let store = self.google_cloud(environment).build().with_context(told)?;
+                let store = self.google_cloud(environment).build().with_context(context)?;
                 Arc::new(PrefixStore::new(store, self.prefix.clone()))
             }
         })
@@ -139,12 +139,12 @@ mod tests {
 
     #[test]
     fn a_bucket_url_parses_and_prints_alike() {
-        for (text, told) in [
+        for (text, shown) in [
             ("s3://pictures", "s3://pictures/"),
             ("s3://pictures/a/b/", "s3://pictures/a/b"),
             ("gs://pictures.example/a", "gs://pictures.example/a"),
         ] {
-            assert_eq!(text.parse::<Bucket>().unwrap().to_string(), told);
+            assert_eq!(text.parse::<Bucket>().unwrap().to_string(), shown);
         }
         for bad in ["pictures", "ftp://pictures", "s3://", "s3:///a", "s3://a b/c", "s3://pictures/../x"] {
             assert!(bad.parse::<Bucket>().is_err(), "{bad}");

@@ -16,9 +16,9 @@ use crate::data::{Cursor, Login, Millis, Signup, User, UserKey, UserName};
 use crate::error::{Error, StoreError};
 use crate::layers::Client;
 use crate::metrics::LoginResult;
-use crate::own::List;
 use crate::page::{Field, Input, Page, alert, in_query, moment};
 use crate::passwords::Password;
+use crate::recent_writes::RecentWrites;
 use crate::sessions::{self, Draft, LoggingIn, Member, Session, Visitor};
 
 #[derive(Debug, Default, Deserialize)]
@@ -288,7 +288,7 @@ async fn enter(
     device: Option<HeaderValue>,
 ) -> Result<Response, StoreError> {
     let login = record(app, member.key(), client, true);
-    let logged_in = List::Logins.with(login.cursor(), Vec::new(), client.tls);
+    let logged_in = RecentWrites::Logins.with(login.cursor(), Vec::new(), client.tls);
     app.history.write_now(login).await;
     entering.sign_in(member, &filled.draft()).await?;
     let cookies = [device, Some(logged_in)].into_iter().flatten().map(|cookie| (header::SET_COOKIE, cookie));
@@ -314,7 +314,7 @@ pub async fn history(
     Params(After { after }): Params<After>,
 ) -> Result<Html<String>, Error> {
     let after: Option<Cursor> = after.parse().ok();
-    let mut logins = app.data.logins(&member.key(), after, HISTORY + 1, &List::Logins.own(&headers)).await?;
+    let mut logins = app.data.logins(&member.key(), after, HISTORY + 1, &RecentWrites::Logins.read(&headers)).await?;
     let more = logins.len() > HISTORY;
     logins.truncate(HISTORY);
     let content = html! {

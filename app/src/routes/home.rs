@@ -88,7 +88,7 @@ fn instance_card(app: &App) -> Markup {
                 div { dt { "Requests answered" } dd { (app.metrics.total()) } }
                 div { dt { "In flight" } dd { (app.metrics.requests_in_flight.get()) } }
                 div { dt { "Connections" } dd { (app.metrics.connections.get()) } }
-                div { dt { "Running for" } dd { (roughly(app.started.elapsed())) } }
+                div { dt { "Running for" } dd { (format_duration(app.started.elapsed())) } }
             }
             p.hint {
                 "Reload to see who answers next. Sessions, posts and pictures are shared: log in here, and you are "
@@ -100,7 +100,7 @@ fn instance_card(app: &App) -> Markup {
 }
 
 /// A time span in its largest unit.
-fn roughly(span: Duration) -> String {
+fn format_duration(span: Duration) -> String {
     let seconds = span.as_secs();
     match seconds {
         0..60 => format!("{seconds} s"),
@@ -116,8 +116,8 @@ mod tests {
 
     #[test]
     fn durations_are_shown_in_their_largest_unit() {
-        for (seconds, told) in [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3_600, "1 h"), (172_800, "2 days")] {
-            assert_eq!(roughly(Duration::from_secs(seconds)), told);
+        for (seconds, text) in [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3_600, "1 h"), (172_800, "2 days")] {
+            assert_eq!(format_duration(Duration::from_secs(seconds)), text);
         }
     }
 }

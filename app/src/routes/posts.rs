@@ -22,8 +22,8 @@ use crate::data::{Cursor, Millis, Picture, Post, UserKey};
 use crate::error::{Error, StoreError};
 use crate::layers::Client;
 use crate::media::{Media, MediaName, Refusal, Spool, StoredPicture};
-use crate::own::List;
 use crate::page::{Field, Input, Page, alert, moment};
+use crate::recent_writes::RecentWrites;
 use crate::sessions::{Draft, Member, Session, Visitor};
 
 #[derive(Debug, Default, Deserialize)]
@@ -160,7 +160,7 @@ impl Filled {
                 StatusCode::PAYLOAD_TOO_LARGE,
                 format!(
                     "That picture is too large. Choose one of at most {}.",
-                    told_bytes(app.settings.pictures.bytes)
+                    format_bytes(app.settings.pictures.bytes)
                 ),
             ),
             Refusal::TooManyPixels => (
@@ -225,7 +225,7 @@ pub async fn create(
     };
     app.data.add_post(&post).await?;
     Draft::discard(&*app.sessions, &session).await;
-    let posted = List::Posts.with(post.cursor(), List::Posts.own(&headers), client.tls);
+    let posted = RecentWrites::Posts.with(post.cursor(), RecentWrites::Posts.read(&headers), client.tls);
     Ok(([(header::SET_COOKIE, posted)], Redirect::to("/posts/")).into_response())
 }
 
@@ -357,7 +357,7 @@ async fn page(
     filled: &Filled,
     after: Option<Cursor>,
 ) -> Result<Html<String>, Error> {
-    let mut posts = app.data.posts(after, PAGE + 1, &List::Posts.own(headers)).await?;
+    let mut posts = app.data.posts(after, PAGE + 1, &RecentWrites::Posts.read(headers)).await?;
     let more = posts.len() > PAGE;
     posts.truncate(PAGE);
     let content = html! {
@@ -392,7 +392,7 @@ fn invitation() -> Markup {
 }
 
 fn form(app: &App, filled: &Filled) -> Markup {
-    let hint = format!("PNG, JPEG, GIF or WebP, up to {}.", told_bytes(app.settings.pictures.bytes));
+    let hint = format!("PNG, JPEG, GIF or WebP, up to {}.", format_bytes(app.settings.pictures.bytes));
     html! {
         section.card aria-labelledby="write" {
             h2 #write { "Write a post" }
@@ -451,7 +451,7 @@ pub fn body_limit(settings: &Settings) -> usize {
     picture.saturating_mul(4).saturating_add(super::MAX_FORM_BYTES)
 }
 
-fn told_bytes(bytes: u64) -> String {
+fn format_bytes(bytes: u64) -> String {
     match bytes {
         0..1_048_576 => format!("{} KiB", bytes / 1024),
         _ if bytes.is_multiple_of(1_048_576) => format!("{} MiB", bytes / 1_048_576),
@@ -470,8 +470,8 @@ mod tests {
 
     #[test]
     fn sizes_are_shown_in_round_units() {
-        for (bytes, told) in [(1_024, "1 KiB"), (5_242_880, "5 MiB"), (5_767_168, "5.5 MiB")] {
-            assert_eq!(told_bytes(bytes), told);
+        for (bytes, text) in [(1_024, "1 KiB"), (5_242_880, "5 MiB"), (5_767_168, "5.5 MiB")] {
+            assert_eq!(format_bytes(bytes), text);
         }
     }
 }

@@ -115,7 +115,7 @@ async fn all_that_enrol_at_once_are_on_the_list(one: &dyn SessionStore, other: &
     let list = fresh_name();
     let names: Vec<String> = (0..8).map(|number| number.to_string()).collect();
     let enrolled =
-        join_all(names.iter().enumerate().map(|(place, name)| [one, other][place % 2].enrol(&list, name, HOUR)));
+        join_all(names.iter().enumerate().map(|(index, name)| [one, other][index % 2].enrol(&list, name, HOUR)));
     let lengths: BTreeSet<_> = enrolled.await.into_iter().map(|listed| listed.unwrap().len()).collect();
     assert_eq!(lengths, (1..=8).collect(), "each saw those before it");
     let listed: BTreeSet<_> = one.list(&list).await.unwrap().into_iter().collect();
@@ -126,7 +126,7 @@ async fn counts_are_shared_and_taken_back(one: &dyn SessionStore, other: &dyn Se
     let (name, unknown) = (fresh_name(), fresh_name());
     let entries: Vec<String> = (0..8).map(|number| number.to_string()).collect();
     let counted =
-        join_all(entries.iter().enumerate().map(|(place, entry)| [one, other][place % 2].count(&name, entry, HOUR)));
+        join_all(entries.iter().enumerate().map(|(index, entry)| [one, other][index % 2].count(&name, entry, HOUR)));
     let counted = counted.await;
     let numbers: BTreeSet<_> = counted.iter().map(|count| count.as_ref().unwrap().number).collect();
     assert_eq!(numbers, (1..=8).collect(), "no two are the same");

@@ -262,10 +262,10 @@ impl SessionStore for RedisSessions {
     /// What any master says that answers: a node that is away takes its slots with it.
     async fn reach(&self) -> Result<Reachability> {
         let masters = (MultipleNodeRoutingInfo::AllMasters, Some(ResponsePolicy::OneSucceeded));
-        let said: String =
+        let info: String =
             self.ask_part(PARTS, Cmd::new().arg("CLUSTER").arg("INFO"), Some(RoutingInfo::MultiNode(masters))).await?;
         let figure = |name: &str| {
-            said.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':')?.parse::<u16>().ok())
+            info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':')?.parse::<u16>().ok())
         };
         let served =
             figure("cluster_slots_ok").ok_or_else(|| StoreError::corrupt("CLUSTER INFO without its figures"))?;

@@ -114,6 +114,6 @@ fn secret(flag: &str, file: Option<&Path>) -> anyhow::Result<Option<Secret>> {
     Ok(Some(Secret(text.to_owned())))
 }
 
-pub(super) fn bucket(place: &str) -> anyhow::Result<Bucket> {
-    place.parse().with_context(|| format!("--media {place:?} cannot be used"))
+pub(super) fn bucket(url: &str) -> anyhow::Result<Bucket> {
+    url.parse().with_context(|| format!("--media {url:?} cannot be used"))
 }

@@ -51,9 +51,9 @@ impl Nodes {
         );
         let ports = all.get_ports();
         let mut each = Vec::new();
-        for (place, host) in all.get_hosts().iter().enumerate() {
+        for (index, host) in all.get_hosts().iter().enumerate() {
             // As the library has it: no port, one for all, or one for each.
-            let port = ports.get(place).or(ports.first()).copied().unwrap_or(5432);
+            let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
             each.push(one_node(&all, host, port, password));
         }
         let tls = match (ca, all.get_ssl_mode()) {

@@ -11,12 +11,12 @@ use crate::sessions;
 
 /// The lists that somebody may find their own writes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum List {
+pub enum RecentWrites {
     Posts,
     Logins,
 }
 
-impl List {
+impl RecentWrites {
     fn cookie(self) -> &'static str {
         match self {
             Self::Posts => "posted",
@@ -25,7 +25,7 @@ impl List {
     }
 
     /// The rows that the browser which sent `headers` has added, the latest first.
-    pub fn own(self, headers: &HeaderMap) -> Vec<Cursor> {
+    pub fn read(self, headers: &HeaderMap) -> Vec<Cursor> {
         sessions::cookies(headers, self.cookie())
             .flat_map(|rows| rows.split(SEPARATOR))
             .filter_map(|row| row.parse().ok())
@@ -61,12 +61,12 @@ mod tests {
         let rows: Vec<_> = (0..6).map(|n| Cursor { at: Millis(n), id: Uuid::now_v7() }).collect();
         let mut headers = HeaderMap::new();
         for row in &rows {
-            let cookie = List::Posts.with(*row, List::Posts.own(&headers), false);
+            let cookie = RecentWrites::Posts.with(*row, RecentWrites::Posts.read(&headers), false);
             let pair = cookie.to_str().unwrap().split(';').next().unwrap().to_owned();
             headers.insert(header::COOKIE, format!("id=x; {pair}").parse().unwrap());
         }
-        assert_eq!(List::Posts.own(&headers), [rows[5], rows[4], rows[3], rows[2]]);
-        assert_eq!(List::Logins.own(&headers), []);
+        assert_eq!(RecentWrites::Posts.read(&headers), [rows[5], rows[4], rows[3], rows[2]]);
+        assert_eq!(RecentWrites::Logins.read(&headers), []);
     }
 
     #[test]
@@ -76,14 +76,14 @@ mod tests {
         for (sent, found) in [(many.as_str(), MAX_ENTRIES), ("", 0), ("x_y", 0), ("1.", 0)] {
             let mut headers = HeaderMap::new();
             headers.insert(header::COOKIE, format!("posted={sent}").parse().unwrap());
-            assert_eq!(List::Posts.own(&headers).len(), found, "{sent}");
+            assert_eq!(RecentWrites::Posts.read(&headers).len(), found, "{sent}");
         }
     }
 
     #[test]
     fn the_cookies_are_http_only_and_same_site() {
         let row = Cursor { at: Millis(1), id: Uuid::now_v7() };
-        let cookie = |secure| List::Logins.with(row, Vec::new(), secure).to_str().unwrap().to_owned();
+        let cookie = |secure| RecentWrites::Logins.with(row, Vec::new(), secure).to_str().unwrap().to_owned();
         assert!(cookie(false).contains("; Max-Age=60; HttpOnly; SameSite=Lax") && !cookie(false).contains("Secure"));
         assert!(cookie(true).ends_with("; Secure"));
     }

@@ -418,11 +418,11 @@ fn least_loaded(
     let open = open.filter(|(_, share)| share.priority == first);
     let mut weights = open.clone().map(|(_, share)| share.weight);
     let weight = weights.next()?;
-    let place = match weights.all(|other| other == weight) {
+    let start = match weights.all(|other| other == weight) {
         true => turn % open.clone().count(),
         false => weighted_place(turn, open.clone().map(|(_, share)| share.weight)),
     };
-    let in_turn = open.clone().skip(place).chain(open.take(place));
+    let in_turn = open.clone().skip(start).chain(open.take(start));
     let loads = in_turn.map(|(endpoint, share)| (endpoint, endpoint.in_flight(), share.weight));
     let less = |one: u32, of_one: u32, other: u32, of_other: u32| {
         u64::from(one) * u64::from(of_other) < u64::from(other) * u64::from(of_one)

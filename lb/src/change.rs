@@ -303,13 +303,13 @@ fn merged<T: Copy + PartialEq>(before: T, after: T, now: T) -> (T, bool) {
 }
 
 fn set(pool: &mut PoolConfig, address: &BackendAddress, wanted: Option<BackendSettings>) {
-    let place = pool.backends.iter().position(|b| b.address == *address);
-    match (place, wanted) {
-        (Some(place), Some(BackendSettings { weight, state, max_connections })) => {
-            let backend = &mut pool.backends[place];
+    let index = pool.backends.iter().position(|b| b.address == *address);
+    match (index, wanted) {
+        (Some(index), Some(BackendSettings { weight, state, max_connections })) => {
+            let backend = &mut pool.backends[index];
             (backend.weight, backend.state, backend.max_connections) = (weight, state, max_connections);
         }
-        (Some(place), None) => pool.backends[place].state = AdminState::Removing,
+        (Some(index), None) => pool.backends[index].state = AdminState::Removing,
         (None, Some(BackendSettings { weight, state, max_connections })) => {
             pool.backends.push(BackendConfig { address: address.clone(), weight, state, max_connections });
         }
@@ -444,14 +444,14 @@ mod tests {
 
     #[test]
     fn edits_read_as_sentences() {
-        let told: Vec<_> = Edits::between(&before(), &after()).iter().map(ToString::to_string).collect();
+        let sentences: Vec<_> = Edits::between(&before(), &after()).iter().map(ToString::to_string).collect();
         let expected = [
             "pool app: algorithm ip-hash instead of weighted",
             "pool app: backend a:1 draining with weight 3 instead of active with weight 1",
             "pool app: backend b:1 removed",
             "pool app: backend c:1 added, active with weight 1",
         ];
-        assert_eq!(told, expected);
+        assert_eq!(sentences, expected);
         let drained = config(
             "algorithm = \"weighted\"\nbackends = [{ address = \"a:1\", state = \"draining\" }, { address = \"b:1\", weight = 5 }]",
         );
@@ -480,8 +480,8 @@ mod tests {
         let file = |backend: &str| config(&format!("backends = [{{ address = \"a:1\", {backend} }}]"));
         let restored = |before: &str, after: &str, now: &str| {
             let (config, conflicts) = Edits::between(&file(before), &file(after)).restore(&file(now));
-            let told: Vec<_> = conflicts.iter().map(EditConflict::with_file).collect();
-            (config.pools[0].backends[0].weight.as_u32(), config.pools[0].backends[0].state, told.join("; "))
+            let conflicts: Vec<_> = conflicts.iter().map(EditConflict::with_file).collect();
+            (config.pools[0].backends[0].weight.as_u32(), config.pools[0].backends[0].state, conflicts.join("; "))
         };
         let draining = "weight = 1, state = \"draining\"";
         let none = String::new();
@@ -489,11 +489,11 @@ mod tests {
         assert_eq!(restored("weight = 1", "weight = 3", draining), (3, AdminState::Draining, none.clone()));
         let both = "weight = 3, state = \"draining\"";
         assert_eq!(restored("weight = 1", both, both), (3, AdminState::Draining, none.clone()));
-        let told = "pool app: backend a:1 weight 3 instead of 1 (the file now says: active, weight 5)";
-        assert_eq!(restored("weight = 1", both, "weight = 5"), (5, AdminState::Draining, told.to_owned()));
-        let told = "pool app: backend a:1 draining instead of active (the file now says: down, weight 1)";
+        let conflict = "pool app: backend a:1 weight 3 instead of 1 (the file now says: active, weight 5)";
+        assert_eq!(restored("weight = 1", both, "weight = 5"), (5, AdminState::Draining, conflict.to_owned()));
+        let conflict = "pool app: backend a:1 draining instead of active (the file now says: down, weight 1)";
         let down = "weight = 1, state = \"down\"";
-        assert_eq!(restored("weight = 1", both, down), (3, AdminState::Down, told.to_owned()));
+        assert_eq!(restored("weight = 1", both, down), (3, AdminState::Down, conflict.to_owned()));
     }
 
     #[test]
@@ -516,8 +516,8 @@ mod tests {
         assert!(history.find(2).is_none() && history.find(3).is_some());
         let ids: Vec<_> = history.newest_first().iter().map(|change| change.id).collect();
         assert_eq!((ids.len(), ids[0]), (ChangeHistory::MAX_CHANGES, 1002));
-        let told = serde_json::to_value(&*history.newest_first()[0]).expect("JSON");
+        let serialized = serde_json::to_value(&*history.newest_first()[0]).expect("JSON");
         let expected = serde_json::json!({ "id": 1002, "at": "1970-01-01T00:00:00.000Z", "by": "local", "version": 1002, "edits": [] });
-        assert_eq!(told, expected);
+        assert_eq!(serialized, expected);
     }
 }

@@ -414,7 +414,7 @@ fn changes(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
 
 /// What undo and reset have put back.
 fn restore(answer: &ChangeResponse, out: &mut dyn Write) -> anyhow::Result<()> {
-    if tell(answer, out)? {
+    if print_change(answer, out)? {
         return Ok(());
     }
     for edit in &answer.edits {
@@ -427,22 +427,22 @@ fn restore(answer: &ChangeResponse, out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 /// Passes warnings on and, for a dry run, what would happen. True when this was one.
-fn tell(told: &ChangeResponse, out: &mut dyn Write) -> io::Result<bool> {
-    for warning in &told.warnings {
+fn print_change(response: &ChangeResponse, out: &mut dyn Write) -> io::Result<bool> {
+    for warning in &response.warnings {
         eprintln!("warning: {}", printable(warning));
     }
-    if told.dry_run {
-        if told.edits.is_empty() {
+    if response.dry_run {
+        if response.edits.is_empty() {
             writeln!(out, "dry run: this is so already")?;
         }
-        for edit in &told.edits {
+        for edit in &response.edits {
             writeln!(out, "dry run: {}", printable(&edit.text))?;
         }
-        for effect in &told.effects {
+        for effect in &response.effects {
             writeln!(out, "  {}", admin::with_options(&printable(effect)))?;
         }
     }
-    Ok(told.dry_run)
+    Ok(response.dry_run)
 }
 
 /// Problems are what a failed check is asked for, so they come bare: an editor can jump to each.
@@ -502,7 +502,7 @@ fn switch(
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let answer = client.switch_algorithm(to.as_str(), pool, args)?;
-    if tell(&answer.told, out)? {
+    if print_change(&answer.response, out)? {
         return Ok(());
     }
     for switch in answer.pools {
@@ -529,7 +529,7 @@ fn add(
 }
 
 fn changed(pool: &str, answer: admin::Changed, out: &mut dyn Write) -> anyhow::Result<()> {
-    if !tell(&answer.told, out)?
+    if !print_change(&answer.response, out)?
         && let Some(backend) = answer.backend
     {
         if answer.finished == Some(false) {
@@ -559,7 +559,7 @@ impl BackendArgument {
     fn remove(&self, client: &Client, args: ChangeArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let pool = self.pool(client)?;
         let removal = client.remove_backend(&pool, &self.address, args)?;
-        if tell(&removal.told, out)? {
+        if print_change(&removal.response, out)? {
             return Ok(());
         }
         if removal.finished == Some(false) {

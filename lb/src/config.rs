@@ -540,7 +540,7 @@ pub struct HostRoute {
     pub pool: PoolName,
     /// The line of the file.
     #[serde(skip)]
-    pub place: SourceLocation,
+    pub defined_at: SourceLocation,
 }
 
 /// Name of a pool: 1 to 64 letters, digits, `-`, `_` and `.`.

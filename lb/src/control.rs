@@ -716,8 +716,8 @@ impl ChangeState {
         }
         let conflicts = change.edits.inverted().apply(config);
         if !conflicts.is_empty() {
-            let told: Vec<_> = conflicts.iter().map(ToString::to_string).collect();
-            return Err(ChangeError::Superseded { id, conflicts: told.join("; ") });
+            let conflicts: Vec<_> = conflicts.iter().map(ToString::to_string).collect();
+            return Err(ChangeError::Superseded { id, conflicts: conflicts.join("; ") });
         }
         Ok(())
     }
@@ -726,12 +726,12 @@ impl ChangeState {
     fn write_down(&mut self, version: u64, record: ChangeRecord) -> Arc<Change> {
         let ChangeRecord { author, edits, reloaded, undoes } = record;
         let id = self.history.next_id();
-        let told = match &reloaded {
+        let message = match &reloaded {
             Some(changes) if changes.is_empty() => "reloaded, nothing has changed".to_owned(),
             Some(changes) => format!("reloaded: {}", changes.join("; ")),
             None => edits.to_string(),
         };
-        tracing::info!(change = id, version, by = %author, "{told}");
+        tracing::info!(change = id, version, by = %author, "{message}");
         self.history.push(Change { id, at: Timestamp::now(), author, version, edits, reloaded, undoes })
     }
 }
@@ -743,11 +743,11 @@ fn find_pool<'a>(config: &'a mut Config, name: &str) -> Result<&'a mut PoolConfi
 }
 
 fn find_backend<'a>(pool: &'a mut PoolConfig, address: &str) -> Result<&'a mut BackendConfig, ChangeError> {
-    let Some(place) = pool.backends.iter().position(|b| b.address.as_str() == address) else {
+    let Some(index) = pool.backends.iter().position(|b| b.address.as_str() == address) else {
         let existing = join(pool.backends.iter().map(|b| b.address.as_str()));
         return Err(ChangeError::NoBackend { pool: pool.name.clone(), address: address.to_owned(), existing });
     };
-    Ok(&mut pool.backends[place])
+    Ok(&mut pool.backends[index])
 }
 
 fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {
@@ -769,23 +769,23 @@ fn keep_until_next_start(wanted: &mut Config, running: &Config) -> Vec<String> {
 
 /// Settings that take effect only at a start, where the file differs from what runs.
 fn awaiting_restart(file: &Config, running: &Config) -> Vec<String> {
-    let mut told = difference_of("admin", &running.admin, &file.admin);
+    let mut differences = difference_of("admin", &running.admin, &file.admin);
     // Tokens are not shown.
     let tokens = |config: &Config| [config.admin.token.clone(), config.admin.read_token.clone()];
-    if told.is_empty() && tokens(file) != tokens(running) {
-        told.push("[admin] another token in the same file".to_owned());
+    if differences.is_empty() && tokens(file) != tokens(running) {
+        differences.push("[admin] another token in the same file".to_owned());
     }
-    told.extend(difference_of("state", &running.state, &file.state));
-    told.extend(difference_of("log", &running.log, &file.log));
+    differences.extend(difference_of("state", &running.state, &file.state));
+    differences.extend(difference_of("log", &running.log, &file.log));
     if file.server.threads != running.server.threads {
-        told.push(format!("[server] threads {} instead of {}", file.server.threads, running.server.threads));
+        differences.push(format!("[server] threads {} instead of {}", file.server.threads, running.server.threads));
     }
     if file.server.user != running.server.user {
         let shown = |user: &Option<UserAndGroup>| user.as_ref().map_or("none".to_owned(), ToString::to_string);
         let (file, running) = (shown(&file.server.user), shown(&running.server.user));
-        told.push(format!("[server] user {file} instead of {running}"));
+        differences.push(format!("[server] user {file} instead of {running}"));
     }
-    told
+    differences
 }
 
 #[cfg(test)]

@@ -957,8 +957,8 @@ fn log_failure(pool: &Pool, endpoint: &Endpoint, cause: BackendFailure, now: Ins
     let mut more_than = String::new();
     match detail {
         Some(Detail::Errno(number)) => errno = Some(number.to_string()),
-        Some(Detail::Limit { setting, limit: most, value: came }) => {
-            (limit, value) = (Some(most), came);
+        Some(Detail::Limit { setting, limit: maximum, value: actual }) => {
+            (limit, value) = (Some(maximum), actual);
             more_than = format!(": more than {setting}");
         }
         Some(Detail::After(waited)) => seconds = Some(waited.as_secs_f64()),

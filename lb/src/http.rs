@@ -13,7 +13,7 @@
 //! - [`facts`]: what is true of a request, for values; [`fields`] and [`target`]: what is made of them; [`own`]: answers
 //!   that the operator wrote.
 //! - [`transfer`]: upload and download of an exchange, driven by one poll; [`upstream`]: the backend's side of them.
-//! - [`presence`]: clients that have gone while nothing of theirs is read.
+//! - [`disconnect`]: clients that have gone while nothing of theirs is read.
 //! - [`content`]: a request's content, one store with several cursors; [`body`]: a response's, framed anew.
 //! - [`splice`]: large content that need not be looked at.
 //! - [`interim`]: how many interim responses pass.
@@ -30,7 +30,9 @@ mod buffers;
 pub(crate) mod buffers;
 mod burst;
 mod client;
+mod configured_reply;
 mod content;
+mod disconnect;
 pub(crate) mod explain;
 mod facts;
 mod fields;
@@ -41,9 +43,7 @@ mod interim;
 pub(crate) mod io;
 pub(crate) mod kill;
 mod linger;
-mod own;
 mod pace;
-mod presence;
 mod request;
 pub(crate) mod splice;
 pub(crate) mod stream;
@@ -82,7 +82,7 @@ const MIN_IDLE_OF_FULL: Duration = Duration::from_millis(100);
 const HOSTNAME_FILE: &str = "/proc/sys/kernel/hostname";
 
 /// What every listener of the process shares.
-pub struct Shared {
+pub struct EngineContext {
     pub control: Arc<Control>,
     pub access_log: Arc<AccessLog>,
     /// Maximum of idle backend connections of each thread.
@@ -112,9 +112,9 @@ pub struct Engine {
     /// Set when a change of who may connect has invalidated the existing connections.
     is_revoked: AtomicBool,
     max_idle: Arc<AtomicUsize>,
-    stop: Arc<Stop>,
+    thread: Arc<ThreadState>,
     /// One of each thread, this one included.
-    stops: Arc<[Arc<Stop>]>,
+    threads: Arc<[Arc<ThreadState>]>,
     client_limit: Arc<ConnectionLimit>,
     backend_limit: Arc<ConnectionLimit>,
     handshake_limit: Arc<ConnectionLimit>,
@@ -122,7 +122,7 @@ pub struct Engine {
 
 /// Tells the connections of one thread to end when they can.
 #[derive(Debug)]
-pub struct Stop {
+pub struct ThreadState {
     shutdown: Shutdown,
     idle: Notify,
     /// Clients in a lingering close: they have their response and still send.
@@ -186,23 +186,28 @@ impl ShedGroup {
 pub struct CountGuard<'a>(&'a AtomicUsize);
 
 impl Engine {
-    /// At the listener's first address, for the thread that stands at `thread` in `stops`.
-    pub fn new(listener: &ListenerConfig, shared: &Shared, stops: &Arc<[Arc<Stop>]>, thread: usize) -> Self {
+    /// At the listener's first address, for the thread that is `threads[thread]`.
+    pub fn new(
+        listener: &ListenerConfig,
+        context: &EngineContext,
+        threads: &Arc<[Arc<ThreadState>]>,
+        thread: usize,
+    ) -> Self {
         Self {
-            control: Arc::clone(&shared.control),
-            access_log: Arc::clone(&shared.access_log),
+            control: Arc::clone(&context.control),
+            access_log: Arc::clone(&context.access_log),
             address: listener.addresses.first().clone(),
             name: ArcSwap::from_pointee(listener.name.clone()),
             hostname: std::fs::read_to_string(HOSTNAME_FILE).unwrap_or_default().trim().into(),
             settings: listener.settings,
             last_settings: OnceLock::new(),
             is_revoked: AtomicBool::new(false),
-            max_idle: Arc::clone(&shared.max_idle),
-            stop: Arc::clone(&stops[thread]),
-            stops: Arc::clone(stops),
-            client_limit: Arc::clone(&shared.client_limit),
-            backend_limit: Arc::clone(&shared.backend_limit),
-            handshake_limit: Arc::clone(&shared.handshake_limit),
+            max_idle: Arc::clone(&context.max_idle),
+            thread: Arc::clone(&threads[thread]),
+            threads: Arc::clone(threads),
+            client_limit: Arc::clone(&context.client_limit),
+            backend_limit: Arc::clone(&context.backend_limit),
+            handshake_limit: Arc::clone(&context.handshake_limit),
         }
     }
 
@@ -221,7 +226,7 @@ impl Engine {
     pub fn close(&self, settings: ListenerSettings) {
         // It is closed once.
         let _ = self.last_settings.set(settings);
-        self.stop.call();
+        self.thread.call();
     }
 
     /// Closes idle connections at once and busy ones after their current exchange, because who may connect has changed.
@@ -229,7 +234,7 @@ impl Engine {
     /// force.
     pub fn revoke(&self) {
         self.is_revoked.store(true, Ordering::Release);
-        self.stop.call();
+        self.thread.call();
     }
 
     /// The index of this listener in a snapshot; `None` if the snapshot has it no more.
@@ -257,14 +262,14 @@ impl Engine {
             rounds += 1;
             let min_idle = if rounds <= MAX_PATIENT_ROUNDS { MIN_IDLE } else { MIN_IDLE_OF_FULL };
             match rounds {
-                1 => self.stop.shed(count, min_idle),
-                _ => self.stops.iter().for_each(|stop| stop.shed(count.div_ceil(self.stops.len()), min_idle)),
+                1 => self.thread.shed(count, min_idle),
+                _ => self.threads.iter().for_each(|thread| thread.shed(count.div_ceil(self.threads.len()), min_idle)),
             }
         };
         let permit = self.client_limit.acquire(shed).await;
         if rounds > 0 {
             // Clients that have not left yet may stay.
-            self.stops.iter().for_each(|stop| stop.shed_nobody());
+            self.threads.iter().for_each(|thread| thread.shed_nobody());
         }
         permit
     }
@@ -276,7 +281,7 @@ impl Engine {
 
     /// Resolves when a client in a lingering close is to be shed.
     pub async fn sheds_lingering(&self) {
-        self.stop.lingering.sheds(&self.client_limit).await;
+        self.thread.lingering.sheds(&self.client_limit).await;
         self.control.metrics.client_connections_shed.inc();
     }
 
@@ -285,13 +290,13 @@ impl Engine {
         let mut has_asked = false;
         let shed = |count: usize| {
             has_asked = true;
-            for stop in self.stops.iter() {
-                stop.handshakes.shed(count.div_ceil(self.stops.len()));
+            for thread in self.threads.iter() {
+                thread.handshakes.shed(count.div_ceil(self.threads.len()));
             }
         };
         let permit = self.handshake_limit.acquire(shed).await;
         if has_asked {
-            self.stops.iter().for_each(|stop| stop.handshakes.shed_nobody());
+            self.threads.iter().for_each(|thread| thread.handshakes.shed_nobody());
         }
         permit
     }
@@ -304,15 +309,15 @@ impl Engine {
     /// Resolves when a client whose handshake is slow is to be shed.
     pub async fn sheds_handshake(&self) {
         tokio::select! {
-            () = self.stop.lingering.sheds(&self.client_limit) => {}
-            () = self.stop.handshakes.sheds(&self.handshake_limit) => {}
+            () = self.thread.lingering.sheds(&self.client_limit) => {}
+            () = self.thread.handshakes.sheds(&self.handshake_limit) => {}
         }
         self.control.metrics.client_connections_shed.inc();
     }
 
     /// Permission for the CPU-bound part of a handshake. The semaphore is never closed, so this is never `None`.
     pub async fn handshake_turn(&self) -> Option<SemaphorePermit<'_>> {
-        self.stop.handshake_turn.acquire().await.ok()
+        self.thread.handshake_turn.acquire().await.ok()
     }
 
     pub fn address(&self) -> &SocketAddress {
@@ -326,7 +331,7 @@ impl Engine {
 
     /// Whether connections are kept alive after their current exchange.
     fn keeps_clients(&self) -> bool {
-        self.stop.shutdown.phase() == Phase::Running && !self.is_closed()
+        self.thread.shutdown.phase() == Phase::Running && !self.is_closed()
     }
 
     /// Whether connections close after their current exchange, because the listener is closed or they are
@@ -347,7 +352,7 @@ impl Engine {
     }
 }
 
-impl Stop {
+impl ThreadState {
     pub fn new(shutdown: Shutdown) -> Self {
         let [exchanges, to_shed, sheddings] = [const { AtomicUsize::new(0) }; 3];
         let [lingering, handshakes] = [const { ShedGroup::new() }; 2];
@@ -427,7 +432,7 @@ impl Engine {
         let config = crate::config::toml::read(text, file).expect("a sound configuration");
         let metrics = Arc::new(crate::metrics::Metrics::new());
         let shutdown = Shutdown::new();
-        let shared = Shared {
+        let context = EngineContext {
             control: Arc::new(Control::new(file, config.clone(), Arc::clone(&metrics))),
             access_log: Arc::new(AccessLog::new(metrics.access_log_lost.clone())),
             max_idle: Arc::default(),
@@ -436,6 +441,6 @@ impl Engine {
             handshake_limit: ConnectionLimit::for_handshakes(1),
             client_limit: ConnectionLimit::new(1),
         };
-        Self::new(&config.listeners[0], &shared, &Arc::from([Arc::new(Stop::new(shutdown))]), 0)
+        Self::new(&config.listeners[0], &context, &Arc::from([Arc::new(ThreadState::new(shutdown))]), 0)
     }
 }

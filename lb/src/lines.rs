@@ -152,7 +152,7 @@ impl Writer {
 
 fn write_lines(queue: &Receiver<Message>, mut output: BufWriter<impl Write>, shared: &Shared) {
     let Settings { name, lost, .. } = &shared.settings;
-    let mut report = Report { name, lost, is_failing: false, told: lost.get() };
+    let mut report = Report { name, lost, is_failing: false, reported: lost.get() };
     let mut message = queue.recv();
     while let Ok(Message::Line(line)) = message {
         let written = output.write_all(&line);
@@ -185,7 +185,7 @@ struct Report<'a> {
     lost: &'a IntCounter,
     is_failing: bool,
     /// Lines lost that were told of.
-    told: u64,
+    reported: u64,
 }
 
 impl Report<'_> {
@@ -195,10 +195,10 @@ impl Report<'_> {
             Ok(()) => {
                 self.is_failing = false;
                 let lost = self.lost.get();
-                if lost > self.told {
-                    let lines = lost - self.told;
+                if lost > self.reported {
+                    let lines = lost - self.reported;
                     tracing::warn!(lines, "lines of the {name} were lost: its output was too slow, or refused them");
-                    self.told = lost;
+                    self.reported = lost;
                 }
             }
             Err(e) if !self.is_failing => {

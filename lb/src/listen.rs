@@ -28,7 +28,7 @@ use crate::config::tls::TlsConfig;
 use crate::config::tls::material::LoadedCertificate;
 use crate::config::{ListenerConfig, certificate};
 use crate::control::resources::ListenerCertificate;
-use crate::http::{Engine, Shared, Stop, splice};
+use crate::http::{Engine, EngineContext, ThreadState, splice};
 use crate::site::Sites;
 use crate::tls::server::ServerTls;
 use crate::tls::server::renewal::Renewed;
@@ -38,10 +38,10 @@ const MAX_WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What listens, on which threads.
 pub(crate) struct Listeners {
-    shared: Shared,
+    context: EngineContext,
     /// For each thread, what gives it sockets.
     threads: Vec<UnboundedSender<Accepting>>,
-    stops: Arc<[Arc<Stop>]>,
+    thread_states: Arc<[Arc<ThreadState>]>,
     state: Mutex<State>,
     max_pipes: usize,
 }
@@ -124,10 +124,10 @@ pub(crate) struct Threads(Vec<JoinHandle<bool>>);
 impl Listeners {
     /// No listener yet, for so many threads, at least one, which [`Self::start`] starts. `max_pipes`: pipes for large
     /// content on all threads together.
-    pub(crate) fn new(threads: usize, shared: Shared, max_pipes: usize) -> Self {
+    pub(crate) fn new(threads: usize, context: EngineContext, max_pipes: usize) -> Self {
         let (threads, receivers): (Vec<_>, _) = (0..threads.max(1)).map(|_| unbounded_channel()).unzip();
-        let stops = threads.iter().map(|_| Arc::new(Stop::new(shared.shutdown.clone()))).collect();
-        Self { shared, threads, stops, state: Mutex::new(State { receivers, ..State::default() }), max_pipes }
+        let thread_states = threads.iter().map(|_| Arc::new(ThreadState::new(context.shutdown.clone()))).collect();
+        Self { context, threads, thread_states, state: Mutex::new(State { receivers, ..State::default() }), max_pipes }
     }
 
     /// Opens what `wanted` has and nobody listens on yet, taking it from `sockets` where it is there, and reads
@@ -261,7 +261,7 @@ impl Listeners {
             });
             let added = prepared.added.iter().map(|new| (&new.config, new.tls.as_deref()));
             let wanted: Vec<ListenerSpec<'_>> = kept.chain(added).collect();
-            let snapshot = self.shared.control.snapshot();
+            let snapshot = self.context.control.snapshot();
             state
                 .left
                 .retain(|open| open.is_in_use() && open.revoke_unless(open.may_be_served(&wanted, &snapshot.sites)));
@@ -323,7 +323,7 @@ impl Listeners {
             state.open.push(open);
         }
         for name in closed.iter().filter(|name| state.open.iter().all(|open| open.config.name != **name)) {
-            self.shared.control.metrics.forget_listener(name.as_str());
+            self.context.control.metrics.forget_listener(name.as_str());
         }
         state.closing.extend(free.into_iter().map(|group| (group.address, group.is_open)));
     }
@@ -345,15 +345,16 @@ impl Listeners {
     pub(crate) fn start(&self) -> io::Result<Threads> {
         let receivers = std::mem::take(&mut self.state().receivers);
         let max_pipes = self.max_pipes / self.threads.len();
-        let start = |(number, (receiver, stop)): (usize, (_, &Arc<Stop>))| {
-            let (stop, shutdown) = (Arc::clone(stop), self.shared.shutdown.clone());
-            let max_idle = Arc::clone(&self.shared.max_idle);
+        let start = |(number, (receiver, state)): (usize, (_, &Arc<ThreadState>))| {
+            let (state, shutdown) = (Arc::clone(state), self.context.shutdown.clone());
+            let max_idle = Arc::clone(&self.context.max_idle);
             Builder::new().name(format!("traffic-{number}")).spawn(move || {
                 splice::allow(max_pipes);
-                thread::run(receiver, &stop, &shutdown, max_idle)
+                thread::run(receiver, &state, &shutdown, max_idle)
             })
         };
-        let threads = receivers.into_iter().zip(self.stops.iter()).enumerate().map(start).collect::<io::Result<_>>()?;
+        let threads =
+            receivers.into_iter().zip(self.thread_states.iter()).enumerate().map(start).collect::<io::Result<_>>()?;
         Ok(Threads(threads))
     }
 
@@ -394,7 +395,7 @@ impl Listeners {
                 tracing::warn!("{warning}");
             }
             let count = |result, count: usize| {
-                let renewals = &self.shared.control.metrics.certificate_renewals;
+                let renewals = &self.context.control.metrics.certificate_renewals;
                 renewals.with_label_values(&[config.name.as_str(), result]).inc_by(count as u64);
             };
             count("success", taken_up.len());
@@ -500,14 +501,14 @@ impl Listeners {
 
     /// What counts under a listener's name.
     fn counters(&self, config: &ListenerConfig) -> (Arc<HandshakeStats>, Arc<ProxyHeaderPolicy>) {
-        let (metrics, name) = (&self.shared.control.metrics, config.name.as_str());
+        let (metrics, name) = (&self.context.control.metrics, config.name.as_str());
         let proxies = ProxyHeaderPolicy::new(config.proxy_protocol.as_ref(), name, metrics);
         metrics.expect_http2(name);
         (Arc::new(HandshakeStats::new(metrics.tls(name))), Arc::new(proxies))
     }
 
     fn engine(&self, config: &ListenerConfig, address: &SocketAddress, thread: usize) -> Arc<Engine> {
-        Arc::new(Engine::new(config, &self.shared, &self.stops, thread).at(address.clone()))
+        Arc::new(Engine::new(config, &self.context, &self.thread_states, thread).at(address.clone()))
     }
 
     /// Has the connections that come now be others than those which were [revoked](Open::revoke).
@@ -566,8 +567,8 @@ impl Open {
         if successors.peek().is_some() {
             return successors.all(admits);
         }
-        let place = before.listener(&self.address, || &self.config.name);
-        wanted.iter().any(admits) && !place.is_some_and(|place| before.has_own(place))
+        let index = before.listener(&self.address, || &self.config.name);
+        wanted.iter().any(admits) && !index.is_some_and(|index| before.has_own(index))
     }
 
     /// Whether all who are connected here could connect by other settings as well, with nothing else demanded of them.

@@ -132,17 +132,17 @@ fn settings(lost: IntCounter) -> Settings {
 
 fn log_panic(info: &PanicHookInfo<'_>) {
     let message = info.payload_as_str().unwrap_or("without a message");
-    let place = info.location().map(ToString::to_string).unwrap_or_default();
+    let location = info.location().map(ToString::to_string).unwrap_or_default();
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("unnamed");
     let backtrace = Backtrace::capture();
     match backtrace.status() {
         BacktraceStatus::Captured => {
-            tracing::error!(thread, place, "panicked: {message}");
+            tracing::error!(thread, location, "panicked: {message}");
             // An event is one line.
             backtrace.to_string().lines().for_each(|line| tracing::error!("{line}"));
         }
-        _ => tracing::error!(thread, place, "panicked: {message}"),
+        _ => tracing::error!(thread, location, "panicked: {message}"),
     }
 }
 

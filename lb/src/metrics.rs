@@ -142,8 +142,8 @@ pub(crate) struct TlsMetrics {
 
 impl TlsMetrics {
     pub(crate) fn failed(&self, reason: &str) {
-        if let Some(place) = HANDSHAKE_FAILURES.iter().position(|known| *known == reason) {
-            self.failures[place].inc();
+        if let Some(index) = HANDSHAKE_FAILURES.iter().position(|known| *known == reason) {
+            self.failures[index].inc();
         }
     }
 }

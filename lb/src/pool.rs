@@ -550,12 +550,12 @@ impl BackendStates {
         let candidate = |member: &Member| Candidate { endpoints: Endpoints::None, weight: member.weight.as_u32() };
         let mut backends: Box<[Candidate]> = plan.members.iter().map(candidate).collect();
         let mut in_order = Vec::with_capacity(backends.len());
-        for places in usable.chunk_by(|&one, &next| endpoints[one].0 == endpoints[next].0) {
-            let index = endpoints[places[0]].0;
+        for group in usable.chunk_by(|&one, &next| endpoints[one].0 == endpoints[next].0) {
+            let index = endpoints[group[0]].0;
             backends[index as usize].endpoints =
-                places.iter().map(|&permit| Arc::clone(&endpoints[permit].1)).collect();
+                group.iter().map(|&position| Arc::clone(&endpoints[position].1)).collect();
             if plan.settings.addresses == Addresses::Each {
-                let count = u32::try_from(places.len()).unwrap_or(u32::MAX);
+                let count = u32::try_from(group.len()).unwrap_or(u32::MAX);
                 let weight = &mut backends[index as usize].weight;
                 *weight = weight.saturating_mul(count);
             }

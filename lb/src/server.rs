@@ -25,7 +25,7 @@ use crate::connection_limit::ConnectionLimit;
 use crate::control::Control;
 use crate::control::resources::Resources;
 use crate::exchange::refusal::Refusal;
-use crate::http::Shared;
+use crate::http::EngineContext;
 use crate::listen::sockets::cannot_listen;
 use crate::listen::{Listeners, Threads};
 use crate::metrics::Metrics;
@@ -98,7 +98,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut commands: Receiver<Comm
     }
     let threads = config.server.threads;
     let max_idle = Arc::new(AtomicUsize::new(max_idle_per_thread(&config.server, limit, threads)));
-    let shared = Shared {
+    let context = EngineContext {
         control: Arc::clone(&control),
         access_log: Arc::clone(&access_log),
         max_idle: Arc::clone(&max_idle),
@@ -107,7 +107,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut commands: Receiver<Comm
         backend_limit: Arc::clone(&backend_limit),
         handshake_limit: Arc::clone(&handshake_limit),
     };
-    let listeners = Arc::new(Listeners::new(threads, shared, max_pipes(open_files)));
+    let listeners = Arc::new(Listeners::new(threads, context, max_pipes(open_files)));
     listen(&listeners, &config, &mut sockets)?;
     for address in sockets.into_addresses() {
         tracing::warn!(%address, "a socket was handed over that no [[listener]] and no [admin] names");

@@ -41,11 +41,11 @@ use crate::connection_limit::ConnectionLimit;
 use crate::control::Control;
 use crate::exchange::headers::Peer;
 use crate::failure::Failure;
-use crate::http::Shared;
+use crate::http::EngineContext;
 use crate::http::io::Io;
 use crate::http::io::pipe::{self, Connecting, Link, Pipe, Whims};
 use crate::http::stream::ClientStream;
-use crate::http::{self, Engine, Stop, idle};
+use crate::http::{self, Engine, ThreadState, idle};
 use crate::metrics::Metrics;
 use crate::plant::{self, Bug};
 use crate::shutdown::Shutdown;
@@ -62,7 +62,7 @@ struct World {
     control: Arc<Control>,
     engine: Arc<Engine>,
     client_limit: Arc<ConnectionLimit>,
-    stop: Arc<Stop>,
+    thread: Arc<ThreadState>,
     shutdown: Shutdown,
     /// One backend is written by [`NAME`].
     has_name: bool,
@@ -223,9 +223,9 @@ fn scenario(seed: u64) {
     let client_limit = ConnectionLimit::new(if one_in(8) { between(1, 3) as usize } else { 1000 });
     let shutdown = Shutdown::new();
     shutdown.run();
-    let stop = Arc::new(Stop::new(shutdown.clone()));
+    let thread = Arc::new(ThreadState::new(shutdown.clone()));
     let max_idle = pick(&[0, 1, 64, 64, 64]);
-    let shared = Shared {
+    let context = EngineContext {
         control: Arc::clone(&control),
         access_log: Arc::new(AccessLog::new(METRICS.with(|metrics| metrics.access_log_lost.clone()))),
         max_idle: Arc::new(AtomicUsize::new(max_idle)),
@@ -235,14 +235,14 @@ fn scenario(seed: u64) {
         handshake_limit: ConnectionLimit::for_handshakes(1),
     };
     let engine =
-        Arc::new(Engine::new(&control.snapshot().config.listeners[0], &shared, &Arc::from([Arc::clone(&stop)]), 0));
+        Arc::new(Engine::new(&control.snapshot().config.listeners[0], &context, &Arc::from([Arc::clone(&thread)]), 0));
     let is_tls = one_in(10) && scale.most > 1_000;
     book::trace(|| format!("TLS with clients: {is_tls}, with backends: {are_backends_tls}"));
     let world = Rc::new(World {
         control,
         engine,
         client_limit,
-        stop,
+        thread,
         shutdown,
         has_name,
         is_tls,
@@ -306,7 +306,7 @@ enum Plan {
 async fn client_life(world: Rc<World>, number: u64, delay: Duration, plans: Vec<Plan>, scale: Scale) {
     clock::sleep(delay).await;
     for (turn, plan) in plans.into_iter().enumerate() {
-        if world.stop.has_begun() {
+        if world.thread.has_begun() {
             return;
         }
         let (engine_end, own_end) = Pipe::pair(format!("c{number}.{turn}"), 0, scale.whims());
@@ -697,8 +697,8 @@ fn finish(world: &World, end: End) {
         book.links.iter().find(|link| link.flow(1).is_open).map(|link| format!("{} is still open", link.name))
     });
     wrong.into_iter().for_each(violated);
-    if world.client_limit.in_use() != 0 || world.stop.exchanges() != 0 {
-        violated(format!("{} places and {} exchanges are left", world.client_limit.in_use(), world.stop.exchanges()));
+    if world.client_limit.in_use() != 0 || world.thread.exchanges() != 0 {
+        violated(format!("{} places and {} exchanges are left", world.client_limit.in_use(), world.thread.exchanges()));
     }
 }
 
@@ -754,7 +754,7 @@ fn a_refusal_that_the_stop_cuts_off_is_counted() {
     let control = Arc::new(Control::new(Path::new("/evenkeel.toml"), config, Arc::clone(&metrics)));
     let shutdown = Shutdown::new();
     shutdown.run();
-    let shared = Shared {
+    let context = EngineContext {
         control: Arc::clone(&control),
         access_log: Arc::new(AccessLog::new(metrics.access_log_lost.clone())),
         max_idle: Arc::default(),
@@ -763,8 +763,8 @@ fn a_refusal_that_the_stop_cuts_off_is_counted() {
         handshake_limit: ConnectionLimit::for_handshakes(1),
         client_limit: ConnectionLimit::new(1),
     };
-    let stop = Arc::new(Stop::new(shutdown));
-    let engine = Arc::new(Engine::new(&control.snapshot().config.listeners[0], &shared, &Arc::from([stop]), 0));
+    let thread = Arc::new(ThreadState::new(shutdown));
+    let engine = Arc::new(Engine::new(&control.snapshot().config.listeners[0], &context, &Arc::from([thread]), 0));
     let mut cx = Context::from_waker(Waker::noop());
     // Smaller than the answer, which nobody reads.
     let (engine_end, client) = Pipe::pair("c".to_owned(), 0, Whims { window: 64, most: 64, waits: 0 });

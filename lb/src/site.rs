@@ -18,7 +18,7 @@ use std::sync::atomic::AtomicBool;
 use foldhash::fast::RandomState;
 
 use self::hosts::HostTable;
-use self::routes::{Place, RouteTable};
+use self::routes::{PathMatcher, RouteTable};
 use crate::config::backend::SocketAddress;
 use crate::config::site::{
     self, BackendRules, JumpTo, ListenerName, Matcher, Redirect, Respond, RouteConfig, RouteName, Rules, SiteConfig,
@@ -177,11 +177,11 @@ impl Sites {
 
     #[cold]
     fn moved(&self, address: &SocketAddress, name: &ListenerName) -> Option<usize> {
-        if let Some(place) = self.listeners.iter().position(|(other, _)| other == name) {
-            return Some(place);
+        if let Some(index) = self.listeners.iter().position(|(other, _)| other == name) {
+            return Some(index);
         }
         let overlaps = |(_, addresses): &(ListenerName, ListenerAddresses)| addresses.overlap(address);
-        let mut near = (0..).zip(&self.listeners).filter(|(_, listener)| overlaps(listener)).map(|(place, _)| place);
+        let mut near = (0..).zip(&self.listeners).filter(|(_, listener)| overlaps(listener)).map(|(index, _)| index);
         near.next().filter(|_| near.next().is_none())
     }
 
@@ -227,14 +227,14 @@ type Pools<'a> = HashMap<&'a PoolName, &'a Arc<Pool>, RandomState>;
 /// Finds the hosts of those sites that are `there`.
 fn table(sites: &[Arc<Site>], there: impl Fn(&SiteConfig) -> bool) -> HostTable<u32> {
     let there = (0..).zip(sites).filter(|(_, site)| there(&site.config));
-    HostTable::new(there.flat_map(|(place, site)| site.config.hosts.iter().map(move |host| (host.clone(), place))))
+    HostTable::new(there.flat_map(|(index, site)| site.config.hosts.iter().map(move |host| (host.clone(), index))))
 }
 
 impl Site {
     fn compile(config: &Arc<SiteConfig>, pools: &Pools<'_>, metrics: &Metrics, sets: &mut Sets) -> Self {
         let routes: Box<[Route]> = config.routes.iter().map(|route| Route::compile(route, pools, metrics)).collect();
         let ids = || (0..).map(RouteId);
-        let places = config.routes.iter().zip(ids()).filter_map(|(route, id)| Some((place(route)?, id)));
+        let matchers = config.routes.iter().zip(ids()).filter_map(|(route, id)| Some((path_matcher(route)?, id)));
         let fallback = Route {
             name: RouteName::new(&config.name),
             condition: None,
@@ -245,7 +245,7 @@ impl Site {
             action: Action::Missing,
         };
         let names = config.routes.iter().map(|route| route.name.clone()).zip(ids()).collect();
-        Self { config: Arc::clone(config), table: RouteTable::new(places, sets), routes, names, fallback }
+        Self { config: Arc::clone(config), table: RouteTable::new(matchers, sets), routes, names, fallback }
     }
 
     /// Whether this is what would be compiled of `config`.
@@ -283,13 +283,13 @@ impl Site {
     }
 
     /// Of the route at this place in the configuration.
-    pub fn id(&self, place: usize) -> RouteId {
-        u32::try_from(place).map_or(RouteId::FALLBACK, RouteId)
+    pub fn id(&self, index: usize) -> RouteId {
+        u32::try_from(index).map_or(RouteId::FALLBACK, RouteId)
     }
 
     /// Whether a route is for this path, whatever others are.
     pub fn covers(&self, id: RouteId, path: &[u8]) -> bool {
-        self.route_config(id).and_then(place).is_some_and(|place| place.covers(path))
+        self.route_config(id).and_then(path_matcher).is_some_and(|matcher| matcher.covers(path))
     }
 
     /// What the operator said of a route; `None` of the one that stands for no route.
@@ -380,13 +380,13 @@ impl RouteId {
 }
 
 /// The paths that a route is for; `None`: only jumps lead there.
-fn place(route: &RouteConfig) -> Option<Place> {
+fn path_matcher(route: &RouteConfig) -> Option<PathMatcher> {
     let over_regex = route.over_regex;
     Some(match &route.matcher {
-        Matcher::Path(path) => Place::Segments { text: path.as_str().into(), over_regex },
-        Matcher::Exact(path) => Place::Exact(path.as_str().into()),
-        Matcher::Prefix(text) => Place::Prefix { text: text.as_str().into(), over_regex },
-        Matcher::Regex(pattern) => Place::Matches(pattern.clone()),
+        Matcher::Path(path) => PathMatcher::Segments { text: path.as_str().into(), over_regex },
+        Matcher::Exact(path) => PathMatcher::Exact(path.as_str().into()),
+        Matcher::Prefix(text) => PathMatcher::Prefix { text: text.as_str().into(), over_regex },
+        Matcher::Regex(pattern) => PathMatcher::Matches(pattern.clone()),
         Matcher::Named => return None,
     })
 }

@@ -231,28 +231,28 @@ fn is_roots(folder: &Path, is_fitting: impl FnOnce(&Metadata) -> bool) -> bool {
 pub(crate) fn closed_files(checked: &Checked, rights: Rights<'_>) -> Vec<String> {
     let config = &checked.config;
     let name = &rights.user().name;
-    let mut told = Vec::new();
+    let mut problems = Vec::new();
     for path in read_again(checked) {
         if let Some(mended) = rights.missing(&path, READ) {
-            told.push(format!("user {name} cannot read {}: {mended} lets it", path.display()));
+            problems.push(format!("user {name} cannot read {}: {mended} lets it", path.display()));
         }
     }
     for folder in certificate_folders(config) {
         if let Some(mended) = rights.missing(folder, READ | SEARCH) {
-            told.push(format!("user {name} cannot read the folder {}: {mended} lets it", folder.display()));
+            problems.push(format!("user {name} cannot read the folder {}: {mended} lets it", folder.display()));
         }
     }
     let backends = config.pools.iter().flat_map(|pool| &pool.backends);
     for path in backends.filter_map(|backend| backend.address.unix_path()).filter(|path| path.exists()) {
         if let Some(mended) = rights.missing(path, WRITE) {
-            told.push(format!("user {name} cannot connect to backend unix:{}: {mended} lets it", path.display()));
+            problems.push(format!("user {name} cannot connect to backend unix:{}: {mended} lets it", path.display()));
         }
     }
     // A new state file is moved over the old one. Of a folder that does not exist is told in any case.
     if let Some(path) = &config.state.file {
         let folder = folder_of(path);
         if folder.is_dir() && rights.missing(folder, WRITE | SEARCH).is_some() {
-            told.push(format!(
+            problems.push(format!(
                 "user {name} cannot write to {}, where the state file {} is kept: set [state] file to a path where it can, or persist = false",
                 folder.display(),
                 path.display()
@@ -260,10 +260,10 @@ pub(crate) fn closed_files(checked: &Checked, rights: Rights<'_>) -> Vec<String>
         } else if path.exists()
             && let Some(mended) = rights.missing(path, READ)
         {
-            told.push(format!("user {name} cannot read the state file {}: {mended} lets it", path.display()));
+            problems.push(format!("user {name} cannot read the state file {}: {mended} lets it", path.display()));
         }
     }
-    for (which, path) in logs(config).filter(|(_, path)| folder_of(path).is_dir()) {
+    for (what, path) in logs(config).filter(|(_, path)| folder_of(path).is_dir()) {
         if !path.exists() && rights.root_makes(path, config) {
             continue;
         }
@@ -272,10 +272,10 @@ pub(crate) fn closed_files(checked: &Checked, rights: Rights<'_>) -> Vec<String>
             false => (folder_of(path).to_owned(), WRITE | SEARCH),
         };
         if let Some(mended) = rights.missing(&needed, bits) {
-            told.push(format!("user {name} cannot write the {which} {}: {mended} lets it", path.display()));
+            problems.push(format!("user {name} cannot write the {what} {}: {mended} lets it", path.display()));
         }
     }
-    told
+    problems
 }
 
 /// The files that a reload, or a look for renewed certificates, reads.

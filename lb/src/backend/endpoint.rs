@@ -322,12 +322,12 @@ impl Endpoint {
                 _ => rows.push((failure, 1)),
             }
         }
-        let place = self.address().map_or(String::new(), |address| format!(" at {address}"));
-        let told = rows.into_iter().map(|(cause, times)| match times {
-            1 => format!("{cause}{place}"),
-            _ => format!("{cause}{place} ({times} times)"),
+        let at_address = self.address().map_or(String::new(), |address| format!(" at {address}"));
+        let texts = rows.into_iter().map(|(cause, times)| match times {
+            1 => format!("{cause}{at_address}"),
+            _ => format!("{cause}{at_address} ({times} times)"),
         });
-        told.collect::<Vec<_>>().join(", ")
+        texts.collect::<Vec<_>>().join(", ")
     }
 
     /// Ejects the endpoint, each time for longer. `None` if it is ejected already or has left.

@@ -51,9 +51,9 @@ impl RepeatedFailures {
     /// Returns the counts of windows that are over. A kind without further failures is logged individually again next
     /// time.
     pub fn take(&self, now: Instant) -> Vec<SuppressedFailures> {
-        let mut told = Vec::new();
+        let mut suppressed = Vec::new();
         if !self.is_counting.load(Ordering::Acquire) {
-            return told;
+            return suppressed;
         }
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         kinds.retain_mut(|kind| {
@@ -63,13 +63,13 @@ impl RepeatedFailures {
             }
             let count = std::mem::take(&mut kind.more);
             if count > 0 {
-                told.push(SuppressedFailures { word: kind.word, count, within });
+                suppressed.push(SuppressedFailures { word: kind.word, count, within });
             }
             kind.since = now;
             count > 0
         });
         self.is_counting.store(!kinds.is_empty(), Ordering::Release);
-        told
+        suppressed
     }
 }
 
@@ -81,7 +81,9 @@ mod tests {
     fn the_first_failure_of_a_kind_is_logged_and_others_are_counted_per_window() {
         let repeats = RepeatedFailures::default();
         let start = Instant::now();
-        let words = |told: &[SuppressedFailures]| told.iter().map(|more| (more.word, more.count)).collect::<Vec<_>>();
+        let words = |suppressed: &[SuppressedFailures]| {
+            suppressed.iter().map(|more| (more.word, more.count)).collect::<Vec<_>>()
+        };
         assert!(repeats.note("reset", start));
         for _ in 0..312 {
             assert!(!repeats.note("reset", start));

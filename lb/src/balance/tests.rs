@@ -282,8 +282,8 @@ fn no_algorithm_picks_a_backend_ejected_meanwhile() {
             let bench = Bench::new(algorithm, members, usable);
             let ejections = Arc::new(Ejections::default());
             for left in (0..3).rev() {
-                let place = ejections.try_acquire(3).expect("room");
-                assert!(endpoint(&bench.members[left]).eject(place, &rules, Instant::now()).is_some());
+                let permit = ejections.try_acquire(3).expect("room");
+                assert!(endpoint(&bench.members[left]).eject(permit, &rules, Instant::now()).is_some());
                 let picks: Vec<_> = (0..60).filter_map(|client| bench.pick([10, 0, 0, client], &[])).collect();
                 assert_eq!(picks.len(), if left == 0 { 0 } else { 60 }, "{algorithm}");
                 assert!(picks.iter().all(|&index| (index as usize) < left), "{algorithm}: {picks:?}");

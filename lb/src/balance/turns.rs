@@ -61,18 +61,20 @@ impl Turns {
         let mut richest: Option<(usize, i64)> = None;
         let mut total = 0;
         for index in among {
-            let place = index as usize;
-            let (Some(backend), Some(credit)) = (backends.get(place), of_backends.get_mut(place)) else { continue };
+            let position = index as usize;
+            let (Some(backend), Some(credit)) = (backends.get(position), of_backends.get_mut(position)) else {
+                continue;
+            };
             let weight = weight_of(backend);
             total += weight;
             *credit += weight;
             if richest.is_none_or(|(_, most)| *credit > most) {
-                richest = Some((place, *credit));
+                richest = Some((position, *credit));
             }
         }
-        let (place, _) = richest?;
-        *of_backends.get_mut(place)? -= total;
-        BackendIndex::try_from(place).ok()
+        let (position, _) = richest?;
+        *of_backends.get_mut(position)? -= total;
+        BackendIndex::try_from(position).ok()
     }
 
     fn credits(&self) -> MutexGuard<'_, Credits> {

@@ -187,7 +187,7 @@ pub(super) struct PoolAlgorithm {
 pub(super) struct Switches {
     pub pools: Vec<Switch>,
     #[serde(flatten)]
-    pub told: ChangeResponse,
+    pub response: ChangeResponse,
 }
 
 /// A backend that was added or changed.
@@ -201,7 +201,7 @@ pub(super) struct Changed {
     /// False when the change was undone before the deadline.
     pub finished: Option<bool>,
     #[serde(flatten)]
-    pub told: ChangeResponse,
+    pub response: ChangeResponse,
 }
 
 /// What a kill has cost.
@@ -225,7 +225,7 @@ pub(super) struct Removal {
     pub killed: Option<usize>,
     pub finished: Option<bool>,
     #[serde(flatten)]
-    pub told: ChangeResponse,
+    pub response: ChangeResponse,
 }
 
 #[derive(Debug, Deserialize)]
@@ -424,8 +424,8 @@ fn agent(timeout: Duration) -> Agent {
 }
 
 /// What the API says of its query, in the words of the command line.
-pub(super) fn with_options(told: &str) -> String {
-    told.replace("?force=true", "--force")
+pub(super) fn with_options(message: &str) -> String {
+    message.replace("?force=true", "--force")
 }
 
 /// The one pool that has the backend.

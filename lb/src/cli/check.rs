@@ -262,10 +262,10 @@ fn kept_changes(config: &Config) -> Vec<String> {
         Err(problem) => return vec![format!("the state file {} {problem}", path.display())],
     };
     let (in_force, overtaken) = kept.restore(config);
-    let told = Edits::between(config, &in_force);
-    let told = told.iter().map(|edit| format!("by a change at run time, kept in {}: {edit}", path.display()));
+    let edits = Edits::between(config, &in_force);
+    let edits = edits.iter().map(|edit| format!("by a change at run time, kept in {}: {edit}", path.display()));
     let dropped = overtaken.iter().map(|conflict| {
         format!("a change at run time, kept in {}, is dropped: {}", path.display(), conflict.with_file())
     });
-    told.chain(dropped).collect()
+    edits.chain(dropped).collect()
 }

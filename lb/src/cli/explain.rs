@@ -23,7 +23,7 @@ use crate::connection_limit::ConnectionLimit;
 use crate::control::Control;
 use crate::exchange::headers::PeerAddress;
 use crate::http::explain::{End, Explanation, Question, Visit};
-use crate::http::{Engine, Shared, Stop};
+use crate::http::{Engine, EngineContext, ThreadState};
 use crate::message::authority;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
@@ -70,14 +70,14 @@ pub(super) fn explain(
     // Nothing outside is touched: no state is read or written, and no line is logged.
     config.state.file = None;
     let asks = RequestLine::parse(request)?;
-    let place = listener(&config, &asks, asked.listener.as_deref())?;
-    let client = asked_by(&config.listeners[place], asked.client)?;
+    let index = listener(&config, &asks, asked.listener.as_deref())?;
+    let client = asked_by(&config.listeners[index], asked.client)?;
     let head = asks.head(&asked.header)?;
     let control = Arc::new(Control::new(file, config, Arc::new(Metrics::new())));
-    let engine = engine(&control, place);
+    let engine = engine(&control, index);
     let question = Question { head: head.as_bytes(), client, is_tls: asks.is_https };
     let explanation = crate::http::explain::explain(&engine, &question).map_err(anyhow::Error::msg)?;
-    let text = tell(&checked, place, &explanation, request);
+    let text = tell(&checked, index, &explanation, request);
     out.write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -174,8 +174,8 @@ fn asked_by(listener: &ListenerConfig, client: Option<PeerAddress>) -> anyhow::R
 /// What carries requests of this listener, without anybody who listens.
 fn engine(control: &Arc<Control>, listener: usize) -> Engine {
     let shutdown = Shutdown::new();
-    let stops: Arc<[Arc<Stop>]> = Arc::from([Arc::new(Stop::new(shutdown.clone()))]);
-    let shared = Shared {
+    let thread_states: Arc<[Arc<ThreadState>]> = Arc::from([Arc::new(ThreadState::new(shutdown.clone()))]);
+    let context = EngineContext {
         control: Arc::clone(control),
         access_log: Arc::new(AccessLog::new(control.metrics.access_log_lost.clone())),
         max_idle: Arc::new(AtomicUsize::new(0)),
@@ -184,12 +184,12 @@ fn engine(control: &Arc<Control>, listener: usize) -> Engine {
         backend_limit: ConnectionLimit::new(1),
         handshake_limit: ConnectionLimit::for_handshakes(1),
     };
-    Engine::new(&control.snapshot().config.listeners[listener], &shared, &stops, 0)
+    Engine::new(&control.snapshot().config.listeners[listener], &context, &thread_states, 0)
 }
 
-fn tell(checked: &Checked, place: usize, explanation: &Explanation, request: &str) -> String {
+fn tell(checked: &Checked, index: usize, explanation: &Explanation, request: &str) -> String {
     let config = &checked.config;
-    let listener = &config.listeners[place];
+    let listener = &config.listeners[index];
     let mut text = format!("{request}\n\n");
     row(&mut text, "listener", &listener.name.to_string(), &listener.addresses.to_string());
     let Some(site) = &explanation.site else {
@@ -200,12 +200,12 @@ fn tell(checked: &Checked, place: usize, explanation: &Explanation, request: &st
         return text;
     };
     let hosts: Vec<_> = site.config.hosts.iter().map(|host| format!("\"{host}\"")).collect();
-    row(&mut text, "site", &site.config.name, &format!("{}, hosts {}", site.config.place, hosts.join(" ")));
+    row(&mut text, "site", &site.config.name, &format!("{}, hosts {}", site.config.defined_at, hosts.join(" ")));
     for visit in &explanation.visits {
         route(&mut text, site, visit);
     }
     if let Some(last) = explanation.visits.last() {
-        settings(&mut text, checked, place, site.rules(last.route), &explanation.end);
+        settings(&mut text, checked, index, site.rules(last.route), &explanation.end);
     }
     let visited = explanation.visits.iter().map(|visit| site.rules(visit.route)).chain([&site.config.fallback]);
     end(&mut text, &explanation.end, &secret_fields(visited, &explanation.end));
@@ -221,18 +221,18 @@ fn secret_fields<'a>(rules: impl Iterator<Item = &'a Rules>, end: &End) -> Vec<&
     changes.filter(|change| change.value.shown.is_some()).map(|change| &*change.name).collect()
 }
 
-fn row(text: &mut String, name: &str, value: &str, said: &str) {
-    let _ = writeln!(text, "{}", format!("{name:<10}{value}  ({said})").trim_end_matches("  ()"));
+fn row(text: &mut String, name: &str, value: &str, note: &str) {
+    let _ = writeln!(text, "{}", format!("{name:<10}{value}  ({note})").trim_end_matches("  ()"));
 }
 
 /// A route that the request comes to, and those that lost.
 fn route(text: &mut String, site: &Site, visit: &Visit) {
     let name = |id: RouteId| site.route(id).name.as_str().to_owned();
-    let said = |id: RouteId| {
-        site.route_config(id).map_or_else(String::new, |route| format!("{}, {}", route.place, matcher(route)))
+    let source_of = |id: RouteId| {
+        site.route_config(id).map_or_else(String::new, |route| format!("{}, {}", route.defined_at, matcher(route)))
     };
     match site.route_config(visit.route) {
-        Some(_) => row(text, "route", &name(visit.route), &said(visit.route)),
+        Some(_) => row(text, "route", &name(visit.route), &source_of(visit.route)),
         None => row(text, "route", "none", "no route of the site takes it"),
     }
     let Some(path) = &visit.path else {
@@ -240,8 +240,8 @@ fn route(text: &mut String, site: &Site, visit: &Visit) {
         return;
     };
     let winner = visit.asked.iter().rev().find(|(id, holds)| *holds && *id == visit.route);
-    for (place, route) in site.config.routes.iter().enumerate() {
-        let id = site.id(place);
+    for (index, route) in site.config.routes.iter().enumerate() {
+        let id = site.id(index);
         if id == visit.route {
             continue;
         }
@@ -256,7 +256,7 @@ fn route(text: &mut String, site: &Site, visit: &Visit) {
             }
             None => "what won is more specific, or stands before it",
         };
-        let _ = writeln!(text, "{:<10}lost: {} ({}): {why}", "", route.name, said(id));
+        let _ = writeln!(text, "{:<10}lost: {} ({}): {why}", "", route.name, source_of(id));
     }
 }
 
@@ -286,7 +286,7 @@ struct Below<'a> {
 const NO_SETTINGS: &[&str] = &["name", "address", "backends"];
 
 /// Every setting that is in force, and which line said it: those of the route, then what else the listener and the pool say.
-fn settings(text: &mut String, checked: &Checked, place: usize, rules: &Rules, end: &End) {
+fn settings(text: &mut String, checked: &Checked, index: usize, rules: &Rules, end: &End) {
     fn object(value: impl Serialize) -> Map<String, Value> {
         match serde_json::to_value(value) {
             Ok(Value::Object(map)) => map,
@@ -294,7 +294,7 @@ fn settings(text: &mut String, checked: &Checked, place: usize, rules: &Rules, e
         }
     }
     let config = &checked.config;
-    let listener = &config.listeners[place];
+    let listener = &config.listeners[index];
     let pool = match end {
         End::Pool { name, .. } => config.pools.iter().position(|pool| pool.name.as_str() == name),
         End::Answer { .. } => None,
@@ -302,7 +302,7 @@ fn settings(text: &mut String, checked: &Checked, place: usize, rules: &Rules, e
     let mut below = vec![Below {
         kind: "listener",
         name: listener.name.as_str(),
-        subject: Subject::Listener { listener: place },
+        subject: Subject::Listener { listener: index },
         settings: object(listener),
     }];
     below.extend(pool.map(|pool| Below {
@@ -311,34 +311,35 @@ fn settings(text: &mut String, checked: &Checked, place: usize, rules: &Rules, e
         subject: Subject::Pool { pool },
         settings: object(&config.pools[pool]),
     }));
-    let said = |subject, key: &str| {
+    let source_of = |subject, key: &str| {
         checked.origin(subject, key).map_or_else(|| "default".to_owned(), |origin| origin.to_string())
     };
     let rules_said = object(rules);
     let _ = writeln!(text, "settings");
     for (key, value) in &rules_said {
         let of_below = || below.iter().find_map(|section| Some((section, section.settings.get(key)?)));
-        let (value, said) = match (rules.origins.of(key), value) {
+        let (value, source) = match (rules.origins.of(key), value) {
             (Some(origin), value) => (value.to_string(), origin.to_string()),
             (None, Value::Null) if key == "access_log" => {
                 let value = serde_json::to_string(&config.access_log).unwrap_or_default();
-                (value, format!("{}, [access_log]", said(Subject::AccessLog, "file")))
+                (value, format!("{}, [access_log]", source_of(Subject::AccessLog, "file")))
             }
             (None, Value::Null) => match of_below() {
-                Some((section, value)) => {
-                    (value.to_string(), format!("{}, {} {}", said(section.subject, key), section.kind, section.name))
-                }
+                Some((section, value)) => (
+                    value.to_string(),
+                    format!("{}, {} {}", source_of(section.subject, key), section.kind, section.name),
+                ),
                 None => continue,
             },
             (None, value) => (value.to_string(), "default".to_owned()),
         };
-        let _ = writeln!(text, "  {key} = {value}  ({said})");
+        let _ = writeln!(text, "  {key} = {value}  ({source})");
     }
     for Below { kind, name, subject, settings } in &below {
         let _ = writeln!(text, "settings of {kind} {name}");
         for (key, value) in settings {
             if !rules_said.contains_key(key) && !NO_SETTINGS.contains(&key.as_str()) {
-                let _ = writeln!(text, "  {key} = {value}  ({})", said(*subject, key));
+                let _ = writeln!(text, "  {key} = {value}  ({})", source_of(*subject, key));
             }
         }
     }

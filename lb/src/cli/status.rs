@@ -46,10 +46,10 @@ pub(super) fn watch(client: &Client, as_json: bool, out: &mut dyn Write) -> anyh
     let mut shown = client.pools()?;
     let mut before = Sample::new(&shown.pools, Instant::now());
     let mut rates = Rates::new();
-    let mut gone: Option<String> = None;
+    let mut unreachable: Option<String> = None;
     loop {
         let mut text = table(&shown.pools, Some(&rates), colours) + &drift(&shown) + &certificates(&shown.certificates);
-        match &gone {
+        match &unreachable {
             None => text.push_str(&format!("\nversion {}, every second until Ctrl-C\n", shown.version)),
             Some(reason) => {
                 text.push_str(&format!("\n{reason}\nThis is how it was last; trying again every second.\n"))
@@ -62,9 +62,9 @@ pub(super) fn watch(client: &Client, as_json: bool, out: &mut dyn Write) -> anyh
             Ok(pools) => {
                 let now = Sample::new(&pools.pools, Instant::now());
                 rates = now.rates_since(&before);
-                (shown, before, gone) = (pools, now, None);
+                (shown, before, unreachable) = (pools, now, None);
             }
-            Err(e @ AdminError::Unreachable { .. }) => gone = Some(e.to_string()),
+            Err(e @ AdminError::Unreachable { .. }) => unreachable = Some(e.to_string()),
             Err(e) => return Err(e.into()),
         }
     }
@@ -110,7 +110,7 @@ impl Sample {
 /// How the file and what is shown differ.
 fn drift(shown: &Pools) -> String {
     let are = if shown.drift == 1 { "is" } else { "are" };
-    let mut told = match shown.drift {
+    let mut text = match shown.drift {
         0 => String::new(),
         n => format!(
             "\n{} {are} in force and not in the file: `evenkeel config --diff` shows, `evenkeel reset` takes back\n",
@@ -118,33 +118,33 @@ fn drift(shown: &Pools) -> String {
         ),
     };
     if !shown.awaiting_restart.is_empty() {
-        told.push_str("\nIn the file, from the next start on:\n");
+        text.push_str("\nIn the file, from the next start on:\n");
         for setting in &shown.awaiting_restart {
-            told.push_str(&format!("  {}\n", printable(setting)));
+            text.push_str(&format!("  {}\n", printable(setting)));
         }
     }
-    told
+    text
 }
 
 /// The certificates that somebody has to look after.
 fn certificates(all: &[Certificate]) -> String {
-    let mut told = String::new();
+    let mut text = String::new();
     for Certificate { listener, file, names, days_left, renewal, problem } in all {
-        let which = format!("certificate {} of listener {}", printable(file), printable(listener));
+        let certificate = format!("certificate {} of listener {}", printable(file), printable(listener));
         let names = printable(&names.join(", "));
         match (renewal.as_deref(), days_left) {
-            (Some("expired"), _) => told.push_str(&format!("{which} for {names} has expired: renew it\n")),
-            (Some(_), Some(days)) => told.push_str(&format!(
-                "{which} for {names} expires in {}: renew it\n",
+            (Some("expired"), _) => text.push_str(&format!("{certificate} for {names} has expired: renew it\n")),
+            (Some(_), Some(days)) => text.push_str(&format!(
+                "{certificate} for {names} expires in {}: renew it\n",
                 super::counted(*days as usize, "day")
             )),
             _ => {}
         }
         if let Some(problem) = problem {
-            told.push_str(&format!("{which}: {}; what was in use before stays so\n", printable(problem)));
+            text.push_str(&format!("{certificate}: {}; what was in use before stays so\n", printable(problem)));
         }
     }
-    if told.is_empty() { told } else { format!("\n{told}") }
+    if text.is_empty() { text } else { format!("\n{text}") }
 }
 
 /// One line for each backend, and one for each address if it has several, under a heading. With rates there are columns

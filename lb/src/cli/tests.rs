@@ -188,8 +188,8 @@ fn algorithm_with_a_name_switches() {
     let switch = |pool: &str, previous: &str| json!({ "pool": pool, "previous": previous, "current": "weighted" });
     let answer = json!({ "version": 8, "pools": [switch("app", "ip-hash"), switch("api", "weighted")] });
     let admin = Admin::answering([("200 OK", answer.clone()), ("200 OK", answer)]);
-    let told = "app: weighted instead of ip-hash\napi: weighted already\n";
-    assert_eq!(ask(&admin, &["algorithm", "weighted"]).as_deref(), Ok(told));
+    let output = "app: weighted instead of ip-hash\napi: weighted already\n";
+    assert_eq!(ask(&admin, &["algorithm", "weighted"]).as_deref(), Ok(output));
     let seen = admin.saw();
     assert_eq!((seen.line.as_str(), seen.body), ("POST /admin/algorithm HTTP/1.1", json!({ "algorithm": "weighted" })));
     assert!(seen.head.contains("content-type: application/json\r\n"), "{}", seen.head);
@@ -207,8 +207,8 @@ fn a_mistyped_algorithm_is_answered_with_the_choices() {
 fn a_backend_is_found_without_naming_its_pool() {
     let all = pools(&[("app", &["a:1", "b:1"]), ("we/b", &["[::1]:80"])]);
     let admin = Admin::answering([("200 OK", all), ("200 OK", backend("[::1]:80"))]);
-    let told = "[::1]:80 in pool we/b: draining, weight 2, 3 in flight\n";
-    assert_eq!(ask(&admin, &["drain", "[::1]:80"]).as_deref(), Ok(told));
+    let output = "[::1]:80 in pool we/b: draining, weight 2, 3 in flight\n";
+    assert_eq!(ask(&admin, &["drain", "[::1]:80"]).as_deref(), Ok(output));
     assert_eq!(admin.saw().line, "GET /admin/pools HTTP/1.1");
     let seen = admin.saw();
     assert_eq!(seen.line, "PATCH /admin/pools/we%2Fb/backends/%5B::1%5D:80 HTTP/1.1");
@@ -227,8 +227,8 @@ fn each_backend_command_sends_its_change() {
         ),
     ] {
         let admin = Admin::answering([("200 OK", backend("a:1"))]);
-        let told = ask(&admin, &[&arguments[..], &["--pool", "app"]].concat()).expect("changed");
-        assert!(told.starts_with("a:1 in pool app: "), "{told}");
+        let output = ask(&admin, &[&arguments[..], &["--pool", "app"]].concat()).expect("changed");
+        assert!(output.starts_with("a:1 in pool app: "), "{output}");
         let seen = admin.saw();
         assert_eq!((seen.line.as_str(), seen.body), (line, body));
     }
@@ -236,10 +236,10 @@ fn each_backend_command_sends_its_change() {
 
 #[test]
 fn a_removal_reports_whether_it_has_finished() {
-    let gone = Admin::answering([("200 OK", json!({ "removed": true }))]);
+    let removed = Admin::answering([("200 OK", json!({ "removed": true }))]);
     let remove = ["backend", "remove", "a:1", "--pool", "app"];
-    assert_eq!(ask(&gone, &remove).as_deref(), Ok("a:1 is removed from pool app\n"));
-    assert_eq!(gone.saw().line, "DELETE /admin/pools/app/backends/a:1 HTTP/1.1");
+    assert_eq!(ask(&removed, &remove).as_deref(), Ok("a:1 is removed from pool app\n"));
+    assert_eq!(removed.saw().line, "DELETE /admin/pools/app/backends/a:1 HTTP/1.1");
     let busy = Admin::answering([("202 Accepted", json!({ "removed": false, "in_flight": 5 }))]);
     assert_eq!(ask(&busy, &remove).as_deref(), Ok("a:1 leaves pool app with the last of 5 exchanges\n"));
 }
@@ -262,9 +262,9 @@ fn reload_prints_warnings() {
     let changes = json!(["pool app: read_timeout 1s instead of 2s"]);
     let answer = json!({ "version": 9, "warnings": warnings, "changes": changes });
     let admin = Admin::answering([("200 OK", answer)]);
-    let told =
+    let output =
         "warning: threads only change at a start\npool app: read_timeout 1s instead of 2s\nreloaded, version 9\n";
-    assert_eq!(ask(&admin, &["reload"]).as_deref(), Ok(told));
+    assert_eq!(ask(&admin, &["reload"]).as_deref(), Ok(output));
     assert_eq!(admin.saw().line, "POST /admin/reload HTTP/1.1");
 }
 
@@ -273,8 +273,8 @@ fn a_dry_run_of_a_reload_prints_the_changes() {
     let answer = |changes| json!({ "version": 9, "warnings": [], "changes": changes, "dry_run": true });
     let answers = [json!(["listener 0.0.0.0:80 added"]), json!([])].map(|changes| ("200 OK", answer(changes)));
     let admin = Admin::answering(answers);
-    let told = "dry run: listener 0.0.0.0:80 added\n";
-    assert_eq!(ask(&admin, &["reload", "--dry-run"]).as_deref(), Ok(told));
+    let output = "dry run: listener 0.0.0.0:80 added\n";
+    assert_eq!(ask(&admin, &["reload", "--dry-run"]).as_deref(), Ok(output));
     assert_eq!(admin.saw().line, "POST /admin/reload?dry_run=true HTTP/1.1");
     assert_eq!(ask(&admin, &["reload", "--dry-run"]).as_deref(), Ok("dry run: nothing would change\n"));
 }

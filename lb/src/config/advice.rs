@@ -53,48 +53,48 @@ pub(crate) enum Subject {
 pub(crate) fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
     let since = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let now = i64::try_from(since).unwrap_or(i64::MAX);
-    let mut told = Vec::new();
+    let mut advice = Vec::new();
     for (pool, settings) in config.pools.iter().enumerate() {
         if !config.is_routed(&settings.name) {
             let name = &settings.name;
             let message =
                 format!("no route uses the pool \"{name}\": write a [[route]] with pool = \"{name}\", or remove it");
-            told.push(Advice { subject: Subject::Pool { pool }, is_error: false, message });
+            advice.push(Advice { subject: Subject::Pool { pool }, is_error: false, message });
         }
         for (backend, message) in backends_written_twice(settings) {
-            told.push(Advice { subject: Subject::Backend { pool, backend }, is_error: false, message });
+            advice.push(Advice { subject: Subject::Backend { pool, backend }, is_error: false, message });
         }
         for (is_error, message) in wrong_source(settings) {
-            told.push(Advice { subject: Subject::Source { pool }, is_error, message });
+            advice.push(Advice { subject: Subject::Source { pool }, is_error, message });
         }
         for (backend, message) in nameless(settings) {
-            told.push(Advice { subject: Subject::Backend { pool, backend }, is_error: true, message });
+            advice.push(Advice { subject: Subject::Backend { pool, backend }, is_error: true, message });
         }
         if settings.settings.transport.tls.as_ref().is_some_and(|tls| !tls.verify) {
             let message = format!(
                 "pool \"{}\" takes any certificate, so whoever is between it and its backends reads and changes everything: write ca = \"FILE\" in place of verify = false",
                 settings.name
             );
-            told.push(Advice { subject: Subject::BackendTls { pool }, is_error: false, message });
+            advice.push(Advice { subject: Subject::BackendTls { pool }, is_error: false, message });
         }
         for message in dates_of_transport(settings, now) {
-            told.push(Advice { subject: Subject::BackendTls { pool }, is_error: false, message });
+            advice.push(Advice { subject: Subject::BackendTls { pool }, is_error: false, message });
         }
         if let Some(message) = ignored_weights(settings) {
-            told.push(Advice { subject: Subject::Algorithm { pool }, is_error: false, message });
+            advice.push(Advice { subject: Subject::Algorithm { pool }, is_error: false, message });
         }
         if let Some(message) = no_active_backend(config, settings) {
-            told.push(Advice { subject: Subject::Backends { pool }, is_error: false, message });
+            advice.push(Advice { subject: Subject::Backends { pool }, is_error: false, message });
         }
         for (backend, settings) in settings.backends.iter().enumerate() {
             if let Some((is_error, message)) = own_address(config, &settings.address) {
-                told.push(Advice { subject: Subject::Backend { pool, backend }, is_error, message });
+                advice.push(Advice { subject: Subject::Backend { pool, backend }, is_error, message });
             }
         }
     }
     for (route, settings) in config.routes.iter().enumerate() {
         if let Some(message) = literal_star("route.path", settings.path.as_str()) {
-            told.push(Advice { subject: Subject::Route { route }, is_error: false, message });
+            advice.push(Advice { subject: Subject::Route { route }, is_error: false, message });
         }
     }
     for (site, settings) in config.sites.iter().enumerate() {
@@ -105,20 +105,20 @@ pub(crate) fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
                 _ => None,
             };
             if let Some(message) = message {
-                told.push(Advice { subject: Subject::RouteOfSite { site, route }, is_error: false, message });
+                advice.push(Advice { subject: Subject::RouteOfSite { site, route }, is_error: false, message });
             }
         }
     }
-    cookies(config, &mut told);
+    cookies(config, &mut advice);
     for (index, listener) in config.listeners.iter().enumerate() {
         if let Some(message) = absent_proxies(listener) {
-            told.push(Advice { subject: Subject::Proxies { listener: index }, is_error: false, message });
+            advice.push(Advice { subject: Subject::Proxies { listener: index }, is_error: false, message });
         }
         if let Some(tls) = &listener.tls {
-            certificates(config, index, tls, now, &mut told);
+            certificates(config, index, tls, now, &mut advice);
         }
     }
-    told
+    advice
 }
 
 /// A listener of the PROXY protocol that none of its senders can connect to.
@@ -153,9 +153,9 @@ pub(crate) fn wrong_source(pool: &PoolConfig) -> Vec<(bool, String)> {
         ip.is_some_and(|ip| ip.is_ipv4() != source.is_ipv4())
     };
     let family = |is_ipv4| if is_ipv4 { "IPv4" } else { "IPv6" };
-    let mut told = Vec::new();
+    let mut advice = Vec::new();
     for address in pool.backends.iter().map(|backend| &backend.address).filter(|address| is_other(address)) {
-        told.push((
+        advice.push((
             true,
             format!(
                 "pool \"{}\" connects from {source}, an {} address, and never reaches backend {address}, which has {}: write backends of one family, or give the others a pool of their own",
@@ -170,9 +170,9 @@ pub(crate) fn wrong_source(pool: &PoolConfig) -> Vec<(bool, String)> {
             "pool \"{}\" connects from {source}, which is no address of this machine now: write one that \"ip address\" shows",
             pool.name
         );
-        told.push((false, message));
+        advice.push((false, message));
     }
-    told
+    advice
 }
 
 /// Backends of which nobody knows whose certificate they have to show.
@@ -201,13 +201,13 @@ pub(crate) fn ignored_weights(pool: &PoolConfig) -> Option<String> {
 /// Backends that are there before, once by the address and once as `localhost`.
 fn backends_written_twice(pool: &PoolConfig) -> Vec<(usize, String)> {
     let mut known: HashMap<SocketAddr, &BackendAddress> = HashMap::new();
-    let mut told = Vec::new();
+    let mut advice = Vec::new();
     for (index, backend) in pool.backends.iter().enumerate() {
         let Some(address) = socket_address(&backend.address) else { continue };
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         match known.entry(address) {
             Entry::Vacant(entry) => drop(entry.insert(&backend.address)),
-            Entry::Occupied(first) => told.push((
+            Entry::Occupied(first) => advice.push((
                 index,
                 format!(
                     "backend {} of pool \"{}\" is there before as {}, so it gets twice its share and is probed twice: remove one, and write weight = 2 to send it twice as much",
@@ -218,7 +218,7 @@ fn backends_written_twice(pool: &PoolConfig) -> Vec<(usize, String)> {
             )),
         }
     }
-    told
+    advice
 }
 
 /// A path that ends with a star, which no client sends.
@@ -272,7 +272,7 @@ fn is_of_this_machine(ip: IpAddr) -> bool {
 }
 
 /// Pools whose sticky cookies overwrite each other in a browser, and cookies that are not sent where they are wanted.
-fn cookies(config: &Config, told: &mut Vec<Advice>) {
+fn cookies(config: &Config, advice: &mut Vec<Advice>) {
     let sticky = |name| {
         let pool = config.pools.iter().position(|pool| pool.name == name)?;
         Some((pool, config.pools.get(pool)?.settings.sticky.as_ref()?))
@@ -298,7 +298,7 @@ fn cookies(config: &Config, told: &mut Vec<Advice>) {
                 "the cookie {} of pool \"{}\" has the path \"{}\", so browsers do not send it to {host}{path}: write a path that covers the route's",
                 sticky.cookie, config.pools[*pool].name, sticky.path,
             );
-            told.push(Advice { subject: Subject::Cookie { pool: *pool }, is_error: false, message });
+            advice.push(Advice { subject: Subject::Cookie { pool: *pool }, is_error: false, message });
         }
         for (other_host, _, other, other_sticky) in &routes[..index] {
             let same_cookie = sticky.cookie == other_sticky.cookie && sticky.path == other_sticky.path;
@@ -317,7 +317,7 @@ fn cookies(config: &Config, told: &mut Vec<Advice>) {
             "the pools \"{}\" and \"{}\" use the cookie {cookie} on {host} with the same path, so each overwrites the other's: give one of them another cookie or path",
             config.pools[other].name, config.pools[pool].name
         );
-        told.push(Advice { subject: Subject::Cookie { pool }, is_error: true, message });
+        advice.push(Advice { subject: Subject::Cookie { pool }, is_error: true, message });
     }
 }
 
@@ -345,7 +345,7 @@ fn overlap(a: &HostPattern, b: &HostPattern) -> bool {
 /// What is wrong with the dates of the certificates that a pool shows its backends, and of those that it trusts.
 fn dates_of_transport(pool: &PoolConfig, now: i64) -> Vec<String> {
     let Some(tls) = &pool.settings.transport.tls else { return Vec::new() };
-    let mut told = Vec::new();
+    let mut advice = Vec::new();
     let trusted = tls.ca.as_ref().filter(|_| tls.verify);
     let files = [(tls.certificate.as_ref(), "backends refuse it"), (trusted, "none that it issued is taken")];
     for (file, refusal) in files {
@@ -354,17 +354,17 @@ fn dates_of_transport(pool: &PoolConfig, now: i64) -> Vec<String> {
         match certificate::load(file) {
             Ok(chain) => {
                 let dates = chain.iter().enumerate().filter_map(|(index, one)| date(one, index, &shown, refusal, now));
-                told.extend(dates.map(|problem| format!("pool \"{}\": {problem}", pool.name)));
+                advice.extend(dates.map(|problem| format!("pool \"{}\": {problem}", pool.name)));
             }
-            Err(problem) => told.push(format!("the certificates in {shown} cannot be understood: {problem}")),
+            Err(problem) => advice.push(format!("the certificates in {shown} cannot be understood: {problem}")),
         }
     }
-    told
+    advice
 }
 
-fn certificates(config: &Config, listener: usize, tls: &TlsConfig, now: i64, told: &mut Vec<Advice>) {
+fn certificates(config: &Config, listener: usize, tls: &TlsConfig, now: i64, advice: &mut Vec<Advice>) {
     let mut tell = |message: String| {
-        told.push(Advice { subject: Subject::Certificate { listener }, is_error: false, message });
+        advice.push(Advice { subject: Subject::Certificate { listener }, is_error: false, message });
     };
     let mut leaves = Vec::new();
     for pair in tls.certificates.pairs().unwrap_or_default() {
@@ -411,33 +411,34 @@ fn certificates(config: &Config, listener: usize, tls: &TlsConfig, now: i64, tol
 /// What is wrong with a chain of certificates, the leaf first.
 fn of_chain(chain: &[Certificate], file: &impl Display, now: i64) -> Vec<String> {
     let dates = chain.iter().enumerate();
-    let mut told: Vec<_> = dates.filter_map(|(index, one)| date(one, index, file, "browsers refuse it", now)).collect();
+    let mut advice: Vec<_> =
+        dates.filter_map(|(index, one)| date(one, index, file, "browsers refuse it", now)).collect();
     let is_out_of_order = chain.iter().zip(chain.iter().skip(1)).any(|(one, next)| one.issuer != next.subject);
     if is_out_of_order {
-        told.push(format!("the certificates in {file} are no chain: put the leaf first, then each one's issuer"));
+        advice.push(format!("the certificates in {file} are no chain: put the leaf first, then each one's issuer"));
     } else if let [leaf] = chain
         && leaf.issuer != leaf.subject
     {
-        told.push(format!(
+        advice.push(format!(
             "{file} holds the leaf certificate alone: clients that do not know its issuer refuse it; append the intermediate certificates (\"fullchain.pem\")"
         ));
     }
-    told
+    advice
 }
 
 /// What is wrong with the dates of a certificate, which is the one at `index` in its file, and what comes of it.
 fn date(certificate: &Certificate, index: usize, file: &impl Display, refusal: &str, now: i64) -> Option<String> {
-    let which =
+    let what =
         if index == 0 { "the certificate".to_owned() } else { format!("certificate {} of the chain", index + 1) };
     let (from, until) = (certificate::date(certificate.not_before), certificate::date(certificate.not_after));
     match certificate.renewal(now) {
-        Some(Renewal::Expired) => Some(format!("{which} in {file} has expired on {until}: {refusal}; renew it")),
+        Some(Renewal::Expired) => Some(format!("{what} in {file} has expired on {until}: {refusal}; renew it")),
         _ if certificate.not_before > now => {
-            Some(format!("{which} in {file} is not valid before {from}: {refusal} until then"))
+            Some(format!("{what} in {file} is not valid before {from}: {refusal} until then"))
         }
         Some(Renewal::Due | Renewal::Urgent) => {
             let days = certificate.days_left(now);
-            Some(format!("{which} in {file} expires on {until}, in {days} days: renew it"))
+            Some(format!("{what} in {file} expires on {until}, in {days} days: renew it"))
         }
         None => None,
     }

@@ -110,11 +110,11 @@ fn attribute(kind: &[u8], tag: u8, value: &[u8]) -> String {
 fn escaped(text: &str) -> String {
     let mut out = String::new();
     let last = text.chars().count().saturating_sub(1);
-    for (place, c) in text.chars().enumerate() {
+    for (position, c) in text.chars().enumerate() {
         match c {
             ',' | '+' | '"' | '\\' | '<' | '>' | ';' => out.extend(['\\', c]),
-            '#' | ' ' if place == 0 => out.extend(['\\', c]),
-            ' ' if place == last => out.extend(['\\', c]),
+            '#' | ' ' if position == 0 => out.extend(['\\', c]),
+            ' ' if position == last => out.extend(['\\', c]),
             c if c.is_control() || !c.is_ascii() => {
                 let mut utf8 = [0; 4];
                 c.encode_utf8(&mut utf8).bytes().for_each(|byte| out.push_str(&format!("\\{byte:02X}")));

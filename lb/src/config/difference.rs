@@ -11,24 +11,24 @@ use super::{Config, PoolConfig};
 /// Each setting that differs, such as `pool app: response_timeout 30s instead of 60s`.
 pub(crate) fn difference(before: &Config, after: &Config) -> Vec<String> {
     let value = |config: &Config| serde_json::to_value(config).unwrap_or_default();
-    let mut told = Vec::new();
-    compare("", &value(before), &value(after), &mut told);
+    let mut differences = Vec::new();
+    compare("", &value(before), &value(after), &mut differences);
     for (was, is) in
         before.pools.iter().flat_map(|was| after.pools.iter().find(|is| is.name == was.name).map(|is| (was, is)))
     {
-        contents(was, is, &mut told);
+        contents(was, is, &mut differences);
     }
-    if told.is_empty() && before != after {
-        told.push("another text in a file that is named, or in the environment".to_owned());
+    if differences.is_empty() && before != after {
+        differences.push("another text in a file that is named, or in the environment".to_owned());
     }
-    told
+    differences
 }
 
 /// Files that a pool names as before and that have other content.
-fn contents(before: &PoolConfig, after: &PoolConfig, told: &mut Vec<String>) {
+fn contents(before: &PoolConfig, after: &PoolConfig, differences: &mut Vec<String>) {
     let mut tell = |key: &str, path: &Option<PathBuf>| {
         let what = path.as_ref().map_or("the CAs of the system".to_owned(), |path| path.display().to_string());
-        told.push(format!("pool {}: {key}: {what} with other content", after.name));
+        differences.push(format!("pool {}: {key}: {what} with other content", after.name));
     };
     if let (Some(was), Some(is)) = (&before.settings.transport.tls, &after.settings.transport.tls) {
         let (trusted, trusts) = (&was.trust, &is.trust);
@@ -53,23 +53,23 @@ fn contents(before: &PoolConfig, after: &PoolConfig, told: &mut Vec<String>) {
 /// As [`difference`], of one section.
 pub(crate) fn difference_of<T: Serialize>(section: &str, before: &T, after: &T) -> Vec<String> {
     let value = |config: &T| serde_json::to_value(config).unwrap_or_default();
-    let mut told = Vec::new();
-    compare(&format!("[{section}]"), &value(before), &value(after), &mut told);
-    told
+    let mut differences = Vec::new();
+    compare(&format!("[{section}]"), &value(before), &value(after), &mut differences);
+    differences
 }
 
-fn compare(path: &str, before: &Value, after: &Value, told: &mut Vec<String>) {
+fn compare(path: &str, before: &Value, after: &Value, differences: &mut Vec<String>) {
     match (before, after) {
         _ if before == after => {}
-        (Value::Object(before), Value::Object(after)) => objects(path, before, after, told),
+        (Value::Object(before), Value::Object(after)) => objects(path, before, after, differences),
         (Value::Array(before), Value::Array(after)) if are_named(before) && are_named(after) => {
-            lists(path, before, after, told);
+            lists(path, before, after, differences);
         }
-        _ => told.push(format!("{path} {} instead of {}", shown(after), shown(before))),
+        _ => differences.push(format!("{path} {} instead of {}", shown(after), shown(before))),
     }
 }
 
-fn objects(path: &str, before: &Map<String, Value>, after: &Map<String, Value>, told: &mut Vec<String>) {
+fn objects(path: &str, before: &Map<String, Value>, after: &Map<String, Value>, differences: &mut Vec<String>) {
     let keys = before.keys().chain(after.keys().filter(|key| !before.contains_key(*key)));
     for key in keys {
         let path = match (path, key.as_str()) {
@@ -83,22 +83,22 @@ fn objects(path: &str, before: &Map<String, Value>, after: &Map<String, Value>, 
             (path, key) if path.contains(": ") => format!("{path}.{key}"),
             (path, key) => format!("{path}: {key}"),
         };
-        compare(&path, before.get(key).unwrap_or(&Value::Null), after.get(key).unwrap_or(&Value::Null), told);
+        compare(&path, before.get(key).unwrap_or(&Value::Null), after.get(key).unwrap_or(&Value::Null), differences);
     }
 }
 
-fn lists(path: &str, before: &[Value], after: &[Value], told: &mut Vec<String>) {
+fn lists(path: &str, before: &[Value], after: &[Value], differences: &mut Vec<String>) {
     let find = |list: &[Value], name: &str| list.iter().position(|part| name_of(part).as_deref() == Some(name));
     for part in before {
         let Some(name) = name_of(part) else { continue };
         match find(after, &name).and_then(|index| after.get(index)) {
-            Some(now) => compare(&format!("{path} {name}"), part, now, told),
-            None => told.push(format!("{path} {name} removed")),
+            Some(now) => compare(&format!("{path} {name}"), part, now, differences),
+            None => differences.push(format!("{path} {name} removed")),
         }
     }
     for name in after.iter().filter_map(name_of) {
         if find(before, &name).is_none() {
-            told.push(format!("{path} {name} added"));
+            differences.push(format!("{path} {name} added"));
         }
     }
 }
@@ -174,7 +174,7 @@ ejection = { consecutive_failures = 9 }
 path = \"/api\"
 pool = \"app\"
 ";
-        let told = difference(&config(BEFORE), &config(after));
+        let differences = difference(&config(BEFORE), &config(after));
         for expected in [
             "[server] trusted_proxies [\"10.0.0.0/8\"] instead of []",
             "listener 127.0.0.1:8888: header_timeout 1500ms instead of 10s",
@@ -189,9 +189,9 @@ pool = \"app\"
             "route / removed",
             "route /api added",
         ] {
-            assert!(told.iter().any(|line| line == expected), "{expected:?} in {told:#?}");
+            assert!(differences.iter().any(|line| line == expected), "{expected:?} in {differences:#?}");
         }
-        assert_eq!(told.len(), 12, "{told:#?}");
+        assert_eq!(differences.len(), 12, "{differences:#?}");
     }
 
     #[test]
@@ -218,11 +218,11 @@ pool = \"app\"
         let two = std::fs::read_to_string(std::path::Path::new(DATA).join("cert.pem")).expect("our file");
         put_all(&two, "Renewed\n");
         std::fs::write(folder.path().join("s"), other).expect("our folder");
-        let told = difference(&before, &config(&text));
+        let differences = difference(&before, &config(&text));
         let expected =
             [("tls.ca", "ca.pem"), ("tls.certificate", "c.pem"), ("tls.key", "k.pem"), ("sticky.secret_file", "s")];
         let expected = expected.map(|(key, file)| format!("pool app: {key}: {here}/{file} with other content"));
-        assert_eq!(told, expected);
+        assert_eq!(differences, expected);
     }
 
     #[test]
@@ -241,7 +241,7 @@ pool = \"app\"
         let after = of(
             "retries = 1\n[[site.route]]\npath = \"/x\"\npool = \"app\"\nresponse_timeout = \"3s\"\n[[site.route]]\npath = \"/z\"\npool = \"app\"\n",
         );
-        let told = difference(&before, &after);
+        let differences = difference(&before, &after);
         let expected = [
             "site a.example: retries 1 instead of none",
             "site a.example: route a.example/x.response_timeout 3s instead of none",
@@ -249,7 +249,7 @@ pool = \"app\"
             "site a.example: route a.example/y removed",
             "site a.example: route a.example/z added",
         ];
-        assert_eq!(told, expected);
+        assert_eq!(differences, expected);
         assert_eq!(difference(&config(BEFORE), &before), ["site a.example added"]);
     }
 }

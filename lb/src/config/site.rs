@@ -36,7 +36,7 @@ pub struct SiteConfig {
     /// What holds where no route fits.
     pub fallback: Rules,
     /// The line of the file.
-    pub place: SourceLocation,
+    pub defined_at: SourceLocation,
 }
 
 /// Name of a listener: 1 to 64 visible ASCII characters. Its address unless it is given another.
@@ -61,7 +61,7 @@ pub struct RouteConfig {
     /// All that is in force for its requests.
     pub rules: Rules,
     /// The line of the file.
-    pub place: SourceLocation,
+    pub defined_at: SourceLocation,
 }
 
 /// Name of a route, which metrics, logs and explanations show; unique but for the routes that a site has from less
@@ -529,7 +529,7 @@ impl SiteConfig {
                     }
                 }
             }
-            let place = taken.first()?.place.clone();
+            let defined_at = taken.first()?.defined_at.clone();
             Some(Self {
                 name: if *host == HostPattern::Any { "*".to_owned() } else { host.to_string() },
                 hosts: vec![host.clone()],
@@ -537,7 +537,7 @@ impl SiteConfig {
                 certificate: None,
                 routes: taken.into_iter().map(RouteConfig::of_route).collect(),
                 fallback: Rules::default(),
-                place,
+                defined_at,
             })
         };
         hosts.into_iter().filter_map(site).collect()
@@ -572,7 +572,7 @@ impl RouteConfig {
             internal: false,
             action: Action::Pool(route.pool.clone()),
             rules: Rules::default(),
-            place: route.place.clone(),
+            defined_at: route.defined_at.clone(),
         }
     }
 
@@ -762,7 +762,7 @@ impl Serialize for SiteConfig {
             rules: &'a Rules,
             routes: &'a [RouteConfig],
         }
-        let Self { name, hosts, listeners, certificate, routes, fallback: rules, place: _ } = self;
+        let Self { name, hosts, listeners, certificate, routes, fallback: rules, defined_at: _ } = self;
         Written { name, hosts, listeners, certificate: certificate.as_deref(), rules, routes }.serialize(serializer)
     }
 }
@@ -783,7 +783,7 @@ impl Serialize for RouteConfig {
             #[serde(flatten)]
             rules: &'a Rules,
         }
-        let Self { name, matcher, condition, over_regex, internal, action, rules, place: _ } = self;
+        let Self { name, matcher, condition, over_regex, internal, action, rules, defined_at: _ } = self;
         let (condition, over_regex, internal) = (condition.as_ref(), *over_regex, *internal);
         Written { name, matcher, condition, over_regex, internal, action, rules }.serialize(serializer)
     }

@@ -120,8 +120,8 @@ pub fn check(text: &str, file: &Path) -> Result<Checked, Vec<Problem>> {
     let template_table = DeTable::parse(&template_text).expect("a test reads default.toml");
     let template = Template::of(template_table.get_ref());
     let mut reader = Reader::new(&sources, &parsed, &replaced, &template);
-    for (place, message) in included.problems {
-        reader.problem(place, message);
+    for (offset, message) in included.problems {
+        reader.problem(offset, message);
     }
     let roots = reader.roots(&parsed);
     let config = reader.config(&roots, file);
@@ -131,8 +131,8 @@ pub fn check(text: &str, file: &Path) -> Result<Checked, Vec<Problem>> {
             drop(parsed);
             let advice = advice::of(&config, SystemTime::now());
             let mut checked = Checked { sources, config, warnings: Vec::new() };
-            for (place, message) in included.warnings {
-                let problem = checked.sources.problem(Some(place), message);
+            for (offset, message) in included.warnings {
+                let problem = checked.sources.problem(Some(offset), message);
                 checked.warnings.push(Warning { problem, is_error: false });
             }
             checked.advise(advice);
@@ -151,7 +151,7 @@ impl Checked {
         let parsed = self.sources.parse();
         let tables = tables(&self.sources, &parsed);
         let warning = |advice: Advice| Warning {
-            problem: self.sources.problem(place(&tables, advice.subject), advice.message),
+            problem: self.sources.problem(subject_offset(&tables, advice.subject), advice.message),
             is_error: advice.is_error,
         };
         self.warnings.extend(advice.into_iter().map(warning));
@@ -178,9 +178,9 @@ impl Checked {
         });
         let (start, element) = elements.into_iter().nth(index)?;
         let (key, _) = element.as_table()?.get_key_value(key)?;
-        let place = start + key.span().start;
-        let file = Arc::clone(&self.sources.source(place).file);
-        Some(SourceLocation { file, line: self.sources.position(place).line })
+        let offset = start + key.span().start;
+        let file = Arc::clone(&self.sources.source(offset).file);
+        Some(SourceLocation { file, line: self.sources.position(offset).line })
     }
 
     /// The files that it was read from.
@@ -191,7 +191,7 @@ impl Checked {
     /// A problem with something that the configuration names, which is found out later.
     pub(crate) fn problem(&self, subject: Subject, message: String) -> Problem {
         let parsed = self.sources.parse();
-        self.sources.problem(place(&tables(&self.sources, &parsed), subject), message)
+        self.sources.problem(subject_offset(&tables(&self.sources, &parsed), subject), message)
     }
 }
 
@@ -202,7 +202,7 @@ fn tables<'t>(sources: &Sources, parsed: &'t [Parsed<'t>]) -> Vec<(usize, &'t De
 
 /// Where the subject stands; the section that would hold it where it is not written. Each file comes with the place of
 /// its first byte.
-fn place(files: &[(usize, &DeTable<'_>)], subject: Subject) -> Option<usize> {
+fn subject_offset(files: &[(usize, &DeTable<'_>)], subject: Subject) -> Option<usize> {
     let element = |list: &str, index: usize| {
         // One section with single brackets is an error that was told already.
         let lists = files.iter().filter_map(|(start, root)| Some((*start, root.get(list)?.get_ref().as_array()?)));
@@ -210,13 +210,13 @@ fn place(files: &[(usize, &DeTable<'_>)], subject: Subject) -> Option<usize> {
     };
     let section = |key: &str| files.iter().find_map(|(start, root)| Some((*start, root.get(key)?)));
     let within = |(start, section): (usize, &Spanned<DeValue<'_>>), keys: &[&str]| {
-        let mut place = section.span().start;
+        let mut offset = section.span().start;
         let mut value = section.get_ref();
         for key in keys {
             let Some(inner) = value.as_table().and_then(|table| table.get(*key)) else { break };
-            (place, value) = (inner.span().start, inner.get_ref());
+            (offset, value) = (inner.span().start, inner.get_ref());
         }
-        start + place
+        start + offset
     };
     match subject {
         Subject::Algorithm { pool } => Some(within(element("pool", pool)?, &["algorithm"])),
@@ -350,7 +350,7 @@ impl<'t> Reader<'t> {
             let message = format!(
                 "server.resolver.max_ttl is {max_ttl:?}, shorter than the min_ttl of {min_ttl:?}: write a longer max_ttl or a shorter min_ttl"
             );
-            self.problem(section.first_place(&["max_ttl", "min_ttl"]), message);
+            self.problem(section.first_offset(&["max_ttl", "min_ttl"]), message);
         }
         Some(ResolverConfig {
             servers: servers?,
@@ -373,24 +373,24 @@ impl<'t> Reader<'t> {
             all_named.push(named);
             let mut own: Vec<SocketAddress> = Vec::new();
             for (index, address) in listener.iter().flat_map(|listener| listener.addresses.iter()).enumerate() {
-                let place_among_others = index.checked_sub(usize::from(section.has("address")));
-                let (place, key) = match place_among_others.and_then(|index| element_place(section, "addresses", index))
-                {
-                    Some(place) => (place, "addresses has"),
-                    None => (section.place("address"), "address is"),
-                };
+                let index_among_others = index.checked_sub(usize::from(section.has("address")));
+                let (offset, key) =
+                    match index_among_others.and_then(|index| element_offset(section, "addresses", index)) {
+                        Some(offset) => (offset, "addresses has"),
+                        None => (section.offset("address"), "address is"),
+                    };
                 if let Some(taken) = own.iter().find(|taken| overlap(taken, address)) {
                     let why = match taken == address {
                         true => "is there already".to_owned(),
                         false => format!("overlaps with \"{taken}\""),
                     };
-                    self.problem(place, format!("listener.{key} \"{address}\", which {why}: remove one of the two"));
+                    self.problem(offset, format!("listener.{key} \"{address}\", which {why}: remove one of the two"));
                 } else if let Some(taken) = addresses.iter().find(|taken| overlap(taken, address)) {
                     let fix = if address.ip().is_some() { "port" } else { "path" };
                     let message = format!(
                         "listener.{key} \"{address}\", which another [[listener]] has taken with \"{taken}\": write another {fix}"
                     );
-                    self.problem(place, message);
+                    self.problem(offset, message);
                 }
                 own.push(address.clone());
             }
@@ -403,13 +403,13 @@ impl<'t> Reader<'t> {
                         "listener.name is \"{}\", which another [[listener]] has: write another name",
                         listener.name
                     );
-                    self.problem(section.first_place(&["name", "address", "addresses"]), message);
+                    self.problem(section.first_offset(&["name", "address", "addresses"]), message);
                 }
                 names.push((listener.name.clone(), is_given));
             }
             collect(
                 &mut listeners,
-                listener.map(|listener| (listener, section.first_place(&["address", "addresses"]))),
+                listener.map(|listener| (listener, section.first_offset(&["address", "addresses"]))),
             );
         }
         (listeners, all_named)
@@ -502,7 +502,7 @@ impl<'t> Reader<'t> {
         let addresses = ListenerAddresses::new(one?.into_iter().chain(others?).collect());
         if addresses.is_none() {
             let message = "listener.addresses is empty: write at least one, such as \"0.0.0.0:8888\"";
-            self.problem(section.place("addresses"), message);
+            self.problem(section.offset("addresses"), message);
         }
         addresses
     }
@@ -515,7 +515,7 @@ impl<'t> Reader<'t> {
                 let message = format!(
                     "listener.{key} means nothing without a Unix socket: remove it, or write address = \"unix:/run/evenkeel.sock\""
                 );
-                self.problem(section.key_place(key), message);
+                self.problem(section.key_offset(key), message);
             }
         }
         let rights = SocketFileRights { mode: mode?.unwrap_or(SocketFileRights::DEFAULT_MODE), owner: owner? };
@@ -533,7 +533,7 @@ impl<'t> Reader<'t> {
         };
         if from.is_empty() {
             let message = "listener.proxy_protocol.from names no network: write the addresses of the load balancers that send the header, such as [\"10.0.0.0/8\"]";
-            self.problem(section.first_place(&["from"]), message);
+            self.problem(section.first_offset(&["from"]), message);
             return None;
         }
         Some(Some(ProxySenders { from: trusted_peers(from) }))
@@ -553,11 +553,11 @@ impl<'t> Reader<'t> {
         match (&token, &read_token) {
             (Some(None), Some(Some(_))) => {
                 let message = "admin.read_token_file means nothing without token_file, since anybody may then do anything: write both, or neither";
-                self.problem(section.place("read_token_file"), message);
+                self.problem(section.offset("read_token_file"), message);
             }
             (Some(Some(token)), Some(Some(read))) if token == read => {
                 let message = "admin.read_token_file holds the same token as token_file, so it would not be one for reading only: write another token into it";
-                self.problem(section.place("read_token_file"), message);
+                self.problem(section.offset("read_token_file"), message);
             }
             _ => {}
         }
@@ -566,17 +566,17 @@ impl<'t> Reader<'t> {
                 let message = format!(
                     "admin.address is \"{address}\", which others can reach, and there is no token: write token_file, or a loopback address such as \"127.0.0.1:8889\""
                 );
-                self.problem(section.place("address"), message);
+                self.problem(section.offset("address"), message);
             }
             let of_listeners = listeners.iter().flatten();
             let mut of_listeners =
-                of_listeners.flat_map(|(listener, place)| listener.addresses.iter().map(move |taken| (taken, place)));
-            if let Some((taken, place)) = of_listeners.find(|(taken, _)| overlap(taken, &address.into())) {
+                of_listeners.flat_map(|(listener, offset)| listener.addresses.iter().map(move |taken| (taken, offset)));
+            if let Some((taken, offset)) = of_listeners.find(|(taken, _)| overlap(taken, &address.into())) {
                 let message = format!(
                     "admin.address is \"{address}\", which a [[listener]] has taken with \"{taken}\": write another port"
                 );
-                let place = if section.has("address") { section.place("address") } else { *place };
-                self.problem(place, message);
+                let offset = if section.has("address") { section.offset("address") } else { *offset };
+                self.problem(offset, message);
             }
         }
         Some(AdminConfig {
@@ -631,7 +631,7 @@ impl<'t> Reader<'t> {
             if let Some(name) = &name {
                 if names.contains(name) {
                     let message = format!("pool.name is \"{name}\", which another [[pool]] has: write another name");
-                    self.problem(section.place("name"), message);
+                    self.problem(section.offset("name"), message);
                 } else {
                     names.push(name.clone());
                 }
@@ -700,15 +700,15 @@ impl<'t> Reader<'t> {
         let proxy_protocol = self.value(section, "proxy_protocol", values::choice(&versions));
         let tls = match section.written("tls").map(Spanned::get_ref) {
             Some(DeValue::Boolean(false)) => Some(None),
-            Some(DeValue::Boolean(true)) => self.backend_tls(&section.without("tls"), section.place("tls")).map(Some),
+            Some(DeValue::Boolean(true)) => self.backend_tls(&section.without("tls"), section.offset("tls")).map(Some),
             Some(DeValue::Table(_)) => {
                 let inner = self.section(section, "tls");
-                self.backend_tls(&inner, section.place("tls")).map(Some)
+                self.backend_tls(&inner, section.offset("tls")).map(Some)
             }
             Some(_) => {
                 let name = section.name_of("tls");
                 let message = format!("{name} is neither true nor a table: write tls = true, or a section [pool.tls]");
-                self.problem(section.place("tls"), message);
+                self.problem(section.offset("tls"), message);
                 None
             }
             None => Some(None),
@@ -716,7 +716,7 @@ impl<'t> Reader<'t> {
         Some(TransportConfig { source_address: source_address?, proxy_protocol: proxy_protocol?, tls: tls? })
     }
 
-    fn backend_tls(&mut self, section: &Section<'t>, place: usize) -> Option<BackendTls> {
+    fn backend_tls(&mut self, section: &Section<'t>, offset: usize) -> Option<BackendTls> {
         let base = self.base(section);
         let name = self.optional(section, "name", values::certificate_name);
         let verify = self.optional(section, "verify", values::flag);
@@ -728,7 +728,7 @@ impl<'t> Reader<'t> {
         if certificate.is_some() != key.is_some() {
             let (there, missing) = if key.is_some() { ("key", "certificate") } else { ("certificate", "key") };
             let message = format!("pool.tls.{there} is of no use without pool.tls.{missing}: write both, or neither");
-            self.problem(section.place(there), message);
+            self.problem(section.offset(there), message);
             return None;
         }
         let (ca, roots) = match ca {
@@ -740,7 +740,7 @@ impl<'t> Reader<'t> {
                     let message = format!(
                         "pool.tls has no ca, and the CAs that this system trusts cannot be read: {problem}; write ca = \"FILE\" or install them (on Debian the package ca-certificates)"
                     );
-                    self.problem(place, message);
+                    self.problem(offset, message);
                     return None;
                 }
             },
@@ -759,7 +759,7 @@ impl<'t> Reader<'t> {
                 ),
                 None => ("ca", format!("pool.tls cannot be used: {e}")),
             };
-            self.problem(section.place(key), message);
+            self.problem(section.offset(key), message);
             return None;
         }
         Some(tls)
@@ -774,10 +774,10 @@ impl<'t> Reader<'t> {
         let mut addresses = HashMap::new();
         let mut backends = Some(Vec::new());
         for element in elements {
-            let (backend, place) = match element.get_ref() {
+            let (backend, offset) = match element.get_ref() {
                 DeValue::Table(_) => {
                     let section = self.element(pool, "backends", element);
-                    (self.backend(&section), section.place("address"))
+                    (self.backend(&section), section.offset("address"))
                 }
                 _ => {
                     let address = self.read_at(pool, "backends", element, values::backend_address);
@@ -795,7 +795,7 @@ impl<'t> Reader<'t> {
                         let message = format!(
                             "pool.backends has \"{address}\" twice{spelling}: remove one, and write weight = 2 to send it twice as much"
                         );
-                        self.problem(place, message);
+                        self.problem(offset, message);
                     }
                 }
             }
@@ -828,7 +828,7 @@ impl<'t> Reader<'t> {
             for key in ["path", "host", "status"].into_iter().filter(|key| section.has(key)) {
                 let message =
                     format!("pool.probe.{key} means nothing to a tcp probe: remove it, or write type = \"http\"");
-                self.problem(section.key_place(key), message);
+                self.problem(section.key_offset(key), message);
             }
         }
         if let (Some(timeout), Some(interval)) = (timeout, interval)
@@ -837,7 +837,7 @@ impl<'t> Reader<'t> {
             let message = format!(
                 "pool.probe.timeout is {timeout:?}, longer than the interval of {interval:?}: write a shorter timeout or a longer interval"
             );
-            self.problem(section.first_place(&["timeout", "interval"]), message);
+            self.problem(section.first_offset(&["timeout", "interval"]), message);
         }
         let http = || Some(ProbeKind::Http { path: path?, host: host?, status: status? });
         Some(ProbeConfig {
@@ -864,7 +864,7 @@ impl<'t> Reader<'t> {
             let message = format!(
                 "pool.ejection.max_time is {max_time:?}, shorter than the base_time of {base_time:?}: write a longer max_time or a shorter base_time"
             );
-            self.problem(section.first_place(&["max_time", "base_time"]), message);
+            self.problem(section.first_offset(&["max_time", "base_time"]), message);
         }
         Some(EjectionConfig {
             consecutive_failures: consecutive_failures?,
@@ -892,7 +892,7 @@ impl<'t> Reader<'t> {
         let grace = self.value(section, "grace", values::duration(Duration::ZERO, DAY));
         if (same_site, secure) == (Some(SameSite::None), Some(SecureCookie::Never)) {
             let message = "pool.sticky.secure is \"never\", but browsers refuse a cookie with same_site \"none\" that is not secure: write secure = \"auto\" or \"always\"";
-            self.problem(section.place("secure"), message);
+            self.problem(section.offset("secure"), message);
         }
         Some(StickyConfig {
             cookie: cookie?,
@@ -920,7 +920,7 @@ impl<'t> Reader<'t> {
         for section in &sections {
             let route = self.route(section, pools);
             if let Some(route) = &route {
-                let place = section.first_place(&["path", "host"]);
+                let offset = section.first_offset(&["path", "host"]);
                 let key = (route.host.to_string(), route.path.clone());
                 match seen.get(&key) {
                     Some(first) => {
@@ -928,12 +928,12 @@ impl<'t> Reader<'t> {
                             "the route for host \"{}\" and path \"{}\" stands in {} already: remove one of the two, or change its host or path",
                             route.host,
                             route.path.as_str(),
-                            self.line(*first, place)
+                            self.line(*first, offset)
                         );
-                        self.problem(place, message);
+                        self.problem(offset, message);
                     }
                     None => {
-                        seen.insert(key, place);
+                        seen.insert(key, offset);
                     }
                 }
             }
@@ -949,8 +949,8 @@ impl<'t> Reader<'t> {
         if let Some(pool) = &pool {
             self.known_pool(section, "pool", pool, pools);
         }
-        let place = self.origin(section.place("path"));
-        Some(HostRoute { host: host?, path: path?, pool: pool?, place })
+        let defined_at = self.origin(section.offset("path"));
+        Some(HostRoute { host: host?, path: path?, pool: pool?, defined_at })
     }
 
     /// Whether there is such a pool, which is told if there is not.
@@ -963,7 +963,7 @@ impl<'t> Reader<'t> {
                 false => format!("{}the pools are {}", reader::did_you_mean(pool.as_str(), &names), names.join(", ")),
             };
             let message = format!("{} is \"{pool}\", but there is no such pool: {fix}", section.name_of(key));
-            self.absent(Some(section.place(key)), message);
+            self.absent(Some(section.offset(key)), message);
         }
         is_known
     }
@@ -984,7 +984,7 @@ fn trusted_peers(from: Vec<Option<IpNet>>) -> TrustedPeers {
 }
 
 /// Where an element of the array under `key` stands.
-fn element_place(section: &Section<'_>, key: &str, index: usize) -> Option<usize> {
+fn element_offset(section: &Section<'_>, key: &str, index: usize) -> Option<usize> {
     Some(section.at(section.written(key)?.get_ref().as_array()?.get(index)?))
 }
 

@@ -18,49 +18,43 @@ use crate::snapshot::Snapshot;
 const MAX_EFFECTS: usize = 100;
 
 /// One sentence for each edit, up to so many, and one for each pool that gains or loses a backend.
-pub(super) fn of(
-    edits: &Edits,
-    before: &Snapshot,
-    after: &Config,
-    deadline: Option<Duration>,
-    now: Instant,
-) -> Vec<String> {
-    let told = edits.iter().take(MAX_EFFECTS).filter_map(|edit| effect(edit, before, deadline, now));
-    let mut told: Vec<String> = told.collect();
+pub(super) fn of(edits: &Edits, before: &Snapshot, after: &Config, deadline: Option<Duration>, now: Instant) -> Vec<String> {
+    let effects = edits.iter().take(MAX_EFFECTS).filter_map(|edit| effect(edit, before, deadline, now));
+    let mut effects: Vec<String> = effects.collect();
     for (pool, config) in pools_of(edits, before, after) {
         let (usable, active) = left(pool, config, now);
-        told.push(advice::no_active_backend(after, config).unwrap_or_else(|| {
+        effects.push(advice::no_active_backend(after, config).unwrap_or_else(|| {
             format!("pool {}: {usable} of {active} active backends can take traffic then", pool.name)
         }));
     }
-    told
+    effects
 }
 
 /// What was wished and means nothing.
 pub(super) fn ignored(request: &ChangeRequest, edits: &Edits, after: &Config) -> Vec<String> {
-    let mut told = Vec::new();
+    let mut warnings = Vec::new();
     for pool in &after.pools {
         let touched = edits.iter().any(|edit| edit.pool() == &pool.name);
         if touched && let Some(message) = advice::ignored_weights(pool) {
-            told.push(message);
+            warnings.push(message);
         }
         if edits.iter().any(|edit| matches!(edit, Edit::Backend { .. }) && edit.pool() == &pool.name) {
-            told.extend(advice::no_active_backend(after, pool));
+            warnings.extend(advice::no_active_backend(after, pool));
         }
     }
     if let ChangeRequest::AddBackend { backend, .. } = request {
-        told.extend(advice::own_address(after, &backend.address).map(|(_, message)| message));
+        warnings.extend(advice::own_address(after, &backend.address).map(|(_, message)| message));
     }
     if let ChangeRequest::ChangeBackend { pool, backend, .. } = request
         && let Some(pool) = after.pools.iter().find(|p| p.name.as_str() == pool)
         && pool.backends.iter().any(|b| b.address.as_str() == backend && b.state == AdminState::Removing)
     {
-        told.push(format!(
+        warnings.push(format!(
             "{backend} is being removed from pool {}, whatever its weight: add it again to keep it",
             pool.name
         ));
     }
-    told
+    warnings
 }
 
 /// The pool in which only backends whose health is bad would be left, and what would happen then. Without any active

@@ -222,22 +222,22 @@ impl<'a> XForwarded<'a> {
     fn read(&'a self, trusted: &TrustedPeers, peer: Option<IpAddr>, chain: &mut Vec<IpAddr>) -> ClientClaim<'a> {
         let mut client = peer;
         let mut at = None;
-        for (place, element) in elements_from_right(&self.addresses, b',').enumerate() {
+        for (position, element) in elements_from_right(&self.addresses, b',').enumerate() {
             if !trusted.contains(client) {
                 break;
             }
-            at = Some(place);
+            at = Some(position);
             let Some(address) = address(element) else { break };
             client = Some(address);
             chain.push(address);
         }
         // A proxy that overwrites a field leaves one value for all hops before it.
-        let told = |list: &'a [u8]| elements_from_right(list, b',').take(at.unwrap_or(0) + 1).last();
+        let own_element = |list: &'a [u8]| elements_from_right(list, b',').take(at.unwrap_or(0) + 1).last();
         ClientClaim {
-            proto: told(&self.proto).and_then(scheme),
-            host: told(&self.host).and_then(host),
-            port: told(&self.port).and_then(port),
-            prefix: told(&self.prefix).and_then(prefix),
+            proto: own_element(&self.proto).and_then(scheme),
+            host: own_element(&self.host).and_then(host),
+            port: own_element(&self.port).and_then(port),
+            prefix: own_element(&self.prefix).and_then(prefix),
         }
     }
 }
@@ -250,12 +250,12 @@ fn read_forwarded<'a>(
     chain: &mut Vec<IpAddr>,
 ) -> ClientClaim<'a> {
     let mut client = peer;
-    let mut told = ClientClaim::default();
+    let mut claim = ClientClaim::default();
     for element in elements_from_right(list, b',') {
         if !trusted.contains(client) {
             break;
         }
-        told = ClientClaim::default();
+        claim = ClientClaim::default();
         let mut node = None;
         for pair in elements_from_right(element, b';') {
             let Some(equals) = pair.iter().position(|&byte| byte == b'=') else { continue };
@@ -263,9 +263,9 @@ fn read_forwarded<'a>(
             if name.eq_ignore_ascii_case(b"for") {
                 node = address(value);
             } else if name.eq_ignore_ascii_case(b"proto") {
-                told.proto = scheme(value);
+                claim.proto = scheme(value);
             } else if name.eq_ignore_ascii_case(b"host") {
-                told.host = host(value);
+                claim.host = host(value);
             }
         }
         // `unknown`, or an identifier that hides the address (RFC 7239 §6.2, §6.3).
@@ -273,7 +273,7 @@ fn read_forwarded<'a>(
         client = Some(address);
         chain.push(address);
     }
-    told
+    claim
 }
 
 impl PeerAddress {
@@ -521,8 +521,8 @@ mod tests {
     fn unix_socket_peers_have_no_address_and_are_trusted_where_configured() {
         let peer = Peer::new(PeerAddress::Unix);
         assert_eq!(peer.as_str(), "unix:");
-        let told = ProxyClaims::Forwarded(b"for=203.0.113.7;proto=https;host=public.example"[..].into());
-        for claims in [ProxyClaims::None, x_forwarded(b"203.0.113.7", "https", "public.example"), told] {
+        let rfc7239 = ProxyClaims::Forwarded(b"for=203.0.113.7;proto=https;host=public.example"[..].into());
+        for claims in [ProxyClaims::None, x_forwarded(b"203.0.113.7", "https", "public.example"), rfc7239] {
             let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
             assert_eq!((forwarding.client, forwarding.proto), (None, "http"));
             assert_eq!(forwarded_for(&forwarding), "");
@@ -655,8 +655,8 @@ mod tests {
                 port: of(port),
                 prefix: of(prefix),
             });
-            let told = Forwarding::new(origin(&peer, &claims), &trusted());
-            assert_eq!((told.proto, told.host, told.port, told.prefix), expected, "{claims:?}");
+            let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
+            assert_eq!((forwarding.proto, forwarding.host, forwarding.port, forwarding.prefix), expected, "{claims:?}");
         }
         for (list, expected) in [
             ("for=1.1.1.1;proto=https;host=evil, for=198.51.100.1;Proto=HTTPS", ("https", HOST, "8888")),
@@ -667,8 +667,8 @@ mod tests {
             ("for=unknown;proto=https;host=b", ("https", "b", "443")),
         ] {
             let claims = ProxyClaims::Forwarded(list.as_bytes().into());
-            let told = Forwarding::new(origin(&peer, &claims), &trusted());
-            assert_eq!((told.proto, told.host, told.port), expected, "{list}");
+            let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
+            assert_eq!((forwarding.proto, forwarding.host, forwarding.port), expected, "{list}");
         }
     }
 
@@ -715,7 +715,7 @@ mod tests {
     #[test]
     fn a_host_may_have_an_empty_port_and_malformed_hosts_are_ignored() {
         let peer = peer("10.0.0.1");
-        for (told, host, port) in [
+        for (claimed, host, port) in [
             ("b.example:", "b.example:", "80"),
             ("b-c_d~e:65535", "b-c_d~e:65535", "65535"),
             ("b.example:0", HOST, "8888"),
@@ -724,9 +724,9 @@ mod tests {
             ("[x]", HOST, "8888"),
             (":81", HOST, "8888"),
         ] {
-            let claims = x_forwarded(b"203.0.113.7", "", told);
+            let claims = x_forwarded(b"203.0.113.7", "", claimed);
             let forwarding = Forwarding::new(origin(&peer, &claims), &trusted());
-            assert_eq!((forwarding.host, forwarding.port), (host, port), "{told}");
+            assert_eq!((forwarding.host, forwarding.port), (host, port), "{claimed}");
         }
     }
 

@@ -226,7 +226,7 @@ fn client_errors_are_not_retried_and_end_the_lease() {
         let mut exchange = exchange(&GET, direct);
         exchange.tell(Event::Begun);
         match (exchange.fails(failure), refusal) {
-            (Step::Refuse(told), Some(refusal)) => assert_eq!(told, refusal),
+            (Step::Refuse(refused_with), Some(refusal)) => assert_eq!(refused_with, refusal),
             (Step::End, None) => {}
             (step, _) => panic!("{failure:?}: {step:?}"),
         }
@@ -387,6 +387,6 @@ fn a_panic_and_a_shutdown_have_different_outcomes() {
         }));
         assert_eq!(ended.is_err(), panics);
     }
-    let told = outcomes.map(|outcome| (outcome.status, outcome.failure));
-    assert_eq!(told, [(500, Some(Failure::Internal)), (503, Some(Failure::Shutdown))]);
+    let results = outcomes.map(|outcome| (outcome.status, outcome.failure));
+    assert_eq!(results, [(500, Some(Failure::Internal)), (503, Some(Failure::Shutdown))]);
 }

@@ -141,7 +141,7 @@ impl ResponseBuffer {
     }
 
     /// Where a head so long begins in the place of one that ends at `head`, if it fits there.
-    pub(crate) fn place_of_head(&self, head: usize, len: usize) -> Option<usize> {
+    pub(crate) fn space_for_head(&self, head: usize, len: usize) -> Option<usize> {
         (HEADROOM_BYTES + head).checked_sub(len)
     }
 
@@ -189,10 +189,10 @@ mod tests {
             let mut received = ResponseBuffer::default();
             received.end().extend_from_slice(b"headcontent and more");
             received.truncate(11);
-            let place = received.place_of_head(4, new.len());
-            assert_eq!(place.is_some(), fits);
+            let space = received.space_for_head(4, new.len());
+            assert_eq!(space.is_some(), fits);
             let mut bytes = new.as_bytes().to_vec();
-            match place {
+            match space {
                 Some(start) => {
                     received.put_head(start, &mut bytes);
                     assert_eq!(bytes[start..], [new.as_bytes(), b"content"].concat());

@@ -17,12 +17,12 @@ use tokio_util::io::poll_read_buf;
 use super::body::{ResponseBody, refusal};
 use super::buffers::Buffers;
 use super::burst::let_others_read;
+use super::configured_reply;
 use super::content::Content;
 use super::facts::RequestFacts;
 use super::fields::{self, Changes};
 use super::h2::stream::Http2Stream;
 use super::linger::{SHUTDOWN_TIMEOUT, linger};
-use super::own;
 use super::pace::Pace;
 use super::request::{self, ForwardedFields, Request, RequestState, StatusFields};
 use super::stream::ClientStream;
@@ -88,7 +88,7 @@ pub async fn serve(engine: Arc<Engine>, mut client: ClientStream, peer: impl Int
     let limit = engine.listener().header_timeout;
     let mut idle = Idle { since: clock::now(), limit, blank_bytes: 0, is_new: true };
     let mut timer = Timer::default();
-    let notified = pin!(engine.stop.idle.notified());
+    let notified = pin!(engine.thread.idle.notified());
     let mut wakeups = IdleWakeups { notified, sheddings: 0 };
     poll_fn(|cx| {
         wakeups.listen(&engine, cx);
@@ -168,7 +168,7 @@ pub(super) async fn serve_stream(engine: &Engine, mut stream: Http2Stream, peer:
 
 /// What wakes an idle connection: shutdown, or shedding.
 struct IdleWakeups<'p, 'e> {
-    /// Polled so that this task is woken. The reason is in [`super::Stop`].
+    /// Polled so that this task is woken. The reason is in [`super::ThreadState`].
     notified: Pin<&'p mut Notified<'e>>,
     /// The last shedding that this connection has seen.
     sheddings: usize,
@@ -176,15 +176,15 @@ struct IdleWakeups<'p, 'e> {
 
 impl<'e> IdleWakeups<'_, 'e> {
     fn listen(&mut self, engine: &'e Engine, cx: &mut Context<'_>) {
-        self.sheddings = engine.stop.sheddings.load(Ordering::Acquire);
+        self.sheddings = engine.thread.sheddings.load(Ordering::Acquire);
         while self.notified.as_mut().poll(cx).is_ready() {
-            self.notified.set(engine.stop.idle.notified());
+            self.notified.set(engine.thread.idle.notified());
         }
     }
 
     /// Whether idle connections have been asked to close since the last call of this.
     fn ask_to_leave(&mut self, engine: &'e Engine, cx: &mut Context<'_>) -> bool {
-        let asks = engine.stop.sheddings.load(Ordering::Acquire) != self.sheddings;
+        let asks = engine.thread.sheddings.load(Ordering::Acquire) != self.sheddings;
         if asks {
             self.listen(engine, cx);
         }
@@ -235,7 +235,7 @@ async fn first_bytes<'e>(
                 Poll::Ready(_) => Poll::Ready(IdleEvent::End),
                 Poll::Pending if engine.is_revoked() => Poll::Ready(IdleEvent::End),
                 // A new client's first request may be on its way; the stop does not wait for long.
-                Poll::Pending if engine.stop.has_begun() && !idle.is_new && !client.has_more_to_read() => {
+                Poll::Pending if engine.thread.has_begun() && !idle.is_new && !client.has_more_to_read() => {
                     Poll::Ready(IdleEvent::End)
                 }
                 Poll::Pending if wakeups.ask_to_leave(engine, cx) => Poll::Ready(IdleEvent::Shedding),
@@ -248,7 +248,7 @@ async fn first_bytes<'e>(
             Ok(IdleEvent::End) | Err(_) => return None,
         }
         let idle_for = clock::now().saturating_duration_since(idle.since);
-        if engine.client_limit.is_full() && engine.stop.sheds_one(idle_for) {
+        if engine.client_limit.is_full() && engine.thread.sheds_one(idle_for) {
             engine.control.metrics.client_connections_shed.inc();
             return None;
         }
@@ -387,7 +387,7 @@ impl Request<'_> {
         now: Instant,
         is_first: bool,
     ) -> RequestEnd {
-        let _exchange = self.engine.stop.in_exchange();
+        let _exchange = self.engine.thread.in_exchange();
         match request::begin(self, buffers, client.is_tls(), now) {
             Ok(start) => {
                 let exchange = request::exchange(self, buffers, start);
@@ -485,7 +485,7 @@ impl Request<'_> {
             return None;
         }
         let (rules, facts) = without_route(self, buffers, &snapshot)?;
-        own::page_for(rules, refusal, &facts)
+        configured_reply::page_for(rules, refusal, &facts)
     }
 
     /// Counts and logs the request.
@@ -540,8 +540,8 @@ impl ExchangeDriver<'_, '_> {
                     self.request.write_refusal(&mut self.transfer, refusal, true, Some(&self.exchange));
                     Ok(())
                 }
-                Step::Reply(own, status) => {
-                    self.reply(own, status);
+                Step::Reply(configured, status) => {
+                    self.reply(configured, status);
                     Ok(())
                 }
                 Step::Replace(internal) => {
@@ -710,11 +710,11 @@ impl ExchangeDriver<'_, '_> {
 
     /// Sends a response from the configuration.
     #[cold]
-    fn reply(&mut self, own: ConfiguredReply, status: u16) {
+    fn reply(&mut self, configured: ConfiguredReply, status: u16) {
         let (buffers, exchange) = (&*self.transfer.buffers, &self.exchange);
         let form = RefusalFormat::asked(buffers.request.fields().named(&buffers.from_client, b"accept"));
         let facts = RequestFacts::of(self.request, buffers, exchange);
-        let status_fields = match own {
+        let status_fields = match configured {
             ConfiguredReply::Page(_) => of_status(buffers, exchange, &facts),
             ConfiguredReply::Action | ConfiguredReply::Preflight => StatusFields::default(),
         };
@@ -722,7 +722,7 @@ impl ExchangeDriver<'_, '_> {
             self.request.is_stream && request::asks_for_websocket(buffers) && matches!(status, 200..=299);
         let reply = match opens_websocket {
             true => Err(Refusal::NotImplemented),
-            false => own::reply(own, status, exchange, &facts, form),
+            false => configured_reply::reply(configured, status, exchange, &facts, form),
         };
         self.request.state.status_fields = status_fields;
         match reply {
@@ -834,7 +834,7 @@ fn without_route<'a>(
         path: b"/",
         target: b"",
         tables: &snapshot.config.values,
-        place: Some((site, RouteId::FALLBACK)),
+        matched: Some((site, RouteId::FALLBACK)),
         exchange: None,
         response: None,
         rewrite: None,

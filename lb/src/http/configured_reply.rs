@@ -13,13 +13,13 @@ use crate::value::{Presence, Value};
 /// What the exchange answers itself with. The error is told in its place: the request leaves a redirect without a host, or
 /// makes the answer's head too large.
 pub(super) fn reply(
-    own: ConfiguredReply,
+    configured: ConfiguredReply,
     status: u16,
     exchange: &Exchange,
     facts: &RequestFacts<'_>,
     form: RefusalFormat,
 ) -> Result<Reply, Refusal> {
-    let reply = match own {
+    let reply = match configured {
         ConfiguredReply::Preflight => Ok(Reply::new(status)),
         ConfiguredReply::Page(index) => {
             let page = exchange.rules().and_then(|rules| rules.error_pages.get(index)).ok_or(Refusal::Internal)?;

@@ -13,13 +13,13 @@ use tokio::net::TcpStream;
 use crate::connection_limit::{ConnectionLimit, ConnectionPermit};
 
 /// The client's socket, registered a second time: what it tells here is not told to those who read it.
-pub(super) struct Presence {
+pub(super) struct DisconnectWatcher {
     socket: TcpStream,
     /// It takes a file, as a connection to a backend does.
     _permit: ConnectionPermit,
 }
 
-impl Presence {
+impl DisconnectWatcher {
     /// An error where there is no room for it, or no file.
     pub(super) fn of(client: BorrowedFd<'_>, limit: &Arc<ConnectionLimit>) -> io::Result<Self> {
         let permit = limit.try_acquire_spare().ok_or(io::ErrorKind::QuotaExceeded)?;
@@ -29,7 +29,7 @@ impl Presence {
 
     /// Whether the client has gone: it has reset the connection, or closed its side though at least `missing` bytes are
     /// still to come. Otherwise `cx` is woken when that may have changed.
-    pub(super) fn is_gone(&self, cx: &mut Context<'_>, missing: u64) -> bool {
+    pub(super) fn has_disconnected(&self, cx: &mut Context<'_>, missing: u64) -> bool {
         while let Poll::Ready(Ok(())) = self.socket.poll_read_ready(cx) {
             let mut sockets = [PollFd::new(&self.socket, PollFlags::RDHUP)];
             if poll(&mut sockets, Some(&Timespec::default())).is_err() {
@@ -62,48 +62,49 @@ mod tests {
     use super::*;
 
     /// A client that has sent ten bytes, of which nothing is read.
-    async fn client() -> (TcpStream, Presence) {
+    async fn client() -> (TcpStream, DisconnectWatcher) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("a listener");
         let (accepted, _) = listener.accept().await.expect("a client");
         client.write_all(&[b'x'; 10]).await.expect("a peer");
-        (client, Presence::of(accepted.as_fd(), &ConnectionLimit::new(1)).expect("a file"))
+        (client, DisconnectWatcher::of(accepted.as_fd(), &ConnectionLimit::new(1)).expect("a file"))
     }
 
-    async fn leaves(presence: &Presence, missing: u64) -> bool {
-        let gone = poll_fn(|cx| if presence.is_gone(cx, missing) { Poll::Ready(()) } else { Poll::Pending });
-        tokio::time::timeout(Duration::from_secs(5), gone).await.is_ok()
+    async fn leaves(watcher: &DisconnectWatcher, missing: u64) -> bool {
+        let disconnected =
+            poll_fn(|cx| if watcher.has_disconnected(cx, missing) { Poll::Ready(()) } else { Poll::Pending });
+        tokio::time::timeout(Duration::from_secs(5), disconnected).await.is_ok()
     }
 
     #[tokio::test]
     async fn a_reset_is_noticed_behind_unread_bytes() {
-        let (client, presence) = client().await;
+        let (client, watcher) = client().await;
         let resetting = async {
             tokio::time::sleep(Duration::from_millis(50)).await;
             client.set_zero_linger().expect("an open socket");
             drop(client);
         };
-        let (has_left, ()) = tokio::join!(leaves(&presence, 0), resetting);
+        let (has_left, ()) = tokio::join!(leaves(&watcher, 0), resetting);
         assert!(has_left);
     }
 
     #[tokio::test]
     async fn a_close_means_disconnect_if_bytes_are_missing() {
         for (missing, expected) in [(11, true), (10, false)] {
-            let (mut client, presence) = client().await;
+            let (mut client, watcher) = client().await;
             client.shutdown().await.expect("an open socket");
-            let gone = poll_fn(|cx| {
+            let disconnected = poll_fn(|cx| {
                 // The close has come.
-                std::task::ready!(presence.socket.poll_read_ready(cx)).expect("an open socket");
-                let mut sockets = [PollFd::new(&presence.socket, PollFlags::RDHUP)];
+                std::task::ready!(watcher.socket.poll_read_ready(cx)).expect("an open socket");
+                let mut sockets = [PollFd::new(&watcher.socket, PollFlags::RDHUP)];
                 poll(&mut sockets, Some(&Timespec::default())).expect("a socket");
                 if !sockets[0].revents().contains(PollFlags::RDHUP) {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                Poll::Ready(presence.is_gone(cx, missing))
+                Poll::Ready(watcher.has_disconnected(cx, missing))
             });
-            assert_eq!(gone.await, expected, "{missing} bytes are missing");
+            assert_eq!(disconnected.await, expected, "{missing} bytes are missing");
         }
     }
 }

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use super::Engine;
 use super::buffers::Buffers;
 use super::client;
+use super::configured_reply;
 use super::facts::RequestFacts;
-use super::own;
 use super::request::{self, ForwardedFields, Request, RequestState};
 use crate::clock;
 use crate::exchange::headers::{Peer, PeerAddress};
@@ -113,10 +113,10 @@ pub(crate) fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explan
                 break to_backend(&of, &mut buffers, &exchange);
             }
             Step::Refuse(refusal) => break refused(&of, &mut buffers, refusal, Some(&exchange)),
-            Step::Reply(own, status) => {
+            Step::Reply(configured, status) => {
                 let facts = RequestFacts::of(&of, &buffers, &exchange);
                 let form = RefusalFormat::asked(buffers.request.fields().named(&buffers.from_client, b"accept"));
-                break match own::reply(own, status, &exchange, &facts, form) {
+                break match configured_reply::reply(configured, status, &exchange, &facts, form) {
                     Ok(reply) => answer(&of, &mut buffers, reply, exchange.outcome().refusal, Some(&exchange)),
                     Err(refusal) => {
                         exchange.reply_failed(refusal);
@@ -134,7 +134,7 @@ pub(crate) fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explan
 /// The route that the exchange has come to, and who else was asked.
 fn visit(of: &Request<'_>, buffers: &Buffers, exchange: &Exchange) -> Visit {
     let site = exchange.site();
-    let facts = RequestFacts { place: Some((site, RouteId::FALLBACK)), ..RequestFacts::of(of, buffers, exchange) };
+    let facts = RequestFacts { matched: Some((site, RouteId::FALLBACK)), ..RequestFacts::of(of, buffers, exchange) };
     let mut asked = Vec::new();
     site.search(facts.path, |id, route| {
         let holds = route.holds(&facts);

@@ -35,7 +35,7 @@ pub(super) struct RequestFacts<'a> {
     pub target: &'a [u8],
     pub tables: &'a Tables,
     /// The site and the route, once they are chosen.
-    pub place: Option<(&'a Site, RouteId)>,
+    pub matched: Option<(&'a Site, RouteId)>,
     pub exchange: Option<&'a Exchange>,
     /// The answer's head, once it is there.
     pub response: Option<(&'a ResponseHead, &'a [u8])>,
@@ -59,7 +59,7 @@ impl<'a> RequestFacts<'a> {
             path: of.forwarded.path(head, from_client, path),
             target,
             tables: of.tables(),
-            place: Some((exchange.site(), exchange.route_id())),
+            matched: Some((exchange.site(), exchange.route_id())),
             exchange: Some(exchange),
             response: None,
             rewrite: None,
@@ -91,7 +91,7 @@ impl<'a> RequestFacts<'a> {
 
     /// A group of an expression among the site's hosts.
     fn host_group(&self, index: u8, out: &mut Vec<u8>) -> Presence {
-        let (Some((site, _)), Some(host)) = (self.place, self.host()) else { return Presence::Missing };
+        let (Some((site, _)), Some(host)) = (self.matched, self.host()) else { return Presence::Missing };
         let host = host.to_ascii_lowercase();
         let groups = site.config.hosts.iter().find_map(|pattern| match pattern {
             HostPattern::Regex(regex) => regex.captures(&host),
@@ -101,7 +101,7 @@ impl<'a> RequestFacts<'a> {
     }
 
     fn route_group(&self, index: u8) -> Option<&'a [u8]> {
-        let (site, route) = self.place?;
+        let (site, route) = self.matched?;
         match &site.route_config(route)?.matcher {
             Matcher::Regex(regex) => regex.captures(self.path)?.text(index, self.path),
             _ => None,
@@ -139,7 +139,9 @@ impl Facts for RequestFacts<'_> {
             Variable::RequestMethod if self.of.state.is_get => VariableText::Here(b"GET"),
             Variable::RequestMethod => VariableText::Here(self.head.method_token(self.from_client)),
             Variable::Scheme => VariableText::Here(forwarded.proto().as_bytes()),
-            Variable::ServerName => some(self.place.and_then(|(site, _)| site.config.hosts.first()).and_then(name_of)),
+            Variable::ServerName => {
+                some(self.matched.and_then(|(site, _)| site.config.hosts.first()).and_then(name_of))
+            }
             Variable::RemoteAddr => VariableText::Here(forwarded.client_text(self.text)),
             Variable::RequestId => VariableText::Here(forwarded.request_id(self.text)),
             Variable::ServerProtocol => VariableText::Here(match (self.of.is_stream, self.head.version()) {
@@ -162,8 +164,8 @@ impl Facts for RequestFacts<'_> {
             Variable::SslClientIDn => some(certificate().map(|client| client.issuer.as_bytes())),
             Variable::SslClientFingerprint => some(certificate().map(|client| client.sha1.as_bytes())),
             Variable::SslClientFingerprintSha256 => some(certificate().map(|client| client.sha256.as_bytes())),
-            Variable::Site => some(self.place.map(|(site, _)| site.config.name.as_bytes())),
-            Variable::Route => some(self.place.map(|(site, route)| site.route(route).name.as_str().as_bytes())),
+            Variable::Site => some(self.matched.map(|(site, _)| site.config.name.as_bytes())),
+            Variable::Route => some(self.matched.map(|(site, route)| site.route(route).name.as_str().as_bytes())),
             Variable::Pool => some(self.exchange.and_then(Exchange::pool).map(|pool| pool.name.as_str().as_bytes())),
             Variable::UpstreamAddr => {
                 let endpoint = self.outcome().and_then(|outcome| outcome.endpoint.as_ref());

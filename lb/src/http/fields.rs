@@ -83,8 +83,8 @@ impl<'a> Changes<'a> {
         }
         let mut few = [Change::NOTHING; INLINE_CHANGES];
         let mut count = 0;
-        for (place, change) in few.iter_mut().zip(all) {
-            *place = change;
+        for (slot, change) in few.iter_mut().zip(all) {
+            *slot = change;
             count += 1;
         }
         take(&few[..count])
@@ -456,7 +456,7 @@ fn mapped_location(location: &[u8], rules: &Rules, facts: &RequestFacts<'_>) -> 
 /// A path below the one that the rewrite made, as the route's path and what is below it.
 fn mapped_path<'a>(path: &'a [u8], rules: &Rules, facts: &RequestFacts<'a>) -> Option<(&'a [u8], &'a [u8])> {
     let Some(Rewrite::Prefix { prefix }) = &rules.rewrite else { return None };
-    let (site, route) = facts.place?;
+    let (site, route) = facts.matched?;
     let own = match &site.route_config(route)?.matcher {
         site::Matcher::Path(path) => path.as_str(),
         site::Matcher::Exact(path) | site::Matcher::Prefix(path) => path,

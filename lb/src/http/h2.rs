@@ -87,7 +87,7 @@ pub async fn serve(engine: Arc<Engine>, io: Io, read: Vec<u8>, peer: Peer) {
         exchange: None,
     };
     let mut timer = Timer::default();
-    let mut notified = pin!(engine.stop.idle.notified());
+    let mut notified = pin!(engine.thread.idle.notified());
     let over = poll_fn(|cx| driver.poll(cx, notified.as_mut(), &mut timer)).await;
     // Rare beside an idle connection, and larger.
     Box::pin(driver.close(over)).await;
@@ -164,7 +164,7 @@ struct Driver<'a> {
 impl<'a> Driver<'a> {
     fn poll(&mut self, cx: &mut Context<'_>, mut notified: Pin<&mut Notified<'a>>, timer: &mut Timer) -> Poll<Over> {
         while notified.as_mut().poll(cx).is_ready() {
-            notified.set(self.engine.stop.idle.notified());
+            notified.set(self.engine.thread.idle.notified());
         }
         match self.advance(cx, timer) {
             Err(over) => Poll::Ready(over),
@@ -203,7 +203,7 @@ impl<'a> Driver<'a> {
         if is_idle {
             self.exchange = None;
         } else if self.exchange.is_none() {
-            self.exchange = Some(self.engine.stop.in_exchange());
+            self.exchange = Some(self.engine.thread.in_exchange());
         }
         self.leave(cx, is_idle)?;
         self.wait(cx, timer)
@@ -338,7 +338,7 @@ impl<'a> Driver<'a> {
     /// Ends an idle connection, or asks the client of a busy one to leave, where that is due.
     fn leave(&mut self, cx: &mut Context<'_>, is_idle: bool) -> Result<(), Over> {
         let engine = self.engine;
-        if is_idle && (engine.stop.has_begun() || self.is_leaving && !engine.is_closed() || self.is_shed()) {
+        if is_idle && (engine.thread.has_begun() || self.is_leaving && !engine.is_closed() || self.is_shed()) {
             return Err(Over::Leave);
         }
         if !self.is_leaving && (engine.is_closed() || !is_idle && !engine.keeps_clients()) {
@@ -358,7 +358,7 @@ impl<'a> Driver<'a> {
     fn is_shed(&self) -> bool {
         let engine = self.engine;
         let idle_for = clock::now().saturating_duration_since(self.phase_since);
-        let is_shed = engine.client_limit.is_full() && engine.stop.sheds_one(idle_for);
+        let is_shed = engine.client_limit.is_full() && engine.thread.sheds_one(idle_for);
         if is_shed {
             engine.control.metrics.client_connections_shed.inc();
         }
@@ -472,9 +472,9 @@ async fn linger(engine: &Engine, io: &mut Io) {
 /// Waits until the process stops, or nobody listens any more where the connection came from.
 pub(super) async fn stopping(engine: &Engine) {
     loop {
-        let mut notified = pin!(engine.stop.idle.notified());
+        let mut notified = pin!(engine.thread.idle.notified());
         notified.as_mut().enable();
-        if engine.stop.has_begun() || engine.is_closed() {
+        if engine.thread.has_begun() || engine.is_closed() {
             return;
         }
         notified.await;

@@ -171,10 +171,10 @@ impl Io {
 
     /// Whether the other side has gone with at least `missing` bytes still to come, where there is no socket to be watched.
     /// Otherwise `cx` is woken when that may have changed.
-    pub fn is_gone(&mut self, _cx: &mut Context<'_>, _missing: u64) -> bool {
+    pub fn has_disconnected(&mut self, _cx: &mut Context<'_>, _missing: u64) -> bool {
         match self {
             #[cfg(feature = "pingora-proxy")]
-            Self::Accepted(accepted) => accepted.is_gone(_cx, _missing),
+            Self::Accepted(accepted) => accepted.has_disconnected(_cx, _missing),
             _ => false,
         }
     }

@@ -30,27 +30,27 @@ pub(crate) struct ExchangeTask(usize);
 /// Lists the present task, which stays on this thread.
 pub(crate) async fn carrier(control: &Arc<Control>) -> ExchangeTask {
     poll_fn(|cx| {
-        let place = EXCHANGE_TASKS.with_borrow_mut(|carriers| {
+        let index = EXCHANGE_TASKS.with_borrow_mut(|tasks| {
             // Simulations have no runtime, and kill nothing.
-            if !carriers.are_followed
+            if !tasks.are_followed
                 && let Ok(runtime) = Handle::try_current()
             {
-                carriers.are_followed = true;
+                tasks.are_followed = true;
                 runtime.spawn(follow(Arc::clone(control)));
             }
             let waker = Some(cx.waker().clone());
-            match carriers.free.pop() {
-                Some(place) => {
-                    carriers.wakers[place] = waker;
-                    place
+            match tasks.free.pop() {
+                Some(index) => {
+                    tasks.wakers[index] = waker;
+                    index
                 }
                 None => {
-                    carriers.wakers.push(waker);
-                    carriers.wakers.len() - 1
+                    tasks.wakers.push(waker);
+                    tasks.wakers.len() - 1
                 }
             }
         });
-        Poll::Ready(ExchangeTask(place))
+        Poll::Ready(ExchangeTask(index))
     })
     .await
 }
@@ -58,10 +58,10 @@ pub(crate) async fn carrier(control: &Arc<Control>) -> ExchangeTask {
 impl Drop for ExchangeTask {
     fn drop(&mut self) {
         // The list may be gone already at the end of the thread.
-        let _ = EXCHANGE_TASKS.try_with(|carriers| {
-            let mut carriers = carriers.borrow_mut();
-            carriers.wakers[self.0] = None;
-            carriers.free.push(self.0);
+        let _ = EXCHANGE_TASKS.try_with(|tasks| {
+            let mut tasks = tasks.borrow_mut();
+            tasks.wakers[self.0] = None;
+            tasks.free.push(self.0);
         });
     }
 }
@@ -70,7 +70,7 @@ impl Drop for ExchangeTask {
 async fn follow(control: Arc<Control>) {
     let mut kills = control.kills();
     while let Some(done) = kills.recv().await {
-        EXCHANGE_TASKS.with_borrow(|carriers| carriers.wakers.iter().flatten().for_each(Waker::wake_by_ref));
+        EXCHANGE_TASKS.with_borrow(|tasks| tasks.wakers.iter().flatten().for_each(Waker::wake_by_ref));
         // They are ready before this task is again, so that all have looked when it says so.
         yield_now().await;
         drop(done);

@@ -215,7 +215,7 @@ pub(super) fn begin(
         path,
         target: b"",
         tables: &snapshot.config.values,
-        place: Some((site, route)),
+        matched: Some((site, route)),
         exchange: None,
         response: None,
         rewrite: None,
@@ -322,7 +322,7 @@ pub(super) fn turn(
         None => {}
     }
     let facts = RequestFacts::of(of, buffers, exchange);
-    let pool_index = pool_of(site.route(route), &RequestFacts { place: Some((&site, route)), ..facts });
+    let pool_index = pool_of(site.route(route), &RequestFacts { matched: Some((&site, route)), ..facts });
     let cookies = buffers.request.fields().values(&buffers.from_client, Name::Cookie);
     exchange.enter(route, pool_index, keeps_body, cookies);
     of.limits = exchange.client_limits(ClientLimits::of_listener(of.listener));

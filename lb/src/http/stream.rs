@@ -124,7 +124,7 @@ impl ClientStream {
     pub fn is_given_up(&mut self, cx: &mut Context<'_>, missing: u64) -> bool {
         match self {
             Self::Http2(stream) => stream.is_given_up(cx),
-            Self::Io(io) => io.is_gone(cx, missing),
+            Self::Io(io) => io.has_disconnected(cx, missing),
         }
     }
 

@@ -23,7 +23,7 @@ pub(super) fn names(to: &Value, route: RouteId, facts: &RequestFacts<'_>) -> boo
     }
     let end = own.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(own.len());
     let mut scratch = Vec::new();
-    let Some((site, _)) = facts.place else { return false };
+    let Some((site, _)) = facts.matched else { return false };
     normalise(&own[..end], &mut scratch).is_ok_and(|path| site.covers(route, path))
 }
 
@@ -40,7 +40,7 @@ pub(super) fn rewritten(rewrite: &Rewrite, facts: &RequestFacts<'_>) -> Option<V
     let mut out = Vec::new();
     match rewrite {
         Rewrite::Prefix { prefix } => {
-            let (site, route) = facts.place?;
+            let (site, route) = facts.matched?;
             let cut = match &site.route_config(route)?.matcher {
                 // `/api` and `/api/` stand for the folder: what is below it begins with the slash.
                 Matcher::Path(path) => path.as_str().strip_suffix('/').unwrap_or(path.as_str()),

@@ -25,11 +25,11 @@ use super::body::ResponseBody;
 use super::buffers::Buffers;
 use super::burst::wake_after_others;
 use super::content::{Content, Cursor};
+use super::disconnect::DisconnectWatcher;
 use super::h1::response::{BadResponse, ResponseHead};
 use super::h1::rewrite::{self, Persistence, ResponsePlan};
 use super::interim::InterimRate;
 use super::pace::Pace;
-use super::presence::Presence;
 use super::splice::{self, Pipe};
 use super::stream::ClientStream;
 use super::timer::Timer;
@@ -173,7 +173,7 @@ pub(super) struct Transfer<'a> {
     head_by: Option<Instant>,
     /// The client has closed its sending side and is answered all the same.
     has_half_closed: bool,
-    presence: Option<Presence>,
+    disconnect_watcher: Option<DisconnectWatcher>,
     /// How the client keeps up with its answer.
     pace: Pace,
     /// What the upload waited for in the last turn, and how long it has by now.
@@ -259,7 +259,7 @@ impl<'a> Transfer<'a> {
             interim: InterimRate::default(),
             head_by: None,
             has_half_closed: false,
-            presence: None,
+            disconnect_watcher: None,
             pace,
             upload_wait: None,
             upload_waited: Duration::ZERO,
@@ -365,7 +365,7 @@ impl<'a> Transfer<'a> {
         let bad = |_| Failure::ResponseBodyMalformed;
         let Buffers { to_client, from_backend, .. } = &mut *self.buffers;
         let content = &from_backend[head..];
-        h1.has_surplus = match from_backend.place_of_head(head, to_client.len()) {
+        h1.has_surplus = match from_backend.space_for_head(head, to_client.len()) {
             // The head that goes out is put in the place of the one that came, and the content stays where it is.
             Some(start) if before == 0 && body.is_plain() => {
                 let used = body.pass(content).map_err(bad)?;
@@ -635,7 +635,7 @@ impl<'a> Transfer<'a> {
         for _ in 0..MAX_CONSECUTIVE_READS {
             if !self.poll_write_backend(cx) {
                 // Nothing of the client is read meanwhile.
-                return self.poll_presence(cx);
+                return self.poll_disconnect(cx);
             }
             let Upload::Sending(writing) = &mut self.upload else { return self.watch_client(cx) };
             let Buffers { to_backend, from_client, .. } = &mut *self.buffers;
@@ -719,7 +719,7 @@ impl<'a> Transfer<'a> {
     fn watch_client(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         while !self.has_half_closed {
             if self.buffers.from_client.len() >= self.body.end() + MAX_PIPELINED_BYTES {
-                return self.poll_presence(cx);
+                return self.poll_disconnect(cx);
             }
             self.buffers.from_client.reserve(1024);
             match poll_read_buf(Pin::new(&mut *self.client), cx, &mut self.buffers.from_client) {
@@ -732,7 +732,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// Notices a client that has gone while nothing of it is read.
-    fn poll_presence(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+    fn poll_disconnect(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         let missing = match (self.body.bytes_left(&self.buffers.from_client), self.listener.half_close) {
             (Some(0), HalfClose::Cancel) => u64::MAX,
             (Some(missing), _) => missing,
@@ -745,17 +745,17 @@ impl<'a> Transfer<'a> {
 
     /// Notices a client that has reset the connection, or closed its side with at least `missing` bytes still to come.
     fn poll_gone(&mut self, cx: &mut Context<'_>, missing: u64) -> Result<(), Failure> {
-        let is_gone = match (self.client.socket(), &self.presence) {
+        let has_disconnected = match (self.client.socket(), &self.disconnect_watcher) {
             // A stream tells of it all the same. Until it is dropped it keeps its part of the connection's window.
             (None, _) => self.client.is_given_up(cx, missing),
-            (Some(_), Some(presence)) => presence.is_gone(cx, missing),
-            (Some(socket), None) => match Presence::of(socket, &self.engine.backend_limit) {
-                Ok(presence) => self.presence.insert(presence).is_gone(cx, missing),
+            (Some(_), Some(watcher)) => watcher.has_disconnected(cx, missing),
+            (Some(socket), None) => match DisconnectWatcher::of(socket, &self.engine.backend_limit) {
+                Ok(watcher) => self.disconnect_watcher.insert(watcher).has_disconnected(cx, missing),
                 // Where there is no file left for it, the limits on the waits have to do.
                 Err(_) => false,
             },
         };
-        if is_gone { Err(Failure::ClientGone) } else { Ok(()) }
+        if has_disconnected { Err(Failure::ClientGone) } else { Ok(()) }
     }
 
     /// Reads what the client sends and drops it, and notices a client that leaves. What it sends beyond its content does not

@@ -28,7 +28,7 @@ use crate::connection_limit::ConnectionPermit;
 use crate::exchange::headers::{Peer, PeerAddress};
 use crate::http::io::Io;
 use crate::http::stream::ClientStream;
-use crate::http::{self, Engine, Stop, h2, idle};
+use crate::http::{self, Engine, ThreadState, h2, idle};
 use crate::shutdown::Shutdown;
 use crate::tls::server::ServerTls;
 
@@ -103,7 +103,7 @@ pub(super) struct Listener {
 /// One thread's life. False: exchanges were cut off at the deadline.
 pub(super) fn run(
     mut sockets: UnboundedReceiver<Accepting>,
-    stop: &Stop,
+    state: &ThreadState,
     shutdown: &Shutdown,
     max_idle: Arc<AtomicUsize>,
 ) -> bool {
@@ -137,8 +137,8 @@ pub(super) fn run(
         }
         // They end by themselves: they have seen the same signal.
         while accepting.join_next().await.is_some() {}
-        stop.begin();
-        let has_finished = finish(stop, &alive, shutdown).await;
+        state.begin();
+        let has_finished = finish(state, &alive, shutdown).await;
         sweeping.abort();
         idle::clear();
         has_finished
@@ -155,11 +155,11 @@ fn begin(tasks: &mut JoinSet<()>, mut accepting: Accepting, shutdown: &Shutdown,
 
 /// Waits until every connection has ended, or none carries an exchange any more and those that are left were given
 /// [`SILENT_TIMEOUT`]. False: exchanges were in flight at the deadline, which may come nearer meanwhile.
-async fn finish(stop: &Stop, alive: &AtomicUsize, shutdown: &Shutdown) -> bool {
+async fn finish(state: &ThreadState, alive: &AtomicUsize, shutdown: &Shutdown) -> bool {
     let mut silent_since = None;
     while alive.load(Ordering::Acquire) > 0 {
         let now = Instant::now();
-        silent_since = match stop.exchanges() {
+        silent_since = match state.exchanges() {
             0 => silent_since.or(Some(now)),
             _ => None,
         };

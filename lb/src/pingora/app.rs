@@ -31,25 +31,25 @@ use crate::exchange::headers::{Peer, TlsInfo};
 use crate::http::io::Io;
 use crate::http::io::accepted::Accepted;
 use crate::http::stream::ClientStream;
-use crate::http::{self, Engine, Shared, Stop, h2, idle};
+use crate::http::{self, Engine, EngineContext, ThreadState, h2, idle};
 use crate::server::resources::{ConnectionLimits, cannot_log, connection_limits, max_idle_per_thread};
 
 /// A `ServerApp` that serves by the `[[listener]]` whose address a connection came to, or else by the first.
 pub struct App {
-    shared: Shared,
+    context: EngineContext,
     host: Host,
     started: Started,
     open_files: usize,
     /// One for each thread of the service.
-    stops: Arc<[Arc<Stop>]>,
+    thread_states: Arc<[Arc<ThreadState>]>,
     threads: Mutex<Threads>,
     is_told: AtomicBool,
 }
 
 #[derive(Default)]
 struct Threads {
-    /// Each thread with its place among the stops, in the order in which they served first.
-    places: HashMap<ThreadId, usize>,
+    /// Each thread with its place among the thread_states, in the order in which they served first.
+    indices: HashMap<ThreadId, usize>,
     /// By the address of the listener.
     engines: HashMap<(ThreadId, SocketAddress), Arc<Engine>>,
 }
@@ -74,7 +74,7 @@ impl App {
         }
         let started = Started::default();
         let shutdown = started.shutdown.clone();
-        let shared = Shared {
+        let context = EngineContext {
             control: Arc::clone(control),
             access_log,
             max_idle: Arc::new(AtomicUsize::new(max_idle_per_thread(&config.server, limit, threads))),
@@ -83,13 +83,13 @@ impl App {
             backend_limit: ConnectionLimit::new(limit.backends),
             handshake_limit: ConnectionLimit::for_handshakes(limit.handshakes),
         };
-        let stops = (0..threads).map(|_| Arc::new(Stop::new(shutdown.clone()))).collect();
+        let thread_states = (0..threads).map(|_| Arc::new(ThreadState::new(shutdown.clone()))).collect();
         Ok(Self {
-            shared,
+            context,
             host,
             started,
             open_files,
-            stops,
+            thread_states,
             threads: Mutex::default(),
             is_told: AtomicBool::new(false),
         })
@@ -97,8 +97,8 @@ impl App {
 
     /// The probes and the admin API, to be added to the server as a service. It listens for the admin API from now on.
     pub fn management(&self) -> anyhow::Result<Management> {
-        let Shared { control, access_log, max_idle, shutdown, client_limit, backend_limit, handshake_limit } =
-            &self.shared;
+        let EngineContext { control, access_log, max_idle, shutdown, client_limit, backend_limit, handshake_limit } =
+            &self.context;
         let resources = OfApp {
             host: self.host,
             access_log: Arc::clone(access_log),
@@ -107,30 +107,30 @@ impl App {
             handshake_limit: Arc::clone(handshake_limit),
             max_idle: Arc::clone(max_idle),
             open_files: self.open_files,
-            threads: self.stops.len(),
+            threads: self.thread_states.len(),
         };
         Management::new(Arc::clone(control), shutdown.clone(), Arc::clone(client_limit), Arc::new(resources), None)
     }
 
     /// The engine of this thread for connections to `local`. `None`: it cannot serve here.
     fn engine(&self, local: Option<&socket::SocketAddr>) -> Option<Arc<Engine>> {
-        let snapshot = self.shared.control.snapshot();
+        let snapshot = self.context.control.snapshot();
         let (listener, address) = head::listener(&snapshot.config, local)?;
         let this = thread::current().id();
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(engine) = threads.engines.get(&(this, address.clone())) {
             return Some(Arc::clone(engine));
         }
-        let next = threads.places.len();
-        let place = match threads.places.entry(this) {
-            Entry::Occupied(place) => *place.get(),
-            Entry::Vacant(_) if next == self.stops.len() || !stays_here() => return None,
-            Entry::Vacant(place) => {
-                tokio::spawn(idle::sweep_forever(Arc::clone(&self.shared.max_idle)));
-                *place.insert(next)
+        let next = threads.indices.len();
+        let index = match threads.indices.entry(this) {
+            Entry::Occupied(index) => *index.get(),
+            Entry::Vacant(_) if next == self.thread_states.len() || !stays_here() => return None,
+            Entry::Vacant(index) => {
+                tokio::spawn(idle::sweep_forever(Arc::clone(&self.context.max_idle)));
+                *index.insert(next)
             }
         };
-        let engine = Arc::new(Engine::new(listener, &self.shared, &self.stops, place).at(address.clone()));
+        let engine = Arc::new(Engine::new(listener, &self.context, &self.thread_states, index).at(address.clone()));
         threads.engines.insert((this, address.clone()), Arc::clone(&engine));
         Some(engine)
     }
@@ -178,9 +178,9 @@ impl ServerApp for App {
 
     /// Nobody is accepted any more: idle connections end, others after their present exchange.
     async fn cleanup(&self) {
-        let timeout = self.shared.control.snapshot().config.server.shutdown_timeout;
-        self.shared.shutdown.stop(Instant::now() + timeout);
-        self.stops.iter().for_each(|stop| stop.begin());
+        let timeout = self.context.control.snapshot().config.server.shutdown_timeout;
+        self.context.shutdown.stop(Instant::now() + timeout);
+        self.thread_states.iter().for_each(|thread| thread.begin());
     }
 }
 

@@ -96,9 +96,9 @@ mod tests {
 
     #[test]
     fn our_error_is_found_beneath_pingoras() {
-        let said = AttemptError::from(Failure::NoLocalPort);
-        let error = Err::<(), _>(said).or_err(ErrorType::ConnectError, "not connected").expect_err("an error");
+        let ours = AttemptError::from(Failure::NoLocalPort);
+        let error = Err::<(), _>(ours).or_err(ErrorType::ConnectError, "not connected").expect_err("an error");
         let error = Error::because(ErrorType::InternalError, "Fail to connect", error);
-        assert_eq!(failed(&error, WAITING), said);
+        assert_eq!(failed(&error, WAITING), ours);
     }
 }

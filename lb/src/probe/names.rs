@@ -192,18 +192,18 @@ impl Known {
                     let (host, reason) = answer.problems().next().unwrap_or_default();
                     format!("{host}: {reason}")
                 });
-                let mut told = Vec::new();
+                let mut events = Vec::new();
                 if nowhere.is_none() {
                     self.absent_since = None;
-                    told.extend(self.error.take().map(|_| NameEvent::Resolved));
-                    told.extend(self.note_problems(&answer));
+                    events.extend(self.error.take().map(|_| NameEvent::Resolved));
+                    events.extend(self.note_problems(&answer));
                 }
                 let left_out = self.take_in(answer);
                 if std::mem::replace(&mut self.left_out, left_out) == 0 && left_out > 0 {
-                    told.push(NameEvent::TooMany(left_out));
+                    events.push(NameEvent::TooMany(left_out));
                 }
-                told.extend(nowhere.and_then(|reason| self.fail(reason)));
-                (told, pause)
+                events.extend(nowhere.and_then(|reason| self.fail(reason)));
+                (events, pause)
             }
             Err(LookupError::Failed { reason }) => (self.fail(reason).into_iter().collect(), soon),
             Err(LookupError::Absent { reason, ttl }) => {
@@ -211,14 +211,14 @@ impl Known {
                 let is_over = now.saturating_duration_since(since) >= config.hold;
                 let is_news = self.error.is_none();
                 self.error = Some(reason.clone());
-                let told = if is_over && !self.is_empty() {
+                let events = if is_over && !self.is_empty() {
                     (self.hosts, self.all) = (BTreeMap::new(), Addresses::default());
                     Some(NameEvent::Dropped(reason))
                 } else {
                     is_news.then_some(NameEvent::Failing(reason))
                 };
                 let pause = ttl.unwrap_or(soon).clamp(config.min_ttl.min(soon), soon);
-                (told.into_iter().collect(), pause)
+                (events.into_iter().collect(), pause)
             }
         }
     }
@@ -299,8 +299,8 @@ impl Asking<'_> {
         self.take_up(&lock(known));
         loop {
             let ended = self.ask(known).await;
-            let (told, pause) = lock(known).learn(ended, self.config, Instant::now());
-            told.iter().for_each(|told| self.tell(told, &lock(known)));
+            let (events, pause) = lock(known).learn(ended, self.config, Instant::now());
+            events.iter().for_each(|event| self.log(event, &lock(known)));
             self.note(&lock(known));
             self.take_up(&lock(known));
             tokio::time::sleep(pause).await;
@@ -327,9 +327,9 @@ impl Asking<'_> {
         asking.await.unwrap_or_else(late)
     }
 
-    fn tell(&self, told: &NameEvent, known: &Known) {
+    fn log(&self, event: &NameEvent, known: &Known) {
         let (backend, pools) = (self.address, self.pools());
-        match told {
+        match event {
             NameEvent::Resolved => tracing::info!(%pools, %backend, "the name of a backend is resolved again"),
             NameEvent::TooMany(left_out) => {
                 let used = MAX_ADDRESSES;
@@ -491,8 +491,8 @@ mod tests {
         assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 1]]), Some(&[])), &CONFIG, now), (vec![], seconds(7)));
         let before = known.addresses();
         assert_eq!(before, ["10.0.0.1:80".parse().expect("an address")]);
-        let told = NameEvent::Failing("SERVFAIL".to_owned());
-        assert_eq!(known.learn(failed(), &CONFIG, now), (vec![told], seconds(5)));
+        let events = NameEvent::Failing("SERVFAIL".to_owned());
+        assert_eq!(known.learn(failed(), &CONFIG, now), (vec![events], seconds(5)));
         assert_eq!(known.learn(failed(), &CONFIG, now + seconds(9999)), (vec![], seconds(5)));
         assert_eq!(known.addresses(), before);
         assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 2]]), Some(&[])), &CONFIG, now).0, [NameEvent::Resolved]);
@@ -504,8 +504,8 @@ mod tests {
         let (mut known, now) = (Known::default(), Instant::now());
         let many = |count: u8| (0..count).map(|last| [10, 0, 0, last]).collect::<Vec<_>>();
         let mut learn = |v4: u8| {
-            let told = known.learn(answer(Some(&many(v4)), None), &CONFIG, now).0;
-            (told, known.all.to_vec().len())
+            let events = known.learn(answer(Some(&many(v4)), None), &CONFIG, now).0;
+            (events, known.all.to_vec().len())
         };
         assert_eq!(learn(128), (vec![], 128));
         assert_eq!(learn(200), (vec![NameEvent::TooMany(72)], 128));
@@ -541,8 +541,8 @@ mod tests {
         let two = |port, last| listed_host("two", (10, 1), port, last);
         let later = |last| listed_host("later", (20, 1), 80, last);
         let mut learn = |hosts: &[Host]| {
-            let (told, pause) = known.learn(service(hosts), &CONFIG, now);
-            (told, pause.as_secs(), addresses(&known))
+            let (events, pause) = known.learn(service(hosts), &CONFIG, now);
+            (events, pause.as_secs(), addresses(&known))
         };
         let failing = |host: &str| NameEvent::HostFailing { host: host.to_owned(), reason: "SERVFAIL".to_owned() };
         let resolved = |host: &str| NameEvent::HostResolved(host.to_owned());
@@ -556,15 +556,15 @@ mod tests {
         assert_eq!(found, (vec![resolved("two:80")], 7, strings(&["10.0.0.1:81", "10.0.0.2:80", "10.0.0.3:80"])));
         // Its addresses are those of the host: the port is that of the record.
         let found = learn(&[one(81, Some(4)), two(90, None), later(None)]);
-        let told = vec![failing("later:80"), failing("two:90")];
-        assert_eq!(found, (told, 5, strings(&["10.0.0.2:90", "10.0.0.3:80", "10.0.0.4:81"])));
+        let events = vec![failing("later:80"), failing("two:90")];
+        assert_eq!(found, (events, 5, strings(&["10.0.0.2:90", "10.0.0.3:80", "10.0.0.4:81"])));
         let found = learn(&[one(81, Some(4)), later(None)]);
         assert_eq!(found, (vec![], 5, strings(&["10.0.0.3:80", "10.0.0.4:81"])));
         let shares: Vec<_> = known.shares.values().map(|share| (share.priority, share.weight)).collect();
         assert_eq!(shares, [(20, 1000), (10, 3000)]);
         // The last of all are better than none.
-        let (told, _) = known.learn(service(&[two(80, None)]), &CONFIG, now);
-        assert_eq!(told, [NameEvent::Failing("two:80: SERVFAIL".to_owned())]);
+        let (events, _) = known.learn(service(&[two(80, None)]), &CONFIG, now);
+        assert_eq!(events, [NameEvent::Failing("two:80: SERVFAIL".to_owned())]);
         assert_eq!(addresses(&known), ["10.0.0.3:80", "10.0.0.4:81"]);
     }
 

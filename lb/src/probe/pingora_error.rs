@@ -32,9 +32,9 @@ mod tests {
     #[test]
     fn our_connect_error_is_found_beneath_pingoras() {
         let detail = Some(Detail::Reason("there is no such file"));
-        let said = AttemptError { failure: Failure::ConnectUnreachable, detail };
-        let error = Err::<(), _>(said).or_err(ErrorType::ConnectError, "not connected").expect_err("an error");
+        let ours = AttemptError { failure: Failure::ConnectUnreachable, detail };
+        let error = Err::<(), _>(ours).or_err(ErrorType::ConnectError, "not connected").expect_err("an error");
         let error = Error::because(ErrorType::InternalError, "Fail to connect", error);
-        assert_eq!(failed(&error), said);
+        assert_eq!(failed(&error), ours);
     }
 }

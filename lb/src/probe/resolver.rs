@@ -279,17 +279,17 @@ impl Sources {
         };
         let hosts = records.iter().map(host).collect();
         let mut all = Answer { hosts, left_out, ttl };
-        let ask = records.iter().enumerate().map(|(place, (_, host, port, _))| async move {
+        let ask = records.iter().enumerate().map(|(index, (_, host, port, _))| async move {
             match *port {
-                0 => (place, Err(LookupError::Absent { reason: "its record has port 0".to_owned(), ttl: None })),
-                port => (place, self.addresses(host, port).await),
+                0 => (index, Err(LookupError::Absent { reason: "its record has port 0".to_owned(), ttl: None })),
+                port => (index, self.addresses(host, port).await),
             }
         });
         let mut asked: FuturesUnordered<_> = ask.collect();
         let mut patience = std::pin::pin!(tokio::time::sleep(HOSTS_TIMEOUT));
         let mut is_waiting = true;
         loop {
-            let (place, ended) = tokio::select! {
+            let (index, ended) = tokio::select! {
                 biased;
                 ended = asked.next() => match ended {
                     Some(ended) => ended,
@@ -301,7 +301,7 @@ impl Sources {
                     continue;
                 }
             };
-            let Some(host) = all.hosts.get_mut(place) else { continue };
+            let Some(host) = all.hosts.get_mut(index) else { continue };
             host.problem = None;
             match ended {
                 Ok(Found { v4, v6, left_out, ttl }) => {
@@ -426,8 +426,8 @@ fn names(name: &Name, search: &[Name], ndots: usize) -> Vec<Name> {
         names = search.iter().filter_map(|domain| name.clone().append_domain(domain).ok()).map(whole).collect();
     }
     let dots = usize::from(name.num_labels()).saturating_sub(1);
-    let place = if dots >= ndots { 0 } else { names.len() };
-    names.insert(place, whole(name.clone()));
+    let position = if dots >= ndots { 0 } else { names.len() };
+    names.insert(position, whole(name.clone()));
     names
 }
 
@@ -552,8 +552,8 @@ mod tests {
         share(&mut shares, (10, 0), &[address(4), address(5)]);
         share(&mut shares, (10, 1), &[address(2)]);
         share(&mut shares, (20, 9), &[address(1), address(6)]);
-        let told: Vec<_> = shares.into_values().map(|share| (share.priority, share.weight)).collect();
-        assert_eq!(told, [(10, 3000), (10, 2000), (10, 1000), (10, 1), (10, 1), (20, 4500)]);
+        let shares_found: Vec<_> = shares.into_values().map(|share| (share.priority, share.weight)).collect();
+        assert_eq!(shares_found, [(10, 3000), (10, 2000), (10, 1000), (10, 1), (10, 1), (20, 4500)]);
     }
 
     #[test]

@@ -26,10 +26,10 @@ pub fn give_up_root(checked: &Checked, sockets: &mut Sockets) -> anyhow::Result<
     let (found, present) = (User::find(wanted), Uid::effective());
     if !present.is_root() {
         let is_other = found.is_ok_and(|user| user.uid != present);
-        let told = format!(
+        let message = format!(
             "[server] user is \"{wanted}\", but only root can become another user: the process stays user {present}"
         );
-        return Ok(is_other.then_some((told, true)));
+        return Ok(is_other.then_some((message, true)));
     }
     let user = found.map_err(|problem| anyhow::anyhow!("[server] user is \"{wanted}\": {problem}"))?;
     if user.uid.is_root() {
@@ -51,13 +51,13 @@ pub fn give_up_root(checked: &Checked, sockets: &mut Sockets) -> anyhow::Result<
 
 /// Makes logs that are not there yet in folders of root's, and gives them to the user.
 fn create_logs(config: &Config, user: &User) -> anyhow::Result<()> {
-    for (which, path) in logs(config).filter(|(_, path)| user.cannot_redirect(path)) {
+    for (what, path) in logs(config).filter(|(_, path)| user.cannot_redirect(path)) {
         match OpenOptions::new().append(true).create_new(true).open(path) {
             Ok(file) => fchown(&file, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
-                .with_context(|| format!("the {which} {} cannot be given to user {}", path.display(), user.name))?,
+                .with_context(|| format!("the {what} {} cannot be given to user {}", path.display(), user.name))?,
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
             Err(e) => bail!(
-                "cannot write the {which} {}: change its setting, or make its folder one that can be written to: {e}",
+                "cannot write the {what} {}: change its setting, or make its folder one that can be written to: {e}",
                 path.display()
             ),
         }

@@ -124,7 +124,7 @@ pub(super) async fn stop(world: Rc<World>) {
     let timeout = milliseconds(0, if one_in(2) { 60_000 } else { 50 });
     trace(|| format!("operator: the balancer stops within {timeout:?}"));
     world.shutdown.stop(clock::now() + timeout);
-    world.stop.begin();
+    world.thread.begin();
     clock::sleep(timeout).await;
     trace(|| "operator: the balancer is cut off".to_owned());
     with(|book| {

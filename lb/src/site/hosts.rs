@@ -130,7 +130,7 @@ mod tests {
     }
 
     fn table(hosts: &[&str]) -> HostTable<usize> {
-        HostTable::new(hosts.iter().enumerate().map(|(place, text)| (host(text), place)))
+        HostTable::new(hosts.iter().enumerate().map(|(index, text)| (host(text), index)))
     }
 
     fn find(table: &HostTable<usize>, host: &str) -> Option<usize> {
@@ -158,7 +158,7 @@ mod tests {
             ("", ""),
             ("[::1]", ""),
         ] {
-            assert_eq!(find(&table, host).map(|place| hosts[place]), Some(expected), "{host:?}");
+            assert_eq!(find(&table, host).map(|index| hosts[index]), Some(expected), "{host:?}");
         }
     }
 
@@ -189,7 +189,7 @@ mod tests {
     fn reference(hosts: &[String], host: &str) -> Option<usize> {
         let best = |fits: &dyn Fn(&str) -> bool| {
             let fitting = hosts.iter().enumerate().filter(|(_, pattern)| fits(pattern));
-            fitting.max_by_key(|(place, pattern)| (pattern.len(), std::cmp::Reverse(*place))).map(|(place, _)| place)
+            fitting.max_by_key(|(index, pattern)| (pattern.len(), std::cmp::Reverse(*index))).map(|(index, _)| index)
         };
         best(&|pattern| pattern == host && !pattern.is_empty())
             .or_else(|| best(&|p| p.strip_prefix('*').is_some_and(|end| host.ends_with(end) && host.len() > end.len())))

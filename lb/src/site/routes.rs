@@ -19,7 +19,7 @@ pub(crate) struct RouteTable<T> {
 
 /// The paths that a route is for.
 #[derive(Debug, Clone)]
-pub(crate) enum Place {
+pub(crate) enum PathMatcher {
     Exact(Box<str>),
     /// Whole segments: `/api` covers `/api` and `/api/x`, not `/apix`; `/api/` covers what is below it.
     Segments {
@@ -52,14 +52,14 @@ struct Span {
 }
 
 impl<T> RouteTable<T> {
-    pub(crate) fn new(routes: impl IntoIterator<Item = (Place, T)>, sets: &mut Sets) -> Self {
+    pub(crate) fn new(routes: impl IntoIterator<Item = (PathMatcher, T)>, sets: &mut Sets) -> Self {
         let (mut exact, mut prefixes, mut patterns) = (Vec::new(), Vec::new(), Vec::new());
-        for (place, target) in routes {
-            match place {
-                Place::Exact(text) => exact.push((text, target)),
-                Place::Segments { text, over_regex } => prefixes.push((text, true, over_regex, target)),
-                Place::Prefix { text, over_regex } => prefixes.push((text, false, over_regex, target)),
-                Place::Matches(pattern) => patterns.push((pattern, target)),
+        for (matcher, target) in routes {
+            match matcher {
+                PathMatcher::Exact(text) => exact.push((text, target)),
+                PathMatcher::Segments { text, over_regex } => prefixes.push((text, true, over_regex, target)),
+                PathMatcher::Prefix { text, over_regex } => prefixes.push((text, false, over_regex, target)),
+                PathMatcher::Matches(pattern) => patterns.push((pattern, target)),
             }
         }
         let mut texts = Vec::new();
@@ -125,7 +125,7 @@ impl<T> RouteTable<T> {
     }
 }
 
-impl Place {
+impl PathMatcher {
     /// Whether a route that is there serves `path`, if no other one does.
     pub(crate) fn covers(&self, path: &[u8]) -> bool {
         match self {
@@ -150,14 +150,14 @@ fn link<T>(sorted: Vec<(Box<str>, bool, bool, T)>, texts: &mut Vec<u8>) -> Box<[
     // Those with which the present one begins, the longest last.
     let mut open: Vec<(usize, Box<str>)> = Vec::new();
     let mut linked = Vec::with_capacity(sorted.len());
-    for (place, (text, is_whole_segments, over_regex, target)) in sorted.into_iter().enumerate() {
+    for (index, (text, is_whole_segments, over_regex, target)) in sorted.into_iter().enumerate() {
         while open.last().is_some_and(|(_, outer)| !text.starts_with(&**outer)) {
             open.pop();
         }
-        let shorter = open.last().map(|(place, _)| *place);
+        let shorter = open.last().map(|(index, _)| *index);
         let span = Span::of(&text, texts);
         linked.push(Prefix { text: span, is_whole_segments, over_regex, shorter, target });
-        open.push((place, text));
+        open.push((index, text));
     }
     linked.into()
 }
@@ -178,28 +178,28 @@ mod tests {
     use crate::value::pattern::Case;
 
     /// As nginx writes locations: `= /x`, `^~ /x`, `~ x`, `/x`; whole segments are `/x/*`.
-    fn place(text: &str) -> Place {
+    fn matcher(text: &str) -> PathMatcher {
         match text.split_once(' ') {
-            Some(("=", path)) => Place::Exact(path.into()),
-            Some(("~", pattern)) => Place::Matches(Pattern::parse(pattern, Case::Sensitive).expect("a regex")),
-            Some(("^~", text)) => Place::Prefix { text: text.into(), over_regex: true },
-            Some(("segments", text)) => Place::Segments { text: text.into(), over_regex: false },
-            Some(("^~segments", text)) => Place::Segments { text: text.into(), over_regex: true },
-            _ => Place::Prefix { text: text.into(), over_regex: false },
+            Some(("=", path)) => PathMatcher::Exact(path.into()),
+            Some(("~", pattern)) => PathMatcher::Matches(Pattern::parse(pattern, Case::Sensitive).expect("a regex")),
+            Some(("^~", text)) => PathMatcher::Prefix { text: text.into(), over_regex: true },
+            Some(("segments", text)) => PathMatcher::Segments { text: text.into(), over_regex: false },
+            Some(("^~segments", text)) => PathMatcher::Segments { text: text.into(), over_regex: true },
+            _ => PathMatcher::Prefix { text: text.into(), over_regex: false },
         }
     }
 
-    fn table(places: &[&str]) -> RouteTable<usize> {
-        RouteTable::new(places.iter().map(|text| place(text)).zip(0..), &mut Sets::default())
+    fn table(matchers: &[&str]) -> RouteTable<usize> {
+        RouteTable::new(matchers.iter().map(|text| matcher(text)).zip(0..), &mut Sets::default())
     }
 
-    fn find<'a>(places: &[&'a str], path: &str) -> Option<&'a str> {
-        table(places).find(path.as_bytes(), |_| true).map(|&found| places[found])
+    fn find<'a>(matchers: &[&'a str], path: &str) -> Option<&'a str> {
+        table(matchers).find(path.as_bytes(), |_| true).map(|&found| matchers[found])
     }
 
     #[test]
     fn routes_match_exact_then_longest_prefix_unless_a_regex_matches() {
-        let places = ["/", "/docs/", "^~ /images/", "= /", "= /docs/index.php", "~ \\.php$", "~ x", "/docs/x/"];
+        let matchers = ["/", "/docs/", "^~ /images/", "= /", "= /docs/index.php", "~ \\.php$", "~ x", "/docs/x/"];
         for (path, expected) in [
             ("/", "= /"),
             ("/a", "/"),
@@ -212,7 +212,7 @@ mod tests {
             ("/images/x.php", "^~ /images/"),
             ("/images", "/"),
         ] {
-            assert_eq!(find(&places, path), Some(expected), "{path}");
+            assert_eq!(find(&matchers, path), Some(expected), "{path}");
         }
         assert_eq!(find(&["/a"], "/b"), None);
         assert_eq!(find(&["= /a"], "/a/"), None);
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn segment_prefixes_outrank_byte_prefixes() {
-        let places = ["/api", "segments /api", "segments /api/v2/", "/"];
+        let matchers = ["/api", "segments /api", "segments /api/v2/", "/"];
         for (path, expected) in [
             ("/api", "segments /api"),
             ("/api/", "segments /api"),
@@ -230,44 +230,44 @@ mod tests {
             ("/apix", "/api"),
             ("/ap", "/"),
         ] {
-            assert_eq!(find(&places, path), Some(expected), "{path}");
+            assert_eq!(find(&matchers, path), Some(expected), "{path}");
         }
     }
 
     #[test]
     fn when_conditions_fail_the_next_best_route_is_tried_in_file_order() {
-        let places =
+        let matchers =
             ["= /a/b", "= /a/b", "segments /a", "~ b", "segments /a", "^~ /a", "/", "~ ^/a", "/a/b/c", "= /a/b/c"];
-        let table = table(&places);
+        let table = table(&matchers);
         let mut asked = Vec::new();
-        let found = table.find(b"/a/b", |&place| {
-            asked.push(place);
-            place == 6
+        let found = table.find(b"/a/b", |&index| {
+            asked.push(index);
+            index == 6
         });
         // The regexes are asked once it is clear that the longest prefix lets them.
         assert_eq!((found, &*asked), (Some(&6), &[0, 1, 2, 4, 5, 6, 3, 7][..]));
-        assert_eq!(table.find(b"/a/b", |&place| place >= 5), Some(&5), "it is over the regexes");
-        assert_eq!(table.find(b"/a/b", |&place| place == 2 || place == 7), Some(&7));
+        assert_eq!(table.find(b"/a/b", |&index| index >= 5), Some(&5), "it is over the regexes");
+        assert_eq!(table.find(b"/a/b", |&index| index == 2 || index == 7), Some(&7));
         assert_eq!(table.find(b"/a/b", |_| false), None);
     }
 
     /// As the rules are written, without any table.
-    fn reference(places: &[Place], path: &[u8], holds: &dyn Fn(usize) -> bool) -> Option<usize> {
-        let fitting: Vec<_> = (0..places.len()).filter(|&i| places[i].covers(path) && holds(i)).collect();
-        if let Some(&exact) = fitting.iter().find(|&&i| matches!(places[i], Place::Exact(_))) {
+    fn reference(matchers: &[PathMatcher], path: &[u8], holds: &dyn Fn(usize) -> bool) -> Option<usize> {
+        let fitting: Vec<_> = (0..matchers.len()).filter(|&i| matchers[i].covers(path) && holds(i)).collect();
+        if let Some(&exact) = fitting.iter().find(|&&i| matches!(matchers[i], PathMatcher::Exact(_))) {
             return Some(exact);
         }
-        let rank = |i: usize| match &places[i] {
-            Place::Segments { text, over_regex } => Some((text.len(), true, *over_regex)),
-            Place::Prefix { text, over_regex } => Some((text.len(), false, *over_regex)),
-            Place::Exact(_) | Place::Matches(_) => None,
+        let rank = |i: usize| match &matchers[i] {
+            PathMatcher::Segments { text, over_regex } => Some((text.len(), true, *over_regex)),
+            PathMatcher::Prefix { text, over_regex } => Some((text.len(), false, *over_regex)),
+            PathMatcher::Exact(_) | PathMatcher::Matches(_) => None,
         };
         let ranked = fitting.iter().filter_map(|&i| Some((i, rank(i)?)));
         let longest = ranked.max_by_key(|&(i, (len, is_whole, _))| (len, is_whole, std::cmp::Reverse(i)));
         match longest {
             Some((i, (_, _, true))) => Some(i),
             _ => {
-                let regex = fitting.iter().find(|&&i| matches!(places[i], Place::Matches(_)));
+                let regex = fitting.iter().find(|&&i| matches!(matchers[i], PathMatcher::Matches(_)));
                 regex.copied().or(longest.map(|(i, _)| i))
             }
         }
@@ -283,11 +283,11 @@ mod tests {
             held in any::<u16>(),
             path in "/([ab]/?){0,5}",
         ) {
-            let places: Vec<_> = texts.iter().map(|text| place(text)).collect();
+            let matchers: Vec<_> = texts.iter().map(|text| matcher(text)).collect();
             let holds = |i: usize| held & 1 << i != 0;
-            let found = RouteTable::new(places.iter().cloned().zip(0..), &mut Sets::default());
+            let found = RouteTable::new(matchers.iter().cloned().zip(0..), &mut Sets::default());
             let found = found.find(path.as_bytes(), |&i| holds(i)).copied();
-            prop_assert_eq!(found, reference(&places, path.as_bytes(), &holds), "{:?}", texts);
+            prop_assert_eq!(found, reference(&matchers, path.as_bytes(), &holds), "{:?}", texts);
         }
     }
 }

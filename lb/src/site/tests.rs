@@ -57,7 +57,7 @@ fn host_route(host: &str, path: &str, pool: usize) -> HostRoute {
         host: HostPattern::parse(host).expect("a host"),
         path: PathPrefix::parse(path).expect("a path"),
         pool: pool_name(pool),
-        place: origin(),
+        defined_at: origin(),
     }
 }
 
@@ -70,7 +70,7 @@ fn route(matcher: Matcher, pool: usize) -> RouteConfig {
         internal: false,
         action: site::Action::Pool(pool_name(pool)),
         rules: Rules::default(),
-        place: origin(),
+        defined_at: origin(),
     }
 }
 
@@ -86,7 +86,7 @@ fn site(hosts: &[&str], listeners: &[&str], routes: Vec<RouteConfig>) -> SiteCon
         certificate: None,
         routes,
         fallback: Rules::default(),
-        place: origin(),
+        defined_at: origin(),
     }
 }
 
@@ -224,15 +224,15 @@ fn unchanged_parts_are_reused_from_the_previous_snapshot() {
 /// Top-level routes as they were before there were sites: in the order of their hosts, then of their paths' lengths, the
 /// first one that fits.
 fn as_before(routes: &[(String, String)], host: &str, path: &str) -> Option<usize> {
-    let parsed = routes.iter().enumerate().map(|(place, (host, path))| {
-        (HostPattern::parse(host).expect("a host"), PathPrefix::parse(path).expect("a path"), place)
+    let parsed = routes.iter().enumerate().map(|(index, (host, path))| {
+        (HostPattern::parse(host).expect("a host"), PathPrefix::parse(path).expect("a path"), index)
     });
     let mut parsed: Vec<_> = parsed.collect();
     parsed.sort_by_key(|(host, path, _)| std::cmp::Reverse((host.rank(), path.as_str().len())));
     let fits = |(pattern, prefix, _): &&(HostPattern, PathPrefix, usize)| {
         pattern.matches(host) && prefix.matches(path.as_bytes())
     };
-    parsed.iter().find(fits).map(|(.., place)| *place)
+    parsed.iter().find(fits).map(|(.., index)| *index)
 }
 
 proptest! {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::place;
+use super::path_matcher;
 use super::routes::RouteTable;
 use crate::config::Config;
 use crate::config::advice::{Advice, Subject};
@@ -28,25 +28,25 @@ pub(crate) fn tell(checked: &mut Checked) {
 
 /// What no request can reach, and jumps that go round in circles.
 fn of(config: &Config) -> Vec<Advice> {
-    let mut told = Vec::new();
+    let mut advice = Vec::new();
     for (site, settings) in config.sites.iter().enumerate() {
         for (route, message) in routes(settings) {
-            told.push(Advice { subject: Subject::RouteOfSite { site, route }, is_error: false, message });
+            advice.push(Advice { subject: Subject::RouteOfSite { site, route }, is_error: false, message });
         }
         for (route, message) in circles(settings) {
-            told.push(Advice { subject: Subject::RouteOfSite { site, route }, is_error: true, message });
+            advice.push(Advice { subject: Subject::RouteOfSite { site, route }, is_error: true, message });
         }
     }
-    hosts(config, &mut told);
-    told
+    hosts(config, &mut advice);
+    advice
 }
 
 /// Hosts by which no request comes to their site.
-fn hosts(config: &Config, told: &mut Vec<Advice>) {
+fn hosts(config: &Config, advice: &mut Vec<Advice>) {
     let all = config.all_sites();
     let first = all.len() - config.sites.len();
-    for (place, site) in all.iter().enumerate().skip(first) {
-        let others = || all.iter().enumerate().filter(|(other, _)| *other != place);
+    for (index, site) in all.iter().enumerate().skip(first) {
+        let others = || all.iter().enumerate().filter(|(other, _)| *other != index);
         for host in &site.hosts {
             let HostPattern::Regex(regex) = host else { continue };
             let (start, end) = (literal_host_start(regex.text()), literal_host_end(regex.text()));
@@ -55,7 +55,7 @@ fn hosts(config: &Config, told: &mut Vec<Advice>) {
                 HostPattern::Starting(labels) => {
                     start.strip_prefix(labels.as_str()).is_some_and(|rest| rest.starts_with('.'))
                 }
-                HostPattern::Regex(regex) => other < place && MATCHES_ANY_HOST.contains(&regex.text()),
+                HostPattern::Regex(regex) => other < index && MATCHES_ANY_HOST.contains(&regex.text()),
                 HostPattern::Exact(_) | HostPattern::Any => false,
             };
             let hiding = others().filter(|(_, other)| is_wherever(other, site)).find_map(|(index, other)| {
@@ -64,9 +64,9 @@ fn hosts(config: &Config, told: &mut Vec<Advice>) {
             if let Some((other, above)) = hiding {
                 let message = format!(
                     "no request comes by the host \"{host}\", since \"{above}\" of the site {} ({}) goes before it: write the names without a regex, or make that one narrower",
-                    other.name, other.place
+                    other.name, other.defined_at
                 );
-                told.push(Advice { subject: Subject::Site { site: place - first }, is_error: false, message });
+                advice.push(Advice { subject: Subject::Site { site: index - first }, is_error: false, message });
             }
         }
     }
@@ -129,15 +129,15 @@ fn has_alternatives(regex: &str) -> bool {
 fn routes(site: &SiteConfig) -> Vec<(usize, String)> {
     let jumps: Vec<&JumpTo> = jumps(site).collect();
     let of_any = site.routes.iter().position(|route| is_open(route) && is_of_any(&route.matcher));
-    let told = site.routes.iter().enumerate().filter_map(|(place, route)| {
-        let why = by_methods(&site.routes[..place], route)
-            .or_else(|| by_paths(site, place, route))
-            .or_else(|| by_regex(of_any.filter(|any| *any != place), site, place, route))
+    let advice = site.routes.iter().enumerate().filter_map(|(index, route)| {
+        let why = by_methods(&site.routes[..index], route)
+            .or_else(|| by_paths(site, index, route))
+            .or_else(|| by_regex(of_any.filter(|any| *any != index), site, index, route))
             .or_else(|| over_regex(site, route))
             .or_else(|| without_jump(&jumps, route))?;
-        Some((place, format!("no request can reach this route, {why}")))
+        Some((index, format!("no request can reach this route, {why}")))
     });
-    told.collect()
+    advice.collect()
 }
 
 /// Circles of jumps by names and by paths that no request changes: the first route of each, with the reason and the fix.
@@ -146,7 +146,7 @@ fn circles(site: &SiteConfig) -> Vec<(usize, String)> {
     if !site.routes.iter().any(is_jump) {
         return Vec::new();
     }
-    let places = site.routes.iter().enumerate().filter_map(|(at, route)| Some((place(route)?, at)));
+    let places = site.routes.iter().enumerate().filter_map(|(at, route)| Some((path_matcher(route)?, at)));
     let table = RouteTable::new(places, &mut Sets::default());
     let next = |index: usize| match &site.routes.get(index)?.action {
         Action::Jump(JumpTo::Route(name)) => site.routes.iter().position(|route| route.name == *name),
@@ -160,7 +160,7 @@ fn circles(site: &SiteConfig) -> Vec<(usize, String)> {
         }
         _ => None,
     };
-    let told = (0..site.routes.len()).filter_map(|first| {
+    let advice = (0..site.routes.len()).filter_map(|first| {
         let mut circle = vec![first];
         let mut at = first;
         loop {
@@ -179,7 +179,7 @@ fn circles(site: &SiteConfig) -> Vec<(usize, String)> {
         );
         Some((first, message))
     });
-    told.collect()
+    advice.collect()
 }
 
 /// Whether it takes every request for its paths.
@@ -204,8 +204,8 @@ fn by_methods(before: &[RouteConfig], route: &RouteConfig) -> Option<String> {
 }
 
 /// Other routes take all that it covers.
-fn by_paths(site: &SiteConfig, place: usize, route: &RouteConfig) -> Option<String> {
-    let others = || site.routes.iter().enumerate().filter(move |(other, _)| *other != place).map(|(_, other)| other);
+fn by_paths(site: &SiteConfig, index: usize, route: &RouteConfig) -> Option<String> {
+    let others = || site.routes.iter().enumerate().filter(move |(other, _)| *other != index).map(|(_, other)| other);
     let open_path = |text: &str| {
         others().find(|other| is_open(other) && matches!(&other.matcher, Matcher::Path(path) if path.as_str() == text))
     };
@@ -226,10 +226,10 @@ fn by_paths(site: &SiteConfig, place: usize, route: &RouteConfig) -> Option<Stri
 }
 
 /// A regex takes every path before it is asked.
-fn by_regex(of_any: Option<usize>, site: &SiteConfig, place: usize, route: &RouteConfig) -> Option<String> {
+fn by_regex(of_any: Option<usize>, site: &SiteConfig, index: usize, route: &RouteConfig) -> Option<String> {
     let of_any = of_any?;
     let loses = match &route.matcher {
-        Matcher::Regex(_) => of_any < place,
+        Matcher::Regex(_) => of_any < index,
         // One that is over regexes may be the longest where this is not.
         Matcher::Path(_) | Matcher::Prefix(_) => !route.over_regex,
         Matcher::Exact(_) | Matcher::Named => false,
@@ -299,7 +299,7 @@ fn literal_start(regex: &str) -> String {
 }
 
 fn at(route: &RouteConfig) -> String {
-    format!("the route {} (line {})", route.name, route.place.line)
+    format!("the route {} (line {})", route.name, route.defined_at.line)
 }
 
 #[cfg(test)]
@@ -310,7 +310,7 @@ mod tests {
     use crate::config::toml;
 
     /// The places of the routes that are told.
-    fn told(routes: &[&str]) -> Vec<usize> {
+    fn reported(routes: &[&str]) -> Vec<usize> {
         let routes: String =
             routes.iter().map(|lines| format!("[[site.route]]\n{}\n", lines.replace("; ", "\n"))).collect();
         let text = format!(
@@ -318,20 +318,20 @@ mod tests {
              [[site]]\nhosts = [\"\"]\n{routes}"
         );
         let config = toml::read(&text, Path::new("/evenkeel.toml")).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
-        super::routes(&config.sites[0]).into_iter().map(|(place, _)| place).collect()
+        super::routes(&config.sites[0]).into_iter().map(|(index, _)| index).collect()
     }
 
     #[test]
     fn hosts_hidden_by_others_are_reported() {
-        let told = |sites: &[&str]| {
+        let reported = |sites: &[&str]| {
             let mut text = "[[listener]]\naddress = \"127.0.0.1:0\"\nname = \"a\"\n[[listener]]\naddress = \"127.0.0.1:0\"\nname = \"b\"\n".to_owned();
             for site in sites {
                 text += &format!("[[site]]\n{}\nrespond = {{}}\n", site.replace("; ", "\n"));
             }
             let config = toml::read(&text, Path::new("/evenkeel.toml")).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
-            let mut told = Vec::new();
-            super::hosts(&config, &mut told);
-            told.into_iter().map(|advice| advice.subject).collect::<Vec<_>>()
+            let mut reported = Vec::new();
+            super::hosts(&config, &mut reported);
+            reported.into_iter().map(|advice| advice.subject).collect::<Vec<_>>()
         };
         let site = |site| Subject::Site { site };
         for (sites, expected) in [
@@ -352,7 +352,7 @@ mod tests {
             (&["hosts = ['~\\.a\\.example$']; listeners = [\"a\"]", "hosts = [\"*.example\"]"], &[site(0)]),
             (&["hosts = ['~\\.a\\.example$', \"*.example\"]"], &[]),
         ] {
-            assert_eq!(told(sites), expected, "{sites:?}");
+            assert_eq!(reported(sites), expected, "{sites:?}");
         }
     }
 
@@ -373,8 +373,8 @@ mod tests {
                  [[site]]\nhosts = [\"\"]\n{lines}"
             );
             let config = toml::read(&text, Path::new("/evenkeel.toml")).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
-            let told: Vec<_> = super::circles(&config.sites[0]).into_iter().map(|(place, _)| place).collect();
-            assert_eq!(told, expected, "{routes:?}");
+            let reported: Vec<_> = super::circles(&config.sites[0]).into_iter().map(|(index, _)| index).collect();
+            assert_eq!(reported, expected, "{routes:?}");
         }
     }
 
@@ -435,7 +435,7 @@ mod tests {
             (&[any, "name = \"page\"; pool = \"app\"", "path = \"/in\"; internal = true; pool = \"app\""], &[1, 2]),
             (&["path = \"/\"; jump = \"/in\"", "path = \"/in\"; internal = true; pool = \"app\""], &[]),
         ] {
-            assert_eq!(told(routes), expected, "{routes:?}");
+            assert_eq!(reported(routes), expected, "{routes:?}");
         }
     }
 }

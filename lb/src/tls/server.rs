@@ -124,14 +124,11 @@ impl ServerTls {
     }
 
     /// Those of `before` whose files it has no certificate of any more.
-    pub(crate) fn gone_since<'a>(
-        &'a self,
-        before: Option<&'a Self>,
-    ) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {
-        let is_there = |gone: &LoadedCertificate| {
+    pub(crate) fn gone_since<'a>(&'a self, before: Option<&'a Self>) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {
+        let is_there = |former: &LoadedCertificate| {
             self.certificates()
                 .iter()
-                .any(|one| one.pair.certificate == gone.pair.certificate || one.digest == gone.digest)
+                .any(|one| one.pair.certificate == former.pair.certificate || one.digest == former.digest)
         };
         before.into_iter().flat_map(Self::certificates).filter(move |loaded| !is_there(loaded))
     }

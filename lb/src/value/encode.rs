@@ -100,7 +100,7 @@ impl Value {
             out.truncate(start);
             return Presence::Missing;
         }
-        if Place::of(&out[start..]) == Place::Start || out[start..].starts_with(b"/") {
+        if UrlPart::of(&out[start..]) == UrlPart::Start || out[start..].starts_with(b"/") {
             let slashes = out[start..].iter().take_while(|&&byte| byte == b'/').count();
             out.splice(start..start + slashes, [b'/']);
         }
@@ -118,14 +118,14 @@ impl Value {
                 PartRef::Variable(variable) => {
                     scratch.clear();
                     write_variable(variable, facts, &mut scratch);
-                    let place = Place::of(&out[start..]);
+                    let part = UrlPart::of(&out[start..]);
                     let form = Form::of(variable);
-                    has_data |= place == Place::Path && form != Form::Target;
-                    let may_begin_path = matches!(place, Place::Start | Place::Authority);
+                    has_data |= part == UrlPart::Path && form != Form::Target;
+                    let may_begin_path = matches!(part, UrlPart::Start | UrlPart::Authority);
                     if may_begin_path && variable.begins_with_slash() && scratch.first() != Some(&b'/') {
                         out.push(b'/');
                     }
-                    encode(&scratch, Allowed::of(variable, form, place, kind), out);
+                    encode(&scratch, Allowed::of(variable, form, part, kind), out);
                 }
             }
         }
@@ -298,7 +298,7 @@ impl Variable {
 
 /// Where in a URI something stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum UrlPart {
     /// It may still become a scheme or a path.
     Start,
     Authority,
@@ -307,7 +307,7 @@ enum Place {
     Query,
 }
 
-impl Place {
+impl UrlPart {
     /// Behind `written`.
     fn of(written: &[u8]) -> Self {
         if written.iter().any(|byte| matches!(byte, b'?' | b'#')) {
@@ -336,11 +336,13 @@ enum Allowed {
 }
 
 impl Allowed {
-    fn of(variable: &Variable, form: Form, place: Place, kind: Kind) -> Self {
-        match (place, form) {
-            (Place::Query, Form::Target) if *variable != Variable::RequestUri => Self::Written(kind),
-            (Place::Query, _) => Self::Argument,
-            (Place::Authority, _) if !variable.begins_with_slash() && *variable != Variable::IsArgs => Self::Authority,
+    fn of(variable: &Variable, form: Form, part: UrlPart, kind: Kind) -> Self {
+        match (part, form) {
+            (UrlPart::Query, Form::Target) if *variable != Variable::RequestUri => Self::Written(kind),
+            (UrlPart::Query, _) => Self::Argument,
+            (UrlPart::Authority, _) if !variable.begins_with_slash() && *variable != Variable::IsArgs => {
+                Self::Authority
+            }
             (_, Form::Target) => Self::Written(kind),
             (_, Form::Path) => Self::Path,
             (_, Form::Text) => Self::Segment,

@@ -209,14 +209,14 @@ impl Pattern {
         let Some(regex) = self.0.regex.as_ref().filter(|_| self.0.groups > 0) else {
             return self.is_match(subject).then_some(groups);
         };
-        let mut places = regex.capture_locations();
-        regex.captures_read(&mut places, subject)?;
+        let mut locations = regex.capture_locations();
+        regex.captures_read(&mut locations, subject)?;
         if !self.guards_hold(subject) {
             return None;
         }
-        for (place, index) in self.0.order.iter().enumerate() {
+        for (position, index) in self.0.order.iter().enumerate() {
             if let Some(span) = groups.spans.get_mut(usize::from(*index).wrapping_sub(1))
-                && let Some((start, end)) = places.get(place + 1)
+                && let Some((start, end)) = locations.get(position + 1)
                 && let (Ok(start), Ok(end)) = (u32::try_from(start), u32::try_from(end))
             {
                 *span = (start, end);
@@ -383,8 +383,8 @@ fn translate(node: &Node, mut order: Option<&mut Vec<u8>>, out: &mut String) {
             }
         }
         Node::Either(nodes) => {
-            for (place, node) in nodes.iter().enumerate() {
-                out.push_str(if place > 0 { "|" } else { "" });
+            for (index, node) in nodes.iter().enumerate() {
+                out.push_str(if index > 0 { "|" } else { "" });
                 translate(node, order.as_deref_mut(), out);
             }
         }

@@ -155,8 +155,8 @@ impl Tables {
     }
 
     pub fn named(&self, name: &str) -> Option<TableId> {
-        let place = self.tables.iter().position(|(known, _)| **known == *name)?;
-        u32::try_from(place).ok().map(TableId)
+        let index = self.tables.iter().position(|(known, _)| **known == *name)?;
+        u32::try_from(index).ok().map(TableId)
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
@@ -285,18 +285,18 @@ impl Reader<'_> {
             patterns: Vec::new(),
             longest_name: 0,
         };
-        for (place, (text, result)) in cases.iter().enumerate() {
+        for (index, (text, result)) in cases.iter().enumerate() {
             let case = match MapCase::parse(text, hostnames) {
                 Ok(case) => case,
                 Err(message) => {
-                    self.problem(id, At::Case(place), message);
+                    self.problem(id, At::Case(index), message);
                     continue;
                 }
             };
             let pattern = if let MapCase::Matches(pattern) = &case { Some(pattern) } else { None };
-            let Some(value) = self.value(id, At::Case(place), result, pattern) else { continue };
+            let Some(value) = self.value(id, At::Case(index), result, pattern) else { continue };
             if !map.insert(case, map.written.len()) {
-                self.problem(id, At::Case(place), format!("\"{text}\" is there already (case is ignored)"));
+                self.problem(id, At::Case(index), format!("\"{text}\" is there already (case is ignored)"));
             }
             map.written.push((text.as_str().into(), value));
         }
@@ -305,10 +305,10 @@ impl Reader<'_> {
 
     fn networks(&mut self, id: usize, networks: &[(IpNet, String)]) -> Option<Cases> {
         let (mut written, mut by_network) = (Vec::new(), NetMap::default());
-        for (place, (network, result)) in networks.iter().enumerate() {
-            let Some(value) = self.value(id, At::Case(place), result, None) else { continue };
+        for (index, (network, result)) in networks.iter().enumerate() {
+            let Some(value) = self.value(id, At::Case(index), result, None) else { continue };
             if !by_network.insert(*network, written.len()) {
-                self.problem(id, At::Case(place), format!("the network {network} is there already"));
+                self.problem(id, At::Case(index), format!("the network {network} is there already"));
             }
             written.push((*network, value));
         }
@@ -317,15 +317,15 @@ impl Reader<'_> {
 
     fn shares(&mut self, id: usize, shares: &[(Percent, String)]) -> Option<Cases> {
         let (mut all, mut sum, mut bound) = (Vec::new(), 0, 0);
-        for (place, (percent, result)) in shares.iter().enumerate() {
+        for (index, (percent, result)) in shares.iter().enumerate() {
             sum += u64::from(percent.0);
             if sum > u64::from(Percent::WHOLE.0) {
                 let message = "the shares are more than 100 percent up to here; make them smaller".to_owned();
-                self.problem(id, At::Case(place), message);
+                self.problem(id, At::Case(index), message);
                 return None;
             }
             bound = if sum < u64::from(Percent::WHOLE.0) { bound + percent.of_hashes() } else { u64::MAX };
-            let Some(value) = self.value(id, At::Case(place), result, None) else { continue };
+            let Some(value) = self.value(id, At::Case(index), result, None) else { continue };
             all.push(Share { percent: *percent, value, bound });
         }
         Some(Cases::Shares(all))
@@ -387,19 +387,19 @@ impl MapCase {
 
 impl MapCases {
     /// False: it was there before.
-    fn insert(&mut self, case: MapCase, place: usize) -> bool {
+    fn insert(&mut self, case: MapCase, index: usize) -> bool {
         if let MapCase::Starting(name) | MapCase::Below { name, .. } = &case {
             self.longest_name = self.longest_name.max(name.len());
         }
         match case {
-            MapCase::Exact(text) => self.exact.insert(text, place).is_none(),
-            MapCase::Starting(name) => self.starting.insert(name, place).is_none(),
+            MapCase::Exact(text) => self.exact.insert(text, index).is_none(),
+            MapCase::Starting(name) => self.starting.insert(name, index).is_none(),
             MapCase::Below { name, and_itself } => {
-                let is_new = !and_itself || self.exact.insert(name.clone(), place).is_none();
-                self.below.insert(name, place).is_none() && is_new
+                let is_new = !and_itself || self.exact.insert(name.clone(), index).is_none();
+                self.below.insert(name, index).is_none() && is_new
             }
             MapCase::Matches(pattern) => {
-                self.patterns.push((pattern, place));
+                self.patterns.push((pattern, index));
                 true
             }
         }
@@ -411,22 +411,22 @@ impl MapCases {
         if self.hostnames {
             key = key.strip_suffix(b".").unwrap_or(key);
         }
-        if let Some(&place) = self.exact.get(key) {
-            return Some((place, None));
+        if let Some(&index) = self.exact.get(key) {
+            return Some((index, None));
         }
         let below = || names_below(key, self.longest_name).find_map(|name| self.below.get(name));
         let starting = || names_at_start(key, self.longest_name).find_map(|name| self.starting.get(name));
         if self.hostnames
-            && let Some(&place) = below().or_else(starting)
+            && let Some(&index) = below().or_else(starting)
         {
-            return Some((place, None));
+            return Some((index, None));
         }
         if subject.is_empty() {
             // As in nginx, only the empty text stands for it.
             return None;
         }
-        let (pattern, place) = self.patterns.iter().find(|(pattern, _)| pattern.is_match(subject))?;
-        Some((*place, Some(pattern)))
+        let (pattern, index) = self.patterns.iter().find(|(pattern, _)| pattern.is_match(subject))?;
+        Some((*index, Some(pattern)))
     }
 }
 
@@ -489,7 +489,7 @@ impl Table {
 
     /// What holds for `subject`, the text of [`Self::of`].
     pub fn find(&self, subject: &[u8]) -> Found<'_> {
-        let (place, pattern) = match &self.cases {
+        let (index, pattern) = match &self.cases {
             Cases::Map(map) => map.find(subject).unzip(),
             Cases::Networks { by_network, .. } => {
                 let address = std::str::from_utf8(subject).ok().and_then(|text| text.parse().ok());
@@ -500,11 +500,11 @@ impl Table {
                 (shares.iter().position(|share| hash < share.bound), None)
             }
         };
-        let value = match (&self.cases, place) {
+        let value = match (&self.cases, index) {
             (_, None) => None,
-            (Cases::Map(map), Some(place)) => map.written.get(place).map(|(_, value)| value),
-            (Cases::Networks { written, .. }, Some(place)) => written.get(place).map(|(_, value)| value),
-            (Cases::Shares(shares), Some(place)) => shares.get(place).map(|share| &share.value),
+            (Cases::Map(map), Some(index)) => map.written.get(index).map(|(_, value)| value),
+            (Cases::Networks { written, .. }, Some(index)) => written.get(index).map(|(_, value)| value),
+            (Cases::Shares(shares), Some(index)) => shares.get(index).map(|share| &share.value),
         };
         Found { value: value.unwrap_or(&self.default), pattern: pattern.flatten() }
     }
@@ -575,14 +575,14 @@ impl<T> NetMap<T> {
             IpNet::V6(network) => (&mut self.v6, u128::from(network.network())),
         };
         let length = network.prefix_len();
-        let place = match all.binary_search_by(|(other, _)| length.cmp(other)) {
-            Ok(place) => place,
-            Err(place) => {
-                all.insert(place, (length, HashMap::default()));
-                place
+        let index = match all.binary_search_by(|(other, _)| length.cmp(other)) {
+            Ok(index) => index,
+            Err(index) => {
+                all.insert(index, (length, HashMap::default()));
+                index
             }
         };
-        all[place].1.insert(bits, value).is_none()
+        all[index].1.insert(bits, value).is_none()
     }
 
     pub fn get(&self, address: IpAddr) -> Option<&T> {
@@ -671,8 +671,8 @@ pub fn murmur_hash2(bytes: &[u8]) -> u32 {
         hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
     }
     if !tail.is_empty() {
-        for (place, byte) in tail.iter().enumerate() {
-            hash ^= u32::from(*byte) << (8 * place);
+        for (index, byte) in tail.iter().enumerate() {
+            hash ^= u32::from(*byte) << (8 * index);
         }
         hash = hash.wrapping_mul(M);
     }

@@ -279,7 +279,7 @@ fn errors_in_tables_name_the_part() {
         (map("x", "$x", &[], None), At::From, "circle"),
     ] {
         let found = problems(&[table]);
-        assert!(matches!(&found[..], [(0, place, message)] if *place == at && message.contains(why)), "{found:?}");
+        assert!(matches!(&found[..], [(0, part, message)] if *part == at && message.contains(why)), "{found:?}");
     }
     let found = problems(&[map("x", "$y", &[], None), map("y", "$x", &[], None)]);
     assert!(found.iter().any(|(_, at, message)| *at == At::From && message.contains("circle")), "{found:?}");

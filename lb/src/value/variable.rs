@@ -303,10 +303,10 @@ fn distance(one: &str, other: &str) -> usize {
     for (at, byte) in one.bytes().enumerate() {
         let mut diagonal = row[0];
         row[0] = at + 1;
-        for (place, against) in other.bytes().enumerate() {
+        for (column, against) in other.bytes().enumerate() {
             let change = diagonal + usize::from(byte != against);
-            diagonal = row[place + 1];
-            row[place + 1] = change.min(diagonal + 1).min(row[place] + 1);
+            diagonal = row[column + 1];
+            row[column + 1] = change.min(diagonal + 1).min(row[column] + 1);
         }
     }
     row[other.len()]

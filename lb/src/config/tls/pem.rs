@@ -57,7 +57,7 @@ pub(crate) fn read(content: &[u8], path: &Path) -> Result<Pem, String> {
         found.key = Some(Key::Encrypted(der));
     }
     while let Some((kind, der)) =
-        pem::from_buf(&mut rest).map_err(|e| format!("{} is no sound PEM file: {}", path.display(), told(&e)))?
+        pem::from_buf(&mut rest).map_err(|e| format!("{} is no sound PEM file: {}", path.display(), describe(&e)))?
     {
         match kind {
             SectionKind::Certificate => found.certificates.push(der.into()),
@@ -83,7 +83,7 @@ fn encrypted(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(base64).ok()
 }
 
-fn told(error: &pem::Error) -> String {
+fn describe(error: &pem::Error) -> String {
     match error {
         pem::Error::MissingSectionEnd { .. } => "a section has no end; is it written whole?".to_owned(),
         pem::Error::Base64Decode(_) => "a section is no base64".to_owned(),

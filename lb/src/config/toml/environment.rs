@@ -36,16 +36,16 @@ impl Replaced {
     }
 
     fn value(&mut self, value: &mut Spanned<DeValue<'_>>, start: usize, variable: &impl Fn(&str) -> Option<String>) {
-        let place = start + value.span().start;
+        let offset = start + value.span().start;
         match value.get_mut() {
             DeValue::String(text) if text.contains(BEGIN) => {
                 let value = replaced(text, |name| Some(variable(name)?.replace('$', "$$")));
                 match (replaced(text, variable), value) {
                     (Ok(now), Ok(value)) => {
-                        self.texts.insert(place, Text { written: text.to_string(), value });
+                        self.texts.insert(offset, Text { written: text.to_string(), value });
                         *text = now.into();
                     }
-                    (Err(message), _) | (_, Err(message)) => self.problems.push((place, message)),
+                    (Err(message), _) | (_, Err(message)) => self.problems.push((offset, message)),
                 }
             }
             DeValue::Array(elements) => elements.iter_mut().for_each(|element| self.value(element, start, variable)),

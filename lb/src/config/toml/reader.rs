@@ -51,7 +51,7 @@ struct SyntaxErrors {
 pub(super) struct Section<'t> {
     /// As messages name it: `pool.probe`; empty for the whole file.
     path: String,
-    place: usize,
+    offset: usize,
     /// Place of the first byte of its file.
     start: usize,
     /// `None`: not written, all defaults.
@@ -62,7 +62,7 @@ pub(super) struct Section<'t> {
 /// A value under a key that is no setting but the operator's own, such as a field's name.
 pub(super) struct Entry<'t> {
     pub name: &'t str,
-    pub key_place: usize,
+    pub key_offset: usize,
     pub value: &'t Spanned<DeValue<'t>>,
 }
 
@@ -82,7 +82,7 @@ impl Setting<'_, '_> {
     }
 
     /// Where the value stands.
-    pub(super) fn place(&self) -> usize {
+    pub(super) fn offset(&self) -> usize {
         self.section.at(self.value)
     }
 }
@@ -110,7 +110,7 @@ impl<'t> Section<'t> {
     /// The section that `key` would hold, all defaults.
     pub(super) fn without(&self, key: &str) -> Self {
         let template = self.template.and_then(|template| template.child(key));
-        Self { path: self.name_of(key), place: self.place(key), start: self.start, table: None, template }
+        Self { path: self.name_of(key), offset: self.offset(key), start: self.start, table: None, template }
     }
 
     pub(super) fn has(&self, key: &str) -> bool {
@@ -127,24 +127,24 @@ impl<'t> Section<'t> {
     }
 
     /// Where the section begins.
-    pub(super) fn own_place(&self) -> usize {
-        self.place
+    pub(super) fn own_offset(&self) -> usize {
+        self.offset
     }
 
     /// Where the key's value stands; the section itself when it is not written.
-    pub(super) fn place(&self, key: &str) -> usize {
-        self.written(key).map_or(self.place, |value| self.at(value))
+    pub(super) fn offset(&self, key: &str) -> usize {
+        self.written(key).map_or(self.offset, |value| self.at(value))
     }
 
     /// Where the key itself stands.
-    pub(super) fn key_place(&self, key: &str) -> usize {
+    pub(super) fn key_offset(&self, key: &str) -> usize {
         let entry = self.table.and_then(|table| table.get_key_value(key));
-        entry.map_or(self.place, |(key, _)| self.start + key.span().start)
+        entry.map_or(self.offset, |(key, _)| self.start + key.span().start)
     }
 
     /// Where the first of the keys that are written has its value.
-    pub(super) fn first_place(&self, keys: &[&str]) -> usize {
-        keys.iter().find(|key| self.has(key)).map_or(self.place, |key| self.place(key))
+    pub(super) fn first_offset(&self, keys: &[&str]) -> usize {
+        keys.iter().find(|key| self.has(key)).map_or(self.offset, |key| self.offset(key))
     }
 
     pub(super) fn written(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
@@ -189,16 +189,16 @@ impl<'t> Reader<'t> {
         for (source, (_, errors)) in sources.iter().zip(parsed) {
             errors.iter().for_each(|error| reader.syntax_error(source.start, error));
         }
-        for (place, message) in &replaced.problems {
-            reader.problem(*place, message);
+        for (offset, message) in &replaced.problems {
+            reader.problem(*offset, message);
         }
         reader
     }
 
     pub(super) fn into_problems(self) -> Vec<Problem> {
         let mut problems = self.problems;
-        problems.sort_by_key(|(place, _)| *place);
-        problems.into_iter().map(|(place, message)| self.sources.problem(place, message)).collect()
+        problems.sort_by_key(|(offset, _)| *offset);
+        problems.into_iter().map(|(offset, message)| self.sources.problem(offset, message)).collect()
     }
 
     /// The CAs that the system trusts, read once for a configuration.
@@ -211,46 +211,46 @@ impl<'t> Reader<'t> {
         self.sources.source(section.start).file.parent().unwrap_or(Path::new(""))
     }
 
-    pub(super) fn position(&self, place: usize) -> Position {
-        self.sources.position(place)
+    pub(super) fn position(&self, offset: usize) -> Position {
+        self.sources.position(offset)
     }
 
-    pub(super) fn origin(&self, place: usize) -> SourceLocation {
-        SourceLocation { file: Arc::clone(&self.sources.source(place).file), line: self.position(place).line }
+    pub(super) fn origin(&self, offset: usize) -> SourceLocation {
+        SourceLocation { file: Arc::clone(&self.sources.source(offset).file), line: self.position(offset).line }
     }
 
     /// `line 7`, with the file if it is another one.
-    pub(super) fn line(&self, place: usize, from: usize) -> String {
-        let line = self.position(place).line;
-        match self.sources.index(place) == self.sources.index(from) {
+    pub(super) fn line(&self, offset: usize, from: usize) -> String {
+        let line = self.position(offset).line;
+        match self.sources.index(offset) == self.sources.index(from) {
             true => format!("line {line}"),
-            false => format!("line {line} of {}", self.sources.source(place).file.display()),
+            false => format!("line {line} of {}", self.sources.source(offset).file.display()),
         }
     }
 
-    pub(super) fn problem(&mut self, place: usize, message: impl Into<String>) {
-        let SyntaxErrors { from, lines } = &self.broken[self.sources.index(place)];
-        let line = self.position(place).line;
+    pub(super) fn problem(&mut self, offset: usize, message: impl Into<String>) {
+        let SyntaxErrors { from, lines } = &self.broken[self.sources.index(offset)];
+        let line = self.position(offset).line;
         // What stands there in place of a variable of the environment is not known.
-        let is_unset = self.replaced.problems.iter().any(|(unset, _)| *unset == place);
-        if is_unset && self.problems.iter().any(|(known, _)| *known == Some(place)) {
+        let is_unset = self.replaced.problems.iter().any(|(unset, _)| *unset == offset);
+        if is_unset && self.problems.iter().any(|(known, _)| *known == Some(offset)) {
             return;
         }
         if from.is_none_or(|from| line < from) && !lines.contains(&line) {
-            self.problems.push((Some(place), message.into()));
+            self.problems.push((Some(offset), message.into()));
         }
     }
 
     /// Something that should be there is not; `place` is `None` when it could be anywhere.
-    pub(super) fn absent(&mut self, place: Option<usize>, message: impl Into<String>) {
+    pub(super) fn absent(&mut self, offset: Option<usize>, message: impl Into<String>) {
         if self.broken.iter().all(|broken| broken.from.is_none()) {
-            self.problems.push((place, message.into()));
+            self.problems.push((offset, message.into()));
         }
     }
 
     /// A text that the environment has a part in.
-    pub(super) fn replaced(&self, place: usize) -> Option<&'t Text> {
-        self.replaced.texts.get(&place)
+    pub(super) fn replaced(&self, offset: usize) -> Option<&'t Text> {
+        self.replaced.texts.get(&offset)
     }
 
     /// The files, each as one section.
@@ -259,7 +259,7 @@ impl<'t> Reader<'t> {
         for (source, (table, _)) in self.sources.iter().zip(parsed) {
             let root = Section {
                 path: String::new(),
-                place: source.start,
+                offset: source.start,
                 start: source.start,
                 table: Some(table.get_ref()),
                 template: Some(self.template),
@@ -275,9 +275,9 @@ impl<'t> Reader<'t> {
         let mut writing = roots.iter().filter(|root| root.has(key));
         let root = writing.next().unwrap_or(&roots[0]);
         for other in writing {
-            let (place, first) = (other.key_place(key), root.key_place(key));
-            let message = format!("[{key}] stands in {} already: write it once", self.line(first, place));
-            self.problem(place, message);
+            let (offset, first) = (other.key_offset(key), root.key_offset(key));
+            let message = format!("[{key}] stands in {} already: write it once", self.line(first, offset));
+            self.problem(offset, message);
         }
         self.section(root, key)
     }
@@ -317,7 +317,7 @@ impl<'t> Reader<'t> {
             }
         };
         let template = parent.template.and_then(|template| template.child(key));
-        let section = Section { path, place: parent.place(key), start: parent.start, table, template };
+        let section = Section { path, offset: parent.offset(key), start: parent.start, table, template };
         self.check_keys(&section);
         section
     }
@@ -397,10 +397,10 @@ impl<'t> Reader<'t> {
         };
         let entry = |(key, value): (&'t Spanned<_>, &'t Spanned<DeValue<'t>>)| {
             let name: &'t std::borrow::Cow<'t, str> = key.get_ref();
-            Entry { name: name.as_ref(), key_place: section.start + key.span().start, value }
+            Entry { name: name.as_ref(), key_offset: section.start + key.span().start, value }
         };
         let mut entries: Vec<_> = table.iter().map(entry).collect();
-        entries.sort_by_key(|entry| entry.key_place);
+        entries.sort_by_key(|entry| entry.key_offset);
         Some(entries)
     }
 
@@ -419,7 +419,7 @@ impl<'t> Reader<'t> {
         };
         let template = root.template.and_then(|template| template.child(key)?.child("*"));
         let section =
-            Section { path: path.to_owned(), place: root.at(value), start: root.start, table: Some(table), template };
+            Section { path: path.to_owned(), offset: root.at(value), start: root.start, table: Some(table), template };
         self.check_keys(&section);
         Some(section)
     }
@@ -434,7 +434,7 @@ impl<'t> Reader<'t> {
         let template = section.template.and_then(|template| template.child("error_pages")?.child("*"));
         let table = value.get_ref().as_table();
         let page =
-            Section { path: section.name_of(key), place: section.at(value), start: section.start, table, template };
+            Section { path: section.name_of(key), offset: section.at(value), start: section.start, table, template };
         self.check_keys(&page);
         page
     }
@@ -453,7 +453,7 @@ impl<'t> Reader<'t> {
     ) -> Section<'t> {
         let section = Section {
             path: parent.name_of(key),
-            place: parent.at(element),
+            offset: parent.at(element),
             start: parent.start,
             table: element.get_ref().as_table(),
             template: parent.template.and_then(|template| template.child(key)),
@@ -564,7 +564,7 @@ impl<'t> Reader<'t> {
 
     pub(super) fn missing(&mut self, section: &Section<'t>, key: &str) {
         let message = format!("{} is missing: write {key} = {}", section.name_of(key), section.example(key));
-        self.absent(Some(section.place), message);
+        self.absent(Some(section.offset), message);
     }
 
     /// Refuses keys that mean nothing, or not yet.
@@ -572,14 +572,14 @@ impl<'t> Reader<'t> {
         let mut valid: Vec<&str> = section.template.into_iter().flat_map(Template::keys).collect();
         valid.sort_unstable();
         for key in section.table.into_iter().flat_map(|table| table.keys()) {
-            let (name, place) = (key.get_ref().as_ref(), section.start + key.span().start);
+            let (name, offset) = (key.get_ref().as_ref(), section.start + key.span().start);
             let full = section.name_of(&shortened(name));
             if valid.contains(&name) {
                 continue;
             }
             let is_of_site = matches!(section.path.as_str(), "" | "site" | "site.route" | "route");
             if is_of_site && UNFINISHED.contains(&name) {
-                self.problem(place, format!("{full} is not there yet in this version of Evenkeel: remove it"));
+                self.problem(offset, format!("{full} is not there yet in this version of Evenkeel: remove it"));
                 continue;
             }
             let mut fix = in_section(&section.path, name)
@@ -598,7 +598,7 @@ impl<'t> Reader<'t> {
             }
             let message =
                 format!("{full} is not a setting: {fix}{} takes {}", heading(&section.path), valid.join(", "));
-            self.problem(place, message);
+            self.problem(offset, message);
         }
     }
 
@@ -621,9 +621,9 @@ impl<'t> Reader<'t> {
     /// One problem for each line: what comes after the first error in a line mostly follows from it.
     fn syntax_error(&mut self, start: usize, error: &Error) {
         let span = error.span().unwrap_or_default();
-        let place = start + span.start;
-        let source = self.sources.source(place);
-        let line = self.position(place).line;
+        let offset = start + span.start;
+        let source = self.sources.source(offset);
+        let line = self.position(offset).line;
         let text = source.text.get(span).unwrap_or_default();
         let header = source.text.lines().nth(line - 1).unwrap_or_default().trim_start().starts_with('[');
         let (harmless, message) = match error.message() {
@@ -644,7 +644,7 @@ impl<'t> Reader<'t> {
             }
             message => (false, format!("this is not TOML: {message}")),
         };
-        let index = self.sources.index(place);
+        let index = self.sources.index(offset);
         let broken = &mut self.broken[index];
         match harmless {
             true => broken.lines.push(line),
@@ -652,7 +652,7 @@ impl<'t> Reader<'t> {
         }
         let is_here = |known: usize| self.sources.index(known) == index && self.position(known).line == line;
         if !self.problems.iter().any(|(known, _)| known.is_some_and(is_here)) {
-            self.problems.push((Some(place), message));
+            self.problems.push((Some(offset), message));
         }
     }
 
@@ -667,8 +667,8 @@ impl<'t> Reader<'t> {
 }
 
 /// Line and column of a byte of the text.
-pub(super) fn position(text: &str, place: usize) -> Position {
-    let before = &text[..text.floor_char_boundary(place)];
+pub(super) fn position(text: &str, offset: usize) -> Position {
+    let before = &text[..text.floor_char_boundary(offset)];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     // A byte order mark is no character that an editor counts.
     let columns = before[line_start..].chars().filter(|c| *c != '\u{feff}').count();

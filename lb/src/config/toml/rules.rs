@@ -62,13 +62,13 @@ const NO_FIELDS: &[(&str, &str)] = &[
 
 impl<'t> Reader<'t> {
     /// What is in force where `section` is: each key that it has, and `outer` for the others.
-    pub(super) fn rules(&mut self, section: &Section<'t>, outer: &Rules, place: &RuleScope<'_>) -> Option<Rules> {
+    pub(super) fn rules(&mut self, section: &Section<'t>, outer: &Rules, rule_scope: &RuleScope<'_>) -> Option<Rules> {
         let mut rules = outer.clone();
         let mut is_sound = true;
         macro_rules! take {
             ($key:literal, $target:expr, $read:expr) => {
                 if section.has($key) {
-                    rules.origins.note($key, self.origin(section.key_place($key)));
+                    rules.origins.note($key, self.origin(section.key_offset($key)));
                     match $read {
                         Some(read) => $target = read,
                         None => is_sound = false,
@@ -81,21 +81,25 @@ impl<'t> Reader<'t> {
                 $(take!($key, $target, self.required(section, $key, $read).map(Some));)*
             };
         }
-        take!("rewrite", rules.rewrite, self.rewrite(section, place));
-        take!("request_headers", rules.request_headers, self.request_headers(section, &outer.request_headers, place));
+        take!("rewrite", rules.rewrite, self.rewrite(section, rule_scope));
+        take!(
+            "request_headers",
+            rules.request_headers,
+            self.request_headers(section, &outer.request_headers, rule_scope)
+        );
         take!(
             "response_headers",
             rules.response_headers,
-            self.response_headers(section, &outer.response_headers, place)
+            self.response_headers(section, &outer.response_headers, rule_scope)
         );
         const PRESETS: &[(&str, Option<Preset>)] = &[("secure-headers", Some(Preset::SecureHeaders)), ("none", None)];
         take!("preset", rules.preset, self.required(section, "preset", values::choice(PRESETS)));
-        take!("error_pages", rules.error_pages, self.error_pages(section, &outer.error_pages, place));
+        take!("error_pages", rules.error_pages, self.error_pages(section, &outer.error_pages, rule_scope));
         take!("intercept_errors", rules.intercept_errors, self.required(section, "intercept_errors", values::flag));
         take!("cors", rules.cors, self.cors(section));
-        take!("location", rules.location, self.location(section, place));
-        take!("cookies", rules.cookies, self.cookies(section, outer, place));
-        take!("access_log", rules.access_log, self.access_logs(section, outer, place).map(Some));
+        take!("location", rules.location, self.location(section, rule_scope));
+        take!("cookies", rules.cookies, self.cookies(section, outer, rule_scope));
+        take!("access_log", rules.access_log, self.access_logs(section, outer, rule_scope).map(Some));
         let timeout = || values::duration(MILLISECOND, DAY);
         limits! {
             "max_body_bytes" => rules.client.max_body_bytes, values::size(0, i64::MAX as u64);
@@ -119,11 +123,11 @@ impl<'t> Reader<'t> {
         &mut self,
         section: &Section<'t>,
         key: &str,
-        place: &RuleScope<'_>,
+        rule_scope: &RuleScope<'_>,
         known: Phase,
     ) -> Option<Value> {
         match section.setting(key) {
-            Some(setting) => self.value_in(setting, &place.scope(known)),
+            Some(setting) => self.value_in(setting, &rule_scope.scope(known)),
             None => {
                 self.missing(section, key);
                 None
@@ -135,23 +139,23 @@ impl<'t> Reader<'t> {
         &mut self,
         section: &Section<'t>,
         key: &str,
-        place: &RuleScope<'_>,
+        rule_scope: &RuleScope<'_>,
         known: Phase,
     ) -> Option<Option<Value>> {
         match section.setting(key) {
-            Some(setting) => self.value_in(setting, &place.scope(known)).map(Some),
+            Some(setting) => self.value_in(setting, &rule_scope.scope(known)).map(Some),
             None => Some(None),
         }
     }
 
     pub(super) fn value_in(&mut self, setting: Setting<'_, 't>, scope: &Scope<'_>) -> Option<Value> {
         let Setting { section, value, .. } = setting;
-        let replaced = self.replaced(setting.place()).map(|text| text.value.as_str());
+        let replaced = self.replaced(setting.offset()).map(|text| text.value.as_str());
         let text = match value.get_ref() {
             DeValue::String(text) => replaced.unwrap_or(text),
             _ => {
                 let message = format!("{} is {}: write text in quotes", setting.name(), self.shown(section, value));
-                self.problem(setting.place(), message);
+                self.problem(setting.offset(), message);
                 return None;
             }
         };
@@ -159,14 +163,14 @@ impl<'t> Reader<'t> {
             Ok(value) => Some(value),
             Err(message) => {
                 let message = format!("{} is {}: {message}", setting.name(), self.shown(section, value));
-                self.problem(setting.place(), message);
+                self.problem(setting.offset(), message);
                 None
             }
         }
     }
 
     /// The inner `None`: what a site says does not hold here.
-    fn rewrite(&mut self, section: &Section<'t>, place: &RuleScope<'_>) -> Option<Option<Rewrite>> {
+    fn rewrite(&mut self, section: &Section<'t>, rule_scope: &RuleScope<'_>) -> Option<Option<Rewrite>> {
         let inner = self.section(section, "rewrite");
         if !inner.is_written() {
             return None;
@@ -180,13 +184,13 @@ impl<'t> Reader<'t> {
             }
             [false, true, true] => {
                 let regex = self.regex(&inner, "regex")?;
-                let scope = Scope { rewrite: Some(&regex), ..place.scope(Phase::Route) };
+                let scope = Scope { rewrite: Some(&regex), ..rule_scope.scope(Phase::Route) };
                 let to = self.value_in(inner.setting("to")?, &scope)?;
                 self.check_path(&inner, "to", &to)?;
                 Rewrite::Regex { regex, to }
             }
             [false, false, true] => {
-                let to = self.required_value(&inner, "to", place, Phase::Route)?;
+                let to = self.required_value(&inner, "to", rule_scope, Phase::Route)?;
                 self.check_path(&inner, "to", &to)?;
                 Rewrite::To { to }
             }
@@ -195,7 +199,7 @@ impl<'t> Reader<'t> {
                     "{}: write {{ prefix = \"/v1\" }}, {{ regex = \"^/old/(.*)$\", to = \"/new/$1\" }} or {{ to = \"/new\" }}",
                     section.name_of("rewrite")
                 );
-                self.problem(section.place("rewrite"), message);
+                self.problem(section.offset("rewrite"), message);
                 return None;
             }
         };
@@ -208,7 +212,7 @@ impl<'t> Reader<'t> {
             return Some(());
         }
         let message = format!("{} is \"{}\": write a path that begins with \"/\"", section.name_of(key), value.text());
-        self.problem(section.place(key), message);
+        self.problem(section.offset(key), message);
         None
     }
 
@@ -216,7 +220,7 @@ impl<'t> Reader<'t> {
         &mut self,
         section: &Section<'t>,
         outer: &HeaderEdits,
-        place: &RuleScope<'_>,
+        rule_scope: &RuleScope<'_>,
     ) -> Option<HeaderEdits> {
         let tables = self.one_or_several(section, "request_headers")?;
         let keeps = self.keeps_outer(&tables)?;
@@ -224,12 +228,12 @@ impl<'t> Reader<'t> {
         let mut is_sound = true;
         for table in &tables {
             if table.has("host") {
-                match self.required_value(table, "host", place, Phase::Route) {
+                match self.required_value(table, "host", rule_scope, Phase::Route) {
                     Some(host) => edits.host = Some(host).filter(|host| !host.text().is_empty()),
                     None => is_sound = false,
                 }
             }
-            match self.field_changes(table, place, Phase::Route) {
+            match self.field_changes(table, rule_scope, Phase::Route) {
                 Some(changes) => edits.changes.extend(changes),
                 None => is_sound = false,
             }
@@ -242,13 +246,13 @@ impl<'t> Reader<'t> {
         &mut self,
         section: &Section<'t>,
         outer: &[FieldChange],
-        place: &RuleScope<'_>,
+        rule_scope: &RuleScope<'_>,
     ) -> Option<Vec<FieldChange>> {
         let tables = self.one_or_several(section, "response_headers")?;
         let keeps = self.keeps_outer(&tables)?;
         let mut changes = Some(Vec::new());
         for table in &tables {
-            let inner = self.field_changes(table, place, Phase::Answer);
+            let inner = self.field_changes(table, rule_scope, Phase::Answer);
             collect(&mut changes, inner);
         }
         Some(merged(outer, changes?.concat(), keeps))
@@ -264,7 +268,12 @@ impl<'t> Reader<'t> {
         keeps.map(|keeps| keeps.contains(&Some(true)))
     }
 
-    fn field_changes(&mut self, table: &Section<'t>, place: &RuleScope<'_>, known: Phase) -> Option<Vec<FieldChange>> {
+    fn field_changes(
+        &mut self,
+        table: &Section<'t>,
+        rule_scope: &RuleScope<'_>,
+        known: Phase,
+    ) -> Option<Vec<FieldChange>> {
         const EDITS: &[(&str, Edit)] =
             &[("set", Edit::Set), ("add", Edit::Add), ("append", Edit::Append), ("default", Edit::SetIfMissing)];
         let on = self.optional(table, "status", values::status_ranges);
@@ -290,7 +299,7 @@ impl<'t> Reader<'t> {
                     Ok(name) => Some(name),
                     Err(fix) => {
                         let message = format!("{} has the field \"{}\": write {fix}", table.name_of(key), entry.name);
-                        self.problem(entry.key_place, message);
+                        self.problem(entry.key_offset, message);
                         None
                     }
                 };
@@ -299,7 +308,7 @@ impl<'t> Reader<'t> {
                     _ => vec![entry.value],
                 };
                 for text in texts {
-                    let value = self.text(table.within(&shown, text), &place.scope(known));
+                    let value = self.text(table.within(&shown, text), &rule_scope.scope(known));
                     let change = name.clone().zip(value).map(|(name, value)| FieldChange {
                         known: Name::of(name.as_bytes()),
                         name,
@@ -322,7 +331,7 @@ impl<'t> Reader<'t> {
             DeValue::Table(table) => {
                 let (Some(file), 1) = (table.get("file"), table.len()) else {
                     let message = format!("{} is a table: write text, or {{ file = \"secret.txt\" }}", setting.name());
-                    self.problem(setting.place(), message);
+                    self.problem(setting.offset(), message);
                     return None;
                 };
                 let base = self.base(section);
@@ -331,7 +340,7 @@ impl<'t> Reader<'t> {
             }
             _ => {
                 let read = self.value_in(setting, scope)?;
-                let written = self.replaced(setting.place()).map(|text| text.written.clone());
+                let written = self.replaced(setting.offset()).map(|text| text.written.clone());
                 (read, written.map(SecretSource::Written))
             }
         };
@@ -342,7 +351,7 @@ impl<'t> Reader<'t> {
                 "{} holds a character that no field may have: write it without line breaks and control characters, and without spaces at its ends",
                 setting.name()
             );
-            self.problem(setting.place(), message);
+            self.problem(setting.offset(), message);
             return None;
         }
         Some(Text { value: value_read, shown })
@@ -352,7 +361,7 @@ impl<'t> Reader<'t> {
         &mut self,
         section: &Section<'t>,
         outer: &[ErrorPage],
-        place: &RuleScope<'_>,
+        rule_scope: &RuleScope<'_>,
     ) -> Option<Vec<ErrorPage>> {
         let entries = self.entries(section, "error_pages")?;
         let mut pages = Some(Vec::new());
@@ -372,7 +381,7 @@ impl<'t> Reader<'t> {
                     "{} is for 304, which is no error: what the client has is still right, and no page takes its place; remove it",
                     section.name_of("error_pages")
                 );
-                self.problem(entry.key_place, message);
+                self.problem(entry.key_offset, message);
             }
             if on.is_none() {
                 let message = format!(
@@ -380,9 +389,9 @@ impl<'t> Reader<'t> {
                     section.name_of("error_pages"),
                     entry.name
                 );
-                self.problem(entry.key_place, message);
+                self.problem(entry.key_offset, message);
             }
-            let page = self.error_page(section.within(&key, entry.value), place);
+            let page = self.error_page(section.within(&key, entry.value), rule_scope);
             collect(&mut pages, on.zip(page).map(|(on, (status, page))| ErrorPage { on, status, page }));
         }
         let mut pages: Vec<ErrorPage> = pages?;
@@ -394,24 +403,24 @@ impl<'t> Reader<'t> {
         Some(pages)
     }
 
-    fn error_page(&mut self, setting: Setting<'_, 't>, place: &RuleScope<'_>) -> Option<(PageStatus, Page)> {
+    fn error_page(&mut self, setting: Setting<'_, 't>, rule_scope: &RuleScope<'_>) -> Option<(PageStatus, Page)> {
         const FORMS: &str =
             "\"/path\", or a table with one of path, file, text and redirect, such as { file = \"errors/404.html\" }";
         let Setting { section, key, value } = setting;
-        let scope = place.scope(Phase::Answer);
+        let scope = rule_scope.scope(Phase::Answer);
         let DeValue::Table(_) = value.get_ref() else {
             let is_url = value.get_ref().as_str().is_some_and(|text| text.contains("://"));
             return match is_url {
                 true => {
                     let to = self.value_in(setting, &scope)?;
-                    self.check_redirect(setting, &to, place)?;
+                    self.check_redirect(setting, &to, rule_scope)?;
                     Some((PageStatus::Is(302), Page::Redirect(to)))
                 }
                 false => self.jump(setting, &scope).map(|to| (PageStatus::Keep, Page::Jump(to))),
             };
         };
         let inner = self.free_page(section, key, value);
-        let content_type = self.optional_value(&inner, "content_type", place, Phase::Answer);
+        let content_type = self.optional_value(&inner, "content_type", rule_scope, Phase::Answer);
         let status = self.optional(&inner, "status", |value| match value.as_str() {
             Some("page") => Ok(PageStatus::OfPage),
             _ => values::whole(200, 599)(value)
@@ -431,18 +440,18 @@ impl<'t> Reader<'t> {
                 "{} is {code}, which has no content, so that no page could be seen: write another code, or remove it",
                 inner.name_of("status")
             );
-            self.problem(inner.place("status"), message);
+            self.problem(inner.offset("status"), message);
         }
         if content_type.is_some() && matches!(*kind, "path" | "redirect") {
             let message = format!("{} means nothing beside {kind}: remove it", inner.name_of("content_type"));
-            self.problem(inner.key_place("content_type"), message);
+            self.problem(inner.key_offset("content_type"), message);
         }
         if status == Some(PageStatus::OfPage) && *kind != "path" {
             let message = format!(
                 "{} is \"page\", but a {kind} has no status: write a code, or remove it",
                 inner.name_of("status")
             );
-            self.problem(inner.place("status"), message);
+            self.problem(inner.offset("status"), message);
         }
         let written = inner.written(kind)?;
         let page = match *kind {
@@ -462,7 +471,7 @@ impl<'t> Reader<'t> {
             }
             _ => {
                 let to = self.value_in(inner.within(kind, written), &scope)?;
-                self.check_redirect(inner.within(kind, written), &to, place)?;
+                self.check_redirect(inner.within(kind, written), &to, rule_scope)?;
                 let status = match status {
                     None => 302,
                     Some(PageStatus::Is(status)) if values::is_redirect(status) => status,
@@ -471,7 +480,7 @@ impl<'t> Reader<'t> {
                             "{} is no status of a redirect: write 301, 302, 303, 307 or 308",
                             inner.name_of("status")
                         );
-                        self.problem(inner.place("status"), message);
+                        self.problem(inner.offset("status"), message);
                         return None;
                     }
                 };
@@ -510,7 +519,7 @@ impl<'t> Reader<'t> {
         let (origins, credentials) = (origins?, credentials?.unwrap_or(false));
         if origins.is_empty() {
             self.problem(
-                inner.place("origins"),
+                inner.offset("origins"),
                 format!(
                     "{} is empty: write origins such as \"https://shop.example\", or \"*\" for all",
                     inner.name_of("origins")
@@ -523,7 +532,7 @@ impl<'t> Reader<'t> {
                 "{} is true for the origin \"*\", which browsers refuse, since anybody's scripts could act for your users: write the origins, or credentials = false",
                 inner.name_of("credentials")
             );
-            self.problem(inner.place("credentials"), message);
+            self.problem(inner.offset("credentials"), message);
             return None;
         }
         let headers = headers?.unwrap_or_default();
@@ -543,7 +552,7 @@ impl<'t> Reader<'t> {
         Some(Some(cors))
     }
 
-    fn location(&mut self, section: &Section<'t>, place: &RuleScope<'_>) -> Option<LocationRewrite> {
+    fn location(&mut self, section: &Section<'t>, rule_scope: &RuleScope<'_>) -> Option<LocationRewrite> {
         if let Some(text) = section.written("location").and_then(|value| value.get_ref().as_str())
             && text.starts_with(['/', '~', '=', '^', '@'])
         {
@@ -551,7 +560,7 @@ impl<'t> Reader<'t> {
                 "{} is \"{text}\", but it is what becomes of Location in responses: for nginx's location write a [[site.route]] with path = \"/api\", or with exact, prefix or regex",
                 section.name_of("location")
             );
-            self.problem(section.place("location"), message);
+            self.problem(section.offset("location"), message);
             return None;
         }
         if section.is_text("location") {
@@ -566,17 +575,17 @@ impl<'t> Reader<'t> {
                     "{} is what becomes of Location in responses: for nginx's location write [[site.route]] in its place",
                     section.name_of("location")
                 );
-                self.problem(section.key_place("location"), message);
+                self.problem(section.key_offset("location"), message);
                 return None;
             }
             false => self.one_or_several(section, "location")?,
         };
         for table in sections {
             let from = self.required(&table, "from", values::text);
-            let to = self.required_value(&table, "to", place, Phase::Answer);
+            let to = self.required_value(&table, "to", rule_scope, Phase::Answer);
             if from.as_deref() == Some("") {
                 self.problem(
-                    table.place("from"),
+                    table.offset("from"),
                     format!("{} is empty: write how the Location to change begins", table.name_of("from")),
                 );
             }
@@ -585,14 +594,14 @@ impl<'t> Reader<'t> {
         pairs.map(LocationRewrite::Pairs)
     }
 
-    fn cookies(&mut self, section: &Section<'t>, outer: &Rules, place: &RuleScope<'_>) -> Option<CookieRewrite> {
+    fn cookies(&mut self, section: &Section<'t>, outer: &Rules, rule_scope: &RuleScope<'_>) -> Option<CookieRewrite> {
         const SAME_SITE: &[(&str, SameSite)] =
             &[("lax", SameSite::Lax), ("strict", SameSite::Strict), ("none", SameSite::None)];
         let inner = self.section(section, "cookies");
         let keeps = self.optional(&inner, "keep_outer", values::flag)?.unwrap_or(false);
         let outer = if keeps { outer.cookies.clone() } else { Default::default() };
-        let domain = self.replacements(&inner, "domain", place);
-        let path = self.replacements(&inner, "path", place);
+        let domain = self.replacements(&inner, "domain", rule_scope);
+        let path = self.replacements(&inner, "path", rule_scope);
         let secure = self.optional(&inner, "secure", values::flag);
         let http_only = self.optional(&inner, "http_only", values::flag);
         let same_site = self.optional(&inner, "same_site", values::choice(SAME_SITE));
@@ -602,7 +611,7 @@ impl<'t> Reader<'t> {
                 "{} is false, but browsers refuse a cookie with same_site \"none\" that is not secure: write secure = true",
                 inner.name_of("secure")
             );
-            self.problem(inner.place("secure"), message);
+            self.problem(inner.offset("secure"), message);
         }
         Some(CookieRewrite {
             domain: domain?.unwrap_or(outer.domain),
@@ -618,7 +627,7 @@ impl<'t> Reader<'t> {
         &mut self,
         section: &Section<'t>,
         key: &str,
-        place: &RuleScope<'_>,
+        rule_scope: &RuleScope<'_>,
     ) -> Option<Option<Vec<Replace>>> {
         if !section.has(key) {
             return Some(None);
@@ -626,7 +635,7 @@ impl<'t> Reader<'t> {
         let mut pairs = Some(Vec::new());
         for entry in self.entries(section, key)? {
             let name = format!("{key}.{}", entry.name);
-            let to = self.value_in(section.within(&name, entry.value), &place.scope(Phase::Answer));
+            let to = self.value_in(section.within(&name, entry.value), &rule_scope.scope(Phase::Answer));
             collect(&mut pairs, to.map(|to| Replace { from: entry.name.to_owned(), to }));
         }
         pairs.map(Some)
@@ -636,10 +645,10 @@ impl<'t> Reader<'t> {
         &mut self,
         section: &Section<'t>,
         outer: &Rules,
-        place: &RuleScope<'_>,
+        rule_scope: &RuleScope<'_>,
     ) -> Option<Vec<AccessLogRule>> {
         let base = self.base(section);
-        let common = place.around.access_log.and_then(|log| {
+        let common = rule_scope.around.access_log.and_then(|log| {
             let format = match log.format {
                 AccessLogFormat::Json => LogLine::Json,
                 AccessLogFormat::Combined => LogLine::Combined,
@@ -665,7 +674,7 @@ impl<'t> Reader<'t> {
             (true, None) => Some(common.clone().into_iter().collect()),
         };
         for table in &tables {
-            let rule = self.access_log_rule(table, common.as_ref(), place);
+            let rule = self.access_log_rule(table, common.as_ref(), rule_scope);
             collect(&mut rules, rule);
         }
         rules
@@ -675,7 +684,7 @@ impl<'t> Reader<'t> {
         &mut self,
         table: &Section<'t>,
         common: Option<&AccessLogRule>,
-        place: &RuleScope<'_>,
+        rule_scope: &RuleScope<'_>,
     ) -> Option<AccessLogRule> {
         let base = self.base(table);
         let file = match table.has("file") {
@@ -683,12 +692,12 @@ impl<'t> Reader<'t> {
                 values::log_file(base, value)?.ok_or_else(|| "\"stdout\", or the path of a file".to_owned())
             }),
             false => {
-                if common.is_none() && place.around.access_log.is_some() {
+                if common.is_none() && rule_scope.around.access_log.is_some() {
                     let message = format!(
                         "{} is missing: write file = \"log/site.json\", since [access_log] has none",
                         table.name_of("file")
                     );
-                    self.absent(Some(table.own_place()), message);
+                    self.absent(Some(table.own_offset()), message);
                 }
                 common.map(|common| common.file.clone())
             }
@@ -706,14 +715,14 @@ impl<'t> Reader<'t> {
                     self.problem(table.at(value), message);
                     None
                 }
-                _ => self.value_in(table.within("format", value), &place.scope(Phase::End)).map(LogLine::Own),
+                _ => self.value_in(table.within("format", value), &rule_scope.scope(Phase::End)).map(LogLine::Own),
             },
         };
         if let Some(LogLine::Own(line)) = &format
             && line.text().contains(['\n', '\r'])
         {
             self.problem(
-                table.place("format"),
+                table.offset("format"),
                 format!("{} has a line break: write one line", table.name_of("format")),
             );
         }
@@ -725,11 +734,11 @@ impl<'t> Reader<'t> {
                 "{} means nothing without a format of your own, such as \"$remote_addr $status\": remove it",
                 table.name_of("escape")
             );
-            self.problem(table.key_place("escape"), message);
+            self.problem(table.key_offset("escape"), message);
         }
         let when = self.section(table, "when");
         let status = self.optional(&when, "status", values::status_ranges);
-        let condition = self.condition_within(&when, place, Phase::End);
+        let condition = self.condition_within(&when, rule_scope, Phase::End);
         let share = self.optional(table, "share", values::share);
         let or_share = self.optional(table, "or_share", values::share);
         let (status, when) = (status?, condition?);
@@ -738,7 +747,7 @@ impl<'t> Reader<'t> {
                 "{} means nothing without \"when\", since there are no others: write when, or share",
                 table.name_of("or_share")
             );
-            self.problem(table.key_place("or_share"), message);
+            self.problem(table.key_offset("or_share"), message);
         }
         Some(AccessLogRule {
             file: file?,

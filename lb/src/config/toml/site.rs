@@ -27,14 +27,14 @@ const MATCHERS: &[&str] = &["path", "exact", "prefix", "regex"];
 struct SiteAt {
     site: SiteConfig,
     /// Of its hosts.
-    place: usize,
+    offset: usize,
     is_named: bool,
     routes: Vec<RouteAt>,
 }
 
 /// What is known of a route beside what it does.
 struct RouteAt {
-    place: usize,
+    offset: usize,
     /// The name that it was given.
     name: Option<(String, usize)>,
     /// Routes of this site that it leads to by name, with the places where it does.
@@ -46,7 +46,7 @@ impl<'t> Reader<'t> {
     /// blamed who names one.
     pub(super) fn values(&mut self, roots: &[Section<'t>]) -> (Tables, bool) {
         let mut written = Vec::new();
-        let mut places: Vec<(usize, Vec<usize>)> = Vec::new();
+        let mut offsets: Vec<(usize, Vec<usize>)> = Vec::new();
         let mut is_sound = true;
         for root in roots {
             let Some(entries) = self.entries(root, "values") else {
@@ -58,7 +58,7 @@ impl<'t> Reader<'t> {
                 match value.and_then(|section| self.value_table(&section, entry.name)) {
                     Some((table, cases)) => {
                         written.push(table);
-                        places.push((entry.key_place, cases));
+                        offsets.push((entry.key_offset, cases));
                     }
                     None => {
                         written.push(Written {
@@ -67,7 +67,7 @@ impl<'t> Reader<'t> {
                             cases: WrittenCases::Map { cases: Vec::new(), hostnames: false },
                             default: None,
                         });
-                        places.push((entry.key_place, Vec::new()));
+                        offsets.push((entry.key_offset, Vec::new()));
                         is_sound = false;
                     }
                 }
@@ -78,12 +78,12 @@ impl<'t> Reader<'t> {
             Err(problems) => {
                 for problem in problems {
                     let index = problem.table.0 as usize;
-                    let Some((place, cases)) = places.get(index) else { continue };
-                    let place = match problem.at {
-                        crate::value::table::At::Case(case) => cases.get(case).copied().unwrap_or(*place),
-                        _ => *place,
+                    let Some((offset, cases)) = offsets.get(index) else { continue };
+                    let offset = match problem.at {
+                        crate::value::table::At::Case(case) => cases.get(case).copied().unwrap_or(*offset),
+                        _ => *offset,
                     };
-                    self.problem(place, format!("values.{}: {}", written[index].name, problem.message));
+                    self.problem(offset, format!("values.{}: {}", written[index].name, problem.message));
                 }
                 (Tables::unread(written.into_iter().map(|table| table.name)), false)
             }
@@ -97,44 +97,44 @@ impl<'t> Reader<'t> {
                 "{} is \"{text}\", which is the same for every request: write a variable, such as \"${text}\"",
                 section.name_of("from")
             );
-            self.problem(section.place("from"), message);
+            self.problem(section.offset("from"), message);
         }
         let default = self.optional(section, "default", values::text);
         let hostnames = self.optional(section, "hostnames", values::flag);
         let kinds: Vec<_> = ["cases", "networks", "shares"].into_iter().filter(|key| section.has(key)).collect();
         let [kind] = kinds.as_slice() else {
-            let place = kinds.get(1).map_or(section.own_place(), |key| section.key_place(key));
+            let offset = kinds.get(1).map_or(section.own_offset(), |key| section.key_offset(key));
             let message = format!(
                 "{} has {}: write one of cases, networks and shares, such as cases = {{ gold = \"fast\" }}",
                 section.name_of("").trim_end_matches('.'),
                 if kinds.is_empty() { "none of cases, networks and shares".to_owned() } else { kinds.join(" and ") }
             );
-            self.problem(place, message);
+            self.problem(offset, message);
             return None;
         };
-        let mut places = Vec::new();
+        let mut offsets = Vec::new();
         let mut texts = Some(Vec::new());
         if *kind == "shares" {
             let mut shares = Some(Vec::new());
             for entry in self.entries(section, kind)? {
-                places.push(entry.key_place);
+                offsets.push(entry.key_offset);
                 let share = self.read_at(section, &format!("{kind}.{}", entry.name), entry.value, |value| {
                     Percent::new(values::number(value)?).map_err(|_| "percent from 0.01 to 100, such as 5".to_owned())
                 });
                 collect(&mut shares, share.map(|share| (share, entry.name.to_owned())));
             }
             let cases = WrittenCases::Shares(shares?);
-            return Some((Written { name: name.to_owned(), from: from?, cases, default: default? }, places));
+            return Some((Written { name: name.to_owned(), from: from?, cases, default: default? }, offsets));
         }
         for entry in self.entries(section, kind)? {
-            places.push(entry.key_place);
+            offsets.push(entry.key_offset);
             if entry.name == "default" {
                 let message = format!(
                     "{} has \"default\", which is taken for a text here: write default = \"…\" beside {kind}{}",
                     section.name_of(kind),
                     if *kind == "cases" { ", or '\\default' for the text" } else { "" }
                 );
-                self.problem(entry.key_place, message);
+                self.problem(entry.key_offset, message);
                 texts = None;
                 continue;
             }
@@ -144,7 +144,7 @@ impl<'t> Reader<'t> {
         let texts = texts?;
         let mut problem = |index: usize, message: String| {
             let key = format!("{}: ", section.name_of(kind));
-            self.problem(places.get(index).copied().unwrap_or_default(), format!("{key}{message}"));
+            self.problem(offsets.get(index).copied().unwrap_or_default(), format!("{key}{message}"));
         };
         let cases = match *kind {
             "networks" => {
@@ -163,7 +163,7 @@ impl<'t> Reader<'t> {
                 hostnames: hostnames?.unwrap_or(false),
             },
         };
-        Some((Written { name: name.to_owned(), from: from?, cases, default: default? }, places))
+        Some((Written { name: name.to_owned(), from: from?, cases, default: default? }, offsets))
     }
 
     pub(super) fn sites(
@@ -200,7 +200,7 @@ impl<'t> Reader<'t> {
                 did_you_mean(listener.as_str(), &names),
                 names.join(", ")
             );
-            self.absent(Some(section.place("listeners")), message);
+            self.absent(Some(section.offset("listeners")), message);
         }
         let certificate = self.pinned(section, listeners.as_deref().unwrap_or_default(), around);
         let expression = hosts.iter().flatten().filter_map(|host| match host {
@@ -210,14 +210,14 @@ impl<'t> Reader<'t> {
         let expressions: Vec<_> = expression.collect();
         let host = if let [one] = expressions.as_slice() { Some(*one) } else { None };
         let has_server_name = !matches!(hosts.iter().flatten().next(), Some(HostPattern::Any | HostPattern::Regex(_)));
-        let place = RuleScope { around, host, route: None, has_server_name };
-        let rules = self.rules(section, &Rules::default(), &place);
+        let rule_scope = RuleScope { around, host, route: None, has_server_name };
+        let rules = self.rules(section, &Rules::default(), &rule_scope);
         let mut routes = Some(Vec::new());
         let mut at = Vec::new();
         let has_action = ACTIONS.iter().any(|action| section.has(action));
         let sections = self.tables(section, "route");
         for inner in &sections {
-            let read = self.route_of_site(inner, rules.as_ref().unwrap_or(&Rules::default()), &place);
+            let read = self.route_of_site(inner, rules.as_ref().unwrap_or(&Rules::default()), &rule_scope);
             collect(
                 &mut routes,
                 read.map(|(route, route_at)| {
@@ -227,14 +227,14 @@ impl<'t> Reader<'t> {
             );
         }
         if has_action {
-            let action = self.action(section, &place);
+            let action = self.action(section, &rule_scope);
             if let (Some((Action::Respond(respond), _)), Some(rules)) = (&action, &rules) {
                 self.check_respond(section, respond, rules);
             }
             let route = || {
                 let (action, jumps) = action?;
                 at.push(RouteAt {
-                    place: section.own_place(),
+                    offset: section.own_offset(),
                     name: None,
                     jumps: [jumps, rules.as_ref().map(|rules| self.page_jumps(section, rules)).unwrap_or_default()]
                         .concat(),
@@ -247,14 +247,14 @@ impl<'t> Reader<'t> {
                     internal: false,
                     action,
                     rules: rules.clone()?,
-                    place: self.origin(section.own_place()),
+                    defined_at: self.origin(section.own_offset()),
                 })
             };
             let route = route();
             collect(&mut routes, route);
         } else if sections.is_empty() && !section.has("route") {
             let message = "site has neither routes nor an action: write a [[site.route]], or for all of its requests one of pool, redirect, respond and jump";
-            self.absent(Some(section.own_place()), message);
+            self.absent(Some(section.own_offset()), message);
         }
         let routes = routes?;
         self.check_hidden(&routes, &at);
@@ -263,7 +263,7 @@ impl<'t> Reader<'t> {
         let name = name?;
         let is_named = name.is_some();
         Some(SiteAt {
-            place: section.place("hosts"),
+            offset: section.offset("hosts"),
             is_named,
             site: SiteConfig {
                 name: name.unwrap_or_default(),
@@ -272,7 +272,7 @@ impl<'t> Reader<'t> {
                 certificate: certificate?,
                 routes,
                 fallback: rules,
-                place: self.origin(section.own_place()),
+                defined_at: self.origin(section.own_offset()),
             },
             routes: at,
         })
@@ -295,7 +295,7 @@ impl<'t> Reader<'t> {
                 "site.certificate is {}, but {problem}: name a certificate of the listener's tls by the same path",
                 path.display()
             );
-            self.absent(Some(section.place("certificate")), message);
+            self.absent(Some(section.offset("certificate")), message);
         }
         Some(certificate)
     }
@@ -308,7 +308,7 @@ impl<'t> Reader<'t> {
         let elements = self.elements(section, "hosts")?;
         if elements.is_empty() {
             self.problem(
-                section.place("hosts"),
+                section.offset("hosts"),
                 "site.hosts is empty: write the names, or [\"\"] for any host".to_owned(),
             );
             return None;
@@ -331,15 +331,15 @@ impl<'t> Reader<'t> {
         let mut known: HashMap<String, Vec<usize>> = HashMap::new();
         let of_routes: HashMap<String, &HostRoute> =
             routes.iter().map(|route| (route.host.to_string(), route)).collect();
-        for (index, SiteAt { site, place, .. }) in sites.iter().enumerate() {
+        for (index, SiteAt { site, offset, .. }) in sites.iter().enumerate() {
             for host in &site.hosts {
                 let shown = host.to_string();
                 if let Some(route) = of_routes.get(&shown) {
                     let message = format!(
                         "site.hosts has \"{shown}\", for which there is a [[route]] ({}): write that one as a [[site.route]], or another host",
-                        route.place
+                        route.defined_at
                     );
-                    self.problem(*place, message);
+                    self.problem(*offset, message);
                 }
                 let with_host = known.entry(shown.clone()).or_default();
                 let other = with_host
@@ -348,11 +348,11 @@ impl<'t> Reader<'t> {
                     .filter_map(|other| sites.get(*other))
                     .find(|other| overlap(&other.site, site));
                 if let Some(other) = other {
-                    let line = self.line(other.place, *place);
+                    let line = self.line(other.offset, *offset);
                     let message = format!(
                         "site.hosts has \"{shown}\", which the site in {line} has on the same listener: remove one of the two, or give them different listeners"
                     );
-                    self.problem(*place, message);
+                    self.problem(*offset, message);
                 }
                 with_host.push(index);
             }
@@ -372,8 +372,8 @@ impl<'t> Reader<'t> {
         }
         let mut taken: HashMap<String, usize> = HashMap::new();
         for index in 0..sites.len() {
-            let SiteAt { site, is_named, place, .. } = &mut sites[index];
-            let place = *place;
+            let SiteAt { site, is_named, offset, .. } = &mut sites[index];
+            let offset = *offset;
             if !*is_named {
                 let name = first(site);
                 let listener = site.listeners.first().filter(|_| count.get(&name).is_some_and(|count| *count > 1));
@@ -382,8 +382,8 @@ impl<'t> Reader<'t> {
             let name = site.name.clone();
             match taken.get(&name) {
                 Some(first) => {
-                    let line = self.line(sites[*first].place, place);
-                    self.problem(place, format!("the site in {line} is called \"{name}\" too: write another name, such as name = \"{name}-2\""));
+                    let line = self.line(sites[*first].offset, offset);
+                    self.problem(offset, format!("the site in {line} is called \"{name}\" too: write another name, such as name = \"{name}-2\""));
                 }
                 None => drop(taken.insert(name, index)),
             }
@@ -394,15 +394,15 @@ impl<'t> Reader<'t> {
     fn name_routes(&mut self, sites: &mut [SiteAt], routes: &[HostRoute]) {
         let mut given: HashMap<String, usize> = HashMap::new();
         for SiteAt { routes, .. } in sites.iter() {
-            for (name, place) in routes.iter().filter_map(|route| route.name.as_ref()) {
+            for (name, offset) in routes.iter().filter_map(|route| route.name.as_ref()) {
                 match given.get(name) {
                     Some(first) => {
-                        let line = self.line(*first, *place);
+                        let line = self.line(*first, *offset);
                         let message =
                             format!("site.route.name is \"{name}\", which the route in {line} has: write another name");
-                        self.problem(*place, message);
+                        self.problem(*offset, message);
                     }
-                    None => drop(given.insert(name.clone(), *place)),
+                    None => drop(given.insert(name.clone(), *offset)),
                 }
             }
         }
@@ -430,7 +430,7 @@ impl<'t> Reader<'t> {
                 }
                 route.name = RouteName::new(&name);
             }
-            for (name, place) in routes.iter().flat_map(|route| &route.jumps) {
+            for (name, offset) in routes.iter().flat_map(|route| &route.jumps) {
                 if !site.routes.iter().any(|route| route.name == *name) {
                     let names: Vec<_> =
                         routes.iter().filter_map(|route| Some(route.name.as_ref()?.0.as_str())).collect();
@@ -442,7 +442,7 @@ impl<'t> Reader<'t> {
                             format!("{}the named routes are {}", did_you_mean(name.as_str(), &names), names.join(", "))
                         }
                     };
-                    self.problem(*place, format!("the site has no route that is called \"{name}\": {fix}"));
+                    self.problem(*offset, format!("the site has no route that is called \"{name}\": {fix}"));
                 }
             }
         }
@@ -461,14 +461,14 @@ impl<'t> Reader<'t> {
             };
             let hides = |above: &RouteConfig| above.condition.is_none() || above.condition == route.condition;
             let before = of_path.entry(key).or_default();
-            let hiding = before.iter().find(|(above, _)| hides(above)).map(|(_, above)| above.place);
+            let hiding = before.iter().find(|(above, _)| hides(above)).map(|(_, above)| above.offset);
             before.push((route, route_at));
             if let Some(above) = hiding {
-                let line = self.line(above, route_at.place);
+                let line = self.line(above, route_at.offset);
                 let message = format!(
                     "no request can reach this route, since the one in {line} takes all for the same path: write this one before it, or give that one a condition (methods, networks or when)"
                 );
-                self.problem(route_at.place, message);
+                self.problem(route_at.offset, message);
             }
         }
     }
@@ -477,36 +477,36 @@ impl<'t> Reader<'t> {
         &mut self,
         section: &Section<'t>,
         outer: &Rules,
-        place: &RuleScope<'_>,
+        rule_scope: &RuleScope<'_>,
     ) -> Option<(RouteConfig, RouteAt)> {
         let name = self.optional(section, "name", values::route_name);
         let matcher = self.matcher(section);
         let expression = if let Some(Matcher::Regex(regex)) = &matcher { Some(regex) } else { None };
-        let place = RuleScope { route: expression, ..*place };
-        let condition = self.condition(section, &place);
+        let rule_scope = RuleScope { route: expression, ..*rule_scope };
+        let condition = self.condition(section, &rule_scope);
         let over_regex = self.optional(section, "over_regex", values::flag);
         let internal = self.optional(section, "internal", values::flag);
-        let rules = self.rules(section, outer, &place);
+        let rules = self.rules(section, outer, &rule_scope);
         let written: Vec<_> = ACTIONS.iter().filter(|action| section.has(action)).collect();
         let action = match written.as_slice() {
             [] => {
                 let message = "site.route has no action: write one of pool, pool_from, redirect, respond and jump";
-                self.absent(Some(section.own_place()), message);
+                self.absent(Some(section.own_offset()), message);
                 None
             }
-            _ => self.action(section, &place),
+            _ => self.action(section, &rule_scope),
         };
         if let (Some(true), Some(Matcher::Exact(_) | Matcher::Regex(_) | Matcher::Named)) =
             (over_regex.flatten(), &matcher)
         {
             let message = "site.route.over_regex means nothing here, since only the longest path or prefix is chosen over a regex: remove it";
-            self.problem(section.key_place("over_regex"), message);
+            self.problem(section.key_offset("over_regex"), message);
         }
         if let (Some(Rules { rewrite: Some(Rewrite::Prefix { .. }), .. }), Some(Matcher::Regex(_) | Matcher::Named)) =
             (&rules, &matcher)
         {
             let message = "rewrite.prefix means nothing here, since this route has no path of its own to put it in place of: write rewrite = { to = \"…\" }, or { regex = \"…\", to = \"…\" }";
-            self.problem(section.first_place(&["rewrite"]), message);
+            self.problem(section.first_offset(&["rewrite"]), message);
         }
         let page_jumps = rules.as_ref().map(|rules| self.page_jumps(section, rules)).unwrap_or_default();
         let (action, jumps) = action?;
@@ -514,8 +514,8 @@ impl<'t> Reader<'t> {
             self.check_respond(section, respond, rules);
         }
         let at = RouteAt {
-            place: section.first_place(MATCHERS),
-            name: name?.map(|name| (name, section.place("name"))),
+            offset: section.first_offset(MATCHERS),
+            name: name?.map(|name| (name, section.offset("name"))),
             jumps: [jumps, page_jumps].concat(),
         };
         let route = RouteConfig {
@@ -526,7 +526,7 @@ impl<'t> Reader<'t> {
             internal: internal?.unwrap_or(false),
             action,
             rules: rules?,
-            place: self.origin(section.own_place()),
+            defined_at: self.origin(section.own_offset()),
         };
         Some((route, at))
     }
@@ -536,8 +536,8 @@ impl<'t> Reader<'t> {
             Page::Jump(JumpTo::Route(name)) => Some(name.clone()),
             _ => None,
         };
-        let place = section.first_place(&["error_pages"]);
-        rules.error_pages.iter().filter_map(|page| Some((name(&page.page)?, place))).collect()
+        let offset = section.first_offset(&["error_pages"]);
+        rules.error_pages.iter().filter_map(|page| Some((name(&page.page)?, offset))).collect()
     }
 
     fn matcher(&mut self, section: &Section<'t>) -> Option<Matcher> {
@@ -546,7 +546,7 @@ impl<'t> Reader<'t> {
             [] if section.has("name") => Some(Matcher::Named),
             [] => {
                 let message = "site.route has no path: write path = \"/\" for all, or exact, prefix or regex; a route that only jumps lead to needs a name";
-                self.absent(Some(section.own_place()), message);
+                self.absent(Some(section.own_offset()), message);
                 None
             }
             [key] => match **key {
@@ -562,14 +562,14 @@ impl<'t> Reader<'t> {
                 let message = format!(
                     "site.route has {first} and {second}: write one of the two, and another [[site.route]] for the other"
                 );
-                self.problem(section.key_place(second), message);
+                self.problem(section.key_offset(second), message);
                 None
             }
         }
     }
 
     /// `methods`, `networks` and `when`. The inner `None` is no condition at all.
-    fn condition(&mut self, section: &Section<'t>, place: &RuleScope<'_>) -> Option<Option<Condition>> {
+    fn condition(&mut self, section: &Section<'t>, rule_scope: &RuleScope<'_>) -> Option<Option<Condition>> {
         let (mut is_sound, mut condition) = (true, Condition::default());
         if section.has("methods") {
             let methods = self.each(section, "methods", values::text);
@@ -577,13 +577,13 @@ impl<'t> Reader<'t> {
                 Some(Ok(methods)) if methods.iter().next().is_some() => condition.methods = Some(methods),
                 Some(Ok(_)) => {
                     self.problem(
-                        section.place("methods"),
+                        section.offset("methods"),
                         format!("{} is empty: write [\"GET\", \"HEAD\"], or remove it", section.name_of("methods")),
                     );
                     is_sound = false;
                 }
                 Some(Err(message)) => {
-                    self.problem(section.place("methods"), format!("{}: {message}", section.name_of("methods")));
+                    self.problem(section.offset("methods"), format!("{}: {message}", section.name_of("methods")));
                     is_sound = false;
                 }
                 None => is_sound = false,
@@ -594,7 +594,7 @@ impl<'t> Reader<'t> {
                 Some(networks) if !networks.is_empty() => condition.networks = Some(NetSet::new(networks)),
                 Some(_) => {
                     self.problem(
-                        section.place("networks"),
+                        section.offset("networks"),
                         format!("{} is empty: write [\"10.0.0.0/8\"], or remove it", section.name_of("networks")),
                     );
                     is_sound = false;
@@ -603,7 +603,7 @@ impl<'t> Reader<'t> {
             }
         }
         let when = self.section(section, "when");
-        match self.tests(&when, place, Phase::Head) {
+        match self.tests(&when, rule_scope, Phase::Head) {
             Some(tests) => condition.tests = tests,
             None => is_sound = false,
         }
@@ -614,16 +614,16 @@ impl<'t> Reader<'t> {
     pub(super) fn condition_within(
         &mut self,
         section: &Section<'t>,
-        place: &RuleScope<'_>,
+        rule_scope: &RuleScope<'_>,
         known: Phase,
     ) -> Option<Option<Condition>> {
-        let mut condition = Condition { tests: self.tests(section, place, known)?, ..Condition::default() };
+        let mut condition = Condition { tests: self.tests(section, rule_scope, known)?, ..Condition::default() };
         if section.has("methods") {
             let methods = self.each(section, "methods", values::text)?;
             match MethodSet::new(methods) {
                 Ok(methods) => condition.methods = Some(methods),
                 Err(message) => {
-                    self.problem(section.place("methods"), format!("{}: {message}", section.name_of("methods")));
+                    self.problem(section.offset("methods"), format!("{}: {message}", section.name_of("methods")));
                     return None;
                 }
             }
@@ -635,7 +635,7 @@ impl<'t> Reader<'t> {
     }
 
     /// Tests of `headers`, `cookies`, `query` and `values`.
-    fn tests(&mut self, when: &Section<'t>, place: &RuleScope<'_>, known: Phase) -> Option<Vec<Test>> {
+    fn tests(&mut self, when: &Section<'t>, rule_scope: &RuleScope<'_>, known: Phase) -> Option<Vec<Test>> {
         let mut tests = Some(Vec::new());
         for (key, prefix) in [("headers", "http_"), ("cookies", "cookie_"), ("query", "arg_"), ("values", "")] {
             for entry in self.entries(when, key).unwrap_or_default() {
@@ -648,13 +648,14 @@ impl<'t> Reader<'t> {
                         "{} has \"{text}\", which is the same for every request: write a variable, such as \"${text}\"",
                         when.name_of(key)
                     );
-                    self.problem(entry.key_place, message);
+                    self.problem(entry.key_offset, message);
                 }
-                let of = Value::parse(&text, &place.scope(known));
+                let of = Value::parse(&text, &rule_scope.scope(known));
                 if let Err(message) = &of {
-                    self.problem(entry.key_place, format!("{}: {message}", when.name_of(key)));
+                    self.problem(entry.key_offset, format!("{}: {message}", when.name_of(key)));
                 }
-                let test = self.test(when.within(&format!("{key}.{}", entry.name), entry.value), &place.scope(known));
+                let test =
+                    self.test(when.within(&format!("{key}.{}", entry.name), entry.value), &rule_scope.scope(known));
                 let test = of.ok().zip(test).map(|(of, (is, negated))| Test { of, is, negated });
                 collect(&mut tests, test);
             }
@@ -692,32 +693,36 @@ impl<'t> Reader<'t> {
     }
 
     /// The only action that is written, with the routes that it leads to by name.
-    fn action(&mut self, section: &Section<'t>, place: &RuleScope<'_>) -> Option<(Action, Vec<(RouteName, usize)>)> {
+    fn action(
+        &mut self,
+        section: &Section<'t>,
+        rule_scope: &RuleScope<'_>,
+    ) -> Option<(Action, Vec<(RouteName, usize)>)> {
         let written: Vec<_> = ACTIONS.iter().filter(|action| section.has(action)).collect();
         if let [first, second, ..] = written.as_slice() {
             let message = format!(
                 "{} stands beside {first}, and only one thing can answer: remove one of the two",
                 section.name_of(second)
             );
-            self.problem(section.key_place(second), message);
+            self.problem(section.key_offset(second), message);
         }
         let mut jumps = Vec::new();
         let mut actions = Vec::new();
         for key in written {
             let action = match *key {
-                "pool" => self.pool_of(section, "pool", place).map(Action::Pool),
+                "pool" => self.pool_of(section, "pool", rule_scope).map(Action::Pool),
                 "pool_from" => {
                     let inner = self.section(section, "pool_from");
-                    self.pool_from(&inner, place).map(Action::PoolFrom)
+                    self.pool_from(&inner, rule_scope).map(Action::PoolFrom)
                 }
                 "respond" => {
                     let inner = self.section(section, "respond");
-                    self.respond(&inner, place).map(Action::Respond)
+                    self.respond(&inner, rule_scope).map(Action::Respond)
                 }
-                "redirect" => self.redirect(section, place).map(Action::Redirect),
-                _ => self.jump(section.setting("jump")?, &place.scope(Phase::Route)).map(|to| {
+                "redirect" => self.redirect(section, rule_scope).map(Action::Redirect),
+                _ => self.jump(section.setting("jump")?, &rule_scope.scope(Phase::Route)).map(|to| {
                     if let JumpTo::Route(name) = &to {
-                        jumps.push((name.clone(), section.place("jump")));
+                        jumps.push((name.clone(), section.offset("jump")));
                     }
                     Action::Jump(to)
                 }),
@@ -728,13 +733,13 @@ impl<'t> Reader<'t> {
         actions.pop().flatten().filter(|_| is_one).map(|action| (action, jumps))
     }
 
-    fn pool_of(&mut self, section: &Section<'t>, key: &str, place: &RuleScope<'_>) -> Option<PoolName> {
+    fn pool_of(&mut self, section: &Section<'t>, key: &str, rule_scope: &RuleScope<'_>) -> Option<PoolName> {
         let pool = self.required(section, key, values::pool_name)?;
-        self.known_pool(section, key, &pool, place.around.pools).then_some(pool)
+        self.known_pool(section, key, &pool, rule_scope.around.pools).then_some(pool)
     }
 
-    fn pool_from(&mut self, section: &Section<'t>, place: &RuleScope<'_>) -> Option<PoolFrom> {
-        let value = self.required_value(section, "value", place, Phase::Route);
+    fn pool_from(&mut self, section: &Section<'t>, rule_scope: &RuleScope<'_>) -> Option<PoolFrom> {
+        let value = self.required_value(section, "value", rule_scope, Phase::Route);
         if !section.has("pools") {
             self.missing(section, "pools");
             return None;
@@ -742,28 +747,28 @@ impl<'t> Reader<'t> {
         let pools = self.each(section, "pools", values::pool_name)?;
         if pools.is_empty() {
             self.problem(
-                section.place("pools"),
+                section.offset("pools"),
                 format!("{} is empty: write the pools that it may be", section.name_of("pools")),
             );
             return None;
         }
-        let all = pools.iter().map(|pool| self.known_pool(section, "pools", pool, place.around.pools));
+        let all = pools.iter().map(|pool| self.known_pool(section, "pools", pool, rule_scope.around.pools));
         let all: Vec<_> = all.collect();
         let (value, is_sound) = (value?, all.into_iter().all(|is_known| is_known));
         is_sound.then_some(PoolFrom { value, pools })
     }
 
-    fn respond(&mut self, section: &Section<'t>, place: &RuleScope<'_>) -> Option<Respond> {
+    fn respond(&mut self, section: &Section<'t>, rule_scope: &RuleScope<'_>) -> Option<Respond> {
         let status = self.optional(section, "status", values::whole(200, 599));
-        let body = self.optional_value(section, "body", place, Phase::Route);
-        let content_type = self.optional_value(section, "content_type", place, Phase::Route);
+        let body = self.optional_value(section, "body", rule_scope, Phase::Route);
+        let content_type = self.optional_value(section, "content_type", rule_scope, Phase::Route);
         let (status, body) = (status?.unwrap_or(200), body?);
         if status == 444 {
             let message = format!(
                 "{} is 444, by which nginx closes the connection without an answer, and that is not there yet: write 403, or another status",
                 section.name_of("status")
             );
-            self.problem(section.place("status"), message);
+            self.problem(section.offset("status"), message);
             return None;
         }
         if body.is_some() && matches!(status, 204 | 205 | 304) {
@@ -771,7 +776,7 @@ impl<'t> Reader<'t> {
                 "{} means nothing with status {status}, which has no body: remove it, or write another status",
                 section.name_of("body")
             );
-            self.problem(section.key_place("body"), message);
+            self.problem(section.key_offset("body"), message);
             return None;
         }
         let content_type = content_type?.unwrap_or_else(|| Value::constant(super::rules::PLAIN_TEXT));
@@ -786,27 +791,27 @@ impl<'t> Reader<'t> {
             let message = format!(
                 "{name} has the status {status} and no Location: write redirect = {{ to = \"/path\", status = {status} }}"
             );
-            self.problem(section.place("respond"), message);
+            self.problem(section.offset("respond"), message);
         }
     }
 
-    fn redirect(&mut self, section: &Section<'t>, place: &RuleScope<'_>) -> Option<Redirect> {
+    fn redirect(&mut self, section: &Section<'t>, rule_scope: &RuleScope<'_>) -> Option<Redirect> {
         const KEY: &str = "redirect";
         let value = section.written(KEY)?;
         let (to, status) = match value.get_ref() {
             DeValue::Table(_) => {
                 let inner = self.section(section, KEY);
-                let to = self.required_value(&inner, "to", place, Phase::Route);
+                let to = self.required_value(&inner, "to", rule_scope, Phase::Route);
                 if let Some(to) = &to {
-                    self.check_redirect(inner.setting("to")?, to, place)?;
+                    self.check_redirect(inner.setting("to")?, to, rule_scope)?;
                 }
                 let status = self.optional(&inner, "status", values::redirect_status);
                 (to?, status?)
             }
             _ => {
                 let setting = section.within(KEY, value);
-                let to = self.value_in(setting, &place.scope(Phase::Route))?;
-                self.check_redirect(setting, &to, place)?;
+                let to = self.value_in(setting, &rule_scope.scope(Phase::Route))?;
+                self.check_redirect(setting, &to, rule_scope)?;
                 (to, None)
             }
         };
@@ -814,9 +819,9 @@ impl<'t> Reader<'t> {
     }
 
     /// A redirect whose host a request can choose would lead people anywhere.
-    pub(super) fn check_redirect(&mut self, setting: Setting<'_, 't>, to: &Value, place: &RuleScope<'_>) -> Option<()> {
-        let Err(why) = is_safe(to, place) else { return Some(()) };
-        self.problem(setting.place(), format!("{}: {why}", setting.name()));
+    pub(super) fn check_redirect(&mut self, setting: Setting<'_, 't>, to: &Value, rule_scope: &RuleScope<'_>) -> Option<()> {
+        let Err(why) = is_safe(to, rule_scope) else { return Some(()) };
+        self.problem(setting.offset(), format!("{}: {why}", setting.name()));
         None
     }
 
@@ -845,9 +850,9 @@ fn overlap(a: &SiteConfig, b: &SiteConfig) -> bool {
 }
 
 /// As [`Value::check_location`]. A host that is empty for every request is none either.
-fn is_safe(to: &Value, place: &RuleScope<'_>) -> Result<(), String> {
-    to.check_location(place.around.tables)?;
-    if !place.has_server_name && names_server(to, place.around.tables) {
+fn is_safe(to: &Value, rule_scope: &RuleScope<'_>) -> Result<(), String> {
+    to.check_location(rule_scope.around.tables)?;
+    if !rule_scope.has_server_name && names_server(to, rule_scope.around.tables) {
         return Err(format!(
             "in \"{}\", $server_name is empty, since the site's first host is \"\" or a regex; write $host, or a name \
              before the site's other hosts",

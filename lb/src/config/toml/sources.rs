@@ -59,28 +59,28 @@ impl Sources {
         self.0.iter().map(|source| DeTable::parse_recoverable(&source.text)).collect()
     }
 
-    pub(super) fn index(&self, place: usize) -> usize {
-        self.0.partition_point(|source| source.start <= place).saturating_sub(1)
+    pub(super) fn index(&self, offset: usize) -> usize {
+        self.0.partition_point(|source| source.start <= offset).saturating_sub(1)
     }
 
-    pub(super) fn source(&self, place: usize) -> &Source {
-        &self.0[self.index(place)]
+    pub(super) fn source(&self, offset: usize) -> &Source {
+        &self.0[self.index(offset)]
     }
 
-    pub(super) fn position(&self, place: usize) -> Position {
-        let source = self.source(place);
-        let at = place - source.start;
+    pub(super) fn position(&self, offset: usize) -> Position {
+        let source = self.source(offset);
+        let at = offset - source.start;
         let line = source.lines.partition_point(|start| *start <= at).max(1);
         let start = source.lines.get(line - 1).copied().unwrap_or_default();
         Position { line, ..reader::position(&source.text[start..], at - start) }
     }
 
     /// A problem at a place; without one, of the file that was named.
-    pub(super) fn problem(&self, place: Option<usize>, message: String) -> Problem {
-        let file = place.map(|place| self.index(place)).filter(|index| *index > 0);
+    pub(super) fn problem(&self, offset: Option<usize>, message: String) -> Problem {
+        let file = offset.map(|offset| self.index(offset)).filter(|index| *index > 0);
         Problem {
             file: file.map(|index| Arc::clone(&self.0[index].file)),
-            position: place.map(|place| self.position(place)),
+            position: offset.map(|offset| self.position(offset)),
             message,
         }
     }
@@ -96,14 +96,14 @@ impl Sources {
         };
         let folder = file.parent().unwrap_or(Path::new(""));
         for element in elements {
-            let place = start + element.span().start;
+            let offset = start + element.span().start;
             let pattern =
                 match (value.get_ref().is_array(), element.get_ref().as_str().filter(|pattern| !pattern.is_empty())) {
                     (true, Some(pattern)) => pattern,
                     _ => {
                         let message =
                             format!("include is {}: write [\"sites/*.toml\"]", reader::shortened(&shown(element)));
-                        problems.push((place, message));
+                        problems.push((offset, message));
                         continue;
                     }
                 };
@@ -113,15 +113,15 @@ impl Sources {
                         let message = format!(
                             "include is \"{pattern}\", which is the name of no file: write another one, or remove it"
                         );
-                        warnings.push((place, message));
+                        warnings.push((offset, message));
                     }
                     for file in files {
                         if let Err(message) = self.add(&file) {
-                            problems.push((place, format!("include is \"{pattern}\", {message}")));
+                            problems.push((offset, format!("include is \"{pattern}\", {message}")));
                         }
                     }
                 }
-                Err(message) => problems.push((place, format!("include is \"{pattern}\", {message}"))),
+                Err(message) => problems.push((offset, format!("include is \"{pattern}\", {message}"))),
             }
         }
     }

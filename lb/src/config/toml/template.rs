@@ -101,7 +101,7 @@ impl<'t> Template<'t> {
 }
 
 /// Whether what stands at a place of `default.toml` is a comment there.
-fn is_comment(place: usize) -> bool {
-    let line_start = DEFAULT[..place].rfind('\n').map_or(0, |newline| newline + 1);
+fn is_comment(offset: usize) -> bool {
+    let line_start = DEFAULT[..offset].rfind('\n').map_or(0, |newline| newline + 1);
     DEFAULT[line_start..].starts_with('#')
 }

@@ -35,8 +35,8 @@ fn problems(text: &str) -> Vec<Problem> {
 
 /// The only problem of a text with one `§` is there and reads so.
 fn assert_problem(marked: &str, message: &str) {
-    let place = marked.find('§').expect("a mark");
-    let position = Some(reader::position(marked, place));
+    let offset = marked.find('§').expect("a mark");
+    let position = Some(reader::position(marked, offset));
     let expected = Problem { file: None, position, message: message.to_owned() };
     assert_eq!(problems(&marked.replace('§', "")), [expected], "{marked}");
 }
@@ -591,10 +591,10 @@ fn syntax_errors_cause_no_follow_up_errors() {
         ("[log]\nlevel = \"info\"\n[§log]\nformat = 7\n", "log is written twice: remove one of the two"),
         ("[log]\n§= 3", "this is not TOML: unquoted keys cannot be empty"),
     ] {
-        let place = marked.find('§').expect("a mark");
+        let offset = marked.find('§').expect("a mark");
         let found = problems(&marked.replace('§', ""));
         assert_eq!(found.len(), 1, "{marked}\n{found:?}");
-        assert_eq!(found[0].position, Some(reader::position(marked, place)), "{marked}");
+        assert_eq!(found[0].position, Some(reader::position(marked, offset)), "{marked}");
         assert!(found[0].message.starts_with(message), "{marked}\n{}", found[0].message);
     }
 }
@@ -635,7 +635,7 @@ pool = \"ap\"
 [[route]]
 path = \"api\"
 ";
-    let places: Vec<_> = problems(text).iter().map(|p| p.position.map(|p| (p.line, p.column))).collect();
+    let positions: Vec<_> = problems(text).iter().map(|p| p.position.map(|p| (p.line, p.column))).collect();
     let expected = [
         (2, 11),
         (3, 1),
@@ -651,7 +651,7 @@ path = \"api\"
         (18, 1),
         (19, 8),
     ];
-    assert_eq!(places, expected.map(Some));
+    assert_eq!(positions, expected.map(Some));
 }
 
 #[test]

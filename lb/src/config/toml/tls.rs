@@ -7,7 +7,7 @@ use toml::de::DeValue;
 
 use super::reader::{Reader, Section};
 use super::values::{self, DAY, MILLISECOND};
-use super::{collect, element_place};
+use super::{collect, element_offset};
 use crate::config::site::{ListenerName, SiteConfig};
 use crate::config::tls::material::{Material, TlsFileError, TlsFileSetting};
 use crate::config::tls::{
@@ -36,7 +36,7 @@ impl<'t> Reader<'t> {
         };
         if alpn.as_ref().is_some_and(Vec::is_empty) {
             let message = "listener.tls.alpn is empty: write [\"http/1.1\"] to offer no HTTP/2";
-            self.problem(section.place("alpn"), message);
+            self.problem(section.offset("alpn"), message);
         }
         let client_certificates = self.client_certificates(section);
         let ticket_file = self.optional(section, "ticket_file", file);
@@ -65,33 +65,33 @@ impl<'t> Reader<'t> {
     /// Says what is wrong with a file where it is named.
     fn fault(&mut self, section: &Section<'t>, TlsFileError { at, message }: TlsFileError) {
         // The one beside the others goes first.
-        let place = |index: usize| match (index, section.has("certificate")) {
+        let element = |index: usize| match (index, section.has("certificate")) {
             (0, true) => None,
             (index, has_one) => Some(index - usize::from(has_one)),
         };
         let (key, index) = match at {
-            TlsFileSetting::Certificate(index) if place(index).is_none() => ("certificate", None),
-            TlsFileSetting::Password(index) if place(index).is_none() && section.has("password_file") => {
+            TlsFileSetting::Certificate(index) if element(index).is_none() => ("certificate", None),
+            TlsFileSetting::Password(index) if element(index).is_none() && section.has("password_file") => {
                 ("password_file", None)
             }
-            TlsFileSetting::Key(index) | TlsFileSetting::Password(index) if place(index).is_none() => ("key", None),
+            TlsFileSetting::Key(index) | TlsFileSetting::Password(index) if element(index).is_none() => ("key", None),
             TlsFileSetting::Certificate(index) | TlsFileSetting::Key(index) | TlsFileSetting::Password(index) => {
-                ("certificates", place(index))
+                ("certificates", element(index))
             }
             TlsFileSetting::Certificates => ("certificates", None),
             TlsFileSetting::Default => ("default", None),
             TlsFileSetting::Issuers => ("client_certificates", None),
             TlsFileSetting::Tickets => ("ticket_file", None),
         };
-        let place = index.and_then(|index| element_place(section, key, index)).unwrap_or(section.place(key));
-        self.problem(place, format!("listener.tls.{key}: {message}"));
+        let offset = index.and_then(|index| element_offset(section, key, index)).unwrap_or(section.offset(key));
+        self.problem(offset, format!("listener.tls.{key}: {message}"));
     }
 
     fn certificates(&mut self, section: &Section<'t>) -> Option<Certificates> {
         let has_one = ["certificate", "key", "password_file"].into_iter().any(|key| section.has(key));
         if !has_one && !section.has("certificates") {
             let message = "listener.tls has no certificate: write certificate = \"tls/cert.pem\" and key = \"tls/key.pem\", or certificates with several or with a folder";
-            self.absent(Some(section.own_place()), message);
+            self.absent(Some(section.own_offset()), message);
             return None;
         }
         let one = if has_one { self.pair(section).map(Some) } else { Some(None) };

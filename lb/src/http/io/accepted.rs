@@ -29,7 +29,7 @@ impl Accepted {
 
     /// Whether the client has broken the connection off, or closed its side though at least `missing` bytes are still to
     /// come. Otherwise `cx` is woken when that may have changed; not while a byte waits that hides what is behind it.
-    pub fn is_gone(&mut self, cx: &mut Context<'_>, missing: u64) -> bool {
+    pub fn has_disconnected(&mut self, cx: &mut Context<'_>, missing: u64) -> bool {
         if !self.is_ended && self.ahead.is_none() {
             let mut byte = [0];
             let mut byte = ReadBuf::new(&mut byte);
@@ -102,17 +102,17 @@ mod tests {
         (client, Accepted::new(Box::new(ours)))
     }
 
-    fn is_gone(accepted: &mut Accepted, missing: u64) -> bool {
-        accepted.is_gone(&mut Context::from_waker(Waker::noop()), missing)
+    fn has_disconnected(accepted: &mut Accepted, missing: u64) -> bool {
+        accepted.has_disconnected(&mut Context::from_waker(Waker::noop()), missing)
     }
 
     #[tokio::test]
     async fn a_closed_client_is_noticed_and_a_waiting_one_is_not() {
         let (client, mut accepted) = accepted();
-        assert!(!is_gone(&mut accepted, u64::MAX));
+        assert!(!has_disconnected(&mut accepted, u64::MAX));
         drop(client);
-        assert!(!is_gone(&mut accepted, 0), "it has sent all that it had to");
-        assert!(is_gone(&mut accepted, 1));
+        assert!(!has_disconnected(&mut accepted, 0), "it has sent all that it had to");
+        assert!(has_disconnected(&mut accepted, 1));
         assert_eq!(accepted.read(&mut [0; 8]).await.expect("an end"), 0);
     }
 
@@ -121,13 +121,13 @@ mod tests {
         let (mut client, mut accepted) = accepted();
         client.write_all(b"GET /").await.expect("room");
         for _ in 0..3 {
-            assert!(!is_gone(&mut accepted, u64::MAX), "a byte waits");
+            assert!(!has_disconnected(&mut accepted, u64::MAX), "a byte waits");
         }
         client.shutdown().await.expect("an open side");
         let mut text = String::new();
         accepted.read_to_string(&mut text).await.expect("text");
         assert_eq!(text, "GET /");
-        assert!(is_gone(&mut accepted, 1));
+        assert!(has_disconnected(&mut accepted, 1));
     }
 
     #[tokio::test]
@@ -137,7 +137,8 @@ mod tests {
             tokio::task::yield_now().await;
             drop(client);
         };
-        let gone = poll_fn(|cx| if accepted.is_gone(cx, u64::MAX) { Poll::Ready(()) } else { Poll::Pending });
-        tokio::join!(gone, closing);
+        let disconnected =
+            poll_fn(|cx| if accepted.has_disconnected(cx, u64::MAX) { Poll::Ready(()) } else { Poll::Pending });
+        tokio::join!(disconnected, closing);
     }
 }

@@ -301,15 +301,15 @@ fn every_setting_is_honoured_reported_or_refused() {
         let config = config(&folder, &settings);
         assert!(config != plain || setting == "site.pool", "{setting} = {value} is no other configuration");
         for (by, fate) in [(By::Proxy, in_proxy), (By::Engine, in_engine)] {
-            let (refused, told) = (host(by).refused(&config), host(by).ignored(&config));
+            let (refused, notes) = (host(by).refused(&config), host(by).ignored(&config));
             let refused: Vec<_> = refused.into_iter().map(|problem| problem.message).collect();
             let key = key(setting);
-            assert!(told.len() <= 1, "{setting} {by:?} {told:?}");
+            assert!(notes.len() <= 1, "{setting} {by:?} {notes:?}");
             match fate {
-                Kept => assert_eq!((refused, told), (Vec::new(), Vec::new()), "{setting} {by:?}"),
+                Kept => assert_eq!((refused, notes), (Vec::new(), Vec::new()), "{setting} {by:?}"),
                 Told => assert!(
-                    refused.is_empty() && told.iter().any(|told| names(told, key)),
-                    "{setting} {by:?} {refused:?} {told:?}"
+                    refused.is_empty() && notes.iter().any(|note| names(note, key)),
+                    "{setting} {by:?} {refused:?} {notes:?}"
                 ),
                 No => assert!(refused.iter().any(|message| names(message, key)), "{setting} {by:?} {refused:?}"),
             }
@@ -364,9 +364,9 @@ fn settings_that_the_server_honours_are_not_reported() {
         ("log.level", "\"debug\""),
     ];
     let config = config(&folder, &settings);
-    let told = host(By::Proxy).ignored(&config).join("\n");
+    let notes = host(By::Proxy).ignored(&config).join("\n");
     for (setting, _) in settings {
-        assert!(names(&told, key(setting)), "{setting}: {told}");
+        assert!(names(&notes, key(setting)), "{setting}: {notes}");
     }
     let server = ServerConf {
         threads: 3,
@@ -378,7 +378,7 @@ fn settings_that_the_server_honours_are_not_reported() {
     let host = Host { has_log: true, ..Host::new(By::Proxy, &server) };
     assert_eq!(host.ignored(&config), Vec::<String>::new());
     let host = Host { grace_period: Duration::from_millis(600), ..Host::new(By::Engine, &server) };
-    assert!(host.ignored(&config).iter().any(|told| names(told, "shutdown_timeout")), "it stops sooner");
+    assert!(host.ignored(&config).iter().any(|note| names(note, "shutdown_timeout")), "it stops sooner");
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn settings_beyond_pingoras_abilities_are_reported() {
     let folder = folder();
     for (setting, value) in [("listener.max_fields", "300"), ("pool.retries", "16"), ("site.route.retries", "16")] {
         let config = config(&folder, &[(setting, value)]);
-        assert!(host(By::Proxy).ignored(&config).iter().any(|told| names(told, key(setting))), "{setting}");
+        assert!(host(By::Proxy).ignored(&config).iter().any(|note| names(note, key(setting))), "{setting}");
         assert_eq!(host(By::Engine).ignored(&config), Vec::<String>::new());
     }
 }

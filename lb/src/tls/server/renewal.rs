@@ -175,34 +175,36 @@ impl ServerTls {
         let is_last = certificates.is_empty();
         let served = HostTable::new(wanted.hosts.iter().map(|host| (host.clone(), ())));
         // Each that stays may be why the files of another lose a name, so that this begins anew.
-        while let Some((place, former, message)) = self.certificates().iter().enumerate().find_map(|(index, former)| {
-            let path = &former.pair.certificate;
-            let place = certificates.iter().position(|loaded| loaded.pair.certificate == *path);
-            let Some(place) = place else {
-                let lost = lost_names(former, &certificates, &served);
-                let message = format!("{} is not there any more{}", path.display(), no_other_for(&lost));
-                let stays = is_last || is_named(path) || !lost.is_empty();
-                return stays.then_some((Err(index), former, message));
-            };
-            let loaded = &certificates[place];
-            if loaded.digest == former.digest {
-                return None;
-            }
-            let lost = lost_names(former, &certificates, &served);
-            let message = match (former.is_valid(), loaded.is_valid()) {
-                (false, _) => return None,
-                (true, false) => {
-                    let [from, until] = [loaded.leaf.not_before, loaded.not_after()].map(certificate::date);
-                    format!("{} is not valid now, but from {from} until {until}", path.display())
+        while let Some((position, former, message)) =
+            self.certificates().iter().enumerate().find_map(|(index, former)| {
+                let path = &former.pair.certificate;
+                let position = certificates.iter().position(|loaded| loaded.pair.certificate == *path);
+                let Some(position) = position else {
+                    let lost = lost_names(former, &certificates, &served);
+                    let message = format!("{} is not there any more{}", path.display(), no_other_for(&lost));
+                    let stays = is_last || is_named(path) || !lost.is_empty();
+                    return stays.then_some((Err(index), former, message));
+                };
+                let loaded = &certificates[position];
+                if loaded.digest == former.digest {
+                    return None;
                 }
-                (true, true) if lost.is_empty() => return None,
-                (true, true) => format!("{} is for other names than before{}", path.display(), no_other_for(&lost)),
-            };
-            Some((Ok(place), former, message))
-        }) {
+                let lost = lost_names(former, &certificates, &served);
+                let message = match (former.is_valid(), loaded.is_valid()) {
+                    (false, _) => return None,
+                    (true, false) => {
+                        let [from, until] = [loaded.leaf.not_before, loaded.not_after()].map(certificate::date);
+                        format!("{} is not valid now, but from {from} until {until}", path.display())
+                    }
+                    (true, true) if lost.is_empty() => return None,
+                    (true, true) => format!("{} is for other names than before{}", path.display(), no_other_for(&lost)),
+                };
+                Some((Ok(position), former, message))
+            })
+        {
             problems.insert(former.pair.certificate.clone(), message);
-            match place {
-                Ok(place) => certificates[place] = Arc::clone(former),
+            match position {
+                Ok(position) => certificates[position] = Arc::clone(former),
                 // Where it was: the first is the default.
                 Err(index) => certificates.insert(index.min(certificates.len()), Arc::clone(former)),
             }

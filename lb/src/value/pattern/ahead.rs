@@ -36,14 +36,14 @@ const MAX_OFFSET: u32 = 1000;
 /// Takes look-ahead out of `node`.
 pub(super) fn resolve(node: Node) -> Result<(Node, Vec<Guard>), Refused> {
     let mut guards = Vec::new();
-    let start = Place { offset: Some(Offset::Unanchored), rest: Rest::Nothing, in_group: false };
+    let start = Context { offset: Some(Offset::Unanchored), rest: Rest::Nothing, in_group: false };
     let node = start.resolve(node, &mut guards)?;
     Ok((node, guards))
 }
 
 /// Where a node is.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct Context {
     /// Where it begins; `None`: here and there, or not in every match.
     offset: Option<Offset>,
     rest: Rest,
@@ -66,19 +66,19 @@ enum Rest {
     Something,
 }
 
-impl Place {
+impl Context {
     fn resolve(self, node: Node, guards: &mut Vec<Guard>) -> Result<Node, Refused> {
-        let elsewhere = Place { offset: None, rest: Rest::Something, ..self };
+        let elsewhere = Context { offset: None, rest: Rest::Something, ..self };
         match node {
             Node::Sequence(nodes) => self.sequence(nodes, guards),
             ahead @ Node::Ahead { .. } => self.sequence(vec![ahead], guards),
             Node::Group(index, inner) => {
-                let place = Place { in_group: true, ..self };
-                Ok(Node::Group(index, Box::new(place.resolve(*inner, guards)?)))
+                let context = Context { in_group: true, ..self };
+                Ok(Node::Group(index, Box::new(context.resolve(*inner, guards)?)))
             }
             Node::Either(nodes) => {
-                let place = Place { offset: None, ..self };
-                let nodes = nodes.into_iter().map(|node| place.resolve(node, guards)).collect::<Result<_, _>>()?;
+                let context = Context { offset: None, ..self };
+                let nodes = nodes.into_iter().map(|node| context.resolve(node, guards)).collect::<Result<_, _>>()?;
                 Ok(Node::Either(nodes))
             }
             Node::Repeat { of, min, max, is_greedy } => {
@@ -97,7 +97,7 @@ impl Place {
             let Node::Ahead { of, is_negative, at } = node else {
                 let after = if is_last { self.rest } else { Rest::Something };
                 let next = offset.and_then(|offset| offset.behind(&node));
-                done.push(Place { offset, rest: after, ..self }.resolve(node, guards)?);
+                done.push(Context { offset, rest: after, ..self }.resolve(node, guards)?);
                 offset = next;
                 continue;
             };
@@ -317,7 +317,7 @@ impl Builder {
         let mut kinds: BTreeMap<Vec<usize>, Set> = BTreeMap::new();
         for byte in self.of.bytes() {
             let has = |text: &&[Step]| matches!(text, [Step::One(set), ..] if set.has(byte));
-            let fitting = texts.iter().enumerate().filter(|(_, text)| has(text)).map(|(place, _)| place).collect();
+            let fitting = texts.iter().enumerate().filter(|(_, text)| has(text)).map(|(index, _)| index).collect();
             kinds.entry(fitting).or_default().insert(byte);
         }
         let mut all = Vec::new();
@@ -326,7 +326,7 @@ impl Builder {
                 all.push(sequence(vec![Node::One(set), self.tail.clone()]));
                 continue;
             }
-            let behind = fitting.iter().filter_map(|&place| texts.get(place)?.get(1..)).collect();
+            let behind = fitting.iter().filter_map(|&index| texts.get(index)?.get(1..)).collect();
             if let Some(node) = self.complement(behind, false)? {
                 all.push(sequence(vec![Node::One(set), node]));
             }

@@ -250,9 +250,9 @@ fn the_first_match_of_a_set_is_that_of_single_matching() {
         "/.x.php",
     ] {
         for least in 0..=texts.len() {
-            let expected = each.iter().find(|(one, place)| *place >= least && one.is_match(subject.as_bytes()));
-            let found = together.find(subject.as_bytes(), |place| *place >= least);
-            assert_eq!(found, expected.map(|(_, place)| place), "{subject} from {least} on");
+            let expected = each.iter().find(|(one, index)| *index >= least && one.is_match(subject.as_bytes()));
+            let found = together.find(subject.as_bytes(), |index| *index >= least);
+            assert_eq!(found, expected.map(|(_, index)| index), "{subject} from {least} on");
         }
     }
 }

@@ -100,15 +100,15 @@ fn the_schema_refuses_what_the_reader_refuses() {
         assert!(!fits(&schema, &instance(&wrong)), "{path}");
         // The reader tells which words there are.
         let problems = read(&wrong, Path::new("/etc/evenkeel.toml")).expect_err("wrong");
-        let told =
+        let suggested =
             problems.iter().find_map(|p| p.message.strip_prefix(&format!("{path} is 1979-05-27: write one of ")));
         let path = path.replacen("site.route.", "site.", 1);
         let listed = WORDS.iter().find(|(known, _)| *known == path);
         let quoted =
             listed.map(|(_, words)| words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", "));
         if path != "site.location" {
-            assert_eq!(told.map(str::to_owned), quoted, "{path}");
-            words += usize::from(told.is_some());
+            assert_eq!(suggested.map(str::to_owned), quoted, "{path}");
+            words += usize::from(suggested.is_some());
         }
     }
     assert!(words >= WORDS.len(), "{words}");
@@ -132,14 +132,14 @@ fn numbers_have_the_ranges_of_the_reader() {
             text
         };
         let problems = read(&with(&i64::MAX.to_string()), Path::new("/etc/evenkeel.toml")).err().unwrap_or_default();
-        let told = problems.iter().find_map(|problem| {
+        let range = problems.iter().find_map(|problem| {
             let fix = problem.message.strip_prefix(&format!("{path} is {}: write ", i64::MAX))?;
             let range = fix.strip_prefix("a whole number from ").or_else(|| fix.strip_prefix("a size from "));
             let (min, max) = range.or_else(|| fix.strip_prefix("a number from "))?.split_once(" to ")?;
             let max: String = max.chars().take_while(char::is_ascii_digit).collect();
             Some((min.parse::<i64>().ok()?, max.parse::<i64>().ok()?))
         });
-        let Some((min, max)) = told else { continue };
+        let Some((min, max)) = range else { continue };
         for (number, is_fine) in [(min - 1, false), (min, true), (max, true), (max + 1, false)] {
             if number >= 0 {
                 assert_eq!(fits(&schema, &instance(&with(&number.to_string()))), is_fine, "{path} = {number}");

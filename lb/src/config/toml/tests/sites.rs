@@ -49,9 +49,9 @@ fn rules(lines: &str) -> Rules {
 /// The only problem of the text stands at the `§` and reads so.
 fn assert_site_problem(marked: &str, message: &str) {
     let marked = format!("{BASE}{marked}");
-    let place = marked.find('§').expect("a mark");
+    let offset = marked.find('§').expect("a mark");
     let expected =
-        Problem { file: None, position: Some(reader::position(&marked, place)), message: message.to_owned() };
+        Problem { file: None, position: Some(reader::position(&marked, offset)), message: message.to_owned() };
     let found = read(&marked.replace('§', ""), Path::new("/etc/evenkeel.toml"));
     assert_eq!(found.err().unwrap_or_default(), [expected], "{marked}");
 }
@@ -134,7 +134,7 @@ pool = \"app\"
     assert_eq!(names, expected);
     assert!(shop.routes[2].over_regex && shop.routes[4].matcher == Matcher::Named);
     assert_eq!(any.routes[0].name.as_str(), "/");
-    assert_eq!(shop.routes[0].place.line, 17);
+    assert_eq!(shop.routes[0].defined_at.line, 17);
     assert!(config.is_routed(&config.pools[1].name));
     assert_reads_back(&config);
 }
@@ -641,13 +641,13 @@ fn a_site_needs_no_pool() {
 fn an_include_that_matches_no_file_is_reported() {
     let folder = folder(&[("sites/a.toml", b"")]);
     let file = folder.path().join("evenkeel.toml");
-    let told = |pattern: &str| {
+    let warnings = |pattern: &str| {
         let checked = check(&format!("include = [\"{pattern}\"]\n{MINIMAL}"), &file).expect("valid");
         checked.warnings.iter().map(|warning| warning.problem.to_string()).collect::<Vec<_>>()
     };
-    assert_eq!(told("sites/*.toml"), [""; 0]);
+    assert_eq!(warnings("sites/*.toml"), [""; 0]);
     let expected = "1:12: include is \"sites/*.tml\", which is the name of no file: write another one, or remove it";
-    assert_eq!(told("sites/*.tml"), [expected]);
+    assert_eq!(warnings("sites/*.tml"), [expected]);
 }
 
 #[test]
@@ -747,7 +747,7 @@ fn included_files_belong_to_the_configuration() {
     let config = read(main, &file).unwrap_or_else(|problems| panic!("{problems:#?}"));
     let names: Vec<_> = config.sites.iter().map(|site| site.name.as_str()).collect();
     assert_eq!(names, ["a.example", "b.example"]);
-    assert_eq!(config.sites[1].place.to_string(), format!("{}:1", folder.path().join("sites/b.toml").display()));
+    assert_eq!(config.sites[1].defined_at.to_string(), format!("{}:1", folder.path().join("sites/b.toml").display()));
     let Page::File { file: page, content_type } = &config.sites[0].fallback.error_pages[0].page else { panic!() };
     assert_eq!((&*page.bytes, content_type.text()), (&b"<p>"[..], "text/html; charset=utf-8"));
 }

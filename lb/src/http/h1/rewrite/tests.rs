@@ -178,11 +178,12 @@ fn content_of_unknown_length_is_framed_for_the_clients_version() {
 fn persistence_is_signalled_for_the_clients_version() {
     let text = "HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n";
     let start = "HTTP/1.1 200 \r\nContent-Length: 0\r\n";
-    let said = |client, persistence| answered(text, client, persistence, &[]).strip_prefix(start).map(String::from);
-    assert_eq!(said(Version::Http11, Persistence::KeepAlive).as_deref(), Some("\r\n"));
-    assert_eq!(said(Version::Http11, Persistence::Close).as_deref(), Some("Connection: close\r\n\r\n"));
-    assert_eq!(said(Version::Http10, Persistence::KeepAlive).as_deref(), Some("Connection: keep-alive\r\n\r\n"));
-    assert_eq!(said(Version::Http10, Persistence::Close).as_deref(), Some("Connection: close\r\n\r\n"));
+    let signalled =
+        |client, persistence| answered(text, client, persistence, &[]).strip_prefix(start).map(String::from);
+    assert_eq!(signalled(Version::Http11, Persistence::KeepAlive).as_deref(), Some("\r\n"));
+    assert_eq!(signalled(Version::Http11, Persistence::Close).as_deref(), Some("Connection: close\r\n\r\n"));
+    assert_eq!(signalled(Version::Http10, Persistence::KeepAlive).as_deref(), Some("Connection: keep-alive\r\n\r\n"));
+    assert_eq!(signalled(Version::Http10, Persistence::Close).as_deref(), Some("Connection: close\r\n\r\n"));
 }
 
 #[test]

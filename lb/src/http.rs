@@ -3,25 +3,25 @@
 //! exchange allocates almost nothing and takes no lock. An idle client costs its socket and a small task.
 //!
 //! - [`stream`]: a client's connection, plain or TLS.
-//! - [`io`]: what either side's socket is.
-//! - [`buffers`]: lent for as long as a connection is busy.
-//! - [`idle`]: connections to backends that wait for their next request.
-//! - [`client`]: one client's requests, one after the other.
-//! - [`linger`]: how a connection closes whose client may still send.
-//! - [`h2`]: connections of HTTP/2, whose streams are carried as HTTP/1.1.
-//! - [`request`]: where a request goes and what its backend is told.
-//! - [`facts`]: what is true of a request, for values; [`fields`] and [`target`]: what is made of them; [`own`]: answers
-//!   that the operator wrote.
-//! - [`transfer`]: upload and download of an exchange, driven by one poll; [`upstream`]: the backend's side of them.
-//! - [`disconnect`]: clients that have gone while nothing of theirs is read.
-//! - [`content`]: a request's content, one store with several cursors; [`body`]: a response's, framed anew.
-//! - [`splice`]: large content that need not be looked at.
-//! - [`interim`]: how many interim responses pass.
-//! - [`pace`]: clients that are too slow over all.
-//! - [`burst`]: reads and writes of a thread's tasks in groups.
-//! - [`kill`]: wakes the tasks that carry exchanges which an operator ends.
-//! - [`timer`]: time limits that cost nothing until they pass.
-//! - [`tunnel`]: a connection that ceased to be HTTP.
+//! - [`io`]: the sockets of either side.
+//! - [`buffers`]: buffers, lent to a connection while it is busy.
+//! - [`idle`]: idle connections to backends.
+//! - [`client`]: the requests of one client, one after the other.
+//! - [`linger`]: the lingering close of connections whose client may still send.
+//! - [`h2`]: HTTP/2 connections; their streams are handled as HTTP/1.1.
+//! - [`request`]: routes a request and builds the head for its backend.
+//! - [`facts`]: values of variables; [`fields`] and [`target`]: rules that use them; [`configured_reply`]: responses from
+//!   the configuration.
+//! - [`transfer`]: upload and download of an exchange, driven by one poll; [`upstream`]: the connection to the backend.
+//! - [`disconnect`]: detects clients that disconnect while nothing of theirs is read.
+//! - [`content`]: a request's content, one store with several cursors; [`body`]: a response's content, reframed.
+//! - [`splice`]: moves large content without copying it to user space.
+//! - [`interim`]: limits the rate of interim responses.
+//! - [`pace`]: minimum rates of clients.
+//! - [`burst`]: groups the reads and writes of a thread's tasks.
+//! - [`kill`]: wakes the tasks of exchanges that an operator kills.
+//! - [`timer`]: time limits that cost nothing until they expire.
+//! - [`tunnel`]: connections after an upgrade.
 
 mod body;
 #[cfg(not(test))]
@@ -72,16 +72,18 @@ use crate::site::Sites;
 pub use client::serve;
 pub use transfer::MAX_READ_BYTES;
 
-/// How long a client must have been idle before it may be shed: between two requests in quick succession it is not. Once a
-/// new client has waited for so many rounds of shedding, of which there are ten a second, a shorter time is enough, or clients
-/// that keep asking would shut it out for good.
+/// How long a client must have been idle before it may be shed. A client between two requests in quick succession is not
+/// idle.
 const MIN_IDLE: Duration = Duration::from_secs(1);
+/// After this many rounds of shedding, ten per second, [`MIN_IDLE_OF_FULL`] applies instead. Otherwise clients with frequent
+/// requests would exclude a new client for good.
 const MAX_PATIENT_ROUNDS: u32 = 10;
+/// Replaces [`MIN_IDLE`] for a client that has waited for long.
 const MIN_IDLE_OF_FULL: Duration = Duration::from_millis(100);
-/// Where Linux tells the machine's name.
+/// Where Linux reports the machine's host name.
 const HOSTNAME_FILE: &str = "/proc/sys/kernel/hostname";
 
-/// What every listener of the process shares.
+/// What all listeners of the process share.
 pub struct EngineContext {
     pub control: Arc<Control>,
     pub access_log: Arc<AccessLog>,
@@ -96,14 +98,14 @@ pub struct EngineContext {
     pub handshake_limit: Arc<ConnectionLimit>,
 }
 
-/// What all connections of one listener on one thread have in common.
+/// What all connections of one listener on one thread share.
 pub struct Engine {
     control: Arc<Control>,
     access_log: Arc<AccessLog>,
     address: SocketAddress,
-    /// The listener's.
+    /// The listener's name.
     name: ArcSwap<ListenerName>,
-    /// The machine's name.
+    /// The machine's host name.
     hostname: Box<str>,
     /// The settings when the listener was opened.
     settings: ListenerSettings,
@@ -113,14 +115,14 @@ pub struct Engine {
     is_revoked: AtomicBool,
     max_idle: Arc<AtomicUsize>,
     thread: Arc<ThreadState>,
-    /// One of each thread, this one included.
+    /// The state of every thread, this one included.
     threads: Arc<[Arc<ThreadState>]>,
     client_limit: Arc<ConnectionLimit>,
     backend_limit: Arc<ConnectionLimit>,
     handshake_limit: Arc<ConnectionLimit>,
 }
 
-/// Tells the connections of one thread to end when they can.
+/// What the connections of one thread share: their signals to close, and their counters.
 #[derive(Debug)]
 pub struct ThreadState {
     shutdown: Shutdown,
@@ -131,7 +133,7 @@ pub struct ThreadState {
     handshakes: ShedGroup,
     /// Lets one handshake at a time use the CPU.
     handshake_turn: Semaphore,
-    /// Exchanges in flight on this thread. Only its own tasks write this.
+    /// Exchanges in flight on this thread. Only its own tasks write this counter.
     exchanges: AtomicUsize,
     /// Idle connections that still have to be shed, and for how many milliseconds they have been idle at least.
     to_shed: AtomicUsize,
@@ -144,7 +146,7 @@ pub struct ThreadState {
 #[derive(Debug)]
 struct ShedGroup {
     count: AtomicUsize,
-    /// How many of them still have to be shed, and what wakes them.
+    /// How many of them still have to be shed.
     to_shed: AtomicUsize,
     shed: Notify,
 }
@@ -186,7 +188,7 @@ impl ShedGroup {
 pub struct CountGuard<'a>(&'a AtomicUsize);
 
 impl Engine {
-    /// At the listener's first address, for the thread that is `threads[thread]`.
+    /// An engine at the listener's first address, for the thread that is `threads[thread]`.
     pub fn new(
         listener: &ListenerConfig,
         context: &EngineContext,
@@ -217,14 +219,14 @@ impl Engine {
         Self { address, ..self }
     }
 
-    /// Its listener has another name.
+    /// Gives the listener another name.
     pub fn rename(&self, name: &ListenerName) {
         self.name.store(Arc::new(name.clone()));
     }
 
     /// Closes each connection after its current response, because its listener is closed. `settings` apply until then.
     pub fn close(&self, settings: ListenerSettings) {
-        // It is closed once.
+        // A listener is closed only once.
         let _ = self.last_settings.set(settings);
         self.thread.call();
     }
@@ -237,7 +239,7 @@ impl Engine {
         self.thread.call();
     }
 
-    /// The index of this listener in a snapshot; `None` if the snapshot has it no more.
+    /// The index of this listener in a snapshot; `None` if the snapshot no longer has it.
     #[inline]
     fn place_in(&self, sites: &Sites) -> Option<usize> {
         sites.listener(&self.address, || self.name.load_full())
@@ -268,7 +270,7 @@ impl Engine {
         };
         let permit = self.client_limit.acquire(shed).await;
         if rounds > 0 {
-            // Clients that have not left yet may stay.
+            // Clients that have not been shed yet may stay.
             self.threads.iter().for_each(|thread| thread.shed_nobody());
         }
         permit

@@ -1,6 +1,6 @@
-//! Listeners that come and go while the process runs, and the threads that serve them. Each thread has a socket of its own
-//! at each address (`SO_REUSEPORT`), a runtime of its own and its own connections to backends, so threads share nothing
-//! but the backends' counters.
+//! Listeners, which can be added and removed while the process runs, and the threads that serve them. Each thread has
+//! its own socket at each address (`SO_REUSEPORT`), its own runtime and its own connections to backends. So threads
+//! share nothing but the backends' counters.
 
 mod handshake;
 mod proxy;
@@ -33,13 +33,13 @@ use crate::site::Sites;
 use crate::tls::server::ServerTls;
 use crate::tls::server::renewal::Renewed;
 
-/// A reload may bring listeners whose files are to be looked at sooner.
+/// At most this long until the next check: a reload may add listeners whose files need checking sooner.
 const MAX_WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What listens, on which threads.
+/// The open listeners, and the threads that serve them.
 pub(crate) struct Listeners {
     context: EngineContext,
-    /// For each thread, what gives it sockets.
+    /// For each thread, the channel that passes sockets to it.
     threads: Vec<UnboundedSender<Accepting>>,
     thread_states: Arc<[Arc<ThreadState>]>,
     state: Mutex<State>,
@@ -49,51 +49,51 @@ pub(crate) struct Listeners {
 #[derive(Default)]
 struct State {
     open: Vec<Open>,
-    /// Those which accept no more, as long as they have connections.
+    /// Listeners that no longer accept, for as long as they have connections.
     left: Vec<Open>,
-    /// Addresses whose sockets are on their way to be closed.
+    /// Addresses whose sockets are being closed.
     closing: Vec<(SocketAddress, Weak<()>)>,
-    /// What the threads will take, until they are started.
+    /// The receiving ends for the threads, until these are started.
     receivers: Vec<UnboundedReceiver<Accepting>>,
 }
 
-/// A listener that accepts at one of its addresses.
+/// A listener, open at one of its addresses.
 struct Open {
     config: ListenerConfig,
-    /// As it is configured.
+    /// The address as configured.
     address: SocketAddress,
-    /// `None`: it is plain.
+    /// `None`: connections are plain.
     tls: Arc<ArcSwapOption<ServerTls>>,
     proxies: Arc<ProxyHeaderPolicy>,
-    /// When its files were looked at last.
+    /// When the certificate files were last checked.
     looked: Instant,
-    /// One for each thread: who serves the connections that come now.
+    /// For each thread, the listener that serves new connections.
     listeners: Vec<Arc<Listener>>,
     sockets: Vec<Group>,
 }
 
-/// Sockets of one address. Dropped, they are closed.
+/// The sockets of one address. They are closed on drop.
 struct Group {
-    /// A port that was free to choose is known.
+    /// With the actual port, where the system chose one.
     address: SocketAddress,
-    /// For each thread, what tells it who serves the next connection.
+    /// For each thread, the channel that names the listener for the next connections.
     given: Vec<watch::Sender<Arc<Listener>>>,
     is_open: Weak<()>,
-    /// Removed when the sockets are closed.
+    /// The file of a Unix socket, removed when the sockets are closed.
     file: Option<SocketFile>,
 }
 
-/// Listeners that can be taken up: nothing that could fail is left to do. Dropped, it closes what it has opened.
+/// Listeners that are ready to be put in force: nothing is left to do that could fail. On drop, sockets that were
+/// opened for this are closed.
 pub(crate) struct Prepared {
-    /// What becomes of those that listen now, in their order: where each stands in the configuration; `None`: it is
-    /// closed.
+    /// For each open listener, in order: its new configuration; `None`: it is closed.
     kept: Vec<Option<KeptListener>>,
     added: Vec<AddedListener>,
-    /// Of sockets that stay.
+    /// Permission changes for sockets that stay open.
     rights: Vec<RightsChange>,
-    /// Those that are new, or others than before: which, for whom, until when.
+    /// New and changed certificates: file, names and expiry of each.
     pub certificates: Vec<String>,
-    /// Default certificates that are others than before, though nobody has said so.
+    /// Default certificates that changed although no setting names another one.
     pub moved_defaults: Vec<String>,
 }
 
@@ -105,33 +105,33 @@ struct KeptListener {
 struct AddedListener {
     config: ListenerConfig,
     address: SocketAddress,
-    /// None where it takes those of a listener that is closed.
+    /// No sockets, if it takes over those of a listener that is closed.
     listening: Listening,
     tls: Option<Arc<ServerTls>>,
 }
 
-/// Why listeners cannot be taken up.
+/// Why listeners cannot be put in force.
 #[derive(Debug)]
 pub(crate) struct Problem {
-    /// Its place in the configuration.
+    /// Its index in the configuration.
     pub listener: usize,
     pub message: String,
 }
 
-/// Threads that carry traffic.
+/// The threads that carry traffic.
 pub(crate) struct Threads(Vec<JoinHandle<bool>>);
 
 impl Listeners {
-    /// No listener yet, for so many threads, at least one, which [`Self::start`] starts. `max_pipes`: pipes for large
-    /// content on all threads together.
+    /// No listeners yet. [`Self::start`] starts `threads` threads, at least one. `max_pipes`: the limit on pipes for
+    /// large content on all threads together.
     pub(crate) fn new(threads: usize, context: EngineContext, max_pipes: usize) -> Self {
         let (threads, receivers): (Vec<_>, _) = (0..threads.max(1)).map(|_| unbounded_channel()).unzip();
         let thread_states = threads.iter().map(|_| Arc::new(ThreadState::new(context.shutdown.clone()))).collect();
         Self { context, threads, thread_states, state: Mutex::new(State { receivers, ..State::default() }), max_pipes }
     }
 
-    /// Opens what `wanted` has and nobody listens on yet, taking it from `sockets` where it is there, and reads
-    /// certificates again. `is_trial`: it is only to be found out whether that can be done, and no client may notice.
+    /// Opens the addresses of `wanted` that are not open yet, taking sockets from `sockets` where it has them, and
+    /// reads certificates again. `is_trial`: only check whether that is possible; no client may notice.
     pub(crate) fn prepare(
         &self,
         wanted: &[ListenerConfig],
@@ -236,21 +236,21 @@ impl Listeners {
         for (listener, address, change) in &mut rights {
             change.give().map_err(|e| problem(*listener, address, &e))?;
         }
-        // Last, since a client that has connected may not be sent away again.
+        // Last, since a client that has connected cannot be sent away again.
         let added = added.into_iter().map(listen).collect::<Result<_, _>>()?;
         let rights = rights.into_iter().map(|(_, _, change)| change).collect();
         Ok(Prepared { kept, added, rights, certificates, moved_defaults })
     }
 
-    /// Takes up what was prepared last. A listener that is not wanted any more stops to accept, once it has accepted
-    /// whoever is connected already; its exchanges go on, and each answer is the last on its connection. Where another
-    /// listener covers its address, as 0.0.0.0 does 127.0.0.1, its sockets stay and serve that one, so that nobody who
-    /// connects meanwhile is sent away.
+    /// Puts in force what was prepared last. A removed listener stops accepting once it has accepted all clients that
+    /// are connected already; its exchanges continue, and each response is the last one on its connection. If another
+    /// listener covers the address, as 0.0.0.0 covers 127.0.0.1, the sockets stay open and serve that listener, so that
+    /// no client is sent away.
     ///
-    /// `put_in_force` does so with the snapshot. Connections whose clients it may shut out are revoked before, so that
-    /// whoever sees the snapshot sees that as well; connections that are made from then on, by what the snapshot demands,
-    /// and new listeners come after it, so that nobody who is let in by laxer settings is served the stricter ones'
-    /// content. Who connects between the two is sent away by a 421.
+    /// `put_in_force` puts the new snapshot in force. Connections whose clients the new settings may exclude are
+    /// revoked before that, so that any thread that sees the snapshot sees the revocation, too. New connections follow
+    /// the new settings, and new listeners open after it, so that no client who was admitted by weaker settings is
+    /// served content that needs stricter ones. A client that connects in between gets a 421.
     pub(crate) fn commit(&self, prepared: Prepared, put_in_force: &mut dyn FnMut()) {
         let mut state = self.state();
         let state = &mut *state;
@@ -328,7 +328,7 @@ impl Listeners {
         state.closing.extend(free.into_iter().map(|group| (group.address, group.is_open)));
     }
 
-    /// Has what comes from now on be counted under the listener's present name.
+    /// Counts new connections under the listener's current name.
     fn rename(&self, open: &mut Open) {
         let (stats, proxies) = self.counters(&open.config);
         let listener = |before: &Arc<Listener>| {
@@ -341,7 +341,7 @@ impl Listeners {
         open.proxies = proxies;
     }
 
-    /// Starts the threads. Whoever has connected before is served now.
+    /// Starts the threads. Clients that have connected before are served now.
     pub(crate) fn start(&self) -> io::Result<Threads> {
         let receivers = std::mem::take(&mut self.state().receivers);
         let max_pipes = self.max_pipes / self.threads.len();
@@ -358,8 +358,8 @@ impl Listeners {
         Ok(Threads(threads))
     }
 
-    /// Takes up certificates whose files have changed, where the time to look has come; how long until it comes again. It
-    /// waits for the disk.
+    /// Loads certificates whose files have changed, for listeners that are due. Returns when the next check is due.
+    /// Reads from disk.
     pub(crate) fn renew_certificates(&self) -> Duration {
         for (config, before) in self.due() {
             let Some(wanted) = &config.tls else { continue };
@@ -370,7 +370,7 @@ impl Listeners {
                     |open: &&mut Open| open.tls.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, &before));
                 let of_listener = state.open.iter_mut().filter(|open| open.config.name == config.name);
                 let mut addresses: Vec<_> = of_listener.filter(is_before).collect();
-                // A reload has read the files as well.
+                // A reload has read the files in the meantime.
                 if addresses.is_empty() {
                     continue;
                 }
@@ -384,7 +384,7 @@ impl Listeners {
                         self.replace(open);
                     }
                 }
-                // They are served as this listener's, if at all.
+                // Their connections are served by this listener, if at all.
                 let admits = |open: &Open| {
                     !config.may_succeed(&open.config.name, &open.address)
                         || open.admits_same_as(&config, Some(&renewed))
@@ -418,7 +418,7 @@ impl Listeners {
         intervals.filter(|interval| !interval.is_zero()).min().unwrap_or(MAX_WATCH_INTERVAL).min(MAX_WATCH_INTERVAL)
     }
 
-    /// The listeners whose files are to be looked at now.
+    /// The listeners whose files are due for a check.
     fn due(&self) -> Vec<(ListenerConfig, Arc<ServerTls>)> {
         let (mut state, now) = (self.state(), Instant::now());
         let mut due: Vec<(ListenerConfig, Arc<ServerTls>)> = Vec::new();
@@ -432,7 +432,7 @@ impl Listeners {
                 continue;
             }
             open.looked = now;
-            // Addresses of a listener share it.
+            // All addresses of a listener share it.
             if !due.iter().any(|(config, other)| config.name == open.config.name && Arc::ptr_eq(other, &tls)) {
                 due.push((open.config.clone(), tls));
             }
@@ -440,12 +440,12 @@ impl Listeners {
         due
     }
 
-    /// The certificates of each listener, and files that cannot be taken up.
+    /// The certificates of each listener, and files that could not be loaded.
     pub(crate) fn certificates(&self) -> Vec<ListenerCertificate> {
         let mut listeners: Vec<(ListenerName, Arc<ServerTls>)> = Vec::new();
         for open in &self.state().open {
             let Some(tls) = open.tls.load_full() else { continue };
-            // Addresses of a listener share it.
+            // All addresses of a listener share it.
             if !listeners.iter().any(|(name, other)| *name == open.config.name && Arc::ptr_eq(other, &tls)) {
                 listeners.push((open.config.name.clone(), tls));
             }
@@ -492,14 +492,14 @@ impl Listeners {
         Open { config, address, tls, proxies, looked: Instant::now(), listeners, sockets }
     }
 
-    /// Removes the files of Unix sockets, so that nobody comes any more. To be called when the threads are to stop.
+    /// Removes the files of Unix sockets, so that no new clients connect. Call this when the threads are about to stop.
     pub(crate) fn remove_files(&self) {
         for group in self.state().open.iter_mut().flat_map(|open| &mut open.sockets) {
             group.file = None;
         }
     }
 
-    /// What counts under a listener's name.
+    /// The counters under a listener's name.
     fn counters(&self, config: &ListenerConfig) -> (Arc<HandshakeStats>, Arc<ProxyHeaderPolicy>) {
         let (metrics, name) = (&self.context.control.metrics, config.name.as_str());
         let proxies = ProxyHeaderPolicy::new(config.proxy_protocol.as_ref(), name, metrics);
@@ -511,7 +511,7 @@ impl Listeners {
         Arc::new(Engine::new(config, &self.context, &self.thread_states, thread).at(address.clone()))
     }
 
-    /// Has the connections that come now be others than those which were [revoked](Open::revoke).
+    /// Makes new connections independent of those that were [revoked](Open::revoke).
     fn replace(&self, open: &mut Open) {
         let anew = |(thread, former): (usize, &Arc<Listener>)| {
             let engine = self.engine(&open.config, &open.address, thread);
@@ -528,18 +528,18 @@ impl Listeners {
 }
 
 impl Open {
-    /// Whether clients find it at its address, where somebody may have removed its file or put another one in its place.
+    /// Whether clients reach it at its address. The file of a Unix socket may have been removed or replaced.
     fn is_reachable(&self) -> bool {
         self.sockets.iter().all(Group::is_reachable)
     }
 
-    /// Whether somebody is connected, or about to be.
+    /// Whether clients are connected, or about to be.
     fn is_in_use(&self) -> bool {
         let is_held = |listener: &Arc<Listener>| Arc::strong_count(listener) + Arc::strong_count(&listener.engine) > 2;
         self.listeners.iter().any(is_held)
     }
 
-    /// Has the connections that were made so far end with what they carry, and those that are on the way.
+    /// Closes the connections made so far after their current exchange, including those not accepted yet.
     fn revoke(&self) {
         tracing::info!(
             address = %self.address,
@@ -548,7 +548,7 @@ impl Open {
         self.listeners.iter().for_each(|listener| listener.engine.revoke());
     }
 
-    /// As [`Self::revoke`], unless they are to stay; whether they are.
+    /// Like [`Self::revoke`], unless `stays` is true. Returns `stays`.
     fn revoke_unless(&self, stays: bool) -> bool {
         if !stays {
             self.revoke();
@@ -556,10 +556,10 @@ impl Open {
         stays
     }
 
-    /// Whether connections that were made here may be served once nobody accepts here any more and `wanted` do. Where
-    /// other listeners may succeed this one ([`ListenerConfig::may_succeed`]), each of them has to demand the same of its
-    /// clients. Where none may, the connections are served the sites that every listener has: if some listener demands
-    /// the same, and if no sites were this one's own.
+    /// Whether clients of this closed listener may still be served under `wanted`. If the listener has moved, they are
+    /// served as clients of the listener with its name or with an overlapping address ([`Sites::listener`]), provided
+    /// that one demands the same of clients. If it was removed, they get only what every listener serves: one of them
+    /// must demand the same, and the removed listener must not have had sites of its own.
     fn may_be_served(&self, wanted: &[ListenerSpec<'_>], before: &Sites) -> bool {
         let admits = |(config, tls): &ListenerSpec<'_>| self.admits_same_as(config, *tls);
         let may_succeed = |(config, _): &&ListenerSpec<'_>| config.may_succeed(&self.config.name, &self.address);
@@ -571,7 +571,7 @@ impl Open {
         wanted.iter().any(admits) && !index.is_some_and(|index| before.has_own(index))
     }
 
-    /// Whether all who are connected here could connect by other settings as well, with nothing else demanded of them.
+    /// Whether every client that is connected here could also connect under the other settings, with the same demands.
     fn admits_same_as(&self, config: &ListenerConfig, tls: Option<&ServerTls>) -> bool {
         let is_same_tls = match (self.tls.load().as_deref(), tls) {
             (Some(before), Some(now)) => now.asks_same_of_clients(before),
@@ -581,7 +581,7 @@ impl Open {
     }
 }
 
-/// A listener that is wanted, and its TLS.
+/// A configured listener and its TLS.
 type ListenerSpec<'a> = (&'a ListenerConfig, Option<&'a ServerTls>);
 
 enum Opened {
@@ -594,7 +594,7 @@ impl Group {
         self.file.as_ref().is_none_or(SocketFile::is_there)
     }
 
-    /// Has these, one for each thread, serve the next connections.
+    /// Lets these listeners, one for each thread, serve new connections.
     fn give(&self, listeners: &[Arc<Listener>]) {
         for (given, listener) in self.given.iter().zip(listeners) {
             given.send_replace(Arc::clone(listener));
@@ -603,7 +603,7 @@ impl Group {
 }
 
 impl State {
-    /// Whether a socket of this process is in the way of `address`, as where a listener moves from 127.0.0.1 to 0.0.0.0.
+    /// Whether a socket of this process blocks `address`, for example when a listener moves from 127.0.0.1 to 0.0.0.0.
     fn is_own(&self, address: &SocketAddress) -> bool {
         let open = self.open.iter().flat_map(|open| &open.sockets).map(|group| &group.address);
         open.chain(self.closing.iter().map(|(address, _)| address)).any(|own| own.overlaps(address))
@@ -611,16 +611,16 @@ impl State {
 }
 
 impl Threads {
-    /// Waits until they have stopped. False: something was cut off.
+    /// Waits until the threads have stopped. False: exchanges were cut off.
     pub(crate) fn join(self) -> bool {
-        // A thread that panicked has cut off what it carried.
+        // A thread that panicked has cut off its exchanges.
         let finished: Vec<bool> = self.0.into_iter().map(|thread| thread.join().unwrap_or(false)).collect();
         finished.into_iter().all(|finished| finished)
     }
 }
 
-/// That clients which ask for no name, or for one that no certificate is for, get another certificate than before without
-/// anybody having said so.
+/// A message, if the default certificate has changed although no setting says so: clients without SNI, or with a name
+/// that no certificate matches, get another certificate than before.
 fn moved_default(listener: &ListenerConfig, tls: &ServerTls, before: &ServerTls) -> Option<String> {
     let (was, is) = tls.moved_default(listener.tls.as_ref()?, before)?;
     let [was, is] =
@@ -632,14 +632,14 @@ fn moved_default(listener: &ListenerConfig, tls: &ServerTls, before: &ServerTls)
     ))
 }
 
-/// Which certificate a listener has, for whom, until when.
+/// The file, names and expiry of a certificate of a listener.
 fn stats(listener: &ListenerConfig, loaded: &LoadedCertificate) -> String {
     let (addresses, file) = (&listener.addresses, loaded.pair.certificate.display());
     let (names, until) = (loaded.leaf.names.join(", "), certificate::date(loaded.not_after()));
     format!("listener {addresses}: certificate {file} for {names}, valid until {until}")
 }
 
-/// Reads the files of a listener's TLS; the same as `before` where nothing is other, so that clients can still resume
+/// Reads the TLS files of a listener. Returns `before` if nothing has changed, so that clients can still resume
 /// sessions.
 fn load(config: Option<&TlsConfig>, before: Option<&Arc<ServerTls>>) -> Result<Option<Arc<ServerTls>>, String> {
     let Some(config) = config else { return Ok(None) };

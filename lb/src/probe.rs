@@ -1,6 +1,6 @@
-//! Probes: one task for each endpoint asks it at intervals how it is, by `pingora-load-balancing`'s HTTP and TCP
-//! checks, over connections that are made as those of traffic are. The tasks follow the snapshot; what they find goes to
-//! the backend, and the pool lists its candidates anew.
+//! Health probes: one task per endpoint probes it at intervals, with the HTTP and TCP checks of
+//! `pingora-load-balancing`, over connections that are made as traffic's are. The tasks follow the snapshot. Results go
+//! to the backend, and the pool updates its list of candidates.
 
 mod names;
 pub(crate) mod pingora_error;
@@ -29,12 +29,13 @@ use crate::failure::{AttemptError, Detail, Failure, Fault};
 use crate::health::tracker::Health;
 use way::ProbeConnector;
 
-/// How often pools look whether their candidates have changed.
+/// How often pools check whether their candidates have changed.
 const CATCH_UP_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Probes what the snapshots name, resolves host names and brings ejected backends back, until dropped.
+/// Probes the backends of current snapshots, resolves host names, and returns ejected backends to service, until
+/// dropped.
 pub(crate) async fn run(control: Arc<Control>) {
-    // Called when a name leads somewhere else.
+    // Notified when a name has new addresses.
     let moved = Arc::new(Notify::new());
     tokio::join!(
         follow_snapshots(&control, &moved),
@@ -63,7 +64,7 @@ async fn follow_snapshots(control: &Arc<Control>, moved: &Notify) {
 type Key = (PoolName, BackendAddress, SocketAddress);
 type Wanted = HashMap<Key, Probed>;
 
-/// An endpoint, how it is asked, and over what.
+/// An endpoint, and how it is probed.
 #[derive(Clone)]
 struct Probed {
     endpoint: Arc<Endpoint>,
@@ -89,7 +90,7 @@ fn wanted(control: &Control) -> Wanted {
     wanted
 }
 
-/// The probing of one endpoint; ends when dropped.
+/// The probing of one endpoint; ends on drop.
 struct Task {
     probed: Probed,
     handle: AbortHandle,
@@ -118,9 +119,9 @@ async fn probe_forever(control: Arc<Control>, pool: PoolName, probed: Probed) {
     let Probed { endpoint, config, transport } = probed;
     let backend = &endpoint.backend;
     let address = endpoint.address().map(tracing::field::display);
-    // The first probe is at hand; a call for one that came before would only repeat it.
+    // The first probe starts now, so discard an earlier notification, which would only repeat it.
     let _ = tokio::time::timeout(Duration::ZERO, endpoint.forgotten()).await;
-    // Probes that failed by our own fault since the last one that did not: told once, and counted.
+    // Consecutive probes that failed for reasons of our own: logged once, and counted.
     let mut not_made = 0_u64;
     loop {
         let at = Instant::now();
@@ -163,13 +164,14 @@ async fn probe_forever(control: Arc<Control>, pool: PoolName, probed: Probed) {
     }
 }
 
-/// Whether a pool still connects as it did. Else this says nothing of its backends as they are asked now, and the task that
-/// asks so is about to begin. A plan that comes after this makes them forget what was reported before.
+/// Whether a pool still connects as it did. If not, the result says nothing about its backends under the new settings,
+/// for which another task is about to start. A plan that is put in force later makes the backends forget earlier
+/// results.
 fn connects_by(control: &Control, pool: &PoolName, transport: &Arc<Transport>) -> bool {
     control.snapshot().pool(pool).is_some_and(|pool| Arc::ptr_eq(&pool.plan().transport, transport))
 }
 
-/// A backend that is lost is a warning; one that is well is not.
+/// A change to unhealthy is logged as a warning, others as information.
 fn log_change(pool: &PoolName, endpoint: &Endpoint, health: Health, error: Option<&ProbeError>) {
     let address = endpoint.address().map(tracing::field::display);
     let (backend, reason, health) = (&endpoint.backend.address, error.map(tracing::field::display), health.as_str());
@@ -180,11 +182,11 @@ fn log_change(pool: &PoolName, endpoint: &Endpoint, health: Health, error: Optio
     }
 }
 
-/// Until the next probe, where the last one began `at`.
+/// Waits until the next probe; the last one began `at`.
 async fn pause(endpoint: &Endpoint, config: &ProbeConfig, at: Instant) {
     let jitter = rand::rng().random_range(0.9..1.1);
     let pause = config.interval.mul_f64(jitter).saturating_sub(at.elapsed());
-    // What has been forgotten is asked for at once.
+    // A backend whose state was reset is probed at once.
     let _ = tokio::time::timeout(pause, endpoint.forgotten()).await;
 }
 
@@ -192,7 +194,7 @@ async fn pause(endpoint: &Endpoint, config: &ProbeConfig, at: Instant) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ProbeError {
     Failed(AttemptError),
-    /// The backend answered with a status code that is not expected.
+    /// The backend answered with an unexpected status code.
     Status(u16),
 }
 
@@ -216,7 +218,7 @@ fn health_check(Probed { endpoint, config, transport }: &Probed) -> Box<dyn Heal
         }
         ProbeKind::Http { path, host, status } => {
             let address = &endpoint.backend.address;
-            // What stands for the host of a Unix socket in nginx's requests too.
+            // nginx sends the same host to Unix sockets.
             let default = if address.unix_path().is_some() { "localhost" } else { address.as_str() };
             let default = address.service().unwrap_or(default);
             let host = host.as_deref().unwrap_or(default);
@@ -245,7 +247,7 @@ fn request(path: &str, host: &str) -> pingora::Result<RequestHeader> {
     Ok(request)
 }
 
-/// Why a check failed, by the words of the table of failures.
+/// Maps an error of a check to the table of failures.
 fn probe_error(error: &Error) -> ProbeError {
     match error.etype() {
         ErrorType::CustomCode(_, code) => ProbeError::Status(*code),
@@ -254,7 +256,7 @@ fn probe_error(error: &Error) -> ProbeError {
 }
 
 impl ProbeError {
-    /// What is known beyond the word.
+    /// Details beyond the failure's word.
     fn detail(self) -> Option<Detail> {
         match self {
             Self::Failed(failed) => failed.detail,
@@ -262,13 +264,13 @@ impl ProbeError {
         }
     }
 
-    /// Whether the balancer itself is the cause, so that nothing was learned of the backend.
+    /// Whether the balancer itself is the cause, so that nothing is known about the backend.
     fn is_ours(self) -> bool {
         matches!(self, Self::Failed(failed) if failed.failure.verdict().fault == Fault::Balancer)
     }
 }
 
-/// The word of the table of failures, or the status.
+/// The word from the table of failures, or the status.
 impl fmt::Display for ProbeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -293,7 +295,7 @@ async fn catch_up(control: &Arc<Control>) {
 async fn drop_drained(control: &Arc<Control>) {
     let mut versions = control.versions();
     loop {
-        // Making a snapshot of a large pool takes its time, and so does dropping one: probes and the API do not wait for it.
+        // Building and dropping the snapshot of a large pool takes time, and must not delay probes and the API.
         let dropping = Arc::clone(control);
         let drop_both = move || (dropping.drop_drained(), dropping.drop_retired());
         let pause = match tokio::task::spawn_blocking(drop_both).await {
@@ -315,7 +317,7 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::pool::Draft;
 
-    // A probe over connections of before, which the end of its pause sent out at once, told of those of after.
+    // A probe over old connections, started when its pause ended early, was counted for the new ones.
     #[test]
     fn probe_results_from_before_a_change_of_how_to_connect_are_ignored() {
         let text = "[state]\npersist = false\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\npool = \"app\"\n\

@@ -1,4 +1,4 @@
-//! Content on its way to the client: understood as it came, framed anew.
+//! The content of a response: parsed in the backend's framing, written in the client's.
 
 use super::content::CHUNK_LIMITS;
 use super::h1::body::BodyReader;
@@ -8,19 +8,20 @@ use super::h1::response::BadResponse;
 use crate::exchange::refusal::Refusal;
 use crate::message::framing::Framing;
 
-/// Backends may sign each chunk by an extension, and a recipient has to ignore what it does not know (RFC 9112 §7.1.1).
+/// Backends may sign each chunk with an extension, and a recipient must ignore extensions that it does not know (RFC
+/// 9112 §7.1.1).
 const LIMITS: chunked::Limits = CHUNK_LIMITS.per_chunk();
 
-/// A response's content.
+/// The content of a response.
 pub(super) struct ResponseBody {
     reader: BodyReader,
     framing: Framing,
-    /// Bytes of content passed on.
+    /// Bytes of content passed on to the client.
     pub sent: u64,
 }
 
 impl ResponseBody {
-    /// Content that comes in one framing and leaves in another.
+    /// Converts content from one framing to another.
     pub(super) fn new(from: Framing, to: Framing) -> Self {
         Self { reader: BodyReader::new(from, LIMITS), framing: to, sent: 0 }
     }
@@ -29,7 +30,7 @@ impl ResponseBody {
         self.reader.is_done()
     }
 
-    /// Whether content that is framed so may begin with these bytes.
+    /// Whether content with this framing may begin with these bytes.
     pub(super) fn begins_well(framing: Framing, bytes: &[u8]) -> bool {
         let mut reader = match framing {
             Framing::Chunked => BodyReader::new(framing, LIMITS),
@@ -43,18 +44,18 @@ impl ResponseBody {
         true
     }
 
-    /// Whether the bytes leave as they come, so that they need not be copied.
+    /// Whether the bytes are passed on unchanged, so that they need not be copied.
     pub(super) fn is_plain(&self) -> bool {
         !matches!(self.framing, Framing::Chunked) && !matches!(self.reader, BodyReader::Chunked(_))
     }
 
-    /// Whether only the end of the connection tells the client that it has everything.
+    /// Whether only the end of the connection tells the client that the content is complete.
     pub(super) fn is_until_close(&self) -> bool {
         self.framing == Framing::UntilClose
     }
 
-    /// Appends the content in `input` to `out`, small chunks joined into one; how much of the input belonged to this response.
-    /// The input is used up: its content may be moved together in it.
+    /// Appends the content in `input` to `out`, with small chunks joined. Returns how much of the input belonged to this
+    /// response. The input is overwritten: its content may be moved within it.
     pub(super) fn take(&mut self, input: &mut [u8], out: &mut Vec<u8>) -> Result<usize, BadResponse> {
         let (mut at, mut content) = (0, 0..0);
         let mut failed = None;
@@ -87,7 +88,7 @@ impl ResponseBody {
         Ok(at)
     }
 
-    /// How much is still to come, where that is known and the bytes leave as they come.
+    /// How many bytes are still to come, if that is known and they are passed on unchanged.
     pub(super) fn plain_bytes_left(&self) -> Option<u64> {
         match self.reader {
             BodyReader::Length(left) if self.is_plain() => Some(left),
@@ -95,7 +96,7 @@ impl ResponseBody {
         }
     }
 
-    /// So many bytes of plain content have been passed on without being looked at.
+    /// Counts `count` bytes of plain content that were passed on without being read, by `splice`.
     pub(super) fn skip(&mut self, count: u64) {
         self.sent += count;
         match self.reader {
@@ -104,14 +105,14 @@ impl ResponseBody {
         }
     }
 
-    /// Like [`Self::take`] for plain content that is in its place already.
+    /// Like [`Self::take`], for plain content that needs no copy.
     pub(super) fn pass(&mut self, content: &[u8]) -> Result<usize, BadResponse> {
         let progress = self.reader.advance(content)?;
         self.sent += progress.consumed as u64;
         Ok(progress.consumed)
     }
 
-    /// The backend closed its side: the regular end of some content, too early for other.
+    /// The backend closed its side. That ends content delimited by the close, and truncates any other.
     pub(super) fn end_of_input(&mut self, out: &mut Vec<u8>) -> Result<(), BadResponse> {
         self.reader.end_of_input().map_err(|_| BadResponse::Truncated)?;
         if self.framing == Framing::Chunked {
@@ -123,14 +124,14 @@ impl ResponseBody {
 
 fn append(framing: Framing, data: &[u8], out: &mut Vec<u8>) {
     match framing {
-        // An empty chunk would be the last one.
+        // An empty chunk would end the content.
         Framing::Chunked if data.is_empty() => {}
         Framing::Chunked => write_chunk(data, out),
         _ => out.extend_from_slice(data),
     }
 }
 
-/// What the client is answered for what the parser refused.
+/// The refusal for an error of the parser.
 pub(super) fn refusal(reject: Reject) -> Refusal {
     match reject.status() {
         405 => Refusal::Method,

@@ -13,11 +13,11 @@ use crate::message::Parsed;
 use crate::message::limits::Limits;
 use crate::value::variable::Variable;
 
-/// How many a thread keeps for reuse.
+/// How many buffers a thread keeps for reuse.
 const MAX_SPARE: usize = 128;
 /// Larger buffers are shrunk to this before they are kept.
 const MAX_SPARE_CAPACITY: usize = 128 * 1024;
-/// Limit on the memory of all that a thread keeps.
+/// Limit on the memory of all buffers that a thread keeps.
 const MAX_SPARE_BYTES: usize = 8 * 1024 * 1024;
 
 #[derive(Default)]
@@ -39,8 +39,8 @@ pub(crate) struct Buffers {
     pub noted: Vec<(Variable, Vec<u8>)>,
 }
 
-/// Bytes from the backend, with headroom in front: the rewritten head may be longer than the received one, and the
-/// content need not be moved then.
+/// Bytes from the backend, with headroom in front: the rewritten head may be longer than the received one, and with
+/// headroom the content does not have to be moved.
 pub(crate) struct ResponseBuffer(Vec<u8>);
 
 /// By how much a head may grow in place: enough for a request id and some fields.
@@ -50,7 +50,7 @@ const HEADROOM_BYTES: usize = 128;
 struct Spare {
     #[expect(clippy::vec_box, reason = "a value moves between here and its borrower, and is large")]
     idle: Vec<Box<Buffers>>,
-    /// Their memory.
+    /// Their size in memory.
     bytes: usize,
 }
 
@@ -58,7 +58,7 @@ thread_local! {
     static SPARE: RefCell<Spare> = RefCell::default();
 }
 
-/// Drops the buffers that this thread keeps, whose sizes depend on former runs.
+/// Drops the buffers that this thread keeps: their sizes depend on earlier runs of the simulation.
 #[cfg(test)]
 pub(crate) fn clear() {
     SPARE.take();
@@ -103,7 +103,7 @@ impl Buffers {
         self.from_backend.0.shrink_to(MAX_SPARE_CAPACITY);
         self.text.clear();
         self.text.shrink_to(MAX_SPARE_CAPACITY);
-        // Few routes need it.
+        // Few routes need this.
         self.noted = Vec::new();
         SPARE.with_borrow_mut(|spare| {
             let bytes = spare.bytes + self.bytes();
@@ -114,7 +114,7 @@ impl Buffers {
         });
     }
 
-    /// The memory of its buffers.
+    /// The size of its buffers in memory.
     fn bytes(&self) -> usize {
         let Self { from_client, from_backend, to_backend, to_client, text, path, target, .. } = self;
         let buffers = [from_client, &from_backend.0, to_backend, to_client, path, target];
@@ -135,17 +135,18 @@ impl ResponseBuffer {
         self.0.drain(HEADROOM_BYTES..HEADROOM_BYTES + count);
     }
 
-    /// To be appended to.
+    /// The underlying buffer, for appending.
     pub(crate) fn end(&mut self) -> &mut Vec<u8> {
         &mut self.0
     }
 
-    /// Where a head so long begins in the place of one that ends at `head`, if it fits there.
+    /// Where a head of `len` bytes would begin if it replaced the one that ends at `head`; `None` if it does not fit
+    /// there.
     pub(crate) fn space_for_head(&self, head: usize, len: usize) -> Option<usize> {
         (HEADROOM_BYTES + head).checked_sub(len)
     }
 
-    /// Puts `new` at the place that was found for it, and has the two buffers change places.
+    /// Writes `new` at the start that [`space_for_head`](Self::space_for_head) found, and swaps the two buffers.
     pub(crate) fn put_head(&mut self, start: usize, new: &mut Vec<u8>) {
         self.0[start..start + new.len()].copy_from_slice(new);
         std::mem::swap(&mut self.0, new);

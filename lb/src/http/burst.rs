@@ -1,6 +1,6 @@
-//! Reads and writes of a thread's tasks in groups. The runtime learns of many sockets at once, and runs the tasks that it
-//! has woken in the order in which it has woken them. One that is about to write goes behind those that have still to
-//! read. So the kernel's code for each stays in the processor's caches, and a peer is woken once for several messages.
+//! Groups the reads and writes of a thread's tasks. The runtime learns of many ready sockets at once and runs the woken
+//! tasks in order. A task that is about to write moves behind those that still have to read. This keeps the kernel's
+//! code for each in the processor's caches, and a peer is woken once for several messages.
 
 use std::future::{Future, poll_fn};
 use std::mem;
@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use tokio::task::yield_now;
 
-/// Has the tasks run first that have been woken by now. At once where there are none.
+/// Lets the tasks that have been woken by now run first. Returns at once if there are none.
 pub(super) async fn let_others_read() {
     let mut has_waited = false;
     poll_fn(|cx| match mem::replace(&mut has_waited, true) {

@@ -1,4 +1,5 @@
-//! Answers that the operator wrote: of a route's action, to a preflight, and as error pages.
+//! Responses that are written in the configuration: a route's `respond` or `redirect`, answers to CORS preflights, and
+//! error pages.
 
 use bytes::Bytes;
 
@@ -10,8 +11,8 @@ use crate::exchange::{ConfiguredReply, Exchange, Outcome};
 use crate::site::Action;
 use crate::value::{Presence, Value};
 
-/// What the exchange answers itself with. The error is told in its place: the request leaves a redirect without a host, or
-/// makes the answer's head too large.
+/// Builds the response that the exchange chose. The error is the refusal to send instead: a redirect without a host to
+/// redirect to, or a head that would be too large.
 pub(super) fn reply(
     configured: ConfiguredReply,
     status: u16,
@@ -42,7 +43,8 @@ pub(super) fn reply(
     reply.and_then(|reply| if reply.is_sendable() { Ok(reply) } else { Err(Refusal::Internal) })
 }
 
-/// The error page among `rules` that needs no backend, for a refusal without a route.
+/// The first error page of `rules` for a refusal before any route was found. Pages that need a backend are not used
+/// here.
 pub(super) fn page_for(rules: &Rules, refusal: Refusal, facts: &RequestFacts<'_>) -> Option<(Reply, u16)> {
     use crate::config::site::PageStatus;
 
@@ -60,7 +62,7 @@ pub(super) fn page_for(rules: &Rules, refusal: Refusal, facts: &RequestFacts<'_>
     Some((reply, status))
 }
 
-/// The answer of a page that needs no backend.
+/// The response of an error page that needs no backend.
 fn page_reply(page: &Page, status: u16, refusal: Option<Refusal>, facts: &RequestFacts<'_>) -> Result<Reply, Refusal> {
     let mut reply = match page {
         Page::Text { text: body, content_type } => text(body, content_type, status, facts),

@@ -1,7 +1,6 @@
-//! The content of a request: one store, read by several cursors, each at its own pace: the attempt that is under way,
-//! another one if that fails, a copy that goes somewhere else. The store understands what the client sends, once, and
-//! holds it where it was read, behind the head. What every cursor has passed is dropped once it is more than may be sent
-//! again.
+//! The content of a request: one store that several cursors read independently, such as the current attempt and a
+//! retry. The store parses what the client sends once, and keeps it in the read buffer, behind the head. Bytes that
+//! every cursor has passed are dropped once there are more than a retry may send again.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -12,34 +11,34 @@ use super::pace::Pace;
 use crate::failure::Failure;
 use crate::message::framing::Framing;
 
-/// Less than this is copied behind what goes before it, which is cheaper than to write from two places.
+/// Pieces smaller than this are copied behind what precedes them, which is cheaper than a vectored write.
 const MIN_VECTORED_BYTES: usize = 4096;
 pub(super) const CHUNK_LIMITS: chunked::Limits = chunked::Limits::new(4096, 8192);
 
 pub(super) struct Content {
     framing: Framing,
-    /// How far what the client sent has been understood.
+    /// How far the client's bytes have been parsed.
     reader: BodyReader,
-    /// Where the content lies in the buffer. What is behind has not been understood yet, or belongs to the next request.
+    /// Where the content lies in the buffer. The bytes behind it are not parsed yet, or belong to the next request.
     start: usize,
     end: usize,
-    /// How much of the content is not there any more, from its beginning.
+    /// How many bytes of the content have been dropped from its beginning.
     dropped: u64,
     most: Option<u64>,
-    /// How many bytes may stay to be sent again.
+    /// How many bytes may be kept for a retry.
     keep: usize,
-    /// The client was sent a 100, which it gets once.
+    /// Whether the client was sent a 100 response. It gets only one.
     pub has_continued: bool,
-    /// How the client keeps up with sending it. What is taken in counts by itself, whoever is waited for meanwhile.
+    /// The rate at which the client sends the content. Counts while other parties are waited for, too.
     pub pace: Pace,
 }
 
-/// How far one reader has come.
+/// How far one reader has read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Cursor {
-    /// From the beginning of the content.
+    /// Offset in the content.
     at: u64,
-    /// The end of chunked content has been read too.
+    /// Whether the end of chunked content has been read, too.
     has_end: bool,
 }
 
@@ -50,12 +49,12 @@ impl Content {
         Self { framing, reader, start, end: start, dropped: 0, most, keep, has_continued: false, pace }
     }
 
-    /// Of a request whose content nobody reads.
+    /// Content of a request that nobody reads.
     pub(super) fn none() -> Self {
         Self::new(Framing::None, 0, None, 0, Pace::new(None, None))
     }
 
-    /// Goes on under other limits. What is held stays, however much it is.
+    /// Applies other limits from here on. Content that is held already stays, even beyond them.
     pub(super) fn limit(&mut self, most: Option<u64>, keep: usize) {
         (self.most, self.keep) = (most, keep.max(self.end - self.start));
     }
@@ -64,32 +63,32 @@ impl Content {
         self.framing == Framing::Chunked
     }
 
-    /// Whether the client has sent the last byte, and it has been taken in.
+    /// Whether the last byte of the content has been received and parsed.
     pub(super) fn is_done(&self) -> bool {
         self.reader.is_done()
     }
 
-    /// Whether all that was taken in can be read from the beginning.
+    /// Whether everything received so far can still be read from the beginning.
     pub(super) fn is_at_hand(&self) -> bool {
         self.dropped == 0 && self.end - self.start <= self.keep
     }
 
-    /// Whether its beginning is there, for a cursor that has read nothing.
+    /// Whether the beginning is still held, for a new cursor.
     pub(super) fn has_beginning(&self) -> bool {
         self.dropped == 0
     }
 
-    /// Whether nothing of it has been taken in.
+    /// Whether nothing of the content has been parsed yet.
     pub(super) fn is_untouched(&self) -> bool {
         self.received() == 0
     }
 
-    /// Where the next request begins in the buffer, once this one is done.
+    /// The offset of the next request in the buffer, once this one is done.
     pub(super) fn end(&self) -> usize {
         self.end
     }
 
-    /// How many bytes the client has still to send beyond what is in `buffer`; `None`: its length is not told.
+    /// How many bytes the client still has to send beyond those in `buffer`; `None` if the length is not declared.
     pub(super) fn bytes_left(&self, buffer: &[u8]) -> Option<u64> {
         match self.reader {
             BodyReader::Done => Some(0),
@@ -103,7 +102,7 @@ impl Content {
         self.dropped + (self.end - self.start) as u64
     }
 
-    /// Takes in what has come in `buffer`. Chunks are put together where they lie.
+    /// Parses what has arrived in `buffer`. Chunks are joined in place.
     pub(super) fn take_in(&mut self, buffer: &mut Vec<u8>) -> Result<(), Failure> {
         let before = self.received();
         let mut at = self.end;
@@ -123,7 +122,7 @@ impl Content {
         if self.most.is_some_and(|most| received > most) { Err(Failure::BodyTooLarge) } else { Ok(()) }
     }
 
-    /// Where what `cursor` has still to read lies in the buffer.
+    /// The part of the buffer that `cursor` still has to read.
     pub(super) fn unread(&self, cursor: Cursor) -> Range<usize> {
         let at = cursor.at.saturating_sub(self.dropped);
         let at = usize::try_from(at).map_or(self.end, |at| (self.start + at).min(self.end));
@@ -136,8 +135,8 @@ impl Content {
         self.is_done() && cursor.at == self.received() && (cursor.has_end || !needs_end)
     }
 
-    /// Reads on with `cursor`, as far as the content has come, and appends it to `out` as it is sent. What is plain and
-    /// large is left where it lies, to be written from there.
+    /// Advances `cursor` to the end of what has been received, and appends that to `out` in the framing for the
+    /// backend. Large plain content stays in the buffer, to be written from there.
     pub(super) fn read(&self, cursor: &mut Cursor, buffer: &[u8], out: &mut Vec<u8>) {
         let unread = self.unread(*cursor);
         if self.framing != Framing::Chunked {
@@ -156,7 +155,7 @@ impl Content {
         }
     }
 
-    /// Drops what all of `cursors` have passed, if it is more than may be sent again.
+    /// Drops bytes that all `cursors` have passed, if there are more than may be kept for a retry.
     pub(super) fn forget(&mut self, cursors: &[Cursor], buffer: &mut Vec<u8>) {
         if self.end - self.start <= self.keep && self.dropped == 0 {
             return;
@@ -169,7 +168,7 @@ impl Content {
 }
 
 impl Cursor {
-    /// Moves on by so many bytes, which were written from where they lie.
+    /// Advances by `count` bytes, which were written from the buffer.
     pub(super) fn pass(&mut self, count: usize) {
         self.at += count as u64;
     }
@@ -186,7 +185,7 @@ mod tests {
         Content::new(framing, HEAD.len(), Some(100_000), keep, Pace::new(None, None))
     }
 
-    /// Reads with `cursor` what there is, as it is sent.
+    /// Reads with `cursor` what is available, in the framing for the backend.
     fn read(content: &Content, cursor: &mut Cursor, buffer: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         content.read(cursor, buffer, &mut out);

@@ -1,4 +1,5 @@
-//! Notices that a client has gone while nothing of what it sent is read: the bytes that wait hide the end behind them.
+//! Detects that a client has disconnected while its bytes are not being read: the unread bytes hide the end of the
+//! connection behind them.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -12,23 +13,24 @@ use tokio::net::TcpStream;
 
 use crate::connection_limit::{ConnectionLimit, ConnectionPermit};
 
-/// The client's socket, registered a second time: what it tells here is not told to those who read it.
+/// The client's socket, registered with the runtime a second time, so that readiness seen here is not taken from the
+/// task that reads.
 pub(super) struct DisconnectWatcher {
     socket: TcpStream,
-    /// It takes a file, as a connection to a backend does.
+    /// It uses a file descriptor, as a backend connection does.
     _permit: ConnectionPermit,
 }
 
 impl DisconnectWatcher {
-    /// An error where there is no room for it, or no file.
+    /// Watches a client. Fails at the connection limit, or without a free file descriptor.
     pub(super) fn of(client: BorrowedFd<'_>, limit: &Arc<ConnectionLimit>) -> io::Result<Self> {
         let permit = limit.try_acquire_spare().ok_or(io::ErrorKind::QuotaExceeded)?;
         let socket = std::net::TcpStream::from(client.try_clone_to_owned()?);
         Ok(Self { socket: TcpStream::from_std(socket)?, _permit: permit })
     }
 
-    /// Whether the client has gone: it has reset the connection, or closed its side though at least `missing` bytes are
-    /// still to come. Otherwise `cx` is woken when that may have changed.
+    /// Whether the client has disconnected: it reset the connection, or closed its side though at least `missing` bytes
+    /// are still to come. Otherwise `cx` is woken when that may have changed.
     pub(super) fn has_disconnected(&self, cx: &mut Context<'_>, missing: u64) -> bool {
         while let Poll::Ready(Ok(())) = self.socket.poll_read_ready(cx) {
             let mut sockets = [PollFd::new(&self.socket, PollFlags::RDHUP)];
@@ -40,10 +42,10 @@ impl DisconnectWatcher {
                 return true;
             }
             if seen.contains(PollFlags::RDHUP) {
-                // Nothing more is told of a socket that is half closed.
+                // A half-closed socket reports no further change.
                 return ioctl_fionread(&self.socket).is_ok_and(|unread| unread < missing);
             }
-            // More came, of which nothing is read here: wait for the next change.
+            // More bytes arrived, which are not read here: wait for the next change.
             let _ = self.socket.try_io(Interest::READABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
         }
         false
@@ -61,7 +63,7 @@ mod tests {
 
     use super::*;
 
-    /// A client that has sent ten bytes, of which nothing is read.
+    /// A client that has sent ten bytes, which are not read.
     async fn client() -> (TcpStream, DisconnectWatcher) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("a listener");
@@ -94,7 +96,7 @@ mod tests {
             let (mut client, watcher) = client().await;
             client.shutdown().await.expect("an open socket");
             let disconnected = poll_fn(|cx| {
-                // The close has come.
+                // The close has arrived.
                 std::task::ready!(watcher.socket.poll_read_ready(cx)).expect("an open socket");
                 let mut sockets = [PollFd::new(&watcher.socket, PollFlags::RDHUP)];
                 poll(&mut sockets, Some(&Timespec::default())).expect("a socket");

@@ -1,5 +1,5 @@
-//! What becomes of a request that nobody sent: the way through sites and routes and what a backend or the client would be
-//! sent, by the code that carries requests, without a connection.
+//! Explains what would happen to a request: how sites and routes match, and what a backend or the client would be sent.
+//! It runs the code of real requests, without a connection.
 
 use std::sync::Arc;
 
@@ -24,18 +24,18 @@ use crate::site::{RouteId, Site};
 /// A request and where it comes from.
 #[derive(Debug)]
 pub(crate) struct Question<'a> {
-    /// As a client of HTTP/1.1 sends it.
+    /// As a client of HTTP/1.1 would send it.
     pub head: &'a [u8],
     pub client: PeerAddress,
     pub is_tls: bool,
 }
 
-/// What becomes of it.
+/// What would happen to the request.
 #[derive(Debug)]
 pub(crate) struct Explanation {
-    /// `None`: no site has its host, or it is refused before it comes to one.
+    /// `None`: no site has its host, or it is refused before a site is chosen.
     pub site: Option<Arc<Site>>,
-    /// The routes that it comes to, one after the other.
+    /// The routes that the request visits, in order.
     pub visits: Vec<Visit>,
     pub end: End,
 }
@@ -44,22 +44,22 @@ pub(crate) struct Explanation {
 #[derive(Debug)]
 pub(crate) struct Visit {
     pub route: RouteId,
-    /// The path for which routes were searched, decoded and normalised; `None`: a jump named the route.
+    /// The path by which routes were searched, decoded and normalised; `None`: a jump named the route.
     pub path: Option<Vec<u8>>,
-    /// The routes that fit the path, in the order in which they were asked, and whether their conditions hold.
+    /// The routes that match the path, in the order in which they were tried, and whether their conditions hold.
     pub asked: Vec<(RouteId, bool)>,
 }
 
-/// How it ends, if backends do what they are to do.
+/// How the request ends, if backends respond as they should.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// A backend of this pool is sent this head.
+    /// This head is sent to a backend of this pool.
     Pool { name: String, head: Vec<u8> },
-    /// The client is sent this.
+    /// The client is sent this response.
     Answer { refusal: Option<Refusal>, head: Vec<u8>, content: Bytes },
 }
 
-/// Says what becomes of a request on this listener. The error says why the head is none.
+/// Explains what would happen to a request on this listener. The error says why the head is malformed.
 pub(crate) fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explanation, String> {
     let listener = engine.listener();
     let peer = Peer::new(question.client);
@@ -108,7 +108,7 @@ pub(crate) fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explan
                 begun
             }
             Step::Open(_) | Step::Queue(_) => break to_backend(&of, &mut buffers, &exchange),
-            // Which backends are well, nobody has asked.
+            // The health of backends is not known here.
             Step::Refuse(Refusal::NoBackend) if exchange.pool().is_some() => {
                 break to_backend(&of, &mut buffers, &exchange);
             }
@@ -131,7 +131,7 @@ pub(crate) fn explain(engine: &Engine, question: &Question<'_>) -> Result<Explan
     Ok(Explanation { site: Some(site), visits, end })
 }
 
-/// The route that the exchange has come to, and who else was asked.
+/// The route that the exchange has reached, and the others that were tried.
 fn visit(of: &Request<'_>, buffers: &Buffers, exchange: &Exchange) -> Visit {
     let site = exchange.site();
     let facts = RequestFacts { matched: Some((site, RouteId::FALLBACK)), ..RequestFacts::of(of, buffers, exchange) };

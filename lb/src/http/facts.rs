@@ -1,4 +1,4 @@
-//! What is true of the request that is being carried, for the values and conditions of the operator.
+//! Values of variables for the request in progress, for the values and conditions in the configuration.
 
 use std::io::Write as _;
 
@@ -22,33 +22,33 @@ use crate::value::table::Tables;
 use crate::value::variable::{GroupOf, Variable};
 use crate::value::{Facts, Presence, VariableText};
 
-/// The facts of one request, borrowed from where they lie.
+/// The facts of one request, borrowed from where they are stored.
 #[derive(Clone, Copy)]
 pub(super) struct RequestFacts<'a> {
     pub of: &'a Request<'a>,
     pub head: &'a RequestHead,
     pub from_client: &'a [u8],
     pub text: &'a str,
-    /// The path as it is now: decoded and normalised.
+    /// The current path: decoded and normalised.
     pub path: &'a [u8],
-    /// Path and query that took the place of those received; empty: none did.
+    /// Path and query after an internal redirect; empty without one.
     pub target: &'a [u8],
     pub tables: &'a Tables,
     /// The site and the route, once they are chosen.
     pub matched: Option<(&'a Site, RouteId)>,
     pub exchange: Option<&'a Exchange>,
-    /// The answer's head, once it is there.
+    /// The response head, once it has arrived.
     pub response: Option<(&'a ResponseHead, &'a [u8])>,
-    /// What the rewrite's expression has found, and in what.
+    /// The groups that the rewrite's expression matched, and the text that they refer to.
     pub rewrite: Option<(&'a Groups, &'a [u8])>,
-    /// How it ended, and how many bytes of the response's body were sent.
+    /// How the request ended, and how many bytes of the response's body were sent.
     pub ended: Option<(&'a Outcome, u64)>,
-    /// Fields of the answer that will be asked for when its head is gone.
+    /// Response fields that are logged after the head is gone.
     pub noted: &'a [(Variable, Vec<u8>)],
 }
 
 impl<'a> RequestFacts<'a> {
-    /// Those of a request on its way, before there is an answer.
+    /// The facts of a request in progress, before there is a response.
     pub(super) fn of(of: &'a Request<'a>, buffers: &'a Buffers, exchange: &'a Exchange) -> Self {
         let Buffers { request: head, from_client, text, path, target, .. } = buffers;
         Self {
@@ -72,7 +72,7 @@ impl<'a> RequestFacts<'a> {
         self.ended.map(|(outcome, _)| outcome).or_else(|| self.exchange.map(Exchange::outcome))
     }
 
-    /// The query as it is now.
+    /// The current query.
     pub(super) fn query(&self) -> Option<&'a [u8]> {
         match self.target {
             b"" => self.head.query(self.from_client),
@@ -80,7 +80,7 @@ impl<'a> RequestFacts<'a> {
         }
     }
 
-    /// The host as the client named it, without port.
+    /// The host as the client sent it, without port.
     fn host(&self) -> Option<&'a [u8]> {
         self.head.host(self.from_client).map(|host| host.strip_suffix(b".").unwrap_or(host))
     }
@@ -89,7 +89,7 @@ impl<'a> RequestFacts<'a> {
         self.head.fields().iter(self.from_client)
     }
 
-    /// A group of an expression among the site's hosts.
+    /// A group of the expression among the site's hosts that matched.
     fn host_group(&self, index: u8, out: &mut Vec<u8>) -> Presence {
         let (Some((site, _)), Some(host)) = (self.matched, self.host()) else { return Presence::Missing };
         let host = host.to_ascii_lowercase();

@@ -1,5 +1,5 @@
-//! What the operator says about fields, as changes to a head: its own edits, presets, CORS, and what backends say of
-//! themselves in `Location`, `Refresh` and `Set-Cookie`. Only routes with rules come here.
+//! Changes to header fields from the configuration: edits, presets, CORS, and rewriting of a backend's `Location`,
+//! `Refresh` and `Set-Cookie`. Used only for routes with such rules.
 
 use std::borrow::Cow;
 
@@ -17,14 +17,14 @@ use crate::message::name::Name;
 use crate::message::{Method, authority};
 use crate::value::{Facts, Presence, Value, VariableText};
 
-/// Changes in the order in which they are made. Those of one name are put together, so that at most one of them is
-/// anything but an addition.
+/// Changes in the order in which they apply. Changes of one name are combined, so that at most one of them is not an
+/// addition.
 pub(super) struct Changes<'a>(Vec<Entry<'a>>);
 
-/// So many changes need no memory but the stack when they are made to a head.
+/// This many changes need no heap memory when they are applied to a head.
 const INLINE_CHANGES: usize = 8;
 
-/// Few values are longer.
+/// Most values fit.
 const VALUE_CAPACITY: usize = 64;
 
 struct Entry<'a> {
@@ -33,7 +33,7 @@ struct Entry<'a> {
     value: Text<'a>,
 }
 
-/// A value that cannot break out of its line.
+/// A value without line breaks, so that it cannot end its field line.
 enum Text<'a> {
     Lies(FieldValue<'a>),
     Made(Vec<u8>),
@@ -49,8 +49,8 @@ enum Kind {
 }
 
 impl<'a> Changes<'a> {
-    /// `first`, then what `edit` makes. Where that is about fields of `lines`, these are among the changes, and none are
-    /// left.
+    /// `first` plus the changes that `edit` makes. If `edit` changes a field that `lines` would generate, the generated
+    /// lines become changes, too, and the returned lines are empty.
     pub(super) fn made(first: &[Change<'a>], lines: Lines<'a>, edit: impl Fn(&mut Self)) -> (Self, Lines<'a>) {
         let mut all = Self(Vec::new());
         first.iter().for_each(|change| all.make(*change));
@@ -75,7 +75,7 @@ impl<'a> Changes<'a> {
         self.push(name, kind, value.into());
     }
 
-    /// Gives them to `take` as the writer of heads takes them.
+    /// Passes the changes to `take`, in the form that the writer of heads needs.
     pub(super) fn list<R>(&self, take: impl FnOnce(&[Change<'_>]) -> R) -> R {
         let all = self.0.iter().filter_map(Entry::change);
         if self.0.len() > INLINE_CHANGES {
@@ -90,7 +90,7 @@ impl<'a> Changes<'a> {
         take(&few[..count])
     }
 
-    /// Removes the fields of a name.
+    /// Removes the fields of this name.
     pub(super) fn remove(&mut self, name: FieldName<'a>) {
         self.push(name, Kind::Remove, Cow::Borrowed(b""));
     }
@@ -103,7 +103,7 @@ impl<'a> Changes<'a> {
         self.push(name, Kind::Set, value.into());
     }
 
-    /// Makes the operator's own edits, for an answer with `status`.
+    /// Adds the configured edits for a response with `status`.
     pub(super) fn edit(&mut self, changes: &'a [site::FieldChange], status: Option<u16>, facts: &'a RequestFacts<'a>) {
         for change in changes {
             let is_for = |on: &crate::config::StatusRanges| status.is_some_and(|status| on.contains(status));
@@ -124,14 +124,14 @@ impl<'a> Changes<'a> {
             }
             match field_value(&change.value.value, facts) {
                 Some(value) => self.push(name, kind, value),
-                // A field that is set to nothing is not sent.
+                // A field that is set to an empty value is not sent.
                 None if kind == Kind::Set => self.remove(name),
                 None => {}
             }
         }
     }
 
-    /// The fields of the preset, where the answer does not have them.
+    /// Adds the fields of the preset that the response lacks.
     pub(super) fn preset(&mut self, preset: site::Preset, is_https: bool) {
         for field in preset.fields().iter().filter(|field| is_https || !field.only_https) {
             if let Some(name) = FieldName::of_token(field.name.as_bytes(), Name::Other) {
@@ -140,7 +140,7 @@ impl<'a> Changes<'a> {
         }
     }
 
-    /// What CORS has the answer say, in place of what the backend says of it.
+    /// Replaces the backend's CORS fields by the configured ones.
     pub(super) fn cors(&mut self, cors: &'a Cors, facts: &RequestFacts<'a>) {
         for name in ["Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "Access-Control-Expose-Headers"]
         {
@@ -148,7 +148,7 @@ impl<'a> Changes<'a> {
         }
         let is_anybody = cors.origins.contains(&CorsOrigin::Any);
         if !is_anybody {
-            // Caches keep answers to different origins apart, the one to none as well.
+            // Caches must keep responses to different origins apart, also that to a request without an origin.
             self.push(FieldName::known(Name::Vary), Kind::Append, Cow::Borrowed(b"Origin"));
         }
         let Some(origin) =
@@ -182,12 +182,12 @@ impl<'a> Changes<'a> {
         }
     }
 
-    /// Has an error page say what belongs to the status that it is sent with, unless it does.
+    /// Adds the fields that the page's status needs, unless the page has them itself.
     #[cold]
     pub(super) fn page(&mut self, status_fields: &'a StatusFields, status: u16, facts: &RequestFacts<'_>) {
         let Some((page, buffer)) = facts.response else { return };
         if status != page.status() {
-            // A page that is a part of something is no part of an error.
+            // An error page is never partial content.
             self.remove(FieldName::known(Name::ContentRange));
         }
         for (name, value) in status_fields.fields.iter().filter(|_| status_fields.status == status) {
@@ -198,7 +198,7 @@ impl<'a> Changes<'a> {
         }
     }
 
-    /// Has what a backend says of places in `Location` and `Refresh` mean what the client would have to ask.
+    /// Rewrites the URLs that a backend sends in `Location` and `Refresh` to those that the client has to request.
     pub(super) fn locations(&mut self, rules: &'a Rules, facts: &RequestFacts<'a>) {
         let Some((head, buffer)) = facts.response else { return };
         if let Some(location) = head.fields().value(buffer, Name::Location)
@@ -217,7 +217,7 @@ impl<'a> Changes<'a> {
         }
     }
 
-    /// Has the cookies of a backend be as the operator wants them.
+    /// Rewrites the cookies of a backend as configured.
     pub(super) fn cookies(&mut self, rewrite: &CookieRewrite, facts: &RequestFacts<'_>) {
         let Some((head, buffer)) = facts.response else { return };
         if head.fields().value(buffer, Name::SetCookie).is_none() || *rewrite == CookieRewrite::default() {
@@ -229,7 +229,7 @@ impl<'a> Changes<'a> {
         }
     }
 
-    /// A value that could break out of its line is none.
+    /// A value with a line break is left out.
     fn push(&mut self, name: FieldName<'a>, mut kind: Kind, value: Cow<'a, [u8]>) {
         let value = match value {
             Cow::Borrowed(text) => FieldValue::new(text).map(Text::Lies),
@@ -294,14 +294,14 @@ impl Text<'_> {
     }
 }
 
-/// Whether the rules have the head of an answer be as it is, whatever their values are.
+/// Whether the rules leave a response head unchanged, whatever the values of their variables are.
 pub(super) fn keep_answer(rules: &Rules, head: &ResponseHead, buffer: &[u8], is_backends: bool) -> bool {
     let has = |name| head.fields().value(buffer, name).is_some();
     let may_be_mapped = is_backends && (has(Name::Location) || has(Name::Refresh) || has(Name::SetCookie));
     rules.response_headers.is_empty() && rules.preset.is_none() && rules.cors.is_none() && !may_be_mapped
 }
 
-/// The value of a field, borrowed where it is one text. `None`: there is none.
+/// The value of a field, borrowed if it is constant. `None` if it is missing.
 fn field_value<'a>(value: &'a Value, facts: &'a RequestFacts<'a>) -> Option<Cow<'a, [u8]>> {
     let lies = match (value.as_constant(), value.as_variable()) {
         (Some(text), _) => Some(text),
@@ -319,7 +319,7 @@ fn field_value<'a>(value: &'a Value, facts: &'a RequestFacts<'a>) -> Option<Cow<
     (value.write_field(facts, &mut made) == Presence::Present).then_some(Cow::Owned(made))
 }
 
-/// The `Host` that the backend is sent in place of the client's.
+/// The configured `Host` for the backend, in place of the client's.
 pub(super) fn host(rules: &Rules, facts: &RequestFacts<'_>) -> Option<Vec<u8>> {
     let value = rules.request_headers.host.as_ref()?;
     let mut host = Vec::new();
@@ -327,7 +327,7 @@ pub(super) fn host(rules: &Rules, facts: &RequestFacts<'_>) -> Option<Vec<u8>> {
     (presence == Presence::Present && authority::parse(&host).is_some()).then_some(host)
 }
 
-/// Whether a browser asks what CORS allows.
+/// Whether the request is a CORS preflight.
 pub(super) fn is_preflight(facts: &RequestFacts<'_>) -> bool {
     facts.head.method() == Method::Options
         && origin(facts).is_some()
@@ -335,7 +335,7 @@ pub(super) fn is_preflight(facts: &RequestFacts<'_>) -> bool {
 }
 
 fn cors_name(name: &'static str) -> FieldName<'static> {
-    // Each is a token, and the caller's to change.
+    // Each is a token, and not a field that only we may set.
     FieldName::new(name.as_bytes()).unwrap_or(FieldName::known(Name::Vary))
 }
 
@@ -343,21 +343,21 @@ fn field<'a>(facts: &RequestFacts<'a>, name: &'a [u8]) -> Option<&'a [u8]> {
     facts.head.fields().named(facts.from_client, name).next()
 }
 
-/// Whose scripts ask. Two of them, which no browser sends, are nobody.
+/// The request's origin. A request with two origins, which no browser sends, counts as having none.
 fn origin<'a>(facts: &RequestFacts<'a>) -> Option<&'a [u8]> {
     let mut origins = facts.head.fields().named(facts.from_client, b"origin");
     origins.next().filter(|_| origins.next().is_none())
 }
 
-/// The names of fields that a preflight asks for. What is no name is left out.
+/// The field names that a preflight requests. Malformed names are left out.
 fn asked_fields(facts: &RequestFacts<'_>) -> Vec<u8> {
     let lists = facts.head.fields().named(facts.from_client, b"access-control-request-headers");
     let names = lists.flat_map(|list| list.split(|&byte| byte == b',')).map(ascii::trim);
     names.filter(|name| ascii::is_token(name)).collect::<Vec<_>>().join(&b", "[..])
 }
 
-/// What of the answer's head belongs to its status (RFC 9110 §10.2.3, §11.6.1, §15.4, §15.5; RFC 6585 §4), as the client
-/// would have got it. `Proxy-Authenticate` and `Upgrade` are for the connection to the backend alone.
+/// The fields of a response that belong to its status (RFC 9110 §10.2.3, §11.6.1, §15.4, §15.5; RFC 6585 §4), as the
+/// client would have got them. `Proxy-Authenticate` and `Upgrade` concern the connection to the backend only.
 pub(super) fn of_status(status: u16, rules: &Rules, facts: &RequestFacts<'_>) -> Vec<(&'static str, Vec<u8>)> {
     let name = match status {
         300..=399 => "Location",
@@ -376,7 +376,7 @@ pub(super) fn of_status(status: u16, rules: &Rules, facts: &RequestFacts<'_>) ->
     values.map(|value| (name, mapped(value))).collect()
 }
 
-/// Whether scripts of an origin may ask. Browsers write it in lower case.
+/// Whether an origin is allowed. Browsers send it in lower case.
 fn allows(allowed: &CorsOrigin, origin: &[u8]) -> bool {
     match allowed {
         CorsOrigin::Any => true,
@@ -393,7 +393,7 @@ fn allows(allowed: &CorsOrigin, origin: &[u8]) -> bool {
     }
 }
 
-/// A place that the backend names, as the client would have to ask for it; `None`: it stays.
+/// Rewrites a URL of the backend to the one that the client has to request; `None`: it stays unchanged.
 fn mapped_location(location: &[u8], rules: &Rules, facts: &RequestFacts<'_>) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     match &rules.location {
@@ -428,13 +428,13 @@ fn mapped_location(location: &[u8], rules: &Rules, facts: &RequestFacts<'_>) -> 
     }
     let mapped = mapped_path(path, rules, facts);
     if sent.eq_ignore_ascii_case(own) {
-        // The backend knows the client's host, so the scheme that it names is meant.
+        // The backend knows the client's host, so the scheme that it names is intended.
         mapped.as_ref()?;
         out.extend_from_slice(&location[..scheme.len() + sent.len()]);
     } else if own.is_empty() {
-        // Without a host, what follows the scheme would be read as one: the path stands alone.
+        // Without a host, the text after the scheme would be read as one: send the path alone.
     } else if scheme == b"https://" && forwarded.proto() != "https" {
-        // The client's port is that of another scheme.
+        // The client's port belongs to the other scheme.
         let own = std::str::from_utf8(own).ok()?;
         out.extend_from_slice(scheme);
         out.extend_from_slice(authority::without_port(own).as_bytes());
@@ -453,7 +453,7 @@ fn mapped_location(location: &[u8], rules: &Rules, facts: &RequestFacts<'_>) -> 
     Some(out)
 }
 
-/// A path below the one that the rewrite made, as the route's path and what is below it.
+/// Maps a path below the rewritten path back to one below the route's path.
 fn mapped_path<'a>(path: &'a [u8], rules: &Rules, facts: &RequestFacts<'a>) -> Option<(&'a [u8], &'a [u8])> {
     let Some(Rewrite::Prefix { prefix }) = &rules.rewrite else { return None };
     let (site, route) = facts.matched?;
@@ -464,7 +464,7 @@ fn mapped_path<'a>(path: &'a [u8], rules: &Rules, facts: &RequestFacts<'a>) -> O
     };
     let rest = path.strip_prefix(prefix.strip_suffix('/').unwrap_or(prefix).as_bytes())?;
     let own = match rest.first() {
-        // The slash between the two is there once.
+        // Avoids a second slash between the two.
         Some(b'/') => own.strip_suffix('/').unwrap_or(own),
         None | Some(b'?' | b'#') => own,
         Some(_) => return None,
@@ -472,7 +472,7 @@ fn mapped_path<'a>(path: &'a [u8], rules: &Rules, facts: &RequestFacts<'a>) -> O
     Some((own.as_bytes(), rest))
 }
 
-/// Appends what takes the place of the beginning of `text`; what is left of that.
+/// Appends the replacement of a prefix of `text`. Returns the rest of the text.
 fn replaced<'t>(
     pairs: &[Replace],
     text: &'t [u8],
@@ -493,14 +493,14 @@ fn replaced<'t>(
     Some(if is_whole { b"" } else { &text[pair.from.len()..] })
 }
 
-/// Whether the host in a beginning is a whole one where `rest` follows it: `http://a.example` is no beginning of
+/// Whether the prefix ends at the end of a host, given the `rest` that follows: `http://a.example` is not a prefix of
 /// `http://a.example.evil`.
 fn ends_host(beginning: &str, rest: &[u8]) -> bool {
     let host = beginning.strip_prefix("//").or_else(|| Some(beginning.split_once("://")?.1));
     host.is_none_or(|host| host.contains(['/', '?', '#'])) || matches!(rest.first(), None | Some(b'/' | b'?' | b'#'))
 }
 
-/// As [`replaced`], of whole segments: `/app` is no beginning of `/appx`.
+/// Like [`replaced`], for whole path segments: `/app` is not a prefix of `/appx`.
 fn mapped_cookie_path<'t>(
     pairs: &[Replace],
     path: &'t [u8],
@@ -540,7 +540,7 @@ fn mapped_cookie(cookie: &[u8], rewrite: &CookieRewrite, facts: &RequestFacts<'_
         match rest {
             Some(rest) => {
                 made.extend_from_slice(rest);
-                // What a client sent begins no other attribute.
+                // Text from the client cannot begin another attribute.
                 made.retain(|&byte| byte != b';');
                 out.extend_from_slice(name);
                 out.push(b'=');

@@ -1,5 +1,5 @@
-//! Connections to backends that wait for their next request, kept by each thread for itself. They are kept by the
-//! server they lead to, not by address: where another server may have taken its place, none of them is used again.
+//! Idle connections to backends, kept by each thread for itself. They are kept by server, not by address: once another
+//! server may answer at an address, the old connections are not used again.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -13,22 +13,22 @@ use crate::dial::Transport;
 
 #[cfg(not(test))]
 type ByServer = std::collections::HashMap<Incarnation, Server, foldhash::fast::RandomState>;
-/// In the order in which the servers came, so that a simulation closes connections in the same order again.
+/// Ordered by the arrival of servers, so that a simulation closes connections in a reproducible order.
 #[cfg(test)]
 type ByServer = std::collections::BTreeMap<Incarnation, Server>;
 
-/// How often they are looked through.
+/// How often idle connections are checked.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// A few more than the one that is wanted.
+/// Slightly more than the one that is needed, so that this happens less often.
 const MAX_CLOSED_AT_ONCE: usize = 8;
 
-/// A connection to a backend that carries no request.
+/// A connection to a backend without a request in progress.
 pub(crate) struct Connection {
     pub socket: Io,
     pub permit: ConnectionPermit,
-    /// How it was made. A request whose pool says something else of connections needs another one, whatever changed first.
+    /// How the connection was made. A request is sent only on a connection that was made as its pool says now.
     pub transport: Arc<Transport>,
-    /// What it began with: requests for which it would be another need another connection.
+    /// The PROXY header that the connection began with. A request with another header needs another connection.
     pub header: Box<[u8]>,
 }
 
@@ -46,7 +46,7 @@ struct Server {
 #[derive(Default)]
 struct Connections {
     by_server: ByServer,
-    /// Of all servers together.
+    /// The number of connections to all servers.
     count: usize,
 }
 
@@ -54,15 +54,14 @@ thread_local! {
     static CONNECTIONS: RefCell<Connections> = RefCell::default();
 }
 
-/// The connection used last of those that were made by `transport` and began with `header`, if one is left that is still
-/// open as far as can be seen.
+/// Takes the most recently used connection that was made by `transport`, began with `header`, and still looks open.
 pub(crate) fn take(server: Incarnation, transport: &Arc<Transport>, header: &[u8], now: Instant) -> Option<Connection> {
     CONNECTIONS.with_borrow_mut(|connections| {
         let server = connections.by_server.get_mut(&server)?;
         let fits = |Connection { transport: of, header: with, .. }: &Connection| {
             Arc::ptr_eq(of, transport) && **with == *header
         };
-        // Mostly the last one, since all were made alike and began with nothing.
+        // Mostly the last one matches, since connections are usually made alike and without a header.
         while let Some(index) = server.idle.iter().rposition(|idle| fits(&idle.connection)) {
             let Idle { mut connection, until } = server.idle.remove(index);
             connections.count -= 1;
@@ -74,15 +73,9 @@ pub(crate) fn take(server: Incarnation, transport: &Arc<Transport>, header: &[u8
     })
 }
 
-/// Keeps a connection to `server`, which was the endpoint's when the connection was opened, unless another has taken
-/// its place since or the thread keeps `limit` already.
-pub(crate) fn keep(
-    endpoint: &Arc<Endpoint>,
-    server: Incarnation,
-    connection: Connection,
-    until: Instant,
-    limit: usize,
-) {
+/// Keeps an idle connection. `server` is the endpoint's server when the connection was opened. The connection is closed
+/// if the endpoint has another server now, or if the thread already keeps `limit` connections.
+pub(crate) fn keep(endpoint: &Arc<Endpoint>, server: Incarnation, connection: Connection, until: Instant, limit: usize) {
     if endpoint.incarnation() != server {
         return;
     }
@@ -95,7 +88,7 @@ pub(crate) fn keep(
     });
 }
 
-/// Closes those to `server`.
+/// Closes the connections to `server`.
 pub(crate) fn forget(server: Incarnation) {
     CONNECTIONS.with_borrow_mut(|connections| {
         if let Some(server) = connections.by_server.remove(&server) {
@@ -104,8 +97,8 @@ pub(crate) fn forget(server: Incarnation) {
     });
 }
 
-/// Closes those which idled too long, which the backend closed, or whose server another may have replaced, and what is
-/// beyond `limit`.
+/// Closes connections that were idle for too long, were closed by the backend, or lead to a server that may have been
+/// replaced, and those beyond `limit`.
 pub(crate) fn sweep(now: Instant, limit: usize) {
     CONNECTIONS.with_borrow_mut(|connections| {
         connections.by_server.retain(|&incarnation, server| {
@@ -117,7 +110,7 @@ pub(crate) fn sweep(now: Instant, limit: usize) {
     });
 }
 
-/// Looks through those of the present thread, for as long as that is awaited. `limit` may change.
+/// Sweeps the connections of this thread for as long as it is polled. `limit` may change.
 pub(crate) async fn sweep_forever(limit: Arc<AtomicUsize>) {
     let mut tick = tokio::time::interval(SWEEP_INTERVAL);
     loop {
@@ -126,14 +119,14 @@ pub(crate) async fn sweep_forever(limit: Arc<AtomicUsize>) {
     }
 }
 
-/// Closes some, so that others can be opened: of the server to which most lead, those that idle longest. False: there is
-/// none on this thread.
+/// Closes a few connections, so that others can be opened: the longest idle ones of the server with most connections.
+/// False: this thread has none.
 pub(crate) fn make_room() -> bool {
     CONNECTIONS.with_borrow_mut(|connections| connections.close(MAX_CLOSED_AT_ONCE) > 0)
 }
 
 impl Connections {
-    /// Closes so many of the server to which most lead; how many it were.
+    /// Closes up to `limit` connections of the server with most connections. Returns how many.
     fn close(&mut self, limit: usize) -> usize {
         let largest = self.by_server.values_mut().max_by_key(|server| server.idle.len());
         let closed = largest.map_or(0, |server| server.idle.drain(..server.idle.len().min(limit)).count());
@@ -142,7 +135,7 @@ impl Connections {
     }
 }
 
-/// Closes all.
+/// Closes all connections.
 pub(crate) fn clear() {
     CONNECTIONS.with_borrow_mut(|connections| *connections = Connections::default());
 }

@@ -1,21 +1,21 @@
-//! How many interim responses a backend may send. There may be any number before the final one (RFC 9110 §15.2): a long
-//! job sends a 102 every 20 seconds for hours. Only their rate is limited, by a token bucket.
+//! Limits the rate of a backend's interim responses, by a token bucket. Their number is not limited (RFC 9110 §15.2): a
+//! long job may send a 102 every 20 seconds for hours.
 
 use std::time::{Duration, Instant};
 
-/// How many may come at once.
+/// How many may arrive at once.
 const MAX_BURST: u32 = 64;
-/// In how long one more is allowed.
+/// How often another one is allowed.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// The interim responses to one request. The bucket is kept as the time at which it will be full again.
+/// The interim responses to one request. The bucket is stored as the time at which it will be full again.
 #[derive(Debug, Default)]
 pub(super) struct InterimRate {
     full_at: Option<Instant>,
 }
 
 impl InterimRate {
-    /// Takes one that came `now`. False: there are too many.
+    /// Counts one that arrived `now`. False: there are too many.
     pub(super) fn allows(&mut self, now: Instant) -> bool {
         let full_at = self.full_at.map_or(now, |full_at| full_at.max(now)) + INTERVAL;
         self.full_at = Some(full_at);

@@ -1,5 +1,4 @@
-//! What is at one side of an exchange: the socket, of TCP or of this machine alone, plain or TLS. Simulations put a pipe
-//! in its place.
+//! The socket of one side of an exchange: TCP or Unix, plain or TLS. Simulations use a pipe instead.
 
 #[cfg(feature = "pingora-proxy")]
 pub(crate) mod accepted;
@@ -31,17 +30,17 @@ use crate::config::backend::SocketAddress;
 use crate::dial::{Dial, tls};
 use crate::failure::{AttemptError, Detail, Failure};
 
-/// How long to wait for a place in the queue of a Unix socket before it is asked for again; then twice as long each time.
+/// How long to wait for space in the queue of a Unix socket before the first retry; doubled for each further one.
 const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(2);
 const MAX_FULL_QUEUE_PAUSE: Duration = Duration::from_millis(128);
-/// How often it is asked for, within 0.7 s in all.
+/// How many attempts are made, within 0.7 s in total.
 const MAX_FULL_QUEUE_TRIES: u32 = 11;
 
 pub enum Io {
     Tcp(TcpStream),
     Unix(UnixStream),
     Tls(Box<TlsStream<Self>>),
-    /// A client's connection that a Pingora server has accepted, whatever it is.
+    /// A client's connection that a Pingora server has accepted, of any kind.
     #[cfg(feature = "pingora-proxy")]
     Accepted(Box<accepted::Accepted>),
     /// In memory, for simulations.
@@ -49,7 +48,7 @@ pub enum Io {
     Pipe(pipe::Pipe),
 }
 
-/// A socket whose bytes are those of the exchange.
+/// A socket that carries the plain bytes of the exchange.
 #[derive(Clone, Copy)]
 pub enum Plain<'a> {
     Tcp(&'a TcpStream),
@@ -67,8 +66,8 @@ impl Io {
             None => Ok(io),
             Some(tls) => {
                 let (config, name) = tls.client(dial)?;
-                // Pingora's connector makes text of what went wrong, reads every certificate for statistics, and has no
-                // sessions for each endpoint.
+                // Not Pingora's connector: it reduces errors to text, parses every certificate for statistics, and has
+                // no sessions per endpoint.
                 let connected = TlsConnector::from(config).connect(name, io).await;
                 connected.map(|tls| Self::Tls(Box::new(tls.into()))).map_err(|e| tls::failed(&e))
             }
@@ -86,7 +85,7 @@ impl Io {
                     Some(source) => connect_from(source, address, *ip).await?,
                     None => TcpStream::connect(ip).await.map_err(|e| AttemptError::of_connecting(address, &e))?,
                 };
-                // Fails only on a socket that is gone already.
+                // Fails only if the socket is closed already.
                 let _ = stream.set_nodelay(true);
                 Ok(Self::Tcp(stream))
             }
@@ -95,9 +94,8 @@ impl Io {
         connected.map_err(|e| AttemptError::of_connecting(address, &e))
     }
 
-    /// Whether nothing has come on an idle connection: neither its end nor bytes that nobody asked for. What TLS says for
-    /// itself, such as a ticket for the next connection, is neither. Costs no system call while the runtime has heard
-    /// nothing of the socket.
+    /// Whether nothing has arrived on an idle connection: neither its end nor unsolicited bytes. Records of TLS itself,
+    /// such as session tickets, do not count. Costs no system call while the runtime was not notified of readiness.
     pub fn is_quiet(&mut self) -> bool {
         let Self::Tls(tls) = self else {
             return matches!(self.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock);
@@ -110,7 +108,7 @@ impl Io {
         }
         let mut byte = [0];
         let mut byte = ReadBuf::new(&mut byte);
-        // A task that has used up its turn would be told that there is nothing.
+        // A task without budget would be told that nothing is ready.
         let read = pin!(coop::unconstrained(poll_fn(|cx| Pin::new(&mut **tls).poll_read(cx, &mut byte))));
         read.poll(&mut cx).is_pending()
     }
@@ -124,7 +122,7 @@ impl Io {
         }
     }
 
-    /// Whether what has come is known only to whoever reads it.
+    /// Whether received bytes can only be seen by reading them.
     pub fn is_opaque(&self) -> bool {
         match self {
             Self::Tls(_) => true,
@@ -134,7 +132,7 @@ impl Io {
         }
     }
 
-    /// The socket, where bytes can pass from it and to it without being looked at.
+    /// The socket, if bytes can be moved from and to it without being read.
     pub fn plain(&self) -> Option<Plain<'_>> {
         match self {
             Self::Tcp(tcp) => Some(Plain::Tcp(tcp)),
@@ -143,7 +141,7 @@ impl Io {
         }
     }
 
-    /// Copies what has come, and leaves it to be read; 0: the peer has closed its sending side. Only of a plain socket.
+    /// Copies received bytes without consuming them; 0: the peer has closed its sending side. Only for a plain socket.
     pub async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let socket = self.plain().ok_or(io::ErrorKind::Unsupported)?;
         loop {
@@ -156,7 +154,7 @@ impl Io {
         }
     }
 
-    /// The socket, under TLS too.
+    /// The socket, also under TLS.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Tcp(tcp) => Some(tcp.as_fd()),
@@ -169,8 +167,8 @@ impl Io {
         }
     }
 
-    /// Whether the other side has gone with at least `missing` bytes still to come, where there is no socket to be watched.
-    /// Otherwise `cx` is woken when that may have changed.
+    /// Whether the peer has disconnected with at least `missing` bytes still to come, for connections without a socket
+    /// to watch. Otherwise `cx` is woken when that may have changed.
     pub fn has_disconnected(&mut self, _cx: &mut Context<'_>, _missing: u64) -> bool {
         match self {
             #[cfg(feature = "pingora-proxy")]
@@ -179,8 +177,8 @@ impl Io {
         }
     }
 
-    /// Reads without waiting. Costs no system call while the runtime has heard nothing of the socket. Under TLS nothing
-    /// can be read so.
+    /// Reads without waiting. Costs no system call while the runtime was not notified of readiness. Not possible under
+    /// TLS.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(tcp) => tcp.try_read(buffer),
@@ -193,18 +191,18 @@ impl Io {
         }
     }
 
-    /// Ends the connection so that the peer cannot take what it has for a whole message: by a reset, or under TLS by
-    /// leaving out the closing alert.
+    /// Ends the connection so that the peer cannot mistake what it has received for a complete message: with a reset,
+    /// or under TLS without `close_notify`.
     pub fn abort(self) {
         self.reset_when_closed();
     }
 
-    /// Has the connection end so whenever it is dropped.
+    /// Makes the connection end in that way when it is dropped.
     pub fn reset_when_closed(&self) {
         match self {
-            // Without it the peer still sees that chunks or a length are incomplete.
+            // Otherwise the peer still sees that chunks or a length are incomplete.
             Self::Tcp(tcp) => drop(tcp.set_zero_linger()),
-            // The peer is told of a reset only where some of what it sent was not read.
+            // The peer gets a reset only if some of its bytes were not read.
             Self::Unix(_) | Self::Tls(_) => {}
             #[cfg(feature = "pingora-proxy")]
             Self::Accepted(_) => {}
@@ -214,7 +212,7 @@ impl Io {
     }
 }
 
-/// Connects to a Unix socket. Where its queue is full the system says so at once, while over TCP it waits.
+/// Connects to a Unix socket. If its queue is full, the system fails at once, unlike TCP, which waits.
 async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     let mut pause = FULL_QUEUE_PAUSE;
     for _ in 1..MAX_FULL_QUEUE_TRIES {
@@ -227,8 +225,8 @@ async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(path).await
 }
 
-/// Connects from an address of this machine. Its port is taken when that of the other side is known, so that the same one
-/// serves for many of them (`IP_BIND_ADDRESS_NO_PORT`).
+/// Connects from a local address. The port is chosen once the remote address is known, so that one local port serves
+/// connections to many of them (`IP_BIND_ADDRESS_NO_PORT`).
 async fn connect_from(source: IpAddr, address: &SocketAddress, to: SocketAddr) -> Result<TcpStream, AttemptError> {
     let mut bind_to = BindTo::default();
     bind_to.addr = Some(SocketAddr::new(source, 0));
@@ -279,7 +277,7 @@ impl Plain<'_> {
         }
     }
 
-    /// Has `operate` work on the socket, whose readiness is over if that would block.
+    /// Runs `operate` on the socket, and clears its readiness if that would block.
     pub fn try_io<R>(self, interest: Interest, operate: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
         match self {
             Self::Tcp(tcp) => tcp.try_io(interest, operate),
@@ -372,7 +370,7 @@ mod tests {
 
     use super::*;
 
-    // A server that accepted nothing was asked five hundred times a second by each request that waited.
+    // A server that accepted nothing was tried five hundred times a second by each waiting request.
     #[tokio::test]
     async fn connecting_to_a_full_unix_socket_is_retried_and_then_fails() {
         let folder = tempfile::tempdir().expect("a temporary folder");

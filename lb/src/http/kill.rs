@@ -1,6 +1,6 @@
-//! Exchanges that an operator ends. An exchange looks whether it has been killed whenever it has to wait, which costs it
-//! nothing else; those that wait already have to be woken. So the tasks that carry exchanges are listed, by their thread,
-//! and all of them woken at once: a kill is rare.
+//! Wakes exchanges that an operator kills. An exchange checks whether it has been killed whenever it waits, which costs
+//! nothing else, but one that waits already has to be woken. So each thread lists the tasks that carry exchanges, and a
+//! kill, which is rare, wakes all of them.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -20,14 +20,14 @@ thread_local! {
 struct ExchangeTasks {
     wakers: Vec<Option<Waker>>,
     free: Vec<usize>,
-    /// Somebody wakes them.
+    /// Whether a task of this thread waits for kills and wakes the others.
     are_followed: bool,
 }
 
-/// A task that carries exchanges, listed until dropped.
+/// A task that carries exchanges; listed until dropped.
 pub(crate) struct ExchangeTask(usize);
 
-/// Lists the present task, which stays on this thread.
+/// Lists the current task, which must stay on this thread.
 pub(crate) async fn carrier(control: &Arc<Control>) -> ExchangeTask {
     poll_fn(|cx| {
         let index = EXCHANGE_TASKS.with_borrow_mut(|tasks| {
@@ -57,7 +57,7 @@ pub(crate) async fn carrier(control: &Arc<Control>) -> ExchangeTask {
 
 impl Drop for ExchangeTask {
     fn drop(&mut self) {
-        // The list may be gone already at the end of the thread.
+        // The list may already be destroyed when the thread ends.
         let _ = EXCHANGE_TASKS.try_with(|tasks| {
             let mut tasks = tasks.borrow_mut();
             tasks.wakers[self.0] = None;
@@ -66,12 +66,12 @@ impl Drop for ExchangeTask {
     }
 }
 
-/// Wakes this thread's tasks whenever exchanges are killed, as long as the thread lives.
+/// Wakes this thread's tasks whenever exchanges are killed, for as long as the thread lives.
 async fn follow(control: Arc<Control>) {
     let mut kills = control.kills();
     while let Some(done) = kills.recv().await {
         EXCHANGE_TASKS.with_borrow(|tasks| tasks.wakers.iter().flatten().for_each(Waker::wake_by_ref));
-        // They are ready before this task is again, so that all have looked when it says so.
+        // The woken tasks run before this one resumes, so all of them have checked when it reports that.
         yield_now().await;
         drop(done);
     }

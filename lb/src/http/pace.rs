@@ -1,64 +1,66 @@
-//! Slow clients: one that moves a byte now and then passes every limit on a single wait, so what it moves is also held
-//! against all the time that it kept us waiting (CWE-400; as IIS's `minBytesPerSecond` and Apache's `MinRate`).
+//! Minimum rates. A client that moves a byte now and then stays within every limit on a single wait, so its bytes are
+//! also compared with the total time that it kept us waiting (CWE-400; like `minBytesPerSecond` of IIS and `MinRate` of
+//! Apache).
 
 use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Before it nothing is asked: connections may start slowly.
+/// No rate is required before this time: connections may start slowly.
 const RATE_GRACE: Duration = Duration::from_secs(5);
 
-/// One direction of one exchange.
+/// The rate of one direction of one exchange.
 #[derive(Debug, Clone)]
 pub(super) struct Pace {
     /// Bytes per second.
     least: Option<NonZero<u32>>,
     moved: u64,
     waited: Duration,
-    /// How much of `waited` nothing of the connection's other exchanges could have kept the client from ending.
+    /// The part of `waited` in which the connection's other exchanges cannot have delayed the client.
     waited_alone: Duration,
-    /// Where a connection carries several exchanges at once, and how much it had moved when this one began.
+    /// For a connection that carries several exchanges at once: its total, and the value of that when this exchange
+    /// began.
     connection: Option<(Total, u64)>,
 }
 
-/// How much all exchanges of a connection have moved, both ways. What keeps one waiting may be what its client sends and
-/// takes on the others.
+/// The bytes moved by all exchanges of a connection, in both directions. An exchange may wait because its client is
+/// busy sending and receiving on the others.
 #[derive(Debug, Clone)]
 pub struct Total(Arc<Counts>);
 
 #[derive(Debug)]
 struct Counts {
-    /// By exchanges. What they write may still be in a buffer of the connection.
+    /// Bytes moved by exchanges. What they wrote may still be in a buffer of the connection.
     moved: AtomicU64,
-    /// To the client's socket, of responses, with what the connection says between them.
+    /// Bytes of responses written to the client's socket, including the framing between them.
     written: AtomicU64,
     began: Instant,
-    /// When some of that was last written, in nanoseconds since the beginning.
+    /// When such bytes were last written, in nanoseconds since the connection began.
     written_at: AtomicU64,
 }
 
 impl Total {
-    /// Of a connection that begins.
+    /// The total of a new connection.
     pub fn new(now: Instant) -> Self {
         let counts =
             Counts { moved: AtomicU64::new(0), written: AtomicU64::new(0), began: now, written_at: AtomicU64::new(0) };
         Self(Arc::new(counts))
     }
 
-    /// The client's socket has taken so many bytes, some of them of responses.
+    /// Counts `bytes` that the client's socket accepted, some of them bytes of responses.
     pub fn wrote(&self, bytes: usize, now: Instant) {
         let at = now.saturating_duration_since(self.0.began).as_nanos();
         self.0.written.fetch_add(bytes as u64, Ordering::Relaxed);
         self.0.written_at.store(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// How many bytes the client's socket has so taken.
+    /// How many bytes of responses the client's socket has accepted.
     pub fn written(&self) -> u64 {
         self.0.written.load(Ordering::Relaxed)
     }
 
-    /// For how long the client's socket has taken nothing of a response.
+    /// How long ago the client's socket last accepted bytes of a response.
     pub fn stalled(&self, now: Instant) -> Duration {
         let since = Duration::from_nanos(self.0.written_at.load(Ordering::Relaxed));
         now.saturating_duration_since(self.0.began).saturating_sub(since)
@@ -77,7 +79,7 @@ impl Pace {
         pace
     }
 
-    /// Asks for another rate, of all that was moved and waited for.
+    /// Requires another rate, which applies to everything moved and waited for so far.
     pub(super) fn ask(&mut self, least: Option<NonZero<u32>>, connection: Option<&Total>) {
         self.least = least;
         if self.connection.is_none() {
@@ -86,7 +88,7 @@ impl Pace {
         }
     }
 
-    /// How long the client may keep us waiting now, where a single wait may last `limit`.
+    /// How long the client may keep us waiting now, if a single wait may take `limit`.
     pub(super) fn patience(&self, limit: Duration) -> Duration {
         let moved = match &self.connection {
             Some((total, before)) => total.moved().saturating_sub(*before),
@@ -106,12 +108,12 @@ impl Pace {
         self.least.map_or(Duration::MAX, |least| RATE_GRACE + Duration::from_secs(moved / u64::from(least.get())))
     }
 
-    /// How long the client has kept us waiting in all.
+    /// How long the client has kept us waiting in total.
     pub(super) fn waited(&self) -> Duration {
         self.waited
     }
 
-    /// The client kept us waiting for `waited` and then moved so many bytes.
+    /// The client kept us waiting for `waited`, and then moved `bytes`.
     pub(super) fn moved(&mut self, bytes: u64, waited: Duration) {
         self.moved = self.moved.saturating_add(bytes);
         if let Some((total, _)) = &self.connection {

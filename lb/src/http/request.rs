@@ -73,7 +73,7 @@ pub(super) struct StatusFields {
     pub fields: Vec<(&'static str, Vec<u8>)>,
 }
 
-/// The generated fields for the backend, as ranges of [`Buffers::text`].
+/// The fields generated for the backend, as ranges of [`Buffers::text`].
 #[derive(Default)]
 pub(super) struct ForwardedFields {
     pub client: Option<IpAddr>,
@@ -422,31 +422,31 @@ fn write_changed_head(
     Ok(())
 }
 
-/// Fields that speak of the content.
+/// Fields that describe the content.
 const CONTENT_FIELDS: &[Name] = &[Name::ContentType, Name::ContentEncoding, Name::ContentRange];
 
 const CONDITIONS: &[Name] =
     &[Name::Range, Name::IfRange, Name::IfMatch, Name::IfNoneMatch, Name::IfModifiedSince, Name::IfUnmodifiedSince];
 
-/// Whether the request asks to become a WebSocket.
+/// Whether the request asks for a WebSocket.
 pub(super) fn asks_for_websocket(buffers: &Buffers) -> bool {
     websocket::asks(&buffers.request)
 }
 
 impl Request<'_> {
-    /// The tables that its values ask.
+    /// The tables that its values use.
     pub(super) fn tables(&self) -> &Tables {
         self.state.snapshot.as_ref().map_or(Tables::none(), |snapshot| &snapshot.config.values)
     }
 }
 
 impl ForwardedFields {
-    /// `http` or `https`, as it is for the client.
+    /// The scheme that the client used, `http` or `https`.
     pub(super) fn proto(&self) -> &'static str {
         self.proto
     }
 
-    /// The host and port that the client named.
+    /// The host and port that the client sent.
     pub(super) fn host<'a>(&self, text: &'a str) -> &'a [u8] {
         text.as_bytes().get(self.host.clone()).unwrap_or_default()
     }
@@ -460,17 +460,17 @@ impl ForwardedFields {
         text.as_bytes().get(self.request_id.clone()).unwrap_or_default()
     }
 
-    /// The path as it is now, decoded and normalised. `made` is the one that is not as received.
+    /// The current path, decoded and normalised. `made` is the buffer for a path that differs from the received one.
     pub(super) fn path<'a>(&self, head: &RequestHead, from_client: &'a [u8], made: &'a [u8]) -> &'a [u8] {
         if self.is_path_made { made } else { head.path(from_client) }
     }
 
-    /// The path has been made anew.
+    /// Records that the path differs from the received one.
     pub(super) fn path_is_made(&mut self) {
         self.is_path_made = true;
     }
 
-    /// What tells the backend of the client, and of the request's id by its usual field.
+    /// The generated lines for the backend: the client, and the request's id if it has the usual field.
     fn lines<'a>(&self, text: &'a str) -> Lines<'a> {
         let mut replaced = GENERATED_FIELDS;
         if self.id_field == RequestIdField::Usual {
@@ -486,18 +486,18 @@ impl ForwardedFields {
         Lines::new(lines, replaced, NameSet::of(&[Name::CdnLoop]))
     }
 
-    /// What tells the client of the request's id, by its usual field.
+    /// The generated lines for the client: the request's id, if it has the usual field.
     pub(super) fn id_lines<'a>(&self, text: &'a str) -> Lines<'a> {
         let line = text.as_bytes().get(self.id_line.clone()).unwrap_or_default();
         let replaced = if line.is_empty() { NameSet::EMPTY } else { NameSet::of(&[Name::XRequestId]) };
         Lines::new(line, replaced, NameSet::EMPTY)
     }
 
-    /// What tells of the request's id by another field.
+    /// The field with the request's id, if that is not the usual one.
     pub(super) fn named_id<'a>(&'a self, text: &'a str) -> Option<Change<'a>> {
         let RequestIdField::Named(name) = &self.id_field else { return None };
         let value = FieldValue::new(self.request_id(text));
-        // A value that could break out of its line is none.
+        // A value with a line break is left out.
         Some(Change { name: FieldName::new(name.as_bytes())?, edit: value.map_or(Edit::Remove, Edit::Set) })
     }
 
@@ -506,7 +506,7 @@ impl ForwardedFields {
         FieldValue::new(via)
     }
 
-    /// Writes the request's id: the client's own if it is one that a log can bear, else a new one.
+    /// Writes the request's id: the client's own if it is safe to log, else a new one.
     fn write_id(&mut self, own: Option<&[u8]>, text: &mut String) {
         if self.id_field == RequestIdField::Usual {
             let start = text.len();
@@ -519,7 +519,7 @@ impl ForwardedFields {
         }
     }
 
-    /// Fills in what a request lacks that was refused before it was read: an id, and its client, who is the peer.
+    /// Fills in what is missing in a request that was refused before it was read: an id, and the peer as its client.
     #[cold]
     pub(super) fn complete(&mut self, engine: &Engine, peer: &Peer, is_tls: bool, text: &mut String) {
         if self.request_id.is_empty() {
@@ -534,7 +534,7 @@ impl ForwardedFields {
         }
     }
 
-    /// Writes what a backend is told, behind the id.
+    /// Writes the fields for the backend, after the id.
     fn read(&mut self, forwarding: &Forwarding<'_>, peer: &Peer, loop_id: &str, text: &mut String) {
         self.client = forwarding.client;
         self.proto = forwarding.proto;
@@ -547,7 +547,7 @@ impl ForwardedFields {
             self.client_text = line(text, "X-Real-IP: ", |text| forwarding.write_client(text));
         }
         line(text, "Forwarded: ", |text| forwarding.write_forwarded(text));
-        // Those of others stay (RFC 8586 §2).
+        // Fields of other proxies stay (RFC 8586 §2).
         line(text, "CDN-Loop: ", |text| text.write_str(loop_id));
         line(text, "X-Forwarded-Port: ", |text| text.write_str(forwarding.port));
         if let Some(prefix) = forwarding.prefix {
@@ -558,13 +558,13 @@ impl ForwardedFields {
         }
         self.lines.end = text.len();
         if forwarding.client.is_none() {
-            // No backend is told of an address that is none.
+            // Clients without an address, on Unix sockets, are not described to backends.
             self.client_text = written(text, |text| forwarding.write_client(text));
         }
     }
 }
 
-/// The id that the client has for its request.
+/// The request id that the client sent.
 fn incoming_id<'a>(field: &'a RequestIdField, fields: &'a Fields, buffer: &'a [u8]) -> Option<&'a [u8]> {
     match field {
         RequestIdField::Named(name) => fields.named(buffer, name.as_bytes()).next(),
@@ -572,7 +572,7 @@ fn incoming_id<'a>(field: &'a RequestIdField, fields: &'a Fields, buffer: &'a [u
     }
 }
 
-/// Whether this process has passed the request on before. It is known by a token that nobody else has.
+/// Whether this process has forwarded the request before. It recognises its own random token in `CDN-Loop`.
 fn has_been_here(fields: &Fields, buffer: &[u8], loop_id: &str) -> bool {
     let mut tokens = fields.values(buffer, Name::CdnLoop).flat_map(|list| list.split(|byte| b",; \t".contains(byte)));
     tokens.any(|token| token == loop_id.as_bytes())
@@ -593,7 +593,7 @@ fn written(text: &mut String, write: impl FnOnce(&mut String) -> fmt::Result) ->
     start..text.len()
 }
 
-/// Appends a field's line, which begins with `start`; where its value is. One that could break out of its line is left
+/// Appends a field line that begins with `start`, and returns the range of its value. A value with a line break is left
 /// out.
 #[inline]
 fn line(text: &mut String, start: &str, write: impl FnOnce(&mut String) -> fmt::Result) -> Range<usize> {
@@ -608,7 +608,7 @@ fn line(text: &mut String, start: &str, write: impl FnOnce(&mut String) -> fmt::
     value
 }
 
-/// What the peer says of the client, if it is a proxy that is believed.
+/// What the peer claims about the client, if the peer is a trusted proxy.
 fn claims<'a>(server: &ServerConfig, peer: &Peer, fields: &'a Fields, buffer: &'a [u8]) -> ProxyClaims<'a> {
     if !server.trusted_proxies.contains(peer.address) {
         return ProxyClaims::None;
@@ -626,7 +626,7 @@ fn claims<'a>(server: &ServerConfig, peer: &Peer, fields: &'a Fields, buffer: &'
     }
 }
 
-/// All fields of a name as one list, empty if there are none.
+/// All fields of a name as one list; empty if there are none.
 fn joined<'a>(fields: &'a Fields, buffer: &'a [u8], name: Name) -> Cow<'a, [u8]> {
     let mut values = fields.values(buffer, name);
     let first = values.next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Large content from one socket to the other without passing through this process: `splice(2)` by way of a pipe.
+//! Moves large content between two sockets without copying it to this process: `splice(2)` through a pipe.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -10,14 +10,14 @@ use tokio::io::Interest;
 
 use super::io::Plain;
 
-/// Less than this is read and written, which costs fewer system calls.
+/// Less than this is read and written, which needs fewer system calls.
 pub(crate) const MIN_SPLICE_BYTES: u64 = 128 * 1024;
 const PIPE_BYTES: usize = 256 * 1024;
 const MIN_PIPE_BYTES: usize = 64 * 1024;
-/// Pipes that a thread keeps for the next content.
+/// Pipes that a thread keeps for reuse.
 const MAX_SPARE: usize = 16;
 
-/// A pipe, with what is in it.
+/// A pipe and the number of bytes in it.
 pub(crate) struct Pipe {
     reader: OwnedFd,
     writer: OwnedFd,
@@ -31,13 +31,13 @@ thread_local! {
     static MAX_OPEN: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Lets this thread have so many pipes open; none before this is called.
+/// Allows this thread to open up to `pipes` pipes; none before this is called.
 pub(crate) fn allow(pipes: usize) {
     MAX_OPEN.set(pipes);
 }
 
 impl Pipe {
-    /// An empty pipe. `Err`: there is none of use to be had; read and write instead.
+    /// An empty pipe. `Err`: no usable one is available; read and write instead.
     pub(crate) fn take() -> io::Result<Self> {
         if let Some(spare) = SPARE.with_borrow_mut(Vec::pop) {
             return Ok(spare);
@@ -46,7 +46,7 @@ impl Pipe {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        // Where the user's share of pipes is used up they are tiny.
+        // Pipes are tiny once the user's limit on pipe memory is reached.
         let _ = fcntl_setpipe_size(&writer, PIPE_BYTES);
         if fcntl_getpipe_size(&writer)? < MIN_PIPE_BYTES {
             return Err(io::ErrorKind::QuotaExceeded.into());
@@ -55,7 +55,7 @@ impl Pipe {
         Ok(Self { reader, writer, filled: 0 })
     }
 
-    /// Keeps an empty pipe for the next content. One that is not empty is closed with what is in it.
+    /// Keeps an empty pipe for reuse. A pipe with content is closed.
     pub(crate) fn give_back(self) {
         SPARE.with_borrow_mut(|spare| {
             if self.filled == 0 && spare.len() < MAX_SPARE {
@@ -68,7 +68,7 @@ impl Pipe {
         self.filled == 0
     }
 
-    /// Takes in at most `most` bytes from `from`; 0: it has ended.
+    /// Moves at most `most` bytes from `from` into the pipe; 0: end of file.
     pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, from: Plain<'_>, most: usize) -> Poll<io::Result<usize>> {
         loop {
             ready!(from.poll_read_ready(cx))?;
@@ -83,7 +83,7 @@ impl Pipe {
         }
     }
 
-    /// Lets out what is in it to `to`; how much went.
+    /// Moves bytes from the pipe to `to`. Returns how many.
     pub(crate) fn poll_empty(&mut self, cx: &mut Context<'_>, to: Plain<'_>) -> Poll<io::Result<usize>> {
         loop {
             ready!(to.poll_write_ready(cx))?;
@@ -101,7 +101,7 @@ impl Pipe {
 
 impl Drop for Pipe {
     fn drop(&mut self) {
-        // The count is gone before the spare pipes when the thread ends.
+        // When the thread ends, the counter may be destroyed before the spare pipes.
         let _ = OPEN.try_with(|open| open.set(open.get().saturating_sub(1)));
     }
 }

@@ -34,17 +34,17 @@ impl ClientStream {
         }
     }
 
-    /// Whether it is one of several exchanges that a connection carries at once.
+    /// Whether this is one of several exchanges that a connection carries at once.
     pub fn is_stream(&self) -> bool {
         matches!(self, Self::Http2(_))
     }
 
-    /// Whether the request's head is known to be larger than one may be. Then it has no end.
+    /// Whether the request's head is known to exceed the limit. Its end is not read then.
     pub fn has_too_large_head(&self) -> bool {
         matches!(self, Self::Http2(stream) if stream.is_too_large())
     }
 
-    /// What the connection has moved, where it carries several exchanges at once.
+    /// The bytes moved by the connection, if it carries several exchanges at once.
     pub fn total(&self) -> Option<&Total> {
         match self {
             Self::Http2(stream) => Some(stream.total()),
@@ -52,7 +52,8 @@ impl ClientStream {
         }
     }
 
-    /// For how long the connection has taken nothing of any response, where it carries several exchanges at once.
+    /// For how long the connection has written no bytes of any response, if it carries several exchanges at once and
+    /// this one waits for its turn. A stream whose own window is shut waits only for the client.
     pub fn stalled(&self, now: Instant) -> Option<Duration> {
         self.total().map(|total| total.stalled(now))
     }
@@ -62,7 +63,7 @@ impl ClientStream {
         matches!(self, Self::Http2(stream) if stream.is_window_shut())
     }
 
-    /// The socket, where bytes can pass to it without being looked at.
+    /// The socket, if bytes can be moved to it without being read.
     pub fn plain(&self) -> Option<Plain<'_>> {
         match self {
             Self::Io(io) => io.plain(),
@@ -70,7 +71,7 @@ impl ClientStream {
         }
     }
 
-    /// The socket, to be watched; a stream has none of its own.
+    /// The socket, to be watched. A stream has none of its own.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Io(io) => io.socket(),
@@ -78,12 +79,12 @@ impl ClientStream {
         }
     }
 
-    /// Which of our addresses the client connected to; a stream does not know.
+    /// The local address that the client connected to. A stream does not know it.
     pub fn local_address(&self) -> Option<SocketAddr> {
         SocketAddr::try_from(getsockname(self.socket()?).ok()?).ok()
     }
 
-    /// The protocol for the access log, where a request is in this version of HTTP/1.
+    /// The protocol for the access log, for a request that is represented in this version of HTTP/1.
     pub fn protocol(&self, version: Version) -> &'static str {
         match (self, version) {
             (Self::Http2(_), _) => "HTTP/2.0",
@@ -92,18 +93,18 @@ impl ClientStream {
         }
     }
 
-    /// Whether the kernel has bytes of the client of which the runtime may not have heard yet: then it soon will.
+    /// Whether the kernel may have bytes of the client that the runtime has not been notified of yet.
     pub fn has_more_to_read(&self) -> bool {
         self.socket().is_some_and(|socket| ioctl_fionread(socket).is_ok_and(|unread| unread > 0))
     }
 
-    /// Whether the client has sent what nobody read: closing now would reset the connection. What is found under TLS is
-    /// dropped. Costs no system call while the runtime has heard nothing of the socket.
+    /// Whether the client has sent bytes that nobody has read: closing now would reset the connection. Under TLS they
+    /// are read and dropped. Costs no system call while the runtime was not notified of readiness.
     pub fn has_unread_bytes(&mut self) -> bool {
         match self {
             Self::Http2(_) => false,
             Self::Io(io) if io.is_opaque() => {
-                // A task that has used up its turn would be told that there is nothing.
+                // A task without budget would be told that nothing is ready.
                 let discarding = pin!(coop::unconstrained(poll_fn(|cx| self.poll_discard(cx))));
                 matches!(discarding.poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(1..)))
             }
@@ -111,15 +112,15 @@ impl ClientStream {
         }
     }
 
-    /// Reads once and drops what came; how many bytes. 0: the client has closed its sending side.
+    /// Reads once and drops the bytes. Returns how many; 0: the client has closed its sending side.
     pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut scrap = [MaybeUninit::uninit(); DISCARD_BYTES];
         let mut scrap = ReadBuf::uninit(&mut scrap);
         Pin::new(self).poll_read(cx, &mut scrap).map_ok(|()| scrap.filled().len())
     }
 
-    /// Whether the client has given its request up, as HTTP/2 tells before what it sent has been read, or has closed a
-    /// connection without a socket of ours with at least `missing` bytes still to come. Otherwise `cx` is woken when it
+    /// Whether the client has given up its request: an HTTP/2 client has reset the stream, or a client without a socket
+    /// of ours has closed the connection with at least `missing` bytes still to come. Otherwise `cx` is woken when it
     /// does.
     pub fn is_given_up(&mut self, cx: &mut Context<'_>, missing: u64) -> bool {
         match self {
@@ -128,7 +129,7 @@ impl ClientStream {
         }
     }
 
-    /// Has the connection end by a reset, or under TLS without the closing alert, whenever it is dropped.
+    /// Makes the connection end with a reset when it is dropped, or under TLS without `close_notify`.
     pub fn reset_when_closed(&mut self) {
         match self {
             Self::Io(io) => io.reset_when_closed(),
@@ -136,7 +137,7 @@ impl ClientStream {
         }
     }
 
-    /// Tells the client that nothing was done for the request of its stream.
+    /// Tells the client that the request of its stream was not processed.
     pub fn refuse(self) {
         match self {
             Self::Io(io) => io.abort(),
@@ -144,7 +145,7 @@ impl ClientStream {
         }
     }
 
-    /// Ends the connection so that the client cannot take what it has for a whole message.
+    /// Ends the connection so that the client cannot mistake what it has received for a complete message.
     pub fn abort(self) {
         match self {
             Self::Io(io) => io.abort(),
@@ -198,7 +199,7 @@ mod tests {
     use super::*;
     use crate::simulation::tls::{ACCEPTOR, CLIENT};
 
-    // Such a task was told that there was nothing.
+    // Such a task was told that nothing was there.
     #[tokio::test]
     async fn buffered_tls_data_is_found_by_a_task_without_budget() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -208,7 +209,7 @@ mod tests {
             let tls = ClientConnection::new(Arc::clone(&CLIENT), name).expect("a sound configuration");
             let mut peer = StreamOwned::new(tls, std::net::TcpStream::connect(address).expect("a listener"));
             peer.write_all(b"text").expect("a peer");
-            // Until the other side has closed, however it does.
+            // Until the other side has closed in any way.
             let _ = peer.read(&mut [0; 16]);
         });
         let (socket, _) = listener.accept().await.expect("a client");

@@ -1,4 +1,4 @@
-//! Request targets made of values, as [`crate::value::encode`] writes them.
+//! Request targets built from values, in the encoding of [`crate::value::encode`].
 
 use super::facts::RequestFacts;
 use crate::config::site::{Matcher, Rewrite};
@@ -7,15 +7,16 @@ use crate::site::RouteId;
 use crate::value::encode::{has_dot_segments, write_path, write_query, write_written};
 use crate::value::{Facts, Presence, Value};
 
-/// Appends `value` as path and query. What cannot be such is `/`.
+/// Appends `value` as path and query; `/` if it is not a valid target.
 pub(super) fn write(value: &Value, facts: &impl Facts, out: &mut Vec<u8>) {
     if value.write_target(facts, out) == Presence::Missing {
         out.push(b'/');
     }
 }
 
-/// Whether the operator has written that a jump leads to this route: where a client has a say in the path, what stands
-/// before that is a path of the route already. Else a client could choose an internal one.
+/// Whether the configuration itself, and not the client, chose this route as the target of a jump: the fixed text
+/// before the first variable must already be within the route's path. Otherwise a client could choose an internal
+/// route.
 pub(super) fn names(to: &Value, route: RouteId, facts: &RequestFacts<'_>) -> bool {
     let mut own = Vec::new();
     if to.write_own_target(facts.tables, facts, &mut own) {
@@ -27,7 +28,7 @@ pub(super) fn names(to: &Value, route: RouteId, facts: &RequestFacts<'_>) -> boo
     normalise(&own[..end], &mut scratch).is_ok_and(|path| site.covers(route, path))
 }
 
-/// What begins with `//` names another host, and to browsers `/\` does too: one slash is left.
+/// Removes all but one leading slash: a target that begins with `//`, or for browsers with `/\`, names another host.
 pub(super) fn keep_on_host(out: &mut Vec<u8>, start: usize) {
     if out.get(start) == Some(&b'/') {
         let more = out[start + 1..].iter().take_while(|byte| matches!(byte, b'/' | b'\\')).count();
@@ -35,14 +36,14 @@ pub(super) fn keep_on_host(out: &mut Vec<u8>, start: usize) {
     }
 }
 
-/// What the backend is asked for in place of path and query as they are now; `None`: those stay.
+/// The rewritten path and query for the backend; `None`: they stay unchanged.
 pub(super) fn rewritten(rewrite: &Rewrite, facts: &RequestFacts<'_>) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     match rewrite {
         Rewrite::Prefix { prefix } => {
             let (site, route) = facts.matched?;
             let cut = match &site.route_config(route)?.matcher {
-                // `/api` and `/api/` stand for the folder: what is below it begins with the slash.
+                // `/api` and `/api/` stand for the same folder; the rest of the path begins with the slash.
                 Matcher::Path(path) => path.as_str().strip_suffix('/').unwrap_or(path.as_str()),
                 Matcher::Exact(path) | Matcher::Prefix(path) => path,
                 Matcher::Regex(_) | Matcher::Named => "",
@@ -52,7 +53,7 @@ pub(super) fn rewritten(rewrite: &Rewrite, facts: &RequestFacts<'_>) -> Option<V
             let rest = if out.ends_with(b"/") { rest.strip_prefix(b"/").unwrap_or(rest) } else { rest };
             write_path(rest, &mut out);
             if has_dot_segments(&out) {
-                // `/api../x` of the prefix `/api` would climb out of where `/` leads.
+                // With the prefix `/api`, the path `/api../x` would leave the folder that replaces it.
                 out.clear();
             }
         }

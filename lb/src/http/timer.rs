@@ -1,6 +1,6 @@
-//! A connection's one timer. Waits follow each other quickly and nearly all end in time, so setting a limit only
-//! writes down when it ends; the runtime's timer is touched when it fires, or when a limit ends before it would. A
-//! limit costs a request nothing.
+//! The one timer of a connection. Waits follow each other quickly and nearly all end in time, so setting a limit only
+//! stores the deadline. The runtime's timer is touched only when it fires, or when a new deadline is earlier than the
+//! armed one.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -14,7 +14,7 @@ use crate::clock::{self, Sleep};
 #[derive(Default)]
 pub(super) struct Timer {
     deadline: Option<Instant>,
-    /// When the present wait, or the last one, began; `None`: there was nothing to wait for.
+    /// When the current or the last wait began; `None`: nothing had to be waited for.
     waits_since: Option<Instant>,
     /// Fires at or before the deadline, once there has been a wait.
     alarm: Option<Alarm>,
@@ -22,17 +22,18 @@ pub(super) struct Timer {
 
 struct Alarm {
     sleep: Pin<Box<Sleep>>,
-    /// Whom it wakes when it fires; `None`: it has to be polled first. Polling it for each wait costs more than this.
+    /// The waker to be called when it fires; `None`: it has to be polled first. Comparing wakers is cheaper than
+    /// polling for each wait.
     wakes: Option<Waker>,
 }
 
-/// The limit has passed.
+/// The limit has expired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Elapsed;
 
 impl Timer {
-    /// Waits for `poll` to be ready, at most for `limit` from `now` on. The caller tells the present, since mostly it has
-    /// just read the clock.
+    /// Waits until `poll` is ready, for at most `limit` from `now` on. The caller passes the time, because it usually
+    /// has just read the clock.
     pub(super) async fn limit<T>(
         &mut self,
         now: Instant,
@@ -52,20 +53,20 @@ impl Timer {
         .await
     }
 
-    /// Whether there was anything to wait for, or still is.
+    /// Whether there was or is anything to wait for.
     pub(super) fn has_waited(&self) -> bool {
         self.waits_since.is_some()
     }
 
-    /// How long the present or the last wait has taken.
+    /// How long the current or the last wait has taken.
     pub(super) fn waited(&self) -> Duration {
         self.waits_since.map_or(Duration::ZERO, |since| clock::now().saturating_duration_since(since))
     }
 
-    /// Begins a wait, in place of the one before.
+    /// Begins a wait, which replaces the previous one.
     pub(super) fn begin(&mut self, now: Instant, limit: Duration) {
         self.waits_since = Some(now);
-        // So far away that it never comes.
+        // Too far away to ever expire.
         let deadline = now.checked_add(limit);
         if let (Some(deadline), Some(alarm)) = (deadline, &mut self.alarm)
             && tokio::time::Instant::from_std(deadline) < alarm.sleep.deadline()
@@ -75,12 +76,12 @@ impl Timer {
         self.deadline = deadline;
     }
 
-    /// Nothing is waited for any more.
+    /// Ends the wait.
     pub(super) fn end(&mut self) {
         self.waits_since = None;
     }
 
-    /// Whether the limit of the present wait has passed. Otherwise `cx` is woken when it does.
+    /// Whether the limit of the current wait has expired. Otherwise `cx` is woken when it does.
     pub(super) fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = self.deadline else { return Poll::Pending };
         let alarm = self.alarm.get_or_insert_with(|| Alarm::at(deadline));
@@ -88,7 +89,7 @@ impl Timer {
             if clock::now() >= deadline {
                 return Poll::Ready(());
             }
-            // It was set for an earlier wait.
+            // It was armed for an earlier wait.
             alarm.reset(deadline);
         }
         Poll::Pending
@@ -110,8 +111,7 @@ impl Alarm {
         if wakes_this && !self.sleep.is_elapsed() {
             return Poll::Pending;
         }
-        // A task that has done as much as tokio lets it at once is told to wait by everything that it polls, and this
-        // would not be set.
+        // A task without tokio budget gets `Pending` from everything that it polls, and this timer would not be armed.
         let polled = pin!(unconstrained(self.sleep.as_mut())).poll(cx);
         self.wakes = polled.is_pending().then(|| cx.waker().clone());
         polled

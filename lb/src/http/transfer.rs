@@ -1,10 +1,10 @@
-//! Both directions of one exchange: the upload from the client to a backend, the download back. They are independent,
-//! and both always make progress: one poll drives both at every wake-up, flushes, splice and tunnel included. So a
-//! backend may answer before it has heard everything, a client may send everything before it reads, and one that
-//! leaves is noticed whatever is being waited for.
+//! Both directions of one exchange: the upload from the client to a backend, and the download back. They are
+//! independent and both always make progress: one poll drives both at every wake-up, including flushes, splice and
+//! tunnels. So a backend may respond before it has read the whole request, a client may send everything before it
+//! reads, and a client that disconnects is noticed at any time.
 //!
-//! What moves where is written in the states of [`Upload`] and [`Download`]. What they wait for, and how long that may
-//! take, is in [`waits`].
+//! The states of [`Upload`] and [`Download`] say what each direction does. [`waits`] says what they wait for, and for
+//! how long.
 
 mod waits;
 
@@ -48,101 +48,101 @@ use crate::pool::Plan;
 
 const READ_BYTES: usize = 16 * 1024;
 const LARGE_READ_BYTES: usize = 64 * 1024;
-/// So much is read at once of content that comes and goes as fast as it is read and written.
+/// How much is read at once while content is moved as fast as it can be read and written.
 pub const MAX_READ_BYTES: usize = 256 * 1024;
-/// A client that is waited for longer than this is given smaller pieces again.
+/// A client that is waited for longer than this gets smaller pieces again.
 const MAX_LARGE_READ_WAIT: Duration = Duration::from_millis(20);
-/// How much of the next requests is taken in while this one is being answered.
+/// How much of pipelined requests is read while this one is answered.
 const MAX_PIPELINED_BYTES: usize = 16 * 1024;
 
-/// How much may be read, from both sides, before other exchanges have their turn. Chunks may be of a byte each, which cost a
-/// hundred times as much as plain content.
+/// How much may be read from both sides together before other exchanges get their turn.
 const MAX_BYTES_AT_ONCE: u64 = 1024 * 1024;
+/// The same for chunked content. Chunks may have a byte each, which costs a hundred times as much as plain content.
 const MAX_CHUNKED_BYTES_AT_ONCE: u64 = 128 * 1024;
-/// How often the client is read before the other direction has its turn. Without it a client that sends as fast as it is
-/// read uses up what tokio lets a task do at once, and the backend is not heard.
+/// How often the client is read before the other direction gets its turn. Without this limit, a client that sends as
+/// fast as it is read would use up the task's tokio budget, and the backend would not be read.
 const MAX_CONSECUTIVE_READS: usize = 16;
 
-/// No backend gives up a client sooner that does not take its response.
+/// The shortest time after which a backend may give up on a client that does not read its response.
 const MIN_CLIENT_LAG: Duration = Duration::from_secs(1);
 
-/// More than a TLS stream holds of what it has read from its socket: its read buffer, and a record.
+/// More than a TLS stream may hold after reading it from its socket: its read buffer and one record.
 const MAX_UNSEEN_TLS_BYTES: u64 = 128 * 1024;
 
-/// Where the request's way to a backend stands.
+/// State of the upload, from the client to a backend.
 #[derive(Debug)]
 pub(super) enum Upload {
-    /// There is no backend. What has come of the body waits.
+    /// No backend is chosen. Received content is buffered.
     Holding,
-    /// Head and content are on their way. More content may have to be read from the client.
+    /// Head and content are being sent. More content may have to be read from the client.
     Sending(RequestWriter),
-    /// The client has sent everything, the backend has not taken it yet.
+    /// The client has sent everything, but the backend has not accepted all of it yet.
     Flushing(RequestWriter),
     /// Every byte of the request was written to the backend.
     Sent,
-    /// Nobody takes the rest.
+    /// Nobody needs the rest of the request.
     Abandoned(AbandonReason),
 }
 
-/// What is to be written to the backend: `to_backend`, then the content that the cursor has still to read.
+/// What still has to be written to the backend: `to_backend`, then the content that the cursor has not read yet.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct RequestWriter {
     cursor: Cursor,
-    /// The request goes without its content, which nobody reads.
+    /// The request is sent without its content, which nobody reads.
     omits_body: bool,
     /// How much of `to_backend` has been written.
     written: usize,
-    /// Some of what was written may be held back by TLS.
+    /// TLS may hold back some of the bytes that were written.
     is_unflushed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AbandonReason {
-    /// The backend takes no more of it. Its response may come all the same.
+    /// The backend accepts no more of the request. Its response may still arrive.
     Stopped,
     /// The request is refused.
     Refused,
 }
 
-/// Where the answer's way to the client stands. Interim responses pass while it waits.
+/// State of the download, from the backend to the client. Interim responses pass while it waits.
 pub(super) enum Download {
-    /// For the head of the final response.
+    /// Waits for the head of the final response.
     Waiting,
-    /// The head is there and ends so far into `from_backend`. Nothing of it has been sent, so another answer may still
-    /// take its place.
+    /// The head has arrived; it ends at this offset in `from_backend`. Nothing of it has been sent, so another response
+    /// may still replace it.
     Held(usize),
-    /// Content is still to come from the backend.
+    /// Content is passed on from the backend.
     Sending(ResponseContent),
-    /// Content of our own has still to be sent.
+    /// Content of our own still has to be sent.
     Replying(Bytes),
-    /// The rest of the answer is on its way to the client.
+    /// The rest of the response is being written to the client.
     Flushing,
     /// Every byte was written to the client.
     Sent,
     Tunnel(Box<Tunnel>),
 }
 
-/// Content that comes from the backend.
+/// The content of a backend's response.
 pub(super) struct ResponseContent {
     body: ResponseBody,
-    /// In use while it passes without being looked at.
+    /// Used while the content is spliced.
     pipe: Option<Pipe>,
-    /// There is no pipe to be had.
+    /// No pipe is available, so the content is copied.
     is_copied: bool,
-    /// How much is read at once. Larger pieces wake both sides less often; a client that is slow holds less.
+    /// How much is read at once. Larger pieces wake both sides less often; smaller ones bound what a slow client holds.
     read_bytes: usize,
-    /// The content goes no further. What came before is still for the client.
+    /// The content ends here with an error. What came before it still has to be sent to the client.
     has_broken: bool,
 }
 
 /// What the exchange has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TransferEvent {
-    /// The body is there as a whole.
+    /// The whole body is buffered.
     Held,
-    /// The head of the final response came.
+    /// The head of the final response has arrived.
     Head,
-    /// The answer was sent as a whole.
+    /// The response was sent completely.
     Sent,
     Failed(Failure),
 }
@@ -150,84 +150,86 @@ pub(super) enum TransferEvent {
 pub(super) struct Transfer<'a> {
     engine: &'a Engine,
     listener: &'a ListenerSettings,
-    /// How the client is treated.
+    /// The limits that apply to the client.
     limits: ClientLimits,
-    /// How the backend of the present attempt is treated, where that is not as its pool says.
+    /// Limits for the backend of the current attempt that differ from its pool's.
     own_limits: Option<Box<BackendLimits>>,
     pub client: &'a mut ClientStream,
     pub buffers: &'a mut Buffers,
-    /// What is known of the backend's failure beyond its word.
+    /// Details of the backend's failure, for the log.
     detail: Option<Detail>,
     pub body: Content,
     upload: Upload,
     download: Download,
     upstream: Option<Upstream>,
-    /// The limits of the present attempt.
+    /// The pool's plan for the current attempt.
     plan: Option<Arc<Plan>>,
-    /// How much of `to_client` was written.
+    /// How many bytes of `to_client` were written.
     written: usize,
-    /// How much of `to_client`, at its beginning, are whole interim responses. They are promised once they are there.
+    /// How many bytes at the beginning of `to_client` are complete interim responses. They are always sent once they
+    /// are there.
     interim_bytes: usize,
     interim: InterimRate,
-    /// By when a head that has begun to come has to be there, however it drips.
+    /// The deadline for a head that has begun to arrive, however slowly it drips.
     head_by: Option<Instant>,
-    /// The client has closed its sending side and is answered all the same.
+    /// The client has closed its sending side, and is answered nevertheless.
     has_half_closed: bool,
     disconnect_watcher: Option<DisconnectWatcher>,
-    /// How the client keeps up with its answer.
+    /// The rate at which the client reads its response.
     pace: Pace,
-    /// What the upload waited for in the last turn, and how long it has by now.
+    /// What the upload waited for in the last turn, and how much time it has left.
     upload_wait: Option<Wait>,
     upload_waited: Duration,
-    /// How long the download's present wait has lasted.
+    /// How long the download's current wait has lasted.
     download_waited: Duration,
     moved: BytesMoved,
     /// Bytes of the client that were read and dropped.
     dropped: u64,
-    /// Whether the client's connection may carry another request, as the answer says.
+    /// Whether the response allows another request on the client's connection.
     keeps_client: bool,
-    /// Only the end of the connection tells the client that it has all of its answer.
+    /// Only the end of the connection tells the client that the response is complete.
     is_until_close: bool,
     /// How much longer the download has waited for the client than for the backend, since the backend was last behind.
     client_lag: Duration,
-    /// The client has taken nothing, or too little, for as long as it may.
+    /// The client has read nothing, or too little, within its limits.
     is_stuck: bool,
-    /// Content that was made ready to be sent: some of it may still be in `to_client`.
+    /// Bytes of content that were prepared for the client; some may still be in `to_client`.
     ready: u64,
 }
 
-/// Bytes that moved in the present turn.
+/// Bytes that were moved in this turn.
 #[derive(Debug, Clone, Copy, Default)]
 struct BytesMoved {
     from_client: u64,
     to_backend: u64,
     from_backend: u64,
     to_client: u64,
-    /// A direction has stopped though it may move on at once: it was the other one's turn, or its state is another now.
+    /// A direction has stopped although it may be able to continue at once: it was the other one's turn, or its state
+    /// has changed.
     is_unfinished: bool,
 }
 
-/// What came of one look at both directions.
+/// The result of one poll of both directions.
 #[derive(Debug, Clone, Copy)]
 enum PollOutcome {
     Event(TransferEvent),
-    /// They may move on at once.
+    /// They may be able to continue at once.
     Unfinished,
-    /// Each is woken when it can move on, or has nothing to do.
+    /// Each direction is woken when it can continue, or has nothing to do.
     Blocked,
 }
 
-/// How an exchange left the client's connection.
+/// In which state an exchange left the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ClientConnectionState {
     /// It may carry the next request.
     Reusable,
-    /// Nothing more is to come on it.
+    /// No more bytes will be exchanged on it.
     Complete,
-    /// The client may still be sending, and has still to read what it was sent: all of an answer, or a part that its
-    /// framing shows to be one.
+    /// The client may still be sending and may not have read everything: a complete response, or a truncated one whose
+    /// framing shows that it is.
     Unread,
-    /// What was sent would look complete if the connection ended in order, or the client does not take it.
+    /// A regular close would make a truncated response look complete, or the client does not read it.
     CutOff,
 }
 
@@ -274,8 +276,8 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// Waits for `event`, unless the client leaves, an operator ends the exchange, or it takes longer than `limit`, which is
-    /// the failure `late`.
+    /// Waits for `event`. Fails if the client disconnects, if an operator kills the exchange, or with `late` after
+    /// `limit`.
     pub(super) async fn wait_for<T>(
         &mut self,
         mut event: impl Future<Output = Result<T, AttemptError>> + Unpin,
@@ -287,7 +289,8 @@ impl<'a> Transfer<'a> {
         let happened = timer.limit(now, limit, |cx| match Pin::new(&mut event).poll(cx) {
             Poll::Ready(happened) => Poll::Ready(happened),
             Poll::Pending if is_killed() => Poll::Ready(Err(Failure::Killed.into())),
-            // A stream of HTTP/2 that waited to send an interim response may be called for it now, and others wait for it.
+            // An HTTP/2 stream that waited to send an interim response may get its turn now, and other streams wait for
+            // it.
             Poll::Pending => match self.poll_write_client(cx).and_then(|_| self.watch_client(cx)) {
                 Err(failure) => Poll::Ready(Err(failure.into())),
                 Ok(()) => Poll::Pending,
@@ -296,8 +299,8 @@ impl<'a> Transfer<'a> {
         happened.await.unwrap_or(Err(late.into()))
     }
 
-    /// Begins an attempt: what is in `to_backend` is sent, and the content behind it. Whatever came of another attempt is
-    /// forgotten. `omits_body`: the content is not sent. Else its beginning has to be there.
+    /// Begins an attempt: sends the bytes in `to_backend` and then the content. Forgets the results of earlier
+    /// attempts. `omits_body`: the content is not sent. Otherwise its beginning must still be buffered.
     pub(super) fn open(
         &mut self,
         upstream: Upstream,
@@ -308,7 +311,7 @@ impl<'a> Transfer<'a> {
         let Buffers { from_client, to_backend, from_backend, response, .. } = &mut *self.buffers;
         let mut writing = RequestWriter { omits_body, ..RequestWriter::default() };
         if !omits_body {
-            // A part of it would be read as the next request on the connection.
+            // Partial content would be read as the next request on the connection.
             if !self.body.has_beginning() {
                 return Err(Failure::Internal);
             }
@@ -328,7 +331,7 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// Gives the present attempt up, with its connection.
+    /// Abandons the current attempt and its connection.
     pub(super) fn give_up(&mut self) {
         self.upstream = None;
         self.upload = Upload::Holding;
@@ -337,7 +340,7 @@ impl<'a> Transfer<'a> {
         self.buffers.to_backend.clear();
     }
 
-    /// Treats the client by other limits from now on. `keep`: how many bytes of the content may stay to be sent again.
+    /// Applies other limits to the client from here on. `keep`: how many bytes of the content may be kept for a retry.
     #[cold]
     pub(super) fn limit(&mut self, limits: ClientLimits, keep: usize) {
         self.limits = limits;
@@ -347,12 +350,9 @@ impl<'a> Transfer<'a> {
         self.pace.ask(limits.min_rate, total);
     }
 
-    /// Sends the answer whose head is held. `write` writes the head for the client; how its content is framed, and
-    /// whether the connection stays.
-    pub(super) fn pass(
-        &mut self,
-        write: impl FnOnce(&mut Buffers, &Content) -> (ResponseBody, bool),
-    ) -> Result<(), Failure> {
+    /// Sends the response whose head is held. `write` writes the head for the client, and returns how the content is
+    /// framed and whether the connection is kept alive.
+    pub(super) fn pass(&mut self, write: impl FnOnce(&mut Buffers, &Content) -> (ResponseBody, bool)) -> Result<(), Failure> {
         let (Download::Held(head), Some(Upstream::H1(h1))) = (&self.download, &mut self.upstream) else {
             return Ok(());
         };
@@ -366,7 +366,7 @@ impl<'a> Transfer<'a> {
         let Buffers { to_client, from_backend, .. } = &mut *self.buffers;
         let content = &from_backend[head..];
         h1.has_surplus = match from_backend.space_for_head(head, to_client.len()) {
-            // The head that goes out is put in the place of the one that came, and the content stays where it is.
+            // The rewritten head replaces the received one in place, so that the content need not be moved.
             Some(start) if before == 0 && body.is_plain() => {
                 let used = body.pass(content).map_err(bad)?;
                 let has_surplus = used < content.len();
@@ -395,7 +395,7 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// Goes on as a tunnel, whose head for the client is in `to_client`.
+    /// Continues as a tunnel. `write` writes the head for the client to `to_client`.
     pub(super) fn switch(&mut self, write: impl FnOnce(&mut Buffers)) {
         let (Download::Held(head), Some(plan)) = (&self.download, &self.plan) else { return };
         let own = self.own_limits.as_ref().map(|own| own.tunnel_timeout);
@@ -410,9 +410,9 @@ impl<'a> Transfer<'a> {
         self.download = Download::Tunnel(Box::new(Tunnel::new(early, down, head_bytes as u64, tunnel_timeout)));
     }
 
-    /// Sends an answer of our own; `write` writes its head, which is in `response` as if a backend had sent it, for the
-    /// client, and is told whether the connection stays. `may_keep`: as far as the answer goes. What is left of the
-    /// request is dropped.
+    /// Sends a response of our own. `write` gets whether the connection is kept alive, and writes the head for the
+    /// client from `response`, as for a backend's response. `may_keep`: whether the response allows keeping the
+    /// connection. The rest of the request is dropped.
     pub(super) fn reply(&mut self, reply: Reply, may_keep: bool, write: impl FnOnce(&mut Buffers, bool)) {
         self.upstream = None;
         self.buffers.to_client.truncate(self.interim_bytes);
@@ -428,7 +428,7 @@ impl<'a> Transfer<'a> {
         self.reply_on();
     }
 
-    /// Goes on with content of our own, once the client has taken what was before it.
+    /// Continues with content of our own, once the client has accepted what precedes it.
     fn reply_on(&mut self) {
         let Download::Replying(content) = &mut self.download else { return };
         let piece = content.len().min(LARGE_READ_BYTES);
@@ -440,11 +440,11 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// Moves both directions until something happens that the exchange has to know. This is the only wait of an
-    /// exchange, but for [`Self::wait_for`].
+    /// Moves both directions until something happens that the exchange has to know. Apart from [`Self::wait_for`], this
+    /// is where an exchange waits.
     pub(super) async fn run(&mut self, is_killed: impl Fn() -> bool, now: Instant, timer: &mut Timer) -> TransferEvent {
         timer.end();
-        // What is waited for now; most turns wait for nothing.
+        // The current waits; most turns wait for nothing.
         let mut waits = None;
         poll_fn(|cx| {
             let mut bytes_left = self.most_at_once();
@@ -482,7 +482,7 @@ impl<'a> Transfer<'a> {
         .await
     }
 
-    /// How much may be read before other exchanges have their turn.
+    /// How much may be read before other exchanges get their turn.
     fn most_at_once(&self) -> u64 {
         let has_chunks = match &self.download {
             Download::Sending(content) => !content.body.is_plain(),
@@ -491,12 +491,12 @@ impl<'a> Transfer<'a> {
         if has_chunks || self.body.is_chunked() { MAX_CHUNKED_BYTES_AT_ONCE } else { MAX_BYTES_AT_ONCE }
     }
 
-    /// The head that is held, and that no part of it was sent.
+    /// The head that is held. No part of it has been sent.
     pub(super) fn response(&self) -> &ResponseHead {
         &self.buffers.response
     }
 
-    /// What is known of a failure that the response's head caused. To be asked before the attempt is given up.
+    /// Details of a failure that the response's head caused. Call this before the attempt is abandoned.
     #[cold]
     pub(super) fn explain(&mut self, failure: Failure) -> Option<Detail> {
         if let Some(detail) = self.detail.take() {
@@ -507,11 +507,11 @@ impl<'a> Transfer<'a> {
         }
         let limits = self.plan.as_ref().map_or_else(Limits::default, |plan| plan.settings.limits());
         let Buffers { from_backend, request, response, .. } = &mut *self.buffers;
-        // What was refused is refused again.
+        // Parsing the same bytes again finds the same error.
         response.clear();
         let Parsed::Rejected(bad) = response.parse(from_backend, request.method(), &limits) else { return None };
         (failure_of(bad) == failure).then(|| match failure {
-            // Its end is not known: no more than the limit is read.
+            // The size of the head is unknown: reading stops at the limit.
             Failure::ResponseHeadTooLarge => {
                 Detail::Limit { setting: "[[pool]] max_head_bytes", limit: limits.head_bytes(), value: None }
             }
@@ -528,12 +528,12 @@ impl<'a> Transfer<'a> {
         matches!(self.upload, Upload::Sent)
     }
 
-    /// How much content the client was sent. What frames it counts as content in the part that it has not taken.
+    /// How many bytes of content were sent to the client. In the unsent part, framing counts as content.
     pub(super) fn content_sent(&self) -> u64 {
         self.ready.saturating_sub((self.buffers.to_client.len() - self.written) as u64)
     }
 
-    /// Decides what becomes of the backend's connection, once the answer has been sent.
+    /// Decides what happens to the backend's connection, after the response has been sent.
     pub(super) fn release(&mut self) -> Disposition {
         match self.upstream.take() {
             Some(upstream) => upstream.release(&self.upload, &self.download),
@@ -541,15 +541,15 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// How the client's connection is left, once nothing more is to be done.
+    /// The state of the client's connection at the end of the exchange.
     pub(super) fn ending(&self) -> ClientConnectionState {
         match (&self.download, &self.upload) {
-            // As a connection's reset is told on a stream (RFC 8441 §5).
+            // On a stream, a connection reset is passed on as a stream error (RFC 8441 §5).
             (Download::Tunnel(tunnel), _) if tunnel.has_backend_broken() && self.client.is_stream() => {
                 ClientConnectionState::CutOff
             }
             (Download::Tunnel(tunnel), _) if tunnel.has_client_ended() => ClientConnectionState::Complete,
-            // Closing at once would reset the connection if the client sends on, and take the end of what it was sent.
+            // If the client is still sending, closing at once would reset the connection and truncate what it was sent.
             (Download::Tunnel(_), _) => ClientConnectionState::Unread,
             (Download::Sent, Upload::Abandoned(AbandonReason::Refused)) if self.keeps_client => {
                 ClientConnectionState::Reusable
@@ -562,19 +562,19 @@ impl<'a> Transfer<'a> {
             (Download::Sent, _) => ClientConnectionState::Complete,
             _ if self.is_until_close || self.is_stuck || self.client.is_stream() => ClientConnectionState::CutOff,
             _ if Bug::TakenBack.is_planted() => ClientConnectionState::CutOff,
-            // A reset would also take back what is on its way of this response, and of those before it.
+            // A reset would also discard unread parts of this response and of those before it.
             _ => ClientConnectionState::Unread,
         }
     }
 
-    /// Whether a client that does as it should may be sending, though its request has been read whole: the next request,
-    /// since it does not know yet that the connection ends, or the closing alert of TLS.
+    /// Whether a correct client may still be sending though its request was read completely: the next request, since it
+    /// does not know yet that the connection ends, or `close_notify`.
     fn may_client_send_more(&self) -> bool {
         let may_alert = self.client.is_tls() && self.listener.half_close == HalfClose::Answer;
         !self.client.is_stream() && (self.buffers.request.keeps_alive() || may_alert)
     }
 
-    /// Drives both directions. The download goes first: a stream of HTTP/2 whose response is complete reads as closed.
+    /// Drives both directions. The download goes first: an HTTP/2 stream whose response is complete reads as closed.
     fn poll(&mut self, cx: &mut Context<'_>) -> PollOutcome {
         let happened = match self.poll_download(cx) {
             Ok(None) if Bug::HalfDuplex.is_planted() && !self.buffers.to_client.is_empty() => Ok(None),
@@ -599,21 +599,21 @@ impl<'a> Transfer<'a> {
             Upload::Holding => return self.poll_hold(cx),
             Upload::Sending(_) | Upload::Flushing(_) => self.poll_send(cx)?,
             Upload::Sent => self.watch_client(cx)?,
-            // Another attempt may still need the body.
+            // A retry may still need the body.
             Upload::Abandoned(AbandonReason::Stopped) if matches!(self.download, Download::Waiting) => {
                 self.watch_client(cx)?
             }
             Upload::Abandoned(AbandonReason::Stopped) if self.body.is_done() => self.watch_client(cx)?,
-            // A client may read only when it has sent everything, which nobody wants any more.
+            // Some clients read only after sending everything: read the rest and drop it.
             Upload::Abandoned(AbandonReason::Stopped) => self.drop_input(cx)?,
             Upload::Abandoned(AbandonReason::Refused) if self.keeps_client => {}
-            // It is sent the refusal as long as it takes it.
+            // The refusal is sent for as long as the client accepts it.
             Upload::Abandoned(AbandonReason::Refused) => drop(self.drop_input(cx)),
         }
         Ok(None)
     }
 
-    /// Reads a small body whole, so that no backend waits for a slow client.
+    /// Buffers a small body completely, so that no backend waits for a slow client.
     fn poll_hold(&mut self, cx: &mut Context<'_>) -> Result<Option<TransferEvent>, Failure> {
         loop {
             self.body.take_in(&mut self.buffers.from_client)?;
@@ -630,11 +630,11 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// Sends the request on as far as it goes.
+    /// Sends as much of the request as possible.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         for _ in 0..MAX_CONSECUTIVE_READS {
             if !self.poll_write_backend(cx) {
-                // Nothing of the client is read meanwhile.
+                // The client is not read meanwhile.
                 return self.poll_disconnect(cx);
             }
             let Upload::Sending(writing) = &mut self.upload else { return self.watch_client(cx) };
@@ -650,12 +650,12 @@ impl<'a> Transfer<'a> {
                 Poll::Pending => return Ok(()),
             }
         }
-        // The other direction has its turn.
+        // Gives the other direction its turn.
         self.moved.is_unfinished = true;
         Ok(())
     }
 
-    /// Writes to the backend what is there for it. False: it takes no more for now.
+    /// Writes to the backend. False: it accepts no more for now.
     fn poll_write_backend(&mut self, cx: &mut Context<'_>) -> bool {
         let (Upload::Sending(writing) | Upload::Flushing(writing)) = &mut self.upload else { return true };
         let Some(Upstream::H1(h1)) = &mut self.upstream else { return true };
@@ -698,7 +698,7 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// The backend takes no more of the request.
+    /// Ends the upload: the backend accepts no more of the request.
     fn stop_upload(&mut self) -> bool {
         // Something was on its way, so the backend did not wait for the client.
         self.upload_wait = None;
@@ -707,7 +707,7 @@ impl<'a> Transfer<'a> {
         true
     }
 
-    /// The backend takes no more for now.
+    /// Waits until the backend accepts more.
     fn wait_for_backend(&mut self) -> bool {
         if let Upload::Sending(writing) | Upload::Flushing(writing) = self.upload {
             self.upload = if self.body.is_done() { Upload::Flushing(writing) } else { Upload::Sending(writing) };
@@ -715,7 +715,7 @@ impl<'a> Transfer<'a> {
         false
     }
 
-    /// Notices a client that leaves, and takes in what it sends ahead.
+    /// Notices when the client disconnects, and reads pipelined requests.
     fn watch_client(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         while !self.has_half_closed {
             if self.buffers.from_client.len() >= self.body.end() + MAX_PIPELINED_BYTES {
@@ -731,35 +731,37 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// Notices a client that has gone while nothing of it is read.
+    /// Notices when the client disconnects while nothing of it is read.
     fn poll_disconnect(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         let missing = match (self.body.bytes_left(&self.buffers.from_client), self.listener.half_close) {
             (Some(0), HalfClose::Cancel) => u64::MAX,
             (Some(missing), _) => missing,
             (None, _) => 1,
         };
-        // Some of what a TLS stream has read may wait in it.
+        // Bytes that a TLS stream has read from its socket may still be buffered in it.
         let unseen = if self.client.plain().is_some() { 0 } else { MAX_UNSEEN_TLS_BYTES };
         self.poll_gone(cx, missing.saturating_sub(unseen))
     }
 
-    /// Notices a client that has reset the connection, or closed its side with at least `missing` bytes still to come.
+    /// Notices when the client has reset the connection, or closed its side with at least `missing` bytes still to
+    /// come.
     fn poll_gone(&mut self, cx: &mut Context<'_>, missing: u64) -> Result<(), Failure> {
         let has_disconnected = match (self.client.socket(), &self.disconnect_watcher) {
-            // A stream tells of it all the same. Until it is dropped it keeps its part of the connection's window.
+            // A stream reports it without being watched. Until it is dropped, its unread bytes occupy the connection's
+            // window.
             (None, _) => self.client.is_given_up(cx, missing),
             (Some(_), Some(watcher)) => watcher.has_disconnected(cx, missing),
             (Some(socket), None) => match DisconnectWatcher::of(socket, &self.engine.backend_limit) {
                 Ok(watcher) => self.disconnect_watcher.insert(watcher).has_disconnected(cx, missing),
-                // Where there is no file left for it, the limits on the waits have to do.
+                // Without a free file descriptor, only the time limits remain.
                 Err(_) => false,
             },
         };
         if has_disconnected { Err(Failure::ClientGone) } else { Ok(()) }
     }
 
-    /// Reads what the client sends and drops it, and notices a client that leaves. What it sends beyond its content does not
-    /// count as progress, or one that never reads its answer could go on for good.
+    /// Reads and drops what the client sends, and notices when it disconnects. Bytes beyond the request's content do
+    /// not count as progress; otherwise a client that never reads its response could keep the exchange open forever.
     fn drop_input(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         for _ in 0..MAX_CONSECUTIVE_READS {
             if self.has_half_closed {
@@ -781,7 +783,7 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// The client's side has ended, by its close or by an error.
+    /// The client's side has ended, by a close or an error.
     fn input_ended(&mut self, read: io::Result<usize>) -> Result<(), Failure> {
         self.has_half_closed = read.is_ok() && self.listener.half_close == HalfClose::Answer;
         if self.has_half_closed { Ok(()) } else { Err(Failure::ClientGone) }
@@ -795,7 +797,7 @@ impl<'a> Transfer<'a> {
             let flow = tunnel.poll(cx, self.client, &mut h1.socket);
             self.ready = tunnel.sent();
             self.moved.is_unfinished |= matches!(flow, Poll::Ready(TunnelProgress::Moved));
-            // A client may close its side while the backend has still to take what it sent.
+            // A client may close its side while the backend still has to accept what it sent.
             let is_stuck = tunnel.is_up_stuck();
             let is_over = match flow {
                 Poll::Ready(TunnelProgress::Over) => true,
@@ -804,7 +806,7 @@ impl<'a> Transfer<'a> {
             };
             return Ok(is_over.then_some(TransferEvent::Sent));
         }
-        // Twice: what has come is written at once.
+        // Twice, so that bytes read in the first round are written at once.
         for _ in 0..2 {
             if !self.poll_write_client(cx)? {
                 return Ok(None);
@@ -828,7 +830,7 @@ impl<'a> Transfer<'a> {
         Ok(None)
     }
 
-    /// Writes to the client what is there for it, to the last byte that TLS holds back. False: it takes no more for now.
+    /// Writes to the client, and flushes TLS. False: it accepts no more for now.
     fn poll_write_client(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
         let to_client = &mut self.buffers.to_client;
         if to_client.is_empty() {
@@ -860,7 +862,7 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// Reads the head of the final response. Interim ones are passed on.
+    /// Reads the head of the final response. Passes interim responses on.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Result<Option<TransferEvent>, Failure> {
         let Some(Upstream::H1(h1)) = &mut self.upstream else { return Ok(None) };
         let limits = self.plan.as_ref().map_or_else(Limits::default, |plan| plan.settings.limits());
@@ -902,7 +904,7 @@ impl<'a> Transfer<'a> {
 
     fn hold(&mut self, head: usize) -> Result<TransferEvent, Failure> {
         let Buffers { response, from_backend, .. } = &*self.buffers;
-        // What came with the head is looked at while another backend may still be asked.
+        // Check the content that arrived with the head while another backend can still be tried.
         if !ResponseBody::begins_well(response.framing(), &from_backend[head..]) {
             return Err(Failure::ResponseBodyMalformed);
         }
@@ -910,8 +912,8 @@ impl<'a> Transfer<'a> {
         Ok(TransferEvent::Head)
     }
 
-    /// Passes an interim response on. A client is asked for its body once: an earlier attempt or Evenkeel itself may
-    /// have done so.
+    /// Passes an interim response on. A client gets at most one 100: an earlier attempt or Evenkeel itself may have
+    /// sent it.
     fn pass_interim(&mut self, head: usize) -> Result<(), Failure> {
         if !self.interim.allows(clock::now()) {
             return Err(Failure::TooManyInterimResponses);
@@ -925,14 +927,15 @@ impl<'a> Transfer<'a> {
         }
         from_backend.drop_first(head);
         response.clear();
-        // The limit on the response begins anew with each interim one, as nginx's `proxy_read_timeout` does: a backend
-        // sends them to say that it is still at work.
+        // Each interim response restarts the time limit for the response, as with nginx's `proxy_read_timeout`: a
+        // backend sends them to show that it is still working.
         self.head_by = None;
         self.moved.is_unfinished = true;
         Ok(())
     }
 
-    /// Moves on with the content, once the client has taken everything before. False: there is nothing for now.
+    /// Continues with the content, once the client has accepted everything before it. False: nothing is available for
+    /// now.
     fn poll_content(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
         let Download::Sending(content) = &mut self.download else { return Ok(false) };
         let Some(Upstream::H1(h1)) = &mut self.upstream else { return Err(Failure::ResponseTruncated) };
@@ -1010,8 +1013,8 @@ impl<'a> Transfer<'a> {
         Ok(true)
     }
 
-    /// The backend has ended a response before its time: whether that may be because the client kept it waiting. A
-    /// backend may have a limit of its own on how long it waits for its response to be taken.
+    /// The failure for a response that the backend truncated. The client is at fault if it kept the backend waiting: a
+    /// backend may limit how long it waits for its response to be read.
     fn broken_off(&self) -> Failure {
         if self.client_lag < MIN_CLIENT_LAG { Failure::ResponseTruncated } else { Failure::ClosedDuringDownload }
     }
@@ -1023,8 +1026,8 @@ impl BytesMoved {
     }
 }
 
-/// Whose fault a head is that cannot be passed on. The server writes the status line; the application writes the fields,
-/// and some of them may be the client's words.
+/// Whose fault a malformed head is. The server writes the status line, but the application writes the fields, and some
+/// of them may contain text from the client.
 fn failure_of(bad: BadResponse) -> Failure {
     match bad {
         BadResponse::HeadTooLarge => Failure::ResponseHeadTooLarge,
@@ -1039,7 +1042,7 @@ fn failure_of(bad: BadResponse) -> Failure {
     }
 }
 
-/// How many field lines of a head are there.
+/// The number of field lines in a head.
 fn fields_in(received: &[u8]) -> usize {
     let head = received.windows(4).position(|four| four == b"\r\n\r\n").map_or(received, |end| &received[..end + 2]);
     head.windows(2).filter(|two| *two == b"\r\n").count().saturating_sub(1)
@@ -1055,7 +1058,7 @@ mod tests {
     use super::*;
     use crate::http::io::Io;
 
-    // With "answer" too, the answer was cut off where the backend had taken no more of the request.
+    // Even with "answer", the response was cut off if the backend had accepted no more of the request.
     #[tokio::test]
     async fn a_client_that_half_closes_a_stalled_upload_is_answered_where_configured() {
         let engine = Engine::alone();
@@ -1073,7 +1076,7 @@ mod tests {
             transfer.download = Download::Flushing;
             peer.write_all(b"rest").await.expect("a peer");
             peer.shutdown().await.expect("an open socket");
-            // Once the end has come.
+            // Once end of file has arrived.
             let ended = poll_fn(|cx| match transfer.poll_upload(cx) {
                 Ok(_) if !transfer.has_half_closed => Poll::Pending,
                 ended => Poll::Ready(ended.map(drop)),

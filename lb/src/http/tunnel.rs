@@ -1,4 +1,4 @@
-//! A connection that ceased to be HTTP with a 101: bytes pass both ways, each direction ends on its own.
+//! A connection after a 101: bytes pass in both directions, and each direction ends independently.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,54 +9,54 @@ use tokio_util::io::poll_read_buf;
 
 const BUFFER_BYTES: usize = 16 * 1024;
 
-/// How long a backend may go on talking to a client that has closed its side.
+/// How long a backend may keep sending to a client that has closed its side.
 const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Both directions. It is over when the backend has closed, one side breaks, or both are silent for too long.
+/// Both directions. The tunnel ends when the backend has closed, one side fails, or both are idle for too long.
 pub(super) struct Tunnel {
     up: Direction,
     down: Direction,
-    /// How many bytes that the client is sent are the head.
+    /// How many of the bytes for the client are the response head.
     head_bytes: u64,
     timeout: Duration,
-    /// The backend's side has ended by an error.
+    /// The backend's side has ended with an error.
     has_backend_broken: bool,
 }
 
-/// What came of one look at a tunnel.
+/// The result of one poll of a tunnel.
 pub(super) enum TunnelProgress {
     Moved,
     Over,
 }
 
 impl Tunnel {
-    /// What was read already goes first, and to the client a head of so many bytes.
+    /// Bytes that were read already are sent first; those for the client begin with a head of `head_bytes`.
     pub(super) fn new(from_client: Vec<u8>, to_client: Vec<u8>, head_bytes: u64, timeout: Duration) -> Self {
         let (up, down) = (Direction::new(from_client), Direction::new(to_client));
         Self { up, down, head_bytes, timeout, has_backend_broken: false }
     }
 
-    /// How many bytes the client was sent behind the head.
+    /// How many bytes the client was sent after the head.
     pub(super) fn sent(&self) -> u64 {
         self.down.moved.saturating_sub(self.head_bytes)
     }
 
-    /// How long both sides may be silent.
+    /// How long both sides may be idle.
     pub(super) fn patience(&self) -> Duration {
         if self.up.is_ended { HALF_CLOSED_TIMEOUT.min(self.timeout) } else { self.timeout }
     }
 
-    /// Whether the client has closed its side, so that nothing more can come from it.
+    /// Whether the client has closed its side, so that nothing more can arrive from it.
     pub(super) fn has_client_ended(&self) -> bool {
         self.up.is_ended
     }
 
-    /// Whether the backend has broken the connection off.
+    /// Whether the backend's side has failed.
     pub(super) fn has_backend_broken(&self) -> bool {
         self.has_backend_broken
     }
 
-    /// Whether the backend takes nothing of what the client sent, so that the client is not read.
+    /// Whether the backend does not accept what the client sent, so that the client is not read.
     pub(super) fn is_up_stuck(&self) -> bool {
         !self.up.buffer.is_empty()
     }
@@ -67,7 +67,7 @@ impl Tunnel {
         B: AsyncRead + AsyncWrite + Unpin,
     {
         let up = match self.up.poll(cx, client, backend) {
-            // What the backend sent before is still owed to the client.
+            // The client still has to get what the backend sent before.
             Poll::Ready(Err(FailedSide::Writer)) => {
                 self.up.is_dropped = true;
                 Poll::Ready(Ok(State::Open))
@@ -77,7 +77,7 @@ impl Tunnel {
         let down = self.down.poll(cx, backend, client);
         self.has_backend_broken |= matches!(down, Poll::Ready(Err(FailedSide::Reader)));
         match (up, down) {
-            // A backend that has closed is done with its client, and would not notice what comes from it.
+            // A backend that has closed is done with its client, and would not notice bytes from it.
             (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_) | Ok(State::Ended))) => Poll::Ready(TunnelProgress::Over),
             (Poll::Ready(Ok(State::Open)), _) | (_, Poll::Ready(Ok(State::Open))) => Poll::Ready(TunnelProgress::Moved),
             _ => Poll::Pending,
@@ -95,11 +95,11 @@ struct Direction {
     written: usize,
     moved: u64,
     is_ended: bool,
-    /// Nobody takes what is read: it is dropped.
+    /// Nobody accepts the bytes: they are dropped.
     is_dropped: bool,
 }
 
-/// Which side of a direction is broken.
+/// Which side of a direction has failed.
 enum FailedSide {
     Reader,
     Writer,
@@ -122,7 +122,7 @@ impl Direction {
         if self.buffer.is_empty() {
             self.buffer.reserve(BUFFER_BYTES);
             let Poll::Ready(read) = poll_read_buf(Pin::new(reader), cx, &mut self.buffer) else {
-                // A silent tunnel holds no buffer.
+                // An idle tunnel holds no buffer.
                 self.buffer = Vec::new();
                 return Poll::Pending;
             };
@@ -162,8 +162,8 @@ mod tests {
 
     use super::*;
 
-    /// One side: it sends `sends` and then ends, or says no more, and takes nothing, or what it is given from its second
-    /// turn on.
+    /// One side of the tunnel. It sends `sends` and then ends or stays silent, and it accepts nothing, or accepts bytes
+    /// from its second turn on.
     struct Side {
         sends: &'static [u8],
         ends: bool,

@@ -1,4 +1,4 @@
-//! The backend's side of an exchange: a connection that carries one request, and what becomes of it afterwards.
+//! The backend's side of an exchange: a connection that carries one request, and what happens to it afterwards.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -23,45 +23,44 @@ pub(super) enum Upstream {
     H1(H1),
 }
 
-/// A connection that speaks HTTP/1.1.
+/// An HTTP/1.1 connection.
 pub(super) struct H1 {
     pub socket: Io,
-    /// Among all connections to backends.
+    /// Counts the connection towards the limit on backend connections.
     permit: ConnectionPermit,
-    /// How it was made.
+    /// How the connection was made.
     transport: Arc<Transport>,
-    /// What it began with.
+    /// The PROXY header that it began with.
     header: Box<[u8]>,
     /// The server that the connection leads to.
     server: Incarnation,
-    /// It has carried a request before.
+    /// The connection has carried a request before.
     is_reused: bool,
-    /// Something has come since this request was begun.
+    /// Bytes have arrived since this request began.
     has_heard: bool,
-    /// A write was told of a reset, of which the system tells once: to a read it is the end.
+    /// A write has returned a connection reset. The system reports that only once: the next read returns end of file.
     is_reset: bool,
-    /// The response allows another request behind it.
+    /// The response allows another request on the connection.
     pub keeps_alive: bool,
-    /// Something came that belongs to no response.
+    /// Bytes arrived that belong to no response.
     pub has_surplus: bool,
 }
 
-/// What becomes of a connection at the end of an exchange.
+/// What happens to a connection at the end of an exchange.
 pub(super) enum Disposition {
-    /// It waits for the next request.
+    /// Keep it for the next request.
     Idle(H1),
     Close,
 }
 
 impl Upstream {
-    /// An idle connection to `server` that was made by `transport` and began with `header`, if there is one that is open as
-    /// far as can be seen.
+    /// Takes an idle connection to `server` that was made by `transport`, began with `header`, and still looks open.
     pub(super) fn reuse(server: Incarnation, transport: &Arc<Transport>, header: &[u8], now: Instant) -> Option<Self> {
         idle::take(server, transport, header, now).map(|connection| Self::new(connection, server, true))
     }
 
-    /// Connects to `server`, which is where `dial` says, if there is room for one more connection to a backend, or idle ones
-    /// can be closed for it.
+    /// Connects to `server`, at the address in `dial`. Fails if the limit on backend connections is reached and no idle
+    /// one can be closed.
     pub(super) async fn connect(
         server: Incarnation,
         dial: &Dial<'_>,
@@ -96,9 +95,9 @@ impl Upstream {
         })
     }
 
-    /// Decides whether the connection may carry another request. Over HTTP/1.1 both messages have to be over: the
-    /// response was read to its end, and every byte of the request was written. Bytes that are still owed would be read
-    /// as part of the next request, or it as part of them.
+    /// Decides whether the connection may carry another request. Over HTTP/1.1 both messages must be complete: the
+    /// response was read to its end, and every byte of the request was written. Otherwise the rest of one message would
+    /// be read as part of the next.
     pub(super) fn release(self, upload: &Upload, download: &Download) -> Disposition {
         let Self::H1(h1) = self;
         let is_sent = matches!(upload, Upload::Sent) || Bug::PoisonedConnection.is_planted();
@@ -114,17 +113,13 @@ impl H1 {
         idle::keep(endpoint, self.server, Connection { socket, permit, transport, header }, until, limit);
     }
 
-    /// Whether nobody else's requests may go over it.
+    /// Whether only requests of one client may use it.
     pub(super) fn is_for_one_client(&self) -> bool {
         !self.header.is_empty()
     }
 
-    /// Appends what comes to `buffer`; how many bytes. An error tells how the connection was lost.
-    pub(super) fn poll_read(
-        &mut self,
-        cx: &mut Context<'_>,
-        buffer: &mut Vec<u8>,
-    ) -> Poll<Result<usize, AttemptError>> {
+    /// Appends received bytes to `buffer`. Returns how many. The error says how the connection was lost.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<Result<usize, AttemptError>> {
         poll_read_buf(Pin::new(&mut self.socket), cx, buffer).map(|read| match read {
             Ok(0) => Err(self.lost(if self.is_reset { Failure::Reset } else { Failure::Closed }).into()),
             Ok(count) => {
@@ -135,14 +130,14 @@ impl H1 {
         })
     }
 
-    /// Whether the backend, which speaks TLS, has not taken us for a client.
+    /// Whether the backend has refused our client certificate in the TLS handshake.
     #[cold]
     fn refused(&self, error: &io::Error) -> Option<AttemptError> {
         let is_new = !self.is_reused && !self.has_heard;
         tls::refuses_client(error).filter(|_| is_new)
     }
 
-    /// Has what was written leave, where it is held back until then.
+    /// Flushes what was written, if it is buffered.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.socket {
             Io::Tls(tls) => Pin::new(tls).poll_flush(cx),
@@ -150,7 +145,7 @@ impl H1 {
         }
     }
 
-    /// Writes from one or the other, or both.
+    /// Writes from either buffer, or both.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
         let socket = Pin::new(&mut self.socket);
         let written = match (first, second) {
@@ -158,7 +153,7 @@ impl H1 {
             both => socket.poll_write_vectored(cx, &[IoSlice::new(both.0), IoSlice::new(both.1)]),
         };
         if let Poll::Ready(Err(error)) = &written {
-            // A broken pipe is a reset that came behind the backend's end: what was sent before is whole.
+            // A broken pipe is a reset after the backend's end of file: the bytes before it are complete.
             self.is_reset = error.kind() != io::ErrorKind::BrokenPipe && !Bug::ForgottenReset.is_planted();
         }
         written
@@ -168,7 +163,7 @@ impl H1 {
         if !self.is_reused || self.has_heard {
             return how;
         }
-        // The others have been idle for longer, so the next attempt is made on a new connection.
+        // The others have been idle for longer, so the next attempt opens a new connection.
         idle::forget(self.server);
         Failure::StaleConnection
     }
@@ -201,7 +196,7 @@ mod tests {
         (h1, peer)
     }
 
-    /// Writes until that fails, then reads to the end: what came, and what the end was.
+    /// Writes until that fails, then reads to the end. Returns the bytes read, and how the connection ended.
     async fn write_then_read(mut h1: H1) -> (Vec<u8>, Failure) {
         while poll_fn(|cx| h1.poll_write(cx, b"x", b"y")).await.is_ok() {
             tokio::task::yield_now().await;
@@ -214,7 +209,8 @@ mod tests {
         }
     }
 
-    // After a reload, connections of before carried requests for as long as there were any: plain ones in place of TLS.
+    // After a reload, connections made with the old settings were reused for as long as there were any: plain ones in
+    // place of TLS.
     #[tokio::test]
     async fn a_connection_made_with_other_settings_is_not_reused() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -232,7 +228,7 @@ mod tests {
         assert!(Upstream::reuse(server, &before, b"", now).is_some());
     }
 
-    // The write that failed had taken the error: content that ends with the connection was taken for whole.
+    // The failed write consumed the error, so content delimited by close was taken to be complete.
     #[tokio::test]
     async fn a_reset_reported_to_a_write_is_not_an_end_of_file_to_a_read() {
         let (h1, peer) = connected().await;

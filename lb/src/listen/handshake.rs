@@ -1,6 +1,6 @@
-//! The handshake of TLS with a client, from its first byte on. Handshakes are bounded in number, so that clients which
-//! begin one and fall silent leave room for others, and what costs the processor in them is done for one client of a
-//! thread after the other, between which everybody else has their turn.
+//! The TLS handshake with a client, from its first byte on. The number of handshakes is limited, so that clients which
+//! start one and fall silent do not exclude others. A thread does the CPU-bound part for one client at a time, and lets
+//! its other tasks run in between.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -27,21 +27,21 @@ use crate::http::io::Io;
 use crate::metrics::TlsMetrics;
 use crate::tls::server::ServerTls;
 
-/// How much time each client has, even if others wait for its place.
+/// How much time each client has at least, even if others wait for its permit.
 const MIN_HANDSHAKE_TIME: Duration = Duration::from_secs(1);
-/// A fatal alert `unrecognized_name` (RFC 8446 §6, RFC 6066 §3), before anything is encrypted.
+/// A fatal alert `unrecognized_name` (RFC 8446 §6, RFC 6066 §3), in plain text.
 const UNRECOGNIZED_NAME: &[u8] = &[21, 3, 1, 0, 2, 2, 112];
-/// As well `protocol_version`, as RFC 8996 §4 and §5 demand it.
+/// A fatal alert `protocol_version`, as RFC 8996 §4 and §5 require.
 const PROTOCOL_VERSION: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
-/// So much of what a client sends first tells what it speaks: the header of a record, that of a message, a version.
+/// The prefix of a ClientHello that shows its version: the headers of the record and of the message, and the version.
 const CLIENT_HELLO_PREFIX_BYTES: usize = 5 + 4 + 2;
-/// So many failures of a listener in a row, with no success between, are told as a warning.
+/// After this many consecutive failures of a listener, failures are logged as warnings.
 const FREQUENT_FAILURES: u32 = 20;
 
-/// Why there is no connection.
+/// Why a handshake failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HandshakeError {
-    /// Speaks HTTP in plain text, as its first byte shows, which is still to be read.
+    /// The client speaks plain HTTP, as its first byte shows. That byte is still unread.
     #[error("the client speaks plain HTTP")]
     PlainHttp(Io),
     #[error("the client knows no newer version than TLS 1.1")]
@@ -56,10 +56,10 @@ pub(super) enum HandshakeError {
     Io(io::Error),
 }
 
-/// What of a listener's handshakes is counted and told.
+/// Counters and log of a listener's handshakes.
 pub(super) struct HandshakeStats {
     pub metrics: TlsMetrics,
-    /// Since the last success.
+    /// Failures since the last success.
     failures: AtomicU32,
     repeats: RepeatedFailures,
 }
@@ -91,12 +91,12 @@ impl HandshakeStats {
                 "listener {listener}: {failures} TLS handshakes in a row have failed, the last one so: {failed}"
             );
         }
-        // A kind of which nothing more came is told by itself again.
+        // A kind of failure that did not recur is logged by itself again.
         self.repeats.take(Instant::now());
     }
 }
 
-/// Takes as long as the listener's `handshake_timeout` at most.
+/// Takes at most the listener's `handshake_timeout`.
 pub(super) async fn accept(
     engine: &Engine,
     tls: &Arc<ServerTls>,
@@ -126,7 +126,7 @@ async fn handshake(engine: &Engine, tls: &Arc<ServerTls>, io: Io) -> Result<Box<
     let mut first = [0; CLIENT_HELLO_PREFIX_BYTES];
     match io.peek(&mut first).await.map_err(HandshakeError::Io)? {
         0 => return Err(HandshakeError::Io(ErrorKind::UnexpectedEof.into())),
-        // No record of TLS begins so, nor one of SSL 2.
+        // No TLS record begins with such a byte, nor one of SSL 2.
         _ if first[0].is_ascii_alphabetic() || matches!(first[0], b'\r' | b'\n') => {
             return Err(HandshakeError::PlainHttp(io));
         }
@@ -138,19 +138,19 @@ async fn handshake(engine: &Engine, tls: &Arc<ServerTls>, io: Io) -> Result<Box<
     }
     let mut start = LazyConfigAcceptor::new(Acceptor::default(), io).await.map_err(HandshakeError::Io)?;
     if tls.choice.admits(start.client_hello().server_name()).is_err() {
-        // Whoever does not read it learns nothing.
+        // Best effort: the client may not read it.
         let _ = start.io.write_all(UNRECOGNIZED_NAME).await;
         let _ = start.io.shutdown().await;
         return Err(HandshakeError::UnknownName);
     }
     let turn = engine.handshake_turn().await;
-    // Keys are exchanged and the certificate's key signs here.
+    // The key exchange and the signature happen here.
     let rest = start.into_stream(Arc::clone(&tls.config));
-    // Whoever has become ready meanwhile goes before the next handshake.
+    // Other tasks that have become ready run before the next handshake.
     tokio::task::yield_now().await;
     drop(turn);
     let mut stream = rest.await.map_err(HandshakeError::Io)?;
-    // What is read at once is written at once.
+    // Large reads can be written in one piece.
     stream.get_mut().1.set_buffer_limit(Some(MAX_READ_BYTES));
     if has_expired(stream.get_ref().1) {
         return Err(HandshakeError::Io(io::Error::other(Error::InvalidCertificate(CertificateError::Expired))));
@@ -158,7 +158,7 @@ async fn handshake(engine: &Engine, tls: &Arc<ServerTls>, io: Io) -> Result<Box<
     Ok(Box::new(stream.into()))
 }
 
-/// Whether the certificate that a client has shown when its session began has expired since. A full handshake refuses it.
+/// Whether the client certificate of a resumed session has expired since. A full handshake would refuse it.
 fn has_expired(connection: &ServerConnection) -> bool {
     if connection.handshake_kind() != Some(HandshakeKind::Resumed) {
         return false;
@@ -168,27 +168,27 @@ fn has_expired(connection: &ServerConnection) -> bool {
     shown.and_then(|leaf| certificate::parse(leaf)).is_some_and(|leaf| leaf.not_after < now.cast_signed())
 }
 
-/// Whether this is the beginning of a ClientHello of TLS 1.1 or older. Newer ones say TLS 1.2 here (RFC 8446 §4.1.2). rustls
-/// would tell their client that they cannot agree on signatures.
+/// Whether this is the beginning of a ClientHello of TLS 1.1 or older. Newer versions send the version of TLS 1.2 here
+/// (RFC 8446 §4.1.2). rustls would report a signature mismatch to such clients.
 fn is_old_hello(first: &[u8; CLIENT_HELLO_PREFIX_BYTES]) -> bool {
     const HANDSHAKE: u8 = 22;
     const CLIENT_HELLO: u8 = 1;
     let [kind, _, _, length @ .., message, _, _, _, _, _] = *first;
     let [.., major, minor] = *first;
-    // A shorter record ends before the version, whose bytes are in the next one (RFC 8446 §5.1).
+    // A shorter record ends before the version, which is then in the next record (RFC 8446 §5.1).
     let has_version = u16::from_be_bytes(length) >= 6;
     (kind, message) == (HANDSHAKE, CLIENT_HELLO) && has_version && [major, minor] < [3, 3]
 }
 
-/// Tells a client that its version is not spoken. Whoever does not read it learns nothing.
+/// Sends the alert for an unsupported version, as best effort.
 async fn refuse_old(mut io: Io) {
-    // Closing on what was not read would reset the connection, and take the alert back.
+    // Closing with unread bytes would reset the connection and discard the alert.
     let _ = io.try_read(&mut [0; 4096]);
     let _ = io.write_all(PROTOCOL_VERSION).await;
     let _ = io.shutdown().await;
 }
 
-/// What there is to know of a connection.
+/// The TLS properties of a connection.
 pub(super) fn tls(stream: &TlsStream<Io>) -> TlsInfo {
     let (_, connection) = stream.get_ref();
     let cipher = connection.negotiated_cipher_suite().map_or(CipherSuite::Unknown(0), |suite| suite.suite());
@@ -210,7 +210,7 @@ pub(super) fn tls(stream: &TlsStream<Io>) -> TlsInfo {
     }
 }
 
-/// Suites by OpenSSL's names, as nginx's `$ssl_cipher` has them.
+/// Cipher suites by OpenSSL's names, as in nginx's `$ssl_cipher`.
 const CIPHERS: [(CipherSuite, &str); 9] = [
     (CipherSuite::TLS13_AES_128_GCM_SHA256, "TLS_AES_128_GCM_SHA256"),
     (CipherSuite::TLS13_AES_256_GCM_SHA384, "TLS_AES_256_GCM_SHA384"),
@@ -223,8 +223,8 @@ const CIPHERS: [(CipherSuite, &str); 9] = [
     (CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256, "ECDHE-RSA-CHACHA20-POLY1305"),
 ];
 
-/// What is told of a certificate: to backends by `X-Forwarded-Client-Cert`, as Envoy writes it, and by `Client-Cert`
-/// (RFC 9440). `None`: it is none; TLS has verified that it is one.
+/// A client certificate in the formats for backends: `X-Forwarded-Client-Cert` as Envoy writes it, and `Client-Cert`
+/// (RFC 9440). `None` if it is malformed, which TLS has excluded.
 fn client_certificate(der: &[u8]) -> Option<ClientCertificate> {
     let leaf = certificate::parse(der)?;
     let hex = |algorithm| {
@@ -248,7 +248,7 @@ fn client_certificate(der: &[u8]) -> Option<ClientCertificate> {
 }
 
 impl HandshakeError {
-    /// The word that counts it.
+    /// Its label in metrics and logs.
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::PlainHttp(_) => "plain-http",

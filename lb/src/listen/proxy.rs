@@ -1,6 +1,6 @@
-//! The header of the PROXY protocol, by which a load balancer before us tells for whom it connects: versions 1 and 2
-//! (`doc/proxy-protocol.txt` of HAProxy, §2.1 and §2.2). It is demanded of the networks that the listener names, and read
-//! of nobody else, so that no client can pass for another one.
+//! The PROXY protocol header, by which a load balancer in front of us names the client of each connection: versions 1
+//! and 2 (`doc/proxy-protocol.txt` of HAProxy, §2.1 and §2.2). Peers in the listener's configured networks must send
+//! it, and it is read from no other peer, so that no client can pretend to be another.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -17,15 +17,15 @@ use crate::http::Engine;
 use crate::http::io::Io;
 use crate::metrics::Metrics;
 
-/// Before the addresses of version 2.
+/// The part of a version 2 header before the addresses.
 const FIXED_BYTES: usize = 16;
 const MAX_V1_BYTES: usize = 107;
-/// Of version 2: the longest addresses, two of Unix sockets, and what may be told beside them.
+/// The longest version 2 header that is accepted: the longest addresses, two of Unix sockets, and additional fields.
 const MAX_V2_BYTES: usize = FIXED_BYTES + 216 + 4096;
-/// How much time each sender has, even if others wait for its place.
+/// How much time each sender has at least, even if others wait for its permit.
 const MIN_HEADER_TIME: Duration = Duration::from_secs(1);
 
-/// Of whom a listener demands the header.
+/// Which peers of a listener must send the header.
 pub(super) struct ProxyHeaderPolicy {
     senders: ArcSwapOption<ProxySenders>,
     listener: String,
@@ -33,15 +33,15 @@ pub(super) struct ProxyHeaderPolicy {
     repeats: RepeatedFailures,
 }
 
-/// A header that is whole.
+/// A complete header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Header {
     bytes: usize,
-    /// `None`: the connection is the sender's own, or it cannot say whose it is.
+    /// `None`: the connection is the sender's own, or the sender does not know its client.
     client: Option<SocketAddr>,
 }
 
-/// Why a connection is cut.
+/// Why a connection is closed.
 #[derive(Debug, thiserror::Error)]
 enum ProxyHeaderError {
     #[error("it begins with something else")]
@@ -70,7 +70,7 @@ impl ProxyHeaderPolicy {
         expected
     }
 
-    /// Holds for the next connection.
+    /// Applies to the next connections.
     pub(super) fn set(&self, senders: Option<&ProxySenders>) {
         self.metrics.expect_proxy_protocol(&self.listener);
         self.senders.store(senders.cloned().map(Arc::new));
@@ -80,7 +80,7 @@ impl ProxyHeaderPolicy {
         self.senders.load().as_ref().is_some_and(|senders| senders.from.contains(peer.ip()))
     }
 
-    /// Reads the header and nothing behind it: who the client is. `None`: the connection has to be cut.
+    /// Reads the header, and nothing after it. Returns the client's address; `None`: close the connection.
     pub(super) async fn read(&self, engine: &Engine, io: &mut Io, peer: PeerAddress) -> Option<PeerAddress> {
         let shed = async {
             tokio::time::sleep(MIN_HEADER_TIME).await;
@@ -111,7 +111,7 @@ impl ProxyHeaderPolicy {
                 more.count
             );
         }
-        // Whoever only looks whether the port is open does no harm.
+        // A peer that only checks whether the port is open is not logged.
         if !matches!(failed, ProxyHeaderError::Closed) && self.repeats.note(reason, now) {
             tracing::warn!(
                 %peer,
@@ -129,14 +129,14 @@ async fn read(io: &mut Io) -> Result<Option<SocketAddr>, ProxyHeaderError> {
     let mut buffer = vec![0; MAX_V2_BYTES];
     let mut taken = 0;
     loop {
-        // What follows the header belongs to TLS or HTTP, and stays where it is.
+        // The bytes after the header belong to TLS or HTTP, and must stay unread.
         let seen = taken + io.peek(&mut buffer[taken..]).await.map_err(|_| ProxyHeaderError::Closed)?;
         if seen == taken {
             return Err(ProxyHeaderError::Closed);
         }
         let header = parse(&buffer[..seen])?;
         let end = header.map_or(seen, |header| header.bytes);
-        // It has come already, so that this does not wait.
+        // These bytes have arrived, so this does not wait.
         io.read_exact(&mut buffer[taken..end]).await.map_err(|_| ProxyHeaderError::Closed)?;
         if let Some(header) = header {
             return Ok(header.client);
@@ -145,7 +145,7 @@ async fn read(io: &mut Io) -> Result<Option<SocketAddr>, ProxyHeaderError> {
     }
 }
 
-/// The header that `bytes` begin with; `None`: more of it has to come. It never needs more than [`MAX_V2_BYTES`].
+/// Parses the header at the start of `bytes`; `None`: more bytes are needed, never more than [`MAX_V2_BYTES`].
 fn parse(bytes: &[u8]) -> Result<Option<Header>, ProxyHeaderError> {
     const V1: &[u8] = b"PROXY ";
     let begins = |with: &[u8]| bytes.iter().zip(with).all(|(byte, expected)| byte == expected);
@@ -201,7 +201,7 @@ fn parse_v2(bytes: &[u8]) -> Result<Option<Header>, ProxyHeaderError> {
     let port = |at: usize| rest.get(at..at + 2).map(|port| u16::from_be_bytes([port[0], port[1]]));
     let client = match (command, family) {
         (LOCAL, _) => None,
-        // A stream over IPv4, and over IPv6: both addresses, then both ports.
+        // A stream over IPv4 or IPv6: both addresses, then both ports.
         (_, TCP4) => {
             let from =
                 rest.first_chunk::<4>().zip(port(8)).filter(|_| length >= 12).ok_or(ProxyHeaderError::Malformed)?;
@@ -212,7 +212,7 @@ fn parse_v2(bytes: &[u8]) -> Result<Option<Header>, ProxyHeaderError> {
                 rest.first_chunk::<16>().zip(port(32)).filter(|_| length >= 36).ok_or(ProxyHeaderError::Malformed)?;
             Some(SocketAddr::new(IpAddr::from(*from.0), from.1))
         }
-        // Unknown, over UDP, or by a Unix socket: HAProxy keeps the connection's own address as well.
+        // Unspecified, UDP, or a Unix socket: like HAProxy, keep the connection's own address.
         (_, 0x00 | 0x12 | 0x22 | 0x31 | 0x32) => None,
         _ => return Err(ProxyHeaderError::Malformed),
     };
@@ -220,7 +220,7 @@ fn parse_v2(bytes: &[u8]) -> Result<Option<Header>, ProxyHeaderError> {
 }
 
 impl ProxyHeaderError {
-    /// The word that counts it.
+    /// Its label in metrics and logs.
     fn reason(&self) -> &'static str {
         match self {
             Self::Missing => "missing",
@@ -238,7 +238,7 @@ mod tests {
     use super::*;
     use crate::metrics::PROXY_PROTOCOL_FAILURES;
 
-    /// Parses what comes in every way cut in two, and byte by byte: the same each time.
+    /// Parses the bytes split in every position, and byte by byte. The result must be the same each time.
     fn parsed(bytes: &[u8]) -> Result<(usize, Option<String>), &'static str> {
         let stats = |parsed: Result<Option<Header>, ProxyHeaderError>| match parsed {
             Ok(Some(header)) => Ok((header.bytes, header.client.map(|client| client.to_string()))),

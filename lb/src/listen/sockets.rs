@@ -1,5 +1,5 @@
-//! Listening sockets: those that a balancer is handed, and those that it binds itself: of TCP one for each thread, and one
-//! for all where it is a Unix socket, since these cannot share a path.
+//! Listening sockets, passed to the balancer or bound by it: one per thread for TCP, and one shared by all threads for
+//! a Unix socket, since several cannot share a path.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata, Permissions};
@@ -26,18 +26,18 @@ use crate::user::Owner;
 
 const BACKLOG: i32 = 4096;
 
-/// Ports below are for privileged processes, unless net.ipv4.ip_unprivileged_port_start says otherwise.
+/// Lower ports need a privilege, unless net.ipv4.ip_unprivileged_port_start says otherwise.
 const UNPRIVILEGED_PORT: u16 = 1024;
 
-/// What is made in a folder with this bit gets the folder's group (inode(7)).
+/// Files created in a folder with this bit get the folder's group (inode(7)).
 const SETGID: u32 = 0o2000;
 
-/// Listening sockets that a balancer is handed, by the addresses at which they listen. Where the configuration names
-/// such an address, the socket is used; other addresses are bound.
+/// Listening sockets that are passed to a balancer, by address. Where the configuration names such an address, its
+/// socket is used; other addresses are bound.
 #[derive(Debug, Default)]
 pub struct Sockets(HashMap<SocketAddress, Listening>);
 
-/// A socket that listens.
+/// A listening socket.
 #[derive(Debug)]
 pub(crate) enum Socket {
     Tcp(TcpListener),
@@ -45,7 +45,7 @@ pub(crate) enum Socket {
 }
 
 impl Socket {
-    /// Where it listens, which is configured as `address`.
+    /// Its local address; `address` is the configured one.
     pub(crate) fn address(&self, address: &SocketAddress) -> Option<SocketAddress> {
         match self {
             Self::Tcp(socket) => socket.local_addr().ok().map(SocketAddress::Ip),
@@ -54,13 +54,13 @@ impl Socket {
     }
 }
 
-/// Sockets of one address that listen.
+/// The listening sockets of one address.
 #[derive(Debug, Default)]
 pub(crate) struct Listening {
     pub sockets: Vec<Socket>,
-    /// They are all the same one: whoever accepts first gets a client.
+    /// All are the same socket: whichever thread accepts first gets the client.
     pub is_shared: bool,
-    /// What is to be removed at the end.
+    /// The file to remove at the end.
     pub file: Option<SocketFile>,
 }
 
@@ -71,33 +71,33 @@ pub(crate) enum Bound {
     Unix(BoundUnix),
 }
 
-/// A Unix socket that nobody can find by its path yet.
+/// A Unix socket that cannot be found by its path yet.
 #[derive(Debug)]
 pub(crate) struct BoundUnix {
     socket: OwnedFd,
-    /// Where it is until it listens.
+    /// Its file until it listens.
     temporary: SocketFile,
     path: Arc<Path>,
-    /// A socket that nobody listens on was there.
+    /// It replaces a stale socket.
     is_replacing: bool,
     count: usize,
 }
 
-/// A user and a group, by their numbers.
+/// A user id and a group id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ids {
     pub uid: u32,
     pub gid: u32,
 }
 
-/// What the file of a socket lets whom do.
+/// Owner and permissions of a socket file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FileRights {
     mode: u32,
     owner: Ids,
 }
 
-/// Other rights for the file of a socket. Once they are given, they are taken back when this is dropped, unless it is kept.
+/// A change of a socket file's permissions. It is reverted on drop unless it is kept.
 pub(crate) struct RightsChange {
     file: File,
     before: FileRights,
@@ -105,7 +105,7 @@ pub(crate) struct RightsChange {
     is_given: bool,
 }
 
-/// The file of a Unix socket of ours. It is removed when this is dropped, unless another one is in its place.
+/// The file of a Unix socket of ours. It is removed on drop, unless another file has replaced it.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
@@ -114,19 +114,19 @@ pub(crate) struct SocketFile {
 }
 
 impl Sockets {
-    /// Adds a socket that listens.
+    /// Adds a listening socket.
     pub fn add(&mut self, socket: TcpListener) -> io::Result<()> {
         let address = socket.local_addr()?;
         self.insert(address.into(), Socket::Tcp(socket), None);
         Ok(())
     }
 
-    /// Adds a Unix socket that listens, by the path at which clients find it. Its file is left at the end.
+    /// Adds a listening Unix socket, by the path at which clients find it. Its file is not removed at the end.
     pub fn add_unix(&mut self, path: &Path, socket: UnixListener) {
         self.insert(SocketAddress::Unix(path.into()), Socket::Unix(socket), None);
     }
 
-    /// Binds a Unix socket, whose file is removed at the end. `process`: whom the process will be.
+    /// Binds a Unix socket, whose file is removed at the end. `process`: the user and group that the process will have.
     pub(crate) fn bind_unix(&mut self, path: &Arc<Path>, rights: &SocketFileRights, process: Ids) -> io::Result<()> {
         let mut listening = BoundUnix::new(path, 1, rights, process)?.listen()?;
         if let Some(socket) = listening.sockets.pop() {
@@ -153,16 +153,16 @@ impl Sockets {
         }
     }
 
-    /// The addresses of those that nobody has taken.
+    /// The addresses of sockets that nobody has taken.
     pub(crate) fn into_addresses(self) -> impl Iterator<Item = SocketAddress> {
         self.0.into_keys()
     }
 }
 
 impl Bound {
-    /// Binds `count` sockets that share an address. Over TCP sharing would also let them join those of another process, so
-    /// that nobody else listens is made sure of first, unless this process itself does: `is_own`. `rights`: of the file of
-    /// a Unix socket.
+    /// Binds `count` sockets that share an address. For TCP, sharing would also allow joining sockets of another
+    /// process, so this first checks that nobody else listens there, unless this process does itself: `is_own`.
+    /// `rights`: for the file of a Unix socket.
     pub(crate) fn new(
         address: &SocketAddress,
         count: usize,
@@ -178,7 +178,7 @@ impl Bound {
         }
     }
 
-    /// Listens: clients can connect from now on, and wait for somebody to accept them.
+    /// Starts to listen: from now on clients can connect, and wait to be accepted.
     pub(crate) fn listen(self) -> io::Result<Listening> {
         let listening = |socket: OwnedFd| {
             listen(&socket, BACKLOG)?;
@@ -201,7 +201,7 @@ fn bind_tcp(address: SocketAddr, count: usize, is_own: bool) -> io::Result<Vec<O
         bind(&alone, &address)?;
     }
     let first = shared_socket(address)?;
-    // A port that was free to choose is known now.
+    // If the system chose the port, it is known now.
     let address = SocketAddr::try_from(rustix::net::getsockname(&first)?)?;
     let mut sockets = vec![first];
     for _ in 1..count {
@@ -211,19 +211,19 @@ fn bind_tcp(address: SocketAddr, count: usize, is_own: bool) -> io::Result<Vec<O
 }
 
 impl BoundUnix {
-    /// Binds a socket beside `path`, with the rights that it will have there. Whatever is at `path` stays: an error if
-    /// somebody listens there, or if it is no socket.
+    /// Binds a socket beside `path`, with its final permissions. A file at `path` stays for now. Fails if a process
+    /// listens there, or if that file is not a socket.
     fn new(path: &Arc<Path>, count: usize, rights: &SocketFileRights, process: Ids) -> io::Result<Self> {
         let is_replacing = !is_free(path)?;
         let wanted = FileRights::wanted(rights, process, path)?;
         let socket = unix_socket()?;
         let (temporary, file) = bind_beside(&socket, path)?;
-        // Nobody can connect before it listens, whatever rights the system has given to the file.
+        // Nobody can connect before it listens, whatever the initial permissions are.
         give_rights(&file, wanted)?;
         Ok(Self { socket, temporary, path: Arc::clone(path), is_replacing, count })
     }
 
-    /// Listens, and takes the place at the path in one step: clients find either what was there before or this socket.
+    /// Listens, and moves the socket to its path in one step: clients find either the previous socket or this one.
     fn listen(self) -> io::Result<Listening> {
         let Self { socket, mut temporary, path, is_replacing, count } = self;
         listen(&socket, BACKLOG)?;
@@ -235,19 +235,19 @@ impl BoundUnix {
     }
 }
 
-/// Moves a socket to a path. Where nothing was, nothing is replaced that has come since.
+/// Moves a socket to a path. Unless it replaces a stale socket, it fails if a file has appeared there since.
 fn move_to(from: &Path, to: &Path, is_replacing: bool) -> io::Result<()> {
     let flags = if is_replacing { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
     match renameat_with(CWD, from, CWD, to, flags).map_err(io::Error::from) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(io::ErrorKind::AddrInUse.into()),
-        // A file system that does not know it.
+        // The file system does not support this.
         Err(e) if e.kind() == io::ErrorKind::InvalidInput => fs::rename(from, to),
         moved => moved,
     }
 }
 
-/// Whether nothing is at the path. An error unless that is so, or a socket is there that nobody listens on, which a process
-/// has left behind that did not end as it should.
+/// Whether nothing is at the path. A stale socket, left by a process that was killed, counts as false. Fails if a
+/// process listens there, or if the file is not a socket.
 fn is_free(path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
@@ -257,20 +257,20 @@ fn is_free(path: &Path) -> io::Result<bool> {
     }
     match connect(unix_socket()?, &SocketAddrUnix::new(path)?).map_err(io::Error::from) {
         Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => Ok(false),
-        // Its queue is full.
+        // Its queue is full, so a process listens there.
         Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(e),
         _ => Err(io::ErrorKind::AddrInUse.into()),
     }
 }
 
-/// Binds to a name of its own in the folder of `path`.
+/// Binds the socket to a temporary name in the folder of `path`.
 fn bind_beside(socket: &OwnedFd, path: &Path) -> io::Result<(SocketFile, File)> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let number = format!("{}.{}.tmp", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-    // `ss` and the like show this name.
+    // `ss` and similar tools show this name.
     let mut telling = name.to_owned();
     telling.push(format!(".{number}"));
     let temporary = folder.join(telling);
@@ -278,7 +278,7 @@ fn bind_beside(socket: &OwnedFd, path: &Path) -> io::Result<(SocketFile, File)> 
         bind(socket, &SocketAddrUnix::new(&temporary)?)?;
         return SocketFile::bound_at(temporary);
     }
-    // The system's address has no room for that: the folder is named by a shorter path.
+    // The name does not fit into a socket address: refer to the folder by a shorter path.
     let (temporary, opened) = (folder.join(&number), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC);
     let folder = open(folder, opened, Mode::empty())?;
     let short = format!("/proc/self/fd/{}/{number}", folder.as_fd().as_raw_fd());
@@ -286,7 +286,8 @@ fn bind_beside(socket: &OwnedFd, path: &Path) -> io::Result<(SocketFile, File)> 
     SocketFile::bound_at(temporary)
 }
 
-/// Opens the file of a socket, as which it stays known whatever comes to its path; an error if it is a link or another file.
+/// Opens the file of a socket, so that it stays identified whatever happens to its path. Fails if it is a link or
+/// another kind of file.
 fn open_file(path: &Path) -> io::Result<File> {
     let file = File::from(open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?);
     match file.metadata()?.file_type().is_socket() {
@@ -295,7 +296,7 @@ fn open_file(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Never by the file's path, where its folder's owner could have put a link to another file by now.
+/// Sets owner and permissions. Never by path, since the folder's owner may have put a link there.
 fn give_rights(file: &File, FileRights { mode, owner }: FileRights) -> io::Result<()> {
     let before = FileRights::of(&file.metadata()?).owner;
     let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -317,8 +318,7 @@ impl FileRights {
         Self { mode: file.mode() & 0o7777, owner: Ids { uid: file.uid(), gid: file.gid() } }
     }
 
-    /// What is not configured is as the system does it: the user is the process's, and the group too, unless the folder
-    /// passes on its own (setgid).
+    /// Defaults follow the system: the process's user, and its group unless the folder passes on its own (setgid).
     fn wanted(rights: &SocketFileRights, process: Ids, path: &Path) -> io::Result<Self> {
         let wanted = rights.owner.as_ref().map(Owner::find).transpose().map_err(io::Error::other)?.unwrap_or_default();
         let folder = fs::metadata(folder_of(path))?;
@@ -329,7 +329,7 @@ impl FileRights {
 }
 
 impl RightsChange {
-    /// Finds out whether they can be given.
+    /// Checks whether the permissions can be set.
     pub(crate) fn new(path: &Path, rights: &SocketFileRights) -> io::Result<Self> {
         let process = Ids::of_process();
         let wanted = FileRights::wanted(rights, process, path)?;
@@ -367,7 +367,7 @@ impl Drop for RightsChange {
 }
 
 impl SocketFile {
-    /// The file to which this process has bound a socket, and not what somebody else has put in its place since.
+    /// The file to which this process has bound a socket, and not one that has replaced it since.
     fn bound_at(path: PathBuf) -> io::Result<(Self, File)> {
         let file = open_file(&path)?;
         let found = file.metadata()?;
@@ -393,7 +393,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// One socket for each of `count` threads, which all are `socket`.
+/// `count` handles of one socket, one for each thread.
 fn duplicates(socket: &Socket, count: usize) -> io::Result<Vec<Socket>> {
     match socket {
         Socket::Tcp(tcp) => {
@@ -409,7 +409,7 @@ fn duplicates(socket: &Socket, count: usize) -> io::Result<Vec<Socket>> {
     }
 }
 
-/// Why an address cannot be listened on, and what to do about it. `key` is the setting that names the address.
+/// Why an address cannot be listened on, and how to fix that. `key` is the setting with the address.
 pub(crate) fn cannot_listen(address: &SocketAddress, key: &str, error: &io::Error) -> String {
     let fix = match address {
         SocketAddress::Ip(address) => fix_of_port(*address, key, error),
@@ -441,7 +441,7 @@ fn fix_of_path(path: &Path, key: &str, error: &io::Error) -> String {
              be its own, and the group of its owner one that it is in (SupplementaryGroups= in systemd); the rest only a \
              start as root can do, in a folder that belongs to root"
         ),
-        // Of its owner.
+        // The error concerns the owner.
         io::ErrorKind::Other => "correct owner of the [[listener]]".to_owned(),
         _ => format!("change {key}"),
     }
@@ -465,7 +465,7 @@ fn socket_for(address: SocketAddr) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     if address.is_ipv6() {
-        // As with nginx, `[::]` stands for IPv6 alone, so that 0.0.0.0 can listen beside it.
+        // As in nginx, `[::]` means IPv6 only, so that 0.0.0.0 can listen beside it.
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
     Ok(socket)
@@ -543,10 +543,10 @@ mod tests {
         assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
         drop(ours);
         assert_eq!(names(folder.path()), [""; 0]);
-        // One that was bound for nothing leaves nothing.
+        // A socket that was bound but never listened leaves no file.
         drop(BoundUnix::new(&path, 1, &RIGHTS, Ids::of_process()).expect("a free path"));
         assert_eq!(names(folder.path()), [""; 0]);
-        // Another one's stays.
+        // A file of another process stays.
         let ours =
             BoundUnix::new(&path, 1, &RIGHTS, Ids::of_process()).expect("a free path").listen().expect("a free path");
         fs::remove_file(&path).expect("our socket");
@@ -574,7 +574,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).expect("our file"), "text");
     }
 
-    /// Its folder's owner can exchange the file between the moment when it is bound and that when it gets its rights.
+    /// The folder's owner can replace the file between the bind and the change of its permissions.
     #[test]
     fn a_file_that_replaced_a_bound_socket_gets_no_permissions() {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -586,7 +586,7 @@ mod tests {
             let refused = SocketFile::bound_at(path.clone()).expect_err("it is no socket");
             assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
         }
-        // Exchanged later, it is still the socket that gets them.
+        // If it is replaced later, the socket itself still gets the permissions.
         let path = folder.path().join("web.sock");
         let _socket = UnixListener::bind(&path).expect("a free path");
         let (ours, file) = SocketFile::bound_at(path.clone()).expect("our socket");

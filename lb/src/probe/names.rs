@@ -1,5 +1,5 @@
-//! Keeps the names of backends resolved: one task for each name asks for its addresses again whenever the last answer is
-//! out of date, so that no name waits for another. Where several pools write the same name, it is asked for once.
+//! Keeps the host names of backends resolved. One task per name looks it up again whenever the last answer expires, so
+//! that no name waits for another. A name that several pools use is looked up once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -16,17 +16,17 @@ use crate::config::backend::{AdminState, BackendAddress};
 use crate::control::Control;
 use crate::pool::Pool;
 
-/// How soon a name is asked for again after a question that failed, and after an answer that there is none, at the latest.
+/// The longest pause after a failed lookup, and after an answer without addresses.
 const MAX_PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
-/// How long traffic and the start wait for the first answer, before a name counts as one that leads nowhere.
+/// How long traffic and the start wait for the first answer, before the name counts as having no address.
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// No question takes longer, whatever servers, attempts and search domains there are.
+/// The limit on one lookup, whatever the number of servers, attempts and search domains.
 const MAX_LOOKUP_TIME: Duration = Duration::from_secs(60);
 
-/// A line of the log names no more addresses.
+/// A log line lists at most this many addresses.
 const MAX_LISTED: usize = 8;
 
-/// Follows the snapshots' names until dropped. `moved` is called when one leads somewhere else.
+/// Follows the names in snapshots until dropped. Notifies `moved` when one has new addresses.
 pub(super) async fn keep_resolved(control: &Arc<Control>, moved: &Arc<Notify>) {
     let mut versions = control.versions();
     let resolver = Arc::new(Resolver::default());
@@ -40,12 +40,13 @@ pub(super) async fn keep_resolved(control: &Arc<Control>, moved: &Arc<Notify>) {
             let asking = Asking { control, resolver: &resolver, moved, config: &config, address: &address };
             let task = match task {
                 Some(task) if is_asked_for && task.config == config && task.is_running() => {
-                    // A pool that is new takes up what the others know.
+                    // A new pool gets what is known already.
                     asking.take_up(&lock(&task.known));
                     task
                 }
                 task => {
-                    // What is known stays, however long nobody asks. By other rules it is asked for at once.
+                    // What is known stays, however long nobody looks the name up. With other settings it is looked up
+                    // at once.
                     let known = task.map(|task| Arc::clone(&task.known)).unwrap_or_default();
                     if is_asked_for {
                         asking.start(known)
@@ -62,7 +63,7 @@ pub(super) async fn keep_resolved(control: &Arc<Control>, moved: &Arc<Notify>) {
     }
 }
 
-/// Every name that some backend is written by, and whether it is asked for: not if all those backends are down.
+/// Every name of a backend, and whether it is looked up: not if all its backends are down.
 fn names(control: &Control) -> BTreeMap<BackendAddress, bool> {
     let mut names = BTreeMap::new();
     for pool in &control.snapshot().pools {
@@ -76,11 +77,11 @@ fn names(control: &Control) -> BTreeMap<BackendAddress, bool> {
     names
 }
 
-/// What is known of one name, and the asking for it, which ends when dropped.
+/// What is known about one name, and the task that looks it up, which ends on drop.
 struct Task {
     known: Arc<Mutex<Known>>,
     config: ResolverConfig,
-    /// `None`: nobody asks.
+    /// `None`: it is not looked up.
     handle: Option<AbortHandle>,
 }
 
@@ -96,23 +97,24 @@ impl Drop for Task {
     }
 }
 
-/// What is known of a name.
+/// What is known about a name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Known {
-    /// The last addresses of each host: of the name itself, or of those that the service lists.
+    /// The last addresses of each host: the name itself, or the targets of its SRV records.
     hosts: BTreeMap<String, Addresses>,
-    /// Those of all hosts that are used.
+    /// The addresses of all hosts that are used.
     all: Addresses,
-    /// Of a service: how these share what is sent there.
+    /// For an SRV name: how traffic is shared between them.
     shares: BTreeMap<SocketAddr, Share>,
-    /// Since when DNS has said that there is no address; a failure in between ends that.
+    /// Since when DNS has answered that there is no address. A failure in between resets it.
     absent_since: Option<Instant>,
-    /// Why the last question had no answer. It is told once for each row of failures.
+    /// Why the last lookup failed. Logged once for consecutive failures.
     error: Option<String>,
-    /// Hosts of a service that have no address, or cannot be asked for, and why. Told once for each row of failures.
+    /// Targets of SRV records without an address, or whose lookup failed, and why. Logged once for consecutive
+    /// failures.
     problems: BTreeMap<String, String>,
     was_asked: bool,
-    /// How many addresses of the last answer are not used, since there are too many.
+    /// How many addresses of the last answer are not used because of the limit.
     left_out: usize,
 }
 
@@ -132,7 +134,7 @@ impl Addresses {
         v4.chain(v6).collect()
     }
 
-    /// The same with another port.
+    /// The same addresses with another port.
     fn at(&self, port: u16) -> Self {
         let v4 = self.v4.iter().map(|address| SocketAddrV4::new(*address.ip(), port));
         let v6 = self.v6.iter().map(|address| SocketAddrV6::new(*address.ip(), port, 0, 0));
@@ -147,17 +149,17 @@ impl Addresses {
     }
 }
 
-/// What follows from the end of a question.
+/// What the result of a lookup changes.
 #[derive(Debug, PartialEq, Eq)]
 enum NameEvent {
     Resolved,
-    /// So many addresses are left out. Told once, until there are none.
+    /// This many addresses are left out. Logged once, until there are none.
     TooMany(usize),
-    /// The last addresses are used on, if there are any.
+    /// The last addresses, if any, stay in use.
     Failing(String),
-    /// They are not used any more.
+    /// The last addresses are no longer used.
     Dropped(String),
-    /// A host of the service has no address, or its last ones are used on.
+    /// A target of an SRV record has no address, or its last ones stay in use.
     HostFailing {
         host: String,
         reason: String,
@@ -174,7 +176,7 @@ impl Known {
         self.all.is_empty()
     }
 
-    /// Takes in how a question ended: what is to be told of it, and when to ask again.
+    /// Applies the result of a lookup. Returns what to log, and when to look up again.
     fn learn(
         &mut self,
         ended: Result<Answer, LookupError>,
@@ -187,7 +189,7 @@ impl Known {
             Ok(answer) => {
                 let has_failed = answer.hosts.iter().any(Host::has_failed);
                 let pause = if has_failed { answer.ttl.min(soon) } else { answer.ttl };
-                // Where no host has an address that is new, the question as a whole has failed.
+                // If no host got an address, the lookup as a whole has failed.
                 let nowhere = answer.hosts.iter().all(Host::has_none).then(|| {
                     let (host, reason) = answer.problems().next().unwrap_or_default();
                     format!("{host}: {reason}")
@@ -223,7 +225,7 @@ impl Known {
         }
     }
 
-    /// Nothing was learnt.
+    /// Applies a failed lookup.
     fn fail(&mut self, reason: String) -> Option<NameEvent> {
         self.absent_since = None;
         let is_news = self.error.is_none();
@@ -231,8 +233,9 @@ impl Known {
         is_news.then_some(NameEvent::Failing(reason))
     }
 
-    /// The hosts of an answer are those that there are. One that could not be asked for keeps its own last addresses, and
-    /// so it is with each family. If that leaves no address at all, the last ones of all stay. How many are left out.
+    /// Replaces the hosts by those of the answer. A host whose lookup failed keeps its last addresses, and so does each
+    /// address family. If no address at all would remain, all the last ones stay. Returns how many addresses are left
+    /// out.
     fn take_in(&mut self, answer: Answer) -> usize {
         let mut hosts = BTreeMap::new();
         let (mut all, mut shares) = (Addresses::default(), BTreeMap::new());
@@ -255,7 +258,7 @@ impl Known {
         left_out
     }
 
-    /// Which hosts have begun to fail, and which do so no longer.
+    /// Which hosts have started or stopped failing.
     fn note_problems(&mut self, answer: &Answer) -> Vec<NameEvent> {
         let problems: BTreeMap<_, _> = answer.problems().map(|(host, reason)| (host, reason.to_owned())).collect();
         let before = std::mem::replace(&mut self.problems, problems);
@@ -266,14 +269,14 @@ impl Known {
         begun.chain(over.map(|host| NameEvent::HostResolved(host.clone()))).collect()
     }
 
-    /// Takes in what is known of a service while some of its hosts are awaited.
+    /// Applies the known part of an SRV answer while some of its targets are still looked up.
     fn learn_early(&mut self, answer: Answer) {
         self.take_in(answer);
         self.was_asked |= !self.is_empty();
     }
 }
 
-/// One name, and what it takes to ask for it.
+/// One name, and what is needed to look it up.
 struct Asking<'a> {
     control: &'a Arc<Control>,
     resolver: &'a Arc<Resolver>,
@@ -294,7 +297,7 @@ impl Asking<'_> {
         Task { known: knows, config: self.config.clone(), handle: Some(tokio::spawn(asking).abort_handle()) }
     }
 
-    /// Asks again and again.
+    /// Looks the name up again and again.
     async fn run(&self, known: &Mutex<Known>) {
         self.take_up(&lock(known));
         loop {
@@ -307,7 +310,7 @@ impl Asking<'_> {
         }
     }
 
-    /// Asks once. Who waits for the first answer of all does not wait for long.
+    /// Looks the name up once. Waiters for the first answer of all do not wait long.
     async fn ask(&self, known: &Mutex<Known>) -> Result<Answer, LookupError> {
         let early = |answer| {
             lock(known).learn_early(answer);
@@ -353,7 +356,7 @@ impl Asking<'_> {
         }
     }
 
-    /// The pools that write the name.
+    /// The pools that use the name.
     fn pools(&self) -> String {
         let snapshot = self.control.snapshot();
         let writes =
@@ -362,7 +365,7 @@ impl Asking<'_> {
         pools.join(", ")
     }
 
-    /// Counts the question that has ended, and has the backends tell of it.
+    /// Counts the finished lookup, and shows it at the backends.
     fn note(&self, known: &Known) {
         let resolution = Resolution { at: Instant::now(), error: known.error.clone() };
         self.each(|_, backend| {
@@ -373,7 +376,7 @@ impl Asking<'_> {
         });
     }
 
-    /// Has the backends of this name lead where it leads, as far as anything is known.
+    /// Gives the backends of this name its known addresses.
     fn take_up(&self, known: &Known) {
         if !known.was_asked {
             return;
@@ -395,8 +398,7 @@ impl Asking<'_> {
         });
     }
 
-    /// Does something with every backend that is written by this name. Pools whose backends change by it list their
-    /// candidates anew.
+    /// Calls `does` with every backend of this name. Pools whose backends change update their candidates.
     fn each(&self, does: impl Fn(&Pool, &Backend)) {
         let snapshot = Arc::clone(&self.control.snapshot());
         for pool in &snapshot.pools {
@@ -423,7 +425,7 @@ fn listed(addresses: &[SocketAddr]) -> String {
     }
 }
 
-/// A panic while it was held leaves what is known as it was.
+/// A panic of a holder leaves what is known unchanged.
 fn lock(known: &Mutex<Known>) -> std::sync::MutexGuard<'_, Known> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -460,7 +462,7 @@ mod tests {
         Ok(Answer { hosts: vec![host("web", v4, v6)], left_out: 0, ttl: Duration::from_secs(7) })
     }
 
-    /// A host of a service at 10.0.0.`last`; `None`: DNS fails for it.
+    /// The target of an SRV record at 10.0.0.`last`; `None`: its lookup fails.
     fn listed_host(name: &str, record: (u16, u16), port: u16, last: Option<u8>) -> Host {
         let set = |last| BTreeSet::from([SocketAddrV4::new([10, 0, 0, last].into(), port)]);
         let (v4, v6) = (last.map(set), last.map(|_| BTreeSet::new()));
@@ -547,14 +549,14 @@ mod tests {
         let failing = |host: &str| NameEvent::HostFailing { host: host.to_owned(), reason: "SERVFAIL".to_owned() };
         let resolved = |host: &str| NameEvent::HostResolved(host.to_owned());
         let strings = |all: &[&str]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
-        // One that has never had an address has none, and is asked for again soon.
+        // A host that never had an address has none, and is looked up again soon.
         let found = learn(&[one(80, Some(1)), two(80, None)]);
         assert_eq!(found, (vec![failing("two:80")], 5, strings(&["10.0.0.1:80"])));
         let found = learn(&[one(81, Some(1)), two(80, None)]);
         assert_eq!(found, (vec![], 5, strings(&["10.0.0.1:81"])));
         let found = learn(&[one(81, Some(1)), two(80, Some(2)), later(Some(3))]);
         assert_eq!(found, (vec![resolved("two:80")], 7, strings(&["10.0.0.1:81", "10.0.0.2:80", "10.0.0.3:80"])));
-        // Its addresses are those of the host: the port is that of the record.
+        // The addresses are those of the host, and the port is that of the record.
         let found = learn(&[one(81, Some(4)), two(90, None), later(None)]);
         let events = vec![failing("later:80"), failing("two:90")];
         assert_eq!(found, (events, 5, strings(&["10.0.0.2:90", "10.0.0.3:80", "10.0.0.4:81"])));
@@ -562,7 +564,7 @@ mod tests {
         assert_eq!(found, (vec![], 5, strings(&["10.0.0.3:80", "10.0.0.4:81"])));
         let shares: Vec<_> = known.shares.values().map(|share| (share.priority, share.weight)).collect();
         assert_eq!(shares, [(20, 1000), (10, 3000)]);
-        // The last of all are better than none.
+        // The last addresses of all are better than none.
         let (events, _) = known.learn(service(&[two(80, None)]), &CONFIG, now);
         assert_eq!(events, [NameEvent::Failing("two:80: SERVFAIL".to_owned())]);
         assert_eq!(addresses(&known), ["10.0.0.3:80", "10.0.0.4:81"]);
@@ -591,7 +593,7 @@ mod tests {
         let failing = || vec![NameEvent::Failing(reason())];
         assert_eq!(known.learn(absent(Some(2)), &CONFIG, now), (failing(), seconds(2)));
         assert_eq!(known.learn(absent(Some(600)), &CONFIG, now + seconds(29)), (vec![], seconds(5)));
-        // Failures say nothing of the name, so the time begins anew behind them.
+        // A failure says nothing about the name, so the time starts again after it.
         known.learn(failed(), &CONFIG, now + seconds(29));
         assert_eq!(known.learn(absent(None), &CONFIG, now + seconds(300)), (vec![], seconds(5)));
         known.learn(absent(None), &CONFIG, now + seconds(329));
@@ -602,7 +604,7 @@ mod tests {
         );
         assert!(known.is_empty());
         assert_eq!(known.learn(absent(None), &CONFIG, now + seconds(360)).0, []);
-        // It may come back.
+        // The addresses may return.
         assert_eq!(known.learn(answer(Some(&[[10, 0, 0, 1]]), Some(&[])), &CONFIG, now).0, [NameEvent::Resolved]);
         assert_eq!(known.absent_since, None);
     }

@@ -1,12 +1,12 @@
-//! What an error of Pingora's means in the table of failures, for probes.
+//! Maps Pingora's errors to the table of failures, for probes.
 
 use pingora::prelude::{Error, ErrorType};
 
 use crate::failure::{AttemptError, Failure};
 
-/// How an exchange with a backend failed before the head of its response had come.
+/// How a probe failed before the head of the response arrived.
 pub(crate) fn failed(error: &Error) -> AttemptError {
-    // The connection is made by us, and Pingora passes on what we say of it.
+    // Connections are made by our code, and Pingora passes its error on.
     if let Some(failed) = error.root_cause().downcast_ref() {
         return *failed;
     }
@@ -15,7 +15,7 @@ pub(crate) fn failed(error: &Error) -> AttemptError {
         ErrorType::WriteTimedout => Failure::WriteTimeout,
         ErrorType::ConnectTimedout => Failure::ConnectTimeout,
         ErrorType::ReadError | ErrorType::WriteError => Failure::Reset,
-        // Pingora does not tell a malformed field from a malformed status line.
+        // Pingora does not distinguish a malformed field from a malformed status line.
         ErrorType::InvalidHTTPHeader => Failure::ResponseHeadMalformed,
         _ => Failure::Closed,
     };

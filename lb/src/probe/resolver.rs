@@ -1,7 +1,7 @@
-//! Asks for the addresses of a name as the system does: `/etc/hosts` first, then DNS by the servers, search domains and
-//! options of `/etc/resolv.conf`, or by the servers that the configuration names. Messages are made, sent and read by
-//! `hickory-resolver`, whose own cache, search and look at `/etc/hosts` are not used: it gives up no search domain that
-//! did not answer, and looks for no name in `/etc/hosts` that a search domain could follow.
+//! Looks up the addresses of a name as the system does: first in `/etc/hosts`, then in DNS with the servers, search
+//! domains and options of `/etc/resolv.conf`, or with the configured servers. `hickory-resolver` handles the messages.
+//! Its own cache, search list and `/etc/hosts` lookup are not used: it does not give up when a search domain fails to
+//! answer, and does not find a name in `/etc/hosts` if a search domain could be appended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
@@ -24,58 +24,60 @@ use crate::config::backend::BackendAddress;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
-/// How long a name of `/etc/hosts` is not looked for again.
+/// How long a result from `/etc/hosts` is used.
 const HOSTS_TTL: Duration = Duration::from_secs(5);
 
-/// More addresses of one name, and more hosts of one service, are left out: each address is an endpoint with its probes.
+/// Limit on the addresses of one name and on the targets of one SRV name: each address is an endpoint with its own
+/// probes.
 pub(crate) const MAX_ADDRESSES: usize = 128;
 
-/// How long the hosts of a service are awaited before those that have answered are used: less than the first answer may take.
+/// How long targets of SRV records are waited for before the finished ones are used: less than the first answer may
+/// take.
 const HOSTS_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What is asked for.
+/// What is looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Question<'a> {
-    /// The addresses of a host, for this port.
+    /// The addresses of a host, with this port.
     Host(&'a str, u16),
-    /// Those of the hosts of a service, with their ports (RFC 2782).
+    /// The targets of an SRV name, with their ports (RFC 2782).
     Service(&'a str),
 }
 
-/// Where a name leads.
+/// The addresses of a name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Answer {
-    /// The host itself, or those that the records of a service list, by priority. At least one.
+    /// The host itself, or the targets of the SRV records, by priority. At least one.
     pub hosts: Vec<Host>,
-    /// How many more hosts and addresses there were than [`MAX_ADDRESSES`].
+    /// How many hosts and addresses are left out because of [`MAX_ADDRESSES`].
     pub left_out: usize,
-    /// For how long it holds.
+    /// How long the answer is valid.
     pub ttl: Duration,
 }
 
-/// One host of an answer, with its port. The addresses of a family that could not be asked for are not known.
+/// One host of an answer, with its port. The addresses of a family whose lookup failed are unknown.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Host {
     pub name: String,
     pub port: u16,
-    /// Priority and weight of its record; `None`: it is no host of a service.
+    /// Priority and weight of its SRV record; `None`: it comes from no SRV record.
     pub record: Option<(u16, u16)>,
     pub v4: Option<BTreeSet<SocketAddrV4>>,
     pub v6: Option<BTreeSet<SocketAddrV6>>,
-    /// Of a host of a service: why it has no address, or why none is known.
+    /// For a target of an SRV record: why it has no address, or why none is known.
     pub problem: Option<String>,
 }
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LookupError {
-    /// There is no such name, or it has no address: so says DNS. For how long that holds, if it says so.
+    /// DNS answers that the name does not exist, or has no address; with how long that is valid, if given.
     Absent { reason: String, ttl: Option<Duration> },
-    /// Nothing is known of the name: servers fail, or do not answer.
+    /// The lookup failed: servers fail, or do not answer.
     Failed { reason: String },
 }
 
-/// Answers questions by a configuration, which is followed, as the system's files are.
+/// Looks names up by the current configuration and the system's files, whose changes it follows.
 #[derive(Debug, Default)]
 pub(crate) struct Resolver(Mutex<Option<Arc<Sources>>>);
 
@@ -83,19 +85,19 @@ pub(crate) struct Resolver(Mutex<Option<Arc<Sources>>>);
 #[derive(Debug)]
 struct Sources {
     config: ResolverConfig,
-    /// When the system's files were changed that these were read from.
+    /// The modification times of the system's files that were read.
     changed: [Option<SystemTime>; 2],
     hosts: Hosts,
-    /// Those that DNS is asked at.
+    /// The DNS servers.
     servers: Vec<SocketAddr>,
     dns: Result<TokioResolver, String>,
     search: Vec<Name>,
-    /// With so many dots a name is asked for as it is before search domains are added.
+    /// A name with at least this many dots is tried unchanged before search domains are appended.
     ndots: usize,
 }
 
 impl LookupError {
-    /// In words.
+    /// The reason as text.
     pub(crate) fn reason(&self) -> &str {
         match self {
             Self::Absent { reason, .. } | Self::Failed { reason } => reason,
@@ -104,7 +106,7 @@ impl LookupError {
 }
 
 impl Host {
-    /// Whether its addresses could not be asked for.
+    /// Whether the lookup of its addresses failed.
     pub(crate) fn has_failed(&self) -> bool {
         self.v4.is_none() && self.v6.is_none()
     }
@@ -115,14 +117,14 @@ impl Host {
 }
 
 impl Answer {
-    /// Each host that is not used, or whose last addresses are used on, and why.
+    /// Each host that is not used, or whose last addresses stay in use, and why.
     pub(crate) fn problems(&self) -> impl Iterator<Item = (String, &str)> {
         self.hosts.iter().filter_map(|host| Some((format!("{}:{}", host.name, host.port), host.problem.as_deref()?)))
     }
 }
 
 impl<'a> Question<'a> {
-    /// What has to be asked for a backend that is written by name.
+    /// What has to be looked up for a backend address with a name.
     pub(crate) fn of(address: &'a BackendAddress) -> Self {
         match address.host_and_port() {
             Some((host, port)) => Self::Host(host, port),
@@ -131,7 +133,7 @@ impl<'a> Question<'a> {
     }
 }
 
-/// The addresses of one host. Those of a family that could not be asked for are not known.
+/// The addresses of one host. Those of a family whose lookup failed are unknown.
 #[derive(Debug, Default)]
 struct Found {
     v4: Option<BTreeSet<SocketAddrV4>>,
@@ -140,7 +142,7 @@ struct Found {
     ttl: Duration,
 }
 
-/// One family's part of it.
+/// The part of one address family.
 enum Part {
     Found(Vec<IpAddr>, Duration),
     Absent(String, Option<Duration>),
@@ -148,8 +150,8 @@ enum Part {
 }
 
 impl Resolver {
-    /// Answers a question by these rules. Where hosts of a service keep it waiting, `early` is told of the others first:
-    /// of those that are awaited nothing is known in that answer.
+    /// Answers a question. If some targets of SRV records take long, `early` first gets an answer with the others, in
+    /// which nothing is known of the pending ones.
     pub(crate) async fn ask(
         &self,
         question: Question<'_>,
@@ -167,12 +169,12 @@ impl Resolver {
         }
     }
 
-    /// The servers that DNS is asked at by these rules.
+    /// The DNS servers that are used with this configuration.
     pub(crate) fn servers(&self, config: &ResolverConfig) -> Vec<SocketAddr> {
         self.sources(config).servers.clone()
     }
 
-    /// Those by which questions are to be answered now.
+    /// The current sources of answers.
     fn sources(&self, config: &ResolverConfig) -> Arc<Sources> {
         let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = [RESOLV_CONF, HOSTS].map(|file| std::fs::metadata(file).and_then(|file| file.modified()).ok());
@@ -194,7 +196,7 @@ impl Sources {
             }
         };
         options.timeout = config.timeout.unwrap_or(options.timeout);
-        // The library counts repetitions.
+        // The library counts retries.
         options.attempts = config.attempts.map_or(options.attempts, usize::from).saturating_sub(1);
         options.cache_size = 0;
         options.use_hosts_file = ResolveHosts::Never;
@@ -240,14 +242,14 @@ impl Sources {
                 }
             }
         }
-        // As long as one of them may be the name that is meant, nothing is known.
+        // As long as one of them may be the right name, nothing is known.
         Err(match failure {
             Some(reason) => failed(reason),
             None => LookupError::Absent { reason: absent.0, ttl: absent.1 },
         })
     }
 
-    /// The hosts of all records, each asked for by itself: what becomes of one is no matter of the others.
+    /// Looks up the targets of all SRV records, each independently of the others.
     async fn services(&self, service: &str, mut early: impl FnMut(Answer)) -> Result<Answer, LookupError> {
         let name = Name::from_ascii(service).map_err(|e| failed(format!("{service} is no name of DNS: {e}")))?;
         let dns = self.dns.as_ref().map_err(|e| failed(e.clone()))?;
@@ -260,7 +262,7 @@ impl Sources {
         }
         let (records, ttl) = ended?;
         let records = records.iter().filter_map(|data| match data {
-            // A single dot in place of a host says that there is no such service.
+            // A root target means that there is no such service.
             RData::SRV(srv) if !srv.target.is_root() => Some(srv),
             _ => None,
         });
@@ -354,14 +356,9 @@ impl Sources {
     }
 }
 
-/// Adds the addresses of one record of a service, which share its weight. One of weight 0 gets very little beside others, and
-/// as much as the others where all have it (RFC 2782). An address of several records has what all of those with the first
-/// priority give it.
-pub(crate) fn share(
-    shares: &mut BTreeMap<SocketAddr, Share>,
-    (priority, weight): (u16, u16),
-    addresses: &[SocketAddr],
-) {
+/// Adds the addresses of one SRV record, which share its weight. Weight 0 means a very small share beside others, and
+/// equal shares if all have it (RFC 2782). An address of several records gets the sum of those with its first priority.
+pub(crate) fn share(shares: &mut BTreeMap<SocketAddr, Share>, (priority, weight): (u16, u16), addresses: &[SocketAddr]) {
     const OF_ONE: u32 = 1000;
     let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
     let weight = (u32::from(weight) * OF_ONE / count).max(1);
@@ -373,7 +370,8 @@ pub(crate) fn share(
     }
 }
 
-/// Leaves out what is more than [`MAX_ADDRESSES`]; how many. The highest go, and no family takes the other's half.
+/// Leaves out addresses beyond [`MAX_ADDRESSES`], the highest first, so that each family keeps at least half of them.
+/// Returns how many.
 pub(crate) fn bound(v4: &mut BTreeSet<SocketAddrV4>, v6: &mut BTreeSet<SocketAddrV6>) -> usize {
     let before = v4.len() + v6.len();
     let half = MAX_ADDRESSES / 2;
@@ -386,14 +384,13 @@ pub(crate) fn bound(v4: &mut BTreeSet<SocketAddrV4>, v6: &mut BTreeSet<SocketAdd
     before - v4.len() - v6.len()
 }
 
-/// Whether a server can have this address: `0.0.0.0` and `::` would lead to this machine, and the others to many.
+/// Whether a server can have this address: `0.0.0.0` and `::` would lead to this machine, and multicast to many.
 fn is_usable(address: &IpAddr) -> bool {
     let address = address.to_canonical();
     !address.is_unspecified() && !address.is_multicast() && address != IpAddr::V4(Ipv4Addr::BROADCAST)
 }
 
-/// The servers and options of the system; without such a file, or servers in it, this machine itself is asked
-/// (resolv.conf(5)).
+/// The servers and options of the system. Without such a file, or servers in it, localhost is used (resolv.conf(5)).
 fn system(file: &Path) -> (config::ResolverConfig, ResolverOpts) {
     let text = std::fs::read(file).unwrap_or_default();
     let read = system_conf::parse_resolv_conf(&text).or_else(|_| {
@@ -415,7 +412,7 @@ fn name_server(address: SocketAddr) -> NameServerConfig {
     NameServerConfig::new(address.ip(), true, connections.into())
 }
 
-/// The names to ask for, one after the other (resolv.conf(5)): as it is first if it has enough dots, else last.
+/// The names to try, in order (resolv.conf(5)): the name itself first if it has enough dots, else last.
 fn names(name: &Name, search: &[Name], ndots: usize) -> Vec<Name> {
     let whole = |mut name: Name| {
         name.set_fqdn(true);
@@ -435,7 +432,7 @@ fn failed(reason: String) -> LookupError {
     LookupError::Failed { reason }
 }
 
-/// Asks for the addresses of one family.
+/// Looks up the addresses of one family.
 async fn ask(dns: &TokioResolver, name: &Name, family: RecordType) -> Part {
     match lookup(dns, name, family, "address").await {
         Ok((found, ttl)) => match found.iter().filter_map(RData::ip_addr).filter(is_usable).collect::<Vec<_>>() {
@@ -447,7 +444,7 @@ async fn ask(dns: &TokioResolver, name: &Name, family: RecordType) -> Part {
     }
 }
 
-/// The records of a name: at least one of this type. `what`: they are, in words.
+/// The records of a name, at least one of this type. `what`: the type in words, for errors.
 async fn lookup(
     dns: &TokioResolver,
     name: &Name,
@@ -460,7 +457,7 @@ async fn lookup(
             let answers = lookup.answers();
             let data = answers.iter().map(|record| &record.data);
             let records: Vec<_> = data.filter(|data| data.record_type() == of).cloned().collect();
-            // What leads to them (CNAME) holds for no longer than it says either.
+            // The TTLs of CNAME records on the way count, too.
             let ttl = answers.iter().map(|record| record.ttl).min().unwrap_or_default();
             match records.is_empty() {
                 true => Err(LookupError::Absent { reason: format!("{name} has no {what}"), ttl: None }),
@@ -480,7 +477,7 @@ async fn lookup(
     }
 }
 
-/// Those of the addresses to which this machine has a route; all of them if it has one to none. Finding out sends nothing.
+/// The addresses to which this machine has a route, or all if it has a route to none. Sends no packets.
 pub(crate) fn reachable(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let has_route = |address: &&SocketAddr| {
         let any: IpAddr = match address.ip() {

@@ -1,4 +1,4 @@
-//! The connections of probes: Pingora's checks speak over what is connected as traffic's connections are.
+//! Connections of probes: Pingora's checks run over connections that are made as traffic's are.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -18,14 +18,14 @@ use crate::dial::{Dial, Transport, proxy};
 use crate::failure::{AttemptError, Failure};
 use crate::http::io::Io;
 
-/// How an endpoint is connected to.
+/// Connects to an endpoint.
 #[derive(Debug)]
 pub(super) struct ProbeConnector {
     pub endpoint: Arc<Endpoint>,
     pub transport: Arc<Transport>,
 }
 
-/// What checks are told to connect to; [`ProbeConnector`] knows better.
+/// The address for the checks, which [`ProbeConnector`] ignores.
 pub(super) fn target() -> pingora_load_balancing::Backend {
     pingora_load_balancing::Backend::new("0.0.0.0:1").expect("an address")
 }
@@ -34,13 +34,13 @@ impl ProbeConnector {
     async fn connected(&self) -> Result<Io, AttemptError> {
         let address = self.endpoint.address().ok_or(Failure::Unresolved)?;
         let (backend, transport) = (&self.endpoint.backend.address, &self.transport);
-        // No client has a part in it.
+        // A probe has no client.
         let header = proxy::header(transport.config.proxy_protocol, None);
         Io::connect(&Dial { backend, address, transport, header: &header }).await
     }
 }
 
-/// Written without the macro that the trait is written with.
+/// The expansion of the trait's macro.
 impl Connect for ProbeConnector {
     fn connect<'s, 'a, 'f>(
         &'s self,
@@ -58,11 +58,11 @@ impl Connect for ProbeConnector {
     }
 }
 
-/// A connection as Pingora wants it.
+/// A connection in the form that Pingora needs.
 struct Socket(Io);
 
 impl VirtualSocket for Socket {
-    /// It has the options that traffic's have.
+    /// The options of traffic's connections are set already.
     fn set_socket_option(&self, _: VirtualSockOpt) -> io::Result<()> {
         Ok(())
     }

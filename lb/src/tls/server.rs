@@ -1,6 +1,5 @@
-//! TLS towards clients. What handshakes are made with is one immutable value, swapped whole when the operator wants
-//! something else or files have other content. What tickets are encrypted with outlives it, so that sessions can still
-//! be resumed.
+//! TLS towards clients. All that handshakes need is one immutable value, replaced as a whole when the configuration or
+//! the content of files changes. The keys of session tickets outlive it, so that sessions can still be resumed.
 
 pub(crate) mod choice;
 mod clients;
@@ -26,33 +25,33 @@ use crate::config::Secret;
 use crate::config::tls::material::{Issuers, LoadedCertificate, Material, TlsFileError};
 use crate::config::tls::{ClientMode, Profile, Protocol, TlsConfig};
 
-/// What a listener's handshakes are made with.
+/// All that a listener's handshakes need.
 pub(crate) struct ServerTls {
     pub config: Arc<ServerConfig>,
     pub choice: Arc<Choice>,
     pub handshake_timeout: Duration,
     material: Material,
-    /// Of all that it was made of.
+    /// Of everything that it was built from.
     digest: [u8; 32],
     tickets: Tickets,
     watched: Mutex<Watched>,
 }
 
-/// What is known of its files.
+/// The files that it was read from.
 #[derive(Debug, Default)]
 struct Watched {
-    /// As they were before they were read.
+    /// Their stamps from before they were read.
     stamps: Stamps,
     problems: Problems,
 }
 
-/// What encrypts tickets, and for which clients: a ticket says which certificate its client has shown, so that it may be
-/// taken only where the same is asked of clients.
+/// What encrypts session tickets, and for which requirements. A ticket contains the client certificate of its session,
+/// so it is accepted only where the same is required of clients.
 #[derive(Clone)]
 struct Tickets {
     producer: Arc<dyn ProducesTickets>,
     context: [u8; 32],
-    /// `None`: keys are random, and nobody else's.
+    /// `None`: keys are random and not shared.
     secrets: Option<Arc<[Secret]>>,
 }
 
@@ -67,9 +66,9 @@ impl Tickets {
 }
 
 impl ServerTls {
-    /// Reads the files that `wanted` names. As [`Self::new`]; the error: all that is wrong.
+    /// Reads the files that `wanted` names. See [`Self::new`]. The error lists all problems.
     pub(crate) fn load(wanted: &TlsConfig, before: Option<&Arc<Self>>) -> Result<Arc<Self>, String> {
-        // Before they are read: what changes meanwhile is seen later.
+        // Before the files are read: changes during the reading are noticed at the next check.
         let stamps = Stamps::of(wanted);
         let in_one = |faults: Vec<TlsFileError>| {
             let messages: Vec<_> = faults.into_iter().map(|fault| fault.message).collect();
@@ -80,8 +79,8 @@ impl ServerTls {
         Ok(tls)
     }
 
-    /// With what encrypted the tickets of `before`, if they may still be taken. Nothing new where nothing is other than
-    /// `before`. The error is no file's fault.
+    /// Keeps the ticket keys of `before`, if its tickets are still acceptable. Returns `before` itself if nothing has
+    /// changed. An error is not caused by files.
     pub(crate) fn new(wanted: &TlsConfig, material: Material, before: Option<&Arc<Self>>) -> Result<Arc<Self>, String> {
         let digest = digest(wanted, &material);
         if let Some(before) = before.filter(|before| before.digest == digest) {
@@ -104,8 +103,8 @@ impl ServerTls {
         &self.material.certificates
     }
 
-    /// Where the place in a folder decides which certificate is the default, and decides otherwise than `before`: the one that
-    /// was it, and the one that is.
+    /// If the order within a folder determines the default certificate, and it is another one than in `before`: the
+    /// previous and the new default.
     pub(crate) fn moved_default<'a>(
         &'a self,
         wanted: &TlsConfig,
@@ -118,12 +117,13 @@ impl ServerTls {
         (was.pair.certificate != is.pair.certificate).then_some((&**was, &**is))
     }
 
-    /// Whether the same is demanded of clients as by `other`, so that who could connect there can connect here.
+    /// Whether clients must meet the same requirements as those of `other`, so that a client who could connect there
+    /// can connect here.
     pub(crate) fn asks_same_of_clients(&self, other: &Self) -> bool {
         self.tickets.context == other.tickets.context
     }
 
-    /// Those of `before` whose files it has no certificate of any more.
+    /// The certificates of `before` whose files are gone.
     pub(crate) fn gone_since<'a>(&'a self, before: Option<&'a Self>) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {
         let is_there = |former: &LoadedCertificate| {
             self.certificates()
@@ -133,11 +133,8 @@ impl ServerTls {
         before.into_iter().flat_map(Self::certificates).filter(move |loaded| !is_there(loaded))
     }
 
-    /// Those of its certificates that `before` had not, or had with other content.
-    pub(crate) fn new_since<'a>(
-        &'a self,
-        before: Option<&'a Self>,
-    ) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {
+    /// Certificates that `before` lacked, or had with other content.
+    pub(crate) fn new_since<'a>(&'a self, before: Option<&'a Self>) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {
         let is_known = move |loaded: &LoadedCertificate| {
             before.is_some_and(|before| before.certificates().iter().any(|one| one.digest == loaded.digest))
         };
@@ -152,8 +149,8 @@ fn server_config(
     tickets: &Tickets,
 ) -> Result<ServerConfig, String> {
     let mut provider = ring::default_provider();
-    // The order counts, whatever the client's: AES-128 with SHA-256 costs a handshake least and is strong enough for
-    // anybody; clients that cannot use it name another.
+    // Our order is used, not the client's: AES-128 with SHA-256 has the cheapest handshake and is strong enough.
+    // Clients without it offer others.
     provider.cipher_suites.sort_by_key(|suite| suite.suite() != cipher_suite::TLS13_AES_128_GCM_SHA256.suite());
     let provider = Arc::new(provider);
     let versions: &[&SupportedProtocolVersion] = match wanted.profile {
@@ -177,11 +174,11 @@ fn server_config(
     let mut server = builder.with_client_cert_verifier(verifier).with_cert_resolver(Arc::clone(choice) as _);
     server.ignore_client_order = true;
     server.alpn_protocols = wanted.alpn.iter().map(|protocol| protocol.name().to_vec()).collect();
-    // Clients that offer this alone are served as those that offer nothing.
+    // Clients that offer only HTTP/1.0 are served as those without ALPN.
     if wanted.alpn.contains(&Protocol::Http11) {
         server.alpn_protocols.push(b"http/1.0".to_vec());
     }
-    // Tickets that every thread can read; one is enough to resume with, and each costs.
+    // Stateless tickets, which every thread can decrypt. One per connection suffices, and each one costs time.
     server.ticketer = Arc::clone(&tickets.producer);
     server.send_tls13_tickets = 1;
     Ok(server)
@@ -189,7 +186,7 @@ fn server_config(
 
 fn digest(wanted: &TlsConfig, material: &Material) -> [u8; 32] {
     let mut digest = Sha256::new();
-    // Every setting has a part in it.
+    // Every setting contributes.
     digest.update(format!("{wanted:?}"));
     material.certificates.iter().for_each(|loaded| digest.update(loaded.digest));
     digest.update(material.issuers.as_ref().map_or([0; 32], |issuers| issuers.digest));
@@ -201,7 +198,7 @@ fn digest(wanted: &TlsConfig, material: &Material) -> [u8; 32] {
     digest.finalize().into()
 }
 
-/// Other for clients of whom other certificates are asked.
+/// Differs when other certificates are required of clients.
 fn context(wanted: &TlsConfig, issuers: Option<&Issuers>) -> [u8; 32] {
     let mut digest = Sha256::new();
     digest.update(format!("{:?}", wanted.client_certificates.as_ref().map(|clients| clients.mode)));

@@ -1,5 +1,5 @@
-//! A client's connection that a Pingora server has accepted: plain or TLS, behind a pointer, so that its bytes cannot be
-//! moved without being looked at.
+//! A client's connection that a Pingora server has accepted, plain or TLS. It is behind a pointer, so bytes cannot be
+//! spliced.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,9 +11,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub struct Accepted {
     stream: Stream,
     is_tls: bool,
-    /// Read before its time, to see whether the client is still there.
+    /// A byte that was read ahead, to see whether the client is still connected.
     ahead: Option<u8>,
-    /// The client has closed its side, behind `ahead`.
+    /// The client has closed its side, after `ahead`.
     is_ended: bool,
 }
 
@@ -27,8 +27,8 @@ impl Accepted {
         self.is_tls
     }
 
-    /// Whether the client has broken the connection off, or closed its side though at least `missing` bytes are still to
-    /// come. Otherwise `cx` is woken when that may have changed; not while a byte waits that hides what is behind it.
+    /// Whether the client has reset the connection, or closed its side though at least `missing` bytes are still to
+    /// come. Otherwise `cx` is woken when that may have changed, but not while an unread byte hides what follows it.
     pub fn has_disconnected(&mut self, cx: &mut Context<'_>, missing: u64) -> bool {
         if !self.is_ended && self.ahead.is_none() {
             let mut byte = [0];

@@ -1,5 +1,5 @@
-//! What the directions of a transfer wait for, and by when. Each wait has a limit that says whose fault it is when it
-//! passes.
+//! What the directions of a transfer wait for, and until when. Each wait has a time limit, and its kind determines
+//! whose fault it is when the limit expires.
 
 use std::time::Duration;
 
@@ -17,21 +17,21 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// What a direction waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// The client, to send more of its body.
+    /// For the client, to send more of its body.
     Content,
-    /// The backend, to ask for the body that the client holds back.
+    /// For the backend, to ask for the body that the client holds back.
     Continue,
-    /// The client, to take what it is sent.
+    /// For the client, to read what it is sent.
     Client,
-    /// The client, to open the window of its stream: it could do so at once, whatever else its connection carries.
+    /// For the client, to open the window of its stream, which it can do at any time, whatever else its connection carries.
     Window,
-    /// The backend; what it means when that takes too long.
+    /// For the backend; with the failure if that takes too long.
     Backend(Failure),
-    /// Either side of a tunnel.
+    /// For either side of a tunnel.
     Tunnel,
 }
 
-/// What the directions wait for, and how much longer each may.
+/// What the directions wait for, and how much time each has left.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Waits {
     upload: Option<(Wait, Duration)>,
@@ -44,8 +44,8 @@ impl Transfer<'_> {
         Waits { upload, download: self.download_wait(upload) }
     }
 
-    /// What the upload waits for, and how much longer it may. Once a response is passed on, it may for as long as that
-    /// goes on: the backend may not want the rest, and the client need not send what it held back.
+    /// What the upload waits for, and how much time it has left. While a response is passed on, the upload may wait as
+    /// long as that takes: the backend may not want the rest, and the client need not send what it held back.
     fn upload_wait(&mut self) -> Option<(Wait, Duration)> {
         let wait = match &self.upload {
             Upload::Holding => Wait::Content,
@@ -56,7 +56,7 @@ impl Transfer<'_> {
             Upload::Sending(_) => Wait::Content,
             Upload::Sent | Upload::Abandoned(_) => return None,
         };
-        // A backend may read no further before it has been rid of what it writes, which the client does not take.
+        // A backend may not read on before its pending writes are accepted, and here the client does not read them.
         if matches!(wait, Wait::Backend(_)) && !self.buffers.to_client.is_empty() {
             self.upload_wait = None;
             return None;
@@ -75,29 +75,29 @@ impl Transfer<'_> {
         Some((wait, limit))
     }
 
-    /// Whether the last wait of the upload was for the client, which still owes content.
+    /// Whether the last wait of the upload was for content from the client.
     pub(super) fn is_waiting_for_content(&self) -> bool {
         self.upload_wait == Some(Wait::Content) && !self.body.is_done()
     }
 
-    /// Whether there is something for the backend that it has not taken.
+    /// Whether the backend still has to accept bytes.
     fn owes_backend(&self, writing: &RequestWriter) -> bool {
         let owes_content = !writing.omits_body && !self.body.unread(writing.cursor).is_empty();
         owes_content || writing.is_unflushed || writing.written < self.buffers.to_backend.len()
     }
 
-    /// What the download waits for besides, and how long it may. While the client owes content, a backend's silence is
+    /// What the download waits for, and for how long. While the client still has to send content, a silent backend is
     /// the client's fault.
     fn download_wait(&self, upload: Option<(Wait, Duration)>) -> Option<(Wait, Duration)> {
         let rest = |limit: Duration| limit.saturating_sub(self.download_waited);
         let client = || {
             let limit = self.limits.send_timeout;
-            // `min_rate` holds for such a stream by itself, as for a response over HTTP/1.1. Else a byte now and then would keep it,
-            // and what it holds, for as long as others move. nginx asks for no more than that byte within `send_timeout`.
+            // `min_rate` applies to such a stream alone, as to a response over HTTP/1.1. Otherwise a byte now and then would keep
+            // it and its memory for as long as other streams move. nginx requires only that byte within `send_timeout`.
             if self.client.is_window_shut() {
                 return Some((Wait::Window, self.pace.patience_alone(rest(limit))));
             }
-            // A stream has its turn when the client has taken what is before it on the connection.
+            // A stream gets its turn when the client has read what precedes it on the connection.
             let stalled = self.client.stalled(clock::now()).unwrap_or(Duration::MAX);
             let limit = limit.saturating_sub(self.download_waited.min(stalled));
             Some((Wait::Client, self.pace.patience(limit)))
@@ -135,12 +135,12 @@ impl Transfer<'_> {
         matches!(self.download, Download::Waiting) && self.holds_content_back()
     }
 
-    /// Whether the client was not asked for content that it sends only when asked.
+    /// Whether the client holds content back and has not been asked for it.
     fn holds_content_back(&self) -> bool {
         self.buffers.request.expects_continue() && self.body.is_untouched() && !self.body.has_continued
     }
 
-    /// Ends `waits`, after which something has moved.
+    /// Ends `waits` after bytes have moved.
     pub(super) fn count_moved(&mut self, waits: Option<Waits>, timer: &Timer) {
         if !self.only_drips(waits) {
             self.download_waited = Duration::ZERO;
@@ -150,8 +150,8 @@ impl Transfer<'_> {
         self.count_waits(waits, timer);
     }
 
-    /// Whether nothing moved but what a client sends that is too slow, or whose content is dropped while the backend is waited
-    /// for: by itself that keeps no response alive.
+    /// Whether the only bytes that moved are those of a client below its minimum rate, or bytes that are dropped while the
+    /// backend is waited for. These alone keep no response alive.
     fn only_drips(&self, waits: Option<Waits>) -> bool {
         let BytesMoved { from_backend, to_client, .. } = self.moved;
         from_backend + to_client == 0
@@ -164,7 +164,7 @@ impl Transfer<'_> {
             }
     }
 
-    /// Holds the waits that are over against whoever was waited for.
+    /// Counts the finished waits against the party that was waited for.
     pub(super) fn count_waits(&mut self, waits: Option<Waits>, timer: &Timer) {
         let BytesMoved { from_client, to_backend, to_client, .. } = std::mem::take(&mut self.moved);
         let waits = waits.unwrap_or_default();
@@ -179,7 +179,7 @@ impl Transfer<'_> {
                 self.body.pace.moved(0, waited);
             }
             if is_for_client {
-                // Sending is progress of the client too.
+                // Sending counts as progress of the client, too.
                 self.pace.moved(from_client, waited);
                 if is_for_window {
                     self.pace.waited_alone(waited);
@@ -199,7 +199,7 @@ impl Transfer<'_> {
         }
     }
 
-    /// A wait has lasted as long as it might. What the client moved meanwhile in other exchanges may allow it more.
+    /// A wait has reached its limit. Bytes that the client moved in other exchanges may extend it.
     pub(super) fn late(&mut self) -> Option<TransferEvent> {
         let (wait, _) = self.waits().all().find(|(_, limit)| limit.is_zero())?;
         match wait {
@@ -210,7 +210,7 @@ impl Transfer<'_> {
             }
             Wait::Backend(failure) => Some(TransferEvent::Failed(failure)),
             Wait::Tunnel => Some(TransferEvent::Sent),
-            // The backend ignores the expectation, as it may (RFC 9110 §10.1.1): the client is asked in its place.
+            // The backend ignores the expectation, as it may (RFC 9110 §10.1.1): ask the client in its place.
             Wait::Continue => {
                 self.body.has_continued = true;
                 // The client is waited for only from now on.

@@ -1,5 +1,5 @@
-//! Which certificate a client gets: by the name of the server that it asks for (RFC 6066 §3), then by the signatures that
-//! it knows.
+//! Chooses a client's certificate: by the server name that it requests (RFC 6066 §3), then by the signature schemes
+//! that it supports.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,13 +14,13 @@ use crate::config::tls::material::LoadedCertificate;
 use crate::config::tls::{TlsConfig, UnknownNames};
 use crate::site::hosts::HostTable;
 
-/// Finds a certificate by the name that a client asks for, in any case, with a final dot or without.
+/// Finds a certificate by server name, ignoring case and a final dot.
 #[derive(Debug)]
 pub(crate) struct Choice {
     exact: Names,
-    /// By the domain without `*.`; the star stands for one label (RFC 9525 §6.3).
+    /// By the domain without `*.`; a wildcard stands for one label (RFC 9525 §6.3).
     wildcard: Names,
-    /// What sites have pinned, which goes first.
+    /// Certificates pinned by sites, which take precedence.
     pinned: Option<HostTable<Option<Group>>>,
     default: Group,
     refuses_unknown: bool,
@@ -28,16 +28,17 @@ pub(crate) struct Choice {
 
 type Names = HashMap<Box<str>, Group, RandomState>;
 
-/// Certificates for the same name, for clients that know different signatures. At least one.
+/// Certificates for the same name, for clients with different signature schemes. At least one.
 #[derive(Debug, Clone)]
 struct Group(Arc<[Arc<CertifiedKey>]>);
 
-/// A name that no certificate is for, where such names are refused.
+/// No certificate matches the name, and such names are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct UnknownName;
 
 impl Choice {
-    /// Of `certificates`, at least one; the default and the pinned ones are among them, or the first takes their place.
+    /// From at least one certificate. The default and pinned ones are among them; if not, the first one is used
+    /// instead.
     pub(crate) fn new(config: &TlsConfig, certificates: &[Arc<LoadedCertificate>]) -> Self {
         let mut names: HashMap<String, Vec<&Arc<LoadedCertificate>>> = HashMap::new();
         for loaded in certificates {
@@ -53,7 +54,7 @@ impl Choice {
                 None => exact.insert(name.as_str().into(), Group::of(of)),
             };
         }
-        // With those of another kind that are for the same name.
+        // Includes certificates with other key types for the same name.
         let group = |path: &Path| {
             let first = certificates.iter().find(|loaded| loaded.pair.certificate == path)?;
             let name = first.leaf.names.first().map(|name| name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase());
@@ -76,7 +77,7 @@ impl Choice {
         }
     }
 
-    /// Whether the name that a client asks for, if it asks for one, is served.
+    /// Whether the name that a client requests, if any, is served.
     pub(crate) fn admits(&self, name: Option<&str>) -> Result<(), UnknownName> {
         match name {
             Some(name) if self.refuses_unknown && self.find(name).is_none() => Err(UnknownName),
@@ -113,7 +114,8 @@ impl ResolvesServerCert for Choice {
 }
 
 impl Group {
-    /// Those that cost a handshake least come first; among equals the one that is valid, and that for longest.
+    /// Orders certificates by the cost of a handshake; among equals, a valid one comes first, then the one that is
+    /// valid longest.
     fn of(certificates: &[&Arc<LoadedCertificate>]) -> Self {
         let mut certificates = certificates.to_vec();
         let cost = |loaded: &LoadedCertificate| match loaded.certified.key.algorithm() {
@@ -129,7 +131,8 @@ impl Group {
         Self(certificates.into_iter().map(|loaded| Arc::clone(&loaded.certified)).collect())
     }
 
-    /// The first that the client can verify. If there is none, the first: the handshake fails with the right alert.
+    /// The first one that the client can verify. If there is none, the first one: the handshake then fails with the
+    /// right alert.
     fn choose(&self, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         let fits = |certified: &&Arc<CertifiedKey>| certified.key.choose_scheme(schemes).is_some();
         self.0.iter().find(fits).or(self.0.first()).map(Arc::clone)

@@ -1,4 +1,4 @@
-//! Certificates of clients: which are sound, and small enough to be told of.
+//! Verification of client certificates: they must be valid, and small enough to be forwarded to backends.
 
 use std::sync::Arc;
 
@@ -9,16 +9,17 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 
 use crate::config::certificate;
 
-/// The largest certificate. Each request to a backend tells of it, a third larger in base64, and many backends take no
-/// field of more than 8 or 16 KiB.
+/// The largest accepted certificate. Each request to a backend carries it in base64, a third larger, and many backends
+/// refuse fields of more than 8 or 16 KiB.
 const MAX_CERTIFICATE_BYTES: usize = 8 * 1024;
-/// The largest subject in it, which is told as text as well.
+/// The largest accepted subject, which is also forwarded as text.
 const MAX_SUBJECT_BYTES: usize = 2 * 1024;
-/// The largest chain behind it. A session's ticket has it, so that the client sends it again with each connection.
+/// The largest accepted chain of intermediates. The session ticket contains it, so the client sends it again with each
+/// connection.
 const MAX_CHAIN_BYTES: usize = 24 * 1024;
 
-/// Takes certificates that are sound and no larger than that. A larger one is refused, and not left out of what backends
-/// are told: they would take its client for one without a certificate.
+/// Accepts certificates that are valid and within these sizes. A larger one is refused instead of being left out of the
+/// forwarded fields, because backends would take its client for one without a certificate.
 #[derive(Debug)]
 pub(super) struct Clients(pub Arc<dyn ClientCertVerifier>);
 
@@ -39,7 +40,7 @@ impl ClientCertVerifier for Clients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        // What cannot be told of is as good as none.
+        // A certificate that cannot be parsed cannot be forwarded.
         let known = certificate::parse(leaf).ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
         let chain: usize = intermediates.iter().map(|certificate| certificate.len()).sum();
         let too_large = match (leaf.len(), known.subject.len(), chain) {

@@ -1,6 +1,7 @@
-//! Files that change while they are in use. A pair is taken up when it is whole, and costs no name that is served its valid
-//! certificate; until then the one in use stays, and is told of once. Files are known by what the system says of them, links followed: who renews certificates writes new
-//! files and moves them there, or moves a link (Certbot, Kubernetes).
+//! Certificate files that change while they are in use. A changed pair is loaded once it is complete, and only if every
+//! served name keeps a valid certificate. Until then the current one stays in use, and the problem is logged once.
+//! Changes are detected by file metadata, following links: tools that renew certificates write new files and move them
+//! into place, or replace a link (Certbot, Kubernetes).
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -14,7 +15,7 @@ use crate::config::tls::material::{self, Issuers, LoadedCertificate, Material, P
 use crate::config::tls::{Pair, TlsConfig};
 use crate::site::hosts::HostTable;
 
-/// What the system says of each file.
+/// The stamp of each file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Stamps(BTreeMap<PathBuf, Option<Stamp>>);
 
@@ -28,23 +29,23 @@ struct Stamp {
     changed: (i64, i64),
 }
 
-/// What has become of files that changed.
+/// The result of checking the files.
 #[derive(Debug)]
 pub(crate) struct Renewed {
     pub tls: Arc<ServerTls>,
-    /// Which are new, or have other content.
+    /// Certificates that are new, or have other content.
     pub taken_up: Vec<Arc<LoadedCertificate>>,
-    /// Which are not there any more.
+    /// Files that are gone.
     pub removed: Vec<PathBuf>,
-    /// What is wrong and was not before.
+    /// Problems that are new since the last check.
     pub problems: Vec<String>,
 }
 
-/// What is wrong with files, by their paths: with those of a pair by the certificate's.
+/// Problems with files, by path; those of a pair by the path of its certificate.
 pub(crate) type Problems = BTreeMap<PathBuf, String>;
 
 impl Stamps {
-    /// Of all files that `wanted` names, and of the folder.
+    /// The stamps of all files that `wanted` names, and of the folder.
     pub(crate) fn of(wanted: &TlsConfig) -> Self {
         let pairs = wanted.certificates.pairs().unwrap_or_default();
         let clients = wanted.client_certificates.as_ref().map(|clients| clients.ca.as_path());
@@ -53,12 +54,12 @@ impl Stamps {
         Self(paths.map(|path| (path.to_owned(), Stamp::of(path))).collect())
     }
 
-    /// Whether these files are still as they were.
+    /// Whether the files of this pair are unchanged.
     fn hold_for(&self, pair: &Pair) -> bool {
         pair.files().all(|file| self.0.get(file).is_some_and(|stamp| *stamp == Stamp::of(file)))
     }
 
-    /// Has a pair be read again with the next look, whatever is there.
+    /// Makes the next check read the pair again in any case.
     fn forget(&mut self, pair: &Pair) {
         for file in pair.files() {
             self.0.remove(file);
@@ -84,7 +85,7 @@ impl Stamp {
 }
 
 impl ServerTls {
-    /// Looks at the files again, and takes up those that have changed and are sound. `None`: nothing has changed.
+    /// Checks the files again, and loads those that have changed and are valid. `None`: nothing has changed.
     pub(crate) fn renew(self: &Arc<Self>, wanted: &TlsConfig) -> Option<Renewed> {
         let mut stamps = Stamps::of(wanted);
         let (before, known) = {
@@ -156,7 +157,7 @@ impl ServerTls {
             match (LoadedCertificate::load(pair.clone()), former) {
                 (Ok(loaded), _) => certificates.push(Arc::new(loaded)),
                 (Err(PairError::KeyAlone), None) if wanted.certificates.folder().is_some() => {}
-                // One file was read before it was replaced, the other after that.
+                // One file was read before it was replaced, and the other after it.
                 (Err(_), Some(former)) if !stamps.hold_for(pair) => {
                     stamps.forget(pair);
                     certificates.push(Arc::clone(former));
@@ -167,14 +168,14 @@ impl ServerTls {
                 }
             }
         }
-        // What settings name stays even where its file has gone, and so does the last one.
+        // A certificate that settings name stays even if its file is gone, and so does the last one.
         let is_named = |path: &Path| {
             let pinned = wanted.pins.iter().filter_map(|(_, pinned)| pinned.as_deref());
             wanted.default.as_deref().into_iter().chain(pinned).any(|named| named == path)
         };
         let is_last = certificates.is_empty();
         let served = HostTable::new(wanted.hosts.iter().map(|host| (host.clone(), ())));
-        // Each that stays may be why the files of another lose a name, so that this begins anew.
+        // Keeping one certificate may change which names others lose, so this starts again after each.
         while let Some((position, former, message)) =
             self.certificates().iter().enumerate().find_map(|(index, former)| {
                 let path = &former.pair.certificate;
@@ -205,14 +206,14 @@ impl ServerTls {
             problems.insert(former.pair.certificate.clone(), message);
             match position {
                 Ok(position) => certificates[position] = Arc::clone(former),
-                // Where it was: the first is the default.
+                // At its former position: the first one is the default.
                 Err(index) => certificates.insert(index.min(certificates.len()), Arc::clone(former)),
             }
         }
         certificates
     }
 
-    /// What is wrong with its files.
+    /// The problems with its files.
     pub(crate) fn problems(&self) -> Problems {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).problems.clone()
     }
@@ -223,8 +224,7 @@ impl ServerTls {
     }
 }
 
-/// The names that `former` is for and that are asked for here, but no valid certificate is for now. None where `former` is
-/// not valid itself.
+/// The served names of `former` that no valid certificate covers now. None if `former` is not valid itself.
 fn lost_names<'a>(
     former: &'a LoadedCertificate,
     now: &[Arc<LoadedCertificate>],
@@ -238,7 +238,7 @@ fn lost_names<'a>(
     let covered: HashSet<String> = names.map(|name| plain(name)).collect();
     let is_lost = |name: &&str| {
         let name = plain(name);
-        // Which names a wildcard is used for is not known.
+        // It is unknown which names a wildcard is used for.
         let is_served = name.starts_with("*.") || served.find(&name).is_some();
         let wildcard = name.split_once('.').map(|(_, domain)| format!("*.{domain}"));
         is_served && !covered.contains(&name) && !wildcard.is_some_and(|wildcard| covered.contains(&wildcard))

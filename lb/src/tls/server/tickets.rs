@@ -1,12 +1,12 @@
-//! Tickets by which clients resume sessions (RFC 5077, RFC 8446 §4.6.1). They are encrypted with the key of their hour and
-//! taken for twelve hours after it, also where nobody has connected meanwhile. Keys are random, or they come from secrets in
-//! a file, so that balancers which share the file take each other's tickets, also after a restart.
+//! Session tickets, by which clients resume sessions (RFC 5077, RFC 8446 §4.6.1). They are encrypted with the key of
+//! the current hour and accepted for twelve hours after that, also if nobody connects in between. Keys are random, or
+//! derived from secrets in a file. Balancers that share the file accept each other's tickets, also after a restart.
 //!
-//! A random key is forgotten after that, so that nobody can read what was encrypted with it. Of secrets, a key is derived (HKDF, RFC 5869) from a secret, from the hour, and from what is asked of clients: whoever has the same
-//! secret has the same keys at the same time, and nobody has to hand any out. New tickets are encrypted with the key of
-//! the file's first secret and of this hour; those of all its secrets and of the last twelve hours are taken, and of the
-//! next one, since clocks differ. Whoever learns a secret can read all tickets that were ever made with it, and with TLS
-//! 1.2 the sessions too: the file has to be replaced now and then.
+//! A random key is dropped after these hours, so that nobody can decrypt its tickets later. A derived key (HKDF, RFC
+//! 5869) comes from a secret, the hour, and what is required of clients, so that holders of the same secret have the
+//! same keys without exchanging any. New tickets are encrypted with the first secret's key of this hour. Keys of all
+//! secrets are accepted for the last twelve hours, and for the next one, since clocks differ. Whoever learns a secret
+//! can decrypt all tickets ever made with it, and with TLS 1.2 the sessions, too: replace the file from time to time.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,11 +26,11 @@ const ROTATION_SECONDS: u64 = 60 * 60;
 const RETAINED_ROTATIONS: u64 = 12;
 const LIFETIME_SECONDS: u32 = (RETAINED_ROTATIONS * ROTATION_SECONDS) as u32;
 const NAME_BYTES: usize = 16;
-/// What is longer is no ticket of ours, whatever chain of certificates a client has shown.
+/// Longer tickets are not ours, whatever certificate chain a client has sent.
 const MAX_TICKET_BYTES: usize = 64 * 1024;
 const SALT: &[u8] = b"evenkeel session tickets 1";
 
-/// Tickets of one context: what is asked of clients. Those of another are not understood.
+/// Ticket keys for one context: what is required of clients. Tickets of other contexts cannot be decrypted.
 pub(super) struct TicketKeys {
     /// `None`: keys are random.
     secrets: Option<Arc<[Secret]>>,
@@ -38,7 +38,7 @@ pub(super) struct TicketKeys {
     keys: ArcSwap<Keys>,
 }
 
-/// The keys of one hour.
+/// The keys of the last hours.
 struct Keys {
     /// Hours since 1970.
     epoch: u64,
@@ -47,15 +47,15 @@ struct Keys {
 }
 
 struct Key {
-    /// Whose hour it encrypts in.
+    /// The hour in which it encrypts.
     epoch: u64,
-    /// By which a ticket tells its key.
+    /// The key name in each ticket.
     name: [u8; NAME_BYTES],
     key: LessSafeKey,
 }
 
 impl TicketKeys {
-    /// `secrets`: at least one; `None`: the keys are random.
+    /// `secrets`: at least one; `None`: keys are random.
     pub(super) fn new(secrets: Option<Arc<[Secret]>>, context: [u8; 32]) -> Self {
         let keys = ArcSwap::from_pointee(Keys { epoch: u64::MAX, keys: Vec::new() });
         Self { secrets, context, keys }
@@ -67,7 +67,8 @@ impl TicketKeys {
         if keys.epoch == epoch {
             return keys;
         }
-        // Who makes them of secrets at the same time makes the same ones; of random ones, the first that were made are kept.
+        // Threads that derive keys from secrets at the same time get the same keys. Of random keys, the first ones are
+        // kept.
         self.keys.rcu(|keys| match keys.epoch == epoch {
             true => Arc::clone(keys),
             false => Arc::new(Keys { epoch, keys: self.keys_of(epoch, keys) }),
@@ -85,7 +86,7 @@ impl TicketKeys {
                 .take(2 * RETAINED_ROTATIONS as usize)
                 .collect();
         };
-        // First this hour's of the first secret.
+        // First the current hour's key of the first secret.
         let epochs = || {
             [epoch, epoch.saturating_add(1)]
                 .into_iter()
@@ -101,7 +102,7 @@ impl TicketKeys {
     fn encrypt_at(&self, now: u64, plain: &[u8]) -> Option<Vec<u8>> {
         let keys = self.keys(now);
         let Key { epoch, name, key } = &**keys.keys.first()?;
-        // No random key is to be had.
+        // No random key could be generated.
         if *epoch != keys.epoch {
             return None;
         }
@@ -119,7 +120,7 @@ impl TicketKeys {
         let (name, rest) = ticket.split_at_checked(NAME_BYTES)?;
         let (nonce, sealed) = rest.split_at_checked(NONCE_LEN)?;
         let keys = self.keys(now);
-        // The names are no secrets: each ticket shows one.
+        // Key names are not secret: each ticket contains one.
         let Key { key, .. } = &**keys.keys.iter().find(|key| key.name == name)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut plain = sealed.to_vec();
@@ -138,7 +139,7 @@ impl Key {
         Self::new(epoch, name, &key)
     }
 
-    /// `None`: the system gives no random bytes.
+    /// `None`: the system provides no random bytes.
     fn random(epoch: u64) -> Option<Self> {
         let (mut key, mut name) = ([0; 32], [0; NAME_BYTES]);
         let random = SystemRandom::new();
@@ -214,7 +215,7 @@ mod tests {
         let ticket = one.encrypt_at(NOW, b"session").expect("a ticket");
         for (at, is_read) in [
             (NOW, true),
-            // A clock that is behind, and one that is before.
+            // A clock that is behind, and one that is ahead.
             (NOW - HOUR, true),
             (NOW - 2 * HOUR, false),
             (NOW + 12 * HOUR, true),
@@ -234,7 +235,7 @@ mod tests {
         assert_ne!(ticket[..NAME_BYTES], later[..NAME_BYTES]);
         assert_eq!(other.decrypt_at(NOW, &ticket), None);
         assert_eq!(one.decrypt_at(NOW + 12 * HOUR, &ticket).as_deref(), Some(&b"session"[..]));
-        // Nobody has connected for so long.
+        // Nobody has connected for that long.
         assert_eq!(one.decrypt_at(NOW + 13 * HOUR, &ticket), None);
         assert_eq!(one.decrypt_at(NOW, &ticket), None, "the key is gone");
     }
@@ -280,7 +281,7 @@ mod tests {
         assert_eq!(tickets.decrypt_at(NOW, &vec![0; MAX_TICKET_BYTES + 1]), None);
     }
 
-    /// Another version of Evenkeel has to derive the same keys. The name was computed by another implementation of HKDF.
+    /// Another version of Evenkeel must derive the same keys. The name was computed by another implementation of HKDF.
     #[test]
     fn key_derivation_is_stable() {
         let tickets = tickets(&[A], [0; 32]);

@@ -430,9 +430,9 @@ mod tests {
     const OFF: AccessLogSpec<'static> = AccessLogSpec { common: None, files: Vec::new() };
 
     /// `$status` is told, and a field of a client that tries to write lines of its own.
-    struct Told(&'static str);
+    struct TestFacts(&'static str);
 
-    impl Facts for Told {
+    impl Facts for TestFacts {
         fn write(&self, variable: &Variable, out: &mut Vec<u8>) -> Presence {
             match variable {
                 Variable::Status => out.extend_from_slice(self.0.as_bytes()),
@@ -475,7 +475,7 @@ mod tests {
         let mut next = 0;
         for (status, count) in [("500", 1), ("200", 8)] {
             for _ in 0..count {
-                log.write_by(&rules, &record(), &Told(status), || {
+                log.write_by(&rules, &record(), &TestFacts(status), || {
                     next += 125_000;
                     next
                 });
@@ -483,9 +483,9 @@ mod tests {
         }
         // What began before a reload is written where it was said then, what began before two of them is lost.
         log.switch(log.open(&OFF).expect("nothing to open"));
-        log.write_by(&rules[..1], &record(), &Told("201"), || 0);
+        log.write_by(&rules[..1], &record(), &TestFacts("201"), || 0);
         log.switch(log.open(&OFF).expect("nothing to open"));
-        log.write_by(&rules[..1], &record(), &Told("202"), || 0);
+        log.write_by(&rules[..1], &record(), &TestFacts("202"), || 0);
         assert!(log.finish(Duration::from_secs(20)));
         let text = |name| std::fs::read_to_string(folder.path().join(name)).expect("readable");
         let all = text("all");

@@ -1,12 +1,12 @@
-//! Texts with variables, patterns and conditions: what an operator says about requests, read once and asked many times.
-//! Pure: what is true of a request is asked of [`Facts`].
+//! Values with variables, patterns and conditions: what the configuration says about requests, parsed once and
+//! evaluated per request. Pure: [`Facts`] provides what is known about a request.
 //!
-//! - [`variable`]: what a text can ask for.
+//! - [`variable`]: the variables.
 //! - [`pattern`]: regular expressions in PCRE's dialect, matched without backtracking.
-//! - [`condition`]: which requests something holds for.
-//! - [`table`]: variables of the operator's own (`[values]`).
-//! - [`encode`]: how what a client sent is kept from breaking out of the place where it is written.
-//! - [`request`]: how fields, cookies and arguments of a query are looked up.
+//! - [`condition`]: which requests a rule applies to.
+//! - [`table`]: user-defined variables (`[values]`).
+//! - [`encode`]: encoding for fields, targets, `Location` and logs, so that client input cannot break out.
+//! - [`request`]: lookup of fields, cookies and query arguments.
 
 pub mod condition;
 pub mod encode;
@@ -23,8 +23,8 @@ use self::pattern::Pattern;
 use self::table::Tables;
 use self::variable::{GroupOf, Variable};
 
-/// Text with variables, such as `https://$host$request_uri`. Two are equal if they were written the same and mean the
-/// same: a name may stand for another expression's group, or for another table.
+/// Text with variables, such as `https://$host$request_uri`. Two values are equal if they have the same text and the
+/// same meaning: a name may refer to a group of another expression, or to another table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Value {
     text: Box<str>,
@@ -39,48 +39,48 @@ enum Parts {
     Many(Box<[Part]>),
 }
 
-/// A piece of a value. No two texts are neighbours, and none is empty.
+/// A part of a value. Texts are not empty, and no two are adjacent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Text(Box<[u8]>),
     Variable(Variable),
 }
 
-/// When a value is known. A value is refused where it would be asked too early.
+/// When a value becomes known. A value that would be needed earlier is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
-    /// From the request's head on.
+    /// With the request's head.
     Head,
     /// Once the route is chosen.
     Route,
-    /// Once the head of the answer is there.
+    /// With the head of the response.
     Answer,
-    /// When the exchange has ended.
+    /// At the end of the exchange.
     End,
 }
 
-/// Whether there is such a thing. Only logs tell an empty value from a missing one, and conditions.
+/// Whether a value exists. Only logs and conditions distinguish an empty value from a missing one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
     Missing,
     Present,
 }
 
-/// Where a variable's text is.
+/// The text of a variable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VariableText<'a> {
     Missing,
     Here(&'a [u8]),
-    /// [`Facts::write`] makes it.
+    /// It has to be written with [`Facts::write`].
     Made,
 }
 
-/// What is true of a request.
+/// What is known about a request.
 pub trait Facts {
-    /// Appends the text of `variable`. Before its time, a variable is missing. What is missing writes nothing.
+    /// Appends the text of `variable`. A variable that is not known yet is missing. A missing one writes nothing.
     fn write(&self, variable: &Variable, out: &mut Vec<u8>) -> Presence;
 
-    /// The text of `variable` if it need not be made.
+    /// The text of `variable`, if it can be borrowed.
     fn find(&self, _variable: &Variable) -> VariableText<'_> {
         VariableText::Made
     }
@@ -93,19 +93,19 @@ pub trait Facts {
     }
 }
 
-/// What the variables of a text can mean where it is written.
+/// What variables can refer to at the position of a text.
 #[derive(Debug, Clone, Copy)]
 pub struct Scope<'a> {
     pub tables: &'a Tables,
-    /// The expression among the site's hosts, if it is one.
+    /// The expression among the site's hosts, if it has one.
     pub host: Option<&'a Pattern>,
-    /// The route's expression.
+    /// The expression of the route's path.
     pub route: Option<&'a Pattern>,
     /// The expression of the rewrite that the text belongs to.
     pub rewrite: Option<&'a Pattern>,
-    /// The expression of the case that the text is the result of.
+    /// The expression of the case whose result the text is.
     pub case: Option<&'a Pattern>,
-    /// When the value is asked for.
+    /// When the value is evaluated.
     pub known: Phase,
 }
 
@@ -115,7 +115,7 @@ impl Scope<'_> {
         Self { tables: Tables::none(), host: None, route: None, rewrite: None, case: None, known }
     }
 
-    /// The expressions whose groups can be named, the innermost first.
+    /// The expressions whose groups can be named, innermost first.
     fn expressions(&self) -> impl Iterator<Item = (GroupOf, &Pattern)> {
         [
             (GroupOf::Case, self.case),
@@ -129,7 +129,7 @@ impl Scope<'_> {
 }
 
 impl Value {
-    /// Reads text in which `$name` and `${name}` are variables and `$$` is a dollar sign. The error says what is wrong
+    /// Parses text in which `$name` and `${name}` are variables and `$$` is a dollar sign. The error says what is wrong
     /// and what to write instead.
     pub fn parse(text: &str, scope: &Scope<'_>) -> Result<Self, String> {
         let mut parts = Vec::new();
@@ -168,7 +168,7 @@ impl Value {
         Self { text: variable.to_string().into(), parts: Parts::One(variable) }
     }
 
-    /// As it was written.
+    /// The text as written.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -187,7 +187,7 @@ impl Value {
         }
     }
 
-    /// Every variable in it, in order.
+    /// All variables in it, in order.
     pub fn variables(&self) -> impl Iterator<Item = &Variable> {
         self.parts().filter_map(|part| match part {
             PartRef::Text(_) => None,
@@ -195,20 +195,21 @@ impl Value {
         })
     }
 
-    /// Calls `asked` with every variable that is asked for it, those of tables included, some perhaps more than once.
+    /// Calls `asked` with every variable that the value depends on, including those of tables; some perhaps more than
+    /// once.
     pub fn each_asked(&self, tables: &Tables, asked: &mut impl FnMut(&Variable)) {
         for variable in self.variables() {
             asked(variable);
             if let Variable::Table(id) = variable
                 && let Some(table) = tables.get(*id)
             {
-                // Tables ask each other in no circle.
+                // References between tables have no cycles.
                 table.results().chain([table.of()]).for_each(|value| value.each_asked(tables, asked));
             }
         }
     }
 
-    /// From when on it is known.
+    /// When its value is known.
     pub fn phase(&self, tables: &Tables) -> Phase {
         self.variables().map(|variable| variable.phase(tables)).max().unwrap_or(Phase::Head)
     }
@@ -233,7 +234,7 @@ impl Value {
         }
     }
 
-    /// The value where it lies, or else in `scratch`, which is overwritten. `None`: it is missing.
+    /// The value, borrowed if possible, or else in `scratch`, which is overwritten. `None`: it is missing.
     pub fn read<'a>(&'a self, facts: &'a impl Facts, scratch: &'a mut Vec<u8>) -> Option<&'a [u8]> {
         match &self.parts {
             Parts::Constant(text) => Some(text),
@@ -246,7 +247,7 @@ impl Value {
         }
     }
 
-    /// Its pieces in order.
+    /// Its parts in order.
     pub fn parts(&self) -> impl Iterator<Item = PartRef<'_>> {
         let (one, many): (_, &[Part]) = match &self.parts {
             Parts::Constant(text) => (Some(PartRef::Text(text)).filter(|_| !text.is_empty()), &[]),
@@ -260,7 +261,7 @@ impl Value {
     }
 }
 
-/// A piece of a value, borrowed.
+/// A borrowed part of a value.
 #[derive(Debug, Clone, Copy)]
 pub enum PartRef<'a> {
     Text(&'a [u8]),
@@ -287,7 +288,7 @@ fn write_variable(variable: &Variable, facts: &impl Facts, out: &mut Vec<u8>) ->
     }
 }
 
-/// The text of `variable` where it lies, or else in `scratch`, which is overwritten.
+/// The text of `variable`, borrowed if possible, or else in `scratch`, which is overwritten.
 fn read_variable<'a>(variable: &Variable, facts: &'a impl Facts, scratch: &'a mut Vec<u8>) -> Option<&'a [u8]> {
     match facts.find(variable) {
         VariableText::Missing => None,
@@ -346,7 +347,7 @@ impl Phase {
     }
 }
 
-/// Splits a text into texts and names of variables.
+/// Splits a text into plain texts and variable names.
 struct Pieces<'a>(&'a str);
 
 enum Piece<'a> {
@@ -368,7 +369,7 @@ impl<'a> Iterator for Pieces<'a> {
             self.0 = rest;
             return Some(Ok(Piece::Text(before)));
         }
-        // Whatever is wrong, nothing more is read.
+        // After an error, nothing more is parsed.
         self.0 = "";
         let rest = &text[1..];
         if let Some(rest) = rest.strip_prefix('$') {
@@ -382,7 +383,7 @@ impl<'a> Iterator for Pieces<'a> {
             self.0 = rest;
             return Some(Ok(Piece::Variable(name)));
         }
-        // As in nginx, `$1` is one digit: what follows is text.
+        // As in nginx, a group number is one digit: the rest is text.
         let length = match rest.bytes().next() {
             Some(b'0'..=b'9') => 1,
             _ => rest.bytes().take_while(|byte| byte.is_ascii_alphanumeric() || *byte == b'_').count(),
@@ -396,7 +397,7 @@ impl<'a> Iterator for Pieces<'a> {
     }
 }
 
-/// The names of the variables in `text`, as far as it can be read.
+/// The names of the variables in `text`, up to the first syntax error.
 pub(crate) fn names(text: &str) -> impl Iterator<Item = &str> {
     Pieces(text).filter_map(|piece| match piece {
         Ok(Piece::Variable(name)) => Some(name),

@@ -1,4 +1,4 @@
-//! Which requests something holds for: methods, networks of clients, and tests of values.
+//! Which requests a rule applies to: methods, client networks, and tests of values.
 
 use foldhash::HashSet;
 use ipnet::IpNet;
@@ -10,13 +10,13 @@ use super::variable::Variable;
 use super::{Facts, Phase, Value, read_variable};
 use crate::message::ascii::is_token;
 
-/// Holds if everything in it does; an empty one always.
+/// Holds if all of its parts hold; an empty condition always holds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Condition {
-    /// `None`: any.
+    /// `None`: any method.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub methods: Option<MethodSet>,
-    /// Those that a client must be in one of; `None`: anywhere.
+    /// The client must be in one of these networks; `None`: it may be anywhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub networks: Option<NetSet>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -29,18 +29,18 @@ pub struct Test {
     pub of: Value,
     #[serde(flatten)]
     pub is: Comparison,
-    /// Whether it holds where it would not, and the other way round.
+    /// Whether the result is inverted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub negated: bool,
 }
 
-/// What a value must be. What is missing equals nothing and matches nothing, not even the empty text.
+/// What a value is compared with. A missing value equals nothing and matches nothing, not even the empty text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Comparison {
-    /// There is one, even if it is empty.
+    /// It is present, even if it is empty.
     Present(Always),
-    /// Byte by byte.
+    /// Compared byte by byte.
     Equal(Value),
     OneOf(TextSet),
     Matches(Pattern),
@@ -94,7 +94,7 @@ impl Condition {
         self.tests.iter().all(|test| test.holds(facts))
     }
 
-    /// Calls `asked` with every variable that its tests ask for, as [`Value::each_asked`] does.
+    /// Calls `asked` with every variable that its tests depend on, like [`Value::each_asked`].
     pub fn each_asked(&self, tables: &Tables, asked: &mut impl FnMut(&Variable)) {
         for Test { of, is, .. } in &self.tests {
             of.each_asked(tables, asked);
@@ -104,7 +104,7 @@ impl Condition {
         }
     }
 
-    /// From when on it is known.
+    /// When its result is known.
     pub fn phase(&self, tables: &Tables) -> Phase {
         self.tests.iter().map(|test| test.phase(tables)).max().unwrap_or(Phase::Head)
     }
@@ -137,7 +137,7 @@ impl Test {
 }
 
 impl MethodSet {
-    /// The error names the one that is no method.
+    /// The error names the invalid method.
     pub fn new(methods: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, String> {
         let mut set: Vec<Box<str>> = Vec::new();
         for method in methods {

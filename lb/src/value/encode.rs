@@ -1,14 +1,14 @@
-//! How what a client sent is kept from breaking out of the place where it is written: a field, a request target, a
-//! `Location`, a line of a log.
+//! Encoding of values by where they are written, so that client input cannot break out: a field, a request target, a
+//! `Location`, a log line.
 //!
-//! In targets and locations, what variables are is encoded by what they are and where they stand (RFC 3986):
+//! In targets and locations, a variable is encoded by its form and by its position (RFC 3986):
 //!
-//! - `$request_uri`, `$args`, `$is_args`, `$arg_NAME` and tables are written in a target's form already and stay as they
-//!   are, but for what no target can hold.
-//! - `$uri` and groups of the route's or the rewrite's expression are pieces of a decoded path. In a path, all is encoded
-//!   that would not be path there, `?` and `%` among it.
-//! - All others are texts: in a path, `/` is encoded too.
-//! - In a query, the latter two and `$request_uri` are one argument's value: `&`, `=`, `+` and `%` are encoded.
+//! - `$request_uri`, `$args`, `$is_args`, `$arg_NAME` and tables have the form of a target already. Only bytes that are
+//!   invalid in a target are encoded.
+//! - `$uri` and groups of the route's or the rewrite's expression are parts of a decoded path. In a path, everything is
+//!   encoded that is not valid there, including `?` and `%`.
+//! - All others are plain text: in a path, `/` is encoded, too.
+//! - In a query, the latter two and `$request_uri` form one argument's value: `&`, `=`, `+` and `%` are encoded.
 
 use serde::Serialize;
 
@@ -17,22 +17,22 @@ use super::variable::{GroupOf, Variable};
 use super::{Facts, Part, PartRef, Parts, Presence, Value, write_variable};
 use crate::message::ascii::{HOST, TARGET, TEXT, hex_value, is, trim};
 
-/// How values are escaped in a line of a log, as nginx's `log_format escape=` does it.
+/// How values are escaped in a log line, as with nginx's `log_format escape=`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Escape {
-    /// `"`, `\` and all but visible ASCII as `\xXX`; what is missing is `-`.
+    /// `"`, `\` and everything except visible ASCII as `\xXX`; a missing value is `-`.
     #[default]
     Default,
-    /// As within a string of JSON; what is missing is empty.
+    /// As within a JSON string; a missing value is empty.
     Json,
-    /// Nothing but line breaks, which would begin a line of their own, as `\x0D` and `\x0A`; what is missing is empty.
+    /// Only line breaks, which would begin a new line, as `\x0D` and `\x0A`; a missing value is empty.
     None,
 }
 
 impl Value {
-    /// Appends the value as that of a field. What cannot be one (RFC 9110 §5.5), such as with a line break, is missing,
-    /// and so is nothing at all. Blanks around it are left out.
+    /// Appends the value for a header field. A value that is not valid there (RFC 9110 §5.5), for example with a line
+    /// break, counts as missing, and so does an empty one. Surrounding blanks are trimmed.
     pub fn write_field(&self, facts: &impl Facts, out: &mut Vec<u8>) -> Presence {
         let start = out.len();
         let presence = self.write(facts, out);
@@ -49,8 +49,8 @@ impl Value {
         Presence::Present
     }
 
-    /// Appends the value in a line of a log, of each variable at most `max_bytes`, counted before they are escaped. What is
-    /// not a variable stays as it is.
+    /// Appends the value for a log line. Each variable contributes at most `max_bytes`, counted before escaping.
+    /// Constant text is not changed.
     pub fn write_log(&self, escape: Escape, max_bytes: usize, facts: &impl Facts, out: &mut Vec<u8>) {
         let mut scratch = Vec::new();
         for part in self.parts() {
@@ -65,8 +65,8 @@ impl Value {
         }
     }
 
-    /// Appends the value as path and query of a request. [`Presence::Missing`]: it cannot be one, since it does not
-    /// begin with `/` or what a client sent made a segment `.` or `..`; nothing is appended then.
+    /// Appends the value as path and query of a request. [`Presence::Missing`], with nothing appended: it is not valid,
+    /// since it does not begin with `/`, or client input made a segment `.` or `..`.
     pub fn write_target(&self, facts: &impl Facts, out: &mut Vec<u8>) -> Presence {
         let start = out.len();
         let has_data = self.write_encoded(Kind::Target, facts, out);
@@ -78,7 +78,8 @@ impl Value {
         Presence::Present
     }
 
-    /// As [`write_target`](Self::write_target), but only up to where a client has a say. Whether that is nowhere.
+    /// Like [`write_target`](Self::write_target), but stops before the first part that the client controls. Returns
+    /// whether there was none.
     pub fn write_own_target(&self, tables: &Tables, facts: &impl Facts, out: &mut Vec<u8>) -> bool {
         let is_own = |part: &PartRef<'_>| match part {
             PartRef::Text(_) => true,
@@ -90,9 +91,9 @@ impl Value {
         is_whole
     }
 
-    /// Appends the value as that of `Location`. Unless it begins with a scheme it is a path of the same host, with one
-    /// `/` at its start however many there were. [`Presence::Missing`]: there is a scheme, but what the host is made of
-    /// was empty; nothing is appended then, since browsers read `https:///a.example/` as `https://a.example/`.
+    /// Appends the value for `Location`. Without a scheme it is a path on the same host, and begins with exactly one
+    /// `/`. [`Presence::Missing`], with nothing appended: it has a scheme, but the variables that form the host were
+    /// empty. Browsers would read `https:///a.example/` as `https://a.example/`.
     pub fn write_location(&self, facts: &impl Facts, out: &mut Vec<u8>) -> Presence {
         let start = out.len();
         self.write_encoded(Kind::Location, facts, out);
@@ -107,7 +108,7 @@ impl Value {
         Presence::Present
     }
 
-    /// Whether something stands in a path that is neither constant nor in a target's form.
+    /// Returns whether the path contains text that is neither constant nor in the form of a target.
     fn write_encoded(&self, kind: Kind, facts: &impl Facts, out: &mut Vec<u8>) -> bool {
         let start = out.len();
         let mut scratch = Vec::new();
@@ -132,7 +133,8 @@ impl Value {
         has_data
     }
 
-    /// Whether no request can make the value point to another host than the one that is written. The error says how.
+    /// Checks that no request can make the value point to another host than the written one. The error says how it
+    /// could.
     pub fn check_location(&self, tables: &Tables) -> Result<(), String> {
         let mut parts = self.parts().peekable();
         let elsewhere = |variable: &Variable| {
@@ -200,7 +202,7 @@ impl Value {
                 None => return Ok(()),
                 Some(PartRef::Text(text)) => authority = text,
                 Some(PartRef::Variable(variable)) => {
-                    // Without a query, what is behind it would be the host's.
+                    // Without a query, the text behind it would become part of the host.
                     let ends = variable.begins_with_slash()
                         || (*variable == Variable::IsArgs
                             && matches!(parts.next(), Some(PartRef::Variable(Variable::Args)))
@@ -208,7 +210,7 @@ impl Value {
                     if ends && !is_empty {
                         return Ok(());
                     }
-                    // Whatever stands before a domain chooses a name below it.
+                    // The text before a domain only chooses a name below it.
                     let is_below = matches!(parts.peek(), Some(PartRef::Text(text)) if begins_with_domain(text));
                     if !is_below && !variable.is_host(tables, None) {
                         return Err(elsewhere(variable));
@@ -220,8 +222,8 @@ impl Value {
     }
 }
 
-/// Whether it begins with a dot and a domain name of two labels or more. Numbers would make an IPv4 address of what is
-/// before them.
+/// Whether it begins with a dot and a domain name of at least two labels. A domain of numbers would form an IPv4
+/// address with the text before it.
 fn begins_with_domain(text: &[u8]) -> bool {
     let Some((b'.', rest)) = text.split_first() else { return false };
     let end = rest.iter().position(|byte| matches!(byte, b':' | b'/' | b'?' | b'#')).unwrap_or(rest.len());
@@ -234,7 +236,7 @@ fn begins_with_domain(text: &[u8]) -> bool {
     labels.clone().count() > 1 && labels.clone().all(is_label) && !top[0].is_ascii_digit()
 }
 
-/// The bytes of `http://` or `https://` at the start.
+/// The length of `http://` or `https://` at the start.
 fn scheme_length(text: &[u8]) -> Option<usize> {
     let length = |scheme: &str| {
         text.get(..scheme.len())
@@ -250,12 +252,12 @@ enum Kind {
     Location,
 }
 
-/// What form a variable's text has.
+/// The form of a variable's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// That of a request target.
+    /// A request target, already encoded.
     Target,
-    /// A piece of a decoded path.
+    /// A part of a decoded path.
     Path,
     Text,
 }
@@ -278,8 +280,8 @@ impl Variable {
         matches!(self, Self::Uri | Self::RequestUri)
     }
 
-    /// Whether it may stand where a host is written: no client can make it more than a host's name or a port that asks
-    /// for this site. `asked` is what the table asks whose result it is part of.
+    /// Whether it may be used as a host: clients can only make it the name or port of a host that is served by this
+    /// site. `asked` is the value that selects the case, if this is the result of a table.
     fn is_host(&self, tables: &Tables, asked: Option<&Value>) -> bool {
         match self {
             Self::Host | Self::ServerName | Self::ServerPort | Self::Hostname => true,
@@ -296,7 +298,7 @@ impl Variable {
     }
 }
 
-/// Where in a URI something stands.
+/// A position in a URI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum UrlPart {
     /// It may still become a scheme or a path.
@@ -308,7 +310,7 @@ enum UrlPart {
 }
 
 impl UrlPart {
-    /// Behind `written`.
+    /// The position after `written`.
     fn of(written: &[u8]) -> Self {
         if written.iter().any(|byte| matches!(byte, b'?' | b'#')) {
             return Self::Query;
@@ -324,10 +326,10 @@ impl UrlPart {
     }
 }
 
-/// What stays as it is.
+/// Which bytes are not encoded.
 #[derive(Debug, Clone, Copy)]
 enum Allowed {
-    /// What the operator wrote, or is in a target's form: only what cannot be there is encoded.
+    /// Text of the configuration, or in a target's form: only bytes that are invalid there are encoded.
     Written(Kind),
     Authority,
     Path,
@@ -352,7 +354,7 @@ impl Allowed {
     fn has(self, byte: u8) -> bool {
         let is_unreserved = byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
         match self {
-            // A backslash is as good as a slash to some.
+            // Some programs treat a backslash as a slash.
             Self::Written(kind) => {
                 (is(byte, TARGET) && !matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}'))
                     || (byte == b'#' && kind == Kind::Location)
@@ -365,33 +367,33 @@ impl Allowed {
     }
 }
 
-/// Whether a location has a scheme with no host behind it. A port alone is no host.
+/// Whether a location has a scheme but no host. A port alone is not a host.
 fn lacks_host(location: &[u8]) -> bool {
     let is_end = |byte: &u8| matches!(byte, b'/' | b'?' | b'#');
     let end = location.iter().position(is_end).unwrap_or(location.len());
-    // The first slash is that of the scheme.
+    // The first slash belongs to the scheme.
     let (before, rest) = location.split_at(end);
     let Some(host) = rest.strip_prefix(b"//").filter(|_| before.ends_with(b":")) else { return false };
     host.first().is_none_or(|byte| is_end(byte) || *byte == b':')
 }
 
-/// Whether a segment of a target's path is `.` or `..`.
+/// Whether a segment of the target's path is `.` or `..`.
 pub fn has_dot_segments(target: &[u8]) -> bool {
     let path = target.split(|&byte| byte == b'?').next().unwrap_or_default();
     path.split(|&byte| byte == b'/').any(|segment| matches!(segment, b"." | b".."))
 }
 
-/// Appends a piece of a decoded path to a target.
+/// Appends a part of a decoded path to a target.
 pub fn write_path(text: &[u8], out: &mut Vec<u8>) {
     encode(text, Allowed::Path, out);
 }
 
-/// Appends what an operator wrote to a target: only what no target holds is encoded.
+/// Appends text of the configuration to a target: only bytes that are invalid in a target are encoded.
 pub fn write_written(text: &[u8], out: &mut Vec<u8>) {
     encode(text, Allowed::Written(Kind::Target), out);
 }
 
-/// Appends a query as it was received: only bytes above ASCII, which a listener may let pass, are encoded.
+/// Appends a query as received: only bytes above ASCII are encoded, which a listener may accept.
 pub fn write_query(query: &[u8], out: &mut Vec<u8>) {
     for &byte in query {
         if is(byte, TARGET) { out.push(byte) } else { write_escape(byte, out) }
@@ -425,7 +427,7 @@ fn hex(digit: u8) -> u8 {
 }
 
 impl Escape {
-    /// Appends `text` escaped.
+    /// Appends `text`, escaped.
     pub fn write(self, text: &[u8], out: &mut Vec<u8>) {
         match self {
             Self::Default => {
@@ -447,7 +449,7 @@ impl Escape {
                 }
             }
             Self::Json => {
-                // What is no text could not be said.
+                // Invalid UTF-8 cannot be represented.
                 for c in String::from_utf8_lossy(text).chars() {
                     match c {
                         '"' => out.extend_from_slice(b"\\\""),

@@ -1,5 +1,6 @@
-//! Regular expressions in PCRE's dialect, matched without backtracking: the time is linear in the subject's length.
-//! Expressions are of bytes, without Unicode. As in PCRE, `$` fits before a last line break too, and `.` fits none.
+//! Regular expressions in PCRE's dialect, matched without backtracking: the time is linear in the length of the
+//! subject. Expressions match bytes, without Unicode. As in PCRE, `$` also matches before a final line break, and `.`
+//! matches no line break.
 
 mod ahead;
 mod pcre;
@@ -16,14 +17,14 @@ use self::ahead::{Step, may_be_empty, whole};
 use self::pcre::{Node, Set};
 use super::variable::Variable;
 
-/// Whether letters fit in either case.
+/// Whether letters match in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Case {
     Sensitive,
     Insensitive,
 }
 
-/// A regular expression. Two are equal if they were written the same.
+/// A regular expression. Two are equal if their text is the same.
 #[derive(Debug, Clone)]
 pub struct Pattern(Arc<Compiled>);
 
@@ -33,41 +34,41 @@ struct Compiled {
     case: Case,
     names: Box<[(Box<str>, u8)]>,
     groups: u8,
-    /// In the dialect of `regex`, without what `guards` hold.
+    /// In the dialect of `regex`, without the guards.
     translated: Box<str>,
     matcher: Matcher,
-    /// `None`: the matcher is enough, since there is no group to be read.
+    /// `None`: the matcher suffices, since no group is read.
     regex: Option<Regex>,
-    /// The group of PCRE that each group of `regex` is, from the first on.
+    /// PCRE's group number for each group of `regex`.
     order: Box<[u8]>,
     guards: Box<[Guard]>,
 }
 
-/// Finds the first of several expressions that matches. Where there are enough of them, one search over the subject tells
-/// whether any of them may.
+/// Finds the first of several expressions that matches. If there are enough of them, one search first tells whether any
+/// of them can match.
 #[derive(Debug)]
 pub struct Patterns<T> {
     all: Box<[(Pattern, T)]>,
-    /// Of those that are not decided by a few comparisons. `None`: to ask each of them takes less.
+    /// A set of those that are not plain texts. `None`: trying each of them is faster.
     any: Option<RegexSet>,
 }
 
-/// The sets of expressions that were made so far. Sites often have the same expressions, and a set takes long to make.
+/// The sets built so far. Sites often have the same expressions, and building a set takes long.
 #[derive(Debug, Default)]
 pub struct Sets(HashMap<Box<[String]>, Option<RegexSet>>);
 
-/// What must match, or must not, beside the expression itself.
+/// A look-ahead: what must match, or must not, besides the expression itself.
 #[derive(Debug)]
 struct Guard {
     regex: Regex,
     is_negative: bool,
 }
 
-/// How it is found out whether a subject matches.
+/// How a match is decided.
 #[derive(Debug)]
 enum Matcher {
     Regex,
-    /// It begins with one of these, ends with one, or is one.
+    /// The subject begins with one of these texts, ends with one, or equals one.
     Text {
         at: Anchored,
         texts: Box<[Box<[u8]>]>,
@@ -84,35 +85,35 @@ enum Anchored {
     Both,
 }
 
-/// Where the groups of a match are in its subject.
+/// The positions of a match's groups in its subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Groups {
-    /// From group 1 on. [`ABSENT`]: it took no part.
+    /// From group 1 on. [`ABSENT`]: the group did not take part in the match.
     spans: [(u32, u32); MAX_GROUPS],
 }
 
-/// Groups that an expression may have. Those that are not named can be asked for up to the ninth.
+/// Limit on the groups of an expression. Unnamed ones can be referred to up to the ninth.
 pub const MAX_GROUPS: usize = 15;
 
-/// Bytes of an expression's text.
+/// Limit on the length of an expression, in bytes.
 const MAX_TEXT_BYTES: usize = 4096;
 
-/// Bytes of an expression when it is compiled.
+/// Limit on the size of a compiled expression, in bytes.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
 
-/// Bytes that each thread may keep to match it faster.
+/// Limit on the cache that each thread may keep to match it faster, in bytes.
 const MAX_CACHE_BYTES: usize = 256 << 10;
 
-/// From so many expressions on they are asked together first.
+/// From this many expressions on, a set is searched first.
 const MIN_SET_PATTERNS: usize = 4;
 
-/// Texts that are compared one by one.
+/// Limit on the texts that are compared one by one.
 const MAX_TEXTS: usize = 16;
 
 const ABSENT: (u32, u32) = (u32::MAX, u32::MAX);
 
 impl Pattern {
-    /// The error says what cannot be had and what to write instead.
+    /// The error says what is unsupported and what to write instead.
     pub fn parse(text: &str, case: Case) -> Result<Self, String> {
         Self::read(text, case).map_err(|why| format!("the regular expression '{text}' cannot be used: {why}"))
     }
@@ -155,7 +156,7 @@ impl Pattern {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// As it was written.
+    /// The text as written.
     pub fn text(&self) -> &str {
         &self.0.text
     }
@@ -164,7 +165,7 @@ impl Pattern {
         self.0.case
     }
 
-    /// How many groups it has.
+    /// The number of its groups.
     pub fn groups(&self) -> u8 {
         self.0.groups
     }
@@ -179,13 +180,13 @@ impl Pattern {
         self.0.names.iter().map(|(name, _)| &**name)
     }
 
-    /// An expression for the crate `regex`, of bytes and without Unicode, that matches whatever this one does, and
-    /// perhaps more: for sets of expressions, which are asked first.
+    /// An expression for the crate `regex`, of bytes and without Unicode, that matches everything that this one does,
+    /// and perhaps more. It is for sets of expressions, which are searched first.
     pub fn translated(&self) -> &str {
         &self.0.translated
     }
 
-    /// Whether it is decided by comparing a few texts, faster than any set of expressions.
+    /// Whether it is decided by comparing a few texts, which is faster than a set.
     pub fn is_plain(&self) -> bool {
         !matches!(self.0.matcher, Matcher::Regex)
     }
@@ -203,7 +204,7 @@ impl Pattern {
         }
     }
 
-    /// Where the groups of the first match are; `None`: there is no match.
+    /// The groups of the first match; `None`: no match.
     pub fn captures(&self, subject: &[u8]) -> Option<Groups> {
         let mut groups = Groups { spans: [ABSENT; MAX_GROUPS] };
         let Some(regex) = self.0.regex.as_ref().filter(|_| self.0.groups > 0) else {
@@ -239,13 +240,13 @@ impl<T> Patterns<T> {
         Self { all, any }
     }
 
-    /// The first one that matches and of which `holds` says that it counts.
+    /// The first match for which `holds` returns true.
     #[inline]
     pub fn find(&self, subject: &[u8], mut holds: impl FnMut(&T) -> bool) -> Option<&T> {
         if self.all.is_empty() {
             return None;
         }
-        // Without their guards they match no less.
+        // Without their guards they match the same or more.
         let may_match = self.any.as_ref().is_none_or(|any| any.is_match(subject));
         let fits = |one: &Pattern| (may_match || one.is_plain()) && one.is_match(subject);
         self.all.iter().find(|(one, target)| fits(one) && holds(target)).map(|(_, target)| target)
@@ -292,7 +293,7 @@ impl Matcher {
         Self::texts(node).unwrap_or(Self::Regex)
     }
 
-    /// Made of a few texts at the start or the end, or at both.
+    /// For an expression of a few texts at the start or the end, or both.
     fn texts(node: &Node) -> Option<Self> {
         let mut nodes = match node {
             Node::Sequence(nodes) => &nodes[..],
@@ -304,7 +305,7 @@ impl Matcher {
         let has_end = takes_break || nodes.last() == Some(&Node::End);
         nodes = &nodes[..nodes.len() - usize::from(has_end)];
         if !has_end {
-            // What may be empty and is followed by nothing decides nothing.
+            // A trailing part that may be empty decides nothing.
             let kept = nodes.iter().rposition(|node| !may_be_empty(node)).map_or(0, |last| last + 1);
             nodes = &nodes[..kept];
         }
@@ -362,7 +363,7 @@ impl Anchored {
     }
 }
 
-/// Appends `node` in the dialect of `regex`. The groups met are appended to `order`; `None`: none is read.
+/// Appends `node` in the dialect of `regex`, and its groups to `order`; `None`: groups are not read.
 fn translate(node: &Node, mut order: Option<&mut Vec<u8>>, out: &mut String) {
     match node {
         Node::Empty => {}
@@ -375,7 +376,7 @@ fn translate(node: &Node, mut order: Option<&mut Vec<u8>>, out: &mut String) {
         Node::WordEdge(false) => out.push_str(r"\B"),
         Node::Sequence(nodes) => {
             for node in nodes {
-                // An alternative is no part of the ones beside it.
+                // Separates an alternative from what is beside it.
                 let is_either = matches!(node, Node::Either(_));
                 out.push_str(if is_either { "(?:" } else { "" });
                 translate(node, order.as_deref_mut(), out);
@@ -414,16 +415,16 @@ fn translate(node: &Node, mut order: Option<&mut Vec<u8>>, out: &mut String) {
             }
             out.push_str(if *is_greedy { "" } else { "?" });
         }
-        // There is none left.
+        // These were replaced by guards before.
         Node::Ahead { .. } => class(Set::default(), out),
     }
 }
 
-/// `$`. What it reads belongs to no group, as nothing follows it that could match.
+/// `$`. What it consumes belongs to no group, since nothing that could match follows it.
 const DOLLAR: &str = r"(?:\n?\z)";
 
-/// The content of a group with [`Node::LineEnd`] for the `$` at its end, which has to be written behind the group then.
-/// `None`: no `$` ends it.
+/// The content of a group without the `$` at its end, which then has to be written after the group. `None`: it does not
+/// end with `$`.
 fn without_dollar(node: &Node) -> Option<Node> {
     match node {
         Node::Dollar => Some(Node::LineEnd),
@@ -438,7 +439,7 @@ fn without_dollar(node: &Node) -> Option<Node> {
     }
 }
 
-/// Appends a class of `regex`: nothing in it means anything else there.
+/// Appends a class in the syntax of `regex`, with everything escaped.
 fn class(set: Set, out: &mut String) {
     let byte = |byte: u8, out: &mut String| match byte {
         b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'/' | b'_' => out.push(char::from(byte)),
@@ -448,7 +449,7 @@ fn class(set: Set, out: &mut String) {
         return byte(single, out);
     }
     if set.is_empty() {
-        // Of regex's ways to say what never matches, the shortest.
+        // The shortest expression of `regex` that never matches.
         return out.push_str("[a&&b]");
     }
     out.push('[');
@@ -468,7 +469,7 @@ fn class(set: Set, out: &mut String) {
 }
 
 impl Groups {
-    /// The place of group `index`, counted from 1, in the subject.
+    /// The position of group `index`, counted from 1, in the subject.
     pub fn span(&self, index: u8) -> Option<Range<usize>> {
         let span = self.spans.get(usize::from(index).checked_sub(1)?)?;
         (*span != ABSENT).then_some(span.0 as usize..span.1 as usize)
@@ -488,7 +489,7 @@ impl PartialEq for Pattern {
 
 impl Eq for Pattern {}
 
-/// With `(?i)` before it if case is ignored.
+/// With `(?i)` in front if case is ignored.
 impl Serialize for Pattern {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.0.case {

@@ -1,4 +1,4 @@
-//! How fields, cookies and arguments of a query are looked up, as nginx does it for its variables.
+//! Lookup of fields, cookies and query arguments by nginx's rules for its variables.
 
 use std::borrow::Cow;
 
@@ -6,25 +6,25 @@ use super::Presence;
 use crate::message::ascii::trim;
 use crate::message::name::Name;
 
-/// A field's name. As part of a variable it is lower-case with `_` for `-`, and stands for fields with either.
+/// A field name. As part of a variable it is lower-case with `_` for `-`, and matches fields with either.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct FieldKey {
-    /// `_` stands for itself and for `-`.
+    /// `_` matches itself and `-`.
     key: Box<[u8]>,
 }
 
 impl FieldKey {
-    /// From the variable's name, without its prefix.
+    /// From the name of a variable, without its prefix.
     pub fn of_variable(name: &str) -> Self {
         Self { key: name.to_ascii_lowercase().into_bytes().into() }
     }
 
-    /// Exactly the field of this name, in whatever case, unless the name has a `_`.
+    /// Exactly the field with this name, ignoring case, unless the name has a `_`.
     pub fn exact(name: &str) -> Self {
         Self::of_variable(name)
     }
 
-    /// The name without regard to `-` and `_`, if the balancer knows it.
+    /// The name, with `-` and `_` treated alike, if the balancer knows it.
     pub fn name(&self) -> Name {
         let hyphened: Vec<u8> = self.key.iter().map(|&byte| if byte == b'_' { b'-' } else { byte }).collect();
         Name::of(&hyphened)
@@ -44,7 +44,7 @@ impl FieldKey {
         String::from_utf8_lossy(&self.key)
     }
 
-    /// Appends the values of the fields of this name, several joined with `, `, or with `; ` if they are cookies.
+    /// Appends the values of the fields with this name, joined with `, `, or with `; ` for cookies.
     pub fn write<'a>(&self, fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>, out: &mut Vec<u8>) -> Presence {
         let separator: &[u8] = if self.fits(b"cookie") { b"; " } else { b", " };
         let mut presence = Presence::Missing;
@@ -59,8 +59,8 @@ impl FieldKey {
     }
 }
 
-/// The first argument `name` of a query, in whatever case, as it was sent: not decoded. Without `=` it is empty; nginx
-/// takes such a one for missing, so one with `=` goes first.
+/// The first argument `name` of a query, ignoring case, without decoding. An argument without `=` is empty; nginx
+/// treats it as missing, so one with `=` takes precedence.
 pub fn argument<'a>(query: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let mut bare = None;
     for argument in query.split(|&byte| byte == b'&') {
@@ -77,7 +77,7 @@ pub fn argument<'a>(query: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     bare
 }
 
-/// The first cookie `name`, in whatever case as in nginx, of the values of all `Cookie` fields.
+/// The first cookie `name`, ignoring case like nginx, in the values of all `Cookie` fields.
 pub fn cookie<'a>(fields: impl IntoIterator<Item = &'a [u8]>, name: &[u8]) -> Option<&'a [u8]> {
     fields.into_iter().flat_map(|field| field.split(|&byte| byte == b';')).find_map(|pair| {
         let equals = pair.iter().position(|&byte| byte == b'=')?;

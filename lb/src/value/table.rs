@@ -1,5 +1,5 @@
-//! Variables of the operator's own: each maps a value to another one by texts and expressions, by networks, or by
-//! shares (nginx's `map`, `geo` and `split_clients`).
+//! User-defined variables: each maps a value to another one by texts and expressions, by networks, or by shares
+//! (nginx's `map`, `geo` and `split_clients`).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,30 +12,30 @@ use super::pattern::{Case, Groups, Pattern};
 use super::variable::{GroupOf, Variable};
 use super::{Facts, Phase, Presence, Scope, Value, VariableText, names};
 
-/// Which one of the tables: they are counted in the order in which they were written.
+/// Index of a table, in the order of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableId(pub u32);
 
 /// All tables of a configuration.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tables {
-    /// `None`: it is being read, or it is wrong.
+    /// `None`: it is being read, or it is invalid.
     tables: Vec<(Box<str>, Option<Table>)>,
 }
 
-/// A variable that the operator made.
+/// A user-defined variable.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
     of: Value,
     cases: Cases,
-    /// What holds where no case does.
+    /// The value if no case matches.
     default: Value,
     phase: Phase,
-    /// How many tables are asked one for another, this one included.
+    /// The longest chain of tables that refer to each other, this one included.
     depth: usize,
 }
 
-/// What the value is by what `of` is.
+/// How the value depends on `of`.
 #[derive(Debug, Clone, PartialEq)]
 enum Cases {
     Map(Box<MapCases>),
@@ -43,8 +43,7 @@ enum Cases {
     Shares(Vec<Share>),
 }
 
-/// In this order: the text, the longest `*.x`, the longest `x.*`, the first expression. All but expressions without regard
-/// to case.
+/// In this order: exact text, longest `*.x`, longest `x.*`, first expression. All but expressions ignore case.
 #[derive(Debug, Clone, PartialEq)]
 struct MapCases {
     hostnames: bool,
@@ -53,8 +52,8 @@ struct MapCases {
     below: HashMap<Box<[u8]>, usize>,
     starting: HashMap<Box<[u8]>, usize>,
     patterns: Vec<(Pattern, usize)>,
-    /// The bytes of the longest name in `below` and `starting`. No longer one is looked up in them, so that a long value
-    /// costs no more than its length.
+    /// The length of the longest name in `below` and `starting`, in bytes. Longer names are not looked up in them, so
+    /// that the cost for a long value is linear.
     longest_name: usize,
 }
 
@@ -62,7 +61,7 @@ struct MapCases {
 struct Share {
     percent: Percent,
     value: Value,
-    /// Hashes below it are of this share or of one before it.
+    /// Hashes below it belong to this share or an earlier one.
     bound: u64,
 }
 
@@ -70,11 +69,11 @@ struct Share {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Percent(u32);
 
-/// A table as it was written.
+/// A table as written.
 #[derive(Debug, Clone)]
 pub struct Written {
     pub name: String,
-    /// What it asks, such as `$host`.
+    /// The value that selects the case, such as `$host`.
     pub from: String,
     pub cases: WrittenCases,
     /// `None`: empty.
@@ -83,18 +82,18 @@ pub struct Written {
 
 #[derive(Debug, Clone)]
 pub enum WrittenCases {
-    /// A case that begins with `~` is an expression, with `~*` one that ignores case; a `\` before it makes it a text.
-    /// With `hostnames`, `*.x` and `x.*` stand for many names, and `.x` for `x` and `*.x`.
+    /// A case that begins with `~` is an expression, with `~*` one that ignores case; with a `\` before that it is a
+    /// text. With `hostnames`, `*.x` and `x.*` are wildcards, and `.x` matches `x` and `*.x`.
     Map {
         cases: Vec<(String, String)>,
         hostnames: bool,
     },
     Networks(Vec<(IpNet, String)>),
-    /// What is left of the whole takes the default.
+    /// The rest takes the default.
     Shares(Vec<(Percent, String)>),
 }
 
-/// What is wrong with a table.
+/// A problem with a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableProblem {
     pub table: TableId,
@@ -102,32 +101,32 @@ pub struct TableProblem {
     pub message: String,
 }
 
-/// The part of a table.
+/// A part of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum At {
     Name,
     From,
     Default,
-    /// Counted from 0 as they were written.
+    /// Index in the order of the configuration.
     Case(usize),
 }
 
-/// How many tables may be asked one for another.
+/// Limit on the chain of tables that refer to each other.
 const MAX_DEPTH: usize = 16;
 
 impl Tables {
-    /// There are none.
+    /// No tables.
     pub fn none() -> &'static Self {
         static NONE: Tables = Tables { tables: Vec::new() };
         &NONE
     }
 
-    /// Of these names, and without content.
+    /// Tables with these names and no content.
     pub fn unread(names: impl Iterator<Item = String>) -> Self {
         Self { tables: names.map(|name| (name.into(), None)).collect() }
     }
 
-    /// Reads tables, which may ask each other but not in a circle. Errors: all that is wrong.
+    /// Reads tables, which may refer to each other without cycles. The error lists all problems.
     pub fn read(written: &[Written]) -> Result<Self, Vec<TableProblem>> {
         let mut reader = Reader { written, tables: Self::default(), reading: BTreeSet::new(), problems: Vec::new() };
         reader.check_names();
@@ -163,24 +162,24 @@ impl Tables {
         self.tables.iter().map(|(name, _)| &**name)
     }
 
-    /// Name and table, in the order in which they were written.
+    /// Names and tables, in the order of the configuration.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Table)> {
         self.tables.iter().filter_map(|(name, table)| Some((&**name, table.as_ref()?)))
     }
 
-    /// From when on the table's value is known.
+    /// When the table's value is known.
     pub(super) fn phase(&self, id: TableId) -> Phase {
         self.get(id).map_or(Phase::Head, |table| table.phase)
     }
 
-    /// The table's value if no request changes it.
+    /// The table's value, if it is the same for every request.
     pub(super) fn constant(&self, id: TableId) -> Option<&[u8]> {
         let table = self.get(id)?;
         table.find(table.of.as_constant()?).value.as_constant()
     }
 
-    /// Appends the table's value. Whoever implements [`Facts`] asks here, and keeps what comes if it is to stay the same
-    /// for a request.
+    /// Appends the table's value. Implementations of [`Facts`] call this, and cache the result if it must not change
+    /// during a request.
     pub fn write(&self, id: TableId, facts: &impl Facts, out: &mut Vec<u8>) -> Presence {
         self.get(id).map_or(Presence::Missing, |table| table.write(facts, out))
     }
@@ -189,7 +188,7 @@ impl Tables {
 struct Reader<'a> {
     written: &'a [Written],
     tables: Tables,
-    /// Those that the present one is asked for, and itself.
+    /// The chain of tables that led to the current one, which is included.
     reading: BTreeSet<usize>,
     problems: Vec<TableProblem>,
 }
@@ -214,7 +213,7 @@ impl Reader<'_> {
         self.problems.push(TableProblem { table: TableId(id as u32), at, message });
     }
 
-    /// Reads table `id`, those that it asks first. Their depth is bounded, so that of the calls is.
+    /// Reads table `id`, after those that it refers to. Their depth is limited, and so is that of the recursion.
     fn read(&mut self, id: usize) {
         if self.tables.tables[id].1.is_some() || self.problems.iter().any(|problem| problem.table.0 as usize == id) {
             return;
@@ -345,7 +344,7 @@ fn asked(written: &Written) -> Box<dyn Iterator<Item = &str> + '_> {
 /// A case of a map.
 enum MapCase {
     Exact(Box<[u8]>),
-    /// `*.x`; as `.x`, `x` too.
+    /// `*.x`; for `.x`, also `x`.
     Below {
         name: Box<[u8]>,
         and_itself: bool,
@@ -386,7 +385,7 @@ impl MapCase {
 }
 
 impl MapCases {
-    /// False: it was there before.
+    /// Returns false if the case existed before.
     fn insert(&mut self, case: MapCase, index: usize) -> bool {
         if let MapCase::Starting(name) | MapCase::Below { name, .. } = &case {
             self.longest_name = self.longest_name.max(name.len());
@@ -422,7 +421,7 @@ impl MapCases {
             return Some((index, None));
         }
         if subject.is_empty() {
-            // As in nginx, only the empty text stands for it.
+            // As in nginx, only the case of the empty text matches it.
             return None;
         }
         let (pattern, index) = self.patterns.iter().find(|(pattern, _)| pattern.is_match(subject))?;
@@ -430,13 +429,13 @@ impl MapCases {
     }
 }
 
-/// What stands behind a dot of `key`, of at most `longest` bytes, the longest first.
+/// The parts of `key` after each dot, of at most `longest` bytes, longest first.
 pub(super) fn names_below(key: &[u8], longest: usize) -> impl Iterator<Item = &[u8]> {
     let start = key.len().saturating_sub(longest + 1);
     dots(&key[start..]).map(move |dot| &key[start + dot + 1..])
 }
 
-/// What stands before a dot of `key` that is not its end, of at most `longest` bytes, the longest first.
+/// The parts of `key` before each dot that is not at its end, of at most `longest` bytes, longest first.
 pub(super) fn names_at_start(key: &[u8], longest: usize) -> impl Iterator<Item = &[u8]> {
     let end = key.len().saturating_sub(1).min(longest + 1);
     dots(&key[..end]).rev().map(|dot| &key[..dot])
@@ -449,7 +448,7 @@ fn dots(text: &[u8]) -> impl DoubleEndedIterator<Item = usize> {
 impl Percent {
     pub const WHOLE: Self = Self(10_000);
 
-    /// Reads a number of percent with at most two digits behind the point, above 0, at most 100.
+    /// From a percentage above 0 and at most 100, with at most two decimal places.
     pub fn new(percent: f64) -> Result<Self, String> {
         let hundredths = (percent * 100.0).round();
         if !(1.0..=10_000.0).contains(&hundredths) || (hundredths / 100.0 - percent).abs() > 1e-9 {
@@ -462,32 +461,32 @@ impl Percent {
         f64::from(self.0) / 100.0
     }
 
-    /// How many of all hashes, as nginx counts them.
+    /// The part of all hash values, computed as nginx does.
     fn of_hashes(self) -> u64 {
         u64::from(u32::MAX) * u64::from(self.0) / u64::from(Self::WHOLE.0)
     }
 }
 
-/// What a table gives for one subject.
+/// The result of a table for one subject.
 #[derive(Debug)]
 pub struct Found<'a> {
     pub value: &'a Value,
-    /// The expression that matched, if one decided.
+    /// The expression that matched, if an expression did.
     pub pattern: Option<&'a Pattern>,
 }
 
 impl Table {
-    /// What it asks.
+    /// The value that selects the case.
     pub fn of(&self) -> &Value {
         &self.of
     }
 
-    /// Everything that it can give.
+    /// Every possible result.
     pub fn results(&self) -> impl Iterator<Item = &Value> {
         self.cases.results().chain([&self.default])
     }
 
-    /// What holds for `subject`, the text of [`Self::of`].
+    /// The result for `subject`, the text of [`Self::of`].
     pub fn find(&self, subject: &[u8]) -> Found<'_> {
         let (index, pattern) = match &self.cases {
             Cases::Map(map) => map.find(subject).unzip(),
@@ -522,7 +521,7 @@ impl Table {
     }
 }
 
-/// Facts, and the groups of the case that fitted.
+/// Facts, with the groups of the case that matched.
 struct WithCase<'a, F> {
     facts: &'a F,
     subject: &'a [u8],
@@ -559,16 +558,16 @@ impl Cases {
     }
 }
 
-/// A map by networks: the longest that holds an address counts. Addresses of IPv4 written as IPv6 are of IPv4.
+/// A map by networks: the longest prefix that contains an address wins. IPv4-mapped IPv6 addresses count as IPv4.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NetMap<T> {
-    /// By length of the prefix, the longest first.
+    /// By prefix length, longest first.
     v4: Vec<(u8, HashMap<u128, T>)>,
     v6: Vec<(u8, HashMap<u128, T>)>,
 }
 
 impl<T> NetMap<T> {
-    /// False: there was this network before, and it has the new value now.
+    /// Returns false if the network existed before; it has the new value now.
     pub fn insert(&mut self, network: IpNet, value: T) -> bool {
         let (all, bits) = match network {
             IpNet::V4(network) => (&mut self.v4, u128::from(u32::from(network.network()))),
@@ -619,7 +618,7 @@ impl Serialize for Percent {
     }
 }
 
-/// As it is written in the configuration: `from`, `default`, and `cases`, `networks` or `shares`.
+/// As in the configuration: `from`, `default`, and `cases`, `networks` or `shares`.
 impl Serialize for Table {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeMap;
@@ -659,11 +658,11 @@ impl<K: Serialize, V: Serialize, I: Iterator<Item = (K, V)>, F: Fn() -> I> Seria
     }
 }
 
-/// Austin Appleby's MurmurHash2 with seed 0, as nginx's `split_clients` uses it.
+/// MurmurHash2 by Austin Appleby with seed 0, as nginx's `split_clients` uses it.
 pub fn murmur_hash2(bytes: &[u8]) -> u32 {
     const M: u32 = 0x5bd1_e995;
     let (words, tail) = bytes.as_chunks::<4>();
-    // Of long texts, the length counts modulo 2^32.
+    // For long texts, the length counts modulo 2^32.
     let mut hash = bytes.len() as u32;
     for word in words {
         let mut k = u32::from_le_bytes(*word).wrapping_mul(M);

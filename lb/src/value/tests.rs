@@ -2,13 +2,13 @@ use super::pattern::Case;
 use super::table::{At, Percent, TableId, Written, WrittenCases, names_at_start, names_below};
 use super::*;
 
-/// Facts that a test tells: texts by how their variables are written.
-pub(super) struct Told {
+/// Facts of a test: texts by variable name.
+pub(super) struct TestFacts {
     facts: Vec<(String, Vec<u8>)>,
     tables: Tables,
 }
 
-impl Told {
+impl TestFacts {
     pub(super) fn new(facts: &[(&str, &str)]) -> Self {
         Self::with_tables(facts, Tables::default())
     }
@@ -19,7 +19,7 @@ impl Told {
     }
 }
 
-impl Facts for Told {
+impl Facts for TestFacts {
     fn write(&self, variable: &Variable, out: &mut Vec<u8>) -> Presence {
         if let Variable::Table(id) = variable {
             return self.tables.write(*id, self, out);
@@ -34,7 +34,7 @@ impl Facts for Told {
     }
 }
 
-fn written(text: &str, facts: &Told) -> String {
+fn written(text: &str, facts: &TestFacts) -> String {
     let scope = Scope { tables: &facts.tables, ..Scope::new(Phase::End) };
     let value = Value::parse(text, &scope).expect(text);
     let (mut out, mut scratch) = (Vec::new(), b"before".to_vec());
@@ -46,7 +46,7 @@ fn written(text: &str, facts: &Told) -> String {
 
 #[test]
 fn variables_are_replaced_and_dollars_doubled() {
-    let facts = Told::new(&[("$host", "a.example"), ("$uri", "/x"), ("${arg_a-b}", "c")]);
+    let facts = TestFacts::new(&[("$host", "a.example"), ("$uri", "/x"), ("${arg_a-b}", "c")]);
     for (text, expected) in [
         ("", ""),
         ("plain", "plain"),
@@ -161,7 +161,7 @@ fn maps_match_texts_before_expressions_in_order() {
     ] {
         let mut facts = vec![("$host", "a.example")];
         facts.extend(x.map(|x| ("$arg_x", x)));
-        let facts = Told::with_tables(&facts, tables.clone());
+        let facts = TestFacts::with_tables(&facts, tables.clone());
         assert_eq!(written("$m", &facts), expected, "{x:?}");
         assert_eq!(written("$of_m", &facts), if expected == "2" { "two" } else { "" }, "{x:?}");
     }
@@ -180,7 +180,7 @@ fn host_wildcards_match_only_where_enabled() {
     let mut written_map = map("m", "$http_x", &cases, Some("d"));
     let lookup = |written_map: &Written, host: &str| {
         let tables = Tables::read(std::slice::from_ref(written_map)).expect("valid");
-        written("$m", &Told::with_tables(&[("$http_x", host)], tables))
+        written("$m", &TestFacts::with_tables(&[("$http_x", host)], tables))
     };
     assert_eq!(lookup(&written_map, "x.a.example"), "d");
     assert_eq!(lookup(&written_map, "*.A.example"), "1");
@@ -207,7 +207,7 @@ fn host_wildcards_match_only_where_enabled() {
     }
 }
 
-/// Each name that is looked up is hashed: a value of many dots must not cost its length for each.
+/// Each name that is looked up is hashed: the cost for a value with many dots must not be quadratic.
 #[test]
 fn long_values_are_looked_up_by_names_no_longer_than_the_tables() {
     let long = "a.".repeat(20_000);
@@ -227,7 +227,7 @@ fn long_values_are_looked_up_by_names_no_longer_than_the_tables() {
         (format!("www.{long}"), "3"),
         (format!("www.b.{long}"), "2"),
     ] {
-        assert_eq!(written("$m", &Told::with_tables(&[("$http_x", &host)], tables.clone())), expected);
+        assert_eq!(written("$m", &TestFacts::with_tables(&[("$http_x", &host)], tables.clone())), expected);
     }
 }
 
@@ -254,7 +254,7 @@ fn the_longest_network_wins() {
         ("", "d"),
     ] {
         assert_eq!(
-            written("$n", &Told::with_tables(&[("$remote_addr", client)], tables.clone())),
+            written("$n", &TestFacts::with_tables(&[("$remote_addr", client)], tables.clone())),
             expected,
             "{client}"
         );
@@ -316,7 +316,7 @@ fn a_tables_phase_is_the_latest_of_its_parts() {
         Value::parse("$later", &Scope { known: Phase::Answer, ..scope }).expect("known").phase(&tables),
         Phase::Answer
     );
-    // No request changes it.
+    // It is the same for every request.
     assert_eq!(Value::parse("a$always", &scope).expect("valid").as_constant(), Some(&b"ab"[..]));
     assert_eq!(
         Value::parse("$late", &Scope { known: Phase::End, ..scope }).expect("valid").as_variable(),

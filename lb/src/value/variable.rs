@@ -1,4 +1,4 @@
-//! What a text can ask for. A variable has nginx's name where it means what nginx means, and one name only.
+//! The variables. A variable has nginx's name if it has nginx's meaning, and only one name.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::message::ascii::is_token;
 
 macro_rules! variables {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $phase:ident;)*) => {
-        /// Something that is known of a request. Its text is asked of [`super::Facts`].
+        /// A piece of information about a request. [`super::Facts`] provides its text.
         #[derive(Debug, Clone, PartialEq, Eq, Hash)]
         pub enum Variable {
             $($(#[$doc])* $variant,)*
@@ -29,69 +29,69 @@ macro_rules! variables {
             Table(TableId),
         }
 
-        /// Those whose whole name is fixed, each with its name and the time from which on it is known.
+        /// Variables with a fixed name, each with that name and the phase from which on it is known.
         pub const FIXED: &[(&str, Variable, Phase)] = &[$(($name, Variable::$variant, Phase::$phase)),*];
     };
 }
 
 variables! {
-    /// The host that the client asks, lower-case, without port.
+    /// The requested host, lower-case, without port.
     Host = "host", Head;
-    /// The query as it is now, without `?`.
+    /// The current query, without `?`.
     Args = "args", Head;
-    /// `?` if there is a query, or else empty.
+    /// `?` if there is a query, else empty.
     IsArgs = "is_args", Head;
-    /// The path as it is now: decoded, without `//`, `.` and `..`.
+    /// The current path: decoded, without `//`, `.` and `..`.
     Uri = "uri", Head;
     /// Path and query as received.
     RequestUri = "request_uri", Head;
     RequestMethod = "request_method", Head;
-    /// `http` or `https`, as trusted proxies tell it.
+    /// `http` or `https`, as trusted proxies report it.
     Scheme = "scheme", Head;
-    /// The listener's.
+    /// The listener's port.
     ServerPort = "server_port", Head;
     /// The site's first host.
     ServerName = "server_name", Head;
-    /// The client's address, as trusted proxies tell it.
+    /// The client's address, as trusted proxies report it.
     RemoteAddr = "remote_addr", Head;
     RequestId = "request_id", Head;
-    /// `HTTP/1.1` or the like.
+    /// For example `HTTP/1.1`.
     ServerProtocol = "server_protocol", Head;
     /// The request's `Content-Length`.
     ContentLength = "content_length", Head;
     /// The request's `Content-Type`.
     ContentType = "content_type", Head;
-    /// Seconds since the request's head began to come, to a millisecond.
+    /// Seconds since the first byte of the request's head, with milliseconds.
     RequestTime = "request_time", Head;
     /// The same in whole milliseconds.
     RequestTimeMs = "request_time_ms", Head;
-    /// The present, as in `2026-11-26T10:45:44+00:00`.
+    /// The current time, as in `2026-11-26T10:45:44+00:00`.
     TimeIso8601 = "time_iso8601", Head;
-    /// The present, as in `26/Nov/2026:10:45:44 +0000`.
+    /// The current time, as in `26/Nov/2026:10:45:44 +0000`.
     TimeLocal = "time_local", Head;
-    /// The present in seconds since 1970, to a millisecond.
+    /// The current time in seconds since 1970, with milliseconds.
     Msec = "msec", Head;
-    /// The machine's name.
+    /// The machine's host name.
     Hostname = "hostname", Head;
     /// `h2`, missing for HTTP/1.
     Http2 = "http2", Head;
-    /// `TLSv1.3` or the like; missing without TLS, as are those that follow.
+    /// For example `TLSv1.3`; missing without TLS, like the next ones.
     SslProtocol = "ssl_protocol", Head;
-    /// By OpenSSL's name.
+    /// The cipher suite by OpenSSL's name.
     SslCipher = "ssl_cipher", Head;
-    /// The name that the client asked for (SNI).
+    /// The server name that the client requested (SNI).
     SslServerName = "ssl_server_name", Head;
-    /// `r` if the session was resumed, or else `.`.
+    /// `r` if the session was resumed, else `.`.
     SslSessionReused = "ssl_session_reused", Head;
-    /// `SUCCESS` if the client has shown a certificate, which was verified, or else `NONE`.
+    /// `SUCCESS` if the client has sent a certificate, which was verified, else `NONE`.
     SslClientVerify = "ssl_client_verify", Head;
     /// The subject of the client's certificate (RFC 2253).
     SslClientSDn = "ssl_client_s_dn", Head;
-    /// Its issuer.
+    /// The issuer of the client's certificate.
     SslClientIDn = "ssl_client_i_dn", Head;
-    /// SHA-1 of the client's certificate, in hexadecimal digits.
+    /// SHA-1 of the client's certificate, in hexadecimal.
     SslClientFingerprint = "ssl_client_fingerprint", Head;
-    /// SHA-256 of it.
+    /// SHA-256 of the client's certificate, in hexadecimal.
     SslClientFingerprintSha256 = "ssl_client_fingerprint_sha256", Head;
     /// The site's name.
     Site = "site", Head;
@@ -101,21 +101,21 @@ variables! {
     Pool = "pool", Route;
     /// The status that the client gets.
     Status = "status", Answer;
-    /// The backend that was asked last.
+    /// The backend that was tried last.
     UpstreamAddr = "upstream_addr", Answer;
-    /// The status of the backend that answered last.
+    /// The status of the backend that responded last.
     UpstreamStatus = "upstream_status", Answer;
-    /// How many backends were asked.
+    /// The number of attempts.
     Attempts = "attempts", Answer;
-    /// What went wrong last.
+    /// The last failure.
     Failure = "failure", Answer;
-    /// Seconds until that status came, to a millisecond.
+    /// Seconds until that status arrived, with milliseconds.
     UpstreamResponseTime = "upstream_response_time", End;
     /// Bytes of the response's body sent to the client.
     BodyBytesSent = "body_bytes_sent", End;
 }
 
-/// Whose group a variable is.
+/// Which expression a group belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GroupOf {
     /// The expression among the site's hosts.
@@ -124,11 +124,11 @@ pub enum GroupOf {
     Route,
     /// The expression of the rewrite.
     Rewrite,
-    /// The expression of the table's case whose result is asked.
+    /// The expression of the case that is being evaluated.
     Case,
 }
 
-/// Names of nginx that are none of ours, and what to write.
+/// Names of nginx's variables that do not exist here, and what to write instead.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("document_uri", "$uri"),
     ("query_string", "$args"),
@@ -155,7 +155,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
 ];
 
 impl Variable {
-    /// The variable that `name`, without `$`, means in `scope`.
+    /// The variable that `name`, without `$`, refers to in `scope`.
     pub fn parse(name: &str, scope: &Scope<'_>) -> Result<Self, String> {
         if let Some(digit) = digit(name) {
             return Self::numbered(digit, scope);
@@ -174,7 +174,7 @@ impl Variable {
         }
     }
 
-    /// Those that are the same wherever they are written.
+    /// Variables that do not depend on the scope.
     pub(super) fn built_in(name: &str) -> Option<Self> {
         if let Some((_, variable, _)) = FIXED.iter().find(|(fixed, ..)| *fixed == name) {
             return Some(variable.clone());
@@ -192,7 +192,7 @@ impl Variable {
         if let Some(name) = rest("cookie_") {
             return Some(Self::Cookie(name.as_bytes().into()));
         }
-        // Clients may name an argument anything.
+        // The client chooses the names of arguments.
         let argument = name.strip_prefix("arg_").filter(|rest| !rest.is_empty());
         argument.map(|name| Self::Query(name.to_ascii_lowercase().into_bytes().into()))
     }
@@ -231,7 +231,7 @@ impl Variable {
         }
     }
 
-    /// Whether a client has a say in its text.
+    /// Whether a client controls its text.
     pub fn is_of_client(&self, tables: &Tables) -> bool {
         match self {
             Self::Scheme
@@ -244,7 +244,7 @@ impl Variable {
             Self::RequestTime | Self::RequestTimeMs | Self::TimeIso8601 | Self::TimeLocal | Self::Msec => false,
             Self::Status | Self::UpstreamAddr | Self::UpstreamStatus | Self::Attempts | Self::Failure => false,
             Self::UpstreamResponseTime | Self::BodyBytesSent => false,
-            // Backends are believed, as nginx believes their X-Accel-Redirect.
+            // Backends are trusted, as nginx trusts their X-Accel-Redirect.
             Self::BackendField(_) => false,
             Self::Table(id) => tables.get(*id).is_some_and(|table| {
                 table.results().flat_map(super::Value::variables).any(|variable| variable.is_of_client(tables))
@@ -253,7 +253,7 @@ impl Variable {
         }
     }
 
-    /// From when on it is known.
+    /// When its value is known.
     pub fn phase(&self, tables: &Tables) -> Phase {
         match self {
             Self::Field(_) | Self::Cookie(_) | Self::Query(_) => Phase::Head,
@@ -266,7 +266,7 @@ impl Variable {
     }
 }
 
-/// `$name`, or `${name}` where it is needed; groups and tables by their numbers.
+/// `$name`, or `${name}` where needed; groups and tables by number.
 impl fmt::Display for Variable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (prefix, name) = match self {
@@ -297,7 +297,7 @@ fn digit(name: &str) -> Option<u8> {
     }
 }
 
-/// How many letters have to be changed, left out or put in (Levenshtein's distance).
+/// The number of letters to change, remove or insert (Levenshtein distance).
 fn distance(one: &str, other: &str) -> usize {
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (at, byte) in one.bytes().enumerate() {

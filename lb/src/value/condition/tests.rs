@@ -2,7 +2,7 @@ use super::*;
 use crate::value::Scope;
 use crate::value::pattern::Case;
 use crate::value::request::FieldKey;
-use crate::value::tests::Told;
+use crate::value::tests::TestFacts;
 
 fn test(of: Variable, is: Comparison, negated: bool) -> Test {
     Test { of: Value::variable(of), is, negated }
@@ -15,7 +15,7 @@ fn header(is: Comparison, negated: bool) -> Condition {
 
 #[test]
 fn an_empty_condition_holds() {
-    assert!(Condition::default().is_empty() && Condition::default().holds(&Told::new(&[])));
+    assert!(Condition::default().is_empty() && Condition::default().holds(&TestFacts::new(&[])));
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn missing_values_match_only_negated_tests() {
     ] {
         let mut facts = vec![("$host", "a.example")];
         facts.extend(value.map(|value| ("${http_x-a}", value)));
-        let facts = Told::new(&facts);
+        let facts = TestFacts::new(&facts);
         assert_eq!(header(is.clone(), false).holds(&facts), expected, "{is:?} {value:?}");
         assert_eq!(header(is.clone(), true).holds(&facts), !expected, "not {is:?} {value:?}");
     }
@@ -63,7 +63,7 @@ fn all_of_a_condition_must_hold() {
     ] {
         let mut facts = vec![("$request_method", method), ("$remote_addr", client)];
         facts.extend(has_field.then_some(("${http_x-a}", "")));
-        assert_eq!(condition.holds(&Told::new(&facts)), expected, "{method} {client} {has_field}");
+        assert_eq!(condition.holds(&TestFacts::new(&facts)), expected, "{method} {client} {has_field}");
     }
 }
 

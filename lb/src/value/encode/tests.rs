@@ -1,7 +1,7 @@
 use super::*;
 use crate::value::pattern::{Case, Pattern};
 use crate::value::table::{Written, WrittenCases};
-use crate::value::tests::Told;
+use crate::value::tests::TestFacts;
 use crate::value::{Phase, Scope};
 
 fn value(text: &str) -> Value {
@@ -10,7 +10,7 @@ fn value(text: &str) -> Value {
     Value::parse(text, &scope).expect(text)
 }
 
-fn location(text: &str, facts: &Told) -> String {
+fn location(text: &str, facts: &TestFacts) -> String {
     let mut out = b">".to_vec();
     let presence = value(text).write_location(facts, &mut out);
     let written = String::from_utf8(out).expect("ASCII")[1..].to_owned();
@@ -20,7 +20,8 @@ fn location(text: &str, facts: &Told) -> String {
 
 #[test]
 fn a_location_with_an_empty_host_is_missing() {
-    let facts = Told::new(&[("$scheme", "https"), ("$request_uri", "/evil.example/x"), ("$uri", "/x"), ("$args", "a")]);
+    let facts =
+        TestFacts::new(&[("$scheme", "https"), ("$request_uri", "/evil.example/x"), ("$uri", "/x"), ("$args", "a")]);
     for text in [
         "https://$host$request_uri",
         "https://$server_name$request_uri",
@@ -35,7 +36,7 @@ fn a_location_with_an_empty_host_is_missing() {
     assert_eq!(location("/a?b=https://$host", &facts), "/a?b=https://");
 }
 
-fn target(text: &str, facts: &Told) -> Option<String> {
+fn target(text: &str, facts: &TestFacts) -> Option<String> {
     let mut out = b">".to_vec();
     let presence = value(text).write_target(facts, &mut out);
     let written = String::from_utf8(out).expect("ASCII")[1..].to_owned();
@@ -45,7 +46,7 @@ fn target(text: &str, facts: &Told) -> Option<String> {
 
 #[test]
 fn values_in_a_location_cannot_leave_their_part() {
-    let facts = Told::new(&[
+    let facts = TestFacts::new(&[
         ("$host", "a.example"),
         ("$request_uri", "/a%20b?c=d&e"),
         ("$uri", "/a b?\u{e4}%"),
@@ -72,18 +73,18 @@ fn values_in_a_location_cannot_leave_their_part() {
         assert_eq!(location(text, &facts), expected, "{text}");
     }
     let facts =
-        Told::new(&[("$request_uri", "//evil.example/x"), ("$uri", "//evil.example"), ("$1", "\\evil.example")]);
+        TestFacts::new(&[("$request_uri", "//evil.example/x"), ("$uri", "//evil.example"), ("$1", "\\evil.example")]);
     assert_eq!(location("$request_uri", &facts), "/evil.example/x");
     assert_eq!(location("$uri", &facts), "/evil.example");
     assert_eq!(location("/$1", &facts), "/%5Cevil.example");
-    // The one that is asked of all of a server has no path.
-    let facts = Told::new(&[("$request_uri", "*"), ("$host", "a.example")]);
+    // A request for the server as a whole, `OPTIONS *`, has no path.
+    let facts = TestFacts::new(&[("$request_uri", "*"), ("$host", "a.example")]);
     assert_eq!(location("https://$host$request_uri", &facts), "https://a.example/*");
 }
 
 #[test]
 fn values_in_a_target_cannot_leave_their_part() {
-    let facts = Told::new(&[
+    let facts = TestFacts::new(&[
         ("$request_uri", "/a%20b?c=d&e"),
         ("$uri", "/a b?/%2e"),
         ("$arg_x", "1%zz 2"),
@@ -191,7 +192,8 @@ fn table(name: &str, from: &str, cases: &[(&str, &str)]) -> Written {
 
 #[test]
 fn a_field_with_a_line_break_is_left_out() {
-    let facts = Told::new(&[("$uri", "/a\r\nX: y"), ("$http_a", " \t"), ("$http_b", "\t b c "), ("$http_c", "\u{e4}")]);
+    let facts =
+        TestFacts::new(&[("$uri", "/a\r\nX: y"), ("$http_a", " \t"), ("$http_b", "\t b c "), ("$http_c", "\u{e4}")]);
     let field = |text| {
         let mut out = b">".to_vec();
         let presence = value(text).write_field(&facts, &mut out);
@@ -213,7 +215,7 @@ fn a_field_with_a_line_break_is_left_out() {
 
 #[test]
 fn log_lines_are_escaped_as_nginx_does() {
-    let facts = Told::new(&[("$uri", "/\"\\\n\u{e4}\u{1}\u{7f}"), ("$args", "")]);
+    let facts = TestFacts::new(&[("$uri", "/\"\\\n\u{e4}\u{1}\u{7f}"), ("$args", "")]);
     let line = |text, escape| {
         let mut out = Vec::new();
         value(text).write_log(escape, usize::MAX, &facts, &mut out);

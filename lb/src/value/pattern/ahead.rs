@@ -1,39 +1,39 @@
-//! Takes look-ahead out of a tree where that leaves its meaning as it is, and refuses it elsewhere.
+//! Removes look-ahead from an expression where that keeps its meaning, and refuses it elsewhere.
 //!
-//! Three kinds can be taken out:
+//! Three kinds can be removed:
 //!
-//! - At a place that is always the same, as in `^/(?!api|static)`: an expression of its own, a [`Guard`], is asked for
-//!   what follows.
-//! - Negative, of texts, and nothing but `.*` and `$` behind it, as in `/\.(?!well-known)`: the complement is written
-//!   out, byte by byte (`[^w]`, `w[^e]`, …, or the end).
+//! - At a fixed offset, as in `^/(?!api|static)`: it becomes an expression of its own, a [`Guard`], which is matched at
+//!   that offset.
+//! - Negative, of texts, followed only by `.*` and `$`, as in `/\.(?!well-known)`: it is replaced by the complement,
+//!   byte by byte (`[^w]`, `w[^e]`, …, or the end).
 //! - Positive and at the end, as in `a(?=/)`: it is matched like the rest.
 
 use std::collections::BTreeMap;
 
 use super::pcre::{Node, Refused, Set, sequence};
 
-/// What must match, or must not, at a place in the subject.
+/// What must match, or must not, at an offset in the subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Guard {
-    /// Bytes before it.
+    /// The offset in bytes.
     pub offset: u32,
     pub node: Node,
     pub is_negative: bool,
 }
 
-/// Pieces that a complement may have.
+/// Limit on the parts of a complement.
 const MAX_PIECES: usize = 1000;
 
-/// Texts that it may be of.
+/// Limit on the texts of a complement.
 const MAX_TEXTS: usize = 256;
 
-/// The longest of them: pieces are as deep in one another.
+/// Limit on the length of these texts: the parts nest that deep.
 const MAX_TEXT_BYTES: usize = 128;
 
-/// The farthest place of a guard.
+/// Limit on the offset of a guard.
 const MAX_OFFSET: u32 = 1000;
 
-/// Takes look-ahead out of `node`.
+/// Removes look-ahead from `node`.
 pub(super) fn resolve(node: Node) -> Result<(Node, Vec<Guard>), Refused> {
     let mut guards = Vec::new();
     let start = Context { offset: Some(Offset::Unanchored), rest: Rest::Nothing, in_group: false };
@@ -41,21 +41,21 @@ pub(super) fn resolve(node: Node) -> Result<(Node, Vec<Guard>), Refused> {
     Ok((node, guards))
 }
 
-/// Where a node is.
+/// The context of a node.
 #[derive(Debug, Clone, Copy)]
 struct Context {
-    /// Where it begins; `None`: here and there, or not in every match.
+    /// Where the node begins; `None`: it varies, or the node is not part of every match.
     offset: Option<Offset>,
     rest: Rest,
-    /// Whether what is read here is read by somebody.
+    /// Whether a group captures the text of the node.
     in_group: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Offset {
-    /// Nothing was read, and the match may begin anywhere.
+    /// Nothing was matched before, and the match may begin anywhere.
     Unanchored,
-    /// So many bytes from the subject's start.
+    /// At this offset from the subject's start.
     At(u32),
 }
 
@@ -128,7 +128,7 @@ fn refused<T>(at: usize, why: &str) -> Result<T, Refused> {
 }
 
 impl Offset {
-    /// Where what follows `node` begins.
+    /// Where the part after `node` begins.
     fn behind(self, node: &Node) -> Option<Self> {
         match (self, node) {
             (_, Node::Start) => Some(match self {
@@ -146,12 +146,12 @@ impl Offset {
     }
 }
 
-/// How many bytes `node` reads, if that is always the same.
+/// The number of bytes that `node` matches, if it is constant.
 fn length(node: &Node) -> Option<u32> {
     match node {
         Node::One(_) => Some(1),
         Node::Empty | Node::Start | Node::End | Node::LineEnd | Node::WordEdge(_) | Node::Ahead { .. } => Some(0),
-        // It may read a line break as it is translated.
+        // After translation it may consume a line break.
         Node::Dollar => None,
         Node::Sequence(nodes) => nodes.iter().try_fold(0u32, |sum, node| sum.checked_add(length(node)?)),
         Node::Either(nodes) => {
@@ -165,7 +165,7 @@ fn length(node: &Node) -> Option<u32> {
     }
 }
 
-/// Whether there is no look-ahead in it.
+/// Whether it contains no look-ahead.
 fn plain(node: &Node) -> bool {
     match node {
         Node::Ahead { .. } => false,
@@ -175,9 +175,9 @@ fn plain(node: &Node) -> bool {
     }
 }
 
-/// What stands behind the look-ahead: a run of bytes, in a group or not, and the end or not.
+/// What follows the look-ahead: a run of bytes, in a group or not, and the end or not.
 struct Tail {
-    /// `None`: nothing stands there.
+    /// `None`: no run.
     run: Option<Run>,
     /// [`Node::End`] or [`Node::Dollar`].
     end: Option<Node>,
@@ -223,12 +223,12 @@ impl Run {
 pub(super) enum Step {
     One(Set),
     End,
-    /// The end, or a line break and the end.
+    /// The end, or a final line break.
     Dollar,
 }
 
-/// Matches `tail` where `of` does not match. The pieces are disjoint, so that a group in `tail` has its text, and so has
-/// the group that the look-ahead is in.
+/// Matches `tail` where `of` does not match. The alternatives are disjoint, so that a group in `tail` captures its
+/// text, and so does a group around the look-ahead.
 fn complement(of: &Node, tail: &[Node], in_group: bool) -> Result<Vec<Node>, &'static str> {
     let tail = Tail::read(tail).ok_or(UNSUPPORTED)?;
     let texts = texts(of).ok_or(UNSUPPORTED)?;
@@ -237,7 +237,7 @@ fn complement(of: &Node, tail: &[Node], in_group: bool) -> Result<Vec<Node>, &'s
     let mut group = None;
     let has_end = tail.end.is_some();
     if tail.end == Some(Node::Dollar) {
-        // A line break may be left where nothing more is read, and is none of what is compared then.
+        // A final line break may remain unread, and is not compared.
         let of = tail.run.as_ref().map_or(Set::default(), |run| run.of);
         let has_break = |step: &Step| matches!(step, Step::One(set) if set.has(b'\n'));
         if !of.has(b'\n') && texts.iter().flatten().any(has_break) {
@@ -246,9 +246,9 @@ fn complement(of: &Node, tail: &[Node], in_group: bool) -> Result<Vec<Node>, &'s
         builder.end = Some(Node::LineEnd);
     }
     match &tail.run {
-        // Only the end of the subject, if even that.
+        // Only the end of the subject can match, if anything.
         None if has_end => builder.of = Set::default(),
-        // What is read beyond the look-ahead would be the group's.
+        // Text that is matched beyond the look-ahead would become part of the group.
         None if in_group => return Err(UNSUPPORTED),
         None => {}
         Some(run) if run.group.is_none() && !in_group && !run.is_one_at_least && !has_end => {}
@@ -272,7 +272,7 @@ fn complement(of: &Node, tail: &[Node], in_group: bool) -> Result<Vec<Node>, &'s
     }
     let all = texts.iter().map(|text| &text[..]).collect();
     let Some(node) = builder.complement(all, is_one_at_least)? else {
-        // Nothing is left: as with (?!).
+        // Never matches, like (?!).
         return Ok(vec![Node::One(Set::default())]);
     };
     let mut nodes = vec![match group {
@@ -283,7 +283,7 @@ fn complement(of: &Node, tail: &[Node], in_group: bool) -> Result<Vec<Node>, &'s
     Ok(nodes)
 }
 
-/// The texts that one with [`Step::Dollar`] at its start stands for.
+/// The texts that a text with [`Step::Dollar`] at its start represents.
 fn either(text: &[Step]) -> [Option<&[Step]>; 2] {
     match text {
         [Step::Dollar, ..] => [Some(&[Step::End]), Some(&[Step::One(Set::LINE_BREAK), Step::End])],
@@ -293,16 +293,16 @@ fn either(text: &[Step]) -> [Option<&[Step]>; 2] {
 
 struct Builder {
     pieces: usize,
-    /// What bytes may be.
+    /// The bytes of the run.
     of: Set,
-    /// How it may end before a text is complete.
+    /// How the run may end before a text is complete.
     end: Option<Node>,
-    /// What may follow a byte that none of the texts has there.
+    /// What may follow a byte that none of the texts has in this position.
     tail: Node,
 }
 
 impl Builder {
-    /// What is no beginning of any of `texts` and has none of them at its start. `None`: nothing is so.
+    /// Matches what is not a prefix of any of `texts` and does not begin with one of them. `None`: nothing does.
     fn complement(&mut self, texts: Vec<&[Step]>, is_one_at_least: bool) -> Result<Option<Node>, &'static str> {
         if texts.iter().any(|text| text.is_empty()) {
             return Ok(None);
@@ -311,9 +311,9 @@ impl Builder {
         if self.pieces > MAX_PIECES {
             return Err("this look-ahead is refused: it is of too many texts");
         }
-        // `$` in a text that must not follow stands for two of them.
+        // `$` in a text that must not follow represents two texts.
         let texts: Vec<&[Step]> = texts.into_iter().flat_map(either).flatten().collect();
-        // Bytes by the texts that have them here.
+        // Groups bytes by the texts that have them in this position.
         let mut kinds: BTreeMap<Vec<usize>, Set> = BTreeMap::new();
         for byte in self.of.bytes() {
             let has = |text: &&[Step]| matches!(text, [Step::One(set), ..] if set.has(byte));
@@ -343,10 +343,10 @@ impl Builder {
     }
 }
 
-/// The texts that `node` stands for. What may be empty at the end of a text is left out: what follows is not asked.
+/// The texts that `node` matches. A trailing part that may be empty is left out: nothing depends on what follows.
 fn texts(node: &Node) -> Option<Vec<Vec<Step>>> {
     let mut texts = prefixes(node)?;
-    // After the end there is nothing.
+    // Nothing follows the end.
     for text in &mut texts {
         if let Some(end) = text.iter().position(|step| !matches!(step, Step::One(_))) {
             if text[end..].iter().any(|step| *step != text[end]) {
@@ -358,7 +358,7 @@ fn texts(node: &Node) -> Option<Vec<Vec<Step>>> {
     Some(texts)
 }
 
-/// Without what may be empty at the end.
+/// Without trailing parts that may be empty.
 fn prefixes(node: &Node) -> Option<Vec<Vec<Step>>> {
     match node {
         Node::Sequence(nodes) => {
@@ -379,7 +379,7 @@ fn prefixes(node: &Node) -> Option<Vec<Vec<Step>>> {
         }
         Node::Group(_, inner) => prefixes(inner),
         node if may_be_empty(node) => Some(vec![Vec::new()]),
-        // What is repeated once may be repeated more often.
+        // One repetition implies the others.
         Node::Repeat { of, min, .. } => {
             let mut all = vec![Vec::new()];
             for _ in 1..*min {
@@ -391,7 +391,7 @@ fn prefixes(node: &Node) -> Option<Vec<Vec<Step>>> {
     }
 }
 
-/// Whether it matches the empty text wherever it is asked.
+/// Whether it matches the empty text in every position.
 pub(super) fn may_be_empty(node: &Node) -> bool {
     match node {
         Node::Empty => true,
@@ -403,7 +403,7 @@ pub(super) fn may_be_empty(node: &Node) -> bool {
     }
 }
 
-/// All texts that it matches, if they are not too many.
+/// All texts that it matches, if there are not too many.
 pub(super) fn whole(node: &Node) -> Option<Vec<Vec<Step>>> {
     match node {
         Node::Empty => Some(vec![Vec::new()]),
@@ -434,7 +434,7 @@ pub(super) fn whole(node: &Node) -> Option<Vec<Vec<Step>>> {
     }
 }
 
-/// Each of `before` with each of `after` behind it.
+/// Every combination of `before` and `after`.
 fn joined(before: Vec<Vec<Step>>, after: Vec<Vec<Step>>) -> Option<Vec<Vec<Step>>> {
     let longest = |texts: &[Vec<Step>]| texts.iter().map(Vec::len).max().unwrap_or(0);
     if before.len() * after.len() > MAX_TEXTS || longest(&before) + longest(&after) > MAX_TEXT_BYTES {

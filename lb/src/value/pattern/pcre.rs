@@ -1,5 +1,5 @@
-//! Reads PCRE's dialect (pcre2pattern(3), without UTF) into a tree. What needs backtracking is refused with a reason,
-//! and so is what versions of PCRE read differently.
+//! Parses PCRE's dialect (pcre2pattern(3), without UTF) into a tree. Constructs that need backtracking are refused with
+//! a reason, and so are those that versions of PCRE interpret differently.
 
 use std::fmt;
 
@@ -15,17 +15,17 @@ pub(super) enum Node {
     Start,
     /// `\z`: the end.
     End,
-    /// `$`: the end, or before a line break that is the last byte.
+    /// `$`: the end, or before a final line break.
     Dollar,
-    /// The end, or before a line break. Not written, but made from look-ahead and `$`.
+    /// The end, or before a line break. Never written; it results from look-ahead with `$`.
     LineEnd,
-    /// `\b`, or `\B` if not.
+    /// `\b`, or `\B` if false.
     WordEdge(bool),
-    /// At least two, none of them a sequence.
+    /// At least two nodes, none of them a sequence.
     Sequence(Vec<Node>),
-    /// The first that fits.
+    /// The first alternative that matches.
     Either(Vec<Node>),
-    /// Counted from 1 in the order of opening parentheses.
+    /// Numbered from 1, in the order of opening parentheses.
     Group(u8, Box<Node>),
     Repeat {
         of: Box<Node>,
@@ -33,7 +33,7 @@ pub(super) enum Node {
         max: Option<u32>,
         is_greedy: bool,
     },
-    /// Look-ahead; `at` counts characters.
+    /// Look-ahead; `at` is its position in characters.
     Ahead {
         of: Box<Node>,
         is_negative: bool,
@@ -41,7 +41,7 @@ pub(super) enum Node {
     },
 }
 
-/// A tree, and the groups in it.
+/// A tree and its groups.
 #[derive(Debug)]
 pub(super) struct Parsed {
     pub node: Node,
@@ -52,18 +52,18 @@ pub(super) struct Parsed {
 /// Why an expression is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refused {
-    /// Characters before it.
+    /// The position in characters.
     pub at: usize,
     pub why: String,
 }
 
-/// How deep parentheses may be nested.
+/// Limit on nested parentheses.
 const MAX_DEPTH: usize = 50;
 
-/// How often something may be repeated, as in PCRE.
+/// Limit on repetitions, as in PCRE.
 const MAX_REPEAT: u32 = 65_535;
 
-/// Bytes of a group's name, as in PCRE.
+/// Limit on the length of a group's name in bytes, as in PCRE.
 const MAX_NAME_BYTES: usize = 32;
 
 impl Set {
@@ -110,7 +110,7 @@ impl Set {
         (0..=u8::MAX).filter(move |&byte| self.has(byte))
     }
 
-    /// The byte, if it is only one.
+    /// The byte, if it is exactly one.
     pub(super) fn single(self) -> Option<u8> {
         let mut bytes = self.bytes();
         bytes.next().filter(|_| bytes.next().is_none())
@@ -169,7 +169,7 @@ impl Node {
         }
     }
 
-    /// Whether it may read nothing, somewhere at least.
+    /// Whether it can match the empty text in some position.
     fn may_be_empty(&self) -> bool {
         match self {
             Self::One(_) => false,
@@ -196,7 +196,7 @@ struct Flags {
     is_ungreedy: bool,
 }
 
-/// Reads `text`.
+/// Parses `text`.
 pub(super) fn parse(text: &str, ignores_case: bool) -> Result<Parsed, Refused> {
     let flags = Flags { ignores_case, dot_is_all: false, is_extended: false, is_ungreedy: false };
     let mut parser =
@@ -206,7 +206,7 @@ pub(super) fn parse(text: &str, ignores_case: bool) -> Result<Parsed, Refused> {
         return parser.refuse("a \")\" too many; write \\) for the character");
     }
     if let Some(start) = parser.empty_repeat.filter(|_| parser.groups > 0) {
-        // PCRE goes round once more for nothing, and a group may be empty then.
+        // PCRE runs the loop once more without consuming anything, which may leave a group empty.
         let why =
             "what repeats may be empty, which makes groups doubtful; let it read something, or write (?:…) for (…)";
         return parser.refuse_at(start, why);
@@ -216,7 +216,7 @@ pub(super) fn parse(text: &str, ignores_case: bool) -> Result<Parsed, Refused> {
 
 struct Parser<'a> {
     text: &'a str,
-    /// Bytes read.
+    /// Position in bytes.
     at: usize,
     flags: Flags,
     depth: usize,
@@ -224,11 +224,11 @@ struct Parser<'a> {
     names: Vec<(Box<str>, u8)>,
     /// Between `\Q` and `\E`.
     quoted: bool,
-    /// Where the first thing begins that repeats and may be empty.
+    /// Where the first repetition begins whose body may be empty.
     empty_repeat: Option<usize>,
 }
 
-/// What an escape stands for.
+/// The meaning of an escape.
 enum Escape {
     Byte(u8),
     Set(Set),
@@ -266,7 +266,7 @@ impl<'a> Parser<'a> {
         Err(Refused { at: self.text[..at].chars().count(), why: why.into() })
     }
 
-    /// Up to `)` or the end.
+    /// Parses up to `)` or the end.
     fn alternatives(&mut self) -> Result<Node, Refused> {
         let mut all = vec![self.sequence()?];
         while !self.quoted && self.eat("|") {
@@ -284,7 +284,7 @@ impl<'a> Parser<'a> {
             }
             let start = self.at;
             let Some(node) = self.atom()? else { continue };
-            // A character of several bytes is repeated as a whole in no version of PCRE without UTF.
+            // No version of PCRE without UTF repeats a character of several bytes as a whole.
             let is_one = !matches!(node, Node::Sequence(_)) || self.text[start..].starts_with('(');
             self.skip()?;
             let at = self.at;
@@ -296,7 +296,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Leaves out comments, and blanks where they mean nothing; begins and ends quotation.
+    /// Skips comments and insignificant blanks; starts and ends quotation.
     fn skip(&mut self) -> Result<(), Refused> {
         loop {
             if self.quoted {
@@ -322,7 +322,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// `None`: a setting, such as `(?i)`.
+    /// `None`: an option setting, such as `(?i)`.
     fn atom(&mut self) -> Result<Option<Node>, Refused> {
         let start = self.at;
         let Some(c) = self.next() else { return Ok(None) };
@@ -359,7 +359,7 @@ impl<'a> Parser<'a> {
         if self.flags.ignores_case { set.folded() } else { set }
     }
 
-    /// Whether a quantifier in braces begins at `start`. Else the brace is a character like others.
+    /// Whether a quantifier in braces begins at `start`. If not, the brace is a literal.
     fn is_quantifier(&self, start: usize) -> Result<bool, Refused> {
         let Some(end) = self.text[start..].find('}') else { return Ok(false) };
         let inside = &self.text[start + 1..start + end];
@@ -383,7 +383,7 @@ impl<'a> Parser<'a> {
         )
     }
 
-    /// `node` with the quantifier that follows, if one does.
+    /// `node` with the quantifier that follows, if any.
     fn repeated(&mut self, node: Node, start: usize) -> Result<Node, Refused> {
         let at = self.at;
         let (min, max) = match self.peek() {
@@ -438,7 +438,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// What an opening parenthesis at `start` begins.
+    /// Parses what begins with the opening parenthesis at `start`.
     fn group(&mut self, start: usize) -> Result<Option<Node>, Refused> {
         if self.rest().starts_with('*') {
             return self.refuse_at(
@@ -521,7 +521,7 @@ impl<'a> Parser<'a> {
         Ok(index)
     }
 
-    /// The rest of a group, and its `)`. Settings made inside end there.
+    /// Parses the rest of a group and its `)`. Options set inside end there.
     fn inside(&mut self, start: usize) -> Result<Node, Refused> {
         if self.depth == MAX_DEPTH {
             return self.refuse_at(start, format!("parentheses are more than {MAX_DEPTH} deep"));
@@ -643,7 +643,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// The kind and name of what looks like `[:name:]`, after its `[`.
+    /// The kind and name of something like `[:name:]`, after its `[`.
     fn posix_name(&self) -> Option<(char, &'a str)> {
         let kind = self.peek().filter(|kind| matches!(kind, ':' | '.' | '='))?;
         let end = self.rest()[1..].find(&format!("{kind}]"))?;
@@ -651,14 +651,14 @@ impl<'a> Parser<'a> {
         (name.contains('\\') || !name.contains(']')).then_some((kind, name))
     }
 
-    /// `[:name:]` after its `[`; where it is none, the bracket is a character.
+    /// `[:name:]` after its `[`; if it is malformed, the bracket is a literal.
     fn posix(&mut self, at: usize) -> Result<Result<u8, Set>, Refused> {
         let Some((kind, name)) = self.posix_name() else { return Ok(Ok(b'[')) };
         let (is_negated, plain) = name.strip_prefix('^').map_or((false, name), |name| (true, name));
         match Set::posix(plain).filter(|_| kind == ':') {
             Some(set) => {
                 self.at += name.len() + 3;
-                // Letters of one case are letters where case is ignored.
+                // If case is ignored, classes of one case match both.
                 let set = self.cased(set);
                 Ok(Err(if is_negated { set.not() } else { set }))
             }
@@ -666,7 +666,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// What follows the `\` at `start`.
+    /// Parses the escape whose `\` is at `start`.
     fn escape(&mut self, start: usize, in_class: bool) -> Result<Escape, Refused> {
         let Some(c) = self.next() else {
             return self.refuse_at(start, "a \"\\\" at the end; write \\\\ for the character");
@@ -742,7 +742,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// The nodes one after another.
+/// A sequence of the nodes.
 pub(super) fn sequence(nodes: Vec<Node>) -> Node {
     let mut flat = Vec::with_capacity(nodes.len());
     for node in nodes {

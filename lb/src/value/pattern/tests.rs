@@ -68,7 +68,7 @@ fn groups_of_look_ahead_match_pcre() {
     }
 }
 
-/// A rule that denies `^/admin/.*$` denies `/admin/x%0a` to nginx.
+/// In nginx, a rule that denies `^/admin/.*$` also denies `/admin/x%0a`.
 #[test]
 fn a_dollar_matches_before_a_final_line_break_and_a_dot_matches_none() {
     for (text, subject, expected) in [

@@ -1,5 +1,5 @@
-//! What the operator wants, checked and ready to use. Whatever reads a file (`toml` here, nginx's language later)
-//! produces this model or a list of problems, never something in between.
+//! The configuration, validated and ready to use. Whatever reads a file (`toml` here, nginx's language later) returns
+//! this model or a list of problems, never something in between.
 
 pub(crate) mod advice;
 pub mod algorithm;
@@ -34,7 +34,7 @@ use crate::message::limits::{AmbiguousNames, Limits, NonAsciiTargets};
 use crate::message::name::Name;
 use crate::value::table::Tables;
 
-/// A whole configuration. Every reference in it resolves: each route names a pool that exists.
+/// A whole configuration. All references in it resolve: each route names a pool that exists.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Config {
     /// Section `[server]`.
@@ -53,19 +53,19 @@ pub struct Config {
     pub metrics: MetricsConfig,
     /// In the order of the file; names are unique.
     pub pools: Vec<PoolConfig>,
-    /// The top-level routes, which are short for sites of their own: see [`Config::all_sites`].
+    /// The top-level routes, which are a short form of sites: see [`Config::all_sites`].
     pub routes: Vec<HostRoute>,
-    /// Shared with the snapshot, and by configurations of which one was made from the other.
+    /// Shared with the snapshot, and by configurations that were derived from each other.
     #[serde(serialize_with = "shared")]
     pub sites: Vec<Arc<SiteConfig>>,
-    /// Variables with values of their own.
+    /// User-defined variables.
     pub values: Tables,
 }
 
 /// What holds for the whole process, or for all listeners. Ranges and defaults are in `default.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ServerConfig {
-    /// Whom a process becomes that is started as root.
+    /// The user that the process becomes if it is started as root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<UserAndGroup>,
     /// Threads that carry traffic, at least 1.
@@ -80,13 +80,13 @@ pub struct ServerConfig {
     pub trusted_proxies: TrustedPeers,
     /// The fields by which trusted proxies describe their clients. The others are ignored and written anew.
     pub forwarded_by: ForwardedBy,
-    /// How this balancer is named in `Via`; `None`: it is not.
+    /// The name of this balancer in `Via`; `None`: no `Via` is sent.
     pub via: Option<Box<str>>,
     /// The field that carries a request's id to backends and clients.
     pub request_id: RequestIdField,
-    /// Clients connected at once; `None`: as many as the limit on open files allows.
+    /// Limit on connected clients; `None`: as many as the limit on open files allows.
     pub max_connections: Option<NonZero<usize>>,
-    /// Clients that may be in the midst of a TLS handshake; `None`: half of all.
+    /// Limit on clients in a TLS handshake; `None`: half of all.
     pub max_handshakes: Option<NonZero<usize>>,
     /// Idle connections to all backends together.
     pub idle_connections: usize,
@@ -97,43 +97,43 @@ pub struct ServerConfig {
 /// How names of backends are resolved.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ResolverConfig {
-    /// Asked in place of the system's; empty: those of `/etc/resolv.conf`, by the search domains and options there.
+    /// Used in place of the system's servers; empty: those of `/etc/resolv.conf`, with its search domains and options.
     pub servers: Vec<SocketAddr>,
-    /// How long a server may take to answer; `None`: as `/etc/resolv.conf` says.
+    /// How long a server may take to answer; `None`: as in `/etc/resolv.conf`.
     #[serde(serialize_with = "optional_seconds")]
     pub timeout: Option<Duration>,
-    /// How often each server is asked before it counts as one that does not answer; `None`: as `/etc/resolv.conf` says.
+    /// How often each server is asked before it counts as not answering; `None`: as in `/etc/resolv.conf`.
     pub attempts: Option<NonZero<usize>>,
-    /// An answer is used for at least so long, whatever its TTL.
+    /// An answer is used at least this long, whatever its TTL.
     #[serde(serialize_with = "seconds")]
     pub min_ttl: Duration,
-    /// And for so long at most.
+    /// An answer is used at most this long.
     #[serde(serialize_with = "seconds")]
     pub max_ttl: Duration,
-    /// How long the last addresses of a name are used after DNS has said that it has none any more.
+    /// How long the last addresses of a name are used after DNS has answered that it has none.
     #[serde(serialize_with = "seconds")]
     pub hold: Duration,
 }
 
-/// The fields by which trusted proxies tell of their clients.
+/// The fields in which trusted proxies name their clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ForwardedBy {
-    /// X-Forwarded-For and its like.
+    /// X-Forwarded-For and related fields.
     XForwarded,
     /// `Forwarded` (RFC 7239).
     Forwarded,
 }
 
-/// The field by which backends and clients are told a request's id.
+/// The field in which backends and clients get a request's id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum RequestIdField {
-    /// Nobody is told.
+    /// No field.
     Off,
     /// `X-Request-Id`.
     #[default]
     Usual,
-    /// A field that means nothing else here.
+    /// A field without another meaning here.
     Named(Arc<str>),
 }
 
@@ -145,19 +145,19 @@ pub struct ListenerConfig {
     /// Where it accepts connections.
     #[serde(flatten)]
     pub addresses: ListenerAddresses,
-    /// Of the files of its Unix sockets; `None`: it has none.
+    /// For its Unix sockets; `None`: it has none.
     #[serde(flatten)]
     pub socket_file: Option<SocketFileRights>,
     /// `None`: clients speak clear text.
     pub tls: Option<TlsConfig>,
-    /// Who begins each connection by telling of its client; `None`: nobody does.
+    /// Peers that must send a PROXY header; `None`: none.
     pub proxy_protocol: Option<ProxySenders>,
     /// Time limits, sizes and rules of HTTP.
     #[serde(flatten)]
     pub settings: ListenerSettings,
 }
 
-/// Where a listener accepts: one address or several, none twice.
+/// The addresses of a listener: one or several, without duplicates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerAddresses(Vec<SocketAddress>);
 
@@ -167,7 +167,7 @@ pub struct SocketFileRights {
     /// Permission bits.
     #[serde(serialize_with = "octal")]
     pub mode: u32,
-    /// `None`: the user and group that the process has.
+    /// `None`: the user and group of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<UserAndGroup>,
 }
@@ -181,7 +181,7 @@ pub struct UserAndGroup {
     pub group: Option<String>,
 }
 
-/// Peers that are trusted: those of these networks, and those that come by a Unix socket if it says so.
+/// Trusted peers: those in these networks, and peers on Unix sockets if configured.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedPeers {
     /// Of IPv4 and IPv6.
@@ -190,14 +190,14 @@ pub struct TrustedPeers {
     pub has_unix: bool,
 }
 
-/// Networks of load balancers that send a header of the PROXY protocol.
+/// Networks of load balancers that send a PROXY protocol header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ProxySenders {
     /// At least one.
     pub from: TrustedPeers,
 }
 
-/// How clients of a listener are treated; a reload changes it.
+/// Settings for the clients of a listener. A reload can change them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct ListenerSettings {
     /// How long a connection may be idle between two requests; over HTTP/2, without an open stream.
@@ -212,37 +212,37 @@ pub struct ListenerSettings {
     /// How long a client may take to accept more of a response.
     #[serde(serialize_with = "seconds")]
     pub send_timeout: Duration,
-    /// How long in all a client that still sends is read after its last answer (nginx's `lingering_time`).
+    /// How long in total a client that still sends is read after its last response (nginx's `lingering_time`).
     #[serde(serialize_with = "seconds")]
     pub lingering_time: Duration,
-    /// How long it may pause meanwhile (nginx's `lingering_timeout`).
+    /// How long it may pause in that time (nginx's `lingering_timeout`).
     #[serde(serialize_with = "seconds")]
     pub lingering_timeout: Duration,
-    /// Bytes per second that a client must move on average; `None`: any.
+    /// Bytes per second that a client must transfer on average; `None`: no minimum.
     pub min_rate: Option<NonZero<u32>>,
     /// What a client means that closes its sending side early.
     pub half_close: HalfClose,
-    /// Whether clients may speak HTTP/2 in clear text.
+    /// Whether clients may use HTTP/2 in clear text.
     pub h2c: bool,
     /// What becomes of fields with `_` or `.` in their names.
     pub ambiguous_names: AmbiguousNames,
     /// What becomes of a request target that holds bytes above ASCII.
     pub non_ascii_targets: NonAsciiTargets,
-    /// Largest request line in bytes, without its line end.
+    /// Limit on a request line in bytes, without its line ending.
     pub max_request_line_bytes: u32,
-    /// Largest head of a request in bytes, from its first line to the empty one.
+    /// Limit on a request's head in bytes, from the first line to the empty line.
     pub max_head_bytes: u32,
-    /// Most fields of a request.
+    /// Limit on the fields of a request.
     pub max_fields: u32,
-    /// Largest request body in bytes; `None`: no limit.
+    /// Limit on a request body in bytes; `None`: no limit.
     pub max_body_bytes: Option<u64>,
 }
 
-/// What becomes of a client that closes its sending side before it has its answer.
+/// What happens when a client closes its sending side before its response is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HalfClose {
-    /// Its exchange ends: mostly it has left, and cannot be told apart.
+    /// Its exchange ends: most such clients have disconnected, and the two cases cannot be distinguished.
     Cancel,
     /// It is answered all the same (HTTP/1.1).
     Answer,
@@ -256,10 +256,10 @@ pub struct AdminConfig {
     /// Set unless the address is loopback.
     #[serde(skip)]
     pub token: Option<Secret>,
-    /// Bears who may only read.
+    /// A token that permits reading only.
     #[serde(skip)]
     pub read_token: Option<Secret>,
-    /// Where the tokens come from.
+    /// The file that the tokens come from.
     pub token_file: Option<PathBuf>,
     /// The file of [`AdminConfig::read_token`].
     pub read_token_file: Option<PathBuf>,
@@ -296,7 +296,7 @@ pub enum LogFormat {
 /// Which series there are.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MetricsConfig {
-    /// Whether each status code is counted by itself, and not only those of failures.
+    /// Whether each status code has its own counter, and not only those that are watched.
     pub exact_status: bool,
 }
 
@@ -343,7 +343,7 @@ pub struct PoolConfig {
     pub settings: PoolSettings,
 }
 
-/// What a pool is told besides its backends and its algorithm; only a reload changes it.
+/// Settings of a pool besides its backends and algorithm. Only a reload changes them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PoolSettings {
     /// For opening a connection: then the next backend, else 504.
@@ -352,7 +352,7 @@ pub struct PoolSettings {
     /// From a request sent to the head of its response: then the next backend where repeating is safe, else 504.
     #[serde(serialize_with = "seconds")]
     pub response_timeout: Duration,
-    /// How long a backend may leave an expectation of 100 unanswered before the client is told to go on.
+    /// How long a backend may leave an expectation of 100 unanswered before we tell the client to continue.
     #[serde(serialize_with = "seconds")]
     pub continue_timeout: Duration,
     /// Longest pause within a response body: then the response is cut off.
@@ -367,18 +367,18 @@ pub struct PoolSettings {
     /// How long an idle connection is kept for reuse.
     #[serde(serialize_with = "seconds")]
     pub idle_timeout: Duration,
-    /// Further backends tried after the first, 0 to 16.
+    /// Limit on further attempts after the first, 0 to 16.
     pub retries: usize,
-    /// How long after the first attempt another may begin.
+    /// No attempt begins later than this after the first.
     #[serde(serialize_with = "seconds")]
     pub retry_timeout: Duration,
     /// Largest request body in bytes that is kept for another attempt, 0 to 65536.
     pub retry_body_bytes: usize,
-    /// Largest head of a response in bytes.
+    /// Limit on a response's head in bytes.
     pub max_head_bytes: u32,
-    /// Most fields of a response.
+    /// Limit on the fields of a response.
     pub max_fields: u32,
-    /// How long a request waits while every backend has as many connections as it may.
+    /// How long a request waits while every backend is at its limit on connections.
     #[serde(serialize_with = "seconds")]
     pub queue_timeout: Duration,
     /// Percentage, 0 to 100.
@@ -396,13 +396,13 @@ pub struct PoolSettings {
     pub sticky: Option<StickyConfig>,
 }
 
-/// What weight the addresses of a backend's name have.
+/// How the weight of a backend applies to the addresses of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Addresses {
-    /// All together that of the backend.
+    /// The addresses share it.
     Share,
-    /// Each that of the backend.
+    /// Each address has it.
     Each,
 }
 
@@ -415,12 +415,12 @@ pub struct BackendConfig {
     pub weight: Weight,
     /// What the operator wants of it. The admin API can change it.
     pub state: AdminState,
-    /// Connections in use at once; `None`: any number.
+    /// Limit on connections in use at once; `None`: no limit.
     pub max_connections: Option<NonZero<u32>>,
 }
 
 impl BackendConfig {
-    /// A backend of which nothing is said but where it is.
+    /// A backend with default settings.
     pub fn new(address: BackendAddress) -> Self {
         Self { address, weight: Weight::ONE, state: AdminState::Active, max_connections: None }
     }
@@ -486,10 +486,10 @@ pub struct EjectionConfig {
 pub struct StickyConfig {
     /// Name of the cookie.
     pub cookie: String,
-    /// How long a draining backend still takes the clients whose cookie names it.
+    /// How long a draining backend still gets the clients whose cookie names it.
     #[serde(serialize_with = "seconds")]
     pub grace: Duration,
-    /// What browsers send it for: begins with `/`.
+    /// The path for which browsers send the cookie; begins with `/`.
     pub path: String,
     /// `None`: until the browser closes.
     #[serde(serialize_with = "optional_seconds")]
@@ -498,7 +498,7 @@ pub struct StickyConfig {
     pub same_site: SameSite,
     /// When it has the attribute `Secure`.
     pub secure: SecureCookie,
-    /// `None`: the random one of the state file.
+    /// `None`: the random secret of the state file.
     #[serde(skip)]
     pub secret: Option<Secret>,
     /// The file that the secret was read from.
@@ -529,7 +529,7 @@ pub enum SecureCookie {
     Never,
 }
 
-/// A top-level route, which leads to a pool and says nothing else.
+/// A top-level route. It only leads to a pool.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HostRoute {
     /// Hosts whose requests it is for.
@@ -552,12 +552,12 @@ pub struct PoolName(String);
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Vec<u8>);
 
-/// One thing that is wrong in a configuration file, and where.
+/// A problem in a configuration file, and its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// `None`: the file that was named.
+    /// `None`: the main file.
     pub file: Option<Arc<Path>>,
-    /// Counted from 1; `None` when the whole file is meant.
+    /// Counted from 1; `None`: the problem concerns the whole file.
     pub position: Option<Position>,
     /// Names the key, the value and the fix.
     pub message: String,
@@ -573,7 +573,7 @@ pub struct Position {
 }
 
 impl Config {
-    /// Every site: those that top-level routes are short for, and those that were written. No host is in both.
+    /// Every site: those that top-level routes stand for, and those under `[[site]]`. No host is in both.
     pub fn all_sites(&self) -> Vec<Arc<SiteConfig>> {
         SiteConfig::of_routes(&self.routes).into_iter().map(Arc::new).chain(self.sites.iter().cloned()).collect()
     }
@@ -586,7 +586,7 @@ impl Config {
 }
 
 impl ListenerAddresses {
-    /// `None`: there is none.
+    /// `None` if the list is empty.
     pub fn new(addresses: Vec<SocketAddress>) -> Option<Self> {
         (!addresses.is_empty()).then_some(Self(addresses))
     }
@@ -639,12 +639,12 @@ impl fmt::Display for ListenerAddresses {
 }
 
 impl SocketFileRights {
-    /// The owner and the group may connect.
+    /// Owner and group may connect.
     pub const DEFAULT_MODE: u32 = 0o660;
 }
 
 impl TrustedPeers {
-    /// `None`: a peer that has come by a Unix socket.
+    /// `None`: a peer on a Unix socket.
     pub fn contains(&self, peer: Option<IpAddr>) -> bool {
         match peer.map(|peer| peer.to_canonical()) {
             Some(peer) => self.networks.iter().any(|network| network.contains(&peer)),
@@ -661,7 +661,7 @@ impl Serialize for TrustedPeers {
 }
 
 impl UserAndGroup {
-    /// Reads `user`, `user:group` or `:group`; `None`: it is neither.
+    /// Parses `user`, `user:group` or `:group`; `None` if it is malformed.
     pub fn parse(text: &str) -> Option<Self> {
         let is_name = |name: &str| {
             (1..=255).contains(&name.len())
@@ -700,10 +700,10 @@ fn octal<S: Serializer>(mode: &u32, serializer: S) -> Result<S::Ok, S::Error> {
 }
 
 impl ListenerSettings {
-    /// How large a request's head may be.
+    /// The limits on request heads.
     pub fn limits(&self) -> Limits {
         let head_bytes = self.max_head_bytes as usize;
-        // It may be written larger than the head, which bounds it then.
+        // The configured line length may exceed that of the head, which then applies.
         let line_bytes = (self.max_request_line_bytes as usize).min(head_bytes.saturating_sub(4));
         Limits {
             line_bytes,
@@ -716,7 +716,7 @@ impl ListenerSettings {
 }
 
 impl PoolSettings {
-    /// How large a response's head may be.
+    /// The limits on response heads.
     pub fn limits(&self) -> Limits {
         let head_bytes = self.max_head_bytes as usize;
         let (line_bytes, fields) = (head_bytes.saturating_sub(4), self.max_fields as usize);
@@ -725,7 +725,7 @@ impl PoolSettings {
 }
 
 impl RequestIdField {
-    /// `None` for what is no name of a field, or names one that means something else here.
+    /// `None` if it is not a field name, or a field with another meaning here.
     pub fn new(name: &str) -> Option<Self> {
         match Name::of(name.as_bytes()) {
             _ if name.is_empty() => Some(Self::Off),
@@ -735,7 +735,7 @@ impl RequestIdField {
         }
     }
 
-    /// Empty: nobody is told.
+    /// Empty: no field is sent.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Off => "",
@@ -785,7 +785,7 @@ impl fmt::Display for PoolName {
 }
 
 impl StatusRanges {
-    /// Reads `200`, `200-299` and comma-separated lists of these; codes are 100 to 599.
+    /// Parses `200`, `200-299` and comma-separated lists of these; codes are 100 to 599.
     pub fn parse(text: &str) -> Option<Self> {
         let code = |s: &str| s.trim().parse::<u16>().ok().filter(|c| (100..=599).contains(c));
         let range = |part: &str| match part.split_once('-') {
@@ -795,7 +795,7 @@ impl StatusRanges {
         text.split(',').map(range).collect::<Option<Vec<_>>>().map(Self)
     }
 
-    /// Every code, in order and once.
+    /// Every code once, in order.
     pub fn codes(&self) -> Vec<u16> {
         (100..=599).filter(|&code| self.contains(code)).collect()
     }
@@ -820,7 +820,7 @@ impl fmt::Display for StatusRanges {
 }
 
 impl Secret {
-    /// `None` when there are no bytes: an empty secret protects nothing.
+    /// `None` if there are no bytes: an empty secret protects nothing.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Option<Self> {
         let bytes = bytes.into();
         (!bytes.is_empty()).then_some(Self(bytes))
@@ -833,7 +833,7 @@ impl Secret {
 }
 
 impl Problem {
-    /// `FILE:LINE:COLUMN: message`, as editors and compilers have it.
+    /// `FILE:LINE:COLUMN: message`, as in editors and compilers.
     pub fn in_file(&self, file: &Path) -> String {
         let separator = if self.position.is_some() { ":" } else { ": " };
         format!("{}{separator}{self}", self.file.as_deref().unwrap_or(file).display())

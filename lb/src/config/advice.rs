@@ -1,5 +1,5 @@
-//! What a configuration says that cannot work, or will not happen. It is told by `check`, at the start, by a reload, and
-//! where the admin API makes such a change. What no request can reach, the tables of sites tell.
+//! Finds settings that cannot work or have no effect. The results are shown by `check`, at the start, after a reload,
+//! and for changes by the admin API. Unreachable routes are found by the tables of sites.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,17 +18,17 @@ use super::site::Matcher;
 use super::tls::TlsConfig;
 use super::{BackendConfig, Config, ListenerConfig, PoolConfig, StickyConfig, folder_of};
 
-/// One thing that is told.
+/// One finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Advice {
     pub subject: Subject,
-    /// Whether it cannot work: then `check` fails. A start or a reload warns and goes on all the same, since what works
-    /// beside it is needed.
+    /// Whether it cannot work. Then `check` fails, but a start or a reload only warns, because the rest of the
+    /// configuration is needed.
     pub is_error: bool,
     pub message: String,
 }
 
-/// What of a configuration is meant, by its place in its list.
+/// The part of a configuration that it concerns, by index in its list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Subject {
     Algorithm { pool: usize },
@@ -49,7 +49,7 @@ pub(crate) enum Subject {
     State,
 }
 
-/// Everything that is known from the configuration, the files that it names, and the addresses of this machine.
+/// All findings, from the configuration, the files that it names, and the addresses of this machine.
 pub(crate) fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
     let since = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let now = i64::try_from(since).unwrap_or(i64::MAX);
@@ -121,7 +121,7 @@ pub(crate) fn of(config: &Config, now: SystemTime) -> Vec<Advice> {
     advice
 }
 
-/// A listener of the PROXY protocol that none of its senders can connect to.
+/// A listener with the PROXY protocol whose senders cannot connect to it.
 fn absent_proxies(listener: &ListenerConfig) -> Option<String> {
     let senders = &listener.proxy_protocol.as_ref()?.from;
     let is_unix = |address: &SocketAddress| matches!(address, SocketAddress::Unix(_));
@@ -138,14 +138,14 @@ fn absent_proxies(listener: &ListenerConfig) -> Option<String> {
     })
 }
 
-/// A pool that a route leads to and where nobody is to take traffic.
+/// A pool that a route leads to and that has no active backend.
 pub(crate) fn no_active_backend(config: &Config, pool: &PoolConfig) -> Option<String> {
     let has_one = pool.backends.iter().any(|backend| backend.state == AdminState::Active);
     (config.is_routed(&pool.name) && !has_one)
         .then(|| format!("pool {} has no active backend: its requests get 503", pool.name))
 }
 
-/// What is wrong with the address that a pool connects from, and whether it cannot work.
+/// Problems with the pool's source address, and whether each is an error.
 pub(crate) fn wrong_source(pool: &PoolConfig) -> Vec<(bool, String)> {
     let Some(source) = pool.settings.transport.source_address else { return Vec::new() };
     let is_other = |address: &BackendAddress| {
@@ -175,7 +175,7 @@ pub(crate) fn wrong_source(pool: &PoolConfig) -> Vec<(bool, String)> {
     advice
 }
 
-/// Backends of which nobody knows whose certificate they have to show.
+/// Backends with TLS for whose certificate no name is known.
 pub(crate) fn nameless(pool: &PoolConfig) -> Vec<(usize, String)> {
     let Some(tls) = &pool.settings.transport.tls else { return Vec::new() };
     let problem = |(index, backend): (usize, &BackendConfig)| {
@@ -186,7 +186,7 @@ pub(crate) fn nameless(pool: &PoolConfig) -> Vec<(usize, String)> {
     pool.backends.iter().enumerate().filter_map(problem).collect()
 }
 
-/// Weights that differ and mean nothing.
+/// Different weights that have no effect.
 pub(crate) fn ignored_weights(pool: &PoolConfig) -> Option<String> {
     let first = pool.backends.first()?.weight;
     let differ = pool.backends.iter().any(|backend| backend.weight != first);
@@ -198,7 +198,7 @@ pub(crate) fn ignored_weights(pool: &PoolConfig) -> Option<String> {
     })
 }
 
-/// Backends that are there before, once by the address and once as `localhost`.
+/// Backends that are listed twice, once by address and once as `localhost`.
 fn backends_written_twice(pool: &PoolConfig) -> Vec<(usize, String)> {
     let mut known: HashMap<SocketAddr, &BackendAddress> = HashMap::new();
     let mut advice = Vec::new();
@@ -230,7 +230,7 @@ fn literal_star(key: &str, path: &str) -> Option<String> {
     ))
 }
 
-/// Whether a backend is this balancer itself, and what is wrong with that.
+/// Whether a backend is this balancer itself, and a message about that.
 pub(crate) fn own_address(config: &Config, address: &BackendAddress) -> Option<(bool, String)> {
     let mut own = config.listeners.iter().flat_map(|listener| listener.addresses.iter());
     let is_target = |own: &&SocketAddress| match own {
@@ -251,7 +251,7 @@ pub(crate) fn own_address(config: &Config, address: &BackendAddress) -> Option<(
     })
 }
 
-/// Where a backend listens that is written as an IP address, or as `localhost`.
+/// The socket address of a backend that is configured as an IP address or as `localhost`.
 fn socket_address(address: &BackendAddress) -> Option<SocketAddr> {
     let (host, port) = address.host_and_port()?;
     match host.trim_end_matches('.').eq_ignore_ascii_case("localhost") {
@@ -266,12 +266,12 @@ fn leads_to(target: SocketAddr, listener: SocketAddr) -> bool {
     target.port() == listener.port() && (target_ip == listener_ip || (is_wildcard && is_of_this_machine(target_ip)))
 }
 
-/// Only an address of this machine can be bound.
+/// Only local addresses can be bound.
 fn is_of_this_machine(ip: IpAddr) -> bool {
     ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
 }
 
-/// Pools whose sticky cookies overwrite each other in a browser, and cookies that are not sent where they are wanted.
+/// Pools whose sticky cookies overwrite each other in a browser, and cookies that browsers do not send to their routes.
 fn cookies(config: &Config, advice: &mut Vec<Advice>) {
     let sticky = |name| {
         let pool = config.pools.iter().position(|pool| pool.name == name)?;
@@ -327,7 +327,7 @@ fn covers(cookie_path: &str, target: &str) -> bool {
     rest.is_empty() || cookie_path.ends_with('/') || rest.starts_with('/')
 }
 
-/// Whether some host is served by both.
+/// Whether some host matches both.
 fn overlap(a: &HostPattern, b: &HostPattern) -> bool {
     use HostPattern::{Any, Below, Exact, Regex, Starting};
     let is_below = |name: &str, domain: &str| name.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'));
@@ -342,7 +342,7 @@ fn overlap(a: &HostPattern, b: &HostPattern) -> bool {
     }
 }
 
-/// What is wrong with the dates of the certificates that a pool shows its backends, and of those that it trusts.
+/// Problems with the dates of a pool's client certificate and of the certificates that it trusts.
 fn dates_of_transport(pool: &PoolConfig, now: i64) -> Vec<String> {
     let Some(tls) = &pool.settings.transport.tls else { return Vec::new() };
     let mut advice = Vec::new();
@@ -390,7 +390,7 @@ fn certificates(config: &Config, listener: usize, tls: &TlsConfig, now: i64, adv
             uncovered.push(name);
         }
     }
-    // With several listeners each may be there for some of the hosts.
+    // With several listeners, each may serve some of the hosts.
     let is_alone = config.listeners.iter().filter(|listener| listener.tls.is_some()).count() == 1;
     if uncovered.is_empty() || !is_alone {
         return;
@@ -408,7 +408,7 @@ fn certificates(config: &Config, listener: usize, tls: &TlsConfig, now: i64, adv
     }
 }
 
-/// What is wrong with a chain of certificates, the leaf first.
+/// Problems with a certificate chain, leaf first.
 fn of_chain(chain: &[Certificate], file: &impl Display, now: i64) -> Vec<String> {
     let dates = chain.iter().enumerate();
     let mut advice: Vec<_> =
@@ -426,7 +426,7 @@ fn of_chain(chain: &[Certificate], file: &impl Display, now: i64) -> Vec<String>
     advice
 }
 
-/// What is wrong with the dates of a certificate, which is the one at `index` in its file, and what comes of it.
+/// A problem with the dates of a certificate and its consequence. `index`: its position in the file.
 fn date(certificate: &Certificate, index: usize, file: &impl Display, refusal: &str, now: i64) -> Option<String> {
     let what =
         if index == 0 { "the certificate".to_owned() } else { format!("certificate {} of the chain", index + 1) };
@@ -448,7 +448,7 @@ fn names(leaf: &Certificate) -> String {
     if leaf.names.is_empty() { "no name at all".to_owned() } else { leaf.names.join(", ") }
 }
 
-/// Names that some backend is written by, with the place of the first: for those who ask DNS.
+/// Names of backends that need DNS, with the subject that uses each first.
 pub(crate) fn names_to_resolve(config: &Config) -> Vec<(BackendAddress, Subject)> {
     let mut names: Vec<(BackendAddress, Subject)> = Vec::new();
     for (pool, settings) in config.pools.iter().enumerate() {
@@ -463,7 +463,7 @@ pub(crate) fn names_to_resolve(config: &Config) -> Vec<(BackendAddress, Subject)
     names
 }
 
-/// Listeners, by their places, whose path leads to the Unix socket of another one, though it is written otherwise.
+/// Listeners, by index, whose path leads to the Unix socket of another listener, though it is written differently.
 pub(crate) fn same_sockets(wanted: &[ListenerConfig]) -> impl Iterator<Item = (usize, String)> {
     let (mut known, mut found) = (Vec::new(), Vec::new());
     for (listener, config) in wanted.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The algorithms of selection by their names.
+//! The load balancing algorithms and their names.
 
 use std::fmt;
 use std::str::FromStr;
@@ -33,13 +33,13 @@ impl Algorithm {
         }
     }
 
-    /// The names that can be written, for messages.
+    /// The valid names, for messages.
     pub fn choices() -> String {
         Self::ALL.map(Self::as_str).join(", ")
     }
 }
 
-/// What other balancers call them.
+/// Names of the algorithms in other balancers.
 const ELSEWHERE: &[(&str, Algorithm)] = &[
     ("rr", Algorithm::RoundRobin),
     ("roundrobin", Algorithm::RoundRobin),
@@ -60,7 +60,7 @@ const ELSEWHERE: &[(&str, Algorithm)] = &[
 ];
 
 impl Algorithm {
-    /// Which one is likely meant by a name of another balancer, or by one written with other separators.
+    /// The likely intended algorithm for a name of another balancer, or one with other separators.
     pub fn meant(text: &str) -> Option<Self> {
         let letters: String = text.chars().filter(|c| !"-_ .".contains(*c)).flat_map(char::to_lowercase).collect();
         let own = || Self::ALL.into_iter().find(|algorithm| algorithm.as_str().replace('-', "") == letters);

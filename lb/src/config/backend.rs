@@ -1,4 +1,4 @@
-//! A backend as the operator writes it: address, weight, state.
+//! A backend in the configuration: address, weight, state.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// Where a backend listens: an IP address or a host name, and a port; the path of a Unix socket behind `unix:`; or behind
-/// `srv:` a name whose SRV records have hosts and ports (RFC 2782). Written back exactly as it was configured, because
-/// consistent hashing works on this text.
+/// The address of a backend: an IP address or host name, and a port; `unix:` and the path of a Unix socket; or `srv:`
+/// and a name whose SRV records have hosts and ports (RFC 2782). Kept exactly as configured, because consistent hashing
+/// uses this text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct BackendAddress(String);
 
-/// What can be connected to, and listened on.
+/// An address to connect to or to listen on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SocketAddress {
     /// An IP address and a port.
@@ -24,11 +24,11 @@ pub enum SocketAddress {
     Unix(Arc<Path>),
 }
 
-/// What stands before the path of a Unix socket, and for a peer that has no address since it came by one.
+/// The prefix for the path of a Unix socket. Alone, it stands for a peer on a Unix socket, which has no address.
 pub const UNIX: &str = "unix:";
-/// And before the name of a service.
+/// The prefix for an SRV name.
 const SRV: &str = "srv:";
-/// The longest path that the system's address of a socket has room for, with the zero that ends it (unix(7)).
+/// The longest path that fits into a socket address, without the final zero (unix(7)).
 pub const MAX_UNIX_PATH_BYTES: usize = 107;
 
 /// Share of traffic relative to the other backends of the pool: 1 to 1000. Zero is not a weight: use *down*.
@@ -36,17 +36,17 @@ pub const MAX_UNIX_PATH_BYTES: usize = 107;
 #[serde(try_from = "u32", into = "u32")]
 pub struct Weight(u16);
 
-/// What the operator wants of a backend.
+/// The state that the operator has set for a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AdminState {
     /// Takes traffic.
     Active,
-    /// Finishes what is in flight, takes nothing new.
+    /// Finishes exchanges in flight, gets no new ones.
     Draining,
-    /// Takes nothing and is not probed.
+    /// Gets no traffic and is not probed.
     Down,
-    /// Draining, and leaves the pool with its last exchange. Not to be set in a configuration.
+    /// Draining, and leaves the pool after its last exchange. Cannot be set in a configuration.
     #[serde(skip_deserializing)]
     Removing,
 }
@@ -57,7 +57,7 @@ impl BackendAddress {
         &self.0
     }
 
-    /// The socket address when no name has to be resolved.
+    /// The socket address, if no name has to be resolved.
     pub fn socket_address(&self) -> Option<SocketAddress> {
         match self.unix_path() {
             Some(path) => Some(SocketAddress::Unix(path.into())),
@@ -70,13 +70,13 @@ impl BackendAddress {
         self.0.strip_prefix(UNIX).map(Path::new)
     }
 
-    /// The name of the service, if hosts and ports are those of its SRV records.
+    /// The SRV name, if hosts and ports come from its records.
     pub fn service(&self) -> Option<&str> {
         self.0.strip_prefix(SRV)
     }
 
-    /// One spelling for all that mean the same: names in lower case and without a dot at the end, addresses as
-    /// RFC 5952 writes them, no zeros before the port.
+    /// The canonical spelling: names in lower case and without a final dot, addresses as in RFC 5952, no leading zeros
+    /// in the port.
     pub fn canonical(&self) -> String {
         if let Some(name) = self.service() {
             return format!("{SRV}{}", name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase());
@@ -88,7 +88,7 @@ impl BackendAddress {
         }
     }
 
-    /// Host (without brackets) and port; `None` for a Unix socket and a service.
+    /// Host (without brackets) and port; `None` for a Unix socket and an SRV name.
     pub fn host_and_port(&self) -> Option<(&str, u16)> {
         if self.unix_path().is_some() || self.service().is_some() {
             return None;
@@ -130,7 +130,7 @@ impl FromStr for BackendAddress {
     }
 }
 
-/// Whether DNS may know it.
+/// Whether it may be a name in DNS.
 fn is_name(host: &str) -> bool {
     let label = |l: &str| {
         (1..=63).contains(&l.len())
@@ -142,7 +142,7 @@ fn is_name(host: &str) -> bool {
         && !host.bytes().all(|b| b.is_ascii_digit() || b == b'.')
 }
 
-/// What is wrong with the path of a Unix socket in `text`.
+/// Checks the path of a Unix socket in `text`.
 fn unix_path(text: &str, path: &str) -> Result<(), String> {
     if !path.starts_with('/') {
         return Err(format!("\"{text}\": the path of a Unix socket begins with \"/\", as in \"unix:/run/app.sock\""));
@@ -172,14 +172,14 @@ impl SocketAddress {
         self.ip().map(|address| address.port())
     }
 
-    /// Whether who connects to `address` reaches who listens here as well. `[::]` stands for IPv6 alone.
+    /// Whether a client that connects to `address` reaches a listener at this address, too. `[::]` means IPv6 only.
     pub fn covers(&self, address: &Self) -> bool {
         let (Self::Ip(ip), Self::Ip(other)) = (self, address) else { return self == address };
         let is_same_family = ip.is_ipv4() == other.is_ipv4();
         ip == other || (ip.port() == other.port() && is_same_family && ip.ip().is_unspecified())
     }
 
-    /// Whether two sockets would be in each other's way.
+    /// Whether two sockets would conflict.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.covers(other) || other.covers(self)
     }
@@ -191,7 +191,7 @@ impl From<SocketAddr> for SocketAddress {
     }
 }
 
-/// As a backend's address is written.
+/// In the notation of a backend's address.
 impl fmt::Display for SocketAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,5 +1,5 @@
-//! What an operator wants to know of a certificate: for whom it is, until when, and by whom it was issued. Read from its
-//! DER (X.690) along the structure of RFC 5280 §4.1; whoever verifies certificates is TLS itself.
+//! What an operator wants to know about a certificate: its names, validity and issuer. Parsed from DER (X.690) along
+//! the structure of RFC 5280 §4.1. TLS itself verifies certificates, not this module.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-/// The parts that are told of.
+/// The parts of a certificate that are shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Certificate {
     /// Distinguished names in DER.
@@ -19,7 +19,7 @@ pub(crate) struct Certificate {
     /// Seconds since 1970.
     pub not_before: i64,
     pub not_after: i64,
-    /// DNS names and IP addresses in text.
+    /// DNS names, and IP addresses as text.
     pub names: Vec<String>,
 }
 
@@ -35,7 +35,7 @@ const UTF8_STRING: u8 = 0x0c;
 const PRINTABLE_STRING: u8 = 0x13;
 const IA5_STRING: u8 = 0x16;
 const BMP_STRING: u8 = 0x1e;
-/// `[0]` of the version, `[3]` of the extensions, and the kinds of names.
+/// Tags: `[0]` of the version, `[3]` of the extensions, and the kinds of names.
 const VERSION: u8 = 0xa0;
 const EXTENSIONS: u8 = 0xa3;
 const DNS_NAME: u8 = 0x82;
@@ -43,7 +43,8 @@ const IP_ADDRESS: u8 = 0x87;
 /// `id-ce-subjectAltName`, 2.5.29.17.
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
 
-/// A distinguished name as text: RFC 2253, as nginx's `$ssl_client_s_dn` has it. `name`: the content of its sequence, in DER.
+/// A distinguished name as text: RFC 2253, as in nginx's `$ssl_client_s_dn`. `name`: the content of its sequence in
+/// DER.
 pub(crate) fn distinguished_name(name: &[u8]) -> String {
     let mut parts = Vec::new();
     let mut sets = Der(name);
@@ -106,7 +107,8 @@ fn attribute(kind: &[u8], tag: u8, value: &[u8]) -> String {
     }
 }
 
-/// RFC 2253 §2.4; control characters and what is beyond ASCII as their codes, so that nothing can break out of a line.
+/// Escapes as in RFC 2253 §2.4; control characters and non-ASCII characters become hex codes, so that no value can
+/// break out of a line.
 fn escaped(text: &str) -> String {
     let mut out = String::new();
     let last = text.chars().count().saturating_sub(1);
@@ -125,7 +127,7 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// An object identifier in numbers (X.690 §8.19).
+/// An object identifier in dotted decimal notation (X.690 §8.19).
 fn dotted(identifier: &[u8]) -> String {
     let mut numbers: Vec<u64> = Vec::new();
     let mut number = 0_u64;
@@ -142,7 +144,7 @@ fn dotted(identifier: &[u8]) -> String {
     numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(".")
 }
 
-/// The certificates of a PEM file in its order.
+/// The certificates of a PEM file, in order.
 pub(crate) fn load(path: &Path) -> Result<Vec<Certificate>, String> {
     let certificates = CertificateDer::pem_file_iter(path).map_err(|e| e.to_string())?;
     let read = |der: Result<CertificateDer<'_>, _>| {
@@ -154,23 +156,24 @@ pub(crate) fn load(path: &Path) -> Result<Vec<Certificate>, String> {
 
 const DAY_SECONDS: i64 = 24 * 60 * 60;
 
-/// How soon a certificate has to be renewed.
+/// How urgently a certificate has to be renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Renewal {
-    /// Less than 30 days are left, and less than a third of its time: who renews certificates has done so by then.
+    /// Less than 30 days are left, and less than a third of the lifetime: tools that renew certificates have done so by
+    /// then.
     Due,
-    /// Less than 7 days are left, and less than a tenth of its time.
+    /// Less than 7 days are left, and less than a tenth of the lifetime.
     Urgent,
     Expired,
 }
 
-/// The day on which a time falls, in UTC.
+/// The date of a time, in UTC.
 pub(crate) fn date(seconds: i64) -> String {
     Timestamp::from_second(seconds).map_or("an unknown day".to_owned(), |time| time.strftime("%Y-%m-%d").to_string())
 }
 
 impl Certificate {
-    /// Whether it has to be renewed, `now` in seconds since 1970.
+    /// Whether it has to be renewed, with `now` in seconds since 1970.
     pub(crate) fn renewal(&self, now: i64) -> Option<Renewal> {
         let (left, lifetime) = (self.not_after.saturating_sub(now), self.not_after.saturating_sub(self.not_before));
         match left {
@@ -181,12 +184,12 @@ impl Certificate {
         }
     }
 
-    /// Whole days until it expires; none once it has.
+    /// Whole days until it expires; 0 once it has.
     pub(crate) fn days_left(&self, now: i64) -> i64 {
         self.not_after.saturating_sub(now).max(0) / DAY_SECONDS
     }
 
-    /// Whether a browser takes it for `host`, as far as names go (RFC 6125 §6.4: a `*` stands for one label).
+    /// Whether its names match `host` (RFC 6125 §6.4: a `*` stands for one label).
     pub(crate) fn is_for(&self, host: &str) -> bool {
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         self.names.iter().any(|name| match name.strip_prefix("*.") {
@@ -246,11 +249,11 @@ fn alternative_name(tag: u8, content: &[u8]) -> Option<String> {
     }
 }
 
-/// What is left of a sequence of values.
+/// The rest of a sequence of DER values.
 struct Der<'a>(&'a [u8]);
 
 impl<'a> Der<'a> {
-    /// The next value's tag and content; `None` at the end, or where this is no DER.
+    /// The next value's tag and content; `None` at the end, or if it is malformed.
     fn next(&mut self) -> Option<(u8, &'a [u8])> {
         let (&tag, rest) = self.0.split_first()?;
         let (&first, rest) = rest.split_first()?;
@@ -272,14 +275,14 @@ impl<'a> Der<'a> {
         (tag == wanted).then_some(content)
     }
 
-    /// Leaves out an optional value.
+    /// Skips an optional value.
     fn skip(&mut self, tag: u8) {
         if self.0.first() == Some(&tag) {
             self.next();
         }
     }
 
-    /// RFC 5280 §4.1.2.5: until 2049 with two digits for the year, in UTC.
+    /// RFC 5280 §4.1.2.5: up to 2049 with a two-digit year, in UTC.
     fn time(&mut self) -> Option<i64> {
         let (tag, content) = self.next()?;
         let text = std::str::from_utf8(content).ok()?;

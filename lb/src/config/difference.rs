@@ -1,5 +1,5 @@
-//! How two configurations differ, in words, whatever the settings are called: both are compared as the JSON that the
-//! admin API shows. Parts of a list are told apart by what names them, so that one more pool is not a change of all.
+//! Describes how two configurations differ, independently of the settings' names: both are compared in the JSON form of
+//! the admin API. Elements of lists are matched by name, so that an additional pool does not appear as a change of all.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{Config, PoolConfig};
 
-/// Each setting that differs, such as `pool app: response_timeout 30s instead of 60s`.
+/// Every setting that differs, such as `pool app: response_timeout 30s instead of 60s`.
 pub(crate) fn difference(before: &Config, after: &Config) -> Vec<String> {
     let value = |config: &Config| serde_json::to_value(config).unwrap_or_default();
     let mut differences = Vec::new();
@@ -24,7 +24,7 @@ pub(crate) fn difference(before: &Config, after: &Config) -> Vec<String> {
     differences
 }
 
-/// Files that a pool names as before and that have other content.
+/// Files that a pool still names and that have other content.
 fn contents(before: &PoolConfig, after: &PoolConfig, differences: &mut Vec<String>) {
     let mut tell = |key: &str, path: &Option<PathBuf>| {
         let what = path.as_ref().map_or("the CAs of the system".to_owned(), |path| path.display().to_string());
@@ -50,7 +50,7 @@ fn contents(before: &PoolConfig, after: &PoolConfig, differences: &mut Vec<Strin
     }
 }
 
-/// As [`difference`], of one section.
+/// Like [`difference`], for one section.
 pub(crate) fn difference_of<T: Serialize>(section: &str, before: &T, after: &T) -> Vec<String> {
     let value = |config: &T| serde_json::to_value(config).unwrap_or_default();
     let mut differences = Vec::new();
@@ -73,12 +73,12 @@ fn objects(path: &str, before: &Map<String, Value>, after: &Map<String, Value>, 
     let keys = before.keys().chain(after.keys().filter(|key| !before.contains_key(*key)));
     for key in keys {
         let path = match (path, key.as_str()) {
-            // Lists name their parts in the singular.
+            // List elements are described in the singular.
             ("", "pools" | "routes" | "listeners" | "sites") => key.trim_end_matches('s').to_owned(),
             (path, "backends") => format!("{path}: backend"),
             (path, "routes") => format!("{path}: route"),
             ("", key) => format!("[{key}]"),
-            // A setting of a part that is named, of a section, or of a section within.
+            // A setting of a named element, a section, or a section within.
             (path, key) if path.ends_with(']') => format!("{path} {key}"),
             (path, key) if path.contains(": ") => format!("{path}.{key}"),
             (path, key) => format!("{path}: {key}"),
@@ -115,7 +115,7 @@ fn name_of(part: &Value) -> Option<String> {
     text("name").or_else(|| text("address")).map(str::to_owned)
 }
 
-/// A value as the file would have it. Only durations are written with a fraction.
+/// A value in the notation of the file. Only durations have a fraction.
 fn shown(value: &Value) -> String {
     match value {
         Value::Null => "none".to_owned(),
@@ -125,7 +125,7 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// A duration as the file takes it: in whole seconds, or else in milliseconds.
+/// A duration in the notation of the file: in seconds, or else in milliseconds.
 pub(crate) fn seconds(seconds: f64) -> String {
     let milliseconds = (seconds * 1000.0).round();
     if milliseconds % 1000.0 == 0.0 { format!("{}s", milliseconds / 1000.0) } else { format!("{milliseconds}ms") }

@@ -1,4 +1,4 @@
-//! Which requests a site or a route is for, as the operator writes it: hosts and paths.
+//! Hosts and paths of sites and routes in the configuration.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -7,27 +7,27 @@ use serde::{Serialize, Serializer};
 
 use crate::value::pattern::Pattern;
 
-/// Hosts, in lower case, without port and without a dot at the end.
+/// Hosts, in lower case, without port and without final dot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostPattern {
     /// Every host, and requests without one.
     Any,
     /// A name or an address.
     Exact(String),
-    /// `*.example.com`: the names below a domain, not the domain itself.
+    /// `*.example.com`: names below a domain, not the domain itself.
     Below(String),
-    /// `www.example.*`: whatever begins with these labels and has more.
+    /// `www.example.*`: names that begin with these labels and have more.
     Starting(String),
-    /// `~REGEX`, which need not fit the whole name.
+    /// `~REGEX`, which may match a part of the name.
     Regex(Pattern),
 }
 
-/// A path on whole segments: `/api` covers `/api` and `/api/x`, not `/apix`.
+/// A path by whole segments: `/api` covers `/api` and `/api/x`, not `/apix`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PathPrefix(String);
 
 impl HostPattern {
-    /// Reads `""` (any), `example.com` or `*.example.com`. `None` for what can be no host.
+    /// Parses `""` (any), `example.com` or `*.example.com`. `None` for an impossible host.
     pub fn parse(text: &str) -> Option<Self> {
         if text.is_empty() {
             return Some(Self::Any);
@@ -37,13 +37,13 @@ impl HostPattern {
             Some(domain) => (domain, true),
             None => (lower.as_str(), false),
         };
-        // A name that no request can have is none: with empty parts, or with a dot at the end.
+        // A name that no request can have is refused: with empty labels, or with a final dot.
         let is_label = |label: &str| {
             (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
         };
         let is_name = |n: &str| n.len() <= 253 && n != "_" && n.split('.').all(is_label);
         if let Some(literal) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            // As browsers write it, however it is written here.
+            // In the notation of browsers, however it is configured.
             return literal.parse::<std::net::Ipv6Addr>().ok().map(|ip| Self::Exact(format!("[{ip}]")));
         }
         match below {
@@ -69,7 +69,7 @@ impl HostPattern {
         }
     }
 
-    /// Whether every host of `other` is one of these, as far as can be told.
+    /// Whether every host that `other` matches is matched by this one, as far as that can be decided.
     pub fn includes(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Any, _) => true,
@@ -79,8 +79,8 @@ impl HostPattern {
         }
     }
 
-    /// Which one is asked first: exact names before domains, longer domains before shorter, then beginnings in the same
-    /// way, then regexes in the order of the file, and any host last.
+    /// The order of matching: exact names before domains, longer domains before shorter, then prefixes in the same way,
+    /// then regexes in file order, and any host last.
     pub fn rank(&self) -> (u8, usize) {
         match self {
             Self::Exact(_) => (4, 0),
@@ -126,10 +126,10 @@ impl Serialize for HostPattern {
 }
 
 impl PathPrefix {
-    /// A path that starts with `/` and holds no query, fragment, space or control character.
+    /// A path that begins with `/` and contains no query, fragment, space or control character.
     pub fn parse(text: &str) -> Option<Self> {
         let clean = text.starts_with('/') && !text.bytes().any(|b| b <= b' ' || b == 0x7f || b == b'?' || b == b'#');
-        // Requests are matched decoded, without empty segments and dots: others would never be met.
+        // Requests are matched decoded, without empty segments and dot segments: other paths would never match.
         let is_escape =
             |(at, _)| text.as_bytes()[at + 1..].iter().take(2).filter(|b| b.is_ascii_hexdigit()).count() == 2;
         let segments = text.strip_suffix('/').unwrap_or(text).split('/').skip(1);
@@ -142,7 +142,7 @@ impl PathPrefix {
         &self.0
     }
 
-    /// Whether every path that fits `other` fits this one.
+    /// Whether every path that matches `other` matches this one.
     pub fn covers(&self, other: &Self) -> bool {
         self.matches(other.0.as_bytes())
     }

@@ -1,6 +1,6 @@
-//! Sites: what is done with the requests of certain hosts, checked. Inheritance is done, so that a route holds all that
-//! is in force for it; beside it stands which line said it. Every type is written as JSON in the form that
-//! `evenkeel.toml` has for it.
+//! Sites: what is done with the requests of certain hosts. Inheritance is resolved: each route holds all settings in
+//! force for it, with the line that each comes from. Every type serializes to JSON in the form that `evenkeel.toml` has
+//! for it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,41 +20,41 @@ use crate::value::condition::Condition;
 use crate::value::encode::Escape;
 use crate::value::pattern::Pattern;
 
-/// The requests of certain hosts, on all listeners or on some.
+/// The requests of certain hosts, on all listeners or some of them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SiteConfig {
-    /// As given, or the first host; unique.
+    /// The configured name, or the first host; unique.
     pub name: String,
     /// At least one. A request belongs to the site with the most specific host, and to no other.
     pub hosts: Vec<HostPattern>,
     /// Empty: all.
     pub listeners: Vec<ListenerName>,
-    /// One of its listeners' certificates, which clients that ask for its hosts get.
+    /// A certificate of its listeners, which clients get when they request one of its hosts.
     pub certificate: Option<PathBuf>,
-    /// In the order of the file, in which those that are equally specific are asked.
+    /// In file order, which decides between equally specific routes.
     pub routes: Vec<RouteConfig>,
-    /// What holds where no route fits.
+    /// The rules for requests that no route matches.
     pub fallback: Rules,
     /// The line of the file.
     pub defined_at: SourceLocation,
 }
 
-/// Name of a listener: 1 to 64 visible ASCII characters. Its address unless it is given another.
+/// Name of a listener: 1 to 64 visible ASCII characters. By default its address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct ListenerName(String);
 
-/// Which requests of a site, and what is done with them.
+/// Which requests of a site it matches, and what is done with them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RouteConfig {
     /// Unique in its site.
     pub name: RouteName,
     /// Which paths.
     pub matcher: Matcher,
-    /// Where it fails, the next best route is asked.
+    /// If it does not hold, the next best route is tried.
     pub condition: Option<Condition>,
-    /// Whether routes with a regex are not asked where this is the longest fitting prefix (nginx's `^~`).
+    /// Whether routes with a regex are skipped if this is the longest matching prefix (nginx's `^~`).
     pub over_regex: bool,
-    /// Whether only jumps and error pages lead here.
+    /// Whether only jumps and error pages reach it.
     pub internal: bool,
     /// What answers.
     pub action: Action,
@@ -64,27 +64,27 @@ pub struct RouteConfig {
     pub defined_at: SourceLocation,
 }
 
-/// Name of a route, which metrics, logs and explanations show; unique but for the routes that a site has from less
-/// specific hosts, which are the same there.
+/// Name of a route in metrics, logs and explanations. Unique, except that routes inherited from less specific hosts
+/// keep their name there.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouteName(Arc<str>);
 
-/// What a path must be: decoded, without `//`, `.` and `..`, as [`PathPrefix`] has it.
+/// Which paths match: decoded, without `//`, `.` and `..`, as in [`PathPrefix`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Matcher {
-    /// The path and everything below it, on whole segments.
+    /// The path and everything below it, by whole segments.
     Path(PathPrefix),
     /// This path and no other.
     Exact(String),
-    /// On bytes, as nginx's locations.
+    /// By bytes, as with nginx's locations.
     Prefix(String),
     /// Paths that the regex fits, at any place unless it is anchored.
     Regex(Pattern),
-    /// No path: only jumps and error pages lead here, by the route's name.
+    /// No path: only jumps and error pages reach it, by the route's name.
     Named,
 }
 
-/// What answers.
+/// What responds to a request.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
@@ -100,12 +100,12 @@ pub enum Action {
     Jump(JumpTo),
 }
 
-/// The pool whose name the value is. Any other value is answered with 502.
+/// The pool whose name is the value. Any other value is answered with 502.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PoolFrom {
     /// Computed for each request.
     pub value: Value,
-    /// The ones that it may be; at least one.
+    /// The allowed pools; at least one.
     pub pools: Vec<PoolName>,
 }
 
@@ -114,7 +114,7 @@ pub struct PoolFrom {
 pub struct Respond {
     /// 200 to 599.
     pub status: u16,
-    /// `None`: no body was written, so a failure's usual one, and an empty one with a success.
+    /// `None`: no body was configured. Error statuses then have the usual body, others an empty one.
     pub body: Option<Value>,
     /// Its `Content-Type`; empty: none.
     pub content_type: Value,
@@ -123,38 +123,38 @@ pub struct Respond {
 /// A redirect of the client.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Redirect {
-    /// Either an absolute URL or a path of the same host. The reader refuses what a request could turn into another host;
-    /// whoever writes a path still has to keep it from beginning with `//`.
+    /// Either an absolute URL or a path on the same host. The reader refuses values that a request could turn into
+    /// another host. Code that writes a path still has to prevent a leading `//`.
     pub to: Value,
     /// 301, 302, 303, 307 or 308.
     pub status: u16,
 }
 
-/// Where a request goes on inside the same site.
+/// Where a request continues within the same site.
 #[derive(Debug, Clone, PartialEq)]
 pub enum JumpTo {
-    /// To the route of this name, which keeps path and method.
+    /// At the route with this name, which keeps path and method.
     Route(RouteName),
-    /// To whichever route fits this path, by GET or HEAD.
+    /// At the route that matches this path, as GET or HEAD.
     Path(Value),
 }
 
-/// What is in force: defaults, then the site's, then the route's.
+/// The rules in force: defaults, then the site's, then the route's.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Rules {
     /// `None`: backends are asked for what the client asked.
     pub rewrite: Option<Rewrite>,
     /// Changes of the request that backends are sent.
     pub request_headers: HeaderEdits,
-    /// The operator's, which come after those of [`Rules::preset`].
+    /// Configured changes, applied after those of [`Rules::preset`].
     #[serde(serialize_with = "field_changes")]
     pub response_headers: Vec<FieldChange>,
     /// Fields of responses that belong together.
     pub preset: Option<Preset>,
-    /// The first that is for a status is taken.
+    /// The first one that matches a status is used.
     #[serde(serialize_with = "error_pages")]
     pub error_pages: Vec<ErrorPage>,
-    /// Whether the backend's errors get an error page too.
+    /// Whether error responses of backends are replaced by error pages, too.
     pub intercept_errors: bool,
     /// `None`: cross-origin requests are the backend's to answer.
     pub cors: Option<Cors>,
@@ -168,29 +168,21 @@ pub struct Rules {
     /// Time limits and retries of backends.
     #[serde(flatten)]
     pub backend: BackendRules,
-    /// `None`: as `[access_log]` says. An empty list: off.
+    /// `None`: as in `[access_log]`. An empty list: no log.
     pub access_log: Option<Vec<AccessLogRule>>,
     /// Which line said what of these.
     #[serde(skip)]
     pub origins: SourceLocations,
 }
 
-/// What path and query a backend is asked for.
+/// The path and query that a backend gets.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Rewrite {
-    /// In place of the route's own path or prefix; begins with `/`.
-    Prefix {
-        /// The path in place of the route's.
-        prefix: String,
-    },
-    /// Where the regex fits the path. The query stays unless `to` has one.
-    Regex {
-        /// The paths that are rewritten.
-        regex: Pattern,
-        /// The new path, with the groups of the regex as variables.
-        to: Value,
-    },
+    /// Replaces the route's own path or prefix; begins with `/`.
+    Prefix { prefix: String },
+    /// Applies if the regex matches the path. The query stays unless `to` has one.
+    Regex { regex: Pattern, to: Value },
     /// The query stays unless `to` has one.
     To {
         /// The new path.
@@ -201,9 +193,9 @@ pub enum Rewrite {
 /// Changes of the fields of a request.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HeaderEdits {
-    /// The `Host` that backends are sent; `None`: the client's.
+    /// The `Host` for backends; `None`: the client's.
     pub host: Option<Value>,
-    /// In the order in which they are made.
+    /// In the order in which they are applied.
     pub changes: Vec<FieldChange>,
 }
 
@@ -216,22 +208,22 @@ pub struct FieldChange {
     pub known: Name,
     /// How it is changed.
     pub edit: Edit,
-    /// Where it is empty, or nothing of it is there, the field is not sent. Means nothing to [`Edit::Remove`].
+    /// If it is empty or missing, the field is not sent. Ignored for [`Edit::Remove`].
     pub value: Text,
-    /// Only with these statuses; `None`: with all. Always `None` in requests.
+    /// Only for responses with these statuses; `None`: all. Always `None` for requests.
     pub on: Option<StatusRanges>,
 }
 
-/// How a field is changed; those of one table of the file in this order.
+/// How a field is changed. Changes of one table are applied in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Edit {
     /// All of its lines are removed.
     Remove,
-    /// In place of all of its lines.
+    /// Replaces all of its lines.
     Set,
-    /// One more line.
+    /// Adds a line.
     Add,
-    /// To the end of its last line, after a comma; as `Set` where there is none.
+    /// Appends to its last line, after a comma; like `Set` if there is none.
     Append,
     /// `default` in the file.
     SetIfMissing,
@@ -242,20 +234,20 @@ pub enum Edit {
 pub struct Text {
     /// With its variables.
     pub value: Value,
-    /// What is shown in its place.
+    /// What is shown instead of it.
     pub shown: Option<SecretSource>,
 }
 
 /// Where a secret comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretSource {
-    /// A file, without the line ending at its end.
+    /// A file, without the final line ending.
     File(PathBuf),
-    /// Text with variables of the environment, as it was written.
+    /// Text with environment variables, as written.
     Written(String),
 }
 
-/// Fields that belong together.
+/// A group of fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
@@ -263,14 +255,14 @@ pub enum Preset {
     SecureHeaders,
 }
 
-/// A field of a preset, sent where the response does not have it.
+/// A field of a preset, sent if the response lacks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PresetField {
-    /// A token without other meaning.
+    /// A token without another meaning.
     pub name: &'static str,
     /// The value that is sent.
     pub value: &'static str,
-    /// Only where the client came by HTTPS, here or to a trusted proxy.
+    /// Only if the client used HTTPS, here or towards a trusted proxy.
     pub only_https: bool,
 }
 
@@ -288,11 +280,11 @@ pub struct ErrorPage {
 /// The status of an error page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PageStatus {
-    /// That of the error.
+    /// The status of the error.
     Keep,
     /// This one.
     Is(u16),
-    /// That of the page.
+    /// The status of the page.
     OfPage,
 }
 
@@ -319,7 +311,7 @@ pub enum Page {
     Redirect(Value),
 }
 
-/// A file that was read when the configuration was; compared by what was in it.
+/// A file that was read with the configuration; compared by content.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PageFile {
     /// Where it was read from.
@@ -333,56 +325,51 @@ pub struct PageFile {
 pub struct Cors {
     /// At least one.
     pub origins: Vec<CorsOrigin>,
-    /// Methods that a preflight allows.
+    /// The methods that a preflight allows.
     pub methods: Vec<String>,
     /// Fields that a preflight allows in requests.
     pub headers: CorsHeaders,
-    /// Fields of the response that scripts may read.
+    /// Response fields that scripts may read.
     pub expose: Vec<String>,
     /// Whether scripts may send cookies along.
     pub credentials: bool,
-    /// How long browsers keep the answer to a preflight.
+    /// How long browsers may cache the response to a preflight.
     #[serde(serialize_with = "optional_seconds")]
     pub max_age: Option<Duration>,
 }
 
-/// Whose scripts may ask.
+/// Which origins are allowed.
 #[derive(Debug, Clone, PartialEq)]
 pub enum CorsOrigin {
-    /// Anybody's; never together with credentials.
+    /// All; never together with credentials.
     Any,
-    /// Lower-case scheme and host, and the port where it is not the scheme's, such as `https://shop.example`.
+    /// Lower-case scheme and host, and the port unless it is the scheme's default, such as `https://shop.example`.
     Exact(String),
-    /// Those of the hosts below a domain, such as `https://*.shop.example`.
-    Below {
-        /// In lower case.
-        scheme: String,
-        /// In lower case, with the port where it is not the scheme's.
-        domain: String,
-    },
-    /// Must fit the whole origin.
+    /// The hosts below a domain, such as `https://*.shop.example`.
+    Below { scheme: String, domain: String },
+    /// Must match the whole origin.
     Regex(Pattern),
 }
 
-/// Fields that a preflight allows in requests.
+/// The request fields that a preflight allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CorsHeaders {
-    /// Whatever the preflight asks for.
+    /// All that the preflight requests.
     Asked,
     /// These names.
     These(Vec<String>),
 }
 
-/// What becomes of `Location` and `Refresh` of a backend.
+/// How `Location` and `Refresh` of a backend are changed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub enum LocationRewrite {
-    /// What points at the `Host` that the backend was sent, or below a path that [`Rewrite::Prefix`] made, points at what
-    /// the client asked.
+    /// URLs with the `Host` that the backend was sent, or below a path that [`Rewrite::Prefix`] produced, are mapped
+    /// back to those that the client uses.
     #[default]
     Auto,
     /// They stay as they are.
     Off,
-    /// The first whose `from` it begins with, in its place.
+    /// The first pair whose `from` is a prefix is applied.
     Pairs(Vec<Replace>),
 }
 
@@ -395,14 +382,14 @@ pub struct Replace {
     pub to: Value,
 }
 
-/// What becomes of `Set-Cookie` of a backend.
+/// How `Set-Cookie` of a backend is changed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct CookieRewrite {
-    /// Of its `Domain`; without regard to case and a dot at its beginning.
+    /// Replacements of its `Domain`, ignoring case and a leading dot.
     pub domain: Vec<Replace>,
-    /// Of the beginning of its `Path`.
+    /// Replacements of a prefix of its `Path`.
     pub path: Vec<Replace>,
-    /// `None`: as the backend says.
+    /// `None`: as the backend sets it.
     pub secure: Option<bool>,
     /// Whether it has `HttpOnly`; `None`: as the backend says.
     pub http_only: Option<bool>,
@@ -410,22 +397,22 @@ pub struct CookieRewrite {
     pub same_site: Option<SameSite>,
 }
 
-/// How clients are treated; `None`: as their listener says.
+/// Settings for clients; `None`: as for their listener.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct ClientRules {
-    /// Largest request body; 0: no limit.
+    /// Limit on a request body; 0: no limit.
     pub max_body_bytes: Option<u64>,
     /// Longest pause within a request body.
     #[serde(serialize_with = "optional_seconds")]
     pub body_timeout: Option<Duration>,
-    /// Bytes per second; 0: any.
+    /// Bytes per second; 0: no minimum.
     pub min_rate: Option<u32>,
     /// How long a client may take to accept more of a response.
     #[serde(serialize_with = "optional_seconds")]
     pub send_timeout: Option<Duration>,
 }
 
-/// How backends are treated; `None`: as their pool says.
+/// Settings for backends; `None`: as for their pool.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct BackendRules {
     /// For opening a connection.
@@ -445,31 +432,31 @@ pub struct BackendRules {
     pub tunnel_timeout: Option<Duration>,
     /// 0 to 16.
     pub retries: Option<usize>,
-    /// Zero: as long as the response timeout that holds.
+    /// Zero: the response timeout in force.
     #[serde(serialize_with = "optional_seconds")]
     pub retry_timeout: Option<Duration>,
     /// Largest request body in bytes that is kept for another attempt.
     pub retry_body_bytes: Option<usize>,
 }
 
-/// One access log of several that a request may have a line in.
+/// One of the access logs that may get a line for a request.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AccessLogRule {
     /// Where its lines are written.
     pub file: AccessLogFile,
     /// How a line is written.
     pub format: LogLine,
-    /// How values are written in a line of the operator's own; `None`: [`Escape::Json`] in a line that begins with `{`, else
+    /// How values are escaped in a custom line; `None`: [`Escape::Json`] if the line begins with `{`, else
     /// [`Escape::Default`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub escape: Option<Escape>,
-    /// Which requests, by their statuses and by a condition, which are asked at their end. `None`: all.
+    /// Which requests, by status and by a condition that is evaluated at the end. `None`: all.
     pub status: Option<StatusRanges>,
     /// A condition that is evaluated at the end of a request.
     pub when: Option<Condition>,
-    /// How many of those.
+    /// The share of those that is logged.
     pub share: Share,
-    /// How many of the others.
+    /// The share of the others that is logged.
     pub or_share: Share,
 }
 
@@ -480,15 +467,15 @@ pub enum LogLine {
     Json,
     /// The combined format of nginx and Apache.
     Combined,
-    /// Its line break is not in it.
+    /// Without a line break.
     Own(Value),
 }
 
-/// A part of the whole, in millionths.
+/// A share in millionths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share(u32);
 
-/// Where something was said. No part of what a configuration is: two that differ in places only are equal.
+/// A position in a file. Ignored when configurations are compared.
 #[derive(Debug, Clone)]
 pub struct SourceLocation {
     /// The file's path.
@@ -497,13 +484,13 @@ pub struct SourceLocation {
     pub line: usize,
 }
 
-/// Which line said each key of some rules; what is not there is a default. Equal to every other.
+/// The position of each key of some rules. A key without one has its default. Ignored when configurations are compared.
 #[derive(Debug, Clone, Default)]
 pub struct SourceLocations(Vec<(&'static str, SourceLocation)>);
 
 impl SiteConfig {
-    /// The sites that the top-level routes are short for, one for each of their hosts. Where a host has no route for a
-    /// path, the next less specific host is asked, so its routes stand here too unless they are hidden.
+    /// The sites that top-level routes stand for, one for each of their hosts. If a host has no route for a path, the
+    /// next less specific host applies, so its routes are included here unless they are hidden.
     #[expect(clippy::mutable_key_type, reason = "a pattern is compared and hashed by its text")]
     pub fn of_routes(routes: &[HostRoute]) -> Vec<Self> {
         let mut hosts: Vec<&HostPattern> = Vec::new();
@@ -515,7 +502,7 @@ impl SiteConfig {
             }
             routes.push(route);
         }
-        // Only these include others: a thousand exact hosts are not looked at for each of a thousand.
+        // Only these can include other hosts. This avoids comparing each of a thousand exact hosts with all others.
         let mut wide: Vec<&HostPattern> =
             hosts.iter().copied().filter(|host| !matches!(host, HostPattern::Exact(_))).collect();
         wide.sort_by_key(|host| std::cmp::Reverse(host.rank()));
@@ -545,7 +532,7 @@ impl SiteConfig {
 }
 
 impl SiteConfig {
-    /// Every file that was read for it: pages and values of fields.
+    /// Every file that was read for it: error pages and values of fields.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let rules = self.routes.iter().map(|route| &route.rules).chain([&self.fallback]);
         rules.flat_map(|rules| {
@@ -576,7 +563,7 @@ impl RouteConfig {
         }
     }
 
-    /// The pools that it may lead to.
+    /// The pools that it may use.
     pub fn pools(&self) -> &[PoolName] {
         match &self.action {
             Action::Pool(pool) => std::slice::from_ref(pool),
@@ -662,18 +649,18 @@ impl Text {
     }
 }
 
-/// What stands around an expression that has to fit the whole text.
+/// Makes an expression match the whole text.
 const ANCHORS: (&str, &str) = ("^(?:", ")$");
 
 impl CorsOrigin {
-    /// The text of [`CorsOrigin::Regex`] for what was written.
+    /// The expression of [`CorsOrigin::Regex`] for the configured text.
     pub fn whole(written: &str) -> String {
         [ANCHORS.0, written, ANCHORS.1].concat()
     }
 }
 
 impl AccessLogRule {
-    /// Of every request.
+    /// A log of all requests.
     pub fn all(file: AccessLogFile, format: LogLine) -> Self {
         Self { file, format, escape: None, status: None, when: None, share: Share::ALL, or_share: Share::NONE }
     }
@@ -697,13 +684,13 @@ impl Share {
 }
 
 impl SourceLocations {
-    /// Notes who said a key, in place of who said it before.
+    /// Records the position of a key, in place of an earlier one.
     pub fn note(&mut self, key: &'static str, origin: SourceLocation) {
         self.0.retain(|(known, _)| *known != key);
         self.0.push((key, origin));
     }
 
-    /// `None`: it is the default.
+    /// `None`: the key has its default.
     pub fn of(&self, key: &str) -> Option<&SourceLocation> {
         self.0.iter().find(|(known, _)| *known == key).map(|(_, origin)| origin)
     }
@@ -921,7 +908,7 @@ impl Serialize for Share {
     }
 }
 
-/// Changes of fields as one table of the file.
+/// Changes of fields, as one table of the file.
 #[derive(Default, Serialize)]
 struct HeaderTable<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -940,7 +927,7 @@ struct HeaderTable<'a> {
     default: Vec<(&'a str, Vec<&'a Text>)>,
 }
 
-/// As few tables as make the same changes in the same order.
+/// The fewest tables that make the same changes in the same order.
 fn tables_of(changes: &[FieldChange]) -> Vec<HeaderTable<'_>> {
     let mut tables: Vec<HeaderTable<'_>> = Vec::new();
     let mut last: Option<&FieldChange> = None;
@@ -983,7 +970,7 @@ fn field_changes<S: Serializer>(changes: &[FieldChange], serializer: S) -> Resul
     tables_of(changes).serialize(serializer)
 }
 
-/// By status, in the order in which they are asked.
+/// By status, in order of precedence.
 fn error_pages<S: Serializer>(pages: &[ErrorPage], serializer: S) -> Result<S::Ok, S::Error> {
     let mut map = serializer.serialize_map(Some(pages.len()))?;
     for page in pages {

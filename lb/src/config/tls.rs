@@ -1,4 +1,4 @@
-//! TLS towards clients, as the operator wants it: certificates, protocols, client certificates, tickets of sessions.
+//! TLS towards clients in the configuration: certificates, protocols, client certificates, session tickets.
 
 pub(crate) mod material;
 pub(crate) mod pem;
@@ -12,20 +12,20 @@ use serde::Serialize;
 use super::route::HostPattern;
 use super::seconds;
 
-/// TLS of a listener. Its files were readable and fitted together when the configuration was checked.
+/// TLS of a listener. Its files were readable and consistent when the configuration was checked.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TlsConfig {
     /// At least one.
     #[serde(flatten)]
     pub certificates: Certificates,
-    /// The certificate of clients that name no server, and of unknown names; `None`: the first.
+    /// The certificate for clients without SNI, and for unknown names; `None`: the first one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default: Option<PathBuf>,
     /// What clients get that ask for another name.
     pub unknown_names: UnknownNames,
     /// Which versions of TLS.
     pub profile: Profile,
-    /// In the order of preference.
+    /// In order of preference.
     pub alpn: Vec<Protocol>,
     /// `None`: clients are not asked for any.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,21 +36,21 @@ pub struct TlsConfig {
     /// How long a handshake may take.
     #[serde(serialize_with = "seconds")]
     pub handshake_timeout: Duration,
-    /// How often files are looked at for new content; zero: only when the configuration is read.
+    /// How often files are checked for changes; zero: only when the configuration is read.
     #[serde(serialize_with = "seconds")]
     pub watch_interval: Duration,
-    /// The hosts of the listener's sites, if one of these pins a certificate, each with the one that it pins.
+    /// If a site of the listener pins a certificate: the hosts of its sites, each with the certificate that it pins.
     #[serde(skip)]
     pub pins: Vec<(HostPattern, Option<PathBuf>)>,
-    /// The hosts of the routes and of the listener's sites.
+    /// The hosts of routes and of the listener's sites.
     #[serde(skip)]
     pub hosts: Vec<HostPattern>,
 }
 
-/// Where a listener's certificates are, as it was written.
+/// Where a listener's certificates are, as configured.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Certificates {
-    /// It goes first.
+    /// It comes first.
     #[serde(flatten)]
     pub one: Option<Pair>,
     /// The others.
@@ -64,11 +64,11 @@ pub struct Certificates {
 pub enum AdditionalCertificates {
     /// Each was written.
     Listed(Vec<Pair>),
-    /// All in a folder, whatever is there when it is read.
+    /// All pairs in a folder at the time when it is read.
     Folder(PathBuf),
 }
 
-/// A chain of certificates, the leaf first, and the leaf's private key.
+/// A certificate chain, leaf first, and the leaf's private key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Pair {
     /// PEM file, the leaf first.
@@ -80,17 +80,17 @@ pub struct Pair {
     pub password_file: Option<PathBuf>,
 }
 
-/// What a client gets that names a server (RFC 6066 §3) which no certificate is for.
+/// What happens when a client requests a server name (RFC 6066 §3) that no certificate matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UnknownNames {
-    /// The default certificate.
+    /// It gets the default certificate.
     Default,
-    /// The alert `unrecognized_name`.
+    /// It gets the alert `unrecognized_name`.
     Refuse,
 }
 
-/// Mozilla's recommendations, as far as they say which versions there are. All cipher suites are AEAD with forward secrecy.
+/// Protocol versions by Mozilla's recommendations. All cipher suites are AEAD with forward secrecy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Profile {
@@ -100,7 +100,7 @@ pub enum Profile {
     Modern,
 }
 
-/// A protocol that clients are offered (RFC 7301).
+/// A protocol that is offered to clients (RFC 7301).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Protocol {
     /// HTTP/2.
@@ -111,12 +111,12 @@ pub enum Protocol {
     Http11,
 }
 
-/// Which certificates clients show of themselves.
+/// Which certificates clients present.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ClientCertificates {
     /// Whether a client has to show one.
     pub mode: ClientMode,
-    /// PEM file with the certificates of those who issue them.
+    /// PEM file with the certificates of the CAs that issue them.
     pub ca: PathBuf,
 }
 
@@ -124,14 +124,14 @@ pub struct ClientCertificates {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientMode {
-    /// A client may show none. One that is shown has to be sound.
+    /// A client may present none. A presented one must be valid.
     Optional,
     /// A handshake without one fails.
     Required,
 }
 
 impl TlsConfig {
-    /// One certificate, and what is usual beside.
+    /// One certificate, with defaults for the rest.
     pub fn of_pair(certificate: PathBuf, key: PathBuf) -> Self {
         Self {
             certificates: Certificates { one: Some(Pair { certificate, key, password_file: None }), others: None },
@@ -150,7 +150,7 @@ impl TlsConfig {
 }
 
 impl Protocol {
-    /// As it is named in a handshake.
+    /// Its name in handshakes.
     pub fn name(self) -> &'static [u8] {
         match self {
             Self::Http2 => b"h2",
@@ -160,7 +160,7 @@ impl Protocol {
 }
 
 impl Certificates {
-    /// The pairs that there are. Those of a folder are in the order of their names.
+    /// The existing pairs. Those of a folder are ordered by name.
     pub fn pairs(&self) -> io::Result<Vec<Pair>> {
         let others = match &self.others {
             Some(AdditionalCertificates::Listed(pairs)) => pairs.clone(),
@@ -180,7 +180,7 @@ impl Certificates {
 }
 
 impl Pair {
-    /// The pair of a certificate whose key stands in `NAME.key` beside it, or else in the same file. A password stands in
+    /// The pair of a certificate: its key is in `NAME.key` beside it, or else in the same file, and a password in
     /// `NAME.pass`.
     pub fn beside(certificate: PathBuf) -> Self {
         let (key, password) = (certificate.with_extension("key"), certificate.with_extension("pass"));
@@ -191,18 +191,18 @@ impl Pair {
         }
     }
 
-    /// The files.
+    /// The files of the pair.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let key = (self.key != self.certificate).then_some(self.key.as_path());
         [Some(self.certificate.as_path()), key, self.password_file.as_deref()].into_iter().flatten()
     }
 }
 
-/// Names of a certificate and its key where each pair has a folder of its own: Certbot's, and those of Kubernetes.
+/// Names of certificate and key where each pair has its own folder: Certbot's, and those of Kubernetes.
 const NAMES_IN_FOLDERS: [(&str, &str); 2] = [("fullchain.pem", "privkey.pem"), ("tls.crt", "tls.key")];
 
 fn in_folder(folder: &Path) -> io::Result<Vec<Pair>> {
-    // One file of a pair, or a link that leads nowhere, is not the same as no pair: reading it tells what is missing.
+    // One file of a pair, or a dangling link, does not count as no pair: reading it reports what is missing.
     let is_there = |path: &Path| match path.symlink_metadata() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         found => found.map(|_| true).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display()))),
@@ -225,7 +225,7 @@ fn in_folder(folder: &Path) -> io::Result<Vec<Pair>> {
     for path in paths.into_iter().filter(is_visible) {
         if path.is_dir() {
             pairs.extend(pair_in(&path)?);
-        // Beside such a pair stand its parts.
+        // Ignores other files of such a pair.
         } else if own.is_none() && has_ending(&path) {
             pairs.push(Pair::beside(path));
         }

@@ -1,5 +1,5 @@
-//! Reads `evenkeel.toml`. Every problem is found in one pass, so this walks the parsed file by hand where a derived
-//! deserializer would stop at the first. Defaults, and which keys there are, come from `default.toml` itself.
+//! Reads `evenkeel.toml`. All problems are found in one pass, so this walks the parsed file by hand; a derived
+//! deserializer would stop at the first one. The defaults and the set of valid keys come from `default.toml` itself.
 
 mod environment;
 mod files;
@@ -56,16 +56,16 @@ pub(crate) use tests::keys;
 /// Every setting with its default and a line of explanation.
 pub const DEFAULT: &str = include_str!("default.toml");
 
-/// The least that a head may be limited to, in bytes.
+/// The lowest limit on a head, in bytes.
 const MIN_HEAD_BYTES: u64 = 256;
 const MAX_HEAD_BYTES: u64 = limits::MAX_HEAD_BYTES as u64;
 const MAX_FIELDS: u64 = limits::MAX_FIELDS as u64;
 
-/// Keys of sites that are not read yet. They are told apart from mistakes.
+/// Keys of sites that are not implemented yet. They get a message of their own.
 const UNFINISHED: &[&str] =
     &["files", "limits", "auth", "basic", "allow", "deny", "satisfy", "split", "mirror", "compress", "maintenance"];
 
-/// A configuration, and what in it cannot work or will not happen.
+/// A configuration, with warnings about settings that cannot work or have no effect.
 #[derive(Debug)]
 pub struct Checked {
     sources: Sources,
@@ -75,16 +75,16 @@ pub struct Checked {
     pub warnings: Vec<Warning>,
 }
 
-/// What does not keep a configuration from being used.
+/// A problem that does not prevent the use of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
     /// What it is, and where.
     pub problem: Problem,
-    /// Whether it cannot work, which is an error where a file is only checked.
+    /// Whether it cannot work, which makes `check` fail.
     pub is_error: bool,
 }
 
-/// A deadline out of text such as `30s`; an error says what to write instead.
+/// Parses a deadline such as `30s`. The error says what to write instead.
 pub(crate) fn deadline(text: &str) -> Result<Duration, String> {
     values::duration_in(text.trim(), Duration::ZERO, DAY)
 }
@@ -103,12 +103,12 @@ pub fn load(path: &Path) -> Result<Checked, Vec<Problem>> {
     }
 }
 
-/// As [`check`], for whoever is not told of warnings.
+/// Like [`check`], without the warnings.
 pub fn read(text: &str, file: &Path) -> Result<Config, Vec<Problem>> {
     check(text, file).map(|checked| checked.config)
 }
 
-/// Reads `text` as if it stood in `file`: relative paths start in that file's folder.
+/// Reads `text` as the content of `file`: relative paths are relative to that file's folder.
 pub fn check(text: &str, file: &Path) -> Result<Checked, Vec<Problem>> {
     let (sources, included) = Sources::of(text, file);
     let mut replaced = Replaced::default();
@@ -143,7 +143,7 @@ pub fn check(text: &str, file: &Path) -> Result<Checked, Vec<Problem>> {
 }
 
 impl Checked {
-    /// Adds advice to the warnings, which are in the order of the file.
+    /// Adds advice to the warnings, in file order.
     pub(crate) fn advise(&mut self, advice: Vec<Advice>) {
         if advice.is_empty() {
             return;
@@ -158,7 +158,7 @@ impl Checked {
         self.warnings.sort_by_key(|Warning { problem, .. }| (problem.file.clone(), problem.position));
     }
 
-    /// Which line says a setting of a section: of a listener, a pool, or `[access_log]`. `None`: it is a default.
+    /// The line of a setting of a listener, a pool, or `[access_log]`. `None`: it has its default.
     pub(crate) fn origin(&self, section: Subject, key: &str) -> Option<SourceLocation> {
         let parsed = self.sources.parse();
         let tables = tables(&self.sources, &parsed);
@@ -188,23 +188,22 @@ impl Checked {
         self.sources.iter().map(|source| &*source.file)
     }
 
-    /// A problem with something that the configuration names, which is found out later.
+    /// A problem, found later, with something that the configuration refers to.
     pub(crate) fn problem(&self, subject: Subject, message: String) -> Problem {
         let parsed = self.sources.parse();
         self.sources.problem(subject_offset(&tables(&self.sources, &parsed), subject), message)
     }
 }
 
-/// The table of each file, with the place of its first byte.
+/// The table of each file, with the offset of the file's first byte.
 fn tables<'t>(sources: &Sources, parsed: &'t [Parsed<'t>]) -> Vec<(usize, &'t DeTable<'t>)> {
     sources.iter().zip(parsed).map(|(source, (table, _))| (source.start, table.get_ref())).collect()
 }
 
-/// Where the subject stands; the section that would hold it where it is not written. Each file comes with the place of
-/// its first byte.
+/// The offset of a subject, or of the section that would contain it. `files`: each with the offset of its first byte.
 fn subject_offset(files: &[(usize, &DeTable<'_>)], subject: Subject) -> Option<usize> {
     let element = |list: &str, index: usize| {
-        // One section with single brackets is an error that was told already.
+        // A single section where a list is needed was reported already.
         let lists = files.iter().filter_map(|(start, root)| Some((*start, root.get(list)?.get_ref().as_array()?)));
         lists.flat_map(|(start, elements)| elements.iter().map(move |element| (start, element))).nth(index)
     };
@@ -259,7 +258,7 @@ fn subject_offset(files: &[(usize, &DeTable<'_>)], subject: Subject) -> Option<u
     }
 }
 
-/// Each method reads all of its section before it gives up with `None`, so that nothing wrong goes unseen.
+/// Each method reads all of its section before it returns `None`, so that no problem is missed.
 impl<'t> Reader<'t> {
     fn config(&mut self, roots: &[Section<'t>], file: &Path) -> Option<Config> {
         let server = self.top_section(roots, "server");
@@ -336,7 +335,7 @@ impl<'t> Reader<'t> {
     }
 
     fn resolver(&mut self, section: &Section<'t>) -> Option<ResolverConfig> {
-        /// An answer that is asked for anew more often would be a load on its server and no help.
+        /// Shorter lifetimes would only put load on the DNS server.
         const MIN_TTL: Duration = Duration::from_millis(10);
         let servers = self.each(section, "servers", values::name_server);
         let timeout = self.value(section, "timeout", values::duration(Duration::ZERO, Duration::from_secs(60)));
@@ -362,7 +361,8 @@ impl<'t> Reader<'t> {
         })
     }
 
-    /// The listeners, each with the place of its address; and what sites can name of them, also where something is wrong.
+    /// The listeners, each with the offset of its address, and what sites can refer to, even if a listener has
+    /// problems.
     fn listeners(&mut self, roots: &[Section<'t>]) -> (Option<Vec<(ListenerConfig, usize)>>, Vec<Named>) {
         let sections = self.list(roots, "listener", "add one with its address, such as \"0.0.0.0:8888\"");
         let mut addresses: Vec<SocketAddress> = Vec::new();
@@ -396,7 +396,7 @@ impl<'t> Reader<'t> {
             }
             addresses.append(&mut own);
             if let Some(listener) = &listener {
-                // Listeners on free ports may have the same address, and so the same name that nobody gave.
+                // Several listeners on free ports may have the same address and so the same default name.
                 let is_given = section.has("name");
                 if names.iter().any(|(name, was_given)| *name == listener.name && (is_given || *was_given)) {
                     let message = format!(
@@ -488,7 +488,7 @@ impl<'t> Reader<'t> {
         })
     }
 
-    /// The one goes before the others.
+    /// `address` comes before `addresses`.
     fn addresses(&mut self, section: &Section<'t>) -> Option<ListenerAddresses> {
         let base = self.base(section);
         let one = match section.has("address") || !section.has("addresses") {
@@ -617,9 +617,9 @@ impl<'t> Reader<'t> {
         Some(AccessLogConfig { file: file?, format: format? })
     }
 
-    /// The pools, and every name that was given, even to a pool with problems.
+    /// The pools, and all names that occur, also of pools with problems.
     fn pools(&mut self, roots: &[Section<'t>]) -> (Option<Vec<PoolConfig>>, Vec<PoolName>) {
-        // Sites may do without.
+        // Sites can do without pools.
         let sections = match roots.iter().any(|root| root.has("site")) {
             true => roots.iter().flat_map(|root| self.tables(root, "pool")).collect(),
             false => self.list(roots, "pool", "add one with a name and its backends"),
@@ -953,7 +953,7 @@ impl<'t> Reader<'t> {
         Some(HostRoute { host: host?, path: path?, pool: pool?, defined_at })
     }
 
-    /// Whether there is such a pool, which is told if there is not.
+    /// Whether the pool exists; reports a problem if not.
     fn known_pool(&mut self, section: &Section<'t>, key: &str, pool: &PoolName, pools: &[PoolName]) -> bool {
         let is_known = pools.contains(pool);
         if !is_known {
@@ -969,7 +969,7 @@ impl<'t> Reader<'t> {
     }
 }
 
-/// Whether two listeners would be in each other's way. Port 0 is a free port, another one each time.
+/// Whether two listeners would conflict. Port 0 is another free port each time.
 fn overlap(a: &SocketAddress, b: &SocketAddress) -> bool {
     let (SocketAddress::Ip(a), SocketAddress::Ip(b)) = (a, b) else { return a == b };
     let same_family = matches!((a.ip(), b.ip()), (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)));
@@ -977,18 +977,18 @@ fn overlap(a: &SocketAddress, b: &SocketAddress) -> bool {
     a.port() == b.port() && a.port() != 0 && same_ip
 }
 
-/// `None` stands for those that come by a Unix socket.
+/// `None` stands for peers on a Unix socket.
 fn trusted_peers(from: Vec<Option<IpNet>>) -> TrustedPeers {
     let has_unix = from.contains(&None);
     TrustedPeers { networks: from.into_iter().flatten().collect(), has_unix }
 }
 
-/// Where an element of the array under `key` stands.
+/// The offset of an element of the array `key`.
 fn element_offset(section: &Section<'_>, key: &str, index: usize) -> Option<usize> {
     Some(section.at(section.written(key)?.get_ref().as_array()?.get(index)?))
 }
 
-/// Adds to a list that is whole only if nothing was wrong.
+/// Adds to a list, which becomes `None` if any element has a problem.
 fn collect<T>(list: &mut Option<Vec<T>>, item: Option<T>) {
     match (list.as_mut(), item) {
         (Some(items), Some(item)) => items.push(item),

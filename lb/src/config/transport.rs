@@ -1,4 +1,4 @@
-//! How the connections of a pool to its backends are made: by TLS or not, from which address, and what is said first.
+//! How a pool connects to its backends: with TLS or without, from which address, and with which PROXY header.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use super::backend::BackendAddress;
 /// How connections to the backends of a pool are made.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct TransportConfig {
-    /// An address of this machine to connect from; `None`: as the system chooses.
+    /// The local address to connect from; `None`: the system chooses.
     pub source_address: Option<IpAddr>,
     /// Whether a connection begins with a header of the PROXY protocol.
     pub proxy_protocol: ProxyProtocol,
@@ -28,7 +28,7 @@ pub struct TransportConfig {
     pub tls: Option<BackendTls>,
 }
 
-/// Whether a connection tells first for which client it speaks, and in which version of the protocol.
+/// Whether a connection begins with a PROXY header that names its client, and in which version.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProxyProtocol {
@@ -44,22 +44,22 @@ pub enum ProxyProtocol {
 /// TLS to backends.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BackendTls {
-    /// What is sent as SNI, and whose certificate is demanded; `None`: the host of the backend's address.
+    /// Sent as SNI, and required in the backend's certificate; `None`: the host of the backend's address.
     pub name: Option<Box<str>>,
-    /// PEM file with the CAs that are trusted; `None`: those of the system.
+    /// PEM file with trusted CAs; `None`: those of the system.
     pub ca: Option<PathBuf>,
-    /// What is shown to backends that ask for it.
+    /// The client certificate, for backends that ask for one.
     pub certificate: Option<PathBuf>,
     /// PEM file with its private key.
     pub key: Option<PathBuf>,
     /// Whether certificates are verified.
     pub verify: bool,
-    /// What was in the files when the configuration was read.
+    /// The content of the files when the configuration was read.
     #[serde(skip)]
     pub trust: Trust,
 }
 
-/// Certificates and keys as they were read.
+/// Certificates and keys, as read.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Trust {
     /// Certificates of the CAs that are trusted.
@@ -71,10 +71,10 @@ pub struct Trust {
 }
 
 impl BackendTls {
-    /// What a connection by TLS is made with, sessions apart. `Err` says what is wrong with the files.
+    /// The configuration for TLS connections, without sessions. The error says what is wrong with the files.
     pub fn client_config(&self) -> Result<ClientConfig, String> {
         let mut provider = ring::default_provider();
-        // A backend that leaves the choice to its client need not pay for more than AES-128.
+        // Saves work with backends that let the client choose: AES-128 suffices.
         provider.cipher_suites.sort_by_key(|suite| suite.suite() != cipher_suite::TLS13_AES_128_GCM_SHA256.suite());
         let provider = Arc::new(provider);
         let algorithms = provider.signature_verification_algorithms;
@@ -83,7 +83,7 @@ impl BackendTls {
         let builder = builder.dangerous().with_custom_certificate_verifier(match self.verify {
             true => {
                 let mut roots = RootCertStore::empty();
-                // The system may have some that are of no use.
+                // The system may have some that cannot be parsed.
                 let (usable, _) = roots.add_parsable_certificates(self.trust.roots.iter().cloned());
                 if usable == 0 {
                     return Err("no certificate of a CA can be read".to_owned());
@@ -106,7 +106,7 @@ impl BackendTls {
         Ok(client)
     }
 
-    /// The name to send and to demand of a backend; `Err`: it has none.
+    /// The name to send and to require of a backend; `Err` if it has none.
     pub fn server_name(&self, backend: &BackendAddress) -> Result<ServerName<'static>, String> {
         let host = || backend.host_and_port().map(|(host, _)| host.strip_suffix('.').unwrap_or(host));
         let name = self.name.as_deref().or_else(host).or((!self.verify).then_some("localhost"));
@@ -115,7 +115,7 @@ impl BackendTls {
     }
 }
 
-/// The certificates of the CAs that the system trusts.
+/// The CA certificates that the system trusts.
 pub fn system_roots() -> Result<Arc<[CertificateDer<'static>]>, String> {
     let roots = load_native_certs().map_err(|e| e.to_string())?;
     if roots.is_empty() { Err("there are none".to_owned()) } else { Ok(roots.into()) }

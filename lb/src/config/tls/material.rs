@@ -1,4 +1,4 @@
-//! The files of a listener's TLS, read: certificates with their keys, and whose certificates clients may show.
+//! The content of a listener's TLS files: certificates with their keys, and the issuers of client certificates.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,14 +19,14 @@ use crate::config::certificate::{self, Certificate};
 const MIN_TICKET_SECRET_BYTES: usize = 32;
 const MAX_TICKET_SECRETS: usize = 8;
 
-/// What a listener's TLS is made of.
+/// All that a listener's TLS is built from.
 #[derive(Debug, Clone)]
 pub(crate) struct Material {
     /// At least one; see [`Certificates::pairs`] for their order.
     pub certificates: Vec<Arc<LoadedCertificate>>,
-    /// `None`: clients are asked for no certificates.
+    /// `None`: clients are not asked for certificates.
     pub issuers: Option<Arc<Issuers>>,
-    /// `None`: tickets are nobody else's.
+    /// `None`: ticket keys are random and not shared.
     pub ticket_secrets: Option<Arc<[Secret]>>,
 }
 
@@ -35,21 +35,21 @@ pub(crate) struct Material {
 pub(crate) struct LoadedCertificate {
     pub pair: Pair,
     pub certified: Arc<CertifiedKey>,
-    /// What the leaf says.
+    /// The parsed leaf certificate.
     pub leaf: Certificate,
-    /// Of what stood in the files.
+    /// Of the content of the files.
     pub digest: [u8; 32],
 }
 
-/// Those who issue clients' certificates.
+/// The CAs that issue client certificates.
 #[derive(Debug)]
 pub(crate) struct Issuers {
     pub roots: Arc<RootCertStore>,
-    /// Of the certificates, in whatever order and with whatever text between they stood in the file.
+    /// Of the certificates, independent of their order and of other text in the file.
     pub digest: [u8; 32],
 }
 
-/// What is wrong with a file.
+/// A problem with a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TlsFileError {
     pub at: TlsFileSetting,
@@ -57,12 +57,12 @@ pub(crate) struct TlsFileError {
     pub message: String,
 }
 
-/// Which setting names the file.
+/// The setting that names the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TlsFileSetting {
     /// All certificates.
     Certificates,
-    /// Of the pair in this place.
+    /// The pair with this index.
     Certificate(usize),
     Key(usize),
     Password(usize),
@@ -71,18 +71,18 @@ pub(crate) enum TlsFileSetting {
     Tickets,
 }
 
-/// A pair that is not taken up.
+/// Why a pair is not loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PairError {
     Certificate(String),
     Key(String),
     Password(String),
-    /// The file holds keys alone. In a folder it is part of a pair.
+    /// The file contains only keys. In a folder it is part of a pair.
     KeyAlone,
 }
 
 impl Material {
-    /// Reads everything that `config` names. The error: all that is wrong.
+    /// Reads all files that `config` names. The error lists all problems.
     pub(crate) fn load(config: &TlsConfig) -> Result<Self, Vec<TlsFileError>> {
         let mut faults = Vec::new();
         let certificates = load_all(&config.certificates, &mut faults);
@@ -106,7 +106,7 @@ impl Material {
     }
 }
 
-/// The secrets of a file, one in each line; at least one. Lines that begin with `#` are comments.
+/// The secrets in a file, one per line, at least one. Lines that begin with `#` are comments.
 pub(crate) fn ticket_secrets(path: &Path) -> Result<Arc<[Secret]>, String> {
     let content = pem::content(path)?;
     let lines = content.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
@@ -130,7 +130,7 @@ pub(crate) fn ticket_secrets(path: &Path) -> Result<Arc<[Secret]>, String> {
     }
 }
 
-/// That no certificate is at `path`, and where there are some.
+/// A message that `path` is none of these certificates.
 pub(crate) fn not_among(path: &Path, certificates: &[Arc<LoadedCertificate>]) -> String {
     let there: Vec<_> = certificates.iter().map(|loaded| loaded.pair.certificate.display().to_string()).collect();
     format!("{} is none of the listener's certificates, which are {}", path.display(), there.join(", "))
@@ -180,7 +180,7 @@ fn load_all(certificates: &Certificates, faults: &mut Vec<TlsFileError>) -> Vec<
 }
 
 impl LoadedCertificate {
-    /// Reads a pair, and makes sure that its parts fit.
+    /// Reads a pair, and checks that its parts match.
     pub(crate) fn load(pair: Pair) -> Result<Self, PairError> {
         let mut digest = Sha256::new();
         let mut content = |path: &Path| {
@@ -311,7 +311,7 @@ impl Issuers {
     }
 }
 
-/// All in one line, for a log.
+/// In one line, for a log.
 impl std::fmt::Display for PairError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -1,4 +1,4 @@
-//! What a PEM file (RFC 7468) holds.
+//! Reads PEM files (RFC 7468).
 
 use std::fs::File;
 use std::io::Read as _;
@@ -10,26 +10,26 @@ use pkcs8::EncryptedPrivateKeyInfoRef;
 use rustls::pki_types::pem::{self, SectionKind};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// A device may never end.
+/// A device file may be endless.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 const ENCRYPTED_KEY: [&str; 2] = ["-----BEGIN ENCRYPTED PRIVATE KEY-----", "-----END ENCRYPTED PRIVATE KEY-----"];
-/// A header of keys that are encrypted as OpenSSL did it before there was PKCS #8 (RFC 1421 §4.6.1.1).
+/// The header of keys that are encrypted in OpenSSL's format from before PKCS #8 (RFC 1421 §4.6.1.1).
 const TRADITIONAL: &str = "Proc-Type: 4,ENCRYPTED";
 
-/// What a PEM file holds that TLS needs.
+/// The parts of a PEM file that TLS needs.
 #[derive(Debug, Default)]
 pub(crate) struct Pem {
     pub certificates: Vec<CertificateDer<'static>>,
     pub key: Option<Key>,
 }
 
-/// A private key as it stands in a file.
+/// A private key, as it is stored.
 #[derive(Debug)]
 pub(crate) enum Key {
     Plain(PrivateKeyDer<'static>),
     /// PKCS #8 (RFC 5958 §3), in DER.
     Encrypted(Vec<u8>),
-    /// Encrypted in a way that is not read.
+    /// Encrypted in an unsupported format.
     Traditional,
 }
 
@@ -44,14 +44,14 @@ pub(crate) fn content(path: &Path) -> Result<Vec<u8>, String> {
     }
 }
 
-/// What stands in a PEM file, the first key if there are several.
+/// Parses a PEM file. Only the first key is used.
 pub(crate) fn read(content: &[u8], path: &Path) -> Result<Pem, String> {
     let text = String::from_utf8_lossy(content);
     let mut found = Pem::default();
     let mut rest: &[u8] = content;
     if text.contains(TRADITIONAL) {
         found.key = Some(Key::Traditional);
-        // Its section would not be understood.
+        // The parser would not understand this section.
         rest = &[];
     } else if let Some(der) = encrypted(&text) {
         found.key = Some(Key::Encrypted(der));
@@ -70,7 +70,7 @@ pub(crate) fn read(content: &[u8], path: &Path) -> Result<Pem, String> {
     Ok(found)
 }
 
-/// The private key of a PKCS #8 structure that `password` opens.
+/// Decrypts the private key of a PKCS #8 structure.
 pub(crate) fn decrypt(der: &[u8], password: &[u8]) -> Option<PrivateKeyDer<'static>> {
     let key = EncryptedPrivateKeyInfoRef::try_from(der).ok()?.decrypt(password).ok()?;
     Some(PrivateKeyDer::Pkcs8(key.as_bytes().to_vec().into()))

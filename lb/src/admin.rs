@@ -1,4 +1,4 @@
-//! The admin listener: the API of `docs/admin-api.md`, the metrics, and whether the process is alive and ready.
+//! The admin listener: the API of `docs/admin-api.md`, metrics, and the endpoints for liveness and readiness.
 
 mod api;
 mod auth;
@@ -30,12 +30,12 @@ pub struct Admin {
     pub control: Arc<Control>,
     pub client_limit: Arc<ConnectionLimit>,
     pub token: Option<Secret>,
-    /// Reads, but changes nothing.
+    /// A token that permits reading only.
     pub read_token: Option<Secret>,
     pub shutdown: Shutdown,
 }
 
-/// Who is at the other end of a connection.
+/// The peer of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer(pub SocketAddr);
 

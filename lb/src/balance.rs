@@ -105,7 +105,7 @@ pub fn balance(
 }
 
 impl Usable {
-    /// The usable ones of `members` backends, given `in_order` of the pool.
+    /// From the number of backends and the usable ones, in the order of the pool.
     pub fn new(members: usize, in_order: Vec<BackendIndex>) -> Self {
         let mut contains = vec![false; members];
         for &index in &in_order {
@@ -167,7 +167,7 @@ impl Candidates<'_> {
 }
 
 impl Member {
-    /// The backend with all of its endpoints and the weight of its line.
+    /// The backend as a candidate, with all of its endpoints and its configured weight.
     pub fn candidate(&self) -> Candidate {
         Candidate { endpoints: self.backend.endpoints(), weight: self.weight.as_u32() }
     }

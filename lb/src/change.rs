@@ -1,6 +1,6 @@
-//! One change of what is wanted, as a value: who made it, when, and each setting with what it was and what it is. The
-//! answers of the API and the command line, dry runs, the record, undo, the state file, and the difference between the
-//! configuration file and what is in force are all told in these.
+//! A runtime change as a value: who made it, when, and each setting with its old and new value. Responses of the API,
+//! the command line, dry runs, the history, undo, the state file, and the drift from the configuration file are all
+//! expressed in these types.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -26,24 +26,24 @@ pub struct Change {
     /// Who made it.
     #[serde(flatten)]
     pub author: Author,
-    /// The version of the snapshot that it made.
+    /// The version of the snapshot that it produced.
     pub version: u64,
     /// What it changed.
     pub edits: Edits,
-    /// All that a reload changed, in words; `None`: this was no reload.
+    /// All changes by a reload, as text; `None`: it was not a reload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reloaded: Option<Vec<String>>,
-    /// The id of the change that this one takes back.
+    /// The id of the change that this one undoes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub undoes: Option<u64>,
 }
 
-/// Who makes a change.
+/// The author of a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Author {
-    /// `admin` for the bearer of the admin token, `local` where there is none, or the name of a signal.
+    /// `admin` for the admin token, `local` if no token is configured, or the name of a signal.
     pub by: &'static str,
-    /// The peer of the admin API.
+    /// The client of the admin API.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<SocketAddr>,
 }
@@ -52,7 +52,7 @@ pub struct Author {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Edits(Vec<Edit>);
 
-/// One setting that can be changed at run time: what it was, and what it is.
+/// One setting that can be changed at run time, with its old and new value.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "setting", rename_all = "lowercase")]
 pub enum Edit {
@@ -78,28 +78,28 @@ pub enum Edit {
     },
 }
 
-/// What is wanted of a backend that is part of its pool.
+/// The settings of a backend in a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BackendSettings {
     /// Its share of the traffic.
     pub weight: Weight,
     /// What the operator wants of it.
     pub state: AdminState,
-    /// `None`: any number.
+    /// `None`: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<NonZero<u32>>,
 }
 
-/// An edit that was not made: the configuration does not say what it begins with.
+/// An edit that was not applied, because the configuration does not have the old value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EditConflict {
     /// The part of the edit that was not made.
     pub edit: Edit,
-    /// What the configuration says instead.
+    /// What the configuration has instead.
     pub instead: String,
 }
 
-/// The last changes, the newest at the end.
+/// The recent changes, newest last.
 #[derive(Debug, Default)]
 pub struct ChangeHistory {
     last_id: u64,
@@ -107,22 +107,23 @@ pub struct ChangeHistory {
 }
 
 impl Edits {
-    /// What of the pools that both have differs, and could be changed at run time. A backend that is being removed
-    /// counts as one that is not part of its pool.
+    /// The runtime-changeable differences in pools that both configurations have. A backend that is being removed
+    /// counts as not in its pool.
     pub fn between(before: &Config, after: &Config) -> Self {
         let same = |pool: &PoolConfig| after.pools.iter().find(|other| other.name == pool.name);
         let pools = before.pools.iter().filter_map(|pool| Some((pool, same(pool)?)));
         Self(pools.flat_map(|(before, after)| edits_of(before, after)).collect())
     }
 
-    /// Makes each edit that begins with what `config` says, and returns the others. Those whose end it says already are
-    /// done. A backend's weight and state are looked at one by one, as is its limit: where one of them is another, the others are set.
+    /// Applies the edits whose old value `config` has, and returns the others. An edit whose new value is in force
+    /// already counts as applied. Weight, state and limit of a backend are compared separately: if one conflicts, the
+    /// others are set.
     pub fn apply(&self, config: &mut Config) -> Vec<EditConflict> {
         self.0.iter().filter_map(|edit| edit.apply(config).err()).collect()
     }
 
-    /// The configuration of a file with these edits, where backends that were removed are gone: also those whose weight or
-    /// state the file has changed, since it had them before too. Those edits which the file has overtaken are returned.
+    /// The configuration of a file with these edits applied. Removed backends stay removed even if the file has changed
+    /// their weight or state. Returns the edits that conflict with the file.
     pub fn restore(&self, file: &Config) -> (Config, Vec<EditConflict>) {
         let mut config = file.clone();
         let overtaken = self.0.iter().filter_map(|edit| edit.begun_by(file).apply(&mut config).err()).collect();
@@ -132,7 +133,7 @@ impl Edits {
         (config, overtaken)
     }
 
-    /// The same the other way round.
+    /// The edits that undo these.
     pub fn inverted(&self) -> Self {
         Self(self.0.iter().rev().map(Edit::inverted).collect())
     }
@@ -158,7 +159,7 @@ impl Edits {
     }
 }
 
-/// Each edit with a sentence that says the same.
+/// Each edit with its description as text.
 impl Serialize for Edits {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
@@ -180,7 +181,7 @@ impl FromIterator<Edit> for Edits {
 fn edits_of(before: &PoolConfig, after: &PoolConfig) -> Vec<Edit> {
     let pool = &before.name;
     let algorithm = Edit::Algorithm { pool: pool.clone(), before: before.algorithm, after: after.algorithm };
-    // By address, since a search for each of many backends takes long.
+    // By address, since searching for each of many backends takes long.
     let (old, new) = (by_address(before), by_address(after));
     let known: HashSet<_> = before.backends.iter().map(|backend| &backend.address).collect();
     let added = after.backends.iter().filter(|backend| !known.contains(&backend.address));
@@ -199,7 +200,7 @@ fn by_address(pool: &PoolConfig) -> HashMap<&BackendAddress, BackendSettings> {
 }
 
 impl BackendSettings {
-    /// None of a backend that is being removed.
+    /// `None` for a backend that is being removed.
     pub fn of(backend: &BackendConfig) -> Option<Self> {
         let stays = backend.state != AdminState::Removing;
         stays.then_some(Self { weight: backend.weight, state: backend.state, max_connections: backend.max_connections })
@@ -238,7 +239,7 @@ impl Edit {
         }
     }
 
-    /// The removal of a backend begins with whatever the file says of it.
+    /// The edit with the file's value as its old one, if it removes a backend.
     fn begun_by(&self, file: &Config) -> Self {
         match self {
             Self::Backend { pool, backend, before: Some(_), after: None } => {
@@ -271,7 +272,7 @@ impl Edit {
                             merged(before.max_connections, after.max_connections, now.max_connections);
                         set(pool, backend, Some(BackendSettings { weight, state, max_connections }));
                         if !may_weigh || !may_be || !may_limit {
-                            // What was set is no part of the conflict.
+                            // Settings that were applied are not part of the conflict.
                             let left = BackendSettings {
                                 weight: if may_weigh { before.weight } else { after.weight },
                                 state: if may_be { before.state } else { after.state },
@@ -293,7 +294,7 @@ impl Edit {
     }
 }
 
-/// What a setting is after an edit, and whether the edit could be made: it begins with what is so now, or has come true.
+/// The new value of a setting, and whether the edit could be applied: its old or its new value is in force now.
 fn merged<T: Copy + PartialEq>(before: T, after: T, now: T) -> (T, bool) {
     match now {
         _ if before == after => (now, true),
@@ -318,14 +319,14 @@ fn set(pool: &mut PoolConfig, address: &BackendAddress, wanted: Option<BackendSe
 }
 
 impl EditConflict {
-    /// In words, where the configuration is that of the file.
+    /// As text, where the configuration is that of the file.
     pub fn with_file(&self) -> String {
         format!("{} (the file now says: {})", self.edit, self.instead)
     }
 }
 
 impl ChangeHistory {
-    /// Older ones are forgotten.
+    /// Older ones are dropped.
     const MAX_CHANGES: usize = 1000;
 
     /// The number of the next change.
@@ -349,7 +350,7 @@ impl ChangeHistory {
         self.changes.iter().find(|change| change.id == id).cloned()
     }
 
-    /// The newest first.
+    /// Newest first.
     pub fn newest_first(&self) -> Vec<Arc<Change>> {
         self.changes.iter().rev().cloned().collect()
     }
@@ -408,7 +409,7 @@ impl fmt::Display for EditConflict {
     }
 }
 
-/// To the millisecond.
+/// With milliseconds.
 fn rfc_3339<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{at:.3}"))
 }

@@ -1,10 +1,9 @@
-//! What the operator says about requests, compiled: the sites, how one is found by listener and host, and how a route of
-//! it is found by path and conditions. A site falls through to no other one. What has not changed is taken from the
-//! snapshot before.
+//! The compiled sites: how a site is found by listener and host, and a route of it by path and conditions. There is no
+//! fallback from one site to another. Unchanged parts are reused from the previous snapshot.
 //!
-//! - [`hosts`]: which site a host leads to.
-//! - [`routes`]: which route of a site a path leads to.
-//! - [`mod@unreachable`]: what no request can reach.
+//! - [`hosts`]: finds a site by host.
+//! - [`routes`]: finds a route of a site by path.
+//! - [`mod@unreachable`]: reports what no request can reach.
 
 pub(crate) mod hosts;
 pub(crate) mod routes;
@@ -33,13 +32,13 @@ use crate::value::{Facts, Value};
 /// The sites of a snapshot.
 #[derive(Debug)]
 pub struct Sites {
-    /// As they were compiled for.
+    /// The listeners that they were compiled for.
     listeners: Vec<(ListenerName, ListenerAddresses)>,
-    /// The sites that are on every listener, by their places.
+    /// The sites that are on every listener, by index.
     everywhere: HostTable<u32>,
-    /// For each listener: all that it has, if it has others too.
+    /// For each listener with additional sites: all of its sites.
     own: Box<[Option<HostTable<u32>>]>,
-    /// Those which top-level routes are short for stand first.
+    /// Those of top-level routes come first.
     sites: Box<[Arc<Site>]>,
     short: usize,
 }
@@ -49,34 +48,34 @@ pub struct Sites {
 pub struct Site {
     pub config: Arc<SiteConfig>,
     table: RouteTable<RouteId>,
-    /// As in the configuration.
+    /// In the order of the configuration.
     routes: Box<[Route]>,
     names: HashMap<RouteName, RouteId, RandomState>,
-    /// What holds where no route fits.
+    /// The rules for requests that no route matches.
     fallback: Route,
 }
 
-/// The place of a route in its site.
+/// The index of a route in its site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RouteId(u32);
 
 #[derive(Debug)]
 pub struct Route {
     pub name: RouteName,
-    /// Where it fails, the next best route is asked.
+    /// If it does not hold, the next best route is tried.
     pub condition: Option<Condition>,
-    /// Whether only jumps and error pages lead here.
+    /// Whether only jumps and error pages reach it.
     pub is_internal: bool,
-    /// Whether its rules say anything.
+    /// Whether it has rules.
     pub has_rules: bool,
-    /// Whether they say how backends are treated.
+    /// Whether its rules set limits for backends.
     pub limits_backends: bool,
-    /// Whether the log has been told that requests jump from here for ever.
+    /// Whether an endless loop of jumps from here has been logged.
     pub is_circle_told: AtomicBool,
     pub action: Action,
 }
 
-/// What answers.
+/// What responds to a request.
 #[derive(Debug)]
 pub enum Action {
     Pool(RoutePool),
@@ -84,7 +83,7 @@ pub enum Action {
     PoolFrom {
         value: Value,
         pools: Box<[RoutePool]>,
-        /// Of requests for which it names none.
+        /// For requests for which it names none.
         metrics: RouteMetrics,
     },
     Respond {
@@ -99,19 +98,19 @@ pub enum Action {
         to: JumpTo,
         metrics: RouteMetrics,
     },
-    /// Nothing does: no route fits.
+    /// No route matches.
     Missing,
 }
 
-/// A pool that a route leads to.
+/// A pool that a route uses.
 #[derive(Debug)]
 pub struct RoutePool {
     pub pool: Arc<Pool>,
-    /// Of the route's requests that went there.
+    /// For requests of the route to this pool.
     pub metrics: RouteMetrics,
 }
 
-/// Where a request goes.
+/// The destination of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Found<'a> {
     pub site: &'a Arc<Site>,
@@ -119,8 +118,8 @@ pub struct Found<'a> {
 }
 
 impl Sites {
-    /// The sites of `config`, whose pools are `pools`. Those which are the same in `previous` are the same ones, and if
-    /// all are, it is `previous` itself.
+    /// Compiles the sites of `config`, whose pools are `pools`. Sites that are the same in `previous` are reused; if
+    /// all are, `previous` itself is returned.
     pub fn compile(
         config: &Config,
         pools: &[Arc<Pool>],
@@ -160,11 +159,8 @@ impl Sites {
         Arc::new(Self { listeners, everywhere, own, sites, short: short.len() })
     }
 
-    /// The position in the configuration of the listener that serves connections which came to `address`: the one that
-    /// has the address now; else, of those that may succeed it ([`ListenerConfig::may_succeed`]), the one of the same
-    /// name, or the only one whose addresses overlap. `None`: it is gone.
-    ///
-    /// [`ListenerConfig::may_succeed`]: crate::config::ListenerConfig::may_succeed
+    /// The index of the listener for connections to this address: the one that has the address now; else the one with
+    /// the name, which has moved; else the only one with an overlapping address. `None`: it was removed.
     #[inline]
     pub fn listener<N: Deref<Target = ListenerName>>(
         &self,
@@ -185,13 +181,13 @@ impl Sites {
         near.next().filter(|_| near.next().is_none())
     }
 
-    /// Whether a listener has sites that others have not.
+    /// Whether a listener has sites that are not on all listeners.
     pub fn has_own(&self, listener: usize) -> bool {
         self.own.get(listener).is_some_and(Option::is_some)
     }
 
-    /// The site of `host`, as a request names it, on the listener at this place in the configuration. `None` for the
-    /// listener: it is gone, and what is found is the same on all others.
+    /// The site for `host`, as sent in the request, on the listener with this index. Without a listener, because it was
+    /// removed, only sites that are on all listeners are found.
     #[inline]
     pub fn site(&self, listener: Option<usize>, host: &str) -> Option<&Arc<Site>> {
         let Some(listener) = listener else { return self.site_of_all(host) };
@@ -206,7 +202,7 @@ impl Sites {
         found.all(|other| other.is_some_and(|other| Arc::ptr_eq(first, other))).then_some(first)
     }
 
-    /// Where a request goes whose path, decoded and normalised, is `path`. `None`: no site has its host.
+    /// The destination of a request with this path, which is decoded and normalised. `None`: no site matches its host.
     #[inline]
     pub fn find(&self, listener: Option<usize>, host: &str, path: &[u8], facts: &impl Facts) -> Option<Found<'_>> {
         let site = self.site(listener, host)?;
@@ -224,7 +220,7 @@ impl Sites {
 
 type Pools<'a> = HashMap<&'a PoolName, &'a Arc<Pool>, RandomState>;
 
-/// Finds the hosts of those sites that are `there`.
+/// A table of the hosts of those sites for which `there` is true.
 fn table(sites: &[Arc<Site>], there: impl Fn(&SiteConfig) -> bool) -> HostTable<u32> {
     let there = (0..).zip(sites).filter(|(_, site)| there(&site.config));
     HostTable::new(there.flat_map(|(index, site)| site.config.hosts.iter().map(move |host| (host.clone(), index))))
@@ -248,20 +244,20 @@ impl Site {
         Self { config: Arc::clone(config), table: RouteTable::new(matchers, sets), routes, names, fallback }
     }
 
-    /// Whether this is what would be compiled of `config`.
+    /// Whether it is what would be compiled from `config`.
     fn is_of(&self, config: &Arc<SiteConfig>, pools: &Pools<'_>) -> bool {
         let is_there = |of: &RoutePool| pools.get(&of.pool.name).is_some_and(|pool| Arc::ptr_eq(pool, &of.pool));
         (Arc::ptr_eq(&self.config, config) || self.config == *config)
             && self.routes.iter().flat_map(|route| route.action.pools()).all(is_there)
     }
 
-    /// The route for a path, which is decoded and normalised; where none fits, the one that stands for that.
+    /// The route for a decoded and normalised path; [`RouteId::FALLBACK`] if none matches.
     #[inline]
     pub fn find(&self, path: &[u8], facts: &impl Facts) -> RouteId {
         self.search(path, |_, route| route.holds(facts))
     }
 
-    /// As [`find`](Self::find), where the facts are put together when a condition asks for them.
+    /// Like [`find`](Self::find), but the facts are built only if a condition needs them.
     #[inline]
     pub fn find_with<F: Facts>(&self, path: &[u8], facts: impl Fn() -> F) -> RouteId {
         self.search(path, |_, route| match &route.condition {
@@ -270,8 +266,8 @@ impl Site {
         })
     }
 
-    /// As [`find`](Self::find), where `holds` says whether a route's condition does. It is asked of the routes that fit the path
-    /// in the order of the search, as far as that goes.
+    /// Like [`find`](Self::find), with `holds` in place of the routes' conditions. It is called for matching routes in
+    /// the order of the search, until it returns true.
     #[inline]
     pub fn search(&self, path: &[u8], mut holds: impl FnMut(RouteId, &Route) -> bool) -> RouteId {
         self.table.find(path, |id| holds(*id, self.route(*id))).copied().unwrap_or(RouteId::FALLBACK)
@@ -282,32 +278,32 @@ impl Site {
         self.routes.get(id.0 as usize).unwrap_or(&self.fallback)
     }
 
-    /// Of the route at this place in the configuration.
+    /// Of the route with this index in the configuration.
     pub fn id(&self, index: usize) -> RouteId {
         u32::try_from(index).map_or(RouteId::FALLBACK, RouteId)
     }
 
-    /// Whether a route is for this path, whatever others are.
+    /// Whether a route matches this path, regardless of other routes.
     pub fn covers(&self, id: RouteId, path: &[u8]) -> bool {
         self.route_config(id).and_then(path_matcher).is_some_and(|matcher| matcher.covers(path))
     }
 
-    /// What the operator said of a route; `None` of the one that stands for no route.
+    /// The configuration of a route; `None` for the fallback.
     pub fn route_config(&self, id: RouteId) -> Option<&RouteConfig> {
         self.config.routes.get(id.0 as usize)
     }
 
-    /// What is in force for a route.
+    /// The rules in force for a route.
     pub fn rules(&self, id: RouteId) -> &Rules {
         self.route_config(id).map_or(&self.config.fallback, |route| &route.rules)
     }
 
-    /// The route of this name, to which a jump leads.
+    /// The route with this name, as the target of a jump.
     pub fn named(&self, name: &RouteName) -> Option<RouteId> {
         self.names.get(name).copied()
     }
 
-    /// Every route and the pool that it leads to, as the metrics have them; where an answer is our own, no pool.
+    /// Every route and its pool, as in the metrics; without a pool for routes that respond themselves.
     pub fn series(&self) -> impl Iterator<Item = (&str, &str)> {
         self.routes.iter().flat_map(|route| {
             let (pools, own) = match &route.action {
@@ -321,7 +317,7 @@ impl Site {
     }
 }
 
-/// The pool in the metrics of answers that come from none.
+/// The pool in the metrics of responses without a pool.
 const NO_POOL: &str = "";
 
 impl Route {
@@ -332,7 +328,7 @@ impl Route {
             Some(RoutePool { metrics: metrics.route(config.name.as_str(), name.as_str()), pool })
         };
         let action = match &config.action {
-            // Every pool that a configuration names is there.
+            // Every pool that a configuration names exists.
             site::Action::Pool(name) => route_pool(name).map_or(Action::Missing, Action::Pool),
             site::Action::PoolFrom(from) => Action::PoolFrom {
                 value: from.value.clone(),
@@ -356,7 +352,7 @@ impl Route {
 }
 
 impl Route {
-    /// Whether its condition does.
+    /// Whether its condition holds.
     #[inline]
     pub fn holds(&self, facts: &impl Facts) -> bool {
         self.condition.as_ref().is_none_or(|condition| condition.holds(facts))
@@ -364,7 +360,7 @@ impl Route {
 }
 
 impl Action {
-    /// The pools that it may lead to.
+    /// The pools that it may use.
     pub fn pools(&self) -> &[RoutePool] {
         match self {
             Self::Pool(pool) => std::slice::from_ref(pool),
@@ -375,11 +371,11 @@ impl Action {
 }
 
 impl RouteId {
-    /// Of no route.
+    /// Stands for no route.
     pub const FALLBACK: Self = Self(u32::MAX);
 }
 
-/// The paths that a route is for; `None`: only jumps lead there.
+/// The paths that a route matches; `None`: only jumps reach it.
 fn path_matcher(route: &RouteConfig) -> Option<PathMatcher> {
     let over_regex = route.over_regex;
     Some(match &route.matcher {

@@ -1,6 +1,6 @@
-//! Sites and pools as they are wanted at one moment. A snapshot is never altered: a change makes another around the
-//! same pools. A route leads to a pool itself, not to what was wanted of it at some time, so that only a change of a
-//! site makes that site anew.
+//! The configured sites and pools at one moment. A snapshot is immutable: a change creates another one with the same
+//! pools. A route refers to the pool itself and not to its settings at some time, so that only a change of a site
+//! rebuilds that site.
 
 use std::sync::Arc;
 
@@ -17,18 +17,18 @@ use crate::site::Sites;
 pub struct Snapshot {
     /// Counts the snapshots of this process from 1.
     pub version: u64,
-    /// What was wanted, runtime changes included.
+    /// The configuration, runtime changes included.
     pub config: Config,
     pub sites: Arc<Sites>,
     pub pools: Vec<Arc<Pool>>,
 }
 
-/// Rings that are made before the change that needs them, since that takes long.
+/// Hash rings that are built before the change that needs them, since that takes long.
 #[derive(Debug, Default)]
 pub struct Rings(Vec<Arc<Ring>>);
 
 impl Snapshot {
-    /// A snapshot of `config`. Pools that `previous` names are the same ones, and go by `config` from now on.
+    /// A snapshot of `config`. Pools that exist in `previous` are kept, and get their settings from `config`.
     pub fn new(config: Config, previous: Option<&Self>, rings: &Rings, metrics: &Metrics, secret: &Secret) -> Self {
         let pool = |config: &PoolConfig| {
             let draft = |before: Option<&Plan>| Draft::new(config, before, rings.find(config), metrics, secret);
@@ -53,7 +53,7 @@ impl Snapshot {
         self.pools.iter().find(|pool| pool.name == *name)
     }
 
-    /// Whether every pool was probed once, so that traffic can be trusted to it.
+    /// Whether every pool has been probed once, so that it is ready for traffic.
     pub fn is_probed(&self) -> bool {
         self.pools.iter().all(|pool| pool.plan().is_probed())
     }
@@ -64,7 +64,7 @@ impl Snapshot {
 }
 
 impl Rings {
-    /// Makes those which `config` needs and neither this nor `previous` has.
+    /// Builds the rings that `config` needs and neither this nor `previous` has.
     pub fn make_missing(&mut self, config: &Config, previous: &Snapshot) {
         let made: Vec<_> = self.missing(config, previous).map(|pool| Arc::new(Ring::of(parts(pool)))).collect();
         self.0.extend(made);
@@ -85,7 +85,7 @@ impl Rings {
     }
 }
 
-/// What the ring of a pool is made of.
+/// What the ring of a pool is built from.
 fn parts(pool: &PoolConfig) -> impl Iterator<Item = (&BackendAddress, Weight)> {
     pool.backends.iter().map(|backend| (&backend.address, backend.weight))
 }

@@ -1,5 +1,5 @@
-//! The handlers. A change is made where blocking is allowed, since a snapshot of large pools takes its time; its
-//! answer waits for the disk, but not for ever.
+//! The request handlers. Changes run where blocking is allowed, since the snapshot of large pools takes time to build.
+//! Their responses wait for the disk for a limited time.
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -30,9 +30,9 @@ use crate::control::{ChangeError, ChangeOptions, ChangeOutcome, ChangeRequest, R
 use crate::shutdown::Phase;
 use crate::state::Persistence;
 
-/// How long the answer to a change waits for the disk to take it.
+/// How long the response to a change waits for the state file to be written.
 const SAVING_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the answer to a reload waits for the disk to give the file.
+/// How long the response to a reload waits for the file to be read.
 const RELOADING_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Answer = Result<Response, Problem>;
@@ -180,7 +180,7 @@ pub(super) async fn remove_backend(
     Ok(changed(&admin, status, ChangedBackend { answer, drained }, &options, &outcome).await)
 }
 
-/// Ends what is open on a backend now. What is wanted of the backend stays.
+/// Kills the exchanges that are open on a backend now. The backend's configured state does not change.
 pub(super) async fn kill(
     State(admin): State<Arc<Admin>>,
     Path((pool, address)): Path<(String, String)>,
@@ -202,7 +202,7 @@ pub(super) async fn kill(
     Ok(Json(answer).into_response())
 }
 
-/// The last changes of this process.
+/// The recent changes of this process.
 pub(super) async fn changes(State(admin): State<Arc<Admin>>) -> Response {
     let changes = admin.control.changes();
     let changes: Vec<&Change> = changes.iter().map(Arc::as_ref).collect();
@@ -215,7 +215,7 @@ pub(super) async fn undo(State(admin): State<Arc<Admin>>, Path(id): Path<String>
     Ok(changed(&admin, StatusCode::OK, json!({ "version": outcome.version }), &options, &outcome).await)
 }
 
-/// Back to the file, in one pool or in all.
+/// Resets one pool or all pools to the configuration file.
 pub(super) async fn reset(
     State(admin): State<Arc<Admin>>,
     options: ChangeOptions,
@@ -228,7 +228,7 @@ pub(super) async fn reset(
     Ok(changed(&admin, StatusCode::OK, json!({ "version": outcome.version }), &options, &outcome).await)
 }
 
-/// What is in force and not in the configuration file.
+/// Differences between the configuration in force and the file.
 pub(super) async fn drift(State(admin): State<Arc<Admin>>) -> Response {
     let answer = json!({
         "file": admin.control.path().display().to_string(),
@@ -243,7 +243,7 @@ pub(super) async fn reload(State(admin): State<Arc<Admin>>, options: ChangeOptio
         return Err(Problem::bad_request("a reload has no deadline"));
     }
     let (control, dry_run) = (Arc::clone(&admin.control), options.dry_run);
-    // A task of its own, which goes on and tells in the log how it ended when nobody waits any more.
+    // Runs in its own task, which continues and logs its result if the client stops waiting.
     let reloading = tokio::spawn(async move {
         let reload = move || match dry_run {
             true => control.reload(options.author, true),
@@ -295,15 +295,15 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// What `/readyz` may be asked for.
+/// The query of `/readyz`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Readiness {
     pool: Option<String>,
 }
 
-/// Whether the process serves; with `?pool=NAME`, whether that pool has a backend to serve with as well. Without a
-/// token, so no answer lists the pools.
+/// Whether the process serves traffic; with `?pool=NAME`, whether that pool has a usable backend, too. Needs no token,
+/// so no response lists pools.
 pub(super) async fn readyz(
     State(admin): State<Arc<Admin>>,
     asked: Result<Query<Readiness>, QueryRejection>,
@@ -330,7 +330,7 @@ pub(super) async fn method_not_allowed(uri: Uri) -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take this method", uri.path()))
 }
 
-/// The answer to a change: what is asked of this kind of change, and what all have in common.
+/// The response to a change: `answer` is specific to its kind, the rest is common to all.
 async fn changed(
     admin: &Admin,
     status: StatusCode,
@@ -342,7 +342,7 @@ async fn changed(
     struct Changed<'a, T> {
         #[serde(flatten)]
         answer: T,
-        /// The id of the change; null when nothing was changed.
+        /// The id of the change; null if nothing was changed.
         change: Option<u64>,
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         dry_run: bool,
@@ -361,7 +361,7 @@ async fn changed(
     saved(admin, status, answer, &outcome.etag).await
 }
 
-/// An answer that waits a while for the disk, and says so where a restart would lose what is in force.
+/// A response that waits a while for the state file to be written, and warns if a restart would lose changes in force.
 async fn saved(admin: &Admin, status: StatusCode, answer: impl Serialize, etag: &str) -> Response {
     #[derive(Serialize)]
     struct Saved<T> {
@@ -382,7 +382,7 @@ fn with_etag(mut response: Response, etag: &str) -> Response {
     response
 }
 
-/// What was made of a backend, and how it ended, if there was a deadline.
+/// The backend after a change, and how its drain ended, if there was a deadline.
 #[derive(Serialize)]
 struct ChangedBackend<T> {
     #[serde(flatten)]
@@ -391,7 +391,7 @@ struct ChangedBackend<T> {
     drained: Option<DrainOutcome>,
 }
 
-/// Waits until a backend that was taken out has finished, or its deadline has passed. Goes on when nobody waits any more.
+/// Waits until a drained backend has finished or its deadline has passed. Continues if the client stops waiting.
 async fn at_deadline(
     admin: &Admin,
     pool: &str,
@@ -401,7 +401,7 @@ async fn at_deadline(
     let (Some(after), Some(backend), false) = (options.deadline, backend, options.dry_run) else { return Ok(None) };
     let deadline = clock::now() + after;
     backend.set_deadline(Some(deadline));
-    // Whoever makes it active from here on ends the deadline.
+    // From here on, activating the backend cancels the deadline.
     let is_active =
         |(found, state): (Arc<Backend>, AdminState)| state == AdminState::Active && Arc::ptr_eq(&found, &backend);
     if find_member(admin, pool, backend.address.as_str()).is_some_and(is_active) {
@@ -420,7 +420,7 @@ fn find_backend(admin: &Admin, pool: &str, address: &str) -> Option<Arc<Backend>
     find_member(admin, pool, address).map(|(backend, _)| backend)
 }
 
-/// A backend of a pool, and what is wanted of it.
+/// A backend of a pool, and its settings.
 fn find_member(admin: &Admin, pool: &str, address: &str) -> Option<(Arc<Backend>, AdminState)> {
     let snapshot = admin.control.snapshot();
     let plan = snapshot.pools.iter().find(|p| p.name.as_str() == pool)?.plan();
@@ -428,7 +428,7 @@ fn find_member(admin: &Admin, pool: &str, address: &str) -> Option<(Arc<Backend>
     Some((Arc::clone(&member.backend), state))
 }
 
-/// Makes a change where it may take its time.
+/// Makes a change where blocking is allowed.
 async fn change(admin: &Admin, request: ChangeRequest, options: &ChangeOptions) -> Result<ChangeOutcome, Problem> {
     let takes_out = match &request {
         ChangeRequest::RemoveBackend { .. } => true,
@@ -443,14 +443,14 @@ async fn change(admin: &Admin, request: ChangeRequest, options: &ChangeOptions) 
     let (control, options) = (Arc::clone(&admin.control), options.clone());
     let making = tokio::task::spawn_blocking(move || {
         let outcome = control.make(&request, &options)?;
-        // Who has nothing in flight has left before this is answered.
+        // Removes backends without exchanges in flight before the response is sent.
         control.drop_drained();
         Ok::<_, ChangeError>(outcome)
     });
     making.await.map_err(|_| Problem::internal())?.map_err(Problem::from)
 }
 
-/// By the query `dry_run`, `force` and `deadline`, and the field `If-Match`.
+/// From the query parameters `dry_run`, `force` and `deadline`, and the field `If-Match`.
 impl FromRequestParts<Arc<Admin>> for ChangeOptions {
     type Rejection = Problem;
 
@@ -503,7 +503,7 @@ fn weight(weight: Option<i64>) -> Result<Option<Weight>, Problem> {
     weight.map(read).transpose().map_err(Problem::bad_request)
 }
 
-/// 0: any number, as in the configuration.
+/// 0: no limit, as in the configuration.
 fn max_connections(most: Option<i64>) -> Result<Option<NonZero<u32>>, Problem> {
     let read = |most: i64| {
         u32::try_from(most).map_err(|_| format!("max_connections {most} is not from 0 (any number) to {}", u32::MAX))

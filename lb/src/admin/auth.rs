@@ -15,8 +15,8 @@ use crate::change::Author;
 use crate::config::Secret;
 use crate::message::authority::without_port;
 
-/// Lets a request through that bears the token, or any when none is configured, and notes whose it is. The token for
-/// reading takes no method that changes anything.
+/// Accepts requests with a valid token, or all requests if none is configured, and records who made them. The read
+/// token is refused for methods that change anything.
 pub(super) async fn demand_token(State(admin): State<Arc<Admin>>, mut request: Request, next: Next) -> Response {
     let from = request.extensions().get::<Peer>().map(|Peer(address)| *address);
     let by = if admin.token.is_some() { "admin" } else { "local" };
@@ -52,8 +52,8 @@ async fn without_token(request: Request, next: Next) -> Response {
     Problem::new(StatusCode::FORBIDDEN, detail).into_response()
 }
 
-/// Without a token this machine is trusted, but not the pages that its browsers show: a page can send requests to a
-/// loopback address, under its own name or under one that it makes resolve there.
+/// Without a token, local programs are trusted, but not web pages in local browsers: a page can send requests to a
+/// loopback address, directly or by a name that it makes resolve there (DNS rebinding).
 fn is_from_here(headers: &HeaderMap) -> bool {
     let field = |name| headers.get(name).map(HeaderValue::as_bytes);
     let host = field(header::HOST);
@@ -65,7 +65,7 @@ fn is_from_here(headers: &HeaderMap) -> bool {
     is_own_page && host.is_none_or(is_this_machine)
 }
 
-/// Whether a `Host` is an address or `localhost`, which no page can make resolve elsewhere.
+/// Whether a `Host` is an address or `localhost`, which cannot be made to resolve elsewhere.
 fn is_this_machine(host: &[u8]) -> bool {
     let Ok(host) = std::str::from_utf8(host) else { return false };
     let name = without_port(host);

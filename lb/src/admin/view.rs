@@ -1,4 +1,4 @@
-//! What the API shows of pools and backends.
+//! The API's representation of pools and backends.
 
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -24,11 +24,11 @@ use crate::snapshot::Snapshot;
 #[derive(Debug, Serialize)]
 pub(super) struct PoolsView {
     pub version: u64,
-    /// How many settings are in force and not in the configuration file.
+    /// The number of settings in force that differ from the configuration file.
     pub drift: usize,
-    /// Settings of the file that only a start takes up, where something else runs.
+    /// Settings of the file that take effect only at a start, and differ from the running ones.
     pub awaiting_restart: Vec<String>,
-    /// Those that listeners show their clients.
+    /// The certificates that listeners use.
     pub certificates: Vec<CertificateView>,
     pub pools: Vec<PoolView>,
 }
@@ -38,12 +38,12 @@ pub(super) struct CertificateView {
     listener: ListenerName,
     file: PathBuf,
     names: Vec<String>,
-    /// `None`: nothing of the file is in use.
+    /// `None`: nothing of this file is in use.
     not_after: Option<String>,
     days_left: Option<i64>,
     /// `due`, `urgent` or `expired`.
     renewal: Option<&'static str>,
-    /// Why what the file holds now is not taken up.
+    /// Why the current content of the file is not in use.
     problem: Option<String>,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct PoolView {
     name: PoolName,
     algorithm: Algorithm,
     panic: bool,
-    /// Requests that wait until a backend may have another connection.
+    /// Requests in the queue for a connection to a backend.
     queued: usize,
     backends: Vec<BackendView>,
 }
@@ -66,11 +66,11 @@ pub(super) struct BackendView {
     status: Status,
     ejected_for_seconds: f64,
     in_flight: u32,
-    /// So many may be; `None`: any number.
+    /// The limit on connections; `None`: no limit.
     max_connections: Option<NonZero<u32>>,
-    /// After how long what is still in flight is killed.
+    /// Time until the exchanges that are still in flight are killed.
     deadline_seconds: Option<f64>,
-    /// How long its sticky clients are still sent there, while it drains.
+    /// How long its sticky clients are still sent there while it drains.
     grace_seconds: Option<f64>,
     requests: u64,
     failures: u64,
@@ -78,14 +78,14 @@ pub(super) struct BackendView {
     latency_seconds: Option<f64>,
     last_probe: Option<ProbeView>,
     endpoints: Vec<EndpointView>,
-    /// How the last question for its name ended; null for an address, and before the first.
+    /// The result of the last lookup of its name; null for an address, and before the first lookup.
     resolution: Option<ResolutionView>,
 }
 
-/// One of the addresses that a backend leads to.
+/// One of the addresses of a backend.
 #[derive(Debug, Serialize)]
 struct EndpointView {
-    /// Null: the name leads nowhere.
+    /// Null: the name has no address.
     address: Option<String>,
     health: Health,
     status: Status,
@@ -196,7 +196,7 @@ fn average(durations: &[Duration]) -> Option<Duration> {
     durations.iter().sum::<Duration>().checked_div(u32::try_from(durations.len()).ok()?)
 }
 
-/// The newest of all endpoints.
+/// The latest probe of all endpoints.
 fn last_probe(endpoints: &[Arc<Endpoint>]) -> Option<ProbeReport> {
     endpoints.iter().filter_map(|endpoint| endpoint.last_probe()).max_by_key(|report| report.at)
 }
@@ -246,7 +246,7 @@ pub(super) fn set_certificates(gauges: &Gauges, certificates: &[ListenerCertific
     }
 }
 
-/// Sets the gauges to what is true now.
+/// Sets the gauges to the current state.
 pub(super) fn set_gauges(gauges: &Gauges, snapshot: &Snapshot, now: Instant) {
     gauges.snapshot_version.set(i64::try_from(snapshot.version).unwrap_or(i64::MAX));
     for pool in &snapshot.pools {

@@ -1,6 +1,6 @@
-//! Consistent hashing on the client's address, point for point nginx's `hash $remote_addr consistent`: crc32,
-//! 160 points for each unit of weight. The ring holds every backend of the pool, and a search walks past those
-//! which take no traffic, so losing one moves only its own clients.
+//! Consistent hashing by the client's address, with the same points as nginx's `hash $remote_addr consistent`: crc32,
+//! 160 points per unit of weight. The ring contains every backend of the pool, and a lookup skips those without
+//! traffic, so that losing a backend moves only its own clients.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -11,15 +11,15 @@ use crate::config::backend::{BackendAddress, UNIX, Weight};
 
 const POINTS_PER_WEIGHT: u64 = 160;
 
-/// Most points of a ring: 128 MiB. Beyond it the weights are scaled down to fit.
+/// Limit on the points of a ring: 128 MiB. Beyond it the weights are scaled down.
 const MAX_POINTS: u64 = 1 << 24;
 
-/// Points around a circle, each leading to a backend. Depends on addresses and weights only, not on their order.
+/// Points on a circle, each belonging to a backend. Depends only on addresses and weights, not on their order.
 #[derive(Debug)]
 pub struct Ring {
-    /// Sorted by hash, no hash twice.
+    /// Sorted by hash, without duplicates.
     points: Box<[(u32, BackendIndex)]>,
-    /// What it was made of.
+    /// The addresses and weights that it was built from.
     parts: Box<[(BackendAddress, Weight)]>,
 }
 
@@ -33,11 +33,11 @@ impl Ring {
         Self::of(members.iter().map(|member| (&member.backend.address, member.weight)))
     }
 
-    /// The ring of backends with these addresses and weights.
+    /// The ring for these addresses and weights.
     pub fn of<'a>(parts: impl Iterator<Item = (&'a BackendAddress, Weight)>) -> Self {
         let parts: Box<[_]> = parts.map(|(address, weight)| (address.clone(), weight)).collect();
         let total = parts.iter().map(|(_, weight)| u64::from(weight.as_u32())).sum::<u64>() * POINTS_PER_WEIGHT;
-        // Equal hashes must not depend on the order of configuration, so the address decides.
+        // The winner among equal hashes must not depend on the order of the configuration, so the address decides.
         let mut by_address: Vec<(BackendIndex, &(BackendAddress, Weight))> = (0..).zip(&parts).collect();
         by_address.sort_by_key(|(_, (address, _))| address.as_str());
         let mut points = Vec::with_capacity(total.min(MAX_POINTS) as usize);
@@ -49,14 +49,14 @@ impl Ring {
         Self { points: points.into_boxed_slice(), parts }
     }
 
-    /// Whether it is the ring of these backends in this order.
+    /// Whether it was built for these backends in this order.
     pub fn is_of<'a>(&self, mut parts: impl Iterator<Item = (&'a BackendAddress, Weight)>) -> bool {
         let mut mine = self.parts.iter();
         let is_next = |part| mine.next().is_some_and(|(address, weight)| (address, *weight) == part);
         parts.all(is_next) && mine.next().is_none()
     }
 
-    /// The first backend at or behind `hash` that `accepts` it.
+    /// The backend of the first point at or after `hash` that `accepts` it.
     fn find(&self, hash: u32, accepts: impl Fn(BackendIndex) -> bool) -> Option<BackendIndex> {
         let start = self.points.partition_point(|&(point, _)| point < hash);
         let (before, from) = self.points.split_at(start);
@@ -72,20 +72,20 @@ impl IpHash {
 
 impl Balance for IpHash {
     fn pick(&self, candidates: &Candidates<'_>, key: &Key) -> Option<BackendIndex> {
-        // Without this a search that nobody accepts would walk the whole ring.
+        // Without this check, a lookup without candidates would walk the whole ring.
         candidates.iter().next()?;
         let accepts = |index| candidates.usable.contains(index) && !candidates.is_excluded(index);
         self.ring.find(hash_of(key.client), accepts)
     }
 }
 
-/// How many points a backend has, of `total` that all would have without a limit.
+/// The number of points of a backend, if all would have `total` without a limit.
 fn points_of(weight: Weight, total: u64) -> u64 {
     let points = u64::from(weight.as_u32()) * POINTS_PER_WEIGHT;
     if total > MAX_POINTS { (points * MAX_POINTS / total).max(1) } else { points }
 }
 
-/// crc32 of the address as text, as `$remote_addr` has it: all clients without one are the same.
+/// crc32 of the address as text, as in `$remote_addr`. All clients without an address have the same hash.
 fn hash_of(client: Option<IpAddr>) -> u32 {
     struct Crc(crc32fast::Hasher);
     impl Write for Crc {
@@ -95,7 +95,7 @@ fn hash_of(client: Option<IpAddr>) -> u32 {
         }
     }
     let mut crc = Crc(crc32fast::Hasher::new());
-    // Neither the formatting of an address nor this writer can fail.
+    // Formatting an address cannot fail, nor can this writer.
     let _ = match client {
         Some(client) => write!(crc, "{client}"),
         None => crc.write_str(UNIX),
@@ -103,8 +103,8 @@ fn hash_of(client: Option<IpAddr>) -> u32 {
     crc.0.finalize()
 }
 
-/// A backend's points: crc32 of host, NUL, port and the point before (four zero bytes for the first). A Unix socket's path
-/// stands for the host, and it has no port; nor has a service.
+/// A backend's points: crc32 of host, NUL, port and the previous point (four zero bytes for the first). For a Unix
+/// socket the path replaces the host, without a port; an SRV name has no port either.
 fn hashes(address: &BackendAddress) -> impl Iterator<Item = u32> {
     let text = address.as_str();
     let (host, port) = match address.unix_path() {
@@ -131,8 +131,8 @@ fn hashes(address: &BackendAddress) -> impl Iterator<Item = u32> {
 mod tests {
     use super::*;
 
-    /// Recorded by `test-data/record.sh`. Of IPv6 only clients are compared: the crate leaves out the brackets around a
-    /// node's address, which nginx hashes too.
+    /// Recorded by `test-data/record.sh`. For IPv6, only clients are compared: the crate omits the brackets around a
+    /// node's address, which nginx hashes.
     #[test]
     fn ip_hash_maps_clients_as_ketama_does_before_and_after_a_loss() {
         let recorded = include_str!("ip_hash/test-data/ketama.csv");

@@ -1,4 +1,4 @@
-//! Fewest exchanges in flight per unit of weight; among equals, in turn by weight.
+//! Fewest exchanges in flight per unit of weight; equally loaded backends take turns by weight.
 
 use std::sync::atomic::Ordering;
 
@@ -6,13 +6,14 @@ use crate::backend::Lease;
 
 use super::{BackendIndex, Balance, Candidate, Candidates, Key, SharedTurns, Usable};
 
-/// How often a request picks anew because others took its choice first. More would be a thread that starves.
+/// How often a request picks again because others have leased its choice first. Reaching the limit would mean a
+/// starving thread.
 const MAX_PICKS: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct LeastConnections {
     turn: SharedTurns,
-    /// All weights are equal: turns need no lock, and a search may end with the first idle backend.
+    /// All weights are equal: turns need no lock, and a search may end at the first idle backend.
     is_even: bool,
 }
 
@@ -32,7 +33,7 @@ impl LeastConnections {
         Self { turn, is_even }
     }
 
-    /// The search begins behind the last choice: the first of the least loaded from there is whose turn it is.
+    /// Searches from behind the last choice: the first of the least loaded backends from there has its turn.
     fn in_turn(&self, candidates: &Candidates<'_>) -> Option<(BackendIndex, Load)> {
         let usable = candidates.usable.as_slice();
         let start = self.turn.next.load(Ordering::Relaxed).checked_rem(usable.len())?;
@@ -55,7 +56,7 @@ impl LeastConnections {
         Some((index, load))
     }
 
-    /// The least loaded take turns by weight, as with nginx: idle backends of 10:1 get ten requests to one.
+    /// Turns by weight among the least loaded, as in nginx: idle backends with weights 10:1 get requests in that ratio.
     fn by_weight(&self, candidates: &Candidates<'_>) -> Option<(BackendIndex, Load)> {
         let mut best: Option<(BackendIndex, Load)> = None;
         let mut is_tie = false;
@@ -76,7 +77,7 @@ impl LeastConnections {
         }
         let is_least = |&index: &BackendIndex| Load::of(candidates, index).is_some_and(|load| !least.is_less(load));
         let taken = self.turn.take(candidates.backends, candidates.iter().filter(is_least));
-        // Nobody is, if all have been given work meanwhile.
+        // None, if all have been given work in the meantime.
         let taken = taken.and_then(|index| Some((index, Load::of(candidates, index)?)));
         taken.filter(|(_, load)| !least.is_less(*load)).or(Some((index, least)))
     }
@@ -91,7 +92,7 @@ impl Balance for LeastConnections {
         self.least(candidates).map(|(index, _)| index)
     }
 
-    /// Counts the exchange only on a backend that has as many as when it was picked. Requests that come at the same time
+    /// Counts the exchange only if the backend still has as many as when it was picked. Otherwise simultaneous requests
     /// would all go to the one that was idle.
     fn lease(&self, candidates: &Candidates<'_>, _key: &Key) -> Option<(BackendIndex, Lease)> {
         for _ in 0..MAX_PICKS {

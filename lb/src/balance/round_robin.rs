@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::{BackendIndex, Balance, Candidates, Key, SharedTurns};
 
-/// Turns of ejected or full backends that are passed over in a pick before the first of the others is taken.
+/// How many turns of ejected or full backends a pick skips before it takes the first other one.
 const MAX_SKIPPED: usize = 64;
 
 #[derive(Debug)]
@@ -21,7 +21,7 @@ impl RoundRobin {
 impl Balance for RoundRobin {
     fn pick(&self, candidates: &Candidates<'_>, _key: &Key) -> Option<BackendIndex> {
         let usable = candidates.usable.as_slice();
-        // Each turn taken moves on by one, and a request to which some are closed takes a few turns more.
+        // Each pick advances by one, and one with excluded backends by a few more.
         let extra =
             if candidates.skips_ejected || candidates.skips_full { MAX_SKIPPED } else { candidates.tried.len() };
         for _ in 0..=extra {

@@ -1,4 +1,4 @@
-//! What every algorithm promises, and what each promises alone.
+//! Properties of all algorithms, and of each.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -114,7 +114,7 @@ fn round_robin_takes_turns_and_ignores_weights() {
     assert_eq!(Bench::new(Algorithm::RoundRobin, members, usable).picks(7), [0, 1, 2, 0, 1, 2, 0]);
 }
 
-// Without turns of its own for each that is left out, the first one would have theirs.
+// If excluded backends had no turns of their own, the next one would get theirs.
 #[test]
 fn round_robin_gives_equal_turns_to_the_usable_backends() {
     let rules = EjectionConfig {
@@ -166,7 +166,7 @@ fn weighted_is_smooth() {
     assert_eq!(picks, [0, 0, 1, 0, 2, 0, 0, 0, 0, 1, 0, 2, 0, 0]);
 }
 
-/// The rule as nginx writes it, on weights alone.
+/// A reference implementation of nginx's rule, for weights only.
 struct ByTheBook {
     sums: Vec<i64>,
 }
@@ -216,7 +216,7 @@ fn weighted_agrees_with_a_reference_implementation() {
 fn weights_may_change_between_two_picks() {
     let mut bench = Bench::new(Algorithm::Weighted, members(&[1, 1, 1]), vec![0, 1, 2]);
     let mut book = ByTheBook::new(3);
-    // As a backend that starts slowly has it.
+    // The weight of a backend in slow start.
     for pick in 0..500 {
         let weights = [100, 1 + pick / 5, 100];
         for (backend, weight) in bench.backends.iter_mut().zip(weights) {
@@ -240,20 +240,20 @@ fn turns_continue_when_backends_or_weights_change() {
     let before = members(&[5, 1, 1]);
     let usable = Usable::new(3, all(&before));
     let mut picks = Vec::new();
-    // A change after each pick does not start every turn at the first backend again.
+    // A change after each pick must not restart the turns at the first backend.
     for _ in 0..7 {
         picks.extend(pick(&turn, &before, &usable, 1));
     }
     assert_eq!(picks, [0, 0, 1, 0, 2, 0, 0]);
 
-    // The order of the configuration and the backends in it are others now.
+    // Another order and other backends.
     let after = vec![before[2].clone(), before[0].clone(), member("10.0.0.9:80", 1)];
     pick(&turn, &before, &usable, 3);
     let carried = turn.of_members(&before, &after);
     let share = pick(&carried, &after, &Usable::new(3, all(&after)), 700);
     assert_eq!(share.iter().filter(|&&index| index == 1).count(), 500);
 
-    // A thousand times the weight leaves no debt of a thousand turns behind.
+    // A thousand times the weight must not leave a debt of a thousand turns.
     let heavy = members(&[1000, 1000, 3]);
     let turn = SharedTurns::default();
     pick(&turn, &heavy, &Usable::new(3, all(&heavy)), 1);
@@ -323,7 +323,7 @@ fn least_connections_spreads_concurrent_picks_over_idle_backends() {
         let usable = all(&members);
         let bench = Bench::new(Algorithm::LeastConnections, members, usable);
         let (arrived, met) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        // A thread that sleeps meanwhile would come too late to meet the other.
+        // A sleeping thread would arrive too late to meet the other.
         let meet = || {
             let both = arrived.fetch_add(1, Ordering::AcqRel) / 2 * 2 + 2;
             let mut spins = 0_u32;

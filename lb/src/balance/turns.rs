@@ -1,6 +1,6 @@
-//! Whose turn it is. By weight the rule is nginx's smooth one: at each turn every backend gains its weight in credit,
-//! the one with most credit is chosen, the first of equals, and pays the sum of the weights. Weights are read at each
-//! turn, so they may change between two.
+//! The state of round robin. With weights it is nginx's smooth algorithm: in each turn every backend gains its weight
+//! as credit, and the one with the most credit is chosen, the first among equals, and pays the sum of the weights.
+//! Weights are read in each turn, so they may change between turns.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use crate::backend::Backend;
 
 #[derive(Debug, Default)]
 pub struct Turns {
-    /// Turns taken where all backends are equal.
+    /// The next turn if all backends are equal.
     pub(super) next: AtomicUsize,
     credits: Mutex<Credits>,
 }
@@ -19,12 +19,12 @@ pub struct Turns {
 #[derive(Debug, Default)]
 struct Credits {
     of_backends: Vec<i64>,
-    /// The sum of the weights that the credits were earned with. They are about as large as it.
+    /// The sum of the weights that the credits were earned with, which bounds them.
     total: i64,
 }
 
 impl Turns {
-    /// The turns of `former` members, to be gone on with by `members`.
+    /// Turns of `former` members, continued for `members`.
     pub fn of_members(self: &Arc<Self>, former: &[Member], members: &[Member]) -> Arc<Self> {
         if are_same_backends(former, members) {
             return Arc::clone(self);
@@ -39,7 +39,7 @@ impl Turns {
         Arc::new(Self { next, credits: Mutex::new(credits) })
     }
 
-    /// Prepares for turns among these backends. What was earned with larger weights would otherwise be spent in
+    /// Prepares for turns among these backends. Credit that was earned with larger weights would otherwise be spent in
     /// bursts.
     pub fn prepare(&self, backends: &[Candidate], usable: &Usable) {
         let weight = |&index: &BackendIndex| backends.get(index as usize).map_or(0, weight_of);
@@ -54,7 +54,7 @@ impl Turns {
         }
     }
 
-    /// Takes the next turn by weight; whose it is.
+    /// Takes the next turn by weight. Returns the chosen backend.
     pub fn take(&self, backends: &[Candidate], among: impl Iterator<Item = BackendIndex>) -> Option<BackendIndex> {
         let mut credits = self.credits();
         let of_backends = &mut credits.of_backends;

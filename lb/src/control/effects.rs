@@ -1,4 +1,4 @@
-//! What a change does to exchanges, clients and backends, in words, and whether it would leave nobody to take traffic.
+//! Describes what a change does to exchanges, clients and backends, and whether it would leave no usable backend.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ use crate::config::{Config, PoolConfig, PoolName};
 use crate::pool::Pool;
 use crate::snapshot::Snapshot;
 
-/// More than anybody reads.
+/// More would not be read.
 const MAX_EFFECTS: usize = 100;
 
-/// One sentence for each edit, up to so many, and one for each pool that gains or loses a backend.
+/// A sentence for each edit, up to a limit, and one for each pool that gains or loses a backend.
 pub(super) fn of(edits: &Edits, before: &Snapshot, after: &Config, deadline: Option<Duration>, now: Instant) -> Vec<String> {
     let effects = edits.iter().take(MAX_EFFECTS).filter_map(|edit| effect(edit, before, deadline, now));
     let mut effects: Vec<String> = effects.collect();
@@ -30,7 +30,7 @@ pub(super) fn of(edits: &Edits, before: &Snapshot, after: &Config, deadline: Opt
     effects
 }
 
-/// What was wished and means nothing.
+/// Requested settings that have no effect.
 pub(super) fn ignored(request: &ChangeRequest, edits: &Edits, after: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     for pool in &after.pools {
@@ -57,8 +57,8 @@ pub(super) fn ignored(request: &ChangeRequest, edits: &Edits, after: &Config) ->
     warnings
 }
 
-/// The pool in which only backends whose health is bad would be left, and what would happen then. Without any active
-/// backend at all it is what the operator wants.
+/// Describes the pool that would be left with unhealthy backends only, and the consequence. A pool without any active
+/// backend is not reported: that is intended.
 pub(super) fn leaves_no_active_backend(
     edits: &Edits,
     before: &Snapshot,
@@ -98,7 +98,7 @@ fn state(settings: Option<BackendSettings>) -> Option<AdminState> {
     settings.map(|settings| settings.state)
 }
 
-/// How many backends can take traffic as far as is known, and how many are to.
+/// How many backends can take traffic as far as is known, and how many are active.
 fn left(pool: &Pool, config: &PoolConfig, now: Instant) -> (usize, usize) {
     let active = config.backends.iter().filter(|backend| backend.state == AdminState::Active);
     let plan = pool.plan();
@@ -152,7 +152,7 @@ fn of_state(
         n => format!("{n} exchanges in flight go on to their end"),
     };
     match after {
-        // Whoever drains goes on being probed, so that what is known of it stays.
+        // A draining backend is still probed, so its health is known.
         Some(AdminState::Active) => match member {
             Some((member, AdminState::Draining)) => match member.backend.status(AdminState::Active, now) {
                 Status::Ejected => "takes traffic once its ejection is over".to_owned(),

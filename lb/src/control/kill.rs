@@ -1,4 +1,4 @@
-//! Ends exchanges that are open on a backend: at once, or at the deadline of a change that takes it out.
+//! Kills the exchanges that are open on a backend: at once, or at the deadline of a drain.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,36 +11,36 @@ use crate::backend::Backend;
 use crate::change::Author;
 use crate::clock;
 
-/// How long a kill waits for the threads that carry traffic to have looked.
+/// How long a kill waits for the traffic threads to check their exchanges.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often it is looked whether a backend has finished before its deadline.
+/// How often a drain checks whether the backend has finished.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How a backend that was taken out with a deadline has ended.
+/// How the drain of a backend with a deadline ended.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct DrainOutcome {
-    /// False when it was made active again, or another deadline took the place of this one.
+    /// False if the backend was activated again, or another deadline replaced this one.
     pub finished: bool,
     /// How many exchanges were killed at the deadline.
     pub killed: u64,
 }
 
-/// Dropped by each thread that carries traffic once its tasks have looked whether they are meant.
+/// Dropped by each traffic thread once its tasks have checked whether they are killed.
 pub(crate) type ThreadDone = mpsc::Sender<()>;
 
-/// The threads that carry traffic.
+/// The traffic threads.
 #[derive(Debug, Default)]
 pub(crate) struct Threads(Mutex<Vec<mpsc::UnboundedSender<ThreadDone>>>);
 
 impl Control {
-    /// Tells of each kill, one thread. All tasks that carry exchanges then have to look whether theirs is meant.
+    /// Notifies one thread of each kill. All of its tasks with exchanges must then check whether theirs is killed.
     pub fn kills(&self) -> mpsc::UnboundedReceiver<ThreadDone> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.threads.0.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
         receiver
     }
 
-    /// Ends every exchange that is open on a backend now; how many they were.
+    /// Kills every exchange that is open on a backend now. Returns how many.
     pub async fn kill(&self, pool: &str, backend: &Backend, author: &Author) -> u64 {
         let before = backend.metrics.killed.get();
         backend.kill();
@@ -51,15 +51,15 @@ impl Control {
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|thread| thread.send(done.clone()).is_ok());
         drop(done);
-        // It ends when the last thread has dropped its part.
+        // The channel closes when the last thread has dropped its sender.
         let _ = tokio::time::timeout(KILL_TIMEOUT, all_done.recv()).await;
         let killed = backend.metrics.killed.get() - before;
         tracing::info!(%pool, backend = %backend.address, killed, by = %author, "what was open on a backend is killed");
         killed
     }
 
-    /// Waits until a backend that has been taken out has finished: nothing is open on it, and its sticky clients are not
-    /// sent there any more. At `deadline` it ends both.
+    /// Waits until a drained backend has finished: no exchange is open on it, and its sticky clients are no longer sent
+    /// there. At `deadline` this ends both.
     pub async fn kill_at(
         &self,
         deadline: Instant,

@@ -1,4 +1,4 @@
-//! What a configuration needs outside of the snapshot: sockets, log files, room for clients.
+//! Resources that a configuration needs outside of the snapshot: sockets, log files, limits.
 
 use std::path::PathBuf;
 
@@ -7,43 +7,43 @@ use crate::config::advice::Subject;
 use crate::config::certificate::Certificate;
 use crate::config::site::ListenerName;
 
-/// Whoever holds them. A reload gets what is new before it puts anything in force, so that it fails as a whole or not at
-/// all.
+/// The owner of these resources. A reload acquires new ones before anything is put in force, so that it succeeds or
+/// fails as a whole.
 pub(crate) trait Resources: Send + Sync {
-    /// Gets what `wanted` needs and `running` has not. `is_trial`: it is only to be found out whether that can be done, and
-    /// nobody may notice. What was got is given back when it is dropped. One call at a time, each with its commit.
+    /// Acquires what `wanted` needs and `running` lacks. `is_trial`: only check whether that is possible, without
+    /// visible effects. Dropping the result releases the resources. One call at a time, each with its commit.
     fn prepare(&self, running: &Config, wanted: &Config, is_trial: bool)
     -> Result<PreparedResources, Vec<Unavailable>>;
 
-    /// The certificates that clients get now.
+    /// The certificates in use.
     fn certificates(&self) -> Vec<ListenerCertificate>;
 }
 
-/// A certificate of a listener, or a file that cannot be taken up as one.
+/// A certificate of a listener, or a file that could not be loaded as one.
 #[derive(Debug)]
 pub(crate) struct ListenerCertificate {
     pub listener: ListenerName,
     pub file: PathBuf,
-    /// The one that clients get; `None`: none of this file.
+    /// The certificate in use; `None`: none of this file.
     pub leaf: Option<Certificate>,
-    /// Why what the file holds now is not taken up.
+    /// Why the current content of the file is not in use.
     pub problem: Option<String>,
 }
 
-/// What was got. Nothing that could fail is left to do.
+/// Acquired resources. Nothing is left to do that could fail.
 pub(crate) struct PreparedResources {
-    /// What is other than before and no setting tells, such as a certificate whose file has another content.
+    /// Changes that no setting shows, such as new content of a certificate file.
     pub changes: Vec<String>,
-    /// What was asked for and cannot be had in full.
+    /// Requests that could not be fulfilled completely.
     pub warnings: Vec<String>,
     pub commit: Commit,
 }
 
-/// Takes up what was got, and gives up what is not wanted any more. It calls what it is given, which puts the
-/// configuration in force, once those are shut out who may not be served by it and before anybody else is let in.
+/// Puts the resources in force and releases those that are no longer needed. It calls its argument, which puts the
+/// configuration in force, after connections that this excludes are revoked and before new ones are admitted.
 pub(crate) type Commit = Box<dyn FnOnce(&mut dyn FnMut()) + Send>;
 
-/// Something that cannot be had, with the fix.
+/// A resource that is unavailable, with the fix.
 #[derive(Debug)]
 pub(crate) struct Unavailable {
     pub subject: Subject,

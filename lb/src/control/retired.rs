@@ -1,5 +1,5 @@
-//! What is no longer in force and may still be used. It is kept until nobody else holds it, so that it is dropped here,
-//! and not by the last exchange on a traffic thread: to drop a thousand sites takes long.
+//! Objects that are no longer in force but may still be in use. They are kept until nobody else holds them, so that
+//! they are dropped here and not by the last exchange on a traffic thread: dropping a thousand sites takes long.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use std::sync::Arc;
 pub(super) struct Retired(Vec<Arc<dyn Any + Send + Sync>>);
 
 impl Retired {
-    /// Whoever holds `part` now may go on; nobody can come to hold it any more but through those.
+    /// Adds an object. Current holders may continue; only they can pass it on.
     pub(super) fn push(&mut self, part: Arc<dyn Any + Send + Sync>) {
         self.0.push(part);
     }
 
-    /// Drops what nobody else holds. What is in something else is pushed after it.
+    /// Drops objects that nobody else holds. An object inside another one must be pushed after it.
     pub(super) fn drop_unused(&mut self) {
         self.0.retain(|part| Arc::strong_count(part) > 1);
     }

@@ -1,5 +1,5 @@
-//! Which site a request's host leads to, as nginx chooses among its `server_name`s: an exact name, then the longest
-//! `*.x`, the longest `x.*`, the regexes in their order, and the site for any host. A lookup allocates nothing.
+//! Finds the site for a request's host, by nginx's rules for `server_name`: an exact name, then the longest `*.x`, the
+//! longest `x.*`, the regexes in order, and the site for any host. A lookup does not allocate.
 
 use std::collections::HashMap;
 
@@ -9,16 +9,15 @@ use crate::config::route::HostPattern;
 use crate::message::authority::without_port;
 use crate::value::pattern::Pattern;
 
-/// What names a host is known by, each with the site that it leads to.
+/// Host patterns and their sites.
 ///
-/// The keys are the operator's, and a quick hash is enough for them: whoever chooses what is looked up cannot make
-/// lookups longer than the keys do.
+/// The keys come from the configuration, so a fast hash function suffices: clients cannot create collisions.
 #[derive(Debug)]
 pub(crate) struct HostTable<T> {
     exact: Names<T>,
     /// By the domain without `*.`.
     below: Names<T>,
-    /// By the beginning without `.*`.
+    /// By the prefix without `.*`.
     starting: Names<T>,
     patterns: Vec<(Pattern, T)>,
     any: Option<T>,
@@ -26,11 +25,11 @@ pub(crate) struct HostTable<T> {
 
 type Names<T> = HashMap<Box<str>, T, RandomState>;
 
-/// The longest host that a request can have; a longer one has no name here.
+/// The longest possible host of a request; a longer one matches no name.
 const MAX_HOST_BYTES: usize = 255;
 
 impl<T> HostTable<T> {
-    /// Where two say the same, the first one is kept.
+    /// Of equal patterns, the first one is kept.
     pub(crate) fn new(hosts: impl IntoIterator<Item = (HostPattern, T)>) -> Self {
         let mut table = Self {
             exact: Names::default(),
@@ -58,8 +57,8 @@ impl<T> HostTable<T> {
         table
     }
 
-    /// Where `host` leads to, as a request names it: in any case, with a port and a final dot or without. Empty: it
-    /// names none.
+    /// The target for `host`, as sent in the request: in any case, with or without port and final dot. Empty: the
+    /// request has no host.
     #[inline]
     pub(crate) fn find(&self, host: &str) -> Option<&T> {
         if self.exact.is_empty() && self.below.is_empty() && self.starting.is_empty() && self.patterns.is_empty() {
@@ -81,7 +80,7 @@ impl<T> HostTable<T> {
         if self.below.is_empty() {
             return None;
         }
-        // What stands before the dot is no empty name.
+        // An empty name before the dot does not match.
         dots(host).filter(|&dot| dot > 0).find_map(|dot| self.below.get(host.get(dot + 1..)?))
     }
 
@@ -99,8 +98,8 @@ impl<T> HostTable<T> {
     }
 }
 
-/// A host as tables and values have it: in lower case, without port and final dot. `None` for one that is too long to
-/// be any.
+/// A host in the form of tables and values: in lower case, without port and final dot. `None` if it is too long for a
+/// host.
 pub(crate) fn lower_case<'a>(host: &str, buffer: &'a mut [u8; MAX_HOST_BYTES]) -> Option<&'a str> {
     let host = without_port(host);
     let host = host.strip_suffix('.').unwrap_or(host);
@@ -185,7 +184,7 @@ mod tests {
         assert_eq!(find(&table(&[]), "x"), None);
     }
 
-    /// As nginx tells it, said plainly.
+    /// nginx's rules, in plain code.
     fn reference(hosts: &[String], host: &str) -> Option<usize> {
         let best = |fits: &dyn Fn(&str) -> bool| {
             let fitting = hosts.iter().enumerate().filter(|(_, pattern)| fits(pattern));

@@ -1,32 +1,32 @@
-//! Which route of a site serves a path, as nginx chooses among its locations: an exact path; else the longest prefix is
-//! remembered and the first regex that fits wins, unless the prefix says otherwise; else the prefix. A route whose
-//! conditions do not hold is passed over. A lookup allocates nothing.
+//! Finds the route of a site for a path, by nginx's rules for locations: an exact path; else the longest prefix is
+//! remembered and the first matching regex wins, unless the prefix says otherwise; else the prefix. Routes whose
+//! conditions do not hold are skipped. A lookup does not allocate.
 
 use crate::value::pattern::{Pattern, Patterns, Sets};
 
-/// The routes of a site, each with what it leads to. Texts stand in one piece of memory, so that a search among a few
-/// touches a few cache lines.
+/// The routes of a site, each with its target. Texts are stored contiguously, so that a search among a few touches few
+/// cache lines.
 #[derive(Debug)]
 pub(crate) struct RouteTable<T> {
     texts: Box<[u8]>,
-    /// Sorted by text; those of one text stand in the order of the file.
+    /// Sorted by text; equal ones in file order.
     exact: Box<[(Span, T)]>,
-    /// Sorted by text; of those of one text the first to be asked stands last.
+    /// Sorted by text; of equal ones, the first to be tried is last.
     prefixes: Box<[Prefix<T>]>,
-    /// In the order of the file.
+    /// In file order.
     patterns: Patterns<T>,
 }
 
-/// The paths that a route is for.
+/// The paths that a route matches.
 #[derive(Debug, Clone)]
 pub(crate) enum PathMatcher {
     Exact(Box<str>),
-    /// Whole segments: `/api` covers `/api` and `/api/x`, not `/apix`; `/api/` covers what is below it.
+    /// By whole segments: `/api` covers `/api` and `/api/x`, not `/apix`; `/api/` covers everything below it.
     Segments {
         text: Box<str>,
         over_regex: bool,
     },
-    /// Any path that begins so.
+    /// Any path with this prefix.
     Prefix {
         text: Box<str>,
         over_regex: bool,
@@ -38,9 +38,9 @@ pub(crate) enum PathMatcher {
 struct Prefix<T> {
     text: Span,
     is_whole_segments: bool,
-    /// Whether no regex is asked when this is the longest.
+    /// Whether regexes are skipped if this is the longest match.
     over_regex: bool,
-    /// The next best of those with which this one begins, or which have the same text.
+    /// The next shorter prefix of this one, or the next one with the same text.
     shorter: Option<usize>,
     target: T,
 }
@@ -65,7 +65,7 @@ impl<T> RouteTable<T> {
         let mut texts = Vec::new();
         exact.sort_by(|(one, _), (other, _)| one.cmp(other));
         let exact = exact.into_iter().map(|(text, target)| (Span::of(&text, &mut texts), target)).collect();
-        // What is asked first stands last: the first in the file, and whole segments before what is wider.
+        // What is tried first is last: the first in the file, and whole segments before byte prefixes.
         prefixes.reverse();
         prefixes.sort_by(|(one, is_one_whole, ..), (other, is_other_whole, ..)| {
             one.cmp(other).then(is_one_whole.cmp(is_other_whole))
@@ -74,7 +74,7 @@ impl<T> RouteTable<T> {
         Self { texts: texts.into(), exact, prefixes, patterns: Patterns::new(patterns, sets) }
     }
 
-    /// What serves `path`, which is decoded and normalised: the best route of which `holds` says that it does.
+    /// The target for `path`, which is decoded and normalised: the best match for which `holds` returns true.
     #[inline]
     pub(crate) fn find(&self, path: &[u8], mut holds: impl FnMut(&T) -> bool) -> Option<&T> {
         if let [only] = &*self.prefixes
@@ -104,10 +104,10 @@ impl<T> RouteTable<T> {
         from_there.iter().take_while(move |(text, _)| self.text(*text) == path).map(|(_, target)| target)
     }
 
-    /// The prefixes of `path`, the longest first.
+    /// The prefixes of `path`, longest first.
     ///
-    /// The longest one is not after `path`, and all from it to `path` begin with it: so it is the last one that is not
-    /// after `path`, or one of those with which that one begins.
+    /// The longest prefix sorts at or before `path`, and all entries between the two begin with it. So it is the last
+    /// entry that is not after `path`, or one of that entry's own prefixes.
     #[inline]
     fn prefixes_of<'a>(&'a self, path: &[u8]) -> impl Iterator<Item = &'a Prefix<T>> {
         let next = self.prefixes.partition_point(|prefix| self.text(prefix.text) <= path);
@@ -126,7 +126,7 @@ impl<T> RouteTable<T> {
 }
 
 impl PathMatcher {
-    /// Whether a route that is there serves `path`, if no other one does.
+    /// Whether it matches `path`, regardless of other routes.
     pub(crate) fn covers(&self, path: &[u8]) -> bool {
         match self {
             Self::Exact(text) => text.as_bytes() == path,
@@ -145,9 +145,9 @@ fn covers(prefix: &[u8], is_whole_segments: bool, path: &[u8]) -> bool {
     }
 }
 
-/// Prefixes with the next shorter one of each; they are sorted.
+/// Links each of the sorted prefixes to its next shorter one.
 fn link<T>(sorted: Vec<(Box<str>, bool, bool, T)>, texts: &mut Vec<u8>) -> Box<[Prefix<T>]> {
-    // Those with which the present one begins, the longest last.
+    // The prefixes of the current one, longest last.
     let mut open: Vec<(usize, Box<str>)> = Vec::new();
     let mut linked = Vec::with_capacity(sorted.len());
     for (index, (text, is_whole_segments, over_regex, target)) in sorted.into_iter().enumerate() {
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
     use crate::value::pattern::Case;
 
-    /// As nginx writes locations: `= /x`, `^~ /x`, `~ x`, `/x`; whole segments are `/x/*`.
+    /// From nginx's notation of locations: `= /x`, `^~ /x`, `~ x`, `/x`; whole segments are `segments /x`.
     fn matcher(text: &str) -> PathMatcher {
         match text.split_once(' ') {
             Some(("=", path)) => PathMatcher::Exact(path.into()),
@@ -244,14 +244,14 @@ mod tests {
             asked.push(index);
             index == 6
         });
-        // The regexes are asked once it is clear that the longest prefix lets them.
+        // The regexes are tried once it is clear that the longest prefix allows them.
         assert_eq!((found, &*asked), (Some(&6), &[0, 1, 2, 4, 5, 6, 3, 7][..]));
         assert_eq!(table.find(b"/a/b", |&index| index >= 5), Some(&5), "it is over the regexes");
         assert_eq!(table.find(b"/a/b", |&index| index == 2 || index == 7), Some(&7));
         assert_eq!(table.find(b"/a/b", |_| false), None);
     }
 
-    /// As the rules are written, without any table.
+    /// The rules in plain code, without a table.
     fn reference(matchers: &[PathMatcher], path: &[u8], holds: &dyn Fn(usize) -> bool) -> Option<usize> {
         let fitting: Vec<_> = (0..matchers.len()).filter(|&i| matchers[i].covers(path) && holds(i)).collect();
         if let Some(&exact) = fitting.iter().find(|&&i| matches!(matchers[i], PathMatcher::Exact(_))) {

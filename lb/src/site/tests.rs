@@ -1,4 +1,4 @@
-//! Whole sites: which one a request comes to and which route of it, and what a snapshot takes from the one before.
+//! Whole sites: which site and route a request gets, and what a snapshot reuses from the previous one.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ impl Facts for Method {
     }
 }
 
-/// Two listeners, and pools `0` and following.
+/// Two listeners, and pools named `0` and up.
 fn config(pools: usize) -> Config {
     let mut text = LISTENERS.map(|address| format!("[[listener]]\naddress = \"{address}\"\n")).concat();
     text += "[[route]]\npool = \"0\"\n";
@@ -90,7 +90,7 @@ fn site(hosts: &[&str], listeners: &[&str], routes: Vec<RouteConfig>) -> SiteCon
     }
 }
 
-/// The pool that a request goes to. `None`: no site has its host, or no route of the site its path.
+/// The pool for a request. `None`: no site matches its host, or no route of the site its path.
 fn pool(sites: &Sites, listener: usize, host: &str, path: &str, method: &'static str) -> Option<usize> {
     let found = sites.find(Some(listener), host, path.as_bytes(), &Method(method))?;
     match &found.site.route(found.route).action {
@@ -143,7 +143,7 @@ fn a_listener_is_found_by_its_address_then_its_name_then_an_address_that_overlap
         let name = name.expect("a name");
         assert_eq!(sites.listener(&address, || &name), expected, "{name:?} at {address}");
     }
-    // Who comes from a listener that is gone is served what is the same on all.
+    // Clients of a removed listener get only what is the same on all listeners.
     assert!(sites.site(None, "a.example").is_none());
     assert!(sites.site(None, "b.example").is_some());
 }
@@ -194,7 +194,7 @@ fn unchanged_parts_are_reused_from_the_previous_snapshot() {
     let second = snapshot(change, Some(&first));
     assert!(Arc::ptr_eq(&first.sites, &second.sites), "a pool's settings are not the sites'");
 
-    // As after a reload: written again, and equal.
+    // As after a reload: rebuilt, and equal.
     let mut change = config.clone();
     change.sites = vec![own("a.example", 0), own("b.example", 0)];
     let third = snapshot(change, Some(&second));
@@ -208,7 +208,7 @@ fn unchanged_parts_are_reused_from_the_previous_snapshot() {
     change.routes[0].pool = change.pools[0].name.clone();
     change.sites = vec![own("b.example", 1)];
     let fourth = snapshot(change, Some(&first));
-    // Another pool of the same name is another pool.
+    // Another pool with the same name is another pool.
     let fifth = snapshot(config, Some(&fourth));
     let pools = |snapshot: &Snapshot| Arc::clone(&snapshot.pools[0]);
     assert!(!Arc::ptr_eq(&pools(&fourth), &pools(&fifth)));
@@ -221,8 +221,7 @@ fn unchanged_parts_are_reused_from_the_previous_snapshot() {
     assert!(Arc::ptr_eq(&leads_to(&fifth, "c.example")[0], &pools(&fifth)));
 }
 
-/// Top-level routes as they were before there were sites: in the order of their hosts, then of their paths' lengths, the
-/// first one that fits.
+/// Top-level routes as before there were sites: ordered by host, then by length of the path, the first match wins.
 fn as_before(routes: &[(String, String)], host: &str, path: &str) -> Option<usize> {
     let parsed = routes.iter().enumerate().map(|(index, (host, path))| {
         (HostPattern::parse(host).expect("a host"), PathPrefix::parse(path).expect("a path"), index)

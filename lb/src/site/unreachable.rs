@@ -1,5 +1,5 @@
-//! What of sites no request can reach, as far as their hosts, matchers and methods tell. Routes that an earlier one of the
-//! same path hides are refused when the file is read.
+//! Finds parts of sites that no request can reach, as far as hosts, matchers and methods tell. Routes hidden by an
+//! earlier route with the same path are refused when the file is read.
 
 use std::sync::Arc;
 
@@ -14,19 +14,19 @@ use crate::message::path::normalise;
 use crate::value::condition::Condition;
 use crate::value::pattern::Sets;
 
-/// Regexes that fit every path.
+/// Regexes that match every path.
 const MATCHES_ANY_PATH: &[&str] =
     &["", ".", ".*", "/", "^", "^.", "^.*", "^/", "^/.*", "^/.*$", "^.*$", "^(.*)$", "^/(.*)$", "(.*)"];
 
-/// Regexes that fit every host.
+/// Regexes that match every host.
 const MATCHES_ANY_HOST: &[&str] = &["", ".", ".*", ".+", "^", "^.", "^.*", "^.+", "^.*$", "^.+$", "^(.*)$", "^(.+)$"];
 
-/// Adds what no request can reach to the warnings.
+/// Adds warnings about unreachable parts.
 pub(crate) fn tell(checked: &mut Checked) {
     checked.advise(of(&checked.config));
 }
 
-/// What no request can reach, and jumps that go round in circles.
+/// Unreachable parts, and loops of jumps.
 fn of(config: &Config) -> Vec<Advice> {
     let mut advice = Vec::new();
     for (site, settings) in config.sites.iter().enumerate() {
@@ -41,7 +41,7 @@ fn of(config: &Config) -> Vec<Advice> {
     advice
 }
 
-/// Hosts by which no request comes to their site.
+/// Hosts that no request can reach their site by.
 fn hosts(config: &Config, advice: &mut Vec<Advice>) {
     let all = config.all_sites();
     let first = all.len() - config.sites.len();
@@ -72,13 +72,13 @@ fn hosts(config: &Config, advice: &mut Vec<Advice>) {
     }
 }
 
-/// Whether a site is on every listener that another one is on.
+/// Whether a site is on all listeners of another one.
 fn is_wherever(site: &Arc<SiteConfig>, other: &SiteConfig) -> bool {
     site.listeners.is_empty()
         || !other.listeners.is_empty() && other.listeners.iter().all(|listener| site.listeners.contains(listener))
 }
 
-/// What every host begins with that a regex fits, as far as it is plain to see.
+/// A literal prefix of every host that a regex matches, as far as is easy to see.
 fn literal_host_start(regex: &str) -> String {
     let mut start = String::new();
     let Some(rest) = regex.strip_prefix('^').filter(|rest| !rest.contains('|')) else { return start };
@@ -97,7 +97,7 @@ fn literal_host_start(regex: &str) -> String {
     start
 }
 
-/// As [`literal_host_start`], of the end.
+/// Like [`literal_host_start`], for a suffix.
 fn literal_host_end(regex: &str) -> String {
     let Some(rest) = regex.strip_suffix('$').filter(|_| !has_alternatives(regex)) else { return String::new() };
     let mut end = Vec::new();
@@ -112,7 +112,7 @@ fn literal_host_end(regex: &str) -> String {
     end.into_iter().rev().collect()
 }
 
-/// Whether a regex is one of several, outside of groups.
+/// Whether a regex has alternatives outside of groups.
 fn has_alternatives(regex: &str) -> bool {
     let mut depth = 0_usize;
     regex.chars().any(|c| {
@@ -125,7 +125,7 @@ fn has_alternatives(regex: &str) -> bool {
     })
 }
 
-/// The routes by their places, each with the reason and the fix.
+/// Unreachable routes by index, each with the reason and the fix.
 fn routes(site: &SiteConfig) -> Vec<(usize, String)> {
     let jumps: Vec<&JumpTo> = jumps(site).collect();
     let of_any = site.routes.iter().position(|route| is_open(route) && is_of_any(&route.matcher));
@@ -140,7 +140,8 @@ fn routes(site: &SiteConfig) -> Vec<(usize, String)> {
     advice.collect()
 }
 
-/// Circles of jumps by names and by paths that no request changes: the first route of each, with the reason and the fix.
+/// Loops of jumps by name, and by paths that do not depend on the request: the first route of each, with the reason and
+/// the fix.
 fn circles(site: &SiteConfig) -> Vec<(usize, String)> {
     let is_jump = |route: &RouteConfig| matches!(route.action, Action::Jump(_));
     if !site.routes.iter().any(is_jump) {
@@ -155,7 +156,7 @@ fn circles(site: &SiteConfig) -> Vec<(usize, String)> {
             let end = path.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(path.len());
             let mut scratch = Vec::new();
             let found = table.find(normalise(&path[..end], &mut scratch).ok()?, |_| true).copied();
-            // Where a condition fails, another route is taken.
+            // If a condition fails, another route matches.
             found.filter(|found| site.routes.get(*found).is_some_and(is_open))
         }
         _ => None,
@@ -167,7 +168,7 @@ fn circles(site: &SiteConfig) -> Vec<(usize, String)> {
             at = next(at)?;
             match at {
                 _ if at == first => break,
-                // It is told of its first route.
+                // It is reported for its first route.
                 _ if at < first || circle.contains(&at) => return None,
                 _ => circle.push(at),
             }
@@ -182,12 +183,12 @@ fn circles(site: &SiteConfig) -> Vec<(usize, String)> {
     advice.collect()
 }
 
-/// Whether it takes every request for its paths.
+/// Whether it matches every request for its paths.
 fn is_open(route: &RouteConfig) -> bool {
     route.condition.as_ref().is_none_or(Condition::is_empty)
 }
 
-/// An earlier route of the same path takes all of its methods.
+/// Earlier routes with the same path match all of its methods.
 fn by_methods(before: &[RouteConfig], route: &RouteConfig) -> Option<String> {
     let methods = route.condition.as_ref()?.methods.as_ref()?;
     let takes_all = |above: &&RouteConfig| {
@@ -203,7 +204,7 @@ fn by_methods(before: &[RouteConfig], route: &RouteConfig) -> Option<String> {
     Some(format!("since {} takes its methods for the same path: write this one before it", at(above)))
 }
 
-/// Other routes take all that it covers.
+/// Other routes match everything that it covers.
 fn by_paths(site: &SiteConfig, index: usize, route: &RouteConfig) -> Option<String> {
     let others = || site.routes.iter().enumerate().filter(move |(other, _)| *other != index).map(|(_, other)| other);
     let open_path = |text: &str| {
@@ -225,12 +226,12 @@ fn by_paths(site: &SiteConfig, index: usize, route: &RouteConfig) -> Option<Stri
     }
 }
 
-/// A regex takes every path before it is asked.
+/// A regex matches every path before this route is tried.
 fn by_regex(of_any: Option<usize>, site: &SiteConfig, index: usize, route: &RouteConfig) -> Option<String> {
     let of_any = of_any?;
     let loses = match &route.matcher {
         Matcher::Regex(_) => of_any < index,
-        // One that is over regexes may be the longest where this is not.
+        // A route that outranks regexes may be the longest match where this one is not.
         Matcher::Path(_) | Matcher::Prefix(_) => !route.over_regex,
         Matcher::Exact(_) | Matcher::Named => false,
     };
@@ -238,7 +239,7 @@ fn by_regex(of_any: Option<usize>, site: &SiteConfig, index: usize, route: &Rout
     loses.then(|| format!("since the regex of {any} fits every path: make it narrower, or write path = \"/\" there"))
 }
 
-/// A regex that is never asked, since the longest prefix always says so.
+/// A regex that is never tried, since the longest prefix always outranks it.
 fn over_regex(site: &SiteConfig, route: &RouteConfig) -> Option<String> {
     let Matcher::Regex(regex) = &route.matcher else { return None };
     let start = literal_start(regex.text());
@@ -260,7 +261,7 @@ fn over_regex(site: &SiteConfig, route: &RouteConfig) -> Option<String> {
     Some(format!("since over_regex of {} keeps regexes from being asked for its paths: remove one of them", at(above)))
 }
 
-/// Nothing leads there by its name, or to no path at all.
+/// No jump leads to it, by name or by path.
 fn without_jump(jumps: &[&JumpTo], route: &RouteConfig) -> Option<String> {
     let is_named = jumps.iter().any(|to| matches!(to, JumpTo::Route(name) if *name == route.name));
     let to_path = jumps.iter().any(|to| matches!(to, JumpTo::Path(_)));
@@ -289,11 +290,11 @@ fn is_of_any(matcher: &Matcher) -> bool {
     matches!(matcher, Matcher::Regex(regex) if MATCHES_ANY_PATH.contains(&regex.text()))
 }
 
-/// What every path begins with that a regex fits, as far as it is plain to see.
+/// A literal prefix of every path that a regex matches, as far as is easy to see.
 fn literal_start(regex: &str) -> String {
     let Some(rest) = regex.strip_prefix('^').filter(|rest| !rest.contains('|')) else { return "/".to_owned() };
     let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && !"/-_".contains(c)).unwrap_or(rest.len());
-    // What may be repeated may be left out.
+    // A repeated character may be missing.
     let end = if rest[end..].starts_with(['*', '?', '{']) { end.saturating_sub(1) } else { end };
     if end == 0 { "/".to_owned() } else { rest[..end].to_owned() }
 }
@@ -309,7 +310,7 @@ mod tests {
     use crate::config::advice::Subject;
     use crate::config::toml;
 
-    /// The places of the routes that are told.
+    /// The indices of the routes that are reported.
     fn reported(routes: &[&str]) -> Vec<usize> {
         let routes: String =
             routes.iter().map(|lines| format!("[[site.route]]\n{}\n", lines.replace("; ", "\n"))).collect();
@@ -397,7 +398,7 @@ mod tests {
                 ],
                 &[],
             ),
-            // The same paths, told otherwise.
+            // The same paths in another notation.
             (&["prefix = \"/a/\"; pool = \"app\"", "path = \"/a/\"; pool = \"app\""], &[0]),
             (&["prefix = \"/a\"; pool = \"app\"", "path = \"/a\"; pool = \"app\""], &[]),
             (
@@ -405,13 +406,13 @@ mod tests {
                 &[0],
             ),
             (&["path = \"/a\"; pool = \"app\"", "path = \"/a/\"; pool = \"app\""], &[]),
-            // Regexes of everything.
+            // Regexes that match everything.
             (
                 &[any, "regex = '^/'; pool = \"app\"", "regex = 'x'; pool = \"app\"", "exact = \"/a\"; pool = \"app\""],
                 &[0, 2],
             ),
             (&["regex = 'x'; pool = \"app\"", "regex = '.*'; methods = [\"GET\"]; pool = \"app\"", any], &[]),
-            // Over regexes.
+            // Routes that outrank regexes.
             (&["path = \"/\"; over_regex = true; pool = \"app\"", "regex = 'x$'; pool = \"app\""], &[1]),
             (
                 &[

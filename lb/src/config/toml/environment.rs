@@ -1,35 +1,30 @@
-//! `${env:NAME}` in any text of a configuration.
+//! `${env:NAME}` in texts of a configuration.
 
 use std::collections::HashMap;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// What was put in place of variables of the environment.
+/// The result of replacing environment variables.
 #[derive(Debug, Default)]
 pub(super) struct Replaced {
-    /// Each text in which something was replaced, by its place.
+    /// Each text in which something was replaced, by offset.
     pub texts: HashMap<usize, Text>,
-    /// What is wrong, with its place.
+    /// Problems, with their offsets.
     pub problems: Vec<(usize, String)>,
 }
 
 #[derive(Debug)]
 pub(super) struct Text {
-    /// As it was written: what stands in it now may be a secret.
+    /// As written: the replaced text may contain a secret.
     pub written: String,
-    /// With the dollar signs of what was put in doubled, as values want it.
+    /// With `$` doubled in the inserted text, as values need it.
     pub value: String,
 }
 
 impl Replaced {
-    /// Replaces in all texts of a file whose first byte is at `start`; keys stay as they are.
-    pub(super) fn replace(
-        &mut self,
-        table: &mut DeTable<'_>,
-        start: usize,
-        variable: &impl Fn(&str) -> Option<String>,
-    ) {
+    /// Replaces variables in all texts of a file whose first byte is at `start`. Keys are not changed.
+    pub(super) fn replace(&mut self, table: &mut DeTable<'_>, start: usize, variable: &impl Fn(&str) -> Option<String>) {
         for (_, value) in table.iter_mut() {
             self.value(value, start, variable);
         }
@@ -62,7 +57,7 @@ fn replaced(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Str
     while let Some(at) = rest.find(BEGIN) {
         let (before, behind) = rest.split_at(at);
         now.push_str(before);
-        // `$$` is a dollar sign.
+        // `$$` is a literal dollar sign.
         if !(before.len() - before.trim_end_matches('$').len()).is_multiple_of(2) {
             now.push_str(BEGIN);
             rest = &behind[BEGIN.len()..];

@@ -1,4 +1,4 @@
-//! The files that a configuration names, read once to be sure that they serve.
+//! Reads the files that a configuration names, to be sure that they are usable.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -16,10 +16,10 @@ const MIN_SECRET_BYTES: usize = 16;
 const MAX_SECRET_BYTES: usize = 4096;
 /// Pages are kept in memory.
 const MAX_PAGE_BYTES: u64 = 1 << 20;
-/// All CAs of a system take a quarter of it.
+/// All CAs of a system take a quarter of this.
 const MAX_PEM_BYTES: u64 = 1 << 20;
 
-/// A bearer token, which must fit into a header; none when no file is named.
+/// A bearer token, which must be valid in a header field; none when no file is named.
 pub(super) fn token(base: &Path, value: &DeValue<'_>) -> Read<Option<Secret>> {
     let secret = secret(base, value)?;
     match &secret {
@@ -30,7 +30,7 @@ pub(super) fn token(base: &Path, value: &DeValue<'_>) -> Read<Option<Secret>> {
     }
 }
 
-/// The bytes of a file but for the line ending that editors leave; none when no file is named.
+/// The bytes of a file without a final line ending; none when no file is named.
 pub(super) fn secret(base: &Path, value: &DeValue<'_>) -> Read<Option<Secret>> {
     let Some(path) = values::path(base, value)? else { return Ok(None) };
     let bytes = readable(&path)?;
@@ -47,7 +47,7 @@ pub(super) fn secret(base: &Path, value: &DeValue<'_>) -> Read<Option<Secret>> {
     }
 }
 
-/// The text of a file without the line ending at its end, with its path: a value of a field, which may be a secret.
+/// The text of a file without its final line ending, and its path: the value of a field, which may be secret.
 pub(super) fn text(base: &Path, value: &DeValue<'_>) -> Read<(PathBuf, String)> {
     let path = values::path(base, value)?.ok_or("the path of a file")?;
     let bytes = readable(&path)?;
@@ -63,7 +63,7 @@ pub(super) fn text(base: &Path, value: &DeValue<'_>) -> Read<(PathBuf, String)> 
     }
 }
 
-/// A page that is answered with, and its path.
+/// The content of an error page, and its path.
 pub(super) fn page(base: &Path, value: &DeValue<'_>) -> Read<(PathBuf, Vec<u8>)> {
     let path = values::path(base, value)?.ok_or("the path of a file")?;
     let mut bytes = Vec::new();
@@ -75,7 +75,7 @@ pub(super) fn page(base: &Path, value: &DeValue<'_>) -> Read<(PathBuf, Vec<u8>)>
     }
 }
 
-/// The media type of a page by the ending of its name.
+/// The media type of a page, by its file name extension.
 pub(super) fn content_type(path: &Path) -> &'static str {
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     match ending.to_ascii_lowercase().as_str() {
@@ -128,7 +128,7 @@ fn pem_bytes(path: &Path) -> Read<Vec<u8>> {
 
 fn readable(path: &Path) -> Read<Vec<u8>> {
     let mut bytes = Vec::new();
-    // A device may never end.
+    // A device file may be endless.
     let limit = MAX_SECRET_BYTES as u64 + 3;
     let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes));
     read.map_err(|e| unreadable(path, &e))?;

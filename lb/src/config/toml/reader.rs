@@ -1,4 +1,4 @@
-//! Walks a parsed file and notes what is wrong instead of stopping at it.
+//! Walks a parsed file and records problems instead of stopping at the first one.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -21,11 +21,11 @@ use crate::value::pattern::Pattern;
 
 const EXAMPLE_OF_VALUES: &str = "{ from = \"$cookie_tier\", cases = { gold = \"fast\" }, default = \"slow\" }";
 
-/// Longest part of a value that a message repeats.
+/// Messages show at most this much of a value.
 const MAX_SHOWN_CHARS: usize = 48;
 
 pub(super) struct Reader<'t> {
-    /// The CAs of the system, once they have been read.
+    /// The system's CAs, once they have been read.
     system_roots: Option<Result<Arc<[CertificateDer<'static>]>, String>>,
     sources: &'t Sources,
     template: &'t Template<'t>,
@@ -33,67 +33,67 @@ pub(super) struct Reader<'t> {
     /// For each file.
     broken: Vec<SyntaxErrors>,
     problems: Vec<(Option<usize>, String)>,
-    /// Expressions that were read already: sites often have the same ones, and each takes long to compile.
+    /// Expressions that were compiled already: sites often share them, and each takes long to compile.
     patterns: HashMap<String, Pattern>,
 }
 
-/// What of a file may have been understood wrongly.
+/// Which part of a file may be misread because of syntax errors.
 #[derive(Clone, Default)]
 struct SyntaxErrors {
-    /// From this line on everything, and what is absent may only be unread: nothing is said of either before the
-    /// syntax is right.
+    /// From this line on, values may be misread and absent keys may just be unread. Problems there are not reported
+    /// before the syntax is fixed.
     from: Option<usize>,
-    /// Lines with a syntax error that harms no other line.
+    /// Lines with a syntax error that affects no other line.
     lines: Vec<usize>,
 }
 
-/// A table of a file, beside the part of `default.toml` that lists its keys and their defaults.
+/// A table of a file, with the part of `default.toml` that lists its keys and their defaults.
 pub(super) struct Section<'t> {
-    /// As messages name it: `pool.probe`; empty for the whole file.
+    /// The name in messages, such as `pool.probe`; empty for the whole file.
     path: String,
     offset: usize,
-    /// Place of the first byte of its file.
+    /// The offset of the first byte of its file.
     start: usize,
-    /// `None`: not written, all defaults.
+    /// `None`: not written, so all defaults.
     table: Option<&'t DeTable<'t>>,
     template: Option<&'t Template<'t>>,
 }
 
-/// A value under a key that is no setting but the operator's own, such as a field's name.
+/// A value under a user-defined key, such as a field name.
 pub(super) struct Entry<'t> {
     pub name: &'t str,
     pub key_offset: usize,
     pub value: &'t Spanned<DeValue<'t>>,
 }
 
-/// A value that was written under a key of a section, or within what stands there.
+/// A value under a key of a section, or nested in one.
 #[derive(Clone, Copy)]
 pub(super) struct Setting<'s, 't> {
     pub section: &'s Section<'t>,
-    /// As messages name it within the section.
+    /// The name in messages, relative to the section.
     pub key: &'s str,
     pub value: &'t Spanned<DeValue<'t>>,
 }
 
 impl Setting<'_, '_> {
-    /// As messages name it.
+    /// The name in messages.
     pub(super) fn name(&self) -> String {
         self.section.name_of(self.key)
     }
 
-    /// Where the value stands.
+    /// The offset of the value.
     pub(super) fn offset(&self) -> usize {
         self.section.at(self.value)
     }
 }
 
 impl<'t> Section<'t> {
-    /// What is written under a key.
+    /// The value under a key, if it is written.
     pub(super) fn setting<'s>(&'s self, key: &'s str) -> Option<Setting<'s, 't>> {
         self.written(key).map(|value| self.within(key, value))
     }
 
-    /// A value within what is written.
+    /// A value nested in this one.
     pub(super) fn within<'s>(&'s self, key: &'s str, value: &'t Spanned<DeValue<'t>>) -> Setting<'s, 't> {
         Setting { section: self, key, value }
     }
@@ -102,12 +102,12 @@ impl<'t> Section<'t> {
         self.table.is_some()
     }
 
-    /// Whether it is written and has no keys.
+    /// Whether it is written and empty.
     pub(super) fn is_empty(&self) -> bool {
         self.table.is_some_and(|table| table.is_empty())
     }
 
-    /// The section that `key` would hold, all defaults.
+    /// The section under `key` with all defaults.
     pub(super) fn without(&self, key: &str) -> Self {
         let template = self.template.and_then(|template| template.child(key));
         Self { path: self.name_of(key), offset: self.offset(key), start: self.start, table: None, template }
@@ -121,28 +121,28 @@ impl<'t> Section<'t> {
         self.written(key).is_some_and(|value| value.get_ref().is_str())
     }
 
-    /// Place of a value in it.
+    /// The offset of a value in it.
     pub(super) fn at(&self, value: &Spanned<DeValue<'_>>) -> usize {
         self.start + value.span().start
     }
 
-    /// Where the section begins.
+    /// The offset of the section.
     pub(super) fn own_offset(&self) -> usize {
         self.offset
     }
 
-    /// Where the key's value stands; the section itself when it is not written.
+    /// The offset of the key's value, or of the section if it is not written.
     pub(super) fn offset(&self, key: &str) -> usize {
         self.written(key).map_or(self.offset, |value| self.at(value))
     }
 
-    /// Where the key itself stands.
+    /// The offset of the key itself.
     pub(super) fn key_offset(&self, key: &str) -> usize {
         let entry = self.table.and_then(|table| table.get_key_value(key));
         entry.map_or(self.offset, |(key, _)| self.start + key.span().start)
     }
 
-    /// Where the first of the keys that are written has its value.
+    /// The offset of the value of the first of the keys that is written.
     pub(super) fn first_offset(&self, keys: &[&str]) -> usize {
         keys.iter().find(|key| self.has(key)).map_or(self.offset, |key| self.offset(key))
     }
@@ -151,12 +151,12 @@ impl<'t> Section<'t> {
         self.table.and_then(|table| table.get(key))
     }
 
-    /// As messages name a key of it.
+    /// The name of a key of it in messages.
     pub(super) fn name_of(&self, key: &str) -> String {
         join(&self.path, key)
     }
 
-    /// What a key may have, in one line; mostly what `default.toml` has.
+    /// An example of a key's value in one line, usually that of `default.toml`.
     pub(super) fn example(&self, key: &str) -> &'static str {
         match key {
             "request_headers" | "response_headers" => return "{ set = { X-Name = \"value\" } }",
@@ -201,12 +201,12 @@ impl<'t> Reader<'t> {
         problems.into_iter().map(|(offset, message)| self.sources.problem(offset, message)).collect()
     }
 
-    /// The CAs that the system trusts, read once for a configuration.
+    /// The CAs that the system trusts, read once per configuration.
     pub(super) fn system_roots(&mut self) -> Result<Arc<[CertificateDer<'static>]>, String> {
         self.system_roots.get_or_insert_with(transport::system_roots).clone()
     }
 
-    /// Where relative paths of a section start.
+    /// The folder that relative paths of a section are relative to.
     pub(super) fn base(&self, section: &Section<'t>) -> &'t Path {
         self.sources.source(section.start).file.parent().unwrap_or(Path::new(""))
     }
@@ -219,7 +219,7 @@ impl<'t> Reader<'t> {
         SourceLocation { file: Arc::clone(&self.sources.source(offset).file), line: self.position(offset).line }
     }
 
-    /// `line 7`, with the file if it is another one.
+    /// `line 7`, with the file if it is a different one.
     pub(super) fn line(&self, offset: usize, from: usize) -> String {
         let line = self.position(offset).line;
         match self.sources.index(offset) == self.sources.index(from) {
@@ -231,7 +231,7 @@ impl<'t> Reader<'t> {
     pub(super) fn problem(&mut self, offset: usize, message: impl Into<String>) {
         let SyntaxErrors { from, lines } = &self.broken[self.sources.index(offset)];
         let line = self.position(offset).line;
-        // What stands there in place of a variable of the environment is not known.
+        // The replacement of an environment variable that is not set is unknown.
         let is_unset = self.replaced.problems.iter().any(|(unset, _)| *unset == offset);
         if is_unset && self.problems.iter().any(|(known, _)| *known == Some(offset)) {
             return;
@@ -241,19 +241,19 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// Something that should be there is not; `place` is `None` when it could be anywhere.
+    /// Reports that something required is missing; `offset` is `None` if it could be anywhere.
     pub(super) fn absent(&mut self, offset: Option<usize>, message: impl Into<String>) {
         if self.broken.iter().all(|broken| broken.from.is_none()) {
             self.problems.push((offset, message.into()));
         }
     }
 
-    /// A text that the environment has a part in.
+    /// A text in which environment variables were replaced.
     pub(super) fn replaced(&self, offset: usize) -> Option<&'t Text> {
         self.replaced.texts.get(&offset)
     }
 
-    /// The files, each as one section.
+    /// The files, each as a section.
     pub(super) fn roots(&mut self, parsed: &'t [Parsed<'t>]) -> Vec<Section<'t>> {
         let mut roots = Vec::new();
         for (source, (table, _)) in self.sources.iter().zip(parsed) {
@@ -270,7 +270,7 @@ impl<'t> Reader<'t> {
         roots
     }
 
-    /// The section that `key` holds in one of the files.
+    /// The section under `key` in one of the files.
     pub(super) fn top_section(&mut self, roots: &[Section<'t>], key: &str) -> Section<'t> {
         let mut writing = roots.iter().filter(|root| root.has(key));
         let root = writing.next().unwrap_or(&roots[0]);
@@ -282,7 +282,7 @@ impl<'t> Reader<'t> {
         self.section(root, key)
     }
 
-    /// The table that `key` holds. Unwritten, or something else than a table, it is all defaults.
+    /// The table under `key`. If it is not written, or is not a table, all defaults.
     pub(super) fn section(&mut self, parent: &Section<'t>, key: &str) -> Section<'t> {
         let path = parent.name_of(key);
         let table = match parent.written(key).map(|value| (value, value.get_ref())) {
@@ -322,7 +322,7 @@ impl<'t> Reader<'t> {
         section
     }
 
-    /// The tables of an array such as `[[pool]]` in all files; without any, `fix` says what to do.
+    /// The tables of an array such as `[[pool]]` in all files. If there are none, the message ends with `fix`.
     pub(super) fn list(&mut self, roots: &[Section<'t>], key: &str, fix: &str) -> Vec<Section<'t>> {
         let found: Vec<_> = roots.iter().flat_map(|root| self.tables(root, key)).collect();
         let is_empty = |root: &Section<'t>| match root.written(key) {
@@ -359,7 +359,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// One inline table, or several of them in an array.
+    /// One inline table, or several in an array.
     pub(super) fn one_or_several(&mut self, parent: &Section<'t>, key: &str) -> Option<Vec<Section<'t>>> {
         let value = parent.written(key)?;
         let elements = match value.get_ref() {
@@ -386,7 +386,7 @@ impl<'t> Reader<'t> {
         sections
     }
 
-    /// The values of a table whose keys are the operator's own, in the order of the file; none if it is not written.
+    /// The values of a table with user-defined keys, in file order; none if it is not written.
     pub(super) fn entries(&mut self, section: &Section<'t>, key: &str) -> Option<Vec<Entry<'t>>> {
         let Some(value) = section.written(key) else { return Some(Vec::new()) };
         let DeValue::Table(table) = value.get_ref() else {
@@ -404,7 +404,7 @@ impl<'t> Reader<'t> {
         Some(entries)
     }
 
-    /// A table under a key of the operator's own; what it may hold is known of `*` below `key`.
+    /// A table under a user-defined key. Its valid keys are those of `*` below `key`.
     pub(super) fn free_section(
         &mut self,
         root: &Section<'t>,
@@ -424,13 +424,8 @@ impl<'t> Reader<'t> {
         Some(section)
     }
 
-    /// The table of an error page, which stands under a key of the operator's own.
-    pub(super) fn free_page(
-        &mut self,
-        section: &Section<'t>,
-        key: &str,
-        value: &'t Spanned<DeValue<'t>>,
-    ) -> Section<'t> {
+    /// The table of an error page, which is under a user-defined key.
+    pub(super) fn free_page(&mut self, section: &Section<'t>, key: &str, value: &'t Spanned<DeValue<'t>>) -> Section<'t> {
         let template = section.template.and_then(|template| template.child("error_pages")?.child("*"));
         let table = value.get_ref().as_table();
         let page =
@@ -444,13 +439,8 @@ impl<'t> Reader<'t> {
         self.problem(parent.at(value), message);
     }
 
-    /// One table of an array of them.
-    pub(super) fn element(
-        &mut self,
-        parent: &Section<'t>,
-        key: &str,
-        element: &'t Spanned<DeValue<'t>>,
-    ) -> Section<'t> {
+    /// One table of an array of tables.
+    pub(super) fn element(&mut self, parent: &Section<'t>, key: &str, element: &'t Spanned<DeValue<'t>>) -> Section<'t> {
         let section = Section {
             path: parent.name_of(key),
             offset: parent.at(element),
@@ -462,7 +452,7 @@ impl<'t> Reader<'t> {
         section
     }
 
-    /// The elements of the array that `key` holds, or of its default.
+    /// The elements of the array under `key`, or of its default.
     pub(super) fn elements(&mut self, section: &Section<'t>, key: &str) -> Option<&'t [Spanned<DeValue<'t>>]> {
         let value = section.written(key).or_else(|| section.default(key))?;
         match value.get_ref() {
@@ -489,7 +479,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// The value of `key` if it is written. `None`: it is wrong.
+    /// The value of `key` if it is written. `None`: it is invalid.
     pub(super) fn optional<T>(
         &mut self,
         section: &Section<'t>,
@@ -502,7 +492,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// The expression of `key`, which has no default.
+    /// The expression under `key`, which has no default.
     pub(super) fn regex(&mut self, section: &Section<'t>, key: &str) -> Option<Pattern> {
         let known = RefCell::new(std::mem::take(&mut self.patterns));
         let read = self.required(section, key, |value| {
@@ -533,7 +523,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// The values of the array that `key` holds, or of its default.
+    /// The values of the array under `key`, or of its default.
     pub(super) fn each<T>(
         &mut self,
         section: &Section<'t>,
@@ -567,7 +557,7 @@ impl<'t> Reader<'t> {
         self.absent(Some(section.offset), message);
     }
 
-    /// Refuses keys that mean nothing, or not yet.
+    /// Refuses unknown keys, and those that are not implemented yet.
     fn check_keys(&mut self, section: &Section<'t>) {
         let mut valid: Vec<&str> = section.template.into_iter().flat_map(Template::keys).collect();
         valid.sort_unstable();
@@ -602,7 +592,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// The sections of which `key` is a setting; those of sites only if there are no others.
+    /// The sections that have `key` as a setting; those of sites only if there are no others.
     fn homes(&self, key: &str) -> Vec<String> {
         fn search(template: &Template<'_>, path: &str, key: &str, homes: &mut Vec<String>) {
             if !path.is_empty() && template.child(key).is_some() {
@@ -618,7 +608,7 @@ impl<'t> Reader<'t> {
         if others.is_empty() { of_sites } else { others }
     }
 
-    /// One problem for each line: what comes after the first error in a line mostly follows from it.
+    /// Reports one problem per line: further errors in a line mostly follow from the first.
     fn syntax_error(&mut self, start: usize, error: &Error) {
         let span = error.span().unwrap_or_default();
         let offset = start + span.start;
@@ -656,7 +646,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// A value as it stands in the file.
+    /// A value as written in the file.
     pub(super) fn shown(&self, section: &Section<'t>, value: &Spanned<DeValue<'_>>) -> String {
         match value.get_ref() {
             DeValue::Table(_) => "a table".to_owned(),
@@ -666,16 +656,16 @@ impl<'t> Reader<'t> {
     }
 }
 
-/// Line and column of a byte of the text.
+/// Line and column of an offset in the text.
 pub(super) fn position(text: &str, offset: usize) -> Position {
     let before = &text[..text.floor_char_boundary(offset)];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    // A byte order mark is no character that an editor counts.
+    // Editors do not count a byte order mark.
     let columns = before[line_start..].chars().filter(|c| *c != '\u{feff}').count();
     Position { line: before.matches('\n').count() + 1, column: columns + 1 }
 }
 
-/// `did you mean "…"? ` when one of the choices is likely a word mistyped, else nothing.
+/// `did you mean "…"? `, if one of the choices is similar to the word, else empty.
 pub(super) fn did_you_mean(word: &str, choices: &[&str]) -> String {
     let close = |choice: &&str| {
         let distance = edits(&word.to_ascii_lowercase(), choice);
@@ -685,7 +675,7 @@ pub(super) fn did_you_mean(word: &str, choices: &[&str]) -> String {
     best.map_or(String::new(), |(_, choice)| format!("did you mean \"{choice}\"? "))
 }
 
-/// How many characters to insert, remove, replace or swap with their neighbour to make one word the other.
+/// The number of characters to insert, remove, replace or swap to turn one word into the other.
 fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut before_last: Vec<usize> = Vec::new();
@@ -706,12 +696,12 @@ fn edits(a: &str, b: &str) -> usize {
     last[b.len()]
 }
 
-/// A section as a file shows it.
+/// The heading of a section in a file.
 pub(super) fn heading(path: &str) -> String {
     match path {
         "" => "the file".to_owned(),
         "listener" | "pool" | "route" | "site" | "site.route" => format!("[[{path}]]"),
-        // An inline table as a rule.
+        // Usually an inline table.
         "pool.backends" => "a backend".to_owned(),
         _ if path.starts_with("site.") || path.starts_with("values.") => path.to_owned(),
         _ => format!("[{path}]"),

@@ -1,4 +1,4 @@
-//! Reads what a site or a route says about its requests, over what was said before.
+//! Reads the rules of a site or a route, on top of inherited ones.
 
 use std::time::Duration;
 
@@ -23,22 +23,22 @@ use crate::value::{Phase, Scope, Value};
 
 pub(super) const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 
-/// What the rest of the configuration has that sites name.
+/// The parts of the rest of the configuration that sites refer to.
 pub(super) struct References<'a> {
     pub pools: &'a [PoolName],
     pub listeners: &'a [Named],
     pub tables: &'a Tables,
-    /// `None`: something is wrong with it, as is told there.
+    /// `None`: it has a problem, which is reported there.
     pub access_log: Option<&'a AccessLogConfig>,
 }
 
-/// Where rules are said: whose groups their values can name.
+/// Where rules are written: determines which groups their values can refer to.
 #[derive(Clone, Copy)]
 pub(super) struct RuleScope<'a> {
     pub around: &'a References<'a>,
     pub host: Option<&'a Pattern>,
     pub route: Option<&'a Pattern>,
-    /// Whether `$server_name` is anything: the site's first host is neither `""` nor a regex.
+    /// Whether `$server_name` has a value: the site's first host is neither `""` nor a regex.
     pub has_server_name: bool,
 }
 
@@ -48,7 +48,7 @@ impl<'a> RuleScope<'a> {
     }
 }
 
-/// Fields that belong to the connection or to the framing of a message, or that have a setting of their own.
+/// Fields that concern the connection or the message framing, or that have a setting of their own.
 const NO_FIELDS: &[(&str, &str)] = &[
     ("connection", "remove it: connections are kept by Evenkeel itself"),
     ("keep-alive", "remove it: connections are kept by Evenkeel itself"),
@@ -61,7 +61,7 @@ const NO_FIELDS: &[(&str, &str)] = &[
 ];
 
 impl<'t> Reader<'t> {
-    /// What is in force where `section` is: each key that it has, and `outer` for the others.
+    /// The rules in force for `section`: its own keys, and `outer` for the others.
     pub(super) fn rules(&mut self, section: &Section<'t>, outer: &Rules, rule_scope: &RuleScope<'_>) -> Option<Rules> {
         let mut rules = outer.clone();
         let mut is_sound = true;
@@ -118,7 +118,7 @@ impl<'t> Reader<'t> {
         is_sound.then_some(rules)
     }
 
-    /// A value at a key that must be there.
+    /// The value of a required key.
     pub(super) fn required_value(
         &mut self,
         section: &Section<'t>,
@@ -169,7 +169,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// The inner `None`: what a site says does not hold here.
+    /// The inner `None` overrides the site's setting.
     fn rewrite(&mut self, section: &Section<'t>, rule_scope: &RuleScope<'_>) -> Option<Option<Rewrite>> {
         let inner = self.section(section, "rewrite");
         if !inner.is_written() {
@@ -206,7 +206,7 @@ impl<'t> Reader<'t> {
         Some(Some(rewrite))
     }
 
-    /// What becomes a path begins like one.
+    /// Checks that a value for a path begins like one.
     fn check_path(&mut self, section: &Section<'t>, key: &str, value: &Value) -> Option<()> {
         if value.text().starts_with(['/', '$']) {
             return Some(());
@@ -258,7 +258,7 @@ impl<'t> Reader<'t> {
         Some(merged(outer, changes?.concat(), keeps))
     }
 
-    /// Whether one of the tables says so.
+    /// Whether one of the tables has `keep_outer`.
     fn keeps_outer(&mut self, tables: &[Section<'t>]) -> Option<bool> {
         let mut keeps = Some(Vec::new());
         for table in tables {
@@ -490,7 +490,7 @@ impl<'t> Reader<'t> {
         Some((status.unwrap_or(PageStatus::Keep), page))
     }
 
-    /// The inner `None`: what a site says does not hold here.
+    /// The inner `None` overrides the site's setting.
     fn cors(&mut self, section: &Section<'t>) -> Option<Option<Cors>> {
         let inner = self.section(section, "cors");
         if !inner.is_written() {
@@ -622,7 +622,7 @@ impl<'t> Reader<'t> {
         })
     }
 
-    /// A table from what is to what shall be.
+    /// A table from the existing to the new text.
     fn replacements(
         &mut self,
         section: &Section<'t>,
@@ -761,7 +761,7 @@ impl<'t> Reader<'t> {
     }
 }
 
-/// Whether `location` was written where a route is meant.
+/// Whether `location` was used like nginx's block, where a route is needed.
 fn is_block_of_nginx(value: &Spanned<DeValue<'_>>) -> bool {
     const OF_ROUTES: &[&str] =
         &["path", "exact", "prefix", "regex", "pool", "proxy_pass", "respond", "redirect", "return"];
@@ -771,7 +771,7 @@ fn is_block_of_nginx(value: &Spanned<DeValue<'_>>) -> bool {
     is_route(value) || value.get_ref().as_array().is_some_and(|elements| elements.iter().any(is_route))
 }
 
-/// The outer changes stay if they are kept, but for those of fields that the inner ones change.
+/// Outer changes stay if `keep_outer` is set, except those of fields that inner ones change.
 fn merged(outer: &[FieldChange], inner: Vec<FieldChange>, keeps: bool) -> Vec<FieldChange> {
     let is_overruled = |change: &FieldChange| {
         inner
@@ -783,7 +783,7 @@ fn merged(outer: &[FieldChange], inner: Vec<FieldChange>, keeps: bool) -> Vec<Fi
     changes
 }
 
-/// The name of a field that an operator may change.
+/// The name of a field that may be changed.
 fn field_name(name: &str) -> Read<String> {
     let name = values::field_token(name)?;
     if name.eq_ignore_ascii_case("host") {
@@ -827,7 +827,7 @@ fn cors_origin(value: &DeValue<'_>) -> Read<CorsOrigin> {
             Ok(CorsOrigin::Below { scheme: scheme.to_owned(), domain })
         }
         Some(HostPattern::Exact(name)) => {
-            // Browsers leave the usual port out.
+            // Browsers omit the default port.
             let port = port.filter(|port| !matches!((scheme, *port), ("https", "443") | ("http", "80")));
             Ok(CorsOrigin::Exact(match port {
                 Some(port) => format!("{scheme}://{name}:{port}"),

@@ -1,5 +1,5 @@
-//! The JSON schema of `evenkeel.toml`, for editors. Keys, defaults and explanations are those of `default.toml`; what
-//! that file cannot show stands here: the words that a key takes, its range, and where several forms are possible.
+//! The JSON schema of `evenkeel.toml`, for editors. Keys, defaults and descriptions come from `default.toml`. This file
+//! adds what that one cannot express: allowed words, ranges, and alternative forms.
 
 use serde_json::{Map, Value, json};
 use toml::Spanned;
@@ -12,7 +12,7 @@ use super::values;
 const DURATION: &str = "^\\s*[0-9]+(ms|s|m|h)\\s*$|\\$\\{env:";
 const SIZE: &str = "^\\s*[0-9]+\\s*(B|KB|MB|GB|KiB|MiB|GiB)\\s*$|\\$\\{env:";
 
-/// The words that a key takes. `site.x` stands for `site.route.x` too.
+/// The allowed words of a key. `site.x` also stands for `site.route.x`.
 const WORDS: &[(&str, &[&str])] = &[
     ("server.forwarded_by", &["x-forwarded", "forwarded"]),
     ("listener.half_close", &["cancel", "answer"]),
@@ -36,7 +36,7 @@ const WORDS: &[(&str, &[&str])] = &[
     ("site.cookies.same_site", &["lax", "strict", "none"]),
 ];
 
-/// The least and the most that a number may be. As in [`WORDS`].
+/// Minimum and maximum of a number. Keys as in [`WORDS`].
 const RANGES: &[(&str, i64, i64)] = &[
     ("server.resolver.attempts", 0, 10),
     ("server.threads", 0, 1024),
@@ -150,7 +150,7 @@ fn property(template: &Template<'_>, path: &str) -> Value {
         "site.access_log" => return json!({ "anyOf": [text(), one_or_several(&object(template, path))] }),
         "site.cors" => {
             let mut cors = object(template, path);
-            // An empty one takes back what the site says.
+            // An empty table overrides the site's.
             cors.as_object_mut().map(|cors| cors.remove("required"));
             return cors;
         }
@@ -195,7 +195,7 @@ fn field() -> Value {
     json!({ "anyOf": [{ "type": "string" }, file] })
 }
 
-/// What a value must be.
+/// The comparison of a test.
 fn test() -> Value {
     let is = json!([{ "type": ["string", "boolean"] }, { "type": "array", "items": { "type": "string" } }]);
     let not = json!({
@@ -211,7 +211,7 @@ fn is_duration(text: &str) -> bool {
     values::duration_in(text, std::time::Duration::ZERO, values::DAY * 400).is_ok()
 }
 
-/// What stands behind a value of `default.toml`.
+/// The comment after a value in `default.toml`.
 fn explanation(value: &Spanned<DeValue<'_>>) -> Option<&'static str> {
     let rest = DEFAULT.get(value.span().end..)?.lines().next()?;
     let explained = rest.trim_start().strip_prefix('#')?.trim();

@@ -1,4 +1,4 @@
-//! Reads sites with their routes: which requests they are for, and what answers them.
+//! Reads sites and their routes: what they match, and what responds.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -23,27 +23,27 @@ use crate::value::{Phase, Scope, Value};
 const ACTIONS: &[&str] = &["pool", "pool_from", "respond", "redirect", "jump"];
 const MATCHERS: &[&str] = &["path", "exact", "prefix", "regex"];
 
-/// A site with what is needed to name and compare it.
+/// A site, with what is needed to name and compare it.
 struct SiteAt {
     site: SiteConfig,
-    /// Of its hosts.
+    /// The offset of its hosts.
     offset: usize,
     is_named: bool,
     routes: Vec<RouteAt>,
 }
 
-/// What is known of a route beside what it does.
+/// Information about a route besides its configuration.
 struct RouteAt {
     offset: usize,
-    /// The name that it was given.
+    /// Its configured name.
     name: Option<(String, usize)>,
-    /// Routes of this site that it leads to by name, with the places where it does.
+    /// Routes of this site that it jumps to by name, with the offset of each jump.
     jumps: Vec<(RouteName, usize)>,
 }
 
 impl<'t> Reader<'t> {
-    /// The tables of `[values]`, and whether they are sound. Where they are not, they are there by name, so that nobody is
-    /// blamed who names one.
+    /// The tables of `[values]`, and whether they are valid. If not, they exist by name only, so that values which
+    /// refer to them are not reported as well.
     pub(super) fn values(&mut self, roots: &[Section<'t>]) -> (Tables, bool) {
         let mut written = Vec::new();
         let mut offsets: Vec<(usize, Vec<usize>)> = Vec::new();
@@ -326,7 +326,7 @@ impl<'t> Reader<'t> {
         hosts
     }
 
-    /// No request may belong to two sites.
+    /// Checks that no host belongs to two sites.
     fn check_hosts(&mut self, sites: &[SiteAt], routes: &[HostRoute]) {
         let mut known: HashMap<String, Vec<usize>> = HashMap::new();
         let of_routes: HashMap<String, &HostRoute> =
@@ -359,7 +359,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// The name of a site is that of its first host, with a listener where another site has that host too.
+    /// Names a site after its first host, and its listener if another site has that host, too.
     fn name_sites(&mut self, sites: &mut [SiteAt]) {
         let first = |site: &SiteConfig| match site.hosts.first() {
             None | Some(HostPattern::Any) => "*".to_owned(),
@@ -390,7 +390,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// Routes are named by site and path, and no two alike.
+    /// Names routes by site and path; names are unique.
     fn name_routes(&mut self, sites: &mut [SiteAt], routes: &[HostRoute]) {
         let mut given: HashMap<String, usize> = HashMap::new();
         for SiteAt { routes, .. } in sites.iter() {
@@ -448,7 +448,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// Of several routes of one path the first whose condition holds is taken.
+    /// Reports hidden routes: of several routes with one path, the first whose condition holds is used.
     fn check_hidden(&mut self, routes: &[RouteConfig], at: &[RouteAt]) {
         let mut of_path: HashMap<(u8, &str), Vec<(&RouteConfig, &RouteAt)>> = HashMap::new();
         for (route, route_at) in routes.iter().zip(at) {
@@ -568,7 +568,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// `methods`, `networks` and `when`. The inner `None` is no condition at all.
+    /// Reads `methods`, `networks` and `when`. The inner `None` means no condition.
     fn condition(&mut self, section: &Section<'t>, rule_scope: &RuleScope<'_>) -> Option<Option<Condition>> {
         let (mut is_sound, mut condition) = (true, Condition::default());
         if section.has("methods") {
@@ -610,7 +610,7 @@ impl<'t> Reader<'t> {
         is_sound.then(|| if condition.is_empty() { None } else { Some(condition) })
     }
 
-    /// As `condition`, with all of it in one table.
+    /// Like `condition`, with everything in one table.
     pub(super) fn condition_within(
         &mut self,
         section: &Section<'t>,
@@ -634,7 +634,7 @@ impl<'t> Reader<'t> {
         Some(if condition.is_empty() { None } else { Some(condition) })
     }
 
-    /// Tests of `headers`, `cookies`, `query` and `values`.
+    /// Reads the tests of `headers`, `cookies`, `query` and `values`.
     fn tests(&mut self, when: &Section<'t>, rule_scope: &RuleScope<'_>, known: Phase) -> Option<Vec<Test>> {
         let mut tests = Some(Vec::new());
         for (key, prefix) in [("headers", "http_"), ("cookies", "cookie_"), ("query", "arg_"), ("values", "")] {
@@ -663,7 +663,7 @@ impl<'t> Reader<'t> {
         tests
     }
 
-    /// What a value must be, and whether it must not.
+    /// Reads one comparison, which may be negated.
     fn test(&mut self, setting: Setting<'_, 't>, scope: &Scope<'_>) -> Option<(Comparison, bool)> {
         let Setting { section, key, value } = setting;
         if let DeValue::Table(table) = value.get_ref()
@@ -692,7 +692,7 @@ impl<'t> Reader<'t> {
         })
     }
 
-    /// The only action that is written, with the routes that it leads to by name.
+    /// The one action that is written, with the routes that it jumps to by name.
     fn action(
         &mut self,
         section: &Section<'t>,
@@ -783,7 +783,7 @@ impl<'t> Reader<'t> {
         Some(Respond { status, body, content_type })
     }
 
-    /// A redirect leads somewhere.
+    /// Refuses statuses of redirects in `respond`.
     fn check_respond(&mut self, section: &Section<'t>, respond: &Respond, rules: &Rules) {
         let leads = rules.response_headers.iter().any(|change| change.name.eq_ignore_ascii_case("location"));
         if values::is_redirect(respond.status) && !leads {
@@ -818,7 +818,7 @@ impl<'t> Reader<'t> {
         Some(Redirect { to, status: status.unwrap_or(302) })
     }
 
-    /// A redirect whose host a request can choose would lead people anywhere.
+    /// Refuses a redirect whose host a request can choose.
     pub(super) fn check_redirect(&mut self, setting: Setting<'_, 't>, to: &Value, rule_scope: &RuleScope<'_>) -> Option<()> {
         let Err(why) = is_safe(to, rule_scope) else { return Some(()) };
         self.problem(setting.offset(), format!("{}: {why}", setting.name()));
@@ -849,7 +849,7 @@ fn overlap(a: &SiteConfig, b: &SiteConfig) -> bool {
         || a.listeners.iter().any(|listener| b.listeners.contains(listener))
 }
 
-/// As [`Value::check_location`]. A host that is empty for every request is none either.
+/// Like [`Value::check_location`], and also refuses a host that is empty for every request.
 fn is_safe(to: &Value, rule_scope: &RuleScope<'_>) -> Result<(), String> {
     to.check_location(rule_scope.around.tables)?;
     if !rule_scope.has_server_name && names_server(to, rule_scope.around.tables) {
@@ -862,7 +862,7 @@ fn is_safe(to: &Value, rule_scope: &RuleScope<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether `$server_name` is part of a value, or of what its tables give.
+/// Whether a value contains `$server_name`, directly or by its tables.
 fn names_server(value: &Value, tables: &Tables) -> bool {
     value.variables().any(|variable| match variable {
         Variable::ServerName => true,

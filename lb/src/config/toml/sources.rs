@@ -1,4 +1,4 @@
-//! The files of a configuration: the one that was named, and those that it includes.
+//! The files of a configuration: the main file and those that it includes.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue, Error};
 use super::reader;
 use crate::config::{Position, Problem};
 
-/// All texts of a configuration, one after the other: a place is a byte of all of them.
+/// All texts of a configuration, concatenated: an offset is a position in the whole.
 #[derive(Debug, Clone)]
 pub(super) struct Sources(Vec<Source>);
 
@@ -19,27 +19,27 @@ pub(super) struct Sources(Vec<Source>);
 pub(super) struct Source {
     pub file: Arc<Path>,
     pub text: String,
-    /// Place of its first byte.
+    /// The offset of its first byte.
     pub start: usize,
-    /// Where each line begins in the text.
+    /// Where each line of the text begins.
     lines: Vec<usize>,
 }
 
-/// What is said of files that are included, each with its place.
+/// Messages about included files, with their offsets.
 #[derive(Debug, Default)]
 pub(super) struct Included {
     pub problems: Vec<(usize, String)>,
     pub warnings: Vec<(usize, String)>,
 }
 
-/// The tables of a file, and what of it is no TOML.
+/// The tables of a file, and its syntax errors.
 pub(super) type Parsed<'t> = (Spanned<DeTable<'t>>, Vec<Error>);
 
-/// Files that one configuration may have.
+/// Limit on the files of a configuration.
 const MAX_FILES: usize = 10_000;
 
 impl Sources {
-    /// What `text` includes as if it stood in `file`, and what is to be said of that.
+    /// The files that `text`, as the content of `file`, includes, and messages about them.
     pub(super) fn of(text: &str, file: &Path) -> (Self, Included) {
         let mut sources = Self(vec![Source::new(file, text.to_owned(), 0)]);
         let mut included = Included::default();
@@ -75,7 +75,7 @@ impl Sources {
         Position { line, ..reader::position(&source.text[start..], at - start) }
     }
 
-    /// A problem at a place; without one, of the file that was named.
+    /// A problem at an offset; without one, in the main file.
     pub(super) fn problem(&self, offset: Option<usize>, message: String) -> Problem {
         let file = offset.map(|offset| self.index(offset)).filter(|index| *index > 0);
         Problem {
@@ -144,7 +144,7 @@ impl Sources {
         }
         let bytes = fs::read(file).map_err(|e| unreadable(file, &e))?;
         let text = String::from_utf8(bytes).map_err(|_| format!("but {shown} is not UTF-8: save it as UTF-8 text"))?;
-        // One byte between two files, so that the end of one is not the start of the next.
+        // A gap of one byte, so that the end of a file differs from the start of the next.
         let start = self.0.last().map_or(0, |last| last.start + last.text.len() + 1);
         self.0.push(Source::new(file, text, start));
         Ok(())
@@ -163,8 +163,8 @@ fn unreadable(file: &Path, error: &io::Error) -> String {
     format!("but {} cannot be read ({error}): write the path of a file that can be", file.display())
 }
 
-/// The files that a pattern names, in the order of their names. `*` and `?` fit within one name, and no name that begins
-/// with a dot unless the pattern has it.
+/// The files that match a pattern, ordered by name. `*` and `?` match within one name. Names that begin with a dot
+/// match only if the pattern begins with a dot.
 fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     let mut found = vec![if Path::new(pattern).is_absolute() { PathBuf::new() } else { folder.to_owned() }];
     let mut is_wild = false;
@@ -186,7 +186,7 @@ fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
             let shown = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
             let entries = match fs::read_dir(shown) {
                 Ok(entries) => entries,
-                // What another pattern before it found need not be a folder.
+                // A match of an earlier part of the pattern need not be a folder.
                 Err(e) if found.len() > 1 && e.kind() == io::ErrorKind::NotADirectory => continue,
                 Err(e) => {
                     return Err(format!("but the folder {} cannot be read ({e}): write another", shown.display()));
@@ -209,7 +209,7 @@ fn fits(pattern: &[u8], name: &[u8]) -> bool {
     if name.first() == Some(&b'.') && pattern.first() != Some(&b'.') {
         return false;
     }
-    // Where the last star stands, and what it takes for now.
+    // The position of the last star, and what it currently matches.
     let (mut at, mut pattern_at, mut star) = (0, 0, None);
     while at < name.len() {
         match pattern.get(pattern_at) {

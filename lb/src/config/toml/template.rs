@@ -1,28 +1,27 @@
-//! Which keys there are: those of `default.toml`, with the ones that stand there in comments because they have no
-//! default.
+//! The valid keys: those of `default.toml`, including the ones in its comments, which have no default.
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::DEFAULT;
 
-/// Tables whose keys are the operator's own: what is below them is known of `*`.
+/// Tables with user-defined keys; `*` stands for any of them.
 const USER_KEYED: &[&str] = &["values", "error_pages"];
 
-/// What of a route its site cannot say.
+/// Keys of a route that a site does not have.
 const ROUTES_ONLY: &[&str] =
     &["path", "exact", "prefix", "regex", "over_regex", "methods", "networks", "when", "internal"];
 
-/// A key with those below it.
+/// A key and those below it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Template<'t> {
     pub children: Vec<(&'t str, Template<'t>)>,
-    /// What stands there: a default, or an example of what is off.
+    /// Its default, or an example value if it has none.
     pub value: Option<&'t Spanned<DeValue<'t>>>,
     pub is_default: bool,
 }
 
-/// `default.toml` with the examples that stand there as comments, each byte in its place.
+/// `default.toml` with its commented examples uncommented, each byte at the same offset.
 pub(super) fn with_examples() -> String {
     let is_setting = |text: &str| {
         let name = text.trim_start_matches('[');
@@ -90,7 +89,7 @@ impl<'t> Template<'t> {
 }
 
 impl<'t> Template<'t> {
-    /// As if all tables in it stood under one key.
+    /// Merges all tables in it, as if they were under one key.
     fn add_free(&mut self, table: &'t DeTable<'t>) {
         if self.children.is_empty() {
             self.children.push(("*", Self::default()));
@@ -100,7 +99,7 @@ impl<'t> Template<'t> {
     }
 }
 
-/// Whether what stands at a place of `default.toml` is a comment there.
+/// Whether the text at an offset of `default.toml` is a comment.
 fn is_comment(offset: usize) -> bool {
     let line_start = DEFAULT[..offset].rfind('\n').map_or(0, |newline| newline + 1);
     DEFAULT[line_start..].starts_with('#')

@@ -1,4 +1,4 @@
-//! In the texts here `§` stands before the character at which the problem must be reported.
+//! In the texts of these tests `§` marks the position at which the problem must be reported.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -33,7 +33,7 @@ fn problems(text: &str) -> Vec<Problem> {
     read(text, Path::new("/etc/evenkeel.toml")).err().unwrap_or_default()
 }
 
-/// The only problem of a text with one `§` is there and reads so.
+/// Asserts that the only problem of a text with one `§` is there and has this message.
 fn assert_problem(marked: &str, message: &str) {
     let offset = marked.find('§').expect("a mark");
     let position = Some(reader::position(marked, offset));
@@ -41,7 +41,7 @@ fn assert_problem(marked: &str, message: &str) {
     assert_eq!(problems(&marked.replace('§', "")), [expected], "{marked}");
 }
 
-/// The minimal configuration with lines added to its only listener, pool or route, or with a section of its own.
+/// The minimal configuration with lines added to its only listener, pool or route, or with an additional section.
 fn minimal_with(section: &str, lines: &str) -> String {
     let heading = match section {
         "listener" | "pool" | "route" => format!("[[{section}]]"),
@@ -56,7 +56,7 @@ fn minimal_with(section: &str, lines: &str) -> String {
     }
 }
 
-/// The minimal configuration with another value in place of one that it has.
+/// The minimal configuration with one of its values replaced.
 fn minimal_but(old: &str, new: &str) -> String {
     assert!(MINIMAL.contains(old), "{old}");
     MINIMAL.replace(old, new)
@@ -669,7 +669,7 @@ fn long_values_are_shortened() {
     assert!(message.len() < 200 && message.contains("xxx…: write one of"), "{message}");
 }
 
-/// A folder with a configuration's files.
+/// A folder with the files of a configuration.
 fn folder(files: &[(&str, &[u8])]) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for (name, bytes) in files {
@@ -729,7 +729,7 @@ fn sticky_secrets_may_be_any_bytes() {
     assert_eq!(secret.expect("a secret").expose(), b"\0\xff234567 9abcdef");
 }
 
-/// Made with `openssl ecparam -name prime256v1 -genkey -noout | openssl pkcs8 -topk8 -nocrypt -out key.pem` and
+/// Created with `openssl ecparam -name prime256v1 -genkey -noout | openssl pkcs8 -topk8 -nocrypt -out key.pem` and
 /// `openssl req -x509 -key key.pem -subj /CN=localhost -days 36500 -out cert.pem`.
 #[test]
 fn certificates_and_keys_must_exist_and_match() {
@@ -771,7 +771,7 @@ fn files_that_cannot_be_read_as_text_are_problems() {
     assert_eq!(absent[0].message, "the file cannot be read: No such file or directory (os error 2)");
 }
 
-/// Every value of `default.toml`, tables aside, with its name.
+/// Every value of `default.toml` except tables, with its name.
 pub(super) fn leaves<'t>(table: &'t DeTable<'t>, path: &str, found: &mut Vec<(String, &'t Spanned<DeValue<'t>>)>) {
     for (key, value) in table {
         let path = if path.is_empty() { key.get_ref().to_string() } else { format!("{path}.{}", key.get_ref()) };
@@ -787,7 +787,7 @@ pub(super) fn leaves<'t>(table: &'t DeTable<'t>, path: &str, found: &mut Vec<(St
     }
 }
 
-/// Every key of `default.toml` that has a value or an example there, such as `pool.probe.path`.
+/// Every key of `default.toml` with a value or an example, such as `pool.probe.path`.
 pub(crate) fn keys() -> BTreeSet<String> {
     let with_examples = with_examples();
     let table = DeTable::parse(&with_examples).expect("valid");
@@ -835,7 +835,8 @@ proptest! {
     }
 }
 
-/// The problems of each file are in order, and those of `text` within it. A mutation may include a file that is there.
+/// Checks that the problems of each file are in order, and those of `text` within it. A mutation may include an
+/// existing file.
 fn check_positions(text: &str) {
     let Err(found) = read(text, Path::new("/etc/evenkeel.toml")) else { return };
     assert!(!found.is_empty());

@@ -1,4 +1,4 @@
-//! Reads what listeners and sites say of TLS, and the files that they name.
+//! Reads TLS settings of listeners and sites, and the files that they name.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -62,9 +62,9 @@ impl<'t> Reader<'t> {
         None
     }
 
-    /// Says what is wrong with a file where it is named.
+    /// Reports a problem with a file at the setting that names it.
     fn fault(&mut self, section: &Section<'t>, TlsFileError { at, message }: TlsFileError) {
-        // The one beside the others goes first.
+        // `certificate` comes before `certificates`.
         let element = |index: usize| match (index, section.has("certificate")) {
             (0, true) => None,
             (index, has_one) => Some(index - usize::from(has_one)),
@@ -150,24 +150,25 @@ impl<'t> Reader<'t> {
     }
 }
 
-/// What sites can name of a listener. Where that was not understood, it is said there, and no site is blamed for it.
+/// What sites can refer to in a listener. If the listener has problems, they are reported there, and not for sites as
+/// well.
 pub(super) struct Named {
-    /// `None`: it may be any.
+    /// `None`: unknown, so every name matches.
     pub name: Option<ListenerName>,
     pub certificates: Pinnable,
 }
 
-/// The certificates of a listener that sites may pin, by the paths that it has for them.
+/// The certificates of a listener that sites may pin, by path.
 pub(super) enum Pinnable {
-    /// It has no TLS.
+    /// The listener has no TLS.
     Plain,
     Of(Vec<PathBuf>),
-    /// They may be any.
+    /// Unknown, so every path matches.
     Unknown,
 }
 
 impl Pinnable {
-    /// Of what was read of a listener's TLS; `None`: something is wrong with it.
+    /// From the TLS settings as read; `None`: they have a problem.
     pub(super) fn of(tls: Option<Option<&TlsConfig>>) -> Self {
         let path = |pair: Pair| pair.certificate;
         match tls {
@@ -184,11 +185,11 @@ impl Named {
     }
 }
 
-/// What keeps a site of these listeners from pinning a certificate, if something does.
+/// Why a site of these listeners cannot pin a certificate, if it cannot.
 pub(super) fn not_pinnable(known: &[Named], listeners: &[ListenerName], certificate: &Path) -> Option<String> {
     let is_here = |one: &&Named| listeners.is_empty() || listeners.iter().any(|name| one.may_be(name));
     let here: Vec<_> = known.iter().filter(is_here).map(|one| &one.certificates).collect();
-    // That there is no such listener is said as well.
+    // A missing listener is reported separately.
     if here.is_empty() || here.iter().any(|certificates| matches!(certificates, Pinnable::Unknown)) {
         return None;
     }
@@ -205,7 +206,7 @@ pub(super) fn not_pinnable(known: &[Named], listeners: &[ListenerName], certific
     Some(format!("its listeners have {}", there.join(", ")))
 }
 
-/// Tells each listener its hosts, and which certificates its sites pin.
+/// Stores in each listener its hosts and the certificates that its sites pin.
 pub(super) fn pin(listeners: &mut [ListenerConfig], named: &[Named], routes: &[HostRoute], sites: &[SiteConfig]) {
     for (listener, Named { certificates, .. }) in listeners.iter_mut().zip(named) {
         let (Some(tls), Pinnable::Of(certificates), name) = (&mut listener.tls, certificates, &listener.name) else {

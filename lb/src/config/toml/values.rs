@@ -1,4 +1,4 @@
-//! How single values are read. What cannot be read answers with what to write instead, to follow the word "write".
+//! Parses single values. An error says what to write instead; it follows the word "write".
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ pub(super) fn whole<T: TryFrom<u64>>(min: u64, max: u64) -> impl Fn(&DeValue<'_>
     }
 }
 
-/// A number of bytes, or text with a unit.
+/// A number of bytes, or a text with a unit.
 pub(super) fn size<T: TryFrom<u64>>(min: u64, max: u64) -> impl Fn(&DeValue<'_>) -> Read<T> {
     const SIZES: &[(&str, u64)] = &[
         ("B", 1),
@@ -52,7 +52,7 @@ pub(super) fn size<T: TryFrom<u64>>(min: u64, max: u64) -> impl Fn(&DeValue<'_>)
         let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (digits, unit) = text.split_at(unit_at);
         let unit = unit.trim_start();
-        // nginx's k and m are 1024 bytes and its square.
+        // nginx's k and m are 1024 bytes and 1024 × 1024 bytes.
         let meant = match unit.to_ascii_lowercase().as_str() {
             "k" | "kb" | "kib" => "KiB",
             "m" | "mb" | "mib" => "MiB",
@@ -81,7 +81,7 @@ pub(super) fn duration(min: Duration, max: Duration) -> impl Fn(&DeValue<'_>) ->
     }
 }
 
-/// A duration from `min` to `max` out of text such as `30s`.
+/// A duration from `min` to `max`, from text such as `30s`.
 pub(super) fn duration_in(text: &str, min: Duration, max: Duration) -> Read<Duration> {
     let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(unit_at);
@@ -107,7 +107,7 @@ fn with_unit(number: &str) -> String {
     format!("a duration with its unit, such as \"{likely}s\"")
 }
 
-/// A duration as a file would have it.
+/// A duration in the notation of the file.
 fn written(duration: Duration) -> String {
     let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let fitting = UNITS.iter().rev().find(|(_, unit)| milliseconds >= *unit && milliseconds % unit == 0);
@@ -146,7 +146,7 @@ pub(super) fn algorithm(value: &DeValue<'_>) -> Read<Algorithm> {
     })
 }
 
-/// One code that counts as a failure, or a range of them in text.
+/// A status that counts as a failure, or a range of them as text.
 pub(super) fn failing_statuses(value: &DeValue<'_>) -> Read<Vec<u16>> {
     let codes = match value {
         DeValue::String(text) => StatusRanges::parse(text).map(|ranges| ranges.codes()),
@@ -160,7 +160,7 @@ pub(super) fn flag(value: &DeValue<'_>) -> Read<bool> {
     value.as_bool().ok_or_else(|| "true or false, without quotes".to_owned())
 }
 
-/// A path from the configuration's folder; none when empty.
+/// A path, relative to the configuration's folder; none when empty.
 pub(super) fn path(base: &Path, value: &DeValue<'_>) -> Read<Option<PathBuf>> {
     let text = value.as_str().filter(|text| !text.contains('\0')).ok_or("the path of a file in quotes")?;
     Ok((!text.is_empty()).then(|| base.join(text)))
@@ -171,7 +171,7 @@ pub(super) fn socket_address(value: &DeValue<'_>) -> Read<SocketAddr> {
     address.ok_or_else(|| "IP:PORT, such as \"0.0.0.0:8888\", \"127.0.0.1:8888\" or \"[::]:8888\"".to_owned())
 }
 
-/// A DNS server, at port 53 unless it is given.
+/// A DNS server; the default port is 53.
 pub(super) fn name_server(value: &DeValue<'_>) -> Read<SocketAddr> {
     const PORT: u16 = 53;
     let text = value.as_str().unwrap_or_default();
@@ -181,7 +181,7 @@ pub(super) fn name_server(value: &DeValue<'_>) -> Read<SocketAddr> {
     })
 }
 
-/// A network, or one address as a network of its own.
+/// A network, or an address as a network.
 pub(super) fn network(value: &DeValue<'_>) -> Read<IpNet> {
     network_in(value.as_str().unwrap_or_default())
 }
@@ -204,7 +204,7 @@ pub(super) fn backend_address(value: &DeValue<'_>) -> Read<BackendAddress> {
     })
 }
 
-/// What to write for a backend that is written as a URL, as `proxy_pass` of nginx has it.
+/// A suggestion for a backend written as a URL, as in nginx's `proxy_pass`.
 fn backend_in_url(text: &str) -> Option<String> {
     let (rest, port, is_tls) = match (text.strip_prefix("http://"), text.strip_prefix("https://")) {
         (Some(rest), _) => (rest, 80, false),
@@ -222,7 +222,7 @@ fn backend_in_url(text: &str) -> Option<String> {
     Some(format!("\"{address}\"{tls}{path}"))
 }
 
-/// What to write for a backend with parameters behind its address, as `server` of nginx has them.
+/// A suggestion for a backend with parameters after its address, as in nginx's `server`.
 fn backend_with_parameters(text: &str) -> Option<String> {
     let (address, parameters) = text.split_once(' ')?;
     address.parse::<BackendAddress>().ok()?;
@@ -241,7 +241,7 @@ fn backend_with_parameters(text: &str) -> Option<String> {
     Some(format!("{{ {table} }}{others}"))
 }
 
-/// Where a listener accepts. The path of a Unix socket is relative to the file.
+/// The address of a listener. The path of a Unix socket is relative to the file.
 pub(super) fn listener_address(base: &Path, value: &DeValue<'_>) -> Read<SocketAddress> {
     let Some(path) = value.as_str().and_then(|text| text.strip_prefix(UNIX)) else {
         return socket_address(value)
@@ -268,7 +268,7 @@ pub(super) fn mode(value: &DeValue<'_>) -> Read<u32> {
     mode.ok_or_else(|| "permission bits as octal digits in quotes, such as \"0660\"".to_owned())
 }
 
-/// A user, with a group if it is to have that one alone.
+/// A user, optionally with its group.
 pub(super) fn user(value: &DeValue<'_>) -> Read<UserAndGroup> {
     let read = UserAndGroup::parse(value.as_str().unwrap_or_default()).filter(|read| read.user.is_some());
     read.ok_or_else(|| "a user, such as \"www-data\", or a user and a group, such as \"www-data:adm\"".to_owned())
@@ -279,7 +279,7 @@ pub(super) fn user_and_group(value: &DeValue<'_>) -> Read<UserAndGroup> {
     read.ok_or_else(|| "a user, a group or both, such as \"www-data\", \":adm\" or \"www-data:adm\"".to_owned())
 }
 
-/// A network of peers, or `unix:` for those that come by a Unix socket: none.
+/// A network of peers, or `unix:` for peers on Unix sockets, which is `None`.
 pub(super) fn peer_network(value: &DeValue<'_>) -> Read<Option<IpNet>> {
     match value.as_str() {
         Some(UNIX) => Ok(None),
@@ -296,7 +296,7 @@ pub(super) fn ip_address(value: &DeValue<'_>) -> Read<Option<IpAddr>> {
     }
 }
 
-/// What a certificate can be for; none when empty.
+/// A name that a certificate can have; none when empty.
 pub(super) fn certificate_name(value: &DeValue<'_>) -> Read<Option<Box<str>>> {
     match value.as_str() {
         Some("") => Ok(None),
@@ -344,7 +344,7 @@ pub(super) fn number(value: &DeValue<'_>) -> Read<f64> {
     text.and_then(|text| text.parse().ok()).ok_or_else(|| "a number, such as 5 or 0.5".to_owned())
 }
 
-/// A part of the whole, 0 to 1.
+/// A share, 0 to 1.
 pub(super) fn share(value: &DeValue<'_>) -> Read<Share> {
     number(value).ok().and_then(Share::new).ok_or_else(|| "a number from 0 to 1, such as 0.01".to_owned())
 }
@@ -355,7 +355,7 @@ pub(super) fn site_name(value: &DeValue<'_>) -> Read<String> {
     name.map(str::to_owned).ok_or_else(|| "a name of 1 to 128 characters without spaces, such as \"shop\"".to_owned())
 }
 
-/// The name of a route, which no path can be taken for.
+/// The name of a route, which must not look like a path.
 pub(super) fn route_name(value: &DeValue<'_>) -> Read<String> {
     let name = site_name(value).ok().filter(|name| !name.starts_with(['/', '$']));
     name.ok_or_else(|| {
@@ -397,7 +397,7 @@ pub(super) fn site_host(value: &DeValue<'_>) -> Read<HostPattern> {
     })
 }
 
-/// A path that others begin with, byte by byte: the last segment need not be whole.
+/// A path prefix by bytes: its last segment may be incomplete.
 pub(super) fn byte_prefix(value: &DeValue<'_>) -> Read<String> {
     let text = value.as_str().unwrap_or_default();
     let folder = text.rfind('/').map_or("", |slash| &text[..=slash]);
@@ -418,7 +418,7 @@ pub(super) fn redirect_status(value: &DeValue<'_>) -> Read<u16> {
     })
 }
 
-/// A token as a field's name.
+/// A token, as the name of a field.
 pub(super) fn field_token(name: &str) -> Read<String> {
     let is_name = is_token(name.as_bytes());
     is_name.then(|| name.to_owned()).ok_or_else(|| "the name of a field, such as \"X-Robots-Tag\"".to_owned())

@@ -1,5 +1,5 @@
-//! A configuration as a file that can be read again, made of the JSON by which the admin API shows it, so that the
-//! command line can write what a running balancer has.
+//! Writes a configuration as a file that can be read again, from the JSON of the admin API, so that the command line
+//! can save the configuration of a running balancer.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::config::difference::seconds;
 
-/// Every setting of a configuration as TOML. Secrets are not in it, but the files that hold them are.
+/// Every setting of a configuration as TOML. Secrets are not included, but the files that contain them are named.
 pub(crate) fn write(config: &Value) -> String {
     let mut text = String::new();
     for section in ["server", "admin", "state", "log", "access_log", "metrics"] {
@@ -54,7 +54,7 @@ fn write_settings(text: &mut String, section: &str, settings: &Map<String, Value
             ("certificates", Value::Array(_)) | ("client_certificates" | "proxy_protocol", Value::Object(_)) => {
                 let _ = writeln!(text, "{key} = {}", inline(value));
             }
-            // Where changes are kept, or that they are not.
+            // The state file, or that there is none.
             ("file", Value::Null) if section == "state" => text.push_str("persist = false\n"),
             _ => {
                 let _ = writeln!(text, "{key} = {}", written(key, value));
@@ -70,7 +70,7 @@ fn write_settings(text: &mut String, section: &str, settings: &Map<String, Value
     }
 }
 
-/// A backend that is being removed is not wanted any more.
+/// A backend that is being removed is left out.
 fn write_backends(text: &mut String, backends: &[Value]) {
     text.push_str("backends = [\n");
     for backend in backends.iter().filter(|backend| backend["state"] != "removing") {
@@ -85,7 +85,7 @@ fn write_backends(text: &mut String, backends: &[Value]) {
     text.push_str("]\n");
 }
 
-/// A probe with the settings of its kind beside the others.
+/// A probe with the settings of its kind merged in.
 fn with_kind(probe: &Map<String, Value>) -> Map<String, Value> {
     let mut settings = probe.clone();
     match settings.remove("kind") {
@@ -108,7 +108,7 @@ fn written(key: &str, value: &Value) -> String {
         }
         ("max_age" | "timeout", Value::Null) => "\"0s\"".to_owned(),
         (_, Value::Null) => "\"\"".to_owned(),
-        // The ranges of a probe's statuses.
+        // The status ranges of a probe.
         ("status", Value::Array(ranges)) => {
             let range = |range: &Value| match (&range[0], &range[1]) {
                 (low, high) if low == high => low.to_string(),
@@ -116,19 +116,19 @@ fn written(key: &str, value: &Value) -> String {
             };
             format!("\"{}\"", ranges.iter().map(range).collect::<Vec<_>>().join(","))
         }
-        // A file of the access log.
+        // The file of an access log.
         (_, Value::Object(file)) => file.get("path").map_or("\"\"".to_owned(), Value::to_string),
-        // Only durations are written with a fraction; they are whole milliseconds.
+        // Only durations have a fraction; they are whole milliseconds.
         (_, Value::Number(number)) if number.is_f64() => {
             format!("\"{}\"", seconds(number.as_f64().unwrap_or_default()))
         }
-        // JSON's strings, numbers, booleans and arrays of these are TOML's, but for the escape of a slash, which is never
+        // Strings, numbers, booleans and arrays of these are the same in TOML, except the escaped slash, which is never
         // written, and U+007F.
         (_, value) => value.to_string().replace('\u{7f}', "\\u007F"),
     }
 }
 
-/// A site or a route, which says nothing that its site says already.
+/// A site or a route. A route leaves out what its site has already.
 fn write_rules(text: &mut String, settings: &Map<String, Value>, site: Option<&Map<String, Value>>) {
     let mut condition = Map::new();
     for (key, value) in settings {
@@ -136,11 +136,11 @@ fn write_rules(text: &mut String, settings: &Map<String, Value>, site: Option<&M
         let written = match (key.as_str(), value) {
             ("routes", _) => continue,
             _ if outer == Some(value) => continue,
-            // Names that were not given are made anew.
+            // Default names are generated again.
             ("name", Value::String(name)) if site.is_some() && (name.contains(' ') || name.starts_with('/')) => {
                 continue;
             }
-            // What the site says and the route does not.
+            // The site has it and the route overrides it.
             ("rewrite" | "cors", Value::Null) if outer.is_some() => Value::Object(Map::new()),
             ("preset", Value::Null) if outer.is_some() => "none".into(),
             (_, Value::Null) => continue,
@@ -167,7 +167,7 @@ fn write_rules(text: &mut String, settings: &Map<String, Value>, site: Option<&M
     }
 }
 
-/// A condition in one table.
+/// A condition as one table.
 fn when(condition: &Map<String, Value>) -> Value {
     let mut table = Map::new();
     for (key, value) in condition {
@@ -217,7 +217,7 @@ fn log_rule(rule: &Value) -> Value {
     table.into()
 }
 
-/// Pairs of `from` and `to` as a table.
+/// Pairs of `from` and `to`, as a table.
 fn pairs_of(pairs: &[Value]) -> Value {
     let pair = |pair: &Value| (pair["from"].as_str().unwrap_or_default().to_owned(), pair["to"].clone());
     pairs.iter().map(pair).collect::<Map<_, _>>().into()

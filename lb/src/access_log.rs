@@ -1,5 +1,5 @@
-//! One line for each exchange, written by a thread of its own so that no request waits for a disk. When the writer
-//! falls too far behind, lines are lost and counted.
+//! The access log: one line per exchange, written by a separate thread so that no request waits for a disk. If the
+//! writer falls too far behind, lines are dropped and counted.
 
 use std::fmt::Write as _;
 use std::io;
@@ -23,27 +23,27 @@ use crate::lines::{Queue, Settings, Writer};
 use crate::value::encode::Escape;
 use crate::value::{Facts, Value};
 
-/// Bytes of lines that may wait for the disk.
+/// Limit on the lines that wait to be written, in bytes.
 const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
 
-/// How much of a value that a client chose is written. The limit on a line; a head as a whole has limits of its own.
+/// Limit on each value that a client controls, in bytes.
 const MAX_VALUE_BYTES: usize = 4096;
 
-/// What a line tells.
+/// The content of a line.
 #[derive(Debug, Clone, Serialize)]
 pub struct Record<'a> {
-    /// When the request's head had come, RFC 3339.
+    /// When the request's head had arrived, RFC 3339.
     #[serde(serialize_with = "milliseconds")]
     pub time: Timestamp,
-    /// Its address, or `unix:`.
+    /// The client's address, or `unix:`.
     pub client: &'a str,
     pub method: &'a str,
     pub host: &'a str,
     pub target: &'a str,
     pub protocol: &'static str,
-    /// As sent to the client; 499: it left before anything was.
+    /// As sent to the client; 499: it disconnected before.
     pub status: u16,
-    /// Of the body, as sent to the client.
+    /// Bytes of the body sent to the client.
     pub bytes: u64,
     #[serde(rename = "duration_seconds", serialize_with = "seconds")]
     pub duration: Duration,
@@ -60,7 +60,7 @@ pub struct Served<'a> {
     pub route: Option<&'a str>,
     pub pool: Option<&'a str>,
     pub backend: Option<&'a str>,
-    /// Where the name of the backend led.
+    /// The address that the backend's name resolved to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend_address: Option<SocketAddr>,
     pub backend_status: Option<u16>,
@@ -68,14 +68,14 @@ pub struct Served<'a> {
     pub response_time: Option<Duration>,
     pub attempts: usize,
     pub sticky: bool,
-    /// Why Evenkeel answered itself.
+    /// Why Evenkeel responded itself.
     pub refusal: Option<&'static str>,
-    /// What went wrong last with a backend or the client, even if another attempt then succeeded.
+    /// The last failure of a backend or the client, even if a later attempt succeeded.
     pub failure: Option<&'static str>,
 }
 
 impl<'a> Served<'a> {
-    /// `exchange` is `None` when the request found no route.
+    /// `exchange` is `None` if no route matched.
     pub fn new(exchange: Option<&'a Exchange>, outcome: &'a Outcome) -> Self {
         Self {
             route: exchange.and_then(Exchange::route_name),
@@ -92,56 +92,56 @@ impl<'a> Served<'a> {
     }
 }
 
-/// Where lines go now, which can change at any time.
+/// The access logs in use, which can be switched at any time.
 #[derive(Debug)]
 pub struct AccessLog {
     outputs: ArcSwap<Outputs>,
-    /// Whether there is one: asked for each request.
+    /// Whether there are any; read for each request.
     is_on: AtomicBool,
-    /// Of all outputs so far that may not have written everything yet.
+    /// Writers of all outputs so far that may still have lines to write.
     writers: Mutex<Vec<(AccessLogFile, Writer)>>,
     lost: IntCounter,
 }
 
-/// Files and standard output, each open once however many logs are written to it.
+/// Files and standard output, each opened once even if several logs write to it.
 #[derive(Debug)]
 struct Outputs {
-    /// What `[access_log]` says.
+    /// The log of `[access_log]`.
     common: Option<(Arc<Queue>, AccessLogFormat)>,
     open: Vec<(AccessLogFile, Arc<Queue>)>,
-    /// Those of the configuration before: requests that began with it write to them when they end.
+    /// Outputs of the previous configuration: requests that began with it are logged there.
     former: Vec<(AccessLogFile, Arc<Queue>)>,
     times: Times,
 }
 
-/// Times as the combined format has them. The last one that was written is kept: most requests begin in its second.
+/// Times in the combined format. The last one is cached, since most requests begin within the same second.
 #[derive(Debug)]
 struct Times {
     zone: TimeZone,
     last: ArcSwap<(i64, String)>,
 }
 
-/// Outputs that are open and not written to yet.
+/// Outputs that are open and not in use yet.
 #[derive(Debug)]
 pub struct Opened {
     outputs: Outputs,
-    /// Of those that were not open before.
+    /// Writers of newly opened ones.
     writers: Vec<(AccessLogFile, Writer)>,
 }
 
-/// What access logs a configuration has. It need not be applied to another one that has the same.
+/// The access logs of a configuration. Two configurations with equal ones need no switch.
 #[derive(Debug, PartialEq)]
 pub struct AccessLogSpec<'a> {
     common: Option<(&'a AccessLogFile, AccessLogFormat)>,
-    /// Each once.
+    /// Without duplicates.
     files: Vec<&'a AccessLogFile>,
 }
 
-/// A file that cannot be written to.
+/// A file that cannot be opened.
 #[derive(Debug)]
 pub struct OpenError {
     pub file: AccessLogFile,
-    /// Whether it is the one of `[access_log]`.
+    /// Whether it is that of `[access_log]`.
     pub is_common: bool,
     pub error: io::Error,
 }
@@ -163,13 +163,13 @@ impl<'a> AccessLogSpec<'a> {
 }
 
 impl AccessLog {
-    /// A log that is off. `lost` counts lines that were lost.
+    /// No access log yet. `lost` counts dropped lines.
     pub fn new(lost: IntCounter) -> Self {
         let outputs = Outputs { common: None, open: Vec::new(), former: Vec::new(), times: Times::of(TimeZone::UTC) };
         Self { outputs: ArcSwap::from_pointee(outputs), is_on: AtomicBool::new(false), writers: Mutex::default(), lost }
     }
 
-    /// Opens what is wanted and not open yet, for [`Self::switch`].
+    /// Opens the outputs that are not open yet, for [`Self::switch`].
     pub fn open(&self, wanted: &AccessLogSpec<'_>) -> Result<Opened, OpenError> {
         let running = self.outputs.load();
         let (mut open, mut writers) = (Vec::new(), Vec::new());
@@ -204,7 +204,7 @@ impl AccessLog {
         }
     }
 
-    /// Writes to other outputs from now on. Lines that wait for the former ones are still written to them.
+    /// Switches to other outputs. Lines queued for the previous ones are still written there.
     pub fn switch(&self, Opened { outputs, writers: new }: Opened) {
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         // Each ends with the last request that still writes to it.
@@ -219,7 +219,7 @@ impl AccessLog {
         self.is_on.load(Ordering::Relaxed)
     }
 
-    /// Writes a line as `[access_log]` says.
+    /// Writes a line to the log of `[access_log]`.
     pub fn write(&self, record: &Record<'_>) {
         let outputs = self.outputs.load();
         if let Some((queue, format)) = &outputs.common {
@@ -227,7 +227,7 @@ impl AccessLog {
         }
     }
 
-    /// Writes the lines that the rules of a route say. `random` decides which of many are written.
+    /// Writes the lines for the rules of a route. `random` decides which requests are sampled.
     pub fn write_by(
         &self,
         rules: &[AccessLogRule],
@@ -255,13 +255,13 @@ impl AccessLog {
         }
     }
 
-    /// Opens the files again before the next line, for rotation.
+    /// Reopens the files before the next line, for rotation.
     pub fn reopen(&self) {
         self.outputs.load().open.iter().for_each(|(_, queue)| queue.reopen());
     }
 
-    /// Waits until every line is written, but not longer than `limit`. Those that come later are lost. False: the last
-    /// lines may not have been written.
+    /// Waits until every line is written, for at most `limit`. Later lines are lost. False: the last lines may not have
+    /// been written.
     pub fn finish(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -277,7 +277,7 @@ impl Outputs {
     }
 }
 
-/// Whether one of so many is taken.
+/// Whether a request is sampled.
 fn takes(share: Share, random: &mut impl FnMut() -> u64) -> bool {
     match share {
         Share::ALL => true,
@@ -288,7 +288,7 @@ fn takes(share: Share, random: &mut impl FnMut() -> u64) -> bool {
 
 fn line(format: AccessLogFormat, record: &Record<'_>, times: &Times) -> Vec<u8> {
     let mut line = match format {
-        // Every field is text or a number: there is nothing that JSON cannot say.
+        // Every field is a text or a number, so serialization cannot fail.
         AccessLogFormat::Json => serde_json::to_vec(record).unwrap_or_default(),
         AccessLogFormat::Combined => combined(record, times).into_bytes(),
     };
@@ -296,7 +296,7 @@ fn line(format: AccessLogFormat, record: &Record<'_>, times: &Times) -> Vec<u8> 
     line
 }
 
-/// A line of the operator's own. One that begins with `{` is JSON, and so are its values unless it is said otherwise.
+/// A custom line. If it begins with `{`, it is JSON, and its values are escaped accordingly by default.
 fn own(value: &Value, escape: Option<Escape>, facts: &impl Facts) -> Vec<u8> {
     let by_form = if value.text().starts_with('{') { Escape::Json } else { Escape::Default };
     let escape = escape.unwrap_or(by_form);
@@ -307,7 +307,7 @@ fn own(value: &Value, escape: Option<Escape>, facts: &impl Facts) -> Vec<u8> {
 }
 
 impl Record<'_> {
-    /// The record with at most [`MAX_VALUE_BYTES`] of each value.
+    /// The record with values cut to [`MAX_VALUE_BYTES`].
     fn cut(&self) -> Record<'_> {
         Record {
             method: cut(self.method),
@@ -325,10 +325,10 @@ fn cut(value: &str) -> &str {
     &value[..value.floor_char_boundary(MAX_VALUE_BYTES)]
 }
 
-/// What the combined format takes beside the client's words.
+/// The length of a line in the combined format without the values from the client.
 const COMBINED_BYTES: usize = 128;
 
-/// nginx's and Apache's combined format.
+/// The combined format of nginx and Apache.
 fn combined(record: &Record<'_>, times: &Times) -> String {
     let Record { client, method, target, protocol, status, bytes, .. } = record;
     let (referer, user_agent) = (record.referer.unwrap_or("-"), record.user_agent.unwrap_or("-"));
@@ -366,11 +366,11 @@ impl Times {
     }
 }
 
-/// Appends `text` with quotes, backslashes, control characters and what Unicode takes for the end of a line as `\xXX`, as
-/// nginx does, so that no client can write lines of its own.
+/// Appends `text`, with quotes, backslashes, control characters and Unicode line separators as `\xXX`, as nginx does,
+/// so that no client can inject lines.
 fn escape(text: &str, out: &mut String) {
     let is_plain = |byte: u8| matches!(byte, b' '..=b'~') & (byte != b'"') & (byte != b'\\');
-    // Without branches, and nearly always so.
+    // Branch-free, and nearly always true.
     if text.bytes().fold(true, |plain, byte| plain & is_plain(byte)) {
         return out.push_str(text);
     }
@@ -394,7 +394,7 @@ fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S
 }
 
 fn some_seconds<S: serde::Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    // Microseconds are as fine as anybody reads.
+    // Microseconds are precise enough.
     duration.map(|d| d.as_micros() as f64 / 1e6).serialize(serializer)
 }
 
@@ -429,7 +429,7 @@ mod tests {
 
     const OFF: AccessLogSpec<'static> = AccessLogSpec { common: None, files: Vec::new() };
 
-    /// `$status` is told, and a field of a client that tries to write lines of its own.
+    /// Facts with `$status`, and a field in which a client tries to inject lines.
     struct TestFacts(&'static str);
 
     impl Facts for TestFacts {
@@ -471,7 +471,7 @@ mod tests {
         let log = AccessLog::new(IntCounter::new("lost", "Lost.").expect("a name"));
         log.switch(log.open(&AccessLogSpec { common: None, files }).expect("writable"));
         assert!(log.is_on());
-        // Evenly spread.
+        // Evenly distributed.
         let mut next = 0;
         for (status, count) in [("500", 1), ("200", 8)] {
             for _ in 0..count {
@@ -481,7 +481,8 @@ mod tests {
                 });
             }
         }
-        // What began before a reload is written where it was said then, what began before two of them is lost.
+        // Requests that began before a reload are logged by the old configuration; those that began before two reloads
+        // are not logged.
         log.switch(log.open(&OFF).expect("nothing to open"));
         log.write_by(&rules[..1], &record(), &TestFacts("201"), || 0);
         log.switch(log.open(&OFF).expect("nothing to open"));

@@ -176,7 +176,7 @@ impl Failure {
             Self::TlsHandshake => (Backend, Always, Counts, 502, "tls-handshake", "no TLS connection to the backend could be made"),
             Self::TlsCertificate => (Backend, Always, Counts, 502, "tls-certificate", "the backend's certificate cannot be accepted"),
             Self::Unresolved => (Backend, Always, Counts, 502, "unresolved", "the backend's name does not resolve"),
-            // To another address there may be one.
+            // A port may be available for another address.
             Self::NoLocalPort => (Balancer, Always, NO, 503, "no-local-port", "the balancer has no local port left for a connection to the backend"),
             Self::NoSourceAddress => (Balancer, Always, NO, 503, "no-source-address", "the balancer does not have the address that it is to connect from"),
             Self::OutOfResources => (Balancer, Never, NO, 503, "out-of-resources", "the balancer cannot open another connection now"),
@@ -184,7 +184,7 @@ impl Failure {
             Self::StaleConnection => (Nobody, IfIdempotent, NO, 502, "stale-connection", "the backend closed the connection when the request was sent"),
             Self::Closed => (Backend, IfIdempotent, Counts, 502, "closed", "the backend closed the connection before its response"),
             Self::Reset => (Backend, IfIdempotent, Counts, 502, "reset", "the backend reset the connection before its response"),
-            // A backend may have a limit of its own on how long it waits for content that the client does not send.
+            // A backend may limit how long it waits for content that the client does not send.
             Self::ClosedDuringUpload => (Nobody, IfIdempotent, NO, 502, "closed-during-upload", "the backend closed the connection while it waited for the client to send more"),
             Self::WriteTimeout => (Backend, IfIdempotent, IfSilent, 504, "write-timeout", "the backend did not take the request in time"),
             Self::ResponseTimeout => (Backend, IfIdempotent, IfSilent, 504, "response-timeout", "the backend did not respond in time"),
@@ -193,14 +193,14 @@ impl Failure {
             Self::ResponseTooManyFields => (Request, Never, NO, 502, "response-too-many-fields", "the response has more fields than are accepted here"),
             Self::ResponseHeadMalformed => (Request, Never, NO, 502, "response-head-malformed", "the response's head is malformed"),
             Self::UnaskedUpgrade => (Request, Never, NO, 502, "unasked-upgrade", "the backend switched protocols unasked"),
-            // Nobody says that there is one: any client may ask for it.
+            // The backend never announced support: any client may ask for it.
             Self::NoWebSocket => (Request, Never, NO, 502, "no-websocket", "the backend did not switch to WebSocket"),
             Self::TooManyInterimResponses => (Request, Never, NO, 502, "too-many-interim-responses", "the backend sent too many interim responses"),
             Self::ResponseBodyMalformed => (Backend, IfIdempotent, Counts, 502, "response-body-malformed", "the framing of the response's body is malformed"),
             Self::ResponseTruncated => (Backend, Never, Counts, 502, "response-truncated", "the backend broke its response off"),
-            // A backend may have a limit of its own on how long it waits for a client that takes its response slowly.
+            // A backend may limit how long it waits for a client that reads its response slowly.
             Self::ClosedDuringDownload => (Nobody, Never, NO, 502, "closed-during-download", "the backend closed the connection while it waited for the client to take more"),
-            // Its own head has come: a frozen backend is found by the requests that wait for one.
+            // The response's own head has arrived: a frozen backend is detected by requests that wait for one.
             Self::ResponseStalled => (Backend, Never, NO, 504, "response-stalled", "the backend paused too long within its response"),
             Self::ClientGone => (Client, Never, NO, 499, "client-gone", "the client left"),
             Self::ClientTimeout => (Client, Never, NO, 408, "client-timeout", "the client took too long to send its request"),
@@ -242,7 +242,7 @@ impl Failure {
             Some(Errno::CONNREFUSED) => Self::ConnectRefused,
             Some(Errno::CONNRESET | Errno::CONNABORTED) => Self::ConnectReset,
             Some(Errno::TIMEDOUT) => Self::ConnectTimeout,
-            // No route, a host that is down, a firewall's rule, an address that nobody can connect to.
+            // No route, a host that is down, a firewall rule, or an invalid address.
             _ => Self::ConnectUnreachable,
         }
     }
@@ -284,7 +284,7 @@ impl AttemptError {
             (SocketAddress::Unix(_), Some(Errno::NOENT)) => Some(NO_UNIX_SOCKET),
             (SocketAddress::Unix(_), Some(Errno::ACCESS)) => Some(CLOSED_UNIX_SOCKET),
             (SocketAddress::Unix(_), Some(Errno::CONNREFUSED)) => Some(DEAD_UNIX_SOCKET),
-            // Over TCP the system waits.
+            // Over TCP the system waits instead.
             (SocketAddress::Unix(_), Some(Errno::AGAIN)) => {
                 return Self { failure: Failure::ConnectQueueFull, detail: Some(Detail::Reason(FULL_UNIX_SOCKET)) };
             }

@@ -1,6 +1,5 @@
-//! Lines on their way to a file, a pipe or a terminal, written by a thread of their own: nobody who writes a line waits
-//! for a disk, or for a reader that has stopped to read. What waits is bounded in bytes; beyond it lines are lost and
-//! counted.
+//! Writes lines to a file, a pipe or a terminal from a separate thread, so that nobody who logs a line waits for a disk
+//! or a slow reader. The queue is bounded in bytes; beyond that, lines are dropped and counted.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Write};
@@ -15,32 +14,32 @@ use std::time::Duration;
 use prometheus::IntCounter;
 use rustix::event::{PollFd, PollFlags, poll};
 
-/// Lines that have come meanwhile are written together, up to so many bytes.
+/// Queued lines are written together, up to this size.
 const BATCH_BYTES: usize = 64 * 1024;
-/// How long lines gather before they are written.
+/// How long lines are collected before they are written.
 const GATHERING_TIME: Duration = Duration::from_millis(10);
-/// What a line in the queue costs beside its text.
+/// The memory for a queued line besides its text.
 const LINE_BYTES: usize = 64;
 
-/// What a queue is for, and how much it may hold.
+/// The purpose and the size of a queue.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// In messages, and the name of the thread.
+    /// Used in messages, and as the name of the thread.
     pub name: &'static str,
-    /// How many bytes of lines may wait to be written.
+    /// Limit on queued lines, in bytes.
     pub max_bytes: usize,
-    /// Counts lines that were lost: too many were waiting, or the output did not take them.
+    /// Counts lost lines: the queue was full, or writing failed.
     pub lost: IntCounter,
 }
 
-/// Where lines go in.
+/// The sending side.
 #[derive(Debug)]
 pub struct Queue {
     sender: Sender<Message>,
     shared: Arc<Shared>,
 }
 
-/// The thread that writes; it lives until [`finished`](Self::finish), or [released](Self::release).
+/// The writing thread. It lives until [`finished`](Self::finish) or [released](Self::release).
 #[derive(Debug)]
 #[must_use = "lines that still wait are lost unless the writer is finished"]
 pub struct Writer {
@@ -60,7 +59,7 @@ enum Message {
 #[derive(Debug)]
 struct Shared {
     settings: Settings,
-    /// Bytes that are in the queue now.
+    /// Bytes in the queue.
     waiting: AtomicUsize,
     reopen: AtomicBool,
 }
@@ -101,7 +100,7 @@ impl Queue {
         Ok((Self { sender: sender.clone(), shared }, Writer { sender: Some(sender), ended, thread }))
     }
 
-    /// Puts a line in the queue; a full one loses it. Never waits.
+    /// Queues a line; drops it if the queue is full. Never waits.
     pub fn push(&self, line: Vec<u8>) {
         let Shared { settings, waiting, .. } = &*self.shared;
         let bytes = size(&line);
@@ -112,13 +111,13 @@ impl Queue {
         }
     }
 
-    /// Opens the file again before the next line, for rotation.
+    /// Reopens the file before the next line, for rotation.
     pub fn reopen(&self) {
         self.shared.reopen.store(true, Ordering::Relaxed);
     }
 }
 
-/// One call is one line, or several.
+/// Each call writes one or several whole lines.
 impl Write for &Queue {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.push(bytes.to_vec());
@@ -131,7 +130,7 @@ impl Write for &Queue {
 }
 
 impl Writer {
-    /// Has the thread end once the queue is dropped and every line of it is written.
+    /// Lets the thread end once the queue is dropped and all its lines are written.
     pub fn release(&mut self) {
         self.sender = None;
     }
@@ -140,10 +139,10 @@ impl Writer {
         self.ended.try_recv() == Err(TryRecvError::Disconnected)
     }
 
-    /// Waits until every line that is in the queue is written, but not longer than `limit`. Those that come later are
-    /// lost. False: the last lines may not have been written.
+    /// Waits until all queued lines are written, for at most `limit`. Later lines are lost. False: the last lines may
+    /// not have been written.
     pub fn finish(self, limit: Duration) -> bool {
-        // It cannot be sent when the thread has ended early, which is found out below.
+        // Fails if the thread has ended early, which is detected below.
         let _ = self.sender.map(|sender| sender.send(Message::End));
         let has_ended = self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Disconnected);
         has_ended && self.thread.join().is_ok()
@@ -165,7 +164,7 @@ fn write_lines(queue: &Receiver<Message>, mut output: BufWriter<impl Write>, sha
             Ok(message) => Ok(message),
             Err(_) => {
                 report.written(output.flush());
-                // Woken for every single line, this thread would cost more than the line.
+                // Waking this thread for every line would cost more than the line itself.
                 thread::sleep(GATHERING_TIME);
                 queue.recv()
             }
@@ -174,17 +173,17 @@ fn write_lines(queue: &Receiver<Message>, mut output: BufWriter<impl Write>, sha
     report.written(output.flush());
 }
 
-/// Bytes that a line costs while it waits.
+/// The memory for a queued line.
 fn size(line: &Vec<u8>) -> usize {
     line.capacity() + LINE_BYTES
 }
 
-/// Says in the log when an output begins to fail, and how many lines were lost once it works again.
+/// Logs when an output begins to fail, and the number of lost lines once it works again.
 struct Report<'a> {
     name: &'static str,
     lost: &'a IntCounter,
     is_failing: bool,
-    /// Lines lost that were told of.
+    /// Lost lines that have been reported.
     reported: u64,
 }
 
@@ -210,8 +209,8 @@ impl Report<'_> {
     }
 }
 
-/// Standard output or error, past the buffer and the lock that the standard library puts before them: the end of the
-/// process would wait for those.
+/// Standard output or error, without the standard library's buffer and lock, for which the end of the process would
+/// wait.
 #[derive(Debug)]
 struct Descriptor(File);
 
@@ -226,7 +225,7 @@ impl Write for Descriptor {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             match self.0.write(bytes) {
-                // Whoever shares the pipe or terminal with us may have set it so.
+                // Another process that shares the pipe or terminal may have set this.
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
                     match poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], None) {
                         Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -243,7 +242,7 @@ impl Write for Descriptor {
     }
 }
 
-/// A file that is opened anew when asked to, as after `logrotate` moved it away.
+/// A file that is reopened on request, for example after `logrotate` has moved it away.
 #[derive(Debug)]
 struct Reopening {
     path: PathBuf,
@@ -331,7 +330,7 @@ mod tests {
     fn lines_that_the_disk_refuses_are_counted() {
         let settings = unbounded();
         let (queue, writer) = Queue::to_file(Path::new("/dev/full"), settings.clone()).expect("a device");
-        // Two fill the batch's buffer; the next find that it cannot be emptied.
+        // Two fill the batch's buffer; with the next ones, flushing it fails.
         for _ in 0..4 {
             queue.push(vec![b'x'; BATCH_BYTES / 2]);
         }

@@ -1,5 +1,5 @@
-//! What the process says, on standard error or in a file. Every line goes through a bounded queue with a writer of its own, so that
-//! a terminal that is held, or a pipe that nobody reads, stops neither traffic nor management nor the end.
+//! The process's log, on standard error or in a file. Every line goes through a bounded queue with its own writer, so
+//! that a paused terminal, or a pipe that nobody reads, blocks neither traffic nor management nor the exit.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::{self, Write as _};
@@ -22,12 +22,12 @@ use tracing_subscriber::{EnvFilter, Layer};
 use crate::config::{LogConfig, LogFormat};
 use crate::lines::{Queue, Settings, Writer};
 
-/// Bytes of lines that may wait for the output.
+/// Limit on the lines that wait to be written, in bytes.
 const MAX_WAITING_BYTES: usize = 1024 * 1024;
-/// How long the end of the process waits for the output to take the last lines.
+/// How long the end of the process waits for the last lines to be written.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The log of the process. What still waits when this is dropped is written, but not waited for longer than 2 s.
+/// The log of the process. On drop, queued lines are written, for at most 2 s.
 #[derive(Debug)]
 #[must_use = "the last lines are lost unless this lives to the end"]
 pub struct Log {
@@ -35,13 +35,13 @@ pub struct Log {
     writer: Option<Writer>,
 }
 
-/// By which a log of ours is known among those of others.
+/// Marks a subscriber as ours.
 struct Ours;
 
 impl<S: Subscriber> Layer<S> for Ours {}
 
 impl Log {
-    /// Starts to log as configured; panics are logged, too. `lost` counts lines that the output did not take.
+    /// Starts the configured log; panics are logged, too. `lost` counts lines that could not be written.
     pub fn start(config: &LogConfig, lost: IntCounter) -> io::Result<Self> {
         let (queue, writer) = match &config.file {
             Some(file) => Queue::to_file(file, settings(lost))?,
@@ -53,10 +53,10 @@ impl Log {
         let log = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_ansi(config.file.is_none() && io::stderr().is_terminal())
-            // Errors of the log itself would go straight to standard error.
+            // Errors of the logging library itself would go straight to standard error.
             .log_internal_errors(false)
             .with_writer(Arc::clone(&queue));
-        // Fails only when a log was started before, which then serves as well.
+        // Fails only if a log was started before, which is then used.
         let _ = match config.format {
             LogFormat::Text => log.with_target(false).fmt_fields(Pairs).finish().with(Ours).try_init(),
             LogFormat::Json => log.json().finish().with(Ours).try_init(),
@@ -68,40 +68,40 @@ impl Log {
         Ok(Self { queue, writer: Some(writer) })
     }
 
-    /// Whether what is logged here goes to a log that was started so.
+    /// Whether log events go to a log started by [`Log::start`].
     pub(crate) fn is_ours() -> bool {
         tracing::dispatcher::get_default(|log| log.is::<Ours>())
     }
 
-    /// Opens the file again before the next line, for rotation.
+    /// Reopens the file before the next line, for rotation.
     pub fn reopen(&self) {
         self.queue.reopen();
     }
 }
 
-/// What is logged at a level: of libraries less than of ourselves.
+/// The filter for a level: libraries log less than our own code.
 fn configured(level: &str) -> String {
     let of_libraries = if level == "info" { "warn" } else { level };
     let filter = format!("evenkeel={level},{of_libraries}");
     match level {
         "debug" | "trace" => filter,
-        // They warn of what anybody may send: packets that answer no question, an address as the server's name. Whoever sends
-        // many could fill the log. We tell what fails.
+        // These warn about input that anyone can send, such as unexpected packets, or an IP address as server name. Many
+        // of them could fill the log. We log the failures ourselves.
         _ => format!("{filter},rustls=error,hickory_net=error,hickory_proto=error,hickory_resolver=error"),
     }
 }
 
 impl Drop for Log {
     fn drop(&mut self) {
-        // Nobody is left to be told that the output does not take them.
+        // A failure to write cannot be reported any more.
         let _ = self.writer.take().map(|writer| writer.finish(LAST_LINES_TIMEOUT));
     }
 }
 
-/// The filter that RUST_LOG asks for, or the configured one; and what is wrong with RUST_LOG.
+/// The filter of RUST_LOG, or the configured one, and a problem with RUST_LOG.
 fn filter(asked: Option<&str>, configured: EnvFilter) -> (EnvFilter, Option<String>) {
     let Some(asked) = asked.filter(|asked| !asked.trim().is_empty()) else { return (configured, None) };
-    // A word alone that is no level is taken for the name of a module, and nothing else is logged any more.
+    // A single word that is not a level would be taken for a module name, and turn off everything else.
     let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
     let is_ours = |word: &str| word.contains(['=', '[']) || word.split("::").next() == Some("evenkeel");
     let mistyped = asked.split(',').map(str::trim).find(|word| !word.is_empty() && !is_level(word) && !is_ours(word));
@@ -116,8 +116,7 @@ fn filter(asked: Option<&str>, configured: EnvFilter) -> (EnvFilter, Option<Stri
     (configured, Some(problem))
 }
 
-/// Writes a line to standard error as it is, for what is said before the log has started or after its end. Waits for at
-/// most 2 s.
+/// Writes a line to standard error unchanged, before the log has started or after its end. Waits for at most 2 s.
 pub(crate) fn say(line: &str) {
     let lost = IntCounter::new("lost", "Nobody reads this.").expect("the name is valid");
     if let Ok((queue, writer)) = Queue::to_stderr(settings(lost)) {
@@ -139,14 +138,14 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     match backtrace.status() {
         BacktraceStatus::Captured => {
             tracing::error!(thread, location, "panicked: {message}");
-            // An event is one line.
+            // Each event is one line.
             backtrace.to_string().lines().for_each(|line| tracing::error!("{line}"));
         }
         _ => tracing::error!(thread, location, "panicked: {message}"),
     }
 }
 
-/// Writes an event as `message key=value key="two words"`. Whatever a value holds, it ends neither its line nor its field.
+/// Writes an event as `message key=value key="two words"`. No value can end its line or its field.
 struct Pairs;
 
 struct Visitor<'w> {
@@ -166,7 +165,7 @@ impl<'w> FormatFields<'w> for Pairs {
 impl Visitor<'_> {
     fn write(&mut self, field: &Field, value: &str, is_quoted: bool) -> fmt::Result {
         let name = field.name();
-        // What the `log` crate adds of itself.
+        // Added by the `log` crate.
         if name.starts_with("log.") {
             return Ok(());
         }
@@ -194,7 +193,7 @@ impl Visit for Visitor<'_> {
     }
 }
 
-/// Text in which nothing ends a line or steers a terminal.
+/// Text in which nothing ends a line or controls a terminal.
 struct OneLine<'a>(&'a str);
 
 impl fmt::Display for OneLine<'_> {
@@ -206,7 +205,7 @@ impl fmt::Display for OneLine<'_> {
     }
 }
 
-/// Control characters, and what Unicode takes for the end of a line.
+/// Control characters, and Unicode line separators.
 fn breaks_lines(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')
 }
@@ -215,7 +214,7 @@ fn breaks_lines(c: char) -> bool {
 mod tests {
     use super::*;
 
-    /// What is logged meanwhile, in text.
+    /// Returns what is logged during a call, as text.
     fn logged(log: impl FnOnce()) -> String {
         #[derive(Clone, Default)]
         struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);

@@ -1,6 +1,6 @@
-//! Everything that Evenkeel counts, in one registry of its own. Labels come from the configuration alone, so no
-//! client can make a series. What a request counts are plain atomics held by the pool and the backend; gauges are
-//! read off the snapshot when somebody scrapes.
+//! All metrics, in a registry of their own. Labels come only from the configuration, so that no client can create a
+//! series. Requests update plain atomics that the pool and the backend hold; gauges are read from the snapshot at each
+//! scrape.
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,18 +14,17 @@ use prometheus::{
 
 use crate::failure::Failure;
 
-/// Seconds; from a quarter of a millisecond to a minute.
+/// In seconds, from a quarter of a millisecond to a minute.
 const DURATION_BUCKETS: [f64; 17] =
     [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
-/// Status codes that are also counted one by one: what clients get when a backend, the balancer or the client itself
-/// gives up.
+/// Status codes with their own counters: what clients get when a backend, the balancer or the client gives up.
 const WATCHED_STATUSES: [u16; 5] = [429, 499, 502, 503, 504];
 
-/// What a status code can be (RFC 9110 §15: three digits).
+/// Valid status codes (RFC 9110 §15: three digits).
 const STATUSES: RangeInclusive<u16> = 100..=999;
 
-/// What keeps the balancer itself from opening a connection to a backend.
+/// Reasons within the balancer for not opening a connection to a backend.
 const NOT_OPENED: [Failure; 3] = [Failure::NoLocalPort, Failure::NoSourceAddress, Failure::OutOfResources];
 
 const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -36,7 +35,7 @@ pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     responses: IntCounterVec,
-    /// Of answers that come from no pool.
+    /// Responses without a pool.
     pub(crate) own_responses: StatusCounters,
     counts_each_status: Arc<AtomicBool>,
     request_duration: HistogramVec,
@@ -64,7 +63,7 @@ pub struct Metrics {
     gauges: Mutex<Gauges>,
 }
 
-/// Emptied and set anew at each scrape.
+/// Reset and set again at each scrape.
 #[derive(Debug)]
 pub(crate) struct Gauges {
     pub(crate) snapshot_version: IntGauge,
@@ -93,16 +92,16 @@ pub(crate) struct CodeCounters([IntCounter; 5]);
 #[derive(Debug)]
 pub(crate) struct StatusCounters {
     watched: [IntCounter; WATCHED_STATUSES.len()],
-    /// By status, from the first of [`STATUSES`] on; each made when it is first sent.
+    /// By status, starting with the first of [`STATUSES`]; each is created when that status is first sent.
     others: Box<[OnceLock<IntCounter>]>,
     counts_each: Arc<AtomicBool>,
-    /// The pool is gone: no series is made any more.
+    /// The pool is gone: no more series are created.
     is_forgotten: AtomicBool,
     counters: IntCounterVec,
     pool: String,
 }
 
-/// Why handshakes of TLS fail.
+/// Reasons for failed TLS handshakes.
 pub(crate) const HANDSHAKE_FAILURES: [&str; 10] = [
     "client-certificate",
     "closed",
@@ -116,11 +115,10 @@ pub(crate) const HANDSHAKE_FAILURES: [&str; 10] = [
     "unknown-name",
 ];
 
-/// Why connections are cut of which a header of the PROXY protocol is demanded.
-pub(crate) const PROXY_PROTOCOL_FAILURES: [&str; 6] =
-    ["closed", "malformed", "missing", "shed", "timeout", "too-large"];
+/// Reasons for closing connections that must begin with a PROXY header.
+pub(crate) const PROXY_PROTOCOL_FAILURES: [&str; 6] = ["closed", "malformed", "missing", "shed", "timeout", "too-large"];
 
-/// Why connections of HTTP/2 are ended: what their clients are told (RFC 9113 §7), or that something did not end in time.
+/// Why HTTP/2 connections are ended: the error code for the client (RFC 9113 §7), or a timeout.
 pub(crate) const HTTP2_ERRORS: [&str; 7] = [
     "compression-error",
     "enhance-your-calm",
@@ -131,7 +129,7 @@ pub(crate) const HTTP2_ERRORS: [&str; 7] = [
     "timeout",
 ];
 
-/// What a listener counts of its handshakes.
+/// Handshake counters of a listener.
 #[derive(Debug)]
 pub(crate) struct TlsMetrics {
     pub(crate) full: IntCounter,
@@ -148,14 +146,14 @@ impl TlsMetrics {
     }
 }
 
-/// What requests to one route count.
+/// Counters of a route.
 #[derive(Debug)]
 #[doc(hidden)]
 pub struct RouteMetrics {
     pub(crate) requests: CodeCounters,
 }
 
-/// What a pool counts.
+/// Counters of a pool.
 #[derive(Debug)]
 pub(crate) struct PoolMetrics {
     pub(crate) responses: StatusCounters,
@@ -165,7 +163,7 @@ pub(crate) struct PoolMetrics {
     not_opened: [IntCounter; NOT_OPENED.len()],
 }
 
-/// What a backend counts, kept by the backend.
+/// Counters of a backend, which the backend holds.
 #[derive(Debug)]
 pub struct BackendMetrics {
     pub(crate) requests: CodeCounters,
@@ -174,14 +172,14 @@ pub struct BackendMetrics {
     pub(crate) ejections: IntCounter,
     pub(crate) probes_succeeded: IntCounter,
     pub(crate) probes_failed: IntCounter,
-    /// Exchanges that an operator ended.
+    /// Exchanges that an operator killed.
     pub(crate) killed: IntCounter,
-    /// Of a backend that is written by name.
+    /// For a backend with a name.
     pub(crate) resolutions: Option<Resolutions>,
     failures: FailureCounters,
 }
 
-/// Questions for the addresses of a name.
+/// Counters of lookups of a name.
 #[derive(Debug)]
 pub(crate) struct Resolutions {
     pub(crate) succeeded: IntCounter,
@@ -196,7 +194,7 @@ struct FailureCounters(Box<[(FailureKind, IntCounter)]>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FailureKind {
     Attempt(Failure),
-    /// It answered with one of the pool's `[pool.ejection] statuses`.
+    /// It responded with one of the pool's `[pool.ejection] statuses`.
     Status,
 }
 
@@ -434,7 +432,7 @@ impl Metrics {
         }
     }
 
-    /// Counts from 0 on.
+    /// Starts these counters at 0.
     pub(crate) fn expect_proxy_protocol(&self, listener: &str) {
         for reason in PROXY_PROTOCOL_FAILURES {
             self.proxy_protocol_failures.with_label_values(&[listener, reason]);
@@ -445,7 +443,7 @@ impl Metrics {
         self.proxy_protocol_failures.with_label_values(&[listener, reason]).inc();
     }
 
-    /// Counts from 0 on.
+    /// Starts these counters at 0.
     pub(crate) fn expect_http2(&self, listener: &str) {
         for reason in HTTP2_ERRORS {
             self.http2_connection_errors.with_label_values(&[listener, reason]);
@@ -457,9 +455,9 @@ impl Metrics {
         self.http2_connection_errors.with_label_values(&[listener, reason]).inc();
     }
 
-    /// Ends the series of a listener that is closed, or has other names now.
+    /// Removes the series of a listener that is closed or renamed.
     pub(crate) fn forget_listener(&self, listener: &str) {
-        // An error says that the series was never made, which is as good.
+        // An error means that the series never existed.
         for kind in ["full", "resumed"] {
             let _ = self.tls_handshakes.remove_label_values(&[listener, kind]);
         }
@@ -490,12 +488,12 @@ impl Metrics {
         }
     }
 
-    /// Whether [`StatusCounters`] count every status code from now on. Series that are there stay until the next start.
+    /// Whether [`StatusCounters`] count every status code from now on. Existing series stay until the next start.
     pub(crate) fn count_each_status(&self, wanted: bool) {
         self.counts_each_status.store(wanted, Ordering::Relaxed);
     }
 
-    /// What a backend counts. `is_name`: its addresses are asked for.
+    /// The counters of a backend. `is_name`: it has a name that is looked up.
     pub(crate) fn backend(&self, pool: &str, backend: &str, is_name: bool) -> BackendMetrics {
         let failures = |kind: &str| self.backend_failures.with_label_values(&[pool, backend, kind]);
         let probes = |result| self.backend_probes.with_label_values(&[pool, backend, result]);
@@ -515,16 +513,16 @@ impl Metrics {
         }
     }
 
-    /// Ends the series of a route that is gone, or leads to another pool. Exchanges in flight count on, for nobody to
-    /// see; the same holds below.
+    /// Removes the series of a route that is gone, or uses another pool. Exchanges in flight still update the counters,
+    /// which are no longer exported; the same holds below.
     pub(crate) fn forget_route(&self, route: &str, pool: &str) {
-        // An error says that the series was never made, which is as good.
+        // An error means that the series never existed.
         for code in CODE_CLASSES {
             let _ = self.requests.remove_label_values(&[route, pool, code]);
         }
     }
 
-    /// Ends the series of a pool that is gone, but for those of its backends.
+    /// Removes the series of a pool that is gone, except those of its backends.
     pub(crate) fn forget_pool(&self, pool: &str, metrics: &PoolMetrics) {
         metrics.responses.is_forgotten.store(true, Ordering::Relaxed);
         for status in STATUSES {
@@ -537,9 +535,9 @@ impl Metrics {
         }
     }
 
-    /// Ends the series of a backend that left its pool.
+    /// Removes the series of a backend that left its pool.
     pub(crate) fn forget_backend(&self, pool: &str, backend: &str) {
-        // An error says that the series was never made, which is as good.
+        // An error means that the series never existed.
         for code in CODE_CLASSES {
             let _ = self.backend_requests.remove_label_values(&[pool, backend, code]);
         }
@@ -556,7 +554,7 @@ impl Metrics {
         let _ = self.backend_killed.remove_label_values(&[pool, backend]);
     }
 
-    /// Shows a count of zero for each reason, so that a first refusal is seen to be one.
+    /// Exports zero for each reason, so that the first refusal appears as an increase.
     pub(crate) fn expect_refusals<'a>(&self, reasons: impl Iterator<Item = &'a str>) {
         reasons.for_each(|reason| drop(self.refusals.with_label_values(&[reason])));
     }
@@ -565,7 +563,7 @@ impl Metrics {
         self.refusals.with_label_values(&[reason]).inc();
     }
 
-    /// Everything in Prometheus's text format, after `set` has set the gauges: two scrapes at once do not mix them.
+    /// All metrics in Prometheus's text format, after `set` has set the gauges. Concurrent scrapes do not mix them.
     pub(crate) fn scrape(&self, set: impl FnOnce(&Gauges)) -> Vec<u8> {
         let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
         gauges.reset();
@@ -587,7 +585,7 @@ impl Default for Metrics {
 }
 
 impl Gauges {
-    /// Empties what depends on the configuration, before it is set anew.
+    /// Removes gauges that depend on the configuration, before they are set again.
     fn reset(&self) {
         for gauge in [
             &self.pool_algorithm,
@@ -647,7 +645,7 @@ impl StatusCounters {
 }
 
 impl BackendMetrics {
-    /// For a backend that no registry knows, as in tests of the selection.
+    /// Not part of any registry, for tests.
     pub fn unregistered() -> Self {
         let histogram = HistogramOpts::new("unregistered", "No registry shows this.");
         Self {
@@ -670,7 +668,7 @@ impl BackendMetrics {
         }
     }
 
-    /// Attempts that failed in this way.
+    /// The number of attempts with this failure.
     #[cfg(test)]
     pub(crate) fn failures_of(&self, failure: Failure) -> u64 {
         let of = |kind: &FailureKind| *kind == FailureKind::Attempt(failure);
@@ -683,7 +681,7 @@ impl BackendMetrics {
 }
 
 impl PoolMetrics {
-    /// Counts a connection that was not opened, if that was for what the balancer itself lacked.
+    /// Counts a connection that could not be opened for a reason within the balancer.
     pub(crate) fn not_opened(&self, why: Failure) {
         let counter = NOT_OPENED.iter().position(|kind| *kind == why).and_then(|kind| self.not_opened.get(kind));
         counter.into_iter().for_each(IntCounter::inc);
@@ -772,7 +770,7 @@ mod tests {
             assert!(!text.contains(&of(status)), "{status}: {text}");
         }
         metrics.forget_pool("app", &pool);
-        // An exchange that was in flight.
+        // By an exchange that was in flight.
         metrics.count_each_status(true);
         pool.responses.count(418);
         assert!(!String::from_utf8_lossy(&metrics.text()).contains("app"));

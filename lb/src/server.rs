@@ -1,5 +1,5 @@
-//! A balancer from start to stop: bind, probe, serve; reload when told; then say "not ready", stop accepting, finish what
-//! is in flight, and leave. Nothing here belongs to the process as a whole, so that one process can run several.
+//! A balancer from start to stop: bind, probe, serve; reload on request; then become unready, stop accepting, finish
+//! exchanges in flight, and exit. It uses no global state, so that one process can run several.
 
 mod privileges;
 pub(crate) mod resources;
@@ -36,40 +36,40 @@ use crate::state::Persistence;
 pub use self::privileges::give_up_root;
 pub use crate::listen::sockets::Sockets;
 
-/// How long traffic waits for the first probes before it is served all the same.
+/// How long traffic waits for the first probes.
 const FIRST_PROBES_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a stop at once waits for threads to cut off what they carry.
+/// How long an immediate stop waits for threads to cut off their exchanges.
 const CUT_OFF_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the end waits for a disk to take the access log's last lines.
+/// How long the end waits for the last lines of the access log to be written.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the end waits for a disk to take the last runtime changes.
+/// How long the end waits for the last runtime changes to be written.
 const LAST_CHANGES_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a balancer is started with.
 pub struct Start {
-    /// The file that was read, which a reload reads again.
+    /// The configuration file, which a reload reads again.
     pub path: PathBuf,
     /// What was read from it.
     pub config: Config,
     /// The metrics that the admin API shows.
     pub metrics: Arc<Metrics>,
-    /// How many files it may have open.
+    /// The limit on open files.
     pub open_files: usize,
 }
 
-/// What a running balancer is told.
+/// A command to a running balancer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
-    /// Read the configuration file again.
+    /// Reload the configuration file.
     Reload,
-    /// Open the access log again, after its file was moved away.
+    /// Reopen the access log after its file was moved away.
     ReopenLogs,
-    /// Finish what is in flight and leave; the second time, leave at once.
+    /// Stop gracefully; the second time, stop at once.
     Stop,
 }
 
-/// Runs a balancer until it is called to stop, or nobody can call it any more. It listens on `sockets` where they have the
-/// addresses that the configuration names, and binds the others. Dropped before its end, it cuts off what is in flight.
+/// Runs a balancer until it is told to stop, or until `commands` is closed. It uses `sockets` for addresses that they
+/// have, and binds the others. If dropped before its end, it cuts off exchanges in flight.
 pub async fn run(start: Start, mut sockets: Sockets, mut commands: Receiver<Command>) -> anyhow::Result<()> {
     let Start { path, config, metrics, open_files } = start;
     let access_log = Arc::new(AccessLog::new(metrics.access_log_lost.clone()));
@@ -133,7 +133,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut commands: Receiver<Comm
     background.spawn(renew_certificates(Arc::clone(&listeners)));
     first_probes(&control).await;
 
-    // The sockets listen already: whoever comes now is served.
+    // The sockets are listening already; clients that connect now are served.
     shutdown.run();
     let threads = listeners.start().context("traffic cannot be served")?;
 
@@ -161,7 +161,7 @@ pub async fn run(start: Start, mut sockets: Sockets, mut commands: Receiver<Comm
     Ok(())
 }
 
-/// Ends the threads at the latest when it is dropped.
+/// Ends the threads at the latest on drop.
 struct End(Shutdown);
 
 impl Drop for End {
@@ -170,7 +170,8 @@ impl Drop for End {
     }
 }
 
-/// Whether every exchange has finished; `None`: a thread hangs. `second_stop`: to stop at once.
+/// Returns whether every exchange has finished; `None`: a thread hangs. `second_stop`: resolves when the stop must be
+/// immediate.
 async fn stop_gracefully(
     server: &ServerConfig,
     listeners: &Listeners,
@@ -193,13 +194,13 @@ async fn stop_gracefully(
     }
     tracing::warn!("stopping at once: exchanges in flight are cut off");
     listeners.remove_files();
-    // So that what is cut off is reset and logged, as at any deadline.
+    // Exchanges that are cut off are then reset and logged as at a deadline.
     shutdown.stop(Instant::now());
     let stopped = tokio::time::timeout(CUT_OFF_TIMEOUT, stopped).await.ok()?;
     Some(stopped.unwrap_or(false))
 }
 
-/// Waits until every pool was probed once, so that the first requests meet known backends.
+/// Waits until every pool has been probed once, so that the first requests get healthy backends.
 pub(crate) async fn first_probes(control: &Control) {
     let probed = async {
         while !control.snapshot().is_probed() {
@@ -219,7 +220,7 @@ async fn bind_admin(address: SocketAddr, sockets: &mut Sockets) -> anyhow::Resul
     TcpListener::bind(address).await.map_err(|e| anyhow::anyhow!(cannot_listen(&address.into(), "[admin] address", &e)))
 }
 
-/// Takes up certificates whose files have changed, for as long as the process runs.
+/// Loads changed certificates, for as long as the process runs.
 async fn renew_certificates(listeners: Arc<Listeners>) {
     let mut pause = Duration::ZERO;
     loop {
@@ -246,7 +247,7 @@ fn listen(listeners: &Listeners, config: &Config, sockets: &mut Sockets) -> anyh
 async fn until_stop(commands: &mut Receiver<Command>, control: &Arc<Control>, access_log: &AccessLog) {
     loop {
         match commands.recv().await {
-            // A disk that hangs must not keep the call to stop from being heard.
+            // A hanging disk must not prevent a stop.
             Some(Command::Reload) => drop(tokio::spawn(reload(Arc::clone(control)))),
             Some(Command::ReopenLogs) => access_log.reopen(),
             Some(Command::Stop) | None => return,

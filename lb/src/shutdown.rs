@@ -1,4 +1,4 @@
-//! How the process begins and ends: one state, asked by everyone who behaves differently before and after.
+//! The shutdown state of the process, read by everything that behaves differently before and after.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -6,28 +6,28 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
-/// Where the process stands. It never goes back.
+/// The phase of the process. It only advances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// The first probes are awaited: the process is not ready.
+    /// Waiting for the first probes: not ready.
     Starting,
     Running,
-    /// `shutdown_delay`: the process says that it is not ready, but accepts and serves as before. Clients are told with
-    /// each answer, whoever gives it, that it is the last on its connection (`Connection: close`, GOAWAY).
+    /// During `shutdown_delay`: not ready, but accepting and serving as before. Every response tells the client that it
+    /// is the last on its connection (`Connection: close`, GOAWAY).
     Closing,
-    /// Nobody is accepted any more, idle connections end, and exchanges in flight may finish until the deadline.
+    /// No longer accepting. Idle connections are closed, and exchanges in flight may finish until the deadline.
     Stopping,
 }
 
-/// The one state of the shutdown. Clones share it.
+/// The shutdown state; clones share it.
 #[derive(Debug, Clone)]
 pub struct Shutdown(Arc<State>);
 
 #[derive(Debug)]
 struct State {
-    /// A [`Phase`] as a number. Read for each response, so that it is no lock.
+    /// A [`Phase`] as a number. Read for each response, hence not behind a lock.
     phase: AtomicU8,
-    /// When exchanges are cut off; `None` before the process stops.
+    /// When exchanges are cut off; `None` before the stop.
     deadline: watch::Sender<Option<Instant>>,
 }
 
@@ -46,7 +46,7 @@ impl Shutdown {
         }
     }
 
-    /// Says that the process is ready from now on, whatever becomes of its backends.
+    /// Makes the process ready, whatever the health of its backends.
     pub fn run(&self) {
         self.advance(Phase::Running);
     }
@@ -56,20 +56,21 @@ impl Shutdown {
         self.advance(Phase::Closing);
     }
 
-    /// Begins the stop; exchanges that have not finished by the deadline are cut off. A second call moves the deadline.
+    /// Begins the stop. Exchanges that have not finished by the deadline are cut off. A second call changes the
+    /// deadline.
     pub fn stop(&self, deadline: Instant) {
         self.advance(Phase::Stopping);
         self.0.deadline.send_replace(Some(deadline));
     }
 
-    /// Waits for the stop; the deadline.
+    /// Waits for the stop. Returns the deadline.
     pub async fn stopping(&self) -> Instant {
         let mut deadline = self.0.deadline.subscribe();
         // The sender lives as long as this.
         deadline.wait_for(Option::is_some).await.ok().and_then(|deadline| *deadline).unwrap_or_else(Instant::now)
     }
 
-    /// When exchanges are cut off, as was said last; `None` before the stop.
+    /// The current deadline; `None` before the stop.
     pub fn deadline(&self) -> Option<Instant> {
         *self.0.deadline.borrow()
     }

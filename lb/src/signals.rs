@@ -1,4 +1,4 @@
-//! The signals that an operator's hands know from nginx.
+//! Signals, with the same meanings as in nginx.
 
 use std::convert::Infallible;
 
@@ -8,12 +8,12 @@ use evenkeel::server::Command;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-/// SIGRTMIN to SIGRTMAX: the C library keeps those before for itself.
+/// SIGRTMIN to SIGRTMAX: the C library reserves the ones before.
 const REAL_TIME_SIGNALS: std::ops::RangeInclusive<i32> = 34..=64;
-/// Signals that may wait until the balancer runs.
+/// Limit on signals that wait until the balancer runs.
 const MAX_WAITING: usize = 16;
 
-/// SIGTERM, SIGINT and SIGQUIT stop, SIGHUP reloads, SIGUSR1 opens the logs again.
+/// SIGTERM, SIGINT and SIGQUIT stop, SIGHUP reloads, SIGUSR1 reopens the logs.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -25,7 +25,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes the signals from now on, and gives what a balancer hears of them.
+    /// Starts to receive signals. Returns the channel of commands for the balancer.
     pub fn new() -> anyhow::Result<(Self, Receiver<Command>)> {
         let on = |kind| signal(kind).context("signals cannot be received");
         let (commands, receiver) = channel(MAX_WAITING);
@@ -42,7 +42,7 @@ impl Signals {
         Ok((signals, receiver))
     }
 
-    /// Tells the balancer of each signal.
+    /// Passes each signal to the balancer as a command.
     pub async fn translate(mut self, log: &Log) -> Infallible {
         loop {
             let command = tokio::select! {
@@ -59,7 +59,7 @@ impl Signals {
                     continue;
                 }
             };
-            // It fails only when the balancer is about to end.
+            // Fails only if the balancer is about to end.
             let _ = self.commands.send(command).await;
         }
     }
@@ -70,11 +70,11 @@ fn refuse_upgrade() {
     tracing::warn!("SIGUSR2 is ignored: upgrading a running process is not there yet; stop it and start the new one");
 }
 
-/// Signals that end a process by default are ignored with a log line when they mean nothing here. Those that tell of a
+/// Ignores signals without a meaning here that would end the process by default, with a log line. Those that report a
 /// crash, and SIGXCPU, keep their effect.
 fn ignore_other_signals() {
     use rustix::process::Signal;
-    // A file that grew to the limit (RLIMIT_FSIZE): the write fails, and whoever writes says so.
+    // The process has hit RLIMIT_FSIZE: the write fails, and the writer reports it.
     if let Err(e) = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())) {
         tracing::debug!("SIGXFSZ cannot be ignored: {e}");
     }

@@ -1,6 +1,6 @@
-//! Runtime changes that survive a restart. What is kept is the difference between the configuration file and what
-//! is in force, each with the file's value at that time: where the file has changed since, the file wins. A thread of
-//! its own writes it, so that a disk which hangs stops nobody else.
+//! Persists runtime changes across restarts. The state file contains the differences between the configuration file and
+//! the configuration in force, each with the file's value at that time: where the file has changed since, the file
+//! wins. A separate thread writes it, so that a hanging disk blocks nothing else.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -24,7 +24,7 @@ use crate::config::{PoolName, Secret};
 const FORMAT: u32 = 1;
 const SECRET_BYTES: usize = 32;
 
-/// Edits as the file has them.
+/// Edits in the format of the file.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 struct Changes {
@@ -39,7 +39,7 @@ struct PoolChanges {
     backends: BTreeMap<BackendAddress, Changed<Option<BackendSettings>>>,
 }
 
-/// What the configuration file said, and what was wanted instead.
+/// The value of the configuration file, and the changed value.
 #[derive(Debug, Serialize, Deserialize)]
 struct Changed<T> {
     configured: T,
@@ -84,22 +84,22 @@ impl From<Changes> for Edits {
     }
 }
 
-/// The file that keeps the changes, and the secret that signs sticky cookies.
+/// The file with the changes, and the secret that signs sticky cookies.
 #[derive(Debug)]
 pub(crate) struct StateFile {
     pub secret: Secret,
-    /// `None`: nothing is kept.
+    /// `None`: nothing is persisted.
     writing: Option<Writing>,
 }
 
-/// Whether the changes that are in force would survive a restart.
+/// Whether the changes in force would survive a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Persistence {
-    /// The configuration keeps no changes.
+    /// The configuration turns persistence off.
     Off,
     Saved,
-    /// The disk has not taken them yet.
+    /// They have not been written yet.
     Pending,
     /// They could not be written.
     Failed,
@@ -111,7 +111,7 @@ struct Writing {
     written: watch::Receiver<Written>,
 }
 
-/// What is to be written next. Newer changes take the place of those that still wait.
+/// What is to be written next. Newer changes replace those that still wait.
 #[derive(Debug, Default)]
 struct Wanted {
     newest: Mutex<Newest>,
@@ -120,13 +120,13 @@ struct Wanted {
 
 #[derive(Debug, Default)]
 struct Newest {
-    /// Counts what was given to be written.
+    /// The number of writes requested so far.
     number: u64,
     edits: Option<Edits>,
     is_closed: bool,
 }
 
-/// The number of what was written last, or could not be.
+/// The number of the last write that was completed or failed.
 #[derive(Debug, Clone, Copy)]
 struct Written {
     number: u64,
@@ -141,8 +141,8 @@ struct Document {
 }
 
 impl StateFile {
-    /// Opens the file and reads what it keeps. A file that cannot be understood is set aside under another name and
-    /// never stops the start; one that cannot be read, or set aside, is not written over; nothing is kept without a path.
+    /// Opens the file and reads it. A corrupt file is set aside under another name and does not prevent the start. A
+    /// file that cannot be read, or set aside, is not overwritten. Without a path nothing is persisted.
     pub(crate) fn open(path: Option<PathBuf>) -> (Self, Edits) {
         let Some(path) = path else { return (Self { secret: random_secret(), writing: None }, Edits::default()) };
         let found = read_or_set_aside(&path);
@@ -152,21 +152,21 @@ impl StateFile {
         (Self { secret, writing: Some(writing) }, edits)
     }
 
-    /// Has the changes written, without waiting for it.
+    /// Requests that the changes are written, without waiting.
     pub(crate) fn keep(&self, edits: Edits) {
         if let Some(writing) = &self.writing {
             writing.wanted.put(edits);
         }
     }
 
-    /// What became of all that was to be kept so far, after waiting for the disk no longer than `patience`.
+    /// Whether everything requested so far is persisted, after waiting for at most `patience`.
     pub(crate) async fn persistence(&self, patience: Duration) -> Persistence {
         let Some(writing) = &self.writing else { return Persistence::Off };
         let number = writing.wanted.newest().number;
         let mut written = writing.written.clone();
         match tokio::time::timeout(patience, written.wait_for(|written| written.number >= number)).await {
             Ok(Ok(written)) if written.is_saved => Persistence::Saved,
-            // An error says that nobody writes.
+            // The channel is closed, so nothing is being written.
             Ok(_) => Persistence::Failed,
             Err(_) => Persistence::Pending,
         }
@@ -183,7 +183,7 @@ impl Drop for StateFile {
 }
 
 impl Writing {
-    /// Starts the thread that writes, which ends when the file is closed.
+    /// Starts the thread that writes. It ends when the file is closed.
     fn start(path: PathBuf, secret: Secret, may_write: bool) -> Self {
         let (sender, written) = watch::channel(Written { number: 0, is_saved: true });
         let wanted = Arc::new(Wanted::default());
@@ -216,7 +216,7 @@ impl Wanted {
         self.changed.notify_one();
     }
 
-    /// Waits for something to write; `None` once all is written and the file closed.
+    /// Waits for something to write; `None` once everything is written and the file is closed.
     fn next(&self) -> Option<(u64, Edits)> {
         let nothing = |newest: &mut Newest| newest.edits.is_none() && !newest.is_closed;
         let waiting = self.changed.wait_while(self.newest(), nothing);
@@ -229,7 +229,7 @@ impl Wanted {
     }
 }
 
-/// Writes the changes beside the file and moves them over it, so that a crash leaves the old or the new.
+/// Writes the changes to a temporary file and renames that, so that a crash leaves either the old or the new state.
 fn save(path: &Path, secret: &Secret, edits: &Edits) -> io::Result<()> {
     let document = Document { format: FORMAT, sticky_secret: STANDARD.encode(secret.expose()), pools: edits.into() };
     let mut text = serde_json::to_vec_pretty(&document)?;
@@ -247,14 +247,15 @@ fn save(path: &Path, secret: &Secret, edits: &Edits) -> io::Result<()> {
     }
 }
 
-/// The file's name and more: files beside each other share no other one, whatever they are called.
+/// The file's whole name with a suffix, so that state files beside each other share no temporary files.
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// Where a corrupt file goes: not over one that was set aside before, which may hold the secret that is missed.
+/// The name for a corrupt file. It does not replace one that was set aside earlier, which may contain the missing
+/// secret.
 fn free_name(path: &Path) -> PathBuf {
     let first = with_suffix(path, ".corrupt");
     let numbered = (2..).map(|n| with_suffix(path, &format!(".corrupt.{n}")));
@@ -264,7 +265,7 @@ fn free_name(path: &Path) -> PathBuf {
         .expect("a folder has no end of names")
 }
 
-/// The file is there and cannot be read, or not set aside: what it keeps is not to be lost.
+/// The file exists but cannot be read, or not set aside. Its content must not be lost.
 struct Unreadable;
 
 fn read_or_set_aside(path: &Path) -> Result<Option<(Secret, Edits)>, Unreadable> {
@@ -301,13 +302,13 @@ fn read_or_set_aside(path: &Path) -> Result<Option<(Secret, Edits)>, Unreadable>
     Ok(secret.map(|secret| (secret, Edits::default())))
 }
 
-/// The secret of a document of which the rest is not understood, such as one of a later version.
+/// The secret of a file that is otherwise not understood, such as one of a later version.
 fn secret_of(bytes: &[u8]) -> Option<Secret> {
     let document: serde_json::Value = serde_json::from_slice(bytes).ok()?;
     STANDARD.decode(document.get("sticky_secret")?.as_str()?).ok().and_then(Secret::new)
 }
 
-/// What the file at `path` keeps, which is left alone. `Err` says what is wrong with the file.
+/// The content of the file at `path`, which is not changed. The error says what is wrong with the file.
 pub(crate) fn peek(path: &Path) -> Result<Edits, String> {
     match fs::read(path) {
         Ok(bytes) => parse(&bytes).map(|(_, edits)| edits).map_err(|problem| format!("is corrupt: {problem}")),
@@ -414,7 +415,7 @@ mod tests {
     async fn an_unreadable_state_file_is_not_overwritten() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("evenkeel.state.json");
-        // A link to itself cannot be read, not even by root, yet another file could be moved over it.
+        // A link to itself cannot be read, even by root, but a file can be renamed over it.
         std::os::unix::fs::symlink(&path, &path).expect("a file system with links");
         let (state, none) = StateFile::open(Some(path.clone()));
         assert_eq!(none, Edits::default());
@@ -448,7 +449,7 @@ mod tests {
     #[tokio::test]
     async fn a_corrupt_state_file_that_cannot_be_set_aside_is_not_overwritten() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        // The longest name that a file may have, after which there is no other.
+        // A file name of the maximum length, which allows no suffix.
         let path = folder.path().join("s".repeat(251));
         fs::write(&path, "{").expect("writable");
         let (state, _) = StateFile::open(Some(path.clone()));

@@ -1,6 +1,5 @@
-//! Sticky sessions: a cookie that brings a client back to the backend it was sent to. The cookie's value is a keyed
-//! hash of the backend's name, so it tells nothing and cannot be made up; every value is known beforehand, so a
-//! request costs one look-up.
+//! Sticky sessions: a cookie that returns a client to its backend. The cookie's value is a keyed hash of the backend's
+//! name, so it reveals nothing and cannot be forged. All values are computed beforehand, so a request costs one lookup.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -14,7 +13,7 @@ use crate::balance::{BackendIndex, Member};
 use crate::config::backend::BackendAddress;
 use crate::config::{PoolName, SameSite, Secret, SecureCookie, StickyConfig};
 
-/// Bytes of the hash that go into the cookie: 24 characters, more than anybody can guess.
+/// Bytes of the hash in the cookie: 24 characters, too many to guess.
 const TOKEN_BYTES: usize = 18;
 
 #[derive(Debug)]
@@ -25,7 +24,7 @@ pub struct Sticky {
 }
 
 impl Sticky {
-    /// `fallback` signs when the configuration names no secret of its own.
+    /// `fallback` is the key if the configuration has no secret.
     pub fn new(config: &StickyConfig, pool: &PoolName, members: &[Member], fallback: &Secret) -> Self {
         let secret = config.secret.as_ref().unwrap_or(fallback);
         let tokens: Box<[String]> = members.iter().map(|m| token(secret, pool, &m.backend.address)).collect();
@@ -44,7 +43,7 @@ impl Sticky {
         cookie_fields.flat_map(named).find_map(|value| self.by_token.get(std::str::from_utf8(value).ok()?).copied())
     }
 
-    /// The `Set-Cookie` field that brings the client back to this backend.
+    /// The `Set-Cookie` field that returns the client to this backend.
     pub fn set_cookie(&self, index: BackendIndex, is_https: bool) -> String {
         let Self { config, tokens, .. } = self;
         let token = tokens.get(index as usize).map_or("", String::as_str);
@@ -78,7 +77,7 @@ fn token(secret: &Secret, pool: &PoolName, address: &BackendAddress) -> String {
     URL_SAFE_NO_PAD.encode(&mac.finalize().into_bytes()[..TOKEN_BYTES])
 }
 
-/// The values of all cookies of this name in a `Cookie` field (RFC 6265 §4.2.1): there are several where their paths or
+/// The values of all cookies with this name in a `Cookie` field (RFC 6265 §4.2.1). There are several if their paths or
 /// domains differ.
 fn cookie_values<'a>(field: &'a [u8], name: &[u8]) -> impl Iterator<Item = &'a [u8]> {
     let pairs = field.split(|&b| b == b';').map(|pair| pair.trim_ascii());
@@ -142,7 +141,7 @@ mod tests {
         assert_eq!(there.backend(std::iter::once(cookie.as_bytes())), Some(2));
     }
 
-    /// A cookie of this name whose path is longer comes first in the field and hid ours.
+    /// A cookie with the same name and a longer path comes first in the field, and hid ours.
     #[test]
     fn a_cookie_of_another_application_does_not_hide_ours() {
         let sticky = sticky("secret", &["a:1", "b:1"]);

@@ -26,26 +26,26 @@ const STICKY: u32 = 0o1000;
 /// As many as the system follows (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// Someone whom a process can become, or whose rights are asked for.
+/// A user that the process can become, or whose permissions are checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct User {
     pub name: String,
     pub uid: Uid,
     pub gid: Gid,
-    /// All, `gid` among them.
+    /// All groups, including `gid`.
     pub groups: Vec<Gid>,
 }
 
-/// How it is found out what a user may do with a file.
+/// How the permissions of a user are checked.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Rights<'a> {
-    /// By permission bits; access control lists are not looked at.
+    /// By permission bits; access control lists are not checked.
     Of(&'a User),
-    /// By asking the system what this process may do, which is this user.
+    /// By asking the system about this process, which runs as this user.
     OfProcess(&'a User),
 }
 
-/// Whom a file belongs to; `None`: it stays as it is.
+/// The owner to set for a file; `None`: unchanged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Owner {
     pub uid: Option<u32>,
@@ -53,8 +53,8 @@ pub(crate) struct Owner {
 }
 
 impl User {
-    /// The user of this name, with the groups that it has, or with that one alone which is named. A number need not be
-    /// known to the system: it has no groups then but its own.
+    /// The user with this name and its groups, or with only the named group. A numeric id need not exist in the system:
+    /// it then has only its own group.
     pub(crate) fn find(wanted: &UserAndGroup) -> Result<Self, String> {
         let name = wanted.user.as_deref().ok_or_else(|| format!("\"{wanted}\" names no user"))?;
         let known = known_user(name)?;
@@ -71,11 +71,10 @@ impl User {
         Ok(Self { name: name.to_owned(), uid, gid, groups })
     }
 
-    /// Makes the whole process this user, which root can. Of root's rights it keeps the one to bind ports below 1024, if it
-    /// has it, so that a reload can open them; whether it does.
+    /// Makes the whole process run as this user, which needs root. It keeps the privilege to bind ports below 1024, if
+    /// it has it, so that a reload can open them; returns whether it does.
     ///
-    /// No other thread may run yet: capabilities belong to a thread, and those that are started later have them of the one
-    /// that starts them.
+    /// No other thread may run yet: capabilities belong to a thread, and new threads inherit those of their creator.
     pub(crate) fn become_it(&self) -> io::Result<bool> {
         if fs::read_dir("/proc/self/task")?.count() != 1 {
             return Err(io::Error::other("threads are running already"));
@@ -91,7 +90,7 @@ impl User {
             CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },
         )?;
         set_keep_capabilities(false)?;
-        // Whatever it runs gets no more rights than it has.
+        // Programs that it runs get no additional privileges.
         set_no_new_privs(true)?;
         Ok(!kept.is_empty())
     }
@@ -103,9 +102,9 @@ impl User {
         self.uid.is_root() || (is_same && is_member)
     }
 
-    /// Whether this user can change nothing about where `path` leads, so that root may make a file there: every folder on
-    /// the way, links included, belongs to root and is closed to the user's writing. In a folder like /tmp, where only the
-    /// owner can exchange an entry, the entry has to be root's.
+    /// Whether this user cannot change what `path` leads to, so that root may create a file there: every folder on the
+    /// way, also behind links, belongs to root and is not writable for the user. In a folder like /tmp, where only
+    /// owners can replace entries, the entry must belong to root.
     pub(crate) fn cannot_redirect(&self, path: &Path) -> bool {
         let steps = steps(path);
         let Some((last, way)) = steps.split_last() else { return false };
@@ -117,8 +116,8 @@ impl User {
         way.iter().all(is_safe) && self.leaves_to_root(&last.folder)
     }
 
-    /// Whether a folder belongs to root, and this user cannot write to it. Where a group can, an access control list may say
-    /// that others can too.
+    /// Whether a folder belongs to root and is not writable for this user. If it is group-writable, an access control
+    /// list may permit others, too.
     fn leaves_to_root(&self, folder: &Path) -> bool {
         let has_list = || getxattr_query(folder, "system.posix_acl_access").is_ok();
         is_roots(folder, |found| {
@@ -138,7 +137,7 @@ impl User {
         (of.mode() >> shift) & rights == rights
     }
 
-    /// The commands that give its group these rights.
+    /// Commands that give its group these permissions.
     fn commands(&self, path: &Path, rights: u32) -> String {
         let group = Group::from_gid(self.gid).ok().flatten().map_or(self.gid.to_string(), |group| group.name);
         let letters: String = [(READ, 'r'), (WRITE, 'w'), (SEARCH, 'x')]
@@ -169,8 +168,8 @@ impl Rights<'_> {
         }
     }
 
-    /// What gives the user these rights to a file or folder; `None`: it has them, and every folder on the way can be
-    /// searched.
+    /// How to give the user these permissions for a file or folder; `None`: it has them, and can search every folder on
+    /// the way.
     fn missing(&self, path: &Path, rights: u32) -> Option<String> {
         if let Some(step) = steps(path).iter().find(|step| !self.has(&step.folder, SEARCH)) {
             return Some(self.user().commands(&step.folder, SEARCH));
@@ -179,7 +178,7 @@ impl Rights<'_> {
         (!self.has(&path, rights)).then(|| self.user().commands(&path, rights))
     }
 
-    /// Whether a start as root makes a log there and gives it to the user, who cannot do so.
+    /// Whether a start as root creates a log there for the user, who could not do so.
     fn root_makes(&self, path: &Path, config: &Config) -> bool {
         matches!(self, Self::Of(user) if config.server.user.is_some() && user.cannot_redirect(path))
     }
@@ -191,8 +190,8 @@ struct Step {
     entry: PathBuf,
 }
 
-/// Each name that is looked up on the way to a file, in order, those of links that are followed among them. What cannot be
-/// looked at is taken for no link.
+/// Each name that is looked up on the way to a file, in order, including those of links that are followed. An entry
+/// that cannot be examined counts as no link.
 fn steps(path: &Path) -> Vec<Step> {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let names = |path: &Path| path.components().map(|name| name.as_os_str().to_owned()).collect::<VecDeque<OsString>>();
@@ -222,12 +221,12 @@ fn steps(path: &Path) -> Vec<Step> {
     steps
 }
 
-/// Whether a folder belongs to root and is as asked for.
+/// Whether a folder belongs to root and is suitable.
 fn is_roots(folder: &Path, is_fitting: impl FnOnce(&Metadata) -> bool) -> bool {
     fs::symlink_metadata(folder).is_ok_and(|found| found.is_dir() && found.uid() == 0 && is_fitting(&found))
 }
 
-/// What of all that is opened while a balancer runs a user has no right to, and what gives it that right.
+/// Every file that is opened while a balancer runs and that the user has no permission for, with how to permit it.
 pub(crate) fn closed_files(checked: &Checked, rights: Rights<'_>) -> Vec<String> {
     let config = &checked.config;
     let name = &rights.user().name;
@@ -248,7 +247,7 @@ pub(crate) fn closed_files(checked: &Checked, rights: Rights<'_>) -> Vec<String>
             problems.push(format!("user {name} cannot connect to backend unix:{}: {mended} lets it", path.display()));
         }
     }
-    // A new state file is moved over the old one. Of a folder that does not exist is told in any case.
+    // A new state file replaces the old one by a rename. A missing folder is reported elsewhere.
     if let Some(path) = &config.state.file {
         let folder = folder_of(path);
         if folder.is_dir() && rights.missing(folder, WRITE | SEARCH).is_some() {
@@ -278,7 +277,7 @@ pub(crate) fn closed_files(checked: &Checked, rights: Rights<'_>) -> Vec<String>
     problems
 }
 
-/// The files that a reload, or a look for renewed certificates, reads.
+/// The files that a reload, or a check for renewed certificates, reads.
 fn read_again(checked: &Checked) -> Vec<PathBuf> {
     let config = &checked.config;
     let mut files: Vec<PathBuf> = checked.files().map(Path::to_owned).collect();
@@ -299,7 +298,7 @@ fn read_again(checked: &Checked) -> Vec<PathBuf> {
     files
 }
 
-/// The folders whose certificates are taken up as they come.
+/// The folders whose certificates are loaded as they change.
 fn certificate_folders(config: &Config) -> impl Iterator<Item = &Path> {
     let tls = config.listeners.iter().filter_map(|listener| listener.tls.as_ref());
     tls.filter_map(|tls| match &tls.certificates.others {
@@ -308,7 +307,7 @@ fn certificate_folders(config: &Config) -> impl Iterator<Item = &Path> {
     })
 }
 
-/// The files that lines are appended to, each once, and what they are called.
+/// The log files, without duplicates, with what each is.
 pub(crate) fn logs(config: &Config) -> impl Iterator<Item = (&'static str, &Path)> {
     let mut logs: Vec<(&'static str, &Path)> = Vec::new();
     logs.extend(config.log.file.as_deref().map(|file| ("log", file)));

@@ -31,30 +31,30 @@ pub struct Endpoint {
     is_ejected: AtomicBool,
     failures_in_a_row: AtomicU32,
     incarnation: AtomicU64,
-    /// Exchanges of earlier incarnations than this one have been killed.
+    /// Exchanges of incarnations before this one have been killed.
     killed_before: AtomicU64,
     /// Requests an immediate probe after the state was reset.
     forgotten: Notify,
     /// Seconds, as the bits of an `f64`; 0 before the first response.
     latency: AtomicU64,
     born: Instant,
-    /// When the last response's head came, in nanoseconds after `born`; 0 before the first.
+    /// When the last response head arrived, in nanoseconds after `born`; 0 before the first.
     last_head: AtomicU64,
     vitals: Mutex<SelectionState>,
 }
 
-/// State that changes rarely. It is read when a view is made, not for each request.
+/// State that changes rarely. It is read when a view is built, not for each request.
 #[derive(Debug)]
 struct SelectionState {
     is_probed: bool,
-    /// It has left its backend, or the backend its pool.
+    /// The endpoint has left its backend, or the backend its pool.
     has_left: bool,
     /// Results of probes that began before are ignored.
     since: Instant,
     tracker: Tracker,
     ejection: Ejection,
     last_probe: Option<ProbeReport>,
-    /// The last failures of real traffic, the newest at the end.
+    /// The last failures of real traffic, newest last.
     last_failures: VecDeque<BackendFailure>,
 }
 
@@ -80,7 +80,7 @@ pub struct Incarnation(u64);
 pub struct Share {
     /// Only usable endpoints with the lowest number are used.
     pub priority: u16,
-    /// Beside that of others of the same priority; not 0.
+    /// Relative to others with the same priority; not 0.
     pub weight: u32,
 }
 
@@ -114,18 +114,18 @@ pub struct HealthChange {
 pub struct Lease {
     endpoint: Arc<Endpoint>,
     incarnation: Incarnation,
-    /// It counts against the backend's `max_connections`.
+    /// Whether it counts towards the backend's `max_connections`.
     is_in_use: bool,
 }
 
 impl Incarnation {
-    /// Unique among all endpoints, and idle connections are kept by it: hence a counter that all share.
+    /// Unique among all endpoints, because idle connections are kept by incarnation; hence one shared counter.
     fn next() -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         Self(LAST.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    /// For those who keep connections by a number.
+    /// The number that identifies it, for keys.
     pub fn number(self) -> u64 {
         self.0
     }
@@ -171,12 +171,12 @@ impl Endpoint {
         self.address().and_then(SocketAddress::ip)
     }
 
-    /// Where the backend's name led to; `None` also where the backend is written as an address.
+    /// The address that the backend's name resolved to; `None` if the backend is configured by address.
     pub fn resolved_address(&self) -> Option<SocketAddr> {
         self.ip().filter(|_| self.backend.is_name)
     }
 
-    /// Which part of its backend's exchanges it takes.
+    /// Its share of the backend's exchanges.
     pub fn share(&self) -> Share {
         Share::unpacked(self.share.load(Ordering::Relaxed))
     }
@@ -190,7 +190,7 @@ impl Endpoint {
         self.counted()
     }
 
-    /// A lease if so many exchanges are in flight now, neither more nor fewer.
+    /// A lease, if exactly `in_flight` exchanges are in flight now.
     pub fn lease_at(self: &Arc<Self>, in_flight: u32) -> Option<Lease> {
         let next = in_flight.checked_add(1)?;
         let counted = self.in_flight.compare_exchange(in_flight, next, Ordering::Relaxed, Ordering::Relaxed);
@@ -201,15 +201,14 @@ impl Endpoint {
         Lease { endpoint: Arc::clone(self), incarnation: self.incarnation(), is_in_use: false }
     }
 
-    /// The server that is there now, as far as can be told. A connection belongs to the one that its lease was given on.
+    /// The current server, as far as can be known. A connection belongs to the server of its lease.
     pub fn incarnation(&self) -> Incarnation {
         Incarnation(self.incarnation.load(Ordering::Acquire))
     }
 
-    /// From `now` on another server may be behind the address. What was learned is not believed any more: health is
-    /// unknown until the next probe, latency and failures in a row begin anew, kept connections are closed, and what
-    /// exchanges and probes that began before still report is not taken in. An ejection ends here only where no
-    /// probes could end it.
+    /// Resets the state, because another server may be behind the address from `now` on: health is unknown until the
+    /// next probe, latency and consecutive failures restart, idle connections are closed, and results of exchanges and
+    /// probes that began before are ignored. An ejection ends here only if no probes could end it.
     pub fn forget(&self, now: Instant) {
         let mut vitals = self.vitals();
         vitals.tracker = Tracker::new(unprobed(self.address(), vitals.is_probed));
@@ -226,8 +225,8 @@ impl Endpoint {
         self.forgotten.notify_one();
     }
 
-    /// The endpoint has left for good: an address that comes again is another endpoint. An ejection ends here, since
-    /// nobody would see its end, and none begins any more, so that others may be put aside.
+    /// Marks the endpoint as removed for good: an address that is added again is another endpoint. Ends an ejection,
+    /// whose end nobody would see otherwise, and prevents further ones, so that its permit is free for others.
     pub fn leave(&self, now: Instant) {
         let mut vitals = self.vitals();
         vitals.has_left = true;
@@ -238,17 +237,17 @@ impl Endpoint {
         self.forget(now);
     }
 
-    /// Has every exchange end that is open now; whoever carries them has to be woken. What they still report is not
-    /// taken in, and their connections are not used again.
+    /// Kills every open exchange; the caller must wake their tasks. Their results are ignored, and their connections
+    /// are not reused.
     pub fn kill(&self) {
-        // Held so that the numbers are stored in their order.
+        // Locked so that the numbers are stored in order.
         let _vitals = self.vitals();
         let next = Incarnation::next();
         self.incarnation.store(next.0, Ordering::Release);
         self.killed_before.store(next.0, Ordering::Release);
     }
 
-    /// Whether exchanges that were opened with this incarnation have been killed.
+    /// Whether exchanges of this incarnation have been killed.
     pub fn is_killed(&self, server: Incarnation) -> bool {
         server.0 < self.killed_before.load(Ordering::Relaxed)
     }
@@ -278,17 +277,17 @@ impl Endpoint {
         (seconds > 0.0).then(|| Duration::from_secs_f64(seconds))
     }
 
-    /// A response's head came.
+    /// A response head has arrived.
     pub fn answered(&self, now: Instant) {
         self.last_head.store(self.age(now), Ordering::Relaxed);
     }
 
-    /// Whether any response's head has come after `since`.
+    /// Whether any response head has arrived since `since`.
     pub fn has_answered_since(&self, since: Instant) -> bool {
         self.last_head.load(Ordering::Relaxed) > self.age(since)
     }
 
-    /// Nanoseconds, enough for 584 years.
+    /// In nanoseconds, enough for 584 years.
     fn age(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.born).as_nanos() as u64
     }
@@ -311,7 +310,8 @@ impl Endpoint {
         rules.consecutive_failures != 0 && failures >= rules.consecutive_failures
     }
 
-    /// The last failures of real traffic, at most `most`, such as `reset at 10.0.0.1:80 (3 times), status 503 at …`.
+    /// The last failures of real traffic, at most `most`, for example `reset at 10.0.0.1:80 (3 times), status 503 at
+    /// …`.
     pub fn last_failures(&self, most: usize) -> String {
         let vitals = self.vitals();
         let failures = &vitals.last_failures;
@@ -345,7 +345,7 @@ impl Endpoint {
         Some(duration)
     }
 
-    /// Ends an ejection whose time is over; true once for each.
+    /// Ends an ejection whose time is over. Returns true once per ejection.
     pub fn expire_ejection(&self, now: Instant) -> bool {
         let mut vitals = self.vitals();
         let is_over = vitals.ejection.expire(now);
@@ -356,13 +356,13 @@ impl Endpoint {
         is_over
     }
 
-    /// What was sent before the ejection may still have failed during it, which is no row that goes on now.
+    /// Restarts consecutive failures: requests sent before the ejection may have failed during it.
     fn return_from_ejection(&self) {
         self.failures_in_a_row.store(0, Ordering::Relaxed);
         self.is_ejected.store(false, Ordering::Release);
     }
 
-    /// Whether an ejection has begun and its end has not been noticed.
+    /// Whether an ejection has begun, and its end has not been processed.
     pub fn is_ejected(&self) -> bool {
         self.is_ejected.load(Ordering::Acquire)
     }
@@ -400,12 +400,12 @@ impl Endpoint {
         finding
     }
 
-    /// The configuration began or ceased to probe, so health is unknown or taken for good; else nothing changes.
+    /// Updates the health when probes are turned on or off: it becomes unknown or healthy. Otherwise changes nothing.
     pub fn set_probed(&self, probed: bool) {
         let mut vitals = self.vitals();
         if vitals.is_probed != probed {
             vitals.is_probed = probed;
-            // Nobody probes what has no address.
+            // An endpoint without an address is not probed.
             if self.address.is_some() {
                 vitals.tracker = Tracker::new(unprobed(self.address(), probed));
                 vitals.last_probe = None;
@@ -414,7 +414,7 @@ impl Endpoint {
         }
     }
 
-    /// The name was asked for and is not resolved, so that nothing can be sent here.
+    /// The lookup of the name has failed, so nothing can be sent here.
     pub fn is_unresolved(&self) {
         let mut vitals = self.vitals();
         if vitals.tracker.health() != Health::Unhealthy {
@@ -445,8 +445,7 @@ impl Endpoint {
     }
 }
 
-/// What is taken for true of an endpoint before its first probe, if there will be one. One without an address waits for
-/// the answer that gives it one.
+/// The health before the first probe. An endpoint without an address waits for one.
 fn unprobed(address: Option<&SocketAddress>, is_probed: bool) -> Health {
     if is_probed || address.is_none() { Health::Unknown } else { Health::Healthy }
 }
@@ -460,19 +459,19 @@ impl Lease {
         &self.endpoint.backend
     }
 
-    /// The server for which the lease was given.
+    /// The server at the time of the lease.
     pub fn incarnation(&self) -> Incarnation {
         self.incarnation
     }
 
-    /// Counts it among the connections in use of its backend, however many there are.
+    /// Counts it as a connection in use, even beyond the limit.
     pub fn in_use(mut self) -> Self {
         self.endpoint.backend.use_another();
         self.is_in_use = true;
         self
     }
 
-    /// As [`Self::in_use`]. `None`: the backend has as many as it may.
+    /// Like [`Self::in_use`]. `None`: the backend is at its limit.
     pub fn in_use_if_allowed(mut self) -> Option<Self> {
         self.is_in_use = self.endpoint.backend.use_one_if_allowed();
         self.is_in_use.then_some(self)

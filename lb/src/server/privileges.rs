@@ -1,6 +1,6 @@
-//! A process that is started as root becomes the user that the configuration names, as nginx's workers do. What only root
-//! can open is opened before; what is opened again later has to be open to that user, which is made sure of at once, and
-//! not when a certificate is renewed months later.
+//! A process that is started as root becomes the configured user, as nginx's workers do. What needs root is opened
+//! before that. Files that are opened again later must be accessible to that user, which is checked at the start and
+//! not discovered when a certificate is renewed months later.
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
@@ -16,10 +16,10 @@ use crate::config::toml::Checked;
 use crate::listen::sockets::{Ids, cannot_listen};
 use crate::user::{Rights, User, closed_files, logs};
 
-/// Becomes `[server] user`, if there is one and the process is root's: what is to be said of it, and whether that is a
-/// warning. Unix sockets in folders of root's are bound before and given to `sockets`, and logs are made there. Where the
-/// user could change what a path leads to, nothing is done with root's rights: the user binds and makes it. No thread may
-/// have been started.
+/// Becomes `[server] user`, if one is configured and the process runs as root. Returns a message, and whether it is a
+/// warning. Before that, Unix sockets in folders owned by root are bound and added to `sockets`, and logs are created
+/// there. Where the user could change what a path leads to, nothing is done with root's rights: the process creates it
+/// as the user. Must be called before any thread is started.
 pub fn give_up_root(checked: &Checked, sockets: &mut Sockets) -> anyhow::Result<Option<(String, bool)>> {
     let config = &checked.config;
     let Some(wanted) = &config.server.user else { return Ok(None) };
@@ -49,7 +49,7 @@ pub fn give_up_root(checked: &Checked, sockets: &mut Sockets) -> anyhow::Result<
     Ok(Some((format!("the process has become user {}: {ports}", user.name), false)))
 }
 
-/// Makes logs that are not there yet in folders of root's, and gives them to the user.
+/// Creates missing logs in folders owned by root, and gives them to the user.
 fn create_logs(config: &Config, user: &User) -> anyhow::Result<()> {
     for (what, path) in logs(config).filter(|(_, path)| user.cannot_redirect(path)) {
         match OpenOptions::new().append(true).create_new(true).open(path) {
@@ -65,7 +65,7 @@ fn create_logs(config: &Config, user: &User) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Binds those in folders of root's. They belong to the user unless the configuration says otherwise.
+/// Binds Unix sockets in folders owned by root. They belong to the user unless the configuration says otherwise.
 fn bind_unix_sockets(config: &Config, user: &User, sockets: &mut Sockets) -> anyhow::Result<()> {
     for listener in &config.listeners {
         let Some(rights) = &listener.socket_file else { continue };

@@ -1,4 +1,4 @@
-//! What of a running balancer lies outside of the snapshot, and how it follows a reload.
+//! The resources of a running balancer outside of the snapshot, and how they follow a reload.
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use crate::control::resources::{ListenerCertificate, PreparedResources, Resource
 use crate::listen::Listeners;
 use crate::listen::sockets::Sockets;
 
-/// For the admin API, probes, listeners and logs.
+/// Files for the admin API, probes, listeners and logs.
 const RESERVED_FILES: usize = 256;
-/// Open files that a pipe for large content takes.
+/// Open files per pipe for large content.
 const PIPE_FILES: usize = 2;
 const MAX_PIPES: usize = 4096;
 
-/// Everything that a reload can change beside the snapshot.
+/// Everything that a reload can change besides the snapshot.
 #[derive(Clone)]
 pub(crate) struct RunningResources {
     pub listeners: Arc<Listeners>,
@@ -27,9 +27,9 @@ pub(crate) struct RunningResources {
     pub backend_limit: Arc<ConnectionLimit>,
     pub handshake_limit: Arc<ConnectionLimit>,
     pub max_idle: Arc<AtomicUsize>,
-    /// How many files the process may have open.
+    /// The limit on open files.
     pub open_files: usize,
-    /// Threads that carry traffic.
+    /// Number of threads that carry traffic.
     pub threads: usize,
 }
 
@@ -47,7 +47,7 @@ impl Resources for RunningResources {
             problems.push(Unavailable { subject: Subject::AccessLog, message: cannot_log(&refused) });
             None
         });
-        // Listening comes last, since it can be noticed.
+        // Listening comes last, since it is visible from outside.
         let is_trial_so_far = is_trial || !problems.is_empty();
         let listeners = self.listeners.prepare(&wanted.listeners, &mut Sockets::default(), is_trial_so_far);
         let listeners = match listeners {
@@ -91,31 +91,31 @@ impl Resources for RunningResources {
     }
 }
 
-/// How many idle connections to backends each thread may keep. Half of what there may be is left to those at work, which
-/// can close none but those of their own thread.
+/// The limit on idle backend connections of each thread. Half of all backend connections remain for busy ones, because
+/// a thread can close only its own idle connections.
 pub(crate) fn max_idle_per_thread(server: &ServerConfig, limit: ConnectionLimits, threads: usize) -> usize {
     let threads = threads.max(1);
     server.idle_connections.div_ceil(threads).min(limit.backends / 2 / threads)
 }
 
-/// How many pipes there may be for large content: a sixteenth of the open files at most, and no more than are of use.
-/// Where there is none left, content is read and written.
+/// The limit on pipes for large content: at most a sixteenth of the open files, and no more than are useful. Without a
+/// pipe, content is read and written.
 pub(crate) fn max_pipes(open_files: usize) -> usize {
     (open_files / 16 / PIPE_FILES).min(MAX_PIPES)
 }
 
-/// How many connections there may be at once. Together they leave files for the rest of the process.
+/// The limits on connections. Together they leave files for the rest of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ConnectionLimits {
     pub clients: usize,
-    /// To backends, at work or idle: a client of HTTP/2 may have many.
+    /// To backends, busy or idle: an HTTP/2 client may use many.
     pub backends: usize,
-    /// Clients that have begun TLS and are not done with it. They are among the clients, and leave room for others.
+    /// Clients in a TLS handshake. They count as clients, too, and leave room for others.
     pub handshakes: usize,
 }
 
-/// Clients as told, but no more than there are files for beside connections to backends, and a warning then. Where nothing
-/// is told, each client may have a backend at work for it.
+/// `max_connections`, capped by the files that backend connections leave, with a warning in that case. By default,
+/// every client can have a backend connection.
 pub(crate) fn connection_limits(server: &ServerConfig, open_files: usize) -> (ConnectionLimits, Option<String>) {
     let reserved = RESERVED_FILES.min(open_files / 4) + PIPE_FILES * max_pipes(open_files);
     let affordable = (open_files - reserved).max(4);

@@ -116,7 +116,8 @@ pub(crate) const HANDSHAKE_FAILURES: [&str; 10] = [
 ];
 
 /// Reasons for closing connections that must begin with a PROXY header.
-pub(crate) const PROXY_PROTOCOL_FAILURES: [&str; 6] = ["closed", "malformed", "missing", "shed", "timeout", "too-large"];
+pub(crate) const PROXY_PROTOCOL_FAILURES: [&str; 6] =
+    ["closed", "malformed", "missing", "shed", "timeout", "too-large"];
 
 /// Why HTTP/2 connections are ended: the error code for the client (RFC 9113 §7), or a timeout.
 pub(crate) const HTTP2_ERRORS: [&str; 7] = [

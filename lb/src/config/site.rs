@@ -170,7 +170,7 @@ pub struct Rules {
     pub backend: BackendRules,
     /// `None`: as in `[access_log]`. An empty list: no log.
     pub access_log: Option<Vec<AccessLogRule>>,
-    /// Which line said what of these.
+    /// The position of each of these in the files.
     #[serde(skip)]
     pub origins: SourceLocations,
 }
@@ -180,9 +180,17 @@ pub struct Rules {
 #[serde(untagged)]
 pub enum Rewrite {
     /// Replaces the route's own path or prefix; begins with `/`.
-    Prefix { prefix: String },
+    Prefix {
+        /// The path that replaces the route's.
+        prefix: String,
+    },
     /// Applies if the regex matches the path. The query stays unless `to` has one.
-    Regex { regex: Pattern, to: Value },
+    Regex {
+        /// The paths that are rewritten.
+        regex: Pattern,
+        /// The new path, with the groups of the regex as variables.
+        to: Value,
+    },
     /// The query stays unless `to` has one.
     To {
         /// The new path.
@@ -346,7 +354,12 @@ pub enum CorsOrigin {
     /// Lower-case scheme and host, and the port unless it is the scheme's default, such as `https://shop.example`.
     Exact(String),
     /// The hosts below a domain, such as `https://*.shop.example`.
-    Below { scheme: String, domain: String },
+    Below {
+        /// In lower case.
+        scheme: String,
+        /// In lower case, with the port unless it is the scheme's default.
+        domain: String,
+    },
     /// Must match the whole origin.
     Regex(Pattern),
 }

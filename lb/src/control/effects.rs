@@ -18,7 +18,13 @@ use crate::snapshot::Snapshot;
 const MAX_EFFECTS: usize = 100;
 
 /// A sentence for each edit, up to a limit, and one for each pool that gains or loses a backend.
-pub(super) fn of(edits: &Edits, before: &Snapshot, after: &Config, deadline: Option<Duration>, now: Instant) -> Vec<String> {
+pub(super) fn of(
+    edits: &Edits,
+    before: &Snapshot,
+    after: &Config,
+    deadline: Option<Duration>,
+    now: Instant,
+) -> Vec<String> {
     let effects = edits.iter().take(MAX_EFFECTS).filter_map(|edit| effect(edit, before, deadline, now));
     let mut effects: Vec<String> = effects.collect();
     for (pool, config) in pools_of(edits, before, after) {

@@ -75,7 +75,13 @@ pub(crate) fn take(server: Incarnation, transport: &Arc<Transport>, header: &[u8
 
 /// Keeps an idle connection. `server` is the endpoint's server when the connection was opened. The connection is closed
 /// if the endpoint has another server now, or if the thread already keeps `limit` connections.
-pub(crate) fn keep(endpoint: &Arc<Endpoint>, server: Incarnation, connection: Connection, until: Instant, limit: usize) {
+pub(crate) fn keep(
+    endpoint: &Arc<Endpoint>,
+    server: Incarnation,
+    connection: Connection,
+    until: Instant,
+    limit: usize,
+) {
     if endpoint.incarnation() != server {
         return;
     }

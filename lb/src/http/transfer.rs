@@ -352,7 +352,10 @@ impl<'a> Transfer<'a> {
 
     /// Sends the response whose head is held. `write` writes the head for the client, and returns how the content is
     /// framed and whether the connection is kept alive.
-    pub(super) fn pass(&mut self, write: impl FnOnce(&mut Buffers, &Content) -> (ResponseBody, bool)) -> Result<(), Failure> {
+    pub(super) fn pass(
+        &mut self,
+        write: impl FnOnce(&mut Buffers, &Content) -> (ResponseBody, bool),
+    ) -> Result<(), Failure> {
         let (Download::Held(head), Some(Upstream::H1(h1))) = (&self.download, &mut self.upstream) else {
             return Ok(());
         };

@@ -119,7 +119,11 @@ impl H1 {
     }
 
     /// Appends received bytes to `buffer`. Returns how many. The error says how the connection was lost.
-    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<Result<usize, AttemptError>> {
+    pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut Vec<u8>,
+    ) -> Poll<Result<usize, AttemptError>> {
         poll_read_buf(Pin::new(&mut self.socket), cx, buffer).map(|read| match read {
             Ok(0) => Err(self.lost(if self.is_reset { Failure::Reset } else { Failure::Closed }).into()),
             Ok(count) => {

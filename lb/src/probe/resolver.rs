@@ -358,7 +358,11 @@ impl Sources {
 
 /// Adds the addresses of one SRV record, which share its weight. Weight 0 means a very small share beside others, and
 /// equal shares if all have it (RFC 2782). An address of several records gets the sum of those with its first priority.
-pub(crate) fn share(shares: &mut BTreeMap<SocketAddr, Share>, (priority, weight): (u16, u16), addresses: &[SocketAddr]) {
+pub(crate) fn share(
+    shares: &mut BTreeMap<SocketAddr, Share>,
+    (priority, weight): (u16, u16),
+    addresses: &[SocketAddr],
+) {
     const OF_ONE: u32 = 1000;
     let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
     let weight = (u32::from(weight) * OF_ONE / count).max(1);

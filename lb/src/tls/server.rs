@@ -124,7 +124,10 @@ impl ServerTls {
     }
 
     /// The certificates of `before` whose files are gone.
-    pub(crate) fn gone_since<'a>(&'a self, before: Option<&'a Self>) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {
+    pub(crate) fn gone_since<'a>(
+        &'a self,
+        before: Option<&'a Self>,
+    ) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {
         let is_there = |former: &LoadedCertificate| {
             self.certificates()
                 .iter()
@@ -134,7 +137,10 @@ impl ServerTls {
     }
 
     /// Certificates that `before` lacked, or had with other content.
-    pub(crate) fn new_since<'a>(&'a self, before: Option<&'a Self>) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {
+    pub(crate) fn new_since<'a>(
+        &'a self,
+        before: Option<&'a Self>,
+    ) -> impl Iterator<Item = &'a Arc<LoadedCertificate>> {
         let is_known = move |loaded: &LoadedCertificate| {
             before.is_some_and(|before| before.certificates().iter().any(|one| one.digest == loaded.digest))
         };

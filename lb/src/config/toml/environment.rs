@@ -24,7 +24,12 @@ pub(super) struct Text {
 
 impl Replaced {
     /// Replaces variables in all texts of a file whose first byte is at `start`. Keys are not changed.
-    pub(super) fn replace(&mut self, table: &mut DeTable<'_>, start: usize, variable: &impl Fn(&str) -> Option<String>) {
+    pub(super) fn replace(
+        &mut self,
+        table: &mut DeTable<'_>,
+        start: usize,
+        variable: &impl Fn(&str) -> Option<String>,
+    ) {
         for (_, value) in table.iter_mut() {
             self.value(value, start, variable);
         }

@@ -425,7 +425,12 @@ impl<'t> Reader<'t> {
     }
 
     /// The table of an error page, which is under a user-defined key.
-    pub(super) fn free_page(&mut self, section: &Section<'t>, key: &str, value: &'t Spanned<DeValue<'t>>) -> Section<'t> {
+    pub(super) fn free_page(
+        &mut self,
+        section: &Section<'t>,
+        key: &str,
+        value: &'t Spanned<DeValue<'t>>,
+    ) -> Section<'t> {
         let template = section.template.and_then(|template| template.child("error_pages")?.child("*"));
         let table = value.get_ref().as_table();
         let page =
@@ -440,7 +445,12 @@ impl<'t> Reader<'t> {
     }
 
     /// One table of an array of tables.
-    pub(super) fn element(&mut self, parent: &Section<'t>, key: &str, element: &'t Spanned<DeValue<'t>>) -> Section<'t> {
+    pub(super) fn element(
+        &mut self,
+        parent: &Section<'t>,
+        key: &str,
+        element: &'t Spanned<DeValue<'t>>,
+    ) -> Section<'t> {
         let section = Section {
             path: parent.name_of(key),
             offset: parent.at(element),

@@ -819,7 +819,12 @@ impl<'t> Reader<'t> {
     }
 
     /// Refuses a redirect whose host a request can choose.
-    pub(super) fn check_redirect(&mut self, setting: Setting<'_, 't>, to: &Value, rule_scope: &RuleScope<'_>) -> Option<()> {
+    pub(super) fn check_redirect(
+        &mut self,
+        setting: Setting<'_, 't>,
+        to: &Value,
+        rule_scope: &RuleScope<'_>,
+    ) -> Option<()> {
         let Err(why) = is_safe(to, rule_scope) else { return Some(()) };
         self.problem(setting.offset(), format!("{}: {why}", setting.name()));
         None

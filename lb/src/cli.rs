@@ -1,5 +1,5 @@
-//! The command line: runs a balancer, checks a configuration, and asks or tells a running balancer over its admin
-//! API. What runs a balancer comes in as an argument, so that all the rest can be tried without one.
+//! The command line: runs a balancer, checks a configuration, and queries or controls a running balancer over its admin
+//! API. The function that runs a balancer is passed in, so that everything else can be tested without one.
 
 mod admin;
 mod check;
@@ -46,10 +46,10 @@ Exit codes:
   1  failed, or the configuration has problems
   2  the command line was not understood";
 
-/// A load balancer that changes while it runs
+/// A load balancer that can be changed while it runs
 ///
-/// `run` is the balancer. `check`, `config` and `completions` look at files only; every other command asks or tells a
-/// balancer that runs, over its admin API.
+/// `run` starts the balancer. `check`, `config` and `completions` only look at files; every other command queries or
+/// controls a running balancer over its admin API.
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = EXAMPLES, after_help = "`evenkeel --help` shows examples and exit codes.")]
 struct Cli {
@@ -62,10 +62,10 @@ struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Which running balancer")]
 struct AdminOptions {
-    /// Where its admin API listens
+    /// Address of its admin API
     #[arg(long, value_name = "URL", global = true, env = "EVENKEEL_ADMIN", default_value = "http://127.0.0.1:8889")]
     admin: AdminUrl,
-    /// File with its admin token, if it wants one
+    /// File with its admin token, if it requires one
     #[arg(long, value_name = "FILE", global = true, env = "EVENKEEL_TOKEN_FILE")]
     token_file: Option<PathBuf>,
 }
@@ -74,7 +74,7 @@ struct AdminOptions {
 enum Command {
     /// Run a balancer until SIGTERM or Ctrl-C
     ///
-    /// SIGHUP reads the configuration again, SIGUSR1 opens the logs again, SIGTERM finishes what is in flight.
+    /// SIGHUP reloads the configuration, SIGUSR1 reopens the logs, SIGTERM finishes requests in flight and stops.
     Run {
         /// The configuration file
         #[arg(long, short, value_name = "FILE", env = "EVENKEEL_CONFIG", default_value = DEFAULT_FILE)]
@@ -82,15 +82,16 @@ enum Command {
     },
     /// Report every problem of a configuration, as FILE:LINE:COLUMN: message
     ///
-    /// A warning is something that will not happen as written, or only not on this machine; it is no failure.
+    /// A warning is about a setting that has no effect, or fails only on this machine; it does not make the check fail.
     Check {
         /// The configuration file
         #[arg(env = "EVENKEEL_CONFIG", default_value = DEFAULT_FILE)]
         file: PathBuf,
-        /// Report files, too, that this user cannot read or write, by their permissions; `[server] user` unless given
+        /// Also report files that this user cannot read or write, by their permissions; by default `[server] user`
         #[arg(long, value_name = "NAME")]
         user: Option<String>,
-        /// Say what becomes of a request, such as 'GET https://shop.example/cart?id=7', and which line of the file says so
+        /// Explain what happens to a request, such as 'GET https://shop.example/cart?id=7', and which lines of the file
+        /// cause it
         #[allow(rustdoc::bare_urls, reason = "it is shown as it is written")]
         #[arg(long, value_name = "REQUEST", conflicts_with = "user")]
         explain: Option<String>,
@@ -102,19 +103,19 @@ enum Command {
         /// The configuration file
         #[arg(long, short, value_name = "FILE", env = "EVENKEEL_CONFIG", default_value = DEFAULT_FILE)]
         config: PathBuf,
-        /// Print every setting with its default and an explanation instead, as TOML to begin with
+        /// Print every setting with its default and an explanation instead, as TOML to start from
         #[arg(long)]
         default: bool,
         /// Print the JSON schema of configuration files instead, for editors
         #[arg(long, conflicts_with_all = ["default", "running", "toml", "diff"])]
         schema: bool,
-        /// Print what is in force in the running balancer instead, runtime changes included
+        /// Print the configuration of the running balancer instead, runtime changes included
         #[arg(long, conflicts_with = "default")]
         running: bool,
         /// As a configuration file that can be read again
         #[arg(long, conflicts_with = "default")]
         toml: bool,
-        /// Show what is in force in the running balancer and not in its file instead
+        /// Print how the configuration of the running balancer differs from its file instead
         #[arg(long, conflicts_with_all = ["default", "running", "toml"])]
         diff: bool,
     },
@@ -122,18 +123,18 @@ enum Command {
     ///
     /// For example, in ~/.bashrc: source <(evenkeel completions bash)
     Completions { shell: Shell },
-    /// Read the configuration file again
+    /// Reload the configuration file
     Reload {
-        /// Change nothing; say what would change, and whether what is new can be had
+        /// Change nothing; report what would change, and whether new resources are available
         #[arg(long)]
         dry_run: bool,
     },
     /// Show every pool and backend
     Status {
-        /// Again every second, with requests per second and shares, until Ctrl-C
+        /// Refresh every second, with requests per second and shares, until Ctrl-C
         #[arg(long, short)]
         watch: bool,
-        /// As JSON, one line each time
+        /// As JSON, one line per refresh
         #[arg(long)]
         json: bool,
     },
@@ -147,14 +148,14 @@ enum Command {
         #[command(flatten)]
         args: ChangeArgs,
     },
-    /// Let a backend finish what it has and give it nothing new
+    /// Let a backend finish its requests and give it no new ones
     ///
-    /// It stays in its pool and is probed, so `undrain` brings it back at once. `backend remove` lets it finish as well, and
-    /// then forgets it.
+    /// It stays in its pool and is probed, so `undrain` brings it back at once. `backend remove` also lets it finish,
+    /// and then removes it.
     ///
-    /// With --deadline it waits until the backend has finished, the grace of its sticky clients included. At the deadline
-    /// that grace ends, and what is still open is killed: WebSockets, long downloads. The deadline holds even if this
-    /// command is stopped; `undrain` ends it, and then this command fails.
+    /// With --deadline the command waits until the backend has finished, the grace of its sticky clients included. At
+    /// the deadline that grace ends, and what is still open is killed: WebSockets, long downloads. The deadline applies
+    /// even if this command is interrupted; `undrain` cancels it, and then this command fails.
     Drain {
         #[command(flatten)]
         backend: BackendArgument,
@@ -165,12 +166,13 @@ enum Command {
     },
     /// Kill every exchange that a backend has open now
     ///
-    /// Its state stays as it is: drain it before, or it gets new ones at once. Requests that have no answer yet and are safe
-    /// to repeat go on to another backend; the others are cut off, and none is counted against the backend.
+    /// Its state does not change: drain it first, or it gets new ones at once. Requests without a response that are
+    /// safe to repeat are retried on another backend; the others are cut off. None of them counts as a failure of the
+    /// backend.
     Kill {
         #[command(flatten)]
         backend: BackendArgument,
-        /// Kill nothing; say how many are open
+        /// Kill nothing; print how many are open
         #[arg(long)]
         dry_run: bool,
     },
@@ -193,16 +195,16 @@ enum Command {
     /// Add or remove a backend
     #[command(subcommand)]
     Backend(BackendCommand),
-    /// List the changes since the start, the newest first: id, when, who, what
+    /// List the changes since the start, newest first: id, time, author, change
     Changes,
-    /// Put back what was before a change, if what it made is still in force
+    /// Undo a change, if its result is still in force
     Undo {
         /// The id that `evenkeel changes` shows
         id: u64,
         #[command(flatten)]
         args: ChangeArgs,
     },
-    /// Take every change back that is in force and not in the configuration file
+    /// Undo every change in force that the configuration file lacks
     Reset {
         /// Only in this pool
         #[arg(long)]
@@ -214,23 +216,23 @@ enum Command {
     Health,
 }
 
-/// How a change is made.
+/// Options of a change.
 #[derive(Debug, Clone, Copy, Default, Args)]
 struct ChangeArgs {
-    /// Change nothing; say what would happen to whom
+    /// Change nothing; print the effects
     #[arg(long)]
     dry_run: bool,
-    /// Even if only backends whose health is bad would be left
+    /// Even if only unhealthy backends would be left
     #[arg(long)]
     force: bool,
-    /// Kill what is still open on the backend after so long.
+    /// Kill what is still open on the backend after this time.
     #[arg(skip)]
     deadline: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, Args)]
 struct DeadlineArgument {
-    /// Kill what is still open after so long, such as 30s; 0s: at once
+    /// Kill what is still open after this time, such as 30s; 0s: at once
     #[arg(long, value_name = "DURATION", value_parser = deadline)]
     deadline: Option<Duration>,
 }
@@ -266,13 +268,13 @@ enum BackendCommand {
         /// Its share of the traffic, 1 to 1000
         #[arg(long, default_value_t = 1)]
         weight: u32,
-        /// How many requests it may have in flight at once; any number unless given
+        /// Limit on its requests in flight; no limit by default
         #[arg(long)]
         max_connections: Option<u32>,
         #[command(flatten)]
         args: ChangeArgs,
     },
-    /// Remove a backend as soon as it has finished what it has
+    /// Remove a backend once it has finished its requests
     Remove {
         #[command(flatten)]
         backend: BackendArgument,
@@ -283,7 +285,7 @@ enum BackendCommand {
     },
 }
 
-/// Takes the names of algorithms, and says which one is meant by another balancer's.
+/// Parses the names of algorithms, and suggests one for a name of another balancer.
 #[derive(Debug, Clone)]
 struct AlgorithmParser;
 
@@ -300,11 +302,11 @@ impl TypedValueParser for AlgorithmParser {
     }
 }
 
-/// Does what the command line says. `run` runs a balancer with the configuration at a path until it is told to stop.
+/// Runs the command line. `run` runs a balancer with the configuration at a path until it is told to stop.
 pub fn main(run: impl FnOnce(&Path) -> anyhow::Result<()>) -> ExitCode {
     match Cli::parse().execute(run, &mut io::stdout()) {
         Ok(code) => code,
-        // Whoever reads our output has seen enough.
+        // The reader of our output has closed the pipe.
         Err(e) if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => ExitCode::SUCCESS,
         Err(e) => {
             crate::log::say(&format!("error: {e:#}"));
@@ -382,7 +384,7 @@ fn write_config(config: &Value, as_toml: bool, out: &mut dyn Write) -> io::Resul
     }
 }
 
-/// What is in force and not in the file, and what is in the file and waits for a start.
+/// Differences between the configuration in force and the file, and settings that need a restart.
 fn drift(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
     let drift = client.drift()?;
     for edit in &drift.edits {
@@ -412,7 +414,7 @@ fn changes(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What undo and reset have put back.
+/// Prints what undo and reset have restored.
 fn restore(answer: &ChangeResponse, out: &mut dyn Write) -> anyhow::Result<()> {
     if print_change(answer, out)? {
         return Ok(());
@@ -426,7 +428,7 @@ fn restore(answer: &ChangeResponse, out: &mut dyn Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Passes warnings on and, for a dry run, what would happen. True when this was one.
+/// Prints warnings and, for a dry run, its effects. Returns whether it was a dry run.
 fn print_change(response: &ChangeResponse, out: &mut dyn Write) -> io::Result<bool> {
     for warning in &response.warnings {
         eprintln!("warning: {}", printable(warning));
@@ -445,7 +447,7 @@ fn print_change(response: &ChangeResponse, out: &mut dyn Write) -> io::Result<bo
     Ok(response.dry_run)
 }
 
-/// Problems are what a failed check is asked for, so they come bare: an editor can jump to each.
+/// Prints problems without further text, so that an editor can jump to each.
 fn report(file: &Path, problems: &[crate::config::Problem]) -> ExitCode {
     for problem in problems {
         eprintln!("{}", problem.in_file(file));
@@ -454,7 +456,7 @@ fn report(file: &Path, problems: &[crate::config::Problem]) -> ExitCode {
 }
 
 fn complete(shell: Shell, out: &mut dyn Write) -> io::Result<()> {
-    // The generator panics where a pipe is closed early.
+    // The generator panics if a pipe is closed early.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "evenkeel", &mut script);
     out.write_all(&script)
@@ -541,7 +543,7 @@ fn changed(pool: &str, answer: admin::Changed, out: &mut dyn Write) -> anyhow::R
     Ok(())
 }
 
-/// What a deadline has cost.
+/// Prints how many exchanges were killed at a deadline.
 fn killed(count: Option<usize>, out: &mut dyn Write) -> io::Result<()> {
     match count {
         None => Ok(()),
@@ -565,7 +567,7 @@ impl BackendArgument {
         if removal.finished == Some(false) {
             let pools = client.pools()?.pools;
             let found = pools.iter().filter(|of| of.name == pool).flat_map(|of| &of.backends);
-            // Whoever took it out with another deadline may have removed it meanwhile.
+            // It may have been removed in the meantime, because of another deadline.
             if let Some(backend) = found.into_iter().find(|backend| backend.address == self.address) {
                 anyhow::bail!("not removed: {}", undone(&pool, backend));
             }
@@ -620,7 +622,7 @@ fn summary(pool: &str, backend: &admin::Backend) -> String {
     text
 }
 
-/// After how many seconds what is in flight is killed, if it is.
+/// The time in seconds until exchanges in flight are killed, if there is a deadline.
 fn kill_after(backend: &admin::Backend) -> Option<f64> {
     backend.deadline_seconds.filter(|_| backend.in_flight > 0 || backend.grace_seconds.is_some())
 }
@@ -640,7 +642,7 @@ fn counted(n: usize, word: &str) -> String {
     if n == 1 { format!("1 {word}") } else { format!("{n} {word}s") }
 }
 
-/// Colours are for people at a terminal who have not opted out (no-color.org).
+/// Colours are for interactive terminals, unless turned off (no-color.org).
 fn wants_colours() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

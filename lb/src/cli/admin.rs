@@ -1,4 +1,4 @@
-//! Talks to the admin API of a running balancer, as `docs/admin-api.md` describes it.
+//! The client for the admin API of a running balancer, described in `docs/admin-api.md`.
 
 use std::fmt;
 use std::path::Path;
@@ -16,7 +16,7 @@ use super::ChangeArgs;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where an admin API listens, without a slash at the end.
+/// The URL of an admin API, without final slash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AdminUrl(String);
 
@@ -29,7 +29,7 @@ pub(super) struct Client {
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AdminError {
-    /// It may be there again later.
+    /// It may be available again later.
     #[error(
         "cannot reach the admin API at {url}: {reason}. Is Evenkeel running, and is this its [admin] address? Name another with --admin or EVENKEEL_ADMIN"
     )]
@@ -38,7 +38,7 @@ pub(super) enum AdminError {
     Refused(String),
     #[error("the admin API wants its token: name the file with --token-file or EVENKEEL_TOKEN_FILE")]
     NoToken,
-    /// As the API says it: the token is another one, or may not do this.
+    /// In the API's words: the token is wrong, or does not permit this.
     #[error("{0}: name the file with another token with --token-file or EVENKEEL_TOKEN_FILE")]
     WrongToken(String),
     #[error(
@@ -49,7 +49,7 @@ pub(super) enum AdminError {
 
 pub(super) type Result<T> = std::result::Result<T, AdminError>;
 
-/// What all changes are answered with.
+/// The part of a response that all changes share.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct ChangeResponse {
@@ -68,7 +68,7 @@ pub(super) struct Edit {
 pub(super) struct Drift {
     pub file: String,
     pub edits: Vec<Edit>,
-    /// Settings of the file that only a start takes up, where something else runs.
+    /// Settings of the file that take effect only at a start, and differ from the running ones.
     #[serde(default)]
     pub awaiting_restart: Vec<String>,
 }
@@ -92,10 +92,10 @@ pub(super) struct Change {
 #[derive(Debug, Deserialize)]
 pub(super) struct Pools {
     pub version: u64,
-    /// How many settings are in force and not in the file.
+    /// The number of settings in force that differ from the file.
     #[serde(default)]
     pub drift: usize,
-    /// Settings of the file that only a start takes up, where something else runs.
+    /// Settings of the file that take effect only at a start, and differ from the running ones.
     #[serde(default)]
     pub awaiting_restart: Vec<String>,
     #[serde(default)]
@@ -146,7 +146,7 @@ pub(super) struct Backend {
     pub resolution: Option<Resolution>,
 }
 
-/// One of the addresses that a backend leads to.
+/// One of the addresses of a backend.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Endpoint {
     pub address: Option<String>,
@@ -159,7 +159,7 @@ pub(super) struct Endpoint {
 
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Resolution {
-    /// Why the name is not resolved now.
+    /// Why the last lookup of the name failed.
     pub error: Option<String>,
 }
 
@@ -193,18 +193,18 @@ pub(super) struct Switches {
 /// A backend that was added or changed.
 #[derive(Debug, Deserialize)]
 pub(super) struct Changed {
-    /// `None`: it was not added, for a dry run.
+    /// `None` for a dry run that would add it.
     #[serde(flatten)]
     pub backend: Option<Backend>,
     /// How many exchanges were killed at the deadline, if there was one.
     pub killed: Option<usize>,
-    /// False when the change was undone before the deadline.
+    /// False if the change was undone before the deadline.
     pub finished: Option<bool>,
     #[serde(flatten)]
     pub response: ChangeResponse,
 }
 
-/// What a kill has cost.
+/// The result of a kill.
 #[derive(Debug, Deserialize)]
 pub(super) struct Killed {
     pub killed: usize,
@@ -306,7 +306,7 @@ impl Client {
         self.change(Method::POST, "/admin/reload", None, ChangeArgs { dry_run, ..ChangeArgs::default() })
     }
 
-    /// The word that a balancer ready for traffic says.
+    /// The response of a balancer that is ready for traffic.
     pub(super) fn ready(&self) -> Result<String> {
         let (status, body) = self.exchange(&self.agent, Method::GET, "/readyz", None)?;
         let word = printable(body.trim());
@@ -333,7 +333,7 @@ impl Client {
         let query = if options.is_empty() { String::new() } else { format!("?{}", options.join("&")) };
         let path = format!("{path}{query}");
         match args.deadline {
-            // It is answered when the deadline has passed, if not before.
+            // The response comes at the latest when the deadline has passed.
             Some(deadline) => self.call_with(&agent(TIMEOUT + deadline), method, &path, wanted),
             None => self.call(method, &path, wanted),
         }
@@ -413,22 +413,22 @@ fn agent(timeout: Duration) -> Agent {
     Agent::config_builder()
         .http_status_as_error(false)
         .timeout_global(Some(timeout))
-        // A proxy for the outside world has no business between an operator and this API.
+        // Proxies are not meant for this API.
         .proxy(None)
         .max_redirects(0)
         .max_redirects_will_error(false)
-        // A balancer that was restarted since the last call would not know the connection.
+        // A balancer that was restarted since the last call has closed the connection.
         .max_idle_connections(0)
         .build()
         .new_agent()
 }
 
-/// What the API says of its query, in the words of the command line.
+/// The API's text, with options in the syntax of the command line.
 pub(super) fn with_options(message: &str) -> String {
     message.replace("?force=true", "--force")
 }
 
-/// The one pool that has the backend.
+/// The only pool with this backend.
 pub(super) fn pool_with(pools: &[Pool], address: &str) -> Result<String> {
     let has = |pool: &&Pool| pool.backends.iter().any(|backend| backend.address == address);
     let having: Vec<_> = pools.iter().filter(has).map(|pool| pool.name.as_str()).collect();
@@ -445,7 +445,7 @@ pub(super) fn pool_with(pools: &[Pool], address: &str) -> Result<String> {
     }
 }
 
-/// The pool that is meant when none is named.
+/// The only pool, if none is named.
 pub(super) fn only_pool(pools: &[Pool]) -> Result<String> {
     match pools {
         [pool] => Ok(pool.name.clone()),
@@ -456,7 +456,7 @@ pub(super) fn only_pool(pools: &[Pool]) -> Result<String> {
     }
 }
 
-/// Text from elsewhere, without what would steer a terminal.
+/// Text from elsewhere, without terminal control characters.
 pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

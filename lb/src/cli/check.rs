@@ -1,5 +1,5 @@
-//! `evenkeel check`: what is wrong with a configuration, what in it cannot work or will not happen, and what only this
-//! machine knows: names that do not resolve, files that a user cannot read, changes that the state file would bring.
+//! `evenkeel check`: problems of a configuration, settings that cannot work or have no effect, and what depends on this
+//! machine: names that do not resolve, files that a user cannot read, changes in the state file.
 
 use std::fs;
 use std::io::Write;
@@ -24,7 +24,7 @@ use crate::probe::resolver::{Question, Resolver};
 use crate::state;
 use crate::user::{Owner, Rights, User, closed_files};
 
-/// How long all names together may take to resolve.
+/// The time limit for all lookups together.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) fn check(file: &Path, user: Option<&str>, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
@@ -92,7 +92,7 @@ fn whole_file(is_error: bool) -> impl Fn(String) -> Warning {
     move |message| Warning { problem: Problem { file: None, position: None, message }, is_error }
 }
 
-/// Backends whose names do not resolve here, asked for as a balancer that runs asks for them, side by side.
+/// Backends whose names do not resolve here. They are looked up concurrently, as by a running balancer.
 fn unresolved(checked: &Checked) -> anyhow::Result<Vec<Warning>> {
     let names = advice::names_to_resolve(&checked.config);
     if names.is_empty() {
@@ -128,7 +128,7 @@ fn unresolved(checked: &Checked) -> anyhow::Result<Vec<Warning>> {
     Ok(warnings)
 }
 
-/// The files that are written whose folders do not exist. Without its log, and its access log, there is no start.
+/// Files whose folders do not exist. A balancer does not start without its log and access log.
 fn missing_folders(checked: &Checked) -> Vec<Warning> {
     let config = &checked.config;
     let access_log = match &config.access_log.file {
@@ -177,7 +177,7 @@ fn unix_sockets(config: &Config) -> impl Iterator<Item = (Subject, &Path)> {
     })
 }
 
-/// Unix sockets that are not there, and files of other kinds in their places.
+/// Missing Unix sockets, and other kinds of files in their place.
 fn missing_sockets(checked: &Checked) -> Vec<Warning> {
     let warning = |(subject, path): (Subject, &Path)| {
         let path_shown = path.display();
@@ -196,7 +196,7 @@ fn missing_sockets(checked: &Checked) -> Vec<Warning> {
     unix_sockets(&checked.config).filter_map(warning).collect()
 }
 
-/// Owners of listeners' sockets that are not there, or to whom `user` cannot give a socket.
+/// Unknown owners of listeners' sockets, and owners that `user` cannot set.
 fn owners(checked: &Checked, user: Option<&User>) -> Vec<Warning> {
     let mut warnings = Vec::new();
     for (listener, settings) in checked.config.listeners.iter().enumerate() {
@@ -221,8 +221,8 @@ fn owners(checked: &Checked, user: Option<&User>) -> Vec<Warning> {
     warnings
 }
 
-/// Paths of listeners at which no socket can be. A folder may be made together with the process (RuntimeDirectory= in
-/// systemd).
+/// Paths of listeners at which no socket can be created. The folder may be created together with the process
+/// (RuntimeDirectory= in systemd).
 fn unusable_paths(checked: &Checked) -> Vec<Warning> {
     let listeners = checked.config.listeners.iter().enumerate();
     let paths = listeners.flat_map(|(listener, settings)| {
@@ -254,7 +254,7 @@ fn unusable_paths(checked: &Checked) -> Vec<Warning> {
     paths.filter_map(warning).chain(same).collect()
 }
 
-/// What a start with this configuration would take up from the state file.
+/// Changes in the state file that a start with this configuration would apply.
 fn kept_changes(config: &Config) -> Vec<String> {
     let Some(path) = &config.state.file else { return Vec::new() };
     let kept = match state::peek(path) {

@@ -1,4 +1,5 @@
-//! `evenkeel check --explain`: what becomes of a request, by the code that carries requests, and which line says so.
+//! `evenkeel check --explain`: what happens to a request, by the code that handles real requests, and which lines of
+//! the file cause it.
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -29,22 +30,22 @@ use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::site::{RouteId, Site};
 
-/// What of a request is not in its line.
+/// Properties of a request that are not in its request line.
 #[derive(Debug, Args)]
 pub(super) struct RequestArgs {
     /// A field of the request, such as 'Cookie: tier=gold'; may be given several times
     #[arg(long, value_name = "NAME: VALUE", requires = "explain")]
     header: Vec<String>,
-    /// Where the request comes from: an address, or "unix:" for a process that connects to a Unix socket. Else 192.0.2.1,
-    /// or "unix:" where the listener has no other address
+    /// The client: an address, or "unix:" for a process that connects to a Unix socket. By default 192.0.2.1, or
+    /// "unix:" if the listener has only such addresses
     #[arg(long, value_name = "IP", value_parser = client, requires = "explain")]
     client: Option<PeerAddress>,
-    /// The listener that it comes to, by name; else the first one with the port or the scheme of the URL
+    /// The listener, by name; by default the first one with the port or the scheme of the URL
     #[arg(long, value_name = "NAME", requires = "explain")]
     listener: Option<String>,
 }
 
-/// A request as the command line has it.
+/// A request as given on the command line.
 struct RequestLine<'a> {
     method: &'a str,
     is_https: bool,
@@ -53,7 +54,7 @@ struct RequestLine<'a> {
     target: String,
 }
 
-/// Of a content, no more is shown.
+/// At most this much of a body is shown.
 const MAX_SHOWN_BYTES: usize = 200;
 
 pub(super) fn explain(
@@ -67,7 +68,7 @@ pub(super) fn explain(
         Err(problems) => return Ok(super::report(file, &problems)),
     };
     let mut config = checked.config.clone();
-    // Nothing outside is touched: no state is read or written, and no line is logged.
+    // Has no side effects: no state is read or written, and no line is logged.
     config.state.file = None;
     let asks = RequestLine::parse(request)?;
     let index = listener(&config, &asks, asked.listener.as_deref())?;
@@ -83,7 +84,7 @@ pub(super) fn explain(
 }
 
 impl<'a> RequestLine<'a> {
-    /// Reads `GET https://host:port/path?query`; without a method it is GET.
+    /// Parses `GET https://host:port/path?query`; the default method is GET.
     fn parse(request: &'a str) -> anyhow::Result<Self> {
         let (method, url) = match request.trim().split_once(' ') {
             Some((method, url)) => (method, url.trim()),
@@ -99,7 +100,7 @@ impl<'a> RequestLine<'a> {
         let (authority, target) = rest.split_at(end);
         let parsed = authority::parse(authority.as_bytes());
         let parsed = parsed.with_context(|| format!("\"{authority}\" in \"{request}\" is no host: {example}"))?;
-        // A fragment is no part of what is sent.
+        // A fragment is not sent.
         let target = target.split('#').next().unwrap_or_default();
         let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
         ensure!(target.bytes().all(|byte| byte > b' ' && byte != 0x7f), "\"{target}\" holds a blank: write it as %20");
@@ -124,7 +125,7 @@ impl<'a> RequestLine<'a> {
     }
 }
 
-/// The place of the listener that is meant.
+/// The index of the requested listener.
 fn listener(config: &Config, asks: &RequestLine<'_>, name: Option<&str>) -> anyhow::Result<usize> {
     let position = |fits: &dyn Fn(&ListenerConfig) -> bool| config.listeners.iter().position(fits);
     if let Some(name) = name {
@@ -150,7 +151,7 @@ fn client(text: &str) -> Result<PeerAddress, String> {
     Ok(PeerAddress::Ip(SocketAddr::new(ip, 0)))
 }
 
-/// Who asks on this listener. A client of a Unix socket has an address only by the PROXY protocol.
+/// The client on this listener. A client of a Unix socket has an address only with the PROXY protocol.
 fn asked_by(listener: &ListenerConfig, client: Option<PeerAddress>) -> anyhow::Result<PeerAddress> {
     let is_unix = |address: &SocketAddress| matches!(address, SocketAddress::Unix(_));
     let has_unix = listener.addresses.iter().any(is_unix);
@@ -171,7 +172,7 @@ fn asked_by(listener: &ListenerConfig, client: Option<PeerAddress>) -> anyhow::R
     }
 }
 
-/// What carries requests of this listener, without anybody who listens.
+/// An engine for requests of this listener, without sockets.
 fn engine(control: &Arc<Control>, listener: usize) -> Engine {
     let shutdown = Shutdown::new();
     let thread_states: Arc<[Arc<ThreadState>]> = Arc::from([Arc::new(ThreadState::new(shutdown.clone()))]);
@@ -212,7 +213,7 @@ fn tell(checked: &Checked, index: usize, explanation: &Explanation, request: &st
     text
 }
 
-/// The names of fields that these rules give a secret, in the head that is told.
+/// The fields of the shown head to which these rules give secret values.
 fn secret_fields<'a>(rules: impl Iterator<Item = &'a Rules>, end: &End) -> Vec<&'a str> {
     let changes = rules.flat_map(|rules| match end {
         End::Pool { .. } => &rules.request_headers.changes,
@@ -225,7 +226,7 @@ fn row(text: &mut String, name: &str, value: &str, note: &str) {
     let _ = writeln!(text, "{}", format!("{name:<10}{value}  ({note})").trim_end_matches("  ()"));
 }
 
-/// A route that the request comes to, and those that lost.
+/// A route that the request visits, and those that did not match.
 fn route(text: &mut String, site: &Site, visit: &Visit) {
     let name = |id: RouteId| site.route(id).name.as_str().to_owned();
     let source_of = |id: RouteId| {
@@ -274,7 +275,7 @@ fn matcher(route: &RouteConfig) -> String {
     }
 }
 
-/// A section whose settings hold where no route says otherwise.
+/// A section whose settings apply unless a route overrides them.
 struct Below<'a> {
     kind: &'static str,
     name: &'a str,
@@ -282,10 +283,10 @@ struct Below<'a> {
     settings: Map<String, Value>,
 }
 
-/// What is no setting of a section but says which it is, or is shown elsewhere.
+/// Keys that identify a section, or are shown elsewhere.
 const NO_SETTINGS: &[&str] = &["name", "address", "backends"];
 
-/// Every setting that is in force, and which line said it: those of the route, then what else the listener and the pool say.
+/// Every setting in force, with its line in the file: those of the route, then the others of the listener and the pool.
 fn settings(text: &mut String, checked: &Checked, index: usize, rules: &Rules, end: &End) {
     fn object(value: impl Serialize) -> Map<String, Value> {
         match serde_json::to_value(value) {
@@ -345,7 +346,7 @@ fn settings(text: &mut String, checked: &Checked, index: usize, rules: &Rules, e
     }
 }
 
-/// What is sent in the end; of `secret` fields the names only.
+/// What is sent in the end; of `secret` fields only the names.
 fn end(text: &mut String, end: &End, secret: &[&str]) {
     let head_shown = |text: &mut String, head: &[u8]| {
         for line in String::from_utf8_lossy(head).lines().filter(|line| !line.is_empty()) {

@@ -12,13 +12,13 @@ const ERROR_CHARS: usize = 60;
 const GAP: &str = "  ";
 const NOTHING: &str = "-";
 
-/// What was seen of all backends at one time, to tell rates from.
+/// The counters of all backends at one time, from which rates are computed.
 struct Sample {
     at: Instant,
     requests: HashMap<(String, String), u64>,
 }
 
-/// Requests per second of each backend by pool and address; none where the counter began anew.
+/// Requests per second of each backend by pool and address; none if the counter was reset.
 type Rates = HashMap<(String, String), f64>;
 
 struct Cell {
@@ -36,7 +36,7 @@ pub(super) fn print(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Shows the state every second until the process is told to end. A balancer that goes away is waited for.
+/// Shows the state every second until the process is interrupted. Waits for a balancer that is not reachable.
 pub(super) fn watch(client: &Client, as_json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
     if as_json {
         return watch_json(client, out);
@@ -86,7 +86,7 @@ fn watch_json(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
     }
 }
 
-/// Written over what stood on the screen, line by line, which flickers less than to clear it first.
+/// Overwrites the previous output line by line, which flickers less than clearing the screen.
 fn over_the_last(text: &str) -> String {
     format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
 }
@@ -107,7 +107,7 @@ impl Sample {
     }
 }
 
-/// How the file and what is shown differ.
+/// The differences between the file and the configuration in force.
 fn drift(shown: &Pools) -> String {
     let are = if shown.drift == 1 { "is" } else { "are" };
     let mut text = match shown.drift {
@@ -126,7 +126,7 @@ fn drift(shown: &Pools) -> String {
     text
 }
 
-/// The certificates that somebody has to look after.
+/// Certificates that need attention.
 fn certificates(all: &[Certificate]) -> String {
     let mut text = String::new();
     for Certificate { listener, file, names, days_left, renewal, problem } in all {
@@ -147,8 +147,7 @@ fn certificates(all: &[Certificate]) -> String {
     if text.is_empty() { text } else { format!("\n{text}") }
 }
 
-/// One line for each backend, and one for each address if it has several, under a heading. With rates there are columns
-/// for these.
+/// A heading and one line per backend, or per address if it has several. With rates, there are columns for these.
 fn table(pools: &[Pool], rates: Option<&Rates>, colours: bool) -> String {
     let mut heading = vec!["POOL", "ALGORITHM", "BACKEND", "STATUS", "WEIGHT", "IN FLIGHT", "REQUESTS"];
     if rates.is_some() {
@@ -167,7 +166,7 @@ fn table(pools: &[Pool], rates: Option<&Rates>, colours: bool) -> String {
         if rows.len() == begin {
             rows.push(vec![Cell::text(""), Cell::text(""), Cell::text("no backends")]);
         }
-        // The pool stands once, beside its first backend.
+        // The pool's name is shown only beside its first backend.
         rows[begin][0] = Cell::text(&pool.name);
         rows[begin][1] = Cell::text(&pool.algorithm);
     }
@@ -191,13 +190,13 @@ fn table(pools: &[Pool], rates: Option<&Rates>, colours: bool) -> String {
     text
 }
 
-/// Backends whose names are not resolved now, and why.
+/// Backends whose last lookup failed, and why.
 fn unresolved(pools: &[Pool]) -> impl Iterator<Item = (&Pool, &Backend, &str)> {
     let backends = pools.iter().flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)));
     backends.filter_map(|(pool, backend)| Some((pool, backend, backend.resolution.as_ref()?.error.as_deref()?)))
 }
 
-/// What is true of one address of a backend; what is counted and wanted is the backend's.
+/// The state of one address; counters and settings belong to the backend.
 fn row_of_endpoint(endpoint: &Endpoint, has_rates: bool) -> Vec<Cell> {
     let address = endpoint.address.as_deref().unwrap_or(NOTHING);
     let status = match endpoint.status.as_str() {
@@ -286,10 +285,10 @@ fn key(pool: &Pool, backend: &Backend) -> (String, String) {
     (pool.name.clone(), backend.address.clone())
 }
 
-/// Up to four digits as they are, beyond that three with a unit.
+/// Up to four digits unchanged, beyond that three with a unit.
 fn count(n: u64) -> String {
     const UNITS: [(f64, &str); 4] = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
-    // What rounds up to the next unit is written in it: 999,950 is 1.00M and not 1000k.
+    // A number that rounds up to the next unit is written in it: 999,950 is 1.00M, not 1000k.
     let value = n as f64;
     match UNITS.iter().find(|(unit, _)| value >= unit * 0.9995) {
         Some((unit, name)) if n >= 10_000 => format!("{}{name}", three_digits(value / unit)),

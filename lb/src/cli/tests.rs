@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// One request as an admin API saw it.
+/// A request as the admin API received it.
 #[derive(Debug)]
 struct Seen {
     line: String,
@@ -17,7 +17,7 @@ struct Seen {
     body: Value,
 }
 
-/// An admin API that gives these answers, one after the other; afterwards nobody listens.
+/// An admin API that returns these responses in turn, and then closes.
 struct Admin {
     url: String,
     seen: Receiver<Seen>,
@@ -68,7 +68,7 @@ fn read_request(reader: &mut impl BufRead) -> Seen {
     Seen { line, head: lower, body: serde_json::from_slice(&body).unwrap_or_default() }
 }
 
-/// What a command prints or how it fails.
+/// The output of a command, or its error.
 fn evenkeel(arguments: &[&str]) -> Result<String, String> {
     let cli = Cli::try_parse_from([&["evenkeel"], arguments].concat()).map_err(|e| e.to_string())?;
     let mut out = Vec::new();

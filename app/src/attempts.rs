@@ -19,10 +19,10 @@ use crate::data::UserKey;
 use crate::error::StoreError;
 use crate::sessions::{self, Id, SessionStore};
 
-/// Failed attempts within a window. Each limit is the number that is still checked.
+/// Limits on failed attempts within a window.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// From the first failure on.
+    /// Begins with the first failure.
     pub window: Duration,
     /// On one account, from one address or known browser.
     pub together: u32,
@@ -30,31 +30,32 @@ pub struct Limits {
     pub per_account: u32,
     /// From one address, on all accounts.
     pub per_address: u32,
-    /// Accounts that one address may ask for: what was taken counts as well, since the answer tells who is a member.
+    /// Limit on signups from one address. Attempts with a taken name count as well, since their response reveals who is
+    /// a member.
     pub signups: u32,
 }
 
-/// An attempt that may go on, as long as it is not known to have failed.
+/// An attempt that is in progress.
 #[derive(Debug)]
 pub struct Attempt {
-    /// By which it is counted.
+    /// The id under which it is counted.
     id: String,
-    /// Under which names.
+    /// The counters that include it.
     counted: Vec<String>,
-    /// What the browser is known as, to whichever accounts.
+    /// The device ids that the browser sent.
     sent: Vec<Id>,
-    /// What it is known as to this account.
+    /// The device id by which this account knows the browser.
     device: Option<Id>,
 }
 
-/// Too many have failed.
+/// Too many attempts have failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refused {
     pub try_again_in: Duration,
 }
 
 impl Refused {
-    /// The same in whole seconds, as `Retry-After` wants them, and in whole minutes, as people do.
+    /// In whole seconds, for `Retry-After`, and in whole minutes, for people.
     pub fn wait(self) -> (String, u64) {
         let seconds = self.try_again_in.as_secs() + 1;
         (seconds.to_string(), seconds.div_ceil(60))
@@ -68,8 +69,8 @@ impl Attempt {
         Self { id: Id::default().to_string(), counted: Vec::new(), sent, device: None }
     }
 
-    /// Counts an attempt to log in to `account`, or to none if that can be nobody's name. What is done does not depend
-    /// on whether there is such an account.
+    /// Counts an attempt to log in to `account`, or to none if the name is invalid. The steps do not depend on whether
+    /// the account exists.
     pub async fn begin(
         store: &dyn SessionStore,
         limits: Limits,
@@ -111,8 +112,8 @@ impl Attempt {
             let count = self.count(store, format!("device:{{{account}}}:{device}"), limits.window).await?;
             return Ok(count.within(limits.together));
         }
-        // The address comes first: one that is refused leaves no counts under further names. The account comes last: what
-        // is refused by itself is no reason to refuse others.
+        // The address is counted first: a refused address must not create further counters. The account is counted
+        // last: attempts that are refused for other reasons must not lock out others.
         let count = self.count(store, format!("address:{{{network}}}"), limits.window).await?;
         if let Err(refused) = count.within(limits.per_address) {
             return Ok(Err(refused));
@@ -123,12 +124,12 @@ impl Attempt {
             return Ok(Err(refused));
         }
         let count = self.count(store, format!("account:{{{account}}}"), limits.window).await?;
-        // The first from an address is checked whatever others have done.
+        // The first attempt from an address is always checked.
         let most = if together.number > 1 { limits.per_account } else { u32::MAX };
         Ok(count.within(most))
     }
 
-    /// What the browser is known as to `account`, if it is.
+    /// The device id by which `account` knows the browser, if it does.
     async fn known(&self, store: &dyn SessionStore, account: &str) -> Result<Option<Id>, StoreError> {
         if self.sent.is_empty() {
             return Ok(None);
@@ -143,7 +144,7 @@ impl Attempt {
         name: String,
         window: Duration,
     ) -> Result<sessions::Count, StoreError> {
-        // It may be counted though the answer is lost.
+        // It may have been counted even if the response was lost.
         self.counted.push(name.clone());
         store.count(&name, &self.id, window).await
     }
@@ -159,7 +160,7 @@ impl Attempt {
         Ok(verdict?.map(|()| self))
     }
 
-    /// Takes the attempt back: it has ended without a verdict on the password. What cannot be taken back stays counted.
+    /// Removes the attempt from the counters, because the password was not checked. If that fails, it stays counted.
     pub async fn withdraw(&self, store: &dyn SessionStore) {
         let uncounted = self.counted.iter().map(|name| store.uncount(name, &self.id));
         for outcome in join_all(uncounted).await {
@@ -169,15 +170,15 @@ impl Attempt {
         }
     }
 
-    /// The password was right: nothing has failed, and this browser is known from now on, by the cookie that comes back.
+    /// The password was right: removes the attempt from the counters, and remembers this browser. Returns its cookie.
     pub async fn succeeded(&self, store: &dyn SessionStore, account: &UserKey, secure: bool) -> Option<HeaderValue> {
         tokio::join!(self.withdraw(store), self.remember(store, account, secure)).1
     }
 
-    /// Makes the browser known to `account`, in place of what it was known as; gives its cookie. No login fails because
-    /// this does.
+    /// Makes the browser known to `account` under a new id, in place of the old one. Returns its cookie. A failure here
+    /// does not fail the login.
     pub async fn remember(&self, store: &dyn SessionStore, account: &UserKey, secure: bool) -> Option<HeaderValue> {
-        // Always another one, so that nobody can choose it for somebody else.
+        // A new id each time, so that nobody can set it for somebody else.
         let device = Id::default();
         if let Err(error) = enrol(store, account, device, self.device).await {
             tracing::warn!(%error, "a browser that has logged in is not known by that");
@@ -208,7 +209,7 @@ fn devices(account: &str) -> String {
     format!("devices:{{{account}}}")
 }
 
-/// What one client can choose its address from: of IPv6 the whole subnet.
+/// The network from which one client can choose addresses: for IPv6 the whole subnet.
 fn network(address: IpAddr) -> String {
     match address.to_canonical() {
         IpAddr::V4(address) => address.to_string(),
@@ -220,11 +221,11 @@ fn network(address: IpAddr) -> String {
 }
 
 const DEVICE: &str = "device";
-/// Accounts to which one browser is known.
+/// Limit on the accounts that know one browser.
 const ACCOUNTS: usize = 8;
-/// In the cookie; no id has one.
+/// Separates ids in the cookie; no id contains it.
 const SEPARATOR: &str = ".";
-/// Known browsers of one account; one more takes the place of the one that has not logged in for longest.
+/// Limit on the known browsers of one account; a new one replaces the one that logged in longest ago.
 const MAX_DEVICES: usize = 20;
 const DEVICE_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 
@@ -288,7 +289,7 @@ mod tests {
         for number in 0..7 {
             site.begin(&format!("user{number}"), "2001:db8::1", None).await.unwrap();
         }
-        // What can be nobody's name counts as well; and the whole subnet is one client's.
+        // Invalid names count as well, and the whole subnet counts as one client.
         site.begin("!", "2001:db8::2", None).await.unwrap();
         site.begin("ann", "2001:db8::3", None).await.unwrap_err();
         site.begin("!", "2001:db8::4", None).await.unwrap_err();
@@ -304,7 +305,7 @@ mod tests {
         for number in 0..5 {
             site.begin("ann", &format!("192.0.2.{number}"), None).await.unwrap_err();
         }
-        // Ann herself, somewhere new.
+        // The member herself, from a new address.
         let attempt = site.begin("ann", "198.51.100.1", None).await.unwrap();
         attempt.succeeded(&*site.store, &"ann".parse::<UserName>().unwrap().key(), false).await.unwrap();
         site.begin("ann", "198.51.100.1", None).await.unwrap();
@@ -317,11 +318,11 @@ mod tests {
         let cookie = site.succeed("ann", "192.0.2.1").await;
         while site.begin("ann", "192.0.2.1", None).await.is_ok() {}
         for _ in 0..3 {
-            // From the very address that has failed too often.
+            // From the address that has failed too often.
             site.begin("ann", "192.0.2.1", Some(&cookie)).await.unwrap();
         }
         site.begin("ann", "192.0.2.1", Some(&cookie)).await.unwrap_err();
-        // Known to Ann's account alone.
+        // Known to the first account only.
         while site.begin("ben", "192.0.2.1", Some(&cookie)).await.is_ok() {}
     }
 
@@ -350,7 +351,7 @@ mod tests {
         let refused = sign_up("2001:db8::4").await.unwrap_err();
         assert!(refused.try_again_in <= LIMITS.window && refused.try_again_in > LIMITS.window / 2);
         sign_up("192.0.2.1").await.unwrap();
-        // Logins are counted apart.
+        // Logins have separate counters.
         site.begin("ann", "2001:db8::1", None).await.unwrap();
     }
 

@@ -1,4 +1,4 @@
-//! Flags and environment as the operator writes them, and the settings they become.
+//! Command-line flags and environment variables, and the settings made from them.
 
 pub mod stores;
 
@@ -50,7 +50,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// One instance, as written.
+/// The flags of one instance.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// Address and port to listen on; port 0 takes any free one
@@ -155,7 +155,7 @@ pub enum SecureCookies {
     Never,
 }
 
-/// One instance, as the program needs it.
+/// The settings of one instance.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
@@ -186,7 +186,7 @@ impl Default for Settings {
 }
 
 impl ServeArgs {
-    /// Checks what no single value can tell.
+    /// Checks combinations of flags.
     pub fn settings(&self) -> anyhow::Result<Settings> {
         let cost = Cost { memory_kib: self.password_memory_kib, passes: self.password_passes };
         anyhow::ensure!(
@@ -278,7 +278,7 @@ impl ServeArgs {
         })
     }
 
-    /// The instance's name: as given, or the host's.
+    /// The configured name, or the host's.
     pub fn instance(&self) -> anyhow::Result<Instance> {
         let name = match &self.name {
             Some(name) => name.clone(),
@@ -293,7 +293,7 @@ impl ServeArgs {
     }
 }
 
-/// One of several instances, and its colour.
+/// One of several instances, with its colour.
 #[derive(Debug, Clone)]
 pub struct Instance {
     pub name: String,
@@ -323,7 +323,7 @@ impl FromStr for InstanceName {
     }
 }
 
-/// One of the colours that tell instances apart.
+/// One of the colours that distinguish instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Colour(usize);
 
@@ -331,8 +331,8 @@ impl Colour {
     /// As in the style sheet, where each is a class.
     pub const COLOURS: [&str; 6] = ["#1d5fd1", "#b4430a", "#0b7350", "#7436cf", "#ae2167", "#0d6e85"];
 
-    /// By the number at the end of the name, so that neighbours differ, else by its letters. Every instance comes
-    /// to the same colour for the same name.
+    /// Chosen by the number at the end of the name, so that neighbours differ, else by its letters. Every instance gets
+    /// the same colour for the same name.
     pub fn of(name: &str) -> Self {
         let digits = name.len() - name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
         let number = name[name.len() - digits..].bytes().fold(0, |n, b| (10 * n + usize::from(b - b'0')) % 6_000_000);
@@ -366,7 +366,7 @@ impl FromStr for Network {
     }
 }
 
-/// Refuses a time that is nothing or longer than `longest`.
+/// Refuses zero, and a time longer than `longest`.
 fn check_range(flag: &str, time: Duration, longest: Duration) -> anyhow::Result<()> {
     anyhow::ensure!(
         (Duration::from_millis(1)..=longest).contains(&time),
@@ -382,7 +382,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}; take a number with a unit, such as 30s, 2h or 14d"))
 }
 
-/// Whoever stops an instance waits for it.
+/// The process that stops an instance waits for it.
 const MAX_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]

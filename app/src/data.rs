@@ -39,15 +39,16 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 /// - A dropped future leaves its write either done or not done, never half done.
 #[async_trait]
 pub trait DataStore: fmt::Debug + Send + Sync + 'static {
-    /// Adds an account unless its key is taken. The same account again (same id) is [`Signup::Created`] again.
+    /// Adds an account unless its key is taken. Adding the same account (same id) again returns [`Signup::Created`]
+    /// again.
     async fn create_user(&self, user: &User) -> Result<Signup>;
 
     async fn user(&self, key: &UserKey) -> Result<Option<User>>;
 
     async fn record_login(&self, login: &Login) -> Result<()>;
 
-    /// The logins of one account, at most `limit`, those after `after` in the order of lists. `own` names logins that were
-    /// recorded a moment ago and have to be listed already; others may be among them, and are not listed for that.
+    /// The logins of one account, at most `limit`, those after `after` in list order. `own` names logins that were
+    /// recorded a moment ago and must be included already. Other ids in it have no effect.
     async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize, own: &[Cursor]) -> Result<Vec<Login>>;
 
     /// Adds a post. Repeating it (same id) changes nothing, even if its content differs.
@@ -60,15 +61,15 @@ pub trait DataStore: fmt::Debug + Send + Sync + 'static {
     async fn ready(&self) -> Result<Readiness>;
 }
 
-/// What a store that answers can do.
+/// What a reachable store can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readiness {
     Ready,
-    /// What is there can be read, and every write fails.
+    /// Reads work, but every write fails.
     ReadsOnly,
 }
 
-/// What became of a sign-up.
+/// The result of a sign-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signup {
     Created,
@@ -92,13 +93,13 @@ pub struct Login {
     pub user: UserKey,
     pub at: Millis,
     pub address: IpAddr,
-    /// Name of the instance that decided.
+    /// Name of the instance that handled it.
     pub instance: String,
     pub succeeded: bool,
 }
 
 impl Login {
-    /// Its place in the list.
+    /// Its position in the list.
     pub fn cursor(&self) -> Cursor {
         Cursor { at: self.at, id: self.id }
     }
@@ -114,7 +115,7 @@ pub struct Post {
 }
 
 impl Post {
-    /// Its place in the list.
+    /// Its position in the list.
     pub fn cursor(&self) -> Cursor {
         Cursor { at: self.created, id: self.id }
     }
@@ -145,7 +146,7 @@ impl From<SystemTime> for Millis {
     }
 }
 
-/// The place after which a list goes on.
+/// The position after which a list continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cursor {
     pub at: Millis,
@@ -180,32 +181,32 @@ impl UserName {
         &self.0
     }
 
-    /// What makes the name unique: case, width and composition of its letters do not count.
+    /// The unique key of the name, which ignores case, width and composition of letters.
     pub fn key(&self) -> UserKey {
         UserKey(folded(&self.0).nfkc().collect())
     }
 
-    /// The key of accounts from before case was folded in full: other than [`key`](Self::key) for few names. Whoever has
-    /// such an account is found by this one first, and nobody else can sign up by either.
+    /// The key of accounts from before full case folding; differs from [`key`](Self::key) for few names. Such an
+    /// account is found by this key first, and nobody else can sign up with either.
     pub fn former_key(&self) -> UserKey {
         UserKey(self.0.to_lowercase().nfkc().collect())
     }
 
-    /// A name that somebody chooses now. Stored ones may be of older rules.
+    /// A name chosen at sign-up. Stored names may follow older rules.
     pub fn chosen(text: &str) -> std::result::Result<Self, BadName> {
         let name: Self = text.parse()?;
         if name.0.chars().any(is_default_ignorable) { Err(BadName::Unseen) } else { Ok(name) }
     }
 }
 
-/// Text without its case, for comparison: as full case folding (Unicode §3.13) does it, and the dotless i like any other.
-/// Each step alone misses some: the final sigma is lower case, and the capital sharp s has no upper case but itself.
+/// Case-folded text, for comparison: full case folding (Unicode §3.13), with the dotless i as i. A single step is not
+/// enough: the final sigma is lower case already, and the capital sharp s has no other upper case.
 fn folded(text: &str) -> String {
     let lower = text.chars().flat_map(char::to_lowercase);
     lower.flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
 }
 
-/// Characters that are not shown, though some of them count as letters (Default_Ignorable_Code_Point of Unicode's
+/// Invisible characters, some of which count as letters (Default_Ignorable_Code_Point of Unicode's
 /// DerivedCoreProperties).
 pub fn is_default_ignorable(c: char) -> bool {
     matches!(c,
@@ -219,7 +220,7 @@ impl FromStr for UserName {
     type Err = BadName;
 
     fn from_str(text: &str) -> std::result::Result<Self, BadName> {
-        // A long text is refused before it is normalised, which may lengthen it many times over.
+        // A long text is refused before it is normalised, which may multiply its length.
         if text.len() > 16 * Self::MAX_CHARS {
             return Err(BadName::Length);
         }
@@ -257,7 +258,7 @@ impl fmt::Display for UserName {
     }
 }
 
-/// Why a name was refused, in words for the person who chose it.
+/// Why a name was refused, for the person who chose it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadName {
     #[error("A name has 3 to 32 characters.")]
@@ -270,7 +271,7 @@ pub enum BadName {
     Unseen,
 }
 
-/// The primary key of an account; only a [`UserName`] makes one.
+/// The primary key of an account, made from a [`UserName`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct UserKey(String);
 
@@ -279,7 +280,7 @@ impl UserKey {
         &self.0
     }
 
-    /// For stores that read back what they were given.
+    /// For stores, which read back stored keys.
     pub fn from_stored(key: String) -> Self {
         Self(key)
     }

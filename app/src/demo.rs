@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use self::child::{Child, Speech};
 
-/// The demonstration, as written.
+/// The flags of the demonstration.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
     /// Port of the balancer on 127.0.0.1, the one to open in a browser; 0 takes any free one
@@ -39,9 +39,9 @@ pub struct DemoArgs {
     pub evenkeel: Option<PathBuf>,
 }
 
-/// Runs until told to stop, or until the balancer ends.
+/// Runs until it is told to stop, or until the balancer ends.
 pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
-    // Before anything is started, so that a stop meanwhile is not missed.
+    // Before anything is started, so that a stop signal is not missed.
     let mut stops = StopSignals::new()?;
     let evenkeel = find_evenkeel(args.evenkeel.as_deref())?;
     let (listen, listen_held) = hold_port("--port", args.port)?;
@@ -127,7 +127,7 @@ impl Demo {
         self.folder.join(format!("logs/{name}.log"))
     }
 
-    /// Reports who ends, until told to stop. That an instance ends is part of the demonstration.
+    /// Reports processes that end, until it is told to stop. Ending instances is part of the demonstration.
     async fn watch(&mut self, stops: &mut StopSignals) -> anyhow::Result<()> {
         loop {
             let balancer = self.balancer.as_mut().context("the balancer is not running")?;
@@ -145,24 +145,24 @@ impl Demo {
         }
     }
 
-    /// Asks everyone to stop: first the balancer, so that it can finish what it has sent on, then the instances.
+    /// Stops all processes: first the balancer, so that it can finish requests in flight, then the instances.
     async fn stop(&mut self) {
         if let Some(balancer) = &mut self.balancer {
             balancer.stop(nix::sys::signal::SIGTERM, STOP_TIMEOUT).await;
         }
         let children = self.instances.iter_mut().filter_map(|instance| instance.child.as_mut());
-        // No balancer is left that they would have to tell.
+        // The balancer is gone, so they need no shutdown delay.
         futures_util::future::join_all(children.map(|child| child.stop(nix::sys::signal::SIGINT, STOP_TIMEOUT))).await;
     }
 
-    /// Ends whoever is left.
+    /// Kills the remaining processes.
     fn kill(&mut self) {
         let instances = self.instances.iter_mut().filter_map(|instance| instance.child.as_mut());
         self.balancer.iter_mut().chain(instances).for_each(Child::kill);
     }
 }
 
-/// Waits until one of the instances has ended: which, and how.
+/// Waits until one of the instances has ended. Returns which one, and how.
 async fn any_ended(instances: &mut [Instance]) -> (usize, String) {
     let running: Vec<_> = instances
         .iter_mut()
@@ -203,9 +203,9 @@ fn find_evenkeel(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// The port that was asked for, if it is free, and a socket that keeps it: bound and never listening, it lets a child
-/// bind the same port with `SO_REUSEADDR`, as Rust's listeners do, but the kernel gives the port to nobody who asks for
-/// any.
+/// The requested port, if it is free, and a socket that reserves it. The socket is bound but does not listen: a child
+/// can bind the same port with `SO_REUSEADDR`, as Rust's listeners do, but the kernel does not assign the port to
+/// others.
 fn hold_port(flag: &str, port: u16) -> anyhow::Result<(SocketAddr, TcpSocket)> {
     let held = || {
         let socket = TcpSocket::new_v4()?;
@@ -221,8 +221,8 @@ fn hold_port(flag: &str, port: u16) -> anyhow::Result<(SocketAddr, TcpSocket)> {
     })
 }
 
-/// The ports that were asked for, or the usual ones, or any (0) where those are taken. An instance that takes any port
-/// says which.
+/// The requested ports, or the default ones, or any (0) if those are taken. An instance with any port prints which one
+/// it got.
 fn choose_app_ports(asked: &[u16]) -> anyhow::Result<Vec<SocketAddr>> {
     let address = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let is_free = |port| hold_port("--app-ports", port).map(drop);
@@ -233,14 +233,14 @@ fn choose_app_ports(asked: &[u16]) -> anyhow::Result<Vec<SocketAddr>> {
     asked.iter().map(|&port| is_free(port).map(|()| address(port))).collect()
 }
 
-/// The data folder by its full name, with all that goes into it.
+/// Creates the data folder. Returns its absolute path.
 fn prepare(folder: &Path) -> anyhow::Result<PathBuf> {
     let context = || format!("--data-dir {}: cannot create it; choose a folder that may be written", folder.display());
     std::fs::create_dir_all(folder.join("logs")).with_context(context)?;
     folder.canonicalize().with_context(context)
 }
 
-/// The balancer's.
+/// The balancer's access log.
 fn access_log(folder: &Path) -> PathBuf {
     folder.join("logs/access.log")
 }
@@ -253,7 +253,7 @@ fn balancer_configuration(
 ) -> anyhow::Result<String> {
     let quoted = |path: PathBuf| -> anyhow::Result<String> {
         let path = path.to_str().context("--data-dir has characters that a configuration file cannot hold")?;
-        // A JSON string is a TOML string too.
+        // A JSON string is also a TOML string.
         Ok(serde_json::to_string(path)?)
     };
     let (state, access_log) = (quoted(folder.join("evenkeel-state.json"))?, quoted(access_log(folder))?);
@@ -304,7 +304,7 @@ async fn is_ready(admin: SocketAddr) -> std::io::Result<bool> {
     Ok(answer == *b"HTTP/1.1 200")
 }
 
-/// The wish to stop, from the terminal or from the system.
+/// Requests to stop, from the terminal or the system.
 struct StopSignals {
     terminate: Signal,
     interrupt: Signal,

@@ -11,13 +11,13 @@ type Cause = Box<dyn std::error::Error + Send + Sync>;
 /// A store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// It may be able to later: unreachable, busy, out of space.
+    /// It may succeed later: unreachable, busy, out of space.
     #[error("the store cannot be reached: {0}")]
     Unavailable(#[source] Cause),
-    /// It answered with something that this program cannot have written.
+    /// It returned something that this program cannot have written.
     #[error("the store holds something unreadable: {0}")]
     Corrupt(#[source] Cause),
-    /// It does not take a value, now or later: one that should have been refused before.
+    /// It refuses a value permanently. The value should have been refused earlier.
     #[error("the store does not take the value: {0}")]
     Unfit(#[source] Cause),
 }
@@ -46,7 +46,7 @@ impl From<tower_sessions_core::session::Error> for StoreError {
     }
 }
 
-/// Why a request ended without what it asked for.
+/// Why a request failed or was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("there is nothing at this address")]
@@ -94,7 +94,7 @@ impl Error {
         }
     }
 
-    /// What the client reads: a heading and one or two sentences that say what to do.
+    /// The message for the client: a heading, and one or two sentences about what to do.
     fn sentences(&self) -> (&'static str, &'static str) {
         match self {
             Self::NotFound => {
@@ -131,13 +131,13 @@ impl Error {
     }
 }
 
-/// A refusal on its way out: what `layers` needs to render it, carried in the response's extensions.
+/// A refusal in a response: what `layers` needs to render it, stored in the response's extensions.
 #[derive(Debug, Clone)]
 pub struct Problem {
     pub status: StatusCode,
     pub heading: &'static str,
     pub sentence: &'static str,
-    /// For the log alone, and only where someone should look into it.
+    /// Only for the log, and only if somebody should investigate.
     pub cause: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Futures that are dropped on their way, as when a client leaves: for the contracts of the stores.
+//! Drops futures before they complete, as when a client disconnects: for the contract suites of the stores.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -6,10 +6,11 @@ use std::task::Poll;
 
 use futures_util::future::BoxFuture;
 
-/// What can be begun again and again.
+/// An operation that can be repeated.
 pub type Operation<'a> = &'a (dyn Fn() -> BoxFuture<'a, ()> + Sync);
 
-/// Drops `operation` when it has to wait for the time after `waits`. Gives its output if it has come to one before.
+/// Polls `operation` and drops it when it is pending for the time after `waits`. Returns its output if it completes
+/// before.
 pub async fn after<F: Future>(mut waits: usize, operation: F) -> Option<F::Output> {
     let mut operation = pin!(operation);
     poll_fn(|context| match operation.as_mut().poll(context) {

@@ -1,4 +1,4 @@
-//! `app health`: asks an instance how it is. Images without a shell have no other program that could.
+//! `app health`: queries the health of an instance, for images without a shell.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::config::Address;
 
-/// The question, as written.
+/// The flags of the query.
 #[derive(Debug, Args)]
 pub struct HealthArgs {
     /// What to ask: /healthz whether it is alive, /readyz whether its stores can be reached as well
@@ -22,7 +22,7 @@ pub struct HealthArgs {
     pub timeout: Duration,
 }
 
-/// Succeeds if the answer is 200.
+/// Succeeds if the status is 200.
 pub async fn ask(args: HealthArgs) -> anyhow::Result<()> {
     let url = &args.url;
     ensure!(url.scheme_str() == Some("http"), "--url {url} cannot be asked: take http://HOST:PORT/healthz");
@@ -39,7 +39,7 @@ pub async fn ask(args: HealthArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Status and body of what is at `path` of an instance.
+/// Status and body of `path` at an instance.
 async fn answer_of(host: &str, port: u16, path: &str) -> anyhow::Result<(String, String)> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n");
     let answer = async {
@@ -58,7 +58,7 @@ async fn answer_of(host: &str, port: u16, path: &str) -> anyhow::Result<(String,
     Ok((status.to_owned(), body.to_owned()))
 }
 
-/// Whether any of `peers` reaches all of its own stores. Who does not answer within `limit` does not.
+/// Whether any of `peers` reaches all of its stores. A peer that does not answer within `limit` counts as not.
 pub async fn any_is_well(peers: &[Address], limit: Duration) -> bool {
     let asked = peers.iter().map(|peer| {
         Box::pin(async {
@@ -80,7 +80,7 @@ mod tests {
 
     use super::*;
 
-    /// What is made of an answer.
+    /// The result for an answer.
     async fn asked(answer: &'static str) -> anyhow::Result<()> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/healthz", listener.local_addr().unwrap()).parse().unwrap();

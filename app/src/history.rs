@@ -1,4 +1,4 @@
-//! Writes the login history beside the requests: a login must not fail, nor take longer, because its record does.
+//! Writes the login history in the background: a login must neither fail nor take longer because of its record.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,21 +12,22 @@ use crate::data::{DataStore, Login};
 #[derive(Debug)]
 pub struct History {
     data: Arc<dyn DataStore>,
-    /// One permit for each record that may wait or be written; held by the work itself.
+    /// One permit for each record that is queued or being written.
     room: Arc<Semaphore>,
-    /// Records written at once: others need the store's connections as well.
+    /// Limits concurrent writes, since requests need the store's connections, too.
     writing: Arc<Semaphore>,
     lost: IntCounter,
 }
 
 impl History {
-    /// `lost` counts the records that could not be written.
+    /// `lost` counts records that could not be written.
     pub fn new(data: Arc<dyn DataStore>, lost: IntCounter) -> Self {
         let (room, writing) = (Arc::new(Semaphore::new(QUEUE_LENGTH)), Arc::new(Semaphore::new(WRITERS)));
         Self { data, room, writing, lost }
     }
 
-    /// Has a login written, whatever becomes of the request. What comes back ends when it is, or cannot be.
+    /// Writes a login in the background, whatever happens to the request. The returned future completes when it is
+    /// written or lost.
     pub fn write(&self, login: Login) -> impl Future<Output = ()> + use<> {
         let room = Arc::clone(&self.room).try_acquire_owned();
         let task = room.map(|permit| {
@@ -50,12 +51,13 @@ impl History {
         }
     }
 
-    /// As [`write`](Self::write), and waits a little, so that one's own login is in the list that one looks at next.
+    /// Like [`write`](Self::write), and waits for a short time, so that members usually see their own login in the
+    /// list.
     pub async fn write_now(&self, login: Login) {
         let _ = timeout(WRITE_TIMEOUT, self.write(login)).await;
     }
 
-    /// Waits until everything is written, at most until `deadline`. Nothing may be added meanwhile.
+    /// Waits until everything is written, at most until `deadline`. Nothing may be added during this.
     pub async fn finish(&self, deadline: Instant) {
         let all = u32::try_from(QUEUE_LENGTH).expect("a small number");
         if timeout_at(deadline, self.room.acquire_many(all)).await.is_err() {
@@ -65,7 +67,7 @@ impl History {
     }
 }
 
-/// Records that wait, each a few hundred bytes.
+/// Limit on queued records, each a few hundred bytes.
 const QUEUE_LENGTH: usize = 1_000;
 const WRITERS: usize = 2;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -1,5 +1,5 @@
-//! What every request passes on its way in and every answer on its way out: who asks, where it was sent from,
-//! how long it may take, and how it is logged, counted and shown when it fails.
+//! Middleware for every request and response: the client's identity, the same-site check, time limits, logging,
+//! metrics, and error pages.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,24 +21,25 @@ use crate::error::{Error, Problem};
 use crate::metrics::GaugeGuard;
 use crate::{App, page, retry};
 
-/// Who asks, as far as the connection and the balancers we trust can tell.
+/// The client, as far as the connection and trusted proxies tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Client {
     pub address: IpAddr,
-    /// Whether the browser's own connection is TLS.
+    /// Whether the browser's connection uses TLS.
     pub tls: bool,
-    /// Whether a balancer passed the request on.
+    /// Whether a proxy forwarded the request.
     pub forwarded: bool,
 }
 
 impl Client {
-    /// Who asks is the rightmost address in X-Forwarded-For that is no trusted proxy's, as with nginx's
-    /// `real_ip_recursive`: what stands left of it is the client's own word. Forwarding headers count only when `peer`
-    /// is a trusted proxy: anyone can write them.
+    /// The client is the rightmost address in X-Forwarded-For that is not a trusted proxy, as with nginx's
+    /// `real_ip_recursive`: the addresses left of it could be invented by the client. Forwarding headers are used only
+    /// if `peer` is a trusted proxy.
     pub fn new(peer: IpAddr, headers: &HeaderMap, settings: &Settings) -> Self {
         let is_trusted = |address: IpAddr| settings.trusted_proxies.iter().any(|network| network.contains(&address));
         let mut address = peer.to_canonical();
-        // From the nearest proxy to the client; what cannot be read ends it, since nobody can say who wrote the rest.
+        // From the nearest proxy to the client. A malformed element ends the chain, since the rest has an unknown
+        // author.
         let mut named = elements(headers, X_FORWARDED_FOR).into_iter().rev().map_while(address_in);
         let mut proxies = 0;
         while is_trusted(address)
@@ -50,7 +51,7 @@ impl Client {
             SecureCookies::Always => true,
             SecureCookies::Never => false,
             SecureCookies::Auto if is_trusted(peer.to_canonical()) => {
-                // One for each proxy, or one that all of them pass on.
+                // One per proxy, or a single one that all proxies pass on.
                 let protocols = elements(headers, X_FORWARDED_PROTO);
                 let clients = protocols.iter().rev().take(proxies.max(1)).next_back();
                 clients.is_some_and(|protocol| protocol.eq_ignore_ascii_case("https"))
@@ -70,12 +71,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Client {
     }
 }
 
-/// The number under which a request is found again in the logs of balancer and application.
+/// The id that identifies a request in the logs of balancer and application.
 #[derive(Debug, Clone)]
 struct RequestId(String);
 
 impl RequestId {
-    /// The one the proxy gave, if it looks like one, else a new one. What Evenkeel takes for one is taken here too.
+    /// The id from the proxy, if it is valid, else a new one. The rules for validity are Evenkeel's.
     fn new(headers: &HeaderMap) -> Self {
         let fit = |id: &&str| {
             (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/+=@".contains(&b))
@@ -85,7 +86,8 @@ impl RequestId {
     }
 }
 
-/// Outermost: names the request, counts and times it, renders refusals, writes the access line.
+/// The outermost layer: assigns the request id, counts and times the request, renders refusals, writes the access log
+/// line.
 pub async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let _held = GaugeGuard::new(&app.metrics.requests_in_flight);
@@ -114,7 +116,7 @@ pub async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Ne
         response.headers_mut().insert(X_REQUEST_ID, id);
     }
     if app.is_leaving() {
-        // Whoever keeps this connection asks elsewhere next, instead of losing a request when it ends.
+        // Lets clients reconnect elsewhere, instead of losing a request when the connection ends.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let status = response.status();
@@ -143,7 +145,7 @@ fn log(
         Some(cause) => {
             tracing::warn!(id, %method, path, status, took_ms, %client, cause, "{method} {path} {status}: {cause}");
         }
-        // Asked every second by every balancer and scraper, and of no interest while they succeed.
+        // Requested every second by balancers and scrapers; not logged while they succeed.
         None if matches!(route, "/healthz" | "/readyz" | "/metrics") => {
             tracing::debug!(id, %method, path, status, took_ms, %client, "{method} {path} {status}");
         }
@@ -151,7 +153,7 @@ fn log(
     }
 }
 
-/// A refusal as a page, or as JSON for programs. Headers that came with it stay.
+/// Renders a refusal as a page, or as JSON for programs. Headers set before are kept.
 fn render(app: &App, problem: &Problem, id: &RequestId, path: &str, refused: Response) -> Response {
     let mut response = if path.starts_with("/api/") {
         let body = json!({
@@ -175,7 +177,7 @@ fn render(app: &App, problem: &Problem, id: &RequestId, path: &str, refused: Res
     response
 }
 
-/// What a panic becomes: a refusal like any other, its cause for the log.
+/// Turns a panic into a refusal, with its message for the log.
 pub fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
     let cause = panic
         .downcast_ref::<String>()
@@ -185,7 +187,7 @@ pub fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
     Error::internal(format!("panicked: {cause}")).into_response()
 }
 
-/// Headers that keep a page from being framed, sniffed or scripted, unless the answer has chosen its own.
+/// Sets headers against framing, content sniffing and scripts, unless the response has its own.
 fn guard(headers: &mut HeaderMap) {
     const POLICY: HeaderValue = HeaderValue::from_static(
         "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -203,11 +205,11 @@ fn guard(headers: &mut HeaderMap) {
     headers
         .entry(HeaderName::from_static("permissions-policy"))
         .or_insert(HeaderValue::from_static("camera=(), geolocation=(), microphone=()"));
-    // Pages differ from visitor to visitor and from instance to instance.
+    // Pages differ between visitors and between instances.
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
 }
 
-/// Gives up on a request that takes longer than it may, or whose stores do.
+/// Ends a request that exceeds its time limit, and limits the time of its store operations.
 pub async fn deadline(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let posts_picture = request.method() == Method::POST && request.uri().path() == "/posts/";
     let limit = if posts_picture { app.settings.upload_timeout } else { app.settings.request_timeout };
@@ -242,12 +244,12 @@ fn is_from_here(headers: &HeaderMap, authority: Option<&str>) -> bool {
     origin.split_once("://").is_some_and(|(_, origin)| origin.eq_ignore_ascii_case(host))
 }
 
-/// The elements of a header that is a list, of all its lines. A line that is not text is one element that says nothing.
+/// The elements of a list header, of all its lines. A line that is not text counts as one invalid element.
 fn elements<'h>(headers: &'h HeaderMap, name: &str) -> Vec<&'h str> {
     headers.get_all(name).iter().flat_map(|line| line.to_str().unwrap_or_default().split(',')).map(str::trim).collect()
 }
 
-/// The address in an element of X-Forwarded-For, which some proxies write with a port.
+/// The address in an element of X-Forwarded-For, which may have a port.
 fn address_in(element: &str) -> Option<IpAddr> {
     let bracketed = || element.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
     let with_port = || element.parse::<SocketAddr>().map(|address| address.ip()).ok();
@@ -255,12 +257,12 @@ fn address_in(element: &str) -> Option<IpAddr> {
     address.map(|address| address.to_canonical())
 }
 
-/// Answers a request for an address that nothing is at.
+/// Responds to a request for an unknown path.
 pub async fn nothing_here() -> Error {
     Error::NotFound
 }
 
-/// Turns the router's own refusals into ours.
+/// Turns refusals by the router into ours.
 pub async fn own_refusals(request: Request<Body>, next: Next) -> Response {
     let response = next.run(request).await;
     if response.status() == StatusCode::METHOD_NOT_ALLOWED && response.extensions().get::<Problem>().is_none() {
@@ -275,7 +277,7 @@ pub async fn own_refusals(request: Request<Body>, next: Next) -> Response {
 
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
 const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
-/// By any of these a proxy says that it has passed a request on.
+/// Any of these headers shows that a proxy forwarded the request.
 const FORWARDING: [&str; 4] = [X_FORWARDED_FOR, "forwarded", "via", "x-real-ip"];
 const X_REQUEST_ID: &str = "x-request-id";
 
@@ -327,17 +329,17 @@ mod tests {
             ..Settings::default()
         };
         for (peer, lists, client) in [
-            // The left is what the client sent itself.
+            // The leftmost address was sent by the client itself.
             ("10.0.0.9", &["198.51.100.9, 192.0.2.1"][..], "192.0.2.1"),
             ("10.0.0.9", &["198.51.100.9, 192.0.2.1, 10.0.0.8"], "192.0.2.1"),
             ("10.0.0.9", &["198.51.100.9", "192.0.2.1", "10.0.0.8, 10.0.0.7"], "192.0.2.1"),
             ("::ffff:10.0.0.9", &["198.51.100.9, ::ffff:192.0.2.1"], "192.0.2.1"),
             ("2001:db8::1", &["198.51.100.9, [2620::7]:4711, 2001:db8::2"], "2620::7"),
             ("10.0.0.9", &["198.51.100.9, 192.0.2.1:4711"], "192.0.2.1"),
-            // All are proxies: the farthest one asks.
+            // All are proxies: the farthest one is the client.
             ("10.0.0.9", &["10.0.0.7, 10.0.0.8"], "10.0.0.7"),
             ("10.0.0.9", &[], "10.0.0.9"),
-            // The nearest that can be read, never one beyond what cannot.
+            // The nearest valid address, never one beyond an invalid one.
             ("10.0.0.9", &["198.51.100.9, unknown"], "10.0.0.9"),
             ("10.0.0.9", &["198.51.100.9, , 10.0.0.8"], "10.0.0.8"),
             ("10.0.0.9", &["<script>"], "10.0.0.9"),

@@ -14,7 +14,7 @@
 //! [`demo`] runs a balancer and three instances on one machine.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test says what went wrong by failing"))]
 
-// The way of a request.
+// The path of a request.
 pub mod config;
 pub mod server;
 
@@ -24,7 +24,7 @@ pub mod routes;
 pub mod error;
 pub mod page;
 
-// What it may need.
+// What it may use.
 pub mod attempts;
 pub mod data;
 pub mod history;
@@ -71,7 +71,7 @@ use crate::{
     sessions::redis_cluster::RedisSessions,
 };
 
-/// One instance: its settings, its stores and what it counts.
+/// One instance: its settings, its stores and its metrics.
 #[derive(Debug)]
 pub struct App {
     pub instance: Instance,
@@ -97,8 +97,8 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// The embedded stores in `folder`, which the instances of one machine share. Needs a running runtime, on
-    /// which expired sessions are swept for as long as it lives.
+    /// The embedded stores in `folder`, which the instances of one machine share. Needs a running runtime, on which
+    /// expired sessions are swept.
     pub fn embedded(folder: &Path) -> anyhow::Result<Self> {
         create(folder)?;
         Ok(Self {
@@ -108,8 +108,8 @@ impl Stores {
         })
     }
 
-    /// The stores that the settings name; waits for a database that is not there yet. Needs a running runtime, on
-    /// which stores are swept and watched for as long as it lives.
+    /// The stores that the settings name. Waits for a database that is not available yet. Needs a running runtime, on
+    /// which stores are swept and watched.
     #[cfg_attr(not(feature = "network"), expect(unused_variables, reason = "embedded stores count nothing"))]
     pub async fn open(settings: &StoreSettings, metrics: &Metrics) -> anyhow::Result<Self> {
         let folder = &settings.folder;
@@ -200,7 +200,7 @@ impl App {
         }))
     }
 
-    /// Says, from now on, that no further requests should be sent here.
+    /// Reports from now on that this instance should get no new requests.
     pub fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
     }

@@ -1,5 +1,5 @@
-//! What the process says on standard error. Lines go through a bounded queue to a thread of their own: a pipe that
-//! nobody reads, or a terminal that is held, stops no request, and not the end either.
+//! The process's log on standard error. Lines go through a bounded queue to a separate thread, so that a pipe that
+//! nobody reads, or a paused terminal, blocks neither requests nor the exit.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::LogFormat;
 use crate::data::is_default_ignorable;
 
-/// The log of the process. What still waits when this is dropped is written, but not waited for longer than 2 s.
+/// The log of the process. On drop, queued lines are written, for at most 2 s.
 #[derive(Debug)]
 #[must_use = "the last lines are lost unless this lives to the end"]
 pub struct Log {
@@ -25,7 +25,7 @@ pub struct Log {
     ended: Receiver<()>,
 }
 
-/// Where lines go in. Never waits: beyond its bound lines are lost, and counted.
+/// The sending side. Never waits: lines beyond the limit are dropped and counted.
 #[derive(Debug)]
 struct Queue {
     sender: Sender<Message>,
@@ -40,19 +40,19 @@ enum Message {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Bytes of the lines that wait.
+    /// Bytes of queued lines.
     waiting: AtomicUsize,
-    /// Lines lost and not yet told of.
+    /// Lost lines that have not been reported yet.
     lost: AtomicU64,
 }
 
 impl Log {
-    /// Starts to log what `filter` lets pass; panics are logged, too.
+    /// Starts to log what `filter` accepts; panics are logged, too.
     pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<Self> {
         let filter = EnvFilter::try_new(filter).with_context(|| {
             format!("--log {filter:?} is not a log filter: take a level such as info, or app=debug")
         })?;
-        // Past the standard library's lock, for which others would wait.
+        // Bypasses the standard library's lock, for which others would wait.
         let output = File::from(io::stderr().as_fd().try_clone_to_owned()?);
         let (sender, receiver) = channel();
         let (ending, ended) = channel();
@@ -68,7 +68,7 @@ impl Log {
             .with_env_filter(filter)
             .with_writer(move || Lines { queue: Arc::clone(&writer), is_text })
             .with_target(false)
-            // Errors of the log itself would go straight to standard error.
+            // Errors of the logging library itself would go straight to standard error.
             .log_internal_errors(false);
         match format {
             LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
@@ -78,7 +78,7 @@ impl Log {
         Ok(Self { queue, ended })
     }
 
-    /// A line as it is.
+    /// Writes a line unchanged.
     pub fn say(&self, line: &str) {
         self.queue.push(format!("{line}\n").into_bytes());
     }
@@ -87,7 +87,7 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         let _ = self.queue.sender.send(Message::End);
-        // Nobody is left to be told that standard error does not take the last lines.
+        // A failure to write the last lines cannot be reported any more.
         let _: Result<(), RecvTimeoutError> = self.ended.recv_timeout(FLUSH_TIMEOUT);
     }
 }
@@ -104,7 +104,7 @@ impl Queue {
     }
 }
 
-/// One call is one line.
+/// Each call writes one line.
 struct Lines {
     queue: Arc<Queue>,
     is_text: bool,
@@ -121,8 +121,8 @@ impl Write for Lines {
     }
 }
 
-/// A line as it can be shown: without what a terminal does not show, obeys, or turns the rest around for. The line's end and
-/// its colours are ASCII; whatever else of that is no text was escaped when the line was made.
+/// Escapes characters that terminals hide, obey, or use to reorder text. The line ending and colour codes are ASCII;
+/// other ASCII control characters were escaped when the line was formatted.
 fn shown(line: &[u8]) -> Vec<u8> {
     if line.is_ascii() {
         return line.to_vec();
@@ -146,7 +146,7 @@ fn write_lines(queue: &Receiver<Message>, mut output: &File, state: &State) {
         if written.is_err() {
             state.lost.fetch_add(1, Ordering::Relaxed);
         } else if state.waiting.load(Ordering::Relaxed) == 0 {
-            // Before, there might be no room to tell.
+            // Only now, since there may have been no space for the report before.
             let lost = state.lost.swap(0, Ordering::Relaxed);
             if lost > 0 {
                 tracing::warn!(lost, "{lost} lines of this log were lost: standard error did not take them in time");
@@ -161,7 +161,7 @@ fn write_all(output: &mut &File, mut line: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(count) => line = &line[count..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // Whoever shares the pipe or terminal with us may have set it so.
+            // Another process that shares the pipe or terminal may have set this.
             Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(TRY_AGAIN_AFTER),
             Err(error) => return Err(error),
         }
@@ -169,14 +169,14 @@ fn write_all(output: &mut &File, mut line: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// What a line costs while it waits.
+/// The memory for a queued line.
 fn size(line: &Vec<u8>) -> usize {
     line.capacity() + LINE_BYTES
 }
 
-/// Bytes of lines that may wait for standard error.
+/// Limit on queued lines, in bytes.
 const MAX_QUEUED_BYTES: usize = 1024 * 1024;
-/// Beside the text of a line.
+/// The memory for a queued line besides its text.
 const LINE_BYTES: usize = 64;
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(10);

@@ -43,11 +43,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             let outcome = runtime.block_on(serve(*args));
-            // What threads still work on when the deadline has passed, such as a picture, is of no use any more.
+            // Work that threads are still doing at the deadline, such as decoding a picture, is abandoned.
             runtime.shutdown_background();
             outcome
         }
-        // One thread: the kernel ties the life of a child to the thread that started it.
+        // On one thread: the kernel ties a child's life to the thread that started it.
         Command::Demo(args) => {
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(demo::run(args))
         }
@@ -65,7 +65,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new()?);
     let stores = tokio::select! {
         stores = Stores::open(&stores, &metrics) => stores?,
-        // While it waits for a database, too.
+        // Also while it waits for a database.
         _ = stop.changed() => return Ok(()),
     };
     let app = App::new(instance, settings, stores, metrics)?;
@@ -74,14 +74,14 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on --listen {}: choose another port, or 0 for any", args.listen))?;
     let address = listener.local_addr()?;
     tracing::info!(instance = app.instance.name, %address, "listening on {address}");
-    // Whoever started this waits for the line. That nobody reads it is no reason to stop.
+    // The process that started this waits for the line. If nobody reads it, that is no reason to stop.
     let _ = writeln!(std::io::stdout(), "app {} listening on {address}", app.instance.name);
     server::run(app, listener, stop).await;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// How the process is asked to stop, from now on.
+/// The requests to stop, from now on.
 fn stop_signals() -> anyhow::Result<watch::Receiver<Stop>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (sender, stop) = watch::channel(Stop::No);
@@ -89,10 +89,10 @@ fn stop_signals() -> anyhow::Result<watch::Receiver<Stop>> {
         loop {
             let asked = tokio::select! {
                 Some(()) = terminate.recv() => Stop::Announced,
-                // Of whoever sits before it, or has no balancer to tell.
+                // From the terminal, so there is probably no balancer to inform.
                 Some(()) = interrupt.recv() => Stop::Now,
             };
-            // A second wish of any kind means at once.
+            // A second request of any kind means an immediate stop.
             sender.send_modify(|stop| *stop = if *stop == Stop::No { asked } else { Stop::Now });
         }
     });

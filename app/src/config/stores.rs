@@ -1,4 +1,4 @@
-//! Which stores an instance uses and how they are reached: flags, and the settings they become.
+//! The stores of an instance: flags, and the settings made from them.
 
 #[cfg(feature = "network")]
 mod network;
@@ -15,7 +15,7 @@ use super::duration;
 #[cfg(feature = "network")]
 use crate::{data::wire, media::Bucket, sessions::redis_cluster};
 
-/// The stores, as written.
+/// The flags of the stores.
 #[derive(Debug, Args)]
 pub struct StoreArgs {
     /// Folder of the embedded stores, shared by all instances of a machine; created if missing
@@ -121,7 +121,7 @@ pub struct DatabaseArgs {
     pub database_start_deadline: Duration,
 }
 
-/// The stores, as the program needs them.
+/// The settings of the stores.
 #[derive(Debug, Clone)]
 pub struct StoreSettings {
     pub folder: PathBuf,
@@ -240,7 +240,7 @@ fn media_location(location: &str, folder: &Path) -> anyhow::Result<MediaLocation
     })
 }
 
-/// The program for the demonstration has the embedded stores alone.
+/// The binary for the demonstration has only the embedded stores.
 #[cfg(not(feature = "network"))]
 fn not_built(flag: &str) -> anyhow::Error {
     anyhow::anyhow!(
@@ -249,7 +249,7 @@ fn not_built(flag: &str) -> anyhow::Error {
     )
 }
 
-/// What must not be printed.
+/// A value that must not be printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 

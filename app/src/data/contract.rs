@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::{DataStore, Login, Millis, Picture, Post, Signup, User, UserName};
 use crate::given_up;
 
-/// Runs the suite. `one` and `other` are two handles, as of two instances, on the same data. What is there
-/// already is left alone, so the suite may run again on a store that cannot be emptied.
+/// Runs the suite. `one` and `other` are two handles, as of two instances, on the same data. Existing data is not
+/// touched, so the suite can run again on a store that cannot be emptied.
 pub async fn run(one: &dyn DataStore, other: &dyn DataStore) {
     one.ready().await.unwrap();
     a_name_belongs_to_the_first_who_takes_it(one, other).await;
@@ -86,7 +86,7 @@ async fn a_post_given_up_can_be_repeated(one: &dyn DataStore, other: &dyn DataSt
     }
 }
 
-/// A dropped future must not leave its connection, with the answer still to come, to whoever asks next.
+/// A dropped future must not leave its connection, with a pending response, to the next operation.
 async fn an_operation_given_up_leaves_the_answers_of_others_alone(store: &dyn DataStore) {
     let (ann, ben, nobody) = (user(&fresh_name()), user(&fresh_name()), user(&fresh_name()));
     for member in [&ann, &ben] {
@@ -96,7 +96,7 @@ async fn an_operation_given_up_leaves_the_answers_of_others_alone(store: &dyn Da
     store.record_login(&of_ann).await.unwrap();
     let own = [of_ann.cursor()];
     let (key, late) = (ann.name.key(), Millis::now().0 + 50_000_000_000);
-    // Each makes what it writes, so that it can run again and again.
+    // Each writes new rows, so that it can be repeated.
     let operations: [given_up::Operation<'_>; 7] = [
         &|| Box::pin(async { store.ready().await.map(|_| ()).unwrap() }),
         &|| Box::pin(async { assert!(store.user(&key).await.unwrap().is_some()) }),
@@ -109,7 +109,7 @@ async fn an_operation_given_up_leaves_the_answers_of_others_alone(store: &dyn Da
     for operation in operations {
         for waits in 0.. {
             let finished = given_up::after(waits, operation()).await.is_some();
-            // More at once than a store has connections.
+            // More at once than the store has connections.
             let lookups = join_all(
                 (0..6)
                     .map(|index| [&ann, &ben, &nobody][index % 3])
@@ -144,7 +144,7 @@ async fn logins_are_listed_newest_first_and_per_account(one: &dyn DataStore, oth
     let of_ben = login(&ben, 1_001, true);
     one.record_login(&of_ben).await.unwrap();
     logins.sort_by_key(|login| std::cmp::Reverse(login.cursor()));
-    // That of somebody else is named, and not listed for that.
+    // A row of another account is named, and must not be listed because of that.
     let own: Vec<_> = logins.iter().chain([&of_ben]).map(Login::cursor).collect();
 
     assert_eq!(other.logins(&ann.key(), None, 10, &own).await.unwrap(), logins);
@@ -156,7 +156,7 @@ async fn logins_are_listed_newest_first_and_per_account(one: &dyn DataStore, oth
 
 async fn posts_page_through_without_gaps_or_repeats(one: &dyn DataStore, other: &dyn DataStore) {
     let author: UserName = fresh_name().parse().unwrap();
-    // Far in the future, so that whatever the store held before comes after these.
+    // Far in the future, so that existing rows come after these.
     let base = Millis::now().0 + 10_000_000_000;
     let mut posts: Vec<Post> = (0..7).map(|n| post(&author, base + n / 3)).collect();
     for post in &posts {

@@ -1,6 +1,6 @@
-//! Data in CrateDB. What has been written is found by primary key at once, but in lists only after a refresh, which comes
-//! by itself once a second and takes several times as long as the write itself. Nobody waits for it: rows that a list has
-//! to show already are looked up by their keys, and only where the list lacks them.
+//! Data in CrateDB. A written row is found by primary key at once, but appears in lists only after a refresh, which
+//! happens once a second and takes several times as long as the write. Instead of waiting for it, rows that a list must
+//! already include are read by key, and only if the list lacks them.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::metrics::CrateDbGauges;
 pub struct CrateDbData(Wire);
 
 impl CrateDbData {
-    /// Waits for the cluster, and makes the tables that are missing.
+    /// Waits for the cluster, and creates missing tables.
     pub async fn start(settings: Settings) -> anyhow::Result<Self> {
         let wire = Wire::new(settings, Some(statements::SESSION))?;
         wire.start("CrateDB", DDL).await?;
@@ -25,7 +25,7 @@ impl CrateDbData {
         &self.0
     }
 
-    /// Tells `gauges` how the cluster is, now and then, until dropped.
+    /// Updates `gauges` with the state of the cluster at intervals, until dropped.
     pub async fn watch(self, gauges: CrateDbGauges, every: Duration) {
         let mut interval = tokio::time::interval(every);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -35,7 +35,7 @@ impl CrateDbData {
         }
     }
 
-    /// How many nodes there are, shards, and shards without a node.
+    /// The numbers of nodes, of shards, and of unassigned shards.
     async fn observe(&self) -> Result<[i64; 3]> {
         Ok([
             self.0.count(statements::NODES).await?,
@@ -79,13 +79,13 @@ impl DataStore for CrateDbData {
         Ok(in_order(page, Post::cursor, after, limit))
     }
 
-    /// A local shard answers without a master, too, while every write fails.
+    /// Without a master, a local shard still answers while every write fails.
     async fn ready(&self) -> Result<Readiness> {
         self.0.ready().await?;
         match self.0.has_master().await {
             Ok(false) => Ok(Readiness::ReadsOnly),
             Ok(true) => Ok(Readiness::Ready),
-            // A user who may not ask, and a node that was lost in between: what is asked of it next will tell.
+            // The user lacks the privilege, or the node was lost in between, which the next statement reveals.
             Err(error) => {
                 tracing::debug!(%error, "CrateDB does not say whether it has a master");
                 Ok(Readiness::Ready)
@@ -94,7 +94,7 @@ impl DataStore for CrateDbData {
     }
 }
 
-/// Those of `own` that seem to belong on the page and are not on it.
+/// Rows of `own` that belong on the page and are missing there.
 fn lacking<T>(
     page: &[T],
     cursor: fn(&T) -> Cursor,
@@ -108,8 +108,8 @@ fn lacking<T>(
     own.iter().filter(|row| belongs(row) && !is_listed(row)).copied().collect()
 }
 
-/// A page to which rows were added. A write that was repeated has the time of its first attempt, which may put it on
-/// another page than its author thinks.
+/// Sorts a page after rows were added. A repeated write has the time of its first attempt, which may put its row on
+/// another page.
 fn in_order<T>(mut page: Vec<T>, cursor: fn(&T) -> Cursor, after: Option<Cursor>, limit: usize) -> Vec<T> {
     page.retain(|row| after.is_none_or(|after| cursor(row) < after));
     page.sort_by_key(|row| std::cmp::Reverse(cursor(row)));

@@ -9,7 +9,7 @@ use super::{Cursor, DataStore, Login, Post, Readiness, Result, Signup, User, Use
 pub struct PostgresData(Wire);
 
 impl PostgresData {
-    /// Waits for the database, and makes the tables that are missing.
+    /// Waits for the database, and creates missing tables.
     pub async fn start(settings: Settings) -> anyhow::Result<Self> {
         let wire = Wire::new(settings, None)?;
         wire.start("PostgreSQL", DDL).await?;
@@ -35,7 +35,7 @@ impl DataStore for PostgresData {
         self.0.record_login(RECORD_LOGIN, login).await
     }
 
-    // Lists here hold every finished write, `own` or not.
+    // Lists always contain every finished write, so `own` is ignored.
     async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize, _own: &[Cursor]) -> Result<Vec<Login>> {
         self.0.logins(key, after, limit).await
     }
@@ -53,7 +53,7 @@ impl DataStore for PostgresData {
     }
 }
 
-// The same as CrateDB's. `DO NOTHING` waits here for the transaction that it meets.
+// As for CrateDB, but `DO NOTHING` waits for a concurrent transaction here.
 const CREATE_USER: &str = "\
     INSERT INTO users (user_key, id, name, password_hash, created_ms) VALUES ($1, $2, $3, $4, $5) \
     ON CONFLICT (user_key) DO UPDATE SET created_ms = users.created_ms RETURNING id";

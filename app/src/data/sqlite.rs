@@ -14,7 +14,7 @@ use crate::sqlite::{Database, Durability};
 pub struct SqliteData(Database);
 
 impl SqliteData {
-    /// Opens the file, creating it and its tables if need be.
+    /// Opens the file, and creates it and its tables if necessary.
     pub fn open(path: &Path) -> Result<Self> {
         Database::open(path, SCHEMA, Durability::Machine).map(Self)
     }
@@ -78,7 +78,7 @@ impl DataStore for SqliteData {
             .await
     }
 
-    // Lists here hold every finished write, `own` or not.
+    // Lists always contain every finished write, so `own` is ignored.
     async fn logins(&self, key: &UserKey, after: Option<Cursor>, limit: usize, _own: &[Cursor]) -> Result<Vec<Login>> {
         let key = key.clone();
         self.0
@@ -142,7 +142,7 @@ impl DataStore for SqliteData {
     }
 }
 
-/// Where a list begins: after the cursor, or before everything.
+/// The start of a list: after the cursor, or at the beginning.
 fn start(after: Option<Cursor>) -> (i64, String) {
     after.map_or((i64::MAX, String::new()), |cursor| (cursor.at.0, cursor.id.to_string()))
 }
@@ -199,7 +199,7 @@ where
     text.parse().map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error)))
 }
 
-/// Keys in the order in which they are listed, so that the table itself is the index.
+/// The primary keys have the order of the lists, so that the table itself is the index.
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS users (
     user_key TEXT PRIMARY KEY, id TEXT NOT NULL, name TEXT NOT NULL,

@@ -30,7 +30,7 @@ use crate::error::StoreError;
 use crate::metrics::PoolSize;
 use crate::retry::{Failure, Retry};
 
-/// Where the database is and how long it may take.
+/// Address and time limits of the database.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub nodes: Nodes,
@@ -96,7 +96,7 @@ impl Drop for Loan {
     }
 }
 
-/// A connection that serves no more: dropped in whatever way, it is closed, and its place in the pool is free.
+/// A connection that is no longer used: however it is dropped, it is closed, and its slot in the pool becomes free.
 struct ClosedOnDrop(Option<Object<Connections>>);
 
 impl Drop for ClosedOnDrop {
@@ -106,7 +106,7 @@ impl Drop for ClosedOnDrop {
 }
 
 impl Wire {
-    /// Connects when it is first used, and begins each connection with `session`.
+    /// Connects on first use, and sends `session` at the start of each connection.
     pub fn new(settings: Settings, session: Option<&'static str>) -> anyhow::Result<Self> {
         let manager = Connections::new(settings.nodes.clone(), settings.connect_timeout, session)?;
         let pool = Pool::builder(manager)
@@ -128,8 +128,8 @@ impl Wire {
         PoolSize { most: status.max_size, open: status.size, idle: status.available, waiting: status.waiting }
     }
 
-    /// Waits until the database answers and has every table of ours, making those that are missing from `ddl`: one
-    /// statement each, which may run again. Says every few seconds what it waits for.
+    /// Waits until the database answers and has all tables. Creates missing ones with the statements of `ddl`, each of
+    /// which may be repeated. Logs every few seconds what it waits for.
     pub async fn start(&self, database: &str, ddl: &str) -> anyhow::Result<()> {
         let begun = Instant::now();
         let mut logged_at = begun - LOG_INTERVAL;
@@ -163,7 +163,7 @@ impl Wire {
         tracing::info!("making the missing tables: {}", missing.join(", "));
         for statement in statements::of_file(ddl) {
             if let Err(failure) = self.attempt_plain(statement).await {
-                // Another instance may have made it at the same time, which PostgreSQL reports as a duplicate.
+                // Another instance may have created it at the same time, which PostgreSQL reports as a duplicate.
                 tracing::debug!(error = %failure.error, "a table could not be made");
                 let missing = self.missing().await?;
                 if missing.is_empty() {
@@ -187,19 +187,19 @@ impl Wire {
         Ok(statements::OUR_TABLES.into_iter().filter(|ours| !present.iter().any(|name| name == ours)).collect())
     }
 
-    /// Sends a statement until it is answered, for as long as an operation may take.
+    /// Sends a statement, with retries, within the time limit of an operation.
     async fn run(&self, statement: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>> {
         self.retry.run(|| self.attempt(statement, parameters)).await
     }
 
-    /// One number.
+    /// A single number.
     pub(super) async fn count(&self, statement: &str) -> Result<i64> {
         let answer = self.attempt(statement, &[]).await.map_err(|failure| failure.error)?;
         let row = answer.first().ok_or_else(|| StoreError::corrupt("no row where there is always one"))?;
         row.try_get(0).map_err(StoreError::corrupt)
     }
 
-    /// Of a cluster of CrateDB, as the node that is asked knows.
+    /// Whether the CrateDB cluster has a master, as far as the asked node knows.
     pub(super) async fn has_master(&self) -> Result<bool> {
         let answer = self.attempt(statements::MASTER, &[]).await.map_err(|failure| failure.error)?;
         let row = answer.first().ok_or_else(|| StoreError::corrupt("no row where there is always one"))?;
@@ -211,8 +211,8 @@ impl Wire {
         let loan = self.lend().await?;
         let work = async {
             let parameters = parameters.iter().map(|(value, of_type)| (*value, of_type.clone()));
-            // The library would look up a type that it does not know by a statement of its own, before this one is
-            // answered. Columns have types that it knows.
+            // For unknown types, the library would send a lookup statement before this one is answered. All columns
+            // have known types.
             let mut answer = pin!(loan.link().client().query_typed_raw(statement, parameters).await?);
             let mut rows = Vec::new();
             while let Some(row) = answer.try_next().await? {
@@ -242,7 +242,7 @@ impl Wire {
         })
     }
 
-    /// What became of a statement, and whether its connection may serve again.
+    /// The result of a statement, and whether its connection can be reused.
     fn judge<T>(
         &self,
         loan: Loan,
@@ -253,14 +253,14 @@ impl Wire {
                 loan.give_back();
                 Ok(answer)
             }
-            // Even an error of the database precedes the end of its answer. A new connection is made to another node,
-            // which may know better.
+            // Even an error precedes the end of the response. A retry goes to another node, which may have no error.
             Ok(Err(error)) => {
                 loan.close();
                 Err(failure(error))
             }
             Err(_) => {
-                // Other connections may lead to the same node. The idle ones are cheap to make anew, elsewhere.
+                // Other connections may lead to the same node. Idle ones are cheap to replace with connections to other
+                // nodes.
                 loan.link().blame_node();
                 self.pool.retain(|_, _| false);
                 Err(Failure::passing(StoreError::unavailable("a statement was not answered in time")))
@@ -269,7 +269,7 @@ impl Wire {
     }
 }
 
-/// The store's operations. The kinds have different statements for their writes, with the same parameters.
+/// The store's operations. CrateDB and PostgreSQL have different statements for writes, with the same parameters.
 impl Wire {
     pub(super) async fn create_user(&self, statement: &str, user: &User) -> Result<Signup> {
         let (key, id) = (user.name.key(), user.id.to_string());
@@ -286,7 +286,7 @@ impl Wire {
             )
             .await?;
         let row = answer.first().ok_or_else(|| StoreError::corrupt("no row where there is always one"))?;
-        // Ours, too, if an attempt whose answer was lost has made it.
+        // The account is ours if an earlier attempt, whose response was lost, has created it.
         Ok(if parsed::<Uuid>(row, "id")? == user.id { Signup::Created } else { Signup::Taken })
     }
 
@@ -369,7 +369,7 @@ fn text<T: ToSql + Sync>(value: &T) -> Parameter<'_> {
     (value, Type::TEXT)
 }
 
-/// Where a list begins, after the cursor or before everything, and how long it is.
+/// The start of a list, after the cursor or at the beginning, and its length.
 fn bounds(after: Option<Cursor>, limit: usize) -> (i64, String, i64) {
     let (at_ms, id) = after.map_or((i64::MAX, String::new()), |cursor| (cursor.at.0, cursor.id.to_string()));
     (at_ms, id, i64::try_from(limit).unwrap_or(i64::MAX))
@@ -430,7 +430,7 @@ where
     column::<&str>(row, name)?.parse().map_err(StoreError::corrupt)
 }
 
-/// Statements are repeatable, so whatever is not wrong with them themselves may pass.
+/// Statements are repeatable, so any failure that is not caused by the statement itself may be temporary.
 fn failure(error: tokio_postgres::Error) -> Failure {
     let again = error.code().is_none_or(|code| !is_lasting(code));
     // Class 22 of SQLSTATE: data exceptions.
@@ -440,15 +440,15 @@ fn failure(error: tokio_postgres::Error) -> Failure {
 }
 
 fn is_lasting(code: &SqlState) -> bool {
-    // Classes of SQLSTATE: not supported, data, constraints, authorisation, no such database or schema, syntax, names
-    // and rights.
+    // SQLSTATE classes of permanent errors: unsupported feature, data, constraints, authorisation, unknown database or
+    // schema, syntax, names and privileges.
     const LASTING: [&str; 7] = ["0A", "22", "23", "28", "3D", "3F", "42"];
-    // CrateDB knows no table while it recovers its state after a restart of all nodes, and no schema but its own.
+    // CrateDB knows no tables, and only its default schema, while it recovers its state after a restart of all nodes.
     let unknown_yet = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
     !unknown_yet.contains(code) && LASTING.iter().any(|class| code.code().starts_with(class))
 }
 
-/// The library's own words are "db error"; those of the database come second.
+/// The library's own message is only "db error"; the database's message is in its source.
 #[derive(Debug)]
 struct DatabaseErrorText(tokio_postgres::Error);
 

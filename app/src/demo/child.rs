@@ -1,4 +1,4 @@
-//! A process that the demonstration started, and that does not outlive it.
+//! A child process of the demonstration, which ends with it.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -21,17 +21,17 @@ pub struct Child {
     log: PathBuf,
 }
 
-/// Where standard output goes.
+/// What happens to a child's standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Speech {
-    /// Its first line is waited for.
+    /// The demonstration waits for its first line.
     Awaited,
-    /// To the log, with the rest.
+    /// It goes to the log.
     Logged,
 }
 
 impl Child {
-    /// Starts `program`. What it logs goes to the file `log`, which begins anew.
+    /// Starts `program`, with a new log file `log`.
     pub fn spawn(program: &Path, arguments: &[OsString], log: &Path, speech: Speech) -> anyhow::Result<Self> {
         let context = || format!("cannot start {}", program.display());
         let errors = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
@@ -41,7 +41,7 @@ impl Child {
         };
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(output).stderr(errors).kill_on_drop(true);
-        // A group of its own: Ctrl-C reaches this process alone, which then stops the others in order.
+        // In a process group of its own: Ctrl-C reaches only this process, which then stops the others in order.
         command.process_group(0);
         let parent = Pid::this();
         #[expect(unsafe_code, reason = "the standard library has no safe call for it")]
@@ -49,9 +49,9 @@ impl Child {
         // allowed; both calls are bare system calls, and neither allocates nor locks.
         unsafe {
             command.pre_exec(move || {
-                // As on Ctrl-C: who would be told of a stop is gone as well.
+                // As on Ctrl-C: the parent, which would stop it in order, is gone.
                 prctl::set_pdeathsig(signal::Signal::SIGINT)?;
-                // Killed before the line above, this process would never be told.
+                // If the parent was killed before the line above, no signal will arrive.
                 if getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
             });
         }
@@ -65,7 +65,7 @@ impl Child {
         self.pid
     }
 
-    /// The first line it writes to standard output. What follows is read and forgotten.
+    /// The first line of standard output. The rest is read and dropped.
     pub async fn first_line(&mut self, deadline: Instant) -> anyhow::Result<String> {
         let mut stdout = self.stdout.take().context("its first line was read already")?;
         let mut line = String::new();
@@ -78,7 +78,7 @@ impl Child {
         }
     }
 
-    /// Waits for its end, and says in a verb what that was.
+    /// Waits until it ends. Returns how, as a verb.
     pub async fn ended(&mut self) -> String {
         match self.process.wait().await {
             Ok(status) => match (status.code(), status.signal()) {
@@ -93,7 +93,7 @@ impl Child {
         }
     }
 
-    /// The end of its log, to go after a sentence about its end.
+    /// The end of its log, for a message about its end.
     pub fn last_words(&self) -> String {
         let log = std::fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
@@ -102,7 +102,7 @@ impl Child {
         if lines.is_empty() { String::new() } else { format!(". The end of {}:{lines}", self.log.display()) }
     }
 
-    /// Asks it to end by `signal`, and makes it once `retry` is over.
+    /// Sends `signal`, and kills it after `retry`.
     pub async fn stop(&mut self, signal: signal::Signal, retry: Duration) {
         self.send(signal);
         if timeout(retry, self.process.wait()).await.is_err() {
@@ -117,7 +117,7 @@ impl Child {
     }
 
     fn send(&self, what: signal::Signal) {
-        // Until it has been waited for, its id cannot have passed to another process.
+        // Its id cannot be reused by another process before it has been waited for.
         let pid = self.process.id().and_then(|pid| i32::try_from(pid).ok());
         if let Some(pid) = pid {
             let _ = signal::kill(Pid::from_raw(pid), what);

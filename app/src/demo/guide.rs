@@ -1,4 +1,4 @@
-//! What the demonstration says: where to look, and what to try.
+//! The output of the demonstration: URLs, and what to try.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Demo, Instance, serve_arguments};
 
-/// Written once all is ready. The first line is for programs that wait for it.
+/// Printed once everything is ready. Programs can wait for the first line.
 pub fn print(demo: &Demo, evenkeel: &Path, listen: SocketAddr, admin: SocketAddr) {
     println!("{}", text(demo, evenkeel, listen, admin));
 }
@@ -53,7 +53,7 @@ Data and logs are in {folder}. Ctrl-C stops everything."#,
     text
 }
 
-/// Says that an instance is gone, and how to bring it back.
+/// Reports that an instance has ended, and how to restart it.
 pub fn print_ended(instance: &Instance, how: &str, folder: &Path) {
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("app"));
     let arguments = serve_arguments(&instance.name, instance.address, folder);
@@ -66,18 +66,18 @@ pub fn print_ended(instance: &Instance, how: &str, folder: &Path) {
     );
 }
 
-/// As seen from where we are, if that is shorter.
+/// Relative to the current folder, if that is shorter.
 fn near(path: &Path) -> PathBuf {
     let here = std::env::current_dir().unwrap_or_default();
     match path.strip_prefix(here) {
         Ok(rest) if rest.components().count() > 1 => rest.to_owned(),
-        // A bare name would be looked for in the path of programs.
+        // A bare name would be searched in PATH.
         Ok(rest) => Path::new(".").join(rest),
         Err(_) => path.to_owned(),
     }
 }
 
-/// As a shell takes it.
+/// Quoted for a shell.
 fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=".contains(c);

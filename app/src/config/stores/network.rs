@@ -23,7 +23,7 @@ impl RedisArgs {
         let fit = |byte: u8| byte.is_ascii_alphanumeric() || b":._-/".contains(&byte);
         ensure!(
             self.redis_prefix.len() <= 64 && self.redis_prefix.bytes().all(fit),
-            // A brace would put every session into one slot, that is on one node.
+            // A brace would put all sessions into one slot, that is on one node.
             "--redis-prefix {:?} does not fit: take up to 64 letters, digits and any of : . _ - /, such as session:",
             self.redis_prefix,
         );
@@ -108,7 +108,7 @@ fn read(flag: &str, file: Option<&Path>) -> anyhow::Result<Option<Vec<u8>>> {
 fn secret(flag: &str, file: Option<&Path>) -> anyhow::Result<Option<Secret>> {
     let (Some(content), Some(file)) = (read(flag, file)?, file) else { return Ok(None) };
     let text = String::from_utf8(content).ok().with_context(|| format!("{flag} {}: not text", file.display()))?;
-    // Editors end a file with a line end, which is nobody's password.
+    // Editors end files with a line break, which is not part of the password.
     let text = text.trim_end_matches(['\r', '\n']);
     ensure!(!text.is_empty(), "{flag} {}: the file is empty, put the password into it", file.display());
     Ok(Some(Secret(text.to_owned())))

@@ -1,4 +1,5 @@
-//! Connections to the nodes of a database, each node with its own time limit, those that failed lately last.
+//! Connections to the nodes of a database. Each node has its own time limits, and nodes that failed recently are tried
+//! last.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -22,7 +23,7 @@ use crate::error::StoreError;
 use crate::retry::Failure;
 use crate::tls;
 
-/// How each node is reached.
+/// How each node is connected to.
 #[derive(Clone)]
 pub struct Nodes {
     each: Vec<Config>,
@@ -30,7 +31,7 @@ pub struct Nodes {
     tls: Option<Trust>,
 }
 
-/// Whose certificates are believed.
+/// Which certificates are trusted.
 #[derive(Clone)]
 enum Trust {
     System,
@@ -38,10 +39,10 @@ enum Trust {
 }
 
 impl Nodes {
-    /// From a connection string with one or more hosts. TLS is spoken, and certificates are checked, when it says
-    /// `sslmode=require` or there is a `ca`; else all is in plain text.
+    /// From a connection string with one or more hosts. Uses TLS with verified certificates if it contains
+    /// `sslmode=require` or there is a `ca`, otherwise plain text.
     pub fn parse(url: &str, password: Option<&Secret>, ca: Option<&[u8]>) -> anyhow::Result<Self> {
-        // The library's error could repeat the text, which may hold a password.
+        // The library's error may contain the text, which may contain a password.
         let all: Config = url.parse().ok().context("it is not of the form postgresql://USER@HOST:PORT/DATABASE")?;
         ensure!(!all.get_hosts().is_empty(), "it names no host");
         ensure!(all.get_user().is_some(), "it names no user");
@@ -52,7 +53,7 @@ impl Nodes {
         let ports = all.get_ports();
         let mut each = Vec::new();
         for (index, host) in all.get_hosts().iter().enumerate() {
-            // As the library has it: no port, one for all, or one for each.
+            // As in the library: no port, one for all hosts, or one for each.
             let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
             each.push(one_node(&all, host, port, password));
         }
@@ -91,7 +92,7 @@ fn one_node(all: &Config, host: &Host, port: u16, password: Option<&Secret>) -> 
         (None, Some(secret)) => node.password(secret),
         (None, None) => &mut node,
     };
-    // What was sent and is not acknowledged within this time ends a connection, as does silence for a while.
+    // A connection ends if data is not acknowledged within this time, or after a long silence.
     node.tcp_user_timeout(all.get_tcp_user_timeout().copied().unwrap_or(TCP_USER_TIMEOUT))
         .keepalives_idle(KEEPALIVE_IDLE)
         .keepalives_interval(KEEPALIVE_IDLE / 4)
@@ -119,15 +120,15 @@ impl fmt::Debug for Nodes {
     }
 }
 
-/// Makes connections for the pool.
+/// Creates connections for the pool.
 pub struct Connections {
     nodes: Vec<Node>,
     tls: Option<MakeRustlsConnect>,
     connect_timeout: Duration,
     /// Sent once on each connection, before anything else.
     session: Option<&'static str>,
-    /// Whether a node has let us in before. Who is refused then is right all the same: CrateDB knows no users while it
-    /// recovers its state after a restart of all nodes.
+    /// Whether a node has accepted our login before. A later refusal is treated as temporary: CrateDB knows no users
+    /// while it recovers its state after a restart of all nodes.
     let_in: AtomicBool,
     made: AtomicU64,
     begun: Instant,
@@ -139,13 +140,13 @@ struct Node {
     failures: Arc<LastFailure>,
 }
 
-/// When something last went wrong with a node, in milliseconds since we began; 0 for never.
+/// When a node last failed, in milliseconds since the start; 0 for never.
 #[derive(Debug, Default)]
 struct LastFailure(AtomicU64);
 
 /// A connection to one node.
 pub struct Link {
-    /// There until the connection is cancelled.
+    /// Present until the connection is cancelled.
     client: Option<Client>,
     task: JoinHandle<()>,
     tls: Option<MakeRustlsConnect>,
@@ -158,12 +159,12 @@ impl Link {
         self.client.as_ref().expect("only `cancel` takes it, and nobody sends a statement after that")
     }
 
-    /// Has the server end the statement that runs, and waits until it has, for at most [`CANCEL_TIMEOUT`]: a node that hangs
-    /// never does. The connection serves no more.
+    /// Cancels the running statement on the server, and waits until it has ended, for at most [`CANCEL_TIMEOUT`], since
+    /// a hanging node never reports that. The connection cannot be used afterwards.
     pub async fn cancel(&mut self) {
         let Some(client) = self.client.take().filter(|client| !client.is_closed()) else { return };
         let token = client.cancel_token();
-        // Without a client the connection ends as soon as what was sent has been answered.
+        // Without a client, the connection ends once all responses have arrived.
         drop(client);
         let cancelling = async {
             loop {
@@ -171,7 +172,7 @@ impl Link {
                     None => token.cancel_query(NoTls).await?,
                     Some(tls) => token.cancel_query(tls).await?,
                 }
-                // A request that arrives before the statement does is in vain.
+                // A cancel request that arrives before the statement has no effect.
                 if timeout(CANCEL_INTERVAL, &mut self.task).await.is_ok() {
                     return Ok::<_, tokio_postgres::Error>(());
                 }
@@ -184,7 +185,7 @@ impl Link {
         }
     }
 
-    /// Says that its node did not answer.
+    /// Records that its node did not answer.
     pub fn blame_node(&self) {
         self.failures.now(self.begun);
     }
@@ -192,7 +193,7 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // Else it would wait for answers that nobody waits for.
+        // Otherwise it would wait for responses that nobody needs.
         self.task.abort();
     }
 }
@@ -234,7 +235,7 @@ impl Connections {
         })
     }
 
-    /// In turn, so that connections are spread over all nodes; those that failed lately come last.
+    /// Round robin, so that connections are spread over all nodes; nodes that failed recently come last.
     fn in_order(&self) -> Vec<&Node> {
         let first = self.made.fetch_add(1, Ordering::Relaxed) as usize % self.nodes.len();
         let (before, after) = self.nodes.split_at(first);
@@ -245,7 +246,7 @@ impl Connections {
 
     async fn connect(&self, node: &Node) -> Result<Link, Failure> {
         let connecting = async {
-            // The two connections have different types, but both are driven alike.
+            // The two kinds of connections have different types, but are driven alike.
             let (client, task) = match &self.tls {
                 None => {
                     let (client, connection) = node.config.connect(NoTls).await?;
@@ -258,7 +259,7 @@ impl Connections {
                 }
             };
             let (failures, begun) = (Arc::clone(&node.failures), self.begun);
-            // From here on dropping it ends the connection.
+            // From here on, dropping it closes the connection.
             let link = Link { client: Some(client), task, tls: self.tls.clone(), failures, begun };
             if let Some(statement) = self.session {
                 link.client().batch_execute(statement).await?;
@@ -279,7 +280,7 @@ impl Connections {
     }
 }
 
-/// Moves what a connection has to send and receive, until it ends.
+/// Sends and receives for a connection, until it ends.
 async fn drive(connection: impl Future<Output = Result<(), tokio_postgres::Error>>) {
     if let Err(error) = connection.await {
         tracing::debug!(error = %DatabaseErrorText(error), "a connection to the database has ended");
@@ -317,11 +318,11 @@ impl Manager for Connections {
     }
 
     async fn recycle(&self, link: &mut Link, metrics: &Metrics) -> RecycleResult<Failure> {
-        // Whether it still answers is not asked: a statement finds out, and is sent again if not.
+        // Whether the connection still works is not checked: a statement that fails is sent again.
         if link.client.as_ref().is_none_or(Client::is_closed) {
             return Err(RecycleError::message("it has ended"));
         }
-        // A connection never moves: without an age, a node that was away would be left out for ever.
+        // Connections do not move between nodes: without a maximum age, a node that was down would get none again.
         if metrics.created.elapsed() > MAX_CONNECTION_AGE {
             return Err(RecycleError::message("it is old"));
         }
@@ -329,7 +330,7 @@ impl Manager for Connections {
     }
 }
 
-/// Beyond it a statement is left to run: its place in the pool is worth more.
+/// After this time the statement is left running: its slot in the pool is needed more.
 const CANCEL_TIMEOUT: Duration = Duration::from_millis(500);
 const CANCEL_INTERVAL: Duration = Duration::from_millis(100);
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);

@@ -5,7 +5,7 @@
 // row may still be on its way from the primary to a replica, which whoever looks for it next may ask. A write it answers
 // when all copies have it, and what came before it.
 
-/// Gives the id of whoever has the name.
+/// Returns the id of the owner of the name.
 pub const CREATE_USER: &str = "\
     INSERT INTO users (user_key, id, name, password_hash, created_ms) \
     VALUES ($1, $2, $3, $4, $5) ON CONFLICT (user_key) DO UPDATE SET created_ms = created_ms RETURNING id";
@@ -36,12 +36,12 @@ pub const POSTS: &str = "\
     WHERE created_ms < $1 OR (created_ms = $1 AND id < $2) \
     ORDER BY created_ms DESC, id DESC LIMIT $3";
 
-/// One by its primary key. Of several, `id = ANY($1)`, CrateDB would see what was refreshed alone: it looks rows up by their
-/// keys only where each key is a value of its own.
+/// One row by primary key. With `id = ANY($1)` for several rows, CrateDB would see only refreshed rows: it reads by key
+/// only if each key is a separate value.
 pub const POST_BY_KEY: &str = "\
     SELECT id, created_ms, author, text, picture, picture_alt, picture_width, picture_height FROM posts WHERE id = $1";
 
-/// By primary key, as a login does it: cheap, and it fails where the table is missing or has lost its data.
+/// By primary key, as in a login: cheap, and it fails if the table is missing or has lost its data.
 pub const READY: &str = "SELECT id FROM users WHERE user_key = ''";
 
 /// For each connection to CrateDB. By default a list is read in two phases, of which the second, `fetchPhase`, holds a
@@ -57,7 +57,7 @@ pub const NODES: &str = "SELECT count(*) FROM sys.nodes";
 pub const SHARDS: &str = "SELECT count(*) FROM sys.shards";
 pub const UNASSIGNED_SHARDS: &str = "SELECT count(*) FROM sys.shards WHERE state = 'UNASSIGNED'";
 
-/// All that CrateDB is sent, besides the statements of its DDL file.
+/// Everything that is sent to CrateDB, besides the statements of its DDL file.
 pub const ALL: [&str; 15] = [
     CREATE_USER,
     USER,
@@ -78,7 +78,7 @@ pub const ALL: [&str; 15] = [
 
 pub const OUR_TABLES: [&str; 3] = ["users", "logins", "posts"];
 
-/// The statements of a file of DDL, in which each ends with a semicolon at the end of a line.
+/// The statements of a DDL file, in which each ends with a semicolon at the end of a line.
 pub fn of_file(text: &str) -> impl Iterator<Item = &str> {
     text.split(";\n").map(|statement| statement.trim().trim_end_matches(';')).filter(|statement| {
         statement.lines().any(|line| !line.trim().is_empty() && !line.trim_start().starts_with("--"))

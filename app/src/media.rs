@@ -43,10 +43,10 @@ use crate::error::{Error, StoreError};
 /// something else. A picture is seen whole or not at all, by every instance, once `put` has returned.
 #[async_trait]
 pub trait MediaStore: fmt::Debug + Send + Sync + 'static {
-    /// Keeps the whole of `content`, read from its start.
+    /// Stores all of `content`, read from its start.
     async fn put(&self, name: &MediaName, content: tokio::fs::File) -> Result<(), StoreError>;
 
-    /// The picture, or the part of it in `range`, which begins before its end; `None` if there is no such picture.
+    /// The picture, or the part of it in `range`, which must begin within it; `None` if there is no such picture.
     async fn open(&self, name: &MediaName, range: Option<Range<u64>>) -> Result<Option<Media>, StoreError>;
 
     /// The size in bytes, `None` if there is no such picture.
@@ -56,14 +56,14 @@ pub trait MediaStore: fmt::Debug + Send + Sync + 'static {
     async fn ready(&self) -> Result<(), StoreError>;
 }
 
-/// A picture on its way out.
+/// A picture that is being sent.
 pub struct Media {
-    /// Of the whole picture, in bytes.
+    /// Size of the whole picture, in bytes.
     pub size: u64,
     pub content: BoxStream<'static, io::Result<Bytes>>,
 }
 
-/// The kinds of picture that are taken.
+/// The supported image formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     Png,
@@ -116,7 +116,7 @@ impl MediaName {
         self.kind
     }
 
-    /// Where a store keeps it: spread over folders, so that none grows huge.
+    /// Its path in a store, spread over folders so that none becomes huge.
     fn location(&self) -> object_store::path::Path {
         let name = self.to_string();
         object_store::path::Path::from_iter([&name[..2], &name])
@@ -158,7 +158,7 @@ impl FromStr for MediaName {
 #[error("not the name of a picture")]
 pub struct NotAMediaName;
 
-/// What is asked of a picture.
+/// Limits on a picture.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub bytes: u64,
@@ -170,11 +170,11 @@ pub struct Limits {
 pub enum Refusal {
     TooManyBytes,
     TooManyPixels,
-    /// Not one of the kinds that are taken.
+    /// Not a supported format.
     OtherKind,
-    /// One of the kinds by its first bytes, but it cannot be decoded.
+    /// The format is recognised, but the picture cannot be decoded.
     Broken,
-    /// Not looked at: too many others are waiting.
+    /// Not checked: too many others are waiting.
     Busy,
 }
 
@@ -190,8 +190,8 @@ impl Refusal {
     }
 }
 
-/// Whose picture is decoded next. One at a time, because that takes memory; and of one member's only one waits beside
-/// those of others, however many the member sends.
+/// Schedules the decoding of pictures. One at a time, because decoding takes memory, and at most one picture per member
+/// is in the queue with those of others, however many the member sends.
 #[derive(Debug)]
 pub struct Checks {
     turn: Arc<Semaphore>,
@@ -238,7 +238,7 @@ impl Checks {
     }
 }
 
-/// A picture being received.
+/// A picture that is being received.
 #[derive(Debug)]
 pub struct Spool {
     file: tokio::fs::File,
@@ -254,7 +254,7 @@ impl Spool {
         Ok(Self { file: tokio::fs::File::from_std(file), hasher: Sha256::new(), size: 0, limit: limits.bytes })
     }
 
-    /// Adds what came next. Beyond the limit it counts, but keeps nothing more.
+    /// Adds a chunk. Beyond the limit, bytes are counted but not stored.
     pub async fn push(&mut self, chunk: &[u8]) -> Result<(), Error> {
         self.size += chunk.len() as u64;
         if self.size <= self.limit {
@@ -264,7 +264,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Checks the whole and stores it for `member`. The outer error is ours, the inner the picture's.
+    /// Checks the picture and stores it for `member`. The outer error is ours, the inner one the picture's.
     pub async fn keep(
         mut self,
         store: &dyn MediaStore,
@@ -279,7 +279,8 @@ impl Spool {
         let file = self.file.into_std().await;
         let Some(turn) = checks.take(member).await else { return Ok(Err(Refusal::Busy)) };
         let (file, checked) = tokio::task::spawn_blocking(move || -> io::Result<_> {
-            // Held by the check itself, which goes on when the client has left, and not while the picture is stored.
+            // Held by the check itself, which continues if the client disconnects. Not held while the picture is
+            // stored.
             let _turn = turn;
             let checked = check(&file, limits)?;
             Ok((file, checked))
@@ -307,7 +308,7 @@ pub struct StoredPicture {
     pub height: u32,
 }
 
-/// Kind and size, by decoding: what a name or a header claims is not believed.
+/// Format and size, determined by decoding: file names and headers are not trusted.
 fn check(mut file: &File, limits: Limits) -> io::Result<Result<(Kind, u32, u32), Refusal>> {
     use io::Seek;
 
@@ -316,7 +317,7 @@ fn check(mut file: &File, limits: Limits) -> io::Result<Result<(Kind, u32, u32),
     let Some(kind) = reader.format().and_then(Kind::from_format) else {
         return Ok(Err(Refusal::OtherKind));
     };
-    // What stands beside the picture (a colour profile, texts) can be compressed a thousandfold.
+    // Metadata (a colour profile, texts) can be compressed a thousandfold.
     let mut bounds = image::Limits::no_limits();
     bounds.max_alloc = Some(BESIDE_THE_PICTURE);
     reader.limits(bounds.clone());
@@ -328,7 +329,7 @@ fn check(mut file: &File, limits: Limits) -> io::Result<Result<(Kind, u32, u32),
     if pixels > limits.pixels {
         return Ok(Err(Refusal::TooManyPixels));
     }
-    // Four samples of at most two bytes each per pixel, and as much again for the decoder's own work.
+    // Four samples of at most two bytes per pixel, and as much again for the decoder.
     bounds.max_alloc = Some(pixels.saturating_mul(16).max(1 << 20));
     let decoded = bounds
         .reserve(decoder.total_bytes())
@@ -347,7 +348,7 @@ fn check(mut file: &File, limits: Limits) -> io::Result<Result<(Kind, u32, u32),
     Ok(Ok((kind, width, height)))
 }
 
-/// Whether a JPEG has its end (marker EOI, ITU-T T.81 B.1.1.3). The decoder takes one that was cut short and fills it up.
+/// Whether a JPEG is complete (marker EOI, ITU-T T.81 B.1.1.3). The decoder accepts a truncated one and fills it up.
 fn jpeg_ends(mut content: impl BufRead) -> io::Result<bool> {
     let mut next = || -> io::Result<Option<u8>> {
         let byte = content.fill_buf()?.first().copied();
@@ -365,9 +366,9 @@ fn jpeg_ends(mut content: impl BufRead) -> io::Result<bool> {
         }
         match marker {
             Some(0xd9) => return Ok(true),
-            // A stuffed byte of a scan, a restart, the start of the image, TEM: nothing follows that has a length.
+            // A stuffed byte of a scan, a restart, the start of the image, or TEM: none is followed by a length.
             Some(0x00 | 0x01 | 0xd0..=0xd8) => {}
-            // A segment, whose content may look like anything.
+            // A segment with arbitrary content.
             Some(_) => {
                 let (Some(high), Some(low)) = (next()?, next()?) else { return Ok(false) };
                 for _ in 2..u16::from_be_bytes([high, low]) {
@@ -382,18 +383,18 @@ fn jpeg_ends(mut content: impl BufRead) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Pictures in an object store: a folder that the instances share, or a bucket.
+/// Pictures in an object store: a shared folder, or a bucket.
 #[derive(Debug, Clone)]
 pub struct ObjectMedia {
     store: Arc<dyn ObjectStore>,
-    /// Bytes that are kept in memory while a picture is on its way in.
+    /// Bytes in memory while a picture is uploaded.
     part: usize,
-    /// Whether it keeps a content type. A folder does not and refuses one; the name carries it in any case.
+    /// Whether it stores a content type. A folder refuses one; the name contains the format in any case.
     keeps_type: bool,
 }
 
 impl ObjectMedia {
-    /// Keeps pictures below `folder`, creating it if need be.
+    /// Stores pictures in `folder`, and creates it if necessary.
     pub fn in_folder(folder: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder)?;
         // As durable as the post that shows it.
@@ -401,7 +402,7 @@ impl ObjectMedia {
         Ok(Self { store, part: FOLDER_PART, keeps_type: false })
     }
 
-    /// Keeps pictures in `bucket`, reached as `environment` says.
+    /// Stores pictures in `bucket`, accessed with the variables in `environment`.
     #[cfg(feature = "network")]
     pub fn in_bucket(bucket: &Bucket, environment: impl IntoIterator<Item = (String, String)>) -> anyhow::Result<Self> {
         Ok(Self { store: bucket.open(environment)?, part: BUCKET_PART, keeps_type: true })
@@ -422,11 +423,11 @@ impl MediaStore for ObjectMedia {
         }
         let mut content = tokio::io::BufReader::with_capacity(COPY, &mut content);
         if let Err(error) = tokio::io::copy_buf(&mut content, &mut writer).await {
-            // Best effort: what is left behind has no name yet.
+            // Best effort: the remaining parts have no name yet.
             let _ = writer.abort().await;
             return Err(StoreError::unavailable(error));
         }
-        // Should this fail, it has cleaned up, and must not be asked to again.
+        // If this fails, it has cleaned up, and must not be aborted again.
         writer.shutdown().await.map_err(StoreError::unavailable)
     }
 
@@ -459,13 +460,13 @@ impl MediaStore for ObjectMedia {
 }
 
 const FOLDER_PART: usize = 256 * 1024;
-/// S3 takes no smaller parts, but for the last. What is smaller as a whole goes in one request.
+/// S3 accepts smaller parts only at the end. Smaller pictures are uploaded in one request.
 #[cfg(feature = "network")]
 const BUCKET_PART: usize = 5 * 1024 * 1024;
 const COPY: usize = 64 * 1024;
-/// Bytes of memory for what a picture's file holds beside the picture.
+/// Limit on the memory for metadata in a picture's file.
 const BESIDE_THE_PICTURE: u64 = 8 << 20;
-/// For a picture's turn to be decoded.
+/// How long a picture may wait to be decoded.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
@@ -537,7 +538,7 @@ mod tests {
         for length in (scan..whole.len()).step_by(7).chain([whole.len() - 1]) {
             assert_eq!(receive(&whole[..length]).await, Err(Refusal::Broken), "{length} of {}", whole.len());
         }
-        // What follows its end is no part of it, and the end of a thumbnail is not its own.
+        // Bytes after its end are not part of it, and the end of a thumbnail is not its own.
         let longer = [&whole[..], b"trailing"].concat();
         assert!(receive(&longer).await.is_ok());
         let thumbnail = [&whole[..2], &[0xff, 0xe1, 0, 4, 0xff, 0xd9], &whole[2..]].concat();
@@ -568,7 +569,7 @@ mod tests {
         assert!(receive(&picture(100, 100, ImageFormat::Png)).await.is_ok());
     }
 
-    /// Keeps nothing, and never says so.
+    /// Never completes.
     #[derive(Debug)]
     struct Stuck;
 
@@ -591,8 +592,8 @@ mod tests {
         }
     }
 
-    // The turn was the future's: whoever left in the middle made room for one more picture to be decoded, and who waited
-    // for a slow bucket made none.
+    // The turn belonged to the future: a client that disconnected made room for another picture while its own was still
+    // being decoded, and one that waited for a slow bucket blocked others.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_check_holds_its_turn_until_it_ends() {
         let limits = Limits { bytes: 4_000_000, pixels: 25_000_000 };

@@ -1,4 +1,4 @@
-//! What this instance counts, in a registry of its own. Labels come from our routes and stores, never from the
+//! The metrics of this instance, in a registry of their own. Labels come from our routes and stores, never from the
 //! request.
 
 use std::fmt;
@@ -48,7 +48,7 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
             Ok::<_, prometheus::Error>(gauge)
         };
-        // Without a label, and therefore absent while nothing is known.
+        // Gauges without labels would be exported as 0 while their value is unknown.
         let gauges = |name, help, labels: &[&str]| {
             let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(gauges.clone()))?;
@@ -72,7 +72,7 @@ impl Metrics {
             &["store", "operation"],
         )?;
         let logins = counters("app_logins_total", "Attempts to log in, by result.", &["result"])?;
-        // There from the start, so that a first one is seen to be one.
+        // Present from the start, so that the first one appears as an increase.
         for result in LoginResult::ALL {
             logins.with_label_values(&[result.as_str()]);
         }
@@ -120,7 +120,7 @@ impl Metrics {
         })
     }
 
-    /// Counts one answered request. `route` is the pattern of ours that matched.
+    /// Counts a response. `route` is the pattern of the matching route.
     pub fn answered(&self, route: &str, method: &Method, status: StatusCode, took: Duration) {
         self.requests.with_label_values(&[route, method_label(method), code_class(status)]).inc();
         self.request_seconds.with_label_values(&[route]).observe(took.as_secs_f64());
@@ -134,7 +134,7 @@ impl Metrics {
         self.pictures.with_label_values(&[result]).inc();
     }
 
-    /// Times an operation of a store, and counts it if it fails.
+    /// Times an operation of a store, and counts a failure.
     pub async fn watch<T, E>(
         &self,
         store: &'static str,
@@ -151,7 +151,7 @@ impl Metrics {
         result
     }
 
-    /// Requests answered since the start, all routes together.
+    /// The total number of responses.
     pub fn total(&self) -> u64 {
         use prometheus::core::Collector;
 
@@ -160,7 +160,7 @@ impl Metrics {
         metrics.map(|metric| metric.get_counter().get_value() as u64).sum()
     }
 
-    /// Asks for the size of a pool whenever the metrics are read.
+    /// Sets the function that returns the size of a pool when metrics are read.
     pub fn ask_pool_size(&self, ask: impl Fn() -> PoolSize + Send + Sync + 'static) {
         *self.pool_size.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(PoolSizeFn(Box::new(ask)));
     }
@@ -176,7 +176,7 @@ impl Metrics {
         }
     }
 
-    /// In the text format of Prometheus.
+    /// In Prometheus's text format.
     pub fn render(&self) -> prometheus::Result<Vec<u8>> {
         self.read_pool_size();
         let mut text = Vec::new();
@@ -185,7 +185,7 @@ impl Metrics {
     }
 }
 
-/// What is asked of the stores.
+/// The operations of the stores.
 const OPERATIONS: [(&str, &str); 21] = [
     ("data", "add_post"),
     ("data", "create_user"),
@@ -210,7 +210,7 @@ const OPERATIONS: [(&str, &str); 21] = [
     ("sessions", "uncount"),
 ];
 
-/// How many connections to a database there are.
+/// The number of connections to a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolSize {
     pub most: usize,
@@ -228,7 +228,7 @@ impl fmt::Debug for PoolSizeFn {
     }
 }
 
-/// How the CrateDB cluster is, as its own tables tell.
+/// The state of the CrateDB cluster, from its system tables.
 #[derive(Debug, Clone)]
 pub struct CrateDbGauges {
     nodes: IntGaugeVec,
@@ -237,7 +237,7 @@ pub struct CrateDbGauges {
 }
 
 impl CrateDbGauges {
-    /// Nodes, shards, and shards without a node; or that nothing is known.
+    /// Sets nodes, shards and unassigned shards; `None`: unknown.
     pub fn set(&self, observed: Option<[i64; 3]>) {
         for (index, gauge) in [&self.nodes, &self.shards, &self.unassigned].into_iter().enumerate() {
             match observed {
@@ -248,13 +248,13 @@ impl CrateDbGauges {
     }
 }
 
-/// What became of an attempt to log in.
+/// The result of an attempt to log in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoginResult {
     Succeeded,
     WrongPassword,
     UnknownName,
-    /// Without a look at the password: too many had failed.
+    /// Too many attempts had failed; the password was not checked.
     Refused,
 }
 
@@ -288,7 +288,7 @@ impl Drop for GaugeGuard {
     }
 }
 
-/// A closed set, whatever clients invent.
+/// A fixed set of labels, whatever methods clients send.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

@@ -1,4 +1,4 @@
-//! The stores as the application uses them: any implementation, its operations timed and its failures counted.
+//! Wraps the stores: operations of any implementation are timed, and failures counted.
 
 use std::fmt;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use crate::media::{Media, MediaName, MediaStore};
 use crate::metrics::Metrics;
 use crate::sessions::{Count, Id, Loaded, Reachability, Record, SessionStore};
 
-/// `inner`, watched.
+/// `inner`, with metrics.
 pub struct Observed<S: ?Sized> {
     inner: Arc<S>,
     metrics: Arc<Metrics>,

@@ -1,4 +1,4 @@
-//! What the pages share: frame, form fields, style sheet. Markup escapes whatever is spliced into it.
+//! The common parts of pages: frame, form fields, style sheet. Markup escapes inserted text.
 
 use std::sync::LazyLock;
 
@@ -12,12 +12,12 @@ use crate::config::Instance;
 use crate::data::Millis;
 use crate::sessions::Visitor;
 
-/// A page in its frame.
+/// A page with its frame.
 pub struct Page<'p> {
     pub instance: &'p Instance,
     pub visitor: &'p Visitor,
     pub title: &'p str,
-    /// Address of the entry in the navigation that is this page, if any.
+    /// Path of the navigation entry that is this page, if any.
     pub here: &'p str,
     pub content: Markup,
 }
@@ -80,7 +80,7 @@ fn navigation(visitor: &Visitor, here: &str) -> Markup {
     }
 }
 
-/// The page of a refusal. `number` finds the request in the log.
+/// The page of a refusal. `number` is the request id, for the log.
 pub fn refusal(instance: &Instance, heading: &str, sentence: &str, number: Option<&str>) -> Html<String> {
     let content = html! {
         section.card.narrow {
@@ -95,7 +95,7 @@ pub fn refusal(instance: &Instance, heading: &str, sentence: &str, number: Optio
     Page { instance, visitor: &Visitor::default(), title: heading, here: "", content }.render()
 }
 
-/// One labelled field. An error is tied to it, so that it is read out with it.
+/// A labelled field. An error is linked to it, so that screen readers read it together with the field.
 pub struct Field<'f> {
     pub name: &'f str,
     pub label: &'f str,
@@ -141,7 +141,7 @@ impl Field<'_> {
                             aria-describedby=[described] aria-invalid=[invalid];
                     }
                     Input::Area { value, longest, required } => {
-                        // The parser drops a newline right after the tag: one of ours saves one of theirs.
+                        // The parser drops a newline right after the tag: adding one preserves one in the text.
                         textarea id=(name) name=(name) rows="4" maxlength=(longest) required[*required]
                             aria-describedby=[described] aria-invalid=[invalid] { "\n" (value) }
                     }
@@ -156,12 +156,12 @@ impl Field<'_> {
     }
 }
 
-/// What went wrong with a form as a whole, read out when the page opens.
+/// A problem with a form as a whole, read out when the page opens.
 pub fn alert(text: &str) -> Markup {
     html! { p.alert role="alert" { (text) } }
 }
 
-/// A time for people and for programs.
+/// A time, readable for people and programs.
 pub fn moment(at: Millis) -> Markup {
     let time =
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH);
@@ -172,7 +172,7 @@ pub fn moment(at: Millis) -> Markup {
     }
 }
 
-/// Escapes what stands in a query string.
+/// Escapes a value in a query string.
 pub fn in_query(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -185,7 +185,7 @@ pub fn in_query(text: &str) -> String {
     escaped
 }
 
-/// A file that is part of the program, under a name that changes with its content.
+/// A file embedded in the program, under a name that changes with its content.
 pub struct Asset {
     pub path: String,
     pub content: &'static str,
@@ -197,7 +197,7 @@ pub static STYLE: LazyLock<Asset> = LazyLock::new(|| {
     Asset { path: format!("/static/style-{digest}.css"), content }
 });
 
-/// Address of the icon in an instance's colour.
+/// Path of the icon in an instance's colour.
 pub fn icon_path(instance: &Instance) -> String {
     format!("/static/icon-{}.svg", instance.tint.number())
 }

@@ -1,5 +1,5 @@
-//! Password hashing: argon2id, off the async threads and a few at a time, because each takes tens of
-//! milliseconds and megabytes.
+//! Password hashing: argon2id, outside of the async threads and with limited concurrency, because each hash takes tens
+//! of milliseconds and megabytes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use unicode_normalization::UnicodeNormalization;
 
 use crate::error::Error;
 
-/// What one hash costs. More memory or more passes make guessing dearer, and logging in as well.
+/// The cost of one hash. More memory or more passes make guessing more expensive, and logging in as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cost {
     pub memory_kib: u32,
@@ -21,11 +21,11 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// The least that is accepted outside tests: memory times passes in KiB, from the five equivalent settings
-    /// that OWASP recommends (7 MiB with 5 passes to 46 MiB with 1).
+    /// The minimum outside of tests: memory times passes in KiB, from the five equivalent settings that OWASP
+    /// recommends (7 MiB with 5 passes to 46 MiB with 1).
     pub const FLOOR_KIB_PASSES: u64 = 7168 * 5;
     pub const FLOOR_MEMORY_KIB: u32 = 7168;
-    /// For tests alone: hardly any work.
+    /// Only for tests: almost no work.
     pub const TRIVIAL: Self = Self { memory_kib: 8, passes: 1 };
 
     pub fn is_enough(self) -> bool {
@@ -49,9 +49,9 @@ impl Password {
 }
 
 impl From<String> for Password {
-    /// Composes letters, so that the same password is the same from every keyboard.
+    /// Composes letters, so that a password does not depend on the keyboard.
     fn from(typed: String) -> Self {
-        // Nothing longer can be right, and normalising it would be work for nothing.
+        // A longer one cannot be right, so normalising it would be wasted work.
         if typed.len() > 4 * Self::MAX_CHARS { Self(typed) } else { Self(typed.nfc().collect()) }
     }
 }
@@ -66,14 +66,14 @@ impl fmt::Debug for Password {
 pub struct Passwords {
     hasher: Argon2<'static>,
     permits: Arc<Semaphore>,
-    /// Beside those: whoever signs up in great numbers keeps nobody from logging in.
+    /// Separate from those: many signups must not prevent logins.
     signups: Arc<Semaphore>,
-    /// Compared with when there is no account, so that the time taken does not tell which names exist.
+    /// Compared with if there is no account, so that the response time does not reveal which names exist.
     decoy: Arc<str>,
 }
 
 impl Passwords {
-    /// `jobs` bounds how many passwords are checked at once. Beside them one new hash is computed.
+    /// `jobs` limits concurrent password checks. One new hash can be computed in addition.
     pub fn new(cost: Cost, jobs: usize) -> anyhow::Result<Self> {
         let params = Params::new(cost.memory_kib, cost.passes, 1, None)
             .map_err(|error| anyhow::anyhow!("argon2 does not take {cost:?}: {error}"))?;
@@ -89,7 +89,7 @@ impl Passwords {
         })
     }
 
-    /// The hash to keep, in PHC string format.
+    /// The hash to store, in PHC string format.
     pub async fn hash(&self, password: Password) -> Result<String, Error> {
         let hasher = self.hasher.clone();
         compute(&self.signups, move || {
@@ -98,7 +98,7 @@ impl Passwords {
         .await
     }
 
-    /// Whether `password` is the one behind `hash`. Without a hash it takes as long and says no.
+    /// Whether `password` matches `hash`. Without a hash it takes equally long and returns false.
     pub async fn verify(&self, password: Password, hash: Option<String>) -> Result<bool, Error> {
         let (hasher, decoy) = (self.hasher.clone(), Arc::clone(&self.decoy));
         compute(&self.permits, move || {
@@ -113,7 +113,7 @@ impl Passwords {
     }
 }
 
-/// Runs `work` when its turn comes. Who would wait too long is told to come back.
+/// Runs `work` when a permit is free. Fails if that would take too long.
 async fn compute<T, F>(permits: &Arc<Semaphore>, work: F) -> Result<T, Error>
 where
     T: Send + 'static,
@@ -122,7 +122,7 @@ where
     let turn = tokio::time::timeout(QUEUE_TIMEOUT, Arc::clone(permits).acquire_owned()).await;
     let permit = turn.map_err(|_| Error::Busy)?.map_err(Error::internal)?;
     tokio::task::spawn_blocking(move || {
-        // Held by the work itself: a client that gives up does not make room before the work is done.
+        // Held by the work itself: a client that disconnects does not free the permit before the work is done.
         let _permit = permit;
         work()
     })
@@ -159,7 +159,7 @@ mod tests {
         assert!(!passwords.verify(typed("wrong horse"), Some(hash)).await.unwrap());
     }
 
-    // Whoever signed up in great numbers kept everybody from logging in.
+    // Many signups prevented everybody from logging in.
     #[tokio::test]
     async fn signups_do_not_delay_logins() {
         let passwords = passwords();

@@ -1,6 +1,6 @@
-//! What a browser has written a moment ago, in cookies of a minute, so that its next list shows it through whichever
-//! instance, even where the store's lists lag. A cookie, since it costs no store anything and no request fails for it.
-//! Whoever makes one up sees no more than lists show.
+//! A browser's latest writes, in cookies that last a minute, so that its next list includes them on every instance,
+//! even if the store's lists lag. Cookies cost the store nothing and fail no request. A forged cookie reveals nothing
+//! that lists do not show.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue};
 use crate::data::Cursor;
 use crate::sessions;
 
-/// The lists that somebody may find their own writes in.
+/// Lists that must include a browser's own writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecentWrites {
     Posts,
@@ -24,7 +24,7 @@ impl RecentWrites {
         }
     }
 
-    /// The rows that the browser which sent `headers` has added, the latest first.
+    /// The rows that the browser has added, latest first.
     pub fn read(self, headers: &HeaderMap) -> Vec<Cursor> {
         sessions::cookies(headers, self.cookie())
             .flat_map(|rows| rows.split(SEPARATOR))
@@ -33,7 +33,7 @@ impl RecentWrites {
             .collect()
     }
 
-    /// The cookie that adds a row to them.
+    /// The cookie with a row added to `before`.
     pub fn with(self, row: Cursor, mut before: Vec<Cursor>, secure: bool) -> HeaderValue {
         before.retain(|other| other.id != row.id);
         before.insert(0, row);
@@ -43,7 +43,7 @@ impl RecentWrites {
     }
 }
 
-/// In each list: as many as somebody can write before the lists have caught up.
+/// Limit per list: as many as somebody can write before the lists have caught up.
 const MAX_ENTRIES: usize = 4;
 const MAX_AGE: Duration = Duration::from_secs(60);
 const SEPARATOR: &str = "_";

@@ -17,11 +17,11 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::error::StoreError;
 
 tokio::task_local! {
-    /// How long the operations of the present request have taken so far.
+    /// How long the store operations of the current request have taken so far.
     static WAITED: Cell<Duration>;
 }
 
-/// Answers a request whose operations on stores share one limit.
+/// Runs a request whose store operations share one time limit.
 pub async fn of_one_request<F: Future>(answer: F) -> F::Output {
     WAITED.scope(Cell::new(Duration::ZERO), answer).await
 }
@@ -30,18 +30,18 @@ pub async fn of_one_request<F: Future>(answer: F) -> F::Output {
 pub struct Retry {
     /// From the first attempt to the error, for one operation and for those of one request together.
     overall: Duration,
-    /// How many operations have spent all that time in vain, in whichever part.
+    /// How many operations have used up their time without success, in any part.
     given_up: AtomicU64,
-    /// What `given_up` was when an operation last succeeded, for each part.
+    /// The value of `given_up` when an operation last succeeded, for each part.
     succeeded: Box<[AtomicU64]>,
 }
 
-/// The time that an operation takes, counted for its request though it be dropped.
+/// Adds the time of an operation to its request, also if it is dropped.
 struct Waiting(Instant);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        // An error says that this belongs to no request.
+        // Fails outside of a request.
         let _ = WAITED.try_with(|waited| waited.set(waited.get() + self.0.elapsed()));
     }
 }
@@ -54,12 +54,12 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Of what may have passed by the next attempt.
+    /// A failure that may be over at the next attempt.
     pub fn passing(error: StoreError) -> Self {
         Self { error, again: true }
     }
 
-    /// Of what another attempt would not change.
+    /// A failure that another attempt would not change.
     pub fn lasting(error: StoreError) -> Self {
         Self { error, again: false }
     }
@@ -70,14 +70,14 @@ impl Retry {
         Self::with_parts(overall, 1)
     }
 
-    /// With a store whose parts, numbered from 0, can be away each by itself.
+    /// For a store with several parts, numbered from 0, which can be unreachable independently.
     pub fn with_parts(overall: Duration, parts: usize) -> Self {
         let succeeded = (0..parts).map(|_| AtomicU64::new(0)).collect();
         Self { overall, given_up: AtomicU64::new(0), succeeded }
     }
 
-    /// Repeats `attempt`, which must be repeatable and bound its own time, until it succeeds, fails for good or has
-    /// taken too long.
+    /// Repeats `attempt`, which must be repeatable and have its own time limit, until it succeeds, fails permanently,
+    /// or the time is over.
     pub async fn run<T, F>(&self, attempt: impl FnMut() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, Failure>>,
@@ -85,7 +85,7 @@ impl Retry {
         self.run_in(0, attempt).await
     }
 
-    /// As [`run`](Self::run), of one part.
+    /// Like [`run`](Self::run), for one part.
     pub async fn run_in<T, F>(&self, part: usize, attempt: impl FnMut() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, Failure>>,
@@ -94,7 +94,7 @@ impl Retry {
         let _waiting = Waiting(begun);
         let waited = WAITED.try_with(Cell::get).unwrap_or_default();
         let left = self.overall.saturating_sub(waited).max(MIN_ATTEMPT_TIME.min(self.overall));
-        // What other operations have left of the time can be too little to prove anything about this store.
+        // The time that other operations of the request have left may be too short to prove an outage.
         let is_proof = left >= self.overall / 2;
         self.run_until(part, begun + left, is_proof, attempt).await
     }
@@ -132,8 +132,8 @@ impl Retry {
         }
     }
 
-    /// Whether nobody waits for this part any more: some part has stayed away for long, and this one has not been seen
-    /// well since.
+    /// Whether operations no longer wait for this part: some part was unreachable for a long time, and this one has had
+    /// no success since.
     pub fn is_away(&self, part: usize) -> bool {
         self.given_up.load(Ordering::Relaxed) > self.succeeded[part].load(Ordering::Relaxed)
     }
@@ -152,7 +152,7 @@ impl std::error::Error for TooLong {}
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_millis(400);
-/// What an operation gets when those before it have used up all patience: enough where the store is well again.
+/// The time for an operation after earlier ones have used up the limit: enough if the store is reachable again.
 const MIN_ATTEMPT_TIME: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
@@ -197,14 +197,14 @@ mod tests {
         assert!(!retry.is_away(0));
     }
 
-    // Successes elsewhere made each operation on the part that was away wait for all of the time.
+    // Successes of other parts made each operation on the unreachable part wait for the whole time.
     #[tokio::test(start_paused = true)]
     async fn a_success_of_one_shard_does_not_end_the_outage_of_another() {
         let retry = Retry::with_parts(Duration::from_secs(8), 3);
         retry.run_in(0, fail::<()>).await.unwrap_err();
         retry.run_in(1, || async { Ok(()) }).await.unwrap();
         let begun = Instant::now();
-        // The third may be away for the same reason, as far as anybody knows.
+        // The third part may be unreachable for the same reason, as far as is known.
         for part in [0, 2, 0] {
             retry.run_in(part, fail::<()>).await.unwrap_err();
         }
@@ -236,7 +236,7 @@ mod tests {
         };
         let outcomes = of_one_request(async {
             let outcomes = (retry.run(slow).await, retry.run(slow).await, retry.run(slow).await);
-            // The store is well again: nothing is refused that it can answer.
+            // The store is reachable again: nothing that it can answer is refused.
             (outcomes, retry.run(|| async { Ok(()) }).await)
         });
         assert!(matches!(outcomes.await, ((Ok(()), Err(_), Err(_)), Ok(()))));

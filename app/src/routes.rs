@@ -1,4 +1,4 @@
-//! The addresses of the application, and what each passes through.
+//! The routes of the application, and the layers of each.
 
 mod accounts;
 mod home;
@@ -59,7 +59,7 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// The fields of a posted form. What is missing must have a default.
+/// The fields of a posted form. Fields that may be missing need a default.
 struct Form<T>(T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Form<T> {
@@ -75,7 +75,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Form<T> {
     }
 }
 
-/// The query string. What cannot be read counts as left out: a link gone wrong still leads to its page.
+/// The query string. A malformed one counts as missing: a broken link still leads to its page.
 struct Params<T>(T);
 
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequestParts<S> for Params<T> {
@@ -86,7 +86,7 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequestParts<S> for Para
     }
 }
 
-/// An address of this site to go on to, as a form or link gave it; anything else leads home.
+/// A path of this site from a form or link, for a redirect; anything else is replaced by the home page.
 fn local(next: &str) -> &str {
     let local = next.starts_with('/')
         && !next.starts_with("//")
@@ -95,9 +95,9 @@ fn local(next: &str) -> &str {
     if local { next } else { "/" }
 }
 
-/// Addresses that are also found without their last slash.
+/// Paths that are redirected to if their last slash is missing.
 const SLASHED: [&str; 5] = ["/accounts/signup/", "/accounts/login/", "/accounts/logs/", "/posts/", "/api/hello/"];
-/// Bytes of a form without a picture.
+/// Limit on a form without a picture, in bytes.
 const MAX_FORM_BYTES: usize = 64 * 1024;
 
 #[cfg(test)]

@@ -24,11 +24,11 @@ use self::stalled::StallTimeout;
 use crate::metrics::GaugeGuard;
 use crate::{App, routes};
 
-/// Whether an instance should go on.
+/// Whether an instance should stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
     No,
-    /// After the balancers have been told and have had `shutdown_delay` to hear it.
+    /// After the balancers had `shutdown_delay` to notice it.
     Announced,
     /// Without that delay.
     Now,
@@ -44,7 +44,7 @@ pub async fn run(app: Arc<App>, listener: TcpListener, mut stop: watch::Receiver
     let mut stopping = std::pin::pin!(announce(&app, &mut stop));
     loop {
         let accepted = async {
-            // The permit comes first: who cannot be served yet waits in the listener's own queue.
+            // First a permit: clients that cannot be served yet wait in the listen queue.
             let permit = Arc::clone(&permits).acquire_owned().await;
             (permit, listener.accept().await)
         };
@@ -79,7 +79,7 @@ pub async fn run(app: Arc<App>, listener: TcpListener, mut stop: watch::Receiver
     app.history.finish(deadline).await;
 }
 
-/// Waits for the wish to stop, says so to whoever asks, and gives the balancers time to ask.
+/// Waits for a stop, becomes unready, and gives the balancers time to notice.
 async fn announce(app: &App, stop: &mut watch::Receiver<Stop>) {
     let asked = stop.wait_for(|stop| *stop != Stop::No).await.map_or(Stop::Now, |stop| *stop);
     app.leave();
@@ -103,7 +103,7 @@ fn connection(
     impl hyper::service::HttpService<Incoming, ResBody = axum::body::Body, Error = std::convert::Infallible, Future: Send>
     + use<>,
 > {
-    // Answers are written whole; waiting to fill a packet would only delay them.
+    // Responses are written in one piece; waiting to fill packets would only delay them.
     let _ = stream.set_nodelay(true);
     let router = router.clone();
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
@@ -118,5 +118,5 @@ fn connection(
 }
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// Bytes of a request's line and headers; also of each read.
+/// Limit on a request's line and headers, in bytes; also the size of reads.
 const MAX_HEAD_BYTES: usize = 64 * 1024;

@@ -49,44 +49,45 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 /// - A dropped future leaves its operation either done or not done, never half done.
 #[async_trait]
 pub trait SessionStore: fmt::Debug + Send + Sync + 'static {
-    /// Keeps a new session. False if its id is taken, be it by an attempt of this very call whose answer was lost.
+    /// Stores a new session. False if its id is taken, possibly by an earlier attempt of this call whose response was
+    /// lost.
     async fn create(&self, record: &Record) -> Result<bool>;
 
-    /// Replaces a session. False if there is none, or no more.
+    /// Replaces a session. False if it does not exist, or no longer.
     async fn save(&self, record: &Record) -> Result<bool>;
 
     async fn load(&self, id: &Id) -> Result<Loaded>;
 
-    /// Ends a session. That there is none is no error.
+    /// Ends a session. A missing one is no error.
     async fn delete(&self, id: &Id) -> Result<()>;
 
-    /// Puts `entry` at the end of the list `name`, where it may stand already, and keeps the list for `lifetime` from now
-    /// on. Gives the whole list.
+    /// Moves or adds `entry` to the end of the list `name`, and keeps the list for `lifetime` from now on. Returns the
+    /// whole list.
     async fn enrol(&self, name: &str, entry: &str, lifetime: Duration) -> Result<Vec<String>>;
 
     /// The list `name`; empty if there is none.
     async fn list(&self, name: &str) -> Result<Vec<String>>;
 
-    /// Takes entries off the list `name`.
+    /// Removes entries from the list `name`.
     async fn strike(&self, name: &str, entries: &[String]) -> Result<()>;
 
-    /// Counts `entry` under `name`, once. The count begins anew when `window` has passed since the first.
+    /// Counts `entry` under `name`, once. The count restarts when `window` has passed since the first entry.
     async fn count(&self, name: &str, entry: &str, window: Duration) -> Result<Count>;
 
-    /// Takes back what was counted; nothing if it was not, or if its window is over.
+    /// Removes an entry from a count; does nothing if it was not counted, or its window is over.
     async fn uncount(&self, name: &str, entry: &str) -> Result<()>;
 
-    /// How much of the store can be reached; an error if none.
+    /// How much of the store is reachable; an error if nothing is.
     async fn reach(&self) -> Result<Reachability>;
 
-    /// Whether the part that `id` is in is known to be away.
+    /// Whether the part of `id` is known to be unreachable.
     fn is_away(&self, id: &Id) -> bool {
         let _ = id;
         false
     }
 }
 
-/// What is under an id.
+/// The session under an id.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Loaded {
     Session(Record),
@@ -106,28 +107,28 @@ impl Loaded {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Count {
-    /// This one included.
+    /// Including this one.
     pub number: u32,
-    /// Until the count begins anew.
+    /// Until the count restarts.
     pub left: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reachability {
     Whole,
-    /// Some sessions cannot be reached, by whichever instance. Says which part.
+    /// Some sessions are unreachable for all instances. Names the part.
     Partial(String),
 }
 
-/// The store as one request's [`Session`] uses it: holds members to their number of sessions, and notes what became of
-/// the session that the browser has sent.
+/// The store for one request's [`Session`]: enforces the limit on a member's sessions, and records what happened to the
+/// session that the browser sent.
 #[derive(Debug)]
 struct RequestStore {
     store: Arc<dyn SessionStore>,
     limits: Limits,
-    /// The session at hand was ended while the request was under way, or a little earlier.
+    /// The session was ended during the request, or shortly before.
     ended: AtomicBool,
-    /// The session that the browser has sent is out of reach, and left alone for a new one.
+    /// The browser's session is unreachable, and was replaced by a new one.
     is_replaced: AtomicBool,
     /// The request itself has saved the session, or has failed to.
     is_saved: AtomicBool,
@@ -145,9 +146,9 @@ impl RequestStore {
 
 #[async_trait]
 impl session_store::SessionStore for RequestStore {
-    /// A member's session is short-lived until it is on the member's list. Whoever gives up on the way, or loses its place
-    /// to logins at the same time, leaves nothing behind that nobody counts. If the list is out of reach, the session is
-    /// counted from its next renewal on.
+    /// A member's session is short-lived until it is on the member's list. So an interrupted login, or one that loses
+    /// its place to concurrent logins, leaves no session behind that is not counted. If the list is unreachable, the
+    /// session is counted from its next renewal on.
     async fn create(&self, record: &mut Record) -> session_store::Result<()> {
         self.ended.store(false, Ordering::Relaxed);
         let (member, expiry_date) = (member_of(record), record.expiry_date);
@@ -198,12 +199,12 @@ impl From<StoreError> for session_store::Error {
     }
 }
 
-/// Keeps a new record under an id that is not taken, in whichever part of the store is well.
+/// Stores a new record under an unused id, in a part of the store that is reachable.
 async fn create_anywhere(store: &dyn SessionStore, record: &mut Record) -> Result<()> {
     let mut attempts = 0;
     loop {
         attempts += 1;
-        // Any will do if all are away.
+        // Any part will do if all are unreachable.
         for _ in 0..CANDIDATES {
             if !store.is_away(&record.id) {
                 break;
@@ -220,14 +221,14 @@ async fn create_anywhere(store: &dyn SessionStore, record: &mut Record) -> Resul
             Ok(Err(error)) if attempts >= MAX_ATTEMPTS || !matches!(error, StoreError::Unavailable(_)) => {
                 return Err(error);
             }
-            // Nobody was told this id, so what may be there is left to expire.
+            // Nobody knows this id, so a session that may exist is left to expire.
             Ok(Ok(false) | Err(_)) | Err(_) => record.id = Id::default(),
         }
     }
 }
 
-/// Puts a session on its member's list, and ends those that are too many: first those that have ended by themselves,
-/// then those not used for longest. The session is good without: what fails is logged.
+/// Adds a session to its member's list, and ends surplus sessions: first those that have expired, then the longest
+/// unused ones. Failures are only logged.
 async fn admit(store: &dyn SessionStore, member: &UserKey, id: &Id, limits: Limits) {
     if let Err(error) = try_to_admit(store, member, id, limits).await {
         tracing::warn!(%error, "the sessions of a member could not be counted; there may be too many until this one is renewed");
@@ -244,16 +245,16 @@ async fn try_to_admit(store: &dyn SessionStore, member: &UserKey, id: &Id, limit
     let (mut alive, mut stale) = (Vec::new(), Vec::new());
     for entry in listed {
         let is_alive = match entry.parse() {
-            // As far as anybody knows.
+            // As far as is known.
             Ok(id) => store.load(&id).await.map_or(true, |loaded| loaded.session().is_some()),
             Err(_) => false,
         };
         if is_alive { &mut alive } else { &mut stale }.push(entry);
     }
     let surplus = alive.len().saturating_sub(most);
-    // Of two who do this at once, both end the same sessions; perhaps that of one of them.
+    // Concurrent calls end the same sessions, possibly that of one of them.
     for entry in alive.into_iter().take(surplus) {
-        // In this order: what is off the list has ended, though this be given up here.
+        // In this order: if this is interrupted, a session that is off the list has already ended.
         if let Ok(id) = entry.parse() {
             store.delete(&id).await?;
         }
@@ -275,20 +276,20 @@ fn list_of(member: &UserKey) -> String {
 #[derive(Debug, Clone, Copy)]
 pub struct Lifetimes {
     pub member: Duration,
-    /// For visitors who are not logged in: short, because anyone can make one by leaving out the cookie.
+    /// For visitors without a login: short, because anyone can create a session by omitting the cookie.
     pub visitor: Duration,
 }
 
-/// How many sessions there may be, and for how long.
+/// The number and lifetime of sessions.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub lifetimes: Lifetimes,
-    /// Beyond it those go that were not used for longest.
+    /// Beyond it, the longest unused sessions end.
     pub sessions_per_member: usize,
 }
 
-/// Gives the request its session, and saves what the request changed about it before the answer leaves. No answer is
-/// replaced because that fails: what must not be lost is saved by the request itself.
+/// Gives the request its session, and saves changes before the response is sent. A failure to save does not change the
+/// response: requests save important changes themselves.
 pub async fn keep(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let secure = request.extensions().get::<Client>().is_some_and(|client| client.tls);
     let sent = cookie(request.headers(), COOKIE);
@@ -329,8 +330,8 @@ async fn finish(app: &App, store: &RequestStore, session: &Session, sent: Option
     }
     let member = signed_in(session).await?;
     if member.is_none() && store.is_ended() {
-        // Another request of this browser has logged in or out. A new session for a mere visit would take the place of
-        // the cookie that the other one has set.
+        // Another request of this browser has logged in or out. A new session for this visit would replace the cookie
+        // that the other request has set.
         return Ok(None);
     }
     if !is_saved {
@@ -340,14 +341,14 @@ async fn finish(app: &App, store: &RequestStore, session: &Session, sent: Option
     if id.is_some() {
         app.metrics.sessions_created.inc();
     }
-    // Told once, and never again: an answer that was overtaken by that of a login must not bring back the former id. And
-    // not at all if it has ended by now.
+    // The cookie is sent only once: a response that was overtaken by that of a login must not restore the former id. It
+    // is not sent at all if the session has ended.
     Ok(id
         .filter(|_| member.is_none() || !store.is_ended())
         .map(|id| CookieChange::Set { id, member: member.is_some() }))
 }
 
-/// Saves the session for as long as it lasts from now on.
+/// Saves the session, with its full lifetime from now on.
 async fn save(store: &RequestStore, session: &Session) -> Result<()> {
     let (member, limits) = (signed_in(session).await?, store.limits);
     let lifetime = if member.is_some() { limits.lifetimes.member } else { limits.lifetimes.visitor };
@@ -360,7 +361,7 @@ async fn save(store: &RequestStore, session: &Session) -> Result<()> {
     Ok(session.save().await?)
 }
 
-/// Whether a member who only reads should have the session prolonged. Not knowing is no.
+/// Whether the session of a member who only reads should be extended. False if unknown.
 async fn used_after_long(session: &Session, lifetime: Duration) -> bool {
     if session.id().is_none() || !matches!(signed_in(session).await, Ok(Some(_))) {
         return false;
@@ -370,7 +371,7 @@ async fn used_after_long(session: &Session, lifetime: Duration) -> bool {
     age.is_some_and(|age| u64::try_from(age).is_ok_and(|age| age > lifetime.as_secs() / 10))
 }
 
-/// Notes the time of the last renewal; true once a tenth of the lifetime has passed since.
+/// Records the time of the last renewal; true once a tenth of the lifetime has passed since.
 async fn renew_if_due(session: &Session, lifetime: time::Duration) -> Result<bool> {
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let renewed: Option<i64> = session.get(RENEWED).await?;
@@ -389,7 +390,7 @@ enum CookieChange {
 impl CookieChange {
     fn header(&self, secure: bool) -> HeaderValue {
         match self {
-            // The session ends in the store; its cookie is as good as any for as long as browsers keep one.
+            // The session expires in the store; its cookie may last as long as browsers keep one.
             Self::Set { id, member: true } => set_cookie(COOKIE, &id.to_string(), "/", Some(MAX_COOKIE_AGE), secure),
             Self::Set { id, member: false } => set_cookie(COOKIE, &id.to_string(), "/", None, secure),
             Self::Remove => set_cookie(COOKIE, "", "/", Some(Duration::ZERO), secure),
@@ -397,7 +398,7 @@ impl CookieChange {
     }
 }
 
-/// A cookie for this site alone, out of reach of scripts; without `age` until the browser closes.
+/// A cookie for this site only, inaccessible to scripts; without `age` it lasts until the browser closes.
 pub fn set_cookie(name: &str, value: &str, path: &str, age: Option<Duration>, secure: bool) -> HeaderValue {
     let age = age.map_or_else(String::new, |age| format!("; Max-Age={}", age.as_secs()));
     let secure = if secure { "; Secure" } else { "" };
@@ -405,12 +406,12 @@ pub fn set_cookie(name: &str, value: &str, path: &str, age: Option<Duration>, se
     HeaderValue::try_from(cookie).expect("ids and rows are plain ASCII and the rest is ours")
 }
 
-/// The id that the browser sent in the cookie `name`, if it is one.
+/// The id in the cookie `name`, if it is valid.
 pub fn cookie(headers: &HeaderMap, name: &str) -> Option<Id> {
     cookies(headers, name).find_map(|value| value.parse().ok())
 }
 
-/// What the browser sent in cookies of this name. Cookies of others in the same line may be any bytes.
+/// The values of cookies with this name. Other cookies in the same line may contain arbitrary bytes.
 pub fn cookies<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = &'h str> {
     headers
         .get_all(header::COOKIE)
@@ -420,11 +421,11 @@ pub fn cookies<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = &
         .filter_map(|value| std::str::from_utf8(value).ok())
 }
 
-/// Who is logged in, as the session remembers it.
+/// The logged-in member, as stored in the session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     pub name: UserName,
-    /// Of sessions that are older than this field, it is the name's former key.
+    /// In sessions from before this field existed, the name's former key is used.
     #[serde(default)]
     key: Option<UserKey>,
 }
@@ -447,8 +448,8 @@ pub struct LoggingIn {
 }
 
 impl LoggingIn {
-    /// Makes the session that of `member`, under a new id, so that an id known before the login is worth nothing, and
-    /// saves it. What the browser had before stays if it was not another member's and can be reached.
+    /// Makes this the session of `member`, under a new id, so that an id known before the login becomes worthless, and
+    /// saves it. Data from before is kept if it was not another member's and is reachable.
     pub async fn sign_in(&self, member: &Member, draft: &Draft) -> Result<()> {
         let Self { session, store } = self;
         if session.cycle_id().await.is_err() {
@@ -481,7 +482,8 @@ pub async fn sign_out(store: &dyn SessionStore, session: &Session) -> Result<()>
     let (member, id) = (signed_in(session).await?, session.id());
     session.flush().await?;
     if let (Some(member), Some(id)) = (member, id)
-        // Its place on the list is free again. If not: whoever needs the place finds that nobody has it.
+        // Frees its place on the list. If that fails, the next login that needs the place finds that the session has
+        // ended.
         && let Err(error) = store.strike(&list_of(&member.key()), &[id.to_string()]).await
     {
         tracing::debug!(%error, "a session that has ended stays listed");
@@ -493,18 +495,18 @@ pub async fn signed_in(session: &Session) -> Result<Option<Member>> {
     Ok(session.get(MEMBER).await?)
 }
 
-/// How often this session has seen the home page, and who answered of late.
+/// How often this session has seen the home page, and which instances responded recently.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Visits {
     pub count: u64,
-    /// Instances by name, the latest first.
+    /// Instances by name, latest first.
     pub answered: VecDeque<String>,
 }
 
 impl Visits {
     pub const REMEMBERED: usize = 24;
 
-    /// Counts one more visit, answered by `instance`.
+    /// Counts a visit, answered by `instance`.
     pub async fn count(session: &Session, instance: &str) -> Result<Self> {
         let mut visits: Self = session.get(VISITS).await?.unwrap_or_default();
         visits.count += 1;
@@ -515,7 +517,7 @@ impl Visits {
     }
 }
 
-/// A post that was being written when its author turned out to be logged out.
+/// A post whose author turned out to be logged out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Draft {
     pub text: String,
@@ -526,16 +528,16 @@ pub struct Draft {
 struct KeptDraft {
     #[serde(flatten)]
     draft: Draft,
-    /// There is something under this id once the draft was posted. Another request of the same browser may save the session
-    /// as it was before, with the draft in it.
+    /// An entry with this id exists once the draft was posted. A concurrent request of the same browser may save the
+    /// session as it was before, including the draft.
     posted: String,
 }
 
 impl Draft {
-    /// Bytes that are kept; a post with every character that it may have can be somewhat longer.
+    /// Limit in bytes; a post of the maximum length can exceed it.
     pub const MAX_BYTES: usize = 8 * 1024;
 
-    /// Bytes as they are stored.
+    /// The length as stored, in bytes.
     pub fn length(&self) -> usize {
         let stored =
             |text: &String| serde_json::to_string(text).map_or(text.len(), |stored| stored.len() - "\"\"".len());
@@ -563,7 +565,7 @@ impl Draft {
         Ok((!posted).then_some(kept.draft))
     }
 
-    /// Ends the draft, which was posted. It is no error of the post if that fails.
+    /// Removes the draft after it was posted. A failure is not an error of the post.
     pub async fn discard(store: &dyn SessionStore, session: &Session) {
         if let Err(error) = Self::try_to_discard(store, session).await {
             tracing::warn!(%error, "a draft that was posted may come back");
@@ -571,7 +573,7 @@ impl Draft {
     }
 
     async fn try_to_discard(store: &dyn SessionStore, session: &Session) -> Result<()> {
-        // Removing what is not there would count as a change and cost a write.
+        // Removing a missing draft would count as a change and cause a write.
         let Some(kept) = session.get::<KeptDraft>(DRAFT).await? else { return Ok(()) };
         session.remove_value(DRAFT).await?;
         if let Ok(id) = kept.posted.parse() {

@@ -1,4 +1,4 @@
-//! Buckets of S3 and of Google Cloud Storage, and of whatever speaks like them.
+//! Buckets of S3 and of Google Cloud Storage, and compatible services.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
 use crate::tls;
 
-/// Where in which bucket.
+/// A bucket, and a prefix in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bucket {
     provider: Provider,
@@ -59,10 +59,10 @@ impl fmt::Display for Bucket {
 }
 
 impl Bucket {
-    /// Reached as `environment` says, in the variables that the providers' own tools know: `AWS_ACCESS_KEY_ID`,
-    /// `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL` …; `GOOGLE_APPLICATION_CREDENTIALS` or
-    /// `STORAGE_EMULATOR_HOST`. Whoever they name must be allowed to read, to write and to list: who may not list is
-    /// told by S3 that a picture is forbidden when it is missing.
+    /// Opens the bucket with the variables in `environment`, which are those of the providers' own tools:
+    /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL` …;
+    /// `GOOGLE_APPLICATION_CREDENTIALS` or `STORAGE_EMULATOR_HOST`. The account needs the rights to read, write and
+    /// list: without the latter, S3 reports a missing picture as forbidden.
     pub(super) fn open(
         &self,
         environment: impl IntoIterator<Item = (String, String)>,
@@ -101,7 +101,7 @@ impl Bucket {
         for (variable, value) in environment {
             if variable == "STORAGE_EMULATOR_HOST" {
                 let address = if value.contains("://") { value } else { format!("http://{value}") };
-                // An emulator takes any token; without one, writing would ask the cloud for a token none the less.
+                // An emulator accepts any token; without one, the library would request a token from the cloud.
                 builder = builder.with_base_url(&address).with_bearer_token("emulator");
                 plain |= address.starts_with("http://");
             } else if variable.starts_with("GOOGLE_")
@@ -115,12 +115,12 @@ impl Bucket {
     }
 }
 
-/// Without TLS only for an endpoint that says `http://`.
+/// Plain HTTP is allowed only if the endpoint says `http://`.
 fn client(plain: bool) -> ClientOptions {
     ClientOptions::new()
         .with_allow_http(plain)
         .with_connect_timeout(CONNECT_TIMEOUT)
-        // Not for the whole: how long a picture takes on its way out depends on who reads it.
+        // No limit on the whole: how long a download takes depends on its client.
         .with_timeout_disabled()
         .with_read_timeout(READ_TIMEOUT)
 }

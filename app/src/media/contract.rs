@@ -22,7 +22,7 @@ pub async fn run(one: &dyn MediaStore, other: &dyn MediaStore) {
 }
 
 async fn what_one_puts_the_other_opens(one: &dyn MediaStore, other: &dyn MediaStore) {
-    // More than one part, and not a round number of anything.
+    // More than one part, and no multiple of anything.
     for size in [0, 1, 1_234_567] {
         let (name, content) = fresh(size);
         one.put(&name, file(&content)).await.unwrap();
@@ -55,8 +55,8 @@ async fn an_unknown_name_is_nothing(one: &dyn MediaStore) {
     assert_eq!(one.size(&name).await.unwrap(), None);
 }
 
-/// A dropped future, or a picture of which only the beginning was read, must not leave its connection, with the rest
-/// still to come, to whoever asks next.
+/// A dropped future, or a picture that was read only partially, must not leave its connection with pending data to the
+/// next operation.
 async fn a_picture_given_up_leaves_the_others_alone(one: &dyn MediaStore, other: &dyn MediaStore) {
     let (large, content) = fresh(1_234_567);
     let (small, few) = fresh(10);

@@ -1,4 +1,4 @@
-//! Signing up, logging in and out, and one's own login history.
+//! Signing up, logging in and out, and the login history of a member.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ pub struct Credentials {
     password: Password,
     /// Where to go afterwards.
     next: String,
-    /// A post that was being written when the session had ended.
+    /// A post that was being written when the session ended.
     draft_text: String,
     draft_alt: String,
 }
@@ -38,7 +38,7 @@ impl Credentials {
         Draft { text: self.draft_text.clone(), alt: self.draft_alt.clone() }
     }
 
-    /// What is wrong with the draft, if it cannot be kept.
+    /// Why the draft cannot be kept, if it cannot.
     fn draft_complaint(&self) -> Option<String> {
         let length = self.draft().length();
         (length > Draft::MAX_BYTES).then(|| {
@@ -57,7 +57,7 @@ pub struct Next {
     next: String,
 }
 
-/// What is wrong with a form, field by field.
+/// The errors of a form, by field.
 #[derive(Debug, Default)]
 struct Complaints {
     name: Option<String>,
@@ -127,7 +127,7 @@ pub async fn signup(
     }
 }
 
-/// Makes an account, or `None` if the name is taken: which is known before the work of hashing a password.
+/// Creates an account; `None` if the name is taken, which is checked before the password is hashed.
 async fn new_account(app: &App, name: UserName, password: &Password) -> Result<Option<User>, Error> {
     if account(app, &name).await?.is_some() {
         return Ok(None);
@@ -140,14 +140,14 @@ async fn new_account(app: &App, name: UserName, password: &Password) -> Result<O
     })
 }
 
-/// The account of a name, and the key that it has.
+/// The account with a name, and its key.
 async fn account(app: &App, name: &UserName) -> Result<Option<(User, UserKey)>, StoreError> {
     let (key, former) = (name.key(), name.former_key());
     let found = app.data.user(&key).await?.map(|user| (user, key.clone()));
     if former == key {
         return Ok(found);
     }
-    // Looked up whether or not the first was found: the time to answer does not tell which names exist.
+    // Looked up even if the first was found: the response time must not reveal which names exist.
     Ok(app.data.user(&former).await?.map(|user| (user, former)).or(found))
 }
 
@@ -206,23 +206,23 @@ pub async fn login(
         }
         Some((_, key)) => {
             app.metrics.login(LoginResult::WrongPassword);
-            // Not waited for: the time to answer does not tell which names exist.
+            // Not awaited: the response time must not reveal which names exist.
             drop(app.history.write(record(&app, key, client, false)));
         }
         None => app.metrics.login(LoginResult::UnknownName),
     }
-    // The same words for both, so that they do not tell which names exist.
+    // The same message for both, so that it does not reveal which names exist.
     let complaint = "That name and password do not belong together.";
     Ok(unauthorised(login_page(&app, &Visitor::default(), &filled, Some(complaint))))
 }
 
-/// The account of a name, and whether the password is its own.
+/// The account with a name, and whether the password is correct.
 async fn judge(
     app: &App,
     name: Option<&UserName>,
     password: &Password,
 ) -> Result<(Option<(User, UserKey)>, bool), Error> {
-    // No name is longer and no password either: such an attempt is wrong without any work.
+    // No name or password is that long: the attempt fails without any work.
     let fit = check_password(password).is_ok();
     let account = match name {
         Some(name) => account(app, name).await?,
@@ -234,7 +234,7 @@ async fn judge(
     Ok((account, right))
 }
 
-/// The page to try again later; the same for names that do and do not exist.
+/// The page for too many attempts; the same whether or not the name exists.
 fn too_many(app: &App, filled: &Credentials, refused: Refused) -> Response {
     let (seconds, minutes) = refused.wait();
     let complaint = format!(
@@ -245,7 +245,7 @@ fn too_many(app: &App, filled: &Credentials, refused: Refused) -> Response {
     (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, seconds)], page).into_response()
 }
 
-/// The page to log in again, with what was being written.
+/// The login page with the draft.
 pub fn session_ended(app: &App, draft: &Draft) -> Response {
     let filled = Credentials {
         next: "/posts/".into(),
@@ -260,7 +260,7 @@ pub fn session_ended(app: &App, draft: &Draft) -> Response {
 
 fn unauthorised(page: Html<String>) -> Response {
     let mut response = (StatusCode::UNAUTHORIZED, page).into_response();
-    // The standard asks for a challenge; browsers ignore this one and show the page.
+    // The standard requires a challenge; browsers ignore this one and show the page.
     response
         .headers_mut()
         .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Form realm=\"/accounts/login/\""));
@@ -278,7 +278,7 @@ fn record(app: &App, user: UserKey, client: Client, succeeded: bool) -> Login {
     }
 }
 
-/// Logs a member in, whose password was right.
+/// Logs in a member whose password was correct.
 async fn enter(
     app: &App,
     entering: &LoggingIn,
@@ -405,7 +405,7 @@ fn login_page(app: &App, visitor: &Visitor, filled: &Credentials, complaint: Opt
     Page { instance: &app.instance, visitor, title, here: "/accounts/login/", content }.render()
 }
 
-/// What travels with a form, so that nothing is lost on the way: unseen, unless it is too much to be kept.
+/// Hidden fields that keep the draft through the login; shown if the draft is too long to be kept.
 fn carried(filled: &Credentials) -> Markup {
     let complaint = filled.draft_complaint();
     let draft = [("draft_text", &filled.draft_text), ("draft_alt", &filled.draft_alt)];
@@ -428,10 +428,10 @@ fn carried(filled: &Credentials) -> Markup {
     }
 }
 
-/// The other form, which goes on to the same page.
+/// The path of the other form, with the same destination.
 fn with_next(path: &str, filled: &Credentials) -> String {
     if filled.next.is_empty() { path.to_owned() } else { format!("{path}?next={}", in_query(&filled.next)) }
 }
 
-/// Logins on one page.
+/// Logins per page.
 const HISTORY: usize = 25;

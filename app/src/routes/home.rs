@@ -1,4 +1,4 @@
-//! The page that shows who answers, and its short form for programs.
+//! The page that shows which instance answers, and its short form for programs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Pictures on their way out. A name stands for one content for ever, so they are cached for ever.
+//! Serves pictures. The content of a name never changes, so pictures are cached forever.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub async fn show(State(app): State<Arc<App>>, Path(name): Path<String>, sent: H
     let name: MediaName = name.parse().map_err(|_| Error::NotFound)?;
     let tag = format!("\"{}\"", &name.to_string()[..64]);
     if let Some(tags) = sent.get(header::IF_NONE_MATCH) {
-        // The store need not be asked where the tag is listed: whoever has it has the content.
+        // If the tag is listed, the client has the content, and the store need not be asked.
         if lists(tags, &tag) || (tags == "*" && app.media.size(&name).await?.is_some()) {
             return Ok((StatusCode::NOT_MODIFIED, unchanging(&tag)).into_response());
         }
@@ -55,7 +55,7 @@ fn unchanging(tag: &str) -> [(HeaderName, String); 4] {
         (header::ETAG, tag.to_owned()),
         (header::CACHE_CONTROL, "public, max-age=31536000, immutable".to_owned()),
         (header::ACCEPT_RANGES, "bytes".to_owned()),
-        // Even opened on its own, a picture runs and loads nothing.
+        // Opened on its own, a picture must neither run nor load anything.
         (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'; sandbox".to_owned()),
     ]
 }
@@ -69,15 +69,15 @@ fn lists(tags: &HeaderValue, tag: &str) -> bool {
 enum Asked {
     Whole,
     Part(Range<u64>),
-    /// Nothing of it lies within the picture.
+    /// The range is outside of the picture.
     Beyond,
 }
 
-/// What a `Range` header asks of `size` bytes. Several ranges, or none that can be read, mean the whole.
+/// What a `Range` header requests of `size` bytes. Several ranges, or a malformed one, mean the whole.
 fn part(asked: &HeaderValue, size: u64) -> Asked {
     let bounds = asked.to_str().ok().and_then(|text| text.strip_prefix("bytes=")).and_then(|text| text.split_once('-'));
     let Some((first, last)) = bounds else { return Asked::Whole };
-    // Digits alone: the standard parser would take a sign.
+    // Only digits: the standard parser accepts a sign.
     let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
     match (first.trim(), last.trim()) {
         ("", last) => match number(last) {

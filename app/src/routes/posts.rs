@@ -1,4 +1,4 @@
-//! Posts: what everyone wrote, and the form to write one.
+//! Posts: everybody's posts, and the form to write one.
 
 mod parts;
 
@@ -54,9 +54,9 @@ pub async fn list(
 /// A picture that is stored.
 #[derive(Debug, Clone, Copy)]
 enum Chosen {
-    /// It came with this form.
+    /// It was sent with this form.
     Now(StoredPicture),
-    /// It came with an earlier one, by the word of this one; `None` if that is no name of a picture.
+    /// According to this form, it was sent with an earlier one; `None` if the name is malformed.
     Earlier(Option<MediaName>),
 }
 
@@ -69,10 +69,10 @@ impl Chosen {
     }
 }
 
-/// The form as it was sent, and what was wrong with it.
+/// The submitted form, and its errors.
 #[derive(Debug)]
 struct Filled {
-    /// The post's id, chosen when the form was made: sent twice, the form makes one post.
+    /// The post's id, chosen when the form was rendered: sent twice, the form creates one post.
     id: Uuid,
     text: String,
     alt: String,
@@ -100,7 +100,7 @@ impl Filled {
         }
     }
 
-    /// Notes what is wrong; the first status stands.
+    /// Records an error; the first status is kept.
     fn refuse(&mut self, status: StatusCode) {
         self.wrong.get_or_insert(status);
     }
@@ -120,7 +120,7 @@ impl Filled {
         }
     }
 
-    /// The picture of the post. One that came with an earlier form is looked at again, so that its size is its own.
+    /// The picture of the post. One that was sent with an earlier form is checked again, so that its size is correct.
     async fn picture(&mut self, app: &App, member: &UserKey) -> Result<Option<Picture>, Error> {
         let kept = match self.chosen {
             None => return Ok(None),
@@ -200,7 +200,7 @@ pub async fn create(
     }
     let headers = request.headers().clone();
     let read = body_limit(&app.settings);
-    // Pictures of strangers are read and dropped.
+    // Pictures of visitors who are not logged in are read and dropped.
     let parsed = if visitor.member.is_some() { read } else { super::MAX_FORM_BYTES };
     let (request, progress) = parts::bound(request, parts::Limits { parsed, read });
     let form = Multipart::from_request(request, &app).await.map_err(|_| Error::UnsupportedBody)?;
@@ -219,7 +219,7 @@ pub async fn create(
         id: filled.id,
         created: Millis::now(),
         author: member.name.clone(),
-        // Browsers send line ends as two characters.
+        // Browsers send line breaks as two characters.
         text: filled.text.trim().replace("\r\n", "\n"),
         picture,
     };
@@ -229,7 +229,7 @@ pub async fn create(
     Ok(([(header::SET_COOKIE, posted)], Redirect::to("/posts/")).into_response())
 }
 
-/// What is wrong with a text that holds one. Not every store takes them, and nobody sees them.
+/// An error for a text with control characters: not every store accepts them, and they are invisible.
 fn control_character(text: &str) -> Option<String> {
     let found = text.chars().find(|c| c.is_control() && !"\t\n\r".contains(*c))?;
     Some(format!(
@@ -266,7 +266,7 @@ async fn receive(
     }
 }
 
-/// What to make of a form that ended early: too large is told in the form, anything else is no form.
+/// The response to a form that ended early: if it is too large, the form shows that; otherwise it is malformed.
 fn cut_off(
     app: &App,
     mut filled: Filled,
@@ -308,7 +308,7 @@ async fn text(part: &mut Part<'_>, progress: &Progress) -> Result<Result<String,
     }
 }
 
-/// Takes the picture of a form, of which there is one at most. A browser without a chosen file sends an empty one.
+/// Reads the picture of a form, at most one. A browser without a chosen file sends an empty one.
 async fn picture(
     app: &App,
     part: &mut Part<'_>,
@@ -330,7 +330,7 @@ async fn picture(
                     Some(spool) => spool,
                     None => spool.insert(Spool::new(limits).await?),
                 };
-                // Read on beyond the limit: a browser shows the answer only once it has sent everything.
+                // Reads beyond the limit: a browser shows the response only after it has sent everything.
                 spool.push(&chunk).await?;
             }
             Ok(Some(_)) => {}
@@ -398,7 +398,7 @@ fn form(app: &App, filled: &Filled) -> Markup {
             h2 #write { "Write a post" }
             @if filled.wrong.is_some() { (alert("Not posted yet: see what is marked below.")) }
             form method="post" action="/posts/" enctype="multipart/form-data" {
-                // The picture comes last, so that the text is here whatever happens to it.
+                // The picture comes last, so that the text is received whatever happens to it.
                 input type="hidden" name="id" value=(filled.id);
                 (Field {
                     name: "text", label: "Text", hint: None, error: filled.text_error.as_deref(),
@@ -444,8 +444,8 @@ fn entry(post: &Post) -> Markup {
     }
 }
 
-/// Bytes read of a form with a picture. Above the picture's own limit, so that one somewhat too large is read to
-/// its end and refused in the form, with everything else still filled in.
+/// Limit on a form with a picture, in bytes. It exceeds the picture's own limit, so that a slightly too large picture
+/// is read to its end and refused in the form, with the other fields kept.
 pub fn body_limit(settings: &Settings) -> usize {
     let picture = usize::try_from(settings.pictures.bytes).unwrap_or(usize::MAX);
     picture.saturating_mul(4).saturating_add(super::MAX_FORM_BYTES)
@@ -461,7 +461,7 @@ fn format_bytes(bytes: u64) -> String {
 
 const MAX_TEXT_CHARS: usize = 2_000;
 const MAX_ALT_CHARS: usize = 300;
-/// Posts on one page.
+/// Posts per page.
 const PAGE: usize = 20;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What is there for machines: health, readiness, metrics, style sheet and icons.
+//! Endpoints for machines: health, readiness, metrics, style sheet and icons.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use crate::page::{self, STYLE};
 use crate::sessions::Reachability;
 use crate::{App, health};
 
-/// The process is alive, and not about to end: for balancers that ask nothing else. Says nothing about the stores:
-/// restarting this would not mend them.
+/// Whether the process is alive and not about to stop, for balancers that check nothing else. Independent of the
+/// stores: a restart would not repair them.
 pub async fn alive(State(app): State<Arc<App>>) -> Response {
     if app.is_leaving() { stopping() } else { "ok\n".into_response() }
 }
@@ -25,12 +25,12 @@ fn stopping() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response()
 }
 
-/// Whether requests should come here: not while stopping, nor while a store is out of reach that another instance
-/// reaches. A store that none of them reaches is no reason to leave: then all would, and what needs no store as well.
-/// Nor is one of which a part is away, or which can be read only, since that is so for all.
+/// Whether this instance should get requests: not while it stops, and not while a store is unreachable that another
+/// instance reaches. If no instance reaches a store, all stay ready, so that pages without it still work. The same
+/// holds for a store that is partially unreachable or read-only.
 ///
-/// Asked for `?alone` by its peers, it says whether it reaches its own stores. So not all leave: who leaves has just heard
-/// of one that is well.
+/// With `?alone`, used by its peers, it reports only whether it reaches its own stores. So an instance leaves only
+/// after it has heard of another one that is well.
 pub async fn ready(State(app): State<Arc<App>>, uri: Uri) -> Response {
     if app.is_leaving() {
         return stopping();
@@ -69,8 +69,8 @@ pub async fn ready(State(app): State<Arc<App>>, uri: Uri) -> Response {
     format!("out of reach: {out_of_reach}; and no other instance is known to do better\n").into_response()
 }
 
-/// What is asked, or an error if that takes too long. It goes on then: a connection that is being made anew is there for
-/// whoever asks next, however often nobody waits for it.
+/// The result of `ask`, or an error after a time limit. The operation continues: a connection that is being established
+/// is then available to the next request.
 async fn within<T: Send + 'static>(
     asked: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, StoreError> {
@@ -81,7 +81,7 @@ async fn within<T: Send + 'static>(
     }
 }
 
-/// For Prometheus, which asks instances directly. What the balancer passes on comes from elsewhere.
+/// For Prometheus, which scrapes instances directly. Requests through the balancer are refused.
 pub async fn metrics(State(app): State<Arc<App>>, client: Client) -> Result<Response, Error> {
     if client.forwarded {
         return Err(Error::NotFound);
@@ -97,7 +97,7 @@ pub async fn asset(Path(name): Path<String>) -> Result<Response, Error> {
         return Ok(([(header::CONTENT_TYPE, "text/css; charset=utf-8"), for_ever], STYLE.content).into_response());
     }
     if path.starts_with("/static/style-") && path.ends_with(".css") {
-        // From a page of another version, while instances are being replaced: better this sheet than none.
+        // From a page of another version, during a rolling update: this style sheet is better than none.
         return Ok(([(header::CONTENT_TYPE, "text/css; charset=utf-8")], STYLE.content).into_response());
     }
     let colour = name
@@ -118,6 +118,6 @@ pub async fn robots() -> &'static str {
     "User-agent: *\nDisallow: /accounts/\n"
 }
 
-/// Both together are less than the second that a probe usually gives: an answer that comes too late says no for all.
+/// Together less than the second that a probe usually allows: a response that is too late counts as a failure.
 const STORES_TIMEOUT: Duration = Duration::from_millis(500);
 const PEERS_TIMEOUT: Duration = Duration::from_millis(300);

@@ -1,4 +1,4 @@
-//! A connection that is given up when its peer takes nothing for too long.
+//! A connection that fails when its peer reads nothing for too long.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// `inner`, writing to which fails once it has stood still for `limit`.
+/// `inner`, to which writes fail after they have been stalled for `limit`.
 #[derive(Debug)]
 pub struct StallTimeout<S> {
     inner: S,
     limit: Duration,
     timer: Pin<Box<Sleep>>,
-    /// Whether the timer runs, because there is something to write that is not taken.
+    /// Whether the timer runs, because a write is pending.
     waiting: bool,
 }
 

@@ -1,7 +1,8 @@
-//! The body of a form in parts, as its parser is given it: in pieces, and not many of them without a part to show for it.
+//! Bounds the body of a multipart form before its parser: pieces are small, and few of them may pass without the parser
+//! producing a part.
 //!
-//! The parser keeps in memory what stands between the contents of parts (boundaries and headers) until it has the end of
-//! it, and has no limit of its own for that.
+//! The parser keeps the bytes between the contents of parts (boundaries and headers) in memory until they are complete,
+//! and has no limit for them.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,36 +15,37 @@ use axum::extract::Request;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 
-/// Bytes of a form.
+/// Limits on a form, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Given to the parser. The rest is read and dropped: a browser shows the answer only once it has sent everything.
+    /// Passed to the parser. The rest is read and dropped: a browser shows the response only after it has sent
+    /// everything.
     pub parsed: usize,
-    /// Read at all.
+    /// Read in total.
     pub read: usize,
 }
 
-/// What is known of a form under way.
+/// The progress of a form.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Bytes that the parser was given and has made nothing of yet.
+    /// Bytes that were passed to the parser and from which it has produced nothing yet.
     pending: AtomicUsize,
     is_over: AtomicBool,
 }
 
 impl Progress {
-    /// The parser has come to the begin of a part, or to some of its content.
+    /// The parser has produced the beginning of a part, or some of its content.
     pub fn made(&self) {
         self.pending.store(0, Ordering::Relaxed);
     }
 
-    /// Whether the form was longer than what is given to the parser.
+    /// Whether the form exceeded the limit for the parser.
     pub fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Relaxed)
     }
 }
 
-/// Bounds the body of `request`. Whoever parses it tells the [`Progress`].
+/// Bounds the body of `request`. The code that parses it must report to the [`Progress`].
 pub fn bound(request: Request, limits: Limits) -> (Request, Arc<Progress>) {
     let progress = Arc::new(Progress::default());
     let (head, body) = request.into_parts();
@@ -60,10 +62,11 @@ pub fn bound(request: Request, limits: Limits) -> (Request, Arc<Progress>) {
 struct Pieces {
     body: BodyDataStream,
     chunk: Bytes,
-    /// What is left of them.
+    /// The remaining limits.
     limits: Limits,
     progress: Arc<Progress>,
-    /// A piece since it was last pending. The parser takes all it can get before it looks at any of it.
+    /// A piece has been passed on since it was last pending. The parser reads all that it can get before it parses any
+    /// of it.
     has_given: bool,
 }
 
@@ -104,5 +107,5 @@ impl Stream for Pieces {
 }
 
 const PIECE: usize = 16 * 1024;
-/// Bytes between the contents of two parts, one piece of them included.
+/// Limit on the bytes between the contents of two parts, one piece of them included.
 const MAX_PENDING_BYTES: usize = 2 * PIECE;

@@ -546,6 +546,21 @@ async fn a_client_that_does_not_read_is_disconnected() {
     balancer.is_idle().await;
 }
 
+// Its connection was closed, but the system kept for it what it did not take.
+#[tokio::test]
+async fn a_tls_client_that_does_not_read_is_reset() {
+    let a = Origin::start("a").await;
+    let listener = format!("{}\nsend_timeout = \"200ms\"", http2::tls());
+    let balancer = Balancer::start(Config::of([&a]).listener(&listener)).await;
+    a.answer_with(response(200, &[], vec![b'x'; 40_000_000]));
+    let mut client = http2::connect_for(b"http/1.1", balancer.address()).await.expect("a TLS handshake");
+    client.write_all(&Request::get("/").to_bytes()).await.expect("a peer");
+    eventually("it is asked", async || a.heads() == 1).await;
+    balancer.is_idle().await;
+    let read = within("the end", client.read_to_end(&mut Vec::new())).await;
+    assert_eq!(read.map_err(|e| e.kind()), Err(std::io::ErrorKind::ConnectionReset));
+}
+
 // It used to be noticed at `write_timeout`, and logged as 504. Where the client has closed instead, its kernel says so only
 // once we have taken everything.
 #[tokio::test]

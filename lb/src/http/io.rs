@@ -192,7 +192,7 @@ impl Io {
     }
 
     /// Ends the connection so that the peer cannot mistake what it has received for a complete message: with a reset,
-    /// or under TLS without `close_notify`.
+    /// under TLS without a `close_notify` before it.
     pub fn abort(self) {
         self.reset_when_closed();
     }
@@ -202,8 +202,10 @@ impl Io {
         match self {
             // Otherwise the peer still sees that chunks or a length are incomplete.
             Self::Tcp(tcp) => drop(tcp.set_zero_linger()),
+            // Otherwise the system would keep what such a client does not take.
+            Self::Tls(tls) => tls.get_ref().0.reset_when_closed(),
             // The peer gets a reset only if some of its bytes were not read.
-            Self::Unix(_) | Self::Tls(_) => {}
+            Self::Unix(_) => {}
             #[cfg(feature = "pingora-proxy")]
             Self::Accepted(_) => {}
             #[cfg(test)]

@@ -69,6 +69,7 @@ impl Log {
     }
 
     /// Whether log events go to a log started by [`Log::start`].
+    #[cfg(feature = "pingora-proxy")]
     pub(crate) fn is_ours() -> bool {
         tracing::dispatcher::get_default(|log| log.is::<Ours>())
     }

@@ -1,12 +1,12 @@
-//! HTTP/2 from clients (RFC 9113), by a codec of our own. Each stream is carried like an HTTP/1.1 connection with one
-//! request ([`stream::Http2Stream`]). So limits, rules for fields, framing, retries, time limits and logs are those of
-//! HTTP/1.1. This file moves the bytes of a connection, and says how long it may stay.
+//! HTTP/2 from clients (RFC 9113), by a codec of our own. The engine serves each stream like an HTTP/1.1 connection with one
+//! request ([`stream::Http2Stream`]), so that routes, limits, retries and logs are the same. This file moves the bytes of a
+//! connection and enforces its time limits.
 //!
 //! - [`connection`]: the state of a connection and its streams, without a socket.
-//! - [`frame`]: frames, one by one. [`hpack`] and [`huffman`]: fields.
-//! - [`head`]: heads as HTTP/1.1 has them, and back.
-//! - [`stream`]: one stream as the engine sees it.
-//! - [`buffers`]: lent for as long as there is something in them.
+//! - [`frame`]: reads and writes frames. [`hpack`] and [`huffman`]: blocks of fields.
+//! - [`head`]: translates heads to HTTP/1.1 and back.
+//! - [`stream`]: a stream as the engine reads and writes it.
+//! - [`buffers`]: spare buffers of the thread.
 
 pub mod buffers;
 pub mod connection;
@@ -39,11 +39,10 @@ use connection::{Connection, Unfinished};
 use frame::{Code, PREFACE};
 use stream::{Http2Stream, Link};
 
-/// How much is read at once.
+/// How many bytes are read at once.
 const READ_BYTES: usize = 32 * 1024;
-/// How often a connection reads before others have their turn, how many frames it takes, which may be tiny, and how many
-/// requests it has served: tasks run in the order in which they were woken, and a new client would wait for all those of many
-/// connections with many requests each.
+/// Limits on what one poll of a connection does before other tasks run: reads, frames, which may be tiny, and requests that it
+/// begins to serve. Tasks run in the order in which they were woken, so a new client waits for all that are before it.
 const MAX_READS_AT_ONCE: usize = 8;
 const MAX_FRAMES_AT_ONCE: usize = 256;
 const MAX_SERVED_AT_ONCE: usize = 16;

@@ -1,11 +1,12 @@
-//! Buffers that a connection works with while there is something in them, lent by the thread. An idle connection holds none.
+//! Spare buffers of the thread. A connection takes one while it has bytes to keep, and gives it back when it has none: an idle
+//! connection holds none.
 
 use std::cell::RefCell;
 
-/// How many a thread keeps, and the largest.
+/// Maximum number of spare buffers, and the largest that is kept.
 const MAX_SPARE: usize = 64;
 const MAX_KEPT_BYTES: usize = 128 * 1024;
-/// What those that a thread keeps may hold together.
+/// Maximum of their capacities together.
 const MAX_SPARE_BYTES: usize = 4 * 1024 * 1024;
 
 #[derive(Default)]

@@ -595,8 +595,8 @@ impl Connection {
         }
         block.continuations += 1;
         // Larger than what is answered 431, so that such a head can be read to its end.
-        let most = (2 * self.list_bytes).max(MAX_PAYLOAD);
-        if block.continuations > MAX_CONTINUATIONS || block.bytes.len() + more.len() > most {
+        let max_bytes = (2 * self.list_bytes).max(MAX_PAYLOAD);
+        if block.continuations > MAX_CONTINUATIONS || block.bytes.len() + more.len() > max_bytes {
             return Err(Bad::Connection(Code::EnhanceYourCalm, "fields without end"));
         }
         block.bytes.extend_from_slice(more);

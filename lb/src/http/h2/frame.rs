@@ -1,17 +1,17 @@
-//! Frames of HTTP/2 (RFC 9113 §4 and §6) over byte slices. What a frame by itself can have wrong is found here; what
-//! it means where it comes is [`super::connection`]'s.
+//! Reads and writes frames of HTTP/2 (RFC 9113 §4 and §6) in byte slices. Errors of a frame by itself are found here; whether it
+//! may come at this point is checked by [`super::connection`].
 
-/// The most that a frame may carry: what every peer takes, and what we allow (RFC 9113 §4.2).
+/// Maximum length of a payload, both ways: SETTINGS_MAX_FRAME_SIZE at its initial value (RFC 9113 §4.2).
 pub const MAX_PAYLOAD: usize = 16_384;
 pub const HEAD_BYTES: usize = 9;
 /// The largest window (RFC 9113 §6.9.1).
 pub const MAX_WINDOW: i64 = (1 << 31) - 1;
-/// What a window is to begin with (RFC 9113 §6.9.2).
+/// The initial window (RFC 9113 §6.9.2).
 pub const FIRST_WINDOW: i64 = 65_535;
-/// The largest number of a stream.
+/// The largest id of a stream.
 pub const MAX_ID: u32 = (1 << 31) - 1;
 
-/// What a client sends first (RFC 9113 §3.4).
+/// The client's connection preface, but for its SETTINGS frame (RFC 9113 §3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const DATA: u8 = 0;
@@ -66,12 +66,12 @@ impl Code {
     }
 }
 
-/// What is wrong with a frame, or with its coming when it does.
+/// An error of a frame, or of the order of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bad {
-    /// The connection ends (RFC 9113 §5.4.1). With what is told of it.
+    /// The connection ends (RFC 9113 §5.4.1). The text is for GOAWAY and the log.
     Connection(Code, &'static str),
-    /// The stream ends, and no other (RFC 9113 §5.4.2).
+    /// The stream is reset (RFC 9113 §5.4.2).
     Stream(u32, Code),
 }
 
@@ -243,7 +243,7 @@ pub fn raw(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Whether these first bytes of a frame are those of content.
+/// Whether a frame that begins with these bytes is DATA.
 pub fn begins_content(bytes: &[u8]) -> bool {
     bytes.get(3) == Some(&DATA)
 }
@@ -261,7 +261,7 @@ pub enum Setting {
     InitialWindowSize(i64),
 }
 
-/// The settings of a frame; those of no consequence are checked and left out.
+/// The settings of a frame. Those that change nothing here are checked and left out.
 pub fn settings(payload: &[u8]) -> impl Iterator<Item = Result<Setting, Bad>> {
     payload.as_chunks::<6>().0.iter().filter_map(|&[a, b, value @ ..]| {
         let value = u32::from_be_bytes(value);

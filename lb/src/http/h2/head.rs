@@ -1,6 +1,6 @@
-//! Heads of HTTP/2 written as those of HTTP/1.1 and the other way round (RFC 9113 §8). Fields that make a request malformed
-//! are found here, where its stream alone ends by them. What else HTTP/2 does not allow is written so that the parser of
-//! HTTP/1.1 refuses it: one place says what a request may be.
+//! Translates heads of requests from HTTP/2 to HTTP/1.1, and of responses back (RFC 9113 §8). A request that is malformed by
+//! the rules of HTTP/2 is found here, and its stream is reset. All other rules are those of the parser of HTTP/1.1, which refuses
+//! what breaks them.
 
 use std::ops::Range;
 
@@ -15,37 +15,37 @@ use crate::message::Method;
 use crate::message::ascii;
 use crate::message::name::Name;
 
-/// No target, name or value holds this byte.
+/// A byte that no target, name or value may have.
 const REFUSED: u8 = 0x7f;
-/// How much is kept, beyond the request line, of a head that is too large: for the log, and for what the client accepts.
+/// How many bytes behind the request line are kept of a head that is too large: for the log, and for the format of the refusal.
 const MAX_CUT_BYTES: usize = 4096;
 
-/// A request as HTTP/1.1 has it.
+/// A request in HTTP/1.1.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Request {
     /// Its head.
     pub text: Vec<u8>,
-    /// The head is larger than one may be. The text holds its first lines, without an end.
+    /// The head exceeds the limit: `text` has its first lines only, and no end.
     pub is_too_large: bool,
     pub method: Method,
     pub content: Content,
-    /// How much content it says to have.
+    /// Content-Length.
     pub declared: Option<u64>,
 }
 
-/// What follows a head.
+/// How content follows the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     Nothing,
-    /// As much as the head says.
+    /// As many bytes as Content-Length says.
     Plain,
     /// In chunks.
     Chunked,
-    /// What a WebSocket carries, or would if it were opened.
+    /// The data of a WebSocket, which may not be opened.
     Tunnel,
 }
 
-/// Makes a request of fields as they come.
+/// Builds a request, field by field.
 #[derive(Debug)]
 pub struct RequestReader {
     text: Vec<u8>,
@@ -57,8 +57,8 @@ pub struct RequestReader {
     authority: Option<Range<usize>>,
     protocol: Option<Range<usize>>,
     cookies: Vec<u8>,
-    /// How much all fields may be.
-    most: usize,
+    /// The limit on the size of all fields.
+    max_bytes: usize,
     /// The request line has been written: no pseudo-header field may follow.
     has_begun: bool,
     is_malformed: bool,
@@ -70,9 +70,9 @@ pub struct RequestReader {
 }
 
 impl RequestReader {
-    /// Fields may be `most` together, as SETTINGS_MAX_HEADER_LIST_SIZE counts them. The limit of a head is less than half of
-    /// that.
-    pub fn new(most: usize) -> Self {
+    /// `max_bytes`: the limit on the size of all fields, as SETTINGS_MAX_HEADER_LIST_SIZE counts them: at least twice the limit of a
+    /// head.
+    pub fn new(max_bytes: usize) -> Self {
         Self {
             text: Vec::with_capacity(512),
             pseudo: Vec::with_capacity(128),
@@ -82,7 +82,7 @@ impl RequestReader {
             authority: None,
             protocol: None,
             cookies: Vec::new(),
-            most,
+            max_bytes,
             has_begun: false,
             is_malformed: false,
             is_connect: false,
@@ -138,7 +138,7 @@ impl RequestReader {
         self.is_malformed |= self.try_begin().is_none();
     }
 
-    /// The same where even what belongs there may have been too much. The request is refused, so any target will do.
+    /// The same for a head that is too large, where the pseudo-header fields may be missing: the request is refused in any case.
     fn begin_too_large(&mut self) {
         if self.is_malformed || self.try_begin().is_some() {
             return;
@@ -187,12 +187,12 @@ impl RequestReader {
         let value = if is_trimmed { value } else { &[REFUSED] };
         match known {
             Name::Cookie => {
-                // Those that came as several fields become one (RFC 9113 §8.2.3).
+                // Cookie fields are joined (RFC 9113 §8.2.3).
                 self.cookies.extend_from_slice(if self.cookies.is_empty() { b"cookie: " } else { b"; " });
                 self.cookies.extend_from_slice(value);
                 return;
             }
-            // One that says the same as `:authority` is left out; another makes a repeated Host of it.
+            // Left out if it equals `:authority`. Otherwise there are two Host fields, which the parser refuses.
             Name::Host if !self.is_host_told => {
                 self.is_host_told = true;
                 let authority = self.authority.clone().and_then(|range| self.pseudo.get(range));
@@ -204,9 +204,9 @@ impl RequestReader {
                 self.is_malformed = true;
                 return;
             }
-            // The connection to the backend has one of its own.
+            // The connection to the backend gets a key of its own.
             Name::SecWebSocketKey if self.is_websocket => return,
-            // What follows is no content.
+            // A CONNECT has no content.
             Name::ContentLength if self.is_websocket => return write_field(&[REFUSED], b"", &mut self.text),
             Name::ContentLength => {
                 self.has_length = true;
@@ -218,8 +218,8 @@ impl RequestReader {
         write_field(name, value, &mut self.text);
     }
 
-    /// The request, once all of its fields have come. `is_end`: nothing follows them. `fits`: no field was left out for
-    /// being too much. `None`: it is malformed.
+    /// The request, once all its fields have come. `is_end`: END_STREAM came with them. `fits`: the decoder has passed them all on.
+    /// `None`: it is malformed.
     pub fn finish(mut self, is_end: bool, fits: bool) -> Option<Request> {
         if !self.has_begun {
             match fits {
@@ -238,7 +238,7 @@ impl RequestReader {
             (_, _, true) => Content::Plain,
             _ => Content::Chunked,
         };
-        let is_too_large = !fits || self.text.len() + self.cookies.len() > self.most / 2;
+        let is_too_large = !fits || self.text.len() + self.cookies.len() > self.max_bytes / 2;
         if is_too_large {
             return Some(Request { text: cut(&self.text), is_too_large, method, content, declared: self.declared });
         }
@@ -251,7 +251,7 @@ impl RequestReader {
             out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
             write_field(b"sec-websocket-key", websocket_key().as_bytes(), out);
             if is_end {
-                // It has nothing to say to what it asks for.
+                // A WebSocket needs the stream to stay open.
                 write_field(&[REFUSED], b"", out);
             }
         }
@@ -263,7 +263,7 @@ impl RequestReader {
     }
 }
 
-/// The request line, and as many whole lines behind it as are kept of a head that is too large.
+/// The request line, and whole lines up to the limit on what is kept of a head that is too large.
 fn cut(text: &[u8]) -> Vec<u8> {
     let line = text.iter().position(|&byte| byte == b'\n').map_or(0, |at| at + 1);
     let kept = &text[..text.len().min(line + MAX_CUT_BYTES)];
@@ -275,12 +275,12 @@ fn value_of(pseudo: &[u8], range: Option<Range<usize>>) -> &[u8] {
     range.and_then(|range| pseudo.get(range)).unwrap_or_default()
 }
 
-/// What a backend proves that it speaks WebSocket by (RFC 6455 §4.1). Clients of HTTP/2 send none.
+/// A random Sec-WebSocket-Key (RFC 6455 §4.1), which clients of HTTP/2 do not send.
 fn websocket_key() -> String {
     STANDARD.encode([clock::random().to_ne_bytes(), clock::random().to_ne_bytes()].concat())
 }
 
-/// Makes lines of trailer fields as they come.
+/// Builds the lines of trailers, field by field.
 #[derive(Debug, Default)]
 pub struct TrailerReader {
     lines: Vec<u8>,
@@ -290,7 +290,7 @@ pub struct TrailerReader {
 impl TrailerReader {
     /// Takes the next field.
     pub fn field(&mut self, name: &[u8], value: &[u8]) {
-        // A pseudo-header field has no name that others may have.
+        // The check of the name refuses pseudo-header fields, too.
         if self.is_malformed || !is_name(name) || !is_value(value) || is_of_connection(Name::of(name)) {
             self.is_malformed = true;
             return;
@@ -316,7 +316,7 @@ fn write_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Whether it is a name in small letters (RFC 9113 §8.2.1).
+/// Whether a field's name is valid, without capital letters (RFC 9113 §8.2.1).
 fn is_name(name: &[u8]) -> bool {
     ascii::is_token(name) && !name.iter().any(u8::is_ascii_uppercase)
 }
@@ -336,13 +336,12 @@ fn is_scheme(scheme: &[u8]) -> bool {
     scheme.first().is_some_and(u8::is_ascii_alphabetic) && scheme.iter().all(is_other)
 }
 
-/// Fields of one connection, which HTTP/2 has not (RFC 9113 §8.2.2).
+/// Connection-specific fields, which HTTP/2 does not allow (RFC 9113 §8.2.2).
 fn is_of_connection(name: Name) -> bool {
     matches!(name, Name::Connection | Name::KeepAlive | Name::ProxyConnection | Name::TransferEncoding | Name::Upgrade)
 }
 
-/// Appends the fields of a response, from its head of HTTP/1.1 in `buf`. A 101 opens a WebSocket, which HTTP/2 says by
-/// 200 (RFC 8441 §5).
+/// Appends the fields of a response whose HTTP/1.1 head is in `buf`. A 101, which opens a WebSocket, becomes a 200 (RFC 8441 §5).
 pub fn write_response(head: &ResponseHead, buf: &[u8], out: &mut Vec<u8>) {
     let opens_websocket = head.status() == 101;
     hpack::write_status(if opens_websocket { 200 } else { head.status() }, out);

@@ -1,26 +1,25 @@
-//! HPACK (RFC 7541): the fields of a request read, those of a response written.
+//! HPACK (RFC 7541): decodes the fields of requests, encodes those of responses.
 //!
-//! What a client sends is read to the end of its block whatever is in it, since each field may change the table that the
-//! next blocks refer to. But a few bytes of a block can stand for a field of [`TABLE_BYTES`]: so fields are given away only
-//! up to a limit, and what takes up [`MAX_TIMES_TOO_LARGE`] times as much is not read on. Whether a field may stand in a
-//! request is not decided here.
+//! A block is decoded to its end even if its request is refused, since each field may change the dynamic table that the next
+//! blocks refer to. A few bytes of a block can stand for a field of [`TABLE_BYTES`]: so fields are passed on only up to a limit,
+//! and a block with [`MAX_TIMES_TOO_LARGE`] times as much ends the connection. Whether a request may have a field is not decided
+//! here.
 //!
-//! Responses are written with the static table and without Huffman's code. So nothing is kept for a client, and the
-//! streams of a connection need no order among them; nginx and HAProxy have no dynamic table for responses either.
+//! Responses use the static table only, and no Huffman code. So nothing is kept for a client, and responses of different streams
+//! can be encoded in any order. nginx and HAProxy use no dynamic table for responses either.
 
 use std::collections::VecDeque;
 
 use super::{buffers, huffman};
 
-/// The most that a client may have us keep, as fields are counted: what it may count on before it knows our settings
-/// (RFC 9113 §6.5.2).
+/// Maximum size of the dynamic table: SETTINGS_HEADER_TABLE_SIZE, left at its initial value (RFC 9113 §6.5.2).
 pub const TABLE_BYTES: usize = 4096;
-/// What a field counts beside its bytes (RFC 7541 §4.1).
+/// What is added to the length of each field for its size (RFC 7541 §4.1).
 pub const FIELD_OVERHEAD: usize = 32;
-/// Fields that are together so many times as large as is allowed are no mistake.
+/// A block whose fields are so many times as large as is allowed is an attack.
 const MAX_TIMES_TOO_LARGE: usize = 8;
 
-/// Fields from 1 on (RFC 7541 appendix A).
+/// The static table, from index 1 on (RFC 7541 appendix A).
 static STATIC: [(&str, &str); 61] = [
     (":authority", ""),
     (":method", "GET"),
@@ -85,45 +84,45 @@ static STATIC: [(&str, &str); 61] = [
     ("www-authenticate", ""),
 ];
 
-/// A block that cannot be read. The table is not what the client takes it for from then on.
+/// A block that cannot be decoded. The connection has to end: the dynamic table is not what the client takes it for any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadBlock {
     /// It ends in the midst of a field.
     Truncated,
-    /// A number that no block can mean.
+    /// An integer beyond all limits.
     Number,
-    /// No field has this place.
+    /// An index beyond the tables.
     Index,
     Huffman,
-    /// A size of the table beyond what was allowed, or in the midst of fields.
+    /// A dynamic table size update beyond the maximum, or behind a field.
     TableSize,
     /// Its fields are far larger than what is allowed.
     TooLarge,
 }
 
-/// Reads the blocks of one connection.
+/// Decodes the blocks of one connection.
 #[derive(Debug, Default)]
 pub struct Decoder {
     table: Table,
 }
 
-/// The fields of a block as they are given away.
+/// The fields of a block, which are passed on up to a limit.
 struct List<F> {
-    /// How much they may be, and how much they were. Those that are read once it is more are not given away.
-    most: usize,
+    /// The limit on their size, and their size so far. Once that is larger, no more are passed on.
+    max_bytes: usize,
     size: usize,
     field: F,
 }
 
-/// Fields that the client had us keep, the newest first.
+/// The dynamic table, newest field first.
 #[derive(Debug)]
 struct Table {
-    /// Their lengths, name and value, and where they begin in all that was ever added.
+    /// Of each the lengths of name and value, and where it begins in all the text that was ever added.
     fields: VecDeque<Kept>,
-    /// Names and values, one after the other, from the oldest on; before `start` are those given up.
+    /// Names and values, oldest first. Those before `start` have been evicted.
     text: Vec<u8>,
     start: usize,
-    /// How much was ever added before `text`, in bytes.
+    /// How many bytes were added, and freed, before what is in `text`.
     before: usize,
     size: usize,
     max_size: usize,
@@ -139,9 +138,9 @@ struct Kept {
 impl<F: FnMut(&[u8], &[u8])> List<F> {
     fn take(&mut self, name: &[u8], value: &[u8]) -> Result<(), BadBlock> {
         self.size += name.len() + value.len() + FIELD_OVERHEAD;
-        if self.size <= self.most {
+        if self.size <= self.max_bytes {
             (self.field)(name, value);
-        } else if self.size > self.most.saturating_mul(MAX_TIMES_TOO_LARGE) {
+        } else if self.size > self.max_bytes.saturating_mul(MAX_TIMES_TOO_LARGE) {
             return Err(BadBlock::TooLarge);
         }
         Ok(())
@@ -149,15 +148,15 @@ impl<F: FnMut(&[u8], &[u8])> List<F> {
 }
 
 impl Decoder {
-    /// Reads a whole block, whose fields may be `most` together as SETTINGS_MAX_HEADER_LIST_SIZE counts them. `field` is
-    /// given each name and value. False: they are more. From the first one on that passes the limit none was given away,
-    /// and texts that are not kept in the table were skipped unread.
-    pub fn read(&mut self, block: &[u8], most: usize, field: impl FnMut(&[u8], &[u8])) -> Result<bool, BadBlock> {
+    /// Decodes a block and passes each name and value to `field`, up to `max_bytes` as SETTINGS_MAX_HEADER_LIST_SIZE counts them.
+    /// False: there are more. The field that exceeds the limit, and those behind it, are not passed on, and not decoded unless the
+    /// dynamic table keeps them.
+    pub fn read(&mut self, block: &[u8], max_bytes: usize, field: impl FnMut(&[u8], &[u8])) -> Result<bool, BadBlock> {
         let mut texts = buffers::take();
-        let mut list = List { most, size: 0, field };
+        let mut list = List { max_bytes, size: 0, field };
         let read = self.fields(block, &mut texts, &mut list);
         buffers::give_back(texts);
-        read.map(|()| list.size <= most)
+        read.map(|()| list.size <= max_bytes)
     }
 
     fn fields<F: FnMut(&[u8], &[u8])>(
@@ -209,23 +208,23 @@ impl Decoder {
         list: &mut List<F>,
     ) -> Result<(), BadBlock> {
         let index = number(rest, if is_kept { 6 } else { 4 })?;
-        // A field that is as long without what it counts besides is neither given away nor kept.
-        let most = list.most.saturating_sub(list.size).max(if is_kept { self.table.max_size } else { 0 });
+        // A longer text is neither passed on nor kept.
+        let max_bytes = list.max_bytes.saturating_sub(list.size).max(if is_kept { self.table.max_size } else { 0 });
         texts.clear();
         let name = match index.checked_sub(1) {
-            None => text(rest, most, texts)?,
+            None => text(rest, max_bytes, texts)?,
             Some(at) => match STATIC.get(at) {
                 Some((name, _)) => Some(name.as_bytes()),
                 None => {
                     let (name, _) = self.table.get(at - STATIC.len()).ok_or(BadBlock::Index)?;
-                    // Keeping the field may give up the one that has the name.
+                    // Adding the field may evict the one that has the name.
                     texts.extend_from_slice(name);
                     None
                 }
             },
         };
         let name_len = texts.len();
-        let value = text(rest, most, texts)?;
+        let value = text(rest, max_bytes, texts)?;
         let (decoded_name, decoded_value) = texts.split_at(name_len);
         let (name, value) = (name.unwrap_or(decoded_name), value.unwrap_or(decoded_value));
         list.take(name, value)?;
@@ -236,17 +235,17 @@ impl Decoder {
     }
 }
 
-/// Takes a number off the front, which begins in the lowest `bits` of its first byte (RFC 7541 §5.1).
+/// Takes an integer with a prefix of `bits` off the front (RFC 7541 §5.1).
 fn number(rest: &mut &[u8], bits: u32) -> Result<usize, BadBlock> {
     let (&first, mut tail) = rest.split_first().ok_or(BadBlock::Truncated)?;
-    let most = (1_usize << bits) - 1;
-    let mut number = usize::from(first) & most;
-    if number == most {
+    let prefix_max = (1_usize << bits) - 1;
+    let mut number = usize::from(first) & prefix_max;
+    if number == prefix_max {
         let mut shift = 0;
         loop {
             let (&byte, more) = tail.split_first().ok_or(BadBlock::Truncated)?;
             tail = more;
-            // Four such bytes are more than any text or table is long.
+            // Larger than any text or table.
             if shift > 21 {
                 return Err(BadBlock::Number);
             }
@@ -261,8 +260,9 @@ fn number(rest: &mut &[u8], bits: u32) -> Result<usize, BadBlock> {
     Ok(number)
 }
 
-/// Takes a text off the front (RFC 7541 §5.2). `None`: it was appended to `decoded`, until that had `most` bytes.
-fn text<'a>(rest: &mut &'a [u8], most: usize, decoded: &mut Vec<u8>) -> Result<Option<&'a [u8]>, BadBlock> {
+/// Takes a string literal off the front (RFC 7541 §5.2). `None`: it had Huffman's code, and was appended to `decoded`, until that
+/// had `max_bytes`.
+fn text<'a>(rest: &mut &'a [u8], max_bytes: usize, decoded: &mut Vec<u8>) -> Result<Option<&'a [u8]>, BadBlock> {
     let is_coded = rest.first().is_some_and(|first| first & 0x80 != 0);
     let len = number(rest, 7)?;
     let (text, tail) = rest.split_at_checked(len).ok_or(BadBlock::Truncated)?;
@@ -270,7 +270,7 @@ fn text<'a>(rest: &mut &'a [u8], most: usize, decoded: &mut Vec<u8>) -> Result<O
     if !is_coded {
         return Ok(Some(text));
     }
-    huffman::decode(text, most, decoded).map_err(|_| BadBlock::Huffman)?;
+    huffman::decode(text, max_bytes, decoded).map_err(|_| BadBlock::Huffman)?;
     Ok(None)
 }
 
@@ -288,7 +288,7 @@ impl Table {
         Some((name, rest.get(..kept.value.into())?))
     }
 
-    /// Keeps a field. One that is larger than the table empties it (RFC 7541 §4.4).
+    /// Adds a field. One that is larger than the table empties it (RFC 7541 §4.4).
     fn add(&mut self, name: &[u8], value: &[u8]) {
         let len = name.len() + value.len();
         let size = len + FIELD_OVERHEAD;
@@ -301,8 +301,8 @@ impl Table {
             self.before = self.before.wrapping_add(self.start);
             self.start = 0;
             // As much again would be more than all of the table.
-            let most = self.max_size - self.text.len();
-            self.text.reserve_exact(len.max(256).min(most.max(len)));
+            let free = self.max_size - self.text.len();
+            self.text.reserve_exact(len.max(256).min(free.max(len)));
         }
         // Both are less than the table.
         let kept =
@@ -313,7 +313,7 @@ impl Table {
         self.size += size;
     }
 
-    /// Gives the oldest up until no more is kept than `size`.
+    /// Evicts the oldest fields until the table has at most `size` bytes.
     fn shrink(&mut self, size: usize) {
         while self.size > size
             && let Some(oldest) = self.fields.pop_back()
@@ -337,8 +337,8 @@ impl Table {
     }
 }
 
-/// Appends that the client's table is not used: to be said at the beginning of a block, once the client has told how
-/// large it may be (RFC 7541 §4.2).
+/// Appends a dynamic table size update to 0, for the first block after the client has set SETTINGS_HEADER_TABLE_SIZE (RFC 7541
+/// §4.2).
 pub fn write_no_table(out: &mut Vec<u8>) {
     out.push(0x20);
 }
@@ -370,7 +370,7 @@ pub fn write_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
         static_name(small)
     });
     match known {
-        // Nobody on the way is to keep these (RFC 7541 §7.1.3).
+        // Never indexed, by proxies neither (RFC 7541 §7.1.3).
         Some(index @ SET_COOKIE) => write_number(0x10, 4, index, out),
         Some(index) => write_number(0, 4, index, out),
         None => {
@@ -388,7 +388,7 @@ pub fn write_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
 const SET_COOKIE: usize = 55;
 const LONGEST_STATIC: usize = 27;
 
-/// The place of a name among the static fields, for those that responses have.
+/// The static table's index of a name, for names that responses have.
 fn static_name(name: &[u8]) -> Option<usize> {
     Some(match name {
         b"age" => 21,
@@ -421,14 +421,14 @@ fn static_name(name: &[u8]) -> Option<usize> {
     })
 }
 
-/// Appends a number that begins in the lowest `bits` of a byte with these others (RFC 7541 §5.1).
+/// Appends an integer with a prefix of `bits`, whose other bits are `others` (RFC 7541 §5.1).
 fn write_number(others: u8, bits: u32, number: usize, out: &mut Vec<u8>) {
-    let most = (1_usize << bits) - 1;
-    if number < most {
+    let prefix_max = (1_usize << bits) - 1;
+    if number < prefix_max {
         return out.push(others | number as u8);
     }
-    out.push(others | most as u8);
-    let mut rest = number - most;
+    out.push(others | prefix_max as u8);
+    let mut rest = number - prefix_max;
     while rest >= 0x80 {
         out.push(rest as u8 | 0x80);
         rest >>= 7;
@@ -633,11 +633,11 @@ mod tests {
             b"\xbf".to_vec(),
             b"\x82".to_vec(),
         ];
-        for (most, given) in [(33, 0), (40, 1), (80, 2), (200, 4), (257, 5), (258, 6)] {
+        for (max_bytes, given) in [(33, 0), (40, 1), (80, 2), (200, 4), (257, 5), (258, 6)] {
             let (mut decoder, mut count) = (Decoder::default(), 0);
-            assert_eq!(decoder.read(&fields.concat(), most, |_, _| count += 1), Ok(given == 6), "{most}");
-            assert_eq!(count, given, "{most}");
-            assert_eq!(table(&decoder), [(":authority", "www.example.com"), ("a", "b")], "{most}");
+            assert_eq!(decoder.read(&fields.concat(), max_bytes, |_, _| count += 1), Ok(given == 6), "{max_bytes}");
+            assert_eq!(count, given, "{max_bytes}");
+            assert_eq!(table(&decoder), [(":authority", "www.example.com"), ("a", "b")], "{max_bytes}");
         }
     }
 
@@ -651,7 +651,7 @@ mod tests {
             let block = [first, &len, &coded, if first.len() == 1 { &b"\x00"[..] } else { b"" }].concat();
             let mut decoder = Decoder::default();
             let mut texts = Vec::new();
-            let mut list = List { most: 1000, size: 0, field: |_: &[u8], _: &[u8]| panic!("it is too long") };
+            let mut list = List { max_bytes: 1000, size: 0, field: |_: &[u8], _: &[u8]| panic!("it is too long") };
             // No more is counted than was decoded.
             assert_eq!(decoder.fields(&block, &mut texts, &mut list), Ok(()));
             assert!(texts.capacity() <= if is_kept { 2 * TABLE_BYTES } else { 2000 }, "{}", texts.capacity());

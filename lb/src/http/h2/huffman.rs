@@ -1,8 +1,7 @@
-//! The Huffman code of HPACK (RFC 7541 §5.2 and appendix B), decoded. It is canonical: the codes of one length follow each
-//! other in the order of their symbols, so all of it comes from the lengths. Nothing is encoded by it: see
-//! [`super::hpack`].
+//! Decodes the Huffman code of HPACK (RFC 7541 §5.2 and appendix B). It is canonical: the codes of one length follow each other
+//! in the order of their symbols, so the tables are computed from the lengths. Responses do not use it, see [`super::hpack`].
 
-/// Bits of each symbol's code. The last one ends a text, and is never sent whole.
+/// The length of each symbol's code in bits. The last symbol is EOS, which no text contains.
 const LENGTHS: [u8; SYMBOLS] = [
     13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 30, 28, //
     28, 28, 28, 28, 28, 28, 28, 28, 6, 10, 10, 12, 13, 6, 8, 11, 10, 10, 8, 11, 8, 6, 6, 6, //
@@ -20,21 +19,21 @@ const LENGTHS: [u8; SYMBOLS] = [
 const SYMBOLS: usize = 257;
 const END: u16 = 256;
 const MAX_BITS: usize = 30;
-/// Codes that are no longer are found by one look.
+/// Codes of at most this length are found by one lookup.
 const SHORT_BITS: usize = 8;
 
 static CODE: Code = Code::new();
 
-/// No text ends so: the padding is too long or not made of ones, or the end's own code was sent.
+/// The padding is too long or not made of ones, or the text contains EOS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadCode;
 
 struct Code {
-    /// By the next eight bits: the symbol, and the bits of its code; 0: it has more.
+    /// By the next eight bits: the symbol and the length of its code. Length 0: the code is longer than eight bits.
     short: [(u8, u8); 1 << SHORT_BITS],
-    /// By length: the first 32-bit word that begins with no code so long, nor with a shorter one.
+    /// By length: the first 32-bit word that begins with a longer code.
     limit: [u64; MAX_BITS + 1],
-    /// By length: what has to be added to a code for its symbol's place among `symbols`.
+    /// By length: what is added to a code to get the index of its symbol in `symbols`.
     place: [i64; MAX_BITS + 1],
     /// In the order of their codes.
     symbols: [u16; SYMBOLS],
@@ -71,7 +70,7 @@ impl Code {
         new
     }
 
-    /// The symbol whose code a word begins with, and the bits of that.
+    /// The symbol whose code the word begins with, and the length of that code.
     fn long(&self, word: u32) -> (u16, u32) {
         let mut bits = SHORT_BITS + 1;
         while bits < MAX_BITS && u64::from(word) >= self.limit[bits] {
@@ -84,13 +83,13 @@ impl Code {
     }
 }
 
-/// Appends the text that `coded` stands for, until there are `most` bytes in `out`: what follows is not looked at.
-pub fn decode(coded: &[u8], most: usize, out: &mut Vec<u8>) -> Result<(), BadCode> {
+/// Appends the decoded text, until `out` has `max_bytes`: what follows is not checked.
+pub fn decode(coded: &[u8], max_bytes: usize, out: &mut Vec<u8>) -> Result<(), BadCode> {
     // The shortest codes have five bits.
-    out.reserve((coded.len() * 8 / 5).min(most.saturating_sub(out.len())));
+    out.reserve((coded.len() * 8 / 5).min(max_bytes.saturating_sub(out.len())));
     // The next bits, from the highest on; `count` of them have been read.
     let (mut bits, mut count, mut rest) = (0_u64, 0_u32, coded);
-    while out.len() < most {
+    while out.len() < max_bytes {
         if count < 32 {
             if let Some((word, tail)) = rest.split_first_chunk::<4>() {
                 bits |= u64::from(u32::from_be_bytes(*word)) << (32 - count);
@@ -108,7 +107,7 @@ pub fn decode(coded: &[u8], most: usize, out: &mut Vec<u8>) -> Result<(), BadCod
             (symbol, len) => (u16::from(symbol), u32::from(len)),
         };
         if len > count {
-            // What is left is the beginning of the end's code, and no whole byte (RFC 7541 §5.2).
+            // The rest is padding: less than a byte, of the first bits of EOS (RFC 7541 §5.2).
             let is_padding = count < 8 && (bits >> 56) as u8 == !(0xff_u16 >> count) as u8;
             return if is_padding { Ok(()) } else { Err(BadCode) };
         }
@@ -181,10 +180,10 @@ pub mod tests {
     fn no_more_is_decoded_than_is_wanted() {
         let text = b"www.example.com";
         let coded = [&encode(text)[..], &[0xff; 8]].concat();
-        for most in 0..=text.len() {
+        for max_bytes in 0..=text.len() {
             let mut out = Vec::new();
-            assert_eq!(decode(&coded, most, &mut out), Ok(()), "the rest is bad");
-            assert_eq!(out, text[..most]);
+            assert_eq!(decode(&coded, max_bytes, &mut out), Ok(()), "the rest is bad");
+            assert_eq!(out, text[..max_bytes]);
         }
         let mut out = b"abc".to_vec();
         assert_eq!(decode(&coded, 2, &mut out), Ok(()));

@@ -1,11 +1,12 @@
-//! One HTTP/2 stream, read and written as an HTTP/1.1 connection with one request. Reading gives the request; content
-//! without a length comes in chunks. After its end nothing comes, since a client that has sent everything is still
-//! there: an error when it resets the stream, the end once the stream was shut down. Writing takes the response, interim
-//! ones included.
+//! An HTTP/2 stream as `AsyncRead` and `AsyncWrite`, like an HTTP/1.1 connection with one request.
 //!
-//! A WebSocket (RFC 8441) is read as its handshake in HTTP/1.1, and behind that what the client sends, to its end.
-//! Once a 101 was written, what is written is sent as it is, and shutting down ends that. Any other response ends the
-//! request: what the client has sent for the WebSocket is dropped.
+//! Reading gives the request in HTTP/1.1; content without a length comes in chunks. Behind it reading is pending, as on a
+//! connection whose client waits for the response: it fails when the client resets the stream, and ends once the stream was shut
+//! down. Writing takes the response in HTTP/1.1, with interim ones before it.
+//!
+//! A WebSocket (RFC 8441) is read as its handshake in HTTP/1.1, then the data that the client sends, then the end. Behind a 101,
+//! bytes are written as they are, and shutting down ends the client's data. Any other response ends the request, and the data
+//! of the client is dropped.
 
 use std::io;
 use std::pin::Pin;
@@ -28,8 +29,8 @@ use crate::message::{Method, Parsed};
 /// A larger `text` is freed once it has been read. The lines of chunks are smaller.
 const MAX_KEPT_BYTES: usize = 64;
 
-/// What the task of a connection shares with those of its streams. All run on one thread, so nobody ever waits for the lock;
-/// it is there because the runtime cannot know that.
+/// What the task of a connection shares with those of its streams. All run on one thread, so that the lock is always free; it
+/// is there because the runtime demands `Send`.
 pub struct Link {
     connection: Mutex<Connection>,
     pub total: Total,
@@ -49,7 +50,7 @@ impl Link {
 pub struct Http2Stream {
     link: Arc<Link>,
     id: u32,
-    /// Text of HTTP/1.1 that goes before the content: the head, or the line of a chunk. `text_at` of it have been read.
+    /// HTTP/1.1 to be read before more content: the head, or the line of a chunk. The first `text_at` bytes have been read.
     text: Vec<u8>,
     text_at: usize,
     is_too_large: bool,
@@ -68,22 +69,22 @@ pub struct Http2Stream {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Input {
     Plain,
-    /// In chunks; true: one came before.
+    /// In chunks. True: it is not the first one.
     Chunked(bool),
-    /// As what a WebSocket has to carry.
+    /// As the data of a WebSocket.
     WebSocket,
     /// The client has closed its side of a WebSocket.
     Closed,
-    /// To the end.
+    /// All has been read.
     Ended,
 }
 
 /// What comes next of the response.
 enum Output {
-    /// A head, with what was written of it.
+    /// A head, of which these bytes have been written.
     Head(Vec<u8>),
     Content(BodyReader),
-    /// Trailers, which wait for room like a head. Content has been read to its end.
+    /// Trailers, which wait for their turn as a head does. The reader has come to the end of the content.
     Trailers(BodyReader),
     /// What a WebSocket carries.
     WebSocket,
@@ -116,12 +117,12 @@ impl Http2Stream {
         }
     }
 
-    /// Whether the head of the request is larger than one may be. Then it has no end.
+    /// Whether the head of the request exceeds the limit. Then what is read of it has no end.
     pub fn is_too_large(&self) -> bool {
         self.is_too_large
     }
 
-    /// The head of the request, which is not held here any more.
+    /// Takes the head of the request.
     pub fn take_head(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.text)
     }
@@ -143,7 +144,7 @@ impl Http2Stream {
     pub fn abort(self) {
         let code = match &self.output {
             Output::Head(_) | Output::Content(_) | Output::Trailers(_) => Code::Internal,
-            // As a connection's reset is told (RFC 8441 §5).
+            // The equivalent of a reset connection (RFC 8441 §5).
             Output::WebSocket => Code::Cancel,
             Output::Ended => return,
         };
@@ -204,7 +205,7 @@ impl Http2Stream {
         }
     }
 
-    /// Takes what is left of a head; returns how much of `buf` that was.
+    /// Sends a head once all of it was written. Returns how many bytes of `buf` were taken.
     fn poll_write_head(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let Output::Head(begun) = &mut self.output else { return Poll::Ready(Ok(0)) };
         let mut connection = self.link.lock();
@@ -257,7 +258,7 @@ impl Http2Stream {
         Poll::Ready(Ok(len - before))
     }
 
-    /// Sends what a WebSocket carries, as much as the client has opened its window for.
+    /// Sends data of a WebSocket.
     fn poll_write_websocket(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
@@ -275,7 +276,7 @@ impl Http2Stream {
         Poll::Ready(Ok(count))
     }
 
-    /// Sends content, a frame at a time, for as long as it is this stream's turn.
+    /// Sends content, in as many frames as may go without waiting.
     fn poll_write_content(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let Output::Content(reader) = &mut self.output else { return Poll::Ready(Ok(0)) };
         let mut connection = self.link.lock();
@@ -304,7 +305,7 @@ impl Http2Stream {
             let start = connection.begin_content();
             let end = start + super::frame::HEAD_BYTES + most;
             while at < buf.len() && !reader.is_done() {
-                // Without a window: up to the next data.
+                // Without a window, bytes are taken up to the next data.
                 let room = end - connection.content().len();
                 let rest = &buf[at..];
                 let piece = if most == 0 { rest } else { &rest[..rest.len().min(room)] };
@@ -387,7 +388,7 @@ impl AsyncRead for Http2Stream {
                 return this.poll_reset(cx);
             } else if this.input == Input::Closed {
                 if let Output::Head(_) = this.output {
-                    // The end is one of the WebSocket, once that is open. Before, it says no more than that of a request.
+                    // Until the WebSocket is open, the end of the client's side is no more than the end of a request.
                     return this.poll_reset(cx);
                 }
                 break;

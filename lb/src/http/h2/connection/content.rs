@@ -188,12 +188,12 @@ impl Connection {
         }
     }
 
-    /// Takes at most `most` bytes of content; returns how many. They are given back to the windows.
-    pub fn take_content(&mut self, id: u32, most: usize, put: impl FnOnce(&[u8])) -> usize {
+    /// Takes at most `max_bytes` bytes of content; returns how many. They are given back to the windows.
+    pub fn take_content(&mut self, id: u32, max_bytes: usize, put: impl FnOnce(&[u8])) -> usize {
         let Some(at) = self.find(id) else { return 0 };
         let stream = &mut self.streams[at];
         let content = &stream.content[stream.content_at..];
-        let count = content.len().min(most);
+        let count = content.len().min(max_bytes);
         put(&content[..count]);
         stream.content_at += count;
         if stream.content_at == stream.content.len() {

@@ -21,6 +21,8 @@ from loads import EMBEDDED, IDLE, IDLES, SCENARIOS, Failed, idle_bytes
 PACKAGES = ["nginx:nginx-light", "haproxy:haproxy", "wrk:wrk", "h2load:nghttp2-client", "openssl:openssl",
             "cc:build-essential", "cmake:cmake", "taskset:util-linux", "setpriv:util-linux"]
 PEERS = ["nginx", "haproxy", "envoy", "pingora-proxy"]
+# What docs/pingora.md compares, and with whom.
+WAYS, PEERS_OF_WAYS = f"small,close,10k,1m,tls,{IDLE}", "nginx,pingora-engine,pingora-proxy"
 # For the rounds; what is not done by then is left out and said.
 MAX_SECONDS = 540
 
@@ -34,9 +36,13 @@ def arguments():
     parser.add_argument("--binary", type=pathlib.Path, help="an evenkeel that is built already")
     parser.add_argument("--embedded", type=pathlib.Path, help="the example pingora-server, built already")
     parser.add_argument("--revision", default="as given by --binary", help="what to call that one")
+    parser.add_argument("--ways", action="store_true", help="measure Evenkeel beside itself in a Pingora server, and write docs/pingora.md")
     parser.add_argument("--write", action="store_true", help="write docs/performance.md even if this is not a whole run")
     parser.add_argument("--max-seconds", type=int, default=MAX_SECONDS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.ways:
+        args.only, args.peers = WAYS, PEERS_OF_WAYS
+    return args
 
 
 def built(binary, name="evenkeel"):
@@ -217,10 +223,12 @@ def main():
         result = run.run()
     finally:
         run.stop()
-    text = result.markdown()
+    text = result.ways() if args.ways else result.markdown()
     print(text)
     (WORK / "results.json").write_text(json.dumps({"results": run.results, "idle": run.idle}, indent=1))
-    if run.is_whole or args.write:
+    if args.ways:
+        report.replace(ROOT / "docs" / "pingora.md", "ways", text)
+    elif run.is_whole or args.write:
         report.replace(ROOT / "docs" / "performance.md", "bench", text)
     else:
         print("not a whole run: docs/performance.md stays as it is", file=sys.stderr)

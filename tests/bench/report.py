@@ -94,6 +94,22 @@ class Report:
         parts.append("What did not run:\n\n" + missing)
         return "\n\n".join(parts)
 
+    def ways(self):
+        """Evenkeel by itself and in a Pingora server."""
+        peers = [kind for kind in self.kinds if kind != "evenkeel"]
+        shares = [[s.title, *[spread([1 / share for share in self.ratios(s.key, peer) if share > 0], lambda times: f"{times:.2f}")
+                              for peer in peers]] for s in self.scenarios]
+        parts = [self.setting(),
+                 "CPU per request, in microseconds (of one core): median (least–most).", self.measures("cpu", microseconds),
+                 "The same in multiples of Evenkeel's, by round.", table(["", *map(NAMES.get, peers)], shares)]
+        if self.run.idle:
+            rows = [self.idle(idle)[:-1] for idle in IDLES]
+            parts += ["Memory (RSS) of one of so many idle clients, in bytes, measured once.",
+                      table(["", "clients", *map(NAMES.get, self.kinds)], rows)]
+        if self.run.missing:
+            parts.append("What did not run:\n\n" + "\n".join(f"- {line}" for line in self.run.missing))
+        return "\n\n".join(parts)
+
     def idle(self, idle):
         """The row of these idle clients."""
         found = self.run.idle.get(idle.key, {})

@@ -126,7 +126,8 @@ async fn silent_tls_clients_do_not_delay_plain_ones() {
 #[tokio::test]
 async fn failed_handshakes_are_counted_by_reason() {
     let (a, shop) = (Origin::start("a").await, Shop::new().await);
-    let settings = shop.tls("profile = \"modern\", unknown_names = \"refuse\", handshake_timeout = \"300ms\"");
+    // Long enough for a client beside a busy loop to say why it leaves.
+    let settings = shop.tls("profile = \"modern\", unknown_names = \"refuse\", handshake_timeout = \"2s\"");
     let balancer = Balancer::start(Config::of([&a]).listener(&settings)).await;
     let count = async |reason: &str| {
         let what = format!("a failure for {reason}");

@@ -217,7 +217,8 @@ async fn requests_are_retried_when_a_backend_has_a_wrong_certificate() {
     let (_expired, wrong) = s_server(&expired, "").await;
     let (right, count) = (Port::reserve(), Arc::default());
     let _relay = relay(&right, &good, &origin, Farewell::Said, &count);
-    let probe = "type = \"tcp\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 3";
+    // Long enough for a handshake beside a busy loop: a backend that is not known yet is unhealthy after one probe.
+    let probe = "type = \"tcp\"\ninterval = \"5s\"\ntimeout = \"5s\"\nrise = 1\nfall = 3";
     let config = |probe: Option<&str>| {
         let pool =
             Pool::empty("app").set(&format!("tls = {}", trusting(&authority, ""))).ejection("consecutive_failures = 3");

@@ -1092,7 +1092,7 @@ async fn a_client_that_still_writes_can_read_why_it_has_to_leave() {
         [head, reset].concat()
     };
     write(&mut client, PREFACE).await;
-    write(&mut client, &(0..200).flat_map(cancelled).collect::<Vec<u8>>()).await;
+    write(&mut client, &(0..1_500).flat_map(cancelled).collect::<Vec<u8>>()).await;
     let goaway = within("a GOAWAY", http2::payload_of(&mut client, kind::GOAWAY)).await;
     for _ in 0..50 {
         write(&mut client, &frame(kind::PING, 0, 0, b"8 bytes.")).await;

@@ -216,7 +216,7 @@ async fn answers_earn_no_flood_of_resets() {
         id += 100;
     }
     let reset = |id: u32| frame(kind::RST_STREAM, 0, id, &8_u32.to_be_bytes());
-    let flood: Vec<u8> = (0..150)
+    let flood: Vec<u8> = (0..1_500)
         .flat_map(|n| [head(END_STREAM | END_HEADERS, id + 2 * n, "/hold"), reset(id + 2 * n)].concat())
         .collect();
     write(&mut client, &flood).await;

@@ -614,6 +614,7 @@ impl Connection {
         }
         let Some(at) = self.find(id) else {
             if self.ended.was_reset(id) {
+                self.budgets.idle_frame()?;
                 return self.skip(block);
             }
             if self.ended.end(id) {
@@ -626,7 +627,10 @@ impl Connection {
             });
         };
         match (self.streams[at].reset, self.streams[at].input) {
-            (Some(Reset::ByUs), _) => self.skip(block),
+            (Some(Reset::ByUs), _) => {
+                self.budgets.idle_frame()?;
+                self.skip(block)
+            }
             (Some(Reset::ByClient), _) => Err(Bad::Connection(Code::StreamClosed, "fields on a stream that was reset")),
             (None, Input::Ended) => self.skip(block).and(Err(Bad::Stream(id, Code::StreamClosed))),
             (None, Input::Open | Input::Dropped) => {
@@ -651,6 +655,7 @@ impl Connection {
         self.last_id = id;
         if let Leaving::Told(_) = self.leaving {
             self.ended.add_reset(id);
+            self.budgets.idle_frame()?;
             return self.skip(block);
         }
         // `streams` has at most twice MAX_STREAMS.
@@ -704,7 +709,7 @@ impl Connection {
         stream.reset = Some(Reset::ByClient);
         let is_lost = stream.output == Output::Open;
         self.give_up(at);
-        if is_lost { self.budgets.lose() } else { Ok(()) }
+        if is_lost { self.budgets.cancel() } else { Ok(()) }
     }
 
     /// A stream has been reset: its task is woken, or if it has none yet, the request is dropped.

@@ -3,10 +3,14 @@
 
 use super::super::frame::{Bad, Code};
 
-/// How many streams may be lost, where none is answered: those that the client cancels before its response begins ("rapid
-/// reset", CVE-2023-44487), and those that end by its errors ("MadeYouReset", CVE-2025-8671). A head that is too large counts as
-/// two, since it costs more than others that are refused.
+/// How many streams may be lost to errors of the client, where none is answered ("MadeYouReset", CVE-2025-8671). A head that is
+/// too large counts as two, since it costs more than others that are refused.
 pub(super) const MAX_LOST: u32 = 100;
+/// How many streams the client may cancel before their responses begin ("rapid reset", CVE-2023-44487). A browser cancels all
+/// that a page waits for when its user goes on to the next one. As nghttp2.
+pub(super) const MAX_CANCELLED: u32 = 1_000;
+/// How many cancelled ones are forgiven with each one that was lost to an error.
+const CANCELLED_FORGIVEN: u32 = 3;
 /// How many requests beyond [`super::MAX_STREAMS`] may be refused in a row. A client that knows the limit asks for none.
 pub(super) const MAX_REFUSED: u32 = 1_000;
 /// How many frames that bring nothing may come: PRIORITY, frames of kinds that nobody knows, content without any,
@@ -21,25 +25,35 @@ pub(super) const MAX_IDLE_FRAMES: u32 = 10_000;
 #[derive(Debug)]
 pub(super) struct Budgets {
     losses: u32,
+    cancelled: u32,
     refusals: u32,
     idle_frames: u32,
 }
 
 impl Default for Budgets {
     fn default() -> Self {
-        Self { losses: MAX_LOST, refusals: MAX_REFUSED, idle_frames: IDLE_FRAMES_OF_STREAM }
+        let (losses, cancelled) = (MAX_LOST, MAX_CANCELLED);
+        Self { losses, cancelled, refusals: MAX_REFUSED, idle_frames: IDLE_FRAMES_OF_STREAM }
     }
 }
 
 impl Budgets {
-    /// A stream was lost.
+    /// A stream was lost to an error of the client.
     pub(super) fn lose(&mut self) -> Result<(), Bad> {
-        use_up(&mut self.losses, "too many streams that are reset")
+        use_up(&mut self.losses, "too many streams that end by errors")
     }
 
-    /// So many lost streams are forgiven: one for each answer, and one each time that some time has passed.
+    /// The client has cancelled a stream before its response began.
+    pub(super) fn cancel(&mut self) -> Result<(), Bad> {
+        use_up(&mut self.cancelled, "too many streams that are cancelled")
+    }
+
+    /// So many lost streams are forgiven, and three times as many cancelled ones: for each answer, and each time that some time
+    /// has passed.
     pub(super) fn forgive(&mut self, count: u32) {
         self.losses = self.losses.saturating_add(count).min(MAX_LOST);
+        let cancelled = count.saturating_mul(CANCELLED_FORGIVEN);
+        self.cancelled = self.cancelled.saturating_add(cancelled).min(MAX_CANCELLED);
     }
 
     /// A request beyond the limit was refused.

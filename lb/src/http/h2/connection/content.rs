@@ -12,6 +12,9 @@ use super::{Came, Connection, Gone, Input, MAX_STREAMS, Reset};
 pub(super) const EXTRA_WINDOW: i64 = 4 * 1024 * 1024;
 /// Such a stream's window grows by this many times what was taken, so that it is four times as large after a round trip.
 const WINDOW_GROWTH: i64 = 3;
+/// No stream has more of [`EXTRA_WINDOW`] than this many times what it leaves: it keeps its part until it ends, and others may
+/// want to send as well.
+const MAX_SHARE: i64 = 3;
 /// The connection's window: those of all streams and of one more, so that streams whose backends do not read hold up no other.
 pub(super) const CONNECTION_WINDOW: i64 = (MAX_STREAMS as i64 + 1) * 64 * 1024 + EXTRA_WINDOW;
 /// WINDOW_UPDATE of the connection is sent once so much was taken: less than what all streams leave of its window.
@@ -98,6 +101,10 @@ impl Connection {
                     if stream.content.capacity() == 0 {
                         stream.content = buffers::take();
                     }
+                    // No more than a quarter beyond what is there: many of them may wait.
+                    if stream.content.capacity() - stream.content.len() < content.len() {
+                        stream.content.reserve_exact(content.len().max(stream.content.len() / 4));
+                    }
                     stream.content.extend_from_slice(content);
                     stream.wake();
                 }
@@ -152,15 +159,17 @@ impl Connection {
         }
     }
 
-    /// Gives so many bytes back to the stream's window, and more of [`EXTRA_WINDOW`] if all its content has been taken.
+    /// Gives so many bytes back to the stream's window, and more of [`EXTRA_WINDOW`] if most of its content has been taken.
     fn release_on_stream(&mut self, at: usize, size: i64) {
         let stream = &mut self.streams[at];
         stream.unreleased += size;
         if stream.unreleased >= FIRST_WINDOW / 2 && stream.input == Input::Open && stream.reset.is_none() {
             let mut by = std::mem::take(&mut stream.unreleased);
-            if stream.content.is_empty() {
+            let untaken = (stream.content.len() - stream.content_at) as i64;
+            if untaken < (FIRST_WINDOW + stream.extra_window) / 2 {
                 // It is taken as fast as it comes.
-                let more = (WINDOW_GROWTH * by).min(self.extra_window);
+                let share = (MAX_SHARE * self.extra_window - stream.extra_window) / (MAX_SHARE + 1);
+                let more = (WINDOW_GROWTH * by).min(share).max(0);
                 stream.extra_window += more;
                 self.extra_window -= more;
                 by += more;
